@@ -1,0 +1,4 @@
+//! The configuration file: from YAML to checked values, with every mistake told at once.
+
+pub mod units;
+pub mod yaml;

@@ -1,0 +1,5 @@
+//! HTTP/1.1 on the wire (RFC 9112): heads and bodies, as bytes in and out. Nothing here does I/O.
+
+pub mod body;
+pub mod head;
+pub mod path;

@@ -1,0 +1,7 @@
+//! weir: a sidecar reverse proxy with rate limits, circuit breakers, sessions and audit.
+//!
+//! The modules in reading order; see `ARCHITECTURE.md` for how they hang together.
+
+pub mod config;
+pub mod http1;
+pub mod policy;
