@@ -1,1 +1,348 @@
-//! head
+//! The head of an HTTP/1.x request (RFC 9112), parsed strictly: what two servers could read in two ways is refused, so
+//! that nothing ambiguous goes upstream. Owns which heads are well formed and how a body is framed; does no I/O.
+
+use std::ops::Range;
+
+use thiserror::Error;
+
+/// Bounds on a request's head. A head over a bound is answered with 431.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadLimits {
+    /// The request line, all fields and the empty line, in bytes.
+    pub max_bytes: usize,
+    /// The number of fields.
+    pub max_fields: usize,
+}
+
+impl Default for HeadLimits {
+    fn default() -> HeadLimits {
+        HeadLimits {
+            max_bytes: 64 * 1024,
+            max_fields: 100,
+        }
+    }
+}
+
+/// A well-formed request head: places in the buffer it was read from, so that nothing is copied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestHead {
+    /// The head's length in bytes; the body begins there.
+    pub len: usize,
+    /// The method, for example `GET`.
+    pub method: Range<usize>,
+    /// The request target as sent.
+    pub target: Range<usize>,
+    /// The last digit of `HTTP/1.0` or `HTTP/1.1`.
+    pub minor_version: u8,
+    /// Each field's name and value, without the white space around the value, in the order sent.
+    pub fields: Vec<(Range<usize>, Range<usize>)>,
+    /// How the body ends.
+    pub body: BodyLength,
+    /// Whether the client lets the connection live after the reply (RFC 9112 section 9.3).
+    pub keep_alive: bool,
+}
+
+/// How a message's body is framed (RFC 9112 section 6.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyLength {
+    /// No body.
+    None,
+    /// `Content-Length`, in bytes.
+    Fixed(u64),
+    /// `Transfer-Encoding: chunked`.
+    Chunked,
+}
+
+/// Why a head is refused; [`HeadError::status`] says with what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum HeadError {
+    #[error("request line is malformed")]
+    RequestLine,
+    #[error("version is not HTTP/1.0 or HTTP/1.1")]
+    Version,
+    #[error("a field name is malformed, or white space stands before its colon")]
+    FieldName,
+    #[error("a field value has a bare CR, a NUL or another control character")]
+    FieldValue,
+    #[error("a line does not end in CR LF")]
+    LineEnd,
+    #[error("head is larger than the limit")]
+    TooLarge,
+    #[error("head has more fields than the limit")]
+    TooManyFields,
+    #[error("Host is missing")]
+    HostMissing,
+    #[error("Host is given more than once")]
+    HostRepeated,
+    #[error("Content-Length is not a decimal number")]
+    ContentLength,
+    #[error("Content-Length is given more than once")]
+    ContentLengthRepeated,
+    #[error("both Content-Length and Transfer-Encoding are given")]
+    LengthAndCoding,
+    #[error("Transfer-Encoding is not exactly \"chunked\"")]
+    TransferCoding,
+    #[error("Transfer-Encoding is sent with HTTP/1.0")]
+    CodingInHttp10,
+}
+
+impl HeadError {
+    /// The status code of the refusal.
+    pub fn status(self) -> u16 {
+        match self {
+            HeadError::TooLarge | HeadError::TooManyFields => 431,
+            HeadError::TransferCoding => 501,
+            HeadError::Version => 505,
+            HeadError::RequestLine
+            | HeadError::FieldName
+            | HeadError::FieldValue
+            | HeadError::LineEnd
+            | HeadError::HostMissing
+            | HeadError::HostRepeated
+            | HeadError::ContentLength
+            | HeadError::ContentLengthRepeated
+            | HeadError::LengthAndCoding
+            | HeadError::CodingInHttp10 => 400,
+        }
+    }
+}
+
+/// Parses the head at the start of `bytes`: `Ok(None)` until it is whole.
+pub fn parse_request(bytes: &[u8], limits: HeadLimits) -> Result<Option<RequestHead>, HeadError> {
+    let mut fields = vec![httparse::EMPTY_HEADER; limits.max_fields];
+    let mut request = httparse::Request::new(&mut fields);
+    let len = match request.parse(bytes) {
+        Ok(httparse::Status::Complete(len)) if len <= limits.max_bytes => len,
+        Ok(httparse::Status::Partial) if bytes.len() < limits.max_bytes => return Ok(None),
+        Ok(_) => return Err(HeadError::TooLarge),
+        Err(error) => return Err(from_httparse(error)),
+    };
+    // httparse takes a bare LF for a line's end; RFC 9112 section 2.2 allows that, but peers differ, so it is refused.
+    if bytes[..len]
+        .iter()
+        .enumerate()
+        .any(|(at, byte)| *byte == b'\n' && (at == 0 || bytes[at - 1] != b'\r'))
+    {
+        return Err(HeadError::LineEnd);
+    }
+    let place = |part: &[u8]| {
+        let start = part.as_ptr() as usize - bytes.as_ptr() as usize;
+        start..start + part.len()
+    };
+    let (Some(method), Some(target), Some(minor_version)) =
+        (request.method, request.path, request.version)
+    else {
+        return Err(HeadError::RequestLine);
+    };
+    let (body, keep_alive) = framing(request.headers, minor_version)?;
+    Ok(Some(RequestHead {
+        len,
+        method: place(method.as_bytes()),
+        target: place(target.as_bytes()),
+        minor_version,
+        fields: request
+            .headers
+            .iter()
+            .map(|f| (place(f.name.as_bytes()), place(f.value)))
+            .collect(),
+        body,
+        keep_alive,
+    }))
+}
+
+fn from_httparse(error: httparse::Error) -> HeadError {
+    match error {
+        httparse::Error::HeaderName => HeadError::FieldName,
+        httparse::Error::HeaderValue => HeadError::FieldValue,
+        httparse::Error::NewLine => HeadError::LineEnd,
+        httparse::Error::TooManyHeaders => HeadError::TooManyFields,
+        httparse::Error::Version => HeadError::Version,
+        httparse::Error::Token | httparse::Error::Status => HeadError::RequestLine,
+    }
+}
+
+fn framing(
+    fields: &[httparse::Header<'_>],
+    minor_version: u8,
+) -> Result<(BodyLength, bool), HeadError> {
+    let mut host = false;
+    let mut length = None;
+    let mut chunked = false;
+    let mut keep_alive = minor_version == 1;
+    let mut close = false;
+    for field in fields {
+        let is = |name: &str| field.name.eq_ignore_ascii_case(name);
+        if is("host") {
+            if host {
+                return Err(HeadError::HostRepeated);
+            }
+            host = true;
+        } else if is("content-length") {
+            if length.is_some() {
+                return Err(HeadError::ContentLengthRepeated);
+            }
+            length = Some(decimal(field.value).ok_or(HeadError::ContentLength)?);
+        } else if is("transfer-encoding") {
+            if minor_version == 0 {
+                return Err(HeadError::CodingInHttp10);
+            }
+            if chunked || !field.value.eq_ignore_ascii_case(b"chunked") {
+                return Err(HeadError::TransferCoding);
+            }
+            chunked = true;
+        } else if is("connection") {
+            for option in field.value.split(|byte| *byte == b',') {
+                let option = option.trim_ascii();
+                close |= option.eq_ignore_ascii_case(b"close");
+                keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+            }
+        }
+    }
+    if !host && minor_version == 1 {
+        return Err(HeadError::HostMissing);
+    }
+    let body = match (chunked, length) {
+        (true, Some(_)) => return Err(HeadError::LengthAndCoding),
+        (true, None) => BodyLength::Chunked,
+        (false, Some(0)) | (false, None) => BodyLength::None,
+        (false, Some(bytes)) => BodyLength::Fixed(bytes),
+    };
+    Ok((body, keep_alive && !close))
+}
+
+/// Digits alone: no sign, no space, no list, and within a `u64`.
+fn decimal(value: &[u8]) -> Option<u64> {
+    if value.is_empty() {
+        return None;
+    }
+    value.iter().try_fold(0u64, |sum, byte| match byte {
+        b'0'..=b'9' => sum.checked_mul(10)?.checked_add(u64::from(byte - b'0')),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn check(head: &str, expected: Result<(BodyLength, bool), HeadError>) {
+        let got = parse_request(head.as_bytes(), HeadLimits::default())
+            .map(|head| head.expect("the head is whole"))
+            .map(|head| (head.body, head.keep_alive));
+        assert_eq!(got, expected, "{head:?}");
+    }
+
+    #[test]
+    fn a_plain_head_is_read_in_place() {
+        let bytes = b"POST /a?b=1 HTTP/1.1\r\nHost: x\r\nContent-Length:  3 \r\n\r\nabc";
+        let head = parse_request(bytes, HeadLimits::default())
+            .unwrap()
+            .unwrap();
+        assert_eq!(&bytes[head.method.clone()], b"POST");
+        assert_eq!(&bytes[head.target.clone()], b"/a?b=1");
+        assert_eq!(&bytes[head.fields[1].1.clone()], b"3");
+        assert_eq!(&bytes[head.len..], b"abc");
+        assert_eq!(head.body, BodyLength::Fixed(3));
+    }
+
+    #[test]
+    fn keep_alive_follows_the_version_and_the_connection_field() {
+        check(
+            "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+            Ok((BodyLength::None, true)),
+        );
+        check(
+            "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+            Ok((BodyLength::None, false)),
+        );
+        check("GET / HTTP/1.0\r\n\r\n", Ok((BodyLength::None, false)));
+        check(
+            "GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n",
+            Ok((BodyLength::None, true)),
+        );
+    }
+
+    /// RFC 9112 sections 3.2, 5.1, 6.1, 6.3 and 11.2.
+    #[test]
+    fn what_two_servers_could_read_in_two_ways_is_refused() {
+        let with = |fields: &str| format!("POST / HTTP/1.1\r\nHost: x\r\n{fields}\r\n");
+        let refused = |fields: &str, error| check(&with(fields), Err(error));
+        refused(
+            "Content-Length: 1\r\nContent-Length: 2\r\n",
+            HeadError::ContentLengthRepeated,
+        );
+        refused(
+            "Content-Length: 1\r\nContent-Length: 1\r\n",
+            HeadError::ContentLengthRepeated,
+        );
+        refused("Content-Length: 1, 1\r\n", HeadError::ContentLength);
+        refused("Content-Length: +1\r\n", HeadError::ContentLength);
+        refused("Content-Length: 0x1\r\n", HeadError::ContentLength);
+        refused(
+            "Content-Length: 99999999999999999999\r\n",
+            HeadError::ContentLength,
+        );
+        refused("Content-Length:\r\n", HeadError::ContentLength);
+        refused(
+            "Content-Length: 1\r\nTransfer-Encoding: chunked\r\n",
+            HeadError::LengthAndCoding,
+        );
+        refused(
+            "Content-Length: 0\r\nTransfer-Encoding: chunked\r\n",
+            HeadError::LengthAndCoding,
+        );
+        refused(
+            "Transfer-Encoding: gzip, chunked\r\n",
+            HeadError::TransferCoding,
+        );
+        refused("Transfer-Encoding: xchunked\r\n", HeadError::TransferCoding);
+        refused(
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+            HeadError::TransferCoding,
+        );
+        refused("Host: y\r\n", HeadError::HostRepeated);
+        refused("X-A : 1\r\n", HeadError::FieldName);
+        refused(" folded\r\n", HeadError::FieldName);
+        refused("X-A: a\rb\r\n", HeadError::FieldValue);
+        refused("X-A: a\0b\r\n", HeadError::FieldValue);
+        refused("X-A: a\n", HeadError::LineEnd);
+        check("GET / HTTP/1.1\r\n\r\n", Err(HeadError::HostMissing));
+        check("GET / HTTP/2.0\r\nHost: x\r\n\r\n", Err(HeadError::Version));
+        check(
+            "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
+            Err(HeadError::CodingInHttp10),
+        );
+    }
+
+    #[test]
+    fn an_oversize_head_is_431_before_it_is_whole() {
+        let limits = HeadLimits {
+            max_bytes: 64,
+            max_fields: 2,
+        };
+        let long = format!("GET /{} HTTP/1.1\r\n", "a".repeat(100));
+        assert_eq!(
+            parse_request(long.as_bytes(), limits),
+            Err(HeadError::TooLarge)
+        );
+        let many = b"GET / HTTP/1.1\r\nHost: x\r\nA: 1\r\nB: 2\r\n\r\n";
+        assert_eq!(parse_request(many, limits), Err(HeadError::TooManyFields));
+        assert_eq!(HeadError::TooManyFields.status(), 431);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse_request(&bytes, HeadLimits::default());
+        }
+
+        #[test]
+        fn a_cut_head_is_never_taken_for_whole(cut in 0usize..45) {
+            let whole = b"GET /a HTTP/1.1\r\nHost: x\r\nAccept: */*\r\n\r\n";
+            let cut = cut.min(whole.len() - 1);
+            prop_assert_eq!(parse_request(&whole[..cut], HeadLimits::default()), Ok(None));
+        }
+    }
+}
