@@ -187,12 +187,14 @@ mod tests {
 
     use super::*;
 
+    type BodyAndRest = (Vec<u8>, Vec<u8>);
+
     /// Feeds `wire` in pieces of `step` bytes; the body and the bytes behind it, or `None` while it is not whole.
     fn read(
         length: BodyLength,
         wire: &[u8],
         step: usize,
-    ) -> Result<Option<(Vec<u8>, Vec<u8>)>, BodyError> {
+    ) -> Result<Option<BodyAndRest>, BodyError> {
         let mut reader = BodyReader::new(length);
         let mut body = Vec::new();
         let (mut start, mut end) = (0, 0);
