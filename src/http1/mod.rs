@@ -2,4 +2,6 @@
 
 pub mod body;
 pub mod head;
+pub mod hygiene;
 pub mod path;
+pub mod response;

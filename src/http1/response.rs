@@ -1,0 +1,182 @@
+//! The head of an HTTP/1.x response from an upstream (RFC 9112), parsed strictly. What is refused here becomes a 502.
+
+use std::ops::Range;
+
+use thiserror::Error;
+
+use super::head::{BodyLength, HeadLimits};
+
+/// A well-formed response head, as places in the buffer it was read from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResponseHead {
+    /// The head's length in bytes; the body begins there.
+    pub len: usize,
+    /// 100 to 999.
+    pub status: u16,
+    /// The reason phrase; may be empty.
+    pub reason: Range<usize>,
+    /// Each field's name and value, in the order sent.
+    pub fields: Vec<(Range<usize>, Range<usize>)>,
+    /// How the body ends.
+    pub body: ResponseBody,
+    /// Whether the upstream lets the connection live after the body.
+    pub keep_alive: bool,
+}
+
+/// How a response's body is framed (RFC 9112 section 6.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResponseBody {
+    Length(BodyLength),
+    /// Until the upstream closes.
+    UntilClose,
+}
+
+/// Why an upstream's head is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("upstream's response head is malformed, too large or ambiguously framed")]
+pub struct BadResponse;
+
+/// Parses the head at the start of `bytes`: `Ok(None)` until it is whole. `to_head` says whether the request was a HEAD.
+pub fn parse_response(
+    bytes: &[u8],
+    to_head: bool,
+    limits: HeadLimits,
+) -> Result<Option<ResponseHead>, BadResponse> {
+    let mut fields = vec![httparse::EMPTY_HEADER; limits.max_fields];
+    let mut response = httparse::Response::new(&mut fields);
+    let len = match response.parse(bytes) {
+        Ok(httparse::Status::Complete(len)) if len <= limits.max_bytes => len,
+        Ok(httparse::Status::Partial) if bytes.len() < limits.max_bytes => return Ok(None),
+        Ok(_) | Err(_) => return Err(BadResponse),
+    };
+    let place = |part: &[u8]| {
+        let start = part.as_ptr() as usize - bytes.as_ptr() as usize;
+        start..start + part.len()
+    };
+    let (Some(status), Some(minor)) = (response.code, response.version) else {
+        return Err(BadResponse);
+    };
+    let (mut length, mut chunked) = (None, false);
+    let (mut keep_alive, mut close) = (minor == 1, false);
+    for field in response.headers.iter() {
+        if field.name.eq_ignore_ascii_case("content-length") {
+            let value = std::str::from_utf8(field.value).map_err(|_| BadResponse)?;
+            if length.is_some()
+                || value.is_empty()
+                || !value.bytes().all(|byte| byte.is_ascii_digit())
+            {
+                return Err(BadResponse);
+            }
+            length = Some(value.parse::<u64>().map_err(|_| BadResponse)?);
+        } else if field.name.eq_ignore_ascii_case("transfer-encoding") {
+            if chunked || minor == 0 || !field.value.eq_ignore_ascii_case(b"chunked") {
+                return Err(BadResponse);
+            }
+            chunked = true;
+        } else if field.name.eq_ignore_ascii_case("connection") {
+            for option in field
+                .value
+                .split(|byte| *byte == b',')
+                .map(<[u8]>::trim_ascii)
+            {
+                close |= option.eq_ignore_ascii_case(b"close");
+                keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+            }
+        }
+    }
+    let bodiless = to_head || status < 200 || status == 204 || status == 304;
+    let body = match (chunked, length) {
+        (true, Some(_)) => return Err(BadResponse),
+        _ if bodiless => ResponseBody::Length(BodyLength::None),
+        (true, None) => ResponseBody::Length(BodyLength::Chunked),
+        (false, Some(0)) => ResponseBody::Length(BodyLength::None),
+        (false, Some(bytes)) => ResponseBody::Length(BodyLength::Fixed(bytes)),
+        (false, None) => ResponseBody::UntilClose,
+    };
+    Ok(Some(ResponseHead {
+        len,
+        status,
+        reason: response
+            .reason
+            .map_or(0..0, |reason| place(reason.as_bytes())),
+        fields: response
+            .headers
+            .iter()
+            .map(|f| (place(f.name.as_bytes()), place(f.value)))
+            .collect(),
+        body,
+        keep_alive: keep_alive && !close && body != ResponseBody::UntilClose,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn check(head: &str, to_head: bool, expected: Result<(ResponseBody, bool), BadResponse>) {
+        let got = parse_response(head.as_bytes(), to_head, HeadLimits::default())
+            .map(|head| head.expect("the head is whole"))
+            .map(|head| (head.body, head.keep_alive));
+        assert_eq!(got, expected, "{head:?}");
+    }
+
+    #[test]
+    fn a_response_is_framed_by_rfc_9112_section_6_3() {
+        let length = |length| ResponseBody::Length(length);
+        check(
+            "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n",
+            false,
+            Ok((length(BodyLength::Fixed(3)), true)),
+        );
+        check(
+            "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n",
+            true,
+            Ok((length(BodyLength::None), true)),
+        );
+        check(
+            "HTTP/1.1 304 \r\nContent-Length: 3\r\n\r\n",
+            false,
+            Ok((length(BodyLength::None), true)),
+        );
+        check(
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+            false,
+            Ok((length(BodyLength::Chunked), true)),
+        );
+        check(
+            "HTTP/1.1 200 OK\r\n\r\n",
+            false,
+            Ok((ResponseBody::UntilClose, false)),
+        );
+        check(
+            "HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n",
+            false,
+            Ok((length(BodyLength::None), false)),
+        );
+    }
+
+    #[test]
+    fn ambiguous_framing_is_refused() {
+        let refused = |fields: &str| {
+            check(
+                &format!("HTTP/1.1 200 OK\r\n{fields}\r\n"),
+                false,
+                Err(BadResponse),
+            )
+        };
+        refused("Content-Length: 1\r\nContent-Length: 1\r\n");
+        refused("Content-Length: 1\r\nTransfer-Encoding: chunked\r\n");
+        refused("Transfer-Encoding: gzip\r\n");
+        refused("Content-Length: +1\r\n");
+        refused("A : b\r\n");
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse_response(&bytes, false, HeadLimits::default());
+        }
+    }
+}
