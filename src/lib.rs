@@ -5,3 +5,5 @@
 pub mod config;
 pub mod http1;
 pub mod policy;
+pub mod proxy;
+pub mod upstream;

@@ -1,0 +1,340 @@
+//! One exchange with the upstream: the checked request goes out, the response comes back, both streamed.
+
+use std::net::SocketAddr;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::handle::{Failure, Next, read_some};
+use super::lane::Lane;
+use super::reply::Rejection;
+use crate::http1::body::{BodyReader, Piece};
+use crate::http1::head::{BodyLength, RequestHead};
+use crate::http1::hygiene::is_hop_by_hop;
+use crate::http1::response::{ResponseBody, ResponseHead, parse_response};
+
+/// Interim responses taken before the final one; more is a flood.
+const MAX_INTERIM: usize = 16;
+
+type Fields = [(std::ops::Range<usize>, std::ops::Range<usize>)];
+
+/// Sends the request whose head stands at the front of `buffer` and streams the response back. On return `buffer` holds
+/// what the client sent behind the request.
+pub(super) async fn send(
+    lane: &Lane,
+    client: &mut TcpStream,
+    peer: SocketAddr,
+    buffer: &mut Vec<u8>,
+    head: &RequestHead,
+    target: &[u8],
+) -> Result<Next, Failure> {
+    let expects = expects_continue(buffer, head)?;
+    let out = request_head(buffer, head, peer, target);
+    let to_head = &buffer[head.method.clone()] == b"HEAD";
+    let is_safe = [&b"GET"[..], b"HEAD", b"OPTIONS"].contains(&&buffer[head.method.clone()]);
+    let can_repeat = is_safe && head.body == BodyLength::None;
+    let next = if head.keep_alive {
+        Next::KeepAlive
+    } else {
+        Next::Close
+    };
+    let old_client = head.minor_version == 0;
+    buffer.drain(..head.len);
+
+    let mut connected = lane
+        .pool
+        .take()
+        .await
+        .map_err(|_| Rejection::ConnectFailed)?;
+    if expects && buffer.is_empty() {
+        client
+            .write_all(b"HTTP/1.1 100 Continue\r\n\r\n")
+            .await
+            .map_err(|_| Failure::Abort)?;
+    }
+    let mut answer = Vec::new();
+    let sent = exchange(
+        lane,
+        client,
+        buffer,
+        &mut connected.stream,
+        &out,
+        head.body,
+        to_head,
+        &mut answer,
+    )
+    .await;
+    let response = match sent {
+        // The upstream may have closed the idle connection just as the request came; it is sent again only where that
+        // can do no harm, since the upstream may have seen it.
+        Err(Failure::Reply(Rejection::UpstreamBroken))
+            if connected.reused && can_repeat && answer.is_empty() =>
+        {
+            connected = lane
+                .pool
+                .connect()
+                .await
+                .map_err(|_| Rejection::ConnectFailed)?;
+            exchange(
+                lane,
+                client,
+                buffer,
+                &mut connected.stream,
+                &out,
+                head.body,
+                to_head,
+                &mut answer,
+            )
+            .await?
+        }
+        done => done?,
+    };
+    stream_back(
+        lane,
+        client,
+        connected.stream,
+        answer,
+        response,
+        old_client,
+        next,
+    )
+    .await
+}
+
+/// Uploads the request and reads the response's head, at most `timeout` in all.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the two connections, their buffers and the request's shape"
+)]
+async fn exchange(
+    lane: &Lane,
+    client: &TcpStream,
+    buffer: &mut Vec<u8>,
+    upstream: &mut TcpStream,
+    out: &[u8],
+    body: BodyLength,
+    to_head: bool,
+    answer: &mut Vec<u8>,
+) -> Result<ResponseHead, Failure> {
+    let upload = async {
+        upstream
+            .write_all(out)
+            .await
+            .map_err(|_| Rejection::UpstreamBroken)?;
+        let mut reader = BodyReader::new(body);
+        let mut chunk = Vec::new();
+        while !reader.is_done() {
+            chunk.clear();
+            let consumed = match reader.next(buffer).map_err(|_| Rejection::BadBody)? {
+                Piece::Data { data, consumed } => {
+                    put_piece(&mut chunk, &buffer[data], body == BodyLength::Chunked);
+                    consumed
+                }
+                Piece::NeedMore { consumed } | Piece::End { consumed } => consumed,
+            };
+            buffer.drain(..consumed);
+            if !chunk.is_empty() {
+                upstream
+                    .write_all(&chunk)
+                    .await
+                    .map_err(|_| Rejection::UpstreamBroken)?;
+            }
+            if buffer.is_empty()
+                && !reader.is_done()
+                && read_some(client, buffer).await.unwrap_or(0) == 0
+            {
+                return Err(Failure::from(Rejection::BadBody));
+            }
+        }
+        if body == BodyLength::Chunked {
+            upstream
+                .write_all(b"0\r\n\r\n")
+                .await
+                .map_err(|_| Rejection::UpstreamBroken)?;
+        }
+        for _ in 0..=MAX_INTERIM {
+            let head = loop {
+                let parsed = parse_response(answer, to_head, lane.settings.limits);
+                if let Some(head) = parsed.map_err(|_| Rejection::UpstreamBroken)? {
+                    break head;
+                }
+                if read_some(upstream, answer).await.unwrap_or(0) == 0 {
+                    return Err(Rejection::UpstreamBroken.into());
+                }
+            };
+            match head.status {
+                // Upgrade is not sent on, so a switch of protocols is nonsense.
+                101 => break,
+                100..=199 => drop(answer.drain(..head.len)),
+                _ => return Ok(head),
+            }
+        }
+        Err(Rejection::UpstreamBroken.into())
+    };
+    timeout(lane.settings.timeout, upload)
+        .await
+        .unwrap_or(Err(Rejection::UpstreamTimeout.into()))
+}
+
+async fn stream_back(
+    lane: &Lane,
+    client: &mut TcpStream,
+    upstream: TcpStream,
+    mut answer: Vec<u8>,
+    response: ResponseHead,
+    old_client: bool,
+    next: Next,
+) -> Result<Next, Failure> {
+    let (mut reader, until_close) = match response.body {
+        ResponseBody::Length(length) => (BodyReader::new(length), false),
+        ResponseBody::UntilClose => (BodyReader::new(BodyLength::Fixed(u64::MAX)), true),
+    };
+    let chunked = response.body == ResponseBody::Length(BodyLength::Chunked) || until_close;
+    // HTTP/1.0 has no chunks: the end of the connection ends the body.
+    let next = if chunked && old_client {
+        Next::Close
+    } else {
+        next
+    };
+    let chunked = chunked && !old_client;
+    let mut out = response_head(&answer, &response, chunked, next);
+    answer.drain(..response.len);
+    loop {
+        let piece = reader.next(&answer).map_err(|_| Failure::Abort)?;
+        let (consumed, done) = match piece {
+            Piece::Data { data, consumed } => {
+                put_piece(&mut out, &answer[data], chunked);
+                (consumed, false)
+            }
+            Piece::NeedMore { consumed } => (consumed, false),
+            Piece::End { consumed } => (consumed, true),
+        };
+        answer.drain(..consumed);
+        let done = done || reader.is_done();
+        if !done && !answer.is_empty() {
+            continue;
+        }
+        if done && chunked {
+            out.extend_from_slice(b"0\r\n\r\n");
+        }
+        write_within(lane, client, &out).await?;
+        out.clear();
+        if done {
+            break;
+        }
+        match timeout(lane.settings.timeout, read_some(&upstream, &mut answer)).await {
+            Ok(Ok(1..)) => {}
+            Ok(Ok(0)) if until_close => {
+                if chunked {
+                    write_within(lane, client, b"0\r\n\r\n").await?;
+                }
+                return Ok(next);
+            }
+            // Cut short: only an abort tells the client, since the head is out.
+            Ok(Ok(0) | Err(_)) | Err(_) => return Err(Failure::Abort),
+        }
+    }
+    if response.keep_alive && answer.is_empty() {
+        lane.pool.give_back(upstream);
+    }
+    Ok(next)
+}
+
+async fn write_within(lane: &Lane, client: &mut TcpStream, bytes: &[u8]) -> Result<(), Failure> {
+    match timeout(lane.settings.timeout, client.write_all(bytes)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) | Err(_) => Err(Failure::Abort),
+    }
+}
+
+fn expects_continue(buffer: &[u8], head: &RequestHead) -> Result<bool, Rejection> {
+    let mut expects = false;
+    for (name, value) in &head.fields {
+        if buffer[name.clone()].eq_ignore_ascii_case(b"expect") {
+            if !buffer[value.clone()].eq_ignore_ascii_case(b"100-continue") {
+                return Err(Rejection::Expectation);
+            }
+            expects = head.body != BodyLength::None && head.minor_version == 1;
+        }
+    }
+    Ok(expects)
+}
+
+fn request_head(buffer: &[u8], head: &RequestHead, peer: SocketAddr, target: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(head.len + 128);
+    out.extend_from_slice(&buffer[head.method.clone()]);
+    out.push(b' ');
+    out.extend_from_slice(target);
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    // The peer's own claim is not believed: no proxy is trusted yet, so the chain begins with the peer.
+    put_fields(
+        &mut out,
+        buffer,
+        &head.fields,
+        &[b"expect", b"x-forwarded-for", b"x-forwarded-proto"],
+    );
+    if !head
+        .fields
+        .iter()
+        .any(|(name, _)| buffer[name.clone()].eq_ignore_ascii_case(b"host"))
+    {
+        out.extend_from_slice(b"Host: \r\n");
+    }
+    if head.body == BodyLength::Chunked {
+        out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
+    }
+    out.extend_from_slice(
+        format!(
+            "X-Forwarded-For: {}\r\nX-Forwarded-Proto: http\r\n\r\n",
+            peer.ip()
+        )
+        .as_bytes(),
+    );
+    out
+}
+
+fn response_head(answer: &[u8], response: &ResponseHead, chunked: bool, next: Next) -> Vec<u8> {
+    let mut out = format!("HTTP/1.1 {} ", response.status).into_bytes();
+    out.extend_from_slice(&answer[response.reason.clone()]);
+    out.extend_from_slice(b"\r\n");
+    put_fields(&mut out, answer, &response.fields, &[]);
+    if chunked {
+        out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
+    }
+    if next == Next::Close {
+        out.extend_from_slice(b"Connection: close\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+    out
+}
+
+/// Copies the end-to-end fields but for `without`.
+fn put_fields(out: &mut Vec<u8>, bytes: &[u8], fields: &Fields, without: &[&[u8]]) {
+    let connection: Vec<&[u8]> = fields
+        .iter()
+        .filter(|(name, _)| bytes[name.clone()].eq_ignore_ascii_case(b"connection"))
+        .map(|(_, value)| &bytes[value.clone()])
+        .collect();
+    for (name, value) in fields {
+        let (name, value) = (&bytes[name.clone()], &bytes[value.clone()]);
+        if !is_hop_by_hop(name, &connection)
+            && !without.iter().any(|other| name.eq_ignore_ascii_case(other))
+        {
+            out.extend_from_slice(name);
+            out.extend_from_slice(b": ");
+            out.extend_from_slice(value);
+            out.extend_from_slice(b"\r\n");
+        }
+    }
+}
+
+fn put_piece(out: &mut Vec<u8>, data: &[u8], chunked: bool) {
+    if chunked {
+        out.extend_from_slice(format!("{:x}\r\n", data.len()).as_bytes());
+    }
+    out.extend_from_slice(data);
+    if chunked {
+        out.extend_from_slice(b"\r\n");
+    }
+}

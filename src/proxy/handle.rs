@@ -1,0 +1,136 @@
+//! The life of a client's connection: heads are read, checked and handed to `forward`; what is refused is answered by
+//! `reply`. The one place that decides whether the connection lives on.
+
+use std::io;
+use std::net::SocketAddr;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::forward;
+use super::lane::Lane;
+use super::reply::Rejection;
+use crate::http1::head::{self, RequestHead};
+use crate::http1::path;
+
+/// Whether a client's connection can carry another request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    KeepAlive,
+    Close,
+}
+
+/// How an exchange failed: before the response's head went out there can be a reply, afterwards only an abort.
+#[derive(Debug)]
+pub(super) enum Failure {
+    Reply(Rejection),
+    Abort,
+}
+
+impl From<Rejection> for Failure {
+    fn from(rejection: Rejection) -> Failure {
+        Failure::Reply(rejection)
+    }
+}
+
+/// Serves `client` until it closes, breaks, is refused or stays idle too long.
+pub async fn connection(lane: &Lane, mut client: TcpStream, peer: SocketAddr) {
+    if client.set_nodelay(true).is_err() {
+        return;
+    }
+    let mut buffer = Vec::new();
+    loop {
+        let served = match read_head(lane, &client, &mut buffer).await {
+            Ok(Some(head)) => one(lane, &mut client, peer, &mut buffer, &head).await,
+            Ok(None) => return,
+            Err(rejection) => Err(rejection.into()),
+        };
+        match served {
+            Ok(Next::KeepAlive) => {}
+            Ok(Next::Close) | Err(Failure::Abort) => return,
+            Err(Failure::Reply(rejection)) => {
+                // What stands behind a refused request cannot be trusted to be a request, so the connection ends.
+                let written = client.write_all(&rejection.to_bytes(false)).await;
+                if written.is_ok() && client.shutdown().await.is_ok() {
+                    linger(&client).await;
+                }
+                return;
+            }
+        }
+    }
+}
+
+async fn one(
+    lane: &Lane,
+    client: &mut TcpStream,
+    peer: SocketAddr,
+    buffer: &mut Vec<u8>,
+    head: &RequestHead,
+) -> Result<Next, Failure> {
+    let target = &buffer[head.target.clone()];
+    let (path, query) = match target.iter().position(|byte| *byte == b'?') {
+        Some(at) => target.split_at(at),
+        None => (target, &[][..]),
+    };
+    if path.first() != Some(&b'/') {
+        return Err(Rejection::BadTarget.into());
+    }
+    let path = path::normalise(path).map_err(Rejection::BadPath)?;
+    let target = [&path, query].concat();
+    forward::send(lane, client, peer, buffer, head, &target).await
+}
+
+/// Reads until a head is whole; `None` when the client closed or stayed idle, which is no fault.
+async fn read_head(
+    lane: &Lane,
+    client: &TcpStream,
+    buffer: &mut Vec<u8>,
+) -> Result<Option<RequestHead>, Rejection> {
+    if buffer.is_empty() {
+        match timeout(lane.settings.keep_alive, read_some(client, buffer)).await {
+            Ok(Ok(1..)) => {}
+            Ok(Ok(0) | Err(_)) | Err(_) => return Ok(None),
+        }
+    }
+    let whole = async {
+        loop {
+            if let Some(head) =
+                head::parse_request(buffer, lane.settings.limits).map_err(Rejection::BadHead)?
+            {
+                return Ok(Some(head));
+            }
+            match read_some(client, buffer).await {
+                Ok(1..) => {}
+                Ok(0) | Err(_) => return Ok(None),
+            }
+        }
+    };
+    timeout(lane.settings.header_read, whole)
+        .await
+        .unwrap_or(Err(Rejection::HeadTimeout))
+}
+
+/// Appends what can be read at once to `buffer`; 0 at the stream's end.
+pub(super) async fn read_some(stream: &TcpStream, buffer: &mut Vec<u8>) -> io::Result<usize> {
+    loop {
+        stream.readable().await?;
+        buffer.reserve(8 * 1024);
+        match stream.try_read_buf(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            done => return done,
+        }
+    }
+}
+
+/// Reads away what the client still sends, for a bounded time: closing on unread bytes would reset the connection and
+/// could take the reply with it (RFC 9112 section 9.6).
+async fn linger(client: &TcpStream) {
+    let mut rest = Vec::new();
+    let drain = async {
+        while let Ok(1..) = read_some(client, &mut rest).await {
+            rest.clear();
+        }
+    };
+    let _ = timeout(std::time::Duration::from_secs(1), drain).await;
+}

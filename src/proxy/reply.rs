@@ -1,0 +1,130 @@
+//! Every reply that weir itself gives: the only place with status codes. Bodies are RFC 9457 problems; each reply names
+//! its cause in Proxy-Status (RFC 9209).
+
+use crate::http1::head::HeadError;
+use crate::http1::path::PathError;
+
+/// Why weir answers in the upstream's place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rejection {
+    BadHead(HeadError),
+    BadPath(PathError),
+    /// A request target that is not a path, such as that of CONNECT.
+    BadTarget,
+    /// The client took longer than its time to send a head.
+    HeadTimeout,
+    /// The request body's framing is wrong.
+    BadBody,
+    /// An Expect other than `100-continue`.
+    Expectation,
+    ConnectFailed,
+    /// The upstream closed, reset or sent nonsense before its head was whole.
+    UpstreamBroken,
+    UpstreamTimeout,
+}
+
+impl Rejection {
+    /// The status, its reason phrase, the Proxy-Status error type or label, and what to tell the client.
+    fn parts(self) -> (u16, &'static str, &'static str, String) {
+        match self {
+            Rejection::BadHead(error) => {
+                let (status, reason) = match error.status() {
+                    431 => (431, "Request Header Fields Too Large"),
+                    501 => (501, "Not Implemented"),
+                    505 => (505, "HTTP Version Not Supported"),
+                    _ => (400, "Bad Request"),
+                };
+                (status, reason, "http_request_error", error.to_string())
+            }
+            Rejection::BadPath(error) => {
+                (400, "Bad Request", "http_request_error", error.to_string())
+            }
+            Rejection::BadTarget => (
+                400,
+                "Bad Request",
+                "http_request_error",
+                "request target is not a path".to_owned(),
+            ),
+            Rejection::HeadTimeout => (
+                408,
+                "Request Timeout",
+                "http_request_error",
+                "request head took too long".to_owned(),
+            ),
+            Rejection::BadBody => (
+                400,
+                "Bad Request",
+                "http_request_error",
+                "request body is badly framed or cut short".to_owned(),
+            ),
+            Rejection::Expectation => (
+                417,
+                "Expectation Failed",
+                "http_request_error",
+                "only 100-continue can be expected".to_owned(),
+            ),
+            Rejection::ConnectFailed => (
+                502,
+                "Bad Gateway",
+                "connection_refused",
+                "upstream cannot be reached".to_owned(),
+            ),
+            Rejection::UpstreamBroken => (
+                502,
+                "Bad Gateway",
+                "http_protocol_error",
+                "upstream broke off or sent nonsense".to_owned(),
+            ),
+            Rejection::UpstreamTimeout => (
+                504,
+                "Gateway Timeout",
+                "http_response_timeout",
+                "upstream took too long".to_owned(),
+            ),
+        }
+    }
+
+    /// The whole reply on the wire. Without `keep_alive` it says that the connection closes.
+    pub fn to_bytes(self, keep_alive: bool) -> Vec<u8> {
+        let (status, reason, label, detail) = self.parts();
+        let detail = detail.replace('\\', "\\\\").replace('"', "\\\"");
+        let body = format!(
+            r#"{{"type":"about:blank","title":"{reason}","status":{status},"detail":"{detail}"}}"#
+        );
+        let close = if keep_alive {
+            ""
+        } else {
+            "Connection: close\r\n"
+        };
+        format!(
+            "HTTP/1.1 {status} {reason}\r\nContent-Type: application/problem+json\r\nContent-Length: {}\r\n\
+             Proxy-Status: weir; error={label}\r\n{close}\r\n{body}",
+            body.len()
+        )
+        .into_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reply_is_a_problem_whose_detail_is_valid_json() {
+        let reply =
+            String::from_utf8(Rejection::BadPath(PathError::AmbiguousEscape).to_bytes(false))
+                .unwrap();
+        let (head, body) = reply.split_once("\r\n\r\n").unwrap();
+        assert!(
+            head.starts_with(
+                "HTTP/1.1 400 Bad Request\r\nContent-Type: application/problem+json\r\n"
+            ),
+            "{head}"
+        );
+        assert!(
+            head.contains(&format!("Content-Length: {}\r\n", body.len()))
+                && head.ends_with("Connection: close")
+        );
+        assert!(body.contains(r#"escaped \"/\", \"\\\" or NUL"#), "{body}");
+    }
+}

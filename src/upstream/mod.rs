@@ -1,0 +1,77 @@
+//! Connections to an upstream: idle ones kept by the lane that made them, so that no lock is needed.
+
+use std::cell::RefCell;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// One lane's connections to one endpoint.
+#[derive(Debug)]
+pub struct Pool {
+    endpoint: SocketAddr,
+    connect_timeout: Duration,
+    max_idle: usize,
+    idle: RefCell<Vec<TcpStream>>,
+}
+
+/// A connection, and whether it served a request before: then the upstream may have closed it unseen.
+#[derive(Debug)]
+pub struct Connected {
+    pub stream: TcpStream,
+    pub reused: bool,
+}
+
+impl Pool {
+    /// A pool that keeps at most `max_idle` connections open between requests.
+    pub fn new(endpoint: SocketAddr, connect_timeout: Duration, max_idle: usize) -> Pool {
+        Pool {
+            endpoint,
+            connect_timeout,
+            max_idle,
+            idle: RefCell::new(Vec::new()),
+        }
+    }
+
+    /// The connection given back last that is still open, or a new one.
+    pub async fn take(&self) -> io::Result<Connected> {
+        loop {
+            let Some(stream) = self.idle.borrow_mut().pop() else {
+                break;
+            };
+            if is_quiet(&stream) {
+                return Ok(Connected {
+                    stream,
+                    reused: true,
+                });
+            }
+        }
+        self.connect().await
+    }
+
+    /// A new connection.
+    pub async fn connect(&self) -> io::Result<Connected> {
+        let stream = timeout(self.connect_timeout, TcpStream::connect(self.endpoint)).await??;
+        stream.set_nodelay(true)?;
+        Ok(Connected {
+            stream,
+            reused: false,
+        })
+    }
+
+    /// Keeps `stream` for the next request; only one whose last response was read to its end.
+    pub fn give_back(&self, stream: TcpStream) {
+        let mut idle = self.idle.borrow_mut();
+        if idle.len() < self.max_idle {
+            idle.push(stream);
+        }
+    }
+}
+
+/// Nothing to read: an idle connection with bytes or an end waiting is not fit for a request.
+fn is_quiet(stream: &TcpStream) -> bool {
+    let mut byte = [0];
+    matches!(stream.try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+}

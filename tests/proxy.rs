@@ -1,0 +1,193 @@
+//! A lane on port 0 between raw sockets: a scripted upstream, and a client that sends what it likes.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a broken step of a test is a failed test"
+)]
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use weir::http1::head::HeadLimits;
+use weir::proxy::lane::{self, Settings};
+
+/// Answers the n-th connection with the n-th reply once it has read a head that ends in `until`; sends on what it read.
+fn upstream(
+    replies: Vec<&'static str>,
+    until: &'static str,
+) -> (SocketAddr, mpsc::Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (sender, seen) = mpsc::channel();
+    thread::spawn(move || {
+        for reply in replies {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut bytes = Vec::new();
+            let mut piece = [0; 1024];
+            while !String::from_utf8_lossy(&bytes).contains(until) {
+                match stream.read(&mut piece) {
+                    Ok(0) | Err(_) => break,
+                    Ok(n) => bytes.extend_from_slice(&piece[..n]),
+                }
+            }
+            sender
+                .send(String::from_utf8_lossy(&bytes).into_owned())
+                .unwrap();
+            stream.write_all(reply.as_bytes()).unwrap();
+        }
+    });
+    (address, seen)
+}
+
+fn weir(upstream: SocketAddr) -> SocketAddr {
+    let listener = lane::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = listener.local_addr().unwrap();
+    let settings = Settings {
+        upstream,
+        limits: HeadLimits::default(),
+        header_read: Duration::from_millis(500),
+        keep_alive: Duration::from_secs(5),
+        connect_timeout: Duration::from_secs(1),
+        timeout: Duration::from_millis(500),
+        max_idle: 8,
+    };
+    lane::spawn(listener, settings).unwrap();
+    address
+}
+
+/// Sends `request` and reads until the connection closes.
+fn ask(address: SocketAddr, request: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut reply = Vec::new();
+    stream.read_to_end(&mut reply).unwrap();
+    String::from_utf8(reply).unwrap()
+}
+
+#[test]
+fn a_request_goes_up_clean_and_its_response_comes_back() {
+    let (up, seen) = upstream(
+        vec!["HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-A: 1\r\n\r\nhi"],
+        "\r\n\r\n",
+    );
+    let request = "GET /a/../b//c?q=/../ HTTP/1.1\r\nHost: x\r\nConnection: close, x-hop\r\nX-Hop: 1\r\n\
+                   X-Forwarded-For: 6.6.6.6\r\nX-End: 2\r\n\r\n";
+    let reply = ask(weir(up), request);
+    assert_eq!(
+        reply,
+        "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-A: 1\r\nConnection: close\r\n\r\nhi"
+    );
+    let expected = "GET /b/c?q=/../ HTTP/1.1\r\nHost: x\r\nX-End: 2\r\nX-Forwarded-For: 127.0.0.1\r\n\
+                    X-Forwarded-Proto: http\r\n\r\n";
+    assert_eq!(seen.recv().unwrap(), expected);
+}
+
+#[test]
+fn chunked_bodies_pass_both_ways() {
+    let (up, seen) = upstream(
+        vec![
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;x=1\r\nhi\r\n0\r\nT: 1\r\n\r\n",
+        ],
+        "0\r\n\r\n",
+    );
+    let request = "POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n\
+                   3\r\nabc\r\n0\r\n\r\n";
+    let reply = ask(weir(up), request);
+    assert!(
+        reply.ends_with(
+            "Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n2\r\nhi\r\n0\r\n\r\n"
+        ),
+        "{reply}"
+    );
+    assert!(
+        seen.recv()
+            .unwrap()
+            .ends_with("\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
+    );
+}
+
+#[test]
+fn a_connection_serves_one_request_after_another_over_one_upstream_connection() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = weir(listener.local_addr().unwrap());
+    let (sender, counts) = mpsc::channel();
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut piece = [0; 1024];
+        for _ in 0..3 {
+            let n = stream.read(&mut piece).unwrap();
+            assert!(piece[..n].ends_with(b"\r\n\r\n"));
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                .unwrap();
+            sender.send(()).unwrap();
+        }
+    });
+    let last = "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let reply = ask(
+        address,
+        &format!("{}{last}", "GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(2)),
+    );
+    assert_eq!(reply.matches("HTTP/1.1 200 OK").count(), 3);
+    assert_eq!(counts.iter().take(3).count(), 3);
+}
+
+#[test]
+fn bad_input_gets_a_problem_and_nothing_is_forwarded() {
+    let (up, seen) = upstream(vec![], "");
+    let address = weir(up);
+    for (request, status) in [
+        (
+            "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\na",
+            400,
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            400,
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n",
+            501,
+        ),
+        ("GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost : x\r\n\r\n", 400),
+        ("GET /%2e%2e/x HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        ("GET /a%2fb HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        ("CONNECT x:443 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: x\r\nExpect: x\r\n\r\n", 417),
+        ("GET / HTTP/1.1\r\nHo", 408),
+    ] {
+        let reply = ask(address, request);
+        assert!(
+            reply.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{request:?}: {reply}"
+        );
+        assert!(reply.contains("application/problem+json"), "{reply}");
+    }
+    assert!(seen.try_recv().is_err());
+}
+
+#[test]
+fn upstream_trouble_is_a_502_a_504_or_an_abort() {
+    let get = "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let status = |reply: &'static str| ask(weir(upstream(vec![reply], "\r\n\r\n").0), get);
+    assert!(status("nonsense\r\n\r\n").starts_with("HTTP/1.1 502 "));
+    assert!(status("").starts_with("HTTP/1.1 502 "));
+    assert!(status("HTTP/1.1 101 Switching Protocols\r\n\r\n").starts_with("HTTP/1.1 502 "));
+    let cut = status("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc");
+    assert!(cut.ends_with("\r\n\r\nabc"), "{cut}");
+    let closed = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    assert!(ask(weir(closed), get).starts_with("HTTP/1.1 502 "));
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    assert!(ask(weir(silent.local_addr().unwrap()), get).starts_with("HTTP/1.1 504 "));
+}
