@@ -1,5 +1,3 @@
-//! The configuration file: from YAML to checked values, with every mistake told at once.
+//! The configuration file: from YAML to checked values.
 
 pub mod file;
-pub mod units;
-pub mod yaml;

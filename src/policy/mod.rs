@@ -1,5 +1,3 @@
 //! Policy as pure functions: nothing here does I/O or reads a clock; `now` is an argument.
 
-pub mod breaker;
-pub mod limit;
 pub mod routes;
