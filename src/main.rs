@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use weir::config::file::{self, Config};
 use weir::http1::head::HeadLimits;
 use weir::proxy::lane::{self, Settings};
@@ -62,21 +64,41 @@ fn run(config: &Config, lanes: Option<NonZeroUsize>) -> anyhow::Result<()> {
         connect_timeout: Duration::from_secs(1),
         timeout: Duration::from_secs(15),
         max_idle: 1024,
+        drain: Duration::from_secs(25),
     };
+    let (drain, draining) = watch::channel(false);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     // All lanes share the port that the first one was given, which matters when the file asks for port 0.
     let first = lane::listen(config.listen)
         .with_context(|| format!("cannot listen on {}", config.listen))?;
     let address = first.local_addr()?;
-    let mut threads = vec![lane::spawn(first, settings.clone())?];
+    let mut threads = vec![lane::spawn(first, settings.clone(), draining.clone())?];
     for _ in 1..lanes {
-        threads.push(lane::spawn(lane::listen(address)?, settings.clone())?);
+        threads.push(lane::spawn(
+            lane::listen(address)?,
+            settings.clone(),
+            draining.clone(),
+        )?);
     }
     eprintln!(
         "weir listens on {address} with {lanes} lanes, upstream {}",
         config.upstream
     );
+    runtime.block_on(stop_signal())?;
+    drain.send_replace(true);
     for thread in threads {
         thread.join().map_err(|_| anyhow!("a lane panicked"))??;
     }
     Ok(())
+}
+
+/// Waits for SIGTERM or SIGINT.
+async fn stop_signal() -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        interrupted = tokio::signal::ctrl_c() => interrupted,
+    }
 }

@@ -84,3 +84,46 @@ fn check_exits_1_and_names_the_file_and_the_mistake() {
         "{said}"
     );
 }
+
+#[test]
+fn sigterm_lets_a_request_in_flight_end_and_exits_0() {
+    let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nupstream: http://{}\n",
+        upstream.local_addr().unwrap()
+    ));
+    let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["run", "-c"])
+        .arg(config.path())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let stderr = child.stderr.take().unwrap();
+    let mut running = Running(child);
+    let mut line = String::new();
+    BufReader::new(stderr).read_line(&mut line).unwrap();
+    let mut client = TcpStream::connect(line.split(' ').nth(3).unwrap()).unwrap();
+    let mut idle = TcpStream::connect(line.split(' ').nth(3).unwrap()).unwrap();
+    client
+        .write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        .unwrap();
+    let (mut stream, _) = upstream.accept().unwrap();
+    let _ = stream.read(&mut [0; 1024]).unwrap();
+    let killed = Command::new("kill")
+        .arg(running.0.id().to_string())
+        .status()
+        .unwrap();
+    assert!(killed.success());
+    assert_eq!(
+        idle.read(&mut [0; 1]).unwrap(),
+        0,
+        "an idle connection is closed at once"
+    );
+    stream
+        .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+        .unwrap();
+    let mut reply = String::new();
+    client.read_to_string(&mut reply).unwrap();
+    assert!(reply.ends_with("hi"), "{reply}");
+    assert_eq!(running.0.wait().unwrap().code(), Some(0));
+}

@@ -53,8 +53,12 @@ fn weir(upstream: SocketAddr) -> SocketAddr {
         connect_timeout: Duration::from_secs(1),
         timeout: Duration::from_millis(500),
         max_idle: 8,
+        drain: Duration::from_secs(5),
     };
-    lane::spawn(listener, settings).unwrap();
+    let (never, draining) = tokio::sync::watch::channel(false);
+    lane::spawn(listener, settings, draining).unwrap();
+    // The lane lives as long as the test: its drain is never told.
+    std::mem::forget(never);
     address
 }
 

@@ -88,9 +88,15 @@ async fn read_head(
     buffer: &mut Vec<u8>,
 ) -> Result<Option<RequestHead>, Rejection> {
     if buffer.is_empty() {
-        match timeout(lane.settings.keep_alive, read_some(client, buffer)).await {
-            Ok(Ok(1..)) => {}
-            Ok(Ok(0) | Err(_)) | Err(_) => return Ok(None),
+        let mut draining = lane.draining.clone();
+        // A request that is here already is served, even when the drain has begun.
+        tokio::select! {
+            biased;
+            read = timeout(lane.settings.keep_alive, read_some(client, buffer)) => match read {
+                Ok(Ok(1..)) => {}
+                Ok(Ok(0) | Err(_)) | Err(_) => return Ok(None),
+            },
+            _ = draining.wait_for(|draining| *draining) => return Ok(None),
         }
     }
     let whole = async {

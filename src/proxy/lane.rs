@@ -9,7 +9,9 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::runtime;
-use tokio::task::LocalSet;
+use tokio::sync::watch;
+use tokio::task::{JoinSet, LocalSet};
+use tokio::time::timeout;
 
 use super::handle;
 use crate::http1::head::HeadLimits;
@@ -29,6 +31,8 @@ pub struct Settings {
     pub timeout: Duration,
     /// Upstream connections that a lane keeps between requests.
     pub max_idle: usize,
+    /// For requests in flight to end once the process drains.
+    pub drain: Duration,
 }
 
 /// What the connections of one lane share.
@@ -36,6 +40,8 @@ pub struct Settings {
 pub struct Lane {
     pub settings: Settings,
     pub pool: Pool,
+    /// Turns true when the process drains: no new request is taken then.
+    pub draining: watch::Receiver<bool>,
 }
 
 /// A listener on `address` that other lanes can share (SO_REUSEPORT).
@@ -53,10 +59,12 @@ pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// Starts a lane on `listener`; the thread ends only if its runtime cannot be made or its listener breaks.
+/// Starts a lane on `listener`. Once `draining` turns true it stops accepting, closes idle connections, lets requests in
+/// flight end for at most `drain`, and its thread ends.
 pub fn spawn(
     listener: std::net::TcpListener,
     settings: Settings,
+    draining: watch::Receiver<bool>,
 ) -> io::Result<JoinHandle<io::Result<()>>> {
     std::thread::Builder::new()
         .name("lane".to_owned())
@@ -64,28 +72,46 @@ pub fn spawn(
             let runtime = runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
-            LocalSet::new().block_on(&runtime, serve(listener, settings))
+            LocalSet::new().block_on(&runtime, serve(listener, settings, draining))
         })
 }
 
-async fn serve(listener: std::net::TcpListener, settings: Settings) -> io::Result<()> {
+async fn serve(
+    listener: std::net::TcpListener,
+    settings: Settings,
+    mut draining: watch::Receiver<bool>,
+) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
     let pool = Pool::new(
         settings.upstream,
         settings.connect_timeout,
         settings.max_idle,
     );
-    let lane = Rc::new(Lane { settings, pool });
+    let drain = settings.drain;
+    let lane = Rc::new(Lane {
+        settings,
+        pool,
+        draining: draining.clone(),
+    });
+    let mut connections = JoinSet::new();
     loop {
-        match listener.accept().await {
-            Ok((stream, peer)) => {
-                let lane = lane.clone();
-                tokio::task::spawn_local(
-                    async move { handle::connection(&lane, stream, peer).await },
-                );
-            }
-            // Out of descriptors, or the client is gone already: others must still be served.
-            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        tokio::select! {
+            _ = draining.wait_for(|draining| *draining) => break,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, peer)) => {
+                    let lane = lane.clone();
+                    connections.spawn_local(async move { handle::connection(&lane, stream, peer).await });
+                }
+                // Out of descriptors, or the client is gone already: others must still be served.
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            },
+            Some(_) = connections.join_next() => {}
         }
     }
+    drop(listener);
+    let _ = timeout(drain, async {
+        while connections.join_next().await.is_some() {}
+    })
+    .await;
+    Ok(())
 }
