@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::{Parser, Subcommand};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use weir::config::file::{self, Config};
 use weir::http1::head::HeadLimits;
@@ -70,6 +70,8 @@ fn run(config: &Config, lanes: Option<NonZeroUsize>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    // Listening to the signal begins before the line that says weir is up, so that none is missed.
+    let terminate = runtime.block_on(async { signal(SignalKind::terminate()) })?;
     // All lanes share the port that the first one was given, which matters when the file asks for port 0.
     let first = lane::listen(config.listen)
         .with_context(|| format!("cannot listen on {}", config.listen))?;
@@ -86,7 +88,7 @@ fn run(config: &Config, lanes: Option<NonZeroUsize>) -> anyhow::Result<()> {
         "weir listens on {address} with {lanes} lanes, upstream {}",
         config.upstream
     );
-    runtime.block_on(stop_signal())?;
+    runtime.block_on(stopped(terminate))?;
     drain.send_replace(true);
     for thread in threads {
         thread.join().map_err(|_| anyhow!("a lane panicked"))??;
@@ -95,8 +97,7 @@ fn run(config: &Config, lanes: Option<NonZeroUsize>) -> anyhow::Result<()> {
 }
 
 /// Waits for SIGTERM or SIGINT.
-async fn stop_signal() -> std::io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
+async fn stopped(mut terminate: Signal) -> std::io::Result<()> {
     tokio::select! {
         _ = terminate.recv() => Ok(()),
         interrupted = tokio::signal::ctrl_c() => interrupted,
