@@ -195,3 +195,17 @@ fn upstream_trouble_is_a_502_a_504_or_an_abort() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     assert!(ask(weir(silent.local_addr().unwrap()), get).starts_with("HTTP/1.1 504 "));
 }
+
+#[test]
+fn a_response_that_comes_before_the_body_is_whole_is_passed_on() {
+    let (up, _seen) = upstream(
+        vec!["HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno"],
+        "\r\n\r\n",
+    );
+    let reply = ask(
+        weir(up),
+        "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc",
+    );
+    assert!(reply.starts_with("HTTP/1.1 413 Too Large\r\n"), "{reply}");
+    assert!(reply.ends_with("Connection: close\r\n\r\nno"), "{reply}");
+}

@@ -1,6 +1,8 @@
 //! One exchange with the upstream: the checked request goes out, the response comes back, both streamed.
 
+use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -58,14 +60,14 @@ pub(super) async fn send(
         lane,
         client,
         buffer,
-        &mut connected.stream,
+        &connected.stream,
         &out,
         head.body,
         to_head,
         &mut answer,
     )
     .await;
-    let response = match sent {
+    let answered = match sent {
         // The upstream may have closed the idle connection just as the request came; it is sent again only where that
         // can do no harm, since the upstream may have seen it.
         Err(Failure::Reply(Rejection::UpstreamBroken))
@@ -80,7 +82,7 @@ pub(super) async fn send(
                 lane,
                 client,
                 buffer,
-                &mut connected.stream,
+                &connected.stream,
                 &out,
                 head.body,
                 to_head,
@@ -90,19 +92,28 @@ pub(super) async fn send(
         }
         done => done?,
     };
+    // What is left of a body cut off by an early response cannot be told from a next request.
+    let next = if answered.uploaded { next } else { Next::Close };
     stream_back(
         lane,
         client,
         connected.stream,
         answer,
-        response,
+        answered,
         old_client,
         next,
     )
     .await
 }
 
-/// Uploads the request and reads the response's head, at most `timeout` in all.
+/// A response's head, and whether the whole request was sent before it came.
+struct Answered {
+    head: ResponseHead,
+    uploaded: bool,
+}
+
+/// Uploads the request while it waits for the response's head, at most `timeout` in all. A response that comes early
+/// ends the upload.
 #[expect(
     clippy::too_many_arguments,
     reason = "the two connections, their buffers and the request's shape"
@@ -111,70 +122,105 @@ async fn exchange(
     lane: &Lane,
     client: &TcpStream,
     buffer: &mut Vec<u8>,
-    upstream: &mut TcpStream,
+    upstream: &TcpStream,
     out: &[u8],
     body: BodyLength,
     to_head: bool,
     answer: &mut Vec<u8>,
-) -> Result<ResponseHead, Failure> {
-    let upload = async {
-        upstream
-            .write_all(out)
-            .await
-            .map_err(|_| Rejection::UpstreamBroken)?;
-        let mut reader = BodyReader::new(body);
-        let mut chunk = Vec::new();
-        while !reader.is_done() {
-            chunk.clear();
-            let consumed = match reader.next(buffer).map_err(|_| Rejection::BadBody)? {
-                Piece::Data { data, consumed } => {
-                    put_piece(&mut chunk, &buffer[data], body == BodyLength::Chunked);
-                    consumed
-                }
-                Piece::NeedMore { consumed } | Piece::End { consumed } => consumed,
-            };
-            buffer.drain(..consumed);
-            if !chunk.is_empty() {
-                upstream
-                    .write_all(&chunk)
-                    .await
-                    .map_err(|_| Rejection::UpstreamBroken)?;
-            }
-            if buffer.is_empty()
-                && !reader.is_done()
-                && read_some(client, buffer).await.unwrap_or(0) == 0
-            {
-                return Err(Failure::from(Rejection::BadBody));
-            }
+) -> Result<Answered, Failure> {
+    let both = async {
+        let mut response = pin!(read_response(lane, upstream, to_head, answer));
+        tokio::select! {
+            biased;
+            head = &mut response => head.map(|head| Answered { head, uploaded: false }),
+            sent = upload(client, buffer, upstream, out, body) => match sent {
+                Ok(()) => response.await.map(|head| Answered { head, uploaded: true }),
+                // The upstream may have answered before it stopped reading: its answer is worth more than a 502.
+                Err(Rejection::UpstreamBroken) => response.await.map(|head| Answered { head, uploaded: false }),
+                Err(rejection) => Err(rejection),
+            },
         }
-        if body == BodyLength::Chunked {
-            upstream
-                .write_all(b"0\r\n\r\n")
-                .await
-                .map_err(|_| Rejection::UpstreamBroken)?;
-        }
-        for _ in 0..=MAX_INTERIM {
-            let head = loop {
-                let parsed = parse_response(answer, to_head, lane.settings.limits);
-                if let Some(head) = parsed.map_err(|_| Rejection::UpstreamBroken)? {
-                    break head;
-                }
-                if read_some(upstream, answer).await.unwrap_or(0) == 0 {
-                    return Err(Rejection::UpstreamBroken.into());
-                }
-            };
-            match head.status {
-                // Upgrade is not sent on, so a switch of protocols is nonsense.
-                101 => break,
-                100..=199 => drop(answer.drain(..head.len)),
-                _ => return Ok(head),
-            }
-        }
-        Err(Rejection::UpstreamBroken.into())
     };
-    timeout(lane.settings.timeout, upload)
+    Ok(timeout(lane.settings.timeout, both)
         .await
-        .unwrap_or(Err(Rejection::UpstreamTimeout.into()))
+        .unwrap_or(Err(Rejection::UpstreamTimeout))?)
+}
+
+async fn upload(
+    client: &TcpStream,
+    buffer: &mut Vec<u8>,
+    upstream: &TcpStream,
+    out: &[u8],
+    body: BodyLength,
+) -> Result<(), Rejection> {
+    let put = async |bytes: &[u8]| {
+        write_all(upstream, bytes)
+            .await
+            .map_err(|_| Rejection::UpstreamBroken)
+    };
+    put(out).await?;
+    let mut reader = BodyReader::new(body);
+    let mut chunk = Vec::new();
+    while !reader.is_done() {
+        chunk.clear();
+        let consumed = match reader.next(buffer).map_err(|_| Rejection::BadBody)? {
+            Piece::Data { data, consumed } => {
+                put_piece(&mut chunk, &buffer[data], body == BodyLength::Chunked);
+                consumed
+            }
+            Piece::NeedMore { consumed } | Piece::End { consumed } => consumed,
+        };
+        buffer.drain(..consumed);
+        put(&chunk).await?;
+        if buffer.is_empty()
+            && !reader.is_done()
+            && read_some(client, buffer).await.unwrap_or(0) == 0
+        {
+            return Err(Rejection::BadBody);
+        }
+    }
+    if body == BodyLength::Chunked {
+        put(b"0\r\n\r\n").await?;
+    }
+    Ok(())
+}
+
+async fn read_response(
+    lane: &Lane,
+    upstream: &TcpStream,
+    to_head: bool,
+    answer: &mut Vec<u8>,
+) -> Result<ResponseHead, Rejection> {
+    for _ in 0..=MAX_INTERIM {
+        let head = loop {
+            let parsed = parse_response(answer, to_head, lane.settings.limits);
+            if let Some(head) = parsed.map_err(|_| Rejection::UpstreamBroken)? {
+                break head;
+            }
+            if read_some(upstream, answer).await.unwrap_or(0) == 0 {
+                return Err(Rejection::UpstreamBroken);
+            }
+        };
+        match head.status {
+            // Upgrade is not sent on, so a switch of protocols is nonsense.
+            101 => break,
+            100..=199 => drop(answer.drain(..head.len)),
+            _ => return Ok(head),
+        }
+    }
+    Err(Rejection::UpstreamBroken)
+}
+
+/// Writes by a shared reference, so that one connection is read and written at a time.
+async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match stream.try_write(bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => stream.writable().await?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 async fn stream_back(
@@ -182,10 +228,11 @@ async fn stream_back(
     client: &mut TcpStream,
     upstream: TcpStream,
     mut answer: Vec<u8>,
-    response: ResponseHead,
+    answered: Answered,
     old_client: bool,
     next: Next,
 ) -> Result<Next, Failure> {
+    let response = answered.head;
     let (mut reader, until_close) = match response.body {
         ResponseBody::Length(length) => (BodyReader::new(length), false),
         ResponseBody::UntilClose => (BodyReader::new(BodyLength::Fixed(u64::MAX)), true),
@@ -235,7 +282,7 @@ async fn stream_back(
             Ok(Ok(0) | Err(_)) | Err(_) => return Err(Failure::Abort),
         }
     }
-    if response.keep_alive && answer.is_empty() {
+    if response.keep_alive && answered.uploaded && answer.is_empty() {
         lane.pool.give_back(upstream);
     }
     Ok(next)
