@@ -1,3 +1,4 @@
 //! The configuration file: from YAML to checked values.
 
 pub mod file;
+pub mod yaml;

@@ -1,0 +1,600 @@
+//! YAML to our types with every mistake told at once: path, line, column and mend. Owns places and suggestions; must not
+//! know any key of the file.
+//!
+//! The text becomes a tree of [`Node`]s with places; a serde deserializer over it notes what is wrong and goes on. A
+//! field wrapped in [`At`] never fails: its mistake is noted and its value left out.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::value::{StrDeserializer, U64Deserializer};
+use serde::de::{
+    self, Deserialize, DeserializeOwned, DeserializeSeed, Deserializer, IntoDeserializer,
+    MapAccess, SeqAccess, Visitor,
+};
+use serde_saphyr::Spanned;
+
+/// One mistake in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistake {
+    /// For example `routes[2].match.path`; empty for the file as a whole.
+    pub path: String,
+    /// From 1; 0 where it is not known.
+    pub line: u64,
+    /// From 1, in characters.
+    pub column: u64,
+    /// What is wrong, and the mend.
+    pub message: String,
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "line {}, column {}: ", self.line, self.column)?;
+        if !self.path.is_empty() {
+            write!(f, "{}: ", self.path)?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+/// A value and where it stands; `None` when it was wrong, and then a mistake is noted.
+#[derive(Debug, Clone)]
+pub struct At<T> {
+    pub value: Option<T>,
+    pub line: u64,
+    pub column: u64,
+}
+
+/// Reads `text` as a `T`, or says every mistake in it. A `T` is given only when there is none.
+pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T, Vec<Mistake>> {
+    let node: Node = serde_saphyr::from_str(text).map_err(|error| {
+        let (line, column) = error
+            .location()
+            .map_or((0, 0), |at| (at.line(), at.column()));
+        vec![Mistake {
+            path: String::new(),
+            line,
+            column,
+            message: first_line(&error.to_string()),
+        }]
+    })?;
+    let mistakes = RefCell::new(Vec::new());
+    let cursor = Cursor {
+        node: &node,
+        path: &Path::Root,
+        mistakes: &mistakes,
+    };
+    let value = T::deserialize(cursor).map_err(|error| cursor.note(error));
+    let mut mistakes = mistakes.into_inner();
+    mistakes.sort_by_key(|mistake| (mistake.line, mistake.column));
+    match value {
+        Ok(value) if mistakes.is_empty() => Ok(value),
+        Ok(_) | Err(()) => Err(mistakes),
+    }
+}
+
+fn first_line(message: &str) -> String {
+    message
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .trim_start_matches("error: ")
+        .to_owned()
+}
+
+#[derive(Debug)]
+struct Node {
+    line: u64,
+    column: u64,
+    value: Value,
+}
+
+#[derive(Debug)]
+enum Value {
+    Null,
+    Bool(bool),
+    Unsigned(u64),
+    Signed(i64),
+    Float(f64),
+    Text(String),
+    List(Vec<Node>),
+    Map(Vec<(Spanned<String>, Node)>),
+}
+
+impl<'de> Deserialize<'de> for Node {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Node, D::Error> {
+        let spanned = Spanned::<Value>::deserialize(deserializer)?;
+        Ok(Node {
+            line: spanned.referenced.line(),
+            column: spanned.referenced.column(),
+            value: spanned.value,
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Value {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(ValueVisitor)
+    }
+}
+
+struct ValueVisitor;
+
+impl<'de> Visitor<'de> for ValueVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a YAML value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_none<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(Value::Unsigned(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(u64::try_from(value).map_or(Value::Signed(value), Value::Unsigned))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(Value::Float(value))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(Value::Text(value.to_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = list.next_element()? {
+            items.push(item);
+        }
+        Ok(Value::List(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(entry) = map.next_entry()? {
+            entries.push(entry);
+        }
+        Ok(Value::Map(entries))
+    }
+}
+
+enum Path<'a> {
+    Root,
+    Key(&'a Path<'a>, &'a str),
+    Index(&'a Path<'a>, usize),
+}
+
+impl fmt::Display for Path<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Path::Root => Ok(()),
+            Path::Key(Path::Root, key) => f.write_str(key),
+            Path::Key(parent, key) => write!(f, "{parent}.{key}"),
+            Path::Index(parent, index) => write!(f, "{parent}[{index}]"),
+        }
+    }
+}
+
+/// An error on its way to the nearest [`At`]; it takes the place of the innermost node that it passes.
+#[derive(Debug)]
+struct Error {
+    message: String,
+    place: Option<(String, u64, u64)>,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl de::Error for Error {
+    fn custom<T: fmt::Display>(message: T) -> Error {
+        Error {
+            message: message.to_string(),
+            place: None,
+        }
+    }
+
+    fn missing_field(field: &'static str) -> Error {
+        de::Error::custom(format_args!("\"{field}\" is missing: add it"))
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Cursor<'a> {
+    node: &'a Node,
+    path: &'a Path<'a>,
+    mistakes: &'a RefCell<Vec<Mistake>>,
+}
+
+impl<'a> Cursor<'a> {
+    fn note(&self, error: Error) {
+        let (path, line, column) = error
+            .place
+            .unwrap_or_else(|| (self.path.to_string(), self.node.line, self.node.column));
+        self.mistakes.borrow_mut().push(Mistake {
+            path,
+            line,
+            column,
+            message: error.message,
+        });
+    }
+
+    fn placed(&self, error: Error) -> Error {
+        let here = || (self.path.to_string(), self.node.line, self.node.column);
+        Error {
+            message: error.message,
+            place: Some(error.place.unwrap_or_else(here)),
+        }
+    }
+
+    fn list<'de, V: Visitor<'de>>(self, items: &'a [Node], visitor: V) -> Result<V::Value, Error> {
+        visitor.visit_seq(Items {
+            cursor: self,
+            items: items.iter().enumerate(),
+        })
+    }
+}
+
+/// The name by which [`At`] asks our deserializer for a value's place.
+const AT: &str = "$weir::At";
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for At<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<At<T>, D::Error> {
+        struct AtVisitor<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for AtVisitor<T> {
+            type Value = At<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a value with its place")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<At<T>, A::Error> {
+                let line = parts.next_element()?.unwrap_or(0);
+                let column = parts.next_element()?.unwrap_or(0);
+                Ok(At {
+                    line,
+                    column,
+                    value: parts.next_element()?,
+                })
+            }
+        }
+
+        deserializer.deserialize_newtype_struct(AT, AtVisitor(PhantomData))
+    }
+}
+
+/// The parts of an [`At`]: line, column, and the value or, when it is wrong, nothing.
+struct AtParts<'a> {
+    cursor: Cursor<'a>,
+    next: u8,
+}
+
+impl<'de> SeqAccess<'de> for AtParts<'_> {
+    type Error = Error;
+
+    fn next_element_seed<S: DeserializeSeed<'de>>(
+        &mut self,
+        seed: S,
+    ) -> Result<Option<S::Value>, Error> {
+        self.next += 1;
+        match self.next {
+            1 => seed
+                .deserialize(U64Deserializer::new(self.cursor.node.line))
+                .map(Some),
+            2 => seed
+                .deserialize(U64Deserializer::new(self.cursor.node.column))
+                .map(Some),
+            _ => Ok(seed
+                .deserialize(self.cursor)
+                .map_err(|error| self.cursor.note(error))
+                .ok()),
+        }
+    }
+}
+
+impl<'de> Deserializer<'de> for Cursor<'_> {
+    type Error = Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match &self.node.value {
+            Value::Null => visitor.visit_unit(),
+            Value::Bool(value) => visitor.visit_bool(*value),
+            Value::Unsigned(value) => visitor.visit_u64(*value),
+            Value::Signed(value) => visitor.visit_i64(*value),
+            Value::Float(value) => visitor.visit_f64(*value),
+            Value::Text(value) => visitor.visit_str(value),
+            Value::List(items) => self.list(items, visitor),
+            Value::Map(entries) => visitor.visit_map(Entries::all(self, entries)),
+        }
+        .map_err(|error| self.placed(error))
+    }
+
+    /// A number where a text is asked for is that text, so that `limit: 10` and `limit: 10/s` are read alike.
+    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.node.value {
+            Value::Unsigned(value) => visitor
+                .visit_string(value.to_string())
+                .map_err(|error| self.placed(error)),
+            _ => self.deserialize_any(visitor),
+        }
+    }
+
+    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        self.deserialize_str(visitor)
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.node.value {
+            Value::Null => visitor.visit_none(),
+            _ => visitor.visit_some(self),
+        }
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        match name {
+            AT => visitor.visit_seq(AtParts {
+                cursor: self,
+                next: 0,
+            }),
+            _ => visitor.visit_newtype_struct(self),
+        }
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        _variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        match &self.node.value {
+            Value::Text(text) => visitor.visit_enum(text.as_str().into_deserializer()),
+            _ => Err(de::Error::custom("expected one of the named values")),
+        }
+        .map_err(|error: Error| self.placed(error))
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        let Value::Map(entries) = &self.node.value else {
+            return self.deserialize_any(visitor);
+        };
+        let known = |(key, _): &&(Spanned<String>, Node)| {
+            let known = fields.contains(&key.value.as_str());
+            if !known {
+                let message = unknown_key(&key.value, fields);
+                let path = Path::Key(self.path, &key.value).to_string();
+                let (line, column) = (key.referenced.line(), key.referenced.column());
+                self.mistakes.borrow_mut().push(Mistake {
+                    path,
+                    line,
+                    column,
+                    message,
+                });
+            }
+            known
+        };
+        let entries = entries.iter().filter(known).collect::<Vec<_>>();
+        visitor
+            .visit_map(Entries {
+                cursor: self,
+                entries: entries.into_iter(),
+                value: None,
+            })
+            .map_err(|e| self.placed(e))
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char bytes byte_buf unit unit_struct seq tuple tuple_struct
+        map identifier ignored_any
+    }
+}
+
+fn unknown_key(key: &str, fields: &[&str]) -> String {
+    let nearest = fields
+        .iter()
+        .map(|field| (strsim::damerau_levenshtein(key, field), field))
+        .filter(|(distance, _)| *distance <= 1 + key.len() / 4)
+        .min();
+    match nearest {
+        Some((_, field)) => format!("unknown key \"{key}\"; did you mean \"{field}\"?"),
+        None => format!("unknown key \"{key}\"; known here: {}", fields.join(", ")),
+    }
+}
+
+struct Items<'a> {
+    cursor: Cursor<'a>,
+    items: std::iter::Enumerate<std::slice::Iter<'a, Node>>,
+}
+
+impl<'de> SeqAccess<'de> for Items<'_> {
+    type Error = Error;
+
+    fn next_element_seed<S: DeserializeSeed<'de>>(
+        &mut self,
+        seed: S,
+    ) -> Result<Option<S::Value>, Error> {
+        let Some((index, node)) = self.items.next() else {
+            return Ok(None);
+        };
+        let path = Path::Index(self.cursor.path, index);
+        seed.deserialize(Cursor {
+            node,
+            path: &path,
+            mistakes: self.cursor.mistakes,
+        })
+        .map(Some)
+    }
+}
+
+struct Entries<'a> {
+    cursor: Cursor<'a>,
+    entries: std::vec::IntoIter<&'a (Spanned<String>, Node)>,
+    value: Option<&'a (Spanned<String>, Node)>,
+}
+
+impl<'a> Entries<'a> {
+    fn all(cursor: Cursor<'a>, entries: &'a [(Spanned<String>, Node)]) -> Entries<'a> {
+        Entries {
+            cursor,
+            entries: entries.iter().collect::<Vec<_>>().into_iter(),
+            value: None,
+        }
+    }
+}
+
+impl<'de> MapAccess<'de> for Entries<'_> {
+    type Error = Error;
+
+    fn next_key_seed<S: DeserializeSeed<'de>>(
+        &mut self,
+        seed: S,
+    ) -> Result<Option<S::Value>, Error> {
+        self.value = self.entries.next();
+        let Some((key, _)) = self.value else {
+            return Ok(None);
+        };
+        seed.deserialize(StrDeserializer::new(&key.value)).map(Some)
+    }
+
+    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, Error> {
+        let (key, node) = self
+            .value
+            .ok_or_else(|| de::Error::custom("a value was read before its key"))?;
+        let path = Path::Key(self.cursor.path, &key.value);
+        seed.deserialize(Cursor {
+            node,
+            path: &path,
+            mistakes: self.cursor.mistakes,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    struct File {
+        count: At<u32>,
+        name: Option<At<String>>,
+        #[serde(default)]
+        routes: Vec<At<Route>>,
+        #[serde(default)]
+        named: BTreeMap<String, At<Route>>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    struct Route {
+        path: At<String>,
+        port: Option<At<u16>>,
+    }
+
+    fn mistakes(text: &str) -> Vec<String> {
+        parse::<File>(text)
+            .unwrap_err()
+            .iter()
+            .map(Mistake::to_string)
+            .collect()
+    }
+
+    #[test]
+    fn a_file_without_mistakes_is_read_with_places() {
+        let file: File =
+            parse("count: 3\nname: 12\nroutes:\n  - path: /a\n    port: 80\n").unwrap();
+        assert_eq!(
+            (file.count.value, file.count.line, file.count.column),
+            (Some(3), 1, 8)
+        );
+        assert_eq!(file.name.unwrap().value.unwrap(), "12");
+        let route = file.routes[0].value.as_ref().unwrap();
+        assert_eq!(route.path.value.as_deref(), Some("/a"));
+        assert_eq!(route.port.as_ref().unwrap().line, 5);
+        assert!(file.named.is_empty());
+    }
+
+    #[test]
+    fn every_mistake_is_told_in_one_run() {
+        let text = "count: many\nnmae: x\nroutes:\n  - path: /a\n    port: 70000\n  - prot: 1\nnamed:\n  b: {port: x, path: /}\n";
+        let said = mistakes(text);
+        assert_eq!(said.len(), 6, "{said:#?}");
+        assert!(
+            said[0].starts_with("line 1, column 8: count: invalid type: string \"many\""),
+            "{said:#?}"
+        );
+        assert_eq!(
+            said[1],
+            "line 2, column 1: nmae: unknown key \"nmae\"; did you mean \"name\"?"
+        );
+        assert!(
+            said[2]
+                .starts_with("line 5, column 11: routes[0].port: invalid value: integer `70000`"),
+            "{said:#?}"
+        );
+        assert!(
+            said[3].contains("routes[1]") && said[4].contains("routes[1]"),
+            "{said:#?}"
+        );
+        assert!(
+            said[3..5]
+                .iter()
+                .any(|line| line.ends_with("\"path\" is missing: add it")),
+            "{said:#?}"
+        );
+        assert!(
+            said[5].starts_with("line 8, column 13: named.b.port: invalid type"),
+            "{said:#?}"
+        );
+    }
+
+    #[test]
+    fn broken_yaml_and_a_repeated_key_are_told_with_their_place() {
+        assert!(
+            mistakes("count: [\n")[0].starts_with("line "),
+            "{:?}",
+            mistakes("count: [\n")
+        );
+        let said = mistakes("count: 1\ncount: 2\n");
+        assert!(said[0].starts_with("line 2, "), "{said:?}");
+    }
+
+    #[test]
+    fn ten_thousand_routes_are_read_in_seconds_even_unoptimised() {
+        let mut text = "count: 1\nroutes:\n".to_owned();
+        for index in 0..10_000 {
+            text.push_str(&format!("  - {{path: /{index}, port: 80}}\n"));
+        }
+        assert_eq!(parse::<File>(&text).unwrap().routes.len(), 10_000);
+    }
+}
