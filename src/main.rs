@@ -1,16 +1,18 @@
 //! From the command line to a command; exit codes: 0 done, 1 failed, 2 a bad command line.
 
-use std::num::NonZeroUsize;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use weir::config::file::{self, Config};
-use weir::http1::head::HeadLimits;
-use weir::proxy::lane::{self, Settings};
+use weir::config::{self, Config, check};
+use weir::proxy::lane;
 
 /// A reverse proxy in front of one upstream.
 #[derive(Parser)]
@@ -23,75 +25,94 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Proxy as the file says.
-    Run {
-        /// The configuration file.
-        #[arg(short, long, value_name = "FILE")]
-        config: PathBuf,
-        /// Threads that serve requests [default: one a core].
-        #[arg(long)]
-        lanes: Option<NonZeroUsize>,
-    },
-    /// Say what is wrong with a file; exit 1 if anything is.
-    Check {
-        /// The configuration file.
-        #[arg(short, long, value_name = "FILE")]
-        config: PathBuf,
-    },
+    Run(File),
+    /// Say every mistake in a file with its line and column; exit 1 if there is one.
+    Check(File),
+    /// Print the JSON Schema of the file, for editors.
+    Schema,
 }
 
-fn main() -> anyhow::Result<()> {
-    match Arguments::parse().command {
-        Command::Run { config, lanes } => run(&load(&config)?, lanes),
-        Command::Check { config } => load(&config).map(drop),
+#[derive(clap::Args)]
+struct File {
+    /// The configuration file.
+    #[arg(short, long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Command::Run(file) => load(&file.config).and_then(run),
+        Command::Check(file) => load(&file.config).map(drop),
+        Command::Schema => print_schema(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 
-fn load(path: &PathBuf) -> anyhow::Result<Config> {
+fn load(path: &Path) -> anyhow::Result<Config> {
     let text =
         std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    file::parse(&text).with_context(|| path.display().to_string())
+    check::parse(&text, &|name| std::env::var(name).ok()).map_err(|mistakes| {
+        let mut said = format!("{} mistakes in {}", mistakes.len(), path.display());
+        for mistake in &mistakes {
+            let _ = write!(said, "\n  {mistake}");
+        }
+        anyhow!(said)
+    })
 }
 
-fn run(config: &Config, lanes: Option<NonZeroUsize>) -> anyhow::Result<()> {
-    let lanes = lanes
-        .or(std::thread::available_parallelism().ok())
-        .map_or(1, NonZeroUsize::get);
-    let settings = Settings {
-        upstream: config.upstream,
-        limits: HeadLimits::default(),
-        header_read: Duration::from_secs(10),
-        keep_alive: Duration::from_secs(60),
-        connect_timeout: Duration::from_secs(1),
-        timeout: Duration::from_secs(15),
-        max_idle: 1024,
-        drain: Duration::from_secs(25),
-    };
+fn print_schema() -> anyhow::Result<()> {
+    let schema = serde_json::to_string_pretty(&config::schema())?;
+    writeln!(std::io::stdout(), "{schema}").context("cannot write the schema")
+}
+
+fn run(config: Config) -> anyhow::Result<()> {
+    let lanes = config
+        .lanes
+        .or(thread::available_parallelism().ok())
+        .map_or(1, usize::from);
+    let config = Arc::new(config);
     let (drain, draining) = watch::channel(false);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     // Listening to the signal begins before the line that says weir is up, so that none is missed.
     let terminate = runtime.block_on(async { signal(SignalKind::terminate()) })?;
-    // All lanes share the port that the first one was given, which matters when the file asks for port 0.
-    let first = lane::listen(config.listen)
-        .with_context(|| format!("cannot listen on {}", config.listen))?;
-    let address = first.local_addr()?;
-    let mut threads = vec![lane::spawn(first, settings.clone(), draining.clone())?];
-    for _ in 1..lanes {
-        threads.push(lane::spawn(
-            lane::listen(address)?,
-            settings.clone(),
-            draining.clone(),
-        )?);
+    let mut addresses = config
+        .listeners
+        .iter()
+        .map(|listener| listener.address)
+        .collect::<Vec<_>>();
+    let mut threads = Vec::new();
+    for _ in 0..lanes {
+        let mut sockets = Vec::new();
+        for address in &mut addresses {
+            let socket =
+                lane::listen(*address).with_context(|| format!("cannot listen on {address}"))?;
+            // All lanes share the port that the first one was given, which matters when the file asks for port 0.
+            *address = socket.local_addr()?;
+            sockets.push(socket);
+        }
+        threads.push(lane::spawn(sockets, config.clone(), draining.clone())?);
     }
-    eprintln!(
-        "weir listens on {address} with {lanes} lanes, upstream {}",
-        config.upstream
-    );
+    let addresses = addresses
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", ");
+    eprintln!("weir listens on {addresses} with {lanes} lanes");
     runtime.block_on(stopped(terminate))?;
     drain.send_replace(true);
     for thread in threads {
-        thread.join().map_err(|_| anyhow!("a lane panicked"))??;
+        match thread.join() {
+            Ok(ended) => ended?,
+            Err(_) => bail!("a lane panicked"),
+        }
     }
     Ok(())
 }

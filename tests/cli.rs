@@ -42,7 +42,7 @@ fn run_proxies_to_the_upstream_of_the_file() {
             .unwrap();
     });
     let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
-        .args(["run", "--lanes", "2", "-c"])
+        .args(["run", "-c"])
         .arg(config.path())
         .stderr(Stdio::piped())
         .spawn()

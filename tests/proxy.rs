@@ -7,12 +7,13 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use weir::http1::head::HeadLimits;
-use weir::proxy::lane::{self, Settings};
+use tokio::sync::watch;
+use weir::config::check;
+use weir::proxy::lane;
 
 /// Answers the n-th connection with the n-th reply once it has read a head that ends in `until`; sends on what it read.
 fn upstream(
@@ -33,9 +34,8 @@ fn upstream(
                     Ok(n) => bytes.extend_from_slice(&piece[..n]),
                 }
             }
-            sender
-                .send(String::from_utf8_lossy(&bytes).into_owned())
-                .unwrap();
+            // A test that does not look has let go of its end.
+            let _ = sender.send(String::from_utf8_lossy(&bytes).into_owned());
             stream.write_all(reply.as_bytes()).unwrap();
         }
     });
@@ -43,20 +43,18 @@ fn upstream(
 }
 
 fn weir(upstream: SocketAddr) -> SocketAddr {
-    let listener = lane::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    configured(&format!(
+        "listeners: [{{address: '127.0.0.1:0', timeouts: {{header_read: 500ms, keep_alive: 5s}}, limits: {{max_body: 1KiB}}}}]\n\
+         upstreams: {{app: {{endpoints: ['http://{upstream}'], timeout: 500ms}}}}\n"
+    ))
+}
+
+fn configured(file: &str) -> SocketAddr {
+    let config = check::parse(file, &|_| None).unwrap();
+    let listener = lane::listen(config.listeners[0].address).unwrap();
     let address = listener.local_addr().unwrap();
-    let settings = Settings {
-        upstream,
-        limits: HeadLimits::default(),
-        header_read: Duration::from_millis(500),
-        keep_alive: Duration::from_secs(5),
-        connect_timeout: Duration::from_secs(1),
-        timeout: Duration::from_millis(500),
-        max_idle: 8,
-        drain: Duration::from_secs(5),
-    };
-    let (never, draining) = tokio::sync::watch::channel(false);
-    lane::spawn(listener, settings, draining).unwrap();
+    let (never, draining) = watch::channel(false);
+    lane::spawn(vec![listener], Arc::new(config), draining).unwrap();
     // The lane lives as long as the test: its drain is never told.
     std::mem::forget(never);
     address
@@ -166,6 +164,10 @@ fn bad_input_gets_a_problem_and_nothing_is_forwarded() {
         ("GET /a%2fb HTTP/1.1\r\nHost: x\r\n\r\n", 400),
         ("CONNECT x:443 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
         ("GET / HTTP/1.1\r\nHost: x\r\nExpect: x\r\n\r\n", 417),
+        (
+            "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1025\r\n\r\n",
+            413,
+        ),
         ("GET / HTTP/1.1\r\nHo", 408),
     ] {
         let reply = ask(address, request);
@@ -208,4 +210,44 @@ fn a_response_that_comes_before_the_body_is_whole_is_passed_on() {
     );
     assert!(reply.starts_with("HTTP/1.1 413 Too Large\r\n"), "{reply}");
     assert!(reply.ends_with("Connection: close\r\n\r\nno"), "{reply}");
+}
+
+#[test]
+fn a_request_goes_to_the_upstream_of_its_route_whatever_the_spelling_of_its_path() {
+    let admin = || {
+        upstream(
+            vec!["HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nadmin"; 4],
+            "\r\n\r\n",
+        )
+        .0
+    };
+    let open = || {
+        upstream(
+            vec!["HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nopen"; 4],
+            "\r\n\r\n",
+        )
+        .0
+    };
+    let address = configured(&format!(
+        "listen: 127.0.0.1:0\nupstreams: {{admin: {{endpoints: ['http://{}']}}, open: {{endpoints: ['http://{}']}}}}\n\
+         routes:\n  - {{match: {{path: /admin/*}}, upstream: admin}}\n  - {{match: {{host: x, path: /*}}, upstream: open}}\n",
+        admin(),
+        open()
+    ));
+    let get = |host: &str, path: &str| {
+        ask(
+            address,
+            &format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"),
+        )
+    };
+    for path in [
+        "/admin/a",
+        "//admin/a",
+        "/open/../admin/a",
+        "/%61dmin/%2e/a",
+    ] {
+        assert!(get("x", path).ends_with("\r\nadmin"), "{path}");
+    }
+    assert!(get("x:80", "/other").ends_with("\r\nopen"));
+    assert!(get("y", "/other").starts_with("HTTP/1.1 404 "));
 }

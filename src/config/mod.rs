@@ -1,4 +1,70 @@
-//! The configuration file: from YAML to checked values.
+//! The configuration: from YAML ([`raw`]) to checked values ([`check::parse`]) with every mistake told at once. Past
+//! [`Config`] nothing is checked again.
 
-pub mod file;
+pub mod check;
+pub mod matches;
+pub mod raw;
+pub mod units;
 pub mod yaml;
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use crate::http1::head::HeadLimits;
+use matches::Match;
+
+/// A checked configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// At least one.
+    pub listeners: Vec<Listener>,
+    /// At least one; routes name them by index.
+    pub upstreams: Vec<Upstream>,
+    /// The first match wins.
+    pub routes: Vec<Route>,
+    /// Threads that serve requests; `None`: one a core.
+    pub lanes: Option<NonZeroUsize>,
+    /// For requests in flight to end once the process drains.
+    pub drain: Duration,
+}
+
+/// Where clients connect, and what they may send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listener {
+    pub name: String,
+    pub address: SocketAddr,
+    pub head_limits: HeadLimits,
+    /// A request body's size in bytes.
+    pub max_body: u64,
+    /// For a head to be whole once its first byte is here.
+    pub header_read: Duration,
+    /// For a connection without a request.
+    pub keep_alive: Duration,
+}
+
+/// Where requests go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upstream {
+    pub name: String,
+    /// `HOST:PORT`.
+    pub endpoint: String,
+    pub connect_timeout: Duration,
+    /// From the request to the end of the response's head, and for each stall in a body.
+    pub timeout: Duration,
+}
+
+/// Which requests go to which upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    pub matches: Match,
+    /// An index into [`Config::upstreams`].
+    pub upstream: usize,
+    /// In place of the upstream's.
+    pub timeout: Option<Duration>,
+}
+
+/// The JSON Schema of the file, for editors.
+pub fn schema() -> serde_json::Value {
+    schemars::schema_for!(raw::File).to_value()
+}

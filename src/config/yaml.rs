@@ -4,10 +4,12 @@
 //! The text becomes a tree of [`Node`]s with places; a serde deserializer over it notes what is wrong and goes on. A
 //! field wrapped in [`At`] never fails: its mistake is noted and its value left out.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::fmt;
 use std::marker::PhantomData;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::value::{StrDeserializer, U64Deserializer};
 use serde::de::{
     self, Deserialize, DeserializeOwned, DeserializeSeed, Deserializer, IntoDeserializer,
@@ -46,9 +48,33 @@ pub struct At<T> {
     pub column: u64,
 }
 
+impl<T: JsonSchema> JsonSchema for At<T> {
+    fn inline_schema() -> bool {
+        T::inline_schema()
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        T::schema_name()
+    }
+
+    fn schema_id() -> Cow<'static, str> {
+        T::schema_id()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        T::json_schema(generator)
+    }
+}
+
+/// An environment variable's value.
+pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
+
 /// Reads `text` as a `T`, or says every mistake in it. A `T` is given only when there is none.
-pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T, Vec<Mistake>> {
-    let node: Node = serde_saphyr::from_str(text).map_err(|error| {
+///
+/// In values, `${NAME}` and `${NAME:-default}` become what `lookup` gives and `${file:/path}` becomes that file's text
+/// without its last line end; what comes in so is never read as YAML, and no message shows it.
+pub fn parse<T: DeserializeOwned>(text: &str, lookup: Lookup<'_>) -> Result<T, Vec<Mistake>> {
+    let mut node: Node = serde_saphyr::from_str(text).map_err(|error| {
         let (line, column) = error
             .location()
             .map_or((0, 0), |at| (at.line(), at.column()));
@@ -60,6 +86,7 @@ pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T, Vec<Mistake>> {
         }]
     })?;
     let mistakes = RefCell::new(Vec::new());
+    expand(&mut node, &Path::Root, lookup, &mistakes);
     let cursor = Cursor {
         node: &node,
         path: &Path::Root,
@@ -98,6 +125,11 @@ enum Value {
     Signed(i64),
     Float(f64),
     Text(String),
+    /// A text with what `${…}` stood for; its mistakes are told without it, since it may be a secret.
+    Expanded {
+        value: String,
+        written: String,
+    },
     List(Vec<Node>),
     Map(Vec<(Spanned<String>, Node)>),
 }
@@ -171,6 +203,81 @@ impl<'de> Visitor<'de> for ValueVisitor {
         }
         Ok(Value::Map(entries))
     }
+}
+
+fn expand(node: &mut Node, path: &Path<'_>, lookup: Lookup<'_>, mistakes: &RefCell<Vec<Mistake>>) {
+    match &mut node.value {
+        Value::Text(text) if text.contains("${") => match expanded(text, lookup) {
+            Ok(value) => {
+                node.value = Value::Expanded {
+                    value,
+                    written: std::mem::take(text),
+                }
+            }
+            Err(message) => {
+                let (line, column) = (node.line, node.column);
+                mistakes.borrow_mut().push(Mistake {
+                    path: path.to_string(),
+                    line,
+                    column,
+                    message,
+                });
+            }
+        },
+        Value::List(items) => {
+            for (index, item) in items.iter_mut().enumerate() {
+                expand(item, &Path::Index(path, index), lookup, mistakes);
+            }
+        }
+        Value::Map(entries) => {
+            for (key, item) in entries {
+                expand(item, &Path::Key(path, &key.value), lookup, mistakes);
+            }
+        }
+        Value::Text(_)
+        | Value::Expanded { .. }
+        | Value::Null
+        | Value::Bool(_)
+        | Value::Unsigned(_)
+        | Value::Signed(_)
+        | Value::Float(_) => {}
+    }
+}
+
+fn expanded(text: &str, lookup: Lookup<'_>) -> Result<String, String> {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some((before, behind)) = rest.split_once("${") {
+        let Some((name, after)) = behind.split_once('}') else {
+            return Err("\"${\" has no \"}\": close it".to_owned());
+        };
+        out.push_str(before);
+        if let Some(path) = name.strip_prefix("file:") {
+            let read = std::fs::read_to_string(path)
+                .map_err(|error| format!("cannot read {path}: {error}"))?;
+            out.push_str(
+                read.strip_suffix('\n')
+                    .map_or(&*read, |line| line.strip_suffix('\r').unwrap_or(line)),
+            );
+        } else {
+            let (name, default) = match name.split_once(":-") {
+                Some((name, default)) => (name, Some(default)),
+                None => (name, None),
+            };
+            match (lookup(name).filter(|value| !value.is_empty()), default) {
+                (Some(value), _) => out.push_str(&value),
+                (None, Some(default)) => out.push_str(default),
+                (None, None) => {
+                    return Err(format!(
+                        "{name} is not set: set it, or give a default as ${{{name}:-default}}"
+                    ));
+                }
+            }
+        }
+        rest = after;
+    }
+    out.push_str(rest);
+    Ok(out)
 }
 
 enum Path<'a> {
@@ -312,6 +419,29 @@ impl<'de> SeqAccess<'de> for AtParts<'_> {
     }
 }
 
+/// Where a number or a boolean is asked for, an expanded text that is one is read as one.
+macro_rules! expanded_number {
+    ($($method:ident)*) => {$(
+        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+            let Value::Expanded { value, .. } = &self.node.value else {
+                return self.deserialize_any(visitor);
+            };
+            if let Ok(number) = value.parse() {
+                visitor.visit_u64(number)
+            } else if let Ok(number) = value.parse() {
+                visitor.visit_i64(number)
+            } else if let Ok(number) = value.parse() {
+                visitor.visit_f64(number)
+            } else if let Ok(truth) = value.parse() {
+                visitor.visit_bool(truth)
+            } else {
+                return self.deserialize_any(visitor);
+            }
+            .map_err(|error| self.placed(error))
+        }
+    )*};
+}
+
 impl<'de> Deserializer<'de> for Cursor<'_> {
     type Error = Error;
 
@@ -323,6 +453,9 @@ impl<'de> Deserializer<'de> for Cursor<'_> {
             Value::Signed(value) => visitor.visit_i64(*value),
             Value::Float(value) => visitor.visit_f64(*value),
             Value::Text(value) => visitor.visit_str(value),
+            Value::Expanded { value, written } => visitor
+                .visit_str(value)
+                .map_err(|error: Error| hide(error, value, written)),
             Value::List(items) => self.list(items, visitor),
             Value::Map(entries) => visitor.visit_map(Entries::all(self, entries)),
         }
@@ -341,6 +474,10 @@ impl<'de> Deserializer<'de> for Cursor<'_> {
 
     fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         self.deserialize_str(visitor)
+    }
+
+    expanded_number! {
+        deserialize_u16 deserialize_u32 deserialize_u64 deserialize_i32 deserialize_i64 deserialize_f64 deserialize_bool
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
@@ -372,6 +509,9 @@ impl<'de> Deserializer<'de> for Cursor<'_> {
     ) -> Result<V::Value, Error> {
         match &self.node.value {
             Value::Text(text) => visitor.visit_enum(text.as_str().into_deserializer()),
+            Value::Expanded { value, written } => visitor
+                .visit_enum(value.as_str().into_deserializer())
+                .map_err(|error: Error| hide(error, value, written)),
             _ => Err(de::Error::custom("expected one of the named values")),
         }
         .map_err(|error: Error| self.placed(error))
@@ -412,20 +552,33 @@ impl<'de> Deserializer<'de> for Cursor<'_> {
     }
 
     serde::forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char bytes byte_buf unit unit_struct seq tuple tuple_struct
+        i8 i16 i128 u8 u128 f32 char bytes byte_buf unit unit_struct seq tuple tuple_struct
         map identifier ignored_any
     }
 }
 
+/// The error without the expanded text.
+fn hide(error: Error, value: &str, written: &str) -> Error {
+    Error {
+        message: error.message.replace(value, written),
+        place: error.place,
+    }
+}
+
 fn unknown_key(key: &str, fields: &[&str]) -> String {
-    let nearest = fields
+    format!("unknown key \"{key}\"; {}", did_you_mean(key, fields))
+}
+
+/// `did you mean "…"?` when one of `known` is near, else all of them.
+pub fn did_you_mean(word: &str, known: &[&str]) -> String {
+    let nearest = known
         .iter()
-        .map(|field| (strsim::damerau_levenshtein(key, field), field))
-        .filter(|(distance, _)| *distance <= 1 + key.len() / 4)
+        .map(|other| (strsim::damerau_levenshtein(word, other), other))
+        .filter(|(distance, _)| *distance <= 1 + word.len() / 4)
         .min();
     match nearest {
-        Some((_, field)) => format!("unknown key \"{key}\"; did you mean \"{field}\"?"),
-        None => format!("unknown key \"{key}\"; known here: {}", fields.join(", ")),
+        Some((_, other)) => format!("did you mean \"{other}\"?"),
+        None => format!("known here: {}", known.join(", ")),
     }
 }
 
@@ -522,7 +675,7 @@ mod tests {
     }
 
     fn mistakes(text: &str) -> Vec<String> {
-        parse::<File>(text)
+        parse::<File>(text, &|_| None)
             .unwrap_err()
             .iter()
             .map(Mistake::to_string)
@@ -531,8 +684,11 @@ mod tests {
 
     #[test]
     fn a_file_without_mistakes_is_read_with_places() {
-        let file: File =
-            parse("count: 3\nname: 12\nroutes:\n  - path: /a\n    port: 80\n").unwrap();
+        let file: File = parse(
+            "count: 3\nname: 12\nroutes:\n  - path: /a\n    port: 80\n",
+            &|_| None,
+        )
+        .unwrap();
         assert_eq!(
             (file.count.value, file.count.line, file.count.column),
             (Some(3), 1, 8)
@@ -590,11 +746,54 @@ mod tests {
     }
 
     #[test]
+    fn values_come_from_the_environment_and_are_never_shown() {
+        let lookup = |name: &str| (name == "NAME").then(|| "s3cret".to_owned());
+        let read = |text: &str| {
+            let file = parse::<File>(text, &lookup)
+                .map(|file| file.name.and_then(|at| at.value).unwrap_or_default());
+            file.map_err(|mistakes| {
+                mistakes
+                    .iter()
+                    .map(Mistake::to_string)
+                    .collect::<Vec<_>>()
+                    .join("; ")
+            })
+        };
+        assert_eq!(
+            read("count: 1\nname: a${NAME}b\n"),
+            Ok("as3cretb".to_owned())
+        );
+        assert_eq!(read("count: 1\nname: ${NONE:-x}\n"), Ok("x".to_owned()));
+        let missing = read("count: 1\nname: ${NONE}\n").unwrap_err();
+        assert_eq!(
+            missing,
+            "line 2, column 7: name: NONE is not set: set it, or give a default as ${NONE:-default}"
+        );
+        let wrong = read("count: ${NAME}\n").unwrap_err();
+        assert!(
+            wrong.contains("${NAME}") && !wrong.contains("s3cret"),
+            "{wrong}"
+        );
+        assert!(
+            read("count: 1\nname: ${file:/nowhere}\n")
+                .unwrap_err()
+                .contains("cannot read /nowhere")
+        );
+        let secret = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(secret.path(), "word\n").unwrap();
+        let text = format!("count: 1\nname: ${{file:{}}}\n", secret.path().display());
+        assert_eq!(read(&text), Ok("word".to_owned()));
+    }
+
+    #[test]
     fn ten_thousand_routes_are_read_in_seconds_even_unoptimised() {
         let mut text = "count: 1\nroutes:\n".to_owned();
         for index in 0..10_000 {
             text.push_str(&format!("  - {{path: /{index}, port: 80}}\n"));
         }
-        assert_eq!(parse::<File>(&text).unwrap().routes.len(), 10_000);
+        assert_eq!(
+            parse::<File>(&text, &|_| None).unwrap().routes.len(),
+            10_000
+        );
     }
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -11,8 +12,9 @@ use tokio::time::timeout;
 use super::handle::{Failure, Next, read_some};
 use super::lane::Lane;
 use super::reply::Rejection;
+use crate::config::Route;
 use crate::http1::body::{BodyReader, Piece};
-use crate::http1::head::{BodyLength, RequestHead};
+use crate::http1::head::{BodyLength, HeadLimits, RequestHead};
 use crate::http1::hygiene::is_hop_by_hop;
 use crate::http1::response::{ResponseBody, ResponseHead, parse_response};
 
@@ -21,18 +23,36 @@ const MAX_INTERIM: usize = 16;
 
 type Fields = [(std::ops::Range<usize>, std::ops::Range<usize>)];
 
+/// Where a checked request goes, and within what bounds.
+pub(super) struct Outbound<'a> {
+    pub route: &'a Route,
+    /// The normalised path and the query as sent.
+    pub target: Vec<u8>,
+    pub max_body: u64,
+    pub peer: SocketAddr,
+}
+
 /// Sends the request whose head stands at the front of `buffer` and streams the response back. On return `buffer` holds
 /// what the client sent behind the request.
 pub(super) async fn send(
     lane: &Lane,
+    outbound: Outbound<'_>,
     client: &mut TcpStream,
-    peer: SocketAddr,
     buffer: &mut Vec<u8>,
     head: &RequestHead,
-    target: &[u8],
 ) -> Result<Next, Failure> {
+    let Outbound {
+        route,
+        target,
+        max_body,
+        peer,
+    } = outbound;
+    let pool = &lane.pools[route.upstream];
+    let within = route
+        .timeout
+        .unwrap_or(lane.config.upstreams[route.upstream].timeout);
     let expects = expects_continue(buffer, head)?;
-    let out = request_head(buffer, head, peer, target);
+    let out = request_head(buffer, head, peer, &target);
     let to_head = &buffer[head.method.clone()] == b"HEAD";
     let is_safe = [&b"GET"[..], b"HEAD", b"OPTIONS"].contains(&&buffer[head.method.clone()]);
     let can_repeat = is_safe && head.body == BodyLength::None;
@@ -44,66 +64,54 @@ pub(super) async fn send(
     let old_client = head.minor_version == 0;
     buffer.drain(..head.len);
 
-    let mut connected = lane
-        .pool
-        .take()
-        .await
-        .map_err(|_| Rejection::ConnectFailed)?;
+    let mut connected = pool.take().await.map_err(|_| Rejection::ConnectFailed)?;
     if expects && buffer.is_empty() {
         client
             .write_all(b"HTTP/1.1 100 Continue\r\n\r\n")
             .await
             .map_err(|_| Failure::Abort)?;
     }
-    let mut answer = Vec::new();
-    let sent = exchange(
-        lane,
-        client,
-        buffer,
-        &connected.stream,
-        &out,
-        head.body,
+    let request = Request {
+        head: out,
+        body: head.body,
         to_head,
-        &mut answer,
-    )
-    .await;
-    let answered = match sent {
+        max_body,
+        within,
+    };
+    let mut answer = Vec::new();
+    let answered = match exchange(&request, client, buffer, &connected.stream, &mut answer).await {
         // The upstream may have closed the idle connection just as the request came; it is sent again only where that
         // can do no harm, since the upstream may have seen it.
-        Err(Failure::Reply(Rejection::UpstreamBroken))
-            if connected.reused && can_repeat && answer.is_empty() =>
-        {
-            connected = lane
-                .pool
-                .connect()
-                .await
-                .map_err(|_| Rejection::ConnectFailed)?;
-            exchange(
-                lane,
-                client,
-                buffer,
-                &connected.stream,
-                &out,
-                head.body,
-                to_head,
-                &mut answer,
-            )
-            .await?
+        Err(Rejection::UpstreamBroken) if connected.reused && can_repeat && answer.is_empty() => {
+            connected = pool.connect().await.map_err(|_| Rejection::ConnectFailed)?;
+            exchange(&request, client, buffer, &connected.stream, &mut answer).await?
         }
         done => done?,
     };
     // What is left of a body cut off by an early response cannot be told from a next request.
     let next = if answered.uploaded { next } else { Next::Close };
-    stream_back(
-        lane,
-        client,
-        connected.stream,
-        answer,
-        answered,
-        old_client,
-        next,
+    let upstream = &connected.stream;
+    let (next, reusable) = stream_back(
+        &answered, answer, upstream, client, within, old_client, next,
     )
-    .await
+    .await?;
+    if reusable {
+        pool.give_back(connected.stream);
+    }
+    Ok(next)
+}
+
+/// A checked request as it goes out.
+struct Request {
+    /// The head, ready for the wire.
+    head: Vec<u8>,
+    /// How the client frames the body, and so does weir.
+    body: BodyLength,
+    /// Whether the method is HEAD.
+    to_head: bool,
+    max_body: u64,
+    /// From the request to the end of the response's head, and for each stall in a body.
+    within: Duration,
 }
 
 /// A response's head, and whether the whole request was sent before it came.
@@ -112,28 +120,21 @@ struct Answered {
     uploaded: bool,
 }
 
-/// Uploads the request while it waits for the response's head, at most `timeout` in all. A response that comes early
-/// ends the upload.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the two connections, their buffers and the request's shape"
-)]
+/// Uploads the request while it waits for the response's head, which comes to stand at the front of `answer`. A response
+/// that comes early ends the upload.
 async fn exchange(
-    lane: &Lane,
+    request: &Request,
     client: &TcpStream,
     buffer: &mut Vec<u8>,
     upstream: &TcpStream,
-    out: &[u8],
-    body: BodyLength,
-    to_head: bool,
     answer: &mut Vec<u8>,
-) -> Result<Answered, Failure> {
+) -> Result<Answered, Rejection> {
     let both = async {
-        let mut response = pin!(read_response(lane, upstream, to_head, answer));
+        let mut response = pin!(read_response(upstream, request.to_head, answer));
         tokio::select! {
             biased;
             head = &mut response => head.map(|head| Answered { head, uploaded: false }),
-            sent = upload(client, buffer, upstream, out, body) => match sent {
+            sent = upload(request, client, buffer, upstream) => match sent {
                 Ok(()) => response.await.map(|head| Answered { head, uploaded: true }),
                 // The upstream may have answered before it stopped reading: its answer is worth more than a 502.
                 Err(Rejection::UpstreamBroken) => response.await.map(|head| Answered { head, uploaded: false }),
@@ -141,31 +142,38 @@ async fn exchange(
             },
         }
     };
-    Ok(timeout(lane.settings.timeout, both)
+    timeout(request.within, both)
         .await
-        .unwrap_or(Err(Rejection::UpstreamTimeout))?)
+        .unwrap_or(Err(Rejection::UpstreamTimeout))
 }
 
 async fn upload(
+    request: &Request,
     client: &TcpStream,
     buffer: &mut Vec<u8>,
     upstream: &TcpStream,
-    out: &[u8],
-    body: BodyLength,
 ) -> Result<(), Rejection> {
     let put = async |bytes: &[u8]| {
         write_all(upstream, bytes)
             .await
             .map_err(|_| Rejection::UpstreamBroken)
     };
-    put(out).await?;
-    let mut reader = BodyReader::new(body);
+    put(&request.head).await?;
+    let mut reader = BodyReader::new(request.body);
+    let mut left = request.max_body;
     let mut chunk = Vec::new();
     while !reader.is_done() {
         chunk.clear();
         let consumed = match reader.next(buffer).map_err(|_| Rejection::BadBody)? {
             Piece::Data { data, consumed } => {
-                put_piece(&mut chunk, &buffer[data], body == BodyLength::Chunked);
+                left = left
+                    .checked_sub(data.len() as u64)
+                    .ok_or(Rejection::BodyTooLarge)?;
+                put_piece(
+                    &mut chunk,
+                    &buffer[data],
+                    request.body == BodyLength::Chunked,
+                );
                 consumed
             }
             Piece::NeedMore { consumed } | Piece::End { consumed } => consumed,
@@ -179,21 +187,20 @@ async fn upload(
             return Err(Rejection::BadBody);
         }
     }
-    if body == BodyLength::Chunked {
+    if request.body == BodyLength::Chunked {
         put(b"0\r\n\r\n").await?;
     }
     Ok(())
 }
 
 async fn read_response(
-    lane: &Lane,
     upstream: &TcpStream,
     to_head: bool,
     answer: &mut Vec<u8>,
 ) -> Result<ResponseHead, Rejection> {
     for _ in 0..=MAX_INTERIM {
         let head = loop {
-            let parsed = parse_response(answer, to_head, lane.settings.limits);
+            let parsed = parse_response(answer, to_head, HeadLimits::default());
             if let Some(head) = parsed.map_err(|_| Rejection::UpstreamBroken)? {
                 break head;
             }
@@ -223,16 +230,18 @@ async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// Streams the response whose head stands at the front of `answer`; says what becomes of the client's connection, and
+/// whether the upstream's can serve another request.
 async fn stream_back(
-    lane: &Lane,
-    client: &mut TcpStream,
-    upstream: TcpStream,
+    answered: &Answered,
     mut answer: Vec<u8>,
-    answered: Answered,
+    upstream: &TcpStream,
+    client: &mut TcpStream,
+    within: Duration,
     old_client: bool,
     next: Next,
-) -> Result<Next, Failure> {
-    let response = answered.head;
+) -> Result<(Next, bool), Failure> {
+    let response = &answered.head;
     let (mut reader, until_close) = match response.body {
         ResponseBody::Length(length) => (BodyReader::new(length), false),
         ResponseBody::UntilClose => (BodyReader::new(BodyLength::Fixed(u64::MAX)), true),
@@ -245,7 +254,7 @@ async fn stream_back(
         next
     };
     let chunked = chunked && !old_client;
-    let mut out = response_head(&answer, &response, chunked, next);
+    let mut out = response_head(&answer, response, chunked, next);
     answer.drain(..response.len);
     loop {
         let piece = reader.next(&answer).map_err(|_| Failure::Abort)?;
@@ -265,31 +274,35 @@ async fn stream_back(
         if done && chunked {
             out.extend_from_slice(b"0\r\n\r\n");
         }
-        write_within(lane, client, &out).await?;
+        write_within(client, within, &out).await?;
         out.clear();
         if done {
             break;
         }
-        match timeout(lane.settings.timeout, read_some(&upstream, &mut answer)).await {
+        match timeout(within, read_some(upstream, &mut answer)).await {
             Ok(Ok(1..)) => {}
             Ok(Ok(0)) if until_close => {
                 if chunked {
-                    write_within(lane, client, b"0\r\n\r\n").await?;
+                    write_within(client, within, b"0\r\n\r\n").await?;
                 }
-                return Ok(next);
+                return Ok((next, false));
             }
             // Cut short: only an abort tells the client, since the head is out.
             Ok(Ok(0) | Err(_)) | Err(_) => return Err(Failure::Abort),
         }
     }
-    if response.keep_alive && answered.uploaded && answer.is_empty() {
-        lane.pool.give_back(upstream);
-    }
-    Ok(next)
+    Ok((
+        next,
+        response.keep_alive && answered.uploaded && answer.is_empty(),
+    ))
 }
 
-async fn write_within(lane: &Lane, client: &mut TcpStream, bytes: &[u8]) -> Result<(), Failure> {
-    match timeout(lane.settings.timeout, client.write_all(bytes)).await {
+async fn write_within(
+    client: &mut TcpStream,
+    within: Duration,
+    bytes: &[u8],
+) -> Result<(), Failure> {
+    match timeout(within, client.write_all(bytes)).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) | Err(_) => Err(Failure::Abort),
     }

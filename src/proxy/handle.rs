@@ -3,16 +3,19 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Range;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::forward;
+use super::forward::{self, Outbound};
 use super::lane::Lane;
 use super::reply::Rejection;
-use crate::http1::head::{self, RequestHead};
+use crate::config::{Listener, Route};
+use crate::http1::head::{self, BodyLength, RequestHead};
 use crate::http1::path;
+use crate::policy::routes;
 
 /// Whether a client's connection can carry another request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,14 +38,14 @@ impl From<Rejection> for Failure {
 }
 
 /// Serves `client` until it closes, breaks, is refused or stays idle too long.
-pub async fn connection(lane: &Lane, mut client: TcpStream, peer: SocketAddr) {
+pub async fn connection(lane: &Lane, listener: &Listener, mut client: TcpStream, peer: SocketAddr) {
     if client.set_nodelay(true).is_err() {
         return;
     }
     let mut buffer = Vec::new();
     loop {
-        let served = match read_head(lane, &client, &mut buffer).await {
-            Ok(Some(head)) => one(lane, &mut client, peer, &mut buffer, &head).await,
+        let served = match read_head(lane, listener, &client, &mut buffer).await {
+            Ok(Some(head)) => one(lane, listener, &mut client, peer, &mut buffer, &head).await,
             Ok(None) => return,
             Err(rejection) => Err(rejection.into()),
         };
@@ -63,6 +66,7 @@ pub async fn connection(lane: &Lane, mut client: TcpStream, peer: SocketAddr) {
 
 async fn one(
     lane: &Lane,
+    listener: &Listener,
     client: &mut TcpStream,
     peer: SocketAddr,
     buffer: &mut Vec<u8>,
@@ -77,13 +81,59 @@ async fn one(
         return Err(Rejection::BadTarget.into());
     }
     let path = path::normalise(path).map_err(Rejection::BadPath)?;
+    if let BodyLength::Fixed(bytes) = head.body
+        && bytes > listener.max_body
+    {
+        return Err(Rejection::BodyTooLarge.into());
+    }
+    let route = route(lane, buffer, head, &path).ok_or(Rejection::NoRoute)?;
     let target = [&path, query].concat();
-    forward::send(lane, client, peer, buffer, head, &target).await
+    forward::send(
+        lane,
+        Outbound {
+            route,
+            target,
+            max_body: listener.max_body,
+            peer,
+        },
+        client,
+        buffer,
+        head,
+    )
+    .await
+}
+
+fn route<'a>(lane: &'a Lane, buffer: &[u8], head: &RequestHead, path: &[u8]) -> Option<&'a Route> {
+    // Fields that are not UTF-8 match no pattern, since patterns are text.
+    let text =
+        |place: &Range<usize>| std::str::from_utf8(&buffer[place.clone()]).unwrap_or_default();
+    let fields: Vec<_> = head
+        .fields
+        .iter()
+        .map(|(name, value)| (text(name), text(value)))
+        .collect();
+    let host = fields
+        .iter()
+        .find(|(name, _)| name.eq_ignore_ascii_case("host"))
+        .map_or("", |(_, value)| value);
+    let path = std::str::from_utf8(path).ok()?;
+    let request = routes::Request {
+        host,
+        path,
+        method: text(&head.method),
+        fields: &fields,
+    };
+    routes::find(
+        lane.config.routes.iter().map(|route| &route.matches),
+        &request,
+    )
+    .map(|index| &lane.config.routes[index])
 }
 
 /// Reads until a head is whole; `None` when the client closed or stayed idle, which is no fault.
 async fn read_head(
     lane: &Lane,
+    listener: &Listener,
     client: &TcpStream,
     buffer: &mut Vec<u8>,
 ) -> Result<Option<RequestHead>, Rejection> {
@@ -92,7 +142,7 @@ async fn read_head(
         // A request that is here already is served, even when the drain has begun.
         tokio::select! {
             biased;
-            read = timeout(lane.settings.keep_alive, read_some(client, buffer)) => match read {
+            read = timeout(listener.keep_alive, read_some(client, buffer)) => match read {
                 Ok(Ok(1..)) => {}
                 Ok(Ok(0) | Err(_)) | Err(_) => return Ok(None),
             },
@@ -102,7 +152,7 @@ async fn read_head(
     let whole = async {
         loop {
             if let Some(head) =
-                head::parse_request(buffer, lane.settings.limits).map_err(Rejection::BadHead)?
+                head::parse_request(buffer, listener.head_limits).map_err(Rejection::BadHead)?
             {
                 return Ok(Some(head));
             }
@@ -112,7 +162,7 @@ async fn read_head(
             }
         }
     };
-    timeout(lane.settings.header_read, whole)
+    timeout(listener.header_read, whole)
         .await
         .unwrap_or(Err(Rejection::HeadTimeout))
 }

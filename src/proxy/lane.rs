@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -14,35 +15,21 @@ use tokio::task::{JoinSet, LocalSet};
 use tokio::time::timeout;
 
 use super::handle;
-use crate::http1::head::HeadLimits;
+use crate::config::{self, Config};
 use crate::upstream::Pool;
-
-/// What a lane serves.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    pub upstream: SocketAddr,
-    pub limits: HeadLimits,
-    /// For a head to be whole once its first byte is here.
-    pub header_read: Duration,
-    /// For a client's connection without a request.
-    pub keep_alive: Duration,
-    pub connect_timeout: Duration,
-    /// From the request to the end of the upstream's response head, and for each stall in a body.
-    pub timeout: Duration,
-    /// Upstream connections that a lane keeps between requests.
-    pub max_idle: usize,
-    /// For requests in flight to end once the process drains.
-    pub drain: Duration,
-}
 
 /// What the connections of one lane share.
 #[derive(Debug)]
 pub struct Lane {
-    pub settings: Settings,
-    pub pool: Pool,
+    pub config: Arc<Config>,
+    /// One for each upstream of the configuration, in its order.
+    pub pools: Vec<Pool>,
     /// Turns true when the process drains: no new request is taken then.
     pub draining: watch::Receiver<bool>,
 }
+
+/// Connections to one upstream that a lane keeps between requests.
+const MAX_IDLE: usize = 1024;
 
 /// A listener on `address` that other lanes can share (SO_REUSEPORT).
 pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
@@ -59,11 +46,11 @@ pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// Starts a lane on `listener`. Once `draining` turns true it stops accepting, closes idle connections, lets requests in
-/// flight end for at most `drain`, and its thread ends.
+/// Starts a lane on `listeners`, one for each listener of the configuration, in its order. Once `draining` turns true it
+/// stops accepting, closes idle connections, lets requests in flight end for at most the drain time, and its thread ends.
 pub fn spawn(
-    listener: std::net::TcpListener,
-    settings: Settings,
+    listeners: Vec<std::net::TcpListener>,
+    config: Arc<Config>,
     draining: watch::Receiver<bool>,
 ) -> io::Result<JoinHandle<io::Result<()>>> {
     std::thread::Builder::new()
@@ -72,27 +59,37 @@ pub fn spawn(
             let runtime = runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
-            LocalSet::new().block_on(&runtime, serve(listener, settings, draining))
+            LocalSet::new().block_on(&runtime, serve(listeners, config, draining))
         })
 }
 
 async fn serve(
-    listener: std::net::TcpListener,
-    settings: Settings,
-    mut draining: watch::Receiver<bool>,
+    listeners: Vec<std::net::TcpListener>,
+    config: Arc<Config>,
+    draining: watch::Receiver<bool>,
 ) -> io::Result<()> {
-    let listener = TcpListener::from_std(listener)?;
-    let pool = Pool::new(
-        settings.upstream,
-        settings.connect_timeout,
-        settings.max_idle,
-    );
-    let drain = settings.drain;
+    let pool = |up: &config::Upstream| Pool::new(up.endpoint.clone(), up.connect_timeout, MAX_IDLE);
+    let pools = config.upstreams.iter().map(pool).collect();
     let lane = Rc::new(Lane {
-        settings,
-        pool,
-        draining: draining.clone(),
+        config,
+        pools,
+        draining,
     });
+    let mut accepting = JoinSet::new();
+    for (index, listener) in listeners.into_iter().enumerate() {
+        accepting.spawn_local(accept(
+            lane.clone(),
+            index,
+            TcpListener::from_std(listener)?,
+        ));
+    }
+    while accepting.join_next().await.is_some() {}
+    Ok(())
+}
+
+/// Serves one listener until the drain, and its connections until they end or the drain's time is over.
+async fn accept(lane: Rc<Lane>, listener_index: usize, listener: TcpListener) {
+    let mut draining = lane.draining.clone();
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -100,7 +97,9 @@ async fn serve(
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
                     let lane = lane.clone();
-                    connections.spawn_local(async move { handle::connection(&lane, stream, peer).await });
+                    connections.spawn_local(async move {
+                        handle::connection(&lane, &lane.config.listeners[listener_index], stream, peer).await;
+                    });
                 }
                 // Out of descriptors, or the client is gone already: others must still be served.
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
@@ -109,9 +108,8 @@ async fn serve(
         }
     }
     drop(listener);
-    let _ = timeout(drain, async {
+    let _ = timeout(lane.config.drain, async {
         while connections.join_next().await.is_some() {}
     })
     .await;
-    Ok(())
 }

@@ -15,6 +15,9 @@ pub enum Rejection {
     HeadTimeout,
     /// The request body's framing is wrong.
     BadBody,
+    NoRoute,
+    /// Longer than the listener takes.
+    BodyTooLarge,
     /// An Expect other than `100-continue`.
     Expectation,
     ConnectFailed,
@@ -56,6 +59,18 @@ impl Rejection {
                 "Bad Request",
                 "http_request_error",
                 "request body is badly framed or cut short".to_owned(),
+            ),
+            Rejection::NoRoute => (
+                404,
+                "Not Found",
+                "destination_not_found",
+                "no route serves this request".to_owned(),
+            ),
+            Rejection::BodyTooLarge => (
+                413,
+                "Content Too Large",
+                "http_request_error",
+                "request body is larger than the limit".to_owned(),
             ),
             Rejection::Expectation => (
                 417,

@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -11,7 +10,8 @@ use tokio::time::timeout;
 /// One lane's connections to one endpoint.
 #[derive(Debug)]
 pub struct Pool {
-    endpoint: SocketAddr,
+    /// `HOST:PORT`; a name is resolved at each connect.
+    endpoint: String,
     connect_timeout: Duration,
     max_idle: usize,
     idle: RefCell<Vec<TcpStream>>,
@@ -26,7 +26,7 @@ pub struct Connected {
 
 impl Pool {
     /// A pool that keeps at most `max_idle` connections open between requests.
-    pub fn new(endpoint: SocketAddr, connect_timeout: Duration, max_idle: usize) -> Pool {
+    pub fn new(endpoint: String, connect_timeout: Duration, max_idle: usize) -> Pool {
         Pool {
             endpoint,
             connect_timeout,
@@ -53,7 +53,7 @@ impl Pool {
 
     /// A new connection.
     pub async fn connect(&self) -> io::Result<Connected> {
-        let stream = timeout(self.connect_timeout, TcpStream::connect(self.endpoint)).await??;
+        let stream = timeout(self.connect_timeout, TcpStream::connect(&self.endpoint)).await??;
         stream.set_nodelay(true)?;
         Ok(Connected {
             stream,

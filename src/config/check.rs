@@ -1,0 +1,498 @@
+//! From the file as written to a [`Config`]: names resolved, defaults filled in, every mistake told at once.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::matches::{HostMatch, Match, PathMatch};
+use super::raw::{self, Lanes};
+use super::units::{ByteSize, Span};
+use super::yaml::{self, At, Lookup, Mistake};
+use super::{Config, Listener, Route, Upstream};
+use crate::http1::head::HeadLimits;
+use crate::http1::path;
+
+const SECOND: Duration = Duration::from_secs(1);
+/// The name of the upstream that the short form makes.
+const SHORT_UPSTREAM: &str = "upstream";
+
+/// Reads the text of a file; `lookup` gives environment variables.
+pub fn parse(text: &str, lookup: Lookup<'_>) -> Result<Config, Vec<Mistake>> {
+    let file: raw::File = yaml::parse(text, lookup)?;
+    let mut checker = Checker::default();
+    let config = checker.file(file);
+    if checker.mistakes.is_empty() {
+        return Ok(config);
+    }
+    checker
+        .mistakes
+        .sort_by_key(|mistake| (mistake.line, mistake.column));
+    Err(checker.mistakes)
+}
+
+#[derive(Default)]
+struct Checker {
+    mistakes: Vec<Mistake>,
+    /// The index of each upstream in the configuration.
+    upstreams: BTreeMap<String, usize>,
+}
+
+impl Checker {
+    fn file(&mut self, file: raw::File) -> Config {
+        if let Some(At {
+            value: Some(version),
+            line,
+            column,
+        }) = file.version
+            && version != 1
+        {
+            self.say(
+                "version",
+                line,
+                column,
+                format!("version {version} is not known: use 1"),
+            );
+        }
+        let upstreams = self.upstreams(file.upstream, file.upstreams);
+        let listeners = self.listeners(file.listen, file.listeners);
+        let routes = self.routes(file.routes, upstreams.len());
+        let lanes = file
+            .runtime
+            .and_then(|at| at.value?.lanes)
+            .and_then(|at| match at.value? {
+                Lanes::Count(count) => Some(count),
+                Lanes::Auto(raw::Auto::Auto) => None,
+            });
+        let drain = span(file.shutdown.and_then(|at| at.value?.drain), 25 * SECOND);
+        Config {
+            listeners,
+            upstreams,
+            routes,
+            lanes,
+            drain,
+        }
+    }
+
+    fn listeners(
+        &mut self,
+        short: Option<At<String>>,
+        long: Option<At<Vec<At<raw::Listener>>>>,
+    ) -> Vec<Listener> {
+        let mut listeners = Vec::new();
+        if let Some(at) = short {
+            let address = self.address("listen", at);
+            listeners.push(listener("inbound".to_owned(), address, None, None));
+        }
+        for (index, at) in long
+            .and_then(|at| at.value)
+            .unwrap_or_default()
+            .into_iter()
+            .enumerate()
+        {
+            let Some(raw) = at.value else { continue };
+            let address = self.address(&format!("listeners[{index}].address"), raw.address);
+            let name = raw
+                .name
+                .and_then(|at| at.value)
+                .unwrap_or_else(|| format!("listener-{index}"));
+            if listeners.iter().any(|other: &Listener| other.name == name) {
+                let message =
+                    format!("name \"{name}\" is taken by an earlier listener: use another");
+                self.say(
+                    &format!("listeners[{index}].name"),
+                    at.line,
+                    at.column,
+                    message,
+                );
+            }
+            let (limits, timeouts) = (
+                raw.limits.and_then(|at| at.value),
+                raw.timeouts.and_then(|at| at.value),
+            );
+            listeners.push(listener(name, address, limits, timeouts));
+        }
+        if listeners.is_empty() {
+            self.say(
+                "listen",
+                1,
+                1,
+                "no listener: add \"listen: 0.0.0.0:8080\"".to_owned(),
+            );
+        }
+        listeners
+    }
+
+    fn address(&mut self, path: &str, at: At<String>) -> SocketAddr {
+        let unusable = SocketAddr::from(([0, 0, 0, 0], 0));
+        let Some(text) = at.value else {
+            return unusable;
+        };
+        text.parse().unwrap_or_else(|_| {
+            let message =
+                format!("\"{text}\" is not an address: use IP:PORT, for example 0.0.0.0:8080");
+            self.say(path, at.line, at.column, message);
+            unusable
+        })
+    }
+
+    fn upstreams(
+        &mut self,
+        short: Option<At<String>>,
+        long: BTreeMap<String, At<raw::Upstream>>,
+    ) -> Vec<Upstream> {
+        let mut upstreams = Vec::new();
+        if let Some(at) = short {
+            let endpoint = self.endpoint("upstream", at);
+            upstreams.push(upstream(SHORT_UPSTREAM.to_owned(), endpoint, None, None));
+        }
+        for (name, at) in long {
+            let Some(raw) = at.value else { continue };
+            let path = format!("upstreams.{name}.endpoints");
+            let (line, column) = (raw.endpoints.line, raw.endpoints.column);
+            let mut endpoints = raw.endpoints.value.unwrap_or_default();
+            let endpoint = match endpoints.len() {
+                1 => self.endpoint(&format!("{path}[0]"), endpoints.remove(0)),
+                0 => {
+                    self.say(
+                        &path,
+                        line,
+                        column,
+                        "no endpoint: add one, for example \"http://127.0.0.1:3000\"".into(),
+                    );
+                    String::new()
+                }
+                _ => {
+                    self.say(
+                        &path,
+                        line,
+                        column,
+                        "several endpoints are not supported yet: keep one".into(),
+                    );
+                    String::new()
+                }
+            };
+            upstreams.push(upstream(name, endpoint, raw.connect_timeout, raw.timeout));
+        }
+        if upstreams.is_empty() {
+            self.say(
+                "upstream",
+                1,
+                1,
+                "no upstream: add \"upstream: http://127.0.0.1:3000\"".to_owned(),
+            );
+        }
+        self.upstreams = upstreams
+            .iter()
+            .enumerate()
+            .map(|(index, up)| (up.name.clone(), index))
+            .collect();
+        upstreams
+    }
+
+    /// `http://HOST:PORT`, the port 80 when there is none, as `HOST:PORT`.
+    fn endpoint(&mut self, path: &str, at: At<String>) -> String {
+        let Some(text) = at.value else {
+            return String::new();
+        };
+        let authority = text
+            .strip_prefix("http://")
+            .map(|rest| rest.strip_suffix('/').unwrap_or(rest));
+        match authority {
+            Some(authority)
+                if !authority.is_empty() && !authority.contains(['/', '?', '#', '@', ' ']) =>
+            {
+                let behind_literal = authority.rfind(']').map_or(0, |bracket| bracket + 1);
+                match authority[behind_literal..].split_once(':') {
+                    None => return format!("{authority}:80"),
+                    Some((_, port)) if port.parse::<u16>().is_ok_and(|port| port > 0) => {
+                        return authority.to_owned();
+                    }
+                    Some(_) => {}
+                }
+            }
+            Some(_) | None => {}
+        }
+        let message = format!(
+            "\"{text}\" is not an endpoint: use http://HOST:PORT, for example http://127.0.0.1:3000"
+        );
+        self.say(path, at.line, at.column, message);
+        String::new()
+    }
+
+    fn routes(&mut self, routes: Option<Vec<At<raw::Route>>>, upstreams: usize) -> Vec<Route> {
+        let Some(routes) = routes else {
+            if upstreams > 1 {
+                self.say(
+                    "routes",
+                    1,
+                    1,
+                    "several upstreams need \"routes\" to say which serves what".to_owned(),
+                );
+            }
+            return vec![Route {
+                matches: Match::default(),
+                upstream: 0,
+                timeout: None,
+            }];
+        };
+        let mut checked = Vec::with_capacity(routes.len());
+        for (index, at) in routes.into_iter().enumerate() {
+            let Some(raw) = at.value else { continue };
+            let path = format!("routes[{index}]");
+            let upstream = self.upstream_named(&format!("{path}.upstream"), raw.upstream);
+            let matches = raw
+                .matches
+                .and_then(|at| at.value)
+                .map(|raw| self.matches(&format!("{path}.match"), raw));
+            let timeout = raw.timeout.and_then(|at| at.value).map(|span| span.0);
+            checked.push(Route {
+                matches: matches.unwrap_or_default(),
+                upstream,
+                timeout,
+            });
+        }
+        checked
+    }
+
+    fn upstream_named(&mut self, path: &str, at: At<String>) -> usize {
+        let Some(name) = at.value else { return 0 };
+        if let Some(index) = self.upstreams.get(&name) {
+            return *index;
+        }
+        let known = self
+            .upstreams
+            .keys()
+            .map(String::as_str)
+            .collect::<Vec<_>>();
+        let mend = yaml::did_you_mean(&name, &known);
+        self.say(
+            path,
+            at.line,
+            at.column,
+            format!("unknown upstream \"{name}\"; {mend}"),
+        );
+        0
+    }
+
+    fn matches(&mut self, path: &str, raw: raw::Match) -> Match {
+        let host = raw
+            .host
+            .and_then(|at| self.read(&format!("{path}.host"), at, HostMatch::parse));
+        let pattern = raw
+            .path
+            .and_then(|at| self.read(&format!("{path}.path"), at, path_pattern));
+        let methods = raw
+            .methods
+            .into_iter()
+            .enumerate()
+            .filter_map(|(index, at)| {
+                self.read(&format!("{path}.methods[{index}]"), at, |text| {
+                    match text.bytes().all(|b| b.is_ascii_uppercase()) {
+                        true if !text.is_empty() => Ok(text.to_owned()),
+                        _ => Err(format!(
+                            "\"{text}\" is not a method: use capital letters, for example GET"
+                        )),
+                    }
+                })
+            });
+        let methods = methods.collect();
+        let headers = raw
+            .headers
+            .into_iter()
+            .filter_map(|(name, at)| Some((name.to_ascii_lowercase(), at.value?)));
+        Match {
+            host,
+            path: pattern,
+            methods,
+            headers: headers.collect(),
+        }
+    }
+
+    fn read<T>(
+        &mut self,
+        path: &str,
+        at: At<String>,
+        read: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let text = at.value?;
+        read(&text)
+            .map_err(|message| self.say(path, at.line, at.column, message))
+            .ok()
+    }
+
+    fn say(&mut self, path: &str, line: u64, column: u64, message: String) {
+        self.mistakes.push(Mistake {
+            path: path.to_owned(),
+            line,
+            column,
+            message,
+        });
+    }
+}
+
+/// A pattern that is not in normal form would never match, since requests are matched in theirs.
+fn path_pattern(text: &str) -> Result<PathMatch, String> {
+    let pattern = PathMatch::parse(text)?;
+    let plain = text.strip_suffix('*').unwrap_or(text);
+    match path::normalise(plain.as_bytes()) {
+        Ok(normal) if *normal == *plain.as_bytes() => Ok(pattern),
+        Ok(normal) => Err(format!(
+            "path would never match: use its normal form, \"{}\"",
+            String::from_utf8_lossy(&normal)
+        )),
+        Err(error) => Err(format!("{error}: such a request is refused")),
+    }
+}
+
+fn listener(
+    name: String,
+    address: SocketAddr,
+    limits: Option<raw::Limits>,
+    timeouts: Option<raw::Timeouts>,
+) -> Listener {
+    let (max_header_bytes, max_headers, max_body) = limits.map_or((None, None, None), |raw| {
+        (raw.max_header_bytes, raw.max_headers, raw.max_body)
+    });
+    let (header_read, keep_alive) =
+        timeouts.map_or((None, None), |raw| (raw.header_read, raw.keep_alive));
+    let size = |at: Option<At<ByteSize>>, default: u64| {
+        at.and_then(|at| at.value).map_or(default, |size| size.0)
+    };
+    let defaults = HeadLimits::default();
+    Listener {
+        name,
+        address,
+        head_limits: HeadLimits {
+            max_bytes: usize::try_from(size(max_header_bytes, defaults.max_bytes as u64))
+                .unwrap_or(usize::MAX),
+            max_fields: max_headers
+                .and_then(|at| at.value)
+                .map_or(defaults.max_fields, usize::from),
+        },
+        max_body: size(max_body, 10 << 20),
+        header_read: span(header_read, 10 * SECOND),
+        keep_alive: span(keep_alive, 60 * SECOND),
+    }
+}
+
+fn upstream(
+    name: String,
+    endpoint: String,
+    connect: Option<At<Span>>,
+    timeout: Option<At<Span>>,
+) -> Upstream {
+    Upstream {
+        name,
+        endpoint,
+        connect_timeout: span(connect, SECOND),
+        timeout: span(timeout, 15 * SECOND),
+    }
+}
+
+fn span(at: Option<At<Span>>, default: Duration) -> Duration {
+    at.and_then(|at| at.value).map_or(default, |span| span.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    fn read(text: &str) -> Result<Config, Vec<String>> {
+        parse(text, &|_| None).map_err(|mistakes| mistakes.iter().map(Mistake::to_string).collect())
+    }
+
+    #[test]
+    fn the_short_form_makes_one_of_each() {
+        let config = read("listen: 127.0.0.1:8080\nupstream: http://app\n").unwrap();
+        assert_eq!(
+            config.listeners[0].address,
+            "127.0.0.1:8080".parse().unwrap()
+        );
+        assert_eq!(config.listeners[0].max_body, 10 << 20);
+        assert_eq!(config.upstreams[0].endpoint, "app:80");
+        assert_eq!(
+            config.routes,
+            [Route {
+                matches: Match::default(),
+                upstream: 0,
+                timeout: None
+            }]
+        );
+        assert_eq!((config.lanes, config.drain), (None, 25 * SECOND));
+    }
+
+    #[test]
+    fn the_long_form_is_read_whole() {
+        let config = read(
+            "version: 1\nlisteners:\n  - {name: in, address: '[::1]:80', limits: {max_headers: 5}, timeouts: {keep_alive: 1m}}\n\
+             upstreams:\n  a: {endpoints: ['http://[::1]:3000/'], timeout: 3s}\n  b: {endpoints: ['http://h:1']}\n\
+             routes:\n  - match: {host: '*.x.org', path: /p/*, methods: [POST], headers: {X-A: '1'}}\n    upstream: b\n    timeout: 2s\n\
+             runtime: {lanes: 2}\nshutdown: {drain: 3s}\n",
+        )
+        .unwrap();
+        assert_eq!(config.listeners[0].head_limits.max_fields, 5);
+        assert_eq!(config.listeners[0].keep_alive, 60 * SECOND);
+        assert_eq!(config.upstreams[0].endpoint, "[::1]:3000");
+        assert_eq!(
+            (config.routes[0].upstream, config.routes[0].timeout),
+            (1, Some(2 * SECOND))
+        );
+        assert_eq!(
+            config.routes[0].matches.headers,
+            [("x-a".to_owned(), "1".to_owned())]
+        );
+        assert_eq!(config.lanes.map(usize::from), Some(2));
+    }
+
+    #[test]
+    fn every_mistake_of_meaning_is_told_in_one_run() {
+        let said = read(
+            "version: 2\nlisten: nowhere\nupstreams:\n  app: {endpoints: ['https://x']}\n  two: {endpoints: []}\n\
+             routes:\n  - {upstream: apq}\n  - {match: {path: /a//b, host: '*', methods: [get]}, upstream: app}\n",
+        )
+        .unwrap_err();
+        for (line, part) in [
+            ("line 1, column 10: version: ", "use 1"),
+            ("line 2, column 9: listen: ", "use IP:PORT"),
+            ("line 4, ", "use http://HOST:PORT"),
+            ("line 5, ", "no endpoint"),
+            (
+                "line 7, column 16: routes[0].upstream: ",
+                "unknown upstream \"apq\"; did you mean \"app\"?",
+            ),
+            ("line 8, ", "use its normal form, \"/a/b\""),
+            ("line 8, ", "routes[1].match.host: host must be"),
+            ("line 8, ", "\"get\" is not a method"),
+        ] {
+            assert!(
+                said.iter()
+                    .any(|mistake| mistake.starts_with(line) && mistake.contains(part)),
+                "{part}: {said:#?}"
+            );
+        }
+        assert_eq!(said.len(), 8, "{said:#?}");
+    }
+
+    #[test]
+    fn an_empty_file_says_what_it_needs() {
+        assert_eq!(read("version: 1\n").unwrap_err().len(), 2);
+    }
+
+    #[test]
+    fn ten_thousand_routes_are_checked_in_seconds_even_unoptimised() {
+        let mut text =
+            "listen: 0.0.0.0:1\nupstreams: {app: {endpoints: ['http://x:1']}}\nroutes:\n"
+                .to_owned();
+        for index in 0..10_000 {
+            text.push_str(&format!(
+                "  - {{match: {{path: /r{index}/*}}, upstream: app}}\n"
+            ));
+        }
+        #[expect(clippy::disallowed_methods, reason = "a bound on time")]
+        let start = Instant::now();
+        assert_eq!(read(&text).unwrap().routes.len(), 10_000);
+        assert!(start.elapsed() < 10 * SECOND, "{:?}", start.elapsed());
+    }
+}

@@ -1,0 +1,105 @@
+//! What a request must be for a route to serve it, as the file says it. Owns the patterns' spelling; `policy::routes`
+//! asks them.
+
+/// What a request must be for a route to serve it. An empty list or a `None` asks for nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Match {
+    /// In lower case, without a port; `*.example.com` is any name below it.
+    pub host: Option<HostMatch>,
+    /// On the normalised path.
+    pub path: Option<PathMatch>,
+    /// Any of these.
+    pub methods: Vec<String>,
+    /// All of these: a field name in lower case and its exact value.
+    pub headers: Vec<(String, String)>,
+}
+
+/// A host name, or all names below one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HostMatch {
+    Exact(String),
+    /// `*.example.com`, kept as `.example.com`; does not match `example.com` itself.
+    Below(String),
+}
+
+/// A path, or all paths below one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PathMatch {
+    Exact(String),
+    /// `/pay/*`, kept as `/pay/`; matches `/pay/` and all below it, and not `/pay` nor `/payroll`.
+    Below(String),
+}
+
+impl HostMatch {
+    /// Reads `api.example.com` or `*.example.com`.
+    pub fn parse(text: &str) -> Result<HostMatch, String> {
+        let (text, below) = match text.strip_prefix('*') {
+            Some(rest) => (rest, true),
+            None => (text, false),
+        };
+        let name = text.strip_prefix('.').filter(|_| below).unwrap_or(text);
+        let is_ipv6 = !below && name.starts_with('[') && name.ends_with(']');
+        if name.is_empty()
+            || name.contains(['*', '/'])
+            || (name.contains(':') && !is_ipv6)
+            || (below && !text.starts_with('.'))
+        {
+            return Err("host must be a name, or \"*.\" and a name, without a port".to_owned());
+        }
+        let text = text.to_ascii_lowercase();
+        Ok(if below {
+            HostMatch::Below(text)
+        } else {
+            HostMatch::Exact(text)
+        })
+    }
+
+    /// Whether `host`, without a port or trailing dot, is meant; letter case does not count.
+    pub fn matches(&self, host: &str) -> bool {
+        match self {
+            HostMatch::Exact(name) => host.eq_ignore_ascii_case(name),
+            HostMatch::Below(suffix) => {
+                host.len() > suffix.len()
+                    && host.as_bytes()[host.len() - suffix.len()..]
+                        .eq_ignore_ascii_case(suffix.as_bytes())
+            }
+        }
+    }
+}
+
+impl PathMatch {
+    /// Reads `/pay` or `/pay/*`.
+    pub fn parse(text: &str) -> Result<PathMatch, String> {
+        if !text.starts_with('/') {
+            return Err(format!("path must begin with \"/\": use \"/{text}\""));
+        }
+        match text.strip_suffix("/*") {
+            Some(below) if !below.contains('*') => Ok(PathMatch::Below(format!("{below}/"))),
+            None if !text.contains('*') => Ok(PathMatch::Exact(text.to_owned())),
+            _ => Err("\"*\" may stand only at the end, behind a \"/\"".to_owned()),
+        }
+    }
+
+    /// Whether `path`, normalised, is meant.
+    pub fn matches(&self, path: &str) -> bool {
+        match self {
+            PathMatch::Exact(wanted) => path == wanted,
+            PathMatch::Below(folder) => path.starts_with(folder.as_str()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_that_could_mislead_is_refused() {
+        for host in ["", "*", "*.", "*example.com", "a.*.com", "example.com:80"] {
+            assert!(HostMatch::parse(host).is_err(), "{host}");
+        }
+        for path in ["pay", "/pay*", "/*/x", "/a*/*"] {
+            assert!(PathMatch::parse(path).is_err(), "{path}");
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Quantities as people write them: `250ms`, `64KiB`. Owns their spelling; must not know any key of the file.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{Deserialize, Deserializer, Error};
+
+/// A length of time: `250ms`, `10s`, `5m`, `2h`, `400d`, and sums of them such as `1h30m`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span(pub Duration);
+
+/// A number of bytes: `512B`, `64KiB`, `10MiB`, `1GiB`, or by thousands `10kB`, `10MB`, `1GB`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteSize(pub u64);
+
+const SPANS: [(&str, u64); 5] = [
+    ("ms", 1),
+    ("s", 1_000),
+    ("m", 60_000),
+    ("h", 3_600_000),
+    ("d", 86_400_000),
+];
+
+const SIZES: [(&str, u64); 7] = [
+    ("B", 1),
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("kB", 1_000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+];
+
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Span, String> {
+        let bad = || {
+            format!(
+                "\"{text}\" is not a duration: use a number and ms, s, m, h or d, for example 250ms"
+            )
+        };
+        let mut rest = text;
+        let mut total = 0u64;
+        while !rest.is_empty() || text.is_empty() {
+            let (number, behind) = split_number(rest).ok_or_else(bad)?;
+            let unit_end = behind
+                .find(|c: char| c.is_ascii_digit())
+                .unwrap_or(behind.len());
+            let millis = scale(number, &behind[..unit_end], &SPANS).ok_or_else(bad)?;
+            total = total.checked_add(millis).ok_or_else(bad)?;
+            rest = &behind[unit_end..];
+        }
+        Ok(Span(Duration::from_millis(total)))
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let millis = u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX);
+        let (unit, size) = SPANS
+            .into_iter()
+            .rev()
+            .find(|(_, size)| millis >= *size && millis.is_multiple_of(*size))
+            .unwrap_or(("ms", 1));
+        write!(f, "{}{unit}", millis / size)
+    }
+}
+
+impl FromStr for ByteSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<ByteSize, String> {
+        split_number(text)
+            .and_then(|(number, unit)| scale(number, unit.trim_start(), &SIZES))
+            .map(ByteSize)
+            .ok_or_else(|| format!("\"{text}\" is not a size: use a number and B, KiB, MiB or GiB, for example 64KiB"))
+    }
+}
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (unit, size) = SIZES[..4]
+            .iter()
+            .rev()
+            .find(|(_, size)| self.0 >= *size && self.0.is_multiple_of(*size))
+            .unwrap_or(&("B", 1));
+        write!(f, "{}{unit}", self.0 / size)
+    }
+}
+
+fn split_number(text: &str) -> Option<(u64, &str)> {
+    let end = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    Some((text[..end].parse().ok()?, &text[end..]))
+}
+
+fn scale(number: u64, unit: &str, units: &[(&str, u64)]) -> Option<u64> {
+    let (_, size) = units.iter().find(|(name, _)| *name == unit)?;
+    number.checked_mul(*size)
+}
+
+macro_rules! read_as_text {
+    ($name:ident, $pattern:literal) => {
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<$name, D::Error> {
+                String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+            }
+        }
+
+        impl JsonSchema for $name {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({"type": "string", "pattern": $pattern})
+            }
+        }
+    };
+}
+
+read_as_text!(Span, r"^([0-9]+(ms|s|m|h|d))+$");
+read_as_text!(ByteSize, r"^[0-9]+ *(B|KiB|MiB|GiB|kB|MB|GB)$");
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn durations_are_read_as_people_write_them() {
+        let check = |text: &str, millis: Option<u64>| {
+            assert_eq!(
+                text.parse().ok(),
+                millis.map(|millis| Span(Duration::from_millis(millis))),
+                "{text}"
+            );
+        };
+        check("250ms", Some(250));
+        check("10s", Some(10_000));
+        check("1h30m", Some(5_400_000));
+        check("400d", Some(34_560_000_000));
+        check("0s", Some(0));
+        for bad in [
+            "",
+            "10",
+            "s",
+            "1.5s",
+            "-1s",
+            "1 s",
+            "1sec",
+            "1s ",
+            "99999999999999999999s",
+            "999999999999999d",
+        ] {
+            check(bad, None);
+        }
+    }
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        let check = |text: &str, bytes: Option<u64>| {
+            assert_eq!(text.parse().ok(), bytes.map(ByteSize), "{text}")
+        };
+        check("512B", Some(512));
+        check("64KiB", Some(65_536));
+        check("10 MB", Some(10_000_000));
+        for bad in [
+            "",
+            "10",
+            "KiB",
+            "1.5MiB",
+            "1kib",
+            "99999999999999999999B",
+            "99999999999999GiB",
+        ] {
+            check(bad, None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(millis in 0u64..1 << 50, bytes in any::<u64>()) {
+            let span = Span(Duration::from_millis(millis));
+            prop_assert_eq!(span.to_string().parse(), Ok(span));
+            prop_assert_eq!(ByteSize(bytes).to_string().parse(), Ok(ByteSize(bytes)));
+        }
+    }
+}
