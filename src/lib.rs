@@ -2,6 +2,7 @@
 //!
 //! The modules in reading order; see `ARCHITECTURE.md` for how they hang together.
 
+pub mod clock;
 pub mod config;
 pub mod http1;
 pub mod policy;

@@ -85,9 +85,12 @@ fn a_request_goes_up_clean_and_its_response_comes_back() {
         reply,
         "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-A: 1\r\nConnection: close\r\n\r\nhi"
     );
+    let head = seen.recv().unwrap();
+    let (known, id) = head.split_once("X-Request-Id: ").unwrap();
     let expected = "GET /b/c?q=/../ HTTP/1.1\r\nHost: x\r\nX-End: 2\r\nX-Forwarded-For: 127.0.0.1\r\n\
-                    X-Forwarded-Proto: http\r\n\r\n";
-    assert_eq!(seen.recv().unwrap(), expected);
+                    X-Forwarded-Proto: http\r\n";
+    assert_eq!(known, expected);
+    assert_eq!(id.len(), 36 + 4, "a UUID and the head's end: {id}");
 }
 
 #[test]
@@ -250,4 +253,76 @@ fn a_request_goes_to_the_upstream_of_its_route_whatever_the_spelling_of_its_path
     }
     assert!(get("x:80", "/other").ends_with("\r\nopen"));
     assert!(get("y", "/other").starts_with("HTTP/1.1 404 "));
+}
+
+#[test]
+fn forwarding_fields_are_kept_from_a_trusted_proxy() {
+    let (up, seen) = upstream(
+        vec!["HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"],
+        "\r\n\r\n",
+    );
+    let address = configured(&format!(
+        "listeners: [{{address: '127.0.0.1:0', client_ip: {{trusted_proxies: [127.0.0.1]}}}}]\nupstream: http://{up}\n"
+    ));
+    let fields = "X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-Proto: https\r\nX-Request-Id: abc\r\n";
+    ask(
+        address,
+        &format!("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{fields}\r\n"),
+    );
+    let head = seen.recv().unwrap();
+    assert!(
+        head.contains("X-Forwarded-For: 6.6.6.6, 127.0.0.1\r\n"),
+        "{head}"
+    );
+    assert_eq!(
+        head.matches("X-Forwarded-Proto: https\r\n").count(),
+        1,
+        "{head}"
+    );
+    assert_eq!(head.matches("X-Request-Id: abc\r\n").count(), 1, "{head}");
+}
+
+#[test]
+fn an_upgraded_connection_passes_bytes_both_ways_until_both_sides_end() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = weir(listener.local_addr().unwrap());
+    let echo = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut piece = [0; 1024];
+        let n = stream.read(&mut piece).unwrap();
+        let head = String::from_utf8_lossy(&piece[..n]).into_owned();
+        stream
+            .write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nhello")
+            .unwrap();
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).unwrap();
+        stream.write_all(&rest).unwrap();
+        head
+    });
+    let mut client = TcpStream::connect(address).unwrap();
+    client
+        .write_all(
+            b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+        )
+        .unwrap();
+    let mut reply = [0; 1024];
+    let mut seen = String::new();
+    while !seen.ends_with("hello") {
+        let n = client.read(&mut reply).unwrap();
+        assert_ne!(n, 0, "{seen}");
+        seen.push_str(&String::from_utf8_lossy(&reply[..n]));
+    }
+    assert!(seen.starts_with(
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n"
+    ));
+    client.write_all(b"ping").unwrap();
+    client.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut rest = String::new();
+    client.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "ping");
+    assert!(
+        echo.join()
+            .unwrap()
+            .contains("Connection: upgrade\r\nUpgrade: websocket\r\n")
+    );
 }

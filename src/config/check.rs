@@ -1,8 +1,10 @@
 //! From the file as written to a [`Config`]: names resolved, defaults filled in, every mistake told at once.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
+
+use ipnet::IpNet;
 
 use super::matches::{HostMatch, Match, PathMatch};
 use super::raw::{self, Lanes};
@@ -81,7 +83,13 @@ impl Checker {
         let mut listeners = Vec::new();
         if let Some(at) = short {
             let address = self.address("listen", at);
-            listeners.push(listener("inbound".to_owned(), address, None, None));
+            listeners.push(listener(
+                "inbound".to_owned(),
+                address,
+                Vec::new(),
+                None,
+                None,
+            ));
         }
         for (index, at) in long
             .and_then(|at| at.value)
@@ -109,7 +117,18 @@ impl Checker {
                 raw.limits.and_then(|at| at.value),
                 raw.timeouts.and_then(|at| at.value),
             );
-            listeners.push(listener(name, address, limits, timeouts));
+            let path = format!("listeners[{index}].client_ip.trusted_proxies");
+            let trusted = raw
+                .client_ip
+                .and_then(|at| at.value)
+                .map(|raw| self.networks(&path, raw.trusted_proxies));
+            listeners.push(listener(
+                name,
+                address,
+                trusted.unwrap_or_default(),
+                limits,
+                timeouts,
+            ));
         }
         if listeners.is_empty() {
             self.say(
@@ -120,6 +139,19 @@ impl Checker {
             );
         }
         listeners
+    }
+
+    fn networks(&mut self, path: &str, list: Vec<At<String>>) -> Vec<IpNet> {
+        let network = |text: &str| {
+            let alone = || text.parse::<IpAddr>().map(IpNet::from);
+            text.parse::<IpNet>()
+                .or_else(|_| alone())
+                .map_err(|_| format!("\"{text}\" is not a network: use an address or a prefix, for example 10.0.0.0/8"))
+        };
+        list.into_iter()
+            .enumerate()
+            .filter_map(|(index, at)| self.read(&format!("{path}[{index}]"), at, network))
+            .collect()
     }
 
     fn address(&mut self, path: &str, at: At<String>) -> SocketAddr {
@@ -347,14 +379,16 @@ fn path_pattern(text: &str) -> Result<PathMatch, String> {
 fn listener(
     name: String,
     address: SocketAddr,
+    trusted_proxies: Vec<IpNet>,
     limits: Option<raw::Limits>,
     timeouts: Option<raw::Timeouts>,
 ) -> Listener {
     let (max_header_bytes, max_headers, max_body) = limits.map_or((None, None, None), |raw| {
         (raw.max_header_bytes, raw.max_headers, raw.max_body)
     });
-    let (header_read, keep_alive) =
-        timeouts.map_or((None, None), |raw| (raw.header_read, raw.keep_alive));
+    let (header_read, keep_alive, stream_idle) = timeouts.map_or((None, None, None), |raw| {
+        (raw.header_read, raw.keep_alive, raw.stream_idle)
+    });
     let size = |at: Option<At<ByteSize>>, default: u64| {
         at.and_then(|at| at.value).map_or(default, |size| size.0)
     };
@@ -372,6 +406,8 @@ fn listener(
         max_body: size(max_body, 10 << 20),
         header_read: span(header_read, 10 * SECOND),
         keep_alive: span(keep_alive, 60 * SECOND),
+        stream_idle: span(stream_idle, 300 * SECOND),
+        trusted_proxies,
     }
 }
 

@@ -11,6 +11,8 @@ use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use crate::http1::head::HeadLimits;
 use matches::Match;
 
@@ -41,6 +43,10 @@ pub struct Listener {
     pub header_read: Duration,
     /// For a connection without a request.
     pub keep_alive: Duration,
+    /// For a switched connection on which nothing moves.
+    pub stream_idle: Duration,
+    /// Whose X-Forwarded-For is believed.
+    pub trusted_proxies: Vec<IpNet>,
 }
 
 /// Where requests go.

@@ -38,8 +38,16 @@ pub struct Listener {
     pub name: Option<At<String>>,
     /// For example `0.0.0.0:8080`.
     pub address: At<String>,
+    pub client_ip: Option<At<ClientIp>>,
     pub limits: Option<At<Limits>>,
     pub timeouts: Option<At<Timeouts>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct ClientIp {
+    /// Networks whose X-Forwarded-For is believed, walked from the right [default: none].
+    pub trusted_proxies: Vec<At<String>>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -60,6 +68,8 @@ pub struct Timeouts {
     pub header_read: Option<At<Span>>,
     /// For a connection without a request [default: 60s].
     pub keep_alive: Option<At<Span>>,
+    /// For a switched connection (WebSocket) on which nothing moves [default: 5m].
+    pub stream_idle: Option<At<Span>>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -1,6 +1,5 @@
 //! One exchange with the upstream: the checked request goes out, the response comes back, both streamed.
 
-use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::time::Duration;
@@ -9,19 +8,18 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::handle::{Failure, Next, read_some};
+use super::handle::{Failure, Next, read_some, write_all};
+use super::headers::{self, Client};
 use super::lane::Lane;
 use super::reply::Rejection;
+use super::upgrade;
 use crate::config::Route;
 use crate::http1::body::{BodyReader, Piece};
 use crate::http1::head::{BodyLength, HeadLimits, RequestHead};
-use crate::http1::hygiene::is_hop_by_hop;
 use crate::http1::response::{ResponseBody, ResponseHead, parse_response};
 
 /// Interim responses taken before the final one; more is a flood.
 const MAX_INTERIM: usize = 16;
-
-type Fields = [(std::ops::Range<usize>, std::ops::Range<usize>)];
 
 /// Where a checked request goes, and within what bounds.
 pub(super) struct Outbound<'a> {
@@ -30,6 +28,9 @@ pub(super) struct Outbound<'a> {
     pub target: Vec<u8>,
     pub max_body: u64,
     pub peer: SocketAddr,
+    pub client: Client,
+    /// For a switched connection on which nothing moves.
+    pub stream_idle: Duration,
 }
 
 /// Sends the request whose head stands at the front of `buffer` and streams the response back. On return `buffer` holds
@@ -46,13 +47,23 @@ pub(super) async fn send(
         target,
         max_body,
         peer,
+        client: client_is,
+        stream_idle,
     } = outbound;
     let pool = &lane.pools[route.upstream];
     let within = route
         .timeout
         .unwrap_or(lane.config.upstreams[route.upstream].timeout);
-    let expects = expects_continue(buffer, head)?;
-    let out = request_head(buffer, head, peer, &target);
+    let expects = headers::expects_continue(buffer, head)?;
+    let switch_to = headers::upgrade(buffer, head);
+    let out = headers::request_head(
+        buffer,
+        head,
+        &target,
+        &client_is,
+        peer,
+        switch_to.as_deref(),
+    );
     let to_head = &buffer[head.method.clone()] == b"HEAD";
     let is_safe = [&b"GET"[..], b"HEAD", b"OPTIONS"].contains(&&buffer[head.method.clone()]);
     let can_repeat = is_safe && head.body == BodyLength::None;
@@ -75,6 +86,7 @@ pub(super) async fn send(
         head: out,
         body: head.body,
         to_head,
+        upgrade: switch_to.is_some(),
         max_body,
         within,
     };
@@ -91,6 +103,28 @@ pub(super) async fn send(
     // What is left of a body cut off by an early response cannot be told from a next request.
     let next = if answered.uploaded { next } else { Next::Close };
     let upstream = &connected.stream;
+    if answered.head.status == 101 {
+        let switched = headers::response_head(
+            &answer,
+            &answered.head,
+            false,
+            Next::Close,
+            switch_to.as_deref(),
+        );
+        write_within(client, within, &switched).await?;
+        answer.drain(..answered.head.len);
+        let early = std::mem::take(buffer);
+        upgrade::relay(
+            client,
+            upstream,
+            answer,
+            early,
+            stream_idle,
+            lane.draining.clone(),
+        )
+        .await;
+        return Ok(Next::Close);
+    }
     let (next, reusable) = stream_back(
         &answered, answer, upstream, client, within, old_client, next,
     )
@@ -109,6 +143,8 @@ struct Request {
     body: BodyLength,
     /// Whether the method is HEAD.
     to_head: bool,
+    /// Whether a switch of protocols was asked for.
+    upgrade: bool,
     max_body: u64,
     /// From the request to the end of the response's head, and for each stall in a body.
     within: Duration,
@@ -130,7 +166,7 @@ async fn exchange(
     answer: &mut Vec<u8>,
 ) -> Result<Answered, Rejection> {
     let both = async {
-        let mut response = pin!(read_response(upstream, request.to_head, answer));
+        let mut response = pin!(read_response(request, upstream, answer));
         tokio::select! {
             biased;
             head = &mut response => head.map(|head| Answered { head, uploaded: false }),
@@ -194,13 +230,13 @@ async fn upload(
 }
 
 async fn read_response(
+    request: &Request,
     upstream: &TcpStream,
-    to_head: bool,
     answer: &mut Vec<u8>,
 ) -> Result<ResponseHead, Rejection> {
     for _ in 0..=MAX_INTERIM {
         let head = loop {
-            let parsed = parse_response(answer, to_head, HeadLimits::default());
+            let parsed = parse_response(answer, request.to_head, HeadLimits::default());
             if let Some(head) = parsed.map_err(|_| Rejection::UpstreamBroken)? {
                 break head;
             }
@@ -209,25 +245,14 @@ async fn read_response(
             }
         };
         match head.status {
-            // Upgrade is not sent on, so a switch of protocols is nonsense.
+            101 if request.upgrade => return Ok(head),
+            // A switch that no one asked for is nonsense.
             101 => break,
             100..=199 => drop(answer.drain(..head.len)),
             _ => return Ok(head),
         }
     }
     Err(Rejection::UpstreamBroken)
-}
-
-/// Writes by a shared reference, so that one connection is read and written at a time.
-async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match stream.try_write(bytes) {
-            Ok(written) => bytes = &bytes[written..],
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => stream.writable().await?,
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }
 
 /// Streams the response whose head stands at the front of `answer`; says what becomes of the client's connection, and
@@ -254,7 +279,7 @@ async fn stream_back(
         next
     };
     let chunked = chunked && !old_client;
-    let mut out = response_head(&answer, response, chunked, next);
+    let mut out = headers::response_head(&answer, response, chunked, next, None);
     answer.drain(..response.len);
     loop {
         let piece = reader.next(&answer).map_err(|_| Failure::Abort)?;
@@ -305,87 +330,6 @@ async fn write_within(
     match timeout(within, client.write_all(bytes)).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) | Err(_) => Err(Failure::Abort),
-    }
-}
-
-fn expects_continue(buffer: &[u8], head: &RequestHead) -> Result<bool, Rejection> {
-    let mut expects = false;
-    for (name, value) in &head.fields {
-        if buffer[name.clone()].eq_ignore_ascii_case(b"expect") {
-            if !buffer[value.clone()].eq_ignore_ascii_case(b"100-continue") {
-                return Err(Rejection::Expectation);
-            }
-            expects = head.body != BodyLength::None && head.minor_version == 1;
-        }
-    }
-    Ok(expects)
-}
-
-fn request_head(buffer: &[u8], head: &RequestHead, peer: SocketAddr, target: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(head.len + 128);
-    out.extend_from_slice(&buffer[head.method.clone()]);
-    out.push(b' ');
-    out.extend_from_slice(target);
-    out.extend_from_slice(b" HTTP/1.1\r\n");
-    // The peer's own claim is not believed: no proxy is trusted yet, so the chain begins with the peer.
-    put_fields(
-        &mut out,
-        buffer,
-        &head.fields,
-        &[b"expect", b"x-forwarded-for", b"x-forwarded-proto"],
-    );
-    if !head
-        .fields
-        .iter()
-        .any(|(name, _)| buffer[name.clone()].eq_ignore_ascii_case(b"host"))
-    {
-        out.extend_from_slice(b"Host: \r\n");
-    }
-    if head.body == BodyLength::Chunked {
-        out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
-    }
-    out.extend_from_slice(
-        format!(
-            "X-Forwarded-For: {}\r\nX-Forwarded-Proto: http\r\n\r\n",
-            peer.ip()
-        )
-        .as_bytes(),
-    );
-    out
-}
-
-fn response_head(answer: &[u8], response: &ResponseHead, chunked: bool, next: Next) -> Vec<u8> {
-    let mut out = format!("HTTP/1.1 {} ", response.status).into_bytes();
-    out.extend_from_slice(&answer[response.reason.clone()]);
-    out.extend_from_slice(b"\r\n");
-    put_fields(&mut out, answer, &response.fields, &[]);
-    if chunked {
-        out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
-    }
-    if next == Next::Close {
-        out.extend_from_slice(b"Connection: close\r\n");
-    }
-    out.extend_from_slice(b"\r\n");
-    out
-}
-
-/// Copies the end-to-end fields but for `without`.
-fn put_fields(out: &mut Vec<u8>, bytes: &[u8], fields: &Fields, without: &[&[u8]]) {
-    let connection: Vec<&[u8]> = fields
-        .iter()
-        .filter(|(name, _)| bytes[name.clone()].eq_ignore_ascii_case(b"connection"))
-        .map(|(_, value)| &bytes[value.clone()])
-        .collect();
-    for (name, value) in fields {
-        let (name, value) = (&bytes[name.clone()], &bytes[value.clone()]);
-        if !is_hop_by_hop(name, &connection)
-            && !without.iter().any(|other| name.eq_ignore_ascii_case(other))
-        {
-            out.extend_from_slice(name);
-            out.extend_from_slice(b": ");
-            out.extend_from_slice(value);
-            out.extend_from_slice(b"\r\n");
-        }
     }
 }
 

@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::forward::{self, Outbound};
+use super::headers;
 use super::lane::Lane;
 use super::reply::Rejection;
 use crate::config::{Listener, Route};
@@ -88,6 +89,7 @@ async fn one(
     }
     let route = route(lane, buffer, head, &path).ok_or(Rejection::NoRoute)?;
     let target = [&path, query].concat();
+    let is = headers::client(buffer, head, peer, &listener.trusted_proxies);
     forward::send(
         lane,
         Outbound {
@@ -95,6 +97,8 @@ async fn one(
             target,
             max_body: listener.max_body,
             peer,
+            client: is,
+            stream_idle: listener.stream_idle,
         },
         client,
         buffer,
@@ -177,6 +181,18 @@ pub(super) async fn read_some(stream: &TcpStream, buffer: &mut Vec<u8>) -> io::R
             done => return done,
         }
     }
+}
+
+/// Writes by a shared reference, so that one connection is read and written at a time.
+pub(super) async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match stream.try_write(bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => stream.writable().await?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Reads away what the client still sends, for a bounded time: closing on unread bytes would reset the connection and

@@ -2,5 +2,7 @@
 
 mod forward;
 pub mod handle;
+mod headers;
 pub mod lane;
 pub mod reply;
+mod upgrade;

@@ -1,0 +1,23 @@
+//! The one place that reads the clocks.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// The monotonic clock.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the module that reads the clocks"
+)]
+pub fn now() -> Instant {
+    Instant::now()
+}
+
+/// Time since the Unix epoch; zero for a clock set before it.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the module that reads the clocks"
+)]
+pub fn wall() -> Duration {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+}

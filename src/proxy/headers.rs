@@ -1,0 +1,290 @@
+//! Who the client is, and which fields the next hop sees: hop-by-hop ones stay here, forwarding ones are believed only
+//! from trusted proxies. Does no I/O.
+
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+
+use ipnet::IpNet;
+use uuid::Builder;
+
+use super::handle::Next;
+use super::reply::Rejection;
+use crate::clock;
+use crate::http1::head::{BodyLength, RequestHead};
+use crate::http1::hygiene::is_hop_by_hop;
+use crate::http1::response::ResponseHead;
+
+/// Names and values as places in the buffer they were read from.
+type Fields = [(Range<usize>, Range<usize>)];
+
+/// What forwarding fields say of the client, as far as the peer is trusted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Client {
+    /// The client itself: the peer, or what trusted proxies say of it.
+    pub ip: IpAddr,
+    /// Whether the peer is a trusted proxy, so that its forwarding fields are kept.
+    pub behind_trusted: bool,
+}
+
+/// Walks X-Forwarded-For from the right, past trusted proxies, to the first address that none of them is.
+pub(super) fn client(
+    buffer: &[u8],
+    head: &RequestHead,
+    peer: SocketAddr,
+    trusted: &[IpNet],
+) -> Client {
+    let is_trusted = |ip: &IpAddr| trusted.iter().any(|net| net.contains(ip));
+    let mut ip = peer.ip().to_canonical();
+    if trusted.is_empty() || !is_trusted(&ip) {
+        return Client {
+            ip,
+            behind_trusted: false,
+        };
+    }
+    let values = head
+        .fields
+        .iter()
+        .filter(|(name, _)| is(buffer, name, "x-forwarded-for"));
+    let hops = values
+        .rev()
+        .flat_map(|(_, value)| buffer[value.clone()].rsplit(|byte| *byte == b','));
+    for hop in hops {
+        let Some(hop) = std::str::from_utf8(hop)
+            .ok()
+            .and_then(|hop| hop.trim().parse::<IpAddr>().ok())
+        else {
+            break;
+        };
+        ip = hop.to_canonical();
+        if !is_trusted(&ip) {
+            break;
+        }
+    }
+    Client {
+        ip,
+        behind_trusted: true,
+    }
+}
+
+/// Whether the client waits for `100 Continue` before it sends the body.
+pub(super) fn expects_continue(buffer: &[u8], head: &RequestHead) -> Result<bool, Rejection> {
+    let mut expects = false;
+    for (_, value) in head
+        .fields
+        .iter()
+        .filter(|(name, _)| is(buffer, name, "expect"))
+    {
+        if !buffer[value.clone()].eq_ignore_ascii_case(b"100-continue") {
+            return Err(Rejection::Expectation);
+        }
+        expects = head.body != BodyLength::None && head.minor_version == 1;
+    }
+    Ok(expects)
+}
+
+/// The protocol that the client wants to switch to (RFC 9110 section 7.8), for example `websocket`.
+pub(super) fn upgrade(buffer: &[u8], head: &RequestHead) -> Option<Vec<u8>> {
+    let asked = head.minor_version == 1
+        && head.body == BodyLength::None
+        && head
+            .fields
+            .iter()
+            .filter(|(name, _)| is(buffer, name, "connection"))
+            .flat_map(|(_, value)| buffer[value.clone()].split(|byte| *byte == b','))
+            .any(|option| option.trim_ascii().eq_ignore_ascii_case(b"upgrade"));
+    let (_, protocol) = head
+        .fields
+        .iter()
+        .find(|(name, _)| asked && is(buffer, name, "upgrade"))?;
+    Some(buffer[protocol.clone()].to_vec())
+}
+
+/// The request's head for the upstream, ready for the wire.
+pub(super) fn request_head(
+    buffer: &[u8],
+    head: &RequestHead,
+    target: &[u8],
+    client: &Client,
+    peer: SocketAddr,
+    upgrade: Option<&[u8]>,
+) -> Vec<u8> {
+    let mut out = Vec::with_capacity(head.len + 256);
+    out.extend_from_slice(&buffer[head.method.clone()]);
+    out.push(b' ');
+    out.extend_from_slice(target);
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    let without: &[&str] = if client.behind_trusted {
+        &["expect", "x-forwarded-for"]
+    } else {
+        // The peer's own claims are not believed.
+        &[
+            "expect",
+            "x-forwarded-for",
+            "x-forwarded-proto",
+            "x-forwarded-host",
+            "x-real-ip",
+            "forwarded",
+            "x-request-id",
+        ]
+    };
+    put_fields(&mut out, buffer, &head.fields, without);
+    let has = |wanted: &str| head.fields.iter().any(|(name, _)| is(buffer, name, wanted));
+    if !has("host") {
+        out.extend_from_slice(b"Host: \r\n");
+    }
+    if head.body == BodyLength::Chunked {
+        out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
+    }
+    if let Some(protocol) = upgrade {
+        put(&mut out, b"Connection", b"upgrade");
+        put(&mut out, b"Upgrade", protocol);
+    }
+    out.extend_from_slice(b"X-Forwarded-For: ");
+    let chain = head
+        .fields
+        .iter()
+        .filter(|(name, _)| client.behind_trusted && is(buffer, name, "x-forwarded-for"));
+    for (_, value) in chain {
+        out.extend_from_slice(&buffer[value.clone()]);
+        out.extend_from_slice(b", ");
+    }
+    out.extend_from_slice(peer.ip().to_canonical().to_string().as_bytes());
+    out.extend_from_slice(b"\r\n");
+    if !client.behind_trusted || !has("x-forwarded-proto") {
+        out.extend_from_slice(b"X-Forwarded-Proto: http\r\n");
+    }
+    if !client.behind_trusted || !has("x-request-id") {
+        put(&mut out, b"X-Request-Id", request_id().as_bytes());
+    }
+    out.extend_from_slice(b"\r\n");
+    out
+}
+
+/// The response's head for the client, ready for the wire. `switched` is the protocol of a 101.
+pub(super) fn response_head(
+    answer: &[u8],
+    response: &ResponseHead,
+    chunked: bool,
+    next: Next,
+    switched: Option<&[u8]>,
+) -> Vec<u8> {
+    let mut out = Vec::with_capacity(response.len + 64);
+    out.extend_from_slice(format!("HTTP/1.1 {} ", response.status).as_bytes());
+    out.extend_from_slice(&answer[response.reason.clone()]);
+    out.extend_from_slice(b"\r\n");
+    put_fields(&mut out, answer, &response.fields, &[]);
+    if chunked {
+        out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
+    }
+    if let Some(protocol) = switched {
+        put(&mut out, b"Connection", b"upgrade");
+        put(&mut out, b"Upgrade", protocol);
+    } else if next == Next::Close {
+        out.extend_from_slice(b"Connection: close\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+    out
+}
+
+/// A UUIDv7: unique, and in the order of time.
+fn request_id() -> String {
+    let mut random = [0; 10];
+    fastrand::fill(&mut random);
+    let millis = u64::try_from(clock::wall().as_millis()).unwrap_or(u64::MAX);
+    Builder::from_unix_timestamp_millis(millis, &random)
+        .into_uuid()
+        .to_string()
+}
+
+/// Copies the end-to-end fields but for `without`.
+fn put_fields(out: &mut Vec<u8>, bytes: &[u8], fields: &Fields, without: &[&str]) {
+    let connection: Vec<&[u8]> = fields
+        .iter()
+        .filter(|(name, _)| is(bytes, name, "connection"))
+        .map(|(_, value)| &bytes[value.clone()])
+        .collect();
+    for (name, value) in fields {
+        if !is_hop_by_hop(&bytes[name.clone()], &connection)
+            && !without.iter().any(|other| is(bytes, name, other))
+        {
+            put(out, &bytes[name.clone()], &bytes[value.clone()]);
+        }
+    }
+}
+
+fn put(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    out.extend_from_slice(name);
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn is(buffer: &[u8], name: &Range<usize>, wanted: &str) -> bool {
+    buffer[name.clone()].eq_ignore_ascii_case(wanted.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http1::head::{HeadLimits, parse_request};
+
+    fn who(fields: &str, peer: &str, trusted: &[&str]) -> (String, bool) {
+        let bytes = format!("GET / HTTP/1.1\r\nHost: x\r\n{fields}\r\n").into_bytes();
+        let head = parse_request(&bytes, HeadLimits::default())
+            .unwrap()
+            .unwrap();
+        let trusted: Vec<IpNet> = trusted.iter().map(|net| net.parse().unwrap()).collect();
+        let client = client(&bytes, &head, peer.parse().unwrap(), &trusted);
+        (client.ip.to_string(), client.behind_trusted)
+    }
+
+    #[test]
+    fn a_client_is_what_trusted_proxies_say_and_no_one_else() {
+        let proxies = ["10.0.0.0/8", "fd00::/8"];
+        let check = |fields: &str, peer: &str, ip: &str, behind| {
+            assert_eq!(
+                who(fields, peer, &proxies),
+                (ip.to_owned(), behind),
+                "{fields:?} from {peer}"
+            );
+        };
+        check("", "1.2.3.4:5", "1.2.3.4", false);
+        check(
+            "X-Forwarded-For: 6.6.6.6\r\n",
+            "1.2.3.4:5",
+            "1.2.3.4",
+            false,
+        );
+        check(
+            "X-Forwarded-For: 6.6.6.6\r\n",
+            "10.0.0.1:5",
+            "6.6.6.6",
+            true,
+        );
+        check(
+            "X-Forwarded-For: 9.9.9.9, 6.6.6.6, 10.0.0.2\r\n",
+            "10.0.0.1:5",
+            "6.6.6.6",
+            true,
+        );
+        check(
+            "X-Forwarded-For: 9.9.9.9\r\nX-Forwarded-For: 6.6.6.6\r\n",
+            "[fd00::1]:5",
+            "6.6.6.6",
+            true,
+        );
+        check(
+            "X-Forwarded-For: 6.6.6.6, nonsense\r\n",
+            "10.0.0.1:5",
+            "10.0.0.1",
+            true,
+        );
+        check(
+            "X-Forwarded-For: ::ffff:6.6.6.6\r\n",
+            "[::ffff:10.0.0.1]:5",
+            "6.6.6.6",
+            true,
+        );
+        check("", "10.0.0.1:5", "10.0.0.1", true);
+    }
+}
