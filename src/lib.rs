@@ -7,4 +7,5 @@ pub mod config;
 pub mod http1;
 pub mod policy;
 pub mod proxy;
+pub mod telemetry;
 pub mod upstream;

@@ -4,15 +4,17 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context, anyhow, bail};
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tracing::info;
 use weir::config::{self, Config, check};
-use weir::proxy::lane;
+use weir::proxy::plan::Plan;
+use weir::proxy::{lane, reload};
+use weir::telemetry;
 
 /// A reverse proxy in front of one upstream.
 #[derive(Parser)]
@@ -40,8 +42,9 @@ struct File {
 }
 
 fn main() -> ExitCode {
+    telemetry::log::init();
     let done = match Arguments::parse().command {
-        Command::Run(file) => load(&file.config).and_then(run),
+        Command::Run(file) => load(&file.config).and_then(|config| run(config, file.config)),
         Command::Check(file) => load(&file.config).map(drop),
         Command::Schema => print_schema(),
     };
@@ -58,7 +61,12 @@ fn load(path: &Path) -> anyhow::Result<Config> {
     let text =
         std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     check::parse(&text, &|name| std::env::var(name).ok()).map_err(|mistakes| {
-        let mut said = format!("{} mistakes in {}", mistakes.len(), path.display());
+        let many = if mistakes.len() == 1 {
+            "mistake"
+        } else {
+            "mistakes"
+        };
+        let mut said = format!("{} {many} in {}", mistakes.len(), path.display());
         for mistake in &mistakes {
             let _ = write!(said, "\n  {mistake}");
         }
@@ -71,23 +79,20 @@ fn print_schema() -> anyhow::Result<()> {
     writeln!(std::io::stdout(), "{schema}").context("cannot write the schema")
 }
 
-fn run(config: Config) -> anyhow::Result<()> {
+fn run(config: Config, file: PathBuf) -> anyhow::Result<()> {
     let lanes = config
         .lanes
         .or(thread::available_parallelism().ok())
         .map_or(1, usize::from);
-    let config = Arc::new(config);
+    let listeners = config.listeners.iter().map(|listener| listener.address);
+    let mut addresses = listeners.collect::<Vec<_>>();
+    let (plan, following) = watch::channel(Plan::new(config));
     let (drain, draining) = watch::channel(false);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     // Listening to the signal begins before the line that says weir is up, so that none is missed.
     let terminate = runtime.block_on(async { signal(SignalKind::terminate()) })?;
-    let mut addresses = config
-        .listeners
-        .iter()
-        .map(|listener| listener.address)
-        .collect::<Vec<_>>();
     let mut threads = Vec::new();
     for _ in 0..lanes {
         let mut sockets = Vec::new();
@@ -98,15 +103,21 @@ fn run(config: Config) -> anyhow::Result<()> {
             *address = socket.local_addr()?;
             sockets.push(socket);
         }
-        threads.push(lane::spawn(sockets, config.clone(), draining.clone())?);
+        threads.push(lane::spawn(sockets, following.clone(), draining.clone())?);
     }
     let addresses = addresses
         .iter()
         .map(ToString::to_string)
         .collect::<Vec<_>>()
         .join(", ");
-    eprintln!("weir listens on {addresses} with {lanes} lanes");
-    runtime.block_on(stopped(terminate))?;
+    info!(%addresses, lanes, "listening");
+    runtime.block_on(async {
+        tokio::select! {
+            stopped = stopped(terminate) => stopped,
+            broken = reload::follow(file, load, plan) => broken,
+        }
+    })?;
+    info!("draining");
     drain.send_replace(true);
     for thread in threads {
         match thread.join() {

@@ -6,17 +6,76 @@
 )]
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::thread;
 
-/// A process that is ended when the test lets go of it.
-struct Running(Child);
+/// `weir run`, ended when the test lets go of it.
+struct Running {
+    child: Child,
+    log: BufReader<ChildStderr>,
+    address: String,
+}
+
+impl Running {
+    fn start(config: &Path) -> Running {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
+            .args(["run", "-c"])
+            .arg(config)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = BufReader::new(child.stderr.take().unwrap());
+        let mut running = Running {
+            child,
+            log,
+            address: String::new(),
+        };
+        let line = running.log_until("listening");
+        running.address = line
+            .split("addresses=")
+            .nth(1)
+            .unwrap()
+            .split(' ')
+            .next()
+            .unwrap()
+            .to_owned();
+        running
+    }
+
+    /// The next line of the log with `part` in it.
+    fn log_until(&mut self, part: &str) -> String {
+        loop {
+            let mut line = String::new();
+            assert_ne!(
+                self.log.read_line(&mut line).unwrap(),
+                0,
+                "the log ended before {part:?}"
+            );
+            if line.contains(part) {
+                return line;
+            }
+        }
+    }
+
+    fn connect(&self) -> TcpStream {
+        TcpStream::connect(&self.address).unwrap()
+    }
+
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill")
+            .args(["-s", name, &self.child.id().to_string()])
+            .status()
+            .unwrap();
+        assert!(sent.success());
+    }
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -26,48 +85,57 @@ fn file(text: &str) -> tempfile::NamedTempFile {
     file
 }
 
-#[test]
-fn run_proxies_to_the_upstream_of_the_file() {
-    let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
-    let config = file(&format!(
-        "listen: 127.0.0.1:0\nupstream: http://{}\n",
-        upstream.local_addr().unwrap()
-    ));
+/// An upstream that answers every request on every connection with `body`.
+fn answering(body: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
     thread::spawn(move || {
-        let (mut stream, _) = upstream.accept().unwrap();
-        let mut piece = [0; 1024];
-        let _ = stream.read(&mut piece).unwrap();
-        stream
-            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
-            .unwrap();
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            thread::spawn(move || {
+                let mut piece = [0; 4096];
+                while stream.read(&mut piece).is_ok_and(|n| n > 0) {
+                    let reply = format!(
+                        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+                        body.len()
+                    );
+                    stream.write_all(reply.as_bytes()).unwrap();
+                }
+            });
+        }
     });
-    let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
-        .args(["run", "-c"])
-        .arg(config.path())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let stderr = child.stderr.take().unwrap();
-    let _running = Running(child);
-    let mut line = String::new();
-    BufReader::new(stderr).read_line(&mut line).unwrap();
-    let address = line.split(' ').nth(3).unwrap();
-    let mut client = TcpStream::connect(address).unwrap();
+    address
+}
+
+/// The body of a reply that comes in one piece.
+fn get(client: &mut TcpStream) -> String {
     client
-        .write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        .write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         .unwrap();
-    let mut reply = String::new();
-    client.read_to_string(&mut reply).unwrap();
-    assert!(
-        reply.starts_with("HTTP/1.1 200 OK\r\n") && reply.ends_with("hi"),
-        "{reply}"
-    );
+    let mut reply = [0; 4096];
+    let n = client.read(&mut reply).unwrap();
+    String::from_utf8_lossy(&reply[..n])
+        .rsplit("\r\n")
+        .next()
+        .unwrap()
+        .to_owned()
+}
+
+fn short_form(upstream: SocketAddr) -> String {
+    format!("listen: 127.0.0.1:0\nupstream: http://{upstream}\n")
 }
 
 #[test]
-fn check_exits_1_and_names_the_file_and_the_mistake() {
+fn run_proxies_to_the_upstream_of_the_file() {
+    let config = file(&short_form(answering("hi")));
+    let running = Running::start(config.path());
+    assert_eq!(get(&mut running.connect()), "hi");
+}
+
+#[test]
+fn check_exits_1_and_tells_every_mistake_with_its_place() {
     let good = file("listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\n");
-    let bad = file("listen: 127.0.0.1:0\nupstrem: http://127.0.0.1:1\n");
+    let bad = file("listeners: [{adress: x}]\nupstrem: http://127.0.0.1:1\n");
     let check = |path| {
         Command::new(env!("CARGO_BIN_EXE_weir"))
             .args(["check", "-c"])
@@ -79,41 +147,41 @@ fn check_exits_1_and_names_the_file_and_the_mistake() {
     let output = check(bad.path());
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8(output.stderr).unwrap();
-    assert!(
-        said.contains("upstrem") && said.contains(bad.path().to_str().unwrap()),
-        "{said}"
+    for part in [
+        bad.path().to_str().unwrap(),
+        "line 1, column 14: listeners[0].adress: unknown key \"adress\"; did you mean \"address\"?",
+        "line 2, column 1: upstrem: unknown key \"upstrem\"; did you mean \"upstream\"?",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+}
+
+#[test]
+fn schema_knows_every_key_and_refuses_others() {
+    let output = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .arg("schema")
+        .output()
+        .unwrap();
+    let schema: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        schema["additionalProperties"],
+        serde_json::Value::Bool(false)
     );
+    assert!(schema["properties"]["routes"].is_object(), "{schema}");
 }
 
 #[test]
 fn sigterm_lets_a_request_in_flight_end_and_exits_0() {
     let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
-    let config = file(&format!(
-        "listen: 127.0.0.1:0\nupstream: http://{}\n",
-        upstream.local_addr().unwrap()
-    ));
-    let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
-        .args(["run", "-c"])
-        .arg(config.path())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let stderr = child.stderr.take().unwrap();
-    let mut running = Running(child);
-    let mut line = String::new();
-    BufReader::new(stderr).read_line(&mut line).unwrap();
-    let mut client = TcpStream::connect(line.split(' ').nth(3).unwrap()).unwrap();
-    let mut idle = TcpStream::connect(line.split(' ').nth(3).unwrap()).unwrap();
+    let config = file(&short_form(upstream.local_addr().unwrap()));
+    let mut running = Running::start(config.path());
+    let (mut client, mut idle) = (running.connect(), running.connect());
     client
         .write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         .unwrap();
     let (mut stream, _) = upstream.accept().unwrap();
     let _ = stream.read(&mut [0; 1024]).unwrap();
-    let killed = Command::new("kill")
-        .arg(running.0.id().to_string())
-        .status()
-        .unwrap();
-    assert!(killed.success());
+    running.signal("TERM");
     assert_eq!(
         idle.read(&mut [0; 1]).unwrap(),
         0,
@@ -125,5 +193,40 @@ fn sigterm_lets_a_request_in_flight_end_and_exits_0() {
     let mut reply = String::new();
     client.read_to_string(&mut reply).unwrap();
     assert!(reply.ends_with("hi"), "{reply}");
-    assert_eq!(running.0.wait().unwrap().code(), Some(0));
+    assert_eq!(running.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_reload_keeps_connections_and_a_bad_file_changes_nothing() {
+    let (one, two, three) = (answering("one"), answering("two"), answering("three"));
+    // The layout of a mounted ConfigMap: the file is behind a symbolic link to a folder, and the link is swapped.
+    let folder = tempfile::tempdir().unwrap();
+    let place = |version: &str, text: &str| {
+        std::fs::create_dir(folder.path().join(version)).unwrap();
+        std::fs::write(folder.path().join(version).join("weir.yaml"), text).unwrap();
+        let fresh = folder.path().join("fresh");
+        std::os::unix::fs::symlink(version, &fresh).unwrap();
+        std::fs::rename(fresh, folder.path().join("data")).unwrap();
+    };
+    place("v1", &short_form(one));
+    let config = folder.path().join("weir.yaml");
+    std::os::unix::fs::symlink("data/weir.yaml", &config).unwrap();
+
+    let mut running = Running::start(&config);
+    let mut client = running.connect();
+    assert_eq!(get(&mut client), "one");
+    place("v2", &short_form(two));
+    running.log_until("configuration reloaded");
+    assert_eq!(
+        get(&mut client),
+        "two",
+        "the same connection follows the new file"
+    );
+    place("v3", "listen: 127.0.0.1:0\nupstrem: x\n");
+    assert!(running.log_until("not reloaded").contains("1 mistake"));
+    assert_eq!(get(&mut client), "two");
+    std::fs::write(folder.path().join("v3/weir.yaml"), short_form(three)).unwrap();
+    running.signal("HUP");
+    running.log_until("configuration reloaded");
+    assert_eq!(get(&mut client), "three");
 }

@@ -7,13 +7,14 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use weir::config::check;
 use weir::proxy::lane;
+use weir::proxy::plan::Plan;
 
 /// Answers the n-th connection with the n-th reply once it has read a head that ends in `until`; sends on what it read.
 fn upstream(
@@ -53,10 +54,11 @@ fn configured(file: &str) -> SocketAddr {
     let config = check::parse(file, &|_| None).unwrap();
     let listener = lane::listen(config.listeners[0].address).unwrap();
     let address = listener.local_addr().unwrap();
+    let (plan, following) = watch::channel(Plan::new(config));
     let (never, draining) = watch::channel(false);
-    lane::spawn(vec![listener], Arc::new(config), draining).unwrap();
-    // The lane lives as long as the test: its drain is never told.
-    std::mem::forget(never);
+    lane::spawn(vec![listener], following, draining).unwrap();
+    // The lane lives as long as the test: neither a reload nor a drain is ever told.
+    std::mem::forget((plan, never));
     address
 }
 

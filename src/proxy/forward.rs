@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use super::handle::{Failure, Next, read_some, write_all};
 use super::headers::{self, Client};
 use super::lane::Lane;
+use super::plan::LanePlan;
 use super::reply::Rejection;
 use super::upgrade;
 use crate::config::Route;
@@ -37,6 +38,7 @@ pub(super) struct Outbound<'a> {
 /// what the client sent behind the request.
 pub(super) async fn send(
     lane: &Lane,
+    plan: &LanePlan,
     outbound: Outbound<'_>,
     client: &mut TcpStream,
     buffer: &mut Vec<u8>,
@@ -50,10 +52,10 @@ pub(super) async fn send(
         client: client_is,
         stream_idle,
     } = outbound;
-    let pool = &lane.pools[route.upstream];
+    let pool = &plan.pools[route.upstream];
     let within = route
         .timeout
-        .unwrap_or(lane.config.upstreams[route.upstream].timeout);
+        .unwrap_or(plan.shared.config.upstreams[route.upstream].timeout);
     let expects = headers::expects_continue(buffer, head)?;
     let switch_to = headers::upgrade(buffer, head);
     let out = headers::request_head(

@@ -13,7 +13,7 @@ use super::forward::{self, Outbound};
 use super::headers;
 use super::lane::Lane;
 use super::reply::Rejection;
-use crate::config::{Listener, Route};
+use crate::config::{Config, Listener, Route};
 use crate::http1::head::{self, BodyLength, RequestHead};
 use crate::http1::path;
 use crate::policy::routes;
@@ -39,14 +39,24 @@ impl From<Rejection> for Failure {
 }
 
 /// Serves `client` until it closes, breaks, is refused or stays idle too long.
-pub async fn connection(lane: &Lane, listener: &Listener, mut client: TcpStream, peer: SocketAddr) {
+pub(super) async fn connection(
+    lane: &Lane,
+    listener_index: usize,
+    mut client: TcpStream,
+    peer: SocketAddr,
+) {
     if client.set_nodelay(true).is_err() {
         return;
     }
     let mut buffer = Vec::new();
     loop {
+        let plan = lane.plan.current();
+        let listener = &plan.shared.config.listeners[listener_index];
         let served = match read_head(lane, listener, &client, &mut buffer).await {
-            Ok(Some(head)) => one(lane, listener, &mut client, peer, &mut buffer, &head).await,
+            // The plan may be another by the time that a request comes.
+            Ok(Some(head)) => {
+                one(lane, listener_index, &mut client, peer, &mut buffer, &head).await
+            }
             Ok(None) => return,
             Err(rejection) => Err(rejection.into()),
         };
@@ -67,12 +77,14 @@ pub async fn connection(lane: &Lane, listener: &Listener, mut client: TcpStream,
 
 async fn one(
     lane: &Lane,
-    listener: &Listener,
+    listener_index: usize,
     client: &mut TcpStream,
     peer: SocketAddr,
     buffer: &mut Vec<u8>,
     head: &RequestHead,
 ) -> Result<Next, Failure> {
+    let plan = lane.plan.current();
+    let listener = &plan.shared.config.listeners[listener_index];
     let target = &buffer[head.target.clone()];
     let (path, query) = match target.iter().position(|byte| *byte == b'?') {
         Some(at) => target.split_at(at),
@@ -87,11 +99,12 @@ async fn one(
     {
         return Err(Rejection::BodyTooLarge.into());
     }
-    let route = route(lane, buffer, head, &path).ok_or(Rejection::NoRoute)?;
+    let route = route(&plan.shared.config, buffer, head, &path).ok_or(Rejection::NoRoute)?;
     let target = [&path, query].concat();
     let is = headers::client(buffer, head, peer, &listener.trusted_proxies);
     forward::send(
         lane,
+        &plan,
         Outbound {
             route,
             target,
@@ -107,7 +120,12 @@ async fn one(
     .await
 }
 
-fn route<'a>(lane: &'a Lane, buffer: &[u8], head: &RequestHead, path: &[u8]) -> Option<&'a Route> {
+fn route<'a>(
+    config: &'a Config,
+    buffer: &[u8],
+    head: &RequestHead,
+    path: &[u8],
+) -> Option<&'a Route> {
     // Fields that are not UTF-8 match no pattern, since patterns are text.
     let text =
         |place: &Range<usize>| std::str::from_utf8(&buffer[place.clone()]).unwrap_or_default();
@@ -127,11 +145,8 @@ fn route<'a>(lane: &'a Lane, buffer: &[u8], head: &RequestHead, path: &[u8]) -> 
         method: text(&head.method),
         fields: &fields,
     };
-    routes::find(
-        lane.config.routes.iter().map(|route| &route.matches),
-        &request,
-    )
-    .map(|index| &lane.config.routes[index])
+    routes::find(config.routes.iter().map(|route| &route.matches), &request)
+        .map(|index| &config.routes[index])
 }
 
 /// Reads until a head is whole; `None` when the client closed or stayed idle, which is no fault.

@@ -15,21 +15,15 @@ use tokio::task::{JoinSet, LocalSet};
 use tokio::time::timeout;
 
 use super::handle;
-use crate::config::{self, Config};
-use crate::upstream::Pool;
+use super::plan::{Following, Plan};
 
 /// What the connections of one lane share.
 #[derive(Debug)]
-pub struct Lane {
-    pub config: Arc<Config>,
-    /// One for each upstream of the configuration, in its order.
-    pub pools: Vec<Pool>,
+pub(super) struct Lane {
+    pub plan: Following,
     /// Turns true when the process drains: no new request is taken then.
     pub draining: watch::Receiver<bool>,
 }
-
-/// Connections to one upstream that a lane keeps between requests.
-const MAX_IDLE: usize = 1024;
 
 /// A listener on `address` that other lanes can share (SO_REUSEPORT).
 pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
@@ -50,7 +44,7 @@ pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 /// stops accepting, closes idle connections, lets requests in flight end for at most the drain time, and its thread ends.
 pub fn spawn(
     listeners: Vec<std::net::TcpListener>,
-    config: Arc<Config>,
+    plan: watch::Receiver<Arc<Plan>>,
     draining: watch::Receiver<bool>,
 ) -> io::Result<JoinHandle<io::Result<()>>> {
     std::thread::Builder::new()
@@ -59,20 +53,17 @@ pub fn spawn(
             let runtime = runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
-            LocalSet::new().block_on(&runtime, serve(listeners, config, draining))
+            LocalSet::new().block_on(&runtime, serve(listeners, plan, draining))
         })
 }
 
 async fn serve(
     listeners: Vec<std::net::TcpListener>,
-    config: Arc<Config>,
+    plan: watch::Receiver<Arc<Plan>>,
     draining: watch::Receiver<bool>,
 ) -> io::Result<()> {
-    let pool = |up: &config::Upstream| Pool::new(up.endpoint.clone(), up.connect_timeout, MAX_IDLE);
-    let pools = config.upstreams.iter().map(pool).collect();
     let lane = Rc::new(Lane {
-        config,
-        pools,
+        plan: Following::new(plan),
         draining,
     });
     let mut accepting = JoinSet::new();
@@ -98,7 +89,7 @@ async fn accept(lane: Rc<Lane>, listener_index: usize, listener: TcpListener) {
                 Ok((stream, peer)) => {
                     let lane = lane.clone();
                     connections.spawn_local(async move {
-                        handle::connection(&lane, &lane.config.listeners[listener_index], stream, peer).await;
+                        handle::connection(&lane, listener_index, stream, peer).await;
                     });
                 }
                 // Out of descriptors, or the client is gone already: others must still be served.
@@ -108,7 +99,7 @@ async fn accept(lane: Rc<Lane>, listener_index: usize, listener: TcpListener) {
         }
     }
     drop(listener);
-    let _ = timeout(lane.config.drain, async {
+    let _ = timeout(lane.plan.current().shared.config.drain, async {
         while connections.join_next().await.is_some() {}
     })
     .await;

@@ -4,5 +4,7 @@ mod forward;
 pub mod handle;
 mod headers;
 pub mod lane;
+pub mod plan;
+pub mod reload;
 pub mod reply;
 mod upgrade;

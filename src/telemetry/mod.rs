@@ -1,0 +1,3 @@
+//! What weir tells of itself.
+
+pub mod log;
