@@ -2,6 +2,7 @@
 //! [`Config`] nothing is checked again.
 
 pub mod check;
+pub mod limits;
 pub mod matches;
 pub mod raw;
 pub mod units;
