@@ -7,5 +7,6 @@ pub mod config;
 pub mod http1;
 pub mod policy;
 pub mod proxy;
+pub mod store;
 pub mod telemetry;
 pub mod upstream;

@@ -1,0 +1,471 @@
+//! The counters of rate limits in this process's memory: bounded, the least used key goes first. Owns where a counter is
+//! and that a request is charged all or nothing; the arithmetic is `policy::limit`'s.
+
+use std::hash::Hasher;
+
+use hashbrown::HashTable;
+use parking_lot::{Mutex, MutexGuard};
+use siphasher::sip128::{Hasher128, SipHasher13};
+
+use crate::config::limits::Rule;
+use crate::policy::limit::{self, Now, State, Verdict};
+
+/// A power of two; lanes rarely meet in one of so many.
+const SHARDS: usize = 64;
+/// The most rules that one call can ask.
+pub const MAX_ASKS: usize = 16;
+const NONE: u32 = u32::MAX;
+/// In place of a link: the slot is held by requests in flight, and is not to be evicted.
+const HELD: u32 = NONE - 1;
+
+/// A limit's key, hashed with this process's secret: 128 bits, so that two keys never meet by chance or by design.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Key(u128);
+
+/// One rule asked about one key.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask<'a> {
+    pub key: Key,
+    pub rule: &'a Rule,
+    pub cost: u64,
+    /// Whether its refusal refuses the request.
+    pub enforced: bool,
+}
+
+/// All counters.
+pub struct Limits {
+    shards: Vec<Mutex<Shard>>,
+    secret: [u8; 16],
+}
+
+impl Limits {
+    /// Counters for at most about `max_keys` keys; 48 bytes each, and the table's share.
+    pub fn new(max_keys: usize, secret: [u8; 16]) -> Limits {
+        let capacity = max_keys.div_ceil(SHARDS).clamp(1, NONE as usize - 1);
+        Limits {
+            shards: (0..SHARDS)
+                .map(|_| Mutex::new(Shard::new(capacity)))
+                .collect(),
+            secret,
+        }
+    }
+
+    /// Begins the key of a limit's `index`th rule. Rules of other kinds never share a counter, not even when a reload
+    /// changes the kind.
+    pub fn key(&self, limit: &str, index: usize, rule: &Rule) -> KeyBuilder {
+        let mut builder = KeyBuilder(SipHasher13::new_with_key(&self.secret));
+        builder.part(limit.as_bytes());
+        let kind = match rule {
+            Rule::TokenBucket { .. } => 0,
+            Rule::SlidingWindow { .. } => 1,
+            Rule::FixedWindow { .. } => 2,
+            Rule::Concurrency { .. } => 3,
+        };
+        builder.part(&[kind, index as u8]);
+        builder
+    }
+
+    /// Asks every rule at one moment and, if none that is enforced refuses, charges those that admit: a refused request
+    /// is charged nothing. `verdicts` holds one verdict for each of `asks`.
+    ///
+    /// # Panics
+    /// When there are more than [`MAX_ASKS`].
+    pub fn ask(&self, asks: &[Ask<'_>], now: Now, verdicts: &mut [Verdict]) -> bool {
+        assert!(
+            asks.len() <= MAX_ASKS && verdicts.len() == asks.len(),
+            "the configuration bounds a route's rules"
+        );
+        // Locks, since several counters must change together, or none. They are taken in the order of the shards, so that
+        // two lanes never wait for each other; held for some tens of nanoseconds.
+        let mut order = [(0, 0); MAX_ASKS];
+        for (index, ask) in asks.iter().enumerate() {
+            order[index] = (shard_of(ask.key), index);
+        }
+        let order = &mut order[..asks.len()];
+        order.sort_unstable();
+        let mut guards: [Option<MutexGuard<'_, Shard>>; MAX_ASKS] = [const { None }; MAX_ASKS];
+        let mut guard_of = [0; MAX_ASKS];
+        for at in 0..order.len() {
+            let (shard, index) = order[at];
+            if at > 0 && order[at - 1].0 == shard {
+                guard_of[index] = guard_of[order[at - 1].1];
+            } else {
+                guards[at] = Some(self.shards[shard].lock());
+                guard_of[index] = at;
+            }
+        }
+        let mut admitted = true;
+        for (index, ask) in asks.iter().enumerate() {
+            let shard = guards[guard_of[index]]
+                .as_mut()
+                .expect("each ask's shard was locked above");
+            let state = shard
+                .get(ask.key)
+                .map_or_else(State::default, |slot| shard.slots[slot as usize].state);
+            verdicts[index] = limit::check(ask.rule, &state, ask.cost, now);
+            admitted &= verdicts[index].admitted || !ask.enforced;
+        }
+        if admitted {
+            for (index, ask) in asks
+                .iter()
+                .enumerate()
+                .filter(|(index, _)| verdicts[*index].admitted)
+            {
+                let shard = guards[guard_of[index]]
+                    .as_mut()
+                    .expect("each ask's shard was locked above");
+                let held = matches!(ask.rule, Rule::Concurrency { .. });
+                limit::take(ask.rule, shard.touch(ask.key, held), ask.cost, now);
+            }
+        }
+        admitted
+    }
+
+    /// Gives back what a request held of a concurrency rule.
+    pub fn release(&self, key: Key, cost: u64) {
+        let mut shard = self.shards[shard_of(key)].lock();
+        if let Some(slot) = shard.get(key)
+            && limit::release(&mut shard.slots[slot as usize].state, cost)
+        {
+            shard.remove(key);
+        }
+    }
+
+    /// What a request of no cost would be told; changes nothing, not even which key was used last.
+    pub fn peek(&self, key: Key, rule: &Rule, now: Now) -> Verdict {
+        let shard = self.shards[shard_of(key)].lock();
+        let state = shard
+            .get(key)
+            .map_or_else(State::default, |slot| shard.slots[slot as usize].state);
+        limit::check(rule, &state, 0, now)
+    }
+
+    /// Forgets what was counted for a key; whether there was anything.
+    pub fn reset(&self, key: Key) -> bool {
+        self.shards[shard_of(key)].lock().remove(key)
+    }
+
+    /// How many keys are held.
+    pub fn len(&self) -> usize {
+        self.shards
+            .iter()
+            .map(|shard| shard.lock().index.len())
+            .sum()
+    }
+
+    /// Whether no key is held.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A key in the making, part by part.
+pub struct KeyBuilder(SipHasher13);
+
+impl KeyBuilder {
+    /// Adds a part. Its length is hashed too, so that `a`, `bc` and `ab`, `c` differ.
+    pub fn part(&mut self, bytes: &[u8]) {
+        self.0.write_usize(bytes.len());
+        self.0.write(bytes);
+    }
+
+    pub fn finish(self) -> Key {
+        Key(self.0.finish128().as_u128())
+    }
+}
+
+fn shard_of(key: Key) -> usize {
+    // The low half finds the slot in the shard's table; the high half the shard.
+    (key.0 >> 64) as usize % SHARDS
+}
+
+struct Slot {
+    key: Key,
+    state: State,
+    /// Towards the one used last.
+    newer: u32,
+    /// Towards the one to go first.
+    older: u32,
+}
+
+struct Shard {
+    index: HashTable<u32>,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    newest: u32,
+    oldest: u32,
+    capacity: usize,
+}
+
+impl Shard {
+    fn new(capacity: usize) -> Shard {
+        Shard {
+            index: HashTable::new(),
+            slots: Vec::new(),
+            free: Vec::new(),
+            newest: NONE,
+            oldest: NONE,
+            capacity,
+        }
+    }
+
+    fn get(&self, key: Key) -> Option<u32> {
+        self.index
+            .find(key.0 as u64, |slot| self.slots[*slot as usize].key == key)
+            .copied()
+    }
+
+    /// The key's counter, made if need be: now the one used last, or one that is held.
+    fn touch(&mut self, key: Key, held: bool) -> &mut State {
+        let slot = match self.get(key) {
+            Some(slot) => {
+                self.unlink(slot);
+                slot
+            }
+            None => self.insert(key),
+        };
+        if !held {
+            self.link_newest(slot);
+        }
+        &mut self.slots[slot as usize].state
+    }
+
+    fn insert(&mut self, key: Key) -> u32 {
+        if self.index.len() >= self.capacity && self.oldest != NONE {
+            let oldest = self.slots[self.oldest as usize].key;
+            self.remove(oldest);
+        }
+        let fresh = Slot {
+            key,
+            state: State::default(),
+            newer: HELD,
+            older: HELD,
+        };
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                self.slots[slot as usize] = fresh;
+                slot
+            }
+            None => {
+                self.slots.push(fresh);
+                self.slots.len() as u32 - 1
+            }
+        };
+        let slots = &self.slots;
+        self.index.insert_unique(key.0 as u64, slot, |slot| {
+            slots[*slot as usize].key.0 as u64
+        });
+        slot
+    }
+
+    fn remove(&mut self, key: Key) -> bool {
+        let found = self
+            .index
+            .find_entry(key.0 as u64, |slot| self.slots[*slot as usize].key == key);
+        let Ok(entry) = found else { return false };
+        let (slot, _) = entry.remove();
+        self.unlink(slot);
+        self.free.push(slot);
+        true
+    }
+
+    fn unlink(&mut self, slot: u32) {
+        let Slot { newer, older, .. } = self.slots[slot as usize];
+        if newer == HELD {
+            return;
+        }
+        self.slots[slot as usize].newer = HELD;
+        match newer {
+            NONE => self.newest = older,
+            newer => self.slots[newer as usize].older = older,
+        }
+        match older {
+            NONE => self.oldest = newer,
+            older => self.slots[older as usize].newer = newer,
+        }
+    }
+
+    fn link_newest(&mut self, slot: u32) {
+        self.slots[slot as usize].newer = NONE;
+        self.slots[slot as usize].older = self.newest;
+        match self.newest {
+            NONE => self.oldest = slot,
+            newest => self.slots[newest as usize].newer = slot,
+        }
+        self.newest = slot;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::thread;
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::limits::Period;
+
+    const NOW: Now = Now {
+        mono: Duration::from_secs(5),
+        wall: Duration::from_secs(5),
+    };
+    const TWO: Rule = Rule::FixedWindow {
+        limit: 2,
+        period: Period::Fixed(Duration::from_secs(10)),
+    };
+    const BLANK: Verdict = Verdict {
+        admitted: false,
+        remaining: 0,
+        reset: Duration::ZERO,
+        retry_after: None,
+    };
+
+    fn key(limits: &Limits, name: &str) -> Key {
+        let mut builder = limits.key("limit", 0, &TWO);
+        builder.part(name.as_bytes());
+        builder.finish()
+    }
+
+    fn ask(limits: &Limits, names: &[&str]) -> bool {
+        let asks: Vec<_> = names
+            .iter()
+            .map(|name| Ask {
+                key: key(limits, name),
+                rule: &TWO,
+                cost: 1,
+                enforced: !name.starts_with("shadow"),
+            })
+            .collect();
+        limits.ask(&asks, NOW, &mut vec![BLANK; asks.len()])
+    }
+
+    #[test]
+    fn a_refused_request_is_charged_nothing() {
+        let limits = Limits::new(1000, [1; 16]);
+        assert!(ask(&limits, &["a"]) && ask(&limits, &["a"]));
+        assert!(!ask(&limits, &["a", "b"]));
+        assert_eq!(limits.peek(key(&limits, "b"), &TWO, NOW).remaining, 2);
+        assert!(ask(&limits, &["b"]) && ask(&limits, &["b"]));
+    }
+
+    #[test]
+    fn a_shadow_limit_counts_and_refuses_no_one() {
+        let limits = Limits::new(1000, [1; 16]);
+        for _ in 0..5 {
+            assert!(ask(&limits, &["shadow"]));
+        }
+        assert_eq!(limits.peek(key(&limits, "shadow"), &TWO, NOW).remaining, 0);
+    }
+
+    #[test]
+    fn memory_is_bounded_and_the_least_used_key_goes() {
+        let mut shard = Shard::new(3);
+        let keys: Vec<_> = (0..5).map(|n| Key(n << 64 | n)).collect();
+        for key in &keys[..3] {
+            shard.touch(*key, false);
+        }
+        shard.touch(keys[0], false);
+        shard.touch(keys[3], false);
+        assert!(shard.get(keys[0]).is_some() && shard.get(keys[1]).is_none());
+        shard.touch(keys[4], false);
+        assert!(shard.get(keys[2]).is_none() && shard.index.len() == 3 && shard.slots.len() == 3);
+    }
+
+    #[test]
+    fn what_requests_in_flight_hold_is_not_evicted() {
+        let mut shard = Shard::new(2);
+        let keys: Vec<_> = (0..5).map(|n| Key(n << 64 | n)).collect();
+        limit::take(
+            &Rule::Concurrency { limit: 1 },
+            shard.touch(keys[0], true),
+            1,
+            NOW,
+        );
+        for key in &keys[1..] {
+            shard.touch(*key, false);
+        }
+        assert!(shard.get(keys[0]).is_some());
+        assert_eq!(shard.index.len(), 2);
+        assert!(
+            shard.remove(keys[0])
+                && shard.remove(keys[4])
+                && shard.newest == NONE
+                && shard.oldest == NONE
+        );
+    }
+
+    #[test]
+    fn many_lanes_admit_exactly_the_limit() {
+        let limits = Arc::new(Limits::new(1000, [1; 16]));
+        let rule = Rule::FixedWindow {
+            limit: 1_000,
+            period: Period::Day,
+        };
+        let lanes: Vec<_> = (0..4)
+            .map(|lane| {
+                let limits = limits.clone();
+                thread::spawn(move || {
+                    let (one, two) = (key(&limits, "one"), key(&limits, "two"));
+                    let order = if lane % 2 == 0 {
+                        [one, two]
+                    } else {
+                        [two, one]
+                    };
+                    let asks = order.map(|key| Ask {
+                        key,
+                        rule: &rule,
+                        cost: 1,
+                        enforced: true,
+                    });
+                    (0..1_000)
+                        .filter(|_| limits.ask(&asks, NOW, &mut [BLANK; 2]))
+                        .count()
+                })
+            })
+            .collect();
+        assert_eq!(
+            lanes
+                .into_iter()
+                .map(|lane| lane.join().unwrap())
+                .sum::<usize>(),
+            1_000
+        );
+    }
+
+    #[test]
+    fn a_released_slot_leaves_no_key_behind() {
+        let limits = Limits::new(1000, [1; 16]);
+        let (key, rule) = (key(&limits, "a"), Rule::Concurrency { limit: 1 });
+        let ask = Ask {
+            key,
+            rule: &rule,
+            cost: 1,
+            enforced: true,
+        };
+        assert!(limits.ask(&[ask], NOW, &mut [BLANK]) && !limits.ask(&[ask], NOW, &mut [BLANK]));
+        limits.release(key, 1);
+        assert!(limits.is_empty());
+        assert!(limits.ask(&[ask], NOW, &mut [BLANK]) && limits.reset(key) && !limits.reset(key));
+    }
+
+    proptest! {
+        #[test]
+        fn the_links_of_a_shard_hold_every_key_once(ops in prop::collection::vec((0u128..12, any::<bool>()), 0..200)) {
+            let mut shard = Shard::new(6);
+            for (name, insert) in ops {
+                let key = Key(name);
+                if insert { shard.touch(key, false); } else { shard.remove(key); }
+                let (mut seen, mut at) = (Vec::new(), shard.newest);
+                while at != NONE {
+                    seen.push(at);
+                    at = shard.slots[at as usize].older;
+                }
+                prop_assert_eq!(seen.len(), shard.index.len());
+                prop_assert!(seen.iter().all(|slot| shard.get(shard.slots[*slot as usize].key) == Some(*slot)));
+                prop_assert!(shard.index.len() <= 6);
+            }
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! The outside world: where state is kept.
+
+pub mod limits;
