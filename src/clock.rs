@@ -1,6 +1,12 @@
 //! The one place that reads the clocks.
 
+use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::policy::limit::Now;
+
+/// What monotonic times of policy are counted from.
+static ORIGIN: LazyLock<Instant> = LazyLock::new(now);
 
 /// The monotonic clock.
 #[expect(
@@ -20,4 +26,12 @@ pub fn wall() -> Duration {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
+}
+
+/// Both clocks, as policy wants them.
+pub fn moment() -> Now {
+    Now {
+        mono: now().saturating_duration_since(*ORIGIN),
+        wall: wall(),
+    }
 }

@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+/// The most rules that a route's limits can have together.
+pub const MAX_RULES: usize = 16;
+
 /// A named limit; every rule of it must admit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limit {
@@ -17,6 +20,16 @@ pub struct Limit {
     /// For the keys named, in place of `rules`.
     pub overrides: BTreeMap<String, Option<Vec<Rule>>>,
     pub cost: Cost,
+}
+
+impl Limit {
+    /// The most rules that one request can meet, over all keys.
+    pub fn most_rules(&self) -> usize {
+        let all = self.overrides.values().chain([&self.rules]);
+        all.map(|rules| rules.as_ref().map_or(0, Vec::len))
+            .max()
+            .unwrap_or(0)
+    }
 }
 
 /// One window of a limit.
@@ -47,6 +60,20 @@ pub enum Period {
     Week,
     Month,
     Year,
+}
+
+impl Period {
+    /// The longest that the period can last.
+    pub fn at_most(self) -> Duration {
+        let days = |days: u64| Duration::from_secs(days * 86_400);
+        match self {
+            Period::Fixed(length) => length,
+            Period::Day => days(1),
+            Period::Week => days(7),
+            Period::Month => days(31),
+            Period::Year => days(366),
+        }
+    }
 }
 
 /// A part of a key.

@@ -15,6 +15,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::http1::head::HeadLimits;
+use limits::Limit;
 use matches::Match;
 
 /// A checked configuration.
@@ -26,6 +27,9 @@ pub struct Config {
     pub upstreams: Vec<Upstream>,
     /// The first match wins.
     pub routes: Vec<Route>,
+    /// Routes name them by index.
+    pub limits: Vec<Limit>,
+    pub limit_defaults: LimitDefaults,
     /// Threads that serve requests; `None`: one a core.
     pub lanes: Option<NonZeroUsize>,
     /// For requests in flight to end once the process drains.
@@ -67,8 +71,21 @@ pub struct Route {
     pub matches: Match,
     /// An index into [`Config::upstreams`].
     pub upstream: usize,
+    /// Indexes into [`Config::limits`]; every one must admit.
+    pub limits: Vec<usize>,
     /// In place of the upstream's.
     pub timeout: Option<Duration>,
+}
+
+/// What holds for all limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LimitDefaults {
+    /// Keys held in memory; the least used goes.
+    pub max_keys: usize,
+    /// Whether clients are told by `RateLimit` and `RateLimit-Policy`.
+    pub standard_headers: bool,
+    /// Whether clients are told by `X-RateLimit-*`.
+    pub legacy_headers: bool,
 }
 
 /// The JSON Schema of the file, for editors.

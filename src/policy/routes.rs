@@ -20,7 +20,7 @@ pub fn find<'a>(
     routes: impl IntoIterator<Item = &'a Match>,
     request: &Request<'_>,
 ) -> Option<usize> {
-    let host = host_name(request.host);
+    let host = request.host_name();
     routes.into_iter().position(|route| {
         route
             .path
@@ -41,14 +41,16 @@ pub fn find<'a>(
     })
 }
 
-/// Host without its port and trailing dot (RFC 9110 section 7.2); an IPv6 literal keeps its brackets.
-fn host_name(host: &str) -> &str {
-    let end = match host.rfind(']') {
-        Some(bracket) => bracket + 1,
-        None => host.rfind(':').unwrap_or(host.len()),
-    };
-    let name = &host[..end];
-    name.strip_suffix('.').unwrap_or(name)
+impl<'a> Request<'a> {
+    /// Host without its port and trailing dot (RFC 9110 section 7.2); an IPv6 literal keeps its brackets.
+    pub fn host_name(&self) -> &'a str {
+        let end = match self.host.rfind(']') {
+            Some(bracket) => bracket + 1,
+            None => self.host.rfind(':').unwrap_or(self.host.len()),
+        };
+        let name = &self.host[..end];
+        name.strip_suffix('.').unwrap_or(name)
+    }
 }
 
 #[cfg(test)]

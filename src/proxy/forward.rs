@@ -8,13 +8,14 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::admit::Admitted;
 use super::handle::{Failure, Next, read_some, write_all};
-use super::headers::{self, Client};
+use super::headers;
 use super::lane::Lane;
 use super::plan::LanePlan;
 use super::reply::Rejection;
 use super::upgrade;
-use crate::config::Route;
+use crate::config::Listener;
 use crate::http1::body::{BodyReader, Piece};
 use crate::http1::head::{BodyLength, HeadLimits, RequestHead};
 use crate::http1::response::{ResponseBody, ResponseHead, parse_response};
@@ -22,41 +23,34 @@ use crate::http1::response::{ResponseBody, ResponseHead, parse_response};
 /// Interim responses taken before the final one; more is a flood.
 const MAX_INTERIM: usize = 16;
 
-/// Where a checked request goes, and within what bounds.
-pub(super) struct Outbound<'a> {
-    pub route: &'a Route,
-    /// The normalised path and the query as sent.
-    pub target: Vec<u8>,
-    pub max_body: u64,
-    pub peer: SocketAddr,
-    pub client: Client,
-    /// For a switched connection on which nothing moves.
-    pub stream_idle: Duration,
-}
-
 /// Sends the request whose head stands at the front of `buffer` and streams the response back. On return `buffer` holds
 /// what the client sent behind the request.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the request, and both ends of it"
+)]
 pub(super) async fn send(
     lane: &Lane,
     plan: &LanePlan,
-    outbound: Outbound<'_>,
+    listener: &Listener,
+    admitted: Admitted<'_>,
+    peer: SocketAddr,
     client: &mut TcpStream,
     buffer: &mut Vec<u8>,
     head: &RequestHead,
 ) -> Result<Next, Failure> {
-    let Outbound {
+    let Admitted {
         route,
         target,
-        max_body,
-        peer,
         client: client_is,
-        stream_idle,
-    } = outbound;
+        expects,
+        quota,
+    } = admitted;
+    let max_body = listener.max_body;
     let pool = &plan.pools[route.upstream];
     let within = route
         .timeout
         .unwrap_or(plan.shared.config.upstreams[route.upstream].timeout);
-    let expects = headers::expects_continue(buffer, head)?;
     let switch_to = headers::upgrade(buffer, head);
     let out = headers::request_head(
         buffer,
@@ -112,6 +106,7 @@ pub(super) async fn send(
             false,
             Next::Close,
             switch_to.as_deref(),
+            &quota.fields,
         );
         write_within(client, within, &switched).await?;
         answer.drain(..answered.head.len);
@@ -121,14 +116,21 @@ pub(super) async fn send(
             upstream,
             answer,
             early,
-            stream_idle,
+            listener.stream_idle,
             lane.draining.clone(),
         )
         .await;
         return Ok(Next::Close);
     }
     let (next, reusable) = stream_back(
-        &answered, answer, upstream, client, within, old_client, next,
+        &answered,
+        &quota.fields,
+        answer,
+        upstream,
+        client,
+        within,
+        old_client,
+        next,
     )
     .await?;
     if reusable {
@@ -257,10 +259,15 @@ async fn read_response(
     Err(Rejection::UpstreamBroken)
 }
 
-/// Streams the response whose head stands at the front of `answer`; says what becomes of the client's connection, and
+/// Streams the response whose head stands at the front of `answer`, with the fields `told`; says what becomes of the client's connection, and
 /// whether the upstream's can serve another request.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the response, and both ends of it"
+)]
 async fn stream_back(
     answered: &Answered,
+    told: &[u8],
     mut answer: Vec<u8>,
     upstream: &TcpStream,
     client: &mut TcpStream,
@@ -281,7 +288,7 @@ async fn stream_back(
         next
     };
     let chunked = chunked && !old_client;
-    let mut out = headers::response_head(&answer, response, chunked, next, None);
+    let mut out = headers::response_head(&answer, response, chunked, next, None, told);
     answer.drain(..response.len);
     loop {
         let piece = reader.next(&answer).map_err(|_| Failure::Abort)?;

@@ -3,20 +3,18 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::ops::Range;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::forward::{self, Outbound};
-use super::headers;
+use super::admit;
+use super::forward;
 use super::lane::Lane;
 use super::reply::Rejection;
-use crate::config::{Config, Listener, Route};
+use crate::clock;
+use crate::config::Listener;
 use crate::http1::head::{self, BodyLength, RequestHead};
-use crate::http1::path;
-use crate::policy::routes;
 
 /// Whether a client's connection can carry another request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,13 +26,13 @@ pub(super) enum Next {
 /// How an exchange failed: before the response's head went out there can be a reply, afterwards only an abort.
 #[derive(Debug)]
 pub(super) enum Failure {
-    Reply(Rejection),
+    Reply(Rejection, Next),
     Abort,
 }
 
 impl From<Rejection> for Failure {
     fn from(rejection: Rejection) -> Failure {
-        Failure::Reply(rejection)
+        Failure::Reply(rejection, Next::Close)
     }
 }
 
@@ -63,8 +61,13 @@ pub(super) async fn connection(
         match served {
             Ok(Next::KeepAlive) => {}
             Ok(Next::Close) | Err(Failure::Abort) => return,
-            Err(Failure::Reply(rejection)) => {
-                // What stands behind a refused request cannot be trusted to be a request, so the connection ends.
+            Err(Failure::Reply(rejection, Next::KeepAlive)) => {
+                if client.write_all(&rejection.to_bytes(true)).await.is_err() {
+                    return;
+                }
+            }
+            Err(Failure::Reply(rejection, Next::Close)) => {
+                // What stands behind such a request cannot be trusted to be another.
                 let written = client.write_all(&rejection.to_bytes(false)).await;
                 if written.is_ok() && client.shutdown().await.is_ok() {
                     linger(&client).await;
@@ -85,68 +88,22 @@ async fn one(
 ) -> Result<Next, Failure> {
     let plan = lane.plan.current();
     let listener = &plan.shared.config.listeners[listener_index];
-    let target = &buffer[head.target.clone()];
-    let (path, query) = match target.iter().position(|byte| *byte == b'?') {
-        Some(at) => target.split_at(at),
-        None => (target, &[][..]),
-    };
-    if path.first() != Some(&b'/') {
-        return Err(Rejection::BadTarget.into());
+    match admit::admit(&plan.shared, listener, peer, buffer, head, clock::moment()) {
+        Ok(admitted) => {
+            forward::send(lane, &plan, listener, admitted, peer, client, buffer, head).await
+        }
+        Err(rejection) => {
+            // The request itself was in order, so that another may follow, unless a body does.
+            let next = if head.keep_alive && head.body == BodyLength::None && rejection.is_policy()
+            {
+                buffer.drain(..head.len);
+                Next::KeepAlive
+            } else {
+                Next::Close
+            };
+            Err(Failure::Reply(rejection, next))
+        }
     }
-    let path = path::normalise(path).map_err(Rejection::BadPath)?;
-    if let BodyLength::Fixed(bytes) = head.body
-        && bytes > listener.max_body
-    {
-        return Err(Rejection::BodyTooLarge.into());
-    }
-    let route = route(&plan.shared.config, buffer, head, &path).ok_or(Rejection::NoRoute)?;
-    let target = [&path, query].concat();
-    let is = headers::client(buffer, head, peer, &listener.trusted_proxies);
-    forward::send(
-        lane,
-        &plan,
-        Outbound {
-            route,
-            target,
-            max_body: listener.max_body,
-            peer,
-            client: is,
-            stream_idle: listener.stream_idle,
-        },
-        client,
-        buffer,
-        head,
-    )
-    .await
-}
-
-fn route<'a>(
-    config: &'a Config,
-    buffer: &[u8],
-    head: &RequestHead,
-    path: &[u8],
-) -> Option<&'a Route> {
-    // Fields that are not UTF-8 match no pattern, since patterns are text.
-    let text =
-        |place: &Range<usize>| std::str::from_utf8(&buffer[place.clone()]).unwrap_or_default();
-    let fields: Vec<_> = head
-        .fields
-        .iter()
-        .map(|(name, value)| (text(name), text(value)))
-        .collect();
-    let host = fields
-        .iter()
-        .find(|(name, _)| name.eq_ignore_ascii_case("host"))
-        .map_or("", |(_, value)| value);
-    let path = std::str::from_utf8(path).ok()?;
-    let request = routes::Request {
-        host,
-        path,
-        method: text(&head.method),
-        fields: &fields,
-    };
-    routes::find(config.routes.iter().map(|route| &route.matches), &request)
-        .map(|index| &config.routes[index])
 }
 
 /// Reads until a head is whole; `None` when the client closed or stayed idle, which is no fault.

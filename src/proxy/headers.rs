@@ -160,19 +160,22 @@ pub(super) fn request_head(
     out
 }
 
-/// The response's head for the client, ready for the wire. `switched` is the protocol of a 101.
+/// The response's head for the client, ready for the wire. `switched` is the protocol of a 101, `told` the fields
+/// of weir's own.
 pub(super) fn response_head(
     answer: &[u8],
     response: &ResponseHead,
     chunked: bool,
     next: Next,
     switched: Option<&[u8]>,
+    told: &[u8],
 ) -> Vec<u8> {
     let mut out = Vec::with_capacity(response.len + 64);
     out.extend_from_slice(format!("HTTP/1.1 {} ", response.status).as_bytes());
     out.extend_from_slice(&answer[response.reason.clone()]);
     out.extend_from_slice(b"\r\n");
     put_fields(&mut out, answer, &response.fields, &[]);
+    out.extend_from_slice(told);
     if chunked {
         out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
     }

@@ -1,5 +1,6 @@
 //! The data plane: a request is served start to finish on one lane's thread.
 
+mod admit;
 mod forward;
 pub mod handle;
 mod headers;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::config::{Config, Upstream};
+use crate::store::limits::Limits;
 use crate::upstream::Pool;
 
 /// Connections to one upstream that a lane keeps between requests.
@@ -16,12 +17,15 @@ const MAX_IDLE: usize = 1024;
 #[derive(Debug)]
 pub struct Plan {
     pub config: Config,
+    /// Carried over by a reload, so that what was used stays used.
+    pub limits: Arc<Limits>,
 }
 
 impl Plan {
-    /// The plan of `config`.
+    /// The plan of `config`, with nothing counted yet.
     pub fn new(config: Config) -> Arc<Plan> {
-        Arc::new(Plan { config })
+        let limits = Arc::new(Limits::new(config.limit_defaults.max_keys, secret()));
+        Arc::new(Plan { config, limits })
     }
 
     /// The plan of `config` in place of `self`, or why a running process cannot take it.
@@ -41,8 +45,24 @@ impl Plan {
         if config.lanes != self.config.lanes {
             return Err("runtime.lanes changed: restart weir to run more or fewer".to_owned());
         }
-        Ok(Plan::new(config))
+        if config.limit_defaults.max_keys != self.config.limit_defaults.max_keys {
+            return Err(
+                "rate_limit_defaults.max_keys changed: restart weir to hold more or fewer"
+                    .to_owned(),
+            );
+        }
+        Ok(Arc::new(Plan {
+            config,
+            limits: self.limits.clone(),
+        }))
     }
+}
+
+/// What keys are hashed with: no one outside can seek keys that meet.
+fn secret() -> [u8; 16] {
+    let mut secret = [0; 16];
+    getrandom::fill(&mut secret).expect("the kernel gives random bytes");
+    secret
 }
 
 /// One lane's view of the plan: with its own connections.

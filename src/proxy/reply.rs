@@ -1,11 +1,16 @@
 //! Every reply that weir itself gives: the only place with status codes. Bodies are RFC 9457 problems; each reply names
 //! its cause in Proxy-Status (RFC 9209).
 
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::admit::seconds;
 use crate::http1::head::HeadError;
 use crate::http1::path::PathError;
 
 /// Why weir answers in the upstream's place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rejection {
     BadHead(HeadError),
     BadPath(PathError),
@@ -16,6 +21,8 @@ pub enum Rejection {
     /// The request body's framing is wrong.
     BadBody,
     NoRoute,
+    /// A rate limit.
+    QuotaExceeded(Box<Exceeded>),
     /// Longer than the listener takes.
     BodyTooLarge,
     /// An Expect other than `100-continue`.
@@ -26,9 +33,20 @@ pub enum Rejection {
     UpstreamTimeout,
 }
 
+/// Which limits refuse a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exceeded {
+    /// Their names.
+    pub limits: Vec<String>,
+    /// When to come again, where there is such a time.
+    pub retry_after: Option<Duration>,
+    /// What the client is told of its quotas, ready for the wire.
+    pub fields: Vec<u8>,
+}
+
 impl Rejection {
     /// The status, its reason phrase, the Proxy-Status error type or label, and what to tell the client.
-    fn parts(self) -> (u16, &'static str, &'static str, String) {
+    fn parts(&self) -> (u16, &'static str, &'static str, String) {
         match self {
             Rejection::BadHead(error) => {
                 let (status, reason) = match error.status() {
@@ -66,6 +84,10 @@ impl Rejection {
                 "destination_not_found",
                 "no route serves this request".to_owned(),
             ),
+            Rejection::QuotaExceeded(exceeded) => {
+                let detail = format!("request is over the limit {}", exceeded.limits.join(", "));
+                (429, "Too Many Requests", "http_request_denied", detail)
+            }
             Rejection::BodyTooLarge => (
                 413,
                 "Content Too Large",
@@ -99,25 +121,80 @@ impl Rejection {
         }
     }
 
+    /// Whether it is a policy's word on a request that is in order.
+    pub fn is_policy(&self) -> bool {
+        match self {
+            Rejection::NoRoute | Rejection::QuotaExceeded(_) => true,
+            Rejection::BadHead(_)
+            | Rejection::BadPath(_)
+            | Rejection::BadTarget
+            | Rejection::HeadTimeout
+            | Rejection::BadBody
+            | Rejection::BodyTooLarge
+            | Rejection::Expectation
+            | Rejection::ConnectFailed
+            | Rejection::UpstreamBroken
+            | Rejection::UpstreamTimeout => false,
+        }
+    }
+
     /// The whole reply on the wire. Without `keep_alive` it says that the connection closes.
-    pub fn to_bytes(self, keep_alive: bool) -> Vec<u8> {
-        let (status, reason, label, detail) = self.parts();
-        let detail = detail.replace('\\', "\\\\").replace('"', "\\\"");
-        let body = format!(
-            r#"{{"type":"about:blank","title":"{reason}","status":{status},"detail":"{detail}"}}"#
-        );
-        let close = if keep_alive {
-            ""
-        } else {
-            "Connection: close\r\n"
+    pub fn to_bytes(&self, keep_alive: bool) -> Vec<u8> {
+        let (status, title, label, detail) = self.parts();
+        let problem = Problem {
+            kind: "about:blank",
+            title,
+            status,
+            detail: &detail,
+            violated_policies: &[],
         };
-        format!(
-            "HTTP/1.1 {status} {reason}\r\nContent-Type: application/problem+json\r\nContent-Length: {}\r\n\
-             Proxy-Status: weir; error={label}\r\n{close}\r\n{body}",
+        let (problem, retry_after, fields) = match self {
+            Rejection::QuotaExceeded(exceeded) => {
+                // draft-ietf-httpapi-ratelimit-headers-10, section 5.1.
+                let kind = "https://iana.org/assignments/http-problem-types#quota-exceeded";
+                let problem = Problem {
+                    kind,
+                    violated_policies: &exceeded.limits,
+                    ..problem
+                };
+                (problem, exceeded.retry_after, exceeded.fields.as_slice())
+            }
+            _ => (problem, None, &[][..]),
+        };
+        let body = serde_json::to_vec(&problem).unwrap_or_default();
+        let mut reply = format!(
+            "HTTP/1.1 {status} {title}\r\nContent-Type: application/problem+json\r\nContent-Length: {}\r\n\
+             Proxy-Status: weir; error={label}\r\n",
             body.len()
         )
-        .into_bytes()
+        .into_bytes();
+        reply.extend_from_slice(fields);
+        if let Some(wait) = retry_after {
+            reply
+                .extend_from_slice(format!("Retry-After: {}\r\n", seconds(wait).max(1)).as_bytes());
+        }
+        if !keep_alive {
+            reply.extend_from_slice(b"Connection: close\r\n");
+        }
+        reply.extend_from_slice(b"\r\n");
+        reply.extend_from_slice(&body);
+        reply
     }
+}
+
+/// A problem of RFC 9457.
+#[derive(Serialize)]
+struct Problem<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    title: &'a str,
+    status: u16,
+    detail: &'a str,
+    #[serde(
+        rename = "violated-policies",
+        skip_serializing_if = "<[String]>::is_empty"
+    )]
+    violated_policies: &'a [String],
 }
 
 #[cfg(test)]

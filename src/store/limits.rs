@@ -1,19 +1,18 @@
 //! The counters of rate limits in this process's memory: bounded, the least used key goes first. Owns where a counter is
 //! and that a request is charged all or nothing; the arithmetic is `policy::limit`'s.
 
+use std::fmt;
 use std::hash::Hasher;
 
 use hashbrown::HashTable;
 use parking_lot::{Mutex, MutexGuard};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
-use crate::config::limits::Rule;
+use crate::config::limits::{MAX_RULES, Rule};
 use crate::policy::limit::{self, Now, State, Verdict};
 
 /// A power of two; lanes rarely meet in one of so many.
 const SHARDS: usize = 64;
-/// The most rules that one call can ask.
-pub const MAX_ASKS: usize = 16;
 const NONE: u32 = u32::MAX;
 /// In place of a link: the slot is held by requests in flight, and is not to be evicted.
 const HELD: u32 = NONE - 1;
@@ -69,22 +68,22 @@ impl Limits {
     /// is charged nothing. `verdicts` holds one verdict for each of `asks`.
     ///
     /// # Panics
-    /// When there are more than [`MAX_ASKS`].
+    /// When there are more than [`MAX_RULES`].
     pub fn ask(&self, asks: &[Ask<'_>], now: Now, verdicts: &mut [Verdict]) -> bool {
         assert!(
-            asks.len() <= MAX_ASKS && verdicts.len() == asks.len(),
+            asks.len() <= MAX_RULES && verdicts.len() == asks.len(),
             "the configuration bounds a route's rules"
         );
         // Locks, since several counters must change together, or none. They are taken in the order of the shards, so that
         // two lanes never wait for each other; held for some tens of nanoseconds.
-        let mut order = [(0, 0); MAX_ASKS];
+        let mut order = [(0, 0); MAX_RULES];
         for (index, ask) in asks.iter().enumerate() {
             order[index] = (shard_of(ask.key), index);
         }
         let order = &mut order[..asks.len()];
         order.sort_unstable();
-        let mut guards: [Option<MutexGuard<'_, Shard>>; MAX_ASKS] = [const { None }; MAX_ASKS];
-        let mut guard_of = [0; MAX_ASKS];
+        let mut guards: [Option<MutexGuard<'_, Shard>>; MAX_RULES] = [const { None }; MAX_RULES];
+        let mut guard_of = [0; MAX_RULES];
         for at in 0..order.len() {
             let (shard, index) = order[at];
             if at > 0 && order[at - 1].0 == shard {
@@ -156,6 +155,14 @@ impl Limits {
     /// Whether no key is held.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+impl fmt::Debug for Limits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Limits")
+            .field("keys", &self.len())
+            .finish_non_exhaustive()
     }
 }
 

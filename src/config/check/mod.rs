@@ -1,16 +1,19 @@
 //! From the file as written to a [`Config`]: names resolved, defaults filled in, every mistake told at once.
 
+mod limits;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::matches::{HostMatch, Match, PathMatch};
-use super::raw::{self, Lanes};
-use super::units::{ByteSize, Span};
-use super::yaml::{self, At, Lookup, Mistake};
-use super::{Config, Listener, Route, Upstream};
+use crate::config::limits::Limit;
+use crate::config::matches::{HostMatch, Match, PathMatch};
+use crate::config::raw::{self, Lanes};
+use crate::config::units::{ByteSize, Span};
+use crate::config::yaml::{self, At, Lookup, Mistake};
+use crate::config::{Config, LimitDefaults, Listener, Route, Upstream};
 use crate::http1::head::HeadLimits;
 use crate::http1::path;
 
@@ -37,6 +40,8 @@ struct Checker {
     mistakes: Vec<Mistake>,
     /// The index of each upstream in the configuration.
     upstreams: BTreeMap<String, usize>,
+    /// The index of each limit.
+    limits: BTreeMap<String, usize>,
 }
 
 impl Checker {
@@ -57,7 +62,9 @@ impl Checker {
         }
         let upstreams = self.upstreams(file.upstream, file.upstreams);
         let listeners = self.listeners(file.listen, file.listeners);
-        let routes = self.routes(file.routes, upstreams.len());
+        let (limits, on_every_route) = self.limits(file.rate_limit, file.rate_limits);
+        let routes = self.routes(file.routes, upstreams.len(), &limits, &on_every_route);
+        let limit_defaults = limit_defaults(file.rate_limit_defaults.and_then(|at| at.value));
         let lanes = file
             .runtime
             .and_then(|at| at.value?.lanes)
@@ -70,6 +77,8 @@ impl Checker {
             listeners,
             upstreams,
             routes,
+            limits,
+            limit_defaults,
             lanes,
             drain,
         }
@@ -251,7 +260,13 @@ impl Checker {
         String::new()
     }
 
-    fn routes(&mut self, routes: Option<Vec<At<raw::Route>>>, upstreams: usize) -> Vec<Route> {
+    fn routes(
+        &mut self,
+        routes: Option<Vec<At<raw::Route>>>,
+        upstreams: usize,
+        all_limits: &[Limit],
+        on_every_route: &[usize],
+    ) -> Vec<Route> {
         let Some(routes) = routes else {
             if upstreams > 1 {
                 self.say(
@@ -264,6 +279,7 @@ impl Checker {
             return vec![Route {
                 matches: Match::default(),
                 upstream: 0,
+                limits: on_every_route.to_vec(),
                 timeout: None,
             }];
         };
@@ -277,7 +293,14 @@ impl Checker {
                 .and_then(|at| at.value)
                 .map(|raw| self.matches(&format!("{path}.match"), raw));
             let timeout = raw.timeout.and_then(|at| at.value).map(|span| span.0);
+            let mut limits = on_every_route.to_vec();
+            limits.extend(self.limits_named(
+                &format!("{path}.rate_limits"),
+                raw.rate_limits,
+                all_limits,
+            ));
             checked.push(Route {
+                limits,
                 matches: matches.unwrap_or_default(),
                 upstream,
                 timeout,
@@ -425,6 +448,21 @@ fn upstream(
     }
 }
 
+fn limit_defaults(raw: Option<raw::RateLimitDefaults>) -> LimitDefaults {
+    let (max_keys, headers) = raw.map_or((None, None), |raw| (raw.max_keys, raw.headers));
+    let headers = headers
+        .and_then(|at| at.value)
+        .map(|list| list.into_iter().filter_map(|at| at.value).collect());
+    let headers: Vec<_> = headers.unwrap_or_else(|| vec![raw::LimitHeaders::Standard]);
+    LimitDefaults {
+        max_keys: max_keys
+            .and_then(|at| at.value)
+            .map_or(1_000_000, |keys| keys as usize),
+        standard_headers: headers.contains(&raw::LimitHeaders::Standard),
+        legacy_headers: headers.contains(&raw::LimitHeaders::Legacy),
+    }
+}
+
 fn span(at: Option<At<Span>>, default: Duration) -> Duration {
     at.and_then(|at| at.value).map_or(default, |span| span.0)
 }
@@ -453,6 +491,7 @@ mod tests {
             [Route {
                 matches: Match::default(),
                 upstream: 0,
+                limits: Vec::new(),
                 timeout: None
             }]
         );

@@ -1,0 +1,255 @@
+//! What tests are written in: a lane on port 0, upstreams that do as they are told, and a client that reads replies.
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test file is a crate and uses the part that it needs"
+)]
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use weir::config::check;
+use weir::proxy::lane;
+use weir::proxy::plan::Plan;
+
+/// Longer than anything that works takes.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// One lane that follows a configuration, until the test lets go of it.
+pub struct Lane {
+    pub address: SocketAddr,
+    pub plan: watch::Sender<Arc<Plan>>,
+    _drain: watch::Sender<bool>,
+}
+
+impl Lane {
+    pub fn start(file: &str) -> Lane {
+        let config = check::parse(file, &|_| None)
+            .unwrap_or_else(|mistakes| panic!("{mistakes:#?}\n{file}"));
+        let listener = lane::listen(config.listeners[0].address).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (plan, following) = watch::channel(Plan::new(config));
+        let (drain, draining) = watch::channel(false);
+        lane::spawn(vec![listener], following, draining).unwrap();
+        Lane {
+            address,
+            plan,
+            _drain: drain,
+        }
+    }
+
+    pub fn connect(&self) -> Client {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        Client {
+            reader: BufReader::new(stream),
+        }
+    }
+}
+
+/// A keep-alive connection.
+pub struct Client {
+    reader: BufReader<TcpStream>,
+}
+
+/// A response, read whole.
+#[derive(Debug)]
+pub struct Reply {
+    pub status: u16,
+    pub fields: Vec<(String, String)>,
+    pub body: String,
+}
+
+impl Reply {
+    /// The value of the first field with this lower-case name.
+    pub fn field(&self, name: &str) -> Option<&str> {
+        self.fields
+            .iter()
+            .find(|(other, _)| other == name)
+            .map(|(_, value)| value.as_str())
+    }
+}
+
+impl Client {
+    pub fn get(&mut self, path: &str) -> Reply {
+        self.send("GET", path, &[], "")
+    }
+
+    /// Sends a request with these field lines and reads its reply.
+    pub fn send(&mut self, method: &str, path: &str, fields: &[&str], body: &str) -> Reply {
+        self.begin(method, path, fields, body);
+        self.finish()
+    }
+
+    pub fn begin(&mut self, method: &str, path: &str, fields: &[&str], body: &str) {
+        let mut request = format!("{method} {path} HTTP/1.1\r\n");
+        if !fields
+            .iter()
+            .any(|field| field.to_ascii_lowercase().starts_with("host:"))
+        {
+            request.push_str("Host: test\r\n");
+        }
+        for field in fields {
+            request.push_str(field);
+            request.push_str("\r\n");
+        }
+        if !body.is_empty() {
+            request.push_str(&format!("Content-Length: {}\r\n", body.len()));
+        }
+        self.reader
+            .get_mut()
+            .write_all(format!("{request}\r\n{body}").as_bytes())
+            .unwrap();
+    }
+
+    pub fn finish(&mut self) -> Reply {
+        read_reply(&mut self.reader)
+    }
+
+    /// The status of the reply that is due, if its first line comes within `millis`.
+    pub fn status_within(&mut self, millis: u64) -> Option<u16> {
+        self.reader
+            .get_ref()
+            .set_read_timeout(Some(Duration::from_millis(millis)))
+            .unwrap();
+        let mut line = String::new();
+        self.reader.read_line(&mut line).ok()?;
+        line.split(' ').nth(1)?.parse().ok()
+    }
+}
+
+fn read_reply(reader: &mut impl BufRead) -> Reply {
+    let mut line = || {
+        let mut line = String::new();
+        reader.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    };
+    let first = line();
+    let status = first
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok());
+    let status = status.unwrap_or_else(|| panic!("not a reply: {first:?}"));
+    let mut fields = Vec::new();
+    loop {
+        let field = line();
+        let Some((name, value)) = field.split_once(": ") else {
+            break;
+        };
+        fields.push((name.to_ascii_lowercase(), value.to_owned()));
+    }
+    let length = fields
+        .iter()
+        .find(|(name, _)| name == "content-length")
+        .map_or(0, |(_, n)| n.parse().unwrap());
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).unwrap();
+    Reply {
+        status,
+        fields,
+        body: String::from_utf8(body).unwrap(),
+    }
+}
+
+/// An upstream that serves any number of keep-alive connections.
+pub struct Upstream {
+    address: SocketAddr,
+    /// The head of each request, as it came.
+    pub requests: Receiver<String>,
+    answers: Sender<String>,
+}
+
+impl Upstream {
+    /// Answers every request with a 200 and `body`.
+    pub fn answering(body: &str) -> Upstream {
+        let reply = ok(body);
+        Upstream::replying(move |_| reply.clone())
+    }
+
+    /// Answers every request with what [`Upstream::answer`] gives, one for one.
+    pub fn held() -> Upstream {
+        let (answers, given) = mpsc::channel::<String>();
+        let given = Mutex::new(given);
+        let upstream =
+            Upstream::replying(move |_| ok(&given.lock().unwrap().recv().unwrap_or_default()));
+        Upstream {
+            answers,
+            ..upstream
+        }
+    }
+
+    /// Answers every request with the bytes that `reply` makes of its head.
+    pub fn replying(reply: impl Fn(&str) -> String + Send + Sync + 'static) -> Upstream {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (seen, requests) = mpsc::channel();
+        let reply = Arc::new(reply);
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (stream, seen, reply) = (stream.unwrap(), seen.clone(), reply.clone());
+                thread::spawn(move || serve(stream, &seen, &*reply));
+            }
+        });
+        Upstream {
+            address,
+            requests,
+            answers: mpsc::channel().0,
+        }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub fn wait_for_request(&self) -> String {
+        self.requests.recv_timeout(DEADLINE).unwrap()
+    }
+
+    pub fn answer(&self, body: &str) {
+        self.answers.send(body.to_owned()).unwrap();
+    }
+}
+
+/// A whole 200 response.
+pub fn ok(body: &str) -> String {
+    format!(
+        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+fn serve(stream: TcpStream, seen: &Sender<String>, reply: &dyn Fn(&str) -> String) {
+    let mut reader = BufReader::new(stream);
+    loop {
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            if reader.read_line(&mut head).unwrap_or(0) == 0 {
+                return;
+            }
+        }
+        // A test that does not look has let go of its end.
+        let _ = seen.send(head.clone());
+        if reader.get_mut().write_all(reply(&head).as_bytes()).is_err() {
+            return;
+        }
+    }
+}
+
+/// Asks until the answer is yes.
+#[expect(clippy::disallowed_methods, reason = "a bound on time")]
+pub fn eventually(mut yes: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !yes() {
+        assert!(
+            start.elapsed() < DEADLINE,
+            "it did not happen in {DEADLINE:?}"
+        );
+        thread::sleep(Duration::from_millis(10));
+    }
+}

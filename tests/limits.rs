@@ -1,0 +1,202 @@
+//! Rate limits over the wire, on one lane.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a broken step of a test is a failed test"
+)]
+
+mod harness;
+
+use harness::{Client, Lane, Upstream};
+
+/// A lane whose every route has `limit`, a YAML map.
+fn limited(limit: &str) -> Lane {
+    Lane::start(&format!(
+        "listeners: [{{address: '127.0.0.1:0', client_ip: {{trusted_proxies: [127.0.0.1]}}}}]\nupstream: {}\n\
+         rate_limits: {{a: {limit}}}\nroutes: [{{upstream: upstream, rate_limits: [a]}}]\n",
+        Upstream::answering("ok").url()
+    ))
+}
+
+#[test]
+fn a_limit_admits_its_number_and_tells_clients_by_the_draft() {
+    let lane = limited("{limit: 2/h, by: client.ip}");
+    let mut client = lane.connect();
+    let first = client.get("/");
+    assert_eq!(first.status, 200);
+    assert_eq!(first.field("ratelimit-policy"), Some("\"a\";q=2;w=3600"));
+    assert_eq!(first.field("ratelimit"), Some("\"a\";r=1;t=1800"));
+    assert_eq!(client.get("/").status, 200);
+    let refused = client.get("/");
+    assert_eq!(refused.status, 429);
+    assert_eq!(
+        refused.field("content-type"),
+        Some("application/problem+json")
+    );
+    assert_eq!(refused.field("ratelimit"), Some("\"a\";r=0;t=3600"));
+    assert_eq!(refused.field("retry-after"), Some("1800"));
+    assert_eq!(
+        refused.field("proxy-status"),
+        Some("weir; error=http_request_denied")
+    );
+    let problem: serde_json::Value = serde_json::from_str(&refused.body).unwrap();
+    assert_eq!(
+        problem["type"],
+        "https://iana.org/assignments/http-problem-types#quota-exceeded"
+    );
+    assert_eq!(problem["violated-policies"][0], "a");
+    assert_eq!(client.get("/").status, 429, "the connection lives on");
+}
+
+#[test]
+fn every_kind_of_key_tells_clients_apart() {
+    let check = |by: &str, one: &[&str], other: &[&str], missing: Option<&[&str]>| {
+        let lane = limited(&format!("{{limit: 1/h, by: {by}}}"));
+        let ask = |request: &[&str]| {
+            let (path, fields) = request.split_first().unwrap();
+            lane.connect().send("GET", path, fields, "").status
+        };
+        assert_eq!([ask(one), ask(one), ask(other)], [200, 429, 200], "{by}");
+        if let Some(missing) = missing {
+            assert_eq!(
+                [ask(missing), ask(missing)],
+                [200, 200],
+                "{by}: a request without the key is not seen"
+            );
+        }
+    };
+    let forwarded = |ip: &'static str| ["/", ip];
+    check(
+        "client.ip",
+        &forwarded("X-Forwarded-For: 1.1.1.1"),
+        &forwarded("X-Forwarded-For: 1.1.1.2"),
+        None,
+    );
+    check(
+        "'header:X-Key'",
+        &["/", "x-key: a"],
+        &["/", "X-Key: b"],
+        Some(&["/"]),
+    );
+    check(
+        "'cookie:k'",
+        &["/", "Cookie: a=1; k=a"],
+        &["/", "Cookie: k=b"],
+        Some(&["/", "Cookie: kk=a"]),
+    );
+    check("'query:k'", &["/?x=1&k=a"], &["/?k=b"], Some(&["/?kk=a"]));
+    check("path", &["/a"], &["/b"], None);
+    check("host", &["/", "Host: one"], &["/", "Host: other"], None);
+    check(
+        "[path, 'header:x']",
+        &["/a", "x: 1"],
+        &["/a", "x: 2"],
+        Some(&["/a"]),
+    );
+}
+
+#[test]
+fn addresses_of_one_ipv6_client_share_a_key() {
+    let lane = limited("{limit: 1/h, by: client.ip}");
+    let ask = |ip: &str| {
+        lane.connect()
+            .send("GET", "/", &[&format!("X-Forwarded-For: {ip}")], "")
+            .status
+    };
+    assert_eq!(
+        [
+            ask("2001:db8::1"),
+            ask("2001:db8::2"),
+            ask("2001:db8:0:1::1")
+        ],
+        [200, 429, 200]
+    );
+}
+
+#[test]
+fn every_window_of_a_limit_must_admit_and_is_told() {
+    let lane = limited("{limit: [2/h, 3/d], by: constant, algorithm: sliding_window}");
+    let mut client = lane.connect();
+    let told = client.get("/");
+    assert_eq!(
+        told.field("ratelimit-policy"),
+        Some("\"a\";q=2;w=3600, \"a.2\";q=3;w=86400")
+    );
+    assert_eq!([client.get("/").status, client.get("/").status], [200, 429]);
+}
+
+#[test]
+fn overrides_cost_shadow_and_missing_keys_do_as_they_say() {
+    let lane = limited(
+        "{limit: 1/h, by: 'header:t', overrides: {big: 3/h, free: unlimited, none: 0/h}, if_missing: deny}",
+    );
+    let count = |tenant: &str| {
+        (0..5)
+            .filter(|_| {
+                lane.connect()
+                    .send("GET", "/", &[&format!("t: {tenant}")], "")
+                    .status
+                    == 200
+            })
+            .count()
+    };
+    assert_eq!(
+        [count("a"), count("big"), count("free"), count("none")],
+        [1, 3, 5, 0]
+    );
+    assert_eq!(
+        lane.connect().get("/").status,
+        429,
+        "a request without the key is refused"
+    );
+
+    let lane = limited("{limit: 10/h, by: constant, cost: {header: x-cost, default: 2}}");
+    let ask = |fields: &[&str]| lane.connect().send("GET", "/", fields, "").status;
+    assert_eq!(
+        [
+            ask(&["x-cost: 7"]),
+            ask(&[]),
+            ask(&[]),
+            ask(&["x-cost: 1"]),
+            ask(&["x-cost: 1"])
+        ],
+        [200, 200, 429, 200, 429]
+    );
+
+    let lane = limited("{limit: 1/h, by: constant, mode: shadow}");
+    let replies: Vec<_> = (0..3).map(|_| lane.connect().get("/")).collect();
+    assert!(
+        replies
+            .iter()
+            .all(|reply| reply.status == 200 && reply.field("ratelimit").is_none())
+    );
+}
+
+#[test]
+fn a_concurrency_slot_is_held_until_the_response_ends() {
+    let upstream = Upstream::held();
+    let lane = Lane::start(&format!(
+        "listen: 127.0.0.1:0\nupstream: {}\nrate_limits: {{a: {{limit: 1, by: constant, algorithm: concurrency}}}}\n\
+         routes: [{{upstream: upstream, rate_limits: [a]}}]\n",
+        upstream.url()
+    ));
+    let mut first: Client = lane.connect();
+    first.begin("GET", "/", &[], "");
+    upstream.wait_for_request();
+    let refused = lane.connect().get("/");
+    assert_eq!(
+        (refused.status, refused.field("ratelimit-policy")),
+        (429, Some("\"a\";q=1"))
+    );
+    upstream.answer("done");
+    assert_eq!(first.finish().body, "done");
+    lane.connect().begin("GET", "/", &[], "");
+    upstream.wait_for_request();
+    // That client is gone without its answer: the slot comes back once the upstream has spoken.
+    upstream.answer("unheard");
+    harness::eventually(|| {
+        let mut client = lane.connect();
+        client.begin("GET", "/", &[], "");
+        client.status_within(100) != Some(429)
+    });
+}
