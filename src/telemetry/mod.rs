@@ -1,3 +1,4 @@
 //! What weir tells of itself.
 
 pub mod log;
+pub mod metrics;

@@ -1,0 +1,285 @@
+//! Metrics. Label sets are bounded by the configuration, and handles are resolved when a plan is made, not per request.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::{MetricType, TypedMetric};
+use prometheus_client::registry::Registry;
+
+/// Upper bounds of the buckets of request durations, in microseconds.
+const BUCKETS: [u64; 14] = [
+    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000,
+    5_000_000, 15_000_000,
+];
+
+/// All metrics of a process.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<RequestLabels, Counter>,
+    durations: Family<RouteLabels, Durations>,
+    rejections: Family<RejectionLabels, Counter>,
+    decisions: Family<DecisionLabels, Counter>,
+    pub connections: Counter,
+    pub connections_open: Gauge,
+    pub limit_keys: Gauge,
+    reloads: Family<ReloadLabels, Counter>,
+    pub panics: Counter,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    route: String,
+    upstream: String,
+    class: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RouteLabels {
+    route: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RejectionLabels {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DecisionLabels {
+    limit: String,
+    decision: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReloadLabels {
+    result: &'static str,
+}
+
+/// The handles of one route.
+#[derive(Debug, Clone)]
+pub struct RouteMetrics {
+    /// By the first digit of the status; 499 for a client that left counts as 4xx.
+    classes: [Counter; 5],
+    durations: Durations,
+}
+
+/// The handles of one limit.
+#[derive(Debug, Clone)]
+pub struct LimitMetrics {
+    pub admitted: Counter,
+    pub refused: Counter,
+    /// Would have been refused by a limit in shadow mode.
+    pub shadow_refused: Counter,
+    /// Lacked a part of the key.
+    pub missing: Counter,
+}
+
+impl Default for Metrics {
+    fn default() -> Metrics {
+        let mut registry = Registry::with_prefix("weir");
+        let metrics = Metrics {
+            requests: Family::default(),
+            durations: Family::default(),
+            rejections: Family::default(),
+            decisions: Family::default(),
+            connections: Counter::default(),
+            connections_open: Gauge::default(),
+            limit_keys: Gauge::default(),
+            reloads: Family::default(),
+            panics: Counter::default(),
+            registry: Registry::default(),
+        };
+        registry.register(
+            "requests",
+            "Requests that a route served, by class of status",
+            metrics.requests.clone(),
+        );
+        registry.register(
+            "request_duration_seconds",
+            "Time from a request's head to the end of its response",
+            metrics.durations.clone(),
+        );
+        registry.register(
+            "rejections",
+            "Requests that weir itself refused, by reason",
+            metrics.rejections.clone(),
+        );
+        registry.register(
+            "limit_decisions",
+            "Decisions of rate limits",
+            metrics.decisions.clone(),
+        );
+        registry.register(
+            "connections",
+            "Connections accepted",
+            metrics.connections.clone(),
+        );
+        registry.register(
+            "connections_open",
+            "Connections open now",
+            metrics.connections_open.clone(),
+        );
+        registry.register(
+            "limit_keys",
+            "Keys that rate limits hold in memory",
+            metrics.limit_keys.clone(),
+        );
+        registry.register(
+            "config_reloads",
+            "Reloads of the configuration, by result",
+            metrics.reloads.clone(),
+        );
+        registry.register(
+            "panics",
+            "Tasks that ended by a panic",
+            metrics.panics.clone(),
+        );
+        Metrics {
+            registry,
+            ..metrics
+        }
+    }
+}
+
+impl Metrics {
+    /// The metrics in the OpenMetrics text format.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("writing to a string does not fail");
+        text
+    }
+
+    pub fn route(&self, route: &str, upstream: &str) -> RouteMetrics {
+        let class = |class| {
+            let labels = RequestLabels {
+                route: route.to_owned(),
+                upstream: upstream.to_owned(),
+                class,
+            };
+            self.requests.get_or_create_owned(&labels)
+        };
+        RouteMetrics {
+            classes: ["1xx", "2xx", "3xx", "4xx", "5xx"].map(class),
+            durations: self.durations.get_or_create_owned(&RouteLabels {
+                route: route.to_owned(),
+            }),
+        }
+    }
+
+    pub fn limit(&self, limit: &str) -> LimitMetrics {
+        let decision = |decision| {
+            self.decisions.get_or_create_owned(&DecisionLabels {
+                limit: limit.to_owned(),
+                decision,
+            })
+        };
+        LimitMetrics {
+            admitted: decision("admitted"),
+            refused: decision("refused"),
+            shadow_refused: decision("shadow_refused"),
+            missing: decision("missing_key"),
+        }
+    }
+
+    /// The counter of one reason to refuse; `reason` is one of a closed set.
+    pub fn rejection(&self, reason: &'static str) -> Counter {
+        self.rejections
+            .get_or_create_owned(&RejectionLabels { reason })
+    }
+
+    /// The counter of one result of a reload; `result` is one of a closed set.
+    pub fn reload(&self, result: &'static str) -> Counter {
+        self.reloads.get_or_create_owned(&ReloadLabels { result })
+    }
+}
+
+impl RouteMetrics {
+    /// Counts a response of `status` that took `duration`.
+    pub fn count(&self, status: u16, duration: Duration) {
+        self.classes[usize::from(status / 100).clamp(1, 5) - 1].inc();
+        self.durations.observe(duration);
+    }
+}
+
+/// A histogram of durations whose observation is two atomic additions; prometheus-client's takes a lock.
+#[derive(Debug, Clone, Default)]
+struct Durations(Arc<DurationCells>);
+
+#[derive(Debug, Default)]
+struct DurationCells {
+    /// The last counts what is above every bound.
+    counts: [AtomicU64; BUCKETS.len() + 1],
+    sum_micros: AtomicU64,
+}
+
+impl Durations {
+    fn observe(&self, duration: Duration) {
+        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        let bucket = BUCKETS.partition_point(|bound| *bound < micros);
+        self.0.counts[bucket].fetch_add(1, Ordering::Relaxed);
+        self.0.sum_micros.fetch_add(micros, Ordering::Relaxed);
+    }
+}
+
+impl EncodeMetric for Durations {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
+        let seconds = |micros: u64| micros as f64 / 1e6;
+        let bounds = BUCKETS
+            .iter()
+            .map(|bound| seconds(*bound))
+            .chain([f64::INFINITY]);
+        let counts = self
+            .0
+            .counts
+            .iter()
+            .map(|count| count.load(Ordering::Relaxed));
+        let buckets: Vec<_> = bounds.zip(counts).collect();
+        let count = buckets.iter().map(|(_, count)| count).sum();
+        let sum = seconds(self.0.sum_micros.load(Ordering::Relaxed));
+        encoder.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
+    }
+}
+
+impl TypedMetric for Durations {
+    const TYPE: MetricType = MetricType::Histogram;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scrape_tells_what_was_counted() {
+        let metrics = Metrics::default();
+        let route = metrics.route("/a/*", "app");
+        route.count(200, Duration::from_micros(300));
+        route.count(503, Duration::from_secs(20));
+        metrics.limit("per_client").refused.inc();
+        metrics.rejection("quota_exceeded").inc();
+        let text = metrics.text();
+        for line in [
+            r#"weir_requests_total{route="/a/*",upstream="app",class="2xx"} 1"#,
+            r#"weir_requests_total{route="/a/*",upstream="app",class="5xx"} 1"#,
+            r#"weir_request_duration_seconds_bucket{le="0.00025",route="/a/*"} 0"#,
+            r#"weir_request_duration_seconds_bucket{le="0.0005",route="/a/*"} 1"#,
+            r#"weir_request_duration_seconds_bucket{le="+Inf",route="/a/*"} 2"#,
+            r#"weir_request_duration_seconds_count{route="/a/*"} 2"#,
+            r#"weir_limit_decisions_total{limit="per_client",decision="refused"} 1"#,
+            r#"weir_rejections_total{reason="quota_exceeded"} 1"#,
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|other| other == line), "{line}\n{text}");
+        }
+    }
+}
