@@ -1,3 +1,4 @@
 //! Policy as pure functions: nothing here does I/O or reads a clock; `now` is an argument.
 
+pub mod breaker;
 pub mod routes;
