@@ -1,4 +1,5 @@
 //! Policy as pure functions: nothing here does I/O or reads a clock; `now` is an argument.
 
+pub mod breaker;
 pub mod limit;
 pub mod routes;
