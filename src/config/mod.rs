@@ -1,6 +1,7 @@
 //! The configuration: from YAML ([`raw`]) to checked values ([`check::parse`]) with every mistake told at once. Past
 //! [`Config`] nothing is checked again.
 
+pub mod breakers;
 pub mod check;
 pub mod limits;
 pub mod matches;
@@ -15,11 +16,12 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::http1::head::HeadLimits;
+use breakers::CircuitBreaker;
 use limits::Limit;
 use matches::Match;
 
 /// A checked configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// At least one.
     pub listeners: Vec<Listener>,
@@ -55,7 +57,7 @@ pub struct Listener {
 }
 
 /// Where requests go.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Upstream {
     pub name: String,
     /// `HOST:PORT`.
@@ -63,6 +65,7 @@ pub struct Upstream {
     pub connect_timeout: Duration,
     /// From the request to the end of the response's head, and for each stall in a body.
     pub timeout: Duration,
+    pub circuit_breaker: Option<CircuitBreaker>,
 }
 
 /// Which requests go to which upstream.

@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::units::{ByteSize, Span};
+use super::units::{ByteSize, Percent, Span};
 use super::yaml::At;
 
 /// The whole file. The short form is `listen` and `upstream`; the long form `listeners`, `upstreams` and `routes`.
@@ -35,6 +35,9 @@ pub struct File {
     #[serde(default)]
     pub rate_limits: BTreeMap<String, At<RateLimit>>,
     pub rate_limit_defaults: Option<At<RateLimitDefaults>>,
+    /// Circuit breakers, by name; upstreams name them.
+    #[serde(default)]
+    pub circuit_breakers: BTreeMap<String, At<CircuitBreaker>>,
     pub runtime: Option<At<Runtime>>,
     pub shutdown: Option<At<Shutdown>>,
 }
@@ -88,6 +91,8 @@ pub struct Upstream {
     pub connect_timeout: Option<At<Span>>,
     /// From the request to the end of the response's head, and for each stall in a body [default: 15s].
     pub timeout: Option<At<Span>>,
+    /// A name under `circuit_breakers`.
+    pub circuit_breaker: Option<At<String>>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -268,6 +273,90 @@ impl From<At<OneOrMany>> for At<Vec<At<String>>> {
             column,
         }
     }
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct CircuitBreaker {
+    /// [default: local, the only one so far]
+    pub scope: Option<At<Scope>>,
+    /// [default: time, 10s]
+    pub window: Option<At<Window>>,
+    /// Rates say nothing before the window holds this many calls [default: 20].
+    pub minimum_calls: Option<At<u32>>,
+    /// The share of failures that trips [default: 50%].
+    pub failure_rate: Option<At<Percent>>,
+    /// Failures in a row that trip [default: 0, not used].
+    pub consecutive_failures: Option<At<u32>>,
+    /// [default: not used]
+    pub slow_call: Option<At<SlowCall>>,
+    /// connect_failure, timeout, reset, 5xx, or a status such as "503" [default: the first four].
+    pub failure_on: Option<At<Vec<At<String>>>>,
+    /// How long it stays open; doubles at each re-opening [default: 10s].
+    pub open_for: Option<At<Span>>,
+    /// [default: 5m]
+    pub max_open_for: Option<At<Span>>,
+    /// The most that is added to an opening [default: 10%].
+    pub jitter: Option<At<Percent>>,
+    pub half_open: Option<At<HalfOpen>>,
+    /// The time of the ramp back to full traffic [default: 30s].
+    pub recover_over: Option<At<Span>>,
+    /// What clients get while it is open, in place of weir's own 503.
+    pub fallback: Option<At<Fallback>>,
+    /// [default: enforce]
+    pub mode: Option<At<Mode>>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    Local,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Window {
+    #[serde(rename = "type")]
+    pub kind: At<WindowKind>,
+    /// A duration for `time`, a number of calls for `count`.
+    pub size: At<String>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WindowKind {
+    Time,
+    Count,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct SlowCall {
+    /// A call that takes longer is slow.
+    pub duration: At<Span>,
+    /// The share of slow calls that trips.
+    pub rate: At<Percent>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct HalfOpen {
+    /// Results that decide, and the most that are outstanding [default: 5].
+    pub probes: Option<At<u32>>,
+    /// [default: 80%]
+    pub success_rate: Option<At<Percent>>,
+    /// [default: 5s]
+    pub probe_timeout: Option<At<Span>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Fallback {
+    /// [default: 503]
+    pub status: Option<At<u16>>,
+    pub body: At<String>,
+    /// [default: application/json]
+    pub content_type: Option<At<String>>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

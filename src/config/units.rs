@@ -16,6 +16,10 @@ pub struct Span(pub Duration);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
 
+/// A share: `50%`, from `0%` to `100%`; decimals allowed.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+pub struct Percent(pub f64);
+
 const SPANS: [(&str, u64); 5] = [
     ("ms", 1),
     ("s", 1_000),
@@ -92,6 +96,23 @@ impl fmt::Display for ByteSize {
     }
 }
 
+impl FromStr for Percent {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Percent, String> {
+        let number = text
+            .strip_suffix('%')
+            .filter(|number| number.bytes().all(|b| b.is_ascii_digit() || b == b'.'));
+        number
+            .and_then(|number| number.parse::<f64>().ok())
+            .filter(|number| (0.0..=100.0).contains(number))
+            .map(|number| Percent(number / 100.0))
+            .ok_or_else(|| {
+                format!("\"{text}\" is not a percentage: use 0% to 100%, for example 50%")
+            })
+    }
+}
+
 fn split_number(text: &str) -> Option<(u64, &str)> {
     let end = text
         .find(|c: char| !c.is_ascii_digit())
@@ -126,6 +147,8 @@ macro_rules! read_as_text {
 
 read_as_text!(Span, r"^([0-9]+(ms|s|m|h|d))+$");
 read_as_text!(ByteSize, r"^[0-9]+ *(B|KiB|MiB|GiB|kB|MB|GB)$");
+
+read_as_text!(Percent, r"^[0-9.]+%$");
 
 #[cfg(test)]
 mod tests {
@@ -180,6 +203,18 @@ mod tests {
             "99999999999999999999B",
             "99999999999999GiB",
         ] {
+            check(bad, None);
+        }
+    }
+
+    #[test]
+    fn percentages_are_shares() {
+        let check = |text: &str, share: Option<f64>| {
+            assert_eq!(text.parse().ok(), share.map(Percent), "{text}")
+        };
+        check("50%", Some(0.5));
+        check("0.5%", Some(0.005));
+        for bad in ["", "%", "50", "101%", "-1%", "nan%", "1e1%", "50 %"] {
             check(bad, None);
         }
     }

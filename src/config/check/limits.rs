@@ -80,15 +80,7 @@ impl Checker {
                     .flatten(),
             );
         }
-        let mode = match raw
-            .mode
-            .and_then(|at| at.value)
-            .unwrap_or(raw::Mode::Enforce)
-        {
-            raw::Mode::Enforce => Mode::Enforce,
-            raw::Mode::Shadow => Mode::Shadow,
-            raw::Mode::Disabled => Mode::Disabled,
-        };
+        let mode = super::mode(raw.mode);
         let cost = match raw.cost.and_then(|at| at.value) {
             None => Cost::Constant(1),
             Some(raw::Cost {

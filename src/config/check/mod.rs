@@ -1,5 +1,6 @@
 //! From the file as written to a [`Config`]: names resolved, defaults filled in, every mistake told at once.
 
+mod breakers;
 mod limits;
 
 use std::collections::BTreeMap;
@@ -8,7 +9,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::config::limits::Limit;
+use crate::config::breakers::CircuitBreaker;
+use crate::config::limits::{Limit, Mode};
 use crate::config::matches::{HostMatch, Match, PathMatch};
 use crate::config::raw::{self, Lanes};
 use crate::config::units::{ByteSize, Span};
@@ -42,6 +44,7 @@ struct Checker {
     upstreams: BTreeMap<String, usize>,
     /// The index of each limit.
     limits: BTreeMap<String, usize>,
+    breakers: BTreeMap<String, CircuitBreaker>,
 }
 
 impl Checker {
@@ -60,6 +63,7 @@ impl Checker {
                 format!("version {version} is not known: use 1"),
             );
         }
+        self.breakers(file.circuit_breakers);
         let upstreams = self.upstreams(file.upstream, file.upstreams);
         let listeners = self.listeners(file.listen, file.listeners);
         let (limits, on_every_route) = self.limits(file.rate_limit, file.rate_limits);
@@ -184,7 +188,13 @@ impl Checker {
         let mut upstreams = Vec::new();
         if let Some(at) = short {
             let endpoint = self.endpoint("upstream", at);
-            upstreams.push(upstream(SHORT_UPSTREAM.to_owned(), endpoint, None, None));
+            upstreams.push(upstream(
+                SHORT_UPSTREAM.to_owned(),
+                endpoint,
+                None,
+                None,
+                None,
+            ));
         }
         for (name, at) in long {
             let Some(raw) = at.value else { continue };
@@ -212,7 +222,17 @@ impl Checker {
                     String::new()
                 }
             };
-            upstreams.push(upstream(name, endpoint, raw.connect_timeout, raw.timeout));
+            let path = format!("upstreams.{name}.circuit_breaker");
+            let breaker = raw
+                .circuit_breaker
+                .and_then(|at| self.breaker_named(&path, at));
+            upstreams.push(upstream(
+                name,
+                endpoint,
+                raw.connect_timeout,
+                raw.timeout,
+                breaker,
+            ));
         }
         if upstreams.is_empty() {
             self.say(
@@ -367,7 +387,7 @@ impl Checker {
         &mut self,
         path: &str,
         at: At<String>,
-        read: impl Fn(&str) -> Result<T, String>,
+        read: impl FnOnce(&str) -> Result<T, String>,
     ) -> Option<T> {
         let text = at.value?;
         read(&text)
@@ -439,12 +459,22 @@ fn upstream(
     endpoint: String,
     connect: Option<At<Span>>,
     timeout: Option<At<Span>>,
+    circuit_breaker: Option<CircuitBreaker>,
 ) -> Upstream {
     Upstream {
+        circuit_breaker,
         name,
         endpoint,
         connect_timeout: span(connect, SECOND),
         timeout: span(timeout, 15 * SECOND),
+    }
+}
+
+fn mode(at: Option<At<raw::Mode>>) -> Mode {
+    match at.and_then(|at| at.value).unwrap_or(raw::Mode::Enforce) {
+        raw::Mode::Enforce => Mode::Enforce,
+        raw::Mode::Shadow => Mode::Shadow,
+        raw::Mode::Disabled => Mode::Disabled,
     }
 }
 

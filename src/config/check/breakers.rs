@@ -1,0 +1,274 @@
+//! Circuit breakers, from the file as written to [`CircuitBreaker`]s.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::{Checker, span};
+use crate::config::breakers::{
+    CircuitBreaker, FailureOn, Fallback, HalfOpen, Settings, SlowCall, Window,
+};
+use crate::config::raw::{self, WindowKind};
+use crate::config::units::{Percent, Span};
+use crate::config::yaml::{self, At};
+
+impl Checker {
+    /// Reads all breakers, for upstreams to name.
+    pub(super) fn breakers(&mut self, raw: BTreeMap<String, At<raw::CircuitBreaker>>) {
+        for (name, at) in raw {
+            if let Some(raw) = at.value {
+                let breaker = self.breaker(name.clone(), raw);
+                self.breakers.insert(name, breaker);
+            }
+        }
+    }
+
+    pub(super) fn breaker_named(&mut self, path: &str, at: At<String>) -> Option<CircuitBreaker> {
+        let name = at.value?;
+        let found = self.breakers.get(&name).cloned();
+        if found.is_none() {
+            let known = self.breakers.keys().map(String::as_str).collect::<Vec<_>>();
+            let message = format!(
+                "unknown circuit breaker \"{name}\"; {}",
+                yaml::did_you_mean(&name, &known)
+            );
+            self.say(path, at.line, at.column, message);
+        }
+        found
+    }
+
+    fn breaker(&mut self, name: String, raw: raw::CircuitBreaker) -> CircuitBreaker {
+        let path = format!("circuit_breakers.{name}");
+        let seconds = Duration::from_secs;
+        let window = raw
+            .window
+            .and_then(|at| at.value)
+            .and_then(|window| self.window(&path, window));
+        let (probes, success_rate, probe_timeout) = raw
+            .half_open
+            .and_then(|at| at.value)
+            .map_or((None, None, None), |raw| {
+                (raw.probes, raw.success_rate, raw.probe_timeout)
+            });
+        let slow_call = raw.slow_call.and_then(|at| at.value).and_then(|raw| {
+            Some(SlowCall {
+                duration: raw.duration.value?.0,
+                rate: raw.rate.value?.0,
+            })
+        });
+        let settings = Settings {
+            window: window.unwrap_or(Window::Time(seconds(10))),
+            minimum_calls: raw.minimum_calls.and_then(|at| at.value).unwrap_or(20),
+            failure_rate: share(raw.failure_rate, 0.5),
+            consecutive_failures: raw
+                .consecutive_failures
+                .and_then(|at| at.value)
+                .unwrap_or(0),
+            slow_call,
+            open_for: span(raw.open_for, seconds(10)),
+            max_open_for: span(raw.max_open_for, seconds(300)),
+            jitter: share(raw.jitter, 0.1),
+            half_open: HalfOpen {
+                probes: probes.and_then(|at| at.value).unwrap_or(5),
+                success_rate: share(success_rate, 0.8),
+                probe_timeout: span(probe_timeout, seconds(5)),
+            },
+            recover_over: span(raw.recover_over, seconds(30)),
+        };
+        let failure_on = match raw.failure_on.and_then(|at| at.value) {
+            Some(list) => self.failure_on(&path, list),
+            None => FailureOn {
+                connect_failure: true,
+                timeout: true,
+                reset: true,
+                server_error: true,
+                statuses: Vec::new(),
+            },
+        };
+        let fallback = raw
+            .fallback
+            .and_then(|at| at.value)
+            .and_then(|raw| self.fallback(&path, raw));
+        CircuitBreaker {
+            name,
+            settings,
+            failure_on,
+            fallback,
+            mode: super::mode(raw.mode),
+        }
+    }
+
+    fn window(&mut self, path: &str, raw: raw::Window) -> Option<Window> {
+        let kind = raw.kind.value?;
+        self.read(
+            &format!("{path}.window.size"),
+            raw.size,
+            |text| match kind {
+                WindowKind::Time => match text.parse()? {
+                    Span(Duration::ZERO) => {
+                        Err("a window of no time holds nothing: use, for example, 10s".to_owned())
+                    }
+                    Span(size) => Ok(Window::Time(size)),
+                },
+                WindowKind::Count => match text.parse() {
+                    Ok(size @ 1..) => Ok(Window::Count(size)),
+                    Ok(0) | Err(_) => Err(format!(
+                        "\"{text}\" is not a number of calls: use, for example, 100"
+                    )),
+                },
+            },
+        )
+    }
+
+    fn failure_on(&mut self, path: &str, list: Vec<At<String>>) -> FailureOn {
+        let mut on = FailureOn::default();
+        for (index, at) in list.into_iter().enumerate() {
+            let status = self.read(&format!("{path}.failure_on[{index}]"), at, |text| {
+                match text {
+                    "connect_failure" => on.connect_failure = true,
+                    "timeout" => on.timeout = true,
+                    "reset" => on.reset = true,
+                    "5xx" => on.server_error = true,
+                    _ => match text.parse::<u16>() {
+                        Ok(status @ 100..=599) => return Ok(Some(status)),
+                        Ok(_) | Err(_) => {
+                            let known =
+                                "connect_failure, timeout, reset, 5xx or a status such as \"503\"";
+                            return Err(format!(
+                                "\"{text}\" is not a kind of failure: use {known}"
+                            ));
+                        }
+                    },
+                }
+                Ok(None)
+            });
+            on.statuses.extend(status.flatten());
+        }
+        on
+    }
+
+    fn fallback(&mut self, path: &str, raw: raw::Fallback) -> Option<Fallback> {
+        let status = raw.status.map_or(Some(503), |at| match at.value? {
+            status @ 200..=599 => Some(status),
+            status => {
+                let message = format!("{status} is not a final status: use 200 to 599");
+                self.say(
+                    &format!("{path}.fallback.status"),
+                    at.line,
+                    at.column,
+                    message,
+                );
+                None
+            }
+        })?;
+        let content_type =
+            raw.content_type
+                .map_or(Some("application/json".to_owned()), |at| {
+                    self.read(
+                        &format!("{path}.fallback.content_type"),
+                        at,
+                        |text| match text.bytes().any(|b| b.is_ascii_control()) {
+                            true => Err("a content type has no control characters: take them out"
+                                .to_owned()),
+                            false => Ok(text.to_owned()),
+                        },
+                    )
+                })?;
+        Some(Fallback {
+            status,
+            body: raw.body.value?,
+            content_type,
+        })
+    }
+}
+
+fn share(at: Option<At<Percent>>, default: f64) -> f64 {
+    at.and_then(|at| at.value)
+        .map_or(default, |percent| percent.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::parse;
+    use super::*;
+    use crate::config::limits::Mode;
+    use crate::config::yaml::Mistake;
+
+    fn read(breaker: &str) -> Result<CircuitBreaker, String> {
+        let text = format!(
+            "listen: 127.0.0.1:1\nupstreams: {{a: {{endpoints: ['http://x:1'], circuit_breaker: b}}}}\ncircuit_breakers: {{b: {breaker}}}\n"
+        );
+        parse(&text, &|_| None)
+            .map(|config| config.upstreams[0].circuit_breaker.clone().unwrap())
+            .map_err(|mistakes| {
+                mistakes
+                    .iter()
+                    .map(Mistake::to_string)
+                    .collect::<Vec<_>>()
+                    .join("\n")
+            })
+    }
+
+    #[test]
+    fn an_empty_breaker_has_every_default() {
+        let breaker = read("{}").unwrap();
+        assert_eq!(
+            breaker.settings.window,
+            Window::Time(Duration::from_secs(10))
+        );
+        assert_eq!(
+            (
+                breaker.settings.minimum_calls,
+                breaker.settings.half_open.probes
+            ),
+            (20, 5)
+        );
+        assert!(
+            breaker.failure_on.server_error
+                && breaker.failure_on.timeout
+                && breaker.mode == Mode::Enforce
+        );
+    }
+
+    #[test]
+    fn every_key_of_a_breaker_is_read() {
+        let breaker = read(
+            "{window: {type: count, size: 7}, failure_rate: 25%, consecutive_failures: 3, slow_call: {duration: 2s, rate: 80%}, \
+             failure_on: ['503', timeout], open_for: 1s, half_open: {probes: 2}, fallback: {status: 200, body: '{}'}, mode: shadow}",
+        )
+        .unwrap();
+        assert_eq!(breaker.settings.window, Window::Count(7));
+        assert_eq!(
+            breaker.settings.slow_call,
+            Some(SlowCall {
+                duration: Duration::from_secs(2),
+                rate: 0.8
+            })
+        );
+        assert_eq!(
+            (breaker.failure_on.statuses, breaker.failure_on.reset),
+            (vec![503], false)
+        );
+        assert_eq!(breaker.fallback.unwrap().status, 200);
+        assert_eq!(breaker.mode, Mode::Shadow);
+    }
+
+    #[test]
+    fn a_wrong_breaker_says_the_mend() {
+        for (breaker, part) in [
+            (
+                "{window: {type: count, size: 10s}}",
+                "circuit_breakers.b.window.size: \"10s\" is not a number of calls",
+            ),
+            ("{failure_rate: 50}", "is not a percentage"),
+            (
+                "{failure_on: [5xz]}",
+                "circuit_breakers.b.failure_on[0]: \"5xz\" is not a kind of failure",
+            ),
+            ("{fallback: {status: 99, body: x}}", "use 200 to 599"),
+            ("{openfor: 1s}", "did you mean \"open_for\"?"),
+        ] {
+            let said = read(breaker).unwrap_err();
+            assert!(said.contains(part), "{said}");
+        }
+    }
+}
