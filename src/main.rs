@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context, anyhow, bail};
@@ -86,7 +87,7 @@ fn run(config: Config, file: PathBuf) -> anyhow::Result<()> {
         .map_or(1, usize::from);
     let listeners = config.listeners.iter().map(|listener| listener.address);
     let mut addresses = listeners.collect::<Vec<_>>();
-    let (plan, following) = watch::channel(Plan::new(config));
+    let (plan, following) = watch::channel(Plan::new(config, Arc::default()));
     let (drain, draining) = watch::channel(false);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -7,7 +7,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -54,7 +54,7 @@ fn configured(file: &str) -> SocketAddr {
     let config = check::parse(file, &|_| None).unwrap();
     let listener = lane::listen(config.listeners[0].address).unwrap();
     let address = listener.local_addr().unwrap();
-    let (plan, following) = watch::channel(Plan::new(config));
+    let (plan, following) = watch::channel(Plan::new(config, Arc::default()));
     let (never, draining) = watch::channel(false);
     lane::spawn(vec![listener], following, draining).unwrap();
     // The lane lives as long as the test: neither a reload nor a drain is ever told.

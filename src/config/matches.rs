@@ -1,6 +1,8 @@
 //! What a request must be for a route to serve it, as the file says it. Owns the patterns' spelling; `policy::routes`
 //! asks them.
 
+use std::fmt;
+
 /// What a request must be for a route to serve it. An empty list or a `None` asks for nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Match {
@@ -85,6 +87,24 @@ impl PathMatch {
         match self {
             PathMatch::Exact(wanted) => path == wanted,
             PathMatch::Below(folder) => path.starts_with(folder.as_str()),
+        }
+    }
+}
+
+impl fmt::Display for HostMatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            HostMatch::Exact(name) => f.write_str(name),
+            HostMatch::Below(suffix) => write!(f, "*{suffix}"),
+        }
+    }
+}
+
+impl fmt::Display for PathMatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PathMatch::Exact(path) => f.write_str(path),
+            PathMatch::Below(folder) => write!(f, "{folder}*"),
         }
     }
 }

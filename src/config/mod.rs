@@ -80,6 +80,23 @@ pub struct Route {
     pub timeout: Option<Duration>,
 }
 
+impl Route {
+    /// A name for metrics and audit: its host and path as the file has them.
+    pub fn label(&self) -> String {
+        let host = self
+            .matches
+            .host
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        host + &self
+            .matches
+            .path
+            .as_ref()
+            .map_or("/*".to_owned(), ToString::to_string)
+    }
+}
+
 /// What holds for all limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LimitDefaults {

@@ -3,22 +3,25 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use percent_encoding::percent_decode;
 
+use super::handle::Conn;
 use super::headers::{self, Client};
 use super::plan::Plan;
-use super::reply::{Exceeded, Rejection};
+use super::record::Record;
+use super::reply::{CircuitOpen, Exceeded, Rejection};
 use crate::config::limits::{Cost, KeyPart, Limit, MAX_RULES, Mode, Rule};
-use crate::config::{Config, LimitDefaults, Listener, Route};
+use crate::config::{Config, LimitDefaults, Route};
 use crate::http1::head::{BodyLength, RequestHead};
 use crate::http1::path;
 use crate::policy::limit::{Now, Verdict};
 use crate::policy::routes;
+use crate::store::breakers::Entry;
 use crate::store::limits::{Ask, Key, Limits};
 
 /// A request that every policy lets pass.
@@ -30,6 +33,8 @@ pub(super) struct Admitted<'p> {
     /// Whether the client waits for `100 Continue`.
     pub expects: bool,
     pub quota: Quota,
+    /// The right to one call of the upstream, where it has a breaker.
+    pub entry: Option<Entry>,
 }
 
 /// What a request was charged: its concurrency slots come back when this is dropped, and the client is told the rest.
@@ -51,11 +56,11 @@ impl Drop for Quota {
 /// Asks every policy about the request whose head stands in `buffer`.
 pub(super) fn admit<'p>(
     plan: &'p Plan,
-    listener: &Listener,
-    peer: SocketAddr,
+    conn: &Conn<'_>,
     buffer: &[u8],
     head: &RequestHead,
     now: Now,
+    record: &mut Record,
 ) -> Result<Admitted<'p>, Rejection> {
     let target = &buffer[head.target.clone()];
     let (path, query) = match target.iter().position(|byte| *byte == b'?') {
@@ -67,7 +72,7 @@ pub(super) fn admit<'p>(
     }
     let path = path::normalise(path).map_err(Rejection::BadPath)?;
     if let BodyLength::Fixed(bytes) = head.body
-        && bytes > listener.max_body
+        && bytes > conn.listener.max_body
     {
         return Err(Rejection::BodyTooLarge);
     }
@@ -94,7 +99,8 @@ pub(super) fn admit<'p>(
     let matches = plan.config.routes.iter().map(|route| &route.matches);
     let index = routes::find(matches, &request).ok_or(Rejection::NoRoute)?;
     let route = &plan.config.routes[index];
-    let client = headers::client(buffer, head, peer, &listener.trusted_proxies);
+    record.route = Some(index);
+    let client = headers::client(buffer, head, conn.peer, &conn.listener.trusted_proxies);
     let facts = Facts {
         request,
         query,
@@ -103,13 +109,42 @@ pub(super) fn admit<'p>(
         upstream: route.upstream,
     };
     let quota = charge(plan, route, &facts, now)?;
+    // The breaker comes behind the limits of everyone, which cost nothing when they refuse, and a refusal here gives the
+    // concurrency slots back.
+    let entry = enter(plan, route, now)?;
     Ok(Admitted {
         route,
         target: [&path, query].concat(),
         client,
         expects,
         quota,
+        entry,
     })
+}
+
+fn enter(plan: &Plan, route: &Route, now: Now) -> Result<Option<Entry>, Rejection> {
+    let Some(breaker) = &plan.breakers[route.upstream] else {
+        return Ok(None);
+    };
+    let decisions = &plan.breaker_metrics[route.upstream];
+    match breaker.try_enter(now.mono, fastrand::f64()) {
+        Ok((entry, None)) => {
+            decisions.admitted.inc();
+            Ok(Some(entry))
+        }
+        Ok((entry, Some(_))) => {
+            decisions.shadow_refused.inc();
+            Ok(Some(entry))
+        }
+        Err(refused) => {
+            decisions.refused.inc();
+            let fallback = breaker.settings.fallback.clone();
+            Err(Rejection::CircuitOpen(Box::new(CircuitOpen {
+                retry_after: refused.retry_after,
+                fallback,
+            })))
+        }
+    }
 }
 
 /// What limits look at in a request.
@@ -130,9 +165,10 @@ fn charge(plan: &Plan, route: &Route, facts: &Facts<'_>, now: Now) -> Result<Quo
         reset: Duration::ZERO,
         retry_after: None,
     };
-    let mut asks: [Option<(Ask<'_>, &Limit)>; MAX_RULES] = [None; MAX_RULES];
+    let mut asks: [Option<(Ask<'_>, usize)>; MAX_RULES] = [None; MAX_RULES];
     let mut count = 0;
-    for limit in route.limits.iter().map(|index| &plan.config.limits[*index]) {
+    for limit_index in route.limits.iter().copied() {
+        let limit = &plan.config.limits[limit_index];
         if limit.mode == Mode::Disabled {
             continue;
         }
@@ -142,6 +178,7 @@ fn charge(plan: &Plan, route: &Route, facts: &Facts<'_>, now: Now) -> Result<Quo
             .map(|part| facts.part(part, &plan.config))
             .collect::<Option<Vec<_>>>()
         else {
+            plan.limit_metrics[limit_index].missing.inc();
             if limit.deny_missing && limit.mode == Mode::Enforce {
                 return Err(Rejection::QuotaExceeded(Box::new(Exceeded {
                     limits: vec![limit.name.clone()],
@@ -164,7 +201,7 @@ fn charge(plan: &Plan, route: &Route, facts: &Facts<'_>, now: Now) -> Result<Quo
                 cost,
                 enforced: limit.mode == Mode::Enforce,
             };
-            asks[count] = Some((ask, limit));
+            asks[count] = Some((ask, limit_index));
             count += 1;
         }
     }
@@ -183,16 +220,16 @@ fn charge(plan: &Plan, route: &Route, facts: &Facts<'_>, now: Now) -> Result<Quo
         .map(|(ask, _)| *ask)
         .collect();
     let admitted = plan.limits.ask(&asked, now, verdicts);
-    let told = || {
+    let decided = || {
         asks.iter()
             .flatten()
             .zip(&*verdicts)
-            .filter(|((ask, _), _)| ask.enforced)
+            .map(|((ask, limit), verdict)| (ask, *limit, verdict))
     };
-    let fields = told_fields(
-        told().map(|((ask, limit), verdict)| (*limit, ask.rule, verdict)),
-        plan.config.limit_defaults,
-    );
+    count_decisions(plan, admitted, decided());
+    let told = || decided().filter(|(ask, ..)| ask.enforced);
+    let named = told().map(|(ask, limit, verdict)| (&plan.config.limits[limit], ask.rule, verdict));
+    let fields = told_fields(named, plan.config.limit_defaults);
     if admitted {
         let held = asked.iter().zip(&*verdicts).filter(|(ask, verdict)| {
             verdict.admitted && matches!(ask.rule, Rule::Concurrency { .. })
@@ -204,14 +241,14 @@ fn charge(plan: &Plan, route: &Route, facts: &Facts<'_>, now: Now) -> Result<Quo
             fields,
         });
     }
-    let violated = || told().filter(|(_, verdict)| !verdict.admitted);
+    let violated = || told().filter(|(.., verdict)| !verdict.admitted);
     let mut limits: Vec<_> = violated()
-        .map(|((_, limit), _)| limit.name.clone())
+        .map(|(_, limit, _)| plan.config.limits[limit].name.clone())
         .collect();
     limits.dedup();
     // Every refusing window must have time to pass; one that never admits gives no time at all.
     let waits = violated()
-        .map(|(_, verdict)| verdict.retry_after)
+        .map(|(.., verdict)| verdict.retry_after)
         .collect::<Option<Vec<_>>>();
     let retry_after = waits.and_then(|waits| waits.into_iter().max());
     Err(Rejection::QuotaExceeded(Box::new(Exceeded {
@@ -219,6 +256,29 @@ fn charge(plan: &Plan, route: &Route, facts: &Facts<'_>, now: Now) -> Result<Quo
         retry_after,
         fields,
     })))
+}
+
+/// Counts a decision for each limit: several windows of one, which stand side by side, are one decision.
+fn count_decisions<'d>(
+    plan: &Plan,
+    admitted: bool,
+    decided: impl Iterator<Item = (&'d Ask<'d>, usize, &'d Verdict)>,
+) {
+    let mut decided = decided.peekable();
+    while let Some((ask, limit, verdict)) = decided.next() {
+        let mut passes = verdict.admitted;
+        while let Some((.., verdict)) = decided.next_if(|(_, other, _)| *other == limit) {
+            passes &= verdict.admitted;
+        }
+        let metrics = &plan.limit_metrics[limit];
+        match (passes, ask.enforced) {
+            (true, _) if admitted => metrics.admitted.inc(),
+            // Another limit refuses the request, so this one is not charged and has decided nothing.
+            (true, _) => continue,
+            (false, true) => metrics.refused.inc(),
+            (false, false) => metrics.shadow_refused.inc(),
+        };
+    }
 }
 
 /// The limit's rules for this key; `None` when it is not limited.

@@ -1,43 +1,39 @@
 //! One exchange with the upstream: the checked request goes out, the response comes back, both streamed.
 
-use std::net::SocketAddr;
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::admit::Admitted;
-use super::handle::{Failure, Next, read_some, write_all};
+use super::handle::{Conn, Failure, Next, read_some, write_all};
 use super::headers;
-use super::lane::Lane;
 use super::plan::LanePlan;
+use super::record::Record;
 use super::reply::Rejection;
 use super::upgrade;
-use crate::config::Listener;
+use crate::clock;
 use crate::http1::body::{BodyReader, Piece};
 use crate::http1::head::{BodyLength, HeadLimits, RequestHead};
 use crate::http1::response::{ResponseBody, ResponseHead, parse_response};
+use crate::store::breakers::{End, Entry};
+use crate::upstream::Pool;
 
 /// Interim responses taken before the final one; more is a flood.
 const MAX_INTERIM: usize = 16;
 
 /// Sends the request whose head stands at the front of `buffer` and streams the response back. On return `buffer` holds
 /// what the client sent behind the request.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the request, and both ends of it"
-)]
 pub(super) async fn send(
-    lane: &Lane,
+    conn: &Conn<'_>,
     plan: &LanePlan,
-    listener: &Listener,
     admitted: Admitted<'_>,
-    peer: SocketAddr,
     client: &mut TcpStream,
     buffer: &mut Vec<u8>,
     head: &RequestHead,
+    record: &mut Record,
 ) -> Result<Next, Failure> {
     let Admitted {
         route,
@@ -45,98 +41,131 @@ pub(super) async fn send(
         client: client_is,
         expects,
         quota,
+        entry,
     } = admitted;
-    let max_body = listener.max_body;
     let pool = &plan.pools[route.upstream];
-    let within = route
-        .timeout
-        .unwrap_or(plan.shared.config.upstreams[route.upstream].timeout);
     let switch_to = headers::upgrade(buffer, head);
-    let out = headers::request_head(
-        buffer,
-        head,
-        &target,
-        &client_is,
-        peer,
-        switch_to.as_deref(),
-    );
-    let to_head = &buffer[head.method.clone()] == b"HEAD";
-    let is_safe = [&b"GET"[..], b"HEAD", b"OPTIONS"].contains(&&buffer[head.method.clone()]);
-    let can_repeat = is_safe && head.body == BodyLength::None;
-    let next = if head.keep_alive {
-        Next::KeepAlive
-    } else {
-        Next::Close
+    let method = &buffer[head.method.clone()];
+    let is_safe = [&b"GET"[..], b"HEAD", b"OPTIONS"].contains(&method);
+    let request = Request {
+        body: head.body,
+        to_head: method == b"HEAD",
+        can_repeat: is_safe && head.body == BodyLength::None,
+        upgrade: switch_to.is_some(),
+        old_client: head.minor_version == 0,
+        max_body: conn.listener.max_body,
+        within: route
+            .timeout
+            .unwrap_or(plan.shared.config.upstreams[route.upstream].timeout),
+        head: headers::request_head(
+            buffer,
+            head,
+            &target,
+            &client_is,
+            conn.peer,
+            switch_to.as_deref(),
+        ),
     };
-    let old_client = head.minor_version == 0;
     buffer.drain(..head.len);
-
-    let mut connected = pool.take().await.map_err(|_| Rejection::ConnectFailed)?;
     if expects && buffer.is_empty() {
         client
             .write_all(b"HTTP/1.1 100 Continue\r\n\r\n")
             .await
-            .map_err(|_| Failure::Abort)?;
+            .map_err(|_| Failure::ClientGone)?;
     }
-    let request = Request {
-        head: out,
-        body: head.body,
-        to_head,
-        upgrade: switch_to.is_some(),
-        max_body,
-        within,
-    };
+
+    let began = clock::now();
     let mut answer = Vec::new();
-    let answered = match exchange(&request, client, buffer, &connected.stream, &mut answer).await {
-        // The upstream may have closed the idle connection just as the request came; it is sent again only where that
-        // can do no harm, since the upstream may have seen it.
-        Err(Rejection::UpstreamBroken) if connected.reused && can_repeat && answer.is_empty() => {
-            connected = pool.connect().await.map_err(|_| Rejection::ConnectFailed)?;
-            exchange(&request, client, buffer, &connected.stream, &mut answer).await?
+    let exchanged = exchange(&request, pool, client, buffer, &mut answer, record).await;
+    let (upstream, answered) = match exchanged {
+        Ok(exchanged) => exchanged,
+        Err(rejection) => {
+            if let Some(end) = end_of(&rejection) {
+                finish(entry, end, began);
+            }
+            return Err(rejection.into());
         }
-        done => done?,
     };
+    record.status = answered.head.status;
     // What is left of a body cut off by an early response cannot be told from a next request.
-    let next = if answered.uploaded { next } else { Next::Close };
-    let upstream = &connected.stream;
+    let next = if head.keep_alive && answered.uploaded {
+        Next::KeepAlive
+    } else {
+        Next::Close
+    };
     if answered.head.status == 101 {
+        finish(entry, End::Status(101), began);
+        let told = &quota.fields;
         let switched = headers::response_head(
             &answer,
             &answered.head,
             false,
             Next::Close,
             switch_to.as_deref(),
-            &quota.fields,
+            told,
         );
-        write_within(client, within, &switched).await?;
+        write_within(client, request.within, &switched).await?;
         answer.drain(..answered.head.len);
-        let early = std::mem::take(buffer);
+        let (idle, draining) = (conn.listener.stream_idle, conn.lane.draining.clone());
         upgrade::relay(
             client,
-            upstream,
+            &upstream,
             answer,
-            early,
-            listener.stream_idle,
-            lane.draining.clone(),
+            std::mem::take(buffer),
+            idle,
+            draining,
         )
         .await;
         return Ok(Next::Close);
     }
-    let (next, reusable) = stream_back(
+    let streamed = stream_back(
+        &request,
         &answered,
         &quota.fields,
         answer,
-        upstream,
+        &upstream,
         client,
-        within,
-        old_client,
         next,
+        record,
     )
-    .await?;
+    .await;
+    match &streamed {
+        Ok(_) => finish(entry, End::Status(answered.head.status), began),
+        Err(Failure::UpstreamGone) => finish(entry, End::Reset, began),
+        // The client's fault: the entry is dropped, which counts for nothing.
+        Err(Failure::ClientGone | Failure::Reply(..)) => {}
+    }
+    record.upstream = Some(began.elapsed());
+    let (next, reusable) = streamed?;
     if reusable {
-        pool.give_back(connected.stream);
+        pool.give_back(upstream);
     }
     Ok(next)
+}
+
+fn finish(entry: Option<Entry>, end: End, began: Instant) {
+    if let Some(entry) = entry {
+        entry.end(end, began.elapsed(), clock::moment().mono, fastrand::f64());
+    }
+}
+
+/// What a failed exchange says of the upstream; `None` when it was not its fault.
+fn end_of(rejection: &Rejection) -> Option<End> {
+    match rejection {
+        Rejection::ConnectFailed => Some(End::ConnectFailed),
+        Rejection::UpstreamTimeout => Some(End::TimedOut),
+        Rejection::UpstreamBroken => Some(End::Reset),
+        Rejection::BadHead(_)
+        | Rejection::BadPath(_)
+        | Rejection::BadTarget
+        | Rejection::HeadTimeout
+        | Rejection::BadBody
+        | Rejection::NoRoute
+        | Rejection::QuotaExceeded(_)
+        | Rejection::CircuitOpen(_)
+        | Rejection::BodyTooLarge
+        | Rejection::Expectation => None,
+    }
 }
 
 /// A checked request as it goes out.
@@ -147,8 +176,12 @@ struct Request {
     body: BodyLength,
     /// Whether the method is HEAD.
     to_head: bool,
+    /// Whether it does no harm to send it twice.
+    can_repeat: bool,
     /// Whether a switch of protocols was asked for.
     upgrade: bool,
+    /// Whether the client speaks HTTP/1.0, which has no chunks.
+    old_client: bool,
     max_body: u64,
     /// From the request to the end of the response's head, and for each stall in a body.
     within: Duration,
@@ -160,31 +193,58 @@ struct Answered {
     uploaded: bool,
 }
 
-/// Uploads the request while it waits for the response's head, which comes to stand at the front of `answer`. A response
-/// that comes early ends the upload.
+/// Sends the request over a connection of the pool's. The response's head comes to stand at the front of `answer`.
 async fn exchange(
+    request: &Request,
+    pool: &Pool,
+    client: &TcpStream,
+    buffer: &mut Vec<u8>,
+    answer: &mut Vec<u8>,
+    record: &mut Record,
+) -> Result<(TcpStream, Answered), Rejection> {
+    let mut connected = pool.take().await.map_err(|_| Rejection::ConnectFailed)?;
+    loop {
+        let upstream = &connected.stream;
+        match timeout(
+            request.within,
+            both_ways(request, client, buffer, upstream, answer, record),
+        )
+        .await
+        {
+            Ok(Ok(answered)) => return Ok((connected.stream, answered)),
+            // The upstream may have closed the idle connection just as the request came; it is sent again only where that
+            // can do no harm, since the upstream may have seen it.
+            Ok(Err(Rejection::UpstreamBroken))
+                if connected.reused && request.can_repeat && answer.is_empty() =>
+            {
+                connected = pool.connect().await.map_err(|_| Rejection::ConnectFailed)?;
+            }
+            Ok(Err(rejection)) => return Err(rejection),
+            Err(_) => return Err(Rejection::UpstreamTimeout),
+        }
+    }
+}
+
+/// Uploads the request while it waits for the response's head. A response that comes early ends the upload.
+async fn both_ways(
     request: &Request,
     client: &TcpStream,
     buffer: &mut Vec<u8>,
     upstream: &TcpStream,
     answer: &mut Vec<u8>,
+    record: &mut Record,
 ) -> Result<Answered, Rejection> {
-    let both = async {
-        let mut response = pin!(read_response(request, upstream, answer));
-        tokio::select! {
-            biased;
-            head = &mut response => head.map(|head| Answered { head, uploaded: false }),
-            sent = upload(request, client, buffer, upstream) => match sent {
-                Ok(()) => response.await.map(|head| Answered { head, uploaded: true }),
-                // The upstream may have answered before it stopped reading: its answer is worth more than a 502.
-                Err(Rejection::UpstreamBroken) => response.await.map(|head| Answered { head, uploaded: false }),
-                Err(rejection) => Err(rejection),
-            },
-        }
-    };
-    timeout(request.within, both)
-        .await
-        .unwrap_or(Err(Rejection::UpstreamTimeout))
+    let mut response = pin!(read_response(request, upstream, answer));
+    tokio::select! {
+        biased;
+        head = &mut response => head.map(|head| Answered { head, uploaded: false }),
+        sent = upload(request, client, buffer, upstream, record) => match sent {
+            Ok(()) => response.await.map(|head| Answered { head, uploaded: true }),
+            // The upstream may have answered before it stopped reading: its answer is worth more than a 502.
+            Err(Rejection::UpstreamBroken) => response.await.map(|head| Answered { head, uploaded: false }),
+            Err(rejection) => Err(rejection),
+        },
+    }
 }
 
 async fn upload(
@@ -192,6 +252,7 @@ async fn upload(
     client: &TcpStream,
     buffer: &mut Vec<u8>,
     upstream: &TcpStream,
+    record: &mut Record,
 ) -> Result<(), Rejection> {
     let put = async |bytes: &[u8]| {
         write_all(upstream, bytes)
@@ -206,6 +267,7 @@ async fn upload(
         chunk.clear();
         let consumed = match reader.next(buffer).map_err(|_| Rejection::BadBody)? {
             Piece::Data { data, consumed } => {
+                record.bytes_in += data.len() as u64;
                 left = left
                     .checked_sub(data.len() as u64)
                     .ok_or(Rejection::BodyTooLarge)?;
@@ -259,41 +321,42 @@ async fn read_response(
     Err(Rejection::UpstreamBroken)
 }
 
-/// Streams the response whose head stands at the front of `answer`, with the fields `told`; says what becomes of the client's connection, and
-/// whether the upstream's can serve another request.
+/// Streams the response whose head stands at the front of `answer`, with the fields `told`; says what becomes of the
+/// client's connection, and whether the upstream's can serve another request.
 #[expect(
     clippy::too_many_arguments,
     reason = "the response, and both ends of it"
 )]
 async fn stream_back(
+    request: &Request,
     answered: &Answered,
     told: &[u8],
     mut answer: Vec<u8>,
     upstream: &TcpStream,
     client: &mut TcpStream,
-    within: Duration,
-    old_client: bool,
     next: Next,
+    record: &mut Record,
 ) -> Result<(Next, bool), Failure> {
-    let response = &answered.head;
+    let (response, within) = (&answered.head, request.within);
     let (mut reader, until_close) = match response.body {
         ResponseBody::Length(length) => (BodyReader::new(length), false),
         ResponseBody::UntilClose => (BodyReader::new(BodyLength::Fixed(u64::MAX)), true),
     };
     let chunked = response.body == ResponseBody::Length(BodyLength::Chunked) || until_close;
     // HTTP/1.0 has no chunks: the end of the connection ends the body.
-    let next = if chunked && old_client {
+    let next = if chunked && request.old_client {
         Next::Close
     } else {
         next
     };
-    let chunked = chunked && !old_client;
+    let chunked = chunked && !request.old_client;
     let mut out = headers::response_head(&answer, response, chunked, next, None, told);
     answer.drain(..response.len);
     loop {
-        let piece = reader.next(&answer).map_err(|_| Failure::Abort)?;
+        let piece = reader.next(&answer).map_err(|_| Failure::UpstreamGone)?;
         let (consumed, done) = match piece {
             Piece::Data { data, consumed } => {
+                record.bytes_out += data.len() as u64;
                 put_piece(&mut out, &answer[data], chunked);
                 (consumed, false)
             }
@@ -322,7 +385,7 @@ async fn stream_back(
                 return Ok((next, false));
             }
             // Cut short: only an abort tells the client, since the head is out.
-            Ok(Ok(0) | Err(_)) | Err(_) => return Err(Failure::Abort),
+            Ok(Ok(0) | Err(_)) | Err(_) => return Err(Failure::UpstreamGone),
         }
     }
     Ok((
@@ -338,7 +401,7 @@ async fn write_within(
 ) -> Result<(), Failure> {
     match timeout(within, client.write_all(bytes)).await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) | Err(_) => Err(Failure::Abort),
+        Ok(Err(_)) | Err(_) => Err(Failure::ClientGone),
     }
 }
 

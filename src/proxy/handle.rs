@@ -11,6 +11,8 @@ use tokio::time::timeout;
 use super::admit;
 use super::forward;
 use super::lane::Lane;
+use super::plan::LanePlan;
+use super::record::Record;
 use super::reply::Rejection;
 use crate::clock;
 use crate::config::Listener;
@@ -27,13 +29,23 @@ pub(super) enum Next {
 #[derive(Debug)]
 pub(super) enum Failure {
     Reply(Rejection, Next),
-    Abort,
+    /// The client broke off or stopped reading.
+    ClientGone,
+    /// The upstream broke off, stalled or sent nonsense within its response.
+    UpstreamGone,
 }
 
 impl From<Rejection> for Failure {
     fn from(rejection: Rejection) -> Failure {
         Failure::Reply(rejection, Next::Close)
     }
+}
+
+/// A client's connection, as a request sees it.
+pub(super) struct Conn<'a> {
+    pub lane: &'a Lane,
+    pub listener: &'a Listener,
+    pub peer: SocketAddr,
 }
 
 /// Serves `client` until it closes, breaks, is refused or stays idle too long.
@@ -49,49 +61,80 @@ pub(super) async fn connection(
     let mut buffer = Vec::new();
     loop {
         let plan = lane.plan.current();
-        let listener = &plan.shared.config.listeners[listener_index];
-        let served = match read_head(lane, listener, &client, &mut buffer).await {
-            // The plan may be another by the time that a request comes.
-            Ok(Some(head)) => {
-                one(lane, listener_index, &mut client, peer, &mut buffer, &head).await
-            }
+        let head = match read_head(
+            lane,
+            &plan.shared.config.listeners[listener_index],
+            &client,
+            &mut buffer,
+        )
+        .await
+        {
+            Ok(Some(head)) => Ok(head),
             Ok(None) => return,
+            Err(rejection) => Err(rejection),
+        };
+        // The plan may be another by the time that a request comes.
+        let plan = lane.plan.current();
+        let mut record = Record::begin();
+        let served = match head {
+            Ok(head) => {
+                let conn = Conn {
+                    lane,
+                    listener: &plan.shared.config.listeners[listener_index],
+                    peer,
+                };
+                one(&conn, &plan, &mut client, &mut buffer, &head, &mut record).await
+            }
             Err(rejection) => Err(rejection.into()),
         };
-        match served {
-            Ok(Next::KeepAlive) => {}
-            Ok(Next::Close) | Err(Failure::Abort) => return,
-            Err(Failure::Reply(rejection, Next::KeepAlive)) => {
-                if client.write_all(&rejection.to_bytes(true)).await.is_err() {
-                    return;
-                }
+        let next = match served {
+            Ok(next) => next,
+            Err(Failure::ClientGone) => {
+                record.aborted("client_left");
+                Next::Close
             }
-            Err(Failure::Reply(rejection, Next::Close)) => {
-                // What stands behind such a request cannot be trusted to be another.
-                let written = client.write_all(&rejection.to_bytes(false)).await;
-                if written.is_ok() && client.shutdown().await.is_ok() {
-                    linger(&client).await;
-                }
-                return;
+            Err(Failure::UpstreamGone) => {
+                record.aborted("upstream_aborted");
+                Next::Close
             }
+            Err(Failure::Reply(rejection, next)) => {
+                record.refused(&rejection);
+                refuse(&mut client, &rejection, next).await
+            }
+        };
+        record.finish(&plan.shared);
+        if next == Next::Close {
+            return;
         }
     }
 }
 
+async fn refuse(client: &mut TcpStream, rejection: &Rejection, next: Next) -> Next {
+    let written = client
+        .write_all(&rejection.to_bytes(next == Next::KeepAlive))
+        .await;
+    match (written, next) {
+        (Ok(()), Next::KeepAlive) => Next::KeepAlive,
+        (Ok(()), Next::Close) => {
+            if client.shutdown().await.is_ok() {
+                linger(client).await;
+            }
+            Next::Close
+        }
+        (Err(_), _) => Next::Close,
+    }
+}
+
 async fn one(
-    lane: &Lane,
-    listener_index: usize,
+    conn: &Conn<'_>,
+    plan: &LanePlan,
     client: &mut TcpStream,
-    peer: SocketAddr,
     buffer: &mut Vec<u8>,
     head: &RequestHead,
+    record: &mut Record,
 ) -> Result<Next, Failure> {
-    let plan = lane.plan.current();
-    let listener = &plan.shared.config.listeners[listener_index];
-    match admit::admit(&plan.shared, listener, peer, buffer, head, clock::moment()) {
-        Ok(admitted) => {
-            forward::send(lane, &plan, listener, admitted, peer, client, buffer, head).await
-        }
+    match admit::admit(&plan.shared, conn, buffer, head, clock::moment(), record) {
+        Ok(admitted) => forward::send(conn, plan, admitted, client, buffer, head, record).await,
         Err(rejection) => {
             // The request itself was in order, so that another may follow, unless a body does.
             let next = if head.keep_alive && head.body == BodyLength::None && rejection.is_policy()

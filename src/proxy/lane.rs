@@ -81,12 +81,15 @@ async fn serve(
 /// Serves one listener until the drain, and its connections until they end or the drain's time is over.
 async fn accept(lane: Rc<Lane>, listener_index: usize, listener: TcpListener) {
     let mut draining = lane.draining.clone();
+    let metrics = lane.plan.current().shared.metrics.clone();
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             _ = draining.wait_for(|draining| *draining) => break,
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
+                    metrics.connections.inc();
+                    metrics.connections_open.inc();
                     let lane = lane.clone();
                     connections.spawn_local(async move {
                         handle::connection(&lane, listener_index, stream, peer).await;
@@ -95,7 +98,13 @@ async fn accept(lane: Rc<Lane>, listener_index: usize, listener: TcpListener) {
                 // Out of descriptors, or the client is gone already: others must still be served.
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             },
-            Some(_) = connections.join_next() => {}
+            Some(ended) = connections.join_next() => {
+                metrics.connections_open.dec();
+                // A panic ends its connection, and no other.
+                if ended.is_err_and(|error| error.is_panic()) {
+                    metrics.panics.inc();
+                }
+            }
         }
     }
     drop(listener);

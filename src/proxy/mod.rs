@@ -6,6 +6,7 @@ pub mod handle;
 mod headers;
 pub mod lane;
 pub mod plan;
+mod record;
 pub mod reload;
 pub mod reply;
 mod upgrade;

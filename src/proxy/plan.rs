@@ -6,8 +6,11 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use crate::config::{Config, Upstream};
+use crate::config::limits::Mode;
+use crate::config::{Config, Route, Upstream};
+use crate::store::breakers::LiveBreaker;
 use crate::store::limits::Limits;
+use crate::telemetry::metrics::{BreakerMetrics, LimitMetrics, Metrics, RouteMetrics};
 use crate::upstream::Pool;
 
 /// Connections to one upstream that a lane keeps between requests.
@@ -19,13 +22,66 @@ pub struct Plan {
     pub config: Config,
     /// Carried over by a reload, so that what was used stays used.
     pub limits: Arc<Limits>,
+    /// One for each upstream that has one, in the configuration's order.
+    pub breakers: Vec<Option<Arc<LiveBreaker>>>,
+    /// One for each upstream of the configuration, in its order.
+    pub breaker_metrics: Vec<BreakerMetrics>,
+    pub metrics: Arc<Metrics>,
+    /// One for each route of the configuration, in its order.
+    pub routes: Vec<RouteMetrics>,
+    /// One for each limit of the configuration, in its order.
+    pub limit_metrics: Vec<LimitMetrics>,
 }
 
 impl Plan {
     /// The plan of `config`, with nothing counted yet.
-    pub fn new(config: Config) -> Arc<Plan> {
+    pub fn new(config: Config, metrics: Arc<Metrics>) -> Arc<Plan> {
         let limits = Arc::new(Limits::new(config.limit_defaults.max_keys, secret()));
-        Arc::new(Plan { config, limits })
+        Plan::made(config, metrics, limits, &[])
+    }
+
+    fn made(
+        config: Config,
+        metrics: Arc<Metrics>,
+        limits: Arc<Limits>,
+        old: &[Arc<LiveBreaker>],
+    ) -> Arc<Plan> {
+        let breaker = |upstream: &Upstream| {
+            let settings = upstream
+                .circuit_breaker
+                .clone()
+                .filter(|breaker| breaker.mode != Mode::Disabled)?;
+            let kept = old
+                .iter()
+                .find(|old| old.upstream == upstream.name && old.settings == settings);
+            Some(
+                kept.cloned()
+                    .unwrap_or_else(|| Arc::new(LiveBreaker::new(upstream.name.clone(), settings))),
+            )
+        };
+        let breakers = config.upstreams.iter().map(breaker).collect();
+        let breaker_metrics = config
+            .upstreams
+            .iter()
+            .map(|upstream| metrics.breaker(&upstream.name))
+            .collect();
+        let route =
+            |route: &Route| metrics.route(&route.label(), &config.upstreams[route.upstream].name);
+        let routes = config.routes.iter().map(route).collect();
+        let limit_metrics = config
+            .limits
+            .iter()
+            .map(|limit| metrics.limit(&limit.name))
+            .collect();
+        Arc::new(Plan {
+            limits,
+            breakers,
+            breaker_metrics,
+            routes,
+            limit_metrics,
+            metrics,
+            config,
+        })
     }
 
     /// The plan of `config` in place of `self`, or why a running process cannot take it.
@@ -51,10 +107,13 @@ impl Plan {
                     .to_owned(),
             );
         }
-        Ok(Arc::new(Plan {
+        let old: Vec<_> = self.breakers.iter().flatten().cloned().collect();
+        Ok(Plan::made(
             config,
-            limits: self.limits.clone(),
-        }))
+            self.metrics.clone(),
+            self.limits.clone(),
+            &old,
+        ))
     }
 }
 

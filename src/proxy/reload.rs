@@ -44,10 +44,12 @@ pub async fn follow(
         let loaded = load(&path).map_err(|error| format!("{error:#}"));
         match loaded.and_then(|config| plan.borrow().replaced_by(config)) {
             Ok(new) => {
+                new.metrics.reload("loaded").inc();
                 plan.send_replace(new);
                 info!(file = %path.display(), "configuration reloaded");
             }
             Err(error) => {
+                plan.borrow().metrics.reload("refused").inc();
                 error!(file = %path.display(), %error, "configuration not reloaded, the old one stays")
             }
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::admit::seconds;
+use crate::config::breakers::Fallback;
 use crate::http1::head::HeadError;
 use crate::http1::path::PathError;
 
@@ -23,6 +24,8 @@ pub enum Rejection {
     NoRoute,
     /// A rate limit.
     QuotaExceeded(Box<Exceeded>),
+    /// The upstream's circuit breaker.
+    CircuitOpen(Box<CircuitOpen>),
     /// Longer than the listener takes.
     BodyTooLarge,
     /// An Expect other than `100-continue`.
@@ -31,6 +34,14 @@ pub enum Rejection {
     /// The upstream closed, reset or sent nonsense before its head was whole.
     UpstreamBroken,
     UpstreamTimeout,
+}
+
+/// What an open breaker answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CircuitOpen {
+    pub retry_after: Duration,
+    /// In place of weir's own reply.
+    pub fallback: Option<Fallback>,
 }
 
 /// Which limits refuse a request.
@@ -88,6 +99,12 @@ impl Rejection {
                 let detail = format!("request is over the limit {}", exceeded.limits.join(", "));
                 (429, "Too Many Requests", "http_request_denied", detail)
             }
+            Rejection::CircuitOpen(_) => (
+                503,
+                "Service Unavailable",
+                "destination_unavailable",
+                "upstream is failing, and is given time to recover".to_owned(),
+            ),
             Rejection::BodyTooLarge => (
                 413,
                 "Content Too Large",
@@ -121,10 +138,40 @@ impl Rejection {
         }
     }
 
+    /// The status that the client is told.
+    pub fn status(&self) -> u16 {
+        match self {
+            Rejection::CircuitOpen(open) => open
+                .fallback
+                .as_ref()
+                .map_or(503, |fallback| fallback.status),
+            other => other.parts().0,
+        }
+    }
+
+    /// A name for metrics and audit.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Rejection::BadHead(_) => "bad_head",
+            Rejection::BadPath(_) => "bad_path",
+            Rejection::BadTarget => "bad_target",
+            Rejection::HeadTimeout => "head_timeout",
+            Rejection::BadBody => "bad_body",
+            Rejection::NoRoute => "no_route",
+            Rejection::QuotaExceeded(_) => "quota_exceeded",
+            Rejection::CircuitOpen(_) => "circuit_open",
+            Rejection::BodyTooLarge => "body_too_large",
+            Rejection::Expectation => "expectation",
+            Rejection::ConnectFailed => "connect_failed",
+            Rejection::UpstreamBroken => "upstream_broken",
+            Rejection::UpstreamTimeout => "upstream_timeout",
+        }
+    }
+
     /// Whether it is a policy's word on a request that is in order.
     pub fn is_policy(&self) -> bool {
         match self {
-            Rejection::NoRoute | Rejection::QuotaExceeded(_) => true,
+            Rejection::NoRoute | Rejection::QuotaExceeded(_) | Rejection::CircuitOpen(_) => true,
             Rejection::BadHead(_)
             | Rejection::BadPath(_)
             | Rejection::BadTarget
@@ -159,11 +206,30 @@ impl Rejection {
                 };
                 (problem, exceeded.retry_after, exceeded.fields.as_slice())
             }
+            Rejection::CircuitOpen(open) => (problem, Some(open.retry_after), &[][..]),
             _ => (problem, None, &[][..]),
         };
-        let body = serde_json::to_vec(&problem).unwrap_or_default();
+        let fallback = match self {
+            Rejection::CircuitOpen(open) => open.fallback.as_ref(),
+            _ => None,
+        };
+        let (status, title, content_type, body) = match fallback {
+            // The reason phrase has no meaning and may be empty (RFC 9112 section 4).
+            Some(fallback) => (
+                fallback.status,
+                "",
+                &*fallback.content_type,
+                fallback.body.clone().into_bytes(),
+            ),
+            None => (
+                status,
+                title,
+                "application/problem+json",
+                serde_json::to_vec(&problem).unwrap_or_default(),
+            ),
+        };
         let mut reply = format!(
-            "HTTP/1.1 {status} {title}\r\nContent-Type: application/problem+json\r\nContent-Length: {}\r\n\
+            "HTTP/1.1 {status} {title}\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n\
              Proxy-Status: weir; error={label}\r\n",
             body.len()
         )

@@ -1,3 +1,4 @@
 //! The outside world: where state is kept.
 
+pub mod breakers;
 pub mod limits;

@@ -27,6 +27,8 @@ pub struct Metrics {
     durations: Family<RouteLabels, Durations>,
     rejections: Family<RejectionLabels, Counter>,
     decisions: Family<DecisionLabels, Counter>,
+    breaker_decisions: Family<BreakerDecisionLabels, Counter>,
+    breaker_state: Family<BreakerStateLabels, Gauge>,
     pub connections: Counter,
     pub connections_open: Gauge,
     pub limit_keys: Gauge,
@@ -58,6 +60,18 @@ struct DecisionLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BreakerDecisionLabels {
+    upstream: String,
+    decision: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BreakerStateLabels {
+    upstream: String,
+    state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReloadLabels {
     result: &'static str,
 }
@@ -68,6 +82,15 @@ pub struct RouteMetrics {
     /// By the first digit of the status; 499 for a client that left counts as 4xx.
     classes: [Counter; 5],
     durations: Durations,
+}
+
+/// The handles of one upstream's breaker.
+#[derive(Debug, Clone)]
+pub struct BreakerMetrics {
+    pub admitted: Counter,
+    pub refused: Counter,
+    /// Would have been refused by a breaker in shadow mode.
+    pub shadow_refused: Counter,
 }
 
 /// The handles of one limit.
@@ -89,6 +112,8 @@ impl Default for Metrics {
             durations: Family::default(),
             rejections: Family::default(),
             decisions: Family::default(),
+            breaker_decisions: Family::default(),
+            breaker_state: Family::default(),
             connections: Counter::default(),
             connections_open: Gauge::default(),
             limit_keys: Gauge::default(),
@@ -115,6 +140,16 @@ impl Default for Metrics {
             "limit_decisions",
             "Decisions of rate limits",
             metrics.decisions.clone(),
+        );
+        registry.register(
+            "breaker_decisions",
+            "Decisions of circuit breakers",
+            metrics.breaker_decisions.clone(),
+        );
+        registry.register(
+            "breaker_state",
+            "1 for the state that a breaker is in",
+            metrics.breaker_state.clone(),
         );
         registry.register(
             "connections",
@@ -185,6 +220,34 @@ impl Metrics {
             refused: decision("refused"),
             shadow_refused: decision("shadow_refused"),
             missing: decision("missing_key"),
+        }
+    }
+
+    pub fn breaker(&self, upstream: &str) -> BreakerMetrics {
+        let decision = |decision| {
+            let labels = BreakerDecisionLabels {
+                upstream: upstream.to_owned(),
+                decision,
+            };
+            self.breaker_decisions.get_or_create_owned(&labels)
+        };
+        BreakerMetrics {
+            admitted: decision("admitted"),
+            refused: decision("refused"),
+            shadow_refused: decision("shadow_refused"),
+        }
+    }
+
+    /// Notes the state that a breaker is in, one of the closed set `states`.
+    pub fn breaker_is(&self, upstream: &str, state: &'static str, states: &[&'static str]) {
+        for other in states {
+            let labels = BreakerStateLabels {
+                upstream: upstream.to_owned(),
+                state: other,
+            };
+            self.breaker_state
+                .get_or_create(&labels)
+                .set(i64::from(*other == state));
         }
     }
 

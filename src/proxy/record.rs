@@ -1,0 +1,67 @@
+//! What is known of a request from its head to its end; then counted.
+
+use std::time::{Duration, Instant};
+
+use super::plan::Plan;
+use super::reply::Rejection;
+use crate::clock;
+
+/// Recorded for a client that left before its answer; nginx's number, sent to no one.
+const CLIENT_LEFT: u16 = 499;
+
+/// One request.
+#[derive(Debug)]
+pub(super) struct Record {
+    began: Instant,
+    /// An index into the configuration's routes, once one is found.
+    pub route: Option<usize>,
+    /// What the client was told; 0 before that.
+    pub status: u16,
+    /// Why the exchange is not a whole response of the upstream's.
+    pub reason: Option<&'static str>,
+    /// Bytes of the request's body.
+    pub bytes_in: u64,
+    /// Bytes of the response's body.
+    pub bytes_out: u64,
+    /// The upstream's part of the time.
+    pub upstream: Option<Duration>,
+}
+
+impl Record {
+    pub(super) fn begin() -> Record {
+        let began = clock::now();
+        Record {
+            began,
+            route: None,
+            status: 0,
+            reason: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            upstream: None,
+        }
+    }
+
+    /// The client was told so by weir.
+    pub(super) fn refused(&mut self, rejection: &Rejection) {
+        self.status = rejection.status();
+        self.reason = Some(rejection.reason());
+    }
+
+    /// The exchange broke off, for the client's part or the upstream's.
+    pub(super) fn aborted(&mut self, reason: &'static str) {
+        if self.status == 0 {
+            self.status = CLIENT_LEFT;
+        }
+        self.reason = Some(reason);
+    }
+
+    /// Counts the request.
+    pub(super) fn finish(self, plan: &Plan) {
+        if let Some(route) = self.route {
+            plan.routes[route].count(self.status, self.began.elapsed());
+        }
+        if let Some(reason) = self.reason {
+            plan.metrics.rejection(reason).inc();
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! Circuit breakers over the wire, on one lane.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a broken step of a test is a failed test"
+)]
+
+mod harness;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use harness::{Lane, Upstream, eventually, ok};
+
+/// An upstream that fails while `failing` says so, behind a breaker of these settings.
+fn guarded(breaker: &str, failing: Arc<AtomicBool>) -> (Lane, Upstream) {
+    let upstream = Upstream::replying(move |_| {
+        if failing.load(Ordering::Relaxed) {
+            "HTTP/1.1 500 Broken\r\nContent-Length: 0\r\n\r\n".to_owned()
+        } else {
+            ok("well")
+        }
+    });
+    let lane = Lane::start(&format!(
+        "listen: 127.0.0.1:0\nupstreams: {{a: {{endpoints: ['{}'], circuit_breaker: b}}}}\n\
+         circuit_breakers: {{b: {breaker}}}\nrate_limits: {{held: {{limit: 1, by: constant, algorithm: concurrency}}}}\n\
+         routes: [{{upstream: a, rate_limits: [held]}}]\n",
+        upstream.url()
+    ));
+    (lane, upstream)
+}
+
+#[test]
+fn a_failing_upstream_is_left_alone_and_tried_again() {
+    let failing = Arc::new(AtomicBool::new(true));
+    let settings =
+        "{minimum_calls: 3, open_for: 300ms, jitter: 0%, half_open: {probes: 1}, recover_over: 0s}";
+    let (lane, upstream) = guarded(settings, failing.clone());
+    let mut client = lane.connect();
+    for _ in 0..3 {
+        assert_eq!(client.get("/").status, 500);
+    }
+    let refused = client.get("/");
+    assert_eq!(refused.status, 503);
+    assert_eq!(refused.field("retry-after"), Some("1"));
+    assert_eq!(
+        refused.field("proxy-status"),
+        Some("weir; error=destination_unavailable")
+    );
+    assert_eq!(
+        client.get("/").status,
+        503,
+        "a refusal gives its concurrency slot back"
+    );
+    assert_eq!(
+        upstream.requests.try_iter().count(),
+        3,
+        "what is refused is not sent"
+    );
+    failing.store(false, Ordering::Relaxed);
+    eventually(|| client.get("/").status == 200);
+    for _ in 0..5 {
+        assert_eq!(client.get("/").body, "well");
+    }
+    let text = lane.plan.borrow().metrics.text();
+    assert!(
+        text.contains(r#"weir_breaker_decisions_total{upstream="a",decision="refused"}"#),
+        "{text}"
+    );
+    assert!(
+        text.contains(r#"weir_rejections_total{reason="circuit_open"}"#),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_fallback_is_told_in_place_of_the_503() {
+    let (lane, _upstream) = guarded(
+        "{consecutive_failures: 1, open_for: 1h, fallback: {status: 200, body: '[]', content_type: text/x}}",
+        Arc::new(AtomicBool::new(true)),
+    );
+    let mut client = lane.connect();
+    assert_eq!(client.get("/").status, 500);
+    let fallback = client.get("/");
+    assert_eq!(
+        (
+            fallback.status,
+            &*fallback.body,
+            fallback.field("content-type")
+        ),
+        (200, "[]", Some("text/x"))
+    );
+}
+
+#[test]
+fn a_shadow_breaker_refuses_no_one() {
+    let failing = Arc::new(AtomicBool::new(true));
+    let (lane, upstream) = guarded(
+        "{consecutive_failures: 1, open_for: 1h, mode: shadow}",
+        failing,
+    );
+    let mut client = lane.connect();
+    for _ in 0..4 {
+        assert_eq!(client.get("/").status, 500);
+    }
+    assert_eq!(upstream.requests.try_iter().count(), 4);
+    let text = lane.plan.borrow().metrics.text();
+    assert!(
+        text.contains(r#"weir_breaker_decisions_total{upstream="a",decision="shadow_refused"} 3"#),
+        "{text}"
+    );
+}
+
+#[test]
+fn an_upstream_that_cannot_be_reached_trips_its_breaker() {
+    let closed = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let lane = Lane::start(&format!(
+        "listen: 127.0.0.1:0\nupstreams: {{a: {{endpoints: ['http://{closed}'], circuit_breaker: b}}}}\n\
+         circuit_breakers: {{b: {{consecutive_failures: 2, open_for: 1h}}}}\n"
+    ));
+    let statuses: Vec<_> = (0..4).map(|_| lane.connect().get("/").status).collect();
+    assert_eq!(statuses, [502, 502, 503, 503]);
+}
