@@ -2,9 +2,12 @@
 //!
 //! The modules in reading order; see `ARCHITECTURE.md` for how they hang together.
 
+pub mod admin;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod http1;
+pub mod plan;
 pub mod policy;
 pub mod proxy;
 pub mod store;

@@ -16,6 +16,7 @@ struct Running {
     child: Child,
     log: BufReader<ChildStderr>,
     address: String,
+    admin: String,
 }
 
 impl Running {
@@ -31,16 +32,19 @@ impl Running {
             child,
             log,
             address: String::new(),
+            admin: String::new(),
         };
         let line = running.log_until("listening");
-        running.address = line
-            .split("addresses=")
-            .nth(1)
-            .unwrap()
-            .split(' ')
-            .next()
-            .unwrap()
-            .to_owned();
+        let field = |name: &str| {
+            line.split(name)
+                .nth(1)
+                .unwrap()
+                .split_whitespace()
+                .next()
+                .unwrap()
+                .to_owned()
+        };
+        (running.address, running.admin) = (field("addresses="), field("admin="));
         running
     }
 
@@ -122,7 +126,9 @@ fn get(client: &mut TcpStream) -> String {
 }
 
 fn short_form(upstream: SocketAddr) -> String {
-    format!("listen: 127.0.0.1:0\nupstream: http://{upstream}\n")
+    format!(
+        "listen: 127.0.0.1:0\nupstream: http://{upstream}\nadmin: {{address: 127.0.0.1:0, token: secret}}\n"
+    )
 }
 
 #[test]
@@ -229,4 +235,26 @@ fn a_reload_keeps_connections_and_a_bad_file_changes_nothing() {
     running.signal("HUP");
     running.log_until("configuration reloaded");
     assert_eq!(get(&mut client), "three");
+}
+
+#[test]
+fn healthcheck_says_how_a_running_weir_is() {
+    let config = file(&short_form(answering("hi")));
+    let running = Running::start(config.path());
+    let check = |address: &str| {
+        Command::new(env!("CARGO_BIN_EXE_weir"))
+            .args(["healthcheck", "--address", address])
+            .output()
+            .unwrap()
+    };
+    let well = check(&running.admin);
+    assert!(
+        well.status.success() && String::from_utf8_lossy(&well.stdout).contains("uptime_seconds"),
+        "{well:?}"
+    );
+    let closed = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    assert_eq!(check(&closed.to_string()).status.code(), Some(1));
 }

@@ -12,9 +12,10 @@ use std::thread;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use weir::admin::health::Heartbeat;
 use weir::config::check;
+use weir::plan::Plan;
 use weir::proxy::lane;
-use weir::proxy::plan::Plan;
 
 /// Answers the n-th connection with the n-th reply once it has read a head that ends in `until`; sends on what it read.
 fn upstream(
@@ -56,7 +57,7 @@ fn configured(file: &str) -> SocketAddr {
     let address = listener.local_addr().unwrap();
     let (plan, following) = watch::channel(Plan::new(config, Arc::default()));
     let (never, draining) = watch::channel(false);
-    lane::spawn(vec![listener], following, draining).unwrap();
+    lane::spawn(vec![listener], following, draining, Heartbeat::default()).unwrap();
     // The lane lives as long as the test: neither a reload nor a drain is ever told.
     std::mem::forget((plan, never));
     address

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::raw::Algorithm;
+
 /// The most rules that a route's limits can have together.
 pub const MAX_RULES: usize = 16;
 
@@ -10,6 +12,7 @@ pub const MAX_RULES: usize = 16;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limit {
     pub name: String,
+    pub algorithm: Algorithm,
     /// At least one; or `None`: unlimited.
     pub rules: Option<Vec<Rule>>,
     /// What a key is made of; empty: one key for all.

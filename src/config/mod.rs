@@ -9,6 +9,7 @@ pub mod raw;
 pub mod units;
 pub mod yaml;
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -32,10 +33,35 @@ pub struct Config {
     /// Routes name them by index.
     pub limits: Vec<Limit>,
     pub limit_defaults: LimitDefaults,
+    pub admin: Admin,
+    /// Where /metrics is served beside the admin port.
+    pub metrics_address: Option<SocketAddr>,
+    /// About how many time series requests may make; routes over it are counted together.
+    pub max_series: usize,
     /// Threads that serve requests; `None`: one a core.
     pub lanes: Option<NonZeroUsize>,
+    /// Between saying unready and taking no more requests.
+    pub propagation_delay: Duration,
     /// For requests in flight to end once the process drains.
     pub drain: Duration,
+}
+
+/// Where operators ask and change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admin {
+    pub address: SocketAddr,
+    /// Asked of every call under /v1.
+    pub token: Option<Secret>,
+}
+
+/// A text that is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
 }
 
 /// Where clients connect, and what they may send.

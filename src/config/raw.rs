@@ -38,6 +38,8 @@ pub struct File {
     /// Circuit breakers, by name; upstreams name them.
     #[serde(default)]
     pub circuit_breakers: BTreeMap<String, At<CircuitBreaker>>,
+    pub admin: Option<At<Admin>>,
+    pub metrics: Option<At<MetricsAt>>,
     pub runtime: Option<At<Runtime>>,
     pub shutdown: Option<At<Shutdown>>,
 }
@@ -361,6 +363,24 @@ pub struct Fallback {
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
+pub struct Admin {
+    /// [default: 127.0.0.1:9901]
+    pub address: Option<At<String>>,
+    /// Asked of every call under /v1, as a bearer token; needed where the address is not of the loopback.
+    pub token: Option<At<String>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct MetricsAt {
+    /// Where /metrics is served beside the admin port.
+    pub address: Option<At<String>>,
+    /// Routes over this are counted together, as "other" [default: 2000].
+    pub max_series: Option<At<u32>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
 pub struct Runtime {
     /// Threads that serve requests [default: auto, one a core].
     pub lanes: Option<At<Lanes>>,
@@ -396,6 +416,8 @@ impl<'de> Deserialize<'de> for Lanes {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Shutdown {
+    /// Between saying unready and taking no more requests; for load balancers to notice [default: 0s].
+    pub propagation_delay: Option<At<Span>>,
     /// For requests in flight to end [default: 25s].
     pub drain: Option<At<Span>>,
 }

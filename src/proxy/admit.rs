@@ -2,6 +2,7 @@
 //! sent on.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::ops::Range;
@@ -12,17 +13,17 @@ use percent_encoding::percent_decode;
 
 use super::handle::Conn;
 use super::headers::{self, Client};
-use super::plan::Plan;
 use super::record::Record;
 use super::reply::{CircuitOpen, Exceeded, Rejection};
 use crate::config::limits::{Cost, KeyPart, Limit, MAX_RULES, Mode, Rule};
 use crate::config::{Config, LimitDefaults, Route};
 use crate::http1::head::{BodyLength, RequestHead};
 use crate::http1::path;
+use crate::plan::Plan;
 use crate::policy::limit::{Now, Verdict};
 use crate::policy::routes;
 use crate::store::breakers::Entry;
-use crate::store::limits::{Ask, Key, Limits};
+use crate::store::limits::{Ask, Key, Limits, Override};
 
 /// A request that every policy lets pass.
 pub(super) struct Admitted<'p> {
@@ -167,6 +168,7 @@ fn charge(plan: &Plan, route: &Route, facts: &Facts<'_>, now: Now) -> Result<Quo
     };
     let mut asks: [Option<(Ask<'_>, usize)>; MAX_RULES] = [None; MAX_RULES];
     let mut count = 0;
+    let set = plan.limits.overrides();
     for limit_index in route.limits.iter().copied() {
         let limit = &plan.config.limits[limit_index];
         if limit.mode == Mode::Disabled {
@@ -188,7 +190,7 @@ fn charge(plan: &Plan, route: &Route, facts: &Facts<'_>, now: Now) -> Result<Quo
             }
             continue;
         };
-        let Some(rules) = rules_for(limit, &parts) else {
+        let Some(rules) = rules_for(limit, &parts, &set) else {
             continue;
         };
         let cost = cost(limit, facts);
@@ -281,14 +283,16 @@ fn count_decisions<'d>(
     }
 }
 
-/// The limit's rules for this key; `None` when it is not limited.
-fn rules_for<'l>(limit: &'l Limit, parts: &[Cow<'_, [u8]>]) -> Option<&'l [Rule]> {
-    if !limit.overrides.is_empty() {
-        let name = parts.join(&b':');
-        if let Some(rules) = std::str::from_utf8(&name)
-            .ok()
-            .and_then(|name| limit.overrides.get(name))
-        {
+/// The limit's rules for this key; `None` when it is not limited. What was set at run time goes before the file's.
+fn rules_for<'l>(
+    limit: &'l Limit,
+    parts: &[Cow<'_, [u8]>],
+    set: &'l BTreeMap<(String, String), Override>,
+) -> Option<&'l [Rule]> {
+    if !limit.overrides.is_empty() || !set.is_empty() {
+        let name = String::from_utf8(parts.join(&b':')).unwrap_or_default();
+        let place = (limit.name.clone(), name);
+        if let Some(rules) = set.get(&place).or_else(|| limit.overrides.get(&place.1)) {
             return rules.as_deref();
         }
     }

@@ -8,9 +8,9 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::admit::Admitted;
+use super::following::LanePlan;
 use super::handle::{Conn, Failure, Next, read_some, write_all};
 use super::headers;
-use super::plan::LanePlan;
 use super::record::Record;
 use super::reply::Rejection;
 use super::upgrade;

@@ -9,9 +9,9 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::admit;
+use super::following::LanePlan;
 use super::forward;
 use super::lane::Lane;
-use super::plan::LanePlan;
 use super::record::Record;
 use super::reply::Rejection;
 use crate::clock;

@@ -14,8 +14,10 @@ use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::timeout;
 
+use super::following::Following;
 use super::handle;
-use super::plan::{Following, Plan};
+use crate::admin::health::Heartbeat;
+use crate::plan::Plan;
 
 /// What the connections of one lane share.
 #[derive(Debug)]
@@ -24,6 +26,9 @@ pub(super) struct Lane {
     /// Turns true when the process drains: no new request is taken then.
     pub draining: watch::Receiver<bool>,
 }
+
+/// How often a lane says that it turns.
+const BEAT_EVERY: Duration = Duration::from_secs(1);
 
 /// A listener on `address` that other lanes can share (SO_REUSEPORT).
 pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
@@ -41,19 +46,21 @@ pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 }
 
 /// Starts a lane on `listeners`, one for each listener of the configuration, in its order. Once `draining` turns true it
-/// stops accepting, closes idle connections, lets requests in flight end for at most the drain time, and its thread ends.
+/// stops accepting, closes idle connections, lets requests in flight end for at most the drain time, and its thread ends. It beats `heartbeat` while it turns.
 pub fn spawn(
     listeners: Vec<std::net::TcpListener>,
     plan: watch::Receiver<Arc<Plan>>,
     draining: watch::Receiver<bool>,
+    heartbeat: Heartbeat,
 ) -> io::Result<JoinHandle<io::Result<()>>> {
+    heartbeat.beat();
     std::thread::Builder::new()
         .name("lane".to_owned())
         .spawn(move || {
             let runtime = runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
-            LocalSet::new().block_on(&runtime, serve(listeners, plan, draining))
+            LocalSet::new().block_on(&runtime, serve(listeners, plan, draining, heartbeat))
         })
 }
 
@@ -61,6 +68,7 @@ async fn serve(
     listeners: Vec<std::net::TcpListener>,
     plan: watch::Receiver<Arc<Plan>>,
     draining: watch::Receiver<bool>,
+    heartbeat: Heartbeat,
 ) -> io::Result<()> {
     let lane = Rc::new(Lane {
         plan: Following::new(plan),
@@ -74,7 +82,14 @@ async fn serve(
             TcpListener::from_std(listener)?,
         ));
     }
+    let beating = tokio::task::spawn_local(async move {
+        loop {
+            heartbeat.beat();
+            tokio::time::sleep(BEAT_EVERY).await;
+        }
+    });
     while accepting.join_next().await.is_some() {}
+    beating.abort();
     Ok(())
 }
 

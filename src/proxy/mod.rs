@@ -1,11 +1,11 @@
 //! The data plane: a request is served start to finish on one lane's thread.
 
 mod admit;
+mod following;
 mod forward;
 pub mod handle;
 mod headers;
 pub mod lane;
-pub mod plan;
 mod record;
 pub mod reload;
 pub mod reply;

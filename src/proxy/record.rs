@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::plan::Plan;
 use super::reply::Rejection;
 use crate::clock;
+use crate::plan::Plan;
 
 /// Recorded for a client that left before its answer; nginx's number, sent to no one.
 const CLIENT_LEFT: u16 = 499;

@@ -12,8 +12,8 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info};
 
-use super::plan::Plan;
 use crate::config::Config;
+use crate::plan::Plan;
 
 /// How often the file is looked at. Asked by its path, so that it is seen when a symbolic link on the way is swapped,
 /// as Kubernetes does with a ConfigMap; notifications of file systems miss that, and network mounts send none.

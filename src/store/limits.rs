@@ -1,9 +1,12 @@
 //! The counters of rate limits in this process's memory: bounded, the least used key goes first. Owns where a counter is
 //! and that a request is charged all or nothing; the arithmetic is `policy::limit`'s.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::Hasher;
+use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use hashbrown::HashTable;
 use parking_lot::{Mutex, MutexGuard};
 use siphasher::sip128::{Hasher128, SipHasher13};
@@ -35,13 +38,19 @@ pub struct Ask<'a> {
 pub struct Limits {
     shards: Vec<Mutex<Shard>>,
     secret: [u8; 16],
+    /// By limit and key; set at run time, in place of the file's.
+    overrides: ArcSwap<BTreeMap<(String, String), Override>>,
 }
+
+/// Rules for one key; `None`: unlimited.
+pub type Override = Option<Vec<Rule>>;
 
 impl Limits {
     /// Counters for at most about `max_keys` keys; 48 bytes each, and the table's share.
     pub fn new(max_keys: usize, secret: [u8; 16]) -> Limits {
         let capacity = max_keys.div_ceil(SHARDS).clamp(1, NONE as usize - 1);
         Limits {
+            overrides: ArcSwap::default(),
             shards: (0..SHARDS)
                 .map(|_| Mutex::new(Shard::new(capacity)))
                 .collect(),
@@ -142,6 +151,25 @@ impl Limits {
     /// Forgets what was counted for a key; whether there was anything.
     pub fn reset(&self, key: Key) -> bool {
         self.shards[shard_of(key)].lock().remove(key)
+    }
+
+    /// All overrides set at run time.
+    pub fn overrides(&self) -> Arc<BTreeMap<(String, String), Override>> {
+        self.overrides.load_full()
+    }
+
+    /// Sets the rules of one key, or with `None` takes them back; whether there were any before.
+    pub fn set_override(&self, limit: &str, key: &str, rules: Option<Override>) -> bool {
+        let place = (limit.to_owned(), key.to_owned());
+        let before = self.overrides.rcu(|overrides| {
+            let mut overrides = BTreeMap::clone(overrides);
+            match &rules {
+                Some(rules) => overrides.insert(place.clone(), rules.clone()),
+                None => overrides.remove(&place),
+            };
+            overrides
+        });
+        before.contains_key(&place)
     }
 
     /// How many keys are held.
@@ -305,7 +333,6 @@ impl Shard {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::thread;
     use std::time::Duration;
 

@@ -14,9 +14,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
+use weir::admin::health::Heartbeat;
 use weir::config::check;
+use weir::plan::Plan;
 use weir::proxy::lane;
-use weir::proxy::plan::Plan;
 
 /// Longer than anything that works takes.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -36,7 +37,7 @@ impl Lane {
         let address = listener.local_addr().unwrap();
         let (plan, following) = watch::channel(Plan::new(config, Arc::default()));
         let (drain, draining) = watch::channel(false);
-        lane::spawn(vec![listener], following, draining).unwrap();
+        lane::spawn(vec![listener], following, draining, Heartbeat::default()).unwrap();
         Lane {
             address,
             plan,

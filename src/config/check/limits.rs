@@ -101,6 +101,7 @@ impl Checker {
         );
         Limit {
             name,
+            algorithm,
             rules,
             by,
             mode,
@@ -192,6 +193,14 @@ impl Checker {
     }
 }
 
+/// The rules of an override that is set at run time, for example `500/s`, or `None` for `unlimited`.
+pub fn override_rules(limit: &Limit, text: &str) -> Result<Option<Vec<Rule>>, String> {
+    match text {
+        "unlimited" => Ok(None),
+        text => rule(text, limit.algorithm, None).map(|rule| Some(vec![rule])),
+    }
+}
+
 /// `100/s by client.ip`.
 fn short_form(text: &str) -> Result<Limit, String> {
     let (rate, parts) = text.split_once(" by ").unwrap_or((text, ""));
@@ -208,6 +217,7 @@ fn short_form(text: &str) -> Result<Limit, String> {
             .into_iter()
             .flatten()
             .collect(),
+        algorithm: Algorithm::TokenBucket,
         mode: Mode::Enforce,
         deny_missing: false,
         overrides: BTreeMap::new(),

@@ -1,7 +1,7 @@
 //! From the file as written to a [`Config`]: names resolved, defaults filled in, every mistake told at once.
 
 mod breakers;
-mod limits;
+pub mod limits;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -15,7 +15,7 @@ use crate::config::matches::{HostMatch, Match, PathMatch};
 use crate::config::raw::{self, Lanes};
 use crate::config::units::{ByteSize, Span};
 use crate::config::yaml::{self, At, Lookup, Mistake};
-use crate::config::{Config, LimitDefaults, Listener, Route, Upstream};
+use crate::config::{Admin, Config, LimitDefaults, Listener, Route, Secret, Upstream};
 use crate::http1::head::HeadLimits;
 use crate::http1::path;
 
@@ -76,14 +76,35 @@ impl Checker {
                 Lanes::Count(count) => Some(count),
                 Lanes::Auto(raw::Auto::Auto) => None,
             });
-        let drain = span(file.shutdown.and_then(|at| at.value?.drain), 25 * SECOND);
+        let (propagation_delay, drain) = file
+            .shutdown
+            .and_then(|at| at.value)
+            .map_or((None, None), |raw| (raw.propagation_delay, raw.drain));
+        let (propagation_delay, drain) = (
+            span(propagation_delay, Duration::ZERO),
+            span(drain, 25 * SECOND),
+        );
+        let admin = self.admin(file.admin.and_then(|at| at.value));
+        let (metrics_address, max_series) = match file.metrics.and_then(|at| at.value) {
+            Some(raw) => (
+                raw.address.map(|at| self.address("metrics.address", at)),
+                raw.max_series
+                    .and_then(|at| at.value)
+                    .map_or(2_000, |series| series as usize),
+            ),
+            None => (None, 2_000),
+        };
         Config {
+            admin,
+            metrics_address,
+            max_series,
             listeners,
             upstreams,
             routes,
             limits,
             limit_defaults,
             lanes,
+            propagation_delay,
             drain,
         }
     }
@@ -152,6 +173,33 @@ impl Checker {
             );
         }
         listeners
+    }
+
+    fn admin(&mut self, raw: Option<raw::Admin>) -> Admin {
+        let (address, token) = raw.map_or((None, None), |raw| (raw.address, raw.token));
+        let token = token.and_then(|at| {
+            self.read("admin.token", at, |text| match text {
+                "" => {
+                    Err("an empty token guards nothing: set one, or leave the key out".to_owned())
+                }
+                token => Ok(Secret(token.to_owned())),
+            })
+        });
+        let Some(at) = address else {
+            return Admin {
+                address: SocketAddr::from(([127, 0, 0, 1], 9901)),
+                token,
+            };
+        };
+        let (line, column) = (at.line, at.column);
+        let address = self.address("admin.address", at);
+        if !address.ip().is_loopback() && token.is_none() {
+            let message =
+                "an address that others reach needs admin.token: set one, or use 127.0.0.1"
+                    .to_owned();
+            self.say("admin.address", line, column, message);
+        }
+        Admin { address, token }
     }
 
     fn networks(&mut self, path: &str, list: Vec<At<String>>) -> Vec<IpNet> {

@@ -1,20 +1,14 @@
-//! A configuration made live. A reload makes a new plan; requests in flight end with the one that they began with.
+//! A configuration made live: what all lanes and the admin port share. A reload makes a new plan; requests in flight end
+//! with the one that they began with.
 
-use std::cell::RefCell;
-use std::rc::Rc;
+use std::collections::BTreeSet;
 use std::sync::Arc;
-
-use tokio::sync::watch;
 
 use crate::config::limits::Mode;
 use crate::config::{Config, Route, Upstream};
 use crate::store::breakers::LiveBreaker;
 use crate::store::limits::Limits;
 use crate::telemetry::metrics::{BreakerMetrics, LimitMetrics, Metrics, RouteMetrics};
-use crate::upstream::Pool;
-
-/// Connections to one upstream that a lane keeps between requests.
-const MAX_IDLE: usize = 1024;
 
 /// What all lanes share.
 #[derive(Debug)]
@@ -65,9 +59,18 @@ impl Plan {
             .iter()
             .map(|upstream| metrics.breaker(&upstream.name))
             .collect();
-        let route =
-            |route: &Route| metrics.route(&route.label(), &config.upstreams[route.upstream].name);
-        let routes = config.routes.iter().map(route).collect();
+        // A route makes some 22 series; what is over the bound is counted together.
+        let labelled = (config.max_series / 22).max(1);
+        let mut labels = BTreeSet::new();
+        let mut route = |route: &Route| {
+            let mut label = route.label();
+            if !labels.contains(&label) && labels.len() >= labelled {
+                label = "other".to_owned();
+            }
+            labels.insert(label.clone());
+            metrics.route(&label, &config.upstreams[route.upstream].name)
+        };
+        let routes = config.routes.iter().map(&mut route).collect();
         let limit_metrics = config
             .limits
             .iter()
@@ -122,74 +125,4 @@ fn secret() -> [u8; 16] {
     let mut secret = [0; 16];
     getrandom::fill(&mut secret).expect("the kernel gives random bytes");
     secret
-}
-
-/// One lane's view of the plan: with its own connections.
-#[derive(Debug)]
-pub(super) struct LanePlan {
-    pub shared: Arc<Plan>,
-    /// One for each upstream of the configuration, in its order.
-    pub pools: Vec<Rc<Pool>>,
-}
-
-/// The plan that a lane follows.
-#[derive(Debug)]
-pub(super) struct Following {
-    source: watch::Receiver<Arc<Plan>>,
-    current: RefCell<Rc<LanePlan>>,
-}
-
-impl Following {
-    pub(super) fn new(mut source: watch::Receiver<Arc<Plan>>) -> Following {
-        let shared = source.borrow_and_update().clone();
-        let pools = shared.config.upstreams.iter().map(pool).collect();
-        Following {
-            source,
-            current: RefCell::new(Rc::new(LanePlan { shared, pools })),
-        }
-    }
-
-    /// The newest plan. The pool of an upstream that did not change is carried over.
-    pub(super) fn current(&self) -> Rc<LanePlan> {
-        if self.source.has_changed().unwrap_or(false) {
-            self.follow();
-        }
-        self.current.borrow().clone()
-    }
-
-    fn follow(&self) {
-        let mut source = self.source.clone();
-        let shared = source.borrow_and_update().clone();
-        let before = self.current.borrow().clone();
-        if Arc::ptr_eq(&shared, &before.shared) {
-            return;
-        }
-        let kept = |upstream: &Upstream| {
-            let same = |old: &&Upstream| {
-                old.endpoint == upstream.endpoint && old.connect_timeout == upstream.connect_timeout
-            };
-            let index = before
-                .shared
-                .config
-                .upstreams
-                .iter()
-                .position(|old| same(&old))?;
-            Some(before.pools[index].clone())
-        };
-        let pools = shared
-            .config
-            .upstreams
-            .iter()
-            .map(|up| kept(up).unwrap_or_else(|| pool(up)))
-            .collect();
-        *self.current.borrow_mut() = Rc::new(LanePlan { shared, pools });
-    }
-}
-
-fn pool(upstream: &Upstream) -> Rc<Pool> {
-    Rc::new(Pool::new(
-        upstream.endpoint.clone(),
-        upstream.connect_timeout,
-        MAX_IDLE,
-    ))
 }

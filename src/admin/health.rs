@@ -1,0 +1,122 @@
+//! Whether the process lives, is ready, and how it is.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use hyper::StatusCode;
+use serde_json::json;
+use tokio::sync::watch;
+
+use super::Reply;
+use crate::clock;
+use crate::plan::Plan;
+use crate::policy::breaker::State;
+
+/// A lane that has not said so for this long is stuck.
+const STUCK: Duration = Duration::from_secs(5);
+
+/// When a lane last said that it turns, in milliseconds of the process's clock.
+#[derive(Debug, Clone, Default)]
+pub struct Heartbeat(Arc<AtomicU64>);
+
+impl Heartbeat {
+    pub fn beat(&self) {
+        self.0.store(millis(), Ordering::Relaxed);
+    }
+
+    fn age(&self) -> Duration {
+        Duration::from_millis(millis().saturating_sub(self.0.load(Ordering::Relaxed)))
+    }
+}
+
+/// What health is told by.
+#[derive(Debug)]
+pub struct Health {
+    pub started: Instant,
+    pub lanes: Vec<Heartbeat>,
+    pub draining: watch::Receiver<bool>,
+}
+
+impl Health {
+    /// 200 while every lane turns, else 503.
+    pub(super) fn live(&self) -> Reply {
+        let stuck = self.stuck();
+        status(
+            stuck == 0,
+            json!({ "status": if stuck == 0 { "live" } else { "stuck" }, "lanes_stuck": stuck }),
+        )
+    }
+
+    /// 200 while requests are taken, else 503.
+    pub(super) fn ready(&self) -> Reply {
+        let draining = *self.draining.borrow();
+        let ready = !draining && self.stuck() == 0;
+        status(
+            ready,
+            json!({ "status": if ready { "ready" } else { "unready" }, "draining": draining }),
+        )
+    }
+
+    /// Each check with what it measured; 503 when one is critical.
+    pub(super) fn health(&self) -> Reply {
+        let stuck = self.stuck();
+        let critical = stuck > 0;
+        let lanes = json!({ "status": if critical { "critical" } else { "ok" }, "lanes": self.lanes.len(), "stuck": stuck });
+        let body = json!({
+            "status": if critical { "critical" } else { "ok" },
+            "uptime_seconds": self.started.elapsed().as_secs(),
+            "version": env!("CARGO_PKG_VERSION"),
+            "checks": { "lanes": lanes, "memory": { "status": "ok", "resident_bytes": resident_bytes() } },
+        });
+        status(!critical, body)
+    }
+
+    fn stuck(&self) -> usize {
+        self.lanes.iter().filter(|lane| lane.age() > STUCK).count()
+    }
+}
+
+/// The metrics, with the gauges that are only known when asked.
+pub(super) fn scrape(plan: &Plan) -> String {
+    const STATES: [State; 6] = [
+        State::Closed,
+        State::Open,
+        State::HalfOpen,
+        State::Recovering,
+        State::ForcedOpen,
+        State::ForcedClosed,
+    ];
+    let now = clock::moment().mono;
+    for breaker in plan.breakers.iter().flatten() {
+        let state = breaker.snapshot(now).state.as_str();
+        plan.metrics
+            .breaker_is(&breaker.upstream, state, &STATES.map(State::as_str));
+    }
+    plan.metrics
+        .limit_keys
+        .set(i64::try_from(plan.limits.len()).unwrap_or(i64::MAX));
+    plan.metrics.text()
+}
+
+fn status(good: bool, body: serde_json::Value) -> Reply {
+    match good {
+        true => Reply::Json(body),
+        false => Reply::Status(StatusCode::SERVICE_UNAVAILABLE, body),
+    }
+}
+
+fn millis() -> u64 {
+    u64::try_from(clock::moment().mono.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// From /proc/self/statm; `None` where there is none.
+fn resident_bytes() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    statm
+        .split(' ')
+        .nth(1)?
+        .parse::<u64>()
+        .ok()?
+        .checked_mul(4096)
+}

@@ -1,0 +1,245 @@
+//! The admin port: metrics, health, and what operators see and change. Runs on the control thread, so that a scrape never
+//! delays a request. Errors are RFC 9457 problems.
+
+mod breakers;
+pub mod health;
+mod limits;
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::header::{
+    ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE,
+};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::{Value, json};
+use subtle::ConstantTimeEq;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use crate::plan::Plan;
+use health::Health;
+
+/// The largest body that a call takes, in bytes.
+const MAX_BODY: usize = 64 * 1024;
+
+/// What the admin port sees of the process.
+#[derive(Debug)]
+pub struct Admin {
+    pub plan: watch::Receiver<Arc<Plan>>,
+    pub health: Health,
+}
+
+/// A reply, or the problem in its place.
+type Answer = Result<Reply, Problem>;
+
+#[derive(Debug)]
+enum Reply {
+    Json(Value),
+    Metrics(String),
+    /// JSON with a status other than 200.
+    Status(StatusCode, Value),
+    Nothing,
+}
+
+/// What a caller did wrong, and the mend.
+#[derive(Debug)]
+struct Problem {
+    status: StatusCode,
+    detail: String,
+    /// The methods that there are, for a 405.
+    allow: Option<&'static str>,
+}
+
+impl Problem {
+    fn new(status: StatusCode, detail: impl Into<String>) -> Problem {
+        Problem {
+            status,
+            detail: detail.into(),
+            allow: None,
+        }
+    }
+
+    fn bad(detail: impl Into<String>) -> Problem {
+        Problem::new(StatusCode::BAD_REQUEST, detail)
+    }
+
+    fn not_found(detail: impl Into<String>) -> Problem {
+        Problem::new(StatusCode::NOT_FOUND, detail)
+    }
+
+    fn method(allow: &'static str) -> Problem {
+        let detail = format!("this path knows {allow}");
+        Problem {
+            status: StatusCode::METHOD_NOT_ALLOWED,
+            detail,
+            allow: Some(allow),
+        }
+    }
+}
+
+/// Serves all paths on `listener` for ever.
+pub async fn serve(listener: TcpListener, admin: Arc<Admin>) -> io::Result<()> {
+    accept(listener, admin, false).await
+}
+
+/// Serves `/metrics` alone on `listener` for ever.
+pub async fn serve_metrics(listener: TcpListener, admin: Arc<Admin>) -> io::Result<()> {
+    accept(listener, admin, true).await
+}
+
+async fn accept(listener: TcpListener, admin: Arc<Admin>, metrics_alone: bool) -> io::Result<()> {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => drop(tokio::spawn(connection(
+                stream,
+                admin.clone(),
+                metrics_alone,
+            ))),
+            // Out of descriptors, or the caller is gone already.
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, admin: Arc<Admin>, metrics_alone: bool) {
+    let service = service_fn(|request: Request<Incoming>| {
+        let admin = admin.clone();
+        async move { Ok::<_, Infallible>(render(answer(&admin, request, metrics_alone).await)) }
+    });
+    // A caller that breaks off is its own affair.
+    let _ = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_secs(10))
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+}
+
+async fn answer(admin: &Admin, request: Request<Incoming>, metrics_alone: bool) -> Answer {
+    let plan = admin.plan.borrow().clone();
+    let (parts, body) = request.into_parts();
+    let path: Vec<_> = parts.uri.path().split('/').skip(1).map(decoded).collect();
+    let path: Vec<_> = path.iter().map(String::as_str).collect();
+    let (method, query) = (&parts.method, parts.uri.query().unwrap_or_default());
+    if metrics_alone && path != ["metrics"] {
+        return Err(Problem::not_found("only /metrics is served here"));
+    }
+    match (method, path.as_slice()) {
+        (&Method::GET, ["metrics"]) => Ok(Reply::Metrics(health::scrape(&plan))),
+        (&Method::GET, ["live"]) => Ok(admin.health.live()),
+        (&Method::GET, ["ready"]) => Ok(admin.health.ready()),
+        (&Method::GET, ["health"]) => Ok(admin.health.health()),
+        (_, ["metrics" | "live" | "ready" | "health"]) => Err(Problem::method("GET")),
+        (method, ["v1", rest @ ..]) => {
+            authorise(&plan, parts.headers.get(AUTHORIZATION))?;
+            let body = Limited::new(body, MAX_BODY).collect().await;
+            let body = body.map_err(|_| {
+                Problem::bad(format!(
+                    "body is larger than {MAX_BODY} bytes, or cut short"
+                ))
+            })?;
+            v1(&plan, method, rest, query, &body.to_bytes())
+        }
+        _ => Err(Problem::not_found(
+            "known here: /metrics /live /ready /health /v1/config /v1/limits /v1/breakers",
+        )),
+    }
+}
+
+fn v1(plan: &Plan, method: &Method, path: &[&str], query: &str, body: &[u8]) -> Answer {
+    match path {
+        ["config"] => match *method {
+            Method::GET => Ok(Reply::Json(
+                json!({ "config": format!("{:#?}", plan.config) }),
+            )),
+            _ => Err(Problem::method("GET")),
+        },
+        ["limits", rest @ ..] => limits::answer(plan, method, rest, query, body),
+        ["breakers", rest @ ..] => breakers::answer(plan, method, rest),
+        _ => Err(Problem::not_found(
+            "known here: /v1/config /v1/limits /v1/breakers",
+        )),
+    }
+}
+
+fn authorise(plan: &Plan, given: Option<&HeaderValue>) -> Result<(), Problem> {
+    let Some(token) = &plan.config.admin.token else {
+        return Ok(());
+    };
+    let given = given
+        .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "))
+        .unwrap_or_default();
+    // Constant time, so that the token cannot be found byte by byte.
+    if bool::from(given.ct_eq(token.0.as_bytes())) {
+        return Ok(());
+    }
+    Err(Problem::new(
+        StatusCode::UNAUTHORIZED,
+        "send the token of admin.token as \"Authorization: Bearer TOKEN\"",
+    ))
+}
+
+fn render(answer: Answer) -> Response<Full<Bytes>> {
+    let (status, kind, body, problem) = match answer {
+        Ok(Reply::Json(value)) => (StatusCode::OK, "application/json", value.to_string(), None),
+        Ok(Reply::Status(status, value)) => (status, "application/json", value.to_string(), None),
+        Ok(Reply::Nothing) => (
+            StatusCode::NO_CONTENT,
+            "application/json",
+            String::new(),
+            None,
+        ),
+        Ok(Reply::Metrics(text)) => (
+            StatusCode::OK,
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            text,
+            None,
+        ),
+        Err(problem) => {
+            let title = problem.status.canonical_reason().unwrap_or_default();
+            let status = problem.status.as_u16();
+            let body = json!({"type": "about:blank", "title": title, "status": status, "detail": problem.detail});
+            (
+                problem.status,
+                "application/problem+json",
+                body.to_string(),
+                Some(problem),
+            )
+        }
+    };
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if status == StatusCode::UNAUTHORIZED {
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    if let Some(allow) = problem.and_then(|problem| problem.allow) {
+        headers.insert(ALLOW, HeaderValue::from_static(allow));
+    }
+    response
+}
+
+fn decoded(part: &str) -> String {
+    percent_encoding::percent_decode_str(part)
+        .decode_utf8_lossy()
+        .into_owned()
+}
+
+/// The values of a query parameter, in the order sent.
+fn parameters(query: &str, name: &str) -> Vec<String> {
+    let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    pairs
+        .filter(|(key, _)| decoded(key) == name)
+        .map(|(_, value)| decoded(value))
+        .collect()
+}

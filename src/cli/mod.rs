@@ -1,0 +1,29 @@
+//! One file a command; what several of them need is here.
+
+pub mod healthcheck;
+pub mod run;
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use anyhow::{Context, anyhow};
+
+use crate::config::{Config, check};
+
+/// Reads and checks a file; the error tells every mistake in it.
+pub fn load(path: &Path) -> anyhow::Result<Config> {
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    check::parse(&text, &|name| std::env::var(name).ok()).map_err(|mistakes| {
+        let many = if mistakes.len() == 1 {
+            "mistake"
+        } else {
+            "mistakes"
+        };
+        let mut said = format!("{} {many} in {}", mistakes.len(), path.display());
+        for mistake in &mistakes {
+            let _ = write!(said, "\n  {mistake}");
+        }
+        anyhow!(said)
+    })
+}

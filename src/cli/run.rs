@@ -1,0 +1,134 @@
+//! `weir run`: the lanes, the admin port and the reload, until a signal ends them.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use anyhow::{Context, anyhow, bail};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tracing::info;
+
+use super::load;
+use crate::admin::health::{Health, Heartbeat};
+use crate::admin::{self, Admin};
+use crate::clock;
+use crate::config::Config;
+use crate::plan::Plan;
+use crate::proxy::{lane, reload};
+
+/// Runs until SIGTERM or SIGINT; then drains.
+pub fn run(file: PathBuf) -> anyhow::Result<()> {
+    let config = load(&file)?;
+    // The control thread: signals, reloads and the admin port, apart from the lanes.
+    let control = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    control.block_on(supervise(config, file))
+}
+
+async fn supervise(config: Config, file: PathBuf) -> anyhow::Result<()> {
+    // Listening to the signal begins before the line that says weir is up, so that none is missed.
+    let terminate = signal(SignalKind::terminate())?;
+    let admin = bind(config.admin.address).await?;
+    let metrics = match config.metrics_address {
+        Some(address) => Some(bind(address).await?),
+        None => None,
+    };
+    let (delay, lanes) = (
+        config.propagation_delay,
+        config.lanes.or(thread::available_parallelism().ok()),
+    );
+    let mut addresses: Vec<_> = config
+        .listeners
+        .iter()
+        .map(|listener| listener.address)
+        .collect();
+    let (plan, following) = watch::channel(Plan::new(config, Arc::default()));
+    let (drain, draining) = watch::channel(false);
+    let (unready, is_unready) = watch::channel(false);
+    let heartbeats: Vec<_> = (0..lanes.map_or(1, usize::from))
+        .map(|_| Heartbeat::default())
+        .collect();
+    let threads = heartbeats
+        .iter()
+        .map(|heartbeat| {
+            let sockets = sockets(&mut addresses)?;
+            Ok(lane::spawn(
+                sockets,
+                following.clone(),
+                draining.clone(),
+                heartbeat.clone(),
+            )?)
+        })
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let addresses = addresses
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", ");
+    info!(%addresses, admin = %admin.local_addr()?, lanes = threads.len(), "listening");
+
+    let health = Health {
+        started: clock::now(),
+        lanes: heartbeats,
+        draining: is_unready,
+    };
+    let state = Arc::new(Admin {
+        plan: following,
+        health,
+    });
+    tokio::spawn(admin::serve(admin, state.clone()));
+    if let Some(metrics) = metrics {
+        tokio::spawn(admin::serve_metrics(metrics, state));
+    }
+    tokio::select! {
+        stopped = stopped(terminate) => stopped?,
+        broken = reload::follow(file, load, plan) => broken?,
+    }
+    info!("draining");
+    // Unready first, so that others stop sending before weir stops taking.
+    unready.send_replace(true);
+    tokio::time::sleep(delay).await;
+    drain.send_replace(true);
+    tokio::task::spawn_blocking(|| join(threads)).await?
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}"))
+}
+
+/// One lane's listeners. All lanes share the ports that the first one was given, which matters when the file asks for
+/// port 0.
+fn sockets(addresses: &mut [SocketAddr]) -> anyhow::Result<Vec<std::net::TcpListener>> {
+    let mut sockets = Vec::new();
+    for address in addresses {
+        let socket =
+            lane::listen(*address).with_context(|| format!("cannot listen on {address}"))?;
+        *address = socket.local_addr()?;
+        sockets.push(socket);
+    }
+    Ok(sockets)
+}
+
+fn join(threads: Vec<JoinHandle<std::io::Result<()>>>) -> anyhow::Result<()> {
+    for thread in threads {
+        match thread.join() {
+            Ok(ended) => ended?,
+            Err(_) => bail!("a lane panicked"),
+        }
+    }
+    Ok(())
+}
+
+/// Waits for SIGTERM or SIGINT.
+async fn stopped(mut terminate: Signal) -> anyhow::Result<()> {
+    tokio::select! {
+        received = terminate.recv() => received.ok_or_else(|| anyhow!("signals cannot be received")),
+        interrupted = tokio::signal::ctrl_c() => Ok(interrupted?),
+    }
+}
