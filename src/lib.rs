@@ -3,9 +3,11 @@
 //! The modules in reading order; see `ARCHITECTURE.md` for how they hang together.
 
 pub mod admin;
+pub mod audit;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod event;
 pub mod http1;
 pub mod plan;
 pub mod policy;

@@ -31,6 +31,8 @@ enum Command {
         #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:9901")]
         address: SocketAddr,
     },
+    /// Read the audit database.
+    Audit(cli::audit::Arguments),
 }
 
 #[derive(clap::Args)]
@@ -43,6 +45,10 @@ struct File {
 fn main() -> ExitCode {
     telemetry::log::init();
     let done = match Arguments::parse().command {
+        Command::Audit(arguments) => match cli::audit::run(arguments) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Command::Run(file) => cli::run::run(file.config),
         Command::Check(file) => cli::load(&file.config).map(drop),
         Command::Schema => print_schema(),

@@ -1,7 +1,9 @@
 //! One file a command; what several of them need is here.
 
+pub mod audit;
 pub mod healthcheck;
 pub mod run;
+mod show;
 
 use std::fmt::Write as _;
 use std::path::Path;

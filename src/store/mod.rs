@@ -1,4 +1,7 @@
 //! The outside world: where state is kept.
 
+pub mod audit;
 pub mod breakers;
+pub mod chain;
 pub mod limits;
+pub mod sqlite;

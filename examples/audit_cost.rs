@@ -1,0 +1,66 @@
+//! What a row of the audit costs: `cargo run --release --example audit_cost`.
+
+use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr};
+
+use weir::clock;
+use weir::event::{AuditEvent, Micros};
+use weir::store::sqlite::{Reader, Writer};
+
+const BATCHES: u32 = 1_000;
+const BATCH: u32 = 500;
+
+fn main() -> anyhow::Result<()> {
+    let mut out = std::io::stdout();
+    for key in [None, Some(b"a key of thirty-two bytes, or so".as_slice())] {
+        let file = std::env::temp_dir().join(format!("weir-audit-cost-{}.db", std::process::id()));
+        let mut writer = Writer::open(&file, "cost", key)?;
+        let mut events = (0..BATCH).map(event).collect::<Vec<_>>();
+        let start = clock::now();
+        for _ in 0..BATCHES {
+            writer.append(&mut events)?;
+        }
+        let row = start.elapsed() / (BATCHES * BATCH);
+        let size = std::fs::metadata(&file)?.len() / u64::from(BATCHES * BATCH);
+        let start = clock::now();
+        let report = Reader::open(&file)?.verify(key)?;
+        let verified = start.elapsed() / (BATCHES * BATCH);
+        let keyed = key.is_some();
+        writeln!(
+            out,
+            "keyed {keyed}: append {row:?} a row of {size} B; verify {verified:?}; faults {}",
+            report.faults.len()
+        )?;
+        drop(writer);
+        std::fs::remove_file(file)?;
+    }
+    Ok(())
+}
+
+fn event(n: u32) -> AuditEvent {
+    AuditEvent {
+        time: Micros::from(clock::wall()),
+        id: [7; 16],
+        seq: 0,
+        route: Some("payments".into()),
+        upstream: Some("app".into()),
+        endpoint: Some("http://127.0.0.1:3000".into()),
+        client: IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + n)),
+        user: Some(format!("user-{n}")),
+        method: "GET".into(),
+        host: "api.example.com".into(),
+        path: format!("/v1/payments/{n}"),
+        query: Some("page=1&token=***".into()),
+        status: 200,
+        label: None,
+        limits: vec!["per_user: ok".into()],
+        breaker: Some("closed".into()),
+        bytes_in: 120,
+        bytes_out: 1024,
+        duration: Micros(1500),
+        upstream_duration: Some(Micros(1300)),
+        request_id: "0198b1e2-7c00-7000-8000-000000000000".into(),
+        trace_id: Some([9; 16]),
+        headers: vec![("user-agent".into(), "curl/8.5.0".into())],
+    }
+}

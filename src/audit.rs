@@ -1,0 +1,305 @@
+//! From the lanes to the audit store: a bounded queue that never makes a sender wait, and a thread that writes it away in
+//! batches. Must not know what an event means.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use tracing::{error, info, warn};
+
+use crate::clock;
+use crate::event::AuditEvent;
+use crate::store::audit::StoreError;
+use crate::store::sqlite::Writer;
+
+/// Events in one transaction, at most.
+const BATCH: usize = 500;
+/// How long the first event of a batch waits for others: without it transactions shrink and cost more an event.
+const LINGER: Duration = Duration::from_millis(20);
+/// Between tries of a store that fails: from the first to the last, doubled each time.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// The sending side; clones share one queue.
+#[derive(Clone)]
+pub struct Recorder {
+    sender: Sender<Message>,
+    shared: Arc<Shared>,
+}
+
+/// The writing side: a thread, until it is stopped.
+pub struct Worker {
+    thread: JoinHandle<()>,
+    sender: Sender<Message>,
+    shared: Arc<Shared>,
+}
+
+/// What became of the events so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Stored.
+    pub written: u64,
+    /// In the queue, or in the batch being written.
+    pub queued: u64,
+    /// Lost: the queue was full, or the worker had stopped.
+    pub dropped: u64,
+    /// Tries to write that failed. No event is lost by them.
+    pub errors: u64,
+}
+
+enum Message {
+    Events(Vec<AuditEvent>),
+    Stop,
+}
+
+struct Shared {
+    capacity: u64,
+    /// Let into the queue; what of these is not written is queued, or lost once the worker has ended.
+    accepted: AtomicU64,
+    written: AtomicU64,
+    /// Not let into the queue.
+    refused: AtomicU64,
+    errors: AtomicU64,
+    /// Set by `stop`: when to give up.
+    deadline: OnceLock<Instant>,
+    ended: AtomicBool,
+}
+
+/// Begins to write to `writer`, on a thread of its own; up to `capacity` events wait in memory.
+pub fn start(writer: Writer, capacity: usize) -> io::Result<(Recorder, Worker)> {
+    let (sender, receiver) = mpsc::channel();
+    let shared = Arc::new(Shared {
+        capacity: u64::try_from(capacity).unwrap_or(u64::MAX),
+        accepted: AtomicU64::new(0),
+        written: AtomicU64::new(0),
+        refused: AtomicU64::new(0),
+        errors: AtomicU64::new(0),
+        deadline: OnceLock::new(),
+        ended: AtomicBool::new(false),
+    });
+    let work = Work {
+        writer,
+        receiver,
+        shared: shared.clone(),
+        trouble: None,
+        told_dropped: 0,
+    };
+    let thread = thread::Builder::new()
+        .name("audit".to_owned())
+        .spawn(move || work.run())?;
+    let recorder = Recorder {
+        sender: sender.clone(),
+        shared: shared.clone(),
+    };
+    let worker = Worker {
+        thread,
+        sender,
+        shared,
+    };
+    Ok((recorder, worker))
+}
+
+impl Recorder {
+    /// Takes the event, or counts it as dropped if the queue is full. Never waits.
+    pub fn record(&self, event: AuditEvent) {
+        if self.shared.reserve(1) == 1 {
+            // A worker that is gone counts as lost what it did not write.
+            let _ = self.sender.send(Message::Events(vec![event]));
+        }
+    }
+
+    /// As [`Recorder::record`], for the cost of one; of a batch that does not fit, the last events are dropped.
+    pub fn record_batch(&self, mut events: Vec<AuditEvent>) {
+        events.truncate(self.shared.reserve(events.len()));
+        if !events.is_empty() {
+            let _ = self.sender.send(Message::Events(events));
+        }
+    }
+
+    pub fn counts(&self) -> Counts {
+        self.shared.counts()
+    }
+}
+
+impl Worker {
+    /// Writes what is queued and ends; gives up after `within` (and the time of one try). What comes later is dropped.
+    /// Returns the final counts.
+    pub fn stop(self, within: Duration) -> Counts {
+        let _ = self.shared.deadline.set(clock::now() + within);
+        // Wakes it from the queue, or from its back-off.
+        let _ = self.sender.send(Message::Stop);
+        self.thread.thread().unpark();
+        if self.thread.join().is_err() {
+            error!("the audit thread panicked");
+            self.shared.ended.store(true, Ordering::Release);
+        }
+        self.shared.counts()
+    }
+}
+
+impl Shared {
+    /// Makes room for up to `wanted` events; how many it is.
+    fn reserve(&self, wanted: usize) -> usize {
+        let wanted_count = u64::try_from(wanted).unwrap_or(u64::MAX);
+        if self.deadline.get().is_some() {
+            self.refused.fetch_add(wanted_count, Ordering::Relaxed);
+            return 0;
+        }
+        let mut fits = 0;
+        let _ = self
+            .accepted
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |accepted| {
+                let queued = accepted.saturating_sub(self.written.load(Ordering::Acquire));
+                fits = wanted_count.min(self.capacity.saturating_sub(queued));
+                Some(accepted + fits)
+            });
+        if fits < wanted_count {
+            self.refused
+                .fetch_add(wanted_count - fits, Ordering::Relaxed);
+        }
+        usize::try_from(fits).unwrap_or(wanted)
+    }
+
+    fn counts(&self) -> Counts {
+        let ended = self.ended.load(Ordering::Acquire);
+        let written = self.written.load(Ordering::Acquire);
+        let waiting = self
+            .accepted
+            .load(Ordering::Acquire)
+            .saturating_sub(written);
+        let (queued, lost) = if ended { (0, waiting) } else { (waiting, 0) };
+        Counts {
+            written,
+            queued,
+            dropped: self.refused.load(Ordering::Relaxed) + lost,
+            errors: self.errors.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// The state of the thread.
+struct Work {
+    writer: Writer,
+    receiver: Receiver<Message>,
+    shared: Arc<Shared>,
+    /// The error that was logged last, until a write succeeds.
+    trouble: Option<String>,
+    told_dropped: u64,
+}
+
+impl Work {
+    fn run(mut self) {
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            let more = self.fill(&mut batch);
+            while !batch.is_empty() {
+                let size = batch.len().min(BATCH);
+                if !self.write(&mut batch[..size]) {
+                    self.end();
+                    return;
+                }
+                batch.drain(..size);
+                // What is left of a large batch may be filled up first.
+                if more && batch.len() < BATCH {
+                    break;
+                }
+            }
+            if !more {
+                self.end();
+                return;
+            }
+        }
+    }
+
+    /// Waits until the batch is full or its first event has waited long enough; whether more can come.
+    fn fill(&mut self, batch: &mut Vec<AuditEvent>) -> bool {
+        let mut until = (!batch.is_empty()).then(|| clock::now() + LINGER);
+        while batch.len() < BATCH {
+            let message = if self.shared.deadline.get().is_some() {
+                self.receiver.try_recv().map_err(|none| match none {
+                    TryRecvError::Empty | TryRecvError::Disconnected => {
+                        RecvTimeoutError::Disconnected
+                    }
+                })
+            } else if let Some(until) = until {
+                let left = until.saturating_duration_since(clock::now());
+                self.receiver.recv_timeout(left)
+            } else {
+                let message = self.receiver.recv();
+                message.map_err(|_| RecvTimeoutError::Disconnected)
+            };
+            match message {
+                Ok(Message::Events(events)) => batch.extend(events),
+                Ok(Message::Stop) => continue,
+                Err(RecvTimeoutError::Timeout) => return true,
+                Err(RecvTimeoutError::Disconnected) => return false,
+            }
+            until.get_or_insert_with(|| clock::now() + LINGER);
+        }
+        true
+    }
+
+    /// Tries until the events are written; false if the deadline came first.
+    fn write(&mut self, events: &mut [AuditEvent]) -> bool {
+        let (mut pause, longest) = BACK_OFF;
+        loop {
+            match self.writer.append(events) {
+                Ok(()) => {
+                    let count = u64::try_from(events.len()).unwrap_or(u64::MAX);
+                    self.shared.written.fetch_add(count, Ordering::AcqRel);
+                    self.recovered();
+                    return true;
+                }
+                Err(error) => self.failed(&error),
+            }
+            match self.shared.deadline.get() {
+                Some(deadline) if clock::now() >= *deadline => return false,
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(clock::now());
+                    thread::park_timeout(pause.min(left));
+                }
+                None => thread::park_timeout(pause),
+            }
+            pause = (pause * 2).min(longest);
+        }
+    }
+
+    /// Counts each error; logs it unless it is the same as before.
+    fn failed(&mut self, error: &StoreError) {
+        self.shared.errors.fetch_add(1, Ordering::Relaxed);
+        let said = error.to_string();
+        if self.trouble.as_ref() != Some(&said) {
+            error!(
+                error = said,
+                "audit events cannot be written; they wait in memory"
+            );
+            self.trouble = Some(said);
+        }
+    }
+
+    fn recovered(&mut self) {
+        if self.trouble.take().is_some() {
+            info!("audit events are written again");
+        }
+        let dropped = self.shared.refused.load(Ordering::Relaxed);
+        if dropped > self.told_dropped {
+            warn!(
+                dropped = dropped - self.told_dropped,
+                "audit events were dropped: the queue was full"
+            );
+            self.told_dropped = dropped;
+        }
+    }
+
+    fn end(self) {
+        // The receiver goes first, so that whatever is sent from here on is known as lost.
+        drop(self.receiver);
+        self.shared.ended.store(true, Ordering::Release);
+        let lost = self.shared.counts().dropped - self.told_dropped;
+        if lost > 0 {
+            error!(lost, "audit events were lost at the end");
+        }
+    }
+}

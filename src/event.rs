@@ -1,0 +1,359 @@
+//! One audited request and its compact encoding; what of it must not be written down. No I/O, no clock.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// The first byte of every encoding. A new field is a new version.
+const VERSION: u8 = 1;
+
+/// What stands in place of a redacted value.
+pub const REDACTED: &str = "***";
+
+/// A whole number of microseconds: a length of time, or a time since the Unix epoch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Micros(pub u64);
+
+/// What is kept of one request. Texts are as the client sent them, but for what a [`Redaction`] took out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditEvent {
+    /// When the request head was read, since the Unix epoch.
+    pub time: Micros,
+    /// A UUIDv7.
+    pub id: [u8; 16],
+    /// Its place among the events of an instance's boot, from 1 without holes. The store assigns it.
+    pub seq: u64,
+    pub route: Option<String>,
+    pub upstream: Option<String>,
+    pub endpoint: Option<String>,
+    pub client: IpAddr,
+    pub user: Option<String>,
+    pub method: Cow<'static, str>,
+    pub host: String,
+    pub path: String,
+    /// Redacted, without its `?`.
+    pub query: Option<String>,
+    /// The status that the client was sent.
+    pub status: u16,
+    /// Why weir answered in the upstream's place, if it did.
+    pub label: Option<Cow<'static, str>>,
+    /// What each limit said, in the order asked.
+    pub limits: Vec<Cow<'static, str>>,
+    pub breaker: Option<Cow<'static, str>>,
+    /// Bytes of the request's body.
+    pub bytes_in: u64,
+    /// Bytes of the response's body.
+    pub bytes_out: u64,
+    /// From the request's head to the response's last byte.
+    pub duration: Micros,
+    /// The part of it that was the upstream's.
+    pub upstream_duration: Option<Micros>,
+    pub request_id: String,
+    /// As in W3C Trace Context.
+    pub trace_id: Option<[u8; 16]>,
+    /// The headers that the route captures: lower-case name and value.
+    pub headers: Vec<(Cow<'static, str>, String)>,
+}
+
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum DecodeError {
+    #[error("audit event is empty")]
+    Empty,
+    #[error("audit event has version {0}; this weir reads up to {VERSION}")]
+    Version(u8),
+    #[error("audit event is cut short or damaged")]
+    Damaged,
+}
+
+impl AuditEvent {
+    /// Appends the encoding to `buffer`: a version byte, then postcard (<https://postcard.jamesmunns.com/wire-format>).
+    pub fn encode_into(&self, mut buffer: Vec<u8>) -> Vec<u8> {
+        buffer.push(VERSION);
+        postcard::to_extend(self, buffer)
+            .expect("a Vec takes every byte, and every part of an event knows its length")
+    }
+
+    /// The event of an encoding. Never panics; bytes behind the event are an error.
+    pub fn decode(bytes: &[u8]) -> Result<AuditEvent, DecodeError> {
+        match bytes.split_first() {
+            None => Err(DecodeError::Empty),
+            Some((&VERSION, body)) => match postcard::take_from_bytes(body) {
+                Ok((event, [])) => Ok(event),
+                Ok(_) | Err(_) => Err(DecodeError::Damaged),
+            },
+            Some((&version, _)) => Err(DecodeError::Version(version)),
+        }
+    }
+}
+
+impl From<Duration> for Micros {
+    fn from(duration: Duration) -> Micros {
+        Micros(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX))
+    }
+}
+
+impl From<Micros> for Duration {
+    fn from(micros: Micros) -> Duration {
+        Duration::from_micros(micros.0)
+    }
+}
+
+/// The names whose values are never written down. Names are compared without regard to case.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Redaction {
+    headers: BTreeSet<String>,
+    query: BTreeSet<String>,
+}
+
+impl Redaction {
+    /// Redacts these headers and these parameters of the query, and nothing else.
+    pub fn new<T: AsRef<str>>(
+        headers: impl IntoIterator<Item = T>,
+        query: impl IntoIterator<Item = T>,
+    ) -> Redaction {
+        Redaction {
+            headers: headers.into_iter().map(lower).collect(),
+            query: query.into_iter().map(lower).collect(),
+        }
+    }
+
+    /// The query with the values of the redacted names as `***`, however the name is percent-encoded. The rest stays
+    /// as it is, byte for byte.
+    pub fn redact_query(&self, query: &str) -> String {
+        let mut redacted = String::with_capacity(query.len());
+        for (n, pair) in query.split('&').enumerate() {
+            if n > 0 {
+                redacted.push('&');
+            }
+            match self.secret_in(pair) {
+                Some(value) => {
+                    redacted.push_str(&pair[..value]);
+                    redacted.push_str(REDACTED);
+                }
+                None => redacted.push_str(pair),
+            }
+        }
+        redacted
+    }
+
+    /// The value, or `***` for a redacted name.
+    pub fn redact_header<'a>(&self, name: &str, value: &'a str) -> &'a str {
+        if self.headers.contains(&lower(name)) {
+            REDACTED
+        } else {
+            value
+        }
+    }
+
+    /// Where the secret begins in what stands between two `&`. Some servers also part at `;`, so a name may begin
+    /// there; a secret ends only at `&`, because for other servers the `;` belongs to it.
+    fn secret_in(&self, pair: &str) -> Option<usize> {
+        let mut start = 0;
+        for part in pair.split(';') {
+            if let Some(equals) = part.find('=')
+                && self.query.contains(&lower(decode_name(&part[..equals])))
+            {
+                return Some(start + equals + 1);
+            }
+            start += part.len() + 1;
+        }
+        None
+    }
+}
+
+impl Default for Redaction {
+    /// The names that carry secrets nearly everywhere.
+    fn default() -> Redaction {
+        Redaction::new(
+            [
+                "authorization",
+                "cookie",
+                "proxy-authorization",
+                "set-cookie",
+                "x-api-key",
+            ],
+            [
+                "access_token",
+                "api_key",
+                "apikey",
+                "client_secret",
+                "code",
+                "id_token",
+                "password",
+                "refresh_token",
+                "secret",
+                "sig",
+                "signature",
+                "token",
+            ],
+        )
+    }
+}
+
+fn lower(name: impl AsRef<str>) -> String {
+    name.as_ref().to_lowercase()
+}
+
+/// A parameter's name as a server reads it: `%XX` and `+` undone; a broken escape stands for itself.
+fn decode_name(name: &str) -> Cow<'_, str> {
+    if !name.contains(['%', '+']) {
+        return Cow::Borrowed(name);
+    }
+    let mut decoded = Vec::with_capacity(name.len());
+    let mut rest = name.as_bytes();
+    while let [first, behind @ ..] = rest {
+        let (byte, behind) = match (first, behind) {
+            (b'%', [high, low, behind @ ..])
+                if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() =>
+            {
+                (hex(*high) << 4 | hex(*low), behind)
+            }
+            (b'+', behind) => (b' ', behind),
+            (byte, behind) => (*byte, behind),
+        };
+        decoded.push(byte);
+        rest = behind;
+    }
+    Cow::Owned(String::from_utf8_lossy(&decoded).into_owned())
+}
+
+/// The value of a hexadecimal digit.
+fn hex(digit: u8) -> u8 {
+    match digit {
+        b'0'..=b'9' => digit - b'0',
+        _ => (digit | 0x20) - b'a' + 10,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn event() -> impl Strategy<Value = AuditEvent> {
+        let text = || proptest::option::of(any::<String>());
+        let short = || any::<String>().prop_map(Cow::Owned);
+        let texts = (text(), text(), text(), text(), text(), any::<[String; 3]>());
+        let verdicts = (
+            proptest::option::of(short()),
+            proptest::collection::vec(short(), 0..4),
+            proptest::option::of(short()),
+            short(),
+            proptest::collection::vec((short(), any::<String>()), 0..4),
+        );
+        let numbers = (any::<[u64; 5]>(), any::<u16>(), any::<Option<u64>>());
+        let ids = (
+            any::<[u8; 16]>(),
+            any::<IpAddr>(),
+            any::<Option<[u8; 16]>>(),
+        );
+        (texts, verdicts, numbers, ids).prop_map(|(texts, verdicts, numbers, ids)| {
+            let (route, upstream, endpoint, user, query, [host, path, request_id]) = texts;
+            let (label, limits, breaker, method, headers) = verdicts;
+            let ([time, seq, bytes_in, bytes_out, duration], status, upstream_duration) = numbers;
+            let (id, client, trace_id) = ids;
+            AuditEvent {
+                time: Micros(time),
+                id,
+                seq,
+                route,
+                upstream,
+                endpoint,
+                client,
+                user,
+                method,
+                host,
+                path,
+                query,
+                status,
+                label,
+                limits,
+                breaker,
+                bytes_in,
+                bytes_out,
+                duration: Micros(duration),
+                upstream_duration: upstream_duration.map(Micros),
+                request_id,
+                trace_id,
+                headers,
+            }
+        })
+    }
+
+    #[test]
+    fn redacted_parameters_keep_their_name_and_lose_their_value() {
+        let redaction = Redaction::new(["Authorization"], ["token", "a b"]);
+        let check = |query: &str, expected: &str| {
+            assert_eq!(redaction.redact_query(query), expected, "{query}");
+        };
+        check("", "");
+        check("a=1&b=2", "a=1&b=2");
+        check("token=s&b=2", "token=***&b=2");
+        check("b=2&TOKEN=s", "b=2&TOKEN=***");
+        check("%74oke%6E=s", "%74oke%6E=***");
+        check("a+b=s&a%20b=s", "a+b=***&a%20b=***");
+        check("token=s=t;u", "token=***");
+        check("a=1;token=s;t", "a=1;token=***");
+        check("token", "token");
+        check("%zz=1&%=2&%7=3", "%zz=1&%=2&%7=3");
+        assert_eq!(redaction.redact_header("AUTHORIZATION", "Bearer s"), "***");
+        assert_eq!(redaction.redact_header("accept", "*/*"), "*/*");
+    }
+
+    #[test]
+    fn an_unknown_version_is_told_apart_from_damage() {
+        assert_eq!(AuditEvent::decode(&[]), Err(DecodeError::Empty));
+        assert_eq!(AuditEvent::decode(&[9, 1]), Err(DecodeError::Version(9)));
+        assert_eq!(AuditEvent::decode(&[VERSION]), Err(DecodeError::Damaged));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_is_decoded_and_nothing_may_follow(event in event()) {
+            let mut bytes = event.encode_into(Vec::new());
+            prop_assert_eq!(AuditEvent::decode(&bytes), Ok(event));
+            prop_assert_eq!(AuditEvent::decode(&bytes[..bytes.len() - 1]), Err(DecodeError::Damaged));
+            bytes.push(0);
+            prop_assert_eq!(AuditEvent::decode(&bytes), Err(DecodeError::Damaged));
+        }
+
+        #[test]
+        fn random_bytes_never_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let _ = AuditEvent::decode(&bytes);
+            bytes.insert(0, VERSION);
+            let _ = AuditEvent::decode(&bytes);
+        }
+
+        #[test]
+        fn damaged_events_never_panic(event in event(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+            let mut bytes = event.encode_into(Vec::new());
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            let _ = AuditEvent::decode(&bytes);
+        }
+
+        #[test]
+        fn no_spelling_of_a_redacted_name_shows_its_value(
+            before in "[a-z=;%+]{0,8}",
+            escaped in proptest::collection::vec(any::<bool>(), 5),
+            secret in "[0-9;=]{6,12}",
+        ) {
+            let name: String = "token".chars().zip(escaped).map(|(c, escaped)| {
+                if escaped { format!("%{:02x}", u32::from(c)) } else { c.to_string() }
+            }).collect();
+            let redacted = Redaction::default().redact_query(&format!("{before}&{name}={secret}&z=1"));
+            prop_assert!(!redacted.contains(&secret), "{}", redacted);
+            prop_assert!(redacted.ends_with(&format!("{name}=***&z=1")), "{}", redacted);
+        }
+
+        #[test]
+        fn a_query_without_redacted_names_is_kept_byte_for_byte(query in any::<String>()) {
+            prop_assert_eq!(Redaction::new::<&str>([], []).redact_query(&query), query);
+        }
+    }
+}

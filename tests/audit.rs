@@ -1,0 +1,619 @@
+//! The audit store as a whole: what is written is found, and what is tampered with is named.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a broken step of a test is a failed test"
+)]
+
+use std::io::{BufRead, BufReader};
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use rusqlite::Connection;
+use tempfile::TempDir;
+use weir::clock;
+use weir::event::{AuditEvent, Micros};
+use weir::store::audit::{FaultKind, Filter, Order, StoreError};
+use weir::store::sqlite::{Reader, Writer};
+
+const KEY: &[u8] = b"a key";
+
+/// The `n`th of the tests' events: every tenth by bob, every hundredth refused.
+fn event(n: u64) -> AuditEvent {
+    let refused = n.is_multiple_of(100);
+    AuditEvent {
+        time: Micros(1_700_000_000_000_000 + n * 1_000_000),
+        id: [7; 16],
+        seq: 0,
+        route: Some(if n.is_multiple_of(2) { "pay" } else { "web" }.into()),
+        upstream: Some("app".into()),
+        endpoint: None,
+        client: IpAddr::V4(Ipv4Addr::new(10, 0, 0, (n % 7) as u8)),
+        user: Some(if n.is_multiple_of(10) { "bob" } else { "ann" }.into()),
+        method: if refused { "POST" } else { "GET" }.into(),
+        host: "example.com".into(),
+        path: format!("/items/{n}"),
+        query: None,
+        status: if refused { 429 } else { 200 },
+        label: refused.then(|| "rate_limited".into()),
+        limits: Vec::new(),
+        breaker: None,
+        bytes_in: 0,
+        bytes_out: n,
+        duration: Micros(900),
+        upstream_duration: None,
+        request_id: n.to_string(),
+        trace_id: None,
+        headers: Vec::new(),
+    }
+}
+
+fn events(range: RangeInclusive<u64>) -> Vec<AuditEvent> {
+    range.map(event).collect()
+}
+
+/// A database file with `count` events of one instance.
+struct Audit {
+    _directory: TempDir,
+    file: PathBuf,
+}
+
+impl Audit {
+    fn empty() -> Audit {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("audit.db");
+        Audit {
+            _directory: directory,
+            file,
+        }
+    }
+
+    fn with(count: u64) -> Audit {
+        let audit = Audit::empty();
+        let mut writer = audit.writer();
+        let mut events = events(1..=count);
+        for batch in events.chunks_mut(500) {
+            writer.append(batch).unwrap();
+        }
+        audit
+    }
+
+    fn writer(&self) -> Writer {
+        Writer::open(&self.file, "a", Some(KEY)).unwrap()
+    }
+
+    fn reader(&self) -> Reader {
+        Reader::open(&self.file).unwrap()
+    }
+
+    fn sql(&self, sql: &str) {
+        Connection::open(&self.file)
+            .unwrap()
+            .execute_batch(sql)
+            .unwrap();
+    }
+
+    fn faults(&self) -> Vec<(RangeInclusive<u64>, FaultKind)> {
+        let report = self.reader().verify(Some(KEY)).unwrap();
+        let faults = report.faults.into_iter();
+        faults.map(|fault| (fault.seqs, fault.kind)).collect()
+    }
+}
+
+fn lock(file: &Path) -> Connection {
+    let other = Connection::open(file).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    other
+}
+
+#[test]
+fn what_is_written_is_found_by_each_filter() {
+    let audit = Audit::with(10_000);
+    let reader = audit.reader();
+    let check = |filter: Filter, count: usize| {
+        assert_eq!(reader.query(&filter).unwrap().len(), count, "{filter:?}");
+    };
+    let any = Filter::default;
+    let text = |text: &str| Some(text.to_owned());
+    let time = |n: u64| Some(event(n).time);
+    check(any(), 10_000);
+    check(
+        Filter {
+            user: text("bob"),
+            ..any()
+        },
+        1_000,
+    );
+    check(
+        Filter {
+            route: text("pay"),
+            ..any()
+        },
+        5_000,
+    );
+    check(
+        Filter {
+            client: text("10.0.0.1"),
+            ..any()
+        },
+        1_429,
+    );
+    check(
+        Filter {
+            status: Some(400..=499),
+            ..any()
+        },
+        100,
+    );
+    check(
+        Filter {
+            status: Some(201..=428),
+            ..any()
+        },
+        0,
+    );
+    check(
+        Filter {
+            label: text("rate_limited"),
+            ..any()
+        },
+        100,
+    );
+    check(
+        Filter {
+            method: text("POST"),
+            ..any()
+        },
+        100,
+    );
+    check(
+        Filter {
+            path_prefix: text("/items/99"),
+            ..any()
+        },
+        111,
+    );
+    check(
+        Filter {
+            path_prefix: text("/items/%"),
+            ..any()
+        },
+        0,
+    );
+    check(
+        Filter {
+            since: time(9_001),
+            ..any()
+        },
+        1_000,
+    );
+    check(
+        Filter {
+            until: time(11),
+            ..any()
+        },
+        10,
+    );
+    check(
+        Filter {
+            since: time(5),
+            until: time(7),
+            route: text("web"),
+            ..any()
+        },
+        1,
+    );
+    check(
+        Filter {
+            limit: Some(7),
+            ..any()
+        },
+        7,
+    );
+
+    let newest = Filter {
+        limit: Some(2),
+        order: Order::NewestFirst,
+        ..any()
+    };
+    let newest = reader.query(&newest).unwrap();
+    assert_eq!(
+        newest[0].event,
+        AuditEvent {
+            seq: 10_000,
+            ..event(10_000)
+        }
+    );
+    assert_eq!(
+        (newest[0].instance.as_str(), newest[1].event.seq),
+        ("a", 9_999)
+    );
+    check(
+        Filter {
+            after: Some(newest[1].cursor),
+            ..any()
+        },
+        1,
+    );
+    check(
+        Filter {
+            after: Some(newest[0].cursor),
+            ..any()
+        },
+        0,
+    );
+}
+
+#[test]
+fn an_untouched_database_has_no_faults() {
+    let audit = Audit::with(10_000);
+    let mut other = Writer::open(&audit.file, "b", Some(KEY)).unwrap();
+    let mut more = events(1..=3);
+    other.append(&mut more).unwrap();
+    assert_eq!(
+        more.iter().map(|event| event.seq).collect::<Vec<_>>(),
+        [1, 2, 3]
+    );
+    let report = audit.reader().verify(Some(KEY)).unwrap();
+    assert_eq!(
+        (report.events, report.instances, report.faults),
+        (10_003, 2, vec![])
+    );
+}
+
+#[test]
+fn each_tampering_is_named_with_its_rows() {
+    let one = |seq, kind| (seq..=seq, kind);
+    let check = |sql: &str, expected: &[(RangeInclusive<u64>, FaultKind)]| {
+        let audit = Audit::with(1_000);
+        audit.sql(sql);
+        assert_eq!(audit.faults(), expected, "{sql}");
+    };
+    use FaultKind::*;
+    check(
+        "UPDATE events SET user = 'eve' WHERE seq = 7",
+        &[one(7, Changed)],
+    );
+    check(
+        "UPDATE events SET label = 'x' WHERE seq = 7",
+        &[one(7, Changed)],
+    );
+    check(
+        "UPDATE events SET status = 'x' WHERE seq = 7",
+        &[one(7, Changed)],
+    );
+    check(
+        "UPDATE events SET body = x'00' WHERE seq = 1000",
+        &[one(1000, Changed)],
+    );
+    check(
+        "UPDATE events SET hash = zeroblob(32) WHERE seq = 1000",
+        &[one(1000, Changed)],
+    );
+    check(
+        "UPDATE events SET hash = 'x' WHERE seq = 1",
+        &[one(1, Changed)],
+    );
+    check(
+        "UPDATE events SET body = CAST(replace(CAST(body AS TEXT), 'example', 'hexample') AS BLOB) WHERE seq = 8",
+        &[one(8, Changed)],
+    );
+    check("DELETE FROM events WHERE seq = 7", &[one(7, Missing)]);
+    check(
+        "DELETE FROM events WHERE seq BETWEEN 1 AND 9",
+        &[(1..=9, Missing)],
+    );
+    check(
+        "DELETE FROM events WHERE seq > 990",
+        &[(991..=1000, TailMissing)],
+    );
+    check("DELETE FROM events", &[(1..=1000, TailMissing)]);
+    check(
+        "UPDATE events SET seq = 1010 - seq WHERE seq IN (10, 1000)",
+        &[one(10, OutOfPlace), one(1000, OutOfPlace)],
+    );
+    check(
+        "CREATE TEMP TABLE o AS SELECT seq, body, hash FROM events;
+         UPDATE events SET (body, hash) = (SELECT body, hash FROM o WHERE o.seq = 7 - events.seq) WHERE seq IN (3, 4)",
+        &[one(3, OutOfPlace), one(4, OutOfPlace)],
+    );
+    check(
+        "UPDATE events SET (body, hash) = (SELECT body, hash FROM events o WHERE o.seq = 4) WHERE seq = 3",
+        &[one(3, OutOfPlace)],
+    );
+    check(
+        "INSERT INTO events SELECT NULL, instance_id, 1001, time, route, user, client, method, path, status, label, body, hash
+         FROM events WHERE seq = 5",
+        &[one(1001, OutOfPlace)],
+    );
+    check(
+        "DELETE FROM events WHERE seq = 1000; UPDATE instances SET last_seq = 999",
+        &[one(0, EndMark), one(999, Changed)],
+    );
+    check("UPDATE instances SET end_mark = 'x'", &[one(0, EndMark)]);
+    check(
+        "UPDATE events SET instance_id = 9 WHERE seq = 1000",
+        &[one(1000, TailMissing), one(1000, OutOfPlace)],
+    );
+    check(
+        "DELETE FROM instances; DELETE FROM events",
+        &[one(0, InstanceMissing)],
+    );
+    check(
+        "DELETE FROM instances; DELETE FROM events; UPDATE ledger SET instances = 0",
+        &[one(0, Instance)],
+    );
+}
+
+#[test]
+fn another_key_is_told_apart_from_damage() {
+    let audit = Audit::with(10);
+    for key in [None, Some(b"other".as_slice())] {
+        let faults = audit.reader().verify(key).unwrap().faults;
+        assert_eq!(faults.len(), 1);
+        assert_eq!(faults[0].kind, FaultKind::Key);
+        assert!(matches!(
+            Writer::open(&audit.file, "a", key),
+            Err(StoreError::Key)
+        ));
+    }
+    assert_eq!(audit.faults(), []);
+}
+
+#[test]
+fn a_failed_append_uses_no_numbers_and_can_be_tried_again() {
+    let audit = Audit::empty();
+    let mut writer = audit.writer();
+    writer.append(&mut events(1..=5)).unwrap();
+    let mut batch = events(6..=9);
+    let other = lock(&audit.file);
+    for _ in 0..2 {
+        assert!(matches!(writer.append(&mut batch), Err(StoreError::Locked)));
+    }
+    drop(other);
+    writer.append(&mut batch).unwrap();
+    assert_eq!((batch[0].seq, batch[3].seq), (6, 9));
+
+    writer.limit_pages(1).unwrap();
+    let mut large = events(10..=1_000);
+    assert!(matches!(writer.append(&mut large), Err(StoreError::Full)));
+    assert_eq!(audit.reader().query(&Filter::default()).unwrap().len(), 9);
+    writer.limit_pages(1_000_000).unwrap();
+    writer.append(&mut large).unwrap();
+    let report = audit.reader().verify(Some(KEY)).unwrap();
+    assert_eq!((report.events, report.faults), (1_000, vec![]));
+}
+
+#[test]
+fn a_writer_stops_when_another_hand_moved_its_end_mark() {
+    let audit = Audit::empty();
+    let mut writer = audit.writer();
+    audit.sql("UPDATE instances SET last_seq = 5");
+    assert!(matches!(
+        writer.append(&mut events(1..=2)),
+        Err(StoreError::Changed)
+    ));
+}
+
+#[test]
+fn a_file_of_something_else_is_refused_and_left_alone() {
+    let audit = Audit::empty();
+    audit.sql("CREATE TABLE precious (a)");
+    assert!(matches!(
+        Writer::open(&audit.file, "a", None),
+        Err(StoreError::Version(0))
+    ));
+    assert!(matches!(
+        Reader::open(&audit.file),
+        Err(StoreError::Version(0))
+    ));
+    assert!(Reader::open(&audit.file.with_extension("none")).is_err());
+}
+
+/// Waits until it is so, and fails after ten seconds.
+fn eventually(what: &str, mut so: impl FnMut() -> bool) {
+    let start = clock::now();
+    while !so() {
+        assert!(start.elapsed() < Duration::from_secs(10), "never: {what}");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn recorded_events_are_written_soon_and_in_order() {
+    let audit = Audit::empty();
+    let (recorder, worker) = weir::audit::start(audit.writer(), 5_000).unwrap();
+    recorder.record(event(1));
+    eventually("written", || recorder.counts().written == 1);
+    recorder.record_batch(events(2..=1_200));
+    recorder.record(event(1_201));
+    let counts = worker.stop(Duration::from_secs(5));
+    assert_eq!(
+        (counts.written, counts.queued, counts.dropped),
+        (1_201, 0, 0)
+    );
+    let stored = audit.reader().query(&Filter::default()).unwrap();
+    assert!(
+        stored
+            .iter()
+            .zip(1..)
+            .all(|(stored, n)| stored.event == AuditEvent { seq: n, ..event(n) })
+    );
+    recorder.record(event(1));
+    assert_eq!(recorder.counts().dropped, 1);
+    assert_eq!(audit.faults(), []);
+}
+
+#[test]
+fn a_locked_database_blocks_no_sender_and_is_caught_up_with() {
+    let audit = Audit::empty();
+    let (recorder, worker) = weir::audit::start(audit.writer(), 2_000).unwrap();
+    let other = lock(&audit.file);
+    let start = clock::now();
+    for n in 1..=1_990 {
+        recorder.record(event(n));
+    }
+    recorder.record_batch(events(1_991..=2_005));
+    recorder.record(event(2_006));
+    assert!(start.elapsed() < Duration::from_secs(1));
+    eventually("two failed tries", || recorder.counts().errors >= 2);
+    let counts = recorder.counts();
+    assert_eq!(
+        (counts.written, counts.queued, counts.dropped),
+        (0, 2_000, 6)
+    );
+    drop(other);
+    eventually("caught up", || recorder.counts().written == 2_000);
+    recorder.record(event(2_001));
+    let counts = worker.stop(Duration::from_secs(5));
+    assert_eq!((counts.written, counts.dropped), (2_001, 6));
+    assert_eq!(audit.faults(), []);
+}
+
+#[test]
+fn stopping_gives_up_at_its_deadline_and_counts_what_is_lost() {
+    let audit = Audit::empty();
+    let writer = audit.writer();
+    writer.limit_pages(1).unwrap();
+    let (recorder, worker) = weir::audit::start(writer, 2_000).unwrap();
+    recorder.record_batch(events(1..=1_000));
+    eventually("a failed try", || recorder.counts().errors > 0);
+    let start = clock::now();
+    let counts = worker.stop(Duration::from_millis(100));
+    assert!(start.elapsed() < Duration::from_secs(5));
+    assert_eq!(
+        (counts.written, counts.queued, counts.dropped),
+        (0, 0, 1_000)
+    );
+}
+
+fn weir(audit: &Audit, arguments: &[&str]) -> (Option<i32>, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .arg("audit")
+        .args(arguments)
+        .arg("--database")
+        .arg(&audit.file)
+        .output()
+        .unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(said).unwrap())
+}
+
+#[test]
+fn the_command_shows_the_newest_events_that_pass() {
+    let audit = Audit::with(1_000);
+    let (code, said) = weir(
+        &audit,
+        &["query", "--status", "4xx", "--user", "bob", "-n", "2"],
+    );
+    let rows = said
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect::<Vec<Vec<_>>>();
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(rows.len(), 3, "{said}");
+    assert_eq!(rows[0][0], "TIME");
+    assert_eq!((rows[1][5], rows[2][5]), ("/items/900", "/items/1000"));
+    assert_eq!(rows[2][6..], ["429", "rate_limited", "0.9"]);
+    assert_eq!(
+        weir(&audit, &["query", "--since", "1h"]),
+        (Some(0), String::new())
+    );
+    assert_eq!(weir(&audit, &["query", "--status", "abc"]).0, Some(2));
+    let missing = Audit::empty();
+    let (code, said) = weir(&missing, &["query"]);
+    assert!(code == Some(1) && said.contains("cannot open"), "{said}");
+    assert!(!missing.file.exists());
+}
+
+#[test]
+fn an_export_has_every_event_with_every_field() {
+    let audit = Audit::with(2_500);
+    let (code, said) = weir(&audit, &["export"]);
+    let lines = said.lines().map(|line| serde_json::from_str(line).unwrap());
+    let lines = lines.collect::<Vec<serde_json::Value>>();
+    assert_eq!((code, lines.len()), (Some(0), 2_500));
+    assert_eq!(lines[99]["time"], "2023-11-14T22:15:00.000000Z");
+    assert_eq!(lines[99]["label"], "rate_limited");
+    assert_eq!(lines[99]["seq"], 100);
+
+    let (code, said) = weir(&audit, &["export", "--format", "csv"]);
+    let mut csv = csv::Reader::from_reader(said.as_bytes());
+    let head = csv.headers().unwrap().clone();
+    assert_eq!(head.len(), lines[0].as_object().unwrap().len());
+    assert!(
+        head.iter().all(|name| lines[0].get(name).is_some()),
+        "{head:?}"
+    );
+    let rows = csv.records().collect::<Result<Vec<_>, _>>().unwrap();
+    assert_eq!((code, rows.len()), (Some(0), 2_500));
+    assert_eq!(
+        rows[99][head.iter().position(|name| name == "status").unwrap()],
+        *"429"
+    );
+}
+
+#[test]
+fn the_verdict_is_the_exit_code_and_names_the_rows() {
+    let audit = Audit::with(100);
+    let key = audit.file.with_extension("key");
+    std::fs::write(&key, [KEY, b"\n"].concat()).unwrap();
+    let verify = || weir(&audit, &["verify", "--key-file", key.to_str().unwrap()]);
+    let clean = "100 events, 1 boots: nothing is missing or changed\n";
+    assert_eq!(verify(), (Some(0), clean.to_owned()));
+    audit.sql("DELETE FROM events WHERE seq = 7 OR seq > 98; UPDATE events SET user = 'eve' WHERE seq = 50");
+    let (code, said) = verify();
+    assert_eq!(code, Some(1));
+    for fault in [
+        " event 7: missing",
+        " event 50: changed",
+        " events 99 to 100: missing at the end",
+        ": 3 faults",
+    ] {
+        assert!(said.contains(&format!("{fault}\n")), "{said}");
+    }
+    assert_eq!(weir(&audit, &["verify"]).0, Some(1));
+}
+
+#[test]
+fn a_tail_shows_what_arrives_and_ends_well_when_its_reader_leaves() {
+    let audit = Audit::empty();
+    let mut writer = audit.writer();
+    writer.append(&mut events(1..=20)).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args([
+            "audit",
+            "tail",
+            "-n",
+            "2",
+            "--format",
+            "jsonl",
+            "--database",
+        ])
+        .arg(&audit.file)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut next = || {
+        let line: serde_json::Value =
+            serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        line["seq"].as_u64().unwrap()
+    };
+    assert_eq!((next(), next()), (19, 20));
+    writer.append(&mut events(21..=22)).unwrap();
+    assert_eq!((next(), next()), (21, 22));
+    drop(lines);
+    writer.append(&mut events(23..=23)).unwrap();
+    let mut status = None;
+    eventually("the tail has ended", || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    assert!(status.unwrap().success());
+}
