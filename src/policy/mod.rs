@@ -3,3 +3,4 @@
 pub mod breaker;
 pub mod limit;
 pub mod routes;
+pub mod session;

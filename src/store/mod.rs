@@ -4,4 +4,5 @@ pub mod audit;
 pub mod breakers;
 pub mod chain;
 pub mod limits;
+pub mod sessions;
 pub mod sqlite;

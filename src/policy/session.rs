@@ -1,0 +1,790 @@
+//! Sessions as rules: where a token is found, whether a session holds, how cookies and identity headers are written.
+//!
+//! Keeps nothing and makes no tokens: that is `store::sessions`. `now` is the time since an origin that the process
+//! chooses once; only differences matter.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
+use std::num::NonZeroU32;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::Value;
+use thiserror::Error;
+
+/// The response header by which a trusted upstream starts a session; see [`SessionStart`].
+pub const START_HEADER: &str = "X-Weir-Session-Start";
+/// The response header by which a trusted upstream ends the session of the request.
+pub const END_HEADER: &str = "X-Weir-Session-End";
+
+/// What is known about a user, by name; the application decides what they mean.
+pub type Claims = BTreeMap<String, Value>;
+
+/// One entry of `sessions:`, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Where a token may be, in the order in which they are looked at.
+    pub sources: Vec<TokenSource>,
+    /// A session unseen for this long is over.
+    pub idle_timeout: Duration,
+    /// A session this old is over, however busy it is (OWASP Session Management, "Absolute Timeout").
+    pub absolute_timeout: Duration,
+    /// How many live sessions a user may have; `None`: any number.
+    pub max_per_user: Option<NonZeroU32>,
+    pub on_max: OnMax,
+    pub forward: Forward,
+    pub cookie: CookieAttributes,
+}
+
+/// A place in a request that may hold a token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TokenSource {
+    /// The cookie of this name; names of cookies are case-sensitive (RFC 6265 section 5.3).
+    Cookie(String),
+    /// `Authorization: Bearer` (RFC 6750 section 2.1).
+    Bearer,
+    /// The whole value of the header of this name, in any case.
+    Header(String),
+}
+
+/// What happens to a user at the maximum who starts one more session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnMax {
+    /// The session that was created first goes.
+    EvictOldest,
+    /// The new one is refused.
+    RejectNew,
+}
+
+/// The request headers that tell the upstream who asks; `None`: not told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Forward {
+    pub user: Option<String>,
+    pub session: Option<String>,
+    pub claims: Option<String>,
+}
+
+/// How the session's cookie is set (RFC 6265 section 4.1.2; `SameSite` from its successor draft, RFC 6265bis).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CookieAttributes {
+    pub secure: bool,
+    pub http_only: bool,
+    pub same_site: SameSite,
+    pub path: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SameSite {
+    Lax,
+    Strict,
+    None,
+}
+
+/// What people and upstreams call a session: the first 16 bytes of the SHA-256 of its token, in hex.
+/// Knowing it does not help to guess the token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub [u8; 16]);
+
+/// One user, logged in. Shared by the lanes; of all that is in it only the time of the last use changes.
+#[derive(Debug)]
+pub struct Session {
+    pub id: SessionId,
+    pub user: String,
+    pub claims: Claims,
+    /// When it was created.
+    pub created: Duration,
+    /// When it is over, however busy it is.
+    pub ends: Duration,
+    pub idle_timeout: Duration,
+    /// Nanoseconds since the origin, which are good for 584 years.
+    last_seen: AtomicU64,
+    // Written once, because each request that is passed on needs them.
+    header_values: HeaderValues,
+}
+
+#[derive(Debug)]
+struct HeaderValues {
+    user: String,
+    session: String,
+    claims: String,
+}
+
+/// Whether a session lets a request through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict<'a> {
+    Valid,
+    /// Idle for too long, or too old.
+    Expired,
+    /// The session does not have this claim with the value that the route asks for.
+    ClaimMissing {
+        claim: &'a str,
+    },
+}
+
+/// What an upstream says in [`START_HEADER`]: `{"user": "ann", "claims": {"role": "customer"}}`; `claims` may be left out.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SessionStart {
+    pub user: String,
+    #[serde(default)]
+    pub claims: Claims,
+}
+
+/// Why a [`START_HEADER`] starts nothing.
+#[derive(Debug, Error)]
+pub enum StartError {
+    #[error("not a session start: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("a session needs a user, and \"user\" is empty")]
+    NoUser,
+}
+
+/// Why a browser would not keep a cookie, or would keep another one than meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum CookieError {
+    #[error("a cookie's name is letters, digits and any of !#$%&'*+-.^_`|~")]
+    Name,
+    #[error(
+        "a cookie's path begins with / and has no semicolon, control character or non-ASCII character"
+    )]
+    Path,
+    #[error("browsers drop a cookie with same_site: none unless secure: true")]
+    NoneNeedsSecure,
+    #[error("browsers drop a cookie named __Secure-… unless secure: true")]
+    SecurePrefix,
+    #[error("browsers drop a cookie named __Host-… unless secure: true and path: /")]
+    HostPrefix,
+}
+
+impl Session {
+    /// A session that begins, and is first seen, at `now`.
+    pub fn new(
+        id: SessionId,
+        user: String,
+        claims: Claims,
+        settings: &Settings,
+        now: Duration,
+    ) -> Self {
+        let header_values = HeaderValues {
+            user: percent_encoded(&user),
+            session: id.to_string(),
+            claims: ascii_json(&claims),
+        };
+        Self {
+            id,
+            user,
+            claims,
+            created: now,
+            ends: now.saturating_add(settings.absolute_timeout),
+            idle_timeout: settings.idle_timeout,
+            last_seen: AtomicU64::new(nanoseconds(now)),
+            header_values,
+        }
+    }
+
+    /// Puts off the idle timeout: the session was used at `now`. Of two uses the later one counts, in whatever order
+    /// they are told.
+    pub fn touch(&self, now: Duration) {
+        let now = nanoseconds(now);
+        // Relaxed: nothing else is published by it. The load spares the cache line of a busy session a write.
+        if self.last_seen.load(Ordering::Relaxed) < now {
+            self.last_seen.fetch_max(now, Ordering::Relaxed);
+        }
+    }
+
+    /// When it was last used.
+    pub fn last_seen(&self) -> Duration {
+        Duration::from_nanos(self.last_seen.load(Ordering::Relaxed))
+    }
+
+    /// Whether it is over at `now`: the timeouts are its first instant without.
+    pub fn is_expired(&self, now: Duration) -> bool {
+        now >= self.ends || now.saturating_sub(self.last_seen()) >= self.idle_timeout
+    }
+}
+
+impl SessionStart {
+    /// Reads the value of a [`START_HEADER`]. Unknown keys are refused, so that a misspelt "claims" does not give a session
+    /// without any.
+    pub fn parse(value: &[u8]) -> Result<Self, StartError> {
+        let start: Self = serde_json::from_slice(value)?;
+        if start.user.is_empty() {
+            return Err(StartError::NoUser);
+        }
+        Ok(start)
+    }
+}
+
+/// The token of a request, from the first source that has one; `fields` are the header fields as they came.
+///
+/// A source that has two answers, such as a cookie sent twice, ends the search with none: which of them is meant depends
+/// on the reader, and a sibling domain can add a cookie but not take one away (RFC 6265 section 8.6, "Weak Integrity").
+pub fn token_from<'a>(
+    settings: &Settings,
+    fields: impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
+) -> Option<&'a str> {
+    for source in &settings.sources {
+        let found = match source {
+            TokenSource::Cookie(name) => only(cookies(name, fields.clone())),
+            TokenSource::Bearer => only(named("authorization", fields.clone()).filter_map(bearer)),
+            TokenSource::Header(name) => only(named(name, fields.clone()).map(<[u8]>::trim_ascii)),
+        };
+        match found {
+            Found::Nothing => {}
+            Found::One(token) => return Some(token),
+            Found::Several => return None,
+        }
+    }
+    None
+}
+
+/// Whether `session` lets a request through at `now` to a route that asks for these claims. A claim is there when it is
+/// equal as JSON; of several that are missing the first by name is told.
+pub fn judge<'a>(session: &Session, required: &'a Claims, now: Duration) -> Verdict<'a> {
+    if session.is_expired(now) {
+        return Verdict::Expired;
+    }
+    let missing = required
+        .iter()
+        .find(|(claim, value)| session.claims.get(*claim) != Some(value));
+    missing.map_or(Verdict::Valid, |(claim, _)| Verdict::ClaimMissing { claim })
+}
+
+/// The value of a `Set-Cookie` that gives the token to the browser for `max_age`, in whole seconds. Never with `Domain`:
+/// a cookie without is sent to this host alone (OWASP Session Management, "Domain and Path Attributes").
+///
+/// `name` and the attributes have passed [`check_cookie`]; `token` came from the store.
+pub fn set_cookie(settings: &Settings, name: &str, token: &str, max_age: Duration) -> String {
+    let CookieAttributes {
+        secure,
+        http_only,
+        same_site,
+        path,
+    } = &settings.cookie;
+    let same_site = match same_site {
+        SameSite::Lax => "Lax",
+        SameSite::Strict => "Strict",
+        SameSite::None => "None",
+    };
+    let secure = if *secure { "; Secure" } else { "" };
+    let http_only = if *http_only { "; HttpOnly" } else { "" };
+    let max_age = max_age.as_secs();
+    format!(
+        "{name}={token}; Path={path}; Max-Age={max_age}; SameSite={same_site}{secure}{http_only}"
+    )
+}
+
+/// The value of a `Set-Cookie` that makes the browser forget the token: no value, and over at once (RFC 6265 section 5.2.2).
+/// The attributes are those of [`set_cookie`], because another path would be another cookie.
+pub fn clear_cookie(settings: &Settings, name: &str) -> String {
+    set_cookie(settings, name, "", Duration::ZERO)
+}
+
+/// Whether browsers will keep a cookie of this name with these attributes (RFC 6265 section 4.1.1; for the prefixes and
+/// `SameSite=None` RFC 6265bis sections 4.1.3 and 5.7).
+pub fn check_cookie(name: &str, cookie: &CookieAttributes) -> Result<(), CookieError> {
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    if name.is_empty() || !name.bytes().all(is_token) {
+        return Err(CookieError::Name);
+    }
+    let is_path = |byte: u8| matches!(byte, b' '..=b'~') && byte != b';';
+    if !cookie.path.starts_with('/') || !cookie.path.bytes().all(is_path) {
+        return Err(CookieError::Path);
+    }
+    if cookie.same_site == SameSite::None && !cookie.secure {
+        return Err(CookieError::NoneNeedsSecure);
+    }
+    // Browsers compare the prefixes in any case.
+    let name = name.to_ascii_lowercase();
+    if name.starts_with("__secure-") && !cookie.secure {
+        return Err(CookieError::SecurePrefix);
+    }
+    if name.starts_with("__host-") && !(cookie.secure && cookie.path == "/") {
+        return Err(CookieError::HostPrefix);
+    }
+    Ok(())
+}
+
+/// The headers that tell the upstream who asks, as name and value. Values are visible ASCII and spaces, whatever is in the
+/// session, and no two users have the same: the user is percent-encoded (RFC 3986 section 2.1) where it is not visible
+/// ASCII or is a `%`; the claims are compact JSON with everything but ASCII as `\u` escapes.
+pub fn identity_headers<'a>(
+    settings: &'a Settings,
+    session: &'a Session,
+) -> impl Iterator<Item = (&'a str, &'a str)> {
+    let Forward {
+        user,
+        session: id,
+        claims,
+    } = &settings.forward;
+    let values = &session.header_values;
+    [
+        (user, &values.user),
+        (id, &values.session),
+        (claims, &values.claims),
+    ]
+    .into_iter()
+    .filter_map(|(name, value)| Some((name.as_deref()?, value.as_str())))
+}
+
+/// The request headers that clients must not send: the identity headers and weir's own.
+pub fn names_to_strip(settings: &Settings) -> impl Iterator<Item = &str> {
+    let Forward {
+        user,
+        session,
+        claims,
+    } = &settings.forward;
+    // An upstream that echoes request headers would otherwise let its clients start sessions.
+    [START_HEADER, END_HEADER].into_iter().chain(
+        [user, session, claims]
+            .into_iter()
+            .filter_map(Option::as_deref),
+    )
+}
+
+/// Whether a client's header of this name must go: one of [`names_to_strip`] in any case, with `_` taken for `-`, because
+/// CGI, WSGI and their kin show `X_Auth_User` and `X-Auth-User` to the application as one (RFC 3875 section 4.1.18).
+pub fn must_strip(settings: &Settings, name: &[u8]) -> bool {
+    let folded = |byte: u8| match byte {
+        b'_' => b'-',
+        byte => byte.to_ascii_lowercase(),
+    };
+    names_to_strip(settings).any(|stripped| {
+        let stripped = stripped.bytes().map(folded);
+        stripped.eq(name.iter().copied().map(folded))
+    })
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// Not 32 hex digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("a session's id is 32 hex digits")]
+pub struct SessionIdError;
+
+impl FromStr for SessionId {
+    type Err = SessionIdError;
+
+    fn from_str(text: &str) -> Result<Self, SessionIdError> {
+        // `from_str_radix` alone would take a sign.
+        if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(SessionIdError);
+        }
+        let number = u128::from_str_radix(text, 16).map_err(|_| SessionIdError)?;
+        Ok(Self(number.to_be_bytes()))
+    }
+}
+
+enum Found<'a> {
+    Nothing,
+    One(&'a str),
+    Several,
+}
+
+/// The one value that can be a token: not empty, and visible ASCII.
+fn only<'a>(mut values: impl Iterator<Item = &'a [u8]>) -> Found<'a> {
+    let Some(value) = values.next() else {
+        return Found::Nothing;
+    };
+    if values.next().is_some() {
+        return Found::Several;
+    }
+    match str::from_utf8(value) {
+        Ok(token) if !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic()) => {
+            Found::One(token)
+        }
+        Ok(_) | Err(_) => Found::Nothing,
+    }
+}
+
+fn named<'a>(
+    name: &str,
+    fields: impl Iterator<Item = (&'a [u8], &'a [u8])>,
+) -> impl Iterator<Item = &'a [u8]> {
+    fields.filter_map(|(field, value)| field.eq_ignore_ascii_case(name.as_bytes()).then_some(value))
+}
+
+/// The token of one `Authorization`, if its scheme is `Bearer`, in any case (RFC 9110 section 11.1).
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let value = value.trim_ascii();
+    let (scheme, token) = value.split_at_checked(b"Bearer".len())?;
+    (scheme.eq_ignore_ascii_case(b"Bearer") && token.first() == Some(&b' '))
+        .then(|| token.trim_ascii())
+}
+
+/// The values of the cookies of this name. The field is what a browser writes by RFC 6265 section 5.4: pairs between `; `,
+/// split at the first `=`. Several fields are one (RFC 9113 section 8.2.3); a value may be in quotes (section 4.1.1).
+/// A piece without `=` is a cookie without a name, and never ours.
+fn cookies<'a>(
+    name: &str,
+    fields: impl Iterator<Item = (&'a [u8], &'a [u8])>,
+) -> impl Iterator<Item = &'a [u8]> {
+    named("cookie", fields)
+        .flat_map(|field| field.split(|byte| *byte == b';'))
+        .filter_map(move |pair| {
+            let equals = pair.iter().position(|byte| *byte == b'=')?;
+            let (key, value) = pair.split_at(equals);
+            (key.trim_ascii() == name.as_bytes()).then(|| unquoted(value[1..].trim_ascii()))
+        })
+}
+
+fn unquoted(value: &[u8]) -> &[u8] {
+    match value {
+        [b'"', inside @ .., b'"'] => inside,
+        bare => bare,
+    }
+}
+
+fn percent_encoded(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        // Spaces are encoded too: at an end they would not survive the way (RFC 9110 section 5.5).
+        if byte.is_ascii_graphic() && byte != b'%' {
+            encoded.push(char::from(byte));
+        } else {
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+    }
+    encoded
+}
+
+/// Compact JSON in printable ASCII.
+fn ascii_json(claims: &Claims) -> String {
+    let json = serde_json::to_string(claims)
+        .expect("a map from strings to JSON values is always JSON, and a String takes it all");
+    let mut ascii = String::with_capacity(json.len());
+    // serde_json escapes what is below a space. The rest can only be inside a string, where an escape means the same.
+    for character in json.chars() {
+        if matches!(character, ' '..='~') {
+            ascii.push(character);
+        } else {
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                let _ = write!(ascii, "\\u{unit:04x}");
+            }
+        }
+    }
+    ascii
+}
+
+fn nanoseconds(since_origin: Duration) -> u64 {
+    u64::try_from(since_origin.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    const fn s(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn settings() -> Settings {
+        Settings {
+            sources: vec![
+                TokenSource::Cookie("sid".into()),
+                TokenSource::Bearer,
+                TokenSource::Header("X-Session".into()),
+            ],
+            idle_timeout: s(10),
+            absolute_timeout: s(25),
+            max_per_user: NonZeroU32::new(2),
+            on_max: OnMax::EvictOldest,
+            forward: Forward {
+                user: Some("X-Auth-User".into()),
+                session: Some("X-Auth-Session".into()),
+                claims: Some("X-Auth-Claims".into()),
+            },
+            cookie: CookieAttributes {
+                secure: true,
+                http_only: true,
+                same_site: SameSite::Lax,
+                path: "/".into(),
+            },
+        }
+    }
+
+    fn claims(value: Value) -> Claims {
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn session(user: &str, with: Value) -> Session {
+        let id = SessionId([0xab; 16]);
+        Session::new(id, user.into(), claims(with), &settings(), s(100))
+    }
+
+    #[track_caller]
+    fn check_token(fields: &[(&str, &str)], expected: Option<&str>) {
+        let fields = fields
+            .iter()
+            .map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+        assert_eq!(token_from(&settings(), fields), expected);
+    }
+
+    #[test]
+    fn token_is_found_in_each_source() {
+        check_token(&[("Cookie", "sid=a")], Some("a"));
+        check_token(&[("cookie", "x=1; sid=a=b; y=2")], Some("a=b"));
+        check_token(&[("cookie", "x=1;sid=a;y")], Some("a"));
+        check_token(&[("cookie", "x=1; sid = \"a\" ")], Some("a"));
+        check_token(&[("cookie", "x=1"), ("cookie", "sid=a")], Some("a"));
+        check_token(&[("Authorization", "bEARER  a ")], Some("a"));
+        check_token(&[("x-session", " a ")], Some("a"));
+    }
+
+    #[test]
+    fn first_source_with_a_token_wins() {
+        let both = [("x-session", "h"), ("authorization", "Bearer b")];
+        check_token(&both, Some("b"));
+        check_token(
+            &[("authorization", "Bearer b"), ("cookie", "sid=c")],
+            Some("c"),
+        );
+        check_token(
+            &[("authorization", "Basic b"), ("x-session", "h")],
+            Some("h"),
+        );
+        check_token(&[("cookie", "sid="), ("x-session", "h")], Some("h"));
+    }
+
+    #[test]
+    fn token_said_twice_is_none() {
+        check_token(&[("cookie", "sid=a; sid=b")], None);
+        check_token(&[("cookie", "sid=a; sid=a")], None);
+        check_token(&[("cookie", "sid=; sid=a")], None);
+        check_token(&[("cookie", "sid=a"), ("cookie", "sid=b")], None);
+        check_token(&[("cookie", "sid=a; sid=b"), ("x-session", "h")], None);
+        check_token(&[("x-session", "a"), ("x-session", "b")], None);
+        let bearers = [("authorization", "Bearer a"), ("authorization", "Bearer b")];
+        check_token(&bearers, None);
+    }
+
+    #[test]
+    fn what_only_looks_like_a_token_is_none() {
+        check_token(&[], None);
+        check_token(&[("cookie", "SID=a; sidx=b; xsid=c; sid; =sid")], None);
+        check_token(&[("cookie", "sid=a b")], None);
+        check_token(&[("cookie", "sid=ä")], None);
+        check_token(&[("cookie", "sid=\"\"")], None);
+        check_token(&[("authorization", "Bearer")], None);
+        check_token(&[("authorization", "Bearerx")], None);
+        check_token(&[("authorization", "")], None);
+    }
+
+    #[test]
+    fn unused_session_expires_after_the_idle_timeout() {
+        let session = session("ann", json!({}));
+        let none = Claims::new();
+        assert_eq!(judge(&session, &none, s(109)), Verdict::Valid);
+        assert_eq!(judge(&session, &none, s(110)), Verdict::Expired);
+        session.touch(s(109));
+        session.touch(s(105));
+        assert_eq!(judge(&session, &none, s(118)), Verdict::Valid);
+        assert_eq!(judge(&session, &none, s(119)), Verdict::Expired);
+    }
+
+    #[test]
+    fn busy_session_expires_after_the_absolute_timeout() {
+        let session = session("ann", json!({}));
+        for now in 100..125 {
+            session.touch(s(now));
+            assert_eq!(judge(&session, &Claims::new(), s(now)), Verdict::Valid);
+        }
+        assert_eq!(judge(&session, &Claims::new(), s(125)), Verdict::Expired);
+    }
+
+    #[test]
+    fn required_claims_must_be_equal() {
+        let session = session("ann", json!({"role": "customer", "tier": 2}));
+        let missing = |claim| Verdict::ClaimMissing { claim };
+        let check = |required: Value, expected| {
+            assert_eq!(judge(&session, &claims(required), s(100)), expected);
+        };
+        check(json!({}), Verdict::Valid);
+        check(json!({"role": "customer"}), Verdict::Valid);
+        check(json!({"role": "customer", "tier": 2}), Verdict::Valid);
+        check(json!({"role": "admin"}), missing("role"));
+        check(json!({"role": "customer", "tier": "2"}), missing("tier"));
+        check(json!({"other": null}), missing("other"));
+    }
+
+    #[test]
+    fn cookie_is_set_and_cleared_with_the_same_attributes() {
+        let mut settings = settings();
+        let set = set_cookie(&settings, "sid", "t", s(60));
+        let expected = "sid=t; Path=/; Max-Age=60; SameSite=Lax; Secure; HttpOnly";
+        assert_eq!(set, expected);
+        let expected = "sid=; Path=/; Max-Age=0; SameSite=Lax; Secure; HttpOnly";
+        assert_eq!(clear_cookie(&settings, "sid"), expected);
+        settings.cookie = CookieAttributes {
+            secure: false,
+            http_only: false,
+            same_site: SameSite::Strict,
+            path: "/a".into(),
+        };
+        let set = set_cookie(&settings, "sid", "t", s(60));
+        assert_eq!(set, "sid=t; Path=/a; Max-Age=60; SameSite=Strict");
+    }
+
+    #[test]
+    fn cookie_that_browsers_would_drop_is_refused() {
+        let check = |name: &str, secure, same_site, path: &str, expected| {
+            let cookie = CookieAttributes {
+                secure,
+                http_only: true,
+                same_site,
+                path: path.into(),
+            };
+            assert_eq!(check_cookie(name, &cookie), expected, "{name} {cookie:?}");
+        };
+        check("sid", false, SameSite::Lax, "/a", Ok(()));
+        check("__Host-sid", true, SameSite::None, "/", Ok(()));
+        check("", true, SameSite::Lax, "/", Err(CookieError::Name));
+        check("a=b", true, SameSite::Lax, "/", Err(CookieError::Name));
+        check("sid", true, SameSite::Lax, "a", Err(CookieError::Path));
+        check("sid", true, SameSite::Lax, "/;x", Err(CookieError::Path));
+        check("sid", true, SameSite::Lax, "/\r", Err(CookieError::Path));
+        let needs_secure = Err(CookieError::NoneNeedsSecure);
+        check("sid", false, SameSite::None, "/", needs_secure);
+        let secure_prefix = Err(CookieError::SecurePrefix);
+        check("__secure-sid", false, SameSite::Lax, "/", secure_prefix);
+        let host_prefix = Err(CookieError::HostPrefix);
+        check("__Host-sid", true, SameSite::Lax, "/a", host_prefix);
+    }
+
+    #[test]
+    fn upstream_is_told_in_printable_ascii() {
+        let settings = settings();
+        let check = |user, with, expected_user: &str, expected_claims: &str| {
+            let session = session(user, with);
+            let id = "ab".repeat(16);
+            let expected = [
+                ("X-Auth-User", expected_user),
+                ("X-Auth-Session", &id),
+                ("X-Auth-Claims", expected_claims),
+            ];
+            assert_eq!(
+                identity_headers(&settings, &session).collect::<Vec<_>>(),
+                expected
+            );
+        };
+        check("a@b.example", json!({}), "a@b.example", "{}");
+        check(
+            "zoë 5%",
+            json!({"n": "é"}),
+            "zo%C3%AB%205%25",
+            r#"{"n":"\u00e9"}"#,
+        );
+        let nasty = json!({"k\r\n": "\u{7f}\u{1f600}"});
+        check(
+            "a\r\nb",
+            nasty,
+            "a%0D%0Ab",
+            r#"{"k\r\n":"\u007f\ud83d\ude00"}"#,
+        );
+    }
+
+    #[test]
+    fn header_that_is_not_configured_is_not_told() {
+        let mut settings = settings();
+        settings.forward = Forward::default();
+        assert_eq!(
+            identity_headers(&settings, &session("a", json!({}))).count(),
+            0
+        );
+        assert!(!must_strip(&settings, b"X-Auth-User"));
+    }
+
+    #[test]
+    fn identity_headers_of_clients_are_stripped_however_written() {
+        let settings = settings();
+        for name in names_to_strip(&settings) {
+            assert!(must_strip(&settings, name.as_bytes()));
+        }
+        assert!(must_strip(&settings, b"x-auth-USER"));
+        assert!(must_strip(&settings, b"X_Auth-User"));
+        assert!(must_strip(&settings, b"x-weir-session-start"));
+        assert!(!must_strip(&settings, b"X-Auth-User2"));
+        assert!(!must_strip(&settings, b"XAuthUser"));
+    }
+
+    #[test]
+    fn session_start_needs_a_user_and_nothing_unknown() {
+        let start = SessionStart::parse(br#"{"user": "ann", "claims": {"role": "x"}}"#).unwrap();
+        assert_eq!(start.user, "ann");
+        assert_eq!(start.claims, claims(json!({"role": "x"})));
+        assert!(SessionStart::parse(br#"{"user": "ann"}"#).is_ok());
+        for bad in [
+            r#"{"claims": {}}"#,
+            r#"{"user": ""}"#,
+            r#"{"user": 1}"#,
+            r#"{"user": "a", "claim": {}}"#,
+            r#"{"user": "a", "claims": []}"#,
+            r#"{"user": "a"} x"#,
+            "",
+        ] {
+            assert!(SessionStart::parse(bad.as_bytes()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn session_id_is_32_hex_digits() {
+        let id = SessionId([0x0f; 16]);
+        assert_eq!(id.to_string().parse(), Ok(id));
+        for bad in ["", "0f", &"g".repeat(32), &format!("+{}", "0".repeat(31))] {
+            assert_eq!(bad.parse::<SessionId>(), Err(SessionIdError));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn token_search_never_panics(
+            random in proptest::collection::vec(any::<u8>(), 0..64),
+            likely in "[sid=;\" \t,a]{0,40}",
+        ) {
+            for name in [&b"cookie"[..], b"authorization", b"x-session"] {
+                let fields = [(name, &random[..]), (name, likely.as_bytes())];
+                for fields in [&fields[..], &fields[..1], &fields[1..]] {
+                    let token = token_from(&settings(), fields.iter().copied());
+                    prop_assert!(token.is_none_or(|token| !token.is_empty()));
+                }
+            }
+        }
+
+        #[test]
+        fn cookie_between_others_is_found(
+            before in "([a-r]{1,3}=[a-z=]{0,4}; ){0,3}",
+            token in "[A-Za-z0-9_-]{1,43}",
+            after in "(; [a-r]{1,3}=[a-z=]{0,4}){0,3}",
+        ) {
+            let cookie = format!("{before}sid={token}{after}");
+            check_token(&[("cookie", &cookie)], Some(&token));
+        }
+
+        #[test]
+        fn identity_headers_are_printable_and_tell_the_claims(
+            user in any::<String>(),
+            key in any::<String>(),
+            value in any::<String>(),
+        ) {
+            let settings = settings();
+            let given = Claims::from([(key, json!([value, 1]))]);
+            let id = SessionId([0; 16]);
+            let session = Session::new(id, user, given.clone(), &settings, s(0));
+            for (name, value) in identity_headers(&settings, &session) {
+                prop_assert!(value.bytes().all(|byte| matches!(byte, b' '..=b'~')));
+                if name == "X-Auth-Claims" {
+                    prop_assert_eq!(&serde_json::from_str::<Claims>(value).unwrap(), &given);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,873 @@
+//! The sessions of one entry of `sessions:`, in memory, shared by all lanes.
+//!
+//! Owns tokens, the maximum of a user, eviction and sweeping. What a session means is `policy::session`'s.
+//!
+//! Why locks, where the rest of weir keeps state by lane: a session that one lane revokes must be gone in all of them at
+//! once, and a maximum holds only if it is counted in one place. A lock is held for a few map operations, never over an
+//! `await`, and there are enough of them that lanes seldom meet.
+//!
+//! Order: a user's lock before a shard's, and never two of a kind. Whoever adds or takes away a session of a user holds that
+//! user's lock, so the index of a user and the sessions agree whenever it is free.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::ops::Bound;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use sha2::{Digest as _, Sha256};
+use thiserror::Error;
+
+use crate::policy::session::{Claims, OnMax, Session, SessionId, Settings};
+
+/// Shards are chosen by the first byte of an id, so that a walk over the shards in order meets the ids in order.
+const SHARDS: usize = 64;
+/// 32 bytes as base64url without padding (RFC 4648 section 5).
+const TOKEN_CHARS: usize = 43;
+/// How many sessions a create looks at for a free place when the store is full.
+const FULL_SWEEP: usize = 256;
+
+/// Sessions in memory.
+pub struct Sessions {
+    shards: Vec<Mutex<Shard>>,
+    users: Vec<Mutex<Users>>,
+    /// Keyed at random, so that nobody can choose users who share a lock.
+    hasher: RandomState,
+    /// How many sessions are held or about to be; reserved before one is added, so that it is never above `max_sessions`.
+    held: AtomicUsize,
+    max_sessions: usize,
+    /// The order of creation, which `now` cannot tell: two lanes may read the same.
+    next_sequence: AtomicU64,
+    swept: Mutex<Swept>,
+}
+
+type Shard = BTreeMap<SessionId, Entry>;
+/// The sessions of each user, oldest first.
+type Users = HashMap<String, BTreeMap<u64, SessionId>>;
+
+/// Where the next sweep goes on: in this shard, after this session.
+#[derive(Clone, Copy, Default)]
+struct Swept {
+    shard: usize,
+    after: Option<SessionId>,
+}
+
+struct Entry {
+    digest: [u8; 32],
+    sequence: u64,
+    session: Arc<Session>,
+}
+
+/// A new session; the only time that its token is seen.
+#[derive(Debug)]
+pub struct Created {
+    pub token: Token,
+    pub session: Arc<Session>,
+    /// The user's sessions that had to go for it, oldest first.
+    pub evicted: Vec<SessionId>,
+}
+
+/// A token: 43 characters of base64url that stand for 256 random bits. Whoever has it is the user, so `Debug` hides it.
+pub struct Token(String);
+
+/// Why no session was created. Nothing was evicted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum CreateError {
+    #[error("the user has as many sessions as allowed")]
+    MaxReached,
+    #[error("the store has as many sessions as allowed; raise max_sessions")]
+    Full,
+    #[error("the system gives no random bytes: {0}")]
+    Random(getrandom::Error),
+}
+
+/// A part of a list, ordered by id.
+#[derive(Debug)]
+pub struct Page {
+    pub sessions: Vec<Arc<Session>>,
+    /// Where the next page begins; `None`: this was the last.
+    pub next: Option<SessionId>,
+}
+
+impl Token {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+impl Sessions {
+    /// An empty store that never holds more than `max_sessions`, expired ones that are not yet swept among them.
+    pub fn new(max_sessions: usize) -> Self {
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            users: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            hasher: RandomState::new(),
+            held: AtomicUsize::new(0),
+            max_sessions,
+            next_sequence: AtomicU64::new(0),
+            swept: Mutex::default(),
+        }
+    }
+
+    /// Starts a session. The user's maximum is kept whatever other lanes do at the same time: expired sessions do not count
+    /// for it, and one that was lowered since evicts down to itself.
+    ///
+    /// The token is always a new one, never one that a client brought: that is what keeps a session from being fixed (OWASP
+    /// Session Management, "Renew the Session ID After Any Privilege Level Change"). A caller ends the old session itself.
+    pub fn create(
+        &self,
+        settings: &Settings,
+        user: String,
+        claims: Claims,
+        now: Duration,
+    ) -> Result<Created, CreateError> {
+        let mut random = [0; 32];
+        getrandom::fill(&mut random).map_err(CreateError::Random)?;
+        let token = Token(URL_SAFE_NO_PAD.encode(random));
+        let digest = digest(token.as_str());
+        let id = id_of(&digest);
+        if self.count() >= self.max_sessions {
+            self.sweep(now, FULL_SWEEP);
+        }
+
+        let mut users = self.lock_user(&user);
+        let evicted = match settings.max_per_user {
+            Some(max) => self.make_room(&mut users, &user, max.get(), settings.on_max, now)?,
+            None => Vec::new(),
+        };
+        if evicted.is_empty() {
+            self.reserve()?;
+        } else {
+            // The new one takes the place of one that went: were it given back first, another user could take it.
+            self.release(evicted.len() - 1);
+        }
+        let sequence = self.next_sequence.fetch_add(1, Ordering::Relaxed);
+        let session = Arc::new(Session::new(id, user.clone(), claims, settings, now));
+        let entry = Entry {
+            digest,
+            sequence,
+            session: Arc::clone(&session),
+        };
+        // Two tokens with one id would need 2^64 sessions to be likely (the birthday bound of 128 bits).
+        self.lock_shard(id).insert(id, entry);
+        users.entry(user).or_default().insert(sequence, id);
+        Ok(Created {
+            token,
+            session,
+            evicted,
+        })
+    }
+
+    /// The live session of a token, which counts as a use of it: the idle timeout starts anew.
+    ///
+    /// The comparison need not take constant time. What is looked up is the token's SHA-256, so how long it takes tells at
+    /// most how much of a hash is right; to use that, one would have to make tokens with a chosen hash, and 256 random
+    /// bits leave nothing to search (OWASP Session Management, "Session ID Entropy", asks for 64).
+    pub fn find(&self, token: &str, now: Duration) -> Option<Arc<Session>> {
+        let digest = token_digest(token)?;
+        let shard = self.lock_shard(id_of(&digest));
+        let entry = shard.get(&id_of(&digest))?;
+        if entry.digest != digest || entry.session.is_expired(now) {
+            return None;
+        }
+        // Under the lock, so that a sweep either sees the use or has already taken the session.
+        entry.session.touch(now);
+        Some(Arc::clone(&entry.session))
+    }
+
+    /// Ends the session of a token; what it was, if there was one.
+    pub fn end(&self, token: &str) -> Option<Arc<Session>> {
+        let digest = token_digest(token)?;
+        let id = id_of(&digest);
+        let session = {
+            let shard = self.lock_shard(id);
+            let entry = shard.get(&id)?;
+            (entry.digest == digest).then(|| Arc::clone(&entry.session))?
+        };
+        self.remove_if(&session, |_| true).then_some(session)
+    }
+
+    /// Ends a session by its id; what it was, if there was one.
+    pub fn revoke(&self, id: SessionId) -> Option<Arc<Session>> {
+        let session = self.get(id)?;
+        self.remove_if(&session, |_| true).then_some(session)
+    }
+
+    /// Ends all sessions of a user; how many there were. One that is created at the same time is wholly before or after.
+    pub fn revoke_user(&self, user: &str) -> usize {
+        let mut users = self.lock_user(user);
+        let sessions = users.remove(user).unwrap_or_default();
+        for id in sessions.values() {
+            self.lock_shard(*id).remove(id);
+        }
+        self.release(sessions.len());
+        sessions.len()
+    }
+
+    /// At most `limit` live sessions after the cursor `after`, of one user or of all, ordered by id. A session that lives
+    /// while all pages are read is in one of them, whatever comes and goes meanwhile. Does not count as a use.
+    pub fn list(
+        &self,
+        user: Option<&str>,
+        limit: usize,
+        after: Option<SessionId>,
+        now: Duration,
+    ) -> Page {
+        // One more than asked tells whether there is a next page.
+        let wanted = limit.saturating_add(1);
+        let mut sessions = match user {
+            Some(user) => self.of_user(user, wanted, after, now),
+            None => self.of_all(wanted, after, now),
+        };
+        let more = sessions.len() > limit;
+        sessions.truncate(limit);
+        let next = match sessions.last() {
+            Some(last) if more => Some(last.id),
+            // A page of none gets nowhere: its next one begins where it did.
+            None if more => after,
+            Some(_) | None => None,
+        };
+        Page { sessions, next }
+    }
+
+    /// A live session by its id. Does not count as a use.
+    pub fn show(&self, id: SessionId, now: Duration) -> Option<Arc<Session>> {
+        self.get(id).filter(|session| !session.is_expired(now))
+    }
+
+    /// How many sessions are held, expired ones that are not yet swept among them.
+    pub fn count(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// Looks at up to `budget` sessions, going on where the last sweep stopped, and lets go of the expired ones; how many.
+    pub fn sweep(&self, now: Duration, budget: usize) -> usize {
+        let mut left = budget;
+        let mut removed = 0;
+        // Two sweeps at once look at the same ones, which is a waste and no harm.
+        let mut at = *lock(&self.swept);
+        // The shard that it starts in is met again at the end, for what is before the start.
+        for _ in 0..=SHARDS {
+            let mut expired = Vec::new();
+            for (id, entry) in lock(&self.shards[at.shard])
+                .range(after_or_all(at.after))
+                .take(left)
+            {
+                left -= 1;
+                at.after = Some(*id);
+                if entry.session.is_expired(now) {
+                    expired.push(Arc::clone(&entry.session));
+                }
+            }
+            // Out of the shard's lock, because a user's comes first; asked again, because it may have been used meanwhile.
+            for session in expired {
+                removed += usize::from(self.remove_if(&session, |session| session.is_expired(now)));
+            }
+            if left == 0 {
+                break;
+            }
+            at = Swept {
+                shard: (at.shard + 1) % SHARDS,
+                after: None,
+            };
+        }
+        *lock(&self.swept) = at;
+        removed
+    }
+
+    /// Makes a user have less than `max` live sessions. The places of those that are returned stay reserved.
+    fn make_room(
+        &self,
+        users: &mut Users,
+        user: &str,
+        max: u32,
+        on_max: OnMax,
+        now: Duration,
+    ) -> Result<Vec<SessionId>, CreateError> {
+        let max = usize::try_from(max).unwrap_or(usize::MAX);
+        let Some(sessions) = users.get_mut(user) else {
+            return Ok(Vec::new());
+        };
+        if sessions.len() < max {
+            return Ok(Vec::new());
+        }
+        let before = sessions.len();
+        sessions.retain(|_, id| !take_if(&mut self.lock_shard(*id), *id, |s| s.is_expired(now)));
+        self.release(before - sessions.len());
+        let mut evicted = Vec::new();
+        match on_max {
+            OnMax::RejectNew if sessions.len() >= max => return Err(CreateError::MaxReached),
+            OnMax::RejectNew => {}
+            OnMax::EvictOldest => {
+                while sessions.len() >= max {
+                    let Some((_, id)) = sessions.pop_first() else {
+                        break;
+                    };
+                    self.lock_shard(id).remove(&id);
+                    evicted.push(id);
+                }
+            }
+        }
+        // A user without sessions is not remembered, whether or not the create goes on to succeed.
+        if sessions.is_empty() {
+            users.remove(user);
+        }
+        Ok(evicted)
+    }
+
+    /// Lets go of a session, if it is still there and `condition` still holds.
+    fn remove_if(&self, session: &Session, condition: impl Fn(&Session) -> bool) -> bool {
+        let mut users = self.lock_user(&session.user);
+        let sequence = {
+            let mut shard = self.lock_shard(session.id);
+            let Some(entry) = shard.get(&session.id) else {
+                return false;
+            };
+            if !condition(&entry.session) {
+                return false;
+            }
+            let sequence = entry.sequence;
+            shard.remove(&session.id);
+            sequence
+        };
+        if let Some(sessions) = users.get_mut(&session.user) {
+            sessions.remove(&sequence);
+            if sessions.is_empty() {
+                users.remove(&session.user);
+            }
+        }
+        self.release(1);
+        true
+    }
+
+    fn of_user(
+        &self,
+        user: &str,
+        wanted: usize,
+        after: Option<SessionId>,
+        now: Duration,
+    ) -> Vec<Arc<Session>> {
+        let users = self.lock_user(user);
+        let ids = users.get(user).into_iter().flat_map(BTreeMap::values);
+        let mut ids: Vec<_> = ids.copied().filter(|id| Some(*id) > after).collect();
+        drop(users);
+        ids.sort_unstable();
+        let live = ids.into_iter().filter_map(|id| self.show(id, now));
+        live.take(wanted).collect()
+    }
+
+    fn of_all(&self, wanted: usize, after: Option<SessionId>, now: Duration) -> Vec<Arc<Session>> {
+        let mut found = Vec::new();
+        for shard in &self.shards[after.map_or(0, shard_of)..] {
+            let shard = lock(shard);
+            let live = shard
+                .range(after_or_all(after))
+                .map(|(_, entry)| &entry.session)
+                .filter(|session| !session.is_expired(now));
+            found.extend(live.take(wanted - found.len()).cloned());
+            if found.len() == wanted {
+                break;
+            }
+        }
+        found
+    }
+
+    fn get(&self, id: SessionId) -> Option<Arc<Session>> {
+        let shard = self.lock_shard(id);
+        shard.get(&id).map(|entry| Arc::clone(&entry.session))
+    }
+
+    fn reserve(&self) -> Result<(), CreateError> {
+        let one_more = |held| (held < self.max_sessions).then_some(held + 1);
+        // Relaxed: the number is all there is; the sessions are published by their locks.
+        let reserved = self
+            .held
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+        reserved.map(drop).map_err(|_| CreateError::Full)
+    }
+
+    fn release(&self, places: usize) {
+        self.held.fetch_sub(places, Ordering::Relaxed);
+    }
+
+    fn lock_shard(&self, id: SessionId) -> MutexGuard<'_, Shard> {
+        lock(&self.shards[shard_of(id)])
+    }
+
+    fn lock_user(&self, user: &str) -> MutexGuard<'_, Users> {
+        let hash = self.hasher.hash_one(user);
+        let bits = SHARDS.trailing_zeros();
+        lock(&self.users[usize::try_from(hash >> (u64::BITS - bits)).unwrap_or(0)])
+    }
+}
+
+fn take_if(shard: &mut Shard, id: SessionId, condition: impl Fn(&Session) -> bool) -> bool {
+    let taken = shard.get(&id).is_none_or(|entry| condition(&entry.session));
+    if taken {
+        shard.remove(&id);
+    }
+    taken
+}
+
+/// A lock that a panicking lane left behind is taken as it is: a panic ends one request, not everyone's sessions.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The hash of what can be a token: anything else is not worth hashing.
+fn token_digest(token: &str) -> Option<[u8; 32]> {
+    (token.len() == TOKEN_CHARS).then(|| digest(token))
+}
+
+/// Of the characters, not of the bytes that they stand for: base64 can be written in several ways, a token in one.
+fn digest(token: &str) -> [u8; 32] {
+    Sha256::digest(token.as_bytes()).into()
+}
+
+fn id_of(digest: &[u8; 32]) -> SessionId {
+    let mut id = [0; 16];
+    id.copy_from_slice(&digest[..16]);
+    SessionId(id)
+}
+
+fn shard_of(id: SessionId) -> usize {
+    usize::from(id.0[0]) * SHARDS / 256
+}
+
+fn after_or_all(after: Option<SessionId>) -> (Bound<SessionId>, Bound<SessionId>) {
+    let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+    (start, Bound::Unbounded)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+    use std::thread;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::policy::session::{CookieAttributes, Forward, SameSite, TokenSource};
+
+    const fn s(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn settings(max_per_user: u32, on_max: OnMax) -> Settings {
+        Settings {
+            sources: vec![TokenSource::Bearer],
+            idle_timeout: s(10),
+            absolute_timeout: s(25),
+            max_per_user: NonZeroU32::new(max_per_user),
+            on_max,
+            forward: Forward::default(),
+            cookie: CookieAttributes {
+                secure: true,
+                http_only: true,
+                same_site: SameSite::Lax,
+                path: "/".into(),
+            },
+        }
+    }
+
+    fn unlimited() -> Settings {
+        settings(0, OnMax::EvictOldest)
+    }
+
+    impl Sessions {
+        fn start(&self, settings: &Settings, user: &str, now: u64) -> Result<Created, CreateError> {
+            self.create(settings, user.into(), Claims::new(), s(now))
+        }
+
+        fn live(&self, user: &str, now: u64) -> usize {
+            self.list(Some(user), usize::MAX, None, s(now))
+                .sessions
+                .len()
+        }
+
+        fn has(&self, created: &Created, now: u64) -> bool {
+            self.show(created.session.id, s(now)).is_some()
+        }
+
+        /// The indexes agree with each other and with the count.
+        #[track_caller]
+        fn check_consistent(&self) {
+            let mut indexed = 0;
+            for users in &self.users {
+                for (user, sessions) in lock(users).iter() {
+                    assert!(!sessions.is_empty(), "{user} is remembered for nothing");
+                    indexed += sessions.len();
+                    for (sequence, id) in sessions {
+                        let shard = self.lock_shard(*id);
+                        assert_eq!(shard[id].sequence, *sequence);
+                        assert_eq!(shard[id].session.user, *user);
+                    }
+                }
+            }
+            let held: usize = self.shards.iter().map(|shard| lock(shard).len()).sum();
+            assert_eq!((indexed, held), (self.count(), self.count()));
+        }
+    }
+
+    #[test]
+    fn token_is_random_and_only_its_hash_is_kept() {
+        let sessions = Sessions::new(10);
+        let one = sessions.start(&unlimited(), "ann", 0).unwrap();
+        let two = sessions.start(&unlimited(), "ann", 0).unwrap();
+        assert_ne!(one.token.as_str(), two.token.as_str());
+        let bytes = URL_SAFE_NO_PAD.decode(one.token.as_str()).unwrap();
+        assert_eq!((bytes.len(), one.token.as_str().len()), (32, TOKEN_CHARS));
+        let hash = Sha256::digest(one.token.as_str());
+        assert_eq!(one.session.id.0, hash[..16]);
+        assert!(!format!("{one:?}").contains(one.token.as_str()));
+    }
+
+    #[test]
+    fn only_the_exact_token_finds_a_session() {
+        let sessions = Sessions::new(10);
+        let created = sessions.start(&unlimited(), "ann", 0).unwrap();
+        let token = created.token.as_str();
+        assert!(Arc::ptr_eq(
+            &sessions.find(token, s(1)).unwrap(),
+            &created.session
+        ));
+        let mut last = token.bytes().last().unwrap();
+        last = if last == b'A' { b'B' } else { b'A' };
+        let near = format!("{}{}", &token[..42], char::from(last));
+        let id = created.session.id.to_string();
+        for wrong in ["", &near, &token[..42], &format!("{token}="), &id] {
+            assert!(sessions.find(wrong, s(1)).is_none(), "{wrong}");
+            assert!(sessions.end(wrong).is_none(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn use_puts_off_the_idle_timeout_and_not_the_absolute_one() {
+        let sessions = Sessions::new(10);
+        let created = sessions.start(&unlimited(), "ann", 0).unwrap();
+        for now in [9, 18, 24] {
+            assert!(sessions.find(created.token.as_str(), s(now)).is_some());
+        }
+        assert!(sessions.find(created.token.as_str(), s(25)).is_none());
+        let idle = sessions.start(&unlimited(), "ann", 0).unwrap();
+        assert!(sessions.find(idle.token.as_str(), s(10)).is_none());
+    }
+
+    #[test]
+    fn looking_at_a_session_is_not_a_use() {
+        let sessions = Sessions::new(10);
+        let created = sessions.start(&unlimited(), "ann", 0).unwrap();
+        assert!(sessions.has(&created, 9));
+        assert_eq!(sessions.live("ann", 9), 1);
+        assert!(!sessions.has(&created, 10));
+        assert_eq!(sessions.live("ann", 10), 0);
+    }
+
+    #[test]
+    fn ended_or_revoked_session_is_gone() {
+        let sessions = Sessions::new(10);
+        let ended = sessions.start(&unlimited(), "ann", 0).unwrap();
+        let revoked = sessions.start(&unlimited(), "ann", 0).unwrap();
+        assert!(sessions.end(ended.token.as_str()).is_some());
+        assert!(sessions.end(ended.token.as_str()).is_none());
+        assert!(sessions.revoke(revoked.session.id).is_some());
+        assert!(sessions.revoke(revoked.session.id).is_none());
+        assert!(sessions.find(ended.token.as_str(), s(0)).is_none());
+        assert!(sessions.find(revoked.token.as_str(), s(0)).is_none());
+        assert_eq!(sessions.count(), 0);
+        sessions.check_consistent();
+    }
+
+    #[test]
+    fn revoking_a_user_leaves_the_others() {
+        let sessions = Sessions::new(10);
+        let bob = sessions.start(&unlimited(), "bob", 0).unwrap();
+        for _ in 0..3 {
+            sessions.start(&unlimited(), "ann", 0).unwrap();
+        }
+        assert_eq!(sessions.revoke_user("ann"), 3);
+        assert_eq!(sessions.revoke_user("ann"), 0);
+        assert!(sessions.has(&bob, 0));
+        sessions.check_consistent();
+    }
+
+    #[test]
+    fn oldest_is_evicted_at_the_maximum() {
+        let sessions = Sessions::new(10);
+        let settings = settings(2, OnMax::EvictOldest);
+        let first = sessions.start(&settings, "ann", 0).unwrap();
+        let second = sessions.start(&settings, "ann", 0).unwrap();
+        // Used last, and the oldest all the same.
+        sessions.find(first.token.as_str(), s(5)).unwrap();
+        let third = sessions.start(&settings, "ann", 6).unwrap();
+        assert_eq!(third.evicted, [first.session.id]);
+        assert!(!sessions.has(&first, 6) && sessions.has(&second, 6));
+        assert!(
+            sessions
+                .start(&settings, "bob", 6)
+                .unwrap()
+                .evicted
+                .is_empty()
+        );
+        sessions.check_consistent();
+    }
+
+    #[test]
+    fn new_one_is_refused_at_the_maximum() {
+        let sessions = Sessions::new(10);
+        let settings = settings(1, OnMax::RejectNew);
+        let first = sessions.start(&settings, "ann", 0).unwrap();
+        let refused = sessions.start(&settings, "ann", 9);
+        assert_eq!(refused.unwrap_err(), CreateError::MaxReached);
+        assert!(sessions.has(&first, 9));
+        assert!(sessions.start(&settings, "bob", 9).is_ok());
+        sessions.check_consistent();
+    }
+
+    #[test]
+    fn expired_session_does_not_count_for_the_maximum() {
+        for on_max in [OnMax::EvictOldest, OnMax::RejectNew] {
+            let sessions = Sessions::new(10);
+            let settings = settings(1, on_max);
+            sessions.start(&settings, "ann", 0).unwrap();
+            let next = sessions.start(&settings, "ann", 10).unwrap();
+            assert!(next.evicted.is_empty());
+            assert_eq!(sessions.count(), 1);
+            sessions.check_consistent();
+        }
+    }
+
+    #[test]
+    fn lowered_maximum_evicts_down_to_itself() {
+        let sessions = Sessions::new(10);
+        for _ in 0..5 {
+            sessions.start(&unlimited(), "ann", 0).unwrap();
+        }
+        let settings = settings(2, OnMax::EvictOldest);
+        let created = sessions.start(&settings, "ann", 0).unwrap();
+        assert_eq!((created.evicted.len(), sessions.live("ann", 0)), (4, 2));
+        sessions.check_consistent();
+    }
+
+    #[test]
+    fn full_store_refuses_and_evicts_nobody_for_it() {
+        let sessions = Sessions::new(2);
+        let settings = settings(2, OnMax::EvictOldest);
+        let first = sessions.start(&settings, "ann", 0).unwrap();
+        let second = sessions.start(&settings, "ann", 0).unwrap();
+        let refused = sessions.start(&settings, "bob", 0);
+        assert_eq!(refused.unwrap_err(), CreateError::Full);
+        assert!(sessions.has(&first, 0) && sessions.has(&second, 0));
+        // A user at the maximum takes the place of one's own.
+        let third = sessions.start(&settings, "ann", 0).unwrap();
+        assert_eq!(third.evicted, [first.session.id]);
+        assert_eq!(sessions.count(), 2);
+        sessions.check_consistent();
+    }
+
+    #[test]
+    fn full_store_makes_room_from_what_is_expired() {
+        let sessions = Sessions::new(2);
+        sessions.start(&unlimited(), "ann", 0).unwrap();
+        sessions.start(&unlimited(), "bob", 0).unwrap();
+        assert!(sessions.start(&unlimited(), "eve", 10).is_ok());
+        assert_eq!(sessions.count(), 1);
+        sessions.check_consistent();
+    }
+
+    #[test]
+    fn sweeps_within_their_budget_get_everywhere() {
+        let sessions = Sessions::new(1000);
+        for user in 0..300 {
+            sessions.start(&unlimited(), &user.to_string(), 0).unwrap();
+        }
+        let lives = sessions.start(&unlimited(), "ann", 5).unwrap();
+        assert_eq!(sessions.sweep(s(9), 1000), 0);
+        let mut removed = 0;
+        for _ in 0..31 {
+            let now = sessions.sweep(s(10), 10);
+            assert!(now <= 10);
+            removed += now;
+        }
+        assert_eq!((removed, sessions.count()), (300, 1));
+        assert!(sessions.has(&lives, 10));
+        assert_eq!(sessions.sweep(s(15), 0), 0);
+        assert_eq!(sessions.sweep(s(15), 1), 1);
+        sessions.check_consistent();
+    }
+
+    #[test]
+    fn pages_tell_each_session_once() {
+        let sessions = Sessions::new(1000);
+        for number in 0..200 {
+            let user = if number % 3 == 0 { "ann" } else { "bob" };
+            sessions.start(&unlimited(), user, 0).unwrap();
+        }
+        for (user, expected) in [(None, 200), (Some("ann"), 67), (Some("eve"), 0)] {
+            for limit in [1, 7, 67, 200, usize::MAX] {
+                let mut seen = Vec::new();
+                let mut after = None;
+                loop {
+                    let page = sessions.list(user, limit, after, s(0));
+                    assert!(page.sessions.len() <= limit);
+                    seen.extend(page.sessions.iter().map(|session| session.id));
+                    after = page.next;
+                    if after.is_none() {
+                        break;
+                    }
+                }
+                assert!(seen.is_sorted_by(|one, next| one < next));
+                assert_eq!(seen.len(), expected);
+            }
+        }
+        assert!(sessions.list(None, 0, None, s(0)).sessions.is_empty());
+    }
+
+    #[test]
+    fn maximum_holds_when_threads_race() {
+        for on_max in [OnMax::EvictOldest, OnMax::RejectNew] {
+            let sessions = Sessions::new(50);
+            let settings = settings(3, on_max);
+            thread::scope(|scope| {
+                for thread in 0..8 {
+                    let (sessions, settings) = (&sessions, &settings);
+                    scope.spawn(move || {
+                        for round in 0..400_u64 {
+                            let user = ["ann", "bob"][usize::from(round % 5 == 0)];
+                            let created = sessions.start(settings, user, round / 40);
+                            assert!(sessions.live(user, round / 40) <= 3);
+                            match (created, (round + thread) % 4) {
+                                (Ok(created), 0) => drop(sessions.end(created.token.as_str())),
+                                (Ok(created), 1) => {
+                                    sessions.find(created.token.as_str(), s(round / 40));
+                                }
+                                (_, 2) if round % 50 == 0 => drop(sessions.revoke_user(user)),
+                                (_, _) => drop(sessions.sweep(s(round / 40), 4)),
+                            }
+                        }
+                    });
+                }
+            });
+            assert!(sessions.count() <= 6);
+            sessions.check_consistent();
+        }
+    }
+
+    #[test]
+    fn store_never_holds_more_than_its_bound_when_threads_race() {
+        let sessions = Sessions::new(20);
+        let created: usize = thread::scope(|scope| {
+            let race = |thread: usize| {
+                let sessions = &sessions;
+                scope.spawn(move || {
+                    let start =
+                        |n: usize| sessions.start(&unlimited(), &format!("{thread}-{n}"), 0);
+                    (0..20).filter(|n| start(*n).is_ok()).count()
+                })
+            };
+            let threads: Vec<_> = (0..8).map(race).collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .sum()
+        });
+        assert_eq!((created, sessions.count()), (20, 20));
+        sessions.check_consistent();
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Create(usize),
+        Find(usize),
+        End(usize),
+        Revoke(usize),
+        RevokeUser(usize),
+        Wait(u64),
+        Sweep(usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (0..3_usize).prop_map(Step::Create),
+            2 => any::<usize>().prop_map(Step::Find),
+            1 => any::<usize>().prop_map(Step::End),
+            1 => any::<usize>().prop_map(Step::Revoke),
+            1 => (0..3_usize).prop_map(Step::RevokeUser),
+            2 => (1..8_u64).prop_map(Step::Wait),
+            1 => (0..5_usize).prop_map(Step::Sweep),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn maximum_is_never_exceeded(
+            max in 1..4_u32,
+            reject in any::<bool>(),
+            steps in proptest::collection::vec(step(), 1..80),
+        ) {
+            const USERS: [&str; 3] = ["ann", "bob", "eve"];
+            let on_max = if reject { OnMax::RejectNew } else { OnMax::EvictOldest };
+            let settings = settings(max, on_max);
+            let sessions = Sessions::new(6);
+            let mut now = 0;
+            let mut made: Vec<Created> = Vec::new();
+            for step in steps {
+                let pick = |index: usize| made.get(index % made.len().max(1));
+                match step {
+                    Step::Create(user) => {
+                        let before = sessions.live(USERS[user], now);
+                        match sessions.start(&settings, USERS[user], now) {
+                            Ok(created) => made.push(created),
+                            Err(CreateError::MaxReached) => {
+                                prop_assert!(reject);
+                                prop_assert_eq!(before, usize::try_from(max).unwrap());
+                            }
+                            Err(CreateError::Full) => prop_assert_eq!(sessions.count(), 6),
+                            Err(CreateError::Random(error)) => panic!("{error}"),
+                        }
+                    }
+                    Step::Find(index) => {
+                        if let Some(created) = pick(index) {
+                            let shown = sessions.has(created, now);
+                            let found = sessions.find(created.token.as_str(), s(now));
+                            prop_assert_eq!(found.is_some(), shown);
+                        }
+                    }
+                    Step::End(index) => {
+                        if let Some(created) = pick(index) {
+                            sessions.end(created.token.as_str());
+                            prop_assert!(!sessions.has(created, now));
+                        }
+                    }
+                    Step::Revoke(index) => {
+                        if let Some(created) = pick(index) {
+                            sessions.revoke(created.session.id);
+                            prop_assert!(!sessions.has(created, now));
+                        }
+                    }
+                    Step::RevokeUser(user) => {
+                        sessions.revoke_user(USERS[user]);
+                        prop_assert_eq!(sessions.live(USERS[user], now), 0);
+                    }
+                    Step::Wait(seconds) => now += seconds,
+                    Step::Sweep(budget) => prop_assert!(sessions.sweep(s(now), budget) <= budget),
+                }
+                for user in USERS {
+                    prop_assert!(sessions.live(user, now) <= usize::try_from(max).unwrap());
+                }
+                prop_assert!(sessions.count() <= 6);
+                sessions.check_consistent();
+            }
+        }
+    }
+}
