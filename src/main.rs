@@ -31,6 +31,8 @@ enum Command {
         #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:9901")]
         address: SocketAddr,
     },
+    /// Start, list, show and end sessions of a running weir.
+    Session(cli::session::Arguments),
     /// Read the audit database.
     Audit(cli::audit::Arguments),
 }
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
         Command::Run(file) => cli::run::run(file.config),
         Command::Check(file) => cli::load(&file.config).map(drop),
         Command::Schema => print_schema(),
+        Command::Session(arguments) => cli::session::run(arguments),
         Command::Healthcheck { address } => cli::healthcheck::run(address),
     };
     match done {

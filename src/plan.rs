@@ -5,9 +5,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::config::limits::Mode;
-use crate::config::{Config, Route, Upstream};
+use crate::config::{self, Config, Route, Upstream};
+use crate::policy::session;
 use crate::store::breakers::LiveBreaker;
 use crate::store::limits::Limits;
+use crate::store::sessions::{LiveSessions, Sessions};
 use crate::telemetry::metrics::{BreakerMetrics, LimitMetrics, Metrics, RouteMetrics};
 
 /// What all lanes share.
@@ -16,6 +18,10 @@ pub struct Plan {
     pub config: Config,
     /// Carried over by a reload, so that what was used stays used.
     pub limits: Arc<Limits>,
+    /// One for each entry of the configuration, in its order. Carried over by a reload, by name.
+    pub sessions: Vec<LiveSessions>,
+    /// Request fields that clients must not send, as [`session::folded`]: weir alone says who asks.
+    pub identity_fields: Vec<Vec<u8>>,
     /// One for each upstream that has one, in the configuration's order.
     pub breakers: Vec<Option<Arc<LiveBreaker>>>,
     /// One for each upstream of the configuration, in its order.
@@ -31,7 +37,7 @@ impl Plan {
     /// The plan of `config`, with nothing counted yet.
     pub fn new(config: Config, metrics: Arc<Metrics>) -> Arc<Plan> {
         let limits = Arc::new(Limits::new(config.limit_defaults.max_keys, secret()));
-        Plan::made(config, metrics, limits, &[])
+        Plan::made(config, metrics, limits, &[], &[])
     }
 
     fn made(
@@ -39,6 +45,7 @@ impl Plan {
         metrics: Arc<Metrics>,
         limits: Arc<Limits>,
         old: &[Arc<LiveBreaker>],
+        old_sessions: &[LiveSessions],
     ) -> Arc<Plan> {
         let breaker = |upstream: &Upstream| {
             let settings = upstream
@@ -54,6 +61,21 @@ impl Plan {
             )
         };
         let breakers = config.upstreams.iter().map(breaker).collect();
+        let sessions = |entry: &config::sessions::Sessions| {
+            let kept = old_sessions.iter().find(|old| old.name == entry.name);
+            let store = kept.map(|old| old.store.clone());
+            let store = store.unwrap_or_else(|| Arc::new(Sessions::new(entry.max_sessions)));
+            store.set_max(entry.max_sessions);
+            LiveSessions {
+                name: entry.name.clone(),
+                settings: entry.settings.clone(),
+                store,
+                metrics: metrics.sessions(&entry.name),
+            }
+        };
+        let sessions = config.sessions.iter().map(sessions).collect();
+        let identity_fields =
+            session::identity_fields(config.sessions.iter().map(|entry| &entry.settings));
         let breaker_metrics = config
             .upstreams
             .iter()
@@ -78,6 +100,8 @@ impl Plan {
             .collect();
         Arc::new(Plan {
             limits,
+            sessions,
+            identity_fields,
             breakers,
             breaker_metrics,
             routes,
@@ -116,6 +140,7 @@ impl Plan {
             self.metrics.clone(),
             self.limits.clone(),
             &old,
+            &self.sessions,
         ))
     }
 }

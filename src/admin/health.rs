@@ -93,6 +93,10 @@ pub(super) fn scrape(plan: &Plan) -> String {
         plan.metrics
             .breaker_is(&breaker.upstream, state, &STATES.map(State::as_str));
     }
+    for live in &plan.sessions {
+        let held = i64::try_from(live.store.count()).unwrap_or(i64::MAX);
+        live.metrics.held.set(held);
+    }
     plan.metrics
         .limit_keys
         .set(i64::try_from(plan.limits.len()).unwrap_or(i64::MAX));

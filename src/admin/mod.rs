@@ -4,6 +4,7 @@
 mod breakers;
 pub mod health;
 mod limits;
+mod sessions;
 
 use std::convert::Infallible;
 use std::io;
@@ -149,7 +150,7 @@ async fn answer(admin: &Admin, request: Request<Incoming>, metrics_alone: bool) 
             v1(&plan, method, rest, query, &body.to_bytes())
         }
         _ => Err(Problem::not_found(
-            "known here: /metrics /live /ready /health /v1/config /v1/limits /v1/breakers",
+            "known here: /metrics /live /ready /health /v1/config /v1/limits /v1/breakers /v1/sessions",
         )),
     }
 }
@@ -164,8 +165,9 @@ fn v1(plan: &Plan, method: &Method, path: &[&str], query: &str, body: &[u8]) -> 
         },
         ["limits", rest @ ..] => limits::answer(plan, method, rest, query, body),
         ["breakers", rest @ ..] => breakers::answer(plan, method, rest),
+        ["sessions", rest @ ..] => sessions::answer(plan, method, rest, query, body),
         _ => Err(Problem::not_found(
-            "known here: /v1/config /v1/limits /v1/breakers",
+            "known here: /v1/config /v1/limits /v1/breakers /v1/sessions",
         )),
     }
 }

@@ -1,8 +1,10 @@
 //! One file a command; what several of them need is here.
 
 pub mod audit;
+mod client;
 pub mod healthcheck;
 pub mod run;
+pub mod session;
 mod show;
 
 use std::fmt::Write as _;

@@ -18,6 +18,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::plan::Plan;
 use crate::proxy::{lane, reload};
+use crate::worker;
 
 /// Runs until SIGTERM or SIGINT; then drains.
 pub fn run(file: PathBuf) -> anyhow::Result<()> {
@@ -80,6 +81,7 @@ async fn supervise(config: Config, file: PathBuf) -> anyhow::Result<()> {
         plan: following,
         health,
     });
+    tokio::spawn(worker::sessions::sweep(state.plan.clone()));
     tokio::spawn(admin::serve(admin, state.clone()));
     if let Some(metrics) = metrics {
         tokio::spawn(admin::serve_metrics(metrics, state));

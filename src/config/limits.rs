@@ -26,6 +26,13 @@ pub struct Limit {
 }
 
 impl Limit {
+    /// Whether the key has a part of the session.
+    pub fn needs_session(&self) -> bool {
+        let of_session =
+            |part: &KeyPart| matches!(part, KeyPart::SessionUser | KeyPart::SessionClaim(_));
+        self.by.iter().any(of_session)
+    }
+
     /// The most rules that one request can meet, over all keys.
     pub fn most_rules(&self) -> usize {
         let all = self.overrides.values().chain([&self.rules]);
@@ -93,6 +100,8 @@ pub enum KeyPart {
     Method,
     Route,
     Upstream,
+    SessionUser,
+    SessionClaim(String),
 }
 
 /// What becomes of a refusal.

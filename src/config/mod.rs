@@ -6,6 +6,7 @@ pub mod check;
 pub mod limits;
 pub mod matches;
 pub mod raw;
+pub mod sessions;
 pub mod units;
 pub mod yaml;
 
@@ -20,6 +21,7 @@ use crate::http1::head::HeadLimits;
 use breakers::CircuitBreaker;
 use limits::Limit;
 use matches::Match;
+use sessions::{RouteSession, Sessions};
 
 /// A checked configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,6 +35,8 @@ pub struct Config {
     /// Routes name them by index.
     pub limits: Vec<Limit>,
     pub limit_defaults: LimitDefaults,
+    /// Routes name them by index.
+    pub sessions: Vec<Sessions>,
     pub admin: Admin,
     /// Where /metrics is served beside the admin port.
     pub metrics_address: Option<SocketAddr>,
@@ -92,6 +96,8 @@ pub struct Upstream {
     /// From the request to the end of the response's head, and for each stall in a body.
     pub timeout: Duration,
     pub circuit_breaker: Option<CircuitBreaker>,
+    /// Whether its responses may start and end sessions.
+    pub trust_session_headers: bool,
 }
 
 /// Which requests go to which upstream.
@@ -100,8 +106,11 @@ pub struct Route {
     pub matches: Match,
     /// An index into [`Config::upstreams`].
     pub upstream: usize,
-    /// Indexes into [`Config::limits`]; every one must admit.
+    /// Indexes into [`Config::limits`]; every one must admit. These need no session, and are asked first.
     pub limits: Vec<usize>,
+    /// Likewise, of the limits whose key has a part of the session.
+    pub session_limits: Vec<usize>,
+    pub session: Option<RouteSession>,
     /// In place of the upstream's.
     pub timeout: Option<Duration>,
 }

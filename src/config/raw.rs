@@ -38,6 +38,9 @@ pub struct File {
     /// Circuit breakers, by name; upstreams name them.
     #[serde(default)]
     pub circuit_breakers: BTreeMap<String, At<CircuitBreaker>>,
+    /// Sessions, by name; routes name them.
+    #[serde(default)]
+    pub sessions: BTreeMap<String, At<Sessions>>,
     pub admin: Option<At<Admin>>,
     pub metrics: Option<At<MetricsAt>>,
     pub runtime: Option<At<Runtime>>,
@@ -95,6 +98,8 @@ pub struct Upstream {
     pub timeout: Option<At<Span>>,
     /// A name under `circuit_breakers`.
     pub circuit_breaker: Option<At<String>>,
+    /// May its responses start and end sessions, by X-Weir-Session-Start and -End [default: false]?
+    pub trust_session_headers: Option<At<bool>>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -108,8 +113,92 @@ pub struct Route {
     /// Names under `rate_limits`; every one must admit.
     #[serde(default)]
     pub rate_limits: Vec<At<String>>,
+    pub session: Option<At<RouteSession>>,
     /// In place of the upstream's.
     pub timeout: Option<At<Span>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct RouteSession {
+    /// A name under `sessions`.
+    #[serde(rename = "use")]
+    pub uses: At<String>,
+    /// Whether a request without a session is refused with 401 [default: true].
+    pub require: Option<At<bool>>,
+    /// What the session must have, or the request is refused with 403: an equal value, or a list that holds it.
+    #[serde(default)]
+    pub claims: BTreeMap<String, At<serde_json::Value>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Sessions {
+    /// Where a token is looked for, in this order [default: the cookie `sid`].
+    pub token: Option<At<Vec<At<TokenSource>>>>,
+    /// Unused for this long, a session is over [default: 30m].
+    pub idle_timeout: Option<At<Span>>,
+    /// This old, a session is over, however busy [default: 12h].
+    pub absolute_timeout: Option<At<Span>>,
+    /// [default: any number]
+    pub max_per_user: Option<At<u32>>,
+    /// [default: evict_oldest]
+    pub on_max: Option<At<OnMax>>,
+    /// Held in memory at most; at this bound new ones are refused [default: 1000000].
+    pub max_sessions: Option<At<u32>>,
+    /// Request headers that tell the upstream who asks.
+    pub forward: Option<At<Forward>>,
+    pub cookie: Option<At<Cookie>>,
+}
+
+/// One of these.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct TokenSource {
+    pub cookie: Option<At<String>>,
+    /// `Authorization: Bearer`; true.
+    pub bearer: Option<At<bool>>,
+    pub header: Option<At<String>>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnMax {
+    EvictOldest,
+    RejectNew,
+}
+
+/// A key that is left out has its default, unless `forward` is written: then only what it names is sent.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Forward {
+    /// [default: X-Auth-User]
+    pub user: Option<At<String>>,
+    /// The session's id, which is not its token [default: X-Auth-Session].
+    pub session: Option<At<String>>,
+    /// As JSON [default: X-Auth-Claims].
+    pub claims: Option<At<String>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Cookie {
+    /// [default: true]
+    pub secure: Option<At<bool>>,
+    /// [default: true]
+    pub http_only: Option<At<bool>>,
+    /// [default: lax]
+    pub same_site: Option<At<SameSite>>,
+    /// [default: /]
+    pub path: Option<At<String>>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SameSite {
+    Lax,
+    Strict,
+    None,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -134,8 +223,8 @@ pub struct RateLimit {
     pub limit: At<OneOrMany>,
     /// Token bucket: how much can be taken at once [default: the limit's number].
     pub burst: Option<At<u64>>,
-    /// client.ip, header:NAME, cookie:NAME, query:NAME, path, host, method, route, upstream, constant; several make one
-    /// key together.
+    /// client.ip, header:NAME, cookie:NAME, query:NAME, path, host, method, route, upstream, session.user,
+    /// session.claims.NAME, constant; several make one key together.
     pub by: At<OneOrMany>,
     /// [default: token_bucket]
     pub algorithm: Option<At<Algorithm>>,

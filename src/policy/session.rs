@@ -3,9 +3,7 @@
 //! Keeps nothing and makes no tokens: that is `store::sessions`. `now` is the time since an origin that the process
 //! chooses once; only differences matter.
 
-use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
-use std::num::NonZeroU32;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,73 +12,13 @@ use serde::Deserialize;
 use serde_json::Value;
 use thiserror::Error;
 
+use crate::config::sessions::CookieAttributes;
+use crate::config::sessions::{Claims, Forward, SameSite, Settings, TokenSource};
+
 /// The response header by which a trusted upstream starts a session; see [`SessionStart`].
 pub const START_HEADER: &str = "X-Weir-Session-Start";
 /// The response header by which a trusted upstream ends the session of the request.
 pub const END_HEADER: &str = "X-Weir-Session-End";
-
-/// What is known about a user, by name; the application decides what they mean.
-pub type Claims = BTreeMap<String, Value>;
-
-/// One entry of `sessions:`, checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
-    /// Where a token may be, in the order in which they are looked at.
-    pub sources: Vec<TokenSource>,
-    /// A session unseen for this long is over.
-    pub idle_timeout: Duration,
-    /// A session this old is over, however busy it is (OWASP Session Management, "Absolute Timeout").
-    pub absolute_timeout: Duration,
-    /// How many live sessions a user may have; `None`: any number.
-    pub max_per_user: Option<NonZeroU32>,
-    pub on_max: OnMax,
-    pub forward: Forward,
-    pub cookie: CookieAttributes,
-}
-
-/// A place in a request that may hold a token.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TokenSource {
-    /// The cookie of this name; names of cookies are case-sensitive (RFC 6265 section 5.3).
-    Cookie(String),
-    /// `Authorization: Bearer` (RFC 6750 section 2.1).
-    Bearer,
-    /// The whole value of the header of this name, in any case.
-    Header(String),
-}
-
-/// What happens to a user at the maximum who starts one more session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnMax {
-    /// The session that was created first goes.
-    EvictOldest,
-    /// The new one is refused.
-    RejectNew,
-}
-
-/// The request headers that tell the upstream who asks; `None`: not told.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Forward {
-    pub user: Option<String>,
-    pub session: Option<String>,
-    pub claims: Option<String>,
-}
-
-/// How the session's cookie is set (RFC 6265 section 4.1.2; `SameSite` from its successor draft, RFC 6265bis).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CookieAttributes {
-    pub secure: bool,
-    pub http_only: bool,
-    pub same_site: SameSite,
-    pub path: String,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SameSite {
-    Lax,
-    Strict,
-    None,
-}
 
 /// What people and upstreams call a session: the first 16 bytes of the SHA-256 of its token, in hex.
 /// Knowing it does not help to guess the token.
@@ -139,23 +77,6 @@ pub enum StartError {
     Json(#[from] serde_json::Error),
     #[error("a session needs a user, and \"user\" is empty")]
     NoUser,
-}
-
-/// Why a browser would not keep a cookie, or would keep another one than meant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum CookieError {
-    #[error("a cookie's name is letters, digits and any of !#$%&'*+-.^_`|~")]
-    Name,
-    #[error(
-        "a cookie's path begins with / and has no semicolon, control character or non-ASCII character"
-    )]
-    Path,
-    #[error("browsers drop a cookie with same_site: none unless secure: true")]
-    NoneNeedsSecure,
-    #[error("browsers drop a cookie named __Secure-… unless secure: true")]
-    SecurePrefix,
-    #[error("browsers drop a cookie named __Host-… unless secure: true and path: /")]
-    HostPrefix,
 }
 
 impl Session {
@@ -241,14 +162,16 @@ pub fn token_from<'a>(
 }
 
 /// Whether `session` lets a request through at `now` to a route that asks for these claims. A claim is there when it is
-/// equal as JSON; of several that are missing the first by name is told.
+/// equal as JSON, or a list that holds the value; of several that are missing the first by name is told.
 pub fn judge<'a>(session: &Session, required: &'a Claims, now: Duration) -> Verdict<'a> {
     if session.is_expired(now) {
         return Verdict::Expired;
     }
-    let missing = required
-        .iter()
-        .find(|(claim, value)| session.claims.get(*claim) != Some(value));
+    let holds = |claim: &str, value: &Value| match session.claims.get(claim) {
+        Some(Value::Array(list)) if !value.is_array() => list.contains(value),
+        claim => claim == Some(value),
+    };
+    let missing = required.iter().find(|(claim, value)| !holds(claim, value));
     missing.map_or(Verdict::Valid, |(claim, _)| Verdict::ClaimMissing { claim })
 }
 
@@ -282,31 +205,6 @@ pub fn clear_cookie(settings: &Settings, name: &str) -> String {
     set_cookie(settings, name, "", Duration::ZERO)
 }
 
-/// Whether browsers will keep a cookie of this name with these attributes (RFC 6265 section 4.1.1; for the prefixes and
-/// `SameSite=None` RFC 6265bis sections 4.1.3 and 5.7).
-pub fn check_cookie(name: &str, cookie: &CookieAttributes) -> Result<(), CookieError> {
-    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    if name.is_empty() || !name.bytes().all(is_token) {
-        return Err(CookieError::Name);
-    }
-    let is_path = |byte: u8| matches!(byte, b' '..=b'~') && byte != b';';
-    if !cookie.path.starts_with('/') || !cookie.path.bytes().all(is_path) {
-        return Err(CookieError::Path);
-    }
-    if cookie.same_site == SameSite::None && !cookie.secure {
-        return Err(CookieError::NoneNeedsSecure);
-    }
-    // Browsers compare the prefixes in any case.
-    let name = name.to_ascii_lowercase();
-    if name.starts_with("__secure-") && !cookie.secure {
-        return Err(CookieError::SecurePrefix);
-    }
-    if name.starts_with("__host-") && !(cookie.secure && cookie.path == "/") {
-        return Err(CookieError::HostPrefix);
-    }
-    Ok(())
-}
-
 /// The headers that tell the upstream who asks, as name and value. Values are visible ASCII and spaces, whatever is in the
 /// session, and no two users have the same: the user is percent-encoded (RFC 3986 section 2.1) where it is not visible
 /// ASCII or is a `%`; the claims are compact JSON with everything but ASCII as `\u` escapes.
@@ -329,32 +227,43 @@ pub fn identity_headers<'a>(
     .filter_map(|(name, value)| Some((name.as_deref()?, value.as_str())))
 }
 
-/// The request headers that clients must not send: the identity headers and weir's own.
-pub fn names_to_strip(settings: &Settings) -> impl Iterator<Item = &str> {
-    let Forward {
-        user,
-        session,
-        claims,
-    } = &settings.forward;
-    // An upstream that echoes request headers would otherwise let its clients start sessions.
-    [START_HEADER, END_HEADER].into_iter().chain(
-        [user, session, claims]
-            .into_iter()
-            .filter_map(Option::as_deref),
-    )
+/// The request fields that clients must not send, each [`folded`]: the identity headers of all sessions, since an upstream
+/// may believe them on routes without, and weir's own, since an upstream that echoes request headers would otherwise let its
+/// clients start sessions.
+pub fn identity_fields<'a>(all: impl Iterator<Item = &'a Settings>) -> Vec<Vec<u8>> {
+    let mut names: Vec<_> = [START_HEADER, END_HEADER]
+        .map(|name| folded(name.as_bytes()))
+        .into();
+    for settings in all {
+        let Forward {
+            user,
+            session,
+            claims,
+        } = &settings.forward;
+        let told = [user, session, claims].into_iter().flatten();
+        names.extend(told.map(|name| folded(name.as_bytes())));
+    }
+    names.sort_unstable();
+    names.dedup();
+    names
 }
 
-/// Whether a client's header of this name must go: one of [`names_to_strip`] in any case, with `_` taken for `-`, because
-/// CGI, WSGI and their kin show `X_Auth_User` and `X-Auth-User` to the application as one (RFC 3875 section 4.1.18).
-pub fn must_strip(settings: &Settings, name: &[u8]) -> bool {
-    let folded = |byte: u8| match byte {
+/// A field's name in lower case with `_` as `-`, because CGI, WSGI and their kin show `X_Auth_User` and `X-Auth-User` to the
+/// application as one (RFC 3875 section 4.1.18).
+pub fn folded(name: &[u8]) -> Vec<u8> {
+    name.iter().copied().map(fold).collect()
+}
+
+/// Whether `name`, once [`folded`], is `known`, which is.
+pub fn is_folded(name: &[u8], known: &[u8]) -> bool {
+    name.len() == known.len() && name.iter().copied().map(fold).eq(known.iter().copied())
+}
+
+fn fold(byte: u8) -> u8 {
+    match byte {
         b'_' => b'-',
         byte => byte.to_ascii_lowercase(),
-    };
-    names_to_strip(settings).any(|stripped| {
-        let stripped = stripped.bytes().map(folded);
-        stripped.eq(name.iter().copied().map(folded))
-    })
+    }
 }
 
 impl fmt::Display for SessionId {
@@ -478,10 +387,13 @@ fn nanoseconds(since_origin: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
+    use crate::config::sessions::OnMax;
 
     const fn s(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
@@ -614,6 +526,11 @@ mod tests {
         check(json!({"role": "admin"}), missing("role"));
         check(json!({"role": "customer", "tier": "2"}), missing("tier"));
         check(json!({"other": null}), missing("other"));
+        let session = self::session("ann", json!({"roles": ["a", "b"]}));
+        for (role, expected) in [("b", Verdict::Valid), ("c", missing("roles"))] {
+            let required = claims(json!({"roles": role}));
+            assert_eq!(judge(&session, &required, s(100)), expected);
+        }
     }
 
     #[test]
@@ -632,32 +549,6 @@ mod tests {
         };
         let set = set_cookie(&settings, "sid", "t", s(60));
         assert_eq!(set, "sid=t; Path=/a; Max-Age=60; SameSite=Strict");
-    }
-
-    #[test]
-    fn cookie_that_browsers_would_drop_is_refused() {
-        let check = |name: &str, secure, same_site, path: &str, expected| {
-            let cookie = CookieAttributes {
-                secure,
-                http_only: true,
-                same_site,
-                path: path.into(),
-            };
-            assert_eq!(check_cookie(name, &cookie), expected, "{name} {cookie:?}");
-        };
-        check("sid", false, SameSite::Lax, "/a", Ok(()));
-        check("__Host-sid", true, SameSite::None, "/", Ok(()));
-        check("", true, SameSite::Lax, "/", Err(CookieError::Name));
-        check("a=b", true, SameSite::Lax, "/", Err(CookieError::Name));
-        check("sid", true, SameSite::Lax, "a", Err(CookieError::Path));
-        check("sid", true, SameSite::Lax, "/;x", Err(CookieError::Path));
-        check("sid", true, SameSite::Lax, "/\r", Err(CookieError::Path));
-        let needs_secure = Err(CookieError::NoneNeedsSecure);
-        check("sid", false, SameSite::None, "/", needs_secure);
-        let secure_prefix = Err(CookieError::SecurePrefix);
-        check("__secure-sid", false, SameSite::Lax, "/", secure_prefix);
-        let host_prefix = Err(CookieError::HostPrefix);
-        check("__Host-sid", true, SameSite::Lax, "/a", host_prefix);
     }
 
     #[test]
@@ -700,20 +591,22 @@ mod tests {
             identity_headers(&settings, &session("a", json!({}))).count(),
             0
         );
-        assert!(!must_strip(&settings, b"X-Auth-User"));
     }
 
     #[test]
-    fn identity_headers_of_clients_are_stripped_however_written() {
-        let settings = settings();
-        for name in names_to_strip(&settings) {
-            assert!(must_strip(&settings, name.as_bytes()));
+    fn identity_headers_of_clients_are_known_however_written() {
+        let names = identity_fields([&settings(), &settings()].into_iter());
+        let known = |name: &[u8]| names.iter().any(|known| is_folded(name, known));
+        for name in [
+            "X-Auth-User",
+            "x-auth-CLAIMS",
+            "X_Auth-Session",
+            "x-weir-session-start",
+        ] {
+            assert!(known(name.as_bytes()), "{name}");
         }
-        assert!(must_strip(&settings, b"x-auth-USER"));
-        assert!(must_strip(&settings, b"X_Auth-User"));
-        assert!(must_strip(&settings, b"x-weir-session-start"));
-        assert!(!must_strip(&settings, b"X-Auth-User2"));
-        assert!(!must_strip(&settings, b"XAuthUser"));
+        assert!(!known(b"X-Auth-User2") && !known(b"XAuthUser"));
+        assert_eq!(names.len(), 5);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::handle::{Conn, Failure, Next, read_some, write_all};
 use super::headers;
 use super::record::Record;
 use super::reply::Rejection;
+use super::sessions;
 use super::upgrade;
 use crate::clock;
 use crate::http1::body::{BodyReader, Piece};
@@ -35,16 +36,18 @@ pub(super) async fn send(
     head: &RequestHead,
     record: &mut Record,
 ) -> Result<Next, Failure> {
+    let switch_to = headers::upgrade(buffer, head);
+    let head_out = headers::request_head(buffer, head, &admitted, conn.peer, switch_to.as_deref());
     let Admitted {
+        plan: shared,
         route,
-        target,
-        client: client_is,
         expects,
+        session,
         quota,
         entry,
+        ..
     } = admitted;
     let pool = &plan.pools[route.upstream];
-    let switch_to = headers::upgrade(buffer, head);
     let method = &buffer[head.method.clone()];
     let is_safe = [&b"GET"[..], b"HEAD", b"OPTIONS"].contains(&method);
     let request = Request {
@@ -56,15 +59,8 @@ pub(super) async fn send(
         max_body: conn.listener.max_body,
         within: route
             .timeout
-            .unwrap_or(plan.shared.config.upstreams[route.upstream].timeout),
-        head: headers::request_head(
-            buffer,
-            head,
-            &target,
-            &client_is,
-            conn.peer,
-            switch_to.as_deref(),
-        ),
+            .unwrap_or(shared.config.upstreams[route.upstream].timeout),
+        head: head_out,
     };
     buffer.drain(..head.len);
     if expects && buffer.is_empty() {
@@ -86,6 +82,21 @@ pub(super) async fn send(
             return Err(rejection.into());
         }
     };
+    let mut told = Vec::new();
+    quota.tell(&mut told);
+    let now = clock::moment().mono;
+    if let Err(rejection) = sessions::follow(
+        shared,
+        route,
+        session.as_deref(),
+        &answer,
+        &answered.head,
+        now,
+        &mut told,
+    ) {
+        finish(entry, End::Status(answered.head.status), began);
+        return Err(rejection.into());
+    }
     record.status = answered.head.status;
     // What is left of a body cut off by an early response cannot be told from a next request.
     let next = if head.keep_alive && answered.uploaded {
@@ -95,14 +106,13 @@ pub(super) async fn send(
     };
     if answered.head.status == 101 {
         finish(entry, End::Status(101), began);
-        let told = &quota.fields;
         let switched = headers::response_head(
             &answer,
             &answered.head,
             false,
             Next::Close,
             switch_to.as_deref(),
-            told,
+            &told,
         );
         write_within(client, request.within, &switched).await?;
         answer.drain(..answered.head.len);
@@ -119,14 +129,7 @@ pub(super) async fn send(
         return Ok(Next::Close);
     }
     let streamed = stream_back(
-        &request,
-        &answered,
-        &quota.fields,
-        answer,
-        &upstream,
-        client,
-        next,
-        record,
+        &request, &answered, &told, answer, &upstream, client, next, record,
     )
     .await;
     match &streamed {
@@ -163,6 +166,10 @@ fn end_of(rejection: &Rejection) -> Option<End> {
         | Rejection::NoRoute
         | Rejection::QuotaExceeded(_)
         | Rejection::CircuitOpen(_)
+        | Rejection::Unauthenticated(_)
+        | Rejection::Forbidden(_)
+        | Rejection::TooManySessions
+        | Rejection::SessionsFull
         | Rejection::BodyTooLarge
         | Rejection::Expectation => None,
     }

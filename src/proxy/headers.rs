@@ -7,12 +7,14 @@ use std::ops::Range;
 use ipnet::IpNet;
 use uuid::Builder;
 
+use super::admit::Admitted;
 use super::handle::Next;
 use super::reply::Rejection;
 use crate::clock;
 use crate::http1::head::{BodyLength, RequestHead};
 use crate::http1::hygiene::is_hop_by_hop;
 use crate::http1::response::ResponseHead;
+use crate::policy::session::{self, END_HEADER, START_HEADER};
 
 /// Names and values as places in the buffer they were read from.
 type Fields = [(Range<usize>, Range<usize>)];
@@ -103,31 +105,42 @@ pub(super) fn upgrade(buffer: &[u8], head: &RequestHead) -> Option<Vec<u8>> {
 pub(super) fn request_head(
     buffer: &[u8],
     head: &RequestHead,
-    target: &[u8],
-    client: &Client,
+    admitted: &Admitted<'_>,
     peer: SocketAddr,
     upgrade: Option<&[u8]>,
 ) -> Vec<u8> {
-    let mut out = Vec::with_capacity(head.len + 256);
+    let Admitted {
+        plan,
+        target,
+        client,
+        session,
+        ..
+    } = admitted;
+    let mut out = Vec::with_capacity(head.len + 512);
     out.extend_from_slice(&buffer[head.method.clone()]);
     out.push(b' ');
     out.extend_from_slice(target);
     out.extend_from_slice(b" HTTP/1.1\r\n");
-    let without: &[&str] = if client.behind_trusted {
-        &["expect", "x-forwarded-for"]
+    let without: &[&[u8]] = if client.behind_trusted {
+        &[b"expect", b"x-forwarded-for"]
     } else {
         // The peer's own claims are not believed.
         &[
-            "expect",
-            "x-forwarded-for",
-            "x-forwarded-proto",
-            "x-forwarded-host",
-            "x-real-ip",
-            "forwarded",
-            "x-request-id",
+            b"expect",
+            b"x-forwarded-for",
+            b"x-forwarded-proto",
+            b"x-forwarded-host",
+            b"x-real-ip",
+            b"forwarded",
+            b"x-request-id",
         ]
     };
-    put_fields(&mut out, buffer, &head.fields, without);
+    let dropped = |name: &[u8]| {
+        let ours = plan.identity_fields.iter();
+        without.iter().any(|other| session::is_folded(name, other))
+            || ours.clone().any(|other| session::is_folded(name, other))
+    };
+    put_fields(&mut out, buffer, &head.fields, dropped);
     let has = |wanted: &str| head.fields.iter().any(|(name, _)| is(buffer, name, wanted));
     if !has("host") {
         out.extend_from_slice(b"Host: \r\n");
@@ -156,6 +169,12 @@ pub(super) fn request_head(
     if !client.behind_trusted || !has("x-request-id") {
         put(&mut out, b"X-Request-Id", request_id().as_bytes());
     }
+    if let (Some(session), Some(asks)) = (session, &admitted.route.session) {
+        let settings = &plan.sessions[asks.sessions].settings;
+        for (name, value) in session::identity_headers(settings, session) {
+            put(&mut out, name.as_bytes(), value.as_bytes());
+        }
+    }
     out.extend_from_slice(b"\r\n");
     out
 }
@@ -174,7 +193,9 @@ pub(super) fn response_head(
     out.extend_from_slice(format!("HTTP/1.1 {} ", response.status).as_bytes());
     out.extend_from_slice(&answer[response.reason.clone()]);
     out.extend_from_slice(b"\r\n");
-    put_fields(&mut out, answer, &response.fields, &[]);
+    put_fields(&mut out, answer, &response.fields, |name| {
+        is_session_header(name)
+    });
     out.extend_from_slice(told);
     if chunked {
         out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
@@ -199,17 +220,22 @@ fn request_id() -> String {
         .to_string()
 }
 
-/// Copies the end-to-end fields but for `without`.
-fn put_fields(out: &mut Vec<u8>, bytes: &[u8], fields: &Fields, without: &[&str]) {
+/// What upstreams tell weir by, and no one else.
+fn is_session_header(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(START_HEADER.as_bytes())
+        || name.eq_ignore_ascii_case(END_HEADER.as_bytes())
+}
+
+/// Copies the end-to-end fields but for those `dropped`.
+fn put_fields(out: &mut Vec<u8>, bytes: &[u8], fields: &Fields, dropped: impl Fn(&[u8]) -> bool) {
     let connection: Vec<&[u8]> = fields
         .iter()
         .filter(|(name, _)| is(bytes, name, "connection"))
         .map(|(_, value)| &bytes[value.clone()])
         .collect();
     for (name, value) in fields {
-        if !is_hop_by_hop(&bytes[name.clone()], &connection)
-            && !without.iter().any(|other| is(bytes, name, other))
-        {
+        let name_bytes = &bytes[name.clone()];
+        if !is_hop_by_hop(name_bytes, &connection) && !dropped(name_bytes) {
             put(out, &bytes[name.clone()], &bytes[value.clone()]);
         }
     }

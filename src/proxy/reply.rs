@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::admit::seconds;
+use super::quota::seconds;
 use crate::config::breakers::Fallback;
 use crate::http1::head::HeadError;
 use crate::http1::path::PathError;
@@ -24,6 +24,14 @@ pub enum Rejection {
     NoRoute,
     /// A rate limit.
     QuotaExceeded(Box<Exceeded>),
+    /// No session, on a route that requires one.
+    Unauthenticated(Unauthenticated),
+    /// A session without this claim, on a route that asks for it.
+    Forbidden(String),
+    /// A log-in, by a user with as many sessions as allowed.
+    TooManySessions,
+    /// A log-in, with as many sessions in memory as allowed.
+    SessionsFull,
     /// The upstream's circuit breaker.
     CircuitOpen(Box<CircuitOpen>),
     /// Longer than the listener takes.
@@ -34,6 +42,17 @@ pub enum Rejection {
     /// The upstream closed, reset or sent nonsense before its head was whole.
     UpstreamBroken,
     UpstreamTimeout,
+}
+
+/// How a client is asked who it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unauthenticated {
+    /// Whether a bearer token would do.
+    pub bearer: bool,
+    /// The name of the sessions.
+    pub realm: String,
+    /// Whether a token was sent, but of no live session.
+    pub unknown_token: bool,
 }
 
 /// What an open breaker answers.
@@ -99,6 +118,36 @@ impl Rejection {
                 let detail = format!("request is over the limit {}", exceeded.limits.join(", "));
                 (429, "Too Many Requests", "http_request_denied", detail)
             }
+            Rejection::Unauthenticated(asked) => {
+                let detail = match asked.unknown_token {
+                    true => "the session has ended, or never was",
+                    false => "this needs a session, and the request has none",
+                };
+                (
+                    401,
+                    "Unauthorized",
+                    "http_request_denied",
+                    detail.to_owned(),
+                )
+            }
+            Rejection::Forbidden(claim) => (
+                403,
+                "Forbidden",
+                "http_request_denied",
+                format!("the session has not the \"{claim}\" that this needs"),
+            ),
+            Rejection::TooManySessions => (
+                403,
+                "Forbidden",
+                "http_request_denied",
+                "the user has as many sessions as allowed: end one first".to_owned(),
+            ),
+            Rejection::SessionsFull => (
+                503,
+                "Service Unavailable",
+                "proxy_internal_error",
+                "no session can be started now".to_owned(),
+            ),
             Rejection::CircuitOpen(_) => (
                 503,
                 "Service Unavailable",
@@ -159,6 +208,10 @@ impl Rejection {
             Rejection::BadBody => "bad_body",
             Rejection::NoRoute => "no_route",
             Rejection::QuotaExceeded(_) => "quota_exceeded",
+            Rejection::Unauthenticated(_) => "unauthenticated",
+            Rejection::Forbidden(_) => "forbidden",
+            Rejection::TooManySessions => "too_many_sessions",
+            Rejection::SessionsFull => "sessions_full",
             Rejection::CircuitOpen(_) => "circuit_open",
             Rejection::BodyTooLarge => "body_too_large",
             Rejection::Expectation => "expectation",
@@ -171,7 +224,11 @@ impl Rejection {
     /// Whether it is a policy's word on a request that is in order.
     pub fn is_policy(&self) -> bool {
         match self {
-            Rejection::NoRoute | Rejection::QuotaExceeded(_) | Rejection::CircuitOpen(_) => true,
+            Rejection::NoRoute
+            | Rejection::QuotaExceeded(_)
+            | Rejection::Unauthenticated(_)
+            | Rejection::Forbidden(_)
+            | Rejection::CircuitOpen(_) => true,
             Rejection::BadHead(_)
             | Rejection::BadPath(_)
             | Rejection::BadTarget
@@ -179,6 +236,8 @@ impl Rejection {
             | Rejection::BadBody
             | Rejection::BodyTooLarge
             | Rejection::Expectation
+            | Rejection::TooManySessions
+            | Rejection::SessionsFull
             | Rejection::ConnectFailed
             | Rejection::UpstreamBroken
             | Rejection::UpstreamTimeout => false,
@@ -207,6 +266,7 @@ impl Rejection {
                 (problem, exceeded.retry_after, exceeded.fields.as_slice())
             }
             Rejection::CircuitOpen(open) => (problem, Some(open.retry_after), &[][..]),
+            Rejection::SessionsFull => (problem, Some(Duration::from_secs(1)), &[][..]),
             _ => (problem, None, &[][..]),
         };
         let fallback = match self {
@@ -235,6 +295,20 @@ impl Rejection {
         )
         .into_bytes();
         reply.extend_from_slice(fields);
+        if let Rejection::Unauthenticated(asked) = self {
+            // RFC 9110 section 11.6.1 wants a challenge; for cookies there is no registered scheme.
+            let scheme = if asked.bearer { "Bearer" } else { "Session" };
+            // RFC 6750 section 3.1.
+            let error = match asked.unknown_token {
+                true => ", error=\"invalid_token\"",
+                false => "",
+            };
+            let challenge = format!(
+                "WWW-Authenticate: {scheme} realm=\"{}\"{error}\r\n",
+                asked.realm
+            );
+            reply.extend_from_slice(challenge.as_bytes());
+        }
         if let Some(wait) = retry_after {
             reply
                 .extend_from_slice(format!("Retry-After: {}\r\n", seconds(wait).max(1)).as_bytes());

@@ -22,7 +22,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
-use crate::policy::session::{Claims, OnMax, Session, SessionId, Settings};
+use crate::config::sessions::{Claims, OnMax, Settings};
+use crate::policy::session::{Session, SessionId};
+use crate::telemetry::metrics::SessionMetrics;
 
 /// Shards are chosen by the first byte of an id, so that a walk over the shards in order meets the ids in order.
 const SHARDS: usize = 64;
@@ -30,6 +32,15 @@ const SHARDS: usize = 64;
 const TOKEN_CHARS: usize = 43;
 /// How many sessions a create looks at for a free place when the store is full.
 const FULL_SWEEP: usize = 256;
+
+/// The sessions of one entry of the configuration, as lanes and the admin port share them.
+#[derive(Debug, Clone)]
+pub struct LiveSessions {
+    pub name: String,
+    pub settings: Settings,
+    pub store: Arc<Sessions>,
+    pub metrics: SessionMetrics,
+}
 
 /// Sessions in memory.
 pub struct Sessions {
@@ -39,7 +50,7 @@ pub struct Sessions {
     hasher: RandomState,
     /// How many sessions are held or about to be; reserved before one is added, so that it is never above `max_sessions`.
     held: AtomicUsize,
-    max_sessions: usize,
+    max_sessions: AtomicUsize,
     /// The order of creation, which `now` cannot tell: two lanes may read the same.
     next_sequence: AtomicU64,
     swept: Mutex<Swept>,
@@ -93,6 +104,12 @@ pub struct Page {
     pub next: Option<SessionId>,
 }
 
+impl fmt::Debug for Sessions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Sessions({})", self.count())
+    }
+}
+
 impl Token {
     pub fn as_str(&self) -> &str {
         &self.0
@@ -113,10 +130,15 @@ impl Sessions {
             users: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
             held: AtomicUsize::new(0),
-            max_sessions,
+            max_sessions: AtomicUsize::new(max_sessions),
             next_sequence: AtomicU64::new(0),
             swept: Mutex::default(),
         }
+    }
+
+    /// Changes how many are held at most; sessions above it live on.
+    pub fn set_max(&self, max_sessions: usize) {
+        self.max_sessions.store(max_sessions, Ordering::Relaxed);
     }
 
     /// Starts a session. The user's maximum is kept whatever other lanes do at the same time: expired sessions do not count
@@ -136,7 +158,7 @@ impl Sessions {
         let token = Token(URL_SAFE_NO_PAD.encode(random));
         let digest = digest(token.as_str());
         let id = id_of(&digest);
-        if self.count() >= self.max_sessions {
+        if self.count() >= self.max_sessions.load(Ordering::Relaxed) {
             self.sweep(now, FULL_SWEEP);
         }
 
@@ -388,7 +410,8 @@ impl Sessions {
     }
 
     fn reserve(&self) -> Result<(), CreateError> {
-        let one_more = |held| (held < self.max_sessions).then_some(held + 1);
+        let max = self.max_sessions.load(Ordering::Relaxed);
+        let one_more = |held| (held < max).then_some(held + 1);
         // Relaxed: the number is all there is; the sessions are published by their locks.
         let reserved = self
             .held
@@ -457,7 +480,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::policy::session::{CookieAttributes, Forward, SameSite, TokenSource};
+    use crate::config::sessions::{CookieAttributes, Forward, SameSite, TokenSource};
 
     const fn s(seconds: u64) -> Duration {
         Duration::from_secs(seconds)

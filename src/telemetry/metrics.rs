@@ -32,6 +32,9 @@ pub struct Metrics {
     pub connections: Counter,
     pub connections_open: Gauge,
     pub limit_keys: Gauge,
+    session_checks: Family<SessionCheckLabels, Counter>,
+    session_events: Family<SessionEventLabels, Counter>,
+    sessions_held: Family<SessionsLabels, Gauge>,
     reloads: Family<ReloadLabels, Counter>,
     pub panics: Counter,
 }
@@ -72,6 +75,23 @@ struct BreakerStateLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SessionCheckLabels {
+    sessions: String,
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SessionEventLabels {
+    sessions: String,
+    event: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SessionsLabels {
+    sessions: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReloadLabels {
     result: &'static str,
 }
@@ -91,6 +111,28 @@ pub struct BreakerMetrics {
     pub refused: Counter,
     /// Would have been refused by a breaker in shadow mode.
     pub shadow_refused: Counter,
+}
+
+/// The handles of one entry of `sessions`.
+#[derive(Debug, Clone)]
+pub struct SessionMetrics {
+    /// A live session with the claims that the route asks for.
+    pub valid: Counter,
+    /// No token.
+    pub missing: Counter,
+    /// A token of no live session.
+    pub unknown: Counter,
+    /// Without a claim that the route asks for.
+    pub forbidden: Counter,
+    pub created: Counter,
+    /// Made room for a new one of the same user.
+    pub evicted: Counter,
+    /// By the upstream, or by an operator.
+    pub ended: Counter,
+    pub expired: Counter,
+    /// Not started: the user's maximum, or the bound of memory.
+    pub refused: Counter,
+    pub held: Gauge,
 }
 
 /// The handles of one limit.
@@ -117,6 +159,9 @@ impl Default for Metrics {
             connections: Counter::default(),
             connections_open: Gauge::default(),
             limit_keys: Gauge::default(),
+            session_checks: Family::default(),
+            session_events: Family::default(),
+            sessions_held: Family::default(),
             reloads: Family::default(),
             panics: Counter::default(),
             registry: Registry::default(),
@@ -165,6 +210,21 @@ impl Default for Metrics {
             "limit_keys",
             "Keys that rate limits hold in memory",
             metrics.limit_keys.clone(),
+        );
+        registry.register(
+            "session_checks",
+            "Requests to routes with sessions, by what was found",
+            metrics.session_checks.clone(),
+        );
+        registry.register(
+            "session_events",
+            "Sessions that began or ended",
+            metrics.session_events.clone(),
+        );
+        registry.register(
+            "sessions_held",
+            "Sessions in memory",
+            metrics.sessions_held.clone(),
         );
         registry.register(
             "config_reloads",
@@ -235,6 +295,37 @@ impl Metrics {
             admitted: decision("admitted"),
             refused: decision("refused"),
             shadow_refused: decision("shadow_refused"),
+        }
+    }
+
+    pub fn sessions(&self, sessions: &str) -> SessionMetrics {
+        let check = |outcome| {
+            let labels = SessionCheckLabels {
+                sessions: sessions.to_owned(),
+                outcome,
+            };
+            self.session_checks.get_or_create_owned(&labels)
+        };
+        let event = |event| {
+            let labels = SessionEventLabels {
+                sessions: sessions.to_owned(),
+                event,
+            };
+            self.session_events.get_or_create_owned(&labels)
+        };
+        SessionMetrics {
+            valid: check("valid"),
+            missing: check("missing"),
+            unknown: check("unknown"),
+            forbidden: check("forbidden"),
+            created: event("created"),
+            evicted: event("evicted"),
+            ended: event("ended"),
+            expired: event("expired"),
+            refused: event("refused"),
+            held: self.sessions_held.get_or_create_owned(&SessionsLabels {
+                sessions: sessions.to_owned(),
+            }),
         }
     }
 

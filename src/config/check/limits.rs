@@ -309,12 +309,14 @@ fn key_part(text: &str) -> Result<Option<KeyPart>, String> {
         "method" => KeyPart::Method,
         "route" => KeyPart::Route,
         "upstream" => KeyPart::Upstream,
+        "session.user" => KeyPart::SessionUser,
         "constant" => return Ok(None),
         _ => {
             let header = named("header:").map(|name| KeyPart::Header(name.to_ascii_lowercase()));
             let part = header.or_else(|| named("cookie:").map(KeyPart::Cookie));
-            part.or_else(|| named("query:").map(KeyPart::Query)).ok_or_else(|| {
-                let known = "client.ip header:NAME cookie:NAME query:NAME path host method route upstream constant";
+            let part = part.or_else(|| named("query:").map(KeyPart::Query));
+            part.or_else(|| named("session.claims.").map(KeyPart::SessionClaim)).ok_or_else(|| {
+                let known = "client.ip header:NAME cookie:NAME query:NAME path host method route upstream session.user session.claims.NAME constant";
                 format!("unknown key \"{text}\"; known here: {known}")
             })?
         }

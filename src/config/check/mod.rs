@@ -2,6 +2,7 @@
 
 mod breakers;
 pub mod limits;
+mod sessions;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -45,6 +46,8 @@ struct Checker {
     /// The index of each limit.
     limits: BTreeMap<String, usize>,
     breakers: BTreeMap<String, CircuitBreaker>,
+    /// The index of each entry of `sessions`.
+    sessions: BTreeMap<String, usize>,
 }
 
 impl Checker {
@@ -67,6 +70,7 @@ impl Checker {
         let upstreams = self.upstreams(file.upstream, file.upstreams);
         let listeners = self.listeners(file.listen, file.listeners);
         let (limits, on_every_route) = self.limits(file.rate_limit, file.rate_limits);
+        let sessions = self.sessions(file.sessions);
         let routes = self.routes(file.routes, upstreams.len(), &limits, &on_every_route);
         let limit_defaults = limit_defaults(file.rate_limit_defaults.and_then(|at| at.value));
         let lanes = file
@@ -103,6 +107,7 @@ impl Checker {
             routes,
             limits,
             limit_defaults,
+            sessions,
             lanes,
             propagation_delay,
             drain,
@@ -270,6 +275,10 @@ impl Checker {
                     String::new()
                 }
             };
+            let trusts = raw
+                .trust_session_headers
+                .and_then(|at| at.value)
+                .unwrap_or(false);
             let path = format!("upstreams.{name}.circuit_breaker");
             let breaker = raw
                 .circuit_breaker
@@ -281,6 +290,9 @@ impl Checker {
                 raw.timeout,
                 breaker,
             ));
+            if let Some(last) = upstreams.last_mut() {
+                last.trust_session_headers = trusts;
+            }
         }
         if upstreams.is_empty() {
             self.say(
@@ -344,10 +356,15 @@ impl Checker {
                     "several upstreams need \"routes\" to say which serves what".to_owned(),
                 );
             }
+            let on_it = on_every_route.to_vec();
+            let (limits, session_limits) =
+                self.part_limits("rate_limit", (1, 1), on_it, all_limits, false);
             return vec![Route {
                 matches: Match::default(),
                 upstream: 0,
-                limits: on_every_route.to_vec(),
+                limits,
+                session_limits,
+                session: None,
                 timeout: None,
             }];
         };
@@ -361,14 +378,27 @@ impl Checker {
                 .and_then(|at| at.value)
                 .map(|raw| self.matches(&format!("{path}.match"), raw));
             let timeout = raw.timeout.and_then(|at| at.value).map(|span| span.0);
+            let session = raw
+                .session
+                .and_then(|at| self.route_session(&format!("{path}.session"), at));
             let mut limits = on_every_route.to_vec();
             limits.extend(self.limits_named(
                 &format!("{path}.rate_limits"),
                 raw.rate_limits,
                 all_limits,
             ));
+            let limits_path = format!("{path}.rate_limits");
+            let (limits, session_limits) = self.part_limits(
+                &limits_path,
+                (at.line, at.column),
+                limits,
+                all_limits,
+                session.is_some(),
+            );
             checked.push(Route {
                 limits,
+                session_limits,
+                session,
                 matches: matches.unwrap_or_default(),
                 upstream,
                 timeout,
@@ -515,6 +545,7 @@ fn upstream(
         endpoint,
         connect_timeout: span(connect, SECOND),
         timeout: span(timeout, 15 * SECOND),
+        trust_session_headers: false,
     }
 }
 
@@ -570,6 +601,8 @@ mod tests {
                 matches: Match::default(),
                 upstream: 0,
                 limits: Vec::new(),
+                session_limits: Vec::new(),
+                session: None,
                 timeout: None
             }]
         );

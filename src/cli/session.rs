@@ -1,0 +1,159 @@
+//! `weir session`: starts, lists, shows and ends sessions over the admin API.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+use hyper::Method;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::{Map, Value, json};
+
+use super::client::{Call, call};
+
+#[derive(Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// The admin port of a running weir.
+    #[arg(
+        long,
+        global = true,
+        value_name = "IP:PORT",
+        default_value = "127.0.0.1:9901"
+    )]
+    address: SocketAddr,
+    /// The admin token.
+    #[arg(
+        long,
+        global = true,
+        value_name = "TOKEN",
+        env = "WEIR_ADMIN_TOKEN",
+        hide_env_values = true
+    )]
+    token: Option<String>,
+    /// Which sessions, where the configuration has several.
+    #[arg(long, global = true, value_name = "NAME")]
+    sessions: Option<String>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start a session and print it, with its token: the only time that the token is shown.
+    Create {
+        user: String,
+        /// What is known of the user; may be given several times. Values are JSON, or else text.
+        #[arg(long = "claim", value_name = "NAME=VALUE", value_parser = claim)]
+        claims: Vec<(String, Value)>,
+    },
+    /// List live sessions, a JSON object a line.
+    List {
+        /// Of this user alone.
+        #[arg(long)]
+        user: Option<String>,
+    },
+    /// Show one session.
+    Show { id: String },
+    /// End one session, or with --user all of a user.
+    Revoke {
+        #[arg(required_unless_present = "user", conflicts_with = "user")]
+        id: Option<String>,
+        #[arg(long)]
+        user: Option<String>,
+    },
+}
+
+/// Does the command; an error tells what the admin API said.
+pub fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let Arguments {
+        command,
+        address,
+        token,
+        sessions,
+    } = arguments;
+    let ask = |method: Method, path: &str, query: &[(&str, &str)], body: String| {
+        let named = sessions.iter().map(|name| ("sessions", name.as_str()));
+        let pairs = query.iter().copied().chain(named);
+        let query: Vec<_> = pairs
+            .map(|(key, value)| format!("{key}={}", escaped(value)))
+            .collect();
+        let (status, answer) = call(Call {
+            address,
+            method,
+            path: &format!("/v1/sessions{path}?{}", query.join("&")),
+            token: token.as_deref(),
+            body,
+        })?;
+        let answer: Value = match answer.as_str() {
+            "" => Value::Null,
+            json => serde_json::from_str(json).context("the admin port did not answer in JSON")?,
+        };
+        if !(200..300).contains(&status) {
+            let detail = answer["detail"].as_str().unwrap_or("no detail");
+            bail!("{address} says {status}: {detail}");
+        }
+        Ok(answer)
+    };
+    let mut out = std::io::stdout();
+    match command {
+        Command::Create { user, claims } => {
+            let claims: Map<_, _> = claims.into_iter().collect();
+            let body = json!({ "user": user, "claims": claims });
+            let created = ask(Method::POST, "", &[], body.to_string())?;
+            writeln!(out, "{created:#}")?;
+        }
+        Command::List { user } => {
+            let mut after: Option<String> = None;
+            loop {
+                let of_user = user.iter().map(|user| ("user", user.as_str()));
+                let from = after.iter().map(|id| ("after", id.as_str()));
+                let query: Vec<_> = of_user.chain(from).collect();
+                let page = ask(Method::GET, "", &query, String::new())?;
+                for session in page["sessions"].as_array().into_iter().flatten() {
+                    writeln!(out, "{session}")?;
+                }
+                match page["next"].as_str() {
+                    Some(next) => after = Some(next.to_owned()),
+                    None => break,
+                }
+            }
+        }
+        Command::Show { id } => {
+            let session = ask(
+                Method::GET,
+                &format!("/{}", escaped(&id)),
+                &[],
+                String::new(),
+            )?;
+            writeln!(out, "{session:#}")?;
+        }
+        Command::Revoke { id: Some(id), .. } => {
+            ask(
+                Method::DELETE,
+                &format!("/{}", escaped(&id)),
+                &[],
+                String::new(),
+            )?;
+            writeln!(out, "ended 1")?;
+        }
+        Command::Revoke { id: None, user } => {
+            let user = user.unwrap_or_default();
+            let said = ask(Method::DELETE, "", &[("user", &user)], String::new())?;
+            writeln!(out, "ended {}", said["ended"])?;
+        }
+    }
+    Ok(())
+}
+
+fn escaped(text: &str) -> String {
+    utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
+}
+
+fn claim(text: &str) -> Result<(String, Value), String> {
+    let (name, value) = text
+        .split_once('=')
+        .filter(|(name, _)| !name.is_empty())
+        .ok_or("use NAME=VALUE, for example role=customer")?;
+    let value = serde_json::from_str(value).unwrap_or_else(|_| json!(value));
+    Ok((name.to_owned(), value))
+}

@@ -1,0 +1,317 @@
+//! Sessions, from the file as written to [`Sessions`], and what routes ask of them.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use super::{Checker, SECOND, span};
+use crate::config::limits::Limit;
+use crate::config::raw;
+use crate::config::sessions::{
+    CookieAttributes, Forward, OnMax, RouteSession, SameSite, Sessions, Settings, TokenSource,
+    check_cookie,
+};
+use crate::config::yaml::{self, At};
+
+/// The cookie that holds the token, unless told.
+const COOKIE: &str = "sid";
+const MAX_SESSIONS: usize = 1_000_000;
+
+impl Checker {
+    /// Reads all sessions, for routes to name.
+    pub(super) fn sessions(&mut self, raw: BTreeMap<String, At<raw::Sessions>>) -> Vec<Sessions> {
+        let mut sessions = Vec::new();
+        for (name, at) in raw {
+            let (line, column) = (at.line, at.column);
+            if let Some(raw) = at.value {
+                self.sessions.insert(name.clone(), sessions.len());
+                let entry = self.session_entry(name, raw, line, column);
+                sessions.push(entry);
+            }
+        }
+        sessions
+    }
+
+    fn session_entry(
+        &mut self,
+        name: String,
+        raw: raw::Sessions,
+        line: u64,
+        column: u64,
+    ) -> Sessions {
+        let path = format!("sessions.{name}");
+        let sources = match raw.token {
+            None => vec![TokenSource::Cookie(COOKIE.to_owned())],
+            Some(at) => self.token_sources(&path, at),
+        };
+        let cookie = cookie(raw.cookie.and_then(|at| at.value));
+        for source in &sources {
+            if let TokenSource::Cookie(name) = source
+                && let Err(error) = check_cookie(name, &cookie)
+            {
+                self.say(&path, line, column, format!("cookie \"{name}\": {error}"));
+            }
+        }
+        let forward = match raw.forward.and_then(|at| at.value) {
+            None => Forward {
+                user: Some("X-Auth-User".to_owned()),
+                session: Some("X-Auth-Session".to_owned()),
+                claims: Some("X-Auth-Claims".to_owned()),
+            },
+            Some(raw) => {
+                let mut name = |key: &str, at: Option<At<String>>| {
+                    at.and_then(|at| self.read(&format!("{path}.forward.{key}"), at, field_name))
+                };
+                Forward {
+                    user: name("user", raw.user),
+                    session: name("session", raw.session),
+                    claims: name("claims", raw.claims),
+                }
+            }
+        };
+        let idle = span(raw.idle_timeout, 30 * 60 * SECOND);
+        let absolute = span(raw.absolute_timeout, 12 * 3600 * SECOND);
+        for (key, timeout) in [("idle_timeout", idle), ("absolute_timeout", absolute)] {
+            if timeout == Duration::ZERO {
+                let message = format!("{key} 0s would end every session at once: use 30m");
+                self.say(&format!("{path}.{key}"), line, column, message);
+            }
+        }
+        Sessions {
+            name,
+            settings: Settings {
+                sources,
+                idle_timeout: idle,
+                absolute_timeout: absolute,
+                max_per_user: raw.max_per_user.and_then(|at| NonZeroU32::new(at.value?)),
+                on_max: match raw.on_max.and_then(|at| at.value) {
+                    Some(raw::OnMax::RejectNew) => OnMax::RejectNew,
+                    Some(raw::OnMax::EvictOldest) | None => OnMax::EvictOldest,
+                },
+                forward,
+                cookie,
+            },
+            max_sessions: raw
+                .max_sessions
+                .and_then(|at| at.value)
+                .map_or(MAX_SESSIONS, |max| max as usize),
+        }
+    }
+
+    fn token_sources(&mut self, path: &str, at: At<Vec<At<raw::TokenSource>>>) -> Vec<TokenSource> {
+        let (line, column) = (at.line, at.column);
+        let mut sources = Vec::new();
+        for (index, at) in at.value.unwrap_or_default().into_iter().enumerate() {
+            let (line, column) = (at.line, at.column);
+            let path = format!("{path}.token[{index}]");
+            let Some(raw) = at.value else { continue };
+            let source = match (raw.cookie, raw.bearer.and_then(|at| at.value), raw.header) {
+                (Some(name), None, None) => name.value.map(TokenSource::Cookie),
+                (None, Some(true), None) => Some(TokenSource::Bearer),
+                (None, None, Some(name)) => {
+                    self.read(&path, name, field_name).map(TokenSource::Header)
+                }
+                _ => {
+                    let message = "use one of {cookie: NAME}, {bearer: true} and {header: NAME}";
+                    self.say(&path, line, column, message.to_owned());
+                    None
+                }
+            };
+            sources.extend(source);
+        }
+        if sources.is_empty() {
+            let message = "no place to find a token: add one, for example {cookie: sid}";
+            self.say(&format!("{path}.token"), line, column, message.to_owned());
+        }
+        sources
+    }
+
+    pub(super) fn route_session(
+        &mut self,
+        path: &str,
+        at: At<raw::RouteSession>,
+    ) -> Option<RouteSession> {
+        let raw = at.value?;
+        let name = raw.uses.value?;
+        let claims: BTreeMap<_, _> = raw
+            .claims
+            .into_iter()
+            .filter_map(|(claim, at)| Some((claim, at.value?)))
+            .collect();
+        let require = raw.require.and_then(|at| at.value);
+        if require == Some(false) && !claims.is_empty() {
+            let message = "claims need a session: leave out \"require: false\", or the claims";
+            self.say(path, at.line, at.column, message.to_owned());
+        }
+        let Some(sessions) = self.sessions.get(&name).copied() else {
+            let known = self.sessions.keys().map(String::as_str).collect::<Vec<_>>();
+            let message = format!(
+                "unknown sessions \"{name}\"; {}",
+                yaml::did_you_mean(&name, &known)
+            );
+            self.say(
+                &format!("{path}.use"),
+                raw.uses.line,
+                raw.uses.column,
+                message,
+            );
+            return None;
+        };
+        Some(RouteSession {
+            sessions,
+            require: require.unwrap_or(true),
+            claims,
+        })
+    }
+
+    /// Parts the limits of a route into those that need no session and those that do; the latter need a route that has one.
+    pub(super) fn part_limits(
+        &mut self,
+        path: &str,
+        at: (u64, u64),
+        named: Vec<usize>,
+        all: &[Limit],
+        has_session: bool,
+    ) -> (Vec<usize>, Vec<usize>) {
+        let (of_session, others): (Vec<_>, Vec<_>) = named
+            .into_iter()
+            .partition(|limit| all[*limit].needs_session());
+        if let (Some(limit), false) = (of_session.first(), has_session) {
+            let message = format!(
+                "limit \"{}\" counts by the session, and this route has none: add \"session: {{use: NAME}}\"",
+                all[*limit].name
+            );
+            self.say(path, at.0, at.1, message);
+        }
+        (others, of_session)
+    }
+}
+
+fn cookie(raw: Option<raw::Cookie>) -> CookieAttributes {
+    let (secure, http_only, same_site, path) = raw.map_or((None, None, None, None), |raw| {
+        (raw.secure, raw.http_only, raw.same_site, raw.path)
+    });
+    CookieAttributes {
+        secure: secure.and_then(|at| at.value).unwrap_or(true),
+        http_only: http_only.and_then(|at| at.value).unwrap_or(true),
+        same_site: match same_site.and_then(|at| at.value) {
+            Some(raw::SameSite::Lax) | None => SameSite::Lax,
+            Some(raw::SameSite::Strict) => SameSite::Strict,
+            Some(raw::SameSite::None) => SameSite::None,
+        },
+        path: path
+            .and_then(|at| at.value)
+            .unwrap_or_else(|| "/".to_owned()),
+    }
+}
+
+/// A field name (RFC 9110 section 5.6.2).
+pub(super) fn field_name(text: &str) -> Result<String, String> {
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    match !text.is_empty() && text.bytes().all(is_token) {
+        true => Ok(text.to_owned()),
+        false => Err(format!(
+            "\"{text}\" is not a header's name: use letters, digits and -"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::parse;
+    use super::*;
+    use crate::config::Config;
+    use crate::config::yaml::Mistake;
+
+    fn read(text: &str) -> Result<Config, Vec<String>> {
+        let text = format!(
+            "listen: 127.0.0.1:1\nupstreams: {{app: {{endpoints: ['http://x:1'], trust_session_headers: true}}}}\n{text}"
+        );
+        parse(&text, &|_| None)
+            .map_err(|mistakes| mistakes.iter().map(Mistake::to_string).collect())
+    }
+
+    #[test]
+    fn sessions_are_read_with_their_defaults() {
+        let config =
+            read("sessions: {web: {}}\nroutes: [{upstream: app, session: {use: web}}]\n").unwrap();
+        let Settings {
+            sources,
+            idle_timeout,
+            max_per_user,
+            forward,
+            cookie,
+            ..
+        } = &config.sessions[0].settings;
+        assert_eq!(*sources, [TokenSource::Cookie("sid".into())]);
+        assert_eq!((*idle_timeout, *max_per_user), (1800 * SECOND, None));
+        assert_eq!(forward.user.as_deref(), Some("X-Auth-User"));
+        assert!(cookie.secure && cookie.http_only);
+        assert!(config.routes[0].session.as_ref().unwrap().require);
+        assert!(config.upstreams[0].trust_session_headers);
+    }
+
+    #[test]
+    fn the_long_form_is_read_whole() {
+        let config = read(
+            "sessions:\n  web:\n    token: [{cookie: s}, {bearer: true}, {header: x-s}]\n    idle_timeout: 1m\n    absolute_timeout: 1h\n\
+             \x20   max_per_user: 5\n    on_max: reject_new\n    max_sessions: 7\n    forward: {user: X-U}\n\
+             \x20   cookie: {secure: false, http_only: false, same_site: strict, path: /a}\n\
+             rate_limits: {u: {limit: 1/s, by: [session.user, session.claims.tenant]}, c: {limit: 1/s, by: client.ip}}\n\
+             routes: [{upstream: app, session: {use: web, claims: {role: admin, tier: 2}}, rate_limits: [u, c]}]\n",
+        )
+        .unwrap();
+        let web = &config.sessions[0];
+        assert_eq!(
+            (web.max_sessions, web.settings.on_max),
+            (7, OnMax::RejectNew)
+        );
+        assert_eq!(
+            web.settings.forward,
+            Forward {
+                user: Some("X-U".into()),
+                ..Forward::default()
+            }
+        );
+        let route = &config.routes[0];
+        assert_eq!((route.limits.len(), route.session_limits.len()), (1, 1));
+        let claims = &route.session.as_ref().unwrap().claims;
+        assert_eq!(json!(claims), json!({"role": "admin", "tier": 2}));
+    }
+
+    #[test]
+    fn mistakes_are_told_with_their_mend() {
+        let check = |text: &str, part: &str| {
+            let said = read(text).unwrap_err().join("\n");
+            assert!(said.contains(part), "{said}");
+        };
+        check("sessions: {web: {token: []}}", "no place to find a token");
+        check("sessions: {web: {token: [{bearer: false}]}}", "use one of");
+        check(
+            "sessions: {web: {token: [{header: 'a b'}]}}",
+            "is not a header's name",
+        );
+        check(
+            "sessions: {web: {idle_timeout: 0s}}",
+            "would end every session at once",
+        );
+        check(
+            "sessions: {web: {cookie: {same_site: none, secure: false}}}",
+            "browsers drop a cookie",
+        );
+        check(
+            "sessions: {web: {}}\nroutes: [{upstream: app, session: {use: wep}}]",
+            "unknown sessions \"wep\"; did you mean \"web\"?",
+        );
+        check(
+            "sessions: {web: {}}\nroutes: [{upstream: app, session: {use: web, require: false, claims: {a: b}}}]",
+            "claims need a session",
+        );
+        check(
+            "rate_limits: {u: {limit: 1/s, by: session.user}}\nroutes: [{upstream: app, rate_limits: [u]}]",
+            "counts by the session, and this route has none",
+        );
+    }
+}

@@ -1,0 +1,374 @@
+//! The limits of a route asked about a request: what keys it makes, what it is charged, and what the client is told.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::net::{IpAddr, Ipv6Addr};
+use std::time::Duration;
+
+use percent_encoding::percent_decode;
+use serde_json::Value;
+use smallvec::SmallVec;
+
+use super::reply::{Exceeded, Rejection};
+use crate::config::LimitDefaults;
+use crate::config::limits::{Cost, KeyPart, Limit, MAX_RULES, Mode, Rule};
+use crate::plan::Plan;
+use crate::policy::limit::{Now, Verdict};
+use crate::policy::routes::Request;
+use crate::policy::session::Session;
+use crate::store::limits::{Ask, Key, Override};
+
+/// What limits look at in a request.
+pub(super) struct Facts<'a> {
+    pub request: Request<'a>,
+    /// With its `?`, or empty.
+    pub query: &'a [u8],
+    pub client: IpAddr,
+    pub route: usize,
+    pub upstream: usize,
+    /// Once it is known.
+    pub session: Option<&'a Session>,
+}
+
+/// What a request was charged: its concurrency slots come back when this is dropped, and the client is told the rest.
+pub(super) struct Quota<'p> {
+    plan: &'p Plan,
+    held: SmallVec<[(Key, u64); 2]>,
+    /// What each enforced rule said, in the order asked.
+    told: SmallVec<[Told<'p>; 4]>,
+}
+
+#[derive(Clone, Copy)]
+struct Told<'p> {
+    limit: &'p Limit,
+    rule: Rule,
+    verdict: Verdict,
+}
+
+impl Drop for Quota<'_> {
+    fn drop(&mut self) {
+        for (key, cost) in self.held.drain(..) {
+            self.plan.limits.release(key, cost);
+        }
+    }
+}
+
+impl<'p> Quota<'p> {
+    /// Nothing is charged yet.
+    pub(super) fn new(plan: &'p Plan) -> Quota<'p> {
+        Quota {
+            plan,
+            held: SmallVec::new(),
+            told: SmallVec::new(),
+        }
+    }
+
+    /// Asks all of these limits at one moment; a refusal by one of them charges none.
+    pub(super) fn charge(
+        &mut self,
+        limits: &[usize],
+        facts: &Facts<'_>,
+        now: Now,
+    ) -> Result<(), Rejection> {
+        if limits.is_empty() {
+            return Ok(());
+        }
+        let plan = self.plan;
+        // Held for as long as rules of it are asked.
+        let overrides = plan.limits.overrides();
+        let mut asks = SmallVec::<[(Ask<'_>, usize); 4]>::new();
+        for limit_index in limits.iter().copied() {
+            let limit = &plan.config.limits[limit_index];
+            if limit.mode == Mode::Disabled {
+                continue;
+            }
+            let Some(parts) = facts.key(limit, plan) else {
+                plan.limit_metrics[limit_index].missing.inc();
+                if limit.deny_missing && limit.mode == Mode::Enforce {
+                    return Err(Rejection::QuotaExceeded(Box::new(Exceeded {
+                        limits: vec![limit.name.clone()],
+                        retry_after: None,
+                        fields: Vec::new(),
+                    })));
+                }
+                continue;
+            };
+            let Some(rules) = rules_for(limit, &parts, &overrides) else {
+                continue;
+            };
+            let cost = cost(limit, facts);
+            for (index, rule) in rules.iter().enumerate() {
+                let mut key = plan.limits.key(&limit.name, index, rule);
+                parts.iter().for_each(|part| key.part(part));
+                let ask = Ask {
+                    key: key.finish(),
+                    rule,
+                    cost,
+                    enforced: limit.mode == Mode::Enforce,
+                };
+                asks.push((ask, limit_index));
+            }
+        }
+        if asks.is_empty() {
+            return Ok(());
+        }
+        const BLANK: Verdict = Verdict {
+            admitted: false,
+            remaining: 0,
+            reset: Duration::ZERO,
+            retry_after: None,
+        };
+        let mut verdicts = [BLANK; MAX_RULES];
+        let verdicts = &mut verdicts[..asks.len()];
+        let asked: SmallVec<[Ask<'_>; 4]> = asks.iter().map(|(ask, _)| *ask).collect();
+        let admitted = plan.limits.ask(&asked, now, verdicts);
+        count_decisions(plan, admitted, &asks, verdicts);
+        for ((ask, limit), verdict) in asks.iter().zip(&*verdicts) {
+            if ask.enforced {
+                self.told.push(Told {
+                    limit: &plan.config.limits[*limit],
+                    rule: *ask.rule,
+                    verdict: *verdict,
+                });
+            }
+            if admitted && verdict.admitted && matches!(ask.rule, Rule::Concurrency { .. }) {
+                self.held.push((ask.key, ask.cost));
+            }
+        }
+        if admitted {
+            Ok(())
+        } else {
+            Err(self.refusal())
+        }
+    }
+
+    fn refusal(&self) -> Rejection {
+        let violated = || self.told.iter().filter(|told| !told.verdict.admitted);
+        let mut limits: Vec<_> = violated().map(|told| told.limit.name.clone()).collect();
+        limits.dedup();
+        // Every refusing window must have time to pass; one that never admits gives no time at all.
+        let waits = violated()
+            .map(|told| told.verdict.retry_after)
+            .collect::<Option<SmallVec<[Duration; 4]>>>();
+        let retry_after = waits.and_then(|waits| waits.into_iter().max());
+        let mut fields = Vec::new();
+        self.tell(&mut fields);
+        Rejection::QuotaExceeded(Box::new(Exceeded {
+            limits,
+            retry_after,
+            fields,
+        }))
+    }
+
+    /// Appends `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers-10), and the `X-RateLimit-*` of
+    /// older clients for the limit with the least left.
+    pub(super) fn tell(&self, out: &mut Vec<u8>) {
+        let LimitDefaults {
+            standard_headers,
+            legacy_headers,
+            ..
+        } = self.plan.config.limit_defaults;
+        let Some(tightest) = self.told.iter().min_by_key(|told| told.verdict.remaining) else {
+            return;
+        };
+        if standard_headers {
+            out.extend_from_slice(b"RateLimit-Policy: ");
+            self.put_each(out, |out, told| {
+                put_parameter(out, b"q", quota(&told.rule));
+                if let Some(window) = window(&told.rule) {
+                    put_parameter(out, b"w", window);
+                }
+            });
+            out.extend_from_slice(b"RateLimit: ");
+            self.put_each(out, |out, told| {
+                put_parameter(out, b"r", told.verdict.remaining);
+                put_parameter(out, b"t", seconds(told.verdict.reset));
+            });
+        }
+        if legacy_headers {
+            let (quota, remaining) = (quota(&tightest.rule), tightest.verdict.remaining);
+            let reset = seconds(tightest.verdict.reset);
+            let _ = write!(
+                out,
+                "X-RateLimit-Limit: {quota}\r\nX-RateLimit-Remaining: {remaining}\r\nX-RateLimit-Reset: {reset}\r\n"
+            );
+        }
+    }
+
+    /// A structured list (RFC 9651): each rule's name, then what `parameters` puts.
+    fn put_each(&self, out: &mut Vec<u8>, parameters: impl Fn(&mut Vec<u8>, &Told<'_>)) {
+        let mut before: Option<&str> = None;
+        let mut number = 1;
+        for told in &self.told {
+            let name = told.limit.name.as_str();
+            if before.is_some() {
+                out.extend_from_slice(b", ");
+            }
+            number = if before == Some(name) { number + 1 } else { 1 };
+            before = Some(name);
+            out.push(b'"');
+            // Names are text of the file; a structured string takes printable ASCII without these two.
+            let safe = |byte: u8| match byte {
+                b'"' | b'\\' => b'_',
+                b' '..=b'~' => byte,
+                _ => b'_',
+            };
+            out.extend(name.bytes().map(safe));
+            // Several windows of one limit need names of their own: "login", "login.2".
+            if number > 1 {
+                let _ = write!(out, ".{number}");
+            }
+            out.push(b'"');
+            parameters(out, told);
+        }
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+/// Counts a decision for each limit: several windows of one, which stand side by side, are one decision.
+fn count_decisions(plan: &Plan, admitted: bool, asks: &[(Ask<'_>, usize)], verdicts: &[Verdict]) {
+    let mut decided = asks.iter().zip(verdicts).peekable();
+    while let Some(((ask, limit), verdict)) = decided.next() {
+        let mut passes = verdict.admitted;
+        while let Some((_, verdict)) = decided.next_if(|((_, other), _)| other == limit) {
+            passes &= verdict.admitted;
+        }
+        let metrics = &plan.limit_metrics[*limit];
+        match (passes, ask.enforced) {
+            (true, _) if admitted => metrics.admitted.inc(),
+            // Another limit refuses the request, so this one is not charged and has decided nothing.
+            (true, _) => continue,
+            (false, true) => metrics.refused.inc(),
+            (false, false) => metrics.shadow_refused.inc(),
+        };
+    }
+}
+
+/// The limit's rules for this key; `None` when it is not limited. What was set at run time goes before the file's.
+fn rules_for<'l>(
+    limit: &'l Limit,
+    parts: &[Cow<'_, [u8]>],
+    overrides: &'l BTreeMap<(String, String), Override>,
+) -> Option<&'l [Rule]> {
+    if !limit.overrides.is_empty() || !overrides.is_empty() {
+        let name = String::from_utf8(parts.join(&b':')).unwrap_or_default();
+        let place = (limit.name.clone(), name);
+        if let Some(rules) = overrides
+            .get(&place)
+            .or_else(|| limit.overrides.get(&place.1))
+        {
+            return rules.as_deref();
+        }
+    }
+    limit.rules.as_deref()
+}
+
+fn cost(limit: &Limit, facts: &Facts<'_>) -> u64 {
+    match &limit.cost {
+        Cost::Constant(cost) => *cost,
+        Cost::Header { name, default } => facts
+            .header(name)
+            .and_then(|value| value.trim().parse().ok())
+            .unwrap_or(*default),
+    }
+}
+
+impl<'a> Facts<'a> {
+    /// The parts of the limit's key; `None` when the request lacks one.
+    fn key(&self, limit: &Limit, plan: &'a Plan) -> Option<SmallVec<[Cow<'a, [u8]>; 4]>> {
+        limit.by.iter().map(|part| self.part(part, plan)).collect()
+    }
+
+    fn header(&self, name: &str) -> Option<&'a str> {
+        self.request
+            .fields
+            .iter()
+            .find(|(other, _)| other.eq_ignore_ascii_case(name))
+            .map(|(_, value)| *value)
+    }
+
+    fn part(&self, part: &KeyPart, plan: &'a Plan) -> Option<Cow<'a, [u8]>> {
+        let text = |text: &'a str| Some(Cow::Borrowed(text.as_bytes()));
+        match part {
+            KeyPart::ClientIp => Some(Cow::Owned(network(self.client).into_bytes())),
+            KeyPart::Header(name) => self.header(name).and_then(text),
+            KeyPart::Cookie(name) => {
+                let cookies = self
+                    .request
+                    .fields
+                    .iter()
+                    .filter(|(field, _)| field.eq_ignore_ascii_case("cookie"));
+                let mut pairs = cookies.flat_map(|(_, value)| value.split(';'));
+                pairs
+                    .find_map(|pair| pair.trim().strip_prefix(name.as_str())?.strip_prefix('='))
+                    .and_then(text)
+            }
+            KeyPart::Query(name) => {
+                let mut pairs = self.query.get(1..)?.split(|byte| *byte == b'&');
+                pairs.find_map(|pair| {
+                    let at = pair
+                        .iter()
+                        .position(|byte| *byte == b'=')
+                        .unwrap_or(pair.len());
+                    let same = percent_decode(&pair[..at]).eq(name.bytes());
+                    same.then(|| percent_decode(pair.get(at + 1..).unwrap_or_default()).into())
+                })
+            }
+            KeyPart::Path => text(self.request.path),
+            KeyPart::Host => Some(Cow::Owned(
+                self.request.host_name().to_ascii_lowercase().into_bytes(),
+            )),
+            KeyPart::Method => text(self.request.method),
+            KeyPart::Route => Some(Cow::Owned(self.route.to_string().into_bytes())),
+            KeyPart::Upstream => text(&plan.config.upstreams[self.upstream].name),
+            KeyPart::SessionUser => text(&self.session?.user),
+            KeyPart::SessionClaim(name) => match self.session?.claims.get(name)? {
+                Value::String(value) => text(value),
+                value @ (Value::Null
+                | Value::Bool(_)
+                | Value::Number(_)
+                | Value::Array(_)
+                | Value::Object(_)) => Some(Cow::Owned(value.to_string().into_bytes())),
+            },
+        }
+    }
+}
+
+/// An IPv4 address, or the /64 of an IPv6 one.
+fn network(ip: IpAddr) -> String {
+    match ip {
+        IpAddr::V4(ip) => ip.to_string(),
+        IpAddr::V6(ip) => Ipv6Addr::from(u128::from(ip) >> 64 << 64).to_string(),
+    }
+}
+
+fn quota(rule: &Rule) -> u64 {
+    match rule {
+        Rule::TokenBucket { count, .. } => *count,
+        Rule::SlidingWindow { limit, .. }
+        | Rule::FixedWindow { limit, .. }
+        | Rule::Concurrency { limit } => *limit,
+    }
+}
+
+/// In whole seconds.
+fn window(rule: &Rule) -> Option<u64> {
+    match rule {
+        Rule::TokenBucket { per, .. } => Some(seconds(*per)),
+        Rule::SlidingWindow { window, .. } => Some(seconds(*window)),
+        Rule::FixedWindow { period, .. } => Some(seconds(period.at_most())),
+        Rule::Concurrency { .. } => None,
+    }
+}
+
+fn put_parameter(out: &mut Vec<u8>, name: &[u8], value: u64) {
+    out.push(b';');
+    out.extend_from_slice(name);
+    let _ = write!(out, "={value}");
+}
+
+/// Whole seconds, rounded up: a client that waits so long has waited long enough.
+pub(super) fn seconds(duration: Duration) -> u64 {
+    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
+}
