@@ -23,7 +23,7 @@ const LINGER: Duration = Duration::from_millis(20);
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
 /// The sending side; clones share one queue.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Recorder {
     sender: Sender<Message>,
     shared: Arc<Shared>,
@@ -49,11 +49,13 @@ pub struct Counts {
     pub errors: u64,
 }
 
+#[derive(Debug)]
 enum Message {
     Events(Vec<AuditEvent>),
     Stop,
 }
 
+#[derive(Debug)]
 struct Shared {
     capacity: u64,
     /// Let into the queue; what of these is not written is queued, or lost once the worker has ended.
@@ -120,6 +122,11 @@ impl Recorder {
 
     pub fn counts(&self) -> Counts {
         self.shared.counts()
+    }
+
+    /// Events that can wait.
+    pub fn capacity(&self) -> u64 {
+        self.shared.capacity
     }
 }
 

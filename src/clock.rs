@@ -3,6 +3,8 @@
 use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use uuid::{Builder, Uuid};
+
 use crate::policy::limit::Now;
 
 /// What monotonic times of policy are counted from.
@@ -26,6 +28,14 @@ pub fn wall() -> Duration {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
+}
+
+/// A UUIDv7 (RFC 9562): unique, and in the order of time. Its random part is not a secret.
+pub fn uuid() -> Uuid {
+    let mut random = [0; 10];
+    fastrand::fill(&mut random);
+    let millis = u64::try_from(wall().as_millis()).unwrap_or(u64::MAX);
+    Builder::from_unix_timestamp_millis(millis, &random).into_uuid()
 }
 
 /// Both clocks, as policy wants them.

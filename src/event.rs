@@ -121,6 +121,16 @@ impl Redaction {
         }
     }
 
+    /// Redacts these headers and parameters as well.
+    pub fn add<T: AsRef<str>>(
+        &mut self,
+        headers: impl IntoIterator<Item = T>,
+        query: impl IntoIterator<Item = T>,
+    ) {
+        self.headers.extend(headers.into_iter().map(lower));
+        self.query.extend(query.into_iter().map(lower));
+    }
+
     /// The query with the values of the redacted names as `***`, however the name is percent-encoded. The rest stays
     /// as it is, byte for byte.
     pub fn redact_query(&self, query: &str) -> String {

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::audit::Recorder;
 use crate::config::limits::Mode;
 use crate::config::{self, Config, Route, Upstream};
 use crate::policy::session;
@@ -27,6 +28,10 @@ pub struct Plan {
     /// One for each upstream of the configuration, in its order.
     pub breaker_metrics: Vec<BreakerMetrics>,
     pub metrics: Arc<Metrics>,
+    /// Where the audit's events go; `None` without one.
+    pub audit: Option<Recorder>,
+    /// Each route's name for the audit, in the configuration's order.
+    pub labels: Vec<String>,
     /// One for each route of the configuration, in its order.
     pub routes: Vec<RouteMetrics>,
     /// One for each limit of the configuration, in its order.
@@ -35,15 +40,16 @@ pub struct Plan {
 
 impl Plan {
     /// The plan of `config`, with nothing counted yet.
-    pub fn new(config: Config, metrics: Arc<Metrics>) -> Arc<Plan> {
+    pub fn new(config: Config, metrics: Arc<Metrics>, audit: Option<Recorder>) -> Arc<Plan> {
         let limits = Arc::new(Limits::new(config.limit_defaults.max_keys, secret()));
-        Plan::made(config, metrics, limits, &[], &[])
+        Plan::made(config, metrics, limits, audit, &[], &[])
     }
 
     fn made(
         config: Config,
         metrics: Arc<Metrics>,
         limits: Arc<Limits>,
+        audit: Option<Recorder>,
         old: &[Arc<LiveBreaker>],
         old_sessions: &[LiveSessions],
     ) -> Arc<Plan> {
@@ -106,6 +112,8 @@ impl Plan {
             breaker_metrics,
             routes,
             limit_metrics,
+            labels: config.routes.iter().map(Route::label).collect(),
+            audit,
             metrics,
             config,
         })
@@ -134,11 +142,19 @@ impl Plan {
                     .to_owned(),
             );
         }
+        let store = |config: &Config| {
+            let audit = config.audit.as_ref();
+            audit.map(|audit| (audit.sqlite.clone(), audit.key.clone()))
+        };
+        if store(&config) != store(&self.config) {
+            return Err("audit began, ended, or changed its file or key: restart weir".to_owned());
+        }
         let old: Vec<_> = self.breakers.iter().flatten().cloned().collect();
         Ok(Plan::made(
             config,
             self.metrics.clone(),
             self.limits.clone(),
+            self.audit.clone(),
             &old,
             &self.sessions,
         ))

@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hyper::StatusCode;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::Reply;
+use crate::audit::Counts;
 use crate::clock;
 use crate::plan::Plan;
 use crate::policy::breaker::State;
@@ -59,22 +60,46 @@ impl Health {
     }
 
     /// Each check with what it measured; 503 when one is critical.
-    pub(super) fn health(&self) -> Reply {
+    pub(super) fn health(&self, plan: &Plan) -> Reply {
         let stuck = self.stuck();
         let critical = stuck > 0;
+        let audit = plan
+            .audit
+            .as_ref()
+            .map(|audit| audit_check(audit.counts(), audit.capacity()));
+        let degraded = audit.as_ref().is_some_and(|audit| audit["status"] != "ok");
         let lanes = json!({ "status": if critical { "critical" } else { "ok" }, "lanes": self.lanes.len(), "stuck": stuck });
-        let body = json!({
-            "status": if critical { "critical" } else { "ok" },
+        let mut body = json!({
+            "status": if critical { "critical" } else if degraded { "degraded" } else { "ok" },
             "uptime_seconds": self.started.elapsed().as_secs(),
             "version": env!("CARGO_PKG_VERSION"),
             "checks": { "lanes": lanes, "memory": { "status": "ok", "resident_bytes": resident_bytes() } },
         });
+        if let Some(audit) = audit {
+            body["checks"]["audit"] = audit;
+        }
         status(!critical, body)
     }
 
     fn stuck(&self) -> usize {
         self.lanes.iter().filter(|lane| lane.age() > STUCK).count()
     }
+}
+
+/// Degraded once events wait that could be lost: the store is slow, or cannot be written.
+fn audit_check(counts: Counts, capacity: u64) -> Value {
+    let status = if counts.queued > capacity / 2 {
+        "degraded"
+    } else {
+        "ok"
+    };
+    json!({
+        "status": status,
+        "written": counts.written,
+        "queued": counts.queued,
+        "dropped": counts.dropped,
+        "failed_writes": counts.errors,
+    })
 }
 
 /// The metrics, with the gauges that are only known when asked.
@@ -96,6 +121,9 @@ pub(super) fn scrape(plan: &Plan) -> String {
     for live in &plan.sessions {
         let held = i64::try_from(live.store.count()).unwrap_or(i64::MAX);
         live.metrics.held.set(held);
+    }
+    if let Some(audit) = &plan.audit {
+        plan.metrics.audit_is(audit.counts());
     }
     plan.metrics
         .limit_keys

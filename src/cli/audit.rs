@@ -13,8 +13,10 @@ use anyhow::{Context, ensure};
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 
+use super::load;
 use super::show::{Format, print};
 use crate::clock;
+use crate::config::Secret;
 use crate::config::units::Span;
 use crate::event::Micros;
 use crate::store::audit::{Cursor, Filter, Order, Stored};
@@ -30,14 +32,12 @@ const POLL: Duration = Duration::from_millis(250);
 pub struct Arguments {
     #[command(subcommand)]
     command: Command,
-    /// The audit database.
-    #[arg(
-        long,
-        global = true,
-        value_name = "FILE",
-        default_value = "weir-audit.db"
-    )]
-    database: PathBuf,
+    /// The audit database [default: the one that --config names, or weir-audit.db].
+    #[arg(long, global = true, value_name = "FILE")]
+    database: Option<PathBuf>,
+    /// The configuration file, which names the database and the key.
+    #[arg(short, long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -64,7 +64,7 @@ enum Command {
     },
     /// Prove that no event is missing, changed or out of place; exit 1 if one is.
     Verify {
-        /// The file with the key that the events were written with.
+        /// The file with the key that the events were written with [default: the configuration's].
         #[arg(long, value_name = "FILE")]
         key_file: Option<PathBuf>,
     },
@@ -114,7 +114,15 @@ struct Statuses(RangeInclusive<u16>);
 
 /// Does the command. Fails where the database cannot be read; a reader of our output that leaves is not a failure.
 pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let path = &arguments.database;
+    let configured = match &arguments.config {
+        Some(file) => load(file)?.audit,
+        None => None,
+    };
+    let named = configured.as_ref().map(|audit| audit.sqlite.clone());
+    let path = &arguments
+        .database
+        .or(named)
+        .unwrap_or_else(|| PathBuf::from("weir-audit.db"));
     let reader = Reader::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     let mut out = io::stdout().lock();
     let done = match arguments.command {
@@ -128,7 +136,10 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             lines,
             format,
         } => tail(&reader, &filter, lines, format, &mut out),
-        Command::Verify { key_file } => verify(&reader, key_file, &mut out),
+        Command::Verify { key_file } => {
+            let configured = configured.and_then(|audit| audit.key);
+            verify(&reader, key_file, configured, &mut out)
+        }
         Command::Export { filter, format } => export(&reader, &filter, format, &mut out),
     };
     match done {
@@ -213,13 +224,14 @@ fn export(
 fn verify(
     reader: &Reader,
     key_file: Option<PathBuf>,
+    configured: Option<Secret>,
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitCode> {
     let key = match &key_file {
         Some(file) => {
             Some(fs::read(file).with_context(|| format!("cannot read {}", file.display()))?)
         }
-        None => None,
+        None => configured.map(|key| key.0.into_bytes()),
     };
     // The key is all of the file but the line end that editors leave.
     let key = key.as_deref().map(<[u8]>::trim_ascii_end);

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use tokio::net::TcpListener;
@@ -14,11 +15,19 @@ use tracing::info;
 use super::load;
 use crate::admin::health::{Health, Heartbeat};
 use crate::admin::{self, Admin};
+use crate::audit::{self, Recorder};
 use crate::clock;
 use crate::config::Config;
+use crate::config::audit::Audit;
 use crate::plan::Plan;
 use crate::proxy::{lane, reload};
+use crate::store::sqlite::Writer;
 use crate::worker;
+
+/// Events that wait in memory to be written, at most; some 600 bytes each.
+const AUDIT_QUEUE: usize = 50_000;
+/// For the last events to be written, once no request is in flight.
+const AUDIT_WITHIN: Duration = Duration::from_secs(5);
 
 /// Runs until SIGTERM or SIGINT; then drains.
 pub fn run(file: PathBuf) -> anyhow::Result<()> {
@@ -47,7 +56,14 @@ async fn supervise(config: Config, file: PathBuf) -> anyhow::Result<()> {
         .iter()
         .map(|listener| listener.address)
         .collect();
-    let (plan, following) = watch::channel(Plan::new(config, Arc::default()));
+    let (recorder, audit) = match &config.audit {
+        Some(audit) => {
+            let (recorder, worker) = begin_audit(audit)?;
+            (Some(recorder), Some(worker))
+        }
+        None => (None, None),
+    };
+    let (plan, following) = watch::channel(Plan::new(config, Arc::default(), recorder));
     let (drain, draining) = watch::channel(false);
     let (unready, is_unready) = watch::channel(false);
     let heartbeats: Vec<_> = (0..lanes.map_or(1, usize::from))
@@ -95,7 +111,29 @@ async fn supervise(config: Config, file: PathBuf) -> anyhow::Result<()> {
     unready.send_replace(true);
     tokio::time::sleep(delay).await;
     drain.send_replace(true);
-    tokio::task::spawn_blocking(|| join(threads)).await?
+    tokio::task::spawn_blocking(|| {
+        let ended = join(threads);
+        // Behind the lanes, whose last events are still to be written.
+        if let Some(audit) = audit {
+            audit.stop(AUDIT_WITHIN);
+        }
+        ended
+    })
+    .await?
+}
+
+fn begin_audit(config: &Audit) -> anyhow::Result<(Recorder, audit::Worker)> {
+    let path = &config.sqlite;
+    let key = config.key.as_ref().map(|key| key.0.as_bytes());
+    let writer = Writer::open(path, &instance(), key)
+        .with_context(|| format!("cannot write the audit to {}", path.display()))?;
+    Ok(audit::start(writer, AUDIT_QUEUE)?)
+}
+
+/// The host's name, which in Kubernetes is the pod's.
+fn instance() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
 }
 
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {

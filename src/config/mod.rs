@@ -1,6 +1,7 @@
 //! The configuration: from YAML ([`raw`]) to checked values ([`check::parse`]) with every mistake told at once. Past
 //! [`Config`] nothing is checked again.
 
+pub mod audit;
 pub mod breakers;
 pub mod check;
 pub mod limits;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::http1::head::HeadLimits;
+use audit::{Audit, Level};
 use breakers::CircuitBreaker;
 use limits::Limit;
 use matches::Match;
@@ -37,6 +39,7 @@ pub struct Config {
     pub limit_defaults: LimitDefaults,
     /// Routes name them by index.
     pub sessions: Vec<Sessions>,
+    pub audit: Option<Audit>,
     pub admin: Admin,
     /// Where /metrics is served beside the admin port.
     pub metrics_address: Option<SocketAddr>,
@@ -111,6 +114,7 @@ pub struct Route {
     /// Likewise, of the limits whose key has a part of the session.
     pub session_limits: Vec<usize>,
     pub session: Option<RouteSession>,
+    pub audit: Level,
     /// In place of the upstream's.
     pub timeout: Option<Duration>,
 }

@@ -41,6 +41,8 @@ pub struct File {
     /// Sessions, by name; routes name them.
     #[serde(default)]
     pub sessions: BTreeMap<String, At<Sessions>>,
+    /// What is kept of requests; absent: nothing.
+    pub audit: Option<At<Audit>>,
     pub admin: Option<At<Admin>>,
     pub metrics: Option<At<MetricsAt>>,
     pub runtime: Option<At<Runtime>>,
@@ -114,6 +116,8 @@ pub struct Route {
     #[serde(default)]
     pub rate_limits: Vec<At<String>>,
     pub session: Option<At<RouteSession>>,
+    /// How much is kept of its requests [default: the level of `audit`].
+    pub audit: Option<At<AuditLevel>>,
     /// In place of the upstream's.
     pub timeout: Option<At<Span>>,
 }
@@ -448,6 +452,71 @@ pub struct Fallback {
     pub body: At<String>,
     /// [default: application/json]
     pub content_type: Option<At<String>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Audit {
+    /// [default: metadata]
+    pub level: Option<At<AuditLevel>>,
+    /// The share of requests kept; rejections and errors always are [default: 100%].
+    pub sample: Option<At<Percent>>,
+    pub capture: Option<At<Capture>>,
+    pub redact: Option<At<Redact>>,
+    /// [default: best_effort, the only one so far]
+    pub delivery: Option<At<Delivery>>,
+    pub sqlite: Option<At<Sqlite>>,
+    pub integrity: Option<At<Integrity>>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AuditLevel {
+    None,
+    Metadata,
+    /// And the headers of `capture`.
+    Headers,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Capture {
+    /// [default: none]
+    pub request_headers: Option<At<Vec<At<String>>>>,
+    /// [default: none]
+    pub response_headers: Option<At<Vec<At<String>>>>,
+    /// Whether the query is kept, redacted [default: true].
+    pub query: Option<At<bool>>,
+}
+
+/// Names whose values are written as `***`, beside those that always are, such as Authorization, Cookie, token and password.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Redact {
+    pub headers: Option<At<Vec<At<String>>>>,
+    /// Parameters of the query.
+    pub query: Option<At<Vec<At<String>>>>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Delivery {
+    /// What a full queue drops is counted.
+    BestEffort,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Sqlite {
+    /// The database file [default: weir-audit.db].
+    pub path: At<String>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Integrity {
+    /// Makes the hash chain one that only who has the key can write.
+    pub key: At<String>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

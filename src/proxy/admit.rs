@@ -1,15 +1,18 @@
 //! The policies of a request, one after the other, cheap before dear. What passes is [`Admitted`], and only that can be
 //! sent on.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::audit::{self, Seen};
 use super::handle::Conn;
 use super::headers::{self, Client};
 use super::quota::{Facts, Quota};
 use super::record::Record;
 use super::reply::{CircuitOpen, Rejection};
 use super::sessions;
+use crate::clock;
 use crate::config::Route;
 use crate::http1::head::{BodyLength, RequestHead};
 use crate::http1::path;
@@ -26,6 +29,8 @@ pub(super) struct Admitted<'p> {
     /// The normalised path and the query as sent.
     pub target: Vec<u8>,
     pub client: Client,
+    /// The client's, from a trusted proxy; or a new one.
+    pub request_id: String,
     /// Whether the client waits for `100 Continue`.
     pub expects: bool,
     pub session: Option<Arc<Session>>,
@@ -82,6 +87,21 @@ pub(super) fn admit<'p>(
     let route = &plan.config.routes[index];
     record.route = Some(index);
     let client = headers::client(buffer, head, conn.peer, &conn.listener.trusted_proxies);
+    let id = clock::uuid();
+    let given = fields
+        .iter()
+        .find(|(name, _)| client.behind_trusted && name.eq_ignore_ascii_case("x-request-id"));
+    let request_id = given.map_or_else(|| id.to_string(), |(_, value)| (*value).to_owned());
+    let seen = Seen {
+        path: &path,
+        query,
+        host: host.as_bytes(),
+        method: &buffer[head.method.clone()],
+        client: client.ip,
+        id,
+        request_id: Cow::Borrowed(&request_id),
+    };
+    record.event = audit::begin(plan, route.audit, seen, buffer, Some(head));
     let mut facts = Facts {
         request,
         query,
@@ -92,7 +112,7 @@ pub(super) fn admit<'p>(
     };
     let mut quota = Quota::new(plan);
     // Limits that need no session come first: a flood from one address never reaches the session store.
-    quota.charge(&route.limits, &facts, now)?;
+    quota.charge(&route.limits, &facts, now, record)?;
     let lines = head
         .fields
         .iter()
@@ -100,14 +120,18 @@ pub(super) fn admit<'p>(
     let session = sessions::identify(plan, route, lines, now.mono)?;
     // The breaker is asked before the session's limits: a request that it refuses spends no quota of a user's. What it
     // gave comes back when they refuse, and so do concurrency slots.
-    let entry = enter(plan, route, now)?;
+    let entry = enter(plan, route, now, record)?;
     facts.session = session.as_deref();
-    quota.charge(&route.session_limits, &facts, now)?;
+    if let (Some(event), Some(session)) = (&mut record.event, &session) {
+        event.user = Some(session.user.clone());
+    }
+    quota.charge(&route.session_limits, &facts, now, record)?;
     Ok(Admitted {
         plan,
         route,
         target: [&path, query].concat(),
         client,
+        request_id,
         expects,
         session,
         quota,
@@ -115,22 +139,35 @@ pub(super) fn admit<'p>(
     })
 }
 
-fn enter(plan: &Plan, route: &Route, now: Now) -> Result<Option<Entry>, Rejection> {
+fn enter(
+    plan: &Plan,
+    route: &Route,
+    now: Now,
+    record: &mut Record,
+) -> Result<Option<Entry>, Rejection> {
     let Some(breaker) = &plan.breakers[route.upstream] else {
         return Ok(None);
     };
     let decisions = &plan.breaker_metrics[route.upstream];
+    let mut said = |verdict: &'static str| {
+        if let Some(event) = &mut record.event {
+            event.breaker = Some(Cow::Borrowed(verdict));
+        }
+    };
     match breaker.try_enter(now.mono, fastrand::f64()) {
         Ok((entry, None)) => {
             decisions.admitted.inc();
+            said("admitted");
             Ok(Some(entry))
         }
         Ok((entry, Some(_))) => {
             decisions.shadow_refused.inc();
+            said("shadow_refused");
             Ok(Some(entry))
         }
         Err(refused) => {
             decisions.refused.inc();
+            said("refused");
             let fallback = breaker.settings.fallback.clone();
             Err(Rejection::CircuitOpen(Box::new(CircuitOpen {
                 retry_after: refused.retry_after,

@@ -8,6 +8,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::admit::Admitted;
+use super::audit;
 use super::following::LanePlan;
 use super::handle::{Conn, Failure, Next, read_some, write_all};
 use super::headers;
@@ -98,6 +99,7 @@ pub(super) async fn send(
         return Err(rejection.into());
     }
     record.status = answered.head.status;
+    audit::responded(shared, route.audit, record, &answer, &answered.head);
     // What is left of a body cut off by an early response cannot be told from a next request.
     let next = if head.keep_alive && answered.uploaded {
         Next::KeepAlive

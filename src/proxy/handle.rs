@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::admit;
+use super::audit;
 use super::following::LanePlan;
 use super::forward;
 use super::lane::Lane;
@@ -76,16 +77,17 @@ pub(super) async fn connection(
         // The plan may be another by the time that a request comes.
         let plan = lane.plan.current();
         let mut record = Record::begin();
+        let conn = Conn {
+            lane,
+            listener: &plan.shared.config.listeners[listener_index],
+            peer,
+        };
         let served = match head {
-            Ok(head) => {
-                let conn = Conn {
-                    lane,
-                    listener: &plan.shared.config.listeners[listener_index],
-                    peer,
-                };
-                one(&conn, &plan, &mut client, &mut buffer, &head, &mut record).await
+            Ok(head) => one(&conn, &plan, &mut client, &mut buffer, &head, &mut record).await,
+            Err(rejection) => {
+                record.event = audit::begin_unrouted(&plan.shared, &conn, &buffer, None);
+                Err(rejection.into())
             }
-            Err(rejection) => Err(rejection.into()),
         };
         let next = match served {
             Ok(next) => next,
@@ -102,7 +104,7 @@ pub(super) async fn connection(
                 refuse(&mut client, &rejection, next).await
             }
         };
-        record.finish(&plan.shared);
+        record.finish(&plan.shared, &lane.outbox);
         if next == Next::Close {
             return;
         }
@@ -136,6 +138,9 @@ async fn one(
     match admit::admit(&plan.shared, conn, buffer, head, clock::moment(), record) {
         Ok(admitted) => forward::send(conn, plan, admitted, client, buffer, head, record).await,
         Err(rejection) => {
+            if record.route.is_none() {
+                record.event = audit::begin_unrouted(&plan.shared, conn, buffer, Some(head));
+            }
             // The request itself was in order, so that another may follow, unless a body does.
             let next = if head.keep_alive && head.body == BodyLength::None && rejection.is_policy()
             {

@@ -4,17 +4,14 @@
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
-use ipnet::IpNet;
-use uuid::Builder;
-
 use super::admit::Admitted;
 use super::handle::Next;
 use super::reply::Rejection;
-use crate::clock;
 use crate::http1::head::{BodyLength, RequestHead};
 use crate::http1::hygiene::is_hop_by_hop;
 use crate::http1::response::ResponseHead;
 use crate::policy::session::{self, END_HEADER, START_HEADER};
+use ipnet::IpNet;
 
 /// Names and values as places in the buffer they were read from.
 type Fields = [(Range<usize>, Range<usize>)];
@@ -114,6 +111,7 @@ pub(super) fn request_head(
         target,
         client,
         session,
+        request_id,
         ..
     } = admitted;
     let mut out = Vec::with_capacity(head.len + 512);
@@ -167,7 +165,7 @@ pub(super) fn request_head(
         out.extend_from_slice(b"X-Forwarded-Proto: http\r\n");
     }
     if !client.behind_trusted || !has("x-request-id") {
-        put(&mut out, b"X-Request-Id", request_id().as_bytes());
+        put(&mut out, b"X-Request-Id", request_id.as_bytes());
     }
     if let (Some(session), Some(asks)) = (session, &admitted.route.session) {
         let settings = &plan.sessions[asks.sessions].settings;
@@ -210,16 +208,6 @@ pub(super) fn response_head(
     out
 }
 
-/// A UUIDv7: unique, and in the order of time.
-fn request_id() -> String {
-    let mut random = [0; 10];
-    fastrand::fill(&mut random);
-    let millis = u64::try_from(clock::wall().as_millis()).unwrap_or(u64::MAX);
-    Builder::from_unix_timestamp_millis(millis, &random)
-        .into_uuid()
-        .to_string()
-}
-
 /// What upstreams tell weir by, and no one else.
 fn is_session_header(name: &[u8]) -> bool {
     name.eq_ignore_ascii_case(START_HEADER.as_bytes())
@@ -248,7 +236,7 @@ fn put(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-fn is(buffer: &[u8], name: &Range<usize>, wanted: &str) -> bool {
+pub(super) fn is(buffer: &[u8], name: &Range<usize>, wanted: &str) -> bool {
     buffer[name.clone()].eq_ignore_ascii_case(wanted.as_bytes())
 }
 

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::timeout;
 
+use super::audit::{self, Outbox};
 use super::following::Following;
 use super::handle;
 use crate::admin::health::Heartbeat;
@@ -23,6 +24,7 @@ use crate::plan::Plan;
 #[derive(Debug)]
 pub(super) struct Lane {
     pub plan: Following,
+    pub outbox: Outbox,
     /// Turns true when the process drains: no new request is taken then.
     pub draining: watch::Receiver<bool>,
 }
@@ -72,6 +74,7 @@ async fn serve(
 ) -> io::Result<()> {
     let lane = Rc::new(Lane {
         plan: Following::new(plan),
+        outbox: Outbox::default(),
         draining,
     });
     let mut accepting = JoinSet::new();
@@ -88,9 +91,20 @@ async fn serve(
             tokio::time::sleep(BEAT_EVERY).await;
         }
     });
+    let flushing = tokio::task::spawn_local(flush(lane.clone()));
     while accepting.join_next().await.is_some() {}
     beating.abort();
+    flushing.abort();
+    lane.outbox.flush(&lane.plan.current().shared);
     Ok(())
+}
+
+/// Hands on for ever what the outbox holds back.
+async fn flush(lane: Rc<Lane>) {
+    loop {
+        tokio::time::sleep(audit::FLUSH_EVERY).await;
+        lane.outbox.flush(&lane.plan.current().shared);
+    }
 }
 
 /// Serves one listener until the drain, and its connections until they end or the drain's time is over.

@@ -10,6 +10,7 @@ use percent_encoding::percent_decode;
 use serde_json::Value;
 use smallvec::SmallVec;
 
+use super::record::Record;
 use super::reply::{Exceeded, Rejection};
 use crate::config::LimitDefaults;
 use crate::config::limits::{Cost, KeyPart, Limit, MAX_RULES, Mode, Rule};
@@ -70,6 +71,7 @@ impl<'p> Quota<'p> {
         limits: &[usize],
         facts: &Facts<'_>,
         now: Now,
+        record: &mut Record,
     ) -> Result<(), Rejection> {
         if limits.is_empty() {
             return Ok(());
@@ -124,6 +126,12 @@ impl<'p> Quota<'p> {
         let asked: SmallVec<[Ask<'_>; 4]> = asks.iter().map(|(ask, _)| *ask).collect();
         let admitted = plan.limits.ask(&asked, now, verdicts);
         count_decisions(plan, admitted, &asks, verdicts);
+        if let Some(event) = &mut record.event {
+            let said = asks.iter().zip(&*verdicts);
+            event.limits.extend(said.map(|((ask, limit), verdict)| {
+                Cow::Owned(said_by(&plan.config.limits[*limit], ask, verdict))
+            }));
+        }
         for ((ask, limit), verdict) in asks.iter().zip(&*verdicts) {
             if ask.enforced {
                 self.told.push(Told {
@@ -243,6 +251,16 @@ fn count_decisions(plan: &Plan, admitted: bool, asks: &[(Ask<'_>, usize)], verdi
             (false, false) => metrics.shadow_refused.inc(),
         };
     }
+}
+
+/// What one rule says, for the audit.
+fn said_by(limit: &Limit, ask: &Ask<'_>, verdict: &Verdict) -> String {
+    let verdict = match (verdict.admitted, ask.enforced) {
+        (true, _) => "admitted",
+        (false, true) => "refused",
+        (false, false) => "shadow_refused",
+    };
+    [limit.name.as_str(), ": ", verdict].concat()
 }
 
 /// The limit's rules for this key; `None` when it is not limited. What was set at run time goes before the file's.

@@ -1,9 +1,11 @@
-//! What is known of a request from its head to its end; then counted.
+//! What is known of a request from its head to its end; then counted and audited.
 
 use std::time::{Duration, Instant};
 
+use super::audit::{self, Outbox};
 use super::reply::Rejection;
 use crate::clock;
+use crate::event::AuditEvent;
 use crate::plan::Plan;
 
 /// Recorded for a client that left before its answer; nginx's number, sent to no one.
@@ -25,6 +27,8 @@ pub(super) struct Record {
     pub bytes_out: u64,
     /// The upstream's part of the time.
     pub upstream: Option<Duration>,
+    /// For the audit, where it keeps such requests.
+    pub event: Option<Box<AuditEvent>>,
 }
 
 impl Record {
@@ -38,6 +42,7 @@ impl Record {
             bytes_in: 0,
             bytes_out: 0,
             upstream: None,
+            event: None,
         }
     }
 
@@ -55,13 +60,15 @@ impl Record {
         self.reason = Some(reason);
     }
 
-    /// Counts the request.
-    pub(super) fn finish(self, plan: &Plan) {
+    /// Counts the request, and hands it to the audit.
+    pub(super) fn finish(mut self, plan: &Plan, outbox: &Outbox) {
+        let duration = self.began.elapsed();
         if let Some(route) = self.route {
-            plan.routes[route].count(self.status, self.began.elapsed());
+            plan.routes[route].count(self.status, duration);
         }
         if let Some(reason) = self.reason {
             plan.metrics.rejection(reason).inc();
         }
+        audit::finish(plan, outbox, &mut self, duration);
     }
 }

@@ -13,6 +13,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::Registry;
 
+use crate::audit::Counts;
+
 /// Upper bounds of the buckets of request durations, in microseconds.
 const BUCKETS: [u64; 14] = [
     100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000,
@@ -35,6 +37,8 @@ pub struct Metrics {
     session_checks: Family<SessionCheckLabels, Counter>,
     session_events: Family<SessionEventLabels, Counter>,
     sessions_held: Family<SessionsLabels, Gauge>,
+    audit_events: Family<AuditLabels, Counter>,
+    pub audit_queued: Gauge,
     reloads: Family<ReloadLabels, Counter>,
     pub panics: Counter,
 }
@@ -89,6 +93,11 @@ struct SessionEventLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct SessionsLabels {
     sessions: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AuditLabels {
+    result: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -162,6 +171,8 @@ impl Default for Metrics {
             session_checks: Family::default(),
             session_events: Family::default(),
             sessions_held: Family::default(),
+            audit_events: Family::default(),
+            audit_queued: Gauge::default(),
             reloads: Family::default(),
             panics: Counter::default(),
             registry: Registry::default(),
@@ -225,6 +236,16 @@ impl Default for Metrics {
             "sessions_held",
             "Sessions in memory",
             metrics.sessions_held.clone(),
+        );
+        registry.register(
+            "audit_events",
+            "Audit events written and dropped, and writes that failed and are tried again",
+            metrics.audit_events.clone(),
+        );
+        registry.register(
+            "audit_queued",
+            "Audit events that wait to be written",
+            metrics.audit_queued.clone(),
         );
         registry.register(
             "config_reloads",
@@ -327,6 +348,21 @@ impl Metrics {
                 sessions: sessions.to_owned(),
             }),
         }
+    }
+
+    /// Notes what became of the audit's events since the process began.
+    pub fn audit_is(&self, counts: Counts) {
+        let results = [
+            ("written", counts.written),
+            ("dropped", counts.dropped),
+            ("failed_write", counts.errors),
+        ];
+        for (result, total) in results {
+            let counter = self.audit_events.get_or_create(&AuditLabels { result });
+            counter.inc_by(total.saturating_sub(counter.get()));
+        }
+        self.audit_queued
+            .set(i64::try_from(counts.queued).unwrap_or(i64::MAX));
     }
 
     /// Notes the state that a breaker is in, one of the closed set `states`.

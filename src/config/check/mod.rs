@@ -1,5 +1,6 @@
 //! From the file as written to a [`Config`]: names resolved, defaults filled in, every mistake told at once.
 
+mod audit;
 mod breakers;
 pub mod limits;
 mod sessions;
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::config::audit::Level;
 use crate::config::breakers::CircuitBreaker;
 use crate::config::limits::{Limit, Mode};
 use crate::config::matches::{HostMatch, Match, PathMatch};
@@ -46,6 +48,8 @@ struct Checker {
     /// The index of each limit.
     limits: BTreeMap<String, usize>,
     breakers: BTreeMap<String, CircuitBreaker>,
+    /// Of routes that do not say; `None` where the file has no audit.
+    audit_level: Option<Level>,
     /// The index of each entry of `sessions`.
     sessions: BTreeMap<String, usize>,
 }
@@ -71,6 +75,11 @@ impl Checker {
         let listeners = self.listeners(file.listen, file.listeners);
         let (limits, on_every_route) = self.limits(file.rate_limit, file.rate_limits);
         let sessions = self.sessions(file.sessions);
+        let audit = file
+            .audit
+            .and_then(|at| at.value)
+            .map(|raw| self.audit(raw));
+        self.audit_level = audit.as_ref().map(|audit| audit.level);
         let routes = self.routes(file.routes, upstreams.len(), &limits, &on_every_route);
         let limit_defaults = limit_defaults(file.rate_limit_defaults.and_then(|at| at.value));
         let lanes = file
@@ -108,6 +117,7 @@ impl Checker {
             limits,
             limit_defaults,
             sessions,
+            audit,
             lanes,
             propagation_delay,
             drain,
@@ -365,6 +375,7 @@ impl Checker {
                 limits,
                 session_limits,
                 session: None,
+                audit: self.audit_level.unwrap_or(Level::None),
                 timeout: None,
             }];
         };
@@ -395,7 +406,9 @@ impl Checker {
                 all_limits,
                 session.is_some(),
             );
+            let audit = self.route_level(&path, raw.audit);
             checked.push(Route {
+                audit,
                 limits,
                 session_limits,
                 session,
@@ -603,6 +616,7 @@ mod tests {
                 limits: Vec::new(),
                 session_limits: Vec::new(),
                 session: None,
+                audit: Level::None,
                 timeout: None
             }]
         );
