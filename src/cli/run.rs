@@ -69,7 +69,8 @@ async fn supervise(config: Config, file: PathBuf) -> anyhow::Result<()> {
         .map(ToString::to_string)
         .collect::<Vec<_>>()
         .join(", ");
-    info!(%addresses, admin = %admin.local_addr()?, lanes = threads.len(), "listening");
+    let metrics_at = metrics.as_ref().map(TcpListener::local_addr).transpose()?;
+    info!(%addresses, admin = %admin.local_addr()?, metrics = metrics_at.map(tracing::field::display), lanes = threads.len(), "listening");
 
     let health = Health {
         started: clock::now(),
