@@ -181,12 +181,24 @@ fn what_is_not_there_is_a_problem_that_says_what_is() {
 }
 
 #[test]
+fn the_configuration_is_shown_with_its_defaults_and_without_secrets() {
+    let running = start(&Upstream::answering("hi"));
+    let reply = call(&mut running.admin(), "GET", "/v1/config", "");
+    let config = json(&reply);
+    assert_eq!(config["rate_limits"]["per_tenant"]["limit"], "2/h");
+    assert_eq!(config["listeners"][0]["timeouts"]["header_read"], "10s");
+    assert_eq!(config["admin"]["token"], "***");
+}
+
+#[test]
 fn limits_are_listed_shown_and_reset_by_key() {
     let running = start(&Upstream::answering("hi"));
     let (mut admin, mut client) = (running.admin(), running.client());
     let list = json(&call(&mut admin, "GET", "/v1/limits", ""));
     assert_eq!(list["limits"][0]["name"], "per_tenant");
     assert_eq!(list["limits"][0]["mode"], "enforce");
+    assert_eq!(list["limits"][0]["by"][0], "header:x-tenant");
+    assert_eq!(list["limits"][0]["windows"][0]["limit"], "2/h");
     assert_eq!(list["keys"], 0);
 
     let one = "/v1/limits/per_tenant?key=one";
@@ -226,7 +238,11 @@ fn an_override_at_run_time_goes_before_the_file_until_it_is_taken_back() {
 
     let reply = call(&mut admin, "PUT", acme, r#"{"limit": "5/h"}"#);
     assert_eq!(reply.status, 200, "{reply:?}");
-    assert!(json(&reply)["overrides"]["acme"].to_string().contains("5/"));
+    assert!(
+        json(&reply)["overrides"]["acme"]
+            .to_string()
+            .contains("5/h")
+    );
     assert_eq!(admitted(&mut client, "acme"), 4, "what was used stays used");
     assert_eq!(admitted(&mut client, "other"), 2, "other keys keep theirs");
 

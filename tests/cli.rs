@@ -9,6 +9,7 @@ mod harness;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 
@@ -85,6 +86,26 @@ fn check_exits_1_and_tells_every_mistake_with_its_place() {
     ] {
         assert!(said.contains(part), "{said}");
     }
+}
+
+#[test]
+fn check_prints_a_file_that_it_accepts_and_prints_alike() {
+    let print = |path: &Path| {
+        let output = Command::new(env!("CARGO_BIN_EXE_weir"))
+            .args(["check", "--print", "-c"])
+            .arg(path)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let short = file(&short_form("127.0.0.1:1".parse().unwrap()));
+    let long = print(short.path());
+    for part in ["max_header_bytes: 64KiB", "drain: 25s", "***"] {
+        assert!(long.contains(part), "{long}");
+    }
+    assert!(!long.contains("secret"), "{long}");
+    assert_eq!(print(file(&long).path()), long);
 }
 
 #[test]

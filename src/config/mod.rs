@@ -6,6 +6,7 @@ pub mod check;
 pub mod limits;
 pub mod matches;
 pub mod raw;
+pub mod show;
 pub mod units;
 pub mod yaml;
 
