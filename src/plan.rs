@@ -1,11 +1,12 @@
 //! A configuration made live: what all lanes and the admin port share. A reload makes a new plan; requests in flight end
 //! with the one that they began with.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::config::limits::Mode;
 use crate::config::{Config, Route, Upstream};
+use crate::policy::routes::Index;
 use crate::store::breakers::LiveBreaker;
 use crate::store::limits::Limits;
 use crate::telemetry::metrics::{BreakerMetrics, LimitMetrics, Metrics, RouteMetrics};
@@ -14,6 +15,8 @@ use crate::telemetry::metrics::{BreakerMetrics, LimitMetrics, Metrics, RouteMetr
 #[derive(Debug)]
 pub struct Plan {
     pub config: Config,
+    /// Finds a route of the configuration.
+    pub index: Index,
     /// Carried over by a reload, so that what was used stays used.
     pub limits: Arc<Limits>,
     /// One for each upstream that has one, in the configuration's order.
@@ -40,14 +43,16 @@ impl Plan {
         limits: Arc<Limits>,
         old: &[Arc<LiveBreaker>],
     ) -> Arc<Plan> {
+        let old: BTreeMap<_, _> = old.iter().map(|old| (&*old.upstream, old)).collect();
         let breaker = |upstream: &Upstream| {
             let settings = upstream
                 .circuit_breaker
                 .clone()
                 .filter(|breaker| breaker.mode != Mode::Disabled)?;
             let kept = old
-                .iter()
-                .find(|old| old.upstream == upstream.name && old.settings == settings);
+                .get(&*upstream.name)
+                .copied()
+                .filter(|old| old.settings == settings);
             Some(
                 kept.cloned()
                     .unwrap_or_else(|| Arc::new(LiveBreaker::new(upstream.name.clone(), settings))),
@@ -77,6 +82,7 @@ impl Plan {
             .map(|limit| metrics.limit(&limit.name))
             .collect();
         Arc::new(Plan {
+            index: Index::new(config.routes.iter().map(|route| &route.matches)),
             limits,
             breakers,
             breaker_metrics,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::config::breakers::CircuitBreaker;
-use crate::config::limits::{Limit, Mode};
+use crate::config::limits::Mode;
 use crate::config::matches::{HostMatch, Match, PathMatch};
 use crate::config::raw::{self, Lanes};
 use crate::config::units::{ByteSize, Span};
@@ -44,6 +44,8 @@ struct Checker {
     upstreams: BTreeMap<String, usize>,
     /// The index of each limit.
     limits: BTreeMap<String, usize>,
+    /// How many windows of each limit one request can meet; many routes ask.
+    most_rules: Vec<usize>,
     breakers: BTreeMap<String, CircuitBreaker>,
 }
 
@@ -67,7 +69,7 @@ impl Checker {
         let upstreams = self.upstreams(file.upstream, file.upstreams);
         let listeners = self.listeners(file.listen, file.listeners);
         let (limits, on_every_route) = self.limits(file.rate_limit, file.rate_limits);
-        let routes = self.routes(file.routes, upstreams.len(), &limits, &on_every_route);
+        let routes = self.routes(file.routes, upstreams.len(), &on_every_route);
         let limit_defaults = limit_defaults(file.rate_limit_defaults.and_then(|at| at.value));
         let lanes = file
             .runtime
@@ -332,7 +334,6 @@ impl Checker {
         &mut self,
         routes: Option<Vec<At<raw::Route>>>,
         upstreams: usize,
-        all_limits: &[Limit],
         on_every_route: &[usize],
     ) -> Vec<Route> {
         let Some(routes) = routes else {
@@ -362,11 +363,7 @@ impl Checker {
                 .map(|raw| self.matches(&format!("{path}.match"), raw));
             let timeout = raw.timeout.and_then(|at| at.value).map(|span| span.0);
             let mut limits = on_every_route.to_vec();
-            limits.extend(self.limits_named(
-                &format!("{path}.rate_limits"),
-                raw.rate_limits,
-                all_limits,
-            ));
+            limits.extend(self.limits_named(&format!("{path}.rate_limits"), raw.rate_limits));
             checked.push(Route {
                 limits,
                 matches: matches.unwrap_or_default(),
