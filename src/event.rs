@@ -121,6 +121,16 @@ impl Redaction {
         }
     }
 
+    /// The headers that are redacted, in lower case.
+    pub fn headers(&self) -> impl Iterator<Item = &str> {
+        self.headers.iter().map(String::as_str)
+    }
+
+    /// The parameters that are redacted, in lower case.
+    pub fn query(&self) -> impl Iterator<Item = &str> {
+        self.query.iter().map(String::as_str)
+    }
+
     /// Redacts these headers and parameters as well.
     pub fn add<T: AsRef<str>>(
         &mut self,

@@ -22,7 +22,13 @@ enum Command {
     /// Proxy as the file says.
     Run(File),
     /// Say every mistake in a file with its line and column; exit 1 if there is one.
-    Check(File),
+    Check {
+        #[command(flatten)]
+        file: File,
+        /// Print the file in its long form, with every default; secrets are masked.
+        #[arg(long)]
+        print: bool,
+    },
     /// Print the JSON Schema of the file, for editors.
     Schema,
     /// Ask a running weir how it is; exit 1 unless it is well.
@@ -52,7 +58,7 @@ fn main() -> ExitCode {
             Err(error) => Err(error),
         },
         Command::Run(file) => cli::run::run(file.config),
-        Command::Check(file) => cli::load(&file.config).map(drop),
+        Command::Check { file, print } => cli::check::run(&file.config, print),
         Command::Schema => print_schema(),
         Command::Session(arguments) => cli::session::run(arguments),
         Command::Healthcheck { address } => cli::healthcheck::run(address),

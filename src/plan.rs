@@ -1,12 +1,13 @@
 //! A configuration made live: what all lanes and the admin port share. A reload makes a new plan; requests in flight end
 //! with the one that they began with.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::audit::Recorder;
 use crate::config::limits::Mode;
 use crate::config::{self, Config, Route, Upstream};
+use crate::policy::routes::Index;
 use crate::policy::session;
 use crate::store::breakers::LiveBreaker;
 use crate::store::limits::Limits;
@@ -17,6 +18,8 @@ use crate::telemetry::metrics::{BreakerMetrics, LimitMetrics, Metrics, RouteMetr
 #[derive(Debug)]
 pub struct Plan {
     pub config: Config,
+    /// Finds a route of the configuration.
+    pub index: Index,
     /// Carried over by a reload, so that what was used stays used.
     pub limits: Arc<Limits>,
     /// One for each entry of the configuration, in its order. Carried over by a reload, by name.
@@ -53,14 +56,16 @@ impl Plan {
         old: &[Arc<LiveBreaker>],
         old_sessions: &[LiveSessions],
     ) -> Arc<Plan> {
+        let old: BTreeMap<_, _> = old.iter().map(|old| (&*old.upstream, old)).collect();
         let breaker = |upstream: &Upstream| {
             let settings = upstream
                 .circuit_breaker
                 .clone()
                 .filter(|breaker| breaker.mode != Mode::Disabled)?;
             let kept = old
-                .iter()
-                .find(|old| old.upstream == upstream.name && old.settings == settings);
+                .get(&*upstream.name)
+                .copied()
+                .filter(|old| old.settings == settings);
             Some(
                 kept.cloned()
                     .unwrap_or_else(|| Arc::new(LiveBreaker::new(upstream.name.clone(), settings))),
@@ -105,6 +110,7 @@ impl Plan {
             .map(|limit| metrics.limit(&limit.name))
             .collect();
         Arc::new(Plan {
+            index: Index::new(config.routes.iter().map(|route| &route.matches)),
             limits,
             sessions,
             identity_fields,

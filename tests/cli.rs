@@ -5,89 +5,15 @@
     reason = "a broken step of a test is a failed test"
 )]
 
-use std::io::{BufRead, BufReader, Read, Write};
+mod harness;
+
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::Command;
 use std::thread;
 
-/// `weir run`, ended when the test lets go of it.
-struct Running {
-    child: Child,
-    log: BufReader<ChildStderr>,
-    address: String,
-    admin: String,
-}
-
-impl Running {
-    fn start(config: &Path) -> Running {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
-            .args(["run", "-c"])
-            .arg(config)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let log = BufReader::new(child.stderr.take().unwrap());
-        let mut running = Running {
-            child,
-            log,
-            address: String::new(),
-            admin: String::new(),
-        };
-        let line = running.log_until("listening");
-        let field = |name: &str| {
-            line.split(name)
-                .nth(1)
-                .unwrap()
-                .split_whitespace()
-                .next()
-                .unwrap()
-                .to_owned()
-        };
-        (running.address, running.admin) = (field("addresses="), field("admin="));
-        running
-    }
-
-    /// The next line of the log with `part` in it.
-    fn log_until(&mut self, part: &str) -> String {
-        loop {
-            let mut line = String::new();
-            assert_ne!(
-                self.log.read_line(&mut line).unwrap(),
-                0,
-                "the log ended before {part:?}"
-            );
-            if line.contains(part) {
-                return line;
-            }
-        }
-    }
-
-    fn connect(&self) -> TcpStream {
-        TcpStream::connect(&self.address).unwrap()
-    }
-
-    fn signal(&self, name: &str) {
-        let sent = Command::new("kill")
-            .args(["-s", name, &self.child.id().to_string()])
-            .status()
-            .unwrap();
-        assert!(sent.success());
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn file(text: &str) -> tempfile::NamedTempFile {
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    file.write_all(text.as_bytes()).unwrap();
-    file
-}
+use harness::process::{Running, file};
 
 /// An upstream that answers every request on every connection with `body`.
 fn answering(body: &'static str) -> SocketAddr {
@@ -160,6 +86,26 @@ fn check_exits_1_and_tells_every_mistake_with_its_place() {
     ] {
         assert!(said.contains(part), "{said}");
     }
+}
+
+#[test]
+fn check_prints_a_file_that_it_accepts_and_prints_alike() {
+    let print = |path: &Path| {
+        let output = Command::new(env!("CARGO_BIN_EXE_weir"))
+            .args(["check", "--print", "-c"])
+            .arg(path)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let short = file(&short_form("127.0.0.1:1".parse().unwrap()));
+    let long = print(short.path());
+    for part in ["max_header_bytes: 64KiB", "drain: 25s", "***"] {
+        assert!(long.contains(part), "{long}");
+    }
+    assert!(!long.contains("secret"), "{long}");
+    assert_eq!(print(file(&long).path()), long);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{Answer, Problem, Reply, parameters};
 use crate::clock;
 use crate::config::check::limits::override_rules;
-use crate::config::limits::{Limit, Period, Rule};
+use crate::config::limits::{Limit, Rule};
 use crate::plan::Plan;
 use crate::store::limits::Override;
 
@@ -119,7 +119,7 @@ fn one_key(plan: &Plan, limit: &Limit, method: &Method, parts: Vec<String>) -> A
 }
 
 fn describe(plan: &Plan, limit: &Limit) -> Value {
-    let by: Vec<_> = limit.by.iter().map(|part| format!("{part:?}")).collect();
+    let by: Vec<_> = limit.by.iter().map(ToString::to_string).collect();
     let set = plan.limits.overrides();
     let set = set
         .iter()
@@ -134,7 +134,7 @@ fn describe(plan: &Plan, limit: &Limit) -> Value {
         "name": limit.name,
         "windows": texts(&limit.rules),
         "by": by,
-        "mode": format!("{:?}", limit.mode).to_lowercase(),
+        "mode": limit.mode,
         "overrides": overrides.collect::<serde_json::Map<_, _>>(),
     })
 }
@@ -147,27 +147,13 @@ fn texts(rules: &Override) -> Value {
 }
 
 fn text(rule: &Rule) -> Value {
-    use crate::config::units::Span;
-    let period = |period: &Period| match period {
-        Period::Fixed(length) => Span(*length).to_string(),
-        Period::Day => "day".to_owned(),
-        Period::Week => "week".to_owned(),
-        Period::Month => "month".to_owned(),
-        Period::Year => "year".to_owned(),
-    };
+    let spelled = rule.to_string();
     match rule {
-        Rule::TokenBucket { count, per, burst } => {
-            json!({ "algorithm": "token_bucket", "limit": format!("{count}/{}", Span(*per)), "burst": burst })
+        Rule::TokenBucket { burst, .. } => {
+            json!({ "algorithm": "token_bucket", "limit": spelled, "burst": burst })
         }
-        Rule::SlidingWindow { limit, window } => {
-            json!({ "algorithm": "sliding_window", "limit": format!("{limit}/{}", Span(*window)) })
-        }
-        Rule::FixedWindow {
-            limit,
-            period: length,
-        } => {
-            json!({ "algorithm": "fixed_window", "limit": format!("{limit}/{}", period(length)) })
-        }
+        Rule::SlidingWindow { .. } => json!({ "algorithm": "sliding_window", "limit": spelled }),
+        Rule::FixedWindow { .. } => json!({ "algorithm": "fixed_window", "limit": spelled }),
         Rule::Concurrency { limit } => json!({ "algorithm": "concurrency", "limit": limit }),
     }
 }

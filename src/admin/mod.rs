@@ -26,6 +26,7 @@ use subtle::ConstantTimeEq;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+use crate::config::show;
 use crate::plan::Plan;
 use health::Health;
 
@@ -158,9 +159,7 @@ async fn answer(admin: &Admin, request: Request<Incoming>, metrics_alone: bool) 
 fn v1(plan: &Plan, method: &Method, path: &[&str], query: &str, body: &[u8]) -> Answer {
     match path {
         ["config"] => match *method {
-            Method::GET => Ok(Reply::Json(
-                json!({ "config": format!("{:#?}", plan.config) }),
-            )),
+            Method::GET => Ok(Reply::Json(show::json(&plan.config))),
             _ => Err(Problem::method("GET")),
         },
         ["limits", rest @ ..] => limits::answer(plan, method, rest, query, body),

@@ -1,6 +1,7 @@
 //! One file a command; what several of them need is here.
 
 pub mod audit;
+pub mod check;
 mod client;
 pub mod healthcheck;
 pub mod run;
@@ -12,13 +13,13 @@ use std::path::Path;
 
 use anyhow::{Context, anyhow};
 
-use crate::config::{Config, check};
+use crate::config::{self, Config};
 
 /// Reads and checks a file; the error tells every mistake in it.
 pub fn load(path: &Path) -> anyhow::Result<Config> {
     let text =
         std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    check::parse(&text, &|name| std::env::var(name).ok()).map_err(|mistakes| {
+    config::check::parse(&text, &|name| std::env::var(name).ok()).map_err(|mistakes| {
         let many = if mistakes.len() == 1 {
             "mistake"
         } else {

@@ -20,6 +20,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::config::audit::Audit;
 use crate::plan::Plan;
+use crate::proxy::reload::Fingerprint;
 use crate::proxy::{lane, reload};
 use crate::store::sqlite::Writer;
 use crate::worker;
@@ -31,15 +32,16 @@ const AUDIT_WITHIN: Duration = Duration::from_secs(5);
 
 /// Runs until SIGTERM or SIGINT; then drains.
 pub fn run(file: PathBuf) -> anyhow::Result<()> {
+    let seen = reload::fingerprint(&file);
     let config = load(&file)?;
     // The control thread: signals, reloads and the admin port, apart from the lanes.
     let control = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    control.block_on(supervise(config, file))
+    control.block_on(supervise(config, file, seen))
 }
 
-async fn supervise(config: Config, file: PathBuf) -> anyhow::Result<()> {
+async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> anyhow::Result<()> {
     // Listening to the signal begins before the line that says weir is up, so that none is missed.
     let terminate = signal(SignalKind::terminate())?;
     let admin = bind(config.admin.address).await?;
@@ -86,7 +88,8 @@ async fn supervise(config: Config, file: PathBuf) -> anyhow::Result<()> {
         .map(ToString::to_string)
         .collect::<Vec<_>>()
         .join(", ");
-    info!(%addresses, admin = %admin.local_addr()?, lanes = threads.len(), "listening");
+    let metrics_at = metrics.as_ref().map(TcpListener::local_addr).transpose()?;
+    info!(%addresses, admin = %admin.local_addr()?, metrics = metrics_at.map(tracing::field::display), lanes = threads.len(), "listening");
 
     let health = Health {
         started: clock::now(),
@@ -104,7 +107,7 @@ async fn supervise(config: Config, file: PathBuf) -> anyhow::Result<()> {
     }
     tokio::select! {
         stopped = stopped(terminate) => stopped?,
-        broken = reload::follow(file, load, plan) => broken?,
+        broken = reload::follow(file, seen, load, plan) => broken?,
     }
     info!("draining");
     // Unready first, so that others stop sending before weir stops taking.

@@ -1,9 +1,13 @@
 //! Rate limits, checked: what is counted, by what key, and how much of it is admitted.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
+use serde::Serialize;
+
 use super::raw::Algorithm;
+use super::units::Span;
 
 /// The most rules that a route's limits can have together.
 pub const MAX_RULES: usize = 16;
@@ -105,7 +109,8 @@ pub enum KeyPart {
 }
 
 /// What becomes of a refusal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Mode {
     Enforce,
     /// Decides and counts, and admits all the same.
@@ -122,4 +127,56 @@ pub enum Cost {
         name: String,
         default: u64,
     },
+}
+
+/// As the file spells it: `100/s`, or a number for concurrency. The burst stands under a key of its own.
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Rule::TokenBucket { count, per, .. } => write!(f, "{count}/{}", Period::Fixed(*per)),
+            Rule::SlidingWindow { limit, window } => {
+                write!(f, "{limit}/{}", Period::Fixed(*window))
+            }
+            Rule::FixedWindow { limit, period } => write!(f, "{limit}/{period}"),
+            Rule::Concurrency { limit } => write!(f, "{limit}"),
+        }
+    }
+}
+
+/// As the file spells it behind the slash: `s`, `30s`, `month`.
+impl fmt::Display for Period {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Period::Fixed(length) => {
+                let span = Span(*length).to_string();
+                let one = span
+                    .strip_prefix('1')
+                    .filter(|unit| !unit.starts_with(|c: char| c.is_ascii_digit()));
+                f.write_str(one.unwrap_or(&span))
+            }
+            Period::Day => f.write_str("day"),
+            Period::Week => f.write_str("week"),
+            Period::Month => f.write_str("month"),
+            Period::Year => f.write_str("year"),
+        }
+    }
+}
+
+/// As the file spells it: `client.ip`, `header:x-tenant`.
+impl fmt::Display for KeyPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            KeyPart::ClientIp => f.write_str("client.ip"),
+            KeyPart::Header(name) => write!(f, "header:{name}"),
+            KeyPart::Cookie(name) => write!(f, "cookie:{name}"),
+            KeyPart::Query(name) => write!(f, "query:{name}"),
+            KeyPart::Path => f.write_str("path"),
+            KeyPart::Host => f.write_str("host"),
+            KeyPart::Method => f.write_str("method"),
+            KeyPart::Route => f.write_str("route"),
+            KeyPart::Upstream => f.write_str("upstream"),
+            KeyPart::SessionUser => f.write_str("session.user"),
+            KeyPart::SessionClaim(name) => write!(f, "session.claims.{name}"),
+        }
+    }
 }

@@ -8,6 +8,7 @@ pub mod limits;
 pub mod matches;
 pub mod raw;
 pub mod sessions;
+pub mod show;
 pub mod units;
 pub mod yaml;
 

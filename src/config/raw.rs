@@ -7,7 +7,7 @@ use std::num::NonZeroUsize;
 
 use schemars::JsonSchema;
 use serde::de::{Error, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::units::{ByteSize, Percent, Span};
 use super::yaml::At;
@@ -243,7 +243,7 @@ pub struct RateLimit {
     pub cost: Option<At<Cost>>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Algorithm {
     TokenBucket,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, Deserializer, Error};
+use serde::ser::{Serialize, Serializer};
 
 /// A length of time: `250ms`, `10s`, `5m`, `2h`, `400d`, and sums of them such as `1h30m`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,7 +70,7 @@ impl fmt::Display for Span {
             .into_iter()
             .rev()
             .find(|(_, size)| millis >= *size && millis.is_multiple_of(*size))
-            .unwrap_or(("ms", 1));
+            .unwrap_or(("s", 1_000));
         write!(f, "{}{unit}", millis / size)
     }
 }
@@ -113,6 +114,19 @@ impl FromStr for Percent {
     }
 }
 
+impl fmt::Display for Percent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A share is a rounded hundredth of what was written: the shortest text that is read as this share is meant.
+        let shortest = (0..15)
+            .map(|decimals| format!("{:.decimals$}%", self.0 * 100.0))
+            .find(|text| text.parse() == Ok(*self));
+        match shortest {
+            Some(text) => f.write_str(&text),
+            None => write!(f, "{}%", self.0 * 100.0),
+        }
+    }
+}
+
 fn split_number(text: &str) -> Option<(u64, &str)> {
     let end = text
         .find(|c: char| !c.is_ascii_digit())
@@ -125,11 +139,17 @@ fn scale(number: u64, unit: &str, units: &[(&str, u64)]) -> Option<u64> {
     number.checked_mul(*size)
 }
 
-macro_rules! read_as_text {
+macro_rules! as_text {
     ($name:ident, $pattern:literal) => {
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<$name, D::Error> {
                 String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
             }
         }
 
@@ -145,10 +165,10 @@ macro_rules! read_as_text {
     };
 }
 
-read_as_text!(Span, r"^([0-9]+(ms|s|m|h|d))+$");
-read_as_text!(ByteSize, r"^[0-9]+ *(B|KiB|MiB|GiB|kB|MB|GB)$");
+as_text!(Span, r"^([0-9]+(ms|s|m|h|d))+$");
+as_text!(ByteSize, r"^[0-9]+ *(B|KiB|MiB|GiB|kB|MB|GB)$");
 
-read_as_text!(Percent, r"^[0-9.]+%$");
+as_text!(Percent, r"^[0-9.]+%$");
 
 #[cfg(test)]
 mod tests {
@@ -221,10 +241,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_back(millis in 0u64..1 << 50, bytes in any::<u64>()) {
+        fn what_is_written_is_read_back(millis in 0u64..1 << 50, bytes in any::<u64>(), thousandths in 0u32..=100_000) {
             let span = Span(Duration::from_millis(millis));
             prop_assert_eq!(span.to_string().parse(), Ok(span));
             prop_assert_eq!(ByteSize(bytes).to_string().parse(), Ok(ByteSize(bytes)));
+            let percent = Percent(f64::from(thousandths) / 1_000.0 / 100.0);
+            prop_assert!(percent.to_string().len() <= "99.999%".len(), "{}", percent);
+            prop_assert_eq!(percent.to_string().parse(), Ok(percent));
         }
     }
 }

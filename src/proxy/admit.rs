@@ -82,8 +82,7 @@ pub(super) fn admit<'p>(
         method: text(&head.method),
         fields: &fields,
     };
-    let matches = plan.config.routes.iter().map(|route| &route.matches);
-    let index = routes::find(matches, &request).ok_or(Rejection::NoRoute)?;
+    let index = plan.index.find(&request).ok_or(Rejection::NoRoute)?;
     let route = &plan.config.routes[index];
     record.route = Some(index);
     let client = headers::client(buffer, head, conn.peer, &conn.listener.trusted_proxies);

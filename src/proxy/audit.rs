@@ -4,6 +4,8 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::time::Duration;
 
+use tokio::sync::Notify;
+use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::handle::Conn;
@@ -20,24 +22,33 @@ use crate::plan::Plan;
 /// Events that a lane holds back, at most.
 const BATCH: usize = 64;
 /// How long it holds them back, at most.
-pub(super) const FLUSH_EVERY: Duration = Duration::from_millis(20);
+const LINGER: Duration = Duration::from_millis(20);
 
 /// One lane's events on their way to the recorder.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     events: RefCell<Vec<AuditEvent>>,
+    /// Told when the first event comes to wait.
+    waiting: Notify,
 }
 
 impl Outbox {
     fn push(&self, event: AuditEvent, recorder: &Recorder) {
         let mut events = self.events.borrow_mut();
-        if events.capacity() == 0 {
+        if events.is_empty() {
             events.reserve_exact(BATCH);
+            self.waiting.notify_one();
         }
         events.push(event);
         if events.len() >= BATCH {
             recorder.record_batch(events.split_off(0));
         }
+    }
+
+    /// Comes back when there is something to hand on, once it has waited.
+    pub(super) async fn due(&self) {
+        self.waiting.notified().await;
+        sleep(LINGER).await;
     }
 
     /// Hands on what is held back.

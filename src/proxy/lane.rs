@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::timeout;
 
-use super::audit::{self, Outbox};
+use super::audit::Outbox;
 use super::following::Following;
 use super::handle;
 use crate::admin::health::Heartbeat;
@@ -102,7 +102,7 @@ async fn serve(
 /// Hands on for ever what the outbox holds back.
 async fn flush(lane: Rc<Lane>) {
     loop {
-        tokio::time::sleep(audit::FLUSH_EVERY).await;
+        lane.outbox.due().await;
         lane.outbox.flush(&lane.plan.current().shared);
     }
 }

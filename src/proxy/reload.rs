@@ -19,16 +19,17 @@ use crate::plan::Plan;
 /// as Kubernetes does with a ConfigMap; notifications of file systems miss that, and network mounts send none.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Follows the file for ever.
+/// Follows the file for ever. `seen` is its [`fingerprint`] from before it was read, so that a change since then is not
+/// missed.
 pub async fn follow(
     path: PathBuf,
+    mut seen: Option<Fingerprint>,
     load: impl Fn(&Path) -> anyhow::Result<Config>,
     plan: watch::Sender<Arc<Plan>>,
 ) -> std::io::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     let mut look = interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut seen = fingerprint(&path);
     loop {
         tokio::select! {
             _ = hangup.recv() => {}
@@ -57,15 +58,22 @@ pub async fn follow(
 }
 
 /// What differs when a file was written or replaced.
-fn fingerprint(path: &Path) -> Option<(u64, u64, u64, i64, i64)> {
-    let of = |file: Metadata| {
-        (
-            file.dev(),
-            file.ino(),
-            file.size(),
-            file.mtime(),
-            file.mtime_nsec(),
-        )
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fingerprint {
+    device: u64,
+    inode: u64,
+    size: u64,
+    /// Seconds and nanoseconds.
+    modified: (i64, i64),
+}
+
+/// The file's that the path leads to now; `None` for one that cannot be seen.
+pub fn fingerprint(path: &Path) -> Option<Fingerprint> {
+    let of = |file: Metadata| Fingerprint {
+        device: file.dev(),
+        inode: file.ino(),
+        size: file.size(),
+        modified: (file.mtime(), file.mtime_nsec()),
     };
     fs::metadata(path).ok().map(of)
 }

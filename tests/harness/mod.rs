@@ -6,8 +6,10 @@
     reason = "each test file is a crate and uses the part that it needs"
 )]
 
+pub mod process;
+
 use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -46,11 +48,7 @@ impl Lane {
     }
 
     pub fn connect(&self) -> Client {
-        let stream = TcpStream::connect(self.address).unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        Client {
-            reader: BufReader::new(stream),
-        }
+        Client::to(self.address)
     }
 }
 
@@ -78,6 +76,14 @@ impl Reply {
 }
 
 impl Client {
+    pub fn to(address: impl ToSocketAddrs) -> Client {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        Client {
+            reader: BufReader::new(stream),
+        }
+    }
+
     pub fn get(&mut self, path: &str) -> Reply {
         self.send("GET", path, &[], "")
     }

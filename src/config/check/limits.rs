@@ -39,6 +39,12 @@ impl Checker {
                 limits.push(limit);
             }
         }
+        let indexed = limits.iter().enumerate();
+        self.of_session = indexed
+            .filter(|(_, limit)| limit.needs_session())
+            .map(|(index, limit)| (index, limit.name.clone()))
+            .collect();
+        self.most_rules = limits.iter().map(Limit::most_rules).collect();
         self.limits = limits
             .iter()
             .enumerate()
@@ -152,12 +158,7 @@ impl Checker {
     }
 
     /// The limits that a route names, by index.
-    pub(super) fn limits_named(
-        &mut self,
-        path: &str,
-        names: Vec<At<String>>,
-        limits: &[Limit],
-    ) -> Vec<usize> {
+    pub(super) fn limits_named(&mut self, path: &str, names: Vec<At<String>>) -> Vec<usize> {
         let mut found = Vec::new();
         for (index, at) in names.into_iter().enumerate() {
             let path = format!("{path}[{index}]");
@@ -181,7 +182,7 @@ impl Checker {
                     self.say(&path, at.line, at.column, message);
                 }
             }
-            let rules: usize = found.iter().map(|index| limits[*index].most_rules()).sum();
+            let rules: usize = found.iter().map(|index| self.most_rules[*index]).sum();
             if rules > MAX_RULES {
                 let message = format!(
                     "the route's limits have {rules} windows together: {MAX_RULES} at most"

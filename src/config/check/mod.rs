@@ -13,7 +13,7 @@ use ipnet::IpNet;
 
 use crate::config::audit::Level;
 use crate::config::breakers::CircuitBreaker;
-use crate::config::limits::{Limit, Mode};
+use crate::config::limits::Mode;
 use crate::config::matches::{HostMatch, Match, PathMatch};
 use crate::config::raw::{self, Lanes};
 use crate::config::units::{ByteSize, Span};
@@ -47,6 +47,10 @@ struct Checker {
     upstreams: BTreeMap<String, usize>,
     /// The index of each limit.
     limits: BTreeMap<String, usize>,
+    /// How many windows of each limit one request can meet; many routes ask.
+    most_rules: Vec<usize>,
+    /// The names of the limits that count by the session, by index.
+    of_session: BTreeMap<usize, String>,
     breakers: BTreeMap<String, CircuitBreaker>,
     /// Of routes that do not say; `None` where the file has no audit.
     audit_level: Option<Level>,
@@ -80,7 +84,7 @@ impl Checker {
             .and_then(|at| at.value)
             .map(|raw| self.audit(raw));
         self.audit_level = audit.as_ref().map(|audit| audit.level);
-        let routes = self.routes(file.routes, upstreams.len(), &limits, &on_every_route);
+        let routes = self.routes(file.routes, upstreams.len(), &on_every_route);
         let limit_defaults = limit_defaults(file.rate_limit_defaults.and_then(|at| at.value));
         let lanes = file
             .runtime
@@ -354,7 +358,6 @@ impl Checker {
         &mut self,
         routes: Option<Vec<At<raw::Route>>>,
         upstreams: usize,
-        all_limits: &[Limit],
         on_every_route: &[usize],
     ) -> Vec<Route> {
         let Some(routes) = routes else {
@@ -367,8 +370,7 @@ impl Checker {
                 );
             }
             let on_it = on_every_route.to_vec();
-            let (limits, session_limits) =
-                self.part_limits("rate_limit", (1, 1), on_it, all_limits, false);
+            let (limits, session_limits) = self.part_limits("rate_limit", (1, 1), on_it, false);
             return vec![Route {
                 matches: Match::default(),
                 upstream: 0,
@@ -393,17 +395,12 @@ impl Checker {
                 .session
                 .and_then(|at| self.route_session(&format!("{path}.session"), at));
             let mut limits = on_every_route.to_vec();
-            limits.extend(self.limits_named(
-                &format!("{path}.rate_limits"),
-                raw.rate_limits,
-                all_limits,
-            ));
             let limits_path = format!("{path}.rate_limits");
+            limits.extend(self.limits_named(&limits_path, raw.rate_limits));
             let (limits, session_limits) = self.part_limits(
                 &limits_path,
                 (at.line, at.column),
                 limits,
-                all_limits,
                 session.is_some(),
             );
             let audit = self.route_level(&path, raw.audit);

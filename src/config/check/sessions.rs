@@ -5,7 +5,6 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::{Checker, SECOND, span};
-use crate::config::limits::Limit;
 use crate::config::raw;
 use crate::config::sessions::{
     CookieAttributes, Forward, OnMax, RouteSession, SameSite, Sessions, Settings, TokenSource,
@@ -170,16 +169,15 @@ impl Checker {
         path: &str,
         at: (u64, u64),
         named: Vec<usize>,
-        all: &[Limit],
         has_session: bool,
     ) -> (Vec<usize>, Vec<usize>) {
         let (of_session, others): (Vec<_>, Vec<_>) = named
             .into_iter()
-            .partition(|limit| all[*limit].needs_session());
+            .partition(|limit| self.of_session.contains_key(limit));
         if let (Some(limit), false) = (of_session.first(), has_session) {
             let message = format!(
                 "limit \"{}\" counts by the session, and this route has none: add \"session: {{use: NAME}}\"",
-                all[*limit].name
+                self.of_session[limit]
             );
             self.say(path, at.0, at.1, message);
         }

@@ -1,0 +1,754 @@
+//! A checked [`Config`] as a file again: every default filled in, secrets masked, and readable by `weir check`. Owns how
+//! values look when they are shown; must not decide any of them. The one text that does not survive being read again is a
+//! `${` that an expansion brought in, since the file has no way to write it.
+//!
+//! Each struct mirrors one of [`super::raw`], with its keys in the order in which people read them.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::audit::Level;
+use super::limits::{Cost, KeyPart, Mode, Rule};
+use super::raw::Algorithm;
+use super::sessions::{OnMax, SameSite, TokenSource};
+use super::units::{ByteSize, Percent, Span};
+use super::{Config, audit, breakers, limits, sessions};
+
+/// The configuration as YAML.
+pub fn yaml(config: &Config) -> String {
+    serde_saphyr::to_string(&File::new(config))
+        .expect("texts, numbers, lists and maps of them are YAML")
+}
+
+/// The configuration as JSON, with the keys of the YAML.
+pub fn json(config: &Config) -> serde_json::Value {
+    serde_json::to_value(File::new(config)).expect("the keys of all maps are texts")
+}
+
+#[derive(Serialize)]
+struct File<'c> {
+    version: u32,
+    listeners: Vec<Listener<'c>>,
+    upstreams: BTreeMap<&'c str, Upstream<'c>>,
+    routes: Vec<Route<'c>>,
+    rate_limits: BTreeMap<&'c str, RateLimit<'c>>,
+    rate_limit_defaults: RateLimitDefaults,
+    /// Those that an upstream names.
+    circuit_breakers: BTreeMap<&'c str, CircuitBreaker<'c>>,
+    sessions: BTreeMap<&'c str, Sessions<'c>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    audit: Option<Audit<'c>>,
+    admin: Admin,
+    metrics: Metrics,
+    runtime: Runtime,
+    shutdown: Shutdown,
+}
+
+impl<'c> File<'c> {
+    fn new(config: &'c Config) -> File<'c> {
+        let breakers = config
+            .upstreams
+            .iter()
+            .filter_map(|upstream| upstream.circuit_breaker.as_ref());
+        let defaults = &config.limit_defaults;
+        let headers = [
+            ("standard", defaults.standard_headers),
+            ("legacy", defaults.legacy_headers),
+        ];
+        File {
+            version: 1,
+            listeners: config.listeners.iter().map(Listener::new).collect(),
+            upstreams: config
+                .upstreams
+                .iter()
+                .map(|upstream| (upstream.name.as_str(), Upstream::new(upstream)))
+                .collect(),
+            routes: config
+                .routes
+                .iter()
+                .map(|route| Route::new(route, config))
+                .collect(),
+            rate_limits: config
+                .limits
+                .iter()
+                .map(|limit| (limit.name.as_str(), RateLimit::new(limit)))
+                .collect(),
+            rate_limit_defaults: RateLimitDefaults {
+                max_keys: defaults.max_keys,
+                headers: headers
+                    .into_iter()
+                    .filter(|(_, told)| *told)
+                    .map(|(name, _)| name)
+                    .collect(),
+            },
+            circuit_breakers: breakers
+                .map(|breaker| (breaker.name.as_str(), CircuitBreaker::new(breaker)))
+                .collect(),
+            sessions: config
+                .sessions
+                .iter()
+                .map(|sessions| (sessions.name.as_str(), Sessions::new(sessions)))
+                .collect(),
+            audit: config.audit.as_ref().map(Audit::new),
+            admin: Admin {
+                address: config.admin.address,
+                token: config
+                    .admin
+                    .token
+                    .as_ref()
+                    .map(|token| format!("{token:?}")),
+            },
+            metrics: Metrics {
+                address: config.metrics_address,
+                max_series: config.max_series,
+            },
+            runtime: Runtime {
+                lanes: config
+                    .lanes
+                    .map_or("auto".to_owned(), |lanes| lanes.to_string()),
+            },
+            shutdown: Shutdown {
+                propagation_delay: Span(config.propagation_delay),
+                drain: Span(config.drain),
+            },
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Listener<'c> {
+    name: &'c str,
+    address: SocketAddr,
+    client_ip: ClientIp,
+    limits: HeadAndBody,
+    timeouts: Timeouts,
+}
+
+#[derive(Serialize)]
+struct ClientIp {
+    trusted_proxies: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct HeadAndBody {
+    max_header_bytes: ByteSize,
+    max_headers: usize,
+    max_body: ByteSize,
+}
+
+#[derive(Serialize)]
+struct Timeouts {
+    header_read: Span,
+    keep_alive: Span,
+    stream_idle: Span,
+}
+
+impl<'c> Listener<'c> {
+    fn new(listener: &'c super::Listener) -> Listener<'c> {
+        let head = &listener.head_limits;
+        Listener {
+            name: &listener.name,
+            address: listener.address,
+            client_ip: ClientIp {
+                trusted_proxies: texts(&listener.trusted_proxies),
+            },
+            limits: HeadAndBody {
+                max_header_bytes: ByteSize(head.max_bytes as u64),
+                max_headers: head.max_fields,
+                max_body: ByteSize(listener.max_body),
+            },
+            timeouts: Timeouts {
+                header_read: Span(listener.header_read),
+                keep_alive: Span(listener.keep_alive),
+                stream_idle: Span(listener.stream_idle),
+            },
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Upstream<'c> {
+    endpoints: [String; 1],
+    connect_timeout: Span,
+    timeout: Span,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    circuit_breaker: Option<&'c str>,
+    trust_session_headers: bool,
+}
+
+impl<'c> Upstream<'c> {
+    fn new(upstream: &'c super::Upstream) -> Upstream<'c> {
+        let breaker = upstream.circuit_breaker.as_ref();
+        Upstream {
+            endpoints: [format!("http://{}", upstream.endpoint)],
+            connect_timeout: Span(upstream.connect_timeout),
+            timeout: Span(upstream.timeout),
+            circuit_breaker: breaker.map(|breaker| breaker.name.as_str()),
+            trust_session_headers: upstream.trust_session_headers,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Route<'c> {
+    #[serde(rename = "match", skip_serializing_if = "Match::is_all")]
+    matches: Match<'c>,
+    upstream: &'c str,
+    rate_limits: Vec<&'c str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session: Option<RouteSession<'c>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    audit: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timeout: Option<Span>,
+}
+
+#[derive(Serialize)]
+struct Match<'c> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<String>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    methods: &'c [String],
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    headers: BTreeMap<&'c str, &'c str>,
+}
+
+impl Match<'_> {
+    fn is_all(&self) -> bool {
+        self.host.is_none()
+            && self.path.is_none()
+            && self.methods.is_empty()
+            && self.headers.is_empty()
+    }
+}
+
+impl<'c> Route<'c> {
+    fn new(route: &'c super::Route, config: &'c Config) -> Route<'c> {
+        let matches = &route.matches;
+        let headers = matches.headers.iter();
+        Route {
+            matches: Match {
+                host: matches.host.as_ref().map(ToString::to_string),
+                path: matches.path.as_ref().map(ToString::to_string),
+                methods: &matches.methods,
+                headers: headers
+                    .map(|(name, value)| (name.as_str(), value.as_str()))
+                    .collect(),
+            },
+            upstream: &config.upstreams[route.upstream].name,
+            rate_limits: route
+                .limits
+                .iter()
+                .chain(&route.session_limits)
+                .map(|index| config.limits[*index].name.as_str())
+                .collect(),
+            session: route.session.as_ref().map(|session| RouteSession {
+                uses: &config.sessions[session.sessions].name,
+                require: session.require,
+                claims: &session.claims,
+            }),
+            // Where the file has no audit, a route cannot ask for one.
+            audit: config.audit.as_ref().map(|_| level(route.audit)),
+            timeout: route.timeout.map(Span),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct RateLimit<'c> {
+    limit: OneOrMany,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    burst: Option<u64>,
+    by: OneOrMany,
+    algorithm: Algorithm,
+    mode: Mode,
+    if_missing: &'static str,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    overrides: BTreeMap<&'c str, OneOrMany>,
+    cost: CostOf<'c>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+#[derive(Serialize)]
+struct CostOf<'c> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    header: Option<&'c str>,
+    default: u64,
+}
+
+impl<'c> RateLimit<'c> {
+    fn new(limit: &'c limits::Limit) -> RateLimit<'c> {
+        let (header, default) = match &limit.cost {
+            Cost::Constant(cost) => (None, *cost),
+            Cost::Header { name, default } => (Some(name.as_str()), *default),
+        };
+        RateLimit {
+            limit: rules(&limit.rules),
+            burst: burst(limit.rules.as_deref().unwrap_or_default()),
+            by: by(&limit.by),
+            algorithm: limit.algorithm,
+            mode: limit.mode,
+            if_missing: if limit.deny_missing { "deny" } else { "skip" },
+            overrides: limit
+                .overrides
+                .iter()
+                .map(|(key, its)| (key.as_str(), rules(its)))
+                .collect(),
+            cost: CostOf { header, default },
+        }
+    }
+}
+
+fn rules(rules: &Option<Vec<Rule>>) -> OneOrMany {
+    match rules {
+        None => OneOrMany::One("unlimited".to_owned()),
+        Some(rules) => one_or_many(texts(rules)),
+    }
+}
+
+/// What a key is made of, as the file spells it.
+fn by(parts: &[KeyPart]) -> OneOrMany {
+    match parts {
+        [] => OneOrMany::One("constant".to_owned()),
+        parts => one_or_many(texts(parts)),
+    }
+}
+
+/// The file gives one burst to all windows, or none, and then each has its own.
+fn burst(rules: &[Rule]) -> Option<u64> {
+    let mut bursts = rules.iter().map(|rule| match rule {
+        Rule::TokenBucket { burst, .. } => Some(*burst),
+        Rule::SlidingWindow { .. } | Rule::FixedWindow { .. } | Rule::Concurrency { .. } => None,
+    });
+    let first = bursts.next()??;
+    bursts.all(|burst| burst == Some(first)).then_some(first)
+}
+
+fn one_or_many(mut texts: Vec<String>) -> OneOrMany {
+    match texts.pop() {
+        Some(only) if texts.is_empty() => OneOrMany::One(only),
+        last => {
+            texts.extend(last);
+            OneOrMany::Many(texts)
+        }
+    }
+}
+
+fn texts(items: &[impl ToString]) -> Vec<String> {
+    items.iter().map(ToString::to_string).collect()
+}
+
+#[derive(Serialize)]
+struct RateLimitDefaults {
+    max_keys: usize,
+    headers: Vec<&'static str>,
+}
+
+#[derive(Serialize)]
+struct CircuitBreaker<'c> {
+    scope: &'static str,
+    window: Window,
+    minimum_calls: u32,
+    failure_rate: Percent,
+    consecutive_failures: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    slow_call: Option<SlowCall>,
+    failure_on: Vec<String>,
+    open_for: Span,
+    max_open_for: Span,
+    jitter: Percent,
+    half_open: HalfOpen,
+    recover_over: Span,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fallback: Option<Fallback<'c>>,
+    mode: Mode,
+}
+
+#[derive(Serialize)]
+struct Window {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    size: String,
+}
+
+#[derive(Serialize)]
+struct SlowCall {
+    duration: Span,
+    rate: Percent,
+}
+
+#[derive(Serialize)]
+struct HalfOpen {
+    probes: u32,
+    success_rate: Percent,
+    probe_timeout: Span,
+}
+
+#[derive(Serialize)]
+struct Fallback<'c> {
+    status: u16,
+    body: &'c str,
+    content_type: &'c str,
+}
+
+impl<'c> CircuitBreaker<'c> {
+    fn new(breaker: &'c breakers::CircuitBreaker) -> CircuitBreaker<'c> {
+        let (settings, on) = (&breaker.settings, &breaker.failure_on);
+        let (kind, size) = match settings.window {
+            breakers::Window::Time(size) => ("time", Span(size).to_string()),
+            breakers::Window::Count(size) => ("count", size.to_string()),
+        };
+        let kinds = [
+            ("connect_failure", on.connect_failure),
+            ("timeout", on.timeout),
+            ("reset", on.reset),
+            ("5xx", on.server_error),
+        ];
+        let named = kinds
+            .into_iter()
+            .filter(|(_, is_failure)| *is_failure)
+            .map(|(name, _)| name.to_owned());
+        CircuitBreaker {
+            scope: "local",
+            window: Window { kind, size },
+            minimum_calls: settings.minimum_calls,
+            failure_rate: Percent(settings.failure_rate),
+            consecutive_failures: settings.consecutive_failures,
+            slow_call: settings.slow_call.map(|slow| SlowCall {
+                duration: Span(slow.duration),
+                rate: Percent(slow.rate),
+            }),
+            failure_on: named.chain(texts(&on.statuses)).collect(),
+            open_for: Span(settings.open_for),
+            max_open_for: Span(settings.max_open_for),
+            jitter: Percent(settings.jitter),
+            half_open: HalfOpen {
+                probes: settings.half_open.probes,
+                success_rate: Percent(settings.half_open.success_rate),
+                probe_timeout: Span(settings.half_open.probe_timeout),
+            },
+            recover_over: Span(settings.recover_over),
+            fallback: breaker.fallback.as_ref().map(|fallback| Fallback {
+                status: fallback.status,
+                body: &fallback.body,
+                content_type: &fallback.content_type,
+            }),
+            mode: breaker.mode,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct RouteSession<'c> {
+    #[serde(rename = "use")]
+    uses: &'c str,
+    require: bool,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    claims: &'c sessions::Claims,
+}
+
+#[derive(Serialize)]
+struct Sessions<'c> {
+    token: Vec<BTreeMap<&'static str, Value>>,
+    idle_timeout: Span,
+    absolute_timeout: Span,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_per_user: Option<NonZeroU32>,
+    on_max: &'static str,
+    max_sessions: usize,
+    forward: Forward<'c>,
+    cookie: Cookie<'c>,
+}
+
+#[derive(Serialize)]
+struct Forward<'c> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user: Option<&'c str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session: Option<&'c str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    claims: Option<&'c str>,
+}
+
+#[derive(Serialize)]
+struct Cookie<'c> {
+    secure: bool,
+    http_only: bool,
+    same_site: &'static str,
+    path: &'c str,
+}
+
+impl<'c> Sessions<'c> {
+    fn new(sessions: &'c sessions::Sessions) -> Sessions<'c> {
+        let settings = &sessions.settings;
+        let source = |source: &TokenSource| match source {
+            TokenSource::Cookie(name) => BTreeMap::from([("cookie", json!(name))]),
+            TokenSource::Bearer => BTreeMap::from([("bearer", json!(true))]),
+            TokenSource::Header(name) => BTreeMap::from([("header", json!(name))]),
+        };
+        Sessions {
+            token: settings.sources.iter().map(source).collect(),
+            idle_timeout: Span(settings.idle_timeout),
+            absolute_timeout: Span(settings.absolute_timeout),
+            max_per_user: settings.max_per_user,
+            on_max: match settings.on_max {
+                OnMax::EvictOldest => "evict_oldest",
+                OnMax::RejectNew => "reject_new",
+            },
+            max_sessions: sessions.max_sessions,
+            forward: Forward {
+                user: settings.forward.user.as_deref(),
+                session: settings.forward.session.as_deref(),
+                claims: settings.forward.claims.as_deref(),
+            },
+            cookie: Cookie {
+                secure: settings.cookie.secure,
+                http_only: settings.cookie.http_only,
+                same_site: match settings.cookie.same_site {
+                    SameSite::Lax => "lax",
+                    SameSite::Strict => "strict",
+                    SameSite::None => "none",
+                },
+                path: &settings.cookie.path,
+            },
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Audit<'c> {
+    level: &'static str,
+    sample: Percent,
+    capture: Capture<'c>,
+    redact: Redact<'c>,
+    delivery: &'static str,
+    sqlite: Sqlite<'c>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    integrity: Option<Integrity>,
+}
+
+#[derive(Serialize)]
+struct Capture<'c> {
+    request_headers: &'c [String],
+    response_headers: &'c [String],
+    query: bool,
+}
+
+#[derive(Serialize)]
+struct Redact<'c> {
+    headers: Vec<&'c str>,
+    query: Vec<&'c str>,
+}
+
+#[derive(Serialize)]
+struct Sqlite<'c> {
+    path: &'c Path,
+}
+
+#[derive(Serialize)]
+struct Integrity {
+    key: String,
+}
+
+impl<'c> Audit<'c> {
+    fn new(audit: &'c audit::Audit) -> Audit<'c> {
+        Audit {
+            level: level(audit.level),
+            sample: Percent(audit.sample),
+            capture: Capture {
+                request_headers: &audit.request_headers,
+                response_headers: &audit.response_headers,
+                query: audit.query,
+            },
+            redact: Redact {
+                headers: audit.redaction.headers().collect(),
+                query: audit.redaction.query().collect(),
+            },
+            delivery: "best_effort",
+            sqlite: Sqlite {
+                path: &audit.sqlite,
+            },
+            integrity: audit.key.as_ref().map(|key| Integrity {
+                key: format!("{key:?}"),
+            }),
+        }
+    }
+}
+
+fn level(level: Level) -> &'static str {
+    match level {
+        Level::None => "none",
+        Level::Metadata => "metadata",
+        Level::Headers => "headers",
+    }
+}
+
+#[derive(Serialize)]
+struct Admin {
+    address: SocketAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Metrics {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    address: Option<SocketAddr>,
+    max_series: usize,
+}
+
+#[derive(Serialize)]
+struct Runtime {
+    lanes: String,
+}
+
+#[derive(Serialize)]
+struct Shutdown {
+    propagation_delay: Span,
+    drain: Span,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{check, schema};
+
+    /// Every key of the long form, with values other than the defaults.
+    const EVERY_KEY: &str = r##"
+version: 1
+listeners:
+  - name: inbound
+    address: "[::1]:8080"
+    client_ip: {trusted_proxies: [10.0.0.0/8, "::1"]}
+    limits: {max_header_bytes: 9KiB, max_headers: 7, max_body: 1000B}
+    timeouts: {header_read: 1500ms, keep_alive: 1h30m, stream_idle: 2d}
+upstreams:
+  app: {endpoints: ["http://app.internal"], connect_timeout: 2s, timeout: 3s, circuit_breaker: "yes", trust_session_headers: true}
+  "8080": {endpoints: ["http://[::1]:3000/"], circuit_breaker: counts}
+routes:
+  - match: {host: "*.Example.com", path: /pay/*, methods: [POST, GET], headers: {X-Beta: "1", x-on: "true"}}
+    upstream: app
+    rate_limits: [windows, tenant]
+    session: {use: web, require: true, claims: {role: customer, tier: 2}}
+    audit: headers
+    timeout: 5s
+  - {match: {path: /a}, upstream: "8080", rate_limits: [slots, free, calendar, burst]}
+  - {upstream: app}
+rate_limits:
+  windows: {limit: [5/s, 20/m], by: [client.ip, "header:X-A", "cookie:c", "query:q", path, host, method, route, upstream]}
+  burst: {limit: 10/30s, burst: 7, by: constant, cost: {header: X-Cost, default: 2}}
+  tenant: {limit: 3/2h, by: "header:x-tenant", algorithm: sliding_window, mode: shadow, if_missing: deny}
+  slots: {limit: 10, by: host, algorithm: concurrency, mode: disabled, cost: {default: 3}, overrides: {"a:b": unlimited, "1": 5}}
+  calendar: {limit: [1/d, 2/day, 3/week, 4/month, 5/year], by: path, algorithm: fixed_window, overrides: {acme: 9/month}}
+  free: {limit: unlimited, by: []}
+rate_limit_defaults: {max_keys: 12, headers: [legacy]}
+circuit_breakers:
+  "yes":
+    scope: local
+    window: {type: time, size: 7s}
+    minimum_calls: 3
+    failure_rate: 33.3%
+    consecutive_failures: 4
+    slow_call: {duration: 2s, rate: 7%}
+    failure_on: [timeout, "503"]
+    open_for: 1s
+    max_open_for: 2m
+    jitter: 0%
+    half_open: {probes: 2, success_rate: 100%, probe_timeout: 9s}
+    recover_over: 0s
+    fallback: {status: 200, body: "{\"a\": \"b\"}\n  # two lines, the second of which is longer than the eighty characters that fit on a line\n", content_type: text/plain}
+    mode: shadow
+  counts:
+    window: {type: count, size: 9}
+    failure_on: []
+    fallback: {body: " a text of one line, with a space at its ends, that is longer than eighty characters by far "}
+sessions:
+  web:
+    token: [{cookie: s}, {bearer: true}, {header: x-s}]
+    idle_timeout: 1m
+    absolute_timeout: 2h
+    max_per_user: 3
+    on_max: reject_new
+    max_sessions: 4
+    forward: {user: X-U, session: X-S, claims: X-C}
+    cookie: {secure: false, http_only: false, same_site: strict, path: /a}
+  api: {forward: {user: X-V}}
+audit:
+  level: metadata
+  sample: 5%
+  capture: {request_headers: [user-agent], response_headers: [etag], query: false}
+  redact: {headers: [x-pin], query: [pin]}
+  delivery: best_effort
+  sqlite: {path: /a/b.db}
+  integrity: {key: "hunter2"}
+admin: {address: 0.0.0.0:1, token: "hunter2"}
+metrics: {address: 127.0.0.1:2, max_series: 5}
+runtime: {lanes: 3}
+shutdown: {propagation_delay: 1s, drain: 2s}
+"##;
+
+    fn read(text: &str) -> Config {
+        check::parse(text, &|_| None).unwrap_or_else(|mistakes| panic!("{mistakes:#?}\n{text}"))
+    }
+
+    #[test]
+    fn what_is_printed_is_the_same_configuration() {
+        for text in [
+            EVERY_KEY,
+            "listen: 127.0.0.1:1\nupstream: http://x\nrate_limit: 100/s by client.ip\n",
+        ] {
+            let config = read(text);
+            let printed = yaml(&config);
+            let mut again = read(&printed);
+            // Masked, so that they cannot come back.
+            if config.admin.token.is_some() {
+                again.admin.token.clone_from(&config.admin.token);
+                again.audit.clone_from(&config.audit);
+            }
+            assert_eq!(again, config, "{printed}");
+            assert_eq!(yaml(&again), printed);
+        }
+    }
+
+    #[test]
+    fn secrets_are_masked() {
+        let config = read(EVERY_KEY);
+        for shown in [yaml(&config), json(&config).to_string()] {
+            assert!(
+                !shown.contains("hunter2") && shown.contains("***"),
+                "{shown}"
+            );
+        }
+    }
+
+    /// Fails when a key is added to the file and not here.
+    #[test]
+    fn every_key_of_the_schema_is_shown() {
+        let shown = yaml(&read(EVERY_KEY));
+        let schema = schema();
+        let definitions = schema["$defs"].as_object().unwrap().values();
+        let keys = definitions
+            .chain([&schema])
+            .filter_map(|definition| definition["properties"].as_object())
+            .flat_map(|properties| properties.keys());
+        for key in keys {
+            // The short form is shown as the long one.
+            if !["listen", "rate_limit", "upstream"].contains(&key.as_str()) {
+                assert!(shown.contains(&format!("{key}:")), "{key}: {shown}");
+            }
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! The admin port of a running weir: who may call it, and that what operators change there changes decisions.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a broken step of a test is a failed test"
+)]
+
+mod harness;
+
+use harness::process::{Running, file};
+use harness::{Client, Reply, Upstream};
+use serde_json::Value;
+
+const TOKEN: &str = "Authorization: Bearer secret";
+
+/// A limit of two an hour for each tenant, a breaker, and a token.
+fn start(upstream: &Upstream) -> Running {
+    let config = file(&format!(
+        "listeners: [{{address: 127.0.0.1:0}}]\n\
+         upstreams: {{app: {{endpoints: [\"{}\"], circuit_breaker: standard}}}}\n\
+         routes: [{{upstream: app, rate_limits: [per_tenant]}}]\n\
+         rate_limits: {{per_tenant: {{limit: 2/h, by: header:x-tenant, overrides: {{acme: 1/h}}}}}}\n\
+         circuit_breakers: {{standard: {{}}}}\n\
+         admin: {{address: 127.0.0.1:0, token: secret}}\n\
+         metrics: {{address: 127.0.0.1:0}}\n",
+        upstream.url()
+    ));
+    Running::start(config.path())
+}
+
+fn call(admin: &mut Client, method: &str, path: &str, body: &str) -> Reply {
+    admin.send(method, path, &[TOKEN], body)
+}
+
+fn json(reply: &Reply) -> Value {
+    serde_json::from_str(&reply.body).unwrap_or_else(|error| panic!("{error}: {reply:?}"))
+}
+
+/// How many of the next requests of `tenant` are admitted before one is refused, up to 10.
+fn admitted(client: &mut Client, tenant: &str) -> usize {
+    (0..10)
+        .take_while(|_| {
+            let field = format!("X-Tenant: {tenant}");
+            match client.send("GET", "/", &[&field], "").status {
+                200 => true,
+                429 => false,
+                status => panic!("{status}"),
+            }
+        })
+        .count()
+}
+
+#[test]
+fn calls_under_v1_need_the_token() {
+    let running = start(&Upstream::answering("hi"));
+    let mut admin = running.admin();
+    let paths = ["/v1/config", "/v1/limits", "/v1/breakers", "/v1/nothing"];
+    for path in paths {
+        for fields in [
+            &[][..],
+            &["Authorization: Bearer secre"],
+            &["Authorization: Bearer secretx"],
+            &["Authorization: Basic secret"],
+        ] {
+            let reply = admin.send("GET", path, fields, "");
+            assert_eq!(reply.status, 401, "{path} {fields:?}");
+            assert_eq!(reply.field("www-authenticate"), Some("Bearer"));
+            assert_eq!(
+                reply.field("content-type"),
+                Some("application/problem+json")
+            );
+            assert!(!reply.body.contains("secret"), "{reply:?}");
+        }
+    }
+    for path in &paths[..3] {
+        assert_eq!(
+            admin.send("GET", path, &[TOKEN], "").status,
+            200,
+            "{path} with the token"
+        );
+    }
+}
+
+#[test]
+fn health_and_metrics_are_open_and_metrics_count_requests() {
+    let running = start(&Upstream::answering("hi"));
+    let mut admin = running.admin();
+    for path in ["/live", "/ready", "/health"] {
+        assert_eq!(admin.get(path).status, 200, "{path}");
+    }
+    let health = json(&admin.get("/health"));
+    assert_eq!(health["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(health["checks"]["lanes"]["stuck"], 0);
+
+    let mut client = running.client();
+    assert_eq!(admitted(&mut client, "one"), 2);
+    // A request is counted once its response has gone, which the client may see first.
+    let counted = |admin: &mut Client, series: &str| {
+        harness::eventually(|| {
+            admin
+                .get("/metrics")
+                .body
+                .lines()
+                .any(|line| line == series)
+        });
+    };
+    for series in [
+        "weir_requests_total{route=\"/*\",upstream=\"app\",class=\"2xx\"} 2",
+        "weir_limit_decisions_total{limit=\"per_tenant\",decision=\"admitted\"} 2",
+        "weir_limit_decisions_total{limit=\"per_tenant\",decision=\"refused\"} 1",
+        "weir_breaker_state{upstream=\"app\",state=\"closed\"} 1",
+        "weir_limit_keys 1",
+    ] {
+        counted(&mut admin, series);
+    }
+    let reply = admin.get("/metrics");
+    assert!(
+        reply
+            .field("content-type")
+            .unwrap()
+            .starts_with("application/openmetrics-text")
+    );
+    assert!(reply.body.ends_with("# EOF\n"), "{}", reply.body);
+}
+
+#[test]
+fn the_metrics_address_serves_metrics_alone() {
+    let running = start(&Upstream::answering("hi"));
+    let mut metrics = Client::to(running.metrics.as_ref().unwrap());
+    assert!(metrics.get("/metrics").body.contains("weir_connections"));
+    for path in ["/live", "/health", "/v1/config", "/"] {
+        assert_eq!(
+            metrics.send("GET", path, &[TOKEN], "").status,
+            404,
+            "{path}"
+        );
+    }
+}
+
+#[test]
+fn what_is_not_there_is_a_problem_that_says_what_is() {
+    let running = start(&Upstream::answering("hi"));
+    let mut admin = running.admin();
+    for (method, path, status, allow) in [
+        ("GET", "/", 404, None),
+        ("GET", "/v1/nothing", 404, None),
+        ("GET", "/v1/limits/nothing?key=a", 404, None),
+        ("GET", "/v1/limits/per_tenant/nothing", 404, None),
+        ("DELETE", "/v1/limits/per_tenant/overrides/none", 404, None),
+        ("GET", "/v1/breakers/nothing", 404, None),
+        ("POST", "/v1/breakers/app/nothing", 404, None),
+        ("POST", "/metrics", 405, Some("GET")),
+        ("DELETE", "/health", 405, Some("GET")),
+        ("PUT", "/v1/config", 405, Some("GET")),
+        ("POST", "/v1/limits", 405, Some("GET")),
+        (
+            "POST",
+            "/v1/limits/per_tenant?key=a",
+            405,
+            Some("GET, DELETE"),
+        ),
+        (
+            "GET",
+            "/v1/limits/per_tenant/overrides/a",
+            405,
+            Some("PUT, DELETE"),
+        ),
+        ("POST", "/v1/breakers", 405, Some("GET")),
+        ("GET", "/v1/breakers/app/reset", 405, Some("POST")),
+    ] {
+        let reply = call(&mut admin, method, path, "");
+        assert_eq!(
+            (reply.status, reply.field("allow")),
+            (status, allow),
+            "{method} {path}"
+        );
+        let problem = json(&reply);
+        assert_eq!(problem["status"], status, "{method} {path}");
+        assert_ne!(problem["detail"].as_str().unwrap(), "", "{method} {path}");
+    }
+}
+
+#[test]
+fn the_configuration_is_shown_with_its_defaults_and_without_secrets() {
+    let running = start(&Upstream::answering("hi"));
+    let reply = call(&mut running.admin(), "GET", "/v1/config", "");
+    let config = json(&reply);
+    assert_eq!(config["rate_limits"]["per_tenant"]["limit"], "2/h");
+    assert_eq!(config["listeners"][0]["timeouts"]["header_read"], "10s");
+    assert_eq!(config["admin"]["token"], "***");
+}
+
+#[test]
+fn limits_are_listed_shown_and_reset_by_key() {
+    let running = start(&Upstream::answering("hi"));
+    let (mut admin, mut client) = (running.admin(), running.client());
+    let list = json(&call(&mut admin, "GET", "/v1/limits", ""));
+    assert_eq!(list["limits"][0]["name"], "per_tenant");
+    assert_eq!(list["limits"][0]["mode"], "enforce");
+    assert_eq!(list["limits"][0]["by"][0], "header:x-tenant");
+    assert_eq!(list["limits"][0]["windows"][0]["limit"], "2/h");
+    assert_eq!(list["keys"], 0);
+
+    let one = "/v1/limits/per_tenant?key=one";
+    let left =
+        |admin: &mut Client| json(&call(admin, "GET", one, ""))["windows"][0]["remaining"].clone();
+    assert_eq!(left(&mut admin), 2);
+    assert_eq!(
+        call(&mut admin, "DELETE", one, "").status,
+        404,
+        "nothing was used"
+    );
+    assert_eq!(admitted(&mut client, "one"), 2);
+    assert_eq!(left(&mut admin), 0);
+    assert_eq!(admitted(&mut client, "one"), 0);
+    assert_eq!(call(&mut admin, "DELETE", one, "").status, 204);
+    assert_eq!(left(&mut admin), 2);
+    assert_eq!(admitted(&mut client, "one"), 2);
+
+    for wrong in ["", "?key=a&key=b"] {
+        let reply = call(
+            &mut admin,
+            "GET",
+            &format!("/v1/limits/per_tenant{wrong}"),
+            "",
+        );
+        assert_eq!(reply.status, 400);
+        assert!(reply.body.contains("the key has 1 parts"), "{reply:?}");
+    }
+}
+
+#[test]
+fn an_override_at_run_time_goes_before_the_file_until_it_is_taken_back() {
+    let running = start(&Upstream::answering("hi"));
+    let (mut admin, mut client) = (running.admin(), running.client());
+    let acme = "/v1/limits/per_tenant/overrides/acme";
+    assert_eq!(admitted(&mut client, "acme"), 1, "the file's override");
+
+    let reply = call(&mut admin, "PUT", acme, r#"{"limit": "5/h"}"#);
+    assert_eq!(reply.status, 200, "{reply:?}");
+    assert!(
+        json(&reply)["overrides"]["acme"]
+            .to_string()
+            .contains("5/h")
+    );
+    assert_eq!(admitted(&mut client, "acme"), 4, "what was used stays used");
+    assert_eq!(admitted(&mut client, "other"), 2, "other keys keep theirs");
+
+    call(&mut admin, "PUT", acme, r#"{"limit": "unlimited"}"#);
+    assert_eq!(admitted(&mut client, "acme"), 10);
+    let shown = json(&call(
+        &mut admin,
+        "GET",
+        "/v1/limits/per_tenant?key=acme",
+        "",
+    ));
+    assert_eq!(shown["unlimited"], true);
+
+    call(&mut admin, "PUT", acme, r#"{"limit": "0/h"}"#);
+    assert_eq!(admitted(&mut client, "acme"), 0);
+    assert_eq!(call(&mut admin, "DELETE", acme, "").status, 204);
+    call(&mut admin, "DELETE", "/v1/limits/per_tenant?key=acme", "");
+    assert_eq!(admitted(&mut client, "acme"), 1, "the file's again");
+}
+
+#[test]
+fn a_bad_override_is_refused_with_its_mend() {
+    let running = start(&Upstream::answering("hi"));
+    let mut admin = running.admin();
+    let acme = "/v1/limits/per_tenant/overrides/acme";
+    for (body, mend) in [
+        (r#"{"limit": "many"}"#, "for example 100/s or 10/30s"),
+        (r#"{"limit": "5/month"}"#, "use algorithm fixed_window"),
+        (r#"{"limits": "5/s"}"#, "unknown field `limits`"),
+        ("5/s", "body must be"),
+        ("", "body must be"),
+    ] {
+        let reply = call(&mut admin, "PUT", acme, body);
+        assert_eq!(reply.status, 400, "{body}");
+        assert!(reply.body.contains(mend), "{reply:?}");
+    }
+    let large = format!("{{\"limit\": \"{}\"}}", "5".repeat(70_000));
+    let reply = call(&mut admin, "PUT", acme, &large);
+    assert_eq!(reply.status, 400);
+    assert!(reply.body.contains("larger than 65536 bytes"), "{reply:?}");
+}
+
+#[test]
+fn a_breaker_is_forced_open_and_closed_and_set_back() {
+    let running = start(&Upstream::answering("hi"));
+    let (mut admin, mut client) = (running.admin(), running.client());
+    let mut force = |how: &str| {
+        let reply = call(&mut admin, "POST", &format!("/v1/breakers/app/{how}"), "");
+        assert_eq!(reply.status, 200, "{reply:?}");
+        json(&reply)["state"].as_str().unwrap().to_owned()
+    };
+    let mut status = || client.get("/").status;
+    assert_eq!(status(), 200);
+    assert_eq!(
+        (force("force-open").as_str(), status()),
+        ("forced_open", 503)
+    );
+    assert_eq!(
+        (force("force-closed").as_str(), status()),
+        ("forced_closed", 200)
+    );
+    assert_eq!(
+        (force("force-open").as_str(), status()),
+        ("forced_open", 503)
+    );
+    assert_eq!((force("reset").as_str(), status()), ("closed", 200));
+    let shown = json(&call(&mut running.admin(), "GET", "/v1/breakers", ""));
+    assert_eq!(shown["breakers"][0]["upstream"], "app");
+    assert_eq!(shown["breakers"][0]["breaker"], "standard");
+}

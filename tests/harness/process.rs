@@ -1,0 +1,94 @@
+//! weir as a process: `weir run` on ports of its choice, and the files that it reads.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, ChildStderr, Command, Stdio};
+
+use super::Client;
+
+/// `weir run`, ended when the test lets go of it.
+pub struct Running {
+    pub child: Child,
+    log: BufReader<ChildStderr>,
+    pub address: String,
+    pub admin: String,
+    /// Where /metrics is served alone, if the file says so.
+    pub metrics: Option<String>,
+}
+
+impl Running {
+    pub fn start(config: &Path) -> Running {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
+            .args(["run", "-c"])
+            .arg(config)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = BufReader::new(child.stderr.take().unwrap());
+        let mut running = Running {
+            child,
+            log,
+            address: String::new(),
+            admin: String::new(),
+            metrics: None,
+        };
+        let line = running.log_until("listening");
+        let field = |name: &str| {
+            let value = line.split(name).nth(1)?.split_whitespace().next()?;
+            Some(value.to_owned())
+        };
+        running.address = field("addresses=").unwrap();
+        running.admin = field("admin=").unwrap();
+        running.metrics = field("metrics=");
+        running
+    }
+
+    /// The next line of the log with `part` in it.
+    pub fn log_until(&mut self, part: &str) -> String {
+        loop {
+            let mut line = String::new();
+            assert_ne!(
+                self.log.read_line(&mut line).unwrap(),
+                0,
+                "the log ended before {part:?}"
+            );
+            if line.contains(part) {
+                return line;
+            }
+        }
+    }
+
+    pub fn connect(&self) -> TcpStream {
+        TcpStream::connect(&self.address).unwrap()
+    }
+
+    pub fn client(&self) -> Client {
+        Client::to(&self.address)
+    }
+
+    pub fn admin(&self) -> Client {
+        Client::to(&self.admin)
+    }
+
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill")
+            .args(["-s", name, &self.child.id().to_string()])
+            .status()
+            .unwrap();
+        assert!(sent.success());
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn file(text: &str) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    file
+}

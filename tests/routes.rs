@@ -1,0 +1,89 @@
+//! Configurations of ten thousand routes.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a broken step of a test is a failed test"
+)]
+#![expect(clippy::disallowed_methods, reason = "bounds on time")]
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use weir::config::check;
+use weir::plan::Plan;
+use weir::policy::routes::Request;
+
+const MANY: usize = 10_000;
+
+/// Ten thousand routes over a hundred hosts, a thousand upstreams with breakers, and a limit with ten thousand overrides.
+fn large() -> String {
+    let mut text = "listen: 0.0.0.0:1\ncircuit_breakers: {b: {}}\nupstreams:\n".to_owned();
+    for index in 0..MANY / 10 {
+        writeln!(
+            text,
+            "  u{index}: {{endpoints: ['http://x:1'], circuit_breaker: b}}"
+        )
+        .unwrap();
+    }
+    text.push_str("rate_limits:\n  a:\n    limit: 5/s\n    by: path\n    overrides:\n");
+    for index in 0..MANY {
+        writeln!(text, "      k{index}: 9/s").unwrap();
+    }
+    text.push_str("routes:\n");
+    for index in 0..MANY {
+        let (host, upstream) = (index % 100, index % 1_000);
+        writeln!(
+            text,
+            "  - {{match: {{host: h{host}.example.com, path: /r{index}/*}}, upstream: u{upstream}, rate_limits: [a]}}"
+        )
+        .unwrap();
+    }
+    text
+}
+
+/// A release build must take less than a second. Tests are not optimised and share their cores, and take some two
+/// seconds; work that grows with the square of the routes takes minutes.
+#[test]
+fn ten_thousand_routes_are_loaded_in_seconds_even_unoptimised() {
+    let text = large();
+    let start = Instant::now();
+    let config = check::parse(&text, &|_| None).unwrap();
+    let plan = Plan::new(config.clone(), Arc::default(), None);
+    let plan = plan.replaced_by(config).unwrap();
+    assert_eq!(plan.routes.len(), MANY);
+    assert!(
+        start.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        start.elapsed()
+    );
+}
+
+/// One after the other, the routes of these requests would be some fifty million.
+#[test]
+fn the_route_of_a_request_is_found_without_asking_every_route() {
+    let plan = Plan::new(
+        check::parse(&large(), &|_| None).unwrap(),
+        Arc::default(),
+        None,
+    );
+    let start = Instant::now();
+    for index in 0..MANY {
+        let (host, path) = (
+            format!("H{}.example.com:80", index % 100),
+            format!("/r{index}/a/b"),
+        );
+        let request = Request {
+            host: &host,
+            path: &path,
+            method: "GET",
+            fields: &[],
+        };
+        assert_eq!(plan.index.find(&request), Some(index));
+    }
+    assert!(
+        start.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        start.elapsed()
+    );
+}
