@@ -37,6 +37,12 @@ enum Command {
         #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:9901")]
         address: SocketAddr,
     },
+    /// Answer every request with what it was: an upstream for demos and tests.
+    Echo {
+        /// Where to listen; port 0 for any that is free.
+        #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:3000")]
+        address: SocketAddr,
+    },
     /// Read the audit database.
     Audit(cli::audit::Arguments),
 }
@@ -58,6 +64,7 @@ fn main() -> ExitCode {
         Command::Run(file) => cli::run::run(file.config),
         Command::Check { file, print } => cli::check::run(&file.config, print),
         Command::Schema => print_schema(),
+        Command::Echo { address } => cli::echo::run(address),
         Command::Healthcheck { address } => cli::healthcheck::run(address),
     };
     match done {

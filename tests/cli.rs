@@ -13,7 +13,8 @@ use std::path::Path;
 use std::process::Command;
 use std::thread;
 
-use harness::process::{Running, file};
+use harness::process::{Echo, Running, file, signal};
+use harness::{Client, Reply};
 
 /// An upstream that answers every request on every connection with `body`.
 fn answering(body: &'static str) -> SocketAddr {
@@ -203,4 +204,71 @@ fn healthcheck_says_how_a_running_weir_is() {
         .local_addr()
         .unwrap();
     assert_eq!(check(&closed.to_string()).status.code(), Some(1));
+}
+
+fn json(reply: &Reply) -> serde_json::Value {
+    serde_json::from_str(&reply.body).unwrap_or_else(|error| panic!("{error}: {reply:?}"))
+}
+
+#[test]
+fn echo_answers_with_what_weir_sent_it() {
+    let echo = Echo::start();
+    let config = file(&short_form(echo.address.parse().unwrap()));
+    let running = Running::start(config.path());
+    let mut client = running.client();
+    let reply = client.send("POST", "/a/b?c=d", &["X-Two: 1", "X-Two: 2"], "12345");
+    assert_eq!(reply.status, 200);
+    let seen = json(&reply);
+    assert_eq!(
+        (
+            &seen["method"],
+            &seen["path"],
+            &seen["query"],
+            &seen["body_bytes"]
+        ),
+        (&"POST".into(), &"/a/b".into(), &"c=d".into(), &5.into())
+    );
+    assert_eq!(seen["headers"]["x-two"], "1, 2");
+    assert_eq!(seen["headers"]["x-forwarded-for"], "127.0.0.1");
+    assert!(seen["headers"]["x-request-id"].is_string(), "{seen}");
+}
+
+#[test]
+fn echo_answers_with_a_status_a_delay_or_a_session() {
+    let mut echo = Echo::start();
+    let mut client = Client::to(&echo.address);
+    assert_eq!(client.get("/status/503").status, 503);
+    client.begin("GET", "/delay/400ms", &[], "");
+    assert_eq!(client.status_within(100), None);
+    let mut client = Client::to(&echo.address);
+    assert_eq!(client.get("/delay/1ms").status, 200);
+
+    let login = client.get("/login?user=ann&role=customer&name=J%C3%BCrgen%0A");
+    let start = login.field("x-weir-session-start").unwrap();
+    let start = weir::policy::session::SessionStart::parse(start.as_bytes()).unwrap();
+    assert_eq!(start.user, "ann");
+    assert_eq!(start.claims["role"], "customer");
+    assert_eq!(start.claims["name"], "J\u{fc}rgen\n");
+    assert_eq!(
+        client.get("/logout").field("x-weir-session-end"),
+        Some("true")
+    );
+    assert_eq!(client.get("/other").field("x-weir-session-end"), None);
+
+    for (path, mend) in [
+        ("/status/99", "/status/503"),
+        ("/status/ok", "/status/503"),
+        ("/delay/2", "for example 250ms"),
+        ("/login", "/login?user=ann"),
+        ("/login?user=", "/login?user=ann"),
+    ] {
+        let reply = client.get(path);
+        assert_eq!(reply.status, 400, "{path}");
+        assert!(
+            json(&reply)["error"].as_str().unwrap().contains(mend),
+            "{reply:?}"
+        );
+    }
+    signal(&echo.child, "TERM");
+    assert_eq!(echo.child.wait().unwrap().code(), Some(0));
 }

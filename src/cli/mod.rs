@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod check;
+pub mod echo;
 pub mod healthcheck;
 pub mod run;
 mod show;

@@ -127,7 +127,7 @@ fn join(threads: Vec<JoinHandle<std::io::Result<()>>>) -> anyhow::Result<()> {
 }
 
 /// Waits for SIGTERM or SIGINT.
-async fn stopped(mut terminate: Signal) -> anyhow::Result<()> {
+pub(super) async fn stopped(mut terminate: Signal) -> anyhow::Result<()> {
     tokio::select! {
         received = terminate.recv() => received.ok_or_else(|| anyhow!("signals cannot be received")),
         interrupted = tokio::signal::ctrl_c() => Ok(interrupted?),

@@ -7,6 +7,39 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 
 use super::Client;
 
+/// `weir echo` on a port of its choice, ended when the test lets go of it.
+pub struct Echo {
+    pub child: Child,
+    pub address: String,
+    _log: BufReader<ChildStderr>,
+}
+
+impl Echo {
+    pub fn start() -> Echo {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
+            .args(["echo", "--address", "127.0.0.1:0"])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        log.read_line(&mut line).unwrap();
+        let address = line.rsplit("address=").next().unwrap().trim().to_owned();
+        Echo {
+            child,
+            address,
+            _log: log,
+        }
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// `weir run`, ended when the test lets go of it.
 pub struct Running {
     pub child: Child,
@@ -72,12 +105,17 @@ impl Running {
     }
 
     pub fn signal(&self, name: &str) {
-        let sent = Command::new("kill")
-            .args(["-s", name, &self.child.id().to_string()])
-            .status()
-            .unwrap();
-        assert!(sent.success());
+        signal(&self.child, name);
     }
+}
+
+/// Sends the signal of this name, such as `TERM`.
+pub fn signal(child: &Child, name: &str) {
+    let sent = Command::new("kill")
+        .args(["-s", name, &child.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(sent.success());
 }
 
 impl Drop for Running {
