@@ -55,8 +55,12 @@ struct File {
 }
 
 fn main() -> ExitCode {
-    telemetry::log::init();
-    let done = match Arguments::parse().command {
+    let command = Arguments::parse().command;
+    // `weir run` logs as its file says, once it has read it.
+    if !matches!(command, Command::Run(_)) {
+        telemetry::log::init(config::Log::default());
+    }
+    let done = match command {
         Command::Audit(arguments) => match cli::audit::run(arguments) {
             Ok(code) => return code,
             Err(error) => Err(error),

@@ -7,10 +7,10 @@
 
 mod harness;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
 
 use harness::process::{Echo, Running, file, signal};
@@ -271,4 +271,30 @@ fn echo_answers_with_a_status_a_delay_or_a_session() {
     }
     signal(&echo.child, "TERM");
     assert_eq!(echo.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn logs_are_as_the_file_says_and_the_environment_before_it() {
+    let config = file(&format!(
+        "{}telemetry: {{log: {{format: json, level: error}}}}\n",
+        short_form("127.0.0.1:1".parse().unwrap())
+    ));
+    let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["run", "-c"])
+        .arg(config.path())
+        .env("WEIR_LOG", "info")
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stderr.as_mut().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    signal(&child, "TERM");
+    child.wait().unwrap();
+    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(
+        (&line["level"], &line["message"]),
+        (&"INFO".into(), &"listening".into())
+    );
 }

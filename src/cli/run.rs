@@ -18,10 +18,12 @@ use crate::clock;
 use crate::config::Config;
 use crate::plan::Plan;
 use crate::proxy::{lane, reload};
+use crate::telemetry::log;
 
 /// Runs until SIGTERM or SIGINT; then drains.
 pub fn run(file: PathBuf) -> anyhow::Result<()> {
     let config = load(&file)?;
+    log::init(config.log);
     // The control thread: signals, reloads and the admin port, apart from the lanes.
     let control = tokio::runtime::Builder::new_current_thread()
         .enable_all()

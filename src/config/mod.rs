@@ -21,6 +21,7 @@ use crate::http1::head::HeadLimits;
 use breakers::CircuitBreaker;
 use limits::Limit;
 use matches::Match;
+use raw::{LogFormat, LogLevel};
 
 /// A checked configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,12 +40,21 @@ pub struct Config {
     pub metrics_address: Option<SocketAddr>,
     /// About how many time series requests may make; routes over it are counted together.
     pub max_series: usize,
+    pub log: Log,
     /// Threads that serve requests; `None`: one a core.
     pub lanes: Option<NonZeroUsize>,
     /// Between saying unready and taking no more requests.
     pub propagation_delay: Duration,
     /// For requests in flight to end once the process drains.
     pub drain: Duration,
+}
+
+/// What is logged, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Log {
+    pub format: LogFormat,
+    /// The least that is told.
+    pub level: LogLevel,
 }
 
 /// Where operators ask and change.

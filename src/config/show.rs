@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use serde::Serialize;
 
 use super::limits::{Cost, KeyPart, Mode, Rule};
-use super::raw::Algorithm;
+use super::raw::{Algorithm, LogFormat, LogLevel};
 use super::units::{ByteSize, Percent, Span};
 use super::{Config, breakers, limits};
 
@@ -37,6 +37,7 @@ struct File<'c> {
     circuit_breakers: BTreeMap<&'c str, CircuitBreaker<'c>>,
     admin: Admin,
     metrics: Metrics,
+    telemetry: Telemetry,
     runtime: Runtime,
     shutdown: Shutdown,
 }
@@ -92,6 +93,12 @@ impl<'c> File<'c> {
             metrics: Metrics {
                 address: config.metrics_address,
                 max_series: config.max_series,
+            },
+            telemetry: Telemetry {
+                log: Log {
+                    format: config.log.format,
+                    level: config.log.level,
+                },
             },
             runtime: Runtime {
                 lanes: config
@@ -438,6 +445,17 @@ struct Metrics {
 }
 
 #[derive(Serialize)]
+struct Telemetry {
+    log: Log,
+}
+
+#[derive(Serialize)]
+struct Log {
+    format: LogFormat,
+    level: LogLevel,
+}
+
+#[derive(Serialize)]
 struct Runtime {
     lanes: String,
 }
@@ -502,6 +520,7 @@ circuit_breakers:
     fallback: {body: " a text of one line, with a space at its ends, that is longer than eighty characters by far "}
 admin: {address: 0.0.0.0:1, token: "hunter2"}
 metrics: {address: 127.0.0.1:2, max_series: 5}
+telemetry: {log: {format: json, level: warn}}
 runtime: {lanes: 3}
 shutdown: {propagation_delay: 1s, drain: 2s}
 "##;
