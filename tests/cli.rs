@@ -298,3 +298,41 @@ fn logs_are_as_the_file_says_and_the_environment_before_it() {
         (&"INFO".into(), &"listening".into())
     );
 }
+
+#[test]
+fn every_command_has_an_example_and_mends_a_misspelt_flag() {
+    let weir = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_weir"))
+            .args(arguments)
+            .output()
+            .unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(said).unwrap())
+    };
+    let (code, help) = weir(&["--help"]);
+    assert_eq!(code, Some(0));
+    assert!(help.contains("Exit codes: 0 done, 1 failed, 2"), "{help}");
+    for command in ["run", "check", "schema", "healthcheck", "echo", "audit"] {
+        assert!(help.contains(command), "{help}");
+        let (code, help) = weir(&[command, "--help"]);
+        assert_eq!(code, Some(0), "{command}");
+        assert!(help.contains(&format!("Example: weir {command}")), "{help}");
+        assert!(
+            !help.contains('\u{1b}'),
+            "colours are for terminals: {help:?}"
+        );
+    }
+    for (arguments, mend) in [
+        (["run", "--confg"], "'--config'"),
+        (["check", "--prnt"], "'--print'"),
+        (["echo", "--adress"], "'--address'"),
+        (["healthcheck", "--addres"], "'--address'"),
+        (["audit", "qury"], "'query'"),
+    ] {
+        let (code, said) = weir(&arguments);
+        assert_eq!(code, Some(2), "{said}");
+        assert!(said.contains(mend), "{said}");
+    }
+    assert_eq!(weir(&["chek"]).0, Some(2));
+    assert_eq!(weir(&["check", "-c", "/nowhere.yaml"]).0, Some(1));
+}

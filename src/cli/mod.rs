@@ -8,6 +8,7 @@ pub mod run;
 mod show;
 
 use std::fmt::Write as _;
+use std::io::{self, ErrorKind, Write as _};
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
@@ -30,4 +31,15 @@ pub fn load(path: &Path) -> anyhow::Result<Config> {
         }
         anyhow!(said)
     })
+}
+
+/// Writes to standard output. A reader that has seen enough and left, as `head` does, is not a failure.
+pub fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write to standard output")
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
