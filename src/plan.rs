@@ -142,6 +142,9 @@ impl Plan {
         if config.lanes != self.config.lanes {
             return Err("runtime.lanes changed: restart weir to run more or fewer".to_owned());
         }
+        if config.log != self.config.log {
+            return Err("telemetry.log changed: restart weir to log otherwise".to_owned());
+        }
         if config.limit_defaults.max_keys != self.config.limit_defaults.max_keys {
             return Err(
                 "rate_limit_defaults.max_keys changed: restart weir to hold more or fewer"

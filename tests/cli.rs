@@ -7,13 +7,14 @@
 
 mod harness;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
 
-use harness::process::{Running, file};
+use harness::process::{Echo, Running, file, signal};
+use harness::{Client, Reply};
 
 /// An upstream that answers every request on every connection with `body`.
 fn answering(body: &'static str) -> SocketAddr {
@@ -164,7 +165,7 @@ fn a_reload_keeps_connections_and_a_bad_file_changes_nothing() {
     let config = folder.path().join("weir.yaml");
     std::os::unix::fs::symlink("data/weir.yaml", &config).unwrap();
 
-    let mut running = Running::start(&config);
+    let running = Running::start(&config);
     let mut client = running.connect();
     assert_eq!(get(&mut client), "one");
     place("v2", &short_form(two));
@@ -203,4 +204,135 @@ fn healthcheck_says_how_a_running_weir_is() {
         .local_addr()
         .unwrap();
     assert_eq!(check(&closed.to_string()).status.code(), Some(1));
+}
+
+fn json(reply: &Reply) -> serde_json::Value {
+    serde_json::from_str(&reply.body).unwrap_or_else(|error| panic!("{error}: {reply:?}"))
+}
+
+#[test]
+fn echo_answers_with_what_weir_sent_it() {
+    let echo = Echo::start();
+    let config = file(&short_form(echo.address.parse().unwrap()));
+    let running = Running::start(config.path());
+    let mut client = running.client();
+    let reply = client.send("POST", "/a/b?c=d", &["X-Two: 1", "X-Two: 2"], "12345");
+    assert_eq!(reply.status, 200);
+    let seen = json(&reply);
+    assert_eq!(
+        (
+            &seen["method"],
+            &seen["path"],
+            &seen["query"],
+            &seen["body_bytes"]
+        ),
+        (&"POST".into(), &"/a/b".into(), &"c=d".into(), &5.into())
+    );
+    assert_eq!(seen["headers"]["x-two"], "1, 2");
+    assert_eq!(seen["headers"]["x-forwarded-for"], "127.0.0.1");
+    assert!(seen["headers"]["x-request-id"].is_string(), "{seen}");
+}
+
+#[test]
+fn echo_answers_with_a_status_a_delay_or_a_session() {
+    let mut echo = Echo::start();
+    let mut client = Client::to(&echo.address);
+    assert_eq!(client.get("/status/503").status, 503);
+    client.begin("GET", "/delay/400ms", &[], "");
+    assert_eq!(client.status_within(100), None);
+    let mut client = Client::to(&echo.address);
+    assert_eq!(client.get("/delay/1ms").status, 200);
+
+    let login = client.get("/login?user=ann&role=customer&name=J%C3%BCrgen%0A");
+    let start = login.field("x-weir-session-start").unwrap();
+    let start = weir::policy::session::SessionStart::parse(start.as_bytes()).unwrap();
+    assert_eq!(start.user, "ann");
+    assert_eq!(start.claims["role"], "customer");
+    assert_eq!(start.claims["name"], "J\u{fc}rgen\n");
+    assert_eq!(
+        client.get("/logout").field("x-weir-session-end"),
+        Some("true")
+    );
+    assert_eq!(client.get("/other").field("x-weir-session-end"), None);
+
+    for (path, mend) in [
+        ("/status/99", "/status/503"),
+        ("/status/ok", "/status/503"),
+        ("/delay/2", "for example 250ms"),
+        ("/login", "/login?user=ann"),
+        ("/login?user=", "/login?user=ann"),
+    ] {
+        let reply = client.get(path);
+        assert_eq!(reply.status, 400, "{path}");
+        assert!(
+            json(&reply)["error"].as_str().unwrap().contains(mend),
+            "{reply:?}"
+        );
+    }
+    signal(&echo.child, "TERM");
+    assert_eq!(echo.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn logs_are_as_the_file_says_and_the_environment_before_it() {
+    let config = file(&format!(
+        "{}telemetry: {{log: {{format: json, level: error}}}}\n",
+        short_form("127.0.0.1:1".parse().unwrap())
+    ));
+    let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["run", "-c"])
+        .arg(config.path())
+        .env("WEIR_LOG", "info")
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stderr.as_mut().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    signal(&child, "TERM");
+    child.wait().unwrap();
+    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(
+        (&line["level"], &line["message"]),
+        (&"INFO".into(), &"listening".into())
+    );
+}
+
+#[test]
+fn every_command_has_an_example_and_mends_a_misspelt_flag() {
+    let weir = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_weir"))
+            .args(arguments)
+            .output()
+            .unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(said).unwrap())
+    };
+    let (code, help) = weir(&["--help"]);
+    assert_eq!(code, Some(0));
+    assert!(help.contains("Exit codes: 0 done, 1 failed, 2"), "{help}");
+    for command in ["run", "check", "schema", "healthcheck", "echo", "audit"] {
+        assert!(help.contains(command), "{help}");
+        let (code, help) = weir(&[command, "--help"]);
+        assert_eq!(code, Some(0), "{command}");
+        assert!(help.contains(&format!("Example: weir {command}")), "{help}");
+        assert!(
+            !help.contains('\u{1b}'),
+            "colours are for terminals: {help:?}"
+        );
+    }
+    for (arguments, mend) in [
+        (["run", "--confg"], "'--config'"),
+        (["check", "--prnt"], "'--print'"),
+        (["echo", "--adress"], "'--address'"),
+        (["healthcheck", "--addres"], "'--address'"),
+        (["audit", "qury"], "'query'"),
+    ] {
+        let (code, said) = weir(&arguments);
+        assert_eq!(code, Some(2), "{said}");
+        assert!(said.contains(mend), "{said}");
+    }
+    assert_eq!(weir(&["chek"]).0, Some(2));
+    assert_eq!(weir(&["check", "-c", "/nowhere.yaml"]).0, Some(1));
 }

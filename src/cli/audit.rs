@@ -85,8 +85,10 @@ struct FilterFlags {
     /// Before: an RFC 3339 time, or how long ago.
     #[arg(long, value_name = "TIME")]
     until: Option<When>,
+    /// Whose requests.
     #[arg(long)]
     user: Option<String>,
+    /// A route's host and path as the file has them, such as /pay/*.
     #[arg(long)]
     route: Option<String>,
     /// The client's address.
@@ -98,6 +100,7 @@ struct FilterFlags {
     /// Why weir refused.
     #[arg(long)]
     label: Option<String>,
+    /// In capital letters, such as POST.
     #[arg(long)]
     method: Option<String>,
     /// What the path begins with.

@@ -3,12 +3,14 @@
 pub mod audit;
 pub mod check;
 mod client;
+pub mod echo;
 pub mod healthcheck;
 pub mod run;
 pub mod session;
 mod show;
 
 use std::fmt::Write as _;
+use std::io::{self, ErrorKind, Write as _};
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
@@ -31,4 +33,15 @@ pub fn load(path: &Path) -> anyhow::Result<Config> {
         }
         anyhow!(said)
     })
+}
+
+/// Writes to standard output. A reader that has seen enough and left, as `head` does, is not a failure.
+pub fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write to standard output")
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
 }

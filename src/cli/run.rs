@@ -23,6 +23,7 @@ use crate::plan::Plan;
 use crate::proxy::reload::Fingerprint;
 use crate::proxy::{lane, reload};
 use crate::store::sqlite::Writer;
+use crate::telemetry::log;
 use crate::worker;
 
 /// Events that wait in memory to be written, at most; some 600 bytes each.
@@ -34,6 +35,7 @@ const AUDIT_WITHIN: Duration = Duration::from_secs(5);
 pub fn run(file: PathBuf) -> anyhow::Result<()> {
     let seen = reload::fingerprint(&file);
     let config = load(&file)?;
+    log::init(config.log);
     // The control thread: signals, reloads and the admin port, apart from the lanes.
     let control = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -169,7 +171,7 @@ fn join(threads: Vec<JoinHandle<std::io::Result<()>>>) -> anyhow::Result<()> {
 }
 
 /// Waits for SIGTERM or SIGINT.
-async fn stopped(mut terminate: Signal) -> anyhow::Result<()> {
+pub(super) async fn stopped(mut terminate: Signal) -> anyhow::Result<()> {
     tokio::select! {
         received = terminate.recv() => received.ok_or_else(|| anyhow!("signals cannot be received")),
         interrupted = tokio::signal::ctrl_c() => Ok(interrupted?),

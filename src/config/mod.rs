@@ -24,6 +24,7 @@ use audit::{Audit, Level};
 use breakers::CircuitBreaker;
 use limits::Limit;
 use matches::Match;
+use raw::{LogFormat, LogLevel};
 use sessions::{RouteSession, Sessions};
 
 /// A checked configuration.
@@ -46,12 +47,21 @@ pub struct Config {
     pub metrics_address: Option<SocketAddr>,
     /// About how many time series requests may make; routes over it are counted together.
     pub max_series: usize,
+    pub log: Log,
     /// Threads that serve requests; `None`: one a core.
     pub lanes: Option<NonZeroUsize>,
     /// Between saying unready and taking no more requests.
     pub propagation_delay: Duration,
     /// For requests in flight to end once the process drains.
     pub drain: Duration,
+}
+
+/// What is logged, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Log {
+    pub format: LogFormat,
+    /// The least that is told.
+    pub level: LogLevel,
 }
 
 /// Where operators ask and change.

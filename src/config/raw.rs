@@ -45,6 +45,7 @@ pub struct File {
     pub audit: Option<At<Audit>>,
     pub admin: Option<At<Admin>>,
     pub metrics: Option<At<MetricsAt>>,
+    pub telemetry: Option<At<Telemetry>>,
     pub runtime: Option<At<Runtime>>,
     pub shutdown: Option<At<Shutdown>>,
 }
@@ -535,6 +536,42 @@ pub struct MetricsAt {
     pub address: Option<At<String>>,
     /// Routes over this are counted together, as "other" [default: 2000].
     pub max_series: Option<At<u32>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Telemetry {
+    pub log: Option<At<Log>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Log {
+    /// [default: pretty]
+    pub format: Option<At<LogFormat>>,
+    /// The least that is told; the environment variable WEIR_LOG goes before it [default: info].
+    pub level: Option<At<LogLevel>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// A JSON object a line.
+    Json,
+    /// A line for people, in colours on a terminal.
+    #[default]
+    Pretty,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    #[default]
+    Info,
+    Debug,
+    Trace,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

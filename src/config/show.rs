@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::audit::Level;
 use super::limits::{Cost, KeyPart, Mode, Rule};
-use super::raw::Algorithm;
+use super::raw::{Algorithm, LogFormat, LogLevel};
 use super::sessions::{OnMax, SameSite, TokenSource};
 use super::units::{ByteSize, Percent, Span};
 use super::{Config, audit, breakers, limits, sessions};
@@ -45,6 +45,7 @@ struct File<'c> {
     audit: Option<Audit<'c>>,
     admin: Admin,
     metrics: Metrics,
+    telemetry: Telemetry,
     runtime: Runtime,
     shutdown: Shutdown,
 }
@@ -106,6 +107,12 @@ impl<'c> File<'c> {
             metrics: Metrics {
                 address: config.metrics_address,
                 max_series: config.max_series,
+            },
+            telemetry: Telemetry {
+                log: Log {
+                    format: config.log.format,
+                    level: config.log.level,
+                },
             },
             runtime: Runtime {
                 lanes: config
@@ -611,6 +618,17 @@ struct Metrics {
 }
 
 #[derive(Serialize)]
+struct Telemetry {
+    log: Log,
+}
+
+#[derive(Serialize)]
+struct Log {
+    format: LogFormat,
+    level: LogLevel,
+}
+
+#[derive(Serialize)]
 struct Runtime {
     lanes: String,
 }
@@ -696,6 +714,7 @@ audit:
   integrity: {key: "hunter2"}
 admin: {address: 0.0.0.0:1, token: "hunter2"}
 metrics: {address: 127.0.0.1:2, max_series: 5}
+telemetry: {log: {format: json, level: warn}}
 runtime: {lanes: 3}
 shutdown: {propagation_delay: 1s, drain: 2s}
 "##;

@@ -22,7 +22,7 @@ use weir::plan::Plan;
 use weir::proxy::lane;
 
 /// Longer than anything that works takes.
-const DEADLINE: Duration = Duration::from_secs(10);
+pub const DEADLINE: Duration = Duration::from_secs(10);
 
 /// One lane that follows a configuration, until the test lets go of it.
 pub struct Lane {

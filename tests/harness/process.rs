@@ -3,14 +3,70 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
 
-use super::Client;
+use super::{Client, DEADLINE};
+
+/// A child's standard error, line by line.
+pub struct Log(Receiver<String>);
+
+impl Log {
+    pub fn of(child: &mut Child) -> Log {
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let (sender, receiver) = mpsc::channel();
+        thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                // Read on when no one looks, so that the child never waits for its log.
+                let _ = sender.send(line);
+            }
+        });
+        Log(receiver)
+    }
+
+    /// The next line with `part` in it.
+    pub fn until(&self, part: &str) -> String {
+        loop {
+            let line = self.0.recv_timeout(DEADLINE);
+            let line = line.unwrap_or_else(|error| panic!("no {part:?} in the log: {error}"));
+            if line.contains(part) {
+                return line;
+            }
+        }
+    }
+}
+
+/// `weir echo` on a port of its choice, ended when the test lets go of it.
+pub struct Echo {
+    pub child: Child,
+    pub address: String,
+}
+
+impl Echo {
+    pub fn start() -> Echo {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
+            .args(["echo", "--address", "127.0.0.1:0"])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let line = Log::of(&mut child).until("address=");
+        let address = line.rsplit("address=").next().unwrap().trim().to_owned();
+        Echo { child, address }
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
 
 /// `weir run`, ended when the test lets go of it.
 pub struct Running {
     pub child: Child,
-    log: BufReader<ChildStderr>,
+    log: Log,
     pub address: String,
     pub admin: String,
     /// Where /metrics is served alone, if the file says so.
@@ -25,7 +81,7 @@ impl Running {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let log = BufReader::new(child.stderr.take().unwrap());
+        let log = Log::of(&mut child);
         let mut running = Running {
             child,
             log,
@@ -45,18 +101,8 @@ impl Running {
     }
 
     /// The next line of the log with `part` in it.
-    pub fn log_until(&mut self, part: &str) -> String {
-        loop {
-            let mut line = String::new();
-            assert_ne!(
-                self.log.read_line(&mut line).unwrap(),
-                0,
-                "the log ended before {part:?}"
-            );
-            if line.contains(part) {
-                return line;
-            }
-        }
+    pub fn log_until(&self, part: &str) -> String {
+        self.log.until(part)
     }
 
     pub fn connect(&self) -> TcpStream {
@@ -72,12 +118,17 @@ impl Running {
     }
 
     pub fn signal(&self, name: &str) {
-        let sent = Command::new("kill")
-            .args(["-s", name, &self.child.id().to_string()])
-            .status()
-            .unwrap();
-        assert!(sent.success());
+        signal(&self.child, name);
     }
+}
+
+/// Sends the signal of this name, such as `TERM`.
+pub fn signal(child: &Child, name: &str) {
+    let sent = Command::new("kill")
+        .args(["-s", name, &child.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(sent.success());
 }
 
 impl Drop for Running {

@@ -18,7 +18,7 @@ use crate::config::matches::{HostMatch, Match, PathMatch};
 use crate::config::raw::{self, Lanes};
 use crate::config::units::{ByteSize, Span};
 use crate::config::yaml::{self, At, Lookup, Mistake};
-use crate::config::{Admin, Config, LimitDefaults, Listener, Route, Secret, Upstream};
+use crate::config::{Admin, Config, LimitDefaults, Listener, Log, Route, Secret, Upstream};
 use crate::http1::head::HeadLimits;
 use crate::http1::path;
 
@@ -112,6 +112,7 @@ impl Checker {
             None => (None, 2_000),
         };
         Config {
+            log: log(file.telemetry),
             admin,
             metrics_address,
             max_series,
@@ -564,6 +565,17 @@ fn mode(at: Option<At<raw::Mode>>) -> Mode {
         raw::Mode::Enforce => Mode::Enforce,
         raw::Mode::Shadow => Mode::Shadow,
         raw::Mode::Disabled => Mode::Disabled,
+    }
+}
+
+fn log(raw: Option<At<raw::Telemetry>>) -> Log {
+    let raw = raw
+        .and_then(|at| at.value?.log)
+        .and_then(|at| at.value)
+        .map_or((None, None), |raw| (raw.format, raw.level));
+    Log {
+        format: raw.0.and_then(|at| at.value).unwrap_or_default(),
+        level: raw.1.and_then(|at| at.value).unwrap_or_default(),
     }
 }
 
