@@ -6,6 +6,8 @@
     reason = "each test file is a crate and uses the part that it needs"
 )]
 
+pub mod raw;
+
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -20,7 +22,7 @@ use weir::plan::Plan;
 use weir::proxy::lane;
 
 /// Longer than anything that works takes.
-const DEADLINE: Duration = Duration::from_secs(10);
+pub const DEADLINE: Duration = Duration::from_secs(10);
 
 /// One lane that follows a configuration, until the test lets go of it.
 pub struct Lane {
