@@ -82,7 +82,8 @@ pub(super) fn expects_continue(buffer: &[u8], head: &RequestHead) -> Result<bool
     Ok(expects)
 }
 
-/// The protocol that the client wants to switch to (RFC 9110 section 7.8), for example `websocket`.
+/// The protocol that the client wants to switch to (RFC 9110 section 7.8), for example `websocket`. HTTP in another form
+/// is none of them: requests within a tunnel would pass no policy.
 pub(super) fn upgrade(buffer: &[u8], head: &RequestHead) -> Option<Vec<u8>> {
     let asked = head.minor_version == 1
         && head.body == BodyLength::None
@@ -96,7 +97,18 @@ pub(super) fn upgrade(buffer: &[u8], head: &RequestHead) -> Option<Vec<u8>> {
         .fields
         .iter()
         .find(|(name, _)| asked && is(buffer, name, "upgrade"))?;
-    Some(buffer[protocol.clone()].to_vec())
+    let protocols = &buffer[protocol.clone()];
+    protocols
+        .split(|byte| *byte == b',')
+        .all(is_other_than_http)
+        .then(|| protocols.to_vec())
+}
+
+/// Neither h2c nor TLS, which would hide HTTP (RFC 2817).
+fn is_other_than_http(protocol: &[u8]) -> bool {
+    let protocol = protocol.trim_ascii().to_ascii_lowercase();
+    let hides_http = [&b"h2"[..], b"h3", b"http", b"tls"];
+    !protocol.is_empty() && !hides_http.iter().any(|name| protocol.starts_with(name))
 }
 
 /// The request's head for the upstream, ready for the wire.
@@ -199,7 +211,8 @@ fn request_id() -> String {
         .to_string()
 }
 
-/// Copies the end-to-end fields but for `without`.
+/// Copies the end-to-end fields but for `without`, whichever of `-` and `_` they are spelt with: to many an upstream, such as
+/// CGI and WSGI, both are one.
 fn put_fields(out: &mut Vec<u8>, bytes: &[u8], fields: &Fields, without: &[&str]) {
     let connection: Vec<&[u8]> = fields
         .iter()
@@ -208,7 +221,9 @@ fn put_fields(out: &mut Vec<u8>, bytes: &[u8], fields: &Fields, without: &[&str]
         .collect();
     for (name, value) in fields {
         if !is_hop_by_hop(&bytes[name.clone()], &connection)
-            && !without.iter().any(|other| is(bytes, name, other))
+            && !without
+                .iter()
+                .any(|other| is_alike(&bytes[name.clone()], other))
         {
             put(out, &bytes[name.clone()], &bytes[value.clone()]);
         }
@@ -226,8 +241,18 @@ fn is(buffer: &[u8], name: &Range<usize>, wanted: &str) -> bool {
     buffer[name.clone()].eq_ignore_ascii_case(wanted.as_bytes())
 }
 
+fn is_alike(name: &[u8], wanted: &str) -> bool {
+    let plain = name.iter().map(|byte| match byte {
+        b'_' => b'-',
+        byte => byte.to_ascii_lowercase(),
+    });
+    plain.eq(wanted.bytes())
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::http1::head::{HeadLimits, parse_request};
 
@@ -239,6 +264,56 @@ mod tests {
         let trusted: Vec<IpNet> = trusted.iter().map(|net| net.parse().unwrap()).collect();
         let client = client(&bytes, &head, peer.parse().unwrap(), &trusted);
         (client.ip.to_string(), client.behind_trusted)
+    }
+
+    fn sent_up(fields: &str, trusted: bool) -> String {
+        let bytes = format!("GET / HTTP/1.1\r\nHost: x\r\n{fields}\r\n").into_bytes();
+        let head = parse_request(&bytes, HeadLimits::default())
+            .unwrap()
+            .unwrap();
+        let client = Client {
+            ip: IpAddr::from([1, 2, 3, 4]),
+            behind_trusted: trusted,
+        };
+        let peer = "1.2.3.4:5".parse().unwrap();
+        let protocol = upgrade(&bytes, &head);
+        let out = request_head(&bytes, &head, b"/", &client, peer, protocol.as_deref());
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn an_underscore_does_not_smuggle_a_forwarding_field() {
+        for fields in [
+            "X_Forwarded_For: 6.6.6.6\r\n",
+            "x-forwarded_FOR: 6.6.6.6\r\n",
+            "X_Real-IP: 6.6.6.6\r\n",
+        ] {
+            assert!(!sent_up(fields, false).contains("6.6.6.6"), "{fields}");
+        }
+        assert!(!sent_up("X_Forwarded_For: 6.6.6.6\r\n", true).contains("6.6.6.6"));
+        assert!(sent_up("X_Other: 6.6.6.6\r\n", false).contains("X_Other: 6.6.6.6\r\n"));
+    }
+
+    #[test]
+    fn a_switch_to_another_http_is_not_passed_on() {
+        let asks = |protocol: &str| {
+            let fields = format!("Connection: Upgrade\r\nUpgrade: {protocol}\r\n");
+            sent_up(&fields, false).contains("\r\nUpgrade: ")
+        };
+        assert!(asks("websocket"));
+        assert!(asks("x, y/1"));
+        for protocol in [
+            "h2c",
+            "H2C",
+            "websocket, h2c",
+            "h2",
+            "h2c/1",
+            "HTTP/2.0",
+            "TLS/1.2",
+            "",
+        ] {
+            assert!(!asks(protocol), "{protocol}");
+        }
     }
 
     #[test]
@@ -289,5 +364,30 @@ mod tests {
             true,
         );
         check("", "10.0.0.1:5", "10.0.0.1", true);
+    }
+
+    /// Names and values that mean something to a proxy, and others.
+    fn field() -> impl Strategy<Value = String> {
+        let name = "(Connection|connection|X-Forwarded-For|X_FORWARDED_FOR|Upgrade|TE|Forwarded|X-Request-Id|Expect|X-A|Keep-Alive|[a-zA-Z!#_-]{1,8})";
+        let value = "(close|x-a, host|upgrade|websocket|h2c|keep-alive|content-length|[ -~]{0,12})";
+        (name, value).prop_map(|(name, value)| format!("{name}: {value}\r\n"))
+    }
+
+    proptest! {
+        #[test]
+        fn what_goes_up_is_one_head_that_names_its_client_once(fields in prop::collection::vec(field(), 0..8), trusted: bool) {
+            let sent = sent_up(&fields.concat(), trusted).into_bytes();
+            let head = parse_request(&sent, HeadLimits::default()).unwrap().unwrap();
+            prop_assert_eq!(head.len, sent.len());
+            let count = |wanted: &str| head.fields.iter().filter(|(name, _)| is(&sent, name, wanted)).count();
+            prop_assert_eq!((count("x-forwarded-for"), count("host")), (1, 1));
+            prop_assert_eq!(count("connection"), count("upgrade"));
+            for hop in ["te", "keep-alive", "transfer-encoding", "expect"] {
+                prop_assert_eq!(count(hop), 0, "{}", hop);
+            }
+            if !trusted {
+                prop_assert_eq!((count("x-request-id"), count("forwarded")), (1, 0));
+            }
+        }
     }
 }
