@@ -186,7 +186,12 @@ pub(super) fn response_head(
     out.extend_from_slice(format!("HTTP/1.1 {} ", response.status).as_bytes());
     out.extend_from_slice(&answer[response.reason.clone()]);
     out.extend_from_slice(b"\r\n");
-    put_fields(&mut out, answer, &response.fields, &[]);
+    // RFC 9110 section 8.6: neither has a length, and a client that believes one waits for a body that never comes.
+    let without: &[&str] = match response.status {
+        101 | 204 => &["content-length"],
+        _ => &[],
+    };
+    put_fields(&mut out, answer, &response.fields, without);
     out.extend_from_slice(told);
     if chunked {
         out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");

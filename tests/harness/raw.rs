@@ -93,17 +93,17 @@ pub fn scripted(script: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAdd
     address
 }
 
-/// Reads to the end of a head; false when there is none.
-pub fn read_head(stream: &mut TcpStream) -> bool {
+/// Reads a head to its end; `None` when there is none.
+pub fn read_head(stream: &mut TcpStream) -> Option<String> {
     let mut head = Vec::new();
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") {
         match stream.read(&mut byte) {
             Ok(1..) => head.push(byte[0]),
-            Ok(0) | Err(_) => return false,
+            Ok(0) | Err(_) => return None,
         }
     }
-    true
+    Some(String::from_utf8_lossy(&head).into_owned())
 }
 
 /// What came back until the connection ended.
