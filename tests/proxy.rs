@@ -102,7 +102,8 @@ fn chunked_bodies_pass_both_ways() {
         vec![
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;x=1\r\nhi\r\n0\r\nT: 1\r\n\r\n",
         ],
-        "0\r\n\r\n",
+        // With its line's start: a head may end in a request id whose last digit is 0.
+        "\r\n0\r\n\r\n",
     );
     let request = "POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n\
                    3\r\nabc\r\n0\r\n\r\n";

@@ -123,7 +123,12 @@ pub(super) fn scrape(plan: &Plan) -> String {
         live.metrics.held.set(held);
     }
     if let Some(audit) = &plan.audit {
-        plan.metrics.audit_is(audit.counts());
+        let counts = audit.counts();
+        plan.metrics.audit_total("written", counts.written);
+        plan.metrics.audit_total("dropped", counts.dropped);
+        plan.metrics.audit_total("failed_write", counts.errors);
+        let queued = i64::try_from(counts.queued).unwrap_or(i64::MAX);
+        plan.metrics.audit_queued.set(queued);
     }
     plan.metrics
         .limit_keys

@@ -94,7 +94,7 @@ pub struct Listener {
     pub header_read: Duration,
     /// For a connection without a request.
     pub keep_alive: Duration,
-    /// For a switched connection on which nothing moves.
+    /// For a body, or a switched connection, on which nothing moves.
     pub stream_idle: Duration,
     /// Whose X-Forwarded-For is believed.
     pub trusted_proxies: Vec<IpNet>,
@@ -107,7 +107,7 @@ pub struct Upstream {
     /// `HOST:PORT`.
     pub endpoint: String,
     pub connect_timeout: Duration,
-    /// From the request to the end of the response's head, and for each stall in a body.
+    /// From the end of the request to the end of the response's head.
     pub timeout: Duration,
     pub circuit_breaker: Option<CircuitBreaker>,
     /// Whether its responses may start and end sessions.

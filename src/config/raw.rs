@@ -86,7 +86,7 @@ pub struct Timeouts {
     pub header_read: Option<At<Span>>,
     /// For a connection without a request [default: 60s].
     pub keep_alive: Option<At<Span>>,
-    /// For a switched connection (WebSocket) on which nothing moves [default: 5m].
+    /// For a body, or a switched connection (WebSocket), on which nothing moves [default: 5m].
     pub stream_idle: Option<At<Span>>,
 }
 
@@ -97,7 +97,7 @@ pub struct Upstream {
     pub endpoints: At<Vec<At<String>>>,
     /// [default: 1s]
     pub connect_timeout: Option<At<Span>>,
-    /// From the request to the end of the response's head, and for each stall in a body [default: 15s].
+    /// From the end of the request to the end of the response's head [default: 15s].
     pub timeout: Option<At<Span>>,
     /// A name under `circuit_breakers`.
     pub circuit_breaker: Option<At<String>>,

@@ -1,6 +1,7 @@
 //! The head of an HTTP/1.x request (RFC 9112), parsed strictly: what two servers could read in two ways is refused, so
 //! that nothing ambiguous goes upstream. Owns which heads are well formed and how a body is framed; does no I/O.
 
+use std::net::Ipv6Addr;
 use std::ops::Range;
 
 use thiserror::Error;
@@ -74,6 +75,10 @@ pub enum HeadError {
     HostMissing,
     #[error("Host is given more than once")]
     HostRepeated,
+    #[error("Host is not a name or an IP address with at most a port")]
+    HostMalformed,
+    #[error("request target has a \"#\" or a byte beyond ASCII, or is no authority for CONNECT")]
+    Target,
     #[error("Content-Length is not a decimal number")]
     ContentLength,
     #[error("Content-Length is given more than once")]
@@ -99,6 +104,8 @@ impl HeadError {
             | HeadError::LineEnd
             | HeadError::HostMissing
             | HeadError::HostRepeated
+            | HeadError::HostMalformed
+            | HeadError::Target
             | HeadError::ContentLength
             | HeadError::ContentLengthRepeated
             | HeadError::LengthAndCoding
@@ -134,6 +141,11 @@ pub fn parse_request(bytes: &[u8], limits: HeadLimits) -> Result<Option<RequestH
     else {
         return Err(HeadError::RequestLine);
     };
+    // A fragment is never sent (RFC 9112 section 3.2), and servers cut it off or do not. A path for CONNECT could become
+    // a tunnel past every policy.
+    if !target.is_ascii() || target.contains('#') || (method == "CONNECT" && target.contains('/')) {
+        return Err(HeadError::Target);
+    }
     let (body, keep_alive) = framing(request.headers, minor_version)?;
     Ok(Some(RequestHead {
         len,
@@ -176,6 +188,9 @@ fn framing(
             if host {
                 return Err(HeadError::HostRepeated);
             }
+            if !is_host(field.value) {
+                return Err(HeadError::HostMalformed);
+            }
             host = true;
         } else if is("content-length") {
             if length.is_some() {
@@ -208,6 +223,32 @@ fn framing(
         (false, Some(bytes)) => BodyLength::Fixed(bytes),
     };
     Ok((body, keep_alive && !close))
+}
+
+/// `uri-host [ ":" port ]` of RFC 9110 section 7.2, without what no name in DNS has: escapes could spell a name in
+/// another way, and a comma could be two fields made one. Empty where the target has no authority.
+fn is_host(value: &[u8]) -> bool {
+    let Ok(value) = std::str::from_utf8(value) else {
+        return false;
+    };
+    let (is_name, port) = match value.strip_prefix('[') {
+        Some(rest) => match rest.split_once(']') {
+            Some((ip, port)) => (ip.parse::<Ipv6Addr>().is_ok(), port),
+            None => return false,
+        },
+        None => {
+            let (name, port) = value.split_at(value.find(':').unwrap_or(value.len()));
+            let is_name = name
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte));
+            (is_name && (port.is_empty() || !name.is_empty()), port)
+        }
+    };
+    let is_port = |port: &str| {
+        port.is_empty()
+            || port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()
+    };
+    is_name && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port))
 }
 
 /// Digits alone: no sign, no space, no list, and within a `u64`.
@@ -314,6 +355,46 @@ mod tests {
             "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
             Err(HeadError::CodingInHttp10),
         );
+    }
+
+    /// RFC 9110 section 7.2.
+    #[test]
+    fn a_host_is_a_name_or_an_address_with_at_most_a_port() {
+        let host = |host: &str| is_host(host.as_bytes());
+        for good in [
+            "",
+            "x",
+            "X.y.",
+            "a_b-c~d",
+            "1.2.3.4:80",
+            "x:",
+            "x:65535",
+            "[::1]",
+            "[::1]:80",
+        ] {
+            assert!(host(good), "{good}");
+        }
+        for bad in [
+            " ",
+            "x y",
+            "u@x",
+            "x/",
+            "x,y",
+            "x%61",
+            ":80",
+            "x:65536",
+            "x:+1",
+            "x:1:2",
+            "[x]",
+            "[::1",
+            "[::1]80",
+            "[::1%25eth0]",
+            "::1",
+            "[1.2.3.4]",
+            "\u{e4}",
+        ] {
+            assert!(!host(bad), "{bad}");
+        }
     }
 
     #[test]

@@ -20,6 +20,9 @@ pub enum PathError {
     /// An escaped `/`, `\` or NUL: servers disagree on whether it parts segments, so no answer is safe.
     #[error("path has an escaped \"/\", \"\\\" or NUL")]
     AmbiguousEscape,
+    /// Servers that know path parameters, such as Tomcat, read `..;x` as `..`.
+    #[error("path has a dot segment with parameters")]
+    DotParameters,
     /// A byte that RFC 3986 does not allow in a path unescaped.
     #[error("path has a byte that must be escaped")]
     BadByte,
@@ -90,6 +93,9 @@ fn resolve(path: &[u8]) -> Result<Vec<u8>, PathError> {
             b".." => {
                 segments.pop().ok_or(PathError::AboveRoot)?;
             }
+            _ if segment.starts_with(b".;") || segment.starts_with(b"..;") => {
+                return Err(PathError::DotParameters);
+            }
             name => segments.push(name),
         }
     }
@@ -142,6 +148,7 @@ mod tests {
         check("/a/..", Ok("/"));
         check("/a%c3%a9", Ok("/a%C3%A9"));
         check("/.well-known/x..y", Ok("/.well-known/x..y"));
+        check("/a;x=1/..y;z", Ok("/a;x=1/..y;z"));
         check("/%252e%252e/x", Ok("/%252e%252e/x"));
     }
 
@@ -159,6 +166,8 @@ mod tests {
         check("/a%", Err(PathError::BadEscape));
         check("/a%2", Err(PathError::BadEscape));
         check("/a%zz", Err(PathError::BadEscape));
+        check("/a/..;/admin", Err(PathError::DotParameters));
+        check("/a/%2e;x=1/admin", Err(PathError::DotParameters));
     }
 
     proptest! {

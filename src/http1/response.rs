@@ -56,6 +56,10 @@ pub fn parse_response(
     let (Some(status), Some(minor)) = (response.code, response.version) else {
         return Err(BadResponse);
     };
+    // RFC 9110 section 15: the first digit is the class, and there is no class 0.
+    if status < 100 {
+        return Err(BadResponse);
+    }
     let (mut length, mut chunked) = (None, false);
     let (mut keep_alive, mut close) = (minor == 1, false);
     for field in response.headers.iter() {
@@ -96,8 +100,10 @@ pub fn parse_response(
     Ok(Some(ResponseHead {
         len,
         status,
+        // httparse gives an empty reason from outside the buffer when there is none, or one beyond ASCII.
         reason: response
             .reason
+            .filter(|reason| !reason.is_empty())
             .map_or(0..0, |reason| place(reason.as_bytes())),
         fields: response
             .headers
@@ -171,6 +177,33 @@ mod tests {
         refused("Transfer-Encoding: gzip\r\n");
         refused("Content-Length: +1\r\n");
         refused("A : b\r\n");
+    }
+
+    #[test]
+    fn a_reason_may_be_left_out_or_foreign() {
+        for (line, reason) in [
+            ("HTTP/1.1 200", ""),
+            ("HTTP/1.1 200 ", ""),
+            ("HTTP/1.1 200 Schön", ""),
+            ("HTTP/1.1 200 All Right", "All Right"),
+        ] {
+            let bytes = format!("{line}\r\nContent-Length: 0\r\n\r\n").into_bytes();
+            let head = parse_response(&bytes, false, HeadLimits::default())
+                .unwrap()
+                .unwrap();
+            assert_eq!(&bytes[head.reason], reason.as_bytes(), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_status_has_a_class() {
+        for status in ["000", "099", "20", "2000"] {
+            check(
+                &format!("HTTP/1.1 {status} OK\r\n\r\n"),
+                false,
+                Err(BadResponse),
+            );
+        }
     }
 
     proptest! {

@@ -1,5 +1,6 @@
 //! One exchange with the upstream: the checked request goes out, the response comes back, both streamed.
 
+use std::io;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use tokio::time::timeout;
 use super::admit::Admitted;
 use super::audit;
 use super::following::LanePlan;
-use super::handle::{Conn, Failure, Next, read_some, write_all};
+use super::handle::{Conn, Failure, Next, close, read_some, write_all};
 use super::headers;
 use super::record::Record;
 use super::reply::Rejection;
@@ -38,7 +39,17 @@ pub(super) async fn send(
     record: &mut Record,
 ) -> Result<Next, Failure> {
     let switch_to = headers::upgrade(buffer, head);
-    let head_out = headers::request_head(buffer, head, &admitted, conn.peer, switch_to.as_deref());
+    let asks = admitted.route.session.as_ref();
+    let identity = admitted.session.as_deref().zip(asks);
+    let passed = headers::Passed {
+        target: &admitted.target,
+        client: &admitted.client,
+        request_id: &admitted.request_id,
+        identity_fields: &admitted.plan.identity_fields,
+        identity: identity
+            .map(|(session, asks)| (&admitted.plan.sessions[asks.sessions].settings, session)),
+    };
+    let head_out = headers::request_head(buffer, head, &passed, conn.peer, switch_to.as_deref());
     let Admitted {
         plan: shared,
         route,
@@ -61,6 +72,7 @@ pub(super) async fn send(
         within: route
             .timeout
             .unwrap_or(shared.config.upstreams[route.upstream].timeout),
+        idle: conn.listener.stream_idle,
         head: head_out,
     };
     buffer.drain(..head.len);
@@ -116,15 +128,15 @@ pub(super) async fn send(
             switch_to.as_deref(),
             &told,
         );
-        write_within(client, request.within, &switched).await?;
+        write_within(client, request.idle, &switched).await?;
         answer.drain(..answered.head.len);
-        let (idle, draining) = (conn.listener.stream_idle, conn.lane.draining.clone());
+        let draining = conn.lane.draining.clone();
         upgrade::relay(
             client,
             &upstream,
             answer,
             std::mem::take(buffer),
-            idle,
+            request.idle,
             draining,
         )
         .await;
@@ -136,14 +148,17 @@ pub(super) async fn send(
     .await;
     match &streamed {
         Ok(_) => finish(entry, End::Status(answered.head.status), began),
-        Err(Failure::UpstreamGone) => finish(entry, End::Reset, began),
+        Err(Failure::UpstreamGone | Failure::Reply(..)) => finish(entry, End::Reset, began),
         // The client's fault: the entry is dropped, which counts for nothing.
-        Err(Failure::ClientGone | Failure::Reply(..)) => {}
+        Err(Failure::ClientGone) => {}
     }
     record.upstream = Some(began.elapsed());
     let (next, reusable) = streamed?;
     if reusable {
         pool.give_back(upstream);
+    }
+    if !answered.uploaded {
+        close(client).await;
     }
     Ok(next)
 }
@@ -157,7 +172,7 @@ fn finish(entry: Option<Entry>, end: End, began: Instant) {
 /// What a failed exchange says of the upstream; `None` when it was not its fault.
 fn end_of(rejection: &Rejection) -> Option<End> {
     match rejection {
-        Rejection::ConnectFailed => Some(End::ConnectFailed),
+        Rejection::ConnectFailed | Rejection::ConnectTimeout => Some(End::ConnectFailed),
         Rejection::UpstreamTimeout => Some(End::TimedOut),
         Rejection::UpstreamBroken => Some(End::Reset),
         Rejection::BadHead(_)
@@ -165,6 +180,7 @@ fn end_of(rejection: &Rejection) -> Option<End> {
         | Rejection::BadTarget
         | Rejection::HeadTimeout
         | Rejection::BadBody
+        | Rejection::BodyTimeout
         | Rejection::NoRoute
         | Rejection::QuotaExceeded(_)
         | Rejection::CircuitOpen(_)
@@ -192,8 +208,10 @@ struct Request {
     /// Whether the client speaks HTTP/1.0, which has no chunks.
     old_client: bool,
     max_body: u64,
-    /// From the request to the end of the response's head, and for each stall in a body.
+    /// For the response's head once the request is sent, and for each stall of an upstream that does not read.
     within: Duration,
+    /// For each stall of the client's, and of the upstream's within a body.
+    idle: Duration,
 }
 
 /// A response's head, and whether the whole request was sent before it came.
@@ -211,26 +229,27 @@ async fn exchange(
     answer: &mut Vec<u8>,
     record: &mut Record,
 ) -> Result<(TcpStream, Answered), Rejection> {
-    let mut connected = pool.take().await.map_err(|_| Rejection::ConnectFailed)?;
+    let mut connected = pool.take().await.map_err(unreached)?;
     loop {
         let upstream = &connected.stream;
-        match timeout(
-            request.within,
-            both_ways(request, client, buffer, upstream, answer, record),
-        )
-        .await
-        {
-            Ok(Ok(answered)) => return Ok((connected.stream, answered)),
+        match both_ways(request, client, buffer, upstream, answer, record).await {
+            Ok(answered) => return Ok((connected.stream, answered)),
             // The upstream may have closed the idle connection just as the request came; it is sent again only where that
             // can do no harm, since the upstream may have seen it.
-            Ok(Err(Rejection::UpstreamBroken))
+            Err(Rejection::UpstreamBroken)
                 if connected.reused && request.can_repeat && answer.is_empty() =>
             {
-                connected = pool.connect().await.map_err(|_| Rejection::ConnectFailed)?;
+                connected = pool.connect().await.map_err(unreached)?;
             }
-            Ok(Err(rejection)) => return Err(rejection),
-            Err(_) => return Err(Rejection::UpstreamTimeout),
+            Err(rejection) => return Err(rejection),
         }
+    }
+}
+
+fn unreached(error: io::Error) -> Rejection {
+    match error.kind() {
+        io::ErrorKind::TimedOut => Rejection::ConnectTimeout,
+        _ => Rejection::ConnectFailed,
     }
 }
 
@@ -244,16 +263,21 @@ async fn both_ways(
     record: &mut Record,
 ) -> Result<Answered, Rejection> {
     let mut response = pin!(read_response(request, upstream, answer));
-    tokio::select! {
+    let sent = tokio::select! {
         biased;
-        head = &mut response => head.map(|head| Answered { head, uploaded: false }),
-        sent = upload(request, client, buffer, upstream, record) => match sent {
-            Ok(()) => response.await.map(|head| Answered { head, uploaded: true }),
-            // The upstream may have answered before it stopped reading: its answer is worth more than a 502.
-            Err(Rejection::UpstreamBroken) => response.await.map(|head| Answered { head, uploaded: false }),
-            Err(rejection) => Err(rejection),
-        },
-    }
+        head = &mut response => return head.map(|head| Answered { head, uploaded: false }),
+        sent = upload(request, client, buffer, upstream, record) => sent,
+    };
+    let uploaded = match sent {
+        Ok(()) => true,
+        // The upstream may have answered before it stopped reading: its answer is worth more than a 502.
+        Err(Rejection::UpstreamBroken) => false,
+        Err(rejection) => return Err(rejection),
+    };
+    // Its time begins here: how long the client takes to send says nothing of the upstream.
+    let head = timeout(request.within, response).await;
+    let head = head.unwrap_or(Err(Rejection::UpstreamTimeout))?;
+    Ok(Answered { head, uploaded })
 }
 
 async fn upload(
@@ -263,10 +287,10 @@ async fn upload(
     upstream: &TcpStream,
     record: &mut Record,
 ) -> Result<(), Rejection> {
-    let put = async |bytes: &[u8]| {
-        write_all(upstream, bytes)
-            .await
-            .map_err(|_| Rejection::UpstreamBroken)
+    let put = async |bytes: &[u8]| match timeout(request.within, write_all(upstream, bytes)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(Rejection::UpstreamBroken),
+        Err(_) => Err(Rejection::UpstreamTimeout),
     };
     put(&request.head).await?;
     let mut reader = BodyReader::new(request.body);
@@ -291,11 +315,12 @@ async fn upload(
         };
         buffer.drain(..consumed);
         put(&chunk).await?;
-        if buffer.is_empty()
-            && !reader.is_done()
-            && read_some(client, buffer).await.unwrap_or(0) == 0
-        {
-            return Err(Rejection::BadBody);
+        if buffer.is_empty() && !reader.is_done() {
+            match timeout(request.idle, read_some(client, buffer)).await {
+                Ok(Ok(1..)) => {}
+                Ok(Ok(0) | Err(_)) => return Err(Rejection::BadBody),
+                Err(_) => return Err(Rejection::BodyTimeout),
+            }
         }
     }
     if request.body == BodyLength::Chunked {
@@ -346,7 +371,7 @@ async fn stream_back(
     next: Next,
     record: &mut Record,
 ) -> Result<(Next, bool), Failure> {
-    let (response, within) = (&answered.head, request.within);
+    let (response, idle) = (&answered.head, request.idle);
     let (mut reader, until_close) = match response.body {
         ResponseBody::Length(length) => (BodyReader::new(length), false),
         ResponseBody::UntilClose => (BodyReader::new(BodyLength::Fixed(u64::MAX)), true),
@@ -361,8 +386,12 @@ async fn stream_back(
     let chunked = chunked && !request.old_client;
     let mut out = headers::response_head(&answer, response, chunked, next, None, told);
     answer.drain(..response.len);
+    let mut told = false;
     loop {
-        let piece = reader.next(&answer).map_err(|_| Failure::UpstreamGone)?;
+        let piece = reader.next(&answer).map_err(|_| match told {
+            true => Failure::UpstreamGone,
+            false => Failure::from(Rejection::UpstreamBroken),
+        })?;
         let (consumed, done) = match piece {
             Piece::Data { data, consumed } => {
                 record.bytes_out += data.len() as u64;
@@ -380,16 +409,17 @@ async fn stream_back(
         if done && chunked {
             out.extend_from_slice(b"0\r\n\r\n");
         }
-        write_within(client, within, &out).await?;
+        write_within(client, idle, &out).await?;
+        told = true;
         out.clear();
         if done {
             break;
         }
-        match timeout(within, read_some(upstream, &mut answer)).await {
+        match timeout(idle, read_some(upstream, &mut answer)).await {
             Ok(Ok(1..)) => {}
             Ok(Ok(0)) if until_close => {
                 if chunked {
-                    write_within(client, within, b"0\r\n\r\n").await?;
+                    write_within(client, idle, b"0\r\n\r\n").await?;
                 }
                 return Ok((next, false));
             }

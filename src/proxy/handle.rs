@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -101,7 +102,8 @@ pub(super) async fn connection(
             }
             Err(Failure::Reply(rejection, next)) => {
                 record.refused(&rejection);
-                refuse(&mut client, &rejection, next).await
+                let idle = plan.shared.config.listeners[listener_index].stream_idle;
+                refuse(&mut client, &rejection, next, idle).await
             }
         };
         record.finish(&plan.shared, &lane.outbox);
@@ -111,19 +113,24 @@ pub(super) async fn connection(
     }
 }
 
-async fn refuse(client: &mut TcpStream, rejection: &Rejection, next: Next) -> Next {
-    let written = client
-        .write_all(&rejection.to_bytes(next == Next::KeepAlive))
-        .await;
-    match (written, next) {
-        (Ok(()), Next::KeepAlive) => Next::KeepAlive,
-        (Ok(()), Next::Close) => {
-            if client.shutdown().await.is_ok() {
-                linger(client).await;
-            }
+/// Replies, for at most `idle`: a client that asks on and on without reading must not keep its connection.
+async fn refuse(client: &mut TcpStream, rejection: &Rejection, next: Next, idle: Duration) -> Next {
+    let reply = rejection.to_bytes(next == Next::KeepAlive);
+    match (timeout(idle, client.write_all(&reply)).await, next) {
+        (Ok(Ok(())), Next::KeepAlive) => Next::KeepAlive,
+        (Ok(Ok(())), Next::Close) => {
+            close(client).await;
             Next::Close
         }
-        (Err(_), _) => Next::Close,
+        (Ok(Err(_)) | Err(_), _) => Next::Close,
+    }
+}
+
+/// Closes a connection on which the client may still be sending: closing on unread bytes would reset it and could take
+/// the reply with it (RFC 9112 section 9.6).
+pub(super) async fn close(client: &mut TcpStream) {
+    if client.shutdown().await.is_ok() {
+        linger(client).await;
     }
 }
 
@@ -215,8 +222,7 @@ pub(super) async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> io::Resul
     Ok(())
 }
 
-/// Reads away what the client still sends, for a bounded time: closing on unread bytes would reset the connection and
-/// could take the reply with it (RFC 9112 section 9.6).
+/// Reads away what the client still sends, for a bounded time.
 async fn linger(client: &TcpStream) {
     let mut rest = Vec::new();
     let drain = async {
@@ -224,5 +230,5 @@ async fn linger(client: &TcpStream) {
             rest.clear();
         }
     };
-    let _ = timeout(std::time::Duration::from_secs(1), drain).await;
+    let _ = timeout(Duration::from_secs(1), drain).await;
 }

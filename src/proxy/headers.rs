@@ -1,16 +1,17 @@
 //! Who the client is, and which fields the next hop sees: hop-by-hop ones stay here, forwarding ones are believed only
 //! from trusted proxies. Does no I/O.
 
+use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
-use super::admit::Admitted;
 use super::handle::Next;
 use super::reply::Rejection;
+use crate::config::sessions::Settings;
 use crate::http1::head::{BodyLength, RequestHead};
 use crate::http1::hygiene::is_hop_by_hop;
 use crate::http1::response::ResponseHead;
-use crate::policy::session::{self, END_HEADER, START_HEADER};
+use crate::policy::session::{self, END_HEADER, START_HEADER, Session};
 use ipnet::IpNet;
 
 /// Names and values as places in the buffer they were read from.
@@ -81,7 +82,8 @@ pub(super) fn expects_continue(buffer: &[u8], head: &RequestHead) -> Result<bool
     Ok(expects)
 }
 
-/// The protocol that the client wants to switch to (RFC 9110 section 7.8), for example `websocket`.
+/// The protocol that the client wants to switch to (RFC 9110 section 7.8), for example `websocket`. HTTP in another form
+/// is none of them: requests within a tunnel would pass no policy.
 pub(super) fn upgrade(buffer: &[u8], head: &RequestHead) -> Option<Vec<u8>> {
     let asked = head.minor_version == 1
         && head.body == BodyLength::None
@@ -95,32 +97,53 @@ pub(super) fn upgrade(buffer: &[u8], head: &RequestHead) -> Option<Vec<u8>> {
         .fields
         .iter()
         .find(|(name, _)| asked && is(buffer, name, "upgrade"))?;
-    Some(buffer[protocol.clone()].to_vec())
+    let protocols = &buffer[protocol.clone()];
+    protocols
+        .split(|byte| *byte == b',')
+        .all(is_other_than_http)
+        .then(|| protocols.to_vec())
+}
+
+/// Neither h2c nor TLS, which would hide HTTP (RFC 2817).
+fn is_other_than_http(protocol: &[u8]) -> bool {
+    let protocol = protocol.trim_ascii().to_ascii_lowercase();
+    let hides_http = [&b"h2"[..], b"h3", b"http", b"tls"];
+    !protocol.is_empty() && !hides_http.iter().any(|name| protocol.starts_with(name))
+}
+
+/// What the upstream is told beside what the client sent.
+pub(super) struct Passed<'a> {
+    /// The normalised path and the query.
+    pub target: &'a [u8],
+    pub client: &'a Client,
+    pub request_id: &'a str,
+    /// What clients must not send, as [`session::folded`].
+    pub identity_fields: &'a [Vec<u8>],
+    pub identity: Option<(&'a Settings, &'a Session)>,
 }
 
 /// The request's head for the upstream, ready for the wire.
 pub(super) fn request_head(
     buffer: &[u8],
     head: &RequestHead,
-    admitted: &Admitted<'_>,
+    passed: &Passed<'_>,
     peer: SocketAddr,
     upgrade: Option<&[u8]>,
 ) -> Vec<u8> {
-    let Admitted {
-        plan,
+    let Passed {
         target,
         client,
-        session,
         request_id,
-        ..
-    } = admitted;
+        identity_fields,
+        identity,
+    } = passed;
     let mut out = Vec::with_capacity(head.len + 512);
     out.extend_from_slice(&buffer[head.method.clone()]);
     out.push(b' ');
     out.extend_from_slice(target);
     out.extend_from_slice(b" HTTP/1.1\r\n");
     let without: &[&[u8]] = if client.behind_trusted {
-        &[b"expect", b"x-forwarded-for"]
+        &[b"expect", b"x-forwarded-for", b"forwarded"]
     } else {
         // The peer's own claims are not believed.
         &[
@@ -134,9 +157,10 @@ pub(super) fn request_head(
         ]
     };
     let dropped = |name: &[u8]| {
-        let ours = plan.identity_fields.iter();
         without.iter().any(|other| session::is_folded(name, other))
-            || ours.clone().any(|other| session::is_folded(name, other))
+            || identity_fields
+                .iter()
+                .any(|other| session::is_folded(name, other))
     };
     put_fields(&mut out, buffer, &head.fields, dropped);
     let has = |wanted: &str| head.fields.iter().any(|(name, _)| is(buffer, name, wanted));
@@ -150,25 +174,34 @@ pub(super) fn request_head(
         put(&mut out, b"Connection", b"upgrade");
         put(&mut out, b"Upgrade", protocol);
     }
+    let put_chain = |out: &mut Vec<u8>, wanted: &str| {
+        let trusted = |name: &Range<usize>| client.behind_trusted && is(buffer, name, wanted);
+        for (_, value) in head.fields.iter().filter(|(name, _)| trusted(name)) {
+            out.extend_from_slice(&buffer[value.clone()]);
+            out.extend_from_slice(b", ");
+        }
+    };
+    let peer = peer.ip().to_canonical();
     out.extend_from_slice(b"X-Forwarded-For: ");
-    let chain = head
-        .fields
-        .iter()
-        .filter(|(name, _)| client.behind_trusted && is(buffer, name, "x-forwarded-for"));
-    for (_, value) in chain {
-        out.extend_from_slice(&buffer[value.clone()]);
-        out.extend_from_slice(b", ");
+    put_chain(&mut out, "x-forwarded-for");
+    let _ = write!(out, "{peer}\r\n");
+    // A chain that trusted proxies began in the standard form (RFC 7239) goes on; weir begins none, since few upstreams
+    // read it.
+    if client.behind_trusted && has("forwarded") {
+        out.extend_from_slice(b"Forwarded: ");
+        put_chain(&mut out, "forwarded");
+        let _ = match peer {
+            IpAddr::V4(peer) => write!(out, "for={peer}\r\n"),
+            IpAddr::V6(peer) => write!(out, "for=\"[{peer}]\"\r\n"),
+        };
     }
-    out.extend_from_slice(peer.ip().to_canonical().to_string().as_bytes());
-    out.extend_from_slice(b"\r\n");
     if !client.behind_trusted || !has("x-forwarded-proto") {
         out.extend_from_slice(b"X-Forwarded-Proto: http\r\n");
     }
     if !client.behind_trusted || !has("x-request-id") {
         put(&mut out, b"X-Request-Id", request_id.as_bytes());
     }
-    if let (Some(session), Some(asks)) = (session, &admitted.route.session) {
-        let settings = &plan.sessions[asks.sessions].settings;
+    if let Some((settings, session)) = identity {
         for (name, value) in session::identity_headers(settings, session) {
             put(&mut out, name.as_bytes(), value.as_bytes());
         }
@@ -191,8 +224,10 @@ pub(super) fn response_head(
     out.extend_from_slice(format!("HTTP/1.1 {} ", response.status).as_bytes());
     out.extend_from_slice(&answer[response.reason.clone()]);
     out.extend_from_slice(b"\r\n");
+    // RFC 9110 section 8.6: neither has a length, and a client that believes one waits for a body that never comes.
+    let bodiless = matches!(response.status, 101 | 204);
     put_fields(&mut out, answer, &response.fields, |name| {
-        is_session_header(name)
+        is_session_header(name) || (bodiless && name.eq_ignore_ascii_case(b"content-length"))
     });
     out.extend_from_slice(told);
     if chunked {
@@ -242,6 +277,8 @@ pub(super) fn is(buffer: &[u8], name: &Range<usize>, wanted: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::http1::head::{HeadLimits, parse_request};
 
@@ -253,6 +290,79 @@ mod tests {
         let trusted: Vec<IpNet> = trusted.iter().map(|net| net.parse().unwrap()).collect();
         let client = client(&bytes, &head, peer.parse().unwrap(), &trusted);
         (client.ip.to_string(), client.behind_trusted)
+    }
+
+    fn sent_up(fields: &str, trusted: bool) -> String {
+        let bytes = format!("GET / HTTP/1.1\r\nHost: x\r\n{fields}\r\n").into_bytes();
+        let head = parse_request(&bytes, HeadLimits::default())
+            .unwrap()
+            .unwrap();
+        let client = Client {
+            ip: IpAddr::from([1, 2, 3, 4]),
+            behind_trusted: trusted,
+        };
+        let peer = SocketAddr::from(([1, 2, 3, 4], 5));
+        let protocol = upgrade(&bytes, &head);
+        let passed = Passed {
+            target: b"/",
+            client: &client,
+            request_id: "id",
+            identity_fields: &[],
+            identity: None,
+        };
+        let out = request_head(&bytes, &head, &passed, peer, protocol.as_deref());
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn an_underscore_does_not_smuggle_a_forwarding_field() {
+        for fields in [
+            "X_Forwarded_For: 6.6.6.6\r\n",
+            "x-forwarded_FOR: 6.6.6.6\r\n",
+            "X_Real-IP: 6.6.6.6\r\n",
+        ] {
+            assert!(!sent_up(fields, false).contains("6.6.6.6"), "{fields}");
+        }
+        assert!(!sent_up("X_Forwarded_For: 6.6.6.6\r\n", true).contains("6.6.6.6"));
+        assert!(sent_up("X_Other: 6.6.6.6\r\n", false).contains("X_Other: 6.6.6.6\r\n"));
+    }
+
+    #[test]
+    fn a_chain_of_trusted_proxies_goes_on_and_others_begin_anew() {
+        let chain = "X-Forwarded-For: 6.6.6.6\r\nForwarded: for=6.6.6.6;proto=https\r\n";
+        let sent = sent_up(chain, true);
+        assert!(
+            sent.contains("X-Forwarded-For: 6.6.6.6, 1.2.3.4\r\n"),
+            "{sent}"
+        );
+        assert!(
+            sent.contains("Forwarded: for=6.6.6.6;proto=https, for=1.2.3.4\r\n"),
+            "{sent}"
+        );
+        let sent = sent_up(chain, false);
+        assert!(!sent.contains("6.6.6.6") && sent.contains("X-Forwarded-For: 1.2.3.4\r\n"));
+    }
+
+    #[test]
+    fn a_switch_to_another_http_is_not_passed_on() {
+        let asks = |protocol: &str| {
+            let fields = format!("Connection: Upgrade\r\nUpgrade: {protocol}\r\n");
+            sent_up(&fields, false).contains("\r\nUpgrade: ")
+        };
+        assert!(asks("websocket"));
+        assert!(asks("x, y/1"));
+        for protocol in [
+            "h2c",
+            "H2C",
+            "websocket, h2c",
+            "h2",
+            "h2c/1",
+            "HTTP/2.0",
+            "TLS/1.2",
+            "",
+        ] {
+            assert!(!asks(protocol), "{protocol}");
+        }
     }
 
     #[test]
@@ -303,5 +413,30 @@ mod tests {
             true,
         );
         check("", "10.0.0.1:5", "10.0.0.1", true);
+    }
+
+    /// Names and values that mean something to a proxy, and others.
+    fn field() -> impl Strategy<Value = String> {
+        let name = "(Connection|connection|X-Forwarded-For|X_FORWARDED_FOR|Upgrade|TE|Forwarded|X-Request-Id|Expect|X-A|Keep-Alive|[a-zA-Z!#_-]{1,8})";
+        let value = "(close|x-a, host|upgrade|websocket|h2c|keep-alive|content-length|[ -~]{0,12})";
+        (name, value).prop_map(|(name, value)| format!("{name}: {value}\r\n"))
+    }
+
+    proptest! {
+        #[test]
+        fn what_goes_up_is_one_head_that_names_its_client_once(fields in prop::collection::vec(field(), 0..8), trusted: bool) {
+            let sent = sent_up(&fields.concat(), trusted).into_bytes();
+            let head = parse_request(&sent, HeadLimits::default()).unwrap().unwrap();
+            prop_assert_eq!(head.len, sent.len());
+            let count = |wanted: &str| head.fields.iter().filter(|(name, _)| is(&sent, name, wanted)).count();
+            prop_assert_eq!((count("x-forwarded-for"), count("host")), (1, 1));
+            prop_assert_eq!(count("connection"), count("upgrade"));
+            for hop in ["te", "keep-alive", "transfer-encoding", "expect"] {
+                prop_assert_eq!(count(hop), 0, "{}", hop);
+            }
+            if !trusted {
+                prop_assert_eq!((count("x-request-id"), count("forwarded")), (1, 0));
+            }
+        }
     }
 }

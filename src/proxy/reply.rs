@@ -21,6 +21,8 @@ pub enum Rejection {
     HeadTimeout,
     /// The request body's framing is wrong.
     BadBody,
+    /// The client stalled within its body.
+    BodyTimeout,
     NoRoute,
     /// A rate limit.
     QuotaExceeded(Box<Exceeded>),
@@ -39,6 +41,7 @@ pub enum Rejection {
     /// An Expect other than `100-continue`.
     Expectation,
     ConnectFailed,
+    ConnectTimeout,
     /// The upstream closed, reset or sent nonsense before its head was whole.
     UpstreamBroken,
     UpstreamTimeout,
@@ -108,6 +111,12 @@ impl Rejection {
                 "http_request_error",
                 "request body is badly framed or cut short".to_owned(),
             ),
+            Rejection::BodyTimeout => (
+                408,
+                "Request Timeout",
+                "http_request_error",
+                "request body stalled".to_owned(),
+            ),
             Rejection::NoRoute => (
                 404,
                 "Not Found",
@@ -172,6 +181,12 @@ impl Rejection {
                 "connection_refused",
                 "upstream cannot be reached".to_owned(),
             ),
+            Rejection::ConnectTimeout => (
+                504,
+                "Gateway Timeout",
+                "connection_timeout",
+                "upstream did not accept a connection in time".to_owned(),
+            ),
             Rejection::UpstreamBroken => (
                 502,
                 "Bad Gateway",
@@ -206,6 +221,7 @@ impl Rejection {
             Rejection::BadTarget => "bad_target",
             Rejection::HeadTimeout => "head_timeout",
             Rejection::BadBody => "bad_body",
+            Rejection::BodyTimeout => "body_timeout",
             Rejection::NoRoute => "no_route",
             Rejection::QuotaExceeded(_) => "quota_exceeded",
             Rejection::Unauthenticated(_) => "unauthenticated",
@@ -216,6 +232,7 @@ impl Rejection {
             Rejection::BodyTooLarge => "body_too_large",
             Rejection::Expectation => "expectation",
             Rejection::ConnectFailed => "connect_failed",
+            Rejection::ConnectTimeout => "connect_timeout",
             Rejection::UpstreamBroken => "upstream_broken",
             Rejection::UpstreamTimeout => "upstream_timeout",
         }
@@ -234,11 +251,13 @@ impl Rejection {
             | Rejection::BadTarget
             | Rejection::HeadTimeout
             | Rejection::BadBody
+            | Rejection::BodyTimeout
             | Rejection::BodyTooLarge
             | Rejection::Expectation
             | Rejection::TooManySessions
             | Rejection::SessionsFull
             | Rejection::ConnectFailed
+            | Rejection::ConnectTimeout
             | Rejection::UpstreamBroken
             | Rejection::UpstreamTimeout => false,
         }

@@ -13,8 +13,6 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::Registry;
 
-use crate::audit::Counts;
-
 /// Upper bounds of the buckets of request durations, in microseconds.
 const BUCKETS: [u64; 14] = [
     100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000,
@@ -350,19 +348,10 @@ impl Metrics {
         }
     }
 
-    /// Notes what became of the audit's events since the process began.
-    pub fn audit_is(&self, counts: Counts) {
-        let results = [
-            ("written", counts.written),
-            ("dropped", counts.dropped),
-            ("failed_write", counts.errors),
-        ];
-        for (result, total) in results {
-            let counter = self.audit_events.get_or_create(&AuditLabels { result });
-            counter.inc_by(total.saturating_sub(counter.get()));
-        }
-        self.audit_queued
-            .set(i64::try_from(counts.queued).unwrap_or(i64::MAX));
+    /// Notes how many audit events came to this `result`, one of a closed set, since the process began.
+    pub fn audit_total(&self, result: &'static str, total: u64) {
+        let counter = self.audit_events.get_or_create(&AuditLabels { result });
+        counter.inc_by(total.saturating_sub(counter.get()));
     }
 
     /// Notes the state that a breaker is in, one of the closed set `states`.

@@ -7,6 +7,7 @@
 )]
 
 pub mod process;
+pub mod raw;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};

@@ -1,0 +1,209 @@
+//! The floors of the code: what may import what, and which modules stay pure. ARCHITECTURE.md tells them to people.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a broken step of a test is a failed test"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// From the ground up. A module imports from its own floor and those below, and never in a circle.
+const FLOORS: [&[&str]; 4] = [
+    &["config", "event", "http1", "telemetry"],
+    &["clock", "policy"],
+    &["admin", "audit", "plan", "store", "upstream"],
+    &["cli", "proxy", "worker"],
+];
+
+/// No I/O, no clock, no randomness.
+const PURE: [&str; 2] = ["http1", "policy"];
+
+const IMPURE: [&str; 15] = [
+    "tokio",
+    "hyper",
+    "rusqlite",
+    "socket2",
+    "tracing",
+    "fastrand",
+    "getrandom",
+    "::clock",
+    "Instant::now",
+    "SystemTime",
+    "std::env",
+    "std::fs",
+    "std::io",
+    "std::process",
+    "std::thread",
+];
+
+#[test]
+fn imports_point_down_or_stay_on_their_floor() {
+    for (module, imports) in imports() {
+        for import in imports {
+            assert!(
+                floor(&import) <= floor(&module),
+                "{module} is on floor {} and imports {import} from floor {}",
+                floor(&module),
+                floor(&import)
+            );
+        }
+    }
+}
+
+#[test]
+fn no_modules_import_each_other_in_a_circle() {
+    let mut left = imports();
+    while !left.is_empty() {
+        let free = left
+            .iter()
+            .find(|(_, imports)| !imports.iter().any(|import| left.contains_key(import)))
+            .map(|(module, _)| module.clone());
+        let free = free.unwrap_or_else(|| panic!("a circle within {left:#?}"));
+        left.remove(&free);
+    }
+}
+
+#[test]
+fn the_pure_modules_name_nothing_that_acts() {
+    for source in sources() {
+        for word in IMPURE {
+            assert!(
+                !PURE.contains(&source.module.as_str()) || !source.code.contains(word),
+                "{} names {word}",
+                source.path.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn one_file_knows_the_database() {
+    let knows = |source: &Source| source.code.contains("rusqlite");
+    let knowing: Vec<_> = sources().into_iter().filter(knows).collect();
+    assert_eq!(knowing.len(), 1);
+    assert_eq!(knowing[0].path, Path::new("src/store/sqlite.rs"));
+}
+
+#[test]
+fn the_architecture_tells_the_same_floors() {
+    let told = fs::read_to_string("ARCHITECTURE.md").unwrap();
+    for (floor, modules) in FLOORS.iter().enumerate() {
+        let modules: Vec<_> = modules.iter().map(|module| format!("`{module}`")).collect();
+        let row = format!("| {floor} | {} |", modules.join(", "));
+        assert!(told.contains(&row), "ARCHITECTURE.md lacks {row}");
+    }
+}
+
+fn floor(module: &str) -> usize {
+    let floor = FLOORS.iter().position(|floor| floor.contains(&module));
+    floor.unwrap_or_else(|| {
+        panic!("{module} has no floor: put it on one, here and in ARCHITECTURE.md")
+    })
+}
+
+/// A file of `src` without comments and tests.
+struct Source {
+    path: PathBuf,
+    /// The module of the crate that it is in.
+    module: String,
+    code: String,
+}
+
+fn sources() -> Vec<Source> {
+    let mut sources = Vec::new();
+    let mut folders = vec![PathBuf::from("src")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|ending| ending == "rs") {
+                sources.extend(source(path));
+            }
+        }
+    }
+    assert!(sources.len() > 20, "the test runs in the crate's folder");
+    sources
+}
+
+/// `None` for the roots of the two crates, which name every module.
+fn source(path: PathBuf) -> Option<Source> {
+    let module = path
+        .iter()
+        .nth(1)?
+        .to_str()?
+        .trim_end_matches(".rs")
+        .to_owned();
+    if ["lib", "main"].contains(&module.as_str()) {
+        return None;
+    }
+    let text = fs::read_to_string(&path).unwrap();
+    let code = text
+        .split("\n#[cfg(test)]\nmod ")
+        .next()
+        .unwrap_or_default();
+    let code: Vec<_> = code
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .collect();
+    let code = code.join("\n");
+    // A path by `super` to the root would import unseen.
+    let is_folder = path.ends_with("mod.rs");
+    let to_root = "super::".repeat(path.iter().count() - 1 - usize::from(is_folder));
+    assert!(
+        !code.contains(&to_root),
+        "{} reaches the root by {to_root}",
+        path.display()
+    );
+    Some(Source { path, module, code })
+}
+
+/// The other modules that each module imports.
+fn imports() -> BTreeMap<String, BTreeSet<String>> {
+    let mut imports = BTreeMap::<_, BTreeSet<_>>::new();
+    for source in sources() {
+        let of_module = imports.entry(source.module.clone()).or_default();
+        for (at, root) in source.code.match_indices("crate::") {
+            of_module.extend(heads(&source.code[at + root.len()..]));
+        }
+        of_module.remove(&source.module);
+    }
+    imports
+}
+
+/// The first names of what follows `crate::`: one, or those of a group.
+fn heads(path: &str) -> Vec<String> {
+    let Some(group) = path.strip_prefix('{') else {
+        return vec![name(path)];
+    };
+    let mut heads = vec![name(group.trim_start())];
+    let mut depth = 0;
+    for (at, byte) in group.char_indices() {
+        match byte {
+            '{' => depth += 1,
+            '}' if depth == 0 => break,
+            '}' => depth -= 1,
+            ',' if depth == 0 => heads.push(name(group[at + 1..].trim_start())),
+            _ => {}
+        }
+    }
+    heads.retain(|head| !head.is_empty());
+    heads
+}
+
+fn name(path: &str) -> String {
+    let end = path.find(|c: char| !c.is_alphanumeric() && c != '_');
+    path[..end.unwrap_or(path.len())].to_owned()
+}
+
+#[test]
+fn imports_are_read_from_every_form() {
+    assert_eq!(heads("clock;"), ["clock"]);
+    assert_eq!(heads("config::{a, b::{c, d}};"), ["config"]);
+    assert_eq!(
+        heads("{\n    clock,\n    config::{a, b},\n    plan::Plan,\n};"),
+        ["clock", "config", "plan"]
+    );
+}

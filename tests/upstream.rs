@@ -1,0 +1,525 @@
+//! Upstreams that stall, break off, lie or talk nonsense: the client gets a reply or an abort in a bounded time, the right
+//! bytes or none, and the lane still serves afterwards.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a broken step of a test is a failed test"
+)]
+
+mod harness;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use harness::raw::{self, End, Wire, scripted};
+use harness::{Lane, eventually, ok};
+use socket2::{Domain, SockRef, Socket, Type};
+
+const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+
+/// The longest that any trouble takes here: timeouts are at most 500 ms.
+const BOUND: Duration = Duration::from_secs(5);
+
+fn lane(upstream: SocketAddr) -> Lane {
+    Lane::start(&format!(
+        "listeners: [{{address: '127.0.0.1:0', timeouts: {{stream_idle: 500ms}}}}]\n\
+         upstreams: {{app: {{endpoints: ['http://{upstream}'], timeout: 300ms, connect_timeout: 200ms}}}}\n"
+    ))
+}
+
+/// A lane before an upstream that answers each request by `script`, and `/fine` with a 200.
+fn before(script: impl Fn(&str, &mut TcpStream) + Send + Sync + 'static) -> Lane {
+    lane(scripted(move |mut stream| {
+        while let Some(head) = raw::read_head(&mut stream) {
+            if head.starts_with("GET /fine ") {
+                let _ = stream.write_all(ok("fine").as_bytes());
+            } else {
+                script(&head, &mut stream);
+            }
+        }
+    }))
+}
+
+#[expect(clippy::disallowed_methods, reason = "a bound on time")]
+fn ask(name: &str, lane: &Lane, request: &[u8]) -> Wire {
+    let start = Instant::now();
+    let reply = raw::send(lane.address, request);
+    assert!(start.elapsed() < BOUND, "{name}: {:?}", start.elapsed());
+    assert_eq!(lane.connect().get("/fine").body, "fine", "{name}");
+    reply
+}
+
+/// Makes the close of this connection a reset.
+fn reset(stream: &TcpStream) {
+    let at_once = Some(Duration::ZERO);
+    SockRef::from(stream).set_linger(at_once).unwrap();
+}
+
+/// Reads until weir gives up.
+fn stall(stream: &mut TcpStream) {
+    let _ = stream.read_to_end(&mut Vec::new());
+}
+
+#[test]
+fn trouble_before_the_head_is_a_502_or_a_504() {
+    let many: String = (0..101).map(|n| format!("A-{n}: 1\r\n")).collect();
+    let large = format!("A: {}\r\n", "a".repeat(70_000));
+    let interim = "HTTP/1.1 103 Early Hints\r\n\r\n".repeat(100);
+    let with = |fields: &str| format!("HTTP/1.1 200 OK\r\n{fields}\r\nhello");
+    for (name, bytes, status) in [
+        ("nonsense", "nonsense\r\n\r\n".to_owned(), 502),
+        ("HTTP/0.9", "<html>hello</html>\n".to_owned(), 502),
+        ("HTTP/2", "HTTP/2.0 200 OK\r\n\r\n".to_owned(), 502),
+        ("nonsense without end", "x".repeat(70_000), 502),
+        ("TLS alert", "\x15\x03\x01\x00\x02\x02\x46".to_owned(), 502),
+        (
+            "status of class 0",
+            "HTTP/1.1 099 Low\r\nContent-Length: 0\r\n\r\n".to_owned(),
+            502,
+        ),
+        (
+            "status in words",
+            "HTTP/1.1 OK\r\nContent-Length: 0\r\n\r\n".to_owned(),
+            502,
+        ),
+        (
+            "status with a sign",
+            "HTTP/1.1 -20 OK\r\nContent-Length: 0\r\n\r\n".to_owned(),
+            502,
+        ),
+        ("oversize head", with(&large), 502),
+        ("too many fields", with(&many), 502),
+        (
+            "length and coding",
+            with("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n"),
+            502,
+        ),
+        (
+            "two lengths",
+            with("Content-Length: 5\r\nContent-Length: 6\r\n"),
+            502,
+        ),
+        (
+            "one length twice",
+            with("Content-Length: 5\r\nContent-Length: 5\r\n"),
+            502,
+        ),
+        ("length list", with("Content-Length: 5, 5\r\n"), 502),
+        ("negative length", with("Content-Length: -5\r\n"), 502),
+        ("length in hex", with("Content-Length: 0x5\r\n"), 502),
+        (
+            "length over 64 bits",
+            with("Content-Length: 18446744073709551616\r\n"),
+            502,
+        ),
+        ("empty length", with("Content-Length:\r\n"), 502),
+        ("coding gzip", with("Transfer-Encoding: gzip\r\n"), 502),
+        (
+            "coding chunked twice",
+            with("Transfer-Encoding: chunked, chunked\r\n"),
+            502,
+        ),
+        ("folded line", with("A: 1\r\n 2\r\n"), 502),
+        ("space before a colon", with("A : 1\r\n"), 502),
+        ("bare CR", with("A: 1\rB: 2\r\n"), 502),
+        ("NUL", with("A: \0\r\n"), 502),
+        ("a flood of interim responses", interim, 502),
+        (
+            "a switch that no one asked for",
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"
+                .to_owned(),
+            502,
+        ),
+        ("nothing", String::new(), 504),
+        ("half a head", "HTTP/1.1 200 OK\r\nA: ".to_owned(), 504),
+        (
+            "an interim response alone",
+            "HTTP/1.1 100 Continue\r\n\r\n".to_owned(),
+            504,
+        ),
+    ] {
+        let lane = before(move |_, stream| {
+            let _ = stream.write_all(bytes.as_bytes());
+            stall(stream);
+        });
+        let reply = ask(name, &lane, GET);
+        assert_problem(name, &reply, status);
+    }
+}
+
+fn assert_problem(name: &str, reply: &Wire, status: u16) {
+    assert_eq!(reply.status(), Some(status), "{name}: {reply:?}");
+    assert_eq!(
+        (reply.end, reply.replies()),
+        (End::Closed, 1),
+        "{name}: {reply:?}"
+    );
+    assert!(
+        reply
+            .text
+            .contains("\r\nContent-Type: application/problem+json\r\n"),
+        "{name}: {reply:?}"
+    );
+}
+
+#[test]
+fn a_connection_broken_before_the_head_is_a_502() {
+    for (name, bytes) in [
+        ("at once", ""),
+        ("in the head", "HTTP/1.1 200 OK\r\nA"),
+        (
+            "after an interim response",
+            "HTTP/1.1 103 Early Hints\r\n\r\n",
+        ),
+    ] {
+        for how in [End::Closed, End::Reset] {
+            let upstream = scripted(move |mut stream| {
+                if raw::read_head(&mut stream).is_some_and(|head| head.starts_with("GET /fine ")) {
+                    let _ = stream.write_all(ok("fine").as_bytes());
+                    return;
+                }
+                let _ = stream.write_all(bytes.as_bytes());
+                if how == End::Reset {
+                    reset(&stream);
+                }
+            });
+            assert_problem(name, &ask(name, &lane(upstream), GET), 502);
+        }
+    }
+}
+
+/// What the client gets must show that it is not all.
+#[test]
+fn trouble_in_a_body_aborts_the_stream() {
+    let chunked = "Transfer-Encoding: chunked\r\n";
+    for (name, fields, body) in [
+        ("short of its length", "Content-Length: 9\r\n", "abc"),
+        ("short of its chunk", chunked, "9\r\nabc"),
+        ("without a last chunk", chunked, "3\r\nabc\r\n"),
+        ("without an end", chunked, "3\r\nabc\r\n0\r\n"),
+        ("bad chunk size", chunked, "3\r\nabc\r\nx\r\n"),
+        ("bad chunk end", chunked, "3\r\nabcd\r\n0\r\n\r\n"),
+        ("close-delimited", "", "abc"),
+    ] {
+        for how in [End::Closed, End::Reset, End::Hung] {
+            if fields.is_empty() && how == End::Closed {
+                continue; // The one way that it may end.
+            }
+            let upstream = scripted(move |mut stream| {
+                let head = raw::read_head(&mut stream);
+                if head.is_some_and(|head| head.starts_with("GET /fine ")) {
+                    let _ = stream.write_all(ok("fine").as_bytes());
+                    return;
+                }
+                let reply = format!("HTTP/1.1 200 OK\r\n{fields}\r\n{body}");
+                let _ = stream.write_all(reply.as_bytes());
+                match how {
+                    End::Closed => {}
+                    End::Reset => reset(&stream),
+                    End::Hung => stall(&mut stream),
+                }
+            });
+            let name = format!("{name}, {how:?}");
+            let reply = ask(&name, &lane(upstream), GET);
+            assert_ne!(reply.end, End::Hung, "{name}: {reply:?}");
+            // A reset may overtake even the head.
+            if reply.status() == Some(502) {
+                continue;
+            }
+            assert_eq!(reply.replies(), 1, "{name}: {reply:?}");
+            assert!(!reply.text.ends_with("0\r\n\r\n"), "{name}: {reply:?}");
+            assert!(reply.parts().1.len() < 9, "{name}: {reply:?}");
+        }
+    }
+}
+
+#[test]
+fn a_body_may_pause_for_longer_than_the_upstream_may_think() {
+    let lane = before(|_, stream| {
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nabc");
+        // Over the upstream's 300 ms, within the stream's 500 ms.
+        thread::sleep(Duration::from_millis(400));
+        let _ = stream.write_all(b"def");
+    });
+    assert!(ask("pause", &lane, GET).text.ends_with("\r\n\r\nabcdef"));
+}
+
+#[test]
+fn a_response_that_trickles_arrives_whole() {
+    for (fields, wire, body) in [
+        ("Content-Length: 5\r\n", "hello", "hello"),
+        (
+            "Transfer-Encoding: chunked\r\n",
+            "5;x=1\r\nhello\r\n0\r\nT: 1\r\n\r\n",
+            "",
+        ),
+        ("", "hello", ""),
+    ] {
+        let lane = lane(scripted(move |mut stream| {
+            if raw::read_head(&mut stream).is_some_and(|head| head.starts_with("GET /fine ")) {
+                let _ = stream.write_all(ok("fine").as_bytes());
+                return;
+            }
+            stream.set_nodelay(true).unwrap();
+            for byte in format!("HTTP/1.1 200 OK\r\nX-A:  1 \r\n{fields}\r\n{wire}").bytes() {
+                stream.write_all(&[byte]).unwrap();
+                thread::sleep(Duration::from_millis(1));
+            }
+        }));
+        let reply = ask(fields, &lane, GET);
+        assert!(
+            reply.text.starts_with("HTTP/1.1 200 OK\r\nX-A: 1\r\n"),
+            "{reply:?}"
+        );
+        match body {
+            "" => assert_eq!(unchunk(reply.parts().1), "hello", "{reply:?}"),
+            body => assert_eq!(reply.parts().1, body, "{reply:?}"),
+        }
+    }
+}
+
+/// The data of chunks that weir wrote, with their last.
+fn unchunk(mut wire: &str) -> String {
+    let mut data = String::new();
+    loop {
+        let (size, rest) = wire.split_once("\r\n").unwrap();
+        let size = usize::from_str_radix(size, 16).unwrap();
+        data.push_str(&rest[..size]);
+        wire = rest[size..].strip_prefix("\r\n").unwrap();
+        if size == 0 {
+            assert_eq!(wire, "");
+            return data;
+        }
+    }
+}
+
+#[test]
+fn bytes_behind_a_response_without_a_body_go_to_no_one() {
+    let stray = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstray";
+    for (method, first) in [
+        ("HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 49\r\n\r\n"),
+        (
+            "HEAD",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        ),
+        ("GET", "HTTP/1.1 204 No Content\r\n\r\n"),
+        (
+            "GET",
+            "HTTP/1.1 204 No Content\r\nContent-Length: 49\r\n\r\n",
+        ),
+        (
+            "GET",
+            "HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n",
+        ),
+        (
+            "GET",
+            "HTTP/1.1 304 Not Modified\r\nContent-Length: 49\r\n\r\n",
+        ),
+        ("GET", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
+        (
+            "GET",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        ),
+    ] {
+        let lane = before(move |_, stream| {
+            let _ = stream.write_all(format!("{first}{stray}").as_bytes());
+        });
+        let requests = format!(
+            "{method} / HTTP/1.1\r\nHost: x\r\n\r\nGET /fine HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        );
+        let reply = ask(first, &lane, requests.as_bytes());
+        assert_eq!(reply.replies(), 2, "{first}: {reply:?}");
+        assert!(reply.text.ends_with("\r\n\r\nfine"), "{first}: {reply:?}");
+        assert!(!reply.text.contains("stray"), "{first}: {reply:?}");
+        // RFC 9110 section 8.6; a client that believes it waits for a body that never comes.
+        let is_204 = reply.status() == Some(204);
+        assert!(
+            !is_204 || !reply.parts().0.contains("Content-Length"),
+            "{reply:?}"
+        );
+    }
+}
+
+#[test]
+fn interim_responses_stay_on_their_hop() {
+    let lane = before(|_, stream| {
+        let interim = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n";
+        let _ = stream.write_all(format!("{interim}{}", ok("done")).as_bytes());
+    });
+    let reply = ask("interim", &lane, GET);
+    assert_eq!(
+        (reply.status(), reply.replies()),
+        (Some(200), 1),
+        "{reply:?}"
+    );
+    assert!(reply.text.ends_with("done"), "{reply:?}");
+}
+
+#[test]
+fn a_connection_that_the_upstream_closes_is_not_used_again() {
+    for fields in [
+        "Connection: close",
+        "connection: x, CLOSE",
+        "Connection: close\r\nConnection: keep-alive",
+    ] {
+        let connections = Arc::new(AtomicUsize::new(0));
+        let count = connections.clone();
+        let lane = lane(scripted(move |mut stream| {
+            count.fetch_add(1, Ordering::Relaxed);
+            while raw::read_head(&mut stream).is_some() {
+                let reply = format!("HTTP/1.1 200 OK\r\n{fields}\r\nContent-Length: 1\r\n\r\na");
+                let _ = stream.write_all(reply.as_bytes());
+            }
+        }));
+        let mut client = lane.connect();
+        for _ in 0..3 {
+            let reply = client.get("/");
+            assert_eq!((reply.status, reply.body.as_str()), (200, "a"));
+            assert_eq!(
+                reply.field("connection"),
+                None,
+                "the client's connection lives on"
+            );
+        }
+        assert_eq!(connections.load(Ordering::Relaxed), 3, "{fields}");
+    }
+}
+
+#[test]
+fn a_close_delimited_body_is_chunked_for_those_who_know_chunks() {
+    let upstream = || {
+        scripted(|mut stream| {
+            let _ = raw::read_head(&mut stream);
+            let _ = stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nhello");
+        })
+    };
+    let new = raw::send(lane(upstream()).address, GET);
+    assert_eq!(unchunk(new.parts().1), "hello", "{new:?}");
+    let old = raw::send(
+        lane(upstream()).address,
+        b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+    );
+    assert_eq!((old.parts().1, old.end), ("hello", End::Closed), "{old:?}");
+    assert!(!old.text.contains("chunked"), "{old:?}");
+}
+
+#[test]
+fn an_early_answer_reaches_a_client_that_is_still_sending() {
+    let lane = before(|_, stream| {
+        let _ = stream.write_all(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno");
+    });
+    let size = 8 << 20;
+    let mut request =
+        format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n").into_bytes();
+    request.resize(request.len() + size, b'a');
+    let mut client = TcpStream::connect(lane.address).unwrap();
+    // Without a reset, which might take the answer with it.
+    client.write_all(&request).unwrap();
+    let reply = raw::read_to_end(&mut client);
+    assert_eq!(
+        (reply.status(), reply.end),
+        (Some(401), End::Closed),
+        "{reply:?}"
+    );
+    assert!(
+        reply.text.ends_with("Connection: close\r\n\r\nno"),
+        "{reply:?}"
+    );
+}
+
+#[test]
+fn an_upstream_that_cannot_be_reached_is_a_502_or_a_504() {
+    let closed = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    closed.bind(&loopback().into()).unwrap();
+    let refusing = lane(closed.local_addr().unwrap().as_socket().unwrap());
+    assert_problem("refused", &raw::send(refusing.address, GET), 502);
+
+    let full = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    full.bind(&loopback().into()).unwrap();
+    full.listen(0).unwrap();
+    let address = full.local_addr().unwrap().as_socket().unwrap();
+    let mut waiting = Vec::new();
+    while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
+        waiting.push(stream);
+    }
+    let reply = raw::send(lane(address).address, GET);
+    assert_problem("full", &reply, 504);
+    assert!(
+        reply
+            .text
+            .contains("Proxy-Status: weir; error=connection_timeout\r\n"),
+        "{reply:?}"
+    );
+}
+
+fn loopback() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
+}
+
+#[test]
+fn a_client_that_stalls_in_its_body_is_no_failure_of_the_upstream() {
+    let upstream = scripted(|mut stream| {
+        while let Some(head) = raw::read_head(&mut stream) {
+            match head.starts_with("GET") {
+                true => drop(stream.write_all(ok("fine").as_bytes())),
+                false => stall(&mut stream),
+            }
+        }
+    });
+    let lane = Lane::start(&format!(
+        "listeners: [{{address: '127.0.0.1:0', timeouts: {{stream_idle: 300ms}}}}]\n\
+         upstreams: {{app: {{endpoints: ['http://{upstream}'], timeout: 100ms, circuit_breaker: one}}}}\n\
+         circuit_breakers: {{one: {{consecutive_failures: 1}}}}\n"
+    ));
+    let stalled = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc";
+    assert_problem("stalled", &ask("stalled", &lane, stalled), 408);
+}
+
+#[test]
+fn a_slow_upload_may_take_longer_than_the_upstream_may_think() {
+    let recorder = raw::Recorder::start();
+    let lane = lane(recorder.address);
+    let mut client = TcpStream::connect(lane.address).unwrap();
+    client
+        .write_all(b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 4\r\n\r\n")
+        .unwrap();
+    for byte in b"slow" {
+        thread::sleep(Duration::from_millis(150));
+        client.write_all(&[*byte]).unwrap();
+    }
+    assert_eq!(raw::read_to_end(&mut client).status(), Some(200));
+}
+
+/// Neither a response nor a refusal waits for ever for a client that does not read.
+#[test]
+fn a_client_that_does_not_read_is_let_go() {
+    let body = ok(&"a".repeat(8 << 20));
+    let upstream = scripted(move |mut stream| {
+        while raw::read_head(&mut stream).is_some() {
+            let _ = stream.write_all(body.as_bytes());
+        }
+    });
+    let lane = Lane::start(&format!(
+        "listeners: [{{address: '127.0.0.1:0', timeouts: {{stream_idle: 500ms}}}}]\n\
+         upstreams: {{app: {{endpoints: ['http://{upstream}']}}}}\n\
+         routes: [{{match: {{host: x}}, upstream: app}}]\n"
+    ));
+    let metrics = lane.plan.borrow().metrics.clone();
+    for request in [
+        "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: nowhere\r\n\r\n",
+    ] {
+        let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        client.set_recv_buffer_size(4096).unwrap();
+        client.connect(&lane.address.into()).unwrap();
+        let mut client = TcpStream::from(client);
+        client.set_write_timeout(Some(BOUND)).unwrap();
+        // Ends early when weir closes.
+        let _ = client.write_all(request.repeat(100_000).as_bytes());
+        eventually(|| metrics.connections_open.get() == 0);
+    }
+}
