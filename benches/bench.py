@@ -12,6 +12,7 @@ A configuration that this weir's `weir check` refuses is skipped, and the result
 
 import argparse
 import http.client
+import json
 import os
 import platform
 import re
@@ -49,6 +50,7 @@ def weir_plain(port: int, upstream: int, _: Path) -> str:
 listen: 127.0.0.1:{port}
 upstream: http://127.0.0.1:{upstream}
 runtime: {{lanes: 1}}
+admin: {{address: "127.0.0.1:0"}}
 """
 
 
@@ -62,11 +64,12 @@ rate_limits:
   flood: {{limit: 1/s, by: client.ip}}
 routes: [{{upstream: app, rate_limits: [flood]}}]
 runtime: {{lanes: 1}}
+admin: {{address: "127.0.0.1:0"}}
 """
 
 
-def weir_policies(port: int, upstream: int, _: Path) -> str:
-    """Every policy on the path, none of which refuses. Sessions and audit are to join once weir has them."""
+def weir_policies(port: int, upstream: int, directory: Path) -> str:
+    """Every policy on the path, none of which refuses: limits by address and by user, a session, a breaker and the audit."""
     return f"""\
 version: 1
 listeners: [{{name: inbound, address: "127.0.0.1:{port}"}}]
@@ -76,10 +79,31 @@ circuit_breakers:
   standard: {{window: {{type: time, size: 10s}}, minimum_calls: 20, failure_rate: 50%}}
 rate_limits:
   per_client: {{limit: 1000000/s, by: client.ip}}
-  per_path: {{limit: 1000000/s, by: [client.ip, path]}}
-routes: [{{upstream: app, rate_limits: [per_client, per_path]}}]
+  per_user: {{limit: 1000000/s, by: session.user}}
+sessions:
+  web: {{}}
+routes: [{{upstream: app, session: {{use: web}}, rate_limits: [per_client, per_user]}}]
+audit: {{sqlite: {{path: "{directory}/audit.db"}}}}
 runtime: {{lanes: 1}}
+admin: {{address: "127.0.0.1:{admin_port(port)}"}}
 """
+
+
+def admin_port(port: int) -> int:
+    """Another free port, the same one whenever it is asked for."""
+    if port not in ADMIN_PORTS:
+        ADMIN_PORTS[port] = free_port()
+    return ADMIN_PORTS[port]
+
+
+ADMIN_PORTS: dict[int, int] = {}
+
+
+def log_in(weir: str, process: "Process") -> str:
+    """Starts a session; the header that carries it."""
+    command = [weir, "session", "create", "ann", "--claim", "role=customer", "--address", f"127.0.0.1:{admin_port(process.port)}"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return "Cookie: sid=" + json.loads(said)["token"]
 
 
 def nginx(directory: Path, http: str) -> str:
@@ -243,6 +267,7 @@ class Process:
 
     def __init__(self, path: str, name: str, config: Config, upstream: int, directory: Path):
         self.name, self.port = name, free_port()
+        self.headers: list[str] = []
         directory.mkdir()
         file = directory / f"config{SUFFIX[name]}"
         file.write_text(config(self.port, upstream, directory))
@@ -298,7 +323,7 @@ class Process:
         """Checks that the last of some requests is answered as the scenario wants, on a connection that stays open."""
         client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
         for _ in range(5):
-            client.request("GET", "/")
+            client.request("GET", "/", headers=dict(header.split(": ", 1) for header in self.headers))
             answer = client.getresponse()
             body = answer.read()
         client.close()
@@ -320,7 +345,8 @@ def milliseconds(text: str) -> float:
 def load(process: Process, seconds: float, wrk: str, status: int) -> Figures:
     target = f"http://127.0.0.1:{process.port}/"
     before = process.cpu()
-    command = [wrk, "-t1", f"-c{CONNECTIONS}", f"-d{seconds:.0f}s", "--latency", target]
+    headers = [argument for header in process.headers for argument in ("-H", header)]
+    command = [wrk, "-t1", f"-c{CONNECTIONS}", f"-d{seconds:.0f}s", "--latency", *headers, target]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     cpu = process.cpu() - before
     requests = int(re.search(r"(\d+) requests in", said)[1])
@@ -331,8 +357,8 @@ def load(process: Process, seconds: float, wrk: str, status: int) -> Figures:
     return {
         "cpu": cpu / requests * 1e6,
         "rate": float(re.search(r"Requests/sec:\s+([\d.]+)", said)[1]),
-        "p50": milliseconds(re.search(r"50%\s+(\S+)", said)[1]),
-        "p99": milliseconds(re.search(r"99%\s+(\S+)", said)[1]),
+        "p50": milliseconds(re.search(r"^ +50% +(\S+)", said, re.M)[1]),
+        "p99": milliseconds(re.search(r"^ +99% +(\S+)", said, re.M)[1]),
         "rss": process.rss() / 1024,
     }
 
@@ -380,6 +406,7 @@ def hold(process: Process) -> Figures:
 class Peer:
     program: str
     config: Config
+    log_in: Callable[[str, "Process"], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -417,12 +444,16 @@ REFUSAL = {
     "HAProxy": Peer("haproxy", haproxy_refusal),
     "Envoy": Peer("envoy", envoy_refusal),
 }
-POLICIES = {"weir": Peer("weir", weir_policies), "weir, plain": Peer("weir", weir_plain)}
+POLICIES = {
+    "weir": Peer("weir", weir_policies, log_in),
+    "weir, plain": Peer("weir", weir_plain),
+    "Envoy, plain": Peer("envoy", envoy_plain),
+}
 SCENARIOS = {
     "plain": Scenario("A plain proxy: GET, a 1 KiB body, keep-alive on both sides.", PLAIN),
     "refusal": Scenario(
         "Nearly every request is refused with 429: one a second is allowed by client address (Envoy: in all).", REFUSAL, 429),
-    "policies": Scenario("weir with its policies on the path, none of which refuses, beside weir with none.", POLICIES),
+    "policies": Scenario("weir with two limits, a session, a breaker and the audit to SQLite on the path, beside weir and Envoy with nothing.", POLICIES),
     "idle": Scenario(
         f"{HELD} keep-alive connections held idle, each having done one request. nginx allocates a part of each ahead,"
         " by `worker_connections`, which is in its RSS before any load.", PLAIN, idle=True),
@@ -458,6 +489,8 @@ def run(scenario: Scenario, options: argparse.Namespace, paths: dict[str, str], 
         if not scenario.idle:
             for name, peer in peers.items():
                 running[name] = stack.enter_context(start(name, peer, "load"))
+                if peer.log_in:
+                    running[name].headers = [peer.log_in(paths[peer.program], running[name])]
                 running[name].probe(scenario.status)
                 load(running[name], 1, paths["wrk"], scenario.status)  # to warm up
         for number, figures in enumerate(rounds):
