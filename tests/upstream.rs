@@ -237,6 +237,18 @@ fn trouble_in_a_body_aborts_the_stream() {
     }
 }
 
+/// HTTP/1.0 has no chunks, so that a close would say that the body is whole.
+#[test]
+fn a_body_cut_short_is_a_reset_for_a_client_that_knows_no_chunks() {
+    let lane = before(|_, stream| {
+        let reply = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n";
+        let _ = stream.write_all(reply.as_bytes());
+        stall(stream);
+    });
+    let reply = ask("cut short", &lane, b"GET / HTTP/1.0\r\n\r\n");
+    assert_eq!(reply.end, End::Reset, "{reply:?}");
+}
+
 #[test]
 fn a_body_may_pause_for_longer_than_the_upstream_may_think() {
     let lane = before(|_, stream| {

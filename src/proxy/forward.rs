@@ -4,6 +4,7 @@ use std::io;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
+use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -153,6 +154,10 @@ pub(super) async fn send(
         Err(Failure::ClientGone) => {}
     }
     record.upstream = Some(began.elapsed());
+    if request.old_client && matches!(streamed, Err(Failure::UpstreamGone)) {
+        // Without chunks a plain close would say that the body is whole; a reset does not.
+        let _ = SockRef::from(&*client).set_linger(Some(Duration::ZERO));
+    }
     let (next, reusable) = streamed?;
     if reusable {
         pool.give_back(upstream);
