@@ -30,18 +30,23 @@ pub fn wall() -> Duration {
         .unwrap_or_default()
 }
 
-/// A UUIDv7 (RFC 9562): unique, and in the order of time. Its random part is not a secret.
-pub fn uuid() -> Uuid {
+/// A UUIDv7 (RFC 9562) of this time since the Unix epoch: unique, and in the order of time. Its random part is not a secret.
+pub fn uuid(wall: Duration) -> Uuid {
     let mut random = [0; 10];
     fastrand::fill(&mut random);
-    let millis = u64::try_from(wall().as_millis()).unwrap_or(u64::MAX);
+    let millis = u64::try_from(wall.as_millis()).unwrap_or(u64::MAX);
     Builder::from_unix_timestamp_millis(millis, &random).into_uuid()
+}
+
+/// The monotonic clock, as policy wants it.
+pub fn mono() -> Duration {
+    now().saturating_duration_since(*ORIGIN)
 }
 
 /// Both clocks, as policy wants them.
 pub fn moment() -> Now {
     Now {
-        mono: now().saturating_duration_since(*ORIGIN),
+        mono: mono(),
         wall: wall(),
     }
 }

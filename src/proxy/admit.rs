@@ -86,7 +86,7 @@ pub(super) fn admit<'p>(
     let route = &plan.config.routes[index];
     record.route = Some(index);
     let client = headers::client(buffer, head, conn.peer, &conn.listener.trusted_proxies);
-    let id = clock::uuid();
+    let id = clock::uuid(now.wall);
     let given = fields
         .iter()
         .find(|(name, _)| client.behind_trusted && name.eq_ignore_ascii_case("x-request-id"));
@@ -97,6 +97,7 @@ pub(super) fn admit<'p>(
         host: host.as_bytes(),
         method: &buffer[head.method.clone()],
         client: client.ip,
+        time: now.wall,
         id,
         request_id: Cow::Borrowed(&request_id),
     };

@@ -68,6 +68,8 @@ pub(super) struct Seen<'a> {
     pub host: &'a [u8],
     pub method: &'a [u8],
     pub client: std::net::IpAddr,
+    /// Since the Unix epoch.
+    pub time: Duration,
     pub id: Uuid,
     pub request_id: Cow<'a, str>,
 }
@@ -91,7 +93,7 @@ pub(super) fn begin(
             .redact_query(&String::from_utf8_lossy(query))
     });
     let mut event = AuditEvent {
-        time: Micros::from(clock::wall()),
+        time: Micros::from(seen.time),
         id: seen.id.into_bytes(),
         seq: 0,
         route: None,
@@ -142,7 +144,8 @@ pub(super) fn begin_unrouted(
     head: Option<&RequestHead>,
 ) -> Option<Box<AuditEvent>> {
     let level = plan.config.audit.as_ref()?.level;
-    let id = clock::uuid();
+    let time = clock::wall();
+    let id = clock::uuid(time);
     let target = head.map_or(&[][..], |head| &buffer[head.target.clone()]);
     let end = target.iter().position(|byte| *byte == b'?');
     let (path, query) = target.split_at(end.unwrap_or(target.len()));
@@ -157,6 +160,7 @@ pub(super) fn begin_unrouted(
         host: host.unwrap_or_default(),
         method: head.map_or(&[][..], |head| &buffer[head.method.clone()]),
         client: conn.peer.ip().to_canonical(),
+        time,
         id,
         request_id: Cow::Owned(id.to_string()),
     };

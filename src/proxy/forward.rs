@@ -1,23 +1,24 @@
 //! One exchange with the upstream: the checked request goes out, the response comes back, both streamed.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::pin::pin;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use super::admit::Admitted;
 use super::audit;
 use super::following::LanePlan;
-use super::handle::{Conn, Failure, Next, close, read_some, write_all};
+use super::handle::{Conn, Ends, Failure, Next, close};
 use super::headers;
 use super::record::Record;
 use super::reply::Rejection;
 use super::sessions;
 use super::upgrade;
+use super::wire::{Elapsed, read_some};
 use crate::clock;
 use crate::http1::body::{BodyReader, Piece};
 use crate::http1::head::{BodyLength, HeadLimits, RequestHead};
@@ -28,17 +29,17 @@ use crate::upstream::Pool;
 /// Interim responses taken before the final one; more is a flood.
 const MAX_INTERIM: usize = 16;
 
-/// Sends the request whose head stands at the front of `buffer` and streams the response back. On return `buffer` holds
-/// what the client sent behind the request.
+/// Sends the request whose head stands at the front of the client's buffer and streams the response back. On return the
+/// buffer holds what the client sent behind the request.
 pub(super) async fn send(
     conn: &Conn<'_>,
     plan: &LanePlan,
     admitted: Admitted<'_>,
-    client: &mut TcpStream,
-    buffer: &mut Vec<u8>,
+    ends: &mut Ends<'_>,
     head: &RequestHead,
     record: &mut Record,
 ) -> Result<Next, Failure> {
+    let buffer = &mut *ends.buffer;
     let switch_to = headers::upgrade(buffer, head);
     let asks = admitted.route.session.as_ref();
     let identity = admitted.session.as_deref().zip(asks);
@@ -50,7 +51,10 @@ pub(super) async fn send(
         identity: identity
             .map(|(session, asks)| (&admitted.plan.sessions[asks.sessions].settings, session)),
     };
-    let head_out = headers::request_head(buffer, head, &passed, conn.peer, switch_to.as_deref());
+    // What goes out: the request's head first, later the response's.
+    let mut out = conn.lane.buffers.take();
+    let peer = conn.peer.ip().to_canonical();
+    headers::put_request_head(&mut out, buffer, head, &passed, peer, switch_to.as_deref());
     let Admitted {
         plan: shared,
         route,
@@ -74,69 +78,61 @@ pub(super) async fn send(
             .timeout
             .unwrap_or(shared.config.upstreams[route.upstream].timeout),
         idle: conn.listener.stream_idle,
-        head: head_out,
     };
     buffer.drain(..head.len);
     if expects && buffer.is_empty() {
-        client
-            .write_all(b"HTTP/1.1 100 Continue\r\n\r\n")
-            .await
-            .map_err(|_| Failure::ClientGone)?;
+        ends.write(b"HTTP/1.1 100 Continue\r\n\r\n", request.idle)
+            .await?;
     }
 
-    let began = clock::now();
-    let mut answer = Vec::new();
-    let exchanged = exchange(&request, pool, client, buffer, &mut answer, record).await;
-    let (upstream, answered) = match exchanged {
+    let mut answer = conn.lane.buffers.take();
+    let exchanged = exchange(&request, pool, ends, &out, &mut answer, record).await;
+    let (mut upstream, answered) = match exchanged {
         Ok(exchanged) => exchanged,
         Err(rejection) => {
             if let Some(end) = end_of(&rejection) {
-                finish(entry, end, began);
+                finish(entry, end, record);
             }
             return Err(rejection.into());
         }
     };
-    let mut told = Vec::new();
-    quota.tell(&mut told);
-    let now = clock::moment().mono;
-    if let Err(rejection) = sessions::follow(
-        shared,
-        route,
-        session.as_deref(),
-        &answer,
-        &answered.head,
-        now,
-        &mut told,
-    ) {
-        finish(entry, End::Status(answered.head.status), began);
-        return Err(rejection.into());
-    }
-    record.status = answered.head.status;
+    let status = answered.head.status;
+    let current = session.as_deref();
+    let told = sessions::follow(shared, route, current, &answer, &answered.head);
+    let told = match told {
+        Ok(told) => told,
+        Err(rejection) => {
+            finish(entry, End::Status(status), record);
+            return Err(rejection.into());
+        }
+    };
+    record.status = status;
     audit::responded(shared, route.audit, record, &answer, &answered.head);
     // What is left of a body cut off by an early response cannot be told from a next request.
-    let next = if head.keep_alive && answered.uploaded {
-        Next::KeepAlive
-    } else {
-        Next::Close
+    let next = match head.keep_alive && answered.uploaded && status != 101 {
+        true => Next::KeepAlive,
+        false => Next::Close,
     };
-    if answered.head.status == 101 {
-        finish(entry, End::Status(101), began);
-        let switched = headers::response_head(
-            &answer,
-            &answered.head,
-            false,
-            Next::Close,
-            switch_to.as_deref(),
-            &told,
-        );
-        write_within(client, request.idle, &switched).await?;
-        answer.drain(..answered.head.len);
+    let back = headers::Back {
+        chunked: answered.chunked(),
+        old_client: request.old_client,
+        next,
+        switched: switch_to.as_deref().filter(|_| status == 101),
+    };
+    out.clear();
+    let next = headers::put_response_head(&mut out, &answer, &answered.head, &back, |out| {
+        quota.tell(out);
+        out.extend_from_slice(&told);
+    });
+    answer.drain(..answered.head.len);
+    if status == 101 {
+        finish(entry, End::Status(101), record);
+        ends.write(&out, request.idle).await?;
         let draining = conn.lane.draining.clone();
+        let (to_client, to_upstream) = (std::mem::take(&mut *answer), std::mem::take(ends.buffer));
         upgrade::relay(
-            client,
-            &upstream,
-            answer,
-            std::mem::take(buffer),
+            (ends.client, to_client),
+            (&mut upstream, to_upstream),
             request.idle,
             draining,
         )
@@ -144,33 +140,42 @@ pub(super) async fn send(
         return Ok(Next::Close);
     }
     let streamed = stream_back(
-        &request, &answered, &told, answer, &upstream, client, next, record,
+        &request,
+        &answered,
+        &mut out,
+        &mut answer,
+        &mut upstream,
+        ends,
+        record,
     )
     .await;
     match &streamed {
-        Ok(_) => finish(entry, End::Status(answered.head.status), began),
-        Err(Failure::UpstreamGone | Failure::Reply(..)) => finish(entry, End::Reset, began),
+        Ok(_) => finish(entry, End::Status(status), record),
+        Err(Failure::UpstreamGone | Failure::Reply(..)) => finish(entry, End::Reset, record),
         // The client's fault: the entry is dropped, which counts for nothing.
-        Err(Failure::ClientGone) => {}
+        Err(Failure::ClientGone) => record.upstream = Some(record.elapsed()),
     }
-    record.upstream = Some(began.elapsed());
     if request.old_client && matches!(streamed, Err(Failure::UpstreamGone)) {
         // Without chunks a plain close would say that the body is whole; a reset does not.
-        let _ = SockRef::from(&*client).set_linger(Some(Duration::ZERO));
+        let _ = SockRef::from(&*ends.client).set_linger(Some(Duration::ZERO));
     }
-    let (next, reusable) = streamed?;
+    let reusable = streamed?;
     if reusable {
         pool.give_back(upstream);
     }
     if !answered.uploaded {
-        close(client).await;
+        close(ends.client).await;
     }
     Ok(next)
 }
 
-fn finish(entry: Option<Entry>, end: End, began: Instant) {
+/// The upstream's part is over.
+fn finish(entry: Option<Entry>, end: End, record: &mut Record) {
+    let now = clock::mono();
+    let took = now.saturating_sub(record.began);
+    record.upstream = Some(took);
     if let Some(entry) = entry {
-        entry.end(end, began.elapsed(), clock::moment().mono, fastrand::f64());
+        entry.end(end, took, now, fastrand::f64());
     }
 }
 
@@ -200,8 +205,6 @@ fn end_of(rejection: &Rejection) -> Option<End> {
 
 /// A checked request as it goes out.
 struct Request {
-    /// The head, ready for the wire.
-    head: Vec<u8>,
     /// How the client frames the body, and so does weir.
     body: BodyLength,
     /// Whether the method is HEAD.
@@ -225,19 +228,31 @@ struct Answered {
     uploaded: bool,
 }
 
-/// Sends the request over a connection of the pool's. The response's head comes to stand at the front of `answer`.
+impl Answered {
+    /// Whether the body goes out in chunks, to a client that knows them.
+    fn chunked(&self) -> bool {
+        match self.head.body {
+            ResponseBody::Length(BodyLength::Chunked) | ResponseBody::UntilClose => true,
+            ResponseBody::Length(BodyLength::None | BodyLength::Fixed(_)) => false,
+        }
+    }
+}
+
+/// Sends the request, whose head is `head`, over a connection of the pool's. The response's head comes to stand at the front
+/// of `answer`.
 async fn exchange(
     request: &Request,
     pool: &Pool,
-    client: &TcpStream,
-    buffer: &mut Vec<u8>,
+    ends: &mut Ends<'_>,
+    head: &[u8],
     answer: &mut Vec<u8>,
     record: &mut Record,
 ) -> Result<(TcpStream, Answered), Rejection> {
-    let mut connected = pool.take().await.map_err(unreached)?;
+    let taken = pool.take(request.can_repeat).await;
+    let mut connected = taken.map_err(unreached)?;
     loop {
-        let upstream = &connected.stream;
-        match both_ways(request, client, buffer, upstream, answer, record).await {
+        let upstream = &mut connected.stream;
+        match both_ways(request, ends, head, upstream, answer, record).await {
             Ok(answered) => return Ok((connected.stream, answered)),
             // The upstream may have closed the idle connection just as the request came; it is sent again only where that
             // can do no harm, since the upstream may have seen it.
@@ -261,49 +276,66 @@ fn unreached(error: io::Error) -> Rejection {
 /// Uploads the request while it waits for the response's head. A response that comes early ends the upload.
 async fn both_ways(
     request: &Request,
-    client: &TcpStream,
-    buffer: &mut Vec<u8>,
-    upstream: &TcpStream,
+    ends: &mut Ends<'_>,
+    head: &[u8],
+    upstream: &mut TcpStream,
     answer: &mut Vec<u8>,
     record: &mut Record,
 ) -> Result<Answered, Rejection> {
-    let mut response = pin!(read_response(request, upstream, answer));
-    let sent = tokio::select! {
-        biased;
-        head = &mut response => return head.map(|head| Answered { head, uploaded: false }),
-        sent = upload(request, client, buffer, upstream, record) => sent,
+    let (reading, mut writing) = upstream.split();
+    let mut response = pin!(read_response(request, reading, answer));
+    let uploaded = if request.body == BodyLength::None {
+        put(request, ends, &mut writing, head).await
+    } else {
+        tokio::select! {
+            biased;
+            head = &mut response => return head.map(|head| Answered { head, uploaded: false }),
+            sent = upload(request, ends, head, &mut writing, record) => sent,
+        }
     };
-    let uploaded = match sent {
+    let uploaded = match uploaded {
         Ok(()) => true,
         // The upstream may have answered before it stopped reading: its answer is worth more than a 502.
         Err(Rejection::UpstreamBroken) => false,
         Err(rejection) => return Err(rejection),
     };
     // Its time begins here: how long the client takes to send says nothing of the upstream.
-    let head = timeout(request.within, response).await;
+    let head = ends.deadlines.within(request.within, response).await;
     let head = head.unwrap_or(Err(Rejection::UpstreamTimeout))?;
     Ok(Answered { head, uploaded })
 }
 
-async fn upload(
+async fn put(
     request: &Request,
-    client: &TcpStream,
-    buffer: &mut Vec<u8>,
-    upstream: &TcpStream,
-    record: &mut Record,
+    ends: &mut Ends<'_>,
+    upstream: &mut WriteHalf<'_>,
+    bytes: &[u8],
 ) -> Result<(), Rejection> {
-    let put = async |bytes: &[u8]| match timeout(request.within, write_all(upstream, bytes)).await {
+    let written = ends
+        .deadlines
+        .within(request.within, upstream.write_all(bytes))
+        .await;
+    match written {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err(Rejection::UpstreamBroken),
-        Err(_) => Err(Rejection::UpstreamTimeout),
-    };
-    put(&request.head).await?;
+        Err(Elapsed) => Err(Rejection::UpstreamTimeout),
+    }
+}
+
+async fn upload(
+    request: &Request,
+    ends: &mut Ends<'_>,
+    head: &[u8],
+    upstream: &mut WriteHalf<'_>,
+    record: &mut Record,
+) -> Result<(), Rejection> {
+    put(request, ends, upstream, head).await?;
     let mut reader = BodyReader::new(request.body);
     let mut left = request.max_body;
     let mut chunk = Vec::new();
     while !reader.is_done() {
         chunk.clear();
-        let consumed = match reader.next(buffer).map_err(|_| Rejection::BadBody)? {
+        let consumed = match reader.next(ends.buffer).map_err(|_| Rejection::BadBody)? {
             Piece::Data { data, consumed } => {
                 record.bytes_in += data.len() as u64;
                 left = left
@@ -311,41 +343,46 @@ async fn upload(
                     .ok_or(Rejection::BodyTooLarge)?;
                 put_piece(
                     &mut chunk,
-                    &buffer[data],
+                    &ends.buffer[data],
                     request.body == BodyLength::Chunked,
                 );
                 consumed
             }
             Piece::NeedMore { consumed } | Piece::End { consumed } => consumed,
         };
-        buffer.drain(..consumed);
-        put(&chunk).await?;
-        if buffer.is_empty() && !reader.is_done() {
-            match timeout(request.idle, read_some(client, buffer)).await {
+        ends.buffer.drain(..consumed);
+        put(request, ends, upstream, &chunk).await?;
+        if ends.buffer.is_empty() && !reader.is_done() {
+            let read = read_some(ends.client, ends.buffer);
+            match ends.deadlines.within(request.idle, read).await {
                 Ok(Ok(1..)) => {}
                 Ok(Ok(0) | Err(_)) => return Err(Rejection::BadBody),
-                Err(_) => return Err(Rejection::BodyTimeout),
+                Err(Elapsed) => return Err(Rejection::BodyTimeout),
             }
         }
     }
     if request.body == BodyLength::Chunked {
-        put(b"0\r\n\r\n").await?;
+        put(request, ends, upstream, b"0\r\n\r\n").await?;
     }
     Ok(())
 }
 
 async fn read_response(
     request: &Request,
-    upstream: &TcpStream,
+    mut upstream: ReadHalf<'_>,
     answer: &mut Vec<u8>,
 ) -> Result<ResponseHead, Rejection> {
     for _ in 0..=MAX_INTERIM {
         let head = loop {
-            let parsed = parse_response(answer, request.to_head, HeadLimits::default());
-            if let Some(head) = parsed.map_err(|_| Rejection::UpstreamBroken)? {
+            let parsed = match answer.is_empty() {
+                true => None,
+                false => parse_response(answer, request.to_head, HeadLimits::default())
+                    .map_err(|_| Rejection::UpstreamBroken)?,
+            };
+            if let Some(head) = parsed {
                 break head;
             }
-            if read_some(upstream, answer).await.unwrap_or(0) == 0 {
+            if read_some(&mut upstream, answer).await.unwrap_or(0) == 0 {
                 return Err(Rejection::UpstreamBroken);
             }
         };
@@ -360,47 +397,32 @@ async fn read_response(
     Err(Rejection::UpstreamBroken)
 }
 
-/// Streams the response whose head stands at the front of `answer`, with the fields `told`; says what becomes of the
-/// client's connection, and whether the upstream's can serve another request.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the response, and both ends of it"
-)]
+/// Streams the body that begins at the front of `answer` behind the head in `out`; says whether the upstream's connection can
+/// serve another request.
 async fn stream_back(
     request: &Request,
     answered: &Answered,
-    told: &[u8],
-    mut answer: Vec<u8>,
-    upstream: &TcpStream,
-    client: &mut TcpStream,
-    next: Next,
+    out: &mut Vec<u8>,
+    answer: &mut Vec<u8>,
+    upstream: &mut TcpStream,
+    ends: &mut Ends<'_>,
     record: &mut Record,
-) -> Result<(Next, bool), Failure> {
-    let (response, idle) = (&answered.head, request.idle);
-    let (mut reader, until_close) = match response.body {
+) -> Result<bool, Failure> {
+    let (mut reader, until_close) = match answered.head.body {
         ResponseBody::Length(length) => (BodyReader::new(length), false),
         ResponseBody::UntilClose => (BodyReader::new(BodyLength::Fixed(u64::MAX)), true),
     };
-    let chunked = response.body == ResponseBody::Length(BodyLength::Chunked) || until_close;
-    // HTTP/1.0 has no chunks: the end of the connection ends the body.
-    let next = if chunked && request.old_client {
-        Next::Close
-    } else {
-        next
-    };
-    let chunked = chunked && !request.old_client;
-    let mut out = headers::response_head(&answer, response, chunked, next, None, told);
-    answer.drain(..response.len);
+    let chunked = answered.chunked() && !request.old_client;
     let mut told = false;
     loop {
-        let piece = reader.next(&answer).map_err(|_| match told {
+        let piece = reader.next(answer).map_err(|_| match told {
             true => Failure::UpstreamGone,
             false => Failure::from(Rejection::UpstreamBroken),
         })?;
         let (consumed, done) = match piece {
             Piece::Data { data, consumed } => {
                 record.bytes_out += data.len() as u64;
-                put_piece(&mut out, &answer[data], chunked);
+                put_piece(out, &answer[data], chunked);
                 (consumed, false)
             }
             Piece::NeedMore { consumed } => (consumed, false),
@@ -414,44 +436,31 @@ async fn stream_back(
         if done && chunked {
             out.extend_from_slice(b"0\r\n\r\n");
         }
-        write_within(client, idle, &out).await?;
+        ends.write(out, request.idle).await?;
         told = true;
         out.clear();
         if done {
             break;
         }
-        match timeout(idle, read_some(upstream, &mut answer)).await {
+        let read = read_some(upstream, answer);
+        match ends.deadlines.within(request.idle, read).await {
             Ok(Ok(1..)) => {}
             Ok(Ok(0)) if until_close => {
                 if chunked {
-                    write_within(client, idle, b"0\r\n\r\n").await?;
+                    ends.write(b"0\r\n\r\n", request.idle).await?;
                 }
-                return Ok((next, false));
+                return Ok(false);
             }
             // Cut short: only an abort tells the client, since the head is out.
-            Ok(Ok(0) | Err(_)) | Err(_) => return Err(Failure::UpstreamGone),
+            Ok(Ok(0) | Err(_)) | Err(Elapsed) => return Err(Failure::UpstreamGone),
         }
     }
-    Ok((
-        next,
-        response.keep_alive && answered.uploaded && answer.is_empty(),
-    ))
-}
-
-async fn write_within(
-    client: &mut TcpStream,
-    within: Duration,
-    bytes: &[u8],
-) -> Result<(), Failure> {
-    match timeout(within, client.write_all(bytes)).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) | Err(_) => Err(Failure::ClientGone),
-    }
+    Ok(answered.head.keep_alive && answered.uploaded && answer.is_empty())
 }
 
 fn put_piece(out: &mut Vec<u8>, data: &[u8], chunked: bool) {
     if chunked {
-        out.extend_from_slice(format!("{:x}\r\n", data.len()).as_bytes());
+        let _ = write!(out, "{:x}\r\n", data.len());
     }
     out.extend_from_slice(data);
     if chunked {

@@ -1,7 +1,6 @@
 //! The life of a client's connection: heads are read, checked and handed to `forward`; what is refused is answered by
 //! `reply`. The one place that decides whether the connection lives on.
 
-use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -16,9 +15,11 @@ use super::forward;
 use super::lane::Lane;
 use super::record::Record;
 use super::reply::Rejection;
+use super::wire::{Buffer, Deadlines, Elapsed, read_first, read_some};
 use crate::clock;
 use crate::config::Listener;
 use crate::http1::head::{self, BodyLength, RequestHead};
+use crate::policy::limit::Now;
 
 /// Whether a client's connection can carry another request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +51,24 @@ pub(super) struct Conn<'a> {
     pub peer: SocketAddr,
 }
 
+/// The client's end of a connection, with what was read from it and not used.
+pub(super) struct Ends<'a> {
+    pub client: &'a mut TcpStream,
+    pub buffer: &'a mut Vec<u8>,
+    pub deadlines: &'a mut Deadlines,
+}
+
+impl Ends<'_> {
+    /// Writes all of `bytes` to the client, for at most `within`.
+    pub(super) async fn write(&mut self, bytes: &[u8], within: Duration) -> Result<(), Failure> {
+        let written = self.deadlines.within(within, self.client.write_all(bytes));
+        match written.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(Elapsed) => Err(Failure::ClientGone),
+        }
+    }
+}
+
 /// Serves `client` until it closes, breaks, is refused or stays idle too long.
 pub(super) async fn connection(
     lane: &Lane,
@@ -60,14 +79,16 @@ pub(super) async fn connection(
     if client.set_nodelay(true).is_err() {
         return;
     }
-    let mut buffer = Vec::new();
+    let mut buffer = lane.buffers.take();
+    let mut deadlines = Deadlines::new();
     loop {
         let plan = lane.plan.current();
         let head = match read_head(
             lane,
             &plan.shared.config.listeners[listener_index],
-            &client,
+            &mut client,
             &mut buffer,
+            &mut deadlines,
         )
         .await
         {
@@ -77,14 +98,22 @@ pub(super) async fn connection(
         };
         // The plan may be another by the time that a request comes.
         let plan = lane.plan.current();
-        let mut record = Record::begin();
+        let now = clock::moment();
+        let mut record = Record::begin(now.mono);
         let conn = Conn {
             lane,
             listener: &plan.shared.config.listeners[listener_index],
             peer,
         };
         let served = match head {
-            Ok(head) => one(&conn, &plan, &mut client, &mut buffer, &head, &mut record).await,
+            Ok(head) => {
+                let mut ends = Ends {
+                    client: &mut client,
+                    buffer: &mut buffer,
+                    deadlines: &mut deadlines,
+                };
+                one(&conn, &plan, &mut ends, &head, now, &mut record).await
+            }
             Err(rejection) => {
                 record.event = audit::begin_unrouted(&plan.shared, &conn, &buffer, None);
                 Err(rejection.into())
@@ -137,21 +166,21 @@ pub(super) async fn close(client: &mut TcpStream) {
 async fn one(
     conn: &Conn<'_>,
     plan: &LanePlan,
-    client: &mut TcpStream,
-    buffer: &mut Vec<u8>,
+    ends: &mut Ends<'_>,
     head: &RequestHead,
+    now: Now,
     record: &mut Record,
 ) -> Result<Next, Failure> {
-    match admit::admit(&plan.shared, conn, buffer, head, clock::moment(), record) {
-        Ok(admitted) => forward::send(conn, plan, admitted, client, buffer, head, record).await,
+    match admit::admit(&plan.shared, conn, ends.buffer, head, now, record) {
+        Ok(admitted) => forward::send(conn, plan, admitted, ends, head, record).await,
         Err(rejection) => {
             if record.route.is_none() {
-                record.event = audit::begin_unrouted(&plan.shared, conn, buffer, Some(head));
+                record.event = audit::begin_unrouted(&plan.shared, conn, ends.buffer, Some(head));
             }
             // The request itself was in order, so that another may follow, unless a body does.
             let next = if head.keep_alive && head.body == BodyLength::None && rejection.is_policy()
             {
-                buffer.drain(..head.len);
+                ends.buffer.drain(..head.len);
                 Next::KeepAlive
             } else {
                 Next::Close
@@ -165,17 +194,19 @@ async fn one(
 async fn read_head(
     lane: &Lane,
     listener: &Listener,
-    client: &TcpStream,
-    buffer: &mut Vec<u8>,
+    client: &mut TcpStream,
+    buffer: &mut Buffer<'_>,
+    deadlines: &mut Deadlines,
 ) -> Result<Option<RequestHead>, Rejection> {
     if buffer.is_empty() {
+        buffer.rest();
         let mut draining = lane.draining.clone();
         // A request that is here already is served, even when the drain has begun.
         tokio::select! {
             biased;
-            read = timeout(listener.keep_alive, read_some(client, buffer)) => match read {
+            read = deadlines.within(listener.keep_alive, read_first(client, buffer)) => match read {
                 Ok(Ok(1..)) => {}
-                Ok(Ok(0) | Err(_)) | Err(_) => return Ok(None),
+                Ok(Ok(0) | Err(_)) | Err(Elapsed) => return Ok(None),
             },
             _ = draining.wait_for(|draining| *draining) => return Ok(None),
         }
@@ -193,37 +224,12 @@ async fn read_head(
             }
         }
     };
-    timeout(listener.header_read, whole)
-        .await
-        .unwrap_or(Err(Rejection::HeadTimeout))
-}
-
-/// Appends what can be read at once to `buffer`; 0 at the stream's end.
-pub(super) async fn read_some(stream: &TcpStream, buffer: &mut Vec<u8>) -> io::Result<usize> {
-    loop {
-        stream.readable().await?;
-        buffer.reserve(8 * 1024);
-        match stream.try_read_buf(buffer) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            done => return done,
-        }
-    }
-}
-
-/// Writes by a shared reference, so that one connection is read and written at a time.
-pub(super) async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match stream.try_write(bytes) {
-            Ok(written) => bytes = &bytes[written..],
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => stream.writable().await?,
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
+    let read = deadlines.within(listener.header_read, whole).await;
+    read.unwrap_or(Err(Rejection::HeadTimeout))
 }
 
 /// Reads away what the client still sends, for a bounded time.
-async fn linger(client: &TcpStream) {
+async fn linger(client: &mut TcpStream) {
     let mut rest = Vec::new();
     let drain = async {
         while let Ok(1..) = read_some(client, &mut rest).await {

@@ -122,14 +122,15 @@ pub(super) struct Passed<'a> {
     pub identity: Option<(&'a Settings, &'a Session)>,
 }
 
-/// The request's head for the upstream, ready for the wire.
-pub(super) fn request_head(
+/// Appends the request's head for the upstream.
+pub(super) fn put_request_head(
+    out: &mut Vec<u8>,
     buffer: &[u8],
     head: &RequestHead,
     passed: &Passed<'_>,
-    peer: SocketAddr,
+    peer: IpAddr,
     upgrade: Option<&[u8]>,
-) -> Vec<u8> {
+) {
     let Passed {
         target,
         client,
@@ -137,7 +138,6 @@ pub(super) fn request_head(
         identity_fields,
         identity,
     } = passed;
-    let mut out = Vec::with_capacity(head.len + 512);
     out.extend_from_slice(&buffer[head.method.clone()]);
     out.push(b' ');
     out.extend_from_slice(target);
@@ -162,7 +162,7 @@ pub(super) fn request_head(
                 .iter()
                 .any(|other| session::is_folded(name, other))
     };
-    put_fields(&mut out, buffer, &head.fields, dropped);
+    put_fields(out, buffer, &head.fields, dropped);
     let has = |wanted: &str| head.fields.iter().any(|(name, _)| is(buffer, name, wanted));
     if !has("host") {
         out.extend_from_slice(b"Host: \r\n");
@@ -171,8 +171,8 @@ pub(super) fn request_head(
         out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
     }
     if let Some(protocol) = upgrade {
-        put(&mut out, b"Connection", b"upgrade");
-        put(&mut out, b"Upgrade", protocol);
+        put(out, b"Connection", b"upgrade");
+        put(out, b"Upgrade", protocol);
     }
     let put_chain = |out: &mut Vec<u8>, wanted: &str| {
         let trusted = |name: &Range<usize>| client.behind_trusted && is(buffer, name, wanted);
@@ -181,15 +181,14 @@ pub(super) fn request_head(
             out.extend_from_slice(b", ");
         }
     };
-    let peer = peer.ip().to_canonical();
     out.extend_from_slice(b"X-Forwarded-For: ");
-    put_chain(&mut out, "x-forwarded-for");
+    put_chain(out, "x-forwarded-for");
     let _ = write!(out, "{peer}\r\n");
     // A chain that trusted proxies began in the standard form (RFC 7239) goes on; weir begins none, since few upstreams
     // read it.
     if client.behind_trusted && has("forwarded") {
         out.extend_from_slice(b"Forwarded: ");
-        put_chain(&mut out, "forwarded");
+        put_chain(out, "forwarded");
         let _ = match peer {
             IpAddr::V4(peer) => write!(out, "for={peer}\r\n"),
             IpAddr::V6(peer) => write!(out, "for=\"[{peer}]\"\r\n"),
@@ -199,48 +198,60 @@ pub(super) fn request_head(
         out.extend_from_slice(b"X-Forwarded-Proto: http\r\n");
     }
     if !client.behind_trusted || !has("x-request-id") {
-        put(&mut out, b"X-Request-Id", request_id.as_bytes());
+        put(out, b"X-Request-Id", request_id.as_bytes());
     }
     if let Some((settings, session)) = identity {
         for (name, value) in session::identity_headers(settings, session) {
-            put(&mut out, name.as_bytes(), value.as_bytes());
+            put(out, name.as_bytes(), value.as_bytes());
         }
     }
     out.extend_from_slice(b"\r\n");
-    out
 }
 
-/// The response's head for the client, ready for the wire. `switched` is the protocol of a 101, `told` the fields
-/// of weir's own.
-pub(super) fn response_head(
+/// How a response goes back to the client.
+pub(super) struct Back<'a> {
+    /// Whether its length is not known ahead.
+    pub chunked: bool,
+    /// Whether the client speaks HTTP/1.0, which has no chunks.
+    pub old_client: bool,
+    pub next: Next,
+    /// The protocol of a 101.
+    pub switched: Option<&'a [u8]>,
+}
+
+/// Appends the response's head for the client, with the fields that `tell` puts; what then becomes of its connection.
+pub(super) fn put_response_head(
+    out: &mut Vec<u8>,
     answer: &[u8],
     response: &ResponseHead,
-    chunked: bool,
-    next: Next,
-    switched: Option<&[u8]>,
-    told: &[u8],
-) -> Vec<u8> {
-    let mut out = Vec::with_capacity(response.len + 64);
-    out.extend_from_slice(format!("HTTP/1.1 {} ", response.status).as_bytes());
+    back: &Back<'_>,
+    tell: impl FnOnce(&mut Vec<u8>),
+) -> Next {
+    // HTTP/1.0 has no chunks: the end of the connection ends the body.
+    let next = match back.chunked && back.old_client {
+        true => Next::Close,
+        false => back.next,
+    };
+    let _ = write!(out, "HTTP/1.1 {} ", response.status);
     out.extend_from_slice(&answer[response.reason.clone()]);
     out.extend_from_slice(b"\r\n");
     // RFC 9110 section 8.6: neither has a length, and a client that believes one waits for a body that never comes.
     let bodiless = matches!(response.status, 101 | 204);
-    put_fields(&mut out, answer, &response.fields, |name| {
+    put_fields(out, answer, &response.fields, |name| {
         is_session_header(name) || (bodiless && name.eq_ignore_ascii_case(b"content-length"))
     });
-    out.extend_from_slice(told);
-    if chunked {
+    tell(out);
+    if back.chunked && !back.old_client {
         out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
     }
-    if let Some(protocol) = switched {
-        put(&mut out, b"Connection", b"upgrade");
-        put(&mut out, b"Upgrade", protocol);
+    if let Some(protocol) = back.switched {
+        put(out, b"Connection", b"upgrade");
+        put(out, b"Upgrade", protocol);
     } else if next == Next::Close {
         out.extend_from_slice(b"Connection: close\r\n");
     }
     out.extend_from_slice(b"\r\n");
-    out
+    next
 }
 
 /// What upstreams tell weir by, and no one else.
@@ -301,7 +312,7 @@ mod tests {
             ip: IpAddr::from([1, 2, 3, 4]),
             behind_trusted: trusted,
         };
-        let peer = SocketAddr::from(([1, 2, 3, 4], 5));
+        let peer = IpAddr::from([1, 2, 3, 4]);
         let protocol = upgrade(&bytes, &head);
         let passed = Passed {
             target: b"/",
@@ -310,7 +321,8 @@ mod tests {
             identity_fields: &[],
             identity: None,
         };
-        let out = request_head(&bytes, &head, &passed, peer, protocol.as_deref());
+        let mut out = Vec::new();
+        put_request_head(&mut out, &bytes, &head, &passed, peer, protocol.as_deref());
         String::from_utf8(out).unwrap()
     }
 

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use super::audit::Outbox;
 use super::following::Following;
 use super::handle;
+use super::wire::Buffers;
 use crate::admin::health::Heartbeat;
 use crate::plan::Plan;
 
@@ -25,6 +26,7 @@ use crate::plan::Plan;
 pub(super) struct Lane {
     pub plan: Following,
     pub outbox: Outbox,
+    pub buffers: Buffers,
     /// Turns true when the process drains: no new request is taken then.
     pub draining: watch::Receiver<bool>,
 }
@@ -75,6 +77,7 @@ async fn serve(
     let lane = Rc::new(Lane {
         plan: Following::new(plan),
         outbox: Outbox::default(),
+        buffers: Buffers::default(),
         draining,
     });
     let mut accepting = JoinSet::new();

@@ -13,3 +13,4 @@ pub mod reload;
 pub mod reply;
 mod sessions;
 mod upgrade;
+mod wire;

@@ -1,6 +1,6 @@
 //! What is known of a request from its head to its end; then counted and audited.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::audit::{self, Outbox};
 use super::reply::Rejection;
@@ -14,7 +14,8 @@ const CLIENT_LEFT: u16 = 499;
 /// One request.
 #[derive(Debug)]
 pub(super) struct Record {
-    began: Instant,
+    /// By [`clock::mono`].
+    pub began: Duration,
     /// An index into the configuration's routes, once one is found.
     pub route: Option<usize>,
     /// What the client was told; 0 before that.
@@ -32,8 +33,7 @@ pub(super) struct Record {
 }
 
 impl Record {
-    pub(super) fn begin() -> Record {
-        let began = clock::now();
+    pub(super) fn begin(began: Duration) -> Record {
         Record {
             began,
             route: None,
@@ -44,6 +44,11 @@ impl Record {
             upstream: None,
             event: None,
         }
+    }
+
+    /// Since its head was read.
+    pub(super) fn elapsed(&self) -> Duration {
+        clock::mono().saturating_sub(self.began)
     }
 
     /// The client was told so by weir.
@@ -62,7 +67,7 @@ impl Record {
 
     /// Counts the request, and hands it to the audit.
     pub(super) fn finish(mut self, plan: &Plan, outbox: &Outbox) {
-        let duration = self.began.elapsed();
+        let duration = self.elapsed();
         if let Some(route) = self.route {
             plan.routes[route].count(self.status, duration);
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tracing::warn;
 
 use super::reply::{Rejection, Unauthenticated};
+use crate::clock;
 use crate::config::Route;
 use crate::config::sessions::TokenSource;
 use crate::http1::response::ResponseHead;
@@ -60,7 +61,7 @@ pub(super) fn identify<'a>(
     }
 }
 
-/// Does what the response's session headers say, if the upstream may, and appends what the client is told of it to `told`.
+/// Does what the response's session headers say, if the upstream may, and gives the fields that tell the client of it.
 /// `current` is the request's own session.
 pub(super) fn follow(
     plan: &Plan,
@@ -68,16 +69,14 @@ pub(super) fn follow(
     current: Option<&Session>,
     answer: &[u8],
     response: &ResponseHead,
-    now: Duration,
-    told: &mut Vec<u8>,
-) -> Result<(), Rejection> {
+) -> Result<Vec<u8>, Rejection> {
     let mut values = response.fields.iter().filter_map(|(name, value)| {
         let name = &answer[name.clone()];
         let is = |header: &str| name.eq_ignore_ascii_case(header.as_bytes());
         (is(START_HEADER) || is(END_HEADER)).then(|| (is(START_HEADER), &answer[value.clone()]))
     });
     let Some(first) = values.next() else {
-        return Ok(());
+        return Ok(Vec::new());
     };
     let upstream = &plan.config.upstreams[route.upstream];
     let (Some(asks), true) = (&route.session, upstream.trust_session_headers) else {
@@ -85,7 +84,7 @@ pub(super) fn follow(
             upstream = upstream.name,
             "a session header was ignored: the route needs \"session\", the upstream \"trust_session_headers: true\""
         );
-        return Ok(());
+        return Ok(Vec::new());
     };
     let live = &plan.sessions[asks.sessions];
     if values.next().is_some() {
@@ -100,25 +99,25 @@ pub(super) fn follow(
     if ended.is_some() {
         live.metrics.ended.inc();
     }
+    let mut told = Vec::new();
     match first {
-        (true, value) => start(live, value, upstream.name.as_str(), now, told),
+        (true, value) => start(live, value, &upstream.name, &mut told)?,
         (false, _) => {
             for source in &live.settings.sources {
                 if let TokenSource::Cookie(name) = source {
                     let cookie = session::clear_cookie(&live.settings, name);
-                    put(told, "Set-Cookie", &cookie);
+                    put(&mut told, "Set-Cookie", &cookie);
                 }
             }
-            Ok(())
         }
     }
+    Ok(told)
 }
 
 fn start(
     live: &LiveSessions,
     value: &[u8],
     upstream: &str,
-    now: Duration,
     told: &mut Vec<u8>,
 ) -> Result<(), Rejection> {
     let start = SessionStart::parse(value).map_err(|error| {
@@ -127,7 +126,7 @@ fn start(
     })?;
     let created = live
         .store
-        .create(&live.settings, start.user, start.claims, now)
+        .create(&live.settings, start.user, start.claims, clock::mono())
         .map_err(|error| {
             live.metrics.refused.inc();
             match error {

@@ -7,27 +7,29 @@ use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use super::handle::{read_some, write_all};
+use super::wire::read_some;
 use crate::clock;
 
-/// Relays until the end. `to_client` and `to_upstream` were read with the heads and go first.
+/// Relays until the end. What was read with the heads goes first: each end stands with what is to go to it.
 pub(super) async fn relay(
-    client: &TcpStream,
-    upstream: &TcpStream,
-    to_client: Vec<u8>,
-    to_upstream: Vec<u8>,
+    (client, to_client): (&mut TcpStream, Vec<u8>),
+    (upstream, to_upstream): (&mut TcpStream, Vec<u8>),
     idle: Duration,
     mut draining: watch::Receiver<bool>,
 ) {
     let moved = Cell::new(clock::now());
+    let (client_reads, client_writes) = client.split();
+    let (upstream_reads, upstream_writes) = upstream.split();
     let both = async {
         tokio::join!(
-            pipe(client, upstream, to_upstream, &moved),
-            pipe(upstream, client, to_client, &moved)
+            pipe(client_reads, upstream_writes, to_upstream, &moved),
+            pipe(upstream_reads, client_writes, to_client, &moved)
         );
     };
     let stalled = async {
@@ -43,22 +45,28 @@ pub(super) async fn relay(
 }
 
 /// One way, to the end of `from`; then `to` is told that there is no more. A break ends the other way too.
-async fn pipe(from: &TcpStream, to: &TcpStream, first: Vec<u8>, moved: &Cell<Instant>) {
+async fn pipe(
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
+    first: Vec<u8>,
+    moved: &Cell<Instant>,
+) {
     let copied: io::Result<()> = async {
         let mut buffer = first;
         loop {
-            write_all(to, &buffer).await?;
+            to.write_all(&buffer).await?;
             moved.set(clock::now());
             buffer.clear();
-            if read_some(from, &mut buffer).await? == 0 {
+            if read_some(&mut from, &mut buffer).await? == 0 {
                 return Ok(());
             }
         }
     }
     .await;
     match copied {
-        Ok(()) => drop(SockRef::from(to).shutdown(Shutdown::Write)),
+        Ok(()) => drop(to.shutdown().await),
         Err(_) => {
+            let (from, to): (&TcpStream, &TcpStream) = (from.as_ref(), to.as_ref());
             let _ = SockRef::from(from).shutdown(Shutdown::Both);
             let _ = SockRef::from(to).shutdown(Shutdown::Both);
         }

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -35,13 +36,14 @@ impl Pool {
         }
     }
 
-    /// The connection given back last that is still open, or a new one.
-    pub async fn take(&self) -> io::Result<Connected> {
+    /// The connection given back last that is still open, or a new one. Unless the request `can_repeat`, the kernel is asked
+    /// whether it is open; otherwise it is enough that nothing was heard of its end.
+    pub async fn take(&self, can_repeat: bool) -> io::Result<Connected> {
         loop {
             let Some(stream) = self.idle.borrow_mut().pop() else {
                 break;
             };
-            if is_quiet(&stream) {
+            if is_quiet(&stream, can_repeat) {
                 return Ok(Connected {
                     stream,
                     reused: true,
@@ -71,7 +73,11 @@ impl Pool {
 }
 
 /// Nothing to read: an idle connection with bytes or an end waiting is not fit for a request.
-fn is_quiet(stream: &TcpStream) -> bool {
+fn is_quiet(stream: &TcpStream, as_heard: bool) -> bool {
+    let heard = stream.poll_read_ready(&mut Context::from_waker(Waker::noop()));
+    if as_heard && heard.is_pending() {
+        return true;
+    }
     let mut byte = [0];
     matches!(stream.try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
 }

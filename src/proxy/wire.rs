@@ -1,0 +1,227 @@
+//! Bytes in and out of connections: buffers that a lane lends, reads that end when the kernel has no more, and deadlines
+//! that cost nothing while they are met.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::ops::{Deref, DerefMut};
+use std::pin::{Pin, pin};
+use std::task::{Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep};
+
+/// Room for one read, in bytes.
+const READ: usize = 8 * 1024;
+/// A buffer that grew beyond this is not kept.
+const MAX_KEPT: usize = 64 * 1024;
+/// Buffers that a lane keeps while no one needs them.
+const MAX_SPARE: usize = 64;
+
+/// A lane's spare buffers: a connection holds one only while it has bytes, so that an idle one costs none.
+#[derive(Debug, Default)]
+pub(super) struct Buffers {
+    spare: RefCell<Vec<Vec<u8>>>,
+}
+
+/// A buffer on loan; given back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Buffer<'l> {
+    bytes: Vec<u8>,
+    home: &'l Buffers,
+}
+
+impl Buffers {
+    /// One without any memory yet, if none is spare.
+    pub(super) fn take(&self) -> Buffer<'_> {
+        Buffer {
+            bytes: self.spare.borrow_mut().pop().unwrap_or_default(),
+            home: self,
+        }
+    }
+}
+
+impl Buffer<'_> {
+    /// Gives the memory back while there is nothing in it.
+    pub(super) fn rest(&mut self) {
+        if self.bytes.is_empty() {
+            self.home.keep(std::mem::take(&mut self.bytes));
+        }
+    }
+
+    /// Takes spare memory, where it has none.
+    fn wake(&mut self) {
+        if self.bytes.capacity() == 0 {
+            self.bytes = self.home.spare.borrow_mut().pop().unwrap_or_default();
+        }
+    }
+}
+
+impl Buffers {
+    fn keep(&self, mut bytes: Vec<u8>) {
+        let mut spare = self.spare.borrow_mut();
+        if (1..=MAX_KEPT).contains(&bytes.capacity()) && spare.len() < MAX_SPARE {
+            bytes.clear();
+            spare.push(bytes);
+        }
+    }
+}
+
+impl Drop for Buffer<'_> {
+    fn drop(&mut self) {
+        self.home.keep(std::mem::take(&mut self.bytes));
+    }
+}
+
+impl Deref for Buffer<'_> {
+    type Target = Vec<u8>;
+
+    fn deref(&self) -> &Vec<u8> {
+        &self.bytes
+    }
+}
+
+impl DerefMut for Buffer<'_> {
+    fn deref_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+}
+
+/// Appends what can be read at once to `buffer`; 0 at the stream's end.
+///
+/// By `poll_read`, not `try_read`: a read that does not fill the buffer tells tokio that there is no more, which spares the
+/// next one a call that only finds nothing.
+pub(super) async fn read_some(
+    stream: &mut (impl AsyncRead + Unpin),
+    buffer: &mut Vec<u8>,
+) -> io::Result<usize> {
+    buffer.reserve(READ);
+    stream.read_buf(buffer).await
+}
+
+/// As [`read_some`], for a stream that may be silent for long: `buffer` has memory only once there is something to read.
+pub(super) async fn read_first(
+    stream: &mut TcpStream,
+    buffer: &mut Buffer<'_>,
+) -> io::Result<usize> {
+    poll_fn(|cx| {
+        ready!(stream.poll_read_ready(cx))?;
+        buffer.wake();
+        let read = pin!(read_some(stream, buffer)).poll(cx);
+        // tokio may say that a stream can be read when it cannot.
+        if read.is_pending() {
+            buffer.rest();
+        }
+        read
+    })
+    .await
+}
+
+/// The deadlines of one connection, which come one after the other.
+///
+/// A timer of its own for each would be set and taken back several times a request, and hardly ever be needed. Here one
+/// timer stays set for a time that was once a deadline; only when it fires is it asked whether that still is one.
+#[derive(Debug)]
+pub(super) struct Deadlines {
+    timer: Pin<Box<Sleep>>,
+}
+
+/// The time was over.
+#[derive(Debug)]
+pub(super) struct Elapsed;
+
+impl Deadlines {
+    pub(super) fn new() -> Deadlines {
+        // So far off that the first deadline comes before it.
+        let year = Duration::from_secs(365 * 24 * 3600);
+        Deadlines {
+            timer: Box::pin(sleep(year)),
+        }
+    }
+
+    /// What `future` gives, if it does so within `span` from its first wait.
+    pub(super) async fn within<F: Future>(
+        &mut self,
+        span: Duration,
+        future: F,
+    ) -> Result<F::Output, Elapsed> {
+        let mut future = pin!(future);
+        let mut deadline = None;
+        let timer = &mut self.timer;
+        poll_fn(|cx| {
+            if let Poll::Ready(output) = future.as_mut().poll(cx) {
+                return Poll::Ready(Ok(output));
+            }
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + span);
+            if timer.deadline() > deadline {
+                timer.as_mut().reset(deadline);
+            }
+            while timer.as_mut().poll(cx).is_ready() {
+                if timer.deadline() >= deadline {
+                    return Poll::Ready(Err(Elapsed));
+                }
+                timer.as_mut().reset(deadline);
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use tokio::time::{advance, timeout};
+
+    use super::*;
+
+    fn run(test: impl Future) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        runtime.block_on(test);
+    }
+
+    #[test]
+    fn a_deadline_is_its_own_whatever_came_before_it() {
+        const fn s(seconds: u64) -> Duration {
+            Duration::from_secs(seconds)
+        }
+        run(async {
+            let mut deadlines = Deadlines::new();
+            // Met in time, and what it set stays set.
+            assert!(deadlines.within(s(5), sleep(s(1))).await.is_ok());
+            // Longer than what is set, shorter, and longer again.
+            for span in [60, 2, 30] {
+                let began = Instant::now();
+                assert!(deadlines.within(s(span), pending::<()>()).await.is_err());
+                assert_eq!(began.elapsed().as_secs(), span);
+            }
+            advance(s(100)).await;
+            // What was set has long passed.
+            let began = Instant::now();
+            let waited = timeout(s(9), deadlines.within(s(3), pending::<()>())).await;
+            assert!(waited.is_ok_and(|waited| waited.is_err()));
+            assert_eq!(began.elapsed().as_secs(), 3);
+        });
+    }
+
+    #[test]
+    fn a_buffer_at_rest_lends_its_memory_to_others() {
+        let home = Buffers::default();
+        let mut first = home.take();
+        first.extend_from_slice(b"abc");
+        first.rest();
+        assert_eq!(**first, *b"abc", "not at rest while it holds something");
+        first.clear();
+        first.rest();
+        assert_eq!(first.capacity(), 0);
+        let second = home.take();
+        assert!(second.capacity() > 0 && second.is_empty());
+    }
+}
