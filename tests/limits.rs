@@ -37,7 +37,7 @@ fn a_limit_admits_its_number_and_tells_clients_by_the_draft() {
     assert_eq!(refused.field("retry-after"), Some("1800"));
     assert_eq!(
         refused.field("proxy-status"),
-        Some("weir; error=http_request_denied")
+        Some("weir; error=http_request_denied; details=\"quota_exceeded\"")
     );
     let problem: serde_json::Value = serde_json::from_str(&refused.body).unwrap();
     assert_eq!(
@@ -199,4 +199,15 @@ fn a_concurrency_slot_is_held_until_the_response_ends() {
         client.begin("GET", "/", &[], "");
         client.status_within(100) != Some(429)
     });
+}
+
+#[test]
+fn a_refused_head_has_no_body_that_the_next_reply_could_be_taken_for() {
+    let lane = limited("{limit: 0/s, by: client.ip}");
+    let mut client = lane.connect();
+    client.begin("HEAD", "/", &[], "");
+    let refused = client.finish_head();
+    assert_eq!(refused.status, 429);
+    assert_ne!(refused.field("content-length"), Some("0"));
+    assert_eq!(client.get("/").status, 429);
 }

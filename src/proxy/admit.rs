@@ -5,6 +5,8 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use super::audit::{self, Seen};
 use super::handle::Conn;
 use super::headers::{self, Client};
@@ -64,9 +66,12 @@ pub(super) fn admit<'p>(
     }
     let expects = headers::expects_continue(buffer, head)?;
     // Fields that are not UTF-8 match no pattern and make no key, since both are text.
-    let text =
-        |place: &Range<usize>| std::str::from_utf8(&buffer[place.clone()]).unwrap_or_default();
-    let fields: Vec<_> = head
+    let whole = std::str::from_utf8(&buffer[..head.len]).ok();
+    let text = |place: &Range<usize>| match whole {
+        Some(whole) => whole.get(place.clone()).unwrap_or_default(),
+        None => std::str::from_utf8(&buffer[place.clone()]).unwrap_or_default(),
+    };
+    let fields: SmallVec<[_; 16]> = head
         .fields
         .iter()
         .map(|(name, value)| (text(name), text(value)))
@@ -85,12 +90,12 @@ pub(super) fn admit<'p>(
     let index = plan.index.find(&request).ok_or(Rejection::NoRoute)?;
     let route = &plan.config.routes[index];
     record.route = Some(index);
-    let client = headers::client(buffer, head, conn.peer, &conn.listener.trusted_proxies);
+    let client = headers::client(buffer, head, conn.peer.ip, &conn.listener.trusted_proxies);
     let id = clock::uuid(now.wall);
     let given = fields
         .iter()
         .find(|(name, _)| client.behind_trusted && name.eq_ignore_ascii_case("x-request-id"));
-    let request_id = given.map_or_else(|| id.to_string(), |(_, value)| (*value).to_owned());
+    let request_id = || given.map_or_else(|| id.to_string(), |(_, value)| (*value).to_owned());
     let seen = Seen {
         path: &path,
         query,
@@ -99,13 +104,14 @@ pub(super) fn admit<'p>(
         client: client.ip,
         time: now.wall,
         id,
-        request_id: Cow::Borrowed(&request_id),
+        request_id: &request_id,
     };
     record.event = audit::begin(plan, route.audit, seen, buffer, Some(head));
     let mut facts = Facts {
         request,
         query,
         client: client.ip,
+        peer: conn.peer,
         route: index,
         upstream: route.upstream,
         session: None,
@@ -131,7 +137,7 @@ pub(super) fn admit<'p>(
         route,
         target: [&path, query].concat(),
         client,
-        request_id,
+        request_id: request_id(),
         expects,
         session,
         quota,

@@ -71,7 +71,7 @@ pub(super) struct Seen<'a> {
     /// Since the Unix epoch.
     pub time: Duration,
     pub id: Uuid,
-    pub request_id: Cow<'a, str>,
+    pub request_id: &'a dyn Fn() -> String,
 }
 
 /// Begins the event of a request.
@@ -113,7 +113,7 @@ pub(super) fn begin(
         bytes_out: 0,
         duration: Micros(0),
         upstream_duration: None,
-        request_id: seen.request_id.into_owned(),
+        request_id: (seen.request_id)(),
         trace_id: None,
         headers: Vec::new(),
     };
@@ -159,10 +159,10 @@ pub(super) fn begin_unrouted(
         query,
         host: host.unwrap_or_default(),
         method: head.map_or(&[][..], |head| &buffer[head.method.clone()]),
-        client: conn.peer.ip().to_canonical(),
+        client: conn.peer.ip,
         time,
         id,
-        request_id: Cow::Owned(id.to_string()),
+        request_id: &|| id.to_string(),
     };
     begin(plan, level, seen, buffer, head)
 }

@@ -53,8 +53,14 @@ pub(super) async fn send(
     };
     // What goes out: the request's head first, later the response's.
     let mut out = conn.lane.buffers.take();
-    let peer = conn.peer.ip().to_canonical();
-    headers::put_request_head(&mut out, buffer, head, &passed, peer, switch_to.as_deref());
+    headers::put_request_head(
+        &mut out,
+        buffer,
+        head,
+        &passed,
+        conn.peer,
+        switch_to.as_deref(),
+    );
     let Admitted {
         plan: shared,
         route,

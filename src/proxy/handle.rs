@@ -1,7 +1,7 @@
 //! The life of a client's connection: heads are read, checked and handed to `forward`; what is refused is answered by
 //! `reply`. The one place that decides whether the connection lives on.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
@@ -48,7 +48,15 @@ impl From<Rejection> for Failure {
 pub(super) struct Conn<'a> {
     pub lane: &'a Lane,
     pub listener: &'a Listener,
-    pub peer: SocketAddr,
+    pub peer: &'a Peer,
+}
+
+/// Who is at the other end of a connection.
+pub(super) struct Peer {
+    /// IPv4 as such, also where it came mapped to IPv6.
+    pub ip: IpAddr,
+    /// As it is written, since each request says it.
+    pub text: String,
 }
 
 /// The client's end of a connection, with what was read from it and not used.
@@ -79,6 +87,9 @@ pub(super) async fn connection(
     if client.set_nodelay(true).is_err() {
         return;
     }
+    let ip = peer.ip().to_canonical();
+    let text = ip.to_string();
+    let peer = Peer { ip, text };
     let mut buffer = lane.buffers.take();
     let mut deadlines = Deadlines::new();
     loop {
@@ -103,8 +114,11 @@ pub(super) async fn connection(
         let conn = Conn {
             lane,
             listener: &plan.shared.config.listeners[listener_index],
-            peer,
+            peer: &peer,
         };
+        let to_head = head
+            .as_ref()
+            .is_ok_and(|head| buffer[head.method.clone()] == *b"HEAD");
         let served = match head {
             Ok(head) => {
                 let mut ends = Ends {
@@ -131,8 +145,12 @@ pub(super) async fn connection(
             }
             Err(Failure::Reply(rejection, next)) => {
                 record.refused(&rejection);
-                let idle = plan.shared.config.listeners[listener_index].stream_idle;
-                refuse(&mut client, &rejection, next, idle).await
+                let mut ends = Ends {
+                    client: &mut client,
+                    buffer: &mut buffer,
+                    deadlines: &mut deadlines,
+                };
+                refuse(&conn, &mut ends, &rejection, next, to_head).await
             }
         };
         record.finish(&plan.shared, &lane.outbox);
@@ -142,16 +160,24 @@ pub(super) async fn connection(
     }
 }
 
-/// Replies, for at most `idle`: a client that asks on and on without reading must not keep its connection.
-async fn refuse(client: &mut TcpStream, rejection: &Rejection, next: Next, idle: Duration) -> Next {
-    let reply = rejection.to_bytes(next == Next::KeepAlive);
-    match (timeout(idle, client.write_all(&reply)).await, next) {
-        (Ok(Ok(())), Next::KeepAlive) => Next::KeepAlive,
-        (Ok(Ok(())), Next::Close) => {
-            close(client).await;
+/// Replies, for a bounded time: a client that asks on and on without reading must not keep its connection.
+async fn refuse(
+    conn: &Conn<'_>,
+    ends: &mut Ends<'_>,
+    rejection: &Rejection,
+    next: Next,
+    to_head: bool,
+) -> Next {
+    let (mut out, mut body) = (conn.lane.buffers.take(), conn.lane.buffers.take());
+    rejection.put(&mut out, &mut body, next == Next::KeepAlive, to_head);
+    drop(body);
+    match (ends.write(&out, conn.listener.stream_idle).await, next) {
+        (Ok(()), Next::KeepAlive) => Next::KeepAlive,
+        (Ok(()), Next::Close) => {
+            close(ends.client).await;
             Next::Close
         }
-        (Ok(Err(_)) | Err(_), _) => Next::Close,
+        (Err(_), _) => Next::Close,
     }
 }
 

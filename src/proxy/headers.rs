@@ -2,10 +2,10 @@
 //! from trusted proxies. Does no I/O.
 
 use std::io::Write as _;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::ops::Range;
 
-use super::handle::Next;
+use super::handle::{Next, Peer};
 use super::reply::Rejection;
 use crate::config::sessions::Settings;
 use crate::http1::head::{BodyLength, RequestHead};
@@ -27,14 +27,9 @@ pub(super) struct Client {
 }
 
 /// Walks X-Forwarded-For from the right, past trusted proxies, to the first address that none of them is.
-pub(super) fn client(
-    buffer: &[u8],
-    head: &RequestHead,
-    peer: SocketAddr,
-    trusted: &[IpNet],
-) -> Client {
+pub(super) fn client(buffer: &[u8], head: &RequestHead, peer: IpAddr, trusted: &[IpNet]) -> Client {
     let is_trusted = |ip: &IpAddr| trusted.iter().any(|net| net.contains(ip));
-    let mut ip = peer.ip().to_canonical();
+    let mut ip = peer;
     if trusted.is_empty() || !is_trusted(&ip) {
         return Client {
             ip,
@@ -128,7 +123,7 @@ pub(super) fn put_request_head(
     buffer: &[u8],
     head: &RequestHead,
     passed: &Passed<'_>,
-    peer: IpAddr,
+    peer: &Peer,
     upgrade: Option<&[u8]>,
 ) {
     let Passed {
@@ -183,13 +178,14 @@ pub(super) fn put_request_head(
     };
     out.extend_from_slice(b"X-Forwarded-For: ");
     put_chain(out, "x-forwarded-for");
-    let _ = write!(out, "{peer}\r\n");
+    out.extend_from_slice(peer.text.as_bytes());
+    out.extend_from_slice(b"\r\n");
     // A chain that trusted proxies began in the standard form (RFC 7239) goes on; weir begins none, since few upstreams
     // read it.
     if client.behind_trusted && has("forwarded") {
         out.extend_from_slice(b"Forwarded: ");
         put_chain(out, "forwarded");
-        let _ = match peer {
+        let _ = match peer.ip {
             IpAddr::V4(peer) => write!(out, "for={peer}\r\n"),
             IpAddr::V6(peer) => write!(out, "for=\"[{peer}]\"\r\n"),
         };
@@ -232,7 +228,9 @@ pub(super) fn put_response_head(
         true => Next::Close,
         false => back.next,
     };
-    let _ = write!(out, "HTTP/1.1 {} ", response.status);
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(itoa::Buffer::new().format(response.status).as_bytes());
+    out.push(b' ');
     out.extend_from_slice(&answer[response.reason.clone()]);
     out.extend_from_slice(b"\r\n");
     // RFC 9110 section 8.6: neither has a length, and a client that believes one waits for a body that never comes.
@@ -288,6 +286,8 @@ pub(super) fn is(buffer: &[u8], name: &Range<usize>, wanted: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -299,7 +299,8 @@ mod tests {
             .unwrap()
             .unwrap();
         let trusted: Vec<IpNet> = trusted.iter().map(|net| net.parse().unwrap()).collect();
-        let client = client(&bytes, &head, peer.parse().unwrap(), &trusted);
+        let peer: SocketAddr = peer.parse().unwrap();
+        let client = client(&bytes, &head, peer.ip().to_canonical(), &trusted);
         (client.ip.to_string(), client.behind_trusted)
     }
 
@@ -312,7 +313,10 @@ mod tests {
             ip: IpAddr::from([1, 2, 3, 4]),
             behind_trusted: trusted,
         };
-        let peer = IpAddr::from([1, 2, 3, 4]);
+        let peer = Peer {
+            ip: IpAddr::from([1, 2, 3, 4]),
+            text: "1.2.3.4".to_owned(),
+        };
         let protocol = upgrade(&bytes, &head);
         let passed = Passed {
             target: b"/",
@@ -322,7 +326,7 @@ mod tests {
             identity: None,
         };
         let mut out = Vec::new();
-        put_request_head(&mut out, &bytes, &head, &passed, peer, protocol.as_deref());
+        put_request_head(&mut out, &bytes, &head, &passed, &peer, protocol.as_deref());
         String::from_utf8(out).unwrap()
     }
 

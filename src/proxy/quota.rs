@@ -10,6 +10,7 @@ use percent_encoding::percent_decode;
 use serde_json::Value;
 use smallvec::SmallVec;
 
+use super::handle::Peer;
 use super::record::Record;
 use super::reply::{Exceeded, Rejection};
 use crate::config::LimitDefaults;
@@ -26,6 +27,7 @@ pub(super) struct Facts<'a> {
     /// With its `?`, or empty.
     pub query: &'a [u8],
     pub client: IpAddr,
+    pub peer: &'a Peer,
     pub route: usize,
     pub upstream: usize,
     /// Once it is known.
@@ -160,7 +162,7 @@ impl<'p> Quota<'p> {
             .map(|told| told.verdict.retry_after)
             .collect::<Option<SmallVec<[Duration; 4]>>>();
         let retry_after = waits.and_then(|waits| waits.into_iter().max());
-        let mut fields = Vec::new();
+        let mut fields = Vec::with_capacity(128);
         self.tell(&mut fields);
         Rejection::QuotaExceeded(Box::new(Exceeded {
             limits,
@@ -309,7 +311,10 @@ impl<'a> Facts<'a> {
     fn part(&self, part: &KeyPart, plan: &'a Plan) -> Option<Cow<'a, [u8]>> {
         let text = |text: &'a str| Some(Cow::Borrowed(text.as_bytes()));
         match part {
-            KeyPart::ClientIp => Some(Cow::Owned(network(self.client).into_bytes())),
+            KeyPart::ClientIp => match self.client {
+                ip @ IpAddr::V4(_) if ip == self.peer.ip => text(&self.peer.text),
+                ip => Some(Cow::Owned(network(ip).into_bytes())),
+            },
             KeyPart::Header(name) => self.header(name).and_then(text),
             KeyPart::Cookie(name) => {
                 let cookies = self
@@ -383,7 +388,8 @@ fn window(rule: &Rule) -> Option<u64> {
 fn put_parameter(out: &mut Vec<u8>, name: &[u8], value: u64) {
     out.push(b';');
     out.extend_from_slice(name);
-    let _ = write!(out, "={value}");
+    out.push(b'=');
+    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
 }
 
 /// Whole seconds, rounded up: a client that waits so long has waited long enough.

@@ -1,6 +1,7 @@
 //! Every reply that weir itself gives: the only place with status codes. Bodies are RFC 9457 problems; each reply names
 //! its cause in Proxy-Status (RFC 9209).
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -78,139 +79,77 @@ pub struct Exceeded {
 }
 
 impl Rejection {
-    /// The status, its reason phrase, the Proxy-Status error type or label, and what to tell the client.
-    fn parts(&self) -> (u16, &'static str, &'static str, String) {
+    /// The status, its reason phrase, and the error type for Proxy-Status.
+    fn kind(&self) -> (u16, &'static str, &'static str) {
         match self {
-            Rejection::BadHead(error) => {
-                let (status, reason) = match error.status() {
-                    431 => (431, "Request Header Fields Too Large"),
-                    501 => (501, "Not Implemented"),
-                    505 => (505, "HTTP Version Not Supported"),
-                    _ => (400, "Bad Request"),
-                };
-                (status, reason, "http_request_error", error.to_string())
+            Rejection::BadHead(error) => match error.status() {
+                431 => (431, "Request Header Fields Too Large", "http_request_error"),
+                501 => (501, "Not Implemented", "http_request_error"),
+                505 => (505, "HTTP Version Not Supported", "http_request_error"),
+                _ => (400, "Bad Request", "http_request_error"),
+            },
+            Rejection::BadPath(_) | Rejection::BadTarget | Rejection::BadBody => {
+                (400, "Bad Request", "http_request_error")
             }
-            Rejection::BadPath(error) => {
-                (400, "Bad Request", "http_request_error", error.to_string())
+            Rejection::HeadTimeout | Rejection::BodyTimeout => {
+                (408, "Request Timeout", "http_request_error")
             }
-            Rejection::BadTarget => (
-                400,
-                "Bad Request",
-                "http_request_error",
-                "request target is not a path".to_owned(),
-            ),
-            Rejection::HeadTimeout => (
-                408,
-                "Request Timeout",
-                "http_request_error",
-                "request head took too long".to_owned(),
-            ),
-            Rejection::BadBody => (
-                400,
-                "Bad Request",
-                "http_request_error",
-                "request body is badly framed or cut short".to_owned(),
-            ),
-            Rejection::BodyTimeout => (
-                408,
-                "Request Timeout",
-                "http_request_error",
-                "request body stalled".to_owned(),
-            ),
-            Rejection::NoRoute => (
-                404,
-                "Not Found",
-                "destination_not_found",
-                "no route serves this request".to_owned(),
-            ),
-            Rejection::QuotaExceeded(exceeded) => {
-                let detail = format!("request is over the limit {}", exceeded.limits.join(", "));
-                (429, "Too Many Requests", "http_request_denied", detail)
+            Rejection::NoRoute => (404, "Not Found", "destination_not_found"),
+            Rejection::QuotaExceeded(_) => (429, "Too Many Requests", "http_request_denied"),
+            Rejection::Unauthenticated(_) => (401, "Unauthorized", "http_request_denied"),
+            Rejection::Forbidden(_) | Rejection::TooManySessions => {
+                (403, "Forbidden", "http_request_denied")
             }
-            Rejection::Unauthenticated(asked) => {
-                let detail = match asked.unknown_token {
-                    true => "the session has ended, or never was",
-                    false => "this needs a session, and the request has none",
-                };
-                (
-                    401,
-                    "Unauthorized",
-                    "http_request_denied",
-                    detail.to_owned(),
-                )
-            }
-            Rejection::Forbidden(claim) => (
-                403,
-                "Forbidden",
-                "http_request_denied",
-                format!("the session has not the \"{claim}\" that this needs"),
-            ),
-            Rejection::TooManySessions => (
-                403,
-                "Forbidden",
-                "http_request_denied",
-                "the user has as many sessions as allowed: end one first".to_owned(),
-            ),
-            Rejection::SessionsFull => (
-                503,
-                "Service Unavailable",
-                "proxy_internal_error",
-                "no session can be started now".to_owned(),
-            ),
-            Rejection::CircuitOpen(_) => (
-                503,
-                "Service Unavailable",
-                "destination_unavailable",
-                "upstream is failing, and is given time to recover".to_owned(),
-            ),
-            Rejection::BodyTooLarge => (
-                413,
-                "Content Too Large",
-                "http_request_error",
-                "request body is larger than the limit".to_owned(),
-            ),
-            Rejection::Expectation => (
-                417,
-                "Expectation Failed",
-                "http_request_error",
-                "only 100-continue can be expected".to_owned(),
-            ),
-            Rejection::ConnectFailed => (
-                502,
-                "Bad Gateway",
-                "connection_refused",
-                "upstream cannot be reached".to_owned(),
-            ),
-            Rejection::ConnectTimeout => (
-                504,
-                "Gateway Timeout",
-                "connection_timeout",
-                "upstream did not accept a connection in time".to_owned(),
-            ),
-            Rejection::UpstreamBroken => (
-                502,
-                "Bad Gateway",
-                "http_protocol_error",
-                "upstream broke off or sent nonsense".to_owned(),
-            ),
-            Rejection::UpstreamTimeout => (
-                504,
-                "Gateway Timeout",
-                "http_response_timeout",
-                "upstream took too long".to_owned(),
-            ),
+            Rejection::SessionsFull => (503, "Service Unavailable", "proxy_internal_error"),
+            Rejection::CircuitOpen(_) => (503, "Service Unavailable", "destination_unavailable"),
+            Rejection::BodyTooLarge => (413, "Content Too Large", "http_request_error"),
+            Rejection::Expectation => (417, "Expectation Failed", "http_request_error"),
+            Rejection::ConnectFailed => (502, "Bad Gateway", "connection_refused"),
+            Rejection::ConnectTimeout => (504, "Gateway Timeout", "connection_timeout"),
+            Rejection::UpstreamBroken => (502, "Bad Gateway", "http_protocol_error"),
+            Rejection::UpstreamTimeout => (504, "Gateway Timeout", "http_response_timeout"),
         }
+    }
+
+    /// What to tell the client.
+    fn detail(&self) -> Cow<'static, str> {
+        Cow::Borrowed(match self {
+            Rejection::BadHead(error) => return Cow::Owned(error.to_string()),
+            Rejection::BadPath(error) => return Cow::Owned(error.to_string()),
+            Rejection::BadTarget => "request target is not a path",
+            Rejection::HeadTimeout => "request head took too long",
+            Rejection::BadBody => "request body is badly framed or cut short",
+            Rejection::BodyTimeout => "request body stalled",
+            Rejection::NoRoute => "no route serves this request",
+            Rejection::QuotaExceeded(exceeded) => {
+                let limits = exceeded.limits.join(", ");
+                return Cow::Owned(["request is over the limit ", &limits].concat());
+            }
+            Rejection::Unauthenticated(asked) if asked.unknown_token => {
+                "the session has ended, or never was"
+            }
+            Rejection::Unauthenticated(_) => "this needs a session, and the request has none",
+            Rejection::Forbidden(claim) => {
+                return Cow::Owned(format!(
+                    "the session has not the \"{claim}\" that this needs"
+                ));
+            }
+            Rejection::TooManySessions => "the user has as many sessions as allowed: end one first",
+            Rejection::SessionsFull => "no session can be started now",
+            Rejection::CircuitOpen(_) => "upstream is failing, and is given time to recover",
+            Rejection::BodyTooLarge => "request body is larger than the limit",
+            Rejection::Expectation => "only 100-continue can be expected",
+            Rejection::ConnectFailed => "upstream cannot be reached",
+            Rejection::ConnectTimeout => "upstream did not accept a connection in time",
+            Rejection::UpstreamBroken => "upstream broke off or sent nonsense",
+            Rejection::UpstreamTimeout => "upstream took too long",
+        })
     }
 
     /// The status that the client is told.
     pub fn status(&self) -> u16 {
-        match self {
-            Rejection::CircuitOpen(open) => open
-                .fallback
-                .as_ref()
-                .map_or(503, |fallback| fallback.status),
-            other => other.parts().0,
-        }
+        let fallback = self.fallback();
+        fallback.map_or_else(|| self.kind().0, |fallback| fallback.status)
     }
 
     /// A name for metrics and audit.
@@ -263,81 +202,109 @@ impl Rejection {
         }
     }
 
-    /// The whole reply on the wire. Without `keep_alive` it says that the connection closes.
-    pub fn to_bytes(&self, keep_alive: bool) -> Vec<u8> {
-        let (status, title, label, detail) = self.parts();
-        let problem = Problem {
-            kind: "about:blank",
-            title,
-            status,
-            detail: &detail,
-            violated_policies: &[],
-        };
-        let (problem, retry_after, fields) = match self {
-            Rejection::QuotaExceeded(exceeded) => {
-                // draft-ietf-httpapi-ratelimit-headers-10, section 5.1.
-                let kind = "https://iana.org/assignments/http-problem-types#quota-exceeded";
-                let problem = Problem {
-                    kind,
-                    violated_policies: &exceeded.limits,
-                    ..problem
-                };
-                (problem, exceeded.retry_after, exceeded.fields.as_slice())
-            }
-            Rejection::CircuitOpen(open) => (problem, Some(open.retry_after), &[][..]),
-            Rejection::SessionsFull => (problem, Some(Duration::from_secs(1)), &[][..]),
-            _ => (problem, None, &[][..]),
-        };
-        let fallback = match self {
-            Rejection::CircuitOpen(open) => open.fallback.as_ref(),
-            _ => None,
-        };
-        let (status, title, content_type, body) = match fallback {
+    /// Appends the whole reply to `out`; `body` is room for what it says. Without `keep_alive` it says that the connection
+    /// closes; the reply `to_head` has no body (RFC 9110 section 9.3.2).
+    pub fn put(&self, out: &mut Vec<u8>, body: &mut Vec<u8>, keep_alive: bool, to_head: bool) {
+        let (mut status, mut title, error) = self.kind();
+        let mut content_type = "application/problem+json";
+        body.clear();
+        if let Some(fallback) = self.fallback() {
             // The reason phrase has no meaning and may be empty (RFC 9112 section 4).
-            Some(fallback) => (
-                fallback.status,
-                "",
-                &*fallback.content_type,
-                fallback.body.clone().into_bytes(),
-            ),
-            None => (
-                status,
-                title,
-                "application/problem+json",
-                serde_json::to_vec(&problem).unwrap_or_default(),
-            ),
-        };
-        let mut reply = format!(
-            "HTTP/1.1 {status} {title}\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n\
-             Proxy-Status: weir; error={label}\r\n",
-            body.len()
-        )
-        .into_bytes();
-        reply.extend_from_slice(fields);
-        if let Rejection::Unauthenticated(asked) = self {
-            // RFC 9110 section 11.6.1 wants a challenge; for cookies there is no registered scheme.
-            let scheme = if asked.bearer { "Bearer" } else { "Session" };
-            // RFC 6750 section 3.1.
-            let error = match asked.unknown_token {
-                true => ", error=\"invalid_token\"",
-                false => "",
-            };
-            let challenge = format!(
-                "WWW-Authenticate: {scheme} realm=\"{}\"{error}\r\n",
-                asked.realm
-            );
-            reply.extend_from_slice(challenge.as_bytes());
+            (status, title, content_type) = (fallback.status, "", &fallback.content_type);
+            body.extend_from_slice(fallback.body.as_bytes());
+        } else {
+            self.put_problem(body, status, title);
         }
-        if let Some(wait) = retry_after {
-            reply
-                .extend_from_slice(format!("Retry-After: {}\r\n", seconds(wait).max(1)).as_bytes());
+        let mut number = itoa::Buffer::new();
+        for part in ["HTTP/1.1 ", number.format(status), " ", title] {
+            out.extend_from_slice(part.as_bytes());
+        }
+        for part in ["\r\nContent-Type: ", content_type, "\r\nContent-Length: "] {
+            out.extend_from_slice(part.as_bytes());
+        }
+        out.extend_from_slice(number.format(body.len()).as_bytes());
+        let status_parts = ["\r\nProxy-Status: weir; error=", error, "; details=\""];
+        for part in status_parts.into_iter().chain([self.reason(), "\"\r\n"]) {
+            out.extend_from_slice(part.as_bytes());
+        }
+        if let Rejection::QuotaExceeded(exceeded) = self {
+            out.extend_from_slice(&exceeded.fields);
+        }
+        if let Rejection::Unauthenticated(asked) = self {
+            put_challenge(out, asked);
+        }
+        if let Some(wait) = self.retry_after() {
+            out.extend_from_slice(b"Retry-After: ");
+            out.extend_from_slice(number.format(seconds(wait).max(1)).as_bytes());
+            out.extend_from_slice(b"\r\n");
         }
         if !keep_alive {
-            reply.extend_from_slice(b"Connection: close\r\n");
+            out.extend_from_slice(b"Connection: close\r\n");
         }
-        reply.extend_from_slice(b"\r\n");
-        reply.extend_from_slice(&body);
-        reply
+        out.extend_from_slice(b"\r\n");
+        if !to_head {
+            out.extend_from_slice(body);
+        }
+    }
+
+    /// What an open breaker answers in place of a problem.
+    fn fallback(&self) -> Option<&Fallback> {
+        match self {
+            Rejection::CircuitOpen(open) => open.fallback.as_ref(),
+            _ => None,
+        }
+    }
+
+    fn put_problem(&self, body: &mut Vec<u8>, status: u16, title: &str) {
+        let (kind, violated_policies) = match self {
+            // draft-ietf-httpapi-ratelimit-headers-10, section 5.1.
+            Rejection::QuotaExceeded(exceeded) => (
+                "https://iana.org/assignments/http-problem-types#quota-exceeded",
+                exceeded.limits.as_slice(),
+            ),
+            _ => ("about:blank", &[][..]),
+        };
+        let problem = Problem {
+            kind,
+            title,
+            status,
+            detail: &self.detail(),
+            violated_policies,
+        };
+        serde_json::to_writer(body, &problem)
+            .expect("a problem is texts and a number, and a Vec takes every byte");
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Rejection::QuotaExceeded(exceeded) => exceeded.retry_after,
+            Rejection::CircuitOpen(open) => Some(open.retry_after),
+            Rejection::SessionsFull => Some(Duration::from_secs(1)),
+            _ => None,
+        }
+    }
+}
+
+/// RFC 9110 section 11.6.1 wants a challenge in a 401; for cookies there is no registered scheme.
+fn put_challenge(out: &mut Vec<u8>, asked: &Unauthenticated) {
+    let scheme = if asked.bearer { "Bearer" } else { "Session" };
+    // RFC 6750 section 3.1.
+    let error = match asked.unknown_token {
+        true => ", error=\"invalid_token\"",
+        false => "",
+    };
+    let realm = asked.realm.as_str();
+    let parts = [
+        "WWW-Authenticate: ",
+        scheme,
+        " realm=\"",
+        realm,
+        "\"",
+        error,
+        "\r\n",
+    ];
+    for part in parts {
+        out.extend_from_slice(part.as_bytes());
     }
 }
 
@@ -362,9 +329,10 @@ mod tests {
 
     #[test]
     fn a_reply_is_a_problem_whose_detail_is_valid_json() {
-        let reply =
-            String::from_utf8(Rejection::BadPath(PathError::AmbiguousEscape).to_bytes(false))
-                .unwrap();
+        let (mut reply, mut room) = (Vec::new(), Vec::new());
+        let rejection = Rejection::BadPath(PathError::AmbiguousEscape);
+        rejection.put(&mut reply, &mut room, false, false);
+        let reply = String::from_utf8(reply).unwrap();
         let (head, body) = reply.split_once("\r\n\r\n").unwrap();
         assert!(
             head.starts_with(

@@ -6,7 +6,7 @@ use std::fmt;
 use std::hash::Hasher;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use hashbrown::HashTable;
 use parking_lot::{Mutex, MutexGuard};
 use siphasher::sip128::{Hasher128, SipHasher13};
@@ -154,8 +154,8 @@ impl Limits {
     }
 
     /// All overrides set at run time.
-    pub fn overrides(&self) -> Arc<BTreeMap<(String, String), Override>> {
-        self.overrides.load_full()
+    pub fn overrides(&self) -> Guard<Arc<BTreeMap<(String, String), Override>>> {
+        self.overrides.load()
     }
 
     /// Sets the rules of one key, or with `None` takes them back; whether there were any before.

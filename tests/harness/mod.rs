@@ -117,7 +117,12 @@ impl Client {
     }
 
     pub fn finish(&mut self) -> Reply {
-        read_reply(&mut self.reader)
+        read_reply(&mut self.reader, true)
+    }
+
+    /// The reply to a HEAD, which has no body.
+    pub fn finish_head(&mut self) -> Reply {
+        read_reply(&mut self.reader, false)
     }
 
     /// The status of the reply that is due, if its first line comes within `millis`.
@@ -132,7 +137,7 @@ impl Client {
     }
 }
 
-fn read_reply(reader: &mut impl BufRead) -> Reply {
+fn read_reply(reader: &mut impl BufRead, has_body: bool) -> Reply {
     let mut line = || {
         let mut line = String::new();
         reader.read_line(&mut line).unwrap();
@@ -154,7 +159,7 @@ fn read_reply(reader: &mut impl BufRead) -> Reply {
     }
     let length = fields
         .iter()
-        .find(|(name, _)| name == "content-length")
+        .find(|(name, _)| has_body && name == "content-length")
         .map_or(0, |(_, n)| n.parse().unwrap());
     let mut body = vec![0; length];
     reader.read_exact(&mut body).unwrap();
