@@ -45,7 +45,7 @@ fn a_failing_upstream_is_left_alone_and_tried_again() {
     assert_eq!(refused.field("retry-after"), Some("1"));
     assert_eq!(
         refused.field("proxy-status"),
-        Some("weir; error=destination_unavailable")
+        Some("weir; error=destination_unavailable; details=\"circuit_open\"")
     );
     assert_eq!(
         client.get("/").status,
