@@ -5,7 +5,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # A dev build: a newcomer waits a minute for the first one, and seconds for the next. A release one takes minutes each time.
-run: ## Start the demo: weir in front of weir echo, until Ctrl-C
+run: ## Start the demo: weir in front of weir echo, until Ctrl-C (WEIR_PORT=8081: not on 8080)
 	cargo build
 	@config/demo.sh
 
