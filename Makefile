@@ -1,10 +1,19 @@
 .DEFAULT_GOAL := help
-.PHONY: help test check deny fuzz bench
+.PHONY: help run test check deny fuzz bench
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# A dev build: a newcomer waits a minute for the first one, and seconds for the next. A release one takes minutes each time.
+run: ## Start the demo: weir in front of weir echo, until Ctrl-C (WEIR_PORT=8081: not on 8080)
+	cargo build
+	@config/demo.sh
+
 test: ## Run every test
+	@command -v curl >/dev/null || { \
+		[ "$$(id -u)" = 0 ] || { echo "install first: curl" >&2; exit 1; }; \
+		apt-get update -q && apt-get install -qy --no-install-recommends curl; \
+	}
 	cargo test --all-targets
 
 check: deny ## Formatting, lints, and the licences, doubles and sources of dependencies

@@ -312,7 +312,15 @@ fn every_command_has_an_example_and_mends_a_misspelt_flag() {
     let (code, help) = weir(&["--help"]);
     assert_eq!(code, Some(0));
     assert!(help.contains("Exit codes: 0 done, 1 failed, 2"), "{help}");
-    for command in ["run", "check", "schema", "healthcheck", "echo", "audit"] {
+    for command in [
+        "run",
+        "check",
+        "schema",
+        "healthcheck",
+        "session",
+        "echo",
+        "audit",
+    ] {
         assert!(help.contains(command), "{help}");
         let (code, help) = weir(&[command, "--help"]);
         assert_eq!(code, Some(0), "{command}");

@@ -125,6 +125,14 @@ impl Client {
         read_reply(&mut self.reader, false)
     }
 
+    /// As [`Client::get`]; `None` where the connection ended before a byte of the reply came.
+    pub fn try_get(&mut self, path: &str) -> Option<Reply> {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n");
+        self.reader.get_mut().write_all(request.as_bytes()).ok()?;
+        let begun = self.reader.fill_buf().is_ok_and(|bytes| !bytes.is_empty());
+        begun.then(|| self.finish())
+    }
+
     /// The status of the reply that is due, if its first line comes within `millis`.
     pub fn status_within(&mut self, millis: u64) -> Option<u16> {
         self.reader

@@ -1,0 +1,258 @@
+//! What README.md and docs/ promise: their commands are typed, and what they say comes out does.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a broken step of a test is a failed test"
+)]
+
+mod harness;
+
+use std::fs::{self, File};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::{Child, Command};
+
+use harness::eventually;
+use harness::process::{file, signal};
+
+const README: &str = include_str!("../README.md");
+const CONFIGURATION: &str = include_str!("../docs/configuration.md");
+const MAKEFILE: &str = include_str!("../Makefile");
+
+/// The fenced blocks of `text` in `language`, each with what stands from its end to the next such block.
+fn blocks<'a>(text: &'a str, language: &str) -> Vec<(&'a str, &'a str)> {
+    let fence = format!("```{language}\n");
+    let parts = text.split(fence.as_str()).skip(1);
+    parts
+        .map(|part| part.split_once("```\n").unwrap())
+        .collect()
+}
+
+/// The part of the README under this heading.
+fn section(heading: &str) -> &'static str {
+    let heading = format!("## {heading}\n");
+    let (_, rest) = README.split_once(heading.as_str()).unwrap();
+    rest.split("\n## ").next().unwrap()
+}
+
+/// Whether `text` is what `shown` shows, where `…` stands for anything, and any white space for any other.
+fn reads_as(shown: &str, text: &str) -> bool {
+    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let (shown, text) = (words(shown), words(text));
+    let parts: Vec<_> = shown.split('…').map(str::trim).collect();
+    let (Some(mut rest), Some(last)) = (text.strip_prefix(parts[0]), parts.last()) else {
+        return false;
+    };
+    for part in &parts[1..] {
+        match rest.split_once(part) {
+            Some((_, behind)) => rest = behind,
+            None => return false,
+        }
+    }
+    rest.is_empty() || last.is_empty()
+}
+
+/// The demo in a folder of its own, on ports of its own; ended when the test lets go of it.
+struct Demo {
+    child: Child,
+    folder: tempfile::TempDir,
+    /// Each port that the README names, and the one in its place.
+    ports: [(&'static str, &'static str, u16); 3],
+}
+
+impl Demo {
+    fn start() -> Demo {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
+        symlink(ours, path("config")).unwrap();
+        fs::create_dir_all(path("target/debug")).unwrap();
+        symlink(env!("CARGO_BIN_EXE_weir"), path("target/debug/weir")).unwrap();
+        // Held together for a moment, so that they are three.
+        let free = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let [port, echo, admin] = free.map(|free| free.local_addr().unwrap().port());
+        let ports = [
+            ("8080", "WEIR_PORT", port),
+            ("3000", "WEIR_ECHO_PORT", echo),
+            ("9901", "WEIR_ADMIN_PORT", admin),
+        ];
+        let child = command(&folder, &ports)
+            .arg("config/demo.sh")
+            .stdout(File::create(path("said")).unwrap())
+            .stderr(File::create(path("log")).unwrap())
+            .spawn()
+            .unwrap();
+        Demo {
+            child,
+            folder,
+            ports,
+        }
+    }
+
+    /// What the demo told its user so far.
+    fn said(&self) -> String {
+        fs::read_to_string(self.folder.path().join("said")).unwrap()
+    }
+
+    /// The README's lines, to this demo's ports.
+    fn here(&self, text: &str) -> String {
+        self.ports.iter().fold(text.to_owned(), |text, port| {
+            text.replace(&format!(":{}", port.0), &format!(":{}", port.2))
+        })
+    }
+
+    /// What comes out when `lines` are typed.
+    fn typed(&self, lines: &str) -> String {
+        let mut bash = command(&self.folder, &self.ports);
+        let output = bash.args(["-c", &self.here(lines)]).output().unwrap();
+        format!(
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        )
+    }
+
+    fn listens(&self) -> bool {
+        let ports = self.ports.iter();
+        ports
+            .map(|port| port.2)
+            .any(|port| TcpStream::connect(("127.0.0.1", port)).is_ok())
+    }
+}
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        // Asked, not killed, so that it ends what it started.
+        if self.child.try_wait().unwrap().is_none() {
+            signal(&self.child, "TERM");
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn command(folder: &tempfile::TempDir, ports: &[(&str, &str, u16)]) -> Command {
+    let mut bash = Command::new("bash");
+    bash.current_dir(folder)
+        .env_remove("CARGO_TARGET_DIR")
+        .env_remove("WEIR_LOG")
+        .envs(ports.iter().map(|port| (port.1, port.2.to_string())));
+    bash
+}
+
+#[test]
+fn the_quick_start_does_what_it_says() {
+    let quick_start = blocks(section("Quick start"), "sh");
+    let ((run, _), tries) = quick_start.split_first().unwrap();
+    assert_eq!(*run, "make run\n");
+    assert!(MAKEFILE.contains("\n\tcargo build\n\t@config/demo.sh\n"));
+    let mut demo = Demo::start();
+    eventually(|| {
+        let log = || fs::read_to_string(demo.folder.path().join("log")).unwrap();
+        assert!(demo.child.try_wait().unwrap().is_none(), "{}", log());
+        demo.said().contains("metrics")
+    });
+    let said = demo.said();
+    assert_eq!(tries.len(), 5, "each policy, and the metrics");
+    for (lines, behind) in tries {
+        for line in lines.lines() {
+            assert!(said.contains(&demo.here(line)), "{line}\n{said}");
+        }
+        let [(shown, _)] = blocks(behind, "text")[..] else {
+            panic!("what comes out of {lines}?")
+        };
+        if lines.contains("weir audit") {
+            // Written within moments, not at once.
+            eventually(|| reads_as(shown, &demo.typed(lines)));
+            continue;
+        }
+        let typed = demo.typed(lines);
+        assert!(reads_as(shown, &typed), "{lines}\n{typed}");
+    }
+    signal(&demo.child, "TERM");
+    assert_eq!(demo.child.wait().unwrap().code(), Some(0));
+    assert!(!demo.listens(), "nothing is left behind");
+}
+
+#[test]
+fn a_demo_whose_port_is_taken_says_which_and_how_to_choose_another() {
+    let mut first = Demo::start();
+    eventually(|| first.said().contains("metrics"));
+    let said = first.typed("config/demo.sh");
+    let taken = format!("port {} is taken", first.ports[0].2);
+    assert!(
+        said.contains(&taken) && said.contains("make run WEIR_PORT="),
+        "{said}"
+    );
+    assert!(
+        first.child.try_wait().unwrap().is_none(),
+        "the first one stays"
+    );
+}
+
+/// Accepts `yaml`, with secrets for those that it takes from files.
+fn check(yaml: &str) {
+    let secret = file("secret");
+    let mut text = String::new();
+    for (index, part) in yaml.split("${file:").enumerate() {
+        match part.split_once('}') {
+            Some((_, behind)) if index > 0 => {
+                text.push_str(&format!("${{file:{}}}{behind}", secret.path().display()));
+            }
+            Some(_) | None => text.push_str(part),
+        }
+    }
+    let config = file(&text);
+    let output = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["check", "-c"])
+        .arg(config.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}\n{text}");
+}
+
+#[test]
+fn every_file_that_is_shown_is_accepted() {
+    let shown = [blocks(README, "yaml"), blocks(CONFIGURATION, "yaml")].concat();
+    assert_eq!(shown.len(), 3);
+    for (yaml, _) in shown {
+        check(yaml);
+    }
+}
+
+#[test]
+fn the_configuration_s_page_has_every_key() {
+    let output = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .arg("schema")
+        .output()
+        .unwrap();
+    let schema = serde_json::from_slice(&output.stdout).unwrap();
+    let mut keys = Vec::new();
+    collect(&schema, &mut keys);
+    assert!(keys.len() > 100, "{keys:?}");
+    let shown = blocks(CONFIGURATION, "yaml");
+    let has = |key: &str| {
+        let key = format!("{key}:");
+        shown.iter().any(|(yaml, _)| {
+            yaml.match_indices(&key)
+                .any(|(at, _)| !yaml[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_'))
+        })
+    };
+    let missing: Vec<_> = keys.iter().filter(|key| !has(key)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+/// The names of all properties of a JSON Schema.
+fn collect(schema: &serde_json::Value, keys: &mut Vec<String>) {
+    if let Some(properties) = schema["properties"].as_object() {
+        keys.extend(properties.keys().cloned());
+    }
+    let parts = schema
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(_, part)| part);
+    for part in parts.chain(schema.as_array().into_iter().flatten()) {
+        collect(part, keys);
+    }
+}
