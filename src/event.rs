@@ -27,9 +27,9 @@ pub struct AuditEvent {
     pub id: [u8; 16],
     /// Its place among the events of an instance's boot, from 1 without holes. The store assigns it.
     pub seq: u64,
-    pub route: Option<String>,
-    pub upstream: Option<String>,
-    pub endpoint: Option<String>,
+    pub route: Option<Cow<'static, str>>,
+    pub upstream: Option<Cow<'static, str>>,
+    pub endpoint: Option<Cow<'static, str>>,
     pub client: IpAddr,
     pub user: Option<String>,
     pub method: Cow<'static, str>,
@@ -274,6 +274,8 @@ mod tests {
         );
         (texts, verdicts, numbers, ids).prop_map(|(texts, verdicts, numbers, ids)| {
             let (route, upstream, endpoint, user, query, [host, path, request_id]) = texts;
+            let [route, upstream, endpoint] =
+                [route, upstream, endpoint].map(|text| text.map(Cow::Owned));
             let (label, limits, breaker, method, headers) = verdicts;
             let ([time, seq, bytes_in, bytes_out, duration], status, upstream_duration) = numbers;
             let (id, client, trace_id) = ids;

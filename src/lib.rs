@@ -9,6 +9,7 @@ pub mod clock;
 pub mod config;
 pub mod event;
 pub mod http1;
+pub mod intern;
 pub mod plan;
 pub mod policy;
 pub mod proxy;

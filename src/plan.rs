@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::audit::Recorder;
-use crate::config::limits::Mode;
+use crate::config::limits::{Limit, Mode};
 use crate::config::{self, Config, Route, Upstream};
+use crate::intern::intern;
 use crate::policy::routes::Index;
 use crate::policy::session;
 use crate::store::breakers::LiveBreaker;
@@ -33,12 +34,55 @@ pub struct Plan {
     pub metrics: Arc<Metrics>,
     /// Where the audit's events go; `None` without one.
     pub audit: Option<Recorder>,
-    /// Each route's name for the audit, in the configuration's order.
-    pub labels: Vec<String>,
+    /// What the audit says, in the configuration's order.
+    pub names: Names,
     /// One for each route of the configuration, in its order.
     pub routes: Vec<RouteMetrics>,
     /// One for each limit of the configuration, in its order.
     pub limit_metrics: Vec<LimitMetrics>,
+}
+
+/// The configuration's names as events carry them.
+#[derive(Debug)]
+pub struct Names {
+    pub routes: Vec<&'static str>,
+    pub upstreams: Vec<&'static str>,
+    pub endpoints: Vec<&'static str>,
+    pub limits: Vec<LimitNames>,
+}
+
+/// What a limit says, with its name.
+#[derive(Debug)]
+pub struct LimitNames {
+    pub admitted: &'static str,
+    pub refused: &'static str,
+    pub shadow_refused: &'static str,
+}
+
+impl Names {
+    fn new(config: &Config) -> Names {
+        let upstreams = || config.upstreams.iter();
+        let limit = |limit: &Limit| {
+            let said = |verdict: &str| intern(&[&limit.name, ": ", verdict].concat());
+            LimitNames {
+                admitted: said("admitted"),
+                refused: said("refused"),
+                shadow_refused: said("shadow_refused"),
+            }
+        };
+        Names {
+            routes: config
+                .routes
+                .iter()
+                .map(|route| intern(&route.label()))
+                .collect(),
+            upstreams: upstreams().map(|upstream| intern(&upstream.name)).collect(),
+            endpoints: upstreams()
+                .map(|upstream| intern(&upstream.endpoint))
+                .collect(),
+            limits: config.limits.iter().map(limit).collect(),
+        }
+    }
 }
 
 impl Plan {
@@ -118,7 +162,7 @@ impl Plan {
             breaker_metrics,
             routes,
             limit_metrics,
-            labels: config.routes.iter().map(Route::label).collect(),
+            names: Names::new(&config),
             audit,
             metrics,
             config,

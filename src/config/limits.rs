@@ -16,6 +16,8 @@ pub const MAX_RULES: usize = 16;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limit {
     pub name: String,
+    /// The name as clients are told it: printable ASCII without quotes, as a structured string wants (RFC 9651 section 3.3.3).
+    pub label: String,
     pub algorithm: Algorithm,
     /// At least one; or `None`: unlimited.
     pub rules: Option<Vec<Rule>>,
@@ -30,6 +32,16 @@ pub struct Limit {
 }
 
 impl Limit {
+    /// The label of a name.
+    pub fn label(name: &str) -> String {
+        let safe = |c: char| match c {
+            '"' | '\\' => '_',
+            ' '..='~' => c,
+            _ => '_',
+        };
+        name.chars().map(safe).collect()
+    }
+
     /// Whether the key has a part of the session.
     pub fn needs_session(&self) -> bool {
         let of_session =

@@ -202,10 +202,11 @@ pub(super) fn finish(plan: &Plan, outbox: &Outbox, record: &mut Record, duration
     }
     if let Some(index) = record.route {
         let route = &plan.config.routes[index];
-        let upstream = &plan.config.upstreams[route.upstream];
-        event.route = Some(plan.labels[index].clone());
-        event.upstream = Some(upstream.name.clone());
-        event.endpoint = record.upstream.map(|_| upstream.endpoint.clone());
+        let names = &plan.names;
+        event.route = Some(Cow::Borrowed(names.routes[index]));
+        event.upstream = Some(Cow::Borrowed(names.upstreams[route.upstream]));
+        let endpoint = names.endpoints[route.upstream];
+        event.endpoint = record.upstream.map(|_| Cow::Borrowed(endpoint));
     }
     event.status = record.status;
     event.label = record.reason.map(Cow::Borrowed);

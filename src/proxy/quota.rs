@@ -15,7 +15,7 @@ use super::record::Record;
 use super::reply::{Exceeded, Rejection};
 use crate::config::LimitDefaults;
 use crate::config::limits::{Cost, KeyPart, Limit, MAX_RULES, Mode, Rule};
-use crate::plan::Plan;
+use crate::plan::{LimitNames, Plan};
 use crate::policy::limit::{Now, Verdict};
 use crate::policy::routes::Request;
 use crate::policy::session::Session;
@@ -131,7 +131,7 @@ impl<'p> Quota<'p> {
         if let Some(event) = &mut record.event {
             let said = asks.iter().zip(&*verdicts);
             event.limits.extend(said.map(|((ask, limit), verdict)| {
-                Cow::Owned(said_by(&plan.config.limits[*limit], ask, verdict))
+                Cow::Borrowed(said_by(&plan.names.limits[*limit], ask, verdict))
             }));
         }
         for ((ask, limit), verdict) in asks.iter().zip(&*verdicts) {
@@ -218,13 +218,7 @@ impl<'p> Quota<'p> {
             number = if before == Some(name) { number + 1 } else { 1 };
             before = Some(name);
             out.push(b'"');
-            // Names are text of the file; a structured string takes printable ASCII without these two.
-            let safe = |byte: u8| match byte {
-                b'"' | b'\\' => b'_',
-                b' '..=b'~' => byte,
-                _ => b'_',
-            };
-            out.extend(name.bytes().map(safe));
+            out.extend_from_slice(told.limit.label.as_bytes());
             // Several windows of one limit need names of their own: "login", "login.2".
             if number > 1 {
                 let _ = write!(out, ".{number}");
@@ -256,13 +250,12 @@ fn count_decisions(plan: &Plan, admitted: bool, asks: &[(Ask<'_>, usize)], verdi
 }
 
 /// What one rule says, for the audit.
-fn said_by(limit: &Limit, ask: &Ask<'_>, verdict: &Verdict) -> String {
-    let verdict = match (verdict.admitted, ask.enforced) {
-        (true, _) => "admitted",
-        (false, true) => "refused",
-        (false, false) => "shadow_refused",
-    };
-    [limit.name.as_str(), ": ", verdict].concat()
+fn said_by(names: &LimitNames, ask: &Ask<'_>, verdict: &Verdict) -> &'static str {
+    match (verdict.admitted, ask.enforced) {
+        (true, _) => names.admitted,
+        (false, true) => names.refused,
+        (false, false) => names.shadow_refused,
+    }
 }
 
 /// The limit's rules for this key; `None` when it is not limited. What was set at run time goes before the file's.

@@ -106,6 +106,7 @@ impl Checker {
             Some(raw::IfMissing::Deny)
         );
         Limit {
+            label: Limit::label(&name),
             name,
             algorithm,
             rules,
@@ -211,6 +212,7 @@ fn short_form(text: &str) -> Result<Limit, String> {
         .filter(|part| !part.is_empty());
     Ok(Limit {
         name: SHORT_LIMIT.to_owned(),
+        label: SHORT_LIMIT.to_owned(),
         rules: Some(vec![rule(rate.trim(), Algorithm::TokenBucket, None)?]),
         by: parts
             .map(key_part)
