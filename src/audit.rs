@@ -3,7 +3,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError};
+use std::sync::mpsc::{self, Receiver, RecvError, Sender, TryRecvError};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::store::audit::StoreError;
 use crate::store::sqlite::Writer;
 
 /// Events in one transaction, at most.
-const BATCH: usize = 500;
+const BATCH: usize = 1_000;
 /// How long the first event of a batch waits for others: without it transactions shrink and cost more an event.
 const LINGER: Duration = Duration::from_millis(20);
 /// Between tries of a store that fails: from the first to the last, doubled each time.
@@ -222,28 +222,25 @@ impl Work {
 
     /// Waits until the batch is full or its first event has waited long enough; whether more can come.
     fn fill(&mut self, batch: &mut Vec<AuditEvent>) -> bool {
-        let mut until = (!batch.is_empty()).then(|| clock::now() + LINGER);
-        while batch.len() < BATCH {
-            let message = if self.shared.deadline.get().is_some() {
-                self.receiver.try_recv().map_err(|none| match none {
-                    TryRecvError::Empty | TryRecvError::Disconnected => {
-                        RecvTimeoutError::Disconnected
-                    }
-                })
-            } else if let Some(until) = until {
-                let left = until.saturating_duration_since(clock::now());
-                self.receiver.recv_timeout(left)
-            } else {
-                let message = self.receiver.recv();
-                message.map_err(|_| RecvTimeoutError::Disconnected)
-            };
-            match message {
+        let stopping = || self.shared.deadline.get().is_some();
+        if batch.is_empty() && !stopping() {
+            match self.receiver.recv() {
                 Ok(Message::Events(events)) => batch.extend(events),
-                Ok(Message::Stop) => continue,
-                Err(RecvTimeoutError::Timeout) => return true,
-                Err(RecvTimeoutError::Disconnected) => return false,
+                Ok(Message::Stop) => {}
+                Err(RecvError) => return false,
             }
-            until.get_or_insert_with(|| clock::now() + LINGER);
+            // Asleep to what comes meanwhile, since each wake would cost as much as writing some events.
+            if batch.len() < BATCH && !stopping() {
+                thread::park_timeout(LINGER);
+            }
+        }
+        while batch.len() < BATCH {
+            match self.receiver.try_recv() {
+                Ok(Message::Events(events)) => batch.extend(events),
+                Ok(Message::Stop) => {}
+                Err(TryRecvError::Empty) => return !stopping(),
+                Err(TryRecvError::Disconnected) => return false,
+            }
         }
         true
     }

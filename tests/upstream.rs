@@ -461,9 +461,9 @@ fn an_upstream_that_cannot_be_reached_is_a_502_or_a_504() {
     let reply = raw::send(lane(address).address, GET);
     assert_problem("full", &reply, 504);
     assert!(
-        reply
-            .text
-            .contains("Proxy-Status: weir; error=connection_timeout\r\n"),
+        reply.text.contains(
+            "Proxy-Status: weir; error=connection_timeout; details=\"connect_timeout\"\r\n"
+        ),
         "{reply:?}"
     );
 }
