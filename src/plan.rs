@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use crate::audit::Recorder;
 use crate::config::limits::{Limit, Mode};
@@ -36,6 +37,8 @@ pub struct Plan {
     pub audit: Option<Recorder>,
     /// What the audit says, in the configuration's order.
     pub names: Names,
+    /// Connections open on each listener, in the configuration's order. Carried over by a reload.
+    pub open: Vec<Arc<AtomicUsize>>,
     /// One for each route of the configuration, in its order.
     pub routes: Vec<RouteMetrics>,
     /// One for each limit of the configuration, in its order.
@@ -85,22 +88,42 @@ impl Names {
     }
 }
 
+/// What a plan has from the one before.
+struct Kept<'k> {
+    limits: Arc<Limits>,
+    metrics: Arc<Metrics>,
+    audit: Option<Recorder>,
+    breakers: &'k [Option<Arc<LiveBreaker>>],
+    sessions: &'k [LiveSessions],
+    open: Vec<Arc<AtomicUsize>>,
+}
+
 impl Plan {
     /// The plan of `config`, with nothing counted yet.
     pub fn new(config: Config, metrics: Arc<Metrics>, audit: Option<Recorder>) -> Arc<Plan> {
         let limits = Arc::new(Limits::new(config.limit_defaults.max_keys, secret()));
-        Plan::made(config, metrics, limits, audit, &[], &[])
+        let kept = Kept {
+            limits,
+            metrics,
+            audit,
+            breakers: &[],
+            sessions: &[],
+            open: config.listeners.iter().map(|_| Arc::default()).collect(),
+        };
+        Plan::made(config, kept)
     }
 
-    fn made(
-        config: Config,
-        metrics: Arc<Metrics>,
-        limits: Arc<Limits>,
-        audit: Option<Recorder>,
-        old: &[Arc<LiveBreaker>],
-        old_sessions: &[LiveSessions],
-    ) -> Arc<Plan> {
-        let old: BTreeMap<_, _> = old.iter().map(|old| (&*old.upstream, old)).collect();
+    fn made(config: Config, kept: Kept<'_>) -> Arc<Plan> {
+        let Kept {
+            limits,
+            metrics,
+            audit,
+            breakers: old,
+            sessions: old_sessions,
+            open,
+        } = kept;
+        let old = old.iter().flatten();
+        let old: BTreeMap<_, _> = old.map(|old| (&*old.upstream, old)).collect();
         let breaker = |upstream: &Upstream| {
             let settings = upstream
                 .circuit_breaker
@@ -164,6 +187,7 @@ impl Plan {
             limit_metrics,
             names: Names::new(&config),
             audit,
+            open,
             metrics,
             config,
         })
@@ -181,6 +205,13 @@ impl Plan {
         if addresses(&config) != addresses(&self.config) {
             return Err(
                 "listeners' addresses changed: restart weir to listen elsewhere".to_owned(),
+            );
+        }
+        let asked = |config: &Config| (config.admin.address, config.metrics_address);
+        if asked(&config) != asked(&self.config) {
+            return Err(
+                "the address of admin or metrics changed: restart weir to listen elsewhere"
+                    .to_owned(),
             );
         }
         if config.lanes != self.config.lanes {
@@ -202,15 +233,15 @@ impl Plan {
         if store(&config) != store(&self.config) {
             return Err("audit began, ended, or changed its file or key: restart weir".to_owned());
         }
-        let old: Vec<_> = self.breakers.iter().flatten().cloned().collect();
-        Ok(Plan::made(
-            config,
-            self.metrics.clone(),
-            self.limits.clone(),
-            self.audit.clone(),
-            &old,
-            &self.sessions,
-        ))
+        let kept = Kept {
+            limits: self.limits.clone(),
+            metrics: self.metrics.clone(),
+            audit: self.audit.clone(),
+            breakers: &self.breakers,
+            sessions: &self.sessions,
+            open: self.open.clone(),
+        };
+        Ok(Plan::made(config, kept))
     }
 }
 

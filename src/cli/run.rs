@@ -51,10 +51,7 @@ async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> 
         Some(address) => Some(bind(address).await?),
         None => None,
     };
-    let (delay, lanes) = (
-        config.propagation_delay,
-        config.lanes.or(thread::available_parallelism().ok()),
-    );
+    let lanes = config.lanes.or(thread::available_parallelism().ok());
     let mut addresses: Vec<_> = config
         .listeners
         .iter()
@@ -70,6 +67,7 @@ async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> 
     let (plan, following) = watch::channel(Plan::new(config, Arc::default(), recorder));
     let (drain, draining) = watch::channel(false);
     let (unready, is_unready) = watch::channel(false);
+    addresses.iter().try_for_each(|address| is_free(*address))?;
     let heartbeats: Vec<_> = (0..lanes.map_or(1, usize::from))
         .map(|_| Heartbeat::default())
         .collect();
@@ -103,6 +101,7 @@ async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> 
         health,
     });
     tokio::spawn(worker::sessions::sweep(state.plan.clone()));
+    let last_plan = state.plan.clone();
     tokio::spawn(admin::serve(admin, state.clone()));
     if let Some(metrics) = metrics {
         tokio::spawn(admin::serve_metrics(metrics, state));
@@ -114,6 +113,7 @@ async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> 
     info!("draining");
     // Unready first, so that others stop sending before weir stops taking.
     unready.send_replace(true);
+    let delay = last_plan.borrow().config.propagation_delay;
     tokio::time::sleep(delay).await;
     drain.send_replace(true);
     tokio::task::spawn_blocking(|| {
@@ -144,6 +144,13 @@ fn instance() -> String {
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await
+        .with_context(|| format!("cannot listen on {address}"))
+}
+
+/// Fails when another process listens there: lanes share their port, and would share it with another weir unnoticed.
+fn is_free(address: SocketAddr) -> anyhow::Result<()> {
+    std::net::TcpListener::bind(address)
+        .map(drop)
         .with_context(|| format!("cannot listen on {address}"))
 }
 

@@ -88,10 +88,14 @@ pub struct Listener {
     pub name: String,
     pub address: SocketAddr,
     pub head_limits: HeadLimits,
+    /// Connections open at a time; those beyond are closed at once.
+    pub max_connections: usize,
     /// A request body's size in bytes.
     pub max_body: u64,
     /// For a head to be whole once its first byte is here.
     pub header_read: Duration,
+    /// For a body to be whole once its head is here.
+    pub request_read: Duration,
     /// For a connection without a request.
     pub keep_alive: Duration,
     /// For a body, or a switched connection, on which nothing moves.
@@ -109,6 +113,8 @@ pub struct Upstream {
     pub connect_timeout: Duration,
     /// From the end of the request to the end of the response's head.
     pub timeout: Duration,
+    /// For a connection that no request uses.
+    pub idle_timeout: Duration,
     pub circuit_breaker: Option<CircuitBreaker>,
     /// Whether its responses may start and end sessions.
     pub trust_session_headers: bool,

@@ -75,6 +75,8 @@ pub struct Limits {
     pub max_header_bytes: Option<At<ByteSize>>,
     /// [default: 100]
     pub max_headers: Option<At<u16>>,
+    /// Connections open at a time; those beyond are closed at once [default: 10000].
+    pub max_connections: Option<At<u32>>,
     /// [default: 10MiB]
     pub max_body: Option<At<ByteSize>>,
 }
@@ -84,6 +86,8 @@ pub struct Limits {
 pub struct Timeouts {
     /// For a request's head to be whole once its first byte is here [default: 10s].
     pub header_read: Option<At<Span>>,
+    /// For a request's body to be whole once its head is here [default: 60s].
+    pub request_read: Option<At<Span>>,
     /// For a connection without a request [default: 60s].
     pub keep_alive: Option<At<Span>>,
     /// For a body, or a switched connection (WebSocket), on which nothing moves [default: 5m].
@@ -99,6 +103,8 @@ pub struct Upstream {
     pub connect_timeout: Option<At<Span>>,
     /// From the end of the request to the end of the response's head [default: 15s].
     pub timeout: Option<At<Span>>,
+    /// For a connection to it that no request uses [default: 60s].
+    pub idle_timeout: Option<At<Span>>,
     /// A name under `circuit_breakers`.
     pub circuit_breaker: Option<At<String>>,
     /// May its responses start and end sessions, by X-Weir-Session-Start and -End [default: false]?

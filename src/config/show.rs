@@ -143,6 +143,7 @@ struct ClientIp {
 
 #[derive(Serialize)]
 struct HeadAndBody {
+    max_connections: usize,
     max_header_bytes: ByteSize,
     max_headers: usize,
     max_body: ByteSize,
@@ -151,6 +152,7 @@ struct HeadAndBody {
 #[derive(Serialize)]
 struct Timeouts {
     header_read: Span,
+    request_read: Span,
     keep_alive: Span,
     stream_idle: Span,
 }
@@ -165,12 +167,14 @@ impl<'c> Listener<'c> {
                 trusted_proxies: texts(&listener.trusted_proxies),
             },
             limits: HeadAndBody {
+                max_connections: listener.max_connections,
                 max_header_bytes: ByteSize(head.max_bytes as u64),
                 max_headers: head.max_fields,
                 max_body: ByteSize(listener.max_body),
             },
             timeouts: Timeouts {
                 header_read: Span(listener.header_read),
+                request_read: Span(listener.request_read),
                 keep_alive: Span(listener.keep_alive),
                 stream_idle: Span(listener.stream_idle),
             },
@@ -183,6 +187,7 @@ struct Upstream<'c> {
     endpoints: [String; 1],
     connect_timeout: Span,
     timeout: Span,
+    idle_timeout: Span,
     #[serde(skip_serializing_if = "Option::is_none")]
     circuit_breaker: Option<&'c str>,
     trust_session_headers: bool,
@@ -195,6 +200,7 @@ impl<'c> Upstream<'c> {
             endpoints: [format!("http://{}", upstream.endpoint)],
             connect_timeout: Span(upstream.connect_timeout),
             timeout: Span(upstream.timeout),
+            idle_timeout: Span(upstream.idle_timeout),
             circuit_breaker: breaker.map(|breaker| breaker.name.as_str()),
             trust_session_headers: upstream.trust_session_headers,
         }
@@ -651,10 +657,10 @@ listeners:
   - name: inbound
     address: "[::1]:8080"
     client_ip: {trusted_proxies: [10.0.0.0/8, "::1"]}
-    limits: {max_header_bytes: 9KiB, max_headers: 7, max_body: 1000B}
-    timeouts: {header_read: 1500ms, keep_alive: 1h30m, stream_idle: 2d}
+    limits: {max_connections: 3, max_header_bytes: 9KiB, max_headers: 7, max_body: 1000B}
+    timeouts: {header_read: 1500ms, request_read: 4s, keep_alive: 1h30m, stream_idle: 2d}
 upstreams:
-  app: {endpoints: ["http://app.internal"], connect_timeout: 2s, timeout: 3s, circuit_breaker: "yes", trust_session_headers: true}
+  app: {endpoints: ["http://app.internal"], connect_timeout: 2s, timeout: 3s, idle_timeout: 4s, circuit_breaker: "yes", trust_session_headers: true}
   "8080": {endpoints: ["http://[::1]:3000/"], circuit_breaker: counts}
 routes:
   - match: {host: "*.Example.com", path: /pay/*, methods: [POST, GET], headers: {X-Beta: "1", x-on: "true"}}

@@ -50,7 +50,7 @@ pub(super) fn admit<'p>(
     now: Now,
     record: &mut Record,
 ) -> Result<Admitted<'p>, Rejection> {
-    let target = &buffer[head.target.clone()];
+    let target = origin_form(buffer, head)?;
     let (path, query) = match target.iter().position(|byte| *byte == b'?') {
         Some(at) => target.split_at(at),
         None => (target, &[][..]),
@@ -143,6 +143,32 @@ pub(super) fn admit<'p>(
         quota,
         entry,
     })
+}
+
+/// The path and the query of a target, which may be in absolute form (RFC 9112 section 3.2.2). Its authority must be the Host
+/// that the head has: two that differ would be routed by one and served by the other.
+fn origin_form<'b>(buffer: &'b [u8], head: &RequestHead) -> Result<&'b [u8], Rejection> {
+    let target = &buffer[head.target.clone()];
+    let scheme = [&b"http://"[..], b"https://"].into_iter().find(|scheme| {
+        let start = target.get(..scheme.len());
+        start.is_some_and(|start| start.eq_ignore_ascii_case(scheme))
+    });
+    let Some(scheme) = scheme else {
+        return Ok(target);
+    };
+    let rest = &target[scheme.len()..];
+    let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?'));
+    let (authority, rest) = rest.split_at(end.unwrap_or(rest.len()));
+    let mut fields = head.fields.iter();
+    let host = fields.find(|(name, _)| headers::is(buffer, name, "host"));
+    let host = host.map_or(&[][..], |(_, value)| &buffer[value.clone()]);
+    match rest {
+        _ if !authority.eq_ignore_ascii_case(host) => Err(Rejection::BadTarget),
+        [] => Ok(b"/"),
+        [b'/', ..] => Ok(rest),
+        // Without a path it would need one put in, which no client of note sends.
+        _ => Err(Rejection::BadTarget),
+    }
 }
 
 fn enter(

@@ -55,7 +55,9 @@ impl Following {
         }
         let kept = |upstream: &Upstream| {
             let same = |old: &&Upstream| {
-                old.endpoint == upstream.endpoint && old.connect_timeout == upstream.connect_timeout
+                old.endpoint == upstream.endpoint
+                    && old.connect_timeout == upstream.connect_timeout
+                    && old.idle_timeout == upstream.idle_timeout
             };
             let index = before
                 .shared
@@ -79,6 +81,7 @@ fn pool(upstream: &Upstream) -> Rc<Pool> {
     Rc::new(Pool::new(
         upstream.endpoint.clone(),
         upstream.connect_timeout,
+        upstream.idle_timeout,
         MAX_IDLE,
     ))
 }

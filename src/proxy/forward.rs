@@ -1,11 +1,13 @@
 //! One exchange with the upstream: the checked request goes out, the response comes back, both streamed.
 
+use std::future::poll_fn;
 use std::io::{self, Write as _};
 use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use socket2::SockRef;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
@@ -83,6 +85,7 @@ pub(super) async fn send(
         within: route
             .timeout
             .unwrap_or(shared.config.upstreams[route.upstream].timeout),
+        read_within: conn.listener.request_read,
         idle: conn.listener.stream_idle,
     };
     buffer.drain(..head.len);
@@ -95,11 +98,13 @@ pub(super) async fn send(
     let exchanged = exchange(&request, pool, ends, &out, &mut answer, record).await;
     let (mut upstream, answered) = match exchanged {
         Ok(exchanged) => exchanged,
-        Err(rejection) => {
-            if let Some(end) = end_of(&rejection) {
+        Err(failure) => {
+            if let Failure::Reply(rejection, _) = &failure
+                && let Some(end) = end_of(rejection)
+            {
                 finish(entry, end, record);
             }
-            return Err(rejection.into());
+            return Err(failure);
         }
     };
     let status = answered.head.status;
@@ -115,7 +120,8 @@ pub(super) async fn send(
     record.status = status;
     audit::responded(shared, route.audit, record, &answer, &answered.head);
     // What is left of a body cut off by an early response cannot be told from a next request.
-    let next = match head.keep_alive && answered.uploaded && status != 101 {
+    let draining = *conn.lane.draining.borrow();
+    let next = match head.keep_alive && answered.uploaded && status != 101 && !draining {
         true => Next::KeepAlive,
         false => Next::Close,
     };
@@ -224,6 +230,8 @@ struct Request {
     max_body: u64,
     /// For the response's head once the request is sent, and for each stall of an upstream that does not read.
     within: Duration,
+    /// For the body to be whole, from the head on.
+    read_within: Duration,
     /// For each stall of the client's, and of the upstream's within a body.
     idle: Duration,
 }
@@ -253,7 +261,7 @@ async fn exchange(
     head: &[u8],
     answer: &mut Vec<u8>,
     record: &mut Record,
-) -> Result<(TcpStream, Answered), Rejection> {
+) -> Result<(TcpStream, Answered), Failure> {
     let taken = pool.take(request.can_repeat).await;
     let mut connected = taken.map_err(unreached)?;
     loop {
@@ -262,12 +270,12 @@ async fn exchange(
             Ok(answered) => return Ok((connected.stream, answered)),
             // The upstream may have closed the idle connection just as the request came; it is sent again only where that
             // can do no harm, since the upstream may have seen it.
-            Err(Rejection::UpstreamBroken)
+            Err(Failure::Reply(Rejection::UpstreamBroken, _))
                 if connected.reused && request.can_repeat && answer.is_empty() =>
             {
                 connected = pool.connect().await.map_err(unreached)?;
             }
-            Err(rejection) => return Err(rejection),
+            Err(failure) => return Err(failure),
         }
     }
 }
@@ -287,7 +295,7 @@ async fn both_ways(
     upstream: &mut TcpStream,
     answer: &mut Vec<u8>,
     record: &mut Record,
-) -> Result<Answered, Rejection> {
+) -> Result<Answered, Failure> {
     let (reading, mut writing) = upstream.split();
     let mut response = pin!(read_response(request, reading, answer));
     let uploaded = if request.body == BodyLength::None {
@@ -295,7 +303,7 @@ async fn both_ways(
     } else {
         tokio::select! {
             biased;
-            head = &mut response => return head.map(|head| Answered { head, uploaded: false }),
+            head = &mut response => return Ok(Answered { head: head?, uploaded: false }),
             sent = upload(request, ends, head, &mut writing, record) => sent,
         }
     };
@@ -303,12 +311,36 @@ async fn both_ways(
         Ok(()) => true,
         // The upstream may have answered before it stopped reading: its answer is worth more than a 502.
         Err(Rejection::UpstreamBroken) => false,
-        Err(rejection) => return Err(rejection),
+        Err(rejection) => return Err(rejection.into()),
     };
     // Its time begins here: how long the client takes to send says nothing of the upstream.
-    let head = ends.deadlines.within(request.within, response).await;
-    let head = head.unwrap_or(Err(Rejection::UpstreamTimeout))?;
+    let unless_gone = unless_gone(ends.client, response);
+    let head = ends.deadlines.within(request.within, unless_gone).await;
+    let head = head.map_err(|Elapsed| Rejection::UpstreamTimeout)?;
+    let head = head.ok_or(Failure::ClientGone)??;
     Ok(Answered { head, uploaded })
+}
+
+/// What `waited` gives; `None` once the client has left. A client that sends on is there, and is not looked at again.
+async fn unless_gone<F: Future>(client: &TcpStream, waited: F) -> Option<F::Output> {
+    let mut waited = pin!(waited);
+    let mut looking = true;
+    poll_fn(|cx| {
+        if let Poll::Ready(output) = waited.as_mut().poll(cx) {
+            return Poll::Ready(Some(output));
+        }
+        let mut byte = [0];
+        let mut byte = ReadBuf::new(&mut byte);
+        match looking.then(|| client.poll_peek(cx, &mut byte)) {
+            None | Some(Poll::Pending) => Poll::Pending,
+            Some(Poll::Ready(Ok(1..))) => {
+                looking = false;
+                Poll::Pending
+            }
+            Some(Poll::Ready(Ok(0) | Err(_))) => Poll::Ready(None),
+        }
+    })
+    .await
 }
 
 async fn put(
@@ -360,7 +392,8 @@ async fn upload(
         put(request, ends, upstream, &chunk).await?;
         if ends.buffer.is_empty() && !reader.is_done() {
             let read = read_some(ends.client, ends.buffer);
-            match ends.deadlines.within(request.idle, read).await {
+            let left = request.read_within.saturating_sub(record.elapsed());
+            match ends.deadlines.within(request.idle.min(left), read).await {
                 Ok(Ok(1..)) => {}
                 Ok(Ok(0) | Err(_)) => return Err(Rejection::BadBody),
                 Err(Elapsed) => return Err(Rejection::BodyTimeout),

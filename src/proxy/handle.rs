@@ -13,7 +13,7 @@ use super::audit;
 use super::following::LanePlan;
 use super::forward;
 use super::lane::Lane;
-use super::record::Record;
+use super::record::{Ongoing, Record};
 use super::reply::Rejection;
 use super::wire::{Buffer, Deadlines, Elapsed, read_first, read_some};
 use crate::clock;
@@ -110,7 +110,13 @@ pub(super) async fn connection(
         // The plan may be another by the time that a request comes.
         let plan = lane.plan.current();
         let now = clock::moment();
-        let mut record = Record::begin(now.mono);
+        let mut ongoing = Ongoing {
+            record: Record::begin(now.mono),
+            plan: &plan.shared,
+            outbox: &lane.outbox,
+            ended: false,
+        };
+        let record = &mut ongoing.record;
         let conn = Conn {
             lane,
             listener: &plan.shared.config.listeners[listener_index],
@@ -126,7 +132,7 @@ pub(super) async fn connection(
                     buffer: &mut buffer,
                     deadlines: &mut deadlines,
                 };
-                one(&conn, &plan, &mut ends, &head, now, &mut record).await
+                one(&conn, &plan, &mut ends, &head, now, record).await
             }
             Err(rejection) => {
                 record.event = audit::begin_unrouted(&plan.shared, &conn, &buffer, None);
@@ -153,7 +159,8 @@ pub(super) async fn connection(
                 refuse(&conn, &mut ends, &rejection, next, to_head).await
             }
         };
-        record.finish(&plan.shared, &lane.outbox);
+        ongoing.ended = true;
+        drop(ongoing);
         if next == Next::Close {
             return;
         }
@@ -204,8 +211,9 @@ async fn one(
                 record.event = audit::begin_unrouted(&plan.shared, conn, ends.buffer, Some(head));
             }
             // The request itself was in order, so that another may follow, unless a body does.
-            let next = if head.keep_alive && head.body == BodyLength::None && rejection.is_policy()
-            {
+            let draining = *conn.lane.draining.borrow();
+            let in_order = head.keep_alive && head.body == BodyLength::None && !draining;
+            let next = if in_order && rejection.is_policy() {
                 ends.buffer.drain(..head.len);
                 Next::KeepAlive
             } else {

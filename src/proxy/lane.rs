@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use super::handle;
 use super::wire::Buffers;
 use crate::admin::health::Heartbeat;
 use crate::plan::Plan;
+use crate::telemetry::metrics::Metrics;
 
 /// What the connections of one lane share.
 #[derive(Debug)]
@@ -120,18 +122,21 @@ async fn accept(lane: Rc<Lane>, listener_index: usize, listener: TcpListener) {
             _ = draining.wait_for(|draining| *draining) => break,
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
+                    let Some(open) = Open::new(&lane, listener_index) else {
+                        metrics.connections_refused.inc();
+                        continue;
+                    };
                     metrics.connections.inc();
-                    metrics.connections_open.inc();
                     let lane = lane.clone();
                     connections.spawn_local(async move {
                         handle::connection(&lane, listener_index, stream, peer).await;
+                        drop(open);
                     });
                 }
                 // Out of descriptors, or the client is gone already: others must still be served.
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             },
             Some(ended) = connections.join_next() => {
-                metrics.connections_open.dec();
                 // A panic ends its connection, and no other.
                 if ended.is_err_and(|error| error.is_panic()) {
                     metrics.panics.inc();
@@ -144,4 +149,34 @@ async fn accept(lane: Rc<Lane>, listener_index: usize, listener: TcpListener) {
         while connections.join_next().await.is_some() {}
     })
     .await;
+}
+
+/// An open connection, counted.
+struct Open {
+    of_listener: Arc<AtomicUsize>,
+    metrics: Arc<Metrics>,
+}
+
+impl Open {
+    /// `None` where the listener has as many as it may.
+    fn new(lane: &Lane, listener_index: usize) -> Option<Open> {
+        let plan = lane.plan.current();
+        let of_listener = plan.shared.open[listener_index].clone();
+        let max = plan.shared.config.listeners[listener_index].max_connections;
+        let before = of_listener.fetch_add(1, Ordering::Relaxed);
+        let metrics = plan.shared.metrics.clone();
+        metrics.connections_open.inc();
+        let open = Open {
+            of_listener,
+            metrics,
+        };
+        (before < max).then_some(open)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.of_listener.fetch_sub(1, Ordering::Relaxed);
+        self.metrics.connections_open.dec();
+    }
 }

@@ -66,7 +66,7 @@ impl Record {
     }
 
     /// Counts the request, and hands it to the audit.
-    pub(super) fn finish(mut self, plan: &Plan, outbox: &Outbox) {
+    fn finish(&mut self, plan: &Plan, outbox: &Outbox) {
         let duration = self.elapsed();
         if let Some(route) = self.route {
             plan.routes[route].count(self.status, duration);
@@ -74,6 +74,25 @@ impl Record {
         if let Some(reason) = self.reason {
             plan.metrics.rejection(reason).inc();
         }
-        audit::finish(plan, outbox, &mut self, duration);
+        audit::finish(plan, outbox, self, duration);
+    }
+}
+
+/// A request that is being served. It is counted and audited when this is dropped, so also when a panic or the end of a
+/// drain cuts it off.
+pub(super) struct Ongoing<'a> {
+    pub record: Record,
+    pub plan: &'a Plan,
+    pub outbox: &'a Outbox,
+    /// Whether it came to its end, be it good or bad.
+    pub ended: bool,
+}
+
+impl Drop for Ongoing<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.record.aborted("cut_off");
+        }
+        self.record.finish(self.plan, self.outbox);
     }
 }

@@ -116,7 +116,7 @@ impl Rejection {
         Cow::Borrowed(match self {
             Rejection::BadHead(error) => return Cow::Owned(error.to_string()),
             Rejection::BadPath(error) => return Cow::Owned(error.to_string()),
-            Rejection::BadTarget => "request target is not a path",
+            Rejection::BadTarget => "request target is not a path, or names another host than Host",
             Rejection::HeadTimeout => "request head took too long",
             Rejection::BadBody => "request body is badly framed or cut short",
             Rejection::BodyTimeout => "request body stalled",

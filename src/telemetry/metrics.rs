@@ -30,6 +30,8 @@ pub struct Metrics {
     breaker_decisions: Family<BreakerDecisionLabels, Counter>,
     breaker_state: Family<BreakerStateLabels, Gauge>,
     pub connections: Counter,
+    /// Closed at once, since the listener had as many as it may.
+    pub connections_refused: Counter,
     pub connections_open: Gauge,
     pub limit_keys: Gauge,
     session_checks: Family<SessionCheckLabels, Counter>,
@@ -164,6 +166,7 @@ impl Default for Metrics {
             breaker_decisions: Family::default(),
             breaker_state: Family::default(),
             connections: Counter::default(),
+            connections_refused: Counter::default(),
             connections_open: Gauge::default(),
             limit_keys: Gauge::default(),
             session_checks: Family::default(),
@@ -209,6 +212,11 @@ impl Default for Metrics {
             "connections",
             "Connections accepted",
             metrics.connections.clone(),
+        );
+        registry.register(
+            "connections_refused",
+            "Connections closed at once, over max_connections",
+            metrics.connections_refused.clone(),
         );
         registry.register(
             "connections_open",

@@ -1,12 +1,15 @@
 //! Connections to an upstream: idle ones kept by the lane that made them, so that no lock is needed.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::io;
 use std::task::{Context, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+
+use crate::clock;
 
 /// One lane's connections to one endpoint.
 #[derive(Debug)]
@@ -14,8 +17,10 @@ pub struct Pool {
     /// `HOST:PORT`; a name is resolved at each connect.
     endpoint: String,
     connect_timeout: Duration,
+    idle_timeout: Duration,
     max_idle: usize,
-    idle: RefCell<Vec<TcpStream>>,
+    /// With when each was given back, the oldest first.
+    idle: RefCell<VecDeque<(Instant, TcpStream)>>,
 }
 
 /// A connection, and whether it served a request before: then the upstream may have closed it unseen.
@@ -26,13 +31,19 @@ pub struct Connected {
 }
 
 impl Pool {
-    /// A pool that keeps at most `max_idle` connections open between requests.
-    pub fn new(endpoint: String, connect_timeout: Duration, max_idle: usize) -> Pool {
+    /// A pool that keeps at most `max_idle` connections open between requests, each for `idle_timeout`.
+    pub fn new(
+        endpoint: String,
+        connect_timeout: Duration,
+        idle_timeout: Duration,
+        max_idle: usize,
+    ) -> Pool {
         Pool {
             endpoint,
             connect_timeout,
+            idle_timeout,
             max_idle,
-            idle: RefCell::new(Vec::new()),
+            idle: RefCell::default(),
         }
     }
 
@@ -40,10 +51,11 @@ impl Pool {
     /// whether it is open; otherwise it is enough that nothing was heard of its end.
     pub async fn take(&self, can_repeat: bool) -> io::Result<Connected> {
         loop {
-            let Some(stream) = self.idle.borrow_mut().pop() else {
+            let Some((since, stream)) = self.idle.borrow_mut().pop_back() else {
                 break;
             };
-            if is_quiet(&stream, can_repeat) {
+            // Its own idle time must end before the upstream's, or a request could meet the upstream's close on its way.
+            if since.elapsed() < self.idle_timeout && is_quiet(&stream, can_repeat) {
                 return Ok(Connected {
                     stream,
                     reused: true,
@@ -66,8 +78,14 @@ impl Pool {
     /// Keeps `stream` for the next request; only one whose last response was read to its end.
     pub fn give_back(&self, stream: TcpStream) {
         let mut idle = self.idle.borrow_mut();
+        let now = clock::now();
+        while let Some((since, _)) = idle.front()
+            && now.saturating_duration_since(*since) >= self.idle_timeout
+        {
+            idle.pop_front();
+        }
         if idle.len() < self.max_idle {
-            idle.push(stream);
+            idle.push_back((now, stream));
         }
     }
 }

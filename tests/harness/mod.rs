@@ -116,6 +116,11 @@ impl Client {
             .unwrap();
     }
 
+    /// Sends these bytes, unless the other end is gone.
+    pub fn write(&mut self, bytes: &[u8]) {
+        let _ = self.reader.get_mut().write_all(bytes);
+    }
+
     pub fn finish(&mut self) -> Reply {
         read_reply(&mut self.reader, true)
     }

@@ -290,6 +290,7 @@ impl Checker {
                     String::new()
                 }
             };
+            let idle_timeout = raw.idle_timeout;
             let trusts = raw
                 .trust_session_headers
                 .and_then(|at| at.value)
@@ -307,6 +308,7 @@ impl Checker {
             ));
             if let Some(last) = upstreams.last_mut() {
                 last.trust_session_headers = trusts;
+                last.idle_timeout = span(idle_timeout, 60 * SECOND);
             }
         }
         if upstreams.is_empty() {
@@ -515,12 +517,24 @@ fn listener(
     limits: Option<raw::Limits>,
     timeouts: Option<raw::Timeouts>,
 ) -> Listener {
-    let (max_header_bytes, max_headers, max_body) = limits.map_or((None, None, None), |raw| {
-        (raw.max_header_bytes, raw.max_headers, raw.max_body)
-    });
-    let (header_read, keep_alive, stream_idle) = timeouts.map_or((None, None, None), |raw| {
-        (raw.header_read, raw.keep_alive, raw.stream_idle)
-    });
+    let (max_connections, max_header_bytes, max_headers, max_body) =
+        limits.map_or((None, None, None, None), |raw| {
+            (
+                raw.max_connections,
+                raw.max_header_bytes,
+                raw.max_headers,
+                raw.max_body,
+            )
+        });
+    let (header_read, request_read, keep_alive, stream_idle) =
+        timeouts.map_or((None, None, None, None), |raw| {
+            (
+                raw.header_read,
+                raw.request_read,
+                raw.keep_alive,
+                raw.stream_idle,
+            )
+        });
     let size = |at: Option<At<ByteSize>>, default: u64| {
         at.and_then(|at| at.value).map_or(default, |size| size.0)
     };
@@ -535,8 +549,12 @@ fn listener(
                 .and_then(|at| at.value)
                 .map_or(defaults.max_fields, usize::from),
         },
+        max_connections: max_connections
+            .and_then(|at| at.value)
+            .map_or(10_000, |max| max as usize),
         max_body: size(max_body, 10 << 20),
         header_read: span(header_read, 10 * SECOND),
+        request_read: span(request_read, 60 * SECOND),
         keep_alive: span(keep_alive, 60 * SECOND),
         stream_idle: span(stream_idle, 300 * SECOND),
         trusted_proxies,
@@ -556,6 +574,7 @@ fn upstream(
         endpoint,
         connect_timeout: span(connect, SECOND),
         timeout: span(timeout, 15 * SECOND),
+        idle_timeout: 60 * SECOND,
         trust_session_headers: false,
     }
 }

@@ -1,0 +1,185 @@
+//! Connections over their life: how many there may be, how long they may take, and what becomes of requests that are cut off.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a broken step of a test is a failed test"
+)]
+
+mod harness;
+
+use std::net::TcpListener;
+use std::process::Command;
+
+use harness::process::{Running, file};
+use harness::{Lane, Upstream, eventually};
+
+fn lane(upstream: &Upstream, listener: &str) -> Lane {
+    Lane::start(&format!(
+        "listeners: [{{address: '127.0.0.1:0', {listener}}}]\nupstream: {}\n",
+        upstream.url()
+    ))
+}
+
+#[test]
+fn connections_over_the_maximum_are_closed_and_a_place_is_given_back() {
+    let lane = lane(&Upstream::answering("ok"), "limits: {max_connections: 1}");
+    let mut first = lane.connect();
+    assert_eq!(first.get("/").status, 200);
+    assert!(lane.connect().try_get("/").is_none());
+    drop(first);
+    eventually(|| {
+        lane.connect()
+            .try_get("/")
+            .is_some_and(|reply| reply.status == 200)
+    });
+}
+
+#[test]
+fn a_body_that_is_not_whole_in_time_is_a_408() {
+    // One that answers at the head would end the upload.
+    let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
+    let lane = Lane::start(&format!(
+        "listeners: [{{address: '127.0.0.1:0', timeouts: {{request_read: 300ms, stream_idle: 200ms}}}}]\nupstream: http://{}\n",
+        upstream.local_addr().unwrap()
+    ));
+    let mut client = lane.connect();
+    client.begin("POST", "/", &["Content-Length: 100"], "");
+    // A byte now and then never lets the body stall, and never makes it whole.
+    eventually(|| {
+        client.write(b"x");
+        client.status_within(100) == Some(408)
+    });
+}
+
+#[test]
+fn a_target_in_absolute_form_is_served_when_it_names_the_host() {
+    let upstream = Upstream::answering("ok");
+    let lane = lane(&upstream, "");
+    let mut client = lane.connect();
+    let get = |target: &str| format!("GET {target} HTTP/1.1\r\nHost: a.example\r\n\r\n");
+    for (target, sent) in [
+        ("http://a.example/x?y=1", "/x?y=1"),
+        ("HTTP://A.example", "/"),
+    ] {
+        client.write(get(target).as_bytes());
+        assert_eq!(client.finish().status, 200, "{target}");
+        let seen = upstream.wait_for_request();
+        assert!(
+            seen.starts_with(&format!("GET {sent} HTTP/1.1\r\n")),
+            "{seen}"
+        );
+    }
+    client.write(get("http://b.example/x").as_bytes());
+    assert_eq!(client.finish().status, 400);
+}
+
+/// A real process in front of an upstream that accepts and is silent, with an audit.
+fn silent() -> (
+    TcpListener,
+    tempfile::TempDir,
+    tempfile::NamedTempFile,
+    Running,
+) {
+    let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nupstream: http://{}\nadmin: {{address: 127.0.0.1:0}}\nshutdown: {{drain: 200ms}}\n\
+         audit: {{sqlite: {{path: '{}'}}}}\n",
+        upstream.local_addr().unwrap(),
+        folder.path().join("audit.db").display()
+    ));
+    let running = Running::start(config.path());
+    (upstream, folder, config, running)
+}
+
+fn audited(config: &tempfile::NamedTempFile) -> Vec<serde_json::Value> {
+    let output = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["audit", "query", "--format", "jsonl", "-c"])
+        .arg(config.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines = text.lines();
+    lines
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+#[test]
+fn a_client_that_leaves_is_noticed_and_recorded_as_499() {
+    let (upstream, _folder, config, running) = silent();
+    let mut client = running.client();
+    client.begin("GET", "/left", &[], "");
+    let (stream, _) = upstream.accept().unwrap();
+    drop(client);
+    eventually(|| audited(&config).len() == 1);
+    let event = &audited(&config)[0];
+    assert_eq!(event["path"], "/left");
+    assert_eq!(
+        (&event["status"], &event["label"]),
+        (&499.into(), &"client_left".into())
+    );
+    drop(stream);
+}
+
+#[test]
+fn a_request_that_the_drain_cuts_off_is_audited() {
+    let (upstream, _folder, config, mut running) = silent();
+    let mut client = running.client();
+    client.begin("GET", "/cut", &[], "");
+    let (stream, _) = upstream.accept().unwrap();
+    running.signal("TERM");
+    assert!(running.child.wait().unwrap().success());
+    let events = audited(&config);
+    assert_eq!(events.len(), 1, "{events:?}");
+    assert_eq!(
+        (&events[0]["path"], &events[0]["label"]),
+        (&"/cut".into(), &"cut_off".into())
+    );
+    drop(stream);
+}
+
+#[test]
+fn a_reply_during_the_drain_says_that_the_connection_closes() {
+    let upstream = Upstream::held();
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nupstream: {}\nadmin: {{address: 127.0.0.1:0}}\n",
+        upstream.url()
+    ));
+    let mut running = Running::start(config.path());
+    let mut client = running.client();
+    client.begin("GET", "/", &[], "");
+    upstream.wait_for_request();
+    running.signal("TERM");
+    running.log_until("draining");
+    eventually(|| std::net::TcpStream::connect(&running.address).is_err());
+    upstream.answer("ok");
+    assert_eq!(client.finish().field("connection"), Some("close"));
+    assert!(running.child.wait().unwrap().success());
+}
+
+#[test]
+fn a_second_weir_on_the_same_port_says_that_it_is_taken() {
+    let upstream = Upstream::answering("ok");
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nupstream: {}\nadmin: {{address: 127.0.0.1:0}}\n",
+        upstream.url()
+    ));
+    let running = Running::start(config.path());
+    let second = file(&format!(
+        "listen: {}\nupstream: {}\nadmin: {{address: 127.0.0.1:0}}\n",
+        running.address,
+        upstream.url()
+    ));
+    let output = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["run", "-c"])
+        .arg(second.path())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        said.contains(&format!("cannot listen on {}", running.address)),
+        "{said}"
+    );
+}
