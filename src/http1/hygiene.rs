@@ -18,9 +18,12 @@ const HOP_BY_HOP: [&str; 9] = [
 pub fn is_hop_by_hop(name: &[u8], connection_values: &[&[u8]]) -> bool {
     if HOP_BY_HOP
         .iter()
-        .any(|hop| name.eq_ignore_ascii_case(hop.as_bytes()))
+        .any(|hop| hop.len() == name.len() && name.eq_ignore_ascii_case(hop.as_bytes()))
     {
         return true;
+    }
+    if connection_values.is_empty() {
+        return false;
     }
     if name.eq_ignore_ascii_case(b"host") || name.eq_ignore_ascii_case(b"content-length") {
         return false;

@@ -76,20 +76,26 @@ impl Index {
 
     /// The index of the first route that serves `request`.
     pub fn find(&self, request: &Request<'_>) -> Option<usize> {
-        let host = request.host_name();
         let mut first = First(None);
+        if !self.hosts.is_empty() || !self.below.is_empty() {
+            self.by_host(request, &mut first);
+        }
+        self.any.search(request, &mut first);
+        first.0
+    }
+
+    fn by_host(&self, request: &Request<'_>, first: &mut First) {
+        let host = request.host_name();
         if let Some(paths) = self.hosts.get(&Folded(host)) {
-            paths.search(request, &mut first);
+            paths.search(request, first);
         }
         let dots = host.rmatch_indices('.').take(self.most_dots);
         // A suffix stands below nothing when it is the whole host.
         for (dot, _) in dots.filter(|(dot, _)| *dot > 0) {
             if let Some(paths) = self.below.get(&Folded(&host[dot..])) {
-                paths.search(request, &mut first);
+                paths.search(request, first);
             }
         }
-        self.any.search(request, &mut first);
-        first.0
     }
 }
 

@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 
 use super::audit::{self, Seen};
 use super::handle::Conn;
-use super::headers::{self, Client};
+use super::headers::{self, Client, RequestId};
 use super::quota::{Facts, Quota};
 use super::record::Record;
 use super::reply::{CircuitOpen, Rejection};
@@ -32,7 +32,7 @@ pub(super) struct Admitted<'p> {
     pub target: Vec<u8>,
     pub client: Client,
     /// The client's, from a trusted proxy; or a new one.
-    pub request_id: String,
+    pub request_id: RequestId,
     /// Whether the client waits for `100 Continue`.
     pub expects: bool,
     pub session: Option<Arc<Session>>,
@@ -95,7 +95,10 @@ pub(super) fn admit<'p>(
     let given = fields
         .iter()
         .find(|(name, _)| client.behind_trusted && name.eq_ignore_ascii_case("x-request-id"));
-    let request_id = || given.map_or_else(|| id.to_string(), |(_, value)| (*value).to_owned());
+    let request_id = given.map_or_else(
+        || RequestId::new(id),
+        |(_, value)| RequestId::Given((*value).to_owned()),
+    );
     let seen = Seen {
         path: &path,
         query,
@@ -137,7 +140,7 @@ pub(super) fn admit<'p>(
         route,
         target: [&path, query].concat(),
         client,
-        request_id: request_id(),
+        request_id,
         expects,
         session,
         quota,

@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::handle::Conn;
-use super::headers::is;
+use super::headers::{RequestId, is};
 use super::record::Record;
 use crate::audit::Recorder;
 use crate::clock;
@@ -71,7 +71,7 @@ pub(super) struct Seen<'a> {
     /// Since the Unix epoch.
     pub time: Duration,
     pub id: Uuid,
-    pub request_id: &'a dyn Fn() -> String,
+    pub request_id: &'a RequestId,
 }
 
 /// Begins the event of a request.
@@ -113,7 +113,7 @@ pub(super) fn begin(
         bytes_out: 0,
         duration: Micros(0),
         upstream_duration: None,
-        request_id: (seen.request_id)(),
+        request_id: seen.request_id.as_str().to_owned(),
         trace_id: None,
         headers: Vec::new(),
     };
@@ -162,7 +162,7 @@ pub(super) fn begin_unrouted(
         client: conn.peer.ip,
         time,
         id,
-        request_id: &|| id.to_string(),
+        request_id: &RequestId::new(id),
     };
     begin(plan, level, seen, buffer, head)
 }

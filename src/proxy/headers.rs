@@ -13,6 +13,8 @@ use crate::http1::hygiene::is_hop_by_hop;
 use crate::http1::response::ResponseHead;
 use crate::policy::session::{self, END_HEADER, START_HEADER, Session};
 use ipnet::IpNet;
+use uuid::Uuid;
+use uuid::fmt::Hyphenated;
 
 /// Names and values as places in the buffer they were read from.
 type Fields = [(Range<usize>, Range<usize>)];
@@ -106,12 +108,35 @@ fn is_other_than_http(protocol: &[u8]) -> bool {
     !protocol.is_empty() && !hides_http.iter().any(|name| protocol.starts_with(name))
 }
 
+/// A request's id as text: the client's, from a trusted proxy, or a new one, which costs no allocation.
+pub(super) enum RequestId {
+    Given(String),
+    New([u8; Hyphenated::LENGTH]),
+}
+
+impl RequestId {
+    pub(super) fn new(id: Uuid) -> RequestId {
+        let mut text = [0; Hyphenated::LENGTH];
+        id.hyphenated().encode_lower(&mut text);
+        RequestId::New(text)
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        match self {
+            RequestId::Given(text) => text,
+            RequestId::New(text) => {
+                str::from_utf8(text).expect("a UUID is written in hexadecimal digits")
+            }
+        }
+    }
+}
+
 /// What the upstream is told beside what the client sent.
 pub(super) struct Passed<'a> {
     /// The normalised path and the query.
     pub target: &'a [u8],
     pub client: &'a Client,
-    pub request_id: &'a str,
+    pub request_id: &'a RequestId,
     /// What clients must not send, as [`session::folded`].
     pub identity_fields: &'a [Vec<u8>],
     pub identity: Option<(&'a Settings, &'a Session)>,
@@ -194,7 +219,7 @@ pub(super) fn put_request_head(
         out.extend_from_slice(b"X-Forwarded-Proto: http\r\n");
     }
     if !client.behind_trusted || !has("x-request-id") {
-        put(out, b"X-Request-Id", request_id.as_bytes());
+        put(out, b"X-Request-Id", request_id.as_str().as_bytes());
     }
     if let Some((settings, session)) = identity {
         for (name, value) in session::identity_headers(settings, session) {
@@ -321,7 +346,7 @@ mod tests {
         let passed = Passed {
             target: b"/",
             client: &client,
-            request_id: "id",
+            request_id: &RequestId::Given("id".to_owned()),
             identity_fields: &[],
             identity: None,
         };
