@@ -34,7 +34,9 @@ fn a_limit_admits_its_number_and_tells_clients_by_the_draft() {
         Some("application/problem+json")
     );
     assert_eq!(refused.field("ratelimit"), Some("\"a\";r=0;t=3600"));
-    assert_eq!(refused.field("retry-after"), Some("1800"));
+    // Up to a tenth more, so that clients do not come back all at once.
+    let wait: u32 = refused.field("retry-after").unwrap().parse().unwrap();
+    assert!((1_800..=1_980).contains(&wait), "{wait}");
     assert_eq!(
         refused.field("proxy-status"),
         Some("weir; error=http_request_denied; details=\"quota_exceeded\"")
@@ -209,5 +211,30 @@ fn a_refused_head_has_no_body_that_the_next_reply_could_be_taken_for() {
     let refused = client.finish_head();
     assert_eq!(refused.status, 429);
     assert_ne!(refused.field("content-length"), Some("0"));
+    assert_eq!(client.get("/").status, 429);
+}
+
+#[test]
+fn requests_near_the_limit_are_counted() {
+    let lane = limited("{limit: 4/h, by: client.ip, near_limit: 75%}");
+    let mut client = lane.connect();
+    let statuses = [(); 5].map(|()| client.get("/").status);
+    assert_eq!(statuses, [200, 200, 200, 200, 429]);
+    let metrics = lane.plan.borrow().metrics.text();
+    let near = r#"weir_limit_decisions_total{limit="a",decision="near_limit"} 2"#;
+    assert!(metrics.contains(near), "{metrics}");
+}
+
+#[test]
+fn a_cost_beyond_reason_is_refused_and_breaks_nothing() {
+    let lane =
+        limited("{limit: 1/year, algorithm: fixed_window, by: client.ip, cost: {header: x-cost}}");
+    let mut client = lane.connect();
+    for cost in ["18446744073709551615", "9223372036854775807", "-1", "x"] {
+        let status = client
+            .send("GET", "/", &[&format!("x-cost: {cost}")], "")
+            .status;
+        assert!(matches!(status, 200 | 429), "{cost}: {status}");
+    }
     assert_eq!(client.get("/").status, 429);
 }

@@ -13,7 +13,7 @@ use super::units::Span;
 pub const MAX_RULES: usize = 16;
 
 /// A named limit; every rule of it must admit.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Limit {
     pub name: String,
     /// The name as clients are told it: printable ASCII without quotes, as a structured string wants (RFC 9651 section 3.3.3).
@@ -29,6 +29,8 @@ pub struct Limit {
     /// For the keys named, in place of `rules`.
     pub overrides: BTreeMap<String, Option<Vec<Rule>>>,
     pub cost: Cost,
+    /// The share of the limit, 0 to 1, from which on requests are counted as near it.
+    pub near_limit: f64,
 }
 
 impl Limit {

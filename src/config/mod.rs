@@ -154,10 +154,12 @@ impl Route {
 }
 
 /// What holds for all limits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LimitDefaults {
     /// Keys held in memory; the least used goes.
     pub max_keys: usize,
+    /// The most that is added to Retry-After, as a share of it.
+    pub retry_jitter: f64,
     /// Whether clients are told by `RateLimit` and `RateLimit-Policy`.
     pub standard_headers: bool,
     /// Whether clients are told by `X-RateLimit-*`.

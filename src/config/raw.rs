@@ -248,6 +248,8 @@ pub struct RateLimit {
     pub overrides: BTreeMap<String, At<String>>,
     /// [default: 1]
     pub cost: Option<At<Cost>>,
+    /// The share of the limit from which on requests are counted as near it [default: 80%].
+    pub near_limit: Option<At<Percent>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -288,8 +290,16 @@ pub struct Cost {
 pub struct RateLimitDefaults {
     /// Keys held in memory; the least used goes [default: 1000000].
     pub max_keys: Option<At<u32>>,
+    pub retry_after: Option<At<RetryAfter>>,
     /// What clients are told [default: standard].
     pub headers: Option<At<Vec<At<LimitHeaders>>>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct RetryAfter {
+    /// The most that is added to Retry-After, so that refused clients do not come back all at once [default: 10%].
+    pub jitter: Option<At<Percent>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]

@@ -81,6 +81,9 @@ impl<'c> File<'c> {
                 .collect(),
             rate_limit_defaults: RateLimitDefaults {
                 max_keys: defaults.max_keys,
+                retry_after: RetryAfter {
+                    jitter: Percent(defaults.retry_jitter),
+                },
                 headers: headers
                     .into_iter()
                     .filter(|(_, told)| *told)
@@ -286,6 +289,7 @@ struct RateLimit<'c> {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     overrides: BTreeMap<&'c str, OneOrMany>,
     cost: CostOf<'c>,
+    near_limit: Percent,
 }
 
 #[derive(Serialize)]
@@ -321,6 +325,7 @@ impl<'c> RateLimit<'c> {
                 .map(|(key, its)| (key.as_str(), rules(its)))
                 .collect(),
             cost: CostOf { header, default },
+            near_limit: Percent(limit.near_limit),
         }
     }
 }
@@ -365,8 +370,14 @@ fn texts(items: &[impl ToString]) -> Vec<String> {
 }
 
 #[derive(Serialize)]
+struct RetryAfter {
+    jitter: Percent,
+}
+
+#[derive(Serialize)]
 struct RateLimitDefaults {
     max_keys: usize,
+    retry_after: RetryAfter,
     headers: Vec<&'static str>,
 }
 
@@ -673,12 +684,12 @@ routes:
   - {upstream: app}
 rate_limits:
   windows: {limit: [5/s, 20/m], by: [client.ip, "header:X-A", "cookie:c", "query:q", path, host, method, route, upstream]}
-  burst: {limit: 10/30s, burst: 7, by: constant, cost: {header: X-Cost, default: 2}}
+  burst: {limit: 10/30s, burst: 7, by: constant, cost: {header: X-Cost, default: 2}, near_limit: 70%}
   tenant: {limit: 3/2h, by: "header:x-tenant", algorithm: sliding_window, mode: shadow, if_missing: deny}
   slots: {limit: 10, by: host, algorithm: concurrency, mode: disabled, cost: {default: 3}, overrides: {"a:b": unlimited, "1": 5}}
   calendar: {limit: [1/d, 2/day, 3/week, 4/month, 5/year], by: path, algorithm: fixed_window, overrides: {acme: 9/month}}
   free: {limit: unlimited, by: []}
-rate_limit_defaults: {max_keys: 12, headers: [legacy]}
+rate_limit_defaults: {max_keys: 12, retry_after: {jitter: 3%}, headers: [legacy]}
 circuit_breakers:
   "yes":
     scope: local

@@ -161,7 +161,11 @@ impl<'p> Quota<'p> {
         let waits = violated()
             .map(|told| told.verdict.retry_after)
             .collect::<Option<SmallVec<[Duration; 4]>>>();
+        let jitter = 1.0 + fastrand::f64() * self.plan.config.limit_defaults.retry_jitter;
         let retry_after = waits.and_then(|waits| waits.into_iter().max());
+        // A wait too long to be made longer stays as it is.
+        let longer = |wait: Duration| Duration::try_from_secs_f64(wait.as_secs_f64() * jitter);
+        let retry_after = retry_after.map(|wait| longer(wait).unwrap_or(wait));
         let mut fields = Vec::with_capacity(128);
         self.tell(&mut fields);
         Rejection::QuotaExceeded(Box::new(Exceeded {
@@ -234,13 +238,25 @@ impl<'p> Quota<'p> {
 fn count_decisions(plan: &Plan, admitted: bool, asks: &[(Ask<'_>, usize)], verdicts: &[Verdict]) {
     let mut decided = asks.iter().zip(verdicts).peekable();
     while let Some(((ask, limit), verdict)) = decided.next() {
+        let near_limit = plan.config.limits[*limit].near_limit;
+        let is_near = |ask: &Ask<'_>, verdict: &Verdict| {
+            let quota = quota(ask.rule);
+            quota.saturating_sub(verdict.remaining) as f64 >= quota as f64 * near_limit
+        };
         let mut passes = verdict.admitted;
-        while let Some((_, verdict)) = decided.next_if(|((_, other), _)| other == limit) {
+        let mut near = is_near(ask, verdict);
+        while let Some(((ask, _), verdict)) = decided.next_if(|((_, other), _)| other == limit) {
             passes &= verdict.admitted;
+            near |= is_near(ask, verdict);
         }
         let metrics = &plan.limit_metrics[*limit];
         match (passes, ask.enforced) {
-            (true, _) if admitted => metrics.admitted.inc(),
+            (true, _) if admitted => {
+                if near {
+                    metrics.near.inc();
+                }
+                metrics.admitted.inc()
+            }
             // Another limit refuses the request, so this one is not charged and has decided nothing.
             (true, _) => continue,
             (false, true) => metrics.refused.inc(),

@@ -151,6 +151,8 @@ pub struct LimitMetrics {
     pub refused: Counter,
     /// Would have been refused by a limit in shadow mode.
     pub shadow_refused: Counter,
+    /// Admitted, with little left: among those admitted too.
+    pub near: Counter,
     /// Lacked a part of the key.
     pub missing: Counter,
 }
@@ -306,6 +308,7 @@ impl Metrics {
             admitted: decision("admitted"),
             refused: decision("refused"),
             shadow_refused: decision("shadow_refused"),
+            near: decision("near_limit"),
             missing: decision("missing_key"),
         }
     }

@@ -12,6 +12,8 @@ use crate::config::yaml::{self, At};
 
 /// The name of the limit that the short form makes.
 const SHORT_LIMIT: &str = "rate_limit";
+/// [`Limit::near_limit`], unless told.
+const NEAR_LIMIT: f64 = 0.8;
 
 /// `100/s`, before the algorithm gives it its meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,6 +117,10 @@ impl Checker {
             deny_missing,
             overrides,
             cost,
+            near_limit: raw
+                .near_limit
+                .and_then(|at| at.value)
+                .map_or(NEAR_LIMIT, |percent| percent.0),
         }
     }
 
@@ -225,6 +231,7 @@ fn short_form(text: &str) -> Result<Limit, String> {
         deny_missing: false,
         overrides: BTreeMap::new(),
         cost: Cost::Constant(1),
+        near_limit: NEAR_LIMIT,
     })
 }
 

@@ -599,7 +599,10 @@ fn log(raw: Option<At<raw::Telemetry>>) -> Log {
 }
 
 fn limit_defaults(raw: Option<raw::RateLimitDefaults>) -> LimitDefaults {
-    let (max_keys, headers) = raw.map_or((None, None), |raw| (raw.max_keys, raw.headers));
+    let (max_keys, retry_after, headers) = raw.map_or((None, None, None), |raw| {
+        (raw.max_keys, raw.retry_after, raw.headers)
+    });
+    let jitter = retry_after.and_then(|at| at.value?.jitter);
     let headers = headers
         .and_then(|at| at.value)
         .map(|list| list.into_iter().filter_map(|at| at.value).collect());
@@ -608,6 +611,9 @@ fn limit_defaults(raw: Option<raw::RateLimitDefaults>) -> LimitDefaults {
         max_keys: max_keys
             .and_then(|at| at.value)
             .map_or(1_000_000, |keys| keys as usize),
+        retry_jitter: jitter
+            .and_then(|at| at.value)
+            .map_or(0.1, |percent| percent.0),
         standard_headers: headers.contains(&raw::LimitHeaders::Standard),
         legacy_headers: headers.contains(&raw::LimitHeaders::Legacy),
     }
