@@ -3,7 +3,10 @@
 mod audit;
 mod breakers;
 pub mod limits;
+mod listeners;
+mod routes;
 mod sessions;
+mod upstreams;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -14,17 +17,12 @@ use ipnet::IpNet;
 use crate::config::audit::Level;
 use crate::config::breakers::CircuitBreaker;
 use crate::config::limits::Mode;
-use crate::config::matches::{HostMatch, Match, PathMatch};
 use crate::config::raw::{self, Lanes};
-use crate::config::units::{ByteSize, Span};
+use crate::config::units::Span;
 use crate::config::yaml::{self, At, Lookup, Mistake};
-use crate::config::{Admin, Config, LimitDefaults, Listener, Log, Route, Secret, Upstream};
-use crate::http1::head::HeadLimits;
-use crate::http1::path;
+use crate::config::{Admin, Config, LimitDefaults, Log, Secret};
 
 const SECOND: Duration = Duration::from_secs(1);
-/// The name of the upstream that the short form makes.
-const SHORT_UPSTREAM: &str = "upstream";
 
 /// Reads the text of a file; `lookup` gives environment variables.
 pub fn parse(text: &str, lookup: Lookup<'_>) -> Result<Config, Vec<Mistake>> {
@@ -129,72 +127,6 @@ impl Checker {
         }
     }
 
-    fn listeners(
-        &mut self,
-        short: Option<At<String>>,
-        long: Option<At<Vec<At<raw::Listener>>>>,
-    ) -> Vec<Listener> {
-        let mut listeners = Vec::new();
-        if let Some(at) = short {
-            let address = self.address("listen", at);
-            listeners.push(listener(
-                "inbound".to_owned(),
-                address,
-                Vec::new(),
-                None,
-                None,
-            ));
-        }
-        for (index, at) in long
-            .and_then(|at| at.value)
-            .unwrap_or_default()
-            .into_iter()
-            .enumerate()
-        {
-            let Some(raw) = at.value else { continue };
-            let address = self.address(&format!("listeners[{index}].address"), raw.address);
-            let name = raw
-                .name
-                .and_then(|at| at.value)
-                .unwrap_or_else(|| format!("listener-{index}"));
-            if listeners.iter().any(|other: &Listener| other.name == name) {
-                let message =
-                    format!("name \"{name}\" is taken by an earlier listener: use another");
-                self.say(
-                    &format!("listeners[{index}].name"),
-                    at.line,
-                    at.column,
-                    message,
-                );
-            }
-            let (limits, timeouts) = (
-                raw.limits.and_then(|at| at.value),
-                raw.timeouts.and_then(|at| at.value),
-            );
-            let path = format!("listeners[{index}].client_ip.trusted_proxies");
-            let trusted = raw
-                .client_ip
-                .and_then(|at| at.value)
-                .map(|raw| self.networks(&path, raw.trusted_proxies));
-            listeners.push(listener(
-                name,
-                address,
-                trusted.unwrap_or_default(),
-                limits,
-                timeouts,
-            ));
-        }
-        if listeners.is_empty() {
-            self.say(
-                "listen",
-                1,
-                1,
-                "no listener: add \"listen: 0.0.0.0:8080\"".to_owned(),
-            );
-        }
-        listeners
-    }
-
     fn admin(&mut self, raw: Option<raw::Admin>) -> Admin {
         let (address, token) = raw.map_or((None, None), |raw| (raw.address, raw.token));
         let token = token.and_then(|at| {
@@ -248,232 +180,6 @@ impl Checker {
         })
     }
 
-    fn upstreams(
-        &mut self,
-        short: Option<At<String>>,
-        long: BTreeMap<String, At<raw::Upstream>>,
-    ) -> Vec<Upstream> {
-        let mut upstreams = Vec::new();
-        if let Some(at) = short {
-            let endpoint = self.endpoint("upstream", at);
-            upstreams.push(upstream(
-                SHORT_UPSTREAM.to_owned(),
-                endpoint,
-                None,
-                None,
-                None,
-            ));
-        }
-        for (name, at) in long {
-            let Some(raw) = at.value else { continue };
-            let path = format!("upstreams.{name}.endpoints");
-            let (line, column) = (raw.endpoints.line, raw.endpoints.column);
-            let mut endpoints = raw.endpoints.value.unwrap_or_default();
-            let endpoint = match endpoints.len() {
-                1 => self.endpoint(&format!("{path}[0]"), endpoints.remove(0)),
-                0 => {
-                    self.say(
-                        &path,
-                        line,
-                        column,
-                        "no endpoint: add one, for example \"http://127.0.0.1:3000\"".into(),
-                    );
-                    String::new()
-                }
-                _ => {
-                    self.say(
-                        &path,
-                        line,
-                        column,
-                        "several endpoints are not supported yet: keep one".into(),
-                    );
-                    String::new()
-                }
-            };
-            let idle_timeout = raw.idle_timeout;
-            let trusts = raw
-                .trust_session_headers
-                .and_then(|at| at.value)
-                .unwrap_or(false);
-            let path = format!("upstreams.{name}.circuit_breaker");
-            let breaker = raw
-                .circuit_breaker
-                .and_then(|at| self.breaker_named(&path, at));
-            upstreams.push(upstream(
-                name,
-                endpoint,
-                raw.connect_timeout,
-                raw.timeout,
-                breaker,
-            ));
-            if let Some(last) = upstreams.last_mut() {
-                last.trust_session_headers = trusts;
-                last.idle_timeout = span(idle_timeout, 60 * SECOND);
-            }
-        }
-        if upstreams.is_empty() {
-            self.say(
-                "upstream",
-                1,
-                1,
-                "no upstream: add \"upstream: http://127.0.0.1:3000\"".to_owned(),
-            );
-        }
-        self.upstreams = upstreams
-            .iter()
-            .enumerate()
-            .map(|(index, up)| (up.name.clone(), index))
-            .collect();
-        upstreams
-    }
-
-    /// `http://HOST:PORT`, the port 80 when there is none, as `HOST:PORT`.
-    fn endpoint(&mut self, path: &str, at: At<String>) -> String {
-        let Some(text) = at.value else {
-            return String::new();
-        };
-        let authority = text
-            .strip_prefix("http://")
-            .map(|rest| rest.strip_suffix('/').unwrap_or(rest));
-        match authority {
-            Some(authority)
-                if !authority.is_empty() && !authority.contains(['/', '?', '#', '@', ' ']) =>
-            {
-                let behind_literal = authority.rfind(']').map_or(0, |bracket| bracket + 1);
-                match authority[behind_literal..].split_once(':') {
-                    None => return format!("{authority}:80"),
-                    Some((_, port)) if port.parse::<u16>().is_ok_and(|port| port > 0) => {
-                        return authority.to_owned();
-                    }
-                    Some(_) => {}
-                }
-            }
-            Some(_) | None => {}
-        }
-        let message = format!(
-            "\"{text}\" is not an endpoint: use http://HOST:PORT, for example http://127.0.0.1:3000"
-        );
-        self.say(path, at.line, at.column, message);
-        String::new()
-    }
-
-    fn routes(
-        &mut self,
-        routes: Option<Vec<At<raw::Route>>>,
-        upstreams: usize,
-        on_every_route: &[usize],
-    ) -> Vec<Route> {
-        let Some(routes) = routes else {
-            if upstreams > 1 {
-                self.say(
-                    "routes",
-                    1,
-                    1,
-                    "several upstreams need \"routes\" to say which serves what".to_owned(),
-                );
-            }
-            let on_it = on_every_route.to_vec();
-            let (limits, session_limits) = self.part_limits("rate_limit", (1, 1), on_it, false);
-            return vec![Route {
-                matches: Match::default(),
-                upstream: 0,
-                limits,
-                session_limits,
-                session: None,
-                audit: self.audit_level.unwrap_or(Level::None),
-                timeout: None,
-            }];
-        };
-        let mut checked = Vec::with_capacity(routes.len());
-        for (index, at) in routes.into_iter().enumerate() {
-            let Some(raw) = at.value else { continue };
-            let path = format!("routes[{index}]");
-            let upstream = self.upstream_named(&format!("{path}.upstream"), raw.upstream);
-            let matches = raw
-                .matches
-                .and_then(|at| at.value)
-                .map(|raw| self.matches(&format!("{path}.match"), raw));
-            let timeout = raw.timeout.and_then(|at| at.value).map(|span| span.0);
-            let session = raw
-                .session
-                .and_then(|at| self.route_session(&format!("{path}.session"), at));
-            let mut limits = on_every_route.to_vec();
-            let limits_path = format!("{path}.rate_limits");
-            limits.extend(self.limits_named(&limits_path, raw.rate_limits));
-            let (limits, session_limits) = self.part_limits(
-                &limits_path,
-                (at.line, at.column),
-                limits,
-                session.is_some(),
-            );
-            let audit = self.route_level(&path, raw.audit);
-            checked.push(Route {
-                audit,
-                limits,
-                session_limits,
-                session,
-                matches: matches.unwrap_or_default(),
-                upstream,
-                timeout,
-            });
-        }
-        checked
-    }
-
-    fn upstream_named(&mut self, path: &str, at: At<String>) -> usize {
-        let Some(name) = at.value else { return 0 };
-        if let Some(index) = self.upstreams.get(&name) {
-            return *index;
-        }
-        let known = self
-            .upstreams
-            .keys()
-            .map(String::as_str)
-            .collect::<Vec<_>>();
-        let mend = yaml::did_you_mean(&name, &known);
-        self.say(
-            path,
-            at.line,
-            at.column,
-            format!("unknown upstream \"{name}\"; {mend}"),
-        );
-        0
-    }
-
-    fn matches(&mut self, path: &str, raw: raw::Match) -> Match {
-        let host = raw
-            .host
-            .and_then(|at| self.read(&format!("{path}.host"), at, HostMatch::parse));
-        let pattern = raw
-            .path
-            .and_then(|at| self.read(&format!("{path}.path"), at, path_pattern));
-        let methods = raw
-            .methods
-            .into_iter()
-            .enumerate()
-            .filter_map(|(index, at)| {
-                self.read(&format!("{path}.methods[{index}]"), at, |text| {
-                    match text.bytes().all(|b| b.is_ascii_uppercase()) {
-                        true if !text.is_empty() => Ok(text.to_owned()),
-                        _ => Err(format!(
-                            "\"{text}\" is not a method: use capital letters, for example GET"
-                        )),
-                    }
-                })
-            });
-        let methods = methods.collect();
-        let headers = raw
-            .headers
-            .into_iter()
-            .filter_map(|(name, at)| Some((name.to_ascii_lowercase(), at.value?)));
-        Match {
-            host,
-            path: pattern,
-            methods,
-            headers: headers.collect(),
-        }
-    }
-
     fn read<T>(
         &mut self,
         path: &str,
@@ -493,89 +199,6 @@ impl Checker {
             column,
             message,
         });
-    }
-}
-
-/// A pattern that is not in normal form would never match, since requests are matched in theirs.
-fn path_pattern(text: &str) -> Result<PathMatch, String> {
-    let pattern = PathMatch::parse(text)?;
-    let plain = text.strip_suffix('*').unwrap_or(text);
-    match path::normalise(plain.as_bytes()) {
-        Ok(normal) if *normal == *plain.as_bytes() => Ok(pattern),
-        Ok(normal) => Err(format!(
-            "path would never match: use its normal form, \"{}\"",
-            String::from_utf8_lossy(&normal)
-        )),
-        Err(error) => Err(format!("{error}: such a request is refused")),
-    }
-}
-
-fn listener(
-    name: String,
-    address: SocketAddr,
-    trusted_proxies: Vec<IpNet>,
-    limits: Option<raw::Limits>,
-    timeouts: Option<raw::Timeouts>,
-) -> Listener {
-    let (max_connections, max_header_bytes, max_headers, max_body) =
-        limits.map_or((None, None, None, None), |raw| {
-            (
-                raw.max_connections,
-                raw.max_header_bytes,
-                raw.max_headers,
-                raw.max_body,
-            )
-        });
-    let (header_read, request_read, keep_alive, stream_idle) =
-        timeouts.map_or((None, None, None, None), |raw| {
-            (
-                raw.header_read,
-                raw.request_read,
-                raw.keep_alive,
-                raw.stream_idle,
-            )
-        });
-    let size = |at: Option<At<ByteSize>>, default: u64| {
-        at.and_then(|at| at.value).map_or(default, |size| size.0)
-    };
-    let defaults = HeadLimits::default();
-    Listener {
-        name,
-        address,
-        head_limits: HeadLimits {
-            max_bytes: usize::try_from(size(max_header_bytes, defaults.max_bytes as u64))
-                .unwrap_or(usize::MAX),
-            max_fields: max_headers
-                .and_then(|at| at.value)
-                .map_or(defaults.max_fields, usize::from),
-        },
-        max_connections: max_connections
-            .and_then(|at| at.value)
-            .map_or(10_000, |max| max as usize),
-        max_body: size(max_body, 10 << 20),
-        header_read: span(header_read, 10 * SECOND),
-        request_read: span(request_read, 60 * SECOND),
-        keep_alive: span(keep_alive, 60 * SECOND),
-        stream_idle: span(stream_idle, 300 * SECOND),
-        trusted_proxies,
-    }
-}
-
-fn upstream(
-    name: String,
-    endpoint: String,
-    connect: Option<At<Span>>,
-    timeout: Option<At<Span>>,
-    circuit_breaker: Option<CircuitBreaker>,
-) -> Upstream {
-    Upstream {
-        circuit_breaker,
-        name,
-        endpoint,
-        connect_timeout: span(connect, SECOND),
-        timeout: span(timeout, 15 * SECOND),
-        idle_timeout: 60 * SECOND,
-        trust_session_headers: false,
     }
 }
 
@@ -628,6 +251,8 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::config::Route;
+    use crate::config::matches::Match;
 
     fn read(text: &str) -> Result<Config, Vec<String>> {
         parse(text, &|_| None).map_err(|mistakes| mistakes.iter().map(Mistake::to_string).collect())

@@ -1,0 +1,122 @@
+//! Routes, from the file as written to [`Route`]s.
+
+use super::Checker;
+use crate::config::Route;
+use crate::config::audit::Level;
+use crate::config::matches::{HostMatch, Match, PathMatch};
+use crate::config::raw;
+use crate::config::yaml::At;
+use crate::http1::path;
+
+impl Checker {
+    pub(super) fn routes(
+        &mut self,
+        routes: Option<Vec<At<raw::Route>>>,
+        upstreams: usize,
+        on_every_route: &[usize],
+    ) -> Vec<Route> {
+        let Some(routes) = routes else {
+            if upstreams > 1 {
+                self.say(
+                    "routes",
+                    1,
+                    1,
+                    "several upstreams need \"routes\" to say which serves what".to_owned(),
+                );
+            }
+            let on_it = on_every_route.to_vec();
+            let (limits, session_limits) = self.part_limits("rate_limit", (1, 1), on_it, false);
+            return vec![Route {
+                matches: Match::default(),
+                upstream: 0,
+                limits,
+                session_limits,
+                session: None,
+                audit: self.audit_level.unwrap_or(Level::None),
+                timeout: None,
+            }];
+        };
+        let mut checked = Vec::with_capacity(routes.len());
+        for (index, at) in routes.into_iter().enumerate() {
+            let Some(raw) = at.value else { continue };
+            let path = format!("routes[{index}]");
+            let upstream = self.upstream_named(&format!("{path}.upstream"), raw.upstream);
+            let matches = raw
+                .matches
+                .and_then(|at| at.value)
+                .map(|raw| self.matches(&format!("{path}.match"), raw));
+            let timeout = raw.timeout.and_then(|at| at.value).map(|span| span.0);
+            let session = raw
+                .session
+                .and_then(|at| self.route_session(&format!("{path}.session"), at));
+            let mut limits = on_every_route.to_vec();
+            let limits_path = format!("{path}.rate_limits");
+            limits.extend(self.limits_named(&limits_path, raw.rate_limits));
+            let (limits, session_limits) = self.part_limits(
+                &limits_path,
+                (at.line, at.column),
+                limits,
+                session.is_some(),
+            );
+            let audit = self.route_level(&path, raw.audit);
+            checked.push(Route {
+                audit,
+                limits,
+                session_limits,
+                session,
+                matches: matches.unwrap_or_default(),
+                upstream,
+                timeout,
+            });
+        }
+        checked
+    }
+
+    fn matches(&mut self, path: &str, raw: raw::Match) -> Match {
+        let host = raw
+            .host
+            .and_then(|at| self.read(&format!("{path}.host"), at, HostMatch::parse));
+        let pattern = raw
+            .path
+            .and_then(|at| self.read(&format!("{path}.path"), at, path_pattern));
+        let methods = raw
+            .methods
+            .into_iter()
+            .enumerate()
+            .filter_map(|(index, at)| {
+                self.read(&format!("{path}.methods[{index}]"), at, |text| {
+                    match text.bytes().all(|b| b.is_ascii_uppercase()) {
+                        true if !text.is_empty() => Ok(text.to_owned()),
+                        _ => Err(format!(
+                            "\"{text}\" is not a method: use capital letters, for example GET"
+                        )),
+                    }
+                })
+            });
+        let methods = methods.collect();
+        let headers = raw
+            .headers
+            .into_iter()
+            .filter_map(|(name, at)| Some((name.to_ascii_lowercase(), at.value?)));
+        Match {
+            host,
+            path: pattern,
+            methods,
+            headers: headers.collect(),
+        }
+    }
+}
+
+/// A pattern that is not in normal form would never match, since requests are matched in theirs.
+fn path_pattern(text: &str) -> Result<PathMatch, String> {
+    let pattern = PathMatch::parse(text)?;
+    let plain = text.strip_suffix('*').unwrap_or(text);
+    match path::normalise(plain.as_bytes()) {
+        Ok(normal) if *normal == *plain.as_bytes() => Ok(pattern),
+        Ok(normal) => Err(format!(
+            "path would never match: use its normal form, \"{}\"",
+            String::from_utf8_lossy(&normal)
+        )),
+        Err(error) => Err(format!("{error}: such a request is refused")),
+    }
+}

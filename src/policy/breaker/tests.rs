@@ -1,0 +1,674 @@
+//! The rules of `breaker`, as tests.
+
+use super::Outcome::{Failure, Success};
+use super::*;
+use proptest::prelude::*;
+
+const FAST: Duration = Duration::from_millis(1);
+
+fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+fn settings() -> Settings {
+    Settings {
+        window: Window::Count(10),
+        minimum_calls: 4,
+        failure_rate: 0.5,
+        consecutive_failures: 0,
+        slow_call: None,
+        open_for: secs(10),
+        max_open_for: secs(60),
+        jitter: 0.0,
+        half_open: HalfOpen {
+            probes: 2,
+            success_rate: 1.0,
+            probe_timeout: secs(5),
+        },
+        recover_over: secs(20),
+    }
+}
+
+fn call(breaker: &mut Breaker, outcome: Outcome, elapsed: Duration, now: Duration) {
+    let permit = breaker.try_enter(now, 0.0).expect("admitted");
+    breaker.record(permit, outcome, elapsed, now, 0.0);
+}
+
+fn calls(breaker: &mut Breaker, outcomes: &[Outcome], now: Duration) {
+    for outcome in outcomes {
+        call(breaker, *outcome, FAST, now);
+    }
+}
+
+fn state(breaker: &mut Breaker, now: Duration) -> State {
+    breaker.snapshot(now).state
+}
+
+/// A breaker that opened at zero.
+fn opened(settings: Settings) -> Breaker {
+    let mut breaker = Breaker::new(settings);
+    while state(&mut breaker, Duration::ZERO) == State::Closed {
+        call(&mut breaker, Failure, FAST, Duration::ZERO);
+    }
+    breaker
+}
+
+#[test]
+fn failure_rate_trips_once_minimum_calls_are_in_the_window() {
+    let check = |outcomes: &[Outcome], expected| {
+        let mut breaker = Breaker::new(settings());
+        calls(&mut breaker, outcomes, secs(0));
+        assert_eq!(state(&mut breaker, secs(0)), expected, "{outcomes:?}");
+    };
+    check(&[Failure, Failure, Failure], State::Closed);
+    check(&[Failure, Failure, Success, Success], State::Open);
+    check(&[Failure, Success, Success, Success], State::Closed);
+    check(
+        &[Failure, Success, Success, Success, Failure],
+        State::Closed,
+    );
+    check(&[Success, Success, Success, Success], State::Closed);
+}
+
+#[test]
+fn rate_that_is_met_exactly_trips_despite_floating_point() {
+    let mut breaker = Breaker::new(Settings {
+        window: Window::Count(100),
+        minimum_calls: 100,
+        failure_rate: 0.07,
+        ..settings()
+    });
+    calls(&mut breaker, &[Success; 93], secs(0));
+    calls(&mut breaker, &[Failure; 7], secs(0));
+    assert_eq!(state(&mut breaker, secs(0)), State::Open);
+}
+
+#[test]
+fn minimum_calls_beyond_a_count_window_means_a_full_window() {
+    let mut breaker = Breaker::new(Settings {
+        minimum_calls: 1000,
+        ..settings()
+    });
+    calls(&mut breaker, &[Failure; 10], secs(0));
+    assert_eq!(state(&mut breaker, secs(0)), State::Open);
+}
+
+#[test]
+fn consecutive_failures_trip_below_minimum_calls() {
+    let mut breaker = Breaker::new(Settings {
+        consecutive_failures: 3,
+        minimum_calls: 10,
+        ..settings()
+    });
+    calls(
+        &mut breaker,
+        &[Failure, Failure, Success, Failure, Failure],
+        secs(0),
+    );
+    assert_eq!(state(&mut breaker, secs(0)), State::Closed);
+    calls(&mut breaker, &[Failure], secs(0));
+    assert_eq!(state(&mut breaker, secs(0)), State::Open);
+}
+
+#[test]
+fn slow_calls_trip_even_when_they_succeed() {
+    let mut breaker = Breaker::new(Settings {
+        slow_call: Some(SlowCall {
+            duration: secs(1),
+            rate: 0.5,
+        }),
+        ..settings()
+    });
+    // As long as the limit is not yet longer.
+    for elapsed in [FAST, secs(1), secs(2)] {
+        call(&mut breaker, Success, elapsed, secs(0));
+    }
+    assert_eq!(state(&mut breaker, secs(0)), State::Closed);
+    call(&mut breaker, Success, secs(2), secs(0));
+    let snapshot = breaker.snapshot(secs(0));
+    assert_eq!(
+        (snapshot.state, snapshot.slow, snapshot.failures),
+        (State::Open, 2, 0)
+    );
+}
+
+#[test]
+fn slow_probe_did_not_succeed() {
+    let mut breaker = opened(Settings {
+        slow_call: Some(SlowCall {
+            duration: secs(1),
+            rate: 1.0,
+        }),
+        ..settings()
+    });
+    call(&mut breaker, Success, secs(2), secs(10));
+    assert_eq!(state(&mut breaker, secs(10)), State::Open);
+}
+
+#[test]
+fn time_window_forgets_in_tenths() {
+    let mut breaker = Breaker::new(Settings {
+        window: Window::Time(secs(10)),
+        minimum_calls: 4,
+        ..settings()
+    });
+    calls(&mut breaker, &[Failure, Failure, Failure], secs(0));
+    assert_eq!(breaker.snapshot(Duration::from_millis(9_999)).calls, 3);
+    assert_eq!(breaker.snapshot(secs(10)).calls, 0);
+    calls(&mut breaker, &[Failure], secs(10));
+    assert_eq!(state(&mut breaker, secs(10)), State::Closed);
+}
+
+#[test]
+fn open_refuses_until_its_end_and_says_when() {
+    let mut breaker = opened(settings());
+    assert_eq!(breaker.snapshot(secs(3)).open_until, Some(secs(10)));
+    assert_eq!(
+        breaker.try_enter(secs(3), 0.0),
+        Err(Refused {
+            retry_after: secs(7)
+        })
+    );
+    assert!(breaker.try_enter(secs(10), 0.0).is_ok_and(|p| p.is_probe()));
+}
+
+#[test]
+fn open_keeps_the_numbers_that_tripped_it() {
+    let snapshot = opened(settings()).snapshot(secs(1));
+    assert_eq!((snapshot.calls, snapshot.failures), (4, 4));
+}
+
+#[test]
+fn jitter_lengthens_the_opening_and_the_retry() {
+    let mut breaker = Breaker::new(Settings {
+        jitter: 0.5,
+        consecutive_failures: 1,
+        ..settings()
+    });
+    let permit = breaker.try_enter(secs(0), 0.0).expect("closed");
+    breaker.record(permit, Failure, FAST, secs(0), 0.5);
+    assert_eq!(
+        breaker.snapshot(secs(0)).open_until,
+        Some(Duration::from_millis(12_500))
+    );
+    let retry_after = breaker.try_enter(Duration::from_millis(2_500), 1.0);
+    assert_eq!(
+        retry_after,
+        Err(Refused {
+            retry_after: secs(15)
+        })
+    );
+}
+
+#[test]
+fn reopening_doubles_up_to_the_maximum_and_recovery_resets_it() {
+    let mut breaker = opened(settings());
+    let mut now = secs(0);
+    for expected in [10, 20, 40, 60, 60] {
+        let until = breaker.snapshot(now).open_until.expect("open");
+        assert_eq!(until - now, secs(expected));
+        now = until;
+        call(&mut breaker, Failure, FAST, now);
+    }
+    now = breaker.snapshot(now).open_until.expect("open");
+    calls(&mut breaker, &[Success, Success], now);
+    now += secs(20);
+    assert_eq!(state(&mut breaker, now), State::Closed);
+    calls(&mut breaker, &[Failure; 4], now);
+    assert_eq!(breaker.snapshot(now).open_until, Some(now + secs(10)));
+}
+
+#[test]
+fn trip_while_recovering_doubles_too() {
+    let mut breaker = opened(Settings {
+        consecutive_failures: 1,
+        ..settings()
+    });
+    calls(&mut breaker, &[Success, Success], secs(10));
+    let now = secs(29);
+    while state(&mut breaker, now) == State::Recovering {
+        if let Ok(permit) = breaker.try_enter(now, 0.0) {
+            breaker.record(permit, Failure, FAST, now, 0.0);
+        }
+    }
+    assert_eq!(breaker.snapshot(now).open_until, Some(now + secs(20)));
+}
+
+#[test]
+fn probes_are_judged_as_soon_as_the_rest_cannot_matter() {
+    let check = |outcomes: &[Outcome], expected| {
+        let mut breaker = opened(Settings {
+            half_open: HalfOpen {
+                probes: 4,
+                success_rate: 0.5,
+                probe_timeout: secs(5),
+            },
+            ..settings()
+        });
+        calls(&mut breaker, outcomes, secs(10));
+        assert_eq!(state(&mut breaker, secs(10)), expected, "{outcomes:?}");
+    };
+    check(&[Success], State::HalfOpen);
+    check(&[Success, Success], State::Recovering);
+    check(&[Failure, Failure], State::HalfOpen);
+    check(&[Failure, Failure, Failure], State::Open);
+    check(&[Failure, Failure, Success, Success], State::Recovering);
+    check(&[Failure, Failure, Success, Failure], State::Open);
+}
+
+#[test]
+fn success_rate_of_zero_still_needs_one_success() {
+    let mut breaker = opened(Settings {
+        half_open: HalfOpen {
+            probes: 2,
+            success_rate: 0.0,
+            probe_timeout: secs(5),
+        },
+        ..settings()
+    });
+    calls(&mut breaker, &[Failure, Failure], secs(10));
+    assert_eq!(state(&mut breaker, secs(10)), State::Open);
+}
+
+#[test]
+fn probe_slots_are_freed_by_release_and_by_timeout() {
+    let mut breaker = opened(settings());
+    let first = breaker.try_enter(secs(10), 0.0).expect("a slot");
+    let second = breaker.try_enter(secs(12), 0.0).expect("a slot");
+    assert_eq!(
+        breaker.try_enter(secs(13), 0.0),
+        Err(Refused {
+            retry_after: secs(2)
+        })
+    );
+    breaker.release(second);
+    breaker.release(second);
+    assert!(breaker.try_enter(secs(13), 0.0).is_ok());
+    assert!(breaker.try_enter(secs(13), 0.0).is_err());
+    assert!(breaker.try_enter(secs(15), 0.0).is_ok());
+    // The first has lost its slot: its failure says nothing any more.
+    breaker.record(first, Failure, secs(5), secs(15), 0.0);
+    assert_eq!(state(&mut breaker, secs(15)), State::HalfOpen);
+}
+
+#[test]
+fn probe_counts_once() {
+    let mut breaker = opened(settings());
+    let permit = breaker.try_enter(secs(10), 0.0).expect("a slot");
+    breaker.record(permit, Success, FAST, secs(10), 0.0);
+    breaker.record(permit, Success, FAST, secs(10), 0.0);
+    assert_eq!(state(&mut breaker, secs(10)), State::HalfOpen);
+}
+
+#[test]
+fn ramp_admits_a_growing_share() {
+    let mut breaker = opened(settings());
+    calls(&mut breaker, &[Success, Success], secs(10));
+    let mut admitted = |now| {
+        (0..300)
+            .filter(|_| breaker.try_enter(now, 0.0).is_ok())
+            .count()
+    };
+    for (now, expected) in [(secs(10), 100), (secs(15), 150), (secs(20), 200)] {
+        assert!(admitted(now).abs_diff(expected) <= 1, "at {now:?}");
+    }
+    assert_eq!(admitted(secs(30)), 300);
+}
+
+#[test]
+fn no_ramp_closes_at_once() {
+    let mut breaker = opened(Settings {
+        recover_over: Duration::ZERO,
+        ..settings()
+    });
+    calls(&mut breaker, &[Success, Success], secs(10));
+    assert_eq!(state(&mut breaker, secs(10)), State::Closed);
+}
+
+#[test]
+fn result_of_a_call_the_ramp_admitted_counts_after_it_closed() {
+    let mut breaker = opened(settings());
+    calls(&mut breaker, &[Success, Success], secs(10));
+    let permit = breaker.try_enter(secs(29), 0.0).expect("most are admitted");
+    breaker.record(permit, Failure, FAST, secs(31), 0.0);
+    let snapshot = breaker.snapshot(secs(31));
+    assert_eq!((snapshot.state, snapshot.failures), (State::Closed, 1));
+}
+
+#[test]
+fn forced_states_hold_until_reset() {
+    let mut breaker = Breaker::new(settings());
+    breaker.force_open();
+    assert!(breaker.try_enter(secs(1_000_000), 0.0).is_err());
+    assert_eq!(state(&mut breaker, secs(1_000_000)), State::ForcedOpen);
+    breaker.force_closed();
+    calls(&mut breaker, &[Failure; 50], secs(0));
+    let snapshot = breaker.snapshot(secs(0));
+    assert_eq!(
+        (snapshot.state, snapshot.failures),
+        (State::ForcedClosed, 10)
+    );
+    breaker.reset();
+    let snapshot = breaker.snapshot(secs(0));
+    assert_eq!((snapshot.state, snapshot.calls), (State::Closed, 0));
+}
+
+#[test]
+fn states_have_the_names_of_the_metrics() {
+    let names = [
+        (State::Closed, "closed"),
+        (State::Open, "open"),
+        (State::HalfOpen, "half_open"),
+        (State::Recovering, "recovering"),
+        (State::ForcedOpen, "forced_open"),
+        (State::ForcedClosed, "forced_closed"),
+    ];
+    for (state, name) in names {
+        assert_eq!(state.as_str(), name);
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Enter,
+    Record(prop::sample::Index, bool, Duration),
+    Release(prop::sample::Index),
+    Wait(Duration),
+    ForceOpen,
+    ForceClosed,
+    Reset,
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let op = prop_oneof![
+        12 => Just(Op::Enter),
+        10 => (any::<prop::sample::Index>(), prop::bool::weighted(0.4), 0..3_000u64)
+            .prop_map(|(i, good, ms)| Op::Record(i, good, Duration::from_millis(ms))),
+        2 => any::<prop::sample::Index>().prop_map(Op::Release),
+        6 => (0..8_000u64).prop_map(|ms| Op::Wait(Duration::from_millis(ms))),
+    ];
+    prop::collection::vec(op, 0..200)
+}
+
+fn forced_ops() -> impl Strategy<Value = Vec<Op>> {
+    let op = prop_oneof![
+        10 => ops(),
+        1 => Just(vec![Op::ForceOpen]),
+        1 => Just(vec![Op::ForceClosed]),
+        1 => Just(vec![Op::Reset]),
+    ];
+    prop::collection::vec(op, 0..4).prop_map(|parts| parts.concat())
+}
+
+fn any_settings() -> impl Strategy<Value = Settings> {
+    let window = prop_oneof![
+        (1..30u32).prop_map(Window::Count),
+        (1..30u64).prop_map(|s| Window::Time(secs(s))),
+    ];
+    (
+        (window, 1..6u32, 0.05..=1.0f64, 0..4u32),
+        prop::option::of((0..3_000u64, 0.05..=1.0f64)),
+        (0..10u64, 0..60u64, 0.0..1.0f64),
+        (1..5u32, 0.0..=1.0f64, 1..10u64, 0..20u64),
+    )
+        .prop_map(|(trip, slow, open, half)| Settings {
+            window: trip.0,
+            minimum_calls: trip.1,
+            failure_rate: trip.2,
+            consecutive_failures: trip.3,
+            slow_call: slow.map(|(ms, rate)| SlowCall {
+                duration: Duration::from_millis(ms),
+                rate,
+            }),
+            open_for: secs(open.0),
+            max_open_for: secs(open.1),
+            jitter: open.2,
+            half_open: HalfOpen {
+                probes: half.0,
+                success_rate: half.1,
+                probe_timeout: secs(half.2),
+            },
+            recover_over: secs(half.3),
+        })
+}
+
+/// A breaker under random use, with the permits handed out and when.
+struct Rig {
+    breaker: Breaker,
+    now: Duration,
+    held: Vec<(Permit, Duration)>,
+    spent: Vec<Permit>,
+}
+
+impl Rig {
+    fn new(settings: Settings) -> Self {
+        Rig {
+            breaker: Breaker::new(settings),
+            now: Duration::ZERO,
+            held: Vec::new(),
+            spent: Vec::new(),
+        }
+    }
+
+    fn run(&mut self, op: &Op) {
+        match op {
+            Op::Enter => {
+                if let Ok(permit) = self.breaker.try_enter(self.now, 0.5) {
+                    self.held.push((permit, self.now));
+                }
+            }
+            Op::Record(index, good, elapsed) => {
+                if let Some(permit) = self.take(index) {
+                    let outcome = if *good { Success } else { Failure };
+                    self.breaker
+                        .record(permit, outcome, *elapsed, self.now, 0.5);
+                }
+            }
+            Op::Release(index) => {
+                if let Some(permit) = self.take(index) {
+                    self.breaker.release(permit);
+                }
+            }
+            Op::Wait(time) => self.now = self.now.saturating_add(*time),
+            Op::ForceOpen => self.breaker.force_open(),
+            Op::ForceClosed => self.breaker.force_closed(),
+            Op::Reset => self.breaker.reset(),
+        }
+    }
+
+    fn take(&mut self, index: &prop::sample::Index) -> Option<Permit> {
+        if self.held.is_empty() {
+            return None;
+        }
+        let (permit, _) = self.held.swap_remove(index.index(self.held.len()));
+        self.spent.push(permit);
+        Some(permit)
+    }
+
+    /// Everything there is to see, inner state included.
+    fn view(&mut self) -> String {
+        self.breaker.snapshot(self.now);
+        format!("{:?}", self.breaker)
+    }
+}
+
+proptest! {
+    #[test]
+    fn half_open_never_has_more_probes_outstanding_than_allowed(
+        settings in any_settings(), ops in forced_ops()
+    ) {
+        let limits = settings.half_open;
+        let mut rig = Rig::new(settings);
+        for op in &ops {
+            rig.run(op);
+            let snapshot = rig.breaker.snapshot(rig.now);
+            let outstanding = rig.held.iter().filter(|(permit, since)| {
+                permit.generation() == snapshot.generation
+                    && permit.is_probe()
+                    && rig.now - *since < limits.probe_timeout
+            }).count();
+            prop_assert!(outstanding <= limits.probes as usize);
+            if snapshot.state != State::HalfOpen {
+                prop_assert_eq!(outstanding, 0);
+            }
+        }
+    }
+
+    #[test]
+    fn open_admits_none_before_its_end(settings in any_settings(), ops in forced_ops()) {
+        let mut rig = Rig::new(settings);
+        for op in &ops {
+            rig.run(op);
+            if let Some(until) = rig.breaker.snapshot(rig.now).open_until {
+                prop_assert!(rig.now < until);
+                let last = until - Duration::from_nanos(1);
+                for now in [rig.now, rig.now + (until - rig.now) / 2, last] {
+                    let refused = rig.breaker.try_enter(now, 0.0);
+                    prop_assert_eq!(refused, Err(Refused { retry_after: until - now }));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn window_sums_equal_a_naive_model(
+        window in prop_oneof![
+            (1..30u32).prop_map(Window::Count),
+            (10..30_000u64).prop_map(|ms| Window::Time(Duration::from_millis(ms))),
+        ],
+        pushes in prop::collection::vec((0..5_000u64, any::<bool>(), any::<bool>(), 0..4u8), 0..200),
+    ) {
+        let mut calls = Calls::new(window);
+        let mut all: Vec<(Duration, Call)> = Vec::new();
+        let mut now = Duration::ZERO;
+        for (wait, failed, slow, same) in pushes {
+            if same == 0 {
+                now += Duration::from_millis(wait);
+            }
+            let call = Call { failed, slow };
+            calls.push(call, now);
+            all.push((now, call));
+            let mut expected = Counts::default();
+            match window {
+                Window::Count(size) => {
+                    let size = size as usize;
+                    all.iter().rev().take(size).for_each(|(_, call)| expected.add(*call));
+                }
+                Window::Time(length) => {
+                    let width = length.as_nanos() / 10;
+                    let step = now.as_nanos() / width;
+                    all.iter()
+                        .filter(|(at, _)| at.as_nanos() / width + 10 > step)
+                        .for_each(|(_, call)| expected.add(*call));
+                }
+            }
+            prop_assert_eq!(calls.counts(now), expected);
+        }
+    }
+
+    #[test]
+    fn enough_time_and_successes_close_it(settings in any_settings(), ops in ops()) {
+        let probes = settings.half_open.probes;
+        let mut rig = Rig::new(settings);
+        for op in &ops {
+            rig.run(op);
+        }
+        // Steps longer than any opening, probe, window or ramp; what is held stays held. More successes than a window
+        // holds, since failures already in it may trip once more as soon as `minimum_calls` are there.
+        for _ in 0..40 {
+            rig.now += secs(1_000);
+            for _ in 0..probes {
+                if let Ok(permit) = rig.breaker.try_enter(rig.now, 0.0) {
+                    rig.breaker.record(permit, Success, Duration::ZERO, rig.now, 0.0);
+                }
+            }
+        }
+        rig.now += secs(1_000);
+        prop_assert_eq!(rig.breaker.snapshot(rig.now).state, State::Closed);
+        prop_assert!(rig.breaker.try_enter(rig.now, 0.0).is_ok());
+    }
+
+    #[test]
+    fn late_results_change_nothing(settings in any_settings(), ops in forced_ops()) {
+        let timeout = settings.half_open.probe_timeout;
+        let mut rig = Rig::new(settings);
+        for op in &ops {
+            rig.run(op);
+            let before = rig.view();
+            let generation = rig.breaker.snapshot(rig.now).generation;
+            let old = |permit: &Permit| permit.generation() != generation;
+            let late: Vec<Permit> = rig.held.iter()
+                .filter(|(permit, since)| {
+                    old(permit) || permit.is_probe() && rig.now - *since >= timeout
+                })
+                .map(|(permit, _)| *permit)
+                .chain(rig.spent.iter().filter(|p| old(p) || p.is_probe()).copied())
+                .collect();
+            for permit in late {
+                rig.breaker.record(permit, Failure, secs(9), rig.now, 0.0);
+                rig.breaker.record(permit, Success, secs(0), rig.now, 0.0);
+                rig.breaker.release(permit);
+            }
+            prop_assert_eq!(rig.view(), before);
+        }
+    }
+
+    #[test]
+    fn extreme_values_never_panic(
+        durations in prop::collection::vec(extreme_duration(), 7),
+        rates in prop::collection::vec(extreme_float(), 5),
+        sizes in prop::collection::vec(prop::sample::select(vec![0, 1, 2, u32::MAX]), 4),
+        by_count in any::<bool>(),
+        steps in prop::collection::vec(
+            (extreme_duration(), extreme_duration(), any::<bool>(), extreme_float()), 0..60),
+    ) {
+        let mut breaker = Breaker::new(Settings {
+            window: if by_count { Window::Count(sizes[0]) } else { Window::Time(durations[0]) },
+            minimum_calls: sizes[1],
+            failure_rate: rates[0],
+            consecutive_failures: sizes[2],
+            slow_call: Some(SlowCall { duration: durations[1], rate: rates[1] }),
+            open_for: durations[2],
+            max_open_for: durations[3],
+            jitter: rates[2],
+            half_open: HalfOpen {
+                probes: sizes[3],
+                success_rate: rates[3],
+                probe_timeout: durations[4],
+            },
+            recover_over: durations[5],
+        });
+        // `now` also runs backwards.
+        for (now, elapsed, good, jitter_unit) in steps {
+            if let Ok(permit) = breaker.try_enter(now, jitter_unit) {
+                let outcome = if good { Success } else { Failure };
+                breaker.record(permit, outcome, elapsed, now, jitter_unit);
+            }
+            breaker.snapshot(elapsed);
+        }
+    }
+}
+
+fn extreme_duration() -> impl Strategy<Value = Duration> {
+    prop_oneof![
+        Just(Duration::ZERO),
+        Just(Duration::from_nanos(1)),
+        Just(secs(1)),
+        Just(Duration::MAX - Duration::from_nanos(1)),
+        Just(Duration::MAX),
+        (any::<u64>(), 0..1_000_000_000u32).prop_map(|(s, n)| Duration::new(s, n)),
+    ]
+}
+
+fn extreme_float() -> impl Strategy<Value = f64> {
+    prop_oneof![
+        Just(0.0),
+        Just(0.5),
+        Just(1.0),
+        Just(-1.0),
+        Just(f64::MAX),
+        Just(f64::NAN),
+        Just(f64::INFINITY),
+        Just(f64::NEG_INFINITY),
+    ]
+}
