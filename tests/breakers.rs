@@ -124,3 +124,80 @@ fn an_upstream_that_cannot_be_reached_trips_its_breaker() {
     let statuses: Vec<_> = (0..4).map(|_| lane.connect().get("/").status).collect();
     assert_eq!(statuses, [502, 502, 503, 503]);
 }
+
+/// A lane in front of `upstream` whose breaker has these settings, and a client of it.
+fn behind(upstream: std::net::SocketAddr, timeout: &str, breaker: &str) -> Lane {
+    Lane::start(&format!(
+        "listen: 127.0.0.1:0\nupstreams: {{app: {{endpoints: ['http://{upstream}'], timeout: {timeout}, circuit_breaker: b}}}}\n\
+         circuit_breakers: {{b: {breaker}}}\n"
+    ))
+}
+
+fn state(lane: &Lane) -> (&'static str, u64, u64) {
+    let plan = lane.plan.borrow();
+    let now = weir::clock::moment().mono;
+    let snapshot = plan.breakers[0].as_ref().unwrap().snapshot(now);
+    (snapshot.state.as_str(), snapshot.failures, snapshot.slow)
+}
+
+#[test]
+fn an_upstream_that_hangs_opens_the_breaker_again_and_again() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let lane = behind(
+        silent.local_addr().unwrap(),
+        "300ms",
+        "{minimum_calls: 1, open_for: 50ms, half_open: {probes: 1, probe_timeout: 100ms}}",
+    );
+    assert_eq!(lane.connect().get("/").status, 504);
+    harness::eventually(|| state(&lane).0 == "half_open");
+    let mut probe = lane.connect();
+    probe.begin("GET", "/", &[], "");
+    // Long before its 504, the probe has had its time.
+    harness::eventually(|| state(&lane).0 == "open");
+    assert_eq!(lane.connect().get("/").status, 503);
+}
+
+#[test]
+fn slow_clients_do_not_make_an_upstream_slow() {
+    let upstream = harness::raw::scripted(|mut stream| {
+        use std::io::{Read as _, Write as _};
+        let mut seen = Vec::new();
+        let mut byte = [0];
+        while !seen.ends_with(b"abcd") {
+            match stream.read(&mut byte) {
+                Ok(1) => seen.push(byte[0]),
+                _ => return,
+            }
+        }
+        stream.write_all(harness::ok("ok").as_bytes()).unwrap();
+    });
+    let lane = behind(
+        upstream,
+        "5s",
+        "{minimum_calls: 1, slow_call: {duration: 100ms, rate: 50%}}",
+    );
+    let mut client = lane.connect();
+    client.begin("POST", "/", &["Content-Length: 4"], "");
+    for byte in [b"a", b"b", b"c", b"d"] {
+        client.write(byte);
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    assert_eq!(client.finish().status, 200);
+    harness::eventually(|| state(&lane) == ("closed", 0, 0));
+}
+
+#[test]
+fn impatient_clients_do_not_hide_a_dead_upstream() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let lane = behind(
+        silent.local_addr().unwrap(),
+        "30s",
+        "{minimum_calls: 2, slow_call: {duration: 50ms, rate: 50%}}",
+    );
+    for _ in 0..2 {
+        let mut client = lane.connect();
+        client.begin("GET", "/", &[], "");
+        assert_eq!(client.status_within(100), None);
+    }
+    harness::eventually(|| state(&lane).0 == "open");
+}

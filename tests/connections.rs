@@ -93,9 +93,14 @@ fn silent() -> (
 }
 
 fn audited(config: &tempfile::NamedTempFile) -> Vec<serde_json::Value> {
+    audited_by(config, &[])
+}
+
+fn audited_by(config: &tempfile::NamedTempFile, arguments: &[&str]) -> Vec<serde_json::Value> {
     let output = Command::new(env!("CARGO_BIN_EXE_weir"))
         .args(["audit", "query", "--format", "jsonl", "-c"])
         .arg(config.path())
+        .args(arguments)
         .output()
         .unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
@@ -182,4 +187,24 @@ fn a_second_weir_on_the_same_port_says_that_it_is_taken() {
         said.contains(&format!("cannot listen on {}", running.address)),
         "{said}"
     );
+}
+
+#[test]
+fn everything_that_the_drain_cuts_off_is_audited() {
+    let (upstream, _folder, config, mut running) = silent();
+    let many = 300;
+    let clients: Vec<_> = (0..many)
+        .map(|_| {
+            let mut client = running.client();
+            client.begin("GET", "/cut", &[], "");
+            client
+        })
+        .collect();
+    let streams: Vec<_> = (0..many).map(|_| upstream.accept().unwrap()).collect();
+    running.signal("TERM");
+    assert!(running.child.wait().unwrap().success());
+    let output = audited_by(&config, &["--limit", "1000"]);
+    assert_eq!(output.len(), many);
+    assert!(output.iter().all(|event| event["status"] == 503));
+    drop((clients, streams));
 }

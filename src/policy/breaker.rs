@@ -117,7 +117,7 @@ impl Breaker {
 
     /// Asks for one call. An admitted call must end in [`record`](Self::record) or [`release`](Self::release).
     pub fn try_enter(&mut self, now: Duration, jitter_unit: f64) -> Result<Permit, Refused> {
-        self.advance(now);
+        self.advance(now, jitter_unit);
         let mut probe = None;
         let wait = match &mut self.phase {
             Phase::Closed | Phase::ForcedClosed => None,
@@ -153,7 +153,7 @@ impl Breaker {
         now: Duration,
         jitter_unit: f64,
     ) {
-        self.advance(now);
+        self.advance(now, jitter_unit);
         if permit.generation != self.generation {
             return;
         }
@@ -194,7 +194,7 @@ impl Breaker {
                             credit: 0.5,
                         }));
                         // Without a ramp it is closed at once.
-                        self.advance(now);
+                        self.advance(now, jitter_unit);
                     }
                 }
             }
@@ -244,7 +244,7 @@ impl Breaker {
 
     /// What is so at `now`: an opening that has ended is half-open, even when no call has come since.
     pub fn snapshot(&mut self, now: Duration) -> Snapshot {
-        self.advance(now);
+        self.advance(now, 0.0);
         let counts = self.calls.counts(now);
         let (state, open_until) = match &self.phase {
             Phase::Closed => (State::Closed, None),
@@ -264,26 +264,27 @@ impl Breaker {
         }
     }
 
-    /// The steps that time alone takes.
-    fn advance(&mut self, now: Duration) {
-        match &mut self.phase {
-            Phase::Closed | Phase::ForcedOpen | Phase::ForcedClosed => {}
-            Phase::Open { until } => {
-                if now >= *until {
-                    self.restart(Phase::HalfOpen(Trial::default()));
+    /// The steps that time alone takes, each at its own time, so that it does not matter when anyone looks.
+    fn advance(&mut self, now: Duration, jitter_unit: f64) {
+        loop {
+            match &mut self.phase {
+                Phase::Closed | Phase::ForcedOpen | Phase::ForcedClosed => return,
+                Phase::Open { until } if now < *until => return,
+                Phase::Open { .. } => self.restart(Phase::HalfOpen(Trial::default())),
+                Phase::HalfOpen(trial) => {
+                    // A probe without an end has one: an upstream that hangs must open the breaker again.
+                    match trial.fails_by_time(&self.settings.half_open, now) {
+                        Some(at) => self.open(at, jitter_unit),
+                        None => return,
+                    }
                 }
-            }
-            Phase::HalfOpen(trial) => {
-                let timeout = self.settings.half_open.probe_timeout;
-                trial
-                    .slots
-                    .retain(|slot| now.saturating_sub(slot.since) < timeout);
-            }
-            Phase::Recovering(ramp) => {
-                if now.saturating_sub(ramp.since) >= self.settings.recover_over {
-                    // Same generation: a call that the ramp admitted says as much about the upstream now.
-                    self.phase = Phase::Closed;
-                    self.next_open_for = self.settings.open_for;
+                Phase::Recovering(ramp) => {
+                    if now.saturating_sub(ramp.since) >= self.settings.recover_over {
+                        // Same generation: a call that the ramp admitted says as much about the upstream now.
+                        self.phase = Phase::Closed;
+                        self.next_open_for = self.settings.open_for;
+                    }
+                    return;
                 }
             }
         }
@@ -392,6 +393,21 @@ impl Trial {
             self.slots.swap_remove(index);
         }
         found.is_some()
+    }
+
+    /// Counts probes that have timed out by `now` as failed, in the order of time; when that decided the trial.
+    fn fails_by_time(&mut self, limits: &HalfOpen, now: Duration) -> Option<Duration> {
+        let ends = |slot: &Slot| slot.since.saturating_add(limits.probe_timeout);
+        while let Some(index) = (0..self.slots.len()).min_by_key(|index| ends(&self.slots[*index]))
+            && ends(&self.slots[index]) <= now
+        {
+            let at = ends(&self.slots.swap_remove(index));
+            self.failed += 1;
+            if self.verdict(limits) == Verdict::Failed {
+                return Some(at);
+            }
+        }
+        None
     }
 
     fn count(&mut self, call: Call) {

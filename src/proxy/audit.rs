@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::handle::Conn;
-use super::headers::{RequestId, is};
+use super::headers::{self, RequestId, is};
 use super::record::Record;
 use crate::audit::Recorder;
 use crate::clock;
@@ -19,6 +19,8 @@ use crate::http1::head::RequestHead;
 use crate::http1::response::ResponseHead;
 use crate::plan::Plan;
 
+/// Bytes kept of one text of a request, at most.
+const LONGEST: usize = 4 * 1024;
 /// Events that a lane holds back, at most.
 const BATCH: usize = 64;
 /// How long it holds them back, at most.
@@ -87,11 +89,7 @@ pub(super) fn begin(
         return None;
     }
     let query = seen.query.strip_prefix(b"?").filter(|_| audit.query);
-    let query = query.map(|query| {
-        audit
-            .redaction
-            .redact_query(&String::from_utf8_lossy(query))
-    });
+    let query = query.map(|query| audit.redaction.redact_query(&text(query)));
     let mut event = AuditEvent {
         time: Micros::from(seen.time),
         id: seen.id.into_bytes(),
@@ -154,15 +152,23 @@ pub(super) fn begin_unrouted(
         let (_, value) = fields.find(|(name, _)| is(buffer, name, "host"))?;
         Some(&buffer[value.clone()])
     });
+    let trusted = &conn.listener.trusted_proxies;
+    let client = head.map(|head| headers::client(buffer, head, conn.peer.ip, trusted));
+    let given = head.filter(|_| client.as_ref().is_some_and(|client| client.behind_trusted));
+    let given = given.and_then(|head| {
+        let mut fields = head.fields.iter();
+        let (_, value) = fields.find(|(name, _)| is(buffer, name, "x-request-id"))?;
+        Some(RequestId::Given(text(&buffer[value.clone()])))
+    });
     let seen = Seen {
         path,
         query,
         host: host.unwrap_or_default(),
         method: head.map_or(&[][..], |head| &buffer[head.method.clone()]),
-        client: conn.peer.ip,
+        client: client.map_or(conn.peer.ip, |client| client.ip),
         time,
         id,
-        request_id: &RequestId::new(id),
+        request_id: &given.unwrap_or_else(|| RequestId::new(id)),
     };
     begin(plan, level, seen, buffer, head)
 }
@@ -206,14 +212,14 @@ pub(super) fn finish(plan: &Plan, outbox: &Outbox, record: &mut Record, duration
         event.route = Some(Cow::Borrowed(names.routes[index]));
         event.upstream = Some(Cow::Borrowed(names.upstreams[route.upstream]));
         let endpoint = names.endpoints[route.upstream];
-        event.endpoint = record.upstream.map(|_| Cow::Borrowed(endpoint));
+        event.endpoint = record.reached.then_some(Cow::Borrowed(endpoint));
     }
     event.status = record.status;
     event.label = record.reason.map(Cow::Borrowed);
     event.bytes_in = record.bytes_in;
     event.bytes_out = record.bytes_out;
     event.duration = duration.into();
-    event.upstream_duration = record.upstream.map(Micros::from);
+    event.upstream_duration = record.waited().map(Micros::from);
     outbox.push(*event, recorder);
 }
 
@@ -229,15 +235,19 @@ fn capture(
     };
     for name in wanted {
         for (_, value) in fields.iter().filter(|(field, _)| is(bytes, field, name)) {
-            let value = String::from_utf8_lossy(&bytes[value.clone()]);
+            let value = text(&bytes[value.clone()]);
             let value = audit.redaction.redact_header(name, &value).to_owned();
             event.headers.push((Cow::Owned(name.clone()), value));
         }
     }
 }
 
+/// At most [`LONGEST`] bytes of it: what waits to be written is bounded by the number of events.
 fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
+    match bytes.get(..LONGEST) {
+        Some(start) if bytes.len() > LONGEST => String::from_utf8_lossy(start).into_owned() + "…",
+        _ => String::from_utf8_lossy(bytes).into_owned(),
+    }
 }
 
 /// The common ones cost no allocation.

@@ -99,10 +99,13 @@ pub(super) async fn send(
     let (mut upstream, answered) = match exchanged {
         Ok(exchanged) => exchanged,
         Err(failure) => {
-            if let Failure::Reply(rejection, _) = &failure
-                && let Some(end) = end_of(rejection)
-            {
-                finish(entry, end, record);
+            match (end_of(&failure, record), entry) {
+                (Some(end), entry) => finish(entry, end, record),
+                (None, Some(entry)) => {
+                    let waited = record.waited().unwrap_or_default();
+                    entry.abandon(waited, clock::mono(), fastrand::f64());
+                }
+                (None, None) => {}
             }
             return Err(failure);
         }
@@ -140,13 +143,11 @@ pub(super) async fn send(
     if status == 101 {
         finish(entry, End::Status(101), record);
         ends.write(&out, request.idle).await?;
-        let draining = conn.lane.draining.clone();
         let (to_client, to_upstream) = (std::mem::take(&mut *answer), std::mem::take(ends.buffer));
         upgrade::relay(
             (ends.client, to_client),
             (&mut upstream, to_upstream),
             request.idle,
-            draining,
         )
         .await;
         return Ok(Next::Close);
@@ -164,8 +165,8 @@ pub(super) async fn send(
     match &streamed {
         Ok(_) => finish(entry, End::Status(status), record),
         Err(Failure::UpstreamGone | Failure::Reply(..)) => finish(entry, End::Reset, record),
-        // The client's fault: the entry is dropped, which counts for nothing.
-        Err(Failure::ClientGone) => record.upstream = Some(record.elapsed()),
+        // The upstream has answered, and the rest is the client's.
+        Err(Failure::ClientGone) => finish(entry, End::Status(status), record),
     }
     if request.old_client && matches!(streamed, Err(Failure::UpstreamGone)) {
         // Without chunks a plain close would say that the body is whole; a reset does not.
@@ -182,21 +183,23 @@ pub(super) async fn send(
 }
 
 /// The upstream's part is over.
-fn finish(entry: Option<Entry>, end: End, record: &mut Record) {
-    let now = clock::mono();
-    let took = now.saturating_sub(record.began);
-    record.upstream = Some(took);
+fn finish(entry: Option<Entry>, end: End, record: &Record) {
     if let Some(entry) = entry {
-        entry.end(end, took, now, fastrand::f64());
+        let waited = record.waited().unwrap_or_default();
+        entry.end(end, waited, clock::mono(), fastrand::f64());
     }
 }
 
-/// What a failed exchange says of the upstream; `None` when it was not its fault.
-fn end_of(rejection: &Rejection) -> Option<End> {
+/// What a failed exchange says of the upstream; `None` when it says nothing.
+fn end_of(failure: &Failure, record: &Record) -> Option<End> {
+    let Failure::Reply(rejection, _) = failure else {
+        return None;
+    };
     match rejection {
         Rejection::ConnectFailed | Rejection::ConnectTimeout => Some(End::ConnectFailed),
         Rejection::UpstreamTimeout => Some(End::TimedOut),
-        Rejection::UpstreamBroken => Some(End::Reset),
+        // One that gives up on a body may have had its reason in the client's pace.
+        Rejection::UpstreamBroken => record.sent.map(|_| End::Reset),
         Rejection::BadHead(_)
         | Rejection::BadPath(_)
         | Rejection::BadTarget
@@ -296,29 +299,53 @@ async fn both_ways(
     answer: &mut Vec<u8>,
     record: &mut Record,
 ) -> Result<Answered, Failure> {
-    let (reading, mut writing) = upstream.split();
-    let mut response = pin!(read_response(request, reading, answer));
-    let uploaded = if request.body == BodyLength::None {
-        put(request, ends, &mut writing, head).await
+    record.reached = true;
+    record.sent = None;
+    let (mut reading, mut writing) = upstream.split();
+    let sent = if request.body == BodyLength::None {
+        put(request, ends, &mut writing, head)
+            .await
+            .map_err(Failure::from)
     } else {
         tokio::select! {
             biased;
-            head = &mut response => return Ok(Answered { head: head?, uploaded: false }),
+            head = read_final(request, &mut reading, answer) => {
+                return Ok(Answered { head: head?, uploaded: false });
+            }
             sent = upload(request, ends, head, &mut writing, record) => sent,
         }
     };
-    let uploaded = match uploaded {
+    let uploaded = match sent {
         Ok(()) => true,
         // The upstream may have answered before it stopped reading: its answer is worth more than a 502.
-        Err(Rejection::UpstreamBroken) => false,
-        Err(rejection) => return Err(rejection.into()),
+        Err(Failure::Reply(Rejection::UpstreamBroken, _)) => false,
+        Err(failure) => return Err(failure),
     };
     // Its time begins here: how long the client takes to send says nothing of the upstream.
-    let unless_gone = unless_gone(ends.client, response);
-    let head = ends.deadlines.within(request.within, unless_gone).await;
-    let head = head.map_err(|Elapsed| Rejection::UpstreamTimeout)?;
-    let head = head.ok_or(Failure::ClientGone)??;
-    Ok(Answered { head, uploaded })
+    let pace_is_ours = request.body == BodyLength::None;
+    record.sent = (uploaded || pace_is_ours).then(clock::mono);
+    for _ in 0..=MAX_INTERIM {
+        let response = unless_gone(ends.client, read_head(request, &mut reading, answer));
+        let head = ends.deadlines.within(request.within, response).await;
+        let head = head.map_err(|Elapsed| Rejection::UpstreamTimeout)?;
+        let head = head.ok_or(Failure::ClientGone)??;
+        if !is_interim(&head) {
+            record.answered = Some(clock::mono());
+            return Ok(Answered { head, uploaded });
+        }
+        // RFC 9110 section 15.2: all but the answer to an expectation, which was weir's own, and not to HTTP/1.0.
+        if head.status != 100 && !request.old_client {
+            let mut interim = Vec::new();
+            headers::put_interim_head(&mut interim, answer, &head);
+            ends.write(&interim, request.idle).await?;
+        }
+        answer.drain(..head.len);
+    }
+    Err(Rejection::UpstreamBroken.into())
+}
+
+fn is_interim(head: &ResponseHead) -> bool {
+    head.status < 200 && head.status != 101
 }
 
 /// What `waited` gives; `None` once the client has left. A client that sends on is there, and is not looked at again.
@@ -366,74 +393,93 @@ async fn upload(
     head: &[u8],
     upstream: &mut WriteHalf<'_>,
     record: &mut Record,
-) -> Result<(), Rejection> {
+) -> Result<(), Failure> {
     put(request, ends, upstream, head).await?;
     let mut reader = BodyReader::new(request.body);
+    let chunked = request.body == BodyLength::Chunked;
     let mut left = request.max_body;
-    let mut chunk = Vec::new();
-    while !reader.is_done() {
-        chunk.clear();
-        let consumed = match reader.next(ends.buffer).map_err(|_| Rejection::BadBody)? {
-            Piece::Data { data, consumed } => {
-                record.bytes_in += data.len() as u64;
-                left = left
-                    .checked_sub(data.len() as u64)
-                    .ok_or(Rejection::BodyTooLarge)?;
-                put_piece(
-                    &mut chunk,
-                    &ends.buffer[data],
-                    request.body == BodyLength::Chunked,
-                );
-                consumed
-            }
-            Piece::NeedMore { consumed } | Piece::End { consumed } => consumed,
-        };
-        ends.buffer.drain(..consumed);
-        put(request, ends, upstream, &chunk).await?;
-        if ends.buffer.is_empty() && !reader.is_done() {
-            let read = read_some(ends.client, ends.buffer);
-            let left = request.read_within.saturating_sub(record.elapsed());
-            match ends.deadlines.within(request.idle.min(left), read).await {
-                Ok(Ok(1..)) => {}
-                Ok(Ok(0) | Err(_)) => return Err(Rejection::BadBody),
-                Err(Elapsed) => return Err(Rejection::BodyTimeout),
-            }
+    let mut waited = Duration::ZERO;
+    let mut out = Vec::new();
+    loop {
+        // All that is here goes out at once: a write for each of many small chunks would be work for nothing.
+        while !ends.buffer.is_empty() && !reader.is_done() {
+            let consumed = match reader.next(ends.buffer).map_err(|_| Rejection::BadBody)? {
+                Piece::Data { data, consumed } => {
+                    record.bytes_in += data.len() as u64;
+                    left = left
+                        .checked_sub(data.len() as u64)
+                        .ok_or(Rejection::BodyTooLarge)?;
+                    put_piece(&mut out, &ends.buffer[data], chunked);
+                    consumed
+                }
+                Piece::NeedMore { consumed } | Piece::End { consumed } => consumed,
+            };
+            ends.buffer.drain(..consumed);
         }
+        let done = reader.is_done();
+        if done && chunked {
+            out.extend_from_slice(b"0\r\n\r\n");
+        }
+        put(request, ends, upstream, &out).await?;
+        out.clear();
+        if done {
+            return Ok(());
+        }
+        // Only the client's time counts, not that of an upstream which is slow to read.
+        let began = clock::mono();
+        let read = read_some(ends.client, ends.buffer);
+        let span = request.idle.min(request.read_within.saturating_sub(waited));
+        match ends.deadlines.within(span, read).await {
+            Ok(Ok(1..)) => {}
+            // It may still read.
+            Ok(Ok(0)) => return Err(Rejection::BadBody.into()),
+            Ok(Err(_)) => return Err(Failure::ClientGone),
+            Err(Elapsed) => return Err(Rejection::BodyTimeout.into()),
+        }
+        waited += clock::mono().saturating_sub(began);
     }
-    if request.body == BodyLength::Chunked {
-        put(request, ends, upstream, b"0\r\n\r\n").await?;
-    }
-    Ok(())
 }
 
-async fn read_response(
+/// The final head; interim ones before it are read over.
+async fn read_final(
     request: &Request,
-    mut upstream: ReadHalf<'_>,
+    upstream: &mut ReadHalf<'_>,
     answer: &mut Vec<u8>,
 ) -> Result<ResponseHead, Rejection> {
     for _ in 0..=MAX_INTERIM {
-        let head = loop {
-            let parsed = match answer.is_empty() {
-                true => None,
-                false => parse_response(answer, request.to_head, HeadLimits::default())
-                    .map_err(|_| Rejection::UpstreamBroken)?,
-            };
-            if let Some(head) = parsed {
-                break head;
-            }
-            if read_some(&mut upstream, answer).await.unwrap_or(0) == 0 {
-                return Err(Rejection::UpstreamBroken);
-            }
-        };
-        match head.status {
-            101 if request.upgrade => return Ok(head),
-            // A switch that no one asked for is nonsense.
-            101 => break,
-            100..=199 => drop(answer.drain(..head.len)),
-            _ => return Ok(head),
+        let head = read_head(request, upstream, answer).await?;
+        if !is_interim(&head) {
+            return Ok(head);
         }
+        answer.drain(..head.len);
     }
     Err(Rejection::UpstreamBroken)
+}
+
+/// The next head, interim or final. What was read of it stays in `answer`, so that it can be called again.
+async fn read_head(
+    request: &Request,
+    upstream: &mut ReadHalf<'_>,
+    answer: &mut Vec<u8>,
+) -> Result<ResponseHead, Rejection> {
+    loop {
+        let parsed = match answer.is_empty() {
+            true => None,
+            false => parse_response(answer, request.to_head, HeadLimits::default())
+                .map_err(|_| Rejection::UpstreamBroken)?,
+        };
+        match parsed {
+            // A switch that no one asked for is nonsense.
+            Some(head) if head.status == 101 && !request.upgrade => {
+                return Err(Rejection::UpstreamBroken);
+            }
+            Some(head) => return Ok(head),
+            None => {}
+        }
+        if read_some(upstream, answer).await.unwrap_or(0) == 0 {
+            return Err(Rejection::UpstreamBroken);
+        }
+    }
 }
 
 /// Streams the body that begins at the front of `answer` behind the head in `out`; says whether the upstream's connection can

@@ -253,11 +253,7 @@ pub(super) fn put_response_head(
         true => Next::Close,
         false => back.next,
     };
-    out.extend_from_slice(b"HTTP/1.1 ");
-    out.extend_from_slice(itoa::Buffer::new().format(response.status).as_bytes());
-    out.push(b' ');
-    out.extend_from_slice(&answer[response.reason.clone()]);
-    out.extend_from_slice(b"\r\n");
+    put_status_line(out, answer, response);
     // RFC 9110 section 8.6: neither has a length, and a client that believes one waits for a body that never comes.
     let bodiless = matches!(response.status, 101 | 204);
     put_fields(out, answer, &response.fields, |name| {
@@ -275,6 +271,21 @@ pub(super) fn put_response_head(
     }
     out.extend_from_slice(b"\r\n");
     next
+}
+
+/// Appends the head of an interim response for the client.
+pub(super) fn put_interim_head(out: &mut Vec<u8>, answer: &[u8], interim: &ResponseHead) {
+    put_status_line(out, answer, interim);
+    put_fields(out, answer, &interim.fields, is_session_header);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn put_status_line(out: &mut Vec<u8>, answer: &[u8], response: &ResponseHead) {
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(itoa::Buffer::new().format(response.status).as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(&answer[response.reason.clone()]);
+    out.extend_from_slice(b"\r\n");
 }
 
 /// What upstreams tell weir by, and no one else.

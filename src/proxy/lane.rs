@@ -145,10 +145,13 @@ async fn accept(lane: Rc<Lane>, listener_index: usize, listener: TcpListener) {
         }
     }
     drop(listener);
-    let _ = timeout(lane.plan.current().shared.config.drain, async {
+    let drained = timeout(lane.plan.current().shared.config.drain, async {
         while connections.join_next().await.is_some() {}
-    })
-    .await;
+    });
+    if drained.await.is_err() {
+        // Waited for, so that what is cut off is in the outbox before its last flush.
+        connections.shutdown().await;
+    }
 }
 
 /// An open connection, counted.

@@ -11,6 +11,9 @@ use crate::plan::Plan;
 /// Recorded for a client that left before its answer; nginx's number, sent to no one.
 const CLIENT_LEFT: u16 = 499;
 
+/// Recorded for a request without an answer that a panic or the end of a drain cut off.
+const CUT_OFF: u16 = 503;
+
 /// One request.
 #[derive(Debug)]
 pub(super) struct Record {
@@ -26,8 +29,12 @@ pub(super) struct Record {
     pub bytes_in: u64,
     /// Bytes of the response's body.
     pub bytes_out: u64,
-    /// The upstream's part of the time.
-    pub upstream: Option<Duration>,
+    /// When the upstream had the whole request, by [`clock::mono`].
+    pub sent: Option<Duration>,
+    /// When its response's head was here.
+    pub answered: Option<Duration>,
+    /// Whether the upstream was reached.
+    pub reached: bool,
     /// For the audit, where it keeps such requests.
     pub event: Option<Box<AuditEvent>>,
 }
@@ -41,7 +48,9 @@ impl Record {
             reason: None,
             bytes_in: 0,
             bytes_out: 0,
-            upstream: None,
+            sent: None,
+            answered: None,
+            reached: false,
             event: None,
         }
     }
@@ -49,6 +58,13 @@ impl Record {
     /// Since its head was read.
     pub(super) fn elapsed(&self) -> Duration {
         clock::mono().saturating_sub(self.began)
+    }
+
+    /// The upstream's part of the time: from the end of the request to the head of the response, or to now. How fast the
+    /// client sends and reads has no part in it.
+    pub(super) fn waited(&self) -> Option<Duration> {
+        let until = self.answered.unwrap_or_else(clock::mono);
+        self.sent.map(|sent| until.saturating_sub(sent))
     }
 
     /// The client was told so by weir.
@@ -91,6 +107,9 @@ pub(super) struct Ongoing<'a> {
 impl Drop for Ongoing<'_> {
     fn drop(&mut self) {
         if !self.ended {
+            if self.record.status == 0 {
+                self.record.status = CUT_OFF;
+            }
             self.record.aborted("cut_off");
         }
         self.record.finish(self.plan, self.outbox);

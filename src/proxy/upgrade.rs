@@ -10,7 +10,6 @@ use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
-use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::wire::read_some;
@@ -21,7 +20,6 @@ pub(super) async fn relay(
     (client, to_client): (&mut TcpStream, Vec<u8>),
     (upstream, to_upstream): (&mut TcpStream, Vec<u8>),
     idle: Duration,
-    mut draining: watch::Receiver<bool>,
 ) {
     let moved = Cell::new(clock::now());
     let (client_reads, client_writes) = client.split();
@@ -40,7 +38,6 @@ pub(super) async fn relay(
     tokio::select! {
         () = both => {}
         () = stalled => {}
-        _ = draining.wait_for(|draining| *draining) => {}
     }
 }
 

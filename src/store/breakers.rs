@@ -115,6 +115,15 @@ impl Entry {
                 .record(permit, outcome, elapsed, now, jitter);
         }
     }
+
+    /// The client left after the upstream had the request for `waited`. That says nothing of the upstream, unless it was slow
+    /// by then: impatient clients must not hide a dead upstream.
+    pub fn abandon(self, waited: Duration, now: Duration, jitter: f64) {
+        let slow = self.breaker.settings.settings.slow_call;
+        if slow.is_some_and(|slow| waited > slow.duration) {
+            self.end(End::TimedOut, waited, now, jitter);
+        }
+    }
 }
 
 impl Drop for Entry {

@@ -271,7 +271,7 @@ fn success_rate_of_zero_still_needs_one_success() {
 }
 
 #[test]
-fn probe_slots_are_freed_by_release_and_by_timeout() {
+fn probe_slots_are_freed_by_release_and_a_probe_that_times_out_has_failed() {
     let mut breaker = opened(settings());
     let first = breaker.try_enter(secs(10), 0.0).expect("a slot");
     let second = breaker.try_enter(secs(12), 0.0).expect("a slot");
@@ -285,10 +285,13 @@ fn probe_slots_are_freed_by_release_and_by_timeout() {
     breaker.release(second);
     assert!(breaker.try_enter(secs(13), 0.0).is_ok());
     assert!(breaker.try_enter(secs(13), 0.0).is_err());
-    assert!(breaker.try_enter(secs(15), 0.0).is_ok());
-    // The first has lost its slot: its failure says nothing any more.
-    breaker.record(first, Failure, secs(5), secs(15), 0.0);
-    assert_eq!(state(&mut breaker, secs(15)), State::HalfOpen);
+    // The first has had its time, and one failure of two decides: open again, for twice as long.
+    let refused = breaker.try_enter(secs(15), 0.0);
+    let retry_after = secs(20);
+    assert_eq!(refused, Err(Refused { retry_after }));
+    breaker.record(first, Success, secs(6), secs(16), 0.0);
+    assert_eq!(state(&mut breaker, secs(34)), State::Open);
+    assert_eq!(state(&mut breaker, secs(35)), State::HalfOpen);
 }
 
 #[test]
