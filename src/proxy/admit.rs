@@ -17,7 +17,7 @@ use super::sessions;
 use crate::clock;
 use crate::config::Route;
 use crate::http1::head::{BodyLength, RequestHead};
-use crate::http1::path;
+use crate::http1::path::{self, PathError};
 use crate::plan::Plan;
 use crate::policy::limit::Now;
 use crate::policy::routes;
@@ -89,6 +89,15 @@ pub(super) fn admit<'p>(
     };
     let index = plan.index.find(&request).ok_or(Rejection::NoRoute)?;
     let route = &plan.config.routes[index];
+    if let Some(bare) = path::without_parameters(path_text) {
+        let other = routes::Request {
+            path: &bare,
+            ..request
+        };
+        if plan.index.find(&other) != Some(index) && !asks_for_parameters(route) {
+            return Err(Rejection::BadPath(PathError::Parameters));
+        }
+    }
     record.route = Some(index);
     let client = headers::client(buffer, head, conn.peer.ip, &conn.listener.trusted_proxies);
     let id = clock::uuid(now.wall);
@@ -146,6 +155,12 @@ pub(super) fn admit<'p>(
         quota,
         entry,
     })
+}
+
+/// Whether the file names parameters in the route's path, so that with them no other route can be meant.
+fn asks_for_parameters(route: &Route) -> bool {
+    let pattern = route.matches.path.as_ref().map(ToString::to_string);
+    pattern.is_some_and(|pattern| path::without_parameters(&pattern).is_some())
 }
 
 /// The path and the query of a target, which may be in absolute form (RFC 9112 section 3.2.2). Its authority must be the Host
