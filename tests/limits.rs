@@ -226,6 +226,13 @@ fn requests_near_the_limit_are_counted() {
 }
 
 #[test]
+fn no_client_asks_for_nothing() {
+    let lane = limited("{limit: 2/h, by: constant, cost: {header: x-cost}}");
+    let ask = || lane.connect().send("GET", "/", &["x-cost: 0"], "").status;
+    assert_eq!([ask(), ask(), ask()], [200, 200, 429]);
+}
+
+#[test]
 fn a_cost_beyond_reason_is_refused_and_breaks_nothing() {
     let lane =
         limited("{limit: 1/year, algorithm: fixed_window, by: client.ip, cost: {header: x-cost}}");

@@ -300,7 +300,8 @@ fn cost(limit: &Limit, facts: &Facts<'_>) -> u64 {
         Cost::Header { name, default } => facts
             .header(name)
             .and_then(|value| value.trim().parse().ok())
-            .unwrap_or(*default),
+            // A client's word may make a request dear, and never free.
+            .map_or(*default, |cost: u64| cost.max(1)),
     }
 }
 
