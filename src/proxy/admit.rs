@@ -65,16 +65,16 @@ pub(super) fn admit<'p>(
         return Err(Rejection::BodyTooLarge);
     }
     let expects = headers::expects_continue(buffer, head)?;
-    // Fields that are not UTF-8 match no pattern and make no key, since both are text.
     let whole = std::str::from_utf8(&buffer[..head.len]).ok();
     let text = |place: &Range<usize>| match whole {
-        Some(whole) => whole.get(place.clone()).unwrap_or_default(),
-        None => std::str::from_utf8(&buffer[place.clone()]).unwrap_or_default(),
+        Some(whole) => whole.get(place.clone()),
+        None => std::str::from_utf8(&buffer[place.clone()]).ok(),
     };
+    // Fields that are not UTF-8 are not there: they match no pattern and make no key, since both are text.
     let fields: SmallVec<[_; 16]> = head
         .fields
         .iter()
-        .map(|(name, value)| (text(name), text(value)))
+        .filter_map(|(name, value)| Some((text(name)?, text(value)?)))
         .collect();
     let host = fields
         .iter()
@@ -84,7 +84,7 @@ pub(super) fn admit<'p>(
     let request = routes::Request {
         host,
         path: path_text,
-        method: text(&head.method),
+        method: text(&head.method).unwrap_or_default(),
         fields: &fields,
     };
     let index = plan.index.find(&request).ok_or(Rejection::NoRoute)?;
