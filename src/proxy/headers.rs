@@ -162,12 +162,14 @@ pub(super) fn put_request_head(
     out.push(b' ');
     out.extend_from_slice(target);
     out.extend_from_slice(b" HTTP/1.1\r\n");
+    // Applications that speak CGI's way take `Proxy` for the proxy that they shall use ("httpoxy").
     let without: &[&[u8]] = if client.behind_trusted {
-        &[b"expect", b"x-forwarded-for", b"forwarded"]
+        &[b"expect", b"proxy", b"x-forwarded-for", b"forwarded"]
     } else {
         // The peer's own claims are not believed.
         &[
             b"expect",
+            b"proxy",
             b"x-forwarded-for",
             b"x-forwarded-proto",
             b"x-forwarded-host",
@@ -181,6 +183,7 @@ pub(super) fn put_request_head(
             || identity_fields
                 .iter()
                 .any(|other| session::is_folded(name, other))
+            || is_misspelt(name)
     };
     put_fields(out, buffer, &head.fields, dropped);
     let has = |wanted: &str| head.fields.iter().any(|(name, _)| is(buffer, name, wanted));
@@ -227,6 +230,22 @@ pub(super) fn put_request_head(
         }
     }
     out.extend_from_slice(b"\r\n");
+}
+
+/// Whether an application could take it for a field that weir answers for, though it is spelt in another way: whoever sent
+/// it, no proxy looked at it.
+fn is_misspelt(name: &[u8]) -> bool {
+    const BELIEVED: [&[u8]; 7] = [
+        b"x-forwarded-for",
+        b"x-forwarded-proto",
+        b"x-forwarded-host",
+        b"x-real-ip",
+        b"x-request-id",
+        b"content-length",
+        b"transfer-encoding",
+    ];
+    let is_usual = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'-';
+    !name.iter().all(is_usual) && BELIEVED.iter().any(|other| session::is_folded(name, other))
 }
 
 /// How a response goes back to the client.
@@ -356,16 +375,32 @@ mod tests {
     }
 
     #[test]
-    fn an_underscore_does_not_smuggle_a_forwarding_field() {
-        for fields in [
-            "X_Forwarded_For: 6.6.6.6\r\n",
-            "x-forwarded_FOR: 6.6.6.6\r\n",
-            "X_Real-IP: 6.6.6.6\r\n",
+    fn no_other_spelling_smuggles_a_field_that_is_believed() {
+        for name in [
+            "X_Forwarded_For",
+            "x-forwarded_FOR",
+            "X.Forwarded.For",
+            "X_Forwarded_Proto",
+            "X~Forwarded-Host",
+            "X_Real-IP",
+            "X_Request_Id",
+            "Content_Length",
+            "content.length",
+            "Transfer_Encoding",
+            "Transfer!Encoding",
+            "Proxy",
+            "proxy",
         ] {
-            assert!(!sent_up(fields, false).contains("6.6.6.6"), "{fields}");
+            for trusted in [true, false] {
+                let sent = sent_up(&format!("{name}: 6.6.6.6\r\n"), trusted);
+                assert!(!sent.contains("6.6.6.6"), "{name} {trusted}: {sent}");
+            }
         }
-        assert!(!sent_up("X_Forwarded_For: 6.6.6.6\r\n", true).contains("6.6.6.6"));
-        assert!(sent_up("X_Other: 6.6.6.6\r\n", false).contains("X_Other: 6.6.6.6\r\n"));
+        for name in ["X_Other", "X-Forwarded-Fort", "Proxy-X", "Hos_t"] {
+            let field = format!("{name}: 6.6.6.6\r\n");
+            assert!(sent_up(&field, false).contains(&field), "{name}");
+        }
+        assert!(sent_up("X-Real-IP: 6.6.6.6\r\n", true).contains("X-Real-IP: 6.6.6.6\r\n"));
     }
 
     #[test]
