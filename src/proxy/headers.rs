@@ -291,6 +291,9 @@ pub(super) fn put_response_head(
         put(out, b"Upgrade", protocol);
     } else if next == Next::Close {
         out.extend_from_slice(b"Connection: close\r\n");
+    } else if back.old_client {
+        // HTTP/1.0 closes unless told (RFC 9112 section 9.3).
+        out.extend_from_slice(b"Connection: keep-alive\r\n");
     }
     out.extend_from_slice(b"\r\n");
     next
