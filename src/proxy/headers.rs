@@ -255,7 +255,7 @@ pub(super) struct Back<'a> {
     /// Whether the client speaks HTTP/1.0, which has no chunks.
     pub old_client: bool,
     pub next: Next,
-    /// The protocol of a 101.
+    /// The protocols of which the client offered a choice, for a 101.
     pub switched: Option<&'a [u8]>,
 }
 
@@ -286,8 +286,12 @@ pub(super) fn put_response_head(
     if back.chunked && !back.old_client {
         out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
     }
-    if let Some(protocol) = back.switched {
+    if let Some(offered) = back.switched {
+        let mut fields = response.fields.iter();
+        let chosen = fields.find(|(name, _)| is(answer, name, "upgrade"));
         put(out, b"Connection", b"upgrade");
+        // An upstream that does not say what it chose took what it was offered.
+        let protocol = chosen.map_or(offered, |(_, value)| &answer[value.clone()]);
         put(out, b"Upgrade", protocol);
     } else if next == Next::Close {
         out.extend_from_slice(b"Connection: close\r\n");
