@@ -279,10 +279,18 @@ pub(super) fn put_response_head(
     out.extend_from_slice(b"\r\n");
     // RFC 9110 section 8.6: neither has a length, and a client that believes one waits for a body that never comes.
     let bodiless = matches!(response.status, 101 | 204);
+    // A cache that kept the token would give one client's session to another.
+    let mut fields = response.fields.iter();
+    let of_session = fields.any(|(name, _)| is_session_header(&answer[name.clone()]));
     put_fields(out, answer, &response.fields, |name| {
-        is_session_header(name) || (bodiless && name.eq_ignore_ascii_case(b"content-length"))
+        is_session_header(name)
+            || (bodiless && name.eq_ignore_ascii_case(b"content-length"))
+            || (of_session && is_cache_control(name))
     });
     tell(out);
+    if of_session {
+        out.extend_from_slice(b"Cache-Control: no-store\r\n");
+    }
     if back.chunked && !back.old_client {
         out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
     }
@@ -307,6 +315,13 @@ pub(super) fn put_response_head(
 fn is_session_header(name: &[u8]) -> bool {
     name.eq_ignore_ascii_case(START_HEADER.as_bytes())
         || name.eq_ignore_ascii_case(END_HEADER.as_bytes())
+}
+
+/// For every cache, or for those of one kind, such as `CDN-Cache-Control` (RFC 9213).
+fn is_cache_control(name: &[u8]) -> bool {
+    let end = name.len().saturating_sub(b"cache-control".len());
+    name[end..].eq_ignore_ascii_case(b"cache-control")
+        || name.eq_ignore_ascii_case(b"surrogate-control")
 }
 
 /// Copies the end-to-end fields but for those `dropped`.
