@@ -13,15 +13,22 @@ use serde_json::Value;
 
 const TOKEN: &str = "Authorization: Bearer secret";
 
+const JSON: &str = "Content-Type: application/json";
+
 /// A limit of two an hour for each tenant, a breaker, and a token.
 fn start(upstream: &Upstream) -> Running {
+    with_admin(upstream, "token: secret")
+}
+
+/// The same, with these keys beside the admin port's address.
+fn with_admin(upstream: &Upstream, keys: &str) -> Running {
     let config = file(&format!(
         "listeners: [{{address: 127.0.0.1:0}}]\n\
          upstreams: {{app: {{endpoints: [\"{}\"], circuit_breaker: standard}}}}\n\
          routes: [{{upstream: app, rate_limits: [per_tenant]}}]\n\
          rate_limits: {{per_tenant: {{limit: 2/h, by: header:x-tenant, overrides: {{acme: 1/h}}}}}}\n\
          circuit_breakers: {{standard: {{}}}}\n\
-         admin: {{address: 127.0.0.1:0, token: secret}}\n\
+         admin: {{address: 127.0.0.1:0, {keys}}}\n\
          metrics: {{address: 127.0.0.1:0}}\n",
         upstream.url()
     ));
@@ -29,7 +36,11 @@ fn start(upstream: &Upstream) -> Running {
 }
 
 fn call(admin: &mut Client, method: &str, path: &str, body: &str) -> Reply {
-    admin.send(method, path, &[TOKEN], body)
+    let fields: &[&str] = match body {
+        "" => &[TOKEN],
+        _ => &[TOKEN, JSON],
+    };
+    admin.send(method, path, fields, body)
 }
 
 fn json(reply: &Reply) -> Value {
@@ -79,6 +90,77 @@ fn calls_under_v1_need_the_token() {
             "{path} with the token"
         );
     }
+}
+
+#[test]
+fn web_pages_cannot_call_v1() {
+    let upstream = Upstream::answering("hi");
+    let (open, guarded) = (with_admin(&upstream, ""), start(&upstream));
+    let status = |running: &Running, fields: &[&str]| {
+        let mut admin = running.admin();
+        let reply = admin.send("POST", "/v1/breakers/app/reset", fields, "");
+        if reply.status == 403 {
+            assert_ne!(json(&reply)["detail"].as_str().unwrap(), "", "{fields:?}");
+        }
+        reply.status
+    };
+    for host in [
+        "127.0.0.1",
+        "127.0.0.1:9901",
+        "[::1]:9901",
+        "LocalHost:9901",
+    ] {
+        assert_eq!(status(&open, &[&format!("Host: {host}")]), 200, "{host}");
+    }
+    // A name may point here by now, whoever's it is.
+    for host in [
+        "evil.example",
+        "evil.example:9901",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example",
+        "",
+    ] {
+        assert_eq!(status(&open, &[&format!("Host: {host}")]), 403, "{host}");
+    }
+    assert_eq!(
+        status(&guarded, &[TOKEN, "Host: weir.default.svc:9901"]),
+        200
+    );
+    for field in [
+        "Origin: http://127.0.0.1:9901",
+        "Origin: null",
+        "Sec-Fetch-Site: cross-site",
+        "Sec-Fetch-Site: same-origin",
+    ] {
+        assert_eq!(status(&open, &["Host: localhost", field]), 403, "{field}");
+        assert_eq!(status(&guarded, &[TOKEN, field]), 403, "{field}");
+    }
+    // Typed into the address bar.
+    assert_eq!(
+        status(&open, &["Host: localhost", "Sec-Fetch-Site: none"]),
+        200
+    );
+    assert_eq!(open.admin().get("/health").status, 200);
+}
+
+#[test]
+fn a_body_must_say_that_it_is_json() {
+    let running = start(&Upstream::answering("hi"));
+    let put = |fields: &[&str]| {
+        let acme = "/v1/limits/per_tenant/overrides/acme";
+        running
+            .admin()
+            .send("PUT", acme, fields, r#"{"limit": "5/h"}"#)
+            .status
+    };
+    assert_eq!(put(&[TOKEN]), 415);
+    assert_eq!(put(&[TOKEN, "Content-Type: text/plain"]), 415);
+    assert_eq!(put(&[TOKEN, "Content-Type: application/jsonx"]), 415);
+    assert_eq!(put(&[TOKEN, JSON]), 200);
+    assert_eq!(
+        put(&[TOKEN, "Content-Type: Application/JSON; charset=utf-8"]),
+        200
+    );
 }
 
 #[test]

@@ -128,6 +128,27 @@ fn a_client_that_leaves_is_noticed_and_recorded_as_499() {
 }
 
 #[test]
+fn an_old_client_is_told_that_its_connection_stays_open() {
+    let upstream = Upstream::answering("ok");
+    let lane = Lane::start(&format!(
+        "listen: 127.0.0.1:0\nupstreams: {{app: {{endpoints: ['{}']}}}}\nroutes: [{{match: {{path: /}}, upstream: app}}]\n",
+        upstream.url()
+    ));
+    let mut client = lane.connect();
+    for (path, status) in [("/", 200), ("/none", 404), ("/", 200)] {
+        client.write(format!("GET {path} HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").as_bytes());
+        let reply = client.finish();
+        assert_eq!(
+            (reply.status, reply.field("connection")),
+            (status, Some("keep-alive"))
+        );
+    }
+    client.write(b"GET / HTTP/1.0\r\n\r\n");
+    assert_eq!(client.finish().field("connection"), Some("close"));
+    assert_eq!(lane.connect().get("/").field("connection"), None);
+}
+
+#[test]
 fn a_request_that_the_drain_cuts_off_is_audited() {
     let (upstream, _folder, config, mut running) = silent();
     let mut client = running.client();

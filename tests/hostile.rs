@@ -308,6 +308,8 @@ fn a_malformed_request_line_is_refused() {
         ),
         ("fragment behind a path", line("GET /a#b HTTP/1.1"), 400),
         ("fragment behind a query", line("GET /a?b#c HTTP/1.1"), 400),
+        ("lower-case method", line("get / HTTP/1.1"), 400),
+        ("method in two cases", line("DELEte / HTTP/1.1"), 400),
         (
             "control byte in the method",
             line("GE\x01T / HTTP/1.1"),
@@ -380,6 +382,7 @@ fn a_path_that_servers_read_differently_is_refused() {
         "/a/..;x=1/b",
         "/a/.;/b",
         "/a/%2e%2e;/b",
+        "/a/..%3b/b",
         "/a<b",
     ];
     let rows: Vec<_> = rows
@@ -550,4 +553,38 @@ fn no_spelling_of_a_path_walks_around_its_route() {
     }
     assert_eq!(upstream.whole().len(), 1, "{:?}", upstream.whole());
     assert_eq!(status("/open"), 200);
+}
+
+#[test]
+fn parameters_of_a_path_walk_around_no_route() {
+    let upstream = Recorder::start();
+    let lane = Lane::start(&format!(
+        "listen: 127.0.0.1:0\nupstreams: {{app: {{endpoints: ['http://{}']}}}}\n\
+         rate_limits: {{none: {{limit: 1/h, by: constant}}, each: {{limit: 1/h, by: path}}}}\n\
+         routes:\n  - {{match: {{path: /admin/*}}, upstream: app, rate_limits: [none]}}\n\
+         \x20 - {{match: {{path: '/matrix;v=1'}}, upstream: app}}\n\
+         \x20 - {{match: {{path: '/v1/x:delete'}}, upstream: app, rate_limits: [none]}}\n\
+         \x20 - {{match: {{path: /each/*}}, upstream: app, rate_limits: [each]}}\n  - {{upstream: app}}\n",
+        upstream.address
+    ));
+    let status = |path: &str| lane.connect().get(path).status;
+    assert_eq!(status("/admin/the-one-of-this-hour"), 200);
+    for path in [
+        "/admin;a=b/x",
+        "/admin%3Ba=b/x",
+        "/;a/admin/x",
+        "/%3b/admin/x",
+    ] {
+        let reply = lane.connect().get(path);
+        assert_eq!(reply.status, 400, "{path}");
+        assert!(reply.body.contains("parameters"), "{reply:?}");
+    }
+    for path in ["/admin/x;a=b", "/v1/x%3Adelete", "/v1/x%3adelete"] {
+        assert_eq!(status(path), 429, "{path}");
+    }
+    assert_eq!(status("/open;a=b/x"), 200);
+    assert_eq!(status("/matrix;v=1"), 200);
+    assert_eq!([status("/each/a;x=1"), status("/each/a;x=2")], [200, 429]);
+    let seen = upstream.bytes();
+    assert!(seen.contains("GET /open;a=b/x HTTP/1.1"), "{seen}");
 }

@@ -226,6 +226,28 @@ fn requests_near_the_limit_are_counted() {
 }
 
 #[test]
+fn a_value_that_is_not_utf_8_makes_no_key() {
+    let status = |lane: &Lane| {
+        let request =
+            b"GET / HTTP/1.1\r\nHost: x\r\nT: \xff\r\nCookie: t=\xff\r\nConnection: close\r\n\r\n";
+        harness::raw::send(lane.address, request).status()
+    };
+    for by in ["header:t", "cookie:t"] {
+        let denying = limited(&format!("{{limit: 9/h, by: '{by}', if_missing: deny}}"));
+        assert_eq!(status(&denying), Some(429), "{by}");
+        let skipping = limited(&format!("{{limit: 0/h, by: '{by}'}}"));
+        assert_ne!(status(&skipping), Some(429), "{by}");
+    }
+}
+
+#[test]
+fn no_client_asks_for_nothing() {
+    let lane = limited("{limit: 2/h, by: constant, cost: {header: x-cost}}");
+    let ask = || lane.connect().send("GET", "/", &["x-cost: 0"], "").status;
+    assert_eq!([ask(), ask(), ask()], [200, 200, 429]);
+}
+
+#[test]
 fn a_cost_beyond_reason_is_refused_and_breaks_nothing() {
     let lane =
         limited("{limit: 1/year, algorithm: fixed_window, by: client.ip, cost: {header: x-cost}}");

@@ -306,7 +306,7 @@ fn an_upgraded_connection_passes_bytes_both_ways_until_both_sides_end() {
     let mut client = TcpStream::connect(address).unwrap();
     client
         .write_all(
-            b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+            b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: x/1, websocket\r\n\r\n",
         )
         .unwrap();
     let mut reply = [0; 1024];
@@ -317,7 +317,7 @@ fn an_upgraded_connection_passes_bytes_both_ways_until_both_sides_end() {
         seen.push_str(&String::from_utf8_lossy(&reply[..n]));
     }
     assert!(seen.starts_with(
-        "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n"
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
     ));
     client.write_all(b"ping").unwrap();
     client.shutdown(std::net::Shutdown::Write).unwrap();
@@ -327,6 +327,6 @@ fn an_upgraded_connection_passes_bytes_both_ways_until_both_sides_end() {
     assert!(
         echo.join()
             .unwrap()
-            .contains("Connection: upgrade\r\nUpgrade: websocket\r\n")
+            .contains("Connection: upgrade\r\nUpgrade: x/1, websocket\r\n")
     );
 }

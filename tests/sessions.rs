@@ -9,6 +9,8 @@ mod harness;
 
 use harness::{Client, Lane, Reply, Upstream};
 
+const CACHED: &str = "Cache-Control: public, max-age=60\r\nCDN-Cache-Control: max-age=60";
+
 /// An upstream that starts a session at `/login/USER`, ends it at `/logout`, and answers all else with `ok`.
 fn app() -> Upstream {
     Upstream::replying(|head| {
@@ -21,7 +23,7 @@ fn app() -> Upstream {
             None if path == "/nonsense" => "X-Weir-Session-Start: ann\r\n".to_owned(),
             None => String::new(),
         };
-        format!("HTTP/1.1 200 OK\r\n{field}Content-Length: 2\r\n\r\nok")
+        format!("HTTP/1.1 200 OK\r\n{CACHED}\r\n{field}Content-Length: 2\r\n\r\nok")
     })
 }
 
@@ -79,6 +81,24 @@ fn a_log_in_gives_a_cookie_that_opens_and_a_log_out_ends_it() {
     let logout = get(&mut client, "/logout", &[&cookie]);
     assert!(logout.field("set-cookie").unwrap().starts_with("sid=; "));
     assert_eq!(get(&mut client, "/me", &[&cookie]).status, 401);
+}
+
+#[test]
+fn what_starts_or_ends_a_session_is_kept_by_no_cache() {
+    let app = app();
+    let lane = lane(&app, "{}", "");
+    let mut client = lane.connect();
+    let mut cached = |path: &str| {
+        let fields = client.get(path).fields.into_iter();
+        let cached = fields.filter(|(name, _)| name.ends_with("cache-control"));
+        cached
+            .map(|(name, value)| format!("{name}: {value}"))
+            .collect::<Vec<_>>()
+    };
+    for path in ["/login/ann", "/logout"] {
+        assert_eq!(cached(path), ["cache-control: no-store"], "{path}");
+    }
+    assert_eq!(cached("/open").join("\r\n"), CACHED.to_ascii_lowercase());
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod sessions;
 
 use std::convert::Infallible;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,8 +16,10 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::header::{
-    ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE,
+    ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, ORIGIN,
+    WWW_AUTHENTICATE,
 };
+use hyper::http::uri::Authority;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -141,6 +144,7 @@ async fn answer(admin: &Admin, request: Request<Incoming>, metrics_alone: bool) 
         (&Method::GET, ["health"]) => Ok(admin.health.health(&plan)),
         (_, ["metrics" | "live" | "ready" | "health"]) => Err(Problem::method("GET")),
         (method, ["v1", rest @ ..]) => {
+            refuse_pages(&plan, &parts.headers)?;
             authorise(&plan, parts.headers.get(AUTHORIZATION))?;
             let body = Limited::new(body, MAX_BODY).collect().await;
             let body = body.map_err(|_| {
@@ -148,7 +152,14 @@ async fn answer(admin: &Admin, request: Request<Incoming>, metrics_alone: bool) 
                     "body is larger than {MAX_BODY} bytes, or cut short"
                 ))
             })?;
-            v1(&plan, method, rest, query, &body.to_bytes())
+            let body = body.to_bytes();
+            if !body.is_empty() && !is_json(parts.headers.get(CONTENT_TYPE)) {
+                return Err(Problem::new(
+                    StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                    "send a body as \"Content-Type: application/json\"",
+                ));
+            }
+            v1(&plan, method, rest, query, &body)
         }
         _ => Err(Problem::not_found(
             "known here: /metrics /live /ready /health /v1/config /v1/limits /v1/breakers /v1/sessions",
@@ -169,6 +180,43 @@ fn v1(plan: &Plan, method: &Method, path: &[&str], query: &str, body: &[u8]) -> 
             "known here: /v1/config /v1/limits /v1/breakers /v1/sessions",
         )),
     }
+}
+
+/// Refuses what a web page can make a browser send here: the browser reaches ports that the page's author does not.
+fn refuse_pages(plan: &Plan, headers: &HeaderMap) -> Result<(), Problem> {
+    let forbidden = |detail: &str| Err(Problem::new(StatusCode::FORBIDDEN, detail));
+    let site = headers.get("sec-fetch-site");
+    if headers.contains_key(ORIGIN) || site.is_some_and(|site| site != "none") {
+        return forbidden(
+            "web pages may not call this: send neither \"Origin\" nor \"Sec-Fetch-Site\"",
+        );
+    }
+    // A page on a name that its owner has pointed here looks like this port's own; it does not have the token.
+    let rebound = headers.get_all(HOST).iter().any(|host| !is_local(host));
+    if plan.config.admin.token.is_none() && rebound {
+        return forbidden(
+            "without admin.token this port is called by address: use its IP address or localhost as Host",
+        );
+    }
+    Ok(())
+}
+
+/// Whether a Host is an IP address or `localhost`, which no one can point elsewhere.
+fn is_local(host: &HeaderValue) -> bool {
+    let Ok(host) = Authority::try_from(host.as_bytes()) else {
+        return false;
+    };
+    let name = host.host();
+    let address = name
+        .strip_prefix('[')
+        .and_then(|name| name.strip_suffix(']'));
+    name.eq_ignore_ascii_case("localhost") || address.unwrap_or(name).parse::<IpAddr>().is_ok()
+}
+
+fn is_json(content_type: Option<&HeaderValue>) -> bool {
+    let text = content_type.and_then(|kind| kind.to_str().ok());
+    let essence = text.and_then(|kind| kind.split(';').next());
+    essence.is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
 }
 
 fn authorise(plan: &Plan, given: Option<&HeaderValue>) -> Result<(), Problem> {

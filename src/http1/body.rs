@@ -7,7 +7,8 @@ use thiserror::Error;
 
 use super::head::BodyLength;
 
-/// The most bytes a chunk's size line or all trailers may have: framing is not a way to send without end.
+/// The most bytes that all chunk extensions and trailers of a body may have together: framing is not a way to send without
+/// end. What is left of a size line is at most 16 digits for a chunk that is not empty.
 pub const MAX_FRAMING_BYTES: u32 = 8 * 1024;
 
 /// Why a body is refused: 400 from a client, 502 from an upstream.
@@ -21,7 +22,7 @@ pub enum BodyError {
     ChunkExtension,
     #[error("a trailer line does not end in CR LF")]
     Trailer,
-    #[error("chunk framing is larger than {MAX_FRAMING_BYTES} bytes")]
+    #[error("chunk extensions and trailers are larger than {MAX_FRAMING_BYTES} bytes")]
     FramingTooLarge,
 }
 
@@ -40,29 +41,27 @@ pub enum Piece {
 #[derive(Debug, Clone)]
 pub struct BodyReader {
     state: State,
+    /// Bytes of extensions and trailers so far.
+    framing: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Fixed { left: u64 },
-    Size { size: u64, digits: u8, framing: u32 },
-    Extension { size: u64, framing: u32 },
+    Size { size: u64, digits: u8 },
+    Extension { size: u64 },
     SizeLf { size: u64 },
     Data { left: u64 },
     DataCr,
     DataLf,
-    TrailerStart { framing: u32 },
-    TrailerLine { framing: u32 },
-    TrailerLf { framing: u32 },
+    TrailerStart,
+    TrailerLine,
+    TrailerLf,
     EndLf,
     Done,
 }
 
-const NEXT_CHUNK: State = State::Size {
-    size: 0,
-    digits: 0,
-    framing: 0,
-};
+const NEXT_CHUNK: State = State::Size { size: 0, digits: 0 };
 
 impl BodyReader {
     /// A reader at the first byte behind the head.
@@ -72,7 +71,7 @@ impl BodyReader {
             BodyLength::Fixed(left) => State::Fixed { left },
             BodyLength::Chunked => NEXT_CHUNK,
         };
-        BodyReader { state }
+        BodyReader { state, framing: 0 }
     }
 
     /// Whether the body was read to its end, so that the connection can carry another message.
@@ -109,52 +108,46 @@ impl BodyReader {
                         consumed: at + taken,
                     });
                 }
-                State::Size {
-                    size,
-                    digits,
-                    framing,
-                } => match (byte as char).to_digit(16) {
+                State::Size { size, digits } => match (byte as char).to_digit(16) {
                     // Sixteen digits fill a u64; a longer size is an attack, leading zeros or not.
                     Some(_) if digits == 16 => return Err(BodyError::ChunkSize),
                     Some(digit) => State::Size {
                         size: size << 4 | u64::from(digit),
                         digits: digits + 1,
-                        framing,
                     },
                     None if digits == 0 => return Err(BodyError::ChunkSize),
-                    None if byte == b';' => State::Extension { size, framing },
+                    None if byte == b';' => State::Extension { size },
                     None if byte == b'\r' => State::SizeLf { size },
                     None => return Err(BodyError::ChunkSize),
                 },
-                State::Extension { size, framing } => match byte {
+                State::Extension { size } => match byte {
                     b'\r' => State::SizeLf { size },
-                    b'\t' | b' '..=b'~' | 0x80.. => State::Extension {
-                        size,
-                        framing: grow(framing)?,
-                    },
+                    b'\t' | b' '..=b'~' | 0x80.. => {
+                        self.grow()?;
+                        State::Extension { size }
+                    }
                     _ => return Err(BodyError::ChunkExtension),
                 },
                 State::SizeLf { size } => match (byte, size) {
-                    (b'\n', 0) => State::TrailerStart { framing: 0 },
+                    (b'\n', 0) => State::TrailerStart,
                     (b'\n', left) => State::Data { left },
                     _ => return Err(BodyError::ChunkExtension),
                 },
                 State::DataCr if byte == b'\r' => State::DataLf,
                 State::DataLf if byte == b'\n' => NEXT_CHUNK,
                 State::DataCr | State::DataLf => return Err(BodyError::ChunkEnd),
-                State::TrailerStart { .. } if byte == b'\r' => State::EndLf,
-                State::TrailerStart { framing } | State::TrailerLine { framing } => match byte {
-                    b'\r' => State::TrailerLf {
-                        framing: grow(framing)?,
-                    },
-                    b'\t' | b' '..=b'~' | 0x80.. => State::TrailerLine {
-                        framing: grow(framing)?,
-                    },
-                    _ => return Err(BodyError::Trailer),
-                },
-                State::TrailerLf { framing } if byte == b'\n' => State::TrailerStart { framing },
+                State::TrailerStart if byte == b'\r' => State::EndLf,
+                State::TrailerStart | State::TrailerLine => {
+                    self.grow()?;
+                    match byte {
+                        b'\r' => State::TrailerLf,
+                        b'\t' | b' '..=b'~' | 0x80.. => State::TrailerLine,
+                        _ => return Err(BodyError::Trailer),
+                    }
+                }
+                State::TrailerLf if byte == b'\n' => State::TrailerStart,
                 State::EndLf if byte == b'\n' => State::Done,
-                State::TrailerLf { .. } | State::EndLf => return Err(BodyError::Trailer),
+                State::TrailerLf | State::EndLf => return Err(BodyError::Trailer),
             };
         }
         Ok(match self.state {
@@ -166,19 +159,20 @@ impl BodyReader {
             },
         })
     }
+
+    fn grow(&mut self) -> Result<(), BodyError> {
+        if self.framing >= MAX_FRAMING_BYTES {
+            return Err(BodyError::FramingTooLarge);
+        }
+        self.framing += 1;
+        Ok(())
+    }
 }
 
 /// How many of `available` bytes belong to `left`, and what is left then.
 fn take(available: usize, left: u64) -> (usize, u64) {
     let taken = usize::try_from(left).map_or(available, |left| available.min(left));
     (taken, left - taken as u64)
-}
-
-fn grow(framing: u32) -> Result<u32, BodyError> {
-    if framing >= MAX_FRAMING_BYTES {
-        return Err(BodyError::FramingTooLarge);
-    }
-    Ok(framing + 1)
 }
 
 #[cfg(test)]
@@ -275,6 +269,12 @@ mod tests {
         let extension = format!("1;{}", "a".repeat(MAX_FRAMING_BYTES as usize + 1));
         assert_eq!(
             read(BodyLength::Chunked, extension.as_bytes(), 1024),
+            Err(BodyError::FramingTooLarge)
+        );
+        // Each alone is small.
+        let extensions = format!("1;{}\r\na\r\n", "a".repeat(100)).repeat(100);
+        assert_eq!(
+            read(BodyLength::Chunked, extensions.as_bytes(), 1024),
             Err(BodyError::FramingTooLarge)
         );
         let trailers = format!("0\r\n{}", "A: 1\r\n".repeat(2000));

@@ -60,6 +60,8 @@ pub enum BodyLength {
 pub enum HeadError {
     #[error("request line is malformed")]
     RequestLine,
+    #[error("method is not in upper case, and methods are told apart by case")]
+    MethodCase,
     #[error("version is not HTTP/1.0 or HTTP/1.1")]
     Version,
     #[error("a field name is malformed, or white space stands before its colon")]
@@ -100,6 +102,7 @@ impl HeadError {
             HeadError::TransferCoding => 501,
             HeadError::Version => 505,
             HeadError::RequestLine
+            | HeadError::MethodCase
             | HeadError::FieldName
             | HeadError::FieldValue
             | HeadError::LineEnd
@@ -142,6 +145,9 @@ pub fn parse_request(bytes: &[u8], limits: HeadLimits) -> Result<Option<RequestH
     else {
         return Err(HeadError::RequestLine);
     };
+    if is_misspelt(method) {
+        return Err(HeadError::MethodCase);
+    }
     // A fragment is never sent (RFC 9112 section 3.2), and servers cut it off or do not. A path for CONNECT could become
     // a tunnel past every policy.
     if !target.is_ascii() || target.contains('#') || (method == "CONNECT" && target.contains('/')) {
@@ -161,6 +167,18 @@ pub fn parse_request(bytes: &[u8], limits: HeadLimits) -> Result<Option<RequestH
         body,
         keep_alive,
     }))
+}
+
+/// Whether it is a standard method (RFC 9110 section 9.1) in all but case. Servers that do not heed case would serve it as
+/// that one, past a route that names its methods.
+fn is_misspelt(method: &str) -> bool {
+    const STANDARD: [&str; 9] = [
+        "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH",
+    ];
+    method.bytes().any(|byte| byte.is_ascii_lowercase())
+        && STANDARD
+            .iter()
+            .any(|name| name.eq_ignore_ascii_case(method))
 }
 
 /// Where httparse puts fields: on the stack for as many as is usual, and never cleared, which would cost more than parsing.

@@ -23,13 +23,17 @@ pub enum PathError {
     /// Servers that know path parameters, such as Tomcat, read `..;x` as `..`.
     #[error("path has a dot segment with parameters")]
     DotParameters,
+    /// Without its parameters the path has another route than with them, and servers differ on which of the two is meant.
+    #[error("path has parameters (\";\"), and another route without them")]
+    Parameters,
     /// A byte that RFC 3986 does not allow in a path unescaped.
     #[error("path has a byte that must be escaped")]
     BadByte,
 }
 
-/// The normal form of `path` (no query): unreserved escapes decoded, other escapes in upper case, `.` and `..`
-/// resolved, runs of `/` folded to one. Idempotent. A path already in its normal form is borrowed, not copied.
+/// The normal form of `path` (no query): what a path may have bare is bare and all else escaped, in upper case; `.` and `..`
+/// are resolved, runs of `/` folded to one. `;` alone stays as it is spelt, since escaped it begins no parameters
+/// (RFC 3986 section 3.3). Idempotent. A path already in its normal form is borrowed, not copied.
 pub fn normalise(path: &[u8]) -> Result<Cow<'_, [u8]>, PathError> {
     if path.first() != Some(&b'/') {
         return Err(PathError::NotAbsolute);
@@ -40,14 +44,40 @@ pub fn normalise(path: &[u8]) -> Result<Cow<'_, [u8]>, PathError> {
     resolve(&decode(path)?).map(Cow::Owned)
 }
 
+/// A normal `path` as servers see it that know path parameters, such as Tomcat: without what follows `;` in each segment,
+/// escaped or not; `None` where there is none. Normal too.
+pub fn without_parameters(path: &str) -> Option<String> {
+    parameters(path)?;
+    let mut bare = String::with_capacity(path.len());
+    let mut ends_in_folder = false;
+    for segment in path.split('/') {
+        let name = &segment[..parameters(segment).unwrap_or(segment.len())];
+        ends_in_folder = name.is_empty();
+        if !name.is_empty() {
+            bare.push('/');
+            bare.push_str(name);
+        }
+    }
+    if ends_in_folder {
+        bare.push('/');
+    }
+    Some(bare)
+}
+
+fn parameters(segment: &str) -> Option<usize> {
+    let escaped = segment.find(ESCAPED_SEMICOLON);
+    segment.find(';').into_iter().chain(escaped).min()
+}
+
+/// In normal form.
+const ESCAPED_SEMICOLON: &str = "%3B";
+
 /// No escape, no dot segment, no empty segment, no byte to refuse: the common case, in one pass.
 fn is_plain(path: &[u8]) -> bool {
     let mut previous = 0;
     for &byte in path {
-        if !is_path_byte(byte)
-            || byte == b'%'
-            || (previous == b'/' && (byte == b'/' || byte == b'.'))
-        {
+        let is_slash = byte == b'/';
+        if !(is_slash || is_pchar(byte)) || (previous == b'/' && (is_slash || byte == b'.')) {
             return false;
         }
         previous = byte;
@@ -60,11 +90,13 @@ fn decode(path: &[u8]) -> Result<Vec<u8>, PathError> {
     let mut rest = path;
     while let Some((&byte, tail)) = rest.split_first() {
         rest = tail;
-        if !is_path_byte(byte) {
-            return Err(PathError::BadByte);
-        }
         if byte != b'%' {
-            out.push(byte);
+            match byte {
+                b'/' => out.push(byte),
+                _ if is_pchar(byte) => out.push(byte),
+                _ if is_sent_bare(byte) => put_escaped(&mut out, byte),
+                _ => return Err(PathError::BadByte),
+            }
             continue;
         }
         let [high, low, tail @ ..] = rest else {
@@ -76,8 +108,8 @@ fn decode(path: &[u8]) -> Result<Vec<u8>, PathError> {
         rest = tail;
         match h << 4 | l {
             b'/' | b'\\' | 0 => return Err(PathError::AmbiguousEscape),
-            plain if is_unreserved(plain) => out.push(plain),
-            _ => out.extend([b'%', high.to_ascii_uppercase(), low.to_ascii_uppercase()]),
+            plain if plain != b';' && is_pchar(plain) => out.push(plain),
+            other => put_escaped(&mut out, other),
         }
     }
     Ok(out)
@@ -93,9 +125,7 @@ fn resolve(path: &[u8]) -> Result<Vec<u8>, PathError> {
             b".." => {
                 segments.pop().ok_or(PathError::AboveRoot)?;
             }
-            _ if segment.starts_with(b".;") || segment.starts_with(b"..;") => {
-                return Err(PathError::DotParameters);
-            }
+            _ if is_dot_with_parameters(segment) => return Err(PathError::DotParameters),
             name => segments.push(name),
         }
     }
@@ -110,17 +140,32 @@ fn resolve(path: &[u8]) -> Result<Vec<u8>, PathError> {
     Ok(out)
 }
 
+fn is_dot_with_parameters(segment: &[u8]) -> bool {
+    let dot = segment.strip_prefix(b".");
+    let rest = dot.map(|rest| rest.strip_prefix(b".").unwrap_or(rest));
+    rest.is_some_and(|rest| {
+        rest.starts_with(b";") || rest.starts_with(ESCAPED_SEMICOLON.as_bytes())
+    })
+}
+
 fn hex(byte: u8) -> Option<u8> {
     (byte as char).to_digit(16).map(|digit| digit as u8)
 }
 
-fn is_unreserved(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+fn put_escaped(out: &mut Vec<u8>, byte: u8) {
+    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+    let (high, low) = (usize::from(byte >> 4), usize::from(byte & 15));
+    out.extend([b'%', DIGITS[high], DIGITS[low]]);
 }
 
-/// `pchar`, `/` and `%` of RFC 3986, and the brackets and bars that browsers send bare.
-fn is_path_byte(byte: u8) -> bool {
-    is_unreserved(byte) || b"!$&'()*+,;=:@/%[]|^{}\"`".contains(&byte)
+/// What a path may have unescaped (`pchar` of RFC 3986), but for `%`.
+fn is_pchar(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@".contains(&byte)
+}
+
+/// What browsers send unescaped though it should not be.
+fn is_sent_bare(byte: u8) -> bool {
+    b"[]|^{}\"`".contains(&byte)
 }
 
 #[cfg(test)]
@@ -150,6 +195,29 @@ mod tests {
         check("/.well-known/x..y", Ok("/.well-known/x..y"));
         check("/a;x=1/..y;z", Ok("/a;x=1/..y;z"));
         check("/%252e%252e/x", Ok("/%252e%252e/x"));
+        check("/v1/x%3Adelete", Ok("/v1/x:delete"));
+        check(
+            "/%21%24%26%27%28%29%2A%2B%2C%3D%3a%40-%7e",
+            Ok("/!$&'()*+,=:@-~"),
+        );
+        check("/a%3bb;c", Ok("/a%3Bb;c"));
+        check("/a[b]|{}^\"`", Ok("/a%5Bb%5D%7C%7B%7D%5E%22%60"));
+        check("/a%5bb%5d", Ok("/a%5Bb%5D"));
+    }
+
+    #[test]
+    fn parameters_are_cut_off_each_segment() {
+        let check = |path: &str, expected: Option<&str>| {
+            assert_eq!(without_parameters(path).as_deref(), expected, "{path}");
+        };
+        check("/a/b", None);
+        check("/a%3A", None);
+        check("/admin;a=b/x", Some("/admin/x"));
+        check("/admin%3Ba=b/x;y", Some("/admin/x"));
+        check("/a;b%3Bc;d", Some("/a"));
+        check("/;x/admin", Some("/admin"));
+        check("/admin/;x", Some("/admin/"));
+        check("/;", Some("/"));
     }
 
     #[test]
@@ -168,12 +236,17 @@ mod tests {
         check("/a%zz", Err(PathError::BadEscape));
         check("/a/..;/admin", Err(PathError::DotParameters));
         check("/a/%2e;x=1/admin", Err(PathError::DotParameters));
+        check("/a/..%3b/admin", Err(PathError::DotParameters));
     }
 
     proptest! {
         #[test]
-        fn normalising_twice_is_normalising_once(path in "/[a-c./%2eEfF5]{0,24}") {
+        fn normalising_twice_is_normalising_once(path in "/([a-c./%2eEfF5;:|\\[]|%3[aAbB]|%2[b-fB-F]|%5[bB]){0,24}") {
             if let Ok(once) = normalise(path.as_bytes()) {
+                let text = std::str::from_utf8(&once).expect("a normal path is ASCII");
+                let bare = without_parameters(text).unwrap_or(text.to_owned());
+                prop_assert_eq!(&*normalise(bare.as_bytes()).expect("so is one without parameters"), bare.as_bytes());
+                prop_assert_eq!(without_parameters(&bare), None);
                 prop_assert_eq!(normalise(&once).expect("a normal path is accepted"), once.clone());
                 prop_assert!(!once.windows(2).any(|pair| pair == b"//"));
                 prop_assert!(once.split(|b| *b == b'/').all(|s| s != b".." && s != b"."));

@@ -248,8 +248,8 @@ pub fn identity_fields<'a>(all: impl Iterator<Item = &'a Settings>) -> Vec<Vec<u
     names
 }
 
-/// A field's name in lower case with `_` as `-`, because CGI, WSGI and their kin show `X_Auth_User` and `X-Auth-User` to the
-/// application as one (RFC 3875 section 4.1.18).
+/// A field's name in lower case with `-` for all that is neither letter nor digit, because CGI, WSGI and their kin show
+/// `X_Auth_User` and `X-Auth-User` to the application as one (RFC 3875 section 4.1.18), and some do `X.Auth.User` too.
 pub fn folded(name: &[u8]) -> Vec<u8> {
     name.iter().copied().map(fold).collect()
 }
@@ -261,8 +261,8 @@ pub fn is_folded(name: &[u8], known: &[u8]) -> bool {
 
 fn fold(byte: u8) -> u8 {
     match byte {
-        b'_' => b'-',
-        byte => byte.to_ascii_lowercase(),
+        byte if byte.is_ascii_alphanumeric() => byte.to_ascii_lowercase(),
+        _ => b'-',
     }
 }
 
@@ -601,6 +601,7 @@ mod tests {
             "X-Auth-User",
             "x-auth-CLAIMS",
             "X_Auth-Session",
+            "X.Auth~User",
             "x-weir-session-start",
         ] {
             assert!(known(name.as_bytes()), "{name}");

@@ -17,7 +17,7 @@ use super::sessions;
 use crate::clock;
 use crate::config::Route;
 use crate::http1::head::{BodyLength, RequestHead};
-use crate::http1::path;
+use crate::http1::path::{self, PathError};
 use crate::plan::Plan;
 use crate::policy::limit::Now;
 use crate::policy::routes;
@@ -65,16 +65,16 @@ pub(super) fn admit<'p>(
         return Err(Rejection::BodyTooLarge);
     }
     let expects = headers::expects_continue(buffer, head)?;
-    // Fields that are not UTF-8 match no pattern and make no key, since both are text.
     let whole = std::str::from_utf8(&buffer[..head.len]).ok();
     let text = |place: &Range<usize>| match whole {
-        Some(whole) => whole.get(place.clone()).unwrap_or_default(),
-        None => std::str::from_utf8(&buffer[place.clone()]).unwrap_or_default(),
+        Some(whole) => whole.get(place.clone()),
+        None => std::str::from_utf8(&buffer[place.clone()]).ok(),
     };
+    // Fields that are not UTF-8 are not there: they match no pattern and make no key, since both are text.
     let fields: SmallVec<[_; 16]> = head
         .fields
         .iter()
-        .map(|(name, value)| (text(name), text(value)))
+        .filter_map(|(name, value)| Some((text(name)?, text(value)?)))
         .collect();
     let host = fields
         .iter()
@@ -84,11 +84,20 @@ pub(super) fn admit<'p>(
     let request = routes::Request {
         host,
         path: path_text,
-        method: text(&head.method),
+        method: text(&head.method).unwrap_or_default(),
         fields: &fields,
     };
     let index = plan.index.find(&request).ok_or(Rejection::NoRoute)?;
     let route = &plan.config.routes[index];
+    if let Some(bare) = path::without_parameters(path_text) {
+        let other = routes::Request {
+            path: &bare,
+            ..request
+        };
+        if plan.index.find(&other) != Some(index) && !asks_for_parameters(route) {
+            return Err(Rejection::BadPath(PathError::Parameters));
+        }
+    }
     record.route = Some(index);
     let client = headers::client(buffer, head, conn.peer.ip, &conn.listener.trusted_proxies);
     let id = clock::uuid(now.wall);
@@ -146,6 +155,12 @@ pub(super) fn admit<'p>(
         quota,
         entry,
     })
+}
+
+/// Whether the file names parameters in the route's path, so that with them no other route can be meant.
+fn asks_for_parameters(route: &Route) -> bool {
+    let pattern = route.matches.path.as_ref().map(ToString::to_string);
+    pattern.is_some_and(|pattern| path::without_parameters(&pattern).is_some())
 }
 
 /// The path and the query of a target, which may be in absolute form (RFC 9112 section 3.2.2). Its authority must be the Host

@@ -162,12 +162,14 @@ pub(super) fn put_request_head(
     out.push(b' ');
     out.extend_from_slice(target);
     out.extend_from_slice(b" HTTP/1.1\r\n");
+    // Applications that speak CGI's way take `Proxy` for the proxy that they shall use ("httpoxy").
     let without: &[&[u8]] = if client.behind_trusted {
-        &[b"expect", b"x-forwarded-for", b"forwarded"]
+        &[b"expect", b"proxy", b"x-forwarded-for", b"forwarded"]
     } else {
         // The peer's own claims are not believed.
         &[
             b"expect",
+            b"proxy",
             b"x-forwarded-for",
             b"x-forwarded-proto",
             b"x-forwarded-host",
@@ -181,6 +183,7 @@ pub(super) fn put_request_head(
             || identity_fields
                 .iter()
                 .any(|other| session::is_folded(name, other))
+            || is_misspelt(name)
     };
     put_fields(out, buffer, &head.fields, dropped);
     let has = |wanted: &str| head.fields.iter().any(|(name, _)| is(buffer, name, wanted));
@@ -229,6 +232,22 @@ pub(super) fn put_request_head(
     out.extend_from_slice(b"\r\n");
 }
 
+/// Whether an application could take it for a field that weir answers for, though it is spelt in another way: whoever sent
+/// it, no proxy looked at it.
+fn is_misspelt(name: &[u8]) -> bool {
+    const BELIEVED: [&[u8]; 7] = [
+        b"x-forwarded-for",
+        b"x-forwarded-proto",
+        b"x-forwarded-host",
+        b"x-real-ip",
+        b"x-request-id",
+        b"content-length",
+        b"transfer-encoding",
+    ];
+    let is_usual = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'-';
+    !name.iter().all(is_usual) && BELIEVED.iter().any(|other| session::is_folded(name, other))
+}
+
 /// How a response goes back to the client.
 pub(super) struct Back<'a> {
     /// Whether its length is not known ahead.
@@ -236,7 +255,7 @@ pub(super) struct Back<'a> {
     /// Whether the client speaks HTTP/1.0, which has no chunks.
     pub old_client: bool,
     pub next: Next,
-    /// The protocol of a 101.
+    /// The protocols of which the client offered a choice, for a 101.
     pub switched: Option<&'a [u8]>,
 }
 
@@ -256,18 +275,33 @@ pub(super) fn put_response_head(
     put_status_line(out, answer, response);
     // RFC 9110 section 8.6: neither has a length, and a client that believes one waits for a body that never comes.
     let bodiless = matches!(response.status, 101 | 204);
+    // A cache that kept the token would give one client's session to another.
+    let mut fields = response.fields.iter();
+    let of_session = fields.any(|(name, _)| is_session_header(&answer[name.clone()]));
     put_fields(out, answer, &response.fields, |name| {
-        is_session_header(name) || (bodiless && name.eq_ignore_ascii_case(b"content-length"))
+        is_session_header(name)
+            || (bodiless && name.eq_ignore_ascii_case(b"content-length"))
+            || (of_session && is_cache_control(name))
     });
     tell(out);
+    if of_session {
+        out.extend_from_slice(b"Cache-Control: no-store\r\n");
+    }
     if back.chunked && !back.old_client {
         out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
     }
-    if let Some(protocol) = back.switched {
+    if let Some(offered) = back.switched {
+        let mut fields = response.fields.iter();
+        let chosen = fields.find(|(name, _)| is(answer, name, "upgrade"));
         put(out, b"Connection", b"upgrade");
+        // An upstream that does not say what it chose took what it was offered.
+        let protocol = chosen.map_or(offered, |(_, value)| &answer[value.clone()]);
         put(out, b"Upgrade", protocol);
     } else if next == Next::Close {
         out.extend_from_slice(b"Connection: close\r\n");
+    } else if back.old_client {
+        // HTTP/1.0 closes unless told (RFC 9112 section 9.3).
+        out.extend_from_slice(b"Connection: keep-alive\r\n");
     }
     out.extend_from_slice(b"\r\n");
     next
@@ -292,6 +326,13 @@ fn put_status_line(out: &mut Vec<u8>, answer: &[u8], response: &ResponseHead) {
 fn is_session_header(name: &[u8]) -> bool {
     name.eq_ignore_ascii_case(START_HEADER.as_bytes())
         || name.eq_ignore_ascii_case(END_HEADER.as_bytes())
+}
+
+/// For every cache, or for those of one kind, such as `CDN-Cache-Control` (RFC 9213).
+fn is_cache_control(name: &[u8]) -> bool {
+    let end = name.len().saturating_sub(b"cache-control".len());
+    name[end..].eq_ignore_ascii_case(b"cache-control")
+        || name.eq_ignore_ascii_case(b"surrogate-control")
 }
 
 /// Copies the end-to-end fields but for those `dropped`.
@@ -367,16 +408,32 @@ mod tests {
     }
 
     #[test]
-    fn an_underscore_does_not_smuggle_a_forwarding_field() {
-        for fields in [
-            "X_Forwarded_For: 6.6.6.6\r\n",
-            "x-forwarded_FOR: 6.6.6.6\r\n",
-            "X_Real-IP: 6.6.6.6\r\n",
+    fn no_other_spelling_smuggles_a_field_that_is_believed() {
+        for name in [
+            "X_Forwarded_For",
+            "x-forwarded_FOR",
+            "X.Forwarded.For",
+            "X_Forwarded_Proto",
+            "X~Forwarded-Host",
+            "X_Real-IP",
+            "X_Request_Id",
+            "Content_Length",
+            "content.length",
+            "Transfer_Encoding",
+            "Transfer!Encoding",
+            "Proxy",
+            "proxy",
         ] {
-            assert!(!sent_up(fields, false).contains("6.6.6.6"), "{fields}");
+            for trusted in [true, false] {
+                let sent = sent_up(&format!("{name}: 6.6.6.6\r\n"), trusted);
+                assert!(!sent.contains("6.6.6.6"), "{name} {trusted}: {sent}");
+            }
         }
-        assert!(!sent_up("X_Forwarded_For: 6.6.6.6\r\n", true).contains("6.6.6.6"));
-        assert!(sent_up("X_Other: 6.6.6.6\r\n", false).contains("X_Other: 6.6.6.6\r\n"));
+        for name in ["X_Other", "X-Forwarded-Fort", "Proxy-X", "Hos_t"] {
+            let field = format!("{name}: 6.6.6.6\r\n");
+            assert!(sent_up(&field, false).contains(&field), "{name}");
+        }
+        assert!(sent_up("X-Real-IP: 6.6.6.6\r\n", true).contains("X-Real-IP: 6.6.6.6\r\n"));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::record::Record;
 use super::reply::{Exceeded, Rejection};
 use crate::config::LimitDefaults;
 use crate::config::limits::{Cost, KeyPart, Limit, MAX_RULES, Mode, Rule};
+use crate::http1::path;
 use crate::plan::{LimitNames, Plan};
 use crate::policy::limit::{Now, Verdict};
 use crate::policy::routes::Request;
@@ -299,7 +300,8 @@ fn cost(limit: &Limit, facts: &Facts<'_>) -> u64 {
         Cost::Header { name, default } => facts
             .header(name)
             .and_then(|value| value.trim().parse().ok())
-            .unwrap_or(*default),
+            // A client's word may make a request dear, and never free.
+            .map_or(*default, |cost: u64| cost.max(1)),
     }
 }
 
@@ -347,7 +349,11 @@ impl<'a> Facts<'a> {
                     same.then(|| percent_decode(pair.get(at + 1..).unwrap_or_default()).into())
                 })
             }
-            KeyPart::Path => text(self.request.path),
+            // With parameters a client would spell as many paths as it likes.
+            KeyPart::Path => match path::without_parameters(self.request.path) {
+                Some(bare) => Some(Cow::Owned(bare.into_bytes())),
+                None => text(self.request.path),
+            },
             KeyPart::Host => Some(Cow::Owned(
                 self.request.host_name().to_ascii_lowercase().into_bytes(),
             )),

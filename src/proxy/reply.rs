@@ -202,8 +202,8 @@ impl Rejection {
         }
     }
 
-    /// Appends the whole reply to `out`; `body` is room for what it says. Without `keep_alive` it says that the connection
-    /// closes; the reply `to_head` has no body (RFC 9110 section 9.3.2).
+    /// Appends the whole reply to `out`; `body` is room for what it says. It says whether the connection stays open, by
+    /// `keep_alive`; the reply `to_head` has no body (RFC 9110 section 9.3.2).
     pub fn put(&self, out: &mut Vec<u8>, body: &mut Vec<u8>, keep_alive: bool, to_head: bool) {
         let (mut status, mut title, error) = self.kind();
         let mut content_type = "application/problem+json";
@@ -238,9 +238,11 @@ impl Rejection {
             out.extend_from_slice(number.format(seconds(wait).max(1)).as_bytes());
             out.extend_from_slice(b"\r\n");
         }
-        if !keep_alive {
-            out.extend_from_slice(b"Connection: close\r\n");
-        }
+        // HTTP/1.1 keeps it anyway; an HTTP/1.0 client closes unless told (RFC 9112 section 9.3).
+        out.extend_from_slice(match keep_alive {
+            true => b"Connection: keep-alive\r\n",
+            false => b"Connection: close\r\n",
+        });
         out.extend_from_slice(b"\r\n");
         if !to_head {
             out.extend_from_slice(body);
