@@ -9,6 +9,7 @@ mod harness;
 
 use std::net::TcpListener;
 use std::process::Command;
+use std::thread;
 
 use harness::process::{Running, file};
 use harness::{Lane, Upstream, eventually};
@@ -214,6 +215,10 @@ fn a_second_weir_on_the_same_port_says_that_it_is_taken() {
 fn everything_that_the_drain_cuts_off_is_audited() {
     let (upstream, _folder, config, mut running) = silent();
     let many = 300;
+    // Accepted as they come: more than a backlog holds would never be here.
+    let accepting = thread::spawn(move || -> Vec<_> {
+        (0..many).map(|_| upstream.accept().unwrap()).collect()
+    });
     let clients: Vec<_> = (0..many)
         .map(|_| {
             let mut client = running.client();
@@ -221,7 +226,7 @@ fn everything_that_the_drain_cuts_off_is_audited() {
             client
         })
         .collect();
-    let streams: Vec<_> = (0..many).map(|_| upstream.accept().unwrap()).collect();
+    let streams = accepting.join().unwrap();
     running.signal("TERM");
     assert!(running.child.wait().unwrap().success());
     let output = audited_by(&config, &["--limit", "1000"]);
