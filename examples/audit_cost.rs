@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use weir::clock;
 use weir::event::{AuditEvent, Micros};
+use weir::store::days::{self, Day};
 use weir::store::sqlite::{Reader, Writer};
 
 const BATCHES: u32 = 1_000;
@@ -13,17 +14,19 @@ const BATCH: u32 = 500;
 fn main() -> anyhow::Result<()> {
     let mut out = std::io::stdout();
     for key in [None, Some(b"a key of thirty-two bytes, or so".as_slice())] {
-        let file = std::env::temp_dir().join(format!("weir-audit-cost-{}.db", std::process::id()));
-        let mut writer = Writer::open(&file, "cost", key)?;
+        let path = std::env::temp_dir().join(format!("weir-audit-cost-{}.db", std::process::id()));
+        let now = clock::wall();
+        let file = days::file(&path, Day::of(now));
+        let mut writer = Writer::open(&path, "cost", key, now)?;
         let mut events = (0..BATCH).map(event).collect::<Vec<_>>();
         let start = clock::now();
         for _ in 0..BATCHES {
-            writer.append(&mut events)?;
+            writer.append(&mut events, now)?;
         }
         let row = start.elapsed() / (BATCHES * BATCH);
         let size = std::fs::metadata(&file)?.len() / u64::from(BATCHES * BATCH);
         let start = clock::now();
-        let report = Reader::open(&file)?.verify(key)?;
+        let report = Reader::open(&path)?.verify(key)?;
         let verified = start.elapsed() / (BATCHES * BATCH);
         let keyed = key.is_some();
         writeln!(

@@ -249,7 +249,7 @@ impl Work {
     fn write(&mut self, events: &mut [AuditEvent]) -> bool {
         let (mut pause, longest) = BACK_OFF;
         loop {
-            match self.writer.append(events) {
+            match self.writer.append(events, clock::wall()) {
                 Ok(()) => {
                     let count = u64::try_from(events.len()).unwrap_or(u64::MAX);
                     self.shared.written.fetch_add(count, Ordering::AcqRel);

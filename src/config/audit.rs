@@ -18,7 +18,7 @@ pub struct Audit {
     /// Whether the query is kept, redacted.
     pub query: bool,
     pub redaction: Redaction,
-    /// The database file.
+    /// The database: its files have a day before the extension.
     pub sqlite: PathBuf,
     /// The hash chain's key.
     pub key: Option<Secret>,

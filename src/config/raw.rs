@@ -515,7 +515,7 @@ pub enum Delivery {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Sqlite {
-    /// The database file [default: weir-audit.db].
+    /// The database; a day's file has the day before the extension, such as weir-audit-2026-11-25.db [default: weir-audit.db].
     pub path: At<String>,
 }
 
