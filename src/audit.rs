@@ -1,5 +1,5 @@
 //! From the lanes to the audit store: a bounded queue that never makes a sender wait, and a thread that writes it away in
-//! batches. Must not know what an event means.
+//! batches; and a thread beside it, once a day, that closes the days that are over. Must not know what an event means.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,7 +13,8 @@ use tracing::{error, info, warn};
 use crate::clock;
 use crate::event::AuditEvent;
 use crate::store::audit::StoreError;
-use crate::store::sqlite::Writer;
+use crate::store::days::Day;
+use crate::store::sqlite::{Files, Writer};
 
 /// Events in one transaction, at most.
 const BATCH: usize = 1_000;
@@ -21,6 +22,8 @@ const BATCH: usize = 1_000;
 const LINGER: Duration = Duration::from_millis(20);
 /// Between tries of a store that fails: from the first to the last, doubled each time.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+/// Between tries of a day's upkeep that fails, doubled each time; and how many there are before the next day's.
+const UPKEEP: (Duration, u32) = (Duration::from_secs(1), 10);
 
 /// The sending side; clones share one queue.
 #[derive(Debug, Clone)]
@@ -87,6 +90,7 @@ pub fn start(writer: Writer, capacity: usize) -> io::Result<(Recorder, Worker)> 
         shared: shared.clone(),
         trouble: None,
         told_dropped: 0,
+        upkeep: None,
     };
     let thread = thread::Builder::new()
         .name("audit".to_owned())
@@ -194,10 +198,13 @@ struct Work {
     /// The error that was logged last, until a write succeeds.
     trouble: Option<String>,
     told_dropped: u64,
+    /// The thread that does the upkeep, and the day that it does it for.
+    upkeep: Option<(Day, JoinHandle<()>)>,
 }
 
 impl Work {
     fn run(mut self) {
+        self.keep_up();
         let mut batch = Vec::with_capacity(BATCH);
         loop {
             let more = self.fill(&mut batch);
@@ -254,6 +261,7 @@ impl Work {
                     let count = u64::try_from(events.len()).unwrap_or(u64::MAX);
                     self.shared.written.fetch_add(count, Ordering::AcqRel);
                     self.recovered();
+                    self.keep_up();
                     return true;
                 }
                 Err(error) => self.failed(&error),
@@ -297,6 +305,27 @@ impl Work {
         }
     }
 
+    /// Begins the upkeep of the files if the day is new. On another thread, since the index of a day of many events takes
+    /// seconds, and those of the new day must be written meanwhile. It need not end: the next one goes on from there.
+    fn keep_up(&mut self) {
+        let day = self.writer.day();
+        let busy = self
+            .upkeep
+            .as_ref()
+            .is_some_and(|(done, thread)| *done == day || !thread.is_finished());
+        if busy {
+            return;
+        }
+        let (files, shared) = (self.writer.files().clone(), self.shared.clone());
+        let thread = thread::Builder::new()
+            .name("audit-upkeep".to_owned())
+            .spawn(move || keep_up(&files, &shared));
+        match thread {
+            Ok(thread) => self.upkeep = Some((day, thread)),
+            Err(error) => error!(%error, "no thread to close days of the audit: tried again"),
+        }
+    }
+
     fn end(self) {
         // The receiver goes first, so that whatever is sent from here on is known as lost.
         drop(self.receiver);
@@ -305,5 +334,29 @@ impl Work {
         if lost > 0 {
             error!(lost, "audit events were lost at the end");
         }
+    }
+}
+
+/// Tries until it is done, or too often.
+fn keep_up(files: &Files, shared: &Shared) {
+    let (mut pause, tries) = UPKEEP;
+    for left in (0..tries).rev() {
+        let start = clock::now();
+        match files.close_days() {
+            Ok(days) => {
+                for day in days {
+                    info!(%day, took = ?start.elapsed(), "day of the audit closed");
+                }
+                return;
+            }
+            Err(error) if left == 0 => {
+                error!(%error, "days of the audit cannot be closed; tried again on the next day");
+            }
+            Err(_) => thread::sleep(pause),
+        }
+        if shared.ended.load(Ordering::Acquire) {
+            return;
+        }
+        pause *= 2;
     }
 }

@@ -20,7 +20,7 @@ use weir::clock;
 use weir::event::{AuditEvent, Micros};
 use weir::store::audit::{FaultKind, Filter, Order, StoreError};
 use weir::store::days::{self, Day};
-use weir::store::sqlite::{Reader, Writer};
+use weir::store::sqlite::{Files, Reader, Writer};
 
 const KEY: &[u8] = b"a key";
 /// On 2023-11-15, later than any of the tests' events.
@@ -726,6 +726,26 @@ fn a_failed_step_into_a_new_day_is_tried_again() {
     writer.append(&mut batch, tomorrow).unwrap();
     assert_eq!((batch[0].seq, batch[3].seq), (6, 9));
     assert_eq!(audit.faults(), []);
+    // The new file names the one before it, although it stood there already.
+    std::fs::remove_file(audit.file(NOW)).unwrap();
+    assert_eq!(audit.faults(), [(1..=5, FaultKind::FileMissing)]);
+}
+
+#[test]
+fn a_file_that_a_crash_left_empty_is_passed_over() {
+    let audit = Audit::empty();
+    let empty = |day: u32| std::fs::write(audit.file(NOW + day * DAY), "").unwrap();
+    empty(0);
+    assert!(matches!(Reader::open(&audit.path), Err(StoreError::Absent)));
+    let mut writer = audit.writer_at(NOW + DAY);
+    writer.append(&mut events(1..=5), NOW + DAY).unwrap();
+    empty(2);
+    writer.append(&mut events(6..=7), NOW + 3 * DAY).unwrap();
+    let files = Files::new(&audit.path, Some(KEY));
+    assert_eq!(files.close_days().unwrap(), [Day::of(NOW + DAY)]);
+    let report = audit.reader().verify(Some(KEY)).unwrap();
+    assert_eq!((report.files, report.faults), (2, vec![]));
+    assert_eq!(audit.reader().query(&Filter::default()).unwrap().len(), 7);
 }
 
 #[test]
@@ -872,4 +892,42 @@ fn one_file_is_verified_by_itself() {
     let reader = Reader::open(&audit.file(NOW + DAY)).unwrap();
     let report = reader.verify(Some(KEY)).unwrap();
     assert_eq!((report.events, report.faults), (1_000, vec![]));
+}
+
+#[test]
+fn a_closed_day_proves_that_the_newest_file_is_gone() {
+    let audit = three_days();
+    let files = Files::new(&audit.path, Some(KEY));
+    let closed = files.close_days().unwrap();
+    assert_eq!(closed, [0, 1].map(|day| Day::of(NOW + day * DAY)));
+    assert_eq!(audit.faults(), []);
+    let newest = audit.file(NOW + 2 * DAY);
+    std::fs::remove_file(&newest).unwrap();
+    let gone = (0..=0, FaultKind::FileMissing);
+    assert_eq!(audit.faults(), std::slice::from_ref(&gone));
+    // A new one of the same day does not stand in for it.
+    let mut writer = audit.writer_at(NOW + 2 * DAY);
+    writer.append(&mut events(1..=1), NOW + 2 * DAY).unwrap();
+    assert_eq!(audit.faults(), std::slice::from_ref(&gone));
+    let said = audit.reader().verify(Some(KEY)).unwrap().faults[0].to_string();
+    assert_eq!(said, "file of 2023-11-17 missing");
+}
+
+#[test]
+fn days_that_are_over_are_closed_beside_the_writing() {
+    let audit = Audit::empty();
+    let today = clock::wall();
+    let mut writer = audit.writer_at(today - DAY);
+    writer.append(&mut events(1..=5), today - DAY).unwrap();
+    let (recorder, worker) = weir::audit::start(writer, 2_000).unwrap();
+    recorder.record(event(6));
+    let indexes = || {
+        let file = Connection::open(audit.file(today - DAY)).unwrap();
+        let sql = "SELECT count(*) FROM sqlite_schema WHERE type = 'index'";
+        file.query_row(sql, [], |row| row.get::<_, u32>(0)).unwrap()
+    };
+    eventually("indexed", || indexes() > 0);
+    worker.stop(Duration::from_secs(5));
+    assert_eq!(audit.faults(), []);
+    assert_eq!(audit.reader().query(&Filter::default()).unwrap().len(), 6);
 }

@@ -4,15 +4,18 @@
 //! transactions, and with them their end mark, but never damages the file.
 
 mod read;
+mod upkeep;
 mod verify;
 mod write;
 
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row};
 
 pub use self::read::Reader;
+pub use self::upkeep::Files;
 pub use self::write::Writer;
 use super::audit::StoreError;
 use super::chain::{FileId, Hash};
@@ -128,6 +131,29 @@ impl Ledger {
     fn previous(&self) -> Option<Previous> {
         postcard::from_bytes(&self.previous).ok().flatten()
     }
+}
+
+/// As [`open_to_read`]; `None` for a file that is gone meanwhile, or that its writer has not made into a database yet.
+fn open_if_made(path: &Path) -> Result<Option<Connection>, StoreError> {
+    match open_to_read(path) {
+        Err(_) if matches!(path.metadata(), Err(error) if error.kind() == io::ErrorKind::NotFound) => {
+            Ok(None)
+        }
+        Err(StoreError::Version(0)) => {
+            let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+            match is_empty(&connection)? {
+                true => Ok(None),
+                false => open_to_read(path).map(Some),
+            }
+        }
+        opened => opened.map(Some),
+    }
+}
+
+fn is_empty(connection: &Connection) -> Result<bool, StoreError> {
+    let sql = "SELECT count(*) FROM sqlite_schema";
+    let tables: i64 = connection.query_row(sql, [], |row| row.get(0))?;
+    Ok(tables == 0)
 }
 
 /// Opens an existing file, to which nothing will be written.

@@ -1,13 +1,12 @@
 //! Reads the audit's files, which others may be writing to.
 
 use std::fmt::Write as _;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use rusqlite::types::ToSql;
 use rusqlite::{Connection, Row};
 
-use super::{Ledger, open_to_read, signed, text, verify};
+use super::{Ledger, open_if_made, open_to_read, signed, text, verify};
 use crate::event::AuditEvent;
 use crate::store::audit::{Cursor, Filter, Order, Report, StoreError, Stored};
 use crate::store::chain::Hasher;
@@ -30,10 +29,12 @@ impl Reader {
             return Ok(Reader { path, alone });
         }
         let reader = Reader { path, alone: None };
-        let files = reader.files()?;
-        let (_, newest) = files.last().ok_or(StoreError::Absent)?;
-        open_to_read(newest)?;
-        Ok(reader)
+        for (_, file) in reader.files()?.iter().rev() {
+            if open_if_made(file)?.is_some() {
+                return Ok(reader);
+            }
+        }
+        Err(StoreError::Absent)
     }
 
     /// The events that pass the filter. A row that is no longer an event is logged and left out; `verify` names it.
@@ -57,7 +58,7 @@ impl Reader {
             if too_old || passed {
                 continue;
             }
-            if let Some(connection) = open_unless_gone(&path)? {
+            if let Some(connection) = open_if_made(&path)? {
                 let earliest = Ledger::read(&connection)?.earliest;
                 let too_new = |until| earliest.is_some_and(|earliest| earliest >= until);
                 if !filter.until.is_some_and(|until| too_new(until.0)) {
@@ -74,7 +75,7 @@ impl Reader {
         let mut report = Report::default();
         let mut seen = Vec::new();
         for (day, path) in self.files()? {
-            if let Some(connection) = open_unless_gone(&path)? {
+            if let Some(connection) = open_if_made(&path)? {
                 seen.push(verify::file(&connection, day, &hasher, &mut report)?);
             }
         }
@@ -93,16 +94,6 @@ impl Reader {
     }
 }
 
-/// `None` for a file that retention has removed meanwhile.
-fn open_unless_gone(path: &Path) -> Result<Option<Connection>, StoreError> {
-    match open_to_read(path) {
-        Err(_) if matches!(path.metadata(), Err(error) if error.kind() == io::ErrorKind::NotFound) => {
-            Ok(None)
-        }
-        opened => opened.map(Some),
-    }
-}
-
 /// Adds to `stored` the events of a day's file that pass.
 fn query(
     connection: &Connection,
@@ -111,7 +102,29 @@ fn query(
     stored: &mut Vec<Stored>,
 ) -> Result<(), StoreError> {
     let after = filter.after.filter(|after| after.day == day);
-    let after = after.map(|after| after.arrival);
+    let (sql, values) = select(filter, after.map(|after| after.arrival));
+    let mut statement = connection.prepare(&sql)?;
+    let mut rows = statement.query(rusqlite::params_from_iter(values))?;
+    // Counted here and not by SQL, so that rows left out do not end an answer early.
+    while filter
+        .limit
+        .is_none_or(|limit| stored.len() < limit as usize)
+        && let Some(row) = rows.next()?
+    {
+        let cursor = Cursor {
+            day,
+            arrival: row.get(0)?,
+        };
+        match stored_event(row, cursor) {
+            Some(event) => stored.push(event),
+            None => tracing::warn!(%day, cursor.arrival, "not an event: run `weir audit verify`"),
+        }
+    }
+    Ok(())
+}
+
+/// The events of one file that pass and arrived behind `after`.
+pub(super) fn select(filter: &Filter, after: Option<i64>) -> (String, Vec<Box<dyn ToSql>>) {
     let mut sql = String::from(
         "SELECT arrival, seq, name, boot, body FROM events LEFT JOIN instances ON id = instance_id WHERE 1",
     );
@@ -157,24 +170,7 @@ fn query(
         Order::OldestFirst => " ORDER BY arrival",
         Order::NewestFirst => " ORDER BY arrival DESC",
     });
-    let mut statement = connection.prepare(&sql)?;
-    let mut rows = statement.query(rusqlite::params_from_iter(values))?;
-    // Counted here and not by SQL, so that rows left out do not end an answer early.
-    while filter
-        .limit
-        .is_none_or(|limit| stored.len() < limit as usize)
-        && let Some(row) = rows.next()?
-    {
-        let cursor = Cursor {
-            day,
-            arrival: row.get(0)?,
-        };
-        match stored_event(row, cursor) {
-            Some(event) => stored.push(event),
-            None => tracing::warn!(%day, cursor.arrival, "not an event: run `weir audit verify`"),
-        }
-    }
-    Ok(())
+    (sql, values)
 }
 
 /// `None` if what stands there cannot be read as an event.

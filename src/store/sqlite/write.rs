@@ -1,14 +1,15 @@
 //! Appends events to the file of the day.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use uuid::Uuid;
 
 use super::{
-    BUSY, Ledger, PAGE_SIZE, SCHEMA, blob, check_version, integer, open_to_read, signed, unsigned,
+    BUSY, Files, Ledger, PAGE_SIZE, SCHEMA, blob, check_version, integer, is_empty, open_if_made,
+    signed, unsigned,
 };
 use crate::clock;
 use crate::event::{AuditEvent, Micros};
@@ -23,8 +24,7 @@ VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
 
 /// Appends the events of one boot of one instance, to a file a day. Several may share the files.
 pub struct Writer {
-    path: PathBuf,
-    hasher: Hasher,
+    files: Files,
     instance: Instance,
     file: File,
     end: End,
@@ -62,33 +62,22 @@ impl Writer {
         if path.is_file() {
             return Err(StoreError::Undated);
         }
-        let hasher = Hasher::new(key);
         let instance = Instance {
             name: instance.to_owned(),
             boot: clock::uuid(now),
             started: Micros::from(now).0,
         };
-        let newest = days::list(path)?.pop();
-        // A clock that was set back must not part the files from their order.
-        let day = newest
-            .as_ref()
-            .map_or(Day::of(now), |(day, _)| Day::of(now).max(*day));
-        let previous = match newest {
-            Some((newest, file)) if newest < day => Some(previous(&open_to_read(&file)?, &hasher)?),
-            Some(_) | None => None,
-        };
-        let file = join(
-            path,
-            day,
-            previous.as_ref(),
-            &hasher,
-            &instance,
-            None,
-            End::default(),
-        )?;
-        Ok(Writer {
+        let files = Files {
             path: path.to_owned(),
-            hasher,
+            hasher: Hasher::new(key),
+        };
+        // A clock that was set back must not part the files from their order.
+        let newest = days::list(path)?.last().map(|(day, _)| *day);
+        let day = newest.map_or(Day::of(now), |newest| newest.max(Day::of(now)));
+        let previous = || previous(&files, day, None);
+        let file = join(&files, day, previous, &instance, None, End::default())?;
+        Ok(Writer {
+            files,
             instance,
             end: End {
                 last: 0,
@@ -97,6 +86,11 @@ impl Writer {
             file,
             body: Vec::new(),
         })
+    }
+
+    /// All files of the path.
+    pub fn files(&self) -> &Files {
+        &self.files
     }
 
     /// The day whose file is written to.
@@ -125,7 +119,7 @@ impl Writer {
                 event.seq = last;
                 self.body.clear();
                 self.body = event.encode_into(std::mem::take(&mut self.body));
-                hash = self.hasher.row(&hash, last, &self.body);
+                hash = self.files.hasher.row(&hash, last, &self.body);
                 client.clear();
                 let _ = write!(client, "{}", event.client);
                 earliest = Some(earliest.unwrap_or(u64::MAX).min(event.time.0));
@@ -159,7 +153,7 @@ impl Writer {
             .execute(params![
                 signed(last),
                 hash,
-                self.hasher.end_mark(&file.seal, last, &hash),
+                self.files.hasher.end_mark(&file.seal, last, &hash),
                 file.instance_id,
                 signed(self.end.last),
                 self.end.hash
@@ -183,34 +177,38 @@ impl Writer {
 
     /// Leaves the file for that of `day`.
     fn go_on(&mut self, day: Day) -> Result<(), StoreError> {
-        // Others that share the files may be ahead.
-        let newest = days::list(&self.path)?.pop();
-        let newest = newest.filter(|(newest, _)| *newest > self.file.day);
-        let previous = match newest {
-            Some((newest, file)) if newest < day => {
-                Some(previous(&open_to_read(&file)?, &self.hasher)?)
-            }
-            Some(_) => None,
-            // By the connection at hand: it tells of the file even if another hand has removed that.
-            None => Some(previous(&self.file.connection, &self.hasher)?),
-        };
-        let file = join(
-            &self.path,
-            day,
-            previous.as_ref(),
-            &self.hasher,
-            &self.instance,
-            Some(self.file.day),
-            self.end,
-        )?;
+        let previous = || previous(&self.files, day, Some(&self.file));
+        let from = Some(self.file.day);
+        let file = join(&self.files, day, previous, &self.instance, from, self.end)?;
         self.end.hash = file.seal;
         self.file = file;
         Ok(())
     }
 }
 
-/// What a new file will say of the newest one.
-fn previous(connection: &Connection, hasher: &Hasher) -> Result<Previous, StoreError> {
+/// What a new file of `day` will say of the newest file before it.
+fn previous(
+    files: &Files,
+    day: Day,
+    current: Option<&File>,
+) -> Result<Option<Previous>, StoreError> {
+    // Others that share the files may be ahead of the current one. That is asked by the connection at hand, which tells
+    // of the file even if another hand has removed it.
+    let behind = |other: Day| current.is_none_or(|current| other > current.day);
+    for (other, file) in days::list(&files.path)?.iter().rev() {
+        if *other < day
+            && behind(*other)
+            && let Some(connection) = open_if_made(file)?
+        {
+            return describe(&connection, &files.hasher).map(Some);
+        }
+    }
+    current
+        .map(|current| describe(&current.connection, &files.hasher))
+        .transpose()
+}
+
+fn describe(connection: &Connection, hasher: &Hasher) -> Result<Previous, StoreError> {
     let ledger = Ledger::read(connection)?;
     check_key(connection, hasher)?;
     let mut ends = Vec::new();
@@ -241,30 +239,29 @@ fn previous(connection: &Connection, hasher: &Hasher) -> Result<Previous, StoreE
 }
 
 /// Opens or creates the file of `day`, and begins the part of `instance` in it: what goes on from `before` in the file
-/// of the day `from`.
+/// of the day `from`. A new file says what `previous` tells.
 fn join(
-    path: &Path,
+    files: &Files,
     day: Day,
-    previous: Option<&Previous>,
-    hasher: &Hasher,
+    previous: impl FnOnce() -> Result<Option<Previous>, StoreError>,
     instance: &Instance,
     from: Option<Day>,
     before: End,
 ) -> Result<File, StoreError> {
-    let mut connection = Connection::open(days::file(path, day))?;
+    let hasher = &files.hasher;
+    let mut connection = Connection::open(days::file(&files.path, day))?;
     connection.busy_timeout(BUSY)?;
     // Only a new file heeds it.
     connection.pragma_update(None, "page_size", PAGE_SIZE)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "NORMAL")?;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let tables: i64 =
-        transaction.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
-    if tables == 0 {
+    if is_empty(&transaction)? {
+        let previous = previous()?;
         transaction.execute_batch(SCHEMA)?;
         let mut file = FileId::default();
         fastrand::fill(&mut file);
-        let place = previous.map_or(0, |previous| previous.place) + 1;
+        let place = previous.as_ref().map_or(0, |previous| previous.place) + 1;
         let encoded =
             postcard::to_stdvec(&previous).map_err(|error| StoreError::Other(error.into()))?;
         transaction.execute(
