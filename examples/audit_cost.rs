@@ -50,7 +50,7 @@ fn main() -> anyhow::Result<()> {
         let tomorrow = now + Duration::from_secs(86_400);
         writer.append(&mut events, tomorrow)?;
         let start = clock::now();
-        writer.files().close_days()?;
+        writer.files().close_days(|_| {})?;
         let closed = start.elapsed();
         let indexed = user()?;
         let closed_size = std::fs::metadata(&file)?.len() / u64::from(BATCHES * BATCH);

@@ -1,5 +1,5 @@
 //! From the lanes to the audit store: a bounded queue that never makes a sender wait, and a thread that writes it away in
-//! batches; and a thread beside it, once a day, that closes the days that are over. Must not know what an event means.
+//! batches; and a thread beside it, once a day, that closes the days that are over and removes old ones. Must not know what an event means.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -50,6 +50,8 @@ pub struct Counts {
     pub dropped: u64,
     /// Tries to write that failed. No event is lost by them.
     pub errors: u64,
+    /// Files of days that were removed after the retention.
+    pub removed_files: u64,
 }
 
 #[derive(Debug)]
@@ -67,13 +69,19 @@ struct Shared {
     /// Not let into the queue.
     refused: AtomicU64,
     errors: AtomicU64,
+    removed_files: AtomicU64,
     /// Set by `stop`: when to give up.
     deadline: OnceLock<Instant>,
     ended: AtomicBool,
 }
 
-/// Begins to write to `writer`, on a thread of its own; up to `capacity` events wait in memory.
-pub fn start(writer: Writer, capacity: usize) -> io::Result<(Recorder, Worker)> {
+/// Begins to write to `writer`, on a thread of its own; up to `capacity` events wait in memory. Days that ended longer ago
+/// than `retention` are removed, when the writing begins and with each new day.
+pub fn start(
+    writer: Writer,
+    capacity: usize,
+    retention: Duration,
+) -> io::Result<(Recorder, Worker)> {
     let (sender, receiver) = mpsc::channel();
     let shared = Arc::new(Shared {
         capacity: u64::try_from(capacity).unwrap_or(u64::MAX),
@@ -81,6 +89,7 @@ pub fn start(writer: Writer, capacity: usize) -> io::Result<(Recorder, Worker)> 
         written: AtomicU64::new(0),
         refused: AtomicU64::new(0),
         errors: AtomicU64::new(0),
+        removed_files: AtomicU64::new(0),
         deadline: OnceLock::new(),
         ended: AtomicBool::new(false),
     });
@@ -90,6 +99,7 @@ pub fn start(writer: Writer, capacity: usize) -> io::Result<(Recorder, Worker)> 
         shared: shared.clone(),
         trouble: None,
         told_dropped: 0,
+        retention,
         upkeep: None,
     };
     let thread = thread::Builder::new()
@@ -186,6 +196,7 @@ impl Shared {
             queued,
             dropped: self.refused.load(Ordering::Relaxed) + lost,
             errors: self.errors.load(Ordering::Relaxed),
+            removed_files: self.removed_files.load(Ordering::Relaxed),
         }
     }
 }
@@ -198,6 +209,7 @@ struct Work {
     /// The error that was logged last, until a write succeeds.
     trouble: Option<String>,
     told_dropped: u64,
+    retention: Duration,
     /// The thread that does the upkeep, and the day that it does it for.
     upkeep: Option<(Day, JoinHandle<()>)>,
 }
@@ -317,9 +329,10 @@ impl Work {
             return;
         }
         let (files, shared) = (self.writer.files().clone(), self.shared.clone());
+        let retention = self.retention;
         let thread = thread::Builder::new()
             .name("audit-upkeep".to_owned())
-            .spawn(move || keep_up(&files, &shared));
+            .spawn(move || keep_up(&files, retention, &shared));
         match thread {
             Ok(thread) => self.upkeep = Some((day, thread)),
             Err(error) => error!(%error, "no thread to close days of the audit: tried again"),
@@ -338,19 +351,16 @@ impl Work {
 }
 
 /// Tries until it is done, or too often.
-fn keep_up(files: &Files, shared: &Shared) {
+fn keep_up(files: &Files, retention: Duration, shared: &Shared) {
     let (mut pause, tries) = UPKEEP;
     for left in (0..tries).rev() {
-        let start = clock::now();
-        match files.close_days() {
-            Ok(days) => {
-                for day in days {
-                    info!(%day, took = ?start.elapsed(), "day of the audit closed");
-                }
-                return;
-            }
+        // Neither waits for the other to succeed. What is removed leaves room for the indexes.
+        let removed = remove_old(files, retention, shared);
+        let closed = close_days(files);
+        match removed.and(closed) {
+            Ok(()) => return,
             Err(error) if left == 0 => {
-                error!(%error, "days of the audit cannot be closed; tried again on the next day");
+                error!(%error, "days of the audit cannot be closed or removed; tried again on the next day");
             }
             Err(_) => thread::sleep(pause),
         }
@@ -359,4 +369,16 @@ fn keep_up(files: &Files, shared: &Shared) {
         }
         pause *= 2;
     }
+}
+
+fn remove_old(files: &Files, retention: Duration, shared: &Shared) -> Result<(), StoreError> {
+    files.remove_old(retention, clock::wall(), |day| {
+        shared.removed_files.fetch_add(1, Ordering::Relaxed);
+        info!(%day, "day of the audit removed: it is older than the retention");
+    })
+}
+
+fn close_days(files: &Files) -> Result<(), StoreError> {
+    let start = clock::now();
+    files.close_days(|day| info!(%day, took = ?start.elapsed(), "day of the audit closed"))
 }

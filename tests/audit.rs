@@ -25,6 +25,7 @@ use weir::store::sqlite::{Files, Reader, Writer};
 const KEY: &[u8] = b"a key";
 /// On 2023-11-15, later than any of the tests' events.
 const NOW: Duration = Duration::from_secs(1_700_020_000);
+const RETENTION: Duration = Duration::from_secs(3 * 86_400);
 const DAY: Duration = Duration::from_secs(86_400);
 
 /// The `n`th of the tests' events: every tenth by bob, every hundredth refused.
@@ -116,6 +117,20 @@ impl Audit {
         let faults = report.faults.into_iter();
         faults.map(|fault| (fault.seqs, fault.kind)).collect()
     }
+}
+
+fn close(files: &Files) -> Vec<Day> {
+    let mut closed = Vec::new();
+    files.close_days(|day| closed.push(day)).unwrap();
+    closed
+}
+
+fn remove_old(files: &Files, now: Duration) -> Vec<Day> {
+    let mut removed = Vec::new();
+    files
+        .remove_old(RETENTION, now, |day| removed.push(day))
+        .unwrap();
+    removed
 }
 
 fn lock(file: &Path) -> Connection {
@@ -459,7 +474,8 @@ fn eventually(what: &str, mut so: impl FnMut() -> bool) {
 #[test]
 fn recorded_events_are_written_soon_and_in_order() {
     let audit = Audit::empty();
-    let (recorder, worker) = weir::audit::start(audit.writer_at(clock::wall()), 5_000).unwrap();
+    let (recorder, worker) =
+        weir::audit::start(audit.writer_at(clock::wall()), 5_000, RETENTION).unwrap();
     recorder.record(event(1));
     eventually("written", || recorder.counts().written == 1);
     recorder.record_batch(events(2..=1_200));
@@ -484,7 +500,8 @@ fn recorded_events_are_written_soon_and_in_order() {
 #[test]
 fn a_locked_database_blocks_no_sender_and_is_caught_up_with() {
     let audit = Audit::empty();
-    let (recorder, worker) = weir::audit::start(audit.writer_at(clock::wall()), 2_000).unwrap();
+    let (recorder, worker) =
+        weir::audit::start(audit.writer_at(clock::wall()), 2_000, RETENTION).unwrap();
     let other = lock(&audit.file(clock::wall()));
     let start = clock::now();
     for n in 1..=1_990 {
@@ -512,7 +529,7 @@ fn stopping_gives_up_at_its_deadline_and_counts_what_is_lost() {
     let audit = Audit::empty();
     let writer = audit.writer_at(clock::wall());
     writer.limit_pages(1).unwrap();
-    let (recorder, worker) = weir::audit::start(writer, 2_000).unwrap();
+    let (recorder, worker) = weir::audit::start(writer, 2_000, RETENTION).unwrap();
     recorder.record_batch(events(1..=1_000));
     eventually("a failed try", || recorder.counts().errors > 0);
     let start = clock::now();
@@ -742,7 +759,7 @@ fn a_file_that_a_crash_left_empty_is_passed_over() {
     empty(2);
     writer.append(&mut events(6..=7), NOW + 3 * DAY).unwrap();
     let files = Files::new(&audit.path, Some(KEY));
-    assert_eq!(files.close_days().unwrap(), [Day::of(NOW + DAY)]);
+    assert_eq!(close(&files), [Day::of(NOW + DAY)]);
     let report = audit.reader().verify(Some(KEY)).unwrap();
     assert_eq!((report.files, report.faults), (2, vec![]));
     assert_eq!(audit.reader().query(&Filter::default()).unwrap().len(), 7);
@@ -898,9 +915,13 @@ fn one_file_is_verified_by_itself() {
 fn a_closed_day_proves_that_the_newest_file_is_gone() {
     let audit = three_days();
     let files = Files::new(&audit.path, Some(KEY));
-    let closed = files.close_days().unwrap();
-    assert_eq!(closed, [0, 1].map(|day| Day::of(NOW + day * DAY)));
+    assert_eq!(close(&files), [0, 1].map(|day| Day::of(NOW + day * DAY)));
     assert_eq!(audit.faults(), []);
+    let forged = three_days();
+    close(&Files::new(&forged.path, Some(KEY)));
+    forged.sql_at(NOW + DAY, "UPDATE ledger SET next_file = zeroblob(16)");
+    assert_eq!(forged.faults(), [(0..=0, FaultKind::File)]);
+
     let newest = audit.file(NOW + 2 * DAY);
     std::fs::remove_file(&newest).unwrap();
     let gone = (0..=0, FaultKind::FileMissing);
@@ -919,7 +940,7 @@ fn days_that_are_over_are_closed_beside_the_writing() {
     let today = clock::wall();
     let mut writer = audit.writer_at(today - DAY);
     writer.append(&mut events(1..=5), today - DAY).unwrap();
-    let (recorder, worker) = weir::audit::start(writer, 2_000).unwrap();
+    let (recorder, worker) = weir::audit::start(writer, 2_000, RETENTION).unwrap();
     recorder.record(event(6));
     let indexes = || {
         let file = Connection::open(audit.file(today - DAY)).unwrap();
@@ -930,4 +951,77 @@ fn days_that_are_over_are_closed_beside_the_writing() {
     worker.stop(Duration::from_secs(5));
     assert_eq!(audit.faults(), []);
     assert_eq!(audit.reader().query(&Filter::default()).unwrap().len(), 6);
+}
+
+/// Days that one writer wrote to, the last being `NOW`, of ten events each.
+fn days_until_now(count: u32) -> Audit {
+    let audit = Audit::empty();
+    let mut writer = audit.writer_at(NOW - (count - 1) * DAY);
+    for ago in (0..count).rev() {
+        let now = NOW - ago * DAY;
+        writer.append(&mut events(1..=10), now).unwrap();
+    }
+    audit
+}
+
+#[test]
+fn days_beyond_the_retention_are_removed_and_not_missed() {
+    let audit = days_until_now(6);
+    let files = Files::new(&audit.path, Some(KEY));
+    close(&files);
+    let days =
+        |ago: &[u32]| -> Vec<_> { ago.iter().map(|ago| Day::of(NOW - *ago * DAY)).collect() };
+    // Three days are kept whole, and the part of today.
+    assert_eq!(remove_old(&files, NOW), days(&[5, 4]));
+    assert_eq!(remove_old(&files, NOW), []);
+    let names = audit.directory.path().read_dir().unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let old = names.filter(|name| {
+        name.starts_with("audit-2023-11-10") || name.starts_with("audit-2023-11-11")
+    });
+    assert_eq!(old.count(), 0);
+    let report = audit.reader().verify(Some(KEY)).unwrap();
+    assert_eq!((report.events, report.faults), (40, vec![]));
+    // The newest is kept, whatever its age.
+    assert_eq!(remove_old(&files, NOW + 90 * DAY), days(&[3, 2, 1]));
+    assert_eq!(audit.faults(), []);
+}
+
+#[test]
+fn a_file_that_another_hand_removed_is_told_from_those_of_the_retention() {
+    let audit = days_until_now(6);
+    let files = Files::new(&audit.path, Some(KEY));
+    remove_old(&files, NOW);
+    let oldest = NOW - 3 * DAY;
+    let file = Connection::open(audit.file(oldest)).unwrap();
+    let id = file.query_row("SELECT hex(file) FROM ledger", [], |row| row.get(0));
+    let id: String = id.unwrap();
+    std::fs::remove_file(audit.file(oldest)).unwrap();
+    let gone = (21..=30, FaultKind::FileMissing);
+    assert_eq!(audit.faults(), std::slice::from_ref(&gone));
+    // Who lacks the key cannot say that it was retention.
+    audit.sql(&format!(
+        "INSERT INTO removed SELECT day + 1, place + 1, x'{id}', mark FROM removed ORDER BY place DESC LIMIT 1"
+    ));
+    assert_eq!(audit.faults(), [(0..=0, FaultKind::File), gone]);
+}
+
+#[test]
+fn the_retention_is_heeded_beside_the_writing() {
+    let audit = Audit::empty();
+    let today = clock::wall();
+    let mut writer = audit.writer_at(today - 9 * DAY);
+    for ago in [9, 4, 3] {
+        let now = today - ago * DAY;
+        writer.append(&mut events(1..=5), now).unwrap();
+    }
+    let (recorder, worker) = weir::audit::start(writer, 2_000, RETENTION).unwrap();
+    eventually("removed at the start", || {
+        recorder.counts().removed_files == 2
+    });
+    recorder.record(event(6));
+    eventually("written", || recorder.counts().written == 1);
+    worker.stop(Duration::from_secs(5));
+    assert_eq!(days::list(&audit.path).unwrap().len(), 2);
+    assert_eq!(audit.faults(), []);
 }

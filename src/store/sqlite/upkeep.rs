@@ -1,11 +1,14 @@
-//! What becomes of a day that is over: its file is closed. On connections of its own, beside a writer.
+//! What becomes of a day that is over: its file is closed, and in the end removed. On connections of its own, beside a
+//! writer.
 
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior, params};
 
-use super::{Ledger, check_version, open_if_made, open_to_read};
+use super::{Ledger, check_version, open_if_made, open_to_read, signed};
 use crate::store::audit::StoreError;
 use crate::store::chain::{FileId, Hasher};
 use crate::store::days::{self, Day};
@@ -47,11 +50,10 @@ impl Files {
     }
 
     /// Closes every day before the newest that is not closed yet: says in its file which file followed it, and makes
-    /// the indexes that queries want. Returns those days. Can take seconds for a day of millions of events; a file
+    /// the indexes that queries want. Tells `done` of each. Can take seconds for a day of millions of events; a file
     /// that fails does not keep others from being closed.
-    pub fn close_days(&self) -> Result<Vec<Day>, StoreError> {
+    pub fn close_days(&self, mut done: impl FnMut(Day)) -> Result<(), StoreError> {
         let files = self.made()?;
-        let mut closed = Vec::new();
         let mut failed = None;
         for ((day, file), (next_day, next)) in files.iter().zip(files.iter().skip(1)) {
             let close = || -> Result<bool, StoreError> {
@@ -63,12 +65,60 @@ impl Files {
                 Ok(true)
             };
             match close() {
-                Ok(true) => closed.push(*day),
+                Ok(true) => done(*day),
                 Ok(false) => {}
                 Err(error) => failed = Some(error),
             }
         }
-        failed.map_or(Ok(closed), Err)
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Removes the files of days that ended longer than `retention`, of whole days, before `now`, the time since the Unix
+    /// epoch; the newest is always kept. Each is noted in the newest first, so that `verify` does not miss it. Tells
+    /// `done` of each. A file that fails does not keep others from being removed.
+    pub fn remove_old(
+        &self,
+        retention: Duration,
+        now: Duration,
+        mut done: impl FnMut(Day),
+    ) -> Result<(), StoreError> {
+        let kept_from = Day::of(now.saturating_sub(retention));
+        let made = self.made()?;
+        let mut failed = None;
+        let Some(((_, newest), older)) = made.split_last() else {
+            return Ok(());
+        };
+        for (day, file) in older.iter().filter(|(day, _)| *day < kept_from) {
+            match self.remove(file, newest) {
+                Ok(()) => done(*day),
+                Err(error) => failed = Some(error),
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn remove(&self, file: &Path, newest: &Path) -> Result<(), StoreError> {
+        let old = Ledger::read(&open_to_read(file)?)?;
+        let mut connection = open_to_write(newest)?;
+        let this = Ledger::read(&connection)?.file;
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mark = self.hasher.removed(&this, old.day, old.place, &old.file);
+        // Noted already if a crash kept the file from being removed.
+        transaction.execute(
+            "INSERT INTO removed SELECT ?1, ?2, ?3, ?4 WHERE NOT EXISTS (SELECT 1 FROM removed WHERE file = ?3)",
+            params![old.day.0, signed(old.place), old.file, mark],
+        )?;
+        transaction.commit()?;
+        // The database last: without it, nobody would find the others again.
+        for ending in ["-wal", "-shm", ""] {
+            let mut name = file.as_os_str().to_owned();
+            name.push(ending);
+            match fs::remove_file(Path::new(&name)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                removed => removed?,
+            }
+        }
+        Ok(())
     }
 
     /// The files that are databases, in the order of their days.
@@ -192,8 +242,10 @@ mod tests {
             .append(&mut events, NOW + Duration::from_secs(86_400))
             .unwrap();
         let files = Files::new(&path, None);
-        assert_eq!(files.close_days().unwrap(), [Day(20_000)]);
-        assert_eq!(files.close_days().unwrap(), []);
+        let mut closed = Vec::new();
+        files.close_days(|day| closed.push(day)).unwrap();
+        files.close_days(|day| closed.push(day)).unwrap();
+        assert_eq!(closed, [Day(20_000)]);
 
         let check = |filter: Filter, expected: &str| {
             let plan = plan(&filter);
@@ -245,7 +297,7 @@ mod tests {
         writer.append(&mut [event(1)], NOW).unwrap();
         let tomorrow = NOW + Duration::from_secs(86_400);
         writer.append(&mut [event(2)], tomorrow).unwrap();
-        Files::new(&path, None).close_days().unwrap();
+        Files::new(&path, None).close_days(|_| {}).unwrap();
         let names = folder.path().read_dir().unwrap();
         let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
         let of_day = names.filter(|name| name.starts_with("a-2024-10-04"));

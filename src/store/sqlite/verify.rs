@@ -74,10 +74,11 @@ pub(super) fn file(
         // What another hand says was removed by retention is missing.
         removed.extend(fits.then_some(other));
     }
-    if let Some((day, next)) = &ledger.next {
+    let next = ledger.next.filter(|(day, next)| {
         let mark = hasher.followed(&ledger.file, *day, next);
-        marks &= !keys_fit || ledger.next_mark == Some(mark);
-    }
+        !keys_fit || ledger.next_mark == Some(mark)
+    });
+    marks &= next == ledger.next;
     let seal = hasher.ledger(
         &ledger.file,
         ledger.day,
@@ -100,7 +101,7 @@ pub(super) fn file(
         file: ledger.file,
         place: ledger.place,
         previous: ledger.previous(),
-        next: ledger.next,
+        next,
         removed,
         parts,
     })
