@@ -459,7 +459,7 @@ fn a_file_of_all_days_from_before_is_refused_and_left_alone() {
     let opened = Writer::open(&audit.path, "a", None, NOW);
     assert!(matches!(opened, Err(StoreError::Undated)));
     let opened = Reader::open(&audit.path);
-    assert!(matches!(opened, Err(StoreError::Version(1))));
+    assert!(matches!(opened, Err(StoreError::Undated)));
 }
 
 /// Waits until it is so, and fails after ten seconds.
@@ -904,6 +904,41 @@ fn a_file_put_back_to_an_older_state_lacks_its_tail() {
 }
 
 #[test]
+fn writers_that_share_the_files_go_on_each_at_its_own_pace() {
+    let audit = Audit::empty();
+    let mut slow = Writer::open(&audit.path, "slow", Some(KEY), NOW).unwrap();
+    let mut busy = audit.writer();
+    slow.append(&mut events(1..=3), NOW).unwrap();
+    for day in 0..3 {
+        busy.append(&mut events(1..=10), NOW + day * DAY).unwrap();
+    }
+    close(&Files::new(&audit.path, Some(KEY)));
+    // Late, into a closed file; then past the files that the other one has made.
+    slow.append(&mut events(4..=4), NOW).unwrap();
+    slow.append(&mut events(5..=6), NOW + 4 * DAY).unwrap();
+    busy.append(&mut events(11..=11), NOW + 4 * DAY).unwrap();
+    let report = audit.reader().verify(Some(KEY)).unwrap();
+    assert_eq!(
+        (report.events, report.files, report.faults),
+        (37, 4, vec![])
+    );
+    std::fs::remove_file(audit.file(NOW + 2 * DAY)).unwrap();
+    assert_eq!(audit.faults(), [(21..=30, FaultKind::FileMissing)]);
+    std::fs::remove_file(audit.file(NOW)).unwrap();
+    let faults = audit.reader().verify(Some(KEY)).unwrap().faults;
+    let said: Vec<_> = faults.iter().map(ToString::to_string).collect();
+    let begins = [
+        "file of 2023-11-15 missing: events 1 to 10 of a/",
+        "file of 2023-11-15 missing: events 1 to 4 of slow/",
+        "file of 2023-11-17 missing: events 21 to 30 of a/",
+    ];
+    assert_eq!(said.len(), begins.len(), "{said:?}");
+    for (said, begin) in said.iter().zip(begins) {
+        assert!(said.starts_with(begin), "{said}");
+    }
+}
+
+#[test]
 fn one_file_is_verified_by_itself() {
     let audit = three_days();
     let reader = Reader::open(&audit.file(NOW + DAY)).unwrap();
@@ -953,46 +988,46 @@ fn days_that_are_over_are_closed_beside_the_writing() {
     assert_eq!(audit.reader().query(&Filter::default()).unwrap().len(), 6);
 }
 
-/// Days that one writer wrote to, the last being `NOW`, of ten events each.
-fn days_until_now(count: u32) -> Audit {
+/// A database of six days, of ten events each, by one boot; and a time in the last of them.
+fn six_days() -> (Audit, Duration) {
     let audit = Audit::empty();
-    let mut writer = audit.writer_at(NOW - (count - 1) * DAY);
-    for ago in (0..count).rev() {
-        let now = NOW - ago * DAY;
+    let mut writer = audit.writer();
+    for day in 0..6 {
+        let now = NOW + day * DAY;
         writer.append(&mut events(1..=10), now).unwrap();
     }
-    audit
+    (audit, NOW + 5 * DAY)
 }
 
 #[test]
 fn days_beyond_the_retention_are_removed_and_not_missed() {
-    let audit = days_until_now(6);
+    let (audit, now) = six_days();
     let files = Files::new(&audit.path, Some(KEY));
     close(&files);
     let days =
-        |ago: &[u32]| -> Vec<_> { ago.iter().map(|ago| Day::of(NOW - *ago * DAY)).collect() };
+        |ago: &[u32]| -> Vec<_> { ago.iter().map(|ago| Day::of(now - *ago * DAY)).collect() };
     // Three days are kept whole, and the part of today.
-    assert_eq!(remove_old(&files, NOW), days(&[5, 4]));
-    assert_eq!(remove_old(&files, NOW), []);
+    assert_eq!(remove_old(&files, now), days(&[5, 4]));
+    assert_eq!(remove_old(&files, now), []);
     let names = audit.directory.path().read_dir().unwrap();
     let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let old = names.filter(|name| {
-        name.starts_with("audit-2023-11-10") || name.starts_with("audit-2023-11-11")
+        name.starts_with("audit-2023-11-15") || name.starts_with("audit-2023-11-16")
     });
     assert_eq!(old.count(), 0);
     let report = audit.reader().verify(Some(KEY)).unwrap();
     assert_eq!((report.events, report.faults), (40, vec![]));
     // The newest is kept, whatever its age.
-    assert_eq!(remove_old(&files, NOW + 90 * DAY), days(&[3, 2, 1]));
+    assert_eq!(remove_old(&files, now + 90 * DAY), days(&[3, 2, 1]));
     assert_eq!(audit.faults(), []);
 }
 
 #[test]
 fn a_file_that_another_hand_removed_is_told_from_those_of_the_retention() {
-    let audit = days_until_now(6);
+    let (audit, now) = six_days();
     let files = Files::new(&audit.path, Some(KEY));
-    remove_old(&files, NOW);
-    let oldest = NOW - 3 * DAY;
+    remove_old(&files, now);
+    let oldest = now - 3 * DAY;
     let file = Connection::open(audit.file(oldest)).unwrap();
     let id = file.query_row("SELECT hex(file) FROM ledger", [], |row| row.get(0));
     let id: String = id.unwrap();
@@ -1000,7 +1035,7 @@ fn a_file_that_another_hand_removed_is_told_from_those_of_the_retention() {
     let gone = (21..=30, FaultKind::FileMissing);
     assert_eq!(audit.faults(), std::slice::from_ref(&gone));
     // Who lacks the key cannot say that it was retention.
-    audit.sql(&format!(
+    audit.sql_at(now, &format!(
         "INSERT INTO removed SELECT day + 1, place + 1, x'{id}', mark FROM removed ORDER BY place DESC LIMIT 1"
     ));
     assert_eq!(audit.faults(), [(0..=0, FaultKind::File), gone]);

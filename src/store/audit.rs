@@ -19,9 +19,9 @@ pub enum StoreError {
     Full,
     #[error("not an audit database of this weir (its version is {0}, not {expected})", expected = super::sqlite::VERSION)]
     Version(i64),
-    /// A file stands at the path itself, where earlier versions kept all days.
+    /// A file stands at the path itself, where version 1 kept all days.
     #[error(
-        "a file without a day in its name, as earlier versions wrote, is not read: move it away"
+        "a file without a day in its name is from an earlier weir: move it away, and read it with that weir"
     )]
     Undated,
     #[error("there is no audit database")]

@@ -169,6 +169,7 @@ fn open_to_read(path: &Path) -> Result<Connection, StoreError> {
 fn check_version(connection: &Connection) -> Result<(), StoreError> {
     match connection.query_row("PRAGMA user_version", [], |row| row.get(0))? {
         VERSION => Ok(()),
+        1 => Err(StoreError::Undated),
         other => Err(StoreError::Version(other)),
     }
 }

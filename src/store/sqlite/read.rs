@@ -52,7 +52,7 @@ impl Reader {
             {
                 break;
             }
-            // No event is from after it was written.
+            // No event is later than the day of its file.
             let too_old = filter.since.is_some_and(|since| day.end() <= since);
             let passed = filter.after.is_some_and(|after| day < after.day);
             if too_old || passed {

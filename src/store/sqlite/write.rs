@@ -102,8 +102,12 @@ impl Writer {
     /// since the Unix epoch, is in a new day. On an error none is written and no number is used: the same events can
     /// be given again.
     pub fn append(&mut self, events: &mut [AuditEvent], now: Duration) -> Result<(), StoreError> {
-        if Day::of(now) > self.file.day {
-            self.go_on(Day::of(now))?;
+        // No event is later than the day of its file, even if the clock was set back meanwhile: queries build on it.
+        let latest = events.iter().map(|event| event.time.0).max();
+        let latest = Duration::from_micros(latest.unwrap_or(0));
+        let day = Day::of(now.max(latest));
+        if day > self.file.day {
+            self.go_on(day)?;
         }
         let End { mut last, mut hash } = self.end;
         let mut earliest = self.file.earliest;
