@@ -19,7 +19,7 @@ done
 
 # The demo begins anew, so that what it shows is what README.md says.
 mkdir -p target/demo
-rm -f target/demo/audit.db target/demo/audit.db-wal target/demo/audit.db-shm target/demo/cookies
+rm -f target/demo/audit*.db* target/demo/cookies
 
 pids=()
 stop() {

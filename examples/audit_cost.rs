@@ -2,9 +2,12 @@
 
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use weir::clock;
 use weir::event::{AuditEvent, Micros};
+use weir::store::audit::Filter;
+use weir::store::days::{self, Day};
 use weir::store::sqlite::{Reader, Writer};
 
 const BATCHES: u32 = 1_000;
@@ -13,26 +16,54 @@ const BATCH: u32 = 500;
 fn main() -> anyhow::Result<()> {
     let mut out = std::io::stdout();
     for key in [None, Some(b"a key of thirty-two bytes, or so".as_slice())] {
-        let file = std::env::temp_dir().join(format!("weir-audit-cost-{}.db", std::process::id()));
-        let mut writer = Writer::open(&file, "cost", key)?;
+        let path = std::env::temp_dir().join(format!("weir-audit-cost-{}.db", std::process::id()));
+        let now = clock::wall();
+        let file = days::file(&path, Day::of(now));
+        let mut writer = Writer::open(&path, "cost", key, now)?;
         let mut events = (0..BATCH).map(event).collect::<Vec<_>>();
         let start = clock::now();
-        for _ in 0..BATCHES {
-            writer.append(&mut events)?;
+        for batch in 0..BATCHES {
+            for (n, event) in (0..BATCH).zip(&mut events) {
+                event.user = Some(format!("user-{}-{n}", batch % 100));
+            }
+            writer.append(&mut events, now)?;
         }
         let row = start.elapsed() / (BATCHES * BATCH);
         let size = std::fs::metadata(&file)?.len() / u64::from(BATCHES * BATCH);
         let start = clock::now();
-        let report = Reader::open(&file)?.verify(key)?;
+        let report = Reader::open(&path)?.verify(key)?;
         let verified = start.elapsed() / (BATCHES * BATCH);
+        let user = || -> anyhow::Result<Duration> {
+            let start = clock::now();
+            let filter = Filter {
+                user: Some("user-7-9".to_owned()),
+                ..Filter::default()
+            };
+            let found = Reader::open(&file)?.query(&filter)?.len();
+            anyhow::ensure!(
+                found == BATCHES as usize / 100,
+                "{found} events of the user"
+            );
+            Ok(start.elapsed())
+        };
+        let scanned = user()?;
+        let tomorrow = now + Duration::from_secs(86_400);
+        writer.append(&mut events, tomorrow)?;
+        let start = clock::now();
+        writer.files().close_days(|_| {})?;
+        let closed = start.elapsed();
+        let indexed = user()?;
+        let closed_size = std::fs::metadata(&file)?.len() / u64::from(BATCHES * BATCH);
         let keyed = key.is_some();
         writeln!(
             out,
-            "keyed {keyed}: append {row:?} a row of {size} B; verify {verified:?}; faults {}",
+            "keyed {keyed}: append {row:?} a row of {size} B; verify {verified:?}; faults {}; \
+             day closed in {closed:?}, {closed_size} B a row; one user's events {scanned:?} before and {indexed:?} after",
             report.faults.len()
         )?;
         drop(writer);
         std::fs::remove_file(file)?;
+        std::fs::remove_file(days::file(&path, Day::of(tomorrow)))?;
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
 //! From the lanes to the audit store: a bounded queue that never makes a sender wait, and a thread that writes it away in
-//! batches. Must not know what an event means.
+//! batches; and a thread beside it, once a day, that closes the days that are over and removes old ones. Must not know what an event means.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,7 +13,8 @@ use tracing::{error, info, warn};
 use crate::clock;
 use crate::event::AuditEvent;
 use crate::store::audit::StoreError;
-use crate::store::sqlite::Writer;
+use crate::store::days::Day;
+use crate::store::sqlite::{Files, Writer};
 
 /// Events in one transaction, at most.
 const BATCH: usize = 1_000;
@@ -21,6 +22,8 @@ const BATCH: usize = 1_000;
 const LINGER: Duration = Duration::from_millis(20);
 /// Between tries of a store that fails: from the first to the last, doubled each time.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+/// Between tries of a day's upkeep that fails, doubled each time; and how many there are before the next day's.
+const UPKEEP: (Duration, u32) = (Duration::from_secs(1), 10);
 
 /// The sending side; clones share one queue.
 #[derive(Debug, Clone)]
@@ -47,6 +50,8 @@ pub struct Counts {
     pub dropped: u64,
     /// Tries to write that failed. No event is lost by them.
     pub errors: u64,
+    /// Files of days that were removed after the retention.
+    pub removed_files: u64,
 }
 
 #[derive(Debug)]
@@ -64,13 +69,19 @@ struct Shared {
     /// Not let into the queue.
     refused: AtomicU64,
     errors: AtomicU64,
+    removed_files: AtomicU64,
     /// Set by `stop`: when to give up.
     deadline: OnceLock<Instant>,
     ended: AtomicBool,
 }
 
-/// Begins to write to `writer`, on a thread of its own; up to `capacity` events wait in memory.
-pub fn start(writer: Writer, capacity: usize) -> io::Result<(Recorder, Worker)> {
+/// Begins to write to `writer`, on a thread of its own; up to `capacity` events wait in memory. Days that ended longer ago
+/// than `retention` are removed, when the writing begins and with each new day.
+pub fn start(
+    writer: Writer,
+    capacity: usize,
+    retention: Duration,
+) -> io::Result<(Recorder, Worker)> {
     let (sender, receiver) = mpsc::channel();
     let shared = Arc::new(Shared {
         capacity: u64::try_from(capacity).unwrap_or(u64::MAX),
@@ -78,6 +89,7 @@ pub fn start(writer: Writer, capacity: usize) -> io::Result<(Recorder, Worker)> 
         written: AtomicU64::new(0),
         refused: AtomicU64::new(0),
         errors: AtomicU64::new(0),
+        removed_files: AtomicU64::new(0),
         deadline: OnceLock::new(),
         ended: AtomicBool::new(false),
     });
@@ -87,6 +99,8 @@ pub fn start(writer: Writer, capacity: usize) -> io::Result<(Recorder, Worker)> 
         shared: shared.clone(),
         trouble: None,
         told_dropped: 0,
+        retention,
+        upkeep: None,
     };
     let thread = thread::Builder::new()
         .name("audit".to_owned())
@@ -182,6 +196,7 @@ impl Shared {
             queued,
             dropped: self.refused.load(Ordering::Relaxed) + lost,
             errors: self.errors.load(Ordering::Relaxed),
+            removed_files: self.removed_files.load(Ordering::Relaxed),
         }
     }
 }
@@ -194,10 +209,14 @@ struct Work {
     /// The error that was logged last, until a write succeeds.
     trouble: Option<String>,
     told_dropped: u64,
+    retention: Duration,
+    /// The thread that does the upkeep, and the day that it does it for.
+    upkeep: Option<(Day, JoinHandle<()>)>,
 }
 
 impl Work {
     fn run(mut self) {
+        self.keep_up();
         let mut batch = Vec::with_capacity(BATCH);
         loop {
             let more = self.fill(&mut batch);
@@ -249,11 +268,12 @@ impl Work {
     fn write(&mut self, events: &mut [AuditEvent]) -> bool {
         let (mut pause, longest) = BACK_OFF;
         loop {
-            match self.writer.append(events) {
+            match self.writer.append(events, clock::wall()) {
                 Ok(()) => {
                     let count = u64::try_from(events.len()).unwrap_or(u64::MAX);
                     self.shared.written.fetch_add(count, Ordering::AcqRel);
                     self.recovered();
+                    self.keep_up();
                     return true;
                 }
                 Err(error) => self.failed(&error),
@@ -297,6 +317,28 @@ impl Work {
         }
     }
 
+    /// Begins the upkeep of the files if the day is new. On another thread, since the index of a day of many events takes
+    /// seconds, and those of the new day must be written meanwhile. It need not end: the next one goes on from there.
+    fn keep_up(&mut self) {
+        let day = self.writer.day();
+        let busy = self
+            .upkeep
+            .as_ref()
+            .is_some_and(|(done, thread)| *done == day || !thread.is_finished());
+        if busy {
+            return;
+        }
+        let (files, shared) = (self.writer.files().clone(), self.shared.clone());
+        let retention = self.retention;
+        let thread = thread::Builder::new()
+            .name("audit-upkeep".to_owned())
+            .spawn(move || keep_up(&files, retention, &shared));
+        match thread {
+            Ok(thread) => self.upkeep = Some((day, thread)),
+            Err(error) => error!(%error, "no thread to close days of the audit: tried again"),
+        }
+    }
+
     fn end(self) {
         // The receiver goes first, so that whatever is sent from here on is known as lost.
         drop(self.receiver);
@@ -306,4 +348,37 @@ impl Work {
             error!(lost, "audit events were lost at the end");
         }
     }
+}
+
+/// Tries until it is done, or too often.
+fn keep_up(files: &Files, retention: Duration, shared: &Shared) {
+    let (mut pause, tries) = UPKEEP;
+    for left in (0..tries).rev() {
+        // Neither waits for the other to succeed. What is removed leaves room for the indexes.
+        let removed = remove_old(files, retention, shared);
+        let closed = close_days(files);
+        match removed.and(closed) {
+            Ok(()) => return,
+            Err(error) if left == 0 => {
+                error!(%error, "days of the audit cannot be closed or removed; tried again on the next day");
+            }
+            Err(_) => thread::sleep(pause),
+        }
+        if shared.ended.load(Ordering::Acquire) {
+            return;
+        }
+        pause *= 2;
+    }
+}
+
+fn remove_old(files: &Files, retention: Duration, shared: &Shared) -> Result<(), StoreError> {
+    files.remove_old(retention, clock::wall(), |day| {
+        shared.removed_files.fetch_add(1, Ordering::Relaxed);
+        info!(%day, "day of the audit removed: it is older than the retention");
+    })
+}
+
+fn close_days(files: &Files) -> Result<(), StoreError> {
+    let start = clock::now();
+    files.close_days(|day| info!(%day, took = ?start.elapsed(), "day of the audit closed"))
 }

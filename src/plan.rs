@@ -228,10 +228,13 @@ impl Plan {
         }
         let store = |config: &Config| {
             let audit = config.audit.as_ref();
-            audit.map(|audit| (audit.sqlite.clone(), audit.key.clone()))
+            audit.map(|audit| (audit.sqlite.clone(), audit.retention, audit.key.clone()))
         };
         if store(&config) != store(&self.config) {
-            return Err("audit began, ended, or changed its file or key: restart weir".to_owned());
+            return Err(
+                "audit began, ended, or changed its file, retention or key: restart weir"
+                    .to_owned(),
+            );
         }
         let kept = Kept {
             limits: self.limits.clone(),

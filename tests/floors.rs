@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// From the ground up. A module imports from its own floor and those below, and never in a circle.
 const FLOORS: [&[&str]; 4] = [
@@ -79,11 +79,14 @@ fn the_pure_modules_name_nothing_that_acts() {
 }
 
 #[test]
-fn one_file_knows_the_database() {
-    let knows = |source: &Source| source.code.contains("rusqlite");
-    let knowing: Vec<_> = sources().into_iter().filter(knows).collect();
-    assert_eq!(knowing.len(), 1);
-    assert_eq!(knowing[0].path, Path::new("src/store/sqlite.rs"));
+fn one_module_knows_the_database() {
+    for source in sources() {
+        assert!(
+            source.path.starts_with("src/store/sqlite") || !source.code.contains("rusqlite"),
+            "{} names rusqlite",
+            source.path.display()
+        );
+    }
 }
 
 #[test]

@@ -127,6 +127,7 @@ pub(super) fn scrape(plan: &Plan) -> String {
         plan.metrics.audit_total("written", counts.written);
         plan.metrics.audit_total("dropped", counts.dropped);
         plan.metrics.audit_total("failed_write", counts.errors);
+        plan.metrics.audit_files_removed_total(counts.removed_files);
         let queued = i64::try_from(counts.queued).unwrap_or(i64::MAX);
         plan.metrics.audit_queued.set(queued);
     }

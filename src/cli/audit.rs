@@ -1,4 +1,4 @@
-//! `weir audit`: reads the audit database. Must not write to it.
+//! `weir audit`: reads the audit database, a file a day. Must not write to it.
 
 use std::fs;
 use std::io::{self, ErrorKind, Write};
@@ -32,7 +32,8 @@ const POLL: Duration = Duration::from_millis(250);
 pub struct Arguments {
     #[command(subcommand)]
     command: Command,
-    /// The audit database [default: the one that --config names, or weir-audit.db].
+    /// The audit database as the configuration names it, without a day, or the file of one day [default: the one that
+    /// --config names, or weir-audit.db].
     #[arg(long, global = true, value_name = "FILE")]
     database: Option<PathBuf>,
     /// The configuration file, which names the database and the key.
@@ -178,7 +179,7 @@ fn tail(
     let end = reader
         .query(&all)?
         .first()
-        .map_or(Cursor(0), |newest| newest.cursor);
+        .map_or(Cursor::default(), |newest| newest.cursor);
     let mut shown = newest(reader, flags, lines)?;
     shown.retain(|event| event.cursor <= end);
     print(&shown, format, true, out)?;
@@ -248,9 +249,10 @@ fn verify(
         said.push_str(&format!("{fault}\n"));
     }
     said.push_str(&format!(
-        "{} events, {} boots: {}\n",
+        "{} events, {} boots, {} files: {}\n",
         report.events,
         report.instances,
+        report.files,
         match report.faults.len() {
             0 => "nothing is missing or changed".to_owned(),
             1 => "1 fault".to_owned(),

@@ -130,9 +130,9 @@ async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> 
 fn begin_audit(config: &Audit) -> anyhow::Result<(Recorder, audit::Worker)> {
     let path = &config.sqlite;
     let key = config.key.as_ref().map(|key| key.0.as_bytes());
-    let writer = Writer::open(path, &instance(), key)
+    let writer = Writer::open(path, &instance(), key, clock::wall())
         .with_context(|| format!("cannot write the audit to {}", path.display()))?;
-    Ok(audit::start(writer, AUDIT_QUEUE)?)
+    Ok(audit::start(writer, AUDIT_QUEUE, config.retention)?)
 }
 
 /// The host's name, which in Kubernetes is the pod's.

@@ -1,6 +1,7 @@
 //! The audit, checked: of which requests how much is kept, and where.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::Secret;
 use crate::event::Redaction;
@@ -18,8 +19,10 @@ pub struct Audit {
     /// Whether the query is kept, redacted.
     pub query: bool,
     pub redaction: Redaction,
-    /// The database file.
+    /// The database: its files have a day before the extension.
     pub sqlite: PathBuf,
+    /// How long a day's file is kept; whole days, one at least.
+    pub retention: Duration,
     /// The hash chain's key.
     pub key: Option<Secret>,
 }

@@ -525,8 +525,10 @@ pub enum Delivery {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Sqlite {
-    /// The database file [default: weir-audit.db].
-    pub path: At<String>,
+    /// The database; a day's file has the day before the extension, such as weir-audit-2026-11-25.db [default: weir-audit.db].
+    pub path: Option<At<String>>,
+    /// How long a day's file is kept, in whole days [default: 400d].
+    pub retention: Option<At<Span>>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

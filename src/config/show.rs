@@ -580,6 +580,7 @@ struct Redact<'c> {
 #[derive(Serialize)]
 struct Sqlite<'c> {
     path: &'c Path,
+    retention: Span,
 }
 
 #[derive(Serialize)]
@@ -604,6 +605,7 @@ impl<'c> Audit<'c> {
             delivery: "best_effort",
             sqlite: Sqlite {
                 path: &audit.sqlite,
+                retention: Span(audit.retention),
             },
             integrity: audit.key.as_ref().map(|key| Integrity {
                 key: format!("{key:?}"),
@@ -727,7 +729,7 @@ audit:
   capture: {request_headers: [user-agent], response_headers: [etag], query: false}
   redact: {headers: [x-pin], query: [pin]}
   delivery: best_effort
-  sqlite: {path: /a/b.db}
+  sqlite: {path: /a/b.db, retention: 7d}
   integrity: {key: "hunter2"}
 admin: {address: 0.0.0.0:1, token: "hunter2"}
 metrics: {address: 127.0.0.1:2, max_series: 5}

@@ -2,10 +2,12 @@
 
 use std::error::Error;
 use std::fmt;
+use std::io;
 use std::ops::RangeInclusive;
 
 use thiserror::Error;
 
+use super::days::Day;
 use crate::event::{AuditEvent, Micros};
 
 #[derive(Debug, Error)]
@@ -17,18 +19,32 @@ pub enum StoreError {
     Full,
     #[error("not an audit database of this weir (its version is {0}, not {expected})", expected = super::sqlite::VERSION)]
     Version(i64),
-    #[error("audit database was begun with another key; use that key, or begin a new file")]
+    /// A file stands at the path itself, where version 1 kept all days.
+    #[error(
+        "a file without a day in its name is from an earlier weir: move it away, and read it with that weir"
+    )]
+    Undated,
+    #[error("there is no audit database")]
+    Absent,
+    #[error("audit database was begun with another key; use that key, or another path")]
     Key,
     /// The instance's end mark is not as this writer left it.
     #[error("end mark was changed by another hand; run `weir audit verify`")]
     Changed,
     #[error("audit database: {0}")]
+    Folder(#[from] io::Error),
+    #[error("audit database: {0}")]
     Other(Box<dyn Error + Send + Sync>),
 }
 
 /// A place in the order in which events arrived in a store. Only comparable within one store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Cursor(pub i64);
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cursor {
+    /// Of the file.
+    pub day: Day,
+    /// Within it, from 1.
+    pub arrival: i64,
+}
 
 /// Which events to read; a field that is `None` asks for nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -79,6 +95,8 @@ pub struct Report {
     pub events: u64,
     /// Boots of instances known.
     pub instances: u64,
+    /// Files read.
+    pub files: u64,
     /// Empty if all that was written is there, unchanged.
     pub faults: Vec<Fault>,
 }
@@ -86,9 +104,11 @@ pub struct Report {
 /// One piece of damage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// The instance as `name/boot`; `#3` for one that the database does not know.
+    /// The file or files concerned.
+    pub days: RangeInclusive<Day>,
+    /// The instance as `name/boot`; `#3` for one that the database does not know; empty if none is concerned.
     pub instance: String,
-    /// The events concerned; `0..=0` where it is about the instance as a whole.
+    /// The events concerned; `0..=0` where it is not about events.
     pub seqs: RangeInclusive<u64>,
     pub kind: FaultKind,
 }
@@ -109,8 +129,31 @@ pub enum FaultKind {
     Instance,
     /// An instance is gone as a whole.
     InstanceMissing,
+    /// The instance's events do not go on from what the file before ends with.
+    Link,
+    /// What describes the file was changed.
+    File,
+    /// A file is gone as a whole, and not by retention.
+    FileMissing,
     /// Written under another key than the one given, or with a key and none was given, or the reverse: not checked.
     Key,
+}
+
+impl Fault {
+    /// A fault of the instance as a whole, in one file.
+    pub fn of_instance(day: Day, instance: String, kind: FaultKind) -> Fault {
+        Fault {
+            days: day..=day,
+            instance,
+            seqs: 0..=0,
+            kind,
+        }
+    }
+
+    /// A fault of the file as a whole.
+    pub fn of_file(day: Day) -> Fault {
+        Fault::of_instance(day, String::new(), FaultKind::File)
+    }
 }
 
 impl fmt::Display for FaultKind {
@@ -123,20 +166,42 @@ impl fmt::Display for FaultKind {
             FaultKind::EndMark => "end mark changed",
             FaultKind::Instance => "instance changed",
             FaultKind::InstanceMissing => "instance missing",
+            FaultKind::Link => "does not go on from the file before",
+            FaultKind::File => "what describes the file was changed",
+            FaultKind::FileMissing => "missing",
             FaultKind::Key => "not checked: written under another key",
         })
     }
 }
 
+/// `2026-11-25: a/0198… event 7: changed`, or `file of 2026-11-24 missing: events 3 to 9 of a/0198…`.
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (first, last) = (self.seqs.start(), self.seqs.end());
-        write!(f, "{}", self.instance)?;
-        match (first, last) {
-            (0, 0) => {}
-            (first, last) if first == last => write!(f, " event {first}")?,
-            (first, last) => write!(f, " events {first} to {last}")?,
+        let events = match (self.seqs.start(), self.seqs.end()) {
+            (0, 0) => String::new(),
+            (first, last) if first == last => format!("event {first}"),
+            (first, last) => format!("events {first} to {last}"),
+        };
+        let (first, last) = (self.days.start(), self.days.end());
+        if self.kind == FaultKind::FileMissing {
+            match first == last {
+                true => write!(f, "file of {first} missing")?,
+                false => write!(f, "files of {first} to {last} missing")?,
+            }
+            return match events.is_empty() {
+                true => Ok(()),
+                false => write!(f, ": {events} of {}", self.instance),
+            };
         }
-        write!(f, ": {}", self.kind)
+        write!(f, "{first}:")?;
+        for part in [&self.instance, &events] {
+            if !part.is_empty() {
+                write!(f, " {part}")?;
+            }
+        }
+        match self.instance.is_empty() {
+            true => write!(f, " {}", self.kind),
+            false => write!(f, ": {}", self.kind),
+        }
     }
 }

@@ -2,17 +2,23 @@
 //!
 //! Each row's hash is SHA-256, or with a key HMAC-SHA-256 (RFC 2104), over the hash of the row before, the sequence
 //! number and the encoded event; the first row follows the instance's seal. The end mark authenticates the last number
-//! and hash. Without a key this finds accidents and clumsy hands only: who knows the scheme can compute every hash
-//! anew. With a key, one who lacks it can only put back an older state of the whole file.
+//! and hash. A boot that goes on in the next day's file has a seal there that holds its last number and hash of the day
+//! before, so that its chain runs through all files. Without a key this finds accidents and clumsy hands only: who knows the scheme can compute every hash
+//! anew. With a key, one who lacks it can only put back an older state of the newest file.
 
 use std::ops::RangeInclusive;
 
 use hmac::{Hmac, KeyInit, Mac};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::audit::{Fault, FaultKind};
+use super::audit::FaultKind;
+use super::days::Day;
 
 pub type Hash = [u8; 32];
+
+/// Tells a file from another of the same name.
+pub type FileId = [u8; 16];
 
 /// How many hashes are kept as the possible predecessor of a row once the chain is damaged.
 const CANDIDATES: usize = 8;
@@ -48,16 +54,42 @@ impl Hasher {
         self.hash(b"e", &[seal, &last.to_be_bytes(), hash])
     }
 
-    /// What the instance's chain begins with.
-    pub fn seal(&self, id: u64, boot: &[u8], started: u64, name: &str) -> Hash {
-        let length = u64::try_from(boot.len()).unwrap_or(u64::MAX).to_be_bytes();
-        let (id, started) = (id.to_be_bytes(), started.to_be_bytes());
-        self.hash(b"i", &[&id, &started, &length, boot, name.as_bytes()])
+    /// What the instance's chain begins with in a file.
+    pub fn seal(&self, file: &FileId, part: &Part<'_>) -> Hash {
+        let length = u64::try_from(part.boot.len()).unwrap_or(u64::MAX);
+        // Days begin at 1 here, so that 0 is none.
+        let from = part.from.map_or(0, |day| u64::from(day.0) + 1);
+        let numbers = [part.id, part.started, from, part.before.last, length];
+        let numbers = numbers.map(u64::to_be_bytes);
+        let name = part.name.as_bytes();
+        self.hash(
+            b"i",
+            &[
+                file,
+                numbers.as_flattened(),
+                &part.before.hash,
+                part.boot,
+                name,
+            ],
+        )
     }
 
-    /// Authenticates how many instances a store has known.
-    pub fn count(&self, instances: u64) -> Hash {
-        self.hash(b"c", &[&instances.to_be_bytes()])
+    /// Authenticates what a file says of itself: its day, its place among the files, how many instances it has known,
+    /// and the file before it, encoded.
+    pub fn ledger(&self, file: &FileId, day: Day, place: u64, known: u64, before: &[u8]) -> Hash {
+        let numbers = [u64::from(day.0), place, known].map(u64::to_be_bytes);
+        self.hash(b"c", &[file, numbers.as_flattened(), before])
+    }
+
+    /// Says in `file` that `other` followed it.
+    pub fn followed(&self, file: &FileId, day: Day, other: &FileId) -> Hash {
+        self.hash(b"n", &[file, &day.0.to_be_bytes(), other])
+    }
+
+    /// Says in `file` that retention removed `other`.
+    pub fn removed(&self, file: &FileId, day: Day, place: u64, other: &FileId) -> Hash {
+        let numbers = [u64::from(day.0), place].map(u64::to_be_bytes);
+        self.hash(b"x", &[file, numbers.as_flattened(), other])
     }
 
     /// The tag keeps what is hashed for one purpose from standing in for another.
@@ -94,7 +126,21 @@ pub struct Found<'a> {
     pub columns_fit: bool,
 }
 
+/// What an instance's seal covers: who it is, and where its chain goes on from.
+pub struct Part<'a> {
+    /// Its number in the file.
+    pub id: u64,
+    pub name: &'a str,
+    pub boot: &'a [u8],
+    /// Microseconds since the Unix epoch.
+    pub started: u64,
+    /// The day of the file that holds what is before; `None` for a boot that began in this file.
+    pub from: Option<Day>,
+    pub before: End,
+}
+
 /// Where an instance's events end, as its end mark says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct End {
     pub last: u64,
     pub hash: Hash,
@@ -103,6 +149,8 @@ pub struct End {
 /// Walks the rows of one instance in the order of their numbers.
 pub struct Check<'a> {
     hasher: &'a Hasher,
+    /// The last number in the files before.
+    before: u64,
     end: End,
     next: u64,
     /// What may be the hash before the next row; more than one after damage.
@@ -113,11 +161,13 @@ pub struct Check<'a> {
 }
 
 impl<'a> Check<'a> {
-    pub fn new(hasher: &'a Hasher, seal: Hash, end: End) -> Check<'a> {
+    /// `before` is the last number in the files before.
+    pub fn new(hasher: &'a Hasher, seal: Hash, before: u64, end: End) -> Check<'a> {
         Check {
             hasher,
+            before,
             end,
-            next: 1,
+            next: before.saturating_add(1),
             candidates: vec![seal],
             linkable: true,
             faults: Vec::new(),
@@ -136,7 +186,7 @@ impl<'a> Check<'a> {
             self.fault(self.next..=row.seq - 1, FaultKind::Missing);
             self.linkable = false;
         }
-        self.next = row.seq + 1;
+        self.next = row.seq.saturating_add(1);
         if row.body_seq.is_some_and(|within| within != row.seq) {
             self.fault(row.seq..=row.seq, FaultKind::OutOfPlace);
             let swapped = row.body_seq.and_then(|within| partner(within, row.seq));
@@ -174,7 +224,7 @@ impl<'a> Check<'a> {
         if self.next <= last {
             self.fault(self.next..=last, FaultKind::TailMissing);
         } else if self.linkable && !self.candidates.contains(&self.end.hash) {
-            let kind = if last == 0 {
+            let kind = if last == self.before {
                 FaultKind::EndMark
             } else {
                 FaultKind::Changed
@@ -197,17 +247,6 @@ impl<'a> Check<'a> {
     }
 }
 
-impl Fault {
-    /// A fault of the instance as a whole.
-    pub fn of_instance(instance: String, kind: FaultKind) -> Fault {
-        Fault {
-            instance,
-            seqs: 0..=0,
-            kind,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -221,9 +260,21 @@ mod tests {
         hash: Hash,
     }
 
+    fn seal(hasher: &Hasher) -> Hash {
+        let part = Part {
+            id: 1,
+            name: "a",
+            boot: b"boot",
+            started: 0,
+            from: None,
+            before: End::default(),
+        };
+        hasher.seal(&[3; 16], &part)
+    }
+
     /// A body is its number as a byte, then whatever.
     fn chain(hasher: &Hasher, length: u64) -> (Vec<Row>, End) {
-        let mut hash = hasher.seal(1, b"boot", 0, "a");
+        let mut hash = seal(hasher);
         let mut rows = Vec::new();
         for seq in 1..=length {
             let body = vec![u8::try_from(seq).unwrap(), 7, 7];
@@ -234,7 +285,7 @@ mod tests {
     }
 
     fn verify(hasher: &Hasher, rows: &[Row], end: End) -> Vec<(RangeInclusive<u64>, FaultKind)> {
-        let mut check = Check::new(hasher, hasher.seal(1, b"boot", 0, "a"), end);
+        let mut check = Check::new(hasher, seal(hasher), 0, end);
         for row in rows {
             let found = Found {
                 seq: row.seq,

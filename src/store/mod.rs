@@ -3,6 +3,8 @@
 pub mod audit;
 pub mod breakers;
 pub mod chain;
+pub mod days;
 pub mod limits;
+pub mod links;
 pub mod sessions;
 pub mod sqlite;

@@ -39,6 +39,7 @@ pub struct Metrics {
     sessions_held: Family<SessionsLabels, Gauge>,
     audit_events: Family<AuditLabels, Counter>,
     pub audit_queued: Gauge,
+    audit_files_removed: Counter,
     reloads: Family<ReloadLabels, Counter>,
     pub panics: Counter,
 }
@@ -176,6 +177,7 @@ impl Default for Metrics {
             sessions_held: Family::default(),
             audit_events: Family::default(),
             audit_queued: Gauge::default(),
+            audit_files_removed: Counter::default(),
             reloads: Family::default(),
             panics: Counter::default(),
             registry: Registry::default(),
@@ -254,6 +256,11 @@ impl Default for Metrics {
             "audit_queued",
             "Audit events that wait to be written",
             metrics.audit_queued.clone(),
+        );
+        registry.register(
+            "audit_files_removed",
+            "Files of days of the audit that were removed after the retention",
+            metrics.audit_files_removed.clone(),
         );
         registry.register(
             "config_reloads",
@@ -362,6 +369,12 @@ impl Metrics {
     /// Notes how many audit events came to this `result`, one of a closed set, since the process began.
     pub fn audit_total(&self, result: &'static str, total: u64) {
         let counter = self.audit_events.get_or_create(&AuditLabels { result });
+        counter.inc_by(total.saturating_sub(counter.get()));
+    }
+
+    /// Notes how many files of the audit were removed after the retention, since the process began.
+    pub fn audit_files_removed_total(&self, total: u64) {
+        let counter = &self.audit_files_removed;
         counter.inc_by(total.saturating_sub(counter.get()));
     }
 

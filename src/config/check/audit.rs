@@ -1,14 +1,18 @@
 //! The audit, from the file as written to [`Audit`].
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::Checker;
 use super::sessions::field_name;
 use crate::config::Secret;
 use crate::config::audit::{Audit, Level};
 use crate::config::raw;
+use crate::config::units::Span;
 use crate::config::yaml::At;
 use crate::event::Redaction;
+
+const DAY: Duration = Duration::from_secs(86_400);
 
 /// The database, unless told.
 const DATABASE: &str = "weir-audit.db";
@@ -36,10 +40,11 @@ impl Checker {
                 key => Ok(Secret(key.to_owned())),
             })
         });
-        let path = raw
+        let (path, retention) = raw
             .sqlite
             .and_then(|at| at.value)
-            .and_then(|raw| raw.path.value);
+            .map_or((None, None), |raw| (raw.path, raw.retention));
+        let path = path.and_then(|at| at.value);
         Audit {
             level: level(raw.level).unwrap_or(Level::Metadata),
             sample: raw
@@ -51,8 +56,24 @@ impl Checker {
             query: query.and_then(|at| at.value).unwrap_or(true),
             redaction,
             sqlite: path.map_or_else(|| PathBuf::from(DATABASE), PathBuf::from),
+            retention: self.retention(retention),
             key,
         }
+    }
+
+    fn retention(&mut self, at: Option<At<Span>>) -> Duration {
+        let told = at.and_then(|at| Some((at.value?, at.line, at.column)));
+        let Some((span, line, column)) = told else {
+            return 400 * DAY;
+        };
+        let Span(retention) = span;
+        if retention < DAY || !retention.as_secs().is_multiple_of(DAY.as_secs()) {
+            let message = format!(
+                "\"{span}\" is not a number of days: use 1d or more, for example 400d, or leave out \"audit\" to keep nothing"
+            );
+            self.say("audit.sqlite.retention", line, column, message);
+        }
+        retention
     }
 
     /// How much is kept of a route's requests.
@@ -115,7 +136,16 @@ mod tests {
             (Level::Metadata, 1.0, true)
         );
         assert_eq!(audit.sqlite, PathBuf::from("weir-audit.db"));
+        assert_eq!(audit.retention, 400 * DAY);
         assert_eq!(config.routes[0].audit, Level::Metadata);
+    }
+
+    #[test]
+    fn path_and_retention_stand_for_themselves() {
+        let config = read("audit: {sqlite: {retention: 30d}}").unwrap();
+        let audit = config.audit.unwrap();
+        assert_eq!(audit.sqlite, PathBuf::from("weir-audit.db"));
+        assert_eq!(audit.retention, 30 * DAY);
     }
 
     #[test]
@@ -143,6 +173,13 @@ mod tests {
             assert!(said.contains(part), "{said}");
         };
         check("audit: {delivery: guaranteed}", "guaranteed");
+        for retention in ["0s", "12h", "36h"] {
+            let message = format!("\"{retention}\" is not a number of days: use 1d or more");
+            check(
+                &format!("audit: {{sqlite: {{retention: {retention}}}}}"),
+                &message,
+            );
+        }
         check(
             "audit: {integrity: {key: ''}}",
             "an empty key proves nothing",

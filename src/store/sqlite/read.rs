@@ -1,0 +1,184 @@
+//! Reads the audit's files, which others may be writing to.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use rusqlite::types::ToSql;
+use rusqlite::{Connection, Row};
+
+use super::{Ledger, open_if_made, open_to_read, signed, text, verify};
+use crate::event::AuditEvent;
+use crate::store::audit::{Cursor, Filter, Order, Report, StoreError, Stored};
+use crate::store::chain::Hasher;
+use crate::store::days::{self, Day};
+use crate::store::links;
+
+/// Reads all files of a path, or one file. Files that come and go meanwhile are heeded.
+pub struct Reader {
+    path: PathBuf,
+    /// The day of the one file that is read alone.
+    alone: Option<Day>,
+}
+
+impl Reader {
+    /// `path` is the one of the configuration, without a day, or one file. Nothing is ever written to them.
+    pub fn open(path: &Path) -> Result<Reader, StoreError> {
+        let path = path.to_owned();
+        if path.is_file() {
+            let alone = Some(Ledger::read(&open_to_read(&path)?)?.day);
+            return Ok(Reader { path, alone });
+        }
+        let reader = Reader { path, alone: None };
+        for (_, file) in reader.files()?.iter().rev() {
+            if open_if_made(file)?.is_some() {
+                return Ok(reader);
+            }
+        }
+        Err(StoreError::Absent)
+    }
+
+    /// The events that pass the filter. A row that is no longer an event is logged and left out; `verify` names it.
+    /// To follow what arrives, ask again after the last cursor: a day's file is done with once the next has an event.
+    pub fn query(&self, filter: &Filter) -> Result<Vec<Stored>, StoreError> {
+        let mut files = self.files()?;
+        if filter.order == Order::NewestFirst {
+            files.reverse();
+        }
+        let mut stored = Vec::new();
+        for (day, path) in files {
+            if filter
+                .limit
+                .is_some_and(|limit| stored.len() >= limit as usize)
+            {
+                break;
+            }
+            // No event is later than the day of its file.
+            let too_old = filter.since.is_some_and(|since| day.end() <= since);
+            let passed = filter.after.is_some_and(|after| day < after.day);
+            if too_old || passed {
+                continue;
+            }
+            if let Some(connection) = open_if_made(&path)? {
+                let earliest = Ledger::read(&connection)?.earliest;
+                let too_new = |until| earliest.is_some_and(|earliest| earliest >= until);
+                if !filter.until.is_some_and(|until| too_new(until.0)) {
+                    query(&connection, day, filter, &mut stored)?;
+                }
+            }
+        }
+        Ok(stored)
+    }
+
+    /// Checks everything that was written, as of now. The key must be the one that the files were written with.
+    pub fn verify(&self, key: Option<&[u8]>) -> Result<Report, StoreError> {
+        let hasher = Hasher::new(key);
+        let mut report = Report::default();
+        let mut seen = Vec::new();
+        for (day, path) in self.files()? {
+            if let Some(connection) = open_if_made(&path)? {
+                seen.push(verify::file(&connection, day, &hasher, &mut report)?);
+            }
+        }
+        if self.alone.is_none() {
+            report.faults.extend(links::check(&seen));
+        }
+        Ok(report)
+    }
+
+    /// In the order of their days.
+    fn files(&self) -> Result<Vec<(Day, PathBuf)>, StoreError> {
+        match self.alone {
+            Some(day) => Ok(vec![(day, self.path.clone())]),
+            None => Ok(days::list(&self.path)?),
+        }
+    }
+}
+
+/// Adds to `stored` the events of a day's file that pass.
+fn query(
+    connection: &Connection,
+    day: Day,
+    filter: &Filter,
+    stored: &mut Vec<Stored>,
+) -> Result<(), StoreError> {
+    let after = filter.after.filter(|after| after.day == day);
+    let (sql, values) = select(filter, after.map(|after| after.arrival));
+    let mut statement = connection.prepare(&sql)?;
+    let mut rows = statement.query(rusqlite::params_from_iter(values))?;
+    // Counted here and not by SQL, so that rows left out do not end an answer early.
+    while filter
+        .limit
+        .is_none_or(|limit| stored.len() < limit as usize)
+        && let Some(row) = rows.next()?
+    {
+        let cursor = Cursor {
+            day,
+            arrival: row.get(0)?,
+        };
+        match stored_event(row, cursor) {
+            Some(event) => stored.push(event),
+            None => tracing::warn!(%day, cursor.arrival, "not an event: run `weir audit verify`"),
+        }
+    }
+    Ok(())
+}
+
+/// The events of one file that pass and arrived behind `after`.
+pub(super) fn select(filter: &Filter, after: Option<i64>) -> (String, Vec<Box<dyn ToSql>>) {
+    let mut sql = String::from(
+        "SELECT arrival, seq, name, boot, body FROM events LEFT JOIN instances ON id = instance_id WHERE 1",
+    );
+    let mut values: Vec<Box<dyn ToSql>> = Vec::new();
+    let mut ask = |condition: &str, value: Option<Box<dyn ToSql>>| {
+        if let Some(value) = value {
+            values.push(value);
+            let _ = write!(
+                sql,
+                " AND {}",
+                condition.replace('?', &format!("?{}", values.len()))
+            );
+        }
+    };
+    let number = |value: i64| Box::new(value) as Box<dyn ToSql>;
+    let text =
+        |value: &Option<String>| value.clone().map(|value| Box::new(value) as Box<dyn ToSql>);
+    ask("arrival > ?", after.map(number));
+    ask(
+        "time >= ?",
+        filter.since.map(|since| number(signed(since.0))),
+    );
+    ask(
+        "time < ?",
+        filter.until.map(|until| number(signed(until.0))),
+    );
+    ask("user = ?", text(&filter.user));
+    ask("route = ?", text(&filter.route));
+    ask("client = ?", text(&filter.client));
+    ask("label = ?", text(&filter.label));
+    ask("method = ?", text(&filter.method));
+    ask("substr(path, 1, length(?)) = ?", text(&filter.path_prefix));
+    let status = filter.status.as_ref();
+    ask(
+        "status >= ?",
+        status.map(|range| number((*range.start()).into())),
+    );
+    ask(
+        "status <= ?",
+        status.map(|range| number((*range.end()).into())),
+    );
+    sql.push_str(match filter.order {
+        Order::OldestFirst => " ORDER BY arrival",
+        Order::NewestFirst => " ORDER BY arrival DESC",
+    });
+    (sql, values)
+}
+
+/// `None` if what stands there cannot be read as an event.
+fn stored_event(row: &Row<'_>, cursor: Cursor) -> Option<Stored> {
+    Some(Stored {
+        cursor,
+        instance: text(row, 2).unwrap_or("?").to_owned(),
+        boot: row.get(3).unwrap_or_default(),
+        event: AuditEvent::decode(row.get_ref(4).ok()?.as_blob().ok()?).ok()?,
+    })
+}

@@ -1,0 +1,245 @@
+//! Checks the audit's files: each by itself, then what they say of each other.
+
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, Row};
+
+use super::{Ledger, blob, check_version, day, integer, signed, text, unsigned};
+use crate::event::AuditEvent;
+use crate::store::audit::{Fault, FaultKind, Report, StoreError};
+use crate::store::chain::{Check, End, Found, Hasher, Part};
+use crate::store::days::Day;
+use crate::store::links::{Removed, Seen, SeenPart, shown};
+
+/// How many rows a fault may cause to be looked up: each costs a pass over the table.
+const LOOKUPS: u32 = 16;
+
+/// Columns in the order that they are read here; those that queries look at are 3 to 10.
+const ROWS: &str = "
+SELECT seq, body, hash, time, route, user, client, method, path, status, label
+FROM events WHERE instance_id = ?1 ORDER BY seq, arrival";
+
+/// Checks the file of a day, adds to the report, and returns what it says of other files.
+pub(super) fn file(
+    connection: &Connection,
+    named: Day,
+    hasher: &Hasher,
+    report: &mut Report,
+) -> Result<Seen, StoreError> {
+    // One transaction: writers may go on, and what they add is not seen.
+    let snapshot = connection.unchecked_transaction()?;
+    check_version(&snapshot)?;
+    let ledger = Ledger::read(&snapshot)?;
+    let mut look = Look {
+        connection: &snapshot,
+        hasher,
+        ledger: &ledger,
+        day: named,
+        report,
+        parts: Vec::new(),
+        earliest: u64::MAX,
+    };
+    let mut expected = 1;
+    let mut keys_fit = true;
+    let mut instances = snapshot.prepare(
+        "SELECT id, name, boot, started, key_check, from_day, before_seq, before_hash, last_seq, last_hash, end_mark
+         FROM instances ORDER BY id",
+    )?;
+    let mut rows = instances.query([])?;
+    while let Some(row) = rows.next()? {
+        let id = integer(row, 0).map_or(0, unsigned);
+        (expected..id).for_each(|gone| look.instance_missing(gone));
+        expected = id.saturating_add(1);
+        look.report.instances += 1;
+        keys_fit &= look.instance(row, id)?;
+    }
+    (expected..=ledger.instances).for_each(|gone| look.instance_missing(gone));
+    look.strays()?;
+    let Look {
+        parts, earliest, ..
+    } = look;
+
+    let mut removed = Vec::new();
+    let mut marks = true;
+    let mut statement = snapshot.prepare("SELECT day, place, file, mark FROM removed")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let other = Removed {
+            day: day(row, 0).unwrap_or_default(),
+            place: integer(row, 1).map_or(0, unsigned),
+            file: blob(row, 2).unwrap_or_default(),
+        };
+        let mark = hasher.removed(&ledger.file, other.day, other.place, &other.file);
+        let fits = !keys_fit || blob(row, 3) == Some(mark);
+        marks &= fits;
+        // What another hand says was removed by retention is missing.
+        removed.extend(fits.then_some(other));
+    }
+    let next = ledger.next.filter(|(day, next)| {
+        let mark = hasher.followed(&ledger.file, *day, next);
+        !keys_fit || ledger.next_mark == Some(mark)
+    });
+    marks &= next == ledger.next;
+    let seal = hasher.ledger(
+        &ledger.file,
+        ledger.day,
+        ledger.place,
+        ledger.instances,
+        &ledger.previous,
+    );
+    if keys_fit && ledger.seal != Some(seal) {
+        let fault = Fault::of_instance(named, "all".to_owned(), FaultKind::Instance);
+        report.faults.push(fault);
+    }
+    // Queries leave out a file whose events are said to be later than what they ask for.
+    let hidden = ledger.earliest.is_some_and(|said| said > earliest);
+    if !marks || ledger.day != named || hidden {
+        report.faults.push(Fault::of_file(named));
+    }
+    report.files += 1;
+    Ok(Seen {
+        day: named,
+        file: ledger.file,
+        place: ledger.place,
+        previous: ledger.previous(),
+        next,
+        removed,
+        parts,
+    })
+}
+
+/// A file that is being checked.
+struct Look<'a> {
+    connection: &'a Connection,
+    hasher: &'a Hasher,
+    ledger: &'a Ledger,
+    day: Day,
+    report: &'a mut Report,
+    parts: Vec<SeenPart>,
+    /// The earliest time of an event.
+    earliest: u64,
+}
+
+impl Look<'_> {
+    fn instance_missing(&mut self, id: u64) {
+        let fault = Fault::of_instance(self.day, format!("#{id}"), FaultKind::InstanceMissing);
+        self.report.faults.push(fault);
+    }
+
+    /// Checks an instance and all of its events; whether it was written under the same key.
+    fn instance(&mut self, row: &Row<'_>, id: u64) -> Result<bool, StoreError> {
+        let (connection, hasher) = (self.connection, self.hasher);
+        let name = text(row, 1).unwrap_or_default();
+        let boot = row.get_ref(2)?.as_blob().unwrap_or_default();
+        let known = <[u8; 16]>::try_from(boot).ok();
+        let instance = known.map_or_else(|| format!("{name}/?"), |boot| shown(name, &boot));
+        let end = |seq, hash| End {
+            last: integer(row, seq).map_or(0, unsigned),
+            hash: blob(row, hash).unwrap_or_default(),
+        };
+        let (before, end) = (end(6, 7), end(8, 9));
+        let from = day(row, 5);
+        self.parts.extend(known.map(|boot| SeenPart {
+            name: name.to_owned(),
+            boot,
+            from,
+            before,
+            end,
+        }));
+        if blob(row, 4) != hasher.key_check() {
+            let fault = Fault::of_instance(self.day, instance, FaultKind::Key);
+            self.report.faults.push(fault);
+            return Ok(false);
+        }
+        let part = Part {
+            id,
+            name,
+            boot,
+            started: integer(row, 3).map_or(0, unsigned),
+            from,
+            before,
+        };
+        let seal = hasher.seal(&self.ledger.file, &part);
+        if blob(row, 10) != Some(hasher.end_mark(&seal, end.last, &end.hash)) {
+            let fault = Fault::of_instance(self.day, instance.clone(), FaultKind::EndMark);
+            self.report.faults.push(fault);
+        }
+        let mut lookups = 0;
+        let mut other = connection
+            .prepare("SELECT hash, body FROM events WHERE instance_id = ?1 AND seq = ?2 LIMIT 1")?;
+        let mut partner = |at, within| {
+            lookups += 1;
+            if lookups > LOOKUPS {
+                return None;
+            }
+            let found = other.query_row([signed(id), signed(at)], |row| {
+                let event = row.get_ref(1)?.as_blob().map(AuditEvent::decode);
+                let swapped = matches!(event, Ok(Ok(event)) if event.seq == within);
+                Ok(blob(row, 0).filter(|_| swapped))
+            });
+            found.ok().flatten()
+        };
+        let mut check = Check::new(hasher, seal, before.last, end);
+        let mut events = connection.prepare(ROWS)?;
+        let mut rows = events.query([signed(id)])?;
+        while let Some(row) = rows.next()? {
+            self.report.events += 1;
+            let body = row.get_ref(1)?.as_blob().unwrap_or_default();
+            let event = AuditEvent::decode(body).ok();
+            if let Some(event) = &event {
+                self.earliest = self.earliest.min(event.time.0);
+            }
+            let found = Found {
+                seq: integer(row, 0).map_or(0, unsigned),
+                body,
+                hash: blob(row, 2),
+                body_seq: event.as_ref().map(|event| event.seq),
+                columns_fit: event.is_some_and(|event| columns_fit(row, &event)),
+            };
+            check.row(&found, &mut partner);
+        }
+        let faults = check.finish().into_iter().map(|(seqs, kind)| Fault {
+            days: self.day..=self.day,
+            instance: instance.clone(),
+            seqs,
+            kind,
+        });
+        self.report.faults.extend(faults);
+        Ok(true)
+    }
+
+    /// Names the events of no instance.
+    fn strays(&mut self) -> Result<(), StoreError> {
+        let mut strays = self.connection.prepare(
+            "SELECT instance_id, seq FROM events WHERE instance_id NOT IN (SELECT id FROM instances)",
+        )?;
+        let mut rows = strays.query([])?;
+        while let Some(row) = rows.next()? {
+            self.report.events += 1;
+            let seq = integer(row, 1).map_or(0, unsigned);
+            self.report.faults.push(Fault {
+                days: self.day..=self.day,
+                instance: format!("#{}", integer(row, 0).unwrap_or(0)),
+                seqs: seq..=seq,
+                kind: FaultKind::OutOfPlace,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Whether the columns that queries look at say what the event says.
+fn columns_fit(row: &Row<'_>, event: &AuditEvent) -> bool {
+    let is_null = |index| matches!(row.get_ref(index), Ok(ValueRef::Null));
+    let optional = |index, value: Option<&str>| match value {
+        Some(value) => text(row, index) == Some(value),
+        None => is_null(index),
+    };
+    integer(row, 3) == Some(signed(event.time.0))
+        && optional(4, event.route.as_deref())
+        && optional(5, event.user.as_deref())
+        && text(row, 6) == Some(event.client.to_string().as_str())
+        && text(row, 7) == Some(event.method.as_ref())
+        && text(row, 8) == Some(event.path.as_str())
+        && integer(row, 9) == Some(event.status.into())
+        && optional(10, event.label.as_deref())
+}
