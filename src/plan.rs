@@ -60,6 +60,8 @@ pub struct LimitNames {
     pub admitted: &'static str,
     pub refused: &'static str,
     pub shadow_refused: &'static str,
+    /// The name alone, as a JSON string.
+    pub json: &'static str,
 }
 
 impl Names {
@@ -71,6 +73,7 @@ impl Names {
                 admitted: said("admitted"),
                 refused: said("refused"),
                 shadow_refused: said("shadow_refused"),
+                json: intern(&serde_json::Value::from(limit.name.as_str()).to_string()),
             }
         };
         Names {

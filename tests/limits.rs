@@ -260,3 +260,21 @@ fn a_cost_beyond_reason_is_refused_and_breaks_nothing() {
     }
     assert_eq!(client.get("/").status, 429);
 }
+
+#[test]
+fn a_limit_of_any_name_makes_a_problem_that_can_be_read() {
+    let lane = Lane::start(&format!(
+        "listen: 127.0.0.1:0\nupstream: {}\nrate_limits: {{'a\"\\ü': {{limit: 0/s, by: constant}}, b: {{limit: 0/s, by: path}}}}\n\
+         routes: [{{upstream: upstream, rate_limits: ['a\"\\ü', b]}}]\n",
+        Upstream::answering("ok").url()
+    ));
+    let refused = lane.connect().get("/");
+    let problem: serde_json::Value = serde_json::from_str(&refused.body).unwrap();
+    assert_eq!(problem["status"], 429);
+    assert_eq!(
+        problem["violated-policies"],
+        serde_json::json!(["a\"\\ü", "b"])
+    );
+    let fields = refused.field("ratelimit").unwrap();
+    assert!(fields.starts_with("\"a___\";r=0"), "{fields}");
+}

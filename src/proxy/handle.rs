@@ -14,7 +14,7 @@ use super::following::LanePlan;
 use super::forward;
 use super::lane::Lane;
 use super::record::{Ongoing, Record};
-use super::reply::Rejection;
+use super::reply::{Asker, Rejection};
 use super::wire::{Buffer, Deadlines, Elapsed, read_first, read_some};
 use crate::clock;
 use crate::config::Listener;
@@ -122,9 +122,10 @@ pub(super) async fn connection(
             listener: &plan.shared.config.listeners[listener_index],
             peer: &peer,
         };
-        let to_head = head
-            .as_ref()
-            .is_ok_and(|head| buffer[head.method.clone()] == *b"HEAD");
+        let (by_head, old) = head.as_ref().map_or((false, false), |head| {
+            let by_head = buffer[head.method.clone()] == *b"HEAD";
+            (by_head, head.minor_version == 0)
+        });
         let served = match head {
             Ok(head) => {
                 let mut ends = Ends {
@@ -156,7 +157,12 @@ pub(super) async fn connection(
                     buffer: &mut buffer,
                     deadlines: &mut deadlines,
                 };
-                refuse(&conn, &mut ends, &rejection, next, to_head).await
+                let to = Asker {
+                    keep_alive: next == Next::KeepAlive,
+                    by_head,
+                    old,
+                };
+                refuse(&conn, &mut ends, &rejection, to).await
             }
         };
         ongoing.ended = true;
@@ -168,19 +174,16 @@ pub(super) async fn connection(
 }
 
 /// Replies, for a bounded time: a client that asks on and on without reading must not keep its connection.
-async fn refuse(
-    conn: &Conn<'_>,
-    ends: &mut Ends<'_>,
-    rejection: &Rejection,
-    next: Next,
-    to_head: bool,
-) -> Next {
+async fn refuse(conn: &Conn<'_>, ends: &mut Ends<'_>, rejection: &Rejection, to: Asker) -> Next {
     let (mut out, mut body) = (conn.lane.buffers.take(), conn.lane.buffers.take());
-    rejection.put(&mut out, &mut body, next == Next::KeepAlive, to_head);
+    rejection.put(&mut out, &mut body, to);
     drop(body);
-    match (ends.write(&out, conn.listener.stream_idle).await, next) {
-        (Ok(()), Next::KeepAlive) => Next::KeepAlive,
-        (Ok(()), Next::Close) => {
+    match (
+        ends.write(&out, conn.listener.stream_idle).await,
+        to.keep_alive,
+    ) {
+        (Ok(()), true) => Next::KeepAlive,
+        (Ok(()), false) => {
             close(ends.client).await;
             Next::Close
         }

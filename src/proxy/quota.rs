@@ -46,6 +46,8 @@ pub(super) struct Quota<'p> {
 #[derive(Clone, Copy)]
 struct Told<'p> {
     limit: &'p Limit,
+    /// Its name as a JSON string.
+    json: &'static str,
     rule: Rule,
     verdict: Verdict,
 }
@@ -92,7 +94,7 @@ impl<'p> Quota<'p> {
                 plan.limit_metrics[limit_index].missing.inc();
                 if limit.deny_missing && limit.mode == Mode::Enforce {
                     return Err(Rejection::QuotaExceeded(Box::new(Exceeded {
-                        limits: vec![limit.name.clone()],
+                        limits: vec![plan.names.limits[limit_index].json],
                         retry_after: None,
                         fields: Vec::new(),
                     })));
@@ -139,6 +141,7 @@ impl<'p> Quota<'p> {
             if ask.enforced {
                 self.told.push(Told {
                     limit: &plan.config.limits[*limit],
+                    json: plan.names.limits[*limit].json,
                     rule: *ask.rule,
                     verdict: *verdict,
                 });
@@ -156,7 +159,7 @@ impl<'p> Quota<'p> {
 
     fn refusal(&self) -> Rejection {
         let violated = || self.told.iter().filter(|told| !told.verdict.admitted);
-        let mut limits: Vec<_> = violated().map(|told| told.limit.name.clone()).collect();
+        let mut limits: Vec<_> = violated().map(|told| told.json).collect();
         limits.dedup();
         // Every refusing window must have time to pass; one that never admits gives no time at all.
         let waits = violated()

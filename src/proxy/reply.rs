@@ -59,6 +59,17 @@ pub struct Unauthenticated {
     pub unknown_token: bool,
 }
 
+/// To whom a reply goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asker {
+    /// Whether its connection stays open.
+    pub keep_alive: bool,
+    /// Whether it asked by HEAD, and so gets no body (RFC 9110 section 9.3.2).
+    pub by_head: bool,
+    /// Whether it speaks HTTP/1.0.
+    pub old: bool,
+}
+
 /// What an open breaker answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CircuitOpen {
@@ -70,13 +81,15 @@ pub struct CircuitOpen {
 /// Which limits refuse a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exceeded {
-    /// Their names.
-    pub limits: Vec<String>,
+    /// Their names, each written as a JSON string.
+    pub limits: Vec<&'static str>,
     /// When to come again, where there is such a time.
     pub retry_after: Option<Duration>,
     /// What the client is told of its quotas, ready for the wire.
     pub fields: Vec<u8>,
 }
+
+const OVER_LIMIT: &str = "request is over the limits named";
 
 impl Rejection {
     /// The status, its reason phrase, and the error type for Proxy-Status.
@@ -121,10 +134,7 @@ impl Rejection {
             Rejection::BadBody => "request body is badly framed or cut short",
             Rejection::BodyTimeout => "request body stalled",
             Rejection::NoRoute => "no route serves this request",
-            Rejection::QuotaExceeded(exceeded) => {
-                let limits = exceeded.limits.join(", ");
-                return Cow::Owned(["request is over the limit ", &limits].concat());
-            }
+            Rejection::QuotaExceeded(_) => OVER_LIMIT,
             Rejection::Unauthenticated(asked) if asked.unknown_token => {
                 "the session has ended, or never was"
             }
@@ -202,9 +212,8 @@ impl Rejection {
         }
     }
 
-    /// Appends the whole reply to `out`; `body` is room for what it says. It says whether the connection stays open, by
-    /// `keep_alive`; the reply `to_head` has no body (RFC 9110 section 9.3.2).
-    pub fn put(&self, out: &mut Vec<u8>, body: &mut Vec<u8>, keep_alive: bool, to_head: bool) {
+    /// Appends the whole reply to `out`; `body` is room for what it says.
+    pub fn put(&self, out: &mut Vec<u8>, body: &mut Vec<u8>, to: Asker) {
         let (mut status, mut title, error) = self.kind();
         let mut content_type = "application/problem+json";
         body.clear();
@@ -238,13 +247,14 @@ impl Rejection {
             out.extend_from_slice(number.format(seconds(wait).max(1)).as_bytes());
             out.extend_from_slice(b"\r\n");
         }
-        // HTTP/1.1 keeps it anyway; an HTTP/1.0 client closes unless told (RFC 9112 section 9.3).
-        out.extend_from_slice(match keep_alive {
-            true => b"Connection: keep-alive\r\n",
-            false => b"Connection: close\r\n",
-        });
+        match (to.keep_alive, to.old) {
+            (true, false) => {}
+            // It closes unless told (RFC 9112 section 9.3).
+            (true, true) => out.extend_from_slice(b"Connection: keep-alive\r\n"),
+            (false, _) => out.extend_from_slice(b"Connection: close\r\n"),
+        }
         out.extend_from_slice(b"\r\n");
-        if !to_head {
+        if !to.by_head {
             out.extend_from_slice(body);
         }
     }
@@ -258,20 +268,15 @@ impl Rejection {
     }
 
     fn put_problem(&self, body: &mut Vec<u8>, status: u16, title: &str) {
-        let (kind, violated_policies) = match self {
-            // draft-ietf-httpapi-ratelimit-headers-10, section 5.1.
-            Rejection::QuotaExceeded(exceeded) => (
-                "https://iana.org/assignments/http-problem-types#quota-exceeded",
-                exceeded.limits.as_slice(),
-            ),
-            _ => ("about:blank", &[][..]),
-        };
+        if let Rejection::QuotaExceeded(exceeded) = self {
+            put_quota_problem(body, &exceeded.limits);
+            return;
+        }
         let problem = Problem {
-            kind,
+            kind: "about:blank",
             title,
             status,
             detail: &self.detail(),
-            violated_policies,
         };
         serde_json::to_writer(body, &problem)
             .expect("a problem is texts and a number, and a Vec takes every byte");
@@ -285,6 +290,27 @@ impl Rejection {
             _ => None,
         }
     }
+}
+
+/// The problem of draft-ietf-httpapi-ratelimit-headers-10, section 5.1. Put together from parts that are JSON already, since a
+/// flood is answered with it.
+fn put_quota_problem(body: &mut Vec<u8>, limits: &[&str]) {
+    let head = [
+        r#"{"type":"https://iana.org/assignments/http-problem-types#quota-exceeded","#,
+        r#""title":"Too Many Requests","status":429,"detail":""#,
+        OVER_LIMIT,
+        r#"","violated-policies":["#,
+    ];
+    for part in head {
+        body.extend_from_slice(part.as_bytes());
+    }
+    for (index, limit) in limits.iter().enumerate() {
+        if index > 0 {
+            body.push(b',');
+        }
+        body.extend_from_slice(limit.as_bytes());
+    }
+    body.extend_from_slice(b"]}");
 }
 
 /// RFC 9110 section 11.6.1 wants a challenge in a 401; for cookies there is no registered scheme.
@@ -318,11 +344,6 @@ struct Problem<'a> {
     title: &'a str,
     status: u16,
     detail: &'a str,
-    #[serde(
-        rename = "violated-policies",
-        skip_serializing_if = "<[String]>::is_empty"
-    )]
-    violated_policies: &'a [String],
 }
 
 #[cfg(test)]
@@ -333,7 +354,12 @@ mod tests {
     fn a_reply_is_a_problem_whose_detail_is_valid_json() {
         let (mut reply, mut room) = (Vec::new(), Vec::new());
         let rejection = Rejection::BadPath(PathError::AmbiguousEscape);
-        rejection.put(&mut reply, &mut room, false, false);
+        let to = Asker {
+            keep_alive: false,
+            by_head: false,
+            old: false,
+        };
+        rejection.put(&mut reply, &mut room, to);
         let reply = String::from_utf8(reply).unwrap();
         let (head, body) = reply.split_once("\r\n\r\n").unwrap();
         assert!(
