@@ -532,3 +532,37 @@ fn a_client_that_does_not_read_is_let_go() {
         eventually(|| metrics.connections_open.get() == 0);
     }
 }
+
+#[test]
+fn an_upstream_that_answers_while_it_reads_gets_the_whole_body() {
+    let echo = scripted(|mut stream| {
+        if raw::read_head(&mut stream).is_none() {
+            return;
+        }
+        let head = "HTTP/1.1 200 OK\r\nContent-Length: 400000\r\n\r\n";
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut piece = [0; 4096];
+        while let Ok(read @ 1..) = stream.read(&mut piece) {
+            if stream.write_all(&piece[..read]).is_err() {
+                return;
+            }
+        }
+    });
+    let lane = lane(echo);
+    let mut stream = std::net::TcpStream::connect(lane.address).unwrap();
+    stream.set_read_timeout(Some(BOUND)).unwrap();
+    let head = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 400000\r\n\r\n";
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut sending = stream.try_clone().unwrap();
+    let sender = std::thread::spawn(move || {
+        for _ in 0..40 {
+            sending.write_all(&[b'x'; 10_000]).unwrap();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+    let mut got = Vec::new();
+    stream.read_to_end(&mut got).unwrap();
+    sender.join().unwrap();
+    let body = got.windows(4).position(|end| end == b"\r\n\r\n").unwrap() + 4;
+    assert_eq!(got.len() - body, 400_000);
+}

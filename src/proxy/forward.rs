@@ -20,7 +20,7 @@ use super::record::Record;
 use super::reply::Rejection;
 use super::sessions;
 use super::upgrade;
-use super::wire::{Elapsed, read_some};
+use super::wire::{Deadlines, Elapsed, read_some};
 use crate::clock;
 use crate::http1::body::{BodyReader, Piece};
 use crate::http1::head::{BodyLength, HeadLimits, RequestHead};
@@ -95,7 +95,9 @@ pub(super) async fn send(
     }
 
     let mut answer = conn.lane.buffers.take();
-    let exchanged = exchange(&request, pool, ends, &out, &mut answer, record).await;
+    let mut upload = Upload::new(&request, &out);
+    let exchanged = exchange(&request, pool, ends, &mut upload, &out, &mut answer, record).await;
+    record.bytes_in = upload.bytes;
     let (mut upstream, answered) = match exchanged {
         Ok(exchanged) => exchanged,
         Err(failure) => {
@@ -155,6 +157,7 @@ pub(super) async fn send(
     let streamed = stream_back(
         &request,
         &answered,
+        &mut upload,
         &mut out,
         &mut answer,
         &mut upstream,
@@ -162,6 +165,7 @@ pub(super) async fn send(
         record,
     )
     .await;
+    record.bytes_in = upload.bytes;
     match &streamed {
         Ok(_) => finish(entry, End::Status(status), record),
         Err(Failure::UpstreamGone | Failure::Reply(..)) => finish(entry, End::Reset, record),
@@ -261,6 +265,7 @@ async fn exchange(
     request: &Request,
     pool: &Pool,
     ends: &mut Ends<'_>,
+    upload: &mut Upload,
     head: &[u8],
     answer: &mut Vec<u8>,
     record: &mut Record,
@@ -269,7 +274,7 @@ async fn exchange(
     let mut connected = taken.map_err(unreached)?;
     loop {
         let upstream = &mut connected.stream;
-        match both_ways(request, ends, head, upstream, answer, record).await {
+        match both_ways(request, ends, upload, head, upstream, answer, record).await {
             Ok(answered) => return Ok((connected.stream, answered)),
             // The upstream may have closed the idle connection just as the request came; it is sent again only where that
             // can do no harm, since the upstream may have seen it.
@@ -290,10 +295,12 @@ fn unreached(error: io::Error) -> Rejection {
     }
 }
 
-/// Uploads the request while it waits for the response's head. A response that comes early ends the upload.
+/// Uploads the request while it waits for the response's head. When that comes early, what is left of the upload goes on beside
+/// the response.
 async fn both_ways(
     request: &Request,
     ends: &mut Ends<'_>,
+    upload: &mut Upload,
     head: &[u8],
     upstream: &mut TcpStream,
     answer: &mut Vec<u8>,
@@ -307,12 +314,19 @@ async fn both_ways(
             .await
             .map_err(Failure::from)
     } else {
+        let (mut from_client, _) = ends.client.split();
         tokio::select! {
             biased;
             head = read_final(request, &mut reading, answer) => {
                 return Ok(Answered { head: head?, uploaded: false });
             }
-            sent = upload(request, ends, head, &mut writing, record) => sent,
+            sent = upload.go_on(
+                request,
+                &mut from_client,
+                ends.buffer,
+                ends.deadlines,
+                &mut writing,
+            ) => sent,
         }
     };
     let uploaded = match sent {
@@ -387,57 +401,147 @@ async fn put(
     }
 }
 
-async fn upload(
-    request: &Request,
-    ends: &mut Ends<'_>,
-    head: &[u8],
-    upstream: &mut WriteHalf<'_>,
-    record: &mut Record,
-) -> Result<(), Failure> {
-    put(request, ends, upstream, head).await?;
-    let mut reader = BodyReader::new(request.body);
-    let chunked = request.body == BodyLength::Chunked;
-    let mut left = request.max_body;
-    let mut waited = Duration::ZERO;
-    let mut out = Vec::new();
-    loop {
-        // All that is here goes out at once: a write for each of many small chunks would be work for nothing.
-        while !ends.buffer.is_empty() && !reader.is_done() {
-            let consumed = match reader.next(ends.buffer).map_err(|_| Rejection::BadBody)? {
-                Piece::Data { data, consumed } => {
-                    record.bytes_in += data.len() as u64;
-                    left = left
-                        .checked_sub(data.len() as u64)
-                        .ok_or(Rejection::BodyTooLarge)?;
-                    put_piece(&mut out, &ends.buffer[data], chunked);
-                    consumed
+/// A request with a body on its way up. It may be left at any wait and gone on with: what is not sent yet is kept here.
+struct Upload {
+    reader: BodyReader,
+    chunked: bool,
+    /// Bytes that the body may still have.
+    left: u64,
+    /// Of the body, so far.
+    bytes: u64,
+    /// For the client, so far.
+    waited: Duration,
+    /// Not sent yet, but for what is `written` of it.
+    out: Vec<u8>,
+    written: usize,
+}
+
+impl Upload {
+    /// With nothing sent yet, `head` neither.
+    fn new(request: &Request, head: &[u8]) -> Upload {
+        let out = match request.body {
+            BodyLength::None => Vec::new(),
+            BodyLength::Fixed(_) | BodyLength::Chunked => head.to_vec(),
+        };
+        Upload {
+            reader: BodyReader::new(request.body),
+            chunked: request.body == BodyLength::Chunked,
+            left: request.max_body,
+            bytes: 0,
+            waited: Duration::ZERO,
+            out,
+            written: 0,
+        }
+    }
+
+    async fn go_on(
+        &mut self,
+        request: &Request,
+        from_client: &mut ReadHalf<'_>,
+        buffer: &mut Vec<u8>,
+        deadlines: &mut Deadlines,
+        to_upstream: &mut WriteHalf<'_>,
+    ) -> Result<(), Failure> {
+        loop {
+            while self.written < self.out.len() {
+                let write = to_upstream.write(&self.out[self.written..]);
+                match deadlines.within(request.within, write).await {
+                    Ok(Ok(written @ 1..)) => self.written += written,
+                    Ok(Ok(0) | Err(_)) => return Err(Rejection::UpstreamBroken.into()),
+                    Err(Elapsed) => return Err(Rejection::UpstreamTimeout.into()),
                 }
-                Piece::NeedMore { consumed } | Piece::End { consumed } => consumed,
-            };
-            ends.buffer.drain(..consumed);
+            }
+            self.out.clear();
+            self.written = 0;
+            if self.reader.is_done() {
+                return Ok(());
+            }
+            if buffer.is_empty() {
+                self.read(request, from_client, buffer, deadlines).await?;
+            }
+            self.gather(buffer)?;
         }
-        let done = reader.is_done();
-        if done && chunked {
-            out.extend_from_slice(b"0\r\n\r\n");
-        }
-        put(request, ends, upstream, &out).await?;
-        out.clear();
-        if done {
-            return Ok(());
-        }
+    }
+
+    async fn read(
+        &mut self,
+        request: &Request,
+        from_client: &mut ReadHalf<'_>,
+        buffer: &mut Vec<u8>,
+        deadlines: &mut Deadlines,
+    ) -> Result<(), Failure> {
         // Only the client's time counts, not that of an upstream which is slow to read.
         let began = clock::mono();
-        let read = read_some(ends.client, ends.buffer);
-        let span = request.idle.min(request.read_within.saturating_sub(waited));
-        match ends.deadlines.within(span, read).await {
+        let span = request
+            .idle
+            .min(request.read_within.saturating_sub(self.waited));
+        match deadlines.within(span, read_some(from_client, buffer)).await {
             Ok(Ok(1..)) => {}
             // It may still read.
             Ok(Ok(0)) => return Err(Rejection::BadBody.into()),
             Ok(Err(_)) => return Err(Failure::ClientGone),
             Err(Elapsed) => return Err(Rejection::BodyTimeout.into()),
         }
-        waited += clock::mono().saturating_sub(began);
+        self.waited += clock::mono().saturating_sub(began);
+        Ok(())
     }
+
+    /// Takes all of the body that is in `buffer`, to go out at once: a write for each of many small chunks would be work for
+    /// nothing.
+    fn gather(&mut self, buffer: &mut Vec<u8>) -> Result<(), Rejection> {
+        while !buffer.is_empty() && !self.reader.is_done() {
+            let piece = self.reader.next(buffer);
+            let consumed = match piece.map_err(|_| Rejection::BadBody)? {
+                Piece::Data { data, consumed } => {
+                    self.bytes += data.len() as u64;
+                    self.left = self
+                        .left
+                        .checked_sub(data.len() as u64)
+                        .ok_or(Rejection::BodyTooLarge)?;
+                    put_piece(&mut self.out, &buffer[data], self.chunked);
+                    consumed
+                }
+                Piece::NeedMore { consumed } | Piece::End { consumed } => consumed,
+            };
+            buffer.drain(..consumed);
+        }
+        if self.reader.is_done() && self.chunked {
+            self.out.extend_from_slice(b"0\r\n\r\n");
+        }
+        Ok(())
+    }
+}
+
+/// What is left of an upload when the response has begun.
+struct Rest<'a> {
+    upload: &'a mut Upload,
+    request: &'a Request,
+    from_client: ReadHalf<'a>,
+    buffer: &'a mut Vec<u8>,
+    deadlines: Deadlines,
+    to_upstream: WriteHalf<'a>,
+}
+
+/// What `response` gives, with the rest of the upload going on meanwhile. How that ends is no matter: the response stands, and
+/// neither connection is used again.
+async fn beside<F: Future>(rest: &mut Option<Rest<'_>>, response: F) -> F::Output {
+    let Some(going) = rest else {
+        return response.await;
+    };
+    let mut response = pin!(response);
+    tokio::select! {
+        biased;
+        output = &mut response => return output,
+        _ = going.upload.go_on(
+            going.request,
+            &mut going.from_client,
+            going.buffer,
+            &mut going.deadlines,
+            &mut going.to_upstream,
+        ) => {}
+    }
+    *rest = None;
+    response.await
 }
 
 /// The final head; interim ones before it are read over.
@@ -484,9 +588,14 @@ async fn read_head(
 
 /// Streams the body that begins at the front of `answer` behind the head in `out`; says whether the upstream's connection can
 /// serve another request.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the request and the response, and both ends of each"
+)]
 async fn stream_back(
     request: &Request,
     answered: &Answered,
+    upload: &mut Upload,
     out: &mut Vec<u8>,
     answer: &mut Vec<u8>,
     upstream: &mut TcpStream,
@@ -498,6 +607,21 @@ async fn stream_back(
         ResponseBody::UntilClose => (BodyReader::new(BodyLength::Fixed(u64::MAX)), true),
     };
     let chunked = answered.chunked() && !request.old_client;
+    let Ends {
+        client,
+        buffer,
+        deadlines,
+    } = ends;
+    let (from_client, mut to_client) = client.split();
+    let (mut from_upstream, to_upstream) = upstream.split();
+    let mut rest = (!answered.uploaded).then(|| Rest {
+        upload,
+        request,
+        from_client,
+        buffer,
+        deadlines: Deadlines::new(),
+        to_upstream,
+    });
     let mut told = false;
     loop {
         let piece = reader.next(answer).map_err(|_| match told {
@@ -521,18 +645,24 @@ async fn stream_back(
         if done && chunked {
             out.extend_from_slice(b"0\r\n\r\n");
         }
-        ends.write(out, request.idle).await?;
+        let write = deadlines.within(request.idle, to_client.write_all(out));
+        let Ok(Ok(())) = beside(&mut rest, write).await else {
+            return Err(Failure::ClientGone);
+        };
         told = true;
         out.clear();
         if done {
             break;
         }
-        let read = read_some(upstream, answer);
-        match ends.deadlines.within(request.idle, read).await {
+        let read = deadlines.within(request.idle, read_some(&mut from_upstream, answer));
+        match beside(&mut rest, read).await {
             Ok(Ok(1..)) => {}
             Ok(Ok(0)) if until_close => {
                 if chunked {
-                    ends.write(b"0\r\n\r\n", request.idle).await?;
+                    let end = to_client.write_all(b"0\r\n\r\n");
+                    let Ok(Ok(())) = deadlines.within(request.idle, end).await else {
+                        return Err(Failure::ClientGone);
+                    };
                 }
                 return Ok(false);
             }
