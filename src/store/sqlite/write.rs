@@ -117,6 +117,8 @@ impl Writer {
             .transaction_with_behavior(TransactionBehavior::Immediate)?;
         {
             let mut insert = transaction.prepare_cached(INSERT)?;
+            // Events of one client often stand together.
+            let mut written = None;
             let mut client = String::new();
             for event in events {
                 last += 1;
@@ -124,8 +126,11 @@ impl Writer {
                 self.body.clear();
                 self.body = event.encode_into(std::mem::take(&mut self.body));
                 hash = self.files.hasher.row(&hash, last, &self.body);
-                client.clear();
-                let _ = write!(client, "{}", event.client);
+                if written != Some(event.client) {
+                    written = Some(event.client);
+                    client.clear();
+                    let _ = write!(client, "{}", event.client);
+                }
                 earliest = Some(earliest.unwrap_or(u64::MAX).min(event.time.0));
                 insert.execute(params![
                     file.instance_id,
