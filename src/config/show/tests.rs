@@ -1,0 +1,131 @@
+//! The rules of `show`, as tests.
+
+use super::*;
+use crate::config::{check, schema};
+
+/// Every key of the long form, with values other than the defaults.
+const EVERY_KEY: &str = r##"
+version: 1
+listeners:
+  - name: inbound
+    address: "[::1]:8080"
+    client_ip: {trusted_proxies: [10.0.0.0/8, "::1"]}
+    limits: {max_connections: 3, max_header_bytes: 9KiB, max_headers: 7, max_body: 1000B}
+    timeouts: {header_read: 1500ms, request_read: 4s, keep_alive: 1h30m, stream_idle: 2d}
+upstreams:
+  app: {endpoints: ["http://app.internal"], connect_timeout: 2s, timeout: 3s, idle_timeout: 4s, circuit_breaker: "yes", trust_session_headers: true}
+  "8080": {endpoints: ["http://[::1]:3000/"], circuit_breaker: counts}
+routes:
+  - match: {host: "*.Example.com", path: /pay/*, methods: [POST, GET], headers: {X-Beta: "1", x-on: "true"}}
+    upstream: app
+    rate_limits: [windows, tenant]
+    session: {use: web, require: true, claims: {role: customer, tier: 2}}
+    audit: headers
+    timeout: 5s
+  - {match: {path: /a}, upstream: "8080", rate_limits: [slots, free, calendar, burst]}
+  - {upstream: app}
+rate_limits:
+  windows: {limit: [5/s, 20/m], by: [client.ip, "header:X-A", "cookie:c", "query:q", path, host, method, route, upstream]}
+  burst: {limit: 10/30s, burst: 7, by: constant, cost: {header: X-Cost, default: 2}, near_limit: 70%}
+  tenant: {limit: 3/2h, by: "header:x-tenant", algorithm: sliding_window, mode: shadow, if_missing: deny}
+  slots: {limit: 10, by: host, algorithm: concurrency, mode: disabled, cost: {default: 3}, overrides: {"a:b": unlimited, "1": 5}}
+  calendar: {limit: [1/d, 2/day, 3/week, 4/month, 5/year], by: path, algorithm: fixed_window, overrides: {acme: 9/month}}
+  free: {limit: unlimited, by: []}
+rate_limit_defaults: {max_keys: 12, retry_after: {jitter: 3%}, headers: [legacy]}
+circuit_breakers:
+  "yes":
+    scope: local
+    window: {type: time, size: 7s}
+    minimum_calls: 3
+    failure_rate: 33.3%
+    consecutive_failures: 4
+    slow_call: {duration: 2s, rate: 7%}
+    failure_on: [timeout, "503"]
+    open_for: 1s
+    max_open_for: 2m
+    jitter: 0%
+    half_open: {probes: 2, success_rate: 100%, probe_timeout: 9s}
+    recover_over: 0s
+    fallback: {status: 200, body: "{\"a\": \"b\"}\n  # two lines, the second of which is longer than the eighty characters that fit on a line\n", content_type: text/plain}
+    mode: shadow
+  counts:
+    window: {type: count, size: 9}
+    failure_on: []
+    fallback: {body: " a text of one line, with a space at its ends, that is longer than eighty characters by far "}
+sessions:
+  web:
+    token: [{cookie: s}, {bearer: true}, {header: x-s}]
+    idle_timeout: 1m
+    absolute_timeout: 2h
+    max_per_user: 3
+    on_max: reject_new
+    max_sessions: 4
+    forward: {user: X-U, session: X-S, claims: X-C}
+    cookie: {secure: false, http_only: false, same_site: strict, path: /a}
+  api: {forward: {user: X-V}}
+audit:
+  level: metadata
+  sample: 5%
+  capture: {request_headers: [user-agent], response_headers: [etag], query: false}
+  redact: {headers: [x-pin], query: [pin]}
+  delivery: best_effort
+  sqlite: {path: /a/b.db, retention: 7d}
+  integrity: {key: "hunter2"}
+admin: {address: 0.0.0.0:1, token: "hunter2"}
+metrics: {address: 127.0.0.1:2, max_series: 5}
+telemetry: {log: {format: json, level: warn}}
+runtime: {lanes: 3}
+shutdown: {propagation_delay: 1s, drain: 2s}
+"##;
+
+fn read(text: &str) -> Config {
+    check::parse(text, &|_| None).unwrap_or_else(|mistakes| panic!("{mistakes:#?}\n{text}"))
+}
+
+#[test]
+fn what_is_printed_is_the_same_configuration() {
+    for text in [
+        EVERY_KEY,
+        "listen: 127.0.0.1:1\nupstream: http://x\nrate_limit: 100/s by client.ip\n",
+    ] {
+        let config = read(text);
+        let printed = yaml(&config);
+        let mut again = read(&printed);
+        // Masked, so that they cannot come back.
+        if config.admin.token.is_some() {
+            again.admin.token.clone_from(&config.admin.token);
+            again.audit.clone_from(&config.audit);
+        }
+        assert_eq!(again, config, "{printed}");
+        assert_eq!(yaml(&again), printed);
+    }
+}
+
+#[test]
+fn secrets_are_masked() {
+    let config = read(EVERY_KEY);
+    for shown in [yaml(&config), json(&config).to_string()] {
+        assert!(
+            !shown.contains("hunter2") && shown.contains("***"),
+            "{shown}"
+        );
+    }
+}
+
+/// Fails when a key is added to the file and not here.
+#[test]
+fn every_key_of_the_schema_is_shown() {
+    let shown = yaml(&read(EVERY_KEY));
+    let schema = schema();
+    let definitions = schema["$defs"].as_object().unwrap().values();
+    let keys = definitions
+        .chain([&schema])
+        .filter_map(|definition| definition["properties"].as_object())
+        .flat_map(|properties| properties.keys());
+    for key in keys {
+        // The short form is shown as the long one.
+        if !["listen", "rate_limit", "upstream"].contains(&key.as_str()) {
+            assert!(shown.contains(&format!("{key}:")), "{key}: {shown}");
+        }
+    }
+}
