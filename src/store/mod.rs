@@ -8,3 +8,4 @@ pub mod limits;
 pub mod links;
 pub mod sessions;
 pub mod sqlite;
+mod table;
