@@ -4,6 +4,8 @@
 //!
 //! Each struct mirrors one of [`super::raw`], with its keys in the order in which people read them.
 
+mod limits;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -13,11 +15,12 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::audit::Level;
-use super::limits::{Cost, KeyPart, Mode, Rule};
-use super::raw::{Algorithm, LogFormat, LogLevel};
+use super::limits::Mode;
+use super::raw::{LogFormat, LogLevel};
 use super::sessions::{OnMax, SameSite, TokenSource};
 use super::units::{ByteSize, Percent, Span};
-use super::{Config, audit, breakers, limits, sessions};
+use super::{Config, audit, breakers, sessions};
+use limits::{RateLimit, RateLimitDefaults};
 
 /// The configuration as YAML.
 pub fn yaml(config: &Config) -> String {
@@ -56,11 +59,6 @@ impl<'c> File<'c> {
             .upstreams
             .iter()
             .filter_map(|upstream| upstream.circuit_breaker.as_ref());
-        let defaults = &config.limit_defaults;
-        let headers = [
-            ("standard", defaults.standard_headers),
-            ("legacy", defaults.legacy_headers),
-        ];
         File {
             version: 1,
             listeners: config.listeners.iter().map(Listener::new).collect(),
@@ -79,17 +77,7 @@ impl<'c> File<'c> {
                 .iter()
                 .map(|limit| (limit.name.as_str(), RateLimit::new(limit)))
                 .collect(),
-            rate_limit_defaults: RateLimitDefaults {
-                max_keys: defaults.max_keys,
-                retry_after: RetryAfter {
-                    jitter: Percent(defaults.retry_jitter),
-                },
-                headers: headers
-                    .into_iter()
-                    .filter(|(_, told)| *told)
-                    .map(|(name, _)| name)
-                    .collect(),
-            },
+            rate_limit_defaults: RateLimitDefaults::new(&config.limit_defaults),
             circuit_breakers: breakers
                 .map(|breaker| (breaker.name.as_str(), CircuitBreaker::new(breaker)))
                 .collect(),
@@ -277,108 +265,8 @@ impl<'c> Route<'c> {
     }
 }
 
-#[derive(Serialize)]
-struct RateLimit<'c> {
-    limit: OneOrMany,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    burst: Option<u64>,
-    by: OneOrMany,
-    algorithm: Algorithm,
-    mode: Mode,
-    if_missing: &'static str,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    overrides: BTreeMap<&'c str, OneOrMany>,
-    cost: CostOf<'c>,
-    near_limit: Percent,
-}
-
-#[derive(Serialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(String),
-    Many(Vec<String>),
-}
-
-#[derive(Serialize)]
-struct CostOf<'c> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    header: Option<&'c str>,
-    default: u64,
-}
-
-impl<'c> RateLimit<'c> {
-    fn new(limit: &'c limits::Limit) -> RateLimit<'c> {
-        let (header, default) = match &limit.cost {
-            Cost::Constant(cost) => (None, *cost),
-            Cost::Header { name, default } => (Some(name.as_str()), *default),
-        };
-        RateLimit {
-            limit: rules(&limit.rules),
-            burst: burst(limit.rules.as_deref().unwrap_or_default()),
-            by: by(&limit.by),
-            algorithm: limit.algorithm,
-            mode: limit.mode,
-            if_missing: if limit.deny_missing { "deny" } else { "skip" },
-            overrides: limit
-                .overrides
-                .iter()
-                .map(|(key, its)| (key.as_str(), rules(its)))
-                .collect(),
-            cost: CostOf { header, default },
-            near_limit: Percent(limit.near_limit),
-        }
-    }
-}
-
-fn rules(rules: &Option<Vec<Rule>>) -> OneOrMany {
-    match rules {
-        None => OneOrMany::One("unlimited".to_owned()),
-        Some(rules) => one_or_many(texts(rules)),
-    }
-}
-
-/// What a key is made of, as the file spells it.
-fn by(parts: &[KeyPart]) -> OneOrMany {
-    match parts {
-        [] => OneOrMany::One("constant".to_owned()),
-        parts => one_or_many(texts(parts)),
-    }
-}
-
-/// The file gives one burst to all windows, or none, and then each has its own.
-fn burst(rules: &[Rule]) -> Option<u64> {
-    let mut bursts = rules.iter().map(|rule| match rule {
-        Rule::TokenBucket { burst, .. } => Some(*burst),
-        Rule::SlidingWindow { .. } | Rule::FixedWindow { .. } | Rule::Concurrency { .. } => None,
-    });
-    let first = bursts.next()??;
-    bursts.all(|burst| burst == Some(first)).then_some(first)
-}
-
-fn one_or_many(mut texts: Vec<String>) -> OneOrMany {
-    match texts.pop() {
-        Some(only) if texts.is_empty() => OneOrMany::One(only),
-        last => {
-            texts.extend(last);
-            OneOrMany::Many(texts)
-        }
-    }
-}
-
 fn texts(items: &[impl ToString]) -> Vec<String> {
     items.iter().map(ToString::to_string).collect()
-}
-
-#[derive(Serialize)]
-struct RetryAfter {
-    jitter: Percent,
-}
-
-#[derive(Serialize)]
-struct RateLimitDefaults {
-    max_keys: usize,
-    retry_after: RetryAfter,
-    headers: Vec<&'static str>,
 }
 
 #[derive(Serialize)]
