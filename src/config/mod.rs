@@ -7,6 +7,7 @@ pub mod check;
 pub mod limits;
 pub mod matches;
 pub mod raw;
+pub mod redis;
 pub mod sessions;
 pub mod show;
 pub mod units;
@@ -25,6 +26,7 @@ use breakers::CircuitBreaker;
 use limits::Limit;
 use matches::Match;
 use raw::{LogFormat, LogLevel};
+use redis::Redis;
 use sessions::{RouteSession, Sessions};
 
 /// A checked configuration.
@@ -41,6 +43,8 @@ pub struct Config {
     pub limit_defaults: LimitDefaults,
     /// Routes name them by index.
     pub sessions: Vec<Sessions>,
+    /// What processes share their state through; `None`: each has its own.
+    pub redis: Option<Redis>,
     pub audit: Option<Audit>,
     pub admin: Admin,
     /// Where /metrics is served beside the admin port.

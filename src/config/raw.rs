@@ -2,6 +2,7 @@
 //! know what is right for them beyond their shape.
 
 mod limits;
+mod redis;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -16,6 +17,7 @@ pub use limits::{
     Algorithm, Cost, IfMissing, LimitHeaders, OneOrMany, OneOrManySchema, RateLimit,
     RateLimitDefaults, RetryAfter,
 };
+pub use redis::{Redis, RedisCertificate, RedisClient, RedisMode, RedisTls};
 
 /// The whole file. The short form is `listen` and `upstream`; the long form `listeners`, `upstreams` and `routes`.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -46,6 +48,8 @@ pub struct File {
     /// Sessions, by name; routes name them.
     #[serde(default)]
     pub sessions: BTreeMap<String, At<Sessions>>,
+    /// What processes share their state through; absent: each has its own.
+    pub redis: Option<At<Redis>>,
     /// What is kept of requests; absent: nothing.
     pub audit: Option<At<Audit>>,
     pub admin: Option<At<Admin>>,

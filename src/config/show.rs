@@ -5,6 +5,7 @@
 //! Each struct mirrors one of [`super::raw`], with its keys in the order in which people read them.
 
 mod limits;
+mod redis;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -21,6 +22,7 @@ use super::sessions::{OnMax, SameSite, TokenSource};
 use super::units::{ByteSize, Percent, Span};
 use super::{Config, audit, breakers, sessions};
 use limits::{RateLimit, RateLimitDefaults};
+use redis::Redis;
 
 /// The configuration as YAML.
 pub fn yaml(config: &Config) -> String {
@@ -44,6 +46,8 @@ struct File<'c> {
     /// Those that an upstream names.
     circuit_breakers: BTreeMap<&'c str, CircuitBreaker<'c>>,
     sessions: BTreeMap<&'c str, Sessions<'c>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redis: Option<Redis<'c>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     audit: Option<Audit<'c>>,
     admin: Admin,
@@ -86,6 +90,7 @@ impl<'c> File<'c> {
                 .iter()
                 .map(|sessions| (sessions.name.as_str(), Sessions::new(sessions)))
                 .collect(),
+            redis: config.redis.as_ref().map(Redis::new),
             audit: config.audit.as_ref().map(Audit::new),
             admin: Admin {
                 address: config.admin.address,

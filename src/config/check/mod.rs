@@ -4,6 +4,7 @@ mod audit;
 mod breakers;
 pub mod limits;
 mod listeners;
+mod redis;
 mod routes;
 mod sessions;
 mod upstreams;
@@ -72,6 +73,7 @@ impl Checker {
                 format!("version {version} is not known: use 1"),
             );
         }
+        let redis = file.redis.and_then(|at| self.redis(at));
         self.breakers(file.circuit_breakers);
         let upstreams = self.upstreams(file.upstream, file.upstreams);
         let listeners = self.listeners(file.listen, file.listeners);
@@ -120,6 +122,7 @@ impl Checker {
             limits,
             limit_defaults,
             sessions,
+            redis,
             audit,
             lanes,
             propagation_delay,
@@ -178,6 +181,28 @@ impl Checker {
             self.say(path, at.line, at.column, message);
             unusable
         })
+    }
+
+    /// A length of time from 1 ms to `most`.
+    fn span_within(
+        &mut self,
+        path: &str,
+        at: Option<At<Span>>,
+        default: Span,
+        most: Duration,
+    ) -> Duration {
+        let Some(at) = at else { return default.0 };
+        let Some(span) = at.value else {
+            return default.0;
+        };
+        if span.0.is_zero() || span.0 > most {
+            let message = format!(
+                "{span} is out of bounds: use 1ms to {}, for example {default}",
+                Span(most)
+            );
+            self.say(path, at.line, at.column, message);
+        }
+        span.0
     }
 
     fn read<T>(

@@ -63,6 +63,15 @@ sessions:
     forward: {user: X-U, session: X-S, claims: X-C}
     cookie: {secure: false, http_only: false, same_site: strict, path: /a}
   api: {forward: {user: X-V}}
+redis:
+  urls: ["rediss://ann:hunter2@redis-0", "rediss://[::1]:6380"]
+  mode: cluster
+  key_prefix: w2
+  timeout: 30ms
+  connect_timeout: 1s
+  tls: {ca: /a/ca.pem, certificate: {cert: /a/c.pem, key: /a/k.pem}}
+  rate_limit: {urls: [rediss://sentinel], mode: sentinel, master_name: limits, username: bob, password: hunter2}
+  sessions: {urls: "rediss://:hunter2@h:1/3"}
 audit:
   level: metadata
   sample: 5%
@@ -95,6 +104,7 @@ fn what_is_printed_is_the_same_configuration() {
         if config.admin.token.is_some() {
             again.admin.token.clone_from(&config.admin.token);
             again.audit.clone_from(&config.audit);
+            again.redis.clone_from(&config.redis);
         }
         assert_eq!(again, config, "{printed}");
         assert_eq!(yaml(&again), printed);
