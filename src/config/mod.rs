@@ -23,7 +23,7 @@ use ipnet::IpNet;
 use crate::http1::head::HeadLimits;
 use audit::{Audit, Level};
 use breakers::CircuitBreaker;
-use limits::Limit;
+use limits::{Lease, Limit};
 use matches::Match;
 use raw::{LogFormat, LogLevel};
 use redis::Redis;
@@ -162,6 +162,7 @@ impl Route {
 pub struct LimitDefaults {
     /// Keys held in memory; the least used goes.
     pub max_keys: usize,
+    pub lease: Lease,
     /// The most that is added to Retry-After, as a share of it.
     pub retry_jitter: f64,
     /// Whether clients are told by `RateLimit` and `RateLimit-Policy`.

@@ -14,8 +14,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::units::{ByteSize, Percent, Span};
 use super::yaml::At;
 pub use limits::{
-    Algorithm, Cost, IfMissing, LimitHeaders, OneOrMany, OneOrManySchema, RateLimit,
-    RateLimitDefaults, RetryAfter,
+    Accuracy, Algorithm, Cost, IfMissing, Lease, LimitHeaders, OnLoss, OneOrMany, OneOrManySchema,
+    RateLimit, RateLimitDefaults, RetryAfter,
 };
 pub use redis::{Redis, RedisCertificate, RedisClient, RedisMode, RedisTls};
 

@@ -8,7 +8,7 @@ use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::Mode;
-use crate::config::units::Percent;
+use crate::config::units::{Percent, Span};
 use crate::config::yaml::At;
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -23,6 +23,13 @@ pub struct RateLimit {
     pub by: At<OneOrMany>,
     /// [default: token_bucket]
     pub algorithm: Option<At<Algorithm>>,
+    /// How exactly processes that have one `redis` count together [default: lease; strict for concurrency, which knows no
+    /// lease; always local without `redis`].
+    pub accuracy: Option<At<Accuracy>>,
+    /// While `redis` does not answer [default: that of `rate_limit_defaults`].
+    pub on_redis_loss: Option<At<OnLoss>>,
+    /// For concurrency: how long a slot that a dead process holds stays taken [default: 60s].
+    pub hold_ttl: Option<At<Span>>,
     /// [default: enforce]
     pub mode: Option<At<Mode>>,
     /// What to do with a request that lacks a part of the key [default: skip].
@@ -45,6 +52,29 @@ pub enum Algorithm {
     Concurrency,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Accuracy {
+    /// A process takes many at a time, and spends them without asking again.
+    Lease,
+    /// Each request is asked about.
+    Strict,
+    /// Each process counts alone.
+    Local,
+}
+
+/// What a limit does while `redis` does not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnLoss {
+    /// Each process admits its part of the limit.
+    Local,
+    /// Every request passes.
+    Allow,
+    /// None does.
+    Deny,
+}
+
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum IfMissing {
@@ -64,11 +94,24 @@ pub struct Cost {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct RateLimitDefaults {
+    /// Of limits that do not say [default: local].
+    pub on_redis_loss: Option<At<OnLoss>>,
+    pub lease: Option<At<Lease>>,
     /// Keys held in memory; the least used goes [default: 1000000].
     pub max_keys: Option<At<u32>>,
     pub retry_after: Option<At<RetryAfter>>,
     /// What clients are told [default: standard].
     pub headers: Option<At<Vec<At<LimitHeaders>>>>,
+}
+
+/// What a process takes of a shared limit at a time.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Lease {
+    /// How long it lives; so much of the limit's rate can be admitted beyond it [default: 50ms].
+    pub ttl: Option<At<Span>>,
+    /// The most that one takes of what is left [default: 10%].
+    pub max_share: Option<At<Percent>>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

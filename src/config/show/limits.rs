@@ -6,9 +6,9 @@ use serde::Serialize;
 
 use super::texts;
 use crate::config::LimitDefaults;
-use crate::config::limits::{Cost, KeyPart, Limit, Mode, Rule};
+use crate::config::limits::{Accuracy, Cost, KeyPart, Limit, Mode, OnLoss, Rule};
 use crate::config::raw::Algorithm;
-use crate::config::units::Percent;
+use crate::config::units::{Percent, Span};
 
 #[derive(Serialize)]
 pub(super) struct RateLimit<'c> {
@@ -17,6 +17,10 @@ pub(super) struct RateLimit<'c> {
     burst: Option<u64>,
     by: OneOrMany,
     algorithm: Algorithm,
+    accuracy: Accuracy,
+    on_redis_loss: OnLoss,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hold_ttl: Option<Span>,
     mode: Mode,
     if_missing: &'static str,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -50,6 +54,9 @@ impl<'c> RateLimit<'c> {
             burst: burst(limit.rules.as_deref().unwrap_or_default()),
             by: by(&limit.by),
             algorithm: limit.algorithm,
+            accuracy: limit.accuracy,
+            on_redis_loss: limit.on_redis_loss,
+            hold_ttl: (limit.algorithm == Algorithm::Concurrency).then_some(Span(limit.hold_ttl)),
             mode: limit.mode,
             if_missing: if limit.deny_missing { "deny" } else { "skip" },
             overrides: limit
@@ -99,12 +106,19 @@ fn one_or_many(mut texts: Vec<String>) -> OneOrMany {
 }
 
 #[derive(Serialize)]
+struct Lease {
+    ttl: Span,
+    max_share: Percent,
+}
+
+#[derive(Serialize)]
 struct RetryAfter {
     jitter: Percent,
 }
 
 #[derive(Serialize)]
 pub(super) struct RateLimitDefaults {
+    lease: Lease,
     max_keys: usize,
     retry_after: RetryAfter,
     headers: Vec<&'static str>,
@@ -117,6 +131,10 @@ impl RateLimitDefaults {
             ("legacy", defaults.legacy_headers),
         ];
         RateLimitDefaults {
+            lease: Lease {
+                ttl: Span(defaults.lease.ttl),
+                max_share: Percent(defaults.lease.max_share),
+            },
             max_keys: defaults.max_keys,
             retry_after: RetryAfter {
                 jitter: Percent(defaults.retry_jitter),

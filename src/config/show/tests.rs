@@ -26,12 +26,12 @@ routes:
   - {upstream: app}
 rate_limits:
   windows: {limit: [5/s, 20/m], by: [client.ip, "header:X-A", "cookie:c", "query:q", path, host, method, route, upstream]}
-  burst: {limit: 10/30s, burst: 7, by: constant, cost: {header: X-Cost, default: 2}, near_limit: 70%}
+  burst: {limit: 10/30s, burst: 7, by: constant, cost: {header: X-Cost, default: 2}, near_limit: 70%, accuracy: strict, on_redis_loss: deny}
   tenant: {limit: 3/2h, by: "header:x-tenant", algorithm: sliding_window, mode: shadow, if_missing: deny}
-  slots: {limit: 10, by: host, algorithm: concurrency, mode: disabled, cost: {default: 3}, overrides: {"a:b": unlimited, "1": 5}}
+  slots: {limit: 10, by: host, algorithm: concurrency, mode: disabled, hold_ttl: 7s, cost: {default: 3}, overrides: {"a:b": unlimited, "1": 5}}
   calendar: {limit: [1/d, 2/day, 3/week, 4/month, 5/year], by: path, algorithm: fixed_window, overrides: {acme: 9/month}}
   free: {limit: unlimited, by: []}
-rate_limit_defaults: {max_keys: 12, retry_after: {jitter: 3%}, headers: [legacy]}
+rate_limit_defaults: {on_redis_loss: allow, lease: {ttl: 9ms, max_share: 7.5%}, max_keys: 12, retry_after: {jitter: 3%}, headers: [legacy]}
 circuit_breakers:
   "yes":
     scope: local
