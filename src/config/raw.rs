@@ -247,8 +247,12 @@ pub enum Mode {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct CircuitBreaker {
-    /// [default: local, the only one so far]
+    /// [default: shared with `redis`; always local without]
     pub scope: Option<At<Scope>>,
+    /// Processes that must see failures before a shared breaker trips; one alone is enough where no other lives [default: 2].
+    pub quorum: Option<At<u32>>,
+    /// While `redis` does not answer [default: local].
+    pub on_redis_loss: Option<At<BreakerOnLoss>>,
     /// [default: time, 10s]
     pub window: Option<At<Window>>,
     /// Rates say nothing before the window holds this many calls [default: 20].
@@ -276,10 +280,23 @@ pub struct CircuitBreaker {
     pub mode: Option<At<Mode>>,
 }
 
-#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Scope {
+    /// All processes that have one `redis` open and close together.
+    Shared,
+    /// Each process has its own.
     Local,
+}
+
+/// What a shared breaker does while `redis` does not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BreakerOnLoss {
+    /// Each process goes on with what it sees.
+    Local,
+    /// It stays as it is.
+    Freeze,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -276,7 +276,9 @@ fn texts(items: &[impl ToString]) -> Vec<String> {
 
 #[derive(Serialize)]
 struct CircuitBreaker<'c> {
-    scope: &'static str,
+    scope: breakers::Scope,
+    quorum: NonZeroU32,
+    on_redis_loss: breakers::OnLoss,
     window: Window,
     minimum_calls: u32,
     failure_rate: Percent,
@@ -339,7 +341,9 @@ impl<'c> CircuitBreaker<'c> {
             .filter(|(_, is_failure)| *is_failure)
             .map(|(name, _)| name.to_owned());
         CircuitBreaker {
-            scope: "local",
+            scope: breaker.scope,
+            quorum: breaker.quorum,
+            on_redis_loss: breaker.on_redis_loss,
             window: Window { kind, size },
             minimum_calls: settings.minimum_calls,
             failure_rate: Percent(settings.failure_rate),

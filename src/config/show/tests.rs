@@ -35,6 +35,8 @@ rate_limit_defaults: {on_redis_loss: allow, lease: {ttl: 9ms, max_share: 7.5%}, 
 circuit_breakers:
   "yes":
     scope: local
+    quorum: 3
+    on_redis_loss: freeze
     window: {type: time, size: 7s}
     minimum_calls: 3
     failure_rate: 33.3%
