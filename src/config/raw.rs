@@ -132,6 +132,8 @@ pub struct Route {
     #[serde(default)]
     pub rate_limits: Vec<At<String>>,
     pub session: Option<At<RouteSession>>,
+    /// How often the session of a switched connection (WebSocket) is looked at again [default: 30s].
+    pub revalidate_every: Option<At<Span>>,
     /// How much is kept of its requests [default: the level of `audit`].
     pub audit: Option<At<AuditLevel>>,
     /// In place of the upstream's.
@@ -160,15 +162,49 @@ pub struct Sessions {
     pub idle_timeout: Option<At<Span>>,
     /// This old, a session is over, however busy [default: 12h].
     pub absolute_timeout: Option<At<Span>>,
+    /// With `redis`: a use is written down this long after the last one that was; below `idle_timeout` [default: 60s, or
+    /// half of `idle_timeout` where that is less].
+    pub touch_every: Option<At<Span>>,
     /// [default: any number]
     pub max_per_user: Option<At<u32>>,
     /// [default: evict_oldest]
     pub on_max: Option<At<OnMax>>,
     /// Held in memory at most; at this bound new ones are refused [default: 1000000].
     pub max_sessions: Option<At<u32>>,
+    pub cache: Option<At<SessionCache>>,
+    pub on_redis_loss: Option<At<SessionLoss>>,
     /// Request headers that tell the upstream who asks.
     pub forward: Option<At<Forward>>,
     pub cookie: Option<At<Cookie>>,
+}
+
+/// With `redis`: what a process remembers of its answers.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct SessionCache {
+    /// For a session [default: 2s].
+    pub ttl: Option<At<Span>>,
+    /// For a token without a session [default: 1s].
+    pub negative_ttl: Option<At<Span>>,
+    /// [default: 100000]
+    pub max_entries: Option<At<u32>>,
+}
+
+/// While `redis` does not answer.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct SessionLoss {
+    /// [default: deny, the only one]
+    pub action: Option<At<SessionLossAction>>,
+    /// Sessions that are remembered hold for this long first [default: 30s].
+    pub grace: Option<At<Span>>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SessionLossAction {
+    /// 503, and the client keeps its cookie.
+    Deny,
 }
 
 /// One of these.

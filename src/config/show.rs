@@ -212,6 +212,8 @@ struct Route<'c> {
     #[serde(skip_serializing_if = "Option::is_none")]
     session: Option<RouteSession<'c>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    revalidate_every: Option<Span>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     audit: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     timeout: Option<Span>,
@@ -263,6 +265,10 @@ impl<'c> Route<'c> {
                 require: session.require,
                 claims: &session.claims,
             }),
+            revalidate_every: route
+                .session
+                .as_ref()
+                .map(|session| Span(session.revalidate_every)),
             // Where the file has no audit, a route cannot ask for one.
             audit: config.audit.as_ref().map(|_| level(route.audit)),
             timeout: route.timeout.map(Span),
@@ -386,12 +392,28 @@ struct Sessions<'c> {
     token: Vec<BTreeMap<&'static str, Value>>,
     idle_timeout: Span,
     absolute_timeout: Span,
+    touch_every: Span,
     #[serde(skip_serializing_if = "Option::is_none")]
     max_per_user: Option<NonZeroU32>,
     on_max: &'static str,
     max_sessions: usize,
+    cache: SessionCache,
     forward: Forward<'c>,
     cookie: Cookie<'c>,
+    on_redis_loss: SessionLoss,
+}
+
+#[derive(Serialize)]
+struct SessionCache {
+    ttl: Span,
+    negative_ttl: Span,
+    max_entries: usize,
+}
+
+#[derive(Serialize)]
+struct SessionLoss {
+    action: &'static str,
+    grace: Span,
 }
 
 #[derive(Serialize)]
@@ -414,7 +436,7 @@ struct Cookie<'c> {
 
 impl<'c> Sessions<'c> {
     fn new(sessions: &'c sessions::Sessions) -> Sessions<'c> {
-        let settings = &sessions.settings;
+        let (settings, shared) = (&sessions.settings, &sessions.shared);
         let source = |source: &TokenSource| match source {
             TokenSource::Cookie(name) => BTreeMap::from([("cookie", json!(name))]),
             TokenSource::Bearer => BTreeMap::from([("bearer", json!(true))]),
@@ -424,12 +446,18 @@ impl<'c> Sessions<'c> {
             token: settings.sources.iter().map(source).collect(),
             idle_timeout: Span(settings.idle_timeout),
             absolute_timeout: Span(settings.absolute_timeout),
+            touch_every: Span(shared.touch_every),
             max_per_user: settings.max_per_user,
             on_max: match settings.on_max {
                 OnMax::EvictOldest => "evict_oldest",
                 OnMax::RejectNew => "reject_new",
             },
             max_sessions: sessions.max_sessions,
+            cache: SessionCache {
+                ttl: Span(shared.cache.ttl),
+                negative_ttl: Span(shared.cache.negative_ttl),
+                max_entries: shared.cache.max_entries,
+            },
             forward: Forward {
                 user: settings.forward.user.as_deref(),
                 session: settings.forward.session.as_deref(),
@@ -444,6 +472,10 @@ impl<'c> Sessions<'c> {
                     SameSite::None => "none",
                 },
                 path: &settings.cookie.path,
+            },
+            on_redis_loss: SessionLoss {
+                action: "deny",
+                grace: Span(shared.grace),
             },
         }
     }

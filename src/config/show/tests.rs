@@ -20,6 +20,7 @@ routes:
     upstream: app
     rate_limits: [windows, tenant]
     session: {use: web, require: true, claims: {role: customer, tier: 2}}
+    revalidate_every: 7s
     audit: headers
     timeout: 5s
   - {match: {path: /a}, upstream: "8080", rate_limits: [slots, free, calendar, burst]}
@@ -59,6 +60,9 @@ sessions:
     token: [{cookie: s}, {bearer: true}, {header: x-s}]
     idle_timeout: 1m
     absolute_timeout: 2h
+    touch_every: 5s
+    cache: {ttl: 3s, negative_ttl: 0s, max_entries: 5}
+    on_redis_loss: {action: deny, grace: 1m}
     max_per_user: 3
     on_max: reject_new
     max_sessions: 4
