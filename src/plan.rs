@@ -229,6 +229,9 @@ impl Plan {
                     .to_owned(),
             );
         }
+        if config.redis != self.config.redis {
+            return Err("redis changed: restart weir to share state elsewhere".to_owned());
+        }
         let store = |config: &Config| {
             let audit = config.audit.as_ref();
             audit.map(|audit| (audit.sqlite.clone(), audit.retention, audit.key.clone()))
@@ -256,4 +259,34 @@ fn secret() -> [u8; 16] {
     let mut secret = [0; 16];
     getrandom::fill(&mut secret).expect("the kernel gives random bytes");
     secret
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::check;
+
+    #[test]
+    fn a_running_process_does_not_change_its_redis() {
+        let read = |redis: &str| {
+            let text = format!("listen: 127.0.0.1:1\nupstream: http://x:1\n{redis}\n");
+            check::parse(&text, &|_| None).unwrap()
+        };
+        let plan = |redis: &str| Plan::new(read(redis), Arc::default(), None);
+        let check = |old: &str, new: &str, refused: bool| {
+            let said = plan(old).replaced_by(read(new)).err();
+            let expected = "redis changed: restart weir to share state elsewhere";
+            assert_eq!(said.as_deref(), refused.then_some(expected), "{old} {new}");
+        };
+        let one = "redis: {urls: redis://a}";
+        check("", one, true);
+        check(one, "", true);
+        check(one, "redis: {urls: redis://b}", true);
+        check(one, "redis: {urls: redis://a, password: b}", true);
+        check(
+            one,
+            "redis: {urls: ['redis://a:6379'], timeout: 20ms}",
+            false,
+        );
+    }
 }
