@@ -12,6 +12,7 @@ use crate::intern::intern;
 use crate::policy::routes::Index;
 use crate::policy::session;
 use crate::store::breakers::LiveBreaker;
+use crate::store::fleet::Fleet;
 use crate::store::limits::Limits;
 use crate::store::sessions::{LiveSessions, Sessions};
 use crate::telemetry::metrics::{BreakerMetrics, LimitMetrics, Metrics, RouteMetrics};
@@ -24,6 +25,8 @@ pub struct Plan {
     pub index: Index,
     /// Carried over by a reload, so that what was used stays used.
     pub limits: Arc<Limits>,
+    /// What is shared with other processes; `None` where each has its own state. Carried over by a reload.
+    pub fleet: Option<Arc<Fleet>>,
     /// One for each entry of the configuration, in its order. Carried over by a reload, by name.
     pub sessions: Vec<LiveSessions>,
     /// Request fields that clients must not send, as [`session::folded`]: weir alone says who asks.
@@ -96,6 +99,7 @@ struct Kept<'k> {
     limits: Arc<Limits>,
     metrics: Arc<Metrics>,
     audit: Option<Recorder>,
+    fleet: Option<Arc<Fleet>>,
     breakers: &'k [Option<Arc<LiveBreaker>>],
     sessions: &'k [LiveSessions],
     open: Vec<Arc<AtomicUsize>>,
@@ -103,12 +107,18 @@ struct Kept<'k> {
 
 impl Plan {
     /// The plan of `config`, with nothing counted yet.
-    pub fn new(config: Config, metrics: Arc<Metrics>, audit: Option<Recorder>) -> Arc<Plan> {
+    pub fn new(
+        config: Config,
+        metrics: Arc<Metrics>,
+        audit: Option<Recorder>,
+        fleet: Option<Arc<Fleet>>,
+    ) -> Arc<Plan> {
         let limits = Arc::new(Limits::new(config.limit_defaults.max_keys, secret()));
         let kept = Kept {
             limits,
             metrics,
             audit,
+            fleet,
             breakers: &[],
             sessions: &[],
             open: config.listeners.iter().map(|_| Arc::default()).collect(),
@@ -121,6 +131,7 @@ impl Plan {
             limits,
             metrics,
             audit,
+            fleet,
             breakers: old,
             sessions: old_sessions,
             open,
@@ -182,6 +193,7 @@ impl Plan {
         Arc::new(Plan {
             index: Index::new(config.routes.iter().map(|route| &route.matches)),
             limits,
+            fleet,
             sessions,
             identity_fields,
             breakers,
@@ -246,6 +258,7 @@ impl Plan {
             limits: self.limits.clone(),
             metrics: self.metrics.clone(),
             audit: self.audit.clone(),
+            fleet: self.fleet.clone(),
             breakers: &self.breakers,
             sessions: &self.sessions,
             open: self.open.clone(),
@@ -272,7 +285,7 @@ mod tests {
             let text = format!("listen: 127.0.0.1:1\nupstream: http://x:1\n{redis}\n");
             check::parse(&text, &|_| None).unwrap()
         };
-        let plan = |redis: &str| Plan::new(read(redis), Arc::default(), None);
+        let plan = |redis: &str| Plan::new(read(redis), Arc::default(), None, None);
         let check = |old: &str, new: &str, refused: bool| {
             let said = plan(old).replaced_by(read(new)).err();
             let expected = "redis changed: restart weir to share state elsewhere";

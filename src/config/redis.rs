@@ -60,7 +60,7 @@ pub enum Mode {
     Cluster,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Endpoint {
     /// A name or an address; an IPv6 one without brackets.
     pub host: String,

@@ -40,6 +40,8 @@ pub struct Metrics {
     audit_events: Family<AuditLabels, Counter>,
     pub audit_queued: Gauge,
     audit_files_removed: Counter,
+    redis_calls: Family<RedisCallLabels, Counter>,
+    redis_durations: Family<RedisLabels, Durations>,
     reloads: Family<ReloadLabels, Counter>,
     pub panics: Counter,
 }
@@ -102,6 +104,17 @@ struct AuditLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RedisCallLabels {
+    client: &'static str,
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RedisLabels {
+    client: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReloadLabels {
     result: &'static str,
 }
@@ -145,6 +158,19 @@ pub struct SessionMetrics {
     pub held: Gauge,
 }
 
+/// The handles of one client of Redis.
+#[derive(Debug, Clone)]
+pub struct RedisMetrics {
+    pub answered: Counter,
+    /// Not within the budget.
+    pub timed_out: Counter,
+    /// There was no connection.
+    pub down: Counter,
+    /// The server said why not, or nonsense.
+    pub refused: Counter,
+    durations: Durations,
+}
+
 /// The handles of one limit.
 #[derive(Debug, Clone)]
 pub struct LimitMetrics {
@@ -178,6 +204,8 @@ impl Default for Metrics {
             audit_events: Family::default(),
             audit_queued: Gauge::default(),
             audit_files_removed: Counter::default(),
+            redis_calls: Family::default(),
+            redis_durations: Family::default(),
             reloads: Family::default(),
             panics: Counter::default(),
             registry: Registry::default(),
@@ -263,6 +291,16 @@ impl Default for Metrics {
             metrics.audit_files_removed.clone(),
         );
         registry.register(
+            "redis_calls",
+            "Calls of Redis, by client and result",
+            metrics.redis_calls.clone(),
+        );
+        registry.register(
+            "redis_call_duration_seconds",
+            "Time that calls of Redis took, answered or not",
+            metrics.redis_durations.clone(),
+        );
+        registry.register(
             "config_reloads",
             "Reloads of the configuration, by result",
             metrics.reloads.clone(),
@@ -317,6 +355,22 @@ impl Metrics {
             shadow_refused: decision("shadow_refused"),
             near: decision("near_limit"),
             missing: decision("missing_key"),
+        }
+    }
+
+    pub fn redis(&self, client: &'static str) -> RedisMetrics {
+        let result = |result| {
+            self.redis_calls
+                .get_or_create_owned(&RedisCallLabels { client, result })
+        };
+        RedisMetrics {
+            answered: result("answered"),
+            timed_out: result("timed_out"),
+            down: result("down"),
+            refused: result("refused"),
+            durations: self
+                .redis_durations
+                .get_or_create_owned(&RedisLabels { client }),
         }
     }
 
@@ -400,6 +454,13 @@ impl Metrics {
     /// The counter of one result of a reload; `result` is one of a closed set.
     pub fn reload(&self, result: &'static str) -> Counter {
         self.reloads.get_or_create_owned(&ReloadLabels { result })
+    }
+}
+
+impl RedisMetrics {
+    /// How long a call took, answered or not.
+    pub fn observe(&self, took: Duration) {
+        self.durations.observe(took);
     }
 }
 

@@ -38,7 +38,7 @@ impl Lane {
             .unwrap_or_else(|mistakes| panic!("{mistakes:#?}\n{file}"));
         let listener = lane::listen(config.listeners[0].address).unwrap();
         let address = listener.local_addr().unwrap();
-        let (plan, following) = watch::channel(Plan::new(config, Arc::default(), None));
+        let (plan, following) = watch::channel(Plan::new(config, Arc::default(), None, None));
         let (drain, draining) = watch::channel(false);
         lane::spawn(vec![listener], following, draining, Heartbeat::default()).unwrap();
         Lane {
