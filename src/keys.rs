@@ -3,7 +3,7 @@
 //!
 //! | key | is | lives |
 //! |---|---|---|
-//! | `weir:l:{KEY}:N` | a counter of a limit's `N`th rule; `KEY` hashes the limit's name and the key's parts | until it is as new |
+//! | `weir:l:{KEY}:NKIND` | a counter of a limit's `N`th rule, of a kind: `t`, `s` with the µs of its window, `f` with its period; `KEY` hashes the limit's name and the key's parts | until it is as new |
 //! | `weir:p:{live}` | the processes that are alive: a sorted set of ids by when they are given up | a minute past the last beat |
 //! | `weir:o:{overrides}` | overrides of limits set at run time, by limit and key | until they are taken back |
 //!
@@ -36,8 +36,8 @@ impl Keys {
         }
     }
 
-    /// The counter of the `index`th rule of a limit.
-    pub fn counter(&self, tag: LimitTag, index: usize, kind: char) -> String {
+    /// The counter of the `index`th rule of a limit; rules of other kinds have others.
+    pub fn counter(&self, tag: LimitTag, index: usize, kind: &str) -> String {
         format!("{}:l:{{{}}}:{index}{kind}", self.prefix, tag.as_str())
     }
 
@@ -127,7 +127,7 @@ mod tests {
     fn all_rules_of_a_limit_lie_in_one_slot() {
         let keys = Keys::new("weir");
         let tag = LimitTag::new("login", [&b"10.0.0.1"[..]]);
-        let slots = [0, 1, 7].map(|index| slot(keys.counter(tag, index, 't').as_bytes()));
+        let slots = [0, 1, 7].map(|index| slot(keys.counter(tag, index, "t").as_bytes()));
         assert_eq!(slots, [slots[0]; 3]);
     }
 

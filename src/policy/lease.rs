@@ -185,6 +185,11 @@ impl Lease {
         Answer::Ask
     }
 
+    /// A request that was told to wait does not.
+    pub fn leave(&mut self, cost: u64) {
+        self.waiting = self.waiting.saturating_sub(cost);
+    }
+
     /// Gives back what a request took that was refused elsewhere.
     pub fn put_back(&mut self, cost: u64, now: Duration) {
         self.expire(now);
@@ -323,6 +328,12 @@ impl Lease {
         self.waiting = 0;
     }
 
+    /// How long what was refused last is refused yet; `None`: for ever.
+    pub fn retry_after(&self, now: Duration) -> Option<Duration> {
+        let refused = self.refused.filter(|refused| !refused.ever)?;
+        Some(refused.until.saturating_sub(now))
+    }
+
     /// What the rules say; empty until Redis has answered once.
     pub fn rules(&self, now: Duration) -> impl Iterator<Item = RuleView> {
         let held = self.held();
@@ -331,11 +342,6 @@ impl Lease {
             reset: rule.reset_at.saturating_sub(now),
             refuses: rule.refuses,
         })
-    }
-
-    /// Whether nothing would be lost with it.
-    pub fn is_idle(&self, now: Duration) -> bool {
-        now >= self.asking_until && self.current.until <= now && self.next.until <= now
     }
 
     fn held(&self) -> u64 {

@@ -5,6 +5,8 @@ pub mod breakers;
 pub mod chain;
 pub mod days;
 pub mod fleet;
+pub mod grants;
+pub mod leases;
 pub mod limits;
 pub mod links;
 pub mod redis;

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use redis::{
-    ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo as _, RedisConnectionInfo,
+    Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo as _, RedisConnectionInfo,
     RedisError, ServerErrorKind, TlsCertificates,
 };
 use thiserror::Error;
@@ -241,24 +241,52 @@ impl Connections {
         keys: &[&str],
         args: &[Arg<'_>],
     ) -> Result<Value, CallError> {
+        let first = script.by_hash(keys, args);
+        self.send(budget, keys, first, || script.whole(keys, args))
+            .await
+    }
+
+    /// Deletes keys of one slot; how many there were.
+    ///
+    /// # Panics
+    /// Without a key.
+    pub async fn delete(&self, keys: &[&str]) -> Result<u64, CallError> {
+        let mut command = redis::cmd("DEL");
+        command.arg(keys);
+        let again = || command.clone();
+        let deleted = self
+            .send(self.redis.timeout, keys, command.clone(), again)
+            .await?;
+        match deleted {
+            Value::Int(deleted) => u64::try_from(deleted).map_err(|_| CallError::Nonsense),
+            _ => Err(CallError::Nonsense),
+        }
+    }
+
+    async fn send(
+        &self,
+        budget: Duration,
+        keys: &[&str],
+        command: Cmd,
+        whole: impl Fn() -> Cmd,
+    ) -> Result<Value, CallError> {
         let began = clock::now();
         let slot = keys::slot(keys[0].as_bytes());
         let answer = self
-            .attempts(slot, script, keys, args, Instant::now() + budget)
+            .attempts(slot, command, whole, Instant::now() + budget)
             .await;
         self.redis.count(&answer, began.elapsed());
         answer
     }
 
+    /// `whole` is what is sent to a node that does not know the script of `command`.
     async fn attempts(
         &self,
         slot: u16,
-        script: &Script,
-        keys: &[&str],
-        args: &[Arg<'_>],
+        mut command: Cmd,
+        whole: impl Fn() -> Cmd,
         deadline: Instant,
     ) -> Result<Value, CallError> {
-        let mut command = script.by_hash(keys, args);
         let mut redirected: Option<(Arc<Node>, bool)> = None;
         for _ in 0..ATTEMPTS {
             let (node, asking) = match redirected.take() {
@@ -271,7 +299,7 @@ impl Connections {
             };
             match error.kind() {
                 ErrorKind::Server(ServerErrorKind::NoScript) => {
-                    command = script.whole(keys, args);
+                    command = whole();
                     // A slot on the move is still where it was asked for.
                     redirected = Some((node, asking));
                 }
