@@ -131,11 +131,13 @@ impl<'p> Quota<'p> {
         let asked: SmallVec<[Ask<'_>; 4]> = asks.iter().map(|(ask, _)| *ask).collect();
         let admitted = plan.limits.ask(&asked, now, verdicts);
         count_decisions(plan, admitted, &asks, verdicts);
-        if let Some(event) = &mut record.event {
+        if let Some(draft) = &mut record.draft {
             let said = asks.iter().zip(&*verdicts);
-            event.limits.extend(said.map(|((ask, limit), verdict)| {
-                Cow::Borrowed(said_by(&plan.names.limits[*limit], ask, verdict))
-            }));
+            draft.add_limits(
+                said.map(|((ask, limit), verdict)| {
+                    said_by(&plan.names.limits[*limit], ask, verdict)
+                }),
+            );
         }
         for ((ask, limit), verdict) in asks.iter().zip(&*verdicts) {
             if ask.enforced {
