@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 mod encoded;
 
-pub use self::encoded::{Columns, Encoded};
+pub use self::encoded::{Columns, Encoded, Traits};
 
 /// The first byte of every encoding. A new field is a new version.
 const VERSION: u8 = 2;
@@ -25,7 +25,8 @@ pub const REDACTED: &str = "***";
 pub struct Micros(pub u64);
 
 /// What is kept of one request. Texts are as the client sent them, but for what a [`Redaction`] took out. They are owned, or
-/// borrowed with `&str` for `T`. The encoding has the fields in this order, those of [`Columns`] first.
+/// borrowed with `&str` for `T`. The encoding has the fields in this order, those of [`Columns`] and
+/// [`Traits`] first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditEvent<T = String> {
     /// Its place among the events of an instance's boot, from 1 without holes. The store assigns it.
@@ -377,12 +378,15 @@ mod tests {
                     client: event.client,
                     user: event.user.as_deref(),
                     label: event.label.as_deref(),
+                };
+                let traits = Traits {
                     route: event.route.as_deref(),
                     method: &event.method,
                     path: &event.path,
                     status: event.status,
                 };
                 prop_assert_eq!(Columns::of(encoding), Some(columns));
+                prop_assert_eq!(Traits::of(encoding), Some(traits));
                 prop_assert_eq!(AuditEvent::decode(encoding), Ok(event));
             }
             prop_assert_eq!(encodings.next(), None);

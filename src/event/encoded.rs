@@ -21,7 +21,7 @@ struct Place {
     time: Micros,
 }
 
-/// The parts of an event that queries pick by: what its encoding begins with, so that the rest need not be read.
+/// The parts of an event that a store keeps beside it: what its encoding begins with, so that the rest need not be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub struct Columns<'a> {
     #[serde(with = "postcard::fixint::le")]
@@ -30,6 +30,11 @@ pub struct Columns<'a> {
     pub client: IpAddr,
     pub user: Option<&'a str>,
     pub label: Option<&'a str>,
+}
+
+/// The other parts that queries pick by, which come next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct Traits<'a> {
     pub route: Option<&'a str>,
     pub method: &'a str,
     pub path: &'a str,
@@ -98,11 +103,22 @@ impl Encoded {
 impl<'a> Columns<'a> {
     /// Of an encoded event; `None` if it is none, which only [`AuditEvent::decode`] finds out for sure.
     pub fn of(encoding: &'a [u8]) -> Option<Columns<'a>> {
-        let (&VERSION, body) = encoding.split_first()? else {
-            return None;
-        };
-        postcard::take_from_bytes(body)
-            .ok()
-            .map(|(columns, _)| columns)
+        beginning(encoding)
     }
+}
+
+impl<'a> Traits<'a> {
+    /// As [`Columns::of`].
+    pub fn of(encoding: &'a [u8]) -> Option<Traits<'a>> {
+        let (_, traits): (Columns<'a>, Traits<'a>) = beginning(encoding)?;
+        Some(traits)
+    }
+}
+
+fn beginning<'a, T: Deserialize<'a>>(encoding: &'a [u8]) -> Option<T> {
+    let (&VERSION, body) = encoding.split_first()? else {
+        return None;
+    };
+    let (beginning, _) = postcard::take_from_bytes(body).ok()?;
+    Some(beginning)
 }

@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 use thiserror::Error;
 
 use super::days::Day;
-use crate::event::{AuditEvent, Columns, Micros};
+use crate::event::{AuditEvent, Micros, Traits};
 
 #[derive(Debug, Error)]
 pub enum StoreError {
@@ -71,7 +71,7 @@ pub struct Filter {
 
 impl Filter {
     /// Whether an event passes by its route, method, path and status.
-    pub fn passes(&self, event: &Columns<'_>) -> bool {
+    pub fn passes(&self, event: &Traits<'_>) -> bool {
         let is = |wanted: &Option<String>, value| wanted.is_none() || wanted.as_deref() == value;
         let prefix = self.path_prefix.as_ref();
         let status = self.status.as_ref();

@@ -7,7 +7,7 @@ use rusqlite::Connection;
 use rusqlite::types::ToSql;
 
 use super::{Ledger, open_if_made, open_to_read, signed, text, verify};
-use crate::event::{AuditEvent, Columns};
+use crate::event::{AuditEvent, Traits};
 use crate::store::audit::{Cursor, Filter, Order, Report, StoreError, Stored};
 use crate::store::chain::Hasher;
 use crate::store::days::{self, Day};
@@ -112,8 +112,7 @@ fn query(
         && let Some(row) = rows.next()?
     {
         let body = row.get_ref(4)?.as_blob().unwrap_or_default();
-        let columns = Columns::of(body);
-        if columns.is_some_and(|columns| !filter.passes(&columns)) {
+        if Traits::of(body).is_some_and(|event| !filter.passes(&event)) {
             continue;
         }
         let cursor = Cursor {
