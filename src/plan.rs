@@ -12,7 +12,7 @@ use crate::intern::intern;
 use crate::policy::routes::Index;
 use crate::policy::session;
 use crate::store::breakers::LiveBreaker;
-use crate::store::limits::Limits;
+use crate::store::limits::{LimitKeys, Limits};
 use crate::store::sessions::{LiveSessions, Sessions};
 use crate::telemetry::metrics::{BreakerMetrics, LimitMetrics, Metrics, RouteMetrics};
 
@@ -24,6 +24,8 @@ pub struct Plan {
     pub index: Index,
     /// Carried over by a reload, so that what was used stays used.
     pub limits: Arc<Limits>,
+    /// What the keys of each limit of the configuration begin with, in its order.
+    pub limit_keys: Vec<LimitKeys>,
     /// One for each entry of the configuration, in its order. Carried over by a reload, by name.
     pub sessions: Vec<LiveSessions>,
     /// Request fields that clients must not send, as [`session::folded`]: weir alone says who asks.
@@ -179,7 +181,13 @@ impl Plan {
             .iter()
             .map(|limit| metrics.limit(&limit.name))
             .collect();
+        let limit_keys = config
+            .limits
+            .iter()
+            .map(|limit| limits.keys_of(&limit.name))
+            .collect();
         Arc::new(Plan {
+            limit_keys,
             index: Index::new(config.routes.iter().map(|route| &route.matches)),
             limits,
             sessions,
