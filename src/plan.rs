@@ -13,7 +13,7 @@ use crate::policy::routes::Index;
 use crate::policy::session;
 use crate::store::breakers::LiveBreaker;
 use crate::store::fleet::Fleet;
-use crate::store::limits::Limits;
+use crate::store::limits::{LimitKeys, Limits};
 use crate::store::sessions::{LiveSessions, Sessions};
 use crate::telemetry::metrics::{BreakerMetrics, LimitMetrics, Metrics, RouteMetrics};
 
@@ -27,6 +27,8 @@ pub struct Plan {
     pub limits: Arc<Limits>,
     /// What is shared with other processes; `None` where each has its own state. Carried over by a reload.
     pub fleet: Option<Arc<Fleet>>,
+    /// What the keys of each limit of the configuration begin with, in its order.
+    pub limit_keys: Vec<LimitKeys>,
     /// One for each entry of the configuration, in its order. Carried over by a reload, by name.
     pub sessions: Vec<LiveSessions>,
     /// Request fields that clients must not send, as [`session::folded`]: weir alone says who asks.
@@ -190,7 +192,13 @@ impl Plan {
             .iter()
             .map(|limit| metrics.limit(&limit.name))
             .collect();
+        let limit_keys = config
+            .limits
+            .iter()
+            .map(|limit| limits.keys_of(&limit.name))
+            .collect();
         Arc::new(Plan {
+            limit_keys,
             index: Index::new(config.routes.iter().map(|route| &route.matches)),
             limits,
             fleet,

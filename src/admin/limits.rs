@@ -97,8 +97,9 @@ fn one_key(plan: &Plan, limit: &Limit, method: &Method, parts: Vec<String>) -> A
         ));
     };
     let (now, mut windows, mut known) = (clock::moment(), Vec::new(), false);
+    let keys = plan.limits.keys_of(&limit.name);
     for (index, rule) in rules.iter().enumerate() {
-        let mut key = plan.limits.key(&limit.name, index, rule);
+        let mut key = keys.of_rule(index, rule);
         parts.iter().for_each(|part| key.part(part.as_bytes()));
         let key = key.finish();
         if *method == Method::DELETE {

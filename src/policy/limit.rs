@@ -474,7 +474,10 @@ mod tests {
             for _ in 0..50 {
                 let [from, end, next] = window_at(period, at);
                 assert!(from == start && from <= at && at < end, "{period:?} {at:?}");
-                assert_eq!(window_at(period, end), [end, next, window_at(period, next)[1]]);
+                assert_eq!(
+                    window_at(period, end),
+                    [end, next, window_at(period, next)[1]]
+                );
                 (start, at) = (end, end + (next - end) / 3);
             }
         }
@@ -482,13 +485,24 @@ mod tests {
 
     #[test]
     fn shares_together_are_the_whole_and_no_share_is_nothing() {
-        let window = |limit| Rule::FixedWindow { limit, period: Period::Day };
+        let window = |limit| Rule::FixedWindow {
+            limit,
+            period: Period::Day,
+        };
         assert_eq!(share(&window(100), 8), window(12));
         assert_eq!(share(&window(3), 8), window(1));
         assert_eq!(share(&window(0), 8), window(0));
         assert_eq!(share(&window(100), 0), window(100));
-        let bucket = Rule::TokenBucket { count: 100, per: SECOND, burst: 200 };
-        let part = Rule::TokenBucket { count: 100, per: 8 * SECOND, burst: 25 };
+        let bucket = Rule::TokenBucket {
+            count: 100,
+            per: SECOND,
+            burst: 200,
+        };
+        let part = Rule::TokenBucket {
+            count: 100,
+            per: 8 * SECOND,
+            burst: 25,
+        };
         assert_eq!(share(&bucket, 8), part);
     }
 

@@ -14,7 +14,7 @@ use super::handle::Peer;
 use super::record::Record;
 use super::reply::{Exceeded, Rejection};
 use crate::config::LimitDefaults;
-use crate::config::limits::{Cost, KeyPart, Limit, MAX_RULES, Mode, Rule};
+use crate::config::limits::{Cost, KeyPart, Limit, Mode, Rule};
 use crate::http1::path;
 use crate::plan::{LimitNames, Plan};
 use crate::policy::limit::{Now, Verdict};
@@ -84,7 +84,8 @@ impl<'p> Quota<'p> {
         let plan = self.plan;
         // Held for as long as rules of it are asked.
         let overrides = plan.limits.overrides();
-        let mut asks = SmallVec::<[(Ask<'_>, usize); 4]>::new();
+        let mut asks = SmallVec::<[Ask<'_>; 4]>::new();
+        let mut limit_of = SmallVec::<[usize; 4]>::new();
         for limit_index in limits.iter().copied() {
             let limit = &plan.config.limits[limit_index];
             if limit.mode == Mode::Disabled {
@@ -106,15 +107,15 @@ impl<'p> Quota<'p> {
             };
             let cost = cost(limit, facts);
             for (index, rule) in rules.iter().enumerate() {
-                let mut key = plan.limits.key(&limit.name, index, rule);
+                let mut key = plan.limit_keys[limit_index].of_rule(index, rule);
                 parts.iter().for_each(|part| key.part(part));
-                let ask = Ask {
+                asks.push(Ask {
                     key: key.finish(),
                     rule,
                     cost,
                     enforced: limit.mode == Mode::Enforce,
-                };
-                asks.push((ask, limit_index));
+                });
+                limit_of.push(limit_index);
             }
         }
         if asks.is_empty() {
@@ -126,22 +127,20 @@ impl<'p> Quota<'p> {
             reset: Duration::ZERO,
             retry_after: None,
         };
-        let mut verdicts = [BLANK; MAX_RULES];
-        let verdicts = &mut verdicts[..asks.len()];
-        let asked: SmallVec<[Ask<'_>; 4]> = asks.iter().map(|(ask, _)| *ask).collect();
-        let admitted = plan.limits.ask(&asked, now, verdicts);
-        count_decisions(plan, admitted, &asks, verdicts);
-        if let Some(event) = &mut record.event {
-            let said = asks.iter().zip(&*verdicts);
-            event.limits.extend(said.map(|((ask, limit), verdict)| {
-                Cow::Borrowed(said_by(&plan.names.limits[*limit], ask, verdict))
-            }));
+        let mut verdicts = SmallVec::<[_; 4]>::from_elem(BLANK, asks.len());
+        let admitted = plan.limits.ask(&asks, now, &mut verdicts);
+        let asked = asks.iter().zip(&limit_of).zip(&verdicts);
+        let asked = asked.map(|((ask, limit), verdict)| (ask, *limit, verdict));
+        count_decisions(plan, admitted, asked.clone());
+        if let Some(draft) = &mut record.draft {
+            let said = |(ask, limit, verdict)| said_by(&plan.names.limits[limit], ask, verdict);
+            draft.add_limits(asked.clone().map(said));
         }
-        for ((ask, limit), verdict) in asks.iter().zip(&*verdicts) {
+        for (ask, limit, verdict) in asked {
             if ask.enforced {
                 self.told.push(Told {
-                    limit: &plan.config.limits[*limit],
-                    json: plan.names.limits[*limit].json,
+                    limit: &plan.config.limits[limit],
+                    json: plan.names.limits[limit].json,
                     rule: *ask.rule,
                     verdict: *verdict,
                 });
@@ -239,21 +238,25 @@ impl<'p> Quota<'p> {
 }
 
 /// Counts a decision for each limit: several windows of one, which stand side by side, are one decision.
-fn count_decisions(plan: &Plan, admitted: bool, asks: &[(Ask<'_>, usize)], verdicts: &[Verdict]) {
-    let mut decided = asks.iter().zip(verdicts).peekable();
-    while let Some(((ask, limit), verdict)) = decided.next() {
-        let near_limit = plan.config.limits[*limit].near_limit;
+fn count_decisions<'a>(
+    plan: &Plan,
+    admitted: bool,
+    asked: impl Iterator<Item = (&'a Ask<'a>, usize, &'a Verdict)>,
+) {
+    let mut asked = asked.peekable();
+    while let Some((ask, limit, verdict)) = asked.next() {
+        let near_limit = plan.config.limits[limit].near_limit;
         let is_near = |ask: &Ask<'_>, verdict: &Verdict| {
             let quota = quota(ask.rule);
             quota.saturating_sub(verdict.remaining) as f64 >= quota as f64 * near_limit
         };
         let mut passes = verdict.admitted;
         let mut near = is_near(ask, verdict);
-        while let Some(((ask, _), verdict)) = decided.next_if(|((_, other), _)| other == limit) {
+        while let Some((ask, _, verdict)) = asked.next_if(|(_, other, _)| *other == limit) {
             passes &= verdict.admitted;
             near |= is_near(ask, verdict);
         }
-        let metrics = &plan.limit_metrics[*limit];
+        let metrics = &plan.limit_metrics[limit];
         match (passes, ask.enforced) {
             (true, _) if admitted => {
                 if near {

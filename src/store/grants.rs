@@ -52,15 +52,10 @@ impl Grants {
         request: &Request,
         deadline: Instant,
     ) -> Result<Grant, CallError> {
-        match self
-            .ask_once(redis, tag, rules, request, deadline)
-            .await?
-        {
+        match self.ask_once(redis, tag, rules, request, deadline).await? {
             Answer::Granted(grant) => Ok(grant),
             // The answer has set the clock right.
-            Answer::WrongWindow => match self
-                .ask_once(redis, tag, rules, request, deadline)
-                .await?
+            Answer::WrongWindow => match self.ask_once(redis, tag, rules, request, deadline).await?
             {
                 Answer::Granted(grant) => Ok(grant),
                 Answer::WrongWindow => Err(CallError::Nonsense),

@@ -7,14 +7,18 @@ use std::hash::Hasher;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use siphasher::sip128::{Hasher128, SipHasher13};
+use smallvec::SmallVec;
 
 use super::table::{SHARDS, Shard};
-use crate::config::limits::{MAX_RULES, Rule};
+use crate::config::limits::Rule;
 use crate::policy::limit::{self, Now, State, Verdict};
 
 pub use super::table::Key;
+
+/// Rules of one request, mostly no more.
+const USUAL: usize = 4;
 
 /// One rule asked about one key.
 #[derive(Debug, Clone, Copy)]
@@ -50,69 +54,45 @@ impl Limits {
         }
     }
 
-    /// Begins the key of a limit's `index`th rule. Rules of other kinds never share a counter, not even when a reload
-    /// changes the kind.
-    pub fn key(&self, limit: &str, index: usize, rule: &Rule) -> KeyBuilder {
+    /// Begins the keys of a limit's rules.
+    pub fn keys_of(&self, limit: &str) -> LimitKeys {
         let mut builder = KeyBuilder(SipHasher13::new_with_key(&self.secret));
         builder.part(limit.as_bytes());
-        let kind = match rule {
-            Rule::TokenBucket { .. } => 0,
-            Rule::SlidingWindow { .. } => 1,
-            Rule::FixedWindow { .. } => 2,
-            Rule::Concurrency { .. } => 3,
-        };
-        builder.part(&[kind, index as u8]);
-        builder
+        LimitKeys(builder)
     }
 
     /// Asks every rule at one moment and, if none that is enforced refuses, charges those that admit: a refused request
     /// is charged nothing. `verdicts` holds one verdict for each of `asks`.
     ///
     /// # Panics
-    /// When there are more than [`MAX_RULES`].
+    /// When it holds another number of them.
     pub fn ask(&self, asks: &[Ask<'_>], now: Now, verdicts: &mut [Verdict]) -> bool {
-        assert!(
-            asks.len() <= MAX_RULES && verdicts.len() == asks.len(),
-            "the configuration bounds a route's rules"
-        );
+        assert_eq!(verdicts.len(), asks.len(), "a verdict for each of asks");
         // Locks, since several counters must change together, or none. They are taken in the order of the shards, so that
         // two lanes never wait for each other; held for some tens of nanoseconds.
-        let mut order = [(0, 0); MAX_RULES];
-        for (index, ask) in asks.iter().enumerate() {
-            order[index] = (ask.key.shard(), index);
-        }
-        let order = &mut order[..asks.len()];
-        order.sort_unstable();
-        let mut guards: [Option<MutexGuard<'_, Shard<State>>>; MAX_RULES] =
-            [const { None }; MAX_RULES];
-        let mut guard_of = [0; MAX_RULES];
-        for at in 0..order.len() {
-            let (shard, index) = order[at];
-            if at > 0 && order[at - 1].0 == shard {
-                guard_of[index] = guard_of[order[at - 1].1];
-            } else {
-                guards[at] = Some(self.shards[shard].lock());
-                guard_of[index] = at;
-            }
-        }
+        let mut shards: SmallVec<[_; USUAL]> = asks.iter().map(|ask| ask.key.shard()).collect();
+        shards.sort_unstable();
+        shards.dedup();
+        let mut guards: SmallVec<[_; USUAL]> = shards
+            .iter()
+            .map(|shard| self.shards[*shard].lock())
+            .collect();
+        let guard_of = |key: Key| {
+            let shard = key.shard();
+            let place = shards.iter().position(|other| *other == shard);
+            place.expect("each ask's shard was locked above")
+        };
         let mut admitted = true;
         for (index, ask) in asks.iter().enumerate() {
-            let shard = guards[guard_of[index]]
-                .as_mut()
-                .expect("each ask's shard was locked above");
+            let shard = &guards[guard_of(ask.key)];
             let state = shard.get(ask.key).copied().unwrap_or_default();
             verdicts[index] = limit::check(ask.rule, &state, ask.cost, now);
             admitted &= verdicts[index].admitted || !ask.enforced;
         }
         if admitted {
-            for (index, ask) in asks
-                .iter()
-                .enumerate()
-                .filter(|(index, _)| verdicts[*index].admitted)
-            {
-                let shard = guards[guard_of[index]]
-                    .as_mut()
-                    .expect("each ask's shard was locked above");
+            let charged = asks.iter().zip(&*verdicts);
+            for (ask, _) in charged.filter(|(_, verdict)| verdict.admitted) {
+                let shard = &mut guards[guard_of(ask.key)];
                 let held = matches!(ask.rule, Rule::Concurrency { .. });
                 limit::take(ask.rule, shard.touch(ask.key, held), ask.cost, now);
             }
@@ -180,8 +160,35 @@ impl fmt::Debug for Limits {
     }
 }
 
+/// What the keys of all rules of a limit begin with.
+#[derive(Debug, Clone)]
+pub struct LimitKeys(KeyBuilder);
+
+impl LimitKeys {
+    /// Begins the key of the limit's `index`th rule. Rules of other kinds never share a counter, not even when a reload
+    /// changes the kind.
+    pub fn of_rule(&self, index: usize, rule: &Rule) -> KeyBuilder {
+        let mut builder = self.0.clone();
+        let kind = match rule {
+            Rule::TokenBucket { .. } => 0,
+            Rule::SlidingWindow { .. } => 1,
+            Rule::FixedWindow { .. } => 2,
+            Rule::Concurrency { .. } => 3,
+        };
+        builder.part(&[kind, index as u8]);
+        builder
+    }
+}
+
 /// A key in the making, part by part.
+#[derive(Clone)]
 pub struct KeyBuilder(SipHasher13);
+
+impl fmt::Debug for KeyBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeyBuilder(…)")
+    }
+}
 
 impl KeyBuilder {
     /// Adds a part. Its length is hashed too, so that `a`, `bc` and `ab`, `c` differ.
@@ -219,7 +226,7 @@ mod tests {
     };
 
     fn key(limits: &Limits, name: &str) -> Key {
-        let mut builder = limits.key("limit", 0, &TWO);
+        let mut builder = limits.keys_of("limit").of_rule(0, &TWO);
         builder.part(name.as_bytes());
         builder.finish()
     }
