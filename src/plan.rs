@@ -6,13 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use crate::audit::Recorder;
-use crate::config::limits::{Limit, Mode};
+use crate::config::limits::{Accuracy, Limit, Mode};
+use crate::config::raw::Algorithm;
 use crate::config::{self, Config, Route, Upstream};
 use crate::intern::intern;
 use crate::policy::routes::Index;
 use crate::policy::session;
 use crate::store::breakers::LiveBreaker;
 use crate::store::fleet::Fleet;
+use crate::store::leases::{Leases, Sharing};
 use crate::store::limits::{LimitKeys, Limits};
 use crate::store::sessions::{LiveSessions, Sessions};
 use crate::telemetry::metrics::{BreakerMetrics, LimitMetrics, Metrics, RouteMetrics};
@@ -29,6 +31,10 @@ pub struct Plan {
     pub fleet: Option<Arc<Fleet>>,
     /// What the keys of each limit of the configuration begin with, in its order.
     pub limit_keys: Vec<LimitKeys>,
+    /// What is held of shared limits, where there is a fleet. Carried over by a reload.
+    pub leases: Option<Arc<Leases>>,
+    /// One for each limit of the configuration, in its order.
+    pub sharing: Vec<Sharing>,
     /// One for each entry of the configuration, in its order. Carried over by a reload, by name.
     pub sessions: Vec<LiveSessions>,
     /// Request fields that clients must not send, as [`session::folded`]: weir alone says who asks.
@@ -102,6 +108,7 @@ struct Kept<'k> {
     metrics: Arc<Metrics>,
     audit: Option<Recorder>,
     fleet: Option<Arc<Fleet>>,
+    leases: Option<Arc<Leases>>,
     breakers: &'k [Option<Arc<LiveBreaker>>],
     sessions: &'k [LiveSessions],
     open: Vec<Arc<AtomicUsize>>,
@@ -116,11 +123,16 @@ impl Plan {
         fleet: Option<Arc<Fleet>>,
     ) -> Arc<Plan> {
         let limits = Arc::new(Limits::new(config.limit_defaults.max_keys, secret()));
+        let max_keys = config.limit_defaults.max_keys;
+        let leases = fleet
+            .as_ref()
+            .map(|fleet| Arc::new(Leases::new(max_keys, fleet.keys.clone())));
         let kept = Kept {
             limits,
             metrics,
             audit,
             fleet,
+            leases,
             breakers: &[],
             sessions: &[],
             open: config.listeners.iter().map(|_| Arc::default()).collect(),
@@ -134,6 +146,7 @@ impl Plan {
             metrics,
             audit,
             fleet,
+            leases,
             breakers: old,
             sessions: old_sessions,
             open,
@@ -192,6 +205,8 @@ impl Plan {
             .iter()
             .map(|limit| metrics.limit(&limit.name))
             .collect();
+        let sharing = |limit: &Limit| Sharing::new(&limit.name, metrics.limit_alone(&limit.name));
+        let sharing = config.limits.iter().map(sharing).collect();
         let limit_keys = config
             .limits
             .iter()
@@ -202,6 +217,8 @@ impl Plan {
             index: Index::new(config.routes.iter().map(|route| &route.matches)),
             limits,
             fleet,
+            leases,
+            sharing,
             sessions,
             identity_fields,
             breakers,
@@ -214,6 +231,12 @@ impl Plan {
             metrics,
             config,
         })
+    }
+
+    /// Whether processes have the limit in common.
+    pub fn shares(&self, limit: &Limit) -> bool {
+        let by_slots = limit.algorithm == Algorithm::Concurrency;
+        self.leases.is_some() && limit.accuracy != Accuracy::Local && !by_slots
     }
 
     /// The plan of `config` in place of `self`, or why a running process cannot take it.
@@ -267,6 +290,7 @@ impl Plan {
             metrics: self.metrics.clone(),
             audit: self.audit.clone(),
             fleet: self.fleet.clone(),
+            leases: self.leases.clone(),
             breakers: &self.breakers,
             sessions: &self.sessions,
             open: self.open.clone(),
