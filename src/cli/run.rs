@@ -146,14 +146,10 @@ async fn join_fleet(
     metrics: &Metrics,
 ) -> anyhow::Result<(Arc<Fleet>, FleetConnections)> {
     let fleet = Fleet::new(config, metrics)?;
-    for client in fleet.clients() {
-        tokio::spawn(client.clone().keep_topology());
-    }
-    let redis = fleet.connect(true);
+    let redis = fleet.join();
     if !redis.ready(config.connect_timeout).await {
         warn!("redis is not there yet; going on without");
     }
-    tokio::spawn(fleet.clone().beat(redis.rate_limit.clone()));
     Ok((fleet, redis))
 }
 

@@ -1,12 +1,15 @@
 //! The limits that a request has in common with those at other processes: asked of leases, and of Redis where those do not
 //! do; and what becomes of a request while Redis does not answer. The words for clients are `quota`'s.
 
+use std::time::Duration;
+
 use futures_util::future::join_all;
 use smallvec::SmallVec;
 
 use super::quota::{Facts, Parts, Quota, Said, cost, rules_for};
 use super::record::Record;
 use super::reply::Rejection;
+use crate::clock;
 use crate::config;
 use crate::config::limits::{Accuracy, Limit, Mode, OnLoss, Rule};
 use crate::plan::Plan;
@@ -58,6 +61,8 @@ impl Quota<'_> {
             .iter()
             .map(|ask| leases.decide(&redis.rate_limit, ask, now.mono))
             .collect();
+        // Of what is known once all have answered.
+        let mut told_at = now.mono;
         if decisions.contains(&None) {
             let open = decisions.iter_mut().zip(&asks);
             let open = open.filter(|(decision, _)| decision.is_none());
@@ -65,6 +70,7 @@ impl Quota<'_> {
                 *decision = Some(leases.ask(&redis.rate_limit, ask).await);
             });
             join_all(answered).await;
+            told_at = clock::mono();
         }
         let mut admitted = true;
         let mut said = SmallVec::<[Said<'_>; 4]>::new();
@@ -98,7 +104,7 @@ impl Quota<'_> {
                     continue;
                 }
             }
-            let verdicts = verdicts(leases, ask, decision, now);
+            let verdicts = verdicts(leases, ask, decision, told_at);
             let of_rules = met.rules.iter().zip(verdicts);
             said.extend(of_rules.map(|(rule, verdict)| Said {
                 limit: met.limit_index,
@@ -170,13 +176,13 @@ fn verdicts(
     leases: &Leases,
     ask: &Ask<'_>,
     decision: Decision,
-    now: Now,
+    now: Duration,
 ) -> SmallVec<[Verdict; 1]> {
     let refused = match decision {
         Decision::Refused { retry_after } => Some(retry_after),
         Decision::Admitted | Decision::Lost => None,
     };
-    let views = leases.rules(ask.key, now.mono);
+    let views = leases.rules(ask.key, now);
     // What refuses for want of an answer, not by a rule, is told of the tightest.
     let blamed = refused.is_some() && !views.iter().any(|view| view.refuses);
     let tightest = views.iter().map(|view| view.remaining).min();
