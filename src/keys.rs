@@ -4,6 +4,7 @@
 //! | key | is | lives |
 //! |---|---|---|
 //! | `weir:l:{KEY}:NKIND` | a counter of a limit's `N`th rule, of a kind: `t`, `s` with the µs of its window, `f` with its period; `KEY` hashes the limit's name and the key's parts | until it is as new |
+//! | `weir:c:{KEY}` | a concurrency limit's slots: how many each process has, and until when | `hold_ttl` past the last call |
 //! | `weir:p:{live}` | the processes that are alive: a sorted set of ids by when they are given up | a minute past the last beat |
 //! | `weir:o:{overrides}` | overrides of limits set at run time, by limit and key | until they are taken back |
 //!
@@ -39,6 +40,11 @@ impl Keys {
     /// The counter of the `index`th rule of a limit; rules of other kinds have others.
     pub fn counter(&self, tag: LimitTag, index: usize, kind: &str) -> String {
         format!("{}:l:{{{}}}:{index}{kind}", self.prefix, tag.as_str())
+    }
+
+    /// The slots of a concurrency limit, by process.
+    pub fn slots(&self, tag: LimitTag) -> String {
+        format!("{}:c:{{{}}}", self.prefix, tag.as_str())
     }
 
     pub fn processes(&self) -> String {

@@ -7,16 +7,16 @@ use std::sync::atomic::AtomicUsize;
 
 use crate::audit::Recorder;
 use crate::config::limits::{Accuracy, Limit, Mode};
-use crate::config::raw::Algorithm;
 use crate::config::{self, Config, Route, Upstream};
 use crate::intern::intern;
 use crate::policy::routes::Index;
 use crate::policy::session;
 use crate::store::breakers::LiveBreaker;
-use crate::store::fleet::Fleet;
+use crate::store::fleet::{Fleet, FleetConnections};
 use crate::store::leases::{Leases, Sharing};
 use crate::store::limits::{LimitKeys, Limits};
 use crate::store::sessions::{LiveSessions, Sessions};
+use crate::store::slots::Slots;
 use crate::telemetry::metrics::{BreakerMetrics, LimitMetrics, Metrics, RouteMetrics};
 
 /// What all lanes share.
@@ -31,8 +31,8 @@ pub struct Plan {
     pub fleet: Option<Arc<Fleet>>,
     /// What the keys of each limit of the configuration begin with, in its order.
     pub limit_keys: Vec<LimitKeys>,
-    /// What is held of shared limits, where there is a fleet. Carried over by a reload.
-    pub leases: Option<Arc<Leases>>,
+    /// What this process holds of shared limits, where there is a fleet. Carried over by a reload.
+    pub shared_limits: Option<SharedLimits>,
     /// One for each limit of the configuration, in its order.
     pub sharing: Vec<Sharing>,
     /// One for each entry of the configuration, in its order. Carried over by a reload, by name.
@@ -54,6 +54,14 @@ pub struct Plan {
     pub routes: Vec<RouteMetrics>,
     /// One for each limit of the configuration, in its order.
     pub limit_metrics: Vec<LimitMetrics>,
+}
+
+/// What this process holds of shared limits.
+#[derive(Debug, Clone)]
+pub struct SharedLimits {
+    pub leases: Arc<Leases>,
+    /// Of concurrency limits.
+    pub slots: Arc<Slots>,
 }
 
 /// The configuration's names as events carry them.
@@ -108,7 +116,7 @@ struct Kept<'k> {
     metrics: Arc<Metrics>,
     audit: Option<Recorder>,
     fleet: Option<Arc<Fleet>>,
-    leases: Option<Arc<Leases>>,
+    shared_limits: Option<SharedLimits>,
     breakers: &'k [Option<Arc<LiveBreaker>>],
     sessions: &'k [LiveSessions],
     open: Vec<Arc<AtomicUsize>>,
@@ -124,15 +132,16 @@ impl Plan {
     ) -> Arc<Plan> {
         let limits = Arc::new(Limits::new(config.limit_defaults.max_keys, secret()));
         let max_keys = config.limit_defaults.max_keys;
-        let leases = fleet
-            .as_ref()
-            .map(|fleet| Arc::new(Leases::new(max_keys, fleet.keys.clone())));
+        let shared_limits = fleet.as_ref().map(|fleet| SharedLimits {
+            leases: Arc::new(Leases::new(max_keys, fleet.keys.clone())),
+            slots: Arc::new(Slots::new(max_keys, fleet.clone())),
+        });
         let kept = Kept {
             limits,
             metrics,
             audit,
             fleet,
-            leases,
+            shared_limits,
             breakers: &[],
             sessions: &[],
             open: config.listeners.iter().map(|_| Arc::default()).collect(),
@@ -146,7 +155,7 @@ impl Plan {
             metrics,
             audit,
             fleet,
-            leases,
+            shared_limits,
             breakers: old,
             sessions: old_sessions,
             open,
@@ -217,7 +226,7 @@ impl Plan {
             index: Index::new(config.routes.iter().map(|route| &route.matches)),
             limits,
             fleet,
-            leases,
+            shared_limits,
             sharing,
             sessions,
             identity_fields,
@@ -233,10 +242,16 @@ impl Plan {
         })
     }
 
+    /// Begins what keeps Redis up to date beside the requests, on the runtime of this thread, which is to be the control thread's.
+    pub fn begin_sharing(&self, redis: &FleetConnections) {
+        if let Some(shared) = &self.shared_limits {
+            tokio::spawn(shared.slots.clone().keep(redis.rate_limit.clone()));
+        }
+    }
+
     /// Whether processes have the limit in common.
     pub fn shares(&self, limit: &Limit) -> bool {
-        let by_slots = limit.algorithm == Algorithm::Concurrency;
-        self.leases.is_some() && limit.accuracy != Accuracy::Local && !by_slots
+        self.fleet.is_some() && limit.accuracy != Accuracy::Local
     }
 
     /// The plan of `config` in place of `self`, or why a running process cannot take it.
@@ -290,7 +305,7 @@ impl Plan {
             metrics: self.metrics.clone(),
             audit: self.audit.clone(),
             fleet: self.fleet.clone(),
-            leases: self.leases.clone(),
+            shared_limits: self.shared_limits.clone(),
             breakers: &self.breakers,
             sessions: &self.sessions,
             open: self.open.clone(),

@@ -75,7 +75,11 @@ async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> 
         }
         None => (None, None),
     };
-    let (plan, following) = watch::channel(Plan::new(config, metrics_of_all, recorder, fleet));
+    let plan = Plan::new(config, metrics_of_all, recorder, fleet);
+    if let Some(redis) = &redis {
+        plan.begin_sharing(redis);
+    }
+    let (plan, following) = watch::channel(plan);
     let (drain, draining) = watch::channel(false);
     let (unready, is_unready) = watch::channel(false);
     addresses.iter().try_for_each(|address| is_free(*address))?;

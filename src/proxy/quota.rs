@@ -42,6 +42,8 @@ pub(super) struct Facts<'a> {
 pub(super) struct Quota<'p> {
     pub(super) plan: &'p Plan,
     held: SmallVec<[(Key, u64); 2]>,
+    /// Likewise, of limits that processes have in common.
+    pub(super) slots: SmallVec<[(Key, u64); 1]>,
     /// What was taken of leases, until the limits asked with them admit the request, too.
     pub(super) taken: SmallVec<[(Key, u64); 2]>,
     /// Shared limits that this process keeps to alone, since Redis does not answer; and this process's part of their rules.
@@ -74,6 +76,11 @@ impl Drop for Quota<'_> {
         for (key, cost) in self.held.drain(..) {
             self.plan.limits.release(key, cost);
         }
+        for (key, cost) in self.slots.drain(..) {
+            if let Some(shared) = &self.plan.shared_limits {
+                shared.slots.release(key, cost);
+            }
+        }
     }
 }
 
@@ -83,6 +90,7 @@ impl<'p> Quota<'p> {
         Quota {
             plan,
             held: SmallVec::new(),
+            slots: SmallVec::new(),
             taken: SmallVec::new(),
             alone: SmallVec::new(),
             told: SmallVec::new(),
@@ -220,8 +228,8 @@ impl<'p> Quota<'p> {
     /// Gives back what was taken of leases for a request that is refused.
     pub(super) fn put_back(&mut self, now: Now) {
         for (key, cost) in self.taken.drain(..) {
-            if let Some(leases) = &self.plan.leases {
-                leases.put_back(key, cost, now.mono);
+            if let Some(shared) = &self.plan.shared_limits {
+                shared.leases.put_back(key, cost, now.mono);
             }
         }
     }

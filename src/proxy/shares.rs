@@ -16,15 +16,50 @@ use crate::plan::Plan;
 use crate::policy::lease::{RuleView, Terms};
 use crate::policy::limit::{self, Now, Verdict};
 use crate::store::fleet::{Fleet, FleetConnections};
-use crate::store::leases::{Ask, Decision, Leases};
-use crate::store::limits::Key;
+use crate::store::leases::{self, Decision, Leases};
+use crate::store::slots;
 
 /// A shared limit that a request meets.
 struct Met<'a> {
     limit_index: usize,
     limit: &'a Limit,
     parts: Parts<'a>,
+    /// All of one kind; a concurrency limit has one.
     rules: SmallVec<[Rule; 1]>,
+}
+
+/// What is asked about it.
+enum Asked<'a> {
+    Tokens(leases::Ask<'a>),
+    Slots(slots::Ask<'a>),
+}
+
+impl Met<'_> {
+    fn ask(&self, plan: &Plan, fleet: &Fleet, facts: &Facts<'_>) -> Asked<'_> {
+        let mut key = plan.limit_keys[self.limit_index].of_rule(0, &self.rules[0]);
+        self.parts.iter().for_each(|part| key.part(part));
+        let (key, cost) = (key.finish(), cost(self.limit, facts));
+        match self.rules[0] {
+            Rule::Concurrency { limit: slots } => Asked::Slots(slots::Ask {
+                key,
+                limit: &self.limit.name,
+                parts: &self.parts,
+                slots,
+                cost,
+                hold_ttl: self.limit.hold_ttl,
+            }),
+            Rule::TokenBucket { .. } | Rule::SlidingWindow { .. } | Rule::FixedWindow { .. } => {
+                Asked::Tokens(leases::Ask {
+                    key,
+                    limit: &self.limit.name,
+                    parts: &self.parts,
+                    rules: &self.rules,
+                    cost,
+                    terms: terms(fleet, plan.config.limit_defaults.lease, self.limit),
+                })
+            }
+        }
+    }
 }
 
 impl Quota<'_> {
@@ -39,35 +74,31 @@ impl Quota<'_> {
         record: &mut Record,
     ) -> Result<(), Rejection> {
         let plan = self.plan;
-        let (Some(fleet), Some(leases)) = (&plan.fleet, &plan.leases) else {
+        let (Some(fleet), Some(shared)) = (&plan.fleet, &plan.shared_limits) else {
             return Ok(());
         };
         let met = meet(self, limits, facts)?;
         if met.is_empty() {
             return Ok(());
         }
-        let asks: SmallVec<[Ask<'_>; 2]> = met
-            .iter()
-            .map(|met| Ask {
-                key: key(plan, met),
-                limit: &met.limit.name,
-                parts: &met.parts,
-                rules: &met.rules,
-                cost: cost(met.limit, facts),
-                terms: terms(fleet, plan.config.limit_defaults.lease, met.limit),
-            })
-            .collect();
-        let mut decisions: SmallVec<[Option<Decision>; 2]> = asks
-            .iter()
-            .map(|ask| leases.decide(&redis.rate_limit, ask, now.mono))
-            .collect();
+        let redis = &redis.rate_limit;
+        let asks = met.iter().map(|met| met.ask(plan, fleet, facts));
+        let asks: SmallVec<[Asked<'_>; 2]> = asks.collect();
+        let decide = |ask: &Asked<'_>| match ask {
+            Asked::Tokens(ask) => shared.leases.decide(redis, ask, now.mono),
+            Asked::Slots(_) => None,
+        };
+        let mut decisions: SmallVec<[Option<Decision>; 2]> = asks.iter().map(decide).collect();
         // Of what is known once all have answered.
         let mut told_at = now.mono;
         if decisions.contains(&None) {
             let open = decisions.iter_mut().zip(&asks);
             let open = open.filter(|(decision, _)| decision.is_none());
             let answered = open.map(|(decision, ask)| async {
-                *decision = Some(leases.ask(&redis.rate_limit, ask).await);
+                *decision = Some(match ask {
+                    Asked::Tokens(ask) => shared.leases.ask(redis, ask).await,
+                    Asked::Slots(ask) => shared.slots.take(redis, ask).await,
+                });
             });
             join_all(answered).await;
             told_at = clock::mono();
@@ -82,7 +113,10 @@ impl Quota<'_> {
             match decision {
                 Decision::Admitted => {
                     sharing.answered(now.mono);
-                    self.taken.push((ask.key, ask.cost));
+                    match ask {
+                        Asked::Tokens(ask) => self.taken.push((ask.key, ask.cost)),
+                        Asked::Slots(ask) => self.slots.push((ask.key, ask.cost)),
+                    }
                 }
                 Decision::Refused { .. } => {
                     sharing.answered(now.mono);
@@ -104,7 +138,10 @@ impl Quota<'_> {
                     continue;
                 }
             }
-            let verdicts = verdicts(leases, ask, decision, told_at);
+            let verdicts = match ask {
+                Asked::Tokens(ask) => verdicts(&shared.leases, ask, decision, told_at),
+                Asked::Slots(ask) => [shared.slots.verdict(ask, decision)].into_iter().collect(),
+            };
             let of_rules = met.rules.iter().zip(verdicts);
             said.extend(of_rules.map(|(rule, verdict)| Said {
                 limit: met.limit_index,
@@ -153,13 +190,6 @@ fn meet<'a, 'p: 'a>(
     Ok(met)
 }
 
-/// Of the limit's leases, all rules of which lie together.
-fn key(plan: &Plan, met: &Met<'_>) -> Key {
-    let mut key = plan.limit_keys[met.limit_index].of_rule(0, &met.rules[0]);
-    met.parts.iter().for_each(|part| key.part(part));
-    key.finish()
-}
-
 /// How the limit is asked about.
 pub(super) fn terms(fleet: &Fleet, lease: config::limits::Lease, limit: &Limit) -> Terms {
     Terms {
@@ -174,7 +204,7 @@ pub(super) fn terms(fleet: &Fleet, lease: config::limits::Lease, limit: &Limit) 
 /// What each rule says, as far as it is known here.
 fn verdicts(
     leases: &Leases,
-    ask: &Ask<'_>,
+    ask: &leases::Ask<'_>,
     decision: Decision,
     now: Duration,
 ) -> SmallVec<[Verdict; 1]> {

@@ -11,5 +11,6 @@ pub mod limits;
 pub mod links;
 pub mod redis;
 pub mod sessions;
+pub mod slots;
 pub mod sqlite;
 mod table;

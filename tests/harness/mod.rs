@@ -76,9 +76,8 @@ struct Control {
 }
 
 impl Control {
-    fn start(fleet: &Arc<Fleet>) -> Control {
+    fn start(plan: Arc<Plan>) -> Control {
         let (end, ended) = mpsc::channel();
-        let fleet = fleet.clone();
         let (ready, is_ready) = mpsc::channel();
         thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -86,7 +85,8 @@ impl Control {
                 .build()
                 .unwrap();
             runtime.block_on(async {
-                let redis = fleet.join();
+                let redis = plan.fleet.as_ref().unwrap().join();
+                plan.begin_sharing(&redis);
                 ready.send(redis.ready(DEADLINE).await).unwrap();
                 let wait = || ended.recv_timeout(Duration::ZERO) != Err(Disconnected);
                 while wait() {
@@ -106,10 +106,12 @@ impl Lane {
         let metrics = Arc::<Metrics>::default();
         let fleet = config.redis.as_ref();
         let fleet = fleet.map(|redis| Fleet::new(redis, &metrics).unwrap());
-        let control = fleet.as_ref().map(Control::start);
+        let has_fleet = fleet.is_some();
         let listener = lane::listen(config.listeners[0].address).unwrap();
         let address = listener.local_addr().unwrap();
-        let (plan, following) = watch::channel(Plan::new(config, metrics, None, fleet));
+        let plan = Plan::new(config, metrics, None, fleet);
+        let control = has_fleet.then(|| Control::start(plan.clone()));
+        let (plan, following) = watch::channel(plan);
         let (drain, draining) = watch::channel(false);
         lane::spawn(vec![listener], following, draining, Heartbeat::default()).unwrap();
         Lane {
