@@ -75,35 +75,35 @@ impl Limits {
     /// When it holds another number of them.
     pub fn ask(&self, asks: &[Ask<'_>], now: Now, verdicts: &mut [Verdict]) -> bool {
         assert_eq!(verdicts.len(), asks.len(), "a verdict for each of asks");
+        if let ([ask], [verdict]) = (asks, &mut *verdicts) {
+            let mut shard = self.shards[shard_of(ask.key)].lock();
+            *verdict = shard.check(ask, now);
+            if verdict.admitted {
+                shard.take(ask, now);
+            }
+            return verdict.admitted || !ask.enforced;
+        }
         // Locks, since several counters must change together, or none. They are taken in the order of the shards, so that
         // two lanes never wait for each other; held for some tens of nanoseconds.
         let mut shards: SmallVec<[_; USUAL]> = asks.iter().map(|ask| shard_of(ask.key)).collect();
         shards.sort_unstable();
         shards.dedup();
-        let mut guards: SmallVec<[_; USUAL]> = shards
-            .iter()
-            .map(|shard| self.shards[*shard].lock())
-            .collect();
-        let guard_of = |key| {
-            let shard = shard_of(key);
+        let lock = |shard: &usize| self.shards[*shard].lock();
+        let mut guards: SmallVec<[_; USUAL]> = shards.iter().map(lock).collect();
+        let guard_of = |ask: &Ask<'_>| {
+            let shard = shard_of(ask.key);
             let place = shards.iter().position(|other| *other == shard);
             place.expect("each ask's shard was locked above")
         };
         let mut admitted = true;
-        for (index, ask) in asks.iter().enumerate() {
-            let shard = &guards[guard_of(ask.key)];
-            let state = shard
-                .get(ask.key)
-                .map_or_else(State::default, |slot| shard.slots[slot as usize].state);
-            verdicts[index] = limit::check(ask.rule, &state, ask.cost, now);
-            admitted &= verdicts[index].admitted || !ask.enforced;
+        for (ask, verdict) in asks.iter().zip(&mut *verdicts) {
+            *verdict = guards[guard_of(ask)].check(ask, now);
+            admitted &= verdict.admitted || !ask.enforced;
         }
         if admitted {
             let charged = asks.iter().zip(&*verdicts);
             for (ask, _) in charged.filter(|(_, verdict)| verdict.admitted) {
-                let shard = &mut guards[guard_of(ask.key)];
-                let held = matches!(ask.rule, Rule::Concurrency { .. });
-                limit::take(ask.rule, shard.touch(ask.key, held), ask.cost, now);
+                guards[guard_of(ask)].take(ask, now);
             }
         }
         admitted
@@ -122,10 +122,7 @@ impl Limits {
     /// What a request of no cost would be told; changes nothing, not even which key was used last.
     pub fn peek(&self, key: Key, rule: &Rule, now: Now) -> Verdict {
         let shard = self.shards[shard_of(key)].lock();
-        let state = shard
-            .get(key)
-            .map_or_else(State::default, |slot| shard.slots[slot as usize].state);
-        limit::check(rule, &state, 0, now)
+        limit::check(rule, &shard.state(key), 0, now)
     }
 
     /// Forgets what was counted for a key; whether there was anything.
@@ -255,6 +252,20 @@ impl Shard {
         self.index
             .find(key.0 as u64, |slot| self.slots[*slot as usize].key == key)
             .copied()
+    }
+
+    fn check(&self, ask: &Ask<'_>, now: Now) -> Verdict {
+        limit::check(ask.rule, &self.state(ask.key), ask.cost, now)
+    }
+
+    fn take(&mut self, ask: &Ask<'_>, now: Now) {
+        let held = matches!(ask.rule, Rule::Concurrency { .. });
+        limit::take(ask.rule, self.touch(ask.key, held), ask.cost, now);
+    }
+
+    fn state(&self, key: Key) -> State {
+        let slot = self.get(key);
+        slot.map_or_else(State::default, |slot| self.slots[slot as usize].state)
     }
 
     /// The key's counter, made if need be: now the one used last, or one that is held.
