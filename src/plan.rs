@@ -6,12 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use crate::audit::Recorder;
-use crate::config::limits::{Limit, Mode};
+use crate::config::limits::{Accuracy, Limit, Mode};
+use crate::config::raw::Algorithm;
 use crate::config::{self, Config, Route, Upstream};
 use crate::intern::intern;
 use crate::policy::routes::Index;
 use crate::policy::session;
 use crate::store::breakers::LiveBreaker;
+use crate::store::fleet::Fleet;
+use crate::store::leases::{Leases, Sharing};
 use crate::store::limits::{LimitKeys, Limits};
 use crate::store::sessions::{LiveSessions, Sessions};
 use crate::telemetry::metrics::{BreakerMetrics, LimitMetrics, Metrics, RouteMetrics};
@@ -24,8 +27,14 @@ pub struct Plan {
     pub index: Index,
     /// Carried over by a reload, so that what was used stays used.
     pub limits: Arc<Limits>,
+    /// What is shared with other processes; `None` where each has its own state. Carried over by a reload.
+    pub fleet: Option<Arc<Fleet>>,
     /// What the keys of each limit of the configuration begin with, in its order.
     pub limit_keys: Vec<LimitKeys>,
+    /// What is held of shared limits, where there is a fleet. Carried over by a reload.
+    pub leases: Option<Arc<Leases>>,
+    /// One for each limit of the configuration, in its order.
+    pub sharing: Vec<Sharing>,
     /// One for each entry of the configuration, in its order. Carried over by a reload, by name.
     pub sessions: Vec<LiveSessions>,
     /// Request fields that clients must not send, as [`session::folded`]: weir alone says who asks.
@@ -98,6 +107,8 @@ struct Kept<'k> {
     limits: Arc<Limits>,
     metrics: Arc<Metrics>,
     audit: Option<Recorder>,
+    fleet: Option<Arc<Fleet>>,
+    leases: Option<Arc<Leases>>,
     breakers: &'k [Option<Arc<LiveBreaker>>],
     sessions: &'k [LiveSessions],
     open: Vec<Arc<AtomicUsize>>,
@@ -105,12 +116,23 @@ struct Kept<'k> {
 
 impl Plan {
     /// The plan of `config`, with nothing counted yet.
-    pub fn new(config: Config, metrics: Arc<Metrics>, audit: Option<Recorder>) -> Arc<Plan> {
+    pub fn new(
+        config: Config,
+        metrics: Arc<Metrics>,
+        audit: Option<Recorder>,
+        fleet: Option<Arc<Fleet>>,
+    ) -> Arc<Plan> {
         let limits = Arc::new(Limits::new(config.limit_defaults.max_keys, secret()));
+        let max_keys = config.limit_defaults.max_keys;
+        let leases = fleet
+            .as_ref()
+            .map(|fleet| Arc::new(Leases::new(max_keys, fleet.keys.clone())));
         let kept = Kept {
             limits,
             metrics,
             audit,
+            fleet,
+            leases,
             breakers: &[],
             sessions: &[],
             open: config.listeners.iter().map(|_| Arc::default()).collect(),
@@ -123,6 +145,8 @@ impl Plan {
             limits,
             metrics,
             audit,
+            fleet,
+            leases,
             breakers: old,
             sessions: old_sessions,
             open,
@@ -181,6 +205,8 @@ impl Plan {
             .iter()
             .map(|limit| metrics.limit(&limit.name))
             .collect();
+        let sharing = |limit: &Limit| Sharing::new(&limit.name, metrics.limit_alone(&limit.name));
+        let sharing = config.limits.iter().map(sharing).collect();
         let limit_keys = config
             .limits
             .iter()
@@ -190,6 +216,9 @@ impl Plan {
             limit_keys,
             index: Index::new(config.routes.iter().map(|route| &route.matches)),
             limits,
+            fleet,
+            leases,
+            sharing,
             sessions,
             identity_fields,
             breakers,
@@ -202,6 +231,12 @@ impl Plan {
             metrics,
             config,
         })
+    }
+
+    /// Whether processes have the limit in common.
+    pub fn shares(&self, limit: &Limit) -> bool {
+        let by_slots = limit.algorithm == Algorithm::Concurrency;
+        self.leases.is_some() && limit.accuracy != Accuracy::Local && !by_slots
     }
 
     /// The plan of `config` in place of `self`, or why a running process cannot take it.
@@ -237,6 +272,9 @@ impl Plan {
                     .to_owned(),
             );
         }
+        if config.redis != self.config.redis {
+            return Err("redis changed: restart weir to share state elsewhere".to_owned());
+        }
         let store = |config: &Config| {
             let audit = config.audit.as_ref();
             audit.map(|audit| (audit.sqlite.clone(), audit.retention, audit.key.clone()))
@@ -251,6 +289,8 @@ impl Plan {
             limits: self.limits.clone(),
             metrics: self.metrics.clone(),
             audit: self.audit.clone(),
+            fleet: self.fleet.clone(),
+            leases: self.leases.clone(),
             breakers: &self.breakers,
             sessions: &self.sessions,
             open: self.open.clone(),
@@ -264,4 +304,34 @@ fn secret() -> [u8; 16] {
     let mut secret = [0; 16];
     getrandom::fill(&mut secret).expect("the kernel gives random bytes");
     secret
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::check;
+
+    #[test]
+    fn a_running_process_does_not_change_its_redis() {
+        let read = |redis: &str| {
+            let text = format!("listen: 127.0.0.1:1\nupstream: http://x:1\n{redis}\n");
+            check::parse(&text, &|_| None).unwrap()
+        };
+        let plan = |redis: &str| Plan::new(read(redis), Arc::default(), None, None);
+        let check = |old: &str, new: &str, refused: bool| {
+            let said = plan(old).replaced_by(read(new)).err();
+            let expected = "redis changed: restart weir to share state elsewhere";
+            assert_eq!(said.as_deref(), refused.then_some(expected), "{old} {new}");
+        };
+        let one = "redis: {urls: redis://a}";
+        check("", one, true);
+        check(one, "", true);
+        check(one, "redis: {urls: redis://b}", true);
+        check(one, "redis: {urls: redis://a, password: b}", true);
+        check(
+            one,
+            "redis: {urls: ['redis://a:6379'], timeout: 20ms}",
+            false,
+        );
+    }
 }

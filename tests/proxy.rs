@@ -55,7 +55,7 @@ fn configured(file: &str) -> SocketAddr {
     let config = check::parse(file, &|_| None).unwrap();
     let listener = lane::listen(config.listeners[0].address).unwrap();
     let address = listener.local_addr().unwrap();
-    let (plan, following) = watch::channel(Plan::new(config, Arc::default(), None));
+    let (plan, following) = watch::channel(Plan::new(config, Arc::default(), None, None));
     let (never, draining) = watch::channel(false);
     lane::spawn(vec![listener], following, draining, Heartbeat::default()).unwrap();
     // The lane lives as long as the test: neither a reload nor a drain is ever told.

@@ -49,7 +49,7 @@ fn ten_thousand_routes_are_loaded_in_seconds_even_unoptimised() {
     let text = large();
     let start = Instant::now();
     let config = check::parse(&text, &|_| None).unwrap();
-    let plan = Plan::new(config.clone(), Arc::default(), None);
+    let plan = Plan::new(config.clone(), Arc::default(), None, None);
     let plan = plan.replaced_by(config).unwrap();
     assert_eq!(plan.routes.len(), MANY);
     assert!(
@@ -65,6 +65,7 @@ fn the_route_of_a_request_is_found_without_asking_every_route() {
     let plan = Plan::new(
         check::parse(&large(), &|_| None).unwrap(),
         Arc::default(),
+        None,
         None,
     );
     let start = Instant::now();

@@ -13,6 +13,8 @@ use crate::audit::Counts;
 use crate::clock;
 use crate::plan::Plan;
 use crate::policy::breaker::State;
+use crate::store::fleet::FleetConnections;
+use crate::store::redis::Connections;
 
 /// A lane that has not said so for this long is stuck.
 const STUCK: Duration = Duration::from_secs(5);
@@ -60,14 +62,18 @@ impl Health {
     }
 
     /// Each check with what it measured; 503 when one is critical.
-    pub(super) fn health(&self, plan: &Plan) -> Reply {
+    pub(super) fn health(&self, plan: &Plan, redis: Option<&FleetConnections>) -> Reply {
         let stuck = self.stuck();
         let critical = stuck > 0;
         let audit = plan
             .audit
             .as_ref()
             .map(|audit| audit_check(audit.counts(), audit.capacity()));
-        let degraded = audit.as_ref().is_some_and(|audit| audit["status"] != "ok");
+        let redis = redis.map_or_else(Vec::new, redis_checks);
+        let not_ok = |check: &Value| check["status"] != "ok";
+        // Without Redis limits, breakers and sessions do what the file says: that is worse, and no reason to be restarted.
+        let degraded =
+            audit.as_ref().is_some_and(not_ok) || redis.iter().any(|(_, check)| not_ok(check));
         let lanes = json!({ "status": if critical { "critical" } else { "ok" }, "lanes": self.lanes.len(), "stuck": stuck });
         let mut body = json!({
             "status": if critical { "critical" } else if degraded { "degraded" } else { "ok" },
@@ -77,6 +83,9 @@ impl Health {
         });
         if let Some(audit) = audit {
             body["checks"]["audit"] = audit;
+        }
+        for (client, check) in redis {
+            body["checks"][format!("redis_{client}")] = check;
         }
         status(!critical, body)
     }
@@ -100,6 +109,24 @@ fn audit_check(counts: Counts, capacity: u64) -> Value {
         "dropped": counts.dropped,
         "failed_writes": counts.errors,
     })
+}
+
+/// One for each client, by name: ok while every node that has slots answers.
+fn redis_checks(redis: &FleetConnections) -> Vec<(&'static str, Value)> {
+    let check = |connections: &Arc<Connections>| {
+        let nodes = connections.health();
+        let up = nodes.iter().filter(|node| node.up).count();
+        let ok = up == nodes.len() && connections.knows_all_slots();
+        let nodes = nodes.iter().map(|node| {
+            json!({ "address": node.address, "up": node.up, "latency_seconds": node.latency.as_secs_f64() })
+        });
+        let check = json!({
+            "status": if ok { "ok" } else { "degraded" },
+            "nodes": nodes.collect::<Vec<_>>(),
+        });
+        (connections.client().name, check)
+    };
+    redis.each().map(check).collect()
 }
 
 /// The metrics, with the gauges that are only known when asked.

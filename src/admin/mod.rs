@@ -31,6 +31,7 @@ use tokio::sync::watch;
 
 use crate::config::show;
 use crate::plan::Plan;
+use crate::store::fleet::FleetConnections;
 use health::Health;
 
 /// The largest body that a call takes, in bytes.
@@ -40,6 +41,8 @@ const MAX_BODY: usize = 64 * 1024;
 #[derive(Debug)]
 pub struct Admin {
     pub plan: watch::Receiver<Arc<Plan>>,
+    /// The control thread's, where the plan has a fleet.
+    pub redis: Option<FleetConnections>,
     pub health: Health,
 }
 
@@ -141,7 +144,7 @@ async fn answer(admin: &Admin, request: Request<Incoming>, metrics_alone: bool) 
         (&Method::GET, ["metrics"]) => Ok(Reply::Metrics(health::scrape(&plan))),
         (&Method::GET, ["live"]) => Ok(admin.health.live()),
         (&Method::GET, ["ready"]) => Ok(admin.health.ready()),
-        (&Method::GET, ["health"]) => Ok(admin.health.health(&plan)),
+        (&Method::GET, ["health"]) => Ok(admin.health.health(&plan, admin.redis.as_ref())),
         (_, ["metrics" | "live" | "ready" | "health"]) => Err(Problem::method("GET")),
         (method, ["v1", rest @ ..]) => {
             refuse_pages(&plan, &parts.headers)?;

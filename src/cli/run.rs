@@ -10,7 +10,7 @@ use anyhow::{Context, anyhow, bail};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::load;
 use crate::admin::health::{Health, Heartbeat};
@@ -19,11 +19,14 @@ use crate::audit::{self, Recorder};
 use crate::clock;
 use crate::config::Config;
 use crate::config::audit::Audit;
+use crate::config::redis::Redis;
 use crate::plan::Plan;
 use crate::proxy::reload::Fingerprint;
 use crate::proxy::{lane, reload};
+use crate::store::fleet::{Fleet, FleetConnections};
 use crate::store::sqlite::Writer;
 use crate::telemetry::log;
+use crate::telemetry::metrics::Metrics;
 use crate::worker;
 
 /// Events that wait in memory to be written, at most; some 600 bytes each.
@@ -64,7 +67,15 @@ async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> 
         }
         None => (None, None),
     };
-    let (plan, following) = watch::channel(Plan::new(config, Arc::default(), recorder));
+    let metrics_of_all = Arc::<Metrics>::default();
+    let (fleet, redis) = match &config.redis {
+        Some(redis) => {
+            let (fleet, redis) = join_fleet(redis, &metrics_of_all).await?;
+            (Some(fleet), Some(redis))
+        }
+        None => (None, None),
+    };
+    let (plan, following) = watch::channel(Plan::new(config, metrics_of_all, recorder, fleet));
     let (drain, draining) = watch::channel(false);
     let (unready, is_unready) = watch::channel(false);
     addresses.iter().try_for_each(|address| is_free(*address))?;
@@ -98,6 +109,7 @@ async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> 
     };
     let state = Arc::new(Admin {
         plan: following,
+        redis,
         health,
     });
     tokio::spawn(worker::sessions::sweep(state.plan.clone()));
@@ -125,6 +137,20 @@ async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> 
         ended
     })
     .await?
+}
+
+/// Begins what the process does among others. Waits for their state, but not for ever: without it each limit does what it is to
+/// do then.
+async fn join_fleet(
+    config: &Redis,
+    metrics: &Metrics,
+) -> anyhow::Result<(Arc<Fleet>, FleetConnections)> {
+    let fleet = Fleet::new(config, metrics)?;
+    let redis = fleet.join();
+    if !redis.ready(config.connect_timeout).await {
+        warn!("redis is not there yet; going on without");
+    }
+    Ok((fleet, redis))
 }
 
 fn begin_audit(config: &Audit) -> anyhow::Result<(Recorder, audit::Worker)> {

@@ -1,13 +1,21 @@
 //! Circuit breakers, checked: what trips one, what is a failure, and what clients get meanwhile.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::limits::Mode;
+pub use super::raw::{BreakerOnLoss as OnLoss, Scope};
 
 /// A named breaker; each upstream that names it has one of its own.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CircuitBreaker {
     pub name: String,
+    /// [`Scope::Local`] without `redis`.
+    pub scope: Scope,
+    /// Processes that must see failures before a shared breaker trips; one alone is enough where no other lives.
+    pub quorum: NonZeroU32,
+    /// What a shared breaker does while Redis does not answer.
+    pub on_redis_loss: OnLoss,
     pub settings: Settings,
     pub failure_on: FailureOn,
     /// In place of weir's own 503.

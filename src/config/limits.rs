@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::raw::Algorithm;
+pub use super::raw::{Accuracy, OnLoss};
 use super::units::Span;
 
 /// The most rules that a route's limits can have together.
@@ -19,6 +20,12 @@ pub struct Limit {
     /// The name as clients are told it: printable ASCII without quotes, as a structured string wants (RFC 9651 section 3.3.3).
     pub label: String,
     pub algorithm: Algorithm,
+    /// [`Accuracy::Local`] without `redis`; never [`Accuracy::Lease`] for concurrency.
+    pub accuracy: Accuracy,
+    /// What becomes of requests while Redis does not answer.
+    pub on_redis_loss: OnLoss,
+    /// For concurrency: how long a slot that a dead process holds stays taken; at least a second.
+    pub hold_ttl: Duration,
     /// At least one; or `None`: unlimited.
     pub rules: Option<Vec<Rule>>,
     /// What a key is made of; empty: one key for all.
@@ -130,6 +137,15 @@ pub enum Mode {
     /// Decides and counts, and admits all the same.
     Shadow,
     Disabled,
+}
+
+/// What a process takes of a shared limit at a time.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Lease {
+    /// How long it lives; 1 ms to 10 s.
+    pub ttl: Duration,
+    /// The most that one takes of what is left; more than 0, 1 at most.
+    pub max_share: f64,
 }
 
 /// What a request costs.

@@ -7,6 +7,7 @@ pub mod check;
 pub mod limits;
 pub mod matches;
 pub mod raw;
+pub mod redis;
 pub mod sessions;
 pub mod show;
 pub mod units;
@@ -22,9 +23,10 @@ use ipnet::IpNet;
 use crate::http1::head::HeadLimits;
 use audit::{Audit, Level};
 use breakers::CircuitBreaker;
-use limits::Limit;
+use limits::{Lease, Limit};
 use matches::Match;
 use raw::{LogFormat, LogLevel};
+use redis::Redis;
 use sessions::{RouteSession, Sessions};
 
 /// A checked configuration.
@@ -41,6 +43,8 @@ pub struct Config {
     pub limit_defaults: LimitDefaults,
     /// Routes name them by index.
     pub sessions: Vec<Sessions>,
+    /// What processes share their state through; `None`: each has its own.
+    pub redis: Option<Redis>,
     pub audit: Option<Audit>,
     pub admin: Admin,
     /// Where /metrics is served beside the admin port.
@@ -158,6 +162,7 @@ impl Route {
 pub struct LimitDefaults {
     /// Keys held in memory; the least used goes.
     pub max_keys: usize,
+    pub lease: Lease,
     /// The most that is added to Retry-After, as a share of it.
     pub retry_jitter: f64,
     /// Whether clients are told by `RateLimit` and `RateLimit-Policy`.

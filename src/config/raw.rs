@@ -1,16 +1,23 @@
 //! The file as it is written: a serde mirror of its YAML, and the source of its JSON Schema. Owns the keys; must not
 //! know what is right for them beyond their shape.
 
+mod limits;
+mod redis;
+
 use std::collections::BTreeMap;
-use std::fmt;
 use std::num::NonZeroUsize;
 
 use schemars::JsonSchema;
-use serde::de::{Error, SeqAccess, Visitor};
+use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::units::{ByteSize, Percent, Span};
 use super::yaml::At;
+pub use limits::{
+    Accuracy, Algorithm, Cost, IfMissing, Lease, LimitHeaders, OnLoss, OneOrMany, OneOrManySchema,
+    RateLimit, RateLimitDefaults, RetryAfter,
+};
+pub use redis::{Redis, RedisCertificate, RedisClient, RedisMode, RedisTls};
 
 /// The whole file. The short form is `listen` and `upstream`; the long form `listeners`, `upstreams` and `routes`.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -41,6 +48,8 @@ pub struct File {
     /// Sessions, by name; routes name them.
     #[serde(default)]
     pub sessions: BTreeMap<String, At<Sessions>>,
+    /// What processes share their state through; absent: each has its own.
+    pub redis: Option<At<Redis>>,
     /// What is kept of requests; absent: nothing.
     pub audit: Option<At<Audit>>,
     pub admin: Option<At<Admin>>,
@@ -123,6 +132,8 @@ pub struct Route {
     #[serde(default)]
     pub rate_limits: Vec<At<String>>,
     pub session: Option<At<RouteSession>>,
+    /// How often the session of a switched connection (WebSocket) is looked at again [default: 30s].
+    pub revalidate_every: Option<At<Span>>,
     /// How much is kept of its requests [default: the level of `audit`].
     pub audit: Option<At<AuditLevel>>,
     /// In place of the upstream's.
@@ -151,15 +162,49 @@ pub struct Sessions {
     pub idle_timeout: Option<At<Span>>,
     /// This old, a session is over, however busy [default: 12h].
     pub absolute_timeout: Option<At<Span>>,
+    /// With `redis`: a use is written down this long after the last one that was; below `idle_timeout` [default: 60s, or
+    /// half of `idle_timeout` where that is less].
+    pub touch_every: Option<At<Span>>,
     /// [default: any number]
     pub max_per_user: Option<At<u32>>,
     /// [default: evict_oldest]
     pub on_max: Option<At<OnMax>>,
     /// Held in memory at most; at this bound new ones are refused [default: 1000000].
     pub max_sessions: Option<At<u32>>,
+    pub cache: Option<At<SessionCache>>,
+    pub on_redis_loss: Option<At<SessionLoss>>,
     /// Request headers that tell the upstream who asks.
     pub forward: Option<At<Forward>>,
     pub cookie: Option<At<Cookie>>,
+}
+
+/// With `redis`: what a process remembers of its answers.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct SessionCache {
+    /// For a session [default: 2s].
+    pub ttl: Option<At<Span>>,
+    /// For a token without a session [default: 1s].
+    pub negative_ttl: Option<At<Span>>,
+    /// [default: 100000]
+    pub max_entries: Option<At<u32>>,
+}
+
+/// While `redis` does not answer.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct SessionLoss {
+    /// [default: deny, the only one]
+    pub action: Option<At<SessionLossAction>>,
+    /// Sessions that are remembered hold for this long first [default: 30s].
+    pub grace: Option<At<Span>>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SessionLossAction {
+    /// 503, and the client keeps its cookie.
+    Deny,
 }
 
 /// One of these.
@@ -227,40 +272,6 @@ pub struct Match {
     pub headers: BTreeMap<String, At<String>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-pub struct RateLimit {
-    /// `100/s`, `10/30s`, `1000/month`, several of them, or `unlimited`; a number for concurrency.
-    pub limit: At<OneOrMany>,
-    /// Token bucket: how much can be taken at once [default: the limit's number].
-    pub burst: Option<At<u64>>,
-    /// client.ip, header:NAME, cookie:NAME, query:NAME, path, host, method, route, upstream, session.user,
-    /// session.claims.NAME, constant; several make one key together.
-    pub by: At<OneOrMany>,
-    /// [default: token_bucket]
-    pub algorithm: Option<At<Algorithm>>,
-    /// [default: enforce]
-    pub mode: Option<At<Mode>>,
-    /// What to do with a request that lacks a part of the key [default: skip].
-    pub if_missing: Option<At<IfMissing>>,
-    /// Limits of their own for some keys; the parts of a key are joined by `:`.
-    #[serde(default)]
-    pub overrides: BTreeMap<String, At<String>>,
-    /// [default: 1]
-    pub cost: Option<At<Cost>>,
-    /// The share of the limit from which on requests are counted as near it [default: 80%].
-    pub near_limit: Option<At<Percent>>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Algorithm {
-    TokenBucket,
-    SlidingWindow,
-    FixedWindow,
-    Concurrency,
-}
-
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
@@ -269,129 +280,15 @@ pub enum Mode {
     Disabled,
 }
 
-#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum IfMissing {
-    Skip,
-    Deny,
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-pub struct Cost {
-    /// A request header with a number.
-    pub header: Option<At<String>>,
-    /// Where there is no such header [default: 1].
-    pub default: Option<At<u64>>,
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-pub struct RateLimitDefaults {
-    /// Keys held in memory; the least used goes [default: 1000000].
-    pub max_keys: Option<At<u32>>,
-    pub retry_after: Option<At<RetryAfter>>,
-    /// What clients are told [default: standard].
-    pub headers: Option<At<Vec<At<LimitHeaders>>>>,
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-pub struct RetryAfter {
-    /// The most that is added to Retry-After, so that refused clients do not come back all at once [default: 10%].
-    pub jitter: Option<At<Percent>>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum LimitHeaders {
-    /// `RateLimit` and `RateLimit-Policy`.
-    Standard,
-    /// `X-RateLimit-Limit`, `-Remaining` and `-Reset`.
-    Legacy,
-}
-
-/// A text, or a list of texts.
-#[derive(Debug, JsonSchema)]
-#[schemars(untagged)]
-pub enum OneOrManySchema {
-    One(String),
-    Many(Vec<String>),
-}
-
-/// A text, or a list of texts.
-#[derive(Debug, JsonSchema)]
-#[schemars(with = "OneOrManySchema")]
-pub struct OneOrMany(pub Vec<At<String>>);
-
-impl<'de> Deserialize<'de> for OneOrMany {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<OneOrMany, D::Error> {
-        struct TextOrList;
-
-        impl<'de> Visitor<'de> for TextOrList {
-            type Value = OneOrMany;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a text or a list of texts")
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<OneOrMany, E> {
-                Ok(OneOrMany(vec![At {
-                    value: Some(text.to_owned()),
-                    line: 0,
-                    column: 0,
-                }]))
-            }
-
-            fn visit_u64<E: Error>(self, number: u64) -> Result<OneOrMany, E> {
-                self.visit_str(&number.to_string())
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<OneOrMany, A::Error> {
-                let mut texts = Vec::new();
-                while let Some(text) = list.next_element()? {
-                    texts.push(text);
-                }
-                Ok(OneOrMany(texts))
-            }
-        }
-
-        deserializer.deserialize_any(TextOrList)
-    }
-}
-
-impl From<At<OneOrMany>> for At<Vec<At<String>>> {
-    /// A text alone stands where the whole stands.
-    fn from(at: At<OneOrMany>) -> At<Vec<At<String>>> {
-        let At {
-            value,
-            line,
-            column,
-        } = at;
-        let placed = |text: At<String>| {
-            if text.line == 0 {
-                At {
-                    value: text.value,
-                    line,
-                    column,
-                }
-            } else {
-                text
-            }
-        };
-        At {
-            value: value.map(|list| list.0.into_iter().map(placed).collect()),
-            line,
-            column,
-        }
-    }
-}
-
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct CircuitBreaker {
-    /// [default: local, the only one so far]
+    /// [default: shared with `redis`; always local without]
     pub scope: Option<At<Scope>>,
+    /// Processes that must see failures before a shared breaker trips; one alone is enough where no other lives [default: 2].
+    pub quorum: Option<At<u32>>,
+    /// While `redis` does not answer [default: local].
+    pub on_redis_loss: Option<At<BreakerOnLoss>>,
     /// [default: time, 10s]
     pub window: Option<At<Window>>,
     /// Rates say nothing before the window holds this many calls [default: 20].
@@ -419,10 +316,23 @@ pub struct CircuitBreaker {
     pub mode: Option<At<Mode>>,
 }
 
-#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Scope {
+    /// All processes that have one `redis` open and close together.
+    Shared,
+    /// Each process has its own.
     Local,
+}
+
+/// What a shared breaker does while `redis` does not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BreakerOnLoss {
+    /// Each process goes on with what it sees.
+    Local,
+    /// It stays as it is.
+    Freeze,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -14,6 +14,29 @@ pub struct Sessions {
     pub settings: Settings,
     /// Held in memory at most; at this bound new ones are refused.
     pub max_sessions: usize,
+    /// How they are kept where the file has `redis`.
+    pub shared: Shared,
+}
+
+/// How sessions are asked of Redis, and what a process does without asking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shared {
+    /// A use is written down this long after the last one that was; zero: each. Below the idle timeout.
+    pub touch_every: Duration,
+    pub cache: Cache,
+    /// While Redis does not answer, verdicts that are remembered hold for this long; then requests are denied.
+    pub grace: Duration,
+}
+
+/// What a process remembers of Redis's answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cache {
+    /// How long a session is believed; zero: not at all.
+    pub ttl: Duration,
+    /// How long it is believed that a token has no session.
+    pub negative_ttl: Duration,
+    /// At least one.
+    pub max_entries: usize,
 }
 
 /// What a route asks of sessions.
@@ -25,6 +48,8 @@ pub struct RouteSession {
     pub require: bool,
     /// What a session must have; such a route requires one.
     pub claims: Claims,
+    /// How often the session of a switched connection is looked at again; not zero.
+    pub revalidate_every: Duration,
 }
 
 /// What is known about a user, by name; the application decides what they mean.

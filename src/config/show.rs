@@ -4,6 +4,9 @@
 //!
 //! Each struct mirrors one of [`super::raw`], with its keys in the order in which people read them.
 
+mod limits;
+mod redis;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -13,11 +16,13 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::audit::Level;
-use super::limits::{Cost, KeyPart, Mode, Rule};
-use super::raw::{Algorithm, LogFormat, LogLevel};
+use super::limits::Mode;
+use super::raw::{LogFormat, LogLevel};
 use super::sessions::{OnMax, SameSite, TokenSource};
 use super::units::{ByteSize, Percent, Span};
-use super::{Config, audit, breakers, limits, sessions};
+use super::{Config, audit, breakers, sessions};
+use limits::{RateLimit, RateLimitDefaults};
+use redis::Redis;
 
 /// The configuration as YAML.
 pub fn yaml(config: &Config) -> String {
@@ -42,6 +47,8 @@ struct File<'c> {
     circuit_breakers: BTreeMap<&'c str, CircuitBreaker<'c>>,
     sessions: BTreeMap<&'c str, Sessions<'c>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    redis: Option<Redis<'c>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     audit: Option<Audit<'c>>,
     admin: Admin,
     metrics: Metrics,
@@ -56,11 +63,6 @@ impl<'c> File<'c> {
             .upstreams
             .iter()
             .filter_map(|upstream| upstream.circuit_breaker.as_ref());
-        let defaults = &config.limit_defaults;
-        let headers = [
-            ("standard", defaults.standard_headers),
-            ("legacy", defaults.legacy_headers),
-        ];
         File {
             version: 1,
             listeners: config.listeners.iter().map(Listener::new).collect(),
@@ -79,17 +81,7 @@ impl<'c> File<'c> {
                 .iter()
                 .map(|limit| (limit.name.as_str(), RateLimit::new(limit)))
                 .collect(),
-            rate_limit_defaults: RateLimitDefaults {
-                max_keys: defaults.max_keys,
-                retry_after: RetryAfter {
-                    jitter: Percent(defaults.retry_jitter),
-                },
-                headers: headers
-                    .into_iter()
-                    .filter(|(_, told)| *told)
-                    .map(|(name, _)| name)
-                    .collect(),
-            },
+            rate_limit_defaults: RateLimitDefaults::new(&config.limit_defaults),
             circuit_breakers: breakers
                 .map(|breaker| (breaker.name.as_str(), CircuitBreaker::new(breaker)))
                 .collect(),
@@ -98,6 +90,7 @@ impl<'c> File<'c> {
                 .iter()
                 .map(|sessions| (sessions.name.as_str(), Sessions::new(sessions)))
                 .collect(),
+            redis: config.redis.as_ref().map(Redis::new),
             audit: config.audit.as_ref().map(Audit::new),
             admin: Admin {
                 address: config.admin.address,
@@ -219,6 +212,8 @@ struct Route<'c> {
     #[serde(skip_serializing_if = "Option::is_none")]
     session: Option<RouteSession<'c>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    revalidate_every: Option<Span>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     audit: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     timeout: Option<Span>,
@@ -270,97 +265,13 @@ impl<'c> Route<'c> {
                 require: session.require,
                 claims: &session.claims,
             }),
+            revalidate_every: route
+                .session
+                .as_ref()
+                .map(|session| Span(session.revalidate_every)),
             // Where the file has no audit, a route cannot ask for one.
             audit: config.audit.as_ref().map(|_| level(route.audit)),
             timeout: route.timeout.map(Span),
-        }
-    }
-}
-
-#[derive(Serialize)]
-struct RateLimit<'c> {
-    limit: OneOrMany,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    burst: Option<u64>,
-    by: OneOrMany,
-    algorithm: Algorithm,
-    mode: Mode,
-    if_missing: &'static str,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    overrides: BTreeMap<&'c str, OneOrMany>,
-    cost: CostOf<'c>,
-    near_limit: Percent,
-}
-
-#[derive(Serialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(String),
-    Many(Vec<String>),
-}
-
-#[derive(Serialize)]
-struct CostOf<'c> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    header: Option<&'c str>,
-    default: u64,
-}
-
-impl<'c> RateLimit<'c> {
-    fn new(limit: &'c limits::Limit) -> RateLimit<'c> {
-        let (header, default) = match &limit.cost {
-            Cost::Constant(cost) => (None, *cost),
-            Cost::Header { name, default } => (Some(name.as_str()), *default),
-        };
-        RateLimit {
-            limit: rules(&limit.rules),
-            burst: burst(limit.rules.as_deref().unwrap_or_default()),
-            by: by(&limit.by),
-            algorithm: limit.algorithm,
-            mode: limit.mode,
-            if_missing: if limit.deny_missing { "deny" } else { "skip" },
-            overrides: limit
-                .overrides
-                .iter()
-                .map(|(key, its)| (key.as_str(), rules(its)))
-                .collect(),
-            cost: CostOf { header, default },
-            near_limit: Percent(limit.near_limit),
-        }
-    }
-}
-
-fn rules(rules: &Option<Vec<Rule>>) -> OneOrMany {
-    match rules {
-        None => OneOrMany::One("unlimited".to_owned()),
-        Some(rules) => one_or_many(texts(rules)),
-    }
-}
-
-/// What a key is made of, as the file spells it.
-fn by(parts: &[KeyPart]) -> OneOrMany {
-    match parts {
-        [] => OneOrMany::One("constant".to_owned()),
-        parts => one_or_many(texts(parts)),
-    }
-}
-
-/// The file gives one burst to all windows, or none, and then each has its own.
-fn burst(rules: &[Rule]) -> Option<u64> {
-    let mut bursts = rules.iter().map(|rule| match rule {
-        Rule::TokenBucket { burst, .. } => Some(*burst),
-        Rule::SlidingWindow { .. } | Rule::FixedWindow { .. } | Rule::Concurrency { .. } => None,
-    });
-    let first = bursts.next()??;
-    bursts.all(|burst| burst == Some(first)).then_some(first)
-}
-
-fn one_or_many(mut texts: Vec<String>) -> OneOrMany {
-    match texts.pop() {
-        Some(only) if texts.is_empty() => OneOrMany::One(only),
-        last => {
-            texts.extend(last);
-            OneOrMany::Many(texts)
         }
     }
 }
@@ -370,20 +281,10 @@ fn texts(items: &[impl ToString]) -> Vec<String> {
 }
 
 #[derive(Serialize)]
-struct RetryAfter {
-    jitter: Percent,
-}
-
-#[derive(Serialize)]
-struct RateLimitDefaults {
-    max_keys: usize,
-    retry_after: RetryAfter,
-    headers: Vec<&'static str>,
-}
-
-#[derive(Serialize)]
 struct CircuitBreaker<'c> {
-    scope: &'static str,
+    scope: breakers::Scope,
+    quorum: NonZeroU32,
+    on_redis_loss: breakers::OnLoss,
     window: Window,
     minimum_calls: u32,
     failure_rate: Percent,
@@ -446,7 +347,9 @@ impl<'c> CircuitBreaker<'c> {
             .filter(|(_, is_failure)| *is_failure)
             .map(|(name, _)| name.to_owned());
         CircuitBreaker {
-            scope: "local",
+            scope: breaker.scope,
+            quorum: breaker.quorum,
+            on_redis_loss: breaker.on_redis_loss,
             window: Window { kind, size },
             minimum_calls: settings.minimum_calls,
             failure_rate: Percent(settings.failure_rate),
@@ -489,12 +392,28 @@ struct Sessions<'c> {
     token: Vec<BTreeMap<&'static str, Value>>,
     idle_timeout: Span,
     absolute_timeout: Span,
+    touch_every: Span,
     #[serde(skip_serializing_if = "Option::is_none")]
     max_per_user: Option<NonZeroU32>,
     on_max: &'static str,
     max_sessions: usize,
+    cache: SessionCache,
     forward: Forward<'c>,
     cookie: Cookie<'c>,
+    on_redis_loss: SessionLoss,
+}
+
+#[derive(Serialize)]
+struct SessionCache {
+    ttl: Span,
+    negative_ttl: Span,
+    max_entries: usize,
+}
+
+#[derive(Serialize)]
+struct SessionLoss {
+    action: &'static str,
+    grace: Span,
 }
 
 #[derive(Serialize)]
@@ -517,7 +436,7 @@ struct Cookie<'c> {
 
 impl<'c> Sessions<'c> {
     fn new(sessions: &'c sessions::Sessions) -> Sessions<'c> {
-        let settings = &sessions.settings;
+        let (settings, shared) = (&sessions.settings, &sessions.shared);
         let source = |source: &TokenSource| match source {
             TokenSource::Cookie(name) => BTreeMap::from([("cookie", json!(name))]),
             TokenSource::Bearer => BTreeMap::from([("bearer", json!(true))]),
@@ -527,12 +446,18 @@ impl<'c> Sessions<'c> {
             token: settings.sources.iter().map(source).collect(),
             idle_timeout: Span(settings.idle_timeout),
             absolute_timeout: Span(settings.absolute_timeout),
+            touch_every: Span(shared.touch_every),
             max_per_user: settings.max_per_user,
             on_max: match settings.on_max {
                 OnMax::EvictOldest => "evict_oldest",
                 OnMax::RejectNew => "reject_new",
             },
             max_sessions: sessions.max_sessions,
+            cache: SessionCache {
+                ttl: Span(shared.cache.ttl),
+                negative_ttl: Span(shared.cache.negative_ttl),
+                max_entries: shared.cache.max_entries,
+            },
             forward: Forward {
                 user: settings.forward.user.as_deref(),
                 session: settings.forward.session.as_deref(),
@@ -547,6 +472,10 @@ impl<'c> Sessions<'c> {
                     SameSite::None => "none",
                 },
                 path: &settings.cookie.path,
+            },
+            on_redis_loss: SessionLoss {
+                action: "deny",
+                grace: Span(shared.grace),
             },
         }
     }

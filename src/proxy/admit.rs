@@ -41,7 +41,7 @@ pub(super) struct Admitted<'p> {
 }
 
 /// Asks every policy about the request whose head stands in `buffer`.
-pub(super) fn admit<'p>(
+pub(super) async fn admit<'p>(
     plan: &'p Plan,
     conn: &Conn<'_>,
     buffer: &[u8],
@@ -130,6 +130,11 @@ pub(super) fn admit<'p>(
     };
     let mut quota = Quota::new(plan);
     // Limits that need no session come first: a flood from one address never reaches the session store.
+    if let Some(redis) = &conn.lane.redis {
+        quota
+            .share(redis, &route.limits, &facts, now, record)
+            .await?;
+    }
     quota.charge(&route.limits, &facts, now, record)?;
     let lines = head
         .fields
@@ -142,6 +147,11 @@ pub(super) fn admit<'p>(
     facts.session = session.as_deref();
     if let (Some(draft), Some(session)) = (&mut record.draft, &session) {
         draft.set_user(&session.user);
+    }
+    if let Some(redis) = &conn.lane.redis {
+        quota
+            .share(redis, &route.session_limits, &facts, now, record)
+            .await?;
     }
     quota.charge(&route.session_limits, &facts, now, record)?;
     Ok(Admitted {

@@ -21,6 +21,7 @@ use super::handle;
 use super::wire::Buffers;
 use crate::admin::health::Heartbeat;
 use crate::plan::Plan;
+use crate::store::fleet::FleetConnections;
 use crate::telemetry::metrics::Metrics;
 
 /// What the connections of one lane share.
@@ -29,6 +30,8 @@ pub(super) struct Lane {
     pub plan: Following,
     pub outbox: Outbox,
     pub buffers: Buffers,
+    /// Where the plan has a fleet.
+    pub redis: Option<FleetConnections>,
     /// Turns true when the process drains: no new request is taken then.
     pub draining: watch::Receiver<bool>,
 }
@@ -76,8 +79,19 @@ async fn serve(
     draining: watch::Receiver<bool>,
     heartbeat: Heartbeat,
 ) -> io::Result<()> {
+    let plan = Following::new(plan);
+    let redis = match &plan.current().shared.fleet {
+        Some(fleet) => {
+            let redis = fleet.connect(false);
+            // Whoever comes first is not to be told that Redis is away.
+            redis.ready(fleet.main.connect_timeout).await;
+            Some(redis)
+        }
+        None => None,
+    };
     let lane = Rc::new(Lane {
-        plan: Following::new(plan),
+        plan,
+        redis,
         outbox: Outbox::default(),
         buffers: Buffers::default(),
         draining,

@@ -22,6 +22,9 @@ use crate::policy::routes::Request;
 use crate::policy::session::Session;
 use crate::store::limits::{Ask, Key, Override};
 
+/// The parts of a limit's key.
+pub(super) type Parts<'a> = SmallVec<[Cow<'a, [u8]>; 4]>;
+
 /// What limits look at in a request.
 pub(super) struct Facts<'a> {
     pub request: Request<'a>,
@@ -37,8 +40,12 @@ pub(super) struct Facts<'a> {
 
 /// What a request was charged: its concurrency slots come back when this is dropped, and the client is told the rest.
 pub(super) struct Quota<'p> {
-    plan: &'p Plan,
+    pub(super) plan: &'p Plan,
     held: SmallVec<[(Key, u64); 2]>,
+    /// What was taken of leases, until the limits asked with them admit the request, too.
+    pub(super) taken: SmallVec<[(Key, u64); 2]>,
+    /// Shared limits that this process keeps to alone, since Redis does not answer; and this process's part of their rules.
+    pub(super) alone: SmallVec<[(usize, SmallVec<[Rule; 1]>); 1]>,
     /// What each enforced rule said, in the order asked.
     told: SmallVec<[Told<'p>; 4]>,
 }
@@ -50,6 +57,16 @@ struct Told<'p> {
     json: &'static str,
     rule: Rule,
     verdict: Verdict,
+}
+
+/// What one rule said.
+pub(super) struct Said<'a> {
+    /// An index into the configuration's limits.
+    pub limit: usize,
+    pub rule: &'a Rule,
+    /// Whether its refusal refuses the request.
+    pub enforced: bool,
+    pub verdict: Verdict,
 }
 
 impl Drop for Quota<'_> {
@@ -66,11 +83,14 @@ impl<'p> Quota<'p> {
         Quota {
             plan,
             held: SmallVec::new(),
+            taken: SmallVec::new(),
+            alone: SmallVec::new(),
             told: SmallVec::new(),
         }
     }
 
-    /// Asks all of these limits at one moment; a refusal by one of them charges none.
+    /// Asks those of these limits that this process keeps to alone, at one moment; a refusal by one of them charges none, nor
+    /// any that [`Quota::share`] has just asked.
     pub(super) fn charge(
         &mut self,
         limits: &[usize],
@@ -82,28 +102,26 @@ impl<'p> Quota<'p> {
             return Ok(());
         }
         let plan = self.plan;
+        let alone = std::mem::take(&mut self.alone);
         // Held for as long as rules of it are asked.
         let overrides = plan.limits.overrides();
         let mut asks = SmallVec::<[Ask<'_>; 4]>::new();
         let mut limit_of = SmallVec::<[usize; 4]>::new();
         for limit_index in limits.iter().copied() {
             let limit = &plan.config.limits[limit_index];
-            if limit.mode == Mode::Disabled {
+            let mine = alone.iter().find(|(lost, _)| *lost == limit_index);
+            if limit.mode == Mode::Disabled || (plan.shares(limit) && mine.is_none()) {
                 continue;
             }
-            let Some(parts) = facts.key(limit, plan) else {
-                plan.limit_metrics[limit_index].missing.inc();
-                if limit.deny_missing && limit.mode == Mode::Enforce {
-                    return Err(Rejection::QuotaExceeded(Box::new(Exceeded {
-                        limits: vec![plan.names.limits[limit_index].json],
-                        retry_after: None,
-                        fields: Vec::new(),
-                    })));
-                }
+            let Some(parts) = self.key(limit_index, facts)? else {
                 continue;
             };
-            let Some(rules) = rules_for(limit, &parts, &overrides) else {
-                continue;
+            let rules = match mine {
+                Some((_, rules)) => rules,
+                None => match rules_for(limit, &parts, &overrides) {
+                    Some(rules) => rules,
+                    None => continue,
+                },
             };
             let cost = cost(limit, facts);
             for (index, rule) in rules.iter().enumerate() {
@@ -119,6 +137,7 @@ impl<'p> Quota<'p> {
             }
         }
         if asks.is_empty() {
+            self.taken.clear();
             return Ok(());
         }
         const BLANK: Verdict = Verdict {
@@ -130,33 +149,84 @@ impl<'p> Quota<'p> {
         let mut verdicts = SmallVec::<[_; 4]>::from_elem(BLANK, asks.len());
         let admitted = plan.limits.ask(&asks, now, &mut verdicts);
         let asked = asks.iter().zip(&limit_of).zip(&verdicts);
-        let asked = asked.map(|((ask, limit), verdict)| (ask, *limit, verdict));
-        count_decisions(plan, admitted, asked.clone());
-        if let Some(draft) = &mut record.draft {
-            let said = |(ask, limit, verdict)| said_by(&plan.names.limits[limit], ask, verdict);
-            draft.add_limits(asked.clone().map(said));
-        }
-        for (ask, limit, verdict) in asked {
-            if ask.enforced {
-                self.told.push(Told {
-                    limit: &plan.config.limits[limit],
-                    json: plan.names.limits[limit].json,
-                    rule: *ask.rule,
-                    verdict: *verdict,
-                });
-            }
-            if admitted && verdict.admitted && matches!(ask.rule, Rule::Concurrency { .. }) {
-                self.held.push((ask.key, ask.cost));
-            }
+        let said = asked.clone().map(|((ask, limit), verdict)| Said {
+            limit: *limit,
+            rule: ask.rule,
+            enforced: ask.enforced,
+            verdict: *verdict,
+        });
+        self.note(admitted, said, record);
+        let slots = asked.filter(|((ask, _), _)| matches!(ask.rule, Rule::Concurrency { .. }));
+        for ((ask, _), _) in slots.filter(|(_, verdict)| admitted && verdict.admitted) {
+            self.held.push((ask.key, ask.cost));
         }
         if admitted {
+            self.taken.clear();
             Ok(())
         } else {
+            self.put_back(now);
             Err(self.refusal())
         }
     }
 
-    fn refusal(&self) -> Rejection {
+    /// The parts of a limit's key; `None` when the request lacks one, and the limit does not mind.
+    pub(super) fn key<'a>(
+        &self,
+        limit_index: usize,
+        facts: &Facts<'a>,
+    ) -> Result<Option<Parts<'a>>, Rejection>
+    where
+        'p: 'a,
+    {
+        let plan: &'p Plan = self.plan;
+        let limit = &plan.config.limits[limit_index];
+        let parts = facts.key(limit, plan);
+        if parts.is_none() {
+            plan.limit_metrics[limit_index].missing.inc();
+            if limit.deny_missing && limit.mode == Mode::Enforce {
+                return Err(Rejection::QuotaExceeded(Box::new(Exceeded {
+                    limits: vec![plan.names.limits[limit_index].json],
+                    retry_after: None,
+                    fields: Vec::new(),
+                })));
+            }
+        }
+        Ok(parts)
+    }
+
+    /// Counts what rules said, and keeps it for the audit and the client.
+    pub(super) fn note<'a>(
+        &mut self,
+        admitted: bool,
+        said: impl Iterator<Item = Said<'a>> + Clone,
+        record: &mut Record,
+    ) {
+        let plan = self.plan;
+        count_decisions(plan, admitted, said.clone());
+        if let Some(draft) = &mut record.draft {
+            let words = |said: Said<'_>| said_by(&plan.names.limits[said.limit], &said);
+            draft.add_limits(said.clone().map(words));
+        }
+        for said in said.filter(|said| said.enforced) {
+            self.told.push(Told {
+                limit: &plan.config.limits[said.limit],
+                json: plan.names.limits[said.limit].json,
+                rule: *said.rule,
+                verdict: said.verdict,
+            });
+        }
+    }
+
+    /// Gives back what was taken of leases for a request that is refused.
+    pub(super) fn put_back(&mut self, now: Now) {
+        for (key, cost) in self.taken.drain(..) {
+            if let Some(leases) = &self.plan.leases {
+                leases.put_back(key, cost, now.mono);
+            }
+        }
+    }
+
+    pub(super) fn refusal(&self) -> Rejection {
         let violated = || self.told.iter().filter(|told| !told.verdict.admitted);
         let mut limits: Vec<_> = violated().map(|told| told.json).collect();
         limits.dedup();
@@ -238,26 +308,22 @@ impl<'p> Quota<'p> {
 }
 
 /// Counts a decision for each limit: several windows of one, which stand side by side, are one decision.
-fn count_decisions<'a>(
-    plan: &Plan,
-    admitted: bool,
-    asked: impl Iterator<Item = (&'a Ask<'a>, usize, &'a Verdict)>,
-) {
-    let mut asked = asked.peekable();
-    while let Some((ask, limit, verdict)) = asked.next() {
-        let near_limit = plan.config.limits[limit].near_limit;
-        let is_near = |ask: &Ask<'_>, verdict: &Verdict| {
-            let quota = quota(ask.rule);
-            quota.saturating_sub(verdict.remaining) as f64 >= quota as f64 * near_limit
+fn count_decisions<'a>(plan: &Plan, admitted: bool, said: impl Iterator<Item = Said<'a>>) {
+    let mut said = said.peekable();
+    while let Some(first) = said.next() {
+        let near_limit = plan.config.limits[first.limit].near_limit;
+        let is_near = |said: &Said<'_>| {
+            let quota = quota(said.rule);
+            quota.saturating_sub(said.verdict.remaining) as f64 >= quota as f64 * near_limit
         };
-        let mut passes = verdict.admitted;
-        let mut near = is_near(ask, verdict);
-        while let Some((ask, _, verdict)) = asked.next_if(|(_, other, _)| *other == limit) {
-            passes &= verdict.admitted;
-            near |= is_near(ask, verdict);
+        let mut passes = first.verdict.admitted;
+        let mut near = is_near(&first);
+        while let Some(said) = said.next_if(|said| said.limit == first.limit) {
+            passes &= said.verdict.admitted;
+            near |= is_near(&said);
         }
-        let metrics = &plan.limit_metrics[limit];
-        match (passes, ask.enforced) {
+        let metrics = &plan.limit_metrics[first.limit];
+        match (passes, first.enforced) {
             (true, _) if admitted => {
                 if near {
                     metrics.near.inc();
@@ -273,8 +339,8 @@ fn count_decisions<'a>(
 }
 
 /// What one rule says, for the audit.
-fn said_by(names: &LimitNames, ask: &Ask<'_>, verdict: &Verdict) -> &'static str {
-    match (verdict.admitted, ask.enforced) {
+fn said_by(names: &LimitNames, said: &Said<'_>) -> &'static str {
+    match (said.verdict.admitted, said.enforced) {
         (true, _) => names.admitted,
         (false, true) => names.refused,
         (false, false) => names.shadow_refused,
@@ -282,7 +348,7 @@ fn said_by(names: &LimitNames, ask: &Ask<'_>, verdict: &Verdict) -> &'static str
 }
 
 /// The limit's rules for this key; `None` when it is not limited. What was set at run time goes before the file's.
-fn rules_for<'l>(
+pub(super) fn rules_for<'l>(
     limit: &'l Limit,
     parts: &[Cow<'_, [u8]>],
     overrides: &'l BTreeMap<(String, String), Override>,
@@ -300,7 +366,7 @@ fn rules_for<'l>(
     limit.rules.as_deref()
 }
 
-fn cost(limit: &Limit, facts: &Facts<'_>) -> u64 {
+pub(super) fn cost(limit: &Limit, facts: &Facts<'_>) -> u64 {
     match &limit.cost {
         Cost::Constant(cost) => *cost,
         Cost::Header { name, default } => facts
@@ -313,7 +379,7 @@ fn cost(limit: &Limit, facts: &Facts<'_>) -> u64 {
 
 impl<'a> Facts<'a> {
     /// The parts of the limit's key; `None` when the request lacks one.
-    fn key(&self, limit: &Limit, plan: &'a Plan) -> Option<SmallVec<[Cow<'a, [u8]>; 4]>> {
+    fn key(&self, limit: &Limit, plan: &'a Plan) -> Option<Parts<'a>> {
         limit.by.iter().map(|part| self.part(part, plan)).collect()
     }
 

@@ -27,6 +27,8 @@ pub enum Rejection {
     NoRoute,
     /// A rate limit.
     QuotaExceeded(Box<Exceeded>),
+    /// A shared limit of which Redis does not answer, and which is to refuse then.
+    LimitUnknown,
     /// No session, on a route that requires one.
     Unauthenticated(Unauthenticated),
     /// A session without this claim, on a route that asks for it.
@@ -113,6 +115,7 @@ impl Rejection {
             Rejection::Forbidden(_) | Rejection::TooManySessions => {
                 (403, "Forbidden", "http_request_denied")
             }
+            Rejection::LimitUnknown => (503, "Service Unavailable", "proxy_internal_error"),
             Rejection::SessionsFull => (503, "Service Unavailable", "proxy_internal_error"),
             Rejection::CircuitOpen(_) => (503, "Service Unavailable", "destination_unavailable"),
             Rejection::BodyTooLarge => (413, "Content Too Large", "http_request_error"),
@@ -135,6 +138,7 @@ impl Rejection {
             Rejection::BodyTimeout => "request body stalled",
             Rejection::NoRoute => "no route serves this request",
             Rejection::QuotaExceeded(_) => OVER_LIMIT,
+            Rejection::LimitUnknown => "whether the request is over its limit cannot be told now",
             Rejection::Unauthenticated(asked) if asked.unknown_token => {
                 "the session has ended, or never was"
             }
@@ -173,6 +177,7 @@ impl Rejection {
             Rejection::BodyTimeout => "body_timeout",
             Rejection::NoRoute => "no_route",
             Rejection::QuotaExceeded(_) => "quota_exceeded",
+            Rejection::LimitUnknown => "limit_unknown",
             Rejection::Unauthenticated(_) => "unauthenticated",
             Rejection::Forbidden(_) => "forbidden",
             Rejection::TooManySessions => "too_many_sessions",
@@ -192,6 +197,7 @@ impl Rejection {
         match self {
             Rejection::NoRoute
             | Rejection::QuotaExceeded(_)
+            | Rejection::LimitUnknown
             | Rejection::Unauthenticated(_)
             | Rejection::Forbidden(_)
             | Rejection::CircuitOpen(_) => true,
@@ -286,7 +292,7 @@ impl Rejection {
         match self {
             Rejection::QuotaExceeded(exceeded) => exceeded.retry_after,
             Rejection::CircuitOpen(open) => Some(open.retry_after),
-            Rejection::SessionsFull => Some(Duration::from_secs(1)),
+            Rejection::SessionsFull | Rejection::LimitUnknown => Some(Duration::from_secs(1)),
             _ => None,
         }
     }

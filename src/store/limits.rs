@@ -7,25 +7,18 @@ use std::hash::Hasher;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
-use hashbrown::HashTable;
 use parking_lot::Mutex;
 use siphasher::sip128::{Hasher128, SipHasher13};
 use smallvec::SmallVec;
 
+use super::table::{SHARDS, Shard};
 use crate::config::limits::Rule;
 use crate::policy::limit::{self, Now, State, Verdict};
 
-/// A power of two; lanes rarely meet in one of so many.
-const SHARDS: usize = 64;
+pub use super::table::Key;
+
 /// Rules of one request, mostly no more.
 const USUAL: usize = 4;
-const NONE: u32 = u32::MAX;
-/// In place of a link: the slot is held by requests in flight, and is not to be evicted.
-const HELD: u32 = NONE - 1;
-
-/// A limit's key, hashed with this process's secret: 128 bits, so that two keys never meet by chance or by design.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Key(u128);
 
 /// One rule asked about one key.
 #[derive(Debug, Clone, Copy)]
@@ -39,7 +32,7 @@ pub struct Ask<'a> {
 
 /// All counters.
 pub struct Limits {
-    shards: Vec<Mutex<Shard>>,
+    shards: Vec<Mutex<Shard<State>>>,
     secret: [u8; 16],
     /// By limit and key; set at run time, in place of the file's.
     overrides: ArcSwap<BTreeMap<(String, String), Override>>,
@@ -51,7 +44,7 @@ pub type Override = Option<Vec<Rule>>;
 impl Limits {
     /// Counters for at most about `max_keys` keys; 48 bytes each, and the table's share.
     pub fn new(max_keys: usize, secret: [u8; 16]) -> Limits {
-        let capacity = max_keys.div_ceil(SHARDS).clamp(1, NONE as usize - 1);
+        let capacity = max_keys.div_ceil(SHARDS);
         Limits {
             overrides: ArcSwap::default(),
             shards: (0..SHARDS)
@@ -76,34 +69,34 @@ impl Limits {
     pub fn ask(&self, asks: &[Ask<'_>], now: Now, verdicts: &mut [Verdict]) -> bool {
         assert_eq!(verdicts.len(), asks.len(), "a verdict for each of asks");
         if let ([ask], [verdict]) = (asks, &mut *verdicts) {
-            let mut shard = self.shards[shard_of(ask.key)].lock();
-            *verdict = shard.check(ask, now);
+            let mut shard = self.shards[ask.key.shard()].lock();
+            *verdict = check(&shard, ask, now);
             if verdict.admitted {
-                shard.take(ask, now);
+                take(&mut shard, ask, now);
             }
             return verdict.admitted || !ask.enforced;
         }
         // Locks, since several counters must change together, or none. They are taken in the order of the shards, so that
         // two lanes never wait for each other; held for some tens of nanoseconds.
-        let mut shards: SmallVec<[_; USUAL]> = asks.iter().map(|ask| shard_of(ask.key)).collect();
+        let mut shards: SmallVec<[_; USUAL]> = asks.iter().map(|ask| ask.key.shard()).collect();
         shards.sort_unstable();
         shards.dedup();
         let lock = |shard: &usize| self.shards[*shard].lock();
         let mut guards: SmallVec<[_; USUAL]> = shards.iter().map(lock).collect();
         let guard_of = |ask: &Ask<'_>| {
-            let shard = shard_of(ask.key);
+            let shard = ask.key.shard();
             let place = shards.iter().position(|other| *other == shard);
             place.expect("each ask's shard was locked above")
         };
         let mut admitted = true;
         for (ask, verdict) in asks.iter().zip(&mut *verdicts) {
-            *verdict = guards[guard_of(ask)].check(ask, now);
+            *verdict = check(&guards[guard_of(ask)], ask, now);
             admitted &= verdict.admitted || !ask.enforced;
         }
         if admitted {
             let charged = asks.iter().zip(&*verdicts);
             for (ask, _) in charged.filter(|(_, verdict)| verdict.admitted) {
-                guards[guard_of(ask)].take(ask, now);
+                take(&mut guards[guard_of(ask)], ask, now);
             }
         }
         admitted
@@ -111,9 +104,9 @@ impl Limits {
 
     /// Gives back what a request held of a concurrency rule.
     pub fn release(&self, key: Key, cost: u64) {
-        let mut shard = self.shards[shard_of(key)].lock();
-        if let Some(slot) = shard.get(key)
-            && limit::release(&mut shard.slots[slot as usize].state, cost)
+        let mut shard = self.shards[key.shard()].lock();
+        if let Some(state) = shard.get_mut(key)
+            && limit::release(state, cost)
         {
             shard.remove(key);
         }
@@ -121,13 +114,13 @@ impl Limits {
 
     /// What a request of no cost would be told; changes nothing, not even which key was used last.
     pub fn peek(&self, key: Key, rule: &Rule, now: Now) -> Verdict {
-        let shard = self.shards[shard_of(key)].lock();
-        limit::check(rule, &shard.state(key), 0, now)
+        let shard = self.shards[key.shard()].lock();
+        limit::check(rule, &state(&shard, key), 0, now)
     }
 
     /// Forgets what was counted for a key; whether there was anything.
     pub fn reset(&self, key: Key) -> bool {
-        self.shards[shard_of(key)].lock().remove(key)
+        self.shards[key.shard()].lock().remove(key)
     }
 
     /// All overrides set at run time.
@@ -151,10 +144,7 @@ impl Limits {
 
     /// How many keys are held.
     pub fn len(&self) -> usize {
-        self.shards
-            .iter()
-            .map(|shard| shard.lock().index.len())
-            .sum()
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
     }
 
     /// Whether no key is held.
@@ -213,148 +203,23 @@ impl KeyBuilder {
     }
 }
 
-fn shard_of(key: Key) -> usize {
-    // The low half finds the slot in the shard's table; the high half the shard.
-    (key.0 >> 64) as usize % SHARDS
+fn check(shard: &Shard<State>, ask: &Ask<'_>, now: Now) -> Verdict {
+    limit::check(ask.rule, &state(shard, ask.key), ask.cost, now)
 }
 
-struct Slot {
-    key: Key,
-    state: State,
-    /// Towards the one used last.
-    newer: u32,
-    /// Towards the one to go first.
-    older: u32,
+fn take(shard: &mut Shard<State>, ask: &Ask<'_>, now: Now) {
+    let held = matches!(ask.rule, Rule::Concurrency { .. });
+    limit::take(ask.rule, shard.touch(ask.key, held), ask.cost, now);
 }
 
-struct Shard {
-    index: HashTable<u32>,
-    slots: Vec<Slot>,
-    free: Vec<u32>,
-    newest: u32,
-    oldest: u32,
-    capacity: usize,
-}
-
-impl Shard {
-    fn new(capacity: usize) -> Shard {
-        Shard {
-            index: HashTable::new(),
-            slots: Vec::new(),
-            free: Vec::new(),
-            newest: NONE,
-            oldest: NONE,
-            capacity,
-        }
-    }
-
-    fn get(&self, key: Key) -> Option<u32> {
-        self.index
-            .find(key.0 as u64, |slot| self.slots[*slot as usize].key == key)
-            .copied()
-    }
-
-    fn check(&self, ask: &Ask<'_>, now: Now) -> Verdict {
-        limit::check(ask.rule, &self.state(ask.key), ask.cost, now)
-    }
-
-    fn take(&mut self, ask: &Ask<'_>, now: Now) {
-        let held = matches!(ask.rule, Rule::Concurrency { .. });
-        limit::take(ask.rule, self.touch(ask.key, held), ask.cost, now);
-    }
-
-    fn state(&self, key: Key) -> State {
-        let slot = self.get(key);
-        slot.map_or_else(State::default, |slot| self.slots[slot as usize].state)
-    }
-
-    /// The key's counter, made if need be: now the one used last, or one that is held.
-    fn touch(&mut self, key: Key, held: bool) -> &mut State {
-        let slot = match self.get(key) {
-            Some(slot) => {
-                self.unlink(slot);
-                slot
-            }
-            None => self.insert(key),
-        };
-        if !held {
-            self.link_newest(slot);
-        }
-        &mut self.slots[slot as usize].state
-    }
-
-    fn insert(&mut self, key: Key) -> u32 {
-        if self.index.len() >= self.capacity && self.oldest != NONE {
-            let oldest = self.slots[self.oldest as usize].key;
-            self.remove(oldest);
-        }
-        let fresh = Slot {
-            key,
-            state: State::default(),
-            newer: HELD,
-            older: HELD,
-        };
-        let slot = match self.free.pop() {
-            Some(slot) => {
-                self.slots[slot as usize] = fresh;
-                slot
-            }
-            None => {
-                self.slots.push(fresh);
-                self.slots.len() as u32 - 1
-            }
-        };
-        let slots = &self.slots;
-        self.index.insert_unique(key.0 as u64, slot, |slot| {
-            slots[*slot as usize].key.0 as u64
-        });
-        slot
-    }
-
-    fn remove(&mut self, key: Key) -> bool {
-        let found = self
-            .index
-            .find_entry(key.0 as u64, |slot| self.slots[*slot as usize].key == key);
-        let Ok(entry) = found else { return false };
-        let (slot, _) = entry.remove();
-        self.unlink(slot);
-        self.free.push(slot);
-        true
-    }
-
-    fn unlink(&mut self, slot: u32) {
-        let Slot { newer, older, .. } = self.slots[slot as usize];
-        if newer == HELD {
-            return;
-        }
-        self.slots[slot as usize].newer = HELD;
-        match newer {
-            NONE => self.newest = older,
-            newer => self.slots[newer as usize].older = older,
-        }
-        match older {
-            NONE => self.oldest = newer,
-            older => self.slots[older as usize].newer = newer,
-        }
-    }
-
-    fn link_newest(&mut self, slot: u32) {
-        self.slots[slot as usize].newer = NONE;
-        self.slots[slot as usize].older = self.newest;
-        match self.newest {
-            NONE => self.oldest = slot,
-            newest => self.slots[newest as usize].newer = slot,
-        }
-        self.newest = slot;
-    }
+fn state(shard: &Shard<State>, key: Key) -> State {
+    shard.get(key).copied().unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
     use std::thread;
     use std::time::Duration;
-
-    use proptest::prelude::*;
 
     use super::*;
     use crate::config::limits::Period;
@@ -412,43 +277,6 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_bounded_and_the_least_used_key_goes() {
-        let mut shard = Shard::new(3);
-        let keys: Vec<_> = (0..5).map(|n| Key(n << 64 | n)).collect();
-        for key in &keys[..3] {
-            shard.touch(*key, false);
-        }
-        shard.touch(keys[0], false);
-        shard.touch(keys[3], false);
-        assert!(shard.get(keys[0]).is_some() && shard.get(keys[1]).is_none());
-        shard.touch(keys[4], false);
-        assert!(shard.get(keys[2]).is_none() && shard.index.len() == 3 && shard.slots.len() == 3);
-    }
-
-    #[test]
-    fn what_requests_in_flight_hold_is_not_evicted() {
-        let mut shard = Shard::new(2);
-        let keys: Vec<_> = (0..5).map(|n| Key(n << 64 | n)).collect();
-        limit::take(
-            &Rule::Concurrency { limit: 1 },
-            shard.touch(keys[0], true),
-            1,
-            NOW,
-        );
-        for key in &keys[1..] {
-            shard.touch(*key, false);
-        }
-        assert!(shard.get(keys[0]).is_some());
-        assert_eq!(shard.index.len(), 2);
-        assert!(
-            shard.remove(keys[0])
-                && shard.remove(keys[4])
-                && shard.newest == NONE
-                && shard.oldest == NONE
-        );
-    }
-
-    #[test]
     fn many_lanes_admit_exactly_the_limit() {
         let limits = Arc::new(Limits::new(1000, [1; 16]));
         let rule = Rule::FixedWindow {
@@ -500,24 +328,5 @@ mod tests {
         limits.release(key, 1);
         assert!(limits.is_empty());
         assert!(limits.ask(&[ask], NOW, &mut [BLANK]) && limits.reset(key) && !limits.reset(key));
-    }
-
-    proptest! {
-        #[test]
-        fn the_links_of_a_shard_hold_every_key_once(ops in prop::collection::vec((0u128..12, any::<bool>()), 0..200)) {
-            let mut shard = Shard::new(6);
-            for (name, insert) in ops {
-                let key = Key(name);
-                if insert { shard.touch(key, false); } else { shard.remove(key); }
-                let (mut seen, mut at) = (Vec::new(), shard.newest);
-                while at != NONE {
-                    seen.push(at);
-                    at = shard.slots[at as usize].older;
-                }
-                prop_assert_eq!(seen.len(), shard.index.len());
-                prop_assert!(seen.iter().all(|slot| shard.get(shard.slots[*slot as usize].key) == Some(*slot)));
-                prop_assert!(shard.index.len() <= 6);
-            }
-        }
     }
 }

@@ -27,6 +27,7 @@ pub struct Metrics {
     durations: Family<RouteLabels, Durations>,
     rejections: Family<RejectionLabels, Counter>,
     decisions: Family<DecisionLabels, Counter>,
+    limits_alone: Family<LimitLabels, Gauge>,
     breaker_decisions: Family<BreakerDecisionLabels, Counter>,
     breaker_state: Family<BreakerStateLabels, Gauge>,
     pub connections: Counter,
@@ -40,6 +41,8 @@ pub struct Metrics {
     audit_events: Family<AuditLabels, Counter>,
     pub audit_queued: Gauge,
     audit_files_removed: Counter,
+    redis_calls: Family<RedisCallLabels, Counter>,
+    redis_durations: Family<RedisLabels, Durations>,
     reloads: Family<ReloadLabels, Counter>,
     pub panics: Counter,
 }
@@ -65,6 +68,11 @@ struct RejectionLabels {
 struct DecisionLabels {
     limit: String,
     decision: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LimitLabels {
+    limit: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -99,6 +107,17 @@ struct SessionsLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct AuditLabels {
     result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RedisCallLabels {
+    client: &'static str,
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RedisLabels {
+    client: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -145,6 +164,19 @@ pub struct SessionMetrics {
     pub held: Gauge,
 }
 
+/// The handles of one client of Redis.
+#[derive(Debug, Clone)]
+pub struct RedisMetrics {
+    pub answered: Counter,
+    /// Not within the budget.
+    pub timed_out: Counter,
+    /// There was no connection.
+    pub down: Counter,
+    /// The server said why not, or nonsense.
+    pub refused: Counter,
+    durations: Durations,
+}
+
 /// The handles of one limit.
 #[derive(Debug, Clone)]
 pub struct LimitMetrics {
@@ -156,6 +188,8 @@ pub struct LimitMetrics {
     pub near: Counter,
     /// Lacked a part of the key.
     pub missing: Counter,
+    /// Not decided by all processes together: Redis did not answer.
+    pub lost: Counter,
 }
 
 impl Default for Metrics {
@@ -166,6 +200,7 @@ impl Default for Metrics {
             durations: Family::default(),
             rejections: Family::default(),
             decisions: Family::default(),
+            limits_alone: Family::default(),
             breaker_decisions: Family::default(),
             breaker_state: Family::default(),
             connections: Counter::default(),
@@ -178,6 +213,8 @@ impl Default for Metrics {
             audit_events: Family::default(),
             audit_queued: Gauge::default(),
             audit_files_removed: Counter::default(),
+            redis_calls: Family::default(),
+            redis_durations: Family::default(),
             reloads: Family::default(),
             panics: Counter::default(),
             registry: Registry::default(),
@@ -201,6 +238,11 @@ impl Default for Metrics {
             "limit_decisions",
             "Decisions of rate limits",
             metrics.decisions.clone(),
+        );
+        registry.register(
+            "limit_alone",
+            "1 while a shared limit is kept by this process alone: Redis does not answer",
+            metrics.limits_alone.clone(),
         );
         registry.register(
             "breaker_decisions",
@@ -263,6 +305,16 @@ impl Default for Metrics {
             metrics.audit_files_removed.clone(),
         );
         registry.register(
+            "redis_calls",
+            "Calls of Redis, by client and result",
+            metrics.redis_calls.clone(),
+        );
+        registry.register(
+            "redis_call_duration_seconds",
+            "Time that calls of Redis took, answered or not",
+            metrics.redis_durations.clone(),
+        );
+        registry.register(
             "config_reloads",
             "Reloads of the configuration, by result",
             metrics.reloads.clone(),
@@ -317,6 +369,30 @@ impl Metrics {
             shadow_refused: decision("shadow_refused"),
             near: decision("near_limit"),
             missing: decision("missing_key"),
+            lost: decision("redis_lost"),
+        }
+    }
+
+    /// 1 while a shared limit is not shared, since Redis does not answer.
+    pub fn limit_alone(&self, limit: &str) -> Gauge {
+        let limit = limit.to_owned();
+        self.limits_alone
+            .get_or_create_owned(&LimitLabels { limit })
+    }
+
+    pub fn redis(&self, client: &'static str) -> RedisMetrics {
+        let result = |result| {
+            self.redis_calls
+                .get_or_create_owned(&RedisCallLabels { client, result })
+        };
+        RedisMetrics {
+            answered: result("answered"),
+            timed_out: result("timed_out"),
+            down: result("down"),
+            refused: result("refused"),
+            durations: self
+                .redis_durations
+                .get_or_create_owned(&RedisLabels { client }),
         }
     }
 
@@ -400,6 +476,13 @@ impl Metrics {
     /// The counter of one result of a reload; `result` is one of a closed set.
     pub fn reload(&self, result: &'static str) -> Counter {
         self.reloads.get_or_create_owned(&ReloadLabels { result })
+    }
+}
+
+impl RedisMetrics {
+    /// How long a call took, answered or not.
+    pub fn observe(&self, took: Duration) {
+        self.durations.observe(took);
     }
 }
 

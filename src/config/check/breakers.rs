@@ -1,11 +1,12 @@
 //! Circuit breakers, from the file as written to [`CircuitBreaker`]s.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::{Checker, span};
 use crate::config::breakers::{
-    CircuitBreaker, FailureOn, Fallback, HalfOpen, Settings, SlowCall, Window,
+    CircuitBreaker, FailureOn, Fallback, HalfOpen, OnLoss, Scope, Settings, SlowCall, Window,
 };
 use crate::config::raw::{self, WindowKind};
 use crate::config::units::{Percent, Span};
@@ -88,13 +89,36 @@ impl Checker {
             .fallback
             .and_then(|at| at.value)
             .and_then(|raw| self.fallback(&path, raw));
+        let scope = match self.has_redis {
+            true => raw.scope.and_then(|at| at.value).unwrap_or(Scope::Shared),
+            // The same file serves a laptop.
+            false => Scope::Local,
+        };
         CircuitBreaker {
             name,
+            scope,
+            quorum: self.quorum(&path, raw.quorum),
+            on_redis_loss: raw
+                .on_redis_loss
+                .and_then(|at| at.value)
+                .unwrap_or(OnLoss::Local),
             settings,
             failure_on,
             fallback,
             mode: super::mode(raw.mode),
         }
+    }
+
+    fn quorum(&mut self, path: &str, at: Option<At<u32>>) -> NonZeroU32 {
+        const QUORUM: NonZeroU32 = NonZeroU32::new(2).expect("two is not zero");
+        let Some(at) = at else { return QUORUM };
+        let Some(told) = at.value else { return QUORUM };
+        NonZeroU32::new(told).unwrap_or_else(|| {
+            let message = "a quorum of none would trip at once: use 1 or more, for example 2";
+            let path = format!("{path}.quorum");
+            self.say(&path, at.line, at.column, message.to_owned());
+            QUORUM
+        })
     }
 
     fn window(&mut self, path: &str, raw: raw::Window) -> Option<Window> {
@@ -253,6 +277,27 @@ mod tests {
     }
 
     #[test]
+    fn breakers_are_shared_where_there_is_a_redis() {
+        let check = |breaker: &str, shared: Scope| {
+            assert_eq!(read(breaker).unwrap().scope, Scope::Local, "{breaker}");
+            let text = format!("{breaker}}}\nredis: {{urls: redis://h");
+            assert_eq!(read(&text).unwrap().scope, shared, "{breaker}");
+        };
+        check("{}", Scope::Shared);
+        check("{scope: shared}", Scope::Shared);
+        check("{scope: local}", Scope::Local);
+        let shared = |breaker: &str| {
+            let breaker = read(breaker).unwrap();
+            (breaker.quorum.get(), breaker.on_redis_loss)
+        };
+        assert_eq!(shared("{}"), (2, OnLoss::Local));
+        assert_eq!(
+            shared("{quorum: 1, on_redis_loss: freeze}"),
+            (1, OnLoss::Freeze)
+        );
+    }
+
+    #[test]
     fn a_wrong_breaker_says_the_mend() {
         for (breaker, part) in [
             (
@@ -265,6 +310,12 @@ mod tests {
                 "circuit_breakers.b.failure_on[0]: \"5xz\" is not a kind of failure",
             ),
             ("{fallback: {status: 99, body: x}}", "use 200 to 599"),
+            (
+                "{quorum: 0}",
+                "line 3, column 32: circuit_breakers.b.quorum: a quorum of none would trip at once: use 1 or more",
+            ),
+            ("{scope: global}", "unknown variant `global`"),
+            ("{on_redis_loss: deny}", "unknown variant `deny`"),
             ("{openfor: 1s}", "did you mean \"open_for\"?"),
         ] {
             let said = read(breaker).unwrap_err();

@@ -4,16 +4,21 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::Checker;
-use crate::config::limits::{Cost, KeyPart, Limit, MAX_RULES, Mode, Period, Rule};
+use super::{Checker, SECOND};
+use crate::config::LimitDefaults;
+use crate::config::limits::{
+    Accuracy, Cost, KeyPart, Lease, Limit, MAX_RULES, Mode, OnLoss, Period, Rule,
+};
 use crate::config::raw::{self, Algorithm};
-use crate::config::units::Span;
+use crate::config::units::{Percent, Span};
 use crate::config::yaml::{self, At};
 
 /// The name of the limit that the short form makes.
 const SHORT_LIMIT: &str = "rate_limit";
 /// [`Limit::near_limit`], unless told.
 const NEAR_LIMIT: f64 = 0.8;
+/// [`Limit::hold_ttl`], unless told.
+const HOLD_TTL: Duration = Duration::from_secs(60);
 
 /// `100/s`, before the algorithm gives it its meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,17 +32,24 @@ impl Checker {
         &mut self,
         short: Option<At<String>>,
         long: BTreeMap<String, At<raw::RateLimit>>,
+        on_loss: OnLoss,
     ) -> (Vec<Limit>, Vec<usize>) {
         let mut limits = Vec::new();
+        let accuracy = self.shared(Accuracy::Lease);
         let on_every_route = short
             .into_iter()
             .filter_map(|at| self.read(SHORT_LIMIT, at, short_form))
+            .map(|limit| Limit {
+                accuracy,
+                on_redis_loss: on_loss,
+                ..limit
+            })
             .collect::<Vec<_>>();
         let count = on_every_route.len();
         limits.extend(on_every_route);
         for (name, at) in long {
             if let Some(raw) = at.value {
-                let limit = self.limit(name, raw);
+                let limit = self.limit(name, raw, on_loss);
                 limits.push(limit);
             }
         }
@@ -55,12 +67,14 @@ impl Checker {
         (limits, (0..count).collect())
     }
 
-    fn limit(&mut self, name: String, raw: raw::RateLimit) -> Limit {
+    fn limit(&mut self, name: String, raw: raw::RateLimit, on_loss: OnLoss) -> Limit {
         let path = format!("rate_limits.{name}");
         let algorithm = raw
             .algorithm
             .and_then(|at| at.value)
             .unwrap_or(Algorithm::TokenBucket);
+        let accuracy = self.accuracy(&path, raw.accuracy, algorithm);
+        let hold_ttl = self.hold_ttl(&format!("{path}.hold_ttl"), raw.hold_ttl, algorithm);
         let burst = raw.burst.and_then(|at| at.value);
         let rules = self.rules(&format!("{path}.limit"), raw.limit, algorithm, burst);
         let mut overrides = BTreeMap::new();
@@ -111,6 +125,9 @@ impl Checker {
             label: Limit::label(&name),
             name,
             algorithm,
+            accuracy,
+            on_redis_loss: raw.on_redis_loss.and_then(|at| at.value).unwrap_or(on_loss),
+            hold_ttl,
             rules,
             by,
             mode,
@@ -122,6 +139,113 @@ impl Checker {
                 .and_then(|at| at.value)
                 .map_or(NEAR_LIMIT, |percent| percent.0),
         }
+    }
+
+    fn accuracy(&mut self, path: &str, at: Option<At<Accuracy>>, algorithm: Algorithm) -> Accuracy {
+        let default = match algorithm {
+            Algorithm::Concurrency => Accuracy::Strict,
+            Algorithm::TokenBucket | Algorithm::SlidingWindow | Algorithm::FixedWindow => {
+                Accuracy::Lease
+            }
+        };
+        let Some(at) = at else {
+            return self.shared(default);
+        };
+        if let (Some(Accuracy::Lease), Algorithm::Concurrency) = (at.value, algorithm) {
+            let message = "concurrency has no lease: use strict or local";
+            self.say(
+                &format!("{path}.accuracy"),
+                at.line,
+                at.column,
+                message.to_owned(),
+            );
+        }
+        self.shared(at.value.unwrap_or(default))
+    }
+
+    /// What becomes of an accuracy where nothing is shared: the same file serves a laptop.
+    fn shared(&self, accuracy: Accuracy) -> Accuracy {
+        match self.has_redis {
+            true => accuracy,
+            false => Accuracy::Local,
+        }
+    }
+
+    fn hold_ttl(&mut self, path: &str, at: Option<At<Span>>, algorithm: Algorithm) -> Duration {
+        let Some(at) = at else { return HOLD_TTL };
+        let Some(Span(ttl)) = at.value else {
+            return HOLD_TTL;
+        };
+        if algorithm != Algorithm::Concurrency {
+            let message = "hold_ttl is for algorithm concurrency: leave it out".to_owned();
+            self.say(path, at.line, at.column, message);
+        } else if ttl < SECOND {
+            let message = format!(
+                "{} is too short: use 1s or more, for example 60s",
+                Span(ttl)
+            );
+            self.say(path, at.line, at.column, message);
+        }
+        ttl
+    }
+
+    /// And what limits do while Redis does not answer, unless they say.
+    pub(super) fn limit_defaults(
+        &mut self,
+        raw: Option<raw::RateLimitDefaults>,
+    ) -> (LimitDefaults, OnLoss) {
+        let (on_loss, lease, max_keys, retry_after, headers) =
+            raw.map_or((None, None, None, None, None), |raw| {
+                (
+                    raw.on_redis_loss,
+                    raw.lease,
+                    raw.max_keys,
+                    raw.retry_after,
+                    raw.headers,
+                )
+            });
+        let jitter = retry_after.and_then(|at| at.value?.jitter);
+        let headers = headers
+            .and_then(|at| at.value)
+            .map(|list| list.into_iter().filter_map(|at| at.value).collect());
+        let headers: Vec<_> = headers.unwrap_or_else(|| vec![raw::LimitHeaders::Standard]);
+        let defaults = LimitDefaults {
+            max_keys: max_keys
+                .and_then(|at| at.value)
+                .map_or(1_000_000, |keys| keys as usize),
+            lease: self.lease(lease.and_then(|at| at.value)),
+            retry_jitter: jitter
+                .and_then(|at| at.value)
+                .map_or(0.1, |percent| percent.0),
+            standard_headers: headers.contains(&raw::LimitHeaders::Standard),
+            legacy_headers: headers.contains(&raw::LimitHeaders::Legacy),
+        };
+        let on_loss = on_loss.and_then(|at| at.value).unwrap_or(OnLoss::Local);
+        (defaults, on_loss)
+    }
+
+    fn lease(&mut self, raw: Option<raw::Lease>) -> Lease {
+        let (ttl, max_share) = raw.map_or((None, None), |raw| (raw.ttl, raw.max_share));
+        let path = "rate_limit_defaults.lease";
+        let default = Span(Duration::from_millis(50));
+        let ttl = self.span_within(&format!("{path}.ttl"), ttl, default, 10 * SECOND);
+        let max_share = max_share.map_or(0.1, |at| match at.value {
+            Some(Percent(share)) => {
+                if share <= 0.0 {
+                    let message =
+                        "a lease of nothing admits nothing: use more than 0%, for example 10%";
+                    self.say(
+                        &format!("{path}.max_share"),
+                        at.line,
+                        at.column,
+                        message.to_owned(),
+                    );
+                }
+                share
+            }
+            None => 0.1,
+        });
+        Lease { ttl, max_share }
     }
 
     /// `None` for `unlimited`.
@@ -209,7 +333,7 @@ pub fn override_rules(limit: &Limit, text: &str) -> Result<Option<Vec<Rule>>, St
     }
 }
 
-/// `100/s by client.ip`.
+/// `100/s by client.ip`, not shared yet.
 fn short_form(text: &str) -> Result<Limit, String> {
     let (rate, parts) = text.split_once(" by ").unwrap_or((text, ""));
     let parts = parts
@@ -227,6 +351,9 @@ fn short_form(text: &str) -> Result<Limit, String> {
             .flatten()
             .collect(),
         algorithm: Algorithm::TokenBucket,
+        accuracy: Accuracy::Local,
+        on_redis_loss: OnLoss::Local,
+        hold_ttl: HOLD_TTL,
         mode: Mode::Enforce,
         deny_missing: false,
         overrides: BTreeMap::new(),
@@ -338,111 +465,4 @@ fn value_or(at: Option<At<u64>>, default: u64) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::parse;
-    use super::*;
-    use crate::config::Config;
-    use crate::config::yaml::Mistake;
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    fn read(limits: &str) -> Result<Config, Vec<String>> {
-        let text = format!("listen: 127.0.0.1:1\nupstream: http://x:1\n{limits}");
-        parse(&text, &|_| None)
-            .map_err(|mistakes| mistakes.iter().map(Mistake::to_string).collect())
-    }
-
-    fn rules(limit: &str) -> Option<Vec<Rule>> {
-        let config = read(&format!("rate_limits: {{a: {limit}}}\n")).unwrap();
-        config.limits[0].rules.clone()
-    }
-
-    #[test]
-    fn the_short_form_limits_every_route() {
-        let config = read("rate_limit: 100/s by client.ip, header:X-Tenant\n").unwrap();
-        assert_eq!(
-            config.limits[0].rules,
-            Some(vec![Rule::TokenBucket {
-                count: 100,
-                per: SECOND,
-                burst: 100
-            }])
-        );
-        assert_eq!(
-            config.limits[0].by,
-            [KeyPart::ClientIp, KeyPart::Header("x-tenant".to_owned())]
-        );
-        assert_eq!(config.routes[0].limits, [0]);
-    }
-
-    #[test]
-    fn every_algorithm_is_read() {
-        let bucket = |count, per, burst| Some(vec![Rule::TokenBucket { count, per, burst }]);
-        assert_eq!(
-            rules("{limit: 10/30s, burst: 7, by: path}"),
-            bucket(10, 30 * SECOND, 7)
-        );
-        assert_eq!(rules("{limit: 0/s, by: constant}"), bucket(0, SECOND, 0));
-        assert_eq!(rules("{limit: unlimited, by: []}"), None);
-        assert_eq!(
-            rules("{limit: [5/m, 20/h], by: [client.ip], algorithm: sliding_window}"),
-            Some(vec![
-                Rule::SlidingWindow {
-                    limit: 5,
-                    window: 60 * SECOND
-                },
-                Rule::SlidingWindow {
-                    limit: 20,
-                    window: 3600 * SECOND
-                }
-            ])
-        );
-        assert_eq!(
-            rules("{limit: 1000000/month, by: 'header:x', algorithm: fixed_window}"),
-            Some(vec![Rule::FixedWindow {
-                limit: 1_000_000,
-                period: Period::Month
-            }])
-        );
-        assert_eq!(
-            rules("{limit: 10, by: path, algorithm: concurrency}"),
-            Some(vec![Rule::Concurrency { limit: 10 }])
-        );
-    }
-
-    #[test]
-    fn a_wrong_limit_says_the_mend() {
-        let says = |limits: &str, part: &str| {
-            let said = read(limits).unwrap_err().join("\n");
-            assert!(said.contains(part), "{said}");
-        };
-        says(
-            "rate_limit: 100\n",
-            "line 3, column 13: rate_limit: \"100\" is not a rate",
-        );
-        says(
-            "rate_limits: {a: {limit: 5/month, by: path}}\n",
-            "use algorithm fixed_window",
-        );
-        says(
-            "rate_limits: {a: {limit: 5/0s, by: path}}\n",
-            "is not a rate",
-        );
-        says(
-            "rate_limits: {a: {limit: 5/s, by: pth}}\n",
-            "unknown key \"pth\"; known here: client.ip",
-        );
-        says(
-            "rate_limits: {a: {limit: 5/s, by: path, algorithm: concurrency}}\n",
-            "is not a number",
-        );
-        says(
-            "rate_limits: {a: {limit: 5/s, by: path}}\nroutes: [{upstream: upstream, rate_limits: [b]}]\n",
-            "did you mean \"a\"?",
-        );
-        says(
-            "rate_limits: {a: {limit: 5/s, by: path}}\nroutes: [{upstream: upstream, rate_limits: [a, a]}]\n",
-            "named twice",
-        );
-    }
-}
+mod tests;

@@ -4,6 +4,7 @@ mod audit;
 mod breakers;
 pub mod limits;
 mod listeners;
+mod redis;
 mod routes;
 mod sessions;
 mod upstreams;
@@ -20,7 +21,7 @@ use crate::config::limits::Mode;
 use crate::config::raw::{self, Lanes};
 use crate::config::units::Span;
 use crate::config::yaml::{self, At, Lookup, Mistake};
-use crate::config::{Admin, Config, LimitDefaults, Log, Secret};
+use crate::config::{Admin, Config, Log, Secret};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -50,6 +51,8 @@ struct Checker {
     /// The names of the limits that count by the session, by index.
     of_session: BTreeMap<usize, String>,
     breakers: BTreeMap<String, CircuitBreaker>,
+    /// Whether the file has `redis`; right or wrong.
+    has_redis: bool,
     /// Of routes that do not say; `None` where the file has no audit.
     audit_level: Option<Level>,
     /// The index of each entry of `sessions`.
@@ -72,10 +75,14 @@ impl Checker {
                 format!("version {version} is not known: use 1"),
             );
         }
+        self.has_redis = file.redis.is_some();
+        let redis = file.redis.and_then(|at| self.redis(at));
         self.breakers(file.circuit_breakers);
         let upstreams = self.upstreams(file.upstream, file.upstreams);
         let listeners = self.listeners(file.listen, file.listeners);
-        let (limits, on_every_route) = self.limits(file.rate_limit, file.rate_limits);
+        let defaults = file.rate_limit_defaults.and_then(|at| at.value);
+        let (limit_defaults, on_loss) = self.limit_defaults(defaults);
+        let (limits, on_every_route) = self.limits(file.rate_limit, file.rate_limits, on_loss);
         let sessions = self.sessions(file.sessions);
         let audit = file
             .audit
@@ -83,7 +90,6 @@ impl Checker {
             .map(|raw| self.audit(raw));
         self.audit_level = audit.as_ref().map(|audit| audit.level);
         let routes = self.routes(file.routes, upstreams.len(), &on_every_route);
-        let limit_defaults = limit_defaults(file.rate_limit_defaults.and_then(|at| at.value));
         let lanes = file
             .runtime
             .and_then(|at| at.value?.lanes)
@@ -120,6 +126,7 @@ impl Checker {
             limits,
             limit_defaults,
             sessions,
+            redis,
             audit,
             lanes,
             propagation_delay,
@@ -180,6 +187,28 @@ impl Checker {
         })
     }
 
+    /// A length of time from 1 ms to `most`.
+    fn span_within(
+        &mut self,
+        path: &str,
+        at: Option<At<Span>>,
+        default: Span,
+        most: Duration,
+    ) -> Duration {
+        let Some(at) = at else { return default.0 };
+        let Some(span) = at.value else {
+            return default.0;
+        };
+        if span.0.is_zero() || span.0 > most {
+            let message = format!(
+                "{span} is out of bounds: use 1ms to {}, for example {default}",
+                Span(most)
+            );
+            self.say(path, at.line, at.column, message);
+        }
+        span.0
+    }
+
     fn read<T>(
         &mut self,
         path: &str,
@@ -218,27 +247,6 @@ fn log(raw: Option<At<raw::Telemetry>>) -> Log {
     Log {
         format: raw.0.and_then(|at| at.value).unwrap_or_default(),
         level: raw.1.and_then(|at| at.value).unwrap_or_default(),
-    }
-}
-
-fn limit_defaults(raw: Option<raw::RateLimitDefaults>) -> LimitDefaults {
-    let (max_keys, retry_after, headers) = raw.map_or((None, None, None), |raw| {
-        (raw.max_keys, raw.retry_after, raw.headers)
-    });
-    let jitter = retry_after.and_then(|at| at.value?.jitter);
-    let headers = headers
-        .and_then(|at| at.value)
-        .map(|list| list.into_iter().filter_map(|at| at.value).collect());
-    let headers: Vec<_> = headers.unwrap_or_else(|| vec![raw::LimitHeaders::Standard]);
-    LimitDefaults {
-        max_keys: max_keys
-            .and_then(|at| at.value)
-            .map_or(1_000_000, |keys| keys as usize),
-        retry_jitter: jitter
-            .and_then(|at| at.value)
-            .map_or(0.1, |percent| percent.0),
-        standard_headers: headers.contains(&raw::LimitHeaders::Standard),
-        legacy_headers: headers.contains(&raw::LimitHeaders::Legacy),
     }
 }
 

@@ -46,9 +46,7 @@ impl Checker {
                 .and_then(|at| at.value)
                 .map(|raw| self.matches(&format!("{path}.match"), raw));
             let timeout = raw.timeout.and_then(|at| at.value).map(|span| span.0);
-            let session = raw
-                .session
-                .and_then(|at| self.route_session(&format!("{path}.session"), at));
+            let session = self.route_session(&path, raw.session, raw.revalidate_every);
             let mut limits = on_every_route.to_vec();
             let limits_path = format!("{path}.rate_limits");
             limits.extend(self.limits_named(&limits_path, raw.rate_limits));

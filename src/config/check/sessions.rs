@@ -7,14 +7,17 @@ use std::time::Duration;
 use super::{Checker, SECOND, span};
 use crate::config::raw;
 use crate::config::sessions::{
-    CookieAttributes, Forward, OnMax, RouteSession, SameSite, Sessions, Settings, TokenSource,
-    check_cookie,
+    Cache, CookieAttributes, Forward, OnMax, RouteSession, SameSite, Sessions, Settings, Shared,
+    TokenSource, check_cookie,
 };
+use crate::config::units::Span;
 use crate::config::yaml::{self, At};
 
 /// The cookie that holds the token, unless told.
 const COOKIE: &str = "sid";
 const MAX_SESSIONS: usize = 1_000_000;
+/// [`RouteSession::revalidate_every`], unless told.
+const REVALIDATE_EVERY: Duration = Duration::from_secs(30);
 
 impl Checker {
     /// Reads all sessions, for routes to name.
@@ -76,8 +79,14 @@ impl Checker {
                 self.say(&format!("{path}.{key}"), line, column, message);
             }
         }
+        let shared = Shared {
+            touch_every: self.touch_every(&path, raw.touch_every, idle),
+            cache: self.session_cache(&path, raw.cache.and_then(|at| at.value)),
+            grace: grace(raw.on_redis_loss.and_then(|at| at.value)),
+        };
         Sessions {
             name,
+            shared,
             settings: Settings {
                 sources,
                 idle_timeout: idle,
@@ -94,6 +103,46 @@ impl Checker {
                 .max_sessions
                 .and_then(|at| at.value)
                 .map_or(MAX_SESSIONS, |max| max as usize),
+        }
+    }
+
+    fn touch_every(&mut self, path: &str, at: Option<At<Span>>, idle: Duration) -> Duration {
+        let half = u64::try_from(idle.as_millis() / 2).unwrap_or(u64::MAX);
+        let default = Duration::from_millis(half).min(60 * SECOND);
+        let Some(at) = at else { return default };
+        let Some(Span(every)) = at.value else {
+            return default;
+        };
+        if every >= idle && !idle.is_zero() {
+            let message = format!(
+                "{} is not below idle_timeout, {}, so that sessions in use would end: use, for example, {}",
+                Span(every),
+                Span(idle),
+                Span(default)
+            );
+            let path = format!("{path}.touch_every");
+            self.say(&path, at.line, at.column, message);
+        }
+        every
+    }
+
+    fn session_cache(&mut self, path: &str, raw: Option<raw::SessionCache>) -> Cache {
+        const ENTRIES: usize = 100_000;
+        let (ttl, negative_ttl, max_entries) = raw.map_or((None, None, None), |raw| {
+            (raw.ttl, raw.negative_ttl, raw.max_entries)
+        });
+        let max_entries = max_entries.map_or(ENTRIES, |at| {
+            if at.value == Some(0) {
+                let message = "a cache of no entries: use 1 or more, or ttl and negative_ttl 0s to remember nothing";
+                let path = format!("{path}.cache.max_entries");
+                self.say(&path, at.line, at.column, message.to_owned());
+            }
+            at.value.map_or(ENTRIES, |max| max as usize)
+        });
+        Cache {
+            ttl: span(ttl, 2 * SECOND),
+            negative_ttl: span(negative_ttl, SECOND),
+            max_entries,
         }
     }
 
@@ -125,11 +174,28 @@ impl Checker {
         sources
     }
 
+    /// Reads `session` of the route at `path`, and what goes with it.
     pub(super) fn route_session(
         &mut self,
         path: &str,
-        at: At<raw::RouteSession>,
+        at: Option<At<raw::RouteSession>>,
+        revalidate_every: Option<At<Span>>,
     ) -> Option<RouteSession> {
+        let has_session = at.is_some();
+        let revalidate_every = revalidate_every.map_or(REVALIDATE_EVERY, |at| {
+            let path = format!("{path}.revalidate_every");
+            let told = at.value.map_or(REVALIDATE_EVERY, |span| span.0);
+            if !has_session {
+                let message = "this route has no session to look at again: add \"session: {use: NAME}\", or leave this out";
+                self.say(&path, at.line, at.column, message.to_owned());
+            } else if told.is_zero() {
+                let message = "0s would look without end: use, for example, 30s";
+                self.say(&path, at.line, at.column, message.to_owned());
+            }
+            told
+        });
+        let path = &format!("{path}.session");
+        let at = at?;
         let raw = at.value?;
         let name = raw.uses.value?;
         let claims: BTreeMap<_, _> = raw
@@ -160,6 +226,7 @@ impl Checker {
             sessions,
             require: require.unwrap_or(true),
             claims,
+            revalidate_every,
         })
     }
 
@@ -182,6 +249,13 @@ impl Checker {
             self.say(path, at.0, at.1, message);
         }
         (others, of_session)
+    }
+}
+
+fn grace(raw: Option<raw::SessionLoss>) -> Duration {
+    let (action, grace) = raw.map_or((None, None), |raw| (raw.action, raw.grace));
+    match action.and_then(|at| at.value) {
+        Some(raw::SessionLossAction::Deny) | None => span(grace, 30 * SECOND),
     }
 }
 
@@ -280,6 +354,51 @@ mod tests {
     }
 
     #[test]
+    fn what_is_shared_has_its_defaults() {
+        let shared =
+            |web: &str| read(&format!("sessions: {{web: {web}}}")).unwrap().sessions[0].shared;
+        let default = Shared {
+            touch_every: 60 * SECOND,
+            cache: Cache {
+                ttl: 2 * SECOND,
+                negative_ttl: SECOND,
+                max_entries: 100_000,
+            },
+            grace: 30 * SECOND,
+        };
+        assert_eq!(shared("{}"), default);
+        let touched = |web: &str| shared(web).touch_every;
+        assert_eq!(touched("{idle_timeout: 1m}"), 30 * SECOND);
+        assert_eq!(touched("{idle_timeout: 5s, touch_every: 4s}"), 4 * SECOND);
+        assert_eq!(touched("{touch_every: 0s}"), Duration::ZERO);
+        assert_eq!(
+            shared("{cache: {ttl: 0s, max_entries: 1}, on_redis_loss: {action: deny, grace: 0s}}"),
+            Shared {
+                cache: Cache {
+                    ttl: Duration::ZERO,
+                    max_entries: 1,
+                    ..default.cache
+                },
+                grace: Duration::ZERO,
+                ..default
+            }
+        );
+    }
+
+    #[test]
+    fn a_route_with_a_session_looks_at_it_again() {
+        let check = |route: &str, expected| {
+            let text = format!("sessions: {{web: {{}}}}\nroutes: [{{upstream: app{route}}}]");
+            let session = read(&text).unwrap().routes[0].session.clone();
+            assert_eq!(session.map(|session| session.revalidate_every), expected);
+        };
+        check("", None);
+        check(", session: {use: web}", Some(30 * SECOND));
+        let told = ", session: {use: web, require: false}, revalidate_every: 5s";
+        check(told, Some(5 * SECOND));
+    }
+
+    #[test]
     fn mistakes_are_told_with_their_mend() {
         let check = |text: &str, part: &str| {
             let said = read(text).unwrap_err().join("\n");
@@ -294,6 +413,31 @@ mod tests {
         check(
             "sessions: {web: {idle_timeout: 0s}}",
             "would end every session at once",
+        );
+        check(
+            "sessions: {web: {idle_timeout: 30s, touch_every: 30s}}",
+            "sessions.web.touch_every: 30s is not below idle_timeout, 30s, so that sessions in use would end: use, for example, 15s",
+        );
+        check(
+            "sessions: {web: {cache: {max_entries: 0}}}",
+            "line 3, column 39: sessions.web.cache.max_entries: a cache of no entries: use 1 or more",
+        );
+        check("sessions: {web: {cache: {ttl: 2}}}", "is not a duration");
+        check(
+            "sessions: {web: {on_redis_loss: {action: allow}}}",
+            "unknown variant `allow`",
+        );
+        check(
+            "sessions: {web: {on_redis_loss: {grace: -1s}}}",
+            "is not a duration",
+        );
+        check(
+            "routes: [{upstream: app, revalidate_every: 30s}]",
+            "routes[0].revalidate_every: this route has no session to look at again",
+        );
+        check(
+            "sessions: {web: {}}\nroutes: [{upstream: app, session: {use: web}, revalidate_every: 0s}]",
+            "0s would look without end",
         );
         check(
             "sessions: {web: {cookie: {same_site: none, secure: false}}}",

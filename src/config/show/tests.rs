@@ -20,21 +20,24 @@ routes:
     upstream: app
     rate_limits: [windows, tenant]
     session: {use: web, require: true, claims: {role: customer, tier: 2}}
+    revalidate_every: 7s
     audit: headers
     timeout: 5s
   - {match: {path: /a}, upstream: "8080", rate_limits: [slots, free, calendar, burst]}
   - {upstream: app}
 rate_limits:
   windows: {limit: [5/s, 20/m], by: [client.ip, "header:X-A", "cookie:c", "query:q", path, host, method, route, upstream]}
-  burst: {limit: 10/30s, burst: 7, by: constant, cost: {header: X-Cost, default: 2}, near_limit: 70%}
+  burst: {limit: 10/30s, burst: 7, by: constant, cost: {header: X-Cost, default: 2}, near_limit: 70%, accuracy: strict, on_redis_loss: deny}
   tenant: {limit: 3/2h, by: "header:x-tenant", algorithm: sliding_window, mode: shadow, if_missing: deny}
-  slots: {limit: 10, by: host, algorithm: concurrency, mode: disabled, cost: {default: 3}, overrides: {"a:b": unlimited, "1": 5}}
+  slots: {limit: 10, by: host, algorithm: concurrency, mode: disabled, hold_ttl: 7s, cost: {default: 3}, overrides: {"a:b": unlimited, "1": 5}}
   calendar: {limit: [1/d, 2/day, 3/week, 4/month, 5/year], by: path, algorithm: fixed_window, overrides: {acme: 9/month}}
   free: {limit: unlimited, by: []}
-rate_limit_defaults: {max_keys: 12, retry_after: {jitter: 3%}, headers: [legacy]}
+rate_limit_defaults: {on_redis_loss: allow, lease: {ttl: 9ms, max_share: 7.5%}, max_keys: 12, retry_after: {jitter: 3%}, headers: [legacy]}
 circuit_breakers:
   "yes":
     scope: local
+    quorum: 3
+    on_redis_loss: freeze
     window: {type: time, size: 7s}
     minimum_calls: 3
     failure_rate: 33.3%
@@ -57,12 +60,24 @@ sessions:
     token: [{cookie: s}, {bearer: true}, {header: x-s}]
     idle_timeout: 1m
     absolute_timeout: 2h
+    touch_every: 5s
+    cache: {ttl: 3s, negative_ttl: 0s, max_entries: 5}
+    on_redis_loss: {action: deny, grace: 1m}
     max_per_user: 3
     on_max: reject_new
     max_sessions: 4
     forward: {user: X-U, session: X-S, claims: X-C}
     cookie: {secure: false, http_only: false, same_site: strict, path: /a}
   api: {forward: {user: X-V}}
+redis:
+  urls: ["rediss://ann:hunter2@redis-0", "rediss://[::1]:6380"]
+  mode: cluster
+  key_prefix: w2
+  timeout: 30ms
+  connect_timeout: 1s
+  tls: {ca: /a/ca.pem, certificate: {cert: /a/c.pem, key: /a/k.pem}}
+  rate_limit: {urls: [rediss://sentinel], mode: sentinel, master_name: limits, username: bob, password: hunter2}
+  sessions: {urls: "rediss://:hunter2@h:1/3"}
 audit:
   level: metadata
   sample: 5%
@@ -95,6 +110,7 @@ fn what_is_printed_is_the_same_configuration() {
         if config.admin.token.is_some() {
             again.admin.token.clone_from(&config.admin.token);
             again.audit.clone_from(&config.audit);
+            again.redis.clone_from(&config.redis);
         }
         assert_eq!(again, config, "{printed}");
         assert_eq!(yaml(&again), printed);

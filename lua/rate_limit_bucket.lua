@@ -1,0 +1,70 @@
+-- Token buckets of one limit for one key: debits tokens of all its rules, or of none.
+--
+-- KEYS    one bucket a rule; all in one slot by their hash tag
+-- ARGV    1 first: what the first of those who wait needs; less is a refusal (0: nobody waits)
+--         2 need: for all who wait
+--         3 want: with what is likely to be needed soon
+--         4 share of what remains that may be taken beyond the need, 0 to 1
+--         5 back: unspent tokens of an earlier call
+--         6 when those were debited: µs since the Unix epoch, by this server's clock
+--         then for each rule: µs that a token takes to come back, and the burst
+-- reply   granted, now (µs since the Unix epoch), then for each rule: remaining, µs until the bucket is full,
+--         µs until `first` can be granted (0: it can; -1: never), 0
+--
+-- A bucket is when it will be full (the theoretical arrival time of GCRA, ITU-T I.371 annex A): µs since 2025, which a double
+-- holds to 1/64 µs for decades. Absent: full. Atomic, since all rules must be debited together. Rounded up, against the client.
+
+local EPOCH = 1735689600
+local time = redis.call('TIME')
+local now = (time[1] - EPOCH) * 1000000 + time[2]
+local first, need, want = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local share, back = tonumber(ARGV[4]), tonumber(ARGV[5])
+local since_taken = now + EPOCH * 1000000 - tonumber(ARGV[6])
+
+local full, held, free = {}, {}, math.huge
+for i = 1, #KEYS do
+  local interval, burst = tonumber(ARGV[5 + 2 * i]), tonumber(ARGV[6 + 2 * i])
+  held[i] = tonumber(redis.call('GET', KEYS[i]) or 0)
+  full[i] = held[i]
+  -- What time has made good since cannot be given back as well.
+  local owed = back * interval - since_taken
+  if back > 0 and owed > 0 then full[i] = full[i] - owed end
+  if full[i] < now then full[i] = now end
+  -- The hundredth is what rounding may add to a backlog.
+  free = math.min(free, burst - math.ceil((full[i] - now) / interval - 0.01))
+end
+
+free = math.max(free, 0)
+local granted = 0
+if free >= first then
+  granted = math.min(free, math.max(need, math.min(want, math.floor(free * share))))
+end
+
+local reply = { granted, string.format('%.0f', now + EPOCH * 1000000) }
+for i = 1, #KEYS do
+  local interval, burst = tonumber(ARGV[5 + 2 * i]), tonumber(ARGV[6 + 2 * i])
+  local backlog = full[i] - now
+  local wait = 0
+  if granted == 0 and first > 0 then
+    if first > burst then
+      wait = -1
+    else
+      wait = math.max(0, math.ceil(backlog + (first - burst - 0.01) * interval))
+    end
+  end
+  if granted > 0 then
+    backlog = backlog + math.ceil(granted * interval * 100) / 100
+  end
+  if now + backlog ~= held[i] and (granted > 0 or back > 0) then
+    if backlog > 0 then
+      redis.call('SET', KEYS[i], string.format('%.2f', now + backlog), 'PX', math.ceil(backlog / 1000) + 1)
+    else
+      redis.call('DEL', KEYS[i])
+    end
+  end
+  reply[#reply + 1] = math.max(0, burst - math.ceil(backlog / interval - 0.01))
+  reply[#reply + 1] = math.ceil(backlog - 0.01)
+  reply[#reply + 1] = wait
+  reply[#reply + 1] = 0
+end
+return reply

@@ -1,0 +1,65 @@
+-- Fixed windows of one limit for one key: debits tokens of all its rules, or of none.
+--
+-- KEYS    one window a rule; all in one slot by their hash tag
+-- ARGV    1 to 6 as in rate_limit_bucket.lua
+--         then for each rule: the limit; the start, the end and the next end (µs since the Unix epoch) of the window that the caller
+--         thinks it is in
+-- reply   as rate_limit_bucket.lua, the last of each rule being µs until the window ends; or -1 and now, when the caller's clock
+--         is so far off that none of its windows is the present one: ask again
+--
+-- A window is its end (µs) and what it has granted, `END:USED`. The calendar is the caller's, the time this server's. A server whose
+-- clock is set back stays in the window that it was in, so that none is opened twice.
+
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local first, need, want = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local share, back, taken_at = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local stamp = string.format('%.0f', now)
+
+local ends, used, held, free = {}, {}, {}, math.huge
+for i = 1, #KEYS do
+  local at = 3 + 4 * i
+  local limit, from = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
+  local this, following = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
+  local stored = redis.call('GET', KEYS[i])
+  if stored then
+    local stored_end, stored_used = string.match(stored, '^(%d+):(%d+)$')
+    if now < tonumber(stored_end) then
+      ends[i], used[i] = tonumber(stored_end), tonumber(stored_used)
+      held[i] = used[i]
+    end
+  end
+  if not ends[i] then
+    if now < from or now >= following then return { -1, stamp } end
+    ends[i], used[i] = now < this and this or following, 0
+  end
+  -- Tokens of a window before this one were never of this one.
+  if ends[i] == following then from = this elseif ends[i] ~= this then from = math.huge end
+  if back > 0 and taken_at >= from then used[i] = math.max(0, used[i] - back) end
+  free = math.min(free, limit - used[i])
+end
+
+free = math.max(free, 0)
+local granted = 0
+if free >= first then
+  granted = math.min(free, math.max(need, math.min(want, math.floor(free * share))))
+end
+
+local reply = { granted, stamp }
+for i = 1, #KEYS do
+  local limit = tonumber(ARGV[3 + 4 * i])
+  local left = math.ceil(ends[i] - now)
+  local wait = 0
+  if granted == 0 and first > 0 then
+    if first > limit then wait = -1 elseif limit - used[i] < first then wait = left end
+  end
+  used[i] = used[i] + granted
+  if used[i] ~= (held[i] or 0) then
+    redis.call('SET', KEYS[i], string.format('%.0f:%.0f', ends[i], used[i]), 'PX', math.ceil(left / 1000) + 1)
+  end
+  reply[#reply + 1] = math.max(0, limit - used[i])
+  reply[#reply + 1] = left
+  reply[#reply + 1] = wait
+  reply[#reply + 1] = left
+end
+return reply

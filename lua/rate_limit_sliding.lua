@@ -1,0 +1,82 @@
+-- Sliding windows of one limit for one key: debits tokens of all its rules, or of none.
+--
+-- KEYS    one window a rule; all in one slot by their hash tag
+-- ARGV    1 to 6 as in rate_limit_bucket.lua
+--         then for each rule: the limit, and the length of its window in µs
+-- reply   as rate_limit_bucket.lua
+--
+-- A window is its number since the Unix epoch, what it has granted and what the one before it had: `NUMBER:USED:BEFORE`. What the one
+-- before had counts by the share of it that the sliding window still covers, as if it had been even. A server whose clock is
+-- set back stays at the start of the window that it was in.
+
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local first, need, want = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local share, back, taken_at = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+
+local number, used, before, into, held, free = {}, {}, {}, {}, {}, math.huge
+for i = 1, #KEYS do
+  local limit, length = tonumber(ARGV[5 + 2 * i]), tonumber(ARGV[6 + 2 * i])
+  number[i], into[i] = math.floor(now / length), now % length
+  used[i], before[i] = 0, 0
+  held[i] = redis.call('GET', KEYS[i])
+  if held[i] then
+    local n, u, b = string.match(held[i], '^(%d+):(%d+):(%d+)$')
+    n, u, b = tonumber(n), tonumber(u), tonumber(b)
+    if n >= number[i] then
+      if n > number[i] then number[i], into[i] = n, 0 end
+      used[i], before[i] = u, b
+    elseif n == number[i] - 1 then
+      before[i] = u
+    end
+  end
+  if back > 0 then
+    local taken_in = math.floor(taken_at / length)
+    if taken_in == number[i] then
+      used[i] = math.max(0, used[i] - back)
+    elseif taken_in == number[i] - 1 then
+      before[i] = math.max(0, before[i] - back)
+    end
+  end
+  local estimate = before[i] * (length - into[i]) / length + used[i]
+  free = math.min(free, math.floor(limit - estimate + 0.000001))
+end
+
+free = math.max(free, 0)
+local granted = 0
+if free >= first then
+  granted = math.min(free, math.max(need, math.min(want, math.floor(free * share))))
+end
+
+local reply = { granted, string.format('%.0f', now) }
+for i = 1, #KEYS do
+  local limit, length = tonumber(ARGV[5 + 2 * i]), tonumber(ARGV[6 + 2 * i])
+  local wait = 0
+  if granted == 0 and first > 0 then
+    local estimate = before[i] * (length - into[i]) / length + used[i]
+    if first > limit then
+      wait = -1
+    elseif estimate + first <= limit then
+      wait = 0
+    elseif used[i] + first <= limit then
+      -- Within this window, once enough of the last one is out of sight.
+      wait = math.ceil((length - into[i]) - (limit - used[i] - first) * length / before[i])
+    else
+      -- In the next, where this window is the last one.
+      wait = math.ceil((length - into[i]) + length - (limit - first) * length / used[i])
+    end
+  end
+  used[i] = used[i] + granted
+  local value = string.format('%.0f:%.0f:%.0f', number[i], used[i], before[i])
+  if value ~= held[i] and (granted > 0 or back > 0) then
+    redis.call('SET', KEYS[i], value, 'PX', math.ceil((2 * length - into[i]) / 1000) + 1)
+  end
+  local estimate = before[i] * (length - into[i]) / length + used[i]
+  local reset = 0
+  if used[i] > 0 then reset = 2 * length - into[i] elseif before[i] > 0 then reset = length - into[i] end
+  reply[#reply + 1] = math.max(0, math.floor(limit - estimate + 0.000001))
+  reply[#reply + 1] = math.ceil(reset)
+  reply[#reply + 1] = wait
+  reply[#reply + 1] = 0
+end
+return reply

@@ -1,0 +1,201 @@
+//! The rules of limits in a file, as tests.
+
+use super::super::parse;
+use super::*;
+use crate::config::Config;
+use crate::config::yaml::Mistake;
+
+fn read(limits: &str) -> Result<Config, Vec<String>> {
+    let text = format!("listen: 127.0.0.1:1\nupstream: http://x:1\n{limits}");
+    parse(&text, &|_| None).map_err(|mistakes| mistakes.iter().map(Mistake::to_string).collect())
+}
+
+fn rules(limit: &str) -> Option<Vec<Rule>> {
+    let config = read(&format!("rate_limits: {{a: {limit}}}\n")).unwrap();
+    config.limits[0].rules.clone()
+}
+
+#[test]
+fn the_short_form_limits_every_route() {
+    let config = read("rate_limit: 100/s by client.ip, header:X-Tenant\n").unwrap();
+    assert_eq!(
+        config.limits[0].rules,
+        Some(vec![Rule::TokenBucket {
+            count: 100,
+            per: SECOND,
+            burst: 100
+        }])
+    );
+    assert_eq!(
+        config.limits[0].by,
+        [KeyPart::ClientIp, KeyPart::Header("x-tenant".to_owned())]
+    );
+    assert_eq!(config.routes[0].limits, [0]);
+}
+
+#[test]
+fn every_algorithm_is_read() {
+    let bucket = |count, per, burst| Some(vec![Rule::TokenBucket { count, per, burst }]);
+    assert_eq!(
+        rules("{limit: 10/30s, burst: 7, by: path}"),
+        bucket(10, 30 * SECOND, 7)
+    );
+    assert_eq!(rules("{limit: 0/s, by: constant}"), bucket(0, SECOND, 0));
+    assert_eq!(rules("{limit: unlimited, by: []}"), None);
+    assert_eq!(
+        rules("{limit: [5/m, 20/h], by: [client.ip], algorithm: sliding_window}"),
+        Some(vec![
+            Rule::SlidingWindow {
+                limit: 5,
+                window: 60 * SECOND
+            },
+            Rule::SlidingWindow {
+                limit: 20,
+                window: 3600 * SECOND
+            }
+        ])
+    );
+    assert_eq!(
+        rules("{limit: 1000000/month, by: 'header:x', algorithm: fixed_window}"),
+        Some(vec![Rule::FixedWindow {
+            limit: 1_000_000,
+            period: Period::Month
+        }])
+    );
+    assert_eq!(
+        rules("{limit: 10, by: path, algorithm: concurrency}"),
+        Some(vec![Rule::Concurrency { limit: 10 }])
+    );
+}
+
+#[test]
+fn limits_are_shared_where_there_is_a_redis() {
+    let check = |limit: &str, shared: Accuracy| {
+        let limit = format!("rate_limits: {{a: {limit}}}\n");
+        let alone = read(&limit).unwrap().limits[0].accuracy;
+        assert_eq!(alone, Accuracy::Local, "{limit}");
+        let config = read(&format!("redis: {{urls: redis://h}}\n{limit}")).unwrap();
+        assert_eq!(config.limits[0].accuracy, shared, "{limit}");
+    };
+    check("{limit: 1/s, by: path}", Accuracy::Lease);
+    check("{limit: 1/s, by: path, accuracy: lease}", Accuracy::Lease);
+    check("{limit: 1/s, by: path, accuracy: strict}", Accuracy::Strict);
+    check("{limit: 1/s, by: path, accuracy: local}", Accuracy::Local);
+    let slots = |accuracy: &str| {
+        format!("{{limit: 1, by: path, algorithm: concurrency, accuracy: {accuracy}}}")
+    };
+    check(&slots("strict"), Accuracy::Strict);
+    check(&slots("local"), Accuracy::Local);
+    check(
+        "{limit: 1, by: path, algorithm: concurrency}",
+        Accuracy::Strict,
+    );
+    let short = read("redis: {urls: redis://h}\nrate_limit: 1/s\n").unwrap();
+    assert_eq!(short.limits[0].accuracy, Accuracy::Lease);
+}
+
+#[test]
+fn a_limit_without_its_own_loss_has_the_default() {
+    let check = |text: &str, expected: [OnLoss; 2]| {
+        let limits = "rate_limit: 1/s\nrate_limits: {b: {limit: 1/s, by: path LOSS}}\n";
+        let (default, own) = text.split_once('|').unwrap();
+        let config = read(&format!("{}{default}\n", limits.replace(" LOSS", own))).unwrap();
+        let losses: Vec<_> = config.limits.iter().map(|l| l.on_redis_loss).collect();
+        assert_eq!(losses, expected, "{text}");
+    };
+    let (local, allow, deny) = (OnLoss::Local, OnLoss::Allow, OnLoss::Deny);
+    check("|", [local, local]);
+    check("|, on_redis_loss: allow", [local, allow]);
+    let default = "rate_limit_defaults: {on_redis_loss: deny}|";
+    check(default, [deny, deny]);
+    check(&format!("{default}, on_redis_loss: local"), [deny, local]);
+}
+
+#[test]
+fn leases_and_slots_have_their_defaults() {
+    let lease = |text: &str| read(text).unwrap().limit_defaults.lease;
+    let of = |millis, max_share| Lease {
+        ttl: Duration::from_millis(millis),
+        max_share,
+    };
+    assert_eq!(lease(""), of(50, 0.1));
+    assert_eq!(
+        lease("rate_limit_defaults: {lease: {ttl: 1ms, max_share: 100%}}\n"),
+        of(1, 1.0)
+    );
+    let hold = |more: &str| {
+        let slots = format!("{{limit: 1, by: path, algorithm: concurrency{more}}}");
+        read(&format!("rate_limits: {{a: {slots}}}\n"))
+            .unwrap()
+            .limits[0]
+            .hold_ttl
+    };
+    assert_eq!(hold(""), 60 * SECOND);
+    assert_eq!(hold(", hold_ttl: 1s"), SECOND);
+}
+
+#[test]
+fn a_wrong_limit_says_the_mend() {
+    let says = |limits: &str, part: &str| {
+        let said = read(limits).unwrap_err().join("\n");
+        assert!(said.contains(part), "{said}");
+    };
+    says(
+        "rate_limit: 100\n",
+        "line 3, column 13: rate_limit: \"100\" is not a rate",
+    );
+    says(
+        "rate_limits: {a: {limit: 5/month, by: path}}\n",
+        "use algorithm fixed_window",
+    );
+    says(
+        "rate_limits: {a: {limit: 5/0s, by: path}}\n",
+        "is not a rate",
+    );
+    says(
+        "rate_limits: {a: {limit: 5/s, by: pth}}\n",
+        "unknown key \"pth\"; known here: client.ip",
+    );
+    says(
+        "rate_limits: {a: {limit: 5/s, by: path, algorithm: concurrency}}\n",
+        "is not a number",
+    );
+    says(
+        "rate_limits: {a: {limit: 5/s, by: path}}\nroutes: [{upstream: upstream, rate_limits: [b]}]\n",
+        "did you mean \"a\"?",
+    );
+    says(
+        "rate_limits: {a: {limit: 5, by: path, algorithm: concurrency, accuracy: lease}}\n",
+        "rate_limits.a.accuracy: concurrency has no lease: use strict or local",
+    );
+    says(
+        "rate_limits: {a: {limit: 5/s, by: path, accuracy: exact}}\n",
+        "unknown variant `exact`",
+    );
+    says(
+        "rate_limits: {a: {limit: 5/s, by: path, hold_ttl: 60s}}\n",
+        "line 3, column 51: rate_limits.a.hold_ttl: hold_ttl is for algorithm concurrency",
+    );
+    says(
+        "rate_limits: {a: {limit: 5, by: path, algorithm: concurrency, hold_ttl: 999ms}}\n",
+        "rate_limits.a.hold_ttl: 999ms is too short: use 1s or more",
+    );
+    says(
+        "rate_limit_defaults: {on_redis_loss: freeze}\n",
+        "unknown variant `freeze`",
+    );
+    for ttl in ["0s", "10001ms"] {
+        says(
+            &format!("rate_limit_defaults: {{lease: {{ttl: {ttl}}}}}\n"),
+            &format!("rate_limit_defaults.lease.ttl: {ttl} is out of bounds: use 1ms to 10s"),
+        );
+    }
+    says(
+        "rate_limit_defaults: {lease: {max_share: 0%}}\n",
+        "rate_limit_defaults.lease.max_share: a lease of nothing admits nothing",
+    );
+    says(
+        "rate_limits: {a: {limit: 5/s, by: path}}\nroutes: [{upstream: upstream, rate_limits: [a, a]}]\n",
+        "named twice",
+    );
+}

@@ -1,0 +1,207 @@
+//! Rate limits as they are written, and a text that may be a list.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::de::{Error, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::Mode;
+use crate::config::units::{Percent, Span};
+use crate::config::yaml::At;
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct RateLimit {
+    /// `100/s`, `10/30s`, `1000/month`, several of them, or `unlimited`; a number for concurrency.
+    pub limit: At<OneOrMany>,
+    /// Token bucket: how much can be taken at once [default: the limit's number].
+    pub burst: Option<At<u64>>,
+    /// client.ip, header:NAME, cookie:NAME, query:NAME, path, host, method, route, upstream, session.user,
+    /// session.claims.NAME, constant; several make one key together.
+    pub by: At<OneOrMany>,
+    /// [default: token_bucket]
+    pub algorithm: Option<At<Algorithm>>,
+    /// How exactly processes that have one `redis` count together [default: lease; strict for concurrency, which knows no
+    /// lease; always local without `redis`].
+    pub accuracy: Option<At<Accuracy>>,
+    /// While `redis` does not answer [default: that of `rate_limit_defaults`].
+    pub on_redis_loss: Option<At<OnLoss>>,
+    /// For concurrency: how long a slot that a dead process holds stays taken [default: 60s].
+    pub hold_ttl: Option<At<Span>>,
+    /// [default: enforce]
+    pub mode: Option<At<Mode>>,
+    /// What to do with a request that lacks a part of the key [default: skip].
+    pub if_missing: Option<At<IfMissing>>,
+    /// Limits of their own for some keys; the parts of a key are joined by `:`.
+    #[serde(default)]
+    pub overrides: BTreeMap<String, At<String>>,
+    /// [default: 1]
+    pub cost: Option<At<Cost>>,
+    /// The share of the limit from which on requests are counted as near it [default: 80%].
+    pub near_limit: Option<At<Percent>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Algorithm {
+    TokenBucket,
+    SlidingWindow,
+    FixedWindow,
+    Concurrency,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Accuracy {
+    /// A process takes many at a time, and spends them without asking again.
+    Lease,
+    /// Each request is asked about.
+    Strict,
+    /// Each process counts alone.
+    Local,
+}
+
+/// What a limit does while `redis` does not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnLoss {
+    /// Each process admits its part of the limit.
+    Local,
+    /// Every request passes.
+    Allow,
+    /// None does.
+    Deny,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum IfMissing {
+    Skip,
+    Deny,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Cost {
+    /// A request header with a number.
+    pub header: Option<At<String>>,
+    /// Where there is no such header [default: 1].
+    pub default: Option<At<u64>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct RateLimitDefaults {
+    /// Of limits that do not say [default: local].
+    pub on_redis_loss: Option<At<OnLoss>>,
+    pub lease: Option<At<Lease>>,
+    /// Keys held in memory; the least used goes [default: 1000000].
+    pub max_keys: Option<At<u32>>,
+    pub retry_after: Option<At<RetryAfter>>,
+    /// What clients are told [default: standard].
+    pub headers: Option<At<Vec<At<LimitHeaders>>>>,
+}
+
+/// What a process takes of a shared limit at a time.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Lease {
+    /// How long it lives; so much of the limit's rate can be admitted beyond it [default: 50ms].
+    pub ttl: Option<At<Span>>,
+    /// The most that one takes of what is left [default: 10%].
+    pub max_share: Option<At<Percent>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct RetryAfter {
+    /// The most that is added to Retry-After, so that refused clients do not come back all at once [default: 10%].
+    pub jitter: Option<At<Percent>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LimitHeaders {
+    /// `RateLimit` and `RateLimit-Policy`.
+    Standard,
+    /// `X-RateLimit-Limit`, `-Remaining` and `-Reset`.
+    Legacy,
+}
+
+/// A text, or a list of texts.
+#[derive(Debug, JsonSchema)]
+#[schemars(untagged)]
+pub enum OneOrManySchema {
+    One(String),
+    Many(Vec<String>),
+}
+
+/// A text, or a list of texts.
+#[derive(Debug, JsonSchema)]
+#[schemars(with = "OneOrManySchema")]
+pub struct OneOrMany(pub Vec<At<String>>);
+
+impl<'de> Deserialize<'de> for OneOrMany {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<OneOrMany, D::Error> {
+        struct TextOrList;
+
+        impl<'de> Visitor<'de> for TextOrList {
+            type Value = OneOrMany;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text or a list of texts")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<OneOrMany, E> {
+                Ok(OneOrMany(vec![At {
+                    value: Some(text.to_owned()),
+                    line: 0,
+                    column: 0,
+                }]))
+            }
+
+            fn visit_u64<E: Error>(self, number: u64) -> Result<OneOrMany, E> {
+                self.visit_str(&number.to_string())
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<OneOrMany, A::Error> {
+                let mut texts = Vec::new();
+                while let Some(text) = list.next_element()? {
+                    texts.push(text);
+                }
+                Ok(OneOrMany(texts))
+            }
+        }
+
+        deserializer.deserialize_any(TextOrList)
+    }
+}
+
+impl From<At<OneOrMany>> for At<Vec<At<String>>> {
+    /// A text alone stands where the whole stands.
+    fn from(at: At<OneOrMany>) -> At<Vec<At<String>>> {
+        let At {
+            value,
+            line,
+            column,
+        } = at;
+        let placed = |text: At<String>| {
+            if text.line == 0 {
+                At {
+                    value: text.value,
+                    line,
+                    column,
+                }
+            } else {
+                text
+            }
+        };
+        At {
+            value: value.map(|list| list.0.into_iter().map(placed).collect()),
+            line,
+            column,
+        }
+    }
+}

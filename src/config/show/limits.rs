@@ -1,0 +1,149 @@
+//! Rate limits as the file spells them.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::texts;
+use crate::config::LimitDefaults;
+use crate::config::limits::{Accuracy, Cost, KeyPart, Limit, Mode, OnLoss, Rule};
+use crate::config::raw::Algorithm;
+use crate::config::units::{Percent, Span};
+
+#[derive(Serialize)]
+pub(super) struct RateLimit<'c> {
+    limit: OneOrMany,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    burst: Option<u64>,
+    by: OneOrMany,
+    algorithm: Algorithm,
+    accuracy: Accuracy,
+    on_redis_loss: OnLoss,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hold_ttl: Option<Span>,
+    mode: Mode,
+    if_missing: &'static str,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    overrides: BTreeMap<&'c str, OneOrMany>,
+    cost: CostOf<'c>,
+    near_limit: Percent,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+#[derive(Serialize)]
+struct CostOf<'c> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    header: Option<&'c str>,
+    default: u64,
+}
+
+impl<'c> RateLimit<'c> {
+    pub(super) fn new(limit: &'c Limit) -> RateLimit<'c> {
+        let (header, default) = match &limit.cost {
+            Cost::Constant(cost) => (None, *cost),
+            Cost::Header { name, default } => (Some(name.as_str()), *default),
+        };
+        RateLimit {
+            limit: rules(&limit.rules),
+            burst: burst(limit.rules.as_deref().unwrap_or_default()),
+            by: by(&limit.by),
+            algorithm: limit.algorithm,
+            accuracy: limit.accuracy,
+            on_redis_loss: limit.on_redis_loss,
+            hold_ttl: (limit.algorithm == Algorithm::Concurrency).then_some(Span(limit.hold_ttl)),
+            mode: limit.mode,
+            if_missing: if limit.deny_missing { "deny" } else { "skip" },
+            overrides: limit
+                .overrides
+                .iter()
+                .map(|(key, its)| (key.as_str(), rules(its)))
+                .collect(),
+            cost: CostOf { header, default },
+            near_limit: Percent(limit.near_limit),
+        }
+    }
+}
+
+fn rules(rules: &Option<Vec<Rule>>) -> OneOrMany {
+    match rules {
+        None => OneOrMany::One("unlimited".to_owned()),
+        Some(rules) => one_or_many(texts(rules)),
+    }
+}
+
+/// What a key is made of, as the file spells it.
+fn by(parts: &[KeyPart]) -> OneOrMany {
+    match parts {
+        [] => OneOrMany::One("constant".to_owned()),
+        parts => one_or_many(texts(parts)),
+    }
+}
+
+/// The file gives one burst to all windows, or none, and then each has its own.
+fn burst(rules: &[Rule]) -> Option<u64> {
+    let mut bursts = rules.iter().map(|rule| match rule {
+        Rule::TokenBucket { burst, .. } => Some(*burst),
+        Rule::SlidingWindow { .. } | Rule::FixedWindow { .. } | Rule::Concurrency { .. } => None,
+    });
+    let first = bursts.next()??;
+    bursts.all(|burst| burst == Some(first)).then_some(first)
+}
+
+fn one_or_many(mut texts: Vec<String>) -> OneOrMany {
+    match texts.pop() {
+        Some(only) if texts.is_empty() => OneOrMany::One(only),
+        last => {
+            texts.extend(last);
+            OneOrMany::Many(texts)
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Lease {
+    ttl: Span,
+    max_share: Percent,
+}
+
+#[derive(Serialize)]
+struct RetryAfter {
+    jitter: Percent,
+}
+
+#[derive(Serialize)]
+pub(super) struct RateLimitDefaults {
+    lease: Lease,
+    max_keys: usize,
+    retry_after: RetryAfter,
+    headers: Vec<&'static str>,
+}
+
+impl RateLimitDefaults {
+    pub(super) fn new(defaults: &LimitDefaults) -> RateLimitDefaults {
+        let headers = [
+            ("standard", defaults.standard_headers),
+            ("legacy", defaults.legacy_headers),
+        ];
+        RateLimitDefaults {
+            lease: Lease {
+                ttl: Span(defaults.lease.ttl),
+                max_share: Percent(defaults.lease.max_share),
+            },
+            max_keys: defaults.max_keys,
+            retry_after: RetryAfter {
+                jitter: Percent(defaults.retry_jitter),
+            },
+            headers: headers
+                .into_iter()
+                .filter(|(_, told)| *told)
+                .map(|(name, _)| name)
+                .collect(),
+        }
+    }
+}

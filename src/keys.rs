@@ -1,0 +1,141 @@
+//! Every key and channel that weir has in Redis. Owns their names and the hash tags that put what changes together into one
+//! slot. Must not do I/O.
+//!
+//! | key | is | lives |
+//! |---|---|---|
+//! | `weir:l:{KEY}:NKIND` | a counter of a limit's `N`th rule, of a kind: `t`, `s` with the µs of its window, `f` with its period; `KEY` hashes the limit's name and the key's parts | until it is as new |
+//! | `weir:p:{live}` | the processes that are alive: a sorted set of ids by when they are given up | a minute past the last beat |
+//! | `weir:o:{overrides}` | overrides of limits set at run time, by limit and key | until they are taken back |
+//!
+//! `weir` is `redis.key_prefix`. Names of clients and users are hashed: none can be read from a key, and no key is long.
+
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use sha2::{Digest as _, Sha256};
+
+/// Slots of a cluster (Redis Cluster specification, "Key distribution model").
+pub const SLOTS: u16 = 16_384;
+
+/// Makes the names under one prefix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Keys {
+    prefix: String,
+}
+
+/// The hash tag of a limit's counters for one key: 22 characters of base64url, the first half of a SHA-256. Keys meet by chance
+/// once some 2^64 are in use, and by design only if someone does that work.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LimitTag([u8; 22]);
+
+impl Keys {
+    pub fn new(prefix: &str) -> Keys {
+        Keys {
+            prefix: prefix.to_owned(),
+        }
+    }
+
+    /// The counter of the `index`th rule of a limit; rules of other kinds have others.
+    pub fn counter(&self, tag: LimitTag, index: usize, kind: &str) -> String {
+        format!("{}:l:{{{}}}:{index}{kind}", self.prefix, tag.as_str())
+    }
+
+    pub fn processes(&self) -> String {
+        format!("{}:p:{{live}}", self.prefix)
+    }
+
+    pub fn overrides(&self) -> String {
+        format!("{}:o:{{overrides}}", self.prefix)
+    }
+
+    /// Where it is said that overrides have changed.
+    pub fn overrides_changed(&self) -> String {
+        format!("{}:overrides", self.prefix)
+    }
+}
+
+impl LimitTag {
+    /// Of a limit's name and the parts of a key.
+    pub fn new<'a>(limit: &'a str, parts: impl IntoIterator<Item = &'a [u8]>) -> LimitTag {
+        let mut digest = Sha256::new();
+        for part in [limit.as_bytes()].into_iter().chain(parts) {
+            // Each with its length, so that `a`, `bc` and `ab`, `c` differ.
+            digest.update((part.len() as u64).to_le_bytes());
+            digest.update(part);
+        }
+        let mut tag = [0; 22];
+        URL_SAFE_NO_PAD
+            .encode_slice(&digest.finalize()[..16], &mut tag)
+            .expect("16 bytes are 22 characters");
+        LimitTag(tag)
+    }
+
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).expect("base64url is ASCII")
+    }
+}
+
+impl fmt::Debug for LimitTag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LimitTag({})", self.as_str())
+    }
+}
+
+/// The slot of a key: the CRC16 of what stands between its first `{` and the next `}`, or of all of it.
+pub fn slot(key: &[u8]) -> u16 {
+    let tag = key.iter().position(|byte| *byte == b'{').and_then(|open| {
+        let rest = &key[open + 1..];
+        let close = rest.iter().position(|byte| *byte == b'}')?;
+        (close > 0).then(|| &rest[..close])
+    });
+    crc16(tag.unwrap_or(key)) % SLOTS
+}
+
+/// CRC-16/XMODEM, as the cluster specification asks.
+fn crc16(bytes: &[u8]) -> u16 {
+    bytes.iter().fold(0, |crc, byte| {
+        (0..8).fold(crc ^ (u16::from(*byte) << 8), |crc, _| {
+            let shifted = crc << 1;
+            if crc & 0x8000 == 0 {
+                shifted
+            } else {
+                shifted ^ 0x1021
+            }
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_those_of_the_specification() {
+        let check = |key: &str, expected: u16| assert_eq!(slot(key.as_bytes()), expected, "{key}");
+        check("123456789", 0x31c3 % SLOTS);
+        check("foo", 12_182);
+        check("a{foo}b", 12_182);
+        check("foo{{bar}}zap", slot(b"{bar"));
+        check("foo{bar}{zap}", slot(b"bar"));
+        check("foo{}{bar}", crc16(b"foo{}{bar}") % SLOTS);
+        check("{foo", crc16(b"{foo") % SLOTS);
+        check("", 0);
+    }
+
+    #[test]
+    fn all_rules_of_a_limit_lie_in_one_slot() {
+        let keys = Keys::new("weir");
+        let tag = LimitTag::new("login", [&b"10.0.0.1"[..]]);
+        let slots = [0, 1, 7].map(|index| slot(keys.counter(tag, index, "t").as_bytes()));
+        assert_eq!(slots, [slots[0]; 3]);
+    }
+
+    #[test]
+    fn keys_whose_parts_differ_are_different() {
+        let tag = |limit: &str, parts: &[&[u8]]| LimitTag::new(limit, parts.iter().copied());
+        assert_ne!(tag("l", &[b"a", b"bc"]), tag("l", &[b"ab", b"c"]));
+        assert_ne!(tag("la", &[b"b"]), tag("l", &[b"ab"]));
+        assert_eq!(tag("l", &[b"a"]), tag("l", &[b"a"]));
+    }
+}

@@ -1,0 +1,155 @@
+//! This process among those that share state through Redis: its clients, its name, and how many live.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::redis::{Arg, CallError, Connections, OpenError, Redis, Script, Value};
+use crate::clock;
+use crate::config::redis::{self, Client};
+use crate::keys::Keys;
+use crate::telemetry::metrics::Metrics;
+
+/// Between signs of life.
+const BEAT_EVERY: Duration = Duration::from_secs(1);
+/// A process that has given none for this long counts as dead.
+const DEAD_AFTER: Duration = Duration::from_secs(5);
+
+/// What the process shares with others.
+#[derive(Debug)]
+pub struct Fleet {
+    pub keys: Keys,
+    /// This process's name among the others: a UUID, a new one at each start.
+    pub process: String,
+    pub main: Arc<Redis>,
+    /// `main`, unless the file tells it apart.
+    pub rate_limit: Arc<Redis>,
+    /// `main`, unless the file tells it apart.
+    pub sessions: Arc<Redis>,
+    alive: AtomicUsize,
+    beat: Script,
+}
+
+/// One thread's connections of each client; the same one where the clients are.
+#[derive(Debug, Clone)]
+pub struct FleetConnections {
+    pub main: Arc<Connections>,
+    pub rate_limit: Arc<Connections>,
+    pub sessions: Arc<Connections>,
+}
+
+impl Fleet {
+    /// Connects to nothing yet.
+    pub fn new(config: &redis::Redis, metrics: &Metrics) -> Result<Arc<Fleet>, OpenError> {
+        let client = |name: &'static str, settings: &Client| {
+            let (timeout, connect_timeout) = (config.timeout, config.connect_timeout);
+            let metrics = metrics.redis(name);
+            let settings = settings.clone();
+            Redis::new(
+                name,
+                settings,
+                &config.tls,
+                timeout,
+                connect_timeout,
+                metrics,
+            )
+        };
+        let main = client("main", &config.main)?;
+        let or_main = |name, settings: &Option<Client>| match settings {
+            Some(settings) => client(name, settings),
+            None => Ok(main.clone()),
+        };
+        Ok(Arc::new(Fleet {
+            keys: Keys::new(&config.key_prefix),
+            process: clock::uuid(clock::wall()).to_string(),
+            rate_limit: or_main("rate_limit", &config.rate_limit)?,
+            sessions: or_main("sessions", &config.sessions)?,
+            alive: AtomicUsize::new(1),
+            beat: Script::new(include_str!("../../lua/process_beat.lua")),
+            main,
+        }))
+    }
+
+    /// Begins to connect, on the runtime of this thread. `speaks`: whether it logs what becomes of nodes.
+    pub fn connect(&self, speaks: bool) -> FleetConnections {
+        let main = Arc::new(Connections::start(self.main.clone(), speaks));
+        let or_main = |client: &Arc<Redis>| match Arc::ptr_eq(client, &self.main) {
+            true => main.clone(),
+            false => Arc::new(Connections::start(client.clone(), speaks)),
+        };
+        FleetConnections {
+            rate_limit: or_main(&self.rate_limit),
+            sessions: or_main(&self.sessions),
+            main,
+        }
+    }
+
+    /// Begins what the process does among others, on the runtime of this thread, which is to be the control thread's: it keeps the
+    /// maps of slots, and gives signs of life.
+    pub fn join(self: &Arc<Self>) -> FleetConnections {
+        for client in self.clients() {
+            tokio::spawn(client.clone().keep_topology());
+        }
+        let redis = self.connect(true);
+        tokio::spawn(self.clone().beat(redis.rate_limit.clone()));
+        redis
+    }
+
+    /// The clients, each once.
+    fn clients(&self) -> impl Iterator<Item = &Arc<Redis>> {
+        let own = [&self.rate_limit, &self.sessions];
+        let own = own.into_iter().filter(|own| !Arc::ptr_eq(own, &self.main));
+        [&self.main].into_iter().chain(own)
+    }
+
+    /// How many processes share the state, this one among them: as it was last known.
+    pub fn alive(&self) -> usize {
+        self.alive.load(Ordering::Relaxed)
+    }
+
+    /// Gives signs of life and counts those of others, for ever.
+    async fn beat(self: Arc<Self>, redis: Arc<Connections>) -> Infallible {
+        loop {
+            // Unanswered, the last count stays: dead processes take no requests, and live ones are as many as before.
+            if let Ok(alive) = self.beat_once(&redis).await {
+                self.alive.store(alive.max(1), Ordering::Relaxed);
+            }
+            sleep(BEAT_EVERY).await;
+        }
+    }
+
+    async fn beat_once(&self, redis: &Connections) -> Result<usize, CallError> {
+        let key = self.keys.processes();
+        let age = u64::try_from(DEAD_AFTER.as_millis()).unwrap_or(u64::MAX);
+        let args = [Arg::Text(&self.process), Arg::Int(age)];
+        match redis
+            .run_within(BEAT_EVERY, &self.beat, &[&key], &args)
+            .await?
+        {
+            Value::Int(alive) => usize::try_from(alive).map_err(|_| CallError::Nonsense),
+            _ => Err(CallError::Nonsense),
+        }
+    }
+}
+
+impl FleetConnections {
+    /// Those of each client, once.
+    pub fn each(&self) -> impl Iterator<Item = &Arc<Connections>> {
+        let own = [&self.rate_limit, &self.sessions];
+        let own = own.into_iter().filter(|own| !Arc::ptr_eq(own, &self.main));
+        [&self.main].into_iter().chain(own)
+    }
+
+    /// Waits until every node is connected; false if `within` is over first.
+    pub async fn ready(&self, within: Duration) -> bool {
+        let (main, rate_limit, sessions) = tokio::join!(
+            self.main.ready(within),
+            self.rate_limit.ready(within),
+            self.sessions.ready(within)
+        );
+        main && rate_limit && sessions
+    }
+}

@@ -1,0 +1,413 @@
+//! Redis: one pipelined connection a node behind a map of slots, so that a dead node fails its own slots at once and stalls
+//! no other. Owns the budget of a call, what is done about each error, and the scripts' transport. The only module that
+//! names the Redis crate.
+//!
+//! What one named client knows is a [`Redis`], shared by the process; what a thread holds of it is a [`Connections`], so
+//! that a call crosses no thread.
+
+mod node;
+mod push;
+mod script;
+mod topology;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use redis::{
+    Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo as _, RedisConnectionInfo,
+    RedisError, ServerErrorKind, TlsCertificates,
+};
+use thiserror::Error;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep};
+
+pub use node::NodeHealth;
+pub use push::Heard;
+pub use redis::Value;
+pub use script::{Arg, Script};
+pub use topology::Address;
+
+use crate::clock;
+use crate::config::redis::{Certificate, Client, Mode, Tls};
+use crate::keys;
+use crate::telemetry::metrics::RedisMetrics;
+use node::Node;
+use topology::Topology;
+
+/// How often one call is sent, at most: over redirections and repeats.
+const ATTEMPTS: usize = 5;
+/// Before a call is sent again that met a slot on the move.
+const TRY_AGAIN: Duration = Duration::from_millis(1);
+
+/// Why a call has no answer. It may have been carried out all the same.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum CallError {
+    #[error("redis did not answer within the budget of the call")]
+    Timeout,
+    #[error("there is no connection to the redis node of the key")]
+    Down,
+    /// What the server said.
+    #[error("redis refused the call: {0}")]
+    Refused(String),
+    #[error("redis answered in another shape than its script promises")]
+    Nonsense,
+}
+
+/// Why a client cannot be made.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    #[error("cannot read {path}: {error}")]
+    File { path: String, error: io::Error },
+    #[error("the certificates of redis.tls cannot be used: {0}")]
+    Certificates(String),
+}
+
+/// One named client, as the process shares it.
+pub struct Redis {
+    /// `main`, `rate_limit` or `sessions`.
+    pub name: &'static str,
+    /// A call's budget on the request path.
+    pub timeout: Duration,
+    pub connect_timeout: Duration,
+    settings: Client,
+    certificates: Option<TlsCertificates>,
+    topology: watch::Sender<Arc<Topology>>,
+    /// Told when the map of slots does not fit what nodes say.
+    stale: Notify,
+    metrics: RedisMetrics,
+}
+
+impl Redis {
+    /// Connects to nothing yet; reads the files of `tls`.
+    pub fn new(
+        name: &'static str,
+        settings: Client,
+        tls: &Tls,
+        timeout: Duration,
+        connect_timeout: Duration,
+        metrics: RedisMetrics,
+    ) -> Result<Arc<Redis>, OpenError> {
+        let certificates = settings.tls.then(|| read_certificates(tls));
+        let redis = Redis {
+            name,
+            timeout,
+            connect_timeout,
+            topology: watch::Sender::new(Arc::new(Topology::before_asking(&settings))),
+            settings,
+            certificates: certificates.transpose()?,
+            stale: Notify::new(),
+            metrics,
+        };
+        // Certificates are parsed here once, so that a broken file is told at the start.
+        redis
+            .open(&redis.settings.endpoints[0])
+            .map_err(|error| OpenError::Certificates(error.to_string()))?;
+        Ok(Arc::new(redis))
+    }
+
+    fn open(&self, address: &Address) -> Result<redis::Client, RedisError> {
+        let mut who = RedisConnectionInfo::default();
+        if let Mode::Single { database } = self.settings.mode {
+            who = who.set_db(i64::from(database));
+        }
+        if let Some(username) = &self.settings.username {
+            who = who.set_username(username);
+        }
+        if let Some(password) = &self.settings.password {
+            who = who.set_password(&password.0);
+        }
+        self.open_as(address, who)
+    }
+
+    fn open_as(
+        &self,
+        address: &Address,
+        who: RedisConnectionInfo,
+    ) -> Result<redis::Client, RedisError> {
+        let (host, port) = (address.host.clone(), address.port);
+        let place = if self.settings.tls {
+            ConnectionAddr::TcpTls {
+                host,
+                port,
+                insecure: false,
+                tls_params: None,
+            }
+        } else {
+            ConnectionAddr::Tcp(host, port)
+        };
+        let info: ConnectionInfo = place.into_connection_info()?.set_redis_settings(who);
+        match &self.certificates {
+            Some(certificates) => redis::Client::build_with_tls(info, certificates.clone()),
+            None => redis::Client::open(info),
+        }
+    }
+
+    fn count(&self, answer: &Result<Value, CallError>, took: Duration) {
+        let result = match answer {
+            Ok(_) => &self.metrics.answered,
+            Err(CallError::Timeout) => &self.metrics.timed_out,
+            Err(CallError::Down) => &self.metrics.down,
+            Err(CallError::Refused(_) | CallError::Nonsense) => &self.metrics.refused,
+        };
+        result.inc();
+        self.metrics.observe(took);
+    }
+
+    /// Asks for a new look at who has which slot.
+    fn suspect_topology(&self) {
+        self.stale.notify_one();
+    }
+}
+
+impl fmt::Debug for Redis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Redis")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One thread's connections of a client.
+#[derive(Debug)]
+pub struct Connections {
+    redis: Arc<Redis>,
+    routing: Arc<Mutex<Routing>>,
+    following: tokio::task::JoinHandle<()>,
+}
+
+/// Who has which slot, as connections.
+#[derive(Debug)]
+struct Routing {
+    topology: Arc<Topology>,
+    nodes: BTreeMap<Address, Arc<Node>>,
+}
+
+impl Connections {
+    /// Begins to connect to every node that has slots, on the runtime of this thread. `speaks`: whether it logs what
+    /// becomes of its nodes, which one of a process does.
+    pub fn start(redis: Arc<Redis>, speaks: bool) -> Connections {
+        let mut topologies = redis.topology.subscribe();
+        let routing = Arc::new(Mutex::new(Routing {
+            topology: Arc::new(Topology::default()),
+            nodes: BTreeMap::new(),
+        }));
+        let follow = {
+            let (redis, routing) = (redis.clone(), routing.clone());
+            async move {
+                loop {
+                    let topology = topologies.borrow_and_update().clone();
+                    routing.lock().follow(topology, &redis, speaks);
+                    if topologies.changed().await.is_err() {
+                        return;
+                    }
+                }
+            }
+        };
+        Connections {
+            redis,
+            routing,
+            following: tokio::spawn(follow),
+        }
+    }
+
+    pub fn client(&self) -> &Arc<Redis> {
+        &self.redis
+    }
+
+    /// Runs a script in the slot of its first key, within the client's budget.
+    ///
+    /// # Panics
+    /// Without a key.
+    pub async fn run(
+        &self,
+        script: &Script,
+        keys: &[&str],
+        args: &[Arg<'_>],
+    ) -> Result<Value, CallError> {
+        self.run_within(self.redis.timeout, script, keys, args)
+            .await
+    }
+
+    /// As [`Connections::run`], with a budget of its own, for what no request waits for.
+    pub async fn run_within(
+        &self,
+        budget: Duration,
+        script: &Script,
+        keys: &[&str],
+        args: &[Arg<'_>],
+    ) -> Result<Value, CallError> {
+        let first = script.by_hash(keys, args);
+        self.send(budget, keys, first, || script.whole(keys, args))
+            .await
+    }
+
+    /// Deletes keys of one slot; how many there were.
+    ///
+    /// # Panics
+    /// Without a key.
+    pub async fn delete(&self, keys: &[&str]) -> Result<u64, CallError> {
+        let mut command = redis::cmd("DEL");
+        command.arg(keys);
+        let again = || command.clone();
+        let deleted = self
+            .send(self.redis.timeout, keys, command.clone(), again)
+            .await?;
+        match deleted {
+            Value::Int(deleted) => u64::try_from(deleted).map_err(|_| CallError::Nonsense),
+            _ => Err(CallError::Nonsense),
+        }
+    }
+
+    async fn send(
+        &self,
+        budget: Duration,
+        keys: &[&str],
+        command: Cmd,
+        whole: impl Fn() -> Cmd,
+    ) -> Result<Value, CallError> {
+        let began = clock::now();
+        let slot = keys::slot(keys[0].as_bytes());
+        let answer = self
+            .attempts(slot, command, whole, Instant::now() + budget)
+            .await;
+        self.redis.count(&answer, began.elapsed());
+        answer
+    }
+
+    /// `whole` is what is sent to a node that does not know the script of `command`.
+    async fn attempts(
+        &self,
+        slot: u16,
+        mut command: Cmd,
+        whole: impl Fn() -> Cmd,
+        deadline: Instant,
+    ) -> Result<Value, CallError> {
+        let mut redirected: Option<(Arc<Node>, bool)> = None;
+        for _ in 0..ATTEMPTS {
+            let (node, asking) = match redirected.take() {
+                Some(redirected) => redirected,
+                None => (self.owner(slot).ok_or(CallError::Down)?, false),
+            };
+            let error = match node.send(&command, asking, deadline).await? {
+                Ok(value) => return Ok(value),
+                Err(error) => error,
+            };
+            match error.kind() {
+                ErrorKind::Server(ServerErrorKind::NoScript) => {
+                    command = whole();
+                    // A slot on the move is still where it was asked for.
+                    redirected = Some((node, asking));
+                }
+                ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::Ask) => {
+                    let moved = error.kind() == ErrorKind::Server(ServerErrorKind::Moved);
+                    let to = error
+                        .redirect_node()
+                        .and_then(|(to, _)| Address::parse(to, &node.address.host))
+                        .ok_or(CallError::Nonsense)?;
+                    if moved {
+                        self.redis.moved(slot, &to);
+                    }
+                    let to = self.routing.lock().node(&to, &self.redis);
+                    to.connected(deadline).await?;
+                    redirected = Some((to, !moved));
+                }
+                ErrorKind::Server(ServerErrorKind::TryAgain) => sleep(TRY_AGAIN).await,
+                _ => {
+                    self.redis.suspect_topology();
+                    return Err(CallError::Refused(error.to_string()));
+                }
+            }
+        }
+        Err(CallError::Refused(
+            "it was sent from node to node too often".to_owned(),
+        ))
+    }
+
+    fn owner(&self, slot: u16) -> Option<Arc<Node>> {
+        let routing = self.routing.lock();
+        let address = routing.topology.owner(slot)?;
+        routing.nodes.get(address).cloned()
+    }
+
+    /// Of every node that has slots.
+    pub fn health(&self) -> Vec<NodeHealth> {
+        let routing = self.routing.lock();
+        routing.nodes.values().map(|node| node.health()).collect()
+    }
+
+    /// Whether every slot has a node.
+    pub fn knows_all_slots(&self) -> bool {
+        self.routing.lock().topology.is_whole()
+    }
+
+    /// Waits until every node that has slots is connected; false if `within` is over first.
+    pub async fn ready(&self, within: Duration) -> bool {
+        let all_up = async {
+            loop {
+                let up = {
+                    let routing = self.routing.lock();
+                    routing.topology.is_whole() && routing.nodes.values().all(|node| node.is_up())
+                };
+                if up {
+                    return;
+                }
+                sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(within, all_up).await.is_ok()
+    }
+}
+
+impl Drop for Connections {
+    fn drop(&mut self) {
+        self.following.abort();
+    }
+}
+
+impl Routing {
+    /// Goes over to `topology`; connections to nodes that stay, stay.
+    fn follow(&mut self, topology: Arc<Topology>, redis: &Arc<Redis>, speaks: bool) {
+        let kept = |address: &Address| self.nodes.get(address).cloned();
+        self.nodes = topology
+            .nodes()
+            .map(|address| {
+                let node = kept(address).unwrap_or_else(|| {
+                    Arc::new(Node::start(redis.clone(), address.clone(), speaks))
+                });
+                (address.clone(), node)
+            })
+            .collect();
+        self.topology = topology;
+    }
+
+    /// The node of an address that may be new.
+    fn node(&mut self, address: &Address, redis: &Arc<Redis>) -> Arc<Node> {
+        let nodes = &mut self.nodes;
+        let new = || Arc::new(Node::start(redis.clone(), address.clone(), false));
+        nodes.entry(address.clone()).or_insert_with(new).clone()
+    }
+}
+
+fn read_certificates(tls: &Tls) -> Result<TlsCertificates, OpenError> {
+    let read = |path: &PathBuf| {
+        std::fs::read(path).map_err(|error| OpenError::File {
+            path: path.display().to_string(),
+            error,
+        })
+    };
+    let client = |certificate: &Certificate| {
+        Ok(redis::ClientTlsConfig {
+            client_cert: read(&certificate.cert)?,
+            client_key: read(&certificate.key)?,
+        })
+    };
+    Ok(TlsCertificates {
+        client_tls: tls.certificate.as_ref().map(client).transpose()?,
+        root_cert: tls.ca.as_ref().map(read).transpose()?,
+    })
+}

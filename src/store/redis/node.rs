@@ -1,0 +1,227 @@
+//! A connection to one node, kept up by a task of its own. Calls never wait for it: while it is down they fail at once.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Cmd, RedisError, Value};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tracing::{info, warn};
+
+use super::topology::Address;
+use super::{CallError, Redis};
+use crate::clock;
+
+/// Calls without an answer, one behind the other, after which no call waits for the node until it answers a ping.
+const SUSPECT_AFTER: u32 = 4;
+/// Between pings of a node that works.
+const PING_EVERY: Duration = Duration::from_secs(1);
+/// Between tries to connect: from the first to the last, doubled each time, each made longer by up to a half at random, so
+/// that many weirs do not come back at one moment.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+/// Calls that wait for one connection's turn to be written; those beyond wait within their own budget.
+const QUEUE: usize = 1024;
+
+/// How a node is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeHealth {
+    pub address: String,
+    pub up: bool,
+    /// Of the last ping.
+    pub latency: Duration,
+}
+
+/// A node and the task that keeps its connection.
+pub(super) struct Node {
+    pub address: Address,
+    state: Arc<State>,
+    task: JoinHandle<()>,
+}
+
+struct State {
+    /// `None` while calls are not to wait for it.
+    connection: Mutex<Option<MultiplexedConnection>>,
+    unanswered: AtomicU32,
+    /// Told when the connection is lost, or calls get no answers.
+    doubted: Notify,
+    /// Told when it is up again.
+    up: Notify,
+    latency_nanos: AtomicU64,
+}
+
+impl Node {
+    /// Begins to connect.
+    pub(super) fn start(redis: Arc<Redis>, address: Address, speaks: bool) -> Node {
+        let state = Arc::new(State {
+            connection: Mutex::new(None),
+            unanswered: AtomicU32::new(0),
+            doubted: Notify::new(),
+            up: Notify::new(),
+            latency_nanos: AtomicU64::new(0),
+        });
+        let task = tokio::spawn(keep(redis, address.clone(), state.clone(), speaks));
+        Node {
+            address,
+            state,
+            task,
+        }
+    }
+
+    /// Sends a command: its answer, or what the server has against it. With `asking` it is for a slot that is on its way
+    /// to this node.
+    pub(super) async fn send(
+        &self,
+        command: &Cmd,
+        asking: bool,
+        deadline: Instant,
+    ) -> Result<Result<Value, RedisError>, CallError> {
+        let connection = self.state.connection.lock().clone();
+        let mut connection = connection.ok_or(CallError::Down)?;
+        let exchange = async {
+            if asking {
+                let mut pair = redis::pipe();
+                pair.cmd("ASKING").ignore().add_command(command.clone());
+                let (value,) = pair.query_async::<(Value,)>(&mut connection).await?;
+                return Ok(value);
+            }
+            command.query_async::<Value>(&mut connection).await
+        };
+        let Ok(answer) = timeout_at(deadline, exchange).await else {
+            self.state.unanswered();
+            return Err(CallError::Timeout);
+        };
+        // A server's error is an answer, too.
+        self.state.unanswered.store(0, Ordering::Relaxed);
+        match answer {
+            Err(error) if error.is_unrecoverable_error() || error.is_io_error() => {
+                self.state.lost();
+                Err(CallError::Down)
+            }
+            answer => Ok(answer),
+        }
+    }
+
+    /// Waits for a node that may be new to be connected.
+    pub(super) async fn connected(&self, deadline: Instant) -> Result<(), CallError> {
+        let waiting = async {
+            loop {
+                let up = self.state.up.notified();
+                if self.is_up() {
+                    return;
+                }
+                up.await;
+            }
+        };
+        timeout_at(deadline, waiting)
+            .await
+            .map_err(|_| CallError::Timeout)
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.state.connection.lock().is_some()
+    }
+
+    pub(super) fn health(&self) -> NodeHealth {
+        NodeHealth {
+            address: self.address.to_string(),
+            up: self.is_up(),
+            latency: Duration::from_nanos(self.state.latency_nanos.load(Ordering::Relaxed)),
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Node({})", self.address)
+    }
+}
+
+impl State {
+    fn unanswered(&self) {
+        if self.unanswered.fetch_add(1, Ordering::Relaxed) + 1 == SUSPECT_AFTER {
+            self.lost();
+        }
+    }
+
+    fn lost(&self) {
+        if self.connection.lock().take().is_some() {
+            self.doubted.notify_one();
+        }
+    }
+
+    fn found(&self, connection: &MultiplexedConnection) {
+        self.unanswered.store(0, Ordering::Relaxed);
+        *self.connection.lock() = Some(connection.clone());
+        self.up.notify_waiters();
+    }
+}
+
+/// Connects for ever anew.
+async fn keep(redis: Arc<Redis>, address: Address, state: Arc<State>, speaks: bool) {
+    let (first, longest) = BACK_OFF;
+    let mut pause = first;
+    let mut told_down = false;
+    loop {
+        match connect(&redis, &address).await {
+            Ok(mut connection) => {
+                if speaks {
+                    info!(client = redis.name, node = %address, "redis node is connected");
+                }
+                (pause, told_down) = (first, false);
+                let lost = hold(&redis, &mut connection, &state).await;
+                state.lost();
+                if speaks {
+                    warn!(client = redis.name, node = %address, error = lost, "redis node is lost");
+                }
+            }
+            Err(error) if speaks && !told_down => {
+                told_down = true;
+                warn!(client = redis.name, node = %address, %error, "redis node cannot be reached; tried again");
+            }
+            Err(_) => {}
+        }
+        redis.suspect_topology();
+        sleep(pause.mul_f64(1.0 + fastrand::f64() / 2.0)).await;
+        pause = (pause * 2).min(longest);
+    }
+}
+
+async fn connect(redis: &Redis, address: &Address) -> Result<MultiplexedConnection, RedisError> {
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(redis.connect_timeout))
+        // Each call has its own.
+        .set_response_timeout(None)
+        .set_pipeline_buffer_size(QUEUE);
+    let client = redis.open(address)?;
+    client
+        .get_multiplexed_async_connection_with_config(&config)
+        .await
+}
+
+/// Pings the connection, now and then and whenever it is doubted, and lets calls use it while it answers. Says why it ended.
+async fn hold(redis: &Redis, connection: &mut MultiplexedConnection, state: &State) -> String {
+    let ping = redis::cmd("PING");
+    loop {
+        let began = clock::now();
+        match timeout(redis.connect_timeout, ping.query_async::<Value>(connection)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => return error.to_string(),
+            Err(_) => return format!("no answer within {:?}", redis.connect_timeout),
+        }
+        let latency = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        state.latency_nanos.store(latency, Ordering::Relaxed);
+        state.found(connection);
+        let _ = timeout(PING_EVERY, state.doubted.notified()).await;
+    }
+}

@@ -1,0 +1,303 @@
+//! Which node has which slot, and how that is found out: by `CLUSTER SLOTS`, by a sentinel, or by the file. One task of the
+//! process asks; connections follow.
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::{Cmd, RedisConnectionInfo, RedisError, Value};
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
+
+use super::Redis;
+use crate::config::redis::{Client, Endpoint, Mode};
+use crate::keys::SLOTS;
+
+/// Between looks at a cluster that gives no reason to look.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// Between looks at one that does, at least.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// In place of a node: no one has the slot.
+const NOBODY: u16 = u16::MAX;
+
+/// Where a node listens.
+pub type Address = Endpoint;
+
+impl Address {
+    fn new(host: &str, port: u16) -> Address {
+        Address {
+            host: host.to_owned(),
+            port,
+        }
+    }
+
+    /// `HOST:PORT`, as redirections have it; a node that does not know its own host leaves it out, and means the one that
+    /// it was `asked` by.
+    pub(super) fn parse(text: &str, asked: &str) -> Option<Address> {
+        let (host, port) = text.rsplit_once(':')?;
+        let host = if host.is_empty() { asked } else { host };
+        Some(Address::new(host, port.parse().ok()?))
+    }
+}
+
+/// Which node has which slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Topology {
+    nodes: Vec<Address>,
+    /// Of each slot an index into `nodes`, or [`NOBODY`].
+    owners: Vec<u16>,
+}
+
+impl Default for Topology {
+    /// Nobody has anything.
+    fn default() -> Topology {
+        Topology {
+            nodes: Vec::new(),
+            owners: vec![NOBODY; usize::from(SLOTS)],
+        }
+    }
+}
+
+impl Topology {
+    /// What is known before anyone is asked: where a single server is, and nothing of others.
+    pub(super) fn before_asking(settings: &Client) -> Topology {
+        match (&settings.mode, settings.endpoints.first()) {
+            (Mode::Single { .. }, Some(endpoint)) => Topology::of_one(endpoint.clone()),
+            (Mode::Single { .. } | Mode::Sentinel { .. } | Mode::Cluster, _) => Topology::default(),
+        }
+    }
+
+    fn of_one(address: Address) -> Topology {
+        Topology {
+            nodes: vec![address],
+            owners: vec![0; usize::from(SLOTS)],
+        }
+    }
+
+    pub(super) fn owner(&self, slot: u16) -> Option<&Address> {
+        let owner = self.owners.get(usize::from(slot))?;
+        self.nodes.get(usize::from(*owner))
+    }
+
+    /// Those that have slots.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = &Address> {
+        self.nodes.iter()
+    }
+
+    /// Whether every slot has an owner.
+    pub(super) fn is_whole(&self) -> bool {
+        !self.owners.contains(&NOBODY)
+    }
+
+    fn give(&mut self, slots: std::ops::RangeInclusive<u16>, address: Address) {
+        let known = self.nodes.iter().position(|node| *node == address);
+        let index = known.unwrap_or_else(|| {
+            self.nodes.push(address);
+            self.nodes.len() - 1
+        });
+        let index = u16::try_from(index).unwrap_or(NOBODY);
+        for slot in slots {
+            if let Some(owner) = self.owners.get_mut(usize::from(slot)) {
+                *owner = index;
+            }
+        }
+    }
+
+    /// From the answer to `CLUSTER SLOTS` of the node at `asked`: `[[from, to, [host, port, …], …], …]`.
+    fn from_slots(answer: &Value, asked: &str) -> Option<Topology> {
+        let mut topology = Topology::default();
+        for range in array(answer)? {
+            let [from, to, master, ..] = array(range)? else {
+                return None;
+            };
+            let [host, port, ..] = array(master)? else {
+                return None;
+            };
+            let host = text(host).filter(|host| !host.is_empty() && host != "?");
+            let address = Address::new(
+                host.as_deref().unwrap_or(asked),
+                u16::try_from(number(port)?).ok()?,
+            );
+            let (from, to) = (number(from)?, number(to)?);
+            topology.give(u16::try_from(from).ok()?..=u16::try_from(to).ok()?, address);
+        }
+        Some(topology)
+    }
+}
+
+impl Redis {
+    /// Keeps the map of slots right, for ever.
+    pub async fn keep_topology(self: Arc<Self>) -> Infallible {
+        let mut trouble = None;
+        loop {
+            match self.look().await {
+                Ok(topology) => {
+                    if trouble.take().is_some() {
+                        info!(client = self.name, "redis tells its topology again");
+                    }
+                    self.topology.send_if_modified(|known| {
+                        let changed = **known != topology;
+                        if changed {
+                            *known = Arc::new(topology);
+                        }
+                        changed
+                    });
+                }
+                Err(error) => {
+                    if trouble.as_ref() != Some(&error) {
+                        warn!(
+                            client = self.name,
+                            error, "redis tells no topology; asked again"
+                        );
+                        trouble = Some(error);
+                    }
+                    // There may be no one else who asks.
+                    self.suspect_topology();
+                }
+            }
+            sleep(LOOK_AGAIN).await;
+            let _ = timeout(LOOK_EVERY, self.stale.notified()).await;
+        }
+    }
+
+    /// Notes what a node said of one slot, until the whole is looked at again.
+    pub(super) fn moved(&self, slot: u16, to: &Address) {
+        self.topology.send_if_modified(|known| {
+            let moved = known.owner(slot) != Some(to);
+            if moved {
+                Arc::make_mut(known).give(slot..=slot, to.clone());
+            }
+            moved
+        });
+        self.suspect_topology();
+    }
+
+    async fn look(&self) -> Result<Topology, String> {
+        match &self.settings.mode {
+            Mode::Single { .. } => Ok(Topology::before_asking(&self.settings)),
+            Mode::Sentinel { master_name } => {
+                let mut ask = redis::cmd("SENTINEL");
+                ask.arg("GET-MASTER-ADDR-BY-NAME").arg(master_name);
+                let read = |answer: &Value, _: &str| {
+                    let [host, port] = array(answer)? else {
+                        return None;
+                    };
+                    let address = Address::new(&text(host)?, text(port)?.parse().ok()?);
+                    Some(Topology::of_one(address))
+                };
+                self.ask_one(self.settings.endpoints.clone(), &ask, read)
+                    .await
+            }
+            Mode::Cluster => {
+                let mut ask = redis::cmd("CLUSTER");
+                ask.arg("SLOTS");
+                // The file's may be gone by now.
+                let known = self.topology.borrow().clone();
+                let seeds = self.settings.endpoints.iter();
+                let candidates: BTreeSet<_> = known.nodes().chain(seeds).cloned().collect();
+                let candidates = candidates.into_iter().collect();
+                self.ask_one(candidates, &ask, Topology::from_slots).await
+            }
+        }
+    }
+
+    /// The first answer that can be read, from candidates asked in an order drawn anew each time, so that one that hangs is
+    /// not always first.
+    async fn ask_one(
+        &self,
+        mut candidates: Vec<Address>,
+        ask: &Cmd,
+        read: impl Fn(&Value, &str) -> Option<Topology>,
+    ) -> Result<Topology, String> {
+        fastrand::shuffle(&mut candidates);
+        let mut last = "no node is known".to_owned();
+        for candidate in candidates {
+            match timeout(self.connect_timeout, self.ask(&candidate, ask)).await {
+                Ok(Ok(answer)) => match read(&answer, &candidate.host) {
+                    Some(topology) => return Ok(topology),
+                    None => last = format!("{candidate} answers {answer:?}"),
+                },
+                Ok(Err(error)) => last = format!("{candidate}: {error}"),
+                Err(_) => {
+                    last = format!("{candidate}: no answer within {:?}", self.connect_timeout)
+                }
+            }
+        }
+        Err(last)
+    }
+
+    async fn ask(&self, address: &Address, command: &Cmd) -> Result<Value, RedisError> {
+        let client = match self.settings.mode {
+            // The credentials are those of the servers that the sentinels watch.
+            Mode::Sentinel { .. } => self.open_as(address, RedisConnectionInfo::default())?,
+            Mode::Single { .. } | Mode::Cluster => self.open(address)?,
+        };
+        let mut connection = client.get_multiplexed_async_connection().await?;
+        command.query_async(&mut connection).await
+    }
+}
+
+fn array(value: &Value) -> Option<&[Value]> {
+    match value {
+        Value::Array(values) => Some(values),
+        _ => None,
+    }
+}
+
+fn number(value: &Value) -> Option<i64> {
+    match value {
+        Value::Int(number) => Some(*number),
+        _ => None,
+    }
+}
+
+fn text(value: &Value) -> Option<String> {
+    redis::from_redis_value_ref(value).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(host: &str, port: i64) -> Value {
+        Value::Array(vec![
+            Value::BulkString(host.into()),
+            Value::Int(port),
+            Value::BulkString("id".into()),
+        ])
+    }
+
+    #[test]
+    fn slots_go_to_the_masters_that_the_cluster_names() {
+        let range = |from, to, master| {
+            let replica = node("replica", 1);
+            Value::Array(vec![Value::Int(from), Value::Int(to), master, replica])
+        };
+        let answer = Value::Array(vec![
+            range(0, 99, node("a", 6379)),
+            range(100, 16_382, node("", 6380)),
+        ]);
+        let topology = Topology::from_slots(&answer, "asked").unwrap();
+        let owner = |slot| topology.owner(slot).map(ToString::to_string);
+        assert_eq!(owner(0).as_deref(), Some("a:6379"));
+        assert_eq!(owner(99).as_deref(), Some("a:6379"));
+        assert_eq!(owner(100).as_deref(), Some("asked:6380"));
+        assert_eq!(owner(16_383), None);
+        assert!(!topology.is_whole());
+        assert_eq!(Topology::from_slots(&Value::Int(1), "asked"), None);
+    }
+
+    #[test]
+    fn redirections_name_an_address() {
+        let check = |text: &str, expected: Option<&str>| {
+            let address = Address::parse(text, "asked").map(|address| address.to_string());
+            assert_eq!(address.as_deref(), expected, "{text}");
+        };
+        check("10.0.0.1:6379", Some("10.0.0.1:6379"));
+        check(":6379", Some("asked:6379"));
+        check("::1:6379", Some("[::1]:6379"));
+        check("10.0.0.1", None);
+        check("10.0.0.1:66666", None);
+    }
+}
