@@ -44,6 +44,14 @@ fn main() -> anyhow::Result<()> {
             Ok(start.elapsed())
         };
         let scanned = user()?;
+        let start = clock::now();
+        let filter = Filter {
+            path_prefix: Some("/v2/".to_owned()),
+            ..Filter::default()
+        };
+        let found = Reader::open(&file)?.query(&filter)?.len();
+        anyhow::ensure!(found == 0, "{found} events of another path");
+        let by_path = start.elapsed();
         let tomorrow = now + Duration::from_secs(86_400);
         writer.append(&mut batches[..1], tomorrow)?;
         let start = clock::now();
@@ -55,7 +63,8 @@ fn main() -> anyhow::Result<()> {
         writeln!(
             out,
             "keyed {keyed}: append {row:?} a row of {size} B; verify {verified:?}; faults {}; \
-             day closed in {closed:?}, {closed_size} B a row; one user's events {scanned:?} before and {indexed:?} after",
+             day closed in {closed:?}, {closed_size} B a row; one user's events {scanned:?} before and {indexed:?} after; \
+             a path's {by_path:?}",
             report.faults.len()
         )?;
         drop(writer);

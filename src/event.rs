@@ -44,6 +44,7 @@ pub struct AuditEvent<T = String> {
     /// The status that the client was sent.
     pub status: u16,
     /// A UUIDv7.
+    #[serde(with = "whole")]
     pub id: [u8; 16],
     pub upstream: Option<T>,
     pub endpoint: Option<T>,
@@ -67,6 +68,23 @@ pub struct AuditEvent<T = String> {
     pub trace_id: Option<[u8; 16]>,
     /// The headers that the route captures: lower-case name and value.
     pub headers: Vec<(T, T)>,
+}
+
+/// Bytes as one piece, where serde would take each for itself.
+mod whole {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(id: &[u8; 16], to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_bytes(id)
+    }
+
+    pub(super) fn deserialize<'a, D: Deserializer<'a>>(from: D) -> Result<[u8; 16], D::Error> {
+        let bytes = <&[u8]>::deserialize(from)?;
+        let expected = &"16 bytes";
+        let wrong = |_| D::Error::invalid_length(bytes.len(), expected);
+        bytes.try_into().map_err(wrong)
+    }
 }
 
 #[derive(Debug, Error, PartialEq, Eq)]

@@ -337,7 +337,7 @@ fn text(bytes: &[u8]) -> Cow<'_, str> {
         Some(start) if bytes.len() > LONGEST => {
             Cow::Owned(String::from_utf8_lossy(start).into_owned() + "…")
         }
-        _ => String::from_utf8_lossy(bytes),
+        _ => str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed),
     }
 }
 

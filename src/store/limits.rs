@@ -68,33 +68,35 @@ impl Limits {
     /// When it holds another number of them.
     pub fn ask(&self, asks: &[Ask<'_>], now: Now, verdicts: &mut [Verdict]) -> bool {
         assert_eq!(verdicts.len(), asks.len(), "a verdict for each of asks");
+        if let ([ask], [verdict]) = (asks, &mut *verdicts) {
+            let mut shard = self.shards[ask.key.shard()].lock();
+            *verdict = check(&shard, ask, now);
+            if verdict.admitted {
+                take(&mut shard, ask, now);
+            }
+            return verdict.admitted || !ask.enforced;
+        }
         // Locks, since several counters must change together, or none. They are taken in the order of the shards, so that
         // two lanes never wait for each other; held for some tens of nanoseconds.
         let mut shards: SmallVec<[_; USUAL]> = asks.iter().map(|ask| ask.key.shard()).collect();
         shards.sort_unstable();
         shards.dedup();
-        let mut guards: SmallVec<[_; USUAL]> = shards
-            .iter()
-            .map(|shard| self.shards[*shard].lock())
-            .collect();
-        let guard_of = |key: Key| {
-            let shard = key.shard();
+        let lock = |shard: &usize| self.shards[*shard].lock();
+        let mut guards: SmallVec<[_; USUAL]> = shards.iter().map(lock).collect();
+        let guard_of = |ask: &Ask<'_>| {
+            let shard = ask.key.shard();
             let place = shards.iter().position(|other| *other == shard);
             place.expect("each ask's shard was locked above")
         };
         let mut admitted = true;
-        for (index, ask) in asks.iter().enumerate() {
-            let shard = &guards[guard_of(ask.key)];
-            let state = shard.get(ask.key).copied().unwrap_or_default();
-            verdicts[index] = limit::check(ask.rule, &state, ask.cost, now);
-            admitted &= verdicts[index].admitted || !ask.enforced;
+        for (ask, verdict) in asks.iter().zip(&mut *verdicts) {
+            *verdict = check(&guards[guard_of(ask)], ask, now);
+            admitted &= verdict.admitted || !ask.enforced;
         }
         if admitted {
             let charged = asks.iter().zip(&*verdicts);
             for (ask, _) in charged.filter(|(_, verdict)| verdict.admitted) {
-                let shard = &mut guards[guard_of(ask.key)];
-                let held = matches!(ask.rule, Rule::Concurrency { .. });
-                limit::take(ask.rule, shard.touch(ask.key, held), ask.cost, now);
+                take(&mut guards[guard_of(ask)], ask, now);
             }
         }
         admitted
@@ -113,8 +115,7 @@ impl Limits {
     /// What a request of no cost would be told; changes nothing, not even which key was used last.
     pub fn peek(&self, key: Key, rule: &Rule, now: Now) -> Verdict {
         let shard = self.shards[key.shard()].lock();
-        let state = shard.get(key).copied().unwrap_or_default();
-        limit::check(rule, &state, 0, now)
+        limit::check(rule, &state(&shard, key), 0, now)
     }
 
     /// Forgets what was counted for a key; whether there was anything.
@@ -200,6 +201,19 @@ impl KeyBuilder {
     pub fn finish(self) -> Key {
         Key(self.0.finish128().as_u128())
     }
+}
+
+fn check(shard: &Shard<State>, ask: &Ask<'_>, now: Now) -> Verdict {
+    limit::check(ask.rule, &state(shard, ask.key), ask.cost, now)
+}
+
+fn take(shard: &mut Shard<State>, ask: &Ask<'_>, now: Now) {
+    let held = matches!(ask.rule, Rule::Concurrency { .. });
+    limit::take(ask.rule, shard.touch(ask.key, held), ask.cost, now);
+}
+
+fn state(shard: &Shard<State>, key: Key) -> State {
+    shard.get(key).copied().unwrap_or_default()
 }
 
 #[cfg(test)]
