@@ -55,9 +55,9 @@ impl Keys {
         format!("{}:o:{{overrides}}", self.prefix)
     }
 
-    /// Where it is said that overrides have changed.
-    pub fn overrides_changed(&self) -> String {
-        format!("{}:overrides", self.prefix)
+    /// The channel on which processes are told what operators did to limits.
+    pub fn limits_channel(&self) -> String {
+        format!("{}:limits", self.prefix)
     }
 }
 

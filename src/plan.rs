@@ -1,22 +1,24 @@
 //! A configuration made live: what all lanes and the admin port share. A reload makes a new plan; requests in flight end
 //! with the one that they began with.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use crate::audit::Recorder;
-use crate::config::limits::{Accuracy, Limit, Mode};
+use crate::config::limits::{Accuracy, Limit, Mode, Rule};
 use crate::config::{self, Config, Route, Upstream};
 use crate::intern::intern;
+use crate::policy::lease::Terms;
 use crate::policy::routes::Index;
 use crate::policy::session;
 use crate::store::breakers::LiveBreaker;
 use crate::store::fleet::{Fleet, FleetConnections};
-use crate::store::leases::{Leases, Sharing};
-use crate::store::limits::{LimitKeys, Limits};
+use crate::store::leases::{self, Leases, Sharing};
+use crate::store::limits::{Key, LimitKeys, Limits};
 use crate::store::sessions::{LiveSessions, Sessions};
-use crate::store::slots::Slots;
+use crate::store::slots::{self, Slots};
 use crate::telemetry::metrics::{BreakerMetrics, LimitMetrics, Metrics, RouteMetrics};
 
 /// What all lanes share.
@@ -62,6 +64,13 @@ pub struct SharedLimits {
     pub leases: Arc<Leases>,
     /// Of concurrency limits.
     pub slots: Arc<Slots>,
+}
+
+/// What is asked of a shared limit.
+pub enum SharedAsk<'a> {
+    Tokens(leases::Ask<'a>),
+    /// Of a concurrency limit.
+    Slots(slots::Ask<'a>),
 }
 
 /// The configuration's names as events carry them.
@@ -247,6 +256,59 @@ impl Plan {
         if let Some(shared) = &self.shared_limits {
             tokio::spawn(shared.slots.clone().keep(redis.rate_limit.clone()));
         }
+    }
+
+    /// What is asked of a shared limit, by its index, for a key of these parts; `None` where nothing is shared.
+    ///
+    /// # Panics
+    /// Without a rule.
+    pub fn shared_ask<'a>(
+        &'a self,
+        limit_index: usize,
+        parts: &'a [Cow<'a, [u8]>],
+        rules: &'a [Rule],
+        cost: u64,
+    ) -> Option<SharedAsk<'a>> {
+        let fleet = self.fleet.as_ref()?;
+        let Limit {
+            name,
+            accuracy,
+            hold_ttl,
+            ..
+        } = &self.config.limits[limit_index];
+        let key = self.shared_key(limit_index, parts, rules);
+        if let Rule::Concurrency { limit: slots } = rules[0] {
+            return Some(SharedAsk::Slots(slots::Ask {
+                key,
+                limit: name,
+                parts,
+                slots,
+                cost,
+                hold_ttl: *hold_ttl,
+            }));
+        }
+        let lease = self.config.limit_defaults.lease;
+        Some(SharedAsk::Tokens(leases::Ask {
+            key,
+            limit: name,
+            parts,
+            rules,
+            cost,
+            terms: Terms {
+                ttl: lease.ttl,
+                // One process alone may as well have all there is.
+                share: lease.max_share.max(1.0 / fleet.alive().max(1) as f64),
+                strict: *accuracy == Accuracy::Strict,
+                patience: fleet.rate_limit.timeout,
+            },
+        }))
+    }
+
+    /// All rules of a limit lie together.
+    fn shared_key(&self, limit_index: usize, parts: &[Cow<'_, [u8]>], rules: &[Rule]) -> Key {
+        let mut key = self.limit_keys[limit_index].of_rule(0, &rules[0]);
+        parts.iter().for_each(|part| key.part(part));
+        key.finish()
     }
 
     /// Whether processes have the limit in common.

@@ -32,6 +32,7 @@ use tokio::sync::watch;
 use crate::config::show;
 use crate::plan::Plan;
 use crate::store::fleet::FleetConnections;
+use crate::store::redis::CallError;
 use health::Health;
 
 /// The largest body that a call takes, in bytes.
@@ -82,6 +83,12 @@ impl Problem {
 
     fn not_found(detail: impl Into<String>) -> Problem {
         Problem::new(StatusCode::NOT_FOUND, detail)
+    }
+
+    /// What was asked for could not be done, and was not.
+    fn redis(error: &CallError) -> Problem {
+        let detail = format!("{error}: nothing was changed; try again");
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
     }
 
     fn method(allow: &'static str) -> Problem {
@@ -162,7 +169,7 @@ async fn answer(admin: &Admin, request: Request<Incoming>, metrics_alone: bool) 
                     "send a body as \"Content-Type: application/json\"",
                 ));
             }
-            v1(&plan, method, rest, query, &body)
+            v1(admin, &plan, method, rest, query, &body).await
         }
         _ => Err(Problem::not_found(
             "known here: /metrics /live /ready /health /v1/config /v1/limits /v1/breakers /v1/sessions",
@@ -170,13 +177,22 @@ async fn answer(admin: &Admin, request: Request<Incoming>, metrics_alone: bool) 
     }
 }
 
-fn v1(plan: &Plan, method: &Method, path: &[&str], query: &str, body: &[u8]) -> Answer {
+async fn v1(
+    admin: &Admin,
+    plan: &Plan,
+    method: &Method,
+    path: &[&str],
+    query: &str,
+    body: &[u8],
+) -> Answer {
     match path {
         ["config"] => match *method {
             Method::GET => Ok(Reply::Json(show::json(&plan.config))),
             _ => Err(Problem::method("GET")),
         },
-        ["limits", rest @ ..] => limits::answer(plan, method, rest, query, body),
+        ["limits", rest @ ..] => {
+            limits::answer(plan, admin.redis.as_ref(), method, rest, query, body).await
+        }
         ["breakers", rest @ ..] => breakers::answer(plan, method, rest),
         ["sessions", rest @ ..] => sessions::answer(plan, method, rest, query, body),
         _ => Err(Problem::not_found(

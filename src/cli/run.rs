@@ -117,6 +117,9 @@ async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> 
         health,
     });
     tokio::spawn(worker::sessions::sweep(state.plan.clone()));
+    if let (Some(fleet), Some(redis)) = (state.plan.borrow().fleet.clone(), state.redis.clone()) {
+        tokio::spawn(worker::limits::follow(state.plan.clone(), fleet, redis));
+    }
     let last_plan = state.plan.clone();
     tokio::spawn(admin::serve(admin, state.clone()));
     if let Some(metrics) = metrics {

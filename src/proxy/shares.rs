@@ -10,14 +10,12 @@ use super::quota::{Facts, Parts, Quota, Said, cost, rules_for};
 use super::record::Record;
 use super::reply::Rejection;
 use crate::clock;
-use crate::config;
-use crate::config::limits::{Accuracy, Limit, Mode, OnLoss, Rule};
-use crate::plan::Plan;
-use crate::policy::lease::{RuleView, Terms};
+use crate::config::limits::{Limit, Mode, OnLoss, Rule};
+use crate::plan::{Plan, SharedAsk};
+use crate::policy::lease::RuleView;
 use crate::policy::limit::{self, Now, Verdict};
-use crate::store::fleet::{Fleet, FleetConnections};
+use crate::store::fleet::FleetConnections;
 use crate::store::leases::{self, Decision, Leases};
-use crate::store::slots;
 
 /// A shared limit that a request meets.
 struct Met<'a> {
@@ -26,40 +24,6 @@ struct Met<'a> {
     parts: Parts<'a>,
     /// All of one kind; a concurrency limit has one.
     rules: SmallVec<[Rule; 1]>,
-}
-
-/// What is asked about it.
-enum Asked<'a> {
-    Tokens(leases::Ask<'a>),
-    Slots(slots::Ask<'a>),
-}
-
-impl Met<'_> {
-    fn ask(&self, plan: &Plan, fleet: &Fleet, facts: &Facts<'_>) -> Asked<'_> {
-        let mut key = plan.limit_keys[self.limit_index].of_rule(0, &self.rules[0]);
-        self.parts.iter().for_each(|part| key.part(part));
-        let (key, cost) = (key.finish(), cost(self.limit, facts));
-        match self.rules[0] {
-            Rule::Concurrency { limit: slots } => Asked::Slots(slots::Ask {
-                key,
-                limit: &self.limit.name,
-                parts: &self.parts,
-                slots,
-                cost,
-                hold_ttl: self.limit.hold_ttl,
-            }),
-            Rule::TokenBucket { .. } | Rule::SlidingWindow { .. } | Rule::FixedWindow { .. } => {
-                Asked::Tokens(leases::Ask {
-                    key,
-                    limit: &self.limit.name,
-                    parts: &self.parts,
-                    rules: &self.rules,
-                    cost,
-                    terms: terms(fleet, plan.config.limit_defaults.lease, self.limit),
-                })
-            }
-        }
-    }
 }
 
 impl Quota<'_> {
@@ -82,11 +46,14 @@ impl Quota<'_> {
             return Ok(());
         }
         let redis = &redis.rate_limit;
-        let asks = met.iter().map(|met| met.ask(plan, fleet, facts));
-        let asks: SmallVec<[Asked<'_>; 2]> = asks.collect();
-        let decide = |ask: &Asked<'_>| match ask {
-            Asked::Tokens(ask) => shared.leases.decide(redis, ask, now.mono),
-            Asked::Slots(_) => None,
+        let asks = met.iter().filter_map(|met| {
+            let cost = cost(met.limit, facts);
+            plan.shared_ask(met.limit_index, &met.parts, &met.rules, cost)
+        });
+        let asks: SmallVec<[SharedAsk<'_>; 2]> = asks.collect();
+        let decide = |ask: &SharedAsk<'_>| match ask {
+            SharedAsk::Tokens(ask) => shared.leases.decide(redis, ask, now.mono),
+            SharedAsk::Slots(_) => None,
         };
         let mut decisions: SmallVec<[Option<Decision>; 2]> = asks.iter().map(decide).collect();
         // Of what is known once all have answered.
@@ -96,8 +63,8 @@ impl Quota<'_> {
             let open = open.filter(|(decision, _)| decision.is_none());
             let answered = open.map(|(decision, ask)| async {
                 *decision = Some(match ask {
-                    Asked::Tokens(ask) => shared.leases.ask(redis, ask).await,
-                    Asked::Slots(ask) => shared.slots.take(redis, ask).await,
+                    SharedAsk::Tokens(ask) => shared.leases.ask(redis, ask).await,
+                    SharedAsk::Slots(ask) => shared.slots.take(redis, ask).await,
                 });
             });
             join_all(answered).await;
@@ -114,8 +81,8 @@ impl Quota<'_> {
                 Decision::Admitted => {
                     sharing.answered(now.mono);
                     match ask {
-                        Asked::Tokens(ask) => self.taken.push((ask.key, ask.cost)),
-                        Asked::Slots(ask) => self.slots.push((ask.key, ask.cost)),
+                        SharedAsk::Tokens(ask) => self.taken.push((ask.key, ask.cost)),
+                        SharedAsk::Slots(ask) => self.slots.push((ask.key, ask.cost)),
                     }
                 }
                 Decision::Refused { .. } => {
@@ -139,8 +106,10 @@ impl Quota<'_> {
                 }
             }
             let verdicts = match ask {
-                Asked::Tokens(ask) => verdicts(&shared.leases, ask, decision, told_at),
-                Asked::Slots(ask) => [shared.slots.verdict(ask, decision)].into_iter().collect(),
+                SharedAsk::Tokens(ask) => verdicts(&shared.leases, ask, decision, told_at),
+                SharedAsk::Slots(ask) => {
+                    [shared.slots.verdict(ask, decision)].into_iter().collect()
+                }
             };
             let of_rules = met.rules.iter().zip(verdicts);
             said.extend(of_rules.map(|(rule, verdict)| Said {
@@ -188,17 +157,6 @@ fn meet<'a, 'p: 'a>(
         }
     }
     Ok(met)
-}
-
-/// How the limit is asked about.
-pub(super) fn terms(fleet: &Fleet, lease: config::limits::Lease, limit: &Limit) -> Terms {
-    Terms {
-        ttl: lease.ttl,
-        // One process alone may as well have all there is.
-        share: lease.max_share.max(1.0 / fleet.alive().max(1) as f64),
-        strict: limit.accuracy == Accuracy::Strict,
-        patience: fleet.rate_limit.timeout,
-    }
 }
 
 /// What each rule says, as far as it is known here.

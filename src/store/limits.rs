@@ -142,6 +142,11 @@ impl Limits {
         before.contains_key(&place)
     }
 
+    /// Puts all overrides in place of those that are set.
+    pub fn replace_overrides(&self, overrides: BTreeMap<(String, String), Override>) {
+        self.overrides.store(Arc::new(overrides));
+    }
+
     /// How many keys are held.
     pub fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().len()).sum()

@@ -9,6 +9,7 @@ pub mod grants;
 pub mod leases;
 pub mod limits;
 pub mod links;
+pub mod overrides;
 pub mod redis;
 pub mod sessions;
 pub mod slots;

@@ -142,6 +142,16 @@ impl Slots {
         }
     }
 
+    /// Forgets what Redis has of a key; whether there was anything. Requests that hold slots tell it again.
+    pub async fn reset(&self, redis: &Connections, ask: &Ask<'_>) -> Result<bool, CallError> {
+        let tag = LimitTag::new(ask.limit, ask.parts.iter().map(AsRef::as_ref));
+        let deleted = redis.delete(&[&self.fleet.keys.slots(tag)]).await?;
+        if let Some(held) = self.part(ask.key).slots.lock().get_mut(ask.key) {
+            held.unsure = true;
+        }
+        Ok(deleted > 0)
+    }
+
     /// Keeps Redis up to date about the slots of this process, for ever.
     pub async fn keep(self: Arc<Self>, redis: Arc<Connections>) -> Infallible {
         loop {

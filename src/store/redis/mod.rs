@@ -263,6 +263,16 @@ impl Connections {
         }
     }
 
+    /// Says something on a channel.
+    pub async fn publish(&self, channel: &str, payload: &str) -> Result<(), CallError> {
+        let mut command = redis::cmd("PUBLISH");
+        command.arg(channel).arg(payload);
+        let again = || command.clone();
+        self.send(self.redis.timeout, &[channel], command.clone(), again)
+            .await
+            .map(drop)
+    }
+
     async fn send(
         &self,
         budget: Duration,
