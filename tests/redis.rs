@@ -15,7 +15,7 @@ use harness::calls::{Call, Load, Tally, add, on_a_lane};
 use harness::redis::{Certificates, Cluster, Sentinels, Server, key_prefix};
 use harness::{DEADLINE, eventually};
 use weir::keys;
-use weir::store::redis::CallError;
+use weir::store::redis::{CallError, Script};
 
 /// Longer than the budget that a call may last, for timers and the call's own work.
 const GRACE: Duration = Duration::from_millis(5);
@@ -180,6 +180,7 @@ fn a_killed_master_fails_its_own_calls_alone() {
         "its own: {tally:?}, back after {:?}, {behind:?} behind the election",
         back - killed
     );
+    assert!(behind < Duration::from_secs(1), "{behind:?}");
     // The kernel says at once that the connection is gone.
     assert_eq!(tally.timed_out, 0, "{tally:?}");
     assert!(tally.down > 100, "{tally:?}");
@@ -260,6 +261,38 @@ fn a_paused_master_is_waited_for_by_few() {
         let clients = || node.cli(&["CLIENT", "LIST", "TYPE", "normal"]);
         eventually(|| clients().text().lines().count() <= 2);
     }
+}
+
+#[test]
+fn a_script_that_fails_is_no_reason_to_look_at_the_cluster() {
+    let cluster = Cluster::start();
+    on_a_lane(&cluster.yaml("t"), async |redis| {
+        assert!(redis.ready(DEADLINE).await);
+        let looks = || {
+            let stats = cluster.nodes.iter().map(|node| {
+                let stats = node.cli(&["INFO", "commandstats"]);
+                let line = stats
+                    .text()
+                    .lines()
+                    .find(|line| line.contains("cluster|slots:"));
+                let calls = line.and_then(|line| line.split("calls=").nth(1)?.split(',').next());
+                calls.map_or(0, |calls| calls.parse::<usize>().unwrap())
+            });
+            stats.sum::<usize>()
+        };
+        let before = looks();
+        let script = Script::new("return redis.error_reply('ERR no')");
+        let mut refused = 0;
+        let began = now();
+        while began.elapsed() < Duration::from_secs(1) {
+            let answer = redis.run(&script, &["any"], &[]).await;
+            assert!(matches!(answer, Err(CallError::Refused(_))), "{answer:?}");
+            refused += 1;
+        }
+        let looks = looks() - before;
+        println!("{refused} scripts failed, {looks} looks at the cluster");
+        assert!(looks <= 2);
+    });
 }
 
 #[test]

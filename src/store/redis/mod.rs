@@ -246,6 +246,10 @@ impl Connections {
         let answer = self
             .attempts(slot, script, keys, args, Instant::now() + budget)
             .await;
+        if answer == Err(CallError::Down) {
+            // Another node may have taken over.
+            self.redis.suspect_topology();
+        }
         self.redis.count(&answer, began.elapsed());
         answer
     }
@@ -289,8 +293,10 @@ impl Connections {
                     redirected = Some((to, !moved));
                 }
                 ErrorKind::Server(ServerErrorKind::TryAgain) => sleep(TRY_AGAIN).await,
-                _ => {
-                    self.redis.suspect_topology();
+                kind => {
+                    if is_about_topology(kind) {
+                        self.redis.suspect_topology();
+                    }
                     return Err(CallError::Refused(error.to_string()));
                 }
             }
@@ -363,6 +369,19 @@ impl Routing {
         let new = || Arc::new(Node::start(redis.clone(), address.clone(), false));
         nodes.entry(address.clone()).or_insert_with(new).clone()
     }
+}
+
+/// Whether a node that says so may not be the one to ask.
+fn is_about_topology(error: ErrorKind) -> bool {
+    matches!(
+        error,
+        ErrorKind::Server(
+            ServerErrorKind::ReadOnly
+                | ServerErrorKind::ClusterDown
+                | ServerErrorKind::MasterDown
+                | ServerErrorKind::BusyLoading
+        )
+    )
 }
 
 fn read_certificates(tls: &Tls) -> Result<TlsCertificates, OpenError> {
