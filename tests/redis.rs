@@ -8,10 +8,12 @@
 
 mod harness;
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use harness::calls::{Call, Load, Tally, add, on_a_lane};
+use harness::raw::SlowNetwork;
 use harness::redis::{Certificates, Cluster, Sentinels, Server, key_prefix};
 use harness::{DEADLINE, eventually};
 use weir::keys;
@@ -293,6 +295,55 @@ fn a_script_that_fails_is_no_reason_to_look_at_the_cluster() {
         println!("{refused} scripts failed, {looks} looks at the cluster");
         assert!(looks <= 2);
     });
+}
+
+#[test]
+fn a_slot_on_its_way_to_a_dead_node_is_not_waited_for() {
+    let cluster = Cluster::start();
+    let slot = keys::slot(b"gone");
+    let from = cluster.master_of(slot);
+    let to = (0..3).find(|other| *other != from).unwrap();
+    cluster.open_slot(slot, to);
+    cluster.kill(to);
+    on_a_lane(&cluster.yaml("t"), async |redis| {
+        redis.ready(Duration::from_millis(300)).await;
+        let mut answers = Vec::new();
+        for n in 0..50 {
+            let began = now();
+            answers.push((add(&redis, &format!("{{gone}}{n}")).await, began.elapsed()));
+        }
+        // The first one may wait for the connection, as it is new.
+        let waited = answers
+            .iter()
+            .filter(|(answer, _)| *answer == Err(CallError::Timeout));
+        let waited = waited.count();
+        println!("50 calls asked of a dead node: {waited} waited");
+        assert!(waited <= 1, "{answers:?}");
+        let down = answers
+            .iter()
+            .filter(|(answer, _)| *answer == Err(CallError::Down));
+        assert_eq!(down.count() + waited, 50, "{answers:?}");
+    });
+}
+
+#[test]
+fn a_server_that_is_too_slow_is_not_waited_for() {
+    let server = Server::single();
+    let network = SlowNetwork::to(server.address());
+    let yaml = server.yaml("t").replace(
+        &server.port.to_string(),
+        &network.address.port().to_string(),
+    );
+    let load = Load::start(&yaml, some_keys());
+    let slow = now();
+    network.late.store(60, Ordering::Relaxed);
+    load.until(|calls| calls.len() > 1500);
+    let calls = load.since(slow);
+    within_budget("answers 60 ms late", &load, &calls);
+    let tally = Tally::of(&calls);
+    assert!(tally.timed_out <= 32, "{tally:?}");
+    network.late.store(0, Ordering::Relaxed);
+    load.until(|calls| calls.len() > 100 && Tally::of(&calls[calls.len() - 100..]).failed() == 0);
 }
 
 #[test]

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use redis::io::tcp::TcpSettings;
 use redis::{
     ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo as _, RedisConnectionInfo,
     RedisError, ServerErrorKind, TlsCertificates,
@@ -140,7 +141,12 @@ impl Redis {
         } else {
             ConnectionAddr::Tcp(host, port)
         };
-        let info: ConnectionInfo = place.into_connection_info()?.set_redis_settings(who);
+        // A small call is sent at once, whether or not the one before it was acknowledged.
+        let tcp = TcpSettings::default().set_nodelay(true);
+        let info: ConnectionInfo = place
+            .into_connection_info()?
+            .set_redis_settings(who)
+            .set_tcp_settings(tcp);
         match &self.certificates {
             Some(certificates) => redis::Client::build_with_tls(info, certificates.clone()),
             None => redis::Client::open(info),
