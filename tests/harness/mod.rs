@@ -6,6 +6,7 @@
     reason = "each test file is a crate and uses the part that it needs"
 )]
 
+pub mod calls;
 pub mod process;
 pub mod raw;
 pub mod redis;
