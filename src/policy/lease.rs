@@ -224,11 +224,10 @@ impl Lease {
         if now.saturating_sub(self.sized_at) > terms.ttl * FORGOTTEN {
             (self.size, self.spent, self.hunger) = (0, 0, 0);
         }
-        // Demand is what was spent; a lease that was not enough asks for twice as much.
-        let likely = match self.held() == 0 && self.spent >= self.size {
-            true => self.size.saturating_mul(2),
-            false => self.spent.saturating_add(self.spent / 4),
-        };
+        // As much as is spent in the life of a token at the pace so far; a lease grows fourfold at a time, at most.
+        let span = now.saturating_sub(self.sized_at).max(terms.ttl / 64);
+        let pace = self.spent as f64 * terms.ttl.as_secs_f64() / span.as_secs_f64();
+        let likely = ((pace * 1.25) as u64).min(self.size.saturating_mul(4));
         let want = if terms.strict { need } else { need.max(likely) };
         let back = std::mem::take(&mut self.unspent);
         self.asking_until = now + terms.patience;
