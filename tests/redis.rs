@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use harness::calls::{Call, Load, Tally, add, on_a_lane};
+use harness::calls::{Call, Ear, Load, Tally, add, on_a_lane, soon};
 use harness::raw::SlowNetwork;
 use harness::redis::{Certificates, Cluster, Sentinels, Server, key_prefix};
 use harness::{DEADLINE, eventually};
@@ -263,6 +263,54 @@ fn a_paused_master_is_waited_for_by_few() {
         let clients = || node.cli(&["CLIENT", "LIST", "TYPE", "normal"]);
         eventually(|| clients().text().lines().count() <= 2);
     }
+}
+
+#[test]
+fn messages_are_heard_from_every_node_whichever_dies() {
+    let cluster = Cluster::start();
+    on_a_lane(&cluster.yaml("t"), async |redis| {
+        let ear = Ear::on(&redis, "c");
+        let told_by_all = async |round: &str| {
+            for (n, node) in cluster.nodes.iter().enumerate() {
+                let message = format!("{round}, said by {n}");
+                if node.runs() {
+                    node.cli(&["PUBLISH", "c", &message]);
+                    soon(|| ear.heard(&message) == 1).await;
+                }
+            }
+        };
+        let listens = |node: &Server| node.cli(&["PUBSUB", "NUMSUB", "c"]).list()[1].int() > 0;
+        let listened_to = || cluster.nodes.iter().position(listens).unwrap();
+        soon(|| ear.begins() == 1).await;
+        told_by_all("at first").await;
+
+        // A master that becomes a replica still hears, and one that leaves the cluster does not. Both have no slots.
+        let (deposed, keys, began) = (listened_to(), some_keys(), now());
+        cluster.cli(cluster.replica_of(deposed), &["CLUSTER", "FAILOVER"]);
+        while ear.begins() == 1 {
+            // Calls find out.
+            join_all(keys.iter().map(|key| add(&redis, key))).await;
+            assert!(began.elapsed() < DEADLINE);
+        }
+        println!("deposed: another is heard after {:?}", began.elapsed());
+        told_by_all("deposed").await;
+        cluster.wait_until_whole();
+
+        let (dead, began) = (listened_to(), now());
+        cluster.kill(dead);
+        soon(|| ear.begins() == 3).await;
+        println!("killed: another is heard after {:?}", began.elapsed());
+        told_by_all("killed").await;
+        cluster.restart(dead);
+        cluster.wait_until_whole();
+
+        let (hung, began) = (listened_to(), now());
+        cluster.pause(hung);
+        soon(|| ear.begins() == 4).await;
+        println!("paused: another is heard after {:?}", began.elapsed());
+        cluster.cli(cluster.replica_of(hung), &["PUBLISH", "c", "paused"]);
+        soon(|| ear.heard("paused") == 1).await;
+    });
 }
 
 #[test]

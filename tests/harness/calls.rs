@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use weir::config::check;
 use weir::store::fleet::Fleet;
-use weir::store::redis::{Arg, CallError, Connections, NodeHealth, Redis, Script, Value};
+use weir::store::redis::{Arg, CallError, Connections, Heard, NodeHealth, Redis, Script, Value};
 use weir::telemetry::metrics::Metrics;
 
 use super::{DEADLINE, eventually};
@@ -49,6 +49,50 @@ pub async fn add(redis: &Connections, key: &str) -> Result<i64, CallError> {
     match redis.run(&script, &[key], &[Arg::Int(1)]).await? {
         Value::Int(sum) => Ok(sum),
         other => panic!("{other:?}"),
+    }
+}
+
+/// All that one listener was told.
+#[derive(Clone, Default)]
+pub struct Ear(Arc<Mutex<Vec<Heard>>>);
+
+impl Ear {
+    /// Listens to a channel until the runtime ends.
+    pub fn on(redis: &Connections, channel: &str) -> Ear {
+        let ear = Ear::default();
+        let told = ear.0.clone();
+        let hear = move |heard| told.lock().unwrap().push(heard);
+        let listener = redis
+            .client()
+            .clone()
+            .listen(vec![channel.to_owned()], hear);
+        tokio::spawn(listener);
+        ear
+    }
+
+    /// How often it began to listen.
+    pub fn begins(&self) -> usize {
+        let heard = self.0.lock().unwrap();
+        heard
+            .iter()
+            .filter(|heard| **heard == Heard::Listening)
+            .count()
+    }
+
+    /// How often it heard this.
+    pub fn heard(&self, text: &str) -> usize {
+        let is = |heard: &&Heard| matches!(heard, Heard::Message { payload, .. } if payload == text.as_bytes());
+        self.0.lock().unwrap().iter().filter(is).count()
+    }
+}
+
+/// Waits for it beside what else the lane does.
+#[expect(clippy::disallowed_methods, reason = "a bound on time")]
+pub async fn soon(mut yes: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !yes() {
+        assert!(began.elapsed() < DEADLINE, "it did not happen");
+        tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 
