@@ -296,8 +296,7 @@ impl Plan {
             cost,
             terms: Terms {
                 ttl: lease.ttl,
-                // One process alone may as well have all there is.
-                share: lease.max_share.max(1.0 / fleet.alive().max(1) as f64),
+                share: lease.max_share,
                 strict: *accuracy == Accuracy::Strict,
                 patience: fleet.rate_limit.timeout,
             },
