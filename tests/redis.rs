@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use harness::calls::{Call, Ear, Load, Tally, add, on_a_lane, soon};
+use harness::process::{Running, file};
 use harness::raw::SlowNetwork;
 use harness::redis::{Certificates, Cluster, Sentinels, Server, key_prefix};
 use harness::{DEADLINE, eventually};
@@ -501,13 +502,35 @@ fn passwords_and_users_are_shown() {
 #[test]
 fn tls_believes_the_authority_it_is_told() {
     let (ours, other) = (Certificates::make(), Certificates::make());
-    let server = ours.server();
-    let yaml = |authority: &Certificates| {
+    let server = ours.server(false);
+    let yaml = |server: &Server, authority: &Certificates, more: &str| {
         let (port, ca) = (server.second_port, authority.path("ca.pem"));
-        format!("redis: {{urls: 'rediss://127.0.0.1:{port}', tls: {{ca: '{ca}'}}}}\n")
+        format!("redis: {{urls: 'rediss://127.0.0.1:{port}', tls: {{ca: '{ca}'{more}}}}}\n")
     };
-    assert!(works(&yaml(&ours)));
-    assert_eq!(refused(&yaml(&other)), CallError::Down);
+    assert!(works(&yaml(&server, &ours, "")));
+    assert_eq!(refused(&yaml(&server, &other, "")), CallError::Down);
+
+    let asks = ours.server(true);
+    let shown = |by: &Certificates| {
+        let (cert, key) = (by.path("server.pem"), by.path("server.key"));
+        format!(", certificate: {{cert: '{cert}', key: '{key}'}}")
+    };
+    assert!(works(&yaml(&asks, &ours, &shown(&ours))));
+    assert_eq!(refused(&yaml(&asks, &ours, "")), CallError::Down);
+    let stranger = yaml(&asks, &ours, &shown(&other));
+    assert_eq!(refused(&stranger), CallError::Down);
+
+    // As in an image that has no public authorities.
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\nadmin: {{address: 127.0.0.1:0}}\n{}",
+        yaml(&server, &ours, "")
+    ));
+    let running = Running::start_in(config.path(), &[("SSL_CERT_FILE", "/none")]);
+    eventually(|| {
+        let health = running.admin().get("/health").body;
+        let health: serde_json::Value = serde_json::from_str(&health).unwrap();
+        health["checks"]["redis_main"]["status"] == "ok"
+    });
 }
 
 #[test]
