@@ -117,7 +117,7 @@ fn a_process_whose_clock_is_ahead_keeps_the_same_windows() {
     ] {
         let config = config(&echo, limit, &redis);
         let right = Running::start(config.path());
-        let ahead = Running::start_with(
+        let ahead = Running::start_in(
             config.path(),
             &[
                 ("LD_PRELOAD", &library),

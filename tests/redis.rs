@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use harness::calls::{Call, Ear, Load, Tally, add, on_a_lane, soon};
+use harness::process::{Running, file};
 use harness::raw::SlowNetwork;
 use harness::redis::{Certificates, Cluster, Sentinels, Server, key_prefix};
 use harness::{DEADLINE, eventually};
@@ -21,10 +22,21 @@ use weir::store::redis::{CallError, Script};
 
 /// Longer than the budget that a call may last, for timers and the call's own work.
 const GRACE: Duration = Duration::from_millis(5);
+/// What a call takes at most that waits for nothing.
+const AT_ONCE: Duration = Duration::from_millis(10);
 
 #[expect(clippy::disallowed_methods, reason = "what is measured")]
 fn now() -> Instant {
     Instant::now()
+}
+
+fn with(yaml: &str, more: &str) -> String {
+    yaml.replace('}', &format!(", {more}}}"))
+}
+
+/// A budget of 250 ms in place of 20: where no call may fail, servers that a busy machine lets wait are to answer in time.
+fn patient(yaml: &str) -> String {
+    with(yaml, "timeout: 250ms")
 }
 
 /// Keys that lie in all shards.
@@ -67,7 +79,7 @@ fn every_slot_is_reached() {
         .filter(|name| std::mem::take(&mut missing[usize::from(keys::slot(name.as_bytes()))]))
         .take(usize::from(keys::SLOTS))
         .collect();
-    on_a_lane(&Cluster::shared().yaml("t"), async |redis| {
+    on_a_lane(&patient(&Cluster::shared().yaml("t")), async |redis| {
         assert!(redis.ready(DEADLINE).await);
         let mut reached = 0;
         for names in names.chunks(64) {
@@ -82,7 +94,7 @@ fn every_slot_is_reached() {
 #[test]
 fn forgotten_scripts_fail_no_call() {
     let cluster = Cluster::shared();
-    let load = Load::start(&cluster.yaml("t"), some_keys());
+    let load = Load::start(&patient(&cluster.yaml("t")), some_keys());
     for _ in 0..20 {
         cluster.script_flush();
         load.until(|calls| calls.len() > 30);
@@ -103,7 +115,7 @@ fn a_slot_on_the_move_fails_no_call() {
     let mut keys: Vec<_> = (0..60).map(|n| format!("{prefix}:{{moves}}:{n}")).collect();
     keys.extend(some_keys());
     let slot = keys::slot(b"moves");
-    let load = Load::start(&cluster.yaml("t"), keys);
+    let load = Load::start(&patient(&cluster.yaml("t")), keys);
     let (from, to) = {
         let from = cluster.master_of(slot);
         let others = ["{a}", "{b}", "{c}", "{d}", "{e}"];
@@ -144,6 +156,17 @@ fn shards(cluster: &Cluster, keys: &[String]) -> Vec<usize> {
     keys.iter().map(shard).collect()
 }
 
+/// None fails, and next to none is slow.
+#[track_caller]
+fn go_on(what: &str, calls: &[&Call]) {
+    let tally = Tally::of(calls.iter().copied());
+    let is_slow = |call: &&&Call| call.took.saturating_sub(call.held_up) > AT_ONCE;
+    let slow = calls.iter().filter(is_slow).count();
+    println!("{what}: {tally:?}, {slow} over {AT_ONCE:?}");
+    assert_eq!(tally.failed(), 0, "{tally:?}");
+    assert!(slow * 10 <= calls.len(), "{slow} of {}", calls.len());
+}
+
 /// When the last call began that failed.
 fn last_failure(calls: &[&Call]) -> Instant {
     let failed = calls.iter().filter(|call| call.answer.is_err());
@@ -153,7 +176,7 @@ fn last_failure(calls: &[&Call]) -> Instant {
 #[test]
 fn a_killed_master_fails_its_own_calls_alone() {
     let cluster = Cluster::start();
-    let load = Load::start(&cluster.yaml("t"), some_keys());
+    let load = Load::start(&patient(&cluster.yaml("t")), some_keys());
     let shards = shards(&cluster, &load.keys);
     let victim = shards[0];
     let of_victim = |call: &&Call| shards[call.key] == victim;
@@ -171,9 +194,7 @@ fn a_killed_master_fails_its_own_calls_alone() {
     let calls = load.since(killed);
     within_budget("master killed", &load, &calls);
     let (dead, alive): (Vec<_>, Vec<_>) = calls.iter().partition(of_victim);
-    let alive = Tally::of(alive);
-    println!("other shards: {alive:?}");
-    assert_eq!(alive.failed(), 0, "{alive:?}");
+    go_on("other shards", &alive);
     let failed = dead.iter().filter(|call| call.answer.is_err());
     let tally = Tally::of(failed.copied());
     let back = last_failure(&dead);
@@ -186,7 +207,7 @@ fn a_killed_master_fails_its_own_calls_alone() {
     // The kernel says at once that the connection is gone.
     assert_eq!(tally.timed_out, 0, "{tally:?}");
     assert!(tally.down > 100, "{tally:?}");
-    assert!(tally.worst_of_ours < load.timeout / 2, "{tally:?}");
+    assert!(tally.worst_of_ours < AT_ONCE, "{tally:?}");
     // The cluster itself needs its node timeout of 1.5 s, and up to a second and a half for the election.
     cluster.wait_until_whole();
 
@@ -218,7 +239,7 @@ fn a_killed_master_fails_its_own_calls_alone() {
 #[test]
 fn a_paused_master_is_waited_for_by_few() {
     let cluster = Cluster::start();
-    let load = Load::start(&cluster.yaml("t"), some_keys());
+    let load = Load::start(&patient(&cluster.yaml("t")), some_keys());
     let shards = shards(&cluster, &load.keys);
     let victim = shards[0];
     let of_victim = |call: &&Call| shards[call.key] == victim;
@@ -234,9 +255,7 @@ fn a_paused_master_is_waited_for_by_few() {
     let calls = load.since(paused);
     within_budget("master paused", &load, &calls);
     let (hung, alive): (Vec<_>, Vec<_>) = calls.iter().partition(of_victim);
-    let alive = Tally::of(alive);
-    println!("other shards: {alive:?}");
-    assert_eq!(alive.failed(), 0, "{alive:?}");
+    go_on("other shards", &alive);
     let tally = Tally::of(hung.iter().copied());
     let back = last_failure(&hung) - paused;
     println!("its own: {tally:?}, back after {back:?}");
@@ -247,7 +266,7 @@ fn a_paused_master_is_waited_for_by_few() {
         .iter()
         .filter(|call| call.answer == Err(CallError::Down));
     let at_once = Tally::of(waits.copied());
-    assert!(at_once.worst_of_ours < load.timeout / 2, "{at_once:?}");
+    assert!(at_once.worst_of_ours < AT_ONCE, "{at_once:?}");
 
     // It comes back, and is told that it is a replica now.
     let resumed = now();
@@ -268,7 +287,7 @@ fn a_paused_master_is_waited_for_by_few() {
 #[test]
 fn messages_are_heard_from_every_node_whichever_dies() {
     let cluster = Cluster::start();
-    on_a_lane(&cluster.yaml("t"), async |redis| {
+    on_a_lane(&patient(&cluster.yaml("t")), async |redis| {
         let ear = Ear::on(&redis, "c");
         let told_by_all = async |round: &str| {
             for (n, node) in cluster.nodes.iter().enumerate() {
@@ -286,7 +305,10 @@ fn messages_are_heard_from_every_node_whichever_dies() {
 
         // A master that becomes a replica still hears, and one that leaves the cluster does not. Both have no slots.
         let (deposed, keys, began) = (listened_to(), some_keys(), now());
-        cluster.cli(cluster.replica_of(deposed), &["CLUSTER", "FAILOVER"]);
+        cluster.cli(
+            cluster.replica_of(deposed),
+            &["CLUSTER", "FAILOVER", "TAKEOVER"],
+        );
         while ear.begins() == 1 {
             // Calls find out.
             join_all(keys.iter().map(|key| add(&redis, key))).await;
@@ -316,7 +338,7 @@ fn messages_are_heard_from_every_node_whichever_dies() {
 #[test]
 fn a_script_that_fails_is_no_reason_to_look_at_the_cluster() {
     let cluster = Cluster::start();
-    on_a_lane(&cluster.yaml("t"), async |redis| {
+    on_a_lane(&patient(&cluster.yaml("t")), async |redis| {
         assert!(redis.ready(DEADLINE).await);
         let looks = || {
             let stats = cluster.nodes.iter().map(|node| {
@@ -353,7 +375,7 @@ fn a_slot_on_its_way_to_a_dead_node_is_not_waited_for() {
     let to = (0..3).find(|other| *other != from).unwrap();
     cluster.open_slot(slot, to);
     cluster.kill(to);
-    on_a_lane(&cluster.yaml("t"), async |redis| {
+    on_a_lane(&patient(&cluster.yaml("t")), async |redis| {
         redis.ready(Duration::from_millis(300)).await;
         let mut answers = Vec::new();
         for n in 0..50 {
@@ -395,6 +417,27 @@ fn a_server_that_is_too_slow_is_not_waited_for() {
 }
 
 #[test]
+fn a_paused_server_is_waited_for_by_few() {
+    let server = Server::single();
+    let load = Load::start(&server.yaml("t"), some_keys());
+    let paused = now();
+    server.pause();
+    load.until(|calls| calls.len() > 2000);
+    let calls = load.since(paused);
+    within_budget("server paused", &load, &calls);
+    let tally = Tally::of(&calls);
+    assert!(tally.timed_out <= 40, "{tally:?}");
+    let last = &calls[calls.len() - 1000..];
+    let at_once = Tally::of(last);
+    assert_eq!(at_once.down, 1000, "{at_once:?}");
+    assert!(at_once.worst_of_ours < AT_ONCE, "{at_once:?}");
+    let resumed = now();
+    server.resume();
+    load.until(|calls| calls.len() > 100 && Tally::of(&calls[calls.len() - 100..]).failed() == 0);
+    println!("server resumed: {:?}", resumed.elapsed());
+}
+
+#[test]
 fn a_full_server_refuses_at_once_until_it_has_room() {
     let server = Server::single();
     let load = Load::start(&server.yaml("t"), some_keys());
@@ -406,7 +449,7 @@ fn a_full_server_refuses_at_once_until_it_has_room() {
     let last = &calls[calls.len() - 200..];
     let refused = |call: &Call| matches!(&call.answer, Err(CallError::Refused(why)) if why.contains("maxmemory"));
     assert!(last.iter().all(refused), "{:?}", last[0]);
-    assert!(Tally::of(last).worst_of_ours < load.timeout / 2);
+    assert!(Tally::of(last).worst_of_ours < AT_ONCE);
     server.cli(&["CONFIG", "SET", "maxmemory", "0"]);
     load.until(|calls| calls.len() > 100 && Tally::of(&calls[calls.len() - 100..]).failed() == 0);
 }
@@ -442,10 +485,6 @@ fn refused(yaml: &str) -> CallError {
     })
 }
 
-fn with(yaml: &str, more: &str) -> String {
-    yaml.replace('}', &format!(", {more}}}"))
-}
-
 #[test]
 fn passwords_and_users_are_shown() {
     let server = Server::with(|_, _| {
@@ -463,13 +502,35 @@ fn passwords_and_users_are_shown() {
 #[test]
 fn tls_believes_the_authority_it_is_told() {
     let (ours, other) = (Certificates::make(), Certificates::make());
-    let server = ours.server();
-    let yaml = |authority: &Certificates| {
+    let server = ours.server(false);
+    let yaml = |server: &Server, authority: &Certificates, more: &str| {
         let (port, ca) = (server.second_port, authority.path("ca.pem"));
-        format!("redis: {{urls: 'rediss://127.0.0.1:{port}', tls: {{ca: '{ca}'}}}}\n")
+        format!("redis: {{urls: 'rediss://127.0.0.1:{port}', tls: {{ca: '{ca}'{more}}}}}\n")
     };
-    assert!(works(&yaml(&ours)));
-    assert_eq!(refused(&yaml(&other)), CallError::Down);
+    assert!(works(&yaml(&server, &ours, "")));
+    assert_eq!(refused(&yaml(&server, &other, "")), CallError::Down);
+
+    let asks = ours.server(true);
+    let shown = |by: &Certificates| {
+        let (cert, key) = (by.path("server.pem"), by.path("server.key"));
+        format!(", certificate: {{cert: '{cert}', key: '{key}'}}")
+    };
+    assert!(works(&yaml(&asks, &ours, &shown(&ours))));
+    assert_eq!(refused(&yaml(&asks, &ours, "")), CallError::Down);
+    let stranger = yaml(&asks, &ours, &shown(&other));
+    assert_eq!(refused(&stranger), CallError::Down);
+
+    // As in an image that has no public authorities.
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\nadmin: {{address: 127.0.0.1:0}}\n{}",
+        yaml(&server, &ours, "")
+    ));
+    let running = Running::start_in(config.path(), &[("SSL_CERT_FILE", "/none")]);
+    eventually(|| {
+        let health = running.admin().get("/health").body;
+        let health: serde_json::Value = serde_json::from_str(&health).unwrap();
+        health["checks"]["redis_main"]["status"] == "ok"
+    });
 }
 
 #[test]

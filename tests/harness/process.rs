@@ -75,11 +75,11 @@ pub struct Running {
 
 impl Running {
     pub fn start(config: &Path) -> Running {
-        Running::start_with(config, &[])
+        Running::start_in(config, &[])
     }
 
     /// With these variables in its environment.
-    pub fn start_with(config: &Path, environment: &[(&str, &str)]) -> Running {
+    pub fn start_in(config: &Path, environment: &[(&str, &str)]) -> Running {
         let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
             .args(["run", "-c"])
             .arg(config)

@@ -629,14 +629,15 @@ impl Certificates {
         self.folder.path().join(name).display().to_string()
     }
 
-    /// A server whose second port speaks TLS; it asks no client for a certificate.
-    pub fn server(&self) -> Server {
+    /// A server whose second port speaks TLS; whether it asks clients for a certificate of this authority.
+    pub fn server(&self, asks: bool) -> Server {
+        let asks = if asks { "yes" } else { "no" };
         let file = |name| self.path(name);
         let (ca, cert, key) = (file("ca.pem"), file("server.pem"), file("server.key"));
         Server::with(|_, tls| {
             format!(
                 "tls-port {tls}\ntls-cert-file {cert}\ntls-key-file {key}\ntls-ca-cert-file {ca}\n\
-                 tls-auth-clients no\n"
+                 tls-auth-clients {asks}\n"
             )
         })
     }

@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Cmd, RedisError, Value};
+use redis::{Cmd, RedisError, Value};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{info, warn};
 
 use super::topology::Address;
-use super::{CallError, Redis};
+use super::{CallError, Driver, Redis};
 use crate::clock;
 
 /// Calls without an answer, one behind the other, after which no call waits for the node until it answers a ping.
@@ -26,8 +26,6 @@ const PING_AGAIN: Duration = Duration::from_millis(50);
 /// Between tries to connect: from the first to the last, doubled each time, each made longer by up to a half at random, so
 /// that many weirs do not come back at one moment.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
-/// Calls that wait for one connection's turn to be written; those beyond wait within their own budget.
-const QUEUE: usize = 1024;
 
 /// How a node is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -187,7 +185,7 @@ async fn keep(redis: Arc<Redis>, address: Address, state: Arc<State>, speaks: bo
     let mut told_down = false;
     loop {
         match connect(&redis, &address).await {
-            Ok(mut connection) => {
+            Ok((mut connection, _driver)) => {
                 if speaks {
                     info!(client = redis.name, node = %address, "redis node is connected");
                 }
@@ -200,7 +198,7 @@ async fn keep(redis: Arc<Redis>, address: Address, state: Arc<State>, speaks: bo
             }
             Err(error) if speaks && !told_down => {
                 told_down = true;
-                warn!(client = redis.name, node = %address, %error, "redis node cannot be reached; tried again");
+                warn!(client = redis.name, node = %address, error, "redis node cannot be reached; tried again");
             }
             Err(_) => {}
         }
@@ -211,16 +209,15 @@ async fn keep(redis: Arc<Redis>, address: Address, state: Arc<State>, speaks: bo
     }
 }
 
-async fn connect(redis: &Redis, address: &Address) -> Result<MultiplexedConnection, RedisError> {
-    let config = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(redis.connect_timeout))
-        // Each call has its own.
-        .set_response_timeout(None)
-        .set_pipeline_buffer_size(QUEUE);
-    let client = redis.open(address)?;
-    client
-        .get_multiplexed_async_connection_with_config(&config)
-        .await
+async fn connect(
+    redis: &Redis,
+    address: &Address,
+) -> Result<(MultiplexedConnection, Driver), String> {
+    let who = redis.who();
+    match timeout(redis.connect_timeout, redis.connect(address, &who)).await {
+        Ok(connected) => connected.map_err(|error| error.to_string()),
+        Err(_) => Err(format!("no answer within {:?}", redis.connect_timeout)),
+    }
 }
 
 /// Pings the connection, now and then and whenever it is doubted, and lets calls use it while it answers. Where it was doubted,

@@ -59,7 +59,7 @@ impl Redis {
         node: &Address,
         channels: &[String],
     ) -> Result<(PubSubSink, PubSubStream), RedisError> {
-        let (mut sink, stream) = self.open(node)?.get_async_pubsub().await?.split();
+        let (mut sink, stream) = self.connect_to_hear(node).await?.split();
         sink.subscribe(channels).await?;
         Ok((sink, stream))
     }

@@ -262,12 +262,12 @@ impl Redis {
     }
 
     async fn ask(&self, address: &Address, command: &Cmd) -> Result<Value, RedisError> {
-        let client = match self.settings.mode {
+        let who = match self.settings.mode {
             // The credentials are those of the servers that the sentinels watch.
-            Mode::Sentinel { .. } => self.open_as(address, RedisConnectionInfo::default())?,
-            Mode::Single { .. } | Mode::Cluster => self.open(address)?,
+            Mode::Sentinel { .. } => RedisConnectionInfo::default(),
+            Mode::Single { .. } | Mode::Cluster => self.who(),
         };
-        let mut connection = client.get_multiplexed_async_connection().await?;
+        let (mut connection, _driver) = self.connect(address, &who).await?;
         command.query_async(&mut connection).await
     }
 }
