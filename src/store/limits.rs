@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::Hasher;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
@@ -171,17 +172,18 @@ impl fmt::Debug for Limits {
 pub struct LimitKeys(KeyBuilder);
 
 impl LimitKeys {
-    /// Begins the key of the limit's `index`th rule. Rules of other kinds never share a counter, not even when a reload
-    /// changes the kind.
+    /// Begins the key of the limit's `index`th rule. Rules of other kinds, or with windows of other lengths, never share a
+    /// counter, not even when a reload changes them: a second would else go on until the month is over that it was before.
     pub fn of_rule(&self, index: usize, rule: &Rule) -> KeyBuilder {
         let mut builder = self.0.clone();
-        let kind = match rule {
-            Rule::TokenBucket { .. } => 0,
-            Rule::SlidingWindow { .. } => 1,
-            Rule::FixedWindow { .. } => 2,
-            Rule::Concurrency { .. } => 3,
+        let (kind, window) = match rule {
+            Rule::TokenBucket { .. } => (0, Duration::ZERO),
+            Rule::SlidingWindow { window, .. } => (1, *window),
+            Rule::FixedWindow { period, .. } => (2, period.at_most()),
+            Rule::Concurrency { .. } => (3, Duration::ZERO),
         };
         builder.part(&[kind, index as u8]);
+        builder.number(window.as_nanos() as u64);
         builder
     }
 }
@@ -201,6 +203,10 @@ impl KeyBuilder {
     pub fn part(&mut self, bytes: &[u8]) {
         self.0.write_usize(bytes.len());
         self.0.write(bytes);
+    }
+
+    fn number(&mut self, number: u64) {
+        self.0.write_u64(number);
     }
 
     pub fn finish(self) -> Key {
@@ -224,7 +230,6 @@ fn state(shard: &Shard<State>, key: Key) -> State {
 #[cfg(test)]
 mod tests {
     use std::thread;
-    use std::time::Duration;
 
     use super::*;
     use crate::config::limits::Period;
@@ -279,6 +284,24 @@ mod tests {
             assert!(ask(&limits, &["shadow"]));
         }
         assert_eq!(limits.peek(key(&limits, "shadow"), &TWO, NOW).remaining, 0);
+    }
+
+    #[test]
+    fn a_window_of_another_length_begins_anew() {
+        let limits = Limits::new(1000, [1; 16]);
+        let window = |limit, period| Rule::FixedWindow { limit, period };
+        let admits = |rule: &Rule| {
+            let ask = Ask {
+                key: limits.keys_of("limit").of_rule(0, rule).finish(),
+                rule,
+                cost: 1,
+                enforced: true,
+            };
+            limits.ask(&[ask], NOW, &mut [BLANK])
+        };
+        assert!(admits(&window(1, Period::Month)) && !admits(&window(1, Period::Month)));
+        assert!(!admits(&window(1, Period::Month)) && admits(&window(2, Period::Month)));
+        assert!(admits(&window(1, Period::Fixed(Duration::from_secs(1)))));
     }
 
     #[test]
