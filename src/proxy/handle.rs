@@ -176,7 +176,7 @@ pub(super) async fn connection(
 /// Replies, for a bounded time: a client that asks on and on without reading must not keep its connection.
 async fn refuse(conn: &Conn<'_>, ends: &mut Ends<'_>, rejection: &Rejection, to: Asker) -> Next {
     let (mut out, mut body) = (conn.lane.buffers.take(), conn.lane.buffers.take());
-    rejection.put(&mut out, &mut body, to);
+    rejection.put(&mut out, &mut body, to, &conn.lane.date);
     drop(body);
     match (
         ends.write(&out, conn.listener.stream_idle).await,

@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use super::audit::Outbox;
 use super::following::Following;
 use super::handle;
+use super::reply::Date;
 use super::wire::Buffers;
 use crate::admin::health::Heartbeat;
 use crate::plan::Plan;
@@ -30,6 +31,7 @@ pub(super) struct Lane {
     pub plan: Following,
     pub outbox: Outbox,
     pub buffers: Buffers,
+    pub date: Date,
     /// Where the plan has a fleet.
     pub redis: Option<FleetConnections>,
     /// Turns true when the process drains: no new request is taken then.
@@ -94,6 +96,7 @@ async fn serve(
         redis,
         outbox: Outbox::default(),
         buffers: Buffers::default(),
+        date: Date::default(),
         draining,
     });
     let mut accepting = JoinSet::new();

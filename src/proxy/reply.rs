@@ -2,11 +2,13 @@
 //! its cause in Proxy-Status (RFC 9209).
 
 use std::borrow::Cow;
-use std::time::Duration;
+use std::cell::{Ref, RefCell};
+use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
 use super::quota::seconds;
+use crate::clock;
 use crate::config::breakers::Fallback;
 use crate::http1::head::HeadError;
 use crate::http1::path::PathError;
@@ -89,6 +91,23 @@ pub struct Exceeded {
     pub retry_after: Option<Duration>,
     /// What the client is told of its quotas, ready for the wire.
     pub fields: Vec<u8>,
+}
+
+/// The time as replies tell it, written once a second.
+#[derive(Debug, Default)]
+pub struct Date(RefCell<(u64, Vec<u8>)>);
+
+impl Date {
+    /// The field line of `Date` (RFC 9110 section 6.6.1).
+    fn field(&self) -> Ref<'_, Vec<u8>> {
+        let now = clock::wall();
+        if self.0.borrow().0 != now.as_secs() {
+            let text = httpdate::fmt_http_date(SystemTime::UNIX_EPOCH + now);
+            self.0
+                .replace((now.as_secs(), format!("Date: {text}\r\n").into_bytes()));
+        }
+        Ref::map(self.0.borrow(), |(_, field)| field)
+    }
 }
 
 const OVER_LIMIT: &str = "request is over the limits named";
@@ -219,7 +238,7 @@ impl Rejection {
     }
 
     /// Appends the whole reply to `out`; `body` is room for what it says.
-    pub fn put(&self, out: &mut Vec<u8>, body: &mut Vec<u8>, to: Asker) {
+    pub fn put(&self, out: &mut Vec<u8>, body: &mut Vec<u8>, to: Asker, date: &Date) {
         let (mut status, mut title, error) = self.kind();
         let mut content_type = "application/problem+json";
         body.clear();
@@ -242,6 +261,7 @@ impl Rejection {
         for part in status_parts.into_iter().chain([self.reason(), "\"\r\n"]) {
             out.extend_from_slice(part.as_bytes());
         }
+        out.extend_from_slice(&date.field());
         if let Rejection::QuotaExceeded(exceeded) = self {
             out.extend_from_slice(&exceeded.fields);
         }
@@ -365,7 +385,7 @@ mod tests {
             by_head: false,
             old: false,
         };
-        rejection.put(&mut reply, &mut room, to);
+        rejection.put(&mut reply, &mut room, to, &Date::default());
         let reply = String::from_utf8(reply).unwrap();
         let (head, body) = reply.split_once("\r\n\r\n").unwrap();
         assert!(
@@ -378,6 +398,10 @@ mod tests {
             head.contains(&format!("Content-Length: {}\r\n", body.len()))
                 && head.ends_with("Connection: close")
         );
+        let date = head.lines().find_map(|line| line.strip_prefix("Date: "));
+        let date = httpdate::parse_http_date(date.unwrap()).unwrap();
+        let told = date.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        assert!(clock::wall().abs_diff(told) < Duration::from_secs(5));
         assert!(body.contains(r#"escaped \"/\", \"\\\" or NUL"#), "{body}");
     }
 }
