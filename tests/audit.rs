@@ -8,6 +8,7 @@
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use std::process::{Command, Stdio};
@@ -288,6 +289,23 @@ fn what_is_written_is_found_by_each_filter() {
         },
         0,
     );
+}
+
+#[test]
+fn its_files_are_for_their_owner_alone() {
+    let audit = Audit::with(10);
+    // While it is written there are the day's file, its log and the index of that.
+    let _writer = audit.writer();
+    let folder = audit.path.parent().unwrap();
+    let files: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    assert_eq!(files.len(), 3, "{files:?}");
+    for file in files {
+        let mode = file.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{file:?}");
+    }
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! Appends events to the file of the day.
 
+use std::fs::OpenOptions;
+use std::io::ErrorKind;
 use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -283,7 +286,9 @@ fn join(
     before: End,
 ) -> Result<File, StoreError> {
     let hasher = &files.hasher;
-    let mut connection = Connection::open(days::file(&files.path, day))?;
+    let path = days::file(&files.path, day);
+    make_private(&path)?;
+    let mut connection = Connection::open(path)?;
     connection.busy_timeout(BUSY)?;
     // Only a new file heeds it.
     connection.pragma_update(None, "page_size", PAGE_SIZE)?;
@@ -353,6 +358,16 @@ fn join(
         seal,
         earliest: ledger.earliest,
     })
+}
+
+/// Who did what is for the owner alone to read; what SQLite puts beside the file has the file's mode.
+fn make_private(path: &Path) -> Result<(), StoreError> {
+    let mut options = OpenOptions::new();
+    options.create_new(true).write(true).mode(0o600);
+    match options.open(path) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error.into()),
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 fn check_key(connection: &Connection, hasher: &Hasher) -> Result<(), StoreError> {
