@@ -1,21 +1,18 @@
 //! The limits that a request has in common with those at other processes: asked of leases, and of Redis where those do not
 //! do; and what becomes of a request while Redis does not answer. The words for clients are `quota`'s.
 
-use std::time::Duration;
-
 use futures_util::future::join_all;
 use smallvec::SmallVec;
 
 use super::quota::{Facts, Parts, Quota, Said, cost, rules_for};
 use super::record::Record;
 use super::reply::Rejection;
-use crate::clock;
 use crate::config::limits::{Limit, Mode, OnLoss, Rule};
 use crate::plan::{Plan, SharedAsk};
 use crate::policy::lease::RuleView;
 use crate::policy::limit::{self, Now, Verdict};
 use crate::store::fleet::FleetConnections;
-use crate::store::leases::{self, Decision, Leases};
+use crate::store::leases::{Decided, Decision, Views};
 
 /// A shared limit that a request meets.
 struct Met<'a> {
@@ -55,28 +52,31 @@ impl Quota<'_> {
             SharedAsk::Tokens(ask) => shared.leases.decide(redis, ask, now.mono),
             SharedAsk::Slots(_) => None,
         };
-        let mut decisions: SmallVec<[Option<Decision>; 2]> = asks.iter().map(decide).collect();
-        // Of what is known once all have answered.
-        let mut told_at = now.mono;
-        if decisions.contains(&None) {
-            let open = decisions.iter_mut().zip(&asks);
-            let open = open.filter(|(decision, _)| decision.is_none());
-            let answered = open.map(|(decision, ask)| async {
-                *decision = Some(match ask {
+        let mut decided: SmallVec<[Option<Decided>; 2]> = asks.iter().map(decide).collect();
+        if decided.contains(&None) {
+            let open = decided.iter_mut().zip(&asks);
+            let open = open.filter(|(decided, _)| decided.is_none());
+            let answered = open.map(|(decided, ask)| async {
+                *decided = Some(match ask {
                     SharedAsk::Tokens(ask) => shared.leases.ask(redis, ask).await,
-                    SharedAsk::Slots(ask) => shared.slots.take(redis, ask).await,
+                    SharedAsk::Slots(ask) => Decided {
+                        decision: shared.slots.take(redis, ask).await,
+                        rules: Views::new(),
+                    },
                 });
             });
             join_all(answered).await;
-            told_at = clock::mono();
         }
         let mut admitted = true;
         let mut said = SmallVec::<[Said<'_>; 4]>::new();
         let mut lost = None;
-        for ((met, ask), decision) in met.iter().zip(&asks).zip(decisions) {
+        for ((met, ask), decided) in met.iter().zip(&asks).zip(decided) {
             let enforced = met.limit.mode == Mode::Enforce;
             let sharing = &plan.sharing[met.limit_index];
-            let decision = decision.unwrap_or(Decision::Lost);
+            let (decision, views) = match decided {
+                Some(Decided { decision, rules }) => (decision, rules),
+                None => (Decision::Lost, Views::new()),
+            };
             match decision {
                 Decision::Admitted => {
                     sharing.answered(now.mono);
@@ -106,7 +106,7 @@ impl Quota<'_> {
                 }
             }
             let verdicts = match ask {
-                SharedAsk::Tokens(ask) => verdicts(&shared.leases, ask, decision, told_at),
+                SharedAsk::Tokens(_) => verdicts(&views, decision),
                 SharedAsk::Slots(ask) => {
                     [shared.slots.verdict(ask, decision)].into_iter().collect()
                 }
@@ -160,17 +160,11 @@ fn meet<'a, 'p: 'a>(
 }
 
 /// What each rule says, as far as it is known here.
-fn verdicts(
-    leases: &Leases,
-    ask: &leases::Ask<'_>,
-    decision: Decision,
-    now: Duration,
-) -> SmallVec<[Verdict; 1]> {
+fn verdicts(views: &[RuleView], decision: Decision) -> SmallVec<[Verdict; 1]> {
     let refused = match decision {
         Decision::Refused { retry_after } => Some(retry_after),
         Decision::Admitted | Decision::Lost => None,
     };
-    let views = leases.rules(ask.key, now);
     // What refuses for want of an answer, not by a rule, is told of the tightest.
     let blamed = refused.is_some() && !views.iter().any(|view| view.refuses);
     let tightest = views.iter().map(|view| view.remaining).min();
