@@ -101,6 +101,7 @@ class Process:
         self.name, self.port = name, port or free_port()
         self.redis: Process | None = None  # that it shares its limits through
         self.headers: list[str] = []
+        self.script: Path | None = None  # wrk's, of what it asks
         directory.mkdir()
         file = directory / f"config{SUFFIX[name]}"
         file.write_text(config(self.port, upstream, directory))
@@ -197,7 +198,8 @@ def load(process: Process, seconds: float, wrk: str, status: int, connections: i
     target = f"http://127.0.0.1:{process.port}/"
     before, redis_before = process.cpu(), process.redis.cpu() if process.redis else 0.0
     headers = [argument for header in process.headers for argument in ("-H", header)]
-    command = [wrk, "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--latency", *headers, target]
+    script = ["-s", str(process.script)] if process.script else []
+    command = [wrk, "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--latency", *script, *headers, target]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     cpu, redis_cpu = process.cpu() - before, process.redis.cpu() - redis_before if process.redis else 0.0
     requests = int(re.search(r"(\d+) requests in", said)[1])
@@ -270,6 +272,7 @@ class Peer:
     config: Config
     log_in: Callable[[str, "Process"], str] | None = None
     redis: bool = False  # whether it shares its limits through a Redis server of its own
+    script: str | None = None  # for wrk
 
 
 @dataclass(frozen=True)
@@ -320,6 +323,7 @@ POLICIES = {
 SHARED = {
     "weir": Peer("weir", peers.weir_lease, redis=True),
     "weir, strict": Peer("weir", peers.weir_strict, redis=True),
+    "weir, strict, 10,000 keys": Peer("weir", peers.weir_strict_many, redis=True, script=peers.MANY_CLIENTS),
     "weir, in memory": Peer("weir", peers.weir_in_memory),
     "Envoy, plain": Peer("envoy", peers.envoy_plain),
 }
@@ -340,6 +344,7 @@ def shared_bars(rounds: list[dict[str, Figures]]) -> list[str]:
         ("calls of Redis per 100 requests, lease", median(lambda f: f["weir"]["calls"]), 1, ""),
         ("weir + Redis ÷ Envoy + its service, lease", median(lambda f: f["weir"]["all"] / service(f)), 0.25, ""),
         ("weir + Redis ÷ Envoy + its service, strict", median(lambda f: f["weir, strict"]["all"] / service(f)), 0.25, ""),
+        ("the same, 10,000 keys", median(lambda f: f["weir, strict, 10,000 keys"]["all"] / service(f)), 0.25, ""),
         ("added p50 at one connection, lease", added("weir"), 10, " µs"),
         ("added p50 at one connection, strict", added("weir, strict"), 150, " µs"),
     ]
@@ -360,7 +365,7 @@ SCENARIOS = {
         " by `worker_connections`, which is in its RSS before any load.", PLAIN, idle=True),
     "shared": Scenario(
         "weir with one limit by client address that refuses no one, shared through Redis by leases, or asked of it for each request"
-        " (strict), or kept in memory; each with a Redis server of its own. Envoy has no limit. All load has one address: a hot key.",
+        " (strict), or kept in memory; each with a Redis server of its own. Envoy has no limit. All load has one address, a hot key, unless it names 10,000 clients in turn.",
         SHARED, bars=shared_bars),
 }
 # Each page's scenarios, by what `make` calls it.
@@ -400,6 +405,9 @@ def run(scenario: Scenario, options: argparse.Namespace, paths: dict[str, str], 
                 redis = stack.enter_context(process)
             process = Process(paths[peer.program], peer.program, peer.config, upstream, directory / f"{name}-{place}", port)
             process.redis = redis
+            if peer.script:
+                process.script = directory / f"{name}.lua"
+                process.script.write_text(peer.script)
             return process
 
         running = {}
@@ -423,7 +431,7 @@ def run(scenario: Scenario, options: argparse.Namespace, paths: dict[str, str], 
                 else:
                     figures[name] = load(running[name], options.seconds, paths["wrk"], scenario.status)
                 shown = "  ".join(f"{key} {value:.2f}" for key, value in figures[name].items())
-                print(f"  round {number + 1}  {name:12} {shown}", file=sys.stderr, flush=True)
+                print(f"  round {number + 1}  {name:26} {shown}", file=sys.stderr, flush=True)
     said += table(scenario.columns, [*chosen], rounds)
     return said + (scenario.bars(rounds) if scenario.bars and len(chosen) == len(scenario.peers) else [])
 

@@ -101,6 +101,21 @@ def weir_strict(port: int, upstream: int, directory: Path) -> str:
     return weir_lease(port, upstream, directory).replace("by: client.ip", "by: client.ip, accuracy: strict")
 
 
+def weir_strict_many(port: int, upstream: int, directory: Path) -> str:
+    """As `weir_strict`, by a field that names another client each time."""
+    return weir_strict(port, upstream, directory).replace("client.ip", "header:x-client")
+
+
+# Lua for wrk: each request is of another of 10,000 clients, in turn.
+MANY_CLIENTS = """\
+local client = 0
+request = function()
+  client = (client + 1) % 10000
+  return wrk.format("GET", "/", { ["X-Client"] = "client-" .. client })
+end
+"""
+
+
 def redis(port: int, _: int, directory: Path) -> str:
     return f"port {port}\nbind 127.0.0.1\ndir \"{directory}\"\nsave \"\"\nappendonly no\n"
 
