@@ -10,6 +10,7 @@
 //!
 //! The states are those of Nygard, "Release It!"; the ramp after them is the slow start of load balancers.
 
+pub mod shared;
 mod trial;
 mod window;
 
@@ -64,6 +65,15 @@ pub enum State {
 }
 
 impl State {
+    pub const ALL: [State; 6] = [
+        State::Closed,
+        State::Open,
+        State::HalfOpen,
+        State::Recovering,
+        State::ForcedOpen,
+        State::ForcedClosed,
+    ];
+
     /// The name in metrics and in the admin API.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -74,6 +84,11 @@ impl State {
             State::ForcedOpen => "forced_open",
             State::ForcedClosed => "forced_closed",
         }
+    }
+
+    /// That of this name.
+    pub fn named(name: &str) -> Option<State> {
+        State::ALL.into_iter().find(|state| state.as_str() == name)
     }
 }
 
