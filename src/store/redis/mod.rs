@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use redis::io::tcp::TcpSettings;
 use redis::{
     Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo as _, RedisConnectionInfo,
     RedisError, ServerErrorKind, TlsCertificates,
@@ -140,7 +141,12 @@ impl Redis {
         } else {
             ConnectionAddr::Tcp(host, port)
         };
-        let info: ConnectionInfo = place.into_connection_info()?.set_redis_settings(who);
+        // A small call is sent at once, whether or not the one before it was acknowledged.
+        let tcp = TcpSettings::default().set_nodelay(true);
+        let info: ConnectionInfo = place
+            .into_connection_info()?
+            .set_redis_settings(who)
+            .set_tcp_settings(tcp);
         match &self.certificates {
             Some(certificates) => redis::Client::build_with_tls(info, certificates.clone()),
             None => redis::Client::open(info),
@@ -275,6 +281,10 @@ impl Connections {
         let answer = self
             .attempts(slot, command, whole, Instant::now() + budget)
             .await;
+        if answer == Err(CallError::Down) {
+            // Another node may have taken over.
+            self.redis.suspect_topology();
+        }
         self.redis.count(&answer, began.elapsed());
         answer
     }
@@ -317,8 +327,10 @@ impl Connections {
                     redirected = Some((to, !moved));
                 }
                 ErrorKind::Server(ServerErrorKind::TryAgain) => sleep(TRY_AGAIN).await,
-                _ => {
-                    self.redis.suspect_topology();
+                kind => {
+                    if is_about_topology(kind) {
+                        self.redis.suspect_topology();
+                    }
                     return Err(CallError::Refused(error.to_string()));
                 }
             }
@@ -391,6 +403,19 @@ impl Routing {
         let new = || Arc::new(Node::start(redis.clone(), address.clone(), false));
         nodes.entry(address.clone()).or_insert_with(new).clone()
     }
+}
+
+/// Whether a node that says so may not be the one to ask.
+fn is_about_topology(error: ErrorKind) -> bool {
+    matches!(
+        error,
+        ErrorKind::Server(
+            ServerErrorKind::ReadOnly
+                | ServerErrorKind::ClusterDown
+                | ServerErrorKind::MasterDown
+                | ServerErrorKind::BusyLoading
+        )
+    )
 }
 
 fn read_certificates(tls: &Tls) -> Result<TlsCertificates, OpenError> {
