@@ -147,10 +147,12 @@ impl Plan {
                 .get(&*upstream.name)
                 .copied()
                 .filter(|old| old.settings == settings);
-            Some(
-                kept.cloned()
-                    .unwrap_or_else(|| Arc::new(LiveBreaker::new(upstream.name.clone(), settings))),
-            )
+            let new = || {
+                let old = old.get(&*upstream.name).map(|old| &***old);
+                let keys = fleet.as_ref().map(|fleet| &fleet.keys);
+                LiveBreaker::in_place_of(old, upstream.name.clone(), settings, keys)
+            };
+            Some(kept.cloned().unwrap_or_else(|| Arc::new(new())))
         };
         let breakers = config.upstreams.iter().map(breaker).collect();
         let sessions = |entry: &config::sessions::Sessions| {

@@ -162,7 +162,7 @@ async fn answer(admin: &Admin, request: Request<Incoming>, metrics_alone: bool) 
                     "send a body as \"Content-Type: application/json\"",
                 ));
             }
-            v1(&plan, method, rest, query, &body)
+            v1(admin, &plan, method, rest, query, &body).await
         }
         _ => Err(Problem::not_found(
             "known here: /metrics /live /ready /health /v1/config /v1/limits /v1/breakers /v1/sessions",
@@ -170,14 +170,21 @@ async fn answer(admin: &Admin, request: Request<Incoming>, metrics_alone: bool) 
     }
 }
 
-fn v1(plan: &Plan, method: &Method, path: &[&str], query: &str, body: &[u8]) -> Answer {
+async fn v1(
+    admin: &Admin,
+    plan: &Plan,
+    method: &Method,
+    path: &[&str],
+    query: &str,
+    body: &[u8],
+) -> Answer {
     match path {
         ["config"] => match *method {
             Method::GET => Ok(Reply::Json(show::json(&plan.config))),
             _ => Err(Problem::method("GET")),
         },
         ["limits", rest @ ..] => limits::answer(plan, method, rest, query, body),
-        ["breakers", rest @ ..] => breakers::answer(plan, method, rest),
+        ["breakers", rest @ ..] => breakers::answer(plan, admin.redis.as_ref(), method, rest).await,
         ["sessions", rest @ ..] => sessions::answer(plan, method, rest, query, body),
         _ => Err(Problem::not_found(
             "known here: /v1/config /v1/limits /v1/breakers /v1/sessions",

@@ -75,7 +75,15 @@ async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> 
         }
         None => (None, None),
     };
-    let (plan, following) = watch::channel(Plan::new(config, metrics_of_all, recorder, fleet));
+    let connect_timeout = config.redis.as_ref().map(|redis| redis.connect_timeout);
+    let first = Plan::new(config, metrics_of_all, recorder, fleet.clone());
+    let (plan, following) = watch::channel(first.clone());
+    if let (Some(fleet), Some(redis)) = (fleet, &redis) {
+        let breakers = worker::breakers::follow(following.clone(), fleet, redis.main.clone());
+        tokio::spawn(breakers);
+        worker::breakers::asked(&first, connect_timeout.unwrap_or_default()).await;
+    }
+    drop(first);
     let (drain, draining) = watch::channel(false);
     let (unready, is_unready) = watch::channel(false);
     addresses.iter().try_for_each(|address| is_free(*address))?;

@@ -11,5 +11,6 @@ pub mod limits;
 pub mod links;
 pub mod redis;
 pub mod sessions;
+pub mod shared_breakers;
 pub mod sqlite;
 mod table;

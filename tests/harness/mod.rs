@@ -23,6 +23,9 @@ use weir::admin::health::Heartbeat;
 use weir::config::check;
 use weir::plan::Plan;
 use weir::proxy::lane;
+use weir::store::fleet::Fleet;
+use weir::telemetry::metrics::Metrics;
+use weir::worker::breakers;
 
 /// Longer than anything that works takes.
 pub const DEADLINE: Duration = Duration::from_secs(10);
@@ -40,8 +43,15 @@ impl Lane {
             .unwrap_or_else(|mistakes| panic!("{mistakes:#?}\n{file}"));
         let listener = lane::listen(config.listeners[0].address).unwrap();
         let address = listener.local_addr().unwrap();
-        let (plan, following) = watch::channel(Plan::new(config, Arc::default(), None, None));
+        let metrics = Arc::<Metrics>::default();
+        let redis = config.redis.as_ref();
+        let fleet = redis.map(|redis| Fleet::new(redis, &metrics).unwrap());
+        let plan = Plan::new(config, metrics, None, fleet.clone());
+        let (plan, following) = watch::channel(plan);
         let (drain, draining) = watch::channel(false);
+        if let Some(fleet) = fleet {
+            control(fleet, following.clone(), draining.clone());
+        }
         lane::spawn(vec![listener], following, draining, Heartbeat::default()).unwrap();
         Lane {
             address,
@@ -53,6 +63,34 @@ impl Lane {
     pub fn connect(&self) -> Client {
         Client::to(self.address)
     }
+}
+
+/// Does what `weir run` does for a process of a fleet beside its lanes, until the lane is gone. Returns once it has joined.
+fn control(
+    fleet: Arc<Fleet>,
+    plan: watch::Receiver<Arc<Plan>>,
+    mut draining: watch::Receiver<bool>,
+) {
+    let (joined, joins) = mpsc::channel();
+    thread::spawn(move || {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_all().build().unwrap();
+        runtime.block_on(async {
+            for client in fleet.clients() {
+                tokio::spawn(client.clone().keep_topology());
+            }
+            let redis = fleet.connect(false);
+            redis.ready(DEADLINE).await;
+            tokio::spawn(fleet.clone().beat(redis.rate_limit.clone()));
+            let first = plan.borrow().clone();
+            tokio::spawn(breakers::follow(plan, fleet, redis.main.clone()));
+            breakers::asked(&first, DEADLINE).await;
+            drop(first);
+            let _ = joined.send(());
+            let _ = draining.changed().await;
+        });
+    });
+    joins.recv().unwrap();
 }
 
 /// A keep-alive connection.

@@ -233,11 +233,13 @@ impl Member {
 
     /// As [`Breaker::try_enter`].
     pub fn try_enter(&mut self, now: Duration, jitter: f64) -> (Result<Permit, Refused>, bool) {
+        let used = self.is_used(now);
         self.last_call = Some(now);
         if !self.together {
             return (self.own.try_enter(now, jitter).map(Permit::Local), false);
         }
-        let mut wake = false;
+        // In use again, it is reported more often from now on.
+        let mut wake = !used && self.urge();
         let mut probe = None;
         let wait = match self.view.state {
             State::Closed | State::ForcedClosed => None,
@@ -246,7 +248,7 @@ impl Member {
             State::Open => {
                 self.demand = self.demand.saturating_add(1);
                 let left = self.view.until.saturating_sub(now);
-                wake = left.is_zero() && self.urge();
+                wake |= left.is_zero() && self.urge();
                 Some(left.max(SOON))
             }
             State::HalfOpen => match self.probes.start(now) {
@@ -257,7 +259,7 @@ impl Member {
                 None => {
                     self.demand = self.demand.saturating_add(1);
                     // Where there are no slots, to ask at once is to ask in vain.
-                    wake = !self.starved && self.urge();
+                    wake |= !self.starved && self.urge();
                     Some(SOON)
                 }
             },
@@ -366,11 +368,12 @@ impl Member {
         let Some(last) = self.last_report.filter(|_| !self.urgent) else {
             return Duration::ZERO;
         };
-        let used = self.last_call.is_some_and(|at| now < at + IDLE_AFTER);
         let busy = match self.view.state {
             State::HalfOpen => true,
             State::Open => self.demand > 0,
-            State::Closed | State::Recovering | State::ForcedOpen | State::ForcedClosed => used,
+            State::Closed | State::Recovering | State::ForcedOpen | State::ForcedClosed => {
+                self.is_used(now)
+            }
         };
         let every = match busy || !self.together || self.failing_since.is_some() {
             true => REPORT_EVERY,
@@ -428,7 +431,10 @@ impl Member {
         if flight.generation == self.view.generation {
             self.probes.results.drain(..flight.results);
         }
-        if change.is_some() || reply.word.generation > self.view.generation {
+        let (told, known) = (&reply.word, &self.view);
+        // Two masters, one of them cut off, can give one number to two states; the one that answers now is right.
+        let differs = told.generation == known.generation && told.state != known.state;
+        if change.is_some() || differs || told.generation > known.generation {
             self.together = true;
             self.adopt(reply.word, now);
         }
@@ -497,8 +503,12 @@ impl Member {
         !std::mem::replace(&mut self.urgent, true)
     }
 
+    fn is_used(&self, now: Duration) -> bool {
+        self.last_call.is_some_and(|at| now < at + IDLE_AFTER)
+    }
+
     fn adopt(&mut self, word: Word, now: Duration) {
-        if word.generation != self.view.generation {
+        if (word.generation, word.state) != (self.view.generation, self.view.state) {
             self.forget_results();
             let ramp_ended = self.view.state == State::Recovering && word.state == State::Closed;
             if word.state != State::Open && !ramp_ended {

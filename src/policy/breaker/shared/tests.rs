@@ -528,6 +528,7 @@ fn a_local_trip_is_reported_at_once_and_once() {
     let mut member = Member::new(settings(), OnLoss::Local);
     let mut script = Script::new(2);
     let now = 100 * SECOND;
+    assert!(member.try_enter(now, 0.0).0.is_ok());
     let report = member.report(now);
     member.answered(&script.sync(0, &report, now), now);
     let mut fail = || {
@@ -667,6 +668,32 @@ fn frozen_it_stays_as_it_was_and_an_opening_ends() {
     sim.enter(0);
     sim.end(0, Failure);
     assert!(!sim.enter(0));
+}
+
+#[test]
+fn a_breaker_in_use_reports_often_and_one_at_rest_seldom() {
+    let mut sim = Sim::new(1, 1);
+    sim.sync(0);
+    let due = |sim: &Sim| sim.members[0].report_in(sim.now);
+    assert_eq!(due(&sim), SECOND);
+    let (asked, wake) = sim.members[0].try_enter(sim.now, 0.0);
+    assert!(asked.is_ok() && wake, "its first call after a rest");
+    sim.sync(0);
+    assert_eq!(due(&sim), REPORT_EVERY);
+    assert!(!sim.members[0].try_enter(sim.now, 0.0).1);
+    sim.now += 2 * IDLE_AFTER;
+    sim.sync(0);
+    assert_eq!(due(&sim), SECOND);
+}
+
+#[test]
+fn of_two_states_with_one_number_the_one_that_answers_is_right() {
+    let mut sim = opened();
+    sim.sync(0);
+    sim.script.state = State::ForcedClosed;
+    assert!(!sim.enter(0));
+    sim.sync(0);
+    assert!(sim.enter(0));
 }
 
 #[test]
