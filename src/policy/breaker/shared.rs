@@ -155,6 +155,8 @@ struct Probes {
     ready: Vec<Ready>,
     running: Vec<Running>,
     results: Vec<(u64, bool)>,
+    /// Of calls whose results go to the member before this one.
+    orphans: Vec<Running>,
 }
 
 #[derive(Debug)]
@@ -164,7 +166,7 @@ struct Ready {
     usable_until: Duration,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Running {
     id: u64,
     since: Duration,
@@ -221,6 +223,9 @@ impl Member {
         self.view = old.view;
         self.ramp = Ramp::until(old.ramp.until);
         self.failing_since = old.failing_since;
+        self.last_slot = old.last_slot;
+        let running = old.probes.running.iter().chain(&old.probes.orphans);
+        self.probes.orphans = running.copied().collect();
         if !old.together {
             self.own.take_over(&self.view);
         }
@@ -291,8 +296,13 @@ impl Member {
                 return false;
             }
             Permit::Shared { generation, probe } if self.together => (generation, probe),
+            // It still has its slot, and is told when there is someone to tell.
+            Permit::Shared {
+                generation,
+                probe: Some(id),
+            } => (generation, Some(id)),
             // Admitted by another authority than the present one.
-            Permit::Local(_) | Permit::Shared { .. } => return false,
+            Permit::Local(_) | Permit::Shared { probe: None, .. } => return false,
         };
         if generation != self.view.generation {
             return false;
@@ -303,8 +313,10 @@ impl Member {
                 return false;
             }
             self.probes.results.push((id, !call.failed && !call.slow));
-            self.delta.add(call);
-            return self.urge();
+            if self.together {
+                self.delta.add(call);
+            }
+            return self.together && self.urge();
         }
         self.delta.add(call);
         self.own.count(call, now);
@@ -321,8 +333,8 @@ impl Member {
             Permit::Shared {
                 generation,
                 probe: Some(id),
-            } if self.together && generation == self.view.generation => {
-                return self.probes.end(id) && self.urge();
+            } if generation == self.view.generation => {
+                return self.probes.end(id) && self.together && self.urge();
             }
             Permit::Shared { .. } => {}
         }
@@ -483,7 +495,9 @@ impl Member {
             return None;
         }
         self.together = false;
-        self.forget_results();
+        // Probes under way keep their slots: they run on.
+        self.probes.ready.clear();
+        self.delta = Delta::default();
         self.own.take_over(&self.view);
         Some(Change::Lost)
     }
@@ -624,12 +638,14 @@ impl Probes {
             }
             lives
         });
+        self.orphans
+            .retain(|orphan| now.saturating_sub(orphan.since) < timeout);
     }
 
     fn held(&self) -> Vec<u64> {
         let ready = self.ready.iter().map(|ready| ready.id);
-        let running = self.running.iter().map(|running| running.id);
-        ready.chain(running).collect()
+        let running = self.running.iter().chain(&self.orphans);
+        ready.chain(running.map(|running| running.id)).collect()
     }
 }
 
