@@ -7,6 +7,10 @@
 //! | `weir:c:{KEY}` | a concurrency limit's slots: how many each process has, and until when | `hold_ttl` past the last call |
 //! | `weir:p:{live}` | the processes that are alive: a sorted set of ids by when they are given up | a minute past the last beat |
 //! | `weir:o:{overrides}` | overrides of limits set at run time, by limit and key | until they are taken back |
+//! | `weir:b:{UPSTREAM}:s` | the state of an upstream's shared breaker; `UPSTREAM` hashes its name | a day past the last report, a month where forced |
+//! | `weir:b:{UPSTREAM}:w:SHAPE` | its window of one kind and size | the window, or a day where it is one of calls |
+//! | `weir:b:{UPSTREAM}:m`, `:d` | processes that share it, and those that doubt the upstream, by when they were heard | 5 s, 3 s |
+//! | `weir:b:{UPSTREAM}:p` | slots for probes, by when they come back | a day past the last |
 //!
 //! `weir` is `redis.key_prefix`. Names of clients and users are hashed: none can be read from a key, and no key is long.
 
@@ -16,6 +20,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest as _, Sha256};
 
+use crate::config::breakers::Window;
+
 /// Slots of a cluster (Redis Cluster specification, "Key distribution model").
 pub const SLOTS: u16 = 16_384;
 
@@ -23,6 +29,18 @@ pub const SLOTS: u16 = 16_384;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Keys {
     prefix: String,
+}
+
+/// Of one shared breaker; all lie in one slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BreakerKeys {
+    pub state: String,
+    pub window: String,
+    pub members: String,
+    pub doubters: String,
+    pub probes: String,
+    /// What its messages are told apart by.
+    pub tag: String,
 }
 
 /// The hash tag of a limit's counters for one key: 22 characters of base64url, the first half of a SHA-256. Keys meet by chance
@@ -53,6 +71,31 @@ impl Keys {
 
     pub fn overrides(&self) -> String {
         format!("{}:o:{{overrides}}", self.prefix)
+    }
+
+    /// Those of an upstream's shared breaker. Its state is the upstream's, whatever settings it gets by a reload; windows of
+    /// different shapes do not mix.
+    pub fn breaker(&self, upstream: &str, window: Window) -> BreakerKeys {
+        let tag = LimitTag::new("circuit breaker", [upstream.as_bytes()]);
+        let shape = match window {
+            Window::Time(length) => format!("t{}", length.as_millis()),
+            Window::Count(size) => format!("c{size}"),
+        };
+        let tag = tag.as_str();
+        let key = |part: &str| format!("{}:b:{{{tag}}}:{part}", self.prefix);
+        BreakerKeys {
+            state: key("s"),
+            window: key(&format!("w:{shape}")),
+            members: key("m"),
+            doubters: key("d"),
+            probes: key("p"),
+            tag: tag.to_owned(),
+        }
+    }
+
+    /// Where transitions of shared breakers are said.
+    pub fn breakers_changed(&self) -> String {
+        format!("{}:breakers", self.prefix)
     }
 
     /// The channel on which processes are told what operators did to limits.
@@ -135,6 +178,20 @@ mod tests {
         let tag = LimitTag::new("login", [&b"10.0.0.1"[..]]);
         let slots = [0, 1, 7].map(|index| slot(keys.counter(tag, index, "t").as_bytes()));
         assert_eq!(slots, [slots[0]; 3]);
+    }
+
+    #[test]
+    fn all_keys_of_a_breaker_lie_in_one_slot() {
+        let keys = Keys::new("weir").breaker("a{b}:c", Window::Count(7));
+        let all = [
+            keys.state,
+            keys.window,
+            keys.members,
+            keys.doubters,
+            keys.probes,
+        ];
+        let slots = all.map(|key| slot(key.as_bytes()));
+        assert_eq!(slots, [slot(keys.tag.as_bytes()); 5]);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::policy::lease::Terms;
 use crate::policy::routes::Index;
 use crate::policy::session;
 use crate::store::breakers::LiveBreaker;
-use crate::store::fleet::{Fleet, FleetConnections};
+use crate::store::fleet::Fleet;
 use crate::store::leases::{self, Leases, Sharing};
 use crate::store::limits::{Key, LimitKeys, Limits};
 use crate::store::sessions::{LiveSessions, Sessions};
@@ -180,10 +180,12 @@ impl Plan {
                 .get(&*upstream.name)
                 .copied()
                 .filter(|old| old.settings == settings);
-            Some(
-                kept.cloned()
-                    .unwrap_or_else(|| Arc::new(LiveBreaker::new(upstream.name.clone(), settings))),
-            )
+            let new = || {
+                let old = old.get(&*upstream.name).map(|old| &***old);
+                let keys = fleet.as_ref().map(|fleet| &fleet.keys);
+                LiveBreaker::in_place_of(old, upstream.name.clone(), settings, keys)
+            };
+            Some(kept.cloned().unwrap_or_else(|| Arc::new(new())))
         };
         let breakers = config.upstreams.iter().map(breaker).collect();
         let sessions = |entry: &config::sessions::Sessions| {
@@ -249,13 +251,6 @@ impl Plan {
             metrics,
             config,
         })
-    }
-
-    /// Begins what keeps Redis up to date beside the requests, on the runtime of this thread, which is to be the control thread's.
-    pub fn begin_sharing(&self, redis: &FleetConnections) {
-        if let Some(shared) = &self.shared_limits {
-            tokio::spawn(shared.slots.clone().keep(redis.rate_limit.clone()));
-        }
     }
 
     /// What is asked of a shared limit, by its index, for a key of these parts; `None` where nothing is shared.

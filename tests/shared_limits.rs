@@ -17,11 +17,13 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use harness::redis::{Cluster, Server, key_prefix};
 use harness::{Client, DEADLINE, Lane, Store, Upstream, eventually};
+use tokio::sync::watch;
 use weir::clock;
 use weir::config::check;
 use weir::plan::{Plan, SharedAsk};
 use weir::store::fleet::{Fleet, FleetConnections};
 use weir::store::leases::Decision;
+use weir::worker;
 
 /// Processes that share a limit.
 const NODES: usize = 8;
@@ -41,7 +43,7 @@ impl Node {
         let fleet = Fleet::new(config.redis.as_ref().unwrap(), &metrics).unwrap();
         let plan = Plan::new(config, metrics, None, Some(fleet.clone()));
         let redis = fleet.join();
-        plan.begin_sharing(&redis);
+        worker::join(&watch::Sender::new(plan.clone()).subscribe(), &redis);
         assert!(redis.ready(DEADLINE).await);
         Node { plan, redis }
     }

@@ -75,11 +75,14 @@ async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> 
         }
         None => (None, None),
     };
-    let plan = Plan::new(config, metrics_of_all, recorder, fleet);
-    if let Some(redis) = &redis {
-        plan.begin_sharing(redis);
+    let connect_timeout = config.redis.as_ref().map(|redis| redis.connect_timeout);
+    let first = Plan::new(config, metrics_of_all, recorder, fleet);
+    let (plan, following) = watch::channel(first.clone());
+    if let (Some(redis), Some(within)) = (&redis, connect_timeout) {
+        worker::join(&following, redis);
+        worker::breakers::asked(&first, within).await;
     }
-    let (plan, following) = watch::channel(plan);
+    drop(first);
     let (drain, draining) = watch::channel(false);
     let (unready, is_unready) = watch::channel(false);
     addresses.iter().try_for_each(|address| is_free(*address))?;
@@ -117,9 +120,6 @@ async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> 
         health,
     });
     tokio::spawn(worker::sessions::sweep(state.plan.clone()));
-    if let (Some(fleet), Some(redis)) = (state.plan.borrow().fleet.clone(), state.redis.clone()) {
-        tokio::spawn(worker::limits::follow(state.plan.clone(), fleet, redis));
-    }
     let last_plan = state.plan.clone();
     tokio::spawn(admin::serve(admin, state.clone()));
     if let Some(metrics) = metrics {

@@ -30,6 +30,7 @@ pub struct Metrics {
     limits_alone: Family<LimitLabels, Gauge>,
     breaker_decisions: Family<BreakerDecisionLabels, Counter>,
     breaker_state: Family<BreakerStateLabels, Gauge>,
+    breaker_shared: Family<UpstreamLabels, Gauge>,
     pub connections: Counter,
     /// Closed at once, since the listener had as many as it may.
     pub connections_refused: Counter,
@@ -85,6 +86,11 @@ struct BreakerDecisionLabels {
 struct BreakerStateLabels {
     upstream: String,
     state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct UpstreamLabels {
+    upstream: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -203,6 +209,7 @@ impl Default for Metrics {
             limits_alone: Family::default(),
             breaker_decisions: Family::default(),
             breaker_state: Family::default(),
+            breaker_shared: Family::default(),
             connections: Counter::default(),
             connections_refused: Counter::default(),
             connections_open: Gauge::default(),
@@ -253,6 +260,11 @@ impl Default for Metrics {
             "breaker_state",
             "1 for the state that a breaker is in",
             metrics.breaker_state.clone(),
+        );
+        registry.register(
+            "breaker_shared",
+            "1 where a breaker goes by the state in Redis, 0 where it goes on by itself",
+            metrics.breaker_shared.clone(),
         );
         registry.register(
             "connections",
@@ -465,6 +477,15 @@ impl Metrics {
                 .get_or_create(&labels)
                 .set(i64::from(*other == state));
         }
+    }
+
+    /// Notes whether a breaker that is to be shared goes by the shared state.
+    pub fn breaker_is_shared(&self, upstream: &str, shared: bool) {
+        let labels = UpstreamLabels {
+            upstream: upstream.to_owned(),
+        };
+        let gauge = self.breaker_shared.get_or_create(&labels);
+        gauge.set(i64::from(shared));
     }
 
     /// The counter of one reason to refuse; `reason` is one of a closed set.
