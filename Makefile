@@ -10,10 +10,11 @@ run: ## Start the demo: weir in front of weir echo, until Ctrl-C (WEIR_PORT=8081
 	@config/demo.sh
 
 test: ## Run every test
-	@command -v curl >/dev/null || { \
-		[ "$$(id -u)" = 0 ] || { echo "install first: curl" >&2; exit 1; }; \
-		apt-get update -q && apt-get install -qy --no-install-recommends curl; \
-	}
+	@missing=; for program in curl openssl redis-server; do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
+	if [ -n "$$missing" ]; then \
+		[ "$$(id -u)" = 0 ] || { echo "install first:$$missing" >&2; exit 1; }; \
+		tests/apt-install.sh $$missing; \
+	fi
 	cargo test --all-targets
 
 check: deny ## Formatting, lints, and the licences, doubles and sources of dependencies

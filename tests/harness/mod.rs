@@ -6,8 +6,10 @@
     reason = "each test file is a crate and uses the part that it needs"
 )]
 
+pub mod calls;
 pub mod process;
 pub mod raw;
+pub mod redis;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
@@ -268,13 +270,20 @@ fn serve(stream: TcpStream, seen: &Sender<String>, reply: &dyn Fn(&str) -> Strin
 }
 
 /// Asks until the answer is yes.
+#[track_caller]
+pub fn eventually(yes: impl FnMut() -> bool) {
+    eventually_within(DEADLINE, yes);
+}
+
+/// As [`eventually`], for what takes longer than most.
+#[track_caller]
 #[expect(clippy::disallowed_methods, reason = "a bound on time")]
-pub fn eventually(mut yes: impl FnMut() -> bool) {
+pub fn eventually_within(deadline: Duration, mut yes: impl FnMut() -> bool) {
     let start = Instant::now();
     while !yes() {
         assert!(
-            start.elapsed() < DEADLINE,
-            "it did not happen in {DEADLINE:?}"
+            start.elapsed() < deadline,
+            "it did not happen in {deadline:?}"
         );
         thread::sleep(Duration::from_millis(10));
     }

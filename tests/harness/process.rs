@@ -75,9 +75,15 @@ pub struct Running {
 
 impl Running {
     pub fn start(config: &Path) -> Running {
+        Running::start_in(config, &[])
+    }
+
+    /// With these variables in its environment.
+    pub fn start_in(config: &Path, environment: &[(&str, &str)]) -> Running {
         let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
             .args(["run", "-c"])
             .arg(config)
+            .envs(environment.iter().copied())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();

@@ -1,9 +1,11 @@
 //! Raw sockets: upstreams that follow a script or keep every byte, and a client that sends what it likes.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use super::DEADLINE;
 
@@ -91,6 +93,38 @@ pub fn scripted(script: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAdd
         }
     });
     address
+}
+
+/// A network between a client and a server whose answers come late.
+pub struct SlowNetwork {
+    pub address: SocketAddr,
+    /// How late, in milliseconds.
+    pub late: Arc<AtomicU64>,
+}
+
+impl SlowNetwork {
+    pub fn to(server: SocketAddr) -> SlowNetwork {
+        let late = Arc::<AtomicU64>::default();
+        let by = late.clone();
+        let address = scripted(move |mut client| {
+            let Ok(mut server) = TcpStream::connect(server) else {
+                return;
+            };
+            let (mut up, mut requests) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+            thread::spawn(move || {
+                let _ = std::io::copy(&mut requests, &mut up);
+                let _ = up.shutdown(Shutdown::Write);
+            });
+            let mut piece = [0; 16 * 1024];
+            while let Ok(n @ 1..) = server.read(&mut piece) {
+                thread::sleep(Duration::from_millis(by.load(Ordering::Relaxed)));
+                if client.write_all(&piece[..n]).is_err() {
+                    return;
+                }
+            }
+        });
+        SlowNetwork { address, late }
+    }
 }
 
 /// Reads a head to its end; `None` when there is none.

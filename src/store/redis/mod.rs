@@ -5,6 +5,7 @@
 //! What one named client knows is a [`Redis`], shared by the process; what a thread holds of it is a [`Connections`], so
 //! that a call crosses no thread.
 
+mod dial;
 mod node;
 mod push;
 mod script;
@@ -13,18 +14,17 @@ mod topology;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use redis::{
-    ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo as _, RedisConnectionInfo,
-    RedisError, ServerErrorKind, TlsCertificates,
-};
+use redis::aio::{MultiplexedConnection, PubSub};
+use redis::{AsyncConnectionConfig, ErrorKind, RedisConnectionInfo, RedisError, ServerErrorKind};
 use thiserror::Error;
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
+use tokio_rustls::TlsConnector;
 
 pub use node::NodeHealth;
 pub use push::Heard;
@@ -33,12 +33,14 @@ pub use script::{Arg, Script};
 pub use topology::Address;
 
 use crate::clock;
-use crate::config::redis::{Certificate, Client, Mode, Tls};
+use crate::config::redis::{Client, Mode, Tls};
 use crate::keys;
 use crate::telemetry::metrics::RedisMetrics;
 use node::Node;
 use topology::Topology;
 
+/// Calls that wait for one connection's turn to be written; those beyond wait within their own budget.
+const QUEUE: usize = 1024;
 /// How often one call is sent, at most: over redirections and repeats.
 const ATTEMPTS: usize = 5;
 /// Before a call is sent again that met a slot on the move.
@@ -75,7 +77,7 @@ pub struct Redis {
     pub timeout: Duration,
     pub connect_timeout: Duration,
     settings: Client,
-    certificates: Option<TlsCertificates>,
+    tls: Option<TlsConnector>,
     topology: watch::Sender<Arc<Topology>>,
     /// Told when the map of slots does not fit what nodes say.
     stale: Notify,
@@ -92,25 +94,21 @@ impl Redis {
         connect_timeout: Duration,
         metrics: RedisMetrics,
     ) -> Result<Arc<Redis>, OpenError> {
-        let certificates = settings.tls.then(|| read_certificates(tls));
-        let redis = Redis {
+        let tls = settings.tls.then(|| dial::connector(tls));
+        Ok(Arc::new(Redis {
             name,
             timeout,
             connect_timeout,
             topology: watch::Sender::new(Arc::new(Topology::before_asking(&settings))),
             settings,
-            certificates: certificates.transpose()?,
+            tls: tls.transpose()?,
             stale: Notify::new(),
             metrics,
-        };
-        // Certificates are parsed here once, so that a broken file is told at the start.
-        redis
-            .open(&redis.settings.endpoints[0])
-            .map_err(|error| OpenError::Certificates(error.to_string()))?;
-        Ok(Arc::new(redis))
+        }))
     }
 
-    fn open(&self, address: &Address) -> Result<redis::Client, RedisError> {
+    /// Who weir is to the servers that hold the state.
+    fn who(&self) -> RedisConnectionInfo {
         let mut who = RedisConnectionInfo::default();
         if let Mode::Single { database } = self.settings.mode {
             who = who.set_db(i64::from(database));
@@ -121,30 +119,28 @@ impl Redis {
         if let Some(password) = &self.settings.password {
             who = who.set_password(&password.0);
         }
-        self.open_as(address, who)
+        who
     }
 
-    fn open_as(
+    /// A new connection, for as long as its driver is kept. Waits for ever: each caller has its own patience.
+    async fn connect(
         &self,
         address: &Address,
-        who: RedisConnectionInfo,
-    ) -> Result<redis::Client, RedisError> {
-        let (host, port) = (address.host.clone(), address.port);
-        let place = if self.settings.tls {
-            ConnectionAddr::TcpTls {
-                host,
-                port,
-                insecure: false,
-                tls_params: None,
-            }
-        } else {
-            ConnectionAddr::Tcp(host, port)
-        };
-        let info: ConnectionInfo = place.into_connection_info()?.set_redis_settings(who);
-        match &self.certificates {
-            Some(certificates) => redis::Client::build_with_tls(info, certificates.clone()),
-            None => redis::Client::open(info),
-        }
+        who: &RedisConnectionInfo,
+    ) -> Result<(MultiplexedConnection, Driver), RedisError> {
+        let config = AsyncConnectionConfig::new()
+            // Each call has its own.
+            .set_response_timeout(None)
+            .set_pipeline_buffer_size(QUEUE);
+        let stream = dial::dial(address, self.tls.as_ref()).await?;
+        let (connection, driver) =
+            MultiplexedConnection::new_with_config(who, stream, config).await?;
+        Ok((connection, Driver(tokio::spawn(driver))))
+    }
+
+    async fn connect_to_hear(&self, address: &Address) -> Result<PubSub, RedisError> {
+        let stream = dial::dial(address, self.tls.as_ref()).await?;
+        PubSub::new(&self.who(), stream).await
     }
 
     fn count(&self, answer: &Result<Value, CallError>, took: Duration) {
@@ -161,6 +157,15 @@ impl Redis {
     /// Asks for a new look at who has which slot.
     fn suspect_topology(&self) {
         self.stale.notify_one();
+    }
+}
+
+/// What moves the bytes of a connection. Dropped, it closes the connection, whatever still waits for it.
+struct Driver(JoinHandle<()>);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -246,6 +251,10 @@ impl Connections {
         let answer = self
             .attempts(slot, script, keys, args, Instant::now() + budget)
             .await;
+        if answer == Err(CallError::Down) {
+            // Another node may have taken over.
+            self.redis.suspect_topology();
+        }
         self.redis.count(&answer, began.elapsed());
         answer
     }
@@ -289,8 +298,10 @@ impl Connections {
                     redirected = Some((to, !moved));
                 }
                 ErrorKind::Server(ServerErrorKind::TryAgain) => sleep(TRY_AGAIN).await,
-                _ => {
-                    self.redis.suspect_topology();
+                kind => {
+                    if is_about_topology(kind) {
+                        self.redis.suspect_topology();
+                    }
                     return Err(CallError::Refused(error.to_string()));
                 }
             }
@@ -365,21 +376,15 @@ impl Routing {
     }
 }
 
-fn read_certificates(tls: &Tls) -> Result<TlsCertificates, OpenError> {
-    let read = |path: &PathBuf| {
-        std::fs::read(path).map_err(|error| OpenError::File {
-            path: path.display().to_string(),
-            error,
-        })
-    };
-    let client = |certificate: &Certificate| {
-        Ok(redis::ClientTlsConfig {
-            client_cert: read(&certificate.cert)?,
-            client_key: read(&certificate.key)?,
-        })
-    };
-    Ok(TlsCertificates {
-        client_tls: tls.certificate.as_ref().map(client).transpose()?,
-        root_cert: tls.ca.as_ref().map(read).transpose()?,
-    })
+/// Whether a node that says so may not be the one to ask.
+fn is_about_topology(error: ErrorKind) -> bool {
+    matches!(
+        error,
+        ErrorKind::Server(
+            ServerErrorKind::ReadOnly
+                | ServerErrorKind::ClusterDown
+                | ServerErrorKind::MasterDown
+                | ServerErrorKind::BusyLoading
+        )
+    )
 }

@@ -2,30 +2,30 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Cmd, RedisError, Value};
+use redis::{Cmd, RedisError, Value};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{info, warn};
 
 use super::topology::Address;
-use super::{CallError, Redis};
+use super::{CallError, Driver, Redis};
 use crate::clock;
 
 /// Calls without an answer, one behind the other, after which no call waits for the node until it answers a ping.
 const SUSPECT_AFTER: u32 = 4;
 /// Between pings of a node that works.
 const PING_EVERY: Duration = Duration::from_secs(1);
+/// Between pings of one that answers, but later than a call's budget.
+const PING_AGAIN: Duration = Duration::from_millis(50);
 /// Between tries to connect: from the first to the last, doubled each time, each made longer by up to a half at random, so
 /// that many weirs do not come back at one moment.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
-/// Calls that wait for one connection's turn to be written; those beyond wait within their own budget.
-const QUEUE: usize = 1024;
 
 /// How a node is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,10 +47,12 @@ struct State {
     /// `None` while calls are not to wait for it.
     connection: Mutex<Option<MultiplexedConnection>>,
     unanswered: AtomicU32,
+    /// Whether it is known by now if the node can be used.
+    tried: AtomicBool,
     /// Told when the connection is lost, or calls get no answers.
     doubted: Notify,
-    /// Told when it is up again.
-    up: Notify,
+    /// Told when it is up again, or was tried in vain.
+    settled: Notify,
     latency_nanos: AtomicU64,
 }
 
@@ -60,8 +62,9 @@ impl Node {
         let state = Arc::new(State {
             connection: Mutex::new(None),
             unanswered: AtomicU32::new(0),
+            tried: AtomicBool::new(false),
             doubted: Notify::new(),
-            up: Notify::new(),
+            settled: Notify::new(),
             latency_nanos: AtomicU64::new(0),
         });
         let task = tokio::spawn(keep(redis, address.clone(), state.clone(), speaks));
@@ -106,20 +109,22 @@ impl Node {
         }
     }
 
-    /// Waits for a node that may be new to be connected.
+    /// Waits for a node that is new to be connected; for one that is known to be down it does not.
     pub(super) async fn connected(&self, deadline: Instant) -> Result<(), CallError> {
         let waiting = async {
             loop {
-                let up = self.state.up.notified();
+                let settled = self.state.settled.notified();
                 if self.is_up() {
-                    return;
+                    return Ok(());
                 }
-                up.await;
+                if self.state.tried.load(Ordering::Relaxed) {
+                    return Err(CallError::Down);
+                }
+                settled.await;
             }
         };
-        timeout_at(deadline, waiting)
-            .await
-            .map_err(|_| CallError::Timeout)
+        let waited = timeout_at(deadline, waiting).await;
+        waited.unwrap_or(Err(CallError::Timeout))
     }
 
     pub(super) fn is_up(&self) -> bool {
@@ -163,7 +168,13 @@ impl State {
     fn found(&self, connection: &MultiplexedConnection) {
         self.unanswered.store(0, Ordering::Relaxed);
         *self.connection.lock() = Some(connection.clone());
-        self.up.notify_waiters();
+        self.settle();
+    }
+
+    /// It is up, or was tried in vain.
+    fn settle(&self) {
+        self.tried.store(true, Ordering::Relaxed);
+        self.settled.notify_waiters();
     }
 }
 
@@ -174,7 +185,7 @@ async fn keep(redis: Arc<Redis>, address: Address, state: Arc<State>, speaks: bo
     let mut told_down = false;
     loop {
         match connect(&redis, &address).await {
-            Ok(mut connection) => {
+            Ok((mut connection, _driver)) => {
                 if speaks {
                     info!(client = redis.name, node = %address, "redis node is connected");
                 }
@@ -187,29 +198,31 @@ async fn keep(redis: Arc<Redis>, address: Address, state: Arc<State>, speaks: bo
             }
             Err(error) if speaks && !told_down => {
                 told_down = true;
-                warn!(client = redis.name, node = %address, %error, "redis node cannot be reached; tried again");
+                warn!(client = redis.name, node = %address, error, "redis node cannot be reached; tried again");
             }
             Err(_) => {}
         }
+        state.settle();
         redis.suspect_topology();
         sleep(pause.mul_f64(1.0 + fastrand::f64() / 2.0)).await;
         pause = (pause * 2).min(longest);
     }
 }
 
-async fn connect(redis: &Redis, address: &Address) -> Result<MultiplexedConnection, RedisError> {
-    let config = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(redis.connect_timeout))
-        // Each call has its own.
-        .set_response_timeout(None)
-        .set_pipeline_buffer_size(QUEUE);
-    let client = redis.open(address)?;
-    client
-        .get_multiplexed_async_connection_with_config(&config)
-        .await
+async fn connect(
+    redis: &Redis,
+    address: &Address,
+) -> Result<(MultiplexedConnection, Driver), String> {
+    let who = redis.who();
+    match timeout(redis.connect_timeout, redis.connect(address, &who)).await {
+        Ok(connected) => connected.map_err(|error| error.to_string()),
+        Err(_) => Err(format!("no answer within {:?}", redis.connect_timeout)),
+    }
 }
 
-/// Pings the connection, now and then and whenever it is doubted, and lets calls use it while it answers. Says why it ended.
+/// Pings the connection, now and then and whenever it is doubted, and lets calls use it while it answers. Where it was doubted,
+/// it must answer within a call's budget: a node that is slower would make calls wait in vain, again and again. Says why it
+/// ended.
 async fn hold(redis: &Redis, connection: &mut MultiplexedConnection, state: &State) -> String {
     let ping = redis::cmd("PING");
     loop {
@@ -219,8 +232,14 @@ async fn hold(redis: &Redis, connection: &mut MultiplexedConnection, state: &Sta
             Ok(Err(error)) => return error.to_string(),
             Err(_) => return format!("no answer within {:?}", redis.connect_timeout),
         }
-        let latency = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        state.latency_nanos.store(latency, Ordering::Relaxed);
+        let latency = began.elapsed();
+        let nanos = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
+        state.latency_nanos.store(nanos, Ordering::Relaxed);
+        if latency > redis.timeout && state.connection.lock().is_none() {
+            state.settle();
+            sleep(PING_AGAIN).await;
+            continue;
+        }
         state.found(connection);
         let _ = timeout(PING_EVERY, state.doubted.notified()).await;
     }

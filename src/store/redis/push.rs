@@ -35,14 +35,20 @@ impl Redis {
         channels: Vec<String>,
         mut heard: impl FnMut(Heard),
     ) -> Infallible {
+        let mut left = None;
         loop {
-            let nodes: Vec<_> = self.topology.borrow().nodes().cloned().collect();
-            if let Some(node) = fastrand::choice(&nodes)
+            let mut nodes: Vec<_> = self.topology.borrow().nodes().cloned().collect();
+            // The one that was just tried in vain or lost is tried again once there was another.
+            if nodes.len() > 1 {
+                nodes.retain(|node| Some(node) != left.as_ref());
+            }
+            left = fastrand::choice(nodes);
+            if let Some(node) = &left
                 && let Ok(Ok((sink, stream))) =
                     timeout(self.connect_timeout, self.subscribe(node, &channels)).await
             {
                 heard(Heard::Listening);
-                self.hear(sink, stream, &mut heard).await;
+                self.hear(node, sink, stream, &mut heard).await;
             }
             sleep(PAUSE.mul_f64(1.0 + fastrand::f64())).await;
         }
@@ -53,14 +59,15 @@ impl Redis {
         node: &Address,
         channels: &[String],
     ) -> Result<(PubSubSink, PubSubStream), RedisError> {
-        let (mut sink, stream) = self.open(node)?.get_async_pubsub().await?.split();
+        let (mut sink, stream) = self.connect_to_hear(node).await?.split();
         sink.subscribe(channels).await?;
         Ok((sink, stream))
     }
 
-    /// Until the node is gone or hangs.
+    /// Until the node is gone, hangs, or has no slots any more: one that left the cluster hears nothing of it.
     async fn hear(
         &self,
+        node: &Address,
         mut sink: PubSubSink,
         mut stream: PubSubStream,
         heard: &mut impl FnMut(Heard),
@@ -75,6 +82,9 @@ impl Redis {
                     None => return,
                 },
                 () = sleep(PING_EVERY) => {
+                    if !self.topology.borrow().nodes().any(|known| known == node) {
+                        return;
+                    }
                     let answered = timeout(self.connect_timeout, sink.ping::<redis::Value>()).await;
                     if !matches!(answered, Ok(Ok(_))) {
                         return;

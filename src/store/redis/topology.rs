@@ -6,6 +6,8 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
 use redis::{Cmd, RedisConnectionInfo, RedisError, Value};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
@@ -16,8 +18,12 @@ use crate::keys::SLOTS;
 
 /// Between looks at a cluster that gives no reason to look.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
-/// Between looks at one that does, at least.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// Between looks at one that does, at least: from the first to the last, doubled while nothing changes, each made longer by up
+/// to a half at random, so that many weirs do not ask at one moment. An election takes seconds, and who won is to be known
+/// soon after.
+const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(500));
+/// A node that has not answered by then is not waited for before the next one is asked, too.
+const ASK_NEXT: Duration = Duration::from_millis(50);
 /// In place of a node: no one has the slot.
 const NOBODY: u16 = u16::MAX;
 
@@ -129,20 +135,25 @@ impl Topology {
 impl Redis {
     /// Keeps the map of slots right, for ever.
     pub async fn keep_topology(self: Arc<Self>) -> Infallible {
+        let (first, longest) = LOOK_AGAIN;
         let mut trouble = None;
+        let mut pause = first;
         loop {
             match self.look().await {
                 Ok(topology) => {
                     if trouble.take().is_some() {
                         info!(client = self.name, "redis tells its topology again");
                     }
-                    self.topology.send_if_modified(|known| {
+                    let changed = self.topology.send_if_modified(|known| {
                         let changed = **known != topology;
                         if changed {
                             *known = Arc::new(topology);
                         }
                         changed
                     });
+                    if changed {
+                        pause = first;
+                    }
                 }
                 Err(error) => {
                     if trouble.as_ref() != Some(&error) {
@@ -156,8 +167,14 @@ impl Redis {
                     self.suspect_topology();
                 }
             }
-            sleep(LOOK_AGAIN).await;
-            let _ = timeout(LOOK_EVERY, self.stale.notified()).await;
+            sleep(pause.mul_f64(1.0 + fastrand::f64() / 2.0)).await;
+            pause = match self.stale.notified().now_or_never() {
+                Some(()) => (pause * 2).min(longest),
+                None => {
+                    let _ = timeout(LOOK_EVERY, self.stale.notified()).await;
+                    first
+                }
+            };
         }
     }
 
@@ -202,8 +219,8 @@ impl Redis {
         }
     }
 
-    /// The first answer that can be read, from candidates asked in an order drawn anew each time, so that one that hangs is
-    /// not always first.
+    /// The first answer that can be read, from candidates in an order drawn anew each time. One that hangs holds up the next
+    /// for a moment alone: who has a dead node's slots is to be known soon, and it may be one of several.
     async fn ask_one(
         &self,
         mut candidates: Vec<Address>,
@@ -211,29 +228,46 @@ impl Redis {
         read: impl Fn(&Value, &str) -> Option<Topology>,
     ) -> Result<Topology, String> {
         fastrand::shuffle(&mut candidates);
+        let mut candidates = candidates.into_iter();
+        let mut asked = FuturesUnordered::new();
         let mut last = "no node is known".to_owned();
-        for candidate in candidates {
-            match timeout(self.connect_timeout, self.ask(&candidate, ask)).await {
-                Ok(Ok(answer)) => match read(&answer, &candidate.host) {
+        loop {
+            let next = candidates.next();
+            let more = next.is_some();
+            asked.extend(next.map(|candidate| self.ask_in_time(candidate, ask)));
+            let answer = match more {
+                true => timeout(ASK_NEXT, asked.next()).await,
+                false => Ok(asked.next().await),
+            };
+            match answer {
+                // Not yet: the next one is asked beside it.
+                Err(_) => {}
+                Ok(Some((candidate, Ok(answer)))) => match read(&answer, &candidate.host) {
                     Some(topology) => return Ok(topology),
                     None => last = format!("{candidate} answers {answer:?}"),
                 },
-                Ok(Err(error)) => last = format!("{candidate}: {error}"),
-                Err(_) => {
-                    last = format!("{candidate}: no answer within {:?}", self.connect_timeout)
-                }
+                Ok(Some((candidate, Err(error)))) => last = format!("{candidate}: {error}"),
+                Ok(None) => return Err(last),
             }
         }
-        Err(last)
+    }
+
+    async fn ask_in_time(&self, candidate: Address, ask: &Cmd) -> (Address, Result<Value, String>) {
+        let within = self.connect_timeout;
+        let answer = match timeout(within, self.ask(&candidate, ask)).await {
+            Ok(answer) => answer.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("no answer within {within:?}")),
+        };
+        (candidate, answer)
     }
 
     async fn ask(&self, address: &Address, command: &Cmd) -> Result<Value, RedisError> {
-        let client = match self.settings.mode {
+        let who = match self.settings.mode {
             // The credentials are those of the servers that the sentinels watch.
-            Mode::Sentinel { .. } => self.open_as(address, RedisConnectionInfo::default())?,
-            Mode::Single { .. } | Mode::Cluster => self.open(address)?,
+            Mode::Sentinel { .. } => RedisConnectionInfo::default(),
+            Mode::Single { .. } | Mode::Cluster => self.who(),
         };
-        let mut connection = client.get_multiplexed_async_connection().await?;
+        let (mut connection, _driver) = self.connect(address, &who).await?;
         command.query_async(&mut connection).await
     }
 }
