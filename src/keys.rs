@@ -6,6 +6,12 @@
 //! | `weir:l:{KEY}:N` | a counter of a limit's `N`th rule; `KEY` hashes the limit's name and the key's parts | until it is as new |
 //! | `weir:p:{live}` | the processes that are alive: a sorted set of ids by when they are given up | a minute past the last beat |
 //! | `weir:o:{overrides}` | overrides of limits set at run time, by limit and key | until they are taken back |
+//! | `weir:s:NAME:{USER}` | a user's sessions of the entry `NAME`: a hash of its name and of each session's record | as long as the last of them |
+//!
+//! | channel | tells |
+//! |---|---|
+//! | `weir:overrides` | that overrides have changed |
+//! | `weir:sessions` | which sessions have ended before their time: `NAME USER SESSION…` |
 //!
 //! `weir` is `redis.key_prefix`. Names of clients and users are hashed: none can be read from a key, and no key is long.
 
@@ -13,10 +19,14 @@ use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use sha2::{Digest as _, Sha256};
 
 /// Slots of a cluster (Redis Cluster specification, "Key distribution model").
 pub const SLOTS: u16 = 16_384;
+
+/// What a name has otherwise in keys.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
 
 /// Makes the names under one prefix.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +38,11 @@ pub struct Keys {
 /// once some 2^64 are in use, and by design only if someone does that work.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LimitTag([u8; 22]);
+
+/// The hash tag of a user's sessions: 16 characters of base64url, 96 bits of a SHA-256. Each of the user's tokens carries it, so
+/// that a token tells where its session is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UserTag([u8; UserTag::CHARS]);
 
 impl Keys {
     pub fn new(prefix: &str) -> Keys {
@@ -52,6 +67,70 @@ impl Keys {
     /// Where it is said that overrides have changed.
     pub fn overrides_changed(&self) -> String {
         format!("{}:overrides", self.prefix)
+    }
+
+    /// All sessions of a user, of the entry of `sessions` that has this [`Keys::name`].
+    pub fn sessions(&self, name: &str, user: UserTag) -> String {
+        format!("{}:s:{name}:{{{}}}", self.prefix, user.as_str())
+    }
+
+    /// The pattern of [`Keys::sessions`] for every user, as SCAN takes it.
+    pub fn all_sessions(&self, name: &str) -> String {
+        // What is special in a pattern stands for itself behind a backslash.
+        let mut pattern = String::new();
+        for character in format!("{}:s:{name}:{{", self.prefix).chars() {
+            if matches!(character, '*' | '?' | '[' | ']' | '\\' | '^') {
+                pattern.push('\\');
+            }
+            pattern.push(character);
+        }
+        pattern + "*}"
+    }
+
+    /// Of a key that [`Keys::sessions`] made.
+    pub fn user_of(key: &str) -> Option<UserTag> {
+        let (_, tag) = key.strip_suffix('}')?.rsplit_once('{')?;
+        UserTag::parse(tag)
+    }
+
+    /// Where it is said that sessions have ended.
+    pub fn sessions_ended(&self) -> String {
+        format!("{}:sessions", self.prefix)
+    }
+
+    /// The name of a part of the configuration as keys and messages have it: without spaces, braces and colons.
+    pub fn name(name: &str) -> String {
+        utf8_percent_encode(name, ENCODED).to_string()
+    }
+}
+
+impl UserTag {
+    pub const CHARS: usize = 16;
+
+    /// Of the user of this name.
+    pub fn new(user: &str) -> UserTag {
+        let mut tag = [0; UserTag::CHARS];
+        URL_SAFE_NO_PAD
+            .encode_slice(&Sha256::digest(user.as_bytes())[..12], &mut tag)
+            .expect("12 bytes are 16 characters");
+        UserTag(tag)
+    }
+
+    /// What [`UserTag::as_str`] gave.
+    pub fn parse(text: &str) -> Option<UserTag> {
+        let is_base64url = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+        let tag: [u8; UserTag::CHARS] = text.as_bytes().try_into().ok()?;
+        tag.iter().all(is_base64url).then_some(UserTag(tag))
+    }
+
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).expect("base64url is ASCII")
+    }
+}
+
+impl fmt::Debug for UserTag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "UserTag({})", self.as_str())
     }
 }
 
@@ -129,6 +208,19 @@ mod tests {
         let tag = LimitTag::new("login", [&b"10.0.0.1"[..]]);
         let slots = [0, 1, 7].map(|index| slot(keys.counter(tag, index, 't').as_bytes()));
         assert_eq!(slots, [slots[0]; 3]);
+    }
+
+    #[test]
+    fn sessions_of_a_user_are_told_by_any_of_their_tokens() {
+        let keys = Keys::new("a*b");
+        let user = UserTag::new("ann");
+        assert_eq!(UserTag::parse(user.as_str()), Some(user));
+        assert_eq!(UserTag::parse("{aaaaaaaaaaaaaa}"), None);
+        assert_eq!(UserTag::parse("aaaa"), None);
+        let key = keys.sessions(&Keys::name("we{b"), user);
+        assert_eq!(key, format!("a*b:s:we%7Bb:{{{}}}", user.as_str()));
+        assert_eq!(Keys::user_of(&key), Some(user));
+        assert_eq!(keys.all_sessions(&Keys::name("we{b")), r"a\*b:s:we%7Bb:{*}");
     }
 
     #[test]

@@ -8,22 +8,30 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
 use serde_json::Value;
 use thiserror::Error;
 
 use crate::config::sessions::CookieAttributes;
 use crate::config::sessions::{Claims, Forward, SameSite, Settings, TokenSource};
+use crate::keys::UserTag;
 
 /// The response header by which a trusted upstream starts a session; see [`SessionStart`].
 pub const START_HEADER: &str = "X-Weir-Session-Start";
 /// The response header by which a trusted upstream ends the session of the request.
 pub const END_HEADER: &str = "X-Weir-Session-End";
 
-/// What people and upstreams call a session: the first 16 bytes of the SHA-256 of its token, in hex.
-/// Knowing it does not help to guess the token.
+/// What people and upstreams call a session: the first 16 bytes of the SHA-256 of its token. In memory these are written in hex;
+/// in Redis as base64url behind the tag of the user, since that is where the session is. Knowing it does not help to guess
+/// the token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SessionId(pub [u8; 16]);
+pub struct SessionId {
+    pub hash: [u8; 16],
+    /// Of a session in Redis.
+    pub user: Option<UserTag>,
+}
 
 /// One user, logged in. Shared by the lanes; of all that is in it only the time of the last use changes.
 #[derive(Debug)]
@@ -40,6 +48,15 @@ pub struct Session {
     last_seen: AtomicU64,
     // Written once, because each request that is passed on needs them.
     header_values: HeaderValues,
+}
+
+/// When a session began, was used and is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Times {
+    pub created: Duration,
+    pub ends: Duration,
+    pub idle_timeout: Duration,
+    pub last_seen: Duration,
 }
 
 #[derive(Debug)]
@@ -88,6 +105,17 @@ impl Session {
         settings: &Settings,
         now: Duration,
     ) -> Self {
+        let times = Times {
+            created: now,
+            ends: now.saturating_add(settings.absolute_timeout),
+            idle_timeout: settings.idle_timeout,
+            last_seen: now,
+        };
+        Self::resumed(id, user, claims, times)
+    }
+
+    /// A session that has begun.
+    pub fn resumed(id: SessionId, user: String, claims: Claims, times: Times) -> Self {
         let header_values = HeaderValues {
             user: percent_encoded(&user),
             session: id.to_string(),
@@ -97,10 +125,10 @@ impl Session {
             id,
             user,
             claims,
-            created: now,
-            ends: now.saturating_add(settings.absolute_timeout),
-            idle_timeout: settings.idle_timeout,
-            last_seen: AtomicU64::new(nanoseconds(now)),
+            created: times.created,
+            ends: times.ends,
+            idle_timeout: times.idle_timeout,
+            last_seen: AtomicU64::new(nanoseconds(times.last_seen)),
             header_values,
         }
     }
@@ -266,27 +294,61 @@ fn fold(byte: u8) -> u8 {
     }
 }
 
-impl fmt::Display for SessionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+impl SessionId {
+    /// Of a session in Redis: what it is called among those of its user.
+    pub fn field(&self) -> String {
+        URL_SAFE_NO_PAD.encode(self.hash)
+    }
+
+    /// Of what [`SessionId::field`] gave, of this user.
+    pub fn of_field(user: UserTag, field: &str) -> Result<SessionId, SessionIdError> {
+        let mut hash = [0; 16];
+        match URL_SAFE_NO_PAD.decode_slice(field, &mut hash) {
+            Ok(16) => Ok(SessionId {
+                hash,
+                user: Some(user),
+            }),
+            Ok(_) | Err(_) => Err(SessionIdError),
+        }
     }
 }
 
-/// Not 32 hex digits.
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.user {
+            None => self
+                .hash
+                .iter()
+                .try_for_each(|byte| write!(f, "{byte:02x}")),
+            Some(user) => write!(f, "{}{}", user.as_str(), self.field()),
+        }
+    }
+}
+
+/// Neither way to write one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("a session's id is 32 hex digits")]
+#[error("a session's id is 32 hex digits, or with redis 38 letters, digits, - and _")]
 pub struct SessionIdError;
 
 impl FromStr for SessionId {
     type Err = SessionIdError;
 
     fn from_str(text: &str) -> Result<Self, SessionIdError> {
+        if let Some((user, field)) = text.split_at_checked(UserTag::CHARS)
+            && field.len() == 22
+        {
+            let user = UserTag::parse(user).ok_or(SessionIdError)?;
+            return SessionId::of_field(user, field);
+        }
         // `from_str_radix` alone would take a sign.
         if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(SessionIdError);
         }
         let number = u128::from_str_radix(text, 16).map_err(|_| SessionIdError)?;
-        Ok(Self(number.to_be_bytes()))
+        Ok(Self {
+            hash: number.to_be_bytes(),
+            user: None,
+        })
     }
 }
 

@@ -37,12 +37,16 @@ fn settings() -> Settings {
     }
 }
 
+const fn id(hash: [u8; 16]) -> SessionId {
+    SessionId { hash, user: None }
+}
+
 fn claims(value: Value) -> Claims {
     serde_json::from_value(value).unwrap()
 }
 
 fn session(user: &str, with: Value) -> Session {
-    let id = SessionId([0xab; 16]);
+    let id = id([0xab; 16]);
     Session::new(id, user.into(), claims(with), &settings(), s(100))
 }
 
@@ -243,10 +247,27 @@ fn session_start_needs_a_user_and_nothing_unknown() {
 }
 
 #[test]
-fn session_id_is_32_hex_digits() {
-    let id = SessionId([0x0f; 16]);
-    assert_eq!(id.to_string().parse(), Ok(id));
-    for bad in ["", "0f", &"g".repeat(32), &format!("+{}", "0".repeat(31))] {
+fn session_id_is_written_in_two_ways() {
+    let in_memory = id([0x0f; 16]);
+    assert_eq!(in_memory.to_string(), "0f".repeat(16));
+    let user = UserTag::new("ann");
+    let in_redis = SessionId {
+        user: Some(user),
+        ..in_memory
+    };
+    let text = format!("{}Dw8PDw8PDw8PDw8PDw8PDw", user.as_str());
+    assert_eq!(in_redis.to_string(), text);
+    for id in [in_memory, in_redis] {
+        assert_eq!(id.to_string().parse(), Ok(id));
+    }
+    let not_base64url = text.replace('D', "+");
+    for bad in [
+        "",
+        "0f",
+        &"g".repeat(32),
+        &format!("+{}", "0".repeat(31)),
+        &not_base64url,
+    ] {
         assert_eq!(bad.parse::<SessionId>(), Err(SessionIdError));
     }
 }
@@ -284,7 +305,7 @@ proptest! {
     ) {
         let settings = settings();
         let given = Claims::from([(key, json!([value, 1]))]);
-        let id = SessionId([0; 16]);
+        let id = id([0; 16]);
         let session = Session::new(id, user, given.clone(), &settings, s(0));
         for (name, value) in identity_headers(&settings, &session) {
             prop_assert!(value.bytes().all(|byte| matches!(byte, b' '..=b'~')));

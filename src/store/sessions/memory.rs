@@ -458,13 +458,13 @@ fn digest(token: &str) -> [u8; 32] {
 }
 
 fn id_of(digest: &[u8; 32]) -> SessionId {
-    let mut id = [0; 16];
-    id.copy_from_slice(&digest[..16]);
-    SessionId(id)
+    let mut hash = [0; 16];
+    hash.copy_from_slice(&digest[..16]);
+    SessionId { hash, user: None }
 }
 
 fn shard_of(id: SessionId) -> usize {
-    usize::from(id.0[0]) * SHARDS / 256
+    usize::from(id.hash[0]) * SHARDS / 256
 }
 
 fn after_or_all(after: Option<SessionId>) -> (Bound<SessionId>, Bound<SessionId>) {

@@ -77,7 +77,7 @@ fn token_is_random_and_only_its_hash_is_kept() {
     let bytes = URL_SAFE_NO_PAD.decode(one.token.as_str()).unwrap();
     assert_eq!((bytes.len(), one.token.as_str().len()), (32, TOKEN_CHARS));
     let hash = Sha256::digest(one.token.as_str());
-    assert_eq!(one.session.id.0, hash[..16]);
+    assert_eq!(one.session.id.hash, hash[..16]);
     assert!(!format!("{one:?}").contains(one.token.as_str()));
 }
 
