@@ -162,7 +162,7 @@ async fn answer(admin: &Admin, request: Request<Incoming>, metrics_alone: bool) 
                     "send a body as \"Content-Type: application/json\"",
                 ));
             }
-            v1(&plan, method, rest, query, &body)
+            v1(admin, &plan, method, rest, query, &body).await
         }
         _ => Err(Problem::not_found(
             "known here: /metrics /live /ready /health /v1/config /v1/limits /v1/breakers /v1/sessions",
@@ -170,7 +170,14 @@ async fn answer(admin: &Admin, request: Request<Incoming>, metrics_alone: bool) 
     }
 }
 
-fn v1(plan: &Plan, method: &Method, path: &[&str], query: &str, body: &[u8]) -> Answer {
+async fn v1(
+    admin: &Admin,
+    plan: &Plan,
+    method: &Method,
+    path: &[&str],
+    query: &str,
+    body: &[u8],
+) -> Answer {
     match path {
         ["config"] => match *method {
             Method::GET => Ok(Reply::Json(show::json(&plan.config))),
@@ -178,7 +185,9 @@ fn v1(plan: &Plan, method: &Method, path: &[&str], query: &str, body: &[u8]) -> 
         },
         ["limits", rest @ ..] => limits::answer(plan, method, rest, query, body),
         ["breakers", rest @ ..] => breakers::answer(plan, method, rest),
-        ["sessions", rest @ ..] => sessions::answer(plan, method, rest, query, body),
+        ["sessions", rest @ ..] => {
+            sessions::answer(plan, admin.redis.as_ref(), method, rest, query, body).await
+        }
         _ => Err(Problem::not_found(
             "known here: /v1/config /v1/limits /v1/breakers /v1/sessions",
         )),

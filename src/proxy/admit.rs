@@ -42,7 +42,7 @@ pub(super) struct Admitted<'p> {
 }
 
 /// Asks every policy about the request whose head stands in `buffer`.
-pub(super) fn admit<'p>(
+pub(super) async fn admit<'p>(
     plan: &'p Plan,
     conn: &Conn<'_>,
     buffer: &[u8],
@@ -135,7 +135,7 @@ pub(super) fn admit<'p>(
         .fields
         .iter()
         .map(|(name, value)| (&buffer[name.clone()], &buffer[value.clone()]));
-    let session = sessions::identify(plan, route, lines, now.mono)?;
+    let session = sessions::identify(plan, conn.lane, route, lines, now.mono).await?;
     // The breaker is asked before the session's limits: a request that it refuses spends no quota of a user's. What it
     // gave comes back when they refuse, and so do concurrency slots.
     let entry = enter(plan, route, now, record)?;

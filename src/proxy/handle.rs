@@ -207,7 +207,7 @@ async fn one(
     now: Now,
     record: &mut Record,
 ) -> Result<Next, Failure> {
-    match admit::admit(&plan.shared, conn, ends.buffer, head, now, record) {
+    match admit::admit(&plan.shared, conn, ends.buffer, head, now, record).await {
         Ok(admitted) => forward::send(conn, plan, admitted, ends, head, record).await,
         Err(rejection) => {
             if record.route.is_none() {

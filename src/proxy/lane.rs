@@ -31,10 +31,6 @@ pub(super) struct Lane {
     pub outbox: Outbox,
     pub buffers: Buffers,
     /// Where the plan has a fleet.
-    #[expect(
-        dead_code,
-        reason = "shared limits, breakers and sessions are its first users"
-    )]
     pub redis: Option<FleetConnections>,
     /// Turns true when the process drains: no new request is taken then.
     pub draining: watch::Receiver<bool>,

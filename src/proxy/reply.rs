@@ -35,6 +35,8 @@ pub enum Rejection {
     TooManySessions,
     /// A log-in, with as many sessions in memory as allowed.
     SessionsFull,
+    /// Redis does not answer, and nothing that is known of the session holds any more.
+    SessionStoreDown,
     /// The upstream's circuit breaker.
     CircuitOpen(Box<CircuitOpen>),
     /// Longer than the listener takes.
@@ -113,7 +115,9 @@ impl Rejection {
             Rejection::Forbidden(_) | Rejection::TooManySessions => {
                 (403, "Forbidden", "http_request_denied")
             }
-            Rejection::SessionsFull => (503, "Service Unavailable", "proxy_internal_error"),
+            Rejection::SessionsFull | Rejection::SessionStoreDown => {
+                (503, "Service Unavailable", "proxy_internal_error")
+            }
             Rejection::CircuitOpen(_) => (503, "Service Unavailable", "destination_unavailable"),
             Rejection::BodyTooLarge => (413, "Content Too Large", "http_request_error"),
             Rejection::Expectation => (417, "Expectation Failed", "http_request_error"),
@@ -146,6 +150,7 @@ impl Rejection {
             }
             Rejection::TooManySessions => "the user has as many sessions as allowed: end one first",
             Rejection::SessionsFull => "no session can be started now",
+            Rejection::SessionStoreDown => "sessions cannot be looked at, started or ended now",
             Rejection::CircuitOpen(_) => "upstream is failing, and is given time to recover",
             Rejection::BodyTooLarge => "request body is larger than the limit",
             Rejection::Expectation => "only 100-continue can be expected",
@@ -177,6 +182,7 @@ impl Rejection {
             Rejection::Forbidden(_) => "forbidden",
             Rejection::TooManySessions => "too_many_sessions",
             Rejection::SessionsFull => "sessions_full",
+            Rejection::SessionStoreDown => "session_store_down",
             Rejection::CircuitOpen(_) => "circuit_open",
             Rejection::BodyTooLarge => "body_too_large",
             Rejection::Expectation => "expectation",
@@ -194,6 +200,7 @@ impl Rejection {
             | Rejection::QuotaExceeded(_)
             | Rejection::Unauthenticated(_)
             | Rejection::Forbidden(_)
+            | Rejection::SessionStoreDown
             | Rejection::CircuitOpen(_) => true,
             Rejection::BadHead(_)
             | Rejection::BadPath(_)
@@ -286,7 +293,7 @@ impl Rejection {
         match self {
             Rejection::QuotaExceeded(exceeded) => exceeded.retry_after,
             Rejection::CircuitOpen(open) => Some(open.retry_after),
-            Rejection::SessionsFull => Some(Duration::from_secs(1)),
+            Rejection::SessionsFull | Rejection::SessionStoreDown => Some(Duration::from_secs(1)),
             _ => None,
         }
     }
