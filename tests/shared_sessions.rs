@@ -313,6 +313,30 @@ fn a_session_in_use_is_never_idle_and_an_unused_one_goes() {
 }
 
 #[test]
+fn a_weir_that_is_stopped_writes_down_its_last_uses() {
+    let app = app();
+    let ([mut weir], prefix) = weirs(&app, "{}");
+    let cookie = log_in(&weir, "ann");
+    let (node, key) = key_of(&prefix, "ann");
+    // `CREATED ABSOLUTE SEEN IDLE CLAIMS`, beside the user's name.
+    let seen = || {
+        let values = Cluster::shared().cli(node, &["HVALS", &key]);
+        let record = values.list().iter().map(Answer::text);
+        let record = record.max_by_key(|value| value.len()).unwrap().to_owned();
+        record.split(' ').nth(2).unwrap().parse::<u64>().unwrap()
+    };
+    let (mut client, began) = (weir.client(), now());
+    eventually(|| {
+        assert_eq!(me(&mut client, &cookie), 200);
+        began.elapsed() > Duration::from_millis(100)
+    });
+    assert_eq!(seen(), 0, "it is not due yet");
+    weir.signal("TERM");
+    assert!(weir.child.wait().unwrap().success());
+    assert!(seen() >= 50, "{}", seen());
+}
+
+#[test]
 fn expired_sessions_of_a_user_do_not_pile_up() {
     let app = app();
     let ([weir], prefix) = weirs(&app, "{idle_timeout: 300ms, touch_every: 50ms}");
