@@ -11,6 +11,7 @@ run: ## Start the demo: weir in front of weir echo, until Ctrl-C (WEIR_PORT=8081
 
 test: ## Run every test
 	@missing=; for program in curl openssl redis-server; do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
+	ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || missing="$$missing libfaketime"; \
 	if [ -n "$$missing" ]; then \
 		[ "$$(id -u)" = 0 ] || { echo "install first:$$missing" >&2; exit 1; }; \
 		tests/apt-install.sh $$missing; \

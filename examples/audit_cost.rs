@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use weir::clock;
-use weir::event::{AuditEvent, Micros};
+use weir::event::{AuditEvent, Encoded, Micros};
 use weir::store::audit::Filter;
 use weir::store::days::{self, Day};
 use weir::store::sqlite::{Reader, Writer};
@@ -20,13 +20,10 @@ fn main() -> anyhow::Result<()> {
         let now = clock::wall();
         let file = days::file(&path, Day::of(now));
         let mut writer = Writer::open(&path, "cost", key, now)?;
-        let mut events = (0..BATCH).map(event).collect::<Vec<_>>();
+        let mut batches = (0..100).map(batch).collect::<Vec<_>>();
         let start = clock::now();
-        for batch in 0..BATCHES {
-            for (n, event) in (0..BATCH).zip(&mut events) {
-                event.user = Some(format!("user-{}-{n}", batch % 100));
-            }
-            writer.append(&mut events, now)?;
+        for batch in (0..batches.len()).cycle().take(BATCHES as usize) {
+            writer.append(&mut batches[batch..=batch], now)?;
         }
         let row = start.elapsed() / (BATCHES * BATCH);
         let size = std::fs::metadata(&file)?.len() / u64::from(BATCHES * BATCH);
@@ -47,8 +44,16 @@ fn main() -> anyhow::Result<()> {
             Ok(start.elapsed())
         };
         let scanned = user()?;
+        let start = clock::now();
+        let filter = Filter {
+            path_prefix: Some("/v2/".to_owned()),
+            ..Filter::default()
+        };
+        let found = Reader::open(&file)?.query(&filter)?.len();
+        anyhow::ensure!(found == 0, "{found} events of another path");
+        let by_path = start.elapsed();
         let tomorrow = now + Duration::from_secs(86_400);
-        writer.append(&mut events, tomorrow)?;
+        writer.append(&mut batches[..1], tomorrow)?;
         let start = clock::now();
         writer.files().close_days(|_| {})?;
         let closed = start.elapsed();
@@ -58,7 +63,8 @@ fn main() -> anyhow::Result<()> {
         writeln!(
             out,
             "keyed {keyed}: append {row:?} a row of {size} B; verify {verified:?}; faults {}; \
-             day closed in {closed:?}, {closed_size} B a row; one user's events {scanned:?} before and {indexed:?} after",
+             day closed in {closed:?}, {closed_size} B a row; one user's events {scanned:?} before and {indexed:?} after; \
+             a path's {by_path:?}",
             report.faults.len()
         )?;
         drop(writer);
@@ -68,7 +74,15 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn event(n: u32) -> AuditEvent {
+fn batch(number: u32) -> Encoded {
+    let mut batch = Encoded::default();
+    for n in 0..BATCH {
+        batch.push(&event(number, n));
+    }
+    batch
+}
+
+fn event(batch: u32, n: u32) -> AuditEvent {
     AuditEvent {
         time: Micros::from(clock::wall()),
         id: [7; 16],
@@ -77,20 +91,20 @@ fn event(n: u32) -> AuditEvent {
         upstream: Some("app".into()),
         endpoint: Some("http://127.0.0.1:3000".into()),
         client: IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + n)),
-        user: Some(format!("user-{n}")),
+        user: Some(format!("user-{batch}-{n}")),
         method: "GET".into(),
         host: "api.example.com".into(),
         path: format!("/v1/payments/{n}"),
         query: Some("page=1&token=***".into()),
         status: 200,
         label: None,
-        limits: vec!["per_user: ok".into()],
+        limits: ["per_user: ok".into()].into_iter().collect(),
         breaker: Some("closed".into()),
         bytes_in: 120,
         bytes_out: 1024,
         duration: Micros(1500),
         upstream_duration: Some(Micros(1300)),
-        request_id: "0198b1e2-7c00-7000-8000-000000000000".into(),
+        request_id: Some("0198b1e2-7c00-7000-8000-000000000000".into()),
         trace_id: Some([9; 16]),
         headers: vec![("user-agent".into(), "curl/8.5.0".into())],
     }

@@ -63,7 +63,7 @@ for i = 1, #KEYS do
     end
   end
   reply[#reply + 1] = math.max(0, burst - math.ceil(backlog / interval - 0.01))
-  reply[#reply + 1] = math.ceil(backlog)
+  reply[#reply + 1] = math.ceil(backlog - 0.01)
   reply[#reply + 1] = wait
   reply[#reply + 1] = 0
 end

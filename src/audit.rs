@@ -3,7 +3,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvError, Sender, TryRecvError};
+use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 use tracing::{error, info, warn};
 
 use crate::clock;
-use crate::event::AuditEvent;
+use crate::event::Encoded;
 use crate::store::audit::StoreError;
 use crate::store::days::Day;
 use crate::store::sqlite::{Files, Writer};
 
-/// Events in one transaction, at most.
+/// Once so many events wait, they are written in one transaction, the senders' batches whole.
 const BATCH: usize = 1_000;
-/// How long the first event of a batch waits for others: without it transactions shrink and cost more an event.
+/// How long the first event of a transaction waits for others: without it transactions shrink and cost more an event.
 const LINGER: Duration = Duration::from_millis(20);
 /// Between tries of a store that fails: from the first to the last, doubled each time.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
@@ -56,7 +56,7 @@ pub struct Counts {
 
 #[derive(Debug)]
 enum Message {
-    Events(Vec<AuditEvent>),
+    Events(Encoded),
     Stop,
 }
 
@@ -118,18 +118,11 @@ pub fn start(
 }
 
 impl Recorder {
-    /// Takes the event, or counts it as dropped if the queue is full. Never waits.
-    pub fn record(&self, event: AuditEvent) {
-        if self.shared.reserve(1) == 1 {
-            // A worker that is gone counts as lost what it did not write.
-            let _ = self.sender.send(Message::Events(vec![event]));
-        }
-    }
-
-    /// As [`Recorder::record`], for the cost of one; of a batch that does not fit, the last events are dropped.
-    pub fn record_batch(&self, mut events: Vec<AuditEvent>) {
+    /// Takes the events; those of the last ones that do not fit into the queue are counted as dropped. Never waits.
+    pub fn record(&self, mut events: Encoded) {
         events.truncate(self.shared.reserve(events.len()));
         if !events.is_empty() {
+            // A worker that is gone counts as lost what it did not write.
             let _ = self.sender.send(Message::Events(events));
         }
     }
@@ -217,46 +210,35 @@ struct Work {
 impl Work {
     fn run(mut self) {
         self.keep_up();
-        let mut batch = Vec::with_capacity(BATCH);
+        let mut batches = Vec::new();
         loop {
-            let more = self.fill(&mut batch);
-            while !batch.is_empty() {
-                let size = batch.len().min(BATCH);
-                if !self.write(&mut batch[..size]) {
-                    self.end();
-                    return;
-                }
-                batch.drain(..size);
-                // What is left of a large batch may be filled up first.
-                if more && batch.len() < BATCH {
-                    break;
-                }
-            }
-            if !more {
+            let more = self.fill(&mut batches);
+            let written = batches.is_empty() || self.write(&mut batches);
+            if !written || !more {
                 self.end();
                 return;
             }
+            batches.clear();
         }
     }
 
-    /// Waits until the batch is full or its first event has waited long enough; whether more can come.
-    fn fill(&mut self, batch: &mut Vec<AuditEvent>) -> bool {
+    /// Waits until there are enough events, or the first has waited long enough; whether more can come.
+    fn fill(&mut self, batches: &mut Vec<Encoded>) -> bool {
         let stopping = || self.shared.deadline.get().is_some();
-        if batch.is_empty() && !stopping() {
-            match self.receiver.recv() {
-                Ok(Message::Events(events)) => batch.extend(events),
-                Ok(Message::Stop) => {}
-                Err(RecvError) => return false,
-            }
+        let mut count = 0;
+        if !stopping() {
+            let Ok(message) = self.receiver.recv() else {
+                return false;
+            };
+            count += take(message, batches);
             // Asleep to what comes meanwhile, since each wake would cost as much as writing some events.
-            if batch.len() < BATCH && !stopping() {
+            if count < BATCH && !stopping() {
                 thread::park_timeout(LINGER);
             }
         }
-        while batch.len() < BATCH {
+        while count < BATCH {
             match self.receiver.try_recv() {
-                Ok(Message::Events(events)) => batch.extend(events),
-                Ok(Message::Stop) => {}
+                Ok(message) => count += take(message, batches),
                 Err(TryRecvError::Empty) => return !stopping(),
                 Err(TryRecvError::Disconnected) => return false,
             }
@@ -265,12 +247,13 @@ impl Work {
     }
 
     /// Tries until the events are written; false if the deadline came first.
-    fn write(&mut self, events: &mut [AuditEvent]) -> bool {
+    fn write(&mut self, batches: &mut [Encoded]) -> bool {
         let (mut pause, longest) = BACK_OFF;
         loop {
-            match self.writer.append(events, clock::wall()) {
+            match self.writer.append(batches, clock::wall()) {
                 Ok(()) => {
-                    let count = u64::try_from(events.len()).unwrap_or(u64::MAX);
+                    let count = batches.iter().map(Encoded::len).sum::<usize>();
+                    let count = u64::try_from(count).unwrap_or(u64::MAX);
                     self.shared.written.fetch_add(count, Ordering::AcqRel);
                     self.recovered();
                     self.keep_up();
@@ -347,6 +330,18 @@ impl Work {
         if lost > 0 {
             error!(lost, "audit events were lost at the end");
         }
+    }
+}
+
+/// How many events the message brings.
+fn take(message: Message, batches: &mut Vec<Encoded>) -> usize {
+    match message {
+        Message::Events(events) => {
+            let count = events.len();
+            batches.push(events);
+            count
+        }
+        Message::Stop => 0,
     }
 }
 

@@ -6,10 +6,16 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 use thiserror::Error;
+use uuid::Uuid;
+
+mod encoded;
+
+pub use self::encoded::{Columns, Encoded, Traits};
 
 /// The first byte of every encoding. A new field is a new version.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// What stands in place of a redacted value.
 pub const REDACTED: &str = "***";
@@ -18,32 +24,36 @@ pub const REDACTED: &str = "***";
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Micros(pub u64);
 
-/// What is kept of one request. Texts are as the client sent them, but for what a [`Redaction`] took out.
+/// What is kept of one request. Texts are as the client sent them, but for what a [`Redaction`] took out. They are owned, or
+/// borrowed with `&str` for `T`. The encoding has the fields in this order, those of [`Columns`] and
+/// [`Traits`] first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AuditEvent {
+pub struct AuditEvent<T = String> {
+    /// Its place among the events of an instance's boot, from 1 without holes. The store assigns it.
+    #[serde(with = "postcard::fixint::le")]
+    pub seq: u64,
     /// When the request head was read, since the Unix epoch.
     pub time: Micros,
-    /// A UUIDv7.
-    pub id: [u8; 16],
-    /// Its place among the events of an instance's boot, from 1 without holes. The store assigns it.
-    pub seq: u64,
-    pub route: Option<Cow<'static, str>>,
-    pub upstream: Option<Cow<'static, str>>,
-    pub endpoint: Option<Cow<'static, str>>,
     pub client: IpAddr,
-    pub user: Option<String>,
-    pub method: Cow<'static, str>,
-    pub host: String,
-    pub path: String,
-    /// Redacted, without its `?`.
-    pub query: Option<String>,
+    pub user: Option<T>,
+    /// Why weir answered in the upstream's place, if it did.
+    pub label: Option<T>,
+    pub route: Option<T>,
+    pub method: T,
+    pub path: T,
     /// The status that the client was sent.
     pub status: u16,
-    /// Why weir answered in the upstream's place, if it did.
-    pub label: Option<Cow<'static, str>>,
+    /// A UUIDv7.
+    #[serde(with = "whole")]
+    pub id: [u8; 16],
+    pub upstream: Option<T>,
+    pub endpoint: Option<T>,
+    pub host: T,
+    /// Redacted, without its `?`.
+    pub query: Option<T>,
     /// What each limit said, in the order asked.
-    pub limits: Vec<Cow<'static, str>>,
-    pub breaker: Option<Cow<'static, str>>,
+    pub limits: SmallVec<[T; 4]>,
+    pub breaker: Option<T>,
     /// Bytes of the request's body.
     pub bytes_in: u64,
     /// Bytes of the response's body.
@@ -52,11 +62,29 @@ pub struct AuditEvent {
     pub duration: Micros,
     /// The part of it that was the upstream's.
     pub upstream_duration: Option<Micros>,
-    pub request_id: String,
+    /// A trusted proxy's; `None` where weir made one, which is the [`id`](Self::id).
+    pub request_id: Option<T>,
     /// As in W3C Trace Context.
     pub trace_id: Option<[u8; 16]>,
     /// The headers that the route captures: lower-case name and value.
-    pub headers: Vec<(Cow<'static, str>, String)>,
+    pub headers: Vec<(T, T)>,
+}
+
+/// Bytes as one piece, where serde would take each for itself.
+mod whole {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(id: &[u8; 16], to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_bytes(id)
+    }
+
+    pub(super) fn deserialize<'a, D: Deserializer<'a>>(from: D) -> Result<[u8; 16], D::Error> {
+        let bytes = <&[u8]>::deserialize(from)?;
+        let expected = &"16 bytes";
+        let wrong = |_| D::Error::invalid_length(bytes.len(), expected);
+        bytes.try_into().map_err(wrong)
+    }
 }
 
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -69,16 +97,22 @@ pub enum DecodeError {
     Damaged,
 }
 
-impl AuditEvent {
+impl<T> AuditEvent<T> {
     /// Appends the encoding to `buffer`: a version byte, then postcard (<https://postcard.jamesmunns.com/wire-format>).
-    pub fn encode_into(&self, mut buffer: Vec<u8>) -> Vec<u8> {
+    pub fn encode_into(&self, mut buffer: Vec<u8>) -> Vec<u8>
+    where
+        T: Serialize,
+    {
         buffer.push(VERSION);
         postcard::to_extend(self, buffer)
             .expect("a Vec takes every byte, and every part of an event knows its length")
     }
 
     /// The event of an encoding. Never panics; bytes behind the event are an error.
-    pub fn decode(bytes: &[u8]) -> Result<AuditEvent, DecodeError> {
+    pub fn decode<'a>(bytes: &'a [u8]) -> Result<AuditEvent<T>, DecodeError>
+    where
+        T: Deserialize<'a>,
+    {
         match bytes.split_first() {
             None => Err(DecodeError::Empty),
             Some((&VERSION, body)) => match postcard::take_from_bytes(body) {
@@ -86,6 +120,16 @@ impl AuditEvent {
                 Ok(_) | Err(_) => Err(DecodeError::Damaged),
             },
             Some((&version, _)) => Err(DecodeError::Version(version)),
+        }
+    }
+}
+
+impl<T: AsRef<str>> AuditEvent<T> {
+    /// The id that the upstream was told.
+    pub fn request_id(&self) -> Cow<'_, str> {
+        match &self.request_id {
+            Some(given) => Cow::Borrowed(given.as_ref()),
+            None => Cow::Owned(Uuid::from_bytes(self.id).to_string()),
         }
     }
 }
@@ -257,8 +301,15 @@ mod tests {
 
     fn event() -> impl Strategy<Value = AuditEvent> {
         let text = || proptest::option::of(any::<String>());
-        let short = || any::<String>().prop_map(Cow::Owned);
-        let texts = (text(), text(), text(), text(), text(), any::<[String; 3]>());
+        let short = any::<String>;
+        let texts = (
+            text(),
+            text(),
+            text(),
+            text(),
+            text(),
+            any::<([String; 2], Option<String>)>(),
+        );
         let verdicts = (
             proptest::option::of(short()),
             proptest::collection::vec(short(), 0..4),
@@ -273,9 +324,7 @@ mod tests {
             any::<Option<[u8; 16]>>(),
         );
         (texts, verdicts, numbers, ids).prop_map(|(texts, verdicts, numbers, ids)| {
-            let (route, upstream, endpoint, user, query, [host, path, request_id]) = texts;
-            let [route, upstream, endpoint] =
-                [route, upstream, endpoint].map(|text| text.map(Cow::Owned));
+            let (route, upstream, endpoint, user, query, ([host, path], request_id)) = texts;
             let (label, limits, breaker, method, headers) = verdicts;
             let ([time, seq, bytes_in, bytes_out, duration], status, upstream_duration) = numbers;
             let (id, client, trace_id) = ids;
@@ -294,7 +343,7 @@ mod tests {
                 query,
                 status,
                 label,
-                limits,
+                limits: limits.into(),
                 breaker,
                 bytes_in,
                 bytes_out,
@@ -327,28 +376,63 @@ mod tests {
         assert_eq!(redaction.redact_header("accept", "*/*"), "*/*");
     }
 
+    proptest! {
+        #[test]
+        fn encoded_events_are_numbered_in_place(events in proptest::collection::vec(event(), 1..4), first in 0..u64::MAX - 4, kept in 0usize..4) {
+            let mut encoded = Encoded::default();
+            events.iter().for_each(|event| encoded.push(event));
+            prop_assert_eq!(encoded.latest(), events.iter().map(|event| event.time).max());
+            encoded.number(first);
+            encoded.truncate(kept);
+            let numbered = events.into_iter().zip(first..).take(kept);
+            let expected: Vec<_> = numbered.map(|(event, seq)| AuditEvent { seq, ..event }).collect();
+            prop_assert_eq!(encoded.len(), expected.len());
+            let mut encodings = encoded.iter();
+            for event in expected {
+                let encoding = encodings.next().unwrap();
+                let columns = Columns {
+                    seq: event.seq,
+                    time: event.time,
+                    client: event.client,
+                    user: event.user.as_deref(),
+                    label: event.label.as_deref(),
+                };
+                let traits = Traits {
+                    route: event.route.as_deref(),
+                    method: &event.method,
+                    path: &event.path,
+                    status: event.status,
+                };
+                prop_assert_eq!(Columns::of(encoding), Some(columns));
+                prop_assert_eq!(Traits::of(encoding), Some(traits));
+                prop_assert_eq!(AuditEvent::decode(encoding), Ok(event));
+            }
+            prop_assert_eq!(encodings.next(), None);
+        }
+    }
+
     #[test]
     fn an_unknown_version_is_told_apart_from_damage() {
-        assert_eq!(AuditEvent::decode(&[]), Err(DecodeError::Empty));
-        assert_eq!(AuditEvent::decode(&[9, 1]), Err(DecodeError::Version(9)));
-        assert_eq!(AuditEvent::decode(&[VERSION]), Err(DecodeError::Damaged));
+        assert_eq!(<AuditEvent>::decode(&[]), Err(DecodeError::Empty));
+        assert_eq!(<AuditEvent>::decode(&[9, 1]), Err(DecodeError::Version(9)));
+        assert_eq!(<AuditEvent>::decode(&[VERSION]), Err(DecodeError::Damaged));
     }
 
     proptest! {
         #[test]
         fn what_is_encoded_is_decoded_and_nothing_may_follow(event in event()) {
             let mut bytes = event.encode_into(Vec::new());
-            prop_assert_eq!(AuditEvent::decode(&bytes), Ok(event));
-            prop_assert_eq!(AuditEvent::decode(&bytes[..bytes.len() - 1]), Err(DecodeError::Damaged));
+            prop_assert_eq!(<AuditEvent>::decode(&bytes), Ok(event));
+            prop_assert_eq!(<AuditEvent>::decode(&bytes[..bytes.len() - 1]), Err(DecodeError::Damaged));
             bytes.push(0);
-            prop_assert_eq!(AuditEvent::decode(&bytes), Err(DecodeError::Damaged));
+            prop_assert_eq!(<AuditEvent>::decode(&bytes), Err(DecodeError::Damaged));
         }
 
         #[test]
         fn random_bytes_never_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
-            let _ = AuditEvent::decode(&bytes);
+            let _ = <AuditEvent>::decode(&bytes);
             bytes.insert(0, VERSION);
-            let _ = AuditEvent::decode(&bytes);
+            let _ = <AuditEvent>::decode(&bytes);
         }
 
         #[test]
@@ -356,7 +440,7 @@ mod tests {
             let mut bytes = event.encode_into(Vec::new());
             let at = at.index(bytes.len());
             bytes[at] = byte;
-            let _ = AuditEvent::decode(&bytes);
+            let _ = <AuditEvent>::decode(&bytes);
         }
 
         #[test]

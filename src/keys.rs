@@ -3,7 +3,8 @@
 //!
 //! | key | is | lives |
 //! |---|---|---|
-//! | `weir:l:{KEY}:N` | a counter of a limit's `N`th rule; `KEY` hashes the limit's name and the key's parts | until it is as new |
+//! | `weir:l:{KEY}:NKIND` | a counter of a limit's `N`th rule, of a kind: `t`, `s` with the µs of its window, `f` with its period; `KEY` hashes the limit's name and the key's parts | until it is as new |
+//! | `weir:c:{KEY}` | a concurrency limit's slots: how many each process has, and until when | `hold_ttl` past the last call |
 //! | `weir:p:{live}` | the processes that are alive: a sorted set of ids by when they are given up | a minute past the last beat |
 //! | `weir:o:{overrides}` | overrides of limits set at run time, by limit and key | until they are taken back |
 //! | `weir:s:NAME:{USER}` | a user's sessions of the entry `NAME`: a hash of its name and of each session's record | as long as the last of them |
@@ -51,9 +52,14 @@ impl Keys {
         }
     }
 
-    /// The counter of the `index`th rule of a limit.
-    pub fn counter(&self, tag: LimitTag, index: usize, kind: char) -> String {
+    /// The counter of the `index`th rule of a limit; rules of other kinds have others.
+    pub fn counter(&self, tag: LimitTag, index: usize, kind: &str) -> String {
         format!("{}:l:{{{}}}:{index}{kind}", self.prefix, tag.as_str())
+    }
+
+    /// The slots of a concurrency limit, by process.
+    pub fn slots(&self, tag: LimitTag) -> String {
+        format!("{}:c:{{{}}}", self.prefix, tag.as_str())
     }
 
     pub fn processes(&self) -> String {
@@ -64,9 +70,9 @@ impl Keys {
         format!("{}:o:{{overrides}}", self.prefix)
     }
 
-    /// Where it is said that overrides have changed.
-    pub fn overrides_changed(&self) -> String {
-        format!("{}:overrides", self.prefix)
+    /// The channel on which processes are told what operators did to limits.
+    pub fn limits_channel(&self) -> String {
+        format!("{}:limits", self.prefix)
     }
 
     /// All sessions of a user, of the entry of `sessions` that has this [`Keys::name`].
@@ -206,7 +212,7 @@ mod tests {
     fn all_rules_of_a_limit_lie_in_one_slot() {
         let keys = Keys::new("weir");
         let tag = LimitTag::new("login", [&b"10.0.0.1"[..]]);
-        let slots = [0, 1, 7].map(|index| slot(keys.counter(tag, index, 't').as_bytes()));
+        let slots = [0, 1, 7].map(|index| slot(keys.counter(tag, index, "t").as_bytes()));
         assert_eq!(slots, [slots[0]; 3]);
     }
 

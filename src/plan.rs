@@ -1,20 +1,24 @@
 //! A configuration made live: what all lanes and the admin port share. A reload makes a new plan; requests in flight end
 //! with the one that they began with.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use crate::audit::Recorder;
-use crate::config::limits::{Limit, Mode};
+use crate::config::limits::{Accuracy, Limit, Mode, Rule};
 use crate::config::{self, Config, Route, Upstream};
 use crate::intern::intern;
+use crate::policy::lease::Terms;
 use crate::policy::routes::Index;
 use crate::policy::session;
 use crate::store::breakers::LiveBreaker;
-use crate::store::fleet::Fleet;
-use crate::store::limits::Limits;
+use crate::store::fleet::{Fleet, FleetConnections};
+use crate::store::leases::{self, Leases, Sharing};
+use crate::store::limits::{Key, LimitKeys, Limits};
 use crate::store::sessions::{LiveSessions, Sessions, SharedSessions, Store};
+use crate::store::slots::{self, Slots};
 use crate::telemetry::metrics::{BreakerMetrics, LimitMetrics, Metrics, RouteMetrics};
 
 /// What all lanes share.
@@ -27,6 +31,12 @@ pub struct Plan {
     pub limits: Arc<Limits>,
     /// What is shared with other processes; `None` where each has its own state. Carried over by a reload.
     pub fleet: Option<Arc<Fleet>>,
+    /// What the keys of each limit of the configuration begin with, in its order.
+    pub limit_keys: Vec<LimitKeys>,
+    /// What this process holds of shared limits, where there is a fleet. Carried over by a reload.
+    pub shared_limits: Option<SharedLimits>,
+    /// One for each limit of the configuration, in its order.
+    pub sharing: Vec<Sharing>,
     /// One for each entry of the configuration, in its order. Carried over by a reload, by name.
     pub sessions: Vec<LiveSessions>,
     /// Request fields that clients must not send, as [`session::folded`]: weir alone says who asks.
@@ -46,6 +56,21 @@ pub struct Plan {
     pub routes: Vec<RouteMetrics>,
     /// One for each limit of the configuration, in its order.
     pub limit_metrics: Vec<LimitMetrics>,
+}
+
+/// What this process holds of shared limits.
+#[derive(Debug, Clone)]
+pub struct SharedLimits {
+    pub leases: Arc<Leases>,
+    /// Of concurrency limits.
+    pub slots: Arc<Slots>,
+}
+
+/// What is asked of a shared limit.
+pub enum SharedAsk<'a> {
+    Tokens(leases::Ask<'a>),
+    /// Of a concurrency limit.
+    Slots(slots::Ask<'a>),
 }
 
 /// The configuration's names as events carry them.
@@ -100,6 +125,7 @@ struct Kept<'k> {
     metrics: Arc<Metrics>,
     audit: Option<Recorder>,
     fleet: Option<Arc<Fleet>>,
+    shared_limits: Option<SharedLimits>,
     breakers: &'k [Option<Arc<LiveBreaker>>],
     sessions: &'k [LiveSessions],
     open: Vec<Arc<AtomicUsize>>,
@@ -114,11 +140,17 @@ impl Plan {
         fleet: Option<Arc<Fleet>>,
     ) -> Arc<Plan> {
         let limits = Arc::new(Limits::new(config.limit_defaults.max_keys, secret()));
+        let max_keys = config.limit_defaults.max_keys;
+        let shared_limits = fleet.as_ref().map(|fleet| SharedLimits {
+            leases: Arc::new(Leases::new(max_keys, fleet.keys.clone())),
+            slots: Arc::new(Slots::new(max_keys, fleet.clone())),
+        });
         let kept = Kept {
             limits,
             metrics,
             audit,
             fleet,
+            shared_limits,
             breakers: &[],
             sessions: &[],
             open: config.listeners.iter().map(|_| Arc::default()).collect(),
@@ -132,6 +164,7 @@ impl Plan {
             metrics,
             audit,
             fleet,
+            shared_limits,
             breakers: old,
             sessions: old_sessions,
             open,
@@ -198,10 +231,20 @@ impl Plan {
             .iter()
             .map(|limit| metrics.limit(&limit.name))
             .collect();
+        let sharing = |limit: &Limit| Sharing::new(&limit.name, metrics.limit_alone(&limit.name));
+        let sharing = config.limits.iter().map(sharing).collect();
+        let limit_keys = config
+            .limits
+            .iter()
+            .map(|limit| limits.keys_of(&limit.name))
+            .collect();
         Arc::new(Plan {
+            limit_keys,
             index: Index::new(config.routes.iter().map(|route| &route.matches)),
             limits,
             fleet,
+            shared_limits,
+            sharing,
             sessions,
             identity_fields,
             breakers,
@@ -214,6 +257,70 @@ impl Plan {
             metrics,
             config,
         })
+    }
+
+    /// Begins what keeps Redis up to date beside the requests, on the runtime of this thread, which is to be the control thread's.
+    pub fn begin_sharing(&self, redis: &FleetConnections) {
+        if let Some(shared) = &self.shared_limits {
+            tokio::spawn(shared.slots.clone().keep(redis.rate_limit.clone()));
+        }
+    }
+
+    /// What is asked of a shared limit, by its index, for a key of these parts; `None` where nothing is shared.
+    ///
+    /// # Panics
+    /// Without a rule.
+    pub fn shared_ask<'a>(
+        &'a self,
+        limit_index: usize,
+        parts: &'a [Cow<'a, [u8]>],
+        rules: &'a [Rule],
+        cost: u64,
+    ) -> Option<SharedAsk<'a>> {
+        let fleet = self.fleet.as_ref()?;
+        let Limit {
+            name,
+            accuracy,
+            hold_ttl,
+            ..
+        } = &self.config.limits[limit_index];
+        let key = self.shared_key(limit_index, parts, rules);
+        if let Rule::Concurrency { limit: slots } = rules[0] {
+            return Some(SharedAsk::Slots(slots::Ask {
+                key,
+                limit: name,
+                parts,
+                slots,
+                cost,
+                hold_ttl: *hold_ttl,
+            }));
+        }
+        let lease = self.config.limit_defaults.lease;
+        Some(SharedAsk::Tokens(leases::Ask {
+            key,
+            limit: name,
+            parts,
+            rules,
+            cost,
+            terms: Terms {
+                ttl: lease.ttl,
+                share: lease.max_share,
+                strict: *accuracy == Accuracy::Strict,
+                patience: fleet.rate_limit.timeout,
+            },
+        }))
+    }
+
+    /// All rules of a limit lie together.
+    fn shared_key(&self, limit_index: usize, parts: &[Cow<'_, [u8]>], rules: &[Rule]) -> Key {
+        let mut key = self.limit_keys[limit_index].of_rule(0, &rules[0]);
+        parts.iter().for_each(|part| key.part(part));
+        key.finish()
+    }
+
+    /// Whether processes have the limit in common.
+    pub fn shares(&self, limit: &Limit) -> bool {
+        self.fleet.is_some() && limit.accuracy != Accuracy::Local
     }
 
     /// The plan of `config` in place of `self`, or why a running process cannot take it.
@@ -267,6 +374,7 @@ impl Plan {
             metrics: self.metrics.clone(),
             audit: self.audit.clone(),
             fleet: self.fleet.clone(),
+            shared_limits: self.shared_limits.clone(),
             breakers: &self.breakers,
             sessions: &self.sessions,
             open: self.open.clone(),

@@ -7,20 +7,35 @@
 
 mod harness;
 
-use harness::{Client, Lane, Upstream};
+use harness::{Client, Lane, Store, Upstream};
+
+on_each_store!(
+    a_limit_admits_its_number_and_tells_clients_by_the_draft,
+    every_kind_of_key_tells_clients_apart,
+    addresses_of_one_ipv6_client_share_a_key,
+    every_window_of_a_limit_must_admit_and_is_told,
+    overrides_cost_shadow_and_missing_keys_do_as_they_say,
+    a_concurrency_slot_is_held_until_the_response_ends,
+    a_refused_head_has_no_body_that_the_next_reply_could_be_taken_for,
+    requests_near_the_limit_are_counted,
+    a_value_that_is_not_utf_8_makes_no_key,
+    no_client_asks_for_nothing,
+    a_cost_beyond_reason_is_refused_and_breaks_nothing,
+    a_limit_of_any_name_makes_a_problem_that_can_be_read,
+);
 
 /// A lane whose every route has `limit`, a YAML map.
-fn limited(limit: &str) -> Lane {
+fn limited(store: Store, limit: &str) -> Lane {
     Lane::start(&format!(
         "listeners: [{{address: '127.0.0.1:0', client_ip: {{trusted_proxies: [127.0.0.1]}}}}]\nupstream: {}\n\
-         rate_limits: {{a: {limit}}}\nroutes: [{{upstream: upstream, rate_limits: [a]}}]\n",
-        Upstream::answering("ok").url()
+         rate_limits: {{a: {limit}}}\nroutes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
+        Upstream::answering("ok").url(),
+        store.block()
     ))
 }
 
-#[test]
-fn a_limit_admits_its_number_and_tells_clients_by_the_draft() {
-    let lane = limited("{limit: 2/h, by: client.ip}");
+fn a_limit_admits_its_number_and_tells_clients_by_the_draft(store: Store) {
+    let lane = limited(store, "{limit: 2/h, by: client.ip}");
     let mut client = lane.connect();
     let first = client.get("/");
     assert_eq!(first.status, 200);
@@ -50,10 +65,9 @@ fn a_limit_admits_its_number_and_tells_clients_by_the_draft() {
     assert_eq!(client.get("/").status, 429, "the connection lives on");
 }
 
-#[test]
-fn every_kind_of_key_tells_clients_apart() {
+fn every_kind_of_key_tells_clients_apart(store: Store) {
     let check = |by: &str, one: &[&str], other: &[&str], missing: Option<&[&str]>| {
-        let lane = limited(&format!("{{limit: 1/h, by: {by}}}"));
+        let lane = limited(store, &format!("{{limit: 1/h, by: {by}}}"));
         let ask = |request: &[&str]| {
             let (path, fields) = request.split_first().unwrap();
             lane.connect().send("GET", path, fields, "").status
@@ -97,9 +111,8 @@ fn every_kind_of_key_tells_clients_apart() {
     );
 }
 
-#[test]
-fn addresses_of_one_ipv6_client_share_a_key() {
-    let lane = limited("{limit: 1/h, by: client.ip}");
+fn addresses_of_one_ipv6_client_share_a_key(store: Store) {
+    let lane = limited(store, "{limit: 1/h, by: client.ip}");
     let ask = |ip: &str| {
         lane.connect()
             .send("GET", "/", &[&format!("X-Forwarded-For: {ip}")], "")
@@ -115,9 +128,11 @@ fn addresses_of_one_ipv6_client_share_a_key() {
     );
 }
 
-#[test]
-fn every_window_of_a_limit_must_admit_and_is_told() {
-    let lane = limited("{limit: [2/h, 3/d], by: constant, algorithm: sliding_window}");
+fn every_window_of_a_limit_must_admit_and_is_told(store: Store) {
+    let lane = limited(
+        store,
+        "{limit: [2/h, 3/d], by: constant, algorithm: sliding_window}",
+    );
     let mut client = lane.connect();
     let told = client.get("/");
     assert_eq!(
@@ -127,9 +142,9 @@ fn every_window_of_a_limit_must_admit_and_is_told() {
     assert_eq!([client.get("/").status, client.get("/").status], [200, 429]);
 }
 
-#[test]
-fn overrides_cost_shadow_and_missing_keys_do_as_they_say() {
+fn overrides_cost_shadow_and_missing_keys_do_as_they_say(store: Store) {
     let lane = limited(
+        store,
         "{limit: 1/h, by: 'header:t', overrides: {big: 3/h, free: unlimited, none: 0/h}, if_missing: deny}",
     );
     let count = |tenant: &str| {
@@ -152,7 +167,10 @@ fn overrides_cost_shadow_and_missing_keys_do_as_they_say() {
         "a request without the key is refused"
     );
 
-    let lane = limited("{limit: 10/h, by: constant, cost: {header: x-cost, default: 2}}");
+    let lane = limited(
+        store,
+        "{limit: 10/h, by: constant, cost: {header: x-cost, default: 2}}",
+    );
     let ask = |fields: &[&str]| lane.connect().send("GET", "/", fields, "").status;
     assert_eq!(
         [
@@ -165,7 +183,7 @@ fn overrides_cost_shadow_and_missing_keys_do_as_they_say() {
         [200, 200, 429, 200, 429]
     );
 
-    let lane = limited("{limit: 1/h, by: constant, mode: shadow}");
+    let lane = limited(store, "{limit: 1/h, by: constant, mode: shadow}");
     let replies: Vec<_> = (0..3).map(|_| lane.connect().get("/")).collect();
     assert!(
         replies
@@ -174,13 +192,13 @@ fn overrides_cost_shadow_and_missing_keys_do_as_they_say() {
     );
 }
 
-#[test]
-fn a_concurrency_slot_is_held_until_the_response_ends() {
+fn a_concurrency_slot_is_held_until_the_response_ends(store: Store) {
     let upstream = Upstream::held();
     let lane = Lane::start(&format!(
         "listen: 127.0.0.1:0\nupstream: {}\nrate_limits: {{a: {{limit: 1, by: constant, algorithm: concurrency}}}}\n\
-         routes: [{{upstream: upstream, rate_limits: [a]}}]\n",
-        upstream.url()
+         routes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
+        upstream.url(),
+        store.block()
     ));
     let mut first: Client = lane.connect();
     first.begin("GET", "/", &[], "");
@@ -203,9 +221,8 @@ fn a_concurrency_slot_is_held_until_the_response_ends() {
     });
 }
 
-#[test]
-fn a_refused_head_has_no_body_that_the_next_reply_could_be_taken_for() {
-    let lane = limited("{limit: 0/s, by: client.ip}");
+fn a_refused_head_has_no_body_that_the_next_reply_could_be_taken_for(store: Store) {
+    let lane = limited(store, "{limit: 0/s, by: client.ip}");
     let mut client = lane.connect();
     client.begin("HEAD", "/", &[], "");
     let refused = client.finish_head();
@@ -214,9 +231,8 @@ fn a_refused_head_has_no_body_that_the_next_reply_could_be_taken_for() {
     assert_eq!(client.get("/").status, 429);
 }
 
-#[test]
-fn requests_near_the_limit_are_counted() {
-    let lane = limited("{limit: 4/h, by: client.ip, near_limit: 75%}");
+fn requests_near_the_limit_are_counted(store: Store) {
+    let lane = limited(store, "{limit: 4/h, by: client.ip, near_limit: 75%}");
     let mut client = lane.connect();
     let statuses = [(); 5].map(|()| client.get("/").status);
     assert_eq!(statuses, [200, 200, 200, 200, 429]);
@@ -225,32 +241,34 @@ fn requests_near_the_limit_are_counted() {
     assert!(metrics.contains(near), "{metrics}");
 }
 
-#[test]
-fn a_value_that_is_not_utf_8_makes_no_key() {
+fn a_value_that_is_not_utf_8_makes_no_key(store: Store) {
     let status = |lane: &Lane| {
         let request =
             b"GET / HTTP/1.1\r\nHost: x\r\nT: \xff\r\nCookie: t=\xff\r\nConnection: close\r\n\r\n";
         harness::raw::send(lane.address, request).status()
     };
     for by in ["header:t", "cookie:t"] {
-        let denying = limited(&format!("{{limit: 9/h, by: '{by}', if_missing: deny}}"));
+        let denying = limited(
+            store,
+            &format!("{{limit: 9/h, by: '{by}', if_missing: deny}}"),
+        );
         assert_eq!(status(&denying), Some(429), "{by}");
-        let skipping = limited(&format!("{{limit: 0/h, by: '{by}'}}"));
+        let skipping = limited(store, &format!("{{limit: 0/h, by: '{by}'}}"));
         assert_ne!(status(&skipping), Some(429), "{by}");
     }
 }
 
-#[test]
-fn no_client_asks_for_nothing() {
-    let lane = limited("{limit: 2/h, by: constant, cost: {header: x-cost}}");
+fn no_client_asks_for_nothing(store: Store) {
+    let lane = limited(store, "{limit: 2/h, by: constant, cost: {header: x-cost}}");
     let ask = || lane.connect().send("GET", "/", &["x-cost: 0"], "").status;
     assert_eq!([ask(), ask(), ask()], [200, 200, 429]);
 }
 
-#[test]
-fn a_cost_beyond_reason_is_refused_and_breaks_nothing() {
-    let lane =
-        limited("{limit: 1/year, algorithm: fixed_window, by: client.ip, cost: {header: x-cost}}");
+fn a_cost_beyond_reason_is_refused_and_breaks_nothing(store: Store) {
+    let lane = limited(
+        store,
+        "{limit: 1/year, algorithm: fixed_window, by: client.ip, cost: {header: x-cost}}",
+    );
     let mut client = lane.connect();
     for cost in ["18446744073709551615", "9223372036854775807", "-1", "x"] {
         let status = client
@@ -261,12 +279,12 @@ fn a_cost_beyond_reason_is_refused_and_breaks_nothing() {
     assert_eq!(client.get("/").status, 429);
 }
 
-#[test]
-fn a_limit_of_any_name_makes_a_problem_that_can_be_read() {
+fn a_limit_of_any_name_makes_a_problem_that_can_be_read(store: Store) {
     let lane = Lane::start(&format!(
         "listen: 127.0.0.1:0\nupstream: {}\nrate_limits: {{'a\"\\ü': {{limit: 0/s, by: constant}}, b: {{limit: 0/s, by: path}}}}\n\
-         routes: [{{upstream: upstream, rate_limits: ['a\"\\ü', b]}}]\n",
-        Upstream::answering("ok").url()
+         routes: [{{upstream: upstream, rate_limits: ['a\"\\ü', b]}}]\n{}",
+        Upstream::answering("ok").url(),
+        store.block()
     ));
     let refused = lane.connect().get("/");
     let problem: serde_json::Value = serde_json::from_str(&refused.body).unwrap();

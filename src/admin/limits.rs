@@ -1,5 +1,8 @@
 //! `/v1/limits`: list, show and reset one key, and set overrides.
 
+use std::borrow::Cow;
+use std::time::Duration;
+
 use hyper::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -8,8 +11,11 @@ use super::{Answer, Problem, Reply, parameters};
 use crate::clock;
 use crate::config::check::limits::override_rules;
 use crate::config::limits::{Limit, Rule};
-use crate::plan::Plan;
-use crate::store::limits::Override;
+use crate::plan::{Plan, SharedAsk, SharedLimits};
+use crate::store::fleet::FleetConnections;
+use crate::store::leases::Decision;
+use crate::store::limits::{Key, Override};
+use crate::store::overrides::{Overrides, Reset};
 
 /// The body of a `PUT`: `{"limit": "500/s"}`, or `unlimited`.
 #[derive(Deserialize)]
@@ -21,8 +27,9 @@ struct NewOverride {
 /// - `GET /v1/limits`: all;
 /// - `GET` and `DELETE /v1/limits/NAME?key=PART&key=PART`: what one key has left; forget what it used;
 /// - `PUT` and `DELETE /v1/limits/NAME/overrides/KEY`: the parts of a key joined by `:`.
-pub(super) fn answer(
+pub(super) async fn answer(
     plan: &Plan,
+    redis: Option<&FleetConnections>,
     method: &Method,
     path: &[&str],
     query: &str,
@@ -48,7 +55,7 @@ pub(super) fn answer(
         }
         (_, []) => Err(Problem::method("GET")),
         (&Method::GET | &Method::DELETE, [name]) => {
-            one_key(plan, find(name)?, method, parameters(query, "key"))
+            one_key(plan, redis, find(name)?, method, parameters(query, "key")).await
         }
         (_, [_]) => Err(Problem::method("GET, DELETE")),
         (&Method::PUT, [name, "overrides", key]) => {
@@ -57,12 +64,14 @@ pub(super) fn answer(
                 Problem::bad(format!("body must be {{\"limit\": \"500/s\"}}: {error}"))
             })?;
             let rules = override_rules(limit, &new.limit).map_err(Problem::bad)?;
+            put(plan, redis, (name, key), Some(&new.limit)).await?;
             plan.limits.set_override(name, key, Some(rules));
             Ok(Reply::Json(describe(plan, limit)))
         }
         (&Method::DELETE, [name, "overrides", key]) => {
             find(name)?;
-            match plan.limits.set_override(name, key, None) {
+            let known = put(plan, redis, (name, key), None).await?;
+            match plan.limits.set_override(name, key, None) || known {
                 true => Ok(Reply::Nothing),
                 false => Err(Problem::not_found(format!(
                     "no override of \"{key}\" was set at run time"
@@ -76,7 +85,28 @@ pub(super) fn answer(
     }
 }
 
-fn one_key(plan: &Plan, limit: &Limit, method: &Method, parts: Vec<String>) -> Answer {
+/// Sets an override at all processes, where there are others; whether there was one before.
+async fn put(
+    plan: &Plan,
+    redis: Option<&FleetConnections>,
+    place: (&str, &str),
+    says: Option<&str>,
+) -> Result<bool, Problem> {
+    let (Some(fleet), Some(redis)) = (&plan.fleet, redis) else {
+        return Ok(false);
+    };
+    let overrides = Overrides::default();
+    let put = overrides.put(&redis.rate_limit, fleet, place, says);
+    put.await.map_err(|error| Problem::redis(&error))
+}
+
+async fn one_key(
+    plan: &Plan,
+    redis: Option<&FleetConnections>,
+    limit: &Limit,
+    method: &Method,
+    parts: Vec<String>,
+) -> Answer {
     if parts.len() != limit.by.len() {
         let detail = format!(
             "the key has {} parts: give each as key=PART, in their order",
@@ -84,38 +114,132 @@ fn one_key(plan: &Plan, limit: &Limit, method: &Method, parts: Vec<String>) -> A
         );
         return Err(Problem::bad(detail));
     }
-    let set = plan.limits.overrides();
-    let name = parts.join(":");
-    let place = (limit.name.clone(), name);
-    let rules = set
-        .get(&place)
-        .or_else(|| limit.overrides.get(&place.1))
-        .unwrap_or(&limit.rules);
+    let rules = {
+        let set = plan.limits.overrides();
+        let place = (limit.name.clone(), parts.join(":"));
+        let rules = set.get(&place).or_else(|| limit.overrides.get(&place.1));
+        rules.unwrap_or(&limit.rules).clone()
+    };
     let Some(rules) = rules else {
         return Ok(Reply::Json(
             json!({ "limit": limit.name, "key": parts, "unlimited": true }),
         ));
     };
-    let (now, mut windows, mut known) = (clock::moment(), Vec::new(), false);
-    for (index, rule) in rules.iter().enumerate() {
-        let mut key = plan.limits.key(&limit.name, index, rule);
+    if *method == Method::DELETE {
+        let here = reset_here(plan, limit, &rules, &parts);
+        let known = match redis.filter(|_| plan.shares(limit)) {
+            Some(redis) => reset_everywhere(plan, redis, limit, &rules, &parts).await?,
+            None => false,
+        };
+        return match here || known {
+            true => Ok(Reply::Nothing),
+            false => Err(Problem::not_found("nothing is counted for this key")),
+        };
+    }
+    let verdicts = match redis.filter(|_| plan.shares(limit)) {
+        Some(redis) => ask_everywhere(plan, redis, limit, &rules, &parts).await?,
+        None => ask_here(plan, limit, &rules, &parts),
+    };
+    let window = |(rule, (remaining, reset)): (&Rule, &(u64, Duration))| json!({ "rule": text(rule), "remaining": remaining, "reset_seconds": reset.as_secs_f64() });
+    let windows: Vec<_> = rules.iter().zip(&verdicts).map(window).collect();
+    Ok(Reply::Json(
+        json!({ "limit": limit.name, "key": parts, "windows": windows }),
+    ))
+}
+
+/// The keys of each rule in this process's memory.
+fn keys(plan: &Plan, limit: &Limit, rules: &[Rule], parts: &[String]) -> Vec<Key> {
+    let key = |(index, rule)| {
+        let mut key = plan.limits.keys_of(&limit.name).of_rule(index, rule);
         parts.iter().for_each(|part| key.part(part.as_bytes()));
-        let key = key.finish();
-        if *method == Method::DELETE {
-            known |= plan.limits.reset(key);
-        } else {
-            let verdict = plan.limits.peek(key, rule, now);
-            let reset = verdict.reset.as_secs_f64();
-            windows.push(json!({ "rule": text(rule), "remaining": verdict.remaining, "reset_seconds": reset }));
+        key.finish()
+    };
+    rules.iter().enumerate().map(key).collect()
+}
+
+fn reset_here(plan: &Plan, limit: &Limit, rules: &[Rule], parts: &[String]) -> bool {
+    let keys = keys(plan, limit, rules, parts).into_iter();
+    keys.fold(false, |known, key| plan.limits.reset(key) | known)
+}
+
+/// What each rule has left, and until it is whole.
+fn ask_here(plan: &Plan, limit: &Limit, rules: &[Rule], parts: &[String]) -> Vec<(u64, Duration)> {
+    let (now, keys) = (clock::moment(), keys(plan, limit, rules, parts));
+    let verdicts = keys.into_iter().zip(rules).map(|(key, rule)| {
+        let verdict = plan.limits.peek(key, rule, now);
+        (verdict.remaining, verdict.reset)
+    });
+    verdicts.collect()
+}
+
+fn shared<'a>(
+    plan: &'a Plan,
+    limit: &Limit,
+    rules: &'a [Rule],
+    parts: &'a [Cow<'a, [u8]>],
+) -> Option<(&'a SharedLimits, SharedAsk<'a>)> {
+    let mut limits = plan.config.limits.iter();
+    let index = limits.position(|known| known.name == limit.name)?;
+    let ask = plan.shared_ask(index, parts, rules, 0)?;
+    Some((plan.shared_limits.as_ref()?, ask))
+}
+
+async fn ask_everywhere(
+    plan: &Plan,
+    redis: &FleetConnections,
+    limit: &Limit,
+    rules: &[Rule],
+    parts: &[String],
+) -> Result<Vec<(u64, Duration)>, Problem> {
+    let parts = bytes(parts);
+    match shared(plan, limit, rules, &parts) {
+        Some((shared, SharedAsk::Tokens(ask))) => {
+            let peeked = shared.leases.peek(&redis.rate_limit, &ask).await;
+            peeked.map_err(|error| Problem::redis(&error))?;
+            let rules = shared.leases.rules(ask.key, clock::mono());
+            Ok(rules
+                .iter()
+                .map(|rule| (rule.remaining, rule.reset))
+                .collect())
         }
+        Some((shared, SharedAsk::Slots(ask))) => {
+            let verdict = shared.slots.verdict(&ask, Decision::Admitted);
+            Ok(vec![(verdict.remaining, verdict.reset)])
+        }
+        None => Ok(Vec::new()),
     }
-    match (method, known) {
-        (&Method::DELETE, true) => Ok(Reply::Nothing),
-        (&Method::DELETE, false) => Err(Problem::not_found("nothing is counted for this key")),
-        _ => Ok(Reply::Json(
-            json!({ "limit": limit.name, "key": parts, "windows": windows }),
-        )),
+}
+
+async fn reset_everywhere(
+    plan: &Plan,
+    redis: &FleetConnections,
+    limit: &Limit,
+    rules: &[Rule],
+    parts: &[String],
+) -> Result<bool, Problem> {
+    let redis = &redis.rate_limit;
+    let of_parts = bytes(parts);
+    let known = match shared(plan, limit, rules, &of_parts) {
+        Some((shared, SharedAsk::Tokens(ask))) => shared.leases.reset(redis, &ask).await,
+        Some((shared, SharedAsk::Slots(ask))) => shared.slots.reset(redis, &ask).await,
+        None => return Ok(false),
+    };
+    let known = known.map_err(|error| Problem::redis(&error))?;
+    if let Some(fleet) = &plan.fleet {
+        let reset = Reset {
+            limit: limit.name.clone(),
+            parts: parts.to_vec(),
+        };
+        let (channel, reset) = (fleet.keys.limits_channel(), json!(reset).to_string());
+        let told = redis.publish(&channel, &reset).await;
+        told.map_err(|error| Problem::redis(&error))?;
     }
+    Ok(known)
+}
+
+fn bytes(parts: &[String]) -> Vec<Cow<'_, [u8]>> {
+    let parts = parts.iter().map(|part| Cow::Borrowed(part.as_bytes()));
+    parts.collect()
 }
 
 fn describe(plan: &Plan, limit: &Limit) -> Value {

@@ -32,6 +32,7 @@ use tokio::sync::watch;
 use crate::config::show;
 use crate::plan::Plan;
 use crate::store::fleet::FleetConnections;
+use crate::store::redis::CallError;
 use health::Health;
 
 /// The largest body that a call takes, in bytes.
@@ -82,6 +83,12 @@ impl Problem {
 
     fn not_found(detail: impl Into<String>) -> Problem {
         Problem::new(StatusCode::NOT_FOUND, detail)
+    }
+
+    /// What was asked for could not be done, and was not.
+    fn redis(error: &CallError) -> Problem {
+        let detail = format!("{error}: nothing was changed; try again");
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
     }
 
     fn method(allow: &'static str) -> Problem {
@@ -183,7 +190,9 @@ async fn v1(
             Method::GET => Ok(Reply::Json(show::json(&plan.config))),
             _ => Err(Problem::method("GET")),
         },
-        ["limits", rest @ ..] => limits::answer(plan, method, rest, query, body),
+        ["limits", rest @ ..] => {
+            limits::answer(plan, admin.redis.as_ref(), method, rest, query, body).await
+        }
         ["breakers", rest @ ..] => breakers::answer(plan, method, rest),
         ["sessions", rest @ ..] => {
             sessions::answer(plan, admin.redis.as_ref(), method, rest, query, body).await

@@ -75,7 +75,11 @@ async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> 
         }
         None => (None, None),
     };
-    let (plan, following) = watch::channel(Plan::new(config, metrics_of_all, recorder, fleet));
+    let plan = Plan::new(config, metrics_of_all, recorder, fleet);
+    if let Some(redis) = &redis {
+        plan.begin_sharing(redis);
+    }
+    let (plan, following) = watch::channel(plan);
     let (drain, draining) = watch::channel(false);
     let (unready, is_unready) = watch::channel(false);
     addresses.iter().try_for_each(|address| is_free(*address))?;
@@ -121,6 +125,9 @@ async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> 
         health,
     });
     tokio::spawn(worker::sessions::sweep(state.plan.clone()));
+    if let (Some(fleet), Some(redis)) = (state.plan.borrow().fleet.clone(), state.redis.clone()) {
+        tokio::spawn(worker::limits::follow(state.plan.clone(), fleet, redis));
+    }
     let last_plan = state.plan.clone();
     tokio::spawn(admin::serve(admin, state.clone()));
     if let Some(metrics) = metrics {
@@ -159,14 +166,10 @@ async fn join_fleet(
     metrics: &Metrics,
 ) -> anyhow::Result<(Arc<Fleet>, FleetConnections)> {
     let fleet = Fleet::new(config, metrics)?;
-    for client in fleet.clients() {
-        tokio::spawn(client.clone().keep_topology());
-    }
-    let redis = fleet.connect(true);
+    let redis = fleet.join();
     if !redis.ready(config.connect_timeout).await {
         warn!("redis is not there yet; going on without");
     }
-    tokio::spawn(fleet.clone().beat(redis.rate_limit.clone()));
     Ok((fleet, redis))
 }
 

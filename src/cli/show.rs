@@ -1,5 +1,6 @@
 //! Audit events on their way to the reader: a table, JSON lines or CSV.
 
+use std::borrow::Cow;
 use std::io::Write;
 
 use clap::ValueEnum;
@@ -115,7 +116,7 @@ struct Record<'a> {
     bytes_out: u64,
     duration_us: u64,
     upstream_duration_us: Option<u64>,
-    request_id: &'a str,
+    request_id: Cow<'a, str>,
     trace_id: Option<String>,
     headers: Vec<(&'a str, &'a str)>,
 }
@@ -174,14 +175,14 @@ impl<'a> Record<'a> {
             bytes_out: event.bytes_out,
             duration_us: event.duration.0,
             upstream_duration_us: event.upstream_duration.map(|duration| duration.0),
-            request_id: &event.request_id,
+            request_id: event.request_id(),
             trace_id: event
                 .trace_id
                 .map(|id| Uuid::from_bytes(id).simple().to_string()),
             headers: event
                 .headers
                 .iter()
-                .map(|(name, value)| (name.as_ref(), value.as_str()))
+                .map(|(name, value)| (name.as_str(), value.as_str()))
                 .collect(),
         }
     }
@@ -218,7 +219,7 @@ impl<'a> Record<'a> {
             self.upstream_duration_us
                 .map(|us| us.to_string())
                 .unwrap_or_default(),
-            self.request_id.to_owned(),
+            self.request_id.clone().into_owned(),
             text(self.trace_id.as_deref()),
             headers.collect::<Vec<_>>().join("; "),
         ]

@@ -17,6 +17,10 @@ const RENEWED_FROM: u64 = 8;
 /// Demand is forgotten after as many times the life of a token.
 const FORGOTTEN: u32 = 8;
 
+/// How long a refusal is believed, at most: tokens may come back before their time, from a lease that was not spent or by an
+/// operator's hand. A flood of a key costs a question each time.
+const REMEMBERED: Duration = Duration::from_secs(1);
+
 /// How a limit is asked about.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Terms {
@@ -86,6 +90,12 @@ pub struct Batch {
     until: Duration,
 }
 
+impl Refused {
+    fn retry_after(&self, now: Duration) -> Option<Duration> {
+        (!self.ever).then(|| self.retry_at.saturating_sub(now))
+    }
+}
+
 impl Batch {
     /// As if all were taken when the older ones were.
     fn join(&mut self, other: Batch) {
@@ -137,7 +147,10 @@ pub struct Lease {
 
 #[derive(Debug, Clone, Copy)]
 struct Refused {
+    /// Redis is not asked before.
     until: Duration,
+    /// When the same request can be admitted, as far as Redis knew.
+    retry_at: Duration,
     /// What was refused; a smaller cost may still pass.
     cost: u64,
     ever: bool,
@@ -173,7 +186,7 @@ impl Lease {
         match self.refused {
             Some(refused) if now < refused.until && cost >= refused.cost => {
                 return Answer::Refused {
-                    retry_after: (!refused.ever).then(|| refused.until - now),
+                    retry_after: refused.retry_after(now),
                 };
             }
             Some(_) | None => {}
@@ -183,6 +196,11 @@ impl Lease {
             return Answer::Wait;
         }
         Answer::Ask
+    }
+
+    /// A request that was told to wait does not.
+    pub fn leave(&mut self, cost: u64) {
+        self.waiting = self.waiting.saturating_sub(cost);
     }
 
     /// Gives back what a request took that was refused elsewhere.
@@ -219,11 +237,10 @@ impl Lease {
         if now.saturating_sub(self.sized_at) > terms.ttl * FORGOTTEN {
             (self.size, self.spent, self.hunger) = (0, 0, 0);
         }
-        // Demand is what was spent; a lease that was not enough asks for twice as much.
-        let likely = match self.held() == 0 && self.spent >= self.size {
-            true => self.size.saturating_mul(2),
-            false => self.spent.saturating_add(self.spent / 4),
-        };
+        // As much as is spent in the life of a token at the pace so far; a lease grows fourfold at a time, at most.
+        let span = now.saturating_sub(self.sized_at).max(terms.ttl / 64);
+        let pace = self.spent as f64 * terms.ttl.as_secs_f64() / span.as_secs_f64();
+        let likely = ((pace * 1.25) as u64).min(self.size.saturating_mul(4));
         let want = if terms.strict { need } else { need.max(likely) };
         let back = std::mem::take(&mut self.unspent);
         self.asking_until = now + terms.patience;
@@ -275,11 +292,13 @@ impl Lease {
             (self.size, self.spent, self.sized_at) = (grant.tokens, 0, now);
         }
         let short = grant.tokens < request.want;
-        // A refusal leaves it as it is: what comes back to an empty bucket is then taken by one question, not by many.
+        // Only where others wait is all sure to be spent at once. A refusal leaves it as it is: what comes back to an empty bucket
+        // is then taken by one question, not by many.
+        let crowded = request.need > request.first;
         self.hunger = match (short, grant.tokens) {
             (false, _) => 0,
-            (true, 0) => self.hunger,
-            (true, _) => self.hunger.saturating_add(1),
+            (true, 1..) if crowded => self.hunger.saturating_add(1),
+            (true, _) => self.hunger,
         };
         if short {
             self.sated_until = now + breather;
@@ -301,14 +320,19 @@ impl Lease {
             Refusal::Ever => terms.ttl,
         });
         self.refused = match (admitted || request.first == 0, grant.tokens < request.need) {
-            (false, _) => Some(Refused {
-                until: asked + waits.max().unwrap_or_default().max(breather),
-                cost: request.first,
-                ever: refusals().any(|refusal| refusal == Refusal::Ever),
-            }),
+            (false, _) => {
+                let wait = waits.max().unwrap_or_default();
+                Some(Refused {
+                    until: asked + wait.min(REMEMBERED).max(breather),
+                    retry_at: asked + wait.max(breather),
+                    cost: request.first,
+                    ever: refusals().any(|refusal| refusal == Refusal::Ever),
+                })
+            }
             // It was the last there was.
             (true, true) => Some(Refused {
                 until: asked + breather,
+                retry_at: asked + breather,
                 cost: 0,
                 ever: false,
             }),
@@ -323,6 +347,11 @@ impl Lease {
         self.waiting = 0;
     }
 
+    /// How long what was refused last is refused yet; `None`: for ever.
+    pub fn retry_after(&self, now: Duration) -> Option<Duration> {
+        self.refused?.retry_after(now)
+    }
+
     /// What the rules say; empty until Redis has answered once.
     pub fn rules(&self, now: Duration) -> impl Iterator<Item = RuleView> {
         let held = self.held();
@@ -331,11 +360,6 @@ impl Lease {
             reset: rule.reset_at.saturating_sub(now),
             refuses: rule.refuses,
         })
-    }
-
-    /// Whether nothing would be lost with it.
-    pub fn is_idle(&self, now: Duration) -> bool {
-        now >= self.asking_until && self.current.until <= now && self.next.until <= now
     }
 
     fn held(&self) -> u64 {

@@ -99,6 +99,49 @@ pub fn release(state: &mut State, cost: u64) -> bool {
     state.b == 0
 }
 
+/// The rule that each of `processes` keeps to alone, so that together they keep to `rule`: a share of it, and at least one.
+pub fn share(rule: &Rule, processes: usize) -> Rule {
+    let processes = u64::try_from(processes).unwrap_or(u64::MAX).max(1);
+    let part = |whole: u64| (whole / processes).max(whole.min(1));
+    match *rule {
+        Rule::TokenBucket { count, per, burst } => Rule::TokenBucket {
+            count,
+            per: per.saturating_mul(u32::try_from(processes).unwrap_or(u32::MAX)),
+            burst: part(burst),
+        },
+        Rule::SlidingWindow { limit, window } => Rule::SlidingWindow {
+            limit: part(limit),
+            window,
+        },
+        Rule::FixedWindow { limit, period } => Rule::FixedWindow {
+            limit: part(limit),
+            period,
+        },
+        Rule::Concurrency { limit } => Rule::Concurrency { limit: part(limit) },
+    }
+}
+
+/// The start, the end and the next end of the window of `period` that `wall`, the time since the Unix epoch, is in.
+pub fn window_at(period: Period, wall: Duration) -> [Duration; 3] {
+    let end_after = |time: Duration| match period {
+        Period::Fixed(length) => duration((time.as_nanos() / nanos(length) + 1) * nanos(length)),
+        Period::Day | Period::Week | Period::Month | Period::Year => {
+            duration(calendar_end(period, time.as_secs()) * NANOS)
+        }
+    };
+    let end = end_after(wall);
+    // Within the window before, which is as long or shorter by a day or three.
+    let within_last = wall.saturating_sub(period.at_most());
+    let mut start = end_after(within_last);
+    while end_after(start) <= wall {
+        start = end_after(start);
+    }
+    if start > wall {
+        start = Duration::ZERO;
+    }
+    [start, end, end_after(end)]
+}
+
 /// The continuous-state leaky bucket of the generic cell rate algorithm (ITU-T I.371, annex A), in whole arithmetic: a
 /// token is `per` units, and `count` units drain each nanosecond. In any time w it admits at most burst + rate × w.
 fn bucket(
@@ -413,6 +456,54 @@ mod tests {
         check(Period::Month, 1_709_164_800, 1_709_251_200); // 2024-02-29 → 2024-03-01
         check(Period::Month, 1_735_689_599, 1_735_689_600); // 2024-12-31 23:59:59 → 2025-01-01
         check(Period::Year, 1_735_689_600, 1_767_225_600); // 2025-01-01 → 2026-01-01
+    }
+
+    #[test]
+    fn windows_lie_end_to_end() {
+        let day = |days: u64| Duration::from_secs(days * 86_400);
+        for period in [
+            Period::Fixed(SECOND),
+            Period::Fixed(Duration::from_millis(300)),
+            Period::Day,
+            Period::Week,
+            Period::Month,
+            Period::Year,
+        ] {
+            let mut at = day(19_000);
+            let [mut start, ..] = window_at(period, at);
+            for _ in 0..50 {
+                let [from, end, next] = window_at(period, at);
+                assert!(from == start && from <= at && at < end, "{period:?} {at:?}");
+                assert_eq!(
+                    window_at(period, end),
+                    [end, next, window_at(period, next)[1]]
+                );
+                (start, at) = (end, end + (next - end) / 3);
+            }
+        }
+    }
+
+    #[test]
+    fn shares_together_are_the_whole_and_no_share_is_nothing() {
+        let window = |limit| Rule::FixedWindow {
+            limit,
+            period: Period::Day,
+        };
+        assert_eq!(share(&window(100), 8), window(12));
+        assert_eq!(share(&window(3), 8), window(1));
+        assert_eq!(share(&window(0), 8), window(0));
+        assert_eq!(share(&window(100), 0), window(100));
+        let bucket = Rule::TokenBucket {
+            count: 100,
+            per: SECOND,
+            burst: 200,
+        };
+        let part = Rule::TokenBucket {
+            count: 100,
+            per: 8 * SECOND,
+            burst: 25,
+        };
+        assert_eq!(share(&bucket, 8), part);
     }
 
     #[test]

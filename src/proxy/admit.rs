@@ -1,7 +1,6 @@
 //! The policies of a request, one after the other, cheap before dear. What passes is [`Admitted`], and only that can be
 //! sent on.
 
-use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -118,7 +117,8 @@ pub(super) async fn admit<'p>(
         id,
         request_id: &request_id,
     };
-    record.event = audit::begin(plan, route.audit, seen, buffer, Some(head));
+    let outbox = &conn.lane.outbox;
+    record.draft = audit::begin(plan, outbox, route.audit, seen, buffer, Some(head));
     let mut facts = Facts {
         request,
         query,
@@ -130,6 +130,11 @@ pub(super) async fn admit<'p>(
     };
     let mut quota = Quota::new(plan);
     // Limits that need no session come first: a flood from one address never reaches the session store.
+    if let Some(redis) = &conn.lane.redis {
+        quota
+            .share(redis, &route.limits, &facts, now, record)
+            .await?;
+    }
     quota.charge(&route.limits, &facts, now, record)?;
     let lines = head
         .fields
@@ -140,8 +145,13 @@ pub(super) async fn admit<'p>(
     // gave comes back when they refuse, and so do concurrency slots.
     let entry = enter(plan, route, now, record)?;
     facts.session = session.as_deref();
-    if let (Some(event), Some(session)) = (&mut record.event, &session) {
-        event.user = Some(session.user.clone());
+    if let (Some(draft), Some(session)) = (&mut record.draft, &session) {
+        draft.set_user(&session.user);
+    }
+    if let Some(redis) = &conn.lane.redis {
+        quota
+            .share(redis, &route.session_limits, &facts, now, record)
+            .await?;
     }
     quota.charge(&route.session_limits, &facts, now, record)?;
     Ok(Admitted {
@@ -200,8 +210,8 @@ fn enter(
     };
     let decisions = &plan.breaker_metrics[route.upstream];
     let mut said = |verdict: &'static str| {
-        if let Some(event) = &mut record.event {
-            event.breaker = Some(Cow::Borrowed(verdict));
+        if let Some(draft) = &mut record.draft {
+            draft.set_breaker(verdict);
         }
     };
     match breaker.try_enter(now.mono, fastrand::f64()) {

@@ -1,9 +1,13 @@
-//! What the audit keeps of a request, and how a lane hands it on: in batches, so that most requests pay for a push alone.
+//! What the audit keeps of a request, and how a lane hands it on: encoded, and in batches, so that a request allocates nothing
+//! for it and most pay for an encoding alone.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
+use std::net::IpAddr;
+use std::ops::Range;
 use std::time::Duration;
 
+use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 use uuid::Uuid;
@@ -14,7 +18,7 @@ use super::record::Record;
 use crate::audit::Recorder;
 use crate::clock;
 use crate::config::audit::Level;
-use crate::event::{AuditEvent, Micros};
+use crate::event::{AuditEvent, Encoded, Micros};
 use crate::http1::head::RequestHead;
 use crate::http1::response::ResponseHead;
 use crate::plan::Plan;
@@ -25,25 +29,55 @@ const LONGEST: usize = 4 * 1024;
 const BATCH: usize = 64;
 /// How long it holds them back, at most.
 const LINGER: Duration = Duration::from_millis(20);
+/// Drafts that a lane keeps for their memory, and the bytes of texts that one of them may have room for.
+const SPARE: (usize, usize) = (64, 4 * 1024);
 
 /// One lane's events on their way to the recorder.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
-    events: RefCell<Vec<AuditEvent>>,
+    events: RefCell<Encoded>,
+    #[expect(
+        clippy::vec_box,
+        reason = "the boxes are what is kept for the next requests"
+    )]
+    spare: RefCell<Vec<Box<Draft>>>,
     /// Told when the first event comes to wait.
     waiting: Notify,
 }
 
+/// What is known of a request whose event is not whole yet. Boxed, since most of its life is spent waiting for the upstream.
+#[derive(Debug)]
+pub(super) struct Draft {
+    time: Micros,
+    id: [u8; 16],
+    client: IpAddr,
+    trace_id: Option<[u8; 16]>,
+    /// The texts that the request brought, one behind the other.
+    texts: String,
+    method: Span,
+    host: Span,
+    path: Span,
+    query: Option<Span>,
+    request_id: Option<Span>,
+    user: Option<Span>,
+    headers: Vec<(Span, Span)>,
+    limits: SmallVec<[&'static str; 4]>,
+    breaker: Option<&'static str>,
+}
+
+/// A place in a draft's texts.
+type Span = Range<usize>;
+
 impl Outbox {
-    fn push(&self, event: AuditEvent, recorder: &Recorder) {
+    fn push(&self, event: &AuditEvent<&str>, recorder: &Recorder) {
         let mut events = self.events.borrow_mut();
         if events.is_empty() {
-            events.reserve_exact(BATCH);
             self.waiting.notify_one();
         }
         events.push(event);
         if events.len() >= BATCH {
-            recorder.record_batch(events.split_off(0));
+            let next = Encoded::like(&events);
+            recorder.record(std::mem::replace(&mut *events, next));
         }
     }
 
@@ -57,19 +91,66 @@ impl Outbox {
     pub(super) fn flush(&self, plan: &Plan) {
         let events = self.events.take();
         if let (Some(recorder), false) = (&plan.audit, events.is_empty()) {
-            recorder.record_batch(events);
+            recorder.record(events);
+        }
+    }
+
+    /// Keeps the draft's memory.
+    fn keep(&self, draft: Box<Draft>) {
+        let (most, longest) = SPARE;
+        let mut spare = self.spare.borrow_mut();
+        if spare.len() < most && draft.texts.capacity() <= longest {
+            spare.push(draft);
+        }
+    }
+}
+
+impl Draft {
+    /// The request belongs to the session of this user.
+    pub(super) fn set_user(&mut self, user: &str) {
+        self.user = Some(put(&mut self.texts, user));
+    }
+
+    /// The verdict of the upstream's breaker.
+    pub(super) fn set_breaker(&mut self, verdict: &'static str) {
+        self.breaker = Some(verdict);
+    }
+
+    /// The verdicts of limits, in the order asked.
+    pub(super) fn add_limits(&mut self, verdicts: impl Iterator<Item = &'static str>) {
+        self.limits.extend(verdicts);
+    }
+
+    /// Keeps the headers that are `wanted`.
+    fn capture(
+        &mut self,
+        plan: &Plan,
+        wanted: &[String],
+        bytes: &[u8],
+        fields: &[(Range<usize>, Range<usize>)],
+    ) {
+        let Some(audit) = &plan.config.audit else {
+            return;
+        };
+        for name in wanted {
+            for (_, value) in fields.iter().filter(|(field, _)| is(bytes, field, name)) {
+                let value = text(&bytes[value.clone()]);
+                let value = audit.redaction.redact_header(name, &value);
+                let name = put(&mut self.texts, name);
+                self.headers.push((name, put(&mut self.texts, value)));
+            }
         }
     }
 }
 
 /// What is known of a request once its head is read: the ends of it are filled in by [`finish`]. `path` is normalised where
-/// it could be. Boxed, since most of its life is spent waiting for the upstream.
+/// it could be.
 pub(super) struct Seen<'a> {
     pub path: &'a [u8],
     pub query: &'a [u8],
     pub host: &'a [u8],
     pub method: &'a [u8],
-    pub client: std::net::IpAddr,
+    pub client: IpAddr,
     /// Since the Unix epoch.
     pub time: Duration,
     pub id: Uuid,
@@ -79,59 +160,57 @@ pub(super) struct Seen<'a> {
 /// Begins the event of a request.
 pub(super) fn begin(
     plan: &Plan,
+    outbox: &Outbox,
     level: Level,
     seen: Seen<'_>,
     buffer: &[u8],
     head: Option<&RequestHead>,
-) -> Option<Box<AuditEvent>> {
+) -> Option<Box<Draft>> {
     let audit = plan.config.audit.as_ref()?;
     if level == Level::None {
         return None;
     }
+    let mut spare = outbox.spare.borrow_mut().pop();
+    let texts = spare.as_mut().map(|spare| std::mem::take(&mut spare.texts));
+    let mut texts = texts.unwrap_or_default();
+    texts.clear();
     let query = seen.query.strip_prefix(b"?").filter(|_| audit.query);
-    let query = query.map(|query| audit.redaction.redact_query(&text(query)));
-    let mut event = AuditEvent {
+    let mut draft = Draft {
         time: Micros::from(seen.time),
         id: seen.id.into_bytes(),
-        seq: 0,
-        route: None,
-        upstream: None,
-        endpoint: None,
         client: seen.client,
-        user: None,
-        method: method(seen.method),
-        host: text(seen.host),
-        path: text(seen.path),
-        query,
-        status: 0,
-        label: None,
-        limits: Vec::new(),
-        breaker: None,
-        bytes_in: 0,
-        bytes_out: 0,
-        duration: Micros(0),
-        upstream_duration: None,
-        request_id: seen.request_id.as_str().to_owned(),
         trace_id: None,
+        method: put(&mut texts, &text(seen.method)),
+        host: put(&mut texts, &text(seen.host)),
+        path: put(&mut texts, &text(seen.path)),
+        query: query.map(|query| put(&mut texts, &audit.redaction.redact_query(&text(query)))),
+        request_id: match seen.request_id {
+            RequestId::Given(given) => Some(put(&mut texts, given)),
+            RequestId::New(_) => None,
+        },
+        texts,
+        user: None,
         headers: Vec::new(),
+        limits: SmallVec::new(),
+        breaker: None,
     };
     if let Some(head) = head {
         let trace = head
             .fields
             .iter()
             .find(|(name, _)| is(buffer, name, "traceparent"));
-        event.trace_id = trace.and_then(|(_, value)| trace_id(&buffer[value.clone()]));
+        draft.trace_id = trace.and_then(|(_, value)| trace_id(&buffer[value.clone()]));
         if level == Level::Headers {
-            capture(
-                &mut event,
-                plan,
-                &audit.request_headers,
-                buffer,
-                &head.fields,
-            );
+            draft.capture(plan, &audit.request_headers, buffer, &head.fields);
         }
     }
-    Some(Box::new(event))
+    match spare {
+        Some(mut spare) => {
+            *spare = draft;
+            Some(spare)
+        }
+        None => Some(Box::new(draft)),
+    }
 }
 
 /// Begins the event of a request that no route took; `head` is missing when it could not be read.
@@ -140,7 +219,7 @@ pub(super) fn begin_unrouted(
     conn: &Conn<'_>,
     buffer: &[u8],
     head: Option<&RequestHead>,
-) -> Option<Box<AuditEvent>> {
+) -> Option<Box<Draft>> {
     let level = plan.config.audit.as_ref()?.level;
     let time = clock::wall();
     let id = clock::uuid(time);
@@ -158,7 +237,7 @@ pub(super) fn begin_unrouted(
     let given = given.and_then(|head| {
         let mut fields = head.fields.iter();
         let (_, value) = fields.find(|(name, _)| is(buffer, name, "x-request-id"))?;
-        Some(RequestId::Given(text(&buffer[value.clone()])))
+        Some(RequestId::Given(text(&buffer[value.clone()]).into_owned()))
     });
     let seen = Seen {
         path,
@@ -170,7 +249,7 @@ pub(super) fn begin_unrouted(
         id,
         request_id: &given.unwrap_or_else(|| RequestId::new(id)),
     };
-    begin(plan, level, seen, buffer, head)
+    begin(plan, &conn.lane.outbox, level, seen, buffer, head)
 }
 
 /// Keeps the response's headers that are to be captured.
@@ -181,83 +260,85 @@ pub(super) fn responded(
     answer: &[u8],
     response: &ResponseHead,
 ) {
-    if let (Some(event), Some(audit), Level::Headers) =
-        (&mut record.event, &plan.config.audit, level)
+    if let (Some(draft), Some(audit), Level::Headers) =
+        (&mut record.draft, &plan.config.audit, level)
     {
-        capture(
-            event,
-            plan,
-            &audit.response_headers,
-            answer,
-            &response.fields,
-        );
+        draft.capture(plan, &audit.response_headers, answer, &response.fields);
     }
 }
 
-/// Fills in the ends of the event and puts it into the lane's outbox, unless sampling leaves it out.
+/// Makes an event of the request and puts it into the lane's outbox, unless sampling leaves it out.
 pub(super) fn finish(plan: &Plan, outbox: &Outbox, record: &mut Record, duration: Duration) {
-    let (Some(mut event), Some(recorder), Some(audit)) =
-        (record.event.take(), &plan.audit, &plan.config.audit)
+    let (Some(draft), Some(recorder), Some(audit)) =
+        (record.draft.take(), &plan.audit, &plan.config.audit)
     else {
         return;
     };
     // Rejections and errors are always kept.
     let went_well = record.reason.is_none() && record.status < 500;
-    if went_well && audit.sample < 1.0 && fastrand::f64() >= audit.sample {
-        return;
+    if !(went_well && audit.sample < 1.0 && fastrand::f64() >= audit.sample) {
+        outbox.push(&whole(plan, &draft, record, duration), recorder);
     }
-    if let Some(index) = record.route {
-        let route = &plan.config.routes[index];
-        let names = &plan.names;
-        event.route = Some(Cow::Borrowed(names.routes[index]));
-        event.upstream = Some(Cow::Borrowed(names.upstreams[route.upstream]));
-        let endpoint = names.endpoints[route.upstream];
-        event.endpoint = record.reached.then_some(Cow::Borrowed(endpoint));
-    }
-    event.status = record.status;
-    event.label = record.reason.map(Cow::Borrowed);
-    event.bytes_in = record.bytes_in;
-    event.bytes_out = record.bytes_out;
-    event.duration = duration.into();
-    event.upstream_duration = record.waited().map(Micros::from);
-    outbox.push(*event, recorder);
+    outbox.keep(draft);
 }
 
-fn capture(
-    event: &mut AuditEvent,
+fn whole<'a>(
     plan: &Plan,
-    wanted: &[String],
-    bytes: &[u8],
-    fields: &[(std::ops::Range<usize>, std::ops::Range<usize>)],
-) {
-    let Some(audit) = &plan.config.audit else {
-        return;
-    };
-    for name in wanted {
-        for (_, value) in fields.iter().filter(|(field, _)| is(bytes, field, name)) {
-            let value = text(&bytes[value.clone()]);
-            let value = audit.redaction.redact_header(name, &value).to_owned();
-            event.headers.push((Cow::Owned(name.clone()), value));
-        }
+    draft: &'a Draft,
+    record: &Record,
+    duration: Duration,
+) -> AuditEvent<&'a str> {
+    let names = &plan.names;
+    let upstream = record.route.map(|route| plan.config.routes[route].upstream);
+    let text = |span: &Span| &draft.texts[span.clone()];
+    AuditEvent {
+        seq: 0,
+        time: draft.time,
+        client: draft.client,
+        user: draft.user.as_ref().map(text),
+        label: record.reason,
+        route: record.route.map(|route| names.routes[route]),
+        method: text(&draft.method),
+        path: text(&draft.path),
+        status: record.status,
+        id: draft.id,
+        upstream: upstream.map(|upstream| names.upstreams[upstream]),
+        endpoint: upstream
+            .filter(|_| record.reached)
+            .map(|upstream| names.endpoints[upstream]),
+        host: text(&draft.host),
+        query: draft.query.as_ref().map(text),
+        limits: SmallVec::from_slice(&draft.limits),
+        breaker: draft.breaker,
+        bytes_in: record.bytes_in,
+        bytes_out: record.bytes_out,
+        duration: duration.into(),
+        upstream_duration: record.waited().map(Micros::from),
+        request_id: draft.request_id.as_ref().map(text),
+        trace_id: draft.trace_id,
+        headers: draft
+            .headers
+            .iter()
+            .map(|(name, value)| (text(name), text(value)))
+            .collect(),
     }
+}
+
+/// Appends a text; where it stands.
+fn put(texts: &mut String, text: &str) -> Span {
+    let start = texts.len();
+    texts.push_str(text);
+    start..texts.len()
 }
 
 /// At most [`LONGEST`] bytes of it: what waits to be written is bounded by the number of events.
-fn text(bytes: &[u8]) -> String {
+fn text(bytes: &[u8]) -> Cow<'_, str> {
     match bytes.get(..LONGEST) {
-        Some(start) if bytes.len() > LONGEST => String::from_utf8_lossy(start).into_owned() + "…",
-        _ => String::from_utf8_lossy(bytes).into_owned(),
-    }
-}
-
-/// The common ones cost no allocation.
-fn method(bytes: &[u8]) -> Cow<'static, str> {
-    for known in ["GET", "POST", "PUT", "DELETE", "HEAD", "PATCH", "OPTIONS"] {
-        if bytes == known.as_bytes() {
-            return Cow::Borrowed(known);
+        Some(start) if bytes.len() > LONGEST => {
+            Cow::Owned(String::from_utf8_lossy(start).into_owned() + "…")
         }
+        _ => str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed),
     }
-    Cow::Owned(text(bytes))
 }
 
 /// From `traceparent` (W3C Trace Context, section 3.2.2): `00-TRACE-PARENT-FLAGS`.

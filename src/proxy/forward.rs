@@ -214,6 +214,7 @@ fn end_of(failure: &Failure, record: &Record) -> Option<End> {
         | Rejection::BodyTimeout
         | Rejection::NoRoute
         | Rejection::QuotaExceeded(_)
+        | Rejection::LimitUnknown
         | Rejection::CircuitOpen(_)
         | Rejection::Unauthenticated(_)
         | Rejection::Forbidden(_)

@@ -136,7 +136,7 @@ pub(super) async fn connection(
                 one(&conn, &plan, &mut ends, &head, now, record).await
             }
             Err(rejection) => {
-                record.event = audit::begin_unrouted(&plan.shared, &conn, &buffer, None);
+                record.draft = audit::begin_unrouted(&plan.shared, &conn, &buffer, None);
                 Err(rejection.into())
             }
         };
@@ -211,7 +211,7 @@ async fn one(
         Ok(admitted) => forward::send(conn, plan, admitted, ends, head, record).await,
         Err(rejection) => {
             if record.route.is_none() {
-                record.event = audit::begin_unrouted(&plan.shared, conn, ends.buffer, Some(head));
+                record.draft = audit::begin_unrouted(&plan.shared, conn, ends.buffer, Some(head));
             }
             // The request itself was in order, so that another may follow, unless a body does.
             let draining = *conn.lane.draining.borrow();

@@ -12,5 +12,6 @@ mod record;
 pub mod reload;
 pub mod reply;
 mod sessions;
+mod shares;
 mod upgrade;
 mod wire;

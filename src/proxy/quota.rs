@@ -14,13 +14,16 @@ use super::handle::Peer;
 use super::record::Record;
 use super::reply::{Exceeded, Rejection};
 use crate::config::LimitDefaults;
-use crate::config::limits::{Cost, KeyPart, Limit, MAX_RULES, Mode, Rule};
+use crate::config::limits::{Cost, KeyPart, Limit, Mode, Rule};
 use crate::http1::path;
 use crate::plan::{LimitNames, Plan};
 use crate::policy::limit::{Now, Verdict};
 use crate::policy::routes::Request;
 use crate::policy::session::Session;
 use crate::store::limits::{Ask, Key, Override};
+
+/// The parts of a limit's key.
+pub(super) type Parts<'a> = SmallVec<[Cow<'a, [u8]>; 4]>;
 
 /// What limits look at in a request.
 pub(super) struct Facts<'a> {
@@ -37,8 +40,14 @@ pub(super) struct Facts<'a> {
 
 /// What a request was charged: its concurrency slots come back when this is dropped, and the client is told the rest.
 pub(super) struct Quota<'p> {
-    plan: &'p Plan,
+    pub(super) plan: &'p Plan,
     held: SmallVec<[(Key, u64); 2]>,
+    /// Likewise, of limits that processes have in common.
+    pub(super) slots: SmallVec<[(Key, u64); 1]>,
+    /// What was taken of leases, until the limits asked with them admit the request, too.
+    pub(super) taken: SmallVec<[(Key, u64); 2]>,
+    /// Shared limits that this process keeps to alone, since Redis does not answer; and this process's part of their rules.
+    pub(super) alone: SmallVec<[(usize, SmallVec<[Rule; 1]>); 1]>,
     /// What each enforced rule said, in the order asked.
     told: SmallVec<[Told<'p>; 4]>,
 }
@@ -52,10 +61,25 @@ struct Told<'p> {
     verdict: Verdict,
 }
 
+/// What one rule said.
+pub(super) struct Said<'a> {
+    /// An index into the configuration's limits.
+    pub limit: usize,
+    pub rule: &'a Rule,
+    /// Whether its refusal refuses the request.
+    pub enforced: bool,
+    pub verdict: Verdict,
+}
+
 impl Drop for Quota<'_> {
     fn drop(&mut self) {
         for (key, cost) in self.held.drain(..) {
             self.plan.limits.release(key, cost);
+        }
+        for (key, cost) in self.slots.drain(..) {
+            if let Some(shared) = &self.plan.shared_limits {
+                shared.slots.release(key, cost);
+            }
         }
     }
 }
@@ -66,11 +90,15 @@ impl<'p> Quota<'p> {
         Quota {
             plan,
             held: SmallVec::new(),
+            slots: SmallVec::new(),
+            taken: SmallVec::new(),
+            alone: SmallVec::new(),
             told: SmallVec::new(),
         }
     }
 
-    /// Asks all of these limits at one moment; a refusal by one of them charges none.
+    /// Asks those of these limits that this process keeps to alone, at one moment; a refusal by one of them charges none, nor
+    /// any that [`Quota::share`] has just asked.
     pub(super) fn charge(
         &mut self,
         limits: &[usize],
@@ -82,42 +110,42 @@ impl<'p> Quota<'p> {
             return Ok(());
         }
         let plan = self.plan;
+        let alone = std::mem::take(&mut self.alone);
         // Held for as long as rules of it are asked.
         let overrides = plan.limits.overrides();
-        let mut asks = SmallVec::<[(Ask<'_>, usize); 4]>::new();
+        let mut asks = SmallVec::<[Ask<'_>; 4]>::new();
+        let mut limit_of = SmallVec::<[usize; 4]>::new();
         for limit_index in limits.iter().copied() {
             let limit = &plan.config.limits[limit_index];
-            if limit.mode == Mode::Disabled {
+            let mine = alone.iter().find(|(lost, _)| *lost == limit_index);
+            if limit.mode == Mode::Disabled || (plan.shares(limit) && mine.is_none()) {
                 continue;
             }
-            let Some(parts) = facts.key(limit, plan) else {
-                plan.limit_metrics[limit_index].missing.inc();
-                if limit.deny_missing && limit.mode == Mode::Enforce {
-                    return Err(Rejection::QuotaExceeded(Box::new(Exceeded {
-                        limits: vec![plan.names.limits[limit_index].json],
-                        retry_after: None,
-                        fields: Vec::new(),
-                    })));
-                }
+            let Some(parts) = self.key(limit_index, facts)? else {
                 continue;
             };
-            let Some(rules) = rules_for(limit, &parts, &overrides) else {
-                continue;
+            let rules = match mine {
+                Some((_, rules)) => rules,
+                None => match rules_for(limit, &parts, &overrides) {
+                    Some(rules) => rules,
+                    None => continue,
+                },
             };
             let cost = cost(limit, facts);
             for (index, rule) in rules.iter().enumerate() {
-                let mut key = plan.limits.key(&limit.name, index, rule);
+                let mut key = plan.limit_keys[limit_index].of_rule(index, rule);
                 parts.iter().for_each(|part| key.part(part));
-                let ask = Ask {
+                asks.push(Ask {
                     key: key.finish(),
                     rule,
                     cost,
                     enforced: limit.mode == Mode::Enforce,
-                };
-                asks.push((ask, limit_index));
+                });
+                limit_of.push(limit_index);
             }
         }
         if asks.is_empty() {
+            self.taken.clear();
             return Ok(());
         }
         const BLANK: Verdict = Verdict {
@@ -126,38 +154,87 @@ impl<'p> Quota<'p> {
             reset: Duration::ZERO,
             retry_after: None,
         };
-        let mut verdicts = [BLANK; MAX_RULES];
-        let verdicts = &mut verdicts[..asks.len()];
-        let asked: SmallVec<[Ask<'_>; 4]> = asks.iter().map(|(ask, _)| *ask).collect();
-        let admitted = plan.limits.ask(&asked, now, verdicts);
-        count_decisions(plan, admitted, &asks, verdicts);
-        if let Some(event) = &mut record.event {
-            let said = asks.iter().zip(&*verdicts);
-            event.limits.extend(said.map(|((ask, limit), verdict)| {
-                Cow::Borrowed(said_by(&plan.names.limits[*limit], ask, verdict))
-            }));
-        }
-        for ((ask, limit), verdict) in asks.iter().zip(&*verdicts) {
-            if ask.enforced {
-                self.told.push(Told {
-                    limit: &plan.config.limits[*limit],
-                    json: plan.names.limits[*limit].json,
-                    rule: *ask.rule,
-                    verdict: *verdict,
-                });
-            }
-            if admitted && verdict.admitted && matches!(ask.rule, Rule::Concurrency { .. }) {
-                self.held.push((ask.key, ask.cost));
-            }
+        let mut verdicts = SmallVec::<[_; 4]>::from_elem(BLANK, asks.len());
+        let admitted = plan.limits.ask(&asks, now, &mut verdicts);
+        let asked = asks.iter().zip(&limit_of).zip(&verdicts);
+        let said = asked.clone().map(|((ask, limit), verdict)| Said {
+            limit: *limit,
+            rule: ask.rule,
+            enforced: ask.enforced,
+            verdict: *verdict,
+        });
+        self.note(admitted, said, record);
+        let slots = asked.filter(|((ask, _), _)| matches!(ask.rule, Rule::Concurrency { .. }));
+        for ((ask, _), _) in slots.filter(|(_, verdict)| admitted && verdict.admitted) {
+            self.held.push((ask.key, ask.cost));
         }
         if admitted {
+            self.taken.clear();
             Ok(())
         } else {
+            self.put_back(now);
             Err(self.refusal())
         }
     }
 
-    fn refusal(&self) -> Rejection {
+    /// The parts of a limit's key; `None` when the request lacks one, and the limit does not mind.
+    pub(super) fn key<'a>(
+        &self,
+        limit_index: usize,
+        facts: &Facts<'a>,
+    ) -> Result<Option<Parts<'a>>, Rejection>
+    where
+        'p: 'a,
+    {
+        let plan: &'p Plan = self.plan;
+        let limit = &plan.config.limits[limit_index];
+        let parts = facts.key(limit, plan);
+        if parts.is_none() {
+            plan.limit_metrics[limit_index].missing.inc();
+            if limit.deny_missing && limit.mode == Mode::Enforce {
+                return Err(Rejection::QuotaExceeded(Box::new(Exceeded {
+                    limits: vec![plan.names.limits[limit_index].json],
+                    retry_after: None,
+                    fields: Vec::new(),
+                })));
+            }
+        }
+        Ok(parts)
+    }
+
+    /// Counts what rules said, and keeps it for the audit and the client.
+    pub(super) fn note<'a>(
+        &mut self,
+        admitted: bool,
+        said: impl Iterator<Item = Said<'a>> + Clone,
+        record: &mut Record,
+    ) {
+        let plan = self.plan;
+        count_decisions(plan, admitted, said.clone());
+        if let Some(draft) = &mut record.draft {
+            let words = |said: Said<'_>| said_by(&plan.names.limits[said.limit], &said);
+            draft.add_limits(said.clone().map(words));
+        }
+        for said in said.filter(|said| said.enforced) {
+            self.told.push(Told {
+                limit: &plan.config.limits[said.limit],
+                json: plan.names.limits[said.limit].json,
+                rule: *said.rule,
+                verdict: said.verdict,
+            });
+        }
+    }
+
+    /// Gives back what was taken of leases for a request that is refused.
+    pub(super) fn put_back(&mut self, now: Now) {
+        for (key, cost) in self.taken.drain(..) {
+            if let Some(shared) = &self.plan.shared_limits {
+                shared.leases.put_back(key, cost, now.mono);
+            }
+        }
+    }
+
+    pub(super) fn refusal(&self) -> Rejection {
         let violated = || self.told.iter().filter(|told| !told.verdict.admitted);
         let mut limits: Vec<_> = violated().map(|told| told.json).collect();
         limits.dedup();
@@ -239,22 +316,22 @@ impl<'p> Quota<'p> {
 }
 
 /// Counts a decision for each limit: several windows of one, which stand side by side, are one decision.
-fn count_decisions(plan: &Plan, admitted: bool, asks: &[(Ask<'_>, usize)], verdicts: &[Verdict]) {
-    let mut decided = asks.iter().zip(verdicts).peekable();
-    while let Some(((ask, limit), verdict)) = decided.next() {
-        let near_limit = plan.config.limits[*limit].near_limit;
-        let is_near = |ask: &Ask<'_>, verdict: &Verdict| {
-            let quota = quota(ask.rule);
-            quota.saturating_sub(verdict.remaining) as f64 >= quota as f64 * near_limit
+fn count_decisions<'a>(plan: &Plan, admitted: bool, said: impl Iterator<Item = Said<'a>>) {
+    let mut said = said.peekable();
+    while let Some(first) = said.next() {
+        let near_limit = plan.config.limits[first.limit].near_limit;
+        let is_near = |said: &Said<'_>| {
+            let quota = quota(said.rule);
+            quota.saturating_sub(said.verdict.remaining) as f64 >= quota as f64 * near_limit
         };
-        let mut passes = verdict.admitted;
-        let mut near = is_near(ask, verdict);
-        while let Some(((ask, _), verdict)) = decided.next_if(|((_, other), _)| other == limit) {
-            passes &= verdict.admitted;
-            near |= is_near(ask, verdict);
+        let mut passes = first.verdict.admitted;
+        let mut near = is_near(&first);
+        while let Some(said) = said.next_if(|said| said.limit == first.limit) {
+            passes &= said.verdict.admitted;
+            near |= is_near(&said);
         }
-        let metrics = &plan.limit_metrics[*limit];
-        match (passes, ask.enforced) {
+        let metrics = &plan.limit_metrics[first.limit];
+        match (passes, first.enforced) {
             (true, _) if admitted => {
                 if near {
                     metrics.near.inc();
@@ -270,8 +347,8 @@ fn count_decisions(plan: &Plan, admitted: bool, asks: &[(Ask<'_>, usize)], verdi
 }
 
 /// What one rule says, for the audit.
-fn said_by(names: &LimitNames, ask: &Ask<'_>, verdict: &Verdict) -> &'static str {
-    match (verdict.admitted, ask.enforced) {
+fn said_by(names: &LimitNames, said: &Said<'_>) -> &'static str {
+    match (said.verdict.admitted, said.enforced) {
         (true, _) => names.admitted,
         (false, true) => names.refused,
         (false, false) => names.shadow_refused,
@@ -279,7 +356,7 @@ fn said_by(names: &LimitNames, ask: &Ask<'_>, verdict: &Verdict) -> &'static str
 }
 
 /// The limit's rules for this key; `None` when it is not limited. What was set at run time goes before the file's.
-fn rules_for<'l>(
+pub(super) fn rules_for<'l>(
     limit: &'l Limit,
     parts: &[Cow<'_, [u8]>],
     overrides: &'l BTreeMap<(String, String), Override>,
@@ -297,7 +374,7 @@ fn rules_for<'l>(
     limit.rules.as_deref()
 }
 
-fn cost(limit: &Limit, facts: &Facts<'_>) -> u64 {
+pub(super) fn cost(limit: &Limit, facts: &Facts<'_>) -> u64 {
     match &limit.cost {
         Cost::Constant(cost) => *cost,
         Cost::Header { name, default } => facts
@@ -310,7 +387,7 @@ fn cost(limit: &Limit, facts: &Facts<'_>) -> u64 {
 
 impl<'a> Facts<'a> {
     /// The parts of the limit's key; `None` when the request lacks one.
-    fn key(&self, limit: &Limit, plan: &'a Plan) -> Option<SmallVec<[Cow<'a, [u8]>; 4]>> {
+    fn key(&self, limit: &Limit, plan: &'a Plan) -> Option<Parts<'a>> {
         limit.by.iter().map(|part| self.part(part, plan)).collect()
     }
 

@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use super::audit::{self, Outbox};
+use super::audit::{self, Draft, Outbox};
 use super::reply::Rejection;
 use crate::clock;
-use crate::event::AuditEvent;
 use crate::plan::Plan;
 
 /// Recorded for a client that left before its answer; nginx's number, sent to no one.
@@ -36,7 +35,7 @@ pub(super) struct Record {
     /// Whether the upstream was reached.
     pub reached: bool,
     /// For the audit, where it keeps such requests.
-    pub event: Option<Box<AuditEvent>>,
+    pub draft: Option<Box<Draft>>,
 }
 
 impl Record {
@@ -51,7 +50,7 @@ impl Record {
             sent: None,
             answered: None,
             reached: false,
-            event: None,
+            draft: None,
         }
     }
 

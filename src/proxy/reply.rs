@@ -27,6 +27,8 @@ pub enum Rejection {
     NoRoute,
     /// A rate limit.
     QuotaExceeded(Box<Exceeded>),
+    /// A shared limit of which Redis does not answer, and which is to refuse then.
+    LimitUnknown,
     /// No session, on a route that requires one.
     Unauthenticated(Unauthenticated),
     /// A session without this claim, on a route that asks for it.
@@ -115,7 +117,7 @@ impl Rejection {
             Rejection::Forbidden(_) | Rejection::TooManySessions => {
                 (403, "Forbidden", "http_request_denied")
             }
-            Rejection::SessionsFull | Rejection::SessionStoreDown => {
+            Rejection::LimitUnknown | Rejection::SessionsFull | Rejection::SessionStoreDown => {
                 (503, "Service Unavailable", "proxy_internal_error")
             }
             Rejection::CircuitOpen(_) => (503, "Service Unavailable", "destination_unavailable"),
@@ -139,6 +141,7 @@ impl Rejection {
             Rejection::BodyTimeout => "request body stalled",
             Rejection::NoRoute => "no route serves this request",
             Rejection::QuotaExceeded(_) => OVER_LIMIT,
+            Rejection::LimitUnknown => "whether the request is over its limit cannot be told now",
             Rejection::Unauthenticated(asked) if asked.unknown_token => {
                 "the session has ended, or never was"
             }
@@ -178,6 +181,7 @@ impl Rejection {
             Rejection::BodyTimeout => "body_timeout",
             Rejection::NoRoute => "no_route",
             Rejection::QuotaExceeded(_) => "quota_exceeded",
+            Rejection::LimitUnknown => "limit_unknown",
             Rejection::Unauthenticated(_) => "unauthenticated",
             Rejection::Forbidden(_) => "forbidden",
             Rejection::TooManySessions => "too_many_sessions",
@@ -198,6 +202,7 @@ impl Rejection {
         match self {
             Rejection::NoRoute
             | Rejection::QuotaExceeded(_)
+            | Rejection::LimitUnknown
             | Rejection::Unauthenticated(_)
             | Rejection::Forbidden(_)
             | Rejection::SessionStoreDown
@@ -293,7 +298,9 @@ impl Rejection {
         match self {
             Rejection::QuotaExceeded(exceeded) => exceeded.retry_after,
             Rejection::CircuitOpen(open) => Some(open.retry_after),
-            Rejection::SessionsFull | Rejection::SessionStoreDown => Some(Duration::from_secs(1)),
+            Rejection::SessionsFull | Rejection::SessionStoreDown | Rejection::LimitUnknown => {
+                Some(Duration::from_secs(1))
+            }
             _ => None,
         }
     }

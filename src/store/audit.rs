@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 use thiserror::Error;
 
 use super::days::Day;
-use crate::event::{AuditEvent, Micros};
+use crate::event::{AuditEvent, Micros, Traits};
 
 #[derive(Debug, Error)]
 pub enum StoreError {
@@ -67,6 +67,19 @@ pub struct Filter {
     pub limit: Option<u32>,
     /// Which ones when there are more than the limit.
     pub order: Order,
+}
+
+impl Filter {
+    /// Whether an event passes by its route, method, path and status.
+    pub fn passes(&self, event: &Traits<'_>) -> bool {
+        let is = |wanted: &Option<String>, value| wanted.is_none() || wanted.as_deref() == value;
+        let prefix = self.path_prefix.as_ref();
+        let status = self.status.as_ref();
+        is(&self.route, event.route)
+            && is(&self.method, Some(event.method))
+            && prefix.is_none_or(|prefix| event.path.starts_with(prefix))
+            && status.is_none_or(|range| range.contains(&event.status))
+    }
 }
 
 /// The order of arrival.

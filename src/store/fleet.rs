@@ -87,8 +87,19 @@ impl Fleet {
         }
     }
 
+    /// Begins what the process does among others, on the runtime of this thread, which is to be the control thread's: it keeps the
+    /// maps of slots, and gives signs of life.
+    pub fn join(self: &Arc<Self>) -> FleetConnections {
+        for client in self.clients() {
+            tokio::spawn(client.clone().keep_topology());
+        }
+        let redis = self.connect(true);
+        tokio::spawn(self.clone().beat(redis.rate_limit.clone()));
+        redis
+    }
+
     /// The clients, each once.
-    pub fn clients(&self) -> impl Iterator<Item = &Arc<Redis>> {
+    fn clients(&self) -> impl Iterator<Item = &Arc<Redis>> {
         let own = [&self.rate_limit, &self.sessions];
         let own = own.into_iter().filter(|own| !Arc::ptr_eq(own, &self.main));
         [&self.main].into_iter().chain(own)
@@ -100,7 +111,7 @@ impl Fleet {
     }
 
     /// Gives signs of life and counts those of others, for ever.
-    pub async fn beat(self: Arc<Self>, redis: Arc<Connections>) -> Infallible {
+    async fn beat(self: Arc<Self>, redis: Arc<Connections>) -> Infallible {
         loop {
             // Unanswered, the last count stays: dead processes take no requests, and live ones are as many as before.
             if let Ok(alive) = self.beat_once(&redis).await {

@@ -5,16 +5,21 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::Hasher;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use siphasher::sip128::{Hasher128, SipHasher13};
+use smallvec::SmallVec;
 
 use super::table::{SHARDS, Shard};
-use crate::config::limits::{MAX_RULES, Rule};
+use crate::config::limits::Rule;
 use crate::policy::limit::{self, Now, State, Verdict};
 
 pub use super::table::Key;
+
+/// Rules of one request, mostly no more.
+const USUAL: usize = 4;
 
 /// One rule asked about one key.
 #[derive(Debug, Clone, Copy)]
@@ -50,71 +55,49 @@ impl Limits {
         }
     }
 
-    /// Begins the key of a limit's `index`th rule. Rules of other kinds never share a counter, not even when a reload
-    /// changes the kind.
-    pub fn key(&self, limit: &str, index: usize, rule: &Rule) -> KeyBuilder {
+    /// Begins the keys of a limit's rules.
+    pub fn keys_of(&self, limit: &str) -> LimitKeys {
         let mut builder = KeyBuilder(SipHasher13::new_with_key(&self.secret));
         builder.part(limit.as_bytes());
-        let kind = match rule {
-            Rule::TokenBucket { .. } => 0,
-            Rule::SlidingWindow { .. } => 1,
-            Rule::FixedWindow { .. } => 2,
-            Rule::Concurrency { .. } => 3,
-        };
-        builder.part(&[kind, index as u8]);
-        builder
+        LimitKeys(builder)
     }
 
     /// Asks every rule at one moment and, if none that is enforced refuses, charges those that admit: a refused request
     /// is charged nothing. `verdicts` holds one verdict for each of `asks`.
     ///
     /// # Panics
-    /// When there are more than [`MAX_RULES`].
+    /// When it holds another number of them.
     pub fn ask(&self, asks: &[Ask<'_>], now: Now, verdicts: &mut [Verdict]) -> bool {
-        assert!(
-            asks.len() <= MAX_RULES && verdicts.len() == asks.len(),
-            "the configuration bounds a route's rules"
-        );
+        assert_eq!(verdicts.len(), asks.len(), "a verdict for each of asks");
+        if let ([ask], [verdict]) = (asks, &mut *verdicts) {
+            let mut shard = self.shards[ask.key.shard()].lock();
+            *verdict = check(&shard, ask, now);
+            if verdict.admitted {
+                take(&mut shard, ask, now);
+            }
+            return verdict.admitted || !ask.enforced;
+        }
         // Locks, since several counters must change together, or none. They are taken in the order of the shards, so that
         // two lanes never wait for each other; held for some tens of nanoseconds.
-        let mut order = [(0, 0); MAX_RULES];
-        for (index, ask) in asks.iter().enumerate() {
-            order[index] = (ask.key.shard(), index);
-        }
-        let order = &mut order[..asks.len()];
-        order.sort_unstable();
-        let mut guards: [Option<MutexGuard<'_, Shard<State>>>; MAX_RULES] =
-            [const { None }; MAX_RULES];
-        let mut guard_of = [0; MAX_RULES];
-        for at in 0..order.len() {
-            let (shard, index) = order[at];
-            if at > 0 && order[at - 1].0 == shard {
-                guard_of[index] = guard_of[order[at - 1].1];
-            } else {
-                guards[at] = Some(self.shards[shard].lock());
-                guard_of[index] = at;
-            }
-        }
+        let mut shards: SmallVec<[_; USUAL]> = asks.iter().map(|ask| ask.key.shard()).collect();
+        shards.sort_unstable();
+        shards.dedup();
+        let lock = |shard: &usize| self.shards[*shard].lock();
+        let mut guards: SmallVec<[_; USUAL]> = shards.iter().map(lock).collect();
+        let guard_of = |ask: &Ask<'_>| {
+            let shard = ask.key.shard();
+            let place = shards.iter().position(|other| *other == shard);
+            place.expect("each ask's shard was locked above")
+        };
         let mut admitted = true;
-        for (index, ask) in asks.iter().enumerate() {
-            let shard = guards[guard_of[index]]
-                .as_mut()
-                .expect("each ask's shard was locked above");
-            let state = shard.get(ask.key).copied().unwrap_or_default();
-            verdicts[index] = limit::check(ask.rule, &state, ask.cost, now);
-            admitted &= verdicts[index].admitted || !ask.enforced;
+        for (ask, verdict) in asks.iter().zip(&mut *verdicts) {
+            *verdict = check(&guards[guard_of(ask)], ask, now);
+            admitted &= verdict.admitted || !ask.enforced;
         }
         if admitted {
-            for (index, ask) in asks
-                .iter()
-                .enumerate()
-                .filter(|(index, _)| verdicts[*index].admitted)
-            {
-                let shard = guards[guard_of[index]]
-                    .as_mut()
-                    .expect("each ask's shard was locked above");
-                let held = matches!(ask.rule, Rule::Concurrency { .. });
-                limit::take(ask.rule, shard.touch(ask.key, held), ask.cost, now);
+            let charged = asks.iter().zip(&*verdicts);
+            for (ask, _) in charged.filter(|(_, verdict)| verdict.admitted) {
+                take(&mut guards[guard_of(ask)], ask, now);
             }
         }
         admitted
@@ -133,8 +116,7 @@ impl Limits {
     /// What a request of no cost would be told; changes nothing, not even which key was used last.
     pub fn peek(&self, key: Key, rule: &Rule, now: Now) -> Verdict {
         let shard = self.shards[key.shard()].lock();
-        let state = shard.get(key).copied().unwrap_or_default();
-        limit::check(rule, &state, 0, now)
+        limit::check(rule, &state(&shard, key), 0, now)
     }
 
     /// Forgets what was counted for a key; whether there was anything.
@@ -161,6 +143,11 @@ impl Limits {
         before.contains_key(&place)
     }
 
+    /// Puts all overrides in place of those that are set.
+    pub fn replace_overrides(&self, overrides: BTreeMap<(String, String), Override>) {
+        self.overrides.store(Arc::new(overrides));
+    }
+
     /// How many keys are held.
     pub fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().len()).sum()
@@ -180,8 +167,36 @@ impl fmt::Debug for Limits {
     }
 }
 
+/// What the keys of all rules of a limit begin with.
+#[derive(Debug, Clone)]
+pub struct LimitKeys(KeyBuilder);
+
+impl LimitKeys {
+    /// Begins the key of the limit's `index`th rule. Rules of other kinds, or with windows of other lengths, never share a
+    /// counter, not even when a reload changes them: a second would else go on until the month is over that it was before.
+    pub fn of_rule(&self, index: usize, rule: &Rule) -> KeyBuilder {
+        let mut builder = self.0.clone();
+        let (kind, window) = match rule {
+            Rule::TokenBucket { .. } => (0, Duration::ZERO),
+            Rule::SlidingWindow { window, .. } => (1, *window),
+            Rule::FixedWindow { period, .. } => (2, period.at_most()),
+            Rule::Concurrency { .. } => (3, Duration::ZERO),
+        };
+        builder.part(&[kind, index as u8]);
+        builder.number(window.as_nanos() as u64);
+        builder
+    }
+}
+
 /// A key in the making, part by part.
+#[derive(Clone)]
 pub struct KeyBuilder(SipHasher13);
+
+impl fmt::Debug for KeyBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeyBuilder(…)")
+    }
+}
 
 impl KeyBuilder {
     /// Adds a part. Its length is hashed too, so that `a`, `bc` and `ab`, `c` differ.
@@ -190,15 +205,31 @@ impl KeyBuilder {
         self.0.write(bytes);
     }
 
+    fn number(&mut self, number: u64) {
+        self.0.write_u64(number);
+    }
+
     pub fn finish(self) -> Key {
         Key(self.0.finish128().as_u128())
     }
 }
 
+fn check(shard: &Shard<State>, ask: &Ask<'_>, now: Now) -> Verdict {
+    limit::check(ask.rule, &state(shard, ask.key), ask.cost, now)
+}
+
+fn take(shard: &mut Shard<State>, ask: &Ask<'_>, now: Now) {
+    let held = matches!(ask.rule, Rule::Concurrency { .. });
+    limit::take(ask.rule, shard.touch(ask.key, held), ask.cost, now);
+}
+
+fn state(shard: &Shard<State>, key: Key) -> State {
+    shard.get(key).copied().unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use std::thread;
-    use std::time::Duration;
 
     use super::*;
     use crate::config::limits::Period;
@@ -219,7 +250,7 @@ mod tests {
     };
 
     fn key(limits: &Limits, name: &str) -> Key {
-        let mut builder = limits.key("limit", 0, &TWO);
+        let mut builder = limits.keys_of("limit").of_rule(0, &TWO);
         builder.part(name.as_bytes());
         builder.finish()
     }
@@ -253,6 +284,24 @@ mod tests {
             assert!(ask(&limits, &["shadow"]));
         }
         assert_eq!(limits.peek(key(&limits, "shadow"), &TWO, NOW).remaining, 0);
+    }
+
+    #[test]
+    fn a_window_of_another_length_begins_anew() {
+        let limits = Limits::new(1000, [1; 16]);
+        let window = |limit, period| Rule::FixedWindow { limit, period };
+        let admits = |rule: &Rule| {
+            let ask = Ask {
+                key: limits.keys_of("limit").of_rule(0, rule).finish(),
+                rule,
+                cost: 1,
+                enforced: true,
+            };
+            limits.ask(&[ask], NOW, &mut [BLANK])
+        };
+        assert!(admits(&window(1, Period::Month)) && !admits(&window(1, Period::Month)));
+        assert!(!admits(&window(1, Period::Month)) && admits(&window(2, Period::Month)));
+        assert!(admits(&window(1, Period::Fixed(Duration::from_secs(1)))));
     }
 
     #[test]

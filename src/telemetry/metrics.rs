@@ -27,6 +27,7 @@ pub struct Metrics {
     durations: Family<RouteLabels, Durations>,
     rejections: Family<RejectionLabels, Counter>,
     decisions: Family<DecisionLabels, Counter>,
+    limits_alone: Family<LimitLabels, Gauge>,
     breaker_decisions: Family<BreakerDecisionLabels, Counter>,
     breaker_state: Family<BreakerStateLabels, Gauge>,
     pub connections: Counter,
@@ -68,6 +69,11 @@ struct RejectionLabels {
 struct DecisionLabels {
     limit: String,
     decision: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LimitLabels {
+    limit: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -193,6 +199,8 @@ pub struct LimitMetrics {
     pub near: Counter,
     /// Lacked a part of the key.
     pub missing: Counter,
+    /// Not decided by all processes together: Redis did not answer.
+    pub lost: Counter,
 }
 
 impl Default for Metrics {
@@ -203,6 +211,7 @@ impl Default for Metrics {
             durations: Family::default(),
             rejections: Family::default(),
             decisions: Family::default(),
+            limits_alone: Family::default(),
             breaker_decisions: Family::default(),
             breaker_state: Family::default(),
             connections: Counter::default(),
@@ -241,6 +250,11 @@ impl Default for Metrics {
             "limit_decisions",
             "Decisions of rate limits",
             metrics.decisions.clone(),
+        );
+        registry.register(
+            "limit_alone",
+            "1 while a shared limit is kept by this process alone: Redis does not answer",
+            metrics.limits_alone.clone(),
         );
         registry.register(
             "breaker_decisions",
@@ -372,7 +386,15 @@ impl Metrics {
             shadow_refused: decision("shadow_refused"),
             near: decision("near_limit"),
             missing: decision("missing_key"),
+            lost: decision("redis_lost"),
         }
+    }
+
+    /// 1 while a shared limit is not shared, since Redis does not answer.
+    pub fn limit_alone(&self, limit: &str) -> Gauge {
+        let limit = limit.to_owned();
+        self.limits_alone
+            .get_or_create_owned(&LimitLabels { limit })
     }
 
     pub fn redis(&self, client: &'static str) -> RedisMetrics {

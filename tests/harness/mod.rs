@@ -13,6 +13,7 @@ pub mod redis;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::sync::mpsc::RecvTimeoutError::Disconnected;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -23,30 +24,102 @@ use weir::admin::health::Heartbeat;
 use weir::config::check;
 use weir::plan::Plan;
 use weir::proxy::lane;
+use weir::store::fleet::Fleet;
+use weir::telemetry::metrics::Metrics;
 
 /// Longer than anything that works takes.
 pub const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Where the state of a test is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Store {
+    Memory,
+    /// A Redis Cluster, which the tests of a program share.
+    Redis,
+}
+
+impl Store {
+    /// What a configuration says of it: keys of their own each time, and a budget that a busy machine does not use up.
+    pub fn block(self) -> String {
+        match self {
+            Store::Memory => String::new(),
+            Store::Redis => redis::Cluster::shared()
+                .yaml(&redis::key_prefix())
+                .replace("{urls", "{timeout: 5s, urls"),
+        }
+    }
+}
+
+/// Runs each of these functions of a [`Store`] as a test of each store.
+#[macro_export]
+macro_rules! on_each_store {
+    ($($name:ident),+ $(,)?) => {
+        mod in_memory {
+            $(#[test] fn $name() { super::$name(super::harness::Store::Memory) })+
+        }
+        mod on_redis {
+            $(#[test] fn $name() { super::$name(super::harness::Store::Redis) })+
+        }
+    };
+}
 
 /// One lane that follows a configuration, until the test lets go of it.
 pub struct Lane {
     pub address: SocketAddr,
     pub plan: watch::Sender<Arc<Plan>>,
     _drain: watch::Sender<bool>,
+    _control: Option<Control>,
+}
+
+/// A control thread, as `weir run` has one, for what a process does among others.
+struct Control {
+    _end: Sender<()>,
+}
+
+impl Control {
+    fn start(plan: Arc<Plan>) -> Control {
+        let (end, ended) = mpsc::channel();
+        let (ready, is_ready) = mpsc::channel();
+        thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let redis = plan.fleet.as_ref().unwrap().join();
+                plan.begin_sharing(&redis);
+                ready.send(redis.ready(DEADLINE).await).unwrap();
+                let wait = || ended.recv_timeout(Duration::ZERO) != Err(Disconnected);
+                while wait() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            });
+        });
+        assert!(is_ready.recv().unwrap(), "redis is not there");
+        Control { _end: end }
+    }
 }
 
 impl Lane {
     pub fn start(file: &str) -> Lane {
         let config = check::parse(file, &|_| None)
             .unwrap_or_else(|mistakes| panic!("{mistakes:#?}\n{file}"));
+        let metrics = Arc::<Metrics>::default();
+        let fleet = config.redis.as_ref();
+        let fleet = fleet.map(|redis| Fleet::new(redis, &metrics).unwrap());
+        let has_fleet = fleet.is_some();
         let listener = lane::listen(config.listeners[0].address).unwrap();
         let address = listener.local_addr().unwrap();
-        let (plan, following) = watch::channel(Plan::new(config, Arc::default(), None, None));
+        let plan = Plan::new(config, metrics, None, fleet);
+        let control = has_fleet.then(|| Control::start(plan.clone()));
+        let (plan, following) = watch::channel(plan);
         let (drain, draining) = watch::channel(false);
         lane::spawn(vec![listener], following, draining, Heartbeat::default()).unwrap();
         Lane {
             address,
             plan,
             _drain: drain,
+            _control: control,
         }
     }
 

@@ -294,6 +294,29 @@ fn a_key_seen_once_is_asked_for_once_and_takes_one() {
 }
 
 #[test]
+fn the_last_tokens_are_taken_one_by_one() {
+    let rule = Rule::TokenBucket {
+        count: 8,
+        per: 3_600 * SECOND,
+        burst: 8,
+    };
+    let mut authority = Authority {
+        rule,
+        state: State::default(),
+    };
+    let (mut lease, mut now) = (Lease::default(), SECOND);
+    for taken in 1..=8 {
+        // Ten milliseconds apart, which is a pace that a larger lease would serve.
+        now += 10 * MS;
+        assert_eq!(lease.take(1, now), Answer::Ask, "{taken}");
+        let request = lease.ask(1, &TERMS, now);
+        let grant = authority.grant(&request, now);
+        assert!(lease.granted(&request, &grant, &TERMS, now));
+        assert_eq!(grant.rules[0].remaining, 8 - taken);
+    }
+}
+
+#[test]
 fn a_hot_key_costs_few_questions() {
     let rule = Rule::TokenBucket {
         count: 1_000_000,
@@ -323,9 +346,7 @@ fn a_flood_of_a_hot_key_costs_few_questions() {
         loss: 0.0,
     };
     for nodes in [1, 8] {
-        let share = f64::max(0.1, 1.0 / f64::from(nodes));
-        let terms = Terms { share, ..TERMS };
-        let mut fleet = Fleet::new(rule, terms, nodes as usize, network, 7);
+        let mut fleet = Fleet::new(rule, TERMS, nodes, network, 7);
         fleet.run(2 * SECOND, 200_000, 1..2);
         let (total, questions) = (fleet.total(), fleet.questions);
         assert!(total >= 29_400, "{nodes} nodes: {total} of 30,000 admitted");
@@ -343,11 +364,7 @@ fn what_is_allowed_is_used_up_when_many_ask() {
         loss: 0.0,
     };
     for strict in [false, true] {
-        let terms = Terms {
-            strict,
-            share: 0.125,
-            ..TERMS
-        };
+        let terms = Terms { strict, ..TERMS };
         let bucket = Rule::TokenBucket {
             count: 100,
             per: SECOND,

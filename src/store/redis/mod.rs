@@ -20,7 +20,9 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use redis::aio::{MultiplexedConnection, PubSub};
-use redis::{AsyncConnectionConfig, ErrorKind, RedisConnectionInfo, RedisError, ServerErrorKind};
+use redis::{
+    AsyncConnectionConfig, Cmd, ErrorKind, RedisConnectionInfo, RedisError, ServerErrorKind,
+};
 use thiserror::Error;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -248,10 +250,49 @@ impl Connections {
         keys: &[&str],
         args: &[Arg<'_>],
     ) -> Result<Value, CallError> {
+        let first = script.by_hash(keys, args);
+        self.send(budget, keys, first, || script.whole(keys, args))
+            .await
+    }
+
+    /// Deletes keys of one slot; how many there were.
+    ///
+    /// # Panics
+    /// Without a key.
+    pub async fn delete(&self, keys: &[&str]) -> Result<u64, CallError> {
+        let mut command = redis::cmd("DEL");
+        command.arg(keys);
+        let again = || command.clone();
+        let deleted = self
+            .send(self.redis.timeout, keys, command.clone(), again)
+            .await?;
+        match deleted {
+            Value::Int(deleted) => u64::try_from(deleted).map_err(|_| CallError::Nonsense),
+            _ => Err(CallError::Nonsense),
+        }
+    }
+
+    /// Says something on a channel.
+    pub async fn publish(&self, channel: &str, payload: &str) -> Result<(), CallError> {
+        let mut command = redis::cmd("PUBLISH");
+        command.arg(channel).arg(payload);
+        let again = || command.clone();
+        self.send(self.redis.timeout, &[channel], command.clone(), again)
+            .await
+            .map(drop)
+    }
+
+    async fn send(
+        &self,
+        budget: Duration,
+        keys: &[&str],
+        command: Cmd,
+        whole: impl Fn() -> Cmd,
+    ) -> Result<Value, CallError> {
         let began = clock::now();
         let slot = keys::slot(keys[0].as_bytes());
         let answer = self
-            .attempts(slot, script, keys, args, Instant::now() + budget)
+            .attempts(slot, command, whole, Instant::now() + budget)
             .await;
         if answer == Err(CallError::Down) {
             // Another node may have taken over.
@@ -261,15 +302,14 @@ impl Connections {
         answer
     }
 
+    /// `whole` is what is sent to a node that does not know the script of `command`.
     async fn attempts(
         &self,
         slot: u16,
-        script: &Script,
-        keys: &[&str],
-        args: &[Arg<'_>],
+        mut command: Cmd,
+        whole: impl Fn() -> Cmd,
         deadline: Instant,
     ) -> Result<Value, CallError> {
-        let mut command = script.by_hash(keys, args);
         let mut redirected: Option<(Arc<Node>, bool)> = None;
         for _ in 0..ATTEMPTS {
             let (node, asking) = match redirected.take() {
@@ -282,7 +322,7 @@ impl Connections {
             };
             match error.kind() {
                 ErrorKind::Server(ServerErrorKind::NoScript) => {
-                    command = script.whole(keys, args);
+                    command = whole();
                     // A slot on the move is still where it was asked for.
                     redirected = Some((node, asking));
                 }

@@ -23,7 +23,7 @@ use super::days::Day;
 use super::links::Previous;
 
 /// Of the tables; kept as `user_version`.
-pub const VERSION: i64 = 2;
+pub const VERSION: i64 = 3;
 
 /// How long a lock of another process is waited for; who appends has a queue, and tries again.
 const BUSY: Duration = Duration::from_millis(50);
@@ -39,6 +39,10 @@ const PAGE_SIZE: u32 = 8_192;
 // | arrival alone | 2.56, 2.64 | 2.25, 2.27 | 2.02, 2.19 |
 // | PRIMARY KEY (instance_id, seq), rowid | 3.34, 3.19 | | |
 // | PRIMARY KEY (instance_id, seq), WITHOUT ROWID | 3.18, 3.75 | | |
+//
+// Those rows had columns for all that queries pick by. Since then the body alone has what no index has: 329 B, 1.9 and 2.1 us
+// where the 2.25 and 2.27 had become 2.4 and 2.5; to search the 500,000 for a path takes 0.20 s, where by a column, as for a
+// user, it takes 0.08.
 //
 // 8 KiB: a batch of one event writes whole pages too. `verify` costs 2.3 a row: it sorts, as there is no index.
 const SCHEMA: &str = "
@@ -79,17 +83,13 @@ CREATE TABLE events (
     instance_id INTEGER NOT NULL,
     seq INTEGER NOT NULL,
     time INTEGER NOT NULL,
-    route TEXT,
     user TEXT,
     client TEXT NOT NULL,
-    method TEXT NOT NULL,
-    path TEXT NOT NULL,
-    status INTEGER NOT NULL,
     label TEXT,
     body BLOB NOT NULL,
     hash BLOB NOT NULL
 );
-PRAGMA user_version = 2;
+PRAGMA user_version = 3;
 ";
 
 /// What a file says of itself.

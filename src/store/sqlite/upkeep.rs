@@ -180,7 +180,7 @@ mod tests {
     use super::super::Writer;
     use super::super::read::select;
     use super::*;
-    use crate::event::{AuditEvent, Micros};
+    use crate::event::{AuditEvent, Encoded, Micros};
     use crate::store::audit::{Filter, Order};
 
     /// The first microseconds of a day.
@@ -202,16 +202,22 @@ mod tests {
             query: None,
             status: 200,
             label: n.is_multiple_of(100).then(|| "rate_limited".into()),
-            limits: Vec::new(),
+            limits: Default::default(),
             breaker: None,
             bytes_in: 0,
             bytes_out: 0,
             duration: Micros(0),
             upstream_duration: None,
-            request_id: String::new(),
+            request_id: None,
             trace_id: None,
             headers: Vec::new(),
         }
+    }
+
+    fn events(range: std::ops::Range<u64>) -> [Encoded; 1] {
+        let mut events = Encoded::default();
+        range.for_each(|n| events.push(&event(n)));
+        [events]
     }
 
     #[test]
@@ -219,7 +225,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.db");
         let mut writer = Writer::open(&path, "a", None, NOW).unwrap();
-        let mut events: Vec<_> = (0..2_000).map(event).collect();
+        let mut events = events(0..2_000);
         writer.append(&mut events, NOW).unwrap();
         let day = days::file(&path, Day::of(NOW));
         let plan = |filter: &Filter| {
@@ -299,9 +305,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.db");
         let mut writer = Writer::open(&path, "a", None, NOW).unwrap();
-        writer.append(&mut [event(1)], NOW).unwrap();
+        writer.append(&mut events(1..2), NOW).unwrap();
         let tomorrow = NOW + Duration::from_secs(86_400);
-        writer.append(&mut [event(2)], tomorrow).unwrap();
+        writer.append(&mut events(2..3), tomorrow).unwrap();
         Files::new(&path, None).close_days(|_| {}).unwrap();
         let names = folder.path().read_dir().unwrap();
         let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());

@@ -13,9 +13,9 @@ use crate::store::links::{Removed, Seen, SeenPart, shown};
 /// How many rows a fault may cause to be looked up: each costs a pass over the table.
 const LOOKUPS: u32 = 16;
 
-/// Columns in the order that they are read here; those that queries look at are 3 to 10.
+/// Columns in the order that they are read here; those that queries look at are 3 to 6.
 const ROWS: &str = "
-SELECT seq, body, hash, time, route, user, client, method, path, status, label
+SELECT seq, body, hash, time, user, client, label
 FROM events WHERE instance_id = ?1 ORDER BY seq, arrival";
 
 /// Checks the file of a day, adds to the report, and returns what it says of other files.
@@ -172,7 +172,7 @@ impl Look<'_> {
                 return None;
             }
             let found = other.query_row([signed(id), signed(at)], |row| {
-                let event = row.get_ref(1)?.as_blob().map(AuditEvent::decode);
+                let event = row.get_ref(1)?.as_blob().map(AuditEvent::<&str>::decode);
                 let swapped = matches!(event, Ok(Ok(event)) if event.seq == within);
                 Ok(blob(row, 0).filter(|_| swapped))
             });
@@ -184,7 +184,7 @@ impl Look<'_> {
         while let Some(row) = rows.next()? {
             self.report.events += 1;
             let body = row.get_ref(1)?.as_blob().unwrap_or_default();
-            let event = AuditEvent::decode(body).ok();
+            let event = AuditEvent::<&str>::decode(body).ok();
             if let Some(event) = &event {
                 self.earliest = self.earliest.min(event.time.0);
             }
@@ -228,18 +228,14 @@ impl Look<'_> {
 }
 
 /// Whether the columns that queries look at say what the event says.
-fn columns_fit(row: &Row<'_>, event: &AuditEvent) -> bool {
+fn columns_fit(row: &Row<'_>, event: &AuditEvent<&str>) -> bool {
     let is_null = |index| matches!(row.get_ref(index), Ok(ValueRef::Null));
     let optional = |index, value: Option<&str>| match value {
         Some(value) => text(row, index) == Some(value),
         None => is_null(index),
     };
     integer(row, 3) == Some(signed(event.time.0))
-        && optional(4, event.route.as_deref())
-        && optional(5, event.user.as_deref())
-        && text(row, 6) == Some(event.client.to_string().as_str())
-        && text(row, 7) == Some(event.method.as_ref())
-        && text(row, 8) == Some(event.path.as_str())
-        && integer(row, 9) == Some(event.status.into())
-        && optional(10, event.label.as_deref())
+        && optional(4, event.user)
+        && text(row, 5) == Some(event.client.to_string().as_str())
+        && optional(6, event.label)
 }

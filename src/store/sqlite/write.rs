@@ -1,10 +1,10 @@
 //! Appends events to the file of the day.
 
-use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, TransactionBehavior, params};
 use uuid::Uuid;
 
 use super::{
@@ -12,15 +12,14 @@ use super::{
     signed, unsigned,
 };
 use crate::clock;
-use crate::event::{AuditEvent, Micros};
+use crate::event::{Columns, Encoded, Micros};
 use crate::store::audit::StoreError;
 use crate::store::chain::{End, FileId, Hash, Hasher, Part};
 use crate::store::days::{self, Day};
 use crate::store::links::{Ended, Previous};
 
 const INSERT: &str = "
-INSERT INTO events (instance_id, seq, time, route, user, client, method, path, status, label, body, hash)
-VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+INSERT INTO events (instance_id, seq, time, user, client, label, body, hash) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
 
 /// Appends the events of one boot of one instance, to a file a day. Several may share the files.
 pub struct Writer {
@@ -28,8 +27,6 @@ pub struct Writer {
     instance: Instance,
     file: File,
     end: End,
-    /// Kept between batches for their memory.
-    body: Vec<u8>,
 }
 
 /// A boot, as every file of it says.
@@ -84,7 +81,6 @@ impl Writer {
                 hash: file.seal,
             },
             file,
-            body: Vec::new(),
         })
     }
 
@@ -101,11 +97,10 @@ impl Writer {
     /// Writes all of the events in one transaction and numbers them; first goes on to the next file if `now`, the time
     /// since the Unix epoch, is in a new day. On an error none is written and no number is used: the same events can
     /// be given again.
-    pub fn append(&mut self, events: &mut [AuditEvent], now: Duration) -> Result<(), StoreError> {
+    pub fn append(&mut self, batches: &mut [Encoded], now: Duration) -> Result<(), StoreError> {
         // No event is later than the day of its file, even if the clock was set back meanwhile: queries build on it.
-        let latest = events.iter().map(|event| event.time.0).max();
-        let latest = Duration::from_micros(latest.unwrap_or(0));
-        let day = Day::of(now.max(latest));
+        let latest = batches.iter().filter_map(Encoded::latest).max();
+        let day = Day::of(now.max(latest.unwrap_or_default().into()));
         if day > self.file.day {
             self.go_on(day)?;
         }
@@ -116,36 +111,16 @@ impl Writer {
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)?;
         {
-            let mut insert = transaction.prepare_cached(INSERT)?;
-            // Events of one client often stand together.
-            let mut written = None;
-            let mut client = String::new();
-            for event in events {
-                last += 1;
-                event.seq = last;
-                self.body.clear();
-                self.body = event.encode_into(std::mem::take(&mut self.body));
-                hash = self.files.hasher.row(&hash, last, &self.body);
-                if written != Some(event.client) {
-                    written = Some(event.client);
-                    client.clear();
-                    let _ = write!(client, "{}", event.client);
+            let mut rows = Rows::new(transaction.prepare_cached(INSERT)?, file.instance_id)?;
+            for batch in batches {
+                batch.number(last + 1);
+                for body in batch.iter() {
+                    let columns = Columns::of(body).expect("an encoding begins with its columns");
+                    last = columns.seq;
+                    hash = self.files.hasher.row(&hash, last, body);
+                    earliest = Some(earliest.unwrap_or(u64::MAX).min(columns.time.0));
+                    rows.insert(&columns, body, &hash)?;
                 }
-                earliest = Some(earliest.unwrap_or(u64::MAX).min(event.time.0));
-                insert.execute(params![
-                    file.instance_id,
-                    signed(last),
-                    signed(event.time.0),
-                    event.route,
-                    event.user,
-                    client,
-                    event.method,
-                    event.path,
-                    event.status,
-                    event.label,
-                    self.body,
-                    hash
-                ])?;
             }
         }
         if earliest != file.earliest {
@@ -191,6 +166,56 @@ impl Writer {
         let file = join(&self.files, day, previous, &self.instance, from, self.end)?;
         self.end.hash = file.seal;
         self.file = file;
+        Ok(())
+    }
+}
+
+/// The insertion of rows, which binds what differs from the row before: events of one client often stand together.
+struct Rows<'t> {
+    statement: CachedStatement<'t>,
+    client: Option<IpAddr>,
+    user: Option<String>,
+    label: Option<String>,
+}
+
+impl<'t> Rows<'t> {
+    fn new(mut statement: CachedStatement<'t>, instance_id: i64) -> Result<Rows<'t>, StoreError> {
+        // What an earlier batch has bound may still be there.
+        statement.clear_bindings();
+        statement.raw_bind_parameter(1, instance_id)?;
+        Ok(Rows {
+            statement,
+            client: None,
+            user: None,
+            label: None,
+        })
+    }
+
+    fn insert(
+        &mut self,
+        columns: &Columns<'_>,
+        body: &[u8],
+        hash: &Hash,
+    ) -> Result<(), StoreError> {
+        let statement = &mut self.statement;
+        statement.raw_bind_parameter(2, signed(columns.seq))?;
+        statement.raw_bind_parameter(3, signed(columns.time.0))?;
+        for (index, bound, value) in [
+            (4, &mut self.user, columns.user),
+            (6, &mut self.label, columns.label),
+        ] {
+            if bound.as_deref() != value {
+                statement.raw_bind_parameter(index, value)?;
+                *bound = value.map(str::to_owned);
+            }
+        }
+        if self.client != Some(columns.client) {
+            statement.raw_bind_parameter(5, columns.client.to_string())?;
+            self.client = Some(columns.client);
+        }
+        statement.raw_bind_parameter(7, body)?;
+        statement.raw_bind_parameter(8, hash)?;
+        statement.raw_execute()?;
         Ok(())
     }
 }

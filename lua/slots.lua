@@ -1,0 +1,40 @@
+-- The slots of a concurrency limit for one key: a process says how many it holds and wants, and learns how many it may have.
+--
+-- KEYS    1 the slots: a hash of processes to `COUNT:TURN:UNTIL`, UNTIL in ms since the Unix epoch
+-- ARGV    1 the process's name
+--         2 its turn, which grows with each call: one that arrives late changes nothing
+--         3 slots that its requests hold, which cannot be taken from it
+--         4 slots that it would have, those among them
+--         5 the limit
+--         6 ms after which the slots of a process come back that has not called again
+-- reply   slots it has from now on, slots that others have
+--
+-- Atomic, since those of others must not change between counting and taking. A process that lives calls again in time.
+
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local process, turn = ARGV[1], tonumber(ARGV[2])
+local held, want, limit, ttl = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+
+local others, mine, last = 0, 0, 0
+local all = redis.call('HGETALL', KEYS[1])
+for i = 1, #all, 2 do
+  local count, at, to = string.match(all[i + 1], '^(%d+):(%d+):(%d+)$')
+  if all[i] == process then
+    mine, last = tonumber(count), tonumber(at)
+  elseif tonumber(to) <= now then
+    redis.call('HDEL', KEYS[1], all[i])
+  else
+    others = others + tonumber(count)
+  end
+end
+if turn <= last then return { mine, others } end
+
+local count = math.max(held, math.min(want, limit - others))
+if count > 0 then
+  redis.call('HSET', KEYS[1], process, string.format('%.0f:%.0f:%.0f', count, turn, now + ttl))
+  redis.call('PEXPIRE', KEYS[1], ttl)
+else
+  redis.call('HDEL', KEYS[1], process)
+end
+return { count, others }

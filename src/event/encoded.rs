@@ -1,0 +1,124 @@
+//! Events encoded one behind the other, as they travel from a lane to the store: nothing of them is allocated or freed singly.
+
+use std::mem::size_of;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::{AuditEvent, Micros, VERSION};
+
+/// Encoded events. The number of each can still be set.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Encoded {
+    bytes: Vec<u8>,
+    places: Vec<Place>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    /// Where the encoding ends.
+    end: usize,
+    time: Micros,
+}
+
+/// The parts of an event that a store keeps beside it: what its encoding begins with, so that the rest need not be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct Columns<'a> {
+    #[serde(with = "postcard::fixint::le")]
+    pub seq: u64,
+    pub time: Micros,
+    pub client: IpAddr,
+    pub user: Option<&'a str>,
+    pub label: Option<&'a str>,
+}
+
+/// The other parts that queries pick by, which come next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct Traits<'a> {
+    pub route: Option<&'a str>,
+    pub method: &'a str,
+    pub path: &'a str,
+    pub status: u16,
+}
+
+impl Encoded {
+    /// Without events, and with memory for as many and as long ones as `other` has.
+    pub fn like(other: &Encoded) -> Encoded {
+        Encoded {
+            bytes: Vec::with_capacity(other.bytes.len()),
+            places: Vec::with_capacity(other.places.len()),
+        }
+    }
+
+    pub fn push<T: Serialize>(&mut self, event: &AuditEvent<T>) {
+        self.bytes = event.encode_into(std::mem::take(&mut self.bytes));
+        self.places.push(Place {
+            end: self.bytes.len(),
+            time: event.time,
+        });
+    }
+
+    pub fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    /// Keeps the first `count` events.
+    pub fn truncate(&mut self, count: usize) {
+        self.places.truncate(count);
+        self.bytes
+            .truncate(self.places.last().map_or(0, |place| place.end));
+    }
+
+    /// The latest time of an event.
+    pub fn latest(&self) -> Option<Micros> {
+        self.places.iter().map(|place| place.time).max()
+    }
+
+    /// Sets the numbers of the events: `first`, and on from there.
+    pub fn number(&mut self, first: u64) {
+        let mut start = 0;
+        for (place, seq) in self.places.iter().zip(first..) {
+            // Behind the version; at a fixed place and of a fixed length.
+            let number = start + 1..start + 1 + size_of::<u64>();
+            self.bytes[number].copy_from_slice(&seq.to_le_bytes());
+            start = place.end;
+        }
+    }
+
+    /// The encoding of each event.
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let mut start = 0;
+        self.places.iter().map(move |place| {
+            let encoding = &self.bytes[start..place.end];
+            start = place.end;
+            encoding
+        })
+    }
+}
+
+impl<'a> Columns<'a> {
+    /// Of an encoded event; `None` if it is none, which only [`AuditEvent::decode`] finds out for sure.
+    pub fn of(encoding: &'a [u8]) -> Option<Columns<'a>> {
+        beginning(encoding)
+    }
+}
+
+impl<'a> Traits<'a> {
+    /// As [`Columns::of`].
+    pub fn of(encoding: &'a [u8]) -> Option<Traits<'a>> {
+        let (_, traits): (Columns<'a>, Traits<'a>) = beginning(encoding)?;
+        Some(traits)
+    }
+}
+
+fn beginning<'a, T: Deserialize<'a>>(encoding: &'a [u8]) -> Option<T> {
+    let (&VERSION, body) = encoding.split_first()? else {
+        return None;
+    };
+    let (beginning, _) = postcard::take_from_bytes(body).ok()?;
+    Some(beginning)
+}

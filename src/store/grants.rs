@@ -1,0 +1,221 @@
+//! How a limit is asked of Redis: keys and arguments of the scripts, and what they answer. Owns the guess at Redis's clock
+//! that picks a calendar window. Must not know who waits for the answer.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+
+use smallvec::SmallVec;
+
+use super::redis::{Arg, CallError, Connections, Script, Value};
+use crate::clock;
+use crate::config::limits::{MAX_RULES, Rule};
+use crate::keys::{Keys, LimitTag};
+use crate::policy::lease::{Grant, Refusal, Request, RuleState};
+use crate::policy::limit;
+
+/// What a script says of a rule that can never grant what is asked.
+const NEVER: i64 = -1;
+
+/// Asks the scripts of rate limits.
+#[derive(Debug)]
+pub struct Grants {
+    keys: Keys,
+    bucket: Script,
+    sliding: Script,
+    fixed: Script,
+    /// How far Redis's clock is ahead of this process's, in microseconds, as it was last seen. Which window it is is decided by
+    /// Redis; this only spares a second question.
+    ahead: AtomicI64,
+}
+
+impl Grants {
+    pub fn new(keys: Keys) -> Grants {
+        Grants {
+            keys,
+            bucket: Script::new(include_str!("../../lua/rate_limit_bucket.lua")),
+            sliding: Script::new(include_str!("../../lua/rate_limit_sliding.lua")),
+            fixed: Script::new(include_str!("../../lua/rate_limit_fixed.lua")),
+            ahead: AtomicI64::new(0),
+        }
+    }
+
+    /// Asks for tokens of all `rules` of a limit, which are of one kind, for the key of `tag`; the answer is waited for until
+    /// `deadline`.
+    ///
+    /// # Panics
+    /// For concurrency, whose slots are no tokens.
+    pub async fn ask(
+        &self,
+        redis: &Connections,
+        tag: LimitTag,
+        rules: &[Rule],
+        request: &Request,
+        deadline: Instant,
+    ) -> Result<Grant, CallError> {
+        match self.ask_once(redis, tag, rules, request, deadline).await? {
+            Answer::Granted(grant) => Ok(grant),
+            // The answer has set the clock right.
+            Answer::WrongWindow => match self.ask_once(redis, tag, rules, request, deadline).await?
+            {
+                Answer::Granted(grant) => Ok(grant),
+                Answer::WrongWindow => Err(CallError::Nonsense),
+            },
+        }
+    }
+
+    /// Forgets what was counted for a key; whether there was anything.
+    pub async fn forget(
+        &self,
+        redis: &Connections,
+        tag: LimitTag,
+        rules: &[Rule],
+    ) -> Result<bool, CallError> {
+        let keys = self.counters(tag, rules);
+        let keys: SmallVec<[&str; 4]> = keys.iter().map(String::as_str).collect();
+        redis.delete(&keys).await.map(|deleted| deleted > 0)
+    }
+
+    async fn ask_once(
+        &self,
+        redis: &Connections,
+        tag: LimitTag,
+        rules: &[Rule],
+        request: &Request,
+        deadline: Instant,
+    ) -> Result<Answer, CallError> {
+        let keys = self.counters(tag, rules);
+        let keys: SmallVec<[&str; 4]> = keys.iter().map(String::as_str).collect();
+        let mut args = SmallVec::<[Arg<'_>; 14]>::new();
+        args.extend([
+            Arg::Int(request.first),
+            Arg::Int(request.need),
+            Arg::Int(request.want),
+            Arg::Float(request.share),
+            Arg::Int(request.back.tokens),
+            Arg::Int(request.back.taken_at),
+        ]);
+        let now = self.redis_now();
+        for rule in rules {
+            match *rule {
+                // Nothing ever comes back to a bucket without a rate: it is as one without a burst.
+                Rule::TokenBucket { count: 0, .. } => args.extend([Arg::Float(1.0), Arg::Int(0)]),
+                Rule::TokenBucket { count, per, burst } => {
+                    let interval = per.as_nanos() as f64 / 1000.0 / count as f64;
+                    args.extend([Arg::Float(interval), Arg::Int(burst)]);
+                }
+                Rule::SlidingWindow { limit, window } => {
+                    args.extend([Arg::Int(limit), Arg::Int(micros(window).max(1))]);
+                }
+                Rule::FixedWindow { limit, period } => {
+                    let window = limit::window_at(period, now).map(micros).map(Arg::Int);
+                    args.push(Arg::Int(limit));
+                    args.extend(window);
+                }
+                Rule::Concurrency { .. } => unreachable!("slots are no tokens"),
+            }
+        }
+        let script = match rules.first() {
+            Some(Rule::SlidingWindow { .. }) => &self.sliding,
+            Some(Rule::FixedWindow { .. }) => &self.fixed,
+            Some(Rule::TokenBucket { .. } | Rule::Concurrency { .. }) | None => &self.bucket,
+        };
+        let budget = deadline.saturating_duration_since(clock::now());
+        let answer = redis.run_within(budget, script, &keys, &args).await?;
+        let answer = read(&answer, rules).ok_or(CallError::Nonsense)?;
+        let (at, answer) = answer;
+        let ahead = i128::from(at) - i128::from(micros(clock::wall()));
+        self.ahead
+            .store(i64::try_from(ahead).unwrap_or(0), Ordering::Relaxed);
+        Ok(answer)
+    }
+
+    fn counters(&self, tag: LimitTag, rules: &[Rule]) -> SmallVec<[String; 1]> {
+        let rules = rules.iter().take(MAX_RULES).enumerate();
+        rules
+            .map(|(index, rule)| self.keys.counter(tag, index, &kind(rule)))
+            .collect()
+    }
+
+    /// What time it is at Redis, about.
+    fn redis_now(&self) -> Duration {
+        let ahead = self.ahead.load(Ordering::Relaxed);
+        let wall = i128::from(micros(clock::wall())) + i128::from(ahead);
+        Duration::from_micros(u64::try_from(wall).unwrap_or(0))
+    }
+}
+
+enum Answer {
+    Granted(Grant),
+    /// Redis's clock is in none of the windows it was told of.
+    WrongWindow,
+}
+
+/// Rules of other kinds, or with windows of other lengths, share no counter: what one means is nonsense to the other.
+fn kind(rule: &Rule) -> String {
+    match rule {
+        Rule::TokenBucket { .. } => "t".to_owned(),
+        Rule::SlidingWindow { window, .. } => format!("s{}", micros(*window)),
+        Rule::FixedWindow { period, .. } => format!("f{period}"),
+        Rule::Concurrency { .. } => "c".to_owned(),
+    }
+}
+
+/// `[granted, now, remaining, reset, wait, void, …]`, the last four for each rule; what it says and when, in microseconds
+/// since the Unix epoch.
+fn read(answer: &Value, rules: &[Rule]) -> Option<(u64, Answer)> {
+    let Value::Array(answer) = answer else {
+        return None;
+    };
+    let [granted, now, of_rules @ ..] = answer.as_slice() else {
+        return None;
+    };
+    let now = match now {
+        Value::BulkString(digits) => std::str::from_utf8(digits).ok()?.parse().ok()?,
+        _ => return None,
+    };
+    let Ok(tokens) = u64::try_from(integer(granted)?) else {
+        return Some((now, Answer::WrongWindow));
+    };
+    if of_rules.len() != 4 * rules.len() {
+        return None;
+    }
+    let state = |(of_rule, rule): (&[Value], &Rule)| {
+        let [remaining, reset, wait, void] = of_rule else {
+            return None;
+        };
+        let time = |value| Some(Duration::from_micros(u64::try_from(integer(value)?).ok()?));
+        let refusal = match integer(wait)? {
+            NEVER => Some(Refusal::Ever),
+            0 => None,
+            _ => Some(Refusal::For(time(wait)?)),
+        };
+        let void = matches!(rule, Rule::FixedWindow { .. }).then(|| time(void));
+        Some(RuleState {
+            remaining: u64::try_from(integer(remaining)?).ok()?,
+            reset: time(reset)?,
+            refusal,
+            void_after: match void {
+                Some(void) => Some(void?),
+                None => None,
+            },
+        })
+    };
+    let rules = of_rules.chunks(4).zip(rules).map(state);
+    let grant = Grant {
+        tokens,
+        at: now,
+        rules: rules.collect::<Option<_>>()?,
+    };
+    Some((now, Answer::Granted(grant)))
+}
+
+fn integer(value: &Value) -> Option<i64> {
+    match value {
+        Value::Int(number) => Some(*number),
+        _ => None,
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

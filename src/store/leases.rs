@@ -1,0 +1,300 @@
+//! The leases of this process by key, in bounded memory, shared by its lanes: what is decided here, who asks Redis, and who
+//! waits for the answer. The arithmetic is `policy::lease`'s.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use prometheus_client::metrics::gauge::Gauge;
+use smallvec::SmallVec;
+use tokio::sync::Notify;
+use tokio::time::timeout_at;
+use tracing::{info, warn};
+
+use super::grants::Grants;
+use super::redis::{CallError, Connections};
+use super::table::{Key, SHARDS, Shard};
+use crate::clock;
+use crate::config::limits::Rule;
+use crate::keys::{Keys, LimitTag};
+use crate::policy::lease::{Answer, Lease, Request, RuleView, Terms};
+
+/// A limit counts as shared again once no answer was missing for this long.
+const SHARED_AFTER: Duration = Duration::from_secs(1);
+
+/// A limit asked about one request.
+#[derive(Debug)]
+pub struct Ask<'a> {
+    pub key: Key,
+    /// The limit's name, and the parts of its key.
+    pub limit: &'a str,
+    pub parts: &'a [Cow<'a, [u8]>],
+    /// All of one kind, and not of concurrency; at least one.
+    pub rules: &'a [Rule],
+    pub cost: u64,
+    pub terms: Terms,
+}
+
+/// What becomes of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    Admitted,
+    /// `None`: it would be for ever.
+    Refused {
+        retry_after: Option<Duration>,
+    },
+    /// Redis has not answered.
+    Lost,
+}
+
+/// All leases.
+pub struct Leases {
+    parts: Vec<Part>,
+    grants: Grants,
+}
+
+struct Part {
+    leases: Mutex<Shard<Lease>>,
+    /// Told when Redis has answered about any key of the part.
+    answered: Notify,
+}
+
+impl Leases {
+    /// For at most about `max_keys` keys; some 300 bytes each.
+    pub fn new(max_keys: usize, keys: Keys) -> Leases {
+        let part = |_| Part {
+            leases: Mutex::new(Shard::new(max_keys.div_ceil(SHARDS))),
+            answered: Notify::new(),
+        };
+        Leases {
+            parts: (0..SHARDS).map(part).collect(),
+            grants: Grants::new(keys),
+        }
+    }
+
+    /// What can be said without asking Redis. Where a lease runs low, more is asked for meanwhile.
+    pub fn decide(
+        self: &Arc<Self>,
+        redis: &Arc<Connections>,
+        ask: &Ask<'_>,
+        now: Duration,
+    ) -> Option<Decision> {
+        let renewal = {
+            let mut leases = self.part(ask.key).leases.lock();
+            let lease = leases.touch(ask.key, false);
+            match lease.take(ask.cost, now) {
+                Answer::Admitted if lease.runs_low(&ask.terms, now) => {
+                    lease.ask(0, &ask.terms, now)
+                }
+                Answer::Admitted => return Some(Decision::Admitted),
+                Answer::Refused { retry_after } => return Some(Decision::Refused { retry_after }),
+                Answer::Ask => return None,
+                Answer::Wait => {
+                    // Asked again at once, by `ask`.
+                    lease.leave(ask.cost);
+                    return None;
+                }
+            }
+        };
+        self.renew(redis, ask, renewal);
+        Some(Decision::Admitted)
+    }
+
+    /// Decides, by asking Redis or by waiting for what others ask, for at most the patience of the terms.
+    pub async fn ask(&self, redis: &Connections, ask: &Ask<'_>) -> Decision {
+        let deadline = clock::now() + ask.terms.patience;
+        let part = self.part(ask.key);
+        loop {
+            // Before the look, so that no answer is missed between the two.
+            let answered = part.answered.notified();
+            let now = clock::mono();
+            let request = {
+                let mut leases = part.leases.lock();
+                let lease = leases.touch(ask.key, false);
+                match lease.take(ask.cost, now) {
+                    Answer::Admitted => return Decision::Admitted,
+                    Answer::Refused { retry_after } => return Decision::Refused { retry_after },
+                    Answer::Ask => Some(lease.ask(ask.cost, &ask.terms, now)),
+                    Answer::Wait => None,
+                }
+            };
+            let Some(request) = request else {
+                if timeout_at(deadline.into(), answered).await.is_err() {
+                    return Decision::Lost;
+                }
+                continue;
+            };
+            let asking = Asking::new(part, ask.key);
+            let tag = LimitTag::new(ask.limit, ask.parts.iter().map(AsRef::as_ref));
+            let granted = self.grants.ask(redis, tag, ask.rules, &request, deadline);
+            return match granted.await {
+                Ok(grant) => asking.end(|lease| {
+                    let now = clock::mono();
+                    match lease.granted(&request, &grant, &ask.terms, now) {
+                        true => Decision::Admitted,
+                        false => Decision::Refused {
+                            retry_after: lease.retry_after(now),
+                        },
+                    }
+                }),
+                Err(_) => Decision::Lost,
+            };
+        }
+    }
+
+    fn renew(self: &Arc<Self>, redis: &Arc<Connections>, ask: &Ask<'_>, request: Request) {
+        let (leases, redis) = (self.clone(), redis.clone());
+        let tag = LimitTag::new(ask.limit, ask.parts.iter().map(AsRef::as_ref));
+        let rules: SmallVec<[Rule; 1]> = ask.rules.into();
+        let (key, terms) = (ask.key, ask.terms);
+        tokio::spawn(async move {
+            let asking = Asking::new(leases.part(key), key);
+            let deadline = clock::now() + terms.patience;
+            let granted = leases.grants.ask(&redis, tag, &rules, &request, deadline);
+            if let Ok(grant) = granted.await {
+                asking.end(|lease| lease.granted(&request, &grant, &terms, clock::mono()));
+            }
+        });
+    }
+
+    /// Gives back what a request took that another limit refuses.
+    pub fn put_back(&self, key: Key, cost: u64, now: Duration) {
+        if let Some(lease) = self.part(key).leases.lock().get_mut(key) {
+            lease.put_back(cost, now);
+        }
+    }
+
+    /// What is known of a key's rules, in their order; empty before Redis has answered once.
+    pub fn rules(&self, key: Key, now: Duration) -> SmallVec<[RuleView; 1]> {
+        let leases = self.part(key).leases.lock();
+        leases
+            .get(key)
+            .map_or_else(SmallVec::new, |lease| lease.rules(now).collect())
+    }
+
+    /// Forgets what this process holds of a key.
+    pub fn forget(&self, key: Key) {
+        self.part(key).leases.lock().remove(key);
+    }
+
+    /// Asks Redis what a request of no cost would be told.
+    pub async fn peek(&self, redis: &Connections, ask: &Ask<'_>) -> Result<(), CallError> {
+        let now = clock::mono();
+        let mut lease = Lease::default();
+        let request = lease.ask(0, &ask.terms, now);
+        let tag = LimitTag::new(ask.limit, ask.parts.iter().map(AsRef::as_ref));
+        let deadline: Instant = clock::now() + ask.terms.patience;
+        let grant = self.grants.ask(redis, tag, ask.rules, &request, deadline);
+        let grant = grant.await?;
+        let mut leases = self.part(ask.key).leases.lock();
+        let lease = leases.touch(ask.key, false);
+        lease.granted(&request, &grant, &ask.terms, now);
+        Ok(())
+    }
+
+    /// Forgets what all processes have counted for a key; whether there was anything. Others spend what they hold of it.
+    pub async fn reset(&self, redis: &Connections, ask: &Ask<'_>) -> Result<bool, CallError> {
+        let tag = LimitTag::new(ask.limit, ask.parts.iter().map(AsRef::as_ref));
+        let known = self.grants.forget(redis, tag, ask.rules).await;
+        self.forget(ask.key);
+        known
+    }
+
+    /// How many keys are held.
+    pub fn len(&self) -> usize {
+        self.parts.iter().map(|part| part.leases.lock().len()).sum()
+    }
+
+    /// Whether no key is held.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn part(&self, key: Key) -> &Part {
+        &self.parts[key.shard()]
+    }
+}
+
+impl fmt::Debug for Leases {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Leases")
+            .field("keys", &self.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A question under way; dropped without an end, nobody waits for it any more.
+struct Asking<'a> {
+    part: &'a Part,
+    key: Key,
+    ended: bool,
+}
+
+impl<'a> Asking<'a> {
+    fn new(part: &'a Part, key: Key) -> Asking<'a> {
+        let ended = false;
+        Asking { part, key, ended }
+    }
+
+    fn end<T>(mut self, take_in: impl FnOnce(&mut Lease) -> T) -> T {
+        self.ended = true;
+        take_in(self.part.leases.lock().touch(self.key, false))
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        if !self.ended
+            && let Some(lease) = self.part.leases.lock().get_mut(self.key)
+        {
+            lease.unanswered();
+        }
+        self.part.answered.notify_waiters();
+    }
+}
+
+/// Whether one limit is shared at present, told to operators when it changes.
+#[derive(Debug)]
+pub struct Sharing {
+    limit: String,
+    /// When an answer was missing last, by [`clock::mono`] in milliseconds.
+    lost_at: AtomicU64,
+    /// 1 while it is not shared.
+    alone: Gauge,
+}
+
+impl Sharing {
+    pub fn new(limit: &str, alone: Gauge) -> Sharing {
+        Sharing {
+            limit: limit.to_owned(),
+            lost_at: AtomicU64::new(0),
+            alone,
+        }
+    }
+
+    /// Redis has answered.
+    pub fn answered(&self, now: Duration) {
+        if self.alone.get() == 0 {
+            return;
+        }
+        let lost_at = Duration::from_millis(self.lost_at.load(Ordering::Relaxed));
+        if now.saturating_sub(lost_at) >= SHARED_AFTER && self.alone.set(0) == 1 {
+            info!(limit = self.limit, "limit is shared again");
+        }
+    }
+
+    /// Redis has not answered.
+    pub fn lost(&self, now: Duration) {
+        let millis = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        self.lost_at.store(millis, Ordering::Relaxed);
+        if self.alone.set(1) == 0 {
+            warn!(
+                limit = self.limit,
+                "limit is not shared: redis does not answer, on_redis_loss says what becomes of requests"
+            );
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! Slots of concurrency limits that processes have in common. This process tells Redis how many it holds of a key, as a number and
+//! not as steps, so that a lost call is made good by the next; a slot that comes free here is taken again here without a call.
+
+use std::borrow::Cow;
+use std::convert::Infallible;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::fleet::Fleet;
+use super::leases::Decision;
+use super::redis::{Arg, CallError, Connections, Script, Value};
+use super::table::{Key, SHARDS, Shard};
+use crate::clock;
+use crate::keys::LimitTag;
+use crate::policy::limit::Verdict;
+
+/// Between rounds of telling Redis what came free: so long a slot stays this process's, in case that it is wanted again.
+const ROUND: Duration = Duration::from_millis(25);
+/// Calls of a round under way at a time.
+const AT_A_TIME: usize = 64;
+/// For how long a key is refused that had no slot left, unless one comes free here.
+const REFUSED: Duration = Duration::from_millis(10);
+/// When a slot comes free is not known; a second is the least that Retry-After can say.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// A concurrency limit asked about one request.
+#[derive(Debug)]
+pub struct Ask<'a> {
+    pub key: Key,
+    /// The limit's name, and the parts of its key.
+    pub limit: &'a str,
+    pub parts: &'a [Cow<'a, [u8]>],
+    /// Slots in all.
+    pub slots: u64,
+    /// Slots that the request needs.
+    pub cost: u64,
+    /// How long slots of a dead process stay taken.
+    pub hold_ttl: Duration,
+}
+
+/// The slots of this process, by key.
+pub struct Slots {
+    fleet: Arc<Fleet>,
+    script: Script,
+    parts: Vec<Part>,
+    /// Keys of which this process has slots by Redis, or may have.
+    active: Mutex<Vec<Key>>,
+    turn: AtomicU64,
+}
+
+struct Part {
+    slots: Mutex<Shard<Held>>,
+    /// Told when Redis has answered about any key of the part.
+    answered: Notify,
+}
+
+/// What this process has of one key.
+#[derive(Debug, Clone, Copy, Default)]
+struct Held {
+    /// By requests.
+    used: u64,
+    /// By Redis, at least.
+    granted: u64,
+    /// By other processes, as Redis said last.
+    others: u64,
+    /// What those need who wait.
+    waiting: u64,
+    /// Redis is being asked: one call a key at a time, so that none overtakes another.
+    asking: bool,
+    /// Whether Redis may think that it is more than `granted`.
+    unsure: bool,
+    told_at: Duration,
+    refused_until: Duration,
+    /// Since it is active.
+    of: Option<Of>,
+}
+
+/// Whose slots they are.
+#[derive(Debug, Clone, Copy)]
+struct Of {
+    tag: LimitTag,
+    slots: u64,
+    hold_ttl: Duration,
+}
+
+enum Step {
+    Done(Decision),
+    /// The caller asks.
+    Ask,
+    Wait,
+}
+
+impl Slots {
+    /// For at most about `max_keys` keys, besides those in use.
+    pub fn new(max_keys: usize, fleet: Arc<Fleet>) -> Slots {
+        let part = |_| Part {
+            slots: Mutex::new(Shard::new(max_keys.div_ceil(SHARDS))),
+            answered: Notify::new(),
+        };
+        Slots {
+            fleet,
+            script: Script::new(include_str!("../../lua/slots.lua")),
+            parts: (0..SHARDS).map(part).collect(),
+            active: Mutex::new(Vec::new()),
+            turn: AtomicU64::new(0),
+        }
+    }
+
+    /// Takes the slots that a request needs, if there are as many; they are given back by [`Slots::release`].
+    pub async fn take(&self, redis: &Connections, ask: &Ask<'_>) -> Decision {
+        let deadline = Instant::now() + self.fleet.rate_limit.timeout;
+        let part = self.part(ask.key);
+        loop {
+            // Before the look, so that no answer is missed between the two.
+            let answered = part.answered.notified();
+            let step = part
+                .slots
+                .lock()
+                .touch(ask.key, true)
+                .take(ask, clock::mono());
+            match step {
+                Step::Done(decision) => return decision,
+                Step::Ask if self.ask(redis, ask, deadline).await => {}
+                Step::Wait if timeout_at(deadline, answered).await.is_ok() => {}
+                Step::Ask | Step::Wait => return Decision::Lost,
+            }
+        }
+    }
+
+    /// Gives slots back.
+    pub fn release(&self, key: Key, cost: u64) {
+        if let Some(held) = self.part(key).slots.lock().get_mut(key) {
+            held.used = held.used.saturating_sub(cost);
+            held.refused_until = Duration::ZERO;
+        }
+    }
+
+    /// Forgets what Redis has of a key; whether there was anything. Requests that hold slots tell it again.
+    pub async fn reset(&self, redis: &Connections, ask: &Ask<'_>) -> Result<bool, CallError> {
+        let tag = LimitTag::new(ask.limit, ask.parts.iter().map(AsRef::as_ref));
+        let deleted = redis.delete(&[&self.fleet.keys.slots(tag)]).await?;
+        if let Some(held) = self.part(ask.key).slots.lock().get_mut(ask.key) {
+            held.unsure = true;
+        }
+        Ok(deleted > 0)
+    }
+
+    /// Keeps Redis up to date about the slots of this process, for ever.
+    pub async fn keep(self: Arc<Self>, redis: Arc<Connections>) -> Infallible {
+        loop {
+            sleep(ROUND).await;
+            let active = self.active.lock().clone();
+            let mut gone = Vec::new();
+            for keys in active.chunks(AT_A_TIME) {
+                let idle = join_all(keys.iter().map(|key| self.tell(&redis, *key))).await;
+                let idle = keys.iter().zip(idle).filter(|(_, idle)| *idle);
+                gone.extend(idle.map(|(key, _)| *key));
+            }
+            self.active.lock().retain(|key| !gone.contains(key));
+        }
+    }
+
+    /// What the limit says, with what was decided.
+    pub fn verdict(&self, ask: &Ask<'_>, decision: Decision) -> Verdict {
+        let slots = self.part(ask.key).slots.lock();
+        let taken = slots.get(ask.key).map_or(0, |held| held.used + held.others);
+        let refused = matches!(decision, Decision::Refused { .. });
+        Verdict {
+            admitted: !refused,
+            remaining: ask.slots.saturating_sub(taken),
+            reset: Duration::ZERO,
+            retry_after: (refused && ask.cost <= ask.slots).then_some(RETRY_AFTER),
+        }
+    }
+
+    /// Asks Redis for what this request and those who wait need; whether it answered.
+    async fn ask(&self, redis: &Connections, ask: &Ask<'_>, deadline: Instant) -> bool {
+        let part = self.part(ask.key);
+        let asking = Asking { part, key: ask.key };
+        let of = Of {
+            tag: LimitTag::new(ask.limit, ask.parts.iter().map(AsRef::as_ref)),
+            slots: ask.slots,
+            hold_ttl: ask.hold_ttl,
+        };
+        let (used, want) = {
+            let mut slots = part.slots.lock();
+            let held = slots.touch(ask.key, true);
+            if held.of.replace(of).is_none() {
+                self.active.lock().push(ask.key);
+            }
+            held.unsure = true;
+            let waiting = std::mem::take(&mut held.waiting);
+            let want = held.used.saturating_add(ask.cost).saturating_add(waiting);
+            (held.used, want.max(held.granted))
+        };
+        let budget = deadline.saturating_duration_since(Instant::now());
+        let answer = self.call(redis, of, used, want, budget).await;
+        if let Ok(answer) = answer {
+            let now = clock::mono();
+            let mut slots = part.slots.lock();
+            let held = slots.touch(ask.key, true);
+            held.told(answer, now);
+            if answer.granted < want {
+                held.refused_until = now + REFUSED;
+            }
+        }
+        drop(asking);
+        answer.is_ok()
+    }
+
+    /// Tells Redis what came free of a key, or that the rest is still held; true once nothing is.
+    async fn tell(&self, redis: &Connections, key: Key) -> bool {
+        let part = self.part(key);
+        let (of, used) = {
+            let mut slots = part.slots.lock();
+            let held = slots.touch(key, true);
+            let Some(of) = held.of.filter(|_| !held.asking) else {
+                return false;
+            };
+            if held.used == 0 && held.granted == 0 && !held.unsure {
+                slots.remove(key);
+                return true;
+            }
+            let fresh = clock::mono().saturating_sub(held.told_at) < of.hold_ttl / 3;
+            if held.used == held.granted && !held.unsure && fresh {
+                return false;
+            }
+            // Given up first: no request may take what Redis is told is free.
+            (held.granted, held.unsure, held.asking) = (held.used, true, true);
+            (of, held.used)
+        };
+        let asking = Asking { part, key };
+        let budget = self.fleet.rate_limit.timeout;
+        if let Ok(answer) = self.call(redis, of, used, used, budget).await {
+            let mut slots = part.slots.lock();
+            slots.touch(key, true).told(answer, clock::mono());
+        }
+        drop(asking);
+        false
+    }
+
+    async fn call(
+        &self,
+        redis: &Connections,
+        of: Of,
+        used: u64,
+        want: u64,
+        budget: Duration,
+    ) -> Result<Told, CallError> {
+        let key = self.fleet.keys.slots(of.tag);
+        let args = [
+            Arg::Text(&self.fleet.process),
+            Arg::Int(self.turn.fetch_add(1, Ordering::Relaxed) + 1),
+            Arg::Int(used),
+            Arg::Int(want),
+            Arg::Int(of.slots),
+            Arg::Int(u64::try_from(of.hold_ttl.as_millis()).unwrap_or(u64::MAX)),
+        ];
+        let answer = redis
+            .run_within(budget, &self.script, &[&key], &args)
+            .await?;
+        let Value::Array(answer) = answer else {
+            return Err(CallError::Nonsense);
+        };
+        match answer.as_slice() {
+            [Value::Int(granted), Value::Int(others)] => Ok(Told {
+                granted: u64::try_from(*granted).unwrap_or(0),
+                others: u64::try_from(*others).unwrap_or(0),
+            }),
+            _ => Err(CallError::Nonsense),
+        }
+    }
+
+    fn part(&self, key: Key) -> &Part {
+        &self.parts[key.shard()]
+    }
+}
+
+impl Held {
+    fn take(&mut self, ask: &Ask<'_>, now: Duration) -> Step {
+        let wanted = self.used.saturating_add(ask.cost);
+        if ask.cost > ask.slots {
+            return Step::Done(Decision::Refused { retry_after: None });
+        }
+        if wanted <= self.granted.min(ask.slots) {
+            self.used = wanted;
+            return Step::Done(Decision::Admitted);
+        }
+        if now < self.refused_until {
+            let retry_after = Some(RETRY_AFTER);
+            return Step::Done(Decision::Refused { retry_after });
+        }
+        if self.asking {
+            self.waiting = self.waiting.saturating_add(ask.cost);
+            return Step::Wait;
+        }
+        self.asking = true;
+        Step::Ask
+    }
+
+    fn told(&mut self, answer: Told, now: Duration) {
+        (self.granted, self.others) = (answer.granted, answer.others);
+        (self.unsure, self.told_at) = (false, now);
+    }
+}
+
+/// What Redis says of a key.
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    granted: u64,
+    others: u64,
+}
+
+/// A call under way.
+struct Asking<'a> {
+    part: &'a Part,
+    key: Key,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        if let Some(held) = self.part.slots.lock().get_mut(self.key) {
+            held.asking = false;
+        }
+        self.part.answered.notify_waiters();
+    }
+}
+
+impl fmt::Debug for Slots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Slots")
+            .field("active", &self.active.lock().len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,96 @@
+//! What operators do to shared limits, kept the same at all processes: overrides set at run time, and keys that are reset.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+use tracing::warn;
+
+use crate::config::check::limits::override_rules;
+use crate::plan::{Plan, SharedAsk};
+use crate::store::fleet::{Fleet, FleetConnections};
+use crate::store::overrides::{CHANGED, Overrides, Reset, Words};
+use crate::store::redis::Heard;
+
+/// Between looks at the overrides when no one says that they have changed: what is said may get lost.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// Between looks while Redis does not answer.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Follows what operators do, for ever.
+pub async fn follow(
+    plan: watch::Receiver<Arc<Plan>>,
+    fleet: Arc<Fleet>,
+    redis: FleetConnections,
+) -> Infallible {
+    let (changed, mut is_changed) = mpsc::channel(1);
+    let channels = vec![fleet.keys.limits_channel()];
+    let told = plan.clone();
+    let hear = move |heard| match heard {
+        Heard::Message { payload, .. } if payload != CHANGED => {
+            if let Ok(reset) = serde_json::from_slice(&payload) {
+                forget(&told.borrow(), &reset);
+            }
+        }
+        // A look that is due anyway sees it.
+        Heard::Message { .. } | Heard::Listening => drop(changed.try_send(())),
+    };
+    tokio::spawn(fleet.rate_limit.clone().listen(channels, hear));
+    let overrides = Overrides::default();
+    let mut trouble = false;
+    loop {
+        let wait = match overrides.all(&redis.rate_limit, &fleet).await {
+            Ok(words) => {
+                take_over(&plan.borrow(), &words);
+                trouble = false;
+                LOOK_EVERY
+            }
+            Err(error) => {
+                if !trouble {
+                    warn!(%error, "overrides of limits cannot be read; those known stay");
+                    trouble = true;
+                }
+                LOOK_AGAIN
+            }
+        };
+        let _ = timeout(wait, is_changed.recv()).await;
+    }
+}
+
+/// What is held of a key that an operator has reset.
+fn forget(plan: &Plan, reset: &Reset) {
+    let mut limits = plan.config.limits.iter();
+    let index = limits.position(|limit| limit.name == reset.limit);
+    let (Some(index), Some(shared)) = (index, &plan.shared_limits) else {
+        return;
+    };
+    let parts: Vec<_> = reset
+        .parts
+        .iter()
+        .map(|part| Cow::Borrowed(part.as_bytes()))
+        .collect();
+    // An override may have rules of another number, and never of another kind.
+    let rules = plan.config.limits[index].rules.as_deref();
+    let ask = rules.and_then(|rules| plan.shared_ask(index, &parts, rules, 0));
+    if let Some(SharedAsk::Tokens(ask)) = ask {
+        shared.leases.forget(ask.key);
+    }
+}
+
+/// Words of limits that this process does not have are left alone: another may.
+fn take_over(plan: &Plan, words: &[Words]) {
+    let mut overrides = BTreeMap::new();
+    for Words { limit, key, says } in words {
+        let known = plan.config.limits.iter().find(|known| known.name == *limit);
+        let Some(known) = known else { continue };
+        match override_rules(known, says) {
+            Ok(rules) => drop(overrides.insert((limit.clone(), key.clone()), rules)),
+            Err(error) => warn!(limit, key, error, "an override in redis cannot be used"),
+        }
+    }
+    plan.limits.replace_overrides(overrides);
+}

@@ -1,0 +1,373 @@
+//! Limits that processes have in common on a real Redis Cluster: how exactly they keep them, and what it costs Redis.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a broken step of a test is a failed test; what a test measures is printed"
+)]
+
+mod harness;
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use harness::redis::{Cluster, Server, key_prefix};
+use harness::{Client, DEADLINE, Lane, Store, Upstream, eventually};
+use weir::clock;
+use weir::config::check;
+use weir::plan::{Plan, SharedAsk};
+use weir::store::fleet::{Fleet, FleetConnections};
+use weir::store::leases::Decision;
+
+/// Processes that share a limit.
+const NODES: usize = 8;
+/// Requests that a process has under way at a time.
+const AT_A_TIME: usize = 8;
+
+/// What a node has of a process: a plan, and connections.
+struct Node {
+    plan: Arc<Plan>,
+    redis: FleetConnections,
+}
+
+impl Node {
+    async fn start(file: &str) -> Node {
+        let config = check::parse(file, &|_| None).unwrap();
+        let metrics = Arc::default();
+        let fleet = Fleet::new(config.redis.as_ref().unwrap(), &metrics).unwrap();
+        let plan = Plan::new(config, metrics, None, Some(fleet.clone()));
+        let redis = fleet.join();
+        plan.begin_sharing(&redis);
+        assert!(redis.ready(DEADLINE).await);
+        Node { plan, redis }
+    }
+
+    /// One request to the first limit, whose key is constant.
+    async fn ask(&self) -> Decision {
+        let parts: [Cow<'_, [u8]>; 0] = [];
+        let rules = self.plan.config.limits[0].rules.as_deref().unwrap();
+        let ask = self.plan.shared_ask(0, &parts, rules, 1).unwrap();
+        let shared = self.plan.shared_limits.as_ref().unwrap();
+        match ask {
+            SharedAsk::Tokens(ask) => {
+                let now = clock::mono();
+                match shared.leases.decide(&self.redis.rate_limit, &ask, now) {
+                    Some(decision) => decision,
+                    None => shared.leases.ask(&self.redis.rate_limit, &ask).await,
+                }
+            }
+            SharedAsk::Slots(ask) => shared.slots.take(&self.redis.rate_limit, &ask).await,
+        }
+    }
+
+    /// Asks on and on, [`AT_A_TIME`] requests at once, with a rest after `burst` of each.
+    async fn flood(&self, until: Duration, burst: usize) -> Flood {
+        let floods = join_all((0..AT_A_TIME).map(|_| self.ask_on(until, burst))).await;
+        let mut all = floods.into_iter().fold(Flood::default(), Flood::and);
+        all.calls = self.calls();
+        all
+    }
+
+    async fn ask_on(&self, until: Duration, burst: usize) -> Flood {
+        let mut flood = Flood::default();
+        while clock::wall() < until {
+            for _ in 0..burst {
+                let began = clock::wall();
+                let decision = self.ask().await;
+                flood.asked += 1;
+                match decision {
+                    Decision::Admitted => flood.admitted.push((began, clock::wall())),
+                    Decision::Refused { .. } => {}
+                    Decision::Lost => flood.lost += 1,
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        flood
+    }
+
+    /// Of Redis, so far.
+    fn calls(&self) -> u64 {
+        let metrics = self.plan.metrics.text();
+        let calls = metrics
+            .lines()
+            .filter(|line| line.starts_with("weir_redis_calls_total"));
+        let counts = calls.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+        counts.sum()
+    }
+}
+
+/// What became of many requests.
+#[derive(Debug, Default)]
+struct Flood {
+    asked: u64,
+    /// Each with when it was asked, and when it was answered, since the Unix epoch.
+    admitted: Vec<(Duration, Duration)>,
+    lost: u64,
+    calls: u64,
+}
+
+impl Flood {
+    fn and(mut self, other: Flood) -> Flood {
+        self.asked += other.asked;
+        self.admitted.extend(other.admitted);
+        self.lost += other.lost;
+        self.calls += other.calls;
+        self
+    }
+}
+
+/// Floods the limit from `nodes` processes at a time, for `time`.
+fn flood(limit: &str, nodes: usize, time: Duration, burst: usize) -> Flood {
+    let file = format!(
+        "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\nrate_limits: {{a: {limit}}}\n\
+         routes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
+        Store::Redis.block()
+    );
+    let together = Arc::new(Barrier::new(nodes));
+    let node = |_| {
+        let (file, together) = (file.clone(), together.clone());
+        thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let node = Node::start(&file).await;
+                // Until each knows of all the others.
+                let fleet = node.plan.fleet.as_ref().unwrap();
+                while fleet.alive() < nodes {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                together.wait();
+                node.flood(clock::wall() + time, burst).await
+            })
+        })
+    };
+    let nodes: Vec<_> = (0..nodes).map(node).collect();
+    let floods = nodes.into_iter().map(|node| node.join().unwrap());
+    floods.fold(Flood::default(), Flood::and)
+}
+
+#[test]
+fn a_fixed_window_is_never_exceeded() {
+    const WINDOW: Duration = Duration::from_millis(100);
+    const LIMIT: u64 = 40;
+    for accuracy in ["lease", "strict"] {
+        let limit = format!(
+            "{{limit: {LIMIT}/100ms, algorithm: fixed_window, by: constant, accuracy: {accuracy}}}"
+        );
+        let flood = flood(&limit, NODES, WINDOW * 105, 10);
+        let number = |time: Duration| time.as_nanos() / WINDOW.as_nanos();
+        let (mut sums, mut between) = (BTreeMap::new(), 0);
+        for (asked, answered) in &flood.admitted {
+            // One that was answered in another window than it was asked in may be of either.
+            match number(*asked) == number(*answered) {
+                true => *sums.entry(number(*asked)).or_insert(0u64) += 1,
+                false => between += 1,
+            }
+        }
+        let over = sums.values().filter(|sum| **sum > LIMIT).count();
+        let whole = sums.len().saturating_sub(2) as u64;
+        let total = flood.admitted.len() as u64;
+        println!(
+            "{accuracy}: {over} of {} windows over; {total} admitted of {} asked, {between} of them between two windows; \
+             {} allowed in whole windows; {} calls, {} lost",
+            sums.len(),
+            flood.asked,
+            whole * LIMIT,
+            flood.calls,
+            flood.lost
+        );
+        assert_eq!(over, 0, "{sums:?}");
+        assert!(total * 100 >= whole * LIMIT * 98, "{sums:?}");
+        assert!(flood.asked > 50 * total, "a flood");
+    }
+}
+
+#[test]
+fn a_bucket_is_never_exceeded_and_used_up() {
+    const TIME: Duration = Duration::from_secs(5);
+    for (accuracy, ttl) in [("lease", 0.05), ("strict", 0.0)] {
+        let limit = format!("{{limit: 200/s, burst: 100, by: constant, accuracy: {accuracy}}}");
+        let flood = flood(&limit, NODES, TIME, 10);
+        let first = flood
+            .admitted
+            .iter()
+            .map(|(asked, _)| *asked)
+            .min()
+            .unwrap();
+        let last = flood
+            .admitted
+            .iter()
+            .map(|(_, answered)| *answered)
+            .max()
+            .unwrap();
+        let span = (last - first).as_secs_f64();
+        let total = flood.admitted.len() as f64;
+        let most = 100.0 + 200.0 * (span + ttl);
+        println!(
+            "{accuracy}: {total} admitted of {} asked in {span:.3} s, at most {most:.0} allowed; {} calls, {} lost",
+            flood.asked, flood.calls, flood.lost
+        );
+        assert!(total <= most);
+        assert!(total >= 0.98 * (100.0 + 200.0 * TIME.as_secs_f64()));
+        assert!(flood.asked > 20 * flood.admitted.len() as u64, "a flood");
+    }
+}
+
+#[test]
+fn a_hot_key_costs_less_than_a_call_in_a_hundred_requests() {
+    for limit in ["10000000/s", "1000/s"] {
+        let limit = format!("{{limit: {limit}, by: constant}}");
+        let flood = flood(&limit, 1, Duration::from_secs(3), 20);
+        println!(
+            "{limit}: {} admitted of {} asked, for {} calls",
+            flood.admitted.len(),
+            flood.asked,
+            flood.calls
+        );
+        assert!(flood.calls * 100 < flood.asked, "{} calls", flood.calls);
+    }
+}
+
+/// A lane whose only limit is `limit`, on a server of its own.
+fn on_one_server(server: &Server, limit: &str) -> Lane {
+    Lane::start(&format!(
+        "listen: 127.0.0.1:0\nupstream: {}\nrate_limits: {{a: {limit}}}\n\
+         routes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
+        Upstream::answering("ok").url(),
+        server.yaml(&key_prefix())
+    ))
+}
+
+#[test]
+fn a_limit_does_what_it_says_while_redis_is_away_and_is_shared_again() {
+    let server = Server::single();
+    let limit = |on_loss: &str| {
+        on_one_server(
+            &server,
+            &format!("{{limit: 3/h, by: constant, accuracy: strict, on_redis_loss: {on_loss}}}"),
+        )
+    };
+    let lanes = ["local", "allow", "deny"].map(limit);
+    let ask = |lane: &Lane| lane.connect().get("/");
+    assert_eq!([0, 1, 2].map(|n| ask(&lanes[n]).status), [200; 3]);
+    server.kill();
+    let five = |lane: &Lane| [(); 5].map(|()| ask(lane).status);
+    // In memory the process begins anew: it knows only what it was asked alone.
+    assert_eq!(five(&lanes[0]), [200, 200, 200, 429, 429]);
+    assert_eq!(five(&lanes[1]), [200; 5]);
+    let refused = ask(&lanes[2]);
+    assert_eq!(refused.status, 503);
+    assert_eq!(refused.field("retry-after"), Some("1"));
+    let label = "weir; error=proxy_internal_error; details=\"limit_unknown\"";
+    assert_eq!(refused.field("proxy-status"), Some(label));
+    let alone = |lane: &Lane| {
+        let metrics = lane.plan.borrow().metrics.text();
+        metrics.contains("weir_limit_alone{limit=\"a\"} 1")
+    };
+    assert!(lanes.iter().all(alone));
+    server.restart();
+    // Redis has lost what it had, so the quota is whole, and used up by those who ask on.
+    for lane in &lanes {
+        eventually(|| ask(lane).status == 429 && !alone(lane));
+    }
+}
+
+#[test]
+fn processes_alone_keep_to_their_part() {
+    let server = Server::single();
+    let file = format!(
+        "listen: 127.0.0.1:0\nupstream: {}\nrate_limits: {{a: {{limit: 8/h, by: constant}}}}\n\
+         routes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
+        Upstream::answering("ok").url(),
+        server.yaml(&key_prefix())
+    );
+    let lanes = [(); 4].map(|()| Lane::start(&file));
+    let alive = |lane: &Lane| lane.plan.borrow().fleet.as_ref().unwrap().alive();
+    eventually(|| lanes.iter().all(|lane| alive(lane) == 4));
+    server.kill();
+    let admitted = |lane: &Lane| {
+        let statuses = (0..8).map(|_| lane.connect().get("/").status);
+        statuses.filter(|status| *status == 200).count()
+    };
+    assert_eq!(lanes.each_ref().map(admitted), [2; 4]);
+}
+
+#[test]
+fn a_key_that_was_refused_costs_redis_nothing_until_its_time() {
+    let lane = on_one_server(
+        &Server::single(),
+        "{limit: 1/h, by: constant, accuracy: strict}",
+    );
+    let mut client = lane.connect();
+    assert_eq!([client.get("/").status, client.get("/").status], [200, 429]);
+    let calls = || {
+        let metrics = lane.plan.borrow().metrics.text();
+        let line = "weir_redis_calls_total{client=\"main\",result=\"answered\"} ";
+        let count = metrics.lines().find_map(|found| found.strip_prefix(line));
+        count.unwrap().parse::<u64>().unwrap()
+    };
+    let before = calls();
+    for _ in 0..1_000 {
+        assert_eq!(client.get("/").status, 429);
+    }
+    let beats = calls() - before;
+    println!("1,000 refusals, {beats} calls, which are signs of life");
+    assert!(beats < 10, "{beats}");
+}
+
+#[test]
+fn slots_are_never_more_than_the_limit_and_come_back() {
+    let upstream = Upstream::held();
+    let file = |prefix: &str| {
+        format!(
+            "listen: 127.0.0.1:0\nupstream: {}\n\
+             rate_limits: {{a: {{limit: 2, by: constant, algorithm: concurrency, hold_ttl: 1s}}}}\n\
+             routes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
+            upstream.url(),
+            Cluster::shared()
+                .yaml(prefix)
+                .replace("{urls", "{timeout: 5s, urls")
+        )
+    };
+    let prefix = key_prefix();
+    let lanes = [(); 3].map(|()| Lane::start(&file(&prefix)));
+    let begin = |lane: &Lane| {
+        let mut client = lane.connect();
+        client.begin("GET", "/", &[], "");
+        upstream.wait_for_request();
+        client
+    };
+    let (mut first, mut second) = (begin(&lanes[0]), begin(&lanes[1]));
+    for lane in &lanes {
+        assert_eq!(lane.connect().get("/").status, 429);
+    }
+    // Longer than an unheard process would keep its slots.
+    thread::sleep(Duration::from_millis(1_500));
+    assert_eq!(
+        lanes[2].connect().get("/").status,
+        429,
+        "slots in use are kept"
+    );
+    upstream.answer("done");
+    assert_eq!(first.finish().body, "done");
+    let mut third: Option<Client> = None;
+    eventually(|| {
+        let mut client = lanes[2].connect();
+        client.begin("GET", "/", &[], "");
+        let admitted = client.status_within(50) != Some(429);
+        if admitted {
+            third = Some(client);
+        }
+        admitted
+    });
+    upstream.answer("done");
+    assert_eq!(second.finish().body, "done");
+    drop(third);
+}
