@@ -17,7 +17,7 @@ use crate::store::breakers::LiveBreaker;
 use crate::store::fleet::Fleet;
 use crate::store::leases::{self, Leases, Sharing};
 use crate::store::limits::{Key, LimitKeys, Limits};
-use crate::store::sessions::{LiveSessions, Sessions};
+use crate::store::sessions::{LiveSessions, Sessions, SharedSessions, Store};
 use crate::store::slots::{self, Slots};
 use crate::telemetry::metrics::{BreakerMetrics, LimitMetrics, Metrics, RouteMetrics};
 
@@ -190,15 +190,23 @@ impl Plan {
         let breakers = config.upstreams.iter().map(breaker).collect();
         let sessions = |entry: &config::sessions::Sessions| {
             let kept = old_sessions.iter().find(|old| old.name == entry.name);
-            let store = kept.map(|old| old.store.clone());
-            let store = store.unwrap_or_else(|| Arc::new(Sessions::new(entry.max_sessions)));
-            store.set_max(entry.max_sessions);
-            LiveSessions {
+            let new = || match &fleet {
+                None => Store::Memory(Arc::new(Sessions::new(entry.max_sessions))),
+                Some(fleet) => {
+                    let (keys, max) = (fleet.keys.clone(), entry.shared.cache.max_entries);
+                    Store::Redis(Arc::new(SharedSessions::new(&entry.name, keys, max)))
+                }
+            };
+            let live = LiveSessions {
                 name: entry.name.clone(),
                 settings: entry.settings.clone(),
-                store,
+                shared: entry.shared,
+                store: kept.map_or_else(new, |old| old.store.clone()),
+                watchers: kept.map(|old| old.watchers.clone()).unwrap_or_default(),
                 metrics: metrics.sessions(&entry.name),
-            }
+            };
+            live.resize(entry.max_sessions);
+            live
         };
         let sessions = config.sessions.iter().map(sessions).collect();
         let identity_fields =

@@ -141,7 +141,7 @@ pub(super) fn scrape(plan: &Plan) -> String {
         }
     }
     for live in &plan.sessions {
-        let held = i64::try_from(live.store.count()).unwrap_or(i64::MAX);
+        let held = i64::try_from(live.held()).unwrap_or(i64::MAX);
         live.metrics.held.set(held);
     }
     if let Some(audit) = &plan.audit {

@@ -114,6 +114,7 @@ async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> 
         lanes: heartbeats,
         draining: is_unready,
     };
+    let sessions = redis.as_ref().map(|redis| redis.sessions.clone());
     let state = Arc::new(Admin {
         plan: following,
         redis,
@@ -135,7 +136,7 @@ async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> 
     let delay = last_plan.borrow().config.propagation_delay;
     tokio::time::sleep(delay).await;
     drain.send_replace(true);
-    tokio::task::spawn_blocking(|| {
+    let ended = tokio::task::spawn_blocking(|| {
         let ended = join(threads);
         // Behind the lanes, whose last events are still to be written.
         if let Some(audit) = audit {
@@ -143,7 +144,12 @@ async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> 
         }
         ended
     })
-    .await?
+    .await?;
+    if let Some(redis) = &sessions {
+        let plan = last_plan.borrow().clone();
+        worker::sessions::write_last_uses(&plan, redis).await;
+    }
+    ended
 }
 
 /// Begins what the process does among others. Waits for their state, but not for ever: without it each limit does what it is to

@@ -52,6 +52,15 @@ impl<S: Default> Shard<S> {
         }
     }
 
+    /// Changes for how many keys it is; the least used that are too many go.
+    pub(super) fn set_capacity(&mut self, capacity: usize) {
+        self.capacity = capacity.clamp(1, NONE as usize - 2);
+        while self.index.len() > self.capacity && self.oldest != NONE {
+            let oldest = self.slots[self.oldest as usize].key;
+            self.remove(oldest);
+        }
+    }
+
     /// What is held for the key; not a use of it.
     pub(super) fn get(&self, key: Key) -> Option<&S> {
         Some(&self.slots[self.find(key)? as usize].state)
@@ -124,6 +133,8 @@ impl<S: Default> Shard<S> {
         let Ok(entry) = found else { return false };
         let (slot, _) = entry.remove();
         self.unlink(slot);
+        // What it held goes now, not when the slot is used again.
+        self.slots[slot as usize].state = S::default();
         self.free.push(slot);
         true
     }
@@ -173,6 +184,8 @@ mod tests {
         assert!(shard.get(keys[0]).is_some() && shard.get(keys[1]).is_none());
         shard.touch(keys[4], false);
         assert!(shard.get(keys[2]).is_none() && shard.index.len() == 3 && shard.slots.len() == 3);
+        shard.set_capacity(1);
+        assert!(shard.get(keys[4]).is_some() && shard.len() == 1);
     }
 
     #[test]

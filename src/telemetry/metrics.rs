@@ -39,6 +39,7 @@ pub struct Metrics {
     session_checks: Family<SessionCheckLabels, Counter>,
     session_events: Family<SessionEventLabels, Counter>,
     sessions_held: Family<SessionsLabels, Gauge>,
+    session_lookups: Family<SessionCheckLabels, Counter>,
     audit_events: Family<AuditLabels, Counter>,
     pub audit_queued: Gauge,
     audit_files_removed: Counter,
@@ -168,6 +169,16 @@ pub struct SessionMetrics {
     /// Not started: the user's maximum, or the bound of memory.
     pub refused: Counter,
     pub held: Gauge,
+    /// What became of looks at sessions in Redis: known by this process,
+    pub remembered: Counter,
+    /// asked of Redis,
+    pub asked: Counter,
+    /// answered by a call that another request made,
+    pub waited: Counter,
+    /// not answered, so that what was known holds for the grace,
+    pub grace: Counter,
+    /// not answered, and nothing was known.
+    pub unanswered: Counter,
 }
 
 /// The handles of one client of Redis.
@@ -217,6 +228,7 @@ impl Default for Metrics {
             session_checks: Family::default(),
             session_events: Family::default(),
             sessions_held: Family::default(),
+            session_lookups: Family::default(),
             audit_events: Family::default(),
             audit_queued: Gauge::default(),
             audit_files_removed: Counter::default(),
@@ -298,8 +310,13 @@ impl Default for Metrics {
         );
         registry.register(
             "sessions_held",
-            "Sessions in memory",
+            "Sessions in memory; with redis, those that are remembered",
             metrics.sessions_held.clone(),
+        );
+        registry.register(
+            "session_lookups",
+            "Looks at sessions in redis, by where the answer came from",
+            metrics.session_lookups.clone(),
         );
         registry.register(
             "audit_events",
@@ -438,7 +455,19 @@ impl Metrics {
             };
             self.session_events.get_or_create_owned(&labels)
         };
+        let look = |outcome| {
+            let labels = SessionCheckLabels {
+                sessions: sessions.to_owned(),
+                outcome,
+            };
+            self.session_lookups.get_or_create_owned(&labels)
+        };
         SessionMetrics {
+            remembered: look("remembered"),
+            asked: look("asked"),
+            waited: look("waited"),
+            grace: look("grace"),
+            unanswered: look("unanswered"),
             valid: check("valid"),
             missing: check("missing"),
             unknown: check("unknown"),

@@ -19,6 +19,8 @@ pub fn join(plan: &watch::Receiver<Arc<Plan>>, redis: &FleetConnections) {
         let breakers = breakers::follow(plan.clone(), fleet.clone(), redis.main.clone());
         tokio::spawn(breakers);
         tokio::spawn(limits::follow(plan.clone(), fleet.clone(), redis.clone()));
+        tokio::spawn(sessions::write_uses(plan.clone(), redis.sessions.clone()));
+        tokio::spawn(sessions::hear(plan.clone()));
     }
     if let Some(shared) = &now.shared_limits {
         tokio::spawn(shared.slots.clone().keep(redis.rate_limit.clone()));
