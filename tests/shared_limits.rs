@@ -14,6 +14,7 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use harness::redis::{Cluster, Server, key_prefix};
 use harness::{Client, DEADLINE, Lane, Store, Upstream, eventually};
@@ -80,7 +81,7 @@ impl Node {
                 let decision = self.ask().await;
                 flood.asked += 1;
                 match decision {
-                    Decision::Admitted => flood.admitted.push((began, clock::wall())),
+                    Decision::Admitted(_) => flood.admitted.push((began, clock::wall())),
                     Decision::Refused { .. } => {}
                     Decision::Lost => flood.lost += 1,
                 }
@@ -370,4 +371,52 @@ fn slots_are_never_more_than_the_limit_and_come_back() {
     upstream.answer("done");
     assert_eq!(second.finish().body, "done");
     drop(third);
+}
+
+#[test]
+fn strict_takes_no_more_than_is_spent() {
+    let server = Server::single();
+    let limit = "{limit: 1000000/year, algorithm: fixed_window, by: constant, accuracy: strict}";
+    let file = one_limit(&server, limit, 1_000);
+    let admitted = on_a_runtime(async {
+        let node = Node::start(&file).await;
+        let mut admitted = 0;
+        for _ in 0..50 {
+            let decisions = join_all((0..16).map(|_| node.ask())).await;
+            let is_admitted = |decision: &&Decision| matches!(decision, Decision::Admitted(_));
+            admitted += decisions.iter().filter(is_admitted).count();
+            // Some wait for the answer to another, and their clients leave.
+            let mut asks = std::pin::pin!(node.ask());
+            assert_eq!((&mut asks).now_or_never(), None);
+            let leave = join_all((0..15).map(|_| node.ask()));
+            assert_eq!(leave.now_or_never(), None);
+            for decision in [asks.await, node.ask().await] {
+                assert!(is_admitted(&&decision));
+                admitted += 1;
+            }
+        }
+        admitted
+    });
+    let keys = server.cli(&["KEYS", "*:l:*"]);
+    let counter = server.cli(&["GET", keys.list()[0].text()]);
+    let (_, used) = counter.text().split_once(':').unwrap();
+    println!("{admitted} admitted, {used} taken of the limit");
+    assert_eq!(used, admitted.to_string());
+}
+
+/// The file of a process with this limit alone, on a server of its own.
+fn one_limit(server: &Server, limit: &str, max_keys: usize) -> String {
+    format!(
+        "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\nrate_limits: {{a: {limit}}}\n\
+         rate_limit_defaults: {{max_keys: {max_keys}}}\n\
+         routes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
+        server
+            .yaml(&key_prefix())
+            .replace("{urls", "{timeout: 5s, urls")
+    )
+}
+
+fn on_a_runtime<T>(test: impl Future<Output = T>) -> T {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().build().unwrap().block_on(test)
 }

@@ -19,6 +19,7 @@ use super::redis::{Arg, CallError, Connections, Script, Value};
 use super::table::{Key, SHARDS, Shard};
 use crate::clock;
 use crate::keys::LimitTag;
+use crate::policy::lease::Batch;
 use crate::policy::limit::Verdict;
 
 /// Between rounds of telling Redis what came free: so long a slot stays this process's, in case that it is wanted again.
@@ -43,6 +44,8 @@ pub struct Ask<'a> {
     pub cost: u64,
     /// How long slots of a dead process stay taken.
     pub hold_ttl: Duration,
+    /// How long an answer is waited for.
+    pub patience: Duration,
 }
 
 /// The slots of this process, by key.
@@ -115,7 +118,7 @@ impl Slots {
 
     /// Takes the slots that a request needs, if there are as many; they are given back by [`Slots::release`].
     pub async fn take(&self, redis: &Connections, ask: &Ask<'_>) -> Decision {
-        let deadline = Instant::now() + self.fleet.rate_limit.timeout;
+        let deadline = Instant::now() + ask.patience;
         let part = self.part(ask.key);
         loop {
             // Before the look, so that no answer is missed between the two.
@@ -291,7 +294,7 @@ impl Held {
         }
         if wanted <= self.granted.min(ask.slots) {
             self.used = wanted;
-            return Step::Done(Decision::Admitted);
+            return Step::Done(Decision::Admitted(Batch::default()));
         }
         if now < self.refused_until {
             let retry_after = Some(RETRY_AFTER);
