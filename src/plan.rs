@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
 
 use crate::audit::Recorder;
 use crate::config::limits::{Accuracy, Limit, Mode, Rule};
@@ -71,6 +72,18 @@ pub enum SharedAsk<'a> {
     Tokens(leases::Ask<'a>),
     /// Of a concurrency limit.
     Slots(slots::Ask<'a>),
+}
+
+impl SharedAsk<'_> {
+    /// For a request that has waited for Redis so long already: its patience is less by that.
+    pub fn after(mut self, waited: Duration) -> Self {
+        let patience = match &mut self {
+            SharedAsk::Tokens(ask) => &mut ask.terms.patience,
+            SharedAsk::Slots(ask) => &mut ask.patience,
+        };
+        *patience = patience.saturating_sub(waited);
+        self
+    }
 }
 
 /// The configuration's names as events carry them.
@@ -288,6 +301,7 @@ impl Plan {
                 slots,
                 cost,
                 hold_ttl: *hold_ttl,
+                patience: fleet.rate_limit.timeout,
             }));
         }
         let lease = self.config.limit_defaults.lease;

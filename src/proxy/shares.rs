@@ -48,7 +48,8 @@ impl Quota<'_> {
         let redis = &redis.rate_limit;
         let asks = met.iter().filter_map(|met| {
             let cost = cost(met.limit, facts);
-            plan.shared_ask(met.limit_index, &met.parts, &met.rules, cost)
+            let ask = plan.shared_ask(met.limit_index, &met.parts, &met.rules, cost);
+            ask.map(|ask| ask.after(self.waited))
         });
         let asks: SmallVec<[SharedAsk<'_>; 2]> = asks.collect();
         let decide = |ask: &SharedAsk<'_>| match ask {
@@ -59,6 +60,7 @@ impl Quota<'_> {
         // Of what is known once all have answered.
         let mut told_at = now.mono;
         if decisions.contains(&None) {
+            let began = clock::mono();
             let open = decisions.iter_mut().zip(&asks);
             let open = open.filter(|(decision, _)| decision.is_none());
             let answered = open.map(|(decision, ask)| async {
@@ -69,6 +71,7 @@ impl Quota<'_> {
             });
             join_all(answered).await;
             told_at = clock::mono();
+            self.waited += told_at.saturating_sub(began);
         }
         let mut admitted = true;
         let mut said = SmallVec::<[Said<'_>; 4]>::new();
@@ -78,10 +81,10 @@ impl Quota<'_> {
             let sharing = &plan.sharing[met.limit_index];
             let decision = decision.unwrap_or(Decision::Lost);
             match decision {
-                Decision::Admitted => {
+                Decision::Admitted(taken) => {
                     sharing.answered(now.mono);
                     match ask {
-                        SharedAsk::Tokens(ask) => self.taken.push((ask.key, ask.cost)),
+                        SharedAsk::Tokens(ask) => self.taken.push((ask.key, taken)),
                         SharedAsk::Slots(ask) => self.slots.push((ask.key, ask.cost)),
                     }
                 }
@@ -168,7 +171,7 @@ fn verdicts(
 ) -> SmallVec<[Verdict; 1]> {
     let refused = match decision {
         Decision::Refused { retry_after } => Some(retry_after),
-        Decision::Admitted | Decision::Lost => None,
+        Decision::Admitted(_) | Decision::Lost => None,
     };
     let views = leases.rules(ask.key, now);
     // What refuses for want of an answer, not by a rule, is told of the tightest.

@@ -20,7 +20,7 @@ use super::table::{Key, SHARDS, Shard};
 use crate::clock;
 use crate::config::limits::Rule;
 use crate::keys::{Keys, LimitTag};
-use crate::policy::lease::{Answer, Lease, Request, RuleView, Terms};
+use crate::policy::lease::{Answer, Batch, Lease, Request, RuleView, Terms};
 
 /// A limit counts as shared again once no answer was missing for this long.
 const SHARED_AFTER: Duration = Duration::from_secs(1);
@@ -41,11 +41,10 @@ pub struct Ask<'a> {
 /// What becomes of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
-    Admitted,
+    /// With what it spends of a lease; a concurrency limit has none.
+    Admitted(Batch),
     /// `None`: it would be for ever.
-    Refused {
-        retry_after: Option<Duration>,
-    },
+    Refused { retry_after: Option<Duration> },
     /// Redis has not answered.
     Lost,
 }
@@ -82,14 +81,14 @@ impl Leases {
         ask: &Ask<'_>,
         now: Duration,
     ) -> Option<Decision> {
-        let renewal = {
+        let (renewal, taken) = {
             let mut leases = self.part(ask.key).leases.lock();
             let lease = leases.touch(ask.key, false);
             match lease.take(ask.cost, now) {
-                Answer::Admitted if lease.runs_low(&ask.terms, now) => {
-                    lease.ask(0, &ask.terms, now)
+                Answer::Admitted(taken) if lease.runs_low(&ask.terms, now) => {
+                    (lease.ask(0, &ask.terms, now), taken)
                 }
-                Answer::Admitted => return Some(Decision::Admitted),
+                Answer::Admitted(taken) => return Some(Decision::Admitted(taken)),
                 Answer::Refused { retry_after } => return Some(Decision::Refused { retry_after }),
                 Answer::Ask => return None,
                 Answer::Wait => {
@@ -100,13 +99,18 @@ impl Leases {
             }
         };
         self.renew(redis, ask, renewal);
-        Some(Decision::Admitted)
+        Some(Decision::Admitted(taken))
     }
 
     /// Decides, by asking Redis or by waiting for what others ask, for at most the patience of the terms.
     pub async fn ask(&self, redis: &Connections, ask: &Ask<'_>) -> Decision {
         let deadline = clock::now() + ask.terms.patience;
         let part = self.part(ask.key);
+        let mut waiting = Waiting {
+            part,
+            key: ask.key,
+            cost: 0,
+        };
         loop {
             // Before the look, so that no answer is missed between the two.
             let answered = part.answered.notified();
@@ -114,11 +118,15 @@ impl Leases {
             let request = {
                 let mut leases = part.leases.lock();
                 let lease = leases.touch(ask.key, false);
+                lease.leave(std::mem::take(&mut waiting.cost));
                 match lease.take(ask.cost, now) {
-                    Answer::Admitted => return Decision::Admitted,
+                    Answer::Admitted(taken) => return Decision::Admitted(taken),
                     Answer::Refused { retry_after } => return Decision::Refused { retry_after },
                     Answer::Ask => Some(lease.ask(ask.cost, &ask.terms, now)),
-                    Answer::Wait => None,
+                    Answer::Wait => {
+                        waiting.cost = ask.cost;
+                        None
+                    }
                 }
             };
             let Some(request) = request else {
@@ -134,8 +142,8 @@ impl Leases {
                 Ok(grant) => asking.end(|lease| {
                     let now = clock::mono();
                     match lease.granted(&request, &grant, &ask.terms, now) {
-                        true => Decision::Admitted,
-                        false => Decision::Refused {
+                        Some(taken) => Decision::Admitted(taken),
+                        None => Decision::Refused {
                             retry_after: lease.retry_after(now),
                         },
                     }
@@ -161,9 +169,9 @@ impl Leases {
     }
 
     /// Gives back what a request took that another limit refuses.
-    pub fn put_back(&self, key: Key, cost: u64, now: Duration) {
+    pub fn put_back(&self, key: Key, taken: Batch, now: Duration) {
         if let Some(lease) = self.part(key).leases.lock().get_mut(key) {
-            lease.put_back(cost, now);
+            lease.put_back(taken, now);
         }
     }
 
@@ -253,6 +261,25 @@ impl Drop for Asking<'_> {
             lease.unanswered();
         }
         self.part.answered.notify_waiters();
+    }
+}
+
+/// A request that waits for the answer to another's question, which is told how much those need who wait. Dropped, it does so
+/// no more, whether it looks again, has waited too long, or has lost its client.
+struct Waiting<'a> {
+    part: &'a Part,
+    key: Key,
+    /// 0 while it does not wait.
+    cost: u64,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if self.cost > 0
+            && let Some(lease) = self.part.leases.lock().get_mut(self.key)
+        {
+            lease.leave(self.cost);
+        }
     }
 }
 

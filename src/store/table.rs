@@ -9,7 +9,7 @@ const NONE: u32 = u32::MAX;
 const HELD: u32 = NONE - 1;
 
 /// A limit's key, hashed with this process's secret: 128 bits, so that two keys never meet by chance or by design.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key(pub(super) u128);
 
 impl Key {
@@ -98,7 +98,8 @@ impl<S: Default> Shard<S> {
     }
 
     fn insert(&mut self, key: Key) -> u32 {
-        if self.index.len() >= self.capacity && self.oldest != NONE {
+        // More than one, where many were held a moment ago.
+        while self.index.len() >= self.capacity && self.oldest != NONE {
             let oldest = self.slots[self.oldest as usize].key;
             self.remove(oldest);
         }
