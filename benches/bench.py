@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Measures weir beside nginx, HAProxy and Envoy, in one run on one machine.
 
-Owns: the peers' configurations, the scenarios, the load, the reading of /proc, and benches/RESULTS.md. Builds and installs
-nothing; `make bench` does. Machines are noisy, so the peers take turns over several rounds, and what counts are the
+Owns: the scenarios, the load, the reading of /proc, and the pages of results. Builds and installs nothing; `make bench` and
+`make bench-shared` do. What each program is told stands in peers.py. Machines are noisy, so the peers take turns over several rounds, and what counts are the
 ratios: each is the median of the rounds' own ratios. CPU a request (utime + stime of the proxy's processes over the
 requests done) is the figure to steer by; requests/s and latencies also hold what the load and the upstream take.
 
@@ -25,193 +25,23 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import peers
+from peers import BODY, CONNECTIONS, HELD, Config, free_port
+
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benches" / "RESULTS.md"
-BODY = "x" * 1024
-CONNECTIONS = 64  # of the load generator
-HELD = 5000  # idle connections
+# What Envoy with its rate limit service costs beside Envoy alone, in CPU a request of all processes: Envoy 1.40 with Limitador on
+# a Redis server, its limits exact, took 232 µs where Envoy alone took 79 in the same run. There is no package of Limitador's
+# server, so each run scales its own Envoy.
+WITH_SERVICE = 232 / 79
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 PATH = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin"
-
-
-# Configurations: each a function of the port to listen on, the upstream's port and a directory for files.
-
-Config = Callable[[int, int, Path], str]
-
-
-def weir_plain(port: int, upstream: int, _: Path) -> str:
-    return f"""\
-listen: 127.0.0.1:{port}
-upstream: http://127.0.0.1:{upstream}
-runtime: {{lanes: 1}}
-admin: {{address: "127.0.0.1:0"}}
-"""
-
-
-def weir_refusal(port: int, upstream: int, _: Path) -> str:
-    return f"""\
-version: 1
-listeners: [{{name: inbound, address: "127.0.0.1:{port}"}}]
-upstreams:
-  app: {{endpoints: ["http://127.0.0.1:{upstream}"]}}
-rate_limits:
-  flood: {{limit: 1/s, by: client.ip}}
-routes: [{{upstream: app, rate_limits: [flood]}}]
-runtime: {{lanes: 1}}
-admin: {{address: "127.0.0.1:0"}}
-"""
-
-
-def weir_policies(port: int, upstream: int, directory: Path) -> str:
-    """Every policy on the path, none of which refuses: limits by address and by user, a session, a breaker and the audit."""
-    return f"""\
-version: 1
-listeners: [{{name: inbound, address: "127.0.0.1:{port}"}}]
-upstreams:
-  app: {{endpoints: ["http://127.0.0.1:{upstream}"], circuit_breaker: standard}}
-circuit_breakers:
-  standard: {{window: {{type: time, size: 10s}}, minimum_calls: 20, failure_rate: 50%}}
-rate_limits:
-  per_client: {{limit: 1000000/s, by: client.ip}}
-  per_user: {{limit: 1000000/s, by: session.user}}
-sessions:
-  web: {{}}
-routes: [{{upstream: app, session: {{use: web}}, rate_limits: [per_client, per_user]}}]
-audit: {{sqlite: {{path: "{directory}/audit.db"}}}}
-runtime: {{lanes: 1}}
-admin: {{address: "127.0.0.1:{admin_port(port)}"}}
-"""
-
-
-def admin_port(port: int) -> int:
-    """Another free port, the same one whenever it is asked for."""
-    if port not in ADMIN_PORTS:
-        ADMIN_PORTS[port] = free_port()
-    return ADMIN_PORTS[port]
-
-
-ADMIN_PORTS: dict[int, int] = {}
-
-
-def log_in(weir: str, process: "Process") -> str:
-    """Starts a session; the header that carries it."""
-    command = [weir, "session", "create", "ann", "--claim", "role=customer", "--address", f"127.0.0.1:{admin_port(process.port)}"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return "Cookie: sid=" + json.loads(said)["token"]
-
-
-def nginx(directory: Path, http: str) -> str:
-    user = "user root root;" if os.geteuid() == 0 else ""  # a worker of another user could not write to the directory
-    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    temporary = " ".join(f"{kind}_temp_path {directory}/{kind};" for kind in kinds)
-    # Refusals are logged as errors; no other peer logs them.
-    return f"""\
-{user}
-daemon off;
-worker_processes 1;
-pid {directory}/pid;
-error_log {directory}/error.log crit;
-events {{ worker_connections {HELD + 1000}; }}
-http {{
-  access_log off;
-  keepalive_requests 100000000;
-  {temporary}
-  {http}
-}}
-"""
-
-
-def nginx_upstream(port: int, _: int, directory: Path) -> str:
-    return nginx(directory, f'server {{ listen 127.0.0.1:{port}; location / {{ return 200 "{BODY}"; }} }}')
-
-
-def nginx_proxy(port: int, upstream: int, directory: Path, zone: str = "", limit: str = "") -> str:
-    return nginx(directory, f"""{zone}
-  upstream app {{ server 127.0.0.1:{upstream}; keepalive {CONNECTIONS}; keepalive_requests 100000000; }}
-  server {{
-    listen 127.0.0.1:{port};
-    location / {{ {limit} proxy_pass http://app; proxy_http_version 1.1; proxy_set_header Connection ""; }}
-  }}""")
-
-
-def nginx_refusal(port: int, upstream: int, directory: Path) -> str:
-    zone = "limit_req_zone $binary_remote_addr zone=flood:1m rate=1r/s;"
-    return nginx_proxy(port, upstream, directory, zone, "limit_req zone=flood; limit_req_status 429;")
-
-
-def haproxy_plain(port: int, upstream: int, _: Path, limit: str = "") -> str:
-    return f"""\
-global
-  nbthread 1
-  maxconn {HELD + 1000}
-defaults
-  mode http
-  timeout connect 1s
-  timeout client 60s
-  timeout server 15s
-  option forwardfor
-  http-reuse always
-frontend inbound
-  bind 127.0.0.1:{port}
-{limit}  default_backend app
-backend app
-  server app 127.0.0.1:{upstream}
-"""
-
-
-def haproxy_refusal(port: int, upstream: int, directory: Path) -> str:
-    limit = """\
-  stick-table type ip size 100k expire 10s store http_req_rate(1s)
-  http-request track-sc0 src
-  http-request deny status 429 if { sc_http_req_rate(0) gt 1 }
-"""
-    return haproxy_plain(port, upstream, directory, limit)
-
-
-def envoy_plain(port: int, upstream: int, _: Path, limit: str = "") -> str:
-    return f"""\
-static_resources:
-  listeners:
-  - address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}
-    filter_chains:
-    - filters:
-      - name: envoy.filters.network.http_connection_manager
-        typed_config:
-          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-          stat_prefix: inbound
-          route_config:
-            virtual_hosts: [{{name: all, domains: ["*"], routes: [{{match: {{prefix: "/"}}, route: {{cluster: app}}}}]}}]
-          http_filters:
-{limit}          - name: envoy.filters.http.router
-            typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
-  clusters:
-  - name: app
-    connect_timeout: 1s
-    load_assignment:
-      cluster_name: app
-      endpoints:
-      - lb_endpoints:
-        - endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {upstream}}}}}}}
-"""
-
-
-def envoy_refusal(port: int, upstream: int, directory: Path) -> str:
-    limit = """\
-          - name: envoy.filters.http.local_ratelimit
-            typed_config:
-              "@type": type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit
-              stat_prefix: flood
-              token_bucket: {max_tokens: 1, tokens_per_fill: 1, fill_interval: 1s}
-              filter_enabled: {default_value: {numerator: 100}}
-              filter_enforced: {default_value: {numerator: 100}}
-"""
-    return envoy_plain(port, upstream, directory, limit)
 
 
 # Programs and processes.
@@ -231,15 +61,17 @@ COMMANDS: dict[str, Callable[[Path], list[str]]] = {
     "weir": lambda config: ["run", "-c", str(config)],
     "nginx": lambda config: ["-p", str(config.parent), "-e", str(config.parent / "error.log"), "-c", str(config)],
     "haproxy": lambda config: ["-db", "-f", str(config)],
+    "redis-server": lambda config: [str(config)],
     "envoy": lambda config: ["-c", str(config), "--concurrency", "1", "--use-dynamic-base-id", "--log-level", "error"],
 }
-SUFFIX = {"weir": ".yaml", "envoy": ".yaml", "nginx": ".conf", "haproxy": ".cfg"}
+SUFFIX = {"weir": ".yaml", "envoy": ".yaml", "nginx": ".conf", "haproxy": ".cfg", "redis-server": ".conf"}
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def log_in(weir: str, process: "Process") -> str:
+    """Starts a session; the header that carries it."""
+    command = [weir, "session", "create", "ann", "--claim", "role=customer", "--address", f"127.0.0.1:{peers.beside(process.port, 'admin')}"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return "Cookie: sid=" + json.loads(said)["token"]
 
 
 def stat(pid: int) -> list[str]:
@@ -265,9 +97,11 @@ def tree(pid: int) -> list[int]:
 class Process:
     """A program as a child of this process, on a port of its own, ended when the `with` block is left."""
 
-    def __init__(self, path: str, name: str, config: Config, upstream: int, directory: Path):
-        self.name, self.port = name, free_port()
+    def __init__(self, path: str, name: str, config: Config, upstream: int, directory: Path, port: int | None = None):
+        self.name, self.port = name, port or free_port()
+        self.redis: Process | None = None  # that it shares its limits through
         self.headers: list[str] = []
+        self.script: Path | None = None  # wrk's, of what it asks
         directory.mkdir()
         file = directory / f"config{SUFFIX[name]}"
         file.write_text(config(self.port, upstream, directory))
@@ -314,6 +148,24 @@ class Process:
         """Seconds of CPU, user and system, so far."""
         return sum(int(ticks) for pid in tree(self.child.pid) for ticks in stat(pid)[11:13]) / TICKS
 
+    def redis_calls(self) -> int:
+        """How often a weir has asked Redis so far, signs of life among them."""
+        address = f"http://127.0.0.1:{peers.beside(self.port, 'admin')}/metrics"
+        with urllib.request.urlopen(address, timeout=5) as answer:
+            said = answer.read().decode()
+        return sum(int(count) for count in re.findall(r"^weir_redis_calls_total\{.*\} (\d+)", said, re.M))
+
+    def await_redis(self) -> None:
+        """Waits until the limit is asked of Redis, not of what a weir alone does without."""
+        deadline = time.monotonic() + 15
+        while time.monotonic() < deadline:
+            self.probe(200)
+            with urllib.request.urlopen(f"http://127.0.0.1:{peers.beside(self.port, 'admin')}/metrics", timeout=5) as answer:
+                if 'weir_limit_alone{limit="far"} 0' in answer.read().decode():
+                    return
+            time.sleep(0.2)
+        raise RuntimeError(f"{self.name} does not find its Redis:\n{self.said.read_text(errors='replace')}")
+
     def rss(self) -> float:
         """Resident KiB. Pages that a master and its worker share count twice."""
         pids = tree(self.child.pid)
@@ -342,13 +194,14 @@ def milliseconds(text: str) -> float:
     return float(number) * {"us": 0.001, "ms": 1, "s": 1000, "m": 60000}[unit]
 
 
-def load(process: Process, seconds: float, wrk: str, status: int) -> Figures:
+def load(process: Process, seconds: float, wrk: str, status: int, connections: int = CONNECTIONS) -> Figures:
     target = f"http://127.0.0.1:{process.port}/"
-    before = process.cpu()
+    before, redis_before = process.cpu(), process.redis.cpu() if process.redis else 0.0
     headers = [argument for header in process.headers for argument in ("-H", header)]
-    command = [wrk, "-t1", f"-c{CONNECTIONS}", f"-d{seconds:.0f}s", "--latency", *headers, target]
+    script = ["-s", str(process.script)] if process.script else []
+    command = [wrk, "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--latency", *script, *headers, target]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    cpu = process.cpu() - before
+    cpu, redis_cpu = process.cpu() - before, process.redis.cpu() - redis_before if process.redis else 0.0
     requests = int(re.search(r"(\d+) requests in", said)[1])
     refused = int((re.search(r"Non-2xx or 3xx responses: (\d+)", said) or [0, 0])[1])
     other = refused if status == 200 else requests - refused
@@ -356,11 +209,22 @@ def load(process: Process, seconds: float, wrk: str, status: int) -> Figures:
         raise RuntimeError(f"{process.name}: {other} of {requests} requests were not answered {status}:\n{said}")
     return {
         "cpu": cpu / requests * 1e6,
+        "all": (cpu + redis_cpu) / requests * 1e6,
+        "requests": requests,
         "rate": float(re.search(r"Requests/sec:\s+([\d.]+)", said)[1]),
         "p50": milliseconds(re.search(r"^ +50% +(\S+)", said, re.M)[1]),
         "p99": milliseconds(re.search(r"^ +99% +(\S+)", said, re.M)[1]),
         "rss": process.rss() / 1024,
     }
+
+
+def load_shared(process: Process, seconds: float, wrk: str) -> Figures:
+    """Load as ever, then by one connection, whose requests wait for nothing but their own calls."""
+    before = process.redis_calls() if process.redis else 0
+    figures = load(process, seconds, wrk, 200)
+    calls = process.redis_calls() - before if process.redis else 0
+    alone = load(process, seconds, wrk, 200, connections=1)
+    return {**figures, "calls": calls / figures["requests"] * 100, "one": alone["p50"] * 1000}
 
 
 def ask(connection: socket.socket) -> None:
@@ -407,6 +271,8 @@ class Peer:
     program: str
     config: Config
     log_in: Callable[[str, "Process"], str] | None = None
+    redis: bool = False  # whether it shares its limits through a Redis server of its own
+    script: str | None = None  # for wrk
 
 
 @dataclass(frozen=True)
@@ -423,9 +289,14 @@ class Scenario:
     peers: dict[str, Peer]  # the one named "weir" is held against the others
     status: int = 200
     idle: bool = False
+    bars: Callable[[list[dict[str, Figures]]], list[str]] | None = None  # what is held against what it may cost
 
     @property
     def columns(self) -> list[Column]:
+        if self.bars:
+            return [Column("cpu", "CPU µs a request", ratio=True), Column("all", "with its Redis, CPU µs", ratio=True),
+                    Column("calls", "Redis calls per 100", 3), Column("rate", "requests/s", 0), Column("p50", "p50 ms", 2),
+                    Column("p99", "p99 ms", 2), Column("one", "p50 µs, one connection", 0)]
         if self.idle:
             return [Column("fresh", "RSS before any load, MiB", ratio=True), Column("connection", "KiB a connection", 2, True)]
         return [Column("cpu", "CPU µs a request", ratio=True), Column("rate", "requests/s", 0, True), Column("p50", "p50 ms", 2),
@@ -433,22 +304,57 @@ class Scenario:
 
 
 PLAIN = {
-    "weir": Peer("weir", weir_plain),
-    "nginx": Peer("nginx", nginx_proxy),
-    "HAProxy": Peer("haproxy", haproxy_plain),
-    "Envoy": Peer("envoy", envoy_plain),
+    "weir": Peer("weir", peers.weir_plain),
+    "nginx": Peer("nginx", peers.nginx_proxy),
+    "HAProxy": Peer("haproxy", peers.haproxy_plain),
+    "Envoy": Peer("envoy", peers.envoy_plain),
 }
 REFUSAL = {
-    "weir": Peer("weir", weir_refusal),
-    "nginx": Peer("nginx", nginx_refusal),
-    "HAProxy": Peer("haproxy", haproxy_refusal),
-    "Envoy": Peer("envoy", envoy_refusal),
+    "weir": Peer("weir", peers.weir_refusal),
+    "nginx": Peer("nginx", peers.nginx_refusal),
+    "HAProxy": Peer("haproxy", peers.haproxy_refusal),
+    "Envoy": Peer("envoy", peers.envoy_refusal),
 }
 POLICIES = {
-    "weir": Peer("weir", weir_policies, log_in),
-    "weir, plain": Peer("weir", weir_plain),
-    "Envoy, plain": Peer("envoy", envoy_plain),
+    "weir": Peer("weir", peers.weir_policies, log_in),
+    "weir, plain": Peer("weir", peers.weir_plain),
+    "Envoy, plain": Peer("envoy", peers.envoy_plain),
 }
+SHARED = {
+    "weir": Peer("weir", peers.weir_lease, redis=True),
+    "weir, strict": Peer("weir", peers.weir_strict, redis=True),
+    "weir, strict, 10,000 keys": Peer("weir", peers.weir_strict_many, redis=True, script=peers.MANY_CLIENTS),
+    "weir, in memory": Peer("weir", peers.weir_in_memory),
+    "Envoy, plain": Peer("envoy", peers.envoy_plain),
+}
+
+
+def shared_bars(rounds: list[dict[str, Figures]]) -> list[str]:
+    def median(figure: Callable[[dict[str, Figures]], float]) -> float:
+        return statistics.median(figure(figures) for figures in rounds)
+
+    def service(figures: dict[str, Figures]) -> float:
+        return figures["Envoy, plain"]["cpu"] * WITH_SERVICE
+
+    def added(name: str) -> float:
+        return median(lambda figures: figures[name]["one"] - figures["weir, in memory"]["one"])
+
+    bars = [
+        ("CPU of a request, lease ÷ in memory", median(lambda f: f["weir"]["cpu"] / f["weir, in memory"]["cpu"]), 1.1, ""),
+        ("calls of Redis per 100 requests, lease", median(lambda f: f["weir"]["calls"]), 1, ""),
+        ("weir + Redis ÷ Envoy + its service, lease", median(lambda f: f["weir"]["all"] / service(f)), 0.25, ""),
+        ("weir + Redis ÷ Envoy + its service, strict", median(lambda f: f["weir, strict"]["all"] / service(f)), 0.25, ""),
+        ("the same, 10,000 keys", median(lambda f: f["weir, strict, 10,000 keys"]["all"] / service(f)), 0.25, ""),
+        ("added p50 at one connection, lease", added("weir"), 10, " µs"),
+        ("added p50 at one connection, strict", added("weir, strict"), 150, " µs"),
+    ]
+    scaled = f"Envoy with its rate limit service is Envoy, plain × 232 ÷ 79: {median(service):.0f} µs of CPU a request."
+    lines = [scaled, "", "| by the rounds' own ratios and differences | median | at most |  |", "|---|---:|---:|---|"]
+    for what, value, most, unit in bars:
+        lines.append(f"| {what} | {value:.3g}{unit} | {most:g}{unit} | {'met' if value <= most else '**missed**'} |")
+    return [*lines, ""]
+
+
 SCENARIOS = {
     "plain": Scenario("A plain proxy: GET, a 1 KiB body, keep-alive on both sides.", PLAIN),
     "refusal": Scenario(
@@ -457,6 +363,15 @@ SCENARIOS = {
     "idle": Scenario(
         f"{HELD} keep-alive connections held idle, each having done one request. nginx allocates a part of each ahead,"
         " by `worker_connections`, which is in its RSS before any load.", PLAIN, idle=True),
+    "shared": Scenario(
+        "weir with one limit by client address that refuses no one, shared through Redis by leases, or asked of it for each request"
+        " (strict), or kept in memory; each with a Redis server of its own. Envoy has no limit. All load has one address, a hot key, unless it names 10,000 clients in turn.",
+        SHARED, bars=shared_bars),
+}
+# Each page's scenarios, by what `make` calls it.
+PAGES = {
+    "RESULTS.md": ("bench", ["plain", "refusal", "policies", "idle"]),
+    "SHARED.md": ("bench-shared", ["shared"]),
 }
 
 
@@ -471,39 +386,54 @@ def mistake(weir: str, config: Config, directory: Path) -> str | None:
 
 def run(scenario: Scenario, options: argparse.Namespace, paths: dict[str, str], directory: Path) -> list[str]:
     """Runs a scenario and gives its text for the results."""
-    said, peers = [scenario.what, ""], dict(scenario.peers)
+    said, chosen = [scenario.what, ""], dict(scenario.peers)
     for name, peer in scenario.peers.items():
         if peer.program == "weir" and (why := mistake(paths["weir"], peer.config, directory)):
-            del peers[name]
+            del chosen[name]
             said += [f"**{name} is skipped:** this weir does not take the configuration yet (`{why}`).", ""]
-    if "weir" not in peers and all(peer.program == "weir" for peer in peers.values()):
+    if "weir" not in chosen and all(peer.program == "weir" for peer in chosen.values()):
         return said
     rounds: list[dict[str, Figures]] = [{} for _ in range(options.rounds)]
     with ExitStack() as stack:
-        upstream = stack.enter_context(Process(paths["nginx"], "nginx", nginx_upstream, 0, directory / "upstream")).port
+        upstream = stack.enter_context(Process(paths["nginx"], "nginx", peers.nginx_upstream, 0, directory / "upstream")).port
 
         def start(name: str, peer: Peer, place: str) -> Process:
-            return Process(paths[peer.program], peer.program, peer.config, upstream, directory / f"{name}-{place}")
+            port, redis = free_port(), None
+            if peer.redis:
+                beside = peers.beside(port, "redis")
+                process = Process(paths["redis-server"], "redis-server", peers.redis, 0, directory / f"{name}-redis", beside)
+                redis = stack.enter_context(process)
+            process = Process(paths[peer.program], peer.program, peer.config, upstream, directory / f"{name}-{place}", port)
+            process.redis = redis
+            if peer.script:
+                process.script = directory / f"{name}.lua"
+                process.script.write_text(peer.script)
+            return process
 
         running = {}
         if not scenario.idle:
-            for name, peer in peers.items():
+            for name, peer in chosen.items():
                 running[name] = stack.enter_context(start(name, peer, "load"))
                 if peer.log_in:
                     running[name].headers = [peer.log_in(paths[peer.program], running[name])]
+                if peer.redis:
+                    running[name].await_redis()
                 running[name].probe(scenario.status)
                 load(running[name], 1, paths["wrk"], scenario.status)  # to warm up
         for number, figures in enumerate(rounds):
-            shift = number % len(peers)  # nobody always goes first
-            for name in [*peers][shift:] + [*peers][:shift]:
+            shift = number % len(chosen)  # nobody always goes first
+            for name in [*chosen][shift:] + [*chosen][:shift]:
                 if scenario.idle:
-                    with start(name, peers[name], str(number)) as process:
+                    with start(name, chosen[name], str(number)) as process:
                         figures[name] = hold(process)
+                elif scenario.bars:
+                    figures[name] = load_shared(running[name], options.seconds, paths["wrk"])
                 else:
                     figures[name] = load(running[name], options.seconds, paths["wrk"], scenario.status)
                 shown = "  ".join(f"{key} {value:.2f}" for key, value in figures[name].items())
-                print(f"  round {number + 1}  {name:12} {shown}", file=sys.stderr, flush=True)
-    return said + table(scenario.columns, [*peers], rounds)
+                print(f"  round {number + 1}  {name:26} {shown}", file=sys.stderr, flush=True)
+    said += table(scenario.columns, [*chosen], rounds)
+    return said + (scenario.bars(rounds) if scenario.bars and len(chosen) == len(scenario.peers) else [])
 
 
 def table(columns: list[Column], names: list[str], rounds: list[dict[str, Figures]]) -> list[str]:
@@ -537,6 +467,7 @@ def versions(paths: dict[str, str]) -> list[str]:
         "- nginx " + first(r"nginx/(\S+)", paths["nginx"], "-v") + ", also as the upstream",
         "- HAProxy " + first(r"version (\S+)", paths["haproxy"], "-v"),
         "- Envoy " + first(r"/(\d+\.\d+\.\d+[^/]*)/", paths["envoy"], "--version"),
+        *(["- Redis " + first(r"v=(\S+)", paths["redis-server"], "--version")] if "redis-server" in paths else []),
         "- wrk " + first(r"wrk (?:debian/)?(\S+)", paths["wrk"], "-v") + f", `-t1 -c{CONNECTIONS}`",
         f"- Python {platform.python_version()}, Linux {platform.release()}, {cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores",
     ]
@@ -548,6 +479,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=int, default=int(os.environ.get("BENCH_SECONDS", 3)), help="or BENCH_SECONDS [%(default)s]")
     parser.add_argument("--quick", action="store_true", help="2 rounds of 1 s")
     parser.add_argument("--only", nargs="+", choices=SCENARIOS, metavar="SCENARIO", help=", ".join(SCENARIOS))
+    parser.add_argument("--page", choices=PAGES, default="RESULTS.md", help="which results to make [%(default)s]")
     parser.add_argument("--weir", type=Path, default=ROOT / "target/release/weir", help="another build of weir")
     options = parser.parse_args()
     # Only a whole run of this tree's weir replaces the results that are kept.
@@ -559,26 +491,29 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    paths = {name: program(name, options.weir) for name in ("weir", "nginx", "haproxy", "envoy", "wrk")}
+    target, scenarios = PAGES[options.page]
+    programs = ["weir", "nginx", "haproxy", "envoy", "wrk"] + (["redis-server"] if "shared" in (options.only or scenarios) else [])
+    paths = {name: program(name, options.weir) for name in programs}
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 4 * HELD:  # HAProxy asks for two a connection
         sys.exit(f"at least {4 * HELD} open files are needed; the hard limit is {hard}")
     resource.setrlimit(resource.RLIMIT_NOFILE, (4 * HELD, hard))
     os.environ["WEIR_LOG"] = "warn"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the children are ended too
-    command = f"python3 benches/bench.py --rounds {options.rounds} --seconds {options.seconds}"
-    said = ["# Results", "", f"`make bench` wrote this, by `{command}`: medians of the rounds, the least CPU in brackets; a ratio is",
-            "the median of the rounds' own ratios. One worker each, all on loopback, peers in turn. Compare ratios, not figures, between",
-            "machines.", "", *versions(paths), ""]
+    page = [] if options.page == "RESULTS.md" else ["--page", options.page]
+    command = " ".join(["python3 benches/bench.py", *page, f"--rounds {options.rounds} --seconds {options.seconds}"])
+    said = ["# Results", "", f"`make {target}` wrote this, by `{command}`:",
+            "medians of the rounds, the least CPU in brackets; a ratio is the median of the rounds' own ratios. One worker each, all on",
+            "loopback, peers in turn. Compare ratios, not figures, between machines.", "", *versions(paths), ""]
     print("\n".join(said))
-    for name in options.only or SCENARIOS:
+    for name in options.only or scenarios:
         print(f"## {name}", flush=True)
         with tempfile.TemporaryDirectory(prefix="weir-bench-") as directory:
             text = run(SCENARIOS[name], options, paths, Path(directory))
         print("\n" + "\n".join(text), flush=True)
         said += [f"## {name}", "", *text]
     if options.keep:
-        RESULTS.write_text("\n".join(said).rstrip() + "\n")
+        (ROOT / "benches" / options.page).write_text("\n".join(said).rstrip() + "\n")
 
 
 if __name__ == "__main__":

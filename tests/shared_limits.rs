@@ -8,7 +8,6 @@
 
 mod harness;
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Barrier};
 use std::thread;
@@ -17,92 +16,41 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use harness::calls::soon;
+use harness::node::Node;
 use harness::redis::{Cluster, Server, key_prefix};
-use harness::{Client, DEADLINE, Lane, Store, Upstream, eventually};
-use tokio::sync::watch;
+use harness::{Client, Lane, Store, Upstream, eventually};
 use weir::clock;
-use weir::config::check;
-use weir::plan::{Plan, SharedAsk};
-use weir::store::fleet::{Fleet, FleetConnections};
 use weir::store::leases::Decision;
-use weir::worker;
 
 /// Processes that share a limit.
 const NODES: usize = 8;
 /// Requests that a process has under way at a time.
 const AT_A_TIME: usize = 8;
 
-/// What a node has of a process: a plan, and connections.
-struct Node {
-    plan: Arc<Plan>,
-    redis: FleetConnections,
+/// Asks the first limit, whose key is constant, on and on: [`AT_A_TIME`] requests at once, with a rest after `burst` of each.
+async fn flood_from(node: &Node, until: Duration, burst: usize) -> Flood {
+    let floods = join_all((0..AT_A_TIME).map(|_| ask_on(node, until, burst))).await;
+    let mut all = floods.into_iter().fold(Flood::default(), Flood::and);
+    all.calls = node.calls();
+    all
 }
 
-impl Node {
-    async fn start(file: &str) -> Node {
-        let config = check::parse(file, &|_| None).unwrap();
-        let metrics = Arc::default();
-        let fleet = Fleet::new(config.redis.as_ref().unwrap(), &metrics).unwrap();
-        let plan = Plan::new(config, metrics, None, Some(fleet.clone()));
-        let redis = fleet.join();
-        worker::join(&watch::Sender::new(plan.clone()).subscribe(), &redis);
-        assert!(redis.ready(DEADLINE).await);
-        Node { plan, redis }
-    }
-
-    /// One request to the first limit, whose key is constant.
-    async fn ask(&self) -> Decision {
-        let parts: [Cow<'_, [u8]>; 0] = [];
-        let rules = self.plan.config.limits[0].rules.as_deref().unwrap();
-        let ask = self.plan.shared_ask(0, &parts, rules, 1).unwrap();
-        let shared = self.plan.shared_limits.as_ref().unwrap();
-        match ask {
-            SharedAsk::Tokens(ask) => {
-                let now = clock::mono();
-                match shared.leases.decide(&self.redis.rate_limit, &ask, now) {
-                    Some(decision) => decision,
-                    None => shared.leases.ask(&self.redis.rate_limit, &ask).await,
-                }
+async fn ask_on(node: &Node, until: Duration, burst: usize) -> Flood {
+    let mut flood = Flood::default();
+    while clock::wall() < until {
+        for _ in 0..burst {
+            let began = clock::wall();
+            let decision = node.ask(&[], clock::mono()).await;
+            flood.asked += 1;
+            match decision {
+                Decision::Admitted(_) => flood.admitted.push((began, clock::wall())),
+                Decision::Refused { .. } => {}
+                Decision::Lost => flood.lost += 1,
             }
-            SharedAsk::Slots(ask) => shared.slots.take(&self.redis.rate_limit, &ask).await,
         }
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
-
-    /// Asks on and on, [`AT_A_TIME`] requests at once, with a rest after `burst` of each.
-    async fn flood(&self, until: Duration, burst: usize) -> Flood {
-        let floods = join_all((0..AT_A_TIME).map(|_| self.ask_on(until, burst))).await;
-        let mut all = floods.into_iter().fold(Flood::default(), Flood::and);
-        all.calls = self.calls();
-        all
-    }
-
-    async fn ask_on(&self, until: Duration, burst: usize) -> Flood {
-        let mut flood = Flood::default();
-        while clock::wall() < until {
-            for _ in 0..burst {
-                let began = clock::wall();
-                let decision = self.ask().await;
-                flood.asked += 1;
-                match decision {
-                    Decision::Admitted(_) => flood.admitted.push((began, clock::wall())),
-                    Decision::Refused { .. } => {}
-                    Decision::Lost => flood.lost += 1,
-                }
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        flood
-    }
-
-    /// Of Redis, so far.
-    fn calls(&self) -> u64 {
-        let metrics = self.plan.metrics.text();
-        let calls = metrics
-            .lines()
-            .filter(|line| line.starts_with("weir_redis_calls_total"));
-        let counts = calls.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
-        counts.sum()
-    }
+    flood
 }
 
 /// What became of many requests.
@@ -148,7 +96,7 @@ fn flood(limit: &str, nodes: usize, time: Duration, burst: usize) -> Flood {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
                 together.wait();
-                node.flood(clock::wall() + time, burst).await
+                flood_from(&node, clock::wall() + time, burst).await
             })
         })
     };
@@ -385,15 +333,15 @@ fn strict_takes_no_more_than_is_spent() {
         let node = Node::start(&file).await;
         let mut admitted = 0;
         for _ in 0..50 {
-            let decisions = join_all((0..16).map(|_| node.ask())).await;
+            let decisions = join_all((0..16).map(|_| ask(&node))).await;
             let is_admitted = |decision: &&Decision| matches!(decision, Decision::Admitted(_));
             admitted += decisions.iter().filter(is_admitted).count();
             // Some wait for the answer to another, and their clients leave.
-            let mut asks = std::pin::pin!(node.ask());
+            let mut asks = std::pin::pin!(ask(&node));
             assert_eq!((&mut asks).now_or_never(), None);
-            let leave = join_all((0..15).map(|_| node.ask()));
+            let leave = join_all((0..15).map(|_| ask(&node)));
             assert_eq!(leave.now_or_never(), None);
-            for decision in [asks.await, node.ask().await] {
+            for decision in [asks.await, ask(&node).await] {
                 assert!(is_admitted(&&decision));
                 admitted += 1;
             }
@@ -419,37 +367,14 @@ fn one_limit(server: &Server, limit: &str, max_keys: usize) -> String {
     )
 }
 
+/// A request to a limit whose key is constant.
+async fn ask(node: &Node) -> Decision {
+    node.ask(&[], clock::mono()).await
+}
+
 fn on_a_runtime<T>(test: impl Future<Output = T>) -> T {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     builder.enable_all().build().unwrap().block_on(test)
-}
-
-impl Node {
-    async fn take_slot(&self, key: &str, cost: u64) -> Decision {
-        let parts = [Cow::Borrowed(key.as_bytes())];
-        let rules = self.plan.config.limits[0].rules.as_deref().unwrap();
-        let Some(SharedAsk::Slots(ask)) = self.plan.shared_ask(0, &parts, rules, cost) else {
-            panic!("no concurrency limit")
-        };
-        let slots = &self.plan.shared_limits.as_ref().unwrap().slots;
-        slots.take(&self.redis.rate_limit, &ask).await
-    }
-
-    fn release_slot(&self, key: &str) {
-        let parts = [Cow::Borrowed(key.as_bytes())];
-        let rules = self.plan.config.limits[0].rules.as_deref().unwrap();
-        let Some(SharedAsk::Slots(ask)) = self.plan.shared_ask(0, &parts, rules, 1) else {
-            panic!("no concurrency limit")
-        };
-        let slots = &self.plan.shared_limits.as_ref().unwrap().slots;
-        slots.release(ask.key, 1);
-    }
-
-    /// Keys of which slots are held in this process.
-    fn keys_of_slots(&self) -> usize {
-        let shared = self.plan.shared_limits.as_ref().unwrap();
-        shared.slots.len()
-    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The limits that a request has in common with those at other processes: asked of leases, and of Redis where those do not
 //! do; and what becomes of a request while Redis does not answer. The words for clients are `quota`'s.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -10,23 +11,42 @@ use super::quota::{Facts, Parts, Quota, Said, cost, rules_for};
 use super::record::Record;
 use super::reply::Rejection;
 use crate::clock;
-use crate::config::limits::{Limit, Mode, OnLoss, Rule};
-use crate::plan::{Plan, SharedAsk};
+use crate::config::limits::{Mode, OnLoss, Rule};
+use crate::plan::{SharedAsk, SharedLimits};
 use crate::policy::lease::RuleView;
 use crate::policy::limit::{self, Now, Verdict};
 use crate::store::fleet::FleetConnections;
-use crate::store::leases::{self, Decision, Leases};
+use crate::store::leases::{Decided, Decision, Views};
+use crate::store::redis::Connections;
 
-/// A shared limit that a request meets.
-struct Met<'a> {
+/// A shared limit of which Redis has to be asked.
+struct Open<'a> {
     limit_index: usize,
-    limit: &'a Limit,
     parts: Parts<'a>,
     /// All of one kind; a concurrency limit has one.
     rules: SmallVec<[Rule; 1]>,
+    cost: u64,
 }
 
-impl Quota<'_> {
+/// The shared limits of one request, asked one after the other; and what they say.
+struct Round<'a> {
+    redis: &'a Arc<Connections>,
+    shared: &'a SharedLimits,
+    now: Now,
+    admitted: bool,
+    /// Why it is refused all the same.
+    lost: Option<Rejection>,
+    said: SmallVec<[OfRule; 2]>,
+}
+
+struct OfRule {
+    limit_index: usize,
+    rule: Rule,
+    enforced: bool,
+    verdict: Verdict,
+}
+
+impl<'p> Quota<'p> {
     /// Asks those of these limits that are shared; a refusal by one of them charges none. Where Redis does not answer, a limit
     /// is left to [`Quota::charge`], let pass, or the request is refused, as the file says.
     pub(super) async fn share(
@@ -37,93 +57,40 @@ impl Quota<'_> {
         now: Now,
         record: &mut Record,
     ) -> Result<(), Rejection> {
-        let plan = self.plan;
-        let (Some(fleet), Some(shared)) = (&plan.fleet, &plan.shared_limits) else {
+        let Some(shared) = &self.plan.shared_limits else {
             return Ok(());
         };
-        let met = meet(self, limits, facts)?;
-        if met.is_empty() {
-            return Ok(());
-        }
-        let redis = &redis.rate_limit;
-        let asks = met.iter().filter_map(|met| {
-            let cost = cost(met.limit, facts);
-            let ask = plan.shared_ask(met.limit_index, &met.parts, &met.rules, cost);
-            ask.map(|ask| ask.after(self.waited))
-        });
-        let asks: SmallVec<[SharedAsk<'_>; 2]> = asks.collect();
-        let decide = |ask: &SharedAsk<'_>| match ask {
-            SharedAsk::Tokens(ask) => shared.leases.decide(redis, ask, now.mono),
-            SharedAsk::Slots(_) => None,
+        let mut round = Round {
+            redis: &redis.rate_limit,
+            shared,
+            now,
+            admitted: true,
+            lost: None,
+            said: SmallVec::new(),
         };
-        let mut decisions: SmallVec<[Option<Decision>; 2]> = asks.iter().map(decide).collect();
-        // Of what is known once all have answered.
-        let mut told_at = now.mono;
-        if decisions.contains(&None) {
+        let decided = self.decide(limits, facts, &mut round);
+        let open = decided.inspect_err(|_| self.put_back(now))?;
+        if !open.is_empty() {
             let began = clock::mono();
-            let open = decisions.iter_mut().zip(&asks);
-            let open = open.filter(|(decision, _)| decision.is_none());
-            let answered = open.map(|(decision, ask)| async {
-                *decision = Some(match ask {
-                    SharedAsk::Tokens(ask) => shared.leases.ask(redis, ask).await,
-                    SharedAsk::Slots(ask) => shared.slots.take(redis, ask).await,
-                });
-            });
-            join_all(answered).await;
-            told_at = clock::mono();
-            self.waited += told_at.saturating_sub(began);
+            self.ask(&open, &mut round).await;
+            self.waited += clock::mono().saturating_sub(began);
+            // What clients are told stands in the order of the limits.
+            let place = |limit| limits.iter().position(|other| *other == limit);
+            round.said.sort_by_key(|said| place(said.limit_index));
         }
-        let mut admitted = true;
-        let mut said = SmallVec::<[Said<'_>; 4]>::new();
-        let mut lost = None;
-        for ((met, ask), decision) in met.iter().zip(&asks).zip(decisions) {
-            let enforced = met.limit.mode == Mode::Enforce;
-            let sharing = &plan.sharing[met.limit_index];
-            let decision = decision.unwrap_or(Decision::Lost);
-            match decision {
-                Decision::Admitted(taken) => {
-                    sharing.answered(now.mono);
-                    match ask {
-                        SharedAsk::Tokens(ask) => self.taken.push((ask.key, taken)),
-                        SharedAsk::Slots(ask) => self.slots.push((ask.key, ask.cost)),
-                    }
-                }
-                Decision::Refused { .. } => {
-                    sharing.answered(now.mono);
-                    admitted &= !enforced;
-                }
-                Decision::Lost => {
-                    sharing.lost(now.mono);
-                    plan.limit_metrics[met.limit_index].lost.inc();
-                    match met.limit.on_redis_loss {
-                        OnLoss::Local => {
-                            let part = |rule| limit::share(rule, fleet.alive());
-                            let rules = met.rules.iter().map(part).collect();
-                            self.alone.push((met.limit_index, rules));
-                        }
-                        OnLoss::Allow => {}
-                        OnLoss::Deny if enforced => lost = Some(Rejection::LimitUnknown),
-                        OnLoss::Deny => {}
-                    }
-                    continue;
-                }
-            }
-            let verdicts = match ask {
-                SharedAsk::Tokens(ask) => verdicts(&shared.leases, ask, decision, told_at),
-                SharedAsk::Slots(ask) => {
-                    [shared.slots.verdict(ask, decision)].into_iter().collect()
-                }
-            };
-            let of_rules = met.rules.iter().zip(verdicts);
-            said.extend(of_rules.map(|(rule, verdict)| Said {
-                limit: met.limit_index,
-                rule,
-                enforced,
-                verdict,
-            }));
-        }
+        let Round {
+            admitted,
+            lost,
+            said,
+            ..
+        } = round;
         let passes = admitted && lost.is_none();
-        let said = said.iter().map(|said| Said { ..*said });
+        let said = said.iter().map(|said| Said {
+            limit: said.limit_index,
+            rule: &said.rule,
+            enforced: said.enforced,
+            verdict: said.verdict,
+        });
         self.note(passes, said, record);
         if passes {
             return Ok(());
@@ -131,61 +98,161 @@ impl Quota<'_> {
         self.put_back(now);
         Err(lost.filter(|_| admitted).unwrap_or_else(|| self.refusal()))
     }
-}
 
-/// Which of the limits are shared, and meet the request.
-fn meet<'a, 'p: 'a>(
-    quota: &Quota<'p>,
-    limits: &[usize],
-    facts: &Facts<'a>,
-) -> Result<SmallVec<[Met<'a>; 2]>, Rejection> {
-    let plan: &'p Plan = quota.plan;
-    let overrides = plan.limits.overrides();
-    let mut met = SmallVec::new();
-    for limit_index in limits.iter().copied() {
-        let limit = &plan.config.limits[limit_index];
-        if limit.mode == Mode::Disabled || !plan.shares(limit) {
-            continue;
+    /// Takes what leases have. Apart from the asking and without a wait, since most requests end here: nothing is kept for later
+    /// but what is left open.
+    fn decide<'a>(
+        &mut self,
+        limits: &[usize],
+        facts: &Facts<'a>,
+        round: &mut Round<'_>,
+    ) -> Result<SmallVec<[Open<'a>; 1]>, Rejection>
+    where
+        'p: 'a,
+    {
+        let plan = self.plan;
+        let overrides = plan.limits.overrides();
+        let mut open = SmallVec::new();
+        for limit_index in limits.iter().copied() {
+            let limit = &plan.config.limits[limit_index];
+            if limit.mode == Mode::Disabled || !plan.shares(limit) {
+                continue;
+            }
+            let Some(parts) = self.key(limit_index, facts)? else {
+                continue;
+            };
+            let Some(rules) = rules_for(limit, &parts, &overrides) else {
+                continue;
+            };
+            let cost = cost(limit, facts);
+            let Some(ask) = plan.shared_ask(limit_index, &parts, rules, cost) else {
+                continue;
+            };
+            let decided = match &ask {
+                SharedAsk::Tokens(ask) => {
+                    let leases = &round.shared.leases;
+                    leases.decide(round.redis, ask, round.now.mono)
+                }
+                SharedAsk::Slots(_) => None,
+            };
+            match decided {
+                Some(decided) => self.take_in(limit_index, rules, &ask, decided, round),
+                None => open.push(Open {
+                    limit_index,
+                    rules: rules.into(),
+                    parts,
+                    cost,
+                }),
+            }
         }
-        let Some(parts) = quota.key(limit_index, facts)? else {
-            continue;
+        Ok(open)
+    }
+
+    /// Asks Redis of all limits that are open, at one time.
+    async fn ask(&mut self, open: &[Open<'_>], round: &mut Round<'_>) {
+        let (plan, redis, shared) = (self.plan, round.redis, round.shared);
+        let asks = open.iter().filter_map(|open| {
+            let ask = plan.shared_ask(open.limit_index, &open.parts, &open.rules, open.cost)?;
+            Some((open, ask.after(self.waited)))
+        });
+        let asks: SmallVec<[_; 1]> = asks.collect();
+        let answer = async |ask: &SharedAsk<'_>| match ask {
+            SharedAsk::Tokens(ask) => shared.leases.ask(redis, ask).await,
+            SharedAsk::Slots(ask) => Decided {
+                decision: shared.slots.take(redis, ask).await,
+                rules: Views::new(),
+            },
         };
-        if let Some(rules) = rules_for(limit, &parts, &overrides) {
-            met.push(Met {
-                limit_index,
-                limit,
-                rules: rules.into(),
-                parts,
-            });
+        if let [(open, ask)] = &asks[..] {
+            let decided = answer(ask).await;
+            self.take_in(open.limit_index, &open.rules, ask, decided, round);
+            return;
+        }
+        let answers = join_all(asks.iter().map(|(_, ask)| answer(ask))).await;
+        for ((open, ask), decided) in asks.iter().zip(answers) {
+            self.take_in(open.limit_index, &open.rules, ask, decided, round);
         }
     }
-    Ok(met)
+
+    /// What was decided of one limit.
+    fn take_in(
+        &mut self,
+        limit_index: usize,
+        rules: &[Rule],
+        ask: &SharedAsk<'_>,
+        Decided {
+            decision,
+            rules: views,
+        }: Decided,
+        round: &mut Round<'_>,
+    ) {
+        let (plan, now) = (self.plan, round.now);
+        let limit = &plan.config.limits[limit_index];
+        let enforced = limit.mode == Mode::Enforce;
+        let sharing = &plan.sharing[limit_index];
+        let refused = match decision {
+            Decision::Admitted(taken) => {
+                sharing.answered(now.mono);
+                match ask {
+                    SharedAsk::Tokens(ask) => self.taken.push((ask.key, taken)),
+                    SharedAsk::Slots(ask) => self.slots.push((ask.key, ask.cost)),
+                }
+                None
+            }
+            Decision::Refused { retry_after } => {
+                sharing.answered(now.mono);
+                round.admitted &= !enforced;
+                Some(retry_after)
+            }
+            Decision::Lost => {
+                sharing.lost(now.mono);
+                plan.limit_metrics[limit_index].lost.inc();
+                match limit.on_redis_loss {
+                    OnLoss::Local => {
+                        let alive = plan.fleet.as_ref().map_or(1, |fleet| fleet.alive());
+                        let part = |rule| limit::share(rule, alive);
+                        self.alone
+                            .push((limit_index, rules.iter().map(part).collect()));
+                    }
+                    OnLoss::Allow => {}
+                    OnLoss::Deny if enforced => round.lost = Some(Rejection::LimitUnknown),
+                    OnLoss::Deny => {}
+                }
+                return;
+            }
+        };
+        let shared = round.shared;
+        let mut say = |rule: &Rule, verdict| {
+            round.said.push(OfRule {
+                limit_index,
+                rule: *rule,
+                enforced,
+                verdict,
+            });
+        };
+        match ask {
+            SharedAsk::Slots(ask) => say(&rules[0], shared.slots.verdict(ask, decision)),
+            SharedAsk::Tokens(_) => {
+                let all = rules.iter().zip(&views);
+                all.for_each(|(rule, view)| say(rule, verdict(view, &views, refused)));
+            }
+        }
+    }
 }
 
-/// What each rule says, as far as it is known here.
-fn verdicts(
-    leases: &Leases,
-    ask: &leases::Ask<'_>,
-    decision: Decision,
-    now: Duration,
-) -> SmallVec<[Verdict; 1]> {
-    let refused = match decision {
-        Decision::Refused { retry_after } => Some(retry_after),
-        Decision::Admitted(_) | Decision::Lost => None,
+/// What a rule says among all, as far as it is known here. `refused`: that the limit refuses, and for how long.
+fn verdict(view: &RuleView, views: &[RuleView], refused: Option<Option<Duration>>) -> Verdict {
+    let refuses = || {
+        // What refuses for want of an answer, not by a rule, is told of the tightest.
+        let tightest = || views.iter().map(|view| view.remaining).min();
+        let blamed = !views.iter().any(|view| view.refuses);
+        view.refuses || (blamed && Some(view.remaining) == tightest())
     };
-    let views = leases.rules(ask.key, now);
-    // What refuses for want of an answer, not by a rule, is told of the tightest.
-    let blamed = refused.is_some() && !views.iter().any(|view| view.refuses);
-    let tightest = views.iter().map(|view| view.remaining).min();
-    let verdict = |view: &RuleView| {
-        let refuses = view.refuses || (blamed && Some(view.remaining) == tightest);
-        let refuses = refused.filter(|_| refuses);
-        Verdict {
-            admitted: refuses.is_none(),
-            remaining: view.remaining,
-            reset: view.reset,
-            retry_after: refuses.flatten(),
-        }
-    };
-    views.iter().map(verdict).collect()
+    let refused = refused.filter(|_| refuses());
+    Verdict {
+        admitted: refused.is_none(),
+        remaining: view.remaining,
+        reset: view.reset,
+        retry_after: refused.flatten(),
+    }
 }

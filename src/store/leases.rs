@@ -49,6 +49,30 @@ pub enum Decision {
     Lost,
 }
 
+/// What becomes of a request, and what is known of the limit's rules then, in their order: nothing before Redis has answered
+/// once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decided {
+    pub decision: Decision,
+    pub rules: Views,
+}
+
+/// Of a limit's rules, in their order.
+pub type Views = SmallVec<[RuleView; 1]>;
+
+impl Decided {
+    fn of(decision: Decision, lease: &Lease, now: Duration) -> Decided {
+        let rules = lease.rules(now).collect();
+        Decided { decision, rules }
+    }
+
+    /// Redis has not answered.
+    fn lost() -> Decided {
+        let (decision, rules) = (Decision::Lost, Views::new());
+        Decided { decision, rules }
+    }
+}
+
 /// All leases.
 pub struct Leases {
     parts: Vec<Part>,
@@ -80,16 +104,21 @@ impl Leases {
         redis: &Arc<Connections>,
         ask: &Ask<'_>,
         now: Duration,
-    ) -> Option<Decision> {
-        let (renewal, taken) = {
+    ) -> Option<Decided> {
+        // Under one lock: what is decided, and what the client is told.
+        let (decided, renewal) = {
             let mut leases = self.part(ask.key).leases.lock();
             let lease = leases.touch(ask.key, false);
             match lease.take(ask.cost, now) {
-                Answer::Admitted(taken) if lease.runs_low(&ask.terms, now) => {
-                    (lease.ask(0, &ask.terms, now), taken)
+                Answer::Admitted(taken) => {
+                    let decided = Decided::of(Decision::Admitted(taken), lease, now);
+                    let low = lease.runs_low(&ask.terms, now);
+                    (decided, low.then(|| lease.ask(0, &ask.terms, now)))
                 }
-                Answer::Admitted(taken) => return Some(Decision::Admitted(taken)),
-                Answer::Refused { retry_after } => return Some(Decision::Refused { retry_after }),
+                Answer::Refused { retry_after } => {
+                    let refused = Decision::Refused { retry_after };
+                    return Some(Decided::of(refused, lease, now));
+                }
                 Answer::Ask => return None,
                 Answer::Wait => {
                     // Asked again at once, by `ask`.
@@ -98,12 +127,14 @@ impl Leases {
                 }
             }
         };
-        self.renew(redis, ask, renewal);
-        Some(Decision::Admitted(taken))
+        if let Some(renewal) = renewal {
+            self.renew(redis, ask, renewal);
+        }
+        Some(decided)
     }
 
     /// Decides, by asking Redis or by waiting for what others ask, for at most the patience of the terms.
-    pub async fn ask(&self, redis: &Connections, ask: &Ask<'_>) -> Decision {
+    pub async fn ask(&self, redis: &Connections, ask: &Ask<'_>) -> Decided {
         let deadline = clock::now() + ask.terms.patience;
         let part = self.part(ask.key);
         let mut waiting = Waiting {
@@ -119,19 +150,23 @@ impl Leases {
                 let mut leases = part.leases.lock();
                 let lease = leases.touch(ask.key, false);
                 lease.leave(std::mem::take(&mut waiting.cost));
-                match lease.take(ask.cost, now) {
-                    Answer::Admitted(taken) => return Decision::Admitted(taken),
-                    Answer::Refused { retry_after } => return Decision::Refused { retry_after },
-                    Answer::Ask => Some(lease.ask(ask.cost, &ask.terms, now)),
+                let decision = match lease.take(ask.cost, now) {
+                    Answer::Admitted(taken) => Ok(Decision::Admitted(taken)),
+                    Answer::Refused { retry_after } => Ok(Decision::Refused { retry_after }),
+                    Answer::Ask => Err(Some(lease.ask(ask.cost, &ask.terms, now))),
                     Answer::Wait => {
                         waiting.cost = ask.cost;
-                        None
+                        Err(None)
                     }
+                };
+                match decision {
+                    Ok(decision) => return Decided::of(decision, lease, now),
+                    Err(request) => request,
                 }
             };
             let Some(request) = request else {
                 if timeout_at(deadline.into(), answered).await.is_err() {
-                    return Decision::Lost;
+                    return Decided::lost();
                 }
                 continue;
             };
@@ -141,14 +176,15 @@ impl Leases {
             return match granted.await {
                 Ok(grant) => asking.end(|lease| {
                     let now = clock::mono();
-                    match lease.granted(&request, &grant, &ask.terms, now) {
+                    let decision = match lease.granted(&request, &grant, &ask.terms, now) {
                         Some(taken) => Decision::Admitted(taken),
                         None => Decision::Refused {
                             retry_after: lease.retry_after(now),
                         },
-                    }
+                    };
+                    Decided::of(decision, lease, now)
                 }),
-                Err(_) => Decision::Lost,
+                Err(_) => Decided::lost(),
             };
         }
     }
@@ -176,11 +212,11 @@ impl Leases {
     }
 
     /// What is known of a key's rules, in their order; empty before Redis has answered once.
-    pub fn rules(&self, key: Key, now: Duration) -> SmallVec<[RuleView; 1]> {
+    pub fn rules(&self, key: Key, now: Duration) -> Views {
         let leases = self.part(key).leases.lock();
         leases
             .get(key)
-            .map_or_else(SmallVec::new, |lease| lease.rules(now).collect())
+            .map_or_else(Views::new, |lease| lease.rules(now).collect())
     }
 
     /// Forgets what this process holds of a key.

@@ -85,6 +85,10 @@ impl<S: Default> Shard<S> {
     /// The key's counter, made if need be: now the one used last, or one that is held.
     pub(super) fn touch(&mut self, key: Key, held: bool) -> &mut S {
         let slot = match self.find(key) {
+            // Whoever asks much is mostly there.
+            Some(slot) if slot == self.newest && !held => {
+                return &mut self.slots[slot as usize].state;
+            }
             Some(slot) => {
                 self.unlink(slot);
                 slot

@@ -7,6 +7,7 @@
 )]
 
 pub mod calls;
+pub mod node;
 pub mod process;
 pub mod raw;
 pub mod redis;

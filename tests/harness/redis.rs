@@ -247,11 +247,16 @@ impl Server {
     }
 
     pub fn runs(&self) -> bool {
-        !has_ended(self.keeper.lock().unwrap().pid)
+        !has_ended(self.pid())
+    }
+
+    /// Of the running server.
+    pub fn pid(&self) -> u32 {
+        self.keeper.lock().unwrap().pid
     }
 
     fn signal(&self, name: &str) -> u32 {
-        let pid = self.keeper.lock().unwrap().pid;
+        let pid = self.pid();
         // One that has ended is not there to hear.
         let _ = Command::new("kill")
             .args(["-s", name, &pid.to_string()])

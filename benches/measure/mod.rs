@@ -1,0 +1,139 @@
+//! What benches measure by, and how they write it down: CPU time from the kernel, memory, versions, and a page of results.
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each bench is a crate and uses the part that it needs"
+)]
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::harness::redis::Cluster;
+
+/// How a bench is run.
+pub struct Options {
+    /// Whether `cargo bench` runs it; `cargo test` wants to know that it works, in seconds.
+    pub whole: bool,
+    /// Where results go, beside standard output.
+    pub write: Option<PathBuf>,
+    /// Cases whose names hold this.
+    pub only: Option<String>,
+    /// Whatever else was said.
+    pub rest: Vec<String>,
+}
+
+impl Options {
+    pub fn read() -> Options {
+        let mut options = Options {
+            whole: false,
+            write: None,
+            only: None,
+            rest: Vec::new(),
+        };
+        let mut args = std::env::args().skip(1);
+        while let Some(arg) = args.next() {
+            match arg.as_str() {
+                "--bench" => options.whole = true,
+                "--write" => options.write = args.next().map(PathBuf::from),
+                "--only" => options.only = args.next(),
+                _ => options.rest.push(arg),
+            }
+        }
+        options
+    }
+
+    pub fn takes(&self, case: &str) -> bool {
+        let only = self.only.as_deref();
+        only.is_none_or(|part| case.contains(part))
+    }
+
+    /// Shows a page, and keeps it if that was asked.
+    pub fn publish(&self, page: &str) {
+        println!("{page}");
+        if let Some(path) = &self.write {
+            fs::write(path, page).unwrap();
+        }
+    }
+}
+
+/// CPU time of this thread, user's and the kernel's.
+pub fn thread_cpu() -> Duration {
+    on_cpu("/proc/thread-self/schedstat")
+}
+
+/// CPU time of all threads of all servers of a cluster.
+pub fn servers_cpu(cluster: &Cluster) -> Duration {
+    let of_server = |pid: u32| -> Duration {
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let stats = threads.map(|thread| thread.unwrap().path().join("schedstat"));
+        stats.map(|stat| on_cpu(stat.to_str().unwrap())).sum()
+    };
+    cluster.nodes.iter().map(|node| of_server(node.pid())).sum()
+}
+
+/// The first number of a schedstat is what was spent on a CPU, in nanoseconds.
+fn on_cpu(stat: &str) -> Duration {
+    let text = fs::read_to_string(stat).unwrap();
+    let nanos = text.split(' ').next().unwrap();
+    Duration::from_nanos(nanos.parse().unwrap())
+}
+
+/// Resident bytes of this process.
+pub fn resident() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib: u64 = line
+        .unwrap()
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .unwrap();
+    kib * 1024
+}
+
+pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<_> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// 1234567.0 as `1,234,567`.
+pub fn grouped(number: f64) -> String {
+    let digits = format!("{number:.0}");
+    let groups: Vec<_> = digits.as_bytes().rchunks(3).rev().collect();
+    String::from_utf8(groups.join(&b',')).unwrap()
+}
+
+/// What a page of results opens with.
+pub fn opening(title: &str, target: &str, what: &str) -> String {
+    let said = |program: &str, args: &[&str]| {
+        let output = Command::new(program).args(args).output();
+        let output = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+        output.unwrap_or_default()
+    };
+    let commit = said("git", &["rev-parse", "--short", "HEAD"]);
+    let changed = match said("git", &["status", "--porcelain", "-uno"]).as_str() {
+        "" => "",
+        _ => ", changed since",
+    };
+    let rustc = said("rustc", &["-V"]);
+    let redis = said("redis-server", &["--version"]);
+    let redis = redis.split(' ').find_map(|part| part.strip_prefix("v="));
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name"));
+    format!(
+        "# {title}\n\n`make {target}` wrote this. {what}\n\n\
+         - weir {} at `{commit}`{changed}, {}\n\
+         - Redis {}, three masters and three replicas on this machine\n\
+         - Linux {}, {}, {} cores\n\n",
+        env!("CARGO_PKG_VERSION"),
+        rustc.split(" (").next().unwrap(),
+        redis.unwrap_or("of an unknown version"),
+        said("uname", &["-r"]),
+        cpu.unwrap_or_default().trim_start_matches(['\t', ':', ' ']),
+        std::thread::available_parallelism().unwrap(),
+    )
+}

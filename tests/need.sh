@@ -1,0 +1,17 @@
+#!/bin/sh
+# Installs those of these programs and libraries that are not there, as root; Debian's packages have the same names.
+set -eu
+is_there() {
+    case $1 in
+        lib*) ls /usr/lib/*/*/"$1".so.* >/dev/null 2>&1 ;;
+        *) command -v "$1" >/dev/null ;;
+    esac
+}
+missing=
+for name in "$@"; do
+    is_there "$name" || missing="$missing $name"
+done
+test -n "$missing" || exit 0
+test "$(id -u)" = 0 || { echo "install first:$missing" >&2; exit 1; }
+# shellcheck disable=SC2086 # a name each
+exec "$(dirname "$0")/apt-install.sh" $missing
