@@ -176,7 +176,10 @@ fn process(file: &str, keys: u32) {
                     let address = format!("10.{a}.{b}.{c}");
                     let parts = [Cow::Borrowed(address.as_bytes())];
                     let decision = node.ask(&parts, clock::mono()).await;
-                    assert_eq!(decision, Decision::Admitted, "{address}");
+                    assert!(
+                        matches!(decision, Decision::Admitted(_)),
+                        "{address}: {decision:?}"
+                    );
                 }
             });
         }

@@ -12,16 +12,16 @@
 --         µs until `first` can be granted (0: it can; -1: never), 0
 --
 -- A bucket is when it will be full (the theoretical arrival time of GCRA, ITU-T I.371 annex A): µs since 2025, which a double
--- holds to 1/64 µs for decades. Absent: full. Atomic, since all rules must be debited together. Rounded up, against the client.
+-- holds to 1/64 µs for decades. Absent: full. No time that is told is above MOST, 285 years. Atomic, since all rules must be debited together. Rounded up, against the client.
 
-local EPOCH = 1735689600
+local EPOCH, MOST = 1735689600, 9e15
 local time = redis.call('TIME')
 local now = (time[1] - EPOCH) * 1000000 + time[2]
 local first, need, want = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local share, back = tonumber(ARGV[4]), tonumber(ARGV[5])
 local since_taken = now + EPOCH * 1000000 - tonumber(ARGV[6])
 
-local full, held, free = {}, {}, math.huge
+local full, held, slack, free = {}, {}, {}, math.huge
 for i = 1, #KEYS do
   local interval, burst = tonumber(ARGV[5 + 2 * i]), tonumber(ARGV[6 + 2 * i])
   held[i] = tonumber(redis.call('GET', KEYS[i]) or 0)
@@ -30,8 +30,9 @@ for i = 1, #KEYS do
   local owed = back * interval - since_taken
   if back > 0 and owed > 0 then full[i] = full[i] - owed end
   if full[i] < now then full[i] = now end
-  -- The hundredth is what rounding may add to a backlog.
-  free = math.min(free, burst - math.ceil((full[i] - now) / interval - 0.01))
+  -- What rounding may have added to a backlog, by a hundred calls: it is to cost no token.
+  slack[i] = math.min(1, interval / 100)
+  free = math.min(free, burst - math.ceil((full[i] - now - slack[i]) / interval))
 end
 
 free = math.max(free, 0)
@@ -49,7 +50,7 @@ for i = 1, #KEYS do
     if first > burst then
       wait = -1
     else
-      wait = math.max(0, math.ceil(backlog + (first - burst - 0.01) * interval))
+      wait = math.max(0, math.ceil(backlog + (first - burst) * interval - slack[i]))
     end
   end
   if granted > 0 then
@@ -57,14 +58,14 @@ for i = 1, #KEYS do
   end
   if now + backlog ~= held[i] and (granted > 0 or back > 0) then
     if backlog > 0 then
-      redis.call('SET', KEYS[i], string.format('%.2f', now + backlog), 'PX', math.ceil(backlog / 1000) + 1)
+      redis.call('SET', KEYS[i], string.format('%.2f', now + backlog), 'PX', math.min(MOST, math.ceil(backlog / 1000) + 1))
     else
       redis.call('DEL', KEYS[i])
     end
   end
-  reply[#reply + 1] = math.max(0, burst - math.ceil(backlog / interval - 0.01))
-  reply[#reply + 1] = math.ceil(backlog - 0.01)
-  reply[#reply + 1] = wait
+  reply[#reply + 1] = math.max(0, burst - math.ceil((backlog - slack[i]) / interval))
+  reply[#reply + 1] = math.min(MOST, math.ceil(backlog - math.min(backlog, 0.01)))
+  reply[#reply + 1] = math.min(MOST, wait)
   reply[#reply + 1] = 0
 end
 return reply

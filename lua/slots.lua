@@ -9,7 +9,10 @@
 --         6 ms after which the slots of a process come back that has not called again
 -- reply   slots it has from now on, slots that others have
 --
--- Atomic, since those of others must not change between counting and taking. A process that lives calls again in time.
+-- Atomic, since those of others must not change between counting and taking. A process that lives calls again in time. The turn of one
+-- that has no slots is kept for LATE ms: a call from before that comes now would take slots of which it does not know.
+
+local LATE = 2000
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -31,10 +34,8 @@ end
 if turn <= last then return { mine, others } end
 
 local count = math.max(held, math.min(want, limit - others))
-if count > 0 then
-  redis.call('HSET', KEYS[1], process, string.format('%.0f:%.0f:%.0f', count, turn, now + ttl))
-  redis.call('PEXPIRE', KEYS[1], ttl)
-else
-  redis.call('HDEL', KEYS[1], process)
-end
+if count == 0 then ttl = math.min(ttl, LATE) end
+redis.call('HSET', KEYS[1], process, string.format('%.0f:%.0f:%.0f', count, turn, now + ttl))
+-- Others may hold theirs for longer.
+if redis.call('PTTL', KEYS[1]) < ttl then redis.call('PEXPIRE', KEYS[1], ttl) end
 return { count, others }

@@ -38,9 +38,12 @@ pub fn uuid(wall: Duration) -> Uuid {
     Builder::from_unix_timestamp_millis(millis, &random).into_uuid()
 }
 
+/// What [`mono`] says when it is first asked: it also tells when a session began that is older than this process.
+const BEFORE: Duration = Duration::from_secs(366 * 24 * 3600);
+
 /// The monotonic clock, as policy wants it.
 pub fn mono() -> Duration {
-    now().saturating_duration_since(*ORIGIN)
+    now().saturating_duration_since(*ORIGIN) + BEFORE
 }
 
 /// Both clocks, as policy wants them.

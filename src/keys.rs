@@ -7,6 +7,17 @@
 //! | `weir:c:{KEY}` | a concurrency limit's slots: how many each process has, and until when | `hold_ttl` past the last call |
 //! | `weir:p:{live}` | the processes that are alive: a sorted set of ids by when they are given up | a minute past the last beat |
 //! | `weir:o:{overrides}` | overrides of limits set at run time, by limit and key | until they are taken back |
+//! | `weir:b:{UPSTREAM}:s` | the state of an upstream's shared breaker; `UPSTREAM` hashes its name | a day past the last report, a month where forced |
+//! | `weir:b:{UPSTREAM}:w:SHAPE` | its window of one kind and size | the window, or a day where it is one of calls |
+//! | `weir:b:{UPSTREAM}:m`, `:d` | processes that share it, and those that doubt the upstream, by when they were heard | 5 s, 3 s |
+//! | `weir:b:{UPSTREAM}:p` | slots for probes, by when they come back | a day past the last |
+//! | `weir:s:NAME:{USER}` | a user's sessions of the entry `NAME`: a hash of its name and of each session's record | as long as the last of them |
+//!
+//! | channel | tells |
+//! |---|---|
+//! | `weir:limits` | that overrides of limits have changed, or a key was reset |
+//! | `weir:breakers` | transitions of shared breakers |
+//! | `weir:sessions` | which sessions have ended before their time: `NAME USER SESSION…` |
 //!
 //! `weir` is `redis.key_prefix`. Names of clients and users are hashed: none can be read from a key, and no key is long.
 
@@ -14,10 +25,16 @@ use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use sha2::{Digest as _, Sha256};
+
+use crate::config::breakers::Window;
 
 /// Slots of a cluster (Redis Cluster specification, "Key distribution model").
 pub const SLOTS: u16 = 16_384;
+
+/// What a name has otherwise in keys.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
 
 /// Makes the names under one prefix.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,10 +42,27 @@ pub struct Keys {
     prefix: String,
 }
 
+/// Of one shared breaker; all lie in one slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BreakerKeys {
+    pub state: String,
+    pub window: String,
+    pub members: String,
+    pub doubters: String,
+    pub probes: String,
+    /// What its messages are told apart by.
+    pub tag: String,
+}
+
 /// The hash tag of a limit's counters for one key: 22 characters of base64url, the first half of a SHA-256. Keys meet by chance
 /// once some 2^64 are in use, and by design only if someone does that work.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LimitTag([u8; 22]);
+
+/// The hash tag of a user's sessions: 16 characters of base64url, 96 bits of a SHA-256. Each of the user's tokens carries it, so
+/// that a token tells where its session is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UserTag([u8; UserTag::CHARS]);
 
 impl Keys {
     pub fn new(prefix: &str) -> Keys {
@@ -55,9 +89,98 @@ impl Keys {
         format!("{}:o:{{overrides}}", self.prefix)
     }
 
+    /// Those of an upstream's shared breaker. Its state is the upstream's, whatever settings it gets by a reload; windows of
+    /// different shapes do not mix.
+    pub fn breaker(&self, upstream: &str, window: Window) -> BreakerKeys {
+        let tag = LimitTag::new("circuit breaker", [upstream.as_bytes()]);
+        let shape = match window {
+            Window::Time(length) => format!("t{}", length.as_millis()),
+            Window::Count(size) => format!("c{size}"),
+        };
+        let tag = tag.as_str();
+        let key = |part: &str| format!("{}:b:{{{tag}}}:{part}", self.prefix);
+        BreakerKeys {
+            state: key("s"),
+            window: key(&format!("w:{shape}")),
+            members: key("m"),
+            doubters: key("d"),
+            probes: key("p"),
+            tag: tag.to_owned(),
+        }
+    }
+
+    /// Where transitions of shared breakers are said.
+    pub fn breakers_changed(&self) -> String {
+        format!("{}:breakers", self.prefix)
+    }
+
     /// The channel on which processes are told what operators did to limits.
     pub fn limits_channel(&self) -> String {
         format!("{}:limits", self.prefix)
+    }
+
+    /// All sessions of a user, of the entry of `sessions` that has this [`Keys::name`].
+    pub fn sessions(&self, name: &str, user: UserTag) -> String {
+        format!("{}:s:{name}:{{{}}}", self.prefix, user.as_str())
+    }
+
+    /// The pattern of [`Keys::sessions`] for every user, as SCAN takes it.
+    pub fn all_sessions(&self, name: &str) -> String {
+        // What is special in a pattern stands for itself behind a backslash.
+        let mut pattern = String::new();
+        for character in format!("{}:s:{name}:{{", self.prefix).chars() {
+            if matches!(character, '*' | '?' | '[' | ']' | '\\' | '^') {
+                pattern.push('\\');
+            }
+            pattern.push(character);
+        }
+        pattern + "*}"
+    }
+
+    /// Of a key that [`Keys::sessions`] made.
+    pub fn user_of(key: &str) -> Option<UserTag> {
+        let (_, tag) = key.strip_suffix('}')?.rsplit_once('{')?;
+        UserTag::parse(tag)
+    }
+
+    /// Where it is said that sessions have ended.
+    pub fn sessions_ended(&self) -> String {
+        format!("{}:sessions", self.prefix)
+    }
+
+    /// The name of a part of the configuration as keys and messages have it: without spaces, braces and colons.
+    pub fn name(name: &str) -> String {
+        utf8_percent_encode(name, ENCODED).to_string()
+    }
+}
+
+impl UserTag {
+    pub const CHARS: usize = 16;
+
+    /// Of the user of this name.
+    pub fn new(user: &str) -> UserTag {
+        let mut tag = [0; UserTag::CHARS];
+        URL_SAFE_NO_PAD
+            .encode_slice(&Sha256::digest(user.as_bytes())[..12], &mut tag)
+            .expect("12 bytes are 16 characters");
+        UserTag(tag)
+    }
+
+    /// What [`UserTag::as_str`] gave.
+    pub fn parse(text: &str) -> Option<UserTag> {
+        let is_base64url = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+        let tag: [u8; UserTag::CHARS] = text.as_bytes().try_into().ok()?;
+        tag.iter().all(is_base64url).then_some(UserTag(tag))
+    }
+
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).expect("base64url is ASCII")
+    }
+}
+
+impl fmt::Debug for UserTag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "UserTag({})", self.as_str())
     }
 }
 
@@ -135,6 +258,33 @@ mod tests {
         let tag = LimitTag::new("login", [&b"10.0.0.1"[..]]);
         let slots = [0, 1, 7].map(|index| slot(keys.counter(tag, index, "t").as_bytes()));
         assert_eq!(slots, [slots[0]; 3]);
+    }
+
+    #[test]
+    fn all_keys_of_a_breaker_lie_in_one_slot() {
+        let keys = Keys::new("weir").breaker("a{b}:c", Window::Count(7));
+        let all = [
+            keys.state,
+            keys.window,
+            keys.members,
+            keys.doubters,
+            keys.probes,
+        ];
+        let slots = all.map(|key| slot(key.as_bytes()));
+        assert_eq!(slots, [slot(keys.tag.as_bytes()); 5]);
+    }
+
+    #[test]
+    fn sessions_of_a_user_are_told_by_any_of_their_tokens() {
+        let keys = Keys::new("a*b");
+        let user = UserTag::new("ann");
+        assert_eq!(UserTag::parse(user.as_str()), Some(user));
+        assert_eq!(UserTag::parse("{aaaaaaaaaaaaaa}"), None);
+        assert_eq!(UserTag::parse("aaaa"), None);
+        let key = keys.sessions(&Keys::name("we{b"), user);
+        assert_eq!(key, format!("a*b:s:we%7Bb:{{{}}}", user.as_str()));
+        assert_eq!(Keys::user_of(&key), Some(user));
+        assert_eq!(keys.all_sessions(&Keys::name("we{b")), r"a\*b:s:we%7Bb:{*}");
     }
 
     #[test]

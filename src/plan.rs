@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
 
 use crate::audit::Recorder;
 use crate::config::limits::{Accuracy, Limit, Mode, Rule};
@@ -14,10 +15,10 @@ use crate::policy::lease::Terms;
 use crate::policy::routes::Index;
 use crate::policy::session;
 use crate::store::breakers::LiveBreaker;
-use crate::store::fleet::{Fleet, FleetConnections};
+use crate::store::fleet::Fleet;
 use crate::store::leases::{self, Leases, Sharing};
 use crate::store::limits::{Key, LimitKeys, Limits};
-use crate::store::sessions::{LiveSessions, Sessions};
+use crate::store::sessions::{LiveSessions, Sessions, SharedSessions, Store};
 use crate::store::slots::{self, Slots};
 use crate::telemetry::metrics::{BreakerMetrics, LimitMetrics, Metrics, RouteMetrics};
 
@@ -71,6 +72,18 @@ pub enum SharedAsk<'a> {
     Tokens(leases::Ask<'a>),
     /// Of a concurrency limit.
     Slots(slots::Ask<'a>),
+}
+
+impl SharedAsk<'_> {
+    /// For a request that has waited for Redis so long already: its patience is less by that.
+    pub fn after(mut self, waited: Duration) -> Self {
+        let patience = match &mut self {
+            SharedAsk::Tokens(ask) => &mut ask.terms.patience,
+            SharedAsk::Slots(ask) => &mut ask.patience,
+        };
+        *patience = patience.saturating_sub(waited);
+        self
+    }
 }
 
 /// The configuration's names as events carry them.
@@ -180,23 +193,33 @@ impl Plan {
                 .get(&*upstream.name)
                 .copied()
                 .filter(|old| old.settings == settings);
-            Some(
-                kept.cloned()
-                    .unwrap_or_else(|| Arc::new(LiveBreaker::new(upstream.name.clone(), settings))),
-            )
+            let new = || {
+                let old = old.get(&*upstream.name).map(|old| &***old);
+                let keys = fleet.as_ref().map(|fleet| &fleet.keys);
+                LiveBreaker::in_place_of(old, upstream.name.clone(), settings, keys)
+            };
+            Some(kept.cloned().unwrap_or_else(|| Arc::new(new())))
         };
         let breakers = config.upstreams.iter().map(breaker).collect();
         let sessions = |entry: &config::sessions::Sessions| {
             let kept = old_sessions.iter().find(|old| old.name == entry.name);
-            let store = kept.map(|old| old.store.clone());
-            let store = store.unwrap_or_else(|| Arc::new(Sessions::new(entry.max_sessions)));
-            store.set_max(entry.max_sessions);
-            LiveSessions {
+            let new = || match &fleet {
+                None => Store::Memory(Arc::new(Sessions::new(entry.max_sessions))),
+                Some(fleet) => {
+                    let (keys, max) = (fleet.keys.clone(), entry.shared.cache.max_entries);
+                    Store::Redis(Arc::new(SharedSessions::new(&entry.name, keys, max)))
+                }
+            };
+            let live = LiveSessions {
                 name: entry.name.clone(),
                 settings: entry.settings.clone(),
-                store,
+                shared: entry.shared,
+                store: kept.map_or_else(new, |old| old.store.clone()),
+                watchers: kept.map(|old| old.watchers.clone()).unwrap_or_default(),
                 metrics: metrics.sessions(&entry.name),
-            }
+            };
+            live.resize(entry.max_sessions);
+            live
         };
         let sessions = config.sessions.iter().map(sessions).collect();
         let identity_fields =
@@ -251,13 +274,6 @@ impl Plan {
         })
     }
 
-    /// Begins what keeps Redis up to date beside the requests, on the runtime of this thread, which is to be the control thread's.
-    pub fn begin_sharing(&self, redis: &FleetConnections) {
-        if let Some(shared) = &self.shared_limits {
-            tokio::spawn(shared.slots.clone().keep(redis.rate_limit.clone()));
-        }
-    }
-
     /// What is asked of a shared limit, by its index, for a key of these parts; `None` where nothing is shared.
     ///
     /// # Panics
@@ -285,6 +301,7 @@ impl Plan {
                 slots,
                 cost,
                 hold_ttl: *hold_ttl,
+                patience: fleet.rate_limit.timeout,
             }));
         }
         let lease = self.config.limit_defaults.lease;

@@ -1,4 +1,4 @@
-//! Circuit breakers over the wire, on one lane.
+//! Circuit breakers over the wire, on one lane: in memory, and shared through Redis by a process that is alone.
 
 #![expect(
     clippy::unwrap_used,
@@ -10,10 +10,17 @@ mod harness;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use harness::redis::{Cluster, key_prefix};
 use harness::{Lane, Upstream, eventually, ok};
 
+/// The same rules hold on each store, which is a block of the file.
+fn on_each_store(test: impl Fn(&str)) {
+    test("");
+    test(&Cluster::shared().yaml(&key_prefix()));
+}
+
 /// An upstream that fails while `failing` says so, behind a breaker of these settings.
-fn guarded(breaker: &str, failing: Arc<AtomicBool>) -> (Lane, Upstream) {
+fn guarded(store: &str, breaker: &str, failing: Arc<AtomicBool>) -> (Lane, Upstream) {
     let upstream = Upstream::replying(move |_| {
         if failing.load(Ordering::Relaxed) {
             "HTTP/1.1 500 Broken\r\nContent-Length: 0\r\n\r\n".to_owned()
@@ -24,7 +31,7 @@ fn guarded(breaker: &str, failing: Arc<AtomicBool>) -> (Lane, Upstream) {
     let lane = Lane::start(&format!(
         "listen: 127.0.0.1:0\nupstreams: {{a: {{endpoints: ['{}'], circuit_breaker: b}}}}\n\
          circuit_breakers: {{b: {breaker}}}\nrate_limits: {{held: {{limit: 1, by: constant, algorithm: concurrency}}}}\n\
-         routes: [{{upstream: a, rate_limits: [held]}}]\n",
+         routes: [{{upstream: a, rate_limits: [held]}}]\n{store}",
         upstream.url()
     ));
     (lane, upstream)
@@ -32,104 +39,122 @@ fn guarded(breaker: &str, failing: Arc<AtomicBool>) -> (Lane, Upstream) {
 
 #[test]
 fn a_failing_upstream_is_left_alone_and_tried_again() {
-    let failing = Arc::new(AtomicBool::new(true));
-    let settings =
-        "{minimum_calls: 3, open_for: 300ms, jitter: 0%, half_open: {probes: 1}, recover_over: 0s}";
-    let (lane, upstream) = guarded(settings, failing.clone());
-    let mut client = lane.connect();
-    for _ in 0..3 {
-        assert_eq!(client.get("/").status, 500);
-    }
-    let refused = client.get("/");
-    assert_eq!(refused.status, 503);
-    assert_eq!(refused.field("retry-after"), Some("1"));
-    assert_eq!(
-        refused.field("proxy-status"),
-        Some("weir; error=destination_unavailable; details=\"circuit_open\"")
-    );
-    assert_eq!(
-        client.get("/").status,
-        503,
-        "a refusal gives its concurrency slot back"
-    );
-    assert_eq!(
-        upstream.requests.try_iter().count(),
-        3,
-        "what is refused is not sent"
-    );
-    failing.store(false, Ordering::Relaxed);
-    eventually(|| client.get("/").status == 200);
-    for _ in 0..5 {
-        assert_eq!(client.get("/").body, "well");
-    }
-    let text = lane.plan.borrow().metrics.text();
-    assert!(
-        text.contains(r#"weir_breaker_decisions_total{upstream="a",decision="refused"}"#),
-        "{text}"
-    );
-    assert!(
-        text.contains(r#"weir_rejections_total{reason="circuit_open"}"#),
-        "{text}"
-    );
+    on_each_store(|store| {
+        let failing = Arc::new(AtomicBool::new(true));
+        let settings = "{minimum_calls: 3, open_for: 300ms, jitter: 0%, half_open: {probes: 1}, recover_over: 0s}";
+        let (lane, upstream) = guarded(store, settings, failing.clone());
+        let mut client = lane.connect();
+        for _ in 0..3 {
+            assert_eq!(client.get("/").status, 500);
+        }
+        eventually(|| state(&lane).0 == "open");
+        let refused = client.get("/");
+        assert_eq!(refused.status, 503);
+        assert_eq!(refused.field("retry-after"), Some("1"));
+        assert_eq!(
+            refused.field("proxy-status"),
+            Some("weir; error=destination_unavailable; details=\"circuit_open\"")
+        );
+        assert_eq!(
+            client.get("/").status,
+            503,
+            "a refusal gives its concurrency slot back"
+        );
+        assert_eq!(
+            upstream.requests.try_iter().count(),
+            3,
+            "what is refused is not sent"
+        );
+        failing.store(false, Ordering::Relaxed);
+        eventually(|| client.get("/").status == 200);
+        eventually(|| state(&lane).0 == "closed");
+        for _ in 0..5 {
+            assert_eq!(client.get("/").body, "well");
+        }
+        let text = lane.plan.borrow().metrics.text();
+        assert!(
+            text.contains(r#"weir_breaker_decisions_total{upstream="a",decision="refused"}"#),
+            "{text}"
+        );
+        assert!(
+            text.contains(r#"weir_rejections_total{reason="circuit_open"}"#),
+            "{text}"
+        );
+    });
 }
 
 #[test]
 fn a_fallback_is_told_in_place_of_the_503() {
-    let (lane, _upstream) = guarded(
-        "{consecutive_failures: 1, open_for: 1h, fallback: {status: 200, body: '[]', content_type: text/x}}",
-        Arc::new(AtomicBool::new(true)),
-    );
-    let mut client = lane.connect();
-    assert_eq!(client.get("/").status, 500);
-    let fallback = client.get("/");
-    assert_eq!(
-        (
-            fallback.status,
-            &*fallback.body,
-            fallback.field("content-type")
-        ),
-        (200, "[]", Some("text/x"))
-    );
+    on_each_store(|store| {
+        let (lane, _upstream) = guarded(
+            store,
+            "{consecutive_failures: 1, open_for: 1h, fallback: {status: 200, body: '[]', content_type: text/x}}",
+            Arc::new(AtomicBool::new(true)),
+        );
+        let mut client = lane.connect();
+        assert_eq!(client.get("/").status, 500);
+        eventually(|| state(&lane).0 == "open");
+        let fallback = client.get("/");
+        assert_eq!(
+            (
+                fallback.status,
+                &*fallback.body,
+                fallback.field("content-type")
+            ),
+            (200, "[]", Some("text/x"))
+        );
+    });
 }
 
 #[test]
 fn a_shadow_breaker_refuses_no_one() {
-    let failing = Arc::new(AtomicBool::new(true));
-    let (lane, upstream) = guarded(
-        "{consecutive_failures: 1, open_for: 1h, mode: shadow}",
-        failing,
-    );
-    let mut client = lane.connect();
-    for _ in 0..4 {
+    on_each_store(|store| {
+        let failing = Arc::new(AtomicBool::new(true));
+        let (lane, upstream) = guarded(
+            store,
+            "{consecutive_failures: 1, open_for: 1h, mode: shadow}",
+            failing,
+        );
+        let mut client = lane.connect();
         assert_eq!(client.get("/").status, 500);
-    }
-    assert_eq!(upstream.requests.try_iter().count(), 4);
-    let text = lane.plan.borrow().metrics.text();
-    assert!(
-        text.contains(r#"weir_breaker_decisions_total{upstream="a",decision="shadow_refused"} 3"#),
-        "{text}"
-    );
+        eventually(|| state(&lane).0 == "open");
+        for _ in 0..3 {
+            assert_eq!(client.get("/").status, 500);
+        }
+        assert_eq!(upstream.requests.try_iter().count(), 4);
+        let text = lane.plan.borrow().metrics.text();
+        assert!(
+            text.contains(
+                r#"weir_breaker_decisions_total{upstream="a",decision="shadow_refused"} 3"#
+            ),
+            "{text}"
+        );
+    });
 }
 
 #[test]
 fn an_upstream_that_cannot_be_reached_trips_its_breaker() {
-    let closed = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
-    let lane = Lane::start(&format!(
-        "listen: 127.0.0.1:0\nupstreams: {{a: {{endpoints: ['http://{closed}'], circuit_breaker: b}}}}\n\
-         circuit_breakers: {{b: {{consecutive_failures: 2, open_for: 1h}}}}\n"
-    ));
-    let statuses: Vec<_> = (0..4).map(|_| lane.connect().get("/").status).collect();
-    assert_eq!(statuses, [502, 502, 503, 503]);
+    on_each_store(|store| {
+        let closed = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let lane = Lane::start(&format!(
+            "listen: 127.0.0.1:0\nupstreams: {{a: {{endpoints: ['http://{closed}'], circuit_breaker: b}}}}\n\
+         circuit_breakers: {{b: {{consecutive_failures: 2, open_for: 1h}}}}\n{store}"
+        ));
+        let two = || [0; 2].map(|_| lane.connect().get("/").status);
+        assert_eq!(two(), [502, 502]);
+        eventually(|| state(&lane).0 == "open");
+        assert_eq!(two(), [503, 503]);
+    });
 }
 
 /// A lane in front of `upstream` whose breaker has these settings, and a client of it.
-fn behind(upstream: std::net::SocketAddr, timeout: &str, breaker: &str) -> Lane {
+fn behind(store: &str, upstream: std::net::SocketAddr, timeout: &str, breaker: &str) -> Lane {
     Lane::start(&format!(
         "listen: 127.0.0.1:0\nupstreams: {{app: {{endpoints: ['http://{upstream}'], timeout: {timeout}, circuit_breaker: b}}}}\n\
-         circuit_breakers: {{b: {breaker}}}\n"
+         circuit_breakers: {{b: {breaker}}}\n{store}"
     ))
 }
 
@@ -142,62 +167,76 @@ fn state(lane: &Lane) -> (&'static str, u64, u64) {
 
 #[test]
 fn an_upstream_that_hangs_opens_the_breaker_again_and_again() {
-    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let lane = behind(
-        silent.local_addr().unwrap(),
-        "300ms",
-        "{minimum_calls: 1, open_for: 50ms, half_open: {probes: 1, probe_timeout: 100ms}}",
-    );
-    assert_eq!(lane.connect().get("/").status, 504);
-    harness::eventually(|| state(&lane).0 == "half_open");
-    let mut probe = lane.connect();
-    probe.begin("GET", "/", &[], "");
-    // Long before its 504, the probe has had its time.
-    harness::eventually(|| state(&lane).0 == "open");
-    assert_eq!(lane.connect().get("/").status, 503);
+    on_each_store(|store| {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let lane = behind(
+            store,
+            silent.local_addr().unwrap(),
+            "300ms",
+            "{minimum_calls: 1, open_for: 50ms, half_open: {probes: 1, probe_timeout: 100ms}}",
+        );
+        assert_eq!(lane.connect().get("/").status, 504);
+        eventually(|| state(&lane).0 == "half_open");
+        // One that is not refused.
+        let mut probe = lane.connect();
+        eventually(|| {
+            probe = lane.connect();
+            probe.begin("GET", "/", &[], "");
+            probe.status_within(50).is_none()
+        });
+        // Long before its 504, the probe has had its time.
+        eventually(|| state(&lane).0 == "open");
+        assert_eq!(lane.connect().get("/").status, 503);
+    });
 }
 
 #[test]
 fn slow_clients_do_not_make_an_upstream_slow() {
-    let upstream = harness::raw::scripted(|mut stream| {
-        use std::io::{Read as _, Write as _};
-        let mut seen = Vec::new();
-        let mut byte = [0];
-        while !seen.ends_with(b"abcd") {
-            match stream.read(&mut byte) {
-                Ok(1) => seen.push(byte[0]),
-                _ => return,
+    on_each_store(|store| {
+        let upstream = harness::raw::scripted(|mut stream| {
+            use std::io::{Read as _, Write as _};
+            let mut seen = Vec::new();
+            let mut byte = [0];
+            while !seen.ends_with(b"abcd") {
+                match stream.read(&mut byte) {
+                    Ok(1) => seen.push(byte[0]),
+                    _ => return,
+                }
             }
+            stream.write_all(harness::ok("ok").as_bytes()).unwrap();
+        });
+        let lane = behind(
+            store,
+            upstream,
+            "5s",
+            "{minimum_calls: 1, slow_call: {duration: 100ms, rate: 50%}}",
+        );
+        let mut client = lane.connect();
+        client.begin("POST", "/", &["Content-Length: 4"], "");
+        for byte in [b"a", b"b", b"c", b"d"] {
+            client.write(byte);
+            std::thread::sleep(std::time::Duration::from_millis(50));
         }
-        stream.write_all(harness::ok("ok").as_bytes()).unwrap();
+        assert_eq!(client.finish().status, 200);
+        eventually(|| state(&lane) == ("closed", 0, 0));
     });
-    let lane = behind(
-        upstream,
-        "5s",
-        "{minimum_calls: 1, slow_call: {duration: 100ms, rate: 50%}}",
-    );
-    let mut client = lane.connect();
-    client.begin("POST", "/", &["Content-Length: 4"], "");
-    for byte in [b"a", b"b", b"c", b"d"] {
-        client.write(byte);
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
-    assert_eq!(client.finish().status, 200);
-    harness::eventually(|| state(&lane) == ("closed", 0, 0));
 }
 
 #[test]
 fn impatient_clients_do_not_hide_a_dead_upstream() {
-    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let lane = behind(
-        silent.local_addr().unwrap(),
-        "30s",
-        "{minimum_calls: 2, slow_call: {duration: 50ms, rate: 50%}}",
-    );
-    for _ in 0..2 {
-        let mut client = lane.connect();
-        client.begin("GET", "/", &[], "");
-        assert_eq!(client.status_within(100), None);
-    }
-    harness::eventually(|| state(&lane).0 == "open");
+    on_each_store(|store| {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let lane = behind(
+            store,
+            silent.local_addr().unwrap(),
+            "30s",
+            "{minimum_calls: 2, slow_call: {duration: 50ms, rate: 50%}}",
+        );
+        for _ in 0..2 {
+            let mut client = lane.connect();
+            client.begin("GET", "/", &[], "");
+            assert_eq!(client.status_within(100), None);
+        }
+        eventually(|| state(&lane).0 == "open");
+    });
 }

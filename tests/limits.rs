@@ -21,6 +21,8 @@ on_each_store!(
     a_value_that_is_not_utf_8_makes_no_key,
     no_client_asks_for_nothing,
     a_cost_beyond_reason_is_refused_and_breaks_nothing,
+    a_request_of_no_cost_is_never_refused,
+    a_limit_beyond_reason_admits_all,
     a_limit_of_any_name_makes_a_problem_that_can_be_read,
 );
 
@@ -277,6 +279,45 @@ fn a_cost_beyond_reason_is_refused_and_breaks_nothing(store: Store) {
         assert!(matches!(status, 200 | 429), "{cost}: {status}");
     }
     assert_eq!(client.get("/").status, 429);
+}
+
+fn a_request_of_no_cost_is_never_refused(store: Store) {
+    let lane = limited(
+        store,
+        "{limit: 1/h, by: constant, cost: {header: x-cost, default: 0}}",
+    );
+    let ask = |fields: &[&str]| lane.connect().send("GET", "/", fields, "").status;
+    let one = ["x-cost: 1"];
+    let statuses = [ask(&[]), ask(&one), ask(&[]), ask(&one), ask(&[])];
+    assert_eq!(statuses, [200, 200, 200, 429, 200]);
+}
+
+fn a_limit_beyond_reason_admits_all(store: Store) {
+    for algorithm in ["token_bucket", "sliding_window", "fixed_window"] {
+        for limit in [
+            "18446744073709551615/s",
+            "18446744073709551615/18446744073709551615ms",
+        ] {
+            let by = "by: constant, cost: {header: x-cost}";
+            let lane = limited(
+                store,
+                &format!("{{limit: {limit}, algorithm: {algorithm}, {by}}}"),
+            );
+            let mut client = lane.connect();
+            for cost in ["1", "4294967296", "1"] {
+                let status = client
+                    .send("GET", "/", &[&format!("x-cost: {cost}")], "")
+                    .status;
+                assert_eq!(status, 200, "{limit} {algorithm}, cost {cost}");
+            }
+            let metrics = lane.plan.borrow().metrics.text();
+            let lost = metrics.lines().find(|line| line.contains("redis_lost"));
+            assert!(
+                lost.is_none_or(|line| line.ends_with(" 0")),
+                "{limit} {algorithm}: {lost:?}"
+            );
+        }
+    }
 }
 
 fn a_limit_of_any_name_makes_a_problem_that_can_be_read(store: Store) {

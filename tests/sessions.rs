@@ -1,4 +1,5 @@
-//! Sessions over the wire, on one lane: who is let through, what upstreams are told, and what starts and ends a session.
+//! Sessions over the wire: who is let through, what upstreams are told, and what starts and ends a session. Each case runs
+//! with sessions in memory, and in a Redis Cluster.
 
 #![expect(
     clippy::unwrap_used,
@@ -7,7 +8,44 @@
 
 mod harness;
 
-use harness::{Client, Lane, Reply, Upstream};
+use std::io::Read;
+use std::time::Duration;
+
+use harness::process::{Running, file};
+use harness::redis::{Cluster, key_prefix};
+use harness::{Client, Reply, Upstream};
+
+/// Where sessions are kept.
+#[derive(Clone, Copy)]
+enum Store {
+    Memory,
+    Redis,
+}
+
+macro_rules! on_both_stores {
+    ($($case:ident,)*) => {
+        mod in_memory {
+            $(#[test] fn $case() { super::$case(super::Store::Memory) })*
+        }
+        mod in_redis {
+            $(#[test] fn $case() { super::$case(super::Store::Redis) })*
+        }
+    };
+}
+
+on_both_stores! {
+    a_log_in_gives_a_cookie_that_opens_and_a_log_out_ends_it,
+    what_starts_or_ends_a_session_is_kept_by_no_cache,
+    identity_headers_of_clients_never_reach_the_upstream,
+    a_new_log_in_ends_the_session_before_it,
+    tokens_are_taken_as_bearer_and_header_too,
+    a_user_at_the_maximum_is_refused_or_loses_the_oldest,
+    an_idle_session_is_over,
+    a_start_that_cannot_be_read_is_a_502_and_starts_nothing,
+    an_upstream_that_is_not_trusted_starts_nothing,
+    limits_count_by_the_user_and_its_claims,
+    a_switched_connection_ends_with_its_session,
+}
 
 const CACHED: &str = "Cache-Control: public, max-age=60\r\nCDN-Cache-Control: max-age=60";
 
@@ -27,15 +65,33 @@ fn app() -> Upstream {
     })
 }
 
-fn lane(app: &Upstream, web: &str, more: &str) -> Lane {
-    Lane::start(&format!(
-        "listen: 127.0.0.1:0\nupstreams: {{app: {{endpoints: ['{}'], trust_session_headers: true}}}}\nsessions: {{web: {web}}}\n\
-         routes:\n  - {{match: {{path: /admin}}, upstream: app, session: {{use: web, claims: {{role: admin}}}}}}\n\
-         \x20 - {{match: {{path: /me}}, upstream: app, session: {{use: web}}}}\n\
-         \x20 - {{match: {{path: /open}}, upstream: app}}\n\
-         \x20 - {{upstream: app, session: {{use: web, require: false}}}}\n{more}",
-        app.url()
-    ))
+/// A weir with these sessions before the app.
+fn weir(store: Store, app: &Upstream, web: &str) -> Running {
+    start(
+        store,
+        &format!(
+            "upstreams: {{app: {{endpoints: ['{}'], trust_session_headers: true}}}}\nsessions: {{web: {web}}}\n\
+             routes:\n  - {{match: {{path: /admin}}, upstream: app, session: {{use: web, claims: {{role: admin}}}}}}\n\
+             \x20 - {{match: {{path: /me}}, upstream: app, session: {{use: web}}}}\n\
+             \x20 - {{match: {{path: /socket}}, upstream: app, session: {{use: web}}, revalidate_every: 50ms}}\n\
+             \x20 - {{match: {{path: /open}}, upstream: app}}\n\
+             \x20 - {{upstream: app, session: {{use: web, require: false}}}}\n",
+            app.url()
+        ),
+    )
+}
+
+fn start(store: Store, text: &str) -> Running {
+    let redis = match store {
+        Store::Memory => String::new(),
+        // A budget for calls that a busy machine meets.
+        Store::Redis => {
+            let redis = Cluster::shared().yaml(&key_prefix());
+            redis.replacen('{', "{timeout: 2s, ", 1)
+        }
+    };
+    let own = "listen: 127.0.0.1:0\nadmin: {address: 127.0.0.1:0}\nruntime: {lanes: 1}\n";
+    Running::start(file(&format!("{own}{text}{redis}")).path())
 }
 
 fn get(client: &mut Client, path: &str, fields: &[&str]) -> Reply {
@@ -48,11 +104,10 @@ fn cookie_of(reply: &Reply) -> String {
     format!("Cookie: {}", set.split(';').next().unwrap())
 }
 
-#[test]
-fn a_log_in_gives_a_cookie_that_opens_and_a_log_out_ends_it() {
+fn a_log_in_gives_a_cookie_that_opens_and_a_log_out_ends_it(store: Store) {
     let app = app();
-    let lane = lane(&app, "{}", "");
-    let mut client = lane.connect();
+    let weir = weir(store, &app, "{}");
+    let mut client = weir.client();
     let refused = client.get("/me");
     assert_eq!(refused.status, 401);
     assert_eq!(
@@ -83,11 +138,10 @@ fn a_log_in_gives_a_cookie_that_opens_and_a_log_out_ends_it() {
     assert_eq!(get(&mut client, "/me", &[&cookie]).status, 401);
 }
 
-#[test]
-fn what_starts_or_ends_a_session_is_kept_by_no_cache() {
+fn what_starts_or_ends_a_session_is_kept_by_no_cache(store: Store) {
     let app = app();
-    let lane = lane(&app, "{}", "");
-    let mut client = lane.connect();
+    let weir = weir(store, &app, "{}");
+    let mut client = weir.client();
     let mut cached = |path: &str| {
         let fields = client.get(path).fields.into_iter();
         let cached = fields.filter(|(name, _)| name.ends_with("cache-control"));
@@ -101,11 +155,10 @@ fn what_starts_or_ends_a_session_is_kept_by_no_cache() {
     assert_eq!(cached("/open").join("\r\n"), CACHED.to_ascii_lowercase());
 }
 
-#[test]
-fn identity_headers_of_clients_never_reach_the_upstream() {
+fn identity_headers_of_clients_never_reach_the_upstream(store: Store) {
     let app = app();
-    let lane = lane(&app, "{}", "");
-    let mut client = lane.connect();
+    let weir = weir(store, &app, "{}");
+    let mut client = weir.client();
     for path in ["/open", "/other"] {
         let forged = [
             "X-Auth-User: root",
@@ -119,22 +172,24 @@ fn identity_headers_of_clients_never_reach_the_upstream() {
     }
 }
 
-#[test]
-fn a_new_log_in_ends_the_session_before_it() {
+fn a_new_log_in_ends_the_session_before_it(store: Store) {
     let app = app();
-    let lane = lane(&app, "{}", "");
-    let mut client = lane.connect();
+    let weir = weir(store, &app, "{}");
+    let mut client = weir.client();
     let first = cookie_of(&client.get("/login/ann"));
     let second = cookie_of(&get(&mut client, "/login/ann", &[&first]));
     assert_eq!(get(&mut client, "/me", &[&first]).status, 401);
     assert_eq!(get(&mut client, "/me", &[&second]).status, 200);
 }
 
-#[test]
-fn tokens_are_taken_as_bearer_and_header_too() {
+fn tokens_are_taken_as_bearer_and_header_too(store: Store) {
     let app = app();
-    let lane = lane(&app, "{token: [{bearer: true}, {header: X-Session}]}", "");
-    let mut client = lane.connect();
+    let weir = weir(
+        store,
+        &app,
+        "{token: [{bearer: true}, {header: X-Session}]}",
+    );
+    let mut client = weir.client();
     let login = client.get("/login/ann");
     assert_eq!(login.field("set-cookie"), None);
     let token = login.field("x-session").unwrap();
@@ -152,74 +207,111 @@ fn tokens_are_taken_as_bearer_and_header_too() {
     );
 }
 
-#[test]
-fn a_user_at_the_maximum_is_refused_or_loses_the_oldest() {
+fn a_user_at_the_maximum_is_refused_or_loses_the_oldest(store: Store) {
     let app = app();
-    let refusing = lane(&app, "{max_per_user: 1, on_max: reject_new}", "");
-    let mut client = refusing.connect();
+    let refusing = weir(store, &app, "{max_per_user: 1, on_max: reject_new}");
+    let mut client = refusing.client();
     let first = cookie_of(&client.get("/login/ann"));
     assert_eq!(client.get("/login/ann").status, 403);
-    let mut client = refusing.connect();
+    let mut client = refusing.client();
     assert_eq!(client.get("/login/bob").status, 200);
     assert_eq!(get(&mut client, "/me", &[&first]).status, 200);
 
-    let evicting = lane(&app, "{max_per_user: 1}", "");
-    let mut client = evicting.connect();
+    let evicting = weir(store, &app, "{max_per_user: 1}");
+    let mut client = evicting.client();
     let first = cookie_of(&client.get("/login/ann"));
     let second = cookie_of(&client.get("/login/ann"));
     assert_eq!(get(&mut client, "/me", &[&first]).status, 401);
     assert_eq!(get(&mut client, "/me", &[&second]).status, 200);
 }
 
-#[test]
-fn an_idle_session_is_over() {
+fn an_idle_session_is_over(store: Store) {
     let app = app();
-    let lane = lane(&app, "{idle_timeout: 50ms}", "");
-    let mut client = lane.connect();
+    let weir = weir(store, &app, "{idle_timeout: 50ms}");
+    let mut client = weir.client();
     let cookie = cookie_of(&client.get("/login/ann"));
     harness::eventually(|| {
         // Each look is a use, so the looks must be further apart than the timeout.
-        std::thread::sleep(std::time::Duration::from_millis(60));
+        std::thread::sleep(Duration::from_millis(60));
         get(&mut client, "/me", &[&cookie]).status == 401
     });
 }
 
-#[test]
-fn a_start_that_cannot_be_read_is_a_502_and_starts_nothing() {
+fn a_start_that_cannot_be_read_is_a_502_and_starts_nothing(store: Store) {
     let app = app();
-    let lane = lane(&app, "{}", "");
-    let reply = lane.connect().get("/nonsense");
+    let weir = weir(store, &app, "{}");
+    let reply = weir.client().get("/nonsense");
     assert_eq!((reply.status, reply.field("set-cookie")), (502, None));
 }
 
-#[test]
-fn an_upstream_that_is_not_trusted_starts_nothing() {
+fn an_upstream_that_is_not_trusted_starts_nothing(store: Store) {
     let app = app();
-    let lane = Lane::start(&format!(
-        "listen: 127.0.0.1:0\nupstreams: {{app: {{endpoints: ['{}']}}}}\nsessions: {{web: {{}}}}\n\
+    let weir = start(
+        store,
+        &format!(
+            "upstreams: {{app: {{endpoints: ['{}']}}}}\nsessions: {{web: {{}}}}\n\
          routes: [{{upstream: app, session: {{use: web, require: false}}}}]\n",
-        app.url()
-    ));
-    let reply = lane.connect().get("/login/ann");
+            app.url()
+        ),
+    );
+    let reply = weir.client().get("/login/ann");
     assert_eq!((reply.status, reply.field("set-cookie")), (200, None));
     assert_eq!(reply.field("x-weir-session-start"), None);
 }
 
-#[test]
-fn limits_count_by_the_user_and_its_claims() {
+fn limits_count_by_the_user_and_its_claims(store: Store) {
     let app = app();
-    let lane = Lane::start(&format!(
-        "listen: 127.0.0.1:0\nupstreams: {{app: {{endpoints: ['{}'], trust_session_headers: true}}}}\nsessions: {{web: {{}}}}\n\
+    let weir = start(
+        store,
+        &format!(
+            "upstreams: {{app: {{endpoints: ['{}'], trust_session_headers: true}}}}\nsessions: {{web: {{}}}}\n\
          rate_limits: {{per_user: {{limit: 1/h, by: [session.user, session.claims.role]}}}}\n\
          routes:\n  - {{match: {{path: /me}}, upstream: app, session: {{use: web}}, rate_limits: [per_user]}}\n\
          \x20 - {{upstream: app, session: {{use: web, require: false}}, rate_limits: [per_user]}}\n",
-        app.url()
-    ));
-    let mut client = lane.connect();
+            app.url()
+        ),
+    );
+    let mut client = weir.client();
     let (ann, bob) = (
         cookie_of(&client.get("/login/ann")),
         cookie_of(&client.get("/login/bob")),
     );
     let statuses = [&ann, &ann, &bob].map(|who| get(&mut client, "/me", &[who]).status);
     assert_eq!(statuses, [200, 429, 200]);
+}
+
+fn a_switched_connection_ends_with_its_session(store: Store) {
+    let socket = || {
+        Upstream::replying(|head| {
+            match head.contains("/login") {
+            true => "HTTP/1.1 200 OK\r\nX-Weir-Session-Start: {\"user\": \"ann\"}\r\nContent-Length: 0\r\n\r\n".to_owned(),
+            false => "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n".to_owned(),
+        }
+        })
+    };
+    let app = socket();
+    let check = |web: &str, end: &dyn Fn(&Running)| {
+        let weir = weir(store, &app, web);
+        let cookie = cookie_of(&weir.client().get("/login"));
+        let mut stream = weir.connect();
+        let open = format!(
+            "GET /socket HTTP/1.1\r\nHost: x\r\nUpgrade: x\r\nConnection: upgrade\r\n{cookie}\r\n\r\n"
+        );
+        std::io::Write::write_all(&mut stream, open.as_bytes()).unwrap();
+        stream.set_read_timeout(Some(harness::DEADLINE)).unwrap();
+        let head = harness::raw::read_head(&mut stream).unwrap();
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        end(&weir);
+        // A reset is an end, too.
+        let ended = stream.read_to_end(&mut Vec::new());
+        let timed_out = |error: &std::io::Error| error.kind() == std::io::ErrorKind::WouldBlock;
+        assert!(!ended.is_err_and(|error| timed_out(&error)), "{web}");
+    };
+    check("{}", &|weir| {
+        let ended = weir
+            .admin()
+            .send("DELETE", "/v1/sessions?user=ann", &["Host: localhost"], "");
+        assert_eq!(ended.body, "{\"ended\":1}");
+    });
+    check("{idle_timeout: 200ms}", &|_| {});
 }

@@ -13,7 +13,9 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use futures_util::future::join_all;
+use harness::calls::soon;
 use harness::node::Node;
 use harness::redis::{Cluster, Server, key_prefix};
 use harness::{Client, Lane, Store, Upstream, eventually};
@@ -41,7 +43,7 @@ async fn ask_on(node: &Node, until: Duration, burst: usize) -> Flood {
             let decision = node.ask(&[], clock::mono()).await;
             flood.asked += 1;
             match decision {
-                Decision::Admitted => flood.admitted.push((began, clock::wall())),
+                Decision::Admitted(_) => flood.admitted.push((began, clock::wall())),
                 Decision::Refused { .. } => {}
                 Decision::Lost => flood.lost += 1,
             }
@@ -320,4 +322,131 @@ fn slots_are_never_more_than_the_limit_and_come_back() {
     upstream.answer("done");
     assert_eq!(second.finish().body, "done");
     drop(third);
+}
+
+#[test]
+fn strict_takes_no_more_than_is_spent() {
+    let server = Server::single();
+    let limit = "{limit: 1000000/year, algorithm: fixed_window, by: constant, accuracy: strict}";
+    let file = one_limit(&server, limit, 1_000);
+    let admitted = on_a_runtime(async {
+        let node = Node::start(&file).await;
+        let mut admitted = 0;
+        for _ in 0..50 {
+            let decisions = join_all((0..16).map(|_| ask(&node))).await;
+            let is_admitted = |decision: &&Decision| matches!(decision, Decision::Admitted(_));
+            admitted += decisions.iter().filter(is_admitted).count();
+            // Some wait for the answer to another, and their clients leave.
+            let mut asks = std::pin::pin!(ask(&node));
+            assert_eq!((&mut asks).now_or_never(), None);
+            let leave = join_all((0..15).map(|_| ask(&node)));
+            assert_eq!(leave.now_or_never(), None);
+            for decision in [asks.await, ask(&node).await] {
+                assert!(is_admitted(&&decision));
+                admitted += 1;
+            }
+        }
+        admitted
+    });
+    let keys = server.cli(&["KEYS", "*:l:*"]);
+    let counter = server.cli(&["GET", keys.list()[0].text()]);
+    let (_, used) = counter.text().split_once(':').unwrap();
+    println!("{admitted} admitted, {used} taken of the limit");
+    assert_eq!(used, admitted.to_string());
+}
+
+/// The file of a process with this limit alone, on a server of its own.
+fn one_limit(server: &Server, limit: &str, max_keys: usize) -> String {
+    format!(
+        "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\nrate_limits: {{a: {limit}}}\n\
+         rate_limit_defaults: {{max_keys: {max_keys}}}\n\
+         routes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
+        server
+            .yaml(&key_prefix())
+            .replace("{urls", "{timeout: 5s, urls")
+    )
+}
+
+/// A request to a limit whose key is constant.
+async fn ask(node: &Node) -> Decision {
+    node.ask(&[], clock::mono()).await
+}
+
+fn on_a_runtime<T>(test: impl Future<Output = T>) -> T {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().build().unwrap().block_on(test)
+}
+
+#[test]
+fn keys_without_a_slot_in_use_are_held_in_bounded_memory() {
+    const KEYS: usize = 2_000;
+    const MOST: usize = 64;
+    let server = Server::single();
+    let limit = "{limit: 3, algorithm: concurrency, by: 'header:t', hold_ttl: 1s}";
+    let file = one_limit(&server, limit, MOST);
+    let names: Vec<_> = (0..KEYS).map(|n| n.to_string()).collect();
+    on_a_runtime(async {
+        let node = Node::start(&file).await;
+        let all = async |cost| join_all(names.iter().map(|key| node.take_slot(key, cost))).await;
+        let never = Decision::Refused { retry_after: None };
+        assert!(all(4).await.iter().all(|decision| *decision == never));
+        let refused = node.keys_of_slots();
+
+        let admitted = |decision: &Decision| matches!(decision, Decision::Admitted(_));
+        assert!(all(1).await.iter().all(admitted));
+        let in_use = node.keys_of_slots();
+        names.iter().for_each(|key| node.release_slot(key));
+        soon(|| node.keys_of_slots() == 0).await;
+
+        server.kill();
+        let lost = all(1).await;
+        assert!(lost.iter().all(|decision| *decision == Decision::Lost));
+        for n in 0..1_000 {
+            let lost = node.take_slot(&format!("other {n}"), 1).await;
+            assert_eq!(lost, Decision::Lost);
+        }
+        let away = node.keys_of_slots();
+        println!("{KEYS} keys: {refused} held when refused, {in_use} in use, {away} without redis");
+        assert_eq!(in_use, KEYS);
+        assert!(refused <= MOST && away <= MOST);
+        server.restart();
+        soon(|| node.keys_of_slots() == 0).await;
+    });
+}
+
+#[test]
+fn slots_that_come_and_go_and_come_are_told_to_redis() {
+    const KEYS: usize = 500;
+    let server = Server::single();
+    let limit = "{limit: 3, algorithm: concurrency, by: 'header:t', hold_ttl: 1s}";
+    let file = one_limit(&server, limit, 10_000);
+    let names: Vec<_> = (0..KEYS).map(|n| n.to_string()).collect();
+    let known = || server.cli(&["KEYS", "*:c:*"]).list().len();
+    on_a_runtime(async {
+        let node = Node::start(&file).await;
+        let (node, names) = (&node, &names);
+        let until = clock::mono() + Duration::from_secs(2);
+        let churn = async |_| {
+            while clock::mono() < until {
+                let key = &names[fastrand::usize(..KEYS)];
+                let taken = node.take_slot(key, 1).await;
+                tokio::time::sleep(Duration::from_micros(fastrand::u64(..2_000))).await;
+                if matches!(taken, Decision::Admitted(_)) {
+                    node.release_slot(key);
+                }
+            }
+        };
+        join_all((0..32).map(churn)).await;
+        for key in names {
+            let taken = node.take_slot(key, 1).await;
+            assert!(matches!(taken, Decision::Admitted(_)), "{taken:?}");
+        }
+        // Longer than slots last of which Redis hears nothing.
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        let held = known();
+        println!("{held} of {KEYS} slots in use are known to redis");
+        assert_eq!(held, KEYS);
+        names.iter().for_each(|key| node.release_slot(key));
+        soon(|| known() == 0 && node.keys_of_slots() == 0).await;
+    });
 }

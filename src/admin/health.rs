@@ -131,22 +131,17 @@ fn redis_checks(redis: &FleetConnections) -> Vec<(&'static str, Value)> {
 
 /// The metrics, with the gauges that are only known when asked.
 pub(super) fn scrape(plan: &Plan) -> String {
-    const STATES: [State; 6] = [
-        State::Closed,
-        State::Open,
-        State::HalfOpen,
-        State::Recovering,
-        State::ForcedOpen,
-        State::ForcedClosed,
-    ];
     let now = clock::moment().mono;
     for breaker in plan.breakers.iter().flatten() {
         let state = breaker.snapshot(now).state.as_str();
         plan.metrics
-            .breaker_is(&breaker.upstream, state, &STATES.map(State::as_str));
+            .breaker_is(&breaker.upstream, state, &State::ALL.map(State::as_str));
+        if let Some(shared) = breaker.with_member(|member| member.is_together()) {
+            plan.metrics.breaker_is_shared(&breaker.upstream, shared);
+        }
     }
     for live in &plan.sessions {
-        let held = i64::try_from(live.store.count()).unwrap_or(i64::MAX);
+        let held = i64::try_from(live.held()).unwrap_or(i64::MAX);
         live.metrics.held.set(held);
     }
     if let Some(audit) = &plan.audit {

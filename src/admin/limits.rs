@@ -12,6 +12,7 @@ use crate::clock;
 use crate::config::check::limits::override_rules;
 use crate::config::limits::{Limit, Rule};
 use crate::plan::{Plan, SharedAsk, SharedLimits};
+use crate::policy::lease::Batch;
 use crate::store::fleet::FleetConnections;
 use crate::store::leases::Decision;
 use crate::store::limits::{Key, Override};
@@ -203,7 +204,9 @@ async fn ask_everywhere(
                 .collect())
         }
         Some((shared, SharedAsk::Slots(ask))) => {
-            let verdict = shared.slots.verdict(&ask, Decision::Admitted);
+            let verdict = shared
+                .slots
+                .verdict(&ask, Decision::Admitted(Batch::default()));
             Ok(vec![(verdict.remaining, verdict.reset)])
         }
         None => Ok(Vec::new()),

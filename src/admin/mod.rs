@@ -193,8 +193,10 @@ async fn v1(
         ["limits", rest @ ..] => {
             limits::answer(plan, admin.redis.as_ref(), method, rest, query, body).await
         }
-        ["breakers", rest @ ..] => breakers::answer(plan, method, rest),
-        ["sessions", rest @ ..] => sessions::answer(plan, method, rest, query, body),
+        ["breakers", rest @ ..] => breakers::answer(plan, admin.redis.as_ref(), method, rest).await,
+        ["sessions", rest @ ..] => {
+            sessions::answer(plan, admin.redis.as_ref(), method, rest, query, body).await
+        }
         _ => Err(Problem::not_found(
             "known here: /v1/config /v1/limits /v1/breakers /v1/sessions",
         )),

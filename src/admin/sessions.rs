@@ -1,5 +1,7 @@
 //! `/v1/sessions`: start, list, show and end sessions.
 
+use std::time::Duration;
+
 use hyper::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -9,10 +11,15 @@ use crate::clock;
 use crate::config::sessions::Claims;
 use crate::plan::Plan;
 use crate::policy::session::{Session, SessionId};
-use crate::store::sessions::{CreateError, LiveSessions};
+use crate::store::fleet::FleetConnections;
+use crate::store::redis::CallError;
+use crate::store::sessions::{CreateError, ListError, LiveSessions, Reach};
 
 /// Sessions on one page of a list, unless told, and at most.
 const PAGE: (usize, usize) = (100, 1_000);
+
+/// For each call of Redis: an operator would rather wait than be refused.
+const WITHIN: Duration = Duration::from_secs(1);
 
 /// The body of a `POST`.
 #[derive(Deserialize)]
@@ -26,19 +33,24 @@ struct NewSession {
 }
 
 /// - `POST /v1/sessions` `{"user": "ann", "claims": {"role": "customer"}}`: start one; the only reply with its token;
-/// - `GET /v1/sessions?user=USER&limit=N&after=ID`: list, by id;
+/// - `GET /v1/sessions?user=USER&limit=N&after=NEXT`: list, about `limit` a page, from where the page before said;
 /// - `DELETE /v1/sessions?user=USER`: end all of a user;
 /// - `GET` and `DELETE /v1/sessions/ID`: show and end one.
 ///
 /// Each takes `sessions=NAME`, which is needed where the configuration has several.
-pub(super) fn answer(
+pub(super) async fn answer(
     plan: &Plan,
+    redis: Option<&FleetConnections>,
     method: &Method,
     path: &[&str],
     query: &str,
     body: &[u8],
 ) -> Answer {
     let parameter = |name: &str| parameters(query, name).into_iter().next();
+    let reach = Reach {
+        redis: redis.map(|redis| &redis.sessions),
+        within: Some(WITHIN),
+    };
     match (method, path) {
         (&Method::POST, []) => {
             let new: NewSession = serde_json::from_slice(body).map_err(|error| {
@@ -47,16 +59,19 @@ pub(super) fn answer(
                 ))
             })?;
             let name = new.sessions.clone().or(parameter("sessions"));
-            create(find(plan, name)?, new)
+            create(find(plan, name)?, new, reach).await
         }
-        (&Method::GET, []) => list(find(plan, parameter("sessions"))?, &parameter),
+        (&Method::GET, []) => {
+            let live = find(plan, parameter("sessions"))?;
+            list(live, &parameter, reach).await
+        }
         (&Method::DELETE, []) => {
             let live = find(plan, parameter("sessions"))?;
             let user = parameter("user").ok_or_else(|| {
                 Problem::bad("say whose: DELETE /v1/sessions?user=USER ends all of a user")
             })?;
-            let ended = live.store.revoke_user(&user);
-            live.metrics.ended.inc_by(ended as u64);
+            let ended = live.revoke_user(&user, reach).await;
+            let ended = ended.map_err(unanswered)?;
             Ok(Reply::Json(json!({ "ended": ended })))
         }
         (_, []) => Err(Problem::method("GET, POST, DELETE")),
@@ -65,16 +80,12 @@ pub(super) fn answer(
             let id: SessionId = id
                 .parse()
                 .map_err(|error| Problem::bad(format!("{error}")))?;
-            let found = live
-                .store
-                .show(id, clock::moment().mono)
-                .ok_or_else(|| Problem::not_found("no live session has this id"))?;
+            let found = live.show(id, reach).await.map_err(unanswered)?;
+            let found = found.ok_or_else(|| Problem::not_found("no live session has this id"))?;
             if *method == Method::GET {
                 return Ok(Reply::Json(describe(&found)));
             }
-            if live.store.revoke(id).is_some() {
-                live.metrics.ended.inc();
-            }
+            live.revoke(id, reach).await.map_err(unanswered)?;
             Ok(Reply::Nothing)
         }
         (_, [_]) => Err(Problem::method("GET, DELETE")),
@@ -98,24 +109,22 @@ fn find(plan: &Plan, name: Option<String>) -> Result<&LiveSessions, Problem> {
     }
 }
 
-fn create(live: &LiveSessions, new: NewSession) -> Answer {
+async fn create(live: &LiveSessions, new: NewSession, reach: Reach<'_>) -> Answer {
     if new.user.is_empty() {
         return Err(Problem::bad(
             "a session needs a user, and \"user\" is empty",
         ));
     }
-    let now = clock::moment().mono;
-    let created = live.store.create(&live.settings, new.user, new.claims, now);
+    let created = live.create(new.user, new.claims, reach).await;
     let created = created.map_err(|error| {
-        live.metrics.refused.inc();
         let status = match error {
             CreateError::MaxReached => StatusCode::CONFLICT,
-            CreateError::Full | CreateError::Random(_) => StatusCode::SERVICE_UNAVAILABLE,
+            CreateError::Full | CreateError::Random(_) | CreateError::Store(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         };
         Problem::new(status, error.to_string())
     })?;
-    live.metrics.created.inc();
-    live.metrics.evicted.inc_by(created.evicted.len() as u64);
     let mut value = describe(&created.session);
     value["token"] = json!(created.token.as_str());
     let evicted = created.evicted.iter().map(ToString::to_string);
@@ -123,7 +132,11 @@ fn create(live: &LiveSessions, new: NewSession) -> Answer {
     Ok(Reply::Status(StatusCode::CREATED, value))
 }
 
-fn list(live: &LiveSessions, parameter: &dyn Fn(&str) -> Option<String>) -> Answer {
+async fn list(
+    live: &LiveSessions,
+    parameter: &(dyn Fn(&str) -> Option<String> + Sync),
+    reach: Reach<'_>,
+) -> Answer {
     let limit = match parameter("limit") {
         None => PAGE.0,
         Some(text) => text
@@ -132,25 +145,27 @@ fn list(live: &LiveSessions, parameter: &dyn Fn(&str) -> Option<String>) -> Answ
             .filter(|limit| (1..=PAGE.1).contains(limit))
             .ok_or_else(|| Problem::bad(format!("limit must be 1 to {}", PAGE.1)))?,
     };
-    let after = parameter("after")
-        .map(|id| id.parse().map_err(|error| Problem::bad(format!("{error}"))))
-        .transpose()?;
-    let now = clock::moment().mono;
-    let page = live
-        .store
-        .list(parameter("user").as_deref(), limit, after, now);
-    let sessions: Vec<_> = page
-        .sessions
-        .iter()
-        .map(|session| describe(session))
-        .collect();
-    let next = page.next.map(|id| id.to_string());
-    Ok(Reply::Json(json!({ "sessions": sessions, "next": next })))
+    let (user, after) = (parameter("user"), parameter("after"));
+    let page = live.list(user.as_deref(), limit, after.as_deref(), reach);
+    let page = page.await.map_err(|error| match error {
+        ListError::After => Problem::bad(error.to_string()),
+        ListError::Store(error) => unanswered(error),
+    })?;
+    let sessions = page.sessions.iter();
+    let sessions: Vec<_> = sessions.map(|session| describe(session)).collect();
+    Ok(Reply::Json(
+        json!({ "sessions": sessions, "next": page.next }),
+    ))
+}
+
+fn unanswered(error: CallError) -> Problem {
+    let status = StatusCode::SERVICE_UNAVAILABLE;
+    Problem::new(status, format!("sessions are in redis: {error}"))
 }
 
 fn describe(session: &Session) -> Value {
     let now = clock::moment().mono;
-    let seconds = |duration: std::time::Duration| duration.as_secs();
+    let seconds = |duration: Duration| duration.as_secs();
     let idle_end = session.last_seen() + session.idle_timeout;
     json!({
         "id": session.id.to_string(),

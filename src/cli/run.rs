@@ -75,11 +75,14 @@ async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> 
         }
         None => (None, None),
     };
-    let plan = Plan::new(config, metrics_of_all, recorder, fleet);
-    if let Some(redis) = &redis {
-        plan.begin_sharing(redis);
+    let connect_timeout = config.redis.as_ref().map(|redis| redis.connect_timeout);
+    let first = Plan::new(config, metrics_of_all, recorder, fleet);
+    let (plan, following) = watch::channel(first.clone());
+    if let (Some(redis), Some(within)) = (&redis, connect_timeout) {
+        worker::join(&following, redis);
+        worker::breakers::asked(&first, within).await;
     }
-    let (plan, following) = watch::channel(plan);
+    drop(first);
     let (drain, draining) = watch::channel(false);
     let (unready, is_unready) = watch::channel(false);
     addresses.iter().try_for_each(|address| is_free(*address))?;
@@ -111,15 +114,13 @@ async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> 
         lanes: heartbeats,
         draining: is_unready,
     };
+    let sessions = redis.as_ref().map(|redis| redis.sessions.clone());
     let state = Arc::new(Admin {
         plan: following,
         redis,
         health,
     });
     tokio::spawn(worker::sessions::sweep(state.plan.clone()));
-    if let (Some(fleet), Some(redis)) = (state.plan.borrow().fleet.clone(), state.redis.clone()) {
-        tokio::spawn(worker::limits::follow(state.plan.clone(), fleet, redis));
-    }
     let last_plan = state.plan.clone();
     tokio::spawn(admin::serve(admin, state.clone()));
     if let Some(metrics) = metrics {
@@ -135,7 +136,7 @@ async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> 
     let delay = last_plan.borrow().config.propagation_delay;
     tokio::time::sleep(delay).await;
     drain.send_replace(true);
-    tokio::task::spawn_blocking(|| {
+    let ended = tokio::task::spawn_blocking(|| {
         let ended = join(threads);
         // Behind the lanes, whose last events are still to be written.
         if let Some(audit) = audit {
@@ -143,7 +144,12 @@ async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> 
         }
         ended
     })
-    .await?
+    .await?;
+    if let Some(redis) = &sessions {
+        let plan = last_plan.borrow().clone();
+        worker::sessions::write_last_uses(&plan, redis).await;
+    }
+    ended
 }
 
 /// Begins what the process does among others. Waits for their state, but not for ever: without it each limit does what it is to

@@ -12,7 +12,7 @@ pub struct CircuitBreaker {
     pub name: String,
     /// [`Scope::Local`] without `redis`.
     pub scope: Scope,
-    /// Processes that must see failures before a shared breaker trips; one alone is enough where no other lives.
+    /// Processes that must see failures before a shared breaker trips; where fewer live, all of them.
     pub quorum: NonZeroU32,
     /// What a shared breaker does while Redis does not answer.
     pub on_redis_loss: OnLoss,

@@ -285,7 +285,7 @@ pub enum Mode {
 pub struct CircuitBreaker {
     /// [default: shared with `redis`; always local without]
     pub scope: Option<At<Scope>>,
-    /// Processes that must see failures before a shared breaker trips; one alone is enough where no other lives [default: 2].
+    /// Processes that must see failures before a shared breaker trips; where fewer live, all of them [default: 2].
     pub quorum: Option<At<u32>>,
     /// While `redis` does not answer [default: local].
     pub on_redis_loss: Option<At<BreakerOnLoss>>,

@@ -10,10 +10,15 @@
 //!
 //! The states are those of Nygard, "Release It!"; the ramp after them is the slow start of load balancers.
 
-use std::collections::VecDeque;
+pub mod shared;
+mod trial;
+mod window;
+
 use std::time::Duration;
 
 pub use crate::config::breakers::{HalfOpen, Settings, SlowCall, Window};
+use trial::{Ramp, Trial, Verdict};
+use window::{Call, Calls, Counts, reaches};
 
 /// The right to one call. Give it back once, to [`Breaker::record`] or [`Breaker::release`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +65,15 @@ pub enum State {
 }
 
 impl State {
+    pub const ALL: [State; 6] = [
+        State::Closed,
+        State::Open,
+        State::HalfOpen,
+        State::Recovering,
+        State::ForcedOpen,
+        State::ForcedClosed,
+    ];
+
     /// The name in metrics and in the admin API.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -70,6 +84,11 @@ impl State {
             State::ForcedOpen => "forced_open",
             State::ForcedClosed => "forced_closed",
         }
+    }
+
+    /// That of this name.
+    pub fn named(name: &str) -> Option<State> {
+        State::ALL.into_iter().find(|state| state.as_str() == name)
     }
 }
 
@@ -99,6 +118,8 @@ pub struct Breaker {
     consecutive_failures: u32,
     /// How long the next opening lasts, before jitter.
     next_open_for: Duration,
+    /// Whether no result opens it, but for those of probes.
+    frozen: bool,
 }
 
 impl Breaker {
@@ -111,6 +132,7 @@ impl Breaker {
             calls: Calls::new(settings.window),
             consecutive_failures: 0,
             next_open_for: settings.open_for,
+            frozen: false,
             settings,
         }
     }
@@ -157,24 +179,14 @@ impl Breaker {
         if permit.generation != self.generation {
             return;
         }
-        let call = Call {
-            failed: outcome == Outcome::Failure,
-            slow: self
-                .settings
-                .slow_call
-                .is_some_and(|slow| elapsed > slow.duration),
-        };
+        let call = Call::new(&self.settings, outcome, elapsed);
         match &mut self.phase {
             // No permit bears the generation of an opening.
             Phase::Open { .. } | Phase::ForcedOpen => {}
             Phase::ForcedClosed => self.calls.push(call, now),
             Phase::Closed | Phase::Recovering(_) => {
-                self.calls.push(call, now);
-                self.consecutive_failures = match outcome {
-                    Outcome::Success => 0,
-                    Outcome::Failure => self.consecutive_failures.saturating_add(1),
-                };
-                if self.trips() {
+                self.count(call, now);
+                if self.trips() && !self.frozen {
                     self.open(now, jitter_unit);
                 }
             }
@@ -189,10 +201,8 @@ impl Breaker {
                     Verdict::Undecided => {}
                     Verdict::Failed => self.open(now, jitter_unit),
                     Verdict::Passed => {
-                        self.restart(Phase::Recovering(Ramp {
-                            since: now,
-                            credit: 0.5,
-                        }));
+                        let until = now.saturating_add(self.settings.recover_over);
+                        self.restart(Phase::Recovering(Ramp::until(until)));
                         // Without a ramp it is closed at once.
                         self.advance(now, jitter_unit);
                     }
@@ -264,6 +274,14 @@ impl Breaker {
         }
     }
 
+    fn count(&mut self, call: Call, now: Duration) {
+        self.calls.push(call, now);
+        self.consecutive_failures = match call.failed {
+            false => 0,
+            true => self.consecutive_failures.saturating_add(1),
+        };
+    }
+
     /// The steps that time alone takes, each at its own time, so that it does not matter when anyone looks.
     fn advance(&mut self, now: Duration, jitter_unit: f64) {
         loop {
@@ -279,7 +297,7 @@ impl Breaker {
                     }
                 }
                 Phase::Recovering(ramp) => {
-                    if now.saturating_sub(ramp.since) >= self.settings.recover_over {
+                    if now >= ramp.until {
                         // Same generation: a call that the ramp admitted says as much about the upstream now.
                         self.phase = Phase::Closed;
                         self.next_open_for = self.settings.open_for;
@@ -343,257 +361,6 @@ enum Phase {
     Recovering(Ramp),
     ForcedOpen,
     ForcedClosed,
-}
-
-/// Half-open: probes under way and what the others said. Slots and results together never exceed `probes`, so that the
-/// upstream sees no more calls than the verdict needs.
-#[derive(Debug, Default)]
-struct Trial {
-    slots: Vec<Slot>,
-    next_id: u64,
-    succeeded: u32,
-    failed: u32,
-}
-
-#[derive(Debug)]
-struct Slot {
-    id: u64,
-    since: Duration,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    Passed,
-    Failed,
-    Undecided,
-}
-
-impl Trial {
-    /// The id of the slot taken, or how long until the oldest probe times out.
-    fn enter(&mut self, limits: &HalfOpen, now: Duration) -> Result<u64, Duration> {
-        let taken = self.slots.len() as u64 + u64::from(self.succeeded) + u64::from(self.failed);
-        if taken >= u64::from(limits.probes) {
-            let oldest = self.slots.iter().map(|slot| slot.since).min();
-            return Err(oldest.map_or(Duration::ZERO, |since| {
-                since
-                    .saturating_add(limits.probe_timeout)
-                    .saturating_sub(now)
-            }));
-        }
-        let id = self.next_id;
-        self.next_id = self.next_id.wrapping_add(1);
-        self.slots.push(Slot { id, since: now });
-        Ok(id)
-    }
-
-    /// Whether the probe held a slot until now.
-    fn free(&mut self, id: u64) -> bool {
-        let found = self.slots.iter().position(|slot| slot.id == id);
-        if let Some(index) = found {
-            self.slots.swap_remove(index);
-        }
-        found.is_some()
-    }
-
-    /// Counts probes that have timed out by `now` as failed, in the order of time; when that decided the trial.
-    fn fails_by_time(&mut self, limits: &HalfOpen, now: Duration) -> Option<Duration> {
-        let ends = |slot: &Slot| slot.since.saturating_add(limits.probe_timeout);
-        while let Some(index) = (0..self.slots.len()).min_by_key(|index| ends(&self.slots[*index]))
-            && ends(&self.slots[index]) <= now
-        {
-            let at = ends(&self.slots.swap_remove(index));
-            self.failed += 1;
-            if self.verdict(limits) == Verdict::Failed {
-                return Some(at);
-            }
-        }
-        None
-    }
-
-    fn count(&mut self, call: Call) {
-        if call.failed || call.slow {
-            self.failed += 1;
-        } else {
-            self.succeeded += 1;
-        }
-    }
-
-    /// Decided as soon as the probes still to come cannot change it, hence always after `probes` results.
-    fn verdict(&self, limits: &HalfOpen) -> Verdict {
-        let passes = |good: u32| {
-            reaches(
-                u64::from(good),
-                u64::from(limits.probes),
-                limits.success_rate,
-            )
-        };
-        let best = limits.probes.saturating_sub(self.failed);
-        if passes(self.succeeded) {
-            Verdict::Passed
-        } else if passes(best) {
-            Verdict::Undecided
-        } else {
-            Verdict::Failed
-        }
-    }
-}
-
-/// Recovering: admits a share that grows in a straight line from 1/(probes + 1) to 1. Error diffusion, as in dithering:
-/// each call adds the share to the credit, and a call that makes it whole spends 1.
-#[derive(Debug)]
-struct Ramp {
-    since: Duration,
-    credit: f64,
-}
-
-impl Ramp {
-    /// None when admitted, else how long until all are.
-    fn enter(&mut self, settings: &Settings, now: Duration) -> Option<Duration> {
-        let elapsed = now.saturating_sub(self.since);
-        // Not zero by zero: a ramp of no length has ended before anyone enters.
-        let done = elapsed.as_secs_f64() / settings.recover_over.as_secs_f64();
-        let first = 1.0 / (f64::from(settings.half_open.probes) + 1.0);
-        self.credit += first + (1.0 - first) * done;
-        if self.credit >= 1.0 {
-            self.credit -= 1.0;
-            None
-        } else {
-            Some(settings.recover_over.saturating_sub(elapsed))
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Call {
-    failed: bool,
-    slow: bool,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Counts {
-    calls: u64,
-    failures: u64,
-    slow: u64,
-}
-
-impl Counts {
-    fn add(&mut self, call: Call) {
-        self.calls += 1;
-        self.failures += u64::from(call.failed);
-        self.slow += u64::from(call.slow);
-    }
-
-    fn subtract(&mut self, gone: Counts) {
-        self.calls -= gone.calls;
-        self.failures -= gone.failures;
-        self.slow -= gone.slow;
-    }
-}
-
-const BUCKETS: usize = 10;
-
-/// The calls of the window, with their sums kept as they come and go.
-#[derive(Debug)]
-enum Calls {
-    Time {
-        /// Nanoseconds per bucket, at least 1.
-        width: u128,
-        /// The newest step seen, in widths since the origin; step `n` lives in bucket `n % BUCKETS`.
-        newest: u128,
-        buckets: Box<[Counts; BUCKETS]>,
-        sums: Counts,
-    },
-    Count {
-        size: usize,
-        ring: VecDeque<Call>,
-        sums: Counts,
-    },
-}
-
-impl Calls {
-    fn new(window: Window) -> Self {
-        match window {
-            Window::Time(length) => Calls::Time {
-                width: (length.as_nanos() / BUCKETS as u128).max(1),
-                newest: 0,
-                buckets: Box::new([Counts::default(); BUCKETS]),
-                sums: Counts::default(),
-            },
-            Window::Count(size) => Calls::Count {
-                size: size as usize,
-                ring: VecDeque::new(),
-                sums: Counts::default(),
-            },
-        }
-    }
-
-    fn push(&mut self, call: Call, now: Duration) {
-        self.forget(now);
-        match self {
-            Calls::Time {
-                newest,
-                buckets,
-                sums,
-                ..
-            } => {
-                buckets[bucket(*newest)].add(call);
-                sums.add(call);
-            }
-            Calls::Count { size, ring, sums } => {
-                if ring.len() >= *size
-                    && let Some(oldest) = ring.pop_front()
-                {
-                    let mut gone = Counts::default();
-                    gone.add(oldest);
-                    sums.subtract(gone);
-                }
-                ring.push_back(call);
-                sums.add(call);
-            }
-        }
-    }
-
-    fn counts(&mut self, now: Duration) -> Counts {
-        self.forget(now);
-        self.sums()
-    }
-
-    fn sums(&self) -> Counts {
-        match self {
-            Calls::Time { sums, .. } | Calls::Count { sums, .. } => *sums,
-        }
-    }
-
-    /// Empties the buckets that have left the window at `now`.
-    fn forget(&mut self, now: Duration) {
-        match self {
-            Calls::Time {
-                width,
-                newest,
-                buckets,
-                sums,
-            } => {
-                let step = now.as_nanos() / *width;
-                // A `now` of the past counts as the newest step.
-                let passed = step.saturating_sub(*newest).min(BUCKETS as u128);
-                for back in 0..passed {
-                    let gone = std::mem::take(&mut buckets[bucket(step - back)]);
-                    sums.subtract(gone);
-                }
-                *newest = step.max(*newest);
-            }
-            Calls::Count { .. } => {}
-        }
-    }
-}
-
-fn bucket(step: u128) -> usize {
-    (step % BUCKETS as u128) as usize
-}
-
-/// Whether `part` of `whole` is a share of at least `rate`, and not nothing. Divides, since 0.07 * 100 is more than 7.
-fn reaches(part: u64, whole: u64, rate: f64) -> bool {
-    part > 0 && part as f64 / whole as f64 >= rate
 }
 
 fn unit(value: f64, if_nan: f64) -> f64 {

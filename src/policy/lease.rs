@@ -87,6 +87,7 @@ pub struct Batch {
     pub tokens: u64,
     /// When, by Redis's clock, in microseconds since the Unix epoch.
     pub taken_at: u64,
+    /// They may be spent before.
     until: Duration,
 }
 
@@ -97,6 +98,11 @@ impl Refused {
 }
 
 impl Batch {
+    fn spend(&mut self, tokens: u64) -> Batch {
+        self.tokens -= tokens;
+        Batch { tokens, ..*self }
+    }
+
     /// As if all were taken when the older ones were.
     fn join(&mut self, other: Batch) {
         if self.tokens == 0 {
@@ -112,8 +118,8 @@ impl Batch {
 /// What becomes of a request of some cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
-    /// It is spent.
-    Admitted,
+    /// These are spent.
+    Admitted(Batch),
     /// It is refused, for as long as no other answer of Redis comes; `None`: for ever.
     Refused { retry_after: Option<Duration> },
     /// Redis must be asked, by the caller: see [`Lease::ask`].
@@ -178,10 +184,10 @@ impl Lease {
         self.expire(now);
         if self.held() >= cost && (cost > 0 || !self.rules.is_empty()) {
             let of_current = cost.min(self.current.tokens);
-            self.current.tokens -= of_current;
-            self.next.tokens -= cost - of_current;
+            let mut taken = self.current.spend(of_current);
+            taken.join(self.next.spend(cost - of_current));
             self.spent += cost;
-            return Answer::Admitted;
+            return Answer::Admitted(taken);
         }
         match self.refused {
             Some(refused) if now < refused.until && cost >= refused.cost => {
@@ -198,24 +204,25 @@ impl Lease {
         Answer::Ask
     }
 
-    /// A request that was told to wait does not.
+    /// A request that was told to wait does so no more: it looks again, or has given up.
     pub fn leave(&mut self, cost: u64) {
         self.waiting = self.waiting.saturating_sub(cost);
     }
 
-    /// Gives back what a request took that was refused elsewhere.
-    pub fn put_back(&mut self, cost: u64, now: Duration) {
+    /// Gives back what a request took that was refused elsewhere. It can be spent again with those that it was debited with,
+    /// for as long as they can; with any others it would outlive its own time, and its window.
+    pub fn put_back(&mut self, taken: Batch, now: Duration) {
         self.expire(now);
-        self.spent = self.spent.saturating_sub(cost);
-        if self.current.until > now {
-            self.current.tokens += cost;
-        } else {
-            let (taken_at, until) = (0, Duration::ZERO);
-            self.unspent.join(Batch {
-                tokens: cost,
-                taken_at,
-                until,
-            });
+        self.spent = self.spent.saturating_sub(taken.tokens);
+        let lives = taken.until > now;
+        if lives && self.current.until == taken.until {
+            self.current.tokens += taken.tokens;
+        } else if lives && self.next.tokens > 0 && self.next.until == taken.until {
+            self.next.tokens += taken.tokens;
+        } else if taken.tokens > 0 {
+            self.unspent.join(taken);
+            // The next question takes it along.
+            self.refused = None;
         }
     }
 
@@ -255,14 +262,14 @@ impl Lease {
         }
     }
 
-    /// Takes in what Redis granted, at `now`; the request of `first` is admitted at once, if it is. Whether it was.
+    /// Takes in what Redis granted, at `now`; the request of `first` is admitted at once, if it is: what it spent.
     pub fn granted(
         &mut self,
         request: &Request,
         grant: &Grant,
         terms: &Terms,
         now: Duration,
-    ) -> bool {
+    ) -> Option<Batch> {
         self.expire(now);
         self.asking_until = Duration::ZERO;
         let asked = request.asked;
@@ -303,23 +310,21 @@ impl Lease {
         if short {
             self.sated_until = now + breather;
         }
-        let admitted = grant.tokens >= request.first && request.first > 0;
+        let admitted = grant.tokens >= request.first;
         let mut batch = Batch {
             tokens: grant.tokens,
             taken_at: grant.at,
             until: asked + life,
         };
-        if admitted {
-            batch.tokens -= request.first;
-            self.spent += request.first;
-        }
+        let taken = admitted.then(|| batch.spend(request.first));
+        self.spent += taken.map_or(0, |taken| taken.tokens);
         self.keep(batch, now);
         let refusals = || grant.rules.iter().filter_map(|rule| rule.refusal);
         let waits = refusals().map(|refusal| match refusal {
             Refusal::For(wait) => wait,
             Refusal::Ever => terms.ttl,
         });
-        self.refused = match (admitted || request.first == 0, grant.tokens < request.need) {
+        self.refused = match (admitted, grant.tokens < request.need) {
             (false, _) => {
                 let wait = waits.max().unwrap_or_default();
                 Some(Refused {
@@ -338,7 +343,7 @@ impl Lease {
             }),
             (true, false) => None,
         };
-        admitted
+        taken
     }
 
     /// Redis has not answered. What it may have granted is lost, and what went back may not have arrived.
@@ -369,12 +374,19 @@ impl Lease {
     fn keep(&mut self, batch: Batch, now: Duration) {
         if batch.until <= now {
             self.unspent.join(batch);
-        } else if self.current.tokens == 0 {
+            return;
+        }
+        if self.current.tokens == 0 {
+            self.current = std::mem::take(&mut self.next);
+        }
+        if self.current.tokens == 0 {
             self.current = batch;
-        } else if self.next.tokens == 0 {
-            self.next = batch;
         } else {
             self.next.join(batch);
+        }
+        // Those that end first are spent first, and looked at alone when their time is over.
+        if self.next.tokens > 0 && self.next.until < self.current.until {
+            std::mem::swap(&mut self.current, &mut self.next);
         }
     }
 

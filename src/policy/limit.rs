@@ -68,7 +68,7 @@ pub fn take(rule: &Rule, state: &mut State, cost: u64, now: Now) {
     match *rule {
         Rule::TokenBucket { count, per, .. } => {
             let (per, level) = (nanos(per), level(count, per, state, now.mono));
-            let level = level.saturating_add(u128::from(cost) * per);
+            let level = level.saturating_add(u128::from(cost).saturating_mul(per));
             state.a = state.a.max(clamp(now.mono.as_nanos()));
             state.b = clamp(level / per);
             state.c = clamp(level % per);
@@ -154,7 +154,7 @@ fn bucket(
 ) -> Verdict {
     let units = nanos(per);
     let level = level(count, per, state, mono);
-    let (capacity, asked) = (u128::from(burst) * units, u128::from(cost) * units);
+    let [capacity, asked] = [burst, cost].map(|tokens| u128::from(tokens).saturating_mul(units));
     let drain = |units: u128| duration((units).div_ceil(u128::from(count.max(1))));
     let wanted = level.saturating_add(asked);
     let admitted = wanted <= capacity && (count > 0 || cost == 0);
@@ -171,7 +171,8 @@ fn bucket(
 /// The units in the bucket at `mono`; time that went back drains nothing.
 fn level(count: u64, per: Duration, state: &State, mono: Duration) -> u128 {
     let elapsed = clamp(mono.as_nanos()).saturating_sub(state.a);
-    let level = u128::from(state.b) * nanos(per) + u128::from(state.c);
+    let level = u128::from(state.b).saturating_mul(nanos(per));
+    let level = level.saturating_add(u128::from(state.c));
     level.saturating_sub(u128::from(elapsed) * u128::from(count))
 }
 
@@ -180,21 +181,22 @@ fn sliding(limit: u64, window: Duration, state: &State, cost: u64, mono: Duratio
     let (_, into, current, previous) = windows(window, state, mono);
     let length = nanos(window);
     let [limit_w, current_w, cost_w] =
-        [limit, current, cost].map(|count| u128::from(count) * length);
-    let estimate = u128::from(previous) * (length - into) + current_w;
+        [limit, current, cost].map(|count| u128::from(count).saturating_mul(length));
+    let before = u128::from(previous).saturating_mul(length - into);
+    let estimate = before.saturating_add(current_w);
     let wanted = estimate.saturating_add(cost_w);
     let admitted = wanted <= limit_w;
     let after = if admitted { wanted } else { estimate };
     let retry_after = if admitted || cost > limit {
         None
-    } else if current_w + cost_w <= limit_w {
+    } else if current_w.saturating_add(cost_w) <= limit_w {
         // Within this window, once enough of the last one is out of sight.
         Some((length - into) - (limit_w - current_w - cost_w) / u128::from(previous.max(1)))
     } else {
         // In the next, where this window is the last one.
         Some((length - into) + (length - (limit_w - cost_w) / u128::from(current.max(1))))
     };
-    let busy = if current > 0 || admitted {
+    let busy = if current > 0 || (admitted && cost > 0) {
         2 * length - into
     } else {
         length - into

@@ -8,22 +8,30 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
 use serde_json::Value;
 use thiserror::Error;
 
 use crate::config::sessions::CookieAttributes;
 use crate::config::sessions::{Claims, Forward, SameSite, Settings, TokenSource};
+use crate::keys::UserTag;
 
 /// The response header by which a trusted upstream starts a session; see [`SessionStart`].
 pub const START_HEADER: &str = "X-Weir-Session-Start";
 /// The response header by which a trusted upstream ends the session of the request.
 pub const END_HEADER: &str = "X-Weir-Session-End";
 
-/// What people and upstreams call a session: the first 16 bytes of the SHA-256 of its token, in hex.
-/// Knowing it does not help to guess the token.
+/// What people and upstreams call a session: the first 16 bytes of the SHA-256 of its token. In memory these are written in hex;
+/// in Redis as base64url behind the tag of the user, since that is where the session is. Knowing it does not help to guess
+/// the token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SessionId(pub [u8; 16]);
+pub struct SessionId {
+    pub hash: [u8; 16],
+    /// Of a session in Redis.
+    pub user: Option<UserTag>,
+}
 
 /// One user, logged in. Shared by the lanes; of all that is in it only the time of the last use changes.
 #[derive(Debug)]
@@ -40,6 +48,15 @@ pub struct Session {
     last_seen: AtomicU64,
     // Written once, because each request that is passed on needs them.
     header_values: HeaderValues,
+}
+
+/// When a session began, was used and is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Times {
+    pub created: Duration,
+    pub ends: Duration,
+    pub idle_timeout: Duration,
+    pub last_seen: Duration,
 }
 
 #[derive(Debug)]
@@ -88,6 +105,17 @@ impl Session {
         settings: &Settings,
         now: Duration,
     ) -> Self {
+        let times = Times {
+            created: now,
+            ends: now.saturating_add(settings.absolute_timeout),
+            idle_timeout: settings.idle_timeout,
+            last_seen: now,
+        };
+        Self::resumed(id, user, claims, times)
+    }
+
+    /// A session that has begun.
+    pub fn resumed(id: SessionId, user: String, claims: Claims, times: Times) -> Self {
         let header_values = HeaderValues {
             user: percent_encoded(&user),
             session: id.to_string(),
@@ -97,10 +125,10 @@ impl Session {
             id,
             user,
             claims,
-            created: now,
-            ends: now.saturating_add(settings.absolute_timeout),
-            idle_timeout: settings.idle_timeout,
-            last_seen: AtomicU64::new(nanoseconds(now)),
+            created: times.created,
+            ends: times.ends,
+            idle_timeout: times.idle_timeout,
+            last_seen: AtomicU64::new(nanoseconds(times.last_seen)),
             header_values,
         }
     }
@@ -266,27 +294,61 @@ fn fold(byte: u8) -> u8 {
     }
 }
 
-impl fmt::Display for SessionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+impl SessionId {
+    /// Of a session in Redis: what it is called among those of its user.
+    pub fn field(&self) -> String {
+        URL_SAFE_NO_PAD.encode(self.hash)
+    }
+
+    /// Of what [`SessionId::field`] gave, of this user.
+    pub fn of_field(user: UserTag, field: &str) -> Result<SessionId, SessionIdError> {
+        let mut hash = [0; 16];
+        match URL_SAFE_NO_PAD.decode_slice(field, &mut hash) {
+            Ok(16) => Ok(SessionId {
+                hash,
+                user: Some(user),
+            }),
+            Ok(_) | Err(_) => Err(SessionIdError),
+        }
     }
 }
 
-/// Not 32 hex digits.
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.user {
+            None => self
+                .hash
+                .iter()
+                .try_for_each(|byte| write!(f, "{byte:02x}")),
+            Some(user) => write!(f, "{}{}", user.as_str(), self.field()),
+        }
+    }
+}
+
+/// Neither way to write one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("a session's id is 32 hex digits")]
+#[error("a session's id is 32 hex digits, or with redis 38 letters, digits, - and _")]
 pub struct SessionIdError;
 
 impl FromStr for SessionId {
     type Err = SessionIdError;
 
     fn from_str(text: &str) -> Result<Self, SessionIdError> {
+        if let Some((user, field)) = text.split_at_checked(UserTag::CHARS)
+            && field.len() == 22
+        {
+            let user = UserTag::parse(user).ok_or(SessionIdError)?;
+            return SessionId::of_field(user, field);
+        }
         // `from_str_radix` alone would take a sign.
         if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(SessionIdError);
         }
         let number = u128::from_str_radix(text, 16).map_err(|_| SessionIdError)?;
-        Ok(Self(number.to_be_bytes()))
+        Ok(Self {
+            hash: number.to_be_bytes(),
+            user: None,
+        })
     }
 }
 
@@ -386,299 +448,4 @@ fn nanoseconds(since_origin: Duration) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::num::NonZeroU32;
-
-    use proptest::prelude::*;
-    use serde_json::json;
-
-    use super::*;
-    use crate::config::sessions::OnMax;
-
-    const fn s(seconds: u64) -> Duration {
-        Duration::from_secs(seconds)
-    }
-
-    fn settings() -> Settings {
-        Settings {
-            sources: vec![
-                TokenSource::Cookie("sid".into()),
-                TokenSource::Bearer,
-                TokenSource::Header("X-Session".into()),
-            ],
-            idle_timeout: s(10),
-            absolute_timeout: s(25),
-            max_per_user: NonZeroU32::new(2),
-            on_max: OnMax::EvictOldest,
-            forward: Forward {
-                user: Some("X-Auth-User".into()),
-                session: Some("X-Auth-Session".into()),
-                claims: Some("X-Auth-Claims".into()),
-            },
-            cookie: CookieAttributes {
-                secure: true,
-                http_only: true,
-                same_site: SameSite::Lax,
-                path: "/".into(),
-            },
-        }
-    }
-
-    fn claims(value: Value) -> Claims {
-        serde_json::from_value(value).unwrap()
-    }
-
-    fn session(user: &str, with: Value) -> Session {
-        let id = SessionId([0xab; 16]);
-        Session::new(id, user.into(), claims(with), &settings(), s(100))
-    }
-
-    #[track_caller]
-    fn check_token(fields: &[(&str, &str)], expected: Option<&str>) {
-        let fields = fields
-            .iter()
-            .map(|(name, value)| (name.as_bytes(), value.as_bytes()));
-        assert_eq!(token_from(&settings(), fields), expected);
-    }
-
-    #[test]
-    fn token_is_found_in_each_source() {
-        check_token(&[("Cookie", "sid=a")], Some("a"));
-        check_token(&[("cookie", "x=1; sid=a=b; y=2")], Some("a=b"));
-        check_token(&[("cookie", "x=1;sid=a;y")], Some("a"));
-        check_token(&[("cookie", "x=1; sid = \"a\" ")], Some("a"));
-        check_token(&[("cookie", "x=1"), ("cookie", "sid=a")], Some("a"));
-        check_token(&[("Authorization", "bEARER  a ")], Some("a"));
-        check_token(&[("x-session", " a ")], Some("a"));
-    }
-
-    #[test]
-    fn first_source_with_a_token_wins() {
-        let both = [("x-session", "h"), ("authorization", "Bearer b")];
-        check_token(&both, Some("b"));
-        check_token(
-            &[("authorization", "Bearer b"), ("cookie", "sid=c")],
-            Some("c"),
-        );
-        check_token(
-            &[("authorization", "Basic b"), ("x-session", "h")],
-            Some("h"),
-        );
-        check_token(&[("cookie", "sid="), ("x-session", "h")], Some("h"));
-    }
-
-    #[test]
-    fn token_said_twice_is_none() {
-        check_token(&[("cookie", "sid=a; sid=b")], None);
-        check_token(&[("cookie", "sid=a; sid=a")], None);
-        check_token(&[("cookie", "sid=; sid=a")], None);
-        check_token(&[("cookie", "sid=a"), ("cookie", "sid=b")], None);
-        check_token(&[("cookie", "sid=a; sid=b"), ("x-session", "h")], None);
-        check_token(&[("x-session", "a"), ("x-session", "b")], None);
-        let bearers = [("authorization", "Bearer a"), ("authorization", "Bearer b")];
-        check_token(&bearers, None);
-    }
-
-    #[test]
-    fn what_only_looks_like_a_token_is_none() {
-        check_token(&[], None);
-        check_token(&[("cookie", "SID=a; sidx=b; xsid=c; sid; =sid")], None);
-        check_token(&[("cookie", "sid=a b")], None);
-        check_token(&[("cookie", "sid=ä")], None);
-        check_token(&[("cookie", "sid=\"\"")], None);
-        check_token(&[("authorization", "Bearer")], None);
-        check_token(&[("authorization", "Bearerx")], None);
-        check_token(&[("authorization", "")], None);
-    }
-
-    #[test]
-    fn unused_session_expires_after_the_idle_timeout() {
-        let session = session("ann", json!({}));
-        let none = Claims::new();
-        assert_eq!(judge(&session, &none, s(109)), Verdict::Valid);
-        assert_eq!(judge(&session, &none, s(110)), Verdict::Expired);
-        session.touch(s(109));
-        session.touch(s(105));
-        assert_eq!(judge(&session, &none, s(118)), Verdict::Valid);
-        assert_eq!(judge(&session, &none, s(119)), Verdict::Expired);
-    }
-
-    #[test]
-    fn busy_session_expires_after_the_absolute_timeout() {
-        let session = session("ann", json!({}));
-        for now in 100..125 {
-            session.touch(s(now));
-            assert_eq!(judge(&session, &Claims::new(), s(now)), Verdict::Valid);
-        }
-        assert_eq!(judge(&session, &Claims::new(), s(125)), Verdict::Expired);
-    }
-
-    #[test]
-    fn required_claims_must_be_equal() {
-        let session = session("ann", json!({"role": "customer", "tier": 2}));
-        let missing = |claim| Verdict::ClaimMissing { claim };
-        let check = |required: Value, expected| {
-            assert_eq!(judge(&session, &claims(required), s(100)), expected);
-        };
-        check(json!({}), Verdict::Valid);
-        check(json!({"role": "customer"}), Verdict::Valid);
-        check(json!({"role": "customer", "tier": 2}), Verdict::Valid);
-        check(json!({"role": "admin"}), missing("role"));
-        check(json!({"role": "customer", "tier": "2"}), missing("tier"));
-        check(json!({"other": null}), missing("other"));
-        let session = self::session("ann", json!({"roles": ["a", "b"]}));
-        for (role, expected) in [("b", Verdict::Valid), ("c", missing("roles"))] {
-            let required = claims(json!({"roles": role}));
-            assert_eq!(judge(&session, &required, s(100)), expected);
-        }
-    }
-
-    #[test]
-    fn cookie_is_set_and_cleared_with_the_same_attributes() {
-        let mut settings = settings();
-        let set = set_cookie(&settings, "sid", "t", s(60));
-        let expected = "sid=t; Path=/; Max-Age=60; SameSite=Lax; Secure; HttpOnly";
-        assert_eq!(set, expected);
-        let expected = "sid=; Path=/; Max-Age=0; SameSite=Lax; Secure; HttpOnly";
-        assert_eq!(clear_cookie(&settings, "sid"), expected);
-        settings.cookie = CookieAttributes {
-            secure: false,
-            http_only: false,
-            same_site: SameSite::Strict,
-            path: "/a".into(),
-        };
-        let set = set_cookie(&settings, "sid", "t", s(60));
-        assert_eq!(set, "sid=t; Path=/a; Max-Age=60; SameSite=Strict");
-    }
-
-    #[test]
-    fn upstream_is_told_in_printable_ascii() {
-        let settings = settings();
-        let check = |user, with, expected_user: &str, expected_claims: &str| {
-            let session = session(user, with);
-            let id = "ab".repeat(16);
-            let expected = [
-                ("X-Auth-User", expected_user),
-                ("X-Auth-Session", &id),
-                ("X-Auth-Claims", expected_claims),
-            ];
-            assert_eq!(
-                identity_headers(&settings, &session).collect::<Vec<_>>(),
-                expected
-            );
-        };
-        check("a@b.example", json!({}), "a@b.example", "{}");
-        check(
-            "zoë 5%",
-            json!({"n": "é"}),
-            "zo%C3%AB%205%25",
-            r#"{"n":"\u00e9"}"#,
-        );
-        let nasty = json!({"k\r\n": "\u{7f}\u{1f600}"});
-        check(
-            "a\r\nb",
-            nasty,
-            "a%0D%0Ab",
-            r#"{"k\r\n":"\u007f\ud83d\ude00"}"#,
-        );
-    }
-
-    #[test]
-    fn header_that_is_not_configured_is_not_told() {
-        let mut settings = settings();
-        settings.forward = Forward::default();
-        assert_eq!(
-            identity_headers(&settings, &session("a", json!({}))).count(),
-            0
-        );
-    }
-
-    #[test]
-    fn identity_headers_of_clients_are_known_however_written() {
-        let names = identity_fields([&settings(), &settings()].into_iter());
-        let known = |name: &[u8]| names.iter().any(|known| is_folded(name, known));
-        for name in [
-            "X-Auth-User",
-            "x-auth-CLAIMS",
-            "X_Auth-Session",
-            "X.Auth~User",
-            "x-weir-session-start",
-        ] {
-            assert!(known(name.as_bytes()), "{name}");
-        }
-        assert!(!known(b"X-Auth-User2") && !known(b"XAuthUser"));
-        assert_eq!(names.len(), 5);
-    }
-
-    #[test]
-    fn session_start_needs_a_user_and_nothing_unknown() {
-        let start = SessionStart::parse(br#"{"user": "ann", "claims": {"role": "x"}}"#).unwrap();
-        assert_eq!(start.user, "ann");
-        assert_eq!(start.claims, claims(json!({"role": "x"})));
-        assert!(SessionStart::parse(br#"{"user": "ann"}"#).is_ok());
-        for bad in [
-            r#"{"claims": {}}"#,
-            r#"{"user": ""}"#,
-            r#"{"user": 1}"#,
-            r#"{"user": "a", "claim": {}}"#,
-            r#"{"user": "a", "claims": []}"#,
-            r#"{"user": "a"} x"#,
-            "",
-        ] {
-            assert!(SessionStart::parse(bad.as_bytes()).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn session_id_is_32_hex_digits() {
-        let id = SessionId([0x0f; 16]);
-        assert_eq!(id.to_string().parse(), Ok(id));
-        for bad in ["", "0f", &"g".repeat(32), &format!("+{}", "0".repeat(31))] {
-            assert_eq!(bad.parse::<SessionId>(), Err(SessionIdError));
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn token_search_never_panics(
-            random in proptest::collection::vec(any::<u8>(), 0..64),
-            likely in "[sid=;\" \t,a]{0,40}",
-        ) {
-            for name in [&b"cookie"[..], b"authorization", b"x-session"] {
-                let fields = [(name, &random[..]), (name, likely.as_bytes())];
-                for fields in [&fields[..], &fields[..1], &fields[1..]] {
-                    let token = token_from(&settings(), fields.iter().copied());
-                    prop_assert!(token.is_none_or(|token| !token.is_empty()));
-                }
-            }
-        }
-
-        #[test]
-        fn cookie_between_others_is_found(
-            before in "([a-r]{1,3}=[a-z=]{0,4}; ){0,3}",
-            token in "[A-Za-z0-9_-]{1,43}",
-            after in "(; [a-r]{1,3}=[a-z=]{0,4}){0,3}",
-        ) {
-            let cookie = format!("{before}sid={token}{after}");
-            check_token(&[("cookie", &cookie)], Some(&token));
-        }
-
-        #[test]
-        fn identity_headers_are_printable_and_tell_the_claims(
-            user in any::<String>(),
-            key in any::<String>(),
-            value in any::<String>(),
-        ) {
-            let settings = settings();
-            let given = Claims::from([(key, json!([value, 1]))]);
-            let id = SessionId([0; 16]);
-            let session = Session::new(id, user, given.clone(), &settings, s(0));
-            for (name, value) in identity_headers(&settings, &session) {
-                prop_assert!(value.bytes().all(|byte| matches!(byte, b' '..=b'~')));
-                if name == "X-Auth-Claims" {
-                    prop_assert_eq!(&serde_json::from_str::<Claims>(value).unwrap(), &given);
-                }
-            }
-        }
-    }
-}
+mod tests;

@@ -140,7 +140,7 @@ pub(super) async fn admit<'p>(
         .fields
         .iter()
         .map(|(name, value)| (&buffer[name.clone()], &buffer[value.clone()]));
-    let session = sessions::identify(plan, route, lines, now.mono)?;
+    let session = sessions::identify(plan, conn.lane, route, lines, now.mono).await?;
     // The breaker is asked before the session's limits: a request that it refuses spends no quota of a user's. What it
     // gave comes back when they refuse, and so do concurrency slots.
     let entry = enter(plan, route, now, record)?;

@@ -114,8 +114,8 @@ pub(super) async fn send(
     };
     let status = answered.head.status;
     let current = session.as_deref();
-    let told = sessions::follow(shared, route, current, &answer, &answered.head);
-    let told = match told {
+    let told = sessions::follow(shared, conn.lane, route, current, &answer, &answered.head);
+    let told = match told.await {
         Ok(told) => told,
         Err(rejection) => {
             finish(entry, End::Status(status), record);
@@ -146,10 +146,12 @@ pub(super) async fn send(
         finish(entry, End::Status(101), record);
         ends.write(&out, request.idle).await?;
         let (to_client, to_upstream) = (std::mem::take(&mut *answer), std::mem::take(ends.buffer));
+        let session_over = sessions::over(shared, conn.lane, route, session.as_deref());
         upgrade::relay(
             (ends.client, to_client),
             (&mut upstream, to_upstream),
             request.idle,
+            session_over,
         )
         .await;
         return Ok(Next::Close);
@@ -218,6 +220,7 @@ fn end_of(failure: &Failure, record: &Record) -> Option<End> {
         | Rejection::Forbidden(_)
         | Rejection::TooManySessions
         | Rejection::SessionsFull
+        | Rejection::SessionStoreDown
         | Rejection::BodyTooLarge
         | Rejection::Expectation => None,
     }

@@ -17,6 +17,7 @@ use crate::config::LimitDefaults;
 use crate::config::limits::{Cost, KeyPart, Limit, Mode, Rule};
 use crate::http1::path;
 use crate::plan::{LimitNames, Plan};
+use crate::policy::lease::Batch;
 use crate::policy::limit::{Now, Verdict};
 use crate::policy::routes::Request;
 use crate::policy::session::Session;
@@ -45,9 +46,11 @@ pub(super) struct Quota<'p> {
     /// Likewise, of limits that processes have in common.
     pub(super) slots: SmallVec<[(Key, u64); 1]>,
     /// What was taken of leases, until the limits asked with them admit the request, too.
-    pub(super) taken: SmallVec<[(Key, u64); 2]>,
+    pub(super) taken: SmallVec<[(Key, Batch); 2]>,
     /// Shared limits that this process keeps to alone, since Redis does not answer; and this process's part of their rules.
     pub(super) alone: SmallVec<[(usize, SmallVec<[Rule; 1]>); 1]>,
+    /// For how long the request has waited for Redis, over all its limits.
+    pub(super) waited: Duration,
     /// What each enforced rule said, in the order asked.
     told: SmallVec<[Told<'p>; 4]>,
 }
@@ -93,6 +96,7 @@ impl<'p> Quota<'p> {
             slots: SmallVec::new(),
             taken: SmallVec::new(),
             alone: SmallVec::new(),
+            waited: Duration::ZERO,
             told: SmallVec::new(),
         }
     }
@@ -121,8 +125,13 @@ impl<'p> Quota<'p> {
             if limit.mode == Mode::Disabled || (plan.shares(limit) && mine.is_none()) {
                 continue;
             }
-            let Some(parts) = self.key(limit_index, facts)? else {
-                continue;
+            let parts = match self.key(limit_index, facts) {
+                Ok(Some(parts)) => parts,
+                Ok(None) => continue,
+                Err(rejection) => {
+                    self.put_back(now);
+                    return Err(rejection);
+                }
             };
             let rules = match mine {
                 Some((_, rules)) => rules,
@@ -227,9 +236,9 @@ impl<'p> Quota<'p> {
 
     /// Gives back what was taken of leases for a request that is refused.
     pub(super) fn put_back(&mut self, now: Now) {
-        for (key, cost) in self.taken.drain(..) {
+        for (key, taken) in self.taken.drain(..) {
             if let Some(shared) = &self.plan.shared_limits {
-                shared.leases.put_back(key, cost, now.mono);
+                shared.leases.put_back(key, taken, now.mono);
             }
         }
     }

@@ -39,6 +39,8 @@ pub enum Rejection {
     TooManySessions,
     /// A log-in, with as many sessions in memory as allowed.
     SessionsFull,
+    /// Redis does not answer, and nothing that is known of the session holds any more.
+    SessionStoreDown,
     /// The upstream's circuit breaker.
     CircuitOpen(Box<CircuitOpen>),
     /// Longer than the listener takes.
@@ -134,8 +136,9 @@ impl Rejection {
             Rejection::Forbidden(_) | Rejection::TooManySessions => {
                 (403, "Forbidden", "http_request_denied")
             }
-            Rejection::LimitUnknown => (503, "Service Unavailable", "proxy_internal_error"),
-            Rejection::SessionsFull => (503, "Service Unavailable", "proxy_internal_error"),
+            Rejection::LimitUnknown | Rejection::SessionsFull | Rejection::SessionStoreDown => {
+                (503, "Service Unavailable", "proxy_internal_error")
+            }
             Rejection::CircuitOpen(_) => (503, "Service Unavailable", "destination_unavailable"),
             Rejection::BodyTooLarge => (413, "Content Too Large", "http_request_error"),
             Rejection::Expectation => (417, "Expectation Failed", "http_request_error"),
@@ -169,6 +172,7 @@ impl Rejection {
             }
             Rejection::TooManySessions => "the user has as many sessions as allowed: end one first",
             Rejection::SessionsFull => "no session can be started now",
+            Rejection::SessionStoreDown => "sessions cannot be looked at, started or ended now",
             Rejection::CircuitOpen(_) => "upstream is failing, and is given time to recover",
             Rejection::BodyTooLarge => "request body is larger than the limit",
             Rejection::Expectation => "only 100-continue can be expected",
@@ -201,6 +205,7 @@ impl Rejection {
             Rejection::Forbidden(_) => "forbidden",
             Rejection::TooManySessions => "too_many_sessions",
             Rejection::SessionsFull => "sessions_full",
+            Rejection::SessionStoreDown => "session_store_down",
             Rejection::CircuitOpen(_) => "circuit_open",
             Rejection::BodyTooLarge => "body_too_large",
             Rejection::Expectation => "expectation",
@@ -219,6 +224,7 @@ impl Rejection {
             | Rejection::LimitUnknown
             | Rejection::Unauthenticated(_)
             | Rejection::Forbidden(_)
+            | Rejection::SessionStoreDown
             | Rejection::CircuitOpen(_) => true,
             Rejection::BadHead(_)
             | Rejection::BadPath(_)
@@ -312,7 +318,9 @@ impl Rejection {
         match self {
             Rejection::QuotaExceeded(exceeded) => exceeded.retry_after,
             Rejection::CircuitOpen(open) => Some(open.retry_after),
-            Rejection::SessionsFull | Rejection::LimitUnknown => Some(Duration::from_secs(1)),
+            Rejection::SessionsFull | Rejection::SessionStoreDown | Rejection::LimitUnknown => {
+                Some(Duration::from_secs(1))
+            }
             _ => None,
         }
     }

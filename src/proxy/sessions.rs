@@ -1,10 +1,13 @@
 //! Sessions on the path of a request: who asks, and what a trusted upstream's response starts and ends.
 
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::sleep;
 use tracing::warn;
 
+use super::lane::Lane;
 use super::reply::{Rejection, Unauthenticated};
 use crate::clock;
 use crate::config::Route;
@@ -14,14 +17,16 @@ use crate::plan::Plan;
 use crate::policy::session::{
     self, END_HEADER, START_HEADER, Session, SessionStart, Verdict, judge,
 };
-use crate::store::sessions::{CreateError, LiveSessions};
+use crate::store::sessions::{CreateError, Known, LiveSessions, Reach};
 
 /// Tells the client its token where no cookie or header of the configuration can.
 const TOKEN_HEADER: &str = "X-Weir-Session-Token";
 
-/// The session of a request to `route`: `None` where the route asks for none, or takes a request without.
-pub(super) fn identify<'a>(
+/// The session of a request to `route`: `None` where the route asks for none, or takes a request without. Waits for Redis
+/// alone, and only where this process does not know.
+pub(super) async fn identify<'a>(
     plan: &Plan,
+    lane: &Lane,
     route: &Route,
     fields: impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
     now: Duration,
@@ -31,7 +36,15 @@ pub(super) fn identify<'a>(
     };
     let live = &plan.sessions[asks.sessions];
     let token = session::token_from(&live.settings, fields);
-    let found = token.and_then(|token| live.store.find(token, now));
+    let known = token.map_or(Known::Nobody, |token| live.recall(token, now));
+    let found = match known {
+        Known::Session(session) => Some(session),
+        Known::Nobody => None,
+        // Apart, so that requests that wait for no one have no room for it.
+        Known::Ask(id) => Box::pin(live.ask(id, reach(lane)))
+            .await
+            .map_err(|_| Rejection::SessionStoreDown)?,
+    };
     let Some(session) = found else {
         let outcome = match token {
             Some(_) => &live.metrics.unknown,
@@ -61,10 +74,43 @@ pub(super) fn identify<'a>(
     }
 }
 
+/// Waits until the session of a switched connection is over; for ever, where it has none. The session is looked at again as
+/// often as the route says, and at once when it is told to have ended. While Redis does not answer it holds for the grace.
+pub(super) async fn over(plan: &Plan, lane: &Lane, route: &Route, session: Option<&Session>) {
+    let (Some(session), Some(asks)) = (session, &route.session) else {
+        return pending().await;
+    };
+    let live = &plan.sessions[asks.sessions];
+    let mut watch = live.watch(session.id);
+    let mut vouched = clock::mono();
+    // At the start too: it may have ended before there was a watch.
+    loop {
+        match live.show(session.id, reach(lane)).await {
+            Ok(Some(_)) => vouched = clock::mono(),
+            Ok(None) => return,
+            Err(_) if clock::mono() < vouched + live.shared.cache.ttl + live.shared.grace => {}
+            Err(_) => return,
+        }
+        tokio::select! {
+            () = watch.ended() => return,
+            () = sleep(asks.revalidate_every) => {}
+        }
+    }
+}
+
+fn reach(lane: &Lane) -> Reach<'_> {
+    Reach {
+        redis: lane.redis.as_ref().map(|redis| &redis.sessions),
+        within: None,
+    }
+}
+
 /// Does what the response's session headers say, if the upstream may, and gives the fields that tell the client of it.
-/// `current` is the request's own session.
-pub(super) fn follow(
+/// `current` is the request's own session. A log-in or log-out that Redis does not answer is refused, and leaves the client
+/// with what it has: it must not believe that a session has ended which has not.
+pub(super) async fn follow(
     plan: &Plan,
+    lane: &Lane,
     route: &Route,
     current: Option<&Session>,
     answer: &[u8],
@@ -95,13 +141,13 @@ pub(super) fn follow(
         return Err(Rejection::UpstreamBroken);
     }
     // The old session ends even when a new one starts: a token from before a log-in must be worth nothing after it.
-    let ended = current.and_then(|current| live.store.revoke(current.id));
-    if ended.is_some() {
-        live.metrics.ended.inc();
+    if let Some(current) = current {
+        let revoked = Box::pin(live.revoke(current.id, reach(lane))).await;
+        revoked.map_err(|_| Rejection::SessionStoreDown)?;
     }
     let mut told = Vec::new();
     match first {
-        (true, value) => start(live, value, &upstream.name, &mut told)?,
+        (true, value) => Box::pin(start(live, lane, value, &upstream.name, &mut told)).await?,
         (false, _) => {
             for source in &live.settings.sources {
                 if let TokenSource::Cookie(name) = source {
@@ -114,8 +160,9 @@ pub(super) fn follow(
     Ok(told)
 }
 
-fn start(
+async fn start(
     live: &LiveSessions,
+    lane: &Lane,
     value: &[u8],
     upstream: &str,
     told: &mut Vec<u8>,
@@ -124,21 +171,16 @@ fn start(
         warn!(upstream, %error, "a session was not started");
         Rejection::UpstreamBroken
     })?;
-    let created = live
-        .store
-        .create(&live.settings, start.user, start.claims, clock::mono())
-        .map_err(|error| {
-            live.metrics.refused.inc();
-            match error {
-                CreateError::MaxReached => Rejection::TooManySessions,
-                CreateError::Full | CreateError::Random(_) => {
-                    warn!(upstream, %error, "a session was not started");
-                    Rejection::SessionsFull
-                }
-            }
-        })?;
-    live.metrics.created.inc();
-    live.metrics.evicted.inc_by(created.evicted.len() as u64);
+    let created = live.create(start.user, start.claims, reach(lane)).await;
+    let created = created.map_err(|error| match error {
+        CreateError::MaxReached => Rejection::TooManySessions,
+        CreateError::Full | CreateError::Random(_) => {
+            warn!(upstream, %error, "a session was not started");
+            Rejection::SessionsFull
+        }
+        // Told by the client of Redis, once.
+        CreateError::Store(_) => Rejection::SessionStoreDown,
+    })?;
     let token = created.token.as_str();
     let mut sources = live.settings.sources.iter();
     let place = sources.find(|source| !matches!(source, TokenSource::Bearer));

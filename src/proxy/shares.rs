@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 use super::quota::{Facts, Parts, Quota, Said, cost, rules_for};
 use super::record::Record;
 use super::reply::Rejection;
+use crate::clock;
 use crate::config::limits::{Mode, OnLoss, Rule};
 use crate::plan::{SharedAsk, SharedLimits};
 use crate::policy::lease::RuleView;
@@ -70,7 +71,9 @@ impl<'p> Quota<'p> {
         let decided = self.decide(limits, facts, &mut round);
         let open = decided.inspect_err(|_| self.put_back(now))?;
         if !open.is_empty() {
+            let began = clock::mono();
             self.ask(&open, &mut round).await;
+            self.waited += clock::mono().saturating_sub(began);
             // What clients are told stands in the order of the limits.
             let place = |limit| limits.iter().position(|other| *other == limit);
             round.said.sort_by_key(|said| place(said.limit_index));
@@ -150,7 +153,7 @@ impl<'p> Quota<'p> {
         let (plan, redis, shared) = (self.plan, round.redis, round.shared);
         let asks = open.iter().filter_map(|open| {
             let ask = plan.shared_ask(open.limit_index, &open.parts, &open.rules, open.cost)?;
-            Some((open, ask))
+            Some((open, ask.after(self.waited)))
         });
         let asks: SmallVec<[_; 1]> = asks.collect();
         let answer = async |ask: &SharedAsk<'_>| match ask {
@@ -188,10 +191,10 @@ impl<'p> Quota<'p> {
         let enforced = limit.mode == Mode::Enforce;
         let sharing = &plan.sharing[limit_index];
         let refused = match decision {
-            Decision::Admitted => {
+            Decision::Admitted(taken) => {
                 sharing.answered(now.mono);
                 match ask {
-                    SharedAsk::Tokens(ask) => self.taken.push((ask.key, ask.cost)),
+                    SharedAsk::Tokens(ask) => self.taken.push((ask.key, taken)),
                     SharedAsk::Slots(ask) => self.slots.push((ask.key, ask.cost)),
                 }
                 None

@@ -1,5 +1,5 @@
 //! A connection that has switched protocols (WebSocket and others): bytes both ways until both sides end, one breaks, or
-//! nothing moves for too long. Knows nothing of the protocol.
+//! nothing moves for too long, or its session is over. Knows nothing of the protocol.
 
 use std::cell::Cell;
 use std::io;
@@ -15,11 +15,13 @@ use tokio::time::sleep;
 use super::wire::read_some;
 use crate::clock;
 
-/// Relays until the end. What was read with the heads goes first: each end stands with what is to go to it.
+/// Relays until the end, which `over` may be the first to tell. What was read with the heads goes first: each end stands with
+/// what is to go to it.
 pub(super) async fn relay(
     (client, to_client): (&mut TcpStream, Vec<u8>),
     (upstream, to_upstream): (&mut TcpStream, Vec<u8>),
     idle: Duration,
+    over: impl Future<Output = ()>,
 ) {
     let moved = Cell::new(clock::now());
     let (client_reads, client_writes) = client.split();
@@ -38,6 +40,7 @@ pub(super) async fn relay(
     tokio::select! {
         () = both => {}
         () = stalled => {}
+        () = over => {}
     }
 }
 

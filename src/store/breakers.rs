@@ -1,15 +1,20 @@
 //! A live breaker of one upstream, shared by all lanes. Owns the lock and what an exchange's end means to the breaker; the
-//! states are `policy::breaker`'s.
+//! states are `policy::breaker`'s, and `store::shared_breakers` speaks with Redis.
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
-use crate::config::breakers::{CircuitBreaker, FailureOn};
+use super::shared_breakers::Forced;
+use crate::config::breakers::{CircuitBreaker, FailureOn, Scope};
 use crate::config::limits::Mode;
-use crate::policy::breaker::{Breaker, Outcome, Permit, Refused, Snapshot};
+use crate::keys::{BreakerKeys, Keys};
+use crate::policy::breaker::shared::{Member, Permit};
+use crate::policy::breaker::{Breaker, Outcome, Refused, Snapshot};
 
 /// How an exchange with an upstream ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,20 +32,70 @@ pub struct LiveBreaker {
     /// The upstream's name.
     pub upstream: String,
     pub settings: CircuitBreaker,
-    // A lock, since an outcome can change the state, the window and the probes together. It is held for tens of
-    // nanoseconds, twice a request.
-    state: Mutex<Breaker>,
+    state: State,
+}
+
+// A lock, since an outcome can change the state, the window and the probes together. It is held for tens of nanoseconds,
+// twice a request; and no longer for a shared breaker, whose calls of Redis are made without it.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a breaker is behind an `Arc` already, and a process has few"
+)]
+enum State {
+    Local(Mutex<Breaker>),
+    Shared(Mutex<Member>, Sharing),
+}
+
+/// How a shared breaker's state is kept in Redis.
+#[derive(Debug)]
+pub struct Sharing {
+    pub(super) keys: BreakerKeys,
+    /// Where transitions are said.
+    pub(super) channel: String,
+    /// Told when a report is due at once.
+    pub wake: Notify,
+    /// Whether Redis was asked for the state, with or without success.
+    pub(super) tried: AtomicBool,
 }
 
 impl LiveBreaker {
-    /// Closed, with nothing seen yet.
-    pub fn new(upstream: String, settings: CircuitBreaker) -> LiveBreaker {
-        let state = Mutex::new(Breaker::new(settings.settings.clone()));
+    /// Closed, with nothing seen yet; shared by `keys`, where there is a fleet and the settings say so.
+    pub fn new(upstream: String, settings: CircuitBreaker, keys: Option<&Keys>) -> LiveBreaker {
+        let rules = settings.settings.clone();
+        let state = match keys.filter(|_| settings.scope == Scope::Shared) {
+            None => State::Local(Mutex::new(Breaker::new(rules))),
+            Some(keys) => {
+                let sharing = Sharing {
+                    keys: keys.breaker(&upstream, rules.window),
+                    channel: keys.breakers_changed(),
+                    wake: Notify::new(),
+                    tried: AtomicBool::new(false),
+                };
+                let member = Member::new(rules, settings.on_redis_loss);
+                State::Shared(Mutex::new(member), sharing)
+            }
+        };
         LiveBreaker {
             upstream,
             settings,
             state,
         }
+    }
+
+    /// As [`LiveBreaker::new`], in place of `old`: where both are shared, it goes on in the state that `old` has heard.
+    pub fn in_place_of(
+        old: Option<&LiveBreaker>,
+        upstream: String,
+        settings: CircuitBreaker,
+        keys: Option<&Keys>,
+    ) -> LiveBreaker {
+        let new = LiveBreaker::new(upstream, settings, keys);
+        if let Some(old) = old
+            && let (State::Shared(old, _), State::Shared(new, _)) = (&old.state, &new.state)
+        {
+            new.lock().succeed(&old.lock());
+        }
+        new
     }
 
     /// Asks for one call; `jitter` is a draw from 0 to 1. In shadow mode a refusal is in the second part, and the call
@@ -50,40 +105,108 @@ impl LiveBreaker {
         now: Duration,
         jitter: f64,
     ) -> Result<(Entry, Option<Refused>), Refused> {
-        match self.state.lock().try_enter(now, jitter) {
-            Ok(permit) => Ok((
-                Entry {
-                    breaker: self.clone(),
-                    permit: Some(permit),
-                },
-                None,
-            )),
+        let asked = match &self.state {
+            State::Local(breaker) => breaker.lock().try_enter(now, jitter).map(Permit::Local),
+            State::Shared(member, sharing) => {
+                let (asked, wake) = member.lock().try_enter(now, jitter);
+                sharing.wake_if(wake);
+                asked
+            }
+        };
+        let entry = |permit| Entry {
+            breaker: self.clone(),
+            permit,
+        };
+        match asked {
+            Ok(permit) => Ok((entry(Some(permit)), None)),
             Err(refused) if self.settings.mode == Mode::Enforce => Err(refused),
-            Err(refused) => Ok((
-                Entry {
-                    breaker: self.clone(),
-                    permit: None,
-                },
-                Some(refused),
-            )),
+            Err(refused) => Ok((entry(None), Some(refused))),
         }
     }
 
     pub fn snapshot(&self, now: Duration) -> Snapshot {
-        self.state.lock().snapshot(now)
+        match &self.state {
+            State::Local(breaker) => breaker.lock().snapshot(now),
+            State::Shared(member, _) => member.lock().snapshot(now),
+        }
     }
 
-    pub fn force_open(&self) {
-        self.state.lock().force_open();
+    /// Where it is to be shared.
+    pub fn sharing(&self) -> Option<&Sharing> {
+        match &self.state {
+            State::Local(_) => None,
+            State::Shared(_, sharing) => Some(sharing),
+        }
     }
 
-    pub fn force_closed(&self) {
-        self.state.lock().force_closed();
+    /// Looks at what this process has of a shared breaker, under its lock.
+    pub fn with_member<T>(&self, look: impl FnOnce(&mut Member) -> T) -> Option<T> {
+        match &self.state {
+            State::Local(_) => None,
+            State::Shared(member, _) => Some(look(&mut member.lock())),
+        }
     }
 
-    /// Closed, with nothing seen yet.
-    pub fn reset(&self) {
-        self.state.lock().reset();
+    /// Makes it so, unless it is shared; then [`LiveBreaker::force_all`] does.
+    pub fn force(&self, forced: Forced) {
+        if let State::Local(breaker) = &self.state {
+            let mut breaker = breaker.lock();
+            match forced {
+                Forced::Open => breaker.force_open(),
+                Forced::Closed => breaker.force_closed(),
+                Forced::Reset => breaker.reset(),
+            }
+        }
+    }
+
+    fn record(
+        &self,
+        permit: Permit,
+        outcome: Outcome,
+        elapsed: Duration,
+        now: Duration,
+        jitter: f64,
+    ) {
+        match (&self.state, permit) {
+            (State::Local(breaker), Permit::Local(permit)) => {
+                breaker.lock().record(permit, outcome, elapsed, now, jitter)
+            }
+            (State::Shared(member, sharing), permit) => {
+                let wake = member.lock().record(permit, outcome, elapsed, now, jitter);
+                sharing.wake_if(wake);
+            }
+            // A breaker gives no permits of the other kind.
+            (State::Local(_), Permit::Shared { .. }) => {}
+        }
+    }
+
+    fn release(&self, permit: Permit) {
+        match (&self.state, permit) {
+            (State::Local(breaker), Permit::Local(permit)) => breaker.lock().release(permit),
+            (State::Shared(member, sharing), permit) => {
+                let wake = member.lock().release(permit);
+                sharing.wake_if(wake);
+            }
+            (State::Local(_), Permit::Shared { .. }) => {}
+        }
+    }
+}
+
+impl Sharing {
+    /// What messages about it are told apart by.
+    pub fn tag(&self) -> &str {
+        &self.keys.tag
+    }
+
+    /// Whether Redis was asked for the state, with or without success.
+    pub fn was_tried(&self) -> bool {
+        self.tried.load(Ordering::Acquire)
+    }
+
+    pub(super) fn wake_if(&self, wake: bool) {
+        if wake {
+            self.wake.notify_one();
+        }
     }
 }
 
@@ -109,10 +232,7 @@ impl Entry {
     pub fn end(mut self, end: End, elapsed: Duration, now: Duration, jitter: f64) {
         if let Some(permit) = self.permit.take() {
             let outcome = outcome(&self.breaker.settings.failure_on, end);
-            self.breaker
-                .state
-                .lock()
-                .record(permit, outcome, elapsed, now, jitter);
+            self.breaker.record(permit, outcome, elapsed, now, jitter);
         }
     }
 
@@ -129,7 +249,7 @@ impl Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         if let Some(permit) = self.permit.take() {
-            self.breaker.state.lock().release(permit);
+            self.breaker.release(permit);
         }
     }
 }

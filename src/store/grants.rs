@@ -16,6 +16,9 @@ use crate::policy::limit;
 /// What a script says of a rule that can never grant what is asked.
 const NEVER: i64 = -1;
 
+/// More than this a script cannot count one by one: a limit above it counts as this, and a window in microseconds as well.
+const MOST: u64 = 1 << 53;
+
 /// Asks the scripts of rate limits.
 #[derive(Debug)]
 pub struct Grants {
@@ -101,14 +104,15 @@ impl Grants {
                 Rule::TokenBucket { count: 0, .. } => args.extend([Arg::Float(1.0), Arg::Int(0)]),
                 Rule::TokenBucket { count, per, burst } => {
                     let interval = per.as_nanos() as f64 / 1000.0 / count as f64;
-                    args.extend([Arg::Float(interval), Arg::Int(burst)]);
+                    args.extend([Arg::Float(interval), Arg::Int(burst.min(MOST))]);
                 }
                 Rule::SlidingWindow { limit, window } => {
-                    args.extend([Arg::Int(limit), Arg::Int(micros(window).max(1))]);
+                    let window = micros(window).clamp(1, MOST / 2);
+                    args.extend([Arg::Int(limit.min(MOST)), Arg::Int(window)]);
                 }
                 Rule::FixedWindow { limit, period } => {
                     let window = limit::window_at(period, now).map(micros).map(Arg::Int);
-                    args.push(Arg::Int(limit));
+                    args.push(Arg::Int(limit.min(MOST)));
                     args.extend(window);
                 }
                 Rule::Concurrency { .. } => unreachable!("slots are no tokens"),

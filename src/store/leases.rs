@@ -20,7 +20,7 @@ use super::table::{Key, SHARDS, Shard};
 use crate::clock;
 use crate::config::limits::Rule;
 use crate::keys::{Keys, LimitTag};
-use crate::policy::lease::{Answer, Lease, Request, RuleView, Terms};
+use crate::policy::lease::{Answer, Batch, Lease, Request, RuleView, Terms};
 
 /// A limit counts as shared again once no answer was missing for this long.
 const SHARED_AFTER: Duration = Duration::from_secs(1);
@@ -41,11 +41,10 @@ pub struct Ask<'a> {
 /// What becomes of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
-    Admitted,
+    /// With what it spends of a lease; a concurrency limit has none.
+    Admitted(Batch),
     /// `None`: it would be for ever.
-    Refused {
-        retry_after: Option<Duration>,
-    },
+    Refused { retry_after: Option<Duration> },
     /// Redis has not answered.
     Lost,
 }
@@ -111,8 +110,8 @@ impl Leases {
             let mut leases = self.part(ask.key).leases.lock();
             let lease = leases.touch(ask.key, false);
             match lease.take(ask.cost, now) {
-                Answer::Admitted => {
-                    let decided = Decided::of(Decision::Admitted, lease, now);
+                Answer::Admitted(taken) => {
+                    let decided = Decided::of(Decision::Admitted(taken), lease, now);
                     let low = lease.runs_low(&ask.terms, now);
                     (decided, low.then(|| lease.ask(0, &ask.terms, now)))
                 }
@@ -138,6 +137,11 @@ impl Leases {
     pub async fn ask(&self, redis: &Connections, ask: &Ask<'_>) -> Decided {
         let deadline = clock::now() + ask.terms.patience;
         let part = self.part(ask.key);
+        let mut waiting = Waiting {
+            part,
+            key: ask.key,
+            cost: 0,
+        };
         loop {
             // Before the look, so that no answer is missed between the two.
             let answered = part.answered.notified();
@@ -145,11 +149,15 @@ impl Leases {
             let request = {
                 let mut leases = part.leases.lock();
                 let lease = leases.touch(ask.key, false);
+                lease.leave(std::mem::take(&mut waiting.cost));
                 let decision = match lease.take(ask.cost, now) {
-                    Answer::Admitted => Ok(Decision::Admitted),
+                    Answer::Admitted(taken) => Ok(Decision::Admitted(taken)),
                     Answer::Refused { retry_after } => Ok(Decision::Refused { retry_after }),
                     Answer::Ask => Err(Some(lease.ask(ask.cost, &ask.terms, now))),
-                    Answer::Wait => Err(None),
+                    Answer::Wait => {
+                        waiting.cost = ask.cost;
+                        Err(None)
+                    }
                 };
                 match decision {
                     Ok(decision) => return Decided::of(decision, lease, now),
@@ -169,8 +177,8 @@ impl Leases {
                 Ok(grant) => asking.end(|lease| {
                     let now = clock::mono();
                     let decision = match lease.granted(&request, &grant, &ask.terms, now) {
-                        true => Decision::Admitted,
-                        false => Decision::Refused {
+                        Some(taken) => Decision::Admitted(taken),
+                        None => Decision::Refused {
                             retry_after: lease.retry_after(now),
                         },
                     };
@@ -197,9 +205,9 @@ impl Leases {
     }
 
     /// Gives back what a request took that another limit refuses.
-    pub fn put_back(&self, key: Key, cost: u64, now: Duration) {
+    pub fn put_back(&self, key: Key, taken: Batch, now: Duration) {
         if let Some(lease) = self.part(key).leases.lock().get_mut(key) {
-            lease.put_back(cost, now);
+            lease.put_back(taken, now);
         }
     }
 
@@ -289,6 +297,25 @@ impl Drop for Asking<'_> {
             lease.unanswered();
         }
         self.part.answered.notify_waiters();
+    }
+}
+
+/// A request that waits for the answer to another's question, which is told how much those need who wait. Dropped, it does so
+/// no more, whether it looks again, has waited too long, or has lost its client.
+struct Waiting<'a> {
+    part: &'a Part,
+    key: Key,
+    /// 0 while it does not wait.
+    cost: u64,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if self.cost > 0
+            && let Some(lease) = self.part.leases.lock().get_mut(self.key)
+        {
+            lease.leave(self.cost);
+        }
     }
 }
 

@@ -12,6 +12,7 @@ pub mod links;
 pub mod overrides;
 pub mod redis;
 pub mod sessions;
+pub mod shared_breakers;
 pub mod slots;
 pub mod sqlite;
 mod table;

@@ -2,6 +2,7 @@
 //! not as steps, so that a lost call is made good by the next; a slot that comes free here is taken again here without a call.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
@@ -19,12 +20,15 @@ use super::redis::{Arg, CallError, Connections, Script, Value};
 use super::table::{Key, SHARDS, Shard};
 use crate::clock;
 use crate::keys::LimitTag;
+use crate::policy::lease::Batch;
 use crate::policy::limit::Verdict;
 
 /// Between rounds of telling Redis what came free: so long a slot stays this process's, in case that it is wanted again.
 const ROUND: Duration = Duration::from_millis(25);
 /// Calls of a round under way at a time.
 const AT_A_TIME: usize = 64;
+/// Before Redis is told again what it did not answer to.
+const TELL_AGAIN: Duration = Duration::from_millis(500);
 /// For how long a key is refused that had no slot left, unless one comes free here.
 const REFUSED: Duration = Duration::from_millis(10);
 /// When a slot comes free is not known; a second is the least that Retry-After can say.
@@ -43,6 +47,8 @@ pub struct Ask<'a> {
     pub cost: u64,
     /// How long slots of a dead process stay taken.
     pub hold_ttl: Duration,
+    /// How long an answer is waited for.
+    pub patience: Duration,
 }
 
 /// The slots of this process, by key.
@@ -50,8 +56,8 @@ pub struct Slots {
     fleet: Arc<Fleet>,
     script: Script,
     parts: Vec<Part>,
-    /// Keys of which this process has slots by Redis, or may have.
-    active: Mutex<Vec<Key>>,
+    /// Keys of which this process has slots by Redis, or may have. Its lock is taken inside a part's, never around it.
+    active: Mutex<HashSet<Key>>,
     turn: AtomicU64,
 }
 
@@ -77,6 +83,8 @@ struct Held {
     /// Whether Redis may think that it is more than `granted`.
     unsure: bool,
     told_at: Duration,
+    /// Redis is not told before.
+    tell_after: Duration,
     refused_until: Duration,
     /// Since it is active.
     of: Option<Of>,
@@ -108,38 +116,47 @@ impl Slots {
             fleet,
             script: Script::new(include_str!("../../lua/slots.lua")),
             parts: (0..SHARDS).map(part).collect(),
-            active: Mutex::new(Vec::new()),
+            active: Mutex::new(HashSet::new()),
             turn: AtomicU64::new(0),
         }
     }
 
     /// Takes the slots that a request needs, if there are as many; they are given back by [`Slots::release`].
     pub async fn take(&self, redis: &Connections, ask: &Ask<'_>) -> Decision {
-        let deadline = Instant::now() + self.fleet.rate_limit.timeout;
+        // Not for ever: a limit may change. And not a key to be held.
+        if ask.cost > ask.slots {
+            return Decision::Refused { retry_after: None };
+        }
+        let deadline = Instant::now() + ask.patience;
         let part = self.part(ask.key);
         loop {
             // Before the look, so that no answer is missed between the two.
             let answered = part.answered.notified();
-            let step = part
-                .slots
-                .lock()
-                .touch(ask.key, true)
-                .take(ask, clock::mono());
-            match step {
+            let now = clock::mono();
+            let step = part.change(ask.key, |held| held.take(ask, now));
+            let goes_on = match step {
                 Step::Done(decision) => return decision,
-                Step::Ask if self.ask(redis, ask, deadline).await => {}
-                Step::Wait if timeout_at(deadline, answered).await.is_ok() => {}
-                Step::Ask | Step::Wait => return Decision::Lost,
+                Step::Ask => self.ask(redis, ask, deadline).await,
+                Step::Wait => {
+                    let waited = timeout_at(deadline, answered).await;
+                    // It looks again, or has given up; who asks meanwhile has asked for it.
+                    let leave = |held: &mut Held| held.waiting.saturating_sub(ask.cost);
+                    part.change(ask.key, |held| held.waiting = leave(held));
+                    waited.is_ok()
+                }
+            };
+            if !goes_on {
+                return Decision::Lost;
             }
         }
     }
 
     /// Gives slots back.
     pub fn release(&self, key: Key, cost: u64) {
-        if let Some(held) = self.part(key).slots.lock().get_mut(key) {
+        self.part(key).change(key, |held| {
             held.used = held.used.saturating_sub(cost);
             held.refused_until = Duration::ZERO;
-        }
+        });
     }
 
     /// Forgets what Redis has of a key; whether there was anything. Requests that hold slots tell it again.
@@ -156,15 +173,21 @@ impl Slots {
     pub async fn keep(self: Arc<Self>, redis: Arc<Connections>) -> Infallible {
         loop {
             sleep(ROUND).await;
-            let active = self.active.lock().clone();
-            let mut gone = Vec::new();
+            let active: Vec<_> = self.active.lock().iter().copied().collect();
             for keys in active.chunks(AT_A_TIME) {
-                let idle = join_all(keys.iter().map(|key| self.tell(&redis, *key))).await;
-                let idle = keys.iter().zip(idle).filter(|(_, idle)| *idle);
-                gone.extend(idle.map(|(key, _)| *key));
+                join_all(keys.iter().map(|key| self.tell(&redis, *key))).await;
             }
-            self.active.lock().retain(|key| !gone.contains(key));
         }
+    }
+
+    /// How many keys are held.
+    pub fn len(&self) -> usize {
+        self.parts.iter().map(|part| part.slots.lock().len()).sum()
+    }
+
+    /// Whether no key is held.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// What the limit says, with what was decided.
@@ -189,61 +212,70 @@ impl Slots {
             slots: ask.slots,
             hold_ttl: ask.hold_ttl,
         };
-        let (used, want) = {
-            let mut slots = part.slots.lock();
-            let held = slots.touch(ask.key, true);
+        let (used, want) = part.change(ask.key, |held| {
             if held.of.replace(of).is_none() {
-                self.active.lock().push(ask.key);
+                self.active.lock().insert(ask.key);
             }
             held.unsure = true;
             let waiting = std::mem::take(&mut held.waiting);
             let want = held.used.saturating_add(ask.cost).saturating_add(waiting);
             (held.used, want.max(held.granted))
-        };
+        });
         let budget = deadline.saturating_duration_since(Instant::now());
         let answer = self.call(redis, of, used, want, budget).await;
         if let Ok(answer) = answer {
             let now = clock::mono();
-            let mut slots = part.slots.lock();
-            let held = slots.touch(ask.key, true);
-            held.told(answer, now);
-            if answer.granted < want {
-                held.refused_until = now + REFUSED;
-            }
+            part.change(ask.key, |held| {
+                held.told(answer, now);
+                if answer.granted < want {
+                    held.refused_until = now + REFUSED;
+                }
+            });
         }
         drop(asking);
         answer.is_ok()
     }
 
-    /// Tells Redis what came free of a key, or that the rest is still held; true once nothing is.
-    async fn tell(&self, redis: &Connections, key: Key) -> bool {
+    /// Tells Redis what came free of a key, or that the rest is still held, and lets go of the key once nothing is.
+    async fn tell(&self, redis: &Connections, key: Key) {
         let part = self.part(key);
+        let now = clock::mono();
         let (of, used) = {
             let mut slots = part.slots.lock();
-            let held = slots.touch(key, true);
-            let Some(of) = held.of.filter(|_| !held.asking) else {
-                return false;
+            // One that was evicted is not in use; what Redis has of it comes back by itself.
+            let held = slots.get_mut(key).and_then(|held| Some((held.of?, held)));
+            let Some((of, held)) = held else {
+                self.active.lock().remove(&key);
+                return;
             };
+            if held.asking || now < held.tell_after {
+                return;
+            }
             if held.used == 0 && held.granted == 0 && !held.unsure {
                 slots.remove(key);
-                return true;
+                // Under the part's lock: whoever takes a slot from now on finds no key, and makes it active again.
+                self.active.lock().remove(&key);
+                return;
             }
-            let fresh = clock::mono().saturating_sub(held.told_at) < of.hold_ttl / 3;
+            let fresh = now.saturating_sub(held.told_at) < of.hold_ttl / 3;
             if held.used == held.granted && !held.unsure && fresh {
-                return false;
+                return;
             }
             // Given up first: no request may take what Redis is told is free.
             (held.granted, held.unsure, held.asking) = (held.used, true, true);
-            (of, held.used)
+            let used = held.used;
+            slots.touch(key, true);
+            (of, used)
         };
         let asking = Asking { part, key };
         let budget = self.fleet.rate_limit.timeout;
-        if let Ok(answer) = self.call(redis, of, used, used, budget).await {
-            let mut slots = part.slots.lock();
-            slots.touch(key, true).told(answer, clock::mono());
-        }
+        let answer = self.call(redis, of, used, used, budget).await;
+        let now = clock::mono();
+        part.change(key, |held| match answer {
+            Ok(answer) => held.told(answer, now),
+            Err(_) => held.tell_after = now + TELL_AGAIN,
+        });
         drop(asking);
-        false
     }
 
     async fn call(
@@ -283,15 +315,25 @@ impl Slots {
     }
 }
 
+impl Part {
+    /// Changes what is held of a key. While it is in use, it is not evicted.
+    fn change<T>(&self, key: Key, change: impl FnOnce(&mut Held) -> T) -> T {
+        let mut slots = self.slots.lock();
+        let held = slots.touch(key, true);
+        let changed = change(held);
+        if held.used == 0 && !held.asking {
+            slots.touch(key, false);
+        }
+        changed
+    }
+}
+
 impl Held {
     fn take(&mut self, ask: &Ask<'_>, now: Duration) -> Step {
         let wanted = self.used.saturating_add(ask.cost);
-        if ask.cost > ask.slots {
-            return Step::Done(Decision::Refused { retry_after: None });
-        }
         if wanted <= self.granted.min(ask.slots) {
             self.used = wanted;
-            return Step::Done(Decision::Admitted);
+            return Step::Done(Decision::Admitted(Batch::default()));
         }
         if now < self.refused_until {
             let retry_after = Some(RETRY_AFTER);
@@ -307,7 +349,7 @@ impl Held {
 
     fn told(&mut self, answer: Told, now: Duration) {
         (self.granted, self.others) = (answer.granted, answer.others);
-        (self.unsure, self.told_at) = (false, now);
+        (self.unsure, self.told_at, self.tell_after) = (false, now, now);
     }
 }
 
@@ -326,9 +368,7 @@ struct Asking<'a> {
 
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
-        if let Some(held) = self.part.slots.lock().get_mut(self.key) {
-            held.asking = false;
-        }
+        self.part.change(self.key, |held| held.asking = false);
         self.part.answered.notify_waiters();
     }
 }

@@ -9,7 +9,7 @@ const NONE: u32 = u32::MAX;
 const HELD: u32 = NONE - 1;
 
 /// A limit's key, hashed with this process's secret: 128 bits, so that two keys never meet by chance or by design.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key(pub(super) u128);
 
 impl Key {
@@ -49,6 +49,15 @@ impl<S: Default> Shard<S> {
             newest: NONE,
             oldest: NONE,
             capacity: capacity.clamp(1, NONE as usize - 2),
+        }
+    }
+
+    /// Changes for how many keys it is; the least used that are too many go.
+    pub(super) fn set_capacity(&mut self, capacity: usize) {
+        self.capacity = capacity.clamp(1, NONE as usize - 2);
+        while self.index.len() > self.capacity && self.oldest != NONE {
+            let oldest = self.slots[self.oldest as usize].key;
+            self.remove(oldest);
         }
     }
 
@@ -93,7 +102,8 @@ impl<S: Default> Shard<S> {
     }
 
     fn insert(&mut self, key: Key) -> u32 {
-        if self.index.len() >= self.capacity && self.oldest != NONE {
+        // More than one, where many were held a moment ago.
+        while self.index.len() >= self.capacity && self.oldest != NONE {
             let oldest = self.slots[self.oldest as usize].key;
             self.remove(oldest);
         }
@@ -128,6 +138,8 @@ impl<S: Default> Shard<S> {
         let Ok(entry) = found else { return false };
         let (slot, _) = entry.remove();
         self.unlink(slot);
+        // What it held goes now, not when the slot is used again.
+        self.slots[slot as usize].state = S::default();
         self.free.push(slot);
         true
     }
@@ -177,6 +189,8 @@ mod tests {
         assert!(shard.get(keys[0]).is_some() && shard.get(keys[1]).is_none());
         shard.touch(keys[4], false);
         assert!(shard.get(keys[2]).is_none() && shard.index.len() == 3 && shard.slots.len() == 3);
+        shard.set_capacity(1);
+        assert!(shard.get(keys[4]).is_some() && shard.len() == 1);
     }
 
     #[test]

@@ -30,6 +30,7 @@ pub struct Metrics {
     limits_alone: Family<LimitLabels, Gauge>,
     breaker_decisions: Family<BreakerDecisionLabels, Counter>,
     breaker_state: Family<BreakerStateLabels, Gauge>,
+    breaker_shared: Family<UpstreamLabels, Gauge>,
     pub connections: Counter,
     /// Closed at once, since the listener had as many as it may.
     pub connections_refused: Counter,
@@ -38,6 +39,7 @@ pub struct Metrics {
     session_checks: Family<SessionCheckLabels, Counter>,
     session_events: Family<SessionEventLabels, Counter>,
     sessions_held: Family<SessionsLabels, Gauge>,
+    session_lookups: Family<SessionCheckLabels, Counter>,
     audit_events: Family<AuditLabels, Counter>,
     pub audit_queued: Gauge,
     audit_files_removed: Counter,
@@ -85,6 +87,11 @@ struct BreakerDecisionLabels {
 struct BreakerStateLabels {
     upstream: String,
     state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct UpstreamLabels {
+    upstream: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -162,6 +169,16 @@ pub struct SessionMetrics {
     /// Not started: the user's maximum, or the bound of memory.
     pub refused: Counter,
     pub held: Gauge,
+    /// What became of looks at sessions in Redis: known by this process,
+    pub remembered: Counter,
+    /// asked of Redis,
+    pub asked: Counter,
+    /// answered by a call that another request made,
+    pub waited: Counter,
+    /// not answered, so that what was known holds for the grace,
+    pub grace: Counter,
+    /// not answered, and nothing was known.
+    pub unanswered: Counter,
 }
 
 /// The handles of one client of Redis.
@@ -203,6 +220,7 @@ impl Default for Metrics {
             limits_alone: Family::default(),
             breaker_decisions: Family::default(),
             breaker_state: Family::default(),
+            breaker_shared: Family::default(),
             connections: Counter::default(),
             connections_refused: Counter::default(),
             connections_open: Gauge::default(),
@@ -210,6 +228,7 @@ impl Default for Metrics {
             session_checks: Family::default(),
             session_events: Family::default(),
             sessions_held: Family::default(),
+            session_lookups: Family::default(),
             audit_events: Family::default(),
             audit_queued: Gauge::default(),
             audit_files_removed: Counter::default(),
@@ -255,6 +274,11 @@ impl Default for Metrics {
             metrics.breaker_state.clone(),
         );
         registry.register(
+            "breaker_shared",
+            "1 where a breaker goes by the state in Redis, 0 where it goes on by itself",
+            metrics.breaker_shared.clone(),
+        );
+        registry.register(
             "connections",
             "Connections accepted",
             metrics.connections.clone(),
@@ -286,8 +310,13 @@ impl Default for Metrics {
         );
         registry.register(
             "sessions_held",
-            "Sessions in memory",
+            "Sessions in memory; with redis, those that are remembered",
             metrics.sessions_held.clone(),
+        );
+        registry.register(
+            "session_lookups",
+            "Looks at sessions in redis, by where the answer came from",
+            metrics.session_lookups.clone(),
         );
         registry.register(
             "audit_events",
@@ -426,7 +455,19 @@ impl Metrics {
             };
             self.session_events.get_or_create_owned(&labels)
         };
+        let look = |outcome| {
+            let labels = SessionCheckLabels {
+                sessions: sessions.to_owned(),
+                outcome,
+            };
+            self.session_lookups.get_or_create_owned(&labels)
+        };
         SessionMetrics {
+            remembered: look("remembered"),
+            asked: look("asked"),
+            waited: look("waited"),
+            grace: look("grace"),
+            unanswered: look("unanswered"),
             valid: check("valid"),
             missing: check("missing"),
             unknown: check("unknown"),
@@ -465,6 +506,15 @@ impl Metrics {
                 .get_or_create(&labels)
                 .set(i64::from(*other == state));
         }
+    }
+
+    /// Notes whether a breaker that is to be shared goes by the shared state.
+    pub fn breaker_is_shared(&self, upstream: &str, shared: bool) {
+        let labels = UpstreamLabels {
+            upstream: upstream.to_owned(),
+        };
+        let gauge = self.breaker_shared.get_or_create(&labels);
+        gauge.set(i64::from(shared));
     }
 
     /// The counter of one reason to refuse; `reason` is one of a closed set.

@@ -73,8 +73,12 @@ fn forget(plan: &Plan, reset: &Reset) {
         .iter()
         .map(|part| Cow::Borrowed(part.as_bytes()))
         .collect();
-    // An override may have rules of another number, and never of another kind.
-    let rules = plan.config.limits[index].rules.as_deref();
+    let limit = &plan.config.limits[index];
+    let set = plan.limits.overrides();
+    let place = (limit.name.clone(), reset.parts.join(":"));
+    // An override with another window is another lease.
+    let rules = set.get(&place).or_else(|| limit.overrides.get(&place.1));
+    let rules = rules.unwrap_or(&limit.rules).as_deref();
     let ask = rules.and_then(|rules| plan.shared_ask(index, &parts, rules, 0));
     if let Some(SharedAsk::Tokens(ask)) = ask {
         shared.leases.forget(ask.key);

@@ -227,7 +227,7 @@ async fn call_on(redis: Arc<Redis>, keys: Vec<String>, shared: Arc<Shared>) {
 }
 
 /// How long this thread has waited for a CPU, ever, while it could have run: the second number of `schedstat`.
-fn waited_for_cpu() -> Duration {
+pub fn waited_for_cpu() -> Duration {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
     let nanos = text.split(' ').nth(1).unwrap().parse().unwrap();
     Duration::from_nanos(nanos)

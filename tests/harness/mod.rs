@@ -14,7 +14,6 @@ pub mod redis;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
-use std::sync::mpsc::RecvTimeoutError::Disconnected;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -27,6 +26,7 @@ use weir::plan::Plan;
 use weir::proxy::lane;
 use weir::store::fleet::Fleet;
 use weir::telemetry::metrics::Metrics;
+use weir::worker;
 
 /// Longer than anything that works takes.
 pub const DEADLINE: Duration = Duration::from_secs(10);
@@ -69,36 +69,6 @@ pub struct Lane {
     pub address: SocketAddr,
     pub plan: watch::Sender<Arc<Plan>>,
     _drain: watch::Sender<bool>,
-    _control: Option<Control>,
-}
-
-/// A control thread, as `weir run` has one, for what a process does among others.
-struct Control {
-    _end: Sender<()>,
-}
-
-impl Control {
-    fn start(plan: Arc<Plan>) -> Control {
-        let (end, ended) = mpsc::channel();
-        let (ready, is_ready) = mpsc::channel();
-        thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
-            runtime.block_on(async {
-                let redis = plan.fleet.as_ref().unwrap().join();
-                plan.begin_sharing(&redis);
-                ready.send(redis.ready(DEADLINE).await).unwrap();
-                let wait = || ended.recv_timeout(Duration::ZERO) != Err(Disconnected);
-                while wait() {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-            });
-        });
-        assert!(is_ready.recv().unwrap(), "redis is not there");
-        Control { _end: end }
-    }
 }
 
 impl Lane {
@@ -106,27 +76,51 @@ impl Lane {
         let config = check::parse(file, &|_| None)
             .unwrap_or_else(|mistakes| panic!("{mistakes:#?}\n{file}"));
         let metrics = Arc::<Metrics>::default();
-        let fleet = config.redis.as_ref();
-        let fleet = fleet.map(|redis| Fleet::new(redis, &metrics).unwrap());
-        let has_fleet = fleet.is_some();
+        let redis = config.redis.as_ref();
+        let fleet = redis.map(|redis| Fleet::new(redis, &metrics).unwrap());
         let listener = lane::listen(config.listeners[0].address).unwrap();
         let address = listener.local_addr().unwrap();
-        let plan = Plan::new(config, metrics, None, fleet);
-        let control = has_fleet.then(|| Control::start(plan.clone()));
+        let plan = Plan::new(config, metrics, None, fleet.clone());
         let (plan, following) = watch::channel(plan);
         let (drain, draining) = watch::channel(false);
+        if let Some(fleet) = fleet {
+            control(fleet, following.clone(), draining.clone());
+        }
         lane::spawn(vec![listener], following, draining, Heartbeat::default()).unwrap();
         Lane {
             address,
             plan,
             _drain: drain,
-            _control: control,
         }
     }
 
     pub fn connect(&self) -> Client {
         Client::to(self.address)
     }
+}
+
+/// Does what `weir run` does for a process of a fleet beside its lanes, until the lane is gone. Returns once it has joined.
+fn control(
+    fleet: Arc<Fleet>,
+    plan: watch::Receiver<Arc<Plan>>,
+    mut draining: watch::Receiver<bool>,
+) {
+    let (joined, joins) = mpsc::channel();
+    thread::spawn(move || {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_all().build().unwrap();
+        runtime.block_on(async {
+            let redis = fleet.join();
+            redis.ready(DEADLINE).await;
+            worker::join(&plan, &redis);
+            let first = plan.borrow().clone();
+            worker::breakers::asked(&first, DEADLINE).await;
+            drop(first);
+            let _ = joined.send(());
+            let _ = draining.changed().await;
+        });
+    });
+    joins.recv().unwrap();
 }
 
 /// A keep-alive connection.

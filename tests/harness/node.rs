@@ -6,10 +6,12 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use weir::config::check;
 use weir::plan::{Plan, SharedAsk};
 use weir::store::fleet::{Fleet, FleetConnections};
 use weir::store::leases::Decision;
+use weir::worker;
 
 use super::DEADLINE;
 
@@ -27,7 +29,7 @@ impl Node {
         let fleet = Fleet::new(config.redis.as_ref().unwrap(), &metrics).unwrap();
         let plan = Plan::new(config, metrics, None, Some(fleet.clone()));
         let redis = fleet.join();
-        plan.begin_sharing(&redis);
+        worker::join(&watch::Sender::new(plan.clone()).subscribe(), &redis);
         assert!(redis.ready(DEADLINE).await);
         Node { plan, redis }
     }
@@ -58,5 +60,32 @@ impl Node {
             .filter(|line| line.starts_with("weir_redis_calls_total"));
         let counts = calls.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
         counts.sum()
+    }
+
+    /// Takes slots of the first limit, which is of concurrency.
+    pub async fn take_slot(&self, key: &str, cost: u64) -> Decision {
+        let parts = [Cow::Borrowed(key.as_bytes())];
+        let rules = self.plan.config.limits[0].rules.as_deref().unwrap();
+        let Some(SharedAsk::Slots(ask)) = self.plan.shared_ask(0, &parts, rules, cost) else {
+            panic!("no concurrency limit")
+        };
+        let slots = &self.plan.shared_limits.as_ref().unwrap().slots;
+        slots.take(&self.redis.rate_limit, &ask).await
+    }
+
+    pub fn release_slot(&self, key: &str) {
+        let parts = [Cow::Borrowed(key.as_bytes())];
+        let rules = self.plan.config.limits[0].rules.as_deref().unwrap();
+        let Some(SharedAsk::Slots(ask)) = self.plan.shared_ask(0, &parts, rules, 1) else {
+            panic!("no concurrency limit")
+        };
+        let slots = &self.plan.shared_limits.as_ref().unwrap().slots;
+        slots.release(ask.key, 1);
+    }
+
+    /// Keys of which slots are held in this process.
+    pub fn keys_of_slots(&self) -> usize {
+        let shared = self.plan.shared_limits.as_ref().unwrap();
+        shared.slots.len()
     }
 }

@@ -8,6 +8,7 @@
 mod dial;
 mod node;
 mod push;
+mod scan;
 mod script;
 mod topology;
 
@@ -31,6 +32,7 @@ use tokio_rustls::TlsConnector;
 pub use node::NodeHealth;
 pub use push::Heard;
 pub use redis::Value;
+pub use scan::Place;
 pub use script::{Arg, Script};
 pub use topology::Address;
 

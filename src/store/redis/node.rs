@@ -39,6 +39,8 @@ pub struct NodeHealth {
 /// A node and the task that keeps its connection.
 pub(super) struct Node {
     pub address: Address,
+    /// What a call has at least that says something of the node when it is not answered.
+    fair: Duration,
     state: Arc<State>,
     task: JoinHandle<()>,
 }
@@ -67,9 +69,11 @@ impl Node {
             settled: Notify::new(),
             latency_nanos: AtomicU64::new(0),
         });
+        let fair = redis.timeout / 2;
         let task = tokio::spawn(keep(redis, address.clone(), state.clone(), speaks));
         Node {
             address,
+            fair,
             state,
             task,
         }
@@ -85,6 +89,11 @@ impl Node {
     ) -> Result<Result<Value, RedisError>, CallError> {
         let connection = self.state.connection.lock().clone();
         let mut connection = connection.ok_or(CallError::Down)?;
+        let budget = deadline.saturating_duration_since(Instant::now());
+        if budget.is_zero() {
+            // It would be carried out, and its answer thrown away.
+            return Err(CallError::Timeout);
+        }
         let exchange = async {
             if asking {
                 let mut pair = redis::pipe();
@@ -95,7 +104,10 @@ impl Node {
             command.query_async::<Value>(&mut connection).await
         };
         let Ok(answer) = timeout_at(deadline, exchange).await else {
-            self.state.unanswered();
+            // Others have used up the budget of most calls that had less.
+            if budget >= self.fair {
+                self.state.unanswered();
+            }
             return Err(CallError::Timeout);
         };
         // A server's error is an answer, too.

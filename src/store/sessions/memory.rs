@@ -20,11 +20,10 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest as _, Sha256};
-use thiserror::Error;
 
+use super::{CreateError, Created, Token};
 use crate::config::sessions::{Claims, OnMax, Settings};
 use crate::policy::session::{Session, SessionId};
-use crate::telemetry::metrics::SessionMetrics;
 
 /// Shards are chosen by the first byte of an id, so that a walk over the shards in order meets the ids in order.
 const SHARDS: usize = 64;
@@ -32,15 +31,6 @@ const SHARDS: usize = 64;
 const TOKEN_CHARS: usize = 43;
 /// How many sessions a create looks at for a free place when the store is full.
 const FULL_SWEEP: usize = 256;
-
-/// The sessions of one entry of the configuration, as lanes and the admin port share them.
-#[derive(Debug, Clone)]
-pub struct LiveSessions {
-    pub name: String,
-    pub settings: Settings,
-    pub store: Arc<Sessions>,
-    pub metrics: SessionMetrics,
-}
 
 /// Sessions in memory.
 pub struct Sessions {
@@ -73,29 +63,6 @@ struct Entry {
     session: Arc<Session>,
 }
 
-/// A new session; the only time that its token is seen.
-#[derive(Debug)]
-pub struct Created {
-    pub token: Token,
-    pub session: Arc<Session>,
-    /// The user's sessions that had to go for it, oldest first.
-    pub evicted: Vec<SessionId>,
-}
-
-/// A token: 43 characters of base64url that stand for 256 random bits. Whoever has it is the user, so `Debug` hides it.
-pub struct Token(String);
-
-/// Why no session was created. Nothing was evicted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum CreateError {
-    #[error("the user has as many sessions as allowed")]
-    MaxReached,
-    #[error("the store has as many sessions as allowed; raise max_sessions")]
-    Full,
-    #[error("the system gives no random bytes: {0}")]
-    Random(getrandom::Error),
-}
-
 /// A part of a list, ordered by id.
 #[derive(Debug)]
 pub struct Page {
@@ -107,18 +74,6 @@ pub struct Page {
 impl fmt::Debug for Sessions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Sessions({})", self.count())
-    }
-}
-
-impl Token {
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Token(…)")
     }
 }
 
@@ -155,7 +110,7 @@ impl Sessions {
     ) -> Result<Created, CreateError> {
         let mut random = [0; 32];
         getrandom::fill(&mut random).map_err(CreateError::Random)?;
-        let token = Token(URL_SAFE_NO_PAD.encode(random));
+        let token = Token::new(URL_SAFE_NO_PAD.encode(random));
         let digest = digest(token.as_str());
         let id = id_of(&digest);
         if self.count() >= self.max_sessions.load(Ordering::Relaxed) {
@@ -225,15 +180,15 @@ impl Sessions {
         self.remove_if(&session, |_| true).then_some(session)
     }
 
-    /// Ends all sessions of a user; how many there were. One that is created at the same time is wholly before or after.
-    pub fn revoke_user(&self, user: &str) -> usize {
+    /// Ends all sessions of a user; which they were. One that is created at the same time is wholly before or after.
+    pub fn revoke_user(&self, user: &str) -> Vec<SessionId> {
         let mut users = self.lock_user(user);
         let sessions = users.remove(user).unwrap_or_default();
         for id in sessions.values() {
             self.lock_shard(*id).remove(id);
         }
         self.release(sessions.len());
-        sessions.len()
+        sessions.into_values().collect()
     }
 
     /// At most `limit` live sessions after the cursor `after`, of one user or of all, ordered by id. A session that lives
@@ -458,13 +413,13 @@ fn digest(token: &str) -> [u8; 32] {
 }
 
 fn id_of(digest: &[u8; 32]) -> SessionId {
-    let mut id = [0; 16];
-    id.copy_from_slice(&digest[..16]);
-    SessionId(id)
+    let mut hash = [0; 16];
+    hash.copy_from_slice(&digest[..16]);
+    SessionId { hash, user: None }
 }
 
 fn shard_of(id: SessionId) -> usize {
-    usize::from(id.0[0]) * SHARDS / 256
+    usize::from(id.hash[0]) * SHARDS / 256
 }
 
 fn after_or_all(after: Option<SessionId>) -> (Bound<SessionId>, Bound<SessionId>) {

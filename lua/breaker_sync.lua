@@ -1,0 +1,223 @@
+-- A process reports what it saw of a shared circuit breaker, and learns the state. Makes every transition but forced ones.
+--
+-- KEYS    1 the state: a hash  g generation · s state · e when an opening or a ramp ends (ms since the Unix epoch)
+--                              n ms of the next opening · k failures in a row · o, b probes that ended well, badly
+--                              p the last probe's number · d when slots were last wanted in vain · w number of the window
+--         2 the window: its number, then STEP:CALLS:FAILURES:SLOW for each part of it, oldest first
+--         3 the processes that share it: a sorted set by when they were last heard
+--         4 those that doubt the upstream: likewise
+--         5 the probes' slots that are given: a sorted set of PROCESS/NUMBER by when they come back
+-- ARGV    1 the process · 2, 3, 4 generation, state and ms left of it that the process knows
+--         5 to 9 results since its last report: calls, failures, slow, 1 where one succeeded, failures after that
+--         10 1 where the process doubts the upstream
+--         11 slots wanted · 12 1 where requests ask for them · 13 slots held: N,N… · 14 probes that ended: N+ or N-
+--         15 `t` or `c`, a window of time or of calls · 16 its ms or its calls · 17 minimum_calls · 18 failure_rate
+--         19 consecutive_failures · 20 slow_call.rate, or -1 · 21 quorum
+--         22 open_for · 23 max_open_for (ms) · 24 what jitter adds to an opening, as a share
+--         25 probes · 26 success_rate · 27 ms for which a slot is given · 28 recover_over (ms)
+--         29 the last slot that the process has heard of; it cannot hold later ones yet
+--         30 the channel of transitions · 31 the breaker's tag
+-- reply   generation, state, ms left, calls, failures, slow, processes, processes that doubt, 1 where held slots are wanted,
+--         1 where fewer slots are given than asked for, the last slot given to whomever, then the slots given
+--
+-- All keys of a breaker have one hash tag. Atomic, so that of all reports one makes a transition, and what is counted and given
+-- is of one generation. A fleet that knows a later generation than Redis, which lost it in a failover, puts it back.
+
+local DAY, DEAD_AFTER, DOUBT_FOR, WANTED_FOR = 86400000, 5000, 3000, 1000
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local process, known = ARGV[1], tonumber(ARGV[2])
+local calls, failures, slow = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local size, quorum = tonumber(ARGV[16]), tonumber(ARGV[21])
+local open_for, max_open_for = tonumber(ARGV[22]), tonumber(ARGV[23])
+local probes, success_rate, recover_over = tonumber(ARGV[25]), tonumber(ARGV[26]), tonumber(ARGV[28])
+
+local field = redis.call('HMGET', KEYS[1], 'g', 's', 'e', 'n', 'k', 'o', 'b', 'p', 'd', 'w')
+local generation, state = tonumber(field[1] or 0), field[2] or 'closed'
+local ends, next_open_for = tonumber(field[3] or 0), tonumber(field[4] or open_for)
+local row, good, bad = tonumber(field[5] or 0), tonumber(field[6] or 0), tonumber(field[7] or 0)
+local last, wanted, window = tonumber(field[8] or 0), tonumber(field[9] or 0), tonumber(field[10] or 0)
+local changed, dirty = false, false
+
+local function go(to, lasts)
+  if to ~= 'open' and not (state == 'recovering' and to == 'closed') then
+    window, row = window + 1, 0
+  end
+  generation, state, ends = generation + 1, to, now + lasts
+  good, bad, wanted = 0, 0, 0
+  if to ~= 'closed' then redis.call('DEL', KEYS[4]) end
+  redis.call('DEL', KEYS[5])
+  changed = true
+end
+local function open()
+  local lasts = next_open_for * (1 + tonumber(ARGV[24]))
+  next_open_for = math.min(next_open_for * 2, max_open_for)
+  go('open', math.ceil(lasts))
+end
+local function reaches(part, whole, rate)
+  return part > 0 and part / whole >= rate
+end
+
+if known > generation then
+  window, row, good, bad, wanted = window + 1, 0, 0, 0, 0
+  generation, state, ends = known, ARGV[3], now + tonumber(ARGV[4])
+  if state == 'open' then next_open_for = math.min(open_for * 2, max_open_for) end
+  redis.call('DEL', KEYS[4], KEYS[5])
+  dirty = true
+end
+if state == 'open' and now >= ends then
+  go('half_open', 0)
+elseif state == 'recovering' and now >= ends then
+  go('closed', 0)
+  next_open_for = open_for
+end
+local counts = known == generation
+
+redis.call('ZADD', KEYS[3], now, process)
+redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now - DEAD_AFTER)
+redis.call('PEXPIRE', KEYS[3], DEAD_AFTER)
+local processes = redis.call('ZCARD', KEYS[3])
+if ARGV[10] == '1' and counts then
+  redis.call('ZADD', KEYS[4], now, process)
+  redis.call('PEXPIRE', KEYS[4], DOUBT_FOR)
+else
+  redis.call('ZREM', KEYS[4], process)
+end
+redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', now - DOUBT_FOR)
+local doubt = redis.call('ZCARD', KEYS[4])
+
+-- The window, in steps: tenths of its time, or about twentieths of its calls.
+local parts, all, all_failures, all_slow = {}, 0, 0, 0
+local text = redis.call('GET', KEYS[2])
+local number, rest = string.match(text or '', '^(%d+) (.*)$')
+local width, step = 0, 0
+if ARGV[15] == 't' then
+  width = math.max(size / 10, 1)
+  step = math.floor(now / width)
+end
+if number and tonumber(number) == window then
+  for s, c, f, w in string.gmatch(rest, '(%d+):(%d+):(%d+):(%d+)') do
+    s = tonumber(s)
+    if width == 0 or s > step - 10 then
+      parts[#parts + 1] = { s, tonumber(c), tonumber(f), tonumber(w) }
+    end
+  end
+end
+if counts and calls > 0 then
+  local newest = parts[#parts]
+  local fits = newest and (width > 0 and newest[1] >= step or width == 0 and newest[2] + calls <= size / 20)
+  if not fits then
+    newest = { step, 0, 0, 0 }
+    parts[#parts + 1] = newest
+  end
+  newest[2], newest[3], newest[4] = newest[2] + calls, newest[3] + failures, newest[4] + slow
+  if ARGV[8] == '1' then row = tonumber(ARGV[9]) else row = row + failures end
+  dirty = dirty or tonumber(ARGV[19]) > 0
+end
+for i = 1, #parts do
+  all, all_failures, all_slow = all + parts[i][2], all_failures + parts[i][3], all_slow + parts[i][4]
+end
+local first = 1
+while width == 0 and first < #parts and all - parts[first][2] >= size do
+  local gone = parts[first]
+  all, all_failures, all_slow = all - gone[2], all_failures - gone[3], all_slow - gone[4]
+  first = first + 1
+end
+if counts and calls > 0 then
+  local texts = {}
+  for i = first, #parts do
+    local part = parts[i]
+    texts[#texts + 1] = string.format('%.0f:%.0f:%.0f:%.0f', part[1], part[2], part[3], part[4])
+  end
+  local lives = DAY
+  if width > 0 then lives = math.ceil(size + width) end
+  redis.call('SET', KEYS[2], string.format('%.0f ', window) .. table.concat(texts, ','), 'PX', lives)
+end
+
+if counts and (state == 'closed' or state == 'recovering') and (calls > 0 or ARGV[10] == '1') then
+  local consecutive, slow_rate = tonumber(ARGV[19]), tonumber(ARGV[20])
+  local trips = consecutive > 0 and row >= consecutive
+    or all >= tonumber(ARGV[17])
+      and (reaches(all_failures, all, tonumber(ARGV[18])) or slow_rate >= 0 and reaches(all_slow, all, slow_rate))
+  if trips and doubt >= math.min(quorum, processes) then open() end
+end
+
+local given, recall, starved = {}, 0, 0
+if state == 'half_open' then
+  redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', now)
+  local lasts = tonumber(ARGV[27])
+  local mine = 0
+  if counts then
+    for id, mark in string.gmatch(ARGV[14], '(%d+)([+-])') do
+      if redis.call('ZREM', KEYS[5], process .. '/' .. id) == 1 then
+        if mark == '+' then good = good + 1 else bad = bad + 1 end
+        dirty = true
+      end
+    end
+    local holds = {}
+    for id in string.gmatch(ARGV[13], '%d+') do holds[process .. '/' .. id] = true end
+    local slots = redis.call('ZRANGE', KEYS[5], 0, -1)
+    for i = 1, #slots do
+      if holds[slots[i]] then
+        redis.call('ZADD', KEYS[5], now + lasts, slots[i])
+        mine = mine + 1
+      elseif string.sub(slots[i], 1, #process + 1) == process .. '/' then
+        -- A report that was long on the way does not know what was given since.
+        if tonumber(string.sub(slots[i], #process + 2)) <= tonumber(ARGV[29]) then
+          redis.call('ZREM', KEYS[5], slots[i])
+        else
+          mine = mine + 1
+        end
+      end
+    end
+  end
+  -- Decided as soon as the probes still to come cannot change it.
+  if reaches(good, probes, success_rate) then
+    go('recovering', recover_over)
+    if recover_over == 0 then
+      go('closed', 0)
+      next_open_for = open_for
+    end
+  elseif not reaches(math.max(probes - bad, 0), probes, success_rate) then
+    open()
+  else
+    local free = math.max(probes - good - bad - redis.call('ZCARD', KEYS[5]), 0)
+    -- None takes all: that several processes see the upstream well says more than that one does.
+    local share = math.max(1, math.ceil(probes / processes))
+    local asked = math.min(tonumber(ARGV[11]), math.max(share - mine, 0))
+    local grant = math.min(asked, free)
+    if ARGV[12] == '1' then
+      if grant < asked then wanted, dirty = now, true end
+      if grant < tonumber(ARGV[11]) then starved = 1 end
+    elseif now - wanted <= WANTED_FOR then
+      grant = 0
+    end
+    for _ = 1, grant do
+      last = last + 1
+      redis.call('ZADD', KEYS[5], now + lasts, string.format('%s/%.0f', process, last))
+      given[#given + 1] = last
+      dirty = true
+    end
+    if free == 0 and wanted < now and now - wanted <= WANTED_FOR then recall = 1 end
+  end
+  redis.call('PEXPIRE', KEYS[5], lasts + DAY)
+end
+
+local left = 0
+if state == 'open' or state == 'recovering' then left = math.max(0, ends - now) end
+if changed or dirty then
+  local whole = function(value) return string.format('%.0f', value) end
+  redis.call('HSET', KEYS[1], 'g', whole(generation), 's', state, 'e', whole(ends), 'n', whole(next_open_for),
+    'k', whole(row), 'o', whole(good), 'b', whole(bad), 'p', whole(last), 'd', whole(wanted), 'w', whole(window))
+end
+-- A forced state outlives a fleet that is away for a while.
+local lives = DAY + left
+if string.sub(state, 1, 6) == 'forced' then lives = 30 * DAY end
+redis.call('PEXPIRE', KEYS[1], lives)
+if changed then
+  redis.call('PUBLISH', ARGV[30], string.format('%s %.0f %s %.0f', ARGV[31], generation, state, left))
+  if window ~= tonumber(field[10] or 0) then all, all_failures, all_slow = 0, 0, 0 end
+end
+local reply = { generation, state, left, all, all_failures, all_slow, processes, doubt, recall, starved, last }
+for i = 1, #given do reply[#reply + 1] = given[i] end
+return reply

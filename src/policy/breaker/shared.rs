@@ -1,0 +1,653 @@
+//! One process's part in a breaker that many share: what it lets pass by what it was told, what it reports, and what it does
+//! while it is told nothing. The state is kept, and changed, by `lua/breaker_sync.lua` alone. As pure as [`Breaker`].
+//!
+//! A result counts for the generation that admitted its call, in a report to the same generation, and for nothing else.
+//! Probes are slots that the script has given: held ahead of requests, since no request waits for Redis.
+
+use std::time::Duration;
+
+use super::trial::Ramp;
+use super::window::{Call, Calls, reaches};
+use super::{
+    Breaker, Outcome, Permit as LocalPermit, Phase, Refused, Settings, Snapshot, State, Trial,
+};
+pub use crate::config::breakers::OnLoss;
+
+/// Between two reports of a breaker in use, and how late a change is seen that no message told.
+pub const REPORT_EVERY: Duration = Duration::from_millis(100);
+/// Between two of one that is not.
+const IDLE_REPORT_EVERY: Duration = Duration::from_secs(1);
+/// After its last call, a breaker is not in use.
+const IDLE_AFTER: Duration = Duration::from_secs(2);
+/// Without an answer for this long, the process goes on by itself.
+pub const LOST_AFTER: Duration = Duration::from_secs(1);
+/// For how long after a report that named it a probe's slot may be used.
+pub const HOLD: Duration = Duration::from_secs(3);
+/// A probe's slot that its process names no more comes back after [`HOLD`], the probe's time and this: what its process
+/// says of it may be on the way.
+pub const SLOT_GRACE: Duration = Duration::from_secs(1);
+/// A slot that other processes want is kept for a request at least this long.
+const KEEP: Duration = Duration::from_millis(200);
+/// For callers that come while a probe is asked for.
+const SOON: Duration = Duration::from_millis(100);
+
+/// The right to one call; as [`LocalPermit`], for both kinds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Permit {
+    /// By the process itself: of a local breaker, or while nothing is heard of a shared one.
+    Local(LocalPermit),
+    Shared {
+        generation: u64,
+        probe: Option<u64>,
+    },
+}
+
+/// The shared state as it is told, in a reply or a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Word {
+    pub generation: u64,
+    pub state: State,
+    /// Until an opening or a ramp ends; else zero. Not a time, since clocks differ.
+    pub left: Duration,
+}
+
+/// Results that are new since the last report, all of one generation.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Delta {
+    pub calls: u64,
+    pub failures: u64,
+    pub slow: u64,
+    /// Failures since the last success, or since the delta began.
+    pub trailing: u64,
+    pub succeeded: bool,
+}
+
+/// What the process tells the script.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// The state last heard of; the delta and the probes are of its generation.
+    pub known: Word,
+    pub delta: Delta,
+    /// Whether this process by itself has reason to doubt the upstream: it counts for the quorum.
+    pub sick: bool,
+    /// Slots for probes.
+    pub want: u32,
+    /// Whether requests ask for them, rather than might.
+    pub demanded: bool,
+    /// Slots in use or held ready. Those that the process has and that are not here are free again.
+    pub held: Vec<u64>,
+    /// The last slot that it has heard of: later ones may be on the way to it.
+    pub last_slot: u64,
+    /// Probes that have ended, and whether well.
+    pub results: Vec<(u64, bool)>,
+}
+
+/// What the script answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reply {
+    pub word: Word,
+    /// Of the fleet's window.
+    pub calls: u64,
+    pub failures: u64,
+    pub slow: u64,
+    /// Processes that share the breaker, and those of them that doubt the upstream.
+    pub processes: u64,
+    pub sick: u64,
+    /// Whether another process wants slots and there are none.
+    pub recall: bool,
+    /// Whether this one has got fewer than requests ask for.
+    pub starved: bool,
+    /// The last slot that was given, to whomever.
+    pub last_slot: u64,
+    /// New slots.
+    pub probes: Vec<u64>,
+}
+
+/// That the process began or ceased to go by the shared state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    Joined,
+    Lost,
+}
+
+/// A process's part in a shared breaker. Not shared by itself: the owner serialises access. Methods that return a `bool` say
+/// whether a report is due at once.
+#[derive(Debug)]
+pub struct Member {
+    settings: Settings,
+    /// This process's own results; and the state, while nothing is heard of the shared one.
+    own: Breaker,
+    together: bool,
+    view: View,
+    ramp: Ramp,
+    delta: Delta,
+    probes: Probes,
+    last_slot: u64,
+    /// Requests refused for want of a probe, or while open.
+    demand: u32,
+    starved: bool,
+    /// Whether the next report is due at once.
+    urgent: bool,
+    /// Whether a report was urgent since this process by itself would open.
+    told_trip: bool,
+    flight: Option<Flight>,
+    failing_since: Option<Duration>,
+    last_report: Option<Duration>,
+    last_call: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct View {
+    generation: u64,
+    state: State,
+    /// When an opening or a ramp ends.
+    until: Duration,
+    calls: u64,
+    failures: u64,
+    slow: u64,
+    processes: u64,
+    sick: u64,
+}
+
+/// Slots of the current generation.
+#[derive(Debug, Default)]
+struct Probes {
+    ready: Vec<Ready>,
+    running: Vec<Running>,
+    results: Vec<(u64, bool)>,
+    /// Of calls whose results go to the member before this one.
+    orphans: Vec<Running>,
+}
+
+#[derive(Debug)]
+struct Ready {
+    id: u64,
+    since: Duration,
+    usable_until: Duration,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Running {
+    id: u64,
+    since: Duration,
+}
+
+/// A report without an answer yet.
+#[derive(Debug)]
+struct Flight {
+    generation: u64,
+    sent_at: Duration,
+    delta: Delta,
+    results: usize,
+    held: Vec<u64>,
+    demand: u32,
+}
+
+impl Member {
+    /// Alone, and closed, until it is told the shared state.
+    pub fn new(settings: Settings, on_loss: OnLoss) -> Member {
+        let mut own = Breaker::new(settings);
+        own.frozen = on_loss == OnLoss::Freeze;
+        Member {
+            settings: own.settings.clone(),
+            own,
+            together: false,
+            view: View {
+                generation: 0,
+                state: State::Closed,
+                until: Duration::ZERO,
+                calls: 0,
+                failures: 0,
+                slow: 0,
+                processes: 0,
+                sick: 0,
+            },
+            ramp: Ramp::until(Duration::ZERO),
+            delta: Delta::default(),
+            probes: Probes::default(),
+            last_slot: 0,
+            demand: 0,
+            starved: false,
+            urgent: true,
+            told_trip: false,
+            flight: None,
+            failing_since: None,
+            last_report: None,
+            last_call: None,
+        }
+    }
+
+    /// Goes on from what `old`, of other settings, has heard.
+    pub fn succeed(&mut self, old: &Member) {
+        self.together = old.together;
+        self.view = old.view;
+        self.ramp = Ramp::until(old.ramp.until);
+        self.failing_since = old.failing_since;
+        self.last_slot = old.last_slot;
+        let running = old.probes.running.iter().chain(&old.probes.orphans);
+        self.probes.orphans = running.copied().collect();
+        if !old.together {
+            self.own.take_over(&self.view);
+        }
+    }
+
+    /// Whether it goes by the shared state.
+    pub fn is_together(&self) -> bool {
+        self.together
+    }
+
+    /// As [`Breaker::try_enter`].
+    pub fn try_enter(&mut self, now: Duration, jitter: f64) -> (Result<Permit, Refused>, bool) {
+        let used = self.is_used(now);
+        self.last_call = Some(now);
+        if !self.together {
+            return (self.own.try_enter(now, jitter).map(Permit::Local), false);
+        }
+        // In use again, it is reported more often from now on.
+        let mut wake = !used && self.urge();
+        let mut probe = None;
+        let wait = match self.view.state {
+            State::Closed | State::ForcedClosed => None,
+            State::ForcedOpen => Some(self.settings.max_open_for),
+            State::Recovering => self.ramp.enter(&self.settings, now),
+            State::Open => {
+                self.demand = self.demand.saturating_add(1);
+                let left = self.view.until.saturating_sub(now);
+                wake |= left.is_zero() && self.urge();
+                Some(left.max(SOON))
+            }
+            State::HalfOpen => match self.probes.start(now) {
+                Some(id) => {
+                    probe = Some(id);
+                    None
+                }
+                None => {
+                    self.demand = self.demand.saturating_add(1);
+                    // Where there are no slots, to ask at once is to ask in vain.
+                    wake |= !self.starved && self.urge();
+                    Some(SOON)
+                }
+            },
+        };
+        let answer = match wait {
+            None => Ok(Permit::Shared {
+                generation: self.view.generation,
+                probe,
+            }),
+            Some(wait) => Err(Refused {
+                retry_after: self.own.jittered(wait, jitter),
+            }),
+        };
+        (answer, wake)
+    }
+
+    /// As [`Breaker::record`].
+    pub fn record(
+        &mut self,
+        permit: Permit,
+        outcome: Outcome,
+        elapsed: Duration,
+        now: Duration,
+        jitter: f64,
+    ) -> bool {
+        let (generation, probe) = match permit {
+            Permit::Local(permit) if !self.together => {
+                self.own.record(permit, outcome, elapsed, now, jitter);
+                return false;
+            }
+            Permit::Shared { generation, probe } if self.together => (generation, probe),
+            // It still has its slot, and is told when there is someone to tell.
+            Permit::Shared {
+                generation,
+                probe: Some(id),
+            } => (generation, Some(id)),
+            // Admitted by another authority than the present one.
+            Permit::Local(_) | Permit::Shared { probe: None, .. } => return false,
+        };
+        if generation != self.view.generation {
+            return false;
+        }
+        let call = Call::new(&self.settings, outcome, elapsed);
+        if let Some(id) = probe {
+            if !self.probes.end(id) {
+                return false;
+            }
+            self.probes.results.push((id, !call.failed && !call.slow));
+            if self.together {
+                self.delta.add(call);
+            }
+            return self.together && self.urge();
+        }
+        self.delta.add(call);
+        self.own.count(call, now);
+        let trips = self.own.trips() && self.view.state != State::ForcedClosed;
+        let tells = trips && !self.told_trip;
+        self.told_trip = trips;
+        tells && self.urge()
+    }
+
+    /// As [`Breaker::release`].
+    pub fn release(&mut self, permit: Permit) -> bool {
+        match permit {
+            Permit::Local(permit) => self.own.release(permit),
+            Permit::Shared {
+                generation,
+                probe: Some(id),
+            } if generation == self.view.generation => {
+                return self.probes.end(id) && self.together && self.urge();
+            }
+            Permit::Shared { .. } => {}
+        }
+        false
+    }
+
+    /// What is so at `now`, for whoever watches; the numbers are the fleet's while it goes by the shared state.
+    pub fn snapshot(&mut self, now: Duration) -> Snapshot {
+        if !self.together {
+            return self.own.snapshot(now);
+        }
+        let View {
+            generation,
+            state,
+            until,
+            calls,
+            failures,
+            slow,
+            ..
+        } = self.view;
+        Snapshot {
+            state,
+            calls,
+            failures,
+            slow,
+            generation,
+            open_until: (state == State::Open).then_some(until),
+        }
+    }
+
+    /// Of the shared state as last heard.
+    pub fn generation(&self) -> u64 {
+        self.view.generation
+    }
+
+    /// Processes that share the breaker, and those that doubt the upstream, as last heard.
+    pub fn processes(&self) -> (u64, u64) {
+        (self.view.processes, self.view.sick)
+    }
+
+    /// Until the next report is due.
+    pub fn report_in(&self, now: Duration) -> Duration {
+        let Some(last) = self.last_report.filter(|_| !self.urgent) else {
+            return Duration::ZERO;
+        };
+        let busy = match self.view.state {
+            State::HalfOpen => true,
+            State::Open => self.demand > 0,
+            State::Closed | State::Recovering | State::ForcedOpen | State::ForcedClosed => {
+                self.is_used(now)
+            }
+        };
+        let every = match busy || !self.together || self.failing_since.is_some() {
+            true => REPORT_EVERY,
+            false => IDLE_REPORT_EVERY,
+        };
+        let mut due = last + every;
+        if self.together && self.view.state == State::Open {
+            due = due.min(self.view.until.max(last + SOON / 10));
+        }
+        due.saturating_sub(now)
+    }
+
+    /// What to report. It must be followed by [`Member::answered`] or [`Member::unanswered`] before the next.
+    pub fn report(&mut self, now: Duration) -> Report {
+        self.urgent = false;
+        self.last_report = Some(now);
+        self.probes.expire(&self.settings, now);
+        let half_open = matches!(self.view.state, State::HalfOpen | State::Open);
+        let spare = self.probes.ready.is_empty() && self.probes.running.is_empty();
+        let demand = self.demand.min(self.settings.half_open.probes);
+        let report = Report {
+            known: Word {
+                generation: self.view.generation,
+                state: self.view.state,
+                left: self.view.until.saturating_sub(now),
+            },
+            delta: std::mem::take(&mut self.delta),
+            sick: self.is_sick(now),
+            want: match half_open {
+                true => demand.max(u32::from(spare)),
+                false => 0,
+            },
+            demanded: demand > 0,
+            held: self.probes.held(),
+            last_slot: self.last_slot,
+            results: self.probes.results.clone(),
+        };
+        self.flight = Some(Flight {
+            generation: self.view.generation,
+            sent_at: now,
+            delta: report.delta,
+            results: report.results.len(),
+            held: report.held.clone(),
+            demand: self.demand,
+        });
+        report
+    }
+
+    /// The script has answered the report.
+    pub fn answered(&mut self, reply: &Reply, now: Duration) -> Option<Change> {
+        let flight = self.flight.take()?;
+        self.failing_since = None;
+        let change = (!self.together).then_some(Change::Joined);
+        self.last_slot = self.last_slot.max(reply.last_slot);
+        if flight.generation == self.view.generation {
+            self.probes.results.drain(..flight.results);
+        }
+        let (told, known) = (&reply.word, &self.view);
+        // Two masters, one of them cut off, can give one number to two states; the one that answers now is right.
+        let differs = told.generation == known.generation && told.state != known.state;
+        if change.is_some() || differs || told.generation > known.generation {
+            self.together = true;
+            self.adopt(reply.word, now);
+        }
+        if reply.word.generation != self.view.generation {
+            // A message was faster, and tells of later things.
+            return change;
+        }
+        let (view, word) = (&mut self.view, reply.word);
+        (view.calls, view.failures, view.slow) = (reply.calls, reply.failures, reply.slow);
+        (view.processes, view.sick) = (reply.processes, reply.sick);
+        if word.state == State::HalfOpen {
+            let usable_until = flight.sent_at + HOLD;
+            for ready in &mut self.probes.ready {
+                if flight.held.contains(&ready.id) {
+                    ready.usable_until = usable_until;
+                }
+            }
+            self.probes
+                .ready
+                .extend(reply.probes.iter().map(|id| Ready {
+                    id: *id,
+                    since: now,
+                    usable_until,
+                }));
+            let before = self.probes.ready.len();
+            if reply.recall {
+                self.probes.ready.retain(|ready| now < ready.since + KEEP);
+            }
+            self.starved = reply.starved;
+            if !reply.starved {
+                self.demand = self.demand.saturating_sub(flight.demand);
+            }
+            self.urgent |= self.probes.ready.len() < before;
+        }
+        change
+    }
+
+    /// The report has no answer. `sent`: whether it may have been carried out; then its delta counts no second time.
+    pub fn unanswered(&mut self, sent: bool, now: Duration) -> Option<Change> {
+        let flight = self.flight.take()?;
+        if !sent && flight.generation == self.view.generation {
+            self.delta = flight.delta.then(self.delta);
+        }
+        let since = *self.failing_since.get_or_insert(flight.sent_at);
+        if !self.together || now.saturating_sub(since) < LOST_AFTER {
+            return None;
+        }
+        self.together = false;
+        // Probes under way keep their slots: they run on.
+        self.probes.ready.clear();
+        self.delta = Delta::default();
+        self.own.take_over(&self.view);
+        Some(Change::Lost)
+    }
+
+    /// A message told of a transition.
+    pub fn heard(&mut self, word: Word, now: Duration) -> bool {
+        // Who is apart joins by a report's answer: a message may be old.
+        if !self.together || word.generation <= self.view.generation {
+            return false;
+        }
+        self.adopt(word, now);
+        self.demand > 0 && word.state == State::HalfOpen && self.urge()
+    }
+
+    /// The next report is due at once.
+    pub fn urge(&mut self) -> bool {
+        !std::mem::replace(&mut self.urgent, true)
+    }
+
+    fn is_used(&self, now: Duration) -> bool {
+        self.last_call.is_some_and(|at| now < at + IDLE_AFTER)
+    }
+
+    fn adopt(&mut self, word: Word, now: Duration) {
+        if (word.generation, word.state) != (self.view.generation, self.view.state) {
+            self.forget_results();
+            let ramp_ended = self.view.state == State::Recovering && word.state == State::Closed;
+            if word.state != State::Open && !ramp_ended {
+                self.own.calls = Calls::new(self.settings.window);
+                self.own.consecutive_failures = 0;
+            }
+        }
+        if !matches!(word.state, State::Open | State::HalfOpen) {
+            self.demand = 0;
+        }
+        self.view.generation = word.generation;
+        self.view.state = word.state;
+        self.view.until = now.saturating_add(word.left);
+        if word.state == State::Recovering {
+            self.ramp = Ramp::until(self.view.until);
+        }
+    }
+
+    fn forget_results(&mut self) {
+        self.delta = Delta::default();
+        self.probes = Probes::default();
+        self.starved = false;
+        self.told_trip = false;
+    }
+
+    /// Half of what trips is enough: processes do not see the same, and one with a failure now and then has no reason.
+    fn is_sick(&mut self, now: Duration) -> bool {
+        let counts = self.own.calls.counts(now);
+        let half_reaches = |part, rate| reaches(part, counts.calls, rate / 2.0);
+        let limit = self.settings.consecutive_failures;
+        half_reaches(counts.failures, self.settings.failure_rate)
+            || self
+                .settings
+                .slow_call
+                .is_some_and(|slow| half_reaches(counts.slow, slow.rate))
+            || (limit > 0 && self.own.consecutive_failures >= limit.div_ceil(2))
+    }
+}
+
+impl Breaker {
+    /// Goes on by itself from the shared state, with the results that it has.
+    fn take_over(&mut self, view: &View) {
+        self.next_open_for = self.settings.open_for;
+        self.phase = match view.state {
+            State::Closed => Phase::Closed,
+            State::Open => {
+                let next = self.settings.open_for.saturating_mul(2);
+                self.next_open_for = next.min(self.settings.max_open_for);
+                Phase::Open { until: view.until }
+            }
+            State::HalfOpen => Phase::HalfOpen(Trial::default()),
+            State::Recovering => Phase::Recovering(Ramp::until(view.until)),
+            State::ForcedOpen => Phase::ForcedOpen,
+            State::ForcedClosed => Phase::ForcedClosed,
+        };
+        self.generation = self.generation.wrapping_add(1);
+    }
+}
+
+impl Delta {
+    fn add(&mut self, call: Call) {
+        self.calls += 1;
+        self.failures += u64::from(call.failed);
+        self.slow += u64::from(call.slow);
+        if call.failed {
+            self.trailing += 1;
+        } else {
+            (self.trailing, self.succeeded) = (0, true);
+        }
+    }
+
+    /// Both, where `later` came after.
+    fn then(self, later: Delta) -> Delta {
+        Delta {
+            calls: self.calls + later.calls,
+            failures: self.failures + later.failures,
+            slow: self.slow + later.slow,
+            trailing: match later.succeeded {
+                true => later.trailing,
+                false => self.trailing + later.trailing,
+            },
+            succeeded: self.succeeded || later.succeeded,
+        }
+    }
+}
+
+impl Probes {
+    fn start(&mut self, now: Duration) -> Option<u64> {
+        self.ready.retain(|ready| now < ready.usable_until);
+        let Ready { id, .. } = self.ready.pop()?;
+        self.running.push(Running { id, since: now });
+        Some(id)
+    }
+
+    /// Whether the probe held a slot until now.
+    fn end(&mut self, id: u64) -> bool {
+        let found = self.running.iter().position(|running| running.id == id);
+        if let Some(index) = found {
+            self.running.swap_remove(index);
+        }
+        found.is_some()
+    }
+
+    /// Probes that took too long have failed.
+    fn expire(&mut self, settings: &Settings, now: Duration) {
+        let timeout = settings.half_open.probe_timeout;
+        self.ready.retain(|ready| now < ready.usable_until);
+        let results = &mut self.results;
+        self.running.retain(|running| {
+            let lives = now.saturating_sub(running.since) < timeout;
+            if !lives {
+                results.push((running.id, false));
+            }
+            lives
+        });
+        self.orphans
+            .retain(|orphan| now.saturating_sub(orphan.since) < timeout);
+    }
+
+    fn held(&self) -> Vec<u64> {
+        let ready = self.ready.iter().map(|ready| ready.id);
+        let running = self.running.iter().chain(&self.orphans);
+        ready.chain(running.map(|running| running.id)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,189 @@
+//! The script of a shared breaker, for simulations.
+
+use std::collections::BTreeMap;
+
+use super::*;
+
+/// What `lua/breaker_sync.lua` does, with a window that forgets nothing but by its number.
+pub(super) struct Script {
+    pub settings: Settings,
+    pub quorum: usize,
+    pub generation: u64,
+    pub state: State,
+    pub ends: Duration,
+    pub next_open_for: Duration,
+    pub window: Delta,
+    pub good: u32,
+    pub bad: u32,
+    pub last_slot: u64,
+    pub wanted: Option<Duration>,
+    pub members: BTreeMap<usize, Duration>,
+    pub doubters: BTreeMap<usize, Duration>,
+    pub slots: BTreeMap<(usize, u64), Duration>,
+    pub said: Vec<Word>,
+    /// Deltas counted, by process and generation.
+    pub counted: BTreeMap<(usize, u64), u64>,
+}
+
+impl Script {
+    pub(super) fn new(quorum: usize) -> Script {
+        Script {
+            settings: settings(),
+            quorum,
+            generation: 0,
+            state: State::Closed,
+            ends: Duration::ZERO,
+            next_open_for: SECOND,
+            window: Delta::default(),
+            good: 0,
+            bad: 0,
+            last_slot: 0,
+            wanted: None,
+            members: BTreeMap::new(),
+            doubters: BTreeMap::new(),
+            slots: BTreeMap::new(),
+            said: Vec::new(),
+            counted: BTreeMap::new(),
+        }
+    }
+
+    fn word(&self, now: Duration) -> Word {
+        let lasts = matches!(self.state, State::Open | State::Recovering);
+        Word {
+            generation: self.generation,
+            state: self.state,
+            left: match lasts {
+                true => self.ends.saturating_sub(now),
+                false => Duration::ZERO,
+            },
+        }
+    }
+
+    fn go(&mut self, to: State, now: Duration, lasts: Duration) {
+        let ramp_ended = self.state == State::Recovering && to == State::Closed;
+        if to != State::Open && !ramp_ended {
+            self.window = Delta::default();
+        }
+        if to != State::Closed {
+            self.doubters.clear();
+        }
+        self.generation += 1;
+        (self.state, self.ends) = (to, now + lasts);
+        (self.good, self.bad, self.wanted) = (0, 0, None);
+        self.slots.clear();
+        let word = self.word(now);
+        self.said.push(word);
+    }
+
+    fn open(&mut self, now: Duration) {
+        let lasts = self.next_open_for;
+        self.next_open_for = (lasts * 2).min(self.settings.max_open_for);
+        self.go(State::Open, now, lasts);
+    }
+
+    /// What time alone does.
+    pub(super) fn advance(&mut self, now: Duration) {
+        if self.state == State::Open && now >= self.ends {
+            self.go(State::HalfOpen, now, Duration::ZERO);
+        } else if self.state == State::Recovering && now >= self.ends {
+            self.go(State::Closed, now, Duration::ZERO);
+            self.next_open_for = self.settings.open_for;
+        }
+    }
+
+    pub(super) fn sync(&mut self, process: usize, report: &Report, now: Duration) -> Reply {
+        assert!(report.known.generation <= self.generation, "from nowhere");
+        self.advance(now);
+        let counts = report.known.generation == self.generation;
+        self.members.insert(process, now);
+        self.members.retain(|_, at| now < *at + 5 * SECOND);
+        match report.sick && counts {
+            true => self.doubters.insert(process, now),
+            false => self.doubters.remove(&process),
+        };
+        self.doubters.retain(|_, at| now < *at + 3 * SECOND);
+        if counts {
+            self.window = self.window.then(report.delta);
+            *self.counted.entry((process, self.generation)).or_default() += report.delta.calls;
+        }
+        let closed = matches!(self.state, State::Closed | State::Recovering);
+        if counts && closed && (report.delta.calls > 0 || report.sick) {
+            let all = self.window.calls;
+            let trips = all >= u64::from(self.settings.minimum_calls)
+                && (reaches(self.window.failures, all, self.settings.failure_rate)
+                    || reaches(self.window.slow, all, 0.5));
+            if trips && self.doubters.len() >= self.quorum.min(self.members.len()) {
+                self.open(now);
+            }
+        }
+        let (mut given, mut recall, mut starved) = (Vec::new(), false, false);
+        if self.state == State::HalfOpen {
+            self.slots.retain(|_, ends| now < *ends);
+            if counts {
+                for (id, well) in &report.results {
+                    if self.slots.remove(&(process, *id)).is_some() {
+                        *(if *well { &mut self.good } else { &mut self.bad }) += 1;
+                    }
+                }
+                self.slots.retain(|(owner, id), _| {
+                    *owner != process || report.held.contains(id) || *id > report.last_slot
+                });
+            }
+            let lasts = HOLD + self.settings.half_open.probe_timeout + SLOT_GRACE;
+            if counts {
+                for ((owner, id), ends) in &mut self.slots {
+                    if *owner == process && report.held.contains(id) {
+                        *ends = now + lasts;
+                    }
+                }
+            }
+            let passes = |n: u32| {
+                reaches(
+                    n.into(),
+                    PROBES.into(),
+                    self.settings.half_open.success_rate,
+                )
+            };
+            if passes(self.good) {
+                self.go(State::Recovering, now, self.settings.recover_over);
+            } else if !passes(PROBES - self.bad) {
+                self.open(now);
+            } else {
+                let taken = u32::try_from(self.slots.len()).unwrap() + self.good + self.bad;
+                let free = PROBES.saturating_sub(taken);
+                let share = PROBES.div_ceil(u32::try_from(self.members.len()).unwrap());
+                let mine = self.slots.keys().filter(|(owner, _)| *owner == process);
+                let mine = u32::try_from(mine.count()).unwrap();
+                let asked = report.want.min(share.saturating_sub(mine));
+                let mut grant = asked.min(free);
+                let wanted = self.wanted.is_some_and(|at| now <= at + SECOND);
+                if report.demanded {
+                    starved = grant < report.want;
+                    if grant < asked {
+                        self.wanted = Some(now);
+                    }
+                } else if wanted {
+                    grant = 0;
+                }
+                for _ in 0..grant {
+                    self.last_slot += 1;
+                    given.push(self.last_slot);
+                    self.slots.insert((process, self.last_slot), now + lasts);
+                }
+                recall = free == 0 && wanted;
+            }
+        }
+        Reply {
+            word: self.word(now),
+            calls: self.window.calls,
+            failures: self.window.failures,
+            slow: self.window.slow,
+            processes: self.members.len() as u64,
+            sick: self.doubters.len() as u64,
+            recall,
+            starved,
+            last_slot: self.last_slot,
+            probes: given,
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Keeps this process's shared breakers in step with Redis: a task for each, so that none waits for another's node; and one
+//! that hears of transitions.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
+
+use crate::clock;
+use crate::plan::Plan;
+use crate::policy::breaker::shared::Change;
+use crate::store::breakers::LiveBreaker;
+use crate::store::fleet::Fleet;
+use crate::store::redis::{Connections, Heard};
+use crate::store::shared_breakers;
+
+/// Between two reports of one breaker, however urgent: what comes meanwhile goes together.
+const APART: Duration = Duration::from_millis(5);
+
+/// Keeps the breakers of each plan in step, as long as there are plans.
+pub async fn follow(
+    mut plans: watch::Receiver<Arc<Plan>>,
+    fleet: Arc<Fleet>,
+    redis: Arc<Connections>,
+) {
+    let channel = fleet.keys.breakers_changed();
+    let listening = tokio::spawn(listen(fleet.clone(), channel, plans.clone()));
+    let mut kept: Vec<(Arc<LiveBreaker>, JoinHandle<Infallible>)> = Vec::new();
+    loop {
+        let plan = plans.borrow_and_update().clone();
+        let wanted: Vec<_> = shared(&plan).cloned().collect();
+        kept.retain(|(breaker, task)| {
+            let stays = wanted.iter().any(|wanted| Arc::ptr_eq(wanted, breaker));
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        for breaker in wanted {
+            if !kept.iter().any(|(kept, _)| Arc::ptr_eq(kept, &breaker)) {
+                let task = keep(breaker.clone(), fleet.clone(), redis.clone());
+                kept.push((breaker, tokio::spawn(task)));
+            }
+        }
+        if plans.changed().await.is_err() {
+            break;
+        }
+    }
+    listening.abort();
+    kept.iter().for_each(|(_, task)| task.abort());
+}
+
+/// Waits until the state of every shared breaker was asked for, so that a process does not begin with all closed; but not for
+/// ever.
+pub async fn asked(plan: &Plan, within: Duration) {
+    let all = async {
+        let untried =
+            |breaker: &Arc<LiveBreaker>| breaker.sharing().is_some_and(|it| !it.was_tried());
+        while shared(plan).any(untried) {
+            sleep(Duration::from_millis(2)).await;
+        }
+    };
+    // Not in time, each goes on by itself, as when Redis is lost.
+    let _ = timeout(within, all).await;
+}
+
+fn shared(plan: &Plan) -> impl Iterator<Item = &Arc<LiveBreaker>> {
+    let breakers = plan.breakers.iter().flatten();
+    breakers.filter(|breaker| breaker.sharing().is_some())
+}
+
+async fn keep(breaker: Arc<LiveBreaker>, fleet: Arc<Fleet>, redis: Arc<Connections>) -> Infallible {
+    let upstream = &breaker.upstream;
+    loop {
+        let Some(sharing) = breaker.sharing() else {
+            return std::future::pending().await;
+        };
+        match breaker.sync(sharing, &redis, &fleet.process).await {
+            Some(Change::Joined) => info!(%upstream, "breaker goes by the shared state"),
+            Some(Change::Lost) => {
+                warn!(%upstream, "breaker goes on by itself: redis does not answer");
+            }
+            None => {}
+        }
+        sleep(APART).await;
+        let due = breaker.with_member(|member| member.report_in(clock::mono()));
+        // The wait ends by time or by a wake.
+        let _ = timeout(due.unwrap_or_default(), sharing.wake.notified()).await;
+    }
+}
+
+async fn listen(
+    fleet: Arc<Fleet>,
+    channel: String,
+    plans: watch::Receiver<Arc<Plan>>,
+) -> Infallible {
+    let redis = fleet.main.clone();
+    let hear = move |heard| {
+        let plan = plans.borrow().clone();
+        match heard {
+            // What was said before is asked for.
+            Heard::Listening => shared(&plan).filter_map(|it| it.sharing()).for_each(|it| {
+                it.wake.notify_one();
+            }),
+            Heard::Message { payload, .. } => {
+                let Some((tag, word)) = shared_breakers::message(&payload) else {
+                    return;
+                };
+                let same = |it: &&Arc<LiveBreaker>| it.sharing().is_some_and(|it| it.tag() == tag);
+                shared(&plan).filter(same).for_each(|it| it.heard(word));
+            }
+        }
+    };
+    redis.listen(vec![channel], hear).await
+}
