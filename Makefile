@@ -55,6 +55,6 @@ bench-limits: ## Count decisions of limits in a second of a core: in memory, by 
 	@tests/need.sh redis-server
 	cargo bench --bench limits -- --write benches/LIMITS.md
 
-bench-scale: ## Measure what a million keys take in Redis and in the process
+bench-scale: ## Measure what a million keys and sessions take in Redis and in the process
 	@tests/need.sh redis-server
 	cargo bench --bench scale -- --write benches/SCALE.md

@@ -1,4 +1,5 @@
-//! What a million keys take: bytes a key in Redis, and in a process that remembers more keys than those, or fewer.
+//! What a million keys and a million sessions take: bytes of each in Redis, and in a process that remembers more of them, or
+//! fewer.
 //!
 //! Each process is a child of this one, so that its memory is its own; it asks as connections of a lane do.
 
@@ -21,43 +22,69 @@ use std::time::Duration;
 use harness::node::Node;
 use harness::redis::{Answer, Cluster, key_prefix};
 use measure::{Options, grouped};
+use serde_json::Value;
 use tokio::task::JoinSet;
 use weir::clock;
 use weir::store::leases::Decision;
+use weir::store::sessions::{Known, Reach};
 
 /// Under way at a time.
 const CALLERS: u32 = 256;
 
-/// How a key is counted so that it lives on in Redis until it is measured.
 struct Case {
     name: &'static str,
-    limit: &'static str,
-    /// Of the keys that the process remembers, at most, in percent.
-    max_keys: u32,
+    what: What,
+    /// Of those that there are, how many the process remembers at most, in percent.
+    remembered: u32,
 }
 
-const CASES: [Case; 4] = [
-    Case {
-        name: "token bucket",
-        limit: "{limit: 1/h, burst: 5, by: client.ip}",
-        max_keys: 200,
-    },
-    Case {
-        name: "token bucket",
-        limit: "{limit: 1/h, burst: 5, by: client.ip}",
-        max_keys: 10,
-    },
-    Case {
-        name: "sliding window",
-        limit: "{limit: 5/h, algorithm: sliding_window, by: client.ip}",
-        max_keys: 10,
-    },
-    Case {
-        name: "fixed window",
-        limit: "{limit: 5/day, algorithm: fixed_window, by: client.ip}",
-        max_keys: 10,
-    },
+#[derive(Clone, Copy)]
+enum What {
+    /// Keys of a limit, counted so that each lives on in Redis until it is measured.
+    Keys(&'static str),
+    /// Sessions of a user each, each started and then found by its token.
+    Sessions,
+}
+
+const BUCKET: What = What::Keys("{limit: 1/h, burst: 5, by: client.ip}");
+const SLIDING: What = What::Keys("{limit: 5/h, algorithm: sliding_window, by: client.ip}");
+const FIXED: What = What::Keys("{limit: 5/day, algorithm: fixed_window, by: client.ip}");
+
+const CASES: [Case; 5] = [
+    Case::new("keys of a token bucket", BUCKET, 200),
+    Case::new("keys of a token bucket", BUCKET, 10),
+    Case::new("keys of a sliding window", SLIDING, 10),
+    Case::new("keys of a fixed window", FIXED, 10),
+    Case::new("sessions", What::Sessions, 10),
 ];
+
+impl Case {
+    const fn new(name: &'static str, what: What, remembered: u32) -> Case {
+        Case {
+            name,
+            what,
+            remembered,
+        }
+    }
+
+    /// `remembered`: a number.
+    fn file(&self, remembered: u32) -> String {
+        let redis = Cluster::shared()
+            .yaml(&key_prefix())
+            .replace("{urls", "{timeout: 5s, urls");
+        let short = "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1";
+        match self.what {
+            What::Keys(limit) => format!(
+                "{short}\nrate_limits: {{a: {limit}}}\nroutes: [{{upstream: upstream, rate_limits: [a]}}]\n\
+                 rate_limit_defaults: {{max_keys: {remembered}}}\n{redis}"
+            ),
+            What::Sessions => format!(
+                "{short}\nsessions: {{web: {{cache: {{max_entries: {remembered}}}}}}}\n\
+                 routes: [{{upstream: upstream, session: {{use: web}}}}]\n{redis}"
+            ),
+        }
+    }
+}
 
 fn main() {
     let options = Options::read();
@@ -69,13 +96,14 @@ fn main() {
         false => 1_000,
     };
     let what = format!(
-        "{} distinct keys, each asked once by one process of one lane. In Redis: `used_memory` of the masters, by which it grew; \
-         replicas hold as much again. In the process: resident memory, by which it grew from its first request on.",
+        "{} keys of a limit, each asked once, or as many sessions, each started and found once, by one process of one lane. In \
+         Redis: `used_memory` of the masters, by which it grew; replicas hold as much again. In the process: resident memory, by \
+         which it grew from its first request on, and how many it may remember and does.",
         grouped(f64::from(keys))
     );
-    let mut page = measure::opening("What keys take", "bench-scale", &what);
+    let mut page = measure::opening("What keys and sessions take", "bench-scale", &what);
     page.push_str(
-        "| limit | max_keys | keys in Redis | bytes a key in Redis | keys in the process | MiB of the process | bytes a key | keys/s |\n\
+        "|  | entries in Redis | bytes each in Redis | remembered at most | remembered | MiB of the process | bytes each of those | a second |\n\
          |---|---:|---:|---:|---:|---:|---:|---:|\n",
     );
     let cases = CASES.iter().filter(|case| options.takes(case.name));
@@ -93,29 +121,21 @@ fn row(case: &Case, keys: u32) -> String {
     for master in 0..3 {
         cluster.cli(master, &["FLUSHALL", "SYNC"]);
     }
-    let max_keys = keys / 100 * case.max_keys;
-    let redis = cluster
-        .yaml(&key_prefix())
-        .replace("{urls", "{timeout: 5s, urls");
-    let file = format!(
-        "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\nrate_limits: {{a: {}}}\n\
-         routes: [{{upstream: upstream, rate_limits: [a]}}]\nrate_limit_defaults: {{max_keys: {max_keys}}}\n{redis}",
-        case.limit
-    );
+    let remembered = keys / 100 * case.remembered;
+    let file = case.file(remembered);
     // What scripts and connections take is there before the keys are.
     child(&file, 100);
-    let (before, others) = (used(cluster), entries(cluster));
+    let before = used(cluster);
     let said = child(&file, keys);
     let [held, grown, seconds] = said[..] else {
         panic!("{said:?}")
     };
-    let (after, entries) = (used(cluster), entries(cluster) - others);
     format!(
-        "| {} | {} | {} | {:.0} | {} | {:.1} | {:.0} | {} |",
+        "| {} | {} | {:.0} | {} | {} | {:.1} | {:.0} | {} |",
         case.name,
-        grouped(f64::from(max_keys)),
-        grouped(entries as f64),
-        (after - before) as f64 / entries as f64,
+        grouped(entries(cluster) as f64),
+        (used(cluster) - before) as f64 / f64::from(keys),
+        grouped(f64::from(remembered)),
         grouped(held),
         grown / (1024.0 * 1024.0),
         grown / held,
@@ -172,21 +192,41 @@ fn process(file: &str, keys: u32) {
                     if number >= keys {
                         return;
                     }
-                    let [_, a, b, c] = number.to_be_bytes();
-                    let address = format!("10.{a}.{b}.{c}");
-                    let parts = [Cow::Borrowed(address.as_bytes())];
-                    let decision = node.ask(&parts, clock::mono()).await;
-                    assert!(
-                        matches!(decision, Decision::Admitted(_)),
-                        "{address}: {decision:?}"
-                    );
+                    ask(&node, number).await;
                 }
             });
         }
         callers.join_all().await;
         let seconds: Duration = began.elapsed();
-        let held = node.plan.shared_limits.as_ref().unwrap().leases.len();
+        let leases = &node.plan.shared_limits.as_ref().unwrap().leases;
+        let sessions = node.plan.sessions.first();
+        let held = sessions.map_or_else(|| leases.len(), |sessions| sessions.held());
         let grown = measure::resident().saturating_sub(before);
         println!("{held} {grown} {}", seconds.as_secs_f64());
     });
+}
+
+/// The only request of a client's, or its log-in and the next request.
+async fn ask(node: &Node, number: u32) {
+    let [_, a, b, c] = number.to_be_bytes();
+    let Some(sessions) = node.plan.sessions.first() else {
+        let address = format!("10.{a}.{b}.{c}");
+        let parts = [Cow::Borrowed(address.as_bytes())];
+        let decision = node.ask(&parts, clock::mono()).await;
+        assert!(matches!(decision, Decision::Admitted(_)), "{address}");
+        return;
+    };
+    let reach = Reach {
+        redis: Some(&node.redis.sessions),
+        within: None,
+    };
+    let claims = [("role".to_owned(), Value::from("customer"))];
+    let user = format!("user-{number}");
+    let created = sessions.create(user, claims.into(), reach).await.unwrap();
+    let found = match sessions.recall(created.token.as_str(), clock::mono()) {
+        Known::Session(session) => Some(session),
+        Known::Nobody => None,
+        Known::Ask(id) => sessions.ask(id, reach).await.unwrap(),
+    };
+    assert!(found.is_some(), "{number}");
 }

@@ -142,10 +142,6 @@ impl<'a> Counter<'a> {
             let Value::Array(reply) = reply else {
                 panic!("{reply:?}")
             };
-            let Value::BulkString(now) = &reply[1] else {
-                panic!("{reply:?}")
-            };
-            let now = std::str::from_utf8(now).unwrap().parse().unwrap();
             let numbers: Vec<_> = reply.iter().map(int).collect();
             // It came in another window than it was sent for.
             let Ok(granted) = u64::try_from(numbers[0]) else {
@@ -153,7 +149,7 @@ impl<'a> Counter<'a> {
             };
             return Reply {
                 granted,
-                now: Duration::from_micros(now),
+                now: Duration::from_micros(numbers[1].try_into().unwrap()),
                 rules: numbers[2..]
                     .chunks(4)
                     .map(|rule| rule.try_into().unwrap())
