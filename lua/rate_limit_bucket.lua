@@ -41,7 +41,7 @@ if free >= first then
   granted = math.min(free, math.max(need, math.min(want, math.floor(free * share))))
 end
 
-local reply = { granted, string.format('%.0f', now + EPOCH * 1000000) }
+local reply = { granted, now + EPOCH * 1000000 }
 for i = 1, #KEYS do
   local interval, burst = tonumber(ARGV[5 + 2 * i]), tonumber(ARGV[6 + 2 * i])
   local backlog = full[i] - now

@@ -14,7 +14,6 @@ local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local first, need, want = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local share, back, taken_at = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local stamp = string.format('%.0f', now)
 
 local ends, used, held, free = {}, {}, {}, math.huge
 for i = 1, #KEYS do
@@ -30,7 +29,7 @@ for i = 1, #KEYS do
     end
   end
   if not ends[i] then
-    if now < from or now >= following then return { -1, stamp } end
+    if now < from or now >= following then return { -1, now } end
     ends[i], used[i] = now < this and this or following, 0
   end
   -- Tokens of a window before this one were never of this one.
@@ -45,7 +44,7 @@ if free >= first then
   granted = math.min(free, math.max(need, math.min(want, math.floor(free * share))))
 end
 
-local reply = { granted, stamp }
+local reply = { granted, now }
 for i = 1, #KEYS do
   local limit = tonumber(ARGV[3 + 4 * i])
   local left = math.ceil(ends[i] - now)

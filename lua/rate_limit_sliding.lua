@@ -48,7 +48,7 @@ if free >= first then
   granted = math.min(free, math.max(need, math.min(want, math.floor(free * share))))
 end
 
-local reply = { granted, string.format('%.0f', now) }
+local reply = { granted, now }
 for i = 1, #KEYS do
   local limit, length = tonumber(ARGV[5 + 2 * i]), tonumber(ARGV[6 + 2 * i])
   local wait = 0

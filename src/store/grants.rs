@@ -173,10 +173,7 @@ fn read(answer: &Value, rules: &[Rule]) -> Option<(u64, Answer)> {
     let [granted, now, of_rules @ ..] = answer.as_slice() else {
         return None;
     };
-    let now = match now {
-        Value::BulkString(digits) => std::str::from_utf8(digits).ok()?.parse().ok()?,
-        _ => return None,
-    };
+    let now = u64::try_from(integer(now)?).ok()?;
     let Ok(tokens) = u64::try_from(integer(granted)?) else {
         return Some((now, Answer::WrongWindow));
     };
