@@ -187,6 +187,14 @@ fn a_hot_key_costs_less_than_a_call_in_a_hundred_requests() {
     }
 }
 
+#[test]
+fn those_who_ask_strictly_of_a_hot_key_share_calls() {
+    let limit = "{limit: 10000000/s, by: constant, accuracy: strict}";
+    let flood = flood(limit, 1, Duration::from_secs(2), 20);
+    println!("{} asked, for {} calls", flood.asked, flood.calls);
+    assert!(flood.calls * 4 < flood.asked, "of {AT_A_TIME} at a time");
+}
+
 /// A lane whose only limit is `limit`, on a server of its own.
 fn on_one_server(server: &Server, limit: &str) -> Lane {
     Lane::start(&format!(

@@ -124,9 +124,13 @@ pub enum Answer {
     Refused { retry_after: Option<Duration> },
     /// Redis must be asked, by the caller: see [`Lease::ask`].
     Ask,
-    /// Redis is being asked; try again once it has answered.
-    Wait,
+    /// Redis is being asked; try again once it has answered, and [`Lease::leave`] before.
+    Wait(Round),
 }
+
+/// Between two questions about a key: who waits is asked for by the one that ends it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Round(u32);
 
 /// What a process holds of one limit for one key. The default is a key never seen.
 #[derive(Debug, Clone, Default)]
@@ -145,6 +149,7 @@ pub struct Lease {
     asking_until: Duration,
     /// What those need who wait for it.
     waiting: u64,
+    round: Round,
     refused: Option<Refused>,
     /// Nothing is asked ahead of its need before.
     sated_until: Duration,
@@ -199,14 +204,17 @@ impl Lease {
         }
         if now < self.asking_until {
             self.waiting = self.waiting.saturating_add(cost);
-            return Answer::Wait;
+            return Answer::Wait(self.round);
         }
         Answer::Ask
     }
 
-    /// A request that was told to wait does so no more: it looks again, or has given up.
-    pub fn leave(&mut self, cost: u64) {
-        self.waiting = self.waiting.saturating_sub(cost);
+    /// A request that was told to wait does so no more: it looks again, or has given up. Once it was asked for, it is not
+    /// among those who wait, and must not be taken from their number.
+    pub fn leave(&mut self, cost: u64, round: Round) {
+        if round == self.round {
+            self.waiting = self.waiting.saturating_sub(cost);
+        }
     }
 
     /// Gives back what a request took that was refused elsewhere. It can be spent again with those that it was debited with,
@@ -241,6 +249,7 @@ impl Lease {
     pub fn ask(&mut self, cost: u64, terms: &Terms, now: Duration) -> Request {
         self.expire(now);
         let need = cost.saturating_add(std::mem::take(&mut self.waiting));
+        self.round.0 = self.round.0.wrapping_add(1);
         if now.saturating_sub(self.sized_at) > terms.ttl * FORGOTTEN {
             (self.size, self.spent, self.hunger) = (0, 0, 0);
         }
@@ -350,6 +359,7 @@ impl Lease {
     pub fn unanswered(&mut self) {
         self.asking_until = Duration::ZERO;
         self.waiting = 0;
+        self.round.0 = self.round.0.wrapping_add(1);
     }
 
     /// How long what was refused last is refused yet; `None`: for ever.

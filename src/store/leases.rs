@@ -20,7 +20,7 @@ use super::table::{Key, SHARDS, Shard};
 use crate::clock;
 use crate::config::limits::Rule;
 use crate::keys::{Keys, LimitTag};
-use crate::policy::lease::{Answer, Batch, Lease, Request, RuleView, Terms};
+use crate::policy::lease::{Answer, Batch, Lease, Request, Round, RuleView, Terms};
 
 /// A limit counts as shared again once no answer was missing for this long.
 const SHARED_AFTER: Duration = Duration::from_secs(1);
@@ -120,9 +120,9 @@ impl Leases {
                     return Some(Decided::of(refused, lease, now));
                 }
                 Answer::Ask => return None,
-                Answer::Wait => {
+                Answer::Wait(round) => {
                     // Asked again at once, by `ask`.
-                    lease.leave(ask.cost);
+                    lease.leave(ask.cost, round);
                     return None;
                 }
             }
@@ -140,7 +140,7 @@ impl Leases {
         let mut waiting = Waiting {
             part,
             key: ask.key,
-            cost: 0,
+            since: None,
         };
         loop {
             // Before the look, so that no answer is missed between the two.
@@ -149,13 +149,15 @@ impl Leases {
             let request = {
                 let mut leases = part.leases.lock();
                 let lease = leases.touch(ask.key, false);
-                lease.leave(std::mem::take(&mut waiting.cost));
+                if let Some((cost, round)) = waiting.since.take() {
+                    lease.leave(cost, round);
+                }
                 let decision = match lease.take(ask.cost, now) {
                     Answer::Admitted(taken) => Ok(Decision::Admitted(taken)),
                     Answer::Refused { retry_after } => Ok(Decision::Refused { retry_after }),
                     Answer::Ask => Err(Some(lease.ask(ask.cost, &ask.terms, now))),
-                    Answer::Wait => {
-                        waiting.cost = ask.cost;
+                    Answer::Wait(round) => {
+                        waiting.since = Some((ask.cost, round));
                         Err(None)
                     }
                 };
@@ -305,16 +307,16 @@ impl Drop for Asking<'_> {
 struct Waiting<'a> {
     part: &'a Part,
     key: Key,
-    /// 0 while it does not wait.
-    cost: u64,
+    /// What it needs, and since which round it waits; `None` while it does not.
+    since: Option<(u64, Round)>,
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        if self.cost > 0
+        if let Some((cost, round)) = self.since
             && let Some(lease) = self.part.leases.lock().get_mut(self.key)
         {
-            lease.leave(self.cost);
+            lease.leave(cost, round);
         }
     }
 }

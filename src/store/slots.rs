@@ -78,6 +78,8 @@ struct Held {
     others: u64,
     /// What those need who wait.
     waiting: u64,
+    /// Of questions: who waits is asked for by the one that ends a round.
+    round: u32,
     /// Redis is being asked: one call a key at a time, so that none overtakes another.
     asking: bool,
     /// Whether Redis may think that it is more than `granted`.
@@ -102,7 +104,8 @@ enum Step {
     Done(Decision),
     /// The caller asks.
     Ask,
-    Wait,
+    /// From this round on.
+    Wait(u32),
 }
 
 impl Slots {
@@ -137,11 +140,14 @@ impl Slots {
             let goes_on = match step {
                 Step::Done(decision) => return decision,
                 Step::Ask => self.ask(redis, ask, deadline).await,
-                Step::Wait => {
+                Step::Wait(round) => {
                     let waited = timeout_at(deadline, answered).await;
-                    // It looks again, or has given up; who asks meanwhile has asked for it.
-                    let leave = |held: &mut Held| held.waiting.saturating_sub(ask.cost);
-                    part.change(ask.key, |held| held.waiting = leave(held));
+                    // It looks again, or has given up. Whoever has asked since has asked for it.
+                    part.change(ask.key, |held| {
+                        if held.round == round {
+                            held.waiting = held.waiting.saturating_sub(ask.cost);
+                        }
+                    });
                     waited.is_ok()
                 }
             };
@@ -218,6 +224,7 @@ impl Slots {
             }
             held.unsure = true;
             let waiting = std::mem::take(&mut held.waiting);
+            held.round = held.round.wrapping_add(1);
             let want = held.used.saturating_add(ask.cost).saturating_add(waiting);
             (held.used, want.max(held.granted))
         });
@@ -341,7 +348,7 @@ impl Held {
         }
         if self.asking {
             self.waiting = self.waiting.saturating_add(ask.cost);
-            return Step::Wait;
+            return Step::Wait(self.round);
         }
         self.asking = true;
         Step::Ask

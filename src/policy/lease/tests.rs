@@ -220,7 +220,7 @@ impl Fleet {
             }
             Answer::Refused { .. } => None,
             Answer::Ask => Some(lease.ask(cost, &terms, local)),
-            Answer::Wait => {
+            Answer::Wait(_) => {
                 if tries < 5 {
                     let tries = tries + 1;
                     self.at(now + 4 * MS, Event::Arrives { node, cost, tries });
@@ -277,7 +277,7 @@ fn a_key_seen_once_is_asked_for_once_and_takes_one() {
     assert_eq!(lease.take(1, SECOND), Answer::Ask);
     let request = lease.ask(1, &TERMS, SECOND);
     assert_eq!((request.first, request.need, request.want), (1, 1, 1));
-    assert_eq!(lease.take(2, SECOND), Answer::Wait);
+    assert!(matches!(lease.take(2, SECOND), Answer::Wait(_)));
     let grant = Authority {
         rule: Rule::TokenBucket {
             count: 10,
@@ -295,6 +295,34 @@ fn a_key_seen_once_is_asked_for_once_and_takes_one() {
         3,
         "with the one who waited"
     );
+}
+
+#[test]
+fn all_who_wait_are_asked_for_each_time() {
+    let mut lease = Lease::default();
+    let grant = |tokens| Grant {
+        tokens,
+        at: 0,
+        rules: SmallVec::new(),
+    };
+    let wait = |lease: &mut Lease| match lease.take(1, SECOND) {
+        Answer::Wait(round) => round,
+        other => panic!("{other:?}"),
+    };
+    let first = lease.ask(1, &TERMS, SECOND);
+    let rounds = [(); 8].map(|()| wait(&mut lease));
+    lease.granted(&first, &grant(1), &TERMS, SECOND);
+    let second = lease.ask(1, &TERMS, SECOND);
+    assert_eq!(second.need, 1 + 8);
+    // Told of the first answer, they look again while the second is awaited.
+    let rounds = rounds.map(|round| {
+        lease.leave(1, round);
+        wait(&mut lease)
+    });
+    lease.leave(1, rounds[0]);
+    lease.granted(&second, &grant(1), &TERMS, SECOND);
+    let third = lease.ask(1, &TERMS, SECOND);
+    assert_eq!(third.need, 1 + 7, "one has left");
 }
 
 #[test]
