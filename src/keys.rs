@@ -4,9 +4,9 @@
 //! | key | is | lives |
 //! |---|---|---|
 //! | `weir:l:{KEY}:NKIND` | a counter of a limit's `N`th rule, of a kind: `t`, `s` with the µs of its window, `f` with its period; `KEY` hashes the limit's name and the key's parts | until it is as new |
-//! | `weir:c:{KEY}` | a concurrency limit's slots: how many each process has, and until when | `hold_ttl` past the last call |
+//! | `weir:c:{KEY}` | a concurrency limit's slots: how many each process has, and until when | `hold_ttl` past the last call, or 2 s once none is taken |
 //! | `weir:p:{live}` | the processes that are alive: a sorted set of ids by when they are given up | a minute past the last beat |
-//! | `weir:o:{overrides}` | overrides of limits set at run time, by limit and key | until they are taken back |
+//! | `weir:o:{overrides}` | overrides of limits set at run time, by limit and key | 30 days after the last look |
 //! | `weir:b:{UPSTREAM}:s` | the state of an upstream's shared breaker; `UPSTREAM` hashes its name | a day past the last report, a month where forced |
 //! | `weir:b:{UPSTREAM}:w:SHAPE` | its window of one kind and size | the window, or a day where it is one of calls |
 //! | `weir:b:{UPSTREAM}:m`, `:d` | processes that share it, and those that doubt the upstream, by when they were heard | 5 s, 3 s |

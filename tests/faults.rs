@@ -645,6 +645,20 @@ fn a_request_that_waits_twice_has_one_budget() {
     let took = began.elapsed();
     println!("waited {took:?} for two limits of a budget of {BUDGET:?}");
     assert!(took >= BUDGET && took < BUDGET * 3 / 2, "{took:?}");
+    // One whose session is not known here, and one that starts a session: neither has a budget more for that.
+    let other = format!("{}A", &cookie[..cookie.len() - 1]);
+    let other = if other == cookie {
+        cookie.replace('A', "B")
+    } else {
+        other
+    };
+    for (path, fields) in [("/", &[other.as_str()][..]), ("/login", &[])] {
+        let began = now();
+        assert_eq!(lane.connect().send("GET", path, fields, "").status, 503);
+        let took = began.elapsed();
+        println!("waited {took:?} for a limit and a session");
+        assert!(took < BUDGET * 3 / 2, "{took:?}");
+    }
     server.resume();
     let shared = || {
         let metrics = lane.plan.borrow().metrics.text();

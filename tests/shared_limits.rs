@@ -283,6 +283,33 @@ fn a_key_that_was_refused_costs_redis_nothing_until_its_time() {
 }
 
 #[test]
+fn a_flood_of_a_refused_key_costs_no_calls_by_another_key() {
+    let server = Server::single();
+    let lane = Lane::start(&format!(
+        "listen: 127.0.0.1:0\nupstream: {}\nrate_limits:\n  a: {{limit: 1/h, by: constant}}\n  b: {{limit: 9/h, by: 'header:t'}}\n\
+         routes: [{{upstream: upstream, rate_limits: [a, b]}}]\n{}",
+        Upstream::answering("ok").url(),
+        server
+            .yaml(&key_prefix())
+            .replace("{urls", "{timeout: 5s, urls")
+    ));
+    let mut client = lane.connect();
+    let mut ask = |n: usize| client.send("GET", "/", &[&format!("t: {n}")], "").status;
+    assert_eq!([ask(0), ask(1)], [200, 429]);
+    for n in 2..300 {
+        assert_eq!(ask(n), 429);
+    }
+    let keys = server.cli(&["KEYS", "*:l:*"]);
+    println!(
+        "300 keys asked about in a flood, {} known to redis",
+        keys.list().len()
+    );
+    // Those of the two requests before it was known that the first limit refuses.
+    // A refusal is believed for a second.
+    assert!(keys.list().len() <= 6);
+}
+
+#[test]
 fn slots_are_never_more_than_the_limit_and_come_back() {
     let upstream = Upstream::held();
     let file = |prefix: &str| {

@@ -337,6 +337,25 @@ fn a_weir_that_is_stopped_writes_down_its_last_uses() {
 }
 
 #[test]
+fn a_weir_that_is_stopped_while_redis_is_away_ends_all_the_same() {
+    let (app, server) = (app(), Server::single());
+    let redis = within(&server.yaml(&key_prefix()), "250ms");
+    let mut weir = weir(&app, "{}", &redis);
+    let mut client = weir.client();
+    // More than are written at a time, each with a use that is not written down.
+    for user in 0..100 {
+        let cookie = log_in(&weir, &format!("u{user}"));
+        assert_eq!(me(&mut client, &cookie), 200);
+    }
+    server.kill();
+    let began = now();
+    weir.signal("TERM");
+    assert!(weir.child.wait().unwrap().success());
+    println!("ended after {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
 fn expired_sessions_of_a_user_do_not_pile_up() {
     let app = app();
     let ([weir], prefix) = weirs(&app, "{idle_timeout: 300ms, touch_every: 50ms}");

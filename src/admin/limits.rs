@@ -15,7 +15,7 @@ use crate::plan::{Plan, SharedAsk, SharedLimits};
 use crate::policy::lease::Batch;
 use crate::store::fleet::FleetConnections;
 use crate::store::leases::Decision;
-use crate::store::limits::{Key, Override};
+use crate::store::limits::{self, Key, Override};
 use crate::store::overrides::{Overrides, Reset};
 
 /// The body of a `PUT`: `{"limit": "500/s"}`, or `unlimited`.
@@ -117,9 +117,8 @@ async fn one_key(
     }
     let rules = {
         let set = plan.limits.overrides();
-        let place = (limit.name.clone(), parts.join(":"));
-        let rules = set.get(&place).or_else(|| limit.overrides.get(&place.1));
-        rules.unwrap_or(&limit.rules).clone()
+        let rules = limits::rules(limit, || parts.join(":"), &set);
+        rules.map(<[Rule]>::to_vec)
     };
     let Some(rules) = rules else {
         return Ok(Reply::Json(
@@ -196,14 +195,15 @@ async fn ask_everywhere(
     match shared(plan, limit, rules, &parts) {
         Some((shared, SharedAsk::Tokens(ask))) => {
             let peeked = shared.leases.peek(&redis.rate_limit, &ask).await;
-            peeked.map_err(|error| Problem::redis(&error))?;
-            let rules = shared.leases.rules(ask.key, clock::mono());
+            let rules = peeked.map_err(|error| Problem::redis(&error))?;
             Ok(rules
                 .iter()
                 .map(|rule| (rule.remaining, rule.reset))
                 .collect())
         }
         Some((shared, SharedAsk::Slots(ask))) => {
+            let peeked = shared.slots.peek(&redis.rate_limit, &ask).await;
+            peeked.map_err(|error| Problem::redis(&error))?;
             let verdict = shared
                 .slots
                 .verdict(&ask, Decision::Admitted(Batch::default()));

@@ -85,9 +85,9 @@ impl Problem {
         Problem::new(StatusCode::NOT_FOUND, detail)
     }
 
-    /// What was asked for could not be done, and was not.
+    /// Redis has not answered, though it may have done what it was asked to.
     fn redis(error: &CallError) -> Problem {
-        let detail = format!("{error}: nothing was changed; try again");
+        let detail = format!("{error}: what was asked for may be done, or not; try again");
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
     }
 

@@ -140,7 +140,13 @@ pub(super) async fn admit<'p>(
         .fields
         .iter()
         .map(|(name, value)| (&buffer[name.clone()], &buffer[value.clone()]));
-    let session = sessions::identify(plan, conn.lane, route, lines, now.mono).await?;
+    let waited = &mut quota.waited;
+    let session = sessions::identify(plan, conn.lane, route, lines, now.mono, waited).await?;
+    // Whatever was waited for, tokens whose time is over meanwhile must not be spent.
+    let now = match quota.waited.is_zero() {
+        true => now,
+        false => clock::moment(),
+    };
     // The breaker is asked before the session's limits: a request that it refuses spends no quota of a user's. What it
     // gave comes back when they refuse, and so do concurrency slots.
     let entry = enter(plan, route, now, record)?;

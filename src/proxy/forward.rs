@@ -114,7 +114,16 @@ pub(super) async fn send(
     };
     let status = answered.head.status;
     let current = session.as_deref();
-    let told = sessions::follow(shared, conn.lane, route, current, &answer, &answered.head);
+    let (lane, mut waited) = (conn.lane, quota.waited);
+    let told = sessions::follow(
+        shared,
+        lane,
+        route,
+        current,
+        &answer,
+        &answered.head,
+        &mut waited,
+    );
     let told = match told.await {
         Ok(told) => told,
         Err(rejection) => {

@@ -1,7 +1,6 @@
 //! The limits of a route asked about a request: what keys it makes, what it is charged, and what the client is told.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
@@ -21,7 +20,12 @@ use crate::policy::lease::Batch;
 use crate::policy::limit::{Now, Verdict};
 use crate::policy::routes::Request;
 use crate::policy::session::Session;
-use crate::store::limits::{Ask, Key, Override};
+use crate::store::limits::{self, Ask, Key};
+
+/// The parts of a key as overrides name it.
+pub(super) fn joined(parts: &[Cow<'_, [u8]>]) -> String {
+    String::from_utf8(parts.join(&b':')).unwrap_or_default()
+}
 
 /// The parts of a limit's key.
 pub(super) type Parts<'a> = SmallVec<[Cow<'a, [u8]>; 4]>;
@@ -135,7 +139,7 @@ impl<'p> Quota<'p> {
             };
             let rules = match mine {
                 Some((_, rules)) => rules,
-                None => match rules_for(limit, &parts, &overrides) {
+                None => match limits::rules(limit, || joined(&parts), &overrides) {
                     Some(rules) => rules,
                     None => continue,
                 },
@@ -362,25 +366,6 @@ fn said_by(names: &LimitNames, said: &Said<'_>) -> &'static str {
         (false, true) => names.refused,
         (false, false) => names.shadow_refused,
     }
-}
-
-/// The limit's rules for this key; `None` when it is not limited. What was set at run time goes before the file's.
-pub(super) fn rules_for<'l>(
-    limit: &'l Limit,
-    parts: &[Cow<'_, [u8]>],
-    overrides: &'l BTreeMap<(String, String), Override>,
-) -> Option<&'l [Rule]> {
-    if !limit.overrides.is_empty() || !overrides.is_empty() {
-        let name = String::from_utf8(parts.join(&b':')).unwrap_or_default();
-        let place = (limit.name.clone(), name);
-        if let Some(rules) = overrides
-            .get(&place)
-            .or_else(|| limit.overrides.get(&place.1))
-        {
-            return rules.as_deref();
-        }
-    }
-    limit.rules.as_deref()
 }
 
 pub(super) fn cost(limit: &Limit, facts: &Facts<'_>) -> u64 {

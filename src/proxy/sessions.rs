@@ -23,13 +23,14 @@ use crate::store::sessions::{CreateError, Known, LiveSessions, Reach};
 const TOKEN_HEADER: &str = "X-Weir-Session-Token";
 
 /// The session of a request to `route`: `None` where the route asks for none, or takes a request without. Waits for Redis
-/// alone, and only where this process does not know.
+/// alone, only where this process does not know, and for what is left of the request's time once it has `waited` so long.
 pub(super) async fn identify<'a>(
     plan: &Plan,
     lane: &Lane,
     route: &Route,
     fields: impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
     now: Duration,
+    waited: &mut Duration,
 ) -> Result<Option<Arc<Session>>, Rejection> {
     let Some(asks) = &route.session else {
         return Ok(None);
@@ -41,11 +42,13 @@ pub(super) async fn identify<'a>(
         Known::Session(session) => Some(session),
         Known::Nobody => None,
         // Apart, so that requests that wait for no one have no room for it.
-        Known::Ask(id) => Box::pin(live.ask(id, reach(lane)))
-            .await
-            .map_err(|_| Rejection::SessionStoreDown)?,
+        Known::Ask(id) => {
+            let asked = async |reach: Reach<'_>| Box::pin(live.ask(id, reach)).await;
+            let answer = in_time(lane, waited, asked).await;
+            answer.map_err(|_| Rejection::SessionStoreDown)?
+        }
     };
-    let Some(session) = found else {
+    let nobody = || {
         let outcome = match token {
             Some(_) => &live.metrics.unknown,
             None => &live.metrics.missing,
@@ -58,15 +61,18 @@ pub(super) async fn identify<'a>(
                 unknown_token: token.is_some(),
             }));
         }
-        return Ok(None);
+        Ok(None)
+    };
+    let Some(session) = found else {
+        return nobody();
     };
     match judge(&session, &asks.claims, now) {
         Verdict::Valid => {
             live.metrics.valid.inc();
             Ok(Some(session))
         }
-        // It was live a moment ago, when it was found.
-        Verdict::Expired => Ok(None),
+        // By this process's clock it is over, though Redis's may have it live yet.
+        Verdict::Expired => nobody(),
         Verdict::ClaimMissing { claim } => {
             live.metrics.forbidden.inc();
             Err(Rejection::Forbidden(claim.to_owned()))
@@ -98,6 +104,22 @@ pub(super) async fn over(plan: &Plan, lane: &Lane, route: &Route, session: Optio
     }
 }
 
+/// Asks for what is left of the time that a request may wait for Redis, of which it has `waited` so long.
+async fn in_time<T>(
+    lane: &Lane,
+    waited: &mut Duration,
+    ask: impl AsyncFnOnce(Reach<'_>) -> T,
+) -> T {
+    let mut reach = reach(lane);
+    reach.within = reach
+        .redis
+        .map(|redis| redis.client().timeout.saturating_sub(*waited));
+    let began = clock::mono();
+    let answer = ask(reach).await;
+    *waited += clock::mono().saturating_sub(began);
+    answer
+}
+
 fn reach(lane: &Lane) -> Reach<'_> {
     Reach {
         redis: lane.redis.as_ref().map(|redis| &redis.sessions),
@@ -107,7 +129,8 @@ fn reach(lane: &Lane) -> Reach<'_> {
 
 /// Does what the response's session headers say, if the upstream may, and gives the fields that tell the client of it.
 /// `current` is the request's own session. A log-in or log-out that Redis does not answer is refused, and leaves the client
-/// with what it has: it must not believe that a session has ended which has not.
+/// with what it has: it must not believe that a session has ended which has not. It waits for what is left of the request's
+/// time to wait for Redis.
 pub(super) async fn follow(
     plan: &Plan,
     lane: &Lane,
@@ -115,6 +138,7 @@ pub(super) async fn follow(
     current: Option<&Session>,
     answer: &[u8],
     response: &ResponseHead,
+    waited: &mut Duration,
 ) -> Result<Vec<u8>, Rejection> {
     let mut values = response.fields.iter().filter_map(|(name, value)| {
         let name = &answer[name.clone()];
@@ -142,12 +166,18 @@ pub(super) async fn follow(
     }
     // The old session ends even when a new one starts: a token from before a log-in must be worth nothing after it.
     if let Some(current) = current {
-        let revoked = Box::pin(live.revoke(current.id, reach(lane))).await;
+        let revoke = async |reach: Reach<'_>| Box::pin(live.revoke(current.id, reach)).await;
+        let revoked = in_time(lane, waited, revoke).await;
         revoked.map_err(|_| Rejection::SessionStoreDown)?;
     }
     let mut told = Vec::new();
     match first {
-        (true, value) => Box::pin(start(live, lane, value, &upstream.name, &mut told)).await?,
+        (true, value) => {
+            let start = async |reach: Reach<'_>| {
+                Box::pin(start(live, reach, value, &upstream.name, &mut told)).await
+            };
+            in_time(lane, waited, start).await?;
+        }
         (false, _) => {
             for source in &live.settings.sources {
                 if let TokenSource::Cookie(name) = source {
@@ -162,7 +192,7 @@ pub(super) async fn follow(
 
 async fn start(
     live: &LiveSessions,
-    lane: &Lane,
+    reach: Reach<'_>,
     value: &[u8],
     upstream: &str,
     told: &mut Vec<u8>,
@@ -171,7 +201,7 @@ async fn start(
         warn!(upstream, %error, "a session was not started");
         Rejection::UpstreamBroken
     })?;
-    let created = live.create(start.user, start.claims, reach(lane)).await;
+    let created = live.create(start.user, start.claims, reach).await;
     let created = created.map_err(|error| match error {
         CreateError::MaxReached => Rejection::TooManySessions,
         CreateError::Full | CreateError::Random(_) => {

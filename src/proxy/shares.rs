@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use smallvec::SmallVec;
 
-use super::quota::{Facts, Parts, Quota, Said, cost, rules_for};
+use super::quota::{Facts, Parts, Quota, Said, cost, joined};
 use super::record::Record;
 use super::reply::Rejection;
 use crate::clock;
@@ -17,6 +17,7 @@ use crate::policy::lease::RuleView;
 use crate::policy::limit::{self, Now, Verdict};
 use crate::store::fleet::FleetConnections;
 use crate::store::leases::{Decided, Decision, Views};
+use crate::store::limits;
 use crate::store::redis::Connections;
 
 /// A shared limit of which Redis has to be asked.
@@ -70,9 +71,11 @@ impl<'p> Quota<'p> {
         };
         let decided = self.decide(limits, facts, &mut round);
         let open = decided.inspect_err(|_| self.put_back(now))?;
-        if !open.is_empty() {
+        // Once a lease has refused the request, Redis is asked of nothing for it: a flood of one key costs no calls by another.
+        if round.admitted && !open.is_empty() {
             let began = clock::mono();
-            self.ask(&open, &mut round).await;
+            // Apart: most requests wait for no one, and an idle connection is to have no room for it.
+            Box::pin(self.ask(&open, &mut round)).await;
             self.waited += clock::mono().saturating_sub(began);
             // What clients are told stands in the order of the limits.
             let place = |limit| limits.iter().position(|other| *other == limit);
@@ -121,7 +124,7 @@ impl<'p> Quota<'p> {
             let Some(parts) = self.key(limit_index, facts)? else {
                 continue;
             };
-            let Some(rules) = rules_for(limit, &parts, &overrides) else {
+            let Some(rules) = limits::rules(limit, || joined(&parts), &overrides) else {
                 continue;
             };
             let cost = cost(limit, facts);

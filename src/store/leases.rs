@@ -157,7 +157,11 @@ impl Leases {
                     Answer::Refused { retry_after } => Ok(Decision::Refused { retry_after }),
                     Answer::Ask => Err(Some(lease.ask(ask.cost, &ask.terms, now))),
                     Answer::Wait(round) => {
-                        waiting.since = Some((ask.cost, round));
+                        // What can never be granted is not to be taken for it, either.
+                        match ask.cost <= most(ask.rules) {
+                            true => waiting.since = Some((ask.cost, round)),
+                            false => lease.leave(ask.cost, round),
+                        }
                         Err(None)
                     }
                 };
@@ -213,32 +217,21 @@ impl Leases {
         }
     }
 
-    /// What is known of a key's rules, in their order; empty before Redis has answered once.
-    pub fn rules(&self, key: Key, now: Duration) -> Views {
-        let leases = self.part(key).leases.lock();
-        leases
-            .get(key)
-            .map_or_else(Views::new, |lease| lease.rules(now).collect())
-    }
-
     /// Forgets what this process holds of a key.
     pub fn forget(&self, key: Key) {
         self.part(key).leases.lock().remove(key);
     }
 
-    /// Asks Redis what a request of no cost would be told.
-    pub async fn peek(&self, redis: &Connections, ask: &Ask<'_>) -> Result<(), CallError> {
+    /// Asks Redis what a request of no cost would be told. Changes nothing.
+    pub async fn peek(&self, redis: &Connections, ask: &Ask<'_>) -> Result<Views, CallError> {
         let now = clock::mono();
         let mut lease = Lease::default();
         let request = lease.ask(0, &ask.terms, now);
         let tag = LimitTag::new(ask.limit, ask.parts.iter().map(AsRef::as_ref));
         let deadline: Instant = clock::now() + ask.terms.patience;
         let grant = self.grants.ask(redis, tag, ask.rules, &request, deadline);
-        let grant = grant.await?;
-        let mut leases = self.part(ask.key).leases.lock();
-        let lease = leases.touch(ask.key, false);
-        lease.granted(&request, &grant, &ask.terms, now);
-        Ok(())
+        lease.granted(&request, &grant.await?, &ask.terms, now);
+        Ok(lease.rules(clock::mono()).collect())
     }
 
     /// Forgets what all processes have counted for a key; whether there was anything. Others spend what they hold of it.
@@ -270,6 +263,17 @@ impl fmt::Debug for Leases {
             .field("keys", &self.len())
             .finish_non_exhaustive()
     }
+}
+
+/// The largest cost that rules can ever grant.
+fn most(rules: &[Rule]) -> u64 {
+    let most = rules.iter().map(|rule| match *rule {
+        Rule::TokenBucket { burst, .. } => burst,
+        Rule::SlidingWindow { limit, .. }
+        | Rule::FixedWindow { limit, .. }
+        | Rule::Concurrency { limit } => limit,
+    });
+    most.min().unwrap_or(0)
 }
 
 /// A question under way; dropped without an end, nobody waits for it any more.

@@ -13,7 +13,7 @@ use siphasher::sip128::{Hasher128, SipHasher13};
 use smallvec::SmallVec;
 
 use super::table::{SHARDS, Shard};
-use crate::config::limits::Rule;
+use crate::config::limits::{Limit, Rule};
 use crate::policy::limit::{self, Now, State, Verdict};
 
 pub use super::table::Key;
@@ -41,6 +41,23 @@ pub struct Limits {
 
 /// Rules for one key; `None`: unlimited.
 pub type Override = Option<Vec<Rule>>;
+
+/// The limit's rules for a key, whose parts `name` joins by `:`; `None` when it is not limited. What was set at run time goes
+/// before the file's.
+pub fn rules<'l>(
+    limit: &'l Limit,
+    name: impl FnOnce() -> String,
+    overrides: &'l BTreeMap<(String, String), Override>,
+) -> Option<&'l [Rule]> {
+    if limit.overrides.is_empty() && overrides.is_empty() {
+        return limit.rules.as_deref();
+    }
+    let place = (limit.name.clone(), name());
+    let set = overrides
+        .get(&place)
+        .or_else(|| limit.overrides.get(&place.1));
+    set.unwrap_or(&limit.rules).as_deref()
+}
 
 impl Limits {
     /// Counters for at most about `max_keys` keys; 48 bytes each, and the table's share.

@@ -100,6 +100,16 @@ struct Of {
     hold_ttl: Duration,
 }
 
+impl Of {
+    fn new(ask: &Ask<'_>) -> Of {
+        Of {
+            tag: LimitTag::new(ask.limit, ask.parts.iter().map(AsRef::as_ref)),
+            slots: ask.slots,
+            hold_ttl: ask.hold_ttl,
+        }
+    }
+}
+
 enum Step {
     Done(Decision),
     /// The caller asks.
@@ -169,10 +179,34 @@ impl Slots {
     pub async fn reset(&self, redis: &Connections, ask: &Ask<'_>) -> Result<bool, CallError> {
         let tag = LimitTag::new(ask.limit, ask.parts.iter().map(AsRef::as_ref));
         let deleted = redis.delete(&[&self.fleet.keys.slots(tag)]).await?;
-        if let Some(held) = self.part(ask.key).slots.lock().get_mut(ask.key) {
+        self.doubt(ask.key);
+        Ok(deleted > 0)
+    }
+
+    /// What Redis has of a key may be gone: it is told anew what is held here, soon.
+    pub fn doubt(&self, key: Key) {
+        if let Some(held) = self.part(key).slots.lock().get_mut(key) {
             held.unsure = true;
         }
-        Ok(deleted > 0)
+    }
+
+    /// Asks Redis how many slots others have, for [`Slots::verdict`].
+    pub async fn peek(&self, redis: &Connections, ask: &Ask<'_>) -> Result<(), CallError> {
+        let part = self.part(ask.key);
+        {
+            let mut slots = part.slots.lock();
+            let held = slots.touch(ask.key, true);
+            if held.of.replace(Of::new(ask)).is_none() {
+                self.active.lock().insert(ask.key);
+            }
+            (held.unsure, held.tell_after) = (true, Duration::ZERO);
+        }
+        self.tell(redis, ask.key).await;
+        let slots = part.slots.lock();
+        match slots.get(ask.key).is_some_and(|held| held.unsure) {
+            true => Err(CallError::Timeout),
+            false => Ok(()),
+        }
     }
 
     /// Keeps Redis up to date about the slots of this process, for ever.
@@ -213,11 +247,7 @@ impl Slots {
     async fn ask(&self, redis: &Connections, ask: &Ask<'_>, deadline: Instant) -> bool {
         let part = self.part(ask.key);
         let asking = Asking { part, key: ask.key };
-        let of = Of {
-            tag: LimitTag::new(ask.limit, ask.parts.iter().map(AsRef::as_ref)),
-            slots: ask.slots,
-            hold_ttl: ask.hold_ttl,
-        };
+        let of = Of::new(ask);
         let (used, want) = part.change(ask.key, |held| {
             if held.of.replace(of).is_none() {
                 self.active.lock().insert(ask.key);

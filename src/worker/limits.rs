@@ -2,17 +2,17 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::time::sleep;
 use tracing::warn;
 
 use crate::config::check::limits::override_rules;
 use crate::plan::{Plan, SharedAsk};
 use crate::store::fleet::{Fleet, FleetConnections};
+use crate::store::limits;
 use crate::store::overrides::{CHANGED, Overrides, Reset, Words};
 use crate::store::redis::Heard;
 
@@ -21,12 +21,12 @@ const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// Between looks while Redis does not answer.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// Follows what operators do, for ever.
+/// Follows what operators do, for as long as there is a plan.
 pub async fn follow(
-    plan: watch::Receiver<Arc<Plan>>,
+    mut plan: watch::Receiver<Arc<Plan>>,
     fleet: Arc<Fleet>,
     redis: FleetConnections,
-) -> Infallible {
+) {
     let (changed, mut is_changed) = mpsc::channel(1);
     let channels = vec![fleet.keys.limits_channel()];
     let told = plan.clone();
@@ -45,7 +45,7 @@ pub async fn follow(
     loop {
         let wait = match overrides.all(&redis.rate_limit, &fleet).await {
             Ok(words) => {
-                take_over(&plan.borrow(), &words);
+                take_over(&plan.borrow_and_update(), &words);
                 trouble = false;
                 LOOK_EVERY
             }
@@ -57,7 +57,14 @@ pub async fn follow(
                 LOOK_AGAIN
             }
         };
-        let _ = timeout(wait, is_changed.recv()).await;
+        tokio::select! {
+            () = sleep(wait) => {}
+            _ = is_changed.recv() => {}
+            // Words may be of a limit that is new.
+            changed = plan.changed() => if changed.is_err() {
+                return;
+            },
+        }
     }
 }
 
@@ -75,13 +82,13 @@ fn forget(plan: &Plan, reset: &Reset) {
         .collect();
     let limit = &plan.config.limits[index];
     let set = plan.limits.overrides();
-    let place = (limit.name.clone(), reset.parts.join(":"));
     // An override with another window is another lease.
-    let rules = set.get(&place).or_else(|| limit.overrides.get(&place.1));
-    let rules = rules.unwrap_or(&limit.rules).as_deref();
+    let rules = limits::rules(limit, || reset.parts.join(":"), &set);
     let ask = rules.and_then(|rules| plan.shared_ask(index, &parts, rules, 0));
-    if let Some(SharedAsk::Tokens(ask)) = ask {
-        shared.leases.forget(ask.key);
+    match ask {
+        Some(SharedAsk::Tokens(ask)) => shared.leases.forget(ask.key),
+        Some(SharedAsk::Slots(ask)) => shared.slots.doubt(ask.key),
+        None => {}
     }
 }
 

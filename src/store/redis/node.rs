@@ -198,14 +198,21 @@ async fn keep(redis: Arc<Redis>, address: Address, state: Arc<State>, speaks: bo
     loop {
         match connect(&redis, &address).await {
             Ok((mut connection, _driver)) => {
-                if speaks {
-                    info!(client = redis.name, node = %address, "redis node is connected");
-                }
-                (pause, told_down) = (first, false);
-                let lost = hold(&redis, &mut connection, &state).await;
+                let told = || {
+                    if speaks {
+                        info!(client = redis.name, node = %address, "redis node is connected");
+                    }
+                };
+                let (answered, error) = hold(&redis, &mut connection, &state, told).await;
                 state.lost();
-                if speaks {
-                    warn!(client = redis.name, node = %address, error = lost, "redis node is lost");
+                // One that takes connections and answers a ping with an error, since it loads or wants a password, is as good
+                // as down.
+                if answered {
+                    (pause, told_down) = (first, false);
+                }
+                if speaks && !told_down {
+                    told_down = !answered;
+                    warn!(client = redis.name, node = %address, error, "redis node is lost");
                 }
             }
             Err(error) if speaks && !told_down => {
@@ -233,16 +240,28 @@ async fn connect(
 }
 
 /// Pings the connection, now and then and whenever it is doubted, and lets calls use it while it answers. Where it was doubted,
-/// it must answer within a call's budget: a node that is slower would make calls wait in vain, again and again. Says why it
-/// ended.
-async fn hold(redis: &Redis, connection: &mut MultiplexedConnection, state: &State) -> String {
+/// it must answer within a call's budget: a node that is slower would make calls wait in vain, again and again. Tells of the
+/// first answer; says whether there was one, and why it ended.
+async fn hold(
+    redis: &Redis,
+    connection: &mut MultiplexedConnection,
+    state: &State,
+    tell: impl Fn(),
+) -> (bool, String) {
     let ping = redis::cmd("PING");
+    let mut answered = false;
     loop {
         let began = clock::now();
         match timeout(redis.connect_timeout, ping.query_async::<Value>(connection)).await {
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => return error.to_string(),
-            Err(_) => return format!("no answer within {:?}", redis.connect_timeout),
+            Ok(Err(error)) => return (answered, error.to_string()),
+            Err(_) => {
+                let error = format!("no answer within {:?}", redis.connect_timeout);
+                return (answered, error);
+            }
+        }
+        if !std::mem::replace(&mut answered, true) {
+            tell();
         }
         let latency = began.elapsed();
         let nanos = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);

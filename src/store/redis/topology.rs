@@ -128,7 +128,8 @@ impl Topology {
             let (from, to) = (number(from)?, number(to)?);
             topology.give(u16::try_from(from).ok()?..=u16::try_from(to).ok()?, address);
         }
-        Some(topology)
+        // One that knows of no slot is not of the cluster, or not yet.
+        (!topology.nodes.is_empty()).then_some(topology)
     }
 }
 
@@ -136,12 +137,12 @@ impl Redis {
     /// Keeps the map of slots right, for ever.
     pub async fn keep_topology(self: Arc<Self>) -> Infallible {
         let (first, longest) = LOOK_AGAIN;
-        let mut trouble = None;
+        let mut trouble = false;
         let mut pause = first;
         loop {
             match self.look().await {
                 Ok(topology) => {
-                    if trouble.take().is_some() {
+                    if std::mem::take(&mut trouble) {
                         info!(client = self.name, "redis tells its topology again");
                     }
                     let changed = self.topology.send_if_modified(|known| {
@@ -156,12 +157,12 @@ impl Redis {
                     }
                 }
                 Err(error) => {
-                    if trouble.as_ref() != Some(&error) {
+                    // Once: which node says what changes from look to look.
+                    if !std::mem::replace(&mut trouble, true) {
                         warn!(
                             client = self.name,
                             error, "redis tells no topology; asked again"
                         );
-                        trouble = Some(error);
                     }
                     // There may be no one else who asks.
                     self.suspect_topology();

@@ -10,6 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures_util::future::join_all;
 use sha2::{Digest as _, Sha256};
+use tokio::time::timeout;
 
 use super::cache::{Answer, Cache, Flight};
 use super::{CreateError, Created, ListError, Listed, Reach, Token, Watchers};
@@ -135,12 +136,12 @@ impl SharedSessions {
                     return Err(CallError::Down);
                 };
                 let follow = said.subscribe();
-                let (this, shared, within) = (self.clone(), *shared, reach.within);
+                let (this, shared) = (self.clone(), *shared);
                 // A task of its own, since others wait for the answer when this asker leaves.
                 tokio::spawn(async move {
                     let reach = Reach {
                         redis: Some(&redis),
-                        within,
+                        within: None,
                     };
                     let asked = clock::mono();
                     let found = this.look(id, this.touch_after(&shared), asked, reach).await;
@@ -156,10 +157,12 @@ impl SharedSessions {
                 follow
             }
         };
-        let answer = match said.wait_for(Option::is_some).await {
-            Ok(answer) => answer.clone(),
+        let within = reach.within.unwrap_or(Duration::MAX);
+        let answer = match timeout(within, said.wait_for(Option::is_some)).await {
+            Ok(Ok(answer)) => answer.clone(),
             // Its asker's thread has ended.
-            Err(_) => None,
+            Ok(Err(_)) => None,
+            Err(_) => Some(Err(CallError::Timeout)),
         };
         answer.unwrap_or(Err(CallError::Down))
     }
@@ -331,7 +334,7 @@ impl SharedSessions {
         text(next)
     }
 
-    /// Writes down the uses that are due by `until`.
+    /// Writes down the uses that are due by `until`, until one cannot be written.
     pub async fn write_uses(&self, shared: &Shared, redis: &Arc<Connections>, until: Duration) {
         let reach = Reach {
             redis: Some(redis),
@@ -340,7 +343,7 @@ impl SharedSessions {
         loop {
             let due = self.cache.unwritten(until, WRITES);
             let all = due.len() < WRITES;
-            join_all(due.iter().map(|session| async move {
+            let written = join_all(due.iter().map(|session| async move {
                 let used = session.last_seen();
                 let answer = self.look(session.id, Some(Duration::ZERO), used, reach);
                 let answer = answer.await;
@@ -353,9 +356,11 @@ impl SharedSessions {
                     self.cache
                         .forget(session.id, now + shared.cache.negative_ttl);
                 }
+                answer.is_ok()
             }))
             .await;
-            if all {
+            // What could not be written is due again before `until` may be over.
+            if all || written.contains(&false) {
                 return;
             }
         }
