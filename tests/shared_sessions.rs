@@ -351,7 +351,6 @@ fn a_weir_that_is_stopped_while_redis_is_away_ends_all_the_same() {
     let began = now();
     weir.signal("TERM");
     assert!(weir.child.wait().unwrap().success());
-    println!("ended after {:?}", began.elapsed());
     assert!(began.elapsed() < Duration::from_secs(5));
 }
 

@@ -91,7 +91,8 @@ pub(super) async fn over(plan: &Plan, lane: &Lane, route: &Route, session: Optio
     let mut vouched = clock::mono();
     // At the start too: it may have ended before there was a watch.
     loop {
-        match live.show(session.id, reach(lane)).await {
+        // Apart, so that connections that never switch have no room for it.
+        match Box::pin(live.show(session.id, reach(lane))).await {
             Ok(Some(_)) => vouched = clock::mono(),
             Ok(None) => return,
             Err(_) if clock::mono() < vouched + live.shared.cache.ttl + live.shared.grace => {}
