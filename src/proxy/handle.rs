@@ -133,7 +133,8 @@ pub(super) async fn connection(
                     buffer: &mut buffer,
                     deadlines: &mut deadlines,
                 };
-                one(&conn, &plan, &mut ends, &head, now, record).await
+                // Apart, so that an idle connection has no room for it.
+                Box::pin(one(&conn, &plan, &mut ends, &head, now, record)).await
             }
             Err(rejection) => {
                 record.draft = audit::begin_unrouted(&plan.shared, &conn, &buffer, None);
