@@ -8,6 +8,7 @@
 
 mod harness;
 
+use std::io::{BufRead, BufReader, Write};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -497,6 +498,37 @@ fn passwords_and_users_are_shown() {
     let wrong_user = with(&yaml, "username: weir, password: secret");
     assert_eq!(refused(&wrong_user), CallError::Down);
     assert_eq!(refused(&yaml), CallError::Down);
+}
+
+#[test]
+fn a_node_that_answers_pings_with_an_error_is_not_pestered() {
+    // As one that loads its data, it takes connections, and no commands.
+    let server = Server::with(|_, _| "user default on >secret ~* &* +@all\n".to_owned());
+    let connections = || {
+        let mut asking = std::net::TcpStream::connect(server.address()).unwrap();
+        let auth = "*2\r\n$4\r\nAUTH\r\n$6\r\nsecret\r\n*2\r\n$4\r\nINFO\r\n$5\r\nstats\r\n";
+        asking.write_all(auth.as_bytes()).unwrap();
+        let mut lines = BufReader::new(asking).lines().map(Result::unwrap);
+        let line = lines.find_map(|line| {
+            Some(
+                line.strip_prefix("total_connections_received:")?
+                    .parse::<u64>()
+                    .unwrap(),
+            )
+        });
+        line.unwrap()
+    };
+    on_a_lane(&server.yaml("t"), async |redis| {
+        let before = connections();
+        let until = now() + Duration::from_secs(2);
+        while now() < until {
+            assert_eq!(add(&redis, "k").await, Err(CallError::Down));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let made = connections() - before;
+        println!("{made} connections in two seconds, one of them to ask");
+        assert!(made < 20, "{made}");
+    });
 }
 
 #[test]
