@@ -533,14 +533,18 @@ fn counts(server: &Server, key: &str) -> BTreeMap<String, u64> {
 
 #[test]
 fn slots_are_never_more_than_the_limit_whatever_comes_late() {
-    const KEYS: usize = 100;
+    // As many as it takes to meet what is to be tried, which on a busy machine comes more rarely.
+    const KEYS: std::ops::RangeInclusive<usize> = 60..=600;
     let server = Server::single();
+    let mut keys = 0;
     let (mut late_calls, mut lost_calls, mut fullest) = (0, 0, 0);
     on_a_lane(
         &server.yaml("t").replace("{urls", "{timeout: 5s, urls"),
         async |redis| {
             assert!(redis.ready(DEADLINE).await);
-            for _ in 0..KEYS {
+            while keys < *KEYS.start() || (keys < *KEYS.end() && !(late_calls > 50 && fullest > 3))
+            {
+                keys += 1;
                 let seed = fastrand::u64(..);
                 let mut random = Rng::with_seed(seed);
                 let key = key_prefix();
@@ -613,10 +617,9 @@ fn slots_are_never_more_than_the_limit_whatever_comes_late() {
         },
     );
     println!(
-        "{KEYS} keys, {lost_calls} calls unanswered, {late_calls} of them came after a later one, {fullest} slots used at most"
+        "{keys} keys, {lost_calls} calls unanswered, {late_calls} of them came after a later one, {fullest} slots used at most"
     );
-    // On a busy machine fewer come in the time that a turn is remembered for.
-    assert!(late_calls > 5 && fullest > 1);
+    assert!(late_calls > 50 && fullest > 3);
     all_expire(&server);
 }
 

@@ -55,15 +55,14 @@ impl Grants {
         request: &Request,
         deadline: Instant,
     ) -> Result<Grant, CallError> {
-        match self.ask_once(redis, tag, rules, request, deadline).await? {
-            Answer::Granted(grant) => Ok(grant),
-            // The answer has set the clock right.
-            Answer::WrongWindow => match self.ask_once(redis, tag, rules, request, deadline).await?
-            {
-                Answer::Granted(grant) => Ok(grant),
-                Answer::WrongWindow => Err(CallError::Nonsense),
-            },
+        // A first answer may only have set the clock right.
+        for _ in 0..2 {
+            let answer = self.ask_once(redis, tag, rules, request, deadline).await?;
+            if let Answer::Granted(grant) = answer {
+                return Ok(grant);
+            }
         }
+        Err(CallError::Nonsense)
     }
 
     /// Forgets what was counted for a key; whether there was anything.

@@ -531,7 +531,7 @@ fn what_is_allowed_is_used_up_when_many_ask() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(30))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
     fn no_fleet_takes_more_than_was_promised(
