@@ -12,6 +12,9 @@
 //! | `weir:b:{UPSTREAM}:m`, `:d` | processes that share it, and those that doubt the upstream, by when they were heard | 5 s, 3 s |
 //! | `weir:b:{UPSTREAM}:p` | slots for probes, by when they come back | a day past the last |
 //! | `weir:s:NAME:{USER}` | a user's sessions of the entry `NAME`: a hash of its name and of each session's record | as long as the last of them |
+//! | `weir:a:{NAME.N}` | the `N`th stream of the audit, `audit.stream.name` being `NAME`: a batch of events an entry | each entry until its rows are committed |
+//! | `weir:a:{NAME.N}:dead` | its entries that cannot be stored, each with the reason | until an operator has replayed or dropped them |
+//! | `weir:a:{BOOT}:done` | which batches of a process are committed: a hash of first by last number | an hour past the last |
 //!
 //! | channel | tells |
 //! |---|---|
@@ -107,6 +110,21 @@ impl Keys {
             probes: key("p"),
             tag: tag.to_owned(),
         }
+    }
+
+    /// A stream of the audit; `shard` counts from 0. Its tag spreads the streams over a cluster's nodes.
+    pub fn audit_stream(&self, name: &str, shard: u16) -> String {
+        format!("{}:a:{{{}.{shard}}}", self.prefix, Keys::name(name))
+    }
+
+    /// What a stream of the audit could not store; of the same slot.
+    pub fn audit_dead(&self, name: &str, shard: u16) -> String {
+        self.audit_stream(name, shard) + ":dead"
+    }
+
+    /// What is committed of a process's events; `boot` is the boot's UUID.
+    pub fn audit_done(&self, boot: &str) -> String {
+        format!("{}:a:{{{boot}}}:done", self.prefix)
     }
 
     /// Where transitions of shared breakers are said.

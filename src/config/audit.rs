@@ -19,6 +19,10 @@ pub struct Audit {
     /// Whether the query is kept, redacted.
     pub query: bool,
     pub redaction: Redaction,
+    pub delivery: Delivery,
+    /// How events travel where there are Redis and Postgres.
+    pub stream: Stream,
+    pub spool: Spool,
     /// The database: its files have a day before the extension.
     pub sqlite: PathBuf,
     /// How long a day's file is kept; whole days, one at least.
@@ -34,4 +38,57 @@ pub enum Level {
     Metadata,
     /// And the headers that are to be captured.
     Headers,
+}
+
+/// When a request is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivery {
+    /// At once: what a full queue drops is counted.
+    BestEffort,
+    /// Once its event is safe from the end of the process; refused where none can be.
+    Guaranteed,
+}
+
+/// The streams of Redis that carry events to the worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stream {
+    pub name: String,
+    /// Streams, spread over the cluster's nodes; at least one.
+    pub shards: u16,
+    /// Entries of one stream, at most; once it has as many, batches wait in the spool.
+    pub max_length: u64,
+    /// Events in a batch, which is an entry, at most.
+    pub batch_events: usize,
+    /// How long the first event of a batch waits for others; not under [`Delivery::Guaranteed`].
+    pub batch_wait: Duration,
+}
+
+/// Where batches wait on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spool {
+    /// A folder, for each process one within.
+    pub path: PathBuf,
+    /// Bytes, at most.
+    pub max: u64,
+}
+
+impl Default for Stream {
+    fn default() -> Stream {
+        Stream {
+            name: "audit".to_owned(),
+            shards: 8,
+            max_length: 10_000_000,
+            batch_events: 200,
+            batch_wait: Duration::from_millis(20),
+        }
+    }
+}
+
+impl Default for Spool {
+    fn default() -> Spool {
+        Spool {
+            path: PathBuf::from("/var/lib/weir/spool"),
+            max: 256 << 20,
+        }
+    }
 }

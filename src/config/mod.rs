@@ -6,11 +6,13 @@ pub mod breakers;
 pub mod check;
 pub mod limits;
 pub mod matches;
+pub mod postgres;
 pub mod raw;
 pub mod redis;
 pub mod sessions;
 pub mod show;
 pub mod units;
+pub mod worker;
 pub mod yaml;
 
 use std::fmt;
@@ -25,9 +27,11 @@ use audit::{Audit, Level};
 use breakers::CircuitBreaker;
 use limits::{Lease, Limit};
 use matches::Match;
+use postgres::Postgres;
 use raw::{LogFormat, LogLevel};
 use redis::Redis;
 use sessions::{RouteSession, Sessions};
+use worker::Worker;
 
 /// A checked configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,6 +50,9 @@ pub struct Config {
     /// What processes share their state through; `None`: each has its own.
     pub redis: Option<Redis>,
     pub audit: Option<Audit>,
+    /// Where the audit is stored, if not in SQLite; never without `redis` and `audit`.
+    pub postgres: Option<Postgres>,
+    pub worker: Worker,
     pub admin: Admin,
     /// Where /metrics is served beside the admin port.
     pub metrics_address: Option<SocketAddr>,

@@ -92,6 +92,29 @@ impl Hasher {
         self.hash(b"x", &[file, numbers.as_flattened(), other])
     }
 
+    /// What the chain of a boot's batches begins with: `instance`, `boot` and when it began.
+    pub fn boot(&self, instance: &str, boot: &[u8; 16], started: u64) -> Hash {
+        self.hash(b"b", &[boot, &started.to_be_bytes(), instance.as_bytes()])
+    }
+
+    /// Of a batch of events behind the one that has the hash `before`.
+    pub fn batch(&self, before: &Hash, of: &BatchPart<'_>) -> Hash {
+        let numbers = [
+            of.first,
+            of.count,
+            of.sealed,
+            of.dropped,
+            u64::from(of.is_end),
+        ];
+        let numbers = numbers.map(u64::to_be_bytes);
+        self.hash(b"p", &[before, of.boot, numbers.as_flattened(), of.body])
+    }
+
+    /// Says that retention removed the events of a boot up to the number `last`, whose batch has this hash.
+    pub fn removed_to(&self, boot: &[u8; 16], last: u64, hash: &Hash) -> Hash {
+        self.hash(b"t", &[boot, &last.to_be_bytes(), hash])
+    }
+
     /// The tag keeps what is hashed for one purpose from standing in for another.
     fn hash(&self, tag: &[u8; 1], parts: &[&[u8]]) -> Hash {
         match self {
@@ -137,6 +160,20 @@ pub struct Part<'a> {
     /// The day of the file that holds what is before; `None` for a boot that began in this file.
     pub from: Option<Day>,
     pub before: End,
+}
+
+/// What the hash of a batch covers beside the one before.
+pub struct BatchPart<'a> {
+    pub boot: &'a [u8; 16],
+    /// The number of its first event.
+    pub first: u64,
+    pub count: u64,
+    /// Microseconds since the Unix epoch.
+    pub sealed: u64,
+    pub dropped: u64,
+    pub is_end: bool,
+    /// The encoded events, as [`super::batch`] puts them one behind the other.
+    pub body: &'a [u8],
 }
 
 /// Where an instance's events end, as its end mark says.

@@ -1,6 +1,7 @@
 //! The outside world: where state is kept.
 
 pub mod audit;
+pub mod batch;
 pub mod breakers;
 pub mod chain;
 pub mod days;

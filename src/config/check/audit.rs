@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Checker;
 use super::sessions::field_name;
 use crate::config::Secret;
-use crate::config::audit::{Audit, Level};
+use crate::config::audit::{Audit, Delivery, Level, Spool, Stream};
 use crate::config::raw;
 use crate::config::units::Span;
 use crate::config::yaml::At;
@@ -55,6 +55,9 @@ impl Checker {
             response_headers: self.header_names("audit.capture.response_headers", response_headers),
             query: query.and_then(|at| at.value).unwrap_or(true),
             redaction,
+            delivery: Delivery::BestEffort,
+            stream: Stream::default(),
+            spool: Spool::default(),
             sqlite: path.map_or_else(|| PathBuf::from(DATABASE), PathBuf::from),
             retention: self.retention(retention),
             key,

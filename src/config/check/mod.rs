@@ -20,6 +20,7 @@ use crate::config::breakers::CircuitBreaker;
 use crate::config::limits::Mode;
 use crate::config::raw::{self, Lanes};
 use crate::config::units::Span;
+use crate::config::worker::Worker;
 use crate::config::yaml::{self, At, Lookup, Mistake};
 use crate::config::{Admin, Config, Log, Secret};
 
@@ -128,6 +129,8 @@ impl Checker {
             sessions,
             redis,
             audit,
+            postgres: None,
+            worker: Worker::default(),
             lanes,
             propagation_delay,
             drain,

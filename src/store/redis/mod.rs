@@ -255,6 +255,19 @@ impl Connections {
             .await
     }
 
+    /// Sends a command whose words are `words`, to the node of `key`, which is to be among them. With a budget of its own.
+    pub async fn command(
+        &self,
+        budget: Duration,
+        key: &str,
+        words: &[Arg<'_>],
+    ) -> Result<Value, CallError> {
+        let mut command = Cmd::new();
+        script::put(&mut command, words);
+        let again = || command.clone();
+        self.send(budget, &[key], command.clone(), again).await
+    }
+
     /// Deletes keys of one slot; how many there were.
     ///
     /// # Panics

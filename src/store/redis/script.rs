@@ -16,6 +16,7 @@ pub enum Arg<'a> {
     Int(u64),
     Float(f64),
     Text(&'a str),
+    Bytes(&'a [u8]),
 }
 
 impl Script {
@@ -38,11 +39,21 @@ impl Script {
 fn fill(name: &str, script: &str, keys: &[&str], args: &[Arg<'_>]) -> Cmd {
     // Room for all of it at once: most numbers are short, and a text of another length costs one more allocation.
     let bytes = name.len() + script.len() + keys.iter().map(|key| key.len()).sum::<usize>();
-    let mut command = Cmd::with_capacity(3 + keys.len() + args.len(), bytes + 4 + 12 * args.len());
+    let long = args.iter().map(|arg| match arg {
+        Arg::Bytes(bytes) => bytes.len(),
+        Arg::Int(_) | Arg::Float(_) | Arg::Text(_) => 12,
+    });
+    let bytes = bytes + 4 + long.sum::<usize>();
+    let mut command = Cmd::with_capacity(3 + keys.len() + args.len(), bytes);
     command.arg(name).arg(script).arg(keys.len());
     for key in keys {
         command.arg(*key);
     }
+    put(&mut command, args);
+    command
+}
+
+pub(super) fn put(command: &mut Cmd, args: &[Arg<'_>]) {
     for arg in args {
         match arg {
             Arg::Int(number) => command.arg(*number),
@@ -52,7 +63,7 @@ fn fill(name: &str, script: &str, keys: &[&str], args: &[Arg<'_>]) -> Cmd {
             }
             Arg::Float(number) => command.arg(*number),
             Arg::Text(text) => command.arg(*text),
+            Arg::Bytes(bytes) => command.arg(*bytes),
         };
     }
-    command
 }
