@@ -13,6 +13,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::Registry;
 
+use super::drain_metrics::DrainMetrics;
+
 /// Upper bounds of the buckets of request durations, in microseconds.
 const BUCKETS: [u64; 14] = [
     100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000,
@@ -47,6 +49,7 @@ pub struct Metrics {
     redis_durations: Family<RedisLabels, Durations>,
     reloads: Family<ReloadLabels, Counter>,
     pub panics: Counter,
+    pub drain: DrainMetrics,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -236,6 +239,7 @@ impl Default for Metrics {
             redis_durations: Family::default(),
             reloads: Family::default(),
             panics: Counter::default(),
+            drain: DrainMetrics::register(&mut registry),
             registry: Registry::default(),
         };
         registry.register(
