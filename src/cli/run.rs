@@ -24,6 +24,7 @@ use crate::plan::Plan;
 use crate::proxy::reload::Fingerprint;
 use crate::proxy::{lane, reload};
 use crate::store::fleet::{Fleet, FleetConnections};
+use crate::store::postgres::Postgres;
 use crate::store::sqlite::Writer;
 use crate::telemetry::log;
 use crate::telemetry::metrics::Metrics;
@@ -75,6 +76,7 @@ async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> 
         }
         None => (None, None),
     };
+    let postgres = config.postgres.as_ref().map(Postgres::new).transpose()?;
     let connect_timeout = config.redis.as_ref().map(|redis| redis.connect_timeout);
     let first = Plan::new(config, metrics_of_all, recorder, fleet);
     let (plan, following) = watch::channel(first.clone());
@@ -118,6 +120,7 @@ async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> 
     let state = Arc::new(Admin {
         plan: following,
         redis,
+        postgres,
         health,
     });
     tokio::spawn(worker::sessions::sweep(state.plan.clone()));
