@@ -1,5 +1,7 @@
-//! `weir audit`: reads the audit, in Postgres or in SQLite's files, and writes nothing to them.
+//! `weir audit`: reads the audit, in Postgres or in SQLite's files, and deals with its dead letters. Must not write
+//! to what is kept.
 
+mod dead_letters;
 mod read;
 mod verify;
 
@@ -66,6 +68,12 @@ enum Command {
         filter: FilterFlags,
         #[arg(long, value_enum, default_value_t = Format::Jsonl)]
         format: Format,
+    },
+    /// List, replay or drop what workers could not store.
+    #[command(after_help = dead_letters::EXAMPLES)]
+    DeadLetters {
+        #[command(subcommand)]
+        command: Option<dead_letters::Command>,
     },
 }
 
@@ -144,6 +152,9 @@ async fn command(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Export { filter, format } => {
             let events = open(database, config.as_ref()).await?;
             read::export(&events, &filter, format, &mut out).await
+        }
+        Command::DeadLetters { command } => {
+            dead_letters::run(command.unwrap_or_default(), config, &mut out).await
         }
     }
 }
