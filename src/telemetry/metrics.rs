@@ -46,6 +46,11 @@ pub struct Metrics {
     redis_calls: Family<RedisCallLabels, Counter>,
     redis_durations: Family<RedisLabels, Durations>,
     reloads: Family<ReloadLabels, Counter>,
+    task_restarts: Family<TaskLabels, Counter>,
+    /// Sessions in Redis, as the last sweep met them.
+    sessions_live: Family<SessionsLabels, Gauge>,
+    session_users: Family<SessionsLabels, Gauge>,
+    sessions_swept: Family<SessionsLabels, Counter>,
     pub panics: Counter,
 }
 
@@ -128,6 +133,11 @@ struct RedisLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TaskLabels {
+    task: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReloadLabels {
     result: &'static str,
 }
@@ -179,6 +189,15 @@ pub struct SessionMetrics {
     pub grace: Counter,
     /// not answered, and nothing was known.
     pub unanswered: Counter,
+}
+
+/// What sweeps of one entry of `sessions` in Redis met.
+#[derive(Debug, Clone)]
+pub struct SweepMetrics {
+    pub live: Gauge,
+    pub users: Gauge,
+    /// Were over, and are removed.
+    pub swept: Counter,
 }
 
 /// The handles of one client of Redis.
@@ -235,6 +254,10 @@ impl Default for Metrics {
             redis_calls: Family::default(),
             redis_durations: Family::default(),
             reloads: Family::default(),
+            task_restarts: Family::default(),
+            sessions_live: Family::default(),
+            session_users: Family::default(),
+            sessions_swept: Family::default(),
             panics: Counter::default(),
             registry: Registry::default(),
         };
@@ -349,6 +372,26 @@ impl Default for Metrics {
             metrics.reloads.clone(),
         );
         registry.register(
+            "task_restarts",
+            "Supervised tasks that failed and were begun again",
+            metrics.task_restarts.clone(),
+        );
+        registry.register(
+            "sessions_live",
+            "Sessions in redis that live, as the last sweep counted them",
+            metrics.sessions_live.clone(),
+        );
+        registry.register(
+            "session_users",
+            "Users with live sessions in redis, as the last sweep counted them",
+            metrics.session_users.clone(),
+        );
+        registry.register(
+            "sessions_swept",
+            "Sessions in redis that were over and that a sweep removed",
+            metrics.sessions_swept.clone(),
+        );
+        registry.register(
             "panics",
             "Tasks that ended by a panic",
             metrics.panics.clone(),
@@ -382,6 +425,23 @@ impl Metrics {
             durations: self.durations.get_or_create_owned(&RouteLabels {
                 route: route.to_owned(),
             }),
+        }
+    }
+
+    /// Of a supervised task.
+    pub fn task_restarts(&self, task: &'static str) -> Counter {
+        self.task_restarts.get_or_create_owned(&TaskLabels { task })
+    }
+
+    /// Of an entry of `sessions` in Redis.
+    pub fn session_sweep(&self, sessions: &str) -> SweepMetrics {
+        let labels = SessionsLabels {
+            sessions: sessions.to_owned(),
+        };
+        SweepMetrics {
+            live: self.sessions_live.get_or_create_owned(&labels),
+            users: self.session_users.get_or_create_owned(&labels),
+            swept: self.sessions_swept.get_or_create_owned(&labels),
         }
     }
 

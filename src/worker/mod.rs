@@ -3,6 +3,7 @@
 pub mod breakers;
 pub mod limits;
 pub mod sessions;
+pub mod supervise;
 
 use std::sync::Arc;
 
