@@ -13,6 +13,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::Registry;
 
+use super::drain_metrics::DrainMetrics;
+
 /// Upper bounds of the buckets of request durations, in microseconds.
 const BUCKETS: [u64; 14] = [
     100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000,
@@ -52,6 +54,7 @@ pub struct Metrics {
     session_users: Family<SessionsLabels, Gauge>,
     sessions_swept: Family<SessionsLabels, Counter>,
     pub panics: Counter,
+    pub drain: DrainMetrics,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -259,6 +262,7 @@ impl Default for Metrics {
             session_users: Family::default(),
             sessions_swept: Family::default(),
             panics: Counter::default(),
+            drain: DrainMetrics::register(&mut registry),
             registry: Registry::default(),
         };
         registry.register(
