@@ -1,4 +1,5 @@
-//! `weir run`: the lanes, the admin port and the reload, until a signal ends them.
+//! `weir run` and `weir proxy`: the lanes, the admin port and the reload, until a signal ends them; `run` with the worker's tasks
+//! beside them, where the file has what they need.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -8,12 +9,15 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use super::companion::{Beside, Companion};
 use super::load;
-use crate::admin::health::{Health, Heartbeat};
+use crate::admin::health::check::{Check, Status};
+use crate::admin::health::{Board, Health, Heartbeat, machine, stores};
 use crate::admin::{self, Admin};
 use crate::audit::{self, Recorder};
 use crate::clock;
@@ -28,14 +32,25 @@ use crate::store::sqlite::Writer;
 use crate::telemetry::log;
 use crate::telemetry::metrics::Metrics;
 use crate::worker;
+use crate::worker::sessions::SharedSweep;
+use crate::worker::supervise::{GaveUp, Supervisor};
 
 /// Events that wait in memory to be written, at most; some 600 bytes each.
 const AUDIT_QUEUE: usize = 50_000;
 /// For the last events to be written, once no request is in flight.
 const AUDIT_WITHIN: Duration = Duration::from_secs(5);
 
-/// Runs until SIGTERM or SIGINT; then drains.
-pub fn run(file: PathBuf) -> anyhow::Result<()> {
+/// What of weir runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parts {
+    /// `weir run`.
+    All,
+    /// `weir proxy`: what a worker elsewhere does is left to it.
+    Proxy,
+}
+
+/// Runs until SIGTERM or SIGINT; then drains. An error too once a task cannot be kept up.
+pub fn run(file: PathBuf, parts: Parts) -> anyhow::Result<()> {
     let seen = reload::fingerprint(&file);
     let config = load(&file)?;
     log::init(config.log);
@@ -43,10 +58,15 @@ pub fn run(file: PathBuf) -> anyhow::Result<()> {
     let control = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    control.block_on(supervise(config, file, seen))
+    control.block_on(supervise(config, file, seen, parts))
 }
 
-async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> anyhow::Result<()> {
+async fn supervise(
+    config: Config,
+    file: PathBuf,
+    seen: Option<Fingerprint>,
+    parts: Parts,
+) -> anyhow::Result<()> {
     // Listening to the signal begins before the line that says weir is up, so that none is missed.
     let terminate = signal(SignalKind::terminate())?;
     let admin = bind(config.admin.address).await?;
@@ -76,10 +96,23 @@ async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> 
         None => (None, None),
     };
     let connect_timeout = config.redis.as_ref().map(|redis| redis.connect_timeout);
+    let mut control = Supervisor::new(Handle::current(), metrics_of_all.clone());
+    let mut companion = None;
+    if let (Some(fleet), Some(redis), Parts::All) = (&fleet, &redis, parts) {
+        let redis = redis.sessions.clone();
+        let sweep = SharedSweep::new(&config, fleet, redis, &metrics_of_all);
+        worker::sweep_shared_sessions(&mut control, sweep);
+        if config.postgres.is_some() {
+            companion =
+                Some(Companion::begin(&config, fleet, &metrics_of_all, Beside::Lanes).await?);
+        }
+    }
+    let mut checks = checks(&config, recorder.as_ref(), redis.as_ref());
+    let health = config.worker.health;
     let first = Plan::new(config, metrics_of_all, recorder, fleet);
     let (plan, following) = watch::channel(first.clone());
     if let (Some(redis), Some(within)) = (&redis, connect_timeout) {
-        worker::join(&following, redis);
+        worker::join(&mut control, &following, redis);
         worker::breakers::asked(&first, within).await;
     }
     drop(first);
@@ -109,10 +142,20 @@ async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> 
     let metrics_at = metrics.as_ref().map(TcpListener::local_addr).transpose()?;
     info!(%addresses, admin = %admin.local_addr()?, metrics = metrics_at.map(tracing::field::display), lanes = threads.len(), "listening");
 
+    worker::sweep_sessions(&mut control, following.clone());
+    let mut tasks = control.watched();
+    let mut runtime = Handle::current();
+    if let Some(companion) = &mut companion {
+        tasks.extend(companion.supervisor.watched());
+        checks.append(&mut companion.checks);
+        runtime = companion.runtime().clone();
+    }
     let health = Health {
         started: clock::now(),
         lanes: heartbeats,
+        tasks,
         draining: is_unready,
+        board: Board::new(checks, health.timeout, health.cache, runtime),
     };
     let sessions = redis.as_ref().map(|redis| redis.sessions.clone());
     let state = Arc::new(Admin {
@@ -120,16 +163,23 @@ async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> 
         redis,
         health,
     });
-    tokio::spawn(worker::sessions::sweep(state.plan.clone()));
     let last_plan = state.plan.clone();
     tokio::spawn(admin::serve(admin, state.clone()));
     if let Some(metrics) = metrics {
         tokio::spawn(admin::serve_metrics(metrics, state));
     }
-    tokio::select! {
-        stopped = stopped(terminate) => stopped?,
-        broken = reload::follow(file, seen, load, plan) => broken?,
-    }
+    let gave_up = tokio::select! {
+        stopped = stopped(terminate) => {
+            stopped?;
+            None
+        }
+        broken = reload::follow(file, seen, load, plan) => {
+            broken?;
+            None
+        }
+        gave_up = control.gave_up() => Some(gave_up),
+        gave_up = companion_gave_up(companion.as_mut()) => Some(gave_up),
+    };
     info!("draining");
     // Unready first, so that others stop sending before weir stops taking.
     unready.send_replace(true);
@@ -149,7 +199,51 @@ async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> 
         let plan = last_plan.borrow().clone();
         worker::sessions::write_last_uses(&plan, redis).await;
     }
-    ended
+    // Behind the audit, whose last events are on their way to it.
+    if let Some(companion) = companion {
+        let within = last_plan.borrow().config.drain;
+        companion.stop(within).await;
+    }
+    ended?;
+    match gave_up {
+        Some(gave_up) => Err(gave_up.into()),
+        None => Ok(()),
+    }
+}
+
+async fn companion_gave_up(companion: Option<&mut Companion>) -> GaveUp {
+    match companion {
+        Some(companion) => companion.supervisor.gave_up().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What `/health` looks at in a process with lanes. Without Redis limits, breakers and sessions do what the file says: that is worse, and
+/// no reason to be unready.
+fn checks(
+    config: &Config,
+    recorder: Option<&Recorder>,
+    redis: Option<&FleetConnections>,
+) -> Vec<Check> {
+    let mut checks = vec![machine::memory()];
+    if let Some(redis) = redis {
+        checks.extend(stores::redis(redis, Status::Degraded));
+    }
+    if let Some(recorder) = recorder {
+        let recorder = recorder.clone();
+        checks.push(Check::new("audit", Status::Degraded, move || {
+            let found = stores::queue(recorder.counts(), recorder.capacity());
+            async move { found }
+        }));
+    }
+    if let Some(audit) = &config.audit {
+        let written = match config.postgres {
+            Some(_) => &audit.spool.path,
+            None => &audit.sqlite,
+        };
+        checks.push(machine::disk(vec![written.clone()]));
+    }
+    checks
 }
 
 /// Begins what the process does among others. Waits for their state, but not for ever: without it each limit does what it is to
@@ -180,7 +274,7 @@ fn instance() -> String {
     name.trim().to_owned()
 }
 
-async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+pub(super) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await
         .with_context(|| format!("cannot listen on {address}"))

@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use weir::admin::health::Heartbeat;
 use weir::config::check;
@@ -27,6 +28,7 @@ use weir::proxy::lane;
 use weir::store::fleet::Fleet;
 use weir::telemetry::metrics::Metrics;
 use weir::worker;
+use weir::worker::supervise::Supervisor;
 
 /// Longer than anything that works takes.
 pub const DEADLINE: Duration = Duration::from_secs(10);
@@ -112,7 +114,9 @@ fn control(
         runtime.block_on(async {
             let redis = fleet.join();
             redis.ready(DEADLINE).await;
-            worker::join(&plan, &redis);
+            let metrics = plan.borrow().metrics.clone();
+            let mut supervisor = Supervisor::new(Handle::current(), metrics);
+            worker::join(&mut supervisor, &plan, &redis);
             let first = plan.borrow().clone();
             worker::breakers::asked(&first, DEADLINE).await;
             drop(first);
