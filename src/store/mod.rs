@@ -17,5 +17,6 @@ pub mod sessions;
 pub mod shared_breakers;
 pub mod slots;
 pub mod sqlite;
+pub mod streams;
 mod table;
 pub mod tls;
