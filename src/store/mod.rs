@@ -15,5 +15,6 @@ pub mod redis;
 pub mod sessions;
 pub mod shared_breakers;
 pub mod slots;
+pub mod spool;
 pub mod sqlite;
 mod table;
