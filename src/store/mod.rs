@@ -17,4 +17,5 @@ pub mod shared_breakers;
 pub mod slots;
 pub mod spool;
 pub mod sqlite;
+pub mod streams;
 mod table;
