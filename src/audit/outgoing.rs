@@ -54,6 +54,8 @@ pub(super) struct Outgoing {
     at_risk: BTreeSet<u64>,
     /// Whether what is at risk is not to be sent: it is on its way to the spool.
     pub spool_first: bool,
+    /// The first number of the newest batch that was ever here.
+    pub newest: u64,
     /// Bytes in memory.
     memory: usize,
     events: u64,
@@ -73,6 +75,7 @@ impl Outgoing {
         self.memory += bytes.len();
         self.events += events;
         self.unsent.insert(first);
+        self.newest = self.newest.max(first);
         if place.is_none() {
             self.at_risk.insert(first);
         }

@@ -219,9 +219,13 @@ async fn follow(link: &Link, load: &Load<'_>) {
         let Ok(done) = link.producer.done(load.boot, &known).await else {
             continue;
         };
-        let released = load.outgoing.lock().committed(&done);
+        let mut outgoing = load.outgoing.lock();
+        let released = outgoing.committed(&done);
+        // Those of batches that are still to come here stay said.
+        let said = done.iter().map(|(first, _)| *first);
+        known = said.filter(|first| *first <= outgoing.newest).collect();
+        drop(outgoing);
         link.common.release(released);
-        known = done.iter().map(|(first, _)| *first).collect();
         link.again(load, &missing);
         link.common.tell();
     }
