@@ -66,12 +66,15 @@ pub fn thread_cpu() -> Duration {
 
 /// CPU time of all threads of all servers of a cluster.
 pub fn servers_cpu(cluster: &Cluster) -> Duration {
-    let of_server = |pid: u32| -> Duration {
-        let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-        let stats = threads.map(|thread| thread.unwrap().path().join("schedstat"));
-        stats.map(|stat| on_cpu(stat.to_str().unwrap())).sum()
-    };
-    cluster.nodes.iter().map(|node| of_server(node.pid())).sum()
+    let nodes = cluster.nodes.iter();
+    nodes.map(|node| process_cpu(node.pid())).sum()
+}
+
+/// CPU time of all threads of a process that live.
+pub fn process_cpu(pid: u32) -> Duration {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let stats = threads.map(|thread| thread.unwrap().path().join("schedstat"));
+    stats.map(|stat| on_cpu(stat.to_str().unwrap())).sum()
 }
 
 /// The first number of a schedstat is what was spent on a CPU, in nanoseconds.
