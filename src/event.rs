@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 mod encoded;
 
-pub use self::encoded::{Columns, Encoded, Traits};
+pub use self::encoded::{Columns, Encoded, Parts, Traits};
 
 /// The first byte of every encoding. A new field is a new version.
 const VERSION: u8 = 2;
@@ -405,6 +405,12 @@ mod tests {
                 };
                 prop_assert_eq!(Columns::of(encoding), Some(columns));
                 prop_assert_eq!(Traits::of(encoding), Some(traits));
+                let parts = Parts::of(encoding).unwrap();
+                prop_assert_eq!((parts.columns, parts.traits), (columns, traits));
+                prop_assert_eq!(parts.encoded_len(), encoding.len());
+                let mut again = vec![7];
+                prop_assert!(parts.encode_into(&mut again));
+                prop_assert_eq!(&again[1..], encoding);
                 prop_assert_eq!(AuditEvent::decode(encoding), Ok(event));
             }
             prop_assert_eq!(encodings.next(), None);

@@ -368,13 +368,20 @@ impl Plan {
         if config.redis != self.config.redis {
             return Err("redis changed: restart weir to share state elsewhere".to_owned());
         }
+        if config.postgres != self.config.postgres {
+            return Err("postgres changed: restart weir to store elsewhere".to_owned());
+        }
+        if config.worker != self.config.worker {
+            return Err("worker changed: restart weir to work otherwise".to_owned());
+        }
         let store = |config: &Config| {
-            let audit = config.audit.as_ref();
-            audit.map(|audit| (audit.sqlite.clone(), audit.retention, audit.key.clone()))
+            let audit = config.audit.clone()?;
+            let way = (audit.delivery, audit.stream, audit.spool);
+            Some((way, audit.sqlite, audit.retention, audit.key))
         };
         if store(&config) != store(&self.config) {
             return Err(
-                "audit began, ended, or changed its file, retention or key: restart weir"
+                "audit began, ended, or changed its delivery, stream, spool, file, retention or key: restart weir"
                     .to_owned(),
             );
         }
@@ -404,16 +411,22 @@ mod tests {
     use super::*;
     use crate::config::check;
 
+    fn read(more: &str) -> Config {
+        let text = format!("listen: 127.0.0.1:1\nupstream: http://x:1\n{more}\n");
+        check::parse(&text, &|_| None).unwrap()
+    }
+
+    /// What is said when `new` is to come in place of `old`.
+    fn said(old: &str, new: &str) -> Option<String> {
+        let plan = Plan::new(read(old), Arc::default(), None, None);
+        plan.replaced_by(read(new)).err()
+    }
+
     #[test]
     fn a_running_process_does_not_change_its_redis() {
-        let read = |redis: &str| {
-            let text = format!("listen: 127.0.0.1:1\nupstream: http://x:1\n{redis}\n");
-            check::parse(&text, &|_| None).unwrap()
-        };
-        let plan = |redis: &str| Plan::new(read(redis), Arc::default(), None, None);
         let check = |old: &str, new: &str, refused: bool| {
-            let said = plan(old).replaced_by(read(new)).err();
             let expected = "redis changed: restart weir to share state elsewhere";
+            let said = said(old, new);
             assert_eq!(said.as_deref(), refused.then_some(expected), "{old} {new}");
         };
         let one = "redis: {urls: redis://a}";
@@ -426,5 +439,29 @@ mod tests {
             "redis: {urls: ['redis://a:6379'], timeout: 20ms}",
             false,
         );
+    }
+
+    #[test]
+    fn a_running_process_does_not_change_how_it_audits() {
+        let beside = "redis: {urls: redis://a}\naudit: {}\n";
+        let postgres = |url: &str| format!("{beside}postgres: {{write: '{url}'}}");
+        for (old, new, expected) in [
+            (beside, &*postgres("host=a"), "postgres changed"),
+            (
+                &*postgres("host=a"),
+                &*postgres("host=b"),
+                "postgres changed",
+            ),
+            ("", "worker: {group: a}", "worker changed"),
+            ("audit: {}", "", "audit began, ended"),
+            ("audit: {}", "audit: {delivery: guaranteed}", "its delivery"),
+            ("audit: {}", "audit: {stream: {shards: 2}}", "stream"),
+            ("audit: {}", "audit: {spool: {max: 1GiB}}", "spool"),
+        ] {
+            let said = said(old, new).unwrap();
+            assert!(said.contains(expected), "{said}");
+        }
+        assert_eq!(said("audit: {}", "audit: {level: none}"), None);
+        assert_eq!(said(&postgres("host=a"), &postgres("host=a")), None);
     }
 }

@@ -28,8 +28,28 @@ impl Heartbeat {
         self.0.store(millis(), Ordering::Relaxed);
     }
 
+    /// No beat is expected before the next one.
+    pub fn rest(&self) {
+        self.0.store(u64::MAX, Ordering::Relaxed);
+    }
+
     fn age(&self) -> Duration {
         Duration::from_millis(millis().saturating_sub(self.0.load(Ordering::Relaxed)))
+    }
+}
+
+/// A supervised task by whose silence it is told whether it is stuck.
+#[derive(Debug, Clone)]
+pub struct Watched {
+    pub name: &'static str,
+    pub heartbeat: Heartbeat,
+    /// The longest that it may be silent.
+    pub bound: Duration,
+}
+
+impl Watched {
+    pub fn is_stuck(&self) -> bool {
+        self.heartbeat.age() > self.bound
     }
 }
 

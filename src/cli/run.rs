@@ -15,15 +15,19 @@ use tracing::{info, warn};
 use super::load;
 use crate::admin::health::{Health, Heartbeat};
 use crate::admin::{self, Admin};
+use crate::audit::ship::Shipping;
 use crate::audit::{self, Recorder};
 use crate::clock;
 use crate::config::Config;
-use crate::config::audit::Audit;
+use crate::config::audit::{Audit, Delivery};
 use crate::config::redis::Redis;
 use crate::plan::Plan;
 use crate::proxy::reload::Fingerprint;
 use crate::proxy::{lane, reload};
+use crate::store::batch::Boot;
+use crate::store::chain::Hasher;
 use crate::store::fleet::{Fleet, FleetConnections};
+use crate::store::spool::Spool;
 use crate::store::sqlite::Writer;
 use crate::telemetry::log;
 use crate::telemetry::metrics::Metrics;
@@ -60,18 +64,19 @@ async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> 
         .iter()
         .map(|listener| listener.address)
         .collect();
-    let (recorder, audit) = match &config.audit {
-        Some(audit) => {
-            let (recorder, worker) = begin_audit(audit)?;
-            (Some(recorder), Some(worker))
-        }
-        None => (None, None),
-    };
     let metrics_of_all = Arc::<Metrics>::default();
     let (fleet, redis) = match &config.redis {
         Some(redis) => {
             let (fleet, redis) = join_fleet(redis, &metrics_of_all).await?;
             (Some(fleet), Some(redis))
+        }
+        None => (None, None),
+    };
+    let ships = config.postgres.is_some();
+    let (recorder, audit) = match &config.audit {
+        Some(audit) => {
+            let (recorder, worker) = begin_audit(audit, ships, fleet.as_ref())?;
+            (Some(recorder), Some(worker))
         }
         None => (None, None),
     };
@@ -166,12 +171,63 @@ async fn join_fleet(
     Ok((fleet, redis))
 }
 
-fn begin_audit(config: &Audit) -> anyhow::Result<(Recorder, audit::Worker)> {
+/// Into SQLite, unless there is a worker to ship to.
+fn begin_audit(
+    config: &Audit,
+    ship: bool,
+    fleet: Option<&Arc<Fleet>>,
+) -> anyhow::Result<(Recorder, audit::Worker)> {
+    match fleet.filter(|_| ship) {
+        Some(fleet) => ship_audit(config, fleet),
+        None => write_audit(config),
+    }
+}
+
+fn write_audit(config: &Audit) -> anyhow::Result<(Recorder, audit::Worker)> {
     let path = &config.sqlite;
     let key = config.key.as_ref().map(|key| key.0.as_bytes());
-    let writer = Writer::open(path, &instance(), key, clock::wall())
-        .with_context(|| format!("cannot write the audit to {}", path.display()))?;
-    Ok(audit::start(writer, AUDIT_QUEUE, config.retention)?)
+    let cannot = || format!("cannot write the audit to {}", path.display());
+    let mut writer = Writer::open(path, &instance(), key, clock::wall()).with_context(cannot)?;
+    if config.delivery == Delivery::Guaranteed {
+        writer = writer.sync_each().with_context(cannot)?;
+    }
+    let (delivery, retention) = (config.delivery, config.retention);
+    Ok(audit::sqlite::start(
+        writer,
+        AUDIT_QUEUE,
+        delivery,
+        retention,
+    )?)
+}
+
+fn ship_audit(config: &Audit, fleet: &Arc<Fleet>) -> anyhow::Result<(Recorder, audit::Worker)> {
+    let hasher = Hasher::new(config.key.as_ref().map(|key| key.0.as_bytes()));
+    let now = clock::wall();
+    let id = clock::uuid(now);
+    let (path, max) = (&config.spool.path, config.spool.max);
+    let opened = Spool::open(path, max, id)
+        .with_context(|| format!("cannot use {} as audit.spool.path", path.display()));
+    let (spool, abandoned) = match (opened, config.delivery) {
+        (Ok((spool, abandoned)), _) => (Some(spool), abandoned),
+        (Err(error), Delivery::Guaranteed) => return Err(error),
+        (Err(error), Delivery::BestEffort) => {
+            warn!(
+                error = format!("{error:#}"),
+                "audit events that redis does not take wait in memory alone"
+            );
+            (None, Vec::new())
+        }
+    };
+    let shipping = Shipping {
+        boot: Boot::new(instance(), id, now.into(), hasher.clone()),
+        hasher,
+        stream: config.stream.clone(),
+        delivery: config.delivery,
+        spool,
+        abandoned,
+        fleet: fleet.clone(),
+    };
+    Ok(audit::ship::start(shipping, AUDIT_QUEUE)?)
 }
 
 /// The host's name, which in Kubernetes is the pod's.

@@ -1,8 +1,11 @@
 //! The file as it is written: a serde mirror of its YAML, and the source of its JSON Schema. Owns the keys; must not
 //! know what is right for them beyond their shape.
 
+mod audit;
 mod limits;
+mod postgres;
 mod redis;
+mod worker;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -13,11 +16,17 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::units::{ByteSize, Percent, Span};
 use super::yaml::At;
+pub use audit::{
+    Audit, AuditLevel, AuditStream, Capture, Delivery, Integrity, Redact, Spool, Sqlite,
+    StreamBatch,
+};
 pub use limits::{
     Accuracy, Algorithm, Cost, IfMissing, Lease, LimitHeaders, OnLoss, OneOrMany, OneOrManySchema,
     RateLimit, RateLimitDefaults, RetryAfter,
 };
-pub use redis::{Redis, RedisCertificate, RedisClient, RedisMode, RedisTls};
+pub use postgres::{Pool, Postgres};
+pub use redis::{Certificate, Redis, RedisClient, RedisMode, Tls};
+pub use worker::{AuditLag, HealthChecks, Partition, Worker, WorkerBatch, WorkerHealth};
 
 /// The whole file. The short form is `listen` and `upstream`; the long form `listeners`, `upstreams` and `routes`.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -52,6 +61,10 @@ pub struct File {
     pub redis: Option<At<Redis>>,
     /// What is kept of requests; absent: nothing.
     pub audit: Option<At<Audit>>,
+    /// Where the audit is stored in place of the SQLite file, by `weir worker`; needs `redis` and `audit`.
+    pub postgres: Option<At<Postgres>>,
+    /// How the audit is drained into `postgres`, and how health is told.
+    pub worker: Option<At<Worker>>,
     pub admin: Option<At<Admin>>,
     pub metrics: Option<At<MetricsAt>>,
     pub telemetry: Option<At<Telemetry>>,
@@ -379,73 +392,6 @@ pub struct Fallback {
     pub body: At<String>,
     /// [default: application/json]
     pub content_type: Option<At<String>>,
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-pub struct Audit {
-    /// [default: metadata]
-    pub level: Option<At<AuditLevel>>,
-    /// The share of requests kept; rejections and errors always are [default: 100%].
-    pub sample: Option<At<Percent>>,
-    pub capture: Option<At<Capture>>,
-    pub redact: Option<At<Redact>>,
-    /// [default: best_effort, the only one so far]
-    pub delivery: Option<At<Delivery>>,
-    pub sqlite: Option<At<Sqlite>>,
-    pub integrity: Option<At<Integrity>>,
-}
-
-#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum AuditLevel {
-    None,
-    Metadata,
-    /// And the headers of `capture`.
-    Headers,
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-pub struct Capture {
-    /// [default: none]
-    pub request_headers: Option<At<Vec<At<String>>>>,
-    /// [default: none]
-    pub response_headers: Option<At<Vec<At<String>>>>,
-    /// Whether the query is kept, redacted [default: true].
-    pub query: Option<At<bool>>,
-}
-
-/// Names whose values are written as `***`, beside those that always are, such as Authorization, Cookie, token and password.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-pub struct Redact {
-    pub headers: Option<At<Vec<At<String>>>>,
-    /// Parameters of the query.
-    pub query: Option<At<Vec<At<String>>>>,
-}
-
-#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Delivery {
-    /// What a full queue drops is counted.
-    BestEffort,
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-pub struct Sqlite {
-    /// The database; a day's file has the day before the extension, such as weir-audit-2026-11-25.db [default: weir-audit.db].
-    pub path: Option<At<String>>,
-    /// How long a day's file is kept, in whole days [default: 400d].
-    pub retention: Option<At<Span>>,
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-pub struct Integrity {
-    /// Makes the hash chain one that only who has the key can write.
-    pub key: At<String>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

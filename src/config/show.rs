@@ -4,25 +4,29 @@
 //!
 //! Each struct mirrors one of [`super::raw`], with its keys in the order in which people read them.
 
+mod audit;
 mod limits;
+mod postgres;
 mod redis;
+mod worker;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
-use std::path::Path;
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::audit::Level;
 use super::limits::Mode;
 use super::raw::{LogFormat, LogLevel};
 use super::sessions::{OnMax, SameSite, TokenSource};
 use super::units::{ByteSize, Percent, Span};
-use super::{Config, audit, breakers, sessions};
+use super::{Config, breakers, sessions};
+use audit::{Audit, level};
 use limits::{RateLimit, RateLimitDefaults};
+use postgres::Postgres;
 use redis::Redis;
+use worker::Worker;
 
 /// The configuration as YAML.
 pub fn yaml(config: &Config) -> String {
@@ -50,6 +54,9 @@ struct File<'c> {
     redis: Option<Redis<'c>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     audit: Option<Audit<'c>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    postgres: Option<Postgres<'c>>,
+    worker: Worker<'c>,
     admin: Admin,
     metrics: Metrics,
     telemetry: Telemetry,
@@ -92,6 +99,8 @@ impl<'c> File<'c> {
                 .collect(),
             redis: config.redis.as_ref().map(Redis::new),
             audit: config.audit.as_ref().map(Audit::new),
+            postgres: config.postgres.as_ref().map(Postgres::new),
+            worker: Worker::new(&config.worker),
             admin: Admin {
                 address: config.admin.address,
                 token: config
@@ -478,76 +487,6 @@ impl<'c> Sessions<'c> {
                 grace: Span(shared.grace),
             },
         }
-    }
-}
-
-#[derive(Serialize)]
-struct Audit<'c> {
-    level: &'static str,
-    sample: Percent,
-    capture: Capture<'c>,
-    redact: Redact<'c>,
-    delivery: &'static str,
-    sqlite: Sqlite<'c>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    integrity: Option<Integrity>,
-}
-
-#[derive(Serialize)]
-struct Capture<'c> {
-    request_headers: &'c [String],
-    response_headers: &'c [String],
-    query: bool,
-}
-
-#[derive(Serialize)]
-struct Redact<'c> {
-    headers: Vec<&'c str>,
-    query: Vec<&'c str>,
-}
-
-#[derive(Serialize)]
-struct Sqlite<'c> {
-    path: &'c Path,
-    retention: Span,
-}
-
-#[derive(Serialize)]
-struct Integrity {
-    key: String,
-}
-
-impl<'c> Audit<'c> {
-    fn new(audit: &'c audit::Audit) -> Audit<'c> {
-        Audit {
-            level: level(audit.level),
-            sample: Percent(audit.sample),
-            capture: Capture {
-                request_headers: &audit.request_headers,
-                response_headers: &audit.response_headers,
-                query: audit.query,
-            },
-            redact: Redact {
-                headers: audit.redaction.headers().collect(),
-                query: audit.redaction.query().collect(),
-            },
-            delivery: "best_effort",
-            sqlite: Sqlite {
-                path: &audit.sqlite,
-                retention: Span(audit.retention),
-            },
-            integrity: audit.key.as_ref().map(|key| Integrity {
-                key: format!("{key:?}"),
-            }),
-        }
-    }
-}
-
-fn level(level: Level) -> &'static str {
-    match level {
-        Level::None => "none",
-        Level::Metadata => "metadata",
-        Level::Headers => "headers",
     }
 }
 

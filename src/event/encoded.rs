@@ -22,7 +22,7 @@ struct Place {
 }
 
 /// The parts of an event that a store keeps beside it: what its encoding begins with, so that the rest need not be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Columns<'a> {
     #[serde(with = "postcard::fixint::le")]
     pub seq: u64,
@@ -33,12 +33,22 @@ pub struct Columns<'a> {
 }
 
 /// The other parts that queries pick by, which come next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Traits<'a> {
     pub route: Option<&'a str>,
     pub method: &'a str,
     pub path: &'a str,
     pub status: u16,
+}
+
+/// An encoded event in its parts, for a store that keeps the first ones apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parts<'a> {
+    pub version: u8,
+    pub columns: Columns<'a>,
+    pub traits: Traits<'a>,
+    /// What is behind them.
+    pub tail: &'a [u8],
 }
 
 impl Encoded {
@@ -60,6 +70,11 @@ impl Encoded {
 
     pub fn len(&self) -> usize {
         self.places.len()
+    }
+
+    /// Bytes of the encodings.
+    pub fn size(&self) -> usize {
+        self.bytes.len()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -113,6 +128,65 @@ impl<'a> Traits<'a> {
         let (_, traits): (Columns<'a>, Traits<'a>) = beginning(encoding)?;
         Some(traits)
     }
+}
+
+impl<'a> Parts<'a> {
+    /// As [`Columns::of`].
+    pub fn of(encoding: &'a [u8]) -> Option<Parts<'a>> {
+        let (&version, body) = encoding.split_first()?;
+        if version != VERSION {
+            return None;
+        }
+        let ((columns, traits), tail) = postcard::take_from_bytes(body).ok()?;
+        Some(Parts {
+            version,
+            columns,
+            traits,
+            tail,
+        })
+    }
+
+    /// Appends the encoding to `buffer`. False, with `buffer` as it was, for a version that has other parts.
+    pub fn encode_into(&self, buffer: &mut Vec<u8>) -> bool {
+        if self.version != VERSION {
+            return false;
+        }
+        let mut bytes = std::mem::take(buffer);
+        bytes.push(self.version);
+        *buffer = postcard::to_extend(&(self.columns, self.traits), bytes)
+            .expect("a Vec takes every byte, and every part of an event knows its length");
+        buffer.extend_from_slice(self.tail);
+        true
+    }
+
+    /// The length of what [`Parts::encode_into`] appends. Of the encodings that have these parts it is the shortest, and the
+    /// only one of its length: numbers can be written longer than they need.
+    pub fn encoded_len(&self) -> usize {
+        let Parts {
+            columns, traits, ..
+        } = self;
+        let address = 1 + match columns.client {
+            IpAddr::V4(_) => 4,
+            IpAddr::V6(_) => 16,
+        };
+        let texts = [traits.method, traits.path].map(text_len);
+        let options = [columns.user, columns.label, traits.route];
+        let options = options.map(|text| 1 + text.map_or(0, text_len));
+        let numbers = number_len(columns.time.0) + number_len(u64::from(traits.status));
+        let seq = size_of::<u64>();
+        let lengths = texts.iter().chain(&options).sum::<usize>();
+        1 + seq + address + numbers + lengths + self.tail.len()
+    }
+}
+
+fn text_len(text: &str) -> usize {
+    number_len(text.len() as u64) + text.len()
+}
+
+/// Seven bits a byte.
+fn number_len(number: u64) -> usize {
+    let bits = (u64::BITS - (number | 1).leading_zeros()) as usize;
+    bits.div_ceil(7)
 }
 
 fn beginning<'a, T: Deserialize<'a>>(encoding: &'a [u8]) -> Option<T> {

@@ -13,6 +13,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::Registry;
 
+use super::drain_metrics::DrainMetrics;
+
 /// Upper bounds of the buckets of request durations, in microseconds.
 const BUCKETS: [u64; 14] = [
     100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000,
@@ -46,7 +48,13 @@ pub struct Metrics {
     redis_calls: Family<RedisCallLabels, Counter>,
     redis_durations: Family<RedisLabels, Durations>,
     reloads: Family<ReloadLabels, Counter>,
+    task_restarts: Family<TaskLabels, Counter>,
+    /// Sessions in Redis, as the last sweep met them.
+    sessions_live: Family<SessionsLabels, Gauge>,
+    session_users: Family<SessionsLabels, Gauge>,
+    sessions_swept: Family<SessionsLabels, Counter>,
     pub panics: Counter,
+    pub drain: DrainMetrics,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -128,6 +136,11 @@ struct RedisLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TaskLabels {
+    task: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReloadLabels {
     result: &'static str,
 }
@@ -179,6 +192,15 @@ pub struct SessionMetrics {
     pub grace: Counter,
     /// not answered, and nothing was known.
     pub unanswered: Counter,
+}
+
+/// What sweeps of one entry of `sessions` in Redis met.
+#[derive(Debug, Clone)]
+pub struct SweepMetrics {
+    pub live: Gauge,
+    pub users: Gauge,
+    /// Were over, and are removed.
+    pub swept: Counter,
 }
 
 /// The handles of one client of Redis.
@@ -235,7 +257,12 @@ impl Default for Metrics {
             redis_calls: Family::default(),
             redis_durations: Family::default(),
             reloads: Family::default(),
+            task_restarts: Family::default(),
+            sessions_live: Family::default(),
+            session_users: Family::default(),
+            sessions_swept: Family::default(),
             panics: Counter::default(),
+            drain: DrainMetrics::register(&mut registry),
             registry: Registry::default(),
         };
         registry.register(
@@ -349,6 +376,26 @@ impl Default for Metrics {
             metrics.reloads.clone(),
         );
         registry.register(
+            "task_restarts",
+            "Supervised tasks that failed and were begun again",
+            metrics.task_restarts.clone(),
+        );
+        registry.register(
+            "sessions_live",
+            "Sessions in redis that live, as the last sweep counted them",
+            metrics.sessions_live.clone(),
+        );
+        registry.register(
+            "session_users",
+            "Users with live sessions in redis, as the last sweep counted them",
+            metrics.session_users.clone(),
+        );
+        registry.register(
+            "sessions_swept",
+            "Sessions in redis that were over and that a sweep removed",
+            metrics.sessions_swept.clone(),
+        );
+        registry.register(
             "panics",
             "Tasks that ended by a panic",
             metrics.panics.clone(),
@@ -382,6 +429,23 @@ impl Metrics {
             durations: self.durations.get_or_create_owned(&RouteLabels {
                 route: route.to_owned(),
             }),
+        }
+    }
+
+    /// Of a supervised task.
+    pub fn task_restarts(&self, task: &'static str) -> Counter {
+        self.task_restarts.get_or_create_owned(&TaskLabels { task })
+    }
+
+    /// Of an entry of `sessions` in Redis.
+    pub fn session_sweep(&self, sessions: &str) -> SweepMetrics {
+        let labels = SessionsLabels {
+            sessions: sessions.to_owned(),
+        };
+        SweepMetrics {
+            live: self.sessions_live.get_or_create_owned(&labels),
+            users: self.session_users.get_or_create_owned(&labels),
+            swept: self.sessions_swept.get_or_create_owned(&labels),
         }
     }
 

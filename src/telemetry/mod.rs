@@ -1,4 +1,5 @@
 //! What weir tells of itself.
 
+pub mod drain_metrics;
 pub mod log;
 pub mod metrics;

@@ -1,8 +1,11 @@
 //! What runs beside the lanes, on the control thread. Meets the proxy in the plan alone.
 
 pub mod breakers;
+pub mod drain;
 pub mod limits;
+pub mod partitions;
 pub mod sessions;
+pub mod supervise;
 
 use std::sync::Arc;
 

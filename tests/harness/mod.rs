@@ -12,7 +12,7 @@ pub mod process;
 pub mod raw;
 pub mod redis;
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read as _, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
@@ -217,6 +217,15 @@ impl Client {
         let mut line = String::new();
         self.reader.read_line(&mut line).ok()?;
         line.split(' ').nth(1)?.parse().ok()
+    }
+
+    /// The body of a reply whose first line [`Client::status_within`] has read.
+    pub fn finish_body(&mut self) -> String {
+        let stream = self.reader.get_ref();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        // What a reply begins with is gone.
+        let mut whole = std::io::Cursor::new("HTTP/1.1 200 OK\r\n").chain(&mut self.reader);
+        read_reply(&mut whole, true).body
     }
 }
 

@@ -1,21 +1,23 @@
 //! The audit, from the file as written to [`Audit`].
 
 use std::path::PathBuf;
-use std::time::Duration;
 
-use super::Checker;
+use super::redis::{key_prefix, not_empty};
 use super::sessions::field_name;
+use super::{Checker, DAY, SECOND};
 use crate::config::Secret;
 use crate::config::audit::{Audit, Delivery, Level, Spool, Stream};
 use crate::config::raw;
-use crate::config::units::Span;
+use crate::config::units::{ByteSize, Span};
 use crate::config::yaml::At;
 use crate::event::Redaction;
 
-const DAY: Duration = Duration::from_secs(86_400);
-
 /// The database, unless told.
 const DATABASE: &str = "weir-audit.db";
+/// Of a batch: beyond, an entry is megabytes.
+const MOST_EVENTS: u64 = 10_000;
+/// A spool is written in segments, of which it needs a few.
+const LEAST_SPOOL: ByteSize = ByteSize(1 << 20);
 
 impl Checker {
     pub(super) fn audit(&mut self, raw: raw::Audit) -> Audit {
@@ -55,28 +57,82 @@ impl Checker {
             response_headers: self.header_names("audit.capture.response_headers", response_headers),
             query: query.and_then(|at| at.value).unwrap_or(true),
             redaction,
-            delivery: Delivery::BestEffort,
-            stream: Stream::default(),
-            spool: Spool::default(),
+            delivery: match raw.delivery.and_then(|at| at.value) {
+                None | Some(raw::Delivery::BestEffort) => Delivery::BestEffort,
+                Some(raw::Delivery::Guaranteed) => Delivery::Guaranteed,
+            },
+            stream: self.stream(raw.stream.and_then(|at| at.value)),
+            spool: self.spool(raw.spool.and_then(|at| at.value)),
             sqlite: path.map_or_else(|| PathBuf::from(DATABASE), PathBuf::from),
-            retention: self.retention(retention),
+            retention: self.days("audit.sqlite.retention", retention, 400 * DAY),
             key,
         }
     }
 
-    fn retention(&mut self, at: Option<At<Span>>) -> Duration {
-        let told = at.and_then(|at| Some((at.value?, at.line, at.column)));
-        let Some((span, line, column)) = told else {
-            return 400 * DAY;
-        };
-        let Span(retention) = span;
-        if retention < DAY || !retention.as_secs().is_multiple_of(DAY.as_secs()) {
-            let message = format!(
-                "\"{span}\" is not a number of days: use 1d or more, for example 400d, or leave out \"audit\" to keep nothing"
-            );
-            self.say("audit.sqlite.retention", line, column, message);
+    fn stream(&mut self, raw: Option<raw::AuditStream>) -> Stream {
+        let default = Stream::default();
+        let Some(raw) = raw else { return default };
+        let (events, wait) = raw
+            .batch
+            .and_then(|at| at.value)
+            .map_or((None, None), |raw| (raw.events, raw.wait));
+        let name = raw
+            .name
+            .and_then(|at| self.read("audit.stream.name", at, key_prefix));
+        let events = self.count_within(
+            "audit.stream.batch.events",
+            events,
+            default.batch_events as u64,
+            1..=MOST_EVENTS,
+        );
+        let shards = self.count_within(
+            "audit.stream.shards",
+            raw.shards,
+            default.shards.into(),
+            1..=256,
+        );
+        Stream {
+            name: name.unwrap_or(default.name),
+            shards: u16::try_from(shards).unwrap_or(default.shards),
+            max_length: self.count_within(
+                "audit.stream.max_length",
+                raw.max_length,
+                default.max_length,
+                1..=u64::MAX,
+            ),
+            batch_events: usize::try_from(events).unwrap_or(default.batch_events),
+            batch_wait: self.span_within(
+                "audit.stream.batch.wait",
+                wait,
+                Span(default.batch_wait),
+                10 * SECOND,
+            ),
         }
-        retention
+    }
+
+    fn spool(&mut self, raw: Option<raw::Spool>) -> Spool {
+        let default = Spool::default();
+        let Some(raw) = raw else { return default };
+        let path = raw.path.and_then(|at| {
+            self.read("audit.spool.path", at, |text| {
+                not_empty(text).map(PathBuf::from)
+            })
+        });
+        let max = raw.max.and_then(|at| {
+            let max = at.value?;
+            if max.0 < LEAST_SPOOL.0 {
+                let message = format!(
+                    "{max} is too little: use {LEAST_SPOOL} or more, for example {}",
+                    ByteSize(default.max)
+                );
+                self.say("audit.spool.max", at.line, at.column, message);
+            }
+            Some(max.0)
+        });
+        Spool {
+            path: path.unwrap_or(default.path),
+            max: max.unwrap_or(default.max),
+        }
     }
 
     /// How much is kept of a route's requests.
@@ -117,6 +173,8 @@ fn texts(at: Option<At<Vec<At<String>>>>) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::super::parse;
     use super::*;
     use crate::config::Config;
@@ -141,6 +199,28 @@ mod tests {
         assert_eq!(audit.sqlite, PathBuf::from("weir-audit.db"));
         assert_eq!(audit.retention, 400 * DAY);
         assert_eq!(config.routes[0].audit, Level::Metadata);
+    }
+
+    #[test]
+    fn stream_and_spool_have_defaults_key_by_key() {
+        let audit = |audit: &str| read(audit).unwrap().audit.unwrap();
+        let plain = audit("audit: {}");
+        assert_eq!(plain.delivery, Delivery::BestEffort);
+        assert_eq!(
+            (plain.stream, plain.spool),
+            (Stream::default(), Spool::default())
+        );
+        let told = audit(
+            "audit: {delivery: guaranteed, stream: {shards: 2, batch: {wait: 5ms}}, spool: {max: 3MiB}}",
+        );
+        assert_eq!(told.delivery, Delivery::Guaranteed);
+        let stream = Stream {
+            shards: 2,
+            batch_wait: Duration::from_millis(5),
+            ..Stream::default()
+        };
+        assert_eq!(told.stream, stream);
+        assert_eq!(told.spool.max, 3 << 20);
     }
 
     #[test]
@@ -170,12 +250,40 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_done_yet_is_refused() {
+    fn mistakes_name_their_mend() {
         let check = |audit: &str, part: &str| {
             let said = read(audit).unwrap_err().join("\n");
             assert!(said.contains(part), "{said}");
         };
-        check("audit: {delivery: guaranteed}", "guaranteed");
+        check("audit: {delivery: eventually}", "audit.delivery: ");
+        for (stream, message) in [
+            ("name: ''", "audit.stream.name: an empty"),
+            ("name: 'a{b'", "audit.stream.name: a prefix has no braces"),
+            (
+                "shards: 0",
+                "audit.stream.shards: 0 is out of bounds: use 1 to 256, for example 8",
+            ),
+            ("shards: 257", "use 1 to 256"),
+            (
+                "max_length: 0",
+                "audit.stream.max_length: 0 is too little: use 1 or more",
+            ),
+            (
+                "batch: {events: 0}",
+                "audit.stream.batch.events: 0 is out of bounds: use 1 to 10000",
+            ),
+            (
+                "batch: {wait: 0s}",
+                "audit.stream.batch.wait: 0s is out of bounds",
+            ),
+        ] {
+            check(&format!("audit: {{stream: {{{stream}}}}}"), message);
+        }
+        check("audit: {spool: {path: ''}}", "audit.spool.path: an empty");
+        check(
+            "audit: {spool: {max: 1023KiB}}",
+            "audit.spool.max: 1023KiB is too little: use 1MiB or more",
+        );
         for retention in ["0s", "12h", "36h"] {
             let message = format!("\"{retention}\" is not a number of days: use 1d or more");
             check(

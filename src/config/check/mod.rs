@@ -4,13 +4,16 @@ mod audit;
 mod breakers;
 pub mod limits;
 mod listeners;
+mod postgres;
 mod redis;
 mod routes;
 mod sessions;
 mod upstreams;
+mod worker;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -20,11 +23,11 @@ use crate::config::breakers::CircuitBreaker;
 use crate::config::limits::Mode;
 use crate::config::raw::{self, Lanes};
 use crate::config::units::Span;
-use crate::config::worker::Worker;
 use crate::config::yaml::{self, At, Lookup, Mistake};
 use crate::config::{Admin, Config, Log, Secret};
 
 const SECOND: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_secs(86_400);
 
 /// Reads the text of a file; `lookup` gives environment variables.
 pub fn parse(text: &str, lookup: Lookup<'_>) -> Result<Config, Vec<Mistake>> {
@@ -85,6 +88,9 @@ impl Checker {
         let (limit_defaults, on_loss) = self.limit_defaults(defaults);
         let (limits, on_every_route) = self.limits(file.rate_limit, file.rate_limits, on_loss);
         let sessions = self.sessions(file.sessions);
+        let has_audit = file.audit.is_some();
+        let postgres = file.postgres.and_then(|at| self.postgres(at, has_audit));
+        let worker = self.worker(file.worker.and_then(|at| at.value));
         let audit = file
             .audit
             .and_then(|at| at.value)
@@ -129,8 +135,8 @@ impl Checker {
             sessions,
             redis,
             audit,
-            postgres: None,
-            worker: Worker::default(),
+            postgres,
+            worker,
             lanes,
             propagation_delay,
             drain,
@@ -210,6 +216,48 @@ impl Checker {
             self.say(path, at.line, at.column, message);
         }
         span.0
+    }
+
+    /// Whole days, one at least.
+    fn days(&mut self, path: &str, at: Option<At<Span>>, default: Duration) -> Duration {
+        let told = at.and_then(|at| Some((at.value?, at.line, at.column)));
+        let Some((span, line, column)) = told else {
+            return default;
+        };
+        if span.0 < DAY || !span.0.as_secs().is_multiple_of(DAY.as_secs()) {
+            let message = format!(
+                "\"{span}\" is not a number of days: use 1d or more, for example 400d, or leave out \"audit\" to keep nothing"
+            );
+            self.say(path, line, column, message);
+        }
+        span.0
+    }
+
+    /// A number within `bounds`, of which the upper may be none.
+    fn count_within<T: Into<u64>>(
+        &mut self,
+        path: &str,
+        at: Option<At<T>>,
+        default: u64,
+        bounds: RangeInclusive<u64>,
+    ) -> u64 {
+        let told = at.and_then(|at| Some((at.value?.into(), at.line, at.column)));
+        let Some((count, line, column)) = told else {
+            return default;
+        };
+        if !bounds.contains(&count) {
+            let (least, most) = bounds.into_inner();
+            let message = match most {
+                u64::MAX => {
+                    format!("{count} is too little: use {least} or more, for example {default}")
+                }
+                most => format!(
+                    "{count} is out of bounds: use {least} to {most}, for example {default}"
+                ),
+            };
+            self.say(path, line, column, message);
+        }
+        count
     }
 
     fn read<T>(

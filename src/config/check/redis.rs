@@ -74,7 +74,8 @@ impl Checker {
                     "no URL uses TLS: write rediss:// in place of redis://, or leave this out";
                 self.say("redis.tls", at.line, at.column, message.to_owned());
             }
-            at.value.map_or(Tls::default(), |raw| self.redis_tls(raw))
+            at.value
+                .map_or(Tls::default(), |raw| self.tls("redis.tls", raw))
         });
         Some(Redis {
             main: main?,
@@ -225,9 +226,9 @@ impl Checker {
         (urls.len() == count).then_some(urls)
     }
 
-    fn redis_tls(&mut self, raw: raw::RedisTls) -> Tls {
+    pub(super) fn tls(&mut self, path: &str, raw: raw::Tls) -> Tls {
         let mut file = |key: &str, at: At<String>| {
-            let path = format!("redis.tls.{key}");
+            let path = format!("{path}.{key}");
             self.read(&path, at, |text| not_empty(text).map(PathBuf::from))
         };
         let ca = raw.ca.and_then(|at| file("ca", at));
@@ -244,7 +245,7 @@ impl Checker {
 }
 
 /// A prefix stands before a hash tag, and a key is one word of a command line.
-fn key_prefix(text: &str) -> Result<String, String> {
+pub(super) fn key_prefix(text: &str) -> Result<String, String> {
     let is_bad = |c: char| matches!(c, '{' | '}') || c.is_whitespace() || c.is_control();
     if text.is_empty() {
         return Err("an empty prefix marks nothing: use, for example, weir".to_owned());
@@ -258,7 +259,7 @@ fn key_prefix(text: &str) -> Result<String, String> {
     }
 }
 
-fn not_empty(text: &str) -> Result<String, String> {
+pub(super) fn not_empty(text: &str) -> Result<String, String> {
     match text {
         "" => Err("an empty one says nothing: set one, or leave the key out".to_owned()),
         text => Ok(text.to_owned()),

@@ -27,7 +27,7 @@ pub struct Redis {
     /// [default: 500ms]
     pub connect_timeout: Option<At<Span>>,
     /// For `rediss://` [default: the public authorities, no certificate of ours].
-    pub tls: Option<At<RedisTls>>,
+    pub tls: Option<At<Tls>>,
     /// Where rate limits are kept, if elsewhere.
     pub rate_limit: Option<At<RedisClient>>,
     /// Where sessions are kept, if elsewhere.
@@ -57,18 +57,19 @@ pub enum RedisMode {
     Cluster,
 }
 
+/// Of Redis, and of Postgres.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
-pub struct RedisTls {
+pub struct Tls {
     /// The authorities that are believed, a PEM file, in place of the public ones.
     pub ca: Option<At<String>>,
     /// What weir shows the servers.
-    pub certificate: Option<At<RedisCertificate>>,
+    pub certificate: Option<At<Certificate>>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
-pub struct RedisCertificate {
+pub struct Certificate {
     /// A PEM file.
     pub cert: At<String>,
     /// A PEM file.

@@ -36,7 +36,7 @@ struct Client<'c> {
 }
 
 #[derive(Serialize)]
-struct Tls<'c> {
+pub(super) struct Tls<'c> {
     #[serde(skip_serializing_if = "Option::is_none")]
     ca: Option<&'c Path>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -51,22 +51,28 @@ struct Certificate<'c> {
 
 impl<'c> Redis<'c> {
     pub(super) fn new(redis: &'c redis::Redis) -> Redis<'c> {
-        let tls = &redis.tls;
         Redis {
             main: Client::new(&redis.main),
             key_prefix: &redis.key_prefix,
             timeout: Span(redis.timeout),
             connect_timeout: Span(redis.connect_timeout),
-            tls: (*tls != redis::Tls::default()).then(|| Tls {
-                ca: tls.ca.as_deref(),
-                certificate: tls.certificate.as_ref().map(|files| Certificate {
-                    cert: &files.cert,
-                    key: &files.key,
-                }),
-            }),
+            tls: Tls::new(&redis.tls),
             rate_limit: redis.rate_limit.as_ref().map(Client::new),
             sessions: redis.sessions.as_ref().map(Client::new),
         }
+    }
+}
+
+impl<'c> Tls<'c> {
+    /// `None` where the file says nothing of it.
+    pub(super) fn new(tls: &'c redis::Tls) -> Option<Tls<'c>> {
+        (*tls != redis::Tls::default()).then(|| Tls {
+            ca: tls.ca.as_deref(),
+            certificate: tls.certificate.as_ref().map(|files| Certificate {
+                cert: &files.cert,
+                key: &files.key,
+            }),
+        })
     }
 }
 

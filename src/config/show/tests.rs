@@ -83,9 +83,26 @@ audit:
   sample: 5%
   capture: {request_headers: [user-agent], response_headers: [etag], query: false}
   redact: {headers: [x-pin], query: [pin]}
-  delivery: best_effort
+  delivery: guaranteed
+  stream: {name: trail, shards: 3, max_length: 7, batch: {events: 9, wait: 5ms}}
+  spool: {path: /a/spool, max: 3MiB}
   sqlite: {path: /a/b.db, retention: 7d}
   integrity: {key: "hunter2"}
+postgres:
+  write: "postgres://ann:hunter2@h/weir"
+  read: ["host=a password=hunter2", "postgres://ann:hunter2@b/weir"]
+  pool: {write: 4, read: 6, timeout: 3s}
+  migrate: false
+  tls: {ca: /a/ca.pem, certificate: {cert: /a/c.pem, key: /a/k.pem}}
+worker:
+  group: g
+  batch: {max: 9, wait: 1s}
+  claim_after: 7s
+  max_deliveries: 3
+  partition: day
+  retention: 3d
+  session_sweep: 9s
+  health: {interval: 3s, timeout: 2s, cache: 0s, checks: {audit_lag: {degraded: 4s, critical: 9s}}}
 admin: {address: 0.0.0.0:1, token: "hunter2"}
 metrics: {address: 127.0.0.1:2, max_series: 5}
 telemetry: {log: {format: json, level: warn}}
@@ -111,6 +128,11 @@ fn what_is_printed_is_the_same_configuration() {
             again.admin.token.clone_from(&config.admin.token);
             again.audit.clone_from(&config.audit);
             again.redis.clone_from(&config.redis);
+            let (Some(again), Some(postgres)) = (&mut again.postgres, &config.postgres) else {
+                panic!("{printed}");
+            };
+            again.write.clone_from(&postgres.write);
+            again.read.clone_from(&postgres.read);
         }
         assert_eq!(again, config, "{printed}");
         assert_eq!(yaml(&again), printed);

@@ -14,7 +14,6 @@ mod topology;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +35,7 @@ pub use scan::Place;
 pub use script::{Arg, Script};
 pub use topology::Address;
 
+use super::tls::{self, TlsError};
 use crate::clock;
 use crate::config::redis::{Client, Mode, Tls};
 use crate::keys;
@@ -67,10 +67,8 @@ pub enum CallError {
 /// Why a client cannot be made.
 #[derive(Debug, Error)]
 pub enum OpenError {
-    #[error("cannot read {path}: {error}")]
-    File { path: String, error: io::Error },
-    #[error("the certificates of redis.tls cannot be used: {0}")]
-    Certificates(String),
+    #[error("redis.tls: {0}")]
+    Tls(#[from] TlsError),
 }
 
 /// One named client, as the process shares it.
@@ -98,14 +96,14 @@ impl Redis {
         connect_timeout: Duration,
         metrics: RedisMetrics,
     ) -> Result<Arc<Redis>, OpenError> {
-        let tls = settings.tls.then(|| dial::connector(tls));
+        let tls = settings.tls.then(|| tls::client_config(tls)).transpose()?;
         Ok(Arc::new(Redis {
             name,
             timeout,
             connect_timeout,
             topology: watch::Sender::new(Arc::new(Topology::before_asking(&settings))),
             settings,
-            tls: tls.transpose()?,
+            tls: tls.map(|config| TlsConnector::from(Arc::new(config))),
             stale: Notify::new(),
             metrics,
         }))

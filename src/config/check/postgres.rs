@@ -1,0 +1,267 @@
+//! Postgres, from the file as written to [`Postgres`]. No message shows a URL, since it may hold a password. What a URL says in
+//! full only the client knows; here it is told from what cannot be one.
+
+use std::time::Duration;
+
+use super::{Checker, SECOND};
+use crate::config::Secret;
+use crate::config::postgres::Postgres;
+use crate::config::raw;
+use crate::config::redis::Tls;
+use crate::config::units::Span;
+use crate::config::yaml::At;
+
+/// Of each pool: more than a server has.
+const MOST_CONNECTIONS: u64 = 10_000;
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+impl Checker {
+    /// `has_audit`: whether the file has one, right or wrong.
+    pub(super) fn postgres(&mut self, at: At<raw::Postgres>, has_audit: bool) -> Option<Postgres> {
+        let needs = [
+            (
+                "redis",
+                self.has_redis,
+                "redis: {urls: redis://127.0.0.1:6379}",
+            ),
+            ("audit", has_audit, "audit: {}"),
+        ];
+        for (key, is_there, mend) in needs {
+            if !is_there {
+                let message = format!(
+                    "the audit comes here through redis, and the file has no \"{key}\": add \"{mend}\", or leave \"postgres\" out"
+                );
+                self.say("postgres", at.line, at.column, message);
+            }
+        }
+        let raw = at.value?;
+        let write = self.read("postgres.write", raw.write, address);
+        let read = raw.read.map_or(Vec::new(), |at| {
+            let list = At::<Vec<At<String>>>::from(at).value.unwrap_or_default();
+            list.into_iter()
+                .enumerate()
+                .filter_map(|(index, at)| {
+                    self.read(&format!("postgres.read[{index}]"), at, address)
+                })
+                .collect()
+        });
+        let (write_pool, read_pool, timeout) = raw
+            .pool
+            .and_then(|at| at.value)
+            .map_or((None, None, None), |raw| (raw.write, raw.read, raw.timeout));
+        let mut connections = |key: &str, at, default| {
+            let path = format!("postgres.pool.{key}");
+            let count = self.count_within(&path, at, default, 1..=MOST_CONNECTIONS);
+            usize::try_from(count).unwrap_or(usize::MAX)
+        };
+        let write_pool = connections("write", write_pool, 40);
+        let read_pool = connections("read", read_pool, 60);
+        Some(Postgres {
+            write: write?,
+            read,
+            write_pool,
+            read_pool,
+            timeout: self.span_within("postgres.pool.timeout", timeout, Span(TIMEOUT), 60 * SECOND),
+            migrate: raw.migrate.and_then(|at| at.value).unwrap_or(true),
+            tls: raw
+                .tls
+                .and_then(|at| at.value)
+                .map_or(Tls::default(), |raw| self.tls("postgres.tls", raw)),
+        })
+    }
+}
+
+/// `postgres://…`, `postgresql://…`, or `key=value` words.
+fn address(text: &str) -> Result<Secret, String> {
+    let behind = ["postgres://", "postgresql://"]
+        .into_iter()
+        .find_map(|scheme| text.strip_prefix(scheme));
+    let is_one = match behind {
+        Some(rest) => !rest.is_empty() && !rest.contains(char::is_whitespace),
+        None => has_words(text),
+    };
+    match is_one {
+        true => Ok(Secret(text.to_owned())),
+        false => Err(
+            "not an address of Postgres: use postgres://USER:PASSWORD@HOST:PORT/DATABASE or \"host=HOST dbname=DATABASE\""
+                .to_owned(),
+        ),
+    }
+}
+
+/// Whether `text` is `key=value` words, one at least; a value with white space stands in single quotes, and a backslash is
+/// before what stands for itself.
+fn has_words(text: &str) -> bool {
+    let mut rest = text.trim_start();
+    let mut any = false;
+    while !rest.is_empty() {
+        let Some((key, value)) = rest.split_once('=') else {
+            return false;
+        };
+        let key = key.trim_end();
+        if key.is_empty() || !key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_') {
+            return false;
+        }
+        let value = value.trim_start();
+        let (value, is_quoted) = match value.strip_prefix('\'') {
+            Some(quoted) => (quoted, true),
+            None => (value, false),
+        };
+        let mut is_escaped = false;
+        let end = value.find(|c: char| {
+            let is_end = !is_escaped
+                && if is_quoted {
+                    c == '\''
+                } else {
+                    c.is_whitespace()
+                };
+            is_escaped = !is_escaped && c == '\\';
+            is_end
+        });
+        rest = match end {
+            Some(end) if is_quoted => &value[end + 1..],
+            Some(end) => &value[end..],
+            None if is_quoted => return false,
+            None => "",
+        };
+        rest = rest.trim_start();
+        any = true;
+    }
+    any
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::parse;
+    use super::*;
+    use crate::config::yaml::Mistake;
+
+    const BESIDE: &str = "listen: 127.0.0.1:1\nupstream: http://x:1\n";
+    const NEEDED: &str = "redis: {urls: redis://a}\naudit: {}\n";
+
+    fn read(text: &str) -> Result<Option<Postgres>, String> {
+        let said = |mistakes: Vec<Mistake>| {
+            let said: Vec<_> = mistakes.iter().map(Mistake::to_string).collect();
+            said.join("\n")
+        };
+        parse(&format!("{BESIDE}{text}\n"), &|_| None)
+            .map(|config| config.postgres)
+            .map_err(said)
+    }
+
+    fn postgres(postgres: &str) -> Result<Option<Postgres>, String> {
+        read(&format!("{NEEDED}postgres: {postgres}"))
+    }
+
+    #[test]
+    fn one_url_is_enough() {
+        assert_eq!(read(NEEDED).unwrap(), None);
+        let read = postgres("{write: 'postgres://ann:b@h/weir'}").unwrap();
+        assert_eq!(
+            read.unwrap(),
+            Postgres {
+                write: Secret("postgres://ann:b@h/weir".to_owned()),
+                read: Vec::new(),
+                write_pool: 40,
+                read_pool: 60,
+                timeout: 2 * SECOND,
+                migrate: true,
+                tls: Tls::default(),
+            }
+        );
+    }
+
+    #[test]
+    fn an_address_is_a_url_or_words() {
+        for good in [
+            "postgresql://h",
+            "postgres:///weir?host=/run/postgresql",
+            "postgres://u:p@a:1,b:2/weir?sslmode=require",
+            "host=h",
+            "host = h  dbname=weir password='a b=c'",
+            "host=h password='it\\'s' user=ann",
+            "host=h password=a\\ b",
+            "password='' host=h",
+        ] {
+            assert_eq!(address(good), Ok(Secret(good.to_owned())), "{good}");
+        }
+        for bad in [
+            "",
+            " ",
+            "postgres://",
+            "postgres://h/a b",
+            "mysql://h",
+            "h:5432",
+            "weir",
+            "host",
+            "host=h dbname",
+            "=h",
+            "Host=h",
+            "host=h password='a",
+        ] {
+            assert!(address(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn replicas_are_a_text_or_a_list() {
+        let read = |read: &str| {
+            let read = postgres(&format!("{{write: 'host=a', read: {read}}}")).unwrap();
+            read.unwrap()
+                .read
+                .into_iter()
+                .map(|url| url.0)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(read("[]"), Vec::<String>::new());
+        assert_eq!(read("'host=b'"), ["host=b"]);
+        assert_eq!(read("['host=b', 'host=c']"), ["host=b", "host=c"]);
+    }
+
+    #[test]
+    fn mistakes_name_their_mend_and_never_the_address() {
+        let check = |text: &str, part: &str| {
+            let said = postgres(text).unwrap_err();
+            assert!(said.contains(part), "{said}");
+            assert!(!said.contains("hunter"), "{said}");
+        };
+        check("{}", "\"write\" is missing");
+        check(
+            "{write: 'postgre://ann:hunter2@h'}",
+            "postgres.write: not an address of Postgres: use postgres://",
+        );
+        check(
+            "{write: 'host=a', read: ['host=b', 'h hunter2']}",
+            "postgres.read[1]: not an address",
+        );
+        check(
+            "{write: 'host=a', pool: {write: 0}}",
+            "postgres.pool.write: 0 is out of bounds: use 1 to 10000, for example 40",
+        );
+        check("{write: 'host=a', pool: {read: 10001}}", "for example 60");
+        check(
+            "{write: 'host=a', pool: {timeout: 0s}}",
+            "postgres.pool.timeout: 0s is out of bounds: use 1ms to 1m, for example 2s",
+        );
+        check(
+            "{write: 'host=a', tls: {ca: ''}}",
+            "postgres.tls.ca: an empty",
+        );
+        check(
+            "{write: 'host=a', tls: {certificate: {cert: /a}}}",
+            "\"key\" is missing",
+        );
+    }
+
+    #[test]
+    fn the_audit_comes_through_redis() {
+        let said = read("postgres: {write: 'host=a'}").unwrap_err();
+        assert!(
+            said.contains("no \"redis\": add \"redis: {urls: "),
+            "{said}"
+        );
+        assert!(said.contains("no \"audit\": add \"audit: {}\""), "{said}");
+        let said = read("postgres: {write: 'host=a'}\nredis: {urls: redis://a}").unwrap_err();
+        assert!(!said.contains("no \"redis\""), "{said}");
+    }
+}

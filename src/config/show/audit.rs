@@ -1,0 +1,117 @@
+//! The audit as the file spells it.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::config::audit::{self, Delivery, Level};
+use crate::config::units::{ByteSize, Percent, Span};
+
+#[derive(Serialize)]
+pub(super) struct Audit<'c> {
+    level: &'static str,
+    sample: Percent,
+    capture: Capture<'c>,
+    redact: Redact<'c>,
+    delivery: &'static str,
+    stream: Stream<'c>,
+    spool: Spool<'c>,
+    sqlite: Sqlite<'c>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    integrity: Option<Integrity>,
+}
+
+#[derive(Serialize)]
+struct Capture<'c> {
+    request_headers: &'c [String],
+    response_headers: &'c [String],
+    query: bool,
+}
+
+#[derive(Serialize)]
+struct Redact<'c> {
+    headers: Vec<&'c str>,
+    query: Vec<&'c str>,
+}
+
+#[derive(Serialize)]
+struct Stream<'c> {
+    name: &'c str,
+    shards: u16,
+    max_length: u64,
+    batch: StreamBatch,
+}
+
+#[derive(Serialize)]
+struct StreamBatch {
+    events: usize,
+    wait: Span,
+}
+
+#[derive(Serialize)]
+struct Spool<'c> {
+    path: &'c Path,
+    max: ByteSize,
+}
+
+#[derive(Serialize)]
+struct Sqlite<'c> {
+    path: &'c Path,
+    retention: Span,
+}
+
+#[derive(Serialize)]
+struct Integrity {
+    key: String,
+}
+
+impl<'c> Audit<'c> {
+    pub(super) fn new(audit: &'c audit::Audit) -> Audit<'c> {
+        let stream = &audit.stream;
+        Audit {
+            level: level(audit.level),
+            sample: Percent(audit.sample),
+            capture: Capture {
+                request_headers: &audit.request_headers,
+                response_headers: &audit.response_headers,
+                query: audit.query,
+            },
+            redact: Redact {
+                headers: audit.redaction.headers().collect(),
+                query: audit.redaction.query().collect(),
+            },
+            delivery: match audit.delivery {
+                Delivery::BestEffort => "best_effort",
+                Delivery::Guaranteed => "guaranteed",
+            },
+            stream: Stream {
+                name: &stream.name,
+                shards: stream.shards,
+                max_length: stream.max_length,
+                batch: StreamBatch {
+                    events: stream.batch_events,
+                    wait: Span(stream.batch_wait),
+                },
+            },
+            spool: Spool {
+                path: &audit.spool.path,
+                max: ByteSize(audit.spool.max),
+            },
+            sqlite: Sqlite {
+                path: &audit.sqlite,
+                retention: Span(audit.retention),
+            },
+            integrity: audit.key.as_ref().map(|key| Integrity {
+                key: format!("{key:?}"),
+            }),
+        }
+    }
+}
+
+pub(super) fn level(level: Level) -> &'static str {
+    match level {
+        Level::None => "none",
+        Level::Metadata => "metadata",
+        Level::Headers => "headers",
+    }
+}

@@ -1,0 +1,501 @@
+//! Postgres: a pool of connections to the primary, and one to each replica, of which a sick one is left out until it answers
+//! again. Owns the connections, their timeouts and TLS, and what is told of errors. The only module that names the Postgres
+//! crates.
+//!
+//! `sslmode` of a URL says whether TLS is used: `disable`, `prefer` (the default: if the server can) or `require`. Where it
+//! is, the server's certificate must be of an authority that is believed and bear its name, as libpq has it for
+//! `verify-full`, which is taken for `require`.
+//!
+//! A pool's connections live on the runtime that made them, so all calls are to come from one.
+
+pub mod migrate;
+pub mod row;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use deadpool_postgres::{
+    Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, Timeouts,
+};
+use futures_util::future::join_all;
+use thiserror::Error;
+use tokio::time::{sleep, timeout};
+use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres_rustls::MakeRustlsConnect;
+use tracing::{info, warn};
+
+pub use deadpool_postgres::{Client, Transaction};
+
+use super::tls::{self, TlsError};
+use crate::clock;
+use crate::config::postgres;
+use crate::config::redis::Tls;
+
+/// Between looks at replicas.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// What a connection that is quiet, or whose bytes are not acknowledged, lives: a peer that vanished is noticed by it, here and
+/// at the server.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_RETRIES: u32 = 3;
+const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
+
+/// Why Postgres did not do what it was asked. Never shows a password.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum PostgresError {
+    #[error(
+        "no connection to postgres ({target}) was free within {within:?}; raise postgres.write_pool or postgres.read_pool"
+    )]
+    Busy { target: String, within: Duration },
+    /// There is no connection, or it was lost: what was asked may have been done all the same.
+    #[error("no connection to postgres: {0}")]
+    Lost(String),
+    #[error("postgres did not answer within {0:?}")]
+    Late(Duration),
+    /// What the server said.
+    #[error("postgres refused: {message} (SQLSTATE {code})")]
+    Refused { code: String, message: String },
+    /// It answered in another shape than it was asked for.
+    #[error("postgres answered in another shape than weir's schema promises: {0}")]
+    Nonsense(String),
+    #[error(
+        "weir's schema in postgres is version {found}, this weir needs {needed}; run `weir migrate`"
+    )]
+    SchemaOld { found: i32, needed: i32 },
+    #[error(
+        "weir's schema in postgres is version {found}, this weir knows up to {known}; run the weir that brought it there, or a later one"
+    )]
+    SchemaNew { found: i32, known: i32 },
+    #[error("the database's encoding is {0}, weir needs UTF8; create it with ENCODING 'UTF8'")]
+    Encoding(String),
+}
+
+/// Why the pools cannot be made.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// `place` is `postgres.write` or `postgres.read[N]`. What is wrong is not told in the text's own words: it has a
+    /// password.
+    #[error("{place}: {what}")]
+    Url { place: String, what: &'static str },
+    #[error("postgres.tls: {0}")]
+    Tls(#[from] TlsError),
+}
+
+/// The pools, as the process shares them.
+#[derive(Debug)]
+pub struct Postgres {
+    /// For a connection from a pool, and for each statement of a read connection.
+    pub timeout: Duration,
+    write: Target,
+    /// The primary again, by connections that only read: asked while no replica is well.
+    read_primary: Target,
+    replicas: Vec<Target>,
+    /// Whose turn it is.
+    next: AtomicUsize,
+}
+
+/// One server, as it is used for one purpose.
+struct Target {
+    /// Where it is, without the password.
+    name: String,
+    pool: Pool,
+    /// One connection of its own to be looked at by: a pool in full use says nothing of the server.
+    probe: Pool,
+    sick: AtomicBool,
+    timeout: Duration,
+}
+
+/// How a server is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TargetHealth {
+    /// `HOST:PORT/DATABASE`.
+    pub name: String,
+    /// How long it took to answer, or why it did not.
+    pub answered: Result<Duration, PostgresError>,
+}
+
+/// How the servers are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    pub write: TargetHealth,
+    /// Each replica; the primary where there is none.
+    pub read: Vec<TargetHealth>,
+}
+
+impl Postgres {
+    /// Connects to nothing yet; reads the files of `tls` where a URL allows TLS.
+    pub fn new(config: &postgres::Postgres) -> Result<Arc<Postgres>, OpenError> {
+        let timeout = config.timeout;
+        let bounded = [
+            // The proxy and the command line only look; no query of theirs is to run on when they have given up.
+            format!("-c statement_timeout={}", timeout.as_millis().max(1)),
+            "-c default_transaction_read_only=on".to_owned(),
+        ]
+        .join(" ");
+        let target = |place: &str, url: &str, size: usize, options: &str| {
+            Target::new(place, url, size, options, &config.tls, timeout)
+        };
+        let each = (config.read_pool / config.read.len().max(1)).max(1);
+        let replicas = config.read.iter().enumerate().map(|(n, url)| {
+            let place = format!("postgres.read[{n}]");
+            target(&place, &url.0, each, &bounded)
+        });
+        Ok(Arc::new(Postgres {
+            timeout,
+            write: target("postgres.write", &config.write.0, config.write_pool, "")?,
+            read_primary: target(
+                "postgres.write",
+                &config.write.0,
+                config.read_pool,
+                &bounded,
+            )?,
+            replicas: replicas.collect::<Result<_, _>>()?,
+            next: AtomicUsize::new(0),
+        }))
+    }
+
+    /// A connection to the primary, without a bound on its statements.
+    pub async fn write(&self) -> Result<Client, PostgresError> {
+        self.write.connection().await
+    }
+
+    /// A connection to read by: to the next replica that is well, or to the primary. A statement ends after
+    /// [`Postgres::timeout`] unless a transaction sets another bound.
+    pub async fn read(&self) -> Result<Client, PostgresError> {
+        let turn = self.next.fetch_add(1, Ordering::Relaxed);
+        let count = self.replicas.len();
+        let in_turn = (0..count).map(|n| &self.replicas[(turn.wrapping_add(n)) % count]);
+        for replica in in_turn.filter(|replica| !replica.sick.load(Ordering::Relaxed)) {
+            match replica.connection().await {
+                Ok(connection) => return Ok(connection),
+                // Others may have some left; it is not sick for that.
+                Err(PostgresError::Busy { .. }) => {}
+                Err(error) => replica.note(Err(&error)),
+            }
+        }
+        self.read_primary.connection().await
+    }
+
+    /// Asks all servers at once, each for `within` at most.
+    pub async fn health(&self, within: Duration) -> Health {
+        let read = match self.replicas.is_empty() {
+            true => std::slice::from_ref(&self.read_primary),
+            false => &self.replicas[..],
+        };
+        let read = join_all(read.iter().map(|target| target.health(within)));
+        let (write, read) = tokio::join!(self.write.health(within), read);
+        Health { write, read }
+    }
+
+    /// Whether the replica of this place in the configuration is asked now.
+    pub fn is_in_turn(&self, replica: usize) -> bool {
+        let replica = self.replicas.get(replica);
+        replica.is_some_and(|replica| !replica.sick.load(Ordering::Relaxed))
+    }
+
+    /// Looks at the replicas for ever, so that a sick one is left out and taken back when it answers again.
+    pub async fn keep(self: Arc<Self>) -> std::convert::Infallible {
+        if self.replicas.is_empty() {
+            return std::future::pending().await;
+        }
+        loop {
+            join_all(self.replicas.iter().map(Target::look)).await;
+            sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+impl Target {
+    fn new(
+        place: &str,
+        url: &str,
+        size: usize,
+        options: &str,
+        tls: &Tls,
+        timeout: Duration,
+    ) -> Result<Target, OpenError> {
+        let config = parse(place, url, options, timeout)?;
+        let tls = match config.get_ssl_mode() {
+            SslMode::Require => Some(tls::client_config(tls)?),
+            SslMode::Disable => None,
+            _ => Some(tls::client_config_if_needed(tls)?),
+        };
+        let pool = |size: usize| {
+            let recycling = ManagerConfig {
+                recycling_method: RecyclingMethod::Fast,
+            };
+            let config = config.clone();
+            let manager = match &tls {
+                Some(tls) => {
+                    let tls = MakeRustlsConnect::new(tls.clone());
+                    Manager::from_config(config, tls, recycling)
+                }
+                None => Manager::from_config(config, tokio_postgres::NoTls, recycling),
+            };
+            let timeouts = Timeouts {
+                wait: Some(timeout),
+                create: Some(timeout),
+                recycle: Some(timeout),
+            };
+            Pool::builder(manager)
+                .max_size(size.max(1))
+                .timeouts(timeouts)
+                .runtime(Runtime::Tokio1)
+                .build()
+                .expect("a pool with a runtime takes timeouts")
+        };
+        Ok(Target {
+            name: name(&config),
+            pool: pool(size),
+            probe: pool(1),
+            sick: AtomicBool::new(false),
+            timeout,
+        })
+    }
+
+    async fn connection(&self) -> Result<Client, PostgresError> {
+        self.take(&self.pool).await
+    }
+
+    async fn take(&self, pool: &Pool) -> Result<Client, PostgresError> {
+        pool.get().await.map_err(|error| match error {
+            PoolError::Backend(error) => match PostgresError::from(error) {
+                PostgresError::Lost(why) => PostgresError::Lost(format!("{}: {why}", self.name)),
+                other => other,
+            },
+            PoolError::Timeout(deadpool_postgres::TimeoutType::Wait) => PostgresError::Busy {
+                target: self.name.clone(),
+                within: self.timeout,
+            },
+            PoolError::Timeout(_) => {
+                let why = format!("{}: none was made within {:?}", self.name, self.timeout);
+                PostgresError::Lost(why)
+            }
+            other => PostgresError::Lost(format!("{}: {other}", self.name)),
+        })
+    }
+
+    /// How long it takes to answer, a connection included if there is none.
+    async fn answer_within(&self, within: Duration) -> Result<Duration, PostgresError> {
+        let began = clock::now();
+        let ask = async {
+            let connection = self.take(&self.probe).await?;
+            // What is not answered in time is closed, not kept for the next one to wait behind.
+            let connection = CloseUnlessAnswered(Some(connection));
+            connection.ask().await
+        };
+        let answer = timeout(within, ask).await;
+        answer.unwrap_or(Err(PostgresError::Late(within)))?;
+        Ok(began.elapsed())
+    }
+
+    async fn health(&self, within: Duration) -> TargetHealth {
+        TargetHealth {
+            name: self.name.clone(),
+            answered: self.answer_within(within).await,
+        }
+    }
+
+    async fn look(&self) {
+        let answer = self.answer_within(self.timeout).await;
+        self.note(answer.as_ref().map(|_| ()));
+    }
+
+    fn note(&self, answer: Result<(), &PostgresError>) {
+        let was_sick = self.sick.swap(answer.is_err(), Ordering::Relaxed);
+        match answer {
+            Ok(()) if was_sick => info!(replica = self.name, "postgres replica is asked again"),
+            Err(error) if !was_sick => {
+                warn!(replica = self.name, %error, "postgres replica is left out");
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
+}
+
+struct CloseUnlessAnswered(Option<Client>);
+
+impl CloseUnlessAnswered {
+    async fn ask(mut self) -> Result<(), PostgresError> {
+        if let Some(connection) = &self.0 {
+            connection.simple_query("SELECT 1").await?;
+        }
+        // Given back.
+        drop(self.0.take());
+        Ok(())
+    }
+}
+
+impl Drop for CloseUnlessAnswered {
+    fn drop(&mut self) {
+        self.0.take().map(close);
+    }
+}
+
+/// Closes a connection instead of giving it back: whatever runs on it ends.
+pub(super) fn close(connection: Client) {
+    drop(Object::take(connection));
+}
+
+/// What the connections are made by.
+fn parse(
+    place: &str,
+    url: &str,
+    options: &str,
+    timeout: Duration,
+) -> Result<tokio_postgres::Config, OpenError> {
+    let wrong = |what| OpenError::Url {
+        place: place.to_owned(),
+        what,
+    };
+    // TLS is never less than this.
+    let url = url
+        .replace("sslmode=verify-full", "sslmode=require")
+        .replace("sslmode=verify-ca", "sslmode=require");
+    let mut config: tokio_postgres::Config = url.parse().map_err(|_| {
+        wrong("not a URL as postgres://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=require, nor `key=value` words of those keys")
+    })?;
+    if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
+        return Err(wrong("names no host"));
+    }
+    if config.get_user().is_none() {
+        return Err(wrong("names no user"));
+    }
+    if config.get_application_name().is_none() {
+        config.application_name("weir");
+    }
+    if config.get_connect_timeout().is_none() {
+        config.connect_timeout(timeout);
+    }
+    if config.get_tcp_user_timeout().is_none() {
+        config.tcp_user_timeout(UNACKNOWLEDGED);
+    }
+    config.keepalives_idle(KEEPALIVE_IDLE);
+    config.keepalives_interval(KEEPALIVE_INTERVAL);
+    config.keepalives_retries(KEEPALIVE_RETRIES);
+    // The server's side of the same: the locks of a worker whose machine vanished are free in good time.
+    let keepalives = format!(
+        "-c tcp_keepalives_idle={} -c tcp_keepalives_interval={} -c tcp_keepalives_count={KEEPALIVE_RETRIES}",
+        KEEPALIVE_IDLE.as_secs(),
+        KEEPALIVE_INTERVAL.as_secs()
+    );
+    let given = config.get_options().unwrap_or_default();
+    let options = [keepalives.as_str(), options, given]
+        .into_iter()
+        .filter(|part| !part.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ");
+    config.options(options);
+    Ok(config)
+}
+
+fn name(config: &tokio_postgres::Config) -> String {
+    let host = match config.get_hosts().first() {
+        Some(Host::Tcp(name)) => name.clone(),
+        #[cfg(unix)]
+        Some(Host::Unix(path)) => path.display().to_string(),
+        None => config
+            .get_hostaddrs()
+            .first()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
+    };
+    let port = config.get_ports().first().copied().unwrap_or(5432);
+    let database = config.get_dbname().or(config.get_user());
+    format!("{host}:{port}/{}", database.unwrap_or_default())
+}
+
+impl PostgresError {
+    /// Whether the server said that it is about the data, so that it will say so again.
+    pub(super) fn is_about_data(&self) -> bool {
+        // Data exceptions, broken constraints, and rows beyond what the server can hold.
+        self.class()
+            .is_some_and(|class| ["22", "23", "54"].contains(&class))
+    }
+
+    /// The class of the SQLSTATE.
+    fn class(&self) -> Option<&str> {
+        match self {
+            PostgresError::Refused { code, .. } => code.get(..2),
+            PostgresError::Busy { .. }
+            | PostgresError::Lost(_)
+            | PostgresError::Late(_)
+            | PostgresError::Nonsense(_)
+            | PostgresError::SchemaOld { .. }
+            | PostgresError::SchemaNew { .. }
+            | PostgresError::Encoding(_) => None,
+        }
+    }
+
+    pub(super) fn has_code(&self, code: &str) -> bool {
+        matches!(self, PostgresError::Refused { code: is, .. } if is == code)
+    }
+}
+
+impl From<tokio_postgres::Error> for PostgresError {
+    fn from(error: tokio_postgres::Error) -> PostgresError {
+        if let Some(said) = error.as_db_error() {
+            return PostgresError::Refused {
+                code: said.code().code().to_owned(),
+                message: said.message().to_owned(),
+            };
+        }
+        let mut message = error.to_string();
+        let mut source = std::error::Error::source(&error);
+        while let Some(cause) = source {
+            message = format!("{message}: {cause}");
+            source = cause.source();
+        }
+        PostgresError::Lost(message)
+    }
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Target")
+            .field("name", &self.name)
+            .field("sick", &self.sick)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(url: &str) -> Result<tokio_postgres::Config, OpenError> {
+        parse("postgres.write", url, "-c a=b", Duration::from_secs(3))
+    }
+
+    #[test]
+    fn urls_are_taken_as_libpq_takes_them() {
+        let check = |url: &str, expected: &str| {
+            assert_eq!(name(&parsed(url).unwrap()), expected, "{url}");
+        };
+        check("postgres://u:p@db:5433/weir", "db:5433/weir");
+        check(
+            "postgres://u@[::1]/weir?sslmode=verify-full",
+            "::1:5432/weir",
+        );
+        check("host=/run/postgresql user=u", "/run/postgresql:5432/u");
+        let config = parsed("postgres://u:p@db/weir?sslmode=verify-ca&options=-c%20c%3Dd").unwrap();
+        assert_eq!(config.get_ssl_mode(), SslMode::Require);
+        assert!(config.get_options().unwrap().ends_with(" -c a=b -c c=d"));
+    }
+
+    #[test]
+    fn no_message_shows_a_password() {
+        for url in [
+            "postgres://u:s3cret@db:x/weir",
+            "user=u password=s3 cret host=db",
+            "postgres://u:s3cret@/weir",
+            "host=db password=s3cret",
+        ] {
+            let said = parsed(url).unwrap_err().to_string();
+            assert!(said.starts_with("postgres.write: "), "{said}");
+            assert!(!said.contains("s3") && !said.contains("cret"), "{said}");
+        }
+    }
+}

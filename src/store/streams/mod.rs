@@ -1,0 +1,3 @@
+//! The audit's streams in Redis: batches go in at the proxy's end and come out at the worker's.
+
+pub mod produce;

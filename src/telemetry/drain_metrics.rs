@@ -1,0 +1,103 @@
+//! Metrics of the worker that drains the audit's streams into Postgres.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// The handles. Clones count together.
+#[derive(Debug, Clone)]
+pub struct DrainMetrics {
+    /// Events whose rows were committed.
+    pub events: Counter,
+    /// Batches whose rows were committed,
+    pub stored: Counter,
+    /// that were stored before,
+    pub known: Counter,
+    /// that went to the dead letters.
+    pub buried: Counter,
+    pub transactions: Counter,
+    /// Transactions that are tried again.
+    pub failed: Counter,
+    /// Entries taken over from workers that did not store them.
+    pub claimed: Counter,
+    /// The age of the oldest entry that is not stored.
+    pub lag_seconds: Gauge<f64, AtomicU64>,
+    /// Entries that are not stored.
+    pub waiting: Gauge,
+    pub dead_letters: Gauge,
+    /// Days that retention removed.
+    pub days_removed: Counter,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabels {
+    result: &'static str,
+}
+
+impl DrainMetrics {
+    pub(super) fn register(registry: &mut Registry) -> DrainMetrics {
+        let batches = Family::<ResultLabels, Counter>::default();
+        let transactions = Family::<ResultLabels, Counter>::default();
+        let of = |family: &Family<ResultLabels, Counter>, result| {
+            family.get_or_create_owned(&ResultLabels { result })
+        };
+        let metrics = DrainMetrics {
+            events: Counter::default(),
+            stored: of(&batches, "stored"),
+            known: of(&batches, "known"),
+            buried: of(&batches, "buried"),
+            transactions: of(&transactions, "committed"),
+            failed: of(&transactions, "failed"),
+            claimed: Counter::default(),
+            lag_seconds: Gauge::default(),
+            waiting: Gauge::default(),
+            dead_letters: Gauge::default(),
+            days_removed: Counter::default(),
+        };
+        registry.register(
+            "drain_events",
+            "Audit events stored in postgres",
+            metrics.events.clone(),
+        );
+        registry.register(
+            "drain_batches",
+            "Batches of audit events read from redis, by what became of them",
+            batches,
+        );
+        registry.register(
+            "drain_transactions",
+            "Transactions that store audit events; those that failed are tried again",
+            transactions,
+        );
+        registry.register(
+            "drain_claimed",
+            "Entries taken over from workers that did not store them",
+            metrics.claimed.clone(),
+        );
+        registry.register(
+            "drain_lag_seconds",
+            "Age of the oldest audit event in redis that is not stored",
+            metrics.lag_seconds.clone(),
+        );
+        registry.register(
+            "drain_waiting",
+            "Batches of audit events in redis that are not stored",
+            metrics.waiting.clone(),
+        );
+        registry.register(
+            "drain_dead_letters",
+            "Batches that could not be stored, and wait for an operator",
+            metrics.dead_letters.clone(),
+        );
+        registry.register(
+            "drain_days_removed",
+            "Days of the audit that retention removed from postgres",
+            metrics.days_removed.clone(),
+        );
+        metrics
+    }
+}
