@@ -13,11 +13,11 @@ mod harness;
 mod measure;
 
 use std::hint::black_box;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
 use std::time::Duration;
 
 use harness::redis::Server;
+use measure::events::event;
+use measure::link::Link;
 use measure::{Options, median, process_cpu, thread_cpu};
 use serde_json::Value;
 use uuid::Uuid;
@@ -258,97 +258,5 @@ fn through_redis(entries: &[Vec<u8>]) -> Spent {
         adding: added - start,
         taking: process_cpu(server.pid()) - took,
         bytes,
-    }
-}
-
-/// A connection that says bytes, which the tests' one cannot.
-struct Link(BufReader<TcpStream>);
-
-impl Link {
-    fn to(server: &Server) -> Link {
-        let stream = TcpStream::connect(server.address()).unwrap();
-        stream.set_nodelay(true).unwrap();
-        Link(BufReader::with_capacity(1 << 20, stream))
-    }
-
-    /// All at once; none of them may fail.
-    fn send(&mut self, commands: &[&[&[u8]]]) {
-        let mut bytes = Vec::new();
-        for command in commands {
-            write!(bytes, "*{}\r\n", command.len()).unwrap();
-            for part in *command {
-                write!(bytes, "${}\r\n", part.len()).unwrap();
-                bytes.extend_from_slice(part);
-                bytes.extend_from_slice(b"\r\n");
-            }
-        }
-        self.0.get_mut().write_all(&bytes).unwrap();
-        commands.iter().for_each(|_| self.skip());
-    }
-
-    /// Reads an answer.
-    fn skip(&mut self) {
-        let mut line = String::new();
-        self.0.read_line(&mut line).unwrap();
-        let (kind, rest) = line.trim_end().split_at(1);
-        match kind {
-            "$" => {
-                let mut bytes = vec![0; rest.parse::<usize>().unwrap() + 2];
-                self.0.read_exact(&mut bytes).unwrap();
-            }
-            "*" => (0..rest.parse().unwrap()).for_each(|_| self.skip()),
-            "+" | ":" => {}
-            _ => panic!("{line}"),
-        }
-    }
-}
-
-/// The `n`th: of 30,000 clients, 20,000 users and 24 routes; one in twenty refused, one in three with a query.
-fn event(n: usize) -> AuditEvent {
-    let mut random = fastrand::Rng::with_seed(n as u64);
-    let mut one_in = |count: u32| random.u32(..count) == 0;
-    let (is_refused, has_query, is_traced) = (one_in(20), one_in(3), one_in(2));
-    let (is_post, is_anonymous) = (one_in(4), one_in(5));
-    let resource = ["payments", "users", "orders", "carts", "items", "search"][random.usize(..6)];
-    let version = random.u8(1..5);
-    let path = match random.u8(..3) {
-        0 => format!("/v{version}/{resource}"),
-        1 => format!("/v{version}/{resource}/{}", random.u32(..10_000_000)),
-        _ => {
-            let id = clock::uuid(Duration::from_millis(
-                random.u64(1_600_000_000_000..1_700_000_000_000),
-            ));
-            format!("/v{version}/{resource}/{id}/lines")
-        }
-    };
-    let duration = random.u64(800..60_000);
-    AuditEvent {
-        seq: 0,
-        time: Micros(1_700_000_000_000_000 + n as u64 * 50 + random.u64(..50)),
-        client: Ipv4Addr::from_bits(0x0a00_0000 + random.u32(..30_000) * 131).into(),
-        user: (!is_anonymous).then(|| format!("user-{}@example.com", random.u32(..20_000))),
-        label: is_refused.then(|| "rate_limited".to_owned()),
-        route: Some(format!("/v{version}/{resource}/*")),
-        method: if is_post { "POST" } else { "GET" }.to_owned(),
-        path,
-        status: if is_refused {
-            429
-        } else {
-            [200, 200, 200, 201, 404][random.usize(..5)]
-        },
-        id: clock::uuid(Duration::from_millis(1_700_000_000_000 + n as u64 / 20)).into_bytes(),
-        upstream: Some(resource.to_owned()),
-        endpoint: (!is_refused).then(|| format!("http://10.1.0.{}:8080", random.u8(1..9))),
-        host: "api.example.com".to_owned(),
-        query: has_query.then(|| format!("page={}&size=50&token=***", random.u8(..))),
-        limits: ["per_user: ok".to_owned()].into_iter().collect(),
-        breaker: (!is_refused).then(|| "closed".to_owned()),
-        bytes_in: if is_post { random.u64(50..4_000) } else { 0 },
-        bytes_out: random.u64(100..20_000),
-        duration: Micros(duration),
-        upstream_duration: (!is_refused).then(|| Micros(duration - random.u64(100..700))),
-        request_id: None,
-        trace_id: is_traced.then(|| random.u128(..).to_le_bytes()),
-        headers: Vec::new(),
     }
 }
