@@ -91,6 +91,18 @@ fn one_module_knows_the_database() {
 }
 
 #[test]
+fn one_module_knows_postgres() {
+    for source in sources() {
+        let names = ["tokio_postgres", "deadpool_postgres"].map(|name| source.code.contains(name));
+        assert!(
+            source.path.starts_with("src/store/postgres") || names == [false, false],
+            "{} names a Postgres crate",
+            source.path.display()
+        );
+    }
+}
+
+#[test]
 fn one_module_knows_redis() {
     for source in sources() {
         // The configuration has a module of that name.

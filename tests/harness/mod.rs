@@ -8,6 +8,7 @@
 
 pub mod calls;
 pub mod node;
+pub mod postgres;
 pub mod process;
 pub mod raw;
 pub mod redis;

@@ -9,7 +9,9 @@
 //! A pool's connections live on the runtime that made them, so all calls are to come from one.
 
 pub mod migrate;
+pub mod partitions;
 pub mod row;
+pub mod write;
 
 use std::fmt;
 use std::sync::Arc;
@@ -41,6 +43,13 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_RETRIES: u32 = 3;
 const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
+
+const LOCK_NOT_AVAILABLE: &str = "55P03";
+/// What a statement that takes too long ends with.
+const QUERY_CANCELED: &str = "57014";
+/// Classes of SQLSTATEs: connections, transactions, who may do what, conflicts of transactions, resources, states of the server and
+/// of its tables.
+const OF_THE_SERVER: [&str; 10] = ["08", "25", "28", "3D", "40", "42", "53", "55", "57", "58"];
 
 /// Why Postgres did not do what it was asked. Never shows a password.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -283,8 +292,10 @@ impl Target {
         let ask = async {
             let connection = self.take(&self.probe).await?;
             // What is not answered in time is closed, not kept for the next one to wait behind.
-            let connection = CloseUnlessAnswered(Some(connection));
-            connection.ask().await
+            let mut connection = CloseUnlessKept(Some(connection));
+            connection.get().simple_query("SELECT 1").await?;
+            connection.keep();
+            Ok(())
         };
         let answer = timeout(within, ask).await;
         answer.unwrap_or(Err(PostgresError::Late(within)))?;
@@ -315,22 +326,25 @@ impl Target {
     }
 }
 
-struct CloseUnlessAnswered(Option<Client>);
+/// Closes a connection that is in the middle of something, whatever ends that.
+pub(super) struct CloseUnlessKept(pub(super) Option<Client>);
 
-impl CloseUnlessAnswered {
-    async fn ask(mut self) -> Result<(), PostgresError> {
-        if let Some(connection) = &self.0 {
-            connection.simple_query("SELECT 1").await?;
-        }
-        // Given back.
+impl CloseUnlessKept {
+    pub(super) fn get(&mut self) -> &mut Client {
+        self.0.as_mut().expect("it is there until it is kept")
+    }
+
+    /// Gives it back to its pool.
+    pub(super) fn keep(mut self) {
         drop(self.0.take());
-        Ok(())
     }
 }
 
-impl Drop for CloseUnlessAnswered {
+impl Drop for CloseUnlessKept {
     fn drop(&mut self) {
-        self.0.take().map(close);
+        if let Some(connection) = self.0.take() {
+            close(connection);
+        }
     }
 }
 
@@ -413,6 +427,31 @@ impl PostgresError {
         // Data exceptions, broken constraints, and rows beyond what the server can hold.
         self.class()
             .is_some_and(|class| ["22", "23", "54"].contains(&class))
+    }
+
+    /// Whether it is about the server, or the way to it, so that no batch is to blame.
+    pub fn is_of_the_server(&self) -> bool {
+        match self {
+            PostgresError::Refused { code, .. } => {
+                // Another's transaction holds just this batch.
+                code != LOCK_NOT_AVAILABLE
+                    && self
+                        .class()
+                        .is_some_and(|class| OF_THE_SERVER.contains(&class))
+            }
+            PostgresError::Nonsense(_) => false,
+            PostgresError::Busy { .. }
+            | PostgresError::Lost(_)
+            | PostgresError::Late(_)
+            | PostgresError::SchemaOld { .. }
+            | PostgresError::SchemaNew { .. }
+            | PostgresError::Encoding(_) => true,
+        }
+    }
+
+    /// Whether less at a time may do.
+    pub fn is_slow(&self) -> bool {
+        matches!(self, PostgresError::Late(_)) || self.has_code(QUERY_CANCELED)
     }
 
     /// The class of the SQLSTATE.

@@ -1,3 +1,5 @@
 //! The audit's streams in Redis: batches go in at the proxy's end and come out at the worker's.
 
+pub mod consume;
+pub mod dead;
 pub mod produce;

@@ -1,0 +1,452 @@
+//! Stores batches: claims them and copies their rows in one transaction, so that a batch is there once with all its rows,
+//! however often it is sent, and whatever dies in between. Owns what is done about each error.
+//!
+//! Batches are claimed in the order of their keys: of two writers that have the same ones, the second waits for the first,
+//! and none of them for the other in turn.
+
+use std::collections::{HashMap, HashSet};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::SinkExt as _;
+use tokio::time::timeout;
+use tokio_postgres::Statement;
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
+
+use super::partitions::{self, Admission};
+use super::row::{self, Date, Place, Time};
+use super::{Client, CloseUnlessKept, Postgres, PostgresError, Transaction};
+use crate::store::batch::Batch;
+use crate::store::days::Day;
+
+/// For a transaction, as this process sees it; the server has its own bounds, so this one is for a server that hangs.
+const GIVEN_UP: Duration = Duration::from_secs(45);
+/// Rows go to the connection in pieces of about this many bytes.
+const PIECE: usize = 128 << 10;
+/// Boots that are remembered, at most.
+const BOOTS: usize = 10_000;
+
+/// What a transaction begins with. A claim waits for another's transaction, but not long: its batches can be left to it. A
+/// commit is on disk before it is said, whatever the server does by default.
+const BOUNDS: &str = "SET LOCAL statement_timeout = '30s'; SET LOCAL lock_timeout = '2s';
+     SET LOCAL idle_in_transaction_session_timeout = '30s';
+     SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'";
+
+const BOOTS_ADD: &str = "INSERT INTO weir.audit_boots (boot, instance, started, key_check)
+     SELECT * FROM unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::bytea[])
+     ON CONFLICT (boot) DO NOTHING";
+
+const BOOTS_FIND: &str = "SELECT boot, id FROM weir.audit_boots WHERE boot = ANY ($1)";
+
+/// The boots are looked up again: ids that are remembered may be of a database that was replaced.
+const CLAIM: &str = "INSERT INTO weir.audit_batches
+         (day, boot_id, first, last, sealed, arrival, dropped, is_end, before, hash)
+     SELECT b.day, b.boot_id, b.first, b.last, b.sealed, pg_current_xact_id()::text::bigint, b.dropped, b.is_end, b.before, b.hash
+     FROM unnest($1::date[], $2::integer[], $3::uuid[], $4::bigint[], $5::bigint[], $6::timestamptz[], $7::bigint[],
+             $8::boolean[], $9::bytea[], $10::bytea[])
+         AS b (day, boot_id, boot, first, last, sealed, dropped, is_end, before, hash)
+         JOIN weir.audit_boots a ON a.id = b.boot_id AND a.boot = b.boot
+     ORDER BY b.boot_id, b.first, b.day
+     ON CONFLICT (boot_id, first, day) DO NOTHING
+     RETURNING boot_id, first, day, arrival";
+
+/// What is there in the place of batches that were not claimed.
+const FIND: &str = "SELECT b.place, a.id IS NOT NULL, s.hash
+     FROM unnest($1::integer[], $2::date[], $3::integer[], $4::uuid[], $5::bigint[]) AS b (place, day, boot_id, boot, first)
+         LEFT JOIN weir.audit_boots a ON a.id = b.boot_id AND a.boot = b.boot
+         LEFT JOIN weir.audit_batches s ON s.boot_id = b.boot_id AND s.first = b.first AND s.day = b.day";
+
+/// A batch and an event that no boot has.
+const TRY: &str = "INSERT INTO weir.audit_batches (day, boot_id, first, last, sealed, arrival, dropped, is_end, before, hash)
+         VALUES ((now() AT TIME ZONE 'UTC')::date, -1, -1, -1, now(), 0, 0, false, '', '');
+     INSERT INTO weir.audit_events (day, boot_id, seq, time, client, method, path, status, arrival, detail)
+         VALUES ((now() AT TIME ZONE 'UTC')::date, -1, -1, now(), '::', '', '', 0, 0, '')";
+
+/// The SQLSTATE of a row that no partition is for.
+const NO_PARTITION: &str = "23514";
+
+/// What became of a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Its rows were committed.
+    Stored,
+    /// They had been before.
+    Known,
+    /// They never can be, and why not.
+    Refused(String),
+}
+
+/// One that stores, with what it remembers of the database.
+pub struct Writer {
+    postgres: Arc<Postgres>,
+    retention: Duration,
+    /// Their ids.
+    boots: HashMap<Uuid, i32>,
+    /// Those that have partitions.
+    days: HashSet<Day>,
+    buffer: BytesMut,
+}
+
+impl Writer {
+    /// `retention`: a day that is older takes no rows.
+    pub fn new(postgres: Arc<Postgres>, retention: Duration) -> Writer {
+        Writer {
+            postgres,
+            retention,
+            boots: HashMap::new(),
+            days: HashSet::new(),
+            buffer: BytesMut::new(),
+        }
+    }
+
+    /// Stores the batches: what became of each, in their order. On an error none of them is settled, though some may be
+    /// stored; all are to be tried again.
+    pub async fn store(&mut self, batches: &[&Batch]) -> Result<Vec<Outcome>, PostgresError> {
+        match self.attempt(batches).await {
+            Err(error) if error.is_about_data() => {
+                let mut outcomes = Vec::with_capacity(batches.len());
+                for batch in batches {
+                    outcomes.extend(match self.attempt(&[batch]).await {
+                        Err(error) if error.is_about_data() => {
+                            vec![Outcome::Refused(error.to_string())]
+                        }
+                        outcome => outcome?,
+                    });
+                }
+                Ok(outcomes)
+            }
+            outcomes => outcomes,
+        }
+    }
+
+    /// Whether the database takes rows at all: none is left of the one that is tried.
+    pub async fn takes_rows(&self) -> bool {
+        let tried = async {
+            let connection = self.postgres.write().await?;
+            let mut connection = CloseUnlessKept(Some(connection));
+            let transaction = connection.get().transaction().await?;
+            transaction.batch_execute(BOUNDS).await?;
+            transaction.batch_execute(TRY).await?;
+            transaction.rollback().await?;
+            connection.keep();
+            Ok::<_, PostgresError>(())
+        };
+        matches!(timeout(GIVEN_UP, tried).await, Ok(Ok(())))
+    }
+
+    /// In one transaction.
+    async fn attempt(&mut self, batches: &[&Batch]) -> Result<Vec<Outcome>, PostgresError> {
+        let outcome = match self.attempt_once(batches).await {
+            // Removed meanwhile, or another database than before.
+            Err(error) if error.has_code(NO_PARTITION) || error == stale() => {
+                self.forget();
+                self.attempt_once(batches).await
+            }
+            outcome => outcome,
+        };
+        if outcome.is_err() {
+            self.forget();
+        }
+        outcome
+    }
+
+    fn forget(&mut self) {
+        self.boots.clear();
+        self.days.clear();
+    }
+
+    async fn attempt_once(&mut self, batches: &[&Batch]) -> Result<Vec<Outcome>, PostgresError> {
+        let connection = self.postgres.write().await?;
+        let mut connection = CloseUnlessKept(Some(connection));
+        let storing = self.store_by(connection.get(), batches);
+        let outcomes = timeout(GIVEN_UP, storing).await;
+        let outcomes = outcomes.unwrap_or(Err(PostgresError::Late(GIVEN_UP)))?;
+        connection.keep();
+        Ok(outcomes)
+    }
+
+    async fn store_by(
+        &mut self,
+        connection: &mut Client,
+        batches: &[&Batch],
+    ) -> Result<Vec<Outcome>, PostgresError> {
+        let mut outcomes = Vec::with_capacity(batches.len());
+        for batch in batches {
+            outcomes.push(self.refusal(connection, batch).await?);
+        }
+        let open = batches.iter().zip(&outcomes).enumerate();
+        let open = open.filter(|(_, (_, outcome))| outcome.is_none());
+        let open: Vec<_> = open.map(|(place, (batch, _))| (place, *batch)).collect();
+        if !open.is_empty() {
+            self.find_boots(connection, &open).await?;
+            let statements = Statements::of(connection).await?;
+            let transaction = connection.transaction().await?;
+            let settled = self.copy(&transaction, &statements, &open).await?;
+            transaction.commit().await?;
+            for ((place, _), outcome) in open.iter().zip(settled) {
+                outcomes[*place] = Some(outcome);
+            }
+        }
+        Ok(outcomes.into_iter().flatten().collect())
+    }
+
+    /// Why a batch cannot be stored, as far as its header tells; its day's partitions are there afterwards otherwise.
+    async fn refusal(
+        &mut self,
+        connection: &mut Client,
+        batch: &Batch,
+    ) -> Result<Option<Outcome>, PostgresError> {
+        let header = &batch.header;
+        if [header.first, header.last(), header.dropped]
+            .map(i64::try_from)
+            .iter()
+            .any(Result::is_err)
+        {
+            let reason = "its numbers are beyond what the database can hold";
+            return Ok(Some(Outcome::Refused(reason.to_owned())));
+        }
+        let day = header.day();
+        if self.days.contains(&day) {
+            return Ok(None);
+        }
+        let refused = |why: &str| Some(Outcome::Refused(format!("its day, {day}, {why}")));
+        Ok(
+            match partitions::admit(connection, day, self.retention).await? {
+                Admission::Ready => {
+                    self.days.insert(day);
+                    None
+                }
+                Admission::Gone => refused("is older than worker.retention keeps"),
+                Admission::Ahead => refused("lies weeks ahead: the clock of its instance is wrong"),
+            },
+        )
+    }
+
+    /// Learns the ids of the batches' boots.
+    async fn find_boots(
+        &mut self,
+        connection: &Client,
+        open: &[(usize, &Batch)],
+    ) -> Result<(), PostgresError> {
+        let headers = open.iter().map(|(_, batch)| &batch.header);
+        let mut new: Vec<_> = headers
+            .filter(|header| !self.boots.contains_key(&Uuid::from_bytes(header.boot)))
+            .collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        // In one order, as claims are.
+        new.sort_unstable_by_key(|header| header.boot);
+        new.dedup_by_key(|header| header.boot);
+        let uuids: Vec<_> = new.iter().map(|it| Uuid::from_bytes(it.boot)).collect();
+        let instances: Vec<_> = new.iter().map(|it| it.instance.as_str()).collect();
+        let started: Vec<_> = new.iter().map(|it| Time(it.started)).collect();
+        let checks: Vec<_> = new
+            .iter()
+            .map(|it| it.key_check.map(|it| it.to_vec()))
+            .collect();
+        connection
+            .execute(BOOTS_ADD, &[&uuids, &instances, &started, &checks])
+            .await?;
+        if self.boots.len() + uuids.len() > BOOTS {
+            // Those of the batches at hand are found again.
+            self.boots.clear();
+            return Box::pin(self.find_boots(connection, open)).await;
+        }
+        for row in connection.query(BOOTS_FIND, &[&uuids]).await? {
+            self.boots.insert(row.try_get(0)?, row.try_get(1)?);
+        }
+        Ok(())
+    }
+
+    async fn copy(
+        &mut self,
+        transaction: &Transaction<'_>,
+        statements: &Statements,
+        open: &[(usize, &Batch)],
+    ) -> Result<Vec<Outcome>, PostgresError> {
+        let keys: Vec<_> = open
+            .iter()
+            .map(|(_, batch)| self.key(batch).ok_or_else(stale))
+            .collect::<Result<_, _>>()?;
+        let mut claimed = claim(transaction, statements, open, &keys).await?;
+        let mut outcomes = Vec::with_capacity(open.len());
+        let mut ours = Vec::new();
+        let mut others = Vec::new();
+        for (n, key) in keys.iter().enumerate() {
+            // The first of two alike.
+            match claimed.remove(key) {
+                Some(arrival) => {
+                    ours.push((n, arrival));
+                    outcomes.push(Outcome::Stored);
+                }
+                None => {
+                    others.push(n);
+                    outcomes.push(Outcome::Known);
+                }
+            }
+        }
+        if !others.is_empty() {
+            for n in unlike(transaction, open, &keys, &others).await? {
+                let reason = "another batch with its number is stored";
+                outcomes[n] = Outcome::Refused(reason.to_owned());
+            }
+        }
+        if ours.iter().any(|(n, _)| open[*n].1.header.count > 0) {
+            let rows = ours.iter().map(|(n, arrival)| {
+                let (day, boot_id, _) = keys[*n];
+                let place = Place {
+                    day,
+                    boot_id,
+                    arrival: *arrival,
+                };
+                (place, open[*n].1)
+            });
+            self.copy_rows(transaction, statements, rows).await?;
+        }
+        Ok(outcomes)
+    }
+
+    fn key(&self, batch: &Batch) -> Option<Key> {
+        let header = &batch.header;
+        let boot = self.boots.get(&Uuid::from_bytes(header.boot))?;
+        Some((header.day(), *boot, signed(header.first)))
+    }
+
+    async fn copy_rows<'a>(
+        &mut self,
+        transaction: &Transaction<'_>,
+        statements: &Statements,
+        rows: impl Iterator<Item = (Place, &'a Batch)>,
+    ) -> Result<(), PostgresError> {
+        let sink = transaction.copy_in::<_, Bytes>(&statements.copy).await?;
+        let mut sink = pin!(sink);
+        self.buffer.clear();
+        self.buffer.extend_from_slice(row::HEADER);
+        let mut count = 0;
+        for (place, batch) in rows {
+            for encoding in batch.events() {
+                row::put(&mut self.buffer, &place, encoding)
+                    .map_err(|error| PostgresError::Nonsense(error.to_string()))?;
+                count += 1;
+                if self.buffer.len() >= PIECE {
+                    let piece = self.buffer.split().freeze();
+                    sink.send(piece).await?;
+                    self.buffer.reserve(PIECE + PIECE / 4);
+                }
+            }
+        }
+        self.buffer.extend_from_slice(row::TRAILER);
+        let piece = self.buffer.split().freeze();
+        sink.send(piece).await?;
+        let copied = sink.finish().await?;
+        match copied == count {
+            true => Ok(()),
+            false => Err(PostgresError::Nonsense(format!(
+                "of {count} rows it took {copied}"
+            ))),
+        }
+    }
+}
+
+/// What tells a batch from others: its day, its boot's id and its first number.
+type Key = (Day, i32, i64);
+
+/// Of one connection, prepared once.
+struct Statements {
+    claim: Statement,
+    copy: Statement,
+}
+
+impl Statements {
+    async fn of(connection: &Client) -> Result<Statements, PostgresError> {
+        Ok(Statements {
+            claim: connection.prepare_cached(CLAIM).await?,
+            copy: connection.prepare_cached(row::COPY).await?,
+        })
+    }
+}
+
+/// The batches that are this transaction's to store, by key, with the transaction's number.
+async fn claim(
+    transaction: &Transaction<'_>,
+    statements: &Statements,
+    open: &[(usize, &Batch)],
+    keys: &[Key],
+) -> Result<HashMap<Key, i64>, PostgresError> {
+    let headers = || open.iter().map(|(_, batch)| &batch.header);
+    let days: Vec<_> = keys.iter().map(|(day, ..)| Date(*day)).collect();
+    let ids: Vec<_> = keys.iter().map(|(_, id, _)| *id).collect();
+    let boots: Vec<_> = headers().map(|it| Uuid::from_bytes(it.boot)).collect();
+    let firsts: Vec<_> = keys.iter().map(|(.., first)| *first).collect();
+    let lasts: Vec<_> = headers().map(|it| signed(it.last())).collect();
+    let sealed: Vec<_> = headers().map(|it| Time(it.sealed)).collect();
+    let dropped: Vec<_> = headers().map(|it| signed(it.dropped)).collect();
+    let ends: Vec<_> = headers().map(|it| it.is_end).collect();
+    let befores: Vec<_> = headers().map(|it| &it.before[..]).collect();
+    let hashes: Vec<_> = headers().map(|it| &it.hash[..]).collect();
+    let arguments: [&(dyn ToSql + Sync); 10] = [
+        &days, &ids, &boots, &firsts, &lasts, &sealed, &dropped, &ends, &befores, &hashes,
+    ];
+    // Sent one behind the other without waiting.
+    let (_, rows) = tokio::try_join!(
+        transaction.batch_execute(BOUNDS),
+        transaction.query(&statements.claim, &arguments)
+    )?;
+    let mut claimed = HashMap::with_capacity(rows.len());
+    for row in rows {
+        let (id, first, Date(day)) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        claimed.insert((day, id, first), row.try_get(3)?);
+    }
+    Ok(claimed)
+}
+
+/// Those of `others` in whose place another batch is stored.
+async fn unlike(
+    transaction: &Transaction<'_>,
+    open: &[(usize, &Batch)],
+    keys: &[Key],
+    others: &[usize],
+) -> Result<Vec<usize>, PostgresError> {
+    let places: Vec<_> = (0i32..).zip(others).map(|(place, _)| place).collect();
+    let of = |n: &usize| (keys[*n], &open[*n].1.header);
+    let days: Vec<_> = others.iter().map(|n| Date(of(n).0.0)).collect();
+    let ids: Vec<_> = others.iter().map(|n| of(n).0.1).collect();
+    let boots: Vec<_> = others
+        .iter()
+        .map(|n| Uuid::from_bytes(of(n).1.boot))
+        .collect();
+    let firsts: Vec<_> = others.iter().map(|n| of(n).0.2).collect();
+    let rows = transaction
+        .query(FIND, &[&places, &days, &ids, &boots, &firsts])
+        .await?;
+    let mut unlike = Vec::new();
+    for row in rows {
+        let (place, boot_is_there): (i32, bool) = (row.try_get(0)?, row.try_get(1)?);
+        let hash: Option<&[u8]> = row.try_get(2)?;
+        let n = usize::try_from(place)
+            .ok()
+            .and_then(|place| others.get(place));
+        let n = *n.ok_or_else(stale)?;
+        match hash {
+            Some(hash) if hash == open[n].1.header.hash => {}
+            Some(_) if boot_is_there => unlike.push(n),
+            // The boot's id is of another database, or the batch was removed just now.
+            Some(_) | None => return Err(stale()),
+        }
+    }
+    Ok(unlike)
+}
+
+/// What is remembered of the database does not hold any more.
+fn stale() -> PostgresError {
+    PostgresError::Nonsense("its boots or days are not those that it had".to_owned())
+}
+
+/// Of a number that was found to fit.
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,398 @@
+//! The workers' side of the audit's streams: entries are read and taken over, and let go of once they are stored. Must not
+//! know what is in them, nor let go of an entry that is not stored or with the dead letters.
+//!
+//! Commands that block are not used: a connection is shared by many calls.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::audit::Stream;
+use crate::keys::Keys;
+use crate::store::redis::{Arg, CallError, Connections, Script, Value};
+
+/// For a call. None is on a request's way, so a node under load is given time.
+const BUDGET: Duration = Duration::from_secs(3);
+/// How long the mailbox of a boot is kept past the last word in it, in seconds.
+const DONE_KEPT: u64 = 3_600;
+/// Entries that one call lets go of.
+const AT_ONCE: usize = 2_000;
+
+/// The streams, with the keys of each.
+#[derive(Debug)]
+pub struct Streams {
+    pub(super) redis: Arc<Connections>,
+    keys: Keys,
+    pub(super) shards: Vec<Shard>,
+    group: String,
+    stored: Script,
+    bury: Script,
+    lag: Script,
+    forget: Script,
+    pub(super) replay: Script,
+}
+
+#[derive(Debug)]
+pub(super) struct Shard {
+    pub(super) stream: String,
+    pub(super) dead: String,
+}
+
+/// An entry of a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    pub shard: u16,
+    pub id: String,
+    /// The batch's bytes; empty in an entry that no weir has made.
+    pub bytes: Vec<u8>,
+}
+
+/// Entries that were taken over, and where to look on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claimed {
+    /// With how often each was given to a worker, this time among them.
+    pub entries: Vec<(Entry, u64)>,
+    /// `None`: that was all.
+    pub next: Option<String>,
+}
+
+/// How far storing is behind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lag {
+    /// Of the oldest entry that is not stored, by the clock of its node; zero without one.
+    pub oldest: Duration,
+    /// Entries that are not stored,
+    pub waiting: u64,
+    /// those of them that a worker has.
+    pub pending: u64,
+    pub dead_letters: u64,
+}
+
+/// A batch that is committed: of a boot, by its first and last number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Done {
+    pub boot: [u8; 16],
+    pub first: u64,
+    pub last: u64,
+}
+
+impl Streams {
+    /// `redis` are the connections of the main client.
+    pub fn new(redis: Arc<Connections>, keys: &Keys, stream: &Stream, group: &str) -> Streams {
+        let shard = |n| Shard {
+            stream: keys.audit_stream(&stream.name, n),
+            dead: keys.audit_dead(&stream.name, n),
+        };
+        Streams {
+            redis,
+            keys: keys.clone(),
+            shards: (0..stream.shards).map(shard).collect(),
+            group: group.to_owned(),
+            stored: Script::new(include_str!("../../../lua/audit_stored.lua")),
+            bury: Script::new(include_str!("../../../lua/audit_bury.lua")),
+            lag: Script::new(include_str!("../../../lua/audit_lag.lua")),
+            forget: Script::new(include_str!("../../../lua/audit_consumers.lua")),
+            replay: Script::new(include_str!("../../../lua/audit_replay.lua")),
+        }
+    }
+
+    /// How many there are; they count from 0.
+    pub fn count(&self) -> u16 {
+        u16::try_from(self.shards.len()).expect("made from a u16")
+    }
+
+    pub(super) fn shard(&self, shard: u16) -> &Shard {
+        &self.shards[usize::from(shard)]
+    }
+
+    /// Up to `count` entries that no worker was given.
+    pub async fn read(
+        &self,
+        shard: u16,
+        consumer: &str,
+        count: usize,
+    ) -> Result<Vec<Entry>, CallError> {
+        let stream = &self.shard(shard).stream;
+        let words = [
+            Arg::Text("XREADGROUP"),
+            Arg::Text("GROUP"),
+            Arg::Text(&self.group),
+            Arg::Text(consumer),
+            Arg::Text("COUNT"),
+            Arg::Int(count as u64),
+            Arg::Text("STREAMS"),
+            Arg::Text(stream),
+            Arg::Text(">"),
+        ];
+        // A list of streams, of which there is one: its name and entries.
+        let entries = match self.in_group(shard, &words).await? {
+            Value::Nil => return Ok(Vec::new()),
+            Value::Array(streams) => streams.into_iter().next().and_then(|stream| match stream {
+                Value::Array(parts) => parts.into_iter().nth(1),
+                _ => None,
+            }),
+            _ => None,
+        };
+        let entries = entries.and_then(list).ok_or(CallError::Nonsense)?;
+        entries
+            .into_iter()
+            .filter(|entry| *entry != Value::Nil)
+            .map(|value| entry(shard, value).ok_or(CallError::Nonsense))
+            .collect()
+    }
+
+    /// Takes over up to `count` entries that were given to workers `idle` ago and are not stored yet. `from` is where the last
+    /// look ended.
+    pub async fn claim(
+        &self,
+        shard: u16,
+        consumer: &str,
+        idle: Duration,
+        from: Option<&str>,
+        count: usize,
+    ) -> Result<Claimed, CallError> {
+        let stream = &self.shard(shard).stream;
+        let words = [
+            Arg::Text("XAUTOCLAIM"),
+            Arg::Text(stream),
+            Arg::Text(&self.group),
+            Arg::Text(consumer),
+            Arg::Int(millis(idle)),
+            Arg::Text(from.unwrap_or("0-0")),
+            Arg::Text("COUNT"),
+            Arg::Int(count as u64),
+        ];
+        let answer = self.in_group(shard, &words).await?;
+        // Since 7.0, the ids of entries that are gone come third; before, each of them is nil among the others.
+        let mut parts = list(answer).ok_or(CallError::Nonsense)?.into_iter();
+        let next = parts.next().and_then(text).ok_or(CallError::Nonsense)?;
+        let entries = parts.next().and_then(list).ok_or(CallError::Nonsense)?;
+        let entries = entries
+            .into_iter()
+            .filter(|entry| *entry != Value::Nil)
+            .map(|value| entry(shard, value).ok_or(CallError::Nonsense))
+            .collect::<Result<Vec<_>, _>>()?;
+        let deliveries = match (entries.first(), entries.last()) {
+            (Some(first), Some(last)) => {
+                self.deliveries(stream, consumer, &first.id, &last.id)
+                    .await?
+            }
+            _ => HashMap::new(),
+        };
+        let counted = entries.into_iter().map(|entry| {
+            let count = deliveries.get(&entry.id).copied();
+            (entry, count.unwrap_or(1))
+        });
+        Ok(Claimed {
+            entries: counted.collect(),
+            next: (next != "0-0").then_some(next),
+        })
+    }
+
+    /// How often each of the consumer's entries between two was given to a worker.
+    async fn deliveries(
+        &self,
+        stream: &str,
+        consumer: &str,
+        first: &str,
+        last: &str,
+    ) -> Result<HashMap<String, u64>, CallError> {
+        let words = [
+            Arg::Text("XPENDING"),
+            Arg::Text(stream),
+            Arg::Text(&self.group),
+            Arg::Text(first),
+            Arg::Text(last),
+            Arg::Int(10_000),
+            Arg::Text(consumer),
+        ];
+        let answer = self.redis.command(BUDGET, stream, &words).await?;
+        let pending = list(answer).ok_or(CallError::Nonsense)?;
+        let count = |entry: Value| {
+            // Its id, its consumer, for how long, how often.
+            let mut parts = list(entry)?.into_iter();
+            let id = text(parts.next()?)?;
+            Some((id, number(parts.nth(2)?)?))
+        };
+        let counts = pending.into_iter().map(count);
+        counts.collect::<Option<_>>().ok_or(CallError::Nonsense)
+    }
+
+    /// Sends a command that needs the group. Where Redis has lost it, or never had it, it is made, and the command sent again.
+    async fn in_group(&self, shard: u16, words: &[Arg<'_>]) -> Result<Value, CallError> {
+        let stream = &self.shard(shard).stream;
+        match self.redis.command(BUDGET, stream, words).await {
+            Err(CallError::Refused(said)) if said.contains("NOGROUP") => {
+                self.make_group(stream).await?;
+                self.redis.command(BUDGET, stream, words).await
+            }
+            answer => answer,
+        }
+    }
+
+    async fn make_group(&self, stream: &str) -> Result<(), CallError> {
+        let words = [
+            Arg::Text("XGROUP"),
+            Arg::Text("CREATE"),
+            Arg::Text(stream),
+            Arg::Text(&self.group),
+            // From the first entry on: whatever is there is not stored, or is known to be once it is tried.
+            Arg::Text("0"),
+            Arg::Text("MKSTREAM"),
+        ];
+        match self.redis.command(BUDGET, stream, &words).await {
+            // Another worker was first.
+            Err(CallError::Refused(said)) if said.contains("BUSYGROUP") => Ok(()),
+            answer => answer.map(drop),
+        }
+    }
+
+    /// Says in the boots' mailboxes that these batches are committed. What is not heard is sent again, and found stored.
+    pub async fn done(&self, batches: &[Done]) -> Result<(), CallError> {
+        let mut boots: HashMap<[u8; 16], Vec<&Done>> = HashMap::new();
+        for done in batches {
+            boots.entry(done.boot).or_default().push(done);
+        }
+        let said = boots.iter().map(|(boot, done)| self.say(boot, done));
+        let said = futures_util::future::join_all(said).await;
+        said.into_iter().collect()
+    }
+
+    async fn say(&self, boot: &[u8; 16], done: &[&Done]) -> Result<(), CallError> {
+        let key = self
+            .keys
+            .audit_done(&uuid::Uuid::from_bytes(*boot).to_string());
+        let mut words = vec![Arg::Text("HSET"), Arg::Text(&key)];
+        for done in done {
+            words.extend([Arg::Int(done.first), Arg::Int(done.last)]);
+        }
+        let lives = [Arg::Text("EXPIRE"), Arg::Text(&key), Arg::Int(DONE_KEPT)];
+        let (said, lives) = tokio::join!(
+            self.redis.command(BUDGET, &key, &words),
+            self.redis.command(BUDGET, &key, &lives)
+        );
+        said.and(lives).map(drop)
+    }
+
+    /// Lets go of entries of one stream whose batches are committed.
+    pub async fn stored(&self, shard: u16, ids: &[&str]) -> Result<(), CallError> {
+        let stream = &self.shard(shard).stream;
+        for ids in ids.chunks(AT_ONCE) {
+            let mut args = vec![Arg::Text(&self.group)];
+            args.extend(ids.iter().map(|id| Arg::Text(id)));
+            self.redis
+                .run_within(BUDGET, &self.stored, &[stream], &args)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Moves an entry to the dead letters.
+    pub async fn bury(&self, shard: u16, id: &str, reason: &str) -> Result<(), CallError> {
+        let Shard { stream, dead } = self.shard(shard);
+        let args = [&self.group, id, reason].map(Arg::Text);
+        self.redis
+            .run_within(BUDGET, &self.bury, &[stream, dead], &args)
+            .await
+            .map(drop)
+    }
+
+    /// Forgets consumers that have asked for nothing for so long and have no entries left; how many.
+    pub async fn forget_consumers(&self, shard: u16, idle: Duration) -> Result<u64, CallError> {
+        let stream = &self.shard(shard).stream;
+        let args = [Arg::Text(&self.group), Arg::Int(millis(idle))];
+        let answer = self
+            .redis
+            .run_within(BUDGET, &self.forget, &[stream], &args)
+            .await?;
+        number(answer).ok_or(CallError::Nonsense)
+    }
+
+    /// How far the storing of all streams is behind: the oldest entry of any, and the sums.
+    pub async fn lag(&self) -> Result<Lag, CallError> {
+        let each = (0..self.count()).map(|shard| self.lag_of(shard));
+        let each = futures_util::future::try_join_all(each).await?;
+        Ok(each.into_iter().fold(Lag::default(), |all, one| Lag {
+            oldest: all.oldest.max(one.oldest),
+            waiting: all.waiting + one.waiting,
+            pending: all.pending + one.pending,
+            dead_letters: all.dead_letters + one.dead_letters,
+        }))
+    }
+
+    async fn lag_of(&self, shard: u16) -> Result<Lag, CallError> {
+        let Shard { stream, dead } = self.shard(shard);
+        let args = [Arg::Text(&self.group)];
+        let answer = self
+            .redis
+            .run_within(BUDGET, &self.lag, &[stream, dead], &args)
+            .await?;
+        let numbers = list(answer).and_then(|parts| {
+            let numbers = parts.into_iter().map(number);
+            numbers.collect::<Option<Vec<_>>>()
+        });
+        match numbers.as_deref() {
+            Some([waiting, pending, age, dead_letters]) => Ok(Lag {
+                oldest: Duration::from_millis(*age),
+                waiting: *waiting,
+                pending: *pending,
+                dead_letters: *dead_letters,
+            }),
+            _ => Err(CallError::Nonsense),
+        }
+    }
+}
+
+/// Of an entry as streams have it: its id, and its fields each behind its name.
+fn entry(shard: u16, value: Value) -> Option<Entry> {
+    let (id, fields) = named(value)?;
+    let bytes = fields.into_iter().find(|(name, _)| name == b"b");
+    Some(Entry {
+        shard,
+        id,
+        bytes: bytes.map(|(_, bytes)| bytes).unwrap_or_default(),
+    })
+}
+
+type Named = (String, Vec<(Vec<u8>, Vec<u8>)>);
+
+pub(super) fn named(value: Value) -> Option<Named> {
+    let mut parts = list(value)?.into_iter();
+    let id = text(parts.next()?)?;
+    let mut fields = list(parts.next()?)?.into_iter();
+    let mut named = Vec::new();
+    while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
+        named.push((bytes(name)?, bytes(value)?));
+    }
+    Some((id, named))
+}
+
+pub(super) fn list(value: Value) -> Option<Vec<Value>> {
+    match value {
+        Value::Array(values) => Some(values),
+        _ => None,
+    }
+}
+
+fn bytes(value: Value) -> Option<Vec<u8>> {
+    match value {
+        Value::BulkString(bytes) => Some(bytes),
+        Value::SimpleString(text) => Some(text.into_bytes()),
+        _ => None,
+    }
+}
+
+fn text(value: Value) -> Option<String> {
+    String::from_utf8(bytes(value)?).ok()
+}
+
+pub(super) fn number(value: Value) -> Option<u64> {
+    match value {
+        Value::Int(number) => u64::try_from(number).ok(),
+        _ => None,
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,744 @@
+//! The audit from Redis's streams into Postgres: each event once, whatever dies, hangs or is sent again.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a broken step of a test is a failed test"
+)]
+
+mod harness;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use harness::postgres::{Database, Server, query};
+use harness::redis::{self, Answer};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+use weir::clock;
+use weir::config::redis::Tls;
+use weir::config::worker::Worker;
+use weir::config::{Secret, audit, check, postgres};
+use weir::event::{AuditEvent, Encoded, Micros};
+use weir::store::batch::{Batch, Boot, Header};
+use weir::store::chain::Hasher;
+use weir::store::days::Day;
+use weir::store::fleet::Fleet;
+use weir::store::postgres::{Postgres, migrate, partitions, row};
+use weir::store::redis::{Arg, Connections};
+use weir::store::streams::consume::Streams;
+use weir::telemetry::metrics::Metrics;
+use weir::worker::drain::{self, Settings};
+use weir::worker::partitions::keep_once;
+
+const DAY: Duration = Duration::from_secs(86_400);
+const BUDGET: Duration = Duration::from_secs(5);
+
+/// Servers, and what a worker needs to know of them.
+struct World {
+    redis: redis::Server,
+    url: String,
+    postgres: Arc<Postgres>,
+    settings: Settings,
+    /// What adds batches, and looks.
+    fleet: Arc<Fleet>,
+    connections: Arc<Connections>,
+    streams: Streams,
+}
+
+/// A worker's loops.
+struct Running {
+    metrics: Metrics,
+    shutdown: watch::Sender<bool>,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+impl World {
+    async fn new(url: String) -> World {
+        let config = postgres::Postgres {
+            write: Secret(url.clone()),
+            read: Vec::new(),
+            write_pool: 8,
+            read_pool: 2,
+            timeout: BUDGET,
+            migrate: true,
+            tls: Tls::default(),
+        };
+        let postgres = Postgres::new(&config).unwrap();
+        migrate::migrate(postgres.write().await.unwrap())
+            .await
+            .unwrap();
+        let settings = Settings {
+            stream: audit::Stream {
+                shards: 3,
+                ..audit::Stream::default()
+            },
+            worker: Worker {
+                batch_wait: Duration::from_millis(50),
+                claim_after: Duration::from_secs(2),
+                max_deliveries: 2,
+                ..Worker::default()
+            },
+        };
+        let redis = redis::Server::single();
+        let fleet = fleet(&redis);
+        let connections = fleet.join().main.clone();
+        assert!(connections.ready(harness::DEADLINE).await);
+        let group = &settings.worker.group;
+        let streams = Streams::new(connections.clone(), &fleet.keys, &settings.stream, group);
+        World {
+            redis,
+            url,
+            postgres,
+            settings,
+            fleet,
+            connections,
+            streams,
+        }
+    }
+
+    fn work(&self) -> Running {
+        let metrics = Metrics::default();
+        let (shutdown, is_shut) = watch::channel(false);
+        let fleet = fleet(&self.redis);
+        let redis = fleet.join().main.clone();
+        let task = drain::run(
+            self.settings.clone(),
+            fleet,
+            redis,
+            self.postgres.clone(),
+            metrics.drain.clone(),
+            is_shut,
+        );
+        Running {
+            metrics,
+            shutdown,
+            task: tokio::spawn(task),
+        }
+    }
+
+    async fn add(&self, shard: u16, batch: &[u8]) {
+        let key = self.fleet.keys.audit_stream("audit", shard);
+        let words = [
+            Arg::Text("XADD"),
+            Arg::Text(&key),
+            Arg::Text("*"),
+            Arg::Text("b"),
+            Arg::Bytes(batch),
+        ];
+        // What was added and not answered is added again, as a proxy does.
+        eventually(async || self.connections.command(BUDGET, &key, &words).await.is_ok()).await;
+    }
+
+    fn cli(&self, args: &[&str]) -> Answer {
+        self.redis.cli(args)
+    }
+
+    /// Of one shard, as Redis has it.
+    fn key(&self, shard: u16) -> String {
+        self.fleet.keys.audit_stream("audit", shard)
+    }
+
+    fn done(&self, header: &Header) -> bool {
+        let boot = Uuid::from_bytes(header.boot).to_string();
+        let key = self.fleet.keys.audit_done(&boot);
+        let first = header.first.to_string();
+        match self.cli(&["HGET", &key, &first]) {
+            Answer::Text(last) => last == header.last().to_string(),
+            _ => false,
+        }
+    }
+
+    fn one(&self, sql: &str) -> String {
+        query(&self.url, sql)[0][0].clone()
+    }
+
+    fn rows(&self) -> u64 {
+        self.one("SELECT count(*) FROM weir.audit_events")
+            .parse()
+            .unwrap()
+    }
+
+    /// Until no stream has an entry.
+    async fn drained(&self) {
+        eventually(async || self.streams.lag().await.is_ok_and(|lag| lag.waiting == 0)).await;
+    }
+
+    async fn dead_letters(&self) -> u64 {
+        self.streams.lag().await.unwrap().dead_letters
+    }
+
+    /// That each boot has its events from the first to the last, each once, and its batches likewise.
+    fn is_whole(&self, events: u64) {
+        assert_eq!(self.rows(), events);
+        let holes = "SELECT boot_id FROM weir.audit_events GROUP BY boot_id
+            HAVING count(*) <> max(seq) OR count(DISTINCT seq) <> max(seq) OR min(seq) <> 1";
+        assert_eq!(query(&self.url, holes), Vec::<Vec<String>>::new());
+        let batches = "SELECT coalesce(sum(last - first + 1), 0) FROM weir.audit_batches";
+        assert_eq!(self.one(batches), events.to_string());
+    }
+}
+
+impl Running {
+    fn counted(&self, metric: &str) -> u64 {
+        let text = self.metrics.text();
+        let line = text.lines().find_map(|line| line.strip_prefix(metric));
+        line.unwrap_or_else(|| panic!("{metric} in {text}"))
+            .trim()
+            .parse()
+            .unwrap()
+    }
+
+    async fn stop(self) {
+        self.shutdown.send(true).unwrap();
+        tokio::time::timeout(harness::DEADLINE, self.task)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
+    }
+
+    /// As by SIGKILL: nothing is ended in order.
+    async fn kill(self) {
+        self.task.abort();
+        let _ = self.task.await;
+    }
+}
+
+fn fleet(redis: &redis::Server) -> Arc<Fleet> {
+    let file = format!(
+        "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\n{}",
+        redis.yaml("t")
+    );
+    let config = check::parse(&file, &|_| None).unwrap();
+    Fleet::new(&config.redis.unwrap(), &Metrics::default()).unwrap()
+}
+
+fn on_a_runtime<T>(test: impl Future<Output = T>) -> T {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(test)
+}
+
+/// Waits for what other tasks bring about.
+async fn eventually(mut yes: impl AsyncFnMut() -> bool) {
+    let all = async {
+        while !yes().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(harness::DEADLINE * 6, all)
+        .await
+        .expect("it did not happen");
+}
+
+fn boot(n: u8, started: Duration) -> Boot {
+    let (id, hasher) = (Uuid::from_bytes([n; 16]), Hasher::new(Some(b"key")));
+    Boot::new(format!("instance-{n}"), id, started.into(), hasher)
+}
+
+fn event(time: Micros, path: &str) -> AuditEvent<&str> {
+    AuditEvent {
+        seq: 0,
+        time,
+        client: [10, 0, 0, 1].into(),
+        user: Some("ann"),
+        label: None,
+        route: Some("/*"),
+        method: "GET",
+        path,
+        status: 200,
+        id: [7; 16],
+        upstream: Some("app"),
+        endpoint: None,
+        host: "a",
+        query: None,
+        limits: Default::default(),
+        breaker: None,
+        bytes_in: 0,
+        bytes_out: 17,
+        duration: Micros(5),
+        upstream_duration: None,
+        request_id: None,
+        trace_id: None,
+        headers: Vec::new(),
+    }
+}
+
+/// A batch of `count` events of this moment.
+fn pack(boot: &mut Boot, count: usize, now: Duration) -> (Header, Vec<u8>) {
+    let mut encoded = Encoded::default();
+    for n in 0..count {
+        // What a column of text cannot hold is among them.
+        let path = if n % 7 == 3 { "/\0" } else { "/a/b" };
+        encoded.push(&event(now.into(), path));
+    }
+    boot.pack(&mut [encoded], now.into(), 0)
+}
+
+#[test]
+fn two_workers_store_each_batch_once_however_often_it_is_sent() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let workers = [world.work(), world.work()];
+        let mut encodings = BTreeMap::new();
+        let mut headers = Vec::new();
+        for n in 1..=4 {
+            let mut boot = boot(n, clock::wall());
+            let mut batches: Vec<_> = (0..50)
+                .map(|_| pack(&mut boot, 20, clock::wall()))
+                .collect();
+            batches.push(boot.end(clock::wall().into(), 0));
+            // Out of order, on several streams, and sent again.
+            batches.reverse();
+            for (at, (header, bytes)) in batches.into_iter().enumerate() {
+                let batch = Batch::open(&bytes).unwrap();
+                for (encoding, seq) in batch.events().zip(header.first..) {
+                    encodings.insert((header.boot, seq), encoding.to_vec());
+                }
+                world.add((at % 3) as u16, &bytes).await;
+                if at % 2 == 0 {
+                    world.add((at % 2) as u16, &bytes).await;
+                }
+                headers.push(header);
+            }
+        }
+        world.drained().await;
+        world.is_whole(4_000);
+        assert!(headers.iter().all(|header| world.done(header)));
+        assert_eq!(
+            world.one("SELECT count(*) FROM weir.audit_batches WHERE is_end"),
+            "4"
+        );
+        assert_eq!(world.one("SELECT count(*) FROM weir.audit_boots"), "4");
+        assert_eq!(world.dead_letters().await, 0);
+        let each = |metric| {
+            workers
+                .iter()
+                .map(|worker| worker.counted(metric))
+                .sum::<u64>()
+        };
+        assert_eq!(each("weir_drain_events_total "), 4_000);
+        assert_eq!(each(r#"weir_drain_batches_total{result="stored"} "#), 204);
+        assert_eq!(each(r#"weir_drain_batches_total{result="known"} "#), 104);
+
+        // What is read back is what was sent, byte for byte.
+        let connection = world.postgres.read().await.unwrap();
+        let select = format!(
+            "SELECT a.boot, {} FROM weir.audit_events e JOIN weir.audit_boots a ON a.id = e.boot_id",
+            row::COLUMNS
+        );
+        let found = connection.query(&select, &[]).await.unwrap();
+        assert_eq!(found.len(), encodings.len());
+        for found in &found {
+            let fields = row::Fields::of(found, 1).unwrap();
+            let mut encoding = Vec::new();
+            fields.encoding_into(&mut encoding).unwrap();
+            let key = (found.get::<_, Uuid>(0).into_bytes(), fields.seq as u64);
+            assert_eq!(encodings.get(&key), Some(&encoding));
+        }
+        for worker in workers {
+            worker.stop().await;
+        }
+    });
+}
+
+#[test]
+fn entries_of_a_killed_worker_are_taken_over() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let mut boot = boot(1, clock::wall());
+        let mut sent = 0;
+        for round in 0..20 {
+            let worker = world.work();
+            for at in 0..20 {
+                let (_, bytes) = pack(&mut boot, 50, clock::wall());
+                world.add(at % 3, &bytes).await;
+                sent += 50;
+            }
+            // Somewhere in the middle of it.
+            tokio::time::sleep(Duration::from_millis(5 * round)).await;
+            worker.kill().await;
+        }
+        let last = world.work();
+        world.drained().await;
+        world.is_whole(sent);
+        eprintln!("{sent} events, {} rows", world.rows());
+        last.stop().await;
+        // Those who have died are forgotten, and no one who has entries.
+        for shard in 0..3 {
+            world
+                .streams
+                .forget_consumers(shard, Duration::ZERO)
+                .await
+                .unwrap();
+            let consumers = world.cli(&["XINFO", "CONSUMERS", &world.key(shard), "weir"]);
+            assert_eq!(consumers.list(), []);
+        }
+        let (_, bytes) = pack(&mut boot, 1, clock::wall());
+        world.add(0, &bytes).await;
+        let read = world.streams.read(0, "holder", 10).await.unwrap();
+        assert_eq!(read.len(), 1);
+        let forgotten = world.streams.forget_consumers(0, Duration::ZERO).await;
+        assert_eq!(forgotten, Ok(0));
+    });
+}
+
+#[test]
+fn what_can_never_be_stored_goes_to_the_dead_letters_with_its_reason() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let now = clock::wall();
+        let mut good = boot(1, now);
+        let (first, bytes) = pack(&mut good, 5, now);
+        world.add(0, &bytes).await;
+        let worker = world.work();
+        world.drained().await;
+        assert!(world.done(&first));
+        // Another first batch of the same boot.
+        let (other, bytes) = pack(&mut boot(1, now), 6, now);
+        world.add(0, &bytes).await;
+        let (old, bytes) = pack(&mut boot(2, Duration::ZERO), 1, now - DAY * 500);
+        world.add(0, &bytes).await;
+        let (ahead, bytes) = pack(&mut boot(3, now), 1, now + DAY * 90);
+        world.add(0, &bytes).await;
+        // An instance's name that a column cannot hold.
+        let mut nameless = Boot::new(
+            "a\0b".to_owned(),
+            Uuid::from_bytes([4; 16]),
+            now.into(),
+            Hasher::Plain,
+        );
+        let (nul, bytes) = pack(&mut nameless, 1, now);
+        world.add(0, &bytes).await;
+        world.add(0, b"no batch").await;
+        world.cli(&["XADD", &world.key(0), "*", "other", "field"]);
+        let (second, bytes) = pack(&mut good, 5, now);
+        world.add(0, &bytes).await;
+        world.drained().await;
+        world.is_whole(10);
+        assert!(
+            [&second, &other, &old, &ahead, &nul]
+                .iter()
+                .all(|it| world.done(it))
+        );
+
+        let letters = world.streams.dead_letters(0, None, 10).await.unwrap();
+        let mut reasons: Vec<_> = letters
+            .iter()
+            .map(|letter| letter.reason.as_str())
+            .collect();
+        reasons.sort_unstable();
+        let expected = [
+            "another batch with its number",
+            "batch of audit events has version 110",
+            "batch of audit events is cut short",
+            "its day, ",
+            "its day, ",
+            "postgres refused: ",
+        ];
+        assert_eq!(reasons.len(), expected.len(), "{reasons:?}");
+        for (reason, expected) in reasons.iter().zip(expected) {
+            assert!(reason.starts_with(expected), "{reason}: {expected}");
+        }
+        assert!(letters.iter().any(|letter| letter.bytes == b"no batch"));
+        assert!(
+            letters
+                .iter()
+                .all(|letter| letter.at > now.into() && !letter.entry.is_empty())
+        );
+        assert_eq!(
+            worker.counted(r#"weir_drain_batches_total{result="buried"} "#),
+            6
+        );
+
+        // In pages.
+        let page = world
+            .streams
+            .dead_letters(0, Some(&letters[3].id), 1)
+            .await
+            .unwrap();
+        assert_eq!(page, letters[4..5]);
+        assert_eq!(world.streams.dead_letters(1, None, 10).await.unwrap(), []);
+        worker.stop().await;
+    });
+}
+
+#[test]
+fn dead_letters_are_tried_anew_or_dropped() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let mut world = World::new(database.url()).await;
+        let now = clock::wall();
+        let (header, bytes) = pack(&mut boot(1, now - DAY * 9), 5, now - DAY * 9);
+        world.add(1, &bytes).await;
+        world.add(1, b"noise").await;
+        world.settings.worker.retention = DAY * 5;
+        let worker = world.work();
+        world.drained().await;
+        worker.stop().await;
+        let letters = world.streams.dead_letters(1, None, 10).await.unwrap();
+        assert_eq!((letters.len(), world.rows()), (2, 0));
+        // With a longer retention it is not too old.
+        world.settings.worker.retention = DAY * 50;
+        let worker = world.work();
+        let of = |bytes: &[u8]| {
+            let mut letters = letters.iter();
+            letters
+                .find(|letter| letter.bytes == bytes)
+                .unwrap()
+                .id
+                .as_str()
+        };
+        let (old, noise) = (of(&bytes), of(b"noise"));
+        assert_eq!(world.streams.replay(1, old).await, Ok(true));
+        assert_eq!(world.streams.replay(1, old).await, Ok(false));
+        assert_eq!(world.streams.drop_dead_letter(1, noise).await, Ok(true));
+        assert_eq!(world.streams.drop_dead_letter(1, noise).await, Ok(false));
+        world.drained().await;
+        world.is_whole(5);
+        assert!(world.done(&header));
+        assert_eq!(world.dead_letters().await, 0);
+        worker.stop().await;
+    });
+}
+
+#[test]
+fn a_batch_that_is_delivered_too_often_is_tried_alone_and_then_buried() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let now = clock::wall();
+        let mut boot = boot(1, now);
+        for deliveries in ["3", "9"] {
+            let (_, bytes) = pack(&mut boot, 5, now);
+            world.add(0, &bytes).await;
+            let read = world.streams.read(0, "dead", 10).await.unwrap();
+            let id = &read[0].id;
+            world.cli(&[
+                "XCLAIM",
+                &world.key(0),
+                "weir",
+                "dead",
+                "0",
+                id,
+                "IDLE",
+                "60000",
+                "RETRYCOUNT",
+                deliveries,
+            ]);
+        }
+        let worker = world.work();
+        world.drained().await;
+        assert_eq!(world.rows(), 5);
+        let letters = world.streams.dead_letters(0, None, 10).await.unwrap();
+        let reasons: Vec<_> = letters
+            .iter()
+            .map(|letter| letter.reason.as_str())
+            .collect();
+        assert_eq!(reasons, ["delivered 10 times and never stored"]);
+        worker.stop().await;
+    });
+}
+
+#[test]
+fn a_batch_that_postgres_will_not_take_holds_up_no_other() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let mut world = World::new(database.url()).await;
+        world.settings.worker.claim_after = Duration::from_millis(300);
+        database.query(
+            "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS
+                 $$ BEGIN IF NEW.first = 11 THEN RAISE EXCEPTION 'not this one'; END IF; RETURN NEW; END $$;
+             CREATE TRIGGER no BEFORE INSERT ON weir.audit_batches FOR EACH ROW EXECUTE FUNCTION no()",
+        );
+        let now = clock::wall();
+        let mut boot = boot(1, now);
+        for at in 0..9 {
+            let (_, bytes) = pack(&mut boot, 5, now);
+            world.add(at % 3, &bytes).await;
+        }
+        let worker = world.work();
+        world.drained().await;
+        assert_eq!(world.rows(), 40);
+        assert_eq!(world.dead_letters().await, 1);
+        worker.stop().await;
+    });
+}
+
+#[test]
+fn a_redis_that_comes_back_empty_is_used_again() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let worker = world.work();
+        let mut boot = boot(1, clock::wall());
+        let (_, bytes) = pack(&mut boot, 5, clock::wall());
+        world.add(0, &bytes).await;
+        world.drained().await;
+        world.cli(&["FLUSHALL"]);
+        let (_, bytes) = pack(&mut boot, 5, clock::wall());
+        world.add(0, &bytes).await;
+        world.drained().await;
+        world.redis.kill();
+        world.redis.restart();
+        assert!(world.connections.ready(harness::DEADLINE).await);
+        let (header, bytes) = pack(&mut boot, 5, clock::wall());
+        world.add(2, &bytes).await;
+        world.drained().await;
+        world.is_whole(15);
+        assert!(world.done(&header));
+        worker.stop().await;
+    });
+}
+
+#[test]
+fn whatever_becomes_of_postgres_each_event_is_stored_once() {
+    let server = Server::with(&["fsync=on"]);
+    on_a_runtime(async {
+        let world = World::new(server.url()).await;
+        let workers = [world.work(), world.work()];
+        let mut boot = boot(1, clock::wall());
+        let mut sent = 0;
+        for (round, harm) in ["stop", "kill", "read only", "pause", "drop"]
+            .iter()
+            .enumerate()
+        {
+            for at in 0..60 {
+                let (_, bytes) = pack(&mut boot, 20, clock::wall());
+                world.add((at % 3) as u16, &bytes).await;
+                sent += 20;
+                if at == 10 + round {
+                    match *harm {
+                        "stop" => server.stop(),
+                        "kill" => server.kill(),
+                        "read only" => server.set_read_only(true),
+                        "pause" => server.pause(),
+                        _ => drop(server.query(
+                            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                             WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()",
+                        )),
+                    }
+                }
+            }
+            // For as long as it takes to be taken over, were it counted.
+            tokio::time::sleep(world.settings.worker.claim_after * 3 / 2).await;
+            match *harm {
+                "stop" | "kill" => server.restart(),
+                "read only" => server.set_read_only(false),
+                "pause" => server.resume(),
+                _ => {}
+            }
+            world.drained().await;
+            world.is_whole(sent);
+            eprintln!("{harm}: {sent} events, {} rows", world.rows());
+        }
+        assert_eq!(world.dead_letters().await, 0);
+        for worker in workers {
+            worker.stop().await;
+        }
+    });
+}
+
+#[test]
+fn a_worker_that_is_told_to_end_leaves_nothing_unsettled() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let worker = world.work();
+        let mut boot = boot(1, clock::wall());
+        for at in 0..150 {
+            let (_, bytes) = pack(&mut boot, 50, clock::wall());
+            world.add(at % 3, &bytes).await;
+        }
+        worker.stop().await;
+        let lag = world.streams.lag().await.unwrap();
+        assert_eq!(lag.pending, 0);
+        // What is not stored was not read.
+        assert_eq!(world.rows() + 50 * lag.waiting, 7_500);
+        let next = world.work();
+        world.drained().await;
+        world.is_whole(7_500);
+        next.stop().await;
+    });
+}
+
+#[test]
+fn days_are_made_ahead_indexed_once_over_and_removed_with_a_mark() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let mut world = World::new(database.url()).await;
+        world.settings.worker.retention = DAY * 9;
+        let now = clock::wall();
+        let today = Day::of(now);
+        let mut boot = boot(1, now - DAY * 9);
+        for days in [9, 8, 0] {
+            for _ in 0..2 {
+                let (_, bytes) = pack(&mut boot, 5, now - DAY * days);
+                world.add(0, &bytes).await;
+            }
+        }
+        let worker = world.work();
+        world.drained().await;
+        world.is_whole(30);
+        let hasher = Hasher::new(Some(b"key"));
+        let metrics = Metrics::default();
+        let keep = async |days: u32| {
+            keep_once(&world.postgres, DAY * days, &hasher, &metrics.drain)
+                .await
+                .unwrap();
+            let connection = world.postgres.write().await.unwrap();
+            let listed = partitions::list(&connection).await.unwrap();
+            listed
+                .iter()
+                .map(|day| i64::from(day.0) - i64::from(today.0))
+                .collect::<Vec<_>>()
+        };
+        // One whose making was cut short.
+        let name = (today.0 - 9..)
+            .map(|day| Day(day).to_string().replace('-', "_"))
+            .next()
+            .unwrap();
+        let broken = format!("audit_events_{name}_by_user");
+        database.query(&format!(
+            "CREATE INDEX {broken} ON weir.audit_events_{name} (username, time)"
+        ));
+        database.query(&format!(
+            "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'weir.{broken}'::regclass"
+        ));
+        assert_eq!(keep(9).await, [-9, -8, -1, 0, 1, 2]);
+        let indexed = "SELECT count(*) FROM pg_index JOIN pg_class ON oid = indexrelid
+            WHERE relname LIKE 'audit\\_events\\_%\\_by\\_user' AND indisvalid";
+        assert_eq!(database.one(indexed), "3");
+
+        assert_eq!(keep(8).await, [-8, -1, 0, 1, 2]);
+        assert_eq!(world.rows(), 20);
+        let connection = world.postgres.write().await.unwrap();
+        let boots = "SELECT boot, removed_to, removed_hash, removed_mark FROM weir.audit_boots";
+        let removed = connection.query_one(boots, &[]).await.unwrap();
+        let (id, last): (Uuid, i64) = (removed.get(0), removed.get(1));
+        let hash: Vec<u8> = removed.get(2);
+        assert_eq!(last, 10);
+        let mark = hasher.removed_to(id.as_bytes(), 10, &hash.clone().try_into().unwrap());
+        assert_eq!(removed.get::<_, Vec<u8>>(3), mark);
+        let next = "SELECT before FROM weir.audit_batches WHERE first = 11";
+        assert_eq!(
+            connection
+                .query_one(next, &[])
+                .await
+                .unwrap()
+                .get::<_, Vec<u8>>(0),
+            hash
+        );
+        // A day that was removed comes back only if retention is longer again: the worker remembers that it was there.
+        let (_, bytes) = pack(&mut boot, 1, now);
+        world.add(0, &bytes).await;
+        world.drained().await;
+        assert_eq!(world.rows(), 21);
+        worker.stop().await;
+    });
+}

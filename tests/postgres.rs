@@ -1,0 +1,287 @@
+//! Postgres as weir reaches it: pools, replicas that fall sick, TLS, and the schema.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a broken step of a test is a failed test"
+)]
+
+mod harness;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use harness::postgres::{Database, Server};
+use harness::redis::Certificates;
+use weir::config::redis::{Certificate, Tls};
+use weir::config::{Secret, postgres};
+use weir::store::postgres::{Postgres, PostgresError, migrate};
+
+const WITHIN: Duration = Duration::from_secs(5);
+
+fn config(write: &str, read: &[String]) -> postgres::Postgres {
+    postgres::Postgres {
+        write: Secret(write.to_owned()),
+        read: read.iter().cloned().map(Secret).collect(),
+        write_pool: 4,
+        read_pool: 4,
+        timeout: WITHIN,
+        migrate: true,
+        tls: Tls::default(),
+    }
+}
+
+fn on_a_runtime<T>(test: impl Future<Output = T>) -> T {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(test)
+}
+
+/// Waits for what another task brings about.
+async fn eventually(mut yes: impl AsyncFnMut() -> bool) {
+    let all = async {
+        while !yes().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(harness::DEADLINE * 3, all)
+        .await
+        .unwrap();
+}
+
+/// The port that a read goes to.
+async fn reads_from(postgres: &Postgres) -> u16 {
+    let connection = postgres.read().await.unwrap();
+    let port = connection.query_one("SELECT inet_server_port()", &[]).await;
+    u16::try_from(port.unwrap().get::<_, i32>(0)).unwrap()
+}
+
+#[test]
+fn reads_are_bounded_and_change_nothing() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let mut config = config(&database.url(), &[]);
+        config.timeout = Duration::from_millis(300);
+        let postgres = Postgres::new(&config).unwrap();
+        let read = postgres.read().await.unwrap();
+        let slow = read.batch_execute("SELECT pg_sleep(60)").await.unwrap_err();
+        assert_eq!(slow.code().unwrap().code(), "57014");
+        let change = read.batch_execute("CREATE TABLE a ()").await.unwrap_err();
+        assert_eq!(change.code().unwrap().code(), "25006");
+        let write = postgres.write().await.unwrap();
+        write
+            .batch_execute("CREATE TABLE a (); SELECT pg_sleep(0.5)")
+            .await
+            .unwrap();
+    });
+}
+
+#[test]
+fn who_finds_no_connection_free_is_told_so_in_time() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let mut config = config(&database.url(), &[]);
+        (config.write_pool, config.timeout) = (1, Duration::from_millis(300));
+        let postgres = Postgres::new(&config).unwrap();
+        let held = postgres.write().await.unwrap();
+        let error = postgres.write().await.map(drop).unwrap_err();
+        assert!(matches!(error, PostgresError::Busy { .. }), "{error}");
+        drop(held);
+        drop(postgres.write().await.unwrap());
+        // The check has a connection of its own.
+        let _held = postgres.write().await.unwrap();
+        let health = postgres.health(WITHIN).await;
+        assert!(
+            health.write.answered.is_ok() && health.read.len() == 1,
+            "{health:?}"
+        );
+    });
+}
+
+#[test]
+fn a_sick_replica_is_left_out_and_taken_back() {
+    let primary = Server::start();
+    let replicas = [primary.replica(), primary.replica()];
+    let urls = replicas.each_ref().map(Server::url);
+    on_a_runtime(async {
+        let mut config = config(&primary.url(), &urls);
+        config.timeout = Duration::from_secs(1);
+        let postgres = Postgres::new(&config).unwrap();
+        tokio::spawn(postgres.clone().keep());
+        let ports = replicas.each_ref().map(|replica| replica.port);
+        let mut read = [reads_from(&postgres).await, reads_from(&postgres).await];
+        read.sort_unstable();
+        let mut both = ports;
+        both.sort_unstable();
+        assert_eq!(read, both);
+
+        // One hangs: its connections stay.
+        replicas[0].pause();
+        eventually(async || !postgres.is_in_turn(0)).await;
+        for _ in 0..4 {
+            assert_eq!(reads_from(&postgres).await, ports[1]);
+        }
+        let health = postgres.health(Duration::from_millis(300)).await;
+        let answered = |n: usize| health.read[n].answered.is_ok();
+        assert!(!answered(0) && answered(1) && health.write.answered.is_ok());
+
+        // The other is gone, and found so by the reader that needs it.
+        replicas[1].stop();
+        for _ in 0..4 {
+            assert_eq!(reads_from(&postgres).await, primary.port);
+        }
+        replicas[0].resume();
+        replicas[1].restart();
+        eventually(async || postgres.is_in_turn(0) && postgres.is_in_turn(1)).await;
+        let read = [reads_from(&postgres).await, reads_from(&postgres).await];
+        assert!(!read.contains(&primary.port));
+    });
+}
+
+#[test]
+fn connections_to_a_server_that_was_restarted_are_made_anew() {
+    let server = Server::start();
+    on_a_runtime(async {
+        let postgres = Postgres::new(&config(&server.url(), &[])).unwrap();
+        drop(postgres.write().await.unwrap());
+        server.stop();
+        let error = postgres.write().await.map(drop).unwrap_err();
+        let PostgresError::Lost(said) = &error else {
+            panic!("{error}")
+        };
+        assert!(
+            said.contains(&format!("127.0.0.1:{}/postgres", server.port)),
+            "{said}"
+        );
+        assert!(postgres.health(WITHIN).await.write.answered.is_err());
+        server.restart();
+        let connection = postgres.write().await.unwrap();
+        connection.batch_execute("SELECT 1").await.unwrap();
+    });
+}
+
+#[test]
+fn by_tls_only_a_server_with_the_right_certificate_is_believed() {
+    let certificates = Certificates::make();
+    let path = |name: &str| PathBuf::from(certificates.path(name));
+    let server = Server::with_tls(&certificates, true);
+    let url = |host: &str, mode: &str| {
+        format!(
+            "postgres://postgres@{host}:{}/postgres?sslmode={mode}",
+            server.port
+        )
+    };
+    let tls = Tls {
+        ca: Some(path("ca.pem")),
+        certificate: Some(Certificate {
+            cert: path("server.pem"),
+            key: path("server.key"),
+        }),
+    };
+    on_a_runtime(async {
+        let open = async |host: &str, mode: &str, tls: &Tls| {
+            let mut config = config(&url(host, mode), &[]);
+            config.tls = tls.clone();
+            let postgres = Postgres::new(&config).unwrap();
+            let connection = postgres.write().await?;
+            let query = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+            Ok::<bool, PostgresError>(connection.query_one(query, &[]).await?.get(0))
+        };
+        for mode in ["require", "prefer", "verify-full"] {
+            assert_eq!(open("127.0.0.1", mode, &tls).await, Ok(true), "{mode}");
+        }
+        // Its certificate has no such name.
+        let error = open("localhost", "require", &tls).await.unwrap_err();
+        assert!(error.to_string().contains("certificate"), "{error}");
+        let of_another = Certificates::make();
+        let other = Tls {
+            ca: Some(of_another.path("ca.pem").into()),
+            ..tls.clone()
+        };
+        for mode in ["require", "prefer"] {
+            let error = open("127.0.0.1", mode, &other).await.unwrap_err();
+            assert!(error.to_string().contains("certificate"), "{error}");
+        }
+        let shows_none = Tls {
+            certificate: None,
+            ..tls
+        };
+        assert!(open("127.0.0.1", "require", &shows_none).await.is_err());
+        assert!(open("127.0.0.1", "disable", &shows_none).await.is_err());
+    });
+}
+
+#[test]
+fn a_server_without_tls_is_refused_where_it_is_required() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let certificates = Certificates::make();
+        let mut config = config(&database.url().replace("disable", "require"), &[]);
+        config.tls.ca = Some(certificates.path("ca.pem").into());
+        let postgres = Postgres::new(&config).unwrap();
+        let error = postgres.write().await.map(drop).unwrap_err();
+        assert!(
+            error.to_string().contains("does not support TLS"),
+            "{error}"
+        );
+        config.write = Secret(database.url().replace("disable", "prefer"));
+        drop(Postgres::new(&config).unwrap().write().await.unwrap());
+    });
+}
+
+#[test]
+fn the_schema_is_made_once_however_many_make_it() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let postgres = Postgres::new(&config(&database.url(), &[])).unwrap();
+        let checked = async |postgres: &Arc<Postgres>| {
+            let connection = postgres.write().await.unwrap();
+            migrate::check_version(&connection).await
+        };
+        let error = checked(&postgres).await.unwrap_err();
+        assert!(error.to_string().ends_with("run `weir migrate`"), "{error}");
+        let at_once = (0..4).map(|_| async {
+            let connection = postgres.write().await.unwrap();
+            migrate::migrate(connection).await
+        });
+        let all = futures_util::future::try_join_all(at_once).await.unwrap();
+        let made = all.iter().filter(|it| it.from == 0).count();
+        assert_eq!((made, all[0].to), (1, migrate::VERSION), "{all:?}");
+        assert_eq!(checked(&postgres).await, Ok(()));
+        assert_eq!(
+            database.one("SELECT count(*) FROM weir.schema_version"),
+            "1"
+        );
+    });
+}
+
+#[test]
+fn a_schema_of_a_later_weir_is_left_alone() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let postgres = Postgres::new(&config(&database.url(), &[])).unwrap();
+        migrate::migrate(postgres.write().await.unwrap())
+            .await
+            .unwrap();
+        database.query("INSERT INTO weir.schema_version VALUES (99, now())");
+        let refused = migrate::migrate(postgres.write().await.unwrap()).await;
+        let known = migrate::VERSION;
+        assert_eq!(refused, Err(PostgresError::SchemaNew { found: 99, known }));
+        let checked = migrate::check_version(&postgres.write().await.unwrap()).await;
+        assert_eq!(checked.unwrap_err(), refused.unwrap_err());
+    });
+}
+
+#[test]
+fn a_database_of_another_encoding_is_refused() {
+    let database = Database::new();
+    let name = format!("{}_latin", database.name);
+    database.query(&format!(
+        "CREATE DATABASE {name} ENCODING 'LATIN1' TEMPLATE template0"
+    ));
+    on_a_runtime(async {
+        let postgres = Postgres::new(&config(&database.server.url_of(&name), &[])).unwrap();
+        let refused = migrate::migrate(postgres.write().await.unwrap()).await;
+        assert_eq!(refused, Err(PostgresError::Encoding("LATIN1".to_owned())));
+    });
+}
