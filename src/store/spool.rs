@@ -9,6 +9,15 @@
 //! What is synced survives the end of the process and a power cut. What is only appended survives the end of the process, by
 //! `SIGKILL` too. A release survives neither: a record may be found again, never lost.
 //!
+//! Measured by `cargo run --release --example spool_cost` on 2 cores of a virtual machine and its disk, ext4: records a second that
+//! are appended, synced in groups, and released, and the time that a sync takes in the middle:
+//!
+//! | bytes of a record | groups of 1 | of 10 | of 100 | of 1,000 |
+//! |---|---|---|---|---|
+//! | 64 | 8,200, 108 µs | 69,000, 116 µs | 339,000, 173 µs | 760,000, 254 µs |
+//! | 1,000 | 8,000, 116 µs | 57,000, 143 µs | 225,000, 214 µs | 343,000, 889 µs |
+//! | 20,000 | 5,500, 152 µs | 22,000, 242 µs | 31,000, 1.4 ms | 32,000, 2.8 ms |
+//!
 //! No crate does this. `yaque` (last released in 2023) takes records in order alone and writes its state when it is dropped;
 //! `okaywal` (2023, "do not use in any production projects") gives up space in order, by checkpoints; `segment-buffer` writes a
 //! file a batch, releases in order, and loses a damaged file whole; `queue-file` is one file, first in first out;
