@@ -13,6 +13,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::Registry;
 
+use super::audit_metrics::AuditMetrics;
 use super::drain_metrics::DrainMetrics;
 
 /// Upper bounds of the buckets of request durations, in microseconds.
@@ -42,9 +43,8 @@ pub struct Metrics {
     session_events: Family<SessionEventLabels, Counter>,
     sessions_held: Family<SessionsLabels, Gauge>,
     session_lookups: Family<SessionCheckLabels, Counter>,
-    audit_events: Family<AuditLabels, Counter>,
-    pub audit_queued: Gauge,
-    audit_files_removed: Counter,
+    /// Of the audit, up to where it is kept.
+    pub audit: AuditMetrics,
     redis_calls: Family<RedisCallLabels, Counter>,
     redis_durations: Family<RedisLabels, Durations>,
     reloads: Family<ReloadLabels, Counter>,
@@ -117,11 +117,6 @@ struct SessionEventLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct SessionsLabels {
     sessions: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct AuditLabels {
-    result: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -251,9 +246,7 @@ impl Default for Metrics {
             session_events: Family::default(),
             sessions_held: Family::default(),
             session_lookups: Family::default(),
-            audit_events: Family::default(),
-            audit_queued: Gauge::default(),
-            audit_files_removed: Counter::default(),
+            audit: AuditMetrics::register(&mut registry),
             redis_calls: Family::default(),
             redis_durations: Family::default(),
             reloads: Family::default(),
@@ -344,21 +337,6 @@ impl Default for Metrics {
             "session_lookups",
             "Looks at sessions in redis, by where the answer came from",
             metrics.session_lookups.clone(),
-        );
-        registry.register(
-            "audit_events",
-            "Audit events written and dropped, and writes that failed and are tried again",
-            metrics.audit_events.clone(),
-        );
-        registry.register(
-            "audit_queued",
-            "Audit events that wait to be written",
-            metrics.audit_queued.clone(),
-        );
-        registry.register(
-            "audit_files_removed",
-            "Files of days of the audit that were removed after the retention",
-            metrics.audit_files_removed.clone(),
         );
         registry.register(
             "redis_calls",
@@ -545,18 +523,6 @@ impl Metrics {
                 sessions: sessions.to_owned(),
             }),
         }
-    }
-
-    /// Notes how many audit events came to this `result`, one of a closed set, since the process began.
-    pub fn audit_total(&self, result: &'static str, total: u64) {
-        let counter = self.audit_events.get_or_create(&AuditLabels { result });
-        counter.inc_by(total.saturating_sub(counter.get()));
-    }
-
-    /// Notes how many files of the audit were removed after the retention, since the process began.
-    pub fn audit_files_removed_total(&self, total: u64) {
-        let counter = &self.audit_files_removed;
-        counter.inc_by(total.saturating_sub(counter.get()));
     }
 
     /// Notes the state that a breaker is in, one of the closed set `states`.

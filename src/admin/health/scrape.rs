@@ -1,8 +1,10 @@
 //! `/metrics`: the counters, and the gauges that are only known when asked.
 
+use crate::audit::Counts;
 use crate::clock;
 use crate::plan::Plan;
 use crate::policy::breaker::State;
+use crate::telemetry::audit_metrics::AuditMetrics;
 
 /// The metrics, with the gauges that are only known when asked.
 pub(in crate::admin) fn scrape(plan: &Plan) -> String {
@@ -20,16 +22,28 @@ pub(in crate::admin) fn scrape(plan: &Plan) -> String {
         live.metrics.held.set(held);
     }
     if let Some(audit) = &plan.audit {
-        let counts = audit.counts();
-        plan.metrics.audit_total("written", counts.written);
-        plan.metrics.audit_total("dropped", counts.dropped);
-        plan.metrics.audit_total("failed_write", counts.errors);
-        plan.metrics.audit_files_removed_total(counts.removed_files);
-        let queued = i64::try_from(counts.queued).unwrap_or(i64::MAX);
-        plan.metrics.audit_queued.set(queued);
+        bring(&plan.metrics.audit, &audit.counts(), audit.refuses());
     }
     plan.metrics
         .limit_keys
         .set(i64::try_from(plan.limits.len()).unwrap_or(i64::MAX));
     plan.metrics.text()
+}
+
+/// Brings the audit's metrics up to what has become of its events.
+fn bring(metrics: &AuditMetrics, counts: &Counts, refuses: bool) {
+    let whole = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+    metrics.events_total("written", counts.written);
+    metrics.events_total("dropped", counts.dropped);
+    metrics.events_total("failed_write", counts.errors);
+    metrics.files_removed_total(counts.removed_files);
+    metrics.resent_total(counts.resent);
+    metrics.queued.set(whole(counts.queued));
+    metrics.underway.set(whole(counts.underway));
+    metrics.refuses.set(i64::from(refuses));
+    let spool = counts.spool.unwrap_or_default();
+    metrics.spool_bytes.set(whole(spool.bytes));
+    metrics.spool_batches.set(whole(spool.batches));
+    metrics.spool_oldest_seconds.set(whole(spool.age.as_secs()));
+    metrics.spool_corrupt_total(spool.corrupt);
 }
