@@ -243,6 +243,7 @@ impl Producer {
             spool: Some(spool),
             abandoned,
             fleet,
+            memory: ship::MEMORY,
         };
         let (recorder, worker) = ship::start(shipping, 100_000).unwrap();
         Producer {

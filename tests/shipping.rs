@@ -53,6 +53,7 @@ struct With<'a> {
     delivery: Delivery,
     spool: Option<(&'a Path, u64)>,
     max_length: u64,
+    memory: usize,
 }
 
 impl With<'_> {
@@ -62,6 +63,7 @@ impl With<'_> {
             delivery: Delivery::BestEffort,
             spool: None,
             max_length: 1_000,
+            memory: ship::MEMORY,
         }
     }
 }
@@ -91,6 +93,7 @@ impl Process {
             spool,
             abandoned: abandoned.unwrap_or_default(),
             fleet,
+            memory: with.memory,
         };
         let (recorder, worker) = ship::start(shipping, 1_000).unwrap();
         Process {
@@ -342,6 +345,33 @@ fn with_best_effort_the_end_spools_what_redis_does_not_take() {
             .map(|(batch, _)| batch)
             .any(|batch| batch.header.is_end)
     });
+}
+
+#[test]
+fn with_best_effort_what_memory_has_no_room_for_goes_to_the_spool() {
+    let (server, prefix) = (Server::single(), key_prefix());
+    let folder = tempfile::tempdir().unwrap();
+    let with = With {
+        spool: Some((folder.path(), 1 << 24)),
+        memory: 4_000,
+        ..With::best_effort(&prefix)
+    };
+    let process = Process::start(&server, &with);
+    server.kill();
+    for _ in 0..100 {
+        process.record(10);
+    }
+    eventually(|| process.recorder.counts().underway == 1_000);
+    eventually(|| process.recorder.counts().spool.unwrap().batches > 80);
+    server.restart();
+    eventually_within(4 * harness::DEADLINE, || {
+        process.seqs(&server) == numbers(1_010)
+    });
+    process.commit(&server);
+    eventually(|| process.recorder.counts().written == 1_010);
+    process.record(1);
+    eventually(|| process.recorder.counts().spool.unwrap().batches == 0);
+    assert_eq!(process.recorder.counts().dropped, 0);
 }
 
 #[test]

@@ -249,6 +249,14 @@ impl Outgoing {
         released
     }
 
+    /// Lets go of all batches that both the spool and a stream have. For a process that may leave them to Redis.
+    pub(super) fn shed_spooled(&mut self) -> Released {
+        let both = |batch: &Batch| batch.place.is_some() && batch.entry.is_some();
+        let both = self.batches.iter().filter(|(_, batch)| both(batch));
+        let both: Vec<_> = both.map(|(first, batch)| (*first, batch.last)).collect();
+        self.committed(&both)
+    }
+
     /// The batches that were added `age` ago or longer, by stream, with the ids of their entries.
     pub(super) fn waiting(&self, now: Instant, age: Duration) -> BTreeMap<u16, Vec<(u64, String)>> {
         let mut waiting = BTreeMap::<u16, Vec<_>>::new();

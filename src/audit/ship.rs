@@ -25,8 +25,8 @@ use crate::store::chain::Hasher;
 use crate::store::fleet::Fleet;
 use crate::store::spool::{Abandoned, Spool, SpoolError};
 
-/// Bytes of batches in memory, at most: what is beyond goes to the spool, or stays in the queue.
-const MEMORY: usize = 32 << 20;
+/// Bytes of batches in memory, at most, as a process has it: what is beyond goes to the spool, or stays in the queue.
+pub const MEMORY: usize = 32 << 20;
 /// Bytes of events in a batch, before they are compressed, at most.
 const BATCH_BYTES: usize = 1 << 20;
 /// Events taken from the queue at once, about.
@@ -47,11 +47,14 @@ pub struct Shipping {
     /// What processes have left in the spool that are gone.
     pub abandoned: Vec<Abandoned>,
     pub fleet: Arc<Fleet>,
+    /// Bytes of batches in memory, at most; see [`MEMORY`].
+    pub memory: usize,
 }
 
 /// What the two threads share. Where both are locked, the spool is first.
 pub(super) struct Common {
     pub delivery: Delivery,
+    memory: usize,
     pub outgoing: Mutex<Outgoing>,
     /// Gone once all is stored.
     pub spool: Mutex<Option<Spool>>,
@@ -87,6 +90,7 @@ pub fn start(shipping: Shipping, capacity: usize) -> io::Result<(Recorder, Worke
     let (recorder, queue) = Queue::new(capacity, shipping.delivery);
     let common = Arc::new(Common {
         delivery: shipping.delivery,
+        memory: shipping.memory,
         outgoing: Mutex::default(),
         spool: Mutex::new(shipping.spool),
         work: Notify::new(),
@@ -205,7 +209,7 @@ impl Common {
         }
         let mut outgoing = self.outgoing.lock();
         for (first, place) in placed {
-            match outgoing.spooled(first, place, until.unwrap_or(MEMORY)) {
+            match outgoing.spooled(first, place, until.unwrap_or(self.memory)) {
                 Some(place) => drop(spool.release(place)),
                 None => outgoing.settle(first),
             }
@@ -247,9 +251,10 @@ impl Packing {
 
     /// Waits while memory is full of what can be neither let go nor spooled; false once the time to end is over.
     fn wait_for_room(&mut self) -> bool {
-        while self.common.outgoing.lock().memory() > MEMORY {
+        let is_full = |common: &Common| common.outgoing.lock().memory() > common.memory;
+        while is_full(&self.common) {
             self.keep_safe();
-            if self.common.outgoing.lock().memory() <= MEMORY {
+            if !is_full(&self.common) {
                 break;
             }
             if self.queue.shared.is_late() {
@@ -301,12 +306,18 @@ impl Packing {
         let secured = match common.delivery {
             Delivery::Guaranteed => common.secure(None),
             Delivery::BestEffort => {
-                let shed = common.outgoing.lock().shed(MEMORY);
+                let shed = common.outgoing.lock().shed(common.memory);
                 common.release(shed);
-                match common.outgoing.lock().memory() > MEMORY {
-                    true => common.secure(Some(MEMORY / 2)),
+                let over = common.outgoing.lock().memory() > common.memory;
+                let secured = match over {
+                    true => common.secure(Some(common.memory / 2)),
                     false => Ok(()),
+                };
+                if matches!(secured, Err(SpoolError::Full(_))) {
+                    let shed = common.outgoing.lock().shed_spooled();
+                    common.release(shed);
                 }
+                secured
             }
         };
         let before = self.trouble;
@@ -358,7 +369,10 @@ impl Packing {
 
     /// Whether the spool was full, and has no room yet for some batches.
     fn is_full(&self) -> bool {
-        let room = self.common.spool.lock().as_ref().map(Spool::room);
-        self.trouble == Trouble::Full && room.is_some_and(|room| room < 2 * BATCH_BYTES as u64)
+        let has_room = |spool: &Spool| {
+            let max = spool.bytes().saturating_add(spool.room());
+            spool.room() >= (2 * BATCH_BYTES as u64).min(max / 8)
+        };
+        self.trouble == Trouble::Full && !self.common.spool.lock().as_ref().is_some_and(has_room)
     }
 }

@@ -19,7 +19,7 @@ use super::load;
 use crate::admin::health::check::{Check, Status};
 use crate::admin::health::{Board, Health, Heartbeat, machine, stores};
 use crate::admin::{self, Admin};
-use crate::audit::ship::Shipping;
+use crate::audit::ship::{MEMORY, Shipping};
 use crate::audit::{self, Recorder};
 use crate::clock;
 use crate::config::Config;
@@ -320,6 +320,7 @@ fn ship_audit(config: &Audit, fleet: &Arc<Fleet>) -> anyhow::Result<(Recorder, a
         spool,
         abandoned,
         fleet: fleet.clone(),
+        memory: MEMORY,
     };
     Ok(audit::ship::start(shipping, AUDIT_QUEUE)?)
 }
