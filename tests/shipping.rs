@@ -365,10 +365,10 @@ fn with_best_effort_what_memory_has_no_room_for_goes_to_the_spool() {
     eventually(|| process.recorder.counts().spool.unwrap().batches > 80);
     server.restart();
     eventually_within(4 * harness::DEADLINE, || {
-        process.seqs(&server) == numbers(1_010)
+        process.seqs(&server) == numbers(1_000)
     });
     process.commit(&server);
-    eventually(|| process.recorder.counts().written == 1_010);
+    eventually(|| process.recorder.counts().written == 1_000);
     process.record(1);
     eventually(|| process.recorder.counts().spool.unwrap().batches == 0);
     assert_eq!(process.recorder.counts().dropped, 0);
