@@ -10,7 +10,7 @@ run: ## Start the demo: weir in front of weir echo, until Ctrl-C (WEIR_PORT=8081
 	@config/demo.sh
 
 test: ## Run every test
-	@tests/need.sh curl openssl redis-server libfaketime
+	@tests/need.sh curl openssl redis-server postgresql libfaketime
 	cargo test --all-targets
 
 check: deny ## Formatting, lints, and the licences, doubles and sources of dependencies
