@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help run test check deny fuzz bench bench-tools bench-shared bench-limits bench-scale
+.PHONY: help run test check deny fuzz bench bench-tools bench-shared bench-limits bench-scale bench-audit
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -10,7 +10,7 @@ run: ## Start the demo: weir in front of weir echo, until Ctrl-C (WEIR_PORT=8081
 	@config/demo.sh
 
 test: ## Run every test
-	@tests/need.sh curl openssl redis-server libfaketime
+	@tests/need.sh curl openssl redis-server postgresql libfaketime
 	cargo test --all-targets
 
 check: deny ## Formatting, lints, and the licences, doubles and sources of dependencies
@@ -58,3 +58,7 @@ bench-limits: ## Count decisions of limits in a second of a core: in memory, by 
 bench-scale: ## Measure what a million keys and sessions take in Redis and in the process
 	@tests/need.sh redis-server
 	cargo bench --bench scale -- --write benches/SCALE.md
+
+bench-audit: ## Measure what an audited event costs on its way: process, Redis, worker, Postgres
+	@tests/need.sh redis-server
+	cargo bench --bench audit -- --write benches/AUDIT.md

@@ -29,7 +29,8 @@ CREATE TABLE weir.audit_batches (
     is_end boolean NOT NULL,
     before bytea NOT NULL,
     hash bytea NOT NULL,
-    PRIMARY KEY (boot_id, first, day)
+    -- An end mark that another process made, since the boot was killed, must not keep out a batch that was still on its way.
+    PRIMARY KEY (boot_id, first, is_end, day)
 ) PARTITION BY RANGE (day);
 
 -- One row for some 200 events: by it queries of the events find where to look.

@@ -12,6 +12,7 @@
 //! | `weir:b:{UPSTREAM}:m`, `:d` | processes that share it, and those that doubt the upstream, by when they were heard | 5 s, 3 s |
 //! | `weir:b:{UPSTREAM}:p` | slots for probes, by when they come back | a day past the last |
 //! | `weir:s:NAME:{USER}` | a user's sessions of the entry `NAME`: a hash of its name and of each session's record | as long as the last of them |
+//! | `weir:s:{sweep}` | the process that sweeps the sessions | two sweeps past its last |
 //! | `weir:a:{NAME.N}` | the `N`th stream of the audit, `audit.stream.name` being `NAME`: a batch of events an entry | each entry until its rows are committed |
 //! | `weir:a:{NAME.N}:dead` | its entries that cannot be stored, each with the reason | until an operator has replayed or dropped them |
 //! | `weir:a:{BOOT}:done` | which batches of a process are committed: a hash of first by last number | an hour past the last |
@@ -140,6 +141,11 @@ impl Keys {
     /// All sessions of a user, of the entry of `sessions` that has this [`Keys::name`].
     pub fn sessions(&self, name: &str, user: UserTag) -> String {
         format!("{}:s:{name}:{{{}}}", self.prefix, user.as_str())
+    }
+
+    /// Which process sweeps the sessions.
+    pub fn sessions_sweeper(&self) -> String {
+        format!("{}:s:{{sweep}}", self.prefix)
     }
 
     /// The pattern of [`Keys::sessions`] for every user, as SCAN takes it.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use weir::cli::run::Parts;
 use weir::{cli, config, telemetry};
 
 const EXIT_CODES: &str = "\
@@ -15,6 +16,19 @@ const RUN: &str = "\
 Example: weir run -c /etc/weir/weir.yaml
 Signals: SIGHUP reads the file again, as does a change of it; SIGTERM and SIGINT drain.
 Environment: WEIR_LOG=debug goes before telemetry.log.level.";
+
+const PROXY: &str = "\
+Example: weir proxy -c /etc/weir/weir.yaml
+Signals: as of weir run.";
+
+const WORKER: &str = "\
+Example: weir worker -c /etc/weir/weir.yaml
+Signals: SIGTERM and SIGINT end it once the transaction under way is done.
+Several workers of one file share the work.";
+
+const HEALTHCHECK: &str = "\
+Example: weir healthcheck -c /etc/weir/weir.yaml --ready
+Asks /health, or /ready or /live, and is done within 5 s.";
 
 const ECHO: &str = "\
 Example: weir echo --address 127.0.0.1:3000
@@ -41,9 +55,24 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Proxy as the file says, until SIGTERM.
+    /// Proxy as the file says, until SIGTERM; with redis and postgres in the file, do a worker's work too.
     #[command(after_help = RUN)]
     Run(File),
+    /// Proxy alone, as the file says, until SIGTERM: a worker elsewhere does the rest.
+    #[command(after_help = PROXY)]
+    Proxy(File),
+    /// Bring the audit of all proxies from redis into postgres, and keep it and sessions tidy, until SIGTERM.
+    #[command(after_help = WORKER)]
+    Worker {
+        #[command(flatten)]
+        file: File,
+        /// Bring the schema up to date first, whatever postgres.migrate says.
+        #[arg(long)]
+        migrate: bool,
+    },
+    /// Bring the schema of postgres up to date.
+    #[command(after_help = "Example: weir migrate -c weir.yaml")]
+    Migrate(File),
     /// Say every mistake in a file with its line and column; exit 1 if there is one.
     #[command(
         after_help = "Example: weir check -c weir.yaml\nExample: weir check -c weir.yaml --print > long.yaml"
@@ -59,12 +88,8 @@ enum Command {
     #[command(after_help = "Example: weir schema > weir.schema.json")]
     Schema,
     /// Ask a running weir how it is; exit 1 unless it is well.
-    #[command(after_help = "Example: weir healthcheck --address 127.0.0.1:9901")]
-    Healthcheck {
-        /// The admin port.
-        #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:9901")]
-        address: SocketAddr,
-    },
+    #[command(after_help = HEALTHCHECK)]
+    Healthcheck(cli::healthcheck::Arguments),
     /// Start, list, show and end sessions of a running weir.
     #[command(after_help = SESSION)]
     Session(cli::session::Arguments),
@@ -89,8 +114,11 @@ struct File {
 
 fn main() -> ExitCode {
     let command = Arguments::parse().command;
-    // `weir run` logs as its file says, once it has read it.
-    if !matches!(command, Command::Run(_)) {
+    // Those that keep running log as their file says, once they have read it.
+    if !matches!(
+        command,
+        Command::Run(_) | Command::Proxy(_) | Command::Worker { .. }
+    ) {
         telemetry::log::init(config::Log::default());
     }
     let done = match command {
@@ -98,12 +126,15 @@ fn main() -> ExitCode {
             Ok(code) => return code,
             Err(error) => Err(error),
         },
-        Command::Run(file) => cli::run::run(file.config),
+        Command::Run(file) => cli::run::run(file.config, Parts::All),
+        Command::Proxy(file) => cli::run::run(file.config, Parts::Proxy),
+        Command::Worker { file, migrate } => cli::worker::run(file.config, migrate),
+        Command::Migrate(file) => cli::migrate::run(&file.config),
         Command::Check { file, print } => cli::check::run(&file.config, print),
         Command::Schema => print_schema(),
         Command::Session(arguments) => cli::session::run(arguments),
         Command::Echo { address } => cli::echo::run(address),
-        Command::Healthcheck { address } => cli::healthcheck::run(address),
+        Command::Healthcheck(arguments) => cli::healthcheck::run(arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -18,6 +18,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 use tempfile::TempDir;
 use weir::clock;
+use weir::config::audit::Delivery;
 use weir::event::{AuditEvent, Encoded, Micros};
 use weir::store::audit::{FaultKind, Filter, Order, StoreError};
 use weir::store::days::{self, Day};
@@ -506,12 +507,17 @@ fn eventually(what: &str, mut so: impl FnMut() -> bool) {
 #[test]
 fn recorded_events_are_written_soon_and_in_order() {
     let audit = Audit::empty();
-    let (recorder, worker) =
-        weir::audit::start(audit.writer_at(clock::wall()), 5_000, RETENTION).unwrap();
-    recorder.record(batch(1..=1));
+    let (recorder, worker) = weir::audit::sqlite::start(
+        audit.writer_at(clock::wall()),
+        5_000,
+        Delivery::BestEffort,
+        RETENTION,
+    )
+    .unwrap();
+    recorder.record(batch(1..=1), None);
     eventually("written", || recorder.counts().written == 1);
-    recorder.record(batch(2..=1_200));
-    recorder.record(batch(1_201..=1_201));
+    recorder.record(batch(2..=1_200), None);
+    recorder.record(batch(1_201..=1_201), None);
     let counts = worker.stop(Duration::from_secs(5));
     assert_eq!(
         (counts.written, counts.queued, counts.dropped),
@@ -524,7 +530,7 @@ fn recorded_events_are_written_soon_and_in_order() {
             .zip(1..)
             .all(|(stored, n)| stored.event == AuditEvent { seq: n, ..event(n) })
     );
-    recorder.record(batch(1..=1));
+    recorder.record(batch(1..=1), None);
     assert_eq!(recorder.counts().dropped, 1);
     assert_eq!(audit.faults(), []);
 }
@@ -532,15 +538,20 @@ fn recorded_events_are_written_soon_and_in_order() {
 #[test]
 fn a_locked_database_blocks_no_sender_and_is_caught_up_with() {
     let audit = Audit::empty();
-    let (recorder, worker) =
-        weir::audit::start(audit.writer_at(clock::wall()), 2_000, RETENTION).unwrap();
+    let (recorder, worker) = weir::audit::sqlite::start(
+        audit.writer_at(clock::wall()),
+        2_000,
+        Delivery::BestEffort,
+        RETENTION,
+    )
+    .unwrap();
     let other = lock(&audit.file(clock::wall()));
     let start = clock::now();
     for n in 1..=1_990 {
-        recorder.record(batch(n..=n));
+        recorder.record(batch(n..=n), None);
     }
-    recorder.record(batch(1_991..=2_005));
-    recorder.record(batch(2_006..=2_006));
+    recorder.record(batch(1_991..=2_005), None);
+    recorder.record(batch(2_006..=2_006), None);
     assert!(start.elapsed() < Duration::from_secs(1));
     eventually("two failed tries", || recorder.counts().errors >= 2);
     let counts = recorder.counts();
@@ -550,7 +561,7 @@ fn a_locked_database_blocks_no_sender_and_is_caught_up_with() {
     );
     drop(other);
     eventually("caught up", || recorder.counts().written == 2_000);
-    recorder.record(batch(2_001..=2_001));
+    recorder.record(batch(2_001..=2_001), None);
     let counts = worker.stop(Duration::from_secs(5));
     assert_eq!((counts.written, counts.dropped), (2_001, 6));
     assert_eq!(audit.faults(), []);
@@ -561,8 +572,9 @@ fn stopping_gives_up_at_its_deadline_and_counts_what_is_lost() {
     let audit = Audit::empty();
     let writer = audit.writer_at(clock::wall());
     writer.limit_pages(1).unwrap();
-    let (recorder, worker) = weir::audit::start(writer, 2_000, RETENTION).unwrap();
-    recorder.record(batch(1..=1_000));
+    let (recorder, worker) =
+        weir::audit::sqlite::start(writer, 2_000, Delivery::BestEffort, RETENTION).unwrap();
+    recorder.record(batch(1..=1_000), None);
     eventually("a failed try", || recorder.counts().errors > 0);
     let start = clock::now();
     let counts = worker.stop(Duration::from_millis(100));
@@ -1006,8 +1018,9 @@ fn days_that_are_over_are_closed_beside_the_writing() {
     let today = clock::wall();
     let mut writer = audit.writer_at(today - DAY);
     writer.append(&mut events(1..=5), today - DAY).unwrap();
-    let (recorder, worker) = weir::audit::start(writer, 2_000, RETENTION).unwrap();
-    recorder.record(batch(6..=6));
+    let (recorder, worker) =
+        weir::audit::sqlite::start(writer, 2_000, Delivery::BestEffort, RETENTION).unwrap();
+    recorder.record(batch(6..=6), None);
     let indexes = || {
         let file = Connection::open(audit.file(today - DAY)).unwrap();
         let sql = "SELECT count(*) FROM sqlite_schema WHERE type = 'index'";
@@ -1081,11 +1094,12 @@ fn the_retention_is_heeded_beside_the_writing() {
         let now = today - ago * DAY;
         writer.append(&mut events(1..=5), now).unwrap();
     }
-    let (recorder, worker) = weir::audit::start(writer, 2_000, RETENTION).unwrap();
+    let (recorder, worker) =
+        weir::audit::sqlite::start(writer, 2_000, Delivery::BestEffort, RETENTION).unwrap();
     eventually("removed at the start", || {
         recorder.counts().removed_files == 2
     });
-    recorder.record(batch(6..=6));
+    recorder.record(batch(6..=6), None);
     eventually("written", || recorder.counts().written == 1);
     worker.stop(Duration::from_secs(5));
     assert_eq!(days::list(&audit.path).unwrap().len(), 2);

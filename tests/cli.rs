@@ -195,10 +195,27 @@ fn healthcheck_says_how_a_running_weir_is() {
             .unwrap()
     };
     let well = check(&running.admin);
+    let said = String::from_utf8_lossy(&well.stdout);
     assert!(
-        well.status.success() && String::from_utf8_lossy(&well.stdout).contains("uptime_seconds"),
+        well.status.success() && said.starts_with("ok, up ") && said.contains(" MiB of memory\n"),
         "{well:?}"
     );
+    // As a probe has it, by the file alone.
+    let told = format!("admin: {{address: {}", running.admin);
+    let by_file = short_form(answering("hi")).replace("admin: {address: 127.0.0.1:0", &told);
+    let by_file = file(&by_file);
+    for (flag, status) in [("--ready", "ready"), ("--live", "live")] {
+        let output = Command::new(env!("CARGO_BIN_EXE_weir"))
+            .args(["healthcheck", flag, "-c"])
+            .arg(by_file.path())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && said.starts_with(status),
+            "{output:?}"
+        );
+    }
     let closed = TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -314,6 +331,9 @@ fn every_command_has_an_example_and_mends_a_misspelt_flag() {
     assert!(help.contains("Exit codes: 0 done, 1 failed, 2"), "{help}");
     for command in [
         "run",
+        "proxy",
+        "worker",
+        "migrate",
         "check",
         "schema",
         "healthcheck",

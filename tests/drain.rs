@@ -571,6 +571,37 @@ fn a_batch_that_postgres_will_not_take_holds_up_no_other() {
 }
 
 #[test]
+fn a_batch_that_another_transaction_holds_waits_for_it_alone() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let mut world = World::new(database.url()).await;
+        world.settings.worker.max_deliveries = 20;
+        let worker = world.work();
+        let now = clock::wall();
+        let mut boot = boot(1, now);
+        let (_, bytes) = pack(&mut boot, 5, now);
+        world.add(0, &bytes).await;
+        world.drained().await;
+        // As a worker that hangs has it, or one that is about to commit.
+        let mut other = world.postgres.write().await.unwrap();
+        let held = other.transaction().await.unwrap();
+        let claim = "INSERT INTO weir.audit_batches SELECT day, boot_id, 6, 10, sealed, stored, arrival, dropped, is_end, before, hash
+            FROM weir.audit_batches";
+        assert_eq!(held.execute(claim, &[]).await.unwrap(), 1);
+        for _ in 0..5 {
+            let (_, bytes) = pack(&mut boot, 5, now);
+            world.add(0, &bytes).await;
+        }
+        eventually(async || world.rows() == 25).await;
+        held.rollback().await.unwrap();
+        world.drained().await;
+        world.is_whole(30);
+        assert_eq!(world.dead_letters().await, 0);
+        worker.stop().await;
+    });
+}
+
+#[test]
 fn a_redis_that_comes_back_empty_is_used_again() {
     let database = Database::new();
     on_a_runtime(async {

@@ -35,7 +35,7 @@ fn config(echo: &Echo, limit: &str, redis: &str) -> tempfile::NamedTempFile {
     file(&format!(
         "version: 1\nlisteners: [{{name: in, address: '127.0.0.1:0'}}]\nadmin: {{address: '127.0.0.1:0'}}\n\
          upstreams: {{app: {{endpoints: ['http://{}']}}}}\nrate_limits: {{a: {limit}}}\n\
-         routes: [{{upstream: app, rate_limits: [a]}}]\nruntime: {{lanes: 1}}\n{}",
+         routes: [{{upstream: app, rate_limits: [a]}}]\nruntime: {{lanes: 1}}\nworker: {{health: {{cache: 0s}}}}\n{}",
         echo.address,
         redis.replace("{urls", "{timeout: 5s, urls")
     ))

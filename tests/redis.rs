@@ -554,7 +554,7 @@ fn tls_believes_the_authority_it_is_told() {
 
     // As in an image that has no public authorities.
     let config = file(&format!(
-        "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\nadmin: {{address: 127.0.0.1:0}}\n{}",
+        "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\nadmin: {{address: 127.0.0.1:0}}\nworker: {{health: {{cache: 0s}}}}\n{}",
         yaml(&server, &ours, "")
     ));
     let running = Running::start_in(config.path(), &[("SSL_CERT_FILE", "/none")]);

@@ -6,6 +6,9 @@
     reason = "each bench is a crate and uses the part that it needs"
 )]
 
+pub mod events;
+pub mod link;
+
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -66,18 +69,53 @@ pub fn thread_cpu() -> Duration {
 
 /// CPU time of all threads of all servers of a cluster.
 pub fn servers_cpu(cluster: &Cluster) -> Duration {
-    let of_server = |pid: u32| -> Duration {
-        let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-        let stats = threads.map(|thread| thread.unwrap().path().join("schedstat"));
-        stats.map(|stat| on_cpu(stat.to_str().unwrap())).sum()
-    };
-    cluster.nodes.iter().map(|node| of_server(node.pid())).sum()
+    let nodes = cluster.nodes.iter();
+    nodes.map(|node| process_cpu(node.pid())).sum()
+}
+
+/// CPU time of all threads of a process that live.
+pub fn process_cpu(pid: u32) -> Duration {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let stats = threads.map(|thread| thread.unwrap().path().join("schedstat"));
+    stats.map(|stat| on_cpu(stat.to_str().unwrap())).sum()
+}
+
+/// CPU time of this process's threads of these names that live.
+pub fn threads_cpu(names: &[&str]) -> Duration {
+    let threads = fs::read_dir("/proc/self/task").unwrap();
+    let threads = threads.map(|thread| thread.unwrap().path());
+    // One may end meanwhile.
+    let named = threads.filter(|thread| {
+        let name = fs::read_to_string(thread.join("comm"));
+        name.is_ok_and(|name| names.contains(&name.trim_end()))
+    });
+    named
+        .map(|thread| on_cpu(thread.join("schedstat").to_str().unwrap()))
+        .sum()
+}
+
+/// CPU time of a process and of all its children, those that have ended too: Postgres has a process for each connection.
+pub fn family_cpu(pid: u32) -> Duration {
+    // In ticks of 10 ms, since those that have ended are counted nowhere else: cutime and cstime, proc_pid_stat(5).
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let (_, fields) = stat.rsplit_once(") ").unwrap();
+    let ticks = fields.split(' ').skip(13).take(2);
+    let ended: u32 = ticks.map(|ticks| ticks.parse::<u32>().unwrap()).sum();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let children = children.split_whitespace();
+    // One may end meanwhile.
+    let live = children.filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/schedstat")).ok());
+    let live: Duration = live.map(|stat| first_nanos(&stat)).sum();
+    process_cpu(pid) + live + Duration::from_millis(10) * ended
+}
+
+fn on_cpu(stat: &str) -> Duration {
+    first_nanos(&fs::read_to_string(stat).unwrap())
 }
 
 /// The first number of a schedstat is what was spent on a CPU, in nanoseconds.
-fn on_cpu(stat: &str) -> Duration {
-    let text = fs::read_to_string(stat).unwrap();
-    let nanos = text.split(' ').next().unwrap();
+fn first_nanos(stat: &str) -> Duration {
+    let nanos = stat.split(' ').next().unwrap();
     Duration::from_nanos(nanos.parse().unwrap())
 }
 
@@ -107,31 +145,46 @@ pub fn grouped(number: f64) -> String {
     String::from_utf8(groups.join(&b',')).unwrap()
 }
 
-/// What a page of results opens with.
+/// What a page of results opens with that a cluster had a part in.
 pub fn opening(title: &str, target: &str, what: &str) -> String {
-    let said = |program: &str, args: &[&str]| {
-        let output = Command::new(program).args(args).output();
-        let output = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
-        output.unwrap_or_default()
-    };
+    let servers = format!(
+        "Redis {}, three masters and three replicas on this machine",
+        redis()
+    );
+    opening_with(title, target, what, &servers)
+}
+
+/// The version.
+pub fn redis() -> String {
+    let said = said("redis-server", &["--version"]);
+    let version = said.split(' ').find_map(|part| part.strip_prefix("v="));
+    version.unwrap_or("of an unknown version").to_owned()
+}
+
+/// What a program prints, or nothing.
+pub fn said(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output();
+    let output = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    output.unwrap_or_default()
+}
+
+/// What a page of results opens with. `servers`: which ones had a part in it.
+pub fn opening_with(title: &str, target: &str, what: &str, servers: &str) -> String {
     let commit = said("git", &["rev-parse", "--short", "HEAD"]);
     let changed = match said("git", &["status", "--porcelain", "-uno"]).as_str() {
         "" => "",
         _ => ", changed since",
     };
     let rustc = said("rustc", &["-V"]);
-    let redis = said("redis-server", &["--version"]);
-    let redis = redis.split(' ').find_map(|part| part.strip_prefix("v="));
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name"));
     format!(
         "# {title}\n\n`make {target}` wrote this. {what}\n\n\
          - weir {} at `{commit}`{changed}, {}\n\
-         - Redis {}, three masters and three replicas on this machine\n\
+         - {servers}\n\
          - Linux {}, {}, {} cores\n\n",
         env!("CARGO_PKG_VERSION"),
         rustc.split(" (").next().unwrap(),
-        redis.unwrap_or("of an unknown version"),
         said("uname", &["-r"]),
         cpu.unwrap_or_default().trim_start_matches(['\t', ':', ' ']),
         std::thread::available_parallelism().unwrap(),

@@ -157,7 +157,7 @@ async fn answer(admin: &Admin, request: Request<Incoming>, metrics_alone: bool) 
         (&Method::GET, ["metrics"]) => Ok(Reply::Metrics(health::scrape(&plan))),
         (&Method::GET, ["live"]) => Ok(admin.health.live()),
         (&Method::GET, ["ready"]) => Ok(admin.health.ready()),
-        (&Method::GET, ["health"]) => Ok(admin.health.health(&plan, admin.redis.as_ref())),
+        (&Method::GET, ["health"]) => Ok(admin.health.health().await),
         (_, ["metrics" | "live" | "ready" | "health"]) => Err(Problem::method("GET")),
         (method, ["v1", rest @ ..]) => {
             refuse_pages(&plan, &parts.headers)?;

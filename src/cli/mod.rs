@@ -3,11 +3,14 @@
 pub mod audit;
 pub mod check;
 mod client;
+mod companion;
 pub mod echo;
 pub mod healthcheck;
+pub mod migrate;
 pub mod run;
 pub mod session;
 mod show;
+pub mod worker;
 
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind, Write as _};

@@ -1,4 +1,5 @@
-//! `weir run`: the lanes, the admin port and the reload, until a signal ends them.
+//! `weir run` and `weir proxy`: the lanes, the admin port and the reload, until a signal ends them; `run` with the worker's tasks
+//! beside them, where the file has what they need.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -8,35 +9,53 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use super::companion::{Beside, Companion};
 use super::load;
-use crate::admin::health::{Health, Heartbeat};
+use crate::admin::health::check::{Check, Status};
+use crate::admin::health::{Board, Health, Heartbeat, machine, stores};
 use crate::admin::{self, Admin};
+use crate::audit::ship::{MEMORY, Shipping};
 use crate::audit::{self, Recorder};
 use crate::clock;
 use crate::config::Config;
-use crate::config::audit::Audit;
+use crate::config::audit::{Audit, Delivery};
 use crate::config::redis::Redis;
 use crate::plan::Plan;
 use crate::proxy::reload::Fingerprint;
 use crate::proxy::{lane, reload};
+use crate::store::batch::Boot;
+use crate::store::chain::Hasher;
 use crate::store::fleet::{Fleet, FleetConnections};
 use crate::store::postgres::Postgres;
+use crate::store::spool::Spool;
 use crate::store::sqlite::Writer;
 use crate::telemetry::log;
 use crate::telemetry::metrics::Metrics;
 use crate::worker;
+use crate::worker::sessions::SharedSweep;
+use crate::worker::supervise::{GaveUp, Supervisor};
 
 /// Events that wait in memory to be written, at most; some 600 bytes each.
 const AUDIT_QUEUE: usize = 50_000;
 /// For the last events to be written, once no request is in flight.
 const AUDIT_WITHIN: Duration = Duration::from_secs(5);
 
-/// Runs until SIGTERM or SIGINT; then drains.
-pub fn run(file: PathBuf) -> anyhow::Result<()> {
+/// What of weir runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parts {
+    /// `weir run`.
+    All,
+    /// `weir proxy`: what a worker elsewhere does is left to it.
+    Proxy,
+}
+
+/// Runs until SIGTERM or SIGINT; then drains. An error too once a task cannot be kept up.
+pub fn run(file: PathBuf, parts: Parts) -> anyhow::Result<()> {
     let seen = reload::fingerprint(&file);
     let config = load(&file)?;
     log::init(config.log);
@@ -44,10 +63,15 @@ pub fn run(file: PathBuf) -> anyhow::Result<()> {
     let control = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    control.block_on(supervise(config, file, seen))
+    control.block_on(supervise(config, file, seen, parts))
 }
 
-async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> anyhow::Result<()> {
+async fn supervise(
+    config: Config,
+    file: PathBuf,
+    seen: Option<Fingerprint>,
+    parts: Parts,
+) -> anyhow::Result<()> {
     // Listening to the signal begins before the line that says weir is up, so that none is missed.
     let terminate = signal(SignalKind::terminate())?;
     let admin = bind(config.admin.address).await?;
@@ -61,13 +85,6 @@ async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> 
         .iter()
         .map(|listener| listener.address)
         .collect();
-    let (recorder, audit) = match &config.audit {
-        Some(audit) => {
-            let (recorder, worker) = begin_audit(audit)?;
-            (Some(recorder), Some(worker))
-        }
-        None => (None, None),
-    };
     let metrics_of_all = Arc::<Metrics>::default();
     let (fleet, redis) = match &config.redis {
         Some(redis) => {
@@ -77,11 +94,35 @@ async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> 
         None => (None, None),
     };
     let postgres = config.postgres.as_ref().map(Postgres::new).transpose()?;
+    if let Some(postgres) = &postgres {
+        tokio::spawn(postgres.clone().keep());
+    }
+    let ships = config.postgres.is_some();
+    let (recorder, audit) = match &config.audit {
+        Some(audit) => {
+            let (recorder, worker) = begin_audit(audit, ships, fleet.as_ref())?;
+            (Some(recorder), Some(worker))
+        }
+        None => (None, None),
+    };
     let connect_timeout = config.redis.as_ref().map(|redis| redis.connect_timeout);
+    let mut control = Supervisor::new(Handle::current(), metrics_of_all.clone());
+    let mut companion = None;
+    if let (Some(fleet), Some(redis), Parts::All) = (&fleet, &redis, parts) {
+        let redis = redis.sessions.clone();
+        let sweep = SharedSweep::new(&config, fleet, redis, &metrics_of_all);
+        worker::sweep_shared_sessions(&mut control, sweep);
+        if config.postgres.is_some() {
+            companion =
+                Some(Companion::begin(&config, fleet, &metrics_of_all, Beside::Lanes).await?);
+        }
+    }
+    let mut checks = checks(&config, recorder.as_ref(), redis.as_ref());
+    let health = config.worker.health;
     let first = Plan::new(config, metrics_of_all, recorder, fleet);
     let (plan, following) = watch::channel(first.clone());
     if let (Some(redis), Some(within)) = (&redis, connect_timeout) {
-        worker::join(&following, redis);
+        worker::join(&mut control, &following, redis);
         worker::breakers::asked(&first, within).await;
     }
     drop(first);
@@ -111,10 +152,20 @@ async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> 
     let metrics_at = metrics.as_ref().map(TcpListener::local_addr).transpose()?;
     info!(%addresses, admin = %admin.local_addr()?, metrics = metrics_at.map(tracing::field::display), lanes = threads.len(), "listening");
 
+    worker::sweep_sessions(&mut control, following.clone());
+    let mut tasks = control.watched();
+    let mut runtime = Handle::current();
+    if let Some(companion) = &mut companion {
+        tasks.extend(companion.supervisor.watched());
+        checks.append(&mut companion.checks);
+        runtime = companion.runtime().clone();
+    }
     let health = Health {
         started: clock::now(),
         lanes: heartbeats,
+        tasks,
         draining: is_unready,
+        board: Board::new(checks, health.timeout, health.cache, runtime),
     };
     let sessions = redis.as_ref().map(|redis| redis.sessions.clone());
     let state = Arc::new(Admin {
@@ -123,16 +174,23 @@ async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> 
         postgres,
         health,
     });
-    tokio::spawn(worker::sessions::sweep(state.plan.clone()));
     let last_plan = state.plan.clone();
     tokio::spawn(admin::serve(admin, state.clone()));
     if let Some(metrics) = metrics {
         tokio::spawn(admin::serve_metrics(metrics, state));
     }
-    tokio::select! {
-        stopped = stopped(terminate) => stopped?,
-        broken = reload::follow(file, seen, load, plan) => broken?,
-    }
+    let gave_up = tokio::select! {
+        stopped = stopped(terminate) => {
+            stopped?;
+            None
+        }
+        broken = reload::follow(file, seen, load, plan) => {
+            broken?;
+            None
+        }
+        gave_up = control.gave_up() => Some(gave_up),
+        gave_up = companion_gave_up(companion.as_mut()) => Some(gave_up),
+    };
     info!("draining");
     // Unready first, so that others stop sending before weir stops taking.
     unready.send_replace(true);
@@ -152,7 +210,51 @@ async fn supervise(config: Config, file: PathBuf, seen: Option<Fingerprint>) -> 
         let plan = last_plan.borrow().clone();
         worker::sessions::write_last_uses(&plan, redis).await;
     }
-    ended
+    // Behind the audit, whose last events are on their way to it.
+    if let Some(companion) = companion {
+        let within = last_plan.borrow().config.drain;
+        companion.stop(within).await;
+    }
+    ended?;
+    match gave_up {
+        Some(gave_up) => Err(gave_up.into()),
+        None => Ok(()),
+    }
+}
+
+async fn companion_gave_up(companion: Option<&mut Companion>) -> GaveUp {
+    match companion {
+        Some(companion) => companion.supervisor.gave_up().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What `/health` looks at in a process with lanes. Without Redis limits, breakers and sessions do what the file says: that is worse, and
+/// no reason to be unready.
+fn checks(
+    config: &Config,
+    recorder: Option<&Recorder>,
+    redis: Option<&FleetConnections>,
+) -> Vec<Check> {
+    let mut checks = vec![machine::memory()];
+    if let Some(redis) = redis {
+        checks.extend(stores::redis(redis, Status::Degraded));
+    }
+    if let Some(recorder) = recorder {
+        let recorder = recorder.clone();
+        checks.push(Check::new("audit", Status::Degraded, move || {
+            let found = stores::queue(recorder.counts(), recorder.capacity());
+            async move { found }
+        }));
+    }
+    if let Some(audit) = &config.audit {
+        let written = match config.postgres {
+            Some(_) => &audit.spool.path,
+            None => &audit.sqlite,
+        };
+        checks.push(machine::disk(vec![written.clone()]));
+    }
+    checks
 }
 
 /// Begins what the process does among others. Waits for their state, but not for ever: without it each limit does what it is to
@@ -169,12 +271,64 @@ async fn join_fleet(
     Ok((fleet, redis))
 }
 
-fn begin_audit(config: &Audit) -> anyhow::Result<(Recorder, audit::Worker)> {
+/// Into SQLite, unless there is a worker to ship to.
+fn begin_audit(
+    config: &Audit,
+    ship: bool,
+    fleet: Option<&Arc<Fleet>>,
+) -> anyhow::Result<(Recorder, audit::Worker)> {
+    match fleet.filter(|_| ship) {
+        Some(fleet) => ship_audit(config, fleet),
+        None => write_audit(config),
+    }
+}
+
+fn write_audit(config: &Audit) -> anyhow::Result<(Recorder, audit::Worker)> {
     let path = &config.sqlite;
     let key = config.key.as_ref().map(|key| key.0.as_bytes());
-    let writer = Writer::open(path, &instance(), key, clock::wall())
-        .with_context(|| format!("cannot write the audit to {}", path.display()))?;
-    Ok(audit::start(writer, AUDIT_QUEUE, config.retention)?)
+    let cannot = || format!("cannot write the audit to {}", path.display());
+    let mut writer = Writer::open(path, &instance(), key, clock::wall()).with_context(cannot)?;
+    if config.delivery == Delivery::Guaranteed {
+        writer = writer.sync_each().with_context(cannot)?;
+    }
+    let (delivery, retention) = (config.delivery, config.retention);
+    Ok(audit::sqlite::start(
+        writer,
+        AUDIT_QUEUE,
+        delivery,
+        retention,
+    )?)
+}
+
+fn ship_audit(config: &Audit, fleet: &Arc<Fleet>) -> anyhow::Result<(Recorder, audit::Worker)> {
+    let hasher = Hasher::new(config.key.as_ref().map(|key| key.0.as_bytes()));
+    let now = clock::wall();
+    let id = clock::uuid(now);
+    let (path, max) = (&config.spool.path, config.spool.max);
+    let opened = Spool::open(path, max, id)
+        .with_context(|| format!("cannot use {} as audit.spool.path", path.display()));
+    let (spool, abandoned) = match (opened, config.delivery) {
+        (Ok((spool, abandoned)), _) => (Some(spool), abandoned),
+        (Err(error), Delivery::Guaranteed) => return Err(error),
+        (Err(error), Delivery::BestEffort) => {
+            warn!(
+                error = format!("{error:#}"),
+                "audit events that redis does not take wait in memory alone"
+            );
+            (None, Vec::new())
+        }
+    };
+    let shipping = Shipping {
+        boot: Boot::new(instance(), id, now.into(), hasher.clone()),
+        hasher,
+        stream: config.stream.clone(),
+        delivery: config.delivery,
+        spool,
+        abandoned,
+        fleet: fleet.clone(),
+        memory: MEMORY,
+    };
+    Ok(audit::ship::start(shipping, AUDIT_QUEUE)?)
 }
 
 /// The host's name, which in Kubernetes is the pod's.
@@ -183,7 +337,7 @@ fn instance() -> String {
     name.trim().to_owned()
 }
 
-async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+pub(super) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await
         .with_context(|| format!("cannot listen on {address}"))

@@ -72,6 +72,11 @@ impl Encoded {
         self.places.len()
     }
 
+    /// Bytes of the encodings.
+    pub fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.places.is_empty()
     }

@@ -98,6 +98,9 @@ pub(super) async fn admit<'p>(
         }
     }
     record.route = Some(index);
+    if audit::refuses(plan, route.audit) {
+        return Err(Rejection::AuditUnavailable);
+    }
     let client = headers::client(buffer, head, conn.peer.ip, &conn.listener.trusted_proxies);
     let id = clock::uuid(now.wall);
     let given = fields

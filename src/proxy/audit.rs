@@ -9,15 +9,16 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 use tokio::sync::Notify;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use super::handle::Conn;
 use super::headers::{self, RequestId, is};
 use super::record::Record;
 use crate::audit::Recorder;
+use crate::audit::receipt::{Duty, Receipt};
 use crate::clock;
-use crate::config::audit::Level;
+use crate::config::audit::{Delivery, Level};
 use crate::event::{AuditEvent, Encoded, Micros};
 use crate::http1::head::RequestHead;
 use crate::http1::response::ResponseHead;
@@ -29,6 +30,8 @@ const LONGEST: usize = 4 * 1024;
 const BATCH: usize = 64;
 /// How long it holds them back, at most.
 const LINGER: Duration = Duration::from_millis(20);
+/// How long a request waits for its event to be safe, at most.
+const SAFE_WITHIN: Duration = Duration::from_secs(5);
 /// Drafts that a lane keeps for their memory, and the bytes of texts that one of them may have room for.
 const SPARE: (usize, usize) = (64, 4 * 1024);
 
@@ -36,6 +39,10 @@ const SPARE: (usize, usize) = (64, 4 * 1024);
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     events: RefCell<Encoded>,
+    /// Of the events, where delivery is guaranteed.
+    duty: RefCell<Option<Duty>>,
+    /// Told when the first event comes to wait that requests wait for.
+    awaited: Notify,
     #[expect(
         clippy::vec_box,
         reason = "the boxes are what is kept for the next requests"
@@ -69,29 +76,41 @@ pub(super) struct Draft {
 type Span = Range<usize>;
 
 impl Outbox {
-    fn push(&self, event: &AuditEvent<&str>, recorder: &Recorder) {
+    /// Takes an event; what is to be waited for where delivery is guaranteed.
+    fn push(&self, event: &AuditEvent<&str>, recorder: &Recorder) -> Option<Receipt> {
         let mut events = self.events.borrow_mut();
+        let mut duty = self.duty.borrow_mut();
+        let receipt = (recorder.delivery == Delivery::Guaranteed)
+            .then(|| duty.get_or_insert_default().receipt());
         if events.is_empty() {
-            self.waiting.notify_one();
+            match receipt {
+                Some(_) => self.awaited.notify_one(),
+                None => self.waiting.notify_one(),
+            }
         }
         events.push(event);
         if events.len() >= BATCH {
             let next = Encoded::like(&events);
-            recorder.record(std::mem::replace(&mut *events, next));
+            recorder.record(std::mem::replace(&mut *events, next), duty.take());
         }
+        receipt
     }
 
-    /// Comes back when there is something to hand on, once it has waited.
+    /// Comes back when there is something to hand on: once it has waited, unless requests wait for it.
     pub(super) async fn due(&self) {
-        self.waiting.notified().await;
-        sleep(LINGER).await;
+        tokio::select! {
+            () = self.waiting.notified() => sleep(LINGER).await,
+            // Those whose turn is now may have events, too.
+            () = self.awaited.notified() => tokio::task::yield_now().await,
+        }
     }
 
     /// Hands on what is held back.
     pub(super) fn flush(&self, plan: &Plan) {
         let events = self.events.take();
+        let duty = self.duty.take();
         if let (Some(recorder), false) = (&plan.audit, events.is_empty()) {
-            recorder.record(events);
+            recorder.record(events, duty);
         }
     }
 
@@ -267,19 +286,63 @@ pub(super) fn responded(
     }
 }
 
-/// Makes an event of the request and puts it into the lane's outbox, unless sampling leaves it out.
-pub(super) fn finish(plan: &Plan, outbox: &Outbox, record: &mut Record, duration: Duration) {
+/// Whether a request is refused since its event could not be made safe.
+pub(super) fn refuses(plan: &Plan, level: Level) -> bool {
+    level != Level::None && plan.audit.as_ref().is_some_and(Recorder::refuses)
+}
+
+/// The event of a request could not be made safe.
+#[derive(Debug)]
+pub(super) struct NotSafe;
+
+/// Where delivery is guaranteed, makes an event of the request as it stands and waits until that is safe: what completes the
+/// answer is not to go out before. Otherwise the event is left to the request's end.
+pub(super) async fn secure(
+    plan: &Plan,
+    outbox: &Outbox,
+    record: &mut Record,
+) -> Result<(), NotSafe> {
+    let guaranteed = |recorder: &Recorder| recorder.delivery == Delivery::Guaranteed;
+    if record.draft.is_none() || !plan.audit.as_ref().is_some_and(guaranteed) {
+        return Ok(());
+    }
+    if record.route.is_none() && refuses(plan, Level::Metadata) {
+        // It has had no effect, and would only wait in vain.
+        record.draft = None;
+        return Err(NotSafe);
+    }
+    let duration = record.elapsed();
+    let Some(receipt) = finish(plan, outbox, record, duration) else {
+        return Ok(());
+    };
+    match timeout(SAFE_WITHIN, receipt.is_safe()).await {
+        Ok(true) => Ok(()),
+        Ok(false) | Err(_) => Err(NotSafe),
+    }
+}
+
+/// Makes an event of the request and puts it into the lane's outbox, unless sampling leaves it out, or there is one already. What
+/// is to be waited for where delivery is guaranteed.
+pub(super) fn finish(
+    plan: &Plan,
+    outbox: &Outbox,
+    record: &mut Record,
+    duration: Duration,
+) -> Option<Receipt> {
     let (Some(draft), Some(recorder), Some(audit)) =
         (record.draft.take(), &plan.audit, &plan.config.audit)
     else {
-        return;
+        return None;
     };
     // Rejections and errors are always kept.
     let went_well = record.reason.is_none() && record.status < 500;
-    if !(went_well && audit.sample < 1.0 && fastrand::f64() >= audit.sample) {
-        outbox.push(&whole(plan, &draft, record, duration), recorder);
-    }
+    let left_out = went_well && audit.sample < 1.0 && fastrand::f64() >= audit.sample;
+    let receipt = match left_out {
+        true => None,
+        false => outbox.push(&whole(plan, &draft, record, duration), recorder),
+    };
     outbox.keep(draft);
+    receipt
 }
 
 fn whole<'a>(

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use super::admit::Admitted;
-use super::audit;
+use super::audit::{self, Outbox};
 use super::following::LanePlan;
 use super::handle::{Conn, Ends, Failure, Next, close};
 use super::headers;
@@ -25,6 +25,7 @@ use crate::clock;
 use crate::http1::body::{BodyReader, Piece};
 use crate::http1::head::{BodyLength, HeadLimits, RequestHead};
 use crate::http1::response::{ResponseBody, ResponseHead, parse_response};
+use crate::plan::Plan;
 use crate::store::breakers::{End, Entry};
 use crate::upstream::Pool;
 
@@ -153,6 +154,8 @@ pub(super) async fn send(
     answer.drain(..answered.head.len);
     if status == 101 {
         finish(entry, End::Status(101), record);
+        let safe = audit::secure(shared, &conn.lane.outbox, record).await;
+        safe.map_err(|audit::NotSafe| Rejection::AuditUnavailable)?;
         ends.write(&out, request.idle).await?;
         let (to_client, to_upstream) = (std::mem::take(&mut *answer), std::mem::take(ends.buffer));
         let session_over = sessions::over(shared, conn.lane, route, session.as_deref());
@@ -166,6 +169,7 @@ pub(super) async fn send(
         return Ok(Next::Close);
     }
     let streamed = stream_back(
+        (shared, &conn.lane.outbox),
         &request,
         &answered,
         &mut upload,
@@ -179,11 +183,14 @@ pub(super) async fn send(
     record.bytes_in = upload.bytes;
     match &streamed {
         Ok(_) => finish(entry, End::Status(status), record),
+        // The upstream has answered, and the rest is the client's or weir's own.
+        Err(
+            Failure::ClientGone | Failure::NotSafe | Failure::Reply(Rejection::AuditUnavailable, _),
+        ) => finish(entry, End::Status(status), record),
         Err(Failure::UpstreamGone | Failure::Reply(..)) => finish(entry, End::Reset, record),
-        // The upstream has answered, and the rest is the client's.
-        Err(Failure::ClientGone) => finish(entry, End::Status(status), record),
     }
-    if request.old_client && matches!(streamed, Err(Failure::UpstreamGone)) {
+    let cut_short = matches!(streamed, Err(Failure::UpstreamGone | Failure::NotSafe));
+    if request.old_client && cut_short {
         // Without chunks a plain close would say that the body is whole; a reset does not.
         let _ = SockRef::from(&*ends.client).set_linger(Some(Duration::ZERO));
     }
@@ -230,6 +237,7 @@ fn end_of(failure: &Failure, record: &Record) -> Option<End> {
         | Rejection::TooManySessions
         | Rejection::SessionsFull
         | Rejection::SessionStoreDown
+        | Rejection::AuditUnavailable
         | Rejection::BodyTooLarge
         | Rejection::Expectation => None,
     }
@@ -606,6 +614,7 @@ async fn read_head(
     reason = "the request and the response, and both ends of each"
 )]
 async fn stream_back(
+    audited: (&Plan, &Outbox),
     request: &Request,
     answered: &Answered,
     upload: &mut Upload,
@@ -655,8 +664,11 @@ async fn stream_back(
         if !done && !answer.is_empty() {
             continue;
         }
-        if done && chunked {
-            out.extend_from_slice(b"0\r\n\r\n");
+        if done {
+            if chunked {
+                out.extend_from_slice(b"0\r\n\r\n");
+            }
+            secure(audited, record, told).await?;
         }
         let write = deadlines.within(request.idle, to_client.write_all(out));
         let Ok(Ok(())) = beside(&mut rest, write).await else {
@@ -671,6 +683,7 @@ async fn stream_back(
         match beside(&mut rest, read).await {
             Ok(Ok(1..)) => {}
             Ok(Ok(0)) if until_close => {
+                secure(audited, record, told).await?;
                 if chunked {
                     let end = to_client.write_all(b"0\r\n\r\n");
                     let Ok(Ok(())) = deadlines.within(request.idle, end).await else {
@@ -684,6 +697,19 @@ async fn stream_back(
         }
     }
     Ok(answered.head.keep_alive && answered.uploaded && answer.is_empty())
+}
+
+/// Before the end of the response goes out; `told` once its head has.
+async fn secure(
+    (plan, outbox): (&Plan, &Outbox),
+    record: &mut Record,
+    told: bool,
+) -> Result<(), Failure> {
+    let safe = audit::secure(plan, outbox, record).await;
+    safe.map_err(|audit::NotSafe| match told {
+        true => Failure::NotSafe,
+        false => Rejection::AuditUnavailable.into(),
+    })
 }
 
 fn put_piece(out: &mut Vec<u8>, data: &[u8], chunked: bool) {

@@ -36,6 +36,8 @@ pub(super) enum Failure {
     ClientGone,
     /// The upstream broke off, stalled or sent nonsense within its response.
     UpstreamGone,
+    /// The response's event could not be made safe, so that its end was held back.
+    NotSafe,
 }
 
 impl From<Rejection> for Failure {
@@ -151,8 +153,12 @@ pub(super) async fn connection(
                 record.aborted("upstream_aborted");
                 Next::Close
             }
+            Err(Failure::NotSafe) => {
+                record.aborted(Rejection::AuditUnavailable.reason());
+                Next::Close
+            }
             Err(Failure::Reply(rejection, next)) => {
-                record.refused(&rejection);
+                let rejection = on_record(&conn, &plan, rejection, record).await;
                 let mut ends = Ends {
                     client: &mut client,
                     buffer: &mut buffer,
@@ -170,6 +176,23 @@ pub(super) async fn connection(
         drop(ongoing);
         if next == Next::Close {
             return;
+        }
+    }
+}
+
+/// The rejection once it is on record, or the one that says that it cannot be.
+async fn on_record(
+    conn: &Conn<'_>,
+    plan: &LanePlan,
+    rejection: Rejection,
+    record: &mut Record,
+) -> Rejection {
+    record.refused(&rejection);
+    match audit::secure(&plan.shared, &conn.lane.outbox, record).await {
+        Ok(()) => rejection,
+        Err(audit::NotSafe) => {
+            record.refused(&Rejection::AuditUnavailable);
+            Rejection::AuditUnavailable
         }
     }
 }

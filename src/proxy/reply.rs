@@ -43,6 +43,8 @@ pub enum Rejection {
     SessionStoreDown,
     /// The upstream's circuit breaker.
     CircuitOpen(Box<CircuitOpen>),
+    /// Its event cannot be made safe, and delivery is guaranteed.
+    AuditUnavailable,
     /// Longer than the listener takes.
     BodyTooLarge,
     /// An Expect other than `100-continue`.
@@ -136,9 +138,10 @@ impl Rejection {
             Rejection::Forbidden(_) | Rejection::TooManySessions => {
                 (403, "Forbidden", "http_request_denied")
             }
-            Rejection::LimitUnknown | Rejection::SessionsFull | Rejection::SessionStoreDown => {
-                (503, "Service Unavailable", "proxy_internal_error")
-            }
+            Rejection::LimitUnknown
+            | Rejection::SessionsFull
+            | Rejection::SessionStoreDown
+            | Rejection::AuditUnavailable => (503, "Service Unavailable", "proxy_internal_error"),
             Rejection::CircuitOpen(_) => (503, "Service Unavailable", "destination_unavailable"),
             Rejection::BodyTooLarge => (413, "Content Too Large", "http_request_error"),
             Rejection::Expectation => (417, "Expectation Failed", "http_request_error"),
@@ -174,6 +177,7 @@ impl Rejection {
             Rejection::SessionsFull => "no session can be started now",
             Rejection::SessionStoreDown => "sessions cannot be looked at, started or ended now",
             Rejection::CircuitOpen(_) => "upstream is failing, and is given time to recover",
+            Rejection::AuditUnavailable => "the request cannot be put on record now",
             Rejection::BodyTooLarge => "request body is larger than the limit",
             Rejection::Expectation => "only 100-continue can be expected",
             Rejection::ConnectFailed => "upstream cannot be reached",
@@ -207,6 +211,7 @@ impl Rejection {
             Rejection::SessionsFull => "sessions_full",
             Rejection::SessionStoreDown => "session_store_down",
             Rejection::CircuitOpen(_) => "circuit_open",
+            Rejection::AuditUnavailable => "audit_unavailable",
             Rejection::BodyTooLarge => "body_too_large",
             Rejection::Expectation => "expectation",
             Rejection::ConnectFailed => "connect_failed",
@@ -225,6 +230,7 @@ impl Rejection {
             | Rejection::Unauthenticated(_)
             | Rejection::Forbidden(_)
             | Rejection::SessionStoreDown
+            | Rejection::AuditUnavailable
             | Rejection::CircuitOpen(_) => true,
             Rejection::BadHead(_)
             | Rejection::BadPath(_)
@@ -318,9 +324,10 @@ impl Rejection {
         match self {
             Rejection::QuotaExceeded(exceeded) => exceeded.retry_after,
             Rejection::CircuitOpen(open) => Some(open.retry_after),
-            Rejection::SessionsFull | Rejection::SessionStoreDown | Rejection::LimitUnknown => {
-                Some(Duration::from_secs(1))
-            }
+            Rejection::SessionsFull
+            | Rejection::SessionStoreDown
+            | Rejection::LimitUnknown
+            | Rejection::AuditUnavailable => Some(Duration::from_secs(1)),
             _ => None,
         }
     }

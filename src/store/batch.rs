@@ -3,6 +3,27 @@
 //!
 //! The bytes are a version, a CRC-32 (little-endian) of all behind it, the [`Header`] in postcard, and the body as an LZ4
 //! block behind its length. The body is each event's encoding behind its length, a `u32` (little-endian).
+//!
+//! Measured by `cargo bench --bench formats` on 2 cores of a virtual machine, with Redis 7.0; what an event costs: bytes, CPU
+//! nanoseconds to make and to read an entry from what is encoded already (270 and 300 for postcard), Redis's to take it in and to
+//! give it out and delete it, and bytes of its memory:
+//!
+//! | entries | bytes | make, read | Redis in, out | memory |
+//! |---|---|---|---|---|
+//! | JSON, an event each | 460 | 1640, 2040 | 1760, 2840 | 519 |
+//! | postcard, 200 events each | 209 | 20, 0 | 236, 84 | 246 |
+//! | and LZ4 | 96 | 275, 80 | 134, 65 | 103 |
+//! | and zstd 1 | 74 | 410, 160 | 94, 53 | 83 |
+//! | and zstd 3 | 73 | 520, 180 | 94, 50 | 82 |
+//! | a batch of 1: LZ4, header, checksum and hashes | 347 | 1560, 300 | 1700, 2900 | 379 |
+//! | a batch of 10 | 129 | 700, 160 | 306, 312 | 139 |
+//! | a batch of 50 | 101 | 460, 130 | 144, 92 | 112 |
+//! | a batch of 100 | 97 | 440, 140 | 147, 85 | 103 |
+//! | a batch of 200 | 95 | 420, 120 | 116, 52 | 103 |
+//! | a batch of 500 | 93 | 440, 120 | 103, 40 | 99 |
+//!
+//! So 200 events, whose next step to 500 would save Redis half a hundredth of what JSON costs it: a batch is also what a crash
+//! sends again. And LZ4, though zstd takes a quarter less room: it would cost 200 ns more of an event, where Redis saves 50.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -37,6 +58,8 @@ pub struct Header {
     pub dropped: u64,
     /// Whether no batch of this boot follows.
     pub is_end: bool,
+    /// Whether all batches of the boot go to the spool before they are sent: then the last one there is the boot's last.
+    pub is_spooled: bool,
     /// Tells the chain's key from others; `None` without one.
     pub key_check: Option<Hash>,
     /// The hash of the batch before; [`Hasher::boot`] for the first.
@@ -65,6 +88,8 @@ pub struct Boot {
     pub instance: String,
     pub id: Uuid,
     pub started: Micros,
+    /// Whether all of its batches go to the spool: see [`Header::is_spooled`].
+    pub is_spooled: bool,
     hasher: Hasher,
     /// The last number given.
     pub last: u64,
@@ -106,6 +131,7 @@ impl Boot {
             instance,
             id,
             started,
+            is_spooled: false,
             hasher,
             last: 0,
             hash,
@@ -121,6 +147,7 @@ impl Boot {
             instance: last.instance.clone(),
             id: Uuid::from_bytes(last.boot),
             started: last.started,
+            is_spooled: last.is_spooled,
             hasher,
             last: last.last(),
             hash: last.hash,
@@ -169,6 +196,7 @@ impl Boot {
             sealed: self.sealed,
             dropped,
             is_end,
+            is_spooled: self.is_spooled,
             key_check: self.hasher.key_check(),
             before: self.hash,
             hash: Hash::default(),

@@ -90,12 +90,18 @@ impl Fleet {
     /// Begins what the process does among others, on the runtime of this thread, which is to be the control thread's: it keeps the
     /// maps of slots, and gives signs of life.
     pub fn join(self: &Arc<Self>) -> FleetConnections {
+        let redis = self.watch();
+        tokio::spawn(self.clone().beat(redis.rate_limit.clone()));
+        redis
+    }
+
+    /// As [`Fleet::join`], for a process that serves no requests: it gives no signs of life, since limits are shared among those
+    /// that do.
+    pub fn watch(&self) -> FleetConnections {
         for client in self.clients() {
             tokio::spawn(client.clone().keep_topology());
         }
-        let redis = self.connect(true);
-        tokio::spawn(self.clone().beat(redis.rate_limit.clone()));
-        redis
+        self.connect(true)
     }
 
     /// The clients, each once.

@@ -17,6 +17,7 @@ pub mod redis;
 pub mod sessions;
 pub mod shared_breakers;
 pub mod slots;
+pub mod spool;
 pub mod sqlite;
 pub mod streams;
 mod table;

@@ -13,6 +13,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::Registry;
 
+use super::audit_metrics::AuditMetrics;
 use super::drain_metrics::DrainMetrics;
 
 /// Upper bounds of the buckets of request durations, in microseconds.
@@ -42,12 +43,16 @@ pub struct Metrics {
     session_events: Family<SessionEventLabels, Counter>,
     sessions_held: Family<SessionsLabels, Gauge>,
     session_lookups: Family<SessionCheckLabels, Counter>,
-    audit_events: Family<AuditLabels, Counter>,
-    pub audit_queued: Gauge,
-    audit_files_removed: Counter,
+    /// Of the audit, up to where it is kept.
+    pub audit: AuditMetrics,
     redis_calls: Family<RedisCallLabels, Counter>,
     redis_durations: Family<RedisLabels, Durations>,
     reloads: Family<ReloadLabels, Counter>,
+    task_restarts: Family<TaskLabels, Counter>,
+    /// Sessions in Redis, as the last sweep met them.
+    sessions_live: Family<SessionsLabels, Gauge>,
+    session_users: Family<SessionsLabels, Gauge>,
+    sessions_swept: Family<SessionsLabels, Counter>,
     pub panics: Counter,
     pub drain: DrainMetrics,
 }
@@ -115,11 +120,6 @@ struct SessionsLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct AuditLabels {
-    result: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RedisCallLabels {
     client: &'static str,
     result: &'static str,
@@ -128,6 +128,11 @@ struct RedisCallLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RedisLabels {
     client: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TaskLabels {
+    task: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -184,6 +189,15 @@ pub struct SessionMetrics {
     pub unanswered: Counter,
 }
 
+/// What sweeps of one entry of `sessions` in Redis met.
+#[derive(Debug, Clone)]
+pub struct SweepMetrics {
+    pub live: Gauge,
+    pub users: Gauge,
+    /// Were over, and are removed.
+    pub swept: Counter,
+}
+
 /// The handles of one client of Redis.
 #[derive(Debug, Clone)]
 pub struct RedisMetrics {
@@ -232,12 +246,14 @@ impl Default for Metrics {
             session_events: Family::default(),
             sessions_held: Family::default(),
             session_lookups: Family::default(),
-            audit_events: Family::default(),
-            audit_queued: Gauge::default(),
-            audit_files_removed: Counter::default(),
+            audit: AuditMetrics::register(&mut registry),
             redis_calls: Family::default(),
             redis_durations: Family::default(),
             reloads: Family::default(),
+            task_restarts: Family::default(),
+            sessions_live: Family::default(),
+            session_users: Family::default(),
+            sessions_swept: Family::default(),
             panics: Counter::default(),
             drain: DrainMetrics::register(&mut registry),
             registry: Registry::default(),
@@ -323,21 +339,6 @@ impl Default for Metrics {
             metrics.session_lookups.clone(),
         );
         registry.register(
-            "audit_events",
-            "Audit events written and dropped, and writes that failed and are tried again",
-            metrics.audit_events.clone(),
-        );
-        registry.register(
-            "audit_queued",
-            "Audit events that wait to be written",
-            metrics.audit_queued.clone(),
-        );
-        registry.register(
-            "audit_files_removed",
-            "Files of days of the audit that were removed after the retention",
-            metrics.audit_files_removed.clone(),
-        );
-        registry.register(
             "redis_calls",
             "Calls of Redis, by client and result",
             metrics.redis_calls.clone(),
@@ -351,6 +352,26 @@ impl Default for Metrics {
             "config_reloads",
             "Reloads of the configuration, by result",
             metrics.reloads.clone(),
+        );
+        registry.register(
+            "task_restarts",
+            "Supervised tasks that failed and were begun again",
+            metrics.task_restarts.clone(),
+        );
+        registry.register(
+            "sessions_live",
+            "Sessions in redis that live, as the last sweep counted them",
+            metrics.sessions_live.clone(),
+        );
+        registry.register(
+            "session_users",
+            "Users with live sessions in redis, as the last sweep counted them",
+            metrics.session_users.clone(),
+        );
+        registry.register(
+            "sessions_swept",
+            "Sessions in redis that were over and that a sweep removed",
+            metrics.sessions_swept.clone(),
         );
         registry.register(
             "panics",
@@ -386,6 +407,23 @@ impl Metrics {
             durations: self.durations.get_or_create_owned(&RouteLabels {
                 route: route.to_owned(),
             }),
+        }
+    }
+
+    /// Of a supervised task.
+    pub fn task_restarts(&self, task: &'static str) -> Counter {
+        self.task_restarts.get_or_create_owned(&TaskLabels { task })
+    }
+
+    /// Of an entry of `sessions` in Redis.
+    pub fn session_sweep(&self, sessions: &str) -> SweepMetrics {
+        let labels = SessionsLabels {
+            sessions: sessions.to_owned(),
+        };
+        SweepMetrics {
+            live: self.sessions_live.get_or_create_owned(&labels),
+            users: self.session_users.get_or_create_owned(&labels),
+            swept: self.sessions_swept.get_or_create_owned(&labels),
         }
     }
 
@@ -485,18 +523,6 @@ impl Metrics {
                 sessions: sessions.to_owned(),
             }),
         }
-    }
-
-    /// Notes how many audit events came to this `result`, one of a closed set, since the process began.
-    pub fn audit_total(&self, result: &'static str, total: u64) {
-        let counter = self.audit_events.get_or_create(&AuditLabels { result });
-        counter.inc_by(total.saturating_sub(counter.get()));
-    }
-
-    /// Notes how many files of the audit were removed after the retention, since the process began.
-    pub fn audit_files_removed_total(&self, total: u64) {
-        let counter = &self.audit_files_removed;
-        counter.inc_by(total.saturating_sub(counter.get()));
     }
 
     /// Notes the state that a breaker is in, one of the closed set `states`.

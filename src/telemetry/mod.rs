@@ -1,5 +1,6 @@
 //! What weir tells of itself.
 
+pub mod audit_metrics;
 pub mod drain_metrics;
 pub mod log;
 pub mod metrics;

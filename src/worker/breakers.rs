@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
@@ -21,15 +21,17 @@ use crate::store::shared_breakers;
 /// Between two reports of one breaker, however urgent: what comes meanwhile goes together.
 const APART: Duration = Duration::from_millis(5);
 
-/// Keeps the breakers of each plan in step, as long as there are plans.
+/// Keeps the breakers of each plan in step, as long as there are plans. An error is the panic of one of its tasks.
 pub async fn follow(
     mut plans: watch::Receiver<Arc<Plan>>,
     fleet: Arc<Fleet>,
     redis: Arc<Connections>,
-) {
+) -> Result<(), JoinError> {
     let channel = fleet.keys.breakers_changed();
-    let listening = tokio::spawn(listen(fleet.clone(), channel, plans.clone()));
-    let mut kept: Vec<(Arc<LiveBreaker>, JoinHandle<Infallible>)> = Vec::new();
+    // They end with the set.
+    let mut tasks = JoinSet::new();
+    tasks.spawn(listen(fleet.clone(), channel, plans.clone()));
+    let mut kept: Vec<(Arc<LiveBreaker>, AbortHandle)> = Vec::new();
     loop {
         let plan = plans.borrow_and_update().clone();
         let wanted: Vec<_> = shared(&plan).cloned().collect();
@@ -43,15 +45,21 @@ pub async fn follow(
         for breaker in wanted {
             if !kept.iter().any(|(kept, _)| Arc::ptr_eq(kept, &breaker)) {
                 let task = keep(breaker.clone(), fleet.clone(), redis.clone());
-                kept.push((breaker, tokio::spawn(task)));
+                kept.push((breaker, tasks.spawn(task)));
             }
         }
-        if plans.changed().await.is_err() {
-            break;
+        loop {
+            tokio::select! {
+                changed = plans.changed() => match changed {
+                    Ok(()) => break,
+                    Err(_) => return Ok(()),
+                },
+                Some(Err(error)) = tasks.join_next() => if error.is_panic() {
+                    return Err(error);
+                },
+            }
         }
     }
-    listening.abort();
-    kept.iter().for_each(|(_, task)| task.abort());
 }
 
 /// Waits until the state of every shared breaker was asked for, so that a process does not begin with all closed; but not for

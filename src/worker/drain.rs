@@ -197,7 +197,7 @@ impl Drain {
             }
             self.read(reading, &mut load).await;
             let left = until.saturating_duration_since(Instant::now());
-            if load.events >= self.worker.batch_max || load.bytes >= BYTES || left.is_zero() {
+            if left.is_zero() || reading.count(&load, self.worker.batch_max) == 0 {
                 break;
             }
             self.pause(left.min(LOOK_AGAIN.max(self.worker.batch_wait / 8)))
@@ -488,12 +488,13 @@ impl Load {
 }
 
 impl Reading {
-    /// How many entries fill a transaction up.
+    /// How many entries fill a transaction up: none where the next one is too many, since a transaction of its own for what
+    /// is left over costs more than it stores.
     fn count(&self, load: &Load, most: usize) -> usize {
         let events = most.saturating_sub(load.events) as f64 / self.mean_events;
         let bytes = BYTES.saturating_sub(load.bytes) as f64 / self.mean_bytes;
-        let entries = events.min(bytes).ceil() as usize;
-        entries.min(ENTRIES)
+        let entries = (events.min(bytes) as usize).min(ENTRIES);
+        entries.max(usize::from(load.is_empty()))
     }
 
     fn found(&mut self, lengths: impl Iterator<Item = usize>) {

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::sleep;
 use tracing::warn;
 
+use crate::admin::health::Heartbeat;
 use crate::config::check::limits::override_rules;
 use crate::plan::{Plan, SharedAsk};
 use crate::store::fleet::{Fleet, FleetConnections};
@@ -21,12 +23,13 @@ const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// Between looks while Redis does not answer.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// Follows what operators do, for as long as there is a plan.
+/// Follows what operators do, for as long as there is a plan. An error is the panic of its task.
 pub async fn follow(
     mut plan: watch::Receiver<Arc<Plan>>,
     fleet: Arc<Fleet>,
     redis: FleetConnections,
-) {
+    heartbeat: Heartbeat,
+) -> Result<(), JoinError> {
     let (changed, mut is_changed) = mpsc::channel(1);
     let channels = vec![fleet.keys.limits_channel()];
     let told = plan.clone();
@@ -39,10 +42,13 @@ pub async fn follow(
         // A look that is due anyway sees it.
         Heard::Message { .. } | Heard::Listening => drop(changed.try_send(())),
     };
-    tokio::spawn(fleet.rate_limit.clone().listen(channels, hear));
+    // It ends with the set.
+    let mut listening = JoinSet::new();
+    listening.spawn(fleet.rate_limit.clone().listen(channels, hear));
     let overrides = Overrides::default();
     let mut trouble = false;
     loop {
+        heartbeat.beat();
         let wait = match overrides.all(&redis.rate_limit, &fleet).await {
             Ok(words) => {
                 take_over(&plan.borrow_and_update(), &words);
@@ -62,8 +68,9 @@ pub async fn follow(
             _ = is_changed.recv() => {}
             // Words may be of a limit that is new.
             changed = plan.changed() => if changed.is_err() {
-                return;
+                return Ok(());
             },
+            Some(Err(error)) = listening.join_next() => return Err(error),
         }
     }
 }

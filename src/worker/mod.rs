@@ -1,30 +1,94 @@
-//! What runs beside the lanes, on the control thread. Meets the proxy in the plan alone.
+//! What runs beside the lanes: on the control thread, or as a companion of its own, which drains the audit. Meets the proxy in the
+//! plan alone.
 
 pub mod breakers;
 pub mod drain;
 pub mod limits;
 pub mod partitions;
 pub mod sessions;
+pub mod supervise;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
 use crate::plan::Plan;
 use crate::store::fleet::FleetConnections;
+use supervise::{AtStop, Supervisor};
 
-/// Begins what a process does for the state that it shares with others, on the runtime of this thread, which is to be the control
-/// thread's.
-pub fn join(plan: &watch::Receiver<Arc<Plan>>, redis: &FleetConnections) {
+/// For a task that beats at least each half a minute, and may wait for Redis between.
+const SILENCE: Duration = Duration::from_secs(120);
+
+/// Begins what a process does for the state that it shares with others. `supervisor` is to be of this thread's runtime, which is to
+/// be the control thread's, as `redis` is.
+pub fn join(
+    supervisor: &mut Supervisor,
+    plan: &watch::Receiver<Arc<Plan>>,
+    redis: &FleetConnections,
+) {
     let now = plan.borrow();
     if let Some(fleet) = &now.fleet {
-        let breakers = breakers::follow(plan.clone(), fleet.clone(), redis.main.clone());
-        tokio::spawn(breakers);
-        tokio::spawn(limits::follow(plan.clone(), fleet.clone(), redis.clone()));
-        tokio::spawn(sessions::write_uses(plan.clone(), redis.sessions.clone()));
-        tokio::spawn(sessions::hear(plan.clone()));
+        let (plans, fleet, redis) = (plan.clone(), fleet.clone(), redis.clone());
+        supervisor.keep("breakers", None, AtStop::Drop, {
+            let (plans, fleet, redis) = (plans.clone(), fleet.clone(), redis.main.clone());
+            move |_| {
+                let follow = breakers::follow(plans.clone(), fleet.clone(), redis.clone());
+                async move { Ok(follow.await?) }
+            }
+        });
+        supervisor.keep("overrides", Some(SILENCE), AtStop::Drop, {
+            let (plans, redis) = (plans.clone(), redis.clone());
+            move |heartbeat| {
+                let (fleet, redis) = (fleet.clone(), redis.clone());
+                let follow = limits::follow(plans.clone(), fleet, redis, heartbeat);
+                async move { Ok(follow.await?) }
+            }
+        });
+        supervisor.keep("session_uses", Some(SILENCE), AtStop::Drop, {
+            let plans = plans.clone();
+            move |heartbeat| {
+                let write = sessions::write_uses(plans.clone(), redis.sessions.clone(), heartbeat);
+                async move { match write.await {} }
+            }
+        });
+        supervisor.keep("session_ends", None, AtStop::Drop, move |_| {
+            let hear = sessions::hear(plans.clone());
+            async move { match hear.await {} }
+        });
     }
     if let Some(shared) = &now.shared_limits {
-        tokio::spawn(shared.slots.clone().keep(redis.rate_limit.clone()));
+        let (slots, redis) = (shared.slots.clone(), redis.rate_limit.clone());
+        supervisor.keep("slots", None, AtStop::Drop, move |_| {
+            let keep = slots.clone().keep(redis.clone());
+            async move { match keep.await {} }
+        });
     }
+}
+
+/// Keeps sessions in memory swept.
+pub fn sweep_sessions(supervisor: &mut Supervisor, plan: watch::Receiver<Arc<Plan>>) {
+    supervisor.keep(
+        "session_sweep",
+        Some(SILENCE),
+        AtStop::Drop,
+        move |heartbeat| {
+            let sweep = sessions::sweep(plan.clone(), heartbeat);
+            async move { match sweep.await {} }
+        },
+    );
+}
+
+/// Keeps sessions in Redis swept.
+pub fn sweep_shared_sessions(supervisor: &mut Supervisor, sweep: sessions::SharedSweep) {
+    let sweep = Arc::new(sweep);
+    supervisor.keep(
+        "shared_session_sweep",
+        Some(SILENCE),
+        AtStop::Drop,
+        move |heartbeat| {
+            let sweep = sweep.clone().run(heartbeat);
+            async move { match sweep.await {} }
+        },
+    );
 }

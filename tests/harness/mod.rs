@@ -13,13 +13,14 @@ pub mod process;
 pub mod raw;
 pub mod redis;
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read as _, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use weir::admin::health::Heartbeat;
 use weir::config::check;
@@ -28,6 +29,7 @@ use weir::proxy::lane;
 use weir::store::fleet::Fleet;
 use weir::telemetry::metrics::Metrics;
 use weir::worker;
+use weir::worker::supervise::Supervisor;
 
 /// Longer than anything that works takes.
 pub const DEADLINE: Duration = Duration::from_secs(10);
@@ -113,7 +115,9 @@ fn control(
         runtime.block_on(async {
             let redis = fleet.join();
             redis.ready(DEADLINE).await;
-            worker::join(&plan, &redis);
+            let metrics = plan.borrow().metrics.clone();
+            let mut supervisor = Supervisor::new(Handle::current(), metrics);
+            worker::join(&mut supervisor, &plan, &redis);
             let first = plan.borrow().clone();
             worker::breakers::asked(&first, DEADLINE).await;
             drop(first);
@@ -218,6 +222,15 @@ impl Client {
         let mut line = String::new();
         self.reader.read_line(&mut line).ok()?;
         line.split(' ').nth(1)?.parse().ok()
+    }
+
+    /// The body of a reply whose first line [`Client::status_within`] has read.
+    pub fn finish_body(&mut self) -> String {
+        let stream = self.reader.get_ref();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        // What a reply begins with is gone.
+        let mut whole = std::io::Cursor::new("HTTP/1.1 200 OK\r\n").chain(&mut self.reader);
+        read_reply(&mut whole, true).body
     }
 }
 

@@ -6,12 +6,14 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use weir::config::check;
 use weir::plan::{Plan, SharedAsk};
 use weir::store::fleet::{Fleet, FleetConnections};
 use weir::store::leases::Decision;
 use weir::worker;
+use weir::worker::supervise::Supervisor;
 
 use super::DEADLINE;
 
@@ -19,6 +21,8 @@ use super::DEADLINE;
 pub struct Node {
     pub plan: Arc<Plan>,
     pub redis: FleetConnections,
+    /// Its tasks end with it.
+    _supervisor: Supervisor,
 }
 
 impl Node {
@@ -29,9 +33,15 @@ impl Node {
         let fleet = Fleet::new(config.redis.as_ref().unwrap(), &metrics).unwrap();
         let plan = Plan::new(config, metrics, None, Some(fleet.clone()));
         let redis = fleet.join();
-        worker::join(&watch::Sender::new(plan.clone()).subscribe(), &redis);
+        let mut supervisor = Supervisor::new(Handle::current(), plan.metrics.clone());
+        let following = watch::Sender::new(plan.clone()).subscribe();
+        worker::join(&mut supervisor, &following, &redis);
         assert!(redis.ready(DEADLINE).await);
-        Node { plan, redis }
+        Node {
+            plan,
+            redis,
+            _supervisor: supervisor,
+        }
     }
 
     /// One request of cost 1 to the first limit, for a key of these parts, and what its client is told; `now` is when it came.

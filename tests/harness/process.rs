@@ -80,8 +80,13 @@ impl Running {
 
     /// With these variables in its environment.
     pub fn start_in(config: &Path, environment: &[(&str, &str)]) -> Running {
+        Running::start_as("run", config, environment)
+    }
+
+    /// By this command: `run` or `proxy`.
+    pub fn start_as(command: &str, config: &Path, environment: &[(&str, &str)]) -> Running {
         let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
-            .args(["run", "-c"])
+            .args([command, "-c"])
             .arg(config)
             .envs(environment.iter().copied())
             .stderr(Stdio::piped())

@@ -42,6 +42,8 @@ pub enum Answer {
     Nil,
     Int(i64),
     Text(String),
+    /// What is no text.
+    Bytes(Vec<u8>),
     List(Vec<Answer>),
 }
 
@@ -51,6 +53,15 @@ impl Answer {
         match self {
             Answer::Text(text) => text,
             other => panic!("not a text: {other:?}"),
+        }
+    }
+
+    #[track_caller]
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Answer::Text(text) => text.as_bytes(),
+            Answer::Bytes(bytes) => bytes,
+            other => panic!("not bytes: {other:?}"),
         }
     }
 
@@ -309,7 +320,10 @@ fn read_answer(reader: &mut impl BufRead) -> Result<Answer, String> {
             let read = reader.read_exact(&mut bytes);
             read.map_err(|error| error.to_string())?;
             bytes.truncate(bytes.len() - 2);
-            Answer::Text(String::from_utf8_lossy(&bytes).into_owned())
+            match String::from_utf8(bytes) {
+                Ok(text) => Answer::Text(text),
+                Err(error) => Answer::Bytes(error.into_bytes()),
+            }
         }
         "*" => Answer::List(
             (0..length())

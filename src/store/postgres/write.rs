@@ -49,15 +49,16 @@ const CLAIM: &str = "INSERT INTO weir.audit_batches
              $8::boolean[], $9::bytea[], $10::bytea[])
          AS b (day, boot_id, boot, first, last, sealed, dropped, is_end, before, hash)
          JOIN weir.audit_boots a ON a.id = b.boot_id AND a.boot = b.boot
-     ORDER BY b.boot_id, b.first, b.day
-     ON CONFLICT (boot_id, first, day) DO NOTHING
-     RETURNING boot_id, first, day, arrival";
+     ORDER BY b.boot_id, b.first, b.is_end, b.day
+     ON CONFLICT (boot_id, first, is_end, day) DO NOTHING
+     RETURNING boot_id, first, is_end, day, arrival";
 
 /// What is there in the place of batches that were not claimed.
 const FIND: &str = "SELECT b.place, a.id IS NOT NULL, s.hash
-     FROM unnest($1::integer[], $2::date[], $3::integer[], $4::uuid[], $5::bigint[]) AS b (place, day, boot_id, boot, first)
+     FROM unnest($1::integer[], $2::date[], $3::integer[], $4::uuid[], $5::bigint[], $6::boolean[])
+             AS b (place, day, boot_id, boot, first, is_end)
          LEFT JOIN weir.audit_boots a ON a.id = b.boot_id AND a.boot = b.boot
-         LEFT JOIN weir.audit_batches s ON s.boot_id = b.boot_id AND s.first = b.first AND s.day = b.day";
+         LEFT JOIN weir.audit_batches s ON s.boot_id = b.boot_id AND s.first = b.first AND s.is_end = b.is_end AND s.day = b.day";
 
 /// A batch and an event that no boot has.
 const TRY: &str = "INSERT INTO weir.audit_batches (day, boot_id, first, last, sealed, arrival, dropped, is_end, before, hash)
@@ -297,7 +298,7 @@ impl Writer {
         }
         if ours.iter().any(|(n, _)| open[*n].1.header.count > 0) {
             let rows = ours.iter().map(|(n, arrival)| {
-                let (day, boot_id, _) = keys[*n];
+                let Key { day, boot_id, .. } = keys[*n];
                 let place = Place {
                     day,
                     boot_id,
@@ -313,7 +314,12 @@ impl Writer {
     fn key(&self, batch: &Batch) -> Option<Key> {
         let header = &batch.header;
         let boot = self.boots.get(&Uuid::from_bytes(header.boot))?;
-        Some((header.day(), *boot, signed(header.first)))
+        Some(Key {
+            day: header.day(),
+            boot_id: *boot,
+            first: signed(header.first),
+            is_end: header.is_end,
+        })
     }
 
     async fn copy_rows<'a>(
@@ -352,8 +358,14 @@ impl Writer {
     }
 }
 
-/// What tells a batch from others: its day, its boot's id and its first number.
-type Key = (Day, i32, i64);
+/// What tells a batch from others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    day: Day,
+    boot_id: i32,
+    first: i64,
+    is_end: bool,
+}
 
 /// Of one connection, prepared once.
 struct Statements {
@@ -378,14 +390,14 @@ async fn claim(
     keys: &[Key],
 ) -> Result<HashMap<Key, i64>, PostgresError> {
     let headers = || open.iter().map(|(_, batch)| &batch.header);
-    let days: Vec<_> = keys.iter().map(|(day, ..)| Date(*day)).collect();
-    let ids: Vec<_> = keys.iter().map(|(_, id, _)| *id).collect();
+    let days: Vec<_> = keys.iter().map(|key| Date(key.day)).collect();
+    let ids: Vec<_> = keys.iter().map(|key| key.boot_id).collect();
     let boots: Vec<_> = headers().map(|it| Uuid::from_bytes(it.boot)).collect();
-    let firsts: Vec<_> = keys.iter().map(|(.., first)| *first).collect();
+    let firsts: Vec<_> = keys.iter().map(|key| key.first).collect();
     let lasts: Vec<_> = headers().map(|it| signed(it.last())).collect();
     let sealed: Vec<_> = headers().map(|it| Time(it.sealed)).collect();
     let dropped: Vec<_> = headers().map(|it| signed(it.dropped)).collect();
-    let ends: Vec<_> = headers().map(|it| it.is_end).collect();
+    let ends: Vec<_> = keys.iter().map(|key| key.is_end).collect();
     let befores: Vec<_> = headers().map(|it| &it.before[..]).collect();
     let hashes: Vec<_> = headers().map(|it| &it.hash[..]).collect();
     let arguments: [&(dyn ToSql + Sync); 10] = [
@@ -398,8 +410,14 @@ async fn claim(
     )?;
     let mut claimed = HashMap::with_capacity(rows.len());
     for row in rows {
-        let (id, first, Date(day)) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-        claimed.insert((day, id, first), row.try_get(3)?);
+        let Date(day) = row.try_get(3)?;
+        let key = Key {
+            day,
+            boot_id: row.try_get(0)?,
+            first: row.try_get(1)?,
+            is_end: row.try_get(2)?,
+        };
+        claimed.insert(key, row.try_get(4)?);
     }
     Ok(claimed)
 }
@@ -413,15 +431,16 @@ async fn unlike(
 ) -> Result<Vec<usize>, PostgresError> {
     let places: Vec<_> = (0i32..).zip(others).map(|(place, _)| place).collect();
     let of = |n: &usize| (keys[*n], &open[*n].1.header);
-    let days: Vec<_> = others.iter().map(|n| Date(of(n).0.0)).collect();
-    let ids: Vec<_> = others.iter().map(|n| of(n).0.1).collect();
+    let days: Vec<_> = others.iter().map(|n| Date(of(n).0.day)).collect();
+    let ids: Vec<_> = others.iter().map(|n| of(n).0.boot_id).collect();
     let boots: Vec<_> = others
         .iter()
         .map(|n| Uuid::from_bytes(of(n).1.boot))
         .collect();
-    let firsts: Vec<_> = others.iter().map(|n| of(n).0.2).collect();
+    let firsts: Vec<_> = others.iter().map(|n| of(n).0.first).collect();
+    let ends: Vec<_> = others.iter().map(|n| of(n).0.is_end).collect();
     let rows = transaction
-        .query(FIND, &[&places, &days, &ids, &boots, &firsts])
+        .query(FIND, &[&places, &days, &ids, &boots, &firsts, &ends])
         .await?;
     let mut unlike = Vec::new();
     for row in rows {

@@ -4,6 +4,7 @@
 mod cache;
 mod memory;
 mod shared;
+mod sweep;
 mod watch;
 
 use std::fmt;
@@ -14,6 +15,7 @@ use thiserror::Error;
 
 pub use memory::Sessions;
 pub use shared::SharedSessions;
+pub use sweep::{Sweeper, Swept};
 pub use watch::{Watch, Watchers};
 
 use super::redis::{CallError, Connections};

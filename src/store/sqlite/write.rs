@@ -30,6 +30,7 @@ pub struct Writer {
     instance: Instance,
     file: File,
     end: End,
+    syncs: bool,
 }
 
 /// A boot, as every file of it says.
@@ -84,7 +85,15 @@ impl Writer {
                 hash: file.seal,
             },
             file,
+            syncs: false,
         })
+    }
+
+    /// From here on each transaction survives a power cut, too.
+    pub fn sync_each(mut self) -> Result<Writer, StoreError> {
+        self.syncs = true;
+        self.file.sync_each()?;
+        Ok(self)
     }
 
     /// All files of the path.
@@ -167,9 +176,18 @@ impl Writer {
         let previous = || previous(&self.files, day, Some(&self.file));
         let from = Some(self.file.day);
         let file = join(&self.files, day, previous, &self.instance, from, self.end)?;
+        if self.syncs {
+            file.sync_each()?;
+        }
         self.end.hash = file.seal;
         self.file = file;
         Ok(())
+    }
+}
+
+impl File {
+    fn sync_each(&self) -> Result<(), StoreError> {
+        Ok(self.connection.pragma_update(None, "synchronous", "FULL")?)
     }
 }
 

@@ -1,0 +1,189 @@
+//! What the machine leaves to the process: memory and disk. Owns how they are read and judged.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use tokio::task::spawn_blocking;
+
+use super::check::{Check, Found, Status};
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+/// Where control groups are mounted.
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// Degraded from 90 % of what the control group allows on; the kernel ends the process at all of it.
+pub fn memory() -> Check {
+    Check::new("memory", Status::Degraded, || async {
+        let looked = spawn_blocking(|| memory_found(resident_bytes(), limit_bytes())).await;
+        looked.unwrap_or_else(|error| Found::error(Status::Degraded, error))
+    })
+}
+
+/// Of the file system that holds these files, which are to be written: `paths` are named as the process has them.
+pub fn disk(paths: Vec<PathBuf>) -> Check {
+    Check::new("disk", Status::Degraded, move || {
+        let paths = paths.clone();
+        async move {
+            // A mount whose server is gone keeps its callers.
+            let looked = spawn_blocking(move || disks_found(&paths)).await;
+            looked.unwrap_or_else(|error| Found::error(Status::Degraded, error))
+        }
+    })
+}
+
+fn memory_found(resident: Option<u64>, limit: Option<u64>) -> Found {
+    let tight = |(resident, limit): (u64, u64)| resident >= limit / 10 * 9;
+    let is_tight = resident.zip(limit).is_some_and(tight);
+    Found::new(
+        Status::Degraded.when(is_tight),
+        json!({ "resident_bytes": resident, "limit_bytes": limit }),
+    )
+}
+
+fn disks_found(paths: &[PathBuf]) -> Found {
+    let mut worst = Status::Ok;
+    let mut disks = Vec::new();
+    for path in paths {
+        let (status, details) = match space(path) {
+            Ok((free, total)) => (
+                judged(free, total),
+                json!({ "path": path, "free_bytes": free, "total_bytes": total }),
+            ),
+            Err(error) => (
+                Status::Degraded,
+                json!({ "path": path, "error": error.to_string() }),
+            ),
+        };
+        worst = worst.max(status);
+        disks.push(details);
+    }
+    Found::new(worst, json!({ "disks": disks }))
+}
+
+/// Shares alone say little of a large disk, and bytes alone of a small one.
+fn judged(free: u64, total: u64) -> Status {
+    let share = |percent: u64| total / 100 * percent;
+    if free < share(2) && free < GIB || free < 16 * MIB {
+        Status::Critical
+    } else if free < share(10) && free < 10 * GIB || free < GIB.min(total / 2) {
+        Status::Degraded
+    } else {
+        Status::Ok
+    }
+}
+
+/// Bytes that the process may still write where the path leads, and all that there are. What is not made yet is looked at where it
+/// will be.
+fn space(path: &Path) -> rustix::io::Result<(u64, u64)> {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let there = path.ancestors().find(|path| path.exists());
+    let disk = rustix::fs::statvfs(there.unwrap_or(Path::new("/")))?;
+    Ok((
+        disk.f_bavail.saturating_mul(disk.f_frsize),
+        disk.f_blocks.saturating_mul(disk.f_frsize),
+    ))
+}
+
+/// `None` where the kernel does not tell.
+pub(super) fn resident_bytes() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+/// The least that the control group of the process, or one around it, allows; `None` without a bound.
+fn limit_bytes() -> Option<u64> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let of_file = |path: PathBuf| fs::read_to_string(path).ok();
+    limit_of(&groups, of_file)
+}
+
+/// `groups` is as in /proc/self/cgroup: `0::PATH` of version 2, `N:…memory…:PATH` of version 1 (cgroups(7)).
+fn limit_of(groups: &str, of_file: impl Fn(PathBuf) -> Option<String>) -> Option<u64> {
+    let mut limits = Vec::new();
+    for group in groups.lines() {
+        let mut parts = group.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else {
+            continue;
+        };
+        let (root, file) = match controllers {
+            "" => (PathBuf::from(CGROUPS), "memory.max"),
+            _ if controllers.split(',').any(|name| name == "memory") => {
+                (Path::new(CGROUPS).join("memory"), "memory.limit_in_bytes")
+            }
+            _ => continue,
+        };
+        // Within a container the group may be mounted as the root, whatever its path is outside.
+        for path in Path::new(path.trim_start_matches('/')).ancestors() {
+            let text = of_file(root.join(path).join(file));
+            limits.extend(text.and_then(|text| text.trim().parse::<u64>().ok()));
+        }
+    }
+    // Version 1 says a number near 2^63 for none.
+    limits.into_iter().filter(|limit| *limit < 1 << 60).min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_tight_near_its_limit() {
+        for (resident, limit, expected) in [
+            (Some(89), Some(100), Status::Ok),
+            (Some(90), Some(100), Status::Degraded),
+            (Some(90), None, Status::Ok),
+            (None, Some(100), Status::Ok),
+        ] {
+            assert_eq!(memory_found(resident, limit).status, expected);
+        }
+        assert!(resident_bytes().unwrap() > MIB);
+    }
+
+    #[test]
+    fn the_narrowest_control_group_counts() {
+        let file = |path: PathBuf| {
+            Some(match path.to_str().unwrap() {
+                "/sys/fs/cgroup/a/b/memory.max" => "max\n".to_owned(),
+                "/sys/fs/cgroup/a/memory.max" => "500\n".to_owned(),
+                "/sys/fs/cgroup/memory/c/memory.limit_in_bytes" => "400\n".to_owned(),
+                "/sys/fs/cgroup/memory/memory.limit_in_bytes" => i64::MAX.to_string(),
+                _ => return None,
+            })
+        };
+        assert_eq!(limit_of("0::/a/b\n", file), Some(500));
+        assert_eq!(limit_of("5:memory:/c\n0::/a/b\n", file), Some(400));
+        assert_eq!(limit_of("4:cpu,memory:/d\n1:name=systemd:/a", file), None);
+        assert_eq!(limit_of("nonsense", file), None);
+    }
+
+    #[test]
+    fn a_disk_is_judged_by_share_and_by_bytes() {
+        for (free, total, expected) in [
+            (26 * GIB, 252 * GIB, Status::Ok),
+            (11 * GIB, 252 * GIB, Status::Ok),
+            (3 * GIB, 252 * GIB, Status::Degraded),
+            (GIB - 1, 252 * GIB, Status::Critical),
+            (GIB - 1, 4 * GIB, Status::Degraded),
+            (15 * MIB, 20 * MIB, Status::Critical),
+            (60 * MIB, 100 * MIB, Status::Ok),
+            (9 * MIB * 100, 100 * GIB, Status::Critical),
+        ] {
+            assert_eq!(judged(free, total), expected, "{free} of {total}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_is_not_there_yet_is_looked_at_where_it_will_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let (_, total) = space(folder.path()).unwrap();
+        let (_, same) = space(&folder.path().join("not/there.db")).unwrap();
+        assert!(total > 0 && total == same);
+        assert!(space(Path::new("weir-audit.db")).unwrap().1 > 0);
+    }
+}

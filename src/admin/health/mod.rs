@@ -1,0 +1,156 @@
+//! Whether the process lives, is ready, and how it is: docs/health.md tells what the answers mean. Owns the three answers; what is
+//! looked at is a list of checks that the process is made with.
+
+mod board;
+pub mod check;
+pub mod machine;
+mod scrape;
+pub mod stores;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use hyper::StatusCode;
+use serde_json::{Map, Value, json};
+use tokio::sync::watch;
+
+pub use board::{Board, Served};
+pub(super) use scrape::scrape;
+
+use super::Reply;
+use crate::clock;
+use check::Status;
+
+/// A lane that has not said so for this long is stuck.
+const STUCK: Duration = Duration::from_secs(5);
+
+/// When a lane or a task last said that it goes on, in milliseconds of the process's clock.
+#[derive(Debug, Clone, Default)]
+pub struct Heartbeat(Arc<AtomicU64>);
+
+impl Heartbeat {
+    pub fn beat(&self) {
+        self.0.store(millis(), Ordering::Relaxed);
+    }
+
+    /// No beat is expected before the next one.
+    pub fn rest(&self) {
+        self.0.store(u64::MAX, Ordering::Relaxed);
+    }
+
+    fn age(&self) -> Duration {
+        Duration::from_millis(millis().saturating_sub(self.0.load(Ordering::Relaxed)))
+    }
+}
+
+/// A supervised task by whose silence it is told whether it is stuck.
+#[derive(Debug, Clone)]
+pub struct Watched {
+    pub name: &'static str,
+    pub heartbeat: Heartbeat,
+    /// The longest that it may be silent.
+    pub bound: Duration,
+}
+
+impl Watched {
+    pub fn is_stuck(&self) -> bool {
+        self.heartbeat.age() > self.bound
+    }
+}
+
+/// What health is told by.
+#[derive(Debug)]
+pub struct Health {
+    pub started: Instant,
+    /// None in a worker.
+    pub lanes: Vec<Heartbeat>,
+    pub tasks: Vec<Watched>,
+    pub draining: watch::Receiver<bool>,
+    pub board: Arc<Board>,
+}
+
+impl Health {
+    /// 200 while every lane turns and every task goes on, else 503.
+    pub(super) fn live(&self) -> Reply {
+        let (lanes, tasks) = (self.lanes_stuck(), self.tasks_stuck());
+        let is_live = lanes == 0 && tasks.is_empty();
+        status(
+            is_live,
+            json!({ "status": if is_live { "live" } else { "stuck" }, "lanes_stuck": lanes, "tasks_stuck": tasks }),
+        )
+    }
+
+    /// 200 while the process does its work, else 503.
+    pub(super) fn ready(&self) -> Reply {
+        let draining = *self.draining.borrow();
+        let waits_for = self.board.unready().unwrap_or_default();
+        let ready = !draining && self.lanes_stuck() == 0 && waits_for.is_empty();
+        status(
+            ready,
+            json!({ "status": if ready { "ready" } else { "unready" }, "draining": draining, "waits_for": waits_for }),
+        )
+    }
+
+    /// Each check with what it measured; 503 when one is critical.
+    pub(super) async fn health(&self) -> Reply {
+        let served = self.board.report().await;
+        let mut worst = Status::Ok;
+        let mut checks = Map::new();
+        let stuck = self.lanes_stuck();
+        let lanes = Status::Critical.when(stuck > 0);
+        if !self.lanes.is_empty() {
+            checks.insert(
+                "lanes".to_owned(),
+                json!({ "status": lanes.as_str(), "lanes": self.lanes.len(), "stuck": stuck }),
+            );
+        }
+        let stuck = self.tasks_stuck();
+        let tasks = Status::Critical.when(!stuck.is_empty());
+        checks.insert(
+            "tasks".to_owned(),
+            json!({ "status": tasks.as_str(), "tasks": self.tasks.len(), "stuck": stuck }),
+        );
+        for entry in &served.report.checks {
+            worst = worst.max(entry.found.status);
+            let mut check = Map::new();
+            check.insert("status".to_owned(), entry.found.status.as_str().into());
+            check.insert(
+                "latency_seconds".to_owned(),
+                entry.latency.as_secs_f64().into(),
+            );
+            check.extend(entry.found.details.clone());
+            checks.insert(entry.name.clone(), Value::Object(check));
+        }
+        worst = worst.max(lanes).max(tasks);
+        let body = json!({
+            "status": worst.as_str(),
+            "stale": served.is_stale,
+            "age_seconds": served.age.as_secs_f64(),
+            "uptime_seconds": self.started.elapsed().as_secs(),
+            "version": env!("CARGO_PKG_VERSION"),
+            "checks": checks,
+        });
+        status(worst < Status::Critical, body)
+    }
+
+    fn lanes_stuck(&self) -> usize {
+        self.lanes.iter().filter(|lane| lane.age() > STUCK).count()
+    }
+
+    fn tasks_stuck(&self) -> Vec<&'static str> {
+        let stuck = self.tasks.iter().filter(|task| task.is_stuck());
+        stuck.map(|task| task.name).collect()
+    }
+}
+
+fn status(good: bool, body: Value) -> Reply {
+    match good {
+        true => Reply::Json(body),
+        false => Reply::Status(StatusCode::SERVICE_UNAVAILABLE, body),
+    }
+}
+
+fn millis() -> u64 {
+    u64::try_from(clock::moment().mono.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,49 @@
+//! `/metrics`: the counters, and the gauges that are only known when asked.
+
+use crate::audit::Counts;
+use crate::clock;
+use crate::plan::Plan;
+use crate::policy::breaker::State;
+use crate::telemetry::audit_metrics::AuditMetrics;
+
+/// The metrics, with the gauges that are only known when asked.
+pub(in crate::admin) fn scrape(plan: &Plan) -> String {
+    let now = clock::moment().mono;
+    for breaker in plan.breakers.iter().flatten() {
+        let state = breaker.snapshot(now).state.as_str();
+        plan.metrics
+            .breaker_is(&breaker.upstream, state, &State::ALL.map(State::as_str));
+        if let Some(shared) = breaker.with_member(|member| member.is_together()) {
+            plan.metrics.breaker_is_shared(&breaker.upstream, shared);
+        }
+    }
+    for live in &plan.sessions {
+        let held = i64::try_from(live.held()).unwrap_or(i64::MAX);
+        live.metrics.held.set(held);
+    }
+    if let Some(audit) = &plan.audit {
+        bring(&plan.metrics.audit, &audit.counts(), audit.refuses());
+    }
+    plan.metrics
+        .limit_keys
+        .set(i64::try_from(plan.limits.len()).unwrap_or(i64::MAX));
+    plan.metrics.text()
+}
+
+/// Brings the audit's metrics up to what has become of its events.
+fn bring(metrics: &AuditMetrics, counts: &Counts, refuses: bool) {
+    let whole = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+    metrics.events_total("written", counts.written);
+    metrics.events_total("dropped", counts.dropped);
+    metrics.events_total("failed_write", counts.errors);
+    metrics.files_removed_total(counts.removed_files);
+    metrics.resent_total(counts.resent);
+    metrics.queued.set(whole(counts.queued));
+    metrics.underway.set(whole(counts.underway));
+    metrics.refuses.set(i64::from(refuses));
+    let spool = counts.spool.unwrap_or_default();
+    metrics.spool_bytes.set(whole(spool.bytes));
+    metrics.spool_batches.set(whole(spool.batches));
+    metrics.spool_oldest_seconds.set(whole(spool.age.as_secs()));
+    metrics.spool_corrupt_total(spool.corrupt);
+}

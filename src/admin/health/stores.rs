@@ -1,0 +1,211 @@
+//! How the stores are, judged by the numbers that they give. Owns what is degraded and what is critical; must not gather the numbers of
+//! queue, spool and lag, which their owners do.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::check::{Check, Found, Status};
+use crate::audit::Counts;
+use crate::config::audit::Delivery;
+use crate::config::worker;
+use crate::store::fleet::FleetConnections;
+use crate::store::postgres::{Postgres, TargetHealth};
+use crate::store::redis::Connections;
+
+/// What waits in a spool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SpoolState {
+    pub bytes: u64,
+    /// The bound of `bytes`.
+    pub max_bytes: u64,
+    /// How long its oldest batch has waited; `None` for an empty one.
+    pub oldest: Option<Duration>,
+    /// Whether it takes nothing more.
+    pub is_full: bool,
+    /// Segments that cannot be read, and were put aside.
+    pub quarantined: u64,
+}
+
+/// What waits in the streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LagState {
+    /// The age of the oldest entry that is not stored; `None` where all are.
+    pub oldest: Option<Duration>,
+    /// Entries that are not stored.
+    pub waiting: u64,
+    pub dead_letters: u64,
+}
+
+/// One check for each client, by name: a client is well while every node that has slots answers its pings, which go out each second
+/// without being asked. `main_down`: what the process is without the main one; it is ready only with it where that is critical.
+pub fn redis(redis: &FleetConnections, main_down: Status) -> Vec<Check> {
+    let check = |connections: &Arc<Connections>| {
+        let name = connections.client().name;
+        let down = match name {
+            "main" => main_down,
+            // Without it limits, breakers and sessions do what the file says: that is worse, and no reason to be restarted.
+            _ => Status::Degraded,
+        };
+        let connections = connections.clone();
+        let check = Check::new(&format!("redis_{name}"), down, move || {
+            let found = nodes(&connections, down);
+            async move { found }
+        });
+        match down {
+            Status::Critical => check.gating(),
+            Status::Ok | Status::Degraded => check,
+        }
+    };
+    redis.each().map(check).collect()
+}
+
+/// `postgres_write` and `postgres_read`, asked by a connection of their own, within the time of a check. `write_down`: what the
+/// process is without the primary.
+pub fn postgres(postgres: Arc<Postgres>, within: Duration, write_down: Status) -> Check {
+    // Each server answers for itself before the look as a whole is given up.
+    let within = within.mul_f64(0.9);
+    let names = ["postgres_write", "postgres_read"].map(str::to_owned);
+    Check::several(names.to_vec(), write_down, move || {
+        let postgres = postgres.clone();
+        async move {
+            let health = postgres.health(within).await;
+            let (write_ok, write) = target(&health.write);
+            let (well, servers): (Vec<_>, Vec<_>) = health.read.iter().map(target).unzip();
+            let all_well = well.iter().all(|well| *well);
+            vec![
+                Found::new(write_down.when(!write_ok), write),
+                Found::new(
+                    Status::Degraded.when(!all_well),
+                    json!({ "servers": servers }),
+                ),
+            ]
+        }
+    })
+}
+
+/// Degraded once events wait that could be lost: the store is slow, or cannot be written.
+pub fn queue(counts: Counts, capacity: u64) -> Found {
+    Found::new(
+        Status::Degraded.when(counts.queued > capacity / 2),
+        json!({
+            "written": counts.written,
+            "queued": counts.queued,
+            "dropped": counts.dropped,
+            "failed_writes": counts.errors,
+        }),
+    )
+}
+
+/// What does not fit is dropped and counted, or under `guaranteed` its request is refused.
+pub fn spool(state: SpoolState, delivery: Delivery) -> Found {
+    let full = match delivery {
+        Delivery::BestEffort => Status::Degraded,
+        Delivery::Guaranteed => Status::Critical,
+    };
+    let is_filling = state.bytes > state.max_bytes / 2 || state.quarantined > 0;
+    Found::new(
+        full.when(state.is_full)
+            .max(Status::Degraded.when(is_filling)),
+        json!({
+            "bytes": state.bytes,
+            "max_bytes": state.max_bytes,
+            "oldest_seconds": state.oldest.map(|age| age.as_secs_f64()),
+            "full": state.is_full,
+            "quarantined": state.quarantined,
+        }),
+    )
+}
+
+/// Dead letters wait for an operator.
+pub fn lag(state: LagState, bounds: &worker::Health) -> Found {
+    let oldest = state.oldest.unwrap_or_default();
+    let status = if oldest >= bounds.lag_critical {
+        Status::Critical
+    } else {
+        Status::Degraded.when(oldest >= bounds.lag_degraded || state.dead_letters > 0)
+    };
+    Found::new(
+        status,
+        json!({
+            "oldest_seconds": oldest.as_secs_f64(),
+            "waiting": state.waiting,
+            "dead_letters": state.dead_letters,
+        }),
+    )
+}
+
+fn nodes(connections: &Connections, down: Status) -> Found {
+    let nodes = connections.health();
+    let up = nodes.iter().filter(|node| node.up).count();
+    let is_well = up == nodes.len() && connections.knows_all_slots();
+    // A part of the slots is served all the same.
+    let status = match up {
+        0 => down,
+        _ => Status::Degraded.when(!is_well),
+    };
+    let nodes = nodes.iter().map(|node| {
+        json!({ "address": node.address, "up": node.up, "latency_seconds": node.latency.as_secs_f64() })
+    });
+    Found::new(status, json!({ "nodes": nodes.collect::<Vec<_>>() }))
+}
+
+/// Whether it answered, and what is told of it.
+fn target(target: &TargetHealth) -> (bool, Value) {
+    match &target.answered {
+        Ok(took) => (
+            true,
+            json!({ "server": target.name, "answered_seconds": took.as_secs_f64() }),
+        ),
+        Err(error) => (
+            false,
+            json!({ "server": target.name, "error": error.to_string() }),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_spool_is_critical_where_requests_are_refused_for_it() {
+        let state = |bytes, is_full| SpoolState {
+            bytes,
+            max_bytes: 100,
+            is_full,
+            ..SpoolState::default()
+        };
+        for (bytes, is_full, best_effort, guaranteed) in [
+            (0, false, Status::Ok, Status::Ok),
+            (51, false, Status::Degraded, Status::Degraded),
+            (99, true, Status::Degraded, Status::Critical),
+        ] {
+            let status = |delivery| spool(state(bytes, is_full), delivery).status;
+            assert_eq!(status(Delivery::BestEffort), best_effort);
+            assert_eq!(status(Delivery::Guaranteed), guaranteed);
+        }
+        let torn = SpoolState {
+            quarantined: 1,
+            ..state(0, false)
+        };
+        assert_eq!(spool(torn, Delivery::Guaranteed).status, Status::Degraded);
+    }
+
+    #[test]
+    fn lag_is_judged_by_the_age_of_what_waits() {
+        let of = |seconds, dead_letters| {
+            let state = LagState {
+                oldest: Some(Duration::from_secs(seconds)),
+                waiting: 1,
+                dead_letters,
+            };
+            lag(state, &worker::Health::default()).status
+        };
+        assert_eq!(of(29, 0), Status::Ok);
+        assert_eq!(of(30, 0), Status::Degraded);
+        assert_eq!(of(0, 1), Status::Degraded);
+        assert_eq!(of(300, 0), Status::Critical);
+    }
+}

@@ -1,0 +1,335 @@
+//! From the lanes to where events are kept: a bounded queue that never makes a sender wait, and the threads behind it, which
+//! write events to SQLite ([`sqlite`]), or pack and ship them to the worker ([`ship`]). Must not know what an event means.
+
+mod outgoing;
+pub mod receipt;
+mod send;
+pub mod ship;
+pub mod sqlite;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use tracing::error;
+
+use self::receipt::Duty;
+use crate::clock;
+use crate::config::audit::Delivery;
+use crate::event::Encoded;
+
+/// The sending side; clones share one queue.
+#[derive(Debug, Clone)]
+pub struct Recorder {
+    sender: Sender<Message>,
+    shared: Arc<Shared>,
+    pub delivery: Delivery,
+}
+
+/// The threads behind the queue, until they are stopped.
+pub struct Worker {
+    threads: Vec<JoinHandle<()>>,
+    sender: Sender<Message>,
+    shared: Arc<Shared>,
+}
+
+/// What became of the events so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Stored, or let go to Redis.
+    pub written: u64,
+    /// In the queue, or in the batch being written.
+    pub queued: u64,
+    /// On their way to the worker and not known to be committed.
+    pub underway: u64,
+    /// Lost: the queue was full, or the threads had stopped.
+    pub dropped: u64,
+    /// Tries to write that failed. No event is lost by them.
+    pub errors: u64,
+    /// Files of days that were removed after the retention.
+    pub removed_files: u64,
+    /// Batches that were lost in Redis and sent again.
+    pub resent: u64,
+    pub spool: Option<SpoolCounts>,
+}
+
+/// How the spool is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SpoolCounts {
+    pub bytes: u64,
+    pub max: u64,
+    pub batches: u64,
+    /// Since the oldest of them came.
+    pub age: Duration,
+    /// Damage that was found in what other processes left, a stretch each.
+    pub corrupt: u64,
+    /// Whether it takes no more: it is full, or the disk is.
+    pub refuses: bool,
+}
+
+#[derive(Debug)]
+enum Message {
+    Events(Encoded, Option<Duty>),
+    Stop,
+}
+
+#[derive(Debug)]
+struct Shared {
+    capacity: u64,
+    /// Let into the queue; what of these has not left it is queued, or lost once the threads have ended.
+    accepted: AtomicU64,
+    left: AtomicU64,
+    written: AtomicU64,
+    underway: AtomicU64,
+    /// Not let into the queue, or lost behind it.
+    dropped: AtomicU64,
+    errors: AtomicU64,
+    removed_files: AtomicU64,
+    resent: AtomicU64,
+    /// Whether events cannot be made safe now.
+    refuses: AtomicBool,
+    has_spool: AtomicBool,
+    spool_bytes: AtomicU64,
+    spool_max: AtomicU64,
+    spool_batches: AtomicU64,
+    /// In seconds.
+    spool_age: AtomicU64,
+    spool_corrupt: AtomicU64,
+    spool_refuses: AtomicBool,
+    /// Set by `stop`: when to give up.
+    deadline: OnceLock<Instant>,
+    ended: AtomicBool,
+}
+
+/// The receiving side.
+struct Queue {
+    receiver: Receiver<Message>,
+    shared: Arc<Shared>,
+}
+
+/// What was taken from the queue.
+#[derive(Default)]
+struct Taken {
+    batches: Vec<Encoded>,
+    /// One for each of the batches.
+    duties: Vec<Option<Duty>>,
+    /// Of events.
+    count: usize,
+}
+
+impl Recorder {
+    /// Takes the events; those of the last ones that do not fit into the queue are counted as dropped. Never waits. Where there
+    /// is a duty, all fit or none do, and then it is not fulfilled.
+    pub fn record(&self, mut events: Encoded, duty: Option<Duty>) {
+        let fits = self.shared.reserve(events.len(), duty.is_some());
+        events.truncate(fits);
+        if !events.is_empty() {
+            // Threads that are gone count as lost what they did not write.
+            let _ = self.sender.send(Message::Events(events, duty));
+        }
+    }
+
+    /// Whether requests are to be refused since their events could not be made safe. Never where delivery is best effort.
+    pub fn refuses(&self) -> bool {
+        self.shared.refuses.load(Ordering::Relaxed)
+    }
+
+    pub fn counts(&self) -> Counts {
+        self.shared.counts()
+    }
+
+    /// Events that can wait.
+    pub fn capacity(&self) -> u64 {
+        self.shared.capacity
+    }
+}
+
+impl Worker {
+    /// Writes what is queued and ends; gives up after `within` (and the time of one try). What comes later is dropped.
+    /// Returns the final counts.
+    pub fn stop(self, within: Duration) -> Counts {
+        let _ = self.shared.deadline.set(clock::now() + within);
+        // Wakes them from the queue, or from their back-off.
+        let _ = self.sender.send(Message::Stop);
+        for thread in self.threads {
+            thread.thread().unpark();
+            if thread.join().is_err() {
+                error!("a thread of the audit panicked");
+                self.shared.ended.store(true, Ordering::Release);
+            }
+        }
+        self.shared.counts()
+    }
+}
+
+impl Shared {
+    /// Makes room for up to `wanted` events, or for all of them or none; how many it is.
+    fn reserve(&self, wanted: usize, all: bool) -> usize {
+        let wanted_count = u64::try_from(wanted).unwrap_or(u64::MAX);
+        if self.deadline.get().is_some() {
+            self.dropped.fetch_add(wanted_count, Ordering::Relaxed);
+            return 0;
+        }
+        let mut fits = 0;
+        let _ = self
+            .accepted
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |accepted| {
+                let queued = accepted.saturating_sub(self.left.load(Ordering::Acquire));
+                fits = wanted_count.min(self.capacity.saturating_sub(queued));
+                if all && fits < wanted_count {
+                    fits = 0;
+                }
+                Some(accepted + fits)
+            });
+        if fits < wanted_count {
+            self.dropped
+                .fetch_add(wanted_count - fits, Ordering::Relaxed);
+        }
+        usize::try_from(fits).unwrap_or(wanted)
+    }
+
+    fn counts(&self) -> Counts {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let left = self.left.load(Ordering::Acquire);
+        let waiting = self.accepted.load(Ordering::Acquire).saturating_sub(left);
+        let ended = self.ended.load(Ordering::Acquire);
+        let (queued, lost) = if ended { (0, waiting) } else { (waiting, 0) };
+        let spool = self.has_spool.load(Ordering::Relaxed).then(|| SpoolCounts {
+            bytes: read(&self.spool_bytes),
+            max: read(&self.spool_max),
+            batches: read(&self.spool_batches),
+            age: Duration::from_secs(read(&self.spool_age)),
+            corrupt: read(&self.spool_corrupt),
+            refuses: self.spool_refuses.load(Ordering::Relaxed),
+        });
+        Counts {
+            written: read(&self.written),
+            queued,
+            underway: read(&self.underway),
+            dropped: read(&self.dropped) + lost,
+            errors: read(&self.errors),
+            removed_files: read(&self.removed_files),
+            resent: read(&self.resent),
+            spool,
+        }
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.deadline.get().is_some()
+    }
+
+    /// Whether the time to end is over.
+    fn is_late(&self) -> bool {
+        self.deadline
+            .get()
+            .is_some_and(|deadline| clock::now() >= *deadline)
+    }
+}
+
+impl Queue {
+    /// A queue in which up to `capacity` events wait.
+    fn new(capacity: usize, delivery: Delivery) -> (Recorder, Queue) {
+        let (sender, receiver) = mpsc::channel();
+        let shared = Arc::new(Shared {
+            capacity: u64::try_from(capacity).unwrap_or(u64::MAX),
+            accepted: AtomicU64::new(0),
+            left: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            underway: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+            removed_files: AtomicU64::new(0),
+            resent: AtomicU64::new(0),
+            refuses: AtomicBool::new(false),
+            has_spool: AtomicBool::new(false),
+            spool_bytes: AtomicU64::new(0),
+            spool_max: AtomicU64::new(0),
+            spool_batches: AtomicU64::new(0),
+            spool_age: AtomicU64::new(0),
+            spool_corrupt: AtomicU64::new(0),
+            spool_refuses: AtomicBool::new(false),
+            deadline: OnceLock::new(),
+            ended: AtomicBool::new(false),
+        });
+        let recorder = Recorder {
+            sender,
+            shared: shared.clone(),
+            delivery,
+        };
+        (recorder, Queue { receiver, shared })
+    }
+
+    /// Waits for the first events, for at most `patience` where told; then until there are `enough`, or the first have waited for
+    /// `linger`. Whether more can come.
+    fn fill(
+        &self,
+        taken: &mut Taken,
+        enough: usize,
+        linger: Duration,
+        patience: Option<Duration>,
+    ) -> bool {
+        let stopping = || self.shared.is_stopping();
+        if !stopping() {
+            let first = match patience {
+                None => self.receiver.recv().ok(),
+                Some(patience) => match self.receiver.recv_timeout(patience) {
+                    Ok(message) => Some(message),
+                    Err(mpsc::RecvTimeoutError::Timeout) => return true,
+                    Err(mpsc::RecvTimeoutError::Disconnected) => None,
+                },
+            };
+            let Some(first) = first else {
+                return false;
+            };
+            taken.take(first);
+            // Asleep to what comes meanwhile, since each wake would cost as much as writing some events.
+            if taken.count < enough && !linger.is_zero() && !stopping() {
+                thread::park_timeout(linger);
+            }
+        }
+        while taken.count < enough {
+            match self.receiver.try_recv() {
+                Ok(message) => taken.take(message),
+                Err(TryRecvError::Empty) => return !stopping(),
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+        true
+    }
+
+    /// Takes what is there; whether there was something.
+    fn take_one(&self, taken: &mut Taken) -> bool {
+        self.receiver
+            .try_recv()
+            .map(|message| taken.take(message))
+            .is_ok()
+    }
+
+    /// The receiver goes first, so that whatever is sent from here on is known as lost.
+    fn end(self) -> Arc<Shared> {
+        drop(self.receiver);
+        self.shared.ended.store(true, Ordering::Release);
+        self.shared
+    }
+}
+
+impl Taken {
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Events(events, duty) => {
+                self.count += events.len();
+                self.batches.push(events);
+                self.duties.push(duty);
+            }
+            Message::Stop => {}
+        }
+    }
+
+    fn clear(&mut self) {
+        self.batches.clear();
+        self.duties.clear();
+        self.count = 0;
+    }
+}

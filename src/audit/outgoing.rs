@@ -1,0 +1,373 @@
+//! The batches of one boot that are not known to be committed: which are to be sent, which wait in a stream, which can be let go.
+//! Does no I/O and reads no clock.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::receipt::Duty;
+use crate::store::spool::Place;
+
+/// One batch.
+#[derive(Debug)]
+struct Batch {
+    last: u64,
+    events: u64,
+    /// Its packed bytes; `None` where only the spool has them.
+    bytes: Option<Arc<[u8]>>,
+    /// Where the spool has it.
+    place: Option<Place>,
+    /// The entry of a stream that it is in, as far as known.
+    entry: Option<Entry>,
+    /// To be settled once it is safe.
+    duties: Vec<Duty>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub shard: u16,
+    pub id: String,
+    pub added: Instant,
+}
+
+/// Where a batch's bytes are.
+#[derive(Debug)]
+pub(super) enum Source<'a> {
+    Memory(&'a Arc<[u8]>),
+    Spool,
+}
+
+/// What is to be done about batches that are done with.
+#[derive(Debug, Default)]
+pub(super) struct Released {
+    pub events: u64,
+    pub places: Vec<Place>,
+}
+
+/// Batches by the number of their first event.
+#[derive(Debug, Default)]
+pub(super) struct Outgoing {
+    batches: BTreeMap<u64, Batch>,
+    /// To be sent, and not being sent.
+    unsent: BTreeSet<u64>,
+    /// Survive the end of the process neither in the spool nor in a stream.
+    at_risk: BTreeSet<u64>,
+    /// Whether what is at risk is not to be sent: it is on its way to the spool.
+    pub spool_first: bool,
+    /// The first number of the newest batch that was ever here.
+    pub newest: u64,
+    /// Bytes in memory.
+    memory: usize,
+    events: u64,
+}
+
+impl Outgoing {
+    /// Takes a batch of the events `first` to `last`; there may be none. Its duties are settled once it is safe, which it is from
+    /// the beginning where `place` is known.
+    pub(super) fn push(
+        &mut self,
+        (first, last): (u64, u64),
+        bytes: Arc<[u8]>,
+        place: Option<Place>,
+        duties: Vec<Duty>,
+    ) {
+        let events = (last + 1).saturating_sub(first);
+        self.memory += bytes.len();
+        self.events += events;
+        self.unsent.insert(first);
+        self.newest = self.newest.max(first);
+        if place.is_none() {
+            self.at_risk.insert(first);
+        }
+        let batch = Batch {
+            last,
+            events,
+            bytes: Some(bytes),
+            place,
+            entry: None,
+            duties,
+        };
+        self.batches.insert(first, batch);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.batches.is_empty()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.batches.len()
+    }
+
+    /// Events that are not known to be committed.
+    pub(super) fn events(&self) -> u64 {
+        self.events
+    }
+
+    /// Bytes in memory.
+    pub(super) fn memory(&self) -> usize {
+        self.memory
+    }
+
+    /// Whether some batch is in no stream as far as known.
+    pub(super) fn has_unadded(&self) -> bool {
+        self.batches.values().any(|batch| batch.entry.is_none())
+    }
+
+    /// Whether some batch is neither in the spool nor in a stream.
+    pub(super) fn is_at_risk(&self) -> bool {
+        !self.at_risk.is_empty()
+    }
+
+    /// Whether the spool has some batch.
+    pub(super) fn is_spooled(&self) -> bool {
+        self.batches.values().any(|batch| batch.place.is_some())
+    }
+
+    /// The batches at risk, in order.
+    pub(super) fn at_risk(&self) -> Vec<(u64, Arc<[u8]>)> {
+        let bytes = |first: &u64| Some((*first, self.batches.get(first)?.bytes.clone()?));
+        self.at_risk.iter().filter_map(bytes).collect()
+    }
+
+    /// The batch is in the spool now, where it is safe once that is synced. Where more than `memory` bytes are in memory, its own
+    /// leave it.
+    pub(super) fn spooled(&mut self, first: u64, place: Place, memory: usize) -> Option<Place> {
+        self.at_risk.remove(&first);
+        let Some(batch) = self.batches.get_mut(&first) else {
+            // Committed meanwhile.
+            return Some(place);
+        };
+        batch.place = Some(place);
+        if self.memory > memory
+            && let Some(bytes) = batch.bytes.take()
+        {
+            self.memory -= bytes.len();
+        }
+        None
+    }
+
+    /// The batch is safe.
+    pub(super) fn settle(&mut self, first: u64) {
+        if let Some(batch) = self.batches.get_mut(&first) {
+            std::mem::take(&mut batch.duties)
+                .into_iter()
+                .for_each(Duty::safe);
+        }
+    }
+
+    /// The next batch to send, which counts as being sent from here on.
+    pub(super) fn next(&mut self) -> Option<(u64, Source<'_>)> {
+        let waits = |first: &u64| self.spool_first && self.at_risk.contains(first);
+        let first = *self.unsent.iter().find(|first| !waits(first))?;
+        self.unsent.remove(&first);
+        let batch = self.batches.get(&first)?;
+        let source = match (&batch.bytes, &batch.place) {
+            (Some(bytes), _) => Source::Memory(bytes),
+            (None, Some(_)) => Source::Spool,
+            (None, None) => return None,
+        };
+        Some((first, source))
+    }
+
+    /// Where the spool has the batch.
+    pub(super) fn place(&self, first: u64) -> Option<&Place> {
+        self.batches.get(&first)?.place.as_ref()
+    }
+
+    /// Sending came to nothing, or what was sent is gone: it is to be sent again.
+    pub(super) fn again(&mut self, first: u64) {
+        if let Some(batch) = self.batches.get_mut(&first) {
+            batch.entry = None;
+            self.unsent.insert(first);
+            if batch.place.is_none() {
+                self.at_risk.insert(first);
+            }
+        }
+    }
+
+    /// The batch is in a stream.
+    pub(super) fn added(&mut self, first: u64, entry: Entry) {
+        self.at_risk.remove(&first);
+        if let Some(batch) = self.batches.get_mut(&first) {
+            batch.entry = Some(entry);
+            self.settle(first);
+        }
+    }
+
+    /// The batch cannot be read back from the spool: it is gone.
+    pub(super) fn remove(&mut self, first: u64) -> Released {
+        let mut released = Released::default();
+        self.unsent.remove(&first);
+        self.at_risk.remove(&first);
+        if let Some(batch) = self.batches.remove(&first) {
+            self.memory -= batch.bytes.map_or(0, |bytes| bytes.len());
+            self.events -= batch.events;
+            released.events = batch.events;
+            released.places.extend(batch.place);
+            batch.duties.into_iter().for_each(Duty::safe);
+        }
+        released
+    }
+
+    /// Batches of these first and last numbers are committed: they are let go.
+    pub(super) fn committed(&mut self, done: &[(u64, u64)]) -> Released {
+        let mut released = Released::default();
+        for (first, last) in done {
+            let known = self
+                .batches
+                .get(first)
+                .is_some_and(|batch| batch.last == *last);
+            if known {
+                let one = self.remove(*first);
+                released.events += one.events;
+                released.places.extend(one.places);
+            }
+        }
+        released
+    }
+
+    /// Lets go of the oldest batches that are in a stream until no more than `memory` bytes are in memory. For a process that
+    /// may leave it to Redis.
+    pub(super) fn shed(&mut self, memory: usize) -> Released {
+        let mut released = Released::default();
+        if self.memory <= memory {
+            return released;
+        }
+        let mut surplus = self.memory - memory;
+        let in_memory = |batch: &&Batch| batch.bytes.is_some() && batch.entry.is_some();
+        let mut oldest = Vec::new();
+        for (first, batch) in self.batches.iter().filter(|(_, batch)| in_memory(batch)) {
+            if surplus == 0 {
+                break;
+            }
+            surplus = surplus.saturating_sub(batch.bytes.as_ref().map_or(0, |bytes| bytes.len()));
+            oldest.push((*first, batch.last));
+        }
+        let shed = self.committed(&oldest);
+        released.events += shed.events;
+        released.places.extend(shed.places);
+        released
+    }
+
+    /// Lets go of all batches that both the spool and a stream have. For a process that may leave them to Redis.
+    pub(super) fn shed_spooled(&mut self) -> Released {
+        let both = |batch: &Batch| batch.place.is_some() && batch.entry.is_some();
+        let both = self.batches.iter().filter(|(_, batch)| both(batch));
+        let both: Vec<_> = both.map(|(first, batch)| (*first, batch.last)).collect();
+        self.committed(&both)
+    }
+
+    /// The batches that were added `age` ago or longer, by stream, with the ids of their entries.
+    pub(super) fn waiting(&self, now: Instant, age: Duration) -> BTreeMap<u16, Vec<(u64, String)>> {
+        let mut waiting = BTreeMap::<u16, Vec<_>>::new();
+        for (first, batch) in &self.batches {
+            if let Some(entry) = &batch.entry
+                && now.saturating_duration_since(entry.added) >= age
+            {
+                let of_shard = waiting.entry(entry.shard).or_default();
+                of_shard.push((*first, entry.id.clone()));
+            }
+        }
+        waiting
+    }
+
+    /// Whether the batch is still in the entry of this id, as far as known.
+    pub(super) fn is_in(&self, first: u64, id: &str) -> bool {
+        let entry = self
+            .batches
+            .get(&first)
+            .and_then(|batch| batch.entry.as_ref());
+        entry.is_some_and(|entry| entry.id == id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+
+    /// Batches of ten events and three bytes each.
+    fn outgoing(count: u64) -> Outgoing {
+        let mut outgoing = Outgoing::default();
+        for first in (0..count).map(|index| index * 10 + 1) {
+            outgoing.push((first, first + 9), [7; 3].into(), None, Vec::new());
+        }
+        outgoing
+    }
+
+    fn next(outgoing: &mut Outgoing) -> Option<u64> {
+        outgoing.next().map(|(first, _)| first)
+    }
+
+    fn entry(id: &str) -> Entry {
+        Entry {
+            shard: 1,
+            id: id.to_owned(),
+            added: clock::now(),
+        }
+    }
+
+    #[test]
+    fn each_batch_is_sent_once_in_order_unless_it_fails_or_is_lost() {
+        let mut outgoing = outgoing(3);
+        assert_eq!(
+            (next(&mut outgoing), next(&mut outgoing)),
+            (Some(1), Some(11))
+        );
+        outgoing.again(1);
+        assert_eq!(next(&mut outgoing), Some(1));
+        assert_eq!(next(&mut outgoing), Some(21));
+        assert_eq!(next(&mut outgoing), None);
+        outgoing.added(11, entry("1-1"));
+        assert!(outgoing.is_in(11, "1-1") && !outgoing.is_in(11, "1-2"));
+        let waiting = outgoing.waiting(clock::now(), Duration::ZERO);
+        assert_eq!(waiting[&1], [(11, "1-1".to_owned())]);
+        outgoing.again(11);
+        assert!(!outgoing.is_in(11, "1-1"));
+        assert_eq!(next(&mut outgoing), Some(11));
+    }
+
+    #[test]
+    fn what_is_committed_is_let_go_and_counted_once() {
+        let mut outgoing = outgoing(3);
+        let released = outgoing.committed(&[(1, 10), (11, 19), (1, 10), (99, 99)]);
+        assert_eq!((released.events, outgoing.len()), (10, 2));
+        assert_eq!((outgoing.events(), outgoing.memory()), (20, 6));
+        assert_eq!(next(&mut outgoing), Some(11));
+    }
+
+    #[test]
+    fn only_what_a_stream_has_is_shed_for_memory() {
+        let mut outgoing = outgoing(3);
+        outgoing.added(11, entry("1-1"));
+        outgoing.added(21, entry("1-2"));
+        assert_eq!(outgoing.shed(9).events, 0);
+        assert_eq!(outgoing.shed(6).events, 10);
+        assert_eq!(outgoing.shed(0).events, 10);
+        assert_eq!((outgoing.len(), outgoing.memory()), (1, 3));
+    }
+
+    #[tokio::test]
+    async fn requests_are_answered_once_their_batch_is_in_a_stream_or_the_spool() {
+        let mut outgoing = Outgoing::default();
+        let duties = [(); 2].map(|()| Duty::default());
+        let receipts = duties.each_ref().map(Duty::receipt);
+        for (first, duty) in [1, 2].into_iter().zip(duties) {
+            outgoing.push((first, first), [7; 3].into(), None, vec![duty]);
+        }
+        assert!(outgoing.is_at_risk());
+        outgoing.added(1, entry("1-1"));
+        assert!(receipts[0].is_safe().await);
+        let released = outgoing.remove(2);
+        assert_eq!((released.events, outgoing.is_at_risk()), (1, false));
+    }
+
+    #[test]
+    fn what_is_to_be_spooled_first_is_not_sent_before() {
+        let mut outgoing = outgoing(2);
+        outgoing.spool_first = true;
+        assert_eq!(next(&mut outgoing), None);
+        outgoing.spool_first = false;
+        assert_eq!(next(&mut outgoing), Some(1));
+    }
+}

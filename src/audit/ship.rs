@@ -1,0 +1,378 @@
+//! Packs events into batches and ships them to the worker through Redis; keeps each batch until it is known to be committed.
+//!
+//! One thread packs, and writes to the spool what must be safe; another sends ([`super::send`]). With guaranteed delivery every batch
+//! is synced in the spool before its requests are answered, and stays there until a worker says that it is committed. With best
+//! effort batches are held in memory, and go to the spool when that is full. Where the disk fails, a batch counts as safe once
+//! Redis has taken it.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tracing::{error, info, warn};
+
+use super::outgoing::{Outgoing, Released};
+use super::receipt::Duty;
+use super::{Queue, Recorder, Shared, Taken, Worker, send};
+use crate::clock;
+use crate::config::audit::{Delivery, Stream};
+use crate::store::batch::Boot;
+use crate::store::chain::Hasher;
+use crate::store::fleet::Fleet;
+use crate::store::spool::{Abandoned, Spool, SpoolError};
+
+/// Bytes of batches in memory, at most, as a process has it: what is beyond goes to the spool, or stays in the queue.
+pub const MEMORY: usize = 32 << 20;
+/// Bytes of events in a batch, before they are compressed, at most.
+const BATCH_BYTES: usize = 1 << 20;
+/// Events taken from the queue at once, about.
+const TAKE: usize = 4_096;
+/// Between looks at what is at risk, while nothing comes.
+const TICK: Duration = Duration::from_millis(50);
+/// How long a failing disk may leave events at risk before requests are refused.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// What is shipped, and how.
+pub struct Shipping {
+    pub boot: Boot,
+    pub hasher: Hasher,
+    pub stream: Stream,
+    pub delivery: Delivery,
+    /// Never `None` where delivery is guaranteed.
+    pub spool: Option<Spool>,
+    /// What processes have left in the spool that are gone.
+    pub abandoned: Vec<Abandoned>,
+    pub fleet: Arc<Fleet>,
+    /// Bytes of batches in memory, at most; see [`MEMORY`].
+    pub memory: usize,
+}
+
+/// What the two threads share. Where both are locked, the spool is first.
+pub(super) struct Common {
+    pub delivery: Delivery,
+    memory: usize,
+    pub outgoing: Mutex<Outgoing>,
+    /// Gone once all is stored.
+    pub spool: Mutex<Option<Spool>>,
+    /// Told when there is something to send, or the end has come.
+    pub work: Notify,
+    /// Whether all that there will ever be is packed.
+    pub packed_all: AtomicBool,
+    pub shared: Arc<Shared>,
+}
+
+/// The state of the packing thread.
+struct Packing {
+    common: Arc<Common>,
+    queue: Queue,
+    boot: Boot,
+    stream: Stream,
+    trouble: Trouble,
+    told_dropped: u64,
+}
+
+/// Why batches cannot go to the spool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trouble {
+    None,
+    /// It has as many bytes as it may.
+    Full,
+    /// The disk fails, since then.
+    Disk(Instant),
+}
+
+/// Begins to pack and to send; up to `capacity` events wait in memory to be packed.
+pub fn start(shipping: Shipping, capacity: usize) -> io::Result<(Recorder, Worker)> {
+    let (recorder, queue) = Queue::new(capacity, shipping.delivery);
+    let common = Arc::new(Common {
+        delivery: shipping.delivery,
+        memory: shipping.memory,
+        outgoing: Mutex::default(),
+        spool: Mutex::new(shipping.spool),
+        work: Notify::new(),
+        packed_all: AtomicBool::new(false),
+        shared: queue.shared.clone(),
+    });
+    common.tell_spool(Trouble::None);
+    let spools = shipping.delivery == Delivery::Guaranteed;
+    common.outgoing.lock().spool_first = spools;
+    let mut boot = shipping.boot;
+    boot.is_spooled = spools;
+    let packing = Packing {
+        common: common.clone(),
+        queue,
+        boot,
+        stream: shipping.stream.clone(),
+        trouble: Trouble::None,
+        told_dropped: 0,
+    };
+    let shared = common.shared.clone();
+    let sending = send::Sending {
+        boot: packing.boot.id.to_string(),
+        hasher: shipping.hasher,
+        stream: shipping.stream,
+        abandoned: shipping.abandoned,
+        fleet: shipping.fleet,
+        common,
+    };
+    let threads = vec![
+        thread::Builder::new()
+            .name("audit".to_owned())
+            .spawn(move || packing.run())?,
+        thread::Builder::new()
+            .name("audit-send".to_owned())
+            .spawn(move || send::run(sending))?,
+    ];
+    let worker = Worker {
+        threads,
+        sender: recorder.sender.clone(),
+        shared,
+    };
+    Ok((recorder, worker))
+}
+
+impl Common {
+    /// Lets go of the bytes that the spool has of these batches, and counts them as written.
+    pub(super) fn release(&self, released: Released) {
+        self.shared
+            .written
+            .fetch_add(released.events, Ordering::Relaxed);
+        if released.places.is_empty() {
+            return;
+        }
+        if let Some(spool) = &mut *self.spool.lock() {
+            for place in released.places {
+                if let Err(error) = spool.release(place) {
+                    warn!(%error, "a segment of the audit's spool cannot be removed");
+                }
+            }
+        }
+    }
+
+    /// Brings the numbers of what is under way up to date.
+    pub(super) fn tell(&self) {
+        let underway = self.outgoing.lock().events();
+        self.shared.underway.store(underway, Ordering::Relaxed);
+    }
+
+    fn tell_spool(&self, trouble: Trouble) {
+        let Some(spool) = &*self.spool.lock() else {
+            return;
+        };
+        let shared = &self.shared;
+        shared.has_spool.store(true, Ordering::Relaxed);
+        let (bytes, batches) = (spool.bytes(), spool.records() as u64);
+        shared.spool_bytes.store(bytes, Ordering::Relaxed);
+        let max = bytes.saturating_add(spool.room());
+        shared.spool_max.store(max, Ordering::Relaxed);
+        shared.spool_batches.store(batches, Ordering::Relaxed);
+        let age = spool.oldest_age().unwrap_or_default().as_secs();
+        shared.spool_age.store(age, Ordering::Relaxed);
+        let refuses = trouble != Trouble::None;
+        shared.spool_refuses.store(refuses, Ordering::Relaxed);
+    }
+
+    /// Puts what is at risk into the spool, syncs it, and settles what waits for that. `until` so few bytes are in memory, or all
+    /// of it where that is `None`.
+    pub(super) fn secure(&self, until: Option<usize>) -> Result<(), SpoolError> {
+        let at_risk = self.outgoing.lock().at_risk();
+        let mut spool = self.spool.lock();
+        let Some(spool) = spool.as_mut().filter(|_| !at_risk.is_empty()) else {
+            return Ok(());
+        };
+        let mut placed = Vec::new();
+        let mut failed = Ok(());
+        let mut memory = self.outgoing.lock().memory();
+        for (first, bytes) in &at_risk {
+            if until.is_some_and(|until| memory <= until) {
+                break;
+            }
+            match spool.append(bytes) {
+                Ok(place) => placed.push((*first, place)),
+                Err(error) => {
+                    failed = Err(error);
+                    break;
+                }
+            }
+            memory = memory.saturating_sub(bytes.len());
+        }
+        if let Err(error) = spool.sync() {
+            // Whether they are on the disk is not known: they are appended again.
+            for (_, place) in placed {
+                let _ = spool.release(place);
+            }
+            return Err(error);
+        }
+        let mut outgoing = self.outgoing.lock();
+        for (first, place) in placed {
+            match outgoing.spooled(first, place, until.unwrap_or(self.memory)) {
+                Some(place) => drop(spool.release(place)),
+                None => outgoing.settle(first),
+            }
+        }
+        failed
+    }
+}
+
+impl Packing {
+    fn run(mut self) {
+        let mut taken = Taken::default();
+        let linger = match self.common.delivery {
+            Delivery::BestEffort => self.stream.batch_wait,
+            // Others come while the ones before are synced.
+            Delivery::Guaranteed => Duration::ZERO,
+        };
+        let mut more = true;
+        while more && self.wait_for_room() {
+            let waits = self.trouble != Trouble::None || self.common.outgoing.lock().is_at_risk();
+            let patience = waits.then_some(TICK);
+            let enough = match linger.is_zero() {
+                true => TAKE,
+                false => self.stream.batch_events,
+            };
+            more = self.queue.fill(&mut taken, enough, linger, patience);
+            while taken.count < TAKE && self.queue.take_one(&mut taken) {}
+            self.pack(&mut taken);
+            self.keep_safe();
+        }
+        let dropped = self.queue.shared.counts().dropped;
+        let (header, bytes) = self.boot.end(clock::wall().into(), dropped);
+        let numbers = (header.first, header.last());
+        self.push(numbers, bytes, Vec::new());
+        self.keep_safe();
+        self.common.packed_all.store(true, Ordering::Release);
+        self.common.work.notify_one();
+        self.queue.end();
+    }
+
+    /// Waits while memory is full of what can be neither let go nor spooled; false once the time to end is over.
+    fn wait_for_room(&mut self) -> bool {
+        let is_full = |common: &Common| common.outgoing.lock().memory() > common.memory;
+        while is_full(&self.common) {
+            self.keep_safe();
+            if !is_full(&self.common) {
+                break;
+            }
+            if self.queue.shared.is_late() {
+                return false;
+            }
+            thread::park_timeout(TICK);
+        }
+        true
+    }
+
+    fn pack(&mut self, taken: &mut Taken) {
+        let dropped = self.queue.shared.counts().dropped;
+        let now = clock::wall().into();
+        let mut start = 0;
+        while start < taken.batches.len() {
+            let mut end = start + 1;
+            let (mut count, mut size) = (taken.batches[start].len(), taken.batches[start].size());
+            while let Some(next) = taken.batches.get(end) {
+                (count, size) = (count + next.len(), size + next.size());
+                if count > self.stream.batch_events || size > BATCH_BYTES {
+                    break;
+                }
+                end += 1;
+            }
+            let (header, bytes) = self.boot.pack(&mut taken.batches[start..end], now, dropped);
+            let duties = taken.duties[start..end].iter_mut();
+            let duties = duties.filter_map(Option::take).collect();
+            self.push((header.first, header.last()), bytes, duties);
+            start = end;
+        }
+        let count = u64::try_from(taken.count).unwrap_or(u64::MAX);
+        self.queue.shared.left.fetch_add(count, Ordering::AcqRel);
+        taken.clear();
+        if dropped > self.told_dropped {
+            let dropped = dropped - self.told_dropped;
+            warn!(dropped, "audit events were dropped: the queue was full");
+            self.told_dropped += dropped;
+        }
+    }
+
+    fn push(&mut self, numbers: (u64, u64), bytes: Vec<u8>, duties: Vec<Duty>) {
+        let mut outgoing = self.common.outgoing.lock();
+        outgoing.push(numbers, bytes.into(), None, duties);
+    }
+
+    /// Spools what is to be, and decides whether requests are to be refused.
+    fn keep_safe(&mut self) {
+        let common = self.common.clone();
+        let secured = match common.delivery {
+            Delivery::Guaranteed => common.secure(None),
+            Delivery::BestEffort => {
+                let shed = common.outgoing.lock().shed(common.memory);
+                common.release(shed);
+                let over = common.outgoing.lock().memory() > common.memory;
+                let secured = match over {
+                    true => common.secure(Some(common.memory / 2)),
+                    false => Ok(()),
+                };
+                if matches!(secured, Err(SpoolError::Full(_))) {
+                    let shed = common.outgoing.lock().shed_spooled();
+                    common.release(shed);
+                }
+                secured
+            }
+        };
+        let before = self.trouble;
+        self.trouble = match secured {
+            Ok(()) if self.is_full() => Trouble::Full,
+            Ok(()) => Trouble::None,
+            Err(SpoolError::Full(_)) => Trouble::Full,
+            Err(error) => match before {
+                Trouble::Disk(since) => Trouble::Disk(since),
+                Trouble::None | Trouble::Full => {
+                    error!(%error, "the audit's spool cannot be written; redis has to take the events");
+                    Trouble::Disk(clock::now())
+                }
+            },
+        };
+        if common.delivery == Delivery::Guaranteed {
+            // Better in Redis alone than nowhere.
+            common.outgoing.lock().spool_first = self.trouble == Trouble::None;
+            self.boot.is_spooled &= self.trouble == Trouble::None;
+        }
+        common.work.notify_one();
+        match (before, self.trouble) {
+            (Trouble::None | Trouble::Disk(_), Trouble::Full) => {
+                error!("the audit's spool is full: is a worker running, and Postgres?");
+            }
+            (Trouble::Full | Trouble::Disk(_), Trouble::None) => {
+                info!("the audit's spool takes events again");
+            }
+            _ => {}
+        }
+        if before != self.trouble || self.trouble != Trouble::None {
+            let errors = u64::from(self.trouble != Trouble::None);
+            self.queue
+                .shared
+                .errors
+                .fetch_add(errors, Ordering::Relaxed);
+        }
+        let refuses = match (common.delivery, self.trouble) {
+            (Delivery::BestEffort, _) | (_, Trouble::None) => false,
+            (Delivery::Guaranteed, Trouble::Full) => true,
+            (Delivery::Guaranteed, Trouble::Disk(since)) => {
+                common.outgoing.lock().is_at_risk() && since.elapsed() > PATIENCE
+            }
+        };
+        self.queue.shared.refuses.store(refuses, Ordering::Relaxed);
+        common.tell();
+        common.tell_spool(self.trouble);
+    }
+
+    /// Whether the spool was full, and has no room yet for some batches.
+    fn is_full(&self) -> bool {
+        let has_room = |spool: &Spool| {
+            let max = spool.bytes().saturating_add(spool.room());
+            spool.room() >= (2 * BATCH_BYTES as u64).min(max / 8)
+        };
+        self.trouble == Trouble::Full && !self.common.spool.lock().as_ref().is_some_and(has_room)
+    }
+}

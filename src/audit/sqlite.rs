@@ -1,0 +1,226 @@
+//! Writes events to SQLite: a thread that writes them in batches; and one beside it, once a day, that closes the days that are
+//! over and removes old ones.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use tracing::{error, info, warn};
+
+use super::receipt::Duty;
+use super::{Queue, Recorder, Shared, Taken, Worker};
+use crate::clock;
+use crate::config::audit::Delivery;
+use crate::event::Encoded;
+use crate::store::audit::StoreError;
+use crate::store::days::Day;
+use crate::store::sqlite::{Files, Writer};
+
+/// Once so many events wait, they are written in one transaction, the senders' batches whole.
+const BATCH: usize = 1_000;
+/// How long the first event of a transaction waits for others: without it transactions shrink and cost more an event.
+const LINGER: Duration = Duration::from_millis(20);
+/// Between tries of a store that fails: from the first to the last, doubled each time.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+/// Where delivery is guaranteed, requests are refused once the pauses are so long; a lock that others hold for a moment is no
+/// reason.
+const REFUSE_AT: Duration = Duration::from_millis(100);
+/// Between tries of a day's upkeep that fails, doubled each time; and how many there are before the next day's.
+const UPKEEP: (Duration, u32) = (Duration::from_secs(1), 10);
+
+/// Begins to write to `writer`, on a thread of its own; up to `capacity` events wait in memory. Days that ended longer ago
+/// than `retention` are removed, when the writing begins and with each new day. Where delivery is guaranteed, requests wait until
+/// their events are committed: see [`Writer::sync_each`].
+pub fn start(
+    writer: Writer,
+    capacity: usize,
+    delivery: Delivery,
+    retention: Duration,
+) -> io::Result<(Recorder, Worker)> {
+    let (recorder, queue) = Queue::new(capacity, delivery);
+    let shared = queue.shared.clone();
+    let linger = match delivery {
+        Delivery::BestEffort => LINGER,
+        // Others come while the ones before are written.
+        Delivery::Guaranteed => Duration::ZERO,
+    };
+    let work = Work {
+        writer,
+        queue,
+        linger,
+        delivery,
+        trouble: None,
+        told_dropped: 0,
+        retention,
+        upkeep: None,
+    };
+    let thread = thread::Builder::new()
+        .name("audit".to_owned())
+        .spawn(move || work.run())?;
+    let worker = Worker {
+        threads: vec![thread],
+        sender: recorder.sender.clone(),
+        shared,
+    };
+    Ok((recorder, worker))
+}
+
+/// The state of the thread.
+struct Work {
+    writer: Writer,
+    queue: Queue,
+    linger: Duration,
+    delivery: Delivery,
+    /// The error that was logged last, until a write succeeds.
+    trouble: Option<String>,
+    told_dropped: u64,
+    retention: Duration,
+    /// The thread that does the upkeep, and the day that it does it for.
+    upkeep: Option<(Day, JoinHandle<()>)>,
+}
+
+impl Work {
+    fn run(mut self) {
+        self.keep_up();
+        let mut taken = Taken::default();
+        loop {
+            let more = self.queue.fill(&mut taken, BATCH, self.linger, None);
+            let written = taken.batches.is_empty() || self.write(&mut taken.batches);
+            if !written || !more {
+                taken.clear();
+                self.end();
+                return;
+            }
+            taken.duties.drain(..).flatten().for_each(Duty::safe);
+            taken.clear();
+        }
+    }
+
+    /// Tries until the events are written; false if the deadline came first.
+    fn write(&mut self, batches: &mut [Encoded]) -> bool {
+        let (mut pause, longest) = BACK_OFF;
+        loop {
+            match self.writer.append(batches, clock::wall()) {
+                Ok(()) => {
+                    let count = batches.iter().map(Encoded::len).sum::<usize>();
+                    let count = u64::try_from(count).unwrap_or(u64::MAX);
+                    self.shared().left.fetch_add(count, Ordering::AcqRel);
+                    self.shared().written.fetch_add(count, Ordering::AcqRel);
+                    self.recovered();
+                    self.keep_up();
+                    return true;
+                }
+                Err(error) => self.failed(&error, pause),
+            }
+            match self.shared().deadline.get() {
+                Some(deadline) if clock::now() >= *deadline => return false,
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(clock::now());
+                    thread::park_timeout(pause.min(left));
+                }
+                None => thread::park_timeout(pause),
+            }
+            pause = (pause * 2).min(longest);
+        }
+    }
+
+    /// Counts each error; logs it unless it is the same as before. `pause` is the one before the next try.
+    fn failed(&mut self, error: &StoreError, pause: Duration) {
+        self.shared().errors.fetch_add(1, Ordering::Relaxed);
+        let refuses = self.delivery == Delivery::Guaranteed && pause >= REFUSE_AT;
+        self.shared().refuses.store(refuses, Ordering::Relaxed);
+        let said = error.to_string();
+        if self.trouble.as_ref() != Some(&said) {
+            error!(
+                error = said,
+                "audit events cannot be written; they wait in memory"
+            );
+            self.trouble = Some(said);
+        }
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.queue.shared
+    }
+
+    fn recovered(&mut self) {
+        // In guaranteed delivery requests are refused while this store fails.
+        self.shared().refuses.store(false, Ordering::Relaxed);
+        if self.trouble.take().is_some() {
+            info!("audit events are written again");
+        }
+        let dropped = self.shared().dropped.load(Ordering::Relaxed);
+        if dropped > self.told_dropped {
+            warn!(
+                dropped = dropped - self.told_dropped,
+                "audit events were dropped: the queue was full"
+            );
+            self.told_dropped = dropped;
+        }
+    }
+
+    /// Begins the upkeep of the files if the day is new. On another thread, since the index of a day of many events takes
+    /// seconds, and those of the new day must be written meanwhile. It need not end: the next one goes on from there.
+    fn keep_up(&mut self) {
+        let day = self.writer.day();
+        let busy = self
+            .upkeep
+            .as_ref()
+            .is_some_and(|(done, thread)| *done == day || !thread.is_finished());
+        if busy {
+            return;
+        }
+        let (files, shared) = (self.writer.files().clone(), self.shared().clone());
+        let retention = self.retention;
+        let thread = thread::Builder::new()
+            .name("audit-upkeep".to_owned())
+            .spawn(move || keep_up(&files, retention, &shared));
+        match thread {
+            Ok(thread) => self.upkeep = Some((day, thread)),
+            Err(error) => error!(%error, "no thread to close days of the audit: tried again"),
+        }
+    }
+
+    fn end(self) {
+        let shared = self.queue.end();
+        let lost = shared.counts().dropped - self.told_dropped;
+        if lost > 0 {
+            error!(lost, "audit events were lost at the end");
+        }
+    }
+}
+
+/// Tries until it is done, or too often.
+fn keep_up(files: &Files, retention: Duration, shared: &Shared) {
+    let (mut pause, tries) = UPKEEP;
+    for left in (0..tries).rev() {
+        // Neither waits for the other to succeed. What is removed leaves room for the indexes.
+        let removed = remove_old(files, retention, shared);
+        let closed = close_days(files);
+        match removed.and(closed) {
+            Ok(()) => return,
+            Err(error) if left == 0 => {
+                error!(%error, "days of the audit cannot be closed or removed; tried again on the next day");
+            }
+            Err(_) => thread::sleep(pause),
+        }
+        if shared.ended.load(Ordering::Acquire) {
+            return;
+        }
+        pause *= 2;
+    }
+}
+
+fn remove_old(files: &Files, retention: Duration, shared: &Shared) -> Result<(), StoreError> {
+    files.remove_old(retention, clock::wall(), |day| {
+        shared.removed_files.fetch_add(1, Ordering::Relaxed);
+        info!(%day, "day of the audit removed: it is older than the retention");
+    })
+}
+
+fn close_days(files: &Files) -> Result<(), StoreError> {
+    let start = clock::now();
+    files.close_days(|day| info!(%day, took = ?start.elapsed(), "day of the audit closed"))
+}

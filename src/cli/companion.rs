@@ -1,0 +1,252 @@
+//! The worker's tasks, as `weir worker` and `weir run` run them: on a runtime of their own, so that neither lanes nor the admin port wait
+//! for a transaction.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
+
+use crate::admin::health::Heartbeat;
+use crate::admin::health::check::{Check, Status};
+use crate::admin::health::stores::{self, LagState};
+use crate::config::{Config, worker};
+use crate::store::fleet::Fleet;
+use crate::store::postgres::migrate::{check_version, migrate};
+use crate::store::postgres::{Postgres, PostgresError};
+use crate::telemetry::drain_metrics::DrainMetrics;
+use crate::telemetry::metrics::Metrics;
+use crate::worker::supervise::{AtStop, Supervisor};
+use crate::worker::{drain, partitions};
+
+/// Between tries to reach Postgres.
+const TRY_EVERY: Duration = Duration::from_secs(1);
+/// For Postgres to be there when the process starts; it goes on without.
+const START: Duration = Duration::from_secs(10);
+
+/// What runs in the process beside the companion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Beside {
+    /// Lanes, which go on without Postgres.
+    Lanes,
+    Nothing,
+}
+
+/// The tasks, and what there is to say of them.
+pub(super) struct Companion {
+    pub supervisor: Supervisor,
+    pub checks: Vec<Check>,
+    runtime: Background,
+}
+
+impl Companion {
+    /// Begins to drain. `config` is to have `postgres` and `audit`. An error where a human must act first, such as a schema that is
+    /// newer than this weir.
+    pub(super) async fn begin(
+        config: &Config,
+        fleet: &Arc<Fleet>,
+        metrics: &Arc<Metrics>,
+        beside: Beside,
+    ) -> anyhow::Result<Companion> {
+        let settings = config.postgres.as_ref().context("no \"postgres\"")?;
+        let audit = config.audit.as_ref().context("no \"audit\"")?;
+        let runtime = Background::new()?;
+        let handle = runtime.handle();
+        let schema = Schema {
+            postgres: Postgres::new(settings)?,
+            migrates: settings.migrate,
+        };
+        schema.begin(handle).await?;
+        let mut supervisor = Supervisor::new(handle.clone(), metrics.clone());
+        let stopping = supervisor.stopping();
+        let redis = {
+            let _within = handle.enter();
+            fleet.connect(false)
+        };
+        supervisor.keep("drain", None, AtStop::Finish, {
+            let (schema, stopping, fleet) = (schema.clone(), stopping.clone(), fleet.clone());
+            let (redis, drain) = (redis.main.clone(), metrics.drain.clone());
+            let settings = drain::Settings {
+                stream: audit.stream.clone(),
+                worker: config.worker.clone(),
+            };
+            move |heartbeat| {
+                let run = drain::run(
+                    settings.clone(),
+                    fleet.clone(),
+                    redis.clone(),
+                    schema.postgres.clone(),
+                    drain.clone(),
+                    stopping.clone(),
+                );
+                schema.clone().then(run, heartbeat, stopping.clone())
+            }
+        });
+        supervisor.keep("partitions", None, AtStop::Finish, {
+            let (schema, drain) = (schema.clone(), metrics.drain.clone());
+            let (retention, key) = (config.worker.retention, audit.key.clone());
+            move |heartbeat| {
+                let run = partitions::run(
+                    schema.postgres.clone(),
+                    retention,
+                    key.clone(),
+                    drain.clone(),
+                    stopping.clone(),
+                );
+                schema.clone().then(run, heartbeat, stopping.clone())
+            }
+        });
+        supervisor.keep("replicas", None, AtStop::Drop, {
+            let postgres = schema.postgres.clone();
+            move |_| {
+                let keep = postgres.clone().keep();
+                async move { match keep.await {} }
+            }
+        });
+        let health = config.worker.health;
+        let postgres = |down| stores::postgres(schema.postgres, health.timeout, down);
+        let postgres = match beside {
+            Beside::Lanes => postgres(Status::Degraded),
+            Beside::Nothing => postgres(Status::Critical).gating(),
+        };
+        let lag = lag(metrics.drain.clone(), health);
+        Ok(Companion {
+            supervisor,
+            checks: vec![postgres, lag],
+            runtime,
+        })
+    }
+
+    /// Where the tasks run, and the checks are to.
+    pub(super) fn runtime(&self) -> &Handle {
+        self.runtime.handle()
+    }
+
+    /// Ends the tasks; a transaction that is under way has so long.
+    pub(super) async fn stop(self, within: Duration) {
+        self.supervisor.stop(within).await;
+    }
+}
+
+/// As the drain last measured it.
+fn lag(drain: DrainMetrics, bounds: worker::Health) -> Check {
+    Check::new("audit_lag", Status::Degraded, move || {
+        let count = |gauge: i64| u64::try_from(gauge).unwrap_or_default();
+        let state = LagState {
+            oldest: Duration::try_from_secs_f64(drain.lag_seconds.get()).ok(),
+            waiting: count(drain.waiting.get()),
+            dead_letters: count(drain.dead_letters.get()),
+        };
+        let found = stores::lag(state, &bounds);
+        async move { found }
+    })
+}
+
+/// The schema that the tasks work with.
+#[derive(Clone)]
+struct Schema {
+    postgres: Arc<Postgres>,
+    /// Whether it is brought up to date, or is to be.
+    migrates: bool,
+}
+
+impl Schema {
+    /// Brings the schema, on the runtime that the pools belong to. Goes on without a Postgres that is not there yet.
+    async fn begin(&self, runtime: &Handle) -> anyhow::Result<()> {
+        let schema = self.clone();
+        // A task of its own, which goes on: a connection that is let go of in the middle would keep its lock.
+        let bring = runtime.spawn(async move { schema.bring().await });
+        match timeout(START, bring).await {
+            Ok(brought) => match brought? {
+                Err(error) if may_pass(&error) => {
+                    warn!(%error, "postgres is not there yet; going on without");
+                }
+                brought => brought?,
+            },
+            Err(_) => warn!("postgres does not answer yet; going on without"),
+        }
+        Ok(())
+    }
+
+    /// Does `run` once the schema is there, unless the process stops before.
+    async fn then(
+        self,
+        run: impl Future<Output = anyhow::Result<()>>,
+        heartbeat: Heartbeat,
+        mut stopping: watch::Receiver<bool>,
+    ) -> anyhow::Result<()> {
+        loop {
+            heartbeat.beat();
+            match self.bring().await {
+                Ok(()) => return run.await,
+                Err(error) if may_pass(&error) => {}
+                Err(error) => return Err(error.into()),
+            }
+            tokio::select! {
+                () = sleep(TRY_EVERY) => {}
+                _ = stopping.wait_for(|stop| *stop) => return Ok(()),
+            }
+        }
+    }
+
+    async fn bring(&self) -> Result<(), PostgresError> {
+        let connection = self.postgres.write().await?;
+        if !self.migrates {
+            return check_version(&connection).await;
+        }
+        let migrated = migrate(connection).await?;
+        if migrated.from != migrated.to {
+            info!(
+                from = migrated.from,
+                to = migrated.to,
+                "schema brought up to date"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Whether the same may go well later, without anyone's doing.
+fn may_pass(error: &PostgresError) -> bool {
+    match error {
+        PostgresError::Busy { .. } | PostgresError::Lost(_) | PostgresError::Late(_) => true,
+        // Connections, resources, an operator's intervention such as a start; and a primary that is a replica for now.
+        PostgresError::Refused { code, .. } => {
+            ["08", "53", "57"]
+                .iter()
+                .any(|class| code.starts_with(class))
+                || code == "25006"
+        }
+        PostgresError::Nonsense(_)
+        | PostgresError::SchemaOld { .. }
+        | PostgresError::SchemaNew { .. }
+        | PostgresError::Encoding(_) => false,
+    }
+}
+
+/// A runtime that ends in the background, since its end may not be waited for where others run.
+struct Background(Option<Runtime>);
+
+impl Background {
+    fn new() -> std::io::Result<Background> {
+        let mut runtime = Builder::new_multi_thread();
+        let runtime = runtime.thread_name("weir-worker").enable_all();
+        Ok(Background(Some(runtime.build()?)))
+    }
+
+    fn handle(&self) -> &Handle {
+        let runtime = self.0.as_ref();
+        runtime.expect("it is taken at its end").handle()
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! `weir migrate`: the schema of Postgres brought up to date, or found to be.
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+
+use super::{load, print};
+use crate::store::postgres::Postgres;
+use crate::store::postgres::migrate::migrate;
+
+/// Says what it has done. An error where the schema is newer than this weir, or Postgres does not answer.
+pub fn run(file: &Path) -> anyhow::Result<()> {
+    let config = load(file)?;
+    let Some(settings) = &config.postgres else {
+        bail!(
+            "{} has no \"postgres\": there is no schema to bring up to date",
+            file.display()
+        );
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let migrated = runtime.block_on(async {
+        let postgres = Postgres::new(settings)?;
+        let connection = postgres.write().await?;
+        anyhow::Ok(migrate(connection).await?)
+    });
+    let migrated = migrated.context("the schema was not brought up to date")?;
+    let said = match migrated.from == migrated.to {
+        true => format!("the schema is at version {} already\n", migrated.to),
+        false => format!(
+            "the schema was at version {} and is at {} now\n",
+            migrated.from, migrated.to
+        ),
+    };
+    print(&said)
+}

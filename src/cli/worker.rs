@@ -1,0 +1,156 @@
+//! `weir worker`: the companion of the proxies. Drains the audit into Postgres and sweeps sessions, until a signal ends it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::bail;
+use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::companion::{Beside, Companion};
+use super::load;
+use super::run::{bind, stopped};
+use crate::admin::health::check::Status;
+use crate::admin::health::{Board, Health, machine, stores};
+use crate::admin::{self, Admin};
+use crate::clock;
+use crate::config::Config;
+use crate::config::redis::Redis;
+use crate::plan::Plan;
+use crate::store::fleet::Fleet;
+use crate::store::postgres::Postgres;
+use crate::telemetry::log;
+use crate::telemetry::metrics::Metrics;
+use crate::worker;
+use crate::worker::sessions::SharedSweep;
+use crate::worker::supervise::{AtStop, Supervisor};
+
+/// Runs until SIGTERM or SIGINT, and then ends what is under way. `migrate`: brings the schema up to date whatever the file says. An
+/// error too once a task cannot be kept up.
+pub fn run(file: PathBuf, migrate: bool) -> anyhow::Result<()> {
+    let mut config = load(&file)?;
+    log::init(config.log);
+    let Some(redis) = config.redis.clone() else {
+        bail!(missing(&file, "redis"));
+    };
+    match &mut config.postgres {
+        Some(postgres) => postgres.migrate |= migrate,
+        None => bail!(missing(&file, "postgres")),
+    }
+    // Breakers are of those that serve requests: a worker has no view of them, and no vote.
+    for upstream in &mut config.upstreams {
+        upstream.circuit_breaker = None;
+    }
+    let control = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    control.block_on(supervise(config, redis))
+}
+
+fn missing(file: &Path, section: &str) -> String {
+    format!(
+        "{} has no \"{section}\": a worker brings the audit from redis into postgres; add it, or use weir run, which needs neither",
+        file.display()
+    )
+}
+
+async fn supervise(config: Config, redis: Redis) -> anyhow::Result<()> {
+    // Listening to signals begins before the line that says the worker is up, so that none is missed.
+    let terminate = signal(SignalKind::terminate())?;
+    let hangup = signal(SignalKind::hangup())?;
+    let admin = bind(config.admin.address).await?;
+    let metrics_at = match config.metrics_address {
+        Some(address) => Some(bind(address).await?),
+        None => None,
+    };
+    let metrics = Arc::<Metrics>::default();
+    let fleet = Fleet::new(&redis, &metrics)?;
+    let redis_is_there = redis.connect_timeout;
+    let redis = fleet.watch();
+    if !redis.ready(redis_is_there).await {
+        warn!("redis is not there yet; going on without");
+    }
+    let mut companion = Companion::begin(&config, &fleet, &metrics, Beside::Nothing).await?;
+    let mut control = Supervisor::new(Handle::current(), metrics.clone());
+    let sweep = SharedSweep::new(&config, &fleet, redis.sessions.clone(), &metrics);
+    worker::sweep_shared_sessions(&mut control, sweep);
+
+    let mut checks = vec![machine::memory()];
+    checks.extend(stores::redis(&redis, Status::Critical));
+    checks.append(&mut companion.checks);
+    let (bounds, drain) = (config.worker.health, config.drain);
+    let board = Board::new(
+        checks,
+        bounds.timeout,
+        bounds.cache,
+        companion.runtime().clone(),
+    );
+    control.keep(
+        "readiness",
+        Some(2 * bounds.interval + 2 * bounds.timeout),
+        AtStop::Drop,
+        {
+            let board = board.clone();
+            move |heartbeat| {
+                let keep = board.clone().keep_ready(bounds.interval, heartbeat);
+                async move { match keep.await {} }
+            }
+        },
+    );
+    let (unready, draining) = watch::channel(false);
+    let mut tasks = control.watched();
+    tasks.extend(companion.supervisor.watched());
+    let health = Health {
+        started: clock::now(),
+        lanes: Vec::new(),
+        tasks,
+        draining,
+        board,
+    };
+    let postgres = config.postgres.as_ref().map(Postgres::new).transpose()?;
+    if let Some(postgres) = &postgres {
+        tokio::spawn(postgres.clone().keep());
+    }
+    let plan = Plan::new(config, metrics, None, Some(fleet));
+    let state = Arc::new(Admin {
+        plan: watch::Sender::new(plan).subscribe(),
+        redis: Some(redis),
+        postgres,
+        health,
+    });
+    let metrics_address = metrics_at
+        .as_ref()
+        .map(TcpListener::local_addr)
+        .transpose()?;
+    info!(admin = %admin.local_addr()?, metrics = metrics_address.map(tracing::field::display), "working");
+    tokio::spawn(admin::serve(admin, state.clone()));
+    if let Some(metrics) = metrics_at {
+        tokio::spawn(admin::serve_metrics(metrics, state));
+    }
+    tokio::spawn(say_why_not_reload(hangup));
+    let gave_up = tokio::select! {
+        stopped = stopped(terminate) => {
+            stopped?;
+            None
+        }
+        gave_up = control.gave_up() => Some(gave_up),
+        gave_up = companion.supervisor.gave_up() => Some(gave_up),
+    };
+    info!("stopping");
+    unready.send_replace(true);
+    companion.stop(drain).await;
+    match gave_up {
+        Some(gave_up) => Err(gave_up.into()),
+        None => Ok(()),
+    }
+}
+
+/// Nothing that a worker goes by can change while it runs.
+async fn say_why_not_reload(mut hangup: tokio::signal::unix::Signal) {
+    while hangup.recv().await.is_some() {
+        warn!("a worker reads its file at its start alone: restart it");
+    }
+}

@@ -1,0 +1,127 @@
+//! Metrics of the audit's way from the lanes to where it is kept.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// The handles.
+#[derive(Debug)]
+pub struct AuditMetrics {
+    events: Family<ResultLabels, Counter>,
+    /// Events that wait to be written, or to be packed for the worker.
+    pub queued: Gauge,
+    /// Events on their way to the worker.
+    pub underway: Gauge,
+    files_removed: Counter,
+    resent: Counter,
+    /// 1 while requests are refused since their events could not be made safe.
+    pub refuses: Gauge,
+    pub spool_bytes: Gauge,
+    pub spool_batches: Gauge,
+    pub spool_oldest_seconds: Gauge,
+    spool_corrupt: Counter,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabels {
+    result: &'static str,
+}
+
+impl AuditMetrics {
+    pub(super) fn register(registry: &mut Registry) -> AuditMetrics {
+        let metrics = AuditMetrics {
+            events: Family::default(),
+            queued: Gauge::default(),
+            underway: Gauge::default(),
+            files_removed: Counter::default(),
+            resent: Counter::default(),
+            refuses: Gauge::default(),
+            spool_bytes: Gauge::default(),
+            spool_batches: Gauge::default(),
+            spool_oldest_seconds: Gauge::default(),
+            spool_corrupt: Counter::default(),
+        };
+        registry.register(
+            "audit_events",
+            "Audit events written and dropped, and writes that failed and are tried again",
+            metrics.events.clone(),
+        );
+        registry.register(
+            "audit_files_removed",
+            "Files of days of the audit that were removed after the retention",
+            metrics.files_removed.clone(),
+        );
+        registry.register(
+            "audit_resent_batches",
+            "Batches of audit events that redis has lost, and that were sent again",
+            metrics.resent.clone(),
+        );
+        registry.register(
+            "audit_spool_corrupt",
+            "Stretches of damage found in what processes left in the spool",
+            metrics.spool_corrupt.clone(),
+        );
+        for (name, help, gauge) in [
+            (
+                "audit_queued",
+                "Audit events that wait to be written",
+                &metrics.queued,
+            ),
+            (
+                "audit_underway",
+                "Audit events on their way to the worker that are not known to be committed",
+                &metrics.underway,
+            ),
+            (
+                "audit_refuses",
+                "1 while requests are refused since their audit events could not be made safe",
+                &metrics.refuses,
+            ),
+            (
+                "audit_spool_bytes",
+                "Bytes of the audit's spool on disk",
+                &metrics.spool_bytes,
+            ),
+            (
+                "audit_spool_batches",
+                "Batches of this process in the spool that are not known to be committed",
+                &metrics.spool_batches,
+            ),
+            (
+                "audit_spool_oldest_seconds",
+                "Age of the oldest of them",
+                &metrics.spool_oldest_seconds,
+            ),
+        ] {
+            registry.register(name, help, gauge.clone());
+        }
+        metrics
+    }
+
+    /// Notes how many events came to this `result`, one of a closed set, since the process began.
+    pub fn events_total(&self, result: &'static str, total: u64) {
+        let counter = self.events.get_or_create(&ResultLabels { result });
+        bring(&counter, total);
+    }
+
+    /// Notes how many files were removed after the retention, since the process began.
+    pub fn files_removed_total(&self, total: u64) {
+        bring(&self.files_removed, total);
+    }
+
+    /// Notes how many batches were sent again, since the process began.
+    pub fn resent_total(&self, total: u64) {
+        bring(&self.resent, total);
+    }
+
+    /// Notes how many stretches of damage were found in the spool, since the process began.
+    pub fn spool_corrupt_total(&self, total: u64) {
+        bring(&self.spool_corrupt, total);
+    }
+}
+
+fn bring(counter: &Counter, total: u64) {
+    counter.inc_by(total.saturating_sub(counter.get()));
+}

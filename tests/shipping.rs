@@ -1,0 +1,449 @@
+//! The proxy's end of the audit, on a real Redis: batches reach the streams and are held until they are committed, whatever happens
+//! to Redis and the spool meanwhile. The worker's part is played by the test: it says what is committed.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a broken step of a test is a failed test"
+)]
+
+mod harness;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use harness::redis::{Server, key_prefix};
+use harness::{eventually, eventually_within};
+use tokio::sync::oneshot;
+use uuid::Uuid;
+use weir::audit::receipt::{Duty, Receipt};
+use weir::audit::ship::{self, Shipping};
+use weir::audit::{Recorder, Worker};
+use weir::clock;
+use weir::config::audit::{Delivery, Stream};
+use weir::config::check;
+use weir::event::{AuditEvent, Columns, Encoded, Micros};
+use weir::keys::Keys;
+use weir::store::batch::{Batch, Boot};
+use weir::store::chain::Hasher;
+use weir::store::fleet::Fleet;
+use weir::store::spool::Spool;
+use weir::telemetry::metrics::Metrics;
+
+const SHARDS: u16 = 4;
+/// For a stop; nothing here waits so long unless it is to.
+const WITHIN: Duration = Duration::from_secs(5);
+
+/// A process, as far as its audit goes.
+struct Process {
+    recorder: Recorder,
+    worker: Option<Worker>,
+    boot: Uuid,
+    keys: Keys,
+    prefix: String,
+    /// Ends the control thread.
+    _control: oneshot::Sender<()>,
+}
+
+/// What a process is to differ in.
+struct With<'a> {
+    prefix: &'a str,
+    delivery: Delivery,
+    spool: Option<(&'a Path, u64)>,
+    max_length: u64,
+    memory: usize,
+}
+
+impl With<'_> {
+    fn best_effort(prefix: &str) -> With<'_> {
+        With {
+            prefix,
+            delivery: Delivery::BestEffort,
+            spool: None,
+            max_length: 1_000,
+            memory: ship::MEMORY,
+        }
+    }
+}
+
+impl Process {
+    fn start(server: &Server, with: &With<'_>) -> Process {
+        let file = format!(
+            "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\n{}",
+            server.yaml(with.prefix)
+        );
+        let config = check::parse(&file, &|_| None).unwrap();
+        let fleet = Fleet::new(config.redis.as_ref().unwrap(), &Metrics::default()).unwrap();
+        let control = control(fleet.clone());
+        let boot = clock::uuid(clock::wall());
+        let opened = with.spool.map(|(path, max)| Spool::open(path, max, boot));
+        let (spool, abandoned) = opened.transpose().unwrap().unzip();
+        let shipping = Shipping {
+            boot: Boot::new("a".to_owned(), boot, Micros(7), Hasher::new(Some(b"k"))),
+            hasher: Hasher::new(Some(b"k")),
+            stream: Stream {
+                shards: SHARDS,
+                max_length: with.max_length,
+                batch_events: 10,
+                ..Stream::default()
+            },
+            delivery: with.delivery,
+            spool,
+            abandoned: abandoned.unwrap_or_default(),
+            fleet,
+            memory: with.memory,
+        };
+        let (recorder, worker) = ship::start(shipping, 1_000).unwrap();
+        Process {
+            recorder,
+            worker: Some(worker),
+            boot,
+            keys: Keys::new(with.prefix),
+            prefix: with.prefix.to_owned(),
+            _control: control,
+        }
+    }
+
+    fn record(&self, count: usize) {
+        self.recorder.record(events(count), None);
+    }
+
+    fn record_awaited(&self, count: usize) -> Receipt {
+        let duty = Duty::default();
+        let receipt = duty.receipt();
+        self.recorder.record(events(count), Some(duty));
+        receipt
+    }
+
+    /// The batches in the streams, by boot and number of the first event, with their streams.
+    fn batches(&self, server: &Server) -> BTreeMap<(Uuid, u64), (Batch, u16)> {
+        batches(server, &self.prefix)
+    }
+
+    /// The numbers of the events in the streams that this process has sent, with repetitions.
+    fn seqs(&self, server: &Server) -> Vec<u64> {
+        let batches = self.batches(server);
+        let own = batches.iter().filter(|((boot, _), _)| *boot == self.boot);
+        own.flat_map(|(_, (batch, _))| seqs(batch)).collect()
+    }
+
+    /// What the worker does once batches are stored; the numbers of their events.
+    fn commit(&self, server: &Server) -> Vec<u64> {
+        commit(server, &self.prefix, &self.keys)
+    }
+
+    fn stop(&mut self) -> weir::audit::Counts {
+        self.worker.take().unwrap().stop(WITHIN)
+    }
+}
+
+fn commit(server: &Server, prefix: &str, keys: &Keys) -> Vec<u64> {
+    let mut stored = Vec::new();
+    for ((boot, first), (batch, _)) in batches(server, prefix) {
+        let done = keys.audit_done(&boot.to_string());
+        let last = batch.header.last();
+        server.cli(&["HSET", &done, &first.to_string(), &last.to_string()]);
+        stored.extend(seqs(&batch));
+    }
+    // What came meanwhile is lost, and sent again.
+    for shard in 0..SHARDS {
+        server.cli(&["DEL", &keys.audit_stream("audit", shard)]);
+    }
+    stored
+}
+
+/// Keeps the map of slots, as the control thread of a process does.
+fn control(fleet: Arc<Fleet>) -> oneshot::Sender<()> {
+    let (end, ended) = oneshot::channel();
+    let (joined, joins) = mpsc::channel();
+    thread::spawn(move || {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_all().build().unwrap().block_on(async {
+            let _redis = fleet.join();
+            joined.send(()).unwrap();
+            let _ = ended.await;
+        });
+    });
+    joins.recv().unwrap();
+    end
+}
+
+fn events(count: usize) -> Encoded {
+    let mut encoded = Encoded::default();
+    for _ in 0..count {
+        encoded.push(&AuditEvent {
+            seq: 0,
+            time: clock::wall().into(),
+            client: [10, 0, 0, 1].into(),
+            user: Some("ann"),
+            label: None,
+            route: Some("/*"),
+            method: "GET",
+            path: "/",
+            status: 200,
+            id: [7; 16],
+            upstream: None,
+            endpoint: None,
+            host: "a",
+            query: None,
+            limits: Default::default(),
+            breaker: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            duration: Micros(5),
+            upstream_duration: None,
+            request_id: None,
+            trace_id: None,
+            headers: Vec::new(),
+        });
+    }
+    encoded
+}
+
+fn batches(server: &Server, prefix: &str) -> BTreeMap<(Uuid, u64), (Batch, u16)> {
+    let keys = Keys::new(prefix);
+    let mut batches = BTreeMap::new();
+    for shard in 0..SHARDS {
+        let entries = server.cli(&["XRANGE", &keys.audit_stream("audit", shard), "-", "+"]);
+        for entry in entries.list() {
+            let batch = Batch::open(entry.list()[1].list()[1].bytes()).unwrap();
+            let id = (Uuid::from_bytes(batch.header.boot), batch.header.first);
+            batches.insert(id, (batch, shard));
+        }
+    }
+    batches
+}
+
+fn seqs(batch: &Batch) -> Vec<u64> {
+    let seq = |event| Columns::of(event).unwrap().seq;
+    batch.events().map(seq).collect()
+}
+
+fn numbers(last: u64) -> Vec<u64> {
+    (1..=last).collect()
+}
+
+fn is_safe(receipt: &Receipt) -> bool {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().build().unwrap();
+    runtime.block_on(receipt.is_safe())
+}
+
+#[test]
+fn batches_are_spread_over_the_streams_and_let_go_once_committed() {
+    let (server, prefix) = (Server::single(), key_prefix());
+    let mut process = Process::start(&server, &With::best_effort(&prefix));
+    for _ in 0..20 {
+        process.record(10);
+    }
+    eventually(|| process.seqs(&server) == numbers(200));
+    let streams = process
+        .batches(&server)
+        .into_values()
+        .map(|(_, shard)| shard);
+    let streams = streams.collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(streams.len(), usize::from(SHARDS), "{streams:?}");
+    let counts = process.recorder.counts();
+    assert_eq!(
+        (counts.written, counts.queued, counts.underway),
+        (0, 0, 200)
+    );
+    process.commit(&server);
+    eventually(|| process.recorder.counts().written == 200);
+    let counts = process.stop();
+    assert_eq!((counts.dropped, counts.underway, counts.resent), (0, 0, 0));
+    // The end mark says that no event is missing behind the last.
+    let left = process
+        .batches(&server)
+        .into_values()
+        .map(|(batch, _)| batch.header);
+    let left: Vec<_> = left.map(|end| (end.first, end.count, end.is_end)).collect();
+    assert_eq!(left, [(201, 0, true)]);
+}
+
+#[test]
+fn what_redis_loses_is_sent_again() {
+    let (server, prefix) = (Server::single(), key_prefix());
+    let process = Process::start(&server, &With::best_effort(&prefix));
+    process.record(30);
+    eventually(|| process.seqs(&server) == numbers(30));
+    server.cli(&["FLUSHALL"]);
+    eventually(|| process.seqs(&server) == numbers(30));
+    assert!(process.recorder.counts().resent > 0);
+    // As a worker that stored it, and was killed before it could say so.
+    server.kill();
+    server.restart();
+    process.record(5);
+    eventually_within(4 * harness::DEADLINE, || {
+        process.seqs(&server) == numbers(35)
+    });
+}
+
+#[test]
+fn while_redis_is_away_events_wait_and_none_is_lost() {
+    let (server, prefix) = (Server::single(), key_prefix());
+    let mut process = Process::start(&server, &With::best_effort(&prefix));
+    process.record(1);
+    eventually(|| process.seqs(&server) == numbers(1));
+    server.kill();
+    for _ in 0..90 {
+        process.record(10);
+    }
+    eventually(|| process.recorder.counts().underway == 901);
+    server.restart();
+    eventually_within(4 * harness::DEADLINE, || {
+        process.seqs(&server) == numbers(901)
+    });
+    assert_eq!(process.stop().dropped, 0);
+}
+
+#[test]
+fn a_stream_that_is_full_is_given_no_more() {
+    let (server, prefix) = (Server::single(), key_prefix());
+    let with = With {
+        max_length: 2,
+        ..With::best_effort(&prefix)
+    };
+    let process = Process::start(&server, &with);
+    for _ in 0..20 {
+        process.record(10);
+    }
+    eventually(|| process.batches(&server).len() == 8);
+    eventually(|| process.recorder.counts().errors > 4);
+    assert_eq!(process.batches(&server).len(), 8);
+    let mut stored = Vec::new();
+    eventually_within(4 * harness::DEADLINE, || {
+        stored.extend(process.commit(&server));
+        process.recorder.counts().written == 200
+    });
+    stored.sort_unstable();
+    stored.dedup();
+    assert_eq!(stored, numbers(200));
+}
+
+#[test]
+fn with_best_effort_the_end_spools_what_redis_does_not_take() {
+    let (server, prefix) = (Server::single(), key_prefix());
+    let folder = tempfile::tempdir().unwrap();
+    let with = With {
+        spool: Some((folder.path(), 1 << 24)),
+        ..With::best_effort(&prefix)
+    };
+    let mut process = Process::start(&server, &with);
+    server.kill();
+    process.record(25);
+    let counts = process.stop();
+    assert_eq!((counts.dropped, counts.underway), (0, 25));
+    server.restart();
+    let next = Process::start(&server, &with);
+    eventually(|| process.seqs(&server) == numbers(25));
+    eventually(|| {
+        let batches = next.batches(&server).into_values();
+        batches
+            .map(|(batch, _)| batch)
+            .any(|batch| batch.header.is_end)
+    });
+}
+
+#[test]
+fn with_best_effort_what_memory_has_no_room_for_goes_to_the_spool() {
+    let (server, prefix) = (Server::single(), key_prefix());
+    let folder = tempfile::tempdir().unwrap();
+    let with = With {
+        spool: Some((folder.path(), 1 << 24)),
+        memory: 4_000,
+        ..With::best_effort(&prefix)
+    };
+    let process = Process::start(&server, &with);
+    server.kill();
+    for _ in 0..100 {
+        process.record(10);
+    }
+    eventually(|| process.recorder.counts().underway == 1_000);
+    eventually(|| process.recorder.counts().spool.unwrap().batches > 80);
+    server.restart();
+    eventually_within(4 * harness::DEADLINE, || {
+        process.seqs(&server) == numbers(1_000)
+    });
+    process.commit(&server);
+    eventually(|| process.recorder.counts().written == 1_000);
+    process.record(1);
+    eventually(|| process.recorder.counts().spool.unwrap().batches == 0);
+    assert_eq!(process.recorder.counts().dropped, 0);
+}
+
+#[test]
+fn guaranteed_events_are_safe_without_redis_and_are_adopted() {
+    let (server, prefix) = (Server::single(), key_prefix());
+    let folder = tempfile::tempdir().unwrap();
+    let with = With {
+        delivery: Delivery::Guaranteed,
+        spool: Some((folder.path(), 1 << 24)),
+        ..With::best_effort(&prefix)
+    };
+    let mut process = Process::start(&server, &with);
+    server.kill();
+    assert!(is_safe(&process.record_awaited(25)));
+    eventually(|| process.recorder.counts().spool.unwrap().batches == 1);
+    // It gives up sending at the end of its time.
+    process.worker.take().unwrap().stop(Duration::ZERO);
+    server.restart();
+    let mut heir = Process::start(&server, &with);
+    eventually(|| process.seqs(&server) == numbers(25));
+    eventually(|| {
+        process
+            .batches(&server)
+            .values()
+            .any(|(batch, _)| batch.header.is_end)
+    });
+    assert!(is_safe(&heir.record_awaited(1)));
+    // What is committed leaves the disk.
+    let boots = || {
+        let entries = std::fs::read_dir(folder.path()).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| Uuid::parse_str(name).is_ok()).count()
+    };
+    assert_eq!(boots(), 2);
+    eventually(|| {
+        heir.commit(&server);
+        boots() == 1
+    });
+    let stopping = heir.worker.take().unwrap();
+    thread::scope(|scope| {
+        let stop = scope.spawn(|| stopping.stop(WITHIN));
+        eventually(|| {
+            commit(&server, &prefix, &heir.keys);
+            stop.is_finished()
+        });
+    });
+    assert_eq!(boots(), 0);
+}
+
+#[test]
+fn a_full_spool_refuses_until_events_are_committed() {
+    let (server, prefix) = (Server::single(), key_prefix());
+    let folder = tempfile::tempdir().unwrap();
+    let with = With {
+        delivery: Delivery::Guaranteed,
+        spool: Some((folder.path(), 4 << 20)),
+        max_length: 1_000_000,
+        ..With::best_effort(&prefix)
+    };
+    let process = Process::start(&server, &with);
+    let mut sent = 0;
+    eventually_within(6 * harness::DEADLINE, || {
+        sent += 900;
+        assert!(is_safe(&process.record_awaited(900)), "after {sent}");
+        process.recorder.refuses()
+    });
+    let spool = process.recorder.counts().spool.unwrap();
+    assert!(spool.refuses && spool.bytes <= spool.max, "{spool:?}");
+    eventually_within(6 * harness::DEADLINE, || {
+        process.commit(&server);
+        !process.recorder.refuses()
+    });
+    assert!(is_safe(&process.record_awaited(1)));
+    assert_eq!(process.recorder.counts().dropped, 0);
+}
