@@ -55,8 +55,6 @@ pub enum FaultKind {
     Link,
     /// The batch does not go on from the one before, which is itself as it was written.
     Chain,
-    /// A batch behind the one that says that the boot has no more.
-    BehindEnd,
     /// What describes the file was changed.
     File,
     /// A file is gone as a whole, and not by retention.
@@ -94,7 +92,6 @@ impl fmt::Display for FaultKind {
             FaultKind::InstanceMissing => "instance missing",
             FaultKind::Link => "does not go on from the file before",
             FaultKind::Chain => "does not go on from the batch before",
-            FaultKind::BehindEnd => "behind the end of its boot",
             FaultKind::File => "what describes the file was changed",
             FaultKind::FileMissing => "missing",
             FaultKind::Key => "not checked: written under another key",

@@ -54,7 +54,7 @@ WHERE day = $1 AND arrival > $2 AND arrival <= $3 ORDER BY arrival, boot_id, fir
 
 const CHAIN: &str = "
 SELECT boot_id, first, last, day, dropped, is_end, before, hash
-FROM weir.audit_batches WHERE boot_id > $1 AND boot_id <= $2 ORDER BY boot_id, first, day";
+FROM weir.audit_batches WHERE boot_id > $1 AND boot_id <= $2 ORDER BY boot_id, first, is_end DESC, day";
 
 const INSTANCES: &str = "
 SELECT id, boot, instance, started, key_check, removed_to, removed_hash, removed_mark
@@ -62,13 +62,16 @@ FROM weir.audit_boots WHERE id > $1 ORDER BY id LIMIT $2";
 
 type Rows = Pin<Box<RowStream>>;
 
+/// What tells a batch from others: its boot, its first number, and whether it is an end mark.
+type Key = (i32, u64, bool);
+
 /// What is found so far.
 struct Look<'a> {
     transaction: &'a Transaction<'a>,
     hasher: &'a Hasher,
     report: Report,
-    /// Batches that are not as they were written, by boot and first number: what follows one need not name it again.
-    changed: BTreeSet<(i32, u64)>,
+    /// Batches that are not as they were written: what follows one need not name it again.
+    changed: BTreeSet<Key>,
 }
 
 /// A batch as its row has it. What stands there that no worker writes is `None`.
@@ -243,7 +246,7 @@ impl Look<'_> {
                     false => (batch.first..=batch.last, FaultKind::Changed),
                 };
                 self.fault(day, part.instance.clone(), seqs, kind);
-                self.changed.insert((batch.boot_id, batch.first));
+                self.changed.insert(batch.key());
             }
         }
         while let Some(found) = &row {
@@ -295,8 +298,7 @@ impl Look<'_> {
                 self.report.instances += 1;
                 self.report.dropped += boot.dropped;
                 // One that retention has removed as a whole may have ended.
-                let is_removed = boot.batches == 0 && boot.removed_to > 0;
-                if !boot.ended && !is_removed {
+                if !boot.ended && boot.batches > 0 {
                     self.report.open.push(boot.instance);
                 }
             }
@@ -357,13 +359,6 @@ impl Look<'_> {
             return;
         }
         let mut say = |seqs, kind| self.fault(batch.day, boot.instance.clone(), seqs, kind);
-        if boot.ended {
-            let seqs = match batch.is_end {
-                true => 0..=0,
-                false => batch.first..=batch.last,
-            };
-            return say(seqs, FaultKind::BehindEnd);
-        }
         if batch.first < boot.next {
             boot.next = boot.next.max(batch.last.saturating_add(1));
             boot.before = None;
@@ -377,7 +372,7 @@ impl Look<'_> {
             say(boot.next..=batch.first - 1, kind);
             boot.before = None;
         }
-        let is_changed = self.changed.contains(&(batch.boot_id, batch.first));
+        let is_changed = self.changed.contains(&batch.key());
         let follows = boot
             .before
             .is_none_or(|before| batch.before == Some(before));
@@ -391,9 +386,13 @@ impl Look<'_> {
         }
         boot.broken = FaultKind::Chain;
         boot.is_behind_changed = is_changed;
-        boot.before = batch.hash;
         boot.next = batch.last.saturating_add(1);
         boot.ended = batch.is_end;
+        // An end mark that another process made for a killed boot may be ahead of batches that were still on their way: they follow
+        // what it follows.
+        if !batch.is_end {
+            boot.before = batch.hash;
+        }
     }
 
     /// Names the fault, in one with the one before where it goes on from it.
@@ -417,6 +416,10 @@ impl Look<'_> {
 }
 
 impl Found {
+    fn key(&self) -> Key {
+        (self.boot_id, self.first, self.is_end)
+    }
+
     /// Of a row that begins with the columns of [`CHAIN`].
     fn of(row: &Row) -> Result<Found, PostgresError> {
         let Date(day) = row.try_get(3)?;
