@@ -17,7 +17,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use harness::postgres::Database;
+use harness::postgres::{Database, Server};
 use harness::process::{Running, file};
 use harness::{DEADLINE, Upstream, eventually};
 use serde_json::Value;
@@ -572,9 +572,13 @@ fn an_audit_of_another_cluster_is_refused_rather_than_shown_in_part() {
 }
 
 fn pools(url: &str) -> Arc<Postgres> {
+    pools_with(url, Vec::new())
+}
+
+fn pools_with(url: &str, replicas: Vec<Secret>) -> Arc<Postgres> {
     let config = Config {
         write: Secret(url.to_owned()),
-        read: Vec::new(),
+        read: replicas,
         write_pool: 4,
         read_pool: 4,
         timeout: DEADLINE,
@@ -926,6 +930,37 @@ fn each_tampering_in_postgres_is_named_with_its_events() {
         "CREATE TABLE weir.odd PARTITION OF weir.audit_events DEFAULT",
         &[(0..=0, FaultKind::File)],
     );
+}
+
+#[test]
+fn a_replica_answers_as_its_primary_does() {
+    let primary = Server::start();
+    let replica = primary.replica();
+    let mut kept = Kept::new(Kind::Sqlite);
+    kept.kind = Kind::Postgres;
+    kept.pools = Some(pools_with(&primary.url(), vec![Secret(replica.url())]));
+    kept.block(async {
+        let connection = kept.pools().write().await.unwrap();
+        migrate::migrate(connection).await.unwrap();
+    });
+    let mut process = kept.process("a");
+    kept.append(&mut process, 1..=300, noon());
+    kept.end(process);
+    let followed = Filter {
+        settled: true,
+        ..Filter::default()
+    };
+    let events = kept.events();
+    // It has the tables once it has caught up.
+    eventually(|| {
+        let found = kept.block(events.query(&followed));
+        found.is_ok_and(|found| seqs(&found) == (1..=300).collect::<Vec<_>>())
+    });
+    // Nothing is left of the primary to ask.
+    primary.stop();
+    let report = kept.verify(KEY);
+    assert_eq!((report.events, report.faults), (300, vec![]));
+    assert!(kept.block(events.end()).unwrap() > kept.query(&followed)[299].cursor);
 }
 
 /// One of a killed process by its heir, while what the killed one had sent last was still on its way.
