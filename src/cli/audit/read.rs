@@ -10,7 +10,7 @@ use crate::store::audit::{Filter, Order, Stored};
 use crate::store::events::Events;
 
 /// Rows read at a time, so that an export of any size needs little memory.
-const PAGE: u32 = 1_000;
+const PAGE: u32 = 5_000;
 /// How often `tail` looks for what arrived.
 const POLL: Duration = Duration::from_millis(250);
 

@@ -132,7 +132,7 @@ async fn query(client: &Client, filter: &Filter) -> Result<Vec<Stored>, StoreErr
         address,
     };
     let limit = filter.limit.map_or(usize::MAX, |limit| limit as usize);
-    let mut size = i64::try_from(limit.min(PAGE) / 50).map_or(WINDOW.0, |size| size.max(WINDOW.0));
+    let mut size = i64::try_from(limit.min(PAGE) / 100).map_or(WINDOW.0, |size| size.max(WINDOW.0));
     let mut stored = Vec::new();
     while stored.len() < limit
         && let Some(window) = search.window(between, size).await?
@@ -204,7 +204,7 @@ impl Search<'_> {
             Order::NewestFirst => ("min", "DESC"),
         };
         let mut values = Values(Vec::new());
-        let (after, until) = values.between(between);
+        let places = values.between(between, "last", "first");
         // No event is later than the day of its batch.
         let since = self.filter.since;
         let since = since.map_or(Day::default(), |since| Day::of(since.into()));
@@ -213,7 +213,7 @@ impl Search<'_> {
         let sql = format!(
             "SELECT count(*), {edge}(arrival), array_agg(DISTINCT day) FROM (
                  SELECT arrival, day FROM weir.audit_batches
-                 WHERE (arrival, boot_id, last) > {after} AND (arrival, boot_id, first) < {until}
+                 WHERE {places}
                      AND day >= {since} AND last >= first
                  ORDER BY arrival {order} FETCH FIRST ({size}) ROWS WITH TIES
              ) AS batches"
@@ -248,15 +248,14 @@ impl Search<'_> {
         while stored.len() < limit {
             let page = (limit - stored.len()).min(PAGE);
             let mut values = Values(Vec::new());
-            let (after, until) = values.between(between);
+            let places = values.between(between, "seq", "seq");
             let days = values.put(days.to_vec(), Type::DATE_ARRAY);
             let conditions = self.conditions(&mut values);
             let most = values.put(i64::try_from(page).unwrap_or(i64::MAX), Type::INT8);
             let sql = format!(
                 "SELECT arrival, boot_id, instance, boot, {COLUMNS} FROM (
                      SELECT * FROM weir.audit_events
-                     WHERE day = ANY({days}) AND (arrival, boot_id, seq) > {after}
-                         AND (arrival, boot_id, seq) < {until}{conditions}
+                     WHERE day = ANY({days}) AND {places}{conditions}
                      ORDER BY {order} LIMIT {most}
                  ) AS events LEFT JOIN weir.audit_boots ON id = boot_id ORDER BY {order}"
             );
@@ -376,15 +375,25 @@ impl Values {
         format!("${}", self.0.len())
     }
 
-    /// The two places, as rows.
-    fn between(&mut self, between: Between) -> (String, String) {
+    /// The condition that a row is between the places; its numbers are from `first` to `last`.
+    fn between(&mut self, between: Between, last: &str, first: &str) -> String {
         let mut place = |place: Cursor| {
             let arrival = self.put(place.arrival, Type::INT8);
             let boot = self.put(place.boot, Type::INT4);
             let seq = self.put(place.seq, Type::INT8);
-            format!("({arrival}, {boot}, {seq})")
+            (arrival, boot, seq)
         };
-        (place(between.low), place(between.high))
+        let (low, high) = (place(between.low), place(between.high));
+        let row =
+            |(arrival, boot, seq): &(String, String, String)| format!("({arrival}, {boot}, {seq})");
+        // Comparing rows says it all, but is of no use to a BRIN index.
+        format!(
+            "arrival >= {} AND arrival <= {} AND (arrival, boot_id, {last}) > {} AND (arrival, boot_id, {first}) < {}",
+            low.0,
+            high.0,
+            row(&low),
+            row(&high)
+        )
     }
 
     fn given(&self) -> Vec<(&(dyn ToSql + Sync), Type)> {
