@@ -7,6 +7,7 @@
 )]
 
 pub mod calls;
+pub mod drain;
 pub mod node;
 pub mod postgres;
 pub mod process;
