@@ -12,12 +12,12 @@ use tracing::{info, warn};
 
 use crate::admin::health::Heartbeat;
 use crate::admin::health::check::{Check, Status};
-use crate::admin::health::stores::{self, LagState};
-use crate::config::{Config, worker};
+use crate::admin::health::stores;
+use crate::config::Config;
 use crate::store::fleet::Fleet;
 use crate::store::postgres::migrate::{check_version, migrate};
 use crate::store::postgres::{Postgres, PostgresError};
-use crate::telemetry::drain_metrics::DrainMetrics;
+use crate::store::streams::consume::Streams;
 use crate::telemetry::metrics::Metrics;
 use crate::worker::supervise::{AtStop, Supervisor};
 use crate::worker::{drain, partitions};
@@ -112,7 +112,9 @@ impl Companion {
             Beside::Lanes => postgres(Status::Degraded),
             Beside::Nothing => postgres(Status::Critical).gating(),
         };
-        let lag = lag(metrics.drain.clone(), health);
+        let group = &config.worker.group;
+        let streams = Streams::new(redis.main, &fleet.keys, &audit.stream, group);
+        let lag = stores::audit_lag(Arc::new(streams), health);
         Ok(Companion {
             supervisor,
             checks: vec![postgres, lag],
@@ -129,20 +131,6 @@ impl Companion {
     pub(super) async fn stop(self, within: Duration) {
         self.supervisor.stop(within).await;
     }
-}
-
-/// As the drain last measured it.
-fn lag(drain: DrainMetrics, bounds: worker::Health) -> Check {
-    Check::new("audit_lag", Status::Degraded, move || {
-        let count = |gauge: i64| u64::try_from(gauge).unwrap_or_default();
-        let state = LagState {
-            oldest: Duration::try_from_secs_f64(drain.lag_seconds.get()).ok(),
-            waiting: count(drain.waiting.get()),
-            dead_letters: count(drain.dead_letters.get()),
-        };
-        let found = stores::lag(state, &bounds);
-        async move { found }
-    })
 }
 
 /// The schema that the tasks work with.
