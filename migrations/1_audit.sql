@@ -33,6 +33,9 @@ CREATE TABLE weir.audit_batches (
     PRIMARY KEY (boot_id, first, is_end, day)
 ) PARTITION BY RANGE (day);
 
+-- One row for some 200 events: by it queries of the events find where to look.
+CREATE INDEX audit_batches_arrival ON weir.audit_batches (arrival);
+
 CREATE TABLE weir.audit_events (
     -- The day of its batch: never before that of `time`.
     day date NOT NULL,

@@ -42,7 +42,8 @@ Environment: WEIR_ADMIN_TOKEN goes for --token.";
 
 const AUDIT: &str = "\
 Example: weir audit query -c weir.yaml --since 1h --status 4xx
-Example: weir audit export --format csv > events.csv";
+Example: weir audit export --format csv > events.csv
+Example: weir audit verify -c weir.yaml";
 
 /// A reverse proxy that puts rate limits, circuit breakers, sessions and audit in front of any app.
 #[derive(Parser)]

@@ -1,6 +1,7 @@
 //! The admin port: metrics, health, and what operators see and change. Runs on the control thread, so that a scrape never
 //! delays a request. Errors are RFC 9457 problems.
 
+mod audit;
 mod breakers;
 pub mod health;
 mod limits;
@@ -32,6 +33,7 @@ use tokio::sync::watch;
 use crate::config::show;
 use crate::plan::Plan;
 use crate::store::fleet::FleetConnections;
+use crate::store::postgres::Postgres;
 use crate::store::redis::CallError;
 use health::Health;
 
@@ -44,6 +46,8 @@ pub struct Admin {
     pub plan: watch::Receiver<Arc<Plan>>,
     /// The control thread's, where the plan has a fleet.
     pub redis: Option<FleetConnections>,
+    /// The control thread's, where the configuration has it.
+    pub postgres: Option<Arc<Postgres>>,
     pub health: Health,
 }
 
@@ -53,6 +57,8 @@ type Answer = Result<Reply, Problem>;
 #[derive(Debug)]
 enum Reply {
     Json(Value),
+    /// JSON, as it is to be sent.
+    Written(String),
     Metrics(String),
     /// JSON with a status other than 200.
     Status(StatusCode, Value),
@@ -172,7 +178,7 @@ async fn answer(admin: &Admin, request: Request<Incoming>, metrics_alone: bool) 
             v1(admin, &plan, method, rest, query, &body).await
         }
         _ => Err(Problem::not_found(
-            "known here: /metrics /live /ready /health /v1/config /v1/limits /v1/breakers /v1/sessions",
+            "known here: /metrics /live /ready /health /v1/config /v1/limits /v1/breakers /v1/sessions /v1/audit",
         )),
     }
 }
@@ -197,8 +203,11 @@ async fn v1(
         ["sessions", rest @ ..] => {
             sessions::answer(plan, admin.redis.as_ref(), method, rest, query, body).await
         }
+        ["audit", rest @ ..] => {
+            audit::answer(plan, admin.postgres.as_ref(), method, rest, query).await
+        }
         _ => Err(Problem::not_found(
-            "known here: /v1/config /v1/limits /v1/breakers /v1/sessions",
+            "known here: /v1/config /v1/limits /v1/breakers /v1/sessions /v1/audit",
         )),
     }
 }
@@ -260,6 +269,7 @@ fn authorise(plan: &Plan, given: Option<&HeaderValue>) -> Result<(), Problem> {
 fn render(answer: Answer) -> Response<Full<Bytes>> {
     let (status, kind, body, problem) = match answer {
         Ok(Reply::Json(value)) => (StatusCode::OK, "application/json", value.to_string(), None),
+        Ok(Reply::Written(json)) => (StatusCode::OK, "application/json", json, None),
         Ok(Reply::Status(status, value)) => (status, "application/json", value.to_string(), None),
         Ok(Reply::Nothing) => (
             StatusCode::NO_CONTENT,

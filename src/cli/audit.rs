@@ -1,39 +1,32 @@
-//! `weir audit`: reads the audit database, a file a day. Must not write to it.
+//! `weir audit`: reads the audit, in Postgres or in SQLite's files, and deals with its dead letters. Must not write
+//! to what is kept.
 
-use std::fs;
-use std::io::{self, ErrorKind, Write};
-use std::ops::RangeInclusive;
+mod dead_letters;
+mod read;
+mod verify;
+
+use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::str::FromStr;
-use std::thread;
-use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use clap::{Args, Subcommand};
-use jiff::Timestamp;
 
 use super::load;
-use super::show::{Format, print};
-use crate::clock;
-use crate::config::Secret;
-use crate::config::units::Span;
-use crate::event::Micros;
-use crate::store::audit::{Cursor, Filter, Order, Stored};
-use crate::store::sqlite::Reader;
-
-/// Rows read at a time, so that an export of any size needs little memory.
-const PAGE: u32 = 1_000;
-/// How often `tail` looks for what arrived.
-const POLL: Duration = Duration::from_millis(250);
+use super::show::Format;
+use crate::config::Config;
+use crate::store::audit::Filter;
+use crate::store::audit::words::{Statuses, When};
+use crate::store::events::Events;
+use crate::store::postgres;
 
 /// Reads the audit database.
 #[derive(Args)]
 pub struct Arguments {
     #[command(subcommand)]
     command: Command,
-    /// The audit database as the configuration names it, without a day, or the file of one day [default: the one that
-    /// --config names, or weir-audit.db].
+    /// SQLite's database as the configuration names it, without a day, or the file of one day [default: what --config names, which
+    /// is Postgres if it has `postgres`; else weir-audit.db].
     #[arg(long, global = true, value_name = "FILE")]
     database: Option<PathBuf>,
     /// The configuration file, which names the database and the key.
@@ -76,6 +69,12 @@ enum Command {
         #[arg(long, value_enum, default_value_t = Format::Jsonl)]
         format: Format,
     },
+    /// List, replay or drop what workers could not store.
+    #[command(after_help = dead_letters::EXAMPLES)]
+    DeadLetters {
+        #[command(subcommand)]
+        command: Option<dead_letters::Command>,
+    },
 }
 
 #[derive(Args)]
@@ -109,178 +108,71 @@ struct FilterFlags {
     path: Option<String>,
 }
 
-/// A point in time, since the Unix epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct When(Micros);
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Statuses(RangeInclusive<u16>);
-
 /// Does the command. Fails where the database cannot be read; a reader of our output that leaves is not a failure.
 pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let configured = match &arguments.config {
-        Some(file) => load(file)?.audit,
-        None => None,
-    };
-    let named = configured.as_ref().map(|audit| audit.sqlite.clone());
-    let path = &arguments
-        .database
-        .or(named)
-        .unwrap_or_else(|| PathBuf::from("weir-audit.db"));
-    let reader = Reader::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    let mut out = io::stdout().lock();
-    let done = match arguments.command {
-        Command::Query {
-            filter,
-            limit,
-            format,
-        } => query(&reader, &filter, limit, format, &mut out),
-        Command::Tail {
-            filter,
-            lines,
-            format,
-        } => tail(&reader, &filter, lines, format, &mut out),
-        Command::Verify { key_file } => {
-            let configured = configured.and_then(|audit| audit.key);
-            verify(&reader, key_file, configured, &mut out)
-        }
-        Command::Export { filter, format } => export(&reader, &filter, format, &mut out),
-    };
-    match done {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    match runtime.block_on(command(arguments)) {
         Err(error) if is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
         done => done,
     }
 }
 
-fn query(
-    reader: &Reader,
-    flags: &FilterFlags,
-    limit: u32,
-    format: Format,
-    out: &mut dyn Write,
-) -> anyhow::Result<ExitCode> {
-    print(&newest(reader, flags, limit)?, format, true, out)?;
-    Ok(ExitCode::SUCCESS)
-}
-
-fn tail(
-    reader: &Reader,
-    flags: &FilterFlags,
-    lines: u32,
-    format: Format,
-    out: &mut dyn Write,
-) -> anyhow::Result<ExitCode> {
-    // What arrives is looked for behind the newest event of all, not only behind the newest that passes.
-    let all = Filter {
-        limit: Some(1),
-        order: Order::NewestFirst,
-        ..Filter::default()
-    };
-    let end = reader
-        .query(&all)?
-        .first()
-        .map_or(Cursor::default(), |newest| newest.cursor);
-    let mut shown = newest(reader, flags, lines)?;
-    shown.retain(|event| event.cursor <= end);
-    print(&shown, format, true, out)?;
-    out.flush()?;
-    let mut filter = Filter {
-        after: Some(end),
-        limit: Some(PAGE),
-        ..flags.filter()
-    };
-    loop {
-        let events = reader.query(&filter)?;
-        match events.last() {
-            Some(last) => {
-                filter.after = Some(last.cursor);
-                print(&events, format, false, out)?;
-                out.flush()?;
-            }
-            None => thread::sleep(POLL),
+async fn command(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let Arguments {
+        command,
+        database,
+        config,
+    } = arguments;
+    let config = config.as_deref().map(load).transpose()?;
+    let mut out = io::stdout().lock();
+    match command {
+        Command::Query {
+            filter,
+            limit,
+            format,
+        } => {
+            let events = open(database, config.as_ref()).await?;
+            read::query(&events, &filter, limit, format, &mut out).await
+        }
+        Command::Tail {
+            filter,
+            lines,
+            format,
+        } => {
+            let events = open(database, config.as_ref()).await?;
+            read::tail(&events, &filter, lines, format, &mut out).await
+        }
+        Command::Verify { key_file } => {
+            let events = open(database, config.as_ref()).await?;
+            let configured = config.and_then(|config| config.audit?.key);
+            verify::run(&events, key_file, configured, &mut out).await
+        }
+        Command::Export { filter, format } => {
+            let events = open(database, config.as_ref()).await?;
+            read::export(&events, &filter, format, &mut out).await
+        }
+        Command::DeadLetters { command } => {
+            dead_letters::run(command.unwrap_or_default(), config, &mut out).await
         }
     }
 }
 
-fn export(
-    reader: &Reader,
-    flags: &FilterFlags,
-    format: Format,
-    out: &mut dyn Write,
-) -> anyhow::Result<ExitCode> {
-    let mut out = io::BufWriter::new(out);
-    let mut filter = Filter {
-        limit: Some(PAGE),
-        ..flags.filter()
-    };
-    loop {
-        let events = reader.query(&filter)?;
-        print(&events, format, filter.after.is_none(), &mut out)?;
-        match events.last() {
-            Some(last) => filter.after = Some(last.cursor),
-            None => break,
-        }
+/// Postgres where the configuration has it and no file is named; else SQLite.
+async fn open(database: Option<PathBuf>, config: Option<&Config>) -> anyhow::Result<Events> {
+    let configured = config.and_then(|config| config.postgres.as_ref());
+    if let (None, Some(postgres)) = (&database, configured) {
+        let reader =
+            postgres::Reader::open(postgres).context("cannot open the audit in Postgres")?;
+        return Ok(Events::Postgres(reader));
     }
-    out.flush()?;
-    Ok(ExitCode::SUCCESS)
-}
-
-fn verify(
-    reader: &Reader,
-    key_file: Option<PathBuf>,
-    configured: Option<Secret>,
-    out: &mut dyn Write,
-) -> anyhow::Result<ExitCode> {
-    let key = match &key_file {
-        Some(file) => {
-            Some(fs::read(file).with_context(|| format!("cannot read {}", file.display()))?)
-        }
-        None => configured.map(|key| key.0.into_bytes()),
-    };
-    // The key is all of the file but the line end that editors leave.
-    let key = key.as_deref().map(<[u8]>::trim_ascii_end);
-    ensure!(
-        key.is_none_or(|key| !key.is_empty()),
-        "the key file is empty"
-    );
-    let report = reader.verify(key)?;
-    let mut said = String::new();
-    for fault in &report.faults {
-        said.push_str(&format!("{fault}\n"));
-    }
-    said.push_str(&format!(
-        "{} events, {} boots, {} files: {}\n",
-        report.events,
-        report.instances,
-        report.files,
-        match report.faults.len() {
-            0 => "nothing is missing or changed".to_owned(),
-            1 => "1 fault".to_owned(),
-            many => format!("{many} faults"),
-        }
-    ));
-    let code = if report.faults.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    };
-    match out.write_all(said.as_bytes()) {
-        // The verdict stands, whoever still reads why.
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(code),
-        written => written.map(|()| code).map_err(Into::into),
-    }
-}
-
-/// The newest events, the oldest of them first.
-fn newest(reader: &Reader, flags: &FilterFlags, limit: u32) -> anyhow::Result<Vec<Stored>> {
-    let filter = Filter {
-        limit: Some(limit),
-        order: Order::NewestFirst,
-        ..flags.filter()
-    };
-    let mut events = reader.query(&filter)?;
-    events.reverse();
-    Ok(events)
+    let named = || Some(config?.audit.as_ref()?.sqlite.clone());
+    let path = database
+        .or_else(named)
+        .unwrap_or_else(|| PathBuf::from("weir-audit.db"));
+    let opened = Events::sqlite(&path).await;
+    opened.with_context(|| format!("cannot open {}", path.display()))
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -306,86 +198,6 @@ impl FilterFlags {
             method: self.method.clone(),
             path_prefix: self.path.clone(),
             ..Filter::default()
-        }
-    }
-}
-
-impl When {
-    fn parse(text: &str, now: Duration) -> Result<When, String> {
-        if let Ok(ago) = text.parse::<Span>() {
-            return Ok(When(now.saturating_sub(ago.0).into()));
-        }
-        let time = text.parse::<Timestamp>().ok();
-        time.and_then(|time| u64::try_from(time.as_microsecond()).ok())
-            .map(|micros| When(Micros(micros)))
-            .ok_or_else(|| {
-                format!("\"{text}\" is not a time: use 2026-01-31T08:00:00Z, or how long ago, such as 1h")
-            })
-    }
-}
-
-impl FromStr for When {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<When, String> {
-        When::parse(text, clock::wall())
-    }
-}
-
-impl FromStr for Statuses {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Statuses, String> {
-        let one = |text: &str| match text.parse() {
-            Ok(status @ 100..=999) if text.len() == 3 => Some(status),
-            _ => None,
-        };
-        let range = if let Some(class) = text.strip_suffix("xx") {
-            one(&format!("{class}00")).map(|first| first..=first + 99)
-        } else if let Some((first, last)) = text.split_once('-') {
-            one(first).zip(one(last)).map(|(first, last)| first..=last)
-        } else {
-            one(text).map(|status| status..=status)
-        };
-        range
-            .filter(|range| !range.is_empty())
-            .map(Statuses)
-            .ok_or_else(|| format!("\"{text}\" is not a status: use 404, 4xx or 400-403"))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn statuses_are_one_a_class_or_a_range() {
-        let check = |text: &str, expected: Option<RangeInclusive<u16>>| {
-            assert_eq!(text.parse().ok(), expected.map(Statuses), "{text}");
-        };
-        check("404", Some(404..=404));
-        check("4xx", Some(400..=499));
-        check("400-403", Some(400..=403));
-        for bad in [
-            "", "4", "xx", "44xx", "4xxx", "403-400", "-", "99", "+44", "1000", "abc",
-        ] {
-            check(bad, None);
-        }
-    }
-
-    #[test]
-    fn times_are_absolute_or_ago() {
-        let now = Duration::from_secs(10_000);
-        let check = |text: &str, secs: Option<u64>| {
-            let expected = secs.map(|secs| When(Micros(secs * 1_000_000)));
-            assert_eq!(When::parse(text, now).ok(), expected, "{text}");
-        };
-        check("1h", Some(6_400));
-        check("400d", Some(0));
-        check("1970-01-01T00:01:00Z", Some(60));
-        check("1970-01-01T01:01:00+01:00", Some(60));
-        for bad in ["", "yesterday", "1960-01-01T00:00:00Z", "1970-01-01"] {
-            check(bad, None);
         }
     }
 }

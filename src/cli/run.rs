@@ -31,6 +31,7 @@ use crate::proxy::{lane, reload};
 use crate::store::batch::Boot;
 use crate::store::chain::Hasher;
 use crate::store::fleet::{Fleet, FleetConnections};
+use crate::store::postgres::Postgres;
 use crate::store::spool::Spool;
 use crate::store::sqlite::Writer;
 use crate::telemetry::log;
@@ -92,6 +93,10 @@ async fn supervise(
         }
         None => (None, None),
     };
+    let postgres = config.postgres.as_ref().map(Postgres::new).transpose()?;
+    if let Some(postgres) = &postgres {
+        tokio::spawn(postgres.clone().keep());
+    }
     let ships = config.postgres.is_some();
     let (recorder, audit) = match &config.audit {
         Some(audit) => {
@@ -166,6 +171,7 @@ async fn supervise(
     let state = Arc::new(Admin {
         plan: following,
         redis,
+        postgres,
         health,
     });
     let last_plan = state.plan.clone();

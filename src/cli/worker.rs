@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::config::redis::Redis;
 use crate::plan::Plan;
 use crate::store::fleet::Fleet;
+use crate::store::postgres::Postgres;
 use crate::telemetry::log;
 use crate::telemetry::metrics::Metrics;
 use crate::worker;
@@ -109,10 +110,15 @@ async fn supervise(config: Config, redis: Redis) -> anyhow::Result<()> {
         draining,
         board,
     };
+    let postgres = config.postgres.as_ref().map(Postgres::new).transpose()?;
+    if let Some(postgres) = &postgres {
+        tokio::spawn(postgres.clone().keep());
+    }
     let plan = Plan::new(config, metrics, None, Some(fleet));
     let state = Arc::new(Admin {
         plan: watch::Sender::new(plan).subscribe(),
         redis: Some(redis),
+        postgres,
         health,
     });
     let metrics_address = metrics_at

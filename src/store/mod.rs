@@ -5,6 +5,7 @@ pub mod batch;
 pub mod breakers;
 pub mod chain;
 pub mod days;
+pub mod events;
 pub mod fleet;
 pub mod grants;
 pub mod leases;

@@ -10,7 +10,9 @@
 
 pub mod migrate;
 pub mod partitions;
+mod read;
 pub mod row;
+mod verify;
 pub mod write;
 
 use std::fmt;
@@ -28,6 +30,7 @@ use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tracing::{info, warn};
 
+pub use self::read::Reader;
 pub use deadpool_postgres::{Client, Transaction};
 
 use super::tls::{self, TlsError};

@@ -131,9 +131,11 @@ pub async fn remove(
         batches = names.batches
     );
     transaction.batch_execute(&lock).await?;
+    // Not an end mark: one that another process made may be ahead of batches, which do not follow it.
     let last = format!(
         "SELECT DISTINCT ON (b.boot_id) b.boot_id, a.boot, b.last, b.hash
          FROM weir.{} b JOIN weir.audit_boots a ON a.id = b.boot_id
+         WHERE NOT b.is_end
          ORDER BY b.boot_id, b.first DESC",
         names.batches
     );

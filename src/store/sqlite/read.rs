@@ -54,7 +54,8 @@ impl Reader {
             }
             // No event is later than the day of its file.
             let too_old = filter.since.is_some_and(|since| day.end() <= since);
-            let passed = filter.after.is_some_and(|after| day < after.day);
+            let passed = filter.after.is_some_and(|after| day < after.day)
+                || filter.before.is_some_and(|before| day > before.day);
             if too_old || passed {
                 continue;
             }
@@ -101,8 +102,10 @@ fn query(
     filter: &Filter,
     stored: &mut Vec<Stored>,
 ) -> Result<(), StoreError> {
-    let after = filter.after.filter(|after| after.day == day);
-    let (sql, values) = select(filter, after.map(|after| after.arrival));
+    let within = |place: Option<Cursor>| place.filter(|place| place.day == day);
+    let after = within(filter.after).map(|after| after.arrival);
+    let before = within(filter.before).map(|before| before.arrival);
+    let (sql, values) = select(filter, after, before);
     let mut statement = connection.prepare(&sql)?;
     let mut rows = statement.query(rusqlite::params_from_iter(values))?;
     // Counted here and not by SQL, so that rows left out do not end an answer early.
@@ -118,6 +121,7 @@ fn query(
         let cursor = Cursor {
             day,
             arrival: row.get(0)?,
+            ..Cursor::default()
         };
         match AuditEvent::decode(body) {
             Ok(event) => stored.push(Stored {
@@ -132,8 +136,13 @@ fn query(
     Ok(())
 }
 
-/// The events of one file that arrived behind `after` and pass by what has a column; [`Filter::passes`] asks for the rest.
-pub(super) fn select(filter: &Filter, after: Option<i64>) -> (String, Vec<Box<dyn ToSql>>) {
+/// The events of one file that arrived behind `after` and ahead of `before` and pass by what has a column; [`Filter::passes`] asks
+/// for the rest.
+pub(super) fn select(
+    filter: &Filter,
+    after: Option<i64>,
+    before: Option<i64>,
+) -> (String, Vec<Box<dyn ToSql>>) {
     let mut sql = String::from(
         "SELECT arrival, seq, name, boot, body FROM events LEFT JOIN instances ON id = instance_id WHERE 1",
     );
@@ -152,6 +161,7 @@ pub(super) fn select(filter: &Filter, after: Option<i64>) -> (String, Vec<Box<dy
     let text =
         |value: &Option<String>| value.clone().map(|value| Box::new(value) as Box<dyn ToSql>);
     ask("arrival > ?", after.map(number));
+    ask("arrival < ?", before.map(number));
     ask(
         "time >= ?",
         filter.since.map(|since| number(signed(since.0))),

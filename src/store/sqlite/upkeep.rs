@@ -230,7 +230,7 @@ mod tests {
         let day = days::file(&path, Day::of(NOW));
         let plan = |filter: &Filter| {
             let connection = open_to_read(&day).unwrap();
-            let (sql, values) = select(filter, None);
+            let (sql, values) = select(filter, None, None);
             let mut plan = connection
                 .prepare(&format!("EXPLAIN QUERY PLAN {sql}"))
                 .unwrap();

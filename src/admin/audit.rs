@@ -1,0 +1,246 @@
+//! `/v1/audit`: the events that are kept, a page at a time.
+
+use std::fmt::Display;
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::{Method, StatusCode};
+use serde::Serialize;
+use tokio::time::timeout;
+
+use super::{Answer, Problem, Reply, decoded};
+use crate::plan::Plan;
+use crate::store::audit::record::Record;
+use crate::store::audit::words::{Statuses, When};
+use crate::store::audit::{Cursor, Filter, Order, StoreError, Stored};
+use crate::store::events::Events;
+use crate::store::postgres::{Postgres, Reader};
+
+/// Events on one page, unless told, and at most.
+const PAGE: (u32, u32) = (100, 1_000);
+/// For all of a search: what is rare may be found only once all days are read.
+const WITHIN: Duration = Duration::from_secs(30);
+
+const KNOWN: &str =
+    "since, until, user, route, client, status, label, method, path, limit, order and after";
+
+#[derive(Serialize)]
+struct Page<'a> {
+    events: Vec<Record<'a>>,
+    next: Option<String>,
+}
+
+/// `GET /v1/audit`, with the filters of `weir audit query` as parameters, and `order=newest|oldest`, `limit=N` and `after=NEXT`:
+/// the page behind the one that said so.
+pub(super) async fn answer(
+    plan: &Plan,
+    postgres: Option<&Arc<Postgres>>,
+    method: &Method,
+    path: &[&str],
+    query: &str,
+) -> Answer {
+    match (method, path) {
+        (&Method::GET, []) => {}
+        (_, []) => return Err(Problem::method("GET")),
+        _ => return Err(Problem::not_found("known here: /v1/audit")),
+    }
+    let (filter, after) = filter(query)?;
+    let searched = timeout(WITHIN, search(plan, postgres, &filter)).await;
+    let stored = searched.unwrap_or_else(|_| {
+        let detail = format!("not found within {WITHIN:?}: ask for less by \"since\"");
+        Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail))
+    })?;
+    let is_full = filter.limit == u32::try_from(stored.len()).ok();
+    let last = stored.last().map(|last| last.cursor);
+    let next = match filter.order {
+        // What arrives later comes behind it.
+        Order::OldestFirst => last.or(after),
+        Order::NewestFirst => last.filter(|_| is_full),
+    };
+    let page = Page {
+        events: stored.iter().map(Record::new).collect(),
+        next: next.map(|next| next.to_string()),
+    };
+    let page = serde_json::to_string(&page);
+    Ok(Reply::Written(page.map_err(|error| unanswered(&error))?))
+}
+
+async fn search(
+    plan: &Plan,
+    postgres: Option<&Arc<Postgres>>,
+    filter: &Filter,
+) -> Result<Vec<Stored>, Problem> {
+    let events = match (postgres, &plan.config.audit) {
+        (Some(postgres), _) => Ok(Events::Postgres(Reader::new(postgres.clone()))),
+        (None, Some(audit)) => Events::sqlite(&audit.sqlite).await,
+        (None, None) => {
+            let detail = "the configuration has no audit; add `audit: {}`";
+            return Err(Problem::not_found(detail));
+        }
+    };
+    match events {
+        Ok(events) => events
+            .query(filter)
+            .await
+            .map_err(|error| unanswered(&error)),
+        // Nothing has been written yet.
+        Err(StoreError::Absent) => Ok(Vec::new()),
+        Err(error) => Err(unanswered(&error)),
+    }
+}
+
+fn unanswered(error: &dyn Display) -> Problem {
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+}
+
+/// What the parameters ask for, and the place that they begin behind.
+fn filter(query: &str) -> Result<(Filter, Option<Cursor>), Problem> {
+    let mut filter = Filter {
+        limit: Some(PAGE.0),
+        order: Order::NewestFirst,
+        ..Filter::default()
+    };
+    let mut after = None;
+    let mut seen = Vec::new();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let (name, value) = (decoded(name), decoded(value));
+        match name.as_str() {
+            "since" => filter.since = Some(read::<When>(&name, &value)?.0),
+            "until" => filter.until = Some(read::<When>(&name, &value)?.0),
+            "user" => filter.user = Some(value),
+            "route" => filter.route = Some(value),
+            "client" => {
+                let address: IpAddr = value.parse().map_err(|_| {
+                    Problem::bad(format!(
+                        "client: \"{value}\" is not an IP address: use 10.0.0.7"
+                    ))
+                })?;
+                filter.client = Some(address.to_string());
+            }
+            "status" => filter.status = Some(read::<Statuses>(&name, &value)?.0),
+            "label" => filter.label = Some(value),
+            "method" => filter.method = Some(value),
+            "path" => filter.path_prefix = Some(value),
+            "limit" => {
+                let limit = value.parse().ok();
+                let limit = limit.filter(|limit| (1..=PAGE.1).contains(limit));
+                filter.limit = Some(limit.ok_or_else(|| {
+                    Problem::bad(format!(
+                        "limit: \"{value}\" is not a number from 1 to {}",
+                        PAGE.1
+                    ))
+                })?);
+            }
+            "order" => {
+                filter.order = match value.as_str() {
+                    "newest" => Order::NewestFirst,
+                    "oldest" => Order::OldestFirst,
+                    _ => {
+                        let detail =
+                            format!("order: \"{value}\" is no order: use newest or oldest");
+                        return Err(Problem::bad(detail));
+                    }
+                };
+            }
+            "after" => after = Some(read::<Cursor>(&name, &value)?),
+            _ => {
+                let detail = format!("{name}: unknown parameter; known are {KNOWN}");
+                return Err(Problem::bad(detail));
+            }
+        }
+        if seen.contains(&name) {
+            return Err(Problem::bad(format!("{name}: given twice; give it once")));
+        }
+        seen.push(name);
+    }
+    match filter.order {
+        Order::OldestFirst => {
+            filter.after = after;
+            // Whoever has read the last page may ask on from it for ever.
+            filter.settled = true;
+        }
+        Order::NewestFirst => filter.before = after,
+    }
+    Ok((filter, after))
+}
+
+fn read<T: FromStr<Err = String>>(name: &str, value: &str) -> Result<T, Problem> {
+    value
+        .parse()
+        .map_err(|error| Problem::bad(format!("{name}: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Micros;
+
+    #[test]
+    fn parameters_are_those_of_the_command() {
+        let (filter, after) = filter(
+            "since=1970-01-01T00:01:00Z&user=a%20b&client=::0A&status=4xx&path=/a&limit=7&order=oldest&after=0.5.1.9",
+        )
+        .unwrap();
+        let place = Cursor {
+            arrival: 5,
+            boot: 1,
+            seq: 9,
+            ..Cursor::default()
+        };
+        assert_eq!(after, Some(place));
+        let expected = Filter {
+            since: Some(Micros(60_000_000)),
+            user: Some("a b".to_owned()),
+            client: Some("::a".to_owned()),
+            status: Some(400..=499),
+            path_prefix: Some("/a".to_owned()),
+            after,
+            settled: true,
+            limit: Some(7),
+            ..Filter::default()
+        };
+        assert_eq!(filter, expected);
+    }
+
+    #[test]
+    fn without_parameters_the_newest_are_shown() {
+        let (newest, _) = filter("").unwrap();
+        assert_eq!(
+            (newest.limit, newest.order),
+            (Some(100), Order::NewestFirst)
+        );
+        let (behind, _) = filter("after=1.2.0.0").unwrap();
+        assert_eq!((behind.after, behind.before.is_some()), (None, true));
+    }
+
+    #[test]
+    fn a_bad_parameter_is_named_with_the_mend() {
+        let check = |query: &str, expected: &str| {
+            let problem = filter(query).unwrap_err();
+            assert_eq!(problem.status, StatusCode::BAD_REQUEST);
+            assert!(problem.detail.starts_with(expected), "{}", problem.detail);
+        };
+        check(
+            "since=yesterday",
+            "since: \"yesterday\" is not a time: use 2026-",
+        );
+        check("status=4x", "status: \"4x\" is not a status: use 404");
+        check("client=a", "client: \"a\" is not an IP address: use");
+        check(
+            "limit=1001",
+            "limit: \"1001\" is not a number from 1 to 1000",
+        );
+        check("limit=0", "limit: \"0\" is not");
+        check(
+            "order=new",
+            "order: \"new\" is no order: use newest or oldest",
+        );
+        check("after=x", "after: \"x\" is not a place: use the \"next\"");
+        check("usr=ann", "usr: unknown parameter; known are since, ");
+        check("user=a&user=b", "user: given twice");
+        check("=", ": unknown parameter");
+    }
+}

@@ -1,0 +1,93 @@
+//! `weir audit query`, `tail` and `export`.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use super::FilterFlags;
+use crate::cli::show::{Format, print};
+use crate::store::audit::{Filter, Order, Stored};
+use crate::store::events::Events;
+
+/// Rows read at a time, so that an export of any size needs little memory.
+const PAGE: u32 = 1_000;
+/// How often `tail` looks for what arrived.
+const POLL: Duration = Duration::from_millis(250);
+
+pub(super) async fn query(
+    store: &Events,
+    flags: &FilterFlags,
+    limit: u32,
+    format: Format,
+    out: &mut dyn Write,
+) -> anyhow::Result<ExitCode> {
+    print(&newest(store, flags, limit).await?, format, true, out)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) async fn tail(
+    store: &Events,
+    flags: &FilterFlags,
+    lines: u32,
+    format: Format,
+    out: &mut dyn Write,
+) -> anyhow::Result<ExitCode> {
+    // What arrives is looked for behind the newest event of all, not only behind the newest that passes.
+    let end = store.end().await?;
+    let mut shown = newest(store, flags, lines).await?;
+    shown.retain(|event| event.cursor <= end);
+    print(&shown, format, true, out)?;
+    out.flush()?;
+    let mut filter = Filter {
+        after: Some(end),
+        settled: true,
+        limit: Some(PAGE),
+        ..flags.filter()
+    };
+    loop {
+        let events = store.query(&filter).await?;
+        match events.last() {
+            Some(last) => {
+                filter.after = Some(last.cursor);
+                print(&events, format, false, out)?;
+                out.flush()?;
+            }
+            None => tokio::time::sleep(POLL).await,
+        }
+    }
+}
+
+pub(super) async fn export(
+    store: &Events,
+    flags: &FilterFlags,
+    format: Format,
+    out: &mut dyn Write,
+) -> anyhow::Result<ExitCode> {
+    let mut out = io::BufWriter::new(out);
+    let mut filter = Filter {
+        limit: Some(PAGE),
+        ..flags.filter()
+    };
+    loop {
+        let events = store.query(&filter).await?;
+        print(&events, format, filter.after.is_none(), &mut out)?;
+        match events.last() {
+            Some(last) => filter.after = Some(last.cursor),
+            None => break,
+        }
+    }
+    out.flush()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The newest events, the oldest of them first.
+async fn newest(store: &Events, flags: &FilterFlags, limit: u32) -> anyhow::Result<Vec<Stored>> {
+    let filter = Filter {
+        limit: Some(limit),
+        order: Order::NewestFirst,
+        ..flags.filter()
+    };
+    let mut events = store.query(&filter).await?;
+    events.reverse();
+    Ok(events)
+}

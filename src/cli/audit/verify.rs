@@ -1,0 +1,85 @@
+//! `weir audit verify`.
+
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, ensure};
+
+use crate::config::Secret;
+use crate::store::audit::Report;
+use crate::store::events::Events;
+
+/// The boots without an end mark that are named; of more than these only the number is told.
+const NAMED: usize = 20;
+
+/// Prints each fault, then the verdict, which the exit code tells too.
+pub(super) async fn run(
+    store: &Events,
+    key_file: Option<PathBuf>,
+    configured: Option<Secret>,
+    out: &mut dyn Write,
+) -> anyhow::Result<ExitCode> {
+    let key = match &key_file {
+        Some(file) => {
+            Some(fs::read(file).with_context(|| format!("cannot read {}", file.display()))?)
+        }
+        None => configured.map(|key| key.0.into_bytes()),
+    };
+    // The key is all of the file but the line end that editors leave.
+    let key = key.as_deref().map(<[u8]>::trim_ascii_end);
+    ensure!(
+        key.is_none_or(|key| !key.is_empty()),
+        "the key file is empty"
+    );
+    let report = store.verify(key).await?;
+    let kept_in = match store {
+        Events::Sqlite(_) => "files",
+        Events::Postgres(_) => "days",
+    };
+    let code = match report.faults.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    };
+    match out.write_all(said(&report, kept_in).as_bytes()) {
+        // The verdict stands, whoever still reads why.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(code),
+        written => written.map(|()| code).map_err(Into::into),
+    }
+}
+
+fn said(report: &Report, kept_in: &str) -> String {
+    let mut said = String::new();
+    for fault in &report.faults {
+        said.push_str(&format!("{fault}\n"));
+    }
+    for boot in report.open.iter().take(NAMED) {
+        said.push_str(&format!(
+            "{boot}: still runs, or was killed: events behind its last would not be missed\n"
+        ));
+    }
+    let unnamed = report.open.len().saturating_sub(NAMED);
+    if unnamed > 0 {
+        said.push_str(&format!("and {unnamed} other boots without an end mark\n"));
+    }
+    if report.dropped > 0 {
+        said.push_str(&format!(
+            "{} events were dropped before they could be numbered, as their processes say\n",
+            report.dropped
+        ));
+    }
+    said.push_str(&format!(
+        "{} events, {} boots, {} {}: {}\n",
+        report.events,
+        report.instances,
+        report.files,
+        kept_in,
+        match report.faults.len() {
+            0 => "nothing is missing or changed".to_owned(),
+            1 => "1 fault".to_owned(),
+            many => format!("{many} faults"),
+        }
+    ));
+    said
+}

@@ -1,0 +1,74 @@
+//! The audit's events wherever they are kept: one face of SQLite's files and of Postgres.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::task::spawn_blocking;
+
+use super::audit::{Cursor, Filter, Order, Report, StoreError, Stored};
+use super::postgres;
+use super::sqlite;
+
+/// A store, open to read. Clones share it.
+#[derive(Clone)]
+pub enum Events {
+    Sqlite(Arc<sqlite::Reader>),
+    Postgres(postgres::Reader),
+}
+
+impl Events {
+    /// As [`sqlite::Reader::open`].
+    pub async fn sqlite(path: &Path) -> Result<Events, StoreError> {
+        let path = path.to_owned();
+        let reader = blocking(move || sqlite::Reader::open(&path)).await?;
+        Ok(Events::Sqlite(Arc::new(reader)))
+    }
+
+    /// The events that pass the filter. What is kept but is no event is logged and left out; `verify` names it.
+    pub async fn query(&self, filter: &Filter) -> Result<Vec<Stored>, StoreError> {
+        match self {
+            Events::Sqlite(reader) => {
+                let (reader, filter) = (reader.clone(), filter.clone());
+                blocking(move || reader.query(&filter)).await
+            }
+            Events::Postgres(reader) => reader.query(filter).await,
+        }
+    }
+
+    /// The place behind all that has arrived, to follow from by [`Filter::settled`].
+    pub async fn end(&self) -> Result<Cursor, StoreError> {
+        match self {
+            Events::Sqlite(_) => {
+                let newest = Filter {
+                    limit: Some(1),
+                    order: Order::NewestFirst,
+                    ..Filter::default()
+                };
+                let newest = self.query(&newest).await?;
+                Ok(newest
+                    .first()
+                    .map_or(Cursor::default(), |newest| newest.cursor))
+            }
+            Events::Postgres(reader) => reader.end().await,
+        }
+    }
+
+    /// Checks everything that was written, as of now. The key must be the one that the events were written with.
+    pub async fn verify(&self, key: Option<&[u8]>) -> Result<Report, StoreError> {
+        match self {
+            Events::Sqlite(reader) => {
+                let (reader, key) = (reader.clone(), key.map(<[u8]>::to_vec));
+                blocking(move || reader.verify(key.as_deref())).await
+            }
+            Events::Postgres(reader) => reader.verify(key).await,
+        }
+    }
+}
+
+/// SQLite's calls block, and the thread has others to serve.
+async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    let done = spawn_blocking(call).await;
+    done.unwrap_or_else(|panicked| Err(StoreError::Other(Box::new(panicked))))
+}
