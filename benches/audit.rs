@@ -53,27 +53,49 @@ const DIFFERENT: usize = 10_000;
 struct Case {
     name: &'static str,
     delivery: Delivery,
-    /// Events a second.
-    rate: u32,
+    pace: Pace,
 }
 
-const CASES: [Case; 3] = [
+#[derive(Clone, Copy)]
+enum Pace {
+    /// Events a second.
+    Steady(u32),
+    /// As fast as they are stored: no more than [`UNDERWAY`] wait for that.
+    FlatOut,
+}
+
+const CASES: [Case; 5] = [
     Case {
-        name: "best effort",
+        name: "best effort, flat out",
         delivery: Delivery::BestEffort,
-        rate: 20_000,
+        pace: Pace::FlatOut,
     },
     Case {
-        name: "guaranteed",
-        delivery: Delivery::Guaranteed,
-        rate: 20_000,
+        name: "best effort, 150,000/s",
+        delivery: Delivery::BestEffort,
+        pace: Pace::Steady(150_000),
     },
     Case {
-        name: "guaranteed, few",
+        name: "best effort, 20,000/s",
+        delivery: Delivery::BestEffort,
+        pace: Pace::Steady(20_000),
+    },
+    Case {
+        name: "guaranteed, 20,000/s",
         delivery: Delivery::Guaranteed,
-        rate: 1_000,
+        pace: Pace::Steady(20_000),
+    },
+    Case {
+        name: "guaranteed, 1,000/s",
+        delivery: Delivery::Guaranteed,
+        pace: Pace::Steady(1_000),
     },
 ];
+
+/// Events that are not stored yet, at most, when they come as fast as they are stored.
+const UNDERWAY: u64 = 150_000;
+/// How often it is looked how many are not stored yet.
+const LOOKS: u32 = 6;
 
 /// A weir, as far as its audit goes.
 struct Producer {
@@ -95,6 +117,10 @@ struct Spent {
     transactions: f64,
     /// What they take in Postgres.
     bytes: f64,
+    /// Events that were not stored yet, in the course of the time.
+    behind: Vec<u64>,
+    /// From the first event until all were stored.
+    took: Duration,
 }
 
 fn main() {
@@ -104,7 +130,7 @@ fn main() {
         false => Duration::from_secs(1),
     };
     let what = format!(
-        "CPU microseconds an event over {time:?} at a steady rate: of the lane that encodes it and hands it on, {LANE_BATCH} together \
+        "CPU microseconds an event over {time:?}: of the lane that encodes it and hands it on, {LANE_BATCH} together \
          or, where delivery is guaranteed, each alone; of the threads that pack, hash, spool and send; of Redis; of the worker; \
          and of Postgres with all its processes."
     );
@@ -120,18 +146,18 @@ fn main() {
         &servers,
     );
     page.push_str(
-        "|  | events/s | events a batch | a transaction | B in Postgres | lane | shipping | Redis | worker | Postgres | together |\n\
-         |---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
+        "|  | events/s | behind, in the course | events a batch | a transaction | B in Postgres | lane | shipping | Redis | worker | Postgres | together |\n\
+         |---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
     );
     for case in CASES.iter().filter(|case| options.takes(case.name)) {
-        let row = row(case, time, &measure(case, time));
+        let row = row(case, &measure(case, time));
         println!("{}", row.trim_end());
         page.push_str(&row);
     }
     options.publish(&page);
 }
 
-fn row(case: &Case, time: Duration, spent: &Spent) -> String {
+fn row(case: &Case, spent: &Spent) -> String {
     let parts = [
         spent.lane,
         spent.shipping,
@@ -139,13 +165,19 @@ fn row(case: &Case, time: Duration, spent: &Spent) -> String {
         spent.worker,
         spent.postgres,
     ];
+    let behind = spent
+        .behind
+        .iter()
+        .map(|count| measure::grouped(*count as f64));
+    let behind: Vec<_> = behind.collect();
     let together: Duration = parts.iter().sum();
     let parts = parts.into_iter().chain([together]);
     let parts = parts.map(|part| format!("{:.2}", part.as_secs_f64() * 1e6 / spent.events));
     format!(
-        "| {} | {} | {:.0} | {:.0} | {:.0} | {} |\n",
+        "| {} | {} | {} | {:.0} | {:.0} | {:.0} | {} |\n",
         case.name,
-        measure::grouped(spent.events / time.as_secs_f64()),
+        measure::grouped(spent.events / spent.took.as_secs_f64()),
+        behind.join(", "),
         spent.events / spent.batches,
         spent.events / spent.transactions,
         spent.bytes / spent.events,
@@ -186,7 +218,8 @@ fn measure(case: &Case, time: Duration) -> Spent {
         ]
     };
     let (stored_before, spent_before) = (stored(), spent());
-    let (lane, recorded) = thread::scope(|scope| {
+    let start = clock::now();
+    let (lane, (recorded, behind)) = thread::scope(|scope| {
         let lane = scope.spawn(|| {
             let start = thread_cpu();
             let events = produce(&producer.recorder, &events, case, time);
@@ -195,6 +228,7 @@ fn measure(case: &Case, time: Duration) -> Spent {
         lane.join().unwrap()
     });
     settle(&producer.recorder);
+    let took = start.elapsed();
     let (spent, stored) = (spent(), stored());
     let [shipping, redis, worker, postgres] = std::array::from_fn(|n| spent[n] - spent_before[n]);
     let [events, batches, transactions, bytes] =
@@ -213,6 +247,8 @@ fn measure(case: &Case, time: Duration) -> Spent {
         batches,
         transactions,
         bytes,
+        behind,
+        took,
     }
 }
 
@@ -256,12 +292,24 @@ fn work(server: &Server, prefix: &str, url: &str) -> watch::Sender<bool> {
     shutdown
 }
 
-/// Records events at the case's rate for this long; how many.
-fn produce(recorder: &Recorder, events: &[AuditEvent], case: &Case, time: Duration) -> u64 {
+/// Records events at the case's pace for this long; how many, and how many of them were not stored at each look.
+fn produce(
+    recorder: &Recorder,
+    events: &[AuditEvent],
+    case: &Case,
+    time: Duration,
+) -> (u64, Vec<u64>) {
     let mut events = events.iter().cycle();
-    let mut recorded = 0;
+    let (mut recorded, mut behind) = (0, Vec::new());
     let start = clock::now();
-    let batch = LANE_BATCH.min(case.rate as usize / 50);
+    let batch = match case.pace {
+        Pace::Steady(rate) => LANE_BATCH.min(rate as usize / 50),
+        Pace::FlatOut => LANE_BATCH,
+    };
+    let waiting = || {
+        let counts = recorder.counts();
+        counts.queued + counts.underway
+    };
     while start.elapsed() < time {
         let mut encoded = Encoded::default();
         for event in events.by_ref().take(batch) {
@@ -274,10 +322,24 @@ fn produce(recorder: &Recorder, events: &[AuditEvent], case: &Case, time: Durati
             recorder.record(encoded, None);
         }
         recorded += batch as u64;
-        let next = Duration::from_secs(1) * u32::try_from(recorded).unwrap() / case.rate;
-        thread::sleep(next.saturating_sub(start.elapsed()));
+        let look = time / LOOKS * u32::try_from(behind.len() + 1).unwrap();
+        if start.elapsed() >= look {
+            behind.push(waiting());
+        }
+        match case.pace {
+            Pace::Steady(rate) => {
+                let next = Duration::from_secs(1) * u32::try_from(recorded).unwrap() / rate;
+                thread::sleep(next.saturating_sub(start.elapsed()));
+            }
+            Pace::FlatOut => {
+                while waiting() > UNDERWAY {
+                    thread::sleep(Duration::from_millis(1));
+                }
+            }
+        }
     }
-    recorded
+    behind.push(waiting());
+    (recorded, behind)
 }
 
 /// Until nothing is under way.

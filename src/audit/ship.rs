@@ -31,8 +31,10 @@ pub const MEMORY: usize = 32 << 20;
 const BATCH_BYTES: usize = 1 << 20;
 /// Events taken from the queue at once, about.
 const TAKE: usize = 4_096;
-/// Between looks at what is at risk, while nothing comes.
+/// Between looks at what is at risk, while nothing comes: where something is, and where nothing was. What only Redis had and lost is
+/// at risk again.
 const TICK: Duration = Duration::from_millis(50);
+const IDLE: Duration = Duration::from_millis(500);
 /// How long a failing disk may leave events at risk before requests are refused.
 const PATIENCE: Duration = Duration::from_millis(500);
 
@@ -229,12 +231,12 @@ impl Packing {
         let mut more = true;
         while more && self.wait_for_room() {
             let waits = self.trouble != Trouble::None || self.common.outgoing.lock().is_at_risk();
-            let patience = waits.then_some(TICK);
+            let patience = if waits { TICK } else { IDLE };
             let enough = match linger.is_zero() {
                 true => TAKE,
                 false => self.stream.batch_events,
             };
-            more = self.queue.fill(&mut taken, enough, linger, patience);
+            more = self.queue.fill(&mut taken, enough, linger, Some(patience));
             while taken.count < TAKE && self.queue.take_one(&mut taken) {}
             self.pack(&mut taken);
             self.keep_safe();
