@@ -340,7 +340,7 @@ impl Stack {
         let dead = "SELECT coalesce(max(dropped), 0) FROM weir.audit_batches";
         assert_eq!(self.number(dead), 0, "dropped");
         self.no_dead_letters();
-        // self.verify(count);
+        self.verify(count);
     }
 
     fn no_dead_letters(&self) {
