@@ -1,7 +1,8 @@
 //! What an audited event costs on its way from a lane to where it is kept: CPU time of each process that has a part in it.
 //!
-//! Events come at a steady rate, from a lane's thread into the threads that a weir ships by, through a Redis of this bench's own. The
-//! worker's part is played by a thread that reads, says that all is committed, and deletes.
+//! Events come at a steady rate, from a lane's thread into the threads that a weir ships by, through a Redis of this bench's own, to a
+//! worker that stores them in a Postgres of this bench's own, which waits for its disk as it does by itself. Producer and worker are
+//! threads of this process.
 
 #![expect(
     clippy::unwrap_used,
@@ -14,38 +15,36 @@ mod harness;
 mod measure;
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use harness::eventually_within;
 use harness::redis::{Server, key_prefix};
+use harness::{eventually_within, postgres};
 use measure::events::event;
-use measure::link::{Link, Reply};
-use measure::{Options, process_cpu, thread_cpu, threads_cpu};
-use tokio::sync::oneshot;
-use uuid::Uuid;
+use measure::{Options, family_cpu, process_cpu, thread_cpu, threads_cpu};
+use tokio::sync::{oneshot, watch};
+use weir::admin::health::Heartbeat;
 use weir::audit::receipt::Duty;
 use weir::audit::ship::{self, Shipping};
-use weir::audit::{Recorder, Worker};
+use weir::audit::{self, Recorder};
 use weir::clock;
 use weir::config::audit::{Delivery, Stream};
-use weir::config::check;
+use weir::config::redis::Tls;
+use weir::config::worker::Worker;
+use weir::config::{self, Secret, check};
 use weir::event::{AuditEvent, Encoded, Micros};
-use weir::keys::Keys;
-use weir::store::batch::{self, Boot};
+use weir::store::batch::Boot;
 use weir::store::chain::Hasher;
 use weir::store::fleet::Fleet;
+use weir::store::postgres::{Postgres, migrate};
 use weir::store::spool::Spool;
 use weir::telemetry::metrics::Metrics;
+use weir::worker::drain::{self, Settings};
 
 /// Events that a lane hands on at once.
 const LANE_BATCH: usize = 64;
 const SPOOL: u64 = 256 << 20;
-const GROUP: &str = "weir";
-/// Entries that the worker's part reads at once.
-const READ: &str = "64";
 /// For what is under way at the end.
 const SETTLED: Duration = Duration::from_secs(60);
 /// Different events, of which each comes again and again.
@@ -54,54 +53,74 @@ const DIFFERENT: usize = 10_000;
 struct Case {
     name: &'static str,
     delivery: Delivery,
-    /// Events a second.
-    rate: u32,
+    pace: Pace,
 }
 
-const CASES: [Case; 3] = [
+#[derive(Clone, Copy)]
+enum Pace {
+    /// Events a second.
+    Steady(u32),
+    /// As fast as they are stored: no more than [`UNDERWAY`] wait for that.
+    FlatOut,
+}
+
+const CASES: [Case; 5] = [
     Case {
-        name: "best effort",
+        name: "best effort, flat out",
         delivery: Delivery::BestEffort,
-        rate: 20_000,
+        pace: Pace::FlatOut,
     },
     Case {
-        name: "guaranteed",
-        delivery: Delivery::Guaranteed,
-        rate: 20_000,
+        name: "best effort, 150,000/s",
+        delivery: Delivery::BestEffort,
+        pace: Pace::Steady(150_000),
     },
     Case {
-        name: "guaranteed, few",
+        name: "best effort, 20,000/s",
+        delivery: Delivery::BestEffort,
+        pace: Pace::Steady(20_000),
+    },
+    Case {
+        name: "guaranteed, 20,000/s",
         delivery: Delivery::Guaranteed,
-        rate: 1_000,
+        pace: Pace::Steady(20_000),
+    },
+    Case {
+        name: "guaranteed, 1,000/s",
+        delivery: Delivery::Guaranteed,
+        pace: Pace::Steady(1_000),
     },
 ];
+
+/// Events that are not stored yet, at most, when they come as fast as they are stored.
+const UNDERWAY: u64 = 150_000;
+/// How often it is looked how many are not stored yet.
+const LOOKS: u32 = 6;
 
 /// A weir, as far as its audit goes.
 struct Producer {
     recorder: Recorder,
-    worker: Worker,
+    worker: audit::Worker,
     /// Ends the control thread.
     _control: oneshot::Sender<()>,
 }
 
 /// CPU time of the parts that an event's way has, and what went that way.
-#[derive(Clone, Copy, Default)]
 struct Spent {
     lane: Duration,
     shipping: Duration,
     redis: Duration,
-    events: u64,
-    batches: u64,
-    /// Of the batches' entries.
-    bytes: u64,
-}
-
-/// What the worker's part has seen.
-#[derive(Default)]
-struct Drained {
-    batches: AtomicU64,
-    bytes: AtomicU64,
-    ends: AtomicBool,
+    worker: Duration,
+    postgres: Duration,
+    events: f64,
+    batches: f64,
+    transactions: f64,
+    /// What they take in Postgres.
+    bytes: f64,
+    /// Events that were not stored yet, in the course of the time.
+    behind: Vec<u64>,
+    /// From the first event until all were stored.
+    took: Duration,
 }
 
 fn main() {
@@ -111,92 +130,186 @@ fn main() {
         false => Duration::from_secs(1),
     };
     let what = format!(
-        "CPU microseconds an event over {time:?} at a steady rate: of the lane that encodes it and hands it on in batches of {LANE_BATCH} \
-         (guaranteed: singly), of the threads that pack, hash, spool and send, and of Redis, whose part includes giving batches to \
-         a worker and deleting them."
+        "CPU microseconds an event over {time:?}: of the lane that encodes it and hands it on, {LANE_BATCH} together \
+         or, where delivery is guaranteed, each alone; of the threads that pack, hash, spool and send; of Redis; of the worker; \
+         and of Postgres with all its processes."
     );
-    let servers = format!("Redis {}, one server on this machine", measure::redis());
+    let postgres = measure::said("postgres", &["--version"]);
+    let servers = format!(
+        "Redis {} and {postgres}, a server each on this machine",
+        measure::redis()
+    );
     let mut page = measure::opening_with(
-        "The audit, from a lane to where it is kept",
+        "The audit, from a lane to Postgres",
         "bench-audit",
         &what,
         &servers,
     );
     page.push_str(
-        "|  | events/s | events a batch | B an event in Redis | lane | shipping | Redis | together |\n\
-         |---|---:|---:|---:|---:|---:|---:|---:|\n",
+        "|  | events/s | behind, in the course | events a batch | a transaction | B in Postgres | lane | shipping | Redis | worker | Postgres | together |\n\
+         |---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
     );
     for case in CASES.iter().filter(|case| options.takes(case.name)) {
-        let row = row(case, time, &measure(case, time));
+        let row = row(case, &measure(case, time));
         println!("{}", row.trim_end());
         page.push_str(&row);
     }
     options.publish(&page);
 }
 
-fn row(case: &Case, time: Duration, spent: &Spent) -> String {
-    let events = spent.events as f64;
-    let micros = |part: Duration| part.as_secs_f64() * 1e6 / events;
+fn row(case: &Case, spent: &Spent) -> String {
+    let parts = [
+        spent.lane,
+        spent.shipping,
+        spent.redis,
+        spent.worker,
+        spent.postgres,
+    ];
+    let behind = spent
+        .behind
+        .iter()
+        .map(|count| measure::grouped(*count as f64));
+    let behind: Vec<_> = behind.collect();
+    let together: Duration = parts.iter().sum();
+    let parts = parts.into_iter().chain([together]);
+    let parts = parts.map(|part| format!("{:.2}", part.as_secs_f64() * 1e6 / spent.events));
     format!(
-        "| {} | {} | {:.0} | {:.0} | {:.2} | {:.2} | {:.2} | {:.2} |\n",
+        "| {} | {} | {} | {:.0} | {:.0} | {:.0} | {} |\n",
         case.name,
-        measure::grouped(events / time.as_secs_f64()),
-        events / spent.batches as f64,
-        spent.bytes as f64 / events,
-        micros(spent.lane),
-        micros(spent.shipping),
-        micros(spent.redis),
-        micros(spent.lane + spent.shipping + spent.redis),
+        measure::grouped(spent.events / spent.took.as_secs_f64()),
+        behind.join(", "),
+        spent.events / spent.batches,
+        spent.events / spent.transactions,
+        spent.bytes / spent.events,
+        parts.collect::<Vec<_>>().join(" | "),
     )
 }
 
 fn measure(case: &Case, time: Duration) -> Spent {
     let server = Server::single();
+    let database = postgres::Server::with(&["shared_buffers=256MB"]);
     let folder = tempfile::tempdir().unwrap();
     let prefix = key_prefix();
+    let shutdown = work(&server, &prefix, &database.url());
     let producer = Producer::start(&server, &prefix, case.delivery, folder.path());
-    let drained = Drained::default();
     let events: Vec<_> = (0..DIFFERENT).map(event).collect();
-    thread::scope(|scope| {
-        scope.spawn(|| drain(&server, &prefix, &drained));
-        // What a start costs is not an event's.
-        produce(&producer.recorder, &events, case, time / 10);
-        settle(&producer.recorder);
-        let shipping = || threads_cpu(&["audit", "audit-send", "control"]);
-        let before = (
-            shipping(),
+    // What a start costs is not an event's.
+    produce(&producer.recorder, &events, case, time / 10);
+    settle(&producer.recorder);
+    let postmaster = database.one(r"SELECT split_part(pg_read_file('postmaster.pid'), E'\n', 1)");
+    let postmaster = postmaster.parse().unwrap();
+    let number = |sql: &str| database.one(sql).parse::<f64>().unwrap();
+    let stored = || {
+        [
+            number("SELECT count(*) FROM weir.audit_events"),
+            number("SELECT count(*) FROM weir.audit_batches"),
+            number("SELECT count(DISTINCT arrival) FROM weir.audit_batches"),
+            number(
+                "SELECT sum(pg_total_relation_size(relid)) FROM pg_partition_tree('weir.audit_events') WHERE isleaf",
+            ),
+        ]
+    };
+    let spent = || {
+        [
+            threads_cpu(&["audit", "audit-send", "control"]),
             process_cpu(server.pid()),
-            drained.batches.load(Ordering::Relaxed),
-            drained.bytes.load(Ordering::Relaxed),
-        );
+            threads_cpu(&["worker"]),
+            family_cpu(postmaster),
+        ]
+    };
+    let (stored_before, spent_before) = (stored(), spent());
+    let start = clock::now();
+    let (lane, (recorded, behind)) = thread::scope(|scope| {
         let lane = scope.spawn(|| {
             let start = thread_cpu();
             let events = produce(&producer.recorder, &events, case, time);
             (thread_cpu() - start, events)
         });
-        let (lane, events) = lane.join().unwrap();
-        settle(&producer.recorder);
-        let spent = Spent {
-            lane,
-            shipping: shipping() - before.0,
-            redis: process_cpu(server.pid()) - before.1,
-            events,
-            batches: drained.batches.load(Ordering::Relaxed) - before.2,
-            bytes: drained.bytes.load(Ordering::Relaxed) - before.3,
-        };
-        let counts = producer.worker.stop(SETTLED);
-        assert_eq!((counts.dropped, counts.underway), (0, 0), "{counts:?}");
-        drained.ends.store(true, Ordering::Relaxed);
-        spent
-    })
+        lane.join().unwrap()
+    });
+    settle(&producer.recorder);
+    let took = start.elapsed();
+    let (spent, stored) = (spent(), stored());
+    let [shipping, redis, worker, postgres] = std::array::from_fn(|n| spent[n] - spent_before[n]);
+    let [events, batches, transactions, bytes] =
+        std::array::from_fn(|n| stored[n] - stored_before[n]);
+    assert_eq!(events, recorded as f64);
+    let counts = producer.worker.stop(SETTLED);
+    assert_eq!((counts.dropped, counts.underway), (0, 0), "{counts:?}");
+    shutdown.send(true).unwrap();
+    Spent {
+        lane,
+        shipping,
+        redis,
+        worker,
+        postgres,
+        events,
+        batches,
+        transactions,
+        bytes,
+        behind,
+        took,
+    }
 }
 
-/// Records events at the case's rate for this long; how many.
-fn produce(recorder: &Recorder, events: &[AuditEvent], case: &Case, time: Duration) -> u64 {
+/// A worker, until it is told to end.
+fn work(server: &Server, prefix: &str, url: &str) -> watch::Sender<bool> {
+    let (shutdown, is_shut) = watch::channel(false);
+    let (ready, is_ready) = mpsc::channel();
+    let fleet = fleet(server, prefix);
+    let config = config::postgres::Postgres {
+        write: Secret(url.to_owned()),
+        read: Vec::new(),
+        write_pool: 8,
+        read_pool: 1,
+        timeout: SETTLED,
+        migrate: true,
+        tls: Tls::default(),
+    };
+    let settings = Settings {
+        stream: Stream::default(),
+        worker: Worker::default(),
+    };
+    let run = move || {
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.enable_all().thread_name("worker").build().unwrap();
+        runtime.block_on(async {
+            let postgres = Postgres::new(&config).unwrap();
+            let connection = postgres.write().await.unwrap();
+            migrate::migrate(connection).await.unwrap();
+            let redis = fleet.join().main.clone();
+            ready.send(()).unwrap();
+            let metrics = Metrics::default().drain.clone();
+            let heart = Heartbeat::default();
+            drain::run(settings, fleet, redis, postgres, metrics, heart, is_shut)
+                .await
+                .unwrap();
+        });
+    };
+    let named = thread::Builder::new().name("worker".to_owned());
+    named.spawn(run).unwrap();
+    is_ready.recv().unwrap();
+    shutdown
+}
+
+/// Records events at the case's pace for this long; how many, and how many of them were not stored at each look.
+fn produce(
+    recorder: &Recorder,
+    events: &[AuditEvent],
+    case: &Case,
+    time: Duration,
+) -> (u64, Vec<u64>) {
     let mut events = events.iter().cycle();
-    let mut recorded = 0;
+    let (mut recorded, mut behind) = (0, Vec::new());
     let start = clock::now();
-    let batch = LANE_BATCH.min(case.rate as usize / 50);
+    let batch = match case.pace {
+        Pace::Steady(rate) => LANE_BATCH.min(rate as usize / 50),
+        Pace::FlatOut => LANE_BATCH,
+    };
+    let waiting = || {
+        let counts = recorder.counts();
+        counts.queued + counts.underway
+    };
     while start.elapsed() < time {
         let mut encoded = Encoded::default();
         for event in events.by_ref().take(batch) {
@@ -209,10 +322,24 @@ fn produce(recorder: &Recorder, events: &[AuditEvent], case: &Case, time: Durati
             recorder.record(encoded, None);
         }
         recorded += batch as u64;
-        let next = Duration::from_secs(1) * u32::try_from(recorded).unwrap() / case.rate;
-        thread::sleep(next.saturating_sub(start.elapsed()));
+        let look = time / LOOKS * u32::try_from(behind.len() + 1).unwrap();
+        if start.elapsed() >= look {
+            behind.push(waiting());
+        }
+        match case.pace {
+            Pace::Steady(rate) => {
+                let next = Duration::from_secs(1) * u32::try_from(recorded).unwrap() / rate;
+                thread::sleep(next.saturating_sub(start.elapsed()));
+            }
+            Pace::FlatOut => {
+                while waiting() > UNDERWAY {
+                    thread::sleep(Duration::from_millis(1));
+                }
+            }
+        }
     }
-    recorded
+    behind.push(waiting());
+    (recorded, behind)
 }
 
 /// Until nothing is under way.
@@ -225,12 +352,7 @@ fn settle(recorder: &Recorder) {
 
 impl Producer {
     fn start(server: &Server, prefix: &str, delivery: Delivery, spool: &Path) -> Producer {
-        let file = format!(
-            "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\n{}",
-            server.yaml(prefix)
-        );
-        let config = check::parse(&file, &|_| None).unwrap();
-        let fleet = Fleet::new(config.redis.as_ref().unwrap(), &Metrics::default()).unwrap();
+        let fleet = fleet(server, prefix);
         let control = control(fleet.clone());
         let boot = clock::uuid(clock::wall());
         let hasher = || Hasher::new(Some(b"a key of thirty-two bytes, or so"));
@@ -254,6 +376,15 @@ impl Producer {
     }
 }
 
+fn fleet(server: &Server, prefix: &str) -> Arc<Fleet> {
+    let file = format!(
+        "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\n{}",
+        server.yaml(prefix)
+    );
+    let config = check::parse(&file, &|_| None).unwrap();
+    Fleet::new(config.redis.as_ref().unwrap(), &Metrics::default()).unwrap()
+}
+
 /// The thread that a weir talks to Redis on.
 fn control(fleet: Arc<Fleet>) -> oneshot::Sender<()> {
     let (end, ended) = oneshot::channel();
@@ -270,58 +401,4 @@ fn control(fleet: Arc<Fleet>) -> oneshot::Sender<()> {
     named.spawn(run).unwrap();
     joins.recv().unwrap();
     end
-}
-
-/// Plays the worker's part in Redis.
-fn drain(server: &Server, prefix: &str, drained: &Drained) {
-    let keys = Keys::new(prefix);
-    let stream = Stream::default();
-    let streams = (0..stream.shards).map(|shard| keys.audit_stream(&stream.name, shard));
-    let streams: Vec<_> = streams.collect();
-    let mut link = Link::to(server);
-    for stream in &streams {
-        let create = ["XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM"].map(str::as_bytes);
-        link.send(&[&create]);
-    }
-    let mut read = vec!["XREADGROUP", "GROUP", GROUP, "a", "COUNT", READ];
-    read.extend(["BLOCK", "100", "STREAMS"]);
-    read.extend(streams.iter().map(String::as_str));
-    read.extend(streams.iter().map(|_| ">"));
-    let read: Vec<_> = read.into_iter().map(str::as_bytes).collect();
-    while !drained.ends.load(Ordering::Relaxed) {
-        for of_stream in link.send(&[&read]).remove(0).list() {
-            commit(&mut link, &keys, of_stream, drained);
-        }
-    }
-}
-
-/// Says that the batches of a stream are stored, and deletes them.
-fn commit(link: &mut Link, keys: &Keys, of_stream: Reply, drained: &Drained) {
-    let mut parts = of_stream.list().into_iter();
-    let stream = parts.next().unwrap().bytes();
-    let mut ack = vec![b"XACK".to_vec(), stream.clone(), GROUP.as_bytes().to_vec()];
-    let mut delete = vec![b"XDEL".to_vec(), stream];
-    let mut commands = Vec::new();
-    for entry in parts.next().unwrap().list() {
-        let mut entry = entry.list();
-        let packed = entry.remove(1).list().remove(1).bytes();
-        let header = batch::peek(&packed).unwrap();
-        let done = keys.audit_done(&Uuid::from_bytes(header.boot).to_string());
-        let (first, last) = (header.first.to_string(), header.last().to_string());
-        let told = ["HSET", &done, &first, &last].map(|part| part.as_bytes().to_vec());
-        commands.push(told.to_vec());
-        let id = entry.remove(0).bytes();
-        ack.push(id.clone());
-        delete.push(id);
-        drained.batches.fetch_add(1, Ordering::Relaxed);
-        let bytes = u64::try_from(packed.len()).unwrap();
-        drained.bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-    commands.extend([ack, delete]);
-    let commands = commands.iter();
-    let commands: Vec<Vec<&[u8]>> = commands
-        .map(|command| command.iter().map(Vec::as_slice).collect())
-        .collect();
-    let commands: Vec<_> = commands.iter().map(Vec::as_slice).collect();
-    link.send(&commands);
 }

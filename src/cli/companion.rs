@@ -12,12 +12,12 @@ use tracing::{info, warn};
 
 use crate::admin::health::Heartbeat;
 use crate::admin::health::check::{Check, Status};
-use crate::admin::health::stores::{self, LagState};
-use crate::config::{Config, worker};
+use crate::admin::health::stores;
+use crate::config::Config;
 use crate::store::fleet::Fleet;
 use crate::store::postgres::migrate::{check_version, migrate};
 use crate::store::postgres::{Postgres, PostgresError};
-use crate::telemetry::drain_metrics::DrainMetrics;
+use crate::store::streams::consume::Streams;
 use crate::telemetry::metrics::Metrics;
 use crate::worker::supervise::{AtStop, Supervisor};
 use crate::worker::{drain, partitions};
@@ -26,6 +26,9 @@ use crate::worker::{drain, partitions};
 const TRY_EVERY: Duration = Duration::from_secs(1);
 /// For Postgres to be there when the process starts; it goes on without.
 const START: Duration = Duration::from_secs(10);
+
+/// The drain beats each second.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// What runs in the process beside the companion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +69,7 @@ impl Companion {
             let _within = handle.enter();
             fleet.connect(false)
         };
-        supervisor.keep("drain", None, AtStop::Finish, {
+        supervisor.keep("drain", Some(SILENCE), AtStop::Finish, {
             let (schema, stopping, fleet) = (schema.clone(), stopping.clone(), fleet.clone());
             let (redis, drain) = (redis.main.clone(), metrics.drain.clone());
             let settings = drain::Settings {
@@ -80,11 +83,13 @@ impl Companion {
                     redis.clone(),
                     schema.postgres.clone(),
                     drain.clone(),
+                    heartbeat.clone(),
                     stopping.clone(),
                 );
                 schema.clone().then(run, heartbeat, stopping.clone())
             }
         });
+        // Without a bound: the index of a day takes its time.
         supervisor.keep("partitions", None, AtStop::Finish, {
             let (schema, drain) = (schema.clone(), metrics.drain.clone());
             let (retention, key) = (config.worker.retention, audit.key.clone());
@@ -112,7 +117,9 @@ impl Companion {
             Beside::Lanes => postgres(Status::Degraded),
             Beside::Nothing => postgres(Status::Critical).gating(),
         };
-        let lag = lag(metrics.drain.clone(), health);
+        let group = &config.worker.group;
+        let streams = Streams::new(redis.main, &fleet.keys, &audit.stream, group);
+        let lag = stores::audit_lag(Arc::new(streams), health);
         Ok(Companion {
             supervisor,
             checks: vec![postgres, lag],
@@ -129,20 +136,6 @@ impl Companion {
     pub(super) async fn stop(self, within: Duration) {
         self.supervisor.stop(within).await;
     }
-}
-
-/// As the drain last measured it.
-fn lag(drain: DrainMetrics, bounds: worker::Health) -> Check {
-    Check::new("audit_lag", Status::Degraded, move || {
-        let count = |gauge: i64| u64::try_from(gauge).unwrap_or_default();
-        let state = LagState {
-            oldest: Duration::try_from_secs_f64(drain.lag_seconds.get()).ok(),
-            waiting: count(drain.waiting.get()),
-            dead_letters: count(drain.dead_letters.get()),
-        };
-        let found = stores::lag(state, &bounds);
-        async move { found }
-    })
 }
 
 /// The schema that the tasks work with.
@@ -179,9 +172,13 @@ impl Schema {
         mut stopping: watch::Receiver<bool>,
     ) -> anyhow::Result<()> {
         loop {
-            heartbeat.beat();
+            // A schema may take its time, and another worker may be at it.
+            heartbeat.rest();
             match self.bring().await {
-                Ok(()) => return run.await,
+                Ok(()) => {
+                    heartbeat.beat();
+                    return run.await;
+                }
                 Err(error) if may_pass(&error) => {}
                 Err(error) => return Err(error.into()),
             }

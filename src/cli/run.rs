@@ -247,6 +247,15 @@ fn checks(
             async move { found }
         }));
     }
+    if let (Some(recorder), Some(audit)) = (recorder, &config.audit)
+        && recorder.counts().spool.is_some()
+    {
+        let (recorder, delivery) = (recorder.clone(), audit.delivery);
+        checks.push(Check::new("spool", Status::Degraded, move || {
+            let found = stores::spool(recorder.counts().spool.unwrap_or_default(), delivery);
+            async move { found }
+        }));
+    }
     if let Some(audit) = &config.audit {
         let written = match config.postgres {
             Some(_) => &audit.spool.path,

@@ -10,7 +10,7 @@ use prometheus_client::metrics::counter::Counter;
 use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, warn};
 
@@ -22,7 +22,7 @@ use crate::telemetry::metrics::Metrics;
 const WAIT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 /// A task that ran for so long ran well: a failure then is the first of a row.
 const WELL: Duration = Duration::from_secs(60);
-/// So many failures in a row, which take a minute and a half at least, and a task is given up.
+/// So many failures in a row, which take one to two minutes, and a task is given up.
 const MOST: u32 = 12;
 
 /// The tasks of one runtime.
@@ -175,7 +175,14 @@ impl Keeper {
             self.heartbeat.rest();
             let last = match ended {
                 None | Some(Ok(Ok(()))) => return Ok(()),
-                Some(Ok(Err(error))) => format!("{error:#}"),
+                Some(Ok(Err(error))) => {
+                    // Of a task within the task.
+                    let inner = error.downcast_ref::<JoinError>();
+                    if inner.is_some_and(JoinError::is_panic) {
+                        self.panics.inc();
+                    }
+                    format!("{error:#}")
+                }
                 Some(Err(error)) => {
                     self.panics.inc();
                     error.to_string()
@@ -210,7 +217,7 @@ impl Keeper {
 }
 
 /// A keeper does not panic, nor is it dropped while it is waited for; if it were, its task would be gone.
-fn broken(error: &tokio::task::JoinError) -> GaveUp {
+fn broken(error: &JoinError) -> GaveUp {
     error!(%error, "a task's keeper is gone, weir ends");
     GaveUp {
         task: "keeper",

@@ -7,11 +7,13 @@
 )]
 
 pub mod calls;
+pub mod drain;
 pub mod node;
 pub mod postgres;
 pub mod process;
 pub mod raw;
 pub mod redis;
+pub mod stack;
 
 use std::io::{BufRead, BufReader, Read as _, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};

@@ -38,6 +38,7 @@ if test -n "$pid"; then
     kill -9 "$pid" $children 2>/dev/null
 fi
 wait
+umount -l "$dir/small" 2>/dev/null
 rm -rf "$dir"
 "#;
 
@@ -143,7 +144,36 @@ impl Server {
         Server::launch(folder, &["fsync=off"])
     }
 
+    /// One that has a small disk beside its own, a tmpfs of this size, where databases of the tablespace `small` are.
+    pub fn with_small_disk(size: &str) -> Server {
+        let folder = folder();
+        copy(&template().join("data"), &folder.join("data"));
+        std::fs::create_dir(folder.join("small")).unwrap();
+        let owner = user().map_or(String::new(), |user| format!(",uid={user}"));
+        let mount = format!("mount -t tmpfs -o size={size},mode=700{owner} tmpfs \"$1/small\"");
+        let server = Server::launch_within(folder, &["fsync=off"], Some(&mount));
+        let small = server.folder.join("small");
+        server.query(&format!(
+            "CREATE TABLESPACE small LOCATION '{}'",
+            small.display()
+        ));
+        server
+    }
+
+    /// Of the small disk, as the server sees it.
+    pub fn small_disk(&self) -> PathBuf {
+        let pid = self.keeper.lock().unwrap().pid;
+        let root = PathBuf::from(format!("/proc/{pid}/root"));
+        let small = self.folder.join("small");
+        root.join(small.strip_prefix("/").unwrap())
+    }
+
     fn launch(folder: PathBuf, settings: &[&str]) -> Server {
+        Server::launch_within(folder, settings, None)
+    }
+
+    /// `mount`: a command to begin with, in a mount namespace of its own; `$1` is the folder.
+    fn launch_within(folder: PathBuf, settings: &[&str], mount: Option<&str>) -> Server {
         let port = free_port();
         let mut command = program("postgres");
         command.arg("-D").arg(folder.join("data"));
@@ -161,8 +191,13 @@ impl Server {
         for setting in common.iter().chain(settings) {
             command.args(["-c", setting]);
         }
-        let mut shell = Command::new("sh")
-            .args(["-c", KEEPER, "sh"])
+        let mut shell = Command::new(if mount.is_some() { "unshare" } else { "sh" });
+        if mount.is_some() {
+            shell.args(["-m", "sh"]);
+        }
+        let script = format!("{}\n{KEEPER}", mount.unwrap_or_default());
+        let mut shell = shell
+            .args(["-c", &script, "sh"])
             .arg(&folder)
             .arg(command.get_program())
             .args(command.get_args())

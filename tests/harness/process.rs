@@ -83,7 +83,7 @@ impl Running {
         Running::start_as("run", config, environment)
     }
 
-    /// By this command: `run` or `proxy`.
+    /// By this command: `run`, `proxy` or `worker`, which has no listener.
     pub fn start_as(command: &str, config: &Path, environment: &[(&str, &str)]) -> Running {
         let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
             .args([command, "-c"])
@@ -100,12 +100,15 @@ impl Running {
             admin: String::new(),
             metrics: None,
         };
-        let line = running.log_until("listening");
+        let is_worker = command == "worker";
+        let line = running.log_until(if is_worker { "working" } else { "listening" });
         let field = |name: &str| {
             let value = line.split(name).nth(1)?.split_whitespace().next()?;
             Some(value.to_owned())
         };
-        running.address = field("addresses=").unwrap();
+        if !is_worker {
+            running.address = field("addresses=").unwrap();
+        }
         running.admin = field("admin=").unwrap();
         running.metrics = field("metrics=");
         running

@@ -1,5 +1,5 @@
-//! How the stores are, judged by the numbers that they give. Owns what is degraded and what is critical; must not gather the numbers of
-//! queue, spool and lag, which their owners do.
+//! How the stores are, judged by the numbers that they give. Owns what is degraded and what is critical; must not count, which their
+//! owners do.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,36 +7,13 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::check::{Check, Found, Status};
-use crate::audit::Counts;
+use crate::audit::{Counts, SpoolCounts};
 use crate::config::audit::Delivery;
 use crate::config::worker;
 use crate::store::fleet::FleetConnections;
 use crate::store::postgres::{Postgres, TargetHealth};
 use crate::store::redis::Connections;
-
-/// What waits in a spool.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct SpoolState {
-    pub bytes: u64,
-    /// The bound of `bytes`.
-    pub max_bytes: u64,
-    /// How long its oldest batch has waited; `None` for an empty one.
-    pub oldest: Option<Duration>,
-    /// Whether it takes nothing more.
-    pub is_full: bool,
-    /// Segments that cannot be read, and were put aside.
-    pub quarantined: u64,
-}
-
-/// What waits in the streams.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct LagState {
-    /// The age of the oldest entry that is not stored; `None` where all are.
-    pub oldest: Option<Duration>,
-    /// Entries that are not stored.
-    pub waiting: u64,
-    pub dead_letters: u64,
-}
+use crate::store::streams::consume::{Lag, Streams};
 
 /// One check for each client, by name: a client is well while every node that has slots answers its pings, which go out each second
 /// without being asked. `main_down`: what the process is without the main one; it is ready only with it where that is critical.
@@ -92,6 +69,8 @@ pub fn queue(counts: Counts, capacity: u64) -> Found {
         json!({
             "written": counts.written,
             "queued": counts.queued,
+            "underway": counts.underway,
+            "resent": counts.resent,
             "dropped": counts.dropped,
             "failed_writes": counts.errors,
         }),
@@ -99,39 +78,53 @@ pub fn queue(counts: Counts, capacity: u64) -> Found {
 }
 
 /// What does not fit is dropped and counted, or under `guaranteed` its request is refused.
-pub fn spool(state: SpoolState, delivery: Delivery) -> Found {
+pub fn spool(counts: SpoolCounts, delivery: Delivery) -> Found {
     let full = match delivery {
         Delivery::BestEffort => Status::Degraded,
         Delivery::Guaranteed => Status::Critical,
     };
-    let is_filling = state.bytes > state.max_bytes / 2 || state.quarantined > 0;
+    let is_filling = counts.bytes > counts.max / 2 || counts.corrupt > 0;
     Found::new(
-        full.when(state.is_full)
+        full.when(counts.refuses)
             .max(Status::Degraded.when(is_filling)),
         json!({
-            "bytes": state.bytes,
-            "max_bytes": state.max_bytes,
-            "oldest_seconds": state.oldest.map(|age| age.as_secs_f64()),
-            "full": state.is_full,
-            "quarantined": state.quarantined,
+            "bytes": counts.bytes,
+            "max_bytes": counts.max,
+            "batches": counts.batches,
+            "oldest_seconds": counts.age.as_secs_f64(),
+            "refuses": counts.refuses,
+            "corrupt": counts.corrupt,
         }),
     )
 }
 
+/// How far storing is behind what is in the streams.
+pub fn audit_lag(streams: Arc<Streams>, bounds: worker::Health) -> Check {
+    Check::new("audit_lag", Status::Degraded, move || {
+        let streams = streams.clone();
+        async move {
+            match streams.lag().await {
+                Ok(measured) => lag(&measured, &bounds),
+                Err(error) => Found::error(Status::Degraded, error),
+            }
+        }
+    })
+}
+
 /// Dead letters wait for an operator.
-pub fn lag(state: LagState, bounds: &worker::Health) -> Found {
-    let oldest = state.oldest.unwrap_or_default();
-    let status = if oldest >= bounds.lag_critical {
+fn lag(lag: &Lag, bounds: &worker::Health) -> Found {
+    let status = if lag.oldest >= bounds.lag_critical {
         Status::Critical
     } else {
-        Status::Degraded.when(oldest >= bounds.lag_degraded || state.dead_letters > 0)
+        Status::Degraded.when(lag.oldest >= bounds.lag_degraded || lag.dead_letters > 0)
     };
     Found::new(
         status,
         json!({
-            "oldest_seconds": oldest.as_secs_f64(),
-            "waiting": state.waiting,
-            "dead_letters": state.dead_letters,
+            "oldest_seconds": lag.oldest.as_secs_f64(),
+            "waiting": lag.waiting,
+            "pending": lag.pending,
+            "dead_letters": lag.dead_letters,
         }),
     )
 }
@@ -171,24 +164,24 @@ mod tests {
 
     #[test]
     fn a_full_spool_is_critical_where_requests_are_refused_for_it() {
-        let state = |bytes, is_full| SpoolState {
+        let counts = |bytes, refuses| SpoolCounts {
             bytes,
-            max_bytes: 100,
-            is_full,
-            ..SpoolState::default()
+            max: 100,
+            refuses,
+            ..SpoolCounts::default()
         };
-        for (bytes, is_full, best_effort, guaranteed) in [
+        for (bytes, refuses, best_effort, guaranteed) in [
             (0, false, Status::Ok, Status::Ok),
             (51, false, Status::Degraded, Status::Degraded),
             (99, true, Status::Degraded, Status::Critical),
         ] {
-            let status = |delivery| spool(state(bytes, is_full), delivery).status;
+            let status = |delivery| spool(counts(bytes, refuses), delivery).status;
             assert_eq!(status(Delivery::BestEffort), best_effort);
             assert_eq!(status(Delivery::Guaranteed), guaranteed);
         }
-        let torn = SpoolState {
-            quarantined: 1,
-            ..state(0, false)
+        let torn = SpoolCounts {
+            corrupt: 1,
+            ..counts(0, false)
         };
         assert_eq!(spool(torn, Delivery::Guaranteed).status, Status::Degraded);
     }
@@ -196,12 +189,12 @@ mod tests {
     #[test]
     fn lag_is_judged_by_the_age_of_what_waits() {
         let of = |seconds, dead_letters| {
-            let state = LagState {
-                oldest: Some(Duration::from_secs(seconds)),
-                waiting: 1,
+            let measured = Lag {
+                oldest: Duration::from_secs(seconds),
                 dead_letters,
+                ..Lag::default()
             };
-            lag(state, &worker::Health::default()).status
+            lag(&measured, &worker::Health::default()).status
         };
         assert_eq!(of(29, 0), Status::Ok);
         assert_eq!(of(30, 0), Status::Degraded);
