@@ -60,5 +60,5 @@ bench-scale: ## Measure what a million keys and sessions take in Redis and in th
 	cargo bench --bench scale -- --write benches/SCALE.md
 
 bench-audit: ## Measure what an audited event costs on its way: process, Redis, worker, Postgres
-	@tests/need.sh redis-server
+	@tests/need.sh redis-server postgresql
 	cargo bench --bench audit -- --write benches/AUDIT.md

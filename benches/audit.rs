@@ -24,6 +24,7 @@ use harness::{eventually_within, postgres};
 use measure::events::event;
 use measure::{Options, family_cpu, process_cpu, thread_cpu, threads_cpu};
 use tokio::sync::{oneshot, watch};
+use weir::admin::health::Heartbeat;
 use weir::audit::receipt::Duty;
 use weir::audit::ship::{self, Shipping};
 use weir::audit::{self, Recorder};
@@ -279,7 +280,8 @@ fn work(server: &Server, prefix: &str, url: &str) -> watch::Sender<bool> {
             let redis = fleet.join().main.clone();
             ready.send(()).unwrap();
             let metrics = Metrics::default().drain.clone();
-            drain::run(settings, fleet, redis, postgres, metrics, is_shut)
+            let heart = Heartbeat::default();
+            drain::run(settings, fleet, redis, postgres, metrics, heart, is_shut)
                 .await
                 .unwrap();
         });

@@ -7,9 +7,10 @@
 
 mod harness;
 
+use harness::postgres;
 use harness::process::{Running, file};
 use harness::redis::{Server, key_prefix};
-use harness::{Reply, eventually};
+use harness::{Client, Reply, eventually};
 use serde_json::Value;
 
 /// A proxy whose checks are made anew for each call.
@@ -78,4 +79,97 @@ fn a_proxy_whose_redis_is_gone_is_degraded_and_ready() {
     degraded_and_ready();
     server.resume();
     eventually(|| redis() == "ok");
+}
+
+/// A worker that looks often, with these keys of `health`.
+fn worker(redis: &Server, postgres: &postgres::Server, health: &str) -> Running {
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\nadmin: {{address: 127.0.0.1:0}}\naudit: {{}}\n\
+         postgres: {{write: '{}', pool: {{timeout: 500ms}}}}\nworker: {{health: {{{health}}}}}\n{}",
+        postgres.url(),
+        redis.yaml(&key_prefix())
+    ));
+    Running::start_as("worker", config.path(), &[])
+}
+
+#[test]
+fn a_worker_is_ready_while_its_stores_answer() {
+    let (redis, postgres) = (Server::single(), postgres::Server::start());
+    let worker = worker(
+        &redis,
+        &postgres,
+        "interval: 50ms, timeout: 300ms, cache: 0s",
+    );
+    let ready = || eventually(|| get(&worker, "/ready").0 == 200);
+    let waits_for = |store: &str| {
+        eventually(|| {
+            let (status, said) = get(&worker, "/ready");
+            status == 503 && said["waits_for"] == serde_json::json!([store])
+        });
+        let (status, health) = get(&worker, "/health");
+        assert_eq!((status, &health["status"]), (503, &"critical".into()));
+        assert_eq!(health["checks"][store]["status"], "critical", "{health}");
+        // It waits for the store, and a restart would mend nothing.
+        assert_eq!(get(&worker, "/live").0, 200);
+    };
+    ready();
+    eventually(|| get(&worker, "/health").1["checks"]["audit_lag"]["status"] == "ok");
+    postgres.pause();
+    waits_for("postgres_write");
+    postgres.resume();
+    ready();
+    postgres.stop();
+    waits_for("postgres_write");
+    postgres.restart();
+    ready();
+    redis.pause();
+    waits_for("redis_main");
+    redis.resume();
+    ready();
+    redis.kill();
+    waits_for("redis_main");
+    redis.restart();
+    ready();
+}
+
+#[test]
+fn while_one_look_is_under_way_others_get_the_stale_answer() {
+    let (redis, postgres) = (Server::single(), postgres::Server::start());
+    let worker = worker(&redis, &postgres, "interval: 1h, timeout: 2s, cache: 300ms");
+    let admin = worker.admin.clone();
+    let health = || -> Value {
+        let said = Client::to(&admin).get("/health").body;
+        serde_json::from_str(&said).unwrap()
+    };
+    eventually(|| health()["checks"]["postgres_write"]["status"] == "ok");
+    postgres.pause();
+    // Whoever comes first waits for the servers that hang.
+    let looked = std::thread::scope(|scope| {
+        let asks: Vec<_> = (0..8)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut answers = Vec::new();
+                    eventually(|| {
+                        answers.push(health());
+                        answers.last().unwrap()["checks"]["postgres_write"]["status"] == "critical"
+                    });
+                    answers
+                })
+            })
+            .collect();
+        asks.into_iter()
+            .flat_map(|ask| ask.join().unwrap())
+            .collect::<Vec<_>>()
+    });
+    let stale = looked.iter().filter(|answer| answer["stale"] == true);
+    let age = |answer: &Value| answer["age_seconds"].as_f64().unwrap();
+    assert!(stale.clone().count() > 8, "{looked:#?}");
+    assert!(stale.clone().all(|answer| age(answer) >= 0.3));
+    assert!(stale.clone().any(|answer| age(answer) >= 1.0));
+    // What is stale is what was there before.
+    assert!(
+        stale
+            .clone()
+            .any(|answer| answer["checks"]["postgres_write"]["status"] == "ok")
+    );
 }

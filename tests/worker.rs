@@ -7,9 +7,14 @@
 
 mod harness;
 
+use std::path::Path;
 use std::process::{Command, Output};
 
+use harness::eventually;
+use harness::postgres::{self, Database};
 use harness::process::{Running, file};
+use harness::redis::{Server, key_prefix};
+use tempfile::NamedTempFile;
 
 const BESIDE: &str = "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\nadmin: {address: 127.0.0.1:0}\nruntime: {lanes: 1}\n";
 
@@ -64,4 +69,100 @@ fn a_proxy_ends_well_on_sigterm() {
     let mut proxy = Running::start_as("proxy", config.path(), &[]);
     proxy.signal("TERM");
     assert_eq!(proxy.child.wait().unwrap().code(), Some(0));
+}
+
+/// A file of a worker, with these keys of `postgres` behind its address.
+fn draining(redis: &Server, url: &str, keys: &str, spool: &Path) -> NamedTempFile {
+    file(&format!(
+        "{BESIDE}audit: {{spool: {{path: {}}}}}\npostgres: {{write: '{url}', pool: {{timeout: 500ms}}{keys}}}\n\
+         worker: {{health: {{interval: 50ms, cache: 0s}}}}\n{}",
+        spool.display(),
+        redis.yaml(&key_prefix())
+    ))
+}
+
+fn migrate(config: &NamedTempFile) -> Output {
+    let mut weir = Command::new(env!("CARGO_BIN_EXE_weir"));
+    weir.args(["migrate", "-c"]).arg(config.path());
+    weir.output().unwrap()
+}
+
+#[test]
+fn a_schema_is_brought_up_to_date_once_and_a_newer_one_is_refused() {
+    let (redis, database) = (Server::single(), Database::new());
+    let folder = tempfile::tempdir().unwrap();
+    let config = draining(&redis, &database.url(), "", folder.path());
+    let said = |output: Output| {
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(said(migrate(&config)).starts_with("the schema was at version 0 and is at "));
+    assert!(said(migrate(&config)).ends_with(" already\n"));
+    database.query("INSERT INTO weir.schema_version VALUES (999)");
+    for command in ["migrate", "worker", "run"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_weir"))
+            .args([command, "-c"])
+            .arg(config.path())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{command}: {said}");
+        assert!(said.contains("is version 999"), "{command}: {said}");
+    }
+}
+
+#[test]
+fn a_worker_that_does_not_migrate_says_what_to_do() {
+    let (redis, database) = (Server::single(), Database::new());
+    let folder = tempfile::tempdir().unwrap();
+    let config = draining(&redis, &database.url(), ", migrate: false", folder.path());
+    let mut weir = Command::new(env!("CARGO_BIN_EXE_weir"));
+    let output = weir.args(["worker", "-c"]).arg(config.path()).output();
+    let output = output.unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("weir migrate"), "{said}");
+    assert!(migrate(&config).status.success());
+    let mut worker = Running::start_as("worker", config.path(), &[]);
+    eventually(|| worker.admin().get("/ready").status == 200);
+    worker.signal("HUP");
+    worker.log_until("restart it");
+    worker.signal("TERM");
+    assert_eq!(worker.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_worker_starts_without_its_stores_and_joins_them() {
+    let (redis, postgres) = (Server::single(), postgres::Server::start());
+    redis.kill();
+    postgres.kill();
+    let folder = tempfile::tempdir().unwrap();
+    let config = draining(&redis, &postgres.url(), "", folder.path());
+    let mut worker = Running::start_as("worker", config.path(), &[]);
+    assert_eq!(worker.admin().get("/ready").status, 503);
+    assert_eq!(worker.admin().get("/live").status, 200);
+    redis.restart();
+    postgres.restart();
+    eventually(|| worker.admin().get("/ready").status == 200);
+    let has_schema = "SELECT count(*) FROM pg_namespace WHERE nspname = 'weir'";
+    eventually(|| postgres.one(has_schema) == "1");
+    worker.signal("TERM");
+    assert_eq!(worker.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn run_does_the_worker_s_work_beside_its_lanes() {
+    let (redis, database) = (Server::single(), Database::new());
+    let folder = tempfile::tempdir().unwrap();
+    let config = draining(&redis, &database.url(), "", folder.path());
+    let mut weir = Running::start(config.path());
+    // Nothing listens at the upstream; a refusal is audited like another.
+    assert_eq!(weir.client().get("/").status, 502);
+    eventually(|| database.one("SELECT count(*) FROM weir.audit_events") == "1");
+    let health = weir.admin().get("/health").body;
+    for check in ["postgres_write", "audit_lag", "spool", "lanes"] {
+        assert!(health.contains(&format!("\"{check}\"")), "{health}");
+    }
+    weir.signal("TERM");
+    assert_eq!(weir.child.wait().unwrap().code(), Some(0));
 }

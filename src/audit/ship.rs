@@ -5,6 +5,7 @@
 //! effort batches are held in memory, and go to the spool when that is full. Where the disk fails, a batch counts as safe once
 //! Redis has taken it.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +24,7 @@ use crate::config::audit::{Delivery, Stream};
 use crate::store::batch::Boot;
 use crate::store::chain::Hasher;
 use crate::store::fleet::Fleet;
-use crate::store::spool::{Abandoned, Spool, SpoolError};
+use crate::store::spool::{Abandoned, Place, Spool, SpoolError};
 
 /// Bytes of batches in memory, at most, as a process has it: what is beyond goes to the spool, or stays in the queue.
 pub const MEMORY: usize = 32 << 20;
@@ -60,6 +61,8 @@ pub(super) struct Common {
     pub outgoing: Mutex<Outgoing>,
     /// Gone once all is stored.
     pub spool: Mutex<Option<Spool>>,
+    /// Batches that are in the spool, while whether they are on the disk is not known.
+    unsynced: Mutex<Vec<(u64, Place)>>,
     /// Told when there is something to send, or the end has come.
     pub work: Notify,
     /// Whether all that there will ever be is packed.
@@ -95,6 +98,7 @@ pub fn start(shipping: Shipping, capacity: usize) -> io::Result<(Recorder, Worke
         memory: shipping.memory,
         outgoing: Mutex::default(),
         spool: Mutex::new(shipping.spool),
+        unsynced: Mutex::default(),
         work: Notify::new(),
         packed_all: AtomicBool::new(false),
         shared: queue.shared.clone(),
@@ -183,13 +187,15 @@ impl Common {
     pub(super) fn secure(&self, until: Option<usize>) -> Result<(), SpoolError> {
         let at_risk = self.outgoing.lock().at_risk();
         let mut spool = self.spool.lock();
-        let Some(spool) = spool.as_mut().filter(|_| !at_risk.is_empty()) else {
+        let mut placed = std::mem::take(&mut *self.unsynced.lock());
+        let is_idle = at_risk.is_empty() && placed.is_empty();
+        let Some(spool) = spool.as_mut().filter(|_| !is_idle) else {
             return Ok(());
         };
-        let mut placed = Vec::new();
+        let known: BTreeSet<_> = placed.iter().map(|(first, _)| *first).collect();
         let mut failed = Ok(());
         let mut memory = self.outgoing.lock().memory();
-        for (first, bytes) in &at_risk {
+        for (first, bytes) in at_risk.iter().filter(|(first, _)| !known.contains(first)) {
             if until.is_some_and(|until| memory <= until) {
                 break;
             }
@@ -202,12 +208,19 @@ impl Common {
             }
             memory = memory.saturating_sub(bytes.len());
         }
-        if let Err(error) = spool.sync() {
-            // Whether they are on the disk is not known: they are appended again.
-            for (_, place) in placed {
-                let _ = spool.release(place);
+        match spool.sync() {
+            Ok(()) => {}
+            // The kernel has lost what was not synced: it is appended again.
+            Err(error @ SpoolError::Damaged(..)) => {
+                for (_, place) in placed {
+                    let _ = spool.release(place);
+                }
+                return Err(error);
             }
-            return Err(error);
+            Err(error) => {
+                *self.unsynced.lock() = placed;
+                return Err(error);
+            }
         }
         let mut outgoing = self.outgoing.lock();
         for (first, place) in placed {

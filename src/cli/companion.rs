@@ -27,6 +27,9 @@ const TRY_EVERY: Duration = Duration::from_secs(1);
 /// For Postgres to be there when the process starts; it goes on without.
 const START: Duration = Duration::from_secs(10);
 
+/// The drain beats each second.
+const SILENCE: Duration = Duration::from_secs(30);
+
 /// What runs in the process beside the companion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Beside {
@@ -66,7 +69,7 @@ impl Companion {
             let _within = handle.enter();
             fleet.connect(false)
         };
-        supervisor.keep("drain", None, AtStop::Finish, {
+        supervisor.keep("drain", Some(SILENCE), AtStop::Finish, {
             let (schema, stopping, fleet) = (schema.clone(), stopping.clone(), fleet.clone());
             let (redis, drain) = (redis.main.clone(), metrics.drain.clone());
             let settings = drain::Settings {
@@ -80,11 +83,13 @@ impl Companion {
                     redis.clone(),
                     schema.postgres.clone(),
                     drain.clone(),
+                    heartbeat.clone(),
                     stopping.clone(),
                 );
                 schema.clone().then(run, heartbeat, stopping.clone())
             }
         });
+        // Without a bound: the index of a day takes its time.
         supervisor.keep("partitions", None, AtStop::Finish, {
             let (schema, drain) = (schema.clone(), metrics.drain.clone());
             let (retention, key) = (config.worker.retention, audit.key.clone());
@@ -167,9 +172,13 @@ impl Schema {
         mut stopping: watch::Receiver<bool>,
     ) -> anyhow::Result<()> {
         loop {
-            heartbeat.beat();
+            // A schema may take its time, and another worker may be at it.
+            heartbeat.rest();
             match self.bring().await {
-                Ok(()) => return run.await,
+                Ok(()) => {
+                    heartbeat.beat();
+                    return run.await;
+                }
                 Err(error) if may_pass(&error) => {}
                 Err(error) => return Err(error.into()),
             }

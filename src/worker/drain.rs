@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info, warn};
 
+use crate::admin::health::Heartbeat;
 use crate::config::audit::Stream;
 use crate::config::worker::Worker;
 use crate::store::batch::{self, Batch};
@@ -39,6 +40,11 @@ const LAG_EVERY: Duration = Duration::from_secs(5);
 /// A consumer that has asked for nothing for so long, and this many times `claim_after`, is gone.
 const GONE: (Duration, u32) = (Duration::from_secs(600), 2);
 
+/// The longest that a loop goes without a beat: a transaction has 45 s.
+const SILENCE: Duration = Duration::from_secs(120);
+/// Between looks at the loops' hearts.
+const HEARTS_EVERY: Duration = Duration::from_secs(1);
+
 /// Which streams are drained, and how.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -47,13 +53,14 @@ pub struct Settings {
 }
 
 /// Drains the streams until `shutdown` is true, and then ends what is under way. `redis` are this runtime's connections of
-/// `fleet.main`. While Redis or Postgres is away it waits; an error is one that a new start may mend.
+/// `fleet.main`. While Redis or Postgres is away it waits; an error is one that a new start may mend. Beats while every loop goes on.
 pub async fn run(
     settings: Settings,
     fleet: Arc<Fleet>,
     redis: Arc<Connections>,
     postgres: Arc<Postgres>,
     metrics: DrainMetrics,
+    heartbeat: Heartbeat,
     shutdown: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     let group = &settings.worker.group;
@@ -61,8 +68,10 @@ pub async fn run(
     let streams = Arc::new(streams);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let loops = cores.min(usize::from(streams.count())).max(1);
+    let hearts: Vec<_> = (0..loops).map(|_| Heartbeat::default()).collect();
     let mut tasks = JoinSet::new();
-    for n in 0..loops {
+    for (n, heart) in hearts.iter().enumerate() {
+        heart.beat();
         let shards = (0..streams.count()).skip(n).step_by(loops);
         let drain = Drain {
             streams: streams.clone(),
@@ -70,12 +79,16 @@ pub async fn run(
             shards: shards.collect(),
             worker: settings.worker.clone(),
             metrics: metrics.clone(),
+            heartbeat: heart.clone(),
             shutdown: shutdown.clone(),
         };
         let writer = Writer::new(postgres.clone(), settings.worker.retention);
         tasks.spawn(drain.run(writer));
     }
-    let watching = tokio::spawn(watch_lag(streams, metrics));
+    // They end with the set.
+    let mut watching = JoinSet::new();
+    watching.spawn(watch_lag(streams, metrics));
+    watching.spawn(watch_hearts(hearts, heartbeat));
     let mut ended = Ok(());
     while let Some(task) = tasks.join_next().await {
         if let Err(error) = task {
@@ -84,8 +97,17 @@ pub async fn run(
             ended = ended.and(Err(error.into()));
         }
     }
-    watching.abort();
     ended
+}
+
+/// Beats for all, while none of them is silent.
+async fn watch_hearts(hearts: Vec<Heartbeat>, all: Heartbeat) {
+    loop {
+        if hearts.iter().all(|heart| heart.age() <= SILENCE) {
+            all.beat();
+        }
+        sleep(HEARTS_EVERY).await;
+    }
 }
 
 async fn watch_lag(streams: Arc<Streams>, metrics: DrainMetrics) {
@@ -108,6 +130,7 @@ struct Drain {
     shards: Vec<u16>,
     worker: Worker,
     metrics: DrainMetrics,
+    heartbeat: Heartbeat,
     shutdown: watch::Receiver<bool>,
 }
 
@@ -191,6 +214,7 @@ impl Drain {
         let mut load = Load::default();
         let until = Instant::now() + self.worker.batch_wait;
         while !self.stopping() {
+            self.heartbeat.beat();
             if well && reading.claim_at <= Instant::now() {
                 reading.claim_at = Instant::now() + self.worker.claim_after / 4;
                 self.claim(reading, &mut load).await;
@@ -210,6 +234,7 @@ impl Drain {
     async fn read(&self, reading: &mut Reading, load: &mut Load) {
         reading.turn = reading.turn.wrapping_add(1);
         for n in 0..self.shards.len() {
+            self.heartbeat.beat();
             let shard = self.shards[reading.turn.wrapping_add(n) % self.shards.len()];
             let count = reading.count(load, self.worker.batch_max);
             if count == 0 || self.stopping() {
@@ -252,6 +277,7 @@ impl Drain {
             }
             let mut from = None;
             while reading.count(load, self.worker.batch_max) > 0 {
+                self.heartbeat.beat();
                 let count = reading.count(load, self.worker.batch_max).min(100);
                 let claimed =
                     self.streams
@@ -410,6 +436,7 @@ impl Drain {
 
     /// In one transaction; lets go of what is stored, and buries what never can be.
     async fn store_once(&self, writer: &mut Writer, work: &[Work]) -> Result<(), PostgresError> {
+        self.heartbeat.beat();
         let batches: Vec<_> = work.iter().map(|work| &work.batch).collect();
         let outcomes = writer.store(&batches).await?;
         self.metrics.transactions.inc();

@@ -22,7 +22,7 @@ use crate::telemetry::metrics::Metrics;
 const WAIT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 /// A task that ran for so long ran well: a failure then is the first of a row.
 const WELL: Duration = Duration::from_secs(60);
-/// So many failures in a row, which take a minute and a half at least, and a task is given up.
+/// So many failures in a row, which take one to two minutes, and a task is given up.
 const MOST: u32 = 12;
 
 /// The tasks of one runtime.

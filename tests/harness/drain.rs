@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
+use weir::admin::health::Heartbeat;
 use weir::config::redis::Tls;
 use weir::config::worker::Worker;
 use weir::config::{Secret, audit, check, postgres};
@@ -100,6 +101,7 @@ impl World {
             redis,
             self.postgres.clone(),
             metrics.drain.clone(),
+            Heartbeat::default(),
             is_shut,
         );
         Running {

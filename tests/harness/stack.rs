@@ -294,6 +294,10 @@ impl Stack {
 
     /// Asserts that every request that was answered is on record exactly once, that nothing else is but what may be, and that
     /// nothing is missing in any boot's numbers or chain. Tells the counts; `over`: when the last request was made.
+    #[allow(
+        clippy::print_stdout,
+        reason = "what a test measures is printed, whichever test it is"
+    )]
     pub fn account(&self, over: Instant) {
         let took = over.elapsed();
         let mut rows = BTreeMap::<String, usize>::new();

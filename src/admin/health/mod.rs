@@ -39,7 +39,8 @@ impl Heartbeat {
         self.0.store(u64::MAX, Ordering::Relaxed);
     }
 
-    fn age(&self) -> Duration {
+    /// Since the last beat; nothing while it rests.
+    pub fn age(&self) -> Duration {
         Duration::from_millis(millis().saturating_sub(self.0.load(Ordering::Relaxed)))
     }
 }

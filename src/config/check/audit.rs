@@ -17,7 +17,7 @@ const DATABASE: &str = "weir-audit.db";
 /// Of a batch: beyond, an entry is megabytes.
 const MOST_EVENTS: u64 = 10_000;
 /// A spool is written in segments, of which it needs a few.
-const LEAST_SPOOL: ByteSize = ByteSize(1 << 20);
+const LEAST_SPOOL: ByteSize = ByteSize(16 << 20);
 
 impl Checker {
     pub(super) fn audit(&mut self, raw: raw::Audit) -> Audit {
@@ -211,7 +211,7 @@ mod tests {
             (Stream::default(), Spool::default())
         );
         let told = audit(
-            "audit: {delivery: guaranteed, stream: {shards: 2, batch: {wait: 5ms}}, spool: {max: 3MiB}}",
+            "audit: {delivery: guaranteed, stream: {shards: 2, batch: {wait: 5ms}}, spool: {max: 48MiB}}",
         );
         assert_eq!(told.delivery, Delivery::Guaranteed);
         let stream = Stream {
@@ -220,7 +220,7 @@ mod tests {
             ..Stream::default()
         };
         assert_eq!(told.stream, stream);
-        assert_eq!(told.spool.max, 3 << 20);
+        assert_eq!(told.spool.max, 48 << 20);
     }
 
     #[test]
@@ -282,7 +282,7 @@ mod tests {
         check("audit: {spool: {path: ''}}", "audit.spool.path: an empty");
         check(
             "audit: {spool: {max: 1023KiB}}",
-            "audit.spool.max: 1023KiB is too little: use 1MiB or more",
+            "audit.spool.max: 1023KiB is too little: use 16MiB or more",
         );
         for retention in ["0s", "12h", "36h"] {
             let message = format!("\"{retention}\" is not a number of days: use 1d or more");

@@ -85,7 +85,7 @@ audit:
   redact: {headers: [x-pin], query: [pin]}
   delivery: guaranteed
   stream: {name: trail, shards: 3, max_length: 7, batch: {events: 9, wait: 5ms}}
-  spool: {path: /a/spool, max: 3MiB}
+  spool: {path: /a/spool, max: 48MiB}
   sqlite: {path: /a/b.db, retention: 7d}
   integrity: {key: "hunter2"}
 postgres:

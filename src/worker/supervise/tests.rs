@@ -73,6 +73,17 @@ async fn a_panic_ends_one_task_is_counted_and_the_task_begins_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_panic_of_a_task_within_the_task_is_counted_as_one() {
+    let (mut supervisor, metrics) = supervisor();
+    supervisor.keep("drain", None, AtStop::Drop, |_| async {
+        let inner = tokio::spawn(async { panic!("a panic that is meant") });
+        Ok(inner.await?)
+    });
+    sleep(Duration::from_millis(10)).await;
+    assert_eq!(metrics.panics.get(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_task_that_cannot_be_kept_up_is_given_up() {
     let (mut supervisor, _) = supervisor();
     let (begun, began) = (Times::default(), Instant::now());
