@@ -89,6 +89,7 @@ fn a_worker_killed_twenty_times_stores_each_event_once() {
             }
             worker = stack.worker();
         }
+        stack.query("DROP FUNCTION dawdle() CASCADE");
         load.until_answered(100);
         stack.note(load);
         stack.finish(proxy, worker);
