@@ -89,6 +89,7 @@ fn a_worker_killed_twenty_times_stores_each_event_once() {
             }
             worker = stack.worker();
         }
+        stack.query("DROP FUNCTION dawdle() CASCADE");
         load.until_answered(100);
         stack.note(load);
         stack.finish(proxy, worker);
@@ -329,24 +330,48 @@ fn two_workers_share_the_streams_and_outlive_each_other() {
 
 #[test]
 fn all_end_in_order_under_load() {
-    let mut stack = Stack::new(Redis::single(), Database::new().url(), GUARANTEED);
+    for with in [GUARANTEED, BEST_EFFORT] {
+        let mut stack = Stack::new(Redis::single(), Database::new().url(), with);
+        let (mut proxy, mut worker) = (stack.proxy(), stack.worker());
+        let load = Load::start(&proxy, "c", 3, PAUSE);
+        for worker_first in [true, false] {
+            load.until_answered(200);
+            stack.count(&worker);
+            if worker_first {
+                // What no worker takes waits for the next proxy.
+                assert!(worker.end().success());
+                load.until_answered(100);
+            }
+            stack.count(&proxy);
+            assert!(proxy.end().success());
+            if !worker_first {
+                assert!(worker.end().success());
+            }
+            (proxy, worker) = (stack.proxy(), stack.worker());
+            load.turn_to(&proxy);
+        }
+        load.until_answered(100);
+        stack.note(load);
+        stack.finish(proxy, worker);
+    }
+}
+
+#[test]
+fn all_killed_at_once_lose_nothing() {
+    let server = Server::start();
+    let mut stack = Stack::new(Redis::single(), server.url(), GUARANTEED);
     let (mut proxy, mut worker) = (stack.proxy(), stack.worker());
     let load = Load::start(&proxy, "c", 3, PAUSE);
-    for worker_first in [true, false, true] {
-        load.until_answered(200);
-        if worker_first {
-            stack.count(&worker);
-            assert!(worker.end().success());
-            // What no worker takes waits for the next proxy.
-            load.until_answered(100);
-            stack.count(&proxy);
-            assert!(proxy.end().success());
-        } else {
-            stack.count(&proxy);
-            assert!(proxy.end().success());
-            stack.count(&worker);
-            assert!(worker.end().success());
-        }
+    for _ in 0..3 {
+        load.until_answered(150);
+        stack.count(&proxy);
+        stack.count(&worker);
+        stack.redis.server().kill();
+        worker.kill();
+        proxy.kill();
+        server.kill();
+        server.restart();
+        stack.redis.server().restart();
         (proxy, worker) = (stack.proxy(), stack.worker());
         load.turn_to(&proxy);
     }

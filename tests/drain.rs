@@ -258,7 +258,7 @@ fn a_batch_that_is_delivered_too_often_is_tried_alone_and_then_buried() {
         let world = World::new(database.url()).await;
         let now = clock::wall();
         let mut boot = boot(1, now);
-        for deliveries in ["3", "9"] {
+        for deliveries in ["9", "3"] {
             let (_, bytes) = pack(&mut boot, 5, now);
             world.add(0, &bytes).await;
             let read = world.streams.read(0, "dead", 10).await.unwrap();
@@ -285,6 +285,33 @@ fn a_batch_that_is_delivered_too_often_is_tried_alone_and_then_buried() {
             .map(|letter| letter.reason.as_str())
             .collect();
         assert_eq!(reasons, ["delivered 10 times and never stored"]);
+        worker.stop().await;
+    });
+}
+
+#[test]
+fn who_was_given_out_with_what_brings_workers_down_is_not_buried_with_it() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let now = clock::wall();
+        let mut boot = boot(1, now);
+        for _ in 0..10 {
+            let (_, bytes) = pack(&mut boot, 5, now);
+            world.add(0, &bytes).await;
+        }
+        let key = world.key(0);
+        let read = world.streams.read(0, "dead", 10).await.unwrap();
+        let mut claim = vec!["XCLAIM", &key, "weir", "dead", "0"];
+        claim.extend(read.iter().map(|entry| entry.id.as_str()));
+        claim.extend(["IDLE", "60000", "RETRYCOUNT", "9"]);
+        world.cli(&claim);
+        let worker = world.work();
+        world.drained().await;
+        assert_eq!(world.rows(), 45);
+        let letters = world.streams.dead_letters(0, None, 10).await.unwrap();
+        let ids: Vec<_> = letters.iter().map(|letter| &letter.id).collect();
+        assert_eq!(ids.len(), 1, "{ids:?}");
         worker.stop().await;
     });
 }

@@ -138,8 +138,10 @@ struct Drain {
 #[derive(Default)]
 struct Load {
     work: Vec<Work>,
-    /// Given to workers too often without being stored: each for itself.
-    alone: Vec<Work>,
+    /// Given to workers too often without being stored: each for itself, and opened when its turn comes.
+    suspects: Vec<Entry>,
+    /// Whether one of these was buried unopened.
+    has_buried: bool,
     events: usize,
     bytes: usize,
 }
@@ -304,17 +306,19 @@ impl Drain {
     async fn take_over(&self, entry: Entry, deliveries: u64, load: &mut Load) {
         self.metrics.claimed.inc();
         let most = u64::from(self.worker.max_deliveries);
-        if deliveries > 2 * most {
-            // It may be what brings workers down: not even opened.
+        if deliveries <= most {
+            if let Some(work) = self.open(entry).await {
+                load.take(work);
+            }
+        } else if deliveries > 2 * most && load.suspects.is_empty() && !load.has_buried {
+            // It may be what brings workers down: not even opened. Those behind it were given out as often for its sake: in order,
+            // what is before it is stored by now.
+            load.has_buried = true;
             let reason = format!("delivered {deliveries} times and never stored");
             self.bury(&entry, &reason).await;
-            return;
-        }
-        if let Some(work) = self.open(entry).await {
-            match deliveries > most {
-                true => load.alone.push(work),
-                false => load.take(work),
-            }
+        } else {
+            load.bytes += entry.bytes.len();
+            load.suspects.push(entry);
         }
     }
 
@@ -357,8 +361,10 @@ impl Drain {
     /// Postgres would not take is left for later.
     async fn store(&self, writer: &mut Writer, load: Load) -> bool {
         let mut well = true;
-        for work in load.alone {
-            well &= self.store_alone(writer, work).await;
+        for entry in load.suspects {
+            if let Some(work) = self.open(entry).await {
+                well &= self.store_alone(writer, work).await;
+            }
         }
         // Halved where a transaction takes too long.
         let mut most = self.worker.batch_max;
@@ -504,7 +510,7 @@ impl Work {
 
 impl Load {
     fn is_empty(&self) -> bool {
-        self.work.is_empty() && self.alone.is_empty()
+        self.work.is_empty() && self.suspects.is_empty()
     }
 
     fn take(&mut self, work: Work) {
