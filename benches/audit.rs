@@ -92,8 +92,9 @@ const CASES: [Case; 5] = [
     },
 ];
 
-/// Events that are not stored yet, at most, when they come as fast as they are stored.
-const UNDERWAY: u64 = 150_000;
+/// Events that wait to be packed, and those that are not stored yet, at most, when they come as fast as they are stored.
+const QUEUED: u64 = 50_000;
+const UNDERWAY: u64 = 250_000;
 /// How often it is looked how many are not stored yet.
 const LOOKS: u32 = 6;
 
@@ -310,6 +311,10 @@ fn produce(
         let counts = recorder.counts();
         counts.queued + counts.underway
     };
+    let is_full = || {
+        let counts = recorder.counts();
+        counts.queued > QUEUED || counts.underway > UNDERWAY
+    };
     while start.elapsed() < time {
         let mut encoded = Encoded::default();
         for event in events.by_ref().take(batch) {
@@ -332,7 +337,7 @@ fn produce(
                 thread::sleep(next.saturating_sub(start.elapsed()));
             }
             Pace::FlatOut => {
-                while waiting() > UNDERWAY {
+                while is_full() {
                     thread::sleep(Duration::from_millis(1));
                 }
             }
