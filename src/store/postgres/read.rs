@@ -17,7 +17,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
-use super::row::{COLUMNS, Date, Fields, Time};
+use super::row::{self, COLUMNS, Date, Fields, Time};
 use super::{Client, CloseUnlessKept, OpenError, Postgres, PostgresError, verify};
 use crate::clock;
 use crate::config::postgres;
@@ -317,8 +317,11 @@ impl Search<'_> {
             ask("status >=", values.put(number(status.start()), Type::INT2));
             ask("status <=", values.put(number(status.end()), Type::INT2));
         }
+        if let Some(user) = &filter.user {
+            let user = row::held_user(user).into_owned();
+            ask("username =", values.put(user, Type::TEXT));
+        }
         let texts = [
-            ("username =", &filter.user),
             ("route =", &filter.route),
             ("label =", &filter.label),
             ("method =", &filter.method),
@@ -326,8 +329,7 @@ impl Search<'_> {
         ];
         for (condition, text) in texts {
             if let Some(text) = text {
-                // As columns have it, which cannot hold NUL.
-                let text = text.replace('\0', "\u{fffd}");
+                let text = row::held_text(text).into_owned();
                 ask(condition, values.put(text, Type::TEXT));
             }
         }

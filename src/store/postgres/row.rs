@@ -34,6 +34,9 @@ pub const TRAILER: &[u8] = &[0xff, 0xff];
 const REST: u8 = 0;
 const WHOLE: u8 = 1;
 
+/// Bytes of a user in a column: a b-tree takes some 2,700 (`BTMaxItemSize` of its pages of 8 KiB).
+const LONGEST_USER: usize = 2_000;
+
 /// Of [`COPY`].
 const COPIED: i16 = 13;
 /// What a row takes beside its texts and its detail, at most.
@@ -101,6 +104,7 @@ pub fn put(buffer: &mut BytesMut, place: &Place, encoding: &[u8]) -> Result<(), 
     let held = Held::of(columns, traits);
     let exact = held.exact
         && parts.encoded_len() == encoding.len()
+        && columns.user.is_none_or(|user| user.len() <= LONGEST_USER)
         && !texts.iter().flatten().any(|text| has_nul(text));
     let lengths = texts.iter().flatten().map(|text| text.len()).sum::<usize>();
     // A NUL becomes three bytes.
@@ -115,10 +119,11 @@ pub fn put(buffer: &mut BytesMut, place: &Place, encoding: &[u8]) -> Result<(), 
     buffer.put_i32(8);
     buffer.put_i64(held.time);
     put_client(buffer, columns.client);
-    for text in texts {
+    for (n, text) in texts.into_iter().enumerate() {
         match text {
             Some(text) if exact => put_bytes(buffer, text.as_bytes()),
-            Some(text) => put_bytes(buffer, lossy(text).as_bytes()),
+            Some(text) if n == 0 => put_bytes(buffer, held_user(text).as_bytes()),
+            Some(text) => put_bytes(buffer, held_text(text).as_bytes()),
             None => buffer.put_i32(-1),
         }
     }
@@ -207,14 +212,11 @@ impl<'a> Fields<'a> {
             columns, traits, ..
         } = parts;
         let held = Held::of(columns, traits);
-        let same = |found: Option<&str>, told: Option<&str>| match (found, told) {
-            (Some(found), Some(told)) => lossy(told) == found,
-            (None, None) => true,
-            (Some(_), None) | (None, Some(_)) => false,
-        };
+        let same =
+            |found: Option<&str>, told: Option<&str>| found == told.map(held_text).as_deref();
         (self.seq, self.time, self.status) == (held.seq, held.time, held.status)
             && self.client == columns.client
-            && same(self.user, columns.user)
+            && self.user == columns.user.map(held_user).as_deref()
             && same(self.label, columns.label)
             && same(self.route, traits.route)
             && same(Some(self.method), Some(traits.method))
@@ -248,12 +250,27 @@ fn has_nul(text: &str) -> bool {
     text.as_bytes().contains(&0)
 }
 
-/// As a column of text has it, which cannot hold NUL.
-fn lossy(text: &str) -> Cow<'_, str> {
+/// A text as its column has it, which cannot hold NUL.
+pub(super) fn held_text(text: &str) -> Cow<'_, str> {
     match has_nul(text) {
         true => Cow::Owned(text.replace('\0', "\u{fffd}")),
         false => Cow::Borrowed(text),
     }
+}
+
+/// A user as the column has it, whose b-tree takes no long ones.
+pub(super) fn held_user(user: &str) -> Cow<'_, str> {
+    match held_text(start_of(user)) {
+        Cow::Owned(held) => Cow::Owned(start_of(&held).to_owned()),
+        held => held,
+    }
+}
+
+/// As many characters as fit into [`LONGEST_USER`].
+fn start_of(user: &str) -> &str {
+    let mut ends = (0..=LONGEST_USER.min(user.len())).rev();
+    let end = ends.find(|end| user.is_char_boundary(*end));
+    &user[..end.unwrap_or(0)]
 }
 
 fn put_bytes(buffer: &mut BytesMut, bytes: &[u8]) {
@@ -519,6 +536,18 @@ mod tests {
         let row = row(&encoding);
         assert_eq!(split(&row)[12].unwrap()[0], WHOLE);
         assert_eq!(rebuilt(&found(&split(&row))), Ok(encoding));
+    }
+
+    #[test]
+    fn a_user_too_long_for_a_b_tree_comes_back_all_the_same() {
+        for user in ["é".repeat(1_500), "\0".repeat(1_000) + &"a".repeat(1_500)] {
+            let user = Some(user);
+            let encoding = AuditEvent { user, ..plain() }.encode_into(Vec::new());
+            let row = row(&encoding);
+            let held = split(&row)[5].unwrap();
+            assert!(held.len() > LONGEST_USER - 4 && held.len() <= LONGEST_USER);
+            assert_eq!(rebuilt(&found(&split(&row))), Ok(encoding));
+        }
     }
 
     #[test]
