@@ -13,10 +13,11 @@ use std::thread;
 use std::time::Duration;
 
 use harness::eventually_within;
+use harness::load::Load;
 use harness::postgres::{Database, Server};
 use harness::stack::{
-    BEST_EFFORT, CLAIMED, FAILED, GUARANTEED, KNOWN, Load, RESENT, Redis, STORED, STORED_EVENTS,
-    Stack, WRITTEN, With, fill,
+    BEST_EFFORT, CLAIMED, FAILED, GUARANTEED, KNOWN, RESENT, Redis, STORED, STORED_EVENTS, Stack,
+    WRITTEN, With, fill,
 };
 
 /// Transactions take so long that most kills hit one.
@@ -377,5 +378,99 @@ fn all_killed_at_once_lose_nothing() {
     }
     load.until_answered(100);
     stack.note(load);
+    stack.finish(proxy, worker);
+}
+
+/// What may happen at any time.
+#[derive(Debug)]
+enum Mishap {
+    ProxyKilled,
+    ProxyEnded,
+    WorkerKilled,
+    WorkerEnded,
+    PostgresKilled,
+    PostgresHangs,
+    RedisKilled,
+    RedisHangs,
+}
+
+#[test]
+fn two_proxies_and_two_workers_lose_nothing_whatever_happens() {
+    let server = Server::start();
+    let mut stack = Stack::new(Redis::single(), server.url(), GUARANTEED);
+    // The proxies share a spool too: what one leaves the other takes over.
+    let mut proxies = [stack.proxy(), stack.proxy()];
+    let mut workers = [stack.worker(), stack.worker()];
+    let loads = [("a", &proxies[0]), ("b", &proxies[1])]
+        .map(|(names, proxy)| Load::start(proxy, names, 2, PAUSE));
+    let redis = stack.redis.server();
+    let mut mishaps = [
+        Mishap::ProxyKilled,
+        Mishap::ProxyEnded,
+        Mishap::WorkerKilled,
+        Mishap::WorkerEnded,
+        Mishap::PostgresKilled,
+        Mishap::PostgresHangs,
+        Mishap::RedisKilled,
+        Mishap::RedisHangs,
+    ];
+    fastrand::shuffle(&mut mishaps);
+    println!("{mishaps:?}");
+    for mishap in &mishaps {
+        thread::sleep(Duration::from_millis(fastrand::u64(0..300)));
+        let n = fastrand::usize(..2);
+        let a_while = Duration::from_millis(fastrand::u64(0..1_500));
+        match mishap {
+            Mishap::ProxyKilled => {
+                stack.count(&proxies[n]);
+                proxies[n].kill();
+                proxies[n] = stack.proxy();
+                loads[n].turn_to(&proxies[n]);
+            }
+            Mishap::ProxyEnded => {
+                stack.count(&proxies[n]);
+                assert!(proxies[n].end().success());
+                proxies[n] = stack.proxy();
+                loads[n].turn_to(&proxies[n]);
+            }
+            Mishap::WorkerKilled => {
+                stack.count(&workers[n]);
+                workers[n].kill();
+                workers[n] = stack.worker();
+            }
+            Mishap::WorkerEnded => {
+                stack.count(&workers[n]);
+                assert!(workers[n].end().success());
+                workers[n] = stack.worker();
+            }
+            Mishap::PostgresKilled => {
+                server.kill();
+                thread::sleep(a_while);
+                server.restart();
+            }
+            Mishap::PostgresHangs => {
+                server.pause();
+                thread::sleep(a_while);
+                server.resume();
+            }
+            Mishap::RedisKilled => {
+                redis.kill();
+                thread::sleep(a_while);
+                redis.restart();
+            }
+            Mishap::RedisHangs => {
+                redis.pause();
+                thread::sleep(a_while);
+                redis.resume();
+            }
+        }
+    }
+    for load in loads {
+        stack.note(load);
+    }
+    let ([proxy, other], [worker, mut second]) = (proxies, workers);
+    stack.end_proxy(other);
+    stack.count(&second);
+    assert!(second.end().success());
     stack.finish(proxy, worker);
 }

@@ -8,6 +8,7 @@
 
 pub mod calls;
 pub mod drain;
+pub mod load;
 pub mod node;
 pub mod postgres;
 pub mod process;
