@@ -284,6 +284,7 @@ impl Queue {
                 return false;
             };
             taken.take(first);
+            while taken.count < enough && self.take_one(taken) {}
             // Asleep to what comes meanwhile, since each wake would cost as much as writing some events.
             if taken.count < enough && !linger.is_zero() && !stopping() {
                 thread::park_timeout(linger);
