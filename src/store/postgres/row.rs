@@ -262,7 +262,7 @@ pub(super) fn held_text(text: &str) -> Cow<'_, str> {
 pub(super) fn held_user(user: &str) -> Cow<'_, str> {
     match held_text(start_of(user)) {
         Cow::Owned(held) => Cow::Owned(start_of(&held).to_owned()),
-        held => held,
+        held @ Cow::Borrowed(_) => held,
     }
 }
 
