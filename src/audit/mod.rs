@@ -20,6 +20,9 @@ use crate::clock;
 use crate::config::audit::Delivery;
 use crate::event::Encoded;
 
+/// Milliseconds without a look at the queue after which it counts as stuck, while events wait.
+const STUCK: u64 = 1_000;
+
 /// The sending side; clones share one queue.
 #[derive(Debug, Clone)]
 pub struct Recorder {
@@ -90,6 +93,8 @@ struct Shared {
     resent: AtomicU64,
     /// Whether events cannot be made safe now.
     refuses: AtomicBool,
+    /// When the thread that empties the queue was last seen to, by [`clock::mono`] in milliseconds.
+    moved: AtomicU64,
     has_spool: AtomicBool,
     spool_bytes: AtomicU64,
     spool_max: AtomicU64,
@@ -133,7 +138,8 @@ impl Recorder {
 
     /// Whether requests are to be refused since their events could not be made safe. Never where delivery is best effort.
     pub fn refuses(&self) -> bool {
-        self.shared.refuses.load(Ordering::Relaxed)
+        self.delivery == Delivery::Guaranteed
+            && (self.shared.refuses.load(Ordering::Relaxed) || self.shared.is_stuck())
     }
 
     pub fn counts(&self) -> Counts {
@@ -216,6 +222,17 @@ impl Shared {
         }
     }
 
+    /// The queue is being emptied.
+    fn moves(&self) {
+        self.moved.store(millis(), Ordering::Relaxed);
+    }
+
+    /// Whether events wait, and nothing empties the queue: a disk may hang as well as fail.
+    fn is_stuck(&self) -> bool {
+        let waits = self.accepted.load(Ordering::Relaxed) > self.left.load(Ordering::Relaxed);
+        waits && millis().saturating_sub(self.moved.load(Ordering::Relaxed)) > STUCK
+    }
+
     fn is_stopping(&self) -> bool {
         self.deadline.get().is_some()
     }
@@ -243,6 +260,7 @@ impl Queue {
             removed_files: AtomicU64::new(0),
             resent: AtomicU64::new(0),
             refuses: AtomicBool::new(false),
+            moved: AtomicU64::new(millis()),
             has_spool: AtomicBool::new(false),
             spool_bytes: AtomicU64::new(0),
             spool_max: AtomicU64::new(0),
@@ -308,11 +326,10 @@ impl Queue {
             .is_ok()
     }
 
-    /// The receiver goes first, so that whatever is sent from here on is known as lost.
-    fn end(self) -> Arc<Shared> {
-        drop(self.receiver);
+    /// What is in the queue, and whatever is sent from here on, is known as lost.
+    fn close(&mut self) {
+        self.receiver = mpsc::channel().1;
         self.shared.ended.store(true, Ordering::Release);
-        self.shared
     }
 }
 
@@ -333,4 +350,8 @@ impl Taken {
         self.duties.clear();
         self.count = 0;
     }
+}
+
+fn millis() -> u64 {
+    u64::try_from(clock::mono().as_millis()).unwrap_or(u64::MAX)
 }

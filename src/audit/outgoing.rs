@@ -30,6 +30,9 @@ pub(super) struct Entry {
     pub added: Instant,
 }
 
+/// Batches with the ids of their entries, by stream.
+pub(super) type ByStream = BTreeMap<u16, Vec<(u64, String)>>;
+
 /// Where a batch's bytes are.
 #[derive(Debug)]
 pub(super) enum Source<'a> {
@@ -50,8 +53,8 @@ pub(super) struct Outgoing {
     batches: BTreeMap<u64, Batch>,
     /// To be sent, and not being sent.
     unsent: BTreeSet<u64>,
-    /// Survive the end of the process neither in the spool nor in a stream.
-    at_risk: BTreeSet<u64>,
+    /// Survive the end of the process neither in the spool nor in a stream, since then.
+    at_risk: BTreeMap<u64, Instant>,
     /// Whether what is at risk is not to be sent: it is on its way to the spool.
     pub spool_first: bool,
     /// The first number of the newest batch that was ever here.
@@ -70,6 +73,7 @@ impl Outgoing {
         bytes: Arc<[u8]>,
         place: Option<Place>,
         duties: Vec<Duty>,
+        now: Instant,
     ) {
         let events = (last + 1).saturating_sub(first);
         self.memory += bytes.len();
@@ -77,7 +81,7 @@ impl Outgoing {
         self.unsent.insert(first);
         self.newest = self.newest.max(first);
         if place.is_none() {
-            self.at_risk.insert(first);
+            self.at_risk.insert(first, now);
         }
         let batch = Batch {
             last,
@@ -118,6 +122,11 @@ impl Outgoing {
         !self.at_risk.is_empty()
     }
 
+    /// Since when the batch has been so that is longest.
+    pub(super) fn at_risk_since(&self) -> Option<Instant> {
+        self.at_risk.values().min().copied()
+    }
+
     /// Whether the spool has some batch.
     pub(super) fn is_spooled(&self) -> bool {
         self.batches.values().any(|batch| batch.place.is_some())
@@ -126,7 +135,7 @@ impl Outgoing {
     /// The batches at risk, in order.
     pub(super) fn at_risk(&self) -> Vec<(u64, Arc<[u8]>)> {
         let bytes = |first: &u64| Some((*first, self.batches.get(first)?.bytes.clone()?));
-        self.at_risk.iter().filter_map(bytes).collect()
+        self.at_risk.keys().filter_map(bytes).collect()
     }
 
     /// The batch is in the spool now, where it is safe once that is synced. Where more than `memory` bytes are in memory, its own
@@ -157,7 +166,7 @@ impl Outgoing {
 
     /// The next batch to send, which counts as being sent from here on.
     pub(super) fn next(&mut self) -> Option<(u64, Source<'_>)> {
-        let waits = |first: &u64| self.spool_first && self.at_risk.contains(first);
+        let waits = |first: &u64| self.spool_first && self.at_risk.contains_key(first);
         let first = *self.unsent.iter().find(|first| !waits(first))?;
         self.unsent.remove(&first);
         let batch = self.batches.get(&first)?;
@@ -175,12 +184,12 @@ impl Outgoing {
     }
 
     /// Sending came to nothing, or what was sent is gone: it is to be sent again.
-    pub(super) fn again(&mut self, first: u64) {
+    pub(super) fn again(&mut self, first: u64, now: Instant) {
         if let Some(batch) = self.batches.get_mut(&first) {
             batch.entry = None;
             self.unsent.insert(first);
             if batch.place.is_none() {
-                self.at_risk.insert(first);
+                self.at_risk.entry(first).or_insert(now);
             }
         }
     }
@@ -194,7 +203,7 @@ impl Outgoing {
         }
     }
 
-    /// The batch cannot be read back from the spool: it is gone.
+    /// The batch is gone: what waits for it waits in vain.
     pub(super) fn remove(&mut self, first: u64) -> Released {
         let mut released = Released::default();
         self.unsent.remove(&first);
@@ -204,7 +213,6 @@ impl Outgoing {
             self.events -= batch.events;
             released.events = batch.events;
             released.places.extend(batch.place);
-            batch.duties.into_iter().for_each(Duty::safe);
         }
         released
     }
@@ -218,6 +226,7 @@ impl Outgoing {
                 .get(first)
                 .is_some_and(|batch| batch.last == *last);
             if known {
+                self.settle(*first);
                 let one = self.remove(*first);
                 released.events += one.events;
                 released.places.extend(one.places);
@@ -257,18 +266,27 @@ impl Outgoing {
         self.committed(&both)
     }
 
-    /// The batches that were added `age` ago or longer, by stream, with the ids of their entries.
-    pub(super) fn waiting(&self, now: Instant, age: Duration) -> BTreeMap<u16, Vec<(u64, String)>> {
-        let mut waiting = BTreeMap::<u16, Vec<_>>::new();
-        for (first, batch) in &self.batches {
-            if let Some(entry) = &batch.entry
-                && now.saturating_duration_since(entry.added) >= age
-            {
-                let of_shard = waiting.entry(entry.shard).or_default();
-                of_shard.push((*first, entry.id.clone()));
-            }
+    /// The first `most` batches behind `after` that were added `age` ago or longer, by stream, with the ids of their entries; and
+    /// where they end, if there may be more.
+    pub(super) fn waiting(
+        &self,
+        now: Instant,
+        age: Duration,
+        after: u64,
+        most: usize,
+    ) -> (ByStream, Option<u64>) {
+        let mut waiting = ByStream::new();
+        let old = |entry: &&Entry| now.saturating_duration_since(entry.added) >= age;
+        let behind = self.batches.range(after + 1..);
+        let entries =
+            behind.filter_map(|(first, batch)| Some((*first, batch.entry.as_ref().filter(old)?)));
+        let mut last = None;
+        for (count, (first, entry)) in entries.take(most).enumerate() {
+            let of_shard = waiting.entry(entry.shard).or_default();
+            of_shard.push((first, entry.id.clone()));
+            last = (count + 1 == most).then_some(first);
         }
-        waiting
+        (waiting, last)
     }
 
     /// Whether the batch is still in the entry of this id, as far as known.
@@ -290,7 +308,13 @@ mod tests {
     fn outgoing(count: u64) -> Outgoing {
         let mut outgoing = Outgoing::default();
         for first in (0..count).map(|index| index * 10 + 1) {
-            outgoing.push((first, first + 9), [7; 3].into(), None, Vec::new());
+            outgoing.push(
+                (first, first + 9),
+                [7; 3].into(),
+                None,
+                Vec::new(),
+                clock::now(),
+            );
         }
         outgoing
     }
@@ -314,15 +338,23 @@ mod tests {
             (next(&mut outgoing), next(&mut outgoing)),
             (Some(1), Some(11))
         );
-        outgoing.again(1);
+        outgoing.again(1, clock::now());
         assert_eq!(next(&mut outgoing), Some(1));
         assert_eq!(next(&mut outgoing), Some(21));
         assert_eq!(next(&mut outgoing), None);
         outgoing.added(11, entry("1-1"));
         assert!(outgoing.is_in(11, "1-1") && !outgoing.is_in(11, "1-2"));
-        let waiting = outgoing.waiting(clock::now(), Duration::ZERO);
-        assert_eq!(waiting[&1], [(11, "1-1".to_owned())]);
-        outgoing.again(11);
+        let (waiting, last) = outgoing.waiting(clock::now(), Duration::ZERO, 0, 2);
+        assert_eq!((&waiting[&1], last), (&vec![(11, "1-1".to_owned())], None));
+        let (waiting, last) = outgoing.waiting(clock::now(), Duration::ZERO, 0, 1);
+        assert_eq!((waiting.len(), last), (1, Some(11)));
+        assert!(
+            outgoing
+                .waiting(clock::now(), Duration::ZERO, 11, 1)
+                .0
+                .is_empty()
+        );
+        outgoing.again(11, clock::now());
         assert!(!outgoing.is_in(11, "1-1"));
         assert_eq!(next(&mut outgoing), Some(11));
     }
@@ -348,18 +380,25 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn requests_are_answered_once_their_batch_is_in_a_stream_or_the_spool() {
+    async fn requests_are_answered_once_their_batch_is_in_a_stream_and_not_if_it_is_lost() {
         let mut outgoing = Outgoing::default();
         let duties = [(); 2].map(|()| Duty::default());
         let receipts = duties.each_ref().map(Duty::receipt);
         for (first, duty) in [1, 2].into_iter().zip(duties) {
-            outgoing.push((first, first), [7; 3].into(), None, vec![duty]);
+            outgoing.push(
+                (first, first),
+                [7; 3].into(),
+                None,
+                vec![duty],
+                clock::now(),
+            );
         }
         assert!(outgoing.is_at_risk());
         outgoing.added(1, entry("1-1"));
         assert!(receipts[0].is_safe().await);
         let released = outgoing.remove(2);
         assert_eq!((released.events, outgoing.is_at_risk()), (1, false));
+        assert!(!receipts[1].is_safe().await);
     }
 
     #[test]

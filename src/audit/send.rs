@@ -1,6 +1,6 @@
 //! Sends batches to the streams, learns which are committed, and sends again what Redis has lost. On a thread of its own.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,10 +18,10 @@ use super::outgoing::{Entry, Outgoing, Released, Source};
 use super::ship::Common;
 use crate::clock;
 use crate::config::audit::{Delivery, Stream};
-use crate::store::batch::{self, Boot};
+use crate::store::batch::{self, BatchError, Boot};
 use crate::store::chain::Hasher;
 use crate::store::fleet::Fleet;
-use crate::store::spool::{Abandoned, Spool};
+use crate::store::spool::{Abandoned, Place, Spool};
 use crate::store::streams::produce::{AddError, Producer};
 
 /// Batches on their way to one stream, at most.
@@ -30,12 +30,13 @@ const WINDOW: usize = 16;
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// Between looks at what is committed.
 const POLL: Duration = Duration::from_millis(100);
-/// Between looks at what is missing, and how old an entry is that is looked for. Longer where many are.
+/// How old an entry is that is looked for, and between two looks at all of them where they are few.
 const LOOK: Duration = Duration::from_secs(1);
-/// Entries that are looked for in a second, about, and in one call.
-const LOOKS: (usize, usize) = (10_000, 1_000);
-/// Batches of a boot that is gone that are under way at a time.
-const ADOPTED: usize = 64;
+/// Entries that are looked for at each poll: Redis copies each of them, so that a thousand in one call would hold up others for
+/// 30 ms.
+const LOOKS: usize = 50;
+/// Batches of a boot that is gone that are under way at a time, and their bytes.
+const ADOPTED: (usize, usize) = (4_096, 8 << 20);
 
 /// Between looks at what processes have left.
 const ADOPT_EVERY: Duration = Duration::from_secs(30);
@@ -73,6 +74,8 @@ struct Load<'a> {
     outgoing: &'a Mutex<Outgoing>,
     /// Told when there is something to send.
     work: &'a Notify,
+    /// Where batches that are done with are to be released, if not in the process's own spool.
+    released: Option<&'a Mutex<Vec<Place>>>,
 }
 
 pub(super) fn run(sending: Sending) {
@@ -111,6 +114,7 @@ async fn serve(sending: Sending) {
         boot: &boot,
         outgoing: &common.outgoing,
         work: &common.work,
+        released: None,
     };
     tokio::select! {
         () = follow(&link, &own) => {}
@@ -122,16 +126,19 @@ async fn serve(sending: Sending) {
 
 /// Whether nothing is to be sent any more, or the time for it is over.
 fn is_over(common: &Common) -> bool {
+    // The thread that packs may be gone.
+    if common.shared.is_late() {
+        return true;
+    }
     if !common.packed_all.load(Ordering::Acquire) {
         return false;
     }
     let outgoing = common.outgoing.lock();
-    let done = match common.delivery {
+    match common.delivery {
         Delivery::BestEffort => !outgoing.has_unadded(),
         // What is committed need not be adopted.
         Delivery::Guaranteed => outgoing.is_empty(),
-    };
-    done || common.shared.is_late()
+    }
 }
 
 /// What could not be sent goes to the spool, or is lost.
@@ -153,6 +160,8 @@ fn end(common: &Common) {
         error!(lost, "audit events were lost at the end");
         common.shared.dropped.fetch_add(lost, Ordering::Relaxed);
     }
+    let underway = outgoing.events();
+    common.shared.underway.store(underway, Ordering::Relaxed);
     if outgoing.is_spooled() {
         info!(
             batches = outgoing.len(),
@@ -203,7 +212,7 @@ async fn send(link: &Link, load: &Load<'_>, over: impl Fn() -> bool) {
 /// Learns for ever what is committed and what is missing.
 async fn follow(link: &Link, load: &Load<'_>) {
     let mut known = Vec::new();
-    let mut look_at = clock::now() + LOOK;
+    let (mut look_at, mut looked_to) = (clock::now() + LOOK, 0);
     loop {
         sleep(POLL).await;
         if load.outgoing.lock().is_empty() && known.is_empty() {
@@ -212,9 +221,12 @@ async fn follow(link: &Link, load: &Load<'_>) {
         // Asked before what is committed: what is stored between the two questions is not taken for lost.
         let mut missing = Vec::new();
         if clock::now() >= look_at {
-            let batches;
-            (missing, batches) = link.missing(load).await;
-            look_at = clock::now() + LOOK + LOOK * u32::try_from(batches / LOOKS.0).unwrap_or(1);
+            let last;
+            (missing, last) = link.missing(load, looked_to).await;
+            looked_to = last.unwrap_or(0);
+            if last.is_none() {
+                look_at = clock::now() + LOOK;
+            }
         }
         let Ok(done) = link.producer.done(load.boot, &known).await else {
             continue;
@@ -225,7 +237,7 @@ async fn follow(link: &Link, load: &Load<'_>) {
         let said = done.iter().map(|(first, _)| *first);
         known = said.filter(|first| *first <= outgoing.newest).collect();
         drop(outgoing);
-        link.common.release(released);
+        link.release(load, released);
         link.again(load, &missing);
         link.common.tell();
     }
@@ -255,6 +267,14 @@ impl Link {
         Err(wait)
     }
 
+    /// What a boot's batches had in its spool is done with.
+    fn release(&self, load: &Load<'_>, mut released: Released) {
+        if let Some(of_boot) = load.released {
+            of_boot.lock().append(&mut released.places);
+        }
+        self.common.release(released);
+    }
+
     /// The next batch to send. One that the spool cannot give back is lost.
     fn next(&self, load: &Load<'_>) -> Option<(u64, Arc<[u8]>)> {
         loop {
@@ -270,7 +290,12 @@ impl Link {
                 };
                 match spool.read(place) {
                     Ok(bytes) => return Some((first, bytes.into())),
-                    Err(error) => (error, outgoing.remove(first)),
+                    Err(error) if error.is_lost() => (error, outgoing.remove(first)),
+                    Err(error) => {
+                        outgoing.again(first, clock::now());
+                        warn!(%error, "audit events cannot be read back from the spool now; tried again");
+                        return None;
+                    }
                 }
             };
             error!(%error, events, "audit events cannot be read back from the spool: they are lost");
@@ -299,7 +324,7 @@ impl Link {
             }
             Err(error) => {
                 state.fail(now);
-                load.outgoing.lock().again(first);
+                load.outgoing.lock().again(first, now);
                 self.common.shared.errors.fetch_add(1, Ordering::Relaxed);
                 if !self.told.replace(true) {
                     warn!(%error, "redis does not take audit events; they are held and sent again");
@@ -308,21 +333,20 @@ impl Link {
         }
     }
 
-    /// The batches that are no longer in their streams, with the ids that they had; and how many were looked for.
-    async fn missing(&self, load: &Load<'_>) -> (Vec<(u64, String)>, usize) {
-        let waiting = load.outgoing.lock().waiting(clock::now(), LOOK);
-        let count = waiting.values().map(Vec::len).sum();
-        let mut missing = Vec::new();
-        for (shard, batches) in waiting {
-            for some in batches.chunks(LOOKS.1) {
-                let ids: Vec<_> = some.iter().map(|(_, id)| id.as_str()).collect();
-                let Ok(gone) = self.producer.missing(shard, &ids).await else {
-                    break;
-                };
-                missing.extend(gone.into_iter().map(|index| some[index].clone()));
-            }
-        }
-        (missing, count)
+    /// Of the next batches behind `after` those that are no longer in their streams, with the ids that they had; and where to go on
+    /// from.
+    async fn missing(&self, load: &Load<'_>, after: u64) -> (Vec<(u64, String)>, Option<u64>) {
+        let now = clock::now();
+        let (waiting, last) = load.outgoing.lock().waiting(now, LOOK, after, LOOKS);
+        let asked = waiting.iter().map(|(shard, batches)| async move {
+            let ids: Vec<_> = batches.iter().map(|(_, id)| id.as_str()).collect();
+            // Those of a stream that does not answer are asked about in the next round.
+            let gone = self.producer.missing(*shard, &ids).await;
+            let gone = gone.unwrap_or_default().into_iter();
+            gone.map(|index| batches[index].clone()).collect::<Vec<_>>()
+        });
+        let missing = futures_util::future::join_all(asked).await;
+        (missing.concat(), last)
     }
 
     /// Has those of the missing batches sent again that have not turned out to be committed.
@@ -333,7 +357,8 @@ impl Link {
             .filter(|(first, id)| outgoing.is_in(*first, id))
             .map(|(first, _)| *first)
             .collect::<Vec<_>>();
-        lost.iter().for_each(|first| outgoing.again(*first));
+        let now = clock::now();
+        lost.iter().for_each(|first| outgoing.again(*first, now));
         drop(outgoing);
         if !lost.is_empty() {
             warn!(
@@ -383,84 +408,105 @@ async fn adopt_all(link: Rc<Link>, mut abandoned: Vec<Abandoned>, hasher: Hasher
 async fn adopt(link: &Link, mut left: Abandoned, hasher: &Hasher) {
     let boot = left.boot.to_string();
     let (outgoing, work) = (Mutex::new(Outgoing::default()), Notify::new());
+    let released = Mutex::default();
     let load = Load {
         boot: &boot,
         outgoing: &outgoing,
         work: &work,
-    };
-    let sent = RefCell::new(0_u64);
-    let feeding = async {
-        let mut newest: Option<batch::Header> = None;
-        loop {
-            let bytes = match left.next_record() {
-                Ok(Some((_, bytes))) => bytes,
-                Ok(None) => break,
-                Err(error) => {
-                    error!(%error, boot, "what a process has left in the audit's spool cannot be read; tried again at the next start");
-                    return false;
-                }
-            };
-            let Ok(header) = batch::peek(&bytes) else {
-                error!(
-                    boot,
-                    "a record of the audit's spool is no batch of events: left out"
-                );
-                continue;
-            };
-            room(&outgoing).await;
-            *sent.borrow_mut() += header.count;
-            let numbers = (header.first, header.last());
-            outgoing
-                .lock()
-                .push(numbers, bytes.into(), None, Vec::new());
-            work.notify_one();
-            if newest
-                .as_ref()
-                .is_none_or(|newest| newest.first < header.first)
-            {
-                newest = Some(header);
-            }
-        }
-        if let Some(newest) = newest.filter(|newest| newest.is_spooled)
-            && let Some(mut ended) = Boot::resume(&newest, hasher.clone())
-        {
-            // Of the time of the last batch, so that another that does this makes the same end mark.
-            let (end, bytes) = ended.end(newest.sealed, newest.dropped);
-            outgoing
-                .lock()
-                .push((end.first, end.last()), bytes.into(), None, Vec::new());
-            work.notify_one();
-        }
-        while !outgoing.lock().is_empty() {
-            sleep(POLL).await;
-        }
-        true
+        released: Some(&released),
     };
     let whole = tokio::select! {
-        whole = feeding => whole,
+        whole = feed(&load, &mut left, &released, hasher) => whole,
         () = follow(link, &load) => false,
         () = send(link, &load, || false) => false,
     };
+    if !whole {
+        return;
+    }
     let damage = left.damage.stretches;
-    link.common
-        .shared
-        .spool_corrupt
-        .fetch_add(damage, Ordering::Relaxed);
-    if whole {
-        info!(
-            boot,
-            events = sent.take(),
-            "what a process has left in the audit's spool is stored"
-        );
-        if let Err(error) = left.remove() {
-            warn!(%error, boot, "what is stored cannot be removed from the audit's spool");
-        }
+    let corrupt = &link.common.shared.spool_corrupt;
+    corrupt.fetch_add(damage, Ordering::Relaxed);
+    info!(
+        boot,
+        "what a process has left in the audit's spool is stored"
+    );
+    if let Err(error) = left.remove() {
+        warn!(%error, boot, "what is stored cannot be removed from the audit's spool");
     }
 }
 
-/// Waits until few batches are under way.
-async fn room(outgoing: &Mutex<Outgoing>) {
-    while outgoing.lock().len() >= ADOPTED {
-        sleep(POLL / 4).await;
+/// Gives what a process has left to be sent, and its end mark where all that it made is there; whether all is stored.
+async fn feed(
+    load: &Load<'_>,
+    left: &mut Abandoned,
+    released: &Mutex<Vec<Place>>,
+    hasher: &Hasher,
+) -> bool {
+    let boot = load.boot;
+    let push = |header: &batch::Header, bytes: Vec<u8>, place| {
+        let (numbers, now) = ((header.first, header.last()), clock::now());
+        let mut outgoing = load.outgoing.lock();
+        outgoing.push(numbers, bytes.into(), place, Vec::new(), now);
+        load.work.notify_one();
+    };
+    let mut newest: Option<batch::Header> = None;
+    loop {
+        let (place, bytes) = match left.next_record() {
+            Ok(Some(record)) => record,
+            Ok(None) => break,
+            Err(error) => {
+                error!(%error, boot, "what a process has left in the audit's spool cannot be read; it is tried again");
+                return false;
+            }
+        };
+        let header = match batch::peek(&bytes) {
+            Ok(header) => header,
+            Err(error @ BatchError::Version(_)) => {
+                error!(%error, boot, "what another weir has left in the audit's spool waits for that");
+                return false;
+            }
+            Err(error @ BatchError::Damaged) => {
+                error!(%error, boot, "a record of the audit's spool is left out");
+                continue;
+            }
+        };
+        while is_enough(load.outgoing) {
+            sleep(POLL / 4).await;
+            release(left, released);
+        }
+        push(&header, bytes, Some(place));
+        if newest
+            .as_ref()
+            .is_none_or(|newest| newest.first < header.first)
+        {
+            newest = Some(header);
+        }
+    }
+    if let Some(newest) = newest.filter(|_| left.is_complete())
+        && let Some(mut ended) = Boot::resume(&newest, hasher.clone())
+    {
+        // Of the time of the last batch, so that another that does this makes the same end mark.
+        let (end, bytes) = ended.end(newest.sealed, newest.dropped);
+        push(&end, bytes, None);
+    }
+    while !load.outgoing.lock().is_empty() {
+        sleep(POLL).await;
+        release(left, released);
+    }
+    true
+}
+
+/// Whether as many batches are under way as may be of what another process has left.
+fn is_enough(outgoing: &Mutex<Outgoing>) -> bool {
+    let outgoing = outgoing.lock();
+    outgoing.len() >= ADOPTED.0 || outgoing.memory() >= ADOPTED.1
+}
+
+/// Makes room on the disk for what the process itself has.
+fn release(left: &mut Abandoned, released: &Mutex<Vec<Place>>) {
+    for place in std::mem::take(&mut *released.lock()) {
+        if let Err(error) = left.release(place) {
+            warn!(%error, "a segment of the audit's spool cannot be removed");
+        }
     }
 }

@@ -10,7 +10,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -36,7 +36,7 @@ const TAKE: usize = 4_096;
 /// at risk again.
 const TICK: Duration = Duration::from_millis(50);
 const IDLE: Duration = Duration::from_millis(500);
-/// How long a failing disk may leave events at risk before requests are refused.
+/// How long a failing disk may leave an event at risk before requests are refused.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What is shipped, and how.
@@ -77,6 +77,8 @@ struct Packing {
     boot: Boot,
     stream: Stream,
     trouble: Trouble,
+    /// Whether some batch has gone past the spool that was to go there first.
+    has_passed: bool,
     told_dropped: u64,
 }
 
@@ -86,8 +88,8 @@ enum Trouble {
     None,
     /// It has as many bytes as it may.
     Full,
-    /// The disk fails, since then.
-    Disk(Instant),
+    /// The disk fails.
+    Disk,
 }
 
 /// Begins to pack and to send; up to `capacity` events wait in memory to be packed.
@@ -106,14 +108,16 @@ pub fn start(shipping: Shipping, capacity: usize) -> io::Result<(Recorder, Worke
     common.tell_spool(Trouble::None);
     let spools = shipping.delivery == Delivery::Guaranteed;
     common.outgoing.lock().spool_first = spools;
-    let mut boot = shipping.boot;
-    boot.is_spooled = spools;
+    if let (true, Some(spool)) = (spools, &mut *common.spool.lock()) {
+        spool.vouch().map_err(io::Error::other)?;
+    }
     let packing = Packing {
         common: common.clone(),
         queue,
-        boot,
+        boot: shipping.boot,
         stream: shipping.stream.clone(),
         trouble: Trouble::None,
+        has_passed: false,
         told_dropped: 0,
     };
     let shared = common.shared.clone();
@@ -183,17 +187,17 @@ impl Common {
     }
 
     /// Puts what is at risk into the spool, syncs it, and settles what waits for that. `until` so few bytes are in memory, or all
-    /// of it where that is `None`.
-    pub(super) fn secure(&self, until: Option<usize>) -> Result<(), SpoolError> {
+    /// of it where that is `None`. Whether there was something to do.
+    pub(super) fn secure(&self, until: Option<usize>) -> Result<bool, SpoolError> {
         let at_risk = self.outgoing.lock().at_risk();
         let mut spool = self.spool.lock();
         let mut placed = std::mem::take(&mut *self.unsynced.lock());
         let is_idle = at_risk.is_empty() && placed.is_empty();
         let Some(spool) = spool.as_mut().filter(|_| !is_idle) else {
-            return Ok(());
+            return Ok(false);
         };
         let known: BTreeSet<_> = placed.iter().map(|(first, _)| *first).collect();
-        let mut failed = Ok(());
+        let mut done = Ok(true);
         let mut memory = self.outgoing.lock().memory();
         for (first, bytes) in at_risk.iter().filter(|(first, _)| !known.contains(first)) {
             if until.is_some_and(|until| memory <= until) {
@@ -202,13 +206,18 @@ impl Common {
             match spool.append(bytes) {
                 Ok(place) => placed.push((*first, place)),
                 Err(error) => {
-                    failed = Err(error);
+                    done = Err(error);
                     break;
                 }
             }
             memory = memory.saturating_sub(bytes.len());
         }
-        match spool.sync() {
+        // To begin a segment is to sync the one before.
+        let synced = match &done {
+            Err(SpoolError::Damaged(..)) => std::mem::replace(&mut done, Ok(true)).map(drop),
+            _ => spool.sync(),
+        };
+        match synced {
             Ok(()) => {}
             // The kernel has lost what was not synced: it is appended again.
             Err(error @ SpoolError::Damaged(..)) => {
@@ -229,7 +238,7 @@ impl Common {
                 None => outgoing.settle(first),
             }
         }
-        failed
+        done
     }
 }
 
@@ -249,11 +258,14 @@ impl Packing {
                 true => TAKE,
                 false => self.stream.batch_events,
             };
+            self.queue.shared.moves();
             more = self.queue.fill(&mut taken, enough, linger, Some(patience));
             while taken.count < TAKE && self.queue.take_one(&mut taken) {}
             self.pack(&mut taken);
             self.keep_safe();
         }
+        // Whatever comes from here on is lost, and the end mark counts it.
+        self.queue.close();
         let dropped = self.queue.shared.counts().dropped;
         let (header, bytes) = self.boot.end(clock::wall().into(), dropped);
         let numbers = (header.first, header.last());
@@ -261,7 +273,6 @@ impl Packing {
         self.keep_safe();
         self.common.packed_all.store(true, Ordering::Release);
         self.common.work.notify_one();
-        self.queue.end();
     }
 
     /// Waits while memory is full of what can be neither let go nor spooled; false once the time to end is over.
@@ -312,21 +323,28 @@ impl Packing {
 
     fn push(&mut self, numbers: (u64, u64), bytes: Vec<u8>, duties: Vec<Duty>) {
         let mut outgoing = self.common.outgoing.lock();
-        outgoing.push(numbers, bytes.into(), None, duties);
+        outgoing.push(numbers, bytes.into(), None, duties, clock::now());
     }
 
     /// Spools what is to be, and decides whether requests are to be refused.
     fn keep_safe(&mut self) {
         let common = self.common.clone();
         let secured = match common.delivery {
-            Delivery::Guaranteed => common.secure(None),
+            Delivery::Guaranteed => {
+                if self.trouble == Trouble::Disk {
+                    // Safe is what Redis has taken then.
+                    let shed = common.outgoing.lock().shed(common.memory);
+                    common.release(shed);
+                }
+                common.secure(None)
+            }
             Delivery::BestEffort => {
                 let shed = common.outgoing.lock().shed(common.memory);
                 common.release(shed);
                 let over = common.outgoing.lock().memory() > common.memory;
                 let secured = match over {
                     true => common.secure(Some(common.memory / 2)),
-                    false => Ok(()),
+                    false => Ok(false),
                 };
                 if matches!(secured, Err(SpoolError::Full(_))) {
                     let shed = common.outgoing.lock().shed_spooled();
@@ -337,28 +355,35 @@ impl Packing {
         };
         let before = self.trouble;
         self.trouble = match secured {
-            Ok(()) if self.is_full() => Trouble::Full,
-            Ok(()) => Trouble::None,
+            Ok(_) if self.is_full() => Trouble::Full,
+            // It is not known to work again until something was written.
+            Ok(false) if matches!(before, Trouble::Disk) => before,
+            Ok(_) => Trouble::None,
             Err(SpoolError::Full(_)) => Trouble::Full,
-            Err(error) => match before {
-                Trouble::Disk(since) => Trouble::Disk(since),
-                Trouble::None | Trouble::Full => {
+            Err(error) => {
+                if before != Trouble::Disk {
                     error!(%error, "the audit's spool cannot be written; redis has to take the events");
-                    Trouble::Disk(clock::now())
                 }
-            },
+                Trouble::Disk
+            }
         };
         if common.delivery == Delivery::Guaranteed {
+            let passes = self.trouble != Trouble::None;
+            if passes && !std::mem::replace(&mut self.has_passed, true) {
+                let unvouched = common.spool.lock().as_mut().map(Spool::unvouch);
+                if let Some(Err(error)) = unvouched {
+                    warn!(%error, "who takes the audit's spool over will think it complete");
+                }
+            }
             // Better in Redis alone than nowhere.
-            common.outgoing.lock().spool_first = self.trouble == Trouble::None;
-            self.boot.is_spooled &= self.trouble == Trouble::None;
+            common.outgoing.lock().spool_first = !passes;
         }
         common.work.notify_one();
         match (before, self.trouble) {
-            (Trouble::None | Trouble::Disk(_), Trouble::Full) => {
+            (Trouble::None | Trouble::Disk, Trouble::Full) => {
                 error!("the audit's spool is full: is a worker running, and Postgres?");
             }
-            (Trouble::Full | Trouble::Disk(_), Trouble::None) => {
+            (Trouble::Full | Trouble::Disk, Trouble::None) => {
                 info!("the audit's spool takes events again");
             }
             _ => {}
@@ -373,8 +398,9 @@ impl Packing {
         let refuses = match (common.delivery, self.trouble) {
             (Delivery::BestEffort, _) | (_, Trouble::None) => false,
             (Delivery::Guaranteed, Trouble::Full) => true,
-            (Delivery::Guaranteed, Trouble::Disk(since)) => {
-                common.outgoing.lock().is_at_risk() && since.elapsed() > PATIENCE
+            (Delivery::Guaranteed, Trouble::Disk) => {
+                let since = common.outgoing.lock().at_risk_since();
+                since.is_some_and(|since| since.elapsed() > PATIENCE)
             }
         };
         self.queue.shared.refuses.store(refuses, Ordering::Relaxed);

@@ -86,6 +86,7 @@ impl Work {
         self.keep_up();
         let mut taken = Taken::default();
         loop {
+            self.shared().moves();
             let more = self.queue.fill(&mut taken, BATCH, self.linger, None);
             let written = taken.batches.is_empty() || self.write(&mut taken.batches);
             if !written || !more {
@@ -183,9 +184,9 @@ impl Work {
         }
     }
 
-    fn end(self) {
-        let shared = self.queue.end();
-        let lost = shared.counts().dropped - self.told_dropped;
+    fn end(mut self) {
+        self.queue.close();
+        let lost = self.shared().counts().dropped - self.told_dropped;
         if lost > 0 {
             error!(lost, "audit events were lost at the end");
         }

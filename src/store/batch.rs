@@ -58,8 +58,6 @@ pub struct Header {
     pub dropped: u64,
     /// Whether no batch of this boot follows.
     pub is_end: bool,
-    /// Whether all batches of the boot go to the spool before they are sent: then the last one there is the boot's last.
-    pub is_spooled: bool,
     /// Tells the chain's key from others; `None` without one.
     pub key_check: Option<Hash>,
     /// The hash of the batch before; [`Hasher::boot`] for the first.
@@ -88,8 +86,6 @@ pub struct Boot {
     pub instance: String,
     pub id: Uuid,
     pub started: Micros,
-    /// Whether all of its batches go to the spool: see [`Header::is_spooled`].
-    pub is_spooled: bool,
     hasher: Hasher,
     /// The last number given.
     pub last: u64,
@@ -131,7 +127,6 @@ impl Boot {
             instance,
             id,
             started,
-            is_spooled: false,
             hasher,
             last: 0,
             hash,
@@ -147,7 +142,6 @@ impl Boot {
             instance: last.instance.clone(),
             id: Uuid::from_bytes(last.boot),
             started: last.started,
-            is_spooled: last.is_spooled,
             hasher,
             last: last.last(),
             hash: last.hash,
@@ -196,7 +190,6 @@ impl Boot {
             sealed: self.sealed,
             dropped,
             is_end,
-            is_spooled: self.is_spooled,
             key_check: self.hasher.key_check(),
             before: self.hash,
             hash: Hash::default(),

@@ -223,6 +223,16 @@ impl Spool {
         Ok(())
     }
 
+    /// From here on all that the boot makes is put here: who takes the folder over is told so.
+    pub fn vouch(&mut self) -> Result<(), SpoolError> {
+        self.folder.vouch()
+    }
+
+    /// Something is to go past the spool. Works on a disk that is full, too.
+    pub fn unvouch(&mut self) -> Result<(), SpoolError> {
+        self.folder.unvouch()
+    }
+
     /// The payload of a record.
     pub fn read(&self, place: &Place) -> Result<Vec<u8>, SpoolError> {
         self.folder.read(place)
@@ -355,6 +365,15 @@ impl Newest {
 }
 
 impl SpoolError {
+    /// Whether what was to be read is gone, rather than out of reach for now.
+    pub fn is_lost(&self) -> bool {
+        match self {
+            SpoolError::Damaged(..) => true,
+            SpoolError::Io { error, .. } => abandoned::is_lost(error),
+            SpoolError::Full(_) | SpoolError::TooLong(_) => false,
+        }
+    }
+
     /// For `map_err`.
     fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SpoolError {
         move |error| SpoolError::Io {

@@ -118,6 +118,11 @@ impl Abandoned {
         self.folder.release(place.segment)
     }
 
+    /// Whether the boot put all of its records here, so that the last one is its last.
+    pub fn is_complete(&self) -> bool {
+        self.folder.is_vouched()
+    }
+
     /// Of its segments.
     pub fn bytes(&self) -> u64 {
         self.folder.bytes()
@@ -141,6 +146,6 @@ impl Open {
 }
 
 /// Whether reading again would say the same.
-fn is_lost(error: &io::Error) -> bool {
+pub(super) fn is_lost(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(UNREADABLE)
 }

@@ -15,6 +15,8 @@ use super::{Place, SpoolError};
 
 const LOCK: &str = "lock";
 const ENDING: &str = "seg";
+/// Is there while all that the boot has made is in the folder.
+const VOUCHER: &str = "complete";
 
 /// A boot's folder, locked until this is dropped.
 pub(super) struct Folder {
@@ -151,6 +153,34 @@ impl Folder {
         let done = before.filter(|(_, segment)| segment.live == 0);
         let done: Vec<_> = done.map(|(number, _)| *number).collect();
         done.into_iter().try_for_each(|number| self.delete(number))
+    }
+
+    /// See [`super::Spool::vouch`].
+    pub(super) fn vouch(&self) -> Result<(), SpoolError> {
+        let path = self.path.join(VOUCHER);
+        let mut options = OpenOptions::new();
+        let made = options
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&path);
+        made.map_err(SpoolError::io("create", &path))?;
+        sync_folder(&self.path)
+    }
+
+    pub(super) fn unvouch(&self) -> Result<(), SpoolError> {
+        let path = self.path.join(VOUCHER);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(SpoolError::io("remove", &path)(error))
+            }
+            Ok(()) | Err(_) => sync_folder(&self.path),
+        }
+    }
+
+    pub(super) fn is_vouched(&self) -> bool {
+        self.path.join(VOUCHER).exists()
     }
 
     /// Deletes the folder, whatever is in it.
