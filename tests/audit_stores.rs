@@ -815,6 +815,15 @@ fn each_tampering_in_postgres_is_named_with_its_events() {
     };
     let whole = |first: u64, kind: FaultKind| (first..=first + 199, kind);
     check("SELECT 1", &[]);
+    check(
+        "UPDATE weir.audit_boots SET instance = 'other', started = '-infinity'",
+        &[(0..=0, Instance)],
+    );
+    check(
+        "INSERT INTO weir.audit_events SELECT day, boot_id, seq, time, client, username, label, route, method, path, status, -9223372036854775808, detail
+         FROM weir.audit_events WHERE seq = 7",
+        &[(7..=7, OutOfPlace)],
+    );
     for column in [
         "username = 'eve'",
         "route = NULL",

@@ -179,7 +179,7 @@ fn what_can_never_be_stored_goes_to_the_dead_letters_with_its_reason() {
         reasons.sort_unstable();
         let expected = [
             "another batch with its number",
-            "batch of audit events has version 110",
+            "batch of audit events is cut short or damaged",
             "batch of audit events is cut short",
             "its day, ",
             "its day, ",
@@ -542,5 +542,40 @@ fn days_are_made_ahead_indexed_once_over_and_removed_with_a_mark() {
         world.drained().await;
         assert_eq!(world.rows(), 21);
         worker.stop().await;
+    });
+}
+
+#[test]
+fn what_another_weir_has_made_is_left_to_its_worker() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let mut boot = boot(1, clock::wall());
+        let (_, mut other) = pack(&mut boot, 3, clock::wall());
+        // The version.
+        other[0] = 9;
+        world.add(0, &other).await;
+        // Given out more often than any other batch may be.
+        let read = world.streams.read(0, "dead", 10).await.unwrap();
+        let id = &read[0].id;
+        world.cli(&[
+            "XCLAIM",
+            &world.key(0),
+            "weir",
+            "dead",
+            "0",
+            id,
+            "IDLE",
+            "60000",
+            "RETRYCOUNT",
+            "9",
+        ]);
+        let (ours, bytes) = pack(&mut boot, 5, clock::wall());
+        world.add(0, &bytes).await;
+        let worker = world.work();
+        eventually(async || world.done(&ours)).await;
+        eventually(async || worker.counted("weir_drain_claimed_total ") > 0).await;
+        assert_eq!(world.cli(&["XLEN", &world.key(0)]).int(), 1);
+        assert_eq!(world.dead_letters().await, 0);
     });
 }

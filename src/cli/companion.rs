@@ -209,7 +209,10 @@ impl Schema {
 /// Whether the same may go well later, without anyone's doing.
 fn may_pass(error: &PostgresError) -> bool {
     match error {
-        PostgresError::Busy { .. } | PostgresError::Lost(_) | PostgresError::Late(_) => true,
+        PostgresError::Busy { .. }
+        | PostgresError::Lost(_)
+        | PostgresError::Late(_)
+        | PostgresError::ReadOnly(_) => true,
         // Connections, resources, an operator's intervention such as a start; and a primary that is a replica for now.
         PostgresError::Refused { code, .. } => {
             ["08", "53", "57"]

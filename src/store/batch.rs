@@ -35,6 +35,8 @@ use crate::event::{Columns, Encoded, Micros};
 
 /// The first byte. A new field is a new version.
 const VERSION: u8 = 1;
+/// No weir will ever have a later one: what begins with another byte is no batch at all.
+const NEWEST: u8 = 31;
 /// Of the version and the checksum.
 const PREFIX: usize = 5;
 /// What a body may be; a length beyond is damage.
@@ -239,8 +241,8 @@ impl Batch {
 fn header(bytes: &[u8]) -> Result<(Header, &[u8]), BatchError> {
     match bytes.first() {
         Some(&VERSION) => {}
-        Some(&other) => return Err(BatchError::Version(other)),
-        None => return Err(BatchError::Damaged),
+        Some(&other) if other <= NEWEST => return Err(BatchError::Version(other)),
+        Some(_) | None => return Err(BatchError::Damaged),
     }
     let (prefix, rest) = bytes
         .split_first_chunk::<PREFIX>()

@@ -17,7 +17,7 @@ use tracing::{error, info, warn};
 use crate::admin::health::Heartbeat;
 use crate::config::audit::Stream;
 use crate::config::worker::Worker;
-use crate::store::batch::{self, Batch};
+use crate::store::batch::{self, Batch, BatchError};
 use crate::store::fleet::Fleet;
 use crate::store::postgres::write::{Outcome, Writer};
 use crate::store::postgres::{Postgres, PostgresError};
@@ -33,8 +33,8 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::fro
 const TRIES: u32 = 3;
 /// Packed bytes that a loop reads ahead, about.
 const BYTES: usize = 8 << 20;
-/// Entries of one read, at most.
-const ENTRIES: usize = 2_000;
+/// Entries of one read, at most: how large they are is only known of those before.
+const ENTRIES: usize = 100;
 /// Between looks at how far behind the streams are.
 const LAG_EVERY: Duration = Duration::from_secs(5);
 /// A consumer that has asked for nothing for so long, and this many times `claim_after`, is gone.
@@ -177,12 +177,18 @@ impl Drain {
         let mut load = self.gather(&mut reading, true).await;
         // Whether the last transaction was committed: who cannot store takes over nothing.
         let mut well = true;
+        let mut ask_at = Instant::now();
         loop {
             let stopping = self.stopping();
             if load.is_empty() && stopping {
                 return;
             }
             if load.is_empty() {
+                // Nothing is at hand that would tell.
+                if !well && ask_at <= Instant::now() {
+                    well = writer.takes_rows().await;
+                    ask_at = Instant::now() + BACK_OFF.1;
+                }
                 load = self.gather(&mut reading, well).await;
                 continue;
             }
@@ -238,24 +244,42 @@ impl Drain {
         for n in 0..self.shards.len() {
             self.heartbeat.beat();
             let shard = self.shards[reading.turn.wrapping_add(n) % self.shards.len()];
-            let count = reading.count(load, self.worker.batch_max);
-            if count == 0 || self.stopping() {
-                return;
-            }
-            match self.streams.read(shard, &self.consumer, count).await {
-                Ok(entries) => {
-                    reading.found(entries.iter().map(|entry| entry.bytes.len()));
-                    for entry in entries {
-                        if let Some(work) = self.open(entry).await {
-                            reading.opened(&work);
-                            load.take(work);
-                        }
-                    }
-                    reading.trouble.remove(&shard);
+            loop {
+                let count = reading.count(load, self.worker.batch_max);
+                if count == 0 || self.stopping() {
+                    return;
                 }
-                Err(error) => self.unread(reading, shard, &error),
+                match self.read_some(reading, load, shard, count).await {
+                    Ok(read) if read == count => {}
+                    Ok(_) => break,
+                    Err(error) => {
+                        self.unread(reading, shard, &error);
+                        break;
+                    }
+                }
             }
         }
+    }
+
+    /// Asks one stream for so many entries; how many there were.
+    async fn read_some(
+        &self,
+        reading: &mut Reading,
+        load: &mut Load,
+        shard: u16,
+        count: usize,
+    ) -> Result<usize, CallError> {
+        let entries = self.streams.read(shard, &self.consumer, count).await?;
+        let read = entries.len();
+        reading.found(entries.iter().map(|entry| entry.bytes.len()));
+        for entry in entries {
+            if let Some(work) = self.open(entry).await {
+                reading.opened(&work);
+                load.take(work);
+            }
+        }
+        reading.trouble.remove(&shard);
+        Ok(read)
     }
 
     fn unread(&self, reading: &mut Reading, shard: u16, error: &CallError) {
@@ -305,6 +329,9 @@ impl Drain {
 
     async fn take_over(&self, entry: Entry, deliveries: u64, load: &mut Load) {
         self.metrics.claimed.inc();
+        if is_of_another(&entry) {
+            return;
+        }
         let most = u64::from(self.worker.max_deliveries);
         if deliveries <= most {
             if let Some(work) = self.open(entry).await {
@@ -324,6 +351,9 @@ impl Drain {
 
     /// Unpacks an entry; one that cannot be is buried.
     async fn open(&self, entry: Entry) -> Option<Work> {
+        if is_of_another(&entry) {
+            return None;
+        }
         match Batch::open(&entry.bytes) {
             Ok(batch) => Some(Work { entry, batch }),
             Err(error) => {
@@ -335,9 +365,12 @@ impl Drain {
 
     /// Moves an entry to the dead letters. Unanswered, it stays where it is, and is taken over again later.
     async fn bury(&self, entry: &Entry, reason: &str) {
+        self.heartbeat.beat();
         let Entry { shard, id, bytes } = entry;
         match self.streams.bury(*shard, id, reason).await {
-            Ok(()) => {
+            // Whoever has stored or buried it has said so; if no one has, it is lost, and sent again.
+            Ok(false) => warn!(shard, id, reason, "a batch that was to be buried is gone"),
+            Ok(true) => {
                 self.metrics.buried.inc();
                 error!(
                     shard,
@@ -490,6 +523,16 @@ impl Drain {
             warn!(%error, "redis was not told of audit events that are stored");
         }
     }
+}
+
+/// Whether an entry is of a weir whose batches this one cannot read: it is left to a worker that can, and let go of by none.
+fn is_of_another(entry: &Entry) -> bool {
+    let Err(error @ BatchError::Version(_)) = batch::peek(&entry.bytes) else {
+        return false;
+    };
+    let Entry { shard, id, .. } = entry;
+    warn!(shard, id, %error, "a batch of audit events waits for another worker");
+    true
 }
 
 /// How many of these make a transaction of `most` events; one at least.

@@ -63,6 +63,12 @@ fn said(report: &Report, kept_in: &str) -> String {
     if unnamed > 0 {
         said.push_str(&format!("and {unnamed} other boots without an end mark\n"));
     }
+    if report.pending > 0 {
+        said.push_str(&format!(
+            "{} events are on their way: newer ones of their boots came within the last minutes\n",
+            report.pending
+        ));
+    }
     if report.dropped > 0 {
         said.push_str(&format!(
             "{} events were dropped before they could be numbered, as their processes say\n",

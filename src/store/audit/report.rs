@@ -17,6 +17,8 @@ pub struct Report {
     /// Boots that have not said that they ended, as `name/boot`: they still run, or were killed and nobody has sent what they left.
     /// Their newest events could be gone unnoticed. SQLite's have end marks from the first event on.
     pub open: Vec<String>,
+    /// Events that have not arrived, while newer ones of the same boot have, minutes ago at most: no fault yet.
+    pub pending: u64,
     /// Events that were dropped before they could be numbered, as the boots that are kept say.
     pub dropped: u64,
     /// Empty if all that was written is there, unchanged.

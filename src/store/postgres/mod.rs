@@ -38,6 +38,8 @@ use crate::clock;
 use crate::config::postgres;
 use crate::config::redis::Tls;
 
+const IS_READ_ONLY: &str =
+    "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'";
 /// Between looks at replicas.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// What a connection that is quiet, or whose bytes are not acknowledged, lives: a peer that vanished is noticed by it, here and
@@ -66,6 +68,8 @@ pub enum PostgresError {
     Lost(String),
     #[error("postgres did not answer within {0:?}")]
     Late(Duration),
+    #[error("postgres ({0}) cannot be written to: it is a replica, or set to read only")]
+    ReadOnly(String),
     /// What the server said.
     #[error("postgres refused: {message} (SQLSTATE {code})")]
     Refused { code: String, message: String },
@@ -116,6 +120,8 @@ struct Target {
     /// One connection of its own to be looked at by: a pool in full use says nothing of the server.
     probe: Pool,
     sick: AtomicBool,
+    /// Whether it is of use only while it can be written to.
+    writes: bool,
     timeout: Duration,
 }
 
@@ -154,9 +160,11 @@ impl Postgres {
             let place = format!("postgres.read[{n}]");
             target(&place, &url.0, each, &bounded)
         });
+        let mut write = target("postgres.write", &config.write.0, config.write_pool, "")?;
+        write.writes = true;
         Ok(Arc::new(Postgres {
             timeout,
-            write: target("postgres.write", &config.write.0, config.write_pool, "")?,
+            write,
             read_primary: target(
                 "postgres.write",
                 &config.write.0,
@@ -263,6 +271,7 @@ impl Target {
             pool: pool(size),
             probe: pool(1),
             sick: AtomicBool::new(false),
+            writes: false,
             timeout,
         })
     }
@@ -296,9 +305,13 @@ impl Target {
             let connection = self.take(&self.probe).await?;
             // What is not answered in time is closed, not kept for the next one to wait behind.
             let mut connection = CloseUnlessKept(Some(connection));
-            connection.get().simple_query("SELECT 1").await?;
+            let rows = connection.get().query_typed(IS_READ_ONLY, &[]).await?;
+            let is_read_only = rows.first().map(|row| row.try_get(0)).transpose()?;
             connection.keep();
-            Ok(())
+            match self.writes && is_read_only.unwrap_or(false) {
+                true => Err(PostgresError::ReadOnly(self.name.clone())),
+                false => Ok(()),
+            }
         };
         let answer = timeout(within, ask).await;
         answer.unwrap_or(Err(PostgresError::Late(within)))?;
@@ -446,6 +459,7 @@ impl PostgresError {
             PostgresError::Busy { .. }
             | PostgresError::Lost(_)
             | PostgresError::Late(_)
+            | PostgresError::ReadOnly(_)
             | PostgresError::SchemaOld { .. }
             | PostgresError::SchemaNew { .. }
             | PostgresError::Encoding(_) => true,
@@ -464,6 +478,7 @@ impl PostgresError {
             PostgresError::Busy { .. }
             | PostgresError::Lost(_)
             | PostgresError::Late(_)
+            | PostgresError::ReadOnly(_)
             | PostgresError::Nonsense(_)
             | PostgresError::SchemaOld { .. }
             | PostgresError::SchemaNew { .. }

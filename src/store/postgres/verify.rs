@@ -43,7 +43,7 @@ WHERE inhparent IN ('weir.audit_events'::regclass, 'weir.audit_batches'::regclas
 /// Where the next part of a day ends.
 const EDGE: &str = "
 SELECT count(*), max(arrival) FROM (
-    SELECT arrival FROM weir.audit_batches WHERE day = $1 AND arrival > $2
+    SELECT arrival FROM weir.audit_batches WHERE day = $1 AND arrival >= $2
     ORDER BY arrival FETCH FIRST ($3) ROWS WITH TIES
 ) AS batches";
 
@@ -51,10 +51,13 @@ SELECT count(*), max(arrival) FROM (
 const PART: &str = "
 SELECT boot_id, first, last, day, dropped, is_end, before, hash, arrival, sealed, boot, instance, key_check
 FROM weir.audit_batches LEFT JOIN weir.audit_boots ON id = boot_id
-WHERE day = $1 AND arrival > $2 AND arrival <= $3 ORDER BY arrival, boot_id, first";
+WHERE day = $1 AND arrival >= $2 AND arrival <= $3 ORDER BY arrival, boot_id, first";
 
+/// The batches of some boots. Those that are minutes old may have come ahead of one that is still on its way: a boot's batches travel
+/// by several streams, and are stored by several workers.
 const CHAIN: &str = "
-SELECT boot_id, first, last, day, dropped, is_end, before, hash
+SELECT boot_id, first, last, day, dropped, is_end, before, hash,
+    sealed BETWEEN now() - interval '5 minutes' AND now() + interval '5 minutes'
 FROM weir.audit_batches WHERE boot_id > $1 AND boot_id <= $2 ORDER BY boot_id, first, is_end DESC, day";
 
 const INSTANCES: &str = "
@@ -173,14 +176,14 @@ impl Look<'_> {
                 false => edge.try_get(1)?,
             };
             self.part(day, low, high).await?;
-            if is_last {
+            if is_last || high == i64::MAX {
                 return Ok(());
             }
-            low = high;
+            low = high + 1;
         }
     }
 
-    /// Those that arrived behind `low`, up to `high`.
+    /// Those that arrived from `low` up to `high`.
     async fn part(&mut self, day: Day, low: i64, high: i64) -> Result<(), PostgresError> {
         let values: [&(dyn ToSql + Sync); 3] = [&Date(day), &low, &high];
         let parts = self.transaction.query(PART, &values).await?;
@@ -188,7 +191,7 @@ impl Look<'_> {
         let parts = parts.collect::<Result<Vec<_>, _>>()?;
         let rows = format!(
             "SELECT arrival, boot_id, {COLUMNS} FROM weir.audit_events
-             WHERE day = $1 AND arrival > $2 AND arrival <= $3 ORDER BY arrival, boot_id, seq"
+             WHERE day = $1 AND arrival >= $2 AND arrival <= $3 ORDER BY arrival, boot_id, seq"
         );
         let rows = self.transaction.query_raw(&rows, values).await?;
         let mut rows: Rows = Box::pin(rows);
@@ -286,8 +289,9 @@ impl Look<'_> {
             let mut batches: Rows = Box::pin(batches);
             while let Some(row) = next(&mut batches).await? {
                 let batch = Found::of(&row)?;
+                let is_new: bool = row.try_get(8)?;
                 match known.get_mut(&batch.boot_id) {
-                    Some(boot) => self.follow(boot, &batch),
+                    Some(boot) => self.follow(boot, &batch, is_new),
                     None => {
                         let instance = format!("#{}", batch.boot_id);
                         let seqs = batch.first..=batch.last;
@@ -330,6 +334,10 @@ impl Look<'_> {
             let fault = Fault::of_instance(day, instance.clone(), FaultKind::Instance);
             self.report.faults.push(fault);
         }
+        if started.is_none() && key_fits && !is_removed {
+            let fault = Fault::of_instance(day, instance.clone(), FaultKind::Instance);
+            self.report.faults.push(fault);
+        }
         let (removed_to, before, broken) = match is_removed {
             true => (removed_to, removed, FaultKind::Chain),
             false => {
@@ -351,8 +359,8 @@ impl Look<'_> {
         })
     }
 
-    /// The next batch of the boot.
-    fn follow(&mut self, boot: &mut Boot, batch: &Found) {
+    /// The next batch of the boot. What is missing ahead of one that is new may still come.
+    fn follow(&mut self, boot: &mut Boot, batch: &Found, is_new: bool) {
         boot.batches += 1;
         boot.dropped = boot.dropped.max(batch.dropped);
         // Late, and of days that retention has removed already.
@@ -370,7 +378,10 @@ impl Look<'_> {
                 true => FaultKind::TailMissing,
                 false => FaultKind::Missing,
             };
-            say(boot.next..=batch.first - 1, kind);
+            match is_new {
+                true => self.report.pending += batch.first - boot.next,
+                false => say(boot.next..=batch.first - 1, kind),
+            }
             boot.before = None;
         }
         let is_changed = self.changed.contains(&batch.key());

@@ -267,11 +267,9 @@ impl Streams {
             words.extend([Arg::Int(done.first), Arg::Int(done.last)]);
         }
         let lives = [Arg::Text("EXPIRE"), Arg::Text(&key), Arg::Int(DONE_KEPT)];
-        let (said, lives) = tokio::join!(
-            self.redis.command(BUDGET, &key, &words),
-            self.redis.command(BUDGET, &key, &lives)
-        );
-        said.and(lives).map(drop)
+        // One behind the other: an expiry that came first would be of no key.
+        self.redis.command(BUDGET, &key, &words).await?;
+        self.redis.command(BUDGET, &key, &lives).await.map(drop)
     }
 
     /// Lets go of entries of one stream whose batches are committed.
@@ -287,14 +285,17 @@ impl Streams {
         Ok(())
     }
 
-    /// Moves an entry to the dead letters.
-    pub async fn bury(&self, shard: u16, id: &str, reason: &str) -> Result<(), CallError> {
+    /// Moves an entry to the dead letters; false if it was not there any more.
+    pub async fn bury(&self, shard: u16, id: &str, reason: &str) -> Result<bool, CallError> {
         let Shard { stream, dead } = self.shard(shard);
         let args = [&self.group, id, reason].map(Arg::Text);
-        self.redis
+        let answer = self
+            .redis
             .run_within(BUDGET, &self.bury, &[stream, dead], &args)
-            .await
-            .map(drop)
+            .await?;
+        number(answer)
+            .map(|buried| buried == 1)
+            .ok_or(CallError::Nonsense)
     }
 
     /// Forgets consumers that have asked for nothing for so long and have no entries left; how many.
