@@ -187,7 +187,12 @@ pub async fn index(connection: &Client, day: Day) -> Result<bool, PostgresError>
     }
     let make =
         format!("CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON weir.{table} (username, time)");
+    // Cut short, it would be begun anew each time.
+    connection
+        .batch_execute("SET statement_timeout = 0")
+        .await?;
     connection.batch_execute(&make).await?;
+    connection.batch_execute("RESET statement_timeout").await?;
     Ok(true)
 }
 
