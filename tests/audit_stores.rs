@@ -1007,6 +1007,34 @@ fn an_end_mark_that_came_too_early_is_no_fault() {
     assert_eq!(kept.faults(), []);
 }
 
+/// A boot's own end mark reached Redis, but not its spool: its heir has made another.
+#[test]
+fn a_second_end_mark_behind_the_same_batch_is_known() {
+    let kept = Kept::new(Kind::Postgres);
+    let hasher = || Hasher::new(Some(KEY));
+    let mut boot = Boot::new("a".into(), clock::uuid(noon()), noon().into(), hasher());
+    let mut writer = write::Writer::new(kept.pools().clone(), RETENTION);
+    let (header, bytes) = boot.pack(&mut [encoded(1..=5)], noon().into(), 0);
+    let end_of = |header, after: u64, dropped| {
+        let mut boot = Boot::resume(header, hasher()).unwrap();
+        let at = noon() + Duration::from_secs(after);
+        boot.end(at.into(), dropped).1
+    };
+    kept.store(&mut writer, &[&bytes, &end_of(&header, 1, 0)]);
+    let mut outcome = |end: &[u8]| {
+        let end = Batch::open(end).unwrap();
+        kept.block(writer.store(&[&end])).unwrap().remove(0)
+    };
+    assert_eq!(outcome(&end_of(&header, 60, 3)), write::Outcome::Known);
+    // One that follows another batch is none of this boot's.
+    let mut other = header.clone();
+    other.hash[0] ^= 1;
+    let refused = outcome(&end_of(&other, 60, 0));
+    assert!(matches!(refused, write::Outcome::Refused(_)), "{refused:?}");
+    let report = kept.verify(KEY);
+    assert_eq!((report.faults, report.open), (vec![], vec![]));
+}
+
 /// What cannot be proved is at least told.
 #[test]
 fn a_boot_without_an_end_mark_is_named_as_open() {

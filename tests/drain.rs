@@ -19,7 +19,7 @@ use weir::store::chain::Hasher;
 use weir::store::days::Day;
 use weir::store::postgres::{partitions, row};
 use weir::telemetry::metrics::Metrics;
-use weir::worker::partitions::keep_once;
+use weir::worker::partitions::{Unindexed, keep_once};
 
 #[test]
 fn two_workers_store_each_batch_once_however_often_it_is_sent() {
@@ -490,9 +490,16 @@ fn days_are_made_ahead_indexed_once_over_and_removed_with_a_mark() {
         let hasher = Hasher::new(Some(b"key"));
         let metrics = Metrics::default();
         let keep = async |days: u32| {
-            keep_once(&world.postgres, DAY * days, &hasher, &metrics.drain)
-                .await
-                .unwrap();
+            let mut unindexed = Unindexed::new();
+            keep_once(
+                &world.postgres,
+                DAY * days,
+                &hasher,
+                &metrics.drain,
+                &mut unindexed,
+            )
+            .await
+            .unwrap();
             let connection = world.postgres.write().await.unwrap();
             let listed = partitions::list(&connection).await.unwrap();
             listed

@@ -480,6 +480,7 @@ impl Drain {
         let outcomes = writer.store(&batches).await?;
         self.metrics.transactions.inc();
         let mut settled = Vec::with_capacity(work.len());
+        let mut refused = Vec::new();
         for (work, outcome) in work.iter().zip(outcomes) {
             match outcome {
                 Outcome::Stored => {
@@ -488,13 +489,17 @@ impl Drain {
                 }
                 Outcome::Known => drop(self.metrics.known.inc()),
                 Outcome::Refused(reason) => {
-                    self.bury(&work.entry, &reason).await;
+                    refused.push((&work.entry, reason));
                     continue;
                 }
             }
             settled.push(work);
         }
+        // What is stored does not wait for burials, each of which is a call of its own.
         self.let_go(&settled).await;
+        for (entry, reason) in refused {
+            self.bury(entry, &reason).await;
+        }
         Ok(())
     }
 

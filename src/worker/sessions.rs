@@ -91,10 +91,7 @@ impl SharedSweep {
         let holds = 2 * self.every + LEASE_MORE;
         let mut asked = Instant::now();
         if !self.sweeper.is_mine(&self.redis, holds).await? {
-            // Those of the process that sweeps count, and no sum counts twice.
-            self.entries
-                .iter()
-                .for_each(|(_, metrics)| tell(metrics, Swept::default()));
+            self.leave();
             return Ok(());
         }
         for (name, metrics) in &self.entries {
@@ -114,12 +111,23 @@ impl SharedSweep {
                 // A long sweep stays this process's.
                 if asked.elapsed() > holds / 4 {
                     asked = Instant::now();
-                    self.sweeper.is_mine(&self.redis, holds).await?;
+                    if !self.sweeper.is_mine(&self.redis, holds).await? {
+                        // Another has begun one of its own meanwhile.
+                        self.leave();
+                        return Ok(());
+                    }
                 }
             }
             tell(metrics, all);
         }
         Ok(())
+    }
+
+    /// Leaves the sweep to another process: what that one tells counts, and no sum counts twice.
+    fn leave(&self) {
+        self.entries
+            .iter()
+            .for_each(|(_, metrics)| tell(metrics, Swept::default()));
     }
 }
 

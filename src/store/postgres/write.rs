@@ -54,7 +54,7 @@ const CLAIM: &str = "INSERT INTO weir.audit_batches
      RETURNING boot_id, first, is_end, day, arrival";
 
 /// What is there in the place of batches that were not claimed.
-const FIND: &str = "SELECT b.place, a.id IS NOT NULL, s.hash
+const FIND: &str = "SELECT b.place, a.id IS NOT NULL, s.hash, s.before
      FROM unnest($1::integer[], $2::date[], $3::integer[], $4::uuid[], $5::bigint[], $6::boolean[])
              AS b (place, day, boot_id, boot, first, is_end)
          LEFT JOIN weir.audit_boots a ON a.id = b.boot_id AND a.boot = b.boot
@@ -445,13 +445,16 @@ async fn unlike(
     let mut unlike = Vec::new();
     for row in rows {
         let (place, boot_is_there): (i32, bool) = (row.try_get(0)?, row.try_get(1)?);
-        let hash: Option<&[u8]> = row.try_get(2)?;
+        let (hash, before): (Option<&[u8]>, Option<&[u8]>) = (row.try_get(2)?, row.try_get(3)?);
         let n = usize::try_from(place)
             .ok()
             .and_then(|place| others.get(place));
         let n = *n.ok_or_else(stale)?;
+        let header = &open[n].1.header;
+        // A boot's own end mark and the one of its heir, made at another time, say the same where they follow the same batch.
+        let is_its_end = header.is_end && before == Some(&header.before[..]);
         match hash {
-            Some(hash) if hash == open[n].1.header.hash => {}
+            Some(hash) if hash == header.hash || (boot_is_there && is_its_end) => {}
             Some(_) if boot_is_there => unlike.push(n),
             // The boot's id is of another database, or the batch was removed just now.
             Some(_) | None => return Err(stale()),
