@@ -14,4 +14,5 @@ pub mod reply;
 mod sessions;
 mod shares;
 mod upgrade;
+mod upload;
 mod wire;
