@@ -1035,6 +1035,39 @@ fn a_second_end_mark_behind_the_same_batch_is_known() {
     assert_eq!((report.faults, report.open), (vec![], vec![]));
 }
 
+/// A boot's batches travel by several streams, and are stored by several workers.
+#[test]
+fn what_is_missing_ahead_of_a_new_batch_is_on_its_way_and_ahead_of_an_old_one_a_fault() {
+    let check = |now: Duration, pending: u64, faults: &[(RangeInclusive<u64>, FaultKind)]| {
+        let kept = Kept::new(Kind::Postgres);
+        let hasher = Hasher::new(Some(KEY));
+        let mut boot = Boot::new("a".into(), clock::uuid(noon()), noon().into(), hasher);
+        let mut writer = write::Writer::new(kept.pools().clone(), RETENTION);
+        let batches = [1..=5, 6..=9, 10..=12, 13..=14]
+            .map(|range| boot.pack(&mut [encoded(range)], now.into(), 0).1);
+        let end = boot.end(now.into(), 0).1;
+        kept.store(&mut writer, &[&batches[0], &batches[2], &end]);
+        let found = kept.verify(KEY);
+        let named = found.faults.iter().map(|it| (it.seqs.clone(), it.kind));
+        assert_eq!(named.collect::<Vec<_>>(), faults);
+        assert_eq!(found.pending, pending);
+        let (code, said) = kept.weir(&["verify"]);
+        assert_eq!(code, Some(i32::from(!faults.is_empty())), "{said}");
+        let told = format!("{pending} events are on their way");
+        assert_eq!(said.contains(&told), pending > 0, "{said}");
+
+        kept.store(&mut writer, &[&batches[3], &batches[1]]);
+        let found = kept.verify(KEY);
+        assert_eq!((found.faults, found.pending), (vec![], 0));
+    };
+    check(clock::wall(), 6, &[]);
+    let missing = [
+        (6..=9, FaultKind::Missing),
+        (13..=14, FaultKind::TailMissing),
+    ];
+    check(clock::wall() - Duration::from_secs(600), 0, &missing);
+}
+
 /// What cannot be proved is at least told.
 #[test]
 fn a_boot_without_an_end_mark_is_named_as_open() {

@@ -583,6 +583,14 @@ fn what_another_weir_has_made_is_left_to_its_worker() {
         eventually(async || world.done(&ours)).await;
         eventually(async || worker.counted("weir_drain_claimed_total ") > 0).await;
         assert_eq!(world.cli(&["XLEN", &world.key(0)]).int(), 1);
+        // A worker that reads it gets it though this one runs, and does not take it for what brings workers down.
+        let after = world.settings.worker.claim_after;
+        eventually(async || {
+            let claimed = world.streams.claim(0, "newer", after, None, 10).await;
+            let mut entries = claimed.unwrap().entries.into_iter();
+            entries.any(|(entry, deliveries)| entry.bytes == other && deliveries == 1)
+        })
+        .await;
         assert_eq!(world.dead_letters().await, 0);
     });
 }

@@ -161,6 +161,30 @@ fn connections_to_a_server_that_was_restarted_are_made_anew() {
 }
 
 #[test]
+fn a_write_target_that_takes_no_writes_is_not_well() {
+    let server = Server::start();
+    let replica = server.replica();
+    on_a_runtime(async {
+        let postgres = Postgres::new(&config(&server.url(), &[])).unwrap();
+        let answered = async |postgres: &Postgres| postgres.health(WITHIN).await.write.answered;
+        assert!(answered(&postgres).await.is_ok());
+        server.set_read_only(true);
+        eventually(async || answered(&postgres).await.is_err()).await;
+        let health = postgres.health(WITHIN).await;
+        let error = health.write.answered.unwrap_err();
+        assert!(matches!(error, PostgresError::ReadOnly(_)), "{error}");
+        // Reads need no more than that.
+        assert!(health.read[0].answered.is_ok());
+        server.set_read_only(false);
+        eventually(async || answered(&postgres).await.is_ok()).await;
+
+        let of_a_replica = Postgres::new(&config(&replica.url(), &[])).unwrap();
+        let error = answered(&of_a_replica).await.unwrap_err();
+        assert!(matches!(error, PostgresError::ReadOnly(_)), "{error}");
+    });
+}
+
+#[test]
 fn by_tls_only_a_server_with_the_right_certificate_is_believed() {
     let certificates = Certificates::make();
     let path = |name: &str| PathBuf::from(certificates.path(name));

@@ -162,6 +162,8 @@ struct Reading {
     forget_at: Instant,
     /// Streams that were asked in vain.
     trouble: HashSet<u16>,
+    /// Streams that have, or had, batches of another weir's version: each is told of once.
+    of_others: HashSet<u16>,
 }
 
 impl Drain {
@@ -173,6 +175,7 @@ impl Drain {
             claim_at: Instant::now(),
             forget_at: Instant::now(),
             trouble: HashSet::new(),
+            of_others: HashSet::new(),
         };
         let mut load = self.gather(&mut reading, true).await;
         // Whether the last transaction was committed: who cannot store takes over nothing.
@@ -242,9 +245,9 @@ impl Drain {
     async fn read(&self, reading: &mut Reading, load: &mut Load) {
         reading.turn = reading.turn.wrapping_add(1);
         for n in 0..self.shards.len() {
-            self.heartbeat.beat();
             let shard = self.shards[reading.turn.wrapping_add(n) % self.shards.len()];
             loop {
+                self.heartbeat.beat();
                 let count = reading.count(load, self.worker.batch_max);
                 if count == 0 || self.stopping() {
                     return;
@@ -272,7 +275,8 @@ impl Drain {
         let entries = self.streams.read(shard, &self.consumer, count).await?;
         let read = entries.len();
         reading.found(entries.iter().map(|entry| entry.bytes.len()));
-        for entry in entries {
+        let entries = self.leave_others(reading, shard, entries, |entry| entry);
+        for entry in entries.await {
             if let Some(work) = self.open(entry).await {
                 reading.opened(&work);
                 load.take(work);
@@ -310,7 +314,11 @@ impl Drain {
                         .claim(*shard, &self.consumer, after, from.as_deref(), count);
                 match claimed.await {
                     Ok(claimed) => {
-                        for (entry, deliveries) in claimed.entries {
+                        let entries = claimed.entries;
+                        self.metrics.claimed.inc_by(entries.len() as u64);
+                        let entries =
+                            self.leave_others(reading, *shard, entries, |(entry, _)| entry);
+                        for (entry, deliveries) in entries.await {
                             self.take_over(entry, deliveries, load).await;
                         }
                         from = claimed.next;
@@ -327,11 +335,38 @@ impl Drain {
         }
     }
 
-    async fn take_over(&self, entry: Entry, deliveries: u64, load: &mut Load) {
-        self.metrics.claimed.inc();
-        if is_of_another(&entry) {
-            return;
+    /// Leaves batches that this weir cannot read to a worker that can: they are let go of by none, and that they were given to this
+    /// one does not count. What it can read comes back.
+    async fn leave_others<T>(
+        &self,
+        reading: &mut Reading,
+        shard: u16,
+        entries: Vec<T>,
+        entry: impl Fn(&T) -> &Entry,
+    ) -> Vec<T> {
+        let is_of_another = |it: &T| {
+            let header = batch::peek(&entry(it).bytes);
+            matches!(header, Err(BatchError::Version(_)))
+        };
+        let (others, ours): (Vec<_>, Vec<_>) = entries.into_iter().partition(is_of_another);
+        let ids: Vec<_> = others.iter().map(|it| entry(it).id.as_str()).collect();
+        let Some(first) = ids.first() else {
+            return ours;
+        };
+        if reading.of_others.insert(shard) {
+            warn!(
+                shard,
+                id = first,
+                "batches of audit events of another version of weir wait for a worker that reads them"
+            );
         }
+        let after = self.worker.claim_after;
+        // Unheard, they are taken over later, and left then.
+        let _ = self.streams.leave(shard, &self.consumer, &ids, after).await;
+        ours
+    }
+
+    async fn take_over(&self, entry: Entry, deliveries: u64, load: &mut Load) {
         let most = u64::from(self.worker.max_deliveries);
         if deliveries <= most {
             if let Some(work) = self.open(entry).await {
@@ -351,9 +386,6 @@ impl Drain {
 
     /// Unpacks an entry; one that cannot be is buried.
     async fn open(&self, entry: Entry) -> Option<Work> {
-        if is_of_another(&entry) {
-            return None;
-        }
         match Batch::open(&entry.bytes) {
             Ok(batch) => Some(Work { entry, batch }),
             Err(error) => {
@@ -528,16 +560,6 @@ impl Drain {
             warn!(%error, "redis was not told of audit events that are stored");
         }
     }
-}
-
-/// Whether an entry is of a weir whose batches this one cannot read: it is left to a worker that can, and let go of by none.
-fn is_of_another(entry: &Entry) -> bool {
-    let Err(error @ BatchError::Version(_)) = batch::peek(&entry.bytes) else {
-        return false;
-    };
-    let Entry { shard, id, .. } = entry;
-    warn!(shard, id, %error, "a batch of audit events waits for another worker");
-    true
 }
 
 /// How many of these make a transaction of `most` events; one at least.

@@ -298,6 +298,32 @@ impl Streams {
             .ok_or(CallError::Nonsense)
     }
 
+    /// Leaves entries that the consumer was given to others, who may take them over at once if they do after `idle`. That it was
+    /// given them does not count.
+    pub async fn leave(
+        &self,
+        shard: u16,
+        consumer: &str,
+        ids: &[&str],
+        idle: Duration,
+    ) -> Result<(), CallError> {
+        let stream = &self.shard(shard).stream;
+        for ids in ids.chunks(AT_ONCE) {
+            let mut words = vec![
+                Arg::Text("XCLAIM"),
+                Arg::Text(stream),
+                Arg::Text(&self.group),
+                Arg::Text(consumer),
+                Arg::Int(0),
+            ];
+            words.extend(ids.iter().map(|id| Arg::Text(id)));
+            words.extend([Arg::Text("IDLE"), Arg::Int(millis(idle))]);
+            words.extend([Arg::Text("RETRYCOUNT"), Arg::Int(0), Arg::Text("JUSTID")]);
+            self.redis.command(BUDGET, stream, &words).await?;
+        }
+        Ok(())
+    }
+
     /// Forgets consumers that have asked for nothing for so long and have no entries left; how many.
     pub async fn forget_consumers(&self, shard: u16, idle: Duration) -> Result<u64, CallError> {
         let stream = &self.shard(shard).stream;
