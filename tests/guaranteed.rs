@@ -9,13 +9,18 @@
 mod harness;
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Sender};
 use std::thread;
+use std::time::Duration;
 
 use harness::process::{Running, file};
-use harness::{Client, Upstream, eventually, ok};
+use harness::raw::{End, Wire, read_head, read_to_end, scripted};
+use harness::{Client, DEADLINE, Upstream, eventually, ok};
 use rusqlite::Connection;
 use weir::clock;
 use weir::store::audit::Filter;
@@ -152,4 +157,245 @@ fn no_answer_ends_before_its_event_is_safe() {
     assert_eq!(body.len(), long.len());
     assert!(on_record(&database).contains(&"/held".to_owned()));
     eventually(|| running.client().get("/again").status == 200);
+}
+
+/// How long a client is watched for what it must not get.
+const QUIET: Duration = Duration::from_millis(300);
+
+const GET: &str = "GET /held HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
+const HEAD: &str = "HEAD /held HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
+const OLD_GET: &str = "GET /held HTTP/1.0\r\n\r\n";
+const SWITCH: &str =
+    "GET /held HTTP/1.1\r\nHost: test\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n";
+const LIMITED: &str = "GET /limited HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
+const NOWHERE: &str = "GET /nowhere HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
+
+/// What the upstream sends, piece by piece, and what the client has behind each while the store is locked: see [`outline`].
+type Pieces = &'static [(&'static str, &'static str)];
+
+const LENGTH: &str = "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n";
+const CHUNKS: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n";
+const BEGUN: &str = "200 5\r\nfirst\r\n";
+const WHOLE: &str = "200 5\r\nfirst\r\n0\r\n\r\n";
+const LAST: &str = "0\r\n\r\n";
+
+const AT_ONCE: Pieces = &[("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nfirst", "")];
+const IN_PIECES: Pieces = &[
+    (LENGTH, "200 "),
+    ("first", "200 first"),
+    ("other", "200 first"),
+];
+const EMPTY: Pieces = &[("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "")];
+const CHUNKED: Pieces = &[(CHUNKS, BEGUN), (LAST, BEGUN)];
+const CHUNKED_OLD: Pieces = &[(CHUNKS, "200 first"), (LAST, "200 first")];
+const UNTIL_CLOSE: Pieces = &[("HTTP/1.1 200 OK\r\n\r\nfirst", BEGUN)];
+const UNTIL_CLOSE_OLD: Pieces = &[("HTTP/1.1 200 OK\r\n\r\nfirst", "200 first")];
+const TO_HEAD: Pieces = &[(LENGTH, "")];
+const NO_CONTENT: Pieces = &[("HTTP/1.1 204 No Content\r\n\r\n", "")];
+const NOT_MODIFIED: Pieces = &[("HTTP/1.1 304 Not Modified\r\n\r\n", "")];
+const SWITCHED: Pieces = &[
+    (
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
+        "",
+    ),
+    ("hello", ""),
+];
+
+/// A request whose event waits for the store, which is locked.
+struct Held {
+    running: Running,
+    database: PathBuf,
+    locked: Connection,
+    client: TcpStream,
+    /// What the client has so far.
+    seen: String,
+    _folder: tempfile::TempDir,
+}
+
+impl Held {
+    /// Sends `request`. The upstream sends each piece of its answer once the client has what it is to see of the one before, then
+    /// it closes.
+    fn begin(name: &str, pieces: Pieces, request: &str) -> Held {
+        let (next, given) = mpsc::channel::<&str>();
+        let given = Mutex::new(given);
+        let upstream = scripted(move |mut stream| {
+            if read_head(&mut stream).is_some() {
+                for piece in given.lock().unwrap().iter() {
+                    let _ = stream.write_all(piece.as_bytes());
+                }
+            }
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let database = folder.path().join("audit.db");
+        let config = file(&format!(
+            "listen: 127.0.0.1:0\nupstreams: {{app: {{endpoints: [\"http://{upstream}\"]}}}}\nroutes: [{{match: {{path: /held}}, upstream: app}}, {{match: {{path: /limited}}, upstream: app, rate_limits: [none]}}]\nrate_limits: {{none: {{limit: 0/s, by: client.ip}}}}\nadmin: {{address: 127.0.0.1:0}}\naudit: {{delivery: guaranteed, sqlite: {{path: {}}}}}\n",
+            database.display()
+        ));
+        let running = Running::start(config.path());
+        let locked = lock(&database);
+        let mut client = running.connect();
+        client.write_all(request.as_bytes()).unwrap();
+        let mut held = Held {
+            running,
+            database,
+            locked,
+            client,
+            seen: String::new(),
+            _folder: folder,
+        };
+        held.follow(name, pieces, next);
+        // Only then is it the store that holds it back.
+        eventually(|| {
+            held.running
+                .admin()
+                .get("/metrics")
+                .body
+                .lines()
+                .any(|line| {
+                    line.strip_prefix("weir_audit_queued ")
+                        .is_some_and(|n| n != "0")
+                })
+        });
+        held
+    }
+
+    fn follow(&mut self, name: &str, pieces: Pieces, next: Sender<&'static str>) {
+        for (piece, seen) in pieces {
+            next.send(piece).unwrap();
+            self.client.set_read_timeout(Some(DEADLINE)).unwrap();
+            while outline(&self.seen) != *seen {
+                let read = self.read();
+                assert!(read, "{name}: {:?} came, not {seen:?}", self.seen);
+            }
+        }
+    }
+
+    /// Whether something came in time.
+    fn read(&mut self) -> bool {
+        let mut bytes = [0; 4096];
+        match self.client.read(&mut bytes) {
+            Ok(read) => {
+                self.seen.push_str(str::from_utf8(&bytes[..read]).unwrap());
+                read > 0
+            }
+            Err(error) => {
+                let late = [ErrorKind::WouldBlock, ErrorKind::TimedOut].contains(&error.kind());
+                assert!(late, "{error}");
+                false
+            }
+        }
+    }
+
+    /// Neither a byte nor an end comes, and nothing is on record.
+    fn is_quiet(&mut self, name: &str) {
+        self.client.set_read_timeout(Some(QUIET)).unwrap();
+        let peeked = self.client.peek(&mut [0]).map_err(|error| error.kind());
+        let late = [Err(ErrorKind::WouldBlock), Err(ErrorKind::TimedOut)];
+        assert!(
+            late.contains(&peeked),
+            "{name}: {peeked:?} behind {:?}",
+            self.seen
+        );
+        assert_eq!(on_record(&self.database), [""; 0], "{name}");
+    }
+
+    /// Everything that the client got in the end.
+    fn finish(&mut self) -> Wire {
+        let mut wire = read_to_end(&mut self.client);
+        wire.text.insert_str(0, &self.seen);
+        wire
+    }
+
+    /// Lets go of the store.
+    fn unlock(&self) {
+        self.locked.execute_batch("ROLLBACK").unwrap();
+    }
+}
+
+/// The status, and the body as it came; but that of a problem is only named.
+fn outline(text: &str) -> String {
+    let Some((head, body)) = text.split_once("\r\n\r\n") else {
+        return text.to_owned();
+    };
+    let status = head.split(' ').nth(1).unwrap_or_default();
+    match body.starts_with('{') && body.ends_with('}') {
+        true => format!("{status} problem"),
+        false => format!("{status} {body}"),
+    }
+}
+
+#[test]
+fn on_no_path_does_an_answer_end_before_its_event_is_safe() {
+    let check = |name: &str, request: &str, pieces: Pieces, whole: &str| {
+        let mut held = Held::begin(name, pieces, request);
+        held.is_quiet(name);
+        held.unlock();
+        let wire = held.finish();
+        assert_eq!(outline(&wire.text), whole, "{name}");
+        assert_eq!(wire.end, End::Closed, "{name}");
+        assert_eq!(on_record(&held.database).len(), 1, "{name}");
+    };
+    check("at once", GET, AT_ONCE, "200 first");
+    check("in pieces", GET, IN_PIECES, "200 firstother");
+    check("in pieces, 1.0", OLD_GET, IN_PIECES, "200 firstother");
+    check("empty", GET, EMPTY, "200 ");
+    check("chunked", GET, CHUNKED, WHOLE);
+    check("chunked, 1.0", OLD_GET, CHUNKED_OLD, "200 first");
+    check("until close", GET, UNTIL_CLOSE, WHOLE);
+    check("until close, 1.0", OLD_GET, UNTIL_CLOSE_OLD, "200 first");
+    check("HEAD", HEAD, TO_HEAD, "200 ");
+    check("204", GET, NO_CONTENT, "204 ");
+    check("304", GET, NOT_MODIFIED, "304 ");
+    check("101", SWITCH, SWITCHED, "101 hello");
+    check("429", LIMITED, &[], "429 problem");
+    check("404", NOWHERE, &[], "404 problem");
+}
+
+#[test]
+fn an_answer_whose_event_stays_unsafe_is_cut_off_or_a_503() {
+    fn lost(name: &str, request: &str, pieces: Pieces, whole: &str, end: End) {
+        let mut held = Held::begin(name, pieces, request);
+        held.is_quiet(name);
+        let wire = held.finish();
+        assert_eq!(outline(&wire.text), whole, "{name}");
+        assert_eq!(wire.end, end, "{name}");
+        let is_told = wire.parts().0.contains("audit_unavailable");
+        assert_eq!(is_told, whole.starts_with("503"), "{name}: {}", wire.text);
+        assert_eq!(on_record(&held.database), [""; 0], "{name}");
+    }
+    // Beside one another: each of them waits for five seconds.
+    thread::scope(|scope| {
+        let check = |name, request, pieces, whole, end| {
+            scope.spawn(move || lost(name, request, pieces, whole, end));
+        };
+        check("in pieces", GET, IN_PIECES, "200 first", End::Closed);
+        check("chunked", GET, CHUNKED, BEGUN, End::Closed);
+        check("until close", GET, UNTIL_CLOSE, BEGUN, End::Closed);
+        let old = "200 first";
+        check("chunked, 1.0", OLD_GET, CHUNKED_OLD, old, End::Reset);
+        check("close, 1.0", OLD_GET, UNTIL_CLOSE_OLD, old, End::Reset);
+        let refused = "503 problem";
+        check("at once", GET, AT_ONCE, refused, End::Closed);
+        check("HEAD", HEAD, TO_HEAD, "503 ", End::Closed);
+        check("204", GET, NO_CONTENT, refused, End::Closed);
+        check("304", GET, NOT_MODIFIED, refused, End::Closed);
+        check("101", SWITCH, SWITCHED, refused, End::Closed);
+        check("429", LIMITED, &[], refused, End::Closed);
+        check("404", NOWHERE, &[], refused, End::Closed);
+    });
+}
+
+#[test]
+fn a_drain_waits_for_an_event_that_waits() {
+    let keep_alive = "GET /held HTTP/1.1\r\nHost: test\r\n\r\n";
+    let mut held = Held::begin("drain", CHUNKED, keep_alive);
+    held.running.signal("TERM");
+    held.running.log_until("draining");
+    held.is_quiet("drain");
+    held.unlock();
+    let wire = held.finish();
+    assert_eq!(outline(&wire.text), WHOLE);
+    assert_eq!(wire.end, End::Closed);
+    assert_eq!(held.running.child.wait().unwrap().code(), Some(0));
+    assert_eq!(on_record(&held.database), ["/held"]);
 }
