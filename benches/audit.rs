@@ -150,8 +150,12 @@ fn main() {
         "|  | events/s | behind, in the course | events a batch | a transaction | B in Postgres | lane | shipping | Redis | worker | Postgres | together |\n\
          |---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
     );
-    for case in CASES.iter().filter(|case| options.takes(case.name)) {
-        let row = row(case, &measure(case, time));
+    for mut case in CASES.into_iter().filter(|case| options.takes(case.name)) {
+        if let (false, Pace::Steady(rate)) = (options.whole, &mut case.pace) {
+            // A build for tests keeps up with no more.
+            *rate /= 20;
+        }
+        let row = row(&case, &measure(&case, time));
         println!("{}", row.trim_end());
         page.push_str(&row);
     }
