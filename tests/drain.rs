@@ -261,20 +261,7 @@ fn a_batch_that_is_delivered_too_often_is_tried_alone_and_then_buried() {
         for deliveries in ["9", "3"] {
             let (_, bytes) = pack(&mut boot, 5, now);
             world.add(0, &bytes).await;
-            let read = world.streams.read(0, "dead", 10).await.unwrap();
-            let id = &read[0].id;
-            world.cli(&[
-                "XCLAIM",
-                &world.key(0),
-                "weir",
-                "dead",
-                "0",
-                id,
-                "IDLE",
-                "60000",
-                "RETRYCOUNT",
-                deliveries,
-            ]);
+            world.given_out(deliveries).await;
         }
         let worker = world.work();
         world.drained().await;
@@ -300,12 +287,7 @@ fn who_was_given_out_with_what_brings_workers_down_is_not_buried_with_it() {
             let (_, bytes) = pack(&mut boot, 5, now);
             world.add(0, &bytes).await;
         }
-        let key = world.key(0);
-        let read = world.streams.read(0, "dead", 10).await.unwrap();
-        let mut claim = vec!["XCLAIM", &key, "weir", "dead", "0"];
-        claim.extend(read.iter().map(|entry| entry.id.as_str()));
-        claim.extend(["IDLE", "60000", "RETRYCOUNT", "9"]);
-        world.cli(&claim);
+        world.given_out("9").await;
         let worker = world.work();
         world.drained().await;
         assert_eq!(world.rows(), 45);
@@ -563,20 +545,7 @@ fn what_another_weir_has_made_is_left_to_its_worker() {
         other[0] = 9;
         world.add(0, &other).await;
         // Given out more often than any other batch may be.
-        let read = world.streams.read(0, "dead", 10).await.unwrap();
-        let id = &read[0].id;
-        world.cli(&[
-            "XCLAIM",
-            &world.key(0),
-            "weir",
-            "dead",
-            "0",
-            id,
-            "IDLE",
-            "60000",
-            "RETRYCOUNT",
-            "9",
-        ]);
+        world.given_out("9").await;
         let (ours, bytes) = pack(&mut boot, 5, clock::wall());
         world.add(0, &bytes).await;
         let worker = world.work();

@@ -128,6 +128,16 @@ impl World {
         self.redis.cli(args)
     }
 
+    /// What is new in the first shard was given to a worker so often, a minute ago, and not stored.
+    pub async fn given_out(&self, deliveries: &str) {
+        let read = self.streams.read(0, "dead", 10).await.unwrap();
+        let key = self.key(0);
+        let mut claim = vec!["XCLAIM", &key, "weir", "dead", "0"];
+        claim.extend(read.iter().map(|entry| entry.id.as_str()));
+        claim.extend(["IDLE", "60000", "RETRYCOUNT", deliveries]);
+        self.cli(&claim);
+    }
+
     /// Of one shard, as Redis has it.
     pub fn key(&self, shard: u16) -> String {
         self.fleet.keys.audit_stream("audit", shard)
