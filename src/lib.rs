@@ -11,6 +11,7 @@ pub mod event;
 pub mod http1;
 pub mod intern;
 pub mod keys;
+pub mod net;
 pub mod plan;
 pub mod policy;
 pub mod proxy;

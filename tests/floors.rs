@@ -12,7 +12,7 @@ use std::path::PathBuf;
 /// From the ground up. A module imports from its own floor and those below, and never in a circle.
 const FLOORS: [&[&str]; 4] = [
     &["config", "event", "http1", "intern", "keys", "telemetry"],
-    &["clock", "policy"],
+    &["clock", "net", "policy"],
     &["admin", "audit", "plan", "store", "upstream"],
     &["cli", "proxy", "worker"],
 ];

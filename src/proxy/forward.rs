@@ -6,11 +6,6 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
-use socket2::SockRef;
-use tokio::io::{AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
-use tokio::net::tcp::{ReadHalf, WriteHalf};
-
 use super::admit::Admitted;
 use super::audit::{self, Outbox};
 use super::following::LanePlan;
@@ -21,11 +16,12 @@ use super::reply::Rejection;
 use super::sessions;
 use super::upgrade;
 use super::upload::{Rest, Upload, beside, put_piece};
-use super::wire::{Deadlines, Elapsed, read_some};
+use super::wire::{Deadlines, Elapsed, read_some, write};
 use crate::clock;
 use crate::http1::body::{BodyReader, Piece};
 use crate::http1::head::{BodyLength, HeadLimits, RequestHead};
 use crate::http1::response::{ResponseBody, ResponseHead, parse_response};
+use crate::net::stream::{BothWays, Reading, Stream, Writing};
 use crate::plan::Plan;
 use crate::store::breakers::{End, Entry};
 use crate::upstream::Pool;
@@ -193,7 +189,7 @@ pub(super) async fn send(
     let cut_short = matches!(streamed, Err(Failure::UpstreamGone | Failure::NotSafe));
     if request.old_client && cut_short {
         // Without chunks a plain close would say that the body is whole; a reset does not.
-        let _ = SockRef::from(&*ends.client).set_linger(Some(Duration::ZERO));
+        ends.client.reset_on_close();
     }
     let reusable = streamed?;
     if reusable {
@@ -291,7 +287,7 @@ async fn exchange(
     head: &[u8],
     answer: &mut Vec<u8>,
     record: &mut Record,
-) -> Result<(TcpStream, Answered), Failure> {
+) -> Result<(Stream, Answered), Failure> {
     let taken = pool.take(request.can_repeat).await;
     let mut connected = taken.map_err(unreached)?;
     loop {
@@ -324,19 +320,21 @@ async fn both_ways(
     ends: &mut Ends<'_>,
     upload: &mut Upload,
     head: &[u8],
-    upstream: &mut TcpStream,
+    upstream: &mut Stream,
     answer: &mut Vec<u8>,
     record: &mut Record,
 ) -> Result<Answered, Failure> {
     record.reached = true;
     record.sent = None;
+    let mut upstream = BothWays::of(upstream);
     let (mut reading, mut writing) = upstream.split();
     let sent = if request.body == BodyLength::None {
         put(request, ends, &mut writing, head)
             .await
             .map_err(Failure::from)
     } else {
-        let (mut from_client, _) = ends.client.split();
+        let mut client = BothWays::of(ends.client);
+        let (mut from_client, _) = client.split();
         tokio::select! {
             biased;
             head = read_final(request, &mut reading, answer) => {
@@ -361,7 +359,11 @@ async fn both_ways(
     let pace_is_ours = request.body == BodyLength::None;
     record.sent = (uploaded || pace_is_ours).then(clock::mono);
     for _ in 0..=MAX_INTERIM {
-        let response = unless_gone(ends.client, read_head(request, &mut reading, answer));
+        let response = unless_gone(
+            ends.client,
+            ends.buffer,
+            read_head(request, &mut reading, answer),
+        );
         let head = ends.deadlines.within(request.within, response).await;
         let head = head.map_err(|Elapsed| Rejection::UpstreamTimeout)?;
         let head = head.ok_or(Failure::ClientGone)??;
@@ -385,22 +387,24 @@ fn is_interim(head: &ResponseHead) -> bool {
 }
 
 /// What `waited` gives; `None` once the client has left. A client that sends on is there, and is not looked at again.
-async fn unless_gone<F: Future>(client: &TcpStream, waited: F) -> Option<F::Output> {
+async fn unless_gone<F: Future>(
+    client: &mut Stream,
+    buffer: &mut Vec<u8>,
+    waited: F,
+) -> Option<F::Output> {
     let mut waited = pin!(waited);
     let mut looking = true;
     poll_fn(|cx| {
         if let Poll::Ready(output) = waited.as_mut().poll(cx) {
             return Poll::Ready(Some(output));
         }
-        let mut byte = [0];
-        let mut byte = ReadBuf::new(&mut byte);
-        match looking.then(|| client.poll_peek(cx, &mut byte)) {
+        match looking.then(|| client.poll_heard(cx, buffer)) {
             None | Some(Poll::Pending) => Poll::Pending,
-            Some(Poll::Ready(Ok(1..))) => {
+            Some(Poll::Ready(true)) => {
                 looking = false;
                 Poll::Pending
             }
-            Some(Poll::Ready(Ok(0) | Err(_))) => Poll::Ready(None),
+            Some(Poll::Ready(false)) => Poll::Ready(None),
         }
     })
     .await
@@ -409,12 +413,12 @@ async fn unless_gone<F: Future>(client: &TcpStream, waited: F) -> Option<F::Outp
 async fn put(
     request: &Request,
     ends: &mut Ends<'_>,
-    upstream: &mut WriteHalf<'_>,
+    upstream: &mut Writing<'_, '_>,
     bytes: &[u8],
 ) -> Result<(), Rejection> {
     let written = ends
         .deadlines
-        .within(request.within, upstream.write_all(bytes))
+        .within(request.within, write(upstream, bytes))
         .await;
     match written {
         Ok(Ok(())) => Ok(()),
@@ -426,7 +430,7 @@ async fn put(
 /// The final head; interim ones before it are read over.
 async fn read_final(
     request: &Request,
-    upstream: &mut ReadHalf<'_>,
+    upstream: &mut Reading<'_, '_>,
     answer: &mut Vec<u8>,
 ) -> Result<ResponseHead, Rejection> {
     for _ in 0..=MAX_INTERIM {
@@ -442,7 +446,7 @@ async fn read_final(
 /// The next head, interim or final. What was read of it stays in `answer`, so that it can be called again.
 async fn read_head(
     request: &Request,
-    upstream: &mut ReadHalf<'_>,
+    upstream: &mut Reading<'_, '_>,
     answer: &mut Vec<u8>,
 ) -> Result<ResponseHead, Rejection> {
     loop {
@@ -478,7 +482,7 @@ async fn stream_back(
     upload: &mut Upload,
     out: &mut Vec<u8>,
     answer: &mut Vec<u8>,
-    upstream: &mut TcpStream,
+    upstream: &mut Stream,
     ends: &mut Ends<'_>,
     record: &mut Record,
 ) -> Result<bool, Failure> {
@@ -492,6 +496,7 @@ async fn stream_back(
         buffer,
         deadlines,
     } = ends;
+    let (mut client, mut upstream) = (BothWays::of(client), BothWays::of(upstream));
     let (from_client, mut to_client) = client.split();
     let (mut from_upstream, to_upstream) = upstream.split();
     let mut rest = (!answered.uploaded).then(|| Rest {
@@ -528,8 +533,8 @@ async fn stream_back(
             }
             secure(audited, record, told).await?;
         }
-        let write = deadlines.within(request.idle, to_client.write_all(out));
-        let Ok(Ok(())) = beside(&mut rest, write).await else {
+        let written = deadlines.within(request.idle, write(&mut to_client, out));
+        let Ok(Ok(())) = beside(&mut rest, written).await else {
             return Err(Failure::ClientGone);
         };
         told = true;
@@ -543,7 +548,7 @@ async fn stream_back(
             Ok(Ok(0)) if until_close => {
                 secure(audited, record, told).await?;
                 if chunked {
-                    let end = to_client.write_all(b"0\r\n\r\n");
+                    let end = write(&mut to_client, b"0\r\n\r\n");
                     let Ok(Ok(())) = deadlines.within(request.idle, end).await else {
                         return Err(Failure::ClientGone);
                     };

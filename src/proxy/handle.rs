@@ -15,10 +15,11 @@ use super::forward;
 use super::lane::Lane;
 use super::record::{Ongoing, Record};
 use super::reply::{Asker, Rejection};
-use super::wire::{Buffer, Deadlines, Elapsed, read_first, read_some};
+use super::wire::{Buffer, Deadlines, Elapsed, read_first, read_some, write};
 use crate::clock;
 use crate::config::Listener;
 use crate::http1::head::{self, BodyLength, RequestHead};
+use crate::net::stream::Stream;
 use crate::policy::limit::Now;
 
 /// Whether a client's connection can carry another request.
@@ -63,7 +64,7 @@ pub(super) struct Peer {
 
 /// The client's end of a connection, with what was read from it and not used.
 pub(super) struct Ends<'a> {
-    pub client: &'a mut TcpStream,
+    pub client: &'a mut Stream,
     pub buffer: &'a mut Vec<u8>,
     pub deadlines: &'a mut Deadlines,
 }
@@ -71,7 +72,7 @@ pub(super) struct Ends<'a> {
 impl Ends<'_> {
     /// Writes all of `bytes` to the client, for at most `within`.
     pub(super) async fn write(&mut self, bytes: &[u8], within: Duration) -> Result<(), Failure> {
-        let written = self.deadlines.within(within, self.client.write_all(bytes));
+        let written = self.deadlines.within(within, write(self.client, bytes));
         match written.await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) | Err(Elapsed) => Err(Failure::ClientGone),
@@ -83,12 +84,13 @@ impl Ends<'_> {
 pub(super) async fn connection(
     lane: &Lane,
     listener_index: usize,
-    mut client: TcpStream,
+    client: TcpStream,
     peer: SocketAddr,
 ) {
     if client.set_nodelay(true).is_err() {
         return;
     }
+    let mut client = Stream::from(client);
     let ip = peer.ip().to_canonical();
     let text = ip.to_string();
     let peer = Peer { ip, text };
@@ -217,7 +219,7 @@ async fn refuse(conn: &Conn<'_>, ends: &mut Ends<'_>, rejection: &Rejection, to:
 
 /// Closes a connection on which the client may still be sending: closing on unread bytes would reset it and could take
 /// the reply with it (RFC 9112 section 9.6).
-pub(super) async fn close(client: &mut TcpStream) {
+pub(super) async fn close(client: &mut Stream) {
     if client.shutdown().await.is_ok() {
         linger(client).await;
     }
@@ -255,7 +257,7 @@ async fn one(
 async fn read_head(
     lane: &Lane,
     listener: &Listener,
-    client: &mut TcpStream,
+    client: &mut Stream,
     buffer: &mut Buffer<'_>,
     deadlines: &mut Deadlines,
 ) -> Result<Option<RequestHead>, Rejection> {
@@ -290,7 +292,7 @@ async fn read_head(
 }
 
 /// Reads away what the client still sends, for a bounded time.
-async fn linger(client: &mut TcpStream) {
+async fn linger(client: &mut Stream) {
     let mut rest = Vec::new();
     let drain = async {
         while let Ok(1..) = read_some(client, &mut rest).await {

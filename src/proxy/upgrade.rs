@@ -3,27 +3,25 @@
 
 use std::cell::Cell;
 use std::io;
-use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
-use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
-use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::time::sleep;
 
-use super::wire::read_some;
+use super::wire::{read_some, write};
 use crate::clock;
+use crate::net::stream::{BothWays, Reading, Stream, Writing};
 
 /// Relays until the end, which `over` may be the first to tell. What was read with the heads goes first: each end stands with
 /// what is to go to it.
 pub(super) async fn relay(
-    (client, to_client): (&mut TcpStream, Vec<u8>),
-    (upstream, to_upstream): (&mut TcpStream, Vec<u8>),
+    (client, to_client): (&mut Stream, Vec<u8>),
+    (upstream, to_upstream): (&mut Stream, Vec<u8>),
     idle: Duration,
     over: impl Future<Output = ()>,
 ) {
     let moved = Cell::new(clock::now());
+    let (mut client, mut upstream) = (BothWays::of(client), BothWays::of(upstream));
     let (client_reads, client_writes) = client.split();
     let (upstream_reads, upstream_writes) = upstream.split();
     let both = async {
@@ -46,15 +44,15 @@ pub(super) async fn relay(
 
 /// One way, to the end of `from`; then `to` is told that there is no more. A break ends the other way too.
 async fn pipe(
-    mut from: ReadHalf<'_>,
-    mut to: WriteHalf<'_>,
+    mut from: Reading<'_, '_>,
+    mut to: Writing<'_, '_>,
     first: Vec<u8>,
     moved: &Cell<Instant>,
 ) {
     let copied: io::Result<()> = async {
         let mut buffer = first;
         loop {
-            to.write_all(&buffer).await?;
+            write(&mut to, &buffer).await?;
             moved.set(clock::now());
             buffer.clear();
             if read_some(&mut from, &mut buffer).await? == 0 {
@@ -66,9 +64,8 @@ async fn pipe(
     match copied {
         Ok(()) => drop(to.shutdown().await),
         Err(_) => {
-            let (from, to): (&TcpStream, &TcpStream) = (from.as_ref(), to.as_ref());
-            let _ = SockRef::from(from).shutdown(Shutdown::Both);
-            let _ = SockRef::from(to).shutdown(Shutdown::Both);
+            from.cut();
+            to.cut();
         }
     }
 }

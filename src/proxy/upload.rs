@@ -5,7 +5,6 @@ use std::pin::pin;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
-use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use super::forward::Request;
 use super::handle::Failure;
@@ -14,6 +13,7 @@ use super::wire::{Deadlines, Elapsed, read_some};
 use crate::clock;
 use crate::http1::body::{BodyReader, Piece};
 use crate::http1::head::BodyLength;
+use crate::net::stream::{Reading, Writing};
 
 /// A request with a body on its way up. It may be left at any wait and gone on with: what is not sent yet is kept here.
 pub(super) struct Upload {
@@ -51,10 +51,10 @@ impl Upload {
     pub(super) async fn go_on(
         &mut self,
         request: &Request,
-        from_client: &mut ReadHalf<'_>,
+        from_client: &mut Reading<'_, '_>,
         buffer: &mut Vec<u8>,
         deadlines: &mut Deadlines,
-        to_upstream: &mut WriteHalf<'_>,
+        to_upstream: &mut Writing<'_, '_>,
     ) -> Result<(), Failure> {
         loop {
             while self.written < self.out.len() {
@@ -67,6 +67,11 @@ impl Upload {
             }
             self.out.clear();
             self.written = 0;
+            match deadlines.within(request.within, to_upstream.flush()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(Rejection::UpstreamBroken.into()),
+                Err(Elapsed) => return Err(Rejection::UpstreamTimeout.into()),
+            }
             if self.reader.is_done() {
                 return Ok(());
             }
@@ -80,7 +85,7 @@ impl Upload {
     async fn read(
         &mut self,
         request: &Request,
-        from_client: &mut ReadHalf<'_>,
+        from_client: &mut Reading<'_, '_>,
         buffer: &mut Vec<u8>,
         deadlines: &mut Deadlines,
     ) -> Result<(), Failure> {
@@ -130,10 +135,10 @@ impl Upload {
 pub(super) struct Rest<'a> {
     pub upload: &'a mut Upload,
     pub request: &'a Request,
-    pub from_client: ReadHalf<'a>,
+    pub from_client: Reading<'a, 'a>,
     pub buffer: &'a mut Vec<u8>,
     pub deadlines: Deadlines,
-    pub to_upstream: WriteHalf<'a>,
+    pub to_upstream: Writing<'a, 'a>,
 }
 
 /// What `response` gives, with the rest of the upload going on meanwhile. How that ends is no matter: the response stands, and

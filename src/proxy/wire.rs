@@ -9,9 +9,10 @@ use std::pin::{Pin, pin};
 use std::task::{Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, Sleep, sleep};
+
+use crate::net::stream::Stream;
 
 /// Room for one read, in bytes.
 const READ: usize = 8 * 1024;
@@ -106,11 +107,14 @@ pub(super) async fn read_some(
     stream.read_buf(buffer).await
 }
 
+/// Writes all of `bytes`, down to the kernel: TLS may hold some back until told.
+pub(super) async fn write(stream: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<()> {
+    stream.write_all(bytes).await?;
+    stream.flush().await
+}
+
 /// As [`read_some`], for a stream that may be silent for long: `buffer` has memory only once there is something to read.
-pub(super) async fn read_first(
-    stream: &mut TcpStream,
-    buffer: &mut Buffer<'_>,
-) -> io::Result<usize> {
+pub(super) async fn read_first(stream: &mut Stream, buffer: &mut Buffer<'_>) -> io::Result<usize> {
     poll_fn(|cx| {
         ready!(stream.poll_read_ready(cx))?;
         buffer.wake();

@@ -3,13 +3,13 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
-use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::clock;
+use crate::net::stream::Stream;
 
 /// One lane's connections to one endpoint.
 #[derive(Debug)]
@@ -20,13 +20,13 @@ pub struct Pool {
     idle_timeout: Duration,
     max_idle: usize,
     /// With when each was given back, the oldest first.
-    idle: RefCell<VecDeque<(Instant, TcpStream)>>,
+    idle: RefCell<VecDeque<(Instant, Stream)>>,
 }
 
 /// A connection, and whether it served a request before: then the upstream may have closed it unseen.
 #[derive(Debug)]
 pub struct Connected {
-    pub stream: TcpStream,
+    pub stream: Stream,
     pub reused: bool,
 }
 
@@ -51,11 +51,11 @@ impl Pool {
     /// whether it is open; otherwise it is enough that nothing was heard of its end.
     pub async fn take(&self, can_repeat: bool) -> io::Result<Connected> {
         loop {
-            let Some((since, stream)) = self.idle.borrow_mut().pop_back() else {
+            let Some((since, mut stream)) = self.idle.borrow_mut().pop_back() else {
                 break;
             };
             // Its own idle time must end before the upstream's, or a request could meet the upstream's close on its way.
-            if since.elapsed() < self.idle_timeout && is_quiet(&stream, can_repeat) {
+            if since.elapsed() < self.idle_timeout && stream.is_silent(can_repeat) {
                 return Ok(Connected {
                     stream,
                     reused: true,
@@ -70,13 +70,13 @@ impl Pool {
         let stream = timeout(self.connect_timeout, TcpStream::connect(&self.endpoint)).await??;
         stream.set_nodelay(true)?;
         Ok(Connected {
-            stream,
+            stream: stream.into(),
             reused: false,
         })
     }
 
     /// Keeps `stream` for the next request; only one whose last response was read to its end.
-    pub fn give_back(&self, stream: TcpStream) {
+    pub fn give_back(&self, stream: Stream) {
         let mut idle = self.idle.borrow_mut();
         let now = clock::now();
         while let Some((since, _)) = idle.front()
@@ -88,14 +88,4 @@ impl Pool {
             idle.push_back((now, stream));
         }
     }
-}
-
-/// Nothing to read: an idle connection with bytes or an end waiting is not fit for a request.
-fn is_quiet(stream: &TcpStream, as_heard: bool) -> bool {
-    let heard = stream.poll_read_ready(&mut Context::from_waker(Waker::noop()));
-    if as_heard && heard.is_pending() {
-        return true;
-    }
-    let mut byte = [0];
-    matches!(stream.try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
 }

@@ -1,0 +1,3 @@
+//! Connections as bytes: what carries them is no matter to those who speak HTTP over them.
+
+pub mod stream;

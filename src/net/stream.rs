@@ -1,0 +1,269 @@
+//! A connection's bytes, whatever carries them: TCP or a Unix socket, plain or under TLS. Must not know what is said.
+
+use std::cell::RefCell;
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsStream;
+
+/// What the kernel carries.
+#[derive(Debug)]
+pub enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// A connection.
+#[derive(Debug)]
+pub enum Stream {
+    Plain(Socket),
+    /// Boxed: the state of TLS is a kilobyte, and most connections have none.
+    Tls(Box<TlsStream<Socket>>),
+}
+
+impl Socket {
+    /// Ready once the kernel may have something to read, be it an end or an error.
+    fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Socket::Tcp(tcp) => tcp.poll_read_ready(cx),
+            Socket::Unix(unix) => unix.poll_read_ready(cx),
+        }
+    }
+
+    /// Whether nothing waits to be read.
+    fn is_silent(&self) -> bool {
+        let mut byte = [0];
+        let read = match self {
+            Socket::Tcp(tcp) => tcp.try_read(&mut byte),
+            Socket::Unix(unix) => unix.try_read(&mut byte),
+        };
+        matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+}
+
+impl From<TcpStream> for Stream {
+    fn from(tcp: TcpStream) -> Stream {
+        Stream::Plain(Socket::Tcp(tcp))
+    }
+}
+
+impl Stream {
+    /// What carries it.
+    pub fn socket(&self) -> &Socket {
+        match self {
+            Stream::Plain(socket) => socket,
+            Stream::Tls(tls) => tls.get_ref().0,
+        }
+    }
+
+    /// Ready once a read may give something; for TLS always, since it may hold what was read ahead.
+    pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Stream::Plain(socket) => socket.poll_read_ready(cx),
+            Stream::Tls(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Ready with whether the other end still sends, once there is something of it: an end, or bytes. Of TLS bytes are read into
+    /// `ahead`, since only TLS can tell an end from others; plain ones stay where they are.
+    pub fn poll_heard(&mut self, cx: &mut Context<'_>, ahead: &mut Vec<u8>) -> Poll<bool> {
+        let mut bytes = [0; 1024];
+        match self {
+            Stream::Plain(Socket::Tcp(tcp)) => {
+                let peeked = ready!(tcp.poll_peek(cx, &mut ReadBuf::new(&mut bytes[..1])));
+                Poll::Ready(matches!(peeked, Ok(1..)))
+            }
+            Stream::Plain(Socket::Unix(unix)) => loop {
+                if ready!(unix.poll_read_ready(cx)).is_err() {
+                    return Poll::Ready(false);
+                }
+                let peek = unix.try_io(tokio::io::Interest::READABLE, || {
+                    let mut byte = [std::mem::MaybeUninit::uninit()];
+                    SockRef::from(&*unix).peek(&mut byte)
+                });
+                match peek {
+                    Ok(bytes) => return Poll::Ready(bytes > 0),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(_) => return Poll::Ready(false),
+                }
+            },
+            Stream::Tls(tls) => {
+                let mut read = ReadBuf::new(&mut bytes);
+                let done = ready!(Pin::new(tls).poll_read(cx, &mut read));
+                ahead.extend_from_slice(read.filled());
+                Poll::Ready(done.is_ok() && !read.filled().is_empty())
+            }
+        }
+    }
+
+    /// Whether nothing has come, so that it is fit for a next request. As far as is known already, where `as_heard`; else the
+    /// kernel is asked. Bytes that have come are lost.
+    pub fn is_silent(&mut self, as_heard: bool) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        match self {
+            Stream::Plain(socket) => {
+                (as_heard && socket.poll_read_ready(&mut cx).is_pending()) || socket.is_silent()
+            }
+            // Session tickets come when they like, and are read away here.
+            Stream::Tls(tls) => {
+                let mut byte = [0];
+                let mut read = ReadBuf::new(&mut byte);
+                Pin::new(tls).poll_read(&mut cx, &mut read).is_pending()
+            }
+        }
+    }
+
+    /// Its end is to be a reset: the other side must not take it for a regular one.
+    pub fn reset_on_close(&self) {
+        let _ = SockRef::from(self).set_linger(Some(Duration::ZERO));
+    }
+
+    /// Ends both ways at once, without a word of TLS.
+    pub fn cut(&self) {
+        let _ = SockRef::from(self).shutdown(Shutdown::Both);
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Socket::Tcp(tcp) => tcp.as_fd(),
+            Socket::Unix(unix) => unix.as_fd(),
+        }
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket().as_fd()
+    }
+}
+
+/// Passes the calls of [`AsyncRead`] and [`AsyncWrite`] on to whichever variant it is.
+macro_rules! pass_on {
+    ($type:ident { $($variant:path),+ }) => {
+        impl AsyncRead for $type {
+            fn poll_read(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                buffer: &mut ReadBuf<'_>,
+            ) -> Poll<io::Result<()>> {
+                match self.get_mut() {
+                    $($variant(inner) => Pin::new(inner).poll_read(cx, buffer),)+
+                }
+            }
+        }
+
+        impl AsyncWrite for $type {
+            fn poll_write(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                bytes: &[u8],
+            ) -> Poll<io::Result<usize>> {
+                match self.get_mut() {
+                    $($variant(inner) => Pin::new(inner).poll_write(cx, bytes),)+
+                }
+            }
+
+            fn poll_write_vectored(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                parts: &[io::IoSlice<'_>],
+            ) -> Poll<io::Result<usize>> {
+                match self.get_mut() {
+                    $($variant(inner) => Pin::new(inner).poll_write_vectored(cx, parts),)+
+                }
+            }
+
+            fn is_write_vectored(&self) -> bool {
+                match self {
+                    $($variant(inner) => inner.is_write_vectored(),)+
+                }
+            }
+
+            fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                match self.get_mut() {
+                    $($variant(inner) => Pin::new(inner).poll_flush(cx),)+
+                }
+            }
+
+            fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                match self.get_mut() {
+                    $($variant(inner) => Pin::new(inner).poll_shutdown(cx),)+
+                }
+            }
+        }
+    };
+}
+
+pass_on!(Socket { Socket::Tcp, Socket::Unix });
+pass_on!(Stream { Stream::Plain, Stream::Tls });
+
+/// A stream read and written in one task, by turns: [`Reading`] and [`Writing`] are its two ends.
+#[derive(Debug)]
+pub struct BothWays<'s>(RefCell<&'s mut Stream>);
+
+#[derive(Debug)]
+pub struct Reading<'b, 's>(&'b BothWays<'s>);
+
+#[derive(Debug)]
+pub struct Writing<'b, 's>(&'b BothWays<'s>);
+
+impl<'s> BothWays<'s> {
+    pub fn of(stream: &'s mut Stream) -> BothWays<'s> {
+        BothWays(RefCell::new(stream))
+    }
+
+    pub fn split(&mut self) -> (Reading<'_, 's>, Writing<'_, 's>) {
+        (Reading(self), Writing(self))
+    }
+}
+
+impl Reading<'_, '_> {
+    /// As [`Stream::cut`].
+    pub fn cut(&self) {
+        self.0.0.borrow().cut();
+    }
+}
+
+impl Writing<'_, '_> {
+    /// As [`Stream::cut`].
+    pub fn cut(&self) {
+        self.0.0.borrow().cut();
+    }
+}
+
+impl AsyncRead for Reading<'_, '_> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut **self.0.0.borrow_mut()).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Writing<'_, '_> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut **self.0.0.borrow_mut()).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut **self.0.0.borrow_mut()).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut **self.0.0.borrow_mut()).poll_shutdown(cx)
+    }
+}
