@@ -9,6 +9,7 @@ pub mod clock;
 pub mod config;
 pub mod event;
 pub mod http1;
+pub mod http2;
 pub mod intern;
 pub mod keys;
 pub mod net;

@@ -11,14 +11,22 @@ use std::path::PathBuf;
 
 /// From the ground up. A module imports from its own floor and those below, and never in a circle.
 const FLOORS: [&[&str]; 4] = [
-    &["config", "event", "http1", "intern", "keys", "telemetry"],
+    &[
+        "config",
+        "event",
+        "http1",
+        "http2",
+        "intern",
+        "keys",
+        "telemetry",
+    ],
     &["clock", "net", "policy"],
     &["admin", "audit", "plan", "store", "upstream"],
     &["cli", "proxy", "worker"],
 ];
 
 /// No I/O, no clock, no randomness.
-const PURE: [&str; 2] = ["http1", "policy"];
+const PURE: [&str; 3] = ["http1", "http2", "policy"];
 
 const IMPURE: [&str; 16] = [
     "tokio",

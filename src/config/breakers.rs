@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::limits::Mode;
 pub use super::raw::{BreakerOnLoss as OnLoss, Scope};
+use crate::http2::grpc::GrpcStatus;
 
 /// A named breaker; each upstream that names it has one of its own.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,6 +34,8 @@ pub struct FailureOn {
     /// Every status from 500 to 599.
     pub server_error: bool,
     pub statuses: Vec<u16>,
+    /// In gRPC responses.
+    pub grpc: Vec<GrpcStatus>,
 }
 
 /// A reply of the operator's own.

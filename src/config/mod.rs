@@ -28,6 +28,7 @@ use breakers::CircuitBreaker;
 use limits::{Lease, Limit};
 use matches::Match;
 use postgres::Postgres;
+pub use raw::UpstreamProtocol as Protocol;
 use raw::{LogFormat, LogLevel};
 use redis::Redis;
 use sessions::{RouteSession, Sessions};
@@ -103,6 +104,8 @@ pub struct Listener {
     pub max_connections: usize,
     /// A request body's size in bytes.
     pub max_body: u64,
+    /// Requests under way on one connection of HTTP/2.
+    pub max_concurrent_streams: u32,
     /// For a head to be whole once its first byte is here.
     pub header_read: Duration,
     /// For a body to be whole once its head is here.
@@ -121,6 +124,7 @@ pub struct Upstream {
     pub name: String,
     /// `HOST:PORT`.
     pub endpoint: String,
+    pub protocol: Protocol,
     pub connect_timeout: Duration,
     /// From the end of the request to the end of the response's head.
     pub timeout: Duration,

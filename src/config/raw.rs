@@ -8,7 +8,7 @@ mod redis;
 mod worker;
 
 use std::collections::BTreeMap;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 
 use schemars::JsonSchema;
 use serde::de::Error;
@@ -101,6 +101,8 @@ pub struct Limits {
     pub max_connections: Option<At<u32>>,
     /// [default: 10MiB]
     pub max_body: Option<At<ByteSize>>,
+    /// Requests under way on one connection of HTTP/2 [default: 128].
+    pub max_concurrent_streams: Option<At<NonZeroU32>>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -121,6 +123,8 @@ pub struct Timeouts {
 pub struct Upstream {
     /// One endpoint, for example `["http://127.0.0.1:3000"]`.
     pub endpoints: At<Vec<At<String>>>,
+    /// [default: http1]
+    pub protocol: Option<At<UpstreamProtocol>>,
     /// [default: 1s]
     pub connect_timeout: Option<At<Span>>,
     /// From the end of the request to the end of the response's head [default: 15s].
@@ -131,6 +135,16 @@ pub struct Upstream {
     pub circuit_breaker: Option<At<String>>,
     /// May its responses start and end sessions, by X-Weir-Session-Start and -End [default: false]?
     pub trust_session_headers: Option<At<bool>>,
+}
+
+/// What an upstream speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum UpstreamProtocol {
+    #[default]
+    Http1,
+    /// Known beforehand: without TLS there is nothing to agree on it by.
+    Http2,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -312,7 +326,8 @@ pub struct CircuitBreaker {
     pub consecutive_failures: Option<At<u32>>,
     /// [default: not used]
     pub slow_call: Option<At<SlowCall>>,
-    /// connect_failure, timeout, reset, 5xx, or a status such as "503" [default: the first four].
+    /// connect_failure, timeout, reset, 5xx, a status such as "503", or one of gRPC such as "grpc:UNAVAILABLE"
+    /// [default: the first four].
     pub failure_on: Option<At<Vec<At<String>>>>,
     /// How long it stays open; doubles at each re-opening [default: 10s].
     pub open_for: Option<At<Span>>,

@@ -152,6 +152,7 @@ struct HeadAndBody {
     max_header_bytes: ByteSize,
     max_headers: usize,
     max_body: ByteSize,
+    max_concurrent_streams: u32,
 }
 
 #[derive(Serialize)]
@@ -176,6 +177,7 @@ impl<'c> Listener<'c> {
                 max_header_bytes: ByteSize(head.max_bytes as u64),
                 max_headers: head.max_fields,
                 max_body: ByteSize(listener.max_body),
+                max_concurrent_streams: listener.max_concurrent_streams,
             },
             timeouts: Timeouts {
                 header_read: Span(listener.header_read),
@@ -190,6 +192,7 @@ impl<'c> Listener<'c> {
 #[derive(Serialize)]
 struct Upstream<'c> {
     endpoints: [String; 1],
+    protocol: super::Protocol,
     connect_timeout: Span,
     timeout: Span,
     idle_timeout: Span,
@@ -203,6 +206,7 @@ impl<'c> Upstream<'c> {
         let breaker = upstream.circuit_breaker.as_ref();
         Upstream {
             endpoints: [format!("http://{}", upstream.endpoint)],
+            protocol: upstream.protocol,
             connect_timeout: Span(upstream.connect_timeout),
             timeout: Span(upstream.timeout),
             idle_timeout: Span(upstream.idle_timeout),
@@ -355,6 +359,8 @@ impl<'c> CircuitBreaker<'c> {
             .into_iter()
             .filter(|(_, is_failure)| *is_failure)
             .map(|(name, _)| name.to_owned());
+        let grpc = on.grpc.iter().filter_map(|status| status.name());
+        let grpc = grpc.map(|name| format!("grpc:{name}"));
         CircuitBreaker {
             scope: breaker.scope,
             quorum: breaker.quorum,
@@ -367,7 +373,7 @@ impl<'c> CircuitBreaker<'c> {
                 duration: Span(slow.duration),
                 rate: Percent(slow.rate),
             }),
-            failure_on: named.chain(texts(&on.statuses)).collect(),
+            failure_on: named.chain(texts(&on.statuses)).chain(grpc).collect(),
             open_for: Span(settings.open_for),
             max_open_for: Span(settings.max_open_for),
             jitter: Percent(settings.jitter),

@@ -37,12 +37,14 @@ pub enum Piece {
     End { consumed: usize },
 }
 
-/// Where in a body the wire is. Chunk extensions and trailers are read, bounded and dropped.
+/// Where in a body the wire is. Chunk extensions are read, bounded and dropped; trailers are kept.
 #[derive(Debug, Clone)]
 pub struct BodyReader {
     state: State,
     /// Bytes of extensions and trailers so far.
     framing: u32,
+    /// Lines behind the last chunk, as they came.
+    trailers: Vec<u8>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +73,16 @@ impl BodyReader {
             BodyLength::Fixed(left) => State::Fixed { left },
             BodyLength::Chunked => NEXT_CHUNK,
         };
-        BodyReader { state, framing: 0 }
+        BodyReader {
+            state,
+            framing: 0,
+            trailers: Vec::new(),
+        }
+    }
+
+    /// The trailer section as it came (RFC 9112 section 7.1.2), without the empty line behind it; whole once the body is.
+    pub fn trailers(&self) -> &[u8] {
+        &self.trailers
     }
 
     /// Whether the body was read to its end, so that the connection can carry another message.
@@ -139,13 +150,17 @@ impl BodyReader {
                 State::TrailerStart if byte == b'\r' => State::EndLf,
                 State::TrailerStart | State::TrailerLine => {
                     self.grow()?;
+                    self.trailers.push(byte);
                     match byte {
                         b'\r' => State::TrailerLf,
                         b'\t' | b' '..=b'~' | 0x80.. => State::TrailerLine,
                         _ => return Err(BodyError::Trailer),
                     }
                 }
-                State::TrailerLf if byte == b'\n' => State::TrailerStart,
+                State::TrailerLf if byte == b'\n' => {
+                    self.trailers.push(byte);
+                    State::TrailerStart
+                }
                 State::EndLf if byte == b'\n' => State::Done,
                 State::TrailerLf | State::EndLf => return Err(BodyError::Trailer),
             };

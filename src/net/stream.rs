@@ -146,6 +146,62 @@ impl AsFd for Stream {
     }
 }
 
+/// A stream of which some bytes were read already: they come first.
+#[derive(Debug)]
+pub struct Ahead<S> {
+    pub bytes: Vec<u8>,
+    pub stream: S,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Ahead<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.bytes.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buffer);
+        }
+        let some = self.bytes.len().min(buffer.remaining());
+        buffer.put_slice(&self.bytes[..some]);
+        self.bytes.drain(..some);
+        if self.bytes.is_empty() {
+            self.bytes = Vec::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Ahead<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
 /// Passes the calls of [`AsyncRead`] and [`AsyncWrite`] on to whichever variant it is.
 macro_rules! pass_on {
     ($type:ident { $($variant:path),+ }) => {
@@ -210,7 +266,7 @@ pass_on!(Stream { Stream::Plain, Stream::Tls });
 #[derive(Debug)]
 pub struct BothWays<'s>(RefCell<&'s mut Stream>);
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Reading<'b, 's>(&'b BothWays<'s>);
 
 #[derive(Debug)]
@@ -227,6 +283,11 @@ impl<'s> BothWays<'s> {
 }
 
 impl Reading<'_, '_> {
+    /// As [`Stream::poll_heard`].
+    pub fn poll_heard(&self, cx: &mut Context<'_>, ahead: &mut Vec<u8>) -> Poll<bool> {
+        self.0.0.borrow_mut().poll_heard(cx, ahead)
+    }
+
     /// As [`Stream::cut`].
     pub fn cut(&self) {
         self.0.0.borrow().cut();

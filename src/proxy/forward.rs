@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -10,36 +11,58 @@ use super::admit::Admitted;
 use super::audit::{self, Outbox};
 use super::following::LanePlan;
 use super::handle::{Conn, Ends, Failure, Next, close};
-use super::headers;
+use super::headers::{self, put_last_chunk};
+use super::mixed;
+use super::quota::Quota;
 use super::record::Record;
 use super::reply::Rejection;
 use super::sessions;
 use super::upgrade;
 use super::upload::{Rest, Upload, beside, put_piece};
-use super::wire::{Deadlines, Elapsed, read_some, write};
+use super::wire::{Buffer, Deadlines, Elapsed, read_some, write};
 use crate::clock;
+use crate::config::{Protocol, Route};
 use crate::http1::body::{BodyReader, Piece};
 use crate::http1::head::{BodyLength, HeadLimits, RequestHead};
 use crate::http1::response::{ResponseBody, ResponseHead, parse_response};
+use crate::http2::grpc;
 use crate::net::stream::{BothWays, Reading, Stream, Writing};
 use crate::plan::Plan;
+use crate::policy::session::Session;
 use crate::store::breakers::{End, Entry};
 use crate::upstream::Pool;
 
 /// Interim responses taken before the final one; more is a flood.
-const MAX_INTERIM: usize = 16;
+pub(super) const MAX_INTERIM: usize = 16;
 
-/// Sends the request whose head stands at the front of the client's buffer and streams the response back. On return the
-/// buffer holds what the client sent behind the request.
-pub(super) async fn send(
-    conn: &Conn<'_>,
-    plan: &LanePlan,
-    admitted: Admitted<'_>,
-    ends: &mut Ends<'_>,
+/// A checked request with its head as it goes out, and what its answer will need.
+pub(super) struct Outgoing<'p, 'l> {
+    pub shared: &'p Plan,
+    pub route: &'p Route,
+    pub request: Request,
+    /// Its head as HTTP/1.1; later the response's.
+    pub out: Buffer<'l>,
+    /// Whether the client lets its connection live.
+    pub keep_alive: bool,
+    /// The protocols that the client offers to switch to.
+    pub switch_to: Option<Vec<u8>>,
+    /// Whether the client waits for `100 Continue`.
+    pub expects: bool,
+    session: Option<Arc<Session>>,
+    quota: Quota<'p>,
+    entry: Option<Entry>,
+}
+
+/// The request whose head stands at the front of the client's `buffer`, which is taken off there. `over_http2`: where one side
+/// speaks that.
+pub(super) fn prepare<'p, 'l>(
+    conn: &Conn<'l>,
+    admitted: Admitted<'p>,
+    buffer: &mut Vec<u8>,
     head: &RequestHead,
-    record: &mut Record,
-) -> Result<Next, Failure> {
-    let buffer = &mut *ends.buffer;
+    over_http2: bool,
+    record: &Record,
+) -> Outgoing<'p, 'l> {
     let switch_to = headers::upgrade(buffer, head);
     let asks = admitted.route.session.as_ref();
     let identity = admitted.session.as_deref().zip(asks);
@@ -51,7 +74,6 @@ pub(super) async fn send(
         identity: identity
             .map(|(session, asks)| (&admitted.plan.sessions[asks.sessions].settings, session)),
     };
-    // What goes out: the request's head first, later the response's.
     let mut out = conn.lane.buffers.take();
     headers::put_request_head(
         &mut out,
@@ -70,10 +92,9 @@ pub(super) async fn send(
         entry,
         ..
     } = admitted;
-    let pool = &plan.pools[route.upstream];
     let method = &buffer[head.method.clone()];
     let is_safe = [&b"GET"[..], b"HEAD", b"OPTIONS"].contains(&method);
-    let request = Request {
+    let mut request = Request {
         body: head.body,
         to_head: method == b"HEAD",
         can_repeat: is_safe && head.body == BodyLength::None,
@@ -85,72 +106,167 @@ pub(super) async fn send(
             .unwrap_or(shared.config.upstreams[route.upstream].timeout),
         read_within: conn.listener.request_read,
         idle: conn.listener.stream_idle,
+        grpc: false,
+        takes_trailers: false,
+        deadline: None,
     };
+    if over_http2 {
+        request.heed(buffer, head, record);
+    }
     buffer.drain(..head.len);
-    if expects && buffer.is_empty() {
-        ends.write(b"HTTP/1.1 100 Continue\r\n\r\n", request.idle)
-            .await?;
+    Outgoing {
+        shared,
+        route,
+        request,
+        out,
+        keep_alive: head.keep_alive,
+        switch_to,
+        expects,
+        session,
+        quota,
+        entry,
+    }
+}
+
+impl Outgoing<'_, '_> {
+    /// Does what the upstream's response says to weir, and puts its head for the client in place of the request's in `out`. Says
+    /// what becomes of the client's connection, which may live on where it `may_live`.
+    pub(super) async fn turn_back(
+        &mut self,
+        conn: &Conn<'_>,
+        answer: &[u8],
+        answered: &Answered,
+        may_live: bool,
+        record: &mut Record,
+    ) -> Result<Next, Rejection> {
+        let head = &answered.head;
+        let told = sessions::follow(
+            self.shared,
+            conn.lane,
+            self.route,
+            self.session.as_deref(),
+            answer,
+            head,
+            &mut self.quota.waited,
+        );
+        let told = told.await?;
+        record.status = head.status;
+        audit::responded(self.shared, self.route.audit, record, answer, head);
+        let draining = *conn.lane.draining.borrow();
+        let lives = self.keep_alive && may_live && head.status != 101 && !draining;
+        let back = headers::Back {
+            chunked: answered.chunked(),
+            old_client: self.request.old_client,
+            next: if lives { Next::KeepAlive } else { Next::Close },
+            switched: self.switch_to.as_deref().filter(|_| head.status == 101),
+        };
+        self.out.clear();
+        let quota = &self.quota;
+        Ok(headers::put_response_head(
+            &mut self.out,
+            answer,
+            head,
+            &back,
+            |out| {
+                quota.tell(out);
+                out.extend_from_slice(&told);
+            },
+        ))
     }
 
+    /// The upstream's part is over.
+    pub(super) fn finish(&mut self, end: End, record: &Record) {
+        if let Some(entry) = self.entry.take() {
+            let waited = record.waited().unwrap_or_default();
+            entry.end(end, waited, clock::mono(), fastrand::f64());
+        }
+    }
+
+    /// The upstream's part is over, without a whole response.
+    pub(super) fn failed(&mut self, failure: &Failure, record: &Record) {
+        match end_of(failure, record) {
+            Some(end) => self.finish(end, record),
+            None => {
+                if let Some(entry) = self.entry.take() {
+                    let waited = record.waited().unwrap_or_default();
+                    entry.abandon(waited, clock::mono(), fastrand::f64());
+                }
+            }
+        }
+    }
+
+    /// The upstream's part is over, after a response's head of this status.
+    pub(super) fn streamed<T>(&mut self, end: End, streamed: &Result<T, Failure>, record: &Record) {
+        match streamed {
+            // The upstream has answered, and the rest is the client's or weir's own.
+            Ok(_)
+            | Err(
+                Failure::ClientGone
+                | Failure::NotSafe
+                | Failure::Reply(Rejection::AuditUnavailable, _),
+            ) => self.finish(end, record),
+            Err(Failure::UpstreamGone | Failure::Reply(..)) => self.finish(End::Reset, record),
+        }
+    }
+}
+
+/// Sends the request whose head stands at the front of the client's buffer and streams the response back. On return the
+/// buffer holds what the client sent behind the request.
+pub(super) async fn send(
+    conn: &Conn<'_>,
+    plan: &LanePlan,
+    admitted: Admitted<'_>,
+    ends: &mut Ends<'_>,
+    head: &RequestHead,
+    record: &mut Record,
+) -> Result<Next, Failure> {
+    let upstream = admitted.route.upstream;
+    let over_http2 = admitted.plan.config.upstreams[upstream].protocol == Protocol::Http2;
+    let mut outgoing = prepare(conn, admitted, ends.buffer, head, over_http2, record);
+    if over_http2 {
+        // Apart, so that others have no room for it.
+        let sent = mixed::send(conn, plan, outgoing, mixed::Client::Http1(ends), record);
+        return Box::pin(sent).await;
+    }
+    let pool = &plan.pools[upstream];
+    if outgoing.expects && ends.buffer.is_empty() {
+        ends.write(b"HTTP/1.1 100 Continue\r\n\r\n", outgoing.request.idle)
+            .await?;
+    }
     let mut answer = conn.lane.buffers.take();
-    let mut upload = Upload::new(&request, &out);
-    let exchanged = exchange(&request, pool, ends, &mut upload, &out, &mut answer, record).await;
+    let request = &outgoing.request;
+    let out = &outgoing.out;
+    let mut upload = Upload::new(request, out, &outgoing.shared.identity_fields);
+    let exchanged = exchange(request, pool, ends, &mut upload, out, &mut answer, record).await;
     record.bytes_in = upload.bytes;
     let (mut upstream, answered) = match exchanged {
         Ok(exchanged) => exchanged,
         Err(failure) => {
-            match (end_of(&failure, record), entry) {
-                (Some(end), entry) => finish(entry, end, record),
-                (None, Some(entry)) => {
-                    let waited = record.waited().unwrap_or_default();
-                    entry.abandon(waited, clock::mono(), fastrand::f64());
-                }
-                (None, None) => {}
-            }
+            outgoing.failed(&failure, record);
             return Err(failure);
         }
     };
     let status = answered.head.status;
-    let current = session.as_deref();
-    let (lane, mut waited) = (conn.lane, quota.waited);
-    let told = sessions::follow(
-        shared,
-        lane,
-        route,
-        current,
-        &answer,
-        &answered.head,
-        &mut waited,
-    );
-    let told = match told.await {
-        Ok(told) => told,
+    // What is left of a body cut off by an early response cannot be told from a next request.
+    let turned = outgoing.turn_back(conn, &answer, &answered, answered.uploaded, record);
+    let next = match turned.await {
+        Ok(next) => next,
         Err(rejection) => {
-            finish(entry, End::Status(status), record);
+            outgoing.finish(End::Status(status), record);
             return Err(rejection.into());
         }
     };
-    record.status = status;
-    audit::responded(shared, route.audit, record, &answer, &answered.head);
-    // What is left of a body cut off by an early response cannot be told from a next request.
-    let draining = *conn.lane.draining.borrow();
-    let next = match head.keep_alive && answered.uploaded && status != 101 && !draining {
-        true => Next::KeepAlive,
-        false => Next::Close,
-    };
-    let back = headers::Back {
-        chunked: answered.chunked(),
-        old_client: request.old_client,
-        next,
-        switched: switch_to.as_deref().filter(|_| status == 101),
-    };
-    out.clear();
-    let next = headers::put_response_head(&mut out, &answer, &answered.head, &back, |out| {
-        quota.tell(out);
-        out.extend_from_slice(&told);
-    });
     answer.drain(..answered.head.len);
     if status == 101 {
-        finish(entry, End::Status(101), record);
+        outgoing.finish(End::Status(101), record);
+        let Outgoing {
+            shared,
+            route,
+            session,
+            out,
+            request,
+            ..
+        } = outgoing;
         let safe = audit::secure(shared, &conn.lane.outbox, record).await;
         safe.map_err(|audit::NotSafe| Rejection::AuditUnavailable)?;
         ends.write(&out, request.idle).await?;
@@ -166,11 +282,11 @@ pub(super) async fn send(
         return Ok(Next::Close);
     }
     let streamed = stream_back(
-        (shared, &conn.lane.outbox),
-        &request,
+        (outgoing.shared, &conn.lane.outbox),
+        &outgoing.request,
         &answered,
         &mut upload,
-        &mut out,
+        &mut outgoing.out,
         &mut answer,
         &mut upstream,
         ends,
@@ -178,16 +294,9 @@ pub(super) async fn send(
     )
     .await;
     record.bytes_in = upload.bytes;
-    match &streamed {
-        Ok(_) => finish(entry, End::Status(status), record),
-        // The upstream has answered, and the rest is the client's or weir's own.
-        Err(
-            Failure::ClientGone | Failure::NotSafe | Failure::Reply(Rejection::AuditUnavailable, _),
-        ) => finish(entry, End::Status(status), record),
-        Err(Failure::UpstreamGone | Failure::Reply(..)) => finish(entry, End::Reset, record),
-    }
+    outgoing.streamed(End::Status(status), &streamed, record);
     let cut_short = matches!(streamed, Err(Failure::UpstreamGone | Failure::NotSafe));
-    if request.old_client && cut_short {
+    if outgoing.request.old_client && cut_short {
         // Without chunks a plain close would say that the body is whole; a reset does not.
         ends.client.reset_on_close();
     }
@@ -199,14 +308,6 @@ pub(super) async fn send(
         close(ends.client).await;
     }
     Ok(next)
-}
-
-/// The upstream's part is over.
-fn finish(entry: Option<Entry>, end: End, record: &Record) {
-    if let Some(entry) = entry {
-        let waited = record.waited().unwrap_or_default();
-        entry.end(end, waited, clock::mono(), fastrand::f64());
-    }
 }
 
 /// What a failed exchange says of the upstream; `None` when it says nothing.
@@ -241,6 +342,7 @@ fn end_of(failure: &Failure, record: &Record) -> Option<End> {
 }
 
 /// A checked request as it goes out.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Request {
     /// How the client frames the body, and so does weir.
     pub body: BodyLength,
@@ -259,17 +361,62 @@ pub(super) struct Request {
     pub read_within: Duration,
     /// For each stall of the client's, and of the upstream's within a body.
     pub idle: Duration,
+    /// Whether gRPC is spoken, where one side is HTTP/2.
+    pub grpc: bool,
+    /// Whether the client says that it takes trailers, where one side is HTTP/2.
+    pub takes_trailers: bool,
+    /// When the client gives up, by [`clock::mono`].
+    pub deadline: Option<Duration>,
+}
+
+impl Request {
+    /// Takes from the head what has a meaning over HTTP/2.
+    fn heed(&mut self, buffer: &[u8], head: &RequestHead, record: &Record) {
+        for (name, value) in &head.fields {
+            let value = &buffer[value.clone()];
+            let is = |wanted| headers::is(buffer, name, wanted);
+            if is("content-type") {
+                self.grpc |= grpc::is_grpc(value);
+            } else if is("te") {
+                let mut codings = value.split(|byte| *byte == b',');
+                self.takes_trailers |=
+                    codings.any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"));
+            } else if is("grpc-timeout") {
+                self.deadline = grpc::timeout(value).map(|timeout| record.began + timeout);
+            }
+        }
+        if self.grpc {
+            // A call that streams goes on for as long as both like.
+            self.read_within = Duration::MAX;
+        } else {
+            self.deadline = None;
+        }
+    }
+
+    /// What is left of `span` before the client gives up.
+    pub(super) fn left_of(&self, span: Duration) -> Duration {
+        let left = self
+            .deadline
+            .map(|deadline| deadline.saturating_sub(clock::mono()));
+        left.map_or(span, |left| left.min(span))
+    }
+
+    /// Whether the client has given up.
+    pub(super) fn is_over(&self) -> bool {
+        self.deadline
+            .is_some_and(|deadline| clock::mono() >= deadline)
+    }
 }
 
 /// A response's head, and whether the whole request was sent before it came.
-struct Answered {
-    head: ResponseHead,
-    uploaded: bool,
+pub(super) struct Answered {
+    pub head: ResponseHead,
+    pub uploaded: bool,
 }
 
 impl Answered {
     /// Whether the body goes out in chunks, to a client that knows them.
-    fn chunked(&self) -> bool {
+    pub(super) fn chunked(&self) -> bool {
         match self.head.body {
             ResponseBody::Length(BodyLength::Chunked) | ResponseBody::UntilClose => true,
             ResponseBody::Length(BodyLength::None | BodyLength::Fixed(_)) => false,
@@ -283,7 +430,7 @@ async fn exchange(
     request: &Request,
     pool: &Pool,
     ends: &mut Ends<'_>,
-    upload: &mut Upload,
+    upload: &mut Upload<'_>,
     head: &[u8],
     answer: &mut Vec<u8>,
     record: &mut Record,
@@ -306,7 +453,7 @@ async fn exchange(
     }
 }
 
-fn unreached(error: io::Error) -> Rejection {
+pub(super) fn unreached(error: io::Error) -> Rejection {
     match error.kind() {
         io::ErrorKind::TimedOut => Rejection::ConnectTimeout,
         _ => Rejection::ConnectFailed,
@@ -318,7 +465,7 @@ fn unreached(error: io::Error) -> Rejection {
 async fn both_ways(
     request: &Request,
     ends: &mut Ends<'_>,
-    upload: &mut Upload,
+    upload: &mut Upload<'_>,
     head: &[u8],
     upstream: &mut Stream,
     answer: &mut Vec<u8>,
@@ -382,7 +529,7 @@ async fn both_ways(
     Err(Rejection::UpstreamBroken.into())
 }
 
-fn is_interim(head: &ResponseHead) -> bool {
+pub(super) fn is_interim(head: &ResponseHead) -> bool {
     head.status < 200 && head.status != 101
 }
 
@@ -444,7 +591,7 @@ async fn read_final(
 }
 
 /// The next head, interim or final. What was read of it stays in `answer`, so that it can be called again.
-async fn read_head(
+pub(super) async fn read_head(
     request: &Request,
     upstream: &mut Reading<'_, '_>,
     answer: &mut Vec<u8>,
@@ -479,7 +626,7 @@ async fn stream_back(
     audited: (&Plan, &Outbox),
     request: &Request,
     answered: &Answered,
-    upload: &mut Upload,
+    upload: &mut Upload<'_>,
     out: &mut Vec<u8>,
     answer: &mut Vec<u8>,
     upstream: &mut Stream,
@@ -509,10 +656,7 @@ async fn stream_back(
     });
     let mut told = false;
     loop {
-        let piece = reader.next(answer).map_err(|_| match told {
-            true => Failure::UpstreamGone,
-            false => Failure::from(Rejection::UpstreamBroken),
-        })?;
+        let piece = reader.next(answer).map_err(|_| broken_off(told))?;
         let (consumed, done) = match piece {
             Piece::Data { data, consumed } => {
                 record.bytes_out += data.len() as u64;
@@ -529,7 +673,8 @@ async fn stream_back(
         }
         if done {
             if chunked {
-                out.extend_from_slice(b"0\r\n\r\n");
+                let end = put_last_chunk(out, reader.trailers(), headers::may_trail_down);
+                end.map_err(|_| broken_off(told))?;
             }
             secure(audited, record, told).await?;
         }
@@ -562,8 +707,16 @@ async fn stream_back(
     Ok(answered.head.keep_alive && answered.uploaded && answer.is_empty())
 }
 
+/// The upstream's response is not whole; `told` once its head is out.
+fn broken_off(told: bool) -> Failure {
+    match told {
+        true => Failure::UpstreamGone,
+        false => Rejection::UpstreamBroken.into(),
+    }
+}
+
 /// Before the end of the response goes out; `told` once its head has.
-async fn secure(
+pub(super) async fn secure(
     (plan, outbox): (&Plan, &Outbox),
     record: &mut Record,
     told: bool,

@@ -2,6 +2,7 @@
 //! `reply`. The one place that decides whether the connection lives on.
 
 use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
@@ -12,6 +13,7 @@ use super::admit;
 use super::audit;
 use super::following::LanePlan;
 use super::forward;
+use super::http2;
 use super::lane::Lane;
 use super::record::{Ongoing, Record};
 use super::reply::{Asker, Rejection};
@@ -19,7 +21,7 @@ use super::wire::{Buffer, Deadlines, Elapsed, read_first, read_some, write};
 use crate::clock;
 use crate::config::Listener;
 use crate::http1::head::{self, BodyLength, RequestHead};
-use crate::net::stream::Stream;
+use crate::net::stream::{Ahead, Stream};
 use crate::policy::limit::Now;
 
 /// Whether a client's connection can carry another request.
@@ -80,9 +82,10 @@ impl Ends<'_> {
     }
 }
 
-/// Serves `client` until it closes, breaks, is refused or stays idle too long.
+/// Serves `client` until it closes, breaks, is refused or stays idle too long. One that begins as HTTP/2 does is served as
+/// that (RFC 9113 section 3.3).
 pub(super) async fn connection(
-    lane: &Lane,
+    lane: &Rc<Lane>,
     listener_index: usize,
     client: TcpStream,
     peer: SocketAddr,
@@ -96,6 +99,7 @@ pub(super) async fn connection(
     let peer = Peer { ip, text };
     let mut buffer = lane.buffers.take();
     let mut deadlines = Deadlines::new();
+    let mut may_switch = true;
     loop {
         let plan = lane.plan.current();
         let head = match read_head(
@@ -104,11 +108,22 @@ pub(super) async fn connection(
             &mut client,
             &mut buffer,
             &mut deadlines,
+            std::mem::take(&mut may_switch),
         )
         .await
         {
-            Ok(Some(head)) => Ok(head),
-            Ok(None) => return,
+            Ok(Opening::Head(head)) => Ok(head),
+            Ok(Opening::Http2) => {
+                let bytes = std::mem::take(&mut *buffer);
+                drop((buffer, deadlines));
+                let client = Ahead {
+                    bytes,
+                    stream: client,
+                };
+                // Apart, so that others have no room for it.
+                return Box::pin(http2::connection(lane, listener_index, client, peer)).await;
+            }
+            Ok(Opening::Closed) => return,
             Err(rejection) => Err(rejection),
         };
         // The plan may be another by the time that a request comes.
@@ -183,7 +198,7 @@ pub(super) async fn connection(
 }
 
 /// The rejection once it is on record, or the one that says that it cannot be.
-async fn on_record(
+pub(super) async fn on_record(
     conn: &Conn<'_>,
     plan: &LanePlan,
     rejection: Rejection,
@@ -253,14 +268,27 @@ async fn one(
     }
 }
 
-/// Reads until a head is whole; `None` when the client closed or stayed idle, which is no fault.
+/// What a client begins with.
+enum Opening {
+    Head(RequestHead),
+    /// The preface of HTTP/2, or a part of it that is nothing else.
+    Http2,
+    /// It closed or stayed idle, which is no fault.
+    Closed,
+}
+
+/// What every connection of HTTP/2 begins with (RFC 9113 section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Reads until a head is whole, or it is clear that the client speaks HTTP/2, where it still `may_switch`.
 async fn read_head(
     lane: &Lane,
     listener: &Listener,
     client: &mut Stream,
     buffer: &mut Buffer<'_>,
     deadlines: &mut Deadlines,
-) -> Result<Option<RequestHead>, Rejection> {
+    may_switch: bool,
+) -> Result<Opening, Rejection> {
     if buffer.is_empty() {
         buffer.rest();
         let mut draining = lane.draining.clone();
@@ -269,21 +297,28 @@ async fn read_head(
             biased;
             read = deadlines.within(listener.keep_alive, read_first(client, buffer)) => match read {
                 Ok(Ok(1..)) => {}
-                Ok(Ok(0) | Err(_)) | Err(Elapsed) => return Ok(None),
+                Ok(Ok(0) | Err(_)) | Err(Elapsed) => return Ok(Opening::Closed),
             },
-            _ = draining.wait_for(|draining| *draining) => return Ok(None),
+            _ = draining.wait_for(|draining| *draining) => return Ok(Opening::Closed),
         }
     }
     let whole = async {
         loop {
-            if let Some(head) =
-                head::parse_request(buffer, listener.head_limits).map_err(Rejection::BadHead)?
+            // No method is "PRI", so that nothing else begins like it.
+            let is_preface =
+                may_switch && PREFACE.starts_with(&buffer[..buffer.len().min(PREFACE.len())]);
+            if is_preface && buffer.len() >= "PRI ".len() {
+                return Ok(Opening::Http2);
+            }
+            if !is_preface
+                && let Some(head) =
+                    head::parse_request(buffer, listener.head_limits).map_err(Rejection::BadHead)?
             {
-                return Ok(Some(head));
+                return Ok(Opening::Head(head));
             }
             match read_some(client, buffer).await {
                 Ok(1..) => {}
-                Ok(0) | Err(_) => return Ok(None),
+                Ok(0) | Err(_) => return Ok(Opening::Closed),
             }
         }
     };

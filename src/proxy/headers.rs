@@ -8,9 +8,11 @@ use std::ops::Range;
 use super::handle::{Next, Peer};
 use super::reply::Rejection;
 use crate::config::sessions::Settings;
+use crate::http1::body::BodyError;
 use crate::http1::head::{BodyLength, RequestHead};
 use crate::http1::hygiene::is_hop_by_hop;
 use crate::http1::response::ResponseHead;
+use crate::http1::trailers::{self, may_follow_a_body};
 use crate::policy::session::{self, END_HEADER, START_HEADER, Session};
 use ipnet::IpNet;
 use uuid::Uuid;
@@ -142,6 +144,21 @@ pub(super) struct Passed<'a> {
     pub identity: Option<(&'a Settings, &'a Session)>,
 }
 
+/// weir answers an expectation itself; and applications that speak CGI's way take `Proxy` for the proxy that they shall use
+/// ("httpoxy").
+const NEVER_PASSED: [&[u8]; 2] = [b"expect", b"proxy"];
+/// What trusted proxies say goes on with this hop behind it.
+const CHAINS: [&[u8]; 2] = [b"x-forwarded-for", b"forwarded"];
+/// What a peer says of itself is not believed.
+const PEERS_CLAIMS: [&[u8]; 6] = [
+    b"x-forwarded-for",
+    b"x-forwarded-proto",
+    b"x-forwarded-host",
+    b"x-real-ip",
+    b"forwarded",
+    b"x-request-id",
+];
+
 /// Appends the request's head for the upstream.
 pub(super) fn put_request_head(
     out: &mut Vec<u8>,
@@ -162,24 +179,15 @@ pub(super) fn put_request_head(
     out.push(b' ');
     out.extend_from_slice(target);
     out.extend_from_slice(b" HTTP/1.1\r\n");
-    // Applications that speak CGI's way take `Proxy` for the proxy that they shall use ("httpoxy").
-    let without: &[&[u8]] = if client.behind_trusted {
-        &[b"expect", b"proxy", b"x-forwarded-for", b"forwarded"]
-    } else {
-        // The peer's own claims are not believed.
-        &[
-            b"expect",
-            b"proxy",
-            b"x-forwarded-for",
-            b"x-forwarded-proto",
-            b"x-forwarded-host",
-            b"x-real-ip",
-            b"forwarded",
-            b"x-request-id",
-        ]
+    let without = match client.behind_trusted {
+        true => &CHAINS[..],
+        false => &PEERS_CLAIMS,
     };
     let dropped = |name: &[u8]| {
-        without.iter().any(|other| session::is_folded(name, other))
+        NEVER_PASSED
+            .iter()
+            .chain(without)
+            .any(|other| session::is_folded(name, other))
             || identity_fields
                 .iter()
                 .any(|other| session::is_folded(name, other))
@@ -230,6 +238,40 @@ pub(super) fn put_request_head(
         }
     }
     out.extend_from_slice(b"\r\n");
+}
+
+/// Whether a field may come behind a request's body: one that an upstream merges into the head must not say what weir alone does.
+pub(super) fn may_trail_up(name: &[u8], identity_fields: &[Vec<u8>]) -> bool {
+    let answered_for = PEERS_CLAIMS.iter().chain(&NEVER_PASSED);
+    may_follow_a_body(name)
+        && !answered_for
+            .copied()
+            .chain(identity_fields.iter().map(Vec::as_slice))
+            .any(|other| session::is_folded(name, other))
+        && !is_misspelt(name)
+}
+
+/// Whether a field may come behind a response's body.
+pub(super) fn may_trail_down(name: &[u8]) -> bool {
+    may_follow_a_body(name) && !is_session_header(name)
+}
+
+/// Appends the end of a body in chunks (RFC 9112 section 7.1), with those fields of a trailer `section` that `may` follow it.
+pub(super) fn put_last_chunk(
+    out: &mut Vec<u8>,
+    section: &[u8],
+    may: impl Fn(&[u8]) -> bool,
+) -> Result<(), BodyError> {
+    out.extend_from_slice(b"0\r\n");
+    if !section.is_empty() {
+        for (name, value) in trailers::parse(section)? {
+            if may(&section[name.clone()]) {
+                put(out, &section[name], &section[value]);
+            }
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+    Ok(())
 }
 
 /// Whether an application could take it for a field that weir answers for, though it is spelt in another way: whoever sent

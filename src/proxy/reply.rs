@@ -153,7 +153,7 @@ impl Rejection {
     }
 
     /// What to tell the client.
-    fn detail(&self) -> Cow<'static, str> {
+    pub(super) fn detail(&self) -> Cow<'static, str> {
         Cow::Borrowed(match self {
             Rejection::BadHead(error) => return Cow::Owned(error.to_string()),
             Rejection::BadPath(error) => return Cow::Owned(error.to_string()),

@@ -8,6 +8,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::forward::Request;
 use super::handle::Failure;
+use super::headers::{may_trail_up, put_last_chunk};
 use super::reply::Rejection;
 use super::wire::{Deadlines, Elapsed, read_some};
 use crate::clock;
@@ -16,7 +17,7 @@ use crate::http1::head::BodyLength;
 use crate::net::stream::{Reading, Writing};
 
 /// A request with a body on its way up. It may be left at any wait and gone on with: what is not sent yet is kept here.
-pub(super) struct Upload {
+pub(super) struct Upload<'p> {
     reader: BodyReader,
     chunked: bool,
     /// Bytes that the body may still have.
@@ -28,11 +29,17 @@ pub(super) struct Upload {
     /// Not sent yet, but for what is `written` of it.
     out: Vec<u8>,
     written: usize,
+    /// What a request's trailers must not say.
+    identity_fields: &'p [Vec<u8>],
 }
 
-impl Upload {
+impl<'p> Upload<'p> {
     /// With nothing sent yet, `head` neither.
-    pub(super) fn new(request: &Request, head: &[u8]) -> Upload {
+    pub(super) fn new(
+        request: &Request,
+        head: &[u8],
+        identity_fields: &'p [Vec<u8>],
+    ) -> Upload<'p> {
         let out = match request.body {
             BodyLength::None => Vec::new(),
             BodyLength::Fixed(_) | BodyLength::Chunked => head.to_vec(),
@@ -45,6 +52,7 @@ impl Upload {
             waited: Duration::ZERO,
             out,
             written: 0,
+            identity_fields,
         }
     }
 
@@ -125,15 +133,17 @@ impl Upload {
             buffer.drain(..consumed);
         }
         if self.reader.is_done() && self.chunked {
-            self.out.extend_from_slice(b"0\r\n\r\n");
+            let may = |name: &[u8]| may_trail_up(name, self.identity_fields);
+            put_last_chunk(&mut self.out, self.reader.trailers(), may)
+                .map_err(|_| Rejection::BadBody)?;
         }
         Ok(())
     }
 }
 
 /// What is left of an upload when the response has begun.
-pub(super) struct Rest<'a> {
-    pub upload: &'a mut Upload,
+pub(super) struct Rest<'a, 'p> {
+    pub upload: &'a mut Upload<'p>,
     pub request: &'a Request,
     pub from_client: Reading<'a, 'a>,
     pub buffer: &'a mut Vec<u8>,
@@ -143,7 +153,7 @@ pub(super) struct Rest<'a> {
 
 /// What `response` gives, with the rest of the upload going on meanwhile. How that ends is no matter: the response stands, and
 /// neither connection is used again.
-pub(super) async fn beside<F: Future>(rest: &mut Option<Rest<'_>>, response: F) -> F::Output {
+pub(super) async fn beside<F: Future>(rest: &mut Option<Rest<'_, '_>>, response: F) -> F::Output {
     let Some(going) = rest else {
         return response.await;
     };

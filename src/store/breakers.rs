@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use super::shared_breakers::Forced;
 use crate::config::breakers::{CircuitBreaker, FailureOn, Scope};
 use crate::config::limits::Mode;
+use crate::http2::grpc::GrpcStatus;
 use crate::keys::{BreakerKeys, Keys};
 use crate::policy::breaker::shared::{Member, Permit};
 use crate::policy::breaker::{Breaker, Outcome, Refused, Snapshot};
@@ -21,6 +22,8 @@ use crate::policy::breaker::{Breaker, Outcome, Refused, Snapshot};
 pub enum End {
     /// A whole response of this status.
     Status(u16),
+    /// A whole response of gRPC's, of this status.
+    Grpc(GrpcStatus),
     ConnectFailed,
     TimedOut,
     /// It broke off, before or in the response, or sent nonsense.
@@ -259,6 +262,7 @@ fn outcome(failure_on: &FailureOn, end: End) -> Outcome {
         End::ConnectFailed => failure_on.connect_failure,
         End::TimedOut => failure_on.timeout,
         End::Reset => failure_on.reset,
+        End::Grpc(status) => failure_on.grpc.contains(&status),
         End::Status(status) => {
             failure_on.statuses.contains(&status)
                 || (failure_on.server_error && (500..600).contains(&status))

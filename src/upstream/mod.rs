@@ -1,5 +1,7 @@
 //! Connections to an upstream: idle ones kept by the lane that made them, so that no lock is needed.
 
+pub mod http2;
+
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
@@ -10,6 +12,7 @@ use tokio::time::timeout;
 
 use crate::clock;
 use crate::net::stream::Stream;
+use http2::{Multiplexed, Place};
 
 /// One lane's connections to one endpoint.
 #[derive(Debug)]
@@ -21,6 +24,7 @@ pub struct Pool {
     max_idle: usize,
     /// With when each was given back, the oldest first.
     idle: RefCell<VecDeque<(Instant, Stream)>>,
+    multiplexed: Multiplexed,
 }
 
 /// A connection, and whether it served a request before: then the upstream may have closed it unseen.
@@ -44,6 +48,7 @@ impl Pool {
             idle_timeout,
             max_idle,
             idle: RefCell::default(),
+            multiplexed: Multiplexed::default(),
         }
     }
 
@@ -63,6 +68,19 @@ impl Pool {
             }
         }
         self.connect().await
+    }
+
+    /// As requests name it that name no host.
+    pub fn authority(&self) -> &str {
+        &self.endpoint
+    }
+
+    /// A place for a request by HTTP/2.
+    pub async fn place(&self) -> io::Result<Place> {
+        let connect = async || Ok(self.connect().await?.stream);
+        self.multiplexed
+            .place(connect, self.connect_timeout, self.idle_timeout)
+            .await
     }
 
     /// A new connection.

@@ -11,6 +11,7 @@ use crate::config::breakers::{
 use crate::config::raw::{self, WindowKind};
 use crate::config::units::{Percent, Span};
 use crate::config::yaml::{self, At};
+use crate::http2::grpc::GrpcStatus;
 
 impl Checker {
     /// Reads all breakers, for upstreams to name.
@@ -83,6 +84,7 @@ impl Checker {
                 reset: true,
                 server_error: true,
                 statuses: Vec::new(),
+                grpc: Vec::new(),
             },
         };
         let fallback = raw
@@ -152,11 +154,21 @@ impl Checker {
                     "timeout" => on.timeout = true,
                     "reset" => on.reset = true,
                     "5xx" => on.server_error = true,
+                    _ if text.starts_with("grpc:") => {
+                        let name = &text["grpc:".len()..];
+                        let status = GrpcStatus::named(name).filter(|status| status.0 > 0);
+                        let status = status.ok_or_else(|| {
+                            let names = &GrpcStatus::names()[1..];
+                            let mend = yaml::did_you_mean(name, names);
+                            format!("\"{name}\" is not an error of gRPC; {mend}")
+                        })?;
+                        on.grpc.push(status);
+                    }
                     _ => match text.parse::<u16>() {
                         Ok(status @ 100..=599) => return Ok(Some(status)),
                         Ok(_) | Err(_) => {
                             let known =
-                                "connect_failure, timeout, reset, 5xx or a status such as \"503\"";
+                                "connect_failure, timeout, reset, 5xx, a status such as \"503\" or one such as \"grpc:UNAVAILABLE\"";
                             return Err(format!(
                                 "\"{text}\" is not a kind of failure: use {known}"
                             ));

@@ -1,6 +1,7 @@
 //! Listeners, from the file as written to [`Listener`]s.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 
 use ipnet::IpNet;
 
@@ -86,13 +87,14 @@ fn listener(
     limits: Option<raw::Limits>,
     timeouts: Option<raw::Timeouts>,
 ) -> Listener {
-    let (max_connections, max_header_bytes, max_headers, max_body) =
-        limits.map_or((None, None, None, None), |raw| {
+    let (max_connections, max_header_bytes, max_headers, max_body, max_streams) =
+        limits.map_or((None, None, None, None, None), |raw| {
             (
                 raw.max_connections,
                 raw.max_header_bytes,
                 raw.max_headers,
                 raw.max_body,
+                raw.max_concurrent_streams,
             )
         });
     let (header_read, request_read, keep_alive, stream_idle) =
@@ -122,6 +124,9 @@ fn listener(
             .and_then(|at| at.value)
             .map_or(10_000, |max| max as usize),
         max_body: size(max_body, 10 << 20),
+        max_concurrent_streams: max_streams
+            .and_then(|at| at.value)
+            .map_or(128, NonZeroU32::get),
         header_read: span(header_read, 10 * SECOND),
         request_read: span(request_read, 60 * SECOND),
         keep_alive: span(keep_alive, 60 * SECOND),

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::{Checker, SECOND, span};
-use crate::config::Upstream;
 use crate::config::breakers::CircuitBreaker;
 use crate::config::raw;
 use crate::config::units::Span;
 use crate::config::yaml::{self, At};
+use crate::config::{Protocol, Upstream};
 
 /// The name of the upstream that the short form makes.
 const SHORT_UPSTREAM: &str = "upstream";
@@ -56,6 +56,7 @@ impl Checker {
                 }
             };
             let idle_timeout = raw.idle_timeout;
+            let protocol = raw.protocol.and_then(|at| at.value).unwrap_or_default();
             let trusts = raw
                 .trust_session_headers
                 .and_then(|at| at.value)
@@ -72,6 +73,7 @@ impl Checker {
                 breaker,
             ));
             if let Some(last) = upstreams.last_mut() {
+                last.protocol = protocol;
                 last.trust_session_headers = trusts;
                 last.idle_timeout = span(idle_timeout, 60 * SECOND);
             }
@@ -154,6 +156,7 @@ fn upstream(
         circuit_breaker,
         name,
         endpoint,
+        protocol: Protocol::default(),
         connect_timeout: span(connect, SECOND),
         timeout: span(timeout, 15 * SECOND),
         idle_timeout: 60 * SECOND,

@@ -10,10 +10,10 @@ listeners:
   - name: inbound
     address: "[::1]:8080"
     client_ip: {trusted_proxies: [10.0.0.0/8, "::1"]}
-    limits: {max_connections: 3, max_header_bytes: 9KiB, max_headers: 7, max_body: 1000B}
+    limits: {max_connections: 3, max_header_bytes: 9KiB, max_headers: 7, max_body: 1000B, max_concurrent_streams: 6}
     timeouts: {header_read: 1500ms, request_read: 4s, keep_alive: 1h30m, stream_idle: 2d}
 upstreams:
-  app: {endpoints: ["http://app.internal"], connect_timeout: 2s, timeout: 3s, idle_timeout: 4s, circuit_breaker: "yes", trust_session_headers: true}
+  app: {endpoints: ["http://app.internal"], protocol: http2, connect_timeout: 2s, timeout: 3s, idle_timeout: 4s, circuit_breaker: "yes", trust_session_headers: true}
   "8080": {endpoints: ["http://[::1]:3000/"], circuit_breaker: counts}
 routes:
   - match: {host: "*.Example.com", path: /pay/*, methods: [POST, GET], headers: {X-Beta: "1", x-on: "true"}}
@@ -43,7 +43,7 @@ circuit_breakers:
     failure_rate: 33.3%
     consecutive_failures: 4
     slow_call: {duration: 2s, rate: 7%}
-    failure_on: [timeout, "503"]
+    failure_on: [timeout, "503", "grpc:UNAVAILABLE"]
     open_for: 1s
     max_open_for: 2m
     jitter: 0%

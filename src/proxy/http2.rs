@@ -1,0 +1,252 @@
+//! A client's connection that speaks HTTP/2: its streams are requests, each with a task of its own. What floods is stopped by
+//! `h2`, but for resets, which it does not count.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::{self, SendResponse};
+use h2::{Reason, RecvStream};
+use http::Request;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::admit;
+use super::audit;
+use super::following::LanePlan;
+use super::forward::prepare;
+use super::handle::{Conn, Failure, Peer, on_record};
+use super::lane::Lane;
+use super::mixed::{self, Client};
+use super::record::{Ongoing, Record};
+use super::reply::{Asker, Rejection};
+use crate::clock;
+use crate::http2::grpc::{self, GrpcStatus};
+use crate::http2::head::{downgrade_request, upgrade_response};
+use crate::net::stream::{Ahead, Stream};
+use crate::policy::limit::Now;
+
+/// What a client may send of one body before it is taken, in bytes.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// What it may send of all bodies together.
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// What waits to be sent of one body; capacity is asked for first, so that it is no more than a frame or two.
+const SEND_BUFFER: usize = 64 * 1024;
+/// Requests that a client may take back soon after it has sent them, whatever else it does.
+const RESETS: usize = 100;
+/// "Soon", for a request that is taken back.
+const SOON: Duration = Duration::from_secs(1);
+
+/// Serves the requests of `stream`, whose first bytes were read ahead, until it closes, breaks or stays idle too long.
+pub(super) async fn connection(
+    lane: &Rc<Lane>,
+    listener_index: usize,
+    stream: Ahead<Stream>,
+    peer: Peer,
+) {
+    let plan = lane.plan.current();
+    let listener = plan.shared.config.listeners[listener_index].clone();
+    drop(plan);
+    let handshake = server::Builder::new()
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(listener.max_concurrent_streams)
+        .max_header_list_size(u32::try_from(listener.head_limits.max_bytes).unwrap_or(u32::MAX))
+        .max_send_buffer_size(SEND_BUFFER)
+        .handshake(stream);
+    let Ok(Ok(mut connection)) = timeout(listener.header_read, handshake).await else {
+        return;
+    };
+    let peer = Rc::new(peer);
+    let metrics = lane.plan.current().shared.metrics.clone();
+    let mut requests = JoinSet::new();
+    let mut draining = lane.draining.clone();
+    let mut ending = false;
+    let mut resets = Resets::default();
+    let mut idle_since = Instant::now();
+    loop {
+        let idle = sleep_until(idle_since + listener.keep_alive);
+        tokio::select! {
+            accepted = connection.accept() => match accepted {
+                Some(Ok((request, respond))) => {
+                    resets.opened += 1;
+                    let one = Stream2 { lane: lane.clone(), listener_index, peer: peer.clone() };
+                    requests.spawn_local(one.serve(request, respond));
+                }
+                // The client closed or broke off.
+                Some(Err(_)) | None => break,
+            },
+            Some(ended) = requests.join_next() => {
+                idle_since = Instant::now();
+                match ended {
+                    Ok(Served::TakenBack) if resets.too_many() => {
+                        connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                    }
+                    Ok(Served::TakenBack | Served::Answered) => {}
+                    // A panic ends its request, and no other.
+                    Err(error) if error.is_panic() => { metrics.panics.inc(); }
+                    Err(_) => {}
+                }
+            }
+            () = idle, if requests.is_empty() && !ending => {
+                connection.graceful_shutdown();
+                ending = true;
+            }
+            _ = draining.wait_for(|draining| *draining), if !ending => {
+                connection.graceful_shutdown();
+                ending = true;
+            }
+        }
+    }
+    // Those that go on are cut off from their client, and end by that.
+    while requests.join_next().await.is_some() {}
+}
+
+/// Requests taken back: to send and take back without end costs a client nothing and the upstream much (CVE-2023-44487).
+#[derive(Debug, Default)]
+struct Resets {
+    opened: usize,
+    soon: usize,
+}
+
+impl Resets {
+    /// Counts one that was taken back soon. Too many are more than half of all, and more than a browser ever does.
+    fn too_many(&mut self) -> bool {
+        self.soon += 1;
+        self.soon > RESETS && self.soon * 2 > self.opened
+    }
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Served {
+    Answered,
+    /// Its client took it back soon after it had come.
+    TakenBack,
+}
+
+/// One stream of a connection.
+struct Stream2 {
+    lane: Rc<Lane>,
+    listener_index: usize,
+    peer: Rc<Peer>,
+}
+
+impl Stream2 {
+    async fn serve(self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) -> Served {
+        let lane = &*self.lane;
+        let plan = lane.plan.current();
+        let now = clock::moment();
+        let mut ongoing = Ongoing {
+            record: Record::begin(now.mono),
+            plan: &plan.shared,
+            outbox: &lane.outbox,
+            ended: false,
+        };
+        let conn = Conn {
+            lane,
+            listener: &plan.shared.config.listeners[self.listener_index],
+            peer: &self.peer,
+        };
+        let content_type = request.headers().get(http::header::CONTENT_TYPE);
+        let to = To {
+            grpc: content_type.is_some_and(|value| grpc::is_grpc(value.as_bytes())),
+            by_head: request.method() == http::Method::HEAD,
+        };
+        let record = &mut ongoing.record;
+        let served = one(&conn, &plan, request, &mut respond, now, record).await;
+        let mut outcome = Served::Answered;
+        match served {
+            Ok(()) => {}
+            Err(Failure::Reply(rejection, _)) => {
+                let rejection = on_record(&conn, &plan, rejection, record).await;
+                refuse(&conn, &mut respond, &rejection, to);
+            }
+            Err(Failure::ClientGone) => {
+                record.aborted("client_left");
+                if record.elapsed() < SOON {
+                    outcome = Served::TakenBack;
+                }
+            }
+            Err(Failure::UpstreamGone) => record.aborted("upstream_aborted"),
+            Err(Failure::NotSafe) => record.aborted(Rejection::AuditUnavailable.reason()),
+        }
+        ongoing.ended = true;
+        outcome
+    }
+}
+
+async fn one(
+    conn: &Conn<'_>,
+    plan: &LanePlan,
+    request: Request<RecvStream>,
+    respond: &mut SendResponse<Bytes>,
+    now: Now,
+    record: &mut Record,
+) -> Result<(), Failure> {
+    let mut buffer = conn.lane.buffers.take();
+    let (parts, body) = request.into_parts();
+    let limits = conn.listener.head_limits;
+    let head = match downgrade_request(&mut buffer, &parts, !body.is_end_stream(), limits) {
+        Ok(head) => head,
+        Err(error) => {
+            record.draft = audit::begin_unrouted(&plan.shared, conn, &buffer, None);
+            return Err(Rejection::BadHead(error).into());
+        }
+    };
+    drop(parts);
+    let admitted = admit::admit(&plan.shared, conn, &buffer, &head, now, record).await;
+    let admitted = match admitted {
+        Ok(admitted) => admitted,
+        Err(rejection) => {
+            if record.route.is_none() {
+                record.draft = audit::begin_unrouted(&plan.shared, conn, &buffer, Some(&head));
+            }
+            return Err(rejection.into());
+        }
+    };
+    let outgoing = prepare(conn, admitted, &mut buffer, &head, true, record);
+    drop(buffer);
+    let client = Client::Http2 { body, respond };
+    mixed::send(conn, plan, outgoing, client, record).await?;
+    Ok(())
+}
+
+/// To whom a refusal goes.
+#[derive(Debug, Clone, Copy)]
+struct To {
+    grpc: bool,
+    by_head: bool,
+}
+
+/// Replies; a client that does not read it loses it with its connection.
+fn refuse(conn: &Conn<'_>, respond: &mut SendResponse<Bytes>, rejection: &Rejection, to: To) {
+    let (mut out, mut body) = (conn.lane.buffers.take(), conn.lane.buffers.take());
+    let asker = Asker {
+        keep_alive: true,
+        by_head: to.by_head || to.grpc,
+        old: false,
+    };
+    rejection.put(&mut out, &mut body, asker, &conn.lane.date);
+    let Ok((mut response, head)) = upgrade_response(&out) else {
+        respond.send_reset(Reason::INTERNAL_ERROR);
+        return;
+    };
+    if to.grpc {
+        // A response of trailers alone; what HTTP says of the refusal stays beside gRPC's word.
+        let fields = response.headers_mut();
+        fields.remove(http::header::CONTENT_LENGTH);
+        let content_type = http::HeaderValue::from_static("application/grpc");
+        fields.insert(http::header::CONTENT_TYPE, content_type);
+        let status = GrpcStatus::of_refusal(rejection.status());
+        fields.extend(status.trailers(&rejection.detail()));
+        *response.status_mut() = http::StatusCode::OK;
+    }
+    let body = Bytes::copy_from_slice(&out[head..]);
+    // Errors of the stream are the client's leaving.
+    if let Ok(mut stream) = respond.send_response(response, body.is_empty())
+        && !body.is_empty()
+    {
+        let _ = stream.send_data(body, true);
+    }
+}

@@ -1,0 +1,207 @@
+//! A response on its way to the client, with the rest of the upload beside it.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use h2::Reason;
+use h2::server::SendResponse;
+
+use super::parts::{Broken, Part, Sink, Source, keep};
+use super::up::Uploading;
+use crate::http2::grpc::GrpcStatus;
+use crate::http2::head::upgrade_response;
+use crate::net::stream::{Reading, Writing};
+use crate::plan::Plan;
+use crate::proxy::audit::Outbox;
+use crate::proxy::forward::{Request, secure};
+use crate::proxy::handle::Failure;
+use crate::proxy::headers;
+use crate::proxy::record::Record;
+use crate::proxy::reply::Rejection;
+use crate::proxy::wire::{Deadlines, Elapsed, write};
+
+/// The field that says how a call of gRPC went.
+pub(super) const GRPC_STATUS: &str = "grpc-status";
+
+/// The way back to the client.
+pub(super) enum Back<'a, 'b> {
+    Http1 {
+        reading: Reading<'b, 'b>,
+        /// Until the response begins.
+        writing: Option<Writing<'b, 'b>>,
+        /// What was read in looking whether the client is there.
+        ahead: &'a mut Vec<u8>,
+    },
+    Http2(&'a mut SendResponse<Bytes>),
+}
+
+impl Back<'_, '_> {
+    /// Ready once the client has left. One of HTTP/1.1 that sends on is there, and is not looked at again.
+    pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Back::Http1 { reading, ahead, .. } if ahead.is_empty() => {
+                match reading.poll_heard(cx, ahead) {
+                    Poll::Ready(false) => Poll::Ready(()),
+                    Poll::Ready(true) | Poll::Pending => Poll::Pending,
+                }
+            }
+            Back::Http1 { .. } => Poll::Pending,
+            Back::Http2(respond) => respond.poll_reset(cx).map(drop),
+        }
+    }
+
+    pub(super) fn is_http1(&self) -> bool {
+        matches!(self, Back::Http1 { .. })
+    }
+
+    /// Sends the head of an interim response.
+    pub(super) async fn interim(&mut self, head: &[u8]) -> Result<(), Failure> {
+        match self {
+            Back::Http1 {
+                writing: Some(writing),
+                ..
+            } => write(writing, head).await.map_err(|_| Failure::ClientGone),
+            Back::Http1 { .. } => Ok(()),
+            Back::Http2(respond) => {
+                let (head, _) = upgrade_response(head).map_err(|_| Rejection::UpstreamBroken)?;
+                respond
+                    .send_informational(head)
+                    .map_err(|_| Failure::ClientGone)
+            }
+        }
+    }
+}
+
+/// A response on its way to the client: its head, which goes out with what follows first, and its body.
+pub(super) struct Down<'r, 'c> {
+    pub head: Vec<u8>,
+    pub chunked: bool,
+    /// Once the head is on its way.
+    pub sink: Option<Sink<'c>>,
+    pub audited: (&'r Plan, &'r Outbox),
+    pub request: &'r Request,
+}
+
+impl<'c> Down<'_, 'c> {
+    /// Where the body goes. The head goes ahead of it; with `ended` nothing follows that.
+    fn begin(&mut self, back: &mut Back<'_, 'c>, ended: bool) -> Result<&mut Sink<'c>, Failure> {
+        if self.sink.is_none() {
+            let head = std::mem::take(&mut self.head);
+            self.sink = Some(match back {
+                Back::Http1 { writing, .. } => Sink::Http1 {
+                    stream: writing.take().ok_or(Failure::ClientGone)?,
+                    out: head,
+                    chunked: self.chunked,
+                },
+                Back::Http2(respond) => {
+                    let head = upgrade_response(&head).map_err(|_| Rejection::UpstreamBroken)?;
+                    let sent = respond.send_response(head.0, ended);
+                    Sink::Http2(sent.map_err(|_| Failure::ClientGone)?)
+                }
+            });
+        }
+        self.sink.as_mut().ok_or(Failure::ClientGone)
+    }
+
+    /// Streams `body`, which is missing where there is none; `grpc` becomes the status in its trailers.
+    pub(super) async fn stream<F: Future<Output = Result<(), Failure>>>(
+        &mut self,
+        body: Option<&mut Source<'_, '_>>,
+        uploading: &mut Uploading<'_, F>,
+        back: &mut Back<'_, 'c>,
+        grpc: &mut Option<GrpcStatus>,
+        record: &mut Record,
+    ) -> Result<(), Failure> {
+        let request = self.request;
+        let mut deadlines = Deadlines::new();
+        let Some(body) = body else {
+            self.safe(record).await?;
+            let sink = self.begin(back, true)?;
+            return to_client(deadlines.within(request.idle, sink.flush()).await);
+        };
+        loop {
+            let mut next = pin!(body.next());
+            let part = match next.as_mut().now_or_never() {
+                Some(part) => part,
+                None => {
+                    let sink = self.begin(back, false)?;
+                    let flushed = deadlines.within(request.idle, sink.flush());
+                    to_client(uploading.beside(flushed).await)?;
+                    let unless_gone = poll_fn(|cx| match next.as_mut().poll(cx) {
+                        Poll::Ready(part) => Poll::Ready(Ok(part)),
+                        Poll::Pending => sink.poll_gone(cx).map(|()| Err(Failure::ClientGone)),
+                    });
+                    let span = request.left_of(request.idle);
+                    match uploading.beside(deadlines.within(span, unless_gone)).await {
+                        Ok(part) => part?,
+                        Err(Elapsed) if request.is_over() => {
+                            let status = GrpcStatus::DEADLINE_EXCEEDED;
+                            Ok(Part::End(status.trailers("deadline exceeded")))
+                        }
+                        Err(Elapsed) => Err(Broken::Gone),
+                    }
+                }
+            };
+            let told = self.sink.is_some();
+            match part {
+                Ok(Part::Data { bytes, last }) => {
+                    record.bytes_out += bytes.len() as u64;
+                    if last {
+                        self.safe(record).await?;
+                    }
+                    let sink = self.begin(back, false)?;
+                    let put = deadlines.within(request.idle, sink.put(bytes, last));
+                    to_client(uploading.beside(put).await)?;
+                    if last {
+                        return Ok(());
+                    }
+                }
+                Ok(Part::End(mut trailers)) => {
+                    keep(&mut trailers, headers::may_trail_down);
+                    if let (true, Some(status)) = (request.grpc, trailers.get(GRPC_STATUS)) {
+                        *grpc = Some(GrpcStatus::parse(status.as_bytes()));
+                    }
+                    self.safe(record).await?;
+                    let ended = !told && trailers.is_empty();
+                    let sink = self.begin(back, ended)?;
+                    if ended && matches!(sink, Sink::Http2(_)) {
+                        return Ok(());
+                    }
+                    let end = deadlines.within(request.idle, sink.end(trailers));
+                    return to_client(uploading.beside(end).await);
+                }
+                Err(_) if !told => return Err(Rejection::UpstreamBroken.into()),
+                // Cut short: only an abort tells the client, since the head is out.
+                Err(_) => {
+                    self.abort();
+                    return Err(Failure::UpstreamGone);
+                }
+            }
+        }
+    }
+
+    /// Before the end of the response goes out.
+    async fn safe(&mut self, record: &mut Record) -> Result<(), Failure> {
+        let safe = secure(self.audited, record, self.sink.is_some()).await;
+        if safe.is_err() {
+            self.abort();
+        }
+        safe
+    }
+
+    fn abort(&mut self) {
+        if let Some(sink) = &mut self.sink {
+            sink.reset(Reason::INTERNAL_ERROR);
+        }
+    }
+}
+
+fn to_client(put: Result<Result<(), Broken>, Elapsed>) -> Result<(), Failure> {
+    match put {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) | Err(Elapsed) => Err(Failure::ClientGone),
+    }
+}

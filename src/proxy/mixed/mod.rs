@@ -1,0 +1,443 @@
+//! An exchange of which at least one side speaks HTTP/2: the checked request goes out, the response comes back, both streamed,
+//! trailers included. Between two sides of HTTP/1.1 it is `forward`, which does the same with fewer steps.
+
+mod down;
+mod parts;
+mod up;
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::task::{Poll, ready};
+
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::client::ResponseFuture;
+use h2::server::SendResponse;
+use http::{Response, StatusCode};
+
+use super::following::LanePlan;
+use super::forward::{Answered, MAX_INTERIM, Outgoing, Request, is_interim, read_head, unreached};
+use super::handle::{Conn, Ends, Failure, Next, close};
+use super::headers;
+use super::record::Record;
+use super::reply::Rejection;
+use super::wire::{Deadlines, Elapsed};
+use crate::clock;
+use crate::config::Protocol;
+use crate::http1::body::BodyReader;
+use crate::http1::head::BodyLength;
+use crate::http1::response::{ResponseBody, ResponseHead};
+use crate::http2::grpc::GrpcStatus;
+use crate::http2::head::{Answering, downgrade_response, upgrade_request};
+use crate::net::stream::{BothWays, Reading};
+use crate::store::breakers::End;
+use crate::upstream::Pool;
+use down::{Back, Down, GRPC_STATUS};
+use parts::{Sink, Source};
+use up::{Uploading, upload};
+
+/// Whoever asks.
+pub(super) enum Client<'a, 'b> {
+    Http1(&'a mut Ends<'b>),
+    Http2 {
+        body: RecvStream,
+        respond: &'a mut SendResponse<Bytes>,
+    },
+}
+
+/// Sends the request and streams the response back.
+pub(super) async fn send(
+    conn: &Conn<'_>,
+    plan: &LanePlan,
+    mut outgoing: Outgoing<'_, '_>,
+    client: Client<'_, '_>,
+    record: &mut Record,
+) -> Result<Next, Failure> {
+    let old_client = outgoing.request.old_client;
+    match client {
+        Client::Http2 { body, respond } => {
+            if outgoing.expects {
+                let mut go_on = Response::new(());
+                *go_on.status_mut() = StatusCode::CONTINUE;
+                let _ = respond.send_informational(go_on);
+            }
+            let mut source = Source::http2(body);
+            let mut back = Back::Http2(respond);
+            exchange(conn, plan, &mut outgoing, &mut source, &mut back, record).await
+        }
+        Client::Http1(ends) => {
+            if outgoing.expects && ends.buffer.is_empty() {
+                ends.write(b"HTTP/1.1 100 Continue\r\n\r\n", outgoing.request.idle)
+                    .await?;
+            }
+            let mut ahead = Vec::new();
+            let mut both = BothWays::of(ends.client);
+            let (reading, writing) = both.split();
+            let mut source = Source::Http1 {
+                stream: reading,
+                buffer: ends.buffer,
+                reader: BodyReader::new(outgoing.request.body),
+                until_close: false,
+            };
+            let mut back = Back::Http1 {
+                reading,
+                writing: Some(writing),
+                ahead: &mut ahead,
+            };
+            let sent = exchange(conn, plan, &mut outgoing, &mut source, &mut back, record).await;
+            let whole = source.is_over();
+            ends.buffer.extend_from_slice(&ahead);
+            if old_client && matches!(sent, Err(Failure::UpstreamGone | Failure::NotSafe)) {
+                // Without chunks a plain close would say that the body is whole; a reset does not.
+                ends.client.reset_on_close();
+            }
+            let next = sent?;
+            // What is left of a body cut off by an early response cannot be told from a next request.
+            if !whole {
+                close(ends.client).await;
+                return Ok(Next::Close);
+            }
+            Ok(next)
+        }
+    }
+}
+
+/// The upstream's side of an exchange.
+struct Upstream<'a> {
+    sink: Sink<'a>,
+    answers: Answers<'a>,
+}
+
+/// Where responses come from.
+enum Answers<'a> {
+    Http1(Reading<'a, 'a>),
+    Http2(ResponseFuture),
+}
+
+/// What one try came to.
+enum Tried {
+    /// The response went to the client.
+    Whole(Next),
+    /// An idle connection was closed just as the request came; nothing of it can have been seen, or seeing it twice does no harm.
+    Stale,
+}
+
+async fn exchange(
+    conn: &Conn<'_>,
+    plan: &LanePlan,
+    outgoing: &mut Outgoing<'_, '_>,
+    source: &mut Source<'_, '_>,
+    back: &mut Back<'_, '_>,
+    record: &mut Record,
+) -> Result<Next, Failure> {
+    let upstream = outgoing.route.upstream;
+    let pool = &plan.pools[upstream];
+    for _ in 0..2 {
+        let tried = match outgoing.shared.config.upstreams[upstream].protocol {
+            Protocol::Http1 => by_http1(conn, pool, outgoing, source, back, record).await,
+            Protocol::Http2 => by_http2(conn, pool, outgoing, source, back, record).await,
+        };
+        match tried {
+            Ok(Tried::Whole(next)) => return Ok(next),
+            Ok(Tried::Stale) => {}
+            Err(failure) => {
+                outgoing.failed(&failure, record);
+                return Err(failure);
+            }
+        }
+    }
+    let failure = Failure::from(Rejection::UpstreamBroken);
+    outgoing.failed(&failure, record);
+    Err(failure)
+}
+
+async fn by_http1(
+    conn: &Conn<'_>,
+    pool: &Pool,
+    outgoing: &mut Outgoing<'_, '_>,
+    source: &mut Source<'_, '_>,
+    back: &mut Back<'_, '_>,
+    record: &mut Record,
+) -> Result<Tried, Failure> {
+    let taken = pool.take(outgoing.request.can_repeat).await;
+    let mut connected = taken.map_err(unreached)?;
+    let mut answer = conn.lane.buffers.take();
+    let mut both = BothWays::of(&mut connected.stream);
+    let (reading, writing) = both.split();
+    let upstream = Upstream {
+        sink: Sink::Http1 {
+            stream: writing,
+            out: outgoing.out.to_vec(),
+            chunked: outgoing.request.body == BodyLength::Chunked,
+        },
+        answers: Answers::Http1(reading),
+    };
+    let fresh = !connected.reused;
+    let run = run(conn, outgoing, source, upstream, back, &mut answer, record);
+    let ran = match run.await {
+        Err(Failure::Reply(Rejection::UpstreamBroken, _))
+            if !fresh && outgoing.request.can_repeat && record.status == 0 && answer.is_empty() =>
+        {
+            return Ok(Tried::Stale);
+        }
+        ran => ran?,
+    };
+    if ran.reusable && answer.is_empty() {
+        pool.give_back(connected.stream);
+    }
+    Ok(Tried::Whole(ran.next))
+}
+
+async fn by_http2(
+    conn: &Conn<'_>,
+    pool: &Pool,
+    outgoing: &mut Outgoing<'_, '_>,
+    source: &mut Source<'_, '_>,
+    back: &mut Back<'_, '_>,
+    record: &mut Record,
+) -> Result<Tried, Failure> {
+    let mut place = pool.place().await.map_err(unreached)?;
+    let bodiless = outgoing.request.body == BodyLength::None;
+    let request = upgrade_request(
+        &outgoing.out,
+        pool.authority(),
+        false,
+        outgoing.request.takes_trailers,
+    );
+    let request = request.map_err(|_| Rejection::BadTarget)?;
+    let may_repeat = place.reused && bodiless;
+    let (response, stream) = match place.requests.send_request(request, bodiless) {
+        Ok(sent) => sent,
+        Err(_) if place.reused => return Ok(Tried::Stale),
+        Err(_) => return Err(Rejection::UpstreamBroken.into()),
+    };
+    let upstream = Upstream {
+        sink: Sink::Http2(stream),
+        answers: Answers::Http2(response),
+    };
+    let mut answer = conn.lane.buffers.take();
+    let run = run(conn, outgoing, source, upstream, back, &mut answer, record);
+    match run.await {
+        Err(Failure::Reply(Rejection::UpstreamBroken, _))
+            if may_repeat && outgoing.request.can_repeat && record.status == 0 =>
+        {
+            Ok(Tried::Stale)
+        }
+        ran => Ok(Tried::Whole(ran?.next)),
+    }
+}
+
+/// How an exchange went.
+struct Ran {
+    next: Next,
+    /// Whether the upstream's connection, of HTTP/1.1, can serve another request.
+    reusable: bool,
+}
+
+async fn run(
+    conn: &Conn<'_>,
+    outgoing: &mut Outgoing<'_, '_>,
+    source: &mut Source<'_, '_>,
+    upstream: Upstream<'_>,
+    back: &mut Back<'_, '_>,
+    answer: &mut Vec<u8>,
+    record: &mut Record,
+) -> Result<Ran, Failure> {
+    let Upstream { sink, mut answers } = upstream;
+    record.reached = true;
+    record.sent = None;
+    let bytes_in = Cell::new(0);
+    let request = outgoing.request;
+    let shared = outgoing.shared;
+    let mut uploading = Uploading {
+        rest: Some(pin!(upload(&request, shared, source, sink, &bytes_in))),
+        whole: false,
+    };
+    let answered = await_head(&request, &mut uploading, &mut answers, back, answer, record);
+    let answered = answered.await;
+    record.bytes_in = bytes_in.get();
+    let (head, body) = answered?;
+    record.answered = Some(clock::mono());
+    let status = head.status;
+    let answered = Answered {
+        head,
+        uploaded: uploading.whole,
+    };
+    // Whether the client's connection lives on is known at the end only: see `send`.
+    let turned = outgoing.turn_back(conn, answer, &answered, true, record);
+    let next = match turned.await {
+        Ok(next) => next,
+        Err(rejection) => {
+            outgoing.finish(End::Status(status), record);
+            return Err(rejection.into());
+        }
+    };
+    let mut grpc = grpc_status(&request, answer, &answered.head);
+    answer.drain(..answered.head.len);
+    let keep_alive = answered.head.keep_alive;
+    let mut body = match (body, answers) {
+        (Some(body), _) => Source::http2(body),
+        (None, Answers::Http1(stream)) => {
+            let (length, until_close) = match answered.head.body {
+                ResponseBody::Length(length) => (length, false),
+                ResponseBody::UntilClose => (BodyLength::Fixed(u64::MAX), true),
+            };
+            Source::Http1 {
+                stream,
+                buffer: answer,
+                reader: BodyReader::new(length),
+                until_close,
+            }
+        }
+        (None, Answers::Http2(_)) => return Err(Rejection::UpstreamBroken.into()),
+    };
+    let mut down = Down {
+        head: std::mem::take(&mut *outgoing.out),
+        chunked: answered.chunked() && !request.old_client,
+        sink: None,
+        audited: (shared, &conn.lane.outbox),
+        request: &request,
+    };
+    let has_body = answered.head.body != ResponseBody::Length(BodyLength::None);
+    let streamed = down
+        .stream(
+            has_body.then_some(&mut body),
+            &mut uploading,
+            back,
+            &mut grpc,
+            record,
+        )
+        .await;
+    record.bytes_in = bytes_in.get();
+    let end = grpc.map_or(End::Status(status), End::Grpc);
+    outgoing.streamed(end, &streamed, record);
+    streamed?;
+    Ok(Ran {
+        next,
+        reusable: keep_alive && uploading.whole && body.is_spent(),
+    })
+}
+
+/// Uploads while it waits for the response's head, which comes to stand at the front of `answer`. With its body, where that
+/// comes by HTTP/2.
+async fn await_head<F: Future<Output = Result<(), Failure>>>(
+    request: &Request,
+    uploading: &mut Uploading<'_, F>,
+    answers: &mut Answers<'_>,
+    back: &mut Back<'_, '_>,
+    answer: &mut Vec<u8>,
+    record: &mut Record,
+) -> Result<(ResponseHead, Option<RecvStream>), Failure> {
+    let to_http1 = back.is_http1();
+    let early = {
+        let mut head = pin!(answers.final_head(request, to_http1, answer));
+        poll_fn(|cx| {
+            if let Poll::Ready(head) = head.as_mut().poll(cx) {
+                return Poll::Ready(Ok(Some(head)));
+            }
+            match uploading.poll(cx) {
+                Poll::Pending => Poll::Pending,
+                Poll::Ready(Ok(())) => Poll::Ready(Ok(None)),
+                // The upstream may have answered before it stopped reading: its answer is worth more than a 502.
+                Poll::Ready(Err(Failure::Reply(Rejection::UpstreamBroken, _))) => {
+                    Poll::Ready(Ok(None))
+                }
+                Poll::Ready(Err(failure)) => Poll::Ready(Err(failure)),
+            }
+        })
+        .await?
+    };
+    if let Some(head) = early {
+        return head.map_err(Failure::from);
+    }
+    // Its time begins here: how long the client takes to send says nothing of the upstream.
+    record.sent = uploading.whole.then(clock::mono);
+    let mut deadlines = Deadlines::new();
+    for _ in 0..=MAX_INTERIM {
+        let (head, body) = {
+            let mut head = pin!(answers.head(request, to_http1, answer));
+            let waited = poll_fn(|cx| match head.as_mut().poll(cx) {
+                Poll::Ready(head) => Poll::Ready(head.map_err(Failure::from)),
+                Poll::Pending => back.poll_gone(cx).map(|()| Err(Failure::ClientGone)),
+            });
+            let within = request.left_of(request.within);
+            let waited = deadlines.within(within, waited).await;
+            waited.map_err(|Elapsed| Rejection::UpstreamTimeout)??
+        };
+        if !is_interim(&head) {
+            return Ok((head, body));
+        }
+        // RFC 9110 section 15.2: all but the answer to an expectation, which was weir's own, and not to HTTP/1.0.
+        if head.status != 100 && !request.old_client {
+            let mut interim = Vec::new();
+            headers::put_interim_head(&mut interim, answer, &head);
+            let told = deadlines.within(request.idle, back.interim(&interim)).await;
+            told.map_err(|Elapsed| Failure::ClientGone)??;
+        }
+        answer.drain(..head.len);
+    }
+    Err(Rejection::UpstreamBroken.into())
+}
+
+impl Answers<'_> {
+    /// The next head, interim or final, at the front of `answer`; where it came by HTTP/2, a final one's body too. A call that is
+    /// dropped has lost nothing.
+    async fn head(
+        &mut self,
+        request: &Request,
+        to_http1: bool,
+        answer: &mut Vec<u8>,
+    ) -> Result<(ResponseHead, Option<RecvStream>), Rejection> {
+        match self {
+            Answers::Http1(stream) => Ok((read_head(request, stream, answer).await?, None)),
+            Answers::Http2(response) => {
+                let mut how = Answering {
+                    to_head: request.to_head,
+                    ended: false,
+                    to_http1,
+                };
+                let (parts, body) = poll_fn(|cx| {
+                    if let Poll::Ready(Some(interim)) = response.poll_informational(cx) {
+                        return Poll::Ready(interim.map(|interim| (interim.into_parts().0, None)));
+                    }
+                    let response = ready!(Pin::new(&mut *response).poll(cx));
+                    Poll::Ready(response.map(|response| {
+                        let (parts, body) = response.into_parts();
+                        (parts, Some(body))
+                    }))
+                })
+                .await
+                .map_err(|_| Rejection::UpstreamBroken)?;
+                how.ended = body.as_ref().is_some_and(RecvStream::is_end_stream);
+                let head = downgrade_response(answer, &parts, how);
+                Ok((head.map_err(|_| Rejection::UpstreamBroken)?, body))
+            }
+        }
+    }
+
+    /// The final head; interim ones before it are read over.
+    async fn final_head(
+        &mut self,
+        request: &Request,
+        to_http1: bool,
+        answer: &mut Vec<u8>,
+    ) -> Result<(ResponseHead, Option<RecvStream>), Rejection> {
+        for _ in 0..=MAX_INTERIM {
+            let (head, body) = self.head(request, to_http1, answer).await?;
+            if !is_interim(&head) {
+                return Ok((head, body));
+            }
+            answer.drain(..head.len);
+        }
+        Err(Rejection::UpstreamBroken)
+    }
+}
+
+/// The status of a gRPC response that ends with its head.
+fn grpc_status(request: &Request, answer: &[u8], head: &ResponseHead) -> Option<GrpcStatus> {
+    let mut fields = head.fields.iter();
+    let (_, value) =
+        fields.find(|(name, _)| request.grpc && headers::is(answer, name, GRPC_STATUS))?;
+    Some(GrpcStatus::parse(&answer[value.clone()]))
+}

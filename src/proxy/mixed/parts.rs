@@ -1,0 +1,282 @@
+//! Bodies between the two versions of HTTP, part by part: where they come from and where they go. A part is asked for once the
+//! one before has been taken, so that a slow reader slows the writer and nothing is kept.
+
+use std::future::poll_fn;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, SendStream};
+use http::HeaderMap;
+use tokio::io::AsyncWriteExt;
+
+use crate::http1::body::{BodyReader, Piece};
+use crate::http1::trailers;
+use crate::net::stream::{Reading, Writing};
+use crate::proxy::upload::put_piece;
+use crate::proxy::wire::{read_some, write};
+
+/// The next of a body.
+#[derive(Debug)]
+pub(super) enum Part {
+    /// Not empty; `last` where it is known that nothing follows.
+    Data { bytes: Bytes, last: bool },
+    /// The end, with the fields behind the body.
+    End(HeaderMap),
+}
+
+/// Why a body comes or goes no further.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Broken {
+    /// The other end closed, reset or failed.
+    Gone,
+    /// It ended within the body, but may still read.
+    CutShort,
+    /// What came is no body.
+    Malformed,
+}
+
+/// Where a body comes from.
+pub(super) enum Source<'a, 's> {
+    Http1 {
+        stream: Reading<'a, 's>,
+        /// What was read ahead, and at the end what lies behind the body.
+        buffer: &'a mut Vec<u8>,
+        reader: BodyReader,
+        /// Whether the end of the connection ends the body.
+        until_close: bool,
+    },
+    Http2 {
+        stream: RecvStream,
+        /// Bytes of the part given last, which its sender may send anew once they are taken.
+        taken: usize,
+    },
+}
+
+impl Source<'_, '_> {
+    pub(super) fn http2(stream: RecvStream) -> Self {
+        Source::Http2 { stream, taken: 0 }
+    }
+
+    /// The next part; none behind an [`Part::End`] or a last one. A call that is dropped has taken nothing.
+    pub(super) async fn next(&mut self) -> Result<Part, Broken> {
+        match self {
+            Source::Http1 {
+                stream,
+                buffer,
+                reader,
+                until_close,
+            } => loop {
+                if !buffer.is_empty() || reader.is_done() {
+                    let piece = reader.next(buffer).map_err(|_| Broken::Malformed)?;
+                    let consumed = match piece {
+                        Piece::Data { data, consumed } => {
+                            let bytes = Bytes::copy_from_slice(&buffer[data]);
+                            buffer.drain(..consumed);
+                            let last = reader.is_done() && reader.trailers().is_empty();
+                            return Ok(Part::Data { bytes, last });
+                        }
+                        Piece::End { consumed } => {
+                            buffer.drain(..consumed);
+                            return Ok(Part::End(fields_of(reader.trailers())?));
+                        }
+                        Piece::NeedMore { consumed } => consumed,
+                    };
+                    buffer.drain(..consumed);
+                }
+                match read_some(stream, buffer).await {
+                    Ok(1..) => {}
+                    Ok(0) if *until_close => return Ok(Part::End(HeaderMap::new())),
+                    Ok(0) => return Err(Broken::CutShort),
+                    Err(_) => return Err(Broken::Gone),
+                }
+            },
+            Source::Http2 { stream, taken } => {
+                let _ = stream
+                    .flow_control()
+                    .release_capacity(std::mem::take(taken));
+                loop {
+                    match stream.data().await {
+                        Some(Ok(bytes)) if bytes.is_empty() && !stream.is_end_stream() => {}
+                        Some(Ok(bytes)) if bytes.is_empty() => {
+                            return Ok(Part::End(HeaderMap::new()));
+                        }
+                        Some(Ok(bytes)) => {
+                            *taken = bytes.len();
+                            let last = stream.is_end_stream();
+                            return Ok(Part::Data { bytes, last });
+                        }
+                        // Ended by the other side in order: it has sent all that it wants to be heard.
+                        Some(Err(error)) if error.reason() == Some(Reason::NO_ERROR) => {
+                            return Err(Broken::CutShort);
+                        }
+                        Some(Err(_)) => return Err(Broken::Gone),
+                        None => {
+                            let trailers = stream.trailers().await.map_err(|_| Broken::Gone)?;
+                            return Ok(Part::End(trailers.unwrap_or_default()));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether the body was taken to its end.
+    pub(super) fn is_over(&self) -> bool {
+        match self {
+            Source::Http1 { reader, .. } => reader.is_done(),
+            Source::Http2 { stream, .. } => stream.is_end_stream(),
+        }
+    }
+
+    /// Whether the body was taken to its end, and nothing came behind it.
+    pub(super) fn is_spent(&self) -> bool {
+        match self {
+            Source::Http1 { buffer, .. } => self.is_over() && buffer.is_empty(),
+            Source::Http2 { .. } => self.is_over(),
+        }
+    }
+}
+
+fn fields_of(section: &[u8]) -> Result<HeaderMap, Broken> {
+    let mut fields = HeaderMap::new();
+    for (name, value) in trailers::parse(section).map_err(|_| Broken::Malformed)? {
+        let name = http::HeaderName::from_bytes(&section[name]).map_err(|_| Broken::Malformed)?;
+        let value =
+            http::HeaderValue::from_bytes(&section[value]).map_err(|_| Broken::Malformed)?;
+        fields
+            .try_append(name, value)
+            .map_err(|_| Broken::Malformed)?;
+    }
+    Ok(fields)
+}
+
+/// Where a body goes.
+pub(super) enum Sink<'a> {
+    Http1 {
+        stream: Writing<'a, 'a>,
+        /// What goes out with the next part: the head, at first.
+        out: Vec<u8>,
+        chunked: bool,
+    },
+    Http2(SendStream<Bytes>),
+}
+
+impl Sink<'_> {
+    /// Sends what waits to be sent with a part, though there is none yet.
+    pub(super) async fn flush(&mut self) -> Result<(), Broken> {
+        match self {
+            Sink::Http1 { stream, out, .. } => send_out(stream, out).await,
+            Sink::Http2(_) => Ok(()),
+        }
+    }
+
+    /// Sends data, not empty, once the receiver has room for it.
+    pub(super) async fn put(&mut self, bytes: Bytes, last: bool) -> Result<(), Broken> {
+        match self {
+            Sink::Http1 {
+                stream,
+                out,
+                chunked,
+            } => {
+                put_piece(out, &bytes, *chunked);
+                if last && *chunked {
+                    out.extend_from_slice(b"0\r\n\r\n");
+                }
+                send_out(stream, out).await
+            }
+            Sink::Http2(stream) => put_http2(stream, bytes, last).await,
+        }
+    }
+
+    /// Ends the body. Trailers are left out where the framing has no place for them.
+    pub(super) async fn end(&mut self, trailers: HeaderMap) -> Result<(), Broken> {
+        match self {
+            Sink::Http1 {
+                stream,
+                out,
+                chunked,
+            } => {
+                if *chunked {
+                    out.extend_from_slice(b"0\r\n");
+                    for (name, value) in &trailers {
+                        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+                            out.extend_from_slice(part);
+                        }
+                    }
+                    out.extend_from_slice(b"\r\n");
+                }
+                send_out(stream, out).await
+            }
+            Sink::Http2(stream) => {
+                let ended = match trailers.is_empty() {
+                    true => stream.send_data(Bytes::new(), true),
+                    false => stream.send_trailers(trailers),
+                };
+                ended.map_err(|_| Broken::Gone)
+            }
+        }
+    }
+
+    /// Ready once the receiver has left, as far as that is heard without sending.
+    pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Sink::Http1 { .. } => Poll::Pending,
+            Sink::Http2(stream) => stream.poll_reset(cx).map(drop),
+        }
+    }
+
+    /// Breaks the body off, so that its receiver does not take what it has for the whole.
+    pub(super) fn reset(&mut self, reason: Reason) {
+        match self {
+            // The caller closes the connection.
+            Sink::Http1 { .. } => {}
+            Sink::Http2(stream) => stream.send_reset(reason),
+        }
+    }
+}
+
+async fn send_out(stream: &mut Writing<'_, '_>, out: &mut Vec<u8>) -> Result<(), Broken> {
+    let written = match out.is_empty() {
+        true => stream.flush().await,
+        false => write(stream, out).await,
+    };
+    out.clear();
+    written.map_err(|_| Broken::Gone)
+}
+
+async fn put_http2(
+    stream: &mut SendStream<Bytes>,
+    mut bytes: Bytes,
+    last: bool,
+) -> Result<(), Broken> {
+    loop {
+        stream.reserve_capacity(bytes.len());
+        let room = match stream.capacity() {
+            0 => match poll_fn(|cx| stream.poll_capacity(cx)).await {
+                Some(Ok(room)) => room,
+                Some(Err(_)) | None => return Err(Broken::Gone),
+            },
+            room => room,
+        };
+        let part = bytes.split_to(room.min(bytes.len()));
+        let done = bytes.is_empty();
+        stream
+            .send_data(part, last && done)
+            .map_err(|_| Broken::Gone)?;
+        if done {
+            return Ok(());
+        }
+    }
+}
+
+/// Takes out the fields that may not go on.
+pub(super) fn keep(trailers: &mut HeaderMap, may: impl Fn(&[u8]) -> bool) {
+    let not: Vec<_> = trailers
+        .keys()
+        .filter(|name| !may(name.as_str().as_bytes()))
+        .cloned()
+        .collect();
+    for name in not {
+        trailers.remove(name);
+    }
+}

@@ -1,0 +1,129 @@
+//! A request's body on its way to the upstream.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use h2::Reason;
+
+use super::parts::{Broken, Part, Sink, Source, keep};
+use crate::clock;
+use crate::http1::head::BodyLength;
+use crate::plan::Plan;
+use crate::proxy::forward::Request;
+use crate::proxy::handle::Failure;
+use crate::proxy::headers;
+use crate::proxy::reply::Rejection;
+use crate::proxy::wire::{Deadlines, Elapsed};
+
+/// A request's body on its way, which may go on beside the response.
+pub(super) struct Uploading<'a, F> {
+    /// Until it is done.
+    pub rest: Option<Pin<&'a mut F>>,
+    /// Whether all of it is sent.
+    pub whole: bool,
+}
+
+impl<F: Future<Output = Result<(), Failure>>> Uploading<'_, F> {
+    /// Ready once it came to its end, be it good or bad; pending for ever after.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        let Some(rest) = &mut self.rest else {
+            return Poll::Pending;
+        };
+        let Poll::Ready(ended) = rest.as_mut().poll(cx) else {
+            return Poll::Pending;
+        };
+        self.rest = None;
+        self.whole = ended.is_ok();
+        Poll::Ready(ended)
+    }
+
+    /// What `response` gives, with the upload going on meanwhile. How that ends is no matter: the response stands.
+    pub(super) async fn beside<T>(&mut self, response: impl Future<Output = T>) -> T {
+        let mut response = pin!(response);
+        poll_fn(|cx| {
+            if let Poll::Ready(output) = response.as_mut().poll(cx) {
+                return Poll::Ready(output);
+            }
+            let _ = self.poll(cx);
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+/// Sends the whole body; `sent` counts its bytes.
+pub(super) async fn upload(
+    request: &Request,
+    plan: &Plan,
+    source: &mut Source<'_, '_>,
+    mut sink: Sink<'_>,
+    sent: &Cell<u64>,
+) -> Result<(), Failure> {
+    let mut deadlines = Deadlines::new();
+    if request.body == BodyLength::None {
+        let flushed = deadlines.within(request.within, sink.flush()).await;
+        return to_upstream(flushed);
+    }
+    let mut waited = Duration::ZERO;
+    let mut first = true;
+    loop {
+        let mut next = pin!(source.next());
+        let mut part = next.as_mut().now_or_never();
+        if part.is_none() {
+            if first {
+                // The head goes ahead of a body that takes its time.
+                to_upstream(deadlines.within(request.within, sink.flush()).await)?;
+            }
+            // Only the client's time counts, not that of an upstream which is slow to read.
+            let began = clock::mono();
+            let span = request.idle.min(request.read_within.saturating_sub(waited));
+            let read = deadlines.within(span, next).await;
+            part = Some(read.map_err(|Elapsed| Rejection::BodyTimeout)?);
+            waited += clock::mono().saturating_sub(began);
+        }
+        first = false;
+        match part.expect("it was waited for") {
+            Ok(Part::Data { bytes, last }) => {
+                sent.set(sent.get() + bytes.len() as u64);
+                if sent.get() > request.max_body {
+                    sink.reset(Reason::CANCEL);
+                    return Err(Rejection::BodyTooLarge.into());
+                }
+                to_upstream(
+                    deadlines
+                        .within(request.within, sink.put(bytes, last))
+                        .await,
+                )?;
+                if last {
+                    return Ok(());
+                }
+            }
+            Ok(Part::End(mut trailers)) => {
+                keep(&mut trailers, |name| {
+                    headers::may_trail_up(name, &plan.identity_fields)
+                });
+                return to_upstream(deadlines.within(request.within, sink.end(trailers)).await);
+            }
+            Err(broken) => {
+                sink.reset(Reason::CANCEL);
+                return Err(match broken {
+                    // It may still read.
+                    Broken::CutShort | Broken::Malformed => Rejection::BadBody.into(),
+                    Broken::Gone => Failure::ClientGone,
+                });
+            }
+        }
+    }
+}
+
+fn to_upstream(put: Result<Result<(), Broken>, Elapsed>) -> Result<(), Failure> {
+    match put {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(Rejection::UpstreamBroken.into()),
+        Err(Elapsed) => Err(Rejection::UpstreamTimeout.into()),
+    }
+}
