@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help run test check deny fuzz bench bench-tools bench-shared bench-limits bench-scale bench-audit
+.PHONY: help run test check deny fuzz bench bench-tools bench-shared bench-limits bench-scale bench-audit bench-protocols
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,12 +38,16 @@ fuzz: ## Fuzz each parser for FUZZ_SECONDS (60); the first build takes minutes
 			-max_total_time=$(FUZZ_SECONDS) -print_final_stats=1; \
 	done
 
-bench bench-shared: export PATH := $(PATH):/usr/sbin
+bench bench-shared bench-protocols: export PATH := $(PATH):/usr/sbin
 bench: bench-tools ## Measure weir beside nginx, HAProxy and Envoy (BENCH=--quick: a short run)
 	python3 benches/bench.py $(BENCH)
 
 bench-shared: bench-tools ## Measure limits shared through Redis, over HTTP, beside Envoy (BENCH=--quick: a short run)
 	python3 benches/bench.py --page SHARED.md $(BENCH)
+
+bench-protocols: bench-tools ## Measure HTTP/2, TLS, handshakes and large bodies beside nginx, HAProxy and Envoy
+	@tests/need.sh nghttp2-client openssl curl
+	python3 benches/protocols.py $(BENCH)
 
 bench-tools:
 	cargo build --release

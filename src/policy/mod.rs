@@ -1,6 +1,7 @@
 //! Policy as pure functions: nothing here does I/O or reads a clock; `now` is an argument.
 
 pub mod breaker;
+pub mod gradient;
 pub mod lease;
 pub mod limit;
 pub mod routes;

@@ -88,9 +88,14 @@ pub(super) async fn connection(
                     Err(_) => {}
                 }
             }
-            () = idle, if requests.is_empty() && !ending => {
+            () = idle, if requests.is_empty() => {
+                if ending {
+                    // It has been told, and does not go.
+                    break;
+                }
                 connection.graceful_shutdown();
                 ending = true;
+                idle_since = Instant::now();
             }
             _ = draining.wait_for(|draining| *draining), if !ending => {
                 connection.graceful_shutdown();

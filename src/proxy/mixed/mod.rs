@@ -93,7 +93,6 @@ pub(super) async fn send(
                 ends.client.reset_on_close();
             }
             let next = sent?;
-            // What is left of a body cut off by an early response cannot be told from a next request.
             if !whole {
                 close(ends.client).await;
                 return Ok(Next::Close);
@@ -264,8 +263,9 @@ async fn run(
         head,
         uploaded: uploading.whole,
     };
-    // Whether the client's connection lives on is known at the end only: see `send`.
-    let turned = outgoing.turn_back(conn, answer, &answered, true, record);
+    // What is left of a body cut off by an early response cannot be told from a next request; streams are apart from each other.
+    let may_live = answered.uploaded || !back.is_http1();
+    let turned = outgoing.turn_back(conn, answer, &answered, may_live, record);
     let next = match turned.await {
         Ok(next) => next,
         Err(rejection) => {
