@@ -227,7 +227,8 @@ pub(super) fn put_request_head(
         };
     }
     if !client.behind_trusted || !has("x-forwarded-proto") {
-        out.extend_from_slice(b"X-Forwarded-Proto: http\r\n");
+        let scheme = peer.tls.as_ref().map_or(&b"http"[..], |_| b"https");
+        put(out, b"X-Forwarded-Proto", scheme);
     }
     if !client.behind_trusted || !has("x-request-id") {
         put(out, b"X-Request-Id", request_id.as_str().as_bytes());
@@ -432,10 +433,7 @@ mod tests {
             ip: IpAddr::from([1, 2, 3, 4]),
             behind_trusted: trusted,
         };
-        let peer = Peer {
-            ip: IpAddr::from([1, 2, 3, 4]),
-            text: "1.2.3.4".to_owned(),
-        };
+        let peer = Peer::new(IpAddr::from([1, 2, 3, 4]));
         let protocol = upgrade(&bytes, &head);
         let passed = Passed {
             target: b"/",

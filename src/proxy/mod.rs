@@ -4,6 +4,7 @@ mod admit;
 mod audit;
 mod following;
 mod forward;
+mod greet;
 pub mod handle;
 mod headers;
 mod http2;
