@@ -337,7 +337,8 @@ fn end_of(failure: &Failure, record: &Record) -> Option<End> {
         | Rejection::SessionStoreDown
         | Rejection::AuditUnavailable
         | Rejection::BodyTooLarge
-        | Rejection::Expectation => None,
+        | Rejection::Expectation
+        | Rejection::PlainOnTls => None,
     }
 }
 

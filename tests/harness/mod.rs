@@ -15,6 +15,7 @@ pub mod process;
 pub mod raw;
 pub mod redis;
 pub mod stack;
+pub mod tls;
 
 use std::io::{BufRead, BufReader, Read as _, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
@@ -237,7 +238,7 @@ impl Client {
     }
 }
 
-fn read_reply(reader: &mut impl BufRead, has_body: bool) -> Reply {
+pub fn read_reply(reader: &mut impl BufRead, has_body: bool) -> Reply {
     let mut line = || {
         let mut line = String::new();
         reader.read_line(&mut line).unwrap();
