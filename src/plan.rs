@@ -40,7 +40,7 @@ pub struct Plan {
     pub sharing: Vec<Sharing>,
     /// One for each entry of the configuration, in its order. Carried over by a reload, by name.
     pub sessions: Vec<LiveSessions>,
-    /// Request fields that clients must not send, as [`session::folded`]: weir alone says who asks.
+    /// Request fields that clients must not send, as [`crate::http1::hygiene::folded`]: weir alone says who asks.
     pub identity_fields: Vec<Vec<u8>>,
     /// One for each upstream that has one, in the configuration's order.
     pub breakers: Vec<Option<Arc<LiveBreaker>>>,
