@@ -238,7 +238,9 @@ impl Plan {
                 label = "other".to_owned();
             }
             labels.insert(label.clone());
-            metrics.route(&label, &config.upstreams[route.upstream].name)
+            // A route that weir answers has none.
+            let upstream = route.upstream().map(|index| &*config.upstreams[index].name);
+            metrics.route(&label, upstream.unwrap_or_default())
         };
         let routes = config.routes.iter().map(&mut route).collect();
         let limit_metrics = config

@@ -3,5 +3,6 @@
 pub mod breaker;
 pub mod lease;
 pub mod limit;
+pub mod rewrite;
 pub mod routes;
 pub mod session;

@@ -49,6 +49,7 @@ pub(super) async fn send(
     let identity = admitted.session.as_deref().zip(asks);
     let passed = headers::Passed {
         target: &admitted.target,
+        route: admitted.route,
         client: &admitted.client,
         request_id: &admitted.request_id,
         identity_fields: &admitted.plan.identity_fields,
@@ -68,13 +69,14 @@ pub(super) async fn send(
     let Admitted {
         plan: shared,
         route,
+        upstream: upstream_index,
         expects,
         session,
         quota,
         entry,
         ..
     } = admitted;
-    let pool = &plan.pools[route.upstream];
+    let pool = &plan.pools[upstream_index];
     let method = &buffer[head.method.clone()];
     let is_safe = [&b"GET"[..], b"HEAD", b"OPTIONS"].contains(&method);
     let request = Request {
@@ -86,7 +88,7 @@ pub(super) async fn send(
         max_body: conn.listener.max_body,
         within: route
             .timeout
-            .unwrap_or(shared.config.upstreams[route.upstream].timeout),
+            .unwrap_or(shared.config.upstreams[upstream_index].timeout),
         read_within: conn.listener.request_read,
         idle: conn.listener.stream_idle,
     };
@@ -145,6 +147,7 @@ pub(super) async fn send(
         chunked: answered.chunked(),
         old_client: request.old_client,
         next,
+        changes: &route.response_headers,
         switched: switch_to.as_deref().filter(|_| status == 101),
     };
     out.clear();

@@ -7,6 +7,8 @@ use std::ops::Range;
 
 use super::handle::{Next, Peer};
 use super::reply::Rejection;
+use crate::config::Route;
+use crate::config::rewrite::HeaderChanges;
 use crate::config::sessions::Settings;
 use crate::http1::head::{BodyLength, RequestHead};
 use crate::http1::hygiene::{is_folded, is_hop_by_hop};
@@ -133,8 +135,10 @@ impl RequestId {
 
 /// What the upstream is told beside what the client sent.
 pub(super) struct Passed<'a> {
-    /// The normalised path and the query.
+    /// What the upstream is asked for: a path and the query.
     pub target: &'a [u8],
+    /// What it changes on the way.
+    pub route: &'a Route,
     pub client: &'a Client,
     pub request_id: &'a RequestId,
     /// What clients must not send, as [`crate::http1::hygiene::folded`].
@@ -153,6 +157,7 @@ pub(super) fn put_request_head(
 ) {
     let Passed {
         target,
+        route,
         client,
         request_id,
         identity_fields,
@@ -178,14 +183,22 @@ pub(super) fn put_request_head(
             b"x-request-id",
         ]
     };
+    let (new_host, changes) = (route.rewrite.host.as_ref(), &route.request_headers);
     let dropped = |name: &[u8]| {
         without.iter().any(|other| is_folded(name, other))
             || identity_fields.iter().any(|other| is_folded(name, other))
             || is_misspelt(name)
+            || changes.drops(name)
+            || (new_host.is_some() && name.eq_ignore_ascii_case(b"host"))
     };
     put_fields(out, buffer, &head.fields, dropped);
+    for (name, value) in changes.put_in() {
+        put(out, name.as_bytes(), value.as_bytes());
+    }
     let has = |wanted: &str| head.fields.iter().any(|(name, _)| is(buffer, name, wanted));
-    if !has("host") {
+    if let Some(host) = new_host {
+        put(out, b"Host", host.as_bytes());
+    } else if !has("host") {
         out.extend_from_slice(b"Host: \r\n");
     }
     if head.body == BodyLength::Chunked {
@@ -216,6 +229,9 @@ pub(super) fn put_request_head(
             IpAddr::V6(peer) => write!(out, "for=\"[{peer}]\"\r\n"),
         };
     }
+    if new_host.is_some() && !(client.behind_trusted && has("x-forwarded-host")) {
+        put_sent_host(out, buffer, head);
+    }
     if !client.behind_trusted || !has("x-forwarded-proto") {
         out.extend_from_slice(b"X-Forwarded-Proto: http\r\n");
     }
@@ -228,6 +244,14 @@ pub(super) fn put_request_head(
         }
     }
     out.extend_from_slice(b"\r\n");
+}
+
+/// The host that the client asked for, where the upstream is told another.
+fn put_sent_host(out: &mut Vec<u8>, buffer: &[u8], head: &RequestHead) {
+    let mut fields = head.fields.iter();
+    if let Some((_, host)) = fields.find(|(name, _)| is(buffer, name, "host")) {
+        put(out, b"X-Forwarded-Host", &buffer[host.clone()]);
+    }
 }
 
 /// Whether an application could take it for a field that weir answers for, though it is spelt in another way: whoever sent
@@ -253,6 +277,8 @@ pub(super) struct Back<'a> {
     /// Whether the client speaks HTTP/1.0, which has no chunks.
     pub old_client: bool,
     pub next: Next,
+    /// Of the route.
+    pub changes: &'a HeaderChanges,
     /// The protocols of which the client offered a choice, for a 101.
     pub switched: Option<&'a [u8]>,
 }
@@ -280,7 +306,13 @@ pub(super) fn put_response_head(
         is_session_header(name)
             || (bodiless && name.eq_ignore_ascii_case(b"content-length"))
             || (of_session && is_cache_control(name))
+            || back.changes.drops(name)
     });
+    for (name, value) in back.changes.put_in() {
+        if !(of_session && is_cache_control(name.as_bytes())) {
+            put(out, name.as_bytes(), value.as_bytes());
+        }
+    }
     tell(out);
     if of_session {
         out.extend_from_slice(b"Cache-Control: no-store\r\n");

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::check;
 use crate::http1::head::{HeadLimits, parse_request};
 
 fn who(fields: &str, peer: &str, trusted: &[&str]) -> (String, bool) {
@@ -19,6 +20,18 @@ fn who(fields: &str, peer: &str, trusted: &[&str]) -> (String, bool) {
 }
 
 fn sent_up(fields: &str, trusted: bool) -> String {
+    sent_up_by(&route(""), fields, trusted)
+}
+
+/// The route of requests to the one upstream, with these keys beside it.
+fn route(keys: &str) -> Route {
+    let text = format!(
+        "listen: 127.0.0.1:1\nupstreams: {{app: {{endpoints: ['http://x:1']}}}}\nroutes:\n  - upstream: app\n{keys}"
+    );
+    check::parse(&text, &|_| None).unwrap().routes.remove(0)
+}
+
+fn sent_up_by(route: &Route, fields: &str, trusted: bool) -> String {
     let bytes = format!("GET / HTTP/1.1\r\nHost: x\r\n{fields}\r\n").into_bytes();
     let head = parse_request(&bytes, HeadLimits::default())
         .unwrap()
@@ -34,6 +47,7 @@ fn sent_up(fields: &str, trusted: bool) -> String {
     let protocol = upgrade(&bytes, &head);
     let passed = Passed {
         target: b"/",
+        route,
         client: &client,
         request_id: &RequestId::Given("id".to_owned()),
         identity_fields: &[],
@@ -71,6 +85,24 @@ fn no_other_spelling_smuggles_a_field_that_is_believed() {
         assert!(sent_up(&field, false).contains(&field), "{name}");
     }
     assert!(sent_up("X-Real-IP: 6.6.6.6\r\n", true).contains("X-Real-IP: 6.6.6.6\r\n"));
+}
+
+#[test]
+fn what_a_route_sets_cannot_be_forged() {
+    let route = route(
+        "    rewrite: {host: 'app:80'}\n    request_headers: {set: {X-Env: prod}, add: {x-tag: weir}, remove: [x-debug]}\n",
+    );
+    let fields = "x-env: a\r\nX_ENV: b\r\nX-Debug: c\r\nx.debug: d\r\nX-Tag: e\r\nX-Forwarded-Host: evil\r\n";
+    let sent = sent_up_by(&route, fields, false);
+    assert_eq!(sent.to_lowercase().matches("x-env: ").count(), 1, "{sent}");
+    assert!(sent.contains("X-Env: prod\r\n") && !sent.contains(": b\r\n"));
+    assert!(!sent.contains(": c\r\n") && !sent.contains(": d\r\n"));
+    assert!(sent.contains("X-Tag: e\r\n") && sent.contains("x-tag: weir\r\n"));
+    assert!(sent.contains("\r\nHost: app:80\r\n") && !sent.contains("\r\nHost: x\r\n"));
+    assert!(sent.contains("X-Forwarded-Host: x\r\n") && !sent.contains("evil"));
+    let trusted = sent_up_by(&route, "X-Forwarded-Host: edge\r\n", true);
+    assert!(trusted.contains("X-Forwarded-Host: edge\r\n"), "{trusted}");
+    assert_eq!(trusted.matches("X-Forwarded-Host").count(), 1);
 }
 
 #[test]
