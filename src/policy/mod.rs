@@ -4,5 +4,6 @@ pub mod breaker;
 pub mod gradient;
 pub mod lease;
 pub mod limit;
+pub mod rewrite;
 pub mod routes;
 pub mod session;

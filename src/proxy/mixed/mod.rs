@@ -130,7 +130,7 @@ async fn exchange(
     back: &mut Back<'_, '_>,
     record: &mut Record,
 ) -> Result<Next, Failure> {
-    let upstream = outgoing.route.upstream;
+    let upstream = outgoing.upstream;
     let pool = &plan.pools[upstream];
     for _ in 0..2 {
         let tried = match outgoing.shared.config.upstreams[upstream].protocol {
