@@ -9,6 +9,7 @@
 mod harness;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -26,10 +27,10 @@ use weir::config::audit::{Delivery, Stream};
 use weir::config::check;
 use weir::event::{AuditEvent, Columns, Encoded, Micros};
 use weir::keys::Keys;
-use weir::store::batch::{Batch, Boot};
+use weir::store::batch::{Batch, Boot, Header};
 use weir::store::chain::Hasher;
 use weir::store::fleet::Fleet;
-use weir::store::spool::Spool;
+use weir::store::spool::{Spool, SpoolError};
 use weir::telemetry::metrics::Metrics;
 
 const SHARDS: u16 = 4;
@@ -140,16 +141,29 @@ impl Process {
 }
 
 fn commit(server: &Server, prefix: &str, keys: &Keys) -> Vec<u64> {
-    let mut stored = Vec::new();
-    for ((boot, first), (batch, _)) in batches(server, prefix) {
-        let done = keys.audit_done(&boot.to_string());
-        let last = batch.header.last();
-        server.cli(&["HSET", &done, &first.to_string(), &last.to_string()]);
-        stored.extend(seqs(&batch));
-    }
+    let stored = say_committed(server, prefix, keys, |_| true);
     // What came meanwhile is lost, and sent again.
     for shard in 0..SHARDS {
         server.cli(&["DEL", &keys.audit_stream("audit", shard)]);
+    }
+    stored
+}
+
+/// Of these of the batches in the streams; the numbers of their events.
+fn say_committed(
+    server: &Server,
+    prefix: &str,
+    keys: &Keys,
+    these: impl Fn(&Header) -> bool,
+) -> Vec<u64> {
+    let mut stored = Vec::new();
+    for ((boot, first), (batch, _)) in batches(server, prefix) {
+        if these(&batch.header) {
+            let done = keys.audit_done(&boot.to_string());
+            let last = batch.header.last();
+            server.cli(&["HSET", &done, &first.to_string(), &last.to_string()]);
+            stored.extend(seqs(&batch));
+        }
     }
     stored
 }
@@ -173,33 +187,37 @@ fn control(fleet: Arc<Fleet>) -> oneshot::Sender<()> {
 fn events(count: usize) -> Encoded {
     let mut encoded = Encoded::default();
     for _ in 0..count {
-        encoded.push(&AuditEvent {
-            seq: 0,
-            time: clock::wall().into(),
-            client: [10, 0, 0, 1].into(),
-            user: Some("ann"),
-            label: None,
-            route: Some("/*"),
-            method: "GET",
-            path: "/",
-            status: 200,
-            id: [7; 16],
-            upstream: None,
-            endpoint: None,
-            host: "a",
-            query: None,
-            limits: Default::default(),
-            breaker: None,
-            bytes_in: 0,
-            bytes_out: 0,
-            duration: Micros(5),
-            upstream_duration: None,
-            request_id: None,
-            trace_id: None,
-            headers: Vec::new(),
-        });
+        encoded.push(&event("/"));
     }
     encoded
+}
+
+fn event(path: &str) -> AuditEvent<&str> {
+    AuditEvent {
+        seq: 0,
+        time: clock::wall().into(),
+        client: [10, 0, 0, 1].into(),
+        user: Some("ann"),
+        label: None,
+        route: Some("/*"),
+        method: "GET",
+        path,
+        status: 200,
+        id: [7; 16],
+        upstream: None,
+        endpoint: None,
+        host: "a",
+        query: None,
+        limits: Default::default(),
+        breaker: None,
+        bytes_in: 0,
+        bytes_out: 0,
+        duration: Micros(5),
+        upstream_duration: None,
+        request_id: None,
+        trace_id: None,
+        headers: Vec::new(),
+    }
 }
 
 fn batches(server: &Server, prefix: &str) -> BTreeMap<(Uuid, u64), (Batch, u16)> {
@@ -401,7 +419,7 @@ fn guaranteed_events_are_safe_without_redis_and_are_adopted() {
     assert!(is_safe(&heir.record_awaited(1)));
     // What is committed leaves the disk.
     let boots = || {
-        let entries = std::fs::read_dir(folder.path()).unwrap();
+        let entries = fs::read_dir(folder.path()).unwrap();
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
         names.filter(|name| Uuid::parse_str(name).is_ok()).count()
     };
@@ -445,5 +463,81 @@ fn a_full_spool_refuses_until_events_are_committed() {
         !process.recorder.refuses()
     });
     assert!(is_safe(&process.record_awaited(1)));
+    assert_eq!(process.recorder.counts().dropped, 0);
+}
+
+/// An event of 256 KiB that does not compress.
+fn large() -> Encoded {
+    let path: String = (0..256 << 10).map(|_| fastrand::alphanumeric()).collect();
+    let mut encoded = Encoded::default();
+    encoded.push(&event(&path));
+    encoded
+}
+
+/// Fills a spool with large events as a process that is killed then, a batch each; its boot, and how many they are.
+fn left_behind(folder: &Path, max: u64) -> (Uuid, u64) {
+    let (id, hasher) = (clock::uuid(clock::wall()), Hasher::new(Some(b"k")));
+    let mut boot = Boot::new("dead".to_owned(), id, Micros(7), hasher);
+    let (mut spool, _) = Spool::open(folder, max, id).unwrap();
+    spool.vouch().unwrap();
+    for count in 0.. {
+        let (_, bytes) = boot.pack(&mut [large()], Micros(9), 0);
+        match spool.append(&bytes) {
+            Ok(_) => {}
+            Err(SpoolError::Full(_)) => {
+                spool.sync().unwrap();
+                return (id, count);
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    unreachable!("every spool is full at some time");
+}
+
+#[test]
+fn what_a_killed_process_left_makes_room_as_it_is_stored() {
+    let (server, prefix) = (Server::single(), key_prefix());
+    let folder = tempfile::tempdir().unwrap();
+    // Three times what is sent of it at once.
+    let max = 24 << 20;
+    let (dead, last) = left_behind(folder.path(), max);
+    let with = With {
+        delivery: Delivery::Guaranteed,
+        spool: Some((folder.path(), max)),
+        ..With::best_effort(&prefix)
+    };
+    let process = Process::start(&server, &with);
+    process.recorder.record(large(), None);
+    eventually(|| process.recorder.refuses());
+    let commit_to = |number: u64| {
+        let these = |header: &Header| header.boot == dead.into_bytes() && header.first <= number;
+        say_committed(&server, &prefix, &process.keys, these);
+    };
+    let segments = || {
+        let files = fs::read_dir(folder.path().join(dead.to_string())).unwrap();
+        let sizes = files.map(|file| file.unwrap().metadata().unwrap().len());
+        sizes.filter(|size| *size > 0).count()
+    };
+    let before = segments();
+    // While there is more to read of it.
+    eventually_within(2 * harness::DEADLINE, || {
+        commit_to(last / 4);
+        !process.recorder.refuses()
+    });
+    assert!(segments() < before && is_safe(&process.record_awaited(1)));
+    // And once the rest is under way.
+    eventually_within(6 * harness::DEADLINE, || {
+        commit_to(last - 25);
+        process.batches(&server).contains_key(&(dead, last))
+    });
+    assert!(segments() > 2);
+    eventually(|| {
+        commit_to(last - 1);
+        segments() == 1
+    });
+    eventually(|| {
+        commit_to(last + 1);
+        !folder.path().join(dead.to_string()).exists()
+    });
     assert_eq!(process.recorder.counts().dropped, 0);
 }
