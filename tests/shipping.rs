@@ -1,5 +1,7 @@
 //! The proxy's end of the audit, on a real Redis: batches reach the streams and are held until they are committed, whatever happens
 //! to Redis and the spool meanwhile. The worker's part is played by the test: it says what is committed.
+//!
+//! Where a process is to be starved it is this test binary again, told by [`REDIS`] to be one.
 
 #![expect(
     clippy::unwrap_used,
@@ -9,11 +11,13 @@
 mod harness;
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::io::{BufRead, BufReader, Lines, Write as _, stdin, stdout};
 use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
+use std::{env, fs};
 
 use harness::redis::{Server, key_prefix};
 use harness::{eventually, eventually_within};
@@ -36,6 +40,13 @@ use weir::telemetry::metrics::Metrics;
 const SHARDS: u16 = 4;
 /// For a stop; nothing here waits so long unless it is to.
 const WITHIN: Duration = Duration::from_secs(5);
+
+/// Entries that a stream may hold where it is to be full.
+const STREAM: u64 = 100;
+/// What a process of its own is to say in its configuration of Redis, and where it is to keep its spool.
+const REDIS: &str = "WEIR_TEST_REDIS";
+const PREFIX: &str = "WEIR_TEST_PREFIX";
+const FOLDER: &str = "WEIR_TEST_SPOOL";
 
 /// A process, as far as its audit goes.
 struct Process {
@@ -71,10 +82,11 @@ impl With<'_> {
 
 impl Process {
     fn start(server: &Server, with: &With<'_>) -> Process {
-        let file = format!(
-            "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\n{}",
-            server.yaml(with.prefix)
-        );
+        Process::begin(&server.yaml(with.prefix), with)
+    }
+
+    fn begin(redis: &str, with: &With<'_>) -> Process {
+        let file = format!("listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\n{redis}");
         let config = check::parse(&file, &|_| None).unwrap();
         let fleet = Fleet::new(config.redis.as_ref().unwrap(), &Metrics::default()).unwrap();
         let control = control(fleet.clone());
@@ -540,4 +552,144 @@ fn what_a_killed_process_left_makes_room_as_it_is_stored() {
         !folder.path().join(dead.to_string()).exists()
     });
     assert_eq!(process.recorder.counts().dropped, 0);
+}
+
+/// Ships as many events as it is told to on standard input, and says what became of all. A part of the test below.
+#[test]
+fn a_process_that_ships() {
+    let Ok(redis) = env::var(REDIS) else {
+        return;
+    };
+    let (prefix, folder) = (env::var(PREFIX).unwrap(), env::var_os(FOLDER).unwrap());
+    let with = With {
+        delivery: Delivery::Guaranteed,
+        spool: Some((folder.as_ref(), 1 << 24)),
+        max_length: STREAM,
+        memory: 4_000,
+        ..With::best_effort(&prefix)
+    };
+    let process = Process::begin(&redis, &with);
+    for line in stdin().lines() {
+        for _ in 0..line.unwrap().parse().unwrap() {
+            process.record(10);
+        }
+        let counts = process.recorder.counts();
+        let spooled = counts.spool.unwrap().batches;
+        let numbers = [counts.underway, spooled, counts.errors, counts.dropped];
+        let mut out = stdout().lock();
+        writeln!(out, "\n> {} {numbers:?}", process.boot).unwrap();
+        out.flush().unwrap();
+    }
+}
+
+/// That process, ended when the test lets go of it.
+struct Shipper {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+/// What it says of itself.
+struct Said {
+    boot: Uuid,
+    underway: u64,
+    spooled: u64,
+    errors: u64,
+    dropped: u64,
+}
+
+impl Shipper {
+    fn start(server: &Server, prefix: &str, folder: &Path) -> Shipper {
+        let mut child = Command::new(env::current_exe().unwrap())
+            .args(["--exact", "a_process_that_ships", "--nocapture"])
+            .env(REDIS, server.yaml(prefix))
+            .env(PREFIX, prefix)
+            .env(FOLDER, folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Shipper { child, lines }
+    }
+
+    /// Has it make so many batches.
+    fn ship(&mut self, batches: u32) -> Said {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{batches}").unwrap();
+        loop {
+            let line = self.lines.next().unwrap().unwrap();
+            let Some((boot, numbers)) = line.strip_prefix("> ").and_then(|it| it.split_once(' '))
+            else {
+                continue;
+            };
+            let [underway, spooled, errors, dropped] = serde_json::from_str(numbers).unwrap();
+            return Said {
+                boot: boot.parse().unwrap(),
+                underway,
+                spooled,
+                errors,
+                dropped,
+            };
+        }
+    }
+
+    fn said(&mut self) -> Said {
+        self.ship(0)
+    }
+
+    /// How many descriptors it may have; those that it has stay.
+    fn may_open(&self, descriptors: &str) {
+        let status = Command::new("prlimit")
+            .arg(format!("--pid={}", self.child.id()))
+            .arg(format!("--nofile={descriptors}:"))
+            .status();
+        assert!(status.unwrap().success());
+    }
+}
+
+impl Drop for Shipper {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn what_cannot_be_read_back_for_want_of_descriptors_is_read_later() {
+    let (server, prefix) = (Server::single(), key_prefix());
+    let keys = Keys::new(&prefix);
+    let streams = (0..SHARDS).map(|shard| keys.audit_stream("audit", shard));
+    let streams: Vec<_> = streams.collect();
+    // Full: nothing is taken.
+    let fill = format!("for _ = 1, {STREAM} do redis.call('XADD', KEYS[1], '*', 'b', '') end");
+    for stream in &streams {
+        server.cli(&["EVAL", &fill, "1", stream]);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut shipper = Shipper::start(&server, &prefix, folder.path());
+    let boot = shipper.ship(100).boot;
+    // All of it is on the disk, and little in memory.
+    eventually(|| {
+        let said = shipper.said();
+        (said.underway, said.spooled) == (1_000, 100)
+    });
+    shipper.may_open("0");
+    streams.iter().for_each(|stream| {
+        server.cli(&["DEL", stream]);
+    });
+    let sent = || {
+        let batches = batches(&server, &prefix).into_iter();
+        let own = batches.filter(|((of, _), _)| *of == boot);
+        own.flat_map(|(_, (batch, _))| seqs(&batch))
+            .collect::<Vec<_>>()
+    };
+    // What memory has is sent; the rest is tried, more often than a full stream that was not heard of yet would be.
+    eventually(|| !sent().is_empty());
+    let before = shipper.said().errors;
+    eventually(|| shipper.said().errors > before + u64::from(SHARDS));
+    let said = shipper.said();
+    assert!(sent().len() < 1_000);
+    assert_eq!((said.dropped, said.underway), (0, 1_000));
+    shipper.may_open("1024");
+    eventually(|| sent() == numbers(1_000));
+    assert_eq!(shipper.said().dropped, 0);
 }
