@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use harness::drain::{DAY, World, boot, eventually, on_a_runtime, pack};
 use harness::postgres::{Database, Server};
+use harness::redis::Answer;
 use uuid::Uuid;
 use weir::clock;
 use weir::store::batch::{Batch, Boot};
@@ -248,6 +249,102 @@ fn dead_letters_are_tried_anew_or_dropped() {
         assert!(world.done(&header));
         assert_eq!(world.dead_letters().await, 0);
         worker.stop().await;
+    });
+}
+
+#[test]
+fn what_is_gone_from_its_stream_is_not_buried() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        world.add(0, b"noise").await;
+        world.given_out("1").await;
+        let ids = world.ids(0);
+        let streams = &world.streams;
+        assert_eq!(streams.bury(0, &ids[0], "no good").await, Ok(true));
+        assert_eq!(streams.bury(0, &ids[0], "no good").await, Ok(false));
+        assert_eq!(world.dead_letters().await, 1);
+        // Deleted by another hand, it is owed to no one any more.
+        world.add(0, b"noise").await;
+        world.given_out("1").await;
+        let ids = world.ids(0);
+        world.cli(&["XDEL", &world.key(0), &ids[0]]);
+        assert_eq!(streams.bury(0, &ids[0], "no good").await, Ok(false));
+        let pending = world.cli(&["XPENDING", &world.key(0), "weir"]);
+        assert_eq!(pending.list()[0], Answer::Int(0));
+        assert_eq!(world.dead_letters().await, 1);
+    });
+}
+
+#[test]
+fn a_batch_that_vanishes_before_it_is_buried_is_not_said_to_be_done() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let now = clock::wall();
+        let mut known = boot(1, now);
+        let (first, bytes) = pack(&mut known, 5, now);
+        world.add(0, &bytes).await;
+        let worker = world.work();
+        world.drained().await;
+        // Refused once it is claimed, which waits for this transaction.
+        let mut holder = world.postgres.write().await.unwrap();
+        let holding = holder.transaction().await.unwrap();
+        let lock = "LOCK TABLE weir.audit_batches IN SHARE MODE";
+        holding.batch_execute(lock).await.unwrap();
+        let (other, bytes) = pack(&mut boot(1, now), 6, now);
+        world.add(0, &bytes).await;
+        let (second, bytes) = pack(&mut known, 5, now);
+        world.add(0, &bytes).await;
+        let waiting = "SELECT count(*) FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
+            WHERE NOT granted AND relname ~ '^audit_batches'";
+        eventually(async || world.one(waiting) != "0" && world.ids(0).len() == 2).await;
+        world.cli(&["XDEL", &world.key(0), &world.ids(0)[0]]);
+        holding.commit().await.unwrap();
+        eventually(async || world.done(&second)).await;
+        world.drained().await;
+        world.is_whole(10);
+        assert!(world.done(&first) && !world.done(&other));
+        assert_eq!(world.dead_letters().await, 0);
+        let buried = r#"weir_drain_batches_total{result="buried"} "#;
+        assert_eq!(worker.counted(buried), 0);
+        worker.stop().await;
+    });
+}
+
+#[test]
+fn what_boots_are_told_is_kept_for_an_hour_and_batches_for_ever() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let now = clock::wall();
+        let mut boot = boot(1, now);
+        let told = world.fleet.keys.audit_done(&boot.id.to_string());
+        let lives = |key: &str| match world.cli(&["TTL", key]) {
+            Answer::Int(seconds) => seconds,
+            other => panic!("{other:?}"),
+        };
+        let worker = world.work();
+        for _ in 0..2 {
+            let (_, bytes) = pack(&mut boot, 5, now);
+            world.add(0, &bytes).await;
+            // Said before the entry is let go of.
+            world.drained().await;
+            assert!((3_500..=3_600).contains(&lives(&told)), "{}", lives(&told));
+            // From the last word on.
+            world.cli(&["EXPIRE", &told, "60"]);
+        }
+        worker.stop().await;
+        world.add(0, b"noise").await;
+        world.given_out("1").await;
+        world
+            .streams
+            .bury(0, &world.ids(0)[0], "no good")
+            .await
+            .unwrap();
+        world.add(0, b"noise").await;
+        let dead = world.fleet.keys.audit_dead("audit", 0);
+        assert_eq!((lives(&world.key(0)), lives(&dead)), (-1, -1));
     });
 }
 

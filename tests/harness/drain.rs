@@ -143,6 +143,16 @@ impl World {
         self.fleet.keys.audit_stream("audit", shard)
     }
 
+    /// Of the entries of one shard.
+    pub fn ids(&self, shard: u16) -> Vec<String> {
+        let entries = self.cli(&["XRANGE", &self.key(shard), "-", "+"]);
+        let id = |entry: &Answer| match &entry.list()[0] {
+            Answer::Text(id) => id.clone(),
+            other => panic!("{other:?}"),
+        };
+        entries.list().iter().map(id).collect()
+    }
+
     pub fn done(&self, header: &Header) -> bool {
         let boot = Uuid::from_bytes(header.boot).to_string();
         let key = self.fleet.keys.audit_done(&boot);
