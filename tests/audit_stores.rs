@@ -84,11 +84,7 @@ fn event(n: u64) -> AuditEvent {
     let refused = n.is_multiple_of(100);
     AuditEvent {
         time: Micros(Micros::from(noon()).0 + n * 1_000_000),
-        id: [7; 16],
-        seq: 0,
         route: Some(if n.is_multiple_of(2) { "pay" } else { "web" }.into()),
-        upstream: Some("app".into()),
-        endpoint: None,
         client: IpAddr::V4(Ipv4Addr::new(10, 0, 0, (n % 7) as u8)),
         user: match n {
             5 => Some("nul\0".into()),
@@ -96,20 +92,13 @@ fn event(n: u64) -> AuditEvent {
             _ => Some(if n.is_multiple_of(10) { "bob" } else { "ann" }.into()),
         },
         method: if refused { "POST" } else { "GET" }.into(),
-        host: "example.com".into(),
         path: format!("/items/{n}"),
-        query: None,
         status: if refused { 429 } else { 200 },
         label: refused.then(|| "rate_limited".into()),
-        limits: Default::default(),
-        breaker: None,
-        bytes_in: 0,
         bytes_out: n,
-        duration: Micros(900),
-        upstream_duration: None,
         request_id: Some(n.to_string()),
-        trace_id: None,
         headers: vec![("accept".to_owned(), "*/*".to_owned())],
+        ..AuditEvent::sample()
     }
 }
 

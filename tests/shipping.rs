@@ -206,29 +206,9 @@ fn events(count: usize) -> Encoded {
 
 fn event(path: &str) -> AuditEvent<&str> {
     AuditEvent {
-        seq: 0,
         time: clock::wall().into(),
-        client: [10, 0, 0, 1].into(),
-        user: Some("ann"),
-        label: None,
-        route: Some("/*"),
-        method: "GET",
         path,
-        status: 200,
-        id: [7; 16],
-        upstream: None,
-        endpoint: None,
-        host: "a",
-        query: None,
-        limits: Default::default(),
-        breaker: None,
-        bytes_in: 0,
-        bytes_out: 0,
-        duration: Micros(5),
-        upstream_duration: None,
-        request_id: None,
-        trace_id: None,
-        headers: Vec::new(),
+        ..AuditEvent::sample()
     }
 }
 

@@ -290,30 +290,9 @@ mod tests {
     fn events(times: &[u64]) -> Encoded {
         let mut encoded = Encoded::default();
         for time in times {
-            encoded.push(&AuditEvent {
-                seq: 0,
+            encoded.push(&AuditEvent::<&str> {
                 time: Micros(*time),
-                client: [10, 0, 0, 1].into(),
-                user: Some("ann"),
-                label: None,
-                route: Some("/*"),
-                method: "GET",
-                path: "/",
-                status: 200,
-                id: [7; 16],
-                upstream: None,
-                endpoint: None,
-                host: "a",
-                query: None,
-                limits: Default::default(),
-                breaker: None,
-                bytes_in: 0,
-                bytes_out: 0,
-                duration: Micros(5),
-                upstream_duration: None,
-                request_id: None,
-                trace_id: None,
-                headers: Vec::new(),
+                ..AuditEvent::sample()
             });
         }
         encoded

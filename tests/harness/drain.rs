@@ -253,29 +253,9 @@ pub fn boot(n: u8, started: Duration) -> Boot {
 
 pub fn event(time: Micros, path: &str) -> AuditEvent<&str> {
     AuditEvent {
-        seq: 0,
         time,
-        client: [10, 0, 0, 1].into(),
-        user: Some("ann"),
-        label: None,
-        route: Some("/*"),
-        method: "GET",
         path,
-        status: 200,
-        id: [7; 16],
-        upstream: Some("app"),
-        endpoint: None,
-        host: "a",
-        query: None,
-        limits: Default::default(),
-        breaker: None,
-        bytes_in: 0,
-        bytes_out: 17,
-        duration: Micros(5),
-        upstream_duration: None,
-        request_id: None,
-        trace_id: None,
-        headers: Vec::new(),
+        ..AuditEvent::sample()
     }
 }
 
