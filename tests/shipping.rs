@@ -662,8 +662,7 @@ fn what_cannot_be_read_back_for_want_of_descriptors_is_read_later() {
         own.flat_map(|(_, (batch, _))| seqs(&batch))
             .collect::<Vec<_>>()
     };
-    // What memory has is sent; the rest is tried, more often than a full stream that was not heard of yet would be.
-    eventually(|| !sent().is_empty());
+    // They are tried, more often than streams that were full can still be heard of.
     let before = shipper.said().errors;
     eventually(|| shipper.said().errors > before + u64::from(SHARDS));
     let said = shipper.said();
