@@ -15,6 +15,7 @@ pub mod postgres;
 pub mod process;
 pub mod raw;
 pub mod redis;
+pub mod shipping;
 pub mod sqlite;
 pub mod stack;
 
