@@ -13,6 +13,7 @@ use std::time::Duration;
 use harness::drain::{DAY, World, boot, eventually, on_a_runtime, pack};
 use harness::postgres::{Database, Server};
 use uuid::Uuid;
+use weir::admin::health::Heartbeat;
 use weir::clock;
 use weir::store::batch::{Batch, Boot};
 use weir::store::chain::Hasher;
@@ -479,6 +480,7 @@ fn days_are_made_ahead_indexed_once_over_and_removed_with_a_mark() {
                 &hasher,
                 &metrics.drain,
                 &mut unindexed,
+                &Heartbeat::default(),
             )
             .await
             .unwrap();
