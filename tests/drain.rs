@@ -14,6 +14,7 @@ use harness::drain::{DAY, World, boot, eventually, on_a_runtime, pack};
 use harness::postgres::{Database, Server};
 use harness::redis::Answer;
 use uuid::Uuid;
+use weir::admin::health::Heartbeat;
 use weir::clock;
 use weir::store::batch::Batch;
 use weir::store::chain::Hasher;
@@ -129,6 +130,33 @@ fn entries_of_a_killed_worker_are_taken_over() {
         assert_eq!(read.len(), 1);
         let forgotten = world.streams.forget_consumers(0, Duration::ZERO).await;
         assert_eq!(forgotten, Ok(0));
+    });
+}
+
+/// Redis 6.2 gives out nothing in the place of each, and keeps it as given out; later ones leave it out, and forget it.
+#[test]
+fn entries_that_were_removed_behind_a_worker_hold_up_no_others() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        for n in 1..=3 {
+            let (_, bytes) = pack(&mut boot(n, clock::wall()), 5, clock::wall());
+            world.add(0, &bytes).await;
+        }
+        world.given_out("1").await;
+        let key = world.key(0);
+        let entries = world.cli(&["XRANGE", &key, "-", "+"]);
+        let middle = entries.list()[1].list()[0].text();
+        world.cli(&["XDEL", &key, middle]);
+        let worker = world.work();
+        world.drained().await;
+        assert_eq!(world.rows(), 10);
+        // What comes behind them is stored, too.
+        let (_, bytes) = pack(&mut boot(4, clock::wall()), 5, clock::wall());
+        world.add(0, &bytes).await;
+        world.drained().await;
+        assert_eq!(world.rows(), 15);
+        worker.stop().await;
     });
 }
 
@@ -349,6 +377,7 @@ fn days_are_made_ahead_indexed_once_over_and_removed_with_a_mark() {
                 &hasher,
                 &metrics.drain,
                 &mut unindexed,
+                &Heartbeat::default(),
             )
             .await
             .unwrap();

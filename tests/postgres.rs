@@ -16,14 +16,19 @@ use harness::kept::{DAY, KEY, Kept, Kind, RETENTION, pools};
 use harness::postgres::{Database, Server};
 use harness::redis::Certificates;
 use serde_json::Value;
+use tokio::runtime::Handle;
+use weir::admin::health::Heartbeat;
 use weir::config::redis::{Certificate, Tls};
 use weir::config::{Secret, postgres};
 use weir::store::audit::{Filter, Order};
 use weir::store::chain::Hasher;
 use weir::store::days::Day;
+use weir::store::postgres::partitions::list as days_of;
 use weir::store::postgres::{Postgres, PostgresError, Reader, migrate, partitions};
 use weir::telemetry::metrics::Metrics;
+use weir::worker::partitions as keeping;
 use weir::worker::partitions::{Unindexed, keep_once};
+use weir::worker::supervise::{AtStop, Supervisor};
 
 const WITHIN: Duration = Duration::from_secs(5);
 
@@ -115,7 +120,7 @@ fn a_sick_replica_is_left_out_and_taken_back() {
         let mut config = config(&primary.url(), &urls);
         config.timeout = Duration::from_secs(1);
         let postgres = Postgres::new(&config).unwrap();
-        tokio::spawn(postgres.clone().keep());
+        tokio::spawn(postgres.clone().keep(|| {}));
         let ports = replicas.each_ref().map(|replica| replica.port);
         let mut read = [reads_from(&postgres).await, reads_from(&postgres).await];
         read.sort_unstable();
@@ -383,6 +388,7 @@ fn queries_read_the_days_they_ask_for_by_their_indexes() {
             &hasher,
             &metrics.drain,
             &mut unindexed,
+            &Heartbeat::default(),
         )
         .await
         .unwrap();
@@ -483,4 +489,102 @@ fn queries_read_the_days_they_ask_for_by_their_indexes() {
         "{found:?}"
     );
     assert!(found.iter().all(|(_, index)| index != "-"), "{found:?}");
+}
+
+/// The longest silence of a heart within that time, looked at often.
+async fn silence(heart: &Heartbeat, within: Duration) -> Duration {
+    let mut longest = Duration::ZERO;
+    let over = tokio::time::sleep(within);
+    tokio::pin!(over);
+    loop {
+        tokio::select! {
+            () = &mut over => return longest,
+            () = tokio::time::sleep(Duration::from_millis(20)) => longest = longest.max(heart.age()),
+        }
+    }
+}
+
+#[test]
+fn the_task_of_the_days_is_not_stuck_however_long_postgres_is_away() {
+    let server = Server::start();
+    on_a_runtime(async {
+        let mut config = config(&server.url(), &[]);
+        config.timeout = Duration::from_millis(100);
+        let postgres = Postgres::new(&config).unwrap();
+        migrate::migrate(postgres.write().await.unwrap())
+            .await
+            .unwrap();
+        let days = keeping::Settings {
+            retention: Duration::from_secs(86_400),
+            key: None,
+            every: Duration::from_millis(20),
+        };
+        let bound = days.silence(config.timeout);
+        let metrics = Arc::<Metrics>::default();
+        let mut supervisor = Supervisor::new(Handle::current(), metrics.clone());
+        let stopping = supervisor.stopping();
+        let begin = {
+            let postgres = postgres.clone();
+            move |heart: Heartbeat| {
+                let drain = metrics.drain.clone();
+                keeping::run(
+                    days.clone(),
+                    postgres.clone(),
+                    drain,
+                    heart,
+                    stopping.clone(),
+                )
+            }
+        };
+        supervisor.keep("partitions", bound, AtStop::Drop, begin);
+        let watched = supervisor.watched().remove(0);
+        let made = async || {
+            let connection = postgres.write().await;
+            let days = match &connection {
+                Ok(connection) => days_of(connection).await,
+                Err(_) => return false,
+            };
+            days.is_ok_and(|days| days.len() == 4)
+        };
+        eventually(made).await;
+        let longer = bound + Duration::from_secs(1);
+        type Step = fn(&Server);
+        let ways: [(Step, Step); 2] = [
+            (Server::pause, Server::resume),
+            (Server::stop, Server::restart),
+        ];
+        for (leave, come_back) in ways {
+            leave(&server);
+            let silent = silence(&watched.heartbeat, longer).await;
+            assert!(silent <= bound, "{silent:?}, where {bound:?} are allowed");
+            come_back(&server);
+            eventually(made).await;
+        }
+    });
+}
+
+#[test]
+fn what_takes_long_beats_while_the_server_is_at_it() {
+    const LONG: Duration = Duration::from_millis(2_500);
+    let database = Database::new();
+    on_a_runtime(async {
+        let mut config = config(&database.url(), &[]);
+        config.write_pool = 1;
+        let postgres = Postgres::new(&config).unwrap();
+        let connection = postgres.write().await.unwrap();
+        let backend = connection.query_one("SELECT pg_backend_pid()", &[]).await;
+        let backend = backend.unwrap().get(0);
+        let (at_work, hangs) = (Heartbeat::default(), Heartbeat::default());
+        at_work.beat();
+        hangs.beat();
+        let sleeps = connection.batch_execute("SELECT pg_sleep(6)");
+        let working = keeping::beating(&postgres, backend, &at_work, sleeps);
+        let (slept, silent) = tokio::join!(working, silence(&at_work, 2 * LONG));
+        slept.unwrap();
+        assert!(silent < LONG, "{silent:?}");
+        // It waits, and the server for it.
+        let hanging = keeping::beating(&postgres, backend, &hangs, std::future::pending::<()>());
+        assert!(tokio::time::timeout(LONG, hanging).await.is_err());
+        assert!(hangs.age() >= LONG);
+    });
 }
