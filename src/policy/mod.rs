@@ -1,7 +1,9 @@
 //! Policy as pure functions: nothing here does I/O or reads a clock; `now` is an argument.
 
+pub mod balance;
 pub mod breaker;
 pub mod lease;
 pub mod limit;
+pub mod outlier;
 pub mod routes;
 pub mod session;
