@@ -5,6 +5,7 @@ mod audit;
 mod limits;
 mod postgres;
 mod redis;
+mod upstreams;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -26,6 +27,10 @@ pub use limits::{
 };
 pub use postgres::{Pool, Postgres};
 pub use redis::{Certificate, Redis, RedisClient, RedisMode, Tls};
+pub use upstreams::{
+    Concurrency, DnsEndpoint, Endpoint, Endpoints, HealthCheck, LoadBalancing, OutlierDetection,
+    RingHash, RingKey, SlowStart, Upstream,
+};
 pub use worker::{AuditLag, HealthChecks, Partition, Worker, WorkerBatch, WorkerHealth};
 
 /// The whole file. The short form is `listen` and `upstream`; the long form `listeners`, `upstreams` and `routes`.
@@ -114,23 +119,6 @@ pub struct Timeouts {
     pub keep_alive: Option<At<Span>>,
     /// For a body, or a switched connection (WebSocket), on which nothing moves [default: 5m].
     pub stream_idle: Option<At<Span>>,
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-pub struct Upstream {
-    /// One endpoint, for example `["http://127.0.0.1:3000"]`.
-    pub endpoints: At<Vec<At<String>>>,
-    /// [default: 1s]
-    pub connect_timeout: Option<At<Span>>,
-    /// From the end of the request to the end of the response's head [default: 15s].
-    pub timeout: Option<At<Span>>,
-    /// For a connection to it that no request uses [default: 60s].
-    pub idle_timeout: Option<At<Span>>,
-    /// A name under `circuit_breakers`.
-    pub circuit_breaker: Option<At<String>>,
-    /// May its responses start and end sessions, by X-Weir-Session-Start and -End [default: false]?
-    pub trust_session_headers: Option<At<bool>>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -1,7 +1,6 @@
 //! One exchange with the upstream: the checked request goes out, the response comes back, both streamed.
 
 use std::future::poll_fn;
-use std::io;
 use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
@@ -19,6 +18,7 @@ use super::headers;
 use super::record::Record;
 use super::reply::Rejection;
 use super::sessions;
+use super::tries::exchange;
 use super::upgrade;
 use super::upload::{Rest, Upload, beside, put_piece};
 use super::wire::{Deadlines, Elapsed, read_some};
@@ -28,7 +28,6 @@ use crate::http1::head::{BodyLength, HeadLimits, RequestHead};
 use crate::http1::response::{ResponseBody, ResponseHead, parse_response};
 use crate::plan::Plan;
 use crate::store::breakers::{End, Entry};
-use crate::upstream::Pool;
 
 /// Interim responses taken before the final one; more is a flood.
 const MAX_INTERIM: usize = 16;
@@ -71,10 +70,11 @@ pub(super) async fn send(
         expects,
         session,
         quota,
+        ring_key,
         entry,
         ..
     } = admitted;
-    let pool = &plan.pools[route.upstream];
+    let cluster = &plan.clusters[route.upstream];
     let method = &buffer[head.method.clone()];
     let is_safe = [&b"GET"[..], b"HEAD", b"OPTIONS"].contains(&method);
     let request = Request {
@@ -98,7 +98,17 @@ pub(super) async fn send(
 
     let mut answer = conn.lane.buffers.take();
     let mut upload = Upload::new(&request, &out);
-    let exchanged = exchange(&request, pool, ends, &mut upload, &out, &mut answer, record).await;
+    let exchanged = exchange(
+        &request,
+        cluster,
+        ring_key,
+        ends,
+        &mut upload,
+        &out,
+        &mut answer,
+        record,
+    );
+    let exchanged = exchanged.await;
     record.bytes_in = upload.bytes;
     let (mut upstream, answered) = match exchanged {
         Ok(exchanged) => exchanged,
@@ -111,7 +121,16 @@ pub(super) async fn send(
                 }
                 (None, None) => {}
             }
-            return Err(failure);
+            // The request itself was in order, and none of its body is on its way.
+            let in_order = head.keep_alive && head.body == BodyLength::None;
+            return Err(match failure {
+                Failure::Reply(refused @ (Rejection::Overloaded | Rejection::NoEndpoint), _)
+                    if in_order && !*conn.lane.draining.borrow() =>
+                {
+                    Failure::Reply(refused, Next::KeepAlive)
+                }
+                failure => failure,
+            });
         }
     };
     let status = answered.head.status;
@@ -162,7 +181,7 @@ pub(super) async fn send(
         let session_over = sessions::over(shared, conn.lane, route, session.as_deref());
         upgrade::relay(
             (ends.client, to_client),
-            (&mut upstream, to_upstream),
+            (&mut upstream.connected.stream, to_upstream),
             request.idle,
             session_over,
         )
@@ -176,7 +195,7 @@ pub(super) async fn send(
         &mut upload,
         &mut out,
         &mut answer,
-        &mut upstream,
+        &mut upstream.connected.stream,
         ends,
         record,
     )
@@ -197,7 +216,7 @@ pub(super) async fn send(
     }
     let reusable = streamed?;
     if reusable {
-        pool.give_back(upstream);
+        upstream.give_back();
     }
     if !answered.uploaded {
         close(ends.client).await;
@@ -214,7 +233,7 @@ fn finish(entry: Option<Entry>, end: End, record: &Record) {
 }
 
 /// What a failed exchange says of the upstream; `None` when it says nothing.
-fn end_of(failure: &Failure, record: &Record) -> Option<End> {
+pub(super) fn end_of(failure: &Failure, record: &Record) -> Option<End> {
     let Failure::Reply(rejection, _) = failure else {
         return None;
     };
@@ -238,6 +257,8 @@ fn end_of(failure: &Failure, record: &Record) -> Option<End> {
         | Rejection::TooManySessions
         | Rejection::SessionsFull
         | Rejection::SessionStoreDown
+        | Rejection::Overloaded
+        | Rejection::NoEndpoint
         | Rejection::AuditUnavailable
         | Rejection::BodyTooLarge
         | Rejection::Expectation => None,
@@ -266,8 +287,8 @@ pub(super) struct Request {
 }
 
 /// A response's head, and whether the whole request was sent before it came.
-struct Answered {
-    head: ResponseHead,
+pub(super) struct Answered {
+    pub head: ResponseHead,
     uploaded: bool,
 }
 
@@ -281,45 +302,9 @@ impl Answered {
     }
 }
 
-/// Sends the request, whose head is `head`, over a connection of the pool's. The response's head comes to stand at the front
-/// of `answer`.
-async fn exchange(
-    request: &Request,
-    pool: &Pool,
-    ends: &mut Ends<'_>,
-    upload: &mut Upload,
-    head: &[u8],
-    answer: &mut Vec<u8>,
-    record: &mut Record,
-) -> Result<(TcpStream, Answered), Failure> {
-    let taken = pool.take(request.can_repeat).await;
-    let mut connected = taken.map_err(unreached)?;
-    loop {
-        let upstream = &mut connected.stream;
-        match both_ways(request, ends, upload, head, upstream, answer, record).await {
-            Ok(answered) => return Ok((connected.stream, answered)),
-            // The upstream may have closed the idle connection just as the request came; it is sent again only where that
-            // can do no harm, since the upstream may have seen it.
-            Err(Failure::Reply(Rejection::UpstreamBroken, _))
-                if connected.reused && request.can_repeat && answer.is_empty() =>
-            {
-                connected = pool.connect().await.map_err(unreached)?;
-            }
-            Err(failure) => return Err(failure),
-        }
-    }
-}
-
-fn unreached(error: io::Error) -> Rejection {
-    match error.kind() {
-        io::ErrorKind::TimedOut => Rejection::ConnectTimeout,
-        _ => Rejection::ConnectFailed,
-    }
-}
-
 /// Uploads the request while it waits for the response's head. When that comes early, what is left of the upload goes on beside
 /// the response.
-async fn both_ways(
+pub(super) async fn both_ways(
     request: &Request,
     ends: &mut Ends<'_>,
     upload: &mut Upload,
@@ -328,7 +313,6 @@ async fn both_ways(
     answer: &mut Vec<u8>,
     record: &mut Record,
 ) -> Result<Answered, Failure> {
-    record.reached = true;
     record.sent = None;
     let (mut reading, mut writing) = upstream.split();
     let sent = if request.body == BodyLength::None {

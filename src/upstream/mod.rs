@@ -1,101 +1,16 @@
-//! Connections to an upstream: idle ones kept by the lane that made them, so that no lock is needed.
+//! Upstreams: their endpoints as all lanes see them, and each lane's connections to them.
+//!
+//! [`Endpoints`] is what lanes share: which there are, how they are, how much goes on. Lanes read it without a lock. A [`Cluster`] is
+//! one lane's view of it: it picks an endpoint for a request and has a [`Pool`] of idle connections for each.
 
-use std::cell::RefCell;
-use std::collections::VecDeque;
-use std::io;
-use std::task::{Context, Waker};
-use std::time::{Duration, Instant};
+pub mod caps;
+mod cluster;
+pub mod connect;
+mod endpoints;
+mod pool;
+pub mod probe;
+pub mod resolve;
 
-use tokio::net::TcpStream;
-use tokio::time::timeout;
-
-use crate::clock;
-
-/// One lane's connections to one endpoint.
-#[derive(Debug)]
-pub struct Pool {
-    /// `HOST:PORT`; a name is resolved at each connect.
-    endpoint: String,
-    connect_timeout: Duration,
-    idle_timeout: Duration,
-    max_idle: usize,
-    /// With when each was given back, the oldest first.
-    idle: RefCell<VecDeque<(Instant, TcpStream)>>,
-}
-
-/// A connection, and whether it served a request before: then the upstream may have closed it unseen.
-#[derive(Debug)]
-pub struct Connected {
-    pub stream: TcpStream,
-    pub reused: bool,
-}
-
-impl Pool {
-    /// A pool that keeps at most `max_idle` connections open between requests, each for `idle_timeout`.
-    pub fn new(
-        endpoint: String,
-        connect_timeout: Duration,
-        idle_timeout: Duration,
-        max_idle: usize,
-    ) -> Pool {
-        Pool {
-            endpoint,
-            connect_timeout,
-            idle_timeout,
-            max_idle,
-            idle: RefCell::default(),
-        }
-    }
-
-    /// The connection given back last that is still open, or a new one. Unless the request `can_repeat`, the kernel is asked
-    /// whether it is open; otherwise it is enough that nothing was heard of its end.
-    pub async fn take(&self, can_repeat: bool) -> io::Result<Connected> {
-        loop {
-            let Some((since, stream)) = self.idle.borrow_mut().pop_back() else {
-                break;
-            };
-            // Its own idle time must end before the upstream's, or a request could meet the upstream's close on its way.
-            if since.elapsed() < self.idle_timeout && is_quiet(&stream, can_repeat) {
-                return Ok(Connected {
-                    stream,
-                    reused: true,
-                });
-            }
-        }
-        self.connect().await
-    }
-
-    /// A new connection.
-    pub async fn connect(&self) -> io::Result<Connected> {
-        let stream = timeout(self.connect_timeout, TcpStream::connect(&self.endpoint)).await??;
-        stream.set_nodelay(true)?;
-        Ok(Connected {
-            stream,
-            reused: false,
-        })
-    }
-
-    /// Keeps `stream` for the next request; only one whose last response was read to its end.
-    pub fn give_back(&self, stream: TcpStream) {
-        let mut idle = self.idle.borrow_mut();
-        let now = clock::now();
-        while let Some((since, _)) = idle.front()
-            && now.saturating_duration_since(*since) >= self.idle_timeout
-        {
-            idle.pop_front();
-        }
-        if idle.len() < self.max_idle {
-            idle.push_back((now, stream));
-        }
-    }
-}
-
-/// Nothing to read: an idle connection with bytes or an end waiting is not fit for a request.
-fn is_quiet(stream: &TcpStream, as_heard: bool) -> bool {
-    let heard = stream.poll_read_ready(&mut Context::from_waker(Waker::noop()));
-    if as_heard && heard.is_pending() {
-        return true;
-    }
-    let mut byte = [0];
-    matches!(stream.try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
-}
+pub use cluster::{Cluster, NoEndpoint, Outcome, Picked, Slot};
+pub use endpoints::{Counts, Endpoint, Endpoints};
+pub use pool::{Connected, Pool, Unreached};

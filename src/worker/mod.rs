@@ -3,6 +3,7 @@
 
 pub mod breakers;
 pub mod drain;
+pub mod endpoints;
 pub mod limits;
 pub mod partitions;
 pub mod sessions;
@@ -64,6 +65,14 @@ pub fn join(
             async move { match keep.await {} }
         });
     }
+}
+
+/// Keeps endpoints looked up, checked and taken back.
+pub fn tend_endpoints(supervisor: &mut Supervisor, plan: watch::Receiver<Arc<Plan>>) {
+    supervisor.keep("endpoints", Some(SILENCE), AtStop::Drop, move |heartbeat| {
+        let follow = endpoints::follow(plan.clone(), heartbeat);
+        async move { Ok(follow.await?) }
+    });
 }
 
 /// Keeps sessions in memory swept.
