@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::audit::Recorder;
 use crate::config::limits::{Accuracy, Limit, Mode, Rule};
-use crate::config::{self, Config, Route, Upstream};
+use crate::config::{self, Config, Route};
 use crate::intern::intern;
 use crate::policy::lease::Terms;
 use crate::policy::routes::Index;
@@ -21,6 +21,7 @@ use crate::store::limits::{Key, LimitKeys, Limits};
 use crate::store::sessions::{LiveSessions, Sessions, SharedSessions, Store};
 use crate::store::slots::{self, Slots};
 use crate::telemetry::metrics::{BreakerMetrics, LimitMetrics, Metrics, RouteMetrics};
+use crate::upstream::Endpoints;
 
 /// What all lanes share.
 #[derive(Debug)]
@@ -42,6 +43,8 @@ pub struct Plan {
     pub sessions: Vec<LiveSessions>,
     /// Request fields that clients must not send, as [`crate::http1::hygiene::folded`]: weir alone says who asks.
     pub identity_fields: Vec<Vec<u8>>,
+    /// The endpoints of each upstream of the configuration, in its order. Carried over by a reload, by name.
+    pub upstreams: Vec<Arc<Endpoints>>,
     /// One for each upstream that has one, in the configuration's order.
     pub breakers: Vec<Option<Arc<LiveBreaker>>>,
     /// One for each upstream of the configuration, in its order.
@@ -91,7 +94,6 @@ impl SharedAsk<'_> {
 pub struct Names {
     pub routes: Vec<&'static str>,
     pub upstreams: Vec<&'static str>,
-    pub endpoints: Vec<&'static str>,
     pub limits: Vec<LimitNames>,
 }
 
@@ -124,9 +126,6 @@ impl Names {
                 .map(|route| intern(&route.label()))
                 .collect(),
             upstreams: upstreams().map(|upstream| intern(&upstream.name)).collect(),
-            endpoints: upstreams()
-                .map(|upstream| intern(&upstream.endpoint))
-                .collect(),
             limits: config.limits.iter().map(limit).collect(),
         }
     }
@@ -139,6 +138,7 @@ struct Kept<'k> {
     audit: Option<Recorder>,
     fleet: Option<Arc<Fleet>>,
     shared_limits: Option<SharedLimits>,
+    upstreams: &'k [Arc<Endpoints>],
     breakers: &'k [Option<Arc<LiveBreaker>>],
     sessions: &'k [LiveSessions],
     open: Vec<Arc<AtomicUsize>>,
@@ -164,6 +164,7 @@ impl Plan {
             audit,
             fleet,
             shared_limits,
+            upstreams: &[],
             breakers: &[],
             sessions: &[],
             open: config.listeners.iter().map(|_| Arc::default()).collect(),
@@ -178,13 +179,27 @@ impl Plan {
             audit,
             fleet,
             shared_limits,
+            upstreams: old_upstreams,
             breakers: old,
             sessions: old_sessions,
             open,
         } = kept;
         let old = old.iter().flatten();
         let old: BTreeMap<_, _> = old.map(|old| (&*old.upstream, old)).collect();
-        let breaker = |upstream: &Upstream| {
+        let endpoints = |upstream: &config::Upstream| {
+            let old = old_upstreams
+                .iter()
+                .find(|old| old.settings.name == upstream.name);
+            match old.filter(|old| old.serves(upstream)) {
+                Some(old) => old.clone(),
+                None => {
+                    let metrics = metrics.upstream(&upstream.name);
+                    Endpoints::new(upstream.clone(), old.map(|old| &**old), metrics)
+                }
+            }
+        };
+        let upstreams = config.upstreams.iter().map(endpoints).collect();
+        let breaker = |upstream: &config::Upstream| {
             let settings = upstream
                 .circuit_breaker
                 .clone()
@@ -264,6 +279,7 @@ impl Plan {
             sharing,
             sessions,
             identity_fields,
+            upstreams,
             breakers,
             breaker_metrics,
             routes,
@@ -393,6 +409,7 @@ impl Plan {
             audit: self.audit.clone(),
             fleet: self.fleet.clone(),
             shared_limits: self.shared_limits.clone(),
+            upstreams: &self.upstreams,
             breakers: &self.breakers,
             sessions: &self.sessions,
             open: self.open.clone(),

@@ -13,6 +13,7 @@ pub mod rewrite;
 pub mod sessions;
 pub mod show;
 pub mod units;
+pub mod upstreams;
 pub mod worker;
 pub mod yaml;
 
@@ -25,15 +26,14 @@ use ipnet::IpNet;
 
 use crate::http1::head::HeadLimits;
 use audit::{Audit, Level};
-use breakers::CircuitBreaker;
 use limits::{Lease, Limit};
 use matches::Match;
 use postgres::Postgres;
-pub use raw::UpstreamProtocol as Protocol;
 use raw::{LogFormat, LogLevel};
 use redis::Redis;
 use rewrite::{HeaderChanges, Rewrite, To};
 use sessions::{RouteSession, Sessions};
+pub use upstreams::{Protocol, Upstream};
 use worker::Worker;
 
 /// A checked configuration.
@@ -118,23 +118,6 @@ pub struct Listener {
     pub stream_idle: Duration,
     /// Whose X-Forwarded-For is believed.
     pub trusted_proxies: Vec<IpNet>,
-}
-
-/// Where requests go.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Upstream {
-    pub name: String,
-    /// `HOST:PORT`.
-    pub endpoint: String,
-    pub protocol: Protocol,
-    pub connect_timeout: Duration,
-    /// From the end of the request to the end of the response's head.
-    pub timeout: Duration,
-    /// For a connection that no request uses.
-    pub idle_timeout: Duration,
-    pub circuit_breaker: Option<CircuitBreaker>,
-    /// Whether its responses may start and end sessions.
-    pub trust_session_headers: bool,
 }
 
 /// Which requests are answered by whom, and how.

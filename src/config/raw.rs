@@ -6,6 +6,7 @@ mod limits;
 mod postgres;
 mod redis;
 mod rewrite;
+mod upstreams;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -28,6 +29,10 @@ pub use limits::{
 pub use postgres::{Pool, Postgres};
 pub use redis::{Certificate, Redis, RedisClient, RedisMode, Tls};
 pub use rewrite::{HeaderChanges, Redirect, Reply, Rewrite, Scheme};
+pub use upstreams::{
+    Concurrency, DnsEndpoint, Endpoint, Endpoints, HealthCheck, LoadBalancing, OutlierDetection,
+    RingHash, RingKey, SlowStart, Upstream, UpstreamProtocol,
+};
 pub use worker::{AuditLag, HealthChecks, Partition, Worker, WorkerBatch, WorkerHealth};
 
 /// The whole file. The short form is `listen` and `upstream`; the long form `listeners`, `upstreams` and `routes`.
@@ -118,35 +123,6 @@ pub struct Timeouts {
     pub keep_alive: Option<At<Span>>,
     /// For a body, or a switched connection (WebSocket), on which nothing moves [default: 5m].
     pub stream_idle: Option<At<Span>>,
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-pub struct Upstream {
-    /// One endpoint, for example `["http://127.0.0.1:3000"]`.
-    pub endpoints: At<Vec<At<String>>>,
-    /// [default: http1]
-    pub protocol: Option<At<UpstreamProtocol>>,
-    /// [default: 1s]
-    pub connect_timeout: Option<At<Span>>,
-    /// From the end of the request to the end of the response's head [default: 15s].
-    pub timeout: Option<At<Span>>,
-    /// For a connection to it that no request uses [default: 60s].
-    pub idle_timeout: Option<At<Span>>,
-    /// A name under `circuit_breakers`.
-    pub circuit_breaker: Option<At<String>>,
-    /// May its responses start and end sessions, by X-Weir-Session-Start and -End [default: false]?
-    pub trust_session_headers: Option<At<bool>>,
-}
-
-/// What an upstream speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum UpstreamProtocol {
-    #[default]
-    Http1,
-    /// Known beforehand: without TLS there is nothing to agree on it by.
-    Http2,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -9,6 +9,7 @@ mod limits;
 mod postgres;
 mod redis;
 mod rewrite;
+mod upstreams;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -29,6 +30,7 @@ use limits::{RateLimit, RateLimitDefaults};
 use postgres::Postgres;
 use redis::Redis;
 use rewrite::{Changes, Redirect, Reply, Rewrite};
+use upstreams::Upstream;
 use worker::Worker;
 
 /// The configuration as YAML.
@@ -188,33 +190,6 @@ impl<'c> Listener<'c> {
                 keep_alive: Span(listener.keep_alive),
                 stream_idle: Span(listener.stream_idle),
             },
-        }
-    }
-}
-
-#[derive(Serialize)]
-struct Upstream<'c> {
-    endpoints: [String; 1],
-    protocol: super::Protocol,
-    connect_timeout: Span,
-    timeout: Span,
-    idle_timeout: Span,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    circuit_breaker: Option<&'c str>,
-    trust_session_headers: bool,
-}
-
-impl<'c> Upstream<'c> {
-    fn new(upstream: &'c super::Upstream) -> Upstream<'c> {
-        let breaker = upstream.circuit_breaker.as_ref();
-        Upstream {
-            endpoints: [format!("http://{}", upstream.endpoint)],
-            protocol: upstream.protocol,
-            connect_timeout: Span(upstream.connect_timeout),
-            timeout: Span(upstream.timeout),
-            idle_timeout: Span(upstream.idle_timeout),
-            circuit_breaker: breaker.map(|breaker| breaker.name.as_str()),
-            trust_session_headers: upstream.trust_session_headers,
         }
     }
 }

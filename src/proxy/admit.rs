@@ -17,9 +17,11 @@ use super::sessions;
 use crate::clock;
 use crate::config::Route;
 use crate::config::rewrite::To;
+use crate::config::upstreams::Balancing;
 use crate::http1::head::{BodyLength, HeadError, RequestHead};
 use crate::http1::path::{self, PathError};
 use crate::plan::Plan;
+use crate::policy::balance;
 use crate::policy::limit::Now;
 use crate::policy::rewrite::{self, Asked};
 use crate::policy::routes;
@@ -41,6 +43,8 @@ pub(super) struct Admitted<'p> {
     pub expects: bool,
     pub session: Option<Arc<Session>>,
     pub quota: Quota<'p>,
+    /// The hash of what endpoints are told apart by, where they are by a key that the request has.
+    pub ring_key: Option<u64>,
     /// The right to one call of the upstream, where it has a breaker.
     pub entry: Option<Entry>,
 }
@@ -206,6 +210,7 @@ pub(super) async fn admit<'p>(
         plan,
         route,
         upstream,
+        ring_key: ring_key(plan, upstream, &facts),
         target,
         client,
         request_id,
@@ -245,6 +250,16 @@ fn origin_form<'b>(buffer: &'b [u8], head: &RequestHead) -> Result<&'b [u8], Rej
         [b'/', ..] => Ok(rest),
         // Without a path it would need one put in, which no client of note sends.
         _ => Err(Rejection::BadTarget),
+    }
+}
+
+fn ring_key(plan: &Plan, upstream: usize, facts: &Facts<'_>) -> Option<u64> {
+    match &plan.config.upstreams[upstream].load_balancing {
+        Balancing::RoundRobin | Balancing::LeastRequest => None,
+        Balancing::RingHash(by) => {
+            let parts = facts.parts(by, plan)?;
+            Some(balance::hash(parts.iter().map(|part| &**part)))
+        }
     }
 }
 

@@ -348,7 +348,7 @@ pub(super) fn finish(
 fn whole<'a>(
     plan: &Plan,
     draft: &'a Draft,
-    record: &Record,
+    record: &'a Record,
     duration: Duration,
 ) -> AuditEvent<&'a str> {
     let names = &plan.names;
@@ -368,9 +368,10 @@ fn whole<'a>(
         status: record.status,
         id: draft.id,
         upstream: upstream.map(|upstream| names.upstreams[upstream]),
-        endpoint: upstream
-            .filter(|_| record.reached)
-            .map(|upstream| names.endpoints[upstream]),
+        endpoint: record
+            .reached
+            .as_ref()
+            .map(|reached| reached.endpoint.place.as_str()),
         host: text(&draft.host),
         query: draft.query.as_ref().map(text),
         limits: SmallVec::from_slice(&draft.limits),

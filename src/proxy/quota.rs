@@ -202,7 +202,7 @@ impl<'p> Quota<'p> {
     {
         let plan: &'p Plan = self.plan;
         let limit = &plan.config.limits[limit_index];
-        let parts = facts.key(limit, plan);
+        let parts = facts.parts(&limit.by, plan);
         if parts.is_none() {
             plan.limit_metrics[limit_index].missing.inc();
             if limit.deny_missing && limit.mode == Mode::Enforce {
@@ -381,9 +381,9 @@ pub(super) fn cost(limit: &Limit, facts: &Facts<'_>) -> u64 {
 }
 
 impl<'a> Facts<'a> {
-    /// The parts of the limit's key; `None` when the request lacks one.
-    fn key(&self, limit: &Limit, plan: &'a Plan) -> Option<Parts<'a>> {
-        limit.by.iter().map(|part| self.part(part, plan)).collect()
+    /// The parts of a key; `None` when the request lacks one.
+    pub(super) fn parts(&self, by: &[KeyPart], plan: &'a Plan) -> Option<Parts<'a>> {
+        by.iter().map(|part| self.part(part, plan)).collect()
     }
 
     fn header(&self, name: &str) -> Option<&'a str> {

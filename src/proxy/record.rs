@@ -1,11 +1,13 @@
 //! What is known of a request from its head to its end; then counted and audited.
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use super::audit::{self, Draft, Outbox};
 use super::reply::Rejection;
 use crate::clock;
 use crate::plan::Plan;
+use crate::upstream::Pool;
 
 /// Recorded for a client that left before its answer; nginx's number, sent to no one.
 const CLIENT_LEFT: u16 = 499;
@@ -32,8 +34,8 @@ pub(super) struct Record {
     pub sent: Option<Duration>,
     /// When its response's head was here.
     pub answered: Option<Duration>,
-    /// Whether the upstream was reached.
-    pub reached: bool,
+    /// Of the endpoint that was reached, the last one of several.
+    pub reached: Option<Rc<Pool>>,
     /// For the audit, where it keeps such requests.
     pub draft: Option<Box<Draft>>,
 }
@@ -49,7 +51,7 @@ impl Record {
             bytes_out: 0,
             sent: None,
             answered: None,
-            reached: false,
+            reached: None,
             draft: None,
         }
     }

@@ -43,6 +43,10 @@ pub enum Rejection {
     SessionStoreDown,
     /// The upstream's circuit breaker.
     CircuitOpen(Box<CircuitOpen>),
+    /// As much is asked of the upstream as may be.
+    Overloaded,
+    /// None of the upstream's endpoints is known, or up.
+    NoEndpoint,
     /// Its event cannot be made safe, and delivery is guaranteed.
     AuditUnavailable,
     /// Longer than the listener takes.
@@ -142,7 +146,10 @@ impl Rejection {
             | Rejection::SessionsFull
             | Rejection::SessionStoreDown
             | Rejection::AuditUnavailable => (503, "Service Unavailable", "proxy_internal_error"),
-            Rejection::CircuitOpen(_) => (503, "Service Unavailable", "destination_unavailable"),
+            Rejection::CircuitOpen(_) | Rejection::NoEndpoint => {
+                (503, "Service Unavailable", "destination_unavailable")
+            }
+            Rejection::Overloaded => (503, "Service Unavailable", "connection_limit_reached"),
             Rejection::BodyTooLarge => (413, "Content Too Large", "http_request_error"),
             Rejection::Expectation => (417, "Expectation Failed", "http_request_error"),
             Rejection::ConnectFailed => (502, "Bad Gateway", "connection_refused"),
@@ -177,6 +184,8 @@ impl Rejection {
             Rejection::SessionsFull => "no session can be started now",
             Rejection::SessionStoreDown => "sessions cannot be looked at, started or ended now",
             Rejection::CircuitOpen(_) => "upstream is failing, and is given time to recover",
+            Rejection::Overloaded => "upstream has as much to do as it may be given",
+            Rejection::NoEndpoint => "upstream has no endpoint that could be asked",
             Rejection::AuditUnavailable => "the request cannot be put on record now",
             Rejection::BodyTooLarge => "request body is larger than the limit",
             Rejection::Expectation => "only 100-continue can be expected",
@@ -211,6 +220,8 @@ impl Rejection {
             Rejection::SessionsFull => "sessions_full",
             Rejection::SessionStoreDown => "session_store_down",
             Rejection::CircuitOpen(_) => "circuit_open",
+            Rejection::Overloaded => "overloaded",
+            Rejection::NoEndpoint => "no_endpoint",
             Rejection::AuditUnavailable => "audit_unavailable",
             Rejection::BodyTooLarge => "body_too_large",
             Rejection::Expectation => "expectation",
@@ -242,6 +253,8 @@ impl Rejection {
             | Rejection::Expectation
             | Rejection::TooManySessions
             | Rejection::SessionsFull
+            | Rejection::Overloaded
+            | Rejection::NoEndpoint
             | Rejection::ConnectFailed
             | Rejection::ConnectTimeout
             | Rejection::UpstreamBroken
@@ -321,6 +334,8 @@ impl Rejection {
             Rejection::SessionsFull
             | Rejection::SessionStoreDown
             | Rejection::LimitUnknown
+            | Rejection::Overloaded
+            | Rejection::NoEndpoint
             | Rejection::AuditUnavailable => Some(Duration::from_secs(1)),
             _ => None,
         }

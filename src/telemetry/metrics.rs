@@ -15,6 +15,7 @@ use prometheus_client::registry::Registry;
 
 use super::audit_metrics::AuditMetrics;
 use super::drain_metrics::DrainMetrics;
+use super::upstream_metrics::{UpstreamMetrics, Upstreams};
 
 /// Upper bounds of the buckets of request durations, in microseconds.
 const BUCKETS: [u64; 14] = [
@@ -55,6 +56,7 @@ pub struct Metrics {
     sessions_swept: Family<SessionsLabels, Counter>,
     pub panics: Counter,
     pub drain: DrainMetrics,
+    upstreams: Upstreams,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -256,6 +258,7 @@ impl Default for Metrics {
             sessions_swept: Family::default(),
             panics: Counter::default(),
             drain: DrainMetrics::register(&mut registry),
+            upstreams: Upstreams::register(&mut registry),
             registry: Registry::default(),
         };
         registry.register(
@@ -465,6 +468,10 @@ impl Metrics {
                 .redis_durations
                 .get_or_create_owned(&RedisLabels { client }),
         }
+    }
+
+    pub fn upstream(&self, upstream: &str) -> UpstreamMetrics {
+        self.upstreams.of(upstream)
     }
 
     pub fn breaker(&self, upstream: &str) -> BreakerMetrics {

@@ -4,3 +4,4 @@ pub mod audit_metrics;
 pub mod drain_metrics;
 pub mod log;
 pub mod metrics;
+pub mod upstream_metrics;

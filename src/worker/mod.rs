@@ -3,6 +3,7 @@
 
 pub mod breakers;
 pub mod drain;
+pub mod endpoints;
 pub mod limits;
 pub mod partitions;
 pub mod sessions;
@@ -76,6 +77,14 @@ pub fn look_at_replicas(supervisor: &mut Supervisor, name: &'static str, postgre
     supervisor.keep(name, SILENCE, AtStop::Drop, move |heartbeat| {
         let keep = postgres.clone().keep(move || heartbeat.beat());
         async move { match keep.await {} }
+    });
+}
+
+/// Keeps endpoints looked up, checked and taken back.
+pub fn tend_endpoints(supervisor: &mut Supervisor, plan: watch::Receiver<Arc<Plan>>) {
+    supervisor.keep("endpoints", SILENCE, AtStop::Drop, move |heartbeat| {
+        let follow = endpoints::follow(plan.clone(), heartbeat);
+        async move { Ok(follow.await?) }
     });
 }
 

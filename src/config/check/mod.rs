@@ -323,6 +323,7 @@ mod tests {
     use crate::config::Route;
     use crate::config::matches::Match;
     use crate::config::rewrite::{HeaderChanges, Rewrite, To};
+    use crate::config::upstreams::Source;
 
     fn read(text: &str) -> Result<Config, Vec<String>> {
         parse(text, &|_| None).map_err(|mistakes| mistakes.iter().map(Mistake::to_string).collect())
@@ -336,7 +337,10 @@ mod tests {
             "127.0.0.1:8080".parse().unwrap()
         );
         assert_eq!(config.listeners[0].max_body, 10 << 20);
-        assert_eq!(config.upstreams[0].endpoint, "app:80");
+        assert_eq!(
+            config.upstreams[0].endpoints,
+            [Source::Fixed("app:80".to_owned())]
+        );
         assert_eq!(
             config.routes,
             [Route {
@@ -366,7 +370,10 @@ mod tests {
         .unwrap();
         assert_eq!(config.listeners[0].head_limits.max_fields, 5);
         assert_eq!(config.listeners[0].keep_alive, 60 * SECOND);
-        assert_eq!(config.upstreams[0].endpoint, "[::1]:3000");
+        assert_eq!(
+            config.upstreams[0].endpoints,
+            [Source::Fixed("[::1]:3000".to_owned())]
+        );
         assert_eq!(
             (config.routes[0].upstream(), config.routes[0].timeout),
             (Some(1), Some(2 * SECOND))

@@ -1,0 +1,131 @@
+//! How much of an upstream a process uses at a time: requests, connections, and requests that wait for either.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::{interval, timeout};
+
+use crate::config::upstreams::Concurrency;
+use crate::telemetry::upstream_metrics::UpstreamMetrics;
+
+/// How often lanes are asked to close an idle connection while a request waits for a new one.
+const ASK_EVERY: Duration = Duration::from_millis(10);
+
+/// The caps of one upstream, for all lanes together.
+#[derive(Debug)]
+pub struct Caps {
+    requests: Arc<Semaphore>,
+    connections: Arc<Semaphore>,
+    pending: u32,
+    /// Requests that wait, and those of them that do for a connection.
+    waiting: AtomicU32,
+    waiting_to_connect: AtomicU32,
+    /// Told while a request waits for a connection: lanes may have idle ones.
+    pub(super) short: Notify,
+    metrics: UpstreamMetrics,
+}
+
+/// A place below a cap, until it is dropped.
+pub type Place = OwnedSemaphorePermit;
+
+/// There is no place, and was none for as long as one may be waited for; or as many wait as may.
+#[derive(Debug)]
+pub struct Full;
+
+impl Caps {
+    pub(super) fn new(settings: Concurrency, metrics: UpstreamMetrics) -> Caps {
+        let places = |count: u32| {
+            let count = (count as usize).min(Semaphore::MAX_PERMITS);
+            Arc::new(Semaphore::new(count))
+        };
+        Caps {
+            requests: places(settings.max),
+            connections: places(settings.max_connections),
+            pending: settings.pending,
+            waiting: AtomicU32::new(0),
+            waiting_to_connect: AtomicU32::new(0),
+            short: Notify::new(),
+            metrics,
+        }
+    }
+
+    /// The place of a request.
+    pub(super) async fn request(&self, within: Duration) -> Result<Place, Full> {
+        if let Ok(place) = self.requests.clone().try_acquire_owned() {
+            return Ok(place);
+        }
+        let _waits = self.wait(&self.metrics.over_requests)?;
+        let place = timeout(within, self.requests.clone().acquire_owned()).await;
+        place.ok().and_then(Result::ok).ok_or_else(|| {
+            self.metrics.over_requests.inc();
+            Full
+        })
+    }
+
+    /// The place of a connection.
+    pub(super) async fn connection(&self, within: Duration) -> Result<Place, Full> {
+        if let Ok(place) = self.connections.clone().try_acquire_owned() {
+            return Ok(place);
+        }
+        let _waits = self.wait(&self.metrics.over_connections)?;
+        let _waits_to_connect = One::more(&self.waiting_to_connect);
+        let closing = async {
+            let mut ask = interval(ASK_EVERY);
+            loop {
+                ask.tick().await;
+                self.short.notify_waiters();
+            }
+        };
+        let place = tokio::select! {
+            place = timeout(within, self.connections.clone().acquire_owned()) => place,
+            () = closing => return Err(Full),
+        };
+        place.ok().and_then(Result::ok).ok_or_else(|| {
+            self.metrics.over_connections.inc();
+            Full
+        })
+    }
+
+    /// Whether a request waits for a connection.
+    pub(super) fn is_short(&self) -> bool {
+        self.waiting_to_connect.load(Ordering::Relaxed) > 0
+    }
+
+    /// One that waits, unless as many do as may; `over` is the cap that it waits for.
+    fn wait(&self, over: &Counter) -> Result<One<'_>, Full> {
+        let one = One::more(&self.waiting);
+        if one.number > self.pending {
+            // With no queue at all it is the cap itself that refuses.
+            let refused_by = if self.pending == 0 {
+                over
+            } else {
+                &self.metrics.over_pending
+            };
+            refused_by.inc();
+            return Err(Full);
+        }
+        Ok(one)
+    }
+}
+
+/// One more, until it is dropped.
+struct One<'c> {
+    of: &'c AtomicU32,
+    number: u32,
+}
+
+impl One<'_> {
+    fn more(of: &AtomicU32) -> One<'_> {
+        let number = of.fetch_add(1, Ordering::Relaxed) + 1;
+        One { of, number }
+    }
+}
+
+impl Drop for One<'_> {
+    fn drop(&mut self) {
+        self.of.fetch_sub(1, Ordering::Relaxed);
+    }
+}
