@@ -10,6 +10,7 @@ pub mod calls;
 pub mod drain;
 pub mod load;
 pub mod node;
+pub mod peers;
 pub mod postgres;
 pub mod process;
 pub mod raw;
