@@ -40,7 +40,7 @@ pub struct Plan {
     pub sharing: Vec<Sharing>,
     /// One for each entry of the configuration, in its order. Carried over by a reload, by name.
     pub sessions: Vec<LiveSessions>,
-    /// Request fields that clients must not send, as [`session::folded`]: weir alone says who asks.
+    /// Request fields that clients must not send, as [`crate::http1::hygiene::folded`]: weir alone says who asks.
     pub identity_fields: Vec<Vec<u8>>,
     /// One for each upstream that has one, in the configuration's order.
     pub breakers: Vec<Option<Arc<LiveBreaker>>>,
@@ -238,7 +238,9 @@ impl Plan {
                 label = "other".to_owned();
             }
             labels.insert(label.clone());
-            metrics.route(&label, &config.upstreams[route.upstream].name)
+            // A route that weir answers has none.
+            let upstream = route.upstream().map(|index| &*config.upstreams[index].name);
+            metrics.route(&label, upstream.unwrap_or_default())
         };
         let routes = config.routes.iter().map(&mut route).collect();
         let limit_metrics = config

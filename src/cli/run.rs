@@ -94,9 +94,6 @@ async fn supervise(
         None => (None, None),
     };
     let postgres = config.postgres.as_ref().map(Postgres::new).transpose()?;
-    if let Some(postgres) = &postgres {
-        tokio::spawn(postgres.clone().keep());
-    }
     let ships = config.postgres.is_some();
     let (recorder, audit) = match &config.audit {
         Some(audit) => {
@@ -107,6 +104,10 @@ async fn supervise(
     };
     let connect_timeout = config.redis.as_ref().map(|redis| redis.connect_timeout);
     let mut control = Supervisor::new(Handle::current(), metrics_of_all.clone());
+    if let Some(postgres) = &postgres {
+        // Apart from the worker's own view, which has connections of another runtime.
+        worker::look_at_replicas(&mut control, "query_replicas", postgres.clone());
+    }
     let mut companion = None;
     if let (Some(fleet), Some(redis), Parts::All) = (&fleet, &redis, parts) {
         let redis = redis.sessions.clone();

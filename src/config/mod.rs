@@ -9,6 +9,7 @@ pub mod matches;
 pub mod postgres;
 pub mod raw;
 pub mod redis;
+pub mod rewrite;
 pub mod sessions;
 pub mod show;
 pub mod units;
@@ -31,6 +32,7 @@ use postgres::Postgres;
 pub use raw::UpstreamProtocol as Protocol;
 use raw::{LogFormat, LogLevel};
 use redis::Redis;
+use rewrite::{HeaderChanges, Rewrite, To};
 use sessions::{RouteSession, Sessions};
 use worker::Worker;
 
@@ -39,7 +41,7 @@ use worker::Worker;
 pub struct Config {
     /// At least one.
     pub listeners: Vec<Listener>,
-    /// At least one; routes name them by index.
+    /// Routes name them by index.
     pub upstreams: Vec<Upstream>,
     /// The first match wins.
     pub routes: Vec<Route>,
@@ -135,12 +137,16 @@ pub struct Upstream {
     pub trust_session_headers: bool,
 }
 
-/// Which requests go to which upstream.
+/// Which requests are answered by whom, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     pub matches: Match,
-    /// An index into [`Config::upstreams`].
-    pub upstream: usize,
+    pub to: To,
+    /// For an upstream.
+    pub rewrite: Rewrite,
+    /// Likewise.
+    pub request_headers: HeaderChanges,
+    pub response_headers: HeaderChanges,
     /// Indexes into [`Config::limits`]; every one must admit. These need no session, and are asked first.
     pub limits: Vec<usize>,
     /// Likewise, of the limits whose key has a part of the session.
@@ -152,6 +158,14 @@ pub struct Route {
 }
 
 impl Route {
+    /// An index into [`Config::upstreams`], where it goes to one.
+    pub fn upstream(&self) -> Option<usize> {
+        match self.to {
+            To::Upstream(upstream) => Some(upstream),
+            To::Redirect(_) | To::Reply(_) => None,
+        }
+    }
+
     /// A name for metrics and audit: its host and path as the file has them.
     pub fn label(&self) -> String {
         let host = self

@@ -5,6 +5,7 @@ mod audit;
 mod limits;
 mod postgres;
 mod redis;
+mod rewrite;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -26,6 +27,7 @@ pub use limits::{
 };
 pub use postgres::{Pool, Postgres};
 pub use redis::{Certificate, Redis, RedisClient, RedisMode, Tls};
+pub use rewrite::{HeaderChanges, Redirect, Reply, Rewrite, Scheme};
 pub use worker::{AuditLag, HealthChecks, Partition, Worker, WorkerBatch, WorkerHealth};
 
 /// The whole file. The short form is `listen` and `upstream`; the long form `listeners`, `upstreams` and `routes`.
@@ -153,8 +155,12 @@ pub struct Route {
     /// Absent: every request.
     #[serde(rename = "match")]
     pub matches: Option<At<Match>>,
-    /// A name under `upstreams`.
-    pub upstream: At<String>,
+    /// A name under `upstreams`. A route has exactly one of `upstream`, `redirect` and `reply`.
+    pub upstream: Option<At<String>>,
+    /// Sends clients elsewhere.
+    pub redirect: Option<At<Redirect>>,
+    /// Answers in place of an upstream.
+    pub reply: Option<At<Reply>>,
     /// Names under `rate_limits`; every one must admit.
     #[serde(default)]
     pub rate_limits: Vec<At<String>>,
@@ -165,6 +171,11 @@ pub struct Route {
     pub audit: Option<At<AuditLevel>>,
     /// In place of the upstream's.
     pub timeout: Option<At<Span>>,
+    pub rewrite: Option<At<Rewrite>>,
+    /// Of requests on their way to the upstream.
+    pub request_headers: Option<At<HeaderChanges>>,
+    /// Of final responses, the route's own among them; weir's refusals are left as they are.
+    pub response_headers: Option<At<HeaderChanges>>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

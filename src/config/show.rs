@@ -8,6 +8,7 @@ mod audit;
 mod limits;
 mod postgres;
 mod redis;
+mod rewrite;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use serde_json::{Value, json};
 
 use super::limits::Mode;
 use super::raw::{LogFormat, LogLevel};
+use super::rewrite::To;
 use super::sessions::{OnMax, SameSite, TokenSource};
 use super::units::{ByteSize, Percent, Span};
 use super::{Config, breakers, sessions};
@@ -26,6 +28,7 @@ use audit::{Audit, level};
 use limits::{RateLimit, RateLimitDefaults};
 use postgres::Postgres;
 use redis::Redis;
+use rewrite::{Changes, Redirect, Reply, Rewrite};
 use worker::Worker;
 
 /// The configuration as YAML.
@@ -220,7 +223,12 @@ impl<'c> Upstream<'c> {
 struct Route<'c> {
     #[serde(rename = "match", skip_serializing_if = "Match::is_all")]
     matches: Match<'c>,
-    upstream: &'c str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upstream: Option<&'c str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redirect: Option<Redirect<'c>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reply: Option<Reply<'c>>,
     rate_limits: Vec<&'c str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     session: Option<RouteSession<'c>>,
@@ -230,6 +238,12 @@ struct Route<'c> {
     audit: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     timeout: Option<Span>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rewrite: Option<Rewrite<'c>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_headers: Option<Changes<'c>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response_headers: Option<Changes<'c>>,
 }
 
 #[derive(Serialize)]
@@ -257,6 +271,11 @@ impl<'c> Route<'c> {
     fn new(route: &'c super::Route, config: &'c Config) -> Route<'c> {
         let matches = &route.matches;
         let headers = matches.headers.iter();
+        let (upstream, redirect, reply) = match &route.to {
+            To::Upstream(index) => (Some(&*config.upstreams[*index].name), None, None),
+            To::Redirect(redirect) => (None, Some(Redirect::new(redirect)), None),
+            To::Reply(reply) => (None, None, Some(Reply::new(reply))),
+        };
         Route {
             matches: Match {
                 host: matches.host.as_ref().map(ToString::to_string),
@@ -266,7 +285,9 @@ impl<'c> Route<'c> {
                     .map(|(name, value)| (name.as_str(), value.as_str()))
                     .collect(),
             },
-            upstream: &config.upstreams[route.upstream].name,
+            upstream,
+            redirect,
+            reply,
             rate_limits: route
                 .limits
                 .iter()
@@ -285,6 +306,9 @@ impl<'c> Route<'c> {
             // Where the file has no audit, a route cannot ask for one.
             audit: config.audit.as_ref().map(|_| level(route.audit)),
             timeout: route.timeout.map(Span),
+            rewrite: Rewrite::new(&route.rewrite),
+            request_headers: Changes::new(&route.request_headers),
+            response_headers: Changes::new(&route.response_headers),
         }
     }
 }

@@ -352,7 +352,9 @@ fn whole<'a>(
     duration: Duration,
 ) -> AuditEvent<&'a str> {
     let names = &plan.names;
-    let upstream = record.route.map(|route| plan.config.routes[route].upstream);
+    let upstream = record
+        .route
+        .and_then(|route| plan.config.routes[route].upstream());
     let text = |span: &Span| &draft.texts[span.clone()];
     AuditEvent {
         seq: 0,

@@ -41,6 +41,8 @@ pub(super) const MAX_INTERIM: usize = 16;
 pub(super) struct Outgoing<'p, 'l> {
     pub shared: &'p Plan,
     pub route: &'p Route,
+    /// An index into the configuration's upstreams.
+    pub upstream: usize,
     pub request: Request,
     /// Its head as HTTP/1.1; later the response's.
     pub out: Buffer<'l>,
@@ -70,6 +72,7 @@ pub(super) fn prepare<'p, 'l>(
     let identity = admitted.session.as_deref().zip(asks);
     let passed = headers::Passed {
         target: &admitted.target,
+        route: admitted.route,
         client: &admitted.client,
         request_id: &admitted.request_id,
         identity_fields: &admitted.plan.identity_fields,
@@ -88,6 +91,7 @@ pub(super) fn prepare<'p, 'l>(
     let Admitted {
         plan: shared,
         route,
+        upstream: upstream_index,
         expects,
         session,
         quota,
@@ -105,7 +109,7 @@ pub(super) fn prepare<'p, 'l>(
         max_body: conn.listener.max_body,
         within: route
             .timeout
-            .unwrap_or(shared.config.upstreams[route.upstream].timeout),
+            .unwrap_or(shared.config.upstreams[upstream_index].timeout),
         read_within: conn.listener.request_read,
         idle: conn.listener.stream_idle,
         grpc: false,
@@ -119,6 +123,7 @@ pub(super) fn prepare<'p, 'l>(
     Outgoing {
         shared,
         route,
+        upstream: upstream_index,
         request,
         out,
         keep_alive: head.keep_alive,
@@ -160,6 +165,7 @@ impl Outgoing<'_, '_> {
             chunked: answered.chunked(),
             old_client: self.request.old_client,
             next: if lives { Next::KeepAlive } else { Next::Close },
+            changes: &self.route.response_headers,
             switched: self.switch_to.as_deref().filter(|_| head.status == 101),
         };
         self.out.clear();
@@ -223,7 +229,7 @@ pub(super) async fn send(
     head: &RequestHead,
     record: &mut Record,
 ) -> Result<Next, Failure> {
-    let upstream = admitted.route.upstream;
+    let upstream = admitted.upstream;
     let over_http2 = admitted.plan.config.upstreams[upstream].protocol == Protocol::Http2;
     let mut outgoing = prepare(conn, admitted, ends.buffer, head, over_http2, record);
     if over_http2 {

@@ -9,7 +9,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::admit;
+use super::admit::{self, Way};
+use super::answer::Answer;
 use super::audit;
 use super::following::LanePlan;
 use super::forward;
@@ -231,8 +232,12 @@ async fn refuse(conn: &Conn<'_>, ends: &mut Ends<'_>, rejection: &Rejection, to:
     let (mut out, mut body) = (conn.lane.buffers.take(), conn.lane.buffers.take());
     rejection.put(&mut out, &mut body, to, &conn.lane.date);
     drop(body);
+    give(conn, ends, &out, to).await
+}
+
+async fn give(conn: &Conn<'_>, ends: &mut Ends<'_>, out: &[u8], to: Asker) -> Next {
     match (
-        ends.write(&out, conn.listener.stream_idle).await,
+        ends.write(out, conn.listener.stream_idle).await,
         to.keep_alive,
     ) {
         (Ok(()), true) => Next::KeepAlive,
@@ -261,23 +266,58 @@ async fn one(
     record: &mut Record,
 ) -> Result<Next, Failure> {
     match admit::admit(&plan.shared, conn, ends.buffer, head, now, record).await {
-        Ok(admitted) => forward::send(conn, plan, admitted, ends, head, record).await,
+        Ok(Way::Upstream(admitted)) => {
+            forward::send(conn, plan, admitted, ends, head, record).await
+        }
+        Ok(Way::Answer(answer)) => by_itself(conn, plan, answer, ends, head, record).await,
         Err(rejection) => {
             if record.route.is_none() {
                 record.draft = audit::begin_unrouted(&plan.shared, conn, ends.buffer, Some(head));
             }
-            // The request itself was in order, so that another may follow, unless a body does.
-            let draining = *conn.lane.draining.borrow();
-            let in_order = head.keep_alive && head.body == BodyLength::None && !draining;
-            let next = if in_order && rejection.is_policy() {
-                ends.buffer.drain(..head.len);
-                Next::KeepAlive
-            } else {
-                Next::Close
+            let next = match rejection.is_policy() {
+                true => next_of(conn, ends, head),
+                false => Next::Close,
             };
             Err(Failure::Reply(rejection, next))
         }
     }
+}
+
+/// Of a connection on which the request that weir answers was in order: another may follow, unless a body does.
+fn next_of(conn: &Conn<'_>, ends: &mut Ends<'_>, head: &RequestHead) -> Next {
+    let draining = *conn.lane.draining.borrow();
+    if !head.keep_alive || head.body != BodyLength::None || draining {
+        return Next::Close;
+    }
+    ends.buffer.drain(..head.len);
+    Next::KeepAlive
+}
+
+/// Gives the answer that the route has by itself.
+async fn by_itself(
+    conn: &Conn<'_>,
+    plan: &LanePlan,
+    answer: Answer<'_>,
+    ends: &mut Ends<'_>,
+    head: &RequestHead,
+    record: &mut Record,
+) -> Result<Next, Failure> {
+    let by_head = ends.buffer[head.method.clone()] == *b"HEAD";
+    let next = next_of(conn, ends, head);
+    record.status = answer.status;
+    if !by_head {
+        record.bytes_out = answer.body.len() as u64;
+    }
+    let safe = audit::secure(&plan.shared, &conn.lane.outbox, record).await;
+    safe.map_err(|audit::NotSafe| Failure::Reply(Rejection::AuditUnavailable, next))?;
+    let to = Asker {
+        keep_alive: next == Next::KeepAlive,
+        by_head,
+        old: head.minor_version == 0,
+    };
+    let mut out = conn.lane.buffers.take();
+    answer.put(&mut out, to, &conn.lane.date);
+    Ok(give(conn, ends, &out, to).await)
 }
 
 /// What a client begins with.

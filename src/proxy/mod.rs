@@ -1,6 +1,7 @@
 //! The data plane: a request is served start to finish on one lane's thread.
 
 mod admit;
+mod answer;
 mod audit;
 mod following;
 mod forward;

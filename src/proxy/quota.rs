@@ -38,7 +38,8 @@ pub(super) struct Facts<'a> {
     pub client: IpAddr,
     pub peer: &'a Peer,
     pub route: usize,
-    pub upstream: usize,
+    /// Where the route goes to one.
+    pub upstream: Option<usize>,
     /// Once it is known.
     pub session: Option<&'a Session>,
 }
@@ -433,7 +434,7 @@ impl<'a> Facts<'a> {
             )),
             KeyPart::Method => text(self.request.method),
             KeyPart::Route => Some(Cow::Owned(self.route.to_string().into_bytes())),
-            KeyPart::Upstream => text(&plan.config.upstreams[self.upstream].name),
+            KeyPart::Upstream => text(&plan.config.upstreams[self.upstream?].name),
             KeyPart::SessionUser => text(&self.session?.user),
             KeyPart::SessionClaim(name) => match self.session?.claims.get(name)? {
                 Value::String(value) => text(value),

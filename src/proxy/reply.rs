@@ -1,4 +1,4 @@
-//! Every reply that weir itself gives: the only place with status codes. Bodies are RFC 9457 problems; each reply names
+//! Every reply that weir gives of its own accord, and so the only place with status codes. Bodies are RFC 9457 problems; each reply names
 //! its cause in Proxy-Status (RFC 9209).
 
 use std::borrow::Cow;
@@ -105,7 +105,7 @@ pub struct Date(RefCell<(u64, Vec<u8>)>);
 
 impl Date {
     /// The field line of `Date` (RFC 9110 section 6.6.1).
-    fn field(&self) -> Ref<'_, Vec<u8>> {
+    pub(super) fn field(&self) -> Ref<'_, Vec<u8>> {
         let now = clock::wall();
         if self.0.borrow().0 != now.as_secs() {
             let text = httpdate::fmt_http_date(SystemTime::UNIX_EPOCH + now);
@@ -292,13 +292,7 @@ impl Rejection {
             out.extend_from_slice(number.format(seconds(wait).max(1)).as_bytes());
             out.extend_from_slice(b"\r\n");
         }
-        match (to.keep_alive, to.old) {
-            (true, false) => {}
-            // It closes unless told (RFC 9112 section 9.3).
-            (true, true) => out.extend_from_slice(b"Connection: keep-alive\r\n"),
-            (false, _) => out.extend_from_slice(b"Connection: close\r\n"),
-        }
-        out.extend_from_slice(b"\r\n");
+        put_head_end(out, to);
         if !to.by_head {
             out.extend_from_slice(body);
         }
@@ -338,6 +332,17 @@ impl Rejection {
             _ => None,
         }
     }
+}
+
+/// Says whether the connection stays open, and ends the head.
+pub(super) fn put_head_end(out: &mut Vec<u8>, to: Asker) {
+    match (to.keep_alive, to.old) {
+        (true, false) => {}
+        // It closes unless told (RFC 9112 section 9.3).
+        (true, true) => out.extend_from_slice(b"Connection: keep-alive\r\n"),
+        (false, _) => out.extend_from_slice(b"Connection: close\r\n"),
+    }
+    out.extend_from_slice(b"\r\n");
 }
 
 /// The problem of draft-ietf-httpapi-ratelimit-headers-10, section 5.1. Put together from parts that are JSON already, since a

@@ -103,9 +103,7 @@ pub async fn run(
 /// Beats for all, while none of them is silent.
 async fn watch_hearts(hearts: Vec<Heartbeat>, all: Heartbeat) {
     loop {
-        if hearts.iter().all(|heart| heart.age() <= SILENCE) {
-            all.beat();
-        }
+        all.beat_for(&hearts, SILENCE);
         sleep(HEARTS_EVERY).await;
     }
 }

@@ -8,6 +8,7 @@
 
 pub mod calls;
 pub mod drain;
+pub mod kept;
 pub mod load;
 pub mod node;
 pub mod peers;
@@ -15,6 +16,8 @@ pub mod postgres;
 pub mod process;
 pub mod raw;
 pub mod redis;
+pub mod shipping;
+pub mod sqlite;
 pub mod stack;
 
 use std::io::{BufRead, BufReader, Read as _, Write};

@@ -6,6 +6,7 @@ pub mod limits;
 mod listeners;
 mod postgres;
 mod redis;
+mod rewrite;
 mod routes;
 mod sessions;
 mod upstreams;
@@ -59,6 +60,10 @@ struct Checker {
     has_redis: bool,
     /// Of routes that do not say; `None` where the file has no audit.
     audit_level: Option<Level>,
+    /// Whether a route goes to an upstream, or does not say where.
+    needs_upstream: bool,
+    /// Request fields that tell upstreams who asks, as [`crate::http1::hygiene::folded`].
+    identity_fields: Vec<Vec<u8>>,
     /// The index of each entry of `sessions`.
     sessions: BTreeMap<String, usize>,
 }
@@ -82,12 +87,17 @@ impl Checker {
         self.has_redis = file.redis.is_some();
         let redis = file.redis.and_then(|at| self.redis(at));
         self.breakers(file.circuit_breakers);
+        self.needs_upstream = file.routes.as_ref().is_none_or(|routes| {
+            let mut routes = routes.iter().filter_map(|at| at.value.as_ref());
+            routes.any(|route| route.redirect.is_none() && route.reply.is_none())
+        });
         let upstreams = self.upstreams(file.upstream, file.upstreams);
         let listeners = self.listeners(file.listen, file.listeners);
         let defaults = file.rate_limit_defaults.and_then(|at| at.value);
         let (limit_defaults, on_loss) = self.limit_defaults(defaults);
         let (limits, on_every_route) = self.limits(file.rate_limit, file.rate_limits, on_loss);
         let sessions = self.sessions(file.sessions);
+        self.identity_fields = rewrite::identity_fields(&sessions);
         let has_audit = file.audit.is_some();
         let postgres = file.postgres.and_then(|at| self.postgres(at, has_audit));
         let worker = self.worker(file.worker.and_then(|at| at.value));
@@ -312,6 +322,7 @@ mod tests {
     use super::*;
     use crate::config::Route;
     use crate::config::matches::Match;
+    use crate::config::rewrite::{HeaderChanges, Rewrite, To};
 
     fn read(text: &str) -> Result<Config, Vec<String>> {
         parse(text, &|_| None).map_err(|mistakes| mistakes.iter().map(Mistake::to_string).collect())
@@ -330,7 +341,10 @@ mod tests {
             config.routes,
             [Route {
                 matches: Match::default(),
-                upstream: 0,
+                to: To::Upstream(0),
+                rewrite: Rewrite::default(),
+                request_headers: HeaderChanges::default(),
+                response_headers: HeaderChanges::default(),
                 limits: Vec::new(),
                 session_limits: Vec::new(),
                 session: None,
@@ -354,8 +368,8 @@ mod tests {
         assert_eq!(config.listeners[0].keep_alive, 60 * SECOND);
         assert_eq!(config.upstreams[0].endpoint, "[::1]:3000");
         assert_eq!(
-            (config.routes[0].upstream, config.routes[0].timeout),
-            (1, Some(2 * SECOND))
+            (config.routes[0].upstream(), config.routes[0].timeout),
+            (Some(1), Some(2 * SECOND))
         );
         assert_eq!(
             config.routes[0].matches.headers,

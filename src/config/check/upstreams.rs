@@ -78,7 +78,7 @@ impl Checker {
                 last.idle_timeout = span(idle_timeout, 60 * SECOND);
             }
         }
-        if upstreams.is_empty() {
+        if upstreams.is_empty() && self.needs_upstream {
             self.say(
                 "upstream",
                 1,

@@ -23,6 +23,12 @@ routes:
     revalidate_every: 7s
     audit: headers
     timeout: 5s
+    rewrite: {path_prefix: /v2, host: "app.internal:80"}
+    request_headers: {set: {Authorization: "Bearer hunter2", x-env: prod}, add: {X-A: "1"}, remove: [X-Debug]}
+    response_headers: {set: {x-b: ""}, remove: [server]}
+  - {match: {path: /old/*}, redirect: {status: 308, scheme: https, host: x.org, port: 8443, path_prefix: /new, strip_query: true}}
+  - {match: {path: /older}, redirect: {path: /new}}
+  - {match: {path: /robots.txt}, reply: {status: 404, body: "no\n", content_type: text/plain, headers: {X-C: d}}}
   - {match: {path: /a}, upstream: "8080", rate_limits: [slots, free, calendar, burst]}
   - {upstream: app}
 rate_limits:
@@ -127,6 +133,8 @@ fn what_is_printed_is_the_same_configuration() {
         if config.admin.token.is_some() {
             again.admin.token.clone_from(&config.admin.token);
             again.audit.clone_from(&config.audit);
+            let set = &config.routes[0].request_headers;
+            again.routes[0].request_headers.clone_from(set);
             again.redis.clone_from(&config.redis);
             let (Some(again), Some(postgres)) = (&mut again.postgres, &config.postgres) else {
                 panic!("{printed}");

@@ -94,7 +94,6 @@ pub(super) async fn send(
                 ends.client.reset_on_close();
             }
             let next = sent?;
-            // What is left of a body cut off by an early response cannot be told from a next request.
             if !whole {
                 close(ends.client).await;
                 return Ok(Next::Close);
@@ -132,7 +131,7 @@ async fn exchange(
     back: &mut Back<'_, '_>,
     record: &mut Record,
 ) -> Result<Next, Failure> {
-    let upstream = outgoing.route.upstream;
+    let upstream = outgoing.upstream;
     let pool = &plan.pools[upstream];
     for _ in 0..2 {
         let tried = match outgoing.shared.config.upstreams[upstream].protocol {
@@ -266,8 +265,9 @@ async fn run(
         head,
         uploaded: uploading.whole,
     };
-    // Whether the client's connection lives on is known at the end only: see `send`.
-    let turned = outgoing.turn_back(conn, answer, &answered, true, record);
+    // What is left of a body cut off by an early response cannot be told from a next request; streams are apart from each other.
+    let may_live = answered.uploaded || !back.is_http1();
+    let turned = outgoing.turn_back(conn, answer, &answered, may_live, record);
     let next = match turned.await {
         Ok(next) => next,
         Err(rejection) => {

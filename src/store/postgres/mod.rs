@@ -215,12 +215,28 @@ impl Postgres {
         replica.is_some_and(|replica| !replica.sick.load(Ordering::Relaxed))
     }
 
-    /// Looks at the replicas for ever, so that a sick one is left out and taken back when it answers again.
-    pub async fn keep(self: Arc<Self>) -> std::convert::Infallible {
-        if self.replicas.is_empty() {
-            return std::future::pending().await;
-        }
+    /// Whether the server is at a statement of the connection that has this process there.
+    pub async fn is_at_work(&self, backend: i32) -> Result<bool, PostgresError> {
+        let ask = async {
+            let mut connection = CloseUnlessKept(Some(self.write.take(&self.write.probe).await?));
+            // A server that does not tell states may be at one.
+            let query = format!(
+                "SELECT coalesce(state NOT LIKE 'idle%', true) FROM pg_stat_activity WHERE pid = {backend}"
+            );
+            let rows = connection.get().query_typed(&query, &[]).await?;
+            let is_at_work = rows.first().map(|row| row.try_get(0)).transpose()?;
+            connection.keep();
+            Ok(is_at_work.unwrap_or(false))
+        };
+        let answer = timeout(self.timeout, ask).await;
+        answer.unwrap_or(Err(PostgresError::Late(self.timeout)))
+    }
+
+    /// Looks at the replicas for ever, so that a sick one is left out and taken back when it answers again. Whatever the servers
+    /// do, `beat` is called again within `timeout` and a second.
+    pub async fn keep(self: Arc<Self>, beat: impl Fn()) -> std::convert::Infallible {
         loop {
+            beat();
             join_all(self.replicas.iter().map(Target::look)).await;
             sleep(LOOK_EVERY).await;
         }
