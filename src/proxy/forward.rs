@@ -1,10 +1,12 @@
 //! One exchange with the upstream: the checked request goes out, the response comes back, both streamed.
 
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
+
+use tokio::time::sleep;
 
 use super::admit::Admitted;
 use super::audit::{self, Outbox};
@@ -25,7 +27,7 @@ use crate::config::{Protocol, Route};
 use crate::http1::body::{BodyReader, Piece};
 use crate::http1::head::{BodyLength, HeadLimits, RequestHead};
 use crate::http1::response::{ResponseBody, ResponseHead, parse_response};
-use crate::http2::grpc;
+use crate::http2::grpc::{self, GrpcStatus};
 use crate::net::stream::{BothWays, Reading, Stream, Writing};
 use crate::plan::Plan;
 use crate::policy::session::Session;
@@ -226,6 +228,7 @@ impl Outgoing<'_, '_> {
             | Err(
                 Failure::ClientGone
                 | Failure::NotSafe
+                | Failure::CutShort(_)
                 | Failure::Reply(Rejection::AuditUnavailable, _),
             ) => self.finish(end, record),
             Err(Failure::UpstreamGone | Failure::Reply(..)) => self.finish(End::Reset, record),
@@ -351,6 +354,8 @@ pub(super) fn end_of(failure: &Failure, record: &Record) -> Option<End> {
     match rejection {
         Rejection::ConnectFailed | Rejection::ConnectTimeout => Some(End::ConnectFailed),
         Rejection::UpstreamTimeout => Some(End::TimedOut),
+        // The client's own word: a short one must not tell against the upstream unless the file says so.
+        Rejection::DeadlineExceeded => Some(End::Grpc(GrpcStatus::DEADLINE_EXCEEDED)),
         // One that gives up on a body may have had its reason in the client's pace.
         Rejection::UpstreamBroken => record.sent.map(|_| End::Reset),
         Rejection::BadHead(_)
@@ -420,10 +425,7 @@ impl Request {
                 self.deadline = grpc::timeout(value).map(|timeout| record.began + timeout);
             }
         }
-        if self.grpc {
-            // A call that streams goes on for as long as both like.
-            self.read_within = Duration::MAX;
-        } else {
+        if !self.grpc {
             self.deadline = None;
         }
     }
@@ -434,6 +436,14 @@ impl Request {
             .deadline
             .map(|deadline| deadline.saturating_sub(clock::mono()));
         left.map_or(span, |left| left.min(span))
+    }
+
+    /// Comes back when the client gives up.
+    pub(super) async fn until_deadline(&self) {
+        match self.deadline {
+            Some(deadline) => sleep(deadline.saturating_sub(clock::mono())).await,
+            None => pending().await,
+        }
     }
 
     /// Whether the client has given up.

@@ -42,6 +42,21 @@ pub(super) enum Failure {
     UpstreamGone,
     /// The response's event could not be made safe, so that its end was held back.
     NotSafe,
+    /// weir ended the response within its body, for this reason.
+    CutShort(&'static str),
+}
+
+impl Failure {
+    /// A name for metrics and audit.
+    pub(super) fn reason(&self) -> &'static str {
+        match self {
+            Failure::Reply(rejection, _) => rejection.reason(),
+            Failure::ClientGone => "client_left",
+            Failure::UpstreamGone => "upstream_aborted",
+            Failure::NotSafe => Rejection::AuditUnavailable.reason(),
+            Failure::CutShort(reason) => reason,
+        }
+    }
 }
 
 impl From<Rejection> for Failure {
@@ -163,16 +178,13 @@ pub(super) async fn connection(
         };
         let next = match served {
             Ok(next) => next,
-            Err(Failure::ClientGone) => {
-                record.aborted("client_left");
-                Next::Close
-            }
-            Err(Failure::UpstreamGone) => {
-                record.aborted("upstream_aborted");
-                Next::Close
-            }
-            Err(Failure::NotSafe) => {
-                record.aborted(Rejection::AuditUnavailable.reason());
+            Err(
+                failure @ (Failure::ClientGone
+                | Failure::UpstreamGone
+                | Failure::NotSafe
+                | Failure::CutShort(_)),
+            ) => {
+                record.aborted(failure.reason());
                 Next::Close
             }
             Err(Failure::Reply(rejection, next)) => {

@@ -166,16 +166,18 @@ impl Stream2 {
             Ok(()) => {}
             Err(Failure::Reply(rejection, _)) => {
                 let rejection = on_record(&conn, &plan, rejection, record).await;
+                record.grpc = to.grpc.then(|| GrpcStatus::of_refusal(rejection.status()));
                 refuse(&conn, &mut respond, &rejection, to);
             }
-            Err(Failure::ClientGone) => {
-                record.aborted("client_left");
+            Err(failure @ Failure::ClientGone) => {
+                record.aborted(failure.reason());
                 if record.elapsed() < SOON {
                     outcome = Served::TakenBack;
                 }
             }
-            Err(Failure::UpstreamGone) => record.aborted("upstream_aborted"),
-            Err(Failure::NotSafe) => record.aborted(Rejection::AuditUnavailable.reason()),
+            Err(failure @ (Failure::UpstreamGone | Failure::NotSafe | Failure::CutShort(_))) => {
+                record.aborted(failure.reason());
+            }
         }
         ongoing.ended = true;
         outcome

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::audit::{self, Draft, Outbox};
 use super::reply::Rejection;
 use crate::clock;
+use crate::http2::grpc::GrpcStatus;
 use crate::plan::Plan;
 use crate::upstream::Pool;
 
@@ -26,6 +27,8 @@ pub(super) struct Record {
     pub status: u16,
     /// Why the exchange is not a whole response of the upstream's.
     pub reason: Option<&'static str>,
+    /// How a call of gRPC ended, where it came to a status.
+    pub grpc: Option<GrpcStatus>,
     /// Bytes of the request's body.
     pub bytes_in: u64,
     /// Bytes of the response's body.
@@ -47,6 +50,7 @@ impl Record {
             route: None,
             status: 0,
             reason: None,
+            grpc: None,
             bytes_in: 0,
             bytes_out: 0,
             sent: None,
@@ -90,6 +94,9 @@ impl Record {
         }
         if let Some(reason) = self.reason {
             plan.metrics.rejection(reason).inc();
+        }
+        if let Some(calls) = self.grpc.and_then(|status| plan.metrics.grpc(status)) {
+            calls.inc();
         }
         audit::finish(plan, outbox, self, duration);
     }

@@ -58,6 +58,8 @@ pub enum Rejection {
     /// The upstream closed, reset or sent nonsense before its head was whole.
     UpstreamBroken,
     UpstreamTimeout,
+    /// The time that a gRPC client gave its call.
+    DeadlineExceeded,
 }
 
 /// How a client is asked who it is.
@@ -155,7 +157,9 @@ impl Rejection {
             Rejection::ConnectFailed => (502, "Bad Gateway", "connection_refused"),
             Rejection::ConnectTimeout => (504, "Gateway Timeout", "connection_timeout"),
             Rejection::UpstreamBroken => (502, "Bad Gateway", "http_protocol_error"),
-            Rejection::UpstreamTimeout => (504, "Gateway Timeout", "http_response_timeout"),
+            Rejection::UpstreamTimeout | Rejection::DeadlineExceeded => {
+                (504, "Gateway Timeout", "http_response_timeout")
+            }
         }
     }
 
@@ -193,6 +197,7 @@ impl Rejection {
             Rejection::ConnectTimeout => "upstream did not accept a connection in time",
             Rejection::UpstreamBroken => "upstream broke off or sent nonsense",
             Rejection::UpstreamTimeout => "upstream took too long",
+            Rejection::DeadlineExceeded => "the call's deadline is over",
         })
     }
 
@@ -229,6 +234,7 @@ impl Rejection {
             Rejection::ConnectTimeout => "connect_timeout",
             Rejection::UpstreamBroken => "upstream_broken",
             Rejection::UpstreamTimeout => "upstream_timeout",
+            Rejection::DeadlineExceeded => "deadline_exceeded",
         }
     }
 
@@ -258,7 +264,8 @@ impl Rejection {
             | Rejection::ConnectFailed
             | Rejection::ConnectTimeout
             | Rejection::UpstreamBroken
-            | Rejection::UpstreamTimeout => false,
+            | Rejection::UpstreamTimeout
+            | Rejection::DeadlineExceeded => false,
         }
     }
 

@@ -16,6 +16,7 @@ use prometheus_client::registry::Registry;
 use super::audit_metrics::AuditMetrics;
 use super::drain_metrics::DrainMetrics;
 use super::upstream_metrics::{UpstreamMetrics, Upstreams};
+use crate::http2::grpc::GrpcStatus;
 
 /// Upper bounds of the buckets of request durations, in microseconds.
 const BUCKETS: [u64; 14] = [
@@ -30,6 +31,8 @@ pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
     durations: Family<RouteLabels, Durations>,
     rejections: Family<RejectionLabels, Counter>,
+    /// By the number of the status.
+    grpc: [Counter; 17],
     decisions: Family<DecisionLabels, Counter>,
     limits_alone: Family<LimitLabels, Gauge>,
     breaker_decisions: Family<BreakerDecisionLabels, Counter>,
@@ -69,6 +72,11 @@ struct RequestLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RouteLabels {
     route: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct GrpcLabels {
+    status: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -231,10 +239,11 @@ pub struct LimitMetrics {
 impl Default for Metrics {
     fn default() -> Metrics {
         let mut registry = Registry::with_prefix("weir");
-        let metrics = Metrics {
+        let mut metrics = Metrics {
             requests: Family::default(),
             durations: Family::default(),
             rejections: Family::default(),
+            grpc: Default::default(),
             decisions: Family::default(),
             limits_alone: Family::default(),
             breaker_decisions: Family::default(),
@@ -275,6 +284,16 @@ impl Default for Metrics {
             "rejections",
             "Requests that weir itself refused, by reason",
             metrics.rejections.clone(),
+        );
+        let calls = Family::<GrpcLabels, Counter>::default();
+        metrics.grpc = std::array::from_fn(|number| {
+            let status = GrpcStatus::names()[number];
+            calls.get_or_create_owned(&GrpcLabels { status })
+        });
+        registry.register(
+            "grpc_responses",
+            "Calls of gRPC that ended with a status, weir's own included",
+            calls,
         );
         registry.register(
             "limit_decisions",
@@ -552,6 +571,11 @@ impl Metrics {
         };
         let gauge = self.breaker_shared.get_or_create(&labels);
         gauge.set(i64::from(shared));
+    }
+
+    /// Calls of gRPC that ended so.
+    pub fn grpc(&self, status: GrpcStatus) -> Option<&Counter> {
+        self.grpc.get(usize::from(status.0))
     }
 
     /// The counter of one reason to refuse; `reason` is one of a closed set.

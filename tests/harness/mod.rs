@@ -11,6 +11,7 @@ pub mod drain;
 pub mod kept;
 pub mod load;
 pub mod node;
+pub mod peers;
 pub mod postgres;
 pub mod process;
 pub mod raw;

@@ -5,7 +5,6 @@ mod down;
 mod parts;
 mod up;
 
-use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -37,7 +36,7 @@ use crate::store::breakers::End;
 use crate::upstream::Pool;
 use down::{Back, Down, GRPC_STATUS};
 use parts::{Sink, Source};
-use up::{Uploading, upload};
+use up::{Progress, Uploading, upload};
 
 /// Whoever asks.
 pub(super) enum Client<'a, 'b> {
@@ -69,6 +68,8 @@ pub(super) async fn send(
             exchange(conn, plan, &mut outgoing, &mut source, &mut back, record).await
         }
         Client::Http1(ends) => {
+            // gRPC is of HTTP/2 alone: how its calls end cannot be said in HTTP/1.1.
+            (outgoing.request.grpc, outgoing.request.deadline) = (false, None);
             if outgoing.expects && ends.buffer.is_empty() {
                 ends.write(b"HTTP/1.1 100 Continue\r\n\r\n", outgoing.request.idle)
                     .await?;
@@ -268,16 +269,17 @@ async fn run(
 ) -> Result<Ran, Failure> {
     let Upstream { sink, mut answers } = upstream;
     record.sent = None;
-    let bytes_in = Cell::new(0);
+    let progress = Progress::begin();
     let request = outgoing.request;
     let shared = outgoing.shared;
     let mut uploading = Uploading {
-        rest: Some(pin!(upload(&request, shared, source, sink, &bytes_in))),
+        rest: Some(pin!(upload(&request, shared, source, sink, &progress))),
         whole: false,
+        refused: None,
     };
     let answered = await_head(&request, &mut uploading, &mut answers, back, answer, record);
     let answered = answered.await;
-    record.bytes_in = bytes_in.get();
+    record.bytes_in = progress.bytes_in.get();
     let (head, body) = answered?;
     record.answered = Some(clock::mono());
     let status = head.status;
@@ -320,6 +322,7 @@ async fn run(
         sink: None,
         audited: (shared, &conn.lane.outbox),
         request: &request,
+        progress: &progress,
     };
     let has_body = answered.head.body != ResponseBody::Length(BodyLength::None);
     let streamed = down
@@ -331,7 +334,8 @@ async fn run(
             record,
         )
         .await;
-    record.bytes_in = bytes_in.get();
+    record.bytes_in = progress.bytes_in.get();
+    record.grpc = record.grpc.or(grpc);
     let end = grpc.map_or(End::Status(status), End::Grpc);
     outgoing.streamed(end, &streamed, record);
     streamed?;
@@ -354,12 +358,17 @@ async fn await_head<F: Future<Output = Result<(), Failure>>>(
     let to_http1 = back.is_http1();
     let early = {
         let mut head = pin!(answers.final_head(request, to_http1, answer));
+        let mut until_deadline = pin!(request.until_deadline());
         poll_fn(|cx| {
             if let Poll::Ready(head) = head.as_mut().poll(cx) {
                 return Poll::Ready(Ok(Some(head)));
             }
+            if until_deadline.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(Rejection::DeadlineExceeded.into()));
+            }
             match uploading.poll(cx) {
-                Poll::Pending => Poll::Pending,
+                // An upload that waits for the upstream does not look whether the client is there.
+                Poll::Pending => back.poll_reset(cx).map(|()| Err(Failure::ClientGone)),
                 Poll::Ready(Ok(())) => Poll::Ready(Ok(None)),
                 // The upstream may have answered before it stopped reading: its answer is worth more than a 502.
                 Poll::Ready(Err(Failure::Reply(Rejection::UpstreamBroken, _))) => {
@@ -385,7 +394,10 @@ async fn await_head<F: Future<Output = Result<(), Failure>>>(
             });
             let within = request.left_of(request.within);
             let waited = deadlines.within(within, waited).await;
-            waited.map_err(|Elapsed| Rejection::UpstreamTimeout)??
+            waited.map_err(|Elapsed| match request.is_over() {
+                true => Rejection::DeadlineExceeded,
+                false => Rejection::UpstreamTimeout,
+            })??
         };
         if !is_interim(&head) {
             return Ok((head, body));
