@@ -12,10 +12,11 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use super::admit::Admitted;
-use super::audit::{self, Outbox};
+use super::audit;
 use super::following::LanePlan;
 use super::handle::{Conn, Ends, Failure, Next, close};
 use super::headers;
+use super::outbox::Outbox;
 use super::record::Record;
 use super::reply::Rejection;
 use super::sessions;

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use super::admit::{self, Way};
 use super::answer::Answer;
 use super::audit;
+use super::draft;
 use super::following::LanePlan;
 use super::forward;
 use super::lane::Lane;
@@ -140,7 +141,7 @@ pub(super) async fn connection(
                 Box::pin(one(&conn, &plan, &mut ends, &head, now, record)).await
             }
             Err(rejection) => {
-                record.draft = audit::begin_unrouted(&plan.shared, &conn, &buffer, None);
+                record.draft = draft::begin_unrouted(&plan.shared, &conn, &buffer, None);
                 Err(rejection.into())
             }
         };
@@ -243,7 +244,7 @@ async fn one(
         Ok(Way::Answer(answer)) => by_itself(conn, plan, answer, ends, head, record).await,
         Err(rejection) => {
             if record.route.is_none() {
-                record.draft = audit::begin_unrouted(&plan.shared, conn, ends.buffer, Some(head));
+                record.draft = draft::begin_unrouted(&plan.shared, conn, ends.buffer, Some(head));
             }
             let next = match rejection.is_policy() {
                 true => next_of(conn, ends, head),

@@ -3,11 +3,13 @@
 mod admit;
 mod answer;
 mod audit;
+mod draft;
 mod following;
 mod forward;
 pub mod handle;
 mod headers;
 pub mod lane;
+mod outbox;
 mod quota;
 mod record;
 pub mod reload;

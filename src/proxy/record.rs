@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::audit::{self, Draft, Outbox};
+use super::audit;
+use super::draft::Draft;
+use super::outbox::Outbox;
 use super::reply::Rejection;
 use crate::clock;
 use crate::plan::Plan;
@@ -34,7 +36,7 @@ pub(super) struct Record {
     pub answered: Option<Duration>,
     /// Whether the upstream was reached.
     pub reached: bool,
-    /// For the audit, where it keeps such requests.
+    /// Its texts, where something tells of it.
     pub draft: Option<Box<Draft>>,
 }
 
@@ -90,6 +92,9 @@ impl Record {
             plan.metrics.rejection(reason).inc();
         }
         audit::finish(plan, outbox, self, duration);
+        if let Some(draft) = self.draft.take() {
+            outbox.spare.keep(draft);
+        }
     }
 }
 
