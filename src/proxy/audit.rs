@@ -89,14 +89,21 @@ pub(super) fn finish(
     let left_out = went_well && audit.sample < 1.0 && fastrand::f64() >= audit.sample;
     let receipt = match left_out {
         true => None,
-        false => outbox.push(&whole(plan, &draft, record, duration), recorder),
+        false => {
+            let mut event = facts(plan, &draft, record, duration);
+            if !audit.query {
+                event.query = None;
+            }
+            outbox.push(&event, recorder)
+        }
     };
     draft.level = Level::None;
     record.draft = Some(draft);
     receipt
 }
 
-fn whole<'a>(
+/// All that is known of a request at its end, as the audit spells it.
+pub(super) fn facts<'a>(
     plan: &Plan,
     draft: &'a Draft,
     record: &Record,

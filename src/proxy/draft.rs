@@ -60,6 +60,8 @@ pub(super) struct Draft {
     pub path: Span,
     pub query: Option<Span>,
     pub request_id: Option<Span>,
+    /// For those that tell of requests beside the audit.
+    pub user_agent: Option<Span>,
     pub user: Option<Span>,
     pub headers: Vec<(Span, Span)>,
     pub limits: SmallVec<[&'static str; 4]>,
@@ -97,13 +99,10 @@ impl Draft {
         bytes: &[u8],
         fields: &[(Range<usize>, Range<usize>)],
     ) {
-        let Some(audit) = &plan.config.audit else {
-            return;
-        };
         for name in wanted {
             for (_, value) in fields.iter().filter(|(field, _)| is(bytes, field, name)) {
                 let value = text(&bytes[value.clone()]);
-                let value = audit.redaction.redact_header(name, &value);
+                let value = plan.redaction.redact_header(name, &value);
                 let name = put(&mut self.texts, name);
                 self.headers.push((name, put(&mut self.texts, value)));
             }
@@ -134,15 +133,20 @@ pub(super) fn begin(
     buffer: &[u8],
     head: Option<&RequestHead>,
 ) -> Option<Box<Draft>> {
-    let audit = plan.config.audit.as_ref()?;
-    if level == Level::None {
+    let level = match plan.config.audit {
+        Some(_) => level,
+        None => Level::None,
+    };
+    let told = plan.config.access_log.is_some();
+    if level == Level::None && !told {
         return None;
     }
     let mut spare = spare.0.borrow_mut().pop();
     let texts = spare.as_mut().map(|spare| std::mem::take(&mut spare.texts));
     let mut texts = texts.unwrap_or_default();
     texts.clear();
-    let query = seen.query.strip_prefix(b"?").filter(|_| audit.query);
+    let kept = told || plan.config.audit.as_ref().is_some_and(|audit| audit.query);
+    let query = seen.query.strip_prefix(b"?").filter(|_| kept);
     let mut draft = Draft {
         level,
         time: Micros::from(seen.time),
@@ -152,12 +156,13 @@ pub(super) fn begin(
         method: put(&mut texts, &text(seen.method)),
         host: put(&mut texts, &text(seen.host)),
         path: put(&mut texts, &text(seen.path)),
-        query: query.map(|query| put(&mut texts, &audit.redaction.redact_query(&text(query)))),
+        query: query.map(|query| put(&mut texts, &plan.redaction.redact_query(&text(query)))),
         request_id: match seen.request_id {
             RequestId::Given(given) => Some(put(&mut texts, given)),
             RequestId::New(_) => None,
         },
         texts,
+        user_agent: None,
         user: None,
         headers: Vec::new(),
         limits: SmallVec::new(),
@@ -169,7 +174,13 @@ pub(super) fn begin(
             .iter()
             .find(|(name, _)| is(buffer, name, "traceparent"));
         draft.trace_id = trace.and_then(|(_, value)| trace_id(&buffer[value.clone()]));
-        if level == Level::Headers {
+        let agent = head.fields.iter();
+        let mut agent = agent.filter(|(name, _)| told && is(buffer, name, "user-agent"));
+        if let Some((_, agent)) = agent.next() {
+            let agent = text(&buffer[agent.clone()]);
+            draft.user_agent = Some(put(&mut draft.texts, &agent));
+        }
+        if let (Level::Headers, Some(audit)) = (level, &plan.config.audit) {
             draft.capture(plan, &audit.request_headers, buffer, &head.fields);
         }
     }
@@ -189,7 +200,13 @@ pub(super) fn begin_unrouted(
     buffer: &[u8],
     head: Option<&RequestHead>,
 ) -> Option<Box<Draft>> {
-    let level = plan.config.audit.as_ref()?.level;
+    let level = match &plan.config.audit {
+        Some(audit) => audit.level,
+        None => Level::None,
+    };
+    if level == Level::None && plan.config.access_log.is_none() {
+        return None;
+    }
     let time = clock::wall();
     let id = clock::uuid(time);
     let target = head.map_or(&[][..], |head| &buffer[head.target.clone()]);

@@ -15,7 +15,7 @@ use super::draft;
 use super::following::LanePlan;
 use super::forward;
 use super::lane::Lane;
-use super::record::{Ongoing, Record};
+use super::record::{Ongoing, Record, UPSTREAM_LEFT};
 use super::reply::{Asker, Rejection};
 use super::wire::{Buffer, Deadlines, Elapsed, read_first, read_some};
 use crate::clock;
@@ -152,7 +152,7 @@ pub(super) async fn connection(
                 Next::Close
             }
             Err(Failure::UpstreamGone) => {
-                record.aborted("upstream_aborted");
+                record.aborted(UPSTREAM_LEFT);
                 Next::Close
             }
             Err(Failure::NotSafe) => {

@@ -10,8 +10,10 @@ use super::draft::Spare;
 use crate::audit::Recorder;
 use crate::audit::receipt::{Duty, Receipt};
 use crate::config::audit::Delivery;
+use crate::config::telemetry::LogFormat;
 use crate::event::{AuditEvent, Encoded};
 use crate::plan::Plan;
+use crate::telemetry::access_log::{self, Batch, Line};
 
 /// Events that a lane holds back, at most.
 const BATCH: usize = 64;
@@ -22,12 +24,14 @@ const LINGER: Duration = Duration::from_millis(20);
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     events: RefCell<Encoded>,
+    /// Of the access log.
+    lines: RefCell<Batch>,
     /// Of the events, where delivery is guaranteed.
     duty: RefCell<Option<Duty>>,
     /// Told when the first event comes to wait that requests wait for.
     awaited: Notify,
     pub(super) spare: Spare,
-    /// Told when the first event comes to wait.
+    /// Told when the first event or line comes to wait.
     waiting: Notify,
 }
 
@@ -52,6 +56,18 @@ impl Outbox {
         receipt
     }
 
+    /// Takes a line of the access log.
+    pub(super) fn push_line(&self, format: LogFormat, line: &Line<'_, '_>, plan: &Plan) {
+        let mut lines = self.lines.borrow_mut();
+        if lines.lines == 0 {
+            self.waiting.notify_one();
+        }
+        lines.push(format, line);
+        if lines.bytes.len() >= access_log::BATCH {
+            plan.access_log.hand_on(std::mem::take(&mut *lines));
+        }
+    }
+
     /// Comes back when there is something to hand on: once it has waited, unless requests wait for it.
     pub(super) async fn due(&self) {
         tokio::select! {
@@ -67,6 +83,10 @@ impl Outbox {
         let duty = self.duty.take();
         if let (Some(recorder), false) = (&plan.audit, events.is_empty()) {
             recorder.record(events, duty);
+        }
+        let lines = self.lines.take();
+        if lines.lines > 0 {
+            plan.access_log.hand_on(lines);
         }
     }
 }

@@ -7,13 +7,19 @@ use super::draft::Draft;
 use super::outbox::Outbox;
 use super::reply::Rejection;
 use crate::clock;
+use crate::config::telemetry::AccessLog;
 use crate::plan::Plan;
+use crate::telemetry::access_log::Line;
 
 /// Recorded for a client that left before its answer; nginx's number, sent to no one.
 const CLIENT_LEFT: u16 = 499;
 
 /// Recorded for a request without an answer that a panic or the end of a drain cut off.
 const CUT_OFF: u16 = 503;
+
+/// Why a response broke off.
+pub(super) const UPSTREAM_LEFT: &str = "upstream_aborted";
+const CUT_SHORT: &str = "cut_off";
 
 /// One request.
 #[derive(Debug)]
@@ -26,6 +32,8 @@ pub(super) struct Record {
     pub status: u16,
     /// Why the exchange is not a whole response of the upstream's.
     pub reason: Option<&'static str>,
+    /// Whether the client was told so by weir.
+    pub rejected: bool,
     /// Bytes of the request's body.
     pub bytes_in: u64,
     /// Bytes of the response's body.
@@ -47,6 +55,7 @@ impl Record {
             route: None,
             status: 0,
             reason: None,
+            rejected: false,
             bytes_in: 0,
             bytes_out: 0,
             sent: None,
@@ -72,6 +81,7 @@ impl Record {
     pub(super) fn refused(&mut self, rejection: &Rejection) {
         self.status = rejection.status();
         self.reason = Some(rejection.reason());
+        self.rejected = true;
     }
 
     /// The exchange broke off, for the client's part or the upstream's.
@@ -80,6 +90,14 @@ impl Record {
             self.status = CLIENT_LEFT;
         }
         self.reason = Some(reason);
+    }
+
+    fn is_logged(&self, log: &AccessLog) -> bool {
+        let is_error = self.status >= 500 || matches!(self.reason, Some(UPSTREAM_LEFT | CUT_SHORT));
+        (log.errors && is_error)
+            || (log.rejected && self.rejected)
+            || log.sample >= 1.0
+            || fastrand::f64() < log.sample
     }
 
     /// Counts the request, and hands it to the audit.
@@ -93,6 +111,16 @@ impl Record {
         }
         audit::finish(plan, outbox, self, duration);
         if let Some(draft) = self.draft.take() {
+            if let Some(log) = &plan.config.access_log
+                && self.is_logged(log)
+            {
+                let event = audit::facts(plan, &draft, self, duration);
+                let line = Line {
+                    event: &event,
+                    user_agent: draft.user_agent.as_ref().map(|span| draft.text(span)),
+                };
+                outbox.push_line(log.format, &line, plan);
+            }
             outbox.spare.keep(draft);
         }
     }
@@ -114,7 +142,7 @@ impl Drop for Ongoing<'_> {
             if self.record.status == 0 {
                 self.record.status = CUT_OFF;
             }
-            self.record.aborted("cut_off");
+            self.record.aborted(CUT_SHORT);
         }
         self.record.finish(self.plan, self.outbox);
     }

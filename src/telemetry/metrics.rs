@@ -15,6 +15,7 @@ use prometheus_client::registry::Registry;
 
 use super::audit_metrics::AuditMetrics;
 use super::drain_metrics::DrainMetrics;
+use super::told_metrics::{self, Told};
 
 /// Upper bounds of the buckets of request durations, in microseconds.
 const BUCKETS: [u64; 14] = [
@@ -55,6 +56,7 @@ pub struct Metrics {
     sessions_swept: Family<SessionsLabels, Counter>,
     pub panics: Counter,
     pub drain: DrainMetrics,
+    pub access_log: Told,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -256,6 +258,7 @@ impl Default for Metrics {
             sessions_swept: Family::default(),
             panics: Counter::default(),
             drain: DrainMetrics::register(&mut registry),
+            access_log: told_metrics::access_log(&mut registry),
             registry: Registry::default(),
         };
         registry.register(
