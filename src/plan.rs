@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::audit::Recorder;
 use crate::config::limits::{Accuracy, Limit, Mode, Rule};
 use crate::config::{self, Config, Route};
+use crate::event::Redaction;
 use crate::intern::intern;
 use crate::policy::lease::Terms;
 use crate::policy::routes::Index;
@@ -20,6 +21,7 @@ use crate::store::leases::{self, Leases, Sharing};
 use crate::store::limits::{Key, LimitKeys, Limits};
 use crate::store::sessions::{LiveSessions, Sessions, SharedSessions, Store};
 use crate::store::slots::{self, Slots};
+use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{BreakerMetrics, LimitMetrics, Metrics, RouteMetrics};
 use crate::upstream::Endpoints;
 
@@ -52,6 +54,10 @@ pub struct Plan {
     pub metrics: Arc<Metrics>,
     /// Where the audit's events go; `None` without one.
     pub audit: Option<Recorder>,
+    /// Carried over by a reload.
+    pub access_log: Arc<AccessLog>,
+    /// What is hidden of a request, whoever tells of it.
+    pub redaction: Redaction,
     /// What the audit says, in the configuration's order.
     pub names: Names,
     /// Connections open on each listener, in the configuration's order. Carried over by a reload.
@@ -136,6 +142,7 @@ struct Kept<'k> {
     limits: Arc<Limits>,
     metrics: Arc<Metrics>,
     audit: Option<Recorder>,
+    access_log: Arc<AccessLog>,
     fleet: Option<Arc<Fleet>>,
     shared_limits: Option<SharedLimits>,
     upstreams: &'k [Arc<Endpoints>],
@@ -158,10 +165,12 @@ impl Plan {
             leases: Arc::new(Leases::new(max_keys, fleet.keys.clone())),
             slots: Arc::new(Slots::new(max_keys, fleet.clone())),
         });
+        let access_log = Arc::new(AccessLog::new(metrics.access_log.clone()));
         let kept = Kept {
             limits,
             metrics,
             audit,
+            access_log,
             fleet,
             shared_limits,
             upstreams: &[],
@@ -177,6 +186,7 @@ impl Plan {
             limits,
             metrics,
             audit,
+            access_log,
             fleet,
             shared_limits,
             upstreams: old_upstreams,
@@ -270,6 +280,11 @@ impl Plan {
             .iter()
             .map(|limit| limits.keys_of(&limit.name))
             .collect();
+        if config.access_log.is_some() {
+            access_log.start();
+        }
+        let audit_hides = config.audit.as_ref().map(|audit| audit.redaction.clone());
+        let redaction = audit_hides.unwrap_or_default();
         Arc::new(Plan {
             limit_keys,
             index: Index::new(config.routes.iter().map(|route| &route.matches)),
@@ -286,6 +301,8 @@ impl Plan {
             limit_metrics,
             names: Names::new(&config),
             audit,
+            access_log,
+            redaction,
             open,
             metrics,
             config,
@@ -407,6 +424,7 @@ impl Plan {
             limits: self.limits.clone(),
             metrics: self.metrics.clone(),
             audit: self.audit.clone(),
+            access_log: self.access_log.clone(),
             fleet: self.fleet.clone(),
             shared_limits: self.shared_limits.clone(),
             upstreams: &self.upstreams,

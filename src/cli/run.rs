@@ -47,6 +47,8 @@ const AUDIT_WITHIN: Duration = Duration::from_secs(5);
 
 /// For the names of endpoints to be looked up before the first request.
 const NAMES_WITHIN: Duration = Duration::from_secs(2);
+/// For the last lines of the access log.
+const ACCESS_LOG_WITHIN: Duration = Duration::from_secs(1);
 
 /// What of weir runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -181,6 +183,7 @@ async fn supervise(
         health,
     });
     let last_plan = state.plan.clone();
+    let access_log = last_plan.borrow().access_log.clone();
     tokio::spawn(admin::serve(admin, state.clone()));
     if let Some(metrics) = metrics {
         tokio::spawn(admin::serve_metrics(metrics, state));
@@ -203,12 +206,13 @@ async fn supervise(
     let delay = last_plan.borrow().config.propagation_delay;
     tokio::time::sleep(delay).await;
     drain.send_replace(true);
-    let ended = tokio::task::spawn_blocking(|| {
+    let ended = tokio::task::spawn_blocking(move || {
         let ended = join(threads);
         // Behind the lanes, whose last events are still to be written.
         if let Some(audit) = audit {
             audit.stop(AUDIT_WITHIN);
         }
+        access_log.stop(ACCESS_LOG_WITHIN);
         ended
     })
     .await?;

@@ -12,6 +12,7 @@ pub mod redis;
 pub mod rewrite;
 pub mod sessions;
 pub mod show;
+pub mod telemetry;
 pub mod units;
 pub mod upstreams;
 pub mod worker;
@@ -29,10 +30,10 @@ use audit::{Audit, Level};
 use limits::{Lease, Limit};
 use matches::Match;
 use postgres::Postgres;
-use raw::{LogFormat, LogLevel};
 use redis::Redis;
 use rewrite::{HeaderChanges, Rewrite, To};
 use sessions::{RouteSession, Sessions};
+use telemetry::{AccessLog, Log};
 pub use upstreams::{Protocol, Upstream};
 use worker::Worker;
 
@@ -62,20 +63,13 @@ pub struct Config {
     /// About how many time series requests may make; routes over it are counted together.
     pub max_series: usize,
     pub log: Log,
+    pub access_log: Option<AccessLog>,
     /// Threads that serve requests; `None`: one a core.
     pub lanes: Option<NonZeroUsize>,
     /// Between saying unready and taking no more requests.
     pub propagation_delay: Duration,
     /// For requests in flight to end once the process drains.
     pub drain: Duration,
-}
-
-/// What is logged, and how.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Log {
-    pub format: LogFormat,
-    /// The least that is told.
-    pub level: LogLevel,
 }
 
 /// Where operators ask and change.

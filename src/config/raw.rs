@@ -6,6 +6,7 @@ mod limits;
 mod postgres;
 mod redis;
 mod rewrite;
+mod telemetry;
 mod upstreams;
 mod worker;
 
@@ -29,6 +30,7 @@ pub use limits::{
 pub use postgres::{Pool, Postgres};
 pub use redis::{Certificate, Redis, RedisClient, RedisMode, Tls};
 pub use rewrite::{HeaderChanges, Redirect, Reply, Rewrite, Scheme};
+pub use telemetry::{AccessLog, Always, Log, LogFormat, LogLevel, Telemetry};
 pub use upstreams::{
     Concurrency, DnsEndpoint, Endpoint, Endpoints, HealthCheck, LoadBalancing, OutlierDetection,
     RingHash, RingKey, SlowStart, Upstream, UpstreamProtocol,
@@ -412,42 +414,6 @@ pub struct MetricsAt {
     pub address: Option<At<String>>,
     /// Routes over this are counted together, as "other" [default: 2000].
     pub max_series: Option<At<u32>>,
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-pub struct Telemetry {
-    pub log: Option<At<Log>>,
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-pub struct Log {
-    /// [default: pretty]
-    pub format: Option<At<LogFormat>>,
-    /// The least that is told; the environment variable WEIR_LOG goes before it [default: info].
-    pub level: Option<At<LogLevel>>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum LogFormat {
-    /// A JSON object a line.
-    Json,
-    /// A line for people, in colours on a terminal.
-    #[default]
-    Pretty,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum LogLevel {
-    Error,
-    Warn,
-    #[default]
-    Info,
-    Debug,
-    Trace,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

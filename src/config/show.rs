@@ -9,6 +9,7 @@ mod limits;
 mod postgres;
 mod redis;
 mod rewrite;
+mod telemetry;
 mod upstreams;
 mod worker;
 
@@ -20,7 +21,6 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::limits::Mode;
-use super::raw::{LogFormat, LogLevel};
 use super::rewrite::To;
 use super::sessions::{OnMax, SameSite, TokenSource};
 use super::units::{ByteSize, Percent, Span};
@@ -30,6 +30,7 @@ use limits::{RateLimit, RateLimitDefaults};
 use postgres::Postgres;
 use redis::Redis;
 use rewrite::{Changes, Redirect, Reply, Rewrite};
+use telemetry::Telemetry;
 use upstreams::Upstream;
 use worker::Worker;
 
@@ -118,12 +119,7 @@ impl<'c> File<'c> {
                 address: config.metrics_address,
                 max_series: config.max_series,
             },
-            telemetry: Telemetry {
-                log: Log {
-                    format: config.log.format,
-                    level: config.log.level,
-                },
-            },
+            telemetry: Telemetry::new(config),
             runtime: Runtime {
                 lanes: config
                     .lanes
@@ -507,17 +503,6 @@ struct Metrics {
     #[serde(skip_serializing_if = "Option::is_none")]
     address: Option<SocketAddr>,
     max_series: usize,
-}
-
-#[derive(Serialize)]
-struct Telemetry {
-    log: Log,
-}
-
-#[derive(Serialize)]
-struct Log {
-    format: LogFormat,
-    level: LogLevel,
 }
 
 #[derive(Serialize)]

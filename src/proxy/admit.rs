@@ -7,7 +7,8 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::answer::Answer;
-use super::audit::{self, Seen};
+use super::audit;
+use super::draft::{self, Seen};
 use super::handle::Conn;
 use super::headers::{self, Client, RequestId};
 use super::quota::{Facts, Quota};
@@ -135,8 +136,8 @@ pub(super) async fn admit<'p>(
         id,
         request_id: &request_id,
     };
-    let outbox = &conn.lane.outbox;
-    record.draft = audit::begin(plan, outbox, route.audit, seen, buffer, Some(head));
+    let spare = &conn.lane.outbox.spare;
+    record.draft = draft::begin(plan, spare, route.audit, seen, buffer, Some(head));
     let mut facts = Facts {
         request,
         query,

@@ -9,11 +9,12 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::admit::Admitted;
-use super::audit::{self, Outbox};
+use super::audit;
 use super::following::LanePlan;
 use super::handle::{Conn, Ends, Failure, Next, close};
 use super::headers::{self, put_last_chunk};
 use super::mixed;
+use super::outbox::Outbox;
 use super::quota::Quota;
 use super::record::Record;
 use super::reply::Rejection;

@@ -12,11 +12,12 @@ use tokio::time::timeout;
 use super::admit::{self, Way};
 use super::answer::Answer;
 use super::audit;
+use super::draft;
 use super::following::LanePlan;
 use super::forward;
 use super::http2;
 use super::lane::Lane;
-use super::record::{Ongoing, Record};
+use super::record::{Ongoing, Record, UPSTREAM_LEFT};
 use super::reply::{Asker, Rejection};
 use super::wire::{Buffer, Deadlines, Elapsed, read_first, read_some, write};
 use crate::clock;
@@ -52,7 +53,7 @@ impl Failure {
         match self {
             Failure::Reply(rejection, _) => rejection.reason(),
             Failure::ClientGone => "client_left",
-            Failure::UpstreamGone => "upstream_aborted",
+            Failure::UpstreamGone => UPSTREAM_LEFT,
             Failure::NotSafe => Rejection::AuditUnavailable.reason(),
             Failure::CutShort(reason) => reason,
         }
@@ -172,7 +173,7 @@ pub(super) async fn connection(
                 Box::pin(one(&conn, &plan, &mut ends, &head, now, record)).await
             }
             Err(rejection) => {
-                record.draft = audit::begin_unrouted(&plan.shared, &conn, &buffer, None);
+                record.draft = draft::begin_unrouted(&plan.shared, &conn, &buffer, None);
                 Err(rejection.into())
             }
         };
@@ -272,7 +273,7 @@ async fn one(
         Ok(Way::Answer(answer)) => by_itself(conn, plan, answer, ends, head, record).await,
         Err(rejection) => {
             if record.route.is_none() {
-                record.draft = audit::begin_unrouted(&plan.shared, conn, ends.buffer, Some(head));
+                record.draft = draft::begin_unrouted(&plan.shared, conn, ends.buffer, Some(head));
             }
             let next = match rejection.is_policy() {
                 true => next_of(conn, ends, head),

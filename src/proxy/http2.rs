@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::admit::{self, Way};
 use super::answer::Answer;
 use super::audit;
+use super::draft;
 use super::following::LanePlan;
 use super::forward::prepare;
 use super::handle::{Conn, Failure, Peer, on_record};
@@ -198,7 +199,7 @@ async fn one(
     let head = match downgrade_request(&mut buffer, &parts, !body.is_end_stream(), limits) {
         Ok(head) => head,
         Err(error) => {
-            record.draft = audit::begin_unrouted(&plan.shared, conn, &buffer, None);
+            record.draft = draft::begin_unrouted(&plan.shared, conn, &buffer, None);
             return Err(Rejection::BadHead(error).into());
         }
     };
@@ -212,7 +213,7 @@ async fn one(
         }
         Err(rejection) => {
             if record.route.is_none() {
-                record.draft = audit::begin_unrouted(&plan.shared, conn, &buffer, Some(&head));
+                record.draft = draft::begin_unrouted(&plan.shared, conn, &buffer, Some(&head));
             }
             return Err(rejection.into());
         }

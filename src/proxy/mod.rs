@@ -3,6 +3,7 @@
 mod admit;
 mod answer;
 mod audit;
+mod draft;
 mod following;
 mod forward;
 pub mod handle;
@@ -10,6 +11,7 @@ mod headers;
 mod http2;
 pub mod lane;
 mod mixed;
+mod outbox;
 mod quota;
 mod record;
 pub mod reload;

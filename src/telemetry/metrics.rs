@@ -15,6 +15,7 @@ use prometheus_client::registry::Registry;
 
 use super::audit_metrics::AuditMetrics;
 use super::drain_metrics::DrainMetrics;
+use super::told_metrics::{self, Told};
 use super::upstream_metrics::{UpstreamMetrics, Upstreams};
 use crate::http2::grpc::GrpcStatus;
 
@@ -60,6 +61,7 @@ pub struct Metrics {
     pub panics: Counter,
     pub drain: DrainMetrics,
     upstreams: Upstreams,
+    pub access_log: Told,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -268,6 +270,7 @@ impl Default for Metrics {
             panics: Counter::default(),
             drain: DrainMetrics::register(&mut registry),
             upstreams: Upstreams::register(&mut registry),
+            access_log: told_metrics::access_log(&mut registry),
             registry: Registry::default(),
         };
         registry.register(

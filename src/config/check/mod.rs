@@ -9,6 +9,7 @@ mod redis;
 mod rewrite;
 mod routes;
 mod sessions;
+mod telemetry;
 mod upstreams;
 mod worker;
 
@@ -25,7 +26,7 @@ use crate::config::limits::Mode;
 use crate::config::raw::{self, Lanes};
 use crate::config::units::Span;
 use crate::config::yaml::{self, At, Lookup, Mistake};
-use crate::config::{Admin, Config, Log, Secret};
+use crate::config::{Admin, Config, Secret};
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -132,8 +133,10 @@ impl Checker {
             ),
             None => (None, 2_000),
         };
+        let telemetry = self.telemetry(file.telemetry.and_then(|at| at.value));
         Config {
-            log: log(file.telemetry),
+            log: telemetry.log,
+            access_log: telemetry.access_log,
             admin,
             metrics_address,
             max_series,
@@ -297,17 +300,6 @@ fn mode(at: Option<At<raw::Mode>>) -> Mode {
         raw::Mode::Enforce => Mode::Enforce,
         raw::Mode::Shadow => Mode::Shadow,
         raw::Mode::Disabled => Mode::Disabled,
-    }
-}
-
-fn log(raw: Option<At<raw::Telemetry>>) -> Log {
-    let raw = raw
-        .and_then(|at| at.value?.log)
-        .and_then(|at| at.value)
-        .map_or((None, None), |raw| (raw.format, raw.level));
-    Log {
-        format: raw.0.and_then(|at| at.value).unwrap_or_default(),
-        level: raw.1.and_then(|at| at.value).unwrap_or_default(),
     }
 }
 
