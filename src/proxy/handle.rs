@@ -1,12 +1,11 @@
 //! The life of a client's connection: heads are read, checked and handed to `forward`; what is refused is answered by
 //! `reply`. The one place that decides whether the connection lives on.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::admit::{self, Way};
@@ -15,6 +14,7 @@ use super::audit;
 use super::draft;
 use super::following::LanePlan;
 use super::forward;
+use super::greet::Guest;
 use super::http2;
 use super::lane::Lane;
 use super::record::{Ongoing, Record, UPSTREAM_LEFT};
@@ -24,6 +24,7 @@ use crate::clock;
 use crate::config::Listener;
 use crate::http1::head::{self, BodyLength, RequestHead};
 use crate::net::stream::{Ahead, Stream};
+use crate::net::tls::{ClientFacts, Protocol};
 use crate::policy::limit::Now;
 
 /// Whether a client's connection can carry another request.
@@ -79,6 +80,19 @@ pub(super) struct Peer {
     pub ip: IpAddr,
     /// As it is written, since each request says it.
     pub text: String,
+    /// Where the connection is under TLS.
+    pub tls: Option<Box<ClientFacts>>,
+}
+
+impl Peer {
+    pub(super) fn new(ip: IpAddr) -> Peer {
+        let ip = ip.to_canonical();
+        Peer {
+            ip,
+            text: ip.to_string(),
+            tls: None,
+        }
+    }
 }
 
 /// The client's end of a connection, with what was read from it and not used.
@@ -99,24 +113,25 @@ impl Ends<'_> {
     }
 }
 
-/// Serves `client` until it closes, breaks, is refused or stays idle too long. One that begins as HTTP/2 does is served as
-/// that (RFC 9113 section 3.3).
-pub(super) async fn connection(
-    lane: &Rc<Lane>,
-    listener_index: usize,
-    client: TcpStream,
-    peer: SocketAddr,
-) {
-    if client.set_nodelay(true).is_err() {
-        return;
+/// Serves a client until it closes, breaks, is refused or stays idle too long. One that begins as HTTP/2 does is served as
+/// that (RFC 9113 section 3.3), unless HTTP/1.1 was agreed on.
+pub(super) async fn connection(lane: &Rc<Lane>, listener_index: usize, guest: Guest) {
+    let Guest {
+        stream: mut client,
+        peer,
+        agreed,
+    } = guest;
+    if agreed == Some(Protocol::Http2) {
+        let bytes = Vec::new();
+        let client = Ahead {
+            bytes,
+            stream: client,
+        };
+        return Box::pin(http2::connection(lane, listener_index, client, peer)).await;
     }
-    let mut client = Stream::from(client);
-    let ip = peer.ip().to_canonical();
-    let text = ip.to_string();
-    let peer = Peer { ip, text };
     let mut buffer = lane.buffers.take();
     let mut deadlines = Deadlines::new();
-    let mut may_switch = true;
+    let mut may_switch = agreed.is_none();
     loop {
         let plan = lane.plan.current();
         let head = match read_head(

@@ -241,7 +241,8 @@ pub(super) fn put_request_head(
         put_sent_host(out, buffer, head);
     }
     if !client.behind_trusted || !has("x-forwarded-proto") {
-        out.extend_from_slice(b"X-Forwarded-Proto: http\r\n");
+        let scheme = peer.tls.as_ref().map_or(&b"http"[..], |_| b"https");
+        put(out, b"X-Forwarded-Proto", scheme);
     }
     if !client.behind_trusted || !has("x-request-id") {
         put(out, b"X-Request-Id", request_id.as_str().as_bytes());

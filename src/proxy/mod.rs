@@ -6,6 +6,7 @@ mod audit;
 mod draft;
 mod following;
 mod forward;
+mod greet;
 pub mod handle;
 mod headers;
 mod http2;

@@ -40,10 +40,7 @@ fn sent_up_by(route: &Route, fields: &str, trusted: bool) -> String {
         ip: IpAddr::from([1, 2, 3, 4]),
         behind_trusted: trusted,
     };
-    let peer = Peer {
-        ip: IpAddr::from([1, 2, 3, 4]),
-        text: "1.2.3.4".to_owned(),
-    };
+    let peer = Peer::new(IpAddr::from([1, 2, 3, 4]));
     let protocol = upgrade(&bytes, &head);
     let passed = Passed {
         target: b"/",
