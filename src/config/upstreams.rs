@@ -66,6 +66,8 @@ pub enum Balancing {
 pub struct Concurrency {
     /// Requests under way; 1 at least.
     pub max: u32,
+    /// Where how many may be is learnt: the least, which is at most `max`.
+    pub adaptive_min: Option<u32>,
     /// Requests that wait.
     pub pending: u32,
     /// 1 at least.

@@ -43,9 +43,9 @@ pub struct Gradient {
 }
 
 /// What was seen of calls since the last update.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Window {
-    /// Of those that have ended; at least 1.
+    /// Those that have ended; at least 1 for an update.
     pub calls: u32,
     /// What they took together.
     pub took: Duration,

@@ -47,6 +47,9 @@ pub(super) async fn exchange<'c>(
     if let Some(outcome) = outcome(status, record) {
         picked.tell(outcome);
     }
+    if let Some(took) = record.waited() {
+        slot.answered(took);
+    }
     let (connected, answered) = tried?;
     let reached = Reached {
         connected,

@@ -15,6 +15,7 @@ pub(super) struct Upstreams {
     under_way: Family<UpstreamLabels, Gauge>,
     ejections: Family<UpstreamLabels, Counter>,
     over: Family<CapLabels, Counter>,
+    bound: Family<UpstreamLabels, Gauge>,
     dns: Family<ResultLabels, Counter>,
     checks: Family<ResultLabels, Counter>,
 }
@@ -32,6 +33,8 @@ pub struct UpstreamMetrics {
     pub panic: Gauge,
     pub under_way: Gauge,
     pub ejections: Counter,
+    /// Requests that may be under way, where that is learnt.
+    pub bound: Gauge,
     /// Refused since as many requests were under way as may be,
     pub over_requests: Counter,
     /// as many waited,
@@ -98,6 +101,11 @@ impl Upstreams {
             all.over.clone(),
         );
         registry.register(
+            "upstream_concurrency_limit",
+            "Requests that may be under way to an upstream, where that is learnt",
+            all.bound.clone(),
+        );
+        registry.register(
             "upstream_dns_lookups",
             "Looks at the names of endpoints, by result",
             all.dns.clone(),
@@ -140,6 +148,7 @@ impl Upstreams {
             panic: self.panic.get_or_create_owned(&labels),
             under_way: self.under_way.get_or_create_owned(&labels),
             ejections: self.ejections.get_or_create_owned(&labels),
+            bound: self.bound.get_or_create_owned(&labels),
             over_requests: over("requests"),
             over_pending: over("pending"),
             over_connections: over("connections"),

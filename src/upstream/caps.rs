@@ -4,11 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{interval, timeout};
 
+use super::adaptive::Learnt;
+use crate::clock;
 use crate::config::upstreams::Concurrency;
+use crate::policy::gradient::Range;
 use crate::telemetry::upstream_metrics::UpstreamMetrics;
 
 /// How often lanes are asked to close an idle connection while a request waits for a new one.
@@ -18,6 +22,9 @@ const ASK_EVERY: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub struct Caps {
     requests: Arc<Semaphore>,
+    learnt: Option<Learnt>,
+    /// Requests that may be under way, places that are still to be taken back included.
+    size: Mutex<u32>,
     connections: Arc<Semaphore>,
     pending: u32,
     /// Requests that wait, and those of them that do for a connection.
@@ -41,8 +48,19 @@ impl Caps {
             let count = (count as usize).min(Semaphore::MAX_PERMITS);
             Arc::new(Semaphore::new(count))
         };
+        let range = settings.adaptive_min.map(|min| Range {
+            min,
+            max: settings.max,
+        });
+        let learnt = range.map(Learnt::new);
+        let size = learnt.as_ref().map_or(settings.max, Learnt::bound);
+        if learnt.is_some() {
+            metrics.bound.set(size.into());
+        }
         Caps {
-            requests: places(settings.max),
+            requests: places(size),
+            learnt,
+            size: Mutex::new(size),
             connections: places(settings.max_connections),
             pending: settings.pending,
             waiting: AtomicU32::new(0),
@@ -63,6 +81,31 @@ impl Caps {
             self.metrics.over_requests.inc();
             Full
         })
+    }
+
+    /// A request was answered after `took`; how many may be under way is learnt from it, where it is to be.
+    pub(super) fn answered(&self, took: Duration) {
+        let Some(learnt) = &self.learnt else {
+            return;
+        };
+        let mut size = self.size.lock();
+        let free = u32::try_from(self.requests.available_permits()).unwrap_or(u32::MAX);
+        let under_way = size.saturating_sub(free);
+        if let Some(bound) = learnt.answered(took, under_way, clock::mono()) {
+            self.resize(&mut size, bound);
+        }
+    }
+
+    /// Gives or takes back places. Those that are in use are taken back later.
+    fn resize(&self, size: &mut u32, bound: u32) {
+        self.metrics.bound.set(bound.into());
+        if bound >= *size {
+            self.requests.add_permits((bound - *size) as usize);
+            *size = bound;
+        } else {
+            let taken = self.requests.forget_permits((*size - bound) as usize);
+            *size -= u32::try_from(taken).unwrap_or(u32::MAX);
+        }
     }
 
     /// The place of a connection.

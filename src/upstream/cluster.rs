@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use smallvec::SmallVec;
 use tokio::task::AbortHandle;
@@ -220,6 +221,13 @@ impl View {
 }
 
 impl Slot<'_> {
+    /// The upstream has answered, after that time.
+    pub fn answered(&self, took: Duration) {
+        if let Some(caps) = &self.cluster.shared.caps {
+            caps.answered(took);
+        }
+    }
+
     fn new(cluster: &Cluster) -> Slot<'_> {
         let count = &cluster.under_way;
         count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);

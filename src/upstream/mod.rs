@@ -3,6 +3,7 @@
 //! [`Endpoints`] is what lanes share: which there are, how they are, how much goes on. Lanes read it without a lock. A [`Cluster`] is
 //! one lane's view of it: it picks an endpoint for a request and has a [`Pool`] of idle connections for each.
 
+mod adaptive;
 pub mod caps;
 mod cluster;
 pub mod connect;

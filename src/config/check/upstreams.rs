@@ -224,10 +224,32 @@ impl Checker {
             let most = u64::from(u32::MAX);
             number(self.count_within(&path, at, default, least..=most))
         };
+        let adaptive = raw.adaptive.is_some();
+        let min = raw.min.as_ref().map(|at| (at.line, at.column));
+        let least = count("min", raw.min, 5, 1);
+        let max = count("max", raw.max, 1024, 1);
+        let pending = count("pending", raw.pending, 128, 0);
+        let max_connections = count("max_connections", raw.max_connections, 1024, 1);
+        if let Some((line, column)) = min {
+            let mistake = match adaptive {
+                false => Some(
+                    "nothing is learnt without \"adaptive: gradient\": add that, or leave this out"
+                        .to_owned(),
+                ),
+                true if least > max => {
+                    Some(format!("{least} is over \"max\", which is {max}: lower it"))
+                }
+                true => None,
+            };
+            if let Some(mistake) = mistake {
+                self.say(&format!("{path}.min"), line, column, mistake);
+            }
+        }
         Concurrency {
-            max: count("max", raw.max, 1024, 1),
-            pending: count("pending", raw.pending, 128, 0),
-            max_connections: count("max_connections", raw.max_connections, 1024, 1),
+            max,
+            adaptive_min: adaptive.then_some(least.min(max)),
+            pending,
+            max_connections,
         }
     }
 

@@ -205,13 +205,24 @@ impl<'de> Deserialize<'de> for LoadBalancing {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Concurrency {
-    /// Requests under way [default: 1024].
+    /// Requests under way; with `adaptive` the most that are found to do well [default: 1024].
     pub max: Option<At<u32>>,
+    /// gradient: how many may be under way is learnt from how long they take [default: `max`, always].
+    pub adaptive: Option<At<Adaptive>>,
+    /// With `adaptive`: requests that may be under way however slow they are [default: 5].
+    pub min: Option<At<u32>>,
     /// Requests that wait for one of them to end, or for a connection, for at most `connect_timeout`; those beyond get 503
     /// at once [default: 128].
     pub pending: Option<At<u32>>,
     /// [default: 1024]
     pub max_connections: Option<At<u32>>,
+}
+
+/// How a bound is learnt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Adaptive {
+    Gradient,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

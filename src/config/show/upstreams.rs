@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::limits::{OneOrMany, by};
 use super::texts;
+use crate::config::raw::Adaptive;
 use crate::config::units::{Percent, Span};
 use crate::config::upstreams::{self, Balancing, Source};
 
@@ -45,6 +46,10 @@ struct RingKey {
 #[derive(Serialize)]
 struct Concurrency {
     max: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    adaptive: Option<Adaptive>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    min: Option<u32>,
     pending: u32,
     max_connections: u32,
 }
@@ -77,6 +82,8 @@ impl<'c> Upstream<'c> {
         let breaker = upstream.circuit_breaker.as_ref();
         let concurrency = |it: upstreams::Concurrency| Concurrency {
             max: it.max,
+            adaptive: it.adaptive_min.map(|_| Adaptive::Gradient),
+            min: it.adaptive_min,
             pending: it.pending,
             max_connections: it.max_connections,
         };

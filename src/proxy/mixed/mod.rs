@@ -135,12 +135,15 @@ async fn exchange(
 ) -> Result<Next, Failure> {
     let cluster = &plan.clusters[outgoing.upstream];
     let sent = async {
-        let _slot = cluster.enter().await.map_err(|_| Rejection::Overloaded)?;
+        let slot = cluster.enter().await.map_err(|_| Rejection::Overloaded)?;
         let picked = cluster.pick(outgoing.ring_key, &[]);
         let picked = picked.map_err(|_| Rejection::NoEndpoint)?;
         let tried = attempt(conn, &picked.pool, outgoing, source, back, record).await;
         if let Some(outcome) = outcome(tried.as_ref().map(|_| record.status), record) {
             picked.tell(outcome);
+        }
+        if let Some(took) = record.waited() {
+            slot.answered(took);
         }
         tried
     };
