@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help run test test-redis-versions check deny fuzz bench bench-tools bench-shared bench-limits bench-scale bench-audit
+.PHONY: help run test test-redis-versions check deny fuzz bench bench-tools bench-shared bench-limits bench-scale bench-audit bench-lane
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,7 +46,7 @@ fuzz: ## Fuzz each parser for FUZZ_SECONDS (60); the first build takes minutes
 			-max_total_time=$(FUZZ_SECONDS) -print_final_stats=1; \
 	done
 
-bench bench-shared: export PATH := $(PATH):/usr/sbin
+bench bench-shared bench-lane: export PATH := $(PATH):/usr/sbin
 bench: bench-tools ## Measure weir beside nginx, HAProxy and Envoy (BENCH=--quick: a short run)
 	python3 benches/bench.py $(BENCH)
 
@@ -70,3 +70,8 @@ bench-scale: ## Measure what a million keys and sessions take in Redis and in th
 bench-audit: ## Measure what an audited event costs on its way: process, Redis, worker, Postgres
 	@tests/need.sh redis-server postgresql
 	cargo bench --bench audit -- --write benches/AUDIT.md
+
+bench-lane: ## Measure what the audit takes of a lane's thread, over HTTP (BENCH=--quick: a short run)
+	cargo build --release
+	@tests/need.sh nginx wrk redis-server postgresql
+	python3 benches/lane.py $(BENCH)
