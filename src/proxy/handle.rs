@@ -8,14 +8,16 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
-use super::admit;
+use super::admit::{self, Way};
+use super::answer::Answer;
 use super::audit;
+use super::draft;
 use super::following::LanePlan;
 use super::forward;
 use super::greet::Guest;
 use super::http2;
 use super::lane::Lane;
-use super::record::{Ongoing, Record};
+use super::record::{Ongoing, Record, UPSTREAM_LEFT};
 use super::reply::{Asker, Rejection};
 use super::wire::{Buffer, Deadlines, Elapsed, read_first, read_some, write};
 use crate::clock;
@@ -42,6 +44,21 @@ pub(super) enum Failure {
     UpstreamGone,
     /// The response's event could not be made safe, so that its end was held back.
     NotSafe,
+    /// weir ended the response within its body, for this reason.
+    CutShort(&'static str),
+}
+
+impl Failure {
+    /// A name for metrics and audit.
+    pub(super) fn reason(&self) -> &'static str {
+        match self {
+            Failure::Reply(rejection, _) => rejection.reason(),
+            Failure::ClientGone => "client_left",
+            Failure::UpstreamGone => UPSTREAM_LEFT,
+            Failure::NotSafe => Rejection::AuditUnavailable.reason(),
+            Failure::CutShort(reason) => reason,
+        }
+    }
 }
 
 impl From<Rejection> for Failure {
@@ -174,7 +191,7 @@ pub(super) async fn connection(lane: &Rc<Lane>, listener_index: usize, guest: Gu
                 Box::pin(one(&conn, &plan, &mut ends, &head, now, record)).await
             }
             Err(rejection) => {
-                record.draft = audit::begin_unrouted(&plan.shared, &conn, &buffer, None);
+                record.draft = draft::begin_unrouted(&plan.shared, &conn, &buffer, None);
                 Err(rejection.into())
             }
         };
@@ -185,19 +202,17 @@ pub(super) async fn connection(lane: &Rc<Lane>, listener_index: usize, guest: Gu
                 is_cut = false;
                 next
             }
-            Err(Failure::ClientGone) => {
-                record.aborted("client_left");
-                Next::Close
-            }
-            Err(Failure::UpstreamGone) => {
-                record.aborted("upstream_aborted");
-                Next::Close
-            }
-            Err(Failure::NotSafe) => {
-                record.aborted(Rejection::AuditUnavailable.reason());
+            Err(
+                failure @ (Failure::ClientGone
+                | Failure::UpstreamGone
+                | Failure::NotSafe
+                | Failure::CutShort(_)),
+            ) => {
+                record.aborted(failure.reason());
                 Next::Close
             }
             Err(Failure::Reply(rejection, next)) => {
+                is_cut = false;
                 let rejection = on_record(&conn, &plan, rejection, record).await;
                 let mut ends = Ends {
                     client: &mut client,
@@ -245,8 +260,12 @@ async fn refuse(conn: &Conn<'_>, ends: &mut Ends<'_>, rejection: &Rejection, to:
     let (mut out, mut body) = (conn.lane.buffers.take(), conn.lane.buffers.take());
     rejection.put(&mut out, &mut body, to, &conn.lane.date);
     drop(body);
+    give(conn, ends, &out, to).await
+}
+
+async fn give(conn: &Conn<'_>, ends: &mut Ends<'_>, out: &[u8], to: Asker) -> Next {
     match (
-        ends.write(&out, conn.listener.stream_idle).await,
+        ends.write(out, conn.listener.stream_idle).await,
         to.keep_alive,
     ) {
         (Ok(()), true) => Next::KeepAlive,
@@ -275,23 +294,58 @@ async fn one(
     record: &mut Record,
 ) -> Result<Next, Failure> {
     match admit::admit(&plan.shared, conn, ends.buffer, head, now, record).await {
-        Ok(admitted) => forward::send(conn, plan, admitted, ends, head, record).await,
+        Ok(Way::Upstream(admitted)) => {
+            forward::send(conn, plan, admitted, ends, head, record).await
+        }
+        Ok(Way::Answer(answer)) => by_itself(conn, plan, answer, ends, head, record).await,
         Err(rejection) => {
             if record.route.is_none() {
-                record.draft = audit::begin_unrouted(&plan.shared, conn, ends.buffer, Some(head));
+                record.draft = draft::begin_unrouted(&plan.shared, conn, ends.buffer, Some(head));
             }
-            // The request itself was in order, so that another may follow, unless a body does.
-            let draining = *conn.lane.draining.borrow();
-            let in_order = head.keep_alive && head.body == BodyLength::None && !draining;
-            let next = if in_order && rejection.is_policy() {
-                ends.buffer.drain(..head.len);
-                Next::KeepAlive
-            } else {
-                Next::Close
+            let next = match rejection.is_policy() {
+                true => next_of(conn, ends, head),
+                false => Next::Close,
             };
             Err(Failure::Reply(rejection, next))
         }
     }
+}
+
+/// Of a connection on which the request that weir answers was in order: another may follow, unless a body does.
+fn next_of(conn: &Conn<'_>, ends: &mut Ends<'_>, head: &RequestHead) -> Next {
+    let draining = *conn.lane.draining.borrow();
+    if !head.keep_alive || head.body != BodyLength::None || draining {
+        return Next::Close;
+    }
+    ends.buffer.drain(..head.len);
+    Next::KeepAlive
+}
+
+/// Gives the answer that the route has by itself.
+async fn by_itself(
+    conn: &Conn<'_>,
+    plan: &LanePlan,
+    answer: Answer<'_>,
+    ends: &mut Ends<'_>,
+    head: &RequestHead,
+    record: &mut Record,
+) -> Result<Next, Failure> {
+    let by_head = ends.buffer[head.method.clone()] == *b"HEAD";
+    let next = next_of(conn, ends, head);
+    record.status = answer.status;
+    if !by_head {
+        record.bytes_out = answer.body.len() as u64;
+    }
+    let safe = audit::secure(&plan.shared, &conn.lane.outbox, record).await;
+    safe.map_err(|audit::NotSafe| Failure::Reply(Rejection::AuditUnavailable, next))?;
+    let to = Asker {
+        keep_alive: next == Next::KeepAlive,
+        by_head,
+        old: head.minor_version == 0,
+    };
+    let mut out = conn.lane.buffers.take();
+    answer.put(&mut out, to, &conn.lane.date);
+    Ok(give(conn, ends, &out, to).await)
 }
 
 /// What a client begins with.

@@ -15,9 +15,9 @@ use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::timeout;
 
-use super::audit::Outbox;
 use super::following::Following;
 use super::greet::greet;
+use super::outbox::Outbox;
 use super::reply::Date;
 use super::wire::Buffers;
 use crate::admin::health::Heartbeat;

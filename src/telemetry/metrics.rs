@@ -16,6 +16,9 @@ use prometheus_client::registry::Registry;
 use super::audit_metrics::AuditMetrics;
 use super::drain_metrics::DrainMetrics;
 use super::tls_metrics::TlsMetrics;
+use super::told_metrics::{self, Told};
+use super::upstream_metrics::{UpstreamMetrics, Upstreams};
+use crate::http2::grpc::GrpcStatus;
 
 /// Upper bounds of the buckets of request durations, in microseconds.
 const BUCKETS: [u64; 14] = [
@@ -30,6 +33,8 @@ pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
     durations: Family<RouteLabels, Durations>,
     rejections: Family<RejectionLabels, Counter>,
+    /// By the number of the status.
+    grpc: [Counter; 17],
     decisions: Family<DecisionLabels, Counter>,
     limits_alone: Family<LimitLabels, Gauge>,
     breaker_decisions: Family<BreakerDecisionLabels, Counter>,
@@ -57,6 +62,8 @@ pub struct Metrics {
     pub panics: Counter,
     pub drain: DrainMetrics,
     pub tls: TlsMetrics,
+    upstreams: Upstreams,
+    pub access_log: Told,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -69,6 +76,11 @@ struct RequestLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RouteLabels {
     route: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct GrpcLabels {
+    status: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -231,10 +243,11 @@ pub struct LimitMetrics {
 impl Default for Metrics {
     fn default() -> Metrics {
         let mut registry = Registry::with_prefix("weir");
-        let metrics = Metrics {
+        let mut metrics = Metrics {
             requests: Family::default(),
             durations: Family::default(),
             rejections: Family::default(),
+            grpc: Default::default(),
             decisions: Family::default(),
             limits_alone: Family::default(),
             breaker_decisions: Family::default(),
@@ -259,6 +272,8 @@ impl Default for Metrics {
             panics: Counter::default(),
             drain: DrainMetrics::register(&mut registry),
             tls: TlsMetrics::register(&mut registry),
+            upstreams: Upstreams::register(&mut registry),
+            access_log: told_metrics::access_log(&mut registry),
             registry: Registry::default(),
         };
         registry.register(
@@ -275,6 +290,16 @@ impl Default for Metrics {
             "rejections",
             "Requests that weir itself refused, by reason",
             metrics.rejections.clone(),
+        );
+        let calls = Family::<GrpcLabels, Counter>::default();
+        metrics.grpc = std::array::from_fn(|number| {
+            let status = GrpcStatus::names()[number];
+            calls.get_or_create_owned(&GrpcLabels { status })
+        });
+        registry.register(
+            "grpc_responses",
+            "Calls of gRPC that ended with a status, weir's own included",
+            calls,
         );
         registry.register(
             "limit_decisions",
@@ -470,6 +495,10 @@ impl Metrics {
         }
     }
 
+    pub fn upstream(&self, upstream: &str) -> UpstreamMetrics {
+        self.upstreams.of(upstream)
+    }
+
     pub fn breaker(&self, upstream: &str) -> BreakerMetrics {
         let decision = |decision| {
             let labels = BreakerDecisionLabels {
@@ -548,6 +577,11 @@ impl Metrics {
         };
         let gauge = self.breaker_shared.get_or_create(&labels);
         gauge.set(i64::from(shared));
+    }
+
+    /// Calls of gRPC that ended so.
+    pub fn grpc(&self, status: GrpcStatus) -> Option<&Counter> {
+        self.grpc.get(usize::from(status.0))
     }
 
     /// The counter of one reason to refuse; `reason` is one of a closed set.

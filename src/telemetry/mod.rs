@@ -1,7 +1,10 @@
 //! What weir tells of itself.
 
+pub mod access_log;
 pub mod audit_metrics;
 pub mod drain_metrics;
 pub mod log;
 pub mod metrics;
 pub mod tls_metrics;
+pub mod told_metrics;
+pub mod upstream_metrics;

@@ -11,8 +11,8 @@ use h2::client::{self, SendRequest};
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 
+use super::pool::{Connected, Unreached};
 use crate::clock;
-use crate::net::stream::Stream;
 
 /// What an upstream may send of one body before it is taken, in bytes.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -78,10 +78,10 @@ impl Multiplexed {
     /// `idle_timeout`.
     pub async fn place(
         &self,
-        connect: impl AsyncFn() -> io::Result<Stream>,
+        connect: impl AsyncFn() -> Result<Connected, Unreached>,
         within: Duration,
         idle_timeout: Duration,
-    ) -> io::Result<Place> {
+    ) -> Result<Place, Unreached> {
         if let Some(place) = self.free() {
             return Ok(place);
         }
@@ -89,17 +89,22 @@ impl Multiplexed {
         if let Some(place) = self.free() {
             return Ok(place);
         }
-        let stream = connect().await?;
-        self.begin(stream, within, idle_timeout).await
+        let connected = connect().await?;
+        Ok(self.begin(connected, within, idle_timeout).await?)
     }
 
     /// As [`Multiplexed::place`], on a connection that is open already.
     async fn begin(
         &self,
-        stream: Stream,
+        connected: Connected,
         within: Duration,
         idle_timeout: Duration,
     ) -> io::Result<Place> {
+        let Connected {
+            stream,
+            place: counted,
+            ..
+        } = connected;
         let handshake = client::Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -134,6 +139,7 @@ impl Multiplexed {
                     .await;
                 }
             };
+            let _counted = counted;
             // Its end, be it good or bad, is seen by the next request that asks for a place.
             tokio::select! {
                 _ = connection => {}

@@ -10,15 +10,15 @@ use h2::Reason;
 use h2::server::SendResponse;
 
 use super::parts::{Broken, Part, Sink, Source, keep};
-use super::up::Uploading;
+use super::up::{Progress, Uploading};
 use crate::http2::grpc::GrpcStatus;
 use crate::http2::head::upgrade_response;
 use crate::net::stream::{Reading, Writing};
 use crate::plan::Plan;
-use crate::proxy::audit::Outbox;
 use crate::proxy::forward::{Request, secure};
 use crate::proxy::handle::Failure;
 use crate::proxy::headers;
+use crate::proxy::outbox::Outbox;
 use crate::proxy::record::Record;
 use crate::proxy::reply::Rejection;
 use crate::proxy::wire::{Deadlines, Elapsed, write};
@@ -48,6 +48,13 @@ impl Back<'_, '_> {
                     Poll::Ready(true) | Poll::Pending => Poll::Pending,
                 }
             }
+            Back::Http1 { .. } | Back::Http2(_) => self.poll_reset(cx),
+        }
+    }
+
+    /// As [`Back::poll_gone`], where that is heard beside the request's body.
+    pub(super) fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
             Back::Http1 { .. } => Poll::Pending,
             Back::Http2(respond) => respond.poll_reset(cx).map(drop),
         }
@@ -83,6 +90,7 @@ pub(super) struct Down<'r, 'c> {
     pub sink: Option<Sink<'c>>,
     pub audited: (&'r Plan, &'r Outbox),
     pub request: &'r Request,
+    pub progress: &'r Progress,
 }
 
 impl<'c> Down<'_, 'c> {
@@ -115,7 +123,7 @@ impl<'c> Down<'_, 'c> {
         grpc: &mut Option<GrpcStatus>,
         record: &mut Record,
     ) -> Result<(), Failure> {
-        let request = self.request;
+        let (request, progress) = (self.request, self.progress);
         let mut deadlines = Deadlines::new();
         let Some(body) = body else {
             self.safe(record).await?;
@@ -124,27 +132,38 @@ impl<'c> Down<'_, 'c> {
         };
         loop {
             let mut next = pin!(body.next());
+            let mut ended_by_us = None;
             let part = match next.as_mut().now_or_never() {
                 Some(part) => part,
                 None => {
                     let sink = self.begin(back, false)?;
                     let flushed = deadlines.within(request.idle, sink.flush());
                     to_client(uploading.beside(flushed).await)?;
-                    let unless_gone = poll_fn(|cx| match next.as_mut().poll(cx) {
-                        Poll::Ready(part) => Poll::Ready(Ok(part)),
-                        Poll::Pending => sink.poll_gone(cx).map(|()| Err(Failure::ClientGone)),
-                    });
-                    let span = request.left_of(request.idle);
-                    match uploading.beside(deadlines.within(span, unless_gone)).await {
-                        Ok(part) => part?,
-                        Err(Elapsed) if request.is_over() => {
-                            let status = GrpcStatus::DEADLINE_EXCEEDED;
-                            Ok(Part::End(status.trailers("deadline exceeded")))
+                    loop {
+                        let unless_gone = poll_fn(|cx| match next.as_mut().poll(cx) {
+                            Poll::Ready(part) => Poll::Ready(Ok(part)),
+                            Poll::Pending => sink.poll_gone(cx).map(|()| Err(Failure::ClientGone)),
+                        });
+                        let idle = match request.grpc {
+                            // As long as one side speaks the other may only listen.
+                            true => progress.left_of(request.idle),
+                            false => request.idle,
+                        };
+                        let waited = deadlines.within(request.left_of(idle), unless_gone);
+                        match uploading.beside(waited).await {
+                            Ok(part) => break part?,
+                            Err(Elapsed) if request.is_over() => {
+                                ended_by_us = Some(Rejection::DeadlineExceeded);
+                                break Err(Broken::Gone);
+                            }
+                            Err(Elapsed)
+                                if request.grpc && !progress.left_of(request.idle).is_zero() => {}
+                            Err(Elapsed) => break Err(Broken::Gone),
                         }
-                        Err(Elapsed) => Err(Broken::Gone),
                     }
                 }
             };
+            progress.made();
             let told = self.sink.is_some();
             match part {
                 Ok(Part::Data { bytes, last }) => {
@@ -174,10 +193,12 @@ impl<'c> Down<'_, 'c> {
                     return to_client(uploading.beside(end).await);
                 }
                 Err(_) if !told => return Err(Rejection::UpstreamBroken.into()),
-                // Cut short: only an abort tells the client, since the head is out.
                 Err(_) => {
-                    self.abort();
-                    return Err(Failure::UpstreamGone);
+                    let ours = ended_by_us.or(uploading.refused.take());
+                    if ours == Some(Rejection::DeadlineExceeded) {
+                        *grpc = Some(GrpcStatus::DEADLINE_EXCEEDED);
+                    }
+                    return Err(self.cut_short(ours, record).await);
                 }
             }
         }
@@ -190,6 +211,31 @@ impl<'c> Down<'_, 'c> {
             self.abort();
         }
         safe
+    }
+
+    /// The response is not whole and its head is out: trailers tell a gRPC client why, and others only an abort. `ours`: where
+    /// it is not the upstream that broke off.
+    async fn cut_short(&mut self, ours: Option<Rejection>, record: &mut Record) -> Failure {
+        let failure = match &ours {
+            Some(rejection) => Failure::CutShort(rejection.reason()),
+            None => Failure::UpstreamGone,
+        };
+        if !self.request.grpc {
+            self.abort();
+            return failure;
+        }
+        let why = ours.unwrap_or(Rejection::UpstreamBroken);
+        let status = GrpcStatus::of_refusal(why.status());
+        // This, too, is an answer: its event comes first, and says so.
+        record.aborted(failure.reason());
+        record.grpc = Some(status);
+        if let Err(not_safe) = self.safe(record).await {
+            return not_safe;
+        }
+        if let Some(sink) = &mut self.sink {
+            let _ = sink.end(status.trailers(&why.detail())).await;
+        }
+        failure
     }
 
     fn abort(&mut self) {

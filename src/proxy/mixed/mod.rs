@@ -5,9 +5,9 @@ mod down;
 mod parts;
 mod up;
 
-use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::task::{Poll, ready};
 
 use bytes::Bytes;
@@ -17,11 +17,12 @@ use h2::server::SendResponse;
 use http::{Response, StatusCode};
 
 use super::following::LanePlan;
-use super::forward::{Answered, MAX_INTERIM, Outgoing, Request, is_interim, read_head, unreached};
+use super::forward::{Answered, MAX_INTERIM, Outgoing, Request, is_interim, read_head};
 use super::handle::{Conn, Ends, Failure, Next, close};
 use super::headers;
 use super::record::Record;
 use super::reply::Rejection;
+use super::tries::{outcome, unreached};
 use super::wire::{Deadlines, Elapsed};
 use crate::clock;
 use crate::config::Protocol;
@@ -35,7 +36,7 @@ use crate::store::breakers::End;
 use crate::upstream::Pool;
 use down::{Back, Down, GRPC_STATUS};
 use parts::{Sink, Source};
-use up::{Uploading, upload};
+use up::{Progress, Uploading, upload};
 
 /// Whoever asks.
 pub(super) enum Client<'a, 'b> {
@@ -67,6 +68,8 @@ pub(super) async fn send(
             exchange(conn, plan, &mut outgoing, &mut source, &mut back, record).await
         }
         Client::Http1(ends) => {
+            // gRPC is of HTTP/2 alone: how its calls end cannot be said in HTTP/1.1.
+            (outgoing.request.grpc, outgoing.request.deadline) = (false, None);
             if outgoing.expects && ends.buffer.is_empty() {
                 ends.write(b"HTTP/1.1 100 Continue\r\n\r\n", outgoing.request.idle)
                     .await?;
@@ -130,30 +133,52 @@ async fn exchange(
     back: &mut Back<'_, '_>,
     record: &mut Record,
 ) -> Result<Next, Failure> {
-    let upstream = outgoing.route.upstream;
-    let pool = &plan.pools[upstream];
+    let cluster = &plan.clusters[outgoing.upstream];
+    let sent = async {
+        let slot = cluster.enter().await.map_err(|_| Rejection::Overloaded)?;
+        let picked = cluster.pick(outgoing.ring_key, &[]);
+        let picked = picked.map_err(|_| Rejection::NoEndpoint)?;
+        let tried = attempt(conn, &picked.pool, outgoing, source, back, record).await;
+        if let Some(outcome) = outcome(tried.as_ref().map(|_| record.status), record) {
+            picked.tell(outcome);
+        }
+        if let Some(took) = record.waited() {
+            slot.answered(took);
+        }
+        tried
+    };
+    let sent = sent.await;
+    if let Err(failure) = &sent {
+        outgoing.failed(failure, record);
+    }
+    sent
+}
+
+/// Sends the request to one endpoint, over a connection that is open already or a new one.
+async fn attempt(
+    conn: &Conn<'_>,
+    pool: &Rc<Pool>,
+    outgoing: &mut Outgoing<'_, '_>,
+    source: &mut Source<'_, '_>,
+    back: &mut Back<'_, '_>,
+    record: &mut Record,
+) -> Result<Next, Failure> {
     for _ in 0..2 {
-        let tried = match outgoing.shared.config.upstreams[upstream].protocol {
+        let tried = match outgoing.shared.config.upstreams[outgoing.upstream].protocol {
             Protocol::Http1 => by_http1(conn, pool, outgoing, source, back, record).await,
             Protocol::Http2 => by_http2(conn, pool, outgoing, source, back, record).await,
         };
-        match tried {
-            Ok(Tried::Whole(next)) => return Ok(next),
-            Ok(Tried::Stale) => {}
-            Err(failure) => {
-                outgoing.failed(&failure, record);
-                return Err(failure);
-            }
+        match tried? {
+            Tried::Whole(next) => return Ok(next),
+            Tried::Stale => {}
         }
     }
-    let failure = Failure::from(Rejection::UpstreamBroken);
-    outgoing.failed(&failure, record);
-    Err(failure)
+    Err(Rejection::UpstreamBroken.into())
 }
 
 async fn by_http1(
     conn: &Conn<'_>,
-    pool: &Pool,
+    pool: &Rc<Pool>,
     outgoing: &mut Outgoing<'_, '_>,
     source: &mut Source<'_, '_>,
     back: &mut Back<'_, '_>,
@@ -161,6 +186,7 @@ async fn by_http1(
 ) -> Result<Tried, Failure> {
     let taken = pool.take(outgoing.request.can_repeat).await;
     let mut connected = taken.map_err(unreached)?;
+    record.reached = Some(pool.clone());
     let mut answer = conn.lane.buffers.take();
     let mut both = BothWays::of(&mut connected.stream);
     let (reading, writing) = both.split();
@@ -183,24 +209,25 @@ async fn by_http1(
         ran => ran?,
     };
     if ran.reusable && answer.is_empty() {
-        pool.give_back(connected.stream);
+        pool.give_back(connected);
     }
     Ok(Tried::Whole(ran.next))
 }
 
 async fn by_http2(
     conn: &Conn<'_>,
-    pool: &Pool,
+    pool: &Rc<Pool>,
     outgoing: &mut Outgoing<'_, '_>,
     source: &mut Source<'_, '_>,
     back: &mut Back<'_, '_>,
     record: &mut Record,
 ) -> Result<Tried, Failure> {
     let mut place = pool.place().await.map_err(unreached)?;
+    record.reached = Some(pool.clone());
     let bodiless = outgoing.request.body == BodyLength::None;
     let request = upgrade_request(
         &outgoing.out,
-        pool.authority(),
+        &pool.endpoint.place,
         false,
         outgoing.request.takes_trailers,
     );
@@ -244,18 +271,18 @@ async fn run(
     record: &mut Record,
 ) -> Result<Ran, Failure> {
     let Upstream { sink, mut answers } = upstream;
-    record.reached = true;
     record.sent = None;
-    let bytes_in = Cell::new(0);
+    let progress = Progress::begin();
     let request = outgoing.request;
     let shared = outgoing.shared;
     let mut uploading = Uploading {
-        rest: Some(pin!(upload(&request, shared, source, sink, &bytes_in))),
+        rest: Some(pin!(upload(&request, shared, source, sink, &progress))),
         whole: false,
+        refused: None,
     };
     let answered = await_head(&request, &mut uploading, &mut answers, back, answer, record);
     let answered = answered.await;
-    record.bytes_in = bytes_in.get();
+    record.bytes_in = progress.bytes_in.get();
     let (head, body) = answered?;
     record.answered = Some(clock::mono());
     let status = head.status;
@@ -298,6 +325,7 @@ async fn run(
         sink: None,
         audited: (shared, &conn.lane.outbox),
         request: &request,
+        progress: &progress,
     };
     let has_body = answered.head.body != ResponseBody::Length(BodyLength::None);
     let streamed = down
@@ -309,7 +337,8 @@ async fn run(
             record,
         )
         .await;
-    record.bytes_in = bytes_in.get();
+    record.bytes_in = progress.bytes_in.get();
+    record.grpc = record.grpc.or(grpc);
     let end = grpc.map_or(End::Status(status), End::Grpc);
     outgoing.streamed(end, &streamed, record);
     streamed?;
@@ -332,12 +361,17 @@ async fn await_head<F: Future<Output = Result<(), Failure>>>(
     let to_http1 = back.is_http1();
     let early = {
         let mut head = pin!(answers.final_head(request, to_http1, answer));
+        let mut until_deadline = pin!(request.until_deadline());
         poll_fn(|cx| {
             if let Poll::Ready(head) = head.as_mut().poll(cx) {
                 return Poll::Ready(Ok(Some(head)));
             }
+            if until_deadline.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(Rejection::DeadlineExceeded.into()));
+            }
             match uploading.poll(cx) {
-                Poll::Pending => Poll::Pending,
+                // An upload that waits for the upstream does not look whether the client is there.
+                Poll::Pending => back.poll_reset(cx).map(|()| Err(Failure::ClientGone)),
                 Poll::Ready(Ok(())) => Poll::Ready(Ok(None)),
                 // The upstream may have answered before it stopped reading: its answer is worth more than a 502.
                 Poll::Ready(Err(Failure::Reply(Rejection::UpstreamBroken, _))) => {
@@ -363,7 +397,10 @@ async fn await_head<F: Future<Output = Result<(), Failure>>>(
             });
             let within = request.left_of(request.within);
             let waited = deadlines.within(within, waited).await;
-            waited.map_err(|Elapsed| Rejection::UpstreamTimeout)??
+            waited.map_err(|Elapsed| match request.is_over() {
+                true => Rejection::DeadlineExceeded,
+                false => Rejection::UpstreamTimeout,
+            })??
         };
         if !is_interim(&head) {
             return Ok((head, body));

@@ -25,6 +25,35 @@ pub(super) struct Uploading<'a, F> {
     pub rest: Option<Pin<&'a mut F>>,
     /// Whether all of it is sent.
     pub whole: bool,
+    /// Why it ended beside the response, where that is the client's fault.
+    pub refused: Option<Rejection>,
+}
+
+/// How far the bodies of an exchange have come.
+#[derive(Debug)]
+pub(super) struct Progress {
+    /// Bytes of the request's body.
+    pub bytes_in: Cell<u64>,
+    /// When something last moved, either way, by [`clock::mono`].
+    moved: Cell<Duration>,
+}
+
+impl Progress {
+    pub(super) fn begin() -> Progress {
+        Progress {
+            bytes_in: Cell::new(0),
+            moved: Cell::new(clock::mono()),
+        }
+    }
+
+    pub(super) fn made(&self) {
+        self.moved.set(clock::mono());
+    }
+
+    /// What is left of `idle` since something moved.
+    pub(super) fn left_of(&self, idle: Duration) -> Duration {
+        (self.moved.get() + idle).saturating_sub(clock::mono())
+    }
 }
 
 impl<F: Future<Output = Result<(), Failure>>> Uploading<'_, F> {
@@ -41,27 +70,30 @@ impl<F: Future<Output = Result<(), Failure>>> Uploading<'_, F> {
         Poll::Ready(ended)
     }
 
-    /// What `response` gives, with the upload going on meanwhile. How that ends is no matter: the response stands.
+    /// What `response` gives, with the upload going on meanwhile. However that ends, the response stands.
     pub(super) async fn beside<T>(&mut self, response: impl Future<Output = T>) -> T {
         let mut response = pin!(response);
         poll_fn(|cx| {
             if let Poll::Ready(output) = response.as_mut().poll(cx) {
                 return Poll::Ready(output);
             }
-            let _ = self.poll(cx);
+            if let Poll::Ready(Err(Failure::Reply(rejection, _))) = self.poll(cx) {
+                self.refused =
+                    Some(rejection).filter(|rejection| *rejection != Rejection::UpstreamBroken);
+            }
             Poll::Pending
         })
         .await
     }
 }
 
-/// Sends the whole body; `sent` counts its bytes.
+/// Sends the whole body.
 pub(super) async fn upload(
     request: &Request,
     plan: &Plan,
     source: &mut Source<'_, '_>,
     mut sink: Sink<'_>,
-    sent: &Cell<u64>,
+    progress: &Progress,
 ) -> Result<(), Failure> {
     let mut deadlines = Deadlines::new();
     if request.body == BodyLength::None {
@@ -80,16 +112,24 @@ pub(super) async fn upload(
             }
             // Only the client's time counts, not that of an upstream which is slow to read.
             let began = clock::mono();
-            let span = request.idle.min(request.read_within.saturating_sub(waited));
-            let read = deadlines.within(span, next).await;
+            let read = match request.grpc {
+                // A call that streams goes on for as long as both like, and one side may only listen.
+                true => unless_idle(&mut deadlines, request.idle, progress, next).await,
+                false => {
+                    let span = request.idle.min(request.read_within.saturating_sub(waited));
+                    deadlines.within(span, next).await
+                }
+            };
             part = Some(read.map_err(|Elapsed| Rejection::BodyTimeout)?);
             waited += clock::mono().saturating_sub(began);
         }
         first = false;
+        progress.made();
         match part.expect("it was waited for") {
             Ok(Part::Data { bytes, last }) => {
-                sent.set(sent.get() + bytes.len() as u64);
-                if sent.get() > request.max_body {
+                let sent = progress.bytes_in.get() + bytes.len() as u64;
+                progress.bytes_in.set(sent);
+                if sent > request.max_body {
                     sink.reset(Reason::CANCEL);
                     return Err(Rejection::BodyTooLarge.into());
                 }
@@ -116,6 +156,23 @@ pub(super) async fn upload(
                     Broken::Gone => Failure::ClientGone,
                 });
             }
+        }
+    }
+}
+
+/// What `next` gives, unless nothing has moved for `idle`, either way.
+async fn unless_idle<T>(
+    deadlines: &mut Deadlines,
+    idle: Duration,
+    progress: &Progress,
+    mut next: Pin<&mut impl Future<Output = T>>,
+) -> Result<T, Elapsed> {
+    loop {
+        let read = deadlines
+            .within(progress.left_of(idle), next.as_mut())
+            .await;
+        if read.is_ok() || progress.left_of(idle).is_zero() {
+            return read;
         }
     }
 }
