@@ -28,8 +28,8 @@ pub use limits::{
 pub use postgres::{Pool, Postgres};
 pub use redis::{Certificate, Redis, RedisClient, RedisMode, Tls};
 pub use upstreams::{
-    Concurrency, DnsEndpoint, Endpoint, Endpoints, HealthCheck, LoadBalancing, OutlierDetection,
-    RingHash, RingKey, SlowStart, Upstream,
+    Backoff, Budget, Concurrency, DnsEndpoint, Endpoint, Endpoints, HealthCheck, LoadBalancing,
+    OutlierDetection, Retries, RingHash, RingKey, SlowStart, Upstream,
 };
 pub use worker::{AuditLag, HealthChecks, Partition, Worker, WorkerBatch, WorkerHealth};
 

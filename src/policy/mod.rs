@@ -5,5 +5,6 @@ pub mod breaker;
 pub mod lease;
 pub mod limit;
 pub mod outlier;
+pub mod retry;
 pub mod routes;
 pub mod session;

@@ -77,16 +77,18 @@ pub(super) async fn send(
     let cluster = &plan.clusters[route.upstream];
     let method = &buffer[head.method.clone()];
     let is_safe = [&b"GET"[..], b"HEAD", b"OPTIONS"].contains(&method);
+    let settings = &shared.config.upstreams[route.upstream];
+    let retries = settings.retries.as_ref();
     let request = Request {
         body: head.body,
         to_head: method == b"HEAD",
         can_repeat: is_safe && head.body == BodyLength::None,
+        may_be_retried: retries
+            .is_some_and(|it| it.methods.iter().any(|it| it.as_bytes() == method)),
         upgrade: switch_to.is_some(),
         old_client: head.minor_version == 0,
         max_body: conn.listener.max_body,
-        within: route
-            .timeout
-            .unwrap_or(shared.config.upstreams[route.upstream].timeout),
+        within: route.timeout.unwrap_or(settings.timeout),
         read_within: conn.listener.request_read,
         idle: conn.listener.stream_idle,
     };
@@ -97,10 +99,10 @@ pub(super) async fn send(
     }
 
     let mut answer = conn.lane.buffers.take();
-    let mut upload = Upload::new(&request, &out);
+    let mut upload = Upload::new(&request, &out, retries.map_or(0, |it| it.buffer));
     let exchanged = exchange(
         &request,
-        cluster,
+        (cluster, retries),
         ring_key,
         ends,
         &mut upload,
@@ -266,6 +268,7 @@ pub(super) fn end_of(failure: &Failure, record: &Record) -> Option<End> {
 }
 
 /// A checked request as it goes out.
+#[derive(Clone, Copy)]
 pub(super) struct Request {
     /// How the client frames the body, and so does weir.
     pub body: BodyLength,
@@ -273,6 +276,8 @@ pub(super) struct Request {
     pub to_head: bool,
     /// Whether it does no harm to send it twice.
     pub can_repeat: bool,
+    /// Whether the file says that it may be sent again, though the upstream may have seen it.
+    pub may_be_retried: bool,
     /// Whether a switch of protocols was asked for.
     pub upgrade: bool,
     /// Whether the client speaks HTTP/1.0, which has no chunks.
@@ -289,7 +294,7 @@ pub(super) struct Request {
 /// A response's head, and whether the whole request was sent before it came.
 pub(super) struct Answered {
     pub head: ResponseHead,
-    uploaded: bool,
+    pub uploaded: bool,
 }
 
 impl Answered {
@@ -316,7 +321,7 @@ pub(super) async fn both_ways(
     record.sent = None;
     let (mut reading, mut writing) = upstream.split();
     let sent = if request.body == BodyLength::None {
-        put(request, ends, &mut writing, head)
+        put(request, ends, &mut writing, head, &mut upload.begun)
             .await
             .map_err(Failure::from)
     } else {
@@ -369,7 +374,7 @@ fn is_interim(head: &ResponseHead) -> bool {
 }
 
 /// What `waited` gives; `None` once the client has left. A client that sends on is there, and is not looked at again.
-async fn unless_gone<F: Future>(client: &TcpStream, waited: F) -> Option<F::Output> {
+pub(super) async fn unless_gone<F: Future>(client: &TcpStream, waited: F) -> Option<F::Output> {
     let mut waited = pin!(waited);
     let mut looking = true;
     poll_fn(|cx| {
@@ -394,15 +399,21 @@ async fn put(
     request: &Request,
     ends: &mut Ends<'_>,
     upstream: &mut WriteHalf<'_>,
-    bytes: &[u8],
+    mut bytes: &[u8],
+    begun: &mut bool,
 ) -> Result<(), Rejection> {
-    let written = ends
-        .deadlines
-        .within(request.within, upstream.write_all(bytes))
-        .await;
-    match written {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => Err(Rejection::UpstreamBroken),
+    let write = async {
+        while !bytes.is_empty() {
+            match upstream.write(bytes).await {
+                Ok(written @ 1..) => bytes = &bytes[written..],
+                Ok(0) | Err(_) => return Err(Rejection::UpstreamBroken),
+            }
+            *begun = true;
+        }
+        Ok(())
+    };
+    match ends.deadlines.within(request.within, write).await {
+        Ok(written) => written,
         Err(Elapsed) => Err(Rejection::UpstreamTimeout),
     }
 }

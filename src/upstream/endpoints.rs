@@ -16,9 +16,10 @@ use super::caps::Caps;
 use super::connect::Target;
 use crate::clock;
 use crate::config::Upstream;
-use crate::config::upstreams::{Balancing, Source};
+use crate::config::upstreams::{Balancing, Budget, Source};
 use crate::policy::balance::{self, Ring};
 use crate::policy::outlier::{Checks, Ejections, may_eject};
+use crate::policy::retry::within_budget;
 use crate::telemetry::upstream_metrics::UpstreamMetrics;
 
 /// One upstream's endpoints.
@@ -34,6 +35,8 @@ pub struct Endpoints {
     changes: watch::Sender<u64>,
     /// Whether each source was asked for its endpoints, with or without success.
     tried: Vec<AtomicBool>,
+    /// Requests under way that are tried again.
+    retrying: AtomicU32,
     /// Requests under way by lane; each is written by its lane alone, so that lanes do not wait for each other's counts.
     lanes: Mutex<Vec<Arc<AtomicU32>>>,
     pub metrics: UpstreamMetrics,
@@ -51,6 +54,16 @@ pub struct Endpoint {
     failures: AtomicU32,
     /// When it came or came back, in milliseconds of [`clock::mono`]; 0 for one that was there from the start.
     came: AtomicU64,
+}
+
+/// The right to try a request again, until it is dropped.
+#[derive(Debug)]
+pub struct Retrying<'e>(&'e AtomicU32);
+
+impl Drop for Retrying<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The endpoints at a moment, as lanes see them.
@@ -172,6 +185,7 @@ impl Endpoints {
             changes: watch::Sender::new(0),
             tried: tried.map(AtomicBool::new).collect(),
             lanes: Mutex::default(),
+            retrying: AtomicU32::new(0),
             members: Mutex::new(Members {
                 found: (0..sources)
                     .map(|index| known(index).unwrap_or_default())
@@ -244,6 +258,18 @@ impl Endpoints {
     pub fn under_way(&self) -> u32 {
         let lanes = self.lanes.lock();
         lanes.iter().map(|lane| lane.load(Ordering::Relaxed)).sum()
+    }
+
+    /// The right to try a request again, as the budget allows.
+    pub fn retry(&self, budget: Budget) -> Option<Retrying<'_>> {
+        let under_way = self.under_way();
+        let more = |retrying| {
+            let allowed = within_budget(retrying, under_way, budget.percent, budget.min_concurrent);
+            allowed.then_some(retrying + 1)
+        };
+        let relaxed = Ordering::Relaxed;
+        let counted = self.retrying.fetch_update(relaxed, relaxed, more);
+        counted.ok().map(|_| Retrying(&self.retrying))
     }
 
     /// The name that is the source of this index has these addresses; whether they are others than before. `None`: that could not
@@ -456,6 +482,7 @@ fn is_name(source: &Source) -> bool {
 fn of_endpoints(upstream: &Upstream) -> Upstream {
     Upstream {
         timeout: Duration::ZERO,
+        retries: None,
         circuit_breaker: None,
         trust_session_headers: false,
         ..upstream.clone()

@@ -12,5 +12,5 @@ pub mod probe;
 pub mod resolve;
 
 pub use cluster::{Cluster, NoEndpoint, Outcome, Picked, Slot};
-pub use endpoints::{Counts, Endpoint, Endpoints};
+pub use endpoints::{Counts, Endpoint, Endpoints, Retrying};
 pub use pool::{Connected, Pool, Unreached};
