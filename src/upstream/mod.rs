@@ -7,9 +7,10 @@ pub mod caps;
 mod cluster;
 pub mod connect;
 mod endpoints;
+pub mod names;
 mod pool;
 pub mod probe;
-pub mod resolve;
+mod resolve;
 
 pub use cluster::{Cluster, NoEndpoint, Outcome, Picked, Slot};
 pub use endpoints::{Counts, Endpoint, Endpoints, Retrying};
