@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::super::parse;
 use super::*;
 use crate::config::limits::KeyPart;
+use crate::config::upstreams::RetryOn;
 use crate::config::yaml::Mistake;
 
 fn read(upstream: &str) -> Result<Upstream, String> {
@@ -55,10 +56,10 @@ fn sections_have_defaults_and_are_absent_without_them() {
     let none = read("{endpoints: http://a:1}").unwrap();
     assert_eq!(none.load_balancing, Balancing::LeastRequest);
     assert_eq!(none.panic_threshold, 0.5);
-    assert!(none.concurrency.is_none() && none.health.is_none());
+    assert!(none.concurrency.is_none() && none.retries.is_none() && none.health.is_none());
     assert!(none.outlier_detection.is_none() && none.slow_start.is_none());
     let all = read(
-        "{endpoints: http://a:1, load_balancing: {ring_hash: {by: [client.ip, 'header:X-A']}}, concurrency: {}, \
+        "{endpoints: http://a:1, load_balancing: {ring_hash: {by: [client.ip, 'header:X-A']}}, concurrency: {}, retries: {}, \
          health: {path: /healthz}, outlier_detection: {}, slow_start: {window: 30s}, panic_threshold: 0%}",
     )
     .unwrap();
@@ -66,10 +67,14 @@ fn sections_have_defaults_and_are_absent_without_them() {
     assert_eq!(all.load_balancing, Balancing::RingHash(key));
     let Concurrency {
         max,
+        adaptive_min,
         pending,
         max_connections,
     } = all.concurrency.unwrap();
-    assert_eq!((max, pending, max_connections), (1024, 128, 1024));
+    assert_eq!(
+        (max, adaptive_min, pending, max_connections),
+        (1024, None, 128, 1024)
+    );
     let health = all.health.unwrap();
     assert_eq!((health.interval, health.timeout), (10 * SECOND, SECOND));
     assert_eq!((health.unhealthy_after, health.healthy_after), (3, 2));
@@ -84,6 +89,23 @@ fn sections_have_defaults_and_are_absent_without_them() {
     );
     assert_eq!(all.slow_start.unwrap().min_weight, 0.1);
     assert_eq!(all.panic_threshold, 0.0);
+    let retries = all.retries.unwrap();
+    let on = RetryOn {
+        connect_failure: true,
+        reset_before_request: true,
+        statuses: vec![503],
+        ..RetryOn::default()
+    };
+    assert_eq!(
+        (retries.attempts, retries.retry_on, retries.buffer),
+        (1, on, 0)
+    );
+    assert_eq!(retries.methods, ["GET", "HEAD", "OPTIONS"]);
+    assert_eq!(
+        (retries.budget.percent, retries.budget.min_concurrent),
+        (20, 3)
+    );
+    assert_eq!(retries.per_try_timeout, None);
 }
 
 #[test]
@@ -164,6 +186,26 @@ fn a_wrong_upstream_says_the_mend() {
         (
             "endpoints: http://a, slow_start: {window: 1s, min_weight: 0%}",
             "would never begin",
+        ),
+        (
+            "endpoints: http://a, retries: {attempts: 11}",
+            "use 0 to 10",
+        ),
+        (
+            "endpoints: http://a, retries: {retry_on: [conect_failure]}",
+            "upstreams.a.retries.retry_on[0]: \"conect_failure\" is no reason to try again; did you mean \"connect_failure\"?",
+        ),
+        (
+            "endpoints: http://a, retries: {retry_on: ['200']}",
+            "a status from 400 on",
+        ),
+        (
+            "endpoints: http://a, retries: {methods: [POST]}",
+            "upstreams.a.retries.methods[0]: \"POST\" is not idempotent",
+        ),
+        (
+            "endpoints: http://a, retries: {buffer: 1GiB}",
+            "use up to 16MiB",
         ),
     ] {
         let said = read(&format!("{{{rest}}}")).unwrap_err();
