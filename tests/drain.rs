@@ -450,7 +450,7 @@ fn what_another_weir_has_made_is_left_to_its_worker() {
         let worker = world.work();
         eventually(async || world.done(&ours)).await;
         eventually(async || worker.counted("weir_drain_claimed_total ") > 0).await;
-        assert_eq!(world.cli(&["XLEN", &world.key(0)]).int(), 1);
+        eventually(async || world.cli(&["XLEN", &world.key(0)]).int() == 1).await;
         // A worker that reads it gets it though this one runs, and does not take it for what brings workers down.
         let after = world.settings.worker.claim_after;
         eventually(async || {

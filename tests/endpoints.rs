@@ -443,6 +443,53 @@ fn a_reload_keeps_what_is_known_of_endpoints_that_stay() {
 }
 
 #[test]
+fn a_reload_keeps_the_addresses_of_a_name_that_stays() {
+    let servers = Server::on_one_port::<2>();
+    let names = NameServer::start();
+    names.says("app.test", &[servers[0].ip(), servers[1].ip()], 60);
+    let port = servers[0].address.port();
+    let config = |refresh: &str| {
+        let endpoints = format!(
+            "{{dns: 'app.test:{port}', refresh: {refresh}, servers: ['{}']}}",
+            names.address
+        );
+        of_endpoints(&endpoints, "load_balancing: round_robin")
+    };
+    let lane = Lane::start(&config("1h"));
+    let mut client = lane.connect();
+    assert_eq!(spread(&mut client, 4).len(), 2);
+    let asked = names.asked.load(Ordering::Relaxed);
+    lane.reload(&config("2h"));
+    assert_eq!(spread(&mut client, 4).len(), 2);
+    assert_eq!(names.asked.load(Ordering::Relaxed), asked);
+    assert!(servers.iter().all(|server| server.connections() == 1));
+}
+
+#[test]
+fn no_request_fails_where_a_reload_brings_a_name() {
+    let servers = Server::on_one_port::<2>();
+    let names = NameServer::start();
+    names.says("app.test", &[servers[1].ip()], 60);
+    let port = servers[0].address.port();
+    let text = |endpoints: &str| {
+        format!(
+            "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nupstreams: {{app: {{endpoints: {endpoints}}}}}\n"
+        )
+    };
+    let config = file(&text(&format!("'{}'", servers[0].url())));
+    let running = Running::start(config.path());
+    let mut client = Client::to(&*running.address);
+    assert_eq!(client.get("/").body, servers[0].address.to_string());
+    let name = format!("{{dns: 'app.test:{port}', servers: ['{}']}}", names.address);
+    std::fs::write(config.path(), text(&name)).unwrap();
+    eventually(|| {
+        let reply = client.get("/");
+        assert_eq!(reply.status, 200);
+        reply.body == servers[1].address.to_string()
+    });
+}
+
+#[test]
 #[expect(clippy::disallowed_methods, reason = "a bound on time")]
 fn a_process_looks_names_up_before_it_serves_and_tells_of_its_endpoints() {
     let servers = Server::on_one_port::<2>();

@@ -37,6 +37,7 @@ use crate::store::spool::Spool;
 use crate::store::sqlite::Writer;
 use crate::telemetry::log;
 use crate::telemetry::metrics::Metrics;
+use crate::upstream::names::first_look;
 use crate::worker;
 use crate::worker::sessions::SharedSweep;
 use crate::worker::supervise::{GaveUp, Supervisor};
@@ -46,8 +47,6 @@ const AUDIT_QUEUE: usize = 50_000;
 /// For the last events to be written, once no request is in flight.
 const AUDIT_WITHIN: Duration = Duration::from_secs(5);
 
-/// For the names of endpoints to be looked up before the first request.
-const NAMES_WITHIN: Duration = Duration::from_secs(2);
 /// For the last lines of the access log.
 const ACCESS_LOG_WITHIN: Duration = Duration::from_secs(1);
 
@@ -129,8 +128,8 @@ async fn supervise(
     let health = config.worker.health;
     let first = Plan::secured(config, secured, metrics_of_all, recorder, fleet);
     let (plan, following) = watch::channel(first.clone());
+    first_look(&first.upstreams, reload::NAMES_WITHIN).await;
     worker::tend_endpoints(&mut control, following.clone());
-    worker::endpoints::known(&first, NAMES_WITHIN).await;
     if let (Some(redis), Some(within)) = (&redis, connect_timeout) {
         worker::join(&mut control, &following, redis);
         worker::breakers::asked(&first, within).await;

@@ -36,8 +36,9 @@ pub use redis::{Certificate, Redis, RedisClient, RedisMode, Tls};
 pub use rewrite::{HeaderChanges, Redirect, Reply, Rewrite, Scheme};
 pub use telemetry::{AccessLog, Always, Log, LogFormat, LogLevel, Telemetry};
 pub use upstreams::{
-    Adaptive, Concurrency, DnsEndpoint, Endpoint, Endpoints, HealthCheck, LoadBalancing,
-    OutlierDetection, RingHash, RingKey, SlowStart, Upstream, UpstreamProtocol,
+    Adaptive, Backoff, Budget, Concurrency, DnsEndpoint, Endpoint, Endpoints, HealthCheck,
+    LoadBalancing, OutlierDetection, Retries, RingHash, RingKey, SlowStart, Upstream,
+    UpstreamProtocol,
 };
 pub use worker::{AuditLag, HealthChecks, Partition, Worker, WorkerBatch, WorkerHealth};
 

@@ -21,6 +21,7 @@ pub struct Upstream {
     /// For a connection that no request uses.
     pub idle_timeout: Duration,
     pub concurrency: Option<Concurrency>,
+    pub retries: Option<Retries>,
     pub health: Option<HealthCheck>,
     pub outlier_detection: Option<OutlierDetection>,
     pub slow_start: Option<SlowStart>,
@@ -104,4 +105,56 @@ pub struct SlowStart {
     pub window: Duration,
     /// The share that it begins with, more than 0.
     pub min_weight: f64,
+}
+
+/// When requests are tried again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retries {
+    /// Beside the first try.
+    pub attempts: u32,
+    pub retry_on: RetryOn,
+    /// For which a request is sent again that the upstream may have seen; all are idempotent.
+    pub methods: Vec<String>,
+    pub per_try_timeout: Option<Duration>,
+    pub backoff: Backoff,
+    pub budget: Budget,
+    /// The bytes of the largest body that is kept to be sent again.
+    pub buffer: usize,
+}
+
+/// What is a reason to try again.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RetryOn {
+    pub connect_failure: bool,
+    /// The connection broke before a byte of the request was sent.
+    pub reset_before_request: bool,
+    /// It broke before a byte of the response came.
+    pub reset: bool,
+    /// The head did not come in its time.
+    pub timeout: bool,
+    /// Every status from 500 to 599.
+    pub server_error: bool,
+    pub statuses: Vec<u16>,
+}
+
+/// How long a retry waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backoff {
+    pub base: Duration,
+    pub max: Duration,
+}
+
+/// How many retries a process has under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// Of the requests under way.
+    pub percent: u32,
+    pub min_concurrent: u32,
+}
+
+impl RetryOn {
+    /// Whether a response of this status is a reason.
+    pub fn has_status(&self, status: u16) -> bool {
+        (self.server_error && (500..600).contains(&status)) || self.statuses.contains(&status)
+    }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use tokio::io::AsyncWriteExt;
 use tokio::time::sleep;
 
 use super::admit::Admitted;
@@ -103,16 +104,18 @@ pub(super) fn prepare<'p, 'l>(
     } = admitted;
     let method = &buffer[head.method.clone()];
     let is_safe = [&b"GET"[..], b"HEAD", b"OPTIONS"].contains(&method);
+    let settings = &shared.config.upstreams[upstream_index];
+    let retries = settings.retries.as_ref();
     let mut request = Request {
         body: head.body,
         to_head: method == b"HEAD",
         can_repeat: is_safe && head.body == BodyLength::None,
+        may_be_retried: retries
+            .is_some_and(|it| it.methods.iter().any(|it| it.as_bytes() == method)),
         upgrade: switch_to.is_some(),
         old_client: head.minor_version == 0,
         max_body: conn.listener.max_body,
-        within: route
-            .timeout
-            .unwrap_or(shared.config.upstreams[upstream_index].timeout),
+        within: route.timeout.unwrap_or(settings.timeout),
         read_within: conn.listener.request_read,
         idle: conn.listener.stream_idle,
         grpc: false,
@@ -263,10 +266,12 @@ pub(super) async fn send(
     let mut answer = conn.lane.buffers.take();
     let request = &outgoing.request;
     let out = &outgoing.out;
-    let mut upload = Upload::new(request, out, &outgoing.shared.identity_fields);
+    let retries = outgoing.shared.config.upstreams[upstream].retries.as_ref();
+    let keep = retries.map_or(0, |retries| retries.buffer);
+    let mut upload = Upload::new(request, out, keep, &outgoing.shared.identity_fields);
     let exchanged = exchange(
         request,
-        cluster,
+        (cluster, retries),
         outgoing.ring_key,
         ends,
         &mut upload,
@@ -392,6 +397,8 @@ pub(super) struct Request {
     pub to_head: bool,
     /// Whether it does no harm to send it twice.
     pub can_repeat: bool,
+    /// Whether the file says that it may be sent again, though the upstream may have seen it.
+    pub may_be_retried: bool,
     /// Whether a switch of protocols was asked for.
     pub upgrade: bool,
     /// Whether the client speaks HTTP/1.0, which has no chunks.
@@ -486,7 +493,7 @@ pub(super) async fn both_ways(
     let mut upstream = BothWays::of(upstream);
     let (mut reading, mut writing) = upstream.split();
     let sent = if request.body == BodyLength::None {
-        put(request, ends, &mut writing, head)
+        put(request, ends, &mut writing, head, &mut upload.begun)
             .await
             .map_err(Failure::from)
     } else {
@@ -544,7 +551,7 @@ pub(super) fn is_interim(head: &ResponseHead) -> bool {
 }
 
 /// What `waited` gives; `None` once the client has left. A client that sends on is there, and is not looked at again.
-async fn unless_gone<F: Future>(
+pub(super) async fn unless_gone<F: Future>(
     client: &mut Stream,
     buffer: &mut Vec<u8>,
     waited: F,
@@ -571,15 +578,24 @@ async fn put(
     request: &Request,
     ends: &mut Ends<'_>,
     upstream: &mut Writing<'_, '_>,
-    bytes: &[u8],
+    mut bytes: &[u8],
+    begun: &mut bool,
 ) -> Result<(), Rejection> {
-    let written = ends
-        .deadlines
-        .within(request.within, write(upstream, bytes))
-        .await;
-    match written {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => Err(Rejection::UpstreamBroken),
+    let write = async {
+        while !bytes.is_empty() {
+            match upstream.write(bytes).await {
+                Ok(written @ 1..) => bytes = &bytes[written..],
+                Ok(0) | Err(_) => return Err(Rejection::UpstreamBroken),
+            }
+            *begun = true;
+        }
+        upstream
+            .flush()
+            .await
+            .map_err(|_| Rejection::UpstreamBroken)
+    };
+    match ends.deadlines.within(request.within, write).await {
+        Ok(written) => written,
         Err(Elapsed) => Err(Rejection::UpstreamTimeout),
     }
 }

@@ -15,10 +15,14 @@ use tracing::{error, info};
 use crate::config::Config;
 use crate::net::tls::Secured;
 use crate::plan::Plan;
+use crate::upstream::names::first_look;
 
 /// How often the file is looked at. Asked by its path, so that it is seen when a symbolic link on the way is swapped,
 /// as Kubernetes does with a ConfigMap; notifications of file systems miss that, and network mounts send none.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// For the names of endpoints to be looked up before the first request goes to them.
+pub const NAMES_WITHIN: Duration = Duration::from_secs(2);
 
 /// Follows the file for ever. `seen` is its [`fingerprint`] from before it was read, so that a change since then is not
 /// missed.
@@ -70,6 +74,7 @@ pub async fn follow(
         };
         match replaced {
             Ok(new) => {
+                first_look(&new.upstreams, NAMES_WITHIN).await;
                 new.metrics.reload("loaded").inc();
                 plan.send_replace(new);
                 info!(file = %path.display(), "{what} reloaded");

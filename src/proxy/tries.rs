@@ -1,18 +1,49 @@
-//! A request's way to an endpoint that answers it: a turn, an endpoint, a connection.
+//! A request's way to an endpoint that answers it: a turn, an endpoint, a connection; and another try where the file asks for one and it
+//! does no harm. Owns what may be tried again; must not know what is done with the answer.
+//!
+//! A request that the upstream may have seen is sent again for the methods that the file names alone, which are all idempotent. One of which
+//! not a byte was sent is for any method. The upstream's breaker gets one result for all tries together: it judges whether the upstream
+//! serves, and a request that another endpoint rescued was served. Each endpoint's own failures are told to the outlier detection.
 
-use super::forward::{Answered, Request, both_ways, end_of};
+use std::rc::Rc;
+use std::time::Duration;
+
+use smallvec::SmallVec;
+use tokio::time::sleep;
+
+use super::forward::{Answered, Request, both_ways, end_of, unless_gone};
 use super::handle::{Ends, Failure};
 use super::record::Record;
 use super::reply::Rejection;
 use super::upload::Upload;
+use super::wire::Elapsed;
+use crate::clock;
+use crate::config::upstreams::Retries;
+use crate::http1::head::BodyLength;
+use crate::http1::response::ResponseBody;
+use crate::policy::retry;
 use crate::store::breakers::End;
-use crate::upstream::{Cluster, Connected, Outcome, Picked, Slot, Unreached};
+use crate::upstream::{Cluster, Connected, Outcome, Picked, Pool, Retrying, Slot, Unreached};
 
 /// The endpoint that has answered, over this connection.
 pub(super) struct Reached<'c> {
     pub connected: Connected,
     picked: Picked<'c>,
     _slot: Slot<'c>,
+    /// Where it was tried again.
+    _retrying: Option<Retrying<'c>>,
+}
+
+/// What came of one try.
+type Tried = Result<(Connected, Answered), Failure>;
+
+/// Why a request may be tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Again {
+    /// The upstream has seen nothing of it.
+    Unseen,
+    /// It may have.
+    Seen,
 }
 
 impl Reached<'_> {
@@ -30,7 +61,7 @@ impl Reached<'_> {
 )]
 pub(super) async fn exchange<'c>(
     request: &Request,
-    cluster: &'c Cluster,
+    (cluster, retries): (&'c Cluster, Option<&Retries>),
     ring_key: Option<u64>,
     ends: &mut Ends<'_>,
     upload: &mut Upload<'_>,
@@ -39,14 +70,32 @@ pub(super) async fn exchange<'c>(
     record: &mut Record,
 ) -> Result<(Reached<'c>, Answered), Failure> {
     let slot = cluster.enter().await.map_err(|_| Rejection::Overloaded)?;
-    let picked = cluster
-        .pick(ring_key, &[])
-        .map_err(|_| Rejection::NoEndpoint)?;
-    let tried = attempt(request, &picked, ends, upload, head, answer, record).await;
-    let status = tried.as_ref().map(|(_, answered)| answered.head.status);
-    if let Some(outcome) = outcome(status, record) {
-        picked.tell(outcome);
-    }
+    let picked = cluster.pick(ring_key, &[]);
+    let mut picked = picked.map_err(|_| Rejection::NoEndpoint)?;
+    let mut retrying = None;
+    let tried = match retries {
+        None => {
+            let tried = attempt(request, None, &picked, ends, upload, head, answer, record).await;
+            tell(&picked, &tried, record);
+            tried
+        }
+        Some(retries) => {
+            // Apart, so that requests that are not tried again have no room for it.
+            let tries = try_and_again(
+                request,
+                (cluster, retries),
+                ring_key,
+                &mut picked,
+                &mut retrying,
+                ends,
+                upload,
+                head,
+                answer,
+                record,
+            );
+            Box::pin(tries).await
+        }
+    };
     if let Some(took) = record.waited() {
         slot.answered(took);
     }
@@ -55,8 +104,144 @@ pub(super) async fn exchange<'c>(
         connected,
         picked,
         _slot: slot,
+        _retrying: retrying,
     };
     Ok((reached, answered))
+}
+
+/// Tries an endpoint, and others, until one serves the request or there is no more to be tried. All tries and the waits between them
+/// take no longer than one would have been given.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the request and where it goes, and both ends of each"
+)]
+async fn try_and_again<'c>(
+    request: &Request,
+    (cluster, retries): (&'c Cluster, &Retries),
+    ring_key: Option<u64>,
+    picked: &mut Picked<'c>,
+    retrying: &mut Option<Retrying<'c>>,
+    ends: &mut Ends<'_>,
+    upload: &mut Upload<'_>,
+    head: &[u8],
+    answer: &mut Vec<u8>,
+    record: &mut Record,
+) -> Tried {
+    let metrics = &cluster.shared.metrics;
+    let began = clock::mono();
+    // How long the client takes to send is its own.
+    let spent = |upload: &Upload<'_>| {
+        let since = clock::mono().saturating_sub(began);
+        since.saturating_sub(upload.waited())
+    };
+    let mut before = SmallVec::<[Rc<Pool>; 4]>::new();
+    let mut count = 0;
+    loop {
+        let left = request.within.saturating_sub(spent(upload));
+        let within = retries.per_try_timeout.map_or(left, |most| most.min(left));
+        let deadline = Some(clock::mono() + within);
+        let tried = attempt(
+            request, deadline, picked, ends, upload, head, answer, record,
+        )
+        .await;
+        tell(picked, &tried, record);
+        let Some(again) = again(retries, &tried, upload, answer) else {
+            if count > 0 && tried.is_ok() {
+                metrics.rescued.inc();
+            }
+            return tried;
+        };
+        let allowed = match again {
+            Again::Unseen => true,
+            Again::Seen => request.may_be_retried,
+        };
+        if !allowed || !upload.can_begin_again() {
+            return tried;
+        }
+        if count >= retries.attempts {
+            metrics.exhausted.inc();
+            return tried;
+        }
+        let (base, max) = (retries.backoff.base, retries.backoff.max);
+        let wait = retry::backoff(base, max, count, fastrand::f64());
+        if spent(upload) + wait >= request.within {
+            metrics.out_of_time.inc();
+            return tried;
+        }
+        if retrying.is_none() {
+            *retrying = cluster.shared.retry(retries.budget);
+        }
+        if retrying.is_none() {
+            metrics.over_budget.inc();
+            return tried;
+        }
+        if unless_gone(ends.client, ends.buffer, sleep(wait))
+            .await
+            .is_none()
+        {
+            return Err(Failure::ClientGone);
+        }
+        before.push(picked.pool.clone());
+        let Ok(next) = cluster.pick(ring_key, &before) else {
+            return tried;
+        };
+        if let Ok((connected, answered)) = tried
+            && is_over(&answered, answer)
+        {
+            picked.pool.give_back(connected);
+        }
+        *picked = next;
+        metrics.retried.inc();
+        count += 1;
+        answer.clear();
+        upload.begin_again();
+        (record.sent, record.answered) = (None, None);
+    }
+}
+
+/// Whether the request is to be tried again, for what the file names as a reason.
+fn again(retries: &Retries, tried: &Tried, upload: &Upload<'_>, answer: &[u8]) -> Option<Again> {
+    let on = &retries.retry_on;
+    let (is_reason, again) = match tried {
+        Ok((_, answered)) => (on.has_status(answered.head.status), Again::Seen),
+        Err(Failure::Reply(Rejection::ConnectFailed | Rejection::ConnectTimeout, _)) => {
+            (on.connect_failure, Again::Unseen)
+        }
+        Err(Failure::Reply(Rejection::UpstreamBroken, _)) if !upload.begun => {
+            (on.reset_before_request, Again::Unseen)
+        }
+        Err(Failure::Reply(Rejection::UpstreamBroken, _)) => {
+            (on.reset && answer.is_empty(), Again::Seen)
+        }
+        Err(Failure::Reply(Rejection::UpstreamTimeout, _)) => (on.timeout, Again::Seen),
+        Err(
+            Failure::Reply(..)
+            | Failure::ClientGone
+            | Failure::UpstreamGone
+            | Failure::NotSafe
+            | Failure::CutShort(_),
+        ) => return None,
+    };
+    is_reason.then_some(again)
+}
+
+/// Whether all of the response stands in `answer`, and its connection can serve another request.
+fn is_over(answered: &Answered, answer: &[u8]) -> bool {
+    let body = match answered.head.body {
+        ResponseBody::Length(BodyLength::None) => 0,
+        ResponseBody::Length(BodyLength::Fixed(bytes)) => bytes,
+        ResponseBody::Length(BodyLength::Chunked) | ResponseBody::UntilClose => return false,
+    };
+    let whole = (answered.head.len as u64).saturating_add(body);
+    answered.head.keep_alive && answered.uploaded && answer.len() as u64 == whole
+}
+
+/// Says what the endpoint made of the request, where that is known.
+fn tell(picked: &Picked<'_>, tried: &Tried, record: &Record) {
+    let status = tried.as_ref().map(|(_, answered)| answered.head.status);
+    if let Some(outcome) = outcome(status, record) {
+        picked.tell(outcome);
+    }
 }
 
 /// What the endpoint made of the request; `None` where that is not known.
@@ -71,33 +256,62 @@ pub(super) fn outcome(tried: Result<u16, &Failure>, record: &Record) -> Option<O
     })
 }
 
-/// Sends the request to one endpoint, over an idle connection or a new one.
+/// Sends the request to one endpoint, over an idle connection or a new one. With a `deadline`, of [`clock::mono`], the response's head is
+/// there by then, but for the time that the client takes to send.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the request and where it goes, and both ends of each"
+)]
 async fn attempt(
     request: &Request,
+    deadline: Option<Duration>,
     picked: &Picked<'_>,
     ends: &mut Ends<'_>,
     upload: &mut Upload<'_>,
     head: &[u8],
     answer: &mut Vec<u8>,
     record: &mut Record,
-) -> Result<(Connected, Answered), Failure> {
+) -> Tried {
+    let left = || deadline.map(|deadline| deadline.saturating_sub(clock::mono()));
     let pool = &picked.pool;
-    let mut connected = pool.take(request.can_repeat).await.map_err(unreached)?;
+    let mut connected = in_time(left(), ends, pool.take(request.can_repeat)).await?;
     record.reached = Some(pool.clone());
     loop {
+        let request = &Request {
+            within: left().unwrap_or(request.within),
+            ..*request
+        };
         let upstream = &mut connected.stream;
         match both_ways(request, ends, upload, head, upstream, answer, record).await {
             Ok(answered) => return Ok((connected, answered)),
             // The upstream may have closed the idle connection just as the request came; it is sent again only where that
             // can do no harm, since the upstream may have seen it.
             Err(Failure::Reply(Rejection::UpstreamBroken, _))
-                if connected.reused && request.can_repeat && answer.is_empty() =>
+                if connected.reused
+                    && (request.can_repeat || !upload.begun)
+                    && answer.is_empty() =>
             {
-                connected = pool.connect().await.map_err(unreached)?;
+                upload.begin_again();
+                connected = in_time(left(), ends, pool.connect()).await?;
             }
             Err(failure) => return Err(failure),
         }
     }
+}
+
+async fn in_time(
+    within: Option<Duration>,
+    ends: &mut Ends<'_>,
+    connecting: impl Future<Output = Result<Connected, Unreached>>,
+) -> Result<Connected, Rejection> {
+    let connected = match within {
+        None => connecting.await,
+        Some(within) => match ends.deadlines.within(within, connecting).await {
+            Ok(connected) => connected,
+            Err(Elapsed) => Err(Unreached::TimedOut),
+        },
+    };
+    connected.map_err(unreached)
 }
 
 pub(super) fn unreached(unreached: Unreached) -> Rejection {

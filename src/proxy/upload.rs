@@ -29,22 +29,38 @@ pub(super) struct Upload<'p> {
     /// Not sent yet, but for what is `written` of it.
     out: Vec<u8>,
     written: usize,
+    /// Whether the upstream has a byte of the request, by this try.
+    pub begun: bool,
+    /// Whether it is gone from `out`.
+    lost: bool,
+    /// All that was taken so far, and the bytes of the body that may be kept so; `None` once they are too many.
+    kept: Option<(Vec<u8>, u64)>,
     /// What a request's trailers must not say.
     identity_fields: &'p [Vec<u8>],
 }
 
 impl<'p> Upload<'p> {
-    /// With nothing sent yet, `head` neither.
+    /// With nothing sent yet, `head` neither. A body of up to `keep` bytes can be sent again.
     pub(super) fn new(
         request: &Request,
         head: &[u8],
+        keep: usize,
         identity_fields: &'p [Vec<u8>],
     ) -> Upload<'p> {
         let out = match request.body {
             BodyLength::None => Vec::new(),
             BodyLength::Fixed(_) | BodyLength::Chunked => head.to_vec(),
         };
+        let keep = keep as u64;
+        let fits = match request.body {
+            BodyLength::None => false,
+            BodyLength::Fixed(bytes) => bytes <= keep,
+            BodyLength::Chunked => keep > 0,
+        };
         Upload {
+            begun: false,
+            lost: false,
+            kept: fits.then(|| (head.to_vec(), keep)),
             reader: BodyReader::new(request.body),
             chunked: request.body == BodyLength::Chunked,
             left: request.max_body,
@@ -53,6 +69,26 @@ impl<'p> Upload<'p> {
             out,
             written: 0,
             identity_fields,
+        }
+    }
+
+    /// For the client to send, so far.
+    pub(super) fn waited(&self) -> Duration {
+        self.waited
+    }
+
+    /// Whether the request can be sent again from its first byte.
+    pub(super) fn can_begin_again(&self) -> bool {
+        !self.lost || self.kept.is_some()
+    }
+
+    /// The request is to be sent again, which must be possible.
+    pub(super) fn begin_again(&mut self) {
+        self.begun = false;
+        self.written = 0;
+        if let (true, Some((kept, _))) = (self.lost, &self.kept) {
+            self.out.clear();
+            self.out.extend_from_slice(kept);
         }
     }
 
@@ -68,11 +104,15 @@ impl<'p> Upload<'p> {
             while self.written < self.out.len() {
                 let write = to_upstream.write(&self.out[self.written..]);
                 match deadlines.within(request.within, write).await {
-                    Ok(Ok(written @ 1..)) => self.written += written,
+                    Ok(Ok(written @ 1..)) => {
+                        self.written += written;
+                        self.begun = true;
+                    }
                     Ok(Ok(0) | Err(_)) => return Err(Rejection::UpstreamBroken.into()),
                     Err(Elapsed) => return Err(Rejection::UpstreamTimeout.into()),
                 }
             }
+            self.lost |= self.written > 0;
             self.out.clear();
             self.written = 0;
             match deadlines.within(request.within, to_upstream.flush()).await {
@@ -116,6 +156,7 @@ impl<'p> Upload<'p> {
     /// Takes all of the body that is in `buffer`, to go out at once: a write for each of many small chunks would be work for
     /// nothing.
     fn gather(&mut self, buffer: &mut Vec<u8>) -> Result<(), Rejection> {
+        let before = self.out.len();
         while !buffer.is_empty() && !self.reader.is_done() {
             let piece = self.reader.next(buffer);
             let consumed = match piece.map_err(|_| Rejection::BadBody)? {
@@ -136,6 +177,12 @@ impl<'p> Upload<'p> {
             let may = |name: &[u8]| may_trail_up(name, self.identity_fields);
             put_last_chunk(&mut self.out, self.reader.trailers(), may)
                 .map_err(|_| Rejection::BadBody)?;
+        }
+        if let Some((kept, most)) = &mut self.kept {
+            kept.extend_from_slice(&self.out[before..]);
+            if self.bytes > *most {
+                self.kept = None;
+            }
         }
         Ok(())
     }

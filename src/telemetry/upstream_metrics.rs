@@ -18,6 +18,7 @@ pub(super) struct Upstreams {
     bound: Family<UpstreamLabels, Gauge>,
     dns: Family<ResultLabels, Counter>,
     checks: Family<ResultLabels, Counter>,
+    retries: Family<ResultLabels, Counter>,
 }
 
 /// The handles of one upstream. Clones count together.
@@ -47,6 +48,16 @@ pub struct UpstreamMetrics {
     pub unresolved: Counter,
     pub checks_passed: Counter,
     pub checks_failed: Counter,
+    /// Tries beside the first of a request,
+    pub retried: Counter,
+    /// requests that were served by one,
+    pub rescued: Counter,
+    /// and that were not tried again: they had all their tries,
+    pub exhausted: Counter,
+    /// as many as may be were tried again at that time,
+    pub over_budget: Counter,
+    /// or the wait would have been longer than their time.
+    pub out_of_time: Counter,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -115,6 +126,11 @@ impl Upstreams {
             "Checks of endpoints, by result",
             all.checks.clone(),
         );
+        registry.register(
+            "upstream_retries",
+            "Tries beside the first, and what became of requests that were to be tried again",
+            all.retries.clone(),
+        );
         all
     }
 
@@ -156,6 +172,11 @@ impl Upstreams {
             unresolved: of(&self.dns, "failed"),
             checks_passed: of(&self.checks, "passed"),
             checks_failed: of(&self.checks, "failed"),
+            retried: of(&self.retries, "sent"),
+            rescued: of(&self.retries, "rescued"),
+            exhausted: of(&self.retries, "exhausted"),
+            over_budget: of(&self.retries, "over_budget"),
+            out_of_time: of(&self.retries, "out_of_time"),
         }
     }
 }

@@ -115,13 +115,8 @@ impl Cluster {
         };
         let mut untried = SmallVec::<[usize; 16]>::new();
         if !tried.is_empty() {
-            untried.extend(
-                picture
-                    .usable
-                    .iter()
-                    .copied()
-                    .filter(|index| !is_tried(*index)),
-            );
+            let usable = picture.usable.iter().copied();
+            untried.extend(usable.filter(|index| !is_tried(*index)));
         }
         let among = match untried.is_empty() {
             true => picture.usable.as_slice(),
@@ -145,10 +140,21 @@ impl Cluster {
                 balance::two_choices(among.len(), weight, load, fastrand::f64)?
             }
             (Balancing::RoundRobin, _) => {
+                // Of all, so that turns are the same for a request that may not go everywhere; it passes over the others, and takes
+                // no turn: that is for first tries.
+                let all = &picture.usable;
+                let is_first = among.len() == all.len();
+                let weight = |place: usize| match among.binary_search(&all[place]) {
+                    Ok(place) if is_first => weight(place),
+                    Ok(_) => 1.0,
+                    Err(_) => 0.0,
+                };
                 let turn = self.turn.get();
-                let (place, next) = balance::round_robin(turn, among.len(), weight, fastrand::f64)?;
-                self.turn.set(next);
-                place
+                let (place, next) = balance::round_robin(turn, all.len(), weight, fastrand::f64)?;
+                if is_first {
+                    self.turn.set(next);
+                }
+                return Some(all[place]);
             }
             (Balancing::RingHash(_), key) => {
                 // A request without a key goes anywhere.

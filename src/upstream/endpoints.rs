@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -14,11 +14,13 @@ use tracing::{info, warn};
 
 use super::caps::Caps;
 use super::connect::Target;
+use super::names::{Look, names};
 use crate::clock;
 use crate::config::Upstream;
-use crate::config::upstreams::{Balancing, Source};
+use crate::config::upstreams::{Balancing, Budget, Source};
 use crate::policy::balance::{self, Ring};
 use crate::policy::outlier::{Checks, Ejections, may_eject};
+use crate::policy::retry::within_budget;
 use crate::telemetry::upstream_metrics::UpstreamMetrics;
 
 /// One upstream's endpoints.
@@ -32,8 +34,10 @@ pub struct Endpoints {
     members: Mutex<Members>,
     /// Counts changes of which endpoints there are.
     changes: watch::Sender<u64>,
-    /// Whether each source was asked for its endpoints, with or without success.
-    tried: Vec<AtomicBool>,
+    /// One for each source.
+    pub(super) looks: Vec<Look>,
+    /// Requests under way that are tried again.
+    retrying: AtomicU32,
     /// Requests under way by lane; each is written by its lane alone, so that lanes do not wait for each other's counts.
     lanes: Mutex<Vec<Arc<AtomicU32>>>,
     pub metrics: UpstreamMetrics,
@@ -51,6 +55,16 @@ pub struct Endpoint {
     failures: AtomicU32,
     /// When it came or came back, in milliseconds of [`clock::mono`]; 0 for one that was there from the start.
     came: AtomicU64,
+}
+
+/// The right to try a request again, until it is dropped.
+#[derive(Debug)]
+pub struct Retrying<'e>(&'e AtomicU32);
+
+impl Drop for Retrying<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The endpoints at a moment, as lanes see them.
@@ -138,19 +152,10 @@ impl Endpoints {
             let settings = settings.concurrency?;
             Some(Arc::new(Caps::new(settings, metrics.clone())))
         });
-        let before = old.map(|old| {
-            let members = old.members.lock();
-            let found = |source: &Source| {
-                let index = old.settings.endpoints.iter().position(|it| it == source);
-                index.and_then(|index| {
-                    let tried = old.tried[index].load(Ordering::Relaxed);
-                    tried.then(|| members.found[index].clone())
-                })
-            };
-            let found: Vec<_> = settings.endpoints.iter().map(found).collect();
-            (found, members.list.clone())
-        });
-        let (found, mut list) = before.unwrap_or_default();
+        let mut list = old.map_or_else(Vec::new, |old| old.members.lock().list.clone());
+        let kept = settings.endpoints.iter().map(|source| old?.kept(source));
+        let kept = kept.map(Option::unwrap_or_default);
+        let (found, looks) = kept.unzip();
         let same = |of: fn(&Upstream) -> bool| old.is_some_and(|old| of(&old.settings));
         for member in &mut list {
             // What is no longer judged says nothing, nor what was not judged before.
@@ -162,20 +167,16 @@ impl Endpoints {
                 member.ejections = Ejections::default();
             }
         }
-        let sources = settings.endpoints.len();
-        let known = |index: usize| found.get(index).cloned().flatten();
-        let tried = (0..sources).map(|index| known(index).is_some());
         let endpoints = Endpoints {
             is_lone,
             caps,
             picture: ArcSwap::from_pointee(Picture::empty()),
             changes: watch::Sender::new(0),
-            tried: tried.map(AtomicBool::new).collect(),
+            looks,
             lanes: Mutex::default(),
+            retrying: AtomicU32::new(0),
             members: Mutex::new(Members {
-                found: (0..sources)
-                    .map(|index| known(index).unwrap_or_default())
-                    .collect(),
+                found,
                 list,
                 ring: Arc::default(),
             }),
@@ -218,14 +219,6 @@ impl Endpoints {
         self.settings.outlier_detection.is_some() && !self.is_lone
     }
 
-    /// Whether every name was looked up, with or without success.
-    pub fn was_tried(&self) -> bool {
-        let sources = self.settings.endpoints.iter().zip(&self.tried);
-        sources
-            .filter(|(source, _)| is_name(source))
-            .all(|(_, tried)| tried.load(Ordering::Acquire))
-    }
-
     /// Changes whenever there are other endpoints.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
@@ -246,22 +239,40 @@ impl Endpoints {
         lanes.iter().map(|lane| lane.load(Ordering::Relaxed)).sum()
     }
 
-    /// The name that is the source of this index has these addresses; whether they are others than before. `None`: that could not
-    /// be told, and the last ones stay.
-    pub fn found(&self, source: usize, addresses: Option<Vec<SocketAddr>>) -> bool {
-        let mut changed = false;
-        if let Some(mut addresses) = addresses {
-            addresses.sort_unstable();
-            addresses.dedup();
-            let mut members = self.members.lock();
-            changed = members.found[source] != addresses;
-            if changed {
-                members.found[source] = addresses;
-                self.gather(&mut members, true);
-            }
+    /// The right to try a request again, as the budget allows.
+    pub fn retry(&self, budget: Budget) -> Option<Retrying<'_>> {
+        let under_way = self.under_way();
+        let more = |retrying| {
+            let allowed = within_budget(retrying, under_way, budget.percent, budget.min_concurrent);
+            allowed.then_some(retrying + 1)
+        };
+        let relaxed = Ordering::Relaxed;
+        let counted = self.retrying.fetch_update(relaxed, relaxed, more);
+        counted.ok().map(|_| Retrying(&self.retrying))
+    }
+
+    /// The name that is the source of this index has these addresses; whether they are others than before.
+    pub(super) fn found(&self, source: usize, mut addresses: Vec<SocketAddr>) -> bool {
+        addresses.sort_unstable();
+        addresses.dedup();
+        let mut members = self.members.lock();
+        let changed = members.found[source] != addresses;
+        if changed {
+            members.found[source] = addresses;
+            self.gather(&mut members, true);
         }
-        self.tried[source].store(true, Ordering::Release);
         changed
+    }
+
+    /// What is known of a name, whatever is said of how it is looked up.
+    fn kept(&self, source: &Source) -> Option<(Vec<SocketAddr>, Look)> {
+        let Source::Dns(name) = source else {
+            return None;
+        };
+        let mut names = names(self);
+        let (index, _) = names.find(|(_, it)| it.name == name.name && it.port == name.port)?;
+        let found = self.members.lock().found[index].clone();
+        Some((found, Look::like(&self.looks[index])))
     }
 
     /// Notes the result of an active check.
@@ -456,6 +467,7 @@ fn is_name(source: &Source) -> bool {
 fn of_endpoints(upstream: &Upstream) -> Upstream {
     Upstream {
         timeout: Duration::ZERO,
+        retries: None,
         circuit_breaker: None,
         trust_session_headers: false,
         ..upstream.clone()

@@ -9,10 +9,11 @@ mod cluster;
 pub mod connect;
 mod endpoints;
 pub mod http2;
+pub mod names;
 mod pool;
 pub mod probe;
-pub mod resolve;
+mod resolve;
 
 pub use cluster::{Cluster, NoEndpoint, Outcome, Picked, Slot};
-pub use endpoints::{Counts, Endpoint, Endpoints};
+pub use endpoints::{Counts, Endpoint, Endpoints, Retrying};
 pub use pool::{Connected, Pool, Unreached};

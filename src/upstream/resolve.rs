@@ -23,14 +23,14 @@ const WITHIN: Duration = Duration::from_secs(10);
 
 /// What a name stands for.
 #[derive(Debug)]
-pub struct Found {
+pub(super) struct Found {
     /// IPv4 ones, or IPv6 ones where there are no others; at least one.
     pub addresses: Vec<SocketAddr>,
     pub holds_for: Duration,
 }
 
 #[derive(Debug, Error)]
-pub enum ResolveError {
+pub(super) enum ResolveError {
     #[error("{0}")]
     Failed(#[from] NetError),
     #[error("the name has no address")]
@@ -40,7 +40,7 @@ pub enum ResolveError {
 }
 
 /// Looks the name up.
-pub async fn resolve(name: &DnsName) -> Result<Found, ResolveError> {
+pub(super) async fn resolve(name: &DnsName) -> Result<Found, ResolveError> {
     // Made for each look, which is rare: so a resolv.conf or hosts file that has changed is read, and nothing is remembered for longer than
     // the file of weir says.
     let resolver = resolver(name)?;

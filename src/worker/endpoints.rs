@@ -6,20 +6,16 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinError, JoinSet};
-use tokio::time::{sleep, timeout};
-use tracing::{info, warn};
+use tokio::time::sleep;
 
 use crate::admin::health::Heartbeat;
 use crate::clock;
-use crate::config::upstreams::{DnsName, HealthCheck, Source};
+use crate::config::upstreams::{DnsName, HealthCheck};
 use crate::plan::Plan;
-use crate::upstream::resolve::resolve;
-use crate::upstream::{Endpoint, Endpoints, probe};
+use crate::upstream::{Endpoint, Endpoints, names, probe};
 
 /// Between beats.
 const BEAT_EVERY: Duration = Duration::from_secs(10);
-/// The shortest wait that the TTL of an answer makes, and the first one behind a failure.
-const SOONEST: Duration = Duration::from_secs(1);
 /// By so much more or less a check is put off, as a share, so that those of many processes do not come together.
 const JITTER: f64 = 0.1;
 
@@ -62,26 +58,10 @@ pub async fn follow(
     }
 }
 
-/// Waits until every name was looked up, so that a process does not begin by refusing; but not for ever.
-pub async fn known(plan: &Plan, within: Duration) {
-    let all = async {
-        while !plan.upstreams.iter().all(|it| it.was_tried()) {
-            sleep(Duration::from_millis(2)).await;
-        }
-    };
-    // Not in time, requests get 503 until it is.
-    let _ = timeout(within, all).await;
-}
-
 fn tend(endpoints: &Arc<Endpoints>, tasks: &mut JoinSet<Infallible>) -> Vec<AbortHandle> {
     let mut mine = Vec::new();
-    for (index, source) in endpoints.settings.endpoints.iter().enumerate() {
-        match source {
-            Source::Fixed(_) => {}
-            Source::Dns(name) => {
-                mine.push(tasks.spawn(look_up(endpoints.clone(), index, name.clone())));
-            }
-        }
+    for (index, name) in names::names(endpoints) {
+        mine.push(tasks.spawn(look_up(endpoints.clone(), index, name.clone())));
     }
     if let Some(check) = &endpoints.settings.health {
         mine.push(tasks.spawn(check_all(endpoints.clone(), check.clone())));
@@ -92,37 +72,11 @@ fn tend(endpoints: &Arc<Endpoints>, tasks: &mut JoinSet<Infallible>) -> Vec<Abor
     mine
 }
 
-/// Looks a name up again and again; while that fails, its last addresses stay.
+/// Looks a name up again and again.
 async fn look_up(endpoints: Arc<Endpoints>, source: usize, name: DnsName) -> Infallible {
-    let (upstream, refresh) = (&endpoints.settings.name, name.refresh);
-    let mut failures = 0u32;
     loop {
-        let wait = match resolve(&name).await {
-            Ok(found) => {
-                endpoints.metrics.resolved.inc();
-                if failures > 0 {
-                    info!(%upstream, name = name.name, "name is found again");
-                }
-                failures = 0;
-                let count = found.addresses.len();
-                if endpoints.found(source, Some(found.addresses)) {
-                    info!(%upstream, name = name.name, addresses = count, "endpoints have changed");
-                }
-                found.holds_for.max(SOONEST).min(refresh)
-            }
-            Err(error) => {
-                endpoints.metrics.unresolved.inc();
-                endpoints.found(source, None);
-                // The first of a row alone: the rest is in the metric.
-                if failures == 0 {
-                    warn!(%upstream, name = name.name, %error, "name cannot be looked up; its last addresses stay");
-                }
-                failures = failures.saturating_add(1);
-                let longer = 1 << (failures - 1).min(16);
-                SOONEST.saturating_mul(longer).min(refresh)
-            }
-        };
-        sleep(wait).await;
+        sleep(names::due_in(&endpoints, source)).await;
+        names::look_up(&endpoints, source, &name).await;
     }
 }
 

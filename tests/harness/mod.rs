@@ -37,6 +37,7 @@ use weir::plan::Plan;
 use weir::proxy::lane;
 use weir::store::fleet::Fleet;
 use weir::telemetry::metrics::Metrics;
+use weir::upstream::names::first_look;
 use weir::worker;
 use weir::worker::supervise::Supervisor;
 
@@ -155,10 +156,10 @@ fn tend(plan: watch::Receiver<Arc<Plan>>, mut draining: watch::Receiver<bool>) {
         runtime.block_on(async {
             let metrics = plan.borrow().metrics.clone();
             let mut supervisor = Supervisor::new(Handle::current(), metrics);
-            worker::tend_endpoints(&mut supervisor, plan.clone());
             let first = plan.borrow().clone();
-            worker::endpoints::known(&first, DEADLINE).await;
+            first_look(&first.upstreams, DEADLINE).await;
             drop(first);
+            worker::tend_endpoints(&mut supervisor, plan.clone());
             let _ = begun.send(());
             let _ = draining.changed().await;
         });

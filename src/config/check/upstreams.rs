@@ -1,5 +1,7 @@
 //! Upstreams, from the file as written to [`Upstream`]s.
 
+mod retries;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
@@ -69,6 +71,10 @@ impl Checker {
                 .concurrency
                 .and_then(|at| at.value)
                 .map(|raw| self.concurrency(&key("concurrency"), raw)),
+            retries: raw
+                .retries
+                .and_then(|at| at.value)
+                .map(|raw| self.retries(&key("retries"), raw)),
             health: raw
                 .health
                 .and_then(|at| at.value)
@@ -362,6 +368,7 @@ fn plain(name: String, endpoints: Vec<Source>) -> Upstream {
         timeout: 15 * SECOND,
         idle_timeout: 60 * SECOND,
         concurrency: None,
+        retries: None,
         health: None,
         outlier_detection: None,
         slow_start: None,

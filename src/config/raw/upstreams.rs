@@ -8,7 +8,7 @@ use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::OneOrMany;
-use crate::config::units::{Percent, Span};
+use crate::config::units::{ByteSize, Percent, Span};
 use crate::config::yaml::At;
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -28,6 +28,8 @@ pub struct Upstream {
     pub idle_timeout: Option<At<Span>>,
     /// What this process asks of it at a time [default: any number].
     pub concurrency: Option<At<Concurrency>>,
+    /// Requests that are tried again [default: none].
+    pub retries: Option<At<Retries>>,
     /// Endpoints are asked how they are [default: no].
     pub health: Option<At<HealthCheck>>,
     /// Endpoints that fail requests are left out for a while [default: no].
@@ -260,4 +262,42 @@ pub struct SlowStart {
     pub window: At<Span>,
     /// The part that it begins with [default: 10%].
     pub min_weight: Option<At<Percent>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Retries {
+    /// Tries beside the first [default: 1].
+    pub attempts: Option<At<u32>>,
+    /// connect_failure, reset_before_request, reset, timeout, 5xx, or a status such as "503" [default: connect_failure,
+    /// reset_before_request and "503"].
+    pub retry_on: Option<At<Vec<At<String>>>>,
+    /// What the upstream may have seen is tried again for these alone [default: GET, HEAD, OPTIONS].
+    pub methods: Option<At<Vec<At<String>>>>,
+    /// For one try, to the end of the response's head [default: all that is left of `timeout`].
+    pub per_try_timeout: Option<At<Span>>,
+    pub backoff: Option<At<Backoff>>,
+    pub budget: Option<At<Budget>>,
+    /// The largest body that is kept, so that it can be sent again [default: 0B, none].
+    pub buffer: Option<At<ByteSize>>,
+}
+
+/// A random wait, of at most `base`, doubled with each try.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Backoff {
+    /// [default: 25ms]
+    pub base: Option<At<Span>>,
+    /// [default: 250ms]
+    pub max: Option<At<Span>>,
+}
+
+/// How many retries this process has under way, so that they do not finish off an upstream in trouble.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Budget {
+    /// Of the requests under way [default: 20].
+    pub percent: Option<At<u32>>,
+    /// However few there are [default: 3].
+    pub min_concurrent: Option<At<u32>>,
 }

@@ -21,6 +21,8 @@ upstreams:
     endpoints: ["http://a:1", {dns: "app.svc:443", refresh: 7s, servers: ["10.0.0.1", "[::1]:54"]}, {dns: "b:1"}]
     load_balancing: {ring_hash: {by: [client.ip, "cookie:c"]}}
     concurrency: {max: 3, adaptive: gradient, min: 2, pending: 0, max_connections: 4}
+    retries: {attempts: 2, retry_on: [connect_failure, reset_before_request, reset, timeout, 5xx, "429"], methods: [GET, PUT], per_try_timeout: 5s,
+              backoff: {base: 1ms, max: 9ms}, budget: {percent: 30, min_concurrent: 4}, buffer: 64KiB}
     health: {path: "/healthz?a=b", interval: 3s, timeout: 2s, unhealthy_after: 4, healthy_after: 5}
     outlier_detection: {consecutive_5xx: 6, interval: 3s, base_ejection_time: 7s, max_ejection_percent: 50}
     slow_start: {window: 8s, min_weight: 20%}

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 use super::limits::{OneOrMany, by};
 use super::texts;
 use crate::config::raw::Adaptive;
-use crate::config::units::{Percent, Span};
-use crate::config::upstreams::{self, Balancing, Source};
+use crate::config::units::{ByteSize, Percent, Span};
+use crate::config::upstreams::{self, Balancing, RetryOn, Source};
 
 #[derive(Serialize)]
 pub(super) struct Upstream<'c> {
@@ -19,6 +19,8 @@ pub(super) struct Upstream<'c> {
     idle_timeout: Span,
     #[serde(skip_serializing_if = "Option::is_none")]
     concurrency: Option<Concurrency>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retries: Option<Retries<'c>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     health: Option<HealthCheck<'c>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -52,6 +54,30 @@ struct Concurrency {
     min: Option<u32>,
     pending: u32,
     max_connections: u32,
+}
+
+#[derive(Serialize)]
+struct Retries<'c> {
+    attempts: u32,
+    retry_on: Vec<String>,
+    methods: &'c [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    per_try_timeout: Option<Span>,
+    backoff: Backoff,
+    budget: Budget,
+    buffer: ByteSize,
+}
+
+#[derive(Serialize)]
+struct Backoff {
+    base: Span,
+    max: Span,
+}
+
+#[derive(Serialize)]
+struct Budget {
+    percent: u32,
+    min_concurrent: u32,
 }
 
 #[derive(Serialize)]
@@ -107,6 +133,7 @@ impl<'c> Upstream<'c> {
             timeout: Span(upstream.timeout),
             idle_timeout: Span(upstream.idle_timeout),
             concurrency: upstream.concurrency.map(concurrency),
+            retries: upstream.retries.as_ref().map(Retries::new),
             health: upstream.health.as_ref().map(|it| HealthCheck {
                 path: &it.path,
                 interval: Span(it.interval),
@@ -126,6 +153,26 @@ impl<'c> Upstream<'c> {
     }
 }
 
+impl<'c> Retries<'c> {
+    fn new(retries: &'c upstreams::Retries) -> Retries<'c> {
+        Retries {
+            attempts: retries.attempts,
+            retry_on: retry_on(&retries.retry_on),
+            methods: &retries.methods,
+            per_try_timeout: retries.per_try_timeout.map(Span),
+            backoff: Backoff {
+                base: Span(retries.backoff.base),
+                max: Span(retries.backoff.max),
+            },
+            budget: Budget {
+                percent: retries.budget.percent,
+                min_concurrent: retries.budget.min_concurrent,
+            },
+            buffer: ByteSize(retries.buffer as u64),
+        }
+    }
+}
+
 fn endpoint(source: &Source) -> Value {
     match source {
         Source::Fixed(place) => json!(format!("http://{place}")),
@@ -140,4 +187,17 @@ fn endpoint(source: &Source) -> Value {
             shown
         }
     }
+}
+
+fn retry_on(on: &RetryOn) -> Vec<String> {
+    let kinds = [
+        ("connect_failure", on.connect_failure),
+        ("reset_before_request", on.reset_before_request),
+        ("reset", on.reset),
+        ("timeout", on.timeout),
+        ("5xx", on.server_error),
+    ];
+    let named = kinds.into_iter().filter(|(_, is_reason)| *is_reason);
+    let named = named.map(|(name, _)| name.to_owned());
+    named.chain(texts(&on.statuses)).collect()
 }

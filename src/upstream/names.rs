@@ -1,0 +1,100 @@
+//! The names among an upstream's endpoints: when each is looked up next, and what is made of what is found.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+use super::endpoints::Endpoints;
+use super::resolve::resolve;
+use crate::clock;
+use crate::config::upstreams::{DnsName, Source};
+
+/// The shortest wait that the TTL of an answer makes, and the first one behind a failure.
+const SOONEST: Duration = Duration::from_secs(1);
+
+/// When a name is looked up next.
+#[derive(Debug, Default)]
+pub(super) struct Look {
+    /// In milliseconds of [`clock::mono`]; 0 for one that was never looked up.
+    due: AtomicU64,
+    /// In a row.
+    failures: AtomicU32,
+}
+
+impl Look {
+    pub(super) fn was_done(&self) -> bool {
+        self.due.load(Ordering::Acquire) > 0
+    }
+
+    /// As `old`, for a name that stays.
+    pub(super) fn like(old: &Look) -> Look {
+        let relaxed = Ordering::Relaxed;
+        Look {
+            due: AtomicU64::new(old.due.load(relaxed)),
+            failures: AtomicU32::new(old.failures.load(relaxed)),
+        }
+    }
+
+    fn next_in(&self, wait: Duration) {
+        let millis = (clock::mono() + wait).as_millis();
+        let millis = u64::try_from(millis).unwrap_or(u64::MAX);
+        self.due.store(millis, Ordering::Release);
+    }
+}
+
+/// The names of an upstream, each with the index of its source.
+pub fn names(endpoints: &Endpoints) -> impl Iterator<Item = (usize, &DnsName)> {
+    let sources = endpoints.settings.endpoints.iter().enumerate();
+    sources.filter_map(|(index, source)| match source {
+        Source::Fixed(_) => None,
+        Source::Dns(name) => Some((index, name)),
+    })
+}
+
+/// How long it is until a name is to be looked up.
+pub fn due_in(endpoints: &Endpoints, source: usize) -> Duration {
+    let due = Duration::from_millis(endpoints.looks[source].due.load(Ordering::Relaxed));
+    due.saturating_sub(clock::mono())
+}
+
+/// Looks a name up. While that fails, its last addresses stay.
+pub async fn look_up(endpoints: &Endpoints, source: usize, name: &DnsName) {
+    let (upstream, look) = (&endpoints.settings.name, &endpoints.looks[source]);
+    let wait = match resolve(name).await {
+        Ok(found) => {
+            endpoints.metrics.resolved.inc();
+            if look.failures.swap(0, Ordering::Relaxed) > 0 {
+                info!(%upstream, name = name.name, "name is found again");
+            }
+            let count = found.addresses.len();
+            if endpoints.found(source, found.addresses) {
+                info!(%upstream, name = name.name, addresses = count, "endpoints have changed");
+            }
+            found.holds_for.max(SOONEST)
+        }
+        Err(error) => {
+            endpoints.metrics.unresolved.inc();
+            let before = look.failures.fetch_add(1, Ordering::Relaxed);
+            // The first of a row alone: the rest is in the metric.
+            if before == 0 {
+                warn!(%upstream, name = name.name, %error, "name cannot be looked up; its last addresses stay");
+            }
+            SOONEST.saturating_mul(1 << before.min(16))
+        }
+    };
+    look.next_in(wait.min(name.refresh));
+}
+
+/// Looks up the names that never were, so that no request meets an upstream whose endpoints are not known yet; but not for longer than
+/// `within`: then requests get 503 until they are.
+pub async fn first_look(upstreams: &[Arc<Endpoints>], within: Duration) {
+    let all = upstreams.iter().flat_map(|endpoints| {
+        let untried = names(endpoints).filter(|(index, _)| !endpoints.looks[*index].was_done());
+        untried.map(|(index, name)| look_up(endpoints, index, name))
+    });
+    let _ = timeout(within, join_all(all)).await;
+}

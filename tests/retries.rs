@@ -1,0 +1,434 @@
+//! Requests that are tried again: which, how often, and that none is done twice that must not be.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a broken step of a test is a failed test"
+)]
+
+mod harness;
+
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use harness::raw::{Recorder, read_head, scripted};
+use harness::servers::Server;
+use harness::{Lane, Upstream, eventually, ok};
+
+/// A lane before these endpoints in turn, with `settings` of the upstream.
+fn lane(endpoints: &[SocketAddr], settings: &str) -> Lane {
+    let urls: Vec<_> = endpoints.iter().map(|at| format!("http://{at}")).collect();
+    Lane::start(&format!(
+        "listen: 127.0.0.1:0\nupstreams: {{app: {{endpoints: {urls:?}, load_balancing: round_robin, {settings}}}}}\n\
+         circuit_breakers: {{one: {{consecutive_failures: 1}}}}\n"
+    ))
+}
+
+/// The value of `weir_upstream_retries_total` for this result.
+fn retries(lane: &Lane, result: &str) -> usize {
+    let text = lane.plan.borrow().metrics.text();
+    let line = format!("weir_upstream_retries_total{{upstream=\"app\",result=\"{result}\"}} ");
+    let value = text.lines().find_map(|it| it.strip_prefix(&line));
+    value.unwrap().parse().unwrap()
+}
+
+/// An upstream that reads the head of each request and goes.
+fn breaking(count: &Arc<AtomicUsize>) -> SocketAddr {
+    let count = count.clone();
+    scripted(move |mut stream| {
+        if read_head(&mut stream).is_some() {
+            count.fetch_add(1, Ordering::SeqCst);
+        }
+    })
+}
+
+#[test]
+fn a_connection_that_fails_is_made_elsewhere_whatever_the_method() {
+    let (dead, recorder) = (Server::start(), Recorder::start());
+    dead.kill();
+    let lane = lane(&[dead.address, recorder.address], "retries: {}");
+    let mut client = lane.connect();
+    for _ in 0..4 {
+        assert_eq!(client.get("/").body, "served");
+        let reply = client.send("POST", "/", &[], "a body");
+        assert_eq!((reply.status, reply.body.as_str()), (200, "served"));
+    }
+    let whole = recorder.whole();
+    assert_eq!(whole.len(), 8);
+    assert_eq!(
+        whole
+            .iter()
+            .filter(|it| it.ends_with("\r\n\r\na body"))
+            .count(),
+        4
+    );
+    assert_eq!((retries(&lane, "sent"), retries(&lane, "rescued")), (4, 4));
+}
+
+#[test]
+fn without_retries_a_failure_is_told_at_once() {
+    let (dead, live) = (Server::start(), Server::start());
+    dead.kill();
+    let lane = lane(&[dead.address, live.address], "timeout: 5s");
+    let statuses: Vec<_> = (0..4).map(|_| lane.connect().get("/").status).collect();
+    assert_eq!(
+        statuses.iter().filter(|status| **status == 502).count(),
+        2,
+        "{statuses:?}"
+    );
+}
+
+#[test]
+fn no_request_fails_while_an_endpoint_dies_and_comes_back() {
+    let servers: Vec<_> = (0..3).map(|_| Server::start()).collect();
+    let at: Vec<_> = servers.iter().map(|server| server.address).collect();
+    let lane = Arc::new(lane(
+        &at,
+        "outlier_detection: {consecutive_5xx: 3, interval: 20ms, base_ejection_time: 100ms}, \
+         retries: {attempts: 3, retry_on: [connect_failure, reset_before_request, reset, '503'], budget: {min_concurrent: 100}}",
+    ));
+    let (stop, served) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
+    let clients: Vec<_> = (0..8)
+        .map(|_| {
+            let (lane, stop, served) = (lane.clone(), stop.clone(), served.clone());
+            thread::spawn(move || {
+                let mut client = lane.connect();
+                while !stop.load(Ordering::Relaxed) {
+                    let reply = client.get("/");
+                    assert_eq!(reply.status, 200, "{reply:?}");
+                    served.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    let served_more = |more: usize| {
+        let from = served.load(Ordering::Relaxed);
+        eventually(|| served.load(Ordering::Relaxed) > from + more);
+    };
+    let counts = || lane.plan.borrow().upstreams[0].counts();
+    served_more(200);
+    for _ in 0..3 {
+        servers[1].kill();
+        eventually(|| counts().ejected == 1);
+        served_more(200);
+        servers[1].revive();
+        eventually(|| counts().up == 3);
+        let before = servers[1].requests();
+        eventually(|| servers[1].requests() > before + 20);
+    }
+    servers[2].answers(503);
+    eventually(|| counts().ejected == 1);
+    served_more(200);
+    stop.store(true, Ordering::Relaxed);
+    for client in clients {
+        client.join().unwrap();
+    }
+    assert!(retries(&lane, "rescued") > 0);
+    assert_eq!(
+        retries(&lane, "over_budget") + retries(&lane, "exhausted"),
+        0
+    );
+}
+
+#[test]
+fn a_503_is_tried_elsewhere_and_told_once_all_tries_are_used() {
+    let servers: Vec<_> = (0..3).map(|_| Server::start()).collect();
+    let at: Vec<_> = servers.iter().map(|server| server.address).collect();
+    let lane = lane(&at, "retries: {attempts: 2, backoff: {base: 1ms}}");
+    let mut client = lane.connect();
+    servers[0].answers(503);
+    servers[1].answers(503);
+    for _ in 0..6 {
+        assert_eq!(client.get("/").body, servers[2].address.to_string());
+    }
+    // The 503s were read whole, and their connections used again.
+    let connections: Vec<_> = servers.iter().map(Server::connections).collect();
+    assert_eq!(connections, [1, 1, 1]);
+    servers[2].answers(503);
+    let before: usize = servers.iter().map(Server::requests).sum();
+    let reply = client.get("/");
+    assert_eq!((reply.status, reply.field("proxy-status")), (503, None));
+    let after: usize = servers.iter().map(Server::requests).sum();
+    assert_eq!(after - before, 3, "each endpoint once");
+    assert_eq!(retries(&lane, "exhausted"), 1);
+    // Other statuses are the upstream's word.
+    servers[0].answers(500);
+    servers[1].answers(500);
+    servers[2].answers(500);
+    assert_eq!(client.get("/").status, 500);
+    assert_eq!(
+        servers.iter().map(Server::requests).sum::<usize>(),
+        after + 1
+    );
+}
+
+#[test]
+fn what_may_not_be_done_twice_is_sent_once() {
+    let seen = Arc::<AtomicUsize>::default();
+    let at = [breaking(&seen), breaking(&seen)];
+    let all = "retries: {attempts: 5, retry_on: [connect_failure, reset_before_request, reset, timeout, 5xx], methods: [GET, PUT], buffer: 64KiB, backoff: {base: 1ms}}";
+    let lane = lane(&at, all);
+    for (method, body) in [
+        ("POST", "pay"),
+        ("POST", ""),
+        ("PATCH", "x"),
+        ("DELETE", ""),
+    ] {
+        let before = seen.load(Ordering::SeqCst);
+        assert_eq!(
+            lane.connect().send(method, "/", &[], body).status,
+            502,
+            "{method}"
+        );
+        assert_eq!(seen.load(Ordering::SeqCst) - before, 1, "{method} {body:?}");
+    }
+    for (method, body) in [("GET", ""), ("PUT", "x")] {
+        let before = seen.load(Ordering::SeqCst);
+        assert_eq!(
+            lane.connect().send(method, "/", &[], body).status,
+            502,
+            "{method}"
+        );
+        assert_eq!(seen.load(Ordering::SeqCst) - before, 6, "{method}");
+    }
+    let server = Server::start();
+    let unavailable = self::lane(&[server.address], all);
+    server.answers(503);
+    assert_eq!(
+        unavailable.connect().send("POST", "/", &[], "pay").status,
+        503
+    );
+    assert_eq!(server.requests(), 1);
+}
+
+#[test]
+fn a_body_is_sent_again_only_where_it_was_kept_whole() {
+    let check = |buffer: &str, body: &str, chunked: bool, expected: u16| {
+        let seen = Arc::<AtomicUsize>::default();
+        // Breaks off once it has all of the body, or of the small chunks as many as make most of it.
+        let length = if chunked {
+            body.len() * 3 / 2
+        } else {
+            body.len()
+        };
+        let count = seen.clone();
+        let broken = scripted(move |mut stream| {
+            if read_head(&mut stream).is_some() {
+                stream.read_exact(&mut vec![0; length]).unwrap();
+                count.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        let recorder = Recorder::start();
+        let settings = format!(
+            "retries: {{retry_on: [reset], methods: [PUT], backoff: {{base: 1ms}}, buffer: {buffer}}}"
+        );
+        let lane = lane(&[broken, recorder.address], &settings);
+        // The first in turn is a matter of chance.
+        let mut statuses = Vec::new();
+        while seen.load(Ordering::SeqCst) == 0 {
+            let mut client = lane.connect();
+            let reply = match chunked {
+                false => client.send("PUT", "/", &[], body),
+                true => {
+                    client.begin("PUT", "/", &["Transfer-Encoding: chunked"], "");
+                    for piece in body.as_bytes().chunks(7) {
+                        let piece = std::str::from_utf8(piece).unwrap();
+                        client.write(format!("{:x}\r\n{piece}\r\n", piece.len()).as_bytes());
+                    }
+                    client.write(b"0\r\n\r\n");
+                    client.finish()
+                }
+            };
+            statuses.push(reply.status);
+        }
+        let last = statuses.pop().unwrap();
+        assert_eq!(last, expected, "{buffer} {chunked} {}", body.len());
+        if last == 200 {
+            let whole = recorder.whole().pop().unwrap();
+            let sent = whole.split_once("\r\n\r\n").unwrap().1;
+            match chunked {
+                false => assert_eq!(sent, body),
+                true => assert_eq!(unchunked(sent), body),
+            }
+        }
+    };
+    let long = "0123456789".repeat(500);
+    check("0B", "short", false, 502);
+    check("5B", "short", false, 200);
+    check("4B", "short", false, 502);
+    check("64KiB", &long, false, 200);
+    check("64KiB", &long, true, 200);
+    check("4KiB", &long, true, 502);
+    check("0B", "short", true, 502);
+}
+
+fn unchunked(mut wire: &str) -> String {
+    let mut data = String::new();
+    loop {
+        let (size, rest) = wire.split_once("\r\n").unwrap();
+        let size = usize::from_str_radix(size, 16).unwrap();
+        data.push_str(&rest[..size]);
+        wire = rest[size..].strip_prefix("\r\n").unwrap();
+        if size == 0 {
+            return data;
+        }
+    }
+}
+
+#[test]
+fn a_full_outage_is_met_with_few_retries() {
+    const CLIENTS: usize = 20;
+    const EACH: usize = 15;
+    // Slow enough that they are under way together.
+    let requests = Arc::<AtomicUsize>::default();
+    let count = requests.clone();
+    let upstream = Upstream::replying(move |_| {
+        count.fetch_add(1, Ordering::Relaxed);
+        thread::sleep(Duration::from_millis(20));
+        ok("").replace("200 OK", "503 X")
+    });
+    let at = upstream.url().replace("http://", "").parse().unwrap();
+    let lane = Arc::new(lane(
+        &[at],
+        "retries: {attempts: 3, backoff: {base: 1ms, max: 1ms}, budget: {percent: 20, min_concurrent: 1}}",
+    ));
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let lane = lane.clone();
+            thread::spawn(move || {
+                let mut client = lane.connect();
+                for _ in 0..EACH {
+                    assert_eq!(client.get("/").status, 503);
+                }
+            })
+        })
+        .collect();
+    for client in clients {
+        client.join().unwrap();
+    }
+    let (all, sent) = (CLIENTS * EACH, retries(&lane, "sent"));
+    assert_eq!(requests.load(Ordering::Relaxed), all + sent);
+    // Four of twenty under way may be retries, which is one for each four first tries; all would be three for each.
+    assert!(sent > 0 && sent <= all * 2 / 5, "{sent}");
+    assert!(retries(&lane, "over_budget") >= all / 2);
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a bound on time")]
+fn all_tries_together_take_no_longer_than_the_timeout() {
+    let seen = Arc::<AtomicUsize>::default();
+    let count = seen.clone();
+    let silent = scripted(move |mut stream| {
+        if read_head(&mut stream).is_some() {
+            count.fetch_add(1, Ordering::SeqCst);
+            let _ = read_head(&mut stream);
+        }
+    });
+    let lane = lane(
+        &[silent],
+        "timeout: 500ms, retries: {attempts: 10, retry_on: [timeout], per_try_timeout: 120ms, backoff: {base: 1ms, max: 1ms}}",
+    );
+    let began = Instant::now();
+    let reply = lane.connect().get("/");
+    let took = began.elapsed();
+    assert_eq!(reply.status, 504);
+    assert!(took < Duration::from_millis(900), "{took:?}");
+    let tries = seen.load(Ordering::SeqCst);
+    assert!((3..=5).contains(&tries), "{tries}");
+    assert_eq!(
+        retries(&lane, "out_of_time") + retries(&lane, "exhausted"),
+        1
+    );
+}
+
+#[test]
+fn a_slow_endpoint_is_left_for_another() {
+    let silent = scripted(|mut stream| while read_head(&mut stream).is_some() {});
+    let live = Server::start();
+    let lane = lane(
+        &[silent, live.address],
+        "timeout: 8s, retries: {retry_on: [timeout], per_try_timeout: 100ms}",
+    );
+    let mut client = lane.connect();
+    for _ in 0..4 {
+        assert_eq!(client.get("/").body, live.address.to_string());
+    }
+    assert_eq!(retries(&lane, "rescued"), 2);
+}
+
+#[test]
+fn a_breaker_hears_of_a_request_once() {
+    let (failing, live) = (Server::start(), Server::start());
+    failing.answers(503);
+    let settings = "circuit_breaker: one, retries: {attempts: 1, backoff: {base: 1ms}}";
+    let lane = lane(&[failing.address, live.address], settings);
+    let mut client = lane.connect();
+    // Rescued: a single failure would have opened it.
+    for _ in 0..6 {
+        assert_eq!(client.get("/").status, 200);
+    }
+    live.answers(503);
+    let requests = || failing.requests() + live.requests();
+    let before = requests();
+    assert_eq!(client.get("/").status, 503);
+    assert_eq!(
+        requests(),
+        before + 2,
+        "an open breaker ends no tries that were begun"
+    );
+    assert_eq!(
+        client.get("/").field("proxy-status"),
+        Some("weir; error=destination_unavailable; details=\"circuit_open\"")
+    );
+    assert_eq!(requests(), before + 2);
+}
+
+#[test]
+fn a_client_that_leaves_is_not_tried_for() {
+    let seen = Arc::<AtomicUsize>::default();
+    let at = [breaking(&seen)];
+    let lane = lane(
+        &at,
+        "timeout: 1h, retries: {attempts: 10, retry_on: [reset], backoff: {base: 1h, max: 1h}}",
+    );
+    let mut client = lane.connect();
+    client.begin("GET", "/", &[], "");
+    eventually(|| seen.load(Ordering::SeqCst) == 1);
+    drop(client);
+    eventually(|| lane.plan.borrow().upstreams[0].under_way() == 0);
+}
+
+#[test]
+fn the_rest_of_an_upload_follows_a_retry() {
+    // Answers with a 503 as soon as it has the head.
+    let early = scripted(|mut stream| {
+        while read_head(&mut stream).is_some() {
+            let _ = stream.write_all(ok("").replace("200 OK", "503 X").as_bytes());
+            // Its end of the connection stays open until weir goes.
+            let _ = std::io::copy(&mut stream, &mut std::io::sink());
+        }
+    });
+    let recorder = Recorder::start();
+    let lane = lane(
+        &[early, recorder.address],
+        "retries: {methods: [PUT], buffer: 1KiB, backoff: {base: 1ms}}",
+    );
+    for _ in 0..2 {
+        let mut client = lane.connect();
+        client.begin("PUT", "/", &["Content-Length: 10"], "");
+        client.write(b"01234");
+        assert_eq!(client.status_within(100), None);
+        client.write(b"56789");
+        assert_eq!(client.status_within(5_000), Some(200));
+    }
+    assert!(
+        recorder
+            .whole()
+            .iter()
+            .all(|it| it.ends_with("\r\n\r\n0123456789"))
+    );
+    assert_eq!(recorder.whole().len(), 2);
+}
