@@ -228,19 +228,20 @@ impl Plan {
         } = kept;
         let old = old.iter().flatten();
         let old: BTreeMap<_, _> = old.map(|old| (&*old.upstream, old)).collect();
-        let endpoints = |upstream: &config::Upstream| {
+        let endpoints = |(index, upstream): (usize, &config::Upstream)| {
+            let tls = secured.upstreams.get(index).cloned().flatten();
             let old = old_upstreams
                 .iter()
                 .find(|old| old.settings.name == upstream.name);
-            match old.filter(|old| old.serves(upstream)) {
+            match old.filter(|old| old.serves(upstream, tls.as_ref())) {
                 Some(old) => old.clone(),
                 None => {
                     let metrics = metrics.upstream(&upstream.name);
-                    Endpoints::new(upstream.clone(), old.map(|old| &**old), metrics)
+                    Endpoints::new(upstream.clone(), tls, old.map(|old| &**old), metrics)
                 }
             }
         };
-        let upstreams = config.upstreams.iter().map(endpoints).collect();
+        let upstreams = config.upstreams.iter().enumerate().map(endpoints).collect();
         let breaker = |upstream: &config::Upstream| {
             let settings = upstream
                 .circuit_breaker

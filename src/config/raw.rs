@@ -38,7 +38,7 @@ pub use telemetry::{AccessLog, Always, Log, LogFormat, LogLevel, Telemetry};
 pub use upstreams::{
     Adaptive, Backoff, Budget, Concurrency, DnsEndpoint, Endpoint, Endpoints, HealthCheck,
     LoadBalancing, OutlierDetection, Retries, RingHash, RingKey, SlowStart, Upstream,
-    UpstreamProtocol,
+    UpstreamProtocol, UpstreamTls,
 };
 pub use worker::{AuditLag, HealthChecks, Partition, Worker, WorkerBatch, WorkerHealth};
 

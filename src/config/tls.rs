@@ -19,6 +19,14 @@ pub struct Certificate {
     pub key: PathBuf,
 }
 
+/// Of an upstream.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct UpstreamTls {
+    /// In place of the endpoint's own name, for what is asked and for what its certificate must say.
+    pub sni: Option<String>,
+    pub tls: Tls,
+}
+
 /// Of a listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenerTls {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::breakers::CircuitBreaker;
 use super::limits::KeyPart;
 pub use super::raw::UpstreamProtocol as Protocol;
+use super::tls::UpstreamTls;
 
 /// Where requests go.
 #[derive(Debug, Clone, PartialEq)]
@@ -14,6 +15,8 @@ pub struct Upstream {
     /// At least one.
     pub endpoints: Vec<Source>,
     pub protocol: Protocol,
+    /// `None`: connections are plain.
+    pub tls: Option<UpstreamTls>,
     pub load_balancing: Balancing,
     pub connect_timeout: Duration,
     /// From the end of the request to the end of the response's head.
@@ -35,7 +38,7 @@ pub struct Upstream {
 /// Where endpoints come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// One endpoint, `HOST:PORT`; a name is resolved at each connect.
+    /// One endpoint, `HOST:PORT` or `unix:PATH`; a name is resolved at each connect.
     Fixed(String),
     /// One for each address of the name.
     Dns(DnsName),

@@ -30,6 +30,14 @@ pub enum Stream {
 }
 
 impl Socket {
+    /// Sends what is written at once (TCP_NODELAY), where the kernel would wait for more.
+    pub fn set_nodelay(&self) -> io::Result<()> {
+        match self {
+            Socket::Tcp(tcp) => tcp.set_nodelay(true),
+            Socket::Unix(_) => Ok(()),
+        }
+    }
+
     /// Ready once the kernel may have something to read, be it an end or an error.
     fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
@@ -61,6 +69,18 @@ impl Socket {
             Socket::Unix(unix) => unix.try_read(&mut byte),
         };
         matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+}
+
+impl From<TcpStream> for Socket {
+    fn from(tcp: TcpStream) -> Socket {
+        Socket::Tcp(tcp)
+    }
+}
+
+impl From<UnixStream> for Socket {
+    fn from(unix: UnixStream) -> Socket {
+        Socket::Unix(unix)
     }
 }
 

@@ -31,6 +31,7 @@ use crate::http1::head::{BodyLength, HeadLimits, RequestHead};
 use crate::http1::response::{ResponseBody, ResponseHead, parse_response};
 use crate::http2::grpc::{self, GrpcStatus};
 use crate::net::stream::{BothWays, Reading, Stream, Writing};
+use crate::net::tls::Trouble;
 use crate::plan::Plan;
 use crate::policy::session::Session;
 use crate::store::breakers::{End, Entry};
@@ -358,7 +359,9 @@ pub(super) fn end_of(failure: &Failure, record: &Record) -> Option<End> {
         return None;
     };
     match rejection {
-        Rejection::ConnectFailed | Rejection::ConnectTimeout => Some(End::ConnectFailed),
+        Rejection::ConnectFailed | Rejection::ConnectTimeout | Rejection::UpstreamTls(_) => {
+            Some(End::ConnectFailed)
+        }
         Rejection::UpstreamTimeout => Some(End::TimedOut),
         // The client's own word: a short one must not tell against the upstream unless the file says so.
         Rejection::DeadlineExceeded => Some(End::Grpc(GrpcStatus::DEADLINE_EXCEEDED)),
@@ -636,8 +639,13 @@ pub(super) async fn read_head(
             Some(head) => return Ok(head),
             None => {}
         }
-        if read_some(upstream, answer).await.unwrap_or(0) == 0 {
-            return Err(Rejection::UpstreamBroken);
+        match read_some(upstream, answer).await {
+            Ok(1..) => {}
+            // With TLS 1.3 the handshake is over by the time that a server refuses the certificate that it is shown.
+            Err(error) if Trouble::within(&error) == Some(Trouble::Distrusted) => {
+                return Err(Rejection::UpstreamTls(Trouble::Distrusted));
+            }
+            Ok(0) | Err(_) => return Err(Rejection::UpstreamBroken),
         }
     }
 }

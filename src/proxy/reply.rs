@@ -1,6 +1,8 @@
 //! Every reply that weir gives of its own accord, and so the only place with status codes. Bodies are RFC 9457 problems; each reply names
 //! its cause in Proxy-Status (RFC 9209).
 
+mod tls;
+
 use std::borrow::Cow;
 use std::cell::{Ref, RefCell};
 use std::time::{Duration, SystemTime};
@@ -12,6 +14,7 @@ use crate::clock;
 use crate::config::breakers::Fallback;
 use crate::http1::head::HeadError;
 use crate::http1::path::PathError;
+use crate::net::tls::Trouble;
 
 /// Why weir answers in the upstream's place.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +60,8 @@ pub enum Rejection {
     PlainOnTls,
     ConnectFailed,
     ConnectTimeout,
+    /// There is no TLS with the upstream.
+    UpstreamTls(Trouble),
     /// The upstream closed, reset or sent nonsense before its head was whole.
     UpstreamBroken,
     UpstreamTimeout,
@@ -158,6 +163,7 @@ impl Rejection {
             Rejection::BodyTooLarge => (413, "Content Too Large", "http_request_error"),
             Rejection::Expectation => (417, "Expectation Failed", "http_request_error"),
             Rejection::ConnectFailed => (502, "Bad Gateway", "connection_refused"),
+            Rejection::UpstreamTls(trouble) => (502, "Bad Gateway", tls::said_of(*trouble).0),
             Rejection::ConnectTimeout => (504, "Gateway Timeout", "connection_timeout"),
             Rejection::UpstreamBroken => (502, "Bad Gateway", "http_protocol_error"),
             Rejection::UpstreamTimeout | Rejection::DeadlineExceeded => {
@@ -198,6 +204,7 @@ impl Rejection {
             Rejection::Expectation => "only 100-continue can be expected",
             Rejection::PlainOnTls => "plain HTTP was sent to a port that speaks TLS: use https",
             Rejection::ConnectFailed => "upstream cannot be reached",
+            Rejection::UpstreamTls(trouble) => tls::said_of(*trouble).2,
             Rejection::ConnectTimeout => "upstream did not accept a connection in time",
             Rejection::UpstreamBroken => "upstream broke off or sent nonsense",
             Rejection::UpstreamTimeout => "upstream took too long",
@@ -236,6 +243,7 @@ impl Rejection {
             Rejection::Expectation => "expectation",
             Rejection::PlainOnTls => "plain_on_tls",
             Rejection::ConnectFailed => "connect_failed",
+            Rejection::UpstreamTls(trouble) => tls::said_of(*trouble).1,
             Rejection::ConnectTimeout => "connect_timeout",
             Rejection::UpstreamBroken => "upstream_broken",
             Rejection::UpstreamTimeout => "upstream_timeout",
@@ -268,6 +276,7 @@ impl Rejection {
             | Rejection::Overloaded
             | Rejection::NoEndpoint
             | Rejection::ConnectFailed
+            | Rejection::UpstreamTls(_)
             | Rejection::ConnectTimeout
             | Rejection::UpstreamBroken
             | Rejection::UpstreamTimeout

@@ -204,9 +204,10 @@ fn again(retries: &Retries, tried: &Tried, upload: &Upload<'_>, answer: &[u8]) -
     let on = &retries.retry_on;
     let (is_reason, again) = match tried {
         Ok((_, answered)) => (on.has_status(answered.head.status), Again::Seen),
-        Err(Failure::Reply(Rejection::ConnectFailed | Rejection::ConnectTimeout, _)) => {
-            (on.connect_failure, Again::Unseen)
-        }
+        Err(Failure::Reply(
+            Rejection::ConnectFailed | Rejection::ConnectTimeout | Rejection::UpstreamTls(_),
+            _,
+        )) => (on.connect_failure, Again::Unseen),
         Err(Failure::Reply(Rejection::UpstreamBroken, _)) if !upload.begun => {
             (on.reset_before_request, Again::Unseen)
         }
@@ -318,6 +319,7 @@ pub(super) fn unreached(unreached: Unreached) -> Rejection {
     match unreached {
         Unreached::Failed => Rejection::ConnectFailed,
         Unreached::TimedOut => Rejection::ConnectTimeout,
+        Unreached::Insecure(trouble) => Rejection::UpstreamTls(trouble),
         Unreached::Full => Rejection::Overloaded,
     }
 }

@@ -210,7 +210,7 @@ impl View {
                     .collect();
                 let pool = |endpoint: &Arc<Endpoint>| {
                     let kept = kept.remove(&Arc::as_ptr(endpoint));
-                    let new = || Pool::new(endpoint.clone(), &shared.settings, shared.caps.clone());
+                    let new = || shared.pool(endpoint.clone());
                     kept.unwrap_or_else(|| Rc::new(new()))
                 };
                 picture.endpoints.iter().map(pool).collect()

@@ -2,12 +2,14 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
-use crate::net::stream::Stream;
+use crate::net::stream::{Socket, Stream};
+use crate::net::tls::client::ClientTls;
 
 /// Where an endpoint is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,27 +17,56 @@ pub enum Target {
     /// `HOST:PORT`, resolved by the system at each connect, which tries all addresses.
     Name(String),
     Address(SocketAddr),
+    Unix(PathBuf),
 }
 
 impl Target {
-    /// Of `HOST:PORT` or `IP:PORT`.
+    /// Of `HOST:PORT`, `IP:PORT` or `unix:PATH`.
     pub fn new(place: &str) -> Target {
-        match place.parse() {
-            Ok(address) => Target::Address(address),
-            Err(_) => Target::Name(place.to_owned()),
+        match (place.strip_prefix("unix:"), place.parse()) {
+            (Some(path), _) => Target::Unix(path.into()),
+            (None, Ok(address)) => Target::Address(address),
+            (None, Err(_)) => Target::Name(place.to_owned()),
         }
     }
 }
 
-/// A new connection; an error of kind `TimedOut` where there is none in time.
-pub async fn connect(target: &Target, within: Duration) -> io::Result<Stream> {
+/// How an endpoint is spoken to.
+#[derive(Debug, Clone, Copy)]
+pub enum Way<'t> {
+    Plain,
+    /// Under TLS, with an endpoint of this name.
+    Tls(&'t ClientTls, &'t str),
+    /// Under TLS, of which no files were read: never in plain, then.
+    Nowhere,
+}
+
+impl<'t> Way<'t> {
+    /// `is_tls`: whether the file wants TLS.
+    pub fn new(is_tls: bool, tls: Option<&'t ClientTls>, name: &'t str) -> Way<'t> {
+        match (is_tls, tls) {
+            (false, _) => Way::Plain,
+            (true, Some(tls)) => Way::Tls(tls, name),
+            (true, None) => Way::Nowhere,
+        }
+    }
+}
+
+/// A new connection, after its handshake where there is one; an error of kind `TimedOut` where there is none in time.
+pub async fn connect(target: &Target, way: Way<'_>, within: Duration) -> io::Result<Stream> {
     let connecting = async {
-        match target {
-            Target::Name(name) => TcpStream::connect(name).await,
-            Target::Address(address) => TcpStream::connect(address).await,
+        let socket = match target {
+            Target::Name(name) => Socket::from(TcpStream::connect(name).await?),
+            Target::Address(address) => Socket::from(TcpStream::connect(address).await?),
+            Target::Unix(path) => Socket::from(UnixStream::connect(path).await?),
+        };
+        socket.set_nodelay()?;
+        match way {
+            Way::Plain => Ok(Stream::Plain(socket)),
+            // Apart, so that plain connections have no room for it.
+            Way::Tls(tls, name) => Box::pin(tls.shake_hands(socket, name)).await,
+            Way::Nowhere => Err(io::ErrorKind::Unsupported.into()),
         }
     };
-    let stream = timeout(within, connecting).await??;
-    stream.set_nodelay(true)?;
-    Ok(stream.into())
+    timeout(within, connecting).await?
 }

@@ -15,9 +15,11 @@ use tracing::{info, warn};
 use super::caps::Caps;
 use super::connect::Target;
 use super::names::{Look, names};
+use super::pool::Pool;
 use crate::clock;
 use crate::config::Upstream;
 use crate::config::upstreams::{Balancing, Budget, Source};
+use crate::net::tls::client::ClientTls;
 use crate::policy::balance::{self, Ring};
 use crate::policy::outlier::{Checks, Ejections, may_eject};
 use crate::policy::retry::within_budget;
@@ -27,6 +29,8 @@ use crate::telemetry::upstream_metrics::UpstreamMetrics;
 #[derive(Debug)]
 pub struct Endpoints {
     pub settings: Upstream,
+    /// Where its endpoints speak TLS.
+    pub tls: Option<Arc<ClientTls>>,
     /// Whether there is one endpoint for good, and nothing asks how it is: then there is nothing to choose, nor to count.
     pub(super) is_lone: bool,
     pub(super) caps: Option<Arc<Caps>>,
@@ -46,8 +50,10 @@ pub struct Endpoints {
 /// Where requests can go.
 #[derive(Debug)]
 pub struct Endpoint {
-    /// `HOST:PORT`.
+    /// `HOST:PORT` or `unix:PATH`.
     pub place: String,
+    /// What its certificate is to be for, unless the upstream says otherwise.
+    pub(super) name: String,
     pub(super) target: Target,
     /// Requests under way, of all lanes.
     pub(super) under_way: AtomicU32,
@@ -112,9 +118,11 @@ impl Member {
 }
 
 impl Endpoint {
-    fn new(place: String) -> Endpoint {
+    /// `name`: of which it is an address, where it is one of many.
+    pub(super) fn new(place: String, name: Option<&str>) -> Endpoint {
         Endpoint {
             target: Target::new(&place),
+            name: name.unwrap_or_else(|| host(&place)).to_owned(),
             place,
             under_way: AtomicU32::new(0),
             failures: AtomicU32::new(0),
@@ -128,6 +136,14 @@ impl Endpoint {
         (came > 0).then(|| now.saturating_sub(Duration::from_millis(came)))
     }
 
+    /// As requests name it that name no host.
+    pub fn authority(&self) -> &str {
+        match &self.target {
+            Target::Name(_) | Target::Address(_) => &self.place,
+            Target::Unix(_) => &self.name,
+        }
+    }
+
     fn comes(&self, now: Duration) {
         let millis = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
         self.came.store(millis, Ordering::Relaxed);
@@ -139,6 +155,7 @@ impl Endpoints {
     /// the addresses of names.
     pub fn new(
         settings: Upstream,
+        tls: Option<Arc<ClientTls>>,
         old: Option<&Endpoints>,
         metrics: UpstreamMetrics,
     ) -> Arc<Endpoints> {
@@ -181,6 +198,7 @@ impl Endpoints {
                 ring: Arc::default(),
             }),
             settings,
+            tls,
             metrics,
         };
         let mut members = endpoints.members.lock();
@@ -190,8 +208,22 @@ impl Endpoints {
     }
 
     /// Whether requests are to be sent as before: the rest of the settings is not this module's.
-    pub fn serves(&self, settings: &Upstream) -> bool {
-        of_endpoints(&self.settings) == of_endpoints(settings)
+    pub fn serves(&self, settings: &Upstream, tls: Option<&Arc<ClientTls>>) -> bool {
+        of_endpoints(&self.settings) == of_endpoints(settings) && self.shows(tls)
+    }
+
+    /// A lane's connections to one of them.
+    pub(super) fn pool(&self, endpoint: Arc<Endpoint>) -> Pool {
+        Pool::new(
+            endpoint,
+            &self.settings,
+            self.tls.clone(),
+            self.caps.clone(),
+        )
+    }
+
+    fn shows(&self, tls: Option<&Arc<ClientTls>>) -> bool {
+        self.tls.as_ref().map(Arc::as_ptr) == tls.map(Arc::as_ptr)
     }
 
     /// Whether connections made for `self` are as good for `other`.
@@ -206,6 +238,7 @@ impl Endpoints {
             ..of_endpoints(upstream)
         };
         of_connections(&self.settings) == of_connections(&other.settings)
+            && self.shows(other.tls.as_ref())
     }
 
     /// Whether something is to be done for it beside the lanes.
@@ -376,8 +409,12 @@ impl Endpoints {
         let mut places = Vec::new();
         for (source, found) in self.settings.endpoints.iter().zip(&members.found) {
             match source {
-                Source::Fixed(place) => places.push(place.clone()),
-                Source::Dns(_) => places.extend(found.iter().map(SocketAddr::to_string)),
+                Source::Fixed(place) => places.push((place.clone(), None)),
+                Source::Dns(dns) => places.extend(
+                    found
+                        .iter()
+                        .map(|address| (address.to_string(), Some(&*dns.name))),
+                ),
             }
         }
         let mut old: BTreeMap<_, _> = members
@@ -388,12 +425,12 @@ impl Endpoints {
         let (late, now) = (late && !old.is_empty(), clock::mono());
         let mut list: Vec<Member> = Vec::with_capacity(places.len());
         let mut seen = std::collections::BTreeSet::new();
-        for place in places {
+        for (place, name) in places {
             if !seen.insert(place.clone()) {
                 continue;
             }
             list.push(old.remove(&place).unwrap_or_else(|| {
-                let endpoint = Endpoint::new(place);
+                let endpoint = Endpoint::new(place, name);
                 if late {
                     endpoint.comes(now);
                 }
@@ -454,6 +491,15 @@ impl Picture {
             counts: Counts::default(),
         }
     }
+}
+
+/// Of `HOST:PORT`; a socket has none, and is of this machine.
+fn host(place: &str) -> &str {
+    if place.starts_with("unix:") {
+        return "localhost";
+    }
+    let host = place.rsplit_once(':').map_or(place, |(host, _)| host);
+    host.trim_start_matches('[').trim_end_matches(']')
 }
 
 fn is_name(source: &Source) -> bool {

@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::caps::{Caps, Full, Place};
-use super::connect::connect;
+use super::connect::{Way, connect};
 use super::endpoints::Endpoint;
 use super::http2::{self, Multiplexed};
 use crate::clock;
 use crate::config::Upstream;
 use crate::net::stream::Stream;
+use crate::net::tls::Trouble;
+use crate::net::tls::client::ClientTls;
 
 /// Connections to one endpoint that a lane keeps between requests.
 const MAX_IDLE: usize = 1024;
@@ -21,6 +23,9 @@ const MAX_IDLE: usize = 1024;
 #[derive(Debug)]
 pub struct Pool {
     pub endpoint: Arc<Endpoint>,
+    /// Whether its connections are under TLS.
+    pub is_secure: bool,
+    tls: Option<Arc<ClientTls>>,
     connect_timeout: Duration,
     idle_timeout: Duration,
     caps: Option<Arc<Caps>>,
@@ -43,6 +48,8 @@ pub struct Connected {
 pub enum Unreached {
     Failed,
     TimedOut,
+    /// There is no TLS with it.
+    Insecure(Trouble),
     /// As many are open as may be.
     Full,
 }
@@ -51,10 +58,13 @@ impl Pool {
     pub(super) fn new(
         endpoint: Arc<Endpoint>,
         settings: &Upstream,
+        tls: Option<Arc<ClientTls>>,
         caps: Option<Arc<Caps>>,
     ) -> Pool {
         Pool {
             endpoint,
+            is_secure: settings.tls.is_some(),
+            tls,
             connect_timeout: settings.connect_timeout,
             idle_timeout: settings.idle_timeout,
             caps,
@@ -95,7 +105,9 @@ impl Pool {
             None => None,
             Some(caps) => Some(caps.connection(self.connect_timeout).await?),
         };
-        let stream = connect(&self.endpoint.target, self.connect_timeout).await?;
+        let Endpoint { target, name, .. } = &*self.endpoint;
+        let way = Way::new(self.is_secure, self.tls.as_deref(), name);
+        let stream = connect(target, way, self.connect_timeout).await?;
         Ok(Connected {
             stream,
             reused: false,
@@ -133,9 +145,10 @@ impl Pool {
 
 impl From<io::Error> for Unreached {
     fn from(error: io::Error) -> Unreached {
-        match error.kind() {
-            io::ErrorKind::TimedOut => Unreached::TimedOut,
-            _ => Unreached::Failed,
+        match (Trouble::within(&error), error.kind()) {
+            (Some(trouble), _) => Unreached::Insecure(trouble),
+            (None, io::ErrorKind::TimedOut) => Unreached::TimedOut,
+            (None, _) => Unreached::Failed,
         }
     }
 }

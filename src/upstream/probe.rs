@@ -5,26 +5,33 @@ use std::io;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
-use super::connect::connect;
-use super::endpoints::Endpoint;
+use super::connect::{Way, connect};
+use super::endpoints::{Endpoint, Endpoints};
 use crate::config::upstreams::HealthCheck;
 use crate::http1::head::HeadLimits;
 use crate::http1::response::parse_response;
 
 /// Whether the endpoint answers in time, with a status from 200 to 399, as Kubernetes' probes want it.
-pub async fn passes(endpoint: &Endpoint, check: &HealthCheck) -> bool {
-    let answered = timeout(check.timeout, ask(endpoint, check)).await;
+pub async fn passes(endpoints: &Endpoints, endpoint: &Endpoint, check: &HealthCheck) -> bool {
+    let answered = timeout(check.timeout, ask(endpoints, endpoint, check)).await;
     matches!(answered, Ok(Ok(Some(200..=399))))
 }
 
 /// The status of the answer; `None` for nonsense.
-async fn ask(endpoint: &Endpoint, check: &HealthCheck) -> io::Result<Option<u16>> {
-    let mut stream = connect(&endpoint.target, check.timeout).await?;
-    let (path, host) = (&check.path, &endpoint.place);
+async fn ask(
+    endpoints: &Endpoints,
+    endpoint: &Endpoint,
+    check: &HealthCheck,
+) -> io::Result<Option<u16>> {
+    let (settings, tls) = (&endpoints.settings, endpoints.tls.as_deref());
+    let way = Way::new(settings.tls.is_some(), tls, &endpoint.name);
+    let mut stream = connect(&endpoint.target, way, check.timeout).await?;
+    let (path, host) = (&check.path, endpoint.authority());
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: weir-health\r\nConnection: close\r\n\r\n"
     );
     stream.write_all(request.as_bytes()).await?;
+    stream.flush().await?;
     let mut answer = Vec::with_capacity(1024);
     loop {
         match parse_response(&answer, false, HeadLimits::default()) {

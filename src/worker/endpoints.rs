@@ -122,7 +122,7 @@ async fn check_on(
     check: HealthCheck,
 ) -> Infallible {
     loop {
-        let passed = probe::passes(&endpoint, &check).await;
+        let passed = probe::passes(&endpoints, &endpoint, &check).await;
         endpoints.checked(&endpoint, passed);
         let share = 1.0 + JITTER * (2.0 * fastrand::f64() - 1.0);
         sleep(check.interval.mul_f64(share)).await;

@@ -380,7 +380,7 @@ mod tests {
     #[test]
     fn every_mistake_of_meaning_is_told_in_one_run() {
         let said = read(
-            "version: 2\nlisten: nowhere\nupstreams:\n  app: {endpoints: ['https://x']}\n  two: {endpoints: []}\n\
+            "version: 2\nlisten: nowhere\nupstreams:\n  app: {endpoints: ['ftp://x']}\n  two: {endpoints: []}\n\
              routes:\n  - {upstream: apq}\n  - {match: {path: /a//b, host: '*', methods: [get]}, upstream: app}\n",
         )
         .unwrap_err();

@@ -1,6 +1,7 @@
 //! Upstreams, from the file as written to [`Upstream`]s.
 
 mod retries;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -8,11 +9,13 @@ use std::net::{IpAddr, SocketAddr};
 use super::{Checker, DAY, SECOND, span};
 use crate::config::Protocol;
 use crate::config::raw;
+use crate::config::tls::UpstreamTls;
 use crate::config::units::{Percent, Span};
 use crate::config::upstreams::{
     Balancing, Concurrency, DnsName, HealthCheck, OutlierDetection, SlowStart, Source, Upstream,
 };
 use crate::config::yaml::{self, At};
+use tls::Security;
 
 /// The name of the upstream that the short form makes.
 const SHORT_UPSTREAM: &str = "upstream";
@@ -28,8 +31,13 @@ impl Checker {
     ) -> Vec<Upstream> {
         let mut upstreams = Vec::new();
         if let Some(at) = short {
-            let endpoints = self.url("upstream", at).into_iter().collect();
-            upstreams.push(plain(SHORT_UPSTREAM.to_owned(), endpoints));
+            let endpoint = self.read("upstream", at, tls::url);
+            let is_tls = matches!(endpoint, Some((_, Security::Tls)));
+            let endpoints = endpoint.into_iter().map(|(source, _)| source).collect();
+            upstreams.push(Upstream {
+                tls: is_tls.then(UpstreamTls::default),
+                ..plain(SHORT_UPSTREAM.to_owned(), endpoints)
+            });
         }
         for (name, at) in long {
             if let Some(raw) = at.value {
@@ -56,9 +64,11 @@ impl Checker {
     fn upstream(&mut self, name: String, raw: raw::Upstream) -> Upstream {
         let path = format!("upstreams.{name}");
         let key = |key: &str| format!("{path}.{key}");
-        let endpoints = self.endpoints(&key("endpoints"), raw.endpoints);
+        let place = (raw.endpoints.line, raw.endpoints.column);
+        let (endpoints, found) = self.endpoints(&key("endpoints"), raw.endpoints);
         let plain = plain(name, endpoints);
         Upstream {
+            tls: self.upstream_tls(&path, raw.tls, &found, place),
             protocol: raw.protocol.and_then(|at| at.value).unwrap_or_default(),
             load_balancing: raw
                 .load_balancing
@@ -102,15 +112,16 @@ impl Checker {
         }
     }
 
-    fn endpoints(&mut self, path: &str, at: At<raw::Endpoints>) -> Vec<Source> {
+    /// With what each says of TLS.
+    fn endpoints(&mut self, path: &str, at: At<raw::Endpoints>) -> (Vec<Source>, Vec<Security>) {
         let (line, column) = (at.line, at.column);
         let Some(raw::Endpoints(list)) = at.value else {
-            return Vec::new();
+            return (Vec::new(), Vec::new());
         };
         if list.is_empty() {
             self.say(path, line, column, NO_ENDPOINT.to_owned());
         }
-        let mut sources = Vec::new();
+        let (mut sources, mut found) = (Vec::new(), Vec::new());
         for (index, at) in list.into_iter().enumerate() {
             // One that stands alone stands where the whole stands.
             let (path, line, column) = match at.line {
@@ -126,35 +137,24 @@ impl Checker {
                         line,
                         column,
                     };
-                    self.url(&path, at)
+                    self.read(&path, at, tls::url)
                 }
-                Some(raw::Endpoint::Dns(raw)) => self.dns(&path, raw),
+                Some(raw::Endpoint::Dns(raw)) => {
+                    let source = self.dns(&path, raw);
+                    source.map(|source| (source, Security::Either))
+                }
             };
-            let Some(source) = source else { continue };
+            let Some((source, security)) = source else {
+                continue;
+            };
+            found.push(security);
             if sources.contains(&source) {
                 let message = "this endpoint is in the list already: keep one".to_owned();
                 self.say(&path, line, column, message);
             }
             sources.push(source);
         }
-        sources
-    }
-
-    /// `http://HOST:PORT`, the port 80 when there is none.
-    fn url(&mut self, path: &str, at: At<String>) -> Option<Source> {
-        self.read(path, at, |text| {
-            let authority = text
-                .strip_prefix("http://")
-                .map(|rest| rest.strip_suffix('/').unwrap_or(rest))
-                .filter(|authority| !authority.contains(['/', '?', '#', '@', ' ']));
-            let place = authority.and_then(|authority| match split_port(authority)? {
-                (_, Some(_)) => Some(authority.to_owned()),
-                (_, None) => Some(format!("{authority}:80")),
-            });
-            place.map(Source::Fixed).ok_or_else(|| {
-                format!("\"{text}\" is not an endpoint: use http://HOST:PORT, for example http://127.0.0.1:3000")
-            })
-        })
+        (sources, found)
     }
 
     fn dns(&mut self, path: &str, raw: raw::DnsEndpoint) -> Option<Source> {
@@ -363,6 +363,7 @@ fn plain(name: String, endpoints: Vec<Source>) -> Upstream {
         name,
         endpoints,
         protocol: Protocol::default(),
+        tls: None,
         load_balancing: Balancing::LeastRequest,
         connect_timeout: SECOND,
         timeout: 15 * SECOND,

@@ -7,7 +7,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::OneOrMany;
+use super::{Certificate, OneOrMany};
 use crate::config::units::{ByteSize, Percent, Span};
 use crate::config::yaml::At;
 
@@ -18,6 +18,8 @@ pub struct Upstream {
     pub endpoints: At<Endpoints>,
     /// [default: http1]
     pub protocol: Option<At<UpstreamProtocol>>,
+    /// For `https://` endpoints and names [default: the public authorities, the endpoint's own name, no certificate of ours].
+    pub tls: Option<At<UpstreamTls>>,
     /// round_robin, least_request or {ring_hash: {by: client.ip}} [default: least_request].
     pub load_balancing: Option<At<LoadBalancing>>,
     /// [default: 1s]
@@ -45,6 +47,17 @@ pub struct Upstream {
     pub trust_session_headers: Option<At<bool>>,
 }
 
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct UpstreamTls {
+    /// In place of the endpoint's own name, for what is asked and for what its certificate must say.
+    pub sni: Option<At<String>>,
+    /// The authorities that are believed, a PEM file, in place of the public ones.
+    pub ca: Option<At<String>>,
+    /// What weir shows the upstream.
+    pub certificate: Option<At<Certificate>>,
+}
+
 /// What an upstream speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -68,7 +81,7 @@ enum EndpointsSchema {
     Many(Vec<Endpoint>),
 }
 
-/// `http://HOST:PORT`, or a name with many addresses.
+/// `http://HOST:PORT`, `https://HOST:PORT`, `unix:/PATH`, or a name with many addresses.
 #[derive(Debug, JsonSchema)]
 #[schemars(untagged)]
 pub enum Endpoint {
@@ -98,7 +111,7 @@ impl<'de> Deserialize<'de> for Endpoint {
             type Value = Endpoint;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("http://HOST:PORT or {dns: NAME:PORT}")
+                f.write_str("http://HOST:PORT, unix:/PATH or {dns: NAME:PORT}")
             }
 
             fn visit_str<E>(self, text: &str) -> Result<Endpoint, E> {

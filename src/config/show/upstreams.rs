@@ -1,11 +1,15 @@
 //! Upstreams as the file spells them.
 
+use std::path::Path;
+
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::limits::{OneOrMany, by};
+use super::redis::Certificate;
 use super::texts;
 use crate::config::raw::Adaptive;
+use crate::config::tls;
 use crate::config::units::{ByteSize, Percent, Span};
 use crate::config::upstreams::{self, Balancing, RetryOn, Source};
 
@@ -13,6 +17,8 @@ use crate::config::upstreams::{self, Balancing, RetryOn, Source};
 pub(super) struct Upstream<'c> {
     endpoints: Vec<Value>,
     protocol: upstreams::Protocol,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls: Option<UpstreamTls<'c>>,
     load_balancing: LoadBalancing,
     connect_timeout: Span,
     timeout: Span,
@@ -31,6 +37,26 @@ pub(super) struct Upstream<'c> {
     #[serde(skip_serializing_if = "Option::is_none")]
     circuit_breaker: Option<&'c str>,
     trust_session_headers: bool,
+}
+
+#[derive(Serialize)]
+struct UpstreamTls<'c> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sni: Option<&'c str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ca: Option<&'c Path>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    certificate: Option<Certificate<'c>>,
+}
+
+impl<'c> UpstreamTls<'c> {
+    fn new(tls: &'c tls::UpstreamTls) -> UpstreamTls<'c> {
+        UpstreamTls {
+            sni: tls.sni.as_deref(),
+            ca: tls.tls.ca.as_deref(),
+            certificate: tls.tls.certificate.as_ref().map(Certificate::new),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -120,8 +146,13 @@ impl<'c> Upstream<'c> {
             max_ejection_percent: it.max_ejection_percent,
         };
         Upstream {
-            endpoints: upstream.endpoints.iter().map(endpoint).collect(),
+            endpoints: upstream
+                .endpoints
+                .iter()
+                .map(|source| endpoint(source, upstream.tls.is_some()))
+                .collect(),
             protocol: upstream.protocol,
+            tls: upstream.tls.as_ref().map(UpstreamTls::new),
             load_balancing: match &upstream.load_balancing {
                 Balancing::RoundRobin => LoadBalancing::Named("round_robin"),
                 Balancing::LeastRequest => LoadBalancing::Named("least_request"),
@@ -173,9 +204,11 @@ impl<'c> Retries<'c> {
     }
 }
 
-fn endpoint(source: &Source) -> Value {
+fn endpoint(source: &Source, tls: bool) -> Value {
+    let scheme = if tls { "https" } else { "http" };
     match source {
-        Source::Fixed(place) => json!(format!("http://{place}")),
+        Source::Fixed(place) if place.starts_with("unix:") => json!(place),
+        Source::Fixed(place) => json!(format!("{scheme}://{place}")),
         Source::Dns(it) => {
             let mut shown = json!({
                 "dns": format!("{}:{}", it.name, it.port),

@@ -1,10 +1,18 @@
 //! TLS towards servers: upstreams, and those that keep state. Set up once for a client, which then reads no files and parses no
 //! certificates however often it connects.
 
-use rustls::{ClientConfig, RootCertStore};
+use std::io;
+use std::sync::Arc;
 
-use super::{TlsError, authorities, certificates, private_key, provider, unusable};
-use crate::config::tls::Tls;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, RootCertStore};
+use sha2::{Digest, Sha256};
+use tokio_rustls::TlsConnector;
+
+use super::{TlsError, authorities, certificates, private_key, provider, read, unusable};
+use crate::config::Protocol;
+use crate::config::tls::{Tls, UpstreamTls};
+use crate::net::stream::{Socket, Stream};
 
 /// Reads the files of `tls`; the public authorities of the system only where it names none.
 pub fn client_config(tls: &Tls) -> Result<ClientConfig, TlsError> {
@@ -44,5 +52,74 @@ fn with_roots(tls: &Tls, roots: RootCertStore) -> Result<ClientConfig, TlsError>
             builder.with_client_auth_cert(chain, key).map_err(unusable)
         }
         None => Ok(builder.with_no_client_auth()),
+    }
+}
+
+/// TLS towards an upstream, as its files were when they were read.
+#[derive(Debug)]
+pub struct ClientTls {
+    config: Arc<ClientConfig>,
+    sni: Option<ServerName<'static>>,
+    /// Of what it was made from: what is made of the same is the same.
+    source: Source,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Source {
+    settings: UpstreamTls,
+    protocol: Protocol,
+    files: [u8; 32],
+}
+
+impl ClientTls {
+    /// Reads the files of `settings`; `old` itself, if they say the same.
+    pub fn read(
+        settings: &UpstreamTls,
+        protocol: Protocol,
+        old: Option<&Arc<ClientTls>>,
+    ) -> Result<Arc<ClientTls>, TlsError> {
+        let mut files = Sha256::new();
+        for file in settings.tls.files() {
+            let bytes = read(file)?;
+            files.update(bytes.len().to_be_bytes());
+            files.update(bytes);
+        }
+        let source = Source {
+            settings: settings.clone(),
+            protocol,
+            files: files.finalize().into(),
+        };
+        if let Some(old) = old.filter(|old| old.source == source) {
+            return Ok(old.clone());
+        }
+        let mut config = client_config(&settings.tls)?;
+        config.alpn_protocols = match protocol {
+            Protocol::Http1 => vec![b"http/1.1".to_vec()],
+            Protocol::Http2 => vec![b"h2".to_vec()],
+        };
+        let sni = settings.sni.clone().map(ServerName::try_from).transpose();
+        let sni = sni.map_err(|error| TlsError::Certificates(format!("sni: {error}")))?;
+        Ok(Arc::new(ClientTls {
+            config: Arc::new(config),
+            sni,
+            source,
+        }))
+    }
+
+    /// Whether it was made for these settings, whatever their files said.
+    pub(super) fn is_of(&self, settings: &UpstreamTls, protocol: Protocol) -> bool {
+        self.source.settings == *settings && self.source.protocol == protocol
+    }
+
+    /// The stream once both ends agree; the other's certificate must be for `name`, unless the file names another.
+    pub async fn shake_hands(&self, socket: Socket, name: &str) -> io::Result<Stream> {
+        let name = match &self.sni {
+            Some(sni) => sni.clone(),
+            None => ServerName::try_from(name.to_owned())
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?,
+        };
+        let connector = TlsConnector::from(self.config.clone());
+        let tls = connector.connect(name, socket).await?;
+        Ok(Stream::Tls(Box::new(tls.into())))
     }
 }

@@ -227,8 +227,8 @@ async fn by_http2(
     let bodiless = outgoing.request.body == BodyLength::None;
     let request = upgrade_request(
         &outgoing.out,
-        &pool.endpoint.place,
-        false,
+        pool.endpoint.authority(),
+        pool.is_secure,
         outgoing.request.takes_trailers,
     );
     let request = request.map_err(|_| Rejection::BadTarget)?;

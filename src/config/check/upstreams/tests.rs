@@ -134,10 +134,30 @@ fn a_wrong_upstream_says_the_mend() {
         ("endpoints: {dns: 'a:1', refresh: 0s}", "use 1ms to 1d"),
         ("endpoints: [{refresh: 1s}]", "\"dns\" is missing: add it"),
         (
-            "endpoints: 'https://a:1'",
-            "line 3, column 18: upstreams.a.endpoints: \"https://a:1\" is not an endpoint",
+            "endpoints: 'ftp://a:1'",
+            "line 3, column 18: upstreams.a.endpoints: \"ftp://a:1\" is not an endpoint",
         ),
         ("endpoints: ['http://a:0']", "is not an endpoint"),
+        (
+            "endpoints: ['https://a', 'http://b']",
+            "upstreams.a.endpoints: some endpoints use TLS and some do not",
+        ),
+        (
+            "endpoints: http://a, tls: {sni: b}",
+            "upstreams.a.tls: no endpoint uses TLS: write https://",
+        ),
+        (
+            "endpoints: https://a, tls: {sni: 'b c'}",
+            "upstreams.a.tls.sni: \"b c\" is not a name",
+        ),
+        (
+            "endpoints: https://a, tls: {certificate: {cert: /a}}",
+            "\"key\" is missing",
+        ),
+        (
+            "endpoints: 'unix:app.sock'",
+            "use unix:/PATH, for example unix:/run/app.sock",
+        ),
         (
             "endpoints: ['http://a', 'http://a:80']",
             "upstreams.a.endpoints[1]: this endpoint is in the list already",
@@ -211,4 +231,19 @@ fn a_wrong_upstream_says_the_mend() {
         let said = read(&format!("{{{rest}}}")).unwrap_err();
         assert!(said.contains(part), "{rest}: {said}");
     }
+}
+
+#[test]
+fn endpoints_say_whether_they_speak_tls() {
+    let tls = |rest: &str| read(&format!("{{{rest}}}")).unwrap().tls;
+    assert_eq!(tls("endpoints: http://a"), None);
+    assert_eq!(tls("endpoints: ['unix:/a', {dns: 'a:1'}]"), None);
+    assert_eq!(tls("endpoints: https://a"), Some(UpstreamTls::default()));
+    let names = "endpoints: ['unix:/a', {dns: 'a:1'}], tls: {}";
+    assert_eq!(tls(names), Some(UpstreamTls::default()));
+    let all =
+        read("{endpoints: ['https://a', 'https://[::1]:9', 'unix:/a', {dns: 'a:1'}]}").unwrap();
+    let places = ["a:443", "[::1]:9", "unix:/a"].map(|place| Source::Fixed(place.to_owned()));
+    assert_eq!(all.endpoints[..3], places);
+    assert!(all.tls.is_some());
 }

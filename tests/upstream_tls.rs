@@ -1,0 +1,225 @@
+//! TLS to upstreams: whom weir believes, what it shows, and what clients are told where there is none.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a broken step of a test is a failed test"
+)]
+
+mod harness;
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::thread;
+
+use harness::process::{Running, file};
+use harness::tls::Authority;
+use harness::{Reply, Upstream, eventually};
+
+/// Certificates of upstreams and of those who ask them.
+struct Authorities {
+    ours: Authority,
+    theirs: Authority,
+}
+
+impl Authorities {
+    fn new() -> Authorities {
+        let all = Authorities {
+            ours: Authority::new(),
+            theirs: Authority::new(),
+        };
+        all.ours
+            .issue("app", "DNS:app.test,DNS:localhost,IP:127.0.0.1");
+        all.ours.issue("other", "DNS:other.test");
+        all.ours.issue_with("old", "DNS:localhost", "-days -1");
+        all.ours.issue("web", "URI:spiffe://test/web");
+        all
+    }
+}
+
+/// A weir that speaks TLS, in front of an upstream that does not: what is told of TLS is seen by that one.
+struct Behind {
+    running: Running,
+    upstream: Upstream,
+    _config: tempfile::NamedTempFile,
+}
+
+impl Behind {
+    fn start(authority: &Authority, certificate: &str, more: &str) -> Behind {
+        let upstream = Upstream::answering("ok");
+        let config = file(&format!(
+            "listeners: [{{name: in, address: '127.0.0.1:0', tls: {{certificates: [{}]{more}}}}}]\nupstream: {}\nadmin: {{address: '127.0.0.1:0'}}\n",
+            authority.pair(certificate),
+            upstream.url()
+        ));
+        Behind {
+            running: Running::start(config.path()),
+            upstream,
+            _config: config,
+        }
+    }
+
+    fn port(&self) -> &str {
+        self.running.address.rsplit(':').next().unwrap()
+    }
+}
+
+/// A weir in front of `endpoint`, with these keys of its upstream.
+fn front(endpoint: &str, more: &str) -> (Running, tempfile::NamedTempFile) {
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: '127.0.0.1:0'}}\nupstreams: {{app: {{endpoints: ['{endpoint}'], {more}}}}}\n\
+         routes: [{{upstream: app}}]\n"
+    ));
+    (Running::start(config.path()), config)
+}
+
+fn ca(authority: &Authority) -> String {
+    format!("ca: '{}'", authority.path("ca.crt").display())
+}
+
+/// The reason that a refusal names.
+#[track_caller]
+fn reason(reply: &Reply) -> &str {
+    assert_eq!(reply.status, 502, "{reply:?}");
+    let status = reply.field("proxy-status").unwrap();
+    status.split("details=").nth(1).unwrap().trim_matches('"')
+}
+
+#[test]
+fn an_upstream_is_believed_by_its_authority_and_name() {
+    let all = Authorities::new();
+    let (good, other, old) = (
+        Behind::start(&all.ours, "app", ""),
+        Behind::start(&all.ours, "other", ""),
+        Behind::start(&all.ours, "old", ""),
+    );
+    let ask = |behind: &Behind, host: &str, tls: &str| {
+        let (running, _config) = front(&format!("https://{host}:{}", behind.port()), tls);
+        let reply = running.client().get("/");
+        if reply.status == 502 {
+            let rejections = format!("weir_rejections_total{{reason=\"{}\"}} 1", reason(&reply));
+            // Counted once the reply is out.
+            eventually(|| {
+                let metrics = running.admin().get("/metrics").body;
+                metrics.contains(&rejections)
+            });
+        }
+        reply
+    };
+    let ours = format!("tls: {{{}}}", ca(&all.ours));
+    for host in ["localhost", "127.0.0.1"] {
+        let reply = ask(&good, host, &ours);
+        assert_eq!((reply.status, &*reply.body), (200, "ok"), "{host}");
+        good.upstream.wait_for_request();
+    }
+    let said = |reply: Reply| reason(&reply).to_owned();
+    let theirs = format!("tls: {{{}}}", ca(&all.theirs));
+    assert_eq!(
+        said(ask(&good, "localhost", &theirs)),
+        "upstream_unknown_authority"
+    );
+    // No public authority has signed it either.
+    let refused = said(ask(&good, "localhost", "trust_session_headers: false"));
+    assert_eq!(refused, "upstream_unknown_authority");
+    assert_eq!(
+        said(ask(&old, "localhost", &ours)),
+        "upstream_expired_certificate"
+    );
+    assert_eq!(said(ask(&other, "localhost", &ours)), "upstream_wrong_name");
+    let named = format!("tls: {{sni: other.test, {}}}", ca(&all.ours));
+    assert_eq!(ask(&other, "localhost", &named).status, 200);
+    let plain = TcpListener::bind("127.0.0.1:0").unwrap();
+    let place = format!("https://{}", plain.local_addr().unwrap());
+    thread::spawn(move || {
+        let (mut client, _) = plain.accept().unwrap();
+        let _ = client.read(&mut [0; 4096]);
+        let _ = client.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+    });
+    let (running, _config) = front(&place, &ours);
+    assert_eq!(reason(&running.client().get("/")), "upstream_not_tls");
+}
+
+#[test]
+fn weir_shows_the_upstream_its_certificate_and_a_new_one_when_its_file_changes() {
+    let all = Authorities::new();
+    let asks = format!(", client_ca: '{}'", all.ours.path("ca.crt").display());
+    let behind = Behind::start(&all.ours, "app", &asks);
+    let place = format!("https://localhost:{}", behind.port());
+    let shows = |certificate: &str| {
+        format!(
+            "tls: {{{}, certificate: {}}}",
+            ca(&all.ours),
+            all.ours.pair(certificate)
+        )
+    };
+    let (running, _config) = front(&place, &shows("web"));
+    let seen = || {
+        assert_eq!(running.client().get("/").status, 200);
+        let seen = behind.upstream.wait_for_request();
+        let lines = seen.lines();
+        let mut lines = lines.filter_map(|line| line.strip_prefix("X-Forwarded-Client-Cert: "));
+        lines.next().unwrap().to_owned()
+    };
+    let first = seen();
+    assert!(first.ends_with(";URI=spiffe://test/web"), "{first}");
+    all.ours.issue("web", "URI:spiffe://test/new");
+    eventually(|| seen().ends_with(";URI=spiffe://test/new"));
+    // Without one, with one of another authority, and with one that is over.
+    let (running, _config) = front(&place, &format!("tls: {{{}}}", ca(&all.ours)));
+    assert_eq!(reason(&running.client().get("/")), "upstream_distrusts");
+    let (running, _config) = front(&place, &shows("old"));
+    assert_eq!(reason(&running.client().get("/")), "upstream_distrusts");
+}
+
+#[test]
+fn http2_is_spoken_to_an_upstream_under_tls() {
+    let all = Authorities::new();
+    let behind = Behind::start(
+        &all.ours,
+        "app",
+        "}, protocol: http2, limits: {max_headers: 100",
+    );
+    let tls = format!("protocol: http2, tls: {{{}}}", ca(&all.ours));
+    let (running, _config) = front(&format!("https://localhost:{}", behind.port()), &tls);
+    let mut client = running.client();
+    for _ in 0..3 {
+        assert_eq!(client.get("/").body, "ok");
+        let seen = behind.upstream.wait_for_request();
+        assert!(seen.contains("X-Forwarded-Proto: https\r\n"), "{seen}");
+    }
+}
+
+#[test]
+fn an_upstream_that_never_answers_the_handshake_is_a_504() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let place = format!("https://{}", silent.local_addr().unwrap());
+    let (running, _config) = front(&place, "connect_timeout: 200ms");
+    let reply = running.client().get("/");
+    assert_eq!(reply.status, 504);
+    // And one that closes is a 502.
+    let closing = TcpListener::bind("127.0.0.1:0").unwrap();
+    let place = format!("https://{}", closing.local_addr().unwrap());
+    thread::spawn(move || closing.incoming().for_each(drop));
+    let (running, _config) = front(&place, "connect_timeout: 5s");
+    assert_eq!(reason(&running.client().get("/")), "connect_failed");
+}
+
+#[test]
+fn health_checks_go_by_tls_too() {
+    let all = Authorities::new();
+    let behind = Behind::start(&all.ours, "app", "");
+    let up = format!("https://localhost:{}", behind.port());
+    let health = format!(
+        "tls: {{{}}}, health: {{path: /healthz, interval: 100ms, timeout: 1s, unhealthy_after: 1, healthy_after: 1}}, panic_threshold: 0%",
+        ca(&all.ours)
+    );
+    let (running, _config) = front(&up, &health);
+    eventually(|| {
+        behind
+            .upstream
+            .wait_for_request()
+            .starts_with("GET /healthz ")
+    });
+    assert_eq!(running.client().get("/").status, 200);
+    let (running, _config) = front(&up, &health.replace(&*ca(&all.ours), &ca(&all.theirs)));
+    eventually(|| running.client().get("/").status == 503);
+}
