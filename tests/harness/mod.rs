@@ -8,6 +8,7 @@
 
 pub mod calls;
 pub mod drain;
+pub mod frames;
 pub mod load;
 pub mod node;
 pub mod peers;
@@ -16,6 +17,7 @@ pub mod process;
 pub mod raw;
 pub mod redis;
 pub mod stack;
+pub mod versions;
 
 use std::io::{BufRead, BufReader, Read as _, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
@@ -75,7 +77,7 @@ macro_rules! on_each_store {
 pub struct Lane {
     pub address: SocketAddr,
     pub plan: watch::Sender<Arc<Plan>>,
-    _drain: watch::Sender<bool>,
+    drain: watch::Sender<bool>,
 }
 
 impl Lane {
@@ -97,12 +99,17 @@ impl Lane {
         Lane {
             address,
             plan,
-            _drain: drain,
+            drain,
         }
     }
 
     pub fn connect(&self) -> Client {
         Client::to(self.address)
+    }
+
+    /// Begins the drain.
+    pub fn drain(&self) {
+        self.drain.send_replace(true);
     }
 }
 
