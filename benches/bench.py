@@ -445,7 +445,7 @@ def table(columns: list[Column], names: list[str], rounds: list[dict[str, Figure
         cells = [name]
         for column in columns:
             values = [figures[name][column.key] for figures in rounds]
-            least = f" ({min(values):.{column.digits}f})" if column.key == "cpu" else ""
+            least = f" ({min(values):.{column.digits}f})" if column.key in ("cpu", "lane") else ""
             cells.append(f"{statistics.median(values):.{column.digits}f}{least}")
         for column in ratios:
             each = [figures["weir"][column.key] / figures[name][column.key] for figures in rounds if figures[name][column.key]]
@@ -454,7 +454,7 @@ def table(columns: list[Column], names: list[str], rounds: list[dict[str, Figure
     return [*lines, ""]
 
 
-def versions(paths: dict[str, str]) -> list[str]:
+def versions(paths: dict[str, str], connections: int = CONNECTIONS) -> list[str]:
     def first(pattern: str, *command: str) -> str:
         ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         found = re.search(pattern, ran.stdout + ran.stderr)
@@ -465,10 +465,10 @@ def versions(paths: dict[str, str]) -> list[str]:
     return [
         f"- weir {weir} at `{commit}`, " + first(r"(rustc \S+)", "rustc", "-V"),
         "- nginx " + first(r"nginx/(\S+)", paths["nginx"], "-v") + ", also as the upstream",
-        "- HAProxy " + first(r"version (\S+)", paths["haproxy"], "-v"),
-        "- Envoy " + first(r"/(\d+\.\d+\.\d+[^/]*)/", paths["envoy"], "--version"),
+        *(["- HAProxy " + first(r"version (\S+)", paths["haproxy"], "-v")] if "haproxy" in paths else []),
+        *(["- Envoy " + first(r"/(\d+\.\d+\.\d+[^/]*)/", paths["envoy"], "--version")] if "envoy" in paths else []),
         *(["- Redis " + first(r"v=(\S+)", paths["redis-server"], "--version")] if "redis-server" in paths else []),
-        "- wrk " + first(r"wrk (?:debian/)?(\S+)", paths["wrk"], "-v") + f", `-t1 -c{CONNECTIONS}`",
+        "- wrk " + first(r"wrk (?:debian/)?(\S+)", paths["wrk"], "-v") + f", `-t1 -c{connections}`",
         f"- Python {platform.python_version()}, Linux {platform.release()}, {cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores",
     ]
 

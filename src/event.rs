@@ -124,6 +124,41 @@ impl<T> AuditEvent<T> {
     }
 }
 
+impl<T> AuditEvent<T> {
+    /// One with nothing out of the ordinary, for tests to vary.
+    #[doc(hidden)]
+    pub fn sample<'a>() -> AuditEvent<T>
+    where
+        T: From<&'a str>,
+    {
+        AuditEvent {
+            seq: 0,
+            time: Micros(0),
+            client: [10, 0, 0, 1].into(),
+            user: Some("ann".into()),
+            label: None,
+            route: Some("/*".into()),
+            method: "GET".into(),
+            path: "/".into(),
+            status: 200,
+            id: [7; 16],
+            upstream: Some("app".into()),
+            endpoint: None,
+            host: "example.com".into(),
+            query: None,
+            limits: SmallVec::new(),
+            breaker: None,
+            bytes_in: 0,
+            bytes_out: 17,
+            duration: Micros(900),
+            upstream_duration: None,
+            request_id: None,
+            trace_id: None,
+            headers: Vec::new(),
+        }
+    }
+}
+
 impl<T: AsRef<str>> AuditEvent<T> {
     /// The id that the upstream was told.
     pub fn request_id(&self) -> Cow<'_, str> {

@@ -119,7 +119,7 @@ fn main() -> ExitCode {
         command,
         Command::Run(_) | Command::Proxy(_) | Command::Worker { .. }
     ) {
-        telemetry::log::init(config::Log::default());
+        telemetry::log::init(config::telemetry::Log::default());
     }
     let done = match command {
         Command::Audit(arguments) => match cli::audit::run(arguments) {

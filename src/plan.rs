@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use crate::audit::Recorder;
 use crate::config::limits::{Accuracy, Limit, Mode, Rule};
-use crate::config::{self, Config, Route, Upstream};
+use crate::config::{self, Config, Route};
+use crate::event::Redaction;
 use crate::intern::intern;
 use crate::policy::lease::Terms;
 use crate::policy::routes::Index;
@@ -20,7 +21,9 @@ use crate::store::leases::{self, Leases, Sharing};
 use crate::store::limits::{Key, LimitKeys, Limits};
 use crate::store::sessions::{LiveSessions, Sessions, SharedSessions, Store};
 use crate::store::slots::{self, Slots};
+use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{BreakerMetrics, LimitMetrics, Metrics, RouteMetrics};
+use crate::upstream::Endpoints;
 
 /// What all lanes share.
 #[derive(Debug)]
@@ -40,8 +43,10 @@ pub struct Plan {
     pub sharing: Vec<Sharing>,
     /// One for each entry of the configuration, in its order. Carried over by a reload, by name.
     pub sessions: Vec<LiveSessions>,
-    /// Request fields that clients must not send, as [`session::folded`]: weir alone says who asks.
+    /// Request fields that clients must not send, as [`crate::http1::hygiene::folded`]: weir alone says who asks.
     pub identity_fields: Vec<Vec<u8>>,
+    /// The endpoints of each upstream of the configuration, in its order. Carried over by a reload, by name.
+    pub upstreams: Vec<Arc<Endpoints>>,
     /// One for each upstream that has one, in the configuration's order.
     pub breakers: Vec<Option<Arc<LiveBreaker>>>,
     /// One for each upstream of the configuration, in its order.
@@ -49,6 +54,10 @@ pub struct Plan {
     pub metrics: Arc<Metrics>,
     /// Where the audit's events go; `None` without one.
     pub audit: Option<Recorder>,
+    /// Carried over by a reload.
+    pub access_log: Arc<AccessLog>,
+    /// What is hidden of a request, whoever tells of it.
+    pub redaction: Redaction,
     /// What the audit says, in the configuration's order.
     pub names: Names,
     /// Connections open on each listener, in the configuration's order. Carried over by a reload.
@@ -91,7 +100,6 @@ impl SharedAsk<'_> {
 pub struct Names {
     pub routes: Vec<&'static str>,
     pub upstreams: Vec<&'static str>,
-    pub endpoints: Vec<&'static str>,
     pub limits: Vec<LimitNames>,
 }
 
@@ -124,9 +132,6 @@ impl Names {
                 .map(|route| intern(&route.label()))
                 .collect(),
             upstreams: upstreams().map(|upstream| intern(&upstream.name)).collect(),
-            endpoints: upstreams()
-                .map(|upstream| intern(&upstream.endpoint))
-                .collect(),
             limits: config.limits.iter().map(limit).collect(),
         }
     }
@@ -137,8 +142,10 @@ struct Kept<'k> {
     limits: Arc<Limits>,
     metrics: Arc<Metrics>,
     audit: Option<Recorder>,
+    access_log: Arc<AccessLog>,
     fleet: Option<Arc<Fleet>>,
     shared_limits: Option<SharedLimits>,
+    upstreams: &'k [Arc<Endpoints>],
     breakers: &'k [Option<Arc<LiveBreaker>>],
     sessions: &'k [LiveSessions],
     open: Vec<Arc<AtomicUsize>>,
@@ -158,12 +165,15 @@ impl Plan {
             leases: Arc::new(Leases::new(max_keys, fleet.keys.clone())),
             slots: Arc::new(Slots::new(max_keys, fleet.clone())),
         });
+        let access_log = Arc::new(AccessLog::new(metrics.access_log.clone()));
         let kept = Kept {
             limits,
             metrics,
             audit,
+            access_log,
             fleet,
             shared_limits,
+            upstreams: &[],
             breakers: &[],
             sessions: &[],
             open: config.listeners.iter().map(|_| Arc::default()).collect(),
@@ -176,15 +186,30 @@ impl Plan {
             limits,
             metrics,
             audit,
+            access_log,
             fleet,
             shared_limits,
+            upstreams: old_upstreams,
             breakers: old,
             sessions: old_sessions,
             open,
         } = kept;
         let old = old.iter().flatten();
         let old: BTreeMap<_, _> = old.map(|old| (&*old.upstream, old)).collect();
-        let breaker = |upstream: &Upstream| {
+        let endpoints = |upstream: &config::Upstream| {
+            let old = old_upstreams
+                .iter()
+                .find(|old| old.settings.name == upstream.name);
+            match old.filter(|old| old.serves(upstream)) {
+                Some(old) => old.clone(),
+                None => {
+                    let metrics = metrics.upstream(&upstream.name);
+                    Endpoints::new(upstream.clone(), old.map(|old| &**old), metrics)
+                }
+            }
+        };
+        let upstreams = config.upstreams.iter().map(endpoints).collect();
+        let breaker = |upstream: &config::Upstream| {
             let settings = upstream
                 .circuit_breaker
                 .clone()
@@ -238,7 +263,9 @@ impl Plan {
                 label = "other".to_owned();
             }
             labels.insert(label.clone());
-            metrics.route(&label, &config.upstreams[route.upstream].name)
+            // A route that weir answers has none.
+            let upstream = route.upstream().map(|index| &*config.upstreams[index].name);
+            metrics.route(&label, upstream.unwrap_or_default())
         };
         let routes = config.routes.iter().map(&mut route).collect();
         let limit_metrics = config
@@ -253,6 +280,11 @@ impl Plan {
             .iter()
             .map(|limit| limits.keys_of(&limit.name))
             .collect();
+        if config.access_log.is_some() {
+            access_log.start();
+        }
+        let audit_hides = config.audit.as_ref().map(|audit| audit.redaction.clone());
+        let redaction = audit_hides.unwrap_or_default();
         Arc::new(Plan {
             limit_keys,
             index: Index::new(config.routes.iter().map(|route| &route.matches)),
@@ -262,12 +294,15 @@ impl Plan {
             sharing,
             sessions,
             identity_fields,
+            upstreams,
             breakers,
             breaker_metrics,
             routes,
             limit_metrics,
             names: Names::new(&config),
             audit,
+            access_log,
+            redaction,
             open,
             metrics,
             config,
@@ -389,8 +424,10 @@ impl Plan {
             limits: self.limits.clone(),
             metrics: self.metrics.clone(),
             audit: self.audit.clone(),
+            access_log: self.access_log.clone(),
             fleet: self.fleet.clone(),
             shared_limits: self.shared_limits.clone(),
+            upstreams: &self.upstreams,
             breakers: &self.breakers,
             sessions: &self.sessions,
             open: self.open.clone(),

@@ -368,7 +368,7 @@ fn a_redis_that_forgot_everything_is_told_the_state() {
     let upstream = upstream(&failing);
     let [one, other] = pair(&redis, &upstream, "local");
     assert_eq!(statuses(&one, 4), [500; 4]);
-    eventually(|| state(&other) == "open");
+    eventually(|| [&one, &other].map(state) == ["open"; 2]);
     let generation = snapshot(&one).generation;
     redis.kill();
     eventually(|| !is_shared(&one) && !is_shared(&other));
@@ -395,7 +395,7 @@ fn a_failover_closes_no_breaker() {
     let file = guarded(&cluster.yaml("t"), &upstream.url(), breaker);
     let [one, other] = [0; 2].map(|_| Lane::start(&file));
     assert_eq!(statuses(&one, 4), [500; 4]);
-    eventually(|| state(&other) == "open");
+    eventually(|| [&one, &other].map(state) == ["open"; 2]);
     let generation = snapshot(&one).generation;
     let window = Window::Time(Duration::from_secs(10));
     let key = Keys::new("t").breaker("app", window).state;

@@ -99,6 +99,18 @@ fn one_module_knows_the_database() {
 }
 
 #[test]
+fn one_module_knows_dns() {
+    for source in sources() {
+        assert!(
+            source.path.starts_with("src/upstream/resolve.rs")
+                || !source.code.contains("hickory_resolver"),
+            "{} names hickory_resolver",
+            source.path.display()
+        );
+    }
+}
+
+#[test]
 fn one_module_knows_postgres() {
     for source in sources() {
         let names = ["tokio_postgres", "deadpool_postgres"].map(|name| source.code.contains(name));

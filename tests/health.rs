@@ -7,10 +7,13 @@
 
 mod harness;
 
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
 use harness::postgres;
 use harness::process::{Running, file};
 use harness::redis::{Server, key_prefix};
-use harness::{Client, Reply, eventually};
+use harness::{Client, Reply, eventually, eventually_within};
 use serde_json::Value;
 
 /// A proxy whose checks are made anew for each call.
@@ -172,4 +175,113 @@ fn while_one_look_is_under_way_others_get_the_stale_answer() {
             .clone()
             .any(|answer| answer["checks"]["postgres_write"]["status"] == "ok")
     );
+}
+
+/// A process with every task: those of a proxy with shared state, of a worker, or of both.
+fn with_every_task(command: &str, redis: &Server, postgres: &postgres::Server) -> Running {
+    let spool = tempfile::tempdir().unwrap();
+    let config = file(&format!(
+        "version: 1\nlisteners: [{{name: inbound, address: '127.0.0.1:0'}}]\n\
+         upstreams: {{app: {{endpoints: ['http://127.0.0.1:1'], circuit_breaker: standard}}}}\n\
+         circuit_breakers: {{standard: {{window: {{type: time, size: 10s}}, minimum_calls: 20, failure_rate: 50%}}}}\n\
+         rate_limits: {{few: {{limit: 3, algorithm: concurrency, by: path, accuracy: strict}}}}\nsessions: {{web: {{}}}}\n\
+         routes: [{{upstream: app, rate_limits: [few]}}]\n\
+         admin: {{address: 127.0.0.1:0}}\nruntime: {{lanes: 1}}\n\
+         audit: {{spool: {{path: {}}}}}\n\
+         postgres: {{write: '{url}', read: ['{url}'], pool: {{timeout: 500ms}}}}\n\
+         worker: {{session_sweep: 1s, health: {{interval: 1s, cache: 0s}}}}\n{}",
+        spool.path().display(),
+        redis.yaml(&key_prefix()),
+        url = postgres.url(),
+    ));
+    Running::start_as(command, config.path(), &[])
+}
+
+/// Each task with its silence and its bound, in seconds.
+fn tasks(weir: &Running) -> Vec<(String, f64, f64)> {
+    let (_, health) = get(weir, "/health");
+    let each = health["checks"]["tasks"]["each"].as_object().unwrap();
+    let seconds = |task: &Value, key: &str| task[key].as_f64().unwrap();
+    each.iter()
+        .map(|(name, task)| {
+            let silent = seconds(task, "silent_seconds");
+            (name.clone(), silent, seconds(task, "bound_seconds"))
+        })
+        .collect()
+}
+
+/// What runs in `weir proxy`, and what in `weir worker`; in `weir run` runs all of it but a worker's look at its stores.
+const OF_PROXY: [&str; 7] = [
+    "breakers",
+    "overrides",
+    "query_replicas",
+    "session_ends",
+    "session_sweep",
+    "session_uses",
+    "slots",
+];
+const OF_WORKER: [&str; 6] = [
+    "drain",
+    "partitions",
+    "query_replicas",
+    "readiness",
+    "replicas",
+    "shared_session_sweep",
+];
+
+#[test]
+fn every_task_has_a_bound_on_its_silence() {
+    let (redis, postgres) = (Server::single(), postgres::Server::start());
+    let all: BTreeSet<_> = OF_PROXY.into_iter().chain(OF_WORKER).collect();
+    let of_run = all.into_iter().filter(|name| *name != "readiness");
+    let expected = [
+        ("proxy", OF_PROXY.to_vec()),
+        ("worker", OF_WORKER.to_vec()),
+        ("run", of_run.collect()),
+    ];
+    for (command, names) in expected {
+        let weir = with_every_task(command, &redis, &postgres);
+        let tasks = tasks(&weir);
+        let found: Vec<_> = tasks.iter().map(|(name, ..)| name.as_str()).collect();
+        assert_eq!(found, names, "{command}");
+        for (name, _, bound) in &tasks {
+            let bounds = if name == "partitions" {
+                180.0..=300.0
+            } else {
+                1.0..=120.0
+            };
+            assert!(bounds.contains(bound), "{name}: {bound}");
+        }
+    }
+}
+
+/// How a task goes on is the same however long its stores are away, so it is enough that each beats anew meanwhile. Two look once in
+/// half a minute and more; tests/postgres.rs has that of the days look more often.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "what is measured")]
+fn every_task_goes_on_while_redis_and_postgres_hang_or_are_gone() {
+    let (redis, postgres) = (Server::single(), postgres::Server::start());
+    let weir = ["proxy", "worker"].map(|command| with_every_task(command, &redis, &postgres));
+    let beats_anew = |since: Instant| {
+        eventually_within(Duration::from_secs(60), || {
+            let all = weir.each_ref().map(|weir| {
+                assert_eq!(get(weir, "/live").0, 200);
+                // What was under way when they left is over.
+                let away = since.elapsed().as_secs_f64() - 3.0;
+                let mut tasks = tasks(weir).into_iter();
+                tasks.all(|(name, silent, _)| {
+                    silent < away || ["partitions", "overrides"].contains(&&*name)
+                })
+            });
+            all == [true, true]
+        });
+    };
+    redis.pause();
+    postgres.pause();
+    beats_anew(Instant::now());
+    redis.resume();
+    postgres.resume();
+    redis.kill();
+    postgres.stop();
+    beats_anew(Instant::now());
 }

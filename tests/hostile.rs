@@ -278,11 +278,6 @@ fn a_malformed_request_line_is_refused() {
         ("no method", line("/ HTTP/1.1"), 400),
         ("HTTP/0.9", line("GET / HTTP/0.9"), 505),
         ("HTTP/2.0", line("GET / HTTP/2.0"), 505),
-        (
-            "HTTP/2 preface",
-            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
-            505,
-        ),
         ("HTTP/1.2", line("GET / HTTP/1.2"), 505),
         ("HTTP/1.10", line("GET / HTTP/1.10"), 400),
         ("HTTP/1,1", line("GET / HTTP/1,1"), 505),

@@ -1,4 +1,4 @@
-//! Postgres as weir reaches it: pools, replicas that fall sick, TLS, and the schema.
+//! Postgres as weir reaches it: pools, replicas that fall sick, TLS, and the schema; and how it goes about weir's queries.
 
 #![expect(
     clippy::unwrap_used,
@@ -7,15 +7,28 @@
 
 mod harness;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use harness::kept::{DAY, KEY, Kept, Kind, RETENTION, pools};
 use harness::postgres::{Database, Server};
 use harness::redis::Certificates;
+use serde_json::Value;
+use tokio::runtime::Handle;
+use weir::admin::health::Heartbeat;
 use weir::config::redis::{Certificate, Tls};
 use weir::config::{Secret, postgres};
-use weir::store::postgres::{Postgres, PostgresError, migrate};
+use weir::store::audit::{Filter, Order};
+use weir::store::chain::Hasher;
+use weir::store::days::Day;
+use weir::store::postgres::partitions::list as days_of;
+use weir::store::postgres::{Postgres, PostgresError, Reader, migrate, partitions};
+use weir::telemetry::metrics::Metrics;
+use weir::worker::partitions as keeping;
+use weir::worker::partitions::{Unindexed, keep_once};
+use weir::worker::supervise::{AtStop, Supervisor};
 
 const WITHIN: Duration = Duration::from_secs(5);
 
@@ -107,7 +120,7 @@ fn a_sick_replica_is_left_out_and_taken_back() {
         let mut config = config(&primary.url(), &urls);
         config.timeout = Duration::from_secs(1);
         let postgres = Postgres::new(&config).unwrap();
-        tokio::spawn(postgres.clone().keep());
+        tokio::spawn(postgres.clone().keep(|| {}));
         let ports = replicas.each_ref().map(|replica| replica.port);
         let mut read = [reads_from(&postgres).await, reads_from(&postgres).await];
         read.sort_unstable();
@@ -307,5 +320,271 @@ fn a_database_of_another_encoding_is_refused() {
         let postgres = Postgres::new(&config(&database.server.url_of(&name), &[])).unwrap();
         let refused = migrate::migrate(postgres.write().await.unwrap()).await;
         assert_eq!(refused, Err(PostgresError::Encoding("LATIN1".to_owned())));
+    });
+}
+
+/// Days of the audit before today that have events; today has some, too.
+const CLOSED: u32 = 3;
+
+/// Puts ten transactions a day of 4,000 events each into the days from the first on, an event every second, after the one that is there.
+const FILL: &str = "DO $$
+    DECLARE number bigint := 2;
+    BEGIN
+        FOR ago IN REVERSE 3..0 LOOP
+            FOR n IN 0..9 LOOP
+                INSERT INTO weir.audit_batches
+                        (day, boot_id, first, last, sealed, arrival, dropped, is_end, before, hash)
+                    SELECT date 'TODAY' - ago, boot_id, number + i, number + i + 199, sealed,
+                        pg_current_xact_id()::text::bigint, 0, false, before, hash
+                    FROM weir.audit_batches, generate_series(0, 3999, 200) i WHERE first = 1;
+                INSERT INTO weir.audit_events
+                        (day, boot_id, seq, time, client, username, method, path, status, arrival, detail)
+                    SELECT date 'TODAY' - ago, boot_id, number + i,
+                        (date 'TODAY' - ago + (4000 * n + i) * interval '1 second') AT TIME ZONE 'UTC',
+                        client, 'user-' || i * 7919 % 5000, method, path, status,
+                        pg_current_xact_id()::text::bigint, detail
+                    FROM weir.audit_events, generate_series(0, 3999) i WHERE seq = 1;
+                number := number + 4000;
+                COMMIT;
+            END LOOP;
+        END LOOP;
+    END $$";
+
+/// The tables of a plan that are partitions, each with the index that it is read by; without one where it is read through.
+fn reads(plan: &Value, found: &mut BTreeSet<(String, Option<String>)>) {
+    let text = |key: &str| plan[key].as_str().map(str::to_owned);
+    let parts = plan["Plans"].as_array().into_iter().flatten();
+    match text("Relation Name").filter(|table| table.contains("_20")) {
+        Some(table) if plan["Node Type"] == "Bitmap Heap Scan" => {
+            let indexes = parts.map(|part| part["Index Name"].as_str().map(str::to_owned));
+            found.extend(indexes.map(|index| (table.clone(), index)));
+        }
+        Some(table) => drop(found.insert((table, text("Index Name")))),
+        None => parts.for_each(|part| reads(part, found)),
+    }
+}
+
+#[test]
+fn queries_read_the_days_they_ask_for_by_their_indexes() {
+    let (kept, _process) = Kept::with(Kind::Postgres, 1);
+    let database = kept.database.as_ref().unwrap();
+    let today = kept.block(async {
+        let mut connection = kept.pools().write().await.unwrap();
+        let today = partitions::today(&connection).await.unwrap();
+        for ago in 0..=CLOSED {
+            let day = Day(today.0 - ago);
+            let admitted = partitions::admit(&mut connection, day, RETENTION).await;
+            admitted.unwrap();
+        }
+        today
+    });
+    database.query(&FILL.replace("TODAY", &today.to_string()));
+    kept.block(async {
+        let (hasher, metrics) = (Hasher::new(Some(KEY)), Metrics::default());
+        let mut unindexed = Unindexed::new();
+        keep_once(
+            kept.pools(),
+            RETENTION,
+            &hasher,
+            &metrics.drain,
+            &mut unindexed,
+            &Heartbeat::default(),
+        )
+        .await
+        .unwrap();
+    });
+    // As autovacuum does in a while.
+    database.query("ANALYZE");
+    // The server logs the plan of each statement that comes by a new connection.
+    for setting in [
+        "session_preload_libraries = auto_explain",
+        "auto_explain.log_min_duration = 0",
+        "auto_explain.log_format = json",
+    ] {
+        database.query(&format!("ALTER DATABASE {} SET {setting}", database.name));
+    }
+    let reader = Reader::new(pools(&database.url()));
+    let log = "pg_read_file(current_setting('data_directory') || '/../log')";
+    // Of which days' events, so many days ago, and by which index.
+    let check = |filter: &Filter| {
+        let before = database.server.one(&format!("SELECT length({log})"));
+        kept.block(reader.query(filter)).unwrap();
+        let said = database
+            .server
+            .one(&format!("SELECT substr({log}, {before} + 1)"));
+        let mut found = BTreeSet::new();
+        for plan in said.split("plan:\n").skip(1) {
+            let lines = plan.lines().take_while(|line| line.starts_with('\t'));
+            let plan: Value = serde_json::from_str(&lines.collect::<String>()).unwrap();
+            // How far the transactions are is asked of every day, by a look at the end of its index.
+            if !plan["Query Text"]
+                .to_string()
+                .contains("pg_current_snapshot")
+            {
+                reads(&plan["Plan"], &mut found);
+            }
+        }
+        let mut events = BTreeSet::new();
+        for (table, index) in found {
+            let day = table[table.len() - 10..].replace('_', "-");
+            let ago = (0..=CLOSED).find(|ago| Day(today.0 - ago).to_string() == day);
+            // The days ahead of today have no rows.
+            let Some(ago) = ago else { continue };
+            let since = filter.since.map_or(Day(0), |since| Day::of(since.into()));
+            assert!(today.0 - ago >= since.0, "{table} by {index:?}: {filter:?}");
+            if table.starts_with("audit_events") {
+                let index = index.map(|index| index.replace(&table, ""));
+                events.insert((ago, index.unwrap_or_else(|| "-".to_owned())));
+            }
+        }
+        events
+    };
+    let named = |index: &'static str| move |ago: u32| (ago, index.to_owned());
+    let brin = named("_time_arrival_username_idx");
+    let by_user = named("_by_user");
+    let newest = Filter {
+        order: Order::NewestFirst,
+        limit: Some(100),
+        ..Filter::default()
+    };
+    assert_eq!(check(&newest), BTreeSet::from([brin(0)]));
+
+    // A batch may be of a later day than its events, so those days are looked at: by their times.
+    let at = |ago: u32, hours: u32| Some((DAY * (today.0 - ago) + DAY / 24 * hours).into());
+    for order in [Order::OldestFirst, Order::NewestFirst] {
+        let range = Filter {
+            since: at(2, 3),
+            until: at(2, 4),
+            order,
+            ..Filter::default()
+        };
+        assert_eq!(check(&range), (0..=2).map(brin).collect(), "{order:?}");
+    }
+
+    let of_nobody = Filter {
+        user: Some("nobody".to_owned()),
+        ..newest
+    };
+    let found = check(&of_nobody);
+    let (closed, open): (BTreeSet<_>, _) = found.into_iter().partition(|(ago, _)| *ago > 0);
+    assert_eq!(open, BTreeSet::from([brin(0)]));
+    // By the BRIN index only where little of a day is in a window.
+    assert!(
+        closed.is_superset(&(1..=CLOSED).map(by_user).collect()),
+        "{closed:?}"
+    );
+    assert!(
+        closed
+            .iter()
+            .all(|it| *it == brin(it.0) || *it == by_user(it.0)),
+        "{closed:?}"
+    );
+    let of_late = Filter {
+        since: at(1, 3),
+        ..of_nobody
+    };
+    let found = check(&of_late);
+    assert!(
+        found.is_superset(&BTreeSet::from([brin(0), by_user(1)])),
+        "{found:?}"
+    );
+    assert!(found.iter().all(|(_, index)| index != "-"), "{found:?}");
+}
+
+/// The longest silence of a heart within that time, looked at often.
+async fn silence(heart: &Heartbeat, within: Duration) -> Duration {
+    let mut longest = Duration::ZERO;
+    let over = tokio::time::sleep(within);
+    tokio::pin!(over);
+    loop {
+        tokio::select! {
+            () = &mut over => return longest,
+            () = tokio::time::sleep(Duration::from_millis(20)) => longest = longest.max(heart.age()),
+        }
+    }
+}
+
+#[test]
+fn the_task_of_the_days_is_not_stuck_however_long_postgres_is_away() {
+    let server = Server::start();
+    on_a_runtime(async {
+        let mut config = config(&server.url(), &[]);
+        config.timeout = Duration::from_millis(100);
+        let postgres = Postgres::new(&config).unwrap();
+        migrate::migrate(postgres.write().await.unwrap())
+            .await
+            .unwrap();
+        let days = keeping::Settings {
+            retention: Duration::from_secs(86_400),
+            key: None,
+            every: Duration::from_millis(20),
+        };
+        let bound = days.silence(config.timeout);
+        let metrics = Arc::<Metrics>::default();
+        let mut supervisor = Supervisor::new(Handle::current(), metrics.clone());
+        let stopping = supervisor.stopping();
+        let begin = {
+            let postgres = postgres.clone();
+            move |heart: Heartbeat| {
+                let drain = metrics.drain.clone();
+                keeping::run(
+                    days.clone(),
+                    postgres.clone(),
+                    drain,
+                    heart,
+                    stopping.clone(),
+                )
+            }
+        };
+        supervisor.keep("partitions", bound, AtStop::Drop, begin);
+        let watched = supervisor.watched().remove(0);
+        let made = async || {
+            let connection = postgres.write().await;
+            let days = match &connection {
+                Ok(connection) => days_of(connection).await,
+                Err(_) => return false,
+            };
+            days.is_ok_and(|days| days.len() == 4)
+        };
+        eventually(made).await;
+        let longer = bound + Duration::from_secs(1);
+        type Step = fn(&Server);
+        let ways: [(Step, Step); 2] = [
+            (Server::pause, Server::resume),
+            (Server::stop, Server::restart),
+        ];
+        for (leave, come_back) in ways {
+            leave(&server);
+            let silent = silence(&watched.heartbeat, longer).await;
+            assert!(silent <= bound, "{silent:?}, where {bound:?} are allowed");
+            come_back(&server);
+            eventually(made).await;
+        }
+    });
+}
+
+#[test]
+fn what_takes_long_beats_while_the_server_is_at_it() {
+    const LONG: Duration = Duration::from_millis(2_500);
+    let database = Database::new();
+    on_a_runtime(async {
+        let mut config = config(&database.url(), &[]);
+        config.write_pool = 1;
+        let postgres = Postgres::new(&config).unwrap();
+        let connection = postgres.write().await.unwrap();
+        let backend = connection.query_one("SELECT pg_backend_pid()", &[]).await;
+        let backend = backend.unwrap().get(0);
+        let (at_work, hangs) = (Heartbeat::default(), Heartbeat::default());
+        at_work.beat();
+        hangs.beat();
+        let sleeps = connection.batch_execute("SELECT pg_sleep(6)");
+        let working = keeping::beating(&postgres, backend, &at_work, sleeps);
+        let (slept, silent) = tokio::join!(working, silence(&at_work, 2 * LONG));
+        slept.unwrap();
+        assert!(silent < LONG, "{silent:?}");
+        // It waits, and the server for it.
+        let hanging = keeping::beating(&postgres, backend, &hangs, std::future::pending::<()>());
+        assert!(tokio::time::timeout(LONG, hanging).await.is_err());
+        assert!(hangs.age() >= LONG);
     });
 }

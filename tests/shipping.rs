@@ -1,5 +1,7 @@
 //! The proxy's end of the audit, on a real Redis: batches reach the streams and are held until they are committed, whatever happens
 //! to Redis and the spool meanwhile. The worker's part is played by the test: it says what is committed.
+//!
+//! Where a process is to be starved it is this test binary again, told by [`REDIS`] to be one.
 
 #![expect(
     clippy::unwrap_used,
@@ -8,228 +10,33 @@
 
 mod harness;
 
-use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Lines, Write as _, stdin, stdout};
 use std::path::Path;
-use std::sync::{Arc, mpsc};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::Duration;
+use std::{env, fs};
 
 use harness::redis::{Server, key_prefix};
+use harness::shipping::{
+    Process, SHARDS, WITHIN, With, batches, commit, event, is_safe, numbers, say_committed, seqs,
+};
 use harness::{eventually, eventually_within};
-use tokio::sync::oneshot;
 use uuid::Uuid;
-use weir::audit::receipt::{Duty, Receipt};
-use weir::audit::ship::{self, Shipping};
-use weir::audit::{Recorder, Worker};
 use weir::clock;
-use weir::config::audit::{Delivery, Stream};
-use weir::config::check;
-use weir::event::{AuditEvent, Columns, Encoded, Micros};
+use weir::config::audit::Delivery;
+use weir::event::{Encoded, Micros};
 use weir::keys::Keys;
-use weir::store::batch::{Batch, Boot};
+use weir::store::batch::{Boot, Header};
 use weir::store::chain::Hasher;
-use weir::store::fleet::Fleet;
-use weir::store::spool::Spool;
-use weir::telemetry::metrics::Metrics;
+use weir::store::spool::{Spool, SpoolError};
 
-const SHARDS: u16 = 4;
-/// For a stop; nothing here waits so long unless it is to.
-const WITHIN: Duration = Duration::from_secs(5);
-
-/// A process, as far as its audit goes.
-struct Process {
-    recorder: Recorder,
-    worker: Option<Worker>,
-    boot: Uuid,
-    keys: Keys,
-    prefix: String,
-    /// Ends the control thread.
-    _control: oneshot::Sender<()>,
-}
-
-/// What a process is to differ in.
-struct With<'a> {
-    prefix: &'a str,
-    delivery: Delivery,
-    spool: Option<(&'a Path, u64)>,
-    max_length: u64,
-    memory: usize,
-}
-
-impl With<'_> {
-    fn best_effort(prefix: &str) -> With<'_> {
-        With {
-            prefix,
-            delivery: Delivery::BestEffort,
-            spool: None,
-            max_length: 1_000,
-            memory: ship::MEMORY,
-        }
-    }
-}
-
-impl Process {
-    fn start(server: &Server, with: &With<'_>) -> Process {
-        let file = format!(
-            "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\n{}",
-            server.yaml(with.prefix)
-        );
-        let config = check::parse(&file, &|_| None).unwrap();
-        let fleet = Fleet::new(config.redis.as_ref().unwrap(), &Metrics::default()).unwrap();
-        let control = control(fleet.clone());
-        let boot = clock::uuid(clock::wall());
-        let opened = with.spool.map(|(path, max)| Spool::open(path, max, boot));
-        let (spool, abandoned) = opened.transpose().unwrap().unzip();
-        let shipping = Shipping {
-            boot: Boot::new("a".to_owned(), boot, Micros(7), Hasher::new(Some(b"k"))),
-            hasher: Hasher::new(Some(b"k")),
-            stream: Stream {
-                shards: SHARDS,
-                max_length: with.max_length,
-                batch_events: 10,
-                ..Stream::default()
-            },
-            delivery: with.delivery,
-            spool,
-            abandoned: abandoned.unwrap_or_default(),
-            fleet,
-            memory: with.memory,
-        };
-        let (recorder, worker) = ship::start(shipping, 1_000).unwrap();
-        Process {
-            recorder,
-            worker: Some(worker),
-            boot,
-            keys: Keys::new(with.prefix),
-            prefix: with.prefix.to_owned(),
-            _control: control,
-        }
-    }
-
-    fn record(&self, count: usize) {
-        self.recorder.record(events(count), None);
-    }
-
-    fn record_awaited(&self, count: usize) -> Receipt {
-        let duty = Duty::default();
-        let receipt = duty.receipt();
-        self.recorder.record(events(count), Some(duty));
-        receipt
-    }
-
-    /// The batches in the streams, by boot and number of the first event, with their streams.
-    fn batches(&self, server: &Server) -> BTreeMap<(Uuid, u64), (Batch, u16)> {
-        batches(server, &self.prefix)
-    }
-
-    /// The numbers of the events in the streams that this process has sent, with repetitions.
-    fn seqs(&self, server: &Server) -> Vec<u64> {
-        let batches = self.batches(server);
-        let own = batches.iter().filter(|((boot, _), _)| *boot == self.boot);
-        own.flat_map(|(_, (batch, _))| seqs(batch)).collect()
-    }
-
-    /// What the worker does once batches are stored; the numbers of their events.
-    fn commit(&self, server: &Server) -> Vec<u64> {
-        commit(server, &self.prefix, &self.keys)
-    }
-
-    fn stop(&mut self) -> weir::audit::Counts {
-        self.worker.take().unwrap().stop(WITHIN)
-    }
-}
-
-fn commit(server: &Server, prefix: &str, keys: &Keys) -> Vec<u64> {
-    let mut stored = Vec::new();
-    for ((boot, first), (batch, _)) in batches(server, prefix) {
-        let done = keys.audit_done(&boot.to_string());
-        let last = batch.header.last();
-        server.cli(&["HSET", &done, &first.to_string(), &last.to_string()]);
-        stored.extend(seqs(&batch));
-    }
-    // What came meanwhile is lost, and sent again.
-    for shard in 0..SHARDS {
-        server.cli(&["DEL", &keys.audit_stream("audit", shard)]);
-    }
-    stored
-}
-
-/// Keeps the map of slots, as the control thread of a process does.
-fn control(fleet: Arc<Fleet>) -> oneshot::Sender<()> {
-    let (end, ended) = oneshot::channel();
-    let (joined, joins) = mpsc::channel();
-    thread::spawn(move || {
-        let mut runtime = tokio::runtime::Builder::new_current_thread();
-        runtime.enable_all().build().unwrap().block_on(async {
-            let _redis = fleet.join();
-            joined.send(()).unwrap();
-            let _ = ended.await;
-        });
-    });
-    joins.recv().unwrap();
-    end
-}
-
-fn events(count: usize) -> Encoded {
-    let mut encoded = Encoded::default();
-    for _ in 0..count {
-        encoded.push(&AuditEvent {
-            seq: 0,
-            time: clock::wall().into(),
-            client: [10, 0, 0, 1].into(),
-            user: Some("ann"),
-            label: None,
-            route: Some("/*"),
-            method: "GET",
-            path: "/",
-            status: 200,
-            id: [7; 16],
-            upstream: None,
-            endpoint: None,
-            host: "a",
-            query: None,
-            limits: Default::default(),
-            breaker: None,
-            bytes_in: 0,
-            bytes_out: 0,
-            duration: Micros(5),
-            upstream_duration: None,
-            request_id: None,
-            trace_id: None,
-            headers: Vec::new(),
-        });
-    }
-    encoded
-}
-
-fn batches(server: &Server, prefix: &str) -> BTreeMap<(Uuid, u64), (Batch, u16)> {
-    let keys = Keys::new(prefix);
-    let mut batches = BTreeMap::new();
-    for shard in 0..SHARDS {
-        let entries = server.cli(&["XRANGE", &keys.audit_stream("audit", shard), "-", "+"]);
-        for entry in entries.list() {
-            let batch = Batch::open(entry.list()[1].list()[1].bytes()).unwrap();
-            let id = (Uuid::from_bytes(batch.header.boot), batch.header.first);
-            batches.insert(id, (batch, shard));
-        }
-    }
-    batches
-}
-
-fn seqs(batch: &Batch) -> Vec<u64> {
-    let seq = |event| Columns::of(event).unwrap().seq;
-    batch.events().map(seq).collect()
-}
-
-fn numbers(last: u64) -> Vec<u64> {
-    (1..=last).collect()
-}
-
-fn is_safe(receipt: &Receipt) -> bool {
-    let mut runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = runtime.enable_all().build().unwrap();
-    runtime.block_on(receipt.is_safe())
-}
+/// Entries that a stream may hold where it is to be full.
+const STREAM: u64 = 100;
+/// What a process of its own is to say in its configuration of Redis, and where it is to keep its spool.
+const REDIS: &str = "WEIR_TEST_REDIS";
+const PREFIX: &str = "WEIR_TEST_PREFIX";
+const FOLDER: &str = "WEIR_TEST_SPOOL";
 
 #[test]
 fn batches_are_spread_over_the_streams_and_let_go_once_committed() {
@@ -401,7 +208,7 @@ fn guaranteed_events_are_safe_without_redis_and_are_adopted() {
     assert!(is_safe(&heir.record_awaited(1)));
     // What is committed leaves the disk.
     let boots = || {
-        let entries = std::fs::read_dir(folder.path()).unwrap();
+        let entries = fs::read_dir(folder.path()).unwrap();
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
         names.filter(|name| Uuid::parse_str(name).is_ok()).count()
     };
@@ -446,4 +253,219 @@ fn a_full_spool_refuses_until_events_are_committed() {
     });
     assert!(is_safe(&process.record_awaited(1)));
     assert_eq!(process.recorder.counts().dropped, 0);
+}
+
+/// An event of 256 KiB that does not compress.
+fn large() -> Encoded {
+    let path: String = (0..256 << 10).map(|_| fastrand::alphanumeric()).collect();
+    let mut encoded = Encoded::default();
+    encoded.push(&event(&path));
+    encoded
+}
+
+/// Fills a spool with large events as a process that is killed then, a batch each; its boot, and how many they are.
+fn left_behind(folder: &Path, max: u64) -> (Uuid, u64) {
+    let (id, hasher) = (clock::uuid(clock::wall()), Hasher::new(Some(b"k")));
+    let mut boot = Boot::new("dead".to_owned(), id, Micros(7), hasher);
+    let (mut spool, _) = Spool::open(folder, max, id).unwrap();
+    spool.vouch().unwrap();
+    for count in 0.. {
+        let (_, bytes) = boot.pack(&mut [large()], Micros(9), 0);
+        match spool.append(&bytes) {
+            Ok(_) => {}
+            Err(SpoolError::Full(_)) => {
+                spool.sync().unwrap();
+                return (id, count);
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    unreachable!("every spool is full at some time");
+}
+
+#[test]
+fn what_a_killed_process_left_makes_room_as_it_is_stored() {
+    let (server, prefix) = (Server::single(), key_prefix());
+    let folder = tempfile::tempdir().unwrap();
+    // Three times what is sent of it at once.
+    let max = 24 << 20;
+    let (dead, last) = left_behind(folder.path(), max);
+    let with = With {
+        delivery: Delivery::Guaranteed,
+        spool: Some((folder.path(), max)),
+        ..With::best_effort(&prefix)
+    };
+    let process = Process::start(&server, &with);
+    process.recorder.record(large(), None);
+    eventually(|| process.recorder.refuses());
+    let commit_to = |number: u64| {
+        let these = |header: &Header| header.boot == dead.into_bytes() && header.first <= number;
+        say_committed(&server, &prefix, &process.keys, these);
+    };
+    let segments = || {
+        let files = fs::read_dir(folder.path().join(dead.to_string())).unwrap();
+        let sizes = files.map(|file| file.unwrap().metadata().unwrap().len());
+        sizes.filter(|size| *size > 0).count()
+    };
+    let before = segments();
+    // While there is more to read of it.
+    eventually_within(2 * harness::DEADLINE, || {
+        commit_to(last / 4);
+        !process.recorder.refuses()
+    });
+    assert!(segments() < before && is_safe(&process.record_awaited(1)));
+    // And once the rest is under way.
+    eventually_within(6 * harness::DEADLINE, || {
+        commit_to(last - 25);
+        process.batches(&server).contains_key(&(dead, last))
+    });
+    assert!(segments() > 2);
+    eventually(|| {
+        commit_to(last - 1);
+        segments() == 1
+    });
+    eventually(|| {
+        commit_to(last + 1);
+        !folder.path().join(dead.to_string()).exists()
+    });
+    assert_eq!(process.recorder.counts().dropped, 0);
+}
+
+/// Ships as many events as it is told to on standard input, and says what became of all. A part of the test below.
+#[test]
+fn a_process_that_ships() {
+    let Ok(redis) = env::var(REDIS) else {
+        return;
+    };
+    let (prefix, folder) = (env::var(PREFIX).unwrap(), env::var_os(FOLDER).unwrap());
+    let with = With {
+        delivery: Delivery::Guaranteed,
+        spool: Some((folder.as_ref(), 1 << 24)),
+        max_length: STREAM,
+        memory: 4_000,
+        ..With::best_effort(&prefix)
+    };
+    let process = Process::begin(&redis, &with);
+    for line in stdin().lines() {
+        for _ in 0..line.unwrap().parse().unwrap() {
+            process.record(10);
+        }
+        let counts = process.recorder.counts();
+        let spooled = counts.spool.unwrap().batches;
+        let numbers = [counts.underway, spooled, counts.errors, counts.dropped];
+        let mut out = stdout().lock();
+        writeln!(out, "\n> {} {numbers:?}", process.boot).unwrap();
+        out.flush().unwrap();
+    }
+}
+
+/// That process, ended when the test lets go of it.
+struct Shipper {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+/// What it says of itself.
+struct Said {
+    boot: Uuid,
+    underway: u64,
+    spooled: u64,
+    errors: u64,
+    dropped: u64,
+}
+
+impl Shipper {
+    fn start(server: &Server, prefix: &str, folder: &Path) -> Shipper {
+        let mut child = Command::new(env::current_exe().unwrap())
+            .args(["--exact", "a_process_that_ships", "--nocapture"])
+            .env(REDIS, server.yaml(prefix))
+            .env(PREFIX, prefix)
+            .env(FOLDER, folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Shipper { child, lines }
+    }
+
+    /// Has it make so many batches.
+    fn ship(&mut self, batches: u32) -> Said {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{batches}").unwrap();
+        loop {
+            let line = self.lines.next().unwrap().unwrap();
+            let Some((boot, numbers)) = line.strip_prefix("> ").and_then(|it| it.split_once(' '))
+            else {
+                continue;
+            };
+            let [underway, spooled, errors, dropped] = serde_json::from_str(numbers).unwrap();
+            return Said {
+                boot: boot.parse().unwrap(),
+                underway,
+                spooled,
+                errors,
+                dropped,
+            };
+        }
+    }
+
+    fn said(&mut self) -> Said {
+        self.ship(0)
+    }
+
+    /// How many descriptors it may have; those that it has stay.
+    fn may_open(&self, descriptors: &str) {
+        let status = Command::new("prlimit")
+            .arg(format!("--pid={}", self.child.id()))
+            .arg(format!("--nofile={descriptors}:"))
+            .status();
+        assert!(status.unwrap().success());
+    }
+}
+
+impl Drop for Shipper {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn what_cannot_be_read_back_for_want_of_descriptors_is_read_later() {
+    let (server, prefix) = (Server::single(), key_prefix());
+    let keys = Keys::new(&prefix);
+    let streams = (0..SHARDS).map(|shard| keys.audit_stream("audit", shard));
+    let streams: Vec<_> = streams.collect();
+    // Full: nothing is taken.
+    let fill = format!("for _ = 1, {STREAM} do redis.call('XADD', KEYS[1], '*', 'b', '') end");
+    for stream in &streams {
+        server.cli(&["EVAL", &fill, "1", stream]);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut shipper = Shipper::start(&server, &prefix, folder.path());
+    let boot = shipper.ship(100).boot;
+    // All of it is on the disk, and little in memory.
+    eventually(|| {
+        let said = shipper.said();
+        (said.underway, said.spooled) == (1_000, 100)
+    });
+    shipper.may_open("0");
+    streams.iter().for_each(|stream| {
+        server.cli(&["DEL", stream]);
+    });
+    let sent = || {
+        let batches = batches(&server, &prefix).into_iter();
+        let own = batches.filter(|((of, _), _)| *of == boot);
+        own.flat_map(|(_, (batch, _))| seqs(&batch))
+            .collect::<Vec<_>>()
+    };
+    // They are tried, more often than streams that were full can still be heard of.
+    let before = shipper.said().errors;
+    eventually(|| shipper.said().errors > before + u64::from(SHARDS));
+    let said = shipper.said();
+    assert!(sent().len() < 1_000);
+    assert_eq!((said.dropped, said.underway), (0, 1_000));
+    shipper.may_open("1024");
+    eventually(|| sent() == numbers(1_000));
+    assert_eq!(shipper.said().dropped, 0);
 }

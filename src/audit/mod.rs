@@ -49,7 +49,7 @@ pub struct Counts {
     pub underway: u64,
     /// Lost: the queue was full, or the threads had stopped.
     pub dropped: u64,
-    /// Tries to write that failed. No event is lost by them.
+    /// Tries to write, to send or to read back that failed. No event is lost by them.
     pub errors: u64,
     /// Files of days that were removed after the retention.
     pub removed_files: u64,

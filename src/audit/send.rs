@@ -293,6 +293,7 @@ impl Link {
                     Err(error) if error.is_lost() => (error, outgoing.remove(first)),
                     Err(error) => {
                         outgoing.again(first, clock::now());
+                        self.common.shared.errors.fetch_add(1, Ordering::Relaxed);
                         warn!(%error, "audit events cannot be read back from the spool now; tried again");
                         return None;
                     }

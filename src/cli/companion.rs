@@ -20,15 +20,12 @@ use crate::store::postgres::{Postgres, PostgresError};
 use crate::store::streams::consume::Streams;
 use crate::telemetry::metrics::Metrics;
 use crate::worker::supervise::{AtStop, Supervisor};
-use crate::worker::{drain, partitions};
+use crate::worker::{self, drain, partitions};
 
 /// Between tries to reach Postgres.
 const TRY_EVERY: Duration = Duration::from_secs(1);
 /// For Postgres to be there when the process starts; it goes on without.
 const START: Duration = Duration::from_secs(10);
-
-/// The drain beats each second.
-const SILENCE: Duration = Duration::from_secs(30);
 
 /// What runs in the process beside the companion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +66,7 @@ impl Companion {
             let _within = handle.enter();
             fleet.connect(false)
         };
-        supervisor.keep("drain", Some(SILENCE), AtStop::Finish, {
+        supervisor.keep("drain", worker::SHORT_SILENCE, AtStop::Finish, {
             let (schema, stopping, fleet) = (schema.clone(), stopping.clone(), fleet.clone());
             let (redis, drain) = (redis.main.clone(), metrics.drain.clone());
             let settings = drain::Settings {
@@ -89,28 +86,26 @@ impl Companion {
                 schema.clone().then(run, heartbeat, stopping.clone())
             }
         });
-        // Without a bound: the index of a day takes its time.
-        supervisor.keep("partitions", None, AtStop::Finish, {
+        let days = partitions::Settings {
+            retention: config.worker.retention,
+            key: audit.key.clone(),
+            every: partitions::EVERY,
+        };
+        let silence = days.silence(schema.postgres.timeout);
+        supervisor.keep("partitions", silence, AtStop::Finish, {
             let (schema, drain) = (schema.clone(), metrics.drain.clone());
-            let (retention, key) = (config.worker.retention, audit.key.clone());
             move |heartbeat| {
                 let run = partitions::run(
+                    days.clone(),
                     schema.postgres.clone(),
-                    retention,
-                    key.clone(),
                     drain.clone(),
+                    heartbeat.clone(),
                     stopping.clone(),
                 );
                 schema.clone().then(run, heartbeat, stopping.clone())
             }
         });
-        supervisor.keep("replicas", None, AtStop::Drop, {
-            let postgres = schema.postgres.clone();
-            move |_| {
-                let keep = postgres.clone().keep();
-                async move { match keep.await {} }
-            }
-        });
+        worker::look_at_replicas(&mut supervisor, "replicas", schema.postgres.clone());
         let health = config.worker.health;
         let postgres = |down| stores::postgres(schema.postgres, health.timeout, down);
         let postgres = match beside {

@@ -45,6 +45,11 @@ const AUDIT_QUEUE: usize = 50_000;
 /// For the last events to be written, once no request is in flight.
 const AUDIT_WITHIN: Duration = Duration::from_secs(5);
 
+/// For the names of endpoints to be looked up before the first request.
+const NAMES_WITHIN: Duration = Duration::from_secs(2);
+/// For the last lines of the access log.
+const ACCESS_LOG_WITHIN: Duration = Duration::from_secs(1);
+
 /// What of weir runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Parts {
@@ -94,9 +99,6 @@ async fn supervise(
         None => (None, None),
     };
     let postgres = config.postgres.as_ref().map(Postgres::new).transpose()?;
-    if let Some(postgres) = &postgres {
-        tokio::spawn(postgres.clone().keep());
-    }
     let ships = config.postgres.is_some();
     let (recorder, audit) = match &config.audit {
         Some(audit) => {
@@ -107,6 +109,10 @@ async fn supervise(
     };
     let connect_timeout = config.redis.as_ref().map(|redis| redis.connect_timeout);
     let mut control = Supervisor::new(Handle::current(), metrics_of_all.clone());
+    if let Some(postgres) = &postgres {
+        // Apart from the worker's own view, which has connections of another runtime.
+        worker::look_at_replicas(&mut control, "query_replicas", postgres.clone());
+    }
     let mut companion = None;
     if let (Some(fleet), Some(redis), Parts::All) = (&fleet, &redis, parts) {
         let redis = redis.sessions.clone();
@@ -121,6 +127,8 @@ async fn supervise(
     let health = config.worker.health;
     let first = Plan::new(config, metrics_of_all, recorder, fleet);
     let (plan, following) = watch::channel(first.clone());
+    worker::tend_endpoints(&mut control, following.clone());
+    worker::endpoints::known(&first, NAMES_WITHIN).await;
     if let (Some(redis), Some(within)) = (&redis, connect_timeout) {
         worker::join(&mut control, &following, redis);
         worker::breakers::asked(&first, within).await;
@@ -175,6 +183,7 @@ async fn supervise(
         health,
     });
     let last_plan = state.plan.clone();
+    let access_log = last_plan.borrow().access_log.clone();
     tokio::spawn(admin::serve(admin, state.clone()));
     if let Some(metrics) = metrics {
         tokio::spawn(admin::serve_metrics(metrics, state));
@@ -197,12 +206,13 @@ async fn supervise(
     let delay = last_plan.borrow().config.propagation_delay;
     tokio::time::sleep(delay).await;
     drain.send_replace(true);
-    let ended = tokio::task::spawn_blocking(|| {
+    let ended = tokio::task::spawn_blocking(move || {
         let ended = join(threads);
         // Behind the lanes, whose last events are still to be written.
         if let Some(audit) = audit {
             audit.stop(AUDIT_WITHIN);
         }
+        access_log.stop(ACCESS_LOG_WITHIN);
         ended
     })
     .await?;

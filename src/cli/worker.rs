@@ -90,7 +90,7 @@ async fn supervise(config: Config, redis: Redis) -> anyhow::Result<()> {
     );
     control.keep(
         "readiness",
-        Some(2 * bounds.interval + 2 * bounds.timeout),
+        2 * bounds.interval + 2 * bounds.timeout,
         AtStop::Drop,
         {
             let board = board.clone();
@@ -100,6 +100,11 @@ async fn supervise(config: Config, redis: Redis) -> anyhow::Result<()> {
             }
         },
     );
+    let postgres = config.postgres.as_ref().map(Postgres::new).transpose()?;
+    if let Some(postgres) = &postgres {
+        // Apart from the companion's own view, which has connections of another runtime.
+        worker::look_at_replicas(&mut control, "query_replicas", postgres.clone());
+    }
     let (unready, draining) = watch::channel(false);
     let mut tasks = control.watched();
     tasks.extend(companion.supervisor.watched());
@@ -110,10 +115,6 @@ async fn supervise(config: Config, redis: Redis) -> anyhow::Result<()> {
         draining,
         board,
     };
-    let postgres = config.postgres.as_ref().map(Postgres::new).transpose()?;
-    if let Some(postgres) = &postgres {
-        tokio::spawn(postgres.clone().keep());
-    }
     let plan = Plan::new(config, metrics, None, Some(fleet));
     let state = Arc::new(Admin {
         plan: watch::Sender::new(plan).subscribe(),

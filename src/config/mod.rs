@@ -9,9 +9,12 @@ pub mod matches;
 pub mod postgres;
 pub mod raw;
 pub mod redis;
+pub mod rewrite;
 pub mod sessions;
 pub mod show;
+pub mod telemetry;
 pub mod units;
+pub mod upstreams;
 pub mod worker;
 pub mod yaml;
 
@@ -24,14 +27,14 @@ use ipnet::IpNet;
 
 use crate::http1::head::HeadLimits;
 use audit::{Audit, Level};
-use breakers::CircuitBreaker;
 use limits::{Lease, Limit};
 use matches::Match;
 use postgres::Postgres;
-pub use raw::UpstreamProtocol as Protocol;
-use raw::{LogFormat, LogLevel};
 use redis::Redis;
+use rewrite::{HeaderChanges, Rewrite, To};
 use sessions::{RouteSession, Sessions};
+use telemetry::{AccessLog, Log};
+pub use upstreams::{Protocol, Upstream};
 use worker::Worker;
 
 /// A checked configuration.
@@ -39,7 +42,7 @@ use worker::Worker;
 pub struct Config {
     /// At least one.
     pub listeners: Vec<Listener>,
-    /// At least one; routes name them by index.
+    /// Routes name them by index.
     pub upstreams: Vec<Upstream>,
     /// The first match wins.
     pub routes: Vec<Route>,
@@ -60,20 +63,13 @@ pub struct Config {
     /// About how many time series requests may make; routes over it are counted together.
     pub max_series: usize,
     pub log: Log,
+    pub access_log: Option<AccessLog>,
     /// Threads that serve requests; `None`: one a core.
     pub lanes: Option<NonZeroUsize>,
     /// Between saying unready and taking no more requests.
     pub propagation_delay: Duration,
     /// For requests in flight to end once the process drains.
     pub drain: Duration,
-}
-
-/// What is logged, and how.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Log {
-    pub format: LogFormat,
-    /// The least that is told.
-    pub level: LogLevel,
 }
 
 /// Where operators ask and change.
@@ -118,29 +114,16 @@ pub struct Listener {
     pub trusted_proxies: Vec<IpNet>,
 }
 
-/// Where requests go.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Upstream {
-    pub name: String,
-    /// `HOST:PORT`.
-    pub endpoint: String,
-    pub protocol: Protocol,
-    pub connect_timeout: Duration,
-    /// From the end of the request to the end of the response's head.
-    pub timeout: Duration,
-    /// For a connection that no request uses.
-    pub idle_timeout: Duration,
-    pub circuit_breaker: Option<CircuitBreaker>,
-    /// Whether its responses may start and end sessions.
-    pub trust_session_headers: bool,
-}
-
-/// Which requests go to which upstream.
+/// Which requests are answered by whom, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     pub matches: Match,
-    /// An index into [`Config::upstreams`].
-    pub upstream: usize,
+    pub to: To,
+    /// For an upstream.
+    pub rewrite: Rewrite,
+    /// Likewise.
+    pub request_headers: HeaderChanges,
+    pub response_headers: HeaderChanges,
     /// Indexes into [`Config::limits`]; every one must admit. These need no session, and are asked first.
     pub limits: Vec<usize>,
     /// Likewise, of the limits whose key has a part of the session.
@@ -152,6 +135,14 @@ pub struct Route {
 }
 
 impl Route {
+    /// An index into [`Config::upstreams`], where it goes to one.
+    pub fn upstream(&self) -> Option<usize> {
+        match self.to {
+            To::Upstream(upstream) => Some(upstream),
+            To::Redirect(_) | To::Reply(_) => None,
+        }
+    }
+
     /// A name for metrics and audit: its host and path as the file has them.
     pub fn label(&self) -> String {
         let host = self

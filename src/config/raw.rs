@@ -5,6 +5,9 @@ mod audit;
 mod limits;
 mod postgres;
 mod redis;
+mod rewrite;
+mod telemetry;
+mod upstreams;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -26,6 +29,12 @@ pub use limits::{
 };
 pub use postgres::{Pool, Postgres};
 pub use redis::{Certificate, Redis, RedisClient, RedisMode, Tls};
+pub use rewrite::{HeaderChanges, Redirect, Reply, Rewrite, Scheme};
+pub use telemetry::{AccessLog, Always, Log, LogFormat, LogLevel, Telemetry};
+pub use upstreams::{
+    Adaptive, Concurrency, DnsEndpoint, Endpoint, Endpoints, HealthCheck, LoadBalancing,
+    OutlierDetection, RingHash, RingKey, SlowStart, Upstream, UpstreamProtocol,
+};
 pub use worker::{AuditLag, HealthChecks, Partition, Worker, WorkerBatch, WorkerHealth};
 
 /// The whole file. The short form is `listen` and `upstream`; the long form `listeners`, `upstreams` and `routes`.
@@ -120,41 +129,16 @@ pub struct Timeouts {
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
-pub struct Upstream {
-    /// One endpoint, for example `["http://127.0.0.1:3000"]`.
-    pub endpoints: At<Vec<At<String>>>,
-    /// [default: http1]
-    pub protocol: Option<At<UpstreamProtocol>>,
-    /// [default: 1s]
-    pub connect_timeout: Option<At<Span>>,
-    /// From the end of the request to the end of the response's head [default: 15s].
-    pub timeout: Option<At<Span>>,
-    /// For a connection to it that no request uses [default: 60s].
-    pub idle_timeout: Option<At<Span>>,
-    /// A name under `circuit_breakers`.
-    pub circuit_breaker: Option<At<String>>,
-    /// May its responses start and end sessions, by X-Weir-Session-Start and -End [default: false]?
-    pub trust_session_headers: Option<At<bool>>,
-}
-
-/// What an upstream speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum UpstreamProtocol {
-    #[default]
-    Http1,
-    /// Known beforehand: without TLS there is nothing to agree on it by.
-    Http2,
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
 pub struct Route {
     /// Absent: every request.
     #[serde(rename = "match")]
     pub matches: Option<At<Match>>,
-    /// A name under `upstreams`.
-    pub upstream: At<String>,
+    /// A name under `upstreams`. A route has exactly one of `upstream`, `redirect` and `reply`.
+    pub upstream: Option<At<String>>,
+    /// Sends clients elsewhere.
+    pub redirect: Option<At<Redirect>>,
+    /// Answers in place of an upstream.
+    pub reply: Option<At<Reply>>,
     /// Names under `rate_limits`; every one must admit.
     #[serde(default)]
     pub rate_limits: Vec<At<String>>,
@@ -165,6 +149,11 @@ pub struct Route {
     pub audit: Option<At<AuditLevel>>,
     /// In place of the upstream's.
     pub timeout: Option<At<Span>>,
+    pub rewrite: Option<At<Rewrite>>,
+    /// Of requests on their way to the upstream.
+    pub request_headers: Option<At<HeaderChanges>>,
+    /// Of final responses, the route's own among them; weir's refusals are left as they are.
+    pub response_headers: Option<At<HeaderChanges>>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -425,42 +414,6 @@ pub struct MetricsAt {
     pub address: Option<At<String>>,
     /// Routes over this are counted together, as "other" [default: 2000].
     pub max_series: Option<At<u32>>,
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-pub struct Telemetry {
-    pub log: Option<At<Log>>,
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-pub struct Log {
-    /// [default: pretty]
-    pub format: Option<At<LogFormat>>,
-    /// The least that is told; the environment variable WEIR_LOG goes before it [default: info].
-    pub level: Option<At<LogLevel>>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum LogFormat {
-    /// A JSON object a line.
-    Json,
-    /// A line for people, in colours on a terminal.
-    #[default]
-    Pretty,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum LogLevel {
-    Error,
-    Warn,
-    #[default]
-    Info,
-    Debug,
-    Trace,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

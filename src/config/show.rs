@@ -8,6 +8,9 @@ mod audit;
 mod limits;
 mod postgres;
 mod redis;
+mod rewrite;
+mod telemetry;
+mod upstreams;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -18,7 +21,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::limits::Mode;
-use super::raw::{LogFormat, LogLevel};
+use super::rewrite::To;
 use super::sessions::{OnMax, SameSite, TokenSource};
 use super::units::{ByteSize, Percent, Span};
 use super::{Config, breakers, sessions};
@@ -26,6 +29,9 @@ use audit::{Audit, level};
 use limits::{RateLimit, RateLimitDefaults};
 use postgres::Postgres;
 use redis::Redis;
+use rewrite::{Changes, Redirect, Reply, Rewrite};
+use telemetry::Telemetry;
+use upstreams::Upstream;
 use worker::Worker;
 
 /// The configuration as YAML.
@@ -113,12 +119,7 @@ impl<'c> File<'c> {
                 address: config.metrics_address,
                 max_series: config.max_series,
             },
-            telemetry: Telemetry {
-                log: Log {
-                    format: config.log.format,
-                    level: config.log.level,
-                },
-            },
+            telemetry: Telemetry::new(config),
             runtime: Runtime {
                 lanes: config
                     .lanes
@@ -190,37 +191,15 @@ impl<'c> Listener<'c> {
 }
 
 #[derive(Serialize)]
-struct Upstream<'c> {
-    endpoints: [String; 1],
-    protocol: super::Protocol,
-    connect_timeout: Span,
-    timeout: Span,
-    idle_timeout: Span,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    circuit_breaker: Option<&'c str>,
-    trust_session_headers: bool,
-}
-
-impl<'c> Upstream<'c> {
-    fn new(upstream: &'c super::Upstream) -> Upstream<'c> {
-        let breaker = upstream.circuit_breaker.as_ref();
-        Upstream {
-            endpoints: [format!("http://{}", upstream.endpoint)],
-            protocol: upstream.protocol,
-            connect_timeout: Span(upstream.connect_timeout),
-            timeout: Span(upstream.timeout),
-            idle_timeout: Span(upstream.idle_timeout),
-            circuit_breaker: breaker.map(|breaker| breaker.name.as_str()),
-            trust_session_headers: upstream.trust_session_headers,
-        }
-    }
-}
-
-#[derive(Serialize)]
 struct Route<'c> {
     #[serde(rename = "match", skip_serializing_if = "Match::is_all")]
     matches: Match<'c>,
-    upstream: &'c str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upstream: Option<&'c str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redirect: Option<Redirect<'c>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reply: Option<Reply<'c>>,
     rate_limits: Vec<&'c str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     session: Option<RouteSession<'c>>,
@@ -230,6 +209,12 @@ struct Route<'c> {
     audit: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     timeout: Option<Span>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rewrite: Option<Rewrite<'c>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_headers: Option<Changes<'c>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response_headers: Option<Changes<'c>>,
 }
 
 #[derive(Serialize)]
@@ -257,6 +242,11 @@ impl<'c> Route<'c> {
     fn new(route: &'c super::Route, config: &'c Config) -> Route<'c> {
         let matches = &route.matches;
         let headers = matches.headers.iter();
+        let (upstream, redirect, reply) = match &route.to {
+            To::Upstream(index) => (Some(&*config.upstreams[*index].name), None, None),
+            To::Redirect(redirect) => (None, Some(Redirect::new(redirect)), None),
+            To::Reply(reply) => (None, None, Some(Reply::new(reply))),
+        };
         Route {
             matches: Match {
                 host: matches.host.as_ref().map(ToString::to_string),
@@ -266,7 +256,9 @@ impl<'c> Route<'c> {
                     .map(|(name, value)| (name.as_str(), value.as_str()))
                     .collect(),
             },
-            upstream: &config.upstreams[route.upstream].name,
+            upstream,
+            redirect,
+            reply,
             rate_limits: route
                 .limits
                 .iter()
@@ -285,6 +277,9 @@ impl<'c> Route<'c> {
             // Where the file has no audit, a route cannot ask for one.
             audit: config.audit.as_ref().map(|_| level(route.audit)),
             timeout: route.timeout.map(Span),
+            rewrite: Rewrite::new(&route.rewrite),
+            request_headers: Changes::new(&route.request_headers),
+            response_headers: Changes::new(&route.response_headers),
         }
     }
 }
@@ -508,17 +503,6 @@ struct Metrics {
     #[serde(skip_serializing_if = "Option::is_none")]
     address: Option<SocketAddr>,
     max_series: usize,
-}
-
-#[derive(Serialize)]
-struct Telemetry {
-    log: Log,
-}
-
-#[derive(Serialize)]
-struct Log {
-    format: LogFormat,
-    level: LogLevel,
 }
 
 #[derive(Serialize)]

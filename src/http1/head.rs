@@ -273,7 +273,7 @@ fn framing(
 
 /// `uri-host [ ":" port ]` of RFC 9110 section 7.2, without what no name in DNS has: escapes could spell a name in
 /// another way, and a comma could be two fields made one. Empty where the target has no authority.
-fn is_host(value: &[u8]) -> bool {
+pub fn is_host(value: &[u8]) -> bool {
     let Ok(value) = std::str::from_utf8(value) else {
         return false;
     };

@@ -1,5 +1,5 @@
-//! Which fields may go to the next hop (RFC 9110 section 7.6.1). Owns the hop-by-hop list; framing fields are among
-//! them, since each hop frames its own bodies.
+//! Which fields may go to the next hop (RFC 9110 section 7.6.1), and which names applications take for one. Owns the
+//! hop-by-hop list; framing fields are among them, since each hop frames its own bodies.
 
 const HOP_BY_HOP: [&str; 9] = [
     "connection",
@@ -32,6 +32,24 @@ pub fn is_hop_by_hop(name: &[u8], connection_values: &[&[u8]]) -> bool {
         .iter()
         .flat_map(|value| value.split(|byte| *byte == b','))
         .any(|option| option.trim_ascii().eq_ignore_ascii_case(name))
+}
+
+/// A field's name in lower case with `-` for all that is neither letter nor digit, because CGI, WSGI and their kin show
+/// `X_Auth_User` and `X-Auth-User` to the application as one (RFC 3875 section 4.1.18), and some do `X.Auth.User` too.
+pub fn folded(name: &[u8]) -> Vec<u8> {
+    name.iter().copied().map(fold).collect()
+}
+
+/// Whether `name`, once [`folded`], is `known`, which is.
+pub fn is_folded(name: &[u8], known: &[u8]) -> bool {
+    name.len() == known.len() && name.iter().copied().map(fold).eq(known.iter().copied())
+}
+
+fn fold(byte: u8) -> u8 {
+    match byte {
+        byte if byte.is_ascii_alphanumeric() => byte.to_ascii_lowercase(),
+        _ => b'-',
+    }
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use thiserror::Error;
 
 use crate::config::sessions::CookieAttributes;
 use crate::config::sessions::{Claims, Forward, SameSite, Settings, TokenSource};
+use crate::http1::hygiene::folded;
 use crate::keys::UserTag;
 
 /// The response header by which a trusted upstream starts a session; see [`SessionStart`].
@@ -274,24 +275,6 @@ pub fn identity_fields<'a>(all: impl Iterator<Item = &'a Settings>) -> Vec<Vec<u
     names.sort_unstable();
     names.dedup();
     names
-}
-
-/// A field's name in lower case with `-` for all that is neither letter nor digit, because CGI, WSGI and their kin show
-/// `X_Auth_User` and `X-Auth-User` to the application as one (RFC 3875 section 4.1.18), and some do `X.Auth.User` too.
-pub fn folded(name: &[u8]) -> Vec<u8> {
-    name.iter().copied().map(fold).collect()
-}
-
-/// Whether `name`, once [`folded`], is `known`, which is.
-pub fn is_folded(name: &[u8], known: &[u8]) -> bool {
-    name.len() == known.len() && name.iter().copied().map(fold).eq(known.iter().copied())
-}
-
-fn fold(byte: u8) -> u8 {
-    match byte {
-        byte if byte.is_ascii_alphanumeric() => byte.to_ascii_lowercase(),
-        _ => b'-',
-    }
 }
 
 impl SessionId {

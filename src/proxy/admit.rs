@@ -1,12 +1,14 @@
 //! The policies of a request, one after the other, cheap before dear. What passes is [`Admitted`], and only that can be
-//! sent on.
+//! sent on, or an [`Answer`], where weir itself has it.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::audit::{self, Seen};
+use super::answer::Answer;
+use super::audit;
+use super::draft::{self, Seen};
 use super::handle::Conn;
 use super::headers::{self, Client, RequestId};
 use super::quota::{Facts, Quota};
@@ -15,10 +17,14 @@ use super::reply::{CircuitOpen, Rejection};
 use super::sessions;
 use crate::clock;
 use crate::config::Route;
-use crate::http1::head::{BodyLength, RequestHead};
+use crate::config::rewrite::To;
+use crate::config::upstreams::Balancing;
+use crate::http1::head::{BodyLength, HeadError, RequestHead};
 use crate::http1::path::{self, PathError};
 use crate::plan::Plan;
+use crate::policy::balance;
 use crate::policy::limit::Now;
+use crate::policy::rewrite::{self, Asked};
 use crate::policy::routes;
 use crate::policy::session::Session;
 use crate::store::breakers::Entry;
@@ -27,7 +33,9 @@ use crate::store::breakers::Entry;
 pub(super) struct Admitted<'p> {
     pub plan: &'p Plan,
     pub route: &'p Route,
-    /// The normalised path and the query as sent.
+    /// An index into the configuration's upstreams.
+    pub upstream: usize,
+    /// The normalised path, or what the route makes of it, and the query as sent.
     pub target: Vec<u8>,
     pub client: Client,
     /// The client's, from a trusted proxy; or a new one.
@@ -36,8 +44,16 @@ pub(super) struct Admitted<'p> {
     pub expects: bool,
     pub session: Option<Arc<Session>>,
     pub quota: Quota<'p>,
+    /// The hash of what endpoints are told apart by, where they are by a key that the request has.
+    pub ring_key: Option<u64>,
     /// The right to one call of the upstream, where it has a breaker.
     pub entry: Option<Entry>,
+}
+
+/// What becomes of a request that every policy lets pass.
+pub(super) enum Way<'p> {
+    Upstream(Admitted<'p>),
+    Answer(Answer<'p>),
 }
 
 /// Asks every policy about the request whose head stands in `buffer`.
@@ -48,7 +64,7 @@ pub(super) async fn admit<'p>(
     head: &RequestHead,
     now: Now,
     record: &mut Record,
-) -> Result<Admitted<'p>, Rejection> {
+) -> Result<Way<'p>, Rejection> {
     let target = origin_form(buffer, head)?;
     let (path, query) = match target.iter().position(|byte| *byte == b'?') {
         Some(at) => target.split_at(at),
@@ -120,15 +136,15 @@ pub(super) async fn admit<'p>(
         id,
         request_id: &request_id,
     };
-    let outbox = &conn.lane.outbox;
-    record.draft = audit::begin(plan, outbox, route.audit, seen, buffer, Some(head));
+    let spare = &conn.lane.outbox.spare;
+    record.draft = draft::begin(plan, spare, route.audit, seen, buffer, Some(head));
     let mut facts = Facts {
         request,
         query,
         client: client.ip,
         peer: conn.peer,
         route: index,
-        upstream: route.upstream,
+        upstream: route.upstream(),
         session: None,
     };
     let mut quota = Quota::new(plan);
@@ -152,7 +168,10 @@ pub(super) async fn admit<'p>(
     };
     // The breaker is asked before the session's limits: a request that it refuses spends no quota of a user's. What it
     // gave comes back when they refuse, and so do concurrency slots.
-    let entry = enter(plan, route, now, record)?;
+    let entry = match route.upstream() {
+        Some(upstream) => enter(plan, upstream, now, record)?,
+        None => None,
+    };
     facts.session = session.as_deref();
     if let (Some(draft), Some(session)) = (&mut record.draft, &session) {
         draft.set_user(&session.user);
@@ -163,17 +182,44 @@ pub(super) async fn admit<'p>(
             .await?;
     }
     quota.charge(&route.session_limits, &facts, now, record)?;
-    Ok(Admitted {
+    let upstream = match &route.to {
+        To::Upstream(upstream) => *upstream,
+        To::Redirect(redirect) => {
+            let asked = Asked {
+                pattern: route.matches.path.as_ref(),
+                host,
+                path: path_text,
+                query: str::from_utf8(query).map_err(|_| Rejection::BadTarget)?,
+            };
+            let location = rewrite::location(redirect, &asked);
+            let location = location.ok_or(Rejection::BadHead(HeadError::HostMissing))?;
+            return Ok(Way::Answer(Answer::redirect(
+                route, redirect, location, quota,
+            )));
+        }
+        To::Reply(reply) => return Ok(Way::Answer(Answer::reply(route, reply, quota))),
+    };
+    let target = match &route.rewrite.path_prefix {
+        None => [&path, query].concat(),
+        Some(prefix) => {
+            let pattern = route.matches.path.as_ref();
+            let path = rewrite::with_prefix(pattern, path_text, prefix);
+            [path.as_bytes(), query].concat()
+        }
+    };
+    Ok(Way::Upstream(Admitted {
         plan,
         route,
-        target: [&path, query].concat(),
+        upstream,
+        ring_key: ring_key(plan, upstream, &facts),
+        target,
         client,
         request_id,
         expects,
         session,
         quota,
         entry,
-    })
+    }))
 }
 
 /// Whether the file names parameters in the route's path, so that with them no other route can be meant.
@@ -208,16 +254,26 @@ fn origin_form<'b>(buffer: &'b [u8], head: &RequestHead) -> Result<&'b [u8], Rej
     }
 }
 
+fn ring_key(plan: &Plan, upstream: usize, facts: &Facts<'_>) -> Option<u64> {
+    match &plan.config.upstreams[upstream].load_balancing {
+        Balancing::RoundRobin | Balancing::LeastRequest => None,
+        Balancing::RingHash(by) => {
+            let parts = facts.parts(by, plan)?;
+            Some(balance::hash(parts.iter().map(|part| &**part)))
+        }
+    }
+}
+
 fn enter(
     plan: &Plan,
-    route: &Route,
+    upstream: usize,
     now: Now,
     record: &mut Record,
 ) -> Result<Option<Entry>, Rejection> {
-    let Some(breaker) = &plan.breakers[route.upstream] else {
+    let Some(breaker) = &plan.breakers[upstream] else {
         return Ok(None);
     };
-    let decisions = &plan.breaker_metrics[route.upstream];
+    let decisions = &plan.breaker_metrics[upstream];
     let mut said = |verdict: &'static str| {
         if let Some(draft) = &mut record.draft {
             draft.set_breaker(verdict);

@@ -6,19 +6,15 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use crate::config::Upstream;
 use crate::plan::Plan;
-use crate::upstream::Pool;
-
-/// Connections to one upstream that a lane keeps between requests.
-const MAX_IDLE: usize = 1024;
+use crate::upstream::{Cluster, Endpoints};
 
 /// One lane's view of the plan: with its own connections.
 #[derive(Debug)]
 pub(super) struct LanePlan {
     pub shared: Arc<Plan>,
     /// One for each upstream of the configuration, in its order.
-    pub pools: Vec<Rc<Pool>>,
+    pub clusters: Vec<Rc<Cluster>>,
 }
 
 /// The plan that a lane follows.
@@ -31,14 +27,15 @@ pub(super) struct Following {
 impl Following {
     pub(super) fn new(mut source: watch::Receiver<Arc<Plan>>) -> Following {
         let shared = source.borrow_and_update().clone();
-        let pools = shared.config.upstreams.iter().map(pool).collect();
+        let new = |endpoints: &Arc<Endpoints>| Cluster::new(endpoints.clone(), None);
+        let clusters = shared.upstreams.iter().map(new).collect();
         Following {
             source,
-            current: RefCell::new(Rc::new(LanePlan { shared, pools })),
+            current: RefCell::new(Rc::new(LanePlan { shared, clusters })),
         }
     }
 
-    /// The newest plan. The pool of an upstream that did not change is carried over.
+    /// The newest plan. The connections of an upstream whose settings allow it are carried over.
     pub(super) fn current(&self) -> Rc<LanePlan> {
         if self.source.has_changed().unwrap_or(false) {
             self.follow();
@@ -53,35 +50,16 @@ impl Following {
         if Arc::ptr_eq(&shared, &before.shared) {
             return;
         }
-        let kept = |upstream: &Upstream| {
-            let same = |old: &&Upstream| {
-                old.endpoint == upstream.endpoint
-                    && old.connect_timeout == upstream.connect_timeout
-                    && old.idle_timeout == upstream.idle_timeout
-            };
-            let index = before
-                .shared
-                .config
-                .upstreams
-                .iter()
-                .position(|old| same(&old))?;
-            Some(before.pools[index].clone())
+        let cluster = |endpoints: &Arc<Endpoints>| {
+            let name = &endpoints.settings.name;
+            let mut old = before.clusters.iter();
+            let old = old.find(|old| old.shared.settings.name == *name);
+            match old.filter(|old| Arc::ptr_eq(&old.shared, endpoints)) {
+                Some(old) => old.clone(),
+                None => Cluster::new(endpoints.clone(), old.map(|old| &**old)),
+            }
         };
-        let pools = shared
-            .config
-            .upstreams
-            .iter()
-            .map(|up| kept(up).unwrap_or_else(|| pool(up)))
-            .collect();
-        *self.current.borrow_mut() = Rc::new(LanePlan { shared, pools });
+        let clusters = shared.upstreams.iter().map(cluster).collect();
+        *self.current.borrow_mut() = Rc::new(LanePlan { shared, clusters });
     }
-}
-
-fn pool(upstream: &Upstream) -> Rc<Pool> {
-    Rc::new(Pool::new(
-        upstream.endpoint.clone(),
-        upstream.connect_timeout,
-        upstream.idle_timeout,
-        MAX_IDLE,
-    ))
 }

@@ -1,7 +1,6 @@
 //! One exchange with the upstream: the checked request goes out, the response comes back, both streamed.
 
 use std::future::{pending, poll_fn};
-use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -10,15 +9,17 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::admit::Admitted;
-use super::audit::{self, Outbox};
+use super::audit;
 use super::following::LanePlan;
 use super::handle::{Conn, Ends, Failure, Next, close};
 use super::headers::{self, put_last_chunk};
 use super::mixed;
+use super::outbox::Outbox;
 use super::quota::Quota;
 use super::record::Record;
 use super::reply::Rejection;
 use super::sessions;
+use super::tries::exchange;
 use super::upgrade;
 use super::upload::{Rest, Upload, beside, put_piece};
 use super::wire::{Buffer, Deadlines, Elapsed, read_some, write};
@@ -32,7 +33,6 @@ use crate::net::stream::{BothWays, Reading, Stream, Writing};
 use crate::plan::Plan;
 use crate::policy::session::Session;
 use crate::store::breakers::{End, Entry};
-use crate::upstream::Pool;
 
 /// Interim responses taken before the final one; more is a flood.
 pub(super) const MAX_INTERIM: usize = 16;
@@ -41,6 +41,10 @@ pub(super) const MAX_INTERIM: usize = 16;
 pub(super) struct Outgoing<'p, 'l> {
     pub shared: &'p Plan,
     pub route: &'p Route,
+    /// An index into the configuration's upstreams.
+    pub upstream: usize,
+    /// Where endpoints are chosen by it.
+    pub ring_key: Option<u64>,
     pub request: Request,
     /// Its head as HTTP/1.1; later the response's.
     pub out: Buffer<'l>,
@@ -70,6 +74,7 @@ pub(super) fn prepare<'p, 'l>(
     let identity = admitted.session.as_deref().zip(asks);
     let passed = headers::Passed {
         target: &admitted.target,
+        route: admitted.route,
         client: &admitted.client,
         request_id: &admitted.request_id,
         identity_fields: &admitted.plan.identity_fields,
@@ -88,6 +93,8 @@ pub(super) fn prepare<'p, 'l>(
     let Admitted {
         plan: shared,
         route,
+        upstream: upstream_index,
+        ring_key,
         expects,
         session,
         quota,
@@ -105,7 +112,7 @@ pub(super) fn prepare<'p, 'l>(
         max_body: conn.listener.max_body,
         within: route
             .timeout
-            .unwrap_or(shared.config.upstreams[route.upstream].timeout),
+            .unwrap_or(shared.config.upstreams[upstream_index].timeout),
         read_within: conn.listener.request_read,
         idle: conn.listener.stream_idle,
         grpc: false,
@@ -119,6 +126,8 @@ pub(super) fn prepare<'p, 'l>(
     Outgoing {
         shared,
         route,
+        upstream: upstream_index,
+        ring_key,
         request,
         out,
         keep_alive: head.keep_alive,
@@ -160,6 +169,7 @@ impl Outgoing<'_, '_> {
             chunked: answered.chunked(),
             old_client: self.request.old_client,
             next: if lives { Next::KeepAlive } else { Next::Close },
+            changes: &self.route.response_headers,
             switched: self.switch_to.as_deref().filter(|_| head.status == 101),
         };
         self.out.clear();
@@ -197,6 +207,20 @@ impl Outgoing<'_, '_> {
         }
     }
 
+    /// The failure, after which another request may follow where this one never set out: it was in order, and none of its body is
+    /// on its way.
+    fn in_order(&self, conn: &Conn<'_>, failure: Failure) -> Failure {
+        let in_order = self.keep_alive && self.request.body == BodyLength::None;
+        match failure {
+            Failure::Reply(refused @ (Rejection::Overloaded | Rejection::NoEndpoint), _)
+                if in_order && !*conn.lane.draining.borrow() =>
+            {
+                Failure::Reply(refused, Next::KeepAlive)
+            }
+            failure => failure,
+        }
+    }
+
     /// The upstream's part is over, after a response's head of this status.
     pub(super) fn streamed<T>(&mut self, end: End, streamed: &Result<T, Failure>, record: &Record) {
         match streamed {
@@ -223,7 +247,7 @@ pub(super) async fn send(
     head: &RequestHead,
     record: &mut Record,
 ) -> Result<Next, Failure> {
-    let upstream = admitted.route.upstream;
+    let upstream = admitted.upstream;
     let over_http2 = admitted.plan.config.upstreams[upstream].protocol == Protocol::Http2;
     let mut outgoing = prepare(conn, admitted, ends.buffer, head, over_http2, record);
     if over_http2 {
@@ -231,7 +255,7 @@ pub(super) async fn send(
         let sent = mixed::send(conn, plan, outgoing, mixed::Client::Http1(ends), record);
         return Box::pin(sent).await;
     }
-    let pool = &plan.pools[upstream];
+    let cluster = &plan.clusters[upstream];
     if outgoing.expects && ends.buffer.is_empty() {
         ends.write(b"HTTP/1.1 100 Continue\r\n\r\n", outgoing.request.idle)
             .await?;
@@ -240,13 +264,23 @@ pub(super) async fn send(
     let request = &outgoing.request;
     let out = &outgoing.out;
     let mut upload = Upload::new(request, out, &outgoing.shared.identity_fields);
-    let exchanged = exchange(request, pool, ends, &mut upload, out, &mut answer, record).await;
+    let exchanged = exchange(
+        request,
+        cluster,
+        outgoing.ring_key,
+        ends,
+        &mut upload,
+        out,
+        &mut answer,
+        record,
+    );
+    let exchanged = exchanged.await;
     record.bytes_in = upload.bytes;
     let (mut upstream, answered) = match exchanged {
         Ok(exchanged) => exchanged,
         Err(failure) => {
             outgoing.failed(&failure, record);
-            return Err(failure);
+            return Err(outgoing.in_order(conn, failure));
         }
     };
     let status = answered.head.status;
@@ -277,7 +311,7 @@ pub(super) async fn send(
         let session_over = sessions::over(shared, conn.lane, route, session.as_deref());
         upgrade::relay(
             (ends.client, to_client),
-            (&mut upstream, to_upstream),
+            (&mut upstream.connected.stream, to_upstream),
             request.idle,
             session_over,
         )
@@ -291,7 +325,7 @@ pub(super) async fn send(
         &mut upload,
         &mut outgoing.out,
         &mut answer,
-        &mut upstream,
+        &mut upstream.connected.stream,
         ends,
         record,
     )
@@ -305,7 +339,7 @@ pub(super) async fn send(
     }
     let reusable = streamed?;
     if reusable {
-        pool.give_back(upstream);
+        upstream.give_back();
     }
     if !answered.uploaded {
         close(ends.client).await;
@@ -314,7 +348,7 @@ pub(super) async fn send(
 }
 
 /// What a failed exchange says of the upstream; `None` when it says nothing.
-fn end_of(failure: &Failure, record: &Record) -> Option<End> {
+pub(super) fn end_of(failure: &Failure, record: &Record) -> Option<End> {
     let Failure::Reply(rejection, _) = failure else {
         return None;
     };
@@ -340,6 +374,8 @@ fn end_of(failure: &Failure, record: &Record) -> Option<End> {
         | Rejection::TooManySessions
         | Rejection::SessionsFull
         | Rejection::SessionStoreDown
+        | Rejection::Overloaded
+        | Rejection::NoEndpoint
         | Rejection::AuditUnavailable
         | Rejection::BodyTooLarge
         | Rejection::Expectation => None,
@@ -434,45 +470,9 @@ impl Answered {
     }
 }
 
-/// Sends the request, whose head is `head`, over a connection of the pool's. The response's head comes to stand at the front
-/// of `answer`.
-async fn exchange(
-    request: &Request,
-    pool: &Pool,
-    ends: &mut Ends<'_>,
-    upload: &mut Upload<'_>,
-    head: &[u8],
-    answer: &mut Vec<u8>,
-    record: &mut Record,
-) -> Result<(Stream, Answered), Failure> {
-    let taken = pool.take(request.can_repeat).await;
-    let mut connected = taken.map_err(unreached)?;
-    loop {
-        let upstream = &mut connected.stream;
-        match both_ways(request, ends, upload, head, upstream, answer, record).await {
-            Ok(answered) => return Ok((connected.stream, answered)),
-            // The upstream may have closed the idle connection just as the request came; it is sent again only where that
-            // can do no harm, since the upstream may have seen it.
-            Err(Failure::Reply(Rejection::UpstreamBroken, _))
-                if connected.reused && request.can_repeat && answer.is_empty() =>
-            {
-                connected = pool.connect().await.map_err(unreached)?;
-            }
-            Err(failure) => return Err(failure),
-        }
-    }
-}
-
-pub(super) fn unreached(error: io::Error) -> Rejection {
-    match error.kind() {
-        io::ErrorKind::TimedOut => Rejection::ConnectTimeout,
-        _ => Rejection::ConnectFailed,
-    }
-}
-
 /// Uploads the request while it waits for the response's head. When that comes early, what is left of the upload goes on beside
 /// the response.
-async fn both_ways(
+pub(super) async fn both_ways(
     request: &Request,
     ends: &mut Ends<'_>,
     upload: &mut Upload<'_>,
@@ -481,7 +481,6 @@ async fn both_ways(
     answer: &mut Vec<u8>,
     record: &mut Record,
 ) -> Result<Answered, Failure> {
-    record.reached = true;
     record.sent = None;
     let mut upstream = BothWays::of(upstream);
     let (mut reading, mut writing) = upstream.split();

@@ -1,27 +1,30 @@
 //! The life of a client's connection: heads are read, checked and handed to `forward`; what is refused is answered by
 //! `reply`. The one place that decides whether the connection lives on.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::admit;
+use super::admit::{self, Way};
+use super::answer::Answer;
 use super::audit;
+use super::draft;
 use super::following::LanePlan;
 use super::forward;
+use super::greet::Guest;
 use super::http2;
 use super::lane::Lane;
-use super::record::{Ongoing, Record};
+use super::record::{Ongoing, Record, UPSTREAM_LEFT};
 use super::reply::{Asker, Rejection};
 use super::wire::{Buffer, Deadlines, Elapsed, read_first, read_some, write};
 use crate::clock;
 use crate::config::Listener;
 use crate::http1::head::{self, BodyLength, RequestHead};
 use crate::net::stream::{Ahead, Stream};
+use crate::net::tls::{ClientFacts, Protocol};
 use crate::policy::limit::Now;
 
 /// Whether a client's connection can carry another request.
@@ -51,7 +54,7 @@ impl Failure {
         match self {
             Failure::Reply(rejection, _) => rejection.reason(),
             Failure::ClientGone => "client_left",
-            Failure::UpstreamGone => "upstream_aborted",
+            Failure::UpstreamGone => UPSTREAM_LEFT,
             Failure::NotSafe => Rejection::AuditUnavailable.reason(),
             Failure::CutShort(reason) => reason,
         }
@@ -77,6 +80,19 @@ pub(super) struct Peer {
     pub ip: IpAddr,
     /// As it is written, since each request says it.
     pub text: String,
+    /// Where the connection is under TLS.
+    pub tls: Option<Box<ClientFacts>>,
+}
+
+impl Peer {
+    pub(super) fn new(ip: IpAddr) -> Peer {
+        let ip = ip.to_canonical();
+        Peer {
+            ip,
+            text: ip.to_string(),
+            tls: None,
+        }
+    }
 }
 
 /// The client's end of a connection, with what was read from it and not used.
@@ -97,24 +113,25 @@ impl Ends<'_> {
     }
 }
 
-/// Serves `client` until it closes, breaks, is refused or stays idle too long. One that begins as HTTP/2 does is served as
-/// that (RFC 9113 section 3.3).
-pub(super) async fn connection(
-    lane: &Rc<Lane>,
-    listener_index: usize,
-    client: TcpStream,
-    peer: SocketAddr,
-) {
-    if client.set_nodelay(true).is_err() {
-        return;
+/// Serves a client until it closes, breaks, is refused or stays idle too long. One that begins as HTTP/2 does is served as
+/// that (RFC 9113 section 3.3), unless HTTP/1.1 was agreed on.
+pub(super) async fn connection(lane: &Rc<Lane>, listener_index: usize, guest: Guest) {
+    let Guest {
+        stream: mut client,
+        peer,
+        agreed,
+    } = guest;
+    if agreed == Some(Protocol::Http2) {
+        let bytes = Vec::new();
+        let client = Ahead {
+            bytes,
+            stream: client,
+        };
+        return Box::pin(http2::connection(lane, listener_index, client, peer)).await;
     }
-    let mut client = Stream::from(client);
-    let ip = peer.ip().to_canonical();
-    let text = ip.to_string();
-    let peer = Peer { ip, text };
     let mut buffer = lane.buffers.take();
     let mut deadlines = Deadlines::new();
-    let mut may_switch = true;
+    let mut may_switch = agreed.is_none();
     loop {
         let plan = lane.plan.current();
         let head = match read_head(
@@ -171,7 +188,7 @@ pub(super) async fn connection(
                 Box::pin(one(&conn, &plan, &mut ends, &head, now, record)).await
             }
             Err(rejection) => {
-                record.draft = audit::begin_unrouted(&plan.shared, &conn, &buffer, None);
+                record.draft = draft::begin_unrouted(&plan.shared, &conn, &buffer, None);
                 Err(rejection.into())
             }
         };
@@ -231,8 +248,12 @@ async fn refuse(conn: &Conn<'_>, ends: &mut Ends<'_>, rejection: &Rejection, to:
     let (mut out, mut body) = (conn.lane.buffers.take(), conn.lane.buffers.take());
     rejection.put(&mut out, &mut body, to, &conn.lane.date);
     drop(body);
+    give(conn, ends, &out, to).await
+}
+
+async fn give(conn: &Conn<'_>, ends: &mut Ends<'_>, out: &[u8], to: Asker) -> Next {
     match (
-        ends.write(&out, conn.listener.stream_idle).await,
+        ends.write(out, conn.listener.stream_idle).await,
         to.keep_alive,
     ) {
         (Ok(()), true) => Next::KeepAlive,
@@ -261,23 +282,58 @@ async fn one(
     record: &mut Record,
 ) -> Result<Next, Failure> {
     match admit::admit(&plan.shared, conn, ends.buffer, head, now, record).await {
-        Ok(admitted) => forward::send(conn, plan, admitted, ends, head, record).await,
+        Ok(Way::Upstream(admitted)) => {
+            forward::send(conn, plan, admitted, ends, head, record).await
+        }
+        Ok(Way::Answer(answer)) => by_itself(conn, plan, answer, ends, head, record).await,
         Err(rejection) => {
             if record.route.is_none() {
-                record.draft = audit::begin_unrouted(&plan.shared, conn, ends.buffer, Some(head));
+                record.draft = draft::begin_unrouted(&plan.shared, conn, ends.buffer, Some(head));
             }
-            // The request itself was in order, so that another may follow, unless a body does.
-            let draining = *conn.lane.draining.borrow();
-            let in_order = head.keep_alive && head.body == BodyLength::None && !draining;
-            let next = if in_order && rejection.is_policy() {
-                ends.buffer.drain(..head.len);
-                Next::KeepAlive
-            } else {
-                Next::Close
+            let next = match rejection.is_policy() {
+                true => next_of(conn, ends, head),
+                false => Next::Close,
             };
             Err(Failure::Reply(rejection, next))
         }
     }
+}
+
+/// Of a connection on which the request that weir answers was in order: another may follow, unless a body does.
+fn next_of(conn: &Conn<'_>, ends: &mut Ends<'_>, head: &RequestHead) -> Next {
+    let draining = *conn.lane.draining.borrow();
+    if !head.keep_alive || head.body != BodyLength::None || draining {
+        return Next::Close;
+    }
+    ends.buffer.drain(..head.len);
+    Next::KeepAlive
+}
+
+/// Gives the answer that the route has by itself.
+async fn by_itself(
+    conn: &Conn<'_>,
+    plan: &LanePlan,
+    answer: Answer<'_>,
+    ends: &mut Ends<'_>,
+    head: &RequestHead,
+    record: &mut Record,
+) -> Result<Next, Failure> {
+    let by_head = ends.buffer[head.method.clone()] == *b"HEAD";
+    let next = next_of(conn, ends, head);
+    record.status = answer.status;
+    if !by_head {
+        record.bytes_out = answer.body.len() as u64;
+    }
+    let safe = audit::secure(&plan.shared, &conn.lane.outbox, record).await;
+    safe.map_err(|audit::NotSafe| Failure::Reply(Rejection::AuditUnavailable, next))?;
+    let to = Asker {
+        keep_alive: next == Next::KeepAlive,
+        by_head,
+        old: head.minor_version == 0,
+    };
+    let mut out = conn.lane.buffers.take();
+    answer.put(&mut out, to, &conn.lane.date);
+    Ok(give(conn, ends, &out, to).await)
 }
 
 /// What a client begins with.

@@ -7,10 +7,12 @@ use std::ops::Range;
 
 use super::handle::{Next, Peer};
 use super::reply::Rejection;
+use crate::config::Route;
+use crate::config::rewrite::HeaderChanges;
 use crate::config::sessions::Settings;
 use crate::http1::body::BodyError;
 use crate::http1::head::{BodyLength, RequestHead};
-use crate::http1::hygiene::is_hop_by_hop;
+use crate::http1::hygiene::{is_folded, is_hop_by_hop};
 use crate::http1::response::ResponseHead;
 use crate::http1::trailers::{self, may_follow_a_body};
 use crate::policy::session::{self, END_HEADER, START_HEADER, Session};
@@ -135,11 +137,13 @@ impl RequestId {
 
 /// What the upstream is told beside what the client sent.
 pub(super) struct Passed<'a> {
-    /// The normalised path and the query.
+    /// What the upstream is asked for: a path and the query.
     pub target: &'a [u8],
+    /// What it changes on the way.
+    pub route: &'a Route,
     pub client: &'a Client,
     pub request_id: &'a RequestId,
-    /// What clients must not send, as [`session::folded`].
+    /// What clients must not send, as [`crate::http1::hygiene::folded`].
     pub identity_fields: &'a [Vec<u8>],
     pub identity: Option<(&'a Settings, &'a Session)>,
 }
@@ -170,6 +174,7 @@ pub(super) fn put_request_head(
 ) {
     let Passed {
         target,
+        route,
         client,
         request_id,
         identity_fields,
@@ -183,19 +188,25 @@ pub(super) fn put_request_head(
         true => &CHAINS[..],
         false => &PEERS_CLAIMS,
     };
+    let (new_host, changes) = (route.rewrite.host.as_ref(), &route.request_headers);
     let dropped = |name: &[u8]| {
         NEVER_PASSED
             .iter()
             .chain(without)
-            .any(|other| session::is_folded(name, other))
-            || identity_fields
-                .iter()
-                .any(|other| session::is_folded(name, other))
+            .any(|other| is_folded(name, other))
+            || identity_fields.iter().any(|other| is_folded(name, other))
             || is_misspelt(name)
+            || changes.drops(name)
+            || (new_host.is_some() && name.eq_ignore_ascii_case(b"host"))
     };
     put_fields(out, buffer, &head.fields, dropped);
+    for (name, value) in changes.put_in() {
+        put(out, name.as_bytes(), value.as_bytes());
+    }
     let has = |wanted: &str| head.fields.iter().any(|(name, _)| is(buffer, name, wanted));
-    if !has("host") {
+    if let Some(host) = new_host {
+        put(out, b"Host", host.as_bytes());
+    } else if !has("host") {
         out.extend_from_slice(b"Host: \r\n");
     }
     if head.body == BodyLength::Chunked {
@@ -226,8 +237,12 @@ pub(super) fn put_request_head(
             IpAddr::V6(peer) => write!(out, "for=\"[{peer}]\"\r\n"),
         };
     }
+    if new_host.is_some() && !(client.behind_trusted && has("x-forwarded-host")) {
+        put_sent_host(out, buffer, head);
+    }
     if !client.behind_trusted || !has("x-forwarded-proto") {
-        out.extend_from_slice(b"X-Forwarded-Proto: http\r\n");
+        let scheme = peer.tls.as_ref().map_or(&b"http"[..], |_| b"https");
+        put(out, b"X-Forwarded-Proto", scheme);
     }
     if !client.behind_trusted || !has("x-request-id") {
         put(out, b"X-Request-Id", request_id.as_str().as_bytes());
@@ -247,7 +262,7 @@ pub(super) fn may_trail_up(name: &[u8], identity_fields: &[Vec<u8>]) -> bool {
         && !answered_for
             .copied()
             .chain(identity_fields.iter().map(Vec::as_slice))
-            .any(|other| session::is_folded(name, other))
+            .any(|other| is_folded(name, other))
         && !is_misspelt(name)
 }
 
@@ -274,6 +289,14 @@ pub(super) fn put_last_chunk(
     Ok(())
 }
 
+/// The host that the client asked for, where the upstream is told another.
+fn put_sent_host(out: &mut Vec<u8>, buffer: &[u8], head: &RequestHead) {
+    let mut fields = head.fields.iter();
+    if let Some((_, host)) = fields.find(|(name, _)| is(buffer, name, "host")) {
+        put(out, b"X-Forwarded-Host", &buffer[host.clone()]);
+    }
+}
+
 /// Whether an application could take it for a field that weir answers for, though it is spelt in another way: whoever sent
 /// it, no proxy looked at it.
 fn is_misspelt(name: &[u8]) -> bool {
@@ -287,7 +310,7 @@ fn is_misspelt(name: &[u8]) -> bool {
         b"transfer-encoding",
     ];
     let is_usual = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'-';
-    !name.iter().all(is_usual) && BELIEVED.iter().any(|other| session::is_folded(name, other))
+    !name.iter().all(is_usual) && BELIEVED.iter().any(|other| is_folded(name, other))
 }
 
 /// How a response goes back to the client.
@@ -297,6 +320,8 @@ pub(super) struct Back<'a> {
     /// Whether the client speaks HTTP/1.0, which has no chunks.
     pub old_client: bool,
     pub next: Next,
+    /// Of the route.
+    pub changes: &'a HeaderChanges,
     /// The protocols of which the client offered a choice, for a 101.
     pub switched: Option<&'a [u8]>,
 }
@@ -324,7 +349,13 @@ pub(super) fn put_response_head(
         is_session_header(name)
             || (bodiless && name.eq_ignore_ascii_case(b"content-length"))
             || (of_session && is_cache_control(name))
+            || back.changes.drops(name)
     });
+    for (name, value) in back.changes.put_in() {
+        if !(of_session && is_cache_control(name.as_bytes())) {
+            put(out, name.as_bytes(), value.as_bytes());
+        }
+    }
     tell(out);
     if of_session {
         out.extend_from_slice(b"Cache-Control: no-store\r\n");
@@ -404,190 +435,4 @@ pub(super) fn is(buffer: &[u8], name: &Range<usize>, wanted: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::SocketAddr;
-
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::http1::head::{HeadLimits, parse_request};
-
-    fn who(fields: &str, peer: &str, trusted: &[&str]) -> (String, bool) {
-        let bytes = format!("GET / HTTP/1.1\r\nHost: x\r\n{fields}\r\n").into_bytes();
-        let head = parse_request(&bytes, HeadLimits::default())
-            .unwrap()
-            .unwrap();
-        let trusted: Vec<IpNet> = trusted.iter().map(|net| net.parse().unwrap()).collect();
-        let peer: SocketAddr = peer.parse().unwrap();
-        let client = client(&bytes, &head, peer.ip().to_canonical(), &trusted);
-        (client.ip.to_string(), client.behind_trusted)
-    }
-
-    fn sent_up(fields: &str, trusted: bool) -> String {
-        let bytes = format!("GET / HTTP/1.1\r\nHost: x\r\n{fields}\r\n").into_bytes();
-        let head = parse_request(&bytes, HeadLimits::default())
-            .unwrap()
-            .unwrap();
-        let client = Client {
-            ip: IpAddr::from([1, 2, 3, 4]),
-            behind_trusted: trusted,
-        };
-        let peer = Peer {
-            ip: IpAddr::from([1, 2, 3, 4]),
-            text: "1.2.3.4".to_owned(),
-        };
-        let protocol = upgrade(&bytes, &head);
-        let passed = Passed {
-            target: b"/",
-            client: &client,
-            request_id: &RequestId::Given("id".to_owned()),
-            identity_fields: &[],
-            identity: None,
-        };
-        let mut out = Vec::new();
-        put_request_head(&mut out, &bytes, &head, &passed, &peer, protocol.as_deref());
-        String::from_utf8(out).unwrap()
-    }
-
-    #[test]
-    fn no_other_spelling_smuggles_a_field_that_is_believed() {
-        for name in [
-            "X_Forwarded_For",
-            "x-forwarded_FOR",
-            "X.Forwarded.For",
-            "X_Forwarded_Proto",
-            "X~Forwarded-Host",
-            "X_Real-IP",
-            "X_Request_Id",
-            "Content_Length",
-            "content.length",
-            "Transfer_Encoding",
-            "Transfer!Encoding",
-            "Proxy",
-            "proxy",
-        ] {
-            for trusted in [true, false] {
-                let sent = sent_up(&format!("{name}: 6.6.6.6\r\n"), trusted);
-                assert!(!sent.contains("6.6.6.6"), "{name} {trusted}: {sent}");
-            }
-        }
-        for name in ["X_Other", "X-Forwarded-Fort", "Proxy-X", "Hos_t"] {
-            let field = format!("{name}: 6.6.6.6\r\n");
-            assert!(sent_up(&field, false).contains(&field), "{name}");
-        }
-        assert!(sent_up("X-Real-IP: 6.6.6.6\r\n", true).contains("X-Real-IP: 6.6.6.6\r\n"));
-    }
-
-    #[test]
-    fn a_chain_of_trusted_proxies_goes_on_and_others_begin_anew() {
-        let chain = "X-Forwarded-For: 6.6.6.6\r\nForwarded: for=6.6.6.6;proto=https\r\n";
-        let sent = sent_up(chain, true);
-        assert!(
-            sent.contains("X-Forwarded-For: 6.6.6.6, 1.2.3.4\r\n"),
-            "{sent}"
-        );
-        assert!(
-            sent.contains("Forwarded: for=6.6.6.6;proto=https, for=1.2.3.4\r\n"),
-            "{sent}"
-        );
-        let sent = sent_up(chain, false);
-        assert!(!sent.contains("6.6.6.6") && sent.contains("X-Forwarded-For: 1.2.3.4\r\n"));
-    }
-
-    #[test]
-    fn a_switch_to_another_http_is_not_passed_on() {
-        let asks = |protocol: &str| {
-            let fields = format!("Connection: Upgrade\r\nUpgrade: {protocol}\r\n");
-            sent_up(&fields, false).contains("\r\nUpgrade: ")
-        };
-        assert!(asks("websocket"));
-        assert!(asks("x, y/1"));
-        for protocol in [
-            "h2c",
-            "H2C",
-            "websocket, h2c",
-            "h2",
-            "h2c/1",
-            "HTTP/2.0",
-            "TLS/1.2",
-            "",
-        ] {
-            assert!(!asks(protocol), "{protocol}");
-        }
-    }
-
-    #[test]
-    fn a_client_is_what_trusted_proxies_say_and_no_one_else() {
-        let proxies = ["10.0.0.0/8", "fd00::/8"];
-        let check = |fields: &str, peer: &str, ip: &str, behind| {
-            assert_eq!(
-                who(fields, peer, &proxies),
-                (ip.to_owned(), behind),
-                "{fields:?} from {peer}"
-            );
-        };
-        check("", "1.2.3.4:5", "1.2.3.4", false);
-        check(
-            "X-Forwarded-For: 6.6.6.6\r\n",
-            "1.2.3.4:5",
-            "1.2.3.4",
-            false,
-        );
-        check(
-            "X-Forwarded-For: 6.6.6.6\r\n",
-            "10.0.0.1:5",
-            "6.6.6.6",
-            true,
-        );
-        check(
-            "X-Forwarded-For: 9.9.9.9, 6.6.6.6, 10.0.0.2\r\n",
-            "10.0.0.1:5",
-            "6.6.6.6",
-            true,
-        );
-        check(
-            "X-Forwarded-For: 9.9.9.9\r\nX-Forwarded-For: 6.6.6.6\r\n",
-            "[fd00::1]:5",
-            "6.6.6.6",
-            true,
-        );
-        check(
-            "X-Forwarded-For: 6.6.6.6, nonsense\r\n",
-            "10.0.0.1:5",
-            "10.0.0.1",
-            true,
-        );
-        check(
-            "X-Forwarded-For: ::ffff:6.6.6.6\r\n",
-            "[::ffff:10.0.0.1]:5",
-            "6.6.6.6",
-            true,
-        );
-        check("", "10.0.0.1:5", "10.0.0.1", true);
-    }
-
-    /// Names and values that mean something to a proxy, and others.
-    fn field() -> impl Strategy<Value = String> {
-        let name = "(Connection|connection|X-Forwarded-For|X_FORWARDED_FOR|Upgrade|TE|Forwarded|X-Request-Id|Expect|X-A|Keep-Alive|[a-zA-Z!#_-]{1,8})";
-        let value = "(close|x-a, host|upgrade|websocket|h2c|keep-alive|content-length|[ -~]{0,12})";
-        (name, value).prop_map(|(name, value)| format!("{name}: {value}\r\n"))
-    }
-
-    proptest! {
-        #[test]
-        fn what_goes_up_is_one_head_that_names_its_client_once(fields in prop::collection::vec(field(), 0..8), trusted: bool) {
-            let sent = sent_up(&fields.concat(), trusted).into_bytes();
-            let head = parse_request(&sent, HeadLimits::default()).unwrap().unwrap();
-            prop_assert_eq!(head.len, sent.len());
-            let count = |wanted: &str| head.fields.iter().filter(|(name, _)| is(&sent, name, wanted)).count();
-            prop_assert_eq!((count("x-forwarded-for"), count("host")), (1, 1));
-            prop_assert_eq!(count("connection"), count("upgrade"));
-            for hop in ["te", "keep-alive", "transfer-encoding", "expect"] {
-                prop_assert_eq!(count(hop), 0, "{}", hop);
-            }
-            if !trusted {
-                prop_assert_eq!((count("x-request-id"), count("forwarded")), (1, 0));
-            }
-        }
-    }
-}
+mod tests;

@@ -11,12 +11,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::server::{self, SendResponse};
 use h2::{Reason, RecvStream};
-use http::Request;
+use http::{Request, Response};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::admit;
+use super::admit::{self, Way};
+use super::answer::Answer;
 use super::audit;
+use super::draft;
 use super::following::LanePlan;
 use super::forward::prepare;
 use super::handle::{Conn, Failure, Peer, on_record};
@@ -73,14 +75,11 @@ pub(super) async fn connection(
     let mut resets = Resets::default();
     let mut idle_since = Instant::now();
     loop {
-        let idle = sleep_until(
-            idle_since
-                + if ending {
-                    FAREWELL
-                } else {
-                    listener.keep_alive
-                },
-        );
+        let span = match ending {
+            true => FAREWELL,
+            false => listener.keep_alive,
+        };
+        let idle = sleep_until(idle_since + span);
         let heard = poll_fn(|cx| match connection.poll_accept(cx) {
             Poll::Ready(accepted) => Poll::Ready(Some(accepted)),
             Poll::Pending => patience.poll_over(cx).map(|()| None),
@@ -115,6 +114,7 @@ pub(super) async fn connection(
             }
             () = idle, if requests.is_empty() => {
                 if ending {
+                    // It has been told, and does not go.
                     break;
                 }
                 connection.graceful_shutdown();
@@ -227,17 +227,21 @@ async fn one(
     let head = match downgrade_request(&mut buffer, &parts, !body.is_end_stream(), limits) {
         Ok(head) => head,
         Err(error) => {
-            record.draft = audit::begin_unrouted(&plan.shared, conn, &buffer, None);
+            record.draft = draft::begin_unrouted(&plan.shared, conn, &buffer, None);
             return Err(Rejection::BadHead(error).into());
         }
     };
     drop(parts);
     let admitted = admit::admit(&plan.shared, conn, &buffer, &head, now, record).await;
     let admitted = match admitted {
-        Ok(admitted) => admitted,
+        Ok(Way::Upstream(admitted)) => admitted,
+        Ok(Way::Answer(answer)) => {
+            let by_head = buffer[head.method.clone()] == *b"HEAD";
+            return by_itself(conn, plan, &answer, respond, by_head, record).await;
+        }
         Err(rejection) => {
             if record.route.is_none() {
-                record.draft = audit::begin_unrouted(&plan.shared, conn, &buffer, Some(&head));
+                record.draft = draft::begin_unrouted(&plan.shared, conn, &buffer, Some(&head));
             }
             return Err(rejection.into());
         }
@@ -249,6 +253,27 @@ async fn one(
     Ok(())
 }
 
+/// Gives the answer that the route has by itself.
+async fn by_itself(
+    conn: &Conn<'_>,
+    plan: &LanePlan,
+    answer: &Answer<'_>,
+    respond: &mut SendResponse<Bytes>,
+    by_head: bool,
+    record: &mut Record,
+) -> Result<(), Failure> {
+    record.status = answer.status;
+    if !by_head {
+        record.bytes_out = answer.body.len() as u64;
+    }
+    let safe = audit::secure(&plan.shared, &conn.lane.outbox, record).await;
+    safe.map_err(|audit::NotSafe| Rejection::AuditUnavailable)?;
+    let mut out = conn.lane.buffers.take();
+    answer.put(&mut out, asker(by_head), &conn.lane.date);
+    reply(respond, &out, |_| {});
+    Ok(())
+}
+
 /// To whom a refusal goes.
 #[derive(Debug, Clone, Copy)]
 struct To {
@@ -256,20 +281,15 @@ struct To {
     by_head: bool,
 }
 
-/// Replies; a client that does not read it loses it with its connection.
+/// Replies with a refusal.
 fn refuse(conn: &Conn<'_>, respond: &mut SendResponse<Bytes>, rejection: &Rejection, to: To) {
     let (mut out, mut body) = (conn.lane.buffers.take(), conn.lane.buffers.take());
-    let asker = Asker {
-        keep_alive: true,
-        by_head: to.by_head || to.grpc,
-        old: false,
-    };
+    let asker = asker(to.by_head || to.grpc);
     rejection.put(&mut out, &mut body, asker, &conn.lane.date);
-    let Ok((mut response, head)) = upgrade_response(&out) else {
-        respond.send_reset(Reason::INTERNAL_ERROR);
-        return;
-    };
-    if to.grpc {
+    reply(respond, &out, |response| {
+        if !to.grpc {
+            return;
+        }
         // A response of trailers alone; what HTTP says of the refusal stays beside gRPC's word.
         let fields = response.headers_mut();
         fields.remove(http::header::CONTENT_LENGTH);
@@ -278,8 +298,26 @@ fn refuse(conn: &Conn<'_>, respond: &mut SendResponse<Bytes>, rejection: &Reject
         let status = GrpcStatus::of_refusal(rejection.status());
         fields.extend(status.trailers(&rejection.detail()));
         *response.status_mut() = http::StatusCode::OK;
+    });
+}
+
+fn asker(without_body: bool) -> Asker {
+    Asker {
+        keep_alive: true,
+        by_head: without_body,
+        old: false,
     }
-    let body = Bytes::copy_from_slice(&out[head..]);
+}
+
+/// Sends a whole reply, written as HTTP/1.1, once `change` has seen its head; a client that does not read it loses it with its
+/// connection.
+fn reply(respond: &mut SendResponse<Bytes>, bytes: &[u8], change: impl FnOnce(&mut Response<()>)) {
+    let Ok((mut response, head)) = upgrade_response(bytes) else {
+        respond.send_reset(Reason::INTERNAL_ERROR);
+        return;
+    };
+    change(&mut response);
+    let body = Bytes::copy_from_slice(&bytes[head..]);
     // Errors of the stream are the client's leaving.
     if let Ok(mut stream) = respond.send_response(response, body.is_empty())
         && !body.is_empty()

@@ -15,9 +15,9 @@ use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::timeout;
 
-use super::audit::Outbox;
 use super::following::Following;
-use super::handle;
+use super::greet::greet;
+use super::outbox::Outbox;
 use super::reply::Date;
 use super::wire::Buffers;
 use crate::admin::health::Heartbeat;
@@ -146,7 +146,7 @@ async fn accept(lane: Rc<Lane>, listener_index: usize, listener: TcpListener) {
                     metrics.connections.inc();
                     let lane = lane.clone();
                     connections.spawn_local(async move {
-                        handle::connection(&lane, listener_index, stream, peer).await;
+                        greet(&lane, listener_index, stream, peer).await;
                         drop(open);
                     });
                 }

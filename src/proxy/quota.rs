@@ -38,7 +38,8 @@ pub(super) struct Facts<'a> {
     pub client: IpAddr,
     pub peer: &'a Peer,
     pub route: usize,
-    pub upstream: usize,
+    /// Where the route goes to one.
+    pub upstream: Option<usize>,
     /// Once it is known.
     pub session: Option<&'a Session>,
 }
@@ -201,7 +202,7 @@ impl<'p> Quota<'p> {
     {
         let plan: &'p Plan = self.plan;
         let limit = &plan.config.limits[limit_index];
-        let parts = facts.key(limit, plan);
+        let parts = facts.parts(&limit.by, plan);
         if parts.is_none() {
             plan.limit_metrics[limit_index].missing.inc();
             if limit.deny_missing && limit.mode == Mode::Enforce {
@@ -380,9 +381,9 @@ pub(super) fn cost(limit: &Limit, facts: &Facts<'_>) -> u64 {
 }
 
 impl<'a> Facts<'a> {
-    /// The parts of the limit's key; `None` when the request lacks one.
-    fn key(&self, limit: &Limit, plan: &'a Plan) -> Option<Parts<'a>> {
-        limit.by.iter().map(|part| self.part(part, plan)).collect()
+    /// The parts of a key; `None` when the request lacks one.
+    pub(super) fn parts(&self, by: &[KeyPart], plan: &'a Plan) -> Option<Parts<'a>> {
+        by.iter().map(|part| self.part(part, plan)).collect()
     }
 
     fn header(&self, name: &str) -> Option<&'a str> {
@@ -433,7 +434,7 @@ impl<'a> Facts<'a> {
             )),
             KeyPart::Method => text(self.request.method),
             KeyPart::Route => Some(Cow::Owned(self.route.to_string().into_bytes())),
-            KeyPart::Upstream => text(&plan.config.upstreams[self.upstream].name),
+            KeyPart::Upstream => text(&plan.config.upstreams[self.upstream?].name),
             KeyPart::SessionUser => text(&self.session?.user),
             KeyPart::SessionClaim(name) => match self.session?.claims.get(name)? {
                 Value::String(value) => text(value),

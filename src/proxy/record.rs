@@ -1,18 +1,28 @@
 //! What is known of a request from its head to its end; then counted and audited.
 
+use std::rc::Rc;
 use std::time::Duration;
 
-use super::audit::{self, Draft, Outbox};
+use super::audit;
+use super::draft::Draft;
+use super::outbox::Outbox;
 use super::reply::Rejection;
 use crate::clock;
+use crate::config::telemetry::AccessLog;
 use crate::http2::grpc::GrpcStatus;
 use crate::plan::Plan;
+use crate::telemetry::access_log::Line;
+use crate::upstream::Pool;
 
 /// Recorded for a client that left before its answer; nginx's number, sent to no one.
 const CLIENT_LEFT: u16 = 499;
 
 /// Recorded for a request without an answer that a panic or the end of a drain cut off.
 const CUT_OFF: u16 = 503;
+
+/// Why a response broke off.
+pub(super) const UPSTREAM_LEFT: &str = "upstream_aborted";
+const CUT_SHORT: &str = "cut_off";
 
 /// One request.
 #[derive(Debug)]
@@ -27,6 +37,8 @@ pub(super) struct Record {
     pub reason: Option<&'static str>,
     /// How a call of gRPC ended, where it came to a status.
     pub grpc: Option<GrpcStatus>,
+    /// Whether the client was told so by weir.
+    pub rejected: bool,
     /// Bytes of the request's body.
     pub bytes_in: u64,
     /// Bytes of the response's body.
@@ -35,9 +47,9 @@ pub(super) struct Record {
     pub sent: Option<Duration>,
     /// When its response's head was here.
     pub answered: Option<Duration>,
-    /// Whether the upstream was reached.
-    pub reached: bool,
-    /// For the audit, where it keeps such requests.
+    /// Of the endpoint that was reached, the last one of several.
+    pub reached: Option<Rc<Pool>>,
+    /// Its texts, where something tells of it.
     pub draft: Option<Box<Draft>>,
 }
 
@@ -49,11 +61,12 @@ impl Record {
             status: 0,
             reason: None,
             grpc: None,
+            rejected: false,
             bytes_in: 0,
             bytes_out: 0,
             sent: None,
             answered: None,
-            reached: false,
+            reached: None,
             draft: None,
         }
     }
@@ -74,6 +87,7 @@ impl Record {
     pub(super) fn refused(&mut self, rejection: &Rejection) {
         self.status = rejection.status();
         self.reason = Some(rejection.reason());
+        self.rejected = true;
     }
 
     /// The exchange broke off, for the client's part or the upstream's.
@@ -82,6 +96,14 @@ impl Record {
             self.status = CLIENT_LEFT;
         }
         self.reason = Some(reason);
+    }
+
+    fn is_logged(&self, log: &AccessLog) -> bool {
+        let is_error = self.status >= 500 || matches!(self.reason, Some(UPSTREAM_LEFT | CUT_SHORT));
+        (log.errors && is_error)
+            || (log.rejected && self.rejected)
+            || log.sample >= 1.0
+            || fastrand::f64() < log.sample
     }
 
     /// Counts the request, and hands it to the audit.
@@ -97,6 +119,19 @@ impl Record {
             calls.inc();
         }
         audit::finish(plan, outbox, self, duration);
+        if let Some(draft) = self.draft.take() {
+            if let Some(log) = &plan.config.access_log
+                && self.is_logged(log)
+            {
+                let event = audit::facts(plan, &draft, self, duration);
+                let line = Line {
+                    event: &event,
+                    user_agent: draft.user_agent.as_ref().map(|span| draft.text(span)),
+                };
+                outbox.push_line(log.format, &line, plan);
+            }
+            outbox.spare.keep(draft);
+        }
     }
 }
 
@@ -116,7 +151,7 @@ impl Drop for Ongoing<'_> {
             if self.record.status == 0 {
                 self.record.status = CUT_OFF;
             }
-            self.record.aborted("cut_off");
+            self.record.aborted(CUT_SHORT);
         }
         self.record.finish(self.plan, self.outbox);
     }

@@ -1,4 +1,4 @@
-//! Every reply that weir itself gives: the only place with status codes. Bodies are RFC 9457 problems; each reply names
+//! Every reply that weir gives of its own accord, and so the only place with status codes. Bodies are RFC 9457 problems; each reply names
 //! its cause in Proxy-Status (RFC 9209).
 
 use std::borrow::Cow;
@@ -43,6 +43,10 @@ pub enum Rejection {
     SessionStoreDown,
     /// The upstream's circuit breaker.
     CircuitOpen(Box<CircuitOpen>),
+    /// As much is asked of the upstream as may be.
+    Overloaded,
+    /// None of the upstream's endpoints is known, or up.
+    NoEndpoint,
     /// Its event cannot be made safe, and delivery is guaranteed.
     AuditUnavailable,
     /// Longer than the listener takes.
@@ -105,7 +109,7 @@ pub struct Date(RefCell<(u64, Vec<u8>)>);
 
 impl Date {
     /// The field line of `Date` (RFC 9110 section 6.6.1).
-    fn field(&self) -> Ref<'_, Vec<u8>> {
+    pub(super) fn field(&self) -> Ref<'_, Vec<u8>> {
         let now = clock::wall();
         if self.0.borrow().0 != now.as_secs() {
             let text = httpdate::fmt_http_date(SystemTime::UNIX_EPOCH + now);
@@ -144,7 +148,10 @@ impl Rejection {
             | Rejection::SessionsFull
             | Rejection::SessionStoreDown
             | Rejection::AuditUnavailable => (503, "Service Unavailable", "proxy_internal_error"),
-            Rejection::CircuitOpen(_) => (503, "Service Unavailable", "destination_unavailable"),
+            Rejection::CircuitOpen(_) | Rejection::NoEndpoint => {
+                (503, "Service Unavailable", "destination_unavailable")
+            }
+            Rejection::Overloaded => (503, "Service Unavailable", "connection_limit_reached"),
             Rejection::BodyTooLarge => (413, "Content Too Large", "http_request_error"),
             Rejection::Expectation => (417, "Expectation Failed", "http_request_error"),
             Rejection::ConnectFailed => (502, "Bad Gateway", "connection_refused"),
@@ -181,6 +188,8 @@ impl Rejection {
             Rejection::SessionsFull => "no session can be started now",
             Rejection::SessionStoreDown => "sessions cannot be looked at, started or ended now",
             Rejection::CircuitOpen(_) => "upstream is failing, and is given time to recover",
+            Rejection::Overloaded => "upstream has as much to do as it may be given",
+            Rejection::NoEndpoint => "upstream has no endpoint that could be asked",
             Rejection::AuditUnavailable => "the request cannot be put on record now",
             Rejection::BodyTooLarge => "request body is larger than the limit",
             Rejection::Expectation => "only 100-continue can be expected",
@@ -216,6 +225,8 @@ impl Rejection {
             Rejection::SessionsFull => "sessions_full",
             Rejection::SessionStoreDown => "session_store_down",
             Rejection::CircuitOpen(_) => "circuit_open",
+            Rejection::Overloaded => "overloaded",
+            Rejection::NoEndpoint => "no_endpoint",
             Rejection::AuditUnavailable => "audit_unavailable",
             Rejection::BodyTooLarge => "body_too_large",
             Rejection::Expectation => "expectation",
@@ -248,6 +259,8 @@ impl Rejection {
             | Rejection::Expectation
             | Rejection::TooManySessions
             | Rejection::SessionsFull
+            | Rejection::Overloaded
+            | Rejection::NoEndpoint
             | Rejection::ConnectFailed
             | Rejection::ConnectTimeout
             | Rejection::UpstreamBroken
@@ -292,13 +305,7 @@ impl Rejection {
             out.extend_from_slice(number.format(seconds(wait).max(1)).as_bytes());
             out.extend_from_slice(b"\r\n");
         }
-        match (to.keep_alive, to.old) {
-            (true, false) => {}
-            // It closes unless told (RFC 9112 section 9.3).
-            (true, true) => out.extend_from_slice(b"Connection: keep-alive\r\n"),
-            (false, _) => out.extend_from_slice(b"Connection: close\r\n"),
-        }
-        out.extend_from_slice(b"\r\n");
+        put_head_end(out, to);
         if !to.by_head {
             out.extend_from_slice(body);
         }
@@ -334,10 +341,23 @@ impl Rejection {
             Rejection::SessionsFull
             | Rejection::SessionStoreDown
             | Rejection::LimitUnknown
+            | Rejection::Overloaded
+            | Rejection::NoEndpoint
             | Rejection::AuditUnavailable => Some(Duration::from_secs(1)),
             _ => None,
         }
     }
+}
+
+/// Says whether the connection stays open, and ends the head.
+pub(super) fn put_head_end(out: &mut Vec<u8>, to: Asker) {
+    match (to.keep_alive, to.old) {
+        (true, false) => {}
+        // It closes unless told (RFC 9112 section 9.3).
+        (true, true) => out.extend_from_slice(b"Connection: keep-alive\r\n"),
+        (false, _) => out.extend_from_slice(b"Connection: close\r\n"),
+    }
+    out.extend_from_slice(b"\r\n");
 }
 
 /// The problem of draft-ietf-httpapi-ratelimit-headers-10, section 5.1. Put together from parts that are JSON already, since a

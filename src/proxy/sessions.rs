@@ -149,7 +149,9 @@ pub(super) async fn follow(
     let Some(first) = values.next() else {
         return Ok(Vec::new());
     };
-    let upstream = &plan.config.upstreams[route.upstream];
+    let Some(upstream) = route.upstream().map(|index| &plan.config.upstreams[index]) else {
+        return Ok(Vec::new());
+    };
     let (Some(asks), true) = (&route.session, upstream.trust_session_headers) else {
         warn!(
             upstream = upstream.name,

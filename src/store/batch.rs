@@ -31,7 +31,7 @@ use uuid::Uuid;
 
 use super::chain::{BatchPart, Hash, Hasher};
 use super::days::Day;
-use crate::event::{Columns, Encoded, Micros};
+use crate::event::{Encoded, Micros, Parts};
 
 /// The first byte. A new field is a new version.
 const VERSION: u8 = 1;
@@ -214,15 +214,20 @@ impl Batch {
         }
         let body = lz4_flex::decompress_size_prepended(packed).map_err(|_| BatchError::Damaged)?;
         let batch = Batch { header, body };
-        let numbers = batch
-            .events()
-            .map(|encoding| Columns::of(encoding).map(|columns| columns.seq));
-        let expected = batch.header.first..batch.header.first.saturating_add(batch.header.count);
-        let whole = numbers.eq(expected.map(Some));
-        match whole {
+        match batch.is_whole() {
             true => Ok(batch),
             false => Err(BatchError::Damaged),
         }
+    }
+
+    /// Whether the body is the events that the header says, and no more.
+    fn is_whole(&self) -> bool {
+        let Header { first, count, .. } = self.header;
+        // By all that a row is made of: one bad event would hold up whatever is stored with it.
+        let number = |encoding| Parts::of(encoding).map(|parts| parts.columns.seq);
+        let expected = first..first.saturating_add(count);
+        let length: usize = self.events().map(|it| size_of::<u32>() + it.len()).sum();
+        length == self.body.len() && self.events().map(number).eq(expected.map(Some))
     }
 
     /// The encoding of each event, in the order of their numbers.
@@ -280,35 +285,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::event::AuditEvent;
+    use crate::event::{AuditEvent, Columns};
 
     fn events(times: &[u64]) -> Encoded {
         let mut encoded = Encoded::default();
         for time in times {
-            encoded.push(&AuditEvent {
-                seq: 0,
+            encoded.push(&AuditEvent::<&str> {
                 time: Micros(*time),
-                client: [10, 0, 0, 1].into(),
-                user: Some("ann"),
-                label: None,
-                route: Some("/*"),
-                method: "GET",
-                path: "/",
-                status: 200,
-                id: [7; 16],
-                upstream: None,
-                endpoint: None,
-                host: "a",
-                query: None,
-                limits: Default::default(),
-                breaker: None,
-                bytes_in: 0,
-                bytes_out: 0,
-                duration: Micros(5),
-                upstream_duration: None,
-                request_id: None,
-                trace_id: None,
-                headers: Vec::new(),
+                ..AuditEvent::sample()
             });
         }
         encoded
@@ -348,6 +332,27 @@ mod tests {
         assert_eq!(Batch::open(&bytes).unwrap().events().count(), 0);
         assert!(Boot::resume(&end, Hasher::new(Some(b"k"))).is_none());
         assert!(Boot::resume(&two, Hasher::new(None)).is_none());
+    }
+
+    #[test]
+    fn only_events_that_make_rows_make_a_whole_batch() {
+        let (header, bytes) = boot().pack(&mut [events(&[60])], Micros(66), 0);
+        let body = Batch::open(&bytes).unwrap().body;
+        let check = |body: &[u8]| Batch::open(&pack(&header, body)).map(drop);
+        assert_eq!(check(&body), Ok(()));
+        let encoding = &body[4..];
+        let cut_short = |length: usize| {
+            let mut cut = Vec::new();
+            put(&mut cut, &encoding[..length]);
+            check(&cut)
+        };
+        // The parts that a row is made of end before what it keeps as it is.
+        let Parts { tail, .. } = Parts::of(encoding).unwrap();
+        let parts = encoding.len() - tail.len();
+        assert!((0..parts).all(|length| cut_short(length) == Err(BatchError::Damaged)));
+        assert_eq!(cut_short(parts), Ok(()));
+        let behind = [&body[..], &[0]].concat();
+        assert_eq!(check(&behind), Err(BatchError::Damaged));
     }
 
     proptest! {

@@ -210,11 +210,13 @@ impl Slots {
     }
 
     /// Keeps Redis up to date about the slots of this process, for ever.
-    pub async fn keep(self: Arc<Self>, redis: Arc<Connections>) -> Infallible {
+    pub async fn keep(self: Arc<Self>, redis: Arc<Connections>, beat: impl Fn()) -> Infallible {
         loop {
+            beat();
             sleep(ROUND).await;
             let active: Vec<_> = self.active.lock().iter().copied().collect();
             for keys in active.chunks(AT_A_TIME) {
+                beat();
                 join_all(keys.iter().map(|key| self.tell(&redis, *key))).await;
             }
         }

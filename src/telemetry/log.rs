@@ -5,8 +5,7 @@ use std::io::{self, IsTerminal};
 
 use tracing_subscriber::EnvFilter;
 
-use crate::config::Log;
-use crate::config::raw::{LogFormat, LogLevel};
+use crate::config::telemetry::{Log, LogFormat, LogLevel};
 
 /// Begins to log. Colours only on a terminal, and none where `NO_COLOR` is set (no-color.org); the environment variable
 /// `WEIR_LOG` goes before `settings.level`.

@@ -15,6 +15,8 @@ use prometheus_client::registry::Registry;
 
 use super::audit_metrics::AuditMetrics;
 use super::drain_metrics::DrainMetrics;
+use super::told_metrics::{self, Told};
+use super::upstream_metrics::{UpstreamMetrics, Upstreams};
 use crate::http2::grpc::GrpcStatus;
 
 /// Upper bounds of the buckets of request durations, in microseconds.
@@ -58,6 +60,8 @@ pub struct Metrics {
     sessions_swept: Family<SessionsLabels, Counter>,
     pub panics: Counter,
     pub drain: DrainMetrics,
+    upstreams: Upstreams,
+    pub access_log: Told,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -265,6 +269,8 @@ impl Default for Metrics {
             sessions_swept: Family::default(),
             panics: Counter::default(),
             drain: DrainMetrics::register(&mut registry),
+            upstreams: Upstreams::register(&mut registry),
+            access_log: told_metrics::access_log(&mut registry),
             registry: Registry::default(),
         };
         registry.register(
@@ -484,6 +490,10 @@ impl Metrics {
                 .redis_durations
                 .get_or_create_owned(&RedisLabels { client }),
         }
+    }
+
+    pub fn upstream(&self, upstream: &str) -> UpstreamMetrics {
+        self.upstreams.of(upstream)
     }
 
     pub fn breaker(&self, upstream: &str) -> BreakerMetrics {

@@ -1,6 +1,9 @@
 //! What weir tells of itself.
 
+pub mod access_log;
 pub mod audit_metrics;
 pub mod drain_metrics;
 pub mod log;
 pub mod metrics;
+pub mod told_metrics;
+pub mod upstream_metrics;

@@ -14,6 +14,7 @@ use h2::{Ping, PingPong};
 use tokio::sync::{Mutex, Notify};
 use tokio::time::{sleep, timeout};
 
+use super::pool::{Connected, Unreached};
 use crate::clock;
 use crate::net::stream::Stream;
 
@@ -92,29 +93,35 @@ impl Multiplexed {
     /// `idle_timeout`.
     pub async fn place(
         &self,
-        connect: impl AsyncFn() -> io::Result<Stream>,
+        connect: impl AsyncFn() -> Result<Connected, Unreached>,
         within: Duration,
         idle_timeout: Duration,
-    ) -> io::Result<Place> {
+    ) -> Result<Place, Unreached> {
         if let Some(place) = self.free() {
             return Ok(place);
         }
         // No longer than who connects may take: one that cannot be reached is not waited for by one after the other.
-        let _alone = timeout(2 * within, self.connecting.lock()).await?;
+        let alone = timeout(2 * within, self.connecting.lock()).await;
+        let _alone = alone.map_err(io::Error::from)?;
         if let Some(place) = self.free() {
             return Ok(place);
         }
-        let stream = connect().await?;
-        self.begin(stream, within, idle_timeout).await
+        let connected = connect().await?;
+        Ok(self.begin(connected, within, idle_timeout).await?)
     }
 
     /// As [`Multiplexed::place`], on a connection that is open already.
     async fn begin(
         &self,
-        stream: Stream,
+        connected: Connected,
         within: Duration,
         idle_timeout: Duration,
     ) -> io::Result<Place> {
+        let Connected {
+            stream,
+            place: counted,
+            ..
+        } = connected;
         let handshake = async {
             let mut builder = client::Builder::new();
             let handshake = builder
@@ -158,6 +165,7 @@ impl Multiplexed {
                     .await;
                 }
             };
+            let _counted = counted;
             // Its end, be it good or bad, is seen by the next request that asks for a place.
             tokio::select! {
                 _ = connection => {}

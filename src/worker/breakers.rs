@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinError, JoinSet};
-use tokio::time::{sleep, timeout};
+use tokio::time::{interval, sleep, timeout};
 use tracing::{info, warn};
 
+use super::SILENCE;
+use crate::admin::health::Heartbeat;
 use crate::clock;
 use crate::plan::Plan;
 use crate::policy::breaker::shared::Change;
@@ -21,35 +23,67 @@ use crate::store::shared_breakers;
 /// Between two reports of one breaker, however urgent: what comes meanwhile goes together.
 const APART: Duration = Duration::from_millis(5);
 
-/// Keeps the breakers of each plan in step, as long as there are plans. An error is the panic of one of its tasks.
+/// Between looks at the tasks' hearts.
+const HEARTS_EVERY: Duration = Duration::from_secs(1);
+
+/// A breaker that is kept in step.
+struct Kept {
+    breaker: Arc<LiveBreaker>,
+    heart: Heartbeat,
+    task: AbortHandle,
+}
+
+/// Keeps the breakers of each plan in step, as long as there are plans. An error is the panic of one of its tasks. Beats while none
+/// of them is silent.
 pub async fn follow(
     mut plans: watch::Receiver<Arc<Plan>>,
     fleet: Arc<Fleet>,
     redis: Arc<Connections>,
+    heartbeat: Heartbeat,
 ) -> Result<(), JoinError> {
     let channel = fleet.keys.breakers_changed();
     // They end with the set.
     let mut tasks = JoinSet::new();
-    tasks.spawn(listen(fleet.clone(), channel, plans.clone()));
-    let mut kept: Vec<(Arc<LiveBreaker>, AbortHandle)> = Vec::new();
+    let listens = Heartbeat::default();
+    listens.beat();
+    tasks.spawn(listen(
+        fleet.clone(),
+        channel,
+        plans.clone(),
+        listens.clone(),
+    ));
+    let mut kept: Vec<Kept> = Vec::new();
+    let mut look = interval(HEARTS_EVERY);
     loop {
         let plan = plans.borrow_and_update().clone();
         let wanted: Vec<_> = shared(&plan).cloned().collect();
-        kept.retain(|(breaker, task)| {
-            let stays = wanted.iter().any(|wanted| Arc::ptr_eq(wanted, breaker));
+        kept.retain(|kept| {
+            let same = |wanted| Arc::ptr_eq(wanted, &kept.breaker);
+            let stays = wanted.iter().any(same);
             if !stays {
-                task.abort();
+                kept.task.abort();
             }
             stays
         });
         for breaker in wanted {
-            if !kept.iter().any(|(kept, _)| Arc::ptr_eq(kept, &breaker)) {
-                let task = keep(breaker.clone(), fleet.clone(), redis.clone());
-                kept.push((breaker, tasks.spawn(task)));
+            if !kept.iter().any(|kept| Arc::ptr_eq(&kept.breaker, &breaker)) {
+                let heart = Heartbeat::default();
+                heart.beat();
+                let task = keep(breaker.clone(), fleet.clone(), redis.clone(), heart.clone());
+                let task = tasks.spawn(task);
+                kept.push(Kept {
+                    breaker,
+                    heart,
+                    task,
+                });
             }
         }
         loop {
             tokio::select! {
+                _ = look.tick() => {
+                    let hearts = kept.iter().map(|kept| &kept.heart);
+                    heartbeat.beat_for(hearts.chain([&listens]), SILENCE);
+                }
                 changed = plans.changed() => match changed {
                     Ok(()) => break,
                     Err(_) => return Ok(()),
@@ -81,9 +115,15 @@ fn shared(plan: &Plan) -> impl Iterator<Item = &Arc<LiveBreaker>> {
     breakers.filter(|breaker| breaker.sharing().is_some())
 }
 
-async fn keep(breaker: Arc<LiveBreaker>, fleet: Arc<Fleet>, redis: Arc<Connections>) -> Infallible {
+async fn keep(
+    breaker: Arc<LiveBreaker>,
+    fleet: Arc<Fleet>,
+    redis: Arc<Connections>,
+    heart: Heartbeat,
+) -> Infallible {
     let upstream = &breaker.upstream;
     loop {
+        heart.beat();
         let Some(sharing) = breaker.sharing() else {
             return std::future::pending().await;
         };
@@ -105,6 +145,7 @@ async fn listen(
     fleet: Arc<Fleet>,
     channel: String,
     plans: watch::Receiver<Arc<Plan>>,
+    heart: Heartbeat,
 ) -> Infallible {
     let redis = fleet.main.clone();
     let hear = move |heard| {
@@ -123,5 +164,6 @@ async fn listen(
             }
         }
     };
-    redis.listen(vec![channel], hear).await
+    let beat = move || heart.beat();
+    redis.listen(vec![channel], hear, beat).await
 }

@@ -10,6 +10,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::sleep;
 use tracing::warn;
 
+use super::SILENCE;
 use crate::admin::health::Heartbeat;
 use crate::config::check::limits::override_rules;
 use crate::plan::{Plan, SharedAsk};
@@ -44,11 +45,17 @@ pub async fn follow(
     };
     // It ends with the set.
     let mut listening = JoinSet::new();
-    listening.spawn(fleet.rate_limit.clone().listen(channels, hear));
+    let listens = Heartbeat::default();
+    listens.beat();
+    listening.spawn({
+        let listens = listens.clone();
+        let beat = move || listens.beat();
+        fleet.rate_limit.clone().listen(channels, hear, beat)
+    });
     let overrides = Overrides::default();
     let mut trouble = false;
     loop {
-        heartbeat.beat();
+        heartbeat.beat_for([&listens], SILENCE);
         let wait = match overrides.all(&redis.rate_limit, &fleet).await {
             Ok(words) => {
                 take_over(&plan.borrow_and_update(), &words);

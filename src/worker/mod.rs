@@ -3,6 +3,7 @@
 
 pub mod breakers;
 pub mod drain;
+pub mod endpoints;
 pub mod limits;
 pub mod partitions;
 pub mod sessions;
@@ -15,10 +16,13 @@ use tokio::sync::watch;
 
 use crate::plan::Plan;
 use crate::store::fleet::FleetConnections;
+use crate::store::postgres::Postgres;
 use supervise::{AtStop, Supervisor};
 
-/// For a task that beats at least each half a minute, and may wait for Redis between.
+/// For a task that beats at least each half a minute, and may wait for Redis or Postgres between, which the file may let last a minute.
 const SILENCE: Duration = Duration::from_secs(120);
+/// For a task that beats each second, and waits for nothing between.
+pub const SHORT_SILENCE: Duration = Duration::from_secs(30);
 
 /// Begins what a process does for the state that it shares with others. `supervisor` is to be of this thread's runtime, which is to
 /// be the control thread's, as `redis` is.
@@ -30,14 +34,15 @@ pub fn join(
     let now = plan.borrow();
     if let Some(fleet) = &now.fleet {
         let (plans, fleet, redis) = (plan.clone(), fleet.clone(), redis.clone());
-        supervisor.keep("breakers", None, AtStop::Drop, {
+        supervisor.keep("breakers", SHORT_SILENCE, AtStop::Drop, {
             let (plans, fleet, redis) = (plans.clone(), fleet.clone(), redis.main.clone());
-            move |_| {
-                let follow = breakers::follow(plans.clone(), fleet.clone(), redis.clone());
+            move |heartbeat| {
+                let (fleet, redis) = (fleet.clone(), redis.clone());
+                let follow = breakers::follow(plans.clone(), fleet, redis, heartbeat);
                 async move { Ok(follow.await?) }
             }
         });
-        supervisor.keep("overrides", Some(SILENCE), AtStop::Drop, {
+        supervisor.keep("overrides", SILENCE, AtStop::Drop, {
             let (plans, redis) = (plans.clone(), redis.clone());
             move |heartbeat| {
                 let (fleet, redis) = (fleet.clone(), redis.clone());
@@ -45,38 +50,50 @@ pub fn join(
                 async move { Ok(follow.await?) }
             }
         });
-        supervisor.keep("session_uses", Some(SILENCE), AtStop::Drop, {
+        supervisor.keep("session_uses", SILENCE, AtStop::Drop, {
             let plans = plans.clone();
             move |heartbeat| {
                 let write = sessions::write_uses(plans.clone(), redis.sessions.clone(), heartbeat);
                 async move { match write.await {} }
             }
         });
-        supervisor.keep("session_ends", None, AtStop::Drop, move |_| {
-            let hear = sessions::hear(plans.clone());
+        supervisor.keep("session_ends", SILENCE, AtStop::Drop, move |heartbeat| {
+            let hear = sessions::hear(plans.clone(), heartbeat);
             async move { match hear.await {} }
         });
     }
     if let Some(shared) = &now.shared_limits {
         let (slots, redis) = (shared.slots.clone(), redis.rate_limit.clone());
-        supervisor.keep("slots", None, AtStop::Drop, move |_| {
-            let keep = slots.clone().keep(redis.clone());
+        supervisor.keep("slots", SILENCE, AtStop::Drop, move |heartbeat| {
+            let beat = move || heartbeat.beat();
+            let keep = slots.clone().keep(redis.clone(), beat);
             async move { match keep.await {} }
         });
     }
 }
 
+/// Keeps it known which replicas of Postgres are well.
+pub fn look_at_replicas(supervisor: &mut Supervisor, name: &'static str, postgres: Arc<Postgres>) {
+    supervisor.keep(name, SILENCE, AtStop::Drop, move |heartbeat| {
+        let keep = postgres.clone().keep(move || heartbeat.beat());
+        async move { match keep.await {} }
+    });
+}
+
+/// Keeps endpoints looked up, checked and taken back.
+pub fn tend_endpoints(supervisor: &mut Supervisor, plan: watch::Receiver<Arc<Plan>>) {
+    supervisor.keep("endpoints", SILENCE, AtStop::Drop, move |heartbeat| {
+        let follow = endpoints::follow(plan.clone(), heartbeat);
+        async move { Ok(follow.await?) }
+    });
+}
+
 /// Keeps sessions in memory swept.
 pub fn sweep_sessions(supervisor: &mut Supervisor, plan: watch::Receiver<Arc<Plan>>) {
-    supervisor.keep(
-        "session_sweep",
-        Some(SILENCE),
-        AtStop::Drop,
-        move |heartbeat| {
-            let sweep = sessions::sweep(plan.clone(), heartbeat);
-            async move { match sweep.await {} }
-        },
-    );
+    supervisor.keep("session_sweep", SILENCE, AtStop::Drop, move |heartbeat| {
+        let sweep = sessions::sweep(plan.clone(), heartbeat);
+        async move { match sweep.await {} }
+    });
 }
 
 /// Keeps sessions in Redis swept.
@@ -84,7 +101,7 @@ pub fn sweep_shared_sessions(supervisor: &mut Supervisor, sweep: sessions::Share
     let sweep = Arc::new(sweep);
     supervisor.keep(
         "shared_session_sweep",
-        Some(SILENCE),
+        SILENCE,
         AtStop::Drop,
         move |heartbeat| {
             let sweep = sweep.clone().run(heartbeat);

@@ -2,40 +2,76 @@
 //! one does it at a time.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
+use crate::admin::health::Heartbeat;
 use crate::config::Secret;
 use crate::store::chain::Hasher;
 use crate::store::days::Day;
 use crate::store::postgres::{Client, Postgres, PostgresError, partitions};
 use crate::telemetry::drain_metrics::DrainMetrics;
 
-/// Between looks.
-const EVERY: Duration = Duration::from_secs(60);
+/// Between looks of a worker.
+pub const EVERY: Duration = Duration::from_secs(60);
+/// Between asking whether the server is still at what takes long.
+const ASK_EVERY: Duration = Duration::from_secs(1);
 /// Before an index that could not be built is tried again: each try reads the whole day.
 const INDEX_AGAIN: Duration = Duration::from_secs(3_600);
 
 /// Days whose index could not be built, and when that was tried.
 pub type Unindexed = HashMap<Day, Instant>;
 
-/// Keeps the days until `shutdown` is true. `retention` is how long a day is kept, `key` the one of the audit's hash chain.
+/// How days are kept.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How long a day is kept.
+    pub retention: Duration,
+    /// Of the audit's hash chain.
+    pub key: Option<Secret>,
+    /// Between looks.
+    pub every: Duration,
+}
+
+impl Settings {
+    /// For how long the task may be silent: several looks apart, and as long as a connection, the lock and the question whether the
+    /// server is at work may take, each of which ends by `timeout`, the one of the pool.
+    pub fn silence(&self, timeout: Duration) -> Duration {
+        3 * (self.every + ASK_EVERY) + 8 * timeout
+    }
+}
+
+/// Keeps the days until `shutdown` is true. Beats at each look, and while the server is at work or away.
 pub async fn run(
+    settings: Settings,
     postgres: Arc<Postgres>,
-    retention: Duration,
-    key: Option<Secret>,
     metrics: DrainMetrics,
+    heartbeat: Heartbeat,
     mut shutdown: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
+    let Settings {
+        retention,
+        key,
+        every,
+    } = settings;
     let hasher = Hasher::new(key.as_ref().map(|key| key.0.as_bytes()));
     let mut trouble = false;
     let mut unindexed = Unindexed::new();
     loop {
-        let keeping = keep_once(&postgres, retention, &hasher, &metrics, &mut unindexed);
+        heartbeat.beat();
+        let keeping = keep_once(
+            &postgres,
+            retention,
+            &hasher,
+            &metrics,
+            &mut unindexed,
+            &heartbeat,
+        );
         let kept = tokio::select! {
             kept = keeping => kept,
             // What was under way is undone, or done again later.
@@ -50,7 +86,7 @@ pub async fn run(
                 trouble = true;
             }
         }
-        let stopped = timeout(EVERY, shutdown.wait_for(|shutdown| *shutdown)).await;
+        let stopped = timeout(every, shutdown.wait_for(|shutdown| *shutdown)).await;
         if stopped.is_ok() {
             return Ok(());
         }
@@ -64,8 +100,9 @@ pub async fn keep_once(
     hasher: &Hasher,
     metrics: &DrainMetrics,
     unindexed: &mut Unindexed,
+    heartbeat: &Heartbeat,
 ) -> Result<(), PostgresError> {
-    let keep = async |connection: &mut Client| {
+    let mut keep = async |connection: &mut Client| {
         partitions::make_ahead(connection).await?;
         let today = partitions::today(connection).await?;
         let oldest = partitions::oldest(today, retention);
@@ -82,8 +119,35 @@ pub async fn keep_once(
         let over = days.iter().filter(|day| (oldest..today).contains(*day));
         bad.and(index(connection, over, unindexed).await)
     };
-    partitions::alone(postgres.write().await?, keep).await?;
+    let within = postgres.timeout;
+    let keep = async |connection: &mut Client, backend| {
+        beating(postgres, backend, heartbeat, keep(connection)).await
+    };
+    partitions::alone(postgres.write().await?, within, keep).await?;
     Ok(())
+}
+
+/// Does `work` by the connection that has this process at the server, however long that takes: an index takes as long as its day is
+/// large. Beats while the server is at it, or cannot be asked; not where it waits for `work` and `work` for nothing that will come.
+pub async fn beating<T>(
+    postgres: &Postgres,
+    backend: i32,
+    heartbeat: &Heartbeat,
+    work: impl Future<Output = T>,
+) -> T {
+    tokio::select! {
+        done = work => done,
+        never = ask(postgres, backend, heartbeat) => match never {},
+    }
+}
+
+async fn ask(postgres: &Postgres, backend: i32, heartbeat: &Heartbeat) -> Infallible {
+    loop {
+        sleep(ASK_EVERY).await;
+        if !matches!(postgres.is_at_work(backend).await, Ok(false)) {
+            heartbeat.beat();
+        }
+    }
 }
 
 async fn remove(

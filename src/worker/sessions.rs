@@ -188,7 +188,7 @@ async fn write_uses_until(plan: &Plan, redis: &Arc<Connections>, until: Duration
 }
 
 /// Hears for ever which sessions in Redis have ended, and lets go of them in this process.
-pub async fn hear(plan: watch::Receiver<Arc<Plan>>) -> Infallible {
+pub async fn hear(plan: watch::Receiver<Arc<Plan>>, heartbeat: Heartbeat) -> Infallible {
     let Some(fleet) = plan.borrow().fleet.clone() else {
         return pending().await;
     };
@@ -211,5 +211,6 @@ pub async fn hear(plan: watch::Receiver<Arc<Plan>>) -> Infallible {
             }
         }
     };
-    fleet.sessions.clone().listen(channels, heard).await
+    let beat = move || heartbeat.beat();
+    fleet.sessions.clone().listen(channels, heard, beat).await
 }

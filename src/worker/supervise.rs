@@ -71,11 +71,11 @@ impl Supervisor {
     }
 
     /// Keeps up the task that `begin` makes, until it ends without an error. It beats the heart that it is given more often than each
-    /// `silence`, or counts as stuck; `None`: it has nothing to beat by.
+    /// `silence`, or counts as stuck.
     pub fn keep<T>(
         &mut self,
         name: &'static str,
-        silence: Option<Duration>,
+        silence: Duration,
         at_stop: AtStop,
         begin: impl FnMut(Heartbeat) -> T + Send + 'static,
     ) where
@@ -83,13 +83,11 @@ impl Supervisor {
     {
         let heartbeat = Heartbeat::default();
         heartbeat.rest();
-        if let Some(bound) = silence {
-            self.watched.push(Watched {
-                name,
-                heartbeat: heartbeat.clone(),
-                bound,
-            });
-        }
+        self.watched.push(Watched {
+            name,
+            heartbeat: heartbeat.clone(),
+            bound: silence,
+        });
         let keeper = Keeper {
             task: name,
             heartbeat,
@@ -100,7 +98,7 @@ impl Supervisor {
         self.keepers.spawn_on(keep, &self.runtime);
     }
 
-    /// The tasks with a bound on their silence.
+    /// The tasks, for `/live`.
     pub fn watched(&self) -> Vec<Watched> {
         self.watched.clone()
     }

@@ -65,7 +65,7 @@ impl Ear {
         let listener = redis
             .client()
             .clone()
-            .listen(vec![channel.to_owned()], hear);
+            .listen(vec![channel.to_owned()], hear, || {});
         tokio::spawn(listener);
         ear
     }

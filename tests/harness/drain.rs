@@ -143,6 +143,16 @@ impl World {
         self.fleet.keys.audit_stream("audit", shard)
     }
 
+    /// Of the entries of one shard.
+    pub fn ids(&self, shard: u16) -> Vec<String> {
+        let entries = self.cli(&["XRANGE", &self.key(shard), "-", "+"]);
+        let id = |entry: &Answer| match &entry.list()[0] {
+            Answer::Text(id) => id.clone(),
+            other => panic!("{other:?}"),
+        };
+        entries.list().iter().map(id).collect()
+    }
+
     pub fn done(&self, header: &Header) -> bool {
         let boot = Uuid::from_bytes(header.boot).to_string();
         let key = self.fleet.keys.audit_done(&boot);
@@ -243,29 +253,9 @@ pub fn boot(n: u8, started: Duration) -> Boot {
 
 pub fn event(time: Micros, path: &str) -> AuditEvent<&str> {
     AuditEvent {
-        seq: 0,
         time,
-        client: [10, 0, 0, 1].into(),
-        user: Some("ann"),
-        label: None,
-        route: Some("/*"),
-        method: "GET",
         path,
-        status: 200,
-        id: [7; 16],
-        upstream: Some("app"),
-        endpoint: None,
-        host: "a",
-        query: None,
-        limits: Default::default(),
-        breaker: None,
-        bytes_in: 0,
-        bytes_out: 17,
-        duration: Micros(5),
-        upstream_duration: None,
-        request_id: None,
-        trace_id: None,
-        headers: Vec::new(),
+        ..AuditEvent::sample()
     }
 }
 

@@ -9,6 +9,7 @@
 pub mod calls;
 pub mod drain;
 pub mod frames;
+pub mod kept;
 pub mod load;
 pub mod node;
 pub mod peers;
@@ -16,6 +17,9 @@ pub mod postgres;
 pub mod process;
 pub mod raw;
 pub mod redis;
+pub mod servers;
+pub mod shipping;
+pub mod sqlite;
 pub mod stack;
 pub mod versions;
 
@@ -95,6 +99,7 @@ impl Lane {
         if let Some(fleet) = fleet {
             control(fleet, following.clone(), draining.clone());
         }
+        tend(following.clone(), draining.clone());
         lane::spawn(vec![listener], following, draining, Heartbeat::default()).unwrap();
         Lane {
             address,
@@ -110,6 +115,14 @@ impl Lane {
     /// Begins the drain.
     pub fn drain(&self) {
         self.drain.send_replace(true);
+    }
+
+    /// Goes on with another configuration.
+    pub fn reload(&self, file: &str) {
+        let config = check::parse(file, &|_| None)
+            .unwrap_or_else(|mistakes| panic!("{mistakes:#?}\n{file}"));
+        let new = self.plan.borrow().replaced_by(config).unwrap();
+        self.plan.send_replace(new);
     }
 }
 
@@ -137,6 +150,26 @@ fn control(
         });
     });
     joins.recv().unwrap();
+}
+
+/// Has endpoints looked up, checked and taken back, as `weir run` has, until the lane is gone.
+fn tend(plan: watch::Receiver<Arc<Plan>>, mut draining: watch::Receiver<bool>) {
+    let (begun, begins) = mpsc::channel();
+    thread::spawn(move || {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_all().build().unwrap();
+        runtime.block_on(async {
+            let metrics = plan.borrow().metrics.clone();
+            let mut supervisor = Supervisor::new(Handle::current(), metrics);
+            worker::tend_endpoints(&mut supervisor, plan.clone());
+            let first = plan.borrow().clone();
+            worker::endpoints::known(&first, DEADLINE).await;
+            drop(first);
+            let _ = begun.send(());
+            let _ = draining.changed().await;
+        });
+    });
+    begins.recv().unwrap();
 }
 
 /// A keep-alive connection.

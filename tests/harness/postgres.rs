@@ -1,5 +1,5 @@
 //! Real Postgres servers of a test's own, on ports and in folders of their own: primaries, replicas that stream from them, and
-//! servers with TLS.
+//! servers with TLS. `WEIR_TEST_POSTGRES` is the folder of another version's programs than Debian's.
 //!
 //! A database cluster is made once by `initdb` and copied for each server. Each server is the child of a shell that waits on
 //! a pipe from the test process, as those of [`super::redis`] are: however that process ends, nothing is left. Postgres
@@ -413,8 +413,13 @@ fn template() -> &'static Path {
 
 /// One of the server's programs, as the user that it runs as.
 fn program(name: &str) -> Command {
-    let debian = Path::new(BINARIES).join(name);
-    let program = if debian.exists() { debian } else { name.into() };
+    let program = match std::env::var_os("WEIR_TEST_POSTGRES") {
+        Some(folder) => Path::new(&folder).join(name),
+        None => {
+            let debian = Path::new(BINARIES).join(name);
+            if debian.exists() { debian } else { name.into() }
+        }
+    };
     match user() {
         Some(user) => {
             let mut command = Command::new("setpriv");

@@ -89,6 +89,7 @@ impl Running {
             .args([command, "-c"])
             .arg(config)
             .envs(environment.iter().copied())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();

@@ -1,4 +1,5 @@
-//! Real Redis servers of a test's own, on ports of their own: single ones, clusters, and sentinels.
+//! Real Redis servers of a test's own, on ports of their own: single ones, clusters, and sentinels. `WEIR_TEST_REDIS` is the path of
+//! another server than the installed one, of Redis 6.2 or newer or of Valkey.
 //!
 //! Each server is the child of a shell that waits on a pipe from the test process. However that process ends, the pipe ends
 //! with it, and the shell kills its own child and removes the server's folder: nothing is left by a panic, a kill or a
@@ -19,6 +20,8 @@ use super::{DEADLINE, eventually_within};
 const FAILOVER: Duration = Duration::from_secs(30);
 /// Below those that the kernel gives to whoever asks for port 0, so that a port stays free while its server is down.
 const PORTS: Range<u16> = 10_000..32_000;
+/// From the port of clients to that of the other nodes of a cluster.
+const BUS: u16 = 10_000;
 /// A start that finds its port taken is tried anew with another.
 const STARTS: usize = 5;
 
@@ -27,7 +30,7 @@ const KEEPER: &str = r#"
 trap '' INT TERM HUP
 while read -r _; do
     test -z "$pid" || wait "$pid"
-    redis-server "$1/redis.conf" $2 >"$1/log" 2>&1 &
+    "$3" "$1/redis.conf" $2 >"$1/log" 2>&1 &
     pid=$!
     echo "$pid"
 done
@@ -112,13 +115,14 @@ impl Server {
     }
 
     fn start(mode: &str, ready: &str, lines: impl Fn(u16, u16) -> String) -> Server {
-        let installed = Command::new("redis-server")
+        let program = program();
+        let installed = Command::new(&program)
             .arg("--version")
             .stdout(Stdio::null())
             .status();
         assert!(
             installed.is_ok_and(|status| status.success()),
-            "redis-server is not there, which these tests need; `make test` installs it by apt"
+            "{program} is not there, which these tests need; `make test` installs redis-server by apt"
         );
         let mut said = String::new();
         for _ in 0..STARTS {
@@ -133,7 +137,7 @@ impl Server {
 
     fn prepare(mode: &str, lines: impl Fn(u16, u16) -> String) -> Server {
         let folder = tempfile::tempdir().unwrap().keep();
-        let (port, second_port) = (free_port(), free_port());
+        let (port, second_port) = free_ports();
         let dir = folder.display();
         let common = format!(
             "port {port}\nbind 127.0.0.1\ndir {dir}\nsave \"\"\nappendonly no\nrepl-diskless-sync-delay 0\n"
@@ -149,6 +153,7 @@ impl Server {
             .args(["-c", KEEPER, "sh"])
             .arg(&folder)
             .arg(mode)
+            .arg(program())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -291,15 +296,36 @@ pub(super) fn has_ended(pid: u32) -> bool {
     stat.map_or(true, |stat| stat.contains(") Z "))
 }
 
+/// The server's.
+fn program() -> String {
+    std::env::var("WEIR_TEST_REDIS").unwrap_or_else(|_| "redis-server".to_owned())
+}
+
 pub(super) fn free_port() -> u16 {
-    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     loop {
         let port = fastrand::u16(PORTS);
-        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
-        if free && GIVEN.lock().unwrap().insert(port) {
+        if take(port) {
             return port;
         }
     }
+}
+
+/// Two as far apart as a cluster has its own port from that of clients, which Redis 6.2 cannot be told.
+fn free_ports() -> (u16, u16) {
+    loop {
+        let port = fastrand::u16(PORTS.start..PORTS.end - BUS);
+        // One that is taken in vain is left out from now on.
+        if take(port) && take(port + BUS) {
+            return (port, port + BUS);
+        }
+    }
+}
+
+/// Whether a port is free, and nobody else's in this program from now on.
+fn take(port: u16) -> bool {
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
+    free && GIVEN.lock().unwrap().insert(port)
 }
 
 fn read_answer(reader: &mut impl BufRead) -> Result<Answer, String> {
@@ -357,12 +383,12 @@ impl Cluster {
     pub fn start() -> Cluster {
         // A dead master is noticed after the node timeout, and its replica votes within a second of it. The timeout is short so
         // that tests are, and not shorter, so that a node that waits for a busy machine's CPU is not called dead.
-        let lines = |_, second_port| {
-            format!(
-                "cluster-enabled yes\ncluster-port {second_port}\ncluster-config-file nodes.conf\n\
+        let lines = |_, _| {
+            String::from(
+                "cluster-enabled yes\ncluster-config-file nodes.conf\n\
                  cluster-node-timeout 1500\ncluster-require-full-coverage no\n\
                  cluster-announce-ip 127.0.0.1\ncluster-replica-validity-factor 0\n\
-                 cluster-allow-replica-migration no\n"
+                 cluster-allow-replica-migration no\n",
             )
         };
         let nodes: Vec<_> = (0..2 * MASTERS).map(|_| Server::with(lines)).collect();
@@ -379,9 +405,12 @@ impl Cluster {
         for (n, node) in self.nodes.iter().enumerate() {
             node.cli(&["CLUSTER", "SET-CONFIG-EPOCH", &(n + 1).to_string()]);
             if n < MASTERS {
-                let (from, to) = (SLOTS * n / MASTERS, SLOTS * (n + 1) / MASTERS - 1);
-                let (from, to) = (from.to_string(), to.to_string());
-                node.cli(&["CLUSTER", "ADDSLOTSRANGE", &from, &to]);
+                // Redis 6.2 takes no ranges.
+                let slots = SLOTS * n / MASTERS..SLOTS * (n + 1) / MASTERS;
+                let slots: Vec<_> = slots.map(|slot| slot.to_string()).collect();
+                let mut add = vec!["CLUSTER", "ADDSLOTS"];
+                add.extend(slots.iter().map(String::as_str));
+                node.cli(&add);
             }
             // Each is told of each, rather than waiting for gossip.
             for other in &self.nodes[..n] {

@@ -34,6 +34,13 @@ impl Heartbeat {
         self.0.store(millis(), Ordering::Relaxed);
     }
 
+    /// Beats for a task of several parts, unless one of them was silent for longer than `bound`.
+    pub fn beat_for<'a>(&self, parts: impl IntoIterator<Item = &'a Heartbeat>, bound: Duration) {
+        if parts.into_iter().all(|part| part.age() <= bound) {
+            self.beat();
+        }
+    }
+
     /// No beat is expected before the next one.
     pub fn rest(&self) {
         self.0.store(u64::MAX, Ordering::Relaxed);
@@ -108,9 +115,14 @@ impl Health {
         }
         let stuck = self.tasks_stuck();
         let tasks = Status::Critical.when(!stuck.is_empty());
+        let each = self.tasks.iter().map(|task| {
+            let (silent, bound) = (task.heartbeat.age().as_secs_f64(), task.bound.as_secs_f64());
+            let said = json!({ "silent_seconds": silent, "bound_seconds": bound });
+            (task.name.to_owned(), said)
+        });
         checks.insert(
             "tasks".to_owned(),
-            json!({ "status": tasks.as_str(), "tasks": self.tasks.len(), "stuck": stuck }),
+            json!({ "status": tasks.as_str(), "tasks": self.tasks.len(), "stuck": stuck, "each": each.collect::<Map<_, _>>() }),
         );
         for entry in &served.report.checks {
             worst = worst.max(entry.found.status);

@@ -17,6 +17,15 @@ pub(in crate::admin) fn scrape(plan: &Plan) -> String {
             plan.metrics.breaker_is_shared(&breaker.upstream, shared);
         }
     }
+    for upstream in &plan.upstreams {
+        let (counts, metrics) = (upstream.counts(), &upstream.metrics);
+        let whole = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        metrics.up.set(whole(counts.up));
+        metrics.unhealthy.set(whole(counts.unhealthy));
+        metrics.ejected.set(whole(counts.ejected));
+        metrics.panic.set(i64::from(counts.panic));
+        metrics.under_way.set(i64::from(upstream.under_way()));
+    }
     for live in &plan.sessions {
         let held = i64::try_from(live.held()).unwrap_or(i64::MAX);
         live.metrics.held.set(held);

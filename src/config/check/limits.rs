@@ -92,16 +92,7 @@ impl Checker {
             let rules = self.rules(&format!("{path}.overrides.{key}"), at, algorithm, None);
             overrides.insert(key, rules);
         }
-        let parts = At::<Vec<At<String>>>::from(raw.by)
-            .value
-            .unwrap_or_default();
-        let mut by = Vec::new();
-        for (index, at) in parts.into_iter().enumerate() {
-            by.extend(
-                self.read(&format!("{path}.by[{index}]"), at, key_part)
-                    .flatten(),
-            );
-        }
+        let by = self.key_parts(&format!("{path}.by"), raw.by);
         let mode = super::mode(raw.mode);
         let cost = match raw.cost.and_then(|at| at.value) {
             None => Cost::Constant(1),
@@ -139,6 +130,18 @@ impl Checker {
                 .and_then(|at| at.value)
                 .map_or(NEAR_LIMIT, |percent| percent.0),
         }
+    }
+
+    pub(super) fn key_parts(&mut self, path: &str, by: At<raw::OneOrMany>) -> Vec<KeyPart> {
+        let parts = At::<Vec<At<String>>>::from(by).value.unwrap_or_default();
+        let mut key = Vec::new();
+        for (index, at) in parts.into_iter().enumerate() {
+            key.extend(
+                self.read(&format!("{path}[{index}]"), at, key_part)
+                    .flatten(),
+            );
+        }
+        key
     }
 
     fn accuracy(&mut self, path: &str, at: Option<At<Accuracy>>, algorithm: Algorithm) -> Accuracy {

@@ -6,8 +6,10 @@ pub mod limits;
 mod listeners;
 mod postgres;
 mod redis;
+mod rewrite;
 mod routes;
 mod sessions;
+mod telemetry;
 mod upstreams;
 mod worker;
 
@@ -24,7 +26,7 @@ use crate::config::limits::Mode;
 use crate::config::raw::{self, Lanes};
 use crate::config::units::Span;
 use crate::config::yaml::{self, At, Lookup, Mistake};
-use crate::config::{Admin, Config, Log, Secret};
+use crate::config::{Admin, Config, Secret};
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -59,6 +61,10 @@ struct Checker {
     has_redis: bool,
     /// Of routes that do not say; `None` where the file has no audit.
     audit_level: Option<Level>,
+    /// Whether a route goes to an upstream, or does not say where.
+    needs_upstream: bool,
+    /// Request fields that tell upstreams who asks, as [`crate::http1::hygiene::folded`].
+    identity_fields: Vec<Vec<u8>>,
     /// The index of each entry of `sessions`.
     sessions: BTreeMap<String, usize>,
 }
@@ -82,12 +88,17 @@ impl Checker {
         self.has_redis = file.redis.is_some();
         let redis = file.redis.and_then(|at| self.redis(at));
         self.breakers(file.circuit_breakers);
+        self.needs_upstream = file.routes.as_ref().is_none_or(|routes| {
+            let mut routes = routes.iter().filter_map(|at| at.value.as_ref());
+            routes.any(|route| route.redirect.is_none() && route.reply.is_none())
+        });
         let upstreams = self.upstreams(file.upstream, file.upstreams);
         let listeners = self.listeners(file.listen, file.listeners);
         let defaults = file.rate_limit_defaults.and_then(|at| at.value);
         let (limit_defaults, on_loss) = self.limit_defaults(defaults);
         let (limits, on_every_route) = self.limits(file.rate_limit, file.rate_limits, on_loss);
         let sessions = self.sessions(file.sessions);
+        self.identity_fields = rewrite::identity_fields(&sessions);
         let has_audit = file.audit.is_some();
         let postgres = file.postgres.and_then(|at| self.postgres(at, has_audit));
         let worker = self.worker(file.worker.and_then(|at| at.value));
@@ -122,8 +133,10 @@ impl Checker {
             ),
             None => (None, 2_000),
         };
+        let telemetry = self.telemetry(file.telemetry.and_then(|at| at.value));
         Config {
-            log: log(file.telemetry),
+            log: telemetry.log,
+            access_log: telemetry.access_log,
             admin,
             metrics_address,
             max_series,
@@ -290,17 +303,6 @@ fn mode(at: Option<At<raw::Mode>>) -> Mode {
     }
 }
 
-fn log(raw: Option<At<raw::Telemetry>>) -> Log {
-    let raw = raw
-        .and_then(|at| at.value?.log)
-        .and_then(|at| at.value)
-        .map_or((None, None), |raw| (raw.format, raw.level));
-    Log {
-        format: raw.0.and_then(|at| at.value).unwrap_or_default(),
-        level: raw.1.and_then(|at| at.value).unwrap_or_default(),
-    }
-}
-
 fn span(at: Option<At<Span>>, default: Duration) -> Duration {
     at.and_then(|at| at.value).map_or(default, |span| span.0)
 }
@@ -312,6 +314,8 @@ mod tests {
     use super::*;
     use crate::config::Route;
     use crate::config::matches::Match;
+    use crate::config::rewrite::{HeaderChanges, Rewrite, To};
+    use crate::config::upstreams::Source;
 
     fn read(text: &str) -> Result<Config, Vec<String>> {
         parse(text, &|_| None).map_err(|mistakes| mistakes.iter().map(Mistake::to_string).collect())
@@ -325,12 +329,18 @@ mod tests {
             "127.0.0.1:8080".parse().unwrap()
         );
         assert_eq!(config.listeners[0].max_body, 10 << 20);
-        assert_eq!(config.upstreams[0].endpoint, "app:80");
+        assert_eq!(
+            config.upstreams[0].endpoints,
+            [Source::Fixed("app:80".to_owned())]
+        );
         assert_eq!(
             config.routes,
             [Route {
                 matches: Match::default(),
-                upstream: 0,
+                to: To::Upstream(0),
+                rewrite: Rewrite::default(),
+                request_headers: HeaderChanges::default(),
+                response_headers: HeaderChanges::default(),
                 limits: Vec::new(),
                 session_limits: Vec::new(),
                 session: None,
@@ -352,10 +362,13 @@ mod tests {
         .unwrap();
         assert_eq!(config.listeners[0].head_limits.max_fields, 5);
         assert_eq!(config.listeners[0].keep_alive, 60 * SECOND);
-        assert_eq!(config.upstreams[0].endpoint, "[::1]:3000");
         assert_eq!(
-            (config.routes[0].upstream, config.routes[0].timeout),
-            (1, Some(2 * SECOND))
+            config.upstreams[0].endpoints,
+            [Source::Fixed("[::1]:3000".to_owned())]
+        );
+        assert_eq!(
+            (config.routes[0].upstream(), config.routes[0].timeout),
+            (Some(1), Some(2 * SECOND))
         );
         assert_eq!(
             config.routes[0].matches.headers,

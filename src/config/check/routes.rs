@@ -1,10 +1,12 @@
 //! Routes, from the file as written to [`Route`]s.
 
 use super::Checker;
+use super::rewrite::{Message, RawTo};
 use crate::config::Route;
 use crate::config::audit::Level;
 use crate::config::matches::{HostMatch, Match, PathMatch};
 use crate::config::raw;
+use crate::config::rewrite::{HeaderChanges, Rewrite, To};
 use crate::config::yaml::At;
 use crate::http1::path;
 
@@ -28,7 +30,10 @@ impl Checker {
             let (limits, session_limits) = self.part_limits("rate_limit", (1, 1), on_it, false);
             return vec![Route {
                 matches: Match::default(),
-                upstream: 0,
+                to: To::Upstream(0),
+                rewrite: Rewrite::default(),
+                request_headers: HeaderChanges::default(),
+                response_headers: HeaderChanges::default(),
                 limits,
                 session_limits,
                 session: None,
@@ -40,7 +45,27 @@ impl Checker {
         for (index, at) in routes.into_iter().enumerate() {
             let Some(raw) = at.value else { continue };
             let path = format!("routes[{index}]");
-            let upstream = self.upstream_named(&format!("{path}.upstream"), raw.upstream);
+            let answered = RawTo {
+                upstream: raw.upstream,
+                redirect: raw.redirect,
+                reply: raw.reply,
+            };
+            let to = self.to(&path, (at.line, at.column), answered);
+            if let To::Redirect(_) | To::Reply(_) = to {
+                self.only_with_upstream(&format!("{path}.timeout"), raw.timeout.as_ref());
+                self.only_with_upstream(&format!("{path}.rewrite"), raw.rewrite.as_ref());
+                let headers = raw.request_headers.as_ref();
+                self.only_with_upstream(&format!("{path}.request_headers"), headers);
+            }
+            let rewrite = raw.rewrite.and_then(|at| at.value);
+            let rewrite = self.rewrite(&format!("{path}.rewrite"), rewrite);
+            let mut changes = |key: &str, raw: Option<At<raw::HeaderChanges>>, of| {
+                let raw = raw.and_then(|at| at.value);
+                self.header_changes(&format!("{path}.{key}"), raw, of)
+            };
+            let request_headers = changes("request_headers", raw.request_headers, Message::Request);
+            let response_headers =
+                changes("response_headers", raw.response_headers, Message::Response);
             let matches = raw
                 .matches
                 .and_then(|at| at.value)
@@ -63,7 +88,10 @@ impl Checker {
                 session_limits,
                 session,
                 matches: matches.unwrap_or_default(),
-                upstream,
+                to,
+                rewrite,
+                request_headers,
+                response_headers,
                 timeout,
             });
         }

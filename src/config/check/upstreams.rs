@@ -1,16 +1,22 @@
 //! Upstreams, from the file as written to [`Upstream`]s.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 
-use super::{Checker, SECOND, span};
-use crate::config::breakers::CircuitBreaker;
+use super::{Checker, DAY, SECOND, span};
+use crate::config::Protocol;
 use crate::config::raw;
-use crate::config::units::Span;
+use crate::config::units::{Percent, Span};
+use crate::config::upstreams::{
+    Balancing, Concurrency, DnsName, HealthCheck, OutlierDetection, SlowStart, Source, Upstream,
+};
 use crate::config::yaml::{self, At};
-use crate::config::{Protocol, Upstream};
 
 /// The name of the upstream that the short form makes.
 const SHORT_UPSTREAM: &str = "upstream";
+/// [`Upstream::panic_threshold`], unless told; Envoy's.
+const PANIC_THRESHOLD: f64 = 0.5;
+const NO_ENDPOINT: &str = "no endpoint: add one, for example \"http://127.0.0.1:3000\"";
 
 impl Checker {
     pub(super) fn upstreams(
@@ -20,65 +26,16 @@ impl Checker {
     ) -> Vec<Upstream> {
         let mut upstreams = Vec::new();
         if let Some(at) = short {
-            let endpoint = self.endpoint("upstream", at);
-            upstreams.push(upstream(
-                SHORT_UPSTREAM.to_owned(),
-                endpoint,
-                None,
-                None,
-                None,
-            ));
+            let endpoints = self.url("upstream", at).into_iter().collect();
+            upstreams.push(plain(SHORT_UPSTREAM.to_owned(), endpoints));
         }
         for (name, at) in long {
-            let Some(raw) = at.value else { continue };
-            let path = format!("upstreams.{name}.endpoints");
-            let (line, column) = (raw.endpoints.line, raw.endpoints.column);
-            let mut endpoints = raw.endpoints.value.unwrap_or_default();
-            let endpoint = match endpoints.len() {
-                1 => self.endpoint(&format!("{path}[0]"), endpoints.remove(0)),
-                0 => {
-                    self.say(
-                        &path,
-                        line,
-                        column,
-                        "no endpoint: add one, for example \"http://127.0.0.1:3000\"".into(),
-                    );
-                    String::new()
-                }
-                _ => {
-                    self.say(
-                        &path,
-                        line,
-                        column,
-                        "several endpoints are not supported yet: keep one".into(),
-                    );
-                    String::new()
-                }
-            };
-            let idle_timeout = raw.idle_timeout;
-            let protocol = raw.protocol.and_then(|at| at.value).unwrap_or_default();
-            let trusts = raw
-                .trust_session_headers
-                .and_then(|at| at.value)
-                .unwrap_or(false);
-            let path = format!("upstreams.{name}.circuit_breaker");
-            let breaker = raw
-                .circuit_breaker
-                .and_then(|at| self.breaker_named(&path, at));
-            upstreams.push(upstream(
-                name,
-                endpoint,
-                raw.connect_timeout,
-                raw.timeout,
-                breaker,
-            ));
-            if let Some(last) = upstreams.last_mut() {
-                last.protocol = protocol;
-                last.trust_session_headers = trusts;
-                last.idle_timeout = span(idle_timeout, 60 * SECOND);
+            if let Some(raw) = at.value {
+                let upstream = self.upstream(name, raw);
+                upstreams.push(upstream);
             }
         }
-        if upstreams.is_empty() {
+        if upstreams.is_empty() && self.needs_upstream {
             self.say(
                 "upstream",
                 1,
@@ -94,34 +51,283 @@ impl Checker {
         upstreams
     }
 
-    /// `http://HOST:PORT`, the port 80 when there is none, as `HOST:PORT`.
-    fn endpoint(&mut self, path: &str, at: At<String>) -> String {
-        let Some(text) = at.value else {
-            return String::new();
+    fn upstream(&mut self, name: String, raw: raw::Upstream) -> Upstream {
+        let path = format!("upstreams.{name}");
+        let key = |key: &str| format!("{path}.{key}");
+        let endpoints = self.endpoints(&key("endpoints"), raw.endpoints);
+        let plain = plain(name, endpoints);
+        Upstream {
+            protocol: raw.protocol.and_then(|at| at.value).unwrap_or_default(),
+            load_balancing: raw
+                .load_balancing
+                .and_then(|at| self.balancing(&key("load_balancing"), at))
+                .unwrap_or(Balancing::LeastRequest),
+            connect_timeout: span(raw.connect_timeout, plain.connect_timeout),
+            timeout: span(raw.timeout, plain.timeout),
+            idle_timeout: span(raw.idle_timeout, plain.idle_timeout),
+            concurrency: raw
+                .concurrency
+                .and_then(|at| at.value)
+                .map(|raw| self.concurrency(&key("concurrency"), raw)),
+            health: raw
+                .health
+                .and_then(|at| at.value)
+                .and_then(|raw| self.health_check(&key("health"), raw)),
+            outlier_detection: raw
+                .outlier_detection
+                .and_then(|at| at.value)
+                .map(|raw| self.outlier_detection(&key("outlier_detection"), raw)),
+            slow_start: raw
+                .slow_start
+                .and_then(|at| at.value)
+                .map(|raw| self.slow_start(&key("slow_start"), raw)),
+            panic_threshold: raw
+                .panic_threshold
+                .and_then(|at| at.value)
+                .map_or(PANIC_THRESHOLD, |Percent(share)| share),
+            circuit_breaker: raw
+                .circuit_breaker
+                .and_then(|at| self.breaker_named(&key("circuit_breaker"), at)),
+            trust_session_headers: raw
+                .trust_session_headers
+                .and_then(|at| at.value)
+                .unwrap_or(false),
+            ..plain
+        }
+    }
+
+    fn endpoints(&mut self, path: &str, at: At<raw::Endpoints>) -> Vec<Source> {
+        let (line, column) = (at.line, at.column);
+        let Some(raw::Endpoints(list)) = at.value else {
+            return Vec::new();
         };
-        let authority = text
-            .strip_prefix("http://")
-            .map(|rest| rest.strip_suffix('/').unwrap_or(rest));
-        match authority {
-            Some(authority)
-                if !authority.is_empty() && !authority.contains(['/', '?', '#', '@', ' ']) =>
-            {
-                let behind_literal = authority.rfind(']').map_or(0, |bracket| bracket + 1);
-                match authority[behind_literal..].split_once(':') {
-                    None => return format!("{authority}:80"),
-                    Some((_, port)) if port.parse::<u16>().is_ok_and(|port| port > 0) => {
-                        return authority.to_owned();
+        if list.is_empty() {
+            self.say(path, line, column, NO_ENDPOINT.to_owned());
+        }
+        let mut sources = Vec::new();
+        for (index, at) in list.into_iter().enumerate() {
+            // One that stands alone stands where the whole stands.
+            let (path, line, column) = match at.line {
+                0 => (path.to_owned(), line, column),
+                _ => (format!("{path}[{index}]"), at.line, at.column),
+            };
+            let source = match at.value {
+                None => continue,
+                Some(raw::Endpoint::Url(text)) => {
+                    let value = Some(text);
+                    let at = At {
+                        value,
+                        line,
+                        column,
+                    };
+                    self.url(&path, at)
+                }
+                Some(raw::Endpoint::Dns(raw)) => self.dns(&path, raw),
+            };
+            let Some(source) = source else { continue };
+            if sources.contains(&source) {
+                let message = "this endpoint is in the list already: keep one".to_owned();
+                self.say(&path, line, column, message);
+            }
+            sources.push(source);
+        }
+        sources
+    }
+
+    /// `http://HOST:PORT`, the port 80 when there is none.
+    fn url(&mut self, path: &str, at: At<String>) -> Option<Source> {
+        self.read(path, at, |text| {
+            let authority = text
+                .strip_prefix("http://")
+                .map(|rest| rest.strip_suffix('/').unwrap_or(rest))
+                .filter(|authority| !authority.contains(['/', '?', '#', '@', ' ']));
+            let place = authority.and_then(|authority| match split_port(authority)? {
+                (_, Some(_)) => Some(authority.to_owned()),
+                (_, None) => Some(format!("{authority}:80")),
+            });
+            place.map(Source::Fixed).ok_or_else(|| {
+                format!("\"{text}\" is not an endpoint: use http://HOST:PORT, for example http://127.0.0.1:3000")
+            })
+        })
+    }
+
+    fn dns(&mut self, path: &str, raw: raw::DnsEndpoint) -> Option<Source> {
+        let named = self.read(&format!("{path}.dns"), raw.dns, |text| {
+            let (name, port) = match split_port(text) {
+                Some((name, Some(port))) => (name, port),
+                Some((_, None)) | None => return Err(bad_name(text)),
+            };
+            let fits = |c: char| c.is_ascii_alphanumeric() || ['.', '-', '_'].contains(&c);
+            match name.chars().all(fits) {
+                true => Ok((name.to_owned(), port)),
+                false => Err(bad_name(text)),
+            }
+        });
+        let path_of = |key: &str| format!("{path}.{key}");
+        let refresh = self.span_within(&path_of("refresh"), raw.refresh, Span(10 * SECOND), DAY);
+        let list = raw.servers.and_then(|at| at.value).unwrap_or_default();
+        let servers = list.into_iter().enumerate().filter_map(|(index, at)| {
+            self.read(&format!("{path}.servers[{index}]"), at, |text| {
+                let alone = || text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53));
+                text.parse().or_else(|_| alone()).map_err(|_| {
+                    format!(
+                        "\"{text}\" is not a name server: use IP or IP:PORT, for example 10.96.0.10"
+                    )
+                })
+            })
+        });
+        let servers = servers.collect();
+        let (name, port) = named?;
+        Some(Source::Dns(DnsName {
+            name,
+            port,
+            refresh,
+            servers,
+        }))
+    }
+
+    fn balancing(&mut self, path: &str, at: At<raw::LoadBalancing>) -> Option<Balancing> {
+        let known = ["round_robin", "least_request", "ring_hash"];
+        match at.value? {
+            raw::LoadBalancing::Named(name) => {
+                match name.as_str() {
+                    "round_robin" => Some(Balancing::RoundRobin),
+                    "least_request" => Some(Balancing::LeastRequest),
+                    other => {
+                        let message = match other {
+                        "ring_hash" => "ring_hash needs a key: use, for example, {ring_hash: {by: client.ip}}".to_owned(),
+                        other => format!("\"{other}\" is not a way to balance; {}", yaml::did_you_mean(other, &known)),
+                    };
+                        self.say(path, at.line, at.column, message);
+                        None
                     }
-                    Some(_) => {}
                 }
             }
-            Some(_) | None => {}
+            raw::LoadBalancing::Ring(ring) => {
+                let by = ring.ring_hash.value?.by;
+                let (line, column) = (by.line, by.column);
+                let path = format!("{path}.ring_hash.by");
+                let before = self.mistakes.len();
+                let parts = self.key_parts(&path, by);
+                if parts.is_empty() && self.mistakes.len() == before {
+                    let message = "a key of nothing sends every request to one endpoint: use, for example, client.ip";
+                    self.say(&path, line, column, message.to_owned());
+                }
+                Some(Balancing::RingHash(parts))
+            }
         }
-        let message = format!(
-            "\"{text}\" is not an endpoint: use http://HOST:PORT, for example http://127.0.0.1:3000"
+    }
+
+    fn concurrency(&mut self, path: &str, raw: raw::Concurrency) -> Concurrency {
+        let mut count = |key: &str, at: Option<At<u32>>, default: u64, least: u64| {
+            let path = format!("{path}.{key}");
+            let most = u64::from(u32::MAX);
+            number(self.count_within(&path, at, default, least..=most))
+        };
+        let adaptive = raw.adaptive.is_some();
+        let min = raw.min.as_ref().map(|at| (at.line, at.column));
+        let least = count("min", raw.min, 5, 1);
+        let max = count("max", raw.max, 1024, 1);
+        let pending = count("pending", raw.pending, 128, 0);
+        let max_connections = count("max_connections", raw.max_connections, 1024, 1);
+        if let Some((line, column)) = min {
+            let mistake = match adaptive {
+                false => Some(
+                    "nothing is learnt without \"adaptive: gradient\": add that, or leave this out"
+                        .to_owned(),
+                ),
+                true if least > max => {
+                    Some(format!("{least} is over \"max\", which is {max}: lower it"))
+                }
+                true => None,
+            };
+            if let Some(mistake) = mistake {
+                self.say(&format!("{path}.min"), line, column, mistake);
+            }
+        }
+        Concurrency {
+            max,
+            adaptive_min: adaptive.then_some(least.min(max)),
+            pending,
+            max_connections,
+        }
+    }
+
+    fn health_check(&mut self, path: &str, raw: raw::HealthCheck) -> Option<HealthCheck> {
+        let asked = self.read(&format!("{path}.path"), raw.path, |text| {
+            let fits = text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic());
+            match fits {
+                true => Ok(text.to_owned()),
+                false => Err(format!(
+                    "\"{text}\" is not a path: use one as in a request, for example /healthz"
+                )),
+            }
+        });
+        let mut time = |key: &str, at: Option<At<Span>>, default| {
+            self.span_within(&format!("{path}.{key}"), at, Span(default), DAY)
+        };
+        let interval = time("interval", raw.interval, 10 * SECOND);
+        let timeout = time("timeout", raw.timeout, SECOND);
+        let mut in_a_row = |key: &str, at: Option<At<u32>>, default| {
+            number(self.count_within(&format!("{path}.{key}"), at, default, 1..=1000))
+        };
+        Some(HealthCheck {
+            unhealthy_after: in_a_row("unhealthy_after", raw.unhealthy_after, 3),
+            healthy_after: in_a_row("healthy_after", raw.healthy_after, 2),
+            path: asked?,
+            interval,
+            timeout,
+        })
+    }
+
+    fn outlier_detection(&mut self, path: &str, raw: raw::OutlierDetection) -> OutlierDetection {
+        let key = |key: &str| format!("{path}.{key}");
+        let in_a_row = self.count_within(
+            &key("consecutive_5xx"),
+            raw.consecutive_5xx,
+            5,
+            1..=1_000_000,
         );
-        self.say(path, at.line, at.column, message);
-        String::new()
+        let percent = self.count_within(
+            &key("max_ejection_percent"),
+            raw.max_ejection_percent,
+            10,
+            0..=100,
+        );
+        let base = raw.base_ejection_time;
+        OutlierDetection {
+            consecutive_5xx: number(in_a_row),
+            max_ejection_percent: number(percent),
+            interval: self.span_within(&key("interval"), raw.interval, Span(10 * SECOND), DAY),
+            base_ejection_time: self.span_within(
+                &key("base_ejection_time"),
+                base,
+                Span(30 * SECOND),
+                DAY,
+            ),
+        }
+    }
+
+    fn slow_start(&mut self, path: &str, raw: raw::SlowStart) -> SlowStart {
+        let window = raw.window;
+        let window = self.span_within(
+            &format!("{path}.window"),
+            Some(window),
+            Span(30 * SECOND),
+            DAY,
+        );
+        let min_weight = raw.min_weight.map_or(0.1, |at| {
+            let Some(Percent(share)) = at.value else {
+                return 0.1;
+            };
+            if share <= 0.0 {
+                let path = format!("{path}.min_weight");
+                let message = "an endpoint with no part at all would never begin: use more than 0%, for example 10%";
+                self.say(&path, at.line, at.column, message.to_owned());
+            }
+            share
+        });
+        SlowStart { window, min_weight }
     }
 
     pub(super) fn upstream_named(&mut self, path: &str, at: At<String>) -> usize {
@@ -145,21 +351,48 @@ impl Checker {
     }
 }
 
-fn upstream(
-    name: String,
-    endpoint: String,
-    connect: Option<At<Span>>,
-    timeout: Option<At<Span>>,
-    circuit_breaker: Option<CircuitBreaker>,
-) -> Upstream {
+/// With every default.
+fn plain(name: String, endpoints: Vec<Source>) -> Upstream {
     Upstream {
-        circuit_breaker,
         name,
-        endpoint,
+        endpoints,
         protocol: Protocol::default(),
-        connect_timeout: span(connect, SECOND),
-        timeout: span(timeout, 15 * SECOND),
+        load_balancing: Balancing::LeastRequest,
+        connect_timeout: SECOND,
+        timeout: 15 * SECOND,
         idle_timeout: 60 * SECOND,
+        concurrency: None,
+        health: None,
+        outlier_detection: None,
+        slow_start: None,
+        panic_threshold: PANIC_THRESHOLD,
+        circuit_breaker: None,
         trust_session_headers: false,
     }
 }
+
+/// Host and port of `HOST`, `HOST:PORT`, `[::1]:PORT`; `None` for a port that is none, or no host.
+fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
+    let behind_literal = authority.rfind(']').map_or(0, |bracket| bracket + 1);
+    let (host, port) = match authority[behind_literal..].find(':') {
+        None => (authority, None),
+        Some(colon) => {
+            let (host, port) = authority.split_at(behind_literal + colon);
+            let port = port[1..].parse::<u16>().ok().filter(|port| *port > 0)?;
+            (host, Some(port))
+        }
+    };
+    (!authority.is_empty()).then_some((host, port))
+}
+
+fn bad_name(text: &str) -> String {
+    format!("\"{text}\" is not a name with a port: use NAME:PORT, for example app.svc:443")
+}
+
+/// What was checked to fit.
+fn number(count: u64) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests;

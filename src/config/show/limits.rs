@@ -31,7 +31,7 @@ pub(super) struct RateLimit<'c> {
 
 #[derive(Serialize)]
 #[serde(untagged)]
-enum OneOrMany {
+pub(super) enum OneOrMany {
     One(String),
     Many(Vec<String>),
 }
@@ -78,7 +78,7 @@ fn rules(rules: &Option<Vec<Rule>>) -> OneOrMany {
 }
 
 /// What a key is made of, as the file spells it.
-fn by(parts: &[KeyPart]) -> OneOrMany {
+pub(super) fn by(parts: &[KeyPart]) -> OneOrMany {
     match parts {
         [] => OneOrMany::One("constant".to_owned()),
         parts => one_or_many(texts(parts)),

@@ -15,6 +15,15 @@ listeners:
 upstreams:
   app: {endpoints: ["http://app.internal"], protocol: http2, connect_timeout: 2s, timeout: 3s, idle_timeout: 4s, circuit_breaker: "yes", trust_session_headers: true}
   "8080": {endpoints: ["http://[::1]:3000/"], circuit_breaker: counts}
+  many:
+    endpoints: ["http://a:1", {dns: "app.svc:443", refresh: 7s, servers: ["10.0.0.1", "[::1]:54"]}, {dns: "b:1"}]
+    load_balancing: {ring_hash: {by: [client.ip, "cookie:c"]}}
+    concurrency: {max: 3, adaptive: gradient, min: 2, pending: 0, max_connections: 4}
+    health: {path: "/healthz?a=b", interval: 3s, timeout: 2s, unhealthy_after: 4, healthy_after: 5}
+    outlier_detection: {consecutive_5xx: 6, interval: 3s, base_ejection_time: 7s, max_ejection_percent: 50}
+    slow_start: {window: 8s, min_weight: 20%}
+    panic_threshold: 40%
+  keyless: {endpoints: {dns: "c:2"}, load_balancing: round_robin}
 routes:
   - match: {host: "*.Example.com", path: /pay/*, methods: [POST, GET], headers: {X-Beta: "1", x-on: "true"}}
     upstream: app
@@ -23,6 +32,12 @@ routes:
     revalidate_every: 7s
     audit: headers
     timeout: 5s
+    rewrite: {path_prefix: /v2, host: "app.internal:80"}
+    request_headers: {set: {Authorization: "Bearer hunter2", x-env: prod}, add: {X-A: "1"}, remove: [X-Debug]}
+    response_headers: {set: {x-b: ""}, remove: [server]}
+  - {match: {path: /old/*}, redirect: {status: 308, scheme: https, host: x.org, port: 8443, path_prefix: /new, strip_query: true}}
+  - {match: {path: /older}, redirect: {path: /new}}
+  - {match: {path: /robots.txt}, reply: {status: 404, body: "no\n", content_type: text/plain, headers: {X-C: d}}}
   - {match: {path: /a}, upstream: "8080", rate_limits: [slots, free, calendar, burst]}
   - {upstream: app}
 rate_limits:
@@ -105,7 +120,7 @@ worker:
   health: {interval: 3s, timeout: 2s, cache: 0s, checks: {audit_lag: {degraded: 4s, critical: 9s}}}
 admin: {address: 0.0.0.0:1, token: "hunter2"}
 metrics: {address: 127.0.0.1:2, max_series: 5}
-telemetry: {log: {format: json, level: warn}}
+telemetry: {log: {format: json, level: warn}, access_log: {format: pretty, sample: 2%, always: [rejected]}}
 runtime: {lanes: 3}
 shutdown: {propagation_delay: 1s, drain: 2s}
 "##;
@@ -127,6 +142,8 @@ fn what_is_printed_is_the_same_configuration() {
         if config.admin.token.is_some() {
             again.admin.token.clone_from(&config.admin.token);
             again.audit.clone_from(&config.audit);
+            let set = &config.routes[0].request_headers;
+            again.routes[0].request_headers.clone_from(set);
             again.redis.clone_from(&config.redis);
             let (Some(again), Some(postgres)) = (&mut again.postgres, &config.postgres) else {
                 panic!("{printed}");

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::*;
 use crate::config::sessions::OnMax;
+use crate::http1::hygiene::is_folded;
 
 const fn s(seconds: u64) -> Duration {
     Duration::from_secs(seconds)

@@ -8,6 +8,7 @@ mod up;
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::task::{Poll, ready};
 
 use bytes::Bytes;
@@ -17,11 +18,12 @@ use h2::{Reason, RecvStream};
 use http::{Response, StatusCode};
 
 use super::following::LanePlan;
-use super::forward::{Answered, MAX_INTERIM, Outgoing, Request, is_interim, read_head, unreached};
+use super::forward::{Answered, MAX_INTERIM, Outgoing, Request, is_interim, read_head};
 use super::handle::{Conn, Ends, Failure, Next, close};
 use super::headers;
 use super::record::Record;
 use super::reply::Rejection;
+use super::tries::{outcome, unreached};
 use super::wire::{Deadlines, Elapsed};
 use crate::clock;
 use crate::config::Protocol;
@@ -95,7 +97,6 @@ pub(super) async fn send(
                 ends.client.reset_on_close();
             }
             let next = sent?;
-            // What is left of a body cut off by an early response cannot be told from a next request.
             if !whole {
                 close(ends.client).await;
                 return Ok(Next::Close);
@@ -159,30 +160,52 @@ async fn exchange(
     back: &mut Back<'_, '_>,
     record: &mut Record,
 ) -> Result<Next, Failure> {
-    let upstream = outgoing.route.upstream;
-    let pool = &plan.pools[upstream];
+    let cluster = &plan.clusters[outgoing.upstream];
+    let sent = async {
+        let slot = cluster.enter().await.map_err(|_| Rejection::Overloaded)?;
+        let picked = cluster.pick(outgoing.ring_key, &[]);
+        let picked = picked.map_err(|_| Rejection::NoEndpoint)?;
+        let tried = attempt(conn, &picked.pool, outgoing, source, back, record).await;
+        if let Some(outcome) = outcome(tried.as_ref().map(|_| record.status), record) {
+            picked.tell(outcome);
+        }
+        if let Some(took) = record.waited() {
+            slot.answered(took);
+        }
+        tried
+    };
+    let sent = sent.await;
+    if let Err(failure) = &sent {
+        outgoing.failed(failure, record);
+    }
+    sent
+}
+
+/// Sends the request to one endpoint, over a connection that is open already or a new one.
+async fn attempt(
+    conn: &Conn<'_>,
+    pool: &Rc<Pool>,
+    outgoing: &mut Outgoing<'_, '_>,
+    source: &mut Source<'_, '_>,
+    back: &mut Back<'_, '_>,
+    record: &mut Record,
+) -> Result<Next, Failure> {
     for _ in 0..2 {
-        let tried = match outgoing.shared.config.upstreams[upstream].protocol {
+        let tried = match outgoing.shared.config.upstreams[outgoing.upstream].protocol {
             Protocol::Http1 => by_http1(conn, pool, outgoing, source, back, record).await,
             Protocol::Http2 => by_http2(conn, pool, outgoing, source, back, record).await,
         };
-        match tried {
-            Ok(Tried::Whole(next)) => return Ok(next),
-            Ok(Tried::Stale) => {}
-            Err(failure) => {
-                outgoing.failed(&failure, record);
-                return Err(failure);
-            }
+        match tried? {
+            Tried::Whole(next) => return Ok(next),
+            Tried::Stale => {}
         }
     }
-    let failure = Failure::from(Rejection::UpstreamBroken);
-    outgoing.failed(&failure, record);
-    Err(failure)
+    Err(Rejection::UpstreamBroken.into())
 }
 
 async fn by_http1(
     conn: &Conn<'_>,
-    pool: &Pool,
+    pool: &Rc<Pool>,
     outgoing: &mut Outgoing<'_, '_>,
     source: &mut Source<'_, '_>,
     back: &mut Back<'_, '_>,
@@ -190,6 +213,7 @@ async fn by_http1(
 ) -> Result<Tried, Failure> {
     let taken = pool.take(outgoing.request.can_repeat).await;
     let mut connected = taken.map_err(unreached)?;
+    record.reached = Some(pool.clone());
     let mut answer = conn.lane.buffers.take();
     let mut both = BothWays::of(&mut connected.stream);
     let (reading, writing) = both.split();
@@ -212,24 +236,25 @@ async fn by_http1(
         ran => ran?,
     };
     if ran.reusable && answer.is_empty() {
-        pool.give_back(connected.stream);
+        pool.give_back(connected);
     }
     Ok(Tried::Whole(ran.next))
 }
 
 async fn by_http2(
     conn: &Conn<'_>,
-    pool: &Pool,
+    pool: &Rc<Pool>,
     outgoing: &mut Outgoing<'_, '_>,
     source: &mut Source<'_, '_>,
     back: &mut Back<'_, '_>,
     record: &mut Record,
 ) -> Result<Tried, Failure> {
     let mut place = pool.place().await.map_err(unreached)?;
+    record.reached = Some(pool.clone());
     let bodiless = outgoing.request.body == BodyLength::None;
     let request = upgrade_request(
         &outgoing.out,
-        pool.authority(),
+        &pool.endpoint.place,
         false,
         outgoing.request.takes_trailers,
     );
@@ -278,7 +303,6 @@ async fn run(
     record: &mut Record,
 ) -> Result<Ran, Failure> {
     let Upstream { sink, mut answers } = upstream;
-    record.reached = true;
     record.sent = None;
     let progress = Progress::begin();
     let request = outgoing.request;
@@ -298,8 +322,9 @@ async fn run(
         head,
         uploaded: uploading.whole,
     };
-    // Whether the client's connection lives on is known at the end only: see `send`.
-    let turned = outgoing.turn_back(conn, answer, &answered, true, record);
+    // What is left of a body cut off by an early response cannot be told from a next request; streams are apart from each other.
+    let may_live = answered.uploaded || !back.is_http1();
+    let turned = outgoing.turn_back(conn, answer, &answered, may_live, record);
     let next = match turned.await {
         Ok(next) => next,
         Err(rejection) => {

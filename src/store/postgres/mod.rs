@@ -1,5 +1,5 @@
 //! Postgres: a pool of connections to the primary, and one to each replica, of which a sick one is left out until it answers
-//! again. Owns the connections, their timeouts and TLS, and what is told of errors. The only module that names the Postgres
+//! again. Owns the connections, their timeouts and TLS. The only module that names the Postgres
 //! crates.
 //!
 //! `sslmode` of a URL says whether TLS is used: `disable`, `prefer` (the default: if the server can) or `require`. Where it
@@ -8,6 +8,7 @@
 //!
 //! A pool's connections live on the runtime that made them, so all calls are to come from one.
 
+mod error;
 pub mod migrate;
 pub mod partitions;
 mod read;
@@ -30,6 +31,7 @@ use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tracing::{info, warn};
 
+pub use self::error::PostgresError;
 pub use self::read::Reader;
 pub use deadpool_postgres::{Client, Transaction};
 
@@ -48,45 +50,6 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_RETRIES: u32 = 3;
 const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
-
-const LOCK_NOT_AVAILABLE: &str = "55P03";
-/// What a statement that takes too long ends with.
-const QUERY_CANCELED: &str = "57014";
-/// Classes of SQLSTATEs: connections, transactions, who may do what, conflicts of transactions, resources, states of the server and
-/// of its tables.
-const OF_THE_SERVER: [&str; 10] = ["08", "25", "28", "3D", "40", "42", "53", "55", "57", "58"];
-
-/// Why Postgres did not do what it was asked. Never shows a password.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum PostgresError {
-    #[error(
-        "no connection to postgres ({target}) was free within {within:?}; raise postgres.write_pool or postgres.read_pool"
-    )]
-    Busy { target: String, within: Duration },
-    /// There is no connection, or it was lost: what was asked may have been done all the same.
-    #[error("no connection to postgres: {0}")]
-    Lost(String),
-    #[error("postgres did not answer within {0:?}")]
-    Late(Duration),
-    #[error("postgres ({0}) cannot be written to: it is a replica, or set to read only")]
-    ReadOnly(String),
-    /// What the server said.
-    #[error("postgres refused: {message} (SQLSTATE {code})")]
-    Refused { code: String, message: String },
-    /// It answered in another shape than it was asked for.
-    #[error("postgres answered in another shape than weir's schema promises: {0}")]
-    Nonsense(String),
-    #[error(
-        "weir's schema in postgres is version {found}, this weir needs {needed}; run `weir migrate`"
-    )]
-    SchemaOld { found: i32, needed: i32 },
-    #[error(
-        "weir's schema in postgres is version {found}, this weir knows up to {known}; run the weir that brought it there, or a later one"
-    )]
-    SchemaNew { found: i32, known: i32 },
-    #[error("the database's encoding is {0}, weir needs UTF8; create it with ENCODING 'UTF8'")]
-    Encoding(String),
-}
 
 /// Why the pools cannot be made.
 #[derive(Debug, Error)]
@@ -215,12 +178,28 @@ impl Postgres {
         replica.is_some_and(|replica| !replica.sick.load(Ordering::Relaxed))
     }
 
-    /// Looks at the replicas for ever, so that a sick one is left out and taken back when it answers again.
-    pub async fn keep(self: Arc<Self>) -> std::convert::Infallible {
-        if self.replicas.is_empty() {
-            return std::future::pending().await;
-        }
+    /// Whether the server is at a statement of the connection that has this process there.
+    pub async fn is_at_work(&self, backend: i32) -> Result<bool, PostgresError> {
+        let ask = async {
+            let mut connection = CloseUnlessKept(Some(self.write.take(&self.write.probe).await?));
+            // A server that does not tell states may be at one.
+            let query = format!(
+                "SELECT coalesce(state NOT LIKE 'idle%', true) FROM pg_stat_activity WHERE pid = {backend}"
+            );
+            let rows = connection.get().query_typed(&query, &[]).await?;
+            let is_at_work = rows.first().map(|row| row.try_get(0)).transpose()?;
+            connection.keep();
+            Ok(is_at_work.unwrap_or(false))
+        };
+        let answer = timeout(self.timeout, ask).await;
+        answer.unwrap_or(Err(PostgresError::Late(self.timeout)))
+    }
+
+    /// Looks at the replicas for ever, so that a sick one is left out and taken back when it answers again. Whatever the servers
+    /// do, `beat` is called again within `timeout` and a second.
+    pub async fn keep(self: Arc<Self>, beat: impl Fn()) -> std::convert::Infallible {
         loop {
+            beat();
             join_all(self.replicas.iter().map(Target::look)).await;
             sleep(LOOK_EVERY).await;
         }
@@ -435,78 +414,6 @@ fn name(config: &tokio_postgres::Config) -> String {
     let port = config.get_ports().first().copied().unwrap_or(5432);
     let database = config.get_dbname().or(config.get_user());
     format!("{host}:{port}/{}", database.unwrap_or_default())
-}
-
-impl PostgresError {
-    /// Whether the server said that it is about the data, so that it will say so again.
-    pub(super) fn is_about_data(&self) -> bool {
-        // Data exceptions, broken constraints, and rows beyond what the server can hold.
-        self.class()
-            .is_some_and(|class| ["22", "23", "54"].contains(&class))
-    }
-
-    /// Whether it is about the server, or the way to it, so that no batch is to blame.
-    pub fn is_of_the_server(&self) -> bool {
-        match self {
-            PostgresError::Refused { code, .. } => {
-                // Another's transaction holds just this batch.
-                code != LOCK_NOT_AVAILABLE
-                    && self
-                        .class()
-                        .is_some_and(|class| OF_THE_SERVER.contains(&class))
-            }
-            PostgresError::Nonsense(_) => false,
-            PostgresError::Busy { .. }
-            | PostgresError::Lost(_)
-            | PostgresError::Late(_)
-            | PostgresError::ReadOnly(_)
-            | PostgresError::SchemaOld { .. }
-            | PostgresError::SchemaNew { .. }
-            | PostgresError::Encoding(_) => true,
-        }
-    }
-
-    /// Whether less at a time may do.
-    pub fn is_slow(&self) -> bool {
-        matches!(self, PostgresError::Late(_)) || self.has_code(QUERY_CANCELED)
-    }
-
-    /// The class of the SQLSTATE.
-    fn class(&self) -> Option<&str> {
-        match self {
-            PostgresError::Refused { code, .. } => code.get(..2),
-            PostgresError::Busy { .. }
-            | PostgresError::Lost(_)
-            | PostgresError::Late(_)
-            | PostgresError::ReadOnly(_)
-            | PostgresError::Nonsense(_)
-            | PostgresError::SchemaOld { .. }
-            | PostgresError::SchemaNew { .. }
-            | PostgresError::Encoding(_) => None,
-        }
-    }
-
-    pub(super) fn has_code(&self, code: &str) -> bool {
-        matches!(self, PostgresError::Refused { code: is, .. } if is == code)
-    }
-}
-
-impl From<tokio_postgres::Error> for PostgresError {
-    fn from(error: tokio_postgres::Error) -> PostgresError {
-        if let Some(said) = error.as_db_error() {
-            return PostgresError::Refused {
-                code: said.code().code().to_owned(),
-                message: said.message().to_owned(),
-            };
-        }
-        let mut message = error.to_string();
-        let mut source = std::error::Error::source(&error);
-        while let Some(cause) = source {
-            message = format!("{message}: {cause}");
-            source = cause.source();
-        }
-        PostgresError::Lost(message)
-    }
 }
 
 impl fmt::Debug for Target {

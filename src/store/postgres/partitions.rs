@@ -3,8 +3,10 @@
 
 use std::time::Duration;
 
+use tokio::time::timeout;
+
 use super::row::Date;
-use super::{Client, PostgresError, close};
+use super::{Client, CloseUnlessKept, PostgresError};
 use crate::store::chain::{Hash, Hasher};
 use crate::store::days::Day;
 
@@ -207,20 +209,24 @@ pub async fn summarize(connection: &Client, day: Day) -> Result<(), PostgresErro
     Ok(connection.batch_execute(&query).await?)
 }
 
-/// Has `keep` done by one process at a time: `None` if another is at it. The lock is the session's; whatever goes wrong, the
-/// connection is closed, and it with it.
+/// Has `keep` done by one process at a time: `None` if another is at it, which the server is to say `within` that time. `keep` is
+/// told the server's process of the connection. The lock is the session's; whatever goes wrong, the connection is closed, and it
+/// with it.
 pub async fn alone<T>(
-    mut connection: Client,
-    keep: impl AsyncFnOnce(&mut Client) -> Result<T, PostgresError>,
+    connection: Client,
+    within: Duration,
+    keep: impl AsyncFnOnce(&mut Client, i32) -> Result<T, PostgresError>,
 ) -> Result<Option<T>, PostgresError> {
-    let lock = format!("SELECT pg_try_advisory_lock({KEEPING})");
-    let is_ours = connection.query_one(&lock, &[]).await?.try_get(0)?;
-    let kept = match is_ours {
-        true => keep(&mut connection).await.map(Some),
-        false => return Ok(None),
-    };
-    close(connection);
-    kept
+    let mut connection = CloseUnlessKept(Some(connection));
+    let lock = format!("SELECT pg_try_advisory_lock({KEEPING}), pg_backend_pid()");
+    let locked = timeout(within, connection.get().query_one(&lock, &[])).await;
+    let locked = locked.map_err(|_| PostgresError::Late(within))??;
+    if !locked.try_get(0)? {
+        connection.keep();
+        return Ok(None);
+    }
+    let backend = locked.try_get(1)?;
+    keep(connection.get(), backend).await.map(Some)
 }
 
 /// What a day's partitions are called.

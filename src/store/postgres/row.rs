@@ -458,20 +458,8 @@ mod tests {
             method,
             path,
             status,
-            id: [7; 16],
-            upstream: None,
-            endpoint: None,
-            host: "a".to_owned(),
             query: Some("b=\0".to_owned()),
-            limits: Default::default(),
-            breaker: None,
-            bytes_in: 0,
-            bytes_out: 3,
-            duration: Micros(5),
-            upstream_duration: None,
-            request_id: None,
-            trace_id: None,
-            headers: Vec::new(),
+            ..AuditEvent::sample()
         }
     }
 

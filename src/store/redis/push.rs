@@ -29,14 +29,17 @@ pub enum Heard {
 }
 
 impl Redis {
-    /// Listens to these channels for ever and tells `heard`.
+    /// Listens to these channels for ever and tells `heard`. Whatever the nodes do, `beat` is called again within
+    /// `connect_timeout` and a second.
     pub async fn listen(
         self: Arc<Self>,
         channels: Vec<String>,
         mut heard: impl FnMut(Heard),
+        beat: impl Fn(),
     ) -> Infallible {
         let mut left = None;
         loop {
+            beat();
             let mut nodes: Vec<_> = self.topology.borrow().nodes().cloned().collect();
             // The one that was just tried in vain or lost is tried again once there was another.
             if nodes.len() > 1 {
@@ -48,7 +51,7 @@ impl Redis {
                     timeout(self.connect_timeout, self.subscribe(node, &channels)).await
             {
                 heard(Heard::Listening);
-                self.hear(node, sink, stream, &mut heard).await;
+                self.hear(node, sink, stream, &mut heard, &beat).await;
             }
             sleep(PAUSE.mul_f64(1.0 + fastrand::f64())).await;
         }
@@ -71,8 +74,10 @@ impl Redis {
         mut sink: PubSubSink,
         mut stream: PubSubStream,
         heard: &mut impl FnMut(Heard),
+        beat: &impl Fn(),
     ) {
         loop {
+            beat();
             tokio::select! {
                 message = stream.next() => match message {
                     Some(message) => heard(Heard::Message {

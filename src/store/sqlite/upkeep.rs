@@ -189,28 +189,10 @@ mod tests {
     fn event(n: u64) -> AuditEvent {
         AuditEvent {
             time: Micros(Micros::from(NOW).0 + n),
-            id: [0; 16],
-            seq: 0,
-            route: None,
-            upstream: None,
-            endpoint: None,
             client: std::net::Ipv4Addr::from_bits(u32::try_from(n % 100).unwrap()).into(),
             user: Some(format!("user-{}", n % 100)),
-            method: "GET".into(),
-            host: String::new(),
-            path: String::new(),
-            query: None,
-            status: 200,
             label: n.is_multiple_of(100).then(|| "rate_limited".into()),
-            limits: Default::default(),
-            breaker: None,
-            bytes_in: 0,
-            bytes_out: 0,
-            duration: Micros(0),
-            upstream_duration: None,
-            request_id: None,
-            trace_id: None,
-            headers: Vec::new(),
+            ..AuditEvent::sample()
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::bail;
 
 use super::*;
+use crate::clock;
 
 /// How often something was done.
 #[derive(Clone, Default)]
@@ -43,7 +44,7 @@ fn waits_double_up_to_a_bound_and_differ_by_half() {
 async fn a_panic_ends_one_task_is_counted_and_the_task_begins_again() {
     let (mut supervisor, metrics) = supervisor();
     let (begun, beats) = (Times::default(), Times::default());
-    supervisor.keep("other", None, AtStop::Drop, {
+    supervisor.keep("other", WELL, AtStop::Drop, {
         let beats = beats.clone();
         move |_| {
             let beats = beats.clone();
@@ -55,7 +56,7 @@ async fn a_panic_ends_one_task_is_counted_and_the_task_begins_again() {
             }
         }
     });
-    supervisor.keep("sweep", None, AtStop::Drop, {
+    supervisor.keep("sweep", WELL, AtStop::Drop, {
         let begun = begun.clone();
         move |_| {
             let first = begun.count() < 2;
@@ -75,7 +76,7 @@ async fn a_panic_ends_one_task_is_counted_and_the_task_begins_again() {
 #[tokio::test(start_paused = true)]
 async fn a_panic_of_a_task_within_the_task_is_counted_as_one() {
     let (mut supervisor, metrics) = supervisor();
-    supervisor.keep("drain", None, AtStop::Drop, |_| async {
+    supervisor.keep("drain", WELL, AtStop::Drop, |_| async {
         let inner = tokio::spawn(async { panic!("a panic that is meant") });
         Ok(inner.await?)
     });
@@ -87,7 +88,7 @@ async fn a_panic_of_a_task_within_the_task_is_counted_as_one() {
 async fn a_task_that_cannot_be_kept_up_is_given_up() {
     let (mut supervisor, _) = supervisor();
     let (begun, began) = (Times::default(), Instant::now());
-    supervisor.keep("drain", None, AtStop::Finish, {
+    supervisor.keep("drain", WELL, AtStop::Finish, {
         let begun = begun.clone();
         move |_| {
             begun.count();
@@ -110,7 +111,7 @@ async fn a_task_that_cannot_be_kept_up_is_given_up() {
 #[tokio::test(start_paused = true)]
 async fn a_task_that_ran_well_for_a_minute_begins_a_new_row() {
     let (mut supervisor, metrics) = supervisor();
-    supervisor.keep("drain", None, AtStop::Drop, |_| async {
+    supervisor.keep("drain", WELL, AtStop::Drop, |_| async {
         sleep(WELL).await;
         fails().await
     });
@@ -123,7 +124,7 @@ async fn a_task_that_ran_well_for_a_minute_begins_a_new_row() {
 async fn a_task_that_ends_well_is_done() {
     let (mut supervisor, metrics) = supervisor();
     let begun = Times::default();
-    supervisor.keep("once", Some(WELL), AtStop::Finish, {
+    supervisor.keep("once", WELL, AtStop::Finish, {
         let begun = begun.clone();
         move |_| {
             begun.count();
@@ -140,15 +141,15 @@ async fn a_task_that_ends_well_is_done() {
 async fn a_task_that_is_silent_for_longer_than_its_bound_is_stuck() {
     let (mut supervisor, _) = supervisor();
     let bound = Duration::from_millis(50);
-    supervisor.keep("beats", Some(bound), AtStop::Drop, |heart| async move {
+    supervisor.keep("beats", bound, AtStop::Drop, |heart| async move {
         loop {
             heart.beat();
             sleep(Duration::from_millis(1)).await;
         }
     });
     let silent = |_| std::future::pending::<anyhow::Result<()>>();
-    supervisor.keep("silent", Some(bound), AtStop::Drop, silent);
-    supervisor.keep("fails", Some(bound), AtStop::Drop, |_| fails());
+    supervisor.keep("silent", bound, AtStop::Drop, silent);
+    supervisor.keep("fails", bound, AtStop::Drop, |_| fails());
     let watched = supervisor.watched();
     let is_stuck = |name| {
         let mut watched = watched.iter();
@@ -168,12 +169,34 @@ async fn a_task_that_is_silent_for_longer_than_its_bound_is_stuck() {
     }
 }
 
+/// By the real clock, which hearts go by.
+#[test]
+fn a_task_of_parts_is_silent_once_one_of_them_is() {
+    let bound = Duration::from_millis(200);
+    let (whole, parts) = (Heartbeat::default(), [(); 2].map(|()| Heartbeat::default()));
+    let beats_until = |until: Duration| {
+        let until = clock::mono() + until;
+        while clock::mono() < until {
+            parts[0].beat();
+            whole.beat_for(&parts, bound);
+            std::thread::yield_now();
+        }
+    };
+    parts[1].rest();
+    whole.beat();
+    beats_until(2 * bound);
+    assert!(whole.age() <= bound);
+    parts[1].beat();
+    beats_until(3 * bound);
+    assert!(whole.age() >= bound);
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_to_finish_is_waited_for_and_the_rest_is_dropped() {
     let (mut supervisor, _) = supervisor();
     let finished = Times::default();
     let stopping = supervisor.stopping();
-    supervisor.keep("drain", None, AtStop::Finish, {
+    supervisor.keep("drain", WELL, AtStop::Finish, {
         let finished = finished.clone();
         move |_| {
             let (finished, mut stopping) = (finished.clone(), stopping.clone());
@@ -185,8 +208,8 @@ async fn what_is_to_finish_is_waited_for_and_the_rest_is_dropped() {
             }
         }
     });
-    supervisor.keep("sweep", None, AtStop::Drop, |_| std::future::pending());
-    supervisor.keep("waits", None, AtStop::Finish, |_| fails());
+    supervisor.keep("sweep", WELL, AtStop::Drop, |_| std::future::pending());
+    supervisor.keep("waits", WELL, AtStop::Finish, |_| fails());
     sleep(Duration::from_millis(1)).await;
     let began = Instant::now();
     supervisor.stop(Duration::from_secs(25)).await;
@@ -197,7 +220,7 @@ async fn what_is_to_finish_is_waited_for_and_the_rest_is_dropped() {
 #[tokio::test(start_paused = true)]
 async fn what_does_not_finish_in_time_is_dropped() {
     let (mut supervisor, _) = supervisor();
-    supervisor.keep("drain", None, AtStop::Finish, |_| std::future::pending());
+    supervisor.keep("drain", WELL, AtStop::Finish, |_| std::future::pending());
     let began = Instant::now();
     supervisor.stop(Duration::from_secs(25)).await;
     assert_eq!(began.elapsed().as_secs(), 25);

@@ -1,0 +1,91 @@
+//! What weir tells of itself, from the file as written to [`Log`] and [`AccessLog`].
+
+use super::Checker;
+use crate::config::raw::{self, Always};
+use crate::config::telemetry::{AccessLog, Log};
+use crate::config::units::Percent;
+use crate::config::yaml::At;
+
+pub(super) struct Telemetry {
+    pub log: Log,
+    pub access_log: Option<AccessLog>,
+}
+
+impl Checker {
+    pub(super) fn telemetry(&mut self, raw: Option<raw::Telemetry>) -> Telemetry {
+        let (log, access_log) = raw.map_or((None, None), |raw| (raw.log, raw.access_log));
+        let log = log
+            .and_then(|at| at.value)
+            .map_or((None, None), |raw| (raw.format, raw.level));
+        let log = Log {
+            format: log.0.and_then(|at| at.value).unwrap_or_default(),
+            level: log.1.and_then(|at| at.value).unwrap_or_default(),
+        };
+        Telemetry {
+            access_log: access_log
+                .and_then(|at| at.value)
+                .map(|raw| access_log_of(raw, log)),
+            log,
+        }
+    }
+}
+
+fn access_log_of(raw: raw::AccessLog, log: Log) -> AccessLog {
+    let always = match raw.always.and_then(|at| at.value) {
+        Some(list) => list.into_iter().filter_map(|at| at.value).collect(),
+        None => vec![Always::Errors, Always::Rejected],
+    };
+    AccessLog {
+        format: raw.format.and_then(|at| at.value).unwrap_or(log.format),
+        sample: share(raw.sample),
+        errors: always.contains(&Always::Errors),
+        rejected: always.contains(&Always::Rejected),
+    }
+}
+
+/// All, unless told.
+fn share(at: Option<At<Percent>>) -> f64 {
+    at.and_then(|at| at.value).map_or(1.0, |percent| percent.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::parse;
+    use super::*;
+    use crate::config::telemetry::LogFormat;
+
+    #[test]
+    fn an_access_log_is_of_all_requests_in_the_log_s_format_unless_told() {
+        let check = |telemetry: &str, expected: Option<AccessLog>| {
+            let text =
+                format!("listen: 127.0.0.1:1\nupstream: http://x\ntelemetry: {{{telemetry}}}\n");
+            assert_eq!(
+                parse(&text, &|_| None).unwrap().access_log,
+                expected,
+                "{text}"
+            );
+        };
+        let all = AccessLog {
+            format: LogFormat::Pretty,
+            sample: 1.0,
+            errors: true,
+            rejected: true,
+        };
+        check("", None);
+        check("access_log: {}", Some(all));
+        let json = AccessLog {
+            format: LogFormat::Json,
+            ..all
+        };
+        check("log: {format: json}, access_log: {}", Some(json));
+        let few = AccessLog {
+            sample: 0.01,
+            rejected: false,
+            ..json
+        };
+        check(
+            "access_log: {format: json, sample: 1%, always: [errors]}",
+            Some(few),
+        );
+    }
+}

@@ -1,0 +1,65 @@
+//! What weir tells of itself, as the file spells it.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::config::units::Percent;
+use crate::config::yaml::At;
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Telemetry {
+    pub log: Option<At<Log>>,
+    /// A line a request, to standard output; absent: none.
+    pub access_log: Option<At<AccessLog>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Log {
+    /// [default: pretty]
+    pub format: Option<At<LogFormat>>,
+    /// The least that is told; the environment variable WEIR_LOG goes before it [default: info].
+    pub level: Option<At<LogLevel>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// A JSON object a line.
+    Json,
+    /// A line for people, in colours on a terminal.
+    #[default]
+    Pretty,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    #[default]
+    Info,
+    Debug,
+    Trace,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct AccessLog {
+    /// [default: that of `log`]
+    pub format: Option<At<LogFormat>>,
+    /// The share of requests that have a line [default: 100%].
+    pub sample: Option<At<Percent>>,
+    /// What has one whatever the share [default: errors, rejected].
+    pub always: Option<At<Vec<At<Always>>>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Always {
+    /// A status from 500 on, or an answer that broke off.
+    Errors,
+    /// Refused by weir, whatever the reason.
+    Rejected,
+}

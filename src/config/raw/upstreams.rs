@@ -1,0 +1,263 @@
+//! Upstreams as they are written.
+
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::OneOrMany;
+use crate::config::units::{Percent, Span};
+use crate::config::yaml::At;
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Upstream {
+    /// `["http://127.0.0.1:3000"]`, or `{dns: app.svc:443, refresh: 10s}`; several of both in a list.
+    pub endpoints: At<Endpoints>,
+    /// [default: http1]
+    pub protocol: Option<At<UpstreamProtocol>>,
+    /// round_robin, least_request or {ring_hash: {by: client.ip}} [default: least_request].
+    pub load_balancing: Option<At<LoadBalancing>>,
+    /// [default: 1s]
+    pub connect_timeout: Option<At<Span>>,
+    /// From the end of the request to the end of the response's head [default: 15s].
+    pub timeout: Option<At<Span>>,
+    /// For a connection to it that no request uses [default: 60s].
+    pub idle_timeout: Option<At<Span>>,
+    /// What this process asks of it at a time [default: any number].
+    pub concurrency: Option<At<Concurrency>>,
+    /// Endpoints are asked how they are [default: no].
+    pub health: Option<At<HealthCheck>>,
+    /// Endpoints that fail requests are left out for a while [default: no].
+    pub outlier_detection: Option<At<OutlierDetection>>,
+    /// New and recovered endpoints get their part of the traffic step by step [default: at once].
+    pub slow_start: Option<At<SlowStart>>,
+    /// Where a smaller share of the endpoints than this is up, all are used, since those left would be overrun; 0%: never
+    /// [default: 50%].
+    pub panic_threshold: Option<At<Percent>>,
+    /// A name under `circuit_breakers`.
+    pub circuit_breaker: Option<At<String>>,
+    /// May its responses start and end sessions, by X-Weir-Session-Start and -End [default: false]?
+    pub trust_session_headers: Option<At<bool>>,
+}
+
+/// What an upstream speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum UpstreamProtocol {
+    #[default]
+    Http1,
+    /// Known beforehand: without TLS there is nothing to agree on it by.
+    Http2,
+}
+
+/// One endpoint, or a list of them.
+#[derive(Debug, JsonSchema)]
+#[schemars(with = "EndpointsSchema")]
+pub struct Endpoints(pub Vec<At<Endpoint>>);
+
+#[derive(Debug, JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "the form for editors alone")]
+enum EndpointsSchema {
+    One(Endpoint),
+    Many(Vec<Endpoint>),
+}
+
+/// `http://HOST:PORT`, or a name with many addresses.
+#[derive(Debug, JsonSchema)]
+#[schemars(untagged)]
+pub enum Endpoint {
+    Url(String),
+    Dns(DnsEndpoint),
+}
+
+/// Each address of the name is an endpoint.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct DnsEndpoint {
+    /// `NAME:PORT`.
+    pub dns: At<String>,
+    /// The longest between two looks; sooner where the addresses hold for less [default: 10s].
+    pub refresh: Option<At<Span>>,
+    /// The name servers to ask, as IP or IP:PORT [default: the system's, and its hosts file].
+    pub servers: Option<At<Vec<At<String>>>>,
+}
+
+const DNS_KEYS: &[&str] = &["dns", "refresh", "servers"];
+
+impl<'de> Deserialize<'de> for Endpoint {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Endpoint, D::Error> {
+        struct UrlOrDns;
+
+        impl<'de> Visitor<'de> for UrlOrDns {
+            type Value = Endpoint;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("http://HOST:PORT or {dns: NAME:PORT}")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Endpoint, E> {
+                Ok(Endpoint::Url(text.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Endpoint, A::Error> {
+                DnsEndpoint::deserialize(MapAccessDeserializer::new(map)).map(Endpoint::Dns)
+            }
+        }
+
+        // As a struct, so that unknown keys are told.
+        deserializer.deserialize_struct("Endpoint", DNS_KEYS, UrlOrDns)
+    }
+}
+
+impl<'de> Deserialize<'de> for Endpoints {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Endpoints, D::Error> {
+        struct OneOrList;
+
+        /// It stands where the whole stands.
+        fn alone(endpoint: Endpoint) -> Endpoints {
+            Endpoints(vec![At {
+                value: Some(endpoint),
+                line: 0,
+                column: 0,
+            }])
+        }
+
+        impl<'de> Visitor<'de> for OneOrList {
+            type Value = Endpoints;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("http://HOST:PORT, {dns: NAME:PORT} or a list of them")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Endpoints, E> {
+                Ok(alone(Endpoint::Url(text.to_owned())))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Endpoints, A::Error> {
+                let dns = DnsEndpoint::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(alone(Endpoint::Dns(dns)))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Endpoints, A::Error> {
+                let mut endpoints = Vec::new();
+                while let Some(endpoint) = list.next_element()? {
+                    endpoints.push(endpoint);
+                }
+                Ok(Endpoints(endpoints))
+            }
+        }
+
+        deserializer.deserialize_struct("Endpoints", DNS_KEYS, OneOrList)
+    }
+}
+
+/// Which endpoint takes a request.
+#[derive(Debug, JsonSchema)]
+#[schemars(untagged)]
+pub enum LoadBalancing {
+    /// `round_robin` or `least_request`.
+    Named(String),
+    Ring(RingHash),
+}
+
+/// Requests with the same key go to the same endpoint while it is up.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct RingHash {
+    pub ring_hash: At<RingKey>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct RingKey {
+    /// As that of rate limits: client.ip, header:NAME, cookie:NAME, session.user and more.
+    pub by: At<OneOrMany>,
+}
+
+impl<'de> Deserialize<'de> for LoadBalancing {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<LoadBalancing, D::Error> {
+        struct NameOrRing;
+
+        impl<'de> Visitor<'de> for NameOrRing {
+            type Value = LoadBalancing;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("round_robin, least_request or {ring_hash: {by: KEY}}")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<LoadBalancing, E> {
+                Ok(LoadBalancing::Named(text.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<LoadBalancing, A::Error> {
+                RingHash::deserialize(MapAccessDeserializer::new(map)).map(LoadBalancing::Ring)
+            }
+        }
+
+        deserializer.deserialize_struct("LoadBalancing", &["ring_hash"], NameOrRing)
+    }
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Concurrency {
+    /// Requests under way; with `adaptive` the most that are found to do well [default: 1024].
+    pub max: Option<At<u32>>,
+    /// gradient: how many may be under way is learnt from how long they take [default: `max`, always].
+    pub adaptive: Option<At<Adaptive>>,
+    /// With `adaptive`: requests that may be under way however slow they are [default: 5].
+    pub min: Option<At<u32>>,
+    /// Requests that wait for one of them to end, or for a connection, for at most `connect_timeout`; those beyond get 503
+    /// at once [default: 128].
+    pub pending: Option<At<u32>>,
+    /// [default: 1024]
+    pub max_connections: Option<At<u32>>,
+}
+
+/// How a bound is learnt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Adaptive {
+    Gradient,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct HealthCheck {
+    /// Asked by GET; 200 to 399 is well.
+    pub path: At<String>,
+    /// [default: 10s]
+    pub interval: Option<At<Span>>,
+    /// [default: 1s]
+    pub timeout: Option<At<Span>>,
+    /// So many failures in a row [default: 3].
+    pub unhealthy_after: Option<At<u32>>,
+    /// So many answers in a row [default: 2].
+    pub healthy_after: Option<At<u32>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct OutlierDetection {
+    /// So many 5xx, failures to connect, resets and timeouts in a row eject an endpoint [default: 5].
+    pub consecutive_5xx: Option<At<u32>>,
+    /// Between looks at who may come back [default: 10s].
+    pub interval: Option<At<Span>>,
+    /// How long the first ejection lasts; each one soon after another as much longer, up to 5m [default: 30s].
+    pub base_ejection_time: Option<At<Span>>,
+    /// Of all endpoints; one may always be ejected [default: 10].
+    pub max_ejection_percent: Option<At<u32>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct SlowStart {
+    /// How long it takes to get a full part.
+    pub window: At<Span>,
+    /// The part that it begins with [default: 10%].
+    pub min_weight: Option<At<Percent>>,
+}

@@ -1,0 +1,54 @@
+//! What weir tells of itself, as the file spells it.
+
+use serde::Serialize;
+
+use crate::config::raw::{Always, LogFormat, LogLevel};
+use crate::config::units::Percent;
+use crate::config::{Config, telemetry};
+
+#[derive(Serialize)]
+pub(super) struct Telemetry {
+    log: Log,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    access_log: Option<AccessLog>,
+}
+
+#[derive(Serialize)]
+struct Log {
+    format: LogFormat,
+    level: LogLevel,
+}
+
+#[derive(Serialize)]
+struct AccessLog {
+    format: LogFormat,
+    sample: Percent,
+    always: Vec<Always>,
+}
+
+impl Telemetry {
+    pub(super) fn new(config: &Config) -> Telemetry {
+        Telemetry {
+            log: Log {
+                format: config.log.format,
+                level: config.log.level,
+            },
+            access_log: config.access_log.as_ref().map(AccessLog::new),
+        }
+    }
+}
+
+impl AccessLog {
+    fn new(log: &telemetry::AccessLog) -> AccessLog {
+        let always = [
+            (Always::Errors, log.errors),
+            (Always::Rejected, log.rejected),
+        ];
+        let always = always.into_iter().filter(|(_, always)| *always);
+        AccessLog {
+            format: log.format,
+            sample: Percent(log.sample),
+            always: always.map(|(kind, _)| kind).collect(),
+        }
+    }
+}

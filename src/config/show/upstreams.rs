@@ -1,0 +1,143 @@
+//! Upstreams as the file spells them.
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::limits::{OneOrMany, by};
+use super::texts;
+use crate::config::raw::Adaptive;
+use crate::config::units::{Percent, Span};
+use crate::config::upstreams::{self, Balancing, Source};
+
+#[derive(Serialize)]
+pub(super) struct Upstream<'c> {
+    endpoints: Vec<Value>,
+    protocol: upstreams::Protocol,
+    load_balancing: LoadBalancing,
+    connect_timeout: Span,
+    timeout: Span,
+    idle_timeout: Span,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    concurrency: Option<Concurrency>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    health: Option<HealthCheck<'c>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outlier_detection: Option<OutlierDetection>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    slow_start: Option<SlowStart>,
+    panic_threshold: Percent,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    circuit_breaker: Option<&'c str>,
+    trust_session_headers: bool,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum LoadBalancing {
+    Named(&'static str),
+    Ring { ring_hash: RingKey },
+}
+
+#[derive(Serialize)]
+struct RingKey {
+    by: OneOrMany,
+}
+
+#[derive(Serialize)]
+struct Concurrency {
+    max: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    adaptive: Option<Adaptive>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    min: Option<u32>,
+    pending: u32,
+    max_connections: u32,
+}
+
+#[derive(Serialize)]
+struct HealthCheck<'c> {
+    path: &'c str,
+    interval: Span,
+    timeout: Span,
+    unhealthy_after: u32,
+    healthy_after: u32,
+}
+
+#[derive(Serialize)]
+struct OutlierDetection {
+    consecutive_5xx: u32,
+    interval: Span,
+    base_ejection_time: Span,
+    max_ejection_percent: u32,
+}
+
+#[derive(Serialize)]
+struct SlowStart {
+    window: Span,
+    min_weight: Percent,
+}
+
+impl<'c> Upstream<'c> {
+    pub(super) fn new(upstream: &'c upstreams::Upstream) -> Upstream<'c> {
+        let breaker = upstream.circuit_breaker.as_ref();
+        let concurrency = |it: upstreams::Concurrency| Concurrency {
+            max: it.max,
+            adaptive: it.adaptive_min.map(|_| Adaptive::Gradient),
+            min: it.adaptive_min,
+            pending: it.pending,
+            max_connections: it.max_connections,
+        };
+        let outlier_detection = |it: upstreams::OutlierDetection| OutlierDetection {
+            consecutive_5xx: it.consecutive_5xx,
+            interval: Span(it.interval),
+            base_ejection_time: Span(it.base_ejection_time),
+            max_ejection_percent: it.max_ejection_percent,
+        };
+        Upstream {
+            endpoints: upstream.endpoints.iter().map(endpoint).collect(),
+            protocol: upstream.protocol,
+            load_balancing: match &upstream.load_balancing {
+                Balancing::RoundRobin => LoadBalancing::Named("round_robin"),
+                Balancing::LeastRequest => LoadBalancing::Named("least_request"),
+                Balancing::RingHash(parts) => LoadBalancing::Ring {
+                    ring_hash: RingKey { by: by(parts) },
+                },
+            },
+            connect_timeout: Span(upstream.connect_timeout),
+            timeout: Span(upstream.timeout),
+            idle_timeout: Span(upstream.idle_timeout),
+            concurrency: upstream.concurrency.map(concurrency),
+            health: upstream.health.as_ref().map(|it| HealthCheck {
+                path: &it.path,
+                interval: Span(it.interval),
+                timeout: Span(it.timeout),
+                unhealthy_after: it.unhealthy_after,
+                healthy_after: it.healthy_after,
+            }),
+            outlier_detection: upstream.outlier_detection.map(outlier_detection),
+            slow_start: upstream.slow_start.map(|it| SlowStart {
+                window: Span(it.window),
+                min_weight: Percent(it.min_weight),
+            }),
+            panic_threshold: Percent(upstream.panic_threshold),
+            circuit_breaker: breaker.map(|breaker| breaker.name.as_str()),
+            trust_session_headers: upstream.trust_session_headers,
+        }
+    }
+}
+
+fn endpoint(source: &Source) -> Value {
+    match source {
+        Source::Fixed(place) => json!(format!("http://{place}")),
+        Source::Dns(it) => {
+            let mut shown = json!({
+                "dns": format!("{}:{}", it.name, it.port),
+                "refresh": Span(it.refresh).to_string(),
+            });
+            if !it.servers.is_empty() {
+                shown["servers"] = json!(texts(&it.servers));
+            }
+            shown
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! What weir tells of requests beside the audit.
+
+pub use super::raw::{LogFormat, LogLevel};
+
+/// What is logged, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Log {
+    pub format: LogFormat,
+    /// The least that is told.
+    pub level: LogLevel,
+}
+
+/// Which requests have a line on standard output.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AccessLog {
+    pub format: LogFormat,
+    /// From 0 to 1.
+    pub sample: f64,
+    /// A status from 500 on, or an answer that broke off, always has one.
+    pub errors: bool,
+    /// So has what weir refuses.
+    pub rejected: bool,
+}

@@ -1,0 +1,184 @@
+//! An adaptive bound on calls under way: how many an upstream takes before they queue there, learnt from how long they take.
+//! The algorithm is the gradient of Netflix's concurrency-limits and of Envoy's adaptive concurrency, but for how it learns what calls
+//! take without a queue. Envoy pulls the bound down to 3 for that; Netflix's Gradient2 averages over a long time, and so takes a queue
+//! that stays for the usual, up to the highest bound. Here the bound dips by 30 % for one window of fifty: enough to empty a queue
+//! that it has caused itself, and little to those who ask. Owns the arithmetic; must not count calls.
+
+use std::time::Duration;
+
+/// The share of a new estimate that is taken at each update.
+const SMOOTHING: f64 = 0.2;
+/// Calls may take this much longer than without a queue before the bound shrinks. Times [`DIP`] it is below 1, so that a dip
+/// sees less of a queue than the bound allows for: what is learnt in dips cannot creep up with the bound.
+const TOLERANCE: f64 = 1.25;
+/// The least that an update shrinks the bound to, as a share of it.
+const STEEPEST: f64 = 0.5;
+/// Windows from one dip to the next.
+const DIP_EVERY: u32 = 50;
+/// The share of the bound that holds in a dip.
+const DIP: f64 = 0.7;
+/// How much of a dip's time is taken for the time without a queue.
+const DIP_WEIGHT: f64 = 0.5;
+/// The same of a window outside of a dip whose calls were quicker still.
+const QUICKER_WEIGHT: f64 = 0.1;
+
+/// Between which the bound moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Range {
+    /// At least 1.
+    pub min: u32,
+    /// At least `min`.
+    pub max: u32,
+}
+
+/// An upstream's bound.
+#[derive(Debug, Clone)]
+pub struct Gradient {
+    range: Range,
+    bound: f64,
+    /// What calls take without a queue, in seconds; `None` before the first update.
+    alone: Option<f64>,
+    updates: u32,
+    dips: bool,
+}
+
+/// What was seen of calls since the last update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Window {
+    /// Those that have ended; at least 1 for an update.
+    pub calls: u32,
+    /// What they took together.
+    pub took: Duration,
+    /// The most that were under way at a time.
+    pub under_way: u32,
+}
+
+impl Gradient {
+    /// Begins at 20 calls, or the nearest that the range has.
+    pub fn new(range: Range) -> Gradient {
+        let range = Range {
+            min: range.min.max(1),
+            max: range.max.max(range.min.max(1)),
+        };
+        Gradient {
+            range,
+            bound: f64::from(20_u32.clamp(range.min, range.max)),
+            alone: None,
+            updates: 0,
+            dips: false,
+        }
+    }
+
+    /// Calls that may be under way until the next update.
+    pub fn bound(&self) -> u32 {
+        let share = if self.dips { DIP } else { 1.0 };
+        // Between two u32s, so that it is one.
+        (self.bound * share).max(f64::from(self.range.min)) as u32
+    }
+
+    /// Learns from a window.
+    pub fn update(&mut self, window: Window) {
+        let now = window.took.as_secs_f64() / f64::from(window.calls.max(1));
+        let now = now.max(1e-6);
+        let dipped = std::mem::take(&mut self.dips);
+        self.updates = self.updates.wrapping_add(1);
+        let alone = match self.alone {
+            None => now,
+            Some(alone) if dipped => alone + (now - alone) * DIP_WEIGHT,
+            Some(alone) if now < alone => alone + (now - alone) * QUICKER_WEIGHT,
+            Some(alone) => alone,
+        };
+        self.alone = Some(alone);
+        // With few calls under way nothing is learnt of how many would be too many.
+        if f64::from(window.under_way) * 2.0 < self.bound {
+            return;
+        }
+        self.dips = self.updates.is_multiple_of(DIP_EVERY);
+        if dipped {
+            return;
+        }
+        let gradient = (TOLERANCE * alone / now).clamp(STEEPEST, 1.0);
+        let room = self.bound.sqrt();
+        let next = self.bound * gradient + room;
+        let smoothed = self.bound * (1.0 - SMOOTHING) + next * SMOOTHING;
+        self.bound = smoothed.clamp(f64::from(self.range.min), f64::from(self.range.max));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const WIDE: Range = Range { min: 5, max: 1000 };
+
+    /// An upstream that serves `capacity` calls at a time, each in 10 ms, and queues the rest.
+    fn settle(gradient: &mut Gradient, capacity: f64, demand: u32, updates: usize) -> u32 {
+        // One more, so that it does not end in a dip.
+        for _ in 0..=updates {
+            let under_way = gradient.bound().min(demand);
+            let took = 0.010 * (f64::from(under_way) / capacity).max(1.0);
+            gradient.update(Window {
+                calls: 100,
+                took: Duration::from_secs_f64(took * 100.0),
+                under_way,
+            });
+        }
+        gradient.bound()
+    }
+
+    #[test]
+    fn the_bound_settles_near_what_the_upstream_takes() {
+        let mut gradient = Gradient::new(WIDE);
+        let mut check = |capacity: u32, updates| {
+            let bound = settle(&mut gradient, f64::from(capacity), 10_000, updates);
+            assert!(
+                (capacity..capacity * 2).contains(&bound),
+                "{bound} at {capacity}"
+            );
+        };
+        check(100, 300);
+        // Half of it goes, for example with a replica.
+        check(50, 600);
+        check(200, 600);
+        // However long it is full, what waits is not taken for what calls need.
+        check(200, 10_000);
+        check(100, 600);
+    }
+
+    #[test]
+    fn an_idle_upstream_teaches_nothing() {
+        let mut gradient = Gradient::new(WIDE);
+        assert_eq!(settle(&mut gradient, 100.0, 3, 1000), 20);
+    }
+
+    #[test]
+    fn an_upstream_that_is_slow_by_nature_is_not_held_down() {
+        let mut gradient = Gradient::new(WIDE);
+        for _ in 0..501 {
+            let under_way = gradient.bound();
+            gradient.update(Window {
+                calls: 10,
+                took: Duration::from_secs(20),
+                under_way,
+            });
+        }
+        assert_eq!(gradient.bound(), 1000);
+    }
+
+    proptest! {
+        #[test]
+        fn the_bound_stays_in_its_range(
+            (min, max) in (0u32..100, 0u32..2000),
+            windows in prop::collection::vec((0u32..1000, 0u64..100_000_000, 0u32..3000), 0..100),
+        ) {
+            let mut gradient = Gradient::new(Range { min, max });
+            for (calls, micros, under_way) in windows {
+                gradient.update(Window { calls, took: Duration::from_micros(micros), under_way });
+                prop_assert!(gradient.bound() >= min.max(1));
+                prop_assert!(gradient.bound() <= max.max(min.max(1)));
+            }
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! What a route answers by itself: a redirect or a fixed reply, once every policy lets the request pass. Does no I/O.
+
+use super::quota::Quota;
+use super::reply::{Asker, Date, put_head_end};
+use crate::config::Route;
+use crate::config::rewrite::{Redirect, Reply};
+
+/// An answer, with what the client is told of its quotas.
+pub(super) struct Answer<'p> {
+    pub status: u16,
+    pub body: &'p str,
+    content_type: &'p str,
+    location: Option<String>,
+    headers: &'p [(String, String)],
+    route: &'p Route,
+    /// Its concurrency slots are held until the answer is out.
+    quota: Quota<'p>,
+}
+
+impl<'p> Answer<'p> {
+    pub(super) fn redirect(
+        route: &'p Route,
+        redirect: &'p Redirect,
+        location: String,
+        quota: Quota<'p>,
+    ) -> Answer<'p> {
+        Answer {
+            status: redirect.status,
+            body: "",
+            content_type: "",
+            location: Some(location),
+            headers: &[],
+            route,
+            quota,
+        }
+    }
+
+    pub(super) fn reply(route: &'p Route, reply: &'p Reply, quota: Quota<'p>) -> Answer<'p> {
+        Answer {
+            status: reply.status,
+            body: &reply.body,
+            content_type: &reply.content_type,
+            location: None,
+            headers: &reply.headers,
+            route,
+            quota,
+        }
+    }
+
+    /// Appends the whole answer to `out`.
+    pub(super) fn put(&self, out: &mut Vec<u8>, to: Asker, date: &Date) {
+        let mut number = itoa::Buffer::new();
+        // The reason phrase has no meaning and may be empty (RFC 9112 section 4).
+        for part in ["HTTP/1.1 ", number.format(self.status), " \r\n"] {
+            out.extend_from_slice(part.as_bytes());
+        }
+        // RFC 9110 section 8.6 forbids a length in a 204, and one in a 304 would be that of another response.
+        if !matches!(self.status, 204 | 304) {
+            put(out, "Content-Length", number.format(self.body.len()));
+        }
+        out.extend_from_slice(&date.field());
+        let changes = &self.route.response_headers;
+        let content_type = (!self.body.is_empty()).then_some(("Content-Type", self.content_type));
+        let location = self.location.as_deref().map(|value| ("Location", value));
+        let headers = self.headers.iter().map(|(name, value)| (&**name, &**value));
+        for (name, value) in content_type.into_iter().chain(location).chain(headers) {
+            if !changes.drops(name.as_bytes()) {
+                put(out, name, value);
+            }
+        }
+        for (name, value) in changes.put_in() {
+            put(out, name, value);
+        }
+        self.quota.tell(out);
+        put_head_end(out, to);
+        if !to.by_head {
+            out.extend_from_slice(self.body.as_bytes());
+        }
+    }
+}
+
+fn put(out: &mut Vec<u8>, name: &str, value: &str) {
+    for part in [name, ": ", value, "\r\n"] {
+        out.extend_from_slice(part.as_bytes());
+    }
+}

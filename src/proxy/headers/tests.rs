@@ -1,0 +1,216 @@
+//! The rules of `headers`, as tests.
+
+use std::net::SocketAddr;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::config::check;
+use crate::http1::head::{HeadLimits, parse_request};
+
+fn who(fields: &str, peer: &str, trusted: &[&str]) -> (String, bool) {
+    let bytes = format!("GET / HTTP/1.1\r\nHost: x\r\n{fields}\r\n").into_bytes();
+    let head = parse_request(&bytes, HeadLimits::default())
+        .unwrap()
+        .unwrap();
+    let trusted: Vec<IpNet> = trusted.iter().map(|net| net.parse().unwrap()).collect();
+    let peer: SocketAddr = peer.parse().unwrap();
+    let client = client(&bytes, &head, peer.ip().to_canonical(), &trusted);
+    (client.ip.to_string(), client.behind_trusted)
+}
+
+fn sent_up(fields: &str, trusted: bool) -> String {
+    sent_up_by(&route(""), fields, trusted)
+}
+
+/// The route of requests to the one upstream, with these keys beside it.
+fn route(keys: &str) -> Route {
+    let text = format!(
+        "listen: 127.0.0.1:1\nupstreams: {{app: {{endpoints: ['http://x:1']}}}}\nroutes:\n  - upstream: app\n{keys}"
+    );
+    check::parse(&text, &|_| None).unwrap().routes.remove(0)
+}
+
+fn sent_up_by(route: &Route, fields: &str, trusted: bool) -> String {
+    let bytes = format!("GET / HTTP/1.1\r\nHost: x\r\n{fields}\r\n").into_bytes();
+    let head = parse_request(&bytes, HeadLimits::default())
+        .unwrap()
+        .unwrap();
+    let client = Client {
+        ip: IpAddr::from([1, 2, 3, 4]),
+        behind_trusted: trusted,
+    };
+    let peer = Peer::new(IpAddr::from([1, 2, 3, 4]));
+    let protocol = upgrade(&bytes, &head);
+    let passed = Passed {
+        target: b"/",
+        route,
+        client: &client,
+        request_id: &RequestId::Given("id".to_owned()),
+        identity_fields: &[],
+        identity: None,
+    };
+    let mut out = Vec::new();
+    put_request_head(&mut out, &bytes, &head, &passed, &peer, protocol.as_deref());
+    String::from_utf8(out).unwrap()
+}
+
+#[test]
+fn no_other_spelling_smuggles_a_field_that_is_believed() {
+    for name in [
+        "X_Forwarded_For",
+        "x-forwarded_FOR",
+        "X.Forwarded.For",
+        "X_Forwarded_Proto",
+        "X~Forwarded-Host",
+        "X_Real-IP",
+        "X_Request_Id",
+        "Content_Length",
+        "content.length",
+        "Transfer_Encoding",
+        "Transfer!Encoding",
+        "Proxy",
+        "proxy",
+    ] {
+        for trusted in [true, false] {
+            let sent = sent_up(&format!("{name}: 6.6.6.6\r\n"), trusted);
+            assert!(!sent.contains("6.6.6.6"), "{name} {trusted}: {sent}");
+        }
+    }
+    for name in ["X_Other", "X-Forwarded-Fort", "Proxy-X", "Hos_t"] {
+        let field = format!("{name}: 6.6.6.6\r\n");
+        assert!(sent_up(&field, false).contains(&field), "{name}");
+    }
+    assert!(sent_up("X-Real-IP: 6.6.6.6\r\n", true).contains("X-Real-IP: 6.6.6.6\r\n"));
+}
+
+#[test]
+fn what_a_route_sets_cannot_be_forged() {
+    let route = route(
+        "    rewrite: {host: 'app:80'}\n    request_headers: {set: {X-Env: prod}, add: {x-tag: weir}, remove: [x-debug]}\n",
+    );
+    let fields = "x-env: a\r\nX_ENV: b\r\nX-Debug: c\r\nx.debug: d\r\nX-Tag: e\r\nX-Forwarded-Host: evil\r\n";
+    let sent = sent_up_by(&route, fields, false);
+    assert_eq!(sent.to_lowercase().matches("x-env: ").count(), 1, "{sent}");
+    assert!(sent.contains("X-Env: prod\r\n") && !sent.contains(": b\r\n"));
+    assert!(!sent.contains(": c\r\n") && !sent.contains(": d\r\n"));
+    assert!(sent.contains("X-Tag: e\r\n") && sent.contains("x-tag: weir\r\n"));
+    assert!(sent.contains("\r\nHost: app:80\r\n") && !sent.contains("\r\nHost: x\r\n"));
+    assert!(sent.contains("X-Forwarded-Host: x\r\n") && !sent.contains("evil"));
+    let trusted = sent_up_by(&route, "X-Forwarded-Host: edge\r\n", true);
+    assert!(trusted.contains("X-Forwarded-Host: edge\r\n"), "{trusted}");
+    assert_eq!(trusted.matches("X-Forwarded-Host").count(), 1);
+}
+
+#[test]
+fn a_chain_of_trusted_proxies_goes_on_and_others_begin_anew() {
+    let chain = "X-Forwarded-For: 6.6.6.6\r\nForwarded: for=6.6.6.6;proto=https\r\n";
+    let sent = sent_up(chain, true);
+    assert!(
+        sent.contains("X-Forwarded-For: 6.6.6.6, 1.2.3.4\r\n"),
+        "{sent}"
+    );
+    assert!(
+        sent.contains("Forwarded: for=6.6.6.6;proto=https, for=1.2.3.4\r\n"),
+        "{sent}"
+    );
+    let sent = sent_up(chain, false);
+    assert!(!sent.contains("6.6.6.6") && sent.contains("X-Forwarded-For: 1.2.3.4\r\n"));
+}
+
+#[test]
+fn a_switch_to_another_http_is_not_passed_on() {
+    let asks = |protocol: &str| {
+        let fields = format!("Connection: Upgrade\r\nUpgrade: {protocol}\r\n");
+        sent_up(&fields, false).contains("\r\nUpgrade: ")
+    };
+    assert!(asks("websocket"));
+    assert!(asks("x, y/1"));
+    for protocol in [
+        "h2c",
+        "H2C",
+        "websocket, h2c",
+        "h2",
+        "h2c/1",
+        "HTTP/2.0",
+        "TLS/1.2",
+        "",
+    ] {
+        assert!(!asks(protocol), "{protocol}");
+    }
+}
+
+#[test]
+fn a_client_is_what_trusted_proxies_say_and_no_one_else() {
+    let proxies = ["10.0.0.0/8", "fd00::/8"];
+    let check = |fields: &str, peer: &str, ip: &str, behind| {
+        assert_eq!(
+            who(fields, peer, &proxies),
+            (ip.to_owned(), behind),
+            "{fields:?} from {peer}"
+        );
+    };
+    check("", "1.2.3.4:5", "1.2.3.4", false);
+    check(
+        "X-Forwarded-For: 6.6.6.6\r\n",
+        "1.2.3.4:5",
+        "1.2.3.4",
+        false,
+    );
+    check(
+        "X-Forwarded-For: 6.6.6.6\r\n",
+        "10.0.0.1:5",
+        "6.6.6.6",
+        true,
+    );
+    check(
+        "X-Forwarded-For: 9.9.9.9, 6.6.6.6, 10.0.0.2\r\n",
+        "10.0.0.1:5",
+        "6.6.6.6",
+        true,
+    );
+    check(
+        "X-Forwarded-For: 9.9.9.9\r\nX-Forwarded-For: 6.6.6.6\r\n",
+        "[fd00::1]:5",
+        "6.6.6.6",
+        true,
+    );
+    check(
+        "X-Forwarded-For: 6.6.6.6, nonsense\r\n",
+        "10.0.0.1:5",
+        "10.0.0.1",
+        true,
+    );
+    check(
+        "X-Forwarded-For: ::ffff:6.6.6.6\r\n",
+        "[::ffff:10.0.0.1]:5",
+        "6.6.6.6",
+        true,
+    );
+    check("", "10.0.0.1:5", "10.0.0.1", true);
+}
+
+/// Names and values that mean something to a proxy, and others.
+fn field() -> impl Strategy<Value = String> {
+    let name = "(Connection|connection|X-Forwarded-For|X_FORWARDED_FOR|Upgrade|TE|Forwarded|X-Request-Id|Expect|X-A|Keep-Alive|[a-zA-Z!#_-]{1,8})";
+    let value = "(close|x-a, host|upgrade|websocket|h2c|keep-alive|content-length|[ -~]{0,12})";
+    (name, value).prop_map(|(name, value)| format!("{name}: {value}\r\n"))
+}
+
+proptest! {
+    #[test]
+    fn what_goes_up_is_one_head_that_names_its_client_once(fields in prop::collection::vec(field(), 0..8), trusted: bool) {
+        let sent = sent_up(&fields.concat(), trusted).into_bytes();
+        let head = parse_request(&sent, HeadLimits::default()).unwrap().unwrap();
+        prop_assert_eq!(head.len, sent.len());
+        let count = |wanted: &str| head.fields.iter().filter(|(name, _)| is(&sent, name, wanted)).count();
+        prop_assert_eq!((count("x-forwarded-for"), count("host")), (1, 1));
+        prop_assert_eq!(count("connection"), count("upgrade"));
+        for hop in ["te", "keep-alive", "transfer-encoding", "expect"] {
+            prop_assert_eq!(count(hop), 0, "{}", hop);
+        }
+        if !trusted {
+            prop_assert_eq!((count("x-request-id"), count("forwarded")), (1, 0));
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! What Postgres, or the way to it, says of why it did not do what it was asked, and what that says of trying again. Never shows a
+//! password.
+
+use std::time::Duration;
+
+use thiserror::Error;
+
+const LOCK_NOT_AVAILABLE: &str = "55P03";
+/// What a statement that takes too long ends with.
+const QUERY_CANCELED: &str = "57014";
+/// Classes of SQLSTATEs: connections, transactions, who may do what, conflicts of transactions, resources, states of the server and
+/// of its tables.
+const OF_THE_SERVER: [&str; 10] = ["08", "25", "28", "3D", "40", "42", "53", "55", "57", "58"];
+
+/// Why Postgres did not do what it was asked. Never shows a password.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum PostgresError {
+    #[error(
+        "no connection to postgres ({target}) was free within {within:?}; raise postgres.write_pool or postgres.read_pool"
+    )]
+    Busy { target: String, within: Duration },
+    /// There is no connection, or it was lost: what was asked may have been done all the same.
+    #[error("no connection to postgres: {0}")]
+    Lost(String),
+    #[error("postgres did not answer within {0:?}")]
+    Late(Duration),
+    #[error("postgres ({0}) cannot be written to: it is a replica, or set to read only")]
+    ReadOnly(String),
+    /// What the server said.
+    #[error("postgres refused: {message} (SQLSTATE {code})")]
+    Refused { code: String, message: String },
+    /// It answered in another shape than it was asked for.
+    #[error("postgres answered in another shape than weir's schema promises: {0}")]
+    Nonsense(String),
+    #[error(
+        "weir's schema in postgres is version {found}, this weir needs {needed}; run `weir migrate`"
+    )]
+    SchemaOld { found: i32, needed: i32 },
+    #[error(
+        "weir's schema in postgres is version {found}, this weir knows up to {known}; run the weir that brought it there, or a later one"
+    )]
+    SchemaNew { found: i32, known: i32 },
+    #[error("the database's encoding is {0}, weir needs UTF8; create it with ENCODING 'UTF8'")]
+    Encoding(String),
+}
+
+impl PostgresError {
+    /// Whether the server said that it is about the data, so that it will say so again.
+    pub(super) fn is_about_data(&self) -> bool {
+        // Data exceptions, broken constraints, and rows beyond what the server can hold.
+        self.class()
+            .is_some_and(|class| ["22", "23", "54"].contains(&class))
+    }
+
+    /// Whether it is about the server, or the way to it, so that no batch is to blame.
+    pub fn is_of_the_server(&self) -> bool {
+        match self {
+            PostgresError::Refused { code, .. } => {
+                // Another's transaction holds just this batch.
+                code != LOCK_NOT_AVAILABLE
+                    && self
+                        .class()
+                        .is_some_and(|class| OF_THE_SERVER.contains(&class))
+            }
+            PostgresError::Nonsense(_) => false,
+            PostgresError::Busy { .. }
+            | PostgresError::Lost(_)
+            | PostgresError::Late(_)
+            | PostgresError::ReadOnly(_)
+            | PostgresError::SchemaOld { .. }
+            | PostgresError::SchemaNew { .. }
+            | PostgresError::Encoding(_) => true,
+        }
+    }
+
+    /// Whether less at a time may do.
+    pub fn is_slow(&self) -> bool {
+        matches!(self, PostgresError::Late(_)) || self.has_code(QUERY_CANCELED)
+    }
+
+    /// The class of the SQLSTATE.
+    fn class(&self) -> Option<&str> {
+        match self {
+            PostgresError::Refused { code, .. } => code.get(..2),
+            PostgresError::Busy { .. }
+            | PostgresError::Lost(_)
+            | PostgresError::Late(_)
+            | PostgresError::ReadOnly(_)
+            | PostgresError::Nonsense(_)
+            | PostgresError::SchemaOld { .. }
+            | PostgresError::SchemaNew { .. }
+            | PostgresError::Encoding(_) => None,
+        }
+    }
+
+    pub(super) fn has_code(&self, code: &str) -> bool {
+        matches!(self, PostgresError::Refused { code: is, .. } if is == code)
+    }
+}
+
+impl From<tokio_postgres::Error> for PostgresError {
+    fn from(error: tokio_postgres::Error) -> PostgresError {
+        if let Some(said) = error.as_db_error() {
+            return PostgresError::Refused {
+                code: said.code().code().to_owned(),
+                message: said.message().to_owned(),
+            };
+        }
+        let mut message = error.to_string();
+        let mut source = std::error::Error::source(&error);
+        while let Some(cause) = source {
+            message = format!("{message}: {cause}");
+            source = cause.source();
+        }
+        PostgresError::Lost(message)
+    }
+}

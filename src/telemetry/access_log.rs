@@ -1,0 +1,382 @@
+//! A line a request, to standard output. Lines come in batches over a bounded queue to a thread that writes them: whoever
+//! has lines never waits, and what does not fit is counted.
+
+use std::fmt::{self, Write as _};
+use std::io::{self, Write};
+use std::sync::OnceLock;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Serialize, Serializer};
+use tracing::{error, warn};
+
+use super::told_metrics::Told;
+use crate::config::telemetry::LogFormat;
+use crate::event::{AuditEvent, Micros};
+
+/// Batches that wait to be written, at most.
+const QUEUE: usize = 128;
+/// Bytes at which a batch is full.
+pub const BATCH: usize = 32 * 1024;
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// Lines on their way out.
+#[derive(Debug, Default)]
+pub struct Batch {
+    pub bytes: Vec<u8>,
+    pub lines: u64,
+}
+
+impl Batch {
+    /// Appends the line of a request.
+    pub fn push(&mut self, format: LogFormat, line: &Line<'_, '_>) {
+        match format {
+            LogFormat::Json => line.put_json(&mut self.bytes),
+            LogFormat::Pretty => line.put_pretty(&mut self.bytes),
+        }
+        self.bytes.push(b'\n');
+        self.lines += 1;
+    }
+}
+
+/// What a line tells.
+#[derive(Debug, Clone, Copy)]
+pub struct Line<'a, 't> {
+    pub event: &'a AuditEvent<&'t str>,
+    pub user_agent: Option<&'t str>,
+}
+
+/// The queue and its thread.
+#[derive(Debug)]
+pub struct AccessLog {
+    sender: OnceLock<SyncSender<Message>>,
+    told: Told,
+}
+
+#[derive(Debug)]
+enum Message {
+    Batch(Batch),
+    /// Told once all before it is written.
+    Stop(SyncSender<()>),
+}
+
+impl AccessLog {
+    /// Nothing is written yet.
+    pub fn new(told: Told) -> AccessLog {
+        AccessLog {
+            sender: OnceLock::new(),
+            told,
+        }
+    }
+
+    /// Begins the thread, unless it has begun.
+    pub fn start(&self) {
+        self.sender.get_or_init(|| {
+            let (sender, batches) = sync_channel(QUEUE);
+            let told = self.told.clone();
+            let begun = thread::Builder::new()
+                .name("access-log".to_owned())
+                .spawn(move || write(&batches, io::stdout(), &told));
+            if let Err(error) = begun {
+                error!(%error, "the access log has no thread: all of its lines are dropped");
+            }
+            sender
+        });
+    }
+
+    /// Hands on a batch, or drops it where too many wait.
+    pub fn hand_on(&self, batch: Batch) {
+        let lines = batch.lines;
+        let sent = self
+            .sender
+            .get()
+            .map(|sender| sender.try_send(Message::Batch(batch)));
+        match sent {
+            Some(Ok(())) => {}
+            None | Some(Err(TrySendError::Full(_) | TrySendError::Disconnected(_))) => {
+                self.told.dropped.inc_by(lines);
+            }
+        }
+    }
+
+    /// Waits until all lines are out, for at most `within`.
+    pub fn stop(&self, within: Duration) {
+        let Some(sender) = self.sender.get() else {
+            return;
+        };
+        let (done, is_done) = sync_channel(1);
+        let mut left = within;
+        while sender.try_send(Message::Stop(done.clone())).is_err() {
+            let Some(less) = left.checked_sub(LOOK_EVERY) else {
+                return;
+            };
+            left = less;
+            thread::sleep(LOOK_EVERY);
+        }
+        drop(done);
+        match is_done.recv_timeout(left) {
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => {}
+            Err(RecvTimeoutError::Timeout) => {
+                warn!("standard output takes no more: the last lines of the access log are lost");
+            }
+        }
+    }
+}
+
+fn write(batches: &Receiver<Message>, mut out: impl Write, told: &Told) {
+    let mut fails = false;
+    while let Ok(message) = batches.recv() {
+        let batch = match message {
+            Message::Batch(batch) => batch,
+            Message::Stop(done) => {
+                let _ = done.send(());
+                return;
+            }
+        };
+        match out.write_all(&batch.bytes).and_then(|()| out.flush()) {
+            Ok(()) => {
+                told.out.inc_by(batch.lines);
+                fails = false;
+            }
+            Err(error) => {
+                told.dropped.inc_by(batch.lines);
+                if !fails {
+                    warn!(%error, "the access log cannot be written; its lines are dropped until it can");
+                }
+                fails = true;
+            }
+        }
+    }
+}
+
+/// A line as JSON, with the names that `weir audit query --format jsonl` has; what a request lacks is left out.
+#[derive(Serialize)]
+struct Json<'a> {
+    time: Time,
+    request_id: &'a str,
+    client: std::net::IpAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user: Option<&'a str>,
+    method: &'a str,
+    host: &'a str,
+    path: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    query: Option<&'a str>,
+    status: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    label: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    route: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upstream: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    endpoint: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[&str]>::is_empty")]
+    limits: &'a [&'a str],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    breaker: Option<&'a str>,
+    bytes_in: u64,
+    bytes_out: u64,
+    duration_us: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upstream_duration_us: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace_id: Option<Hex>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_agent: Option<&'a str>,
+}
+
+impl Line<'_, '_> {
+    fn put_json(&self, out: &mut Vec<u8>) {
+        let event = self.event;
+        let line = Json {
+            time: Time(event.time),
+            request_id: &event.request_id(),
+            client: event.client,
+            user: event.user,
+            method: event.method,
+            host: event.host,
+            path: event.path,
+            query: event.query,
+            status: event.status,
+            label: event.label,
+            route: event.route,
+            upstream: event.upstream,
+            endpoint: event.endpoint,
+            limits: &event.limits,
+            breaker: event.breaker,
+            bytes_in: event.bytes_in,
+            bytes_out: event.bytes_out,
+            duration_us: event.duration.0,
+            upstream_duration_us: event.upstream_duration.map(|duration| duration.0),
+            trace_id: event.trace_id.map(Hex),
+            user_agent: self.user_agent,
+        };
+        serde_json::to_writer(out, &line).expect("texts and numbers are JSON");
+    }
+
+    fn put_pretty(&self, out: &mut Vec<u8>) {
+        let event = self.event;
+        let mut text = String::with_capacity(256);
+        let _ = write!(
+            text,
+            "{} {} {} \"{} {}{}",
+            Time(event.time),
+            event.client,
+            Plain(event.user.unwrap_or("-")),
+            Plain(event.method),
+            Plain(event.host),
+            Plain(event.path)
+        );
+        if let Some(query) = event.query {
+            let _ = write!(text, "?{}", Plain(query));
+        }
+        let _ = write!(
+            text,
+            "\" {} {} {}B {:.3}ms {} {} {}",
+            event.status,
+            event.label.unwrap_or("-"),
+            event.bytes_out,
+            event.duration.0 as f64 / 1e3,
+            event.upstream.unwrap_or("-"),
+            event.route.unwrap_or("-"),
+            Plain(&event.request_id()),
+        );
+        if let Some(agent) = self.user_agent {
+            let _ = write!(text, " \"{}\"", Plain(agent));
+        }
+        out.extend_from_slice(text.as_bytes());
+    }
+}
+
+/// Text that stays on its line, and between its quotes.
+struct Plain<'a>(&'a str);
+
+impl fmt::Display for Plain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for char in self.0.chars() {
+            match char {
+                '"' | '\\' => write!(f, "\\{char}")?,
+                char if char.is_control() => write!(f, "{}", char.escape_default())?,
+                char => f.write_char(char)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// In RFC 3339.
+struct Time(Micros);
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let micros = i64::try_from(self.0.0).unwrap_or(i64::MAX);
+        match Timestamp::from_microsecond(micros) {
+            Ok(time) => write!(f, "{time:.6}"),
+            Err(_) => write!(f, "{micros}us"),
+        }
+    }
+}
+
+impl Serialize for Time {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+struct Hex([u8; 16]);
+
+impl Serialize for Hex {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{:032x}", u128::from_be_bytes(self.0)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::telemetry::metrics::Metrics;
+
+    fn line(format: LogFormat, path: &str) -> String {
+        let event = AuditEvent {
+            seq: 0,
+            time: Micros(1_700_000_000_000_001),
+            client: Ipv4Addr::LOCALHOST.into(),
+            user: Some("ann"),
+            label: None,
+            route: Some("/*"),
+            method: "GET",
+            path,
+            status: 200,
+            id: [7; 16],
+            upstream: Some("app"),
+            endpoint: Some("app:80"),
+            host: "x.org",
+            query: Some("a=1"),
+            limits: ["l: admitted"].into_iter().collect(),
+            breaker: None,
+            bytes_in: 1,
+            bytes_out: 2,
+            duration: Micros(1_500),
+            upstream_duration: None,
+            request_id: Some("r1"),
+            trace_id: Some([1; 16]),
+            headers: Vec::new(),
+        };
+        let mut batch = Batch::default();
+        let line = Line {
+            event: &event,
+            user_agent: Some("curl \"8\""),
+        };
+        batch.push(format, &line);
+        assert_eq!(batch.lines, 1);
+        String::from_utf8(batch.bytes).unwrap()
+    }
+
+    #[test]
+    fn a_line_says_what_the_audit_would() {
+        assert_eq!(
+            line(LogFormat::Json, "/a"),
+            concat!(
+                r#"{"time":"2023-11-14T22:13:20.000001Z","request_id":"r1","client":"127.0.0.1","user":"ann","method":"GET","#,
+                r#""host":"x.org","path":"/a","query":"a=1","status":200,"route":"/*","upstream":"app","endpoint":"app:80","#,
+                r#""limits":["l: admitted"],"bytes_in":1,"bytes_out":2,"duration_us":1500,"#,
+                r#""trace_id":"01010101010101010101010101010101","user_agent":"curl \"8\""}"#,
+                "\n"
+            )
+        );
+        assert_eq!(
+            line(LogFormat::Pretty, "/a"),
+            "2023-11-14T22:13:20.000001Z 127.0.0.1 ann \"GET x.org/a?a=1\" 200 - 2B 1.500ms app /* r1 \"curl \\\"8\\\"\"\n"
+        );
+    }
+
+    #[test]
+    fn no_request_makes_two_lines() {
+        for format in [LogFormat::Json, LogFormat::Pretty] {
+            let text = line(format, "/a\r\n\u{85}\u{1b}[31m\" 200 -");
+            assert_eq!(text.matches('\n').count(), 1, "{text}");
+            assert!(text.ends_with('\n') && !text.contains(['\r', '\u{1b}']));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_counted() {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let told = Metrics::default().access_log;
+        let (sender, batches) = sync_channel(2);
+        let batch = Batch {
+            bytes: b"x\n".to_vec(),
+            lines: 3,
+        };
+        sender.send(Message::Batch(batch)).unwrap();
+        drop(sender);
+        write(&batches, full, &told);
+        assert_eq!((told.out.get(), told.dropped.get()), (0, 3));
+    }
+}

@@ -1,0 +1,38 @@
+//! Metrics of what is told of requests beside the audit.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::registry::Registry;
+
+/// What became of what was to be told.
+#[derive(Debug, Clone)]
+pub struct Told {
+    /// It is out.
+    pub out: Counter,
+    /// It did not fit, or no one took it.
+    pub dropped: Counter,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabels {
+    result: &'static str,
+}
+
+/// Lines of the access log.
+pub(super) fn access_log(registry: &mut Registry) -> Told {
+    told(
+        registry,
+        ["written", "dropped"],
+        "access_log_lines",
+        "Lines of the access log written, and dropped since standard output did not take them in time",
+    )
+}
+
+fn told(registry: &mut Registry, results: [&'static str; 2], name: &str, help: &str) -> Told {
+    let family = Family::<ResultLabels, Counter>::default();
+    let counted = |result| family.get_or_create_owned(&ResultLabels { result });
+    let [out, dropped] = results.map(counted);
+    registry.register(name, help, family);
+    Told { out, dropped }
+}

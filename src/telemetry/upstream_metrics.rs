@@ -1,0 +1,161 @@
+//! Metrics of upstreams: their endpoints, and what is refused or tried again on the way to them. Endpoints have no series of their
+//! own, since DNS may name any number.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// Of all upstreams.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Upstreams {
+    endpoints: Family<StateLabels, Gauge>,
+    panic: Family<UpstreamLabels, Gauge>,
+    under_way: Family<UpstreamLabels, Gauge>,
+    ejections: Family<UpstreamLabels, Counter>,
+    over: Family<CapLabels, Counter>,
+    bound: Family<UpstreamLabels, Gauge>,
+    dns: Family<ResultLabels, Counter>,
+    checks: Family<ResultLabels, Counter>,
+}
+
+/// The handles of one upstream. Clones count together.
+#[derive(Debug, Clone)]
+pub struct UpstreamMetrics {
+    /// Endpoints that are neither ejected nor unhealthy,
+    pub up: Gauge,
+    /// that active checks found so,
+    pub unhealthy: Gauge,
+    /// that were taken out for what they made of requests.
+    pub ejected: Gauge,
+    /// 1 while so few are up that all are used.
+    pub panic: Gauge,
+    pub under_way: Gauge,
+    pub ejections: Counter,
+    /// Requests that may be under way, where that is learnt.
+    pub bound: Gauge,
+    /// Refused since as many requests were under way as may be,
+    pub over_requests: Counter,
+    /// as many waited,
+    pub over_pending: Counter,
+    /// or as many connections were open.
+    pub over_connections: Counter,
+    /// Looks at names that gave addresses,
+    pub resolved: Counter,
+    /// and that gave none.
+    pub unresolved: Counter,
+    pub checks_passed: Counter,
+    pub checks_failed: Counter,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct UpstreamLabels {
+    upstream: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabels {
+    upstream: String,
+    state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CapLabels {
+    upstream: String,
+    cap: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabels {
+    upstream: String,
+    result: &'static str,
+}
+
+impl Upstreams {
+    pub(super) fn register(registry: &mut Registry) -> Upstreams {
+        let all = Upstreams::default();
+        registry.register(
+            "upstream_endpoints",
+            "Endpoints, by whether they are up",
+            all.endpoints.clone(),
+        );
+        registry.register(
+            "upstream_panic",
+            "1 while so few endpoints are up that all are used",
+            all.panic.clone(),
+        );
+        registry.register(
+            "upstream_requests_in_flight",
+            "Requests under way to an upstream, those that wait for their turn too",
+            all.under_way.clone(),
+        );
+        registry.register(
+            "upstream_ejections",
+            "Endpoints taken out for what they made of requests",
+            all.ejections.clone(),
+        );
+        registry.register(
+            "upstream_overloads",
+            "Requests refused since an upstream was asked for as much as it may be, by cap",
+            all.over.clone(),
+        );
+        registry.register(
+            "upstream_concurrency_limit",
+            "Requests that may be under way to an upstream, where that is learnt",
+            all.bound.clone(),
+        );
+        registry.register(
+            "upstream_dns_lookups",
+            "Looks at the names of endpoints, by result",
+            all.dns.clone(),
+        );
+        registry.register(
+            "upstream_health_checks",
+            "Checks of endpoints, by result",
+            all.checks.clone(),
+        );
+        all
+    }
+
+    pub(super) fn of(&self, upstream: &str) -> UpstreamMetrics {
+        let upstream = || upstream.to_owned();
+        let labels = UpstreamLabels {
+            upstream: upstream(),
+        };
+        let state = |state| {
+            self.endpoints.get_or_create_owned(&StateLabels {
+                upstream: upstream(),
+                state,
+            })
+        };
+        let over = |cap| {
+            self.over.get_or_create_owned(&CapLabels {
+                upstream: upstream(),
+                cap,
+            })
+        };
+        let of = |family: &Family<ResultLabels, Counter>, result| {
+            family.get_or_create_owned(&ResultLabels {
+                upstream: upstream(),
+                result,
+            })
+        };
+        UpstreamMetrics {
+            up: state("up"),
+            unhealthy: state("unhealthy"),
+            ejected: state("ejected"),
+            panic: self.panic.get_or_create_owned(&labels),
+            under_way: self.under_way.get_or_create_owned(&labels),
+            ejections: self.ejections.get_or_create_owned(&labels),
+            bound: self.bound.get_or_create_owned(&labels),
+            over_requests: over("requests"),
+            over_pending: over("pending"),
+            over_connections: over("connections"),
+            resolved: of(&self.dns, "found"),
+            unresolved: of(&self.dns, "failed"),
+            checks_passed: of(&self.checks, "passed"),
+            checks_failed: of(&self.checks, "failed"),
+        }
+    }
+}

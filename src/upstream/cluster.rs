@@ -1,0 +1,278 @@
+//! One lane's view of an upstream: which endpoint takes a request, and the lane's connections to each.
+
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use smallvec::SmallVec;
+use tokio::task::AbortHandle;
+
+use super::caps::{Caps, Full, Place};
+use super::endpoints::{Endpoint, Endpoints, Picture};
+use super::pool::Pool;
+use crate::clock;
+use crate::config::upstreams::Balancing;
+use crate::policy::balance;
+
+/// One lane's view of an upstream.
+#[derive(Debug)]
+pub struct Cluster {
+    pub shared: Arc<Endpoints>,
+    /// The lane's requests under way. Written by this lane alone, so that a plain store will do.
+    under_way: Arc<AtomicU32>,
+    /// Of `round_robin`.
+    turn: Cell<usize>,
+    view: RefCell<Rc<View>>,
+    /// Closes idle connections that other lanes have use for; where they are capped.
+    closing: Option<AbortHandle>,
+}
+
+/// The endpoints that the lane saw last, and its connections to each.
+#[derive(Debug)]
+struct View {
+    picture: Arc<Picture>,
+    /// One for each endpoint of the picture, in its order.
+    pools: Vec<Rc<Pool>>,
+}
+
+/// No endpoint may be used: none is known, or none is up.
+#[derive(Debug)]
+pub struct NoEndpoint;
+
+/// The turn of one request, until it is dropped.
+#[derive(Debug)]
+pub struct Slot<'c> {
+    cluster: &'c Cluster,
+    /// Where requests are capped.
+    _place: Option<Place>,
+}
+
+/// An endpoint that takes a request, until it is dropped.
+#[derive(Debug)]
+pub struct Picked<'c> {
+    pub pool: Rc<Pool>,
+    cluster: &'c Cluster,
+}
+
+/// What an endpoint made of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    Served,
+    /// A 5xx, no connection, a reset or no answer in time.
+    Failed,
+}
+
+impl Cluster {
+    /// With what is of use of `old`'s connections. To be called on the lane.
+    pub fn new(shared: Arc<Endpoints>, old: Option<&Cluster>) -> Rc<Cluster> {
+        let under_way = old.map(|old| old.under_way.clone()).unwrap_or_default();
+        shared.join(under_way.clone());
+        let old = old.filter(|old| old.shared.connects_as(&shared));
+        let old = old.map(|old| old.view.borrow().clone());
+        let picture = shared.picture().clone();
+        let view = View::new(&shared, picture, old.as_deref());
+        Rc::new_cyclic(|cluster: &Weak<Cluster>| Cluster {
+            // Lanes that begin with different endpoints do not go round together.
+            turn: Cell::new(fastrand::usize(..)),
+            view: RefCell::new(Rc::new(view)),
+            closing: shared.caps.clone().map(|caps| {
+                let closing = close_on_demand(cluster.clone(), caps);
+                tokio::task::spawn_local(closing).abort_handle()
+            }),
+            under_way,
+            shared,
+        })
+    }
+
+    /// Gives a request its turn, once there is one.
+    pub async fn enter(&self) -> Result<Slot<'_>, Full> {
+        let mut slot = Slot::new(self);
+        if let Some(caps) = &self.shared.caps {
+            let within = self.shared.settings.connect_timeout;
+            slot._place = Some(caps.request(within).await?);
+        }
+        Ok(slot)
+    }
+
+    /// The endpoint for a request, by the hash of its key where that counts; one that is not of `tried`, where there is one.
+    pub fn pick(&self, key: Option<u64>, tried: &[Rc<Pool>]) -> Result<Picked<'_>, NoEndpoint> {
+        if self.shared.is_lone {
+            let pool = self.view.borrow().pools[0].clone();
+            return Ok(Picked {
+                pool,
+                cluster: self,
+            });
+        }
+        let view = self.view();
+        let picture = &view.picture;
+        let is_tried = |index: usize| {
+            let endpoint = &picture.endpoints[index];
+            tried
+                .iter()
+                .any(|pool| Arc::ptr_eq(&pool.endpoint, endpoint))
+        };
+        let mut untried = SmallVec::<[usize; 16]>::new();
+        if !tried.is_empty() {
+            untried.extend(
+                picture
+                    .usable
+                    .iter()
+                    .copied()
+                    .filter(|index| !is_tried(*index)),
+            );
+        }
+        let among = match untried.is_empty() {
+            true => picture.usable.as_slice(),
+            false => untried.as_slice(),
+        };
+        let index = self.choose(picture, among, key).ok_or(NoEndpoint)?;
+        let pool = view.pools[index].clone();
+        pool.endpoint.under_way.fetch_add(1, Ordering::Relaxed);
+        Ok(Picked {
+            pool,
+            cluster: self,
+        })
+    }
+
+    fn choose(&self, picture: &Picture, among: &[usize], key: Option<u64>) -> Option<usize> {
+        let endpoint = |place: usize| &picture.endpoints[among[place]];
+        let weight = |place: usize| self.weight(endpoint(place));
+        let place = match (&self.shared.settings.load_balancing, key) {
+            (Balancing::LeastRequest, _) => {
+                let load = |place: usize| endpoint(place).under_way.load(Ordering::Relaxed);
+                balance::two_choices(among.len(), weight, load, fastrand::f64)?
+            }
+            (Balancing::RoundRobin, _) => {
+                let turn = self.turn.get();
+                let (place, next) = balance::round_robin(turn, among.len(), weight, fastrand::f64)?;
+                self.turn.set(next);
+                place
+            }
+            (Balancing::RingHash(_), key) => {
+                // A request without a key goes anywhere.
+                let key = key.unwrap_or_else(|| fastrand::u64(..));
+                // In their order.
+                let usable = |index: usize| among.binary_search(&index).is_ok();
+                return picture.ring.find(key, usable);
+            }
+        };
+        Some(among[place])
+    }
+
+    fn weight(&self, endpoint: &Endpoint) -> f64 {
+        let Some(slow_start) = &self.shared.settings.slow_start else {
+            return 1.0;
+        };
+        let age = endpoint.age(clock::mono());
+        age.map_or(1.0, |age| {
+            balance::warmth(age, slow_start.window, slow_start.min_weight)
+        })
+    }
+
+    /// The newest picture; connections to endpoints that stay are kept.
+    fn view(&self) -> Rc<View> {
+        let picture = self.shared.picture();
+        if Arc::ptr_eq(&picture, &self.view.borrow().picture) {
+            return self.view.borrow().clone();
+        }
+        let new = View::new(&self.shared, picture.clone(), Some(&*self.view.borrow()));
+        let new = Rc::new(new);
+        self.view.replace(new.clone());
+        new
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Some(closing) = &self.closing {
+            closing.abort();
+        }
+    }
+}
+
+impl View {
+    fn new(shared: &Endpoints, picture: Arc<Picture>, old: Option<&View>) -> View {
+        let pools = match old {
+            Some(old) if old.has_the_endpoints_of(&picture) => old.pools.clone(),
+            Some(_) | None => {
+                let mut kept: std::collections::BTreeMap<_, _> = old
+                    .into_iter()
+                    .flat_map(|old| &old.pools)
+                    .map(|pool| (Arc::as_ptr(&pool.endpoint), pool.clone()))
+                    .collect();
+                let pool = |endpoint: &Arc<Endpoint>| {
+                    let kept = kept.remove(&Arc::as_ptr(endpoint));
+                    let new = || Pool::new(endpoint.clone(), &shared.settings, shared.caps.clone());
+                    kept.unwrap_or_else(|| Rc::new(new()))
+                };
+                picture.endpoints.iter().map(pool).collect()
+            }
+        };
+        View { picture, pools }
+    }
+
+    fn has_the_endpoints_of(&self, picture: &Picture) -> bool {
+        let both = self.picture.endpoints.iter().zip(&picture.endpoints);
+        self.picture.endpoints.len() == picture.endpoints.len()
+            && both.into_iter().all(|(one, other)| Arc::ptr_eq(one, other))
+    }
+}
+
+impl Slot<'_> {
+    /// The upstream has answered, after that time.
+    pub fn answered(&self, took: Duration) {
+        if let Some(caps) = &self.cluster.shared.caps {
+            caps.answered(took);
+        }
+    }
+
+    fn new(cluster: &Cluster) -> Slot<'_> {
+        let count = &cluster.under_way;
+        count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        Slot {
+            cluster,
+            _place: None,
+        }
+    }
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        let count = &self.cluster.under_way;
+        count.store(count.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
+    }
+}
+
+impl Picked<'_> {
+    /// What the endpoint made of the request.
+    pub fn tell(&self, outcome: Outcome) {
+        let failed = match outcome {
+            Outcome::Served => false,
+            Outcome::Failed => true,
+        };
+        self.cluster.shared.tell(&self.pool.endpoint, failed);
+    }
+}
+
+impl Drop for Picked<'_> {
+    fn drop(&mut self) {
+        if !self.cluster.shared.is_lone {
+            let under_way = &self.pool.endpoint.under_way;
+            under_way.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Closes an idle connection of the lane's each time that some request waits for a new one.
+async fn close_on_demand(cluster: Weak<Cluster>, caps: Arc<Caps>) {
+    loop {
+        caps.short.notified().await;
+        let Some(cluster) = cluster.upgrade() else {
+            return;
+        };
+        let view = cluster.view.borrow().clone();
+        let _ = view.pools.iter().any(|pool| pool.close_one());
+    }
+}

@@ -1,0 +1,472 @@
+//! One upstream's endpoints as all lanes see them: which there are, how they are, and how much goes on. Lanes read it without a lock;
+//! what changes it is rare, and makes the picture that they read anew.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::caps::Caps;
+use super::connect::Target;
+use crate::clock;
+use crate::config::Upstream;
+use crate::config::upstreams::{Balancing, Source};
+use crate::policy::balance::{self, Ring};
+use crate::policy::outlier::{Checks, Ejections, may_eject};
+use crate::telemetry::upstream_metrics::UpstreamMetrics;
+
+/// One upstream's endpoints.
+#[derive(Debug)]
+pub struct Endpoints {
+    pub settings: Upstream,
+    /// Whether there is one endpoint for good, and nothing asks how it is: then there is nothing to choose, nor to count.
+    pub(super) is_lone: bool,
+    pub(super) caps: Option<Arc<Caps>>,
+    picture: ArcSwap<Picture>,
+    members: Mutex<Members>,
+    /// Counts changes of which endpoints there are.
+    changes: watch::Sender<u64>,
+    /// Whether each source was asked for its endpoints, with or without success.
+    tried: Vec<AtomicBool>,
+    /// Requests under way by lane; each is written by its lane alone, so that lanes do not wait for each other's counts.
+    lanes: Mutex<Vec<Arc<AtomicU32>>>,
+    pub metrics: UpstreamMetrics,
+}
+
+/// Where requests can go.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// `HOST:PORT`.
+    pub place: String,
+    pub(super) target: Target,
+    /// Requests under way, of all lanes.
+    pub(super) under_way: AtomicU32,
+    /// In a row.
+    failures: AtomicU32,
+    /// When it came or came back, in milliseconds of [`clock::mono`]; 0 for one that was there from the start.
+    came: AtomicU64,
+}
+
+/// The endpoints at a moment, as lanes see them.
+#[derive(Debug)]
+pub(super) struct Picture {
+    pub endpoints: Vec<Arc<Endpoint>>,
+    /// Indexes of those that requests may go to: those that are up, or all in a panic.
+    pub usable: Vec<usize>,
+    /// Where requests go by their key.
+    pub ring: Arc<Ring>,
+    counts: Counts,
+}
+
+/// How many endpoints there are, and how they are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub all: usize,
+    pub up: usize,
+    pub unhealthy: usize,
+    pub ejected: usize,
+    /// Whether so few are up that all are used.
+    pub panic: bool,
+}
+
+/// What the picture is made of.
+#[derive(Debug, Default)]
+struct Members {
+    /// The addresses of each source that is a name.
+    found: Vec<Vec<SocketAddr>>,
+    list: Vec<Member>,
+    ring: Arc<Ring>,
+}
+
+#[derive(Debug, Clone)]
+struct Member {
+    endpoint: Arc<Endpoint>,
+    checks: Checks,
+    ejections: Ejections,
+}
+
+impl Member {
+    fn is_up(&self) -> bool {
+        self.checks.is_healthy() && !self.ejections.is_ejected()
+    }
+}
+
+impl Endpoint {
+    fn new(place: String) -> Endpoint {
+        Endpoint {
+            target: Target::new(&place),
+            place,
+            under_way: AtomicU32::new(0),
+            failures: AtomicU32::new(0),
+            came: AtomicU64::new(0),
+        }
+    }
+
+    /// Since it came or came back; `None` for one that was there from the start.
+    pub(super) fn age(&self, now: Duration) -> Option<Duration> {
+        let came = self.came.load(Ordering::Relaxed);
+        (came > 0).then(|| now.saturating_sub(Duration::from_millis(came)))
+    }
+
+    fn comes(&self, now: Duration) {
+        let millis = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        self.came.store(millis, Ordering::Relaxed);
+    }
+}
+
+impl Endpoints {
+    /// With all that is known of `old`, which is to be of the same upstream: the health and the ejections of endpoints that stay, and
+    /// the addresses of names.
+    pub fn new(
+        settings: Upstream,
+        old: Option<&Endpoints>,
+        metrics: UpstreamMetrics,
+    ) -> Arc<Endpoints> {
+        let named = settings.endpoints.iter().any(is_name);
+        let is_lone = settings.endpoints.len() == 1 && !named && settings.health.is_none();
+        let kept = old.and_then(|old| {
+            let same = old.settings.concurrency == settings.concurrency;
+            same.then(|| old.caps.clone()).flatten()
+        });
+        let caps = kept.or_else(|| {
+            let settings = settings.concurrency?;
+            Some(Arc::new(Caps::new(settings, metrics.clone())))
+        });
+        let before = old.map(|old| {
+            let members = old.members.lock();
+            let found = |source: &Source| {
+                let index = old.settings.endpoints.iter().position(|it| it == source);
+                index.and_then(|index| {
+                    let tried = old.tried[index].load(Ordering::Relaxed);
+                    tried.then(|| members.found[index].clone())
+                })
+            };
+            let found: Vec<_> = settings.endpoints.iter().map(found).collect();
+            (found, members.list.clone())
+        });
+        let (found, mut list) = before.unwrap_or_default();
+        let same = |of: fn(&Upstream) -> bool| old.is_some_and(|old| of(&old.settings));
+        for member in &mut list {
+            // What is no longer judged says nothing, nor what was not judged before.
+            if settings.health.is_none() || !same(|old| old.health.is_some()) {
+                member.checks = Checks::default();
+            }
+            if settings.outlier_detection.is_none() || !same(|old| old.outlier_detection.is_some())
+            {
+                member.ejections = Ejections::default();
+            }
+        }
+        let sources = settings.endpoints.len();
+        let known = |index: usize| found.get(index).cloned().flatten();
+        let tried = (0..sources).map(|index| known(index).is_some());
+        let endpoints = Endpoints {
+            is_lone,
+            caps,
+            picture: ArcSwap::from_pointee(Picture::empty()),
+            changes: watch::Sender::new(0),
+            tried: tried.map(AtomicBool::new).collect(),
+            lanes: Mutex::default(),
+            members: Mutex::new(Members {
+                found: (0..sources)
+                    .map(|index| known(index).unwrap_or_default())
+                    .collect(),
+                list,
+                ring: Arc::default(),
+            }),
+            settings,
+            metrics,
+        };
+        let mut members = endpoints.members.lock();
+        endpoints.gather(&mut members, old.is_some());
+        drop(members);
+        Arc::new(endpoints)
+    }
+
+    /// Whether requests are to be sent as before: the rest of the settings is not this module's.
+    pub fn serves(&self, settings: &Upstream) -> bool {
+        of_endpoints(&self.settings) == of_endpoints(settings)
+    }
+
+    /// Whether connections made for `self` are as good for `other`.
+    pub(super) fn connects_as(&self, other: &Endpoints) -> bool {
+        let of_connections = |upstream: &Upstream| Upstream {
+            endpoints: Vec::new(),
+            load_balancing: Balancing::LeastRequest,
+            health: None,
+            outlier_detection: None,
+            slow_start: None,
+            panic_threshold: 0.0,
+            ..of_endpoints(upstream)
+        };
+        of_connections(&self.settings) == of_connections(&other.settings)
+    }
+
+    /// Whether something is to be done for it beside the lanes.
+    pub fn wants_care(&self) -> bool {
+        let names = self.settings.endpoints.iter().any(is_name);
+        names || self.settings.health.is_some() || self.judges()
+    }
+
+    /// Whether endpoints are ejected. A lone one is not: there is no other to take its requests.
+    pub fn judges(&self) -> bool {
+        self.settings.outlier_detection.is_some() && !self.is_lone
+    }
+
+    /// Whether every name was looked up, with or without success.
+    pub fn was_tried(&self) -> bool {
+        let sources = self.settings.endpoints.iter().zip(&self.tried);
+        sources
+            .filter(|(source, _)| is_name(source))
+            .all(|(_, tried)| tried.load(Ordering::Acquire))
+    }
+
+    /// Changes whenever there are other endpoints.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// The endpoints there are.
+    pub fn list(&self) -> Vec<Arc<Endpoint>> {
+        self.picture.load().endpoints.clone()
+    }
+
+    pub fn counts(&self) -> Counts {
+        self.picture.load().counts
+    }
+
+    /// Requests under way, of all lanes.
+    pub fn under_way(&self) -> u32 {
+        let lanes = self.lanes.lock();
+        lanes.iter().map(|lane| lane.load(Ordering::Relaxed)).sum()
+    }
+
+    /// The name that is the source of this index has these addresses; whether they are others than before. `None`: that could not
+    /// be told, and the last ones stay.
+    pub fn found(&self, source: usize, addresses: Option<Vec<SocketAddr>>) -> bool {
+        let mut changed = false;
+        if let Some(mut addresses) = addresses {
+            addresses.sort_unstable();
+            addresses.dedup();
+            let mut members = self.members.lock();
+            changed = members.found[source] != addresses;
+            if changed {
+                members.found[source] = addresses;
+                self.gather(&mut members, true);
+            }
+        }
+        self.tried[source].store(true, Ordering::Release);
+        changed
+    }
+
+    /// Notes the result of an active check.
+    pub fn checked(&self, endpoint: &Arc<Endpoint>, passed: bool) {
+        let Some(health) = &self.settings.health else {
+            return;
+        };
+        match passed {
+            true => self.metrics.checks_passed.inc(),
+            false => self.metrics.checks_failed.inc(),
+        };
+        let mut members = self.members.lock();
+        let Some(member) = member(&mut members, endpoint) else {
+            return;
+        };
+        let (down_after, up_after) = (health.unhealthy_after, health.healthy_after);
+        if member.checks.note(passed, down_after, up_after) {
+            let upstream = &self.settings.name;
+            if passed {
+                endpoint.comes(clock::mono());
+                info!(%upstream, endpoint = endpoint.place, "endpoint is healthy again");
+            } else {
+                warn!(%upstream, endpoint = endpoint.place, "endpoint is unhealthy, by its checks");
+            }
+            self.publish(&members);
+        }
+    }
+
+    /// Notes what an endpoint made of a request; ejects it where that is one failure too many.
+    pub(super) fn tell(&self, endpoint: &Arc<Endpoint>, failed: bool) {
+        if !self.judges() {
+            return;
+        }
+        if !failed {
+            // Nearly always so already, and then no line of memory changes hands.
+            if endpoint.failures.load(Ordering::Relaxed) > 0 {
+                endpoint.failures.store(0, Ordering::Relaxed);
+            }
+            return;
+        }
+        let Some(settings) = &self.settings.outlier_detection else {
+            return;
+        };
+        let failures = endpoint.failures.fetch_add(1, Ordering::Relaxed) + 1;
+        if failures < settings.consecutive_5xx {
+            return;
+        }
+        endpoint.failures.store(0, Ordering::Relaxed);
+        let mut members = self.members.lock();
+        let all = members.list.len();
+        let ejected = count(&members, |member| member.ejections.is_ejected());
+        if !may_eject(ejected, all, settings.max_ejection_percent) {
+            return;
+        }
+        if let Some(member) = member(&mut members, endpoint)
+            && !member.ejections.is_ejected()
+        {
+            member.ejections.eject(clock::mono());
+            self.metrics.ejections.inc();
+            let upstream = &self.settings.name;
+            warn!(%upstream, endpoint = endpoint.place, failures, "endpoint is ejected for a while");
+            self.publish(&members);
+        }
+    }
+
+    /// Takes back the endpoints whose ejection is over; to be called each interval.
+    pub fn look(&self, now: Duration) {
+        let Some(settings) = &self.settings.outlier_detection else {
+            return;
+        };
+        let mut members = self.members.lock();
+        let mut changed = false;
+        for member in &mut members.list {
+            if member.ejections.look(now, settings.base_ejection_time) {
+                changed = true;
+                member.endpoint.failures.store(0, Ordering::Relaxed);
+                member.endpoint.comes(now);
+                let (upstream, endpoint) = (&self.settings.name, &member.endpoint.place);
+                info!(%upstream, endpoint, "endpoint is taken back");
+            }
+        }
+        if changed {
+            self.publish(&members);
+        }
+    }
+
+    pub(super) fn picture(&self) -> arc_swap::Guard<Arc<Picture>> {
+        self.picture.load()
+    }
+
+    /// Takes in a lane's count of its requests under way.
+    pub(super) fn join(&self, lane: Arc<AtomicU32>) {
+        let mut lanes = self.lanes.lock();
+        // Those of lanes that have gone.
+        lanes.retain(|lane| Arc::strong_count(lane) > 1);
+        lanes.push(lane);
+    }
+
+    /// Brings the list to what the sources say; those that come `late` begin slowly.
+    fn gather(&self, members: &mut Members, late: bool) {
+        let mut places = Vec::new();
+        for (source, found) in self.settings.endpoints.iter().zip(&members.found) {
+            match source {
+                Source::Fixed(place) => places.push(place.clone()),
+                Source::Dns(_) => places.extend(found.iter().map(SocketAddr::to_string)),
+            }
+        }
+        let mut old: BTreeMap<_, _> = members
+            .list
+            .drain(..)
+            .map(|member| (member.endpoint.place.clone(), member))
+            .collect();
+        let (late, now) = (late && !old.is_empty(), clock::mono());
+        let mut list: Vec<Member> = Vec::with_capacity(places.len());
+        let mut seen = std::collections::BTreeSet::new();
+        for place in places {
+            if !seen.insert(place.clone()) {
+                continue;
+            }
+            list.push(old.remove(&place).unwrap_or_else(|| {
+                let endpoint = Endpoint::new(place);
+                if late {
+                    endpoint.comes(now);
+                }
+                Member {
+                    endpoint: Arc::new(endpoint),
+                    checks: Checks::default(),
+                    ejections: Ejections::default(),
+                }
+            }));
+        }
+        members.list = list;
+        if let Balancing::RingHash(_) = self.settings.load_balancing {
+            let names = members.list.iter().map(|member| &*member.endpoint.place);
+            members.ring = Arc::new(Ring::new(names));
+        }
+        self.publish(members);
+        self.changes.send_modify(|changes| *changes += 1);
+    }
+
+    fn publish(&self, members: &Members) {
+        let list = &members.list;
+        let up = count(members, Member::is_up);
+        let panic = balance::panics(up, list.len(), self.settings.panic_threshold);
+        let counts = Counts {
+            all: list.len(),
+            up,
+            unhealthy: count(members, |member| !member.checks.is_healthy()),
+            ejected: count(members, |member| member.ejections.is_ejected()),
+            panic,
+        };
+        let before = self.picture.load().counts.panic;
+        if panic != before {
+            let upstream = &self.settings.name;
+            match panic {
+                true => {
+                    warn!(%upstream, up, all = list.len(), "so few endpoints are up that all are used")
+                }
+                false => info!(%upstream, up, all = list.len(), "enough endpoints are up again"),
+            }
+        }
+        let usable = list.iter().enumerate();
+        let usable = usable.filter(|(_, member)| panic || member.is_up());
+        self.picture.store(Arc::new(Picture {
+            usable: usable.map(|(index, _)| index).collect(),
+            endpoints: list.iter().map(|member| member.endpoint.clone()).collect(),
+            ring: members.ring.clone(),
+            counts,
+        }));
+    }
+}
+
+impl Picture {
+    fn empty() -> Picture {
+        Picture {
+            endpoints: Vec::new(),
+            usable: Vec::new(),
+            ring: Arc::default(),
+            counts: Counts::default(),
+        }
+    }
+}
+
+fn is_name(source: &Source) -> bool {
+    match source {
+        Source::Fixed(_) => false,
+        Source::Dns(_) => true,
+    }
+}
+
+/// The settings without those that do not touch endpoints.
+fn of_endpoints(upstream: &Upstream) -> Upstream {
+    Upstream {
+        timeout: Duration::ZERO,
+        circuit_breaker: None,
+        trust_session_headers: false,
+        ..upstream.clone()
+    }
+}
+
+fn member<'m>(members: &'m mut Members, endpoint: &Arc<Endpoint>) -> Option<&'m mut Member> {
+    let mut list = members.list.iter_mut();
+    list.find(|member| Arc::ptr_eq(&member.endpoint, endpoint))
+}
+
+fn count(members: &Members, is: impl Fn(&Member) -> bool) -> usize {
+    members.list.iter().filter(|member| is(member)).count()
+}

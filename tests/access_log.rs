@@ -1,0 +1,209 @@
+//! The access log on standard output, over sockets and a real process.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a broken step of a test is a failed test"
+)]
+
+mod harness;
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::ChildStdout;
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+
+use harness::process::{Running, file};
+use harness::{DEADLINE, Upstream, eventually};
+use serde_json::Value;
+
+/// weir with this `telemetry`, a limit on /limited and no upstream behind /broken.
+fn weir(telemetry: &str, upstream: &Upstream) -> Running {
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\ntelemetry: {{{telemetry}}}\n\
+         upstreams: {{app: {{endpoints: ['{}']}}, gone: {{endpoints: ['http://127.0.0.1:1']}}}}\n\
+         rate_limits: {{none: {{limit: 0/s, by: constant}}}}\n\
+         routes:\n  - {{match: {{path: /limited}}, upstream: app, rate_limits: [none]}}\n\
+         \x20 - {{match: {{path: /broken}}, upstream: gone}}\n  - {{upstream: app}}\n",
+        upstream.url()
+    ));
+    Running::start(config.path())
+}
+
+/// What comes on standard output, line by line.
+fn lines(weir: &mut Running) -> Receiver<String> {
+    let stdout: ChildStdout = weir.child.stdout.take().unwrap();
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            let _ = sender.send(line);
+        }
+    });
+    lines
+}
+
+/// The next line, as JSON.
+fn next(lines: &Receiver<String>) -> Value {
+    serde_json::from_str(&lines.recv_timeout(DEADLINE).unwrap()).unwrap()
+}
+
+/// The value of a series of /metrics.
+fn counted(weir: &Running, series: &str) -> u64 {
+    let text = weir.admin().get("/metrics").body;
+    let line = text.lines().find_map(|line| line.strip_prefix(series));
+    line.map_or(0, |value| value.trim().parse().unwrap())
+}
+
+#[test]
+fn each_request_is_a_line_that_says_what_became_of_it() {
+    let upstream = Upstream::answering("hello");
+    let mut weir = weir("access_log: {format: json}", &upstream);
+    let lines = lines(&mut weir);
+    let mut client = weir.client();
+    let fields = ["User-Agent: test/1", "Host: shop.example.com"];
+    client.send("GET", "/a//b?x=1&token=secret", &fields, "");
+    let line = next(&lines);
+    for (key, value) in [
+        ("method", "GET"),
+        ("host", "shop.example.com"),
+        ("path", "/a/b"),
+        ("query", "x=1&token=***"),
+        ("client", "127.0.0.1"),
+        ("route", "/*"),
+        ("upstream", "app"),
+        ("user_agent", "test/1"),
+    ] {
+        assert_eq!(line[key], value, "{line}");
+    }
+    assert_eq!(
+        (&line["status"], &line["bytes_out"]),
+        (&200.into(), &5.into())
+    );
+    assert!(line.get("label").is_none(), "{line}");
+    client.get("/limited");
+    let line = next(&lines);
+    assert_eq!(
+        (&line["status"], &line["label"]),
+        (&429.into(), &"quota_exceeded".into())
+    );
+    client.get("/broken");
+    assert_eq!(next(&lines)["label"], "connect_failed");
+    weir.client().write(b"nonsense\r\n\r\n");
+    let line = next(&lines);
+    assert_eq!(
+        (&line["status"], &line["label"]),
+        (&400.into(), &"bad_head".into())
+    );
+    eventually(|| counted(&weir, "weir_access_log_lines_total{result=\"written\"}") == 4);
+}
+
+#[test]
+fn what_sampling_leaves_out_has_no_line_but_errors_and_refusals_have() {
+    let upstream = Upstream::answering("hello");
+    let mut weir = weir("access_log: {format: json, sample: 0%}", &upstream);
+    let lines = lines(&mut weir);
+    for path in ["/a", "/limited", "/b", "/broken", "/c"] {
+        weir.client().get(path);
+    }
+    assert_eq!(
+        (next(&lines)["path"].clone(), next(&lines)["path"].clone()),
+        ("/limited".into(), "/broken".into())
+    );
+    weir.signal("TERM");
+    assert!(weir.child.wait().unwrap().success());
+    // Nothing else came until the end.
+    assert!(lines.recv_timeout(DEADLINE).is_err());
+}
+
+#[test]
+fn a_share_of_requests_is_a_share_of_lines() {
+    let upstream = Upstream::answering("x");
+    let mut weir = weir(
+        "access_log: {format: pretty, sample: 10%, always: []}",
+        &upstream,
+    );
+    let lines = lines(&mut weir);
+    let mut client = weir.client();
+    for _ in 0..2_000 {
+        client.get("/a");
+    }
+    client.get("/limited");
+    weir.signal("TERM");
+    assert!(weir.child.wait().unwrap().success());
+    let found = lines.iter().count();
+    // Within ten standard deviations, some 13 each.
+    assert!((66..=334).contains(&found), "{found}");
+}
+
+#[test]
+fn the_last_lines_are_out_before_the_process_ends() {
+    let upstream = Upstream::answering("x");
+    let mut weir = weir("access_log: {}", &upstream);
+    let mut stdout = weir.child.stdout.take().unwrap();
+    let mut client = weir.client();
+    for _ in 0..50 {
+        client.get("/a");
+    }
+    weir.signal("TERM");
+    assert!(weir.child.wait().unwrap().success());
+    let mut text = String::new();
+    stdout.read_to_string(&mut text).unwrap();
+    assert_eq!(text.lines().count(), 50, "{text}");
+    assert!(text.contains("\"GET test/a\" 200 - 1B "), "{text}");
+}
+
+#[test]
+fn standard_output_that_no_one_reads_costs_lines_and_no_request() {
+    let upstream = Upstream::answering("x");
+    let mut weir = weir("access_log: {format: json}", &upstream);
+    // A pipe holds 64 KiB, and the queue 4 MiB.
+    let unread = weir.child.stdout.take().unwrap();
+    let mut client = weir.client();
+    let agent = format!("User-Agent: {}", "x".repeat(4_000));
+    let dropped = "weir_access_log_lines_total{result=\"dropped\"}";
+    eventually(|| {
+        for _ in 0..200 {
+            assert_eq!(client.send("GET", "/a", &[&agent], "").status, 200);
+        }
+        counted(&weir, dropped) > 0
+    });
+    // Read again, it goes on.
+    weir.child.stdout = Some(unread);
+    let lines = lines(&mut weir);
+    lines.recv_timeout(DEADLINE).unwrap();
+    eventually(|| {
+        let _ = client.get("/last");
+        lines.try_iter().any(|line| line.contains("\"/last\""))
+    });
+}
+
+#[test]
+fn a_reload_begins_changes_and_ends_it() {
+    let upstream = Upstream::answering("x");
+    let config = |telemetry: &str| {
+        format!(
+            "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nupstream: {}\ntelemetry: {{{telemetry}}}\n",
+            upstream.url()
+        )
+    };
+    let file = file(&config(""));
+    let mut weir = Running::start(file.path());
+    let lines = lines(&mut weir);
+    let mut client = weir.client();
+    client.get("/before");
+    std::fs::write(file.path(), config("access_log: {format: json}")).unwrap();
+    weir.signal("HUP");
+    eventually(|| {
+        client.get("/after");
+        lines.try_iter().any(|line| line.contains("\"/after\""))
+    });
+    std::fs::write(file.path(), config("")).unwrap();
+    weir.signal("HUP");
+    eventually(|| {
+        let before = counted(&weir, "weir_access_log_lines_total{result=\"written\"}");
+        client.get("/quiet");
+        client.get("/quiet");
+        thread::yield_now();
+        counted(&weir, "weir_config_reloads_total{result=\"loaded\"}") >= 2
+            && counted(&weir, "weir_access_log_lines_total{result=\"written\"}") == before
+    });
+}

@@ -1,0 +1,478 @@
+//! Upstreams of several endpoints: which of them takes a request, what becomes of those that are down, names that change, and caps.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a broken step of a test is a failed test"
+)]
+
+mod harness;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use harness::process::{Running, file};
+use harness::servers::{NameServer, Server};
+use harness::{Client, Lane, Upstream, eventually};
+
+/// A lane before these endpoints, with `settings` of the upstream.
+fn lane(servers: &[Server], settings: &str) -> Lane {
+    Lane::start(&config(servers, settings))
+}
+
+fn config(servers: &[Server], settings: &str) -> String {
+    let urls: Vec<_> = servers.iter().map(Server::url).collect();
+    of_endpoints(&format!("{urls:?}"), settings)
+}
+
+fn of_endpoints(endpoints: &str, settings: &str) -> String {
+    let settings = match settings {
+        "" => String::new(),
+        settings => format!(", {settings}"),
+    };
+    format!("listen: 127.0.0.1:0\nupstreams: {{app: {{endpoints: {endpoints}{settings}}}}}\n")
+}
+
+fn servers<const N: usize>() -> [Server; N] {
+    std::array::from_fn(|_| Server::start())
+}
+
+/// How many of `count` requests each endpoint answered; all must be.
+fn spread(client: &mut Client, count: usize) -> BTreeMap<String, usize> {
+    let mut answered = BTreeMap::new();
+    for _ in 0..count {
+        let reply = client.get("/");
+        assert_eq!(reply.status, 200, "{reply:?}");
+        *answered.entry(reply.body).or_default() += 1;
+    }
+    answered
+}
+
+fn metric(lane: &Lane, line: &str) -> Option<f64> {
+    let text = lane.plan.borrow().metrics.text();
+    let line = text
+        .lines()
+        .find_map(|it| it.strip_prefix(line)?.strip_prefix(' '));
+    line.and_then(|value| value.parse().ok())
+}
+
+/// Waits until so many endpoints are up.
+fn until_up(lane: &Lane, up: usize) {
+    eventually(|| lane.plan.borrow().upstreams[0].counts().up == up);
+}
+
+#[test]
+fn round_robin_goes_round() {
+    let servers = servers::<3>();
+    let lane = lane(&servers, "load_balancing: round_robin");
+    let answered = spread(&mut lane.connect(), 30);
+    assert_eq!(answered.into_values().collect::<Vec<_>>(), [10, 10, 10]);
+    assert!(servers.iter().all(|server| server.connections() == 1));
+}
+
+#[test]
+fn least_request_leaves_busy_endpoints_alone() {
+    let (busy, free) = (Upstream::held(), Server::start());
+    let endpoints = format!("['{}', '{}']", busy.url(), free.url());
+    let lane = Lane::start(&of_endpoints(&endpoints, ""));
+    // Holds one request at the busy one.
+    let mut waiting = Vec::new();
+    while busy.requests.try_recv().is_err() {
+        let mut client = lane.connect();
+        client.begin("GET", "/", &[], "");
+        if client.status_within(200).is_none() {
+            waiting.push(client);
+        }
+    }
+    assert_eq!(waiting.len(), 1);
+    let answered = spread(&mut lane.connect(), 20);
+    assert_eq!(
+        answered.into_keys().collect::<Vec<_>>(),
+        [free.address.to_string()]
+    );
+    busy.answer("late");
+    assert_eq!(waiting[0].finish().body, "late");
+}
+
+#[test]
+fn a_key_stays_at_its_endpoint_until_that_is_down() {
+    let servers = servers::<4>();
+    let settings =
+        "load_balancing: {ring_hash: {by: header:x-key}}, health: {path: /healthz, interval: 20ms}";
+    let lane = lane(&servers, settings);
+    let mut client = lane.connect();
+    let ask = |client: &mut Client, key: u32| {
+        client
+            .send("GET", "/", &[&format!("X-Key: {key}")], "")
+            .body
+    };
+    let all = |client: &mut Client| (0..40).map(|key| ask(client, key)).collect::<Vec<_>>();
+    let before = all(&mut client);
+    assert_eq!(before.iter().collect::<BTreeSet<_>>().len(), 4);
+    assert_eq!(all(&mut client), before, "each key stays");
+    // The same in another process.
+    let other = Lane::start(&config(&servers, settings));
+    assert_eq!(all(&mut other.connect()), before);
+    servers[0].says_of_its_health(503);
+    until_up(&lane, 3);
+    let gone = servers[0].address.to_string();
+    for (was, now) in before.iter().zip(all(&mut client)) {
+        assert!(
+            if *was == gone {
+                now != gone
+            } else {
+                now == *was
+            },
+            "{was} {now}"
+        );
+    }
+    servers[0].says_of_its_health(200);
+    until_up(&lane, 4);
+    assert_eq!(all(&mut client), before);
+    // Without a key a request goes anywhere.
+    assert_eq!(spread(&mut client, 60).len(), 4);
+}
+
+#[test]
+fn an_unhealthy_endpoint_gets_no_requests_until_it_is_well() {
+    let servers = servers::<3>();
+    let lane = lane(
+        &servers,
+        "load_balancing: round_robin, health: {path: /healthz, interval: 20ms, timeout: 500ms, unhealthy_after: 2, healthy_after: 2}",
+    );
+    eventually(|| servers.iter().all(|server| server.checks() > 0));
+    let mut client = lane.connect();
+    assert_eq!(spread(&mut client, 9).len(), 3);
+    servers[1].says_of_its_health(404);
+    until_up(&lane, 2);
+    let answered = spread(&mut client, 9);
+    assert!(
+        !answered.contains_key(&servers[1].address.to_string()),
+        "{answered:?}"
+    );
+    servers[1].says_of_its_health(302);
+    until_up(&lane, 3);
+    assert_eq!(spread(&mut client, 9).len(), 3);
+    // One that is gone fails its checks, too.
+    servers[2].kill();
+    until_up(&lane, 2);
+    let failed = r#"weir_upstream_health_checks_total{upstream="app",result="failed"}"#;
+    assert!(metric(&lane, failed).unwrap() >= 4.0);
+}
+
+#[test]
+fn an_endpoint_that_fails_requests_is_ejected_and_taken_back() {
+    let servers = servers::<3>();
+    let lane = lane(
+        &servers,
+        "load_balancing: round_robin, outlier_detection: {consecutive_5xx: 3, interval: 20ms, base_ejection_time: 200ms}",
+    );
+    let mut client = lane.connect();
+    servers[0].answers(500);
+    servers[1].answers(500);
+    let failures = (0..60).filter(|_| client.get("/").status == 500).count();
+    // Of three endpoints one may be ejected: 10 % allow none, and one always is.
+    let counts = lane.plan.borrow().upstreams[0].counts();
+    assert_eq!((counts.ejected, counts.up), (1, 2));
+    assert!(failures >= 3 + 20, "{failures}");
+    assert_eq!(
+        metric(&lane, r#"weir_upstream_ejections_total{upstream="app"}"#),
+        Some(1.0)
+    );
+    servers[0].answers(200);
+    servers[1].answers(200);
+    until_up(&lane, 3);
+    assert_eq!(spread(&mut client, 9).len(), 3);
+}
+
+#[test]
+fn connections_that_fail_eject_too() {
+    let servers = servers::<2>();
+    let lane = lane(
+        &servers,
+        "load_balancing: round_robin, outlier_detection: {consecutive_5xx: 2, base_ejection_time: 1h, max_ejection_percent: 50}",
+    );
+    let mut client = lane.connect();
+    servers[0].kill();
+    let failures = (0..20)
+        .filter(|_| lane.connect().get("/").status == 502)
+        .count();
+    assert_eq!(failures, 2);
+    assert_eq!(spread(&mut client, 10).len(), 1);
+}
+
+#[test]
+fn all_endpoints_are_used_when_too_few_are_up() {
+    let servers = servers::<3>();
+    let health = "health: {path: /healthz, interval: 20ms, unhealthy_after: 1}";
+    let steady = lane(&servers, health);
+    let never = lane(&servers, &format!("{health}, panic_threshold: 0%"));
+    servers[0].says_of_its_health(500);
+    until_up(&steady, 2);
+    assert!(!steady.plan.borrow().upstreams[0].counts().panic);
+    servers[1].says_of_its_health(500);
+    until_up(&steady, 1);
+    assert!(steady.plan.borrow().upstreams[0].counts().panic);
+    assert_eq!(spread(&mut steady.connect(), 60).len(), 3);
+    servers[2].says_of_its_health(500);
+    until_up(&steady, 0);
+    until_up(&never, 0);
+    assert_eq!(spread(&mut steady.connect(), 60).len(), 3);
+    let mut client = never.connect();
+    for _ in 0..2 {
+        let reply = client.get("/");
+        assert_eq!((reply.status, reply.field("retry-after")), (503, Some("1")));
+        let status = reply.field("proxy-status").unwrap();
+        assert_eq!(
+            status,
+            "weir; error=destination_unavailable; details=\"no_endpoint\""
+        );
+    }
+}
+
+#[test]
+fn an_endpoint_that_comes_back_begins_slowly() {
+    let servers = servers::<2>();
+    let lane = lane(
+        &servers,
+        "health: {path: /healthz, interval: 20ms, unhealthy_after: 1, healthy_after: 1}, slow_start: {window: 1h, min_weight: 2%}",
+    );
+    let mut client = lane.connect();
+    assert_eq!(spread(&mut client, 60).len(), 2);
+    servers[0].says_of_its_health(500);
+    until_up(&lane, 1);
+    servers[0].says_of_its_health(200);
+    until_up(&lane, 2);
+    let answered = spread(&mut client, 500);
+    let part = answered
+        .get(&servers[0].address.to_string())
+        .copied()
+        .unwrap_or(0);
+    // 2 % of 102 %, which is 10 of 500.
+    assert!(part < 50, "{part}");
+}
+
+#[test]
+fn requests_over_the_cap_wait_and_then_are_refused() {
+    let upstream = Upstream::held();
+    let settings = "connect_timeout: 300ms, concurrency: {max: 1, pending: 1}";
+    let lane = Lane::start(&of_endpoints(&format!("'{}'", upstream.url()), settings));
+    let mut first = lane.connect();
+    first.begin("GET", "/", &[], "");
+    upstream.wait_for_request();
+    // One may wait, and gets its turn.
+    let mut second = lane.connect();
+    second.begin("GET", "/", &[], "");
+    assert_eq!(second.status_within(100), None);
+    // A third would be one too many.
+    let mut third = lane.connect();
+    for _ in 0..2 {
+        let reply = third.get("/");
+        assert_eq!((reply.status, reply.field("retry-after")), (503, Some("1")));
+        let status = reply.field("proxy-status").unwrap();
+        assert_eq!(
+            status,
+            "weir; error=connection_limit_reached; details=\"overloaded\""
+        );
+    }
+    assert_eq!(lane.plan.borrow().upstreams[0].under_way(), 2);
+    upstream.answer("first");
+    assert_eq!(first.finish().body, "first");
+    upstream.wait_for_request();
+    upstream.answer("second");
+    assert_eq!(second.status_within(5_000), Some(200));
+    assert_eq!(second.finish_body(), "second");
+    // No turn comes in time.
+    first.begin("GET", "/", &[], "");
+    upstream.wait_for_request();
+    second.begin("GET", "/", &[], "");
+    assert_eq!(second.status_within(5_000), Some(503));
+    upstream.answer("third");
+    assert_eq!(first.finish().body, "third");
+    let over = |cap| {
+        metric(
+            &lane,
+            &format!(r#"weir_upstream_overloads_total{{upstream="app",cap="{cap}"}}"#),
+        )
+    };
+    assert_eq!((over("pending"), over("requests")), (Some(2.0), Some(1.0)));
+    eventually(|| lane.plan.borrow().upstreams[0].under_way() == 0);
+}
+
+#[test]
+fn idle_connections_make_room_for_new_ones() {
+    let servers = servers::<2>();
+    let lane = lane(
+        &servers,
+        "load_balancing: round_robin, concurrency: {max_connections: 1}",
+    );
+    assert_eq!(spread(&mut lane.connect(), 6).len(), 2);
+    assert_eq!(servers.iter().map(Server::connections).sum::<usize>(), 6);
+}
+
+#[test]
+fn connections_over_the_cap_are_refused() {
+    let upstream = Upstream::held();
+    let settings = "connect_timeout: 200ms, concurrency: {max_connections: 1}";
+    let lane = Lane::start(&of_endpoints(&format!("'{}'", upstream.url()), settings));
+    let mut first = lane.connect();
+    first.begin("GET", "/", &[], "");
+    upstream.wait_for_request();
+    assert_eq!(lane.connect().get("/").status, 503);
+    let over = r#"weir_upstream_overloads_total{upstream="app",cap="connections"}"#;
+    assert_eq!(metric(&lane, over), Some(1.0));
+    let mut second = lane.connect();
+    second.begin("GET", "/", &[], "");
+    assert_eq!(second.status_within(50), None);
+    upstream.answer("first");
+    assert_eq!(first.finish().body, "first");
+    upstream.wait_for_request();
+    upstream.answer("second");
+    assert_eq!(second.status_within(5_000), Some(200));
+}
+
+#[test]
+fn a_name_that_changes_is_followed() {
+    let servers = Server::on_one_port::<3>();
+    let names = NameServer::start();
+    let port = servers[0].address.port();
+    names.says("app.test", &[servers[0].ip(), servers[1].ip()], 60);
+    let endpoints = format!(
+        "{{dns: 'app.test:{port}', refresh: 50ms, servers: ['{}']}}",
+        names.address
+    );
+    let lane = Lane::start(&of_endpoints(&endpoints, "load_balancing: round_robin"));
+    let mut client = lane.connect();
+    assert_eq!(spread(&mut client, 10).len(), 2);
+    names.says("app.test", &[servers[1].ip(), servers[2].ip()], 60);
+    until_gone(&mut client, &servers[0]);
+    let answered = spread(&mut client, 10);
+    assert_eq!(
+        answered.values().collect::<Vec<_>>(),
+        [&5, &5],
+        "{answered:?}"
+    );
+    assert_eq!(
+        servers[1].connections(),
+        1,
+        "what stays keeps its connections"
+    );
+    // What cannot be looked up stays as it was.
+    names.fails("app.test");
+    let failed = r#"weir_upstream_dns_lookups_total{upstream="app",result="failed"}"#;
+    eventually(|| metric(&lane, failed).unwrap() >= 2.0);
+    assert_eq!(spread(&mut client, 10), answered);
+    names.says("app.test", &[servers[0].ip()], 60);
+    until_gone(&mut client, &servers[2]);
+    assert_eq!(spread(&mut client, 10).len(), 1);
+}
+
+/// Until the last answers are others'.
+fn until_gone(client: &mut Client, server: &Server) {
+    let place = server.address.to_string();
+    eventually(|| !spread(client, 6).contains_key(&place));
+}
+
+#[test]
+fn a_name_without_an_address_is_a_503_until_it_has_one() {
+    let server = Server::start();
+    let names = NameServer::start();
+    let port = server.address.port();
+    let endpoints = format!(
+        "[{{dns: 'app.test:{port}', refresh: 20ms, servers: ['{}']}}]",
+        names.address
+    );
+    let lane = Lane::start(&of_endpoints(&endpoints, ""));
+    let mut client = lane.connect();
+    assert_eq!(client.get("/").status, 503);
+    names.says("app.test", &[server.ip()], 0);
+    eventually(|| client.get("/").status == 200);
+}
+
+#[test]
+fn an_answer_is_held_no_longer_than_its_time() {
+    let server = Server::start();
+    let names = NameServer::start();
+    names.says("short.test", &[server.ip()], 1);
+    names.says("long.test", &[server.ip()], 3_600);
+    let port = server.address.port();
+    let at = names.address;
+    let endpoints = format!(
+        "[{{dns: 'short.test:{port}', refresh: 1h, servers: ['{at}']}}, {{dns: 'long.test:{port}', refresh: 1h, servers: ['{at}']}}]"
+    );
+    let lane = Lane::start(&of_endpoints(&endpoints, ""));
+    assert_eq!(
+        lane.plan.borrow().upstreams[0].counts().all,
+        1,
+        "one address is one endpoint"
+    );
+    eventually(|| names.asked.load(Ordering::Relaxed) >= 4);
+    let found = r#"weir_upstream_dns_lookups_total{upstream="app",result="found"}"#;
+    eventually(|| metric(&lane, found).unwrap() >= 3.0);
+}
+
+#[test]
+fn a_reload_keeps_what_is_known_of_endpoints_that_stay() {
+    let servers = servers::<3>();
+    let outlier = "load_balancing: round_robin, outlier_detection: {consecutive_5xx: 1, base_ejection_time: 1h}";
+    let lane = lane(&servers[..2], outlier);
+    let mut client = lane.connect();
+    servers[0].answers(500);
+    while lane.plan.borrow().upstreams[0].counts().ejected == 0 {
+        client.get("/");
+    }
+    servers[0].answers(200);
+    let before = lane.plan.borrow().upstreams[0].clone();
+    let same = |lane: &Lane| std::sync::Arc::ptr_eq(&lane.plan.borrow().upstreams[0], &before);
+    // Nothing of the endpoints changes.
+    lane.reload(&config(&servers[..2], &format!("{outlier}, timeout: 3s")));
+    assert!(same(&lane));
+    // One more, and the others are what they were.
+    lane.reload(&config(&servers, outlier));
+    assert!(!same(&lane));
+    let counts = lane.plan.borrow().upstreams[0].counts();
+    assert_eq!((counts.all, counts.ejected), (3, 1));
+    let answered = spread(&mut client, 10);
+    assert_eq!(answered.len(), 2, "{answered:?}");
+    assert!(!answered.contains_key(&servers[0].address.to_string()));
+    assert_eq!(servers[1].connections(), 1);
+    // Without a detection nothing is ejected.
+    lane.reload(&config(&servers, "load_balancing: round_robin"));
+    assert_eq!(spread(&mut client, 9).len(), 3);
+    assert_eq!(servers[1].connections(), 1);
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a bound on time")]
+fn a_process_looks_names_up_before_it_serves_and_tells_of_its_endpoints() {
+    let servers = Server::on_one_port::<2>();
+    let names = NameServer::start();
+    names.says("app.test", &[servers[0].ip(), servers[1].ip()], 60);
+    let port = servers[0].address.port();
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nruntime: {{lanes: 2}}\nupstreams:\n  app:\n    \
+         endpoints: {{dns: 'app.test:{port}', servers: ['{}']}}\n    health: {{path: /healthz, interval: 50ms}}\n",
+        names.address
+    ));
+    let running = Running::start(config.path());
+    let mut client = Client::to(&*running.address);
+    assert_eq!(spread(&mut client, 20).len(), 2);
+    servers[0].kill();
+    let began = Instant::now();
+    let mut admin = Client::to(&*running.admin);
+    eventually(|| {
+        let text = admin.get("/metrics").body;
+        text.contains(r#"weir_upstream_endpoints{upstream="app",state="unhealthy"} 1"#)
+    });
+    // By the first row of failures, not by an ejection or a look at the name.
+    assert!(began.elapsed() < Duration::from_secs(8));
+    assert_eq!(spread(&mut client, 20).len(), 1);
+    for line in [
+        r#"weir_upstream_endpoints{upstream="app",state="up"} 1"#,
+        r#"weir_upstream_panic{upstream="app"} 0"#,
+        r#"weir_upstream_requests_in_flight{upstream="app"} 0"#,
+    ] {
+        // A request's end is counted behind its answer.
+        eventually(|| admin.get("/metrics").body.contains(line));
+    }
+}

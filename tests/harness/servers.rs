@@ -1,0 +1,242 @@
+//! Endpoints that come and go, and a name server that says which there are.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use super::raw::read_head;
+
+/// A server that answers each request with its own address, until it is killed.
+pub struct Server {
+    pub address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    address: SocketAddr,
+    /// What requests are answered with; those for `/healthz` by `health`.
+    status: AtomicU16,
+    health: AtomicU16,
+    requests: AtomicUsize,
+    checks: AtomicUsize,
+    connections: AtomicUsize,
+    dead: AtomicBool,
+    open: Mutex<Vec<TcpStream>>,
+}
+
+impl Server {
+    pub fn start() -> Server {
+        Server::on(TcpListener::bind("127.0.0.1:0").unwrap())
+    }
+
+    /// So many, each on an address of its own of 127.0.0.0/8, and all on one port.
+    pub fn on_one_port<const N: usize>() -> [Server; N] {
+        loop {
+            let bind = |last: u8, port| TcpListener::bind((Ipv4Addr::new(127, 0, 0, last), port));
+            let first = bind(2, 0).unwrap();
+            let port = first.local_addr().unwrap().port();
+            let others = (3u8..).take(N - 1).map(|last| bind(last, port));
+            // Another program may have the port on one of them.
+            if let Ok(others) = others.collect::<Result<Vec<_>, _>>() {
+                let all: Vec<_> = [first].into_iter().chain(others).map(Server::on).collect();
+                return all.try_into().ok().unwrap();
+            }
+        }
+    }
+
+    fn on(listener: TcpListener) -> Server {
+        let address = listener.local_addr().unwrap();
+        let shared = Arc::new(Shared {
+            address,
+            status: AtomicU16::new(200),
+            health: AtomicU16::new(200),
+            requests: AtomicUsize::new(0),
+            checks: AtomicUsize::new(0),
+            connections: AtomicUsize::new(0),
+            dead: AtomicBool::new(false),
+            open: Mutex::default(),
+        });
+        shared.clone().listen(listener);
+        Server { address, shared }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub fn ip(&self) -> IpAddr {
+        self.address.ip()
+    }
+
+    pub fn answers(&self, status: u16) {
+        self.shared.status.store(status, Ordering::Relaxed);
+    }
+
+    pub fn says_of_its_health(&self, status: u16) {
+        self.shared.health.store(status, Ordering::Relaxed);
+    }
+
+    /// Requests that came, but for checks.
+    pub fn requests(&self) -> usize {
+        self.shared.requests.load(Ordering::Relaxed)
+    }
+
+    pub fn checks(&self) -> usize {
+        self.shared.checks.load(Ordering::Relaxed)
+    }
+
+    /// Connections that were ever opened.
+    pub fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::Relaxed)
+    }
+
+    /// Refuses connections from now on, and resets those that are open.
+    pub fn kill(&self) {
+        self.shared.dead.store(true, Ordering::SeqCst);
+        // Wakes the listener, which then goes.
+        while TcpStream::connect(self.address).is_ok() {}
+        for stream in self.shared.open.lock().unwrap().drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Serves again, on its address.
+    pub fn revive(&self) {
+        self.shared.dead.store(false, Ordering::SeqCst);
+        self.shared
+            .clone()
+            .listen(TcpListener::bind(self.address).unwrap());
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl Shared {
+    fn listen(self: Arc<Self>, listener: TcpListener) {
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                if self.dead.load(Ordering::SeqCst) {
+                    return;
+                }
+                let (stream, shared) = (stream.unwrap(), self.clone());
+                let kept = stream.try_clone().unwrap();
+                self.open.lock().unwrap().push(kept);
+                thread::spawn(move || shared.serve(stream));
+            }
+        });
+    }
+
+    fn serve(&self, mut stream: TcpStream) {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        while let Some(head) = read_head(&mut stream) {
+            let (count, status) = match head.starts_with("GET /healthz ") {
+                true => (&self.checks, &self.health),
+                false => (&self.requests, &self.status),
+            };
+            count.fetch_add(1, Ordering::Relaxed);
+            let (status, body) = (status.load(Ordering::Relaxed), self.address.to_string());
+            let length = body.len();
+            let reply = format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\n\r\n{body}");
+            if stream.write_all(reply.as_bytes()).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// A name server for A records, over UDP.
+pub struct NameServer {
+    pub address: SocketAddr,
+    names: Arc<Mutex<BTreeMap<String, Answer>>>,
+    pub asked: Arc<AtomicUsize>,
+}
+
+#[derive(Clone)]
+enum Answer {
+    Addresses(Vec<IpAddr>, u32),
+    ServerFailure,
+}
+
+impl NameServer {
+    pub fn start() -> NameServer {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let server = NameServer {
+            address: socket.local_addr().unwrap(),
+            names: Arc::default(),
+            asked: Arc::default(),
+        };
+        let (names, asked) = (server.names.clone(), server.asked.clone());
+        thread::spawn(move || {
+            let mut query = [0; 1500];
+            while let Ok((length, from)) = socket.recv_from(&mut query) {
+                let reply = reply(&query[..length], &names.lock().unwrap());
+                asked.fetch_add(1, Ordering::Relaxed);
+                socket.send_to(&reply, from).unwrap();
+            }
+        });
+        server
+    }
+
+    /// The name has these addresses, for so many seconds.
+    pub fn says(&self, name: &str, addresses: &[IpAddr], ttl: u32) {
+        let answer = Answer::Addresses(addresses.to_vec(), ttl);
+        self.names.lock().unwrap().insert(name.to_owned(), answer);
+    }
+
+    pub fn fails(&self, name: &str) {
+        let mut names = self.names.lock().unwrap();
+        names.insert(name.to_owned(), Answer::ServerFailure);
+    }
+}
+
+/// RFC 1035, section 4.
+fn reply(query: &[u8], names: &BTreeMap<String, Answer>) -> Vec<u8> {
+    let mut name = Vec::new();
+    let mut at = 12;
+    while query[at] > 0 {
+        let label = &query[at + 1..=at + query[at] as usize];
+        name.push(String::from_utf8_lossy(label).to_lowercase());
+        at += label.len() + 1;
+    }
+    let question = &query[12..at + 5];
+    let is_a = query[at + 1..at + 3] == [0, 1];
+    let (code, addresses, ttl) = match names.get(&name.join(".")) {
+        None => (3, &[][..], 0),
+        Some(Answer::ServerFailure) => (2, &[][..], 0),
+        Some(Answer::Addresses(addresses, ttl)) if is_a => (0, addresses.as_slice(), *ttl),
+        Some(Answer::Addresses(..)) => (0, &[][..], 0),
+    };
+    let mut reply = query[..2].to_vec();
+    // An answer, to a question that may be asked of others, by one that would.
+    reply.extend([
+        0x81,
+        0x80 | code,
+        0,
+        1,
+        0,
+        addresses.len() as u8,
+        0,
+        0,
+        0,
+        0,
+    ]);
+    reply.extend(question);
+    for address in addresses {
+        let IpAddr::V4(address) = address else {
+            panic!("{address} is not for an A record");
+        };
+        // The name of the question, A, IN.
+        reply.extend([0xc0, 12, 0, 1, 0, 1]);
+        reply.extend(ttl.to_be_bytes());
+        reply.extend([0, 4]);
+        reply.extend(address.octets());
+    }
+    reply
+}
