@@ -1,7 +1,11 @@
 //! A client's connection that speaks HTTP/2: its streams are requests, each with a task of its own. What floods is stopped by
 //! `h2`, but for resets, which it does not count.
 
+mod heard;
+
+use std::future::poll_fn;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,6 +31,7 @@ use crate::http2::grpc::{self, GrpcStatus};
 use crate::http2::head::{downgrade_request, upgrade_response};
 use crate::net::stream::{Ahead, Stream};
 use crate::policy::limit::Now;
+use heard::{Heard, follow};
 
 /// What a client may send of one body before it is taken, in bytes.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -38,6 +43,8 @@ const SEND_BUFFER: usize = 64 * 1024;
 const RESETS: usize = 100;
 /// "Soon", for a request that is taken back.
 const SOON: Duration = Duration::from_secs(1);
+/// For a client to hear that its connection ends, and to end it.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Serves the requests of `stream`, whose first bytes were read ahead, until it closes, breaks or stays idle too long.
 pub(super) async fn connection(
@@ -49,6 +56,7 @@ pub(super) async fn connection(
     let plan = lane.plan.current();
     let listener = plan.shared.config.listeners[listener_index].clone();
     drop(plan);
+    let (stream, mut patience) = follow(stream, listener.header_read);
     let handshake = server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -67,22 +75,36 @@ pub(super) async fn connection(
     let mut resets = Resets::default();
     let mut idle_since = Instant::now();
     loop {
-        let idle = sleep_until(idle_since + listener.keep_alive);
+        let span = match ending {
+            true => FAREWELL,
+            false => listener.keep_alive,
+        };
+        let idle = sleep_until(idle_since + span);
+        let heard = poll_fn(|cx| match connection.poll_accept(cx) {
+            Poll::Ready(accepted) => Poll::Ready(Some(accepted)),
+            Poll::Pending => patience.poll_over(cx).map(|()| None),
+        });
         tokio::select! {
-            accepted = connection.accept() => match accepted {
-                Some(Ok((request, respond))) => {
+            heard = heard => match heard {
+                Some(Some(Ok((request, respond)))) => {
                     resets.opened += 1;
                     let one = Stream2 { lane: lane.clone(), listener_index, peer: peer.clone() };
                     requests.spawn_local(one.serve(request, respond));
                 }
                 // The client closed or broke off.
-                Some(Err(_)) | None => break,
+                Some(Some(Err(_)) | None) => break,
+                // It does not go on with a head or a frame that it has begun.
+                None => {
+                    part(&mut connection).await;
+                    break;
+                }
             },
             Some(ended) = requests.join_next() => {
                 idle_since = Instant::now();
                 match ended {
                     Ok(Served::TakenBack) if resets.too_many() => {
-                        connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                        part(&mut connection).await;
+                        break;
                     }
                     Ok(Served::TakenBack | Served::Answered) => {}
                     // A panic ends its request, and no other.
@@ -96,17 +118,23 @@ pub(super) async fn connection(
                     break;
                 }
                 connection.graceful_shutdown();
-                ending = true;
-                idle_since = Instant::now();
+                (ending, idle_since) = (true, Instant::now());
             }
             _ = draining.wait_for(|draining| *draining), if !ending => {
                 connection.graceful_shutdown();
-                ending = true;
+                (ending, idle_since) = (true, Instant::now());
             }
         }
     }
     // Those that go on are cut off from their client, and end by that.
+    drop(connection);
     while requests.join_next().await.is_some() {}
+}
+
+/// Tells a client that misbehaves that its connection is over, as far as it listens.
+async fn part(connection: &mut server::Connection<Heard<Ahead<Stream>>, Bytes>) {
+    connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+    let _ = timeout(FAREWELL, poll_fn(|cx| connection.poll_closed(cx))).await;
 }
 
 /// Requests taken back: to send and take back without end costs a client nothing and the upstream much (CVE-2023-44487).

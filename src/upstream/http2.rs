@@ -1,18 +1,22 @@
 //! Connections to an upstream that speaks HTTP/2: each carries many requests at once, so a lane needs few.
 
 use std::cell::{Cell, RefCell};
+use std::future::{pending, poll_fn};
 use std::io;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use h2::client::{self, SendRequest};
-use tokio::sync::Mutex;
+use h2::client::{self, Connection, SendRequest};
+use h2::{Ping, PingPong};
+use tokio::sync::{Mutex, Notify};
 use tokio::time::{sleep, timeout};
 
 use super::pool::{Connected, Unreached};
 use crate::clock;
+use crate::net::stream::Stream;
 
 /// What an upstream may send of one body before it is taken, in bytes.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -20,6 +24,9 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// What waits to be sent of one body, in bytes; capacity is asked for first, so that it is no more than a frame or two.
 const SEND_BUFFER: usize = 64 * 1024;
+
+/// How many requests a connection takes whose settings are not here.
+const UNSETTLED: usize = 0;
 
 /// One lane's connections to one endpoint.
 #[derive(Debug, Default)]
@@ -43,6 +50,8 @@ struct Use {
     requests: Cell<usize>,
     /// When the last one began or ended.
     at: Cell<Instant>,
+    /// Told when one of them waited in vain.
+    doubted: Notify,
 }
 
 /// A place for one request, until it is dropped.
@@ -63,6 +72,12 @@ impl Place {
             reused,
             use_: use_.clone(),
         }
+    }
+
+    /// The request waited in vain. Its connection may have gone without a word: it is asked for a sign of life, and given up where
+    /// there is none, or all later requests would wait for it, too.
+    pub fn doubt(&self) {
+        self.use_.doubted.notify_one();
     }
 }
 
@@ -85,7 +100,9 @@ impl Multiplexed {
         if let Some(place) = self.free() {
             return Ok(place);
         }
-        let _alone = self.connecting.lock().await;
+        // No longer than who connects may take: one that cannot be reached is not waited for by one after the other.
+        let alone = timeout(2 * within, self.connecting.lock()).await;
+        let _alone = alone.map_err(io::Error::from)?;
         if let Some(place) = self.free() {
             return Ok(place);
         }
@@ -105,19 +122,27 @@ impl Multiplexed {
             place: counted,
             ..
         } = connected;
-        let handshake = client::Builder::new()
-            .initial_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_send_buffer_size(SEND_BUFFER)
-            .max_header_list_size(64 * 1024)
-            .enable_push(false)
-            .handshake(stream);
-        let (requests, connection) = timeout(within, handshake)
+        let handshake = async {
+            let mut builder = client::Builder::new();
+            let handshake = builder
+                .initial_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .max_send_buffer_size(SEND_BUFFER)
+                .max_header_list_size(64 * 1024)
+                .enable_push(false)
+                .initial_max_send_streams(UNSETTLED)
+                .handshake(stream);
+            let (requests, mut connection) = handshake.await?;
+            settled(&mut connection).await?;
+            Ok((requests, connection))
+        };
+        let (requests, mut connection) = timeout(within, handshake)
             .await?
-            .map_err(io::Error::other)?;
+            .map_err(|error: h2::Error| io::Error::other(error))?;
         let use_ = Rc::new(Use {
             requests: Cell::new(0),
             at: Cell::new(clock::now()),
+            doubted: Notify::new(),
         });
         let place = Place::new(requests.clone(), false, &use_);
         self.open.borrow_mut().push(Open {
@@ -125,6 +150,7 @@ impl Multiplexed {
             use_: use_.clone(),
         });
         tokio::task::spawn_local(async move {
+            let pings = connection.ping_pong();
             let unused = async {
                 loop {
                     let since = use_.at.get().elapsed();
@@ -144,6 +170,7 @@ impl Multiplexed {
             tokio::select! {
                 _ = connection => {}
                 () = unused => {}
+                () = silent(&use_.doubted, pings, within) => {}
             }
         });
         Ok(place)
@@ -169,5 +196,33 @@ impl Multiplexed {
             }
         });
         found
+    }
+}
+
+/// Waits for the upstream's settings: only they say how many requests it takes at once, and that it speaks HTTP/2 at all.
+async fn settled(connection: &mut Connection<Stream>) -> Result<(), h2::Error> {
+    poll_fn(|cx| {
+        let ended = Pin::new(&mut *connection).poll(cx);
+        match (connection.max_concurrent_send_streams(), ended) {
+            (_, Poll::Ready(Err(error))) => Poll::Ready(Err(error)),
+            (_, Poll::Ready(Ok(()))) => Poll::Ready(Err(h2::Reason::NO_ERROR.into())),
+            (UNSETTLED, Poll::Pending) => Poll::Pending,
+            (_, Poll::Pending) => Poll::Ready(Ok(())),
+        }
+    })
+    .await
+}
+
+/// Comes back once a doubt is confirmed: no answer to a ping `within` this time.
+async fn silent(doubted: &Notify, pings: Option<PingPong>, within: Duration) {
+    let Some(mut pings) = pings else {
+        return pending().await;
+    };
+    loop {
+        doubted.notified().await;
+        match timeout(within, pings.ping(Ping::opaque())).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) | Err(_) => return,
+        }
     }
 }

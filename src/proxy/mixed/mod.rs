@@ -5,15 +5,16 @@ mod down;
 mod parts;
 mod up;
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Poll, ready};
 
 use bytes::Bytes;
-use h2::RecvStream;
 use h2::client::ResponseFuture;
 use h2::server::SendResponse;
+use h2::{Reason, RecvStream};
 use http::{Response, StatusCode};
 
 use super::following::LanePlan;
@@ -114,14 +115,40 @@ struct Upstream<'a> {
 /// Where responses come from.
 enum Answers<'a> {
     Http1(Reading<'a, 'a>),
-    Http2(ResponseFuture),
+    Http2(ResponseFuture, &'a Cell<Fate>),
+}
+
+/// What is known of a request that was sent by HTTP/2 and came to no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// It was looked at, or may have been.
+    Seen,
+    /// It was not looked at (RFC 9113 section 8.7).
+    Unseen,
+    /// Its connection ended.
+    Lost,
+}
+
+impl Fate {
+    fn of(error: &h2::Error) -> Fate {
+        let refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
+        // A farewell is the error of those streams alone that it leaves out (section 6.8).
+        if error.is_remote() && (refused || error.is_go_away()) {
+            Fate::Unseen
+        } else if error.is_io() {
+            Fate::Lost
+        } else {
+            Fate::Seen
+        }
+    }
 }
 
 /// What one try came to.
 enum Tried {
     /// The response went to the client.
     Whole(Next),
-    /// An idle connection was closed just as the request came; nothing of it can have been seen, or seeing it twice does no harm.
+    /// The request is to be sent again: its connection had been idle and was closed as it came, or the upstream says that it did
+    /// not look at it. Nothing of it can have been seen, or seeing it twice does no harm.
     Stale,
 }
 
@@ -232,26 +259,31 @@ async fn by_http2(
         outgoing.request.takes_trailers,
     );
     let request = request.map_err(|_| Rejection::BadTarget)?;
-    let may_repeat = place.reused && bodiless;
-    let (response, stream) = match place.requests.send_request(request, bodiless) {
-        Ok(sent) => sent,
-        Err(_) if place.reused => return Ok(Tried::Stale),
-        Err(_) => return Err(Rejection::UpstreamBroken.into()),
+    let Ok((response, stream)) = place.requests.send_request(request, bodiless) else {
+        return Ok(Tried::Stale);
     };
+    let fate = Cell::new(Fate::Seen);
     let upstream = Upstream {
         sink: Sink::Http2(stream),
-        answers: Answers::Http2(response),
+        answers: Answers::Http2(response, &fate),
     };
     let mut answer = conn.lane.buffers.take();
     let run = run(conn, outgoing, source, upstream, back, &mut answer, record);
-    match run.await {
-        Err(Failure::Reply(Rejection::UpstreamBroken, _))
-            if may_repeat && outgoing.request.can_repeat && record.status == 0 =>
-        {
-            Ok(Tried::Stale)
-        }
-        ran => Ok(Tried::Whole(ran?.next)),
+    let ran = run.await;
+    if let Err(Failure::Reply(Rejection::UpstreamTimeout, _) | Failure::UpstreamGone) = ran {
+        place.doubt();
     }
+    if let Err(Failure::Reply(Rejection::UpstreamBroken, _)) = ran
+        && record.status == 0
+        && match fate.get() {
+            Fate::Seen => false,
+            Fate::Unseen => bodiless || (record.bytes_in == 0 && !source.is_over()),
+            Fate::Lost => place.reused && outgoing.request.can_repeat,
+        }
+    {
+        return Ok(Tried::Stale);
+    }
+    Ok(Tried::Whole(ran?.next))
 }
 
 /// How an exchange went.
@@ -317,7 +349,7 @@ async fn run(
                 until_close,
             }
         }
-        (None, Answers::Http2(_)) => return Err(Rejection::UpstreamBroken.into()),
+        (None, Answers::Http2(..)) => return Err(Rejection::UpstreamBroken.into()),
     };
     let mut down = Down {
         head: std::mem::take(&mut *outgoing.out),
@@ -428,7 +460,7 @@ impl Answers<'_> {
     ) -> Result<(ResponseHead, Option<RecvStream>), Rejection> {
         match self {
             Answers::Http1(stream) => Ok((read_head(request, stream, answer).await?, None)),
-            Answers::Http2(response) => {
+            Answers::Http2(response, fate) => {
                 let mut how = Answering {
                     to_head: request.to_head,
                     ended: false,
@@ -445,7 +477,10 @@ impl Answers<'_> {
                     }))
                 })
                 .await
-                .map_err(|_| Rejection::UpstreamBroken)?;
+                .map_err(|error| {
+                    fate.set(Fate::of(&error));
+                    Rejection::UpstreamBroken
+                })?;
                 how.ended = body.as_ref().is_some_and(RecvStream::is_end_stream);
                 let head = downgrade_response(answer, &parts, how);
                 Ok((head.map_err(|_| Rejection::UpstreamBroken)?, body))

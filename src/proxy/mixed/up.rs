@@ -112,14 +112,12 @@ pub(super) async fn upload(
             }
             // Only the client's time counts, not that of an upstream which is slow to read.
             let began = clock::mono();
-            let read = match request.grpc {
-                // A call that streams goes on for as long as both like, and one side may only listen.
-                true => unless_idle(&mut deadlines, request.idle, progress, next).await,
-                false => {
-                    let span = request.idle.min(request.read_within.saturating_sub(waited));
-                    deadlines.within(span, next).await
-                }
+            let left = match request.grpc {
+                // A call that streams goes on for as long as both like.
+                true => Duration::MAX,
+                false => request.read_within.saturating_sub(waited),
             };
+            let read = unless_idle(&mut deadlines, (request.idle, left), progress, next).await;
             part = Some(read.map_err(|Elapsed| Rejection::BodyTimeout)?);
             waited += clock::mono().saturating_sub(began);
         }
@@ -138,6 +136,8 @@ pub(super) async fn upload(
                         .within(request.within, sink.put(bytes, last))
                         .await,
                 )?;
+                // How long the upstream took to read it is not the client's time.
+                progress.made();
                 if last {
                     return Ok(());
                 }
@@ -160,18 +160,19 @@ pub(super) async fn upload(
     }
 }
 
-/// What `next` gives, unless nothing has moved for `idle`, either way.
+/// What `next` gives, unless nothing has moved for `idle`, either way: one side may only listen. And for at most `left`.
 async fn unless_idle<T>(
     deadlines: &mut Deadlines,
-    idle: Duration,
+    (idle, left): (Duration, Duration),
     progress: &Progress,
     mut next: Pin<&mut impl Future<Output = T>>,
 ) -> Result<T, Elapsed> {
+    let began = clock::mono();
     loop {
-        let read = deadlines
-            .within(progress.left_of(idle), next.as_mut())
-            .await;
-        if read.is_ok() || progress.left_of(idle).is_zero() {
+        let left = left.saturating_sub(clock::mono().saturating_sub(began));
+        let span = progress.left_of(idle).min(left);
+        let read = deadlines.within(span, next.as_mut()).await;
+        if read.is_ok() || span == left || progress.left_of(idle).is_zero() {
             return read;
         }
     }
