@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use crate::audit::Recorder;
 use crate::config::limits::{Accuracy, Limit, Mode, Rule};
-use crate::config::{self, Config, Route};
+use crate::config::{self, Config, Listener, Route};
 use crate::event::Redaction;
 use crate::intern::intern;
+use crate::net::tls::server::ServerTls;
+use crate::net::tls::{Secured, Trouble};
 use crate::policy::lease::Terms;
 use crate::policy::routes::Index;
 use crate::policy::session;
@@ -23,7 +25,9 @@ use crate::store::sessions::{LiveSessions, Sessions, SharedSessions, Store};
 use crate::store::slots::{self, Slots};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{BreakerMetrics, LimitMetrics, Metrics, RouteMetrics};
+use crate::telemetry::tls_metrics::HandshakeMetrics;
 use crate::upstream::Endpoints;
+use tokio::sync::Semaphore;
 
 /// What all lanes share.
 #[derive(Debug)]
@@ -62,10 +66,23 @@ pub struct Plan {
     pub names: Names,
     /// Connections open on each listener, in the configuration's order. Carried over by a reload.
     pub open: Vec<Arc<AtomicUsize>>,
+    /// One for each listener of the configuration, in its order; `None` without TLS.
+    pub greetings: Vec<Option<Greeting>>,
+    /// The TLS of the configuration, from its files.
+    pub secured: Secured,
     /// One for each route of the configuration, in its order.
     pub routes: Vec<RouteMetrics>,
     /// One for each limit of the configuration, in its order.
     pub limit_metrics: Vec<LimitMetrics>,
+}
+
+/// What a listener greets its clients by.
+#[derive(Debug)]
+pub struct Greeting {
+    pub tls: Arc<ServerTls>,
+    pub metrics: HandshakeMetrics,
+    /// One for each handshake that may be under way, in all lanes together. Carried over by a reload that leaves their number.
+    pub turns: Arc<Semaphore>,
 }
 
 /// What this process holds of shared limits.
@@ -149,12 +166,25 @@ struct Kept<'k> {
     breakers: &'k [Option<Arc<LiveBreaker>>],
     sessions: &'k [LiveSessions],
     open: Vec<Arc<AtomicUsize>>,
+    /// One for each listener, with how many there are.
+    turns: Vec<(usize, Arc<Semaphore>)>,
 }
 
 impl Plan {
-    /// The plan of `config`, with nothing counted yet.
+    /// As [`Plan::secured`], of a configuration without TLS.
     pub fn new(
         config: Config,
+        metrics: Arc<Metrics>,
+        audit: Option<Recorder>,
+        fleet: Option<Arc<Fleet>>,
+    ) -> Arc<Plan> {
+        Plan::secured(config, Secured::default(), metrics, audit, fleet)
+    }
+
+    /// The plan of `config` with what its files hold, and nothing counted yet.
+    pub fn secured(
+        config: Config,
+        secured: Secured,
         metrics: Arc<Metrics>,
         audit: Option<Recorder>,
         fleet: Option<Arc<Fleet>>,
@@ -177,11 +207,12 @@ impl Plan {
             breakers: &[],
             sessions: &[],
             open: config.listeners.iter().map(|_| Arc::default()).collect(),
+            turns: Vec::new(),
         };
-        Plan::made(config, kept)
+        Plan::made(config, secured, kept)
     }
 
-    fn made(config: Config, kept: Kept<'_>) -> Arc<Plan> {
+    fn made(config: Config, secured: Secured, kept: Kept<'_>) -> Arc<Plan> {
         let Kept {
             limits,
             metrics,
@@ -193,6 +224,7 @@ impl Plan {
             breakers: old,
             sessions: old_sessions,
             open,
+            turns,
         } = kept;
         let old = old.iter().flatten();
         let old: BTreeMap<_, _> = old.map(|old| (&*old.upstream, old)).collect();
@@ -275,6 +307,25 @@ impl Plan {
             .collect();
         let sharing = |limit: &Limit| Sharing::new(&limit.name, metrics.limit_alone(&limit.name));
         let sharing = config.limits.iter().map(sharing).collect();
+        let greeting = |(index, listener): (usize, &Listener)| {
+            let tls = secured.listeners.get(index)?.clone()?;
+            let (max, kept) = (listener.max_handshakes, turns.get(index));
+            let turns = match kept.filter(|(old, _)| *old == max) {
+                Some((_, turns)) => turns.clone(),
+                None => Arc::new(Semaphore::new(max)),
+            };
+            let reasons = Trouble::ALL.map(Trouble::name);
+            let metrics = metrics.tls.listener(&listener.name, &reasons);
+            Some(Greeting {
+                tls,
+                metrics,
+                turns,
+            })
+        };
+        let greetings: Vec<_> = config.listeners.iter().enumerate().map(greeting).collect();
+        let shown = greetings.iter().flatten();
+        let shown = shown.flat_map(|greeting| greeting.tls.expiries());
+        metrics.tls.certificates_end(shown);
         let limit_keys = config
             .limits
             .iter()
@@ -304,6 +355,8 @@ impl Plan {
             access_log,
             redaction,
             open,
+            greetings,
+            secured,
             metrics,
             config,
         })
@@ -367,8 +420,27 @@ impl Plan {
         self.fleet.is_some() && limit.accuracy != Accuracy::Local
     }
 
-    /// The plan of `config` in place of `self`, or why a running process cannot take it.
+    /// Those of each listener; of one without TLS, none of a number that is never asked for.
+    fn turns(&self) -> Vec<(usize, Arc<Semaphore>)> {
+        let listeners = self.config.listeners.iter().zip(&self.greetings);
+        let turns = listeners.map(|(listener, greeting)| match greeting {
+            Some(greeting) => (listener.max_handshakes, greeting.turns.clone()),
+            None => (0, Arc::new(Semaphore::new(0))),
+        });
+        turns.collect()
+    }
+
+    /// As [`Plan::replaced_by_secured`], of a configuration without TLS.
     pub fn replaced_by(&self, config: Config) -> Result<Arc<Plan>, String> {
+        self.replaced_by_secured(config, Secured::default())
+    }
+
+    /// The plan of `config` with what its files hold in place of `self`, or why a running process cannot take it.
+    pub fn replaced_by_secured(
+        &self,
+        config: Config,
+        secured: Secured,
+    ) -> Result<Arc<Plan>, String> {
         let addresses = |config: &Config| {
             config
                 .listeners
@@ -431,8 +503,9 @@ impl Plan {
             breakers: &self.breakers,
             sessions: &self.sessions,
             open: self.open.clone(),
+            turns: self.turns(),
         };
-        Ok(Plan::made(config, kept))
+        Ok(Plan::made(config, secured, kept))
     }
 }
 

@@ -25,6 +25,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::config::audit::{Audit, Delivery};
 use crate::config::redis::Redis;
+use crate::net::tls::Secured;
 use crate::plan::Plan;
 use crate::proxy::reload::Fingerprint;
 use crate::proxy::{lane, reload};
@@ -76,6 +77,7 @@ async fn supervise(
     seen: Option<Fingerprint>,
     parts: Parts,
 ) -> anyhow::Result<()> {
+    let secured = Secured::read(&config, &Secured::default()).map_err(anyhow::Error::msg)?;
     // Listening to the signal begins before the line that says weir is up, so that none is missed.
     let terminate = signal(SignalKind::terminate())?;
     let admin = bind(config.admin.address).await?;
@@ -124,7 +126,7 @@ async fn supervise(
     }
     let mut checks = checks(&config, recorder.as_ref(), redis.as_ref());
     let health = config.worker.health;
-    let first = Plan::new(config, metrics_of_all, recorder, fleet);
+    let first = Plan::secured(config, secured, metrics_of_all, recorder, fleet);
     let (plan, following) = watch::channel(first.clone());
     first_look(&first.upstreams, reload::NAMES_WITHIN).await;
     worker::tend_endpoints(&mut control, following.clone());

@@ -116,6 +116,10 @@ impl Period {
 pub enum KeyPart {
     /// IPv6 by its /64, since one client has as many addresses as it likes.
     ClientIp,
+    /// Of the certificate that the client shows.
+    ClientCertSubject,
+    /// Likewise: the first URI that it names, or else the first DNS name.
+    ClientCertSan,
     /// By its name in lower case.
     Header(String),
     Cookie(String),
@@ -197,6 +201,8 @@ impl fmt::Display for KeyPart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             KeyPart::ClientIp => f.write_str("client.ip"),
+            KeyPart::ClientCertSubject => f.write_str("client.cert.subject"),
+            KeyPart::ClientCertSan => f.write_str("client.cert.san"),
             KeyPart::Header(name) => write!(f, "header:{name}"),
             KeyPart::Cookie(name) => write!(f, "cookie:{name}"),
             KeyPart::Query(name) => write!(f, "query:{name}"),

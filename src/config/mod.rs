@@ -5,6 +5,7 @@ pub mod audit;
 pub mod breakers;
 pub mod check;
 pub mod limits;
+pub mod listeners;
 pub mod matches;
 pub mod postgres;
 pub mod raw;
@@ -13,6 +14,7 @@ pub mod rewrite;
 pub mod sessions;
 pub mod show;
 pub mod telemetry;
+pub mod tls;
 pub mod units;
 pub mod upstreams;
 pub mod worker;
@@ -23,11 +25,9 @@ use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use ipnet::IpNet;
-
-use crate::http1::head::HeadLimits;
 use audit::{Audit, Level};
 use limits::{Lease, Limit};
+pub use listeners::Listener;
 use matches::Match;
 use postgres::Postgres;
 use redis::Redis;
@@ -88,30 +88,6 @@ impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("***")
     }
-}
-
-/// Where clients connect, and what they may send.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listener {
-    pub name: String,
-    pub address: SocketAddr,
-    pub head_limits: HeadLimits,
-    /// Connections open at a time; those beyond are closed at once.
-    pub max_connections: usize,
-    /// A request body's size in bytes.
-    pub max_body: u64,
-    /// Requests under way on one connection of HTTP/2.
-    pub max_concurrent_streams: u32,
-    /// For a head to be whole once its first byte is here.
-    pub header_read: Duration,
-    /// For a body to be whole once its head is here.
-    pub request_read: Duration,
-    /// For a connection without a request.
-    pub keep_alive: Duration,
-    /// For a body, or a switched connection, on which nothing moves.
-    pub stream_idle: Duration,
-    /// Whose X-Forwarded-For is believed.
-    pub trusted_proxies: Vec<IpNet>,
 }
 
 /// Which requests are answered by whom, and how.

@@ -3,6 +3,7 @@
 
 mod audit;
 mod limits;
+mod listeners;
 mod postgres;
 mod redis;
 mod rewrite;
@@ -11,13 +12,13 @@ mod upstreams;
 mod worker;
 
 use std::collections::BTreeMap;
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::num::NonZeroUsize;
 
 use schemars::JsonSchema;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::units::{ByteSize, Percent, Span};
+use super::units::{Percent, Span};
 use super::yaml::At;
 pub use audit::{
     Audit, AuditLevel, AuditStream, Capture, Delivery, Integrity, Redact, Spool, Sqlite,
@@ -26,6 +27,9 @@ pub use audit::{
 pub use limits::{
     Accuracy, Algorithm, Cost, IfMissing, Lease, LimitHeaders, OnLoss, OneOrMany, OneOrManySchema,
     RateLimit, RateLimitDefaults, RetryAfter,
+};
+pub use listeners::{
+    ClientAuth, ClientIp, Limits, Listener, ListenerProtocol, ListenerTls, Timeouts, TlsVersion,
 };
 pub use postgres::{Pool, Postgres};
 pub use redis::{Certificate, Redis, RedisClient, RedisMode, Tls};
@@ -80,52 +84,6 @@ pub struct File {
     pub telemetry: Option<At<Telemetry>>,
     pub runtime: Option<At<Runtime>>,
     pub shutdown: Option<At<Shutdown>>,
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-pub struct Listener {
-    pub name: Option<At<String>>,
-    /// For example `0.0.0.0:8080`.
-    pub address: At<String>,
-    pub client_ip: Option<At<ClientIp>>,
-    pub limits: Option<At<Limits>>,
-    pub timeouts: Option<At<Timeouts>>,
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-pub struct ClientIp {
-    /// Networks whose X-Forwarded-For is believed, walked from the right [default: none].
-    pub trusted_proxies: Vec<At<String>>,
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-pub struct Limits {
-    /// The request line and all fields [default: 64KiB].
-    pub max_header_bytes: Option<At<ByteSize>>,
-    /// [default: 100]
-    pub max_headers: Option<At<u16>>,
-    /// Connections open at a time; those beyond are closed at once [default: 10000].
-    pub max_connections: Option<At<u32>>,
-    /// [default: 10MiB]
-    pub max_body: Option<At<ByteSize>>,
-    /// Requests under way on one connection of HTTP/2 [default: 128].
-    pub max_concurrent_streams: Option<At<NonZeroU32>>,
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-pub struct Timeouts {
-    /// For a request's head to be whole once its first byte is here [default: 10s].
-    pub header_read: Option<At<Span>>,
-    /// For a request's body to be whole once its head is here [default: 60s].
-    pub request_read: Option<At<Span>>,
-    /// For a connection without a request [default: 60s].
-    pub keep_alive: Option<At<Span>>,
-    /// For a body, or a switched connection (WebSocket), on which nothing moves [default: 5m].
-    pub stream_idle: Option<At<Span>>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

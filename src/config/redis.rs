@@ -1,10 +1,10 @@
 //! Redis, checked: which servers share state among processes, and how they are asked.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Secret;
+pub use super::tls::{Certificate, Tls};
 
 /// Where shared state is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,18 +75,4 @@ impl fmt::Display for Endpoint {
             false => write!(f, "{}:{}", self.host, self.port),
         }
     }
-}
-
-/// Who is believed, and what is shown; all are PEM files.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Tls {
-    /// In place of the public authorities.
-    pub ca: Option<PathBuf>,
-    pub certificate: Option<Certificate>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Certificate {
-    pub cert: PathBuf,
-    pub key: PathBuf,
 }

@@ -6,6 +6,7 @@
 
 mod audit;
 mod limits;
+mod listeners;
 mod postgres;
 mod redis;
 mod rewrite;
@@ -23,10 +24,11 @@ use serde_json::{Value, json};
 use super::limits::Mode;
 use super::rewrite::To;
 use super::sessions::{OnMax, SameSite, TokenSource};
-use super::units::{ByteSize, Percent, Span};
+use super::units::{Percent, Span};
 use super::{Config, breakers, sessions};
 use audit::{Audit, level};
 use limits::{RateLimit, RateLimitDefaults};
+use listeners::Listener;
 use postgres::Postgres;
 use redis::Redis;
 use rewrite::{Changes, Redirect, Reply, Rewrite};
@@ -128,63 +130,6 @@ impl<'c> File<'c> {
             shutdown: Shutdown {
                 propagation_delay: Span(config.propagation_delay),
                 drain: Span(config.drain),
-            },
-        }
-    }
-}
-
-#[derive(Serialize)]
-struct Listener<'c> {
-    name: &'c str,
-    address: SocketAddr,
-    client_ip: ClientIp,
-    limits: HeadAndBody,
-    timeouts: Timeouts,
-}
-
-#[derive(Serialize)]
-struct ClientIp {
-    trusted_proxies: Vec<String>,
-}
-
-#[derive(Serialize)]
-struct HeadAndBody {
-    max_connections: usize,
-    max_header_bytes: ByteSize,
-    max_headers: usize,
-    max_body: ByteSize,
-    max_concurrent_streams: u32,
-}
-
-#[derive(Serialize)]
-struct Timeouts {
-    header_read: Span,
-    request_read: Span,
-    keep_alive: Span,
-    stream_idle: Span,
-}
-
-impl<'c> Listener<'c> {
-    fn new(listener: &'c super::Listener) -> Listener<'c> {
-        let head = &listener.head_limits;
-        Listener {
-            name: &listener.name,
-            address: listener.address,
-            client_ip: ClientIp {
-                trusted_proxies: texts(&listener.trusted_proxies),
-            },
-            limits: HeadAndBody {
-                max_connections: listener.max_connections,
-                max_header_bytes: ByteSize(head.max_bytes as u64),
-                max_headers: head.max_fields,
-                max_body: ByteSize(listener.max_body),
-                max_concurrent_streams: listener.max_concurrent_streams,
-            },
-            timeouts: Timeouts {
-                header_read: Span(listener.header_read),
-                request_read: Span(listener.request_read),
-                keep_alive: Span(listener.keep_alive),
-                stream_idle: Span(listener.stream_idle),
             },
         }
     }

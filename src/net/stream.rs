@@ -8,8 +8,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use rustix::net::{RecvFlags, recv};
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsStream;
 
@@ -34,6 +35,21 @@ impl Socket {
         match self {
             Socket::Tcp(tcp) => tcp.poll_read_ready(cx),
             Socket::Unix(unix) => unix.poll_read_ready(cx),
+        }
+    }
+
+    /// Ready with what waits to be read, and stays there; nothing at the end.
+    pub fn poll_peek(&self, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Socket::Tcp(tcp) => tcp.poll_peek(cx, &mut ReadBuf::new(into)),
+            Socket::Unix(unix) => loop {
+                ready!(unix.poll_read_ready(cx))?;
+                let peek = || Ok(recv(unix, &mut *into, RecvFlags::PEEK)?.0);
+                match unix.try_io(Interest::READABLE, peek) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    done => return Poll::Ready(done),
+                }
+            },
         }
     }
 
@@ -76,24 +92,10 @@ impl Stream {
     pub fn poll_heard(&mut self, cx: &mut Context<'_>, ahead: &mut Vec<u8>) -> Poll<bool> {
         let mut bytes = [0; 1024];
         match self {
-            Stream::Plain(Socket::Tcp(tcp)) => {
-                let peeked = ready!(tcp.poll_peek(cx, &mut ReadBuf::new(&mut bytes[..1])));
+            Stream::Plain(socket) => {
+                let peeked = ready!(socket.poll_peek(cx, &mut bytes[..1]));
                 Poll::Ready(matches!(peeked, Ok(1..)))
             }
-            Stream::Plain(Socket::Unix(unix)) => loop {
-                if ready!(unix.poll_read_ready(cx)).is_err() {
-                    return Poll::Ready(false);
-                }
-                let peek = unix.try_io(tokio::io::Interest::READABLE, || {
-                    let mut byte = [std::mem::MaybeUninit::uninit()];
-                    SockRef::from(&*unix).peek(&mut byte)
-                });
-                match peek {
-                    Ok(bytes) => return Poll::Ready(bytes > 0),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    Err(_) => return Poll::Ready(false),
-                }
-            },
             Stream::Tls(tls) => {
                 let mut read = ReadBuf::new(&mut bytes);
                 let done = ready!(Pin::new(tls).poll_read(cx, &mut read));
@@ -117,6 +119,14 @@ impl Stream {
                 let mut read = ReadBuf::new(&mut byte);
                 Pin::new(tls).poll_read(&mut cx, &mut read).is_pending()
             }
+        }
+    }
+
+    /// Tells the other end that all was said, where TLS has a word for it; as far as that can be done at once.
+    pub fn say_all_was_said(&mut self) {
+        if let Stream::Tls(tls) = self {
+            let mut cx = Context::from_waker(Waker::noop());
+            let _ = Pin::new(tls).poll_shutdown(&mut cx);
         }
     }
 

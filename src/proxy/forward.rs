@@ -383,7 +383,8 @@ pub(super) fn end_of(failure: &Failure, record: &Record) -> Option<End> {
         | Rejection::NoEndpoint
         | Rejection::AuditUnavailable
         | Rejection::BodyTooLarge
-        | Rejection::Expectation => None,
+        | Rejection::Expectation
+        | Rejection::PlainOnTls => None,
     }
 }
 

@@ -155,7 +155,10 @@ pub(super) async fn connection(lane: &Rc<Lane>, listener_index: usize, guest: Gu
                 // Apart, so that others have no room for it.
                 return Box::pin(http2::connection(lane, listener_index, client, peer)).await;
             }
-            Ok(Opening::Closed) => return,
+            Ok(Opening::Closed) => {
+                client.say_all_was_said();
+                return;
+            }
             Err(rejection) => Err(rejection),
         };
         // The plan may be another by the time that a request comes.
@@ -192,8 +195,13 @@ pub(super) async fn connection(lane: &Rc<Lane>, listener_index: usize, guest: Gu
                 Err(rejection.into())
             }
         };
+        // What is cut off must not look whole.
+        let mut is_cut = true;
         let next = match served {
-            Ok(next) => next,
+            Ok(next) => {
+                is_cut = false;
+                next
+            }
             Err(
                 failure @ (Failure::ClientGone
                 | Failure::UpstreamGone
@@ -204,6 +212,7 @@ pub(super) async fn connection(lane: &Rc<Lane>, listener_index: usize, guest: Gu
                 Next::Close
             }
             Err(Failure::Reply(rejection, next)) => {
+                is_cut = false;
                 let rejection = on_record(&conn, &plan, rejection, record).await;
                 let mut ends = Ends {
                     client: &mut client,
@@ -221,6 +230,9 @@ pub(super) async fn connection(lane: &Rc<Lane>, listener_index: usize, guest: Gu
         ongoing.ended = true;
         drop(ongoing);
         if next == Next::Close {
+            if !is_cut {
+                client.say_all_was_said();
+            }
             return;
         }
     }

@@ -152,12 +152,13 @@ pub(super) struct Passed<'a> {
 /// ("httpoxy").
 const NEVER_PASSED: [&[u8]; 2] = [b"expect", b"proxy"];
 /// What trusted proxies say goes on with this hop behind it.
-const CHAINS: [&[u8]; 2] = [b"x-forwarded-for", b"forwarded"];
+const CHAINS: [&[u8]; 3] = [b"x-forwarded-for", b"x-forwarded-client-cert", b"forwarded"];
 /// What a peer says of itself is not believed.
-const PEERS_CLAIMS: [&[u8]; 6] = [
+const PEERS_CLAIMS: [&[u8]; 7] = [
     b"x-forwarded-for",
     b"x-forwarded-proto",
     b"x-forwarded-host",
+    b"x-forwarded-client-cert",
     b"x-real-ip",
     b"forwarded",
     b"x-request-id",
@@ -240,6 +241,19 @@ pub(super) fn put_request_head(
     if new_host.is_some() && !(client.behind_trusted && has("x-forwarded-host")) {
         put_sent_host(out, buffer, head);
     }
+    let certificate = peer.tls.as_ref().and_then(|tls| tls.certificate.as_ref());
+    if let Some(certificate) = certificate {
+        out.extend_from_slice(b"X-Forwarded-Client-Cert: ");
+        put_chain(out, "x-forwarded-client-cert");
+        out.extend_from_slice(certificate.element.as_bytes());
+        out.extend_from_slice(b"\r\n");
+    } else if client.behind_trusted {
+        let fields = head.fields.iter();
+        for (name, value) in fields.filter(|(name, _)| is(buffer, name, "x-forwarded-client-cert"))
+        {
+            put(out, &buffer[name.clone()], &buffer[value.clone()]);
+        }
+    }
     if !client.behind_trusted || !has("x-forwarded-proto") {
         let scheme = peer.tls.as_ref().map_or(&b"http"[..], |_| b"https");
         put(out, b"X-Forwarded-Proto", scheme);
@@ -300,10 +314,11 @@ fn put_sent_host(out: &mut Vec<u8>, buffer: &[u8], head: &RequestHead) {
 /// Whether an application could take it for a field that weir answers for, though it is spelt in another way: whoever sent
 /// it, no proxy looked at it.
 fn is_misspelt(name: &[u8]) -> bool {
-    const BELIEVED: [&[u8]; 7] = [
+    const BELIEVED: [&[u8]; 8] = [
         b"x-forwarded-for",
         b"x-forwarded-proto",
         b"x-forwarded-host",
+        b"x-forwarded-client-cert",
         b"x-real-ip",
         b"x-request-id",
         b"content-length",

@@ -15,6 +15,7 @@ use super::reply::{Exceeded, Rejection};
 use crate::config::LimitDefaults;
 use crate::config::limits::{Cost, KeyPart, Limit, Mode, Rule};
 use crate::http1::path;
+use crate::net::tls::ClientCertificate;
 use crate::plan::{LimitNames, Plan};
 use crate::policy::lease::Batch;
 use crate::policy::limit::{Now, Verdict};
@@ -394,6 +395,10 @@ impl<'a> Facts<'a> {
             .map(|(_, value)| *value)
     }
 
+    fn certificate(&self) -> Option<&'a ClientCertificate> {
+        self.peer.tls.as_ref()?.certificate.as_ref()
+    }
+
     fn part(&self, part: &KeyPart, plan: &'a Plan) -> Option<Cow<'a, [u8]>> {
         let text = |text: &'a str| Some(Cow::Borrowed(text.as_bytes()));
         match part {
@@ -401,6 +406,8 @@ impl<'a> Facts<'a> {
                 ip @ IpAddr::V4(_) if ip == self.peer.ip => text(&self.peer.text),
                 ip => Some(Cow::Owned(network(ip).into_bytes())),
             },
+            KeyPart::ClientCertSubject => text(self.certificate()?.subject.as_deref()?),
+            KeyPart::ClientCertSan => text(self.certificate()?.san.as_deref()?),
             KeyPart::Header(name) => self.header(name).and_then(text),
             KeyPart::Cookie(name) => {
                 let cookies = self

@@ -1,5 +1,5 @@
-//! When the file is read again: on SIGHUP, and when the file at its path is another than before. A bad file changes
-//! nothing.
+//! When the file is read again: on SIGHUP, and when the file at its path is another than before; likewise the certificates that
+//! it names. A bad file changes nothing.
 
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
@@ -13,6 +13,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info};
 
 use crate::config::Config;
+use crate::net::tls::Secured;
 use crate::plan::Plan;
 use crate::upstream::names::first_look;
 
@@ -34,31 +35,82 @@ pub async fn follow(
     let mut hangup = signal(SignalKind::hangup())?;
     let mut look = interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut beside = Beside::of(&plan.borrow().config);
+    let mut refused = false;
     loop {
-        tokio::select! {
-            _ = hangup.recv() => {}
+        let file_changed = tokio::select! {
+            _ = hangup.recv() => true,
             _ = look.tick() => {
                 // A path that leads nowhere for a moment is a swap on its way.
                 let now = fingerprint(&path);
-                if now.is_none() || now == seen {
-                    continue;
-                }
+                now.is_some() && now != seen
             }
+        };
+        if !file_changed && !beside.has_changed() {
+            continue;
         }
-        seen = fingerprint(&path);
-        let loaded = load(&path).map_err(|error| format!("{error:#}"));
-        match loaded.and_then(|config| plan.borrow().replaced_by(config)) {
+        // A new certificate is not to wait for a mistake that has come into the file since.
+        let reads_file = file_changed || refused;
+        let loaded = match reads_file {
+            true => {
+                seen = fingerprint(&path);
+                load(&path).map_err(|error| format!("{error:#}"))
+            }
+            false => Ok(plan.borrow().config.clone()),
+        };
+        beside = match &loaded {
+            Ok(config) => Beside::of(config),
+            Err(_) => beside.again(),
+        };
+        let replaced = loaded.and_then(|config| {
+            let old = plan.borrow();
+            let secured = Secured::read(&config, &old.secured)?;
+            old.replaced_by_secured(config, secured)
+        });
+        refused = replaced.is_err();
+        let what = match reads_file {
+            true => "configuration",
+            false => "certificates",
+        };
+        match replaced {
             Ok(new) => {
                 first_look(&new.upstreams, NAMES_WITHIN).await;
                 new.metrics.reload("loaded").inc();
                 plan.send_replace(new);
-                info!(file = %path.display(), "configuration reloaded");
+                info!(file = %path.display(), "{what} reloaded");
             }
             Err(error) => {
                 plan.borrow().metrics.reload("refused").inc();
-                error!(file = %path.display(), %error, "configuration not reloaded, the old one stays")
+                error!(file = %path.display(), %error, "{what} not reloaded, the old one stays")
             }
         }
+    }
+}
+
+/// The files that a configuration names for TLS, as they were before they were read.
+struct Beside {
+    files: Vec<PathBuf>,
+    seen: Vec<Option<Fingerprint>>,
+}
+
+impl Beside {
+    fn of(config: &Config) -> Beside {
+        let files = Secured::files(config);
+        let seen = files.iter().map(|path| fingerprint(path)).collect();
+        Beside { files, seen }
+    }
+
+    /// The same files, as they are now.
+    fn again(self) -> Beside {
+        let seen = self.files.iter().map(|path| fingerprint(path)).collect();
+        Beside { seen, ..self }
+    }
+
+    /// Whether a file is another than before; not while one leads nowhere.
+    fn has_changed(&self) -> bool {
+        let now = self.files.iter().map(|path| fingerprint(path));
+        let now: Option<Vec<_>> = now.collect();
+        now.is_some_and(|now| !now.iter().eq(self.seen.iter().flatten()))
     }
 }
 

@@ -53,6 +53,8 @@ pub enum Rejection {
     BodyTooLarge,
     /// An Expect other than `100-continue`.
     Expectation,
+    /// Plain HTTP, to a listener that speaks TLS.
+    PlainOnTls,
     ConnectFailed,
     ConnectTimeout,
     /// The upstream closed, reset or sent nonsense before its head was whole.
@@ -132,9 +134,10 @@ impl Rejection {
                 505 => (505, "HTTP Version Not Supported", "http_request_error"),
                 _ => (400, "Bad Request", "http_request_error"),
             },
-            Rejection::BadPath(_) | Rejection::BadTarget | Rejection::BadBody => {
-                (400, "Bad Request", "http_request_error")
-            }
+            Rejection::BadPath(_)
+            | Rejection::BadTarget
+            | Rejection::BadBody
+            | Rejection::PlainOnTls => (400, "Bad Request", "http_request_error"),
             Rejection::HeadTimeout | Rejection::BodyTimeout => {
                 (408, "Request Timeout", "http_request_error")
             }
@@ -193,6 +196,7 @@ impl Rejection {
             Rejection::AuditUnavailable => "the request cannot be put on record now",
             Rejection::BodyTooLarge => "request body is larger than the limit",
             Rejection::Expectation => "only 100-continue can be expected",
+            Rejection::PlainOnTls => "plain HTTP was sent to a port that speaks TLS: use https",
             Rejection::ConnectFailed => "upstream cannot be reached",
             Rejection::ConnectTimeout => "upstream did not accept a connection in time",
             Rejection::UpstreamBroken => "upstream broke off or sent nonsense",
@@ -230,6 +234,7 @@ impl Rejection {
             Rejection::AuditUnavailable => "audit_unavailable",
             Rejection::BodyTooLarge => "body_too_large",
             Rejection::Expectation => "expectation",
+            Rejection::PlainOnTls => "plain_on_tls",
             Rejection::ConnectFailed => "connect_failed",
             Rejection::ConnectTimeout => "connect_timeout",
             Rejection::UpstreamBroken => "upstream_broken",
@@ -257,6 +262,7 @@ impl Rejection {
             | Rejection::BodyTimeout
             | Rejection::BodyTooLarge
             | Rejection::Expectation
+            | Rejection::PlainOnTls
             | Rejection::TooManySessions
             | Rejection::SessionsFull
             | Rejection::Overloaded

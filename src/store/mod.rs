@@ -21,4 +21,3 @@ pub mod spool;
 pub mod sqlite;
 pub mod streams;
 mod table;
-pub mod tls;

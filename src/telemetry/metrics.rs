@@ -15,6 +15,7 @@ use prometheus_client::registry::Registry;
 
 use super::audit_metrics::AuditMetrics;
 use super::drain_metrics::DrainMetrics;
+use super::tls_metrics::TlsMetrics;
 use super::told_metrics::{self, Told};
 use super::upstream_metrics::{UpstreamMetrics, Upstreams};
 use crate::http2::grpc::GrpcStatus;
@@ -60,6 +61,7 @@ pub struct Metrics {
     sessions_swept: Family<SessionsLabels, Counter>,
     pub panics: Counter,
     pub drain: DrainMetrics,
+    pub tls: TlsMetrics,
     upstreams: Upstreams,
     pub access_log: Told,
 }
@@ -269,6 +271,7 @@ impl Default for Metrics {
             sessions_swept: Family::default(),
             panics: Counter::default(),
             drain: DrainMetrics::register(&mut registry),
+            tls: TlsMetrics::register(&mut registry),
             upstreams: Upstreams::register(&mut registry),
             access_log: told_metrics::access_log(&mut registry),
             registry: Registry::default(),
@@ -610,7 +613,7 @@ impl RouteMetrics {
 
 /// A histogram of durations whose observation is two atomic additions; prometheus-client's takes a lock.
 #[derive(Debug, Clone, Default)]
-struct Durations(Arc<DurationCells>);
+pub(super) struct Durations(Arc<DurationCells>);
 
 #[derive(Debug, Default)]
 struct DurationCells {
@@ -620,7 +623,7 @@ struct DurationCells {
 }
 
 impl Durations {
-    fn observe(&self, duration: Duration) {
+    pub(super) fn observe(&self, duration: Duration) {
         let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         let bucket = BUCKETS.partition_point(|bound| *bound < micros);
         self.0.counts[bucket].fetch_add(1, Ordering::Relaxed);

@@ -5,5 +5,6 @@ pub mod audit_metrics;
 pub mod drain_metrics;
 pub mod log;
 pub mod metrics;
+pub mod tls_metrics;
 pub mod told_metrics;
 pub mod upstream_metrics;

@@ -21,6 +21,7 @@ pub mod servers;
 pub mod shipping;
 pub mod sqlite;
 pub mod stack;
+pub mod tls;
 pub mod versions;
 
 use std::io::{BufRead, BufReader, Read as _, Write};
@@ -279,7 +280,7 @@ impl Client {
     }
 }
 
-fn read_reply(reader: &mut impl BufRead, has_body: bool) -> Reply {
+pub fn read_reply(reader: &mut impl BufRead, has_body: bool) -> Reply {
     let mut line = || {
         let mut line = String::new();
         reader.read_line(&mut line).unwrap();

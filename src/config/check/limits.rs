@@ -444,6 +444,8 @@ fn key_part(text: &str) -> Result<Option<KeyPart>, String> {
     };
     Ok(Some(match text {
         "client.ip" => KeyPart::ClientIp,
+        "client.cert.subject" => KeyPart::ClientCertSubject,
+        "client.cert.san" => KeyPart::ClientCertSan,
         "path" => KeyPart::Path,
         "host" => KeyPart::Host,
         "method" => KeyPart::Method,
@@ -456,7 +458,7 @@ fn key_part(text: &str) -> Result<Option<KeyPart>, String> {
             let part = header.or_else(|| named("cookie:").map(KeyPart::Cookie));
             let part = part.or_else(|| named("query:").map(KeyPart::Query));
             part.or_else(|| named("session.claims.").map(KeyPart::SessionClaim)).ok_or_else(|| {
-                let known = "client.ip header:NAME cookie:NAME query:NAME path host method route upstream session.user session.claims.NAME constant";
+                let known = "client.ip client.cert.subject client.cert.san header:NAME cookie:NAME query:NAME path host method route upstream session.user session.claims.NAME constant";
                 format!("unknown key \"{text}\"; known here: {known}")
             })?
         }

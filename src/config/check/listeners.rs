@@ -1,16 +1,19 @@
 //! Listeners, from the file as written to [`Listener`]s.
 
-use std::net::SocketAddr;
 use std::num::NonZeroU32;
+use std::path::PathBuf;
 
-use ipnet::IpNet;
-
+use super::redis::not_empty;
 use super::{Checker, SECOND, span};
 use crate::config::Listener;
 use crate::config::raw;
-use crate::config::units::ByteSize;
+use crate::config::tls::{Certificate, ClientAuth, ListenerTls};
+use crate::config::units::{ByteSize, Span};
 use crate::config::yaml::At;
 use crate::http1::head::HeadLimits;
+
+/// The longest that a handshake may take.
+const MINUTE: std::time::Duration = std::time::Duration::from_secs(60);
 
 impl Checker {
     pub(super) fn listeners(
@@ -19,15 +22,17 @@ impl Checker {
         long: Option<At<Vec<At<raw::Listener>>>>,
     ) -> Vec<Listener> {
         let mut listeners = Vec::new();
-        if let Some(at) = short {
-            let address = self.address("listen", at);
-            listeners.push(listener(
-                "inbound".to_owned(),
+        if let Some(address) = short {
+            let plain = raw::Listener {
+                name: None,
                 address,
-                Vec::new(),
-                None,
-                None,
-            ));
+                protocol: None,
+                tls: None,
+                client_ip: None,
+                limits: None,
+                timeouts: None,
+            };
+            listeners.push(self.listener("listen", None, "inbound".to_owned(), plain));
         }
         for (index, at) in long
             .and_then(|at| at.value)
@@ -35,38 +40,20 @@ impl Checker {
             .into_iter()
             .enumerate()
         {
-            let Some(raw) = at.value else { continue };
-            let address = self.address(&format!("listeners[{index}].address"), raw.address);
+            let Some(mut raw) = at.value else { continue };
+            let path = format!("listeners[{index}]");
             let name = raw
                 .name
+                .take()
                 .and_then(|at| at.value)
                 .unwrap_or_else(|| format!("listener-{index}"));
             if listeners.iter().any(|other: &Listener| other.name == name) {
                 let message =
                     format!("name \"{name}\" is taken by an earlier listener: use another");
-                self.say(
-                    &format!("listeners[{index}].name"),
-                    at.line,
-                    at.column,
-                    message,
-                );
+                self.say(&format!("{path}.name"), at.line, at.column, message);
             }
-            let (limits, timeouts) = (
-                raw.limits.and_then(|at| at.value),
-                raw.timeouts.and_then(|at| at.value),
-            );
-            let path = format!("listeners[{index}].client_ip.trusted_proxies");
-            let trusted = raw
-                .client_ip
-                .and_then(|at| at.value)
-                .map(|raw| self.networks(&path, raw.trusted_proxies));
-            listeners.push(listener(
-                name,
-                address,
-                trusted.unwrap_or_default(),
-                limits,
-                timeouts,
-            ));
+            let address = format!("{path}.address");
+            listeners.push(self.listener(&address, Some(&path), name, raw));
         }
         if listeners.is_empty() {
             self.say(
@@ -78,59 +65,119 @@ impl Checker {
         }
         listeners
     }
-}
 
-fn listener(
-    name: String,
-    address: SocketAddr,
-    trusted_proxies: Vec<IpNet>,
-    limits: Option<raw::Limits>,
-    timeouts: Option<raw::Timeouts>,
-) -> Listener {
-    let (max_connections, max_header_bytes, max_headers, max_body, max_streams) =
-        limits.map_or((None, None, None, None, None), |raw| {
-            (
-                raw.max_connections,
-                raw.max_header_bytes,
-                raw.max_headers,
-                raw.max_body,
-                raw.max_concurrent_streams,
-            )
+    /// Its address stands at `address`, and all else below `path`.
+    fn listener(
+        &mut self,
+        address: &str,
+        path: Option<&str>,
+        name: String,
+        raw: raw::Listener,
+    ) -> Listener {
+        let key = |key: &str| format!("{}.{key}", path.unwrap_or_default());
+        let address = self.address(address, raw.address);
+        let tls = raw.tls.and_then(|at| self.listener_tls(&key("tls"), at));
+        let trusted = raw.client_ip.and_then(|at| at.value).map(|raw| {
+            let path = key("client_ip.trusted_proxies");
+            self.networks(&path, raw.trusted_proxies)
         });
-    let (header_read, request_read, keep_alive, stream_idle) =
-        timeouts.map_or((None, None, None, None), |raw| {
-            (
-                raw.header_read,
-                raw.request_read,
-                raw.keep_alive,
-                raw.stream_idle,
-            )
-        });
-    let size = |at: Option<At<ByteSize>>, default: u64| {
-        at.and_then(|at| at.value).map_or(default, |size| size.0)
-    };
-    let defaults = HeadLimits::default();
-    Listener {
-        name,
-        address,
-        head_limits: HeadLimits {
-            max_bytes: usize::try_from(size(max_header_bytes, defaults.max_bytes as u64))
-                .unwrap_or(usize::MAX),
-            max_fields: max_headers
+        let limits = raw.limits.and_then(|at| at.value).unwrap_or_default();
+        let timeouts = raw.timeouts.and_then(|at| at.value).unwrap_or_default();
+        let size = |at: Option<At<ByteSize>>, default: u64| {
+            at.and_then(|at| at.value).map_or(default, |size| size.0)
+        };
+        let defaults = HeadLimits::default();
+        let bytes = size(limits.max_header_bytes, defaults.max_bytes as u64);
+        let number = |at: Option<At<NonZeroU32>>, default: u32| {
+            at.and_then(|at| at.value).map_or(default, NonZeroU32::get)
+        };
+        Listener {
+            name,
+            address,
+            protocol: raw.protocol.and_then(|at| at.value).unwrap_or_default(),
+            tls,
+            head_limits: HeadLimits {
+                max_bytes: usize::try_from(bytes).unwrap_or(usize::MAX),
+                max_fields: limits
+                    .max_headers
+                    .and_then(|at| at.value)
+                    .map_or(defaults.max_fields, usize::from),
+            },
+            max_connections: limits
+                .max_connections
                 .and_then(|at| at.value)
-                .map_or(defaults.max_fields, usize::from),
-        },
-        max_connections: max_connections
-            .and_then(|at| at.value)
-            .map_or(10_000, |max| max as usize),
-        max_body: size(max_body, 10 << 20),
-        max_concurrent_streams: max_streams
-            .and_then(|at| at.value)
-            .map_or(128, NonZeroU32::get),
-        header_read: span(header_read, 10 * SECOND),
-        request_read: span(request_read, 60 * SECOND),
-        keep_alive: span(keep_alive, 60 * SECOND),
-        stream_idle: span(stream_idle, 300 * SECOND),
-        trusted_proxies,
+                .map_or(10_000, |max| max as usize),
+            max_body: size(limits.max_body, 10 << 20),
+            max_concurrent_streams: number(limits.max_concurrent_streams, 128),
+            max_handshakes: number(limits.max_handshakes, 1000) as usize,
+            header_read: span(timeouts.header_read, 10 * SECOND),
+            request_read: span(timeouts.request_read, 60 * SECOND),
+            keep_alive: span(timeouts.keep_alive, 60 * SECOND),
+            stream_idle: span(timeouts.stream_idle, 300 * SECOND),
+            tls_handshake: self.span_within(
+                &key("timeouts.tls_handshake"),
+                timeouts.tls_handshake,
+                Span(10 * SECOND),
+                MINUTE,
+            ),
+            trusted_proxies: trusted.unwrap_or_default(),
+        }
+    }
+
+    fn listener_tls(&mut self, path: &str, at: At<raw::ListenerTls>) -> Option<ListenerTls> {
+        let raw = at.value?;
+        let list = format!("{path}.certificates");
+        let (line, column) = (raw.certificates.line, raw.certificates.column);
+        let pairs = raw.certificates.value?;
+        if pairs.is_empty() {
+            let message =
+                "no certificate: add one, for example {cert: /tls/tls.crt, key: /tls/tls.key}";
+            self.say(&list, line, column, message.to_owned());
+        }
+        let mut certificates = Vec::with_capacity(pairs.len());
+        for (index, at) in pairs.into_iter().enumerate() {
+            let path = format!("{list}[{index}]");
+            certificates.extend(at.value.and_then(|raw| self.certificate(&path, raw)));
+        }
+        let told = raw
+            .client_auth
+            .and_then(|at| Some((at.value?, at.line, at.column)));
+        let ca = raw
+            .client_ca
+            .and_then(|at| self.path_of(&format!("{path}.client_ca"), at));
+        let client_auth = match (told, ca) {
+            (None, None) => ClientAuth::None,
+            (None | Some((raw::ClientAuth::Required, ..)), Some(ca)) => ClientAuth::Required(ca),
+            (Some((raw::ClientAuth::Optional, ..)), Some(ca)) => ClientAuth::Optional(ca),
+            (Some((raw::ClientAuth::None, ..)), _) => ClientAuth::None,
+            (Some((raw::ClientAuth::Required | raw::ClientAuth::Optional, line, column)), None) => {
+                let message = "no authority to believe clients' certificates from: add client_ca, or use none";
+                self.say(
+                    &format!("{path}.client_auth"),
+                    line,
+                    column,
+                    message.to_owned(),
+                );
+                ClientAuth::None
+            }
+        };
+        Some(ListenerTls {
+            certificates,
+            client_auth,
+            min_version: raw.min_version.and_then(|at| at.value).unwrap_or_default(),
+        })
+    }
+
+    pub(super) fn certificate(&mut self, path: &str, raw: raw::Certificate) -> Option<Certificate> {
+        let cert = self.path_of(&format!("{path}.cert"), raw.cert);
+        let key = self.path_of(&format!("{path}.key"), raw.key);
+        Some(Certificate {
+            cert: cert?,
+            key: key?,
+        })
+    }
+
+    pub(super) fn path_of(&mut self, path: &str, at: At<String>) -> Option<PathBuf> {
+        self.read(path, at, |text| not_empty(text).map(PathBuf::from))
     }
 }

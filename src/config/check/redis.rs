@@ -1,7 +1,6 @@
 //! Redis, from the file as written to [`Redis`]. No message shows a URL, since it may hold a password.
 
 use std::net::Ipv6Addr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
@@ -9,7 +8,7 @@ use percent_encoding::percent_decode_str;
 use super::{Checker, SECOND};
 use crate::config::Secret;
 use crate::config::raw::{self, OneOrMany, RedisMode};
-use crate::config::redis::{Certificate, Client, Endpoint, Mode, Redis, Tls};
+use crate::config::redis::{Client, Endpoint, Mode, Redis, Tls};
 use crate::config::units::Span;
 use crate::config::yaml::At;
 
@@ -227,19 +226,12 @@ impl Checker {
     }
 
     pub(super) fn tls(&mut self, path: &str, raw: raw::Tls) -> Tls {
-        let mut file = |key: &str, at: At<String>| {
-            let path = format!("{path}.{key}");
-            self.read(&path, at, |text| not_empty(text).map(PathBuf::from))
-        };
-        let ca = raw.ca.and_then(|at| file("ca", at));
-        let certificate = raw.certificate.and_then(|at| at.value).and_then(|raw| {
-            let cert = file("certificate.cert", raw.cert);
-            let key = file("certificate.key", raw.key);
-            Some(Certificate {
-                cert: cert?,
-                key: key?,
-            })
-        });
+        let ca = raw
+            .ca
+            .and_then(|at| self.path_of(&format!("{path}.ca"), at));
+        let certificate = raw.certificate.and_then(|at| at.value);
+        let certificate =
+            certificate.and_then(|raw| self.certificate(&format!("{path}.certificate"), raw));
         Tls { ca, certificate }
     }
 }

@@ -44,7 +44,7 @@ pub(super) struct Tls<'c> {
 }
 
 #[derive(Serialize)]
-struct Certificate<'c> {
+pub(super) struct Certificate<'c> {
     cert: &'c Path,
     key: &'c Path,
 }
@@ -68,11 +68,17 @@ impl<'c> Tls<'c> {
     pub(super) fn new(tls: &'c redis::Tls) -> Option<Tls<'c>> {
         (*tls != redis::Tls::default()).then(|| Tls {
             ca: tls.ca.as_deref(),
-            certificate: tls.certificate.as_ref().map(|files| Certificate {
-                cert: &files.cert,
-                key: &files.key,
-            }),
+            certificate: tls.certificate.as_ref().map(Certificate::new),
         })
+    }
+}
+
+impl<'c> Certificate<'c> {
+    pub(super) fn new(files: &'c redis::Certificate) -> Certificate<'c> {
+        Certificate {
+            cert: &files.cert,
+            key: &files.key,
+        }
     }
 }
 

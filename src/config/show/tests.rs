@@ -9,9 +9,11 @@ version: 1
 listeners:
   - name: inbound
     address: "[::1]:8080"
+    protocol: http1
+    tls: {certificates: [{cert: /a/1.pem, key: /a/1.key}, {cert: /a/2.pem, key: /a/2.key}], client_ca: /a/ca.pem, client_auth: optional, min_version: "1.3"}
     client_ip: {trusted_proxies: [10.0.0.0/8, "::1"]}
-    limits: {max_connections: 3, max_header_bytes: 9KiB, max_headers: 7, max_body: 1000B, max_concurrent_streams: 6}
-    timeouts: {header_read: 1500ms, request_read: 4s, keep_alive: 1h30m, stream_idle: 2d}
+    limits: {max_connections: 3, max_header_bytes: 9KiB, max_headers: 7, max_body: 1000B, max_concurrent_streams: 6, max_handshakes: 5}
+    timeouts: {header_read: 1500ms, request_read: 4s, keep_alive: 1h30m, stream_idle: 2d, tls_handshake: 3s}
 upstreams:
   app: {endpoints: ["http://app.internal"], protocol: http2, connect_timeout: 2s, timeout: 3s, idle_timeout: 4s, circuit_breaker: "yes", trust_session_headers: true}
   "8080": {endpoints: ["http://[::1]:3000/"], circuit_breaker: counts}
@@ -43,7 +45,7 @@ routes:
   - {match: {path: /a}, upstream: "8080", rate_limits: [slots, free, calendar, burst]}
   - {upstream: app}
 rate_limits:
-  windows: {limit: [5/s, 20/m], by: [client.ip, "header:X-A", "cookie:c", "query:q", path, host, method, route, upstream]}
+  windows: {limit: [5/s, 20/m], by: [client.ip, client.cert.subject, client.cert.san, "header:X-A", "cookie:c", "query:q", path, host, method, route, upstream]}
   burst: {limit: 10/30s, burst: 7, by: constant, cost: {header: X-Cost, default: 2}, near_limit: 70%, accuracy: strict, on_redis_loss: deny}
   tenant: {limit: 3/2h, by: "header:x-tenant", algorithm: sliding_window, mode: shadow, if_missing: deny}
   slots: {limit: 10, by: host, algorithm: concurrency, mode: disabled, hold_ttl: 7s, cost: {default: 3}, overrides: {"a:b": unlimited, "1": 5}}

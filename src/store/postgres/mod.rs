@@ -35,10 +35,10 @@ pub use self::error::PostgresError;
 pub use self::read::Reader;
 pub use deadpool_postgres::{Client, Transaction};
 
-use super::tls::{self, TlsError};
 use crate::clock;
 use crate::config::postgres;
 use crate::config::redis::Tls;
+use crate::net::tls::{TlsError, client};
 
 const IS_READ_ONLY: &str =
     "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'";
@@ -217,9 +217,9 @@ impl Target {
     ) -> Result<Target, OpenError> {
         let config = parse(place, url, options, timeout)?;
         let tls = match config.get_ssl_mode() {
-            SslMode::Require => Some(tls::client_config(tls)?),
+            SslMode::Require => Some(client::client_config(tls)?),
             SslMode::Disable => None,
-            _ => Some(tls::client_config_if_needed(tls)?),
+            _ => Some(client::client_config_if_needed(tls)?),
         };
         let pool = |size: usize| {
             let recycling = ManagerConfig {

@@ -35,10 +35,10 @@ pub use scan::Place;
 pub use script::{Arg, Script};
 pub use topology::Address;
 
-use super::tls::{self, TlsError};
 use crate::clock;
 use crate::config::redis::{Client, Mode, Tls};
 use crate::keys;
+use crate::net::tls::{TlsError, client};
 use crate::telemetry::metrics::RedisMetrics;
 use node::Node;
 use topology::Topology;
@@ -96,7 +96,10 @@ impl Redis {
         connect_timeout: Duration,
         metrics: RedisMetrics,
     ) -> Result<Arc<Redis>, OpenError> {
-        let tls = settings.tls.then(|| tls::client_config(tls)).transpose()?;
+        let tls = settings
+            .tls
+            .then(|| client::client_config(tls))
+            .transpose()?;
         Ok(Arc::new(Redis {
             name,
             timeout,

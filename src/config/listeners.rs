@@ -1,0 +1,41 @@
+//! Listeners, checked.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+pub use super::raw::ListenerProtocol;
+use super::tls::ListenerTls;
+use crate::http1::head::HeadLimits;
+
+/// Where clients connect, and what they may send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listener {
+    pub name: String,
+    pub address: SocketAddr,
+    pub protocol: ListenerProtocol,
+    /// `None`: connections are plain.
+    pub tls: Option<ListenerTls>,
+    pub head_limits: HeadLimits,
+    /// Connections open at a time; those beyond are closed at once.
+    pub max_connections: usize,
+    /// A request body's size in bytes.
+    pub max_body: u64,
+    /// Requests under way on one connection of HTTP/2.
+    pub max_concurrent_streams: u32,
+    /// TLS handshakes under way at a time; those beyond wait.
+    pub max_handshakes: usize,
+    /// For a head to be whole once its first byte is here.
+    pub header_read: Duration,
+    /// For a body to be whole once its head is here.
+    pub request_read: Duration,
+    /// For a connection without a request.
+    pub keep_alive: Duration,
+    /// For a body, or a switched connection, on which nothing moves.
+    pub stream_idle: Duration,
+    /// For a TLS handshake, from the connection on.
+    pub tls_handshake: Duration,
+    /// Whose X-Forwarded-For is believed.
+    pub trusted_proxies: Vec<IpNet>,
+}

@@ -1,0 +1,107 @@
+//! Listeners as they are written.
+
+use std::num::NonZeroU32;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Certificate;
+use crate::config::units::{ByteSize, Span};
+use crate::config::yaml::At;
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Listener {
+    pub name: Option<At<String>>,
+    /// For example `0.0.0.0:8080`.
+    pub address: At<String>,
+    /// [default: auto]
+    pub protocol: Option<At<ListenerProtocol>>,
+    /// Absent: connections are plain.
+    pub tls: Option<At<ListenerTls>>,
+    pub client_ip: Option<At<ClientIp>>,
+    pub limits: Option<At<Limits>>,
+    pub timeouts: Option<At<Timeouts>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct ClientIp {
+    /// Networks whose X-Forwarded-For is believed, walked from the right [default: none].
+    pub trusted_proxies: Vec<At<String>>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Limits {
+    /// The request line and all fields [default: 64KiB].
+    pub max_header_bytes: Option<At<ByteSize>>,
+    /// [default: 100]
+    pub max_headers: Option<At<u16>>,
+    /// Connections open at a time; those beyond are closed at once [default: 10000].
+    pub max_connections: Option<At<u32>>,
+    /// [default: 10MiB]
+    pub max_body: Option<At<ByteSize>>,
+    /// Requests under way on one connection of HTTP/2 [default: 128].
+    pub max_concurrent_streams: Option<At<NonZeroU32>>,
+    /// TLS handshakes under way at a time; those beyond wait their turn [default: 1000].
+    pub max_handshakes: Option<At<NonZeroU32>>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Timeouts {
+    /// For a request's head to be whole once its first byte is here [default: 10s].
+    pub header_read: Option<At<Span>>,
+    /// For a request's body to be whole once its head is here [default: 60s].
+    pub request_read: Option<At<Span>>,
+    /// For a connection without a request [default: 60s].
+    pub keep_alive: Option<At<Span>>,
+    /// For a body, or a switched connection (WebSocket), on which nothing moves [default: 5m].
+    pub stream_idle: Option<At<Span>>,
+    /// For a TLS handshake, from the connection on [default: 10s].
+    pub tls_handshake: Option<At<Span>>,
+}
+
+/// What clients speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ListenerProtocol {
+    /// Both; under TLS by what both ends agree on, otherwise by what the client begins with.
+    #[default]
+    Auto,
+    Http1,
+    Http2,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct ListenerTls {
+    /// Chosen by the name that a client asks for; the first where none has it.
+    pub certificates: At<Vec<At<Certificate>>>,
+    /// The authorities that clients' certificates are believed from, a PEM file.
+    pub client_ca: Option<At<String>>,
+    /// [default: required with client_ca, none without]
+    pub client_auth: Option<At<ClientAuth>>,
+    /// [default: 1.2]
+    pub min_version: Option<At<TlsVersion>>,
+}
+
+/// Whether clients show a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientAuth {
+    Required,
+    /// They may; a wrong one ends the handshake.
+    Optional,
+    None,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
+pub enum TlsVersion {
+    #[default]
+    #[serde(rename = "1.2")]
+    Tls12,
+    #[serde(rename = "1.3")]
+    Tls13,
+}

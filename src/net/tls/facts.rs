@@ -1,0 +1,138 @@
+//! What certificates say.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use rustls::pki_types::CertificateDer;
+use sha2::{Digest, Sha256};
+use x509_cert::Certificate;
+use x509_cert::der::Decode;
+use x509_cert::ext::pkix::SubjectAltName;
+use x509_cert::ext::pkix::name::GeneralName;
+
+/// What TLS tells of the client at the other end.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ClientFacts {
+    /// The name that the client asked for.
+    pub sni: Option<String>,
+    /// Signed by an authority that weir believes.
+    pub certificate: Option<ClientCertificate>,
+}
+
+/// A client's certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// As RFC 4514 writes it; not empty.
+    pub subject: Option<String>,
+    /// The first URI that it names, or else the first DNS name.
+    pub san: Option<String>,
+    /// An element of X-Forwarded-Client-Cert, as Envoy writes it.
+    pub element: String,
+}
+
+/// What a certificate of ours says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct OwnFacts {
+    /// In lower case; wildcards too.
+    pub dns_names: Vec<String>,
+    pub uri: Option<String>,
+    /// Since the epoch.
+    pub not_after: Duration,
+}
+
+impl ClientCertificate {
+    /// `by`: the URI of the certificate that it was shown to, if that has one.
+    pub(super) fn new(der: &CertificateDer<'_>, by: Option<&str>) -> ClientCertificate {
+        let mut element = String::new();
+        if let Some(by) = by {
+            let _ = write!(element, "By={};", escaped(by));
+        }
+        element.push_str("Hash=");
+        for byte in Sha256::digest(der) {
+            let _ = write!(element, "{byte:02x}");
+        }
+        // Whoever checked its signature could read it; what has another opinion shall not end the connection.
+        let Ok(certificate) = Certificate::from_der(der) else {
+            return ClientCertificate {
+                subject: None,
+                san: None,
+                element,
+            };
+        };
+        let subject = certificate.tbs_certificate.subject.to_string();
+        let _ = write!(element, ";Subject=\"{}\"", subject.replace('"', "\\\""));
+        let names = Names::of(&certificate);
+        for uri in &names.uris {
+            let _ = write!(element, ";URI={}", escaped(uri));
+        }
+        for name in &names.dns {
+            let _ = write!(element, ";DNS={}", escaped(name));
+        }
+        let mut sans = names.uris.into_iter().chain(names.dns);
+        ClientCertificate {
+            subject: Some(subject).filter(|subject| !subject.is_empty()),
+            san: sans.next(),
+            element,
+        }
+    }
+}
+
+impl OwnFacts {
+    /// An error where it is not a certificate.
+    pub(super) fn of(der: &CertificateDer<'_>) -> Result<OwnFacts, String> {
+        let certificate = Certificate::from_der(der).map_err(|error| error.to_string())?;
+        let names = Names::of(&certificate);
+        let validity = &certificate.tbs_certificate.validity;
+        Ok(OwnFacts {
+            dns_names: names
+                .dns
+                .iter()
+                .map(|name| name.to_ascii_lowercase())
+                .collect(),
+            uri: names.uris.into_iter().next(),
+            not_after: validity.not_after.to_unix_duration(),
+        })
+    }
+}
+
+/// The names that a certificate is for.
+#[derive(Default)]
+struct Names {
+    uris: Vec<String>,
+    dns: Vec<String>,
+}
+
+impl Names {
+    fn of(certificate: &Certificate) -> Names {
+        let mut names = Names::default();
+        let Ok(Some((_, SubjectAltName(all)))) = certificate.tbs_certificate.get() else {
+            return names;
+        };
+        for name in all {
+            let (text, list) = match &name {
+                GeneralName::UniformResourceIdentifier(uri) => (uri.as_str(), &mut names.uris),
+                GeneralName::DnsName(name) => (name.as_str(), &mut names.dns),
+                _ => continue,
+            };
+            // What is no name must not come to stand in a header.
+            if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+                list.push(text.to_owned());
+            }
+        }
+        names
+    }
+}
+
+/// Without what would end the value where it is not quoted.
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            ',' | ';' | '"' => {
+                let _ = write!(out, "%{:02X}", u32::from(c));
+            }
+            c => out.push(c),
+        }
+    }
+    out
+}

@@ -1,0 +1,217 @@
+//! TLS towards clients: certificates by name, clients' certificates, and what resumes sessions.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::crypto::aws_lc_rs::Ticketer;
+use rustls::server::{
+    ClientHello, ProducesTickets, ResolvesServerCert, ServerSessionMemoryCache,
+    StoresServerSessions, WebPkiClientVerifier,
+};
+use rustls::sign::CertifiedKey;
+use rustls::version::{TLS12, TLS13};
+use rustls::{ServerConfig, ServerConnection, SignatureScheme};
+use sha2::{Digest, Sha256};
+
+use super::facts::OwnFacts;
+use super::{
+    ClientCertificate, ClientFacts, Protocol, TlsError, authorities, certificates, in_file,
+    private_key, provider, read, unusable,
+};
+use crate::config::listeners::ListenerProtocol;
+use crate::config::tls::{Certificate, ClientAuth, ListenerTls, Version};
+
+/// Sessions that are remembered for clients that take no tickets, which are few.
+const REMEMBERED: usize = 1024;
+
+/// What a listener greets by, as its files were when they were read.
+#[derive(Debug)]
+pub struct ServerTls {
+    pub config: Arc<ServerConfig>,
+    chooser: Arc<Chooser>,
+    resumption: Resumption,
+}
+
+/// What sessions are resumed by.
+#[derive(Clone)]
+struct Resumption {
+    /// Of whom is believed, and of whether certificates are asked for: who was admitted by other rules is greeted anew.
+    rules: [u8; 32],
+    tickets: Arc<dyn ProducesTickets>,
+    remembered: Arc<dyn StoresServerSessions>,
+}
+
+impl ServerTls {
+    /// Reads the files of `settings`. Sessions that `old` began are resumed, unless clients are admitted by other rules now.
+    pub fn read(
+        settings: &ListenerTls,
+        protocol: ListenerProtocol,
+        old: Option<&ServerTls>,
+    ) -> Result<ServerTls, TlsError> {
+        let chooser = Arc::new(Chooser::read(&settings.certificates)?);
+        let versions = match settings.min_version {
+            Version::Tls12 => &[&TLS13, &TLS12][..],
+            Version::Tls13 => &[&TLS13],
+        };
+        let builder = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(versions)
+            .map_err(unusable)?;
+        let mut rules = Sha256::new();
+        let builder = match &settings.client_auth {
+            ClientAuth::None => builder.with_no_client_auth(),
+            ClientAuth::Optional(ca) | ClientAuth::Required(ca) => {
+                let roots = Arc::new(authorities(ca)?);
+                let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
+                let verifier = match &settings.client_auth {
+                    ClientAuth::Required(_) => verifier,
+                    ClientAuth::Optional(_) | ClientAuth::None => {
+                        rules.update(b"optional");
+                        verifier.allow_unauthenticated()
+                    }
+                };
+                rules.update(read(ca)?);
+                builder.with_client_cert_verifier(
+                    verifier.build().map_err(|error| in_file(ca, error))?,
+                )
+            }
+        };
+        let rules = rules.finalize().into();
+        let resumption = match old.filter(|old| old.resumption.rules == rules) {
+            Some(old) => old.resumption.clone(),
+            None => Resumption {
+                rules,
+                tickets: Ticketer::new().map_err(unusable)?,
+                remembered: ServerSessionMemoryCache::new(REMEMBERED),
+            },
+        };
+        let mut config = builder.with_cert_resolver(chooser.clone());
+        config.ticketer = resumption.tickets.clone();
+        config.session_storage = resumption.remembered.clone();
+        config.alpn_protocols = alpn(protocol).iter().map(|name| name.to_vec()).collect();
+        Ok(ServerTls {
+            config: Arc::new(config),
+            chooser,
+            resumption,
+        })
+    }
+
+    /// What is known once both ends agree.
+    pub fn facts(&self, connection: &ServerConnection) -> (ClientFacts, Option<Protocol>) {
+        let sni = connection.server_name();
+        let certificate = connection.peer_certificates().and_then(<[_]>::first);
+        let certificate = certificate.map(|der| {
+            let by = self
+                .chooser
+                .named(sni)
+                .next()
+                .and_then(|own| own.facts.uri.as_deref());
+            ClientCertificate::new(der, by)
+        });
+        let facts = ClientFacts {
+            sni: sni.map(str::to_owned),
+            certificate,
+        };
+        (facts, connection.alpn_protocol().and_then(Protocol::of))
+    }
+
+    /// The files of the certificates that clients are shown, and when each ends, since the epoch.
+    pub fn expiries(&self) -> impl Iterator<Item = (String, Duration)> {
+        let expiry = |own: &Own| (own.file.display().to_string(), own.facts.not_after);
+        self.chooser.all.iter().map(expiry)
+    }
+}
+
+/// What is offered to clients, the best first. HTTP/1.0 is spoken, too, and some of its clients offer nothing else.
+fn alpn(protocol: ListenerProtocol) -> &'static [&'static [u8]] {
+    match protocol {
+        ListenerProtocol::Auto => &[b"h2", b"http/1.1", b"http/1.0"],
+        ListenerProtocol::Http1 => &[b"http/1.1", b"http/1.0"],
+        ListenerProtocol::Http2 => &[b"h2"],
+    }
+}
+
+impl fmt::Debug for Resumption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Resumption")
+    }
+}
+
+/// Chooses by the name that a client asks for: an exact one before a wildcard, which stands for one label; the first
+/// certificate where none has the name.
+#[derive(Debug)]
+struct Chooser {
+    /// In the file's order.
+    all: Vec<Own>,
+    /// Indexes of `all`, in its order: one name may have certificates of several kinds.
+    exact: HashMap<String, Vec<usize>>,
+    /// Likewise, by what stands behind `*.`.
+    wildcard: HashMap<String, Vec<usize>>,
+}
+
+#[derive(Debug)]
+struct Own {
+    file: PathBuf,
+    key: Arc<CertifiedKey>,
+    facts: OwnFacts,
+}
+
+impl Chooser {
+    fn read(files: &[Certificate]) -> Result<Chooser, TlsError> {
+        let mut chooser = Chooser {
+            all: Vec::with_capacity(files.len()),
+            exact: HashMap::new(),
+            wildcard: HashMap::new(),
+        };
+        for (index, files) in files.iter().enumerate() {
+            let chain = certificates(&files.cert)?;
+            let facts = OwnFacts::of(&chain[0]).map_err(|error| in_file(&files.cert, error))?;
+            let key = CertifiedKey::from_der(chain, private_key(&files.key)?, &provider());
+            // Of the two together: the key is not the certificate's, or of an unknown kind.
+            let key = key.map_err(|error| in_file(&files.key, error))?;
+            for name in &facts.dns_names {
+                let (names, name) = match name.strip_prefix("*.") {
+                    Some(behind) => (&mut chooser.wildcard, behind),
+                    None => (&mut chooser.exact, name.as_str()),
+                };
+                names.entry(name.to_owned()).or_default().push(index);
+            }
+            chooser.all.push(Own {
+                file: files.cert.clone(),
+                key: Arc::new(key),
+                facts,
+            });
+        }
+        Ok(chooser)
+    }
+
+    /// Those for a name, the best first; those for no name in the file's order.
+    fn named(&self, name: Option<&str>) -> impl Iterator<Item = &Own> {
+        let found = name.and_then(|name| {
+            let name = name.to_ascii_lowercase();
+            let wild = || self.wildcard.get(name.split_once('.')?.1);
+            self.exact.get(&name).or_else(wild)
+        });
+        let indexes = found.map(Vec::as_slice);
+        let default = match indexes {
+            Some(_) => &[],
+            None => &self.all[..],
+        };
+        let indexes = indexes.unwrap_or_default().iter();
+        indexes.map(|index| &self.all[*index]).chain(default)
+    }
+
+    fn choose(&self, name: Option<&str>, known: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let mut named = self.named(name);
+        let fits = |own: &&Own| own.key.key.choose_scheme(known).is_some();
+        named.find(fits).map(|own| own.key.clone())
+    }
+}
+
+impl ResolvesServerCert for Chooser {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.choose(hello.server_name(), hello.signature_schemes())
+    }
+}

@@ -1,0 +1,142 @@
+//! Metrics of TLS with clients.
+
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use super::metrics::Durations;
+
+#[derive(Debug)]
+pub struct TlsMetrics {
+    handshakes: Family<HandshakeLabels, Counter>,
+    failures: Family<FailureLabels, Counter>,
+    durations: Family<ListenerLabels, Durations>,
+    not_after: Family<CertificateLabels, Gauge>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HandshakeLabels {
+    listener: String,
+    version: &'static str,
+    session: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FailureLabels {
+    listener: String,
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ListenerLabels {
+    listener: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CertificateLabels {
+    certificate: String,
+}
+
+/// The handles of one listener.
+#[derive(Debug, Clone)]
+pub struct HandshakeMetrics {
+    tls12: BySession,
+    tls13: BySession,
+    /// By reason, in the order in which they were named.
+    pub failures: Box<[Counter]>,
+    durations: Durations,
+}
+
+#[derive(Debug, Clone)]
+struct BySession {
+    full: Counter,
+    resumed: Counter,
+}
+
+impl TlsMetrics {
+    pub(super) fn register(registry: &mut Registry) -> TlsMetrics {
+        let metrics = TlsMetrics {
+            handshakes: Family::default(),
+            failures: Family::default(),
+            durations: Family::default(),
+            not_after: Family::default(),
+        };
+        registry.register(
+            "tls_handshakes",
+            "TLS handshakes with clients, by version, and by whether a session was resumed",
+            metrics.handshakes.clone(),
+        );
+        registry.register(
+            "tls_handshake_failures",
+            "TLS handshakes with clients that failed, by reason",
+            metrics.failures.clone(),
+        );
+        registry.register(
+            "tls_handshake_duration_seconds",
+            "Time from a connection's start to the end of its handshake",
+            metrics.durations.clone(),
+        );
+        registry.register(
+            "tls_certificate_not_after_timestamp_seconds",
+            "When a certificate that clients are shown ends, by its file",
+            metrics.not_after.clone(),
+        );
+        metrics
+    }
+
+    /// `reasons` are one of a closed set.
+    pub fn listener(&self, listener: &str, reasons: &[&'static str]) -> HandshakeMetrics {
+        let handshakes = |version, session| {
+            self.handshakes.get_or_create_owned(&HandshakeLabels {
+                listener: listener.to_owned(),
+                version,
+                session,
+            })
+        };
+        let by_session = |version| BySession {
+            full: handshakes(version, "full"),
+            resumed: handshakes(version, "resumed"),
+        };
+        let failures = reasons.iter().map(|reason| {
+            self.failures.get_or_create_owned(&FailureLabels {
+                listener: listener.to_owned(),
+                reason,
+            })
+        });
+        HandshakeMetrics {
+            tls12: by_session("1.2"),
+            tls13: by_session("1.3"),
+            failures: failures.collect(),
+            durations: self.durations.get_or_create_owned(&ListenerLabels {
+                listener: listener.to_owned(),
+            }),
+        }
+    }
+
+    /// The files of certificates and when each ends, since the epoch; others than these are forgotten.
+    pub fn certificates_end(&self, certificates: impl Iterator<Item = (String, Duration)>) {
+        self.not_after.clear();
+        for (certificate, end) in certificates {
+            let gauge = self
+                .not_after
+                .get_or_create_owned(&CertificateLabels { certificate });
+            gauge.set(i64::try_from(end.as_secs()).unwrap_or(i64::MAX));
+        }
+    }
+}
+
+impl HandshakeMetrics {
+    /// Counts one that succeeded after `took`.
+    pub fn succeeded(&self, is_tls13: bool, resumed: bool, took: Duration) {
+        let by_session = if is_tls13 { &self.tls13 } else { &self.tls12 };
+        match resumed {
+            true => by_session.resumed.inc(),
+            false => by_session.full.inc(),
+        };
+        self.durations.observe(took);
+    }
+}
