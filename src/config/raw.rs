@@ -29,7 +29,7 @@ pub use limits::{
 pub use postgres::{Pool, Postgres};
 pub use redis::{Certificate, Redis, RedisClient, RedisMode, Tls};
 pub use rewrite::{HeaderChanges, Redirect, Reply, Rewrite, Scheme};
-pub use telemetry::{AccessLog, Always, Log, LogFormat, LogLevel, Telemetry};
+pub use telemetry::{AccessLog, Always, Log, LogFormat, LogLevel, Telemetry, Traces};
 pub use worker::{AuditLag, HealthChecks, Partition, Worker, WorkerBatch, WorkerHealth};
 
 /// The whole file. The short form is `listen` and `upstream`; the long form `listeners`, `upstreams` and `routes`.

@@ -21,3 +21,10 @@ pub struct AccessLog {
     /// So has what weir refuses.
     pub rejected: bool,
 }
+
+/// weir's part in traces.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Traces {
+    /// Of traces that begin here, from 0 to 1.
+    pub sample: f64,
+}

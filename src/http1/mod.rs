@@ -5,3 +5,4 @@ pub mod head;
 pub mod hygiene;
 pub mod path;
 pub mod response;
+pub mod trace_context;

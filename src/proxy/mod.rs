@@ -16,6 +16,7 @@ pub mod reload;
 pub mod reply;
 mod sessions;
 mod shares;
+mod trace;
 mod upgrade;
 mod upload;
 mod wire;

@@ -6,6 +6,7 @@ use super::audit;
 use super::draft::Draft;
 use super::outbox::Outbox;
 use super::reply::Rejection;
+use super::trace::Trace;
 use crate::clock;
 use crate::config::telemetry::AccessLog;
 use crate::plan::Plan;
@@ -44,6 +45,8 @@ pub(super) struct Record {
     pub answered: Option<Duration>,
     /// Whether the upstream was reached.
     pub reached: bool,
+    /// Where weir takes part in traces.
+    pub trace: Option<Trace>,
     /// Its texts, where something tells of it.
     pub draft: Option<Box<Draft>>,
 }
@@ -61,6 +64,7 @@ impl Record {
             sent: None,
             answered: None,
             reached: false,
+            trace: None,
             draft: None,
         }
     }

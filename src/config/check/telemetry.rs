@@ -1,19 +1,22 @@
-//! What weir tells of itself, from the file as written to [`Log`] and [`AccessLog`].
+//! What weir tells of itself, from the file as written to [`Log`], [`AccessLog`] and [`Traces`].
 
 use super::Checker;
 use crate::config::raw::{self, Always};
-use crate::config::telemetry::{AccessLog, Log};
+use crate::config::telemetry::{AccessLog, Log, Traces};
 use crate::config::units::Percent;
 use crate::config::yaml::At;
 
 pub(super) struct Telemetry {
     pub log: Log,
     pub access_log: Option<AccessLog>,
+    pub traces: Option<Traces>,
 }
 
 impl Checker {
     pub(super) fn telemetry(&mut self, raw: Option<raw::Telemetry>) -> Telemetry {
-        let (log, access_log) = raw.map_or((None, None), |raw| (raw.log, raw.access_log));
+        let (log, access_log, traces) = raw.map_or((None, None, None), |raw| {
+            (raw.log, raw.access_log, raw.traces)
+        });
         let log = log
             .and_then(|at| at.value)
             .map_or((None, None), |raw| (raw.format, raw.level));
@@ -26,6 +29,7 @@ impl Checker {
                 .and_then(|at| at.value)
                 .map(|raw| access_log_of(raw, log)),
             log,
+            traces: traces.and_then(|at| at.value).map(traces_of),
         }
     }
 }
@@ -37,15 +41,21 @@ fn access_log_of(raw: raw::AccessLog, log: Log) -> AccessLog {
     };
     AccessLog {
         format: raw.format.and_then(|at| at.value).unwrap_or(log.format),
-        sample: share(raw.sample),
+        sample: share(raw.sample, 1.0),
         errors: always.contains(&Always::Errors),
         rejected: always.contains(&Always::Rejected),
     }
 }
 
-/// All, unless told.
-fn share(at: Option<At<Percent>>) -> f64 {
-    at.and_then(|at| at.value).map_or(1.0, |percent| percent.0)
+fn traces_of(raw: raw::Traces) -> Traces {
+    Traces {
+        sample: share(raw.sample, 0.01),
+    }
+}
+
+fn share(at: Option<At<Percent>>, default: f64) -> f64 {
+    at.and_then(|at| at.value)
+        .map_or(default, |percent| percent.0)
 }
 
 #[cfg(test)]

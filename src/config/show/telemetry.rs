@@ -11,6 +11,8 @@ pub(super) struct Telemetry {
     log: Log,
     #[serde(skip_serializing_if = "Option::is_none")]
     access_log: Option<AccessLog>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    traces: Option<Traces>,
 }
 
 #[derive(Serialize)]
@@ -26,6 +28,11 @@ struct AccessLog {
     always: Vec<Always>,
 }
 
+#[derive(Serialize)]
+struct Traces {
+    sample: Percent,
+}
+
 impl Telemetry {
     pub(super) fn new(config: &Config) -> Telemetry {
         Telemetry {
@@ -34,6 +41,9 @@ impl Telemetry {
                 level: config.log.level,
             },
             access_log: config.access_log.as_ref().map(AccessLog::new),
+            traces: config.traces.as_ref().map(|traces| Traces {
+                sample: Percent(traces.sample),
+            }),
         }
     }
 }
