@@ -75,8 +75,9 @@ async fn supervise(
     seen: Option<Fingerprint>,
     parts: Parts,
 ) -> anyhow::Result<()> {
-    // Listening to the signal begins before the line that says weir is up, so that none is missed.
+    // Listening to the signals begins before the line that says weir is up, so that none is missed, or ends the process.
     let terminate = signal(SignalKind::terminate())?;
+    let hangup = signal(SignalKind::hangup())?;
     let admin = bind(config.admin.address).await?;
     let metrics = match config.metrics_address {
         Some(address) => Some(bind(address).await?),
@@ -188,10 +189,7 @@ async fn supervise(
             stopped?;
             None
         }
-        broken = reload::follow(file, seen, load, plan) => {
-            broken?;
-            None
-        }
+        never = reload::follow(file, seen, load, plan, hangup) => match never {},
         gave_up = control.gave_up() => Some(gave_up),
         gave_up = companion_gave_up(companion.as_mut()) => Some(gave_up),
     };
