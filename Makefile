@@ -11,6 +11,7 @@ run: ## Start the demo: weir in front of weir echo, until Ctrl-C (WEIR_PORT=8081
 
 test: ## Run every test
 	@tests/need.sh curl openssl redis-server postgresql libfaketime
+	@tests/otlp-venv.sh
 	cargo test --all-targets
 
 check: deny ## Formatting, lints, and the licences, doubles and sources of dependencies

@@ -23,6 +23,7 @@ use crate::store::sessions::{LiveSessions, Sessions, SharedSessions, Store};
 use crate::store::slots::{self, Slots};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{BreakerMetrics, LimitMetrics, Metrics, RouteMetrics};
+use crate::telemetry::traces::Traces;
 
 /// What all lanes share.
 #[derive(Debug)]
@@ -53,6 +54,8 @@ pub struct Plan {
     pub audit: Option<Recorder>,
     /// Carried over by a reload.
     pub access_log: Arc<AccessLog>,
+    /// Where spans go; carried over by a reload that leaves the collector.
+    pub traces: Option<Arc<Traces>>,
     /// What is hidden of a request, whoever tells of it.
     pub redaction: Redaction,
     /// What the audit says, in the configuration's order.
@@ -144,6 +147,7 @@ struct Kept<'k> {
     metrics: Arc<Metrics>,
     audit: Option<Recorder>,
     access_log: Arc<AccessLog>,
+    traces: Option<Arc<Traces>>,
     fleet: Option<Arc<Fleet>>,
     shared_limits: Option<SharedLimits>,
     breakers: &'k [Option<Arc<LiveBreaker>>],
@@ -171,6 +175,7 @@ impl Plan {
             metrics,
             audit,
             access_log,
+            traces: None,
             fleet,
             shared_limits,
             breakers: &[],
@@ -186,6 +191,7 @@ impl Plan {
             metrics,
             audit,
             access_log,
+            traces: old_traces,
             fleet,
             shared_limits,
             breakers: old,
@@ -268,6 +274,14 @@ impl Plan {
         if config.access_log.is_some() {
             access_log.start();
         }
+        let traces = |otlp: &String| {
+            let kept = old_traces.filter(|old| old.otlp == *otlp);
+            kept.unwrap_or_else(|| Traces::start(otlp, metrics.traces.clone()))
+        };
+        let collector = config.traces.as_ref();
+        let traces = collector
+            .and_then(|collector| collector.otlp.as_ref())
+            .map(traces);
         let audit_hides = config.audit.as_ref().map(|audit| audit.redaction.clone());
         let redaction = audit_hides.unwrap_or_default();
         Arc::new(Plan {
@@ -286,6 +300,7 @@ impl Plan {
             names: Names::new(&config),
             audit,
             access_log,
+            traces,
             redaction,
             open,
             metrics,
@@ -409,6 +424,7 @@ impl Plan {
             metrics: self.metrics.clone(),
             audit: self.audit.clone(),
             access_log: self.access_log.clone(),
+            traces: self.traces.clone(),
             fleet: self.fleet.clone(),
             shared_limits: self.shared_limits.clone(),
             breakers: &self.breakers,

@@ -25,6 +25,8 @@ pub struct AccessLog {
 /// weir's part in traces.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Traces {
+    /// The URL of the collector that spans go to by OTLP over gRPC.
+    pub otlp: Option<String>,
     /// Of traces that begin here, from 0 to 1.
     pub sample: f64,
 }

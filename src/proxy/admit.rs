@@ -205,6 +205,9 @@ pub(super) async fn admit<'p>(
         Some(prefix) => {
             let pattern = route.matches.path.as_ref();
             let path = rewrite::with_prefix(pattern, path_text, prefix);
+            if let (Some(draft), Some(_)) = (&mut record.draft, &plan.traces) {
+                draft.set_sent_path(&path);
+            }
             [path.as_bytes(), query].concat()
         }
     };

@@ -65,6 +65,8 @@ pub(super) struct Draft {
     pub request_id: Option<Span>,
     /// For those that tell of requests beside the audit.
     pub user_agent: Option<Span>,
+    /// The path that the upstream is asked for, where it is another and spans tell of it.
+    pub sent_path: Option<Span>,
     pub user: Option<Span>,
     pub headers: Vec<(Span, Span)>,
     pub limits: SmallVec<[&'static str; 4]>,
@@ -72,7 +74,7 @@ pub(super) struct Draft {
 }
 
 /// A place in a draft's texts.
-type Span = Range<usize>;
+pub(super) type Span = Range<usize>;
 
 impl Draft {
     pub(super) fn text(&self, span: &Span) -> &str {
@@ -82,6 +84,10 @@ impl Draft {
     /// The request belongs to the session of this user.
     pub(super) fn set_user(&mut self, user: &str) {
         self.user = Some(put(&mut self.texts, user));
+    }
+
+    pub(super) fn set_sent_path(&mut self, path: &str) {
+        self.sent_path = Some(put(&mut self.texts, path));
     }
 
     /// The verdict of the upstream's breaker.
@@ -141,7 +147,8 @@ pub(super) fn begin(
         Some(_) => level,
         None => Level::None,
     };
-    let told = plan.config.access_log.is_some();
+    let traced = seen.trace.is_some_and(|trace| trace.is_kept(plan));
+    let told = plan.config.access_log.is_some() || traced;
     if level == Level::None && !told {
         return None;
     }
@@ -167,6 +174,7 @@ pub(super) fn begin(
         },
         texts,
         user_agent: None,
+        sent_path: None,
         user: None,
         headers: Vec::new(),
         limits: SmallVec::new(),

@@ -57,6 +57,7 @@ pub struct Metrics {
     pub panics: Counter,
     pub drain: DrainMetrics,
     pub access_log: Told,
+    pub traces: Told,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -259,6 +260,7 @@ impl Default for Metrics {
             panics: Counter::default(),
             drain: DrainMetrics::register(&mut registry),
             access_log: told_metrics::access_log(&mut registry),
+            traces: told_metrics::traces(&mut registry),
             registry: Registry::default(),
         };
         registry.register(

@@ -5,4 +5,6 @@ pub mod audit_metrics;
 pub mod drain_metrics;
 pub mod log;
 pub mod metrics;
+pub mod spans;
 pub mod told_metrics;
+pub mod traces;

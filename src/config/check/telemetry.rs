@@ -5,6 +5,7 @@ use crate::config::raw::{self, Always};
 use crate::config::telemetry::{AccessLog, Log, Traces};
 use crate::config::units::Percent;
 use crate::config::yaml::At;
+use crate::http1::head::is_host;
 
 pub(super) struct Telemetry {
     pub log: Log,
@@ -29,8 +30,32 @@ impl Checker {
                 .and_then(|at| at.value)
                 .map(|raw| access_log_of(raw, log)),
             log,
-            traces: traces.and_then(|at| at.value).map(traces_of),
+            traces: traces.and_then(|at| at.value).map(|raw| self.traces(raw)),
         }
+    }
+
+    fn traces(&mut self, raw: raw::Traces) -> Traces {
+        Traces {
+            otlp: raw
+                .otlp
+                .and_then(|at| self.read("telemetry.traces.otlp", at, collector)),
+            sample: share(raw.sample, 0.01),
+        }
+    }
+}
+
+/// `http://HOST:PORT` or `https://HOST:PORT`, as it is.
+fn collector(text: &str) -> Result<String, String> {
+    let schemes = ["http://", "https://"].iter();
+    let authority = schemes
+        .filter_map(|scheme| text.strip_prefix(scheme))
+        .map(|rest| rest.strip_suffix('/').unwrap_or(rest))
+        .find(|authority| !authority.is_empty() && is_host(authority.as_bytes()));
+    match authority {
+        Some(authority) if !authority.starts_with(':') => Ok(text.to_owned()),
+        Some(_) | None => Err(format!(
+            "\"{text}\" is not a collector: use http://HOST:PORT or https://HOST:PORT, for example http://otel-collector:4317"
+        )),
     }
 }
 
@@ -47,12 +72,6 @@ fn access_log_of(raw: raw::AccessLog, log: Log) -> AccessLog {
     }
 }
 
-fn traces_of(raw: raw::Traces) -> Traces {
-    Traces {
-        sample: share(raw.sample, 0.01),
-    }
-}
-
 fn share(at: Option<At<Percent>>, default: f64) -> f64 {
     at.and_then(|at| at.value)
         .map_or(default, |percent| percent.0)
@@ -63,6 +82,35 @@ mod tests {
     use super::super::parse;
     use super::*;
     use crate::config::telemetry::LogFormat;
+
+    #[test]
+    fn a_collector_is_a_url_of_a_host() {
+        let check = |otlp: &str, right: bool| {
+            let text = format!(
+                "listen: 127.0.0.1:1\nupstream: http://x\ntelemetry: {{traces: {{otlp: '{otlp}'}}}}\n"
+            );
+            let traces = parse(&text, &|_| None).map(|config| config.traces);
+            assert_eq!(traces.is_ok(), right, "{otlp}");
+            if let Ok(Some(traces)) = traces {
+                assert_eq!((traces.otlp.as_deref(), traces.sample), (Some(otlp), 0.01));
+            }
+        };
+        check("http://otel-collector:4317", true);
+        check("https://[::1]:4317/", true);
+        check("http://collector", true);
+        for wrong in [
+            "",
+            "otel-collector:4317",
+            "http://",
+            "http://:4317",
+            "grpc://x:4317",
+            "http://x:4317/v1/traces",
+            "http://user@x:4317",
+            "http://x:99999",
+        ] {
+            check(wrong, false);
+        }
+    }
 
     #[test]
     fn an_access_log_is_of_all_requests_in_the_log_s_format_unless_told() {

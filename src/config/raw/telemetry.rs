@@ -69,6 +69,8 @@ pub enum Always {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Traces {
+    /// The collector that spans go to, by OTLP over gRPC, for example `http://otel-collector:4317` [default: none].
+    pub otlp: Option<At<String>>,
     /// The share of traces that are kept, of those that begin here; a trusted proxy decides for its own [default: 1%].
     pub sample: Option<At<Percent>>,
 }

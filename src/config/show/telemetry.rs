@@ -7,12 +7,12 @@ use crate::config::units::Percent;
 use crate::config::{Config, telemetry};
 
 #[derive(Serialize)]
-pub(super) struct Telemetry {
+pub(super) struct Telemetry<'c> {
     log: Log,
     #[serde(skip_serializing_if = "Option::is_none")]
     access_log: Option<AccessLog>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    traces: Option<Traces>,
+    traces: Option<Traces<'c>>,
 }
 
 #[derive(Serialize)]
@@ -29,12 +29,14 @@ struct AccessLog {
 }
 
 #[derive(Serialize)]
-struct Traces {
+struct Traces<'c> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    otlp: Option<&'c str>,
     sample: Percent,
 }
 
-impl Telemetry {
-    pub(super) fn new(config: &Config) -> Telemetry {
+impl<'c> Telemetry<'c> {
+    pub(super) fn new(config: &'c Config) -> Telemetry<'c> {
         Telemetry {
             log: Log {
                 format: config.log.format,
@@ -42,6 +44,7 @@ impl Telemetry {
             },
             access_log: config.access_log.as_ref().map(AccessLog::new),
             traces: config.traces.as_ref().map(|traces| Traces {
+                otlp: traces.otlp.as_deref(),
                 sample: Percent(traces.sample),
             }),
         }
