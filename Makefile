@@ -11,6 +11,7 @@ run: ## Start the demo: weir in front of weir echo, until Ctrl-C (WEIR_PORT=8081
 
 test: peers ## Run every test
 	@tests/need.sh curl openssl redis-server postgresql libfaketime
+	@tests/otlp-venv.sh
 	cargo test --all-targets
 
 # What tests/peers is written in: gRPC and WebSocket as others have built them.

@@ -5,4 +5,5 @@ pub mod head;
 pub mod hygiene;
 pub mod path;
 pub mod response;
+pub mod trace_context;
 pub mod trailers;

@@ -78,6 +78,7 @@ pub(super) fn prepare<'p, 'l>(
         route: admitted.route,
         client: &admitted.client,
         request_id: &admitted.request_id,
+        trace: record.trace.as_ref(),
         identity_fields: &admitted.plan.identity_fields,
         identity: identity
             .map(|(session, asks)| (&admitted.plan.sessions[asks.sessions].settings, session)),

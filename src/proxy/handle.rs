@@ -19,6 +19,7 @@ use super::http2;
 use super::lane::Lane;
 use super::record::{Ongoing, Record, UPSTREAM_LEFT};
 use super::reply::{Asker, Rejection};
+use super::trace::Trace;
 use super::wire::{Buffer, Deadlines, Elapsed, read_first, read_some, write};
 use crate::clock;
 use crate::config::Listener;
@@ -191,7 +192,7 @@ pub(super) async fn connection(lane: &Rc<Lane>, listener_index: usize, guest: Gu
                 Box::pin(one(&conn, &plan, &mut ends, &head, now, record)).await
             }
             Err(rejection) => {
-                record.draft = draft::begin_unrouted(&plan.shared, &conn, &buffer, None);
+                draft::begin_unrouted(&plan.shared, &conn, &buffer, None, record);
                 Err(rejection.into())
             }
         };
@@ -295,12 +296,14 @@ async fn one(
 ) -> Result<Next, Failure> {
     match admit::admit(&plan.shared, conn, ends.buffer, head, now, record).await {
         Ok(Way::Upstream(admitted)) => {
+            let is_kept = |trace: &Trace| trace.is_kept(&plan.shared);
+            record.forwarded = record.trace.as_ref().is_some_and(is_kept).then(clock::mono);
             forward::send(conn, plan, admitted, ends, head, record).await
         }
         Ok(Way::Answer(answer)) => by_itself(conn, plan, answer, ends, head, record).await,
         Err(rejection) => {
             if record.route.is_none() {
-                record.draft = draft::begin_unrouted(&plan.shared, conn, ends.buffer, Some(head));
+                draft::begin_unrouted(&plan.shared, conn, ends.buffer, Some(head), record);
             }
             let next = match rejection.is_policy() {
                 true => next_of(conn, ends, head),

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use super::handle::{Next, Peer};
 use super::reply::Rejection;
+use super::trace::Trace;
 use crate::config::Route;
 use crate::config::rewrite::HeaderChanges;
 use crate::config::sessions::Settings;
@@ -143,6 +144,8 @@ pub(super) struct Passed<'a> {
     pub route: &'a Route,
     pub client: &'a Client,
     pub request_id: &'a RequestId,
+    /// Where weir takes part in traces; otherwise the client's word on them goes on.
+    pub trace: Option<&'a Trace>,
     /// What clients must not send, as [`crate::http1::hygiene::folded`].
     pub identity_fields: &'a [Vec<u8>],
     pub identity: Option<(&'a Settings, &'a Session)>,
@@ -178,6 +181,7 @@ pub(super) fn put_request_head(
         route,
         client,
         request_id,
+        trace,
         identity_fields,
         identity,
     } = passed;
@@ -197,6 +201,7 @@ pub(super) fn put_request_head(
             .any(|other| is_folded(name, other))
             || identity_fields.iter().any(|other| is_folded(name, other))
             || is_misspelt(name)
+            || trace.is_some_and(|trace| is_of_trace(name, trace))
             || changes.drops(name)
             || (new_host.is_some() && name.eq_ignore_ascii_case(b"host"))
     };
@@ -261,6 +266,9 @@ pub(super) fn put_request_head(
     if !client.behind_trusted || !has("x-request-id") {
         put(out, b"X-Request-Id", request_id.as_str().as_bytes());
     }
+    if let Some(trace) = trace {
+        put(out, b"Traceparent", &trace.told.value());
+    }
     if let Some((settings, session)) = identity {
         for (name, value) in session::identity_headers(settings, session) {
             put(out, name.as_bytes(), value.as_bytes());
@@ -301,6 +309,12 @@ pub(super) fn put_last_chunk(
     }
     out.extend_from_slice(b"\r\n");
     Ok(())
+}
+
+/// Whether weir says it anew, or it belongs to a trace that ended here.
+fn is_of_trace(name: &[u8], trace: &Trace) -> bool {
+    name.eq_ignore_ascii_case(b"traceparent")
+        || (!trace.keeps_state && name.eq_ignore_ascii_case(b"tracestate"))
 }
 
 /// The host that the client asked for, where the upstream is told another.

@@ -227,7 +227,7 @@ async fn one(
     let head = match downgrade_request(&mut buffer, &parts, !body.is_end_stream(), limits) {
         Ok(head) => head,
         Err(error) => {
-            record.draft = draft::begin_unrouted(&plan.shared, conn, &buffer, None);
+            draft::begin_unrouted(&plan.shared, conn, &buffer, None, record);
             return Err(Rejection::BadHead(error).into());
         }
     };
@@ -241,7 +241,7 @@ async fn one(
         }
         Err(rejection) => {
             if record.route.is_none() {
-                record.draft = draft::begin_unrouted(&plan.shared, conn, &buffer, Some(&head));
+                draft::begin_unrouted(&plan.shared, conn, &buffer, Some(&head), record);
             }
             return Err(rejection.into());
         }

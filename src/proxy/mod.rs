@@ -19,6 +19,7 @@ pub mod reload;
 pub mod reply;
 mod sessions;
 mod shares;
+mod trace;
 mod tries;
 mod upgrade;
 mod upload;

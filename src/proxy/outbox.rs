@@ -14,6 +14,8 @@ use crate::config::telemetry::LogFormat;
 use crate::event::{AuditEvent, Encoded};
 use crate::plan::Plan;
 use crate::telemetry::access_log::{self, Batch, Line};
+use crate::telemetry::spans::Traced;
+use crate::telemetry::traces::{self, Traces};
 
 /// Events that a lane holds back, at most.
 const BATCH: usize = 64;
@@ -26,12 +28,14 @@ pub(super) struct Outbox {
     events: RefCell<Encoded>,
     /// Of the access log.
     lines: RefCell<Batch>,
+    /// Requests whose spans are to be sent.
+    traced: RefCell<Vec<Traced>>,
     /// Of the events, where delivery is guaranteed.
     duty: RefCell<Option<Duty>>,
     /// Told when the first event comes to wait that requests wait for.
     awaited: Notify,
     pub(super) spare: Spare,
-    /// Told when the first event or line comes to wait.
+    /// Told when the first of these comes to wait.
     waiting: Notify,
 }
 
@@ -68,6 +72,18 @@ impl Outbox {
         }
     }
 
+    /// Takes a request for `traces`.
+    pub(super) fn push_traced(&self, traced: Traced, traces: &Traces) {
+        let mut waiting = self.traced.borrow_mut();
+        if waiting.is_empty() {
+            self.waiting.notify_one();
+        }
+        waiting.push(traced);
+        if waiting.len() >= traces::BATCH {
+            traces.hand_on(std::mem::take(&mut *waiting));
+        }
+    }
+
     /// Comes back when there is something to hand on: once it has waited, unless requests wait for it.
     pub(super) async fn due(&self) {
         tokio::select! {
@@ -87,6 +103,10 @@ impl Outbox {
         let lines = self.lines.take();
         if lines.lines > 0 {
             plan.access_log.hand_on(lines);
+        }
+        let traced = self.traced.take();
+        if let (Some(traces), false) = (&plan.traces, traced.is_empty()) {
+            traces.hand_on(traced);
         }
     }
 }

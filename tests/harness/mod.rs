@@ -7,6 +7,7 @@
 )]
 
 pub mod calls;
+pub mod collector;
 pub mod drain;
 pub mod frames;
 pub mod kept;
