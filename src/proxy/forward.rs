@@ -20,6 +20,7 @@ use super::quota::Quota;
 use super::record::Record;
 use super::reply::Rejection;
 use super::sessions;
+use super::trace::Trace;
 use super::tries::exchange;
 use super::upgrade;
 use super::upload::{Rest, Upload, beside, put_piece};
@@ -68,8 +69,10 @@ pub(super) fn prepare<'p, 'l>(
     buffer: &mut Vec<u8>,
     head: &RequestHead,
     over_http2: bool,
-    record: &Record,
+    record: &mut Record,
 ) -> Outgoing<'p, 'l> {
+    let is_kept = |trace: &Trace| trace.is_kept(admitted.plan);
+    record.forwarded = record.trace.as_ref().is_some_and(is_kept).then(clock::mono);
     let switch_to = headers::upgrade(buffer, head);
     let asks = admitted.route.session.as_ref();
     let identity = admitted.session.as_deref().zip(asks);

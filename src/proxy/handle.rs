@@ -19,7 +19,6 @@ use super::http2;
 use super::lane::Lane;
 use super::record::{Ongoing, Record, UPSTREAM_LEFT};
 use super::reply::{Asker, Rejection};
-use super::trace::Trace;
 use super::wire::{Buffer, Deadlines, Elapsed, read_first, read_some, write};
 use crate::clock;
 use crate::config::Listener;
@@ -296,8 +295,6 @@ async fn one(
 ) -> Result<Next, Failure> {
     match admit::admit(&plan.shared, conn, ends.buffer, head, now, record).await {
         Ok(Way::Upstream(admitted)) => {
-            let is_kept = |trace: &Trace| trace.is_kept(&plan.shared);
-            record.forwarded = record.trace.as_ref().is_some_and(is_kept).then(clock::mono);
             forward::send(conn, plan, admitted, ends, head, record).await
         }
         Ok(Way::Answer(answer)) => by_itself(conn, plan, answer, ends, head, record).await,

@@ -1,6 +1,7 @@
 //! An exchange of which at least one side speaks HTTP/2: the checked request goes out, the response comes back, both streamed,
 //! trailers included. Between two sides of HTTP/1.1 it is `forward`, which does the same with fewer steps.
 
+mod again;
 mod down;
 mod parts;
 mod up;
@@ -16,6 +17,7 @@ use h2::client::ResponseFuture;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::{Response, StatusCode};
+use tokio::time::sleep;
 
 use super::following::LanePlan;
 use super::forward::{Answered, MAX_INTERIM, Outgoing, Request, is_interim, read_head};
@@ -35,6 +37,7 @@ use crate::http2::head::{Answering, downgrade_response, upgrade_request};
 use crate::net::stream::{BothWays, Reading};
 use crate::store::breakers::End;
 use crate::upstream::Pool;
+use again::TryAgain;
 use down::{Back, Down, GRPC_STATUS};
 use parts::{Sink, Source};
 use up::{Progress, Uploading, upload};
@@ -163,16 +166,38 @@ async fn exchange(
     let cluster = &plan.clusters[outgoing.upstream];
     let sent = async {
         let slot = cluster.enter().await.map_err(|_| Rejection::Overloaded)?;
-        let picked = cluster.pick(outgoing.ring_key, &[]);
-        let picked = picked.map_err(|_| Rejection::NoEndpoint)?;
-        let tried = attempt(conn, &picked.pool, outgoing, source, back, record).await;
-        if let Some(outcome) = outcome(tried.as_ref().map(|_| record.status), record) {
-            picked.tell(outcome);
+        let mut again = TryAgain::new(outgoing);
+        loop {
+            let picked = cluster.pick(outgoing.ring_key, &again.before);
+            let picked = picked.map_err(|_| Rejection::NoEndpoint)?;
+            outgoing.request.within = again.within();
+            let tried = attempt(conn, &picked.pool, outgoing, source, back, record).await;
+            if let Some(outcome) = outcome(tried.as_ref().map(|_| record.status), record) {
+                picked.tell(outcome);
+            }
+            if let Some(took) = record.waited() {
+                slot.answered(took);
+            }
+            let Err(failure) = &tried else {
+                return tried;
+            };
+            // Once the head of a response is on its way there is no other.
+            let wait = match record.status {
+                0 => again.wait(cluster, &outgoing.request, failure),
+                _ => None,
+            };
+            let Some(wait) = wait else {
+                return tried;
+            };
+            let mut waits = pin!(sleep(wait));
+            poll_fn(|cx| match waits.as_mut().poll(cx) {
+                Poll::Ready(()) => Poll::Ready(Ok(())),
+                Poll::Pending => back.poll_gone(cx).map(|()| Err(Failure::ClientGone)),
+            })
+            .await?;
+            again.before.push(picked.pool.clone());
+            (record.sent, record.answered) = (None, None);
         }
-        if let Some(took) = record.waited() {
-            slot.answered(took);
-        }
-        tried
     };
     let sent = sent.await;
     if let Err(failure) = &sent {
