@@ -6,3 +6,4 @@ pub mod hygiene;
 pub mod path;
 pub mod response;
 pub mod trailers;
+pub mod websocket;

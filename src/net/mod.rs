@@ -1,3 +1,4 @@
 //! Connections as bytes: what carries them is no matter to those who speak HTTP over them.
 
 pub mod stream;
+pub mod tunnel;
