@@ -7,3 +7,4 @@ pub mod path;
 pub mod response;
 pub mod trace_context;
 pub mod trailers;
+pub mod websocket;

@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
@@ -133,11 +132,6 @@ impl Stream {
     /// Its end is to be a reset: the other side must not take it for a regular one.
     pub fn reset_on_close(&self) {
         let _ = SockRef::from(self).set_linger(Some(Duration::ZERO));
-    }
-
-    /// Ends both ways at once, without a word of TLS.
-    pub fn cut(&self) {
-        let _ = SockRef::from(self).shutdown(Shutdown::Both);
     }
 }
 
@@ -296,18 +290,6 @@ impl Reading<'_, '_> {
     /// As [`Stream::poll_heard`].
     pub fn poll_heard(&self, cx: &mut Context<'_>, ahead: &mut Vec<u8>) -> Poll<bool> {
         self.0.0.borrow_mut().poll_heard(cx, ahead)
-    }
-
-    /// As [`Stream::cut`].
-    pub fn cut(&self) {
-        self.0.0.borrow().cut();
-    }
-}
-
-impl Writing<'_, '_> {
-    /// As [`Stream::cut`].
-    pub fn cut(&self) {
-        self.0.0.borrow().cut();
     }
 }
 

@@ -56,7 +56,9 @@ pub(super) struct Outgoing<'p, 'l> {
     pub switch_to: Option<Vec<u8>>,
     /// Whether the client waits for `100 Continue`.
     pub expects: bool,
-    session: Option<Arc<Session>>,
+    /// The key of a WebSocket that the client asked for by HTTP/2.
+    pub websocket_key: Option<String>,
+    pub session: Option<Arc<Session>>,
     quota: Quota<'p>,
     entry: Option<Entry>,
 }
@@ -140,6 +142,7 @@ pub(super) fn prepare<'p, 'l>(
         keep_alive: head.keep_alive,
         switch_to,
         expects,
+        websocket_key: None,
         session,
         quota,
         entry,
@@ -302,29 +305,14 @@ pub(super) async fn send(
             return Err(rejection.into());
         }
     };
+    let spoken = headers::switched_to(&answer, &answered.head, outgoing.switch_to.as_deref());
     answer.drain(..answered.head.len);
     if status == 101 {
         outgoing.finish(End::Status(101), record);
-        let Outgoing {
-            shared,
-            route,
-            session,
-            out,
-            request,
-            ..
-        } = outgoing;
-        let safe = audit::secure(shared, &conn.lane.outbox, record).await;
-        safe.map_err(|audit::NotSafe| Rejection::AuditUnavailable)?;
-        ends.write(&out, request.idle).await?;
-        let (to_client, to_upstream) = (std::mem::take(&mut *answer), std::mem::take(ends.buffer));
-        let session_over = sessions::over(shared, conn.lane, route, session.as_deref());
-        upgrade::relay(
-            (ends.client, to_client),
-            (&mut upstream.connected.stream, to_upstream),
-            request.idle,
-            session_over,
-        )
-        .await;
+        let upstream = (&mut upstream.connected.stream, std::mem::take(&mut *answer));
+        // Apart, so that others have no room for it.
+        let switched = upgrade::switched(conn, &outgoing, ends, upstream, spoken, record);
+        Box::pin(switched).await?;
         return Ok(Next::Close);
     }
     let streamed = stream_back(
@@ -388,7 +376,9 @@ pub(super) fn end_of(failure: &Failure, record: &Record) -> Option<End> {
         | Rejection::AuditUnavailable
         | Rejection::BodyTooLarge
         | Rejection::Expectation
-        | Rejection::PlainOnTls => None,
+        | Rejection::PlainOnTls
+        | Rejection::OtherProtocol
+        | Rejection::NotSwitched => None,
     }
 }
 

@@ -8,6 +8,7 @@ use std::ops::Range;
 use super::handle::{Next, Peer};
 use super::reply::Rejection;
 use super::trace::Trace;
+use super::upgrade::Spoken;
 use crate::config::Route;
 use crate::config::rewrite::HeaderChanges;
 use crate::config::sessions::Settings;
@@ -16,6 +17,7 @@ use crate::http1::head::{BodyLength, RequestHead};
 use crate::http1::hygiene::{is_folded, is_hop_by_hop};
 use crate::http1::response::ResponseHead;
 use crate::http1::trailers::{self, may_follow_a_body};
+use crate::http1::websocket::WEBSOCKET;
 use crate::policy::session::{self, END_HEADER, START_HEADER, Session};
 use ipnet::IpNet;
 use uuid::Uuid;
@@ -355,6 +357,26 @@ pub(super) struct Back<'a> {
     pub switched: Option<&'a [u8]>,
 }
 
+/// What both sides speak behind a 101, of what the client offered.
+pub(super) fn switched_to(
+    answer: &[u8],
+    response: &ResponseHead,
+    offered: Option<&[u8]>,
+) -> Spoken {
+    let chosen = offered.map(|offered| chosen(answer, response, offered));
+    match chosen.is_some_and(|chosen| chosen.eq_ignore_ascii_case(WEBSOCKET)) {
+        true => Spoken::WebSocket,
+        false => Spoken::Other,
+    }
+}
+
+/// An upstream that does not say what it chose took what it was offered.
+fn chosen<'b>(answer: &'b [u8], response: &ResponseHead, offered: &'b [u8]) -> &'b [u8] {
+    let mut fields = response.fields.iter();
+    let chosen = fields.find(|(name, _)| is(answer, name, "upgrade"));
+    chosen.map_or(offered, |(_, value)| &answer[value.clone()])
+}
+
 /// Appends the response's head for the client, with the fields that `tell` puts; what then becomes of its connection.
 pub(super) fn put_response_head(
     out: &mut Vec<u8>,
@@ -393,12 +415,8 @@ pub(super) fn put_response_head(
         out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
     }
     if let Some(offered) = back.switched {
-        let mut fields = response.fields.iter();
-        let chosen = fields.find(|(name, _)| is(answer, name, "upgrade"));
         put(out, b"Connection", b"upgrade");
-        // An upstream that does not say what it chose took what it was offered.
-        let protocol = chosen.map_or(offered, |(_, value)| &answer[value.clone()]);
-        put(out, b"Upgrade", protocol);
+        put(out, b"Upgrade", chosen(answer, response, offered));
     } else if next == Next::Close {
         out.extend_from_slice(b"Connection: close\r\n");
     } else if back.old_client {

@@ -9,6 +9,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
+use h2::ext::Protocol;
 use h2::server::{self, SendResponse};
 use h2::{Reason, RecvStream};
 use http::{Request, Response};
@@ -27,8 +28,10 @@ use super::mixed::{self, Client};
 use super::record::{Ongoing, Record};
 use super::reply::{Asker, Rejection};
 use crate::clock;
+use crate::config;
+use crate::http1::websocket::{self, WEBSOCKET};
 use crate::http2::grpc::{self, GrpcStatus};
-use crate::http2::head::{downgrade_request, upgrade_response};
+use crate::http2::head::{downgrade_request, upgrade_response, websocket_request};
 use crate::net::stream::{Ahead, Stream};
 use crate::policy::limit::Now;
 use heard::{Heard, follow};
@@ -63,6 +66,7 @@ pub(super) async fn connection(
         .max_concurrent_streams(listener.max_concurrent_streams)
         .max_header_list_size(u32::try_from(listener.head_limits.max_bytes).unwrap_or(u32::MAX))
         .max_send_buffer_size(SEND_BUFFER)
+        .enable_connect_protocol()
         .handshake(stream);
     let Ok(Ok(mut connection)) = timeout(listener.header_read, handshake).await else {
         return;
@@ -222,9 +226,25 @@ async fn one(
     record: &mut Record,
 ) -> Result<(), Failure> {
     let mut buffer = conn.lane.buffers.take();
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
     let limits = conn.listener.head_limits;
-    let head = match downgrade_request(&mut buffer, &parts, !body.is_end_stream(), limits) {
+    let protocol = parts.extensions.remove::<Protocol>();
+    let websocket_key = match &protocol {
+        None => None,
+        Some(protocol) if protocol.as_str().as_bytes().eq_ignore_ascii_case(WEBSOCKET) => {
+            Some(websocket::key(fastrand::u128(..)))
+        }
+        Some(_) => {
+            draft::begin_unrouted(&plan.shared, conn, &buffer, None, record);
+            return Err(Rejection::OtherProtocol.into());
+        }
+    };
+    if let Some(key) = &websocket_key {
+        websocket_request(&mut parts, key);
+    }
+    // What follows the head of a CONNECT is no body.
+    let has_body = websocket_key.is_none() && !body.is_end_stream();
+    let head = match downgrade_request(&mut buffer, &parts, has_body, limits) {
         Ok(head) => head,
         Err(error) => {
             draft::begin_unrouted(&plan.shared, conn, &buffer, None, record);
@@ -235,6 +255,10 @@ async fn one(
     let admitted = admit::admit(&plan.shared, conn, &buffer, &head, now, record).await;
     let admitted = match admitted {
         Ok(Way::Upstream(admitted)) => admitted,
+        // The client would take it for the WebSocket.
+        Ok(Way::Answer(answer)) if websocket_key.is_some() && answer.status < 300 => {
+            return Err(Rejection::NotSwitched.into());
+        }
         Ok(Way::Answer(answer)) => {
             let by_head = buffer[head.method.clone()] == *b"HEAD";
             return by_itself(conn, plan, &answer, respond, by_head, record).await;
@@ -246,7 +270,12 @@ async fn one(
             return Err(rejection.into());
         }
     };
-    let outgoing = prepare(conn, admitted, &mut buffer, &head, true, record);
+    let upstream = &plan.shared.config.upstreams[admitted.upstream];
+    if websocket_key.is_some() && upstream.protocol == config::Protocol::Http2 {
+        return Err(Rejection::OtherProtocol.into());
+    }
+    let mut outgoing = prepare(conn, admitted, &mut buffer, &head, true, record);
+    outgoing.websocket_key = websocket_key;
     drop(buffer);
     let client = Client::Http2 { body, respond };
     mixed::send(conn, plan, outgoing, client, record).await?;

@@ -62,6 +62,10 @@ pub enum Rejection {
     UpstreamTimeout,
     /// The time that a gRPC client gave its call.
     DeadlineExceeded,
+    /// An extended CONNECT for what is not passed on.
+    OtherProtocol,
+    /// An extended CONNECT to an upstream that answered as to any request.
+    NotSwitched,
 }
 
 /// How a client is asked who it is.
@@ -163,6 +167,8 @@ impl Rejection {
             Rejection::UpstreamTimeout | Rejection::DeadlineExceeded => {
                 (504, "Gateway Timeout", "http_response_timeout")
             }
+            Rejection::OtherProtocol => (501, "Not Implemented", "http_request_error"),
+            Rejection::NotSwitched => (502, "Bad Gateway", "http_upgrade_failed"),
         }
     }
 
@@ -202,6 +208,10 @@ impl Rejection {
             Rejection::UpstreamBroken => "upstream broke off or sent nonsense",
             Rejection::UpstreamTimeout => "upstream took too long",
             Rejection::DeadlineExceeded => "the call's deadline is over",
+            Rejection::OtherProtocol => {
+                "only WebSocket can be spoken so, with upstreams of HTTP/1.1"
+            }
+            Rejection::NotSwitched => "upstream did not switch to WebSocket",
         })
     }
 
@@ -240,6 +250,8 @@ impl Rejection {
             Rejection::UpstreamBroken => "upstream_broken",
             Rejection::UpstreamTimeout => "upstream_timeout",
             Rejection::DeadlineExceeded => "deadline_exceeded",
+            Rejection::OtherProtocol => "other_protocol",
+            Rejection::NotSwitched => "not_switched",
         }
     }
 
@@ -271,7 +283,9 @@ impl Rejection {
             | Rejection::ConnectTimeout
             | Rejection::UpstreamBroken
             | Rejection::UpstreamTimeout
-            | Rejection::DeadlineExceeded => false,
+            | Rejection::DeadlineExceeded
+            | Rejection::OtherProtocol
+            | Rejection::NotSwitched => false,
         }
     }
 

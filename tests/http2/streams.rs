@@ -17,10 +17,13 @@ const AHEAD: usize = 3 << 19;
 
 /// As [`AHEAD`], where weir speaks this version to the receiver. The kernel takes what it likes of HTTP/1.1, which has no windows.
 fn ahead_of(receiver: Version) -> usize {
-    let sizes = fs::read_to_string("/proc/sys/net/ipv4/tcp_wmem").unwrap();
-    let most: usize = sizes.split_whitespace().last().unwrap().parse().unwrap();
+    let most = |name: &str| {
+        let sizes = fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap();
+        let most = sizes.split_whitespace().last().unwrap();
+        most.parse::<usize>().unwrap()
+    };
     match receiver {
-        Version::One => AHEAD + most,
+        Version::One => AHEAD + most("tcp_wmem") + most("tcp_rmem"),
         Version::Two => AHEAD,
     }
 }

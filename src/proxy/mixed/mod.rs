@@ -26,12 +26,14 @@ use super::headers;
 use super::record::Record;
 use super::reply::Rejection;
 use super::tries::{outcome, unreached};
+use super::upgrade;
 use super::wire::{Deadlines, Elapsed};
 use crate::clock;
 use crate::config::Protocol;
 use crate::http1::body::BodyReader;
 use crate::http1::head::BodyLength;
 use crate::http1::response::{ResponseBody, ResponseHead};
+use crate::http1::websocket;
 use crate::http2::grpc::GrpcStatus;
 use crate::http2::head::{Answering, downgrade_response, upgrade_request};
 use crate::net::stream::{BothWays, Reading};
@@ -260,6 +262,16 @@ async fn by_http1(
         }
         ran => ran?,
     };
+    if ran.switched {
+        let (Source::Http2 { stream: body, .. }, Back::Http2(respond)) = (source, back) else {
+            return Err(Rejection::UpstreamBroken.into());
+        };
+        let upstream = (&mut connected.stream, std::mem::take(&mut *answer));
+        // Apart, so that others have no room for it.
+        let switched = upgrade::switched_http2(conn, outgoing, (body, respond), upstream, record);
+        Box::pin(switched).await?;
+        return Ok(Tried::Whole(Next::Close));
+    }
     if ran.reusable && answer.is_empty() {
         pool.give_back(connected);
     }
@@ -316,6 +328,8 @@ struct Ran {
     next: Next,
     /// Whether the upstream's connection, of HTTP/1.1, can serve another request.
     reusable: bool,
+    /// Whether a WebSocket begins behind the head.
+    switched: bool,
 }
 
 async fn run(
@@ -347,6 +361,13 @@ async fn run(
         head,
         uploaded: uploading.whole,
     };
+    if let Some(key) = &outgoing.websocket_key {
+        is_for_websocket(answer, &answered.head, key).inspect_err(|rejection| {
+            if *rejection == Rejection::NotSwitched {
+                outgoing.finish(End::Status(status), record);
+            }
+        })?;
+    }
     // What is left of a body cut off by an early response cannot be told from a next request; streams are apart from each other.
     let may_live = answered.uploaded || !back.is_http1();
     let turned = outgoing.turn_back(conn, answer, &answered, may_live, record);
@@ -359,6 +380,14 @@ async fn run(
     };
     let mut grpc = grpc_status(&request, answer, &answered.head);
     answer.drain(..answered.head.len);
+    if status == 101 {
+        outgoing.finish(End::Status(101), record);
+        return Ok(Ran {
+            next,
+            reusable: false,
+            switched: true,
+        });
+    }
     let keep_alive = answered.head.keep_alive;
     let mut body = match (body, answers) {
         (Some(body), _) => Source::http2(body),
@@ -402,6 +431,7 @@ async fn run(
     Ok(Ran {
         next,
         reusable: keep_alive && uploading.whole && body.is_spent(),
+        switched: false,
     })
 }
 
@@ -528,6 +558,17 @@ impl Answers<'_> {
             answer.drain(..head.len);
         }
         Err(Rejection::UpstreamBroken)
+    }
+}
+
+/// Whether a response can go to a client that has asked for a WebSocket by HTTP/2: it opens one, or refuses to.
+fn is_for_websocket(answer: &[u8], head: &ResponseHead, key: &str) -> Result<(), Rejection> {
+    match head.status {
+        101 if websocket::is_opened(answer, head, key) => Ok(()),
+        101 => Err(Rejection::UpstreamBroken),
+        // The client would take it for the WebSocket.
+        200..=299 => Err(Rejection::NotSwitched),
+        _ => Ok(()),
     }
 }
 
