@@ -8,7 +8,9 @@ const HEAD: usize = 9;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
 const CONTINUATION: u8 = 9;
+const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
 
 /// Told of every byte that a client sends, in order.
@@ -79,7 +81,8 @@ impl Frames {
     }
 
     fn end(&mut self) {
-        self.whole += u64::from(self.payload == 0 && !self.goes_on);
+        let is_begun = self.whole > 0 || (self.kind, self.head[4] & ACK) == (SETTINGS, 0);
+        self.whole += u64::from(self.payload == 0 && !self.goes_on && is_begun);
     }
 
     /// `None` while nothing is due that the client has begun; otherwise a number that changes when another thing is due. A body may

@@ -33,6 +33,11 @@ pub fn downgrade_request(
 ) -> Result<RequestHead, HeadError> {
     // CONNECT has an authority and no path: a tunnel past every policy.
     let target = parts.uri.path_and_query().ok_or(HeadError::Target)?;
+    // Without an authority `h2` keeps no scheme.
+    let scheme = (parts.uri.scheme_str(), parts.uri.authority());
+    if !matches!(scheme, (Some("http" | "https"), _) | (None, None)) {
+        return Err(HeadError::Scheme);
+    }
     put_line(
         out,
         &[
@@ -60,6 +65,10 @@ pub fn downgrade_request(
         (None, None) => {}
     }
     for (name, value) in &parts.headers {
+        // Malformed (RFC 9113 section 8.2.1), and it would be gone in HTTP/1.1.
+        if value.as_bytes().trim_ascii().len() < value.len() {
+            return Err(HeadError::FieldValue);
+        }
         if *name != HOST && *name != COOKIE {
             put(out, name.as_str().as_bytes(), value.as_bytes());
         }

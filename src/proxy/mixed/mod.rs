@@ -130,7 +130,7 @@ enum Fate {
     Seen,
     /// It was not looked at (RFC 9113 section 8.7).
     Unseen,
-    /// Its connection ended.
+    /// Its connection ended, be it closed or full of nonsense, perhaps for another's part.
     Lost,
 }
 
@@ -140,7 +140,7 @@ impl Fate {
         // A farewell is the error of those streams alone that it leaves out (section 6.8).
         if error.is_remote() && (refused || error.is_go_away()) {
             Fate::Unseen
-        } else if error.is_io() {
+        } else if error.is_io() || error.is_go_away() {
             Fate::Lost
         } else {
             Fate::Seen
