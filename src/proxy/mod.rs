@@ -13,6 +13,7 @@ mod http2;
 pub mod lane;
 mod mixed;
 mod outbox;
+mod outgoing;
 mod quota;
 mod record;
 pub mod reload;

@@ -11,8 +11,9 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use tokio::time::sleep;
 
-use super::forward::{Answered, Request, both_ways, end_of, unless_gone};
+use super::forward::{Answered, both_ways, unless_gone};
 use super::handle::{Ends, Failure};
+use super::outgoing::{Request, end_of};
 use super::record::Record;
 use super::reply::Rejection;
 use super::upload::Upload;

@@ -16,8 +16,8 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::audit;
-use super::forward::Outgoing;
 use super::handle::{Conn, Ends, Failure};
+use super::outgoing::Outgoing;
 use super::record::Record;
 use super::reply::Rejection;
 use super::sessions;

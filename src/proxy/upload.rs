@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 
-use super::forward::Request;
 use super::handle::Failure;
 use super::headers::{may_trail_up, put_last_chunk};
+use super::outgoing::Request;
 use super::reply::Rejection;
 use super::wire::{Deadlines, Elapsed, read_some};
 use crate::clock;

@@ -9,8 +9,8 @@ use crate::clock;
 use crate::config::upstreams::Retries;
 use crate::http1::head::BodyLength;
 use crate::policy::retry;
-use crate::proxy::forward::{Outgoing, Request};
 use crate::proxy::handle::Failure;
+use crate::proxy::outgoing::{Outgoing, Request};
 use crate::proxy::reply::Rejection;
 use crate::upstream::{Cluster, Pool, Retrying};
 

@@ -20,9 +20,10 @@ use http::{Response, StatusCode};
 use tokio::time::sleep;
 
 use super::following::LanePlan;
-use super::forward::{Answered, MAX_INTERIM, Outgoing, Request, is_interim, read_head};
+use super::forward::{Answered, MAX_INTERIM, is_interim, read_head};
 use super::handle::{Conn, Ends, Failure, Next, close};
 use super::headers;
+use super::outgoing::{Outgoing, Request};
 use super::record::Record;
 use super::reply::Rejection;
 use super::tries::{outcome, unreached};

@@ -13,9 +13,9 @@ use super::parts::{Broken, Part, Sink, Source, keep};
 use crate::clock;
 use crate::http1::head::BodyLength;
 use crate::plan::Plan;
-use crate::proxy::forward::Request;
 use crate::proxy::handle::Failure;
 use crate::proxy::headers;
+use crate::proxy::outgoing::Request;
 use crate::proxy::reply::Rejection;
 use crate::proxy::wire::{Deadlines, Elapsed};
 
