@@ -263,6 +263,31 @@ fn a_collector_gets_a_request_and_its_call_with_what_was_decided() {
 }
 
 #[test]
+fn a_call_says_how_often_it_was_tried_again() {
+    let (upstream, collector) = (Upstream::answering(""), Collector::start(None));
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\ntelemetry: {{traces: {{otlp: '{}', sample: 100%}}}}\n\
+         upstreams: {{app: {{endpoints: ['http://127.0.0.1:1', '{}'], load_balancing: round_robin, \
+         retries: {{attempts: 1, retry_on: [connect_failure]}}}}}}\n",
+        collector.url(),
+        upstream.url()
+    ));
+    let weir = Running::start_as("proxy", config.path(), &[]);
+    let mut again = Vec::new();
+    // One of two endpoints in turn is dead.
+    for _ in 0..2 {
+        assert_eq!(weir.client().get("/").status, 200);
+        let (_, client) = pair(&collector);
+        assert_eq!(
+            client["attributes"]["url.full"],
+            format!("{}/", upstream.url())
+        );
+        again.push(client["attributes"]["http.request.resend_count"].clone());
+    }
+    assert!(again.contains(&json!(1)), "{again:?}");
+}
+
+#[test]
 fn what_is_sent_is_what_is_sampled() {
     let (upstream, collector) = (Upstream::answering(""), Collector::start(None));
     let weir = weir(

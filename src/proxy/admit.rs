@@ -128,8 +128,8 @@ pub(super) async fn admit<'p>(
         |(_, value)| RequestId::Given((*value).to_owned()),
     );
     let traces = plan.config.traces.as_ref();
-    record.trace =
-        traces.map(|traces| trace::begin(traces, buffer, Some(head), client.behind_trusted));
+    record.trace = traces
+        .map(|traces| trace::begin(traces, conn.peer, buffer, Some(head), client.behind_trusted));
     let seen = Seen {
         path: &path,
         query,

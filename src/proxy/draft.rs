@@ -236,7 +236,7 @@ pub(super) fn begin_unrouted(
     let trusted = &conn.listener.trusted_proxies;
     let client = head.map(|head| headers::client(buffer, head, conn.peer.ip, trusted));
     let trusted = client.as_ref().is_some_and(|client| client.behind_trusted);
-    record.trace = traces.map(|traces| trace::begin(traces, buffer, head, trusted));
+    record.trace = traces.map(|traces| trace::begin(traces, conn.peer, buffer, head, trusted));
     let given = head.filter(|_| trusted);
     let given = given.and_then(|head| {
         let mut fields = head.fields.iter();

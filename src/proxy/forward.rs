@@ -60,7 +60,7 @@ pub(super) async fn send(
     let out = &outgoing.out;
     let retries = outgoing.shared.config.upstreams[upstream].retries.as_ref();
     let keep = retries.map_or(0, |retries| retries.buffer);
-    let mut upload = Upload::new(request, out, keep, &outgoing.shared.identity_fields);
+    let mut upload = Upload::new(request, out, keep, (outgoing.shared, outgoing.route));
     let exchanged = exchange(
         request,
         (cluster, retries),

@@ -18,6 +18,7 @@ use crate::http1::hygiene::{is_folded, is_hop_by_hop};
 use crate::http1::response::ResponseHead;
 use crate::http1::trailers::{self, may_follow_a_body};
 use crate::http1::websocket::WEBSOCKET;
+use crate::plan::Plan;
 use crate::policy::session::{self, END_HEADER, START_HEADER, Session};
 use ipnet::IpNet;
 use uuid::Uuid;
@@ -280,14 +281,15 @@ pub(super) fn put_request_head(
 }
 
 /// Whether a field may come behind a request's body: one that an upstream merges into the head must not say what weir alone does.
-pub(super) fn may_trail_up(name: &[u8], identity_fields: &[Vec<u8>]) -> bool {
+pub(super) fn may_trail_up(name: &[u8], plan: &Plan, route: &Route) -> bool {
     let answered_for = PEERS_CLAIMS.iter().chain(&NEVER_PASSED);
     may_follow_a_body(name)
         && !answered_for
             .copied()
-            .chain(identity_fields.iter().map(Vec::as_slice))
+            .chain(plan.identity_fields.iter().map(Vec::as_slice))
             .any(|other| is_folded(name, other))
         && !is_misspelt(name)
+        && !route.request_headers.drops(name)
 }
 
 /// Whether a field may come behind a response's body.

@@ -50,6 +50,8 @@ pub(super) struct Record {
     pub sent: Option<Duration>,
     /// When its response's head was here.
     pub answered: Option<Duration>,
+    /// How often it was tried again at the upstream.
+    pub tried_again: u32,
     /// Of the endpoint that was reached, the last one of several.
     pub reached: Option<Rc<Pool>>,
     /// Where weir takes part in traces.
@@ -72,6 +74,7 @@ impl Record {
             forwarded: None,
             sent: None,
             answered: None,
+            tried_again: 0,
             reached: None,
             trace: None,
             draft: None,

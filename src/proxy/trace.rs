@@ -1,6 +1,7 @@
 //! The trace that a request belongs to, where weir takes part in traces: a trusted proxy's goes on, every other begins here.
 
 use super::draft::{Draft, Span};
+use super::handle::Peer;
 use super::headers::is;
 use super::record::Record;
 use crate::config::telemetry::Traces;
@@ -19,6 +20,8 @@ pub(super) struct Trace {
     pub span_id: [u8; 8],
     /// The caller's span, where the trace is not weir's.
     pub parent_id: Option<[u8; 8]>,
+    /// Whether the client spoke TLS.
+    pub secure: bool,
     /// Whether the caller's `tracestate` goes on.
     pub keeps_state: bool,
 }
@@ -38,6 +41,7 @@ impl Trace {
             after: forwarded.saturating_sub(record.began).into(),
             path: text(&draft.sent_path),
             status: answered.then_some(record.status),
+            again: record.tried_again,
         });
         Traced {
             event: event.into_owned(),
@@ -45,6 +49,8 @@ impl Trace {
             trace_id: self.told.trace_id,
             span_id: self.span_id,
             parent_id: self.parent_id,
+            secure: self.secure,
+            grpc: record.grpc.map(|status| status.0),
             call,
         }
     }
@@ -53,6 +59,7 @@ impl Trace {
 /// Where the request belongs; `head` is missing when it could not be read.
 pub(super) fn begin(
     traces: &Traces,
+    peer: &Peer,
     buffer: &[u8],
     head: Option<&RequestHead>,
     behind_trusted: bool,
@@ -64,6 +71,7 @@ pub(super) fn begin(
         values.next().is_none().then_some((head, parent))
     });
     let client_span = span_id();
+    let secure = peer.tls.is_some();
     match given {
         Some((head, parent)) => Trace {
             told: TraceParent {
@@ -72,6 +80,7 @@ pub(super) fn begin(
             },
             span_id: span_id(),
             parent_id: Some(parent.parent_id),
+            secure,
             keeps_state: is_tracestate(values(buffer, head, "tracestate")),
         },
         None => Trace {
@@ -83,6 +92,7 @@ pub(super) fn begin(
             },
             span_id: span_id(),
             parent_id: None,
+            secure,
             keeps_state: false,
         },
     }

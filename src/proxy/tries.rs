@@ -194,6 +194,7 @@ async fn try_and_again<'c>(
         *picked = next;
         metrics.retried.inc();
         count += 1;
+        record.tried_again = count;
         answer.clear();
         upload.begin_again();
         (record.sent, record.answered) = (None, None);

@@ -22,6 +22,10 @@ pub struct Traced {
     pub span_id: [u8; 8],
     /// Of the caller.
     pub parent_id: Option<[u8; 8]>,
+    /// Whether the client spoke TLS.
+    pub secure: bool,
+    /// The number of gRPC's status, where it is a call of that.
+    pub grpc: Option<u8>,
     pub call: Option<Call>,
 }
 
@@ -35,6 +39,8 @@ pub struct Call {
     pub path: Option<String>,
     /// What the upstream answered, if it did.
     pub status: Option<u16>,
+    /// How often it was tried again.
+    pub again: u32,
 }
 
 impl Traced {
@@ -54,7 +60,8 @@ fn server_span(traced: &Traced) -> SpanData {
     let event = &traced.event;
     let mut attributes = method(&event.method);
     let mut put = |key: &'static str, value: Value| attributes.push(KeyValue::new(key, value));
-    put("url.scheme", "http".into());
+    let scheme = if traced.secure { "https" } else { "http" };
+    put("url.scheme", scheme.into());
     put("url.path", event.path.clone().into());
     if let Some(query) = &event.query {
         put("url.query", query.clone().into());
@@ -77,6 +84,9 @@ fn server_span(traced: &Traced) -> SpanData {
     if let Some(label) = &event.label {
         put("weir.rejection", label.clone().into());
     }
+    if let Some(status) = traced.grpc {
+        put("rpc.grpc.status_code", i64::from(status).into());
+    }
     if let Some(breaker) = &event.breaker {
         put("weir.breaker", breaker.clone().into());
     }
@@ -91,7 +101,7 @@ fn server_span(traced: &Traced) -> SpanData {
         event.status,
         &mut attributes,
     );
-    attributes.extend(address(&event.host, 80));
+    attributes.extend(address(&event.host, if traced.secure { 443 } else { 80 }));
     let name = match &event.route {
         Some(route) => Cow::Owned(format!("{} {route}", name(&event.method))),
         None => Cow::Owned(name(&event.method).to_owned()),
@@ -118,6 +128,9 @@ fn client_span(traced: &Traced, call: &Call) -> SpanData {
     let mut put = |key: &'static str, value: Value| attributes.push(KeyValue::new(key, value));
     if let Some(status) = call.status {
         put("http.response.status_code", i64::from(status).into());
+    }
+    if call.again > 0 {
+        put("http.request.resend_count", i64::from(call.again).into());
     }
     if let Some(waited) = event.upstream_duration {
         put("weir.upstream_duration_us", count(waited.0));
@@ -278,11 +291,14 @@ mod tests {
             trace_id: [1; 16],
             span_id: [2; 8],
             parent_id: None,
+            secure: false,
+            grpc: None,
             call: Some(Call {
                 span_id: [3; 8],
                 after: Micros(100),
                 path: Some("/v2/x".to_owned()),
                 status: Some(200),
+                again: 0,
             }),
         }
     }

@@ -11,6 +11,7 @@ use h2::Reason;
 
 use super::parts::{Broken, Part, Sink, Source, keep};
 use crate::clock;
+use crate::config::Route;
 use crate::http1::head::BodyLength;
 use crate::plan::Plan;
 use crate::proxy::handle::Failure;
@@ -90,7 +91,7 @@ impl<F: Future<Output = Result<(), Failure>>> Uploading<'_, F> {
 /// Sends the whole body.
 pub(super) async fn upload(
     request: &Request,
-    plan: &Plan,
+    (plan, route): (&Plan, &Route),
     source: &mut Source<'_, '_>,
     mut sink: Sink<'_>,
     progress: &Progress,
@@ -144,7 +145,7 @@ pub(super) async fn upload(
             }
             Ok(Part::End(mut trailers)) => {
                 keep(&mut trailers, |name| {
-                    headers::may_trail_up(name, &plan.identity_fields)
+                    headers::may_trail_up(name, plan, route)
                 });
                 return to_upstream(deadlines.within(request.within, sink.end(trailers)).await);
             }
