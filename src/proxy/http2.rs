@@ -92,8 +92,8 @@ pub(super) async fn connection(
             heard = heard => match heard {
                 Some(Some(Ok((request, respond)))) => {
                     resets.opened += 1;
-                    let one = Stream2 { lane: lane.clone(), listener_index, peer: peer.clone() };
-                    requests.spawn_local(one.serve(request, respond));
+                    let (lane, peer) = (lane.clone(), peer.clone());
+                    requests.spawn_local(serve(lane, listener_index, peer, request, respond));
                 }
                 // The client closed or broke off.
                 Some(Some(Err(_)) | None) => break,
@@ -164,57 +164,55 @@ enum Served {
     TakenBack,
 }
 
-/// One stream of a connection.
-struct Stream2 {
+/// Serves one request.
+async fn serve(
     lane: Rc<Lane>,
     listener_index: usize,
     peer: Rc<Peer>,
-}
-
-impl Stream2 {
-    async fn serve(self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) -> Served {
-        let lane = &*self.lane;
-        let plan = lane.plan.current();
-        let now = clock::moment();
-        let mut ongoing = Ongoing {
-            record: Record::begin(now.mono),
-            plan: &plan.shared,
-            outbox: &lane.outbox,
-            ended: false,
-        };
-        let conn = Conn {
-            lane,
-            listener: &plan.shared.config.listeners[self.listener_index],
-            peer: &self.peer,
-        };
-        let content_type = request.headers().get(http::header::CONTENT_TYPE);
-        let to = To {
-            grpc: content_type.is_some_and(|value| grpc::is_grpc(value.as_bytes())),
-            by_head: request.method() == http::Method::HEAD,
-        };
-        let record = &mut ongoing.record;
-        let served = one(&conn, &plan, request, &mut respond, now, record).await;
-        let mut outcome = Served::Answered;
-        match served {
-            Ok(()) => {}
-            Err(Failure::Reply(rejection, _)) => {
-                let rejection = on_record(&conn, &plan, rejection, record).await;
-                record.grpc = to.grpc.then(|| GrpcStatus::of_refusal(rejection.status()));
-                refuse(&conn, &mut respond, &rejection, to);
-            }
-            Err(failure @ Failure::ClientGone) => {
-                record.aborted(failure.reason());
-                if record.elapsed() < SOON {
-                    outcome = Served::TakenBack;
-                }
-            }
-            Err(failure @ (Failure::UpstreamGone | Failure::NotSafe | Failure::CutShort(_))) => {
-                record.aborted(failure.reason());
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) -> Served {
+    let lane = &*lane;
+    let plan = lane.plan.current();
+    let now = clock::moment();
+    let mut ongoing = Ongoing {
+        record: Record::begin(now.mono),
+        plan: &plan.shared,
+        outbox: &lane.outbox,
+        ended: false,
+    };
+    let conn = Conn {
+        lane,
+        listener: &plan.shared.config.listeners[listener_index],
+        peer: &peer,
+    };
+    let content_type = request.headers().get(http::header::CONTENT_TYPE);
+    let to = To {
+        grpc: content_type.is_some_and(|value| grpc::is_grpc(value.as_bytes())),
+        by_head: request.method() == http::Method::HEAD,
+    };
+    let record = &mut ongoing.record;
+    let served = one(&conn, &plan, request, &mut respond, now, record).await;
+    let mut outcome = Served::Answered;
+    match served {
+        Ok(()) => {}
+        Err(Failure::Reply(rejection, _)) => {
+            let rejection = on_record(&conn, &plan, rejection, record).await;
+            record.grpc = to.grpc.then(|| GrpcStatus::of_refusal(rejection.status()));
+            refuse(&conn, &mut respond, &rejection, to);
+        }
+        Err(failure @ Failure::ClientGone) => {
+            record.aborted(failure.reason());
+            if record.elapsed() < SOON {
+                outcome = Served::TakenBack;
             }
         }
-        ongoing.ended = true;
-        outcome
+        Err(failure @ (Failure::UpstreamGone | Failure::NotSafe | Failure::CutShort(_))) => {
+            record.aborted(failure.reason());
+        }
     }
+    ongoing.ended = true;
+    outcome
 }
 
 async fn one(

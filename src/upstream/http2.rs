@@ -40,12 +40,12 @@ pub struct Multiplexed {
 #[derive(Debug)]
 struct Open {
     requests: SendRequest<Bytes>,
-    use_: Rc<Use>,
+    usage: Rc<Usage>,
 }
 
 /// How a connection is used.
 #[derive(Debug)]
-struct Use {
+struct Usage {
     /// Requests on it.
     requests: Cell<usize>,
     /// When the last one began or ended.
@@ -60,31 +60,31 @@ pub struct Place {
     pub requests: SendRequest<Bytes>,
     /// Whether the connection served a request before: then the upstream may have closed it unseen.
     pub reused: bool,
-    use_: Rc<Use>,
+    usage: Rc<Usage>,
 }
 
 impl Place {
-    fn new(requests: SendRequest<Bytes>, reused: bool, use_: &Rc<Use>) -> Place {
-        use_.requests.set(use_.requests.get() + 1);
-        use_.at.set(clock::now());
+    fn new(requests: SendRequest<Bytes>, reused: bool, usage: &Rc<Usage>) -> Place {
+        usage.requests.set(usage.requests.get() + 1);
+        usage.at.set(clock::now());
         Place {
             requests,
             reused,
-            use_: use_.clone(),
+            usage: usage.clone(),
         }
     }
 
     /// The request waited in vain. Its connection may have gone without a word: it is asked for a sign of life, and given up where
     /// there is none, or all later requests would wait for it, too.
     pub fn doubt(&self) {
-        self.use_.doubted.notify_one();
+        self.usage.doubted.notify_one();
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.use_.requests.set(self.use_.requests.get() - 1);
-        self.use_.at.set(clock::now());
+        self.usage.requests.set(self.usage.requests.get() - 1);
+        self.usage.at.set(clock::now());
     }
 }
 
@@ -139,22 +139,22 @@ impl Multiplexed {
         let (requests, mut connection) = timeout(within, handshake)
             .await?
             .map_err(|error: h2::Error| io::Error::other(error))?;
-        let use_ = Rc::new(Use {
+        let usage = Rc::new(Usage {
             requests: Cell::new(0),
             at: Cell::new(clock::now()),
             doubted: Notify::new(),
         });
-        let place = Place::new(requests.clone(), false, &use_);
+        let place = Place::new(requests.clone(), false, &usage);
         self.open.borrow_mut().push(Open {
             requests,
-            use_: use_.clone(),
+            usage: usage.clone(),
         });
         tokio::task::spawn_local(async move {
             let pings = connection.ping_pong();
             let unused = async {
                 loop {
-                    let since = use_.at.get().elapsed();
-                    if since >= idle_timeout && use_.requests.get() == 0 {
+                    let since = usage.at.get().elapsed();
+                    if since >= idle_timeout && usage.requests.get() == 0 {
                         return;
                     }
                     sleep(
@@ -170,7 +170,7 @@ impl Multiplexed {
             tokio::select! {
                 _ = connection => {}
                 () = unused => {}
-                () = silent(&use_.doubted, pings, within) => {}
+                () = silent(&usage.doubted, pings, within) => {}
             }
         });
         Ok(place)
@@ -187,8 +187,8 @@ impl Multiplexed {
             match requests.poll_ready(&mut Context::from_waker(Waker::noop())) {
                 Poll::Ready(Err(_)) => false,
                 Poll::Ready(Ok(())) => {
-                    if open.use_.requests.get() < requests.current_max_send_streams() {
-                        found = Some(Place::new(requests, true, &open.use_));
+                    if open.usage.requests.get() < requests.current_max_send_streams() {
+                        found = Some(Place::new(requests, true, &open.usage));
                     }
                     true
                 }

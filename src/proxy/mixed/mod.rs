@@ -182,6 +182,9 @@ async fn exchange(
                 slot.answered(took);
             }
             let Err(failure) = &tried else {
+                if !again.before.is_empty() {
+                    cluster.shared.metrics.rescued.inc();
+                }
                 return tried;
             };
             // Once the head of a response is on its way there is no other.
@@ -200,6 +203,7 @@ async fn exchange(
             .await?;
             again.before.push(picked.pool.clone());
             (record.sent, record.answered) = (None, None);
+            record.tried_again += 1;
         }
     };
     let sent = sent.await;
@@ -348,7 +352,13 @@ async fn run(
     let request = outgoing.request;
     let shared = outgoing.shared;
     let mut uploading = Uploading {
-        rest: Some(pin!(upload(&request, shared, source, sink, &progress))),
+        rest: Some(pin!(upload(
+            &request,
+            (shared, outgoing.route),
+            source,
+            sink,
+            &progress
+        ))),
         whole: false,
         refused: None,
     };
