@@ -159,6 +159,42 @@ impl<T> AuditEvent<T> {
     }
 }
 
+impl AuditEvent<&str> {
+    /// The event with texts of its own.
+    pub fn into_owned(self) -> AuditEvent {
+        let own = |text: Option<&str>| text.map(str::to_owned);
+        AuditEvent {
+            seq: self.seq,
+            time: self.time,
+            client: self.client,
+            user: own(self.user),
+            label: own(self.label),
+            route: own(self.route),
+            method: self.method.to_owned(),
+            path: self.path.to_owned(),
+            status: self.status,
+            id: self.id,
+            upstream: own(self.upstream),
+            endpoint: own(self.endpoint),
+            host: self.host.to_owned(),
+            query: own(self.query),
+            limits: self.limits.into_iter().map(str::to_owned).collect(),
+            breaker: own(self.breaker),
+            bytes_in: self.bytes_in,
+            bytes_out: self.bytes_out,
+            duration: self.duration,
+            upstream_duration: self.upstream_duration,
+            request_id: own(self.request_id),
+            trace_id: self.trace_id,
+            headers: self
+                .headers
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .collect(),
+        }
+    }
+}
+
 impl<T: AsRef<str>> AuditEvent<T> {
     /// The id that the upstream was told.
     pub fn request_id(&self) -> Cow<'_, str> {

@@ -26,6 +26,7 @@ use crate::store::slots::{self, Slots};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{BreakerMetrics, LimitMetrics, Metrics, RouteMetrics};
 use crate::telemetry::tls_metrics::HandshakeMetrics;
+use crate::telemetry::traces::Traces;
 use crate::upstream::Endpoints;
 use tokio::sync::Semaphore;
 
@@ -60,6 +61,8 @@ pub struct Plan {
     pub audit: Option<Recorder>,
     /// Carried over by a reload.
     pub access_log: Arc<AccessLog>,
+    /// Where spans go; carried over by a reload that leaves the collector.
+    pub traces: Option<Arc<Traces>>,
     /// What is hidden of a request, whoever tells of it.
     pub redaction: Redaction,
     /// What the audit says, in the configuration's order.
@@ -160,6 +163,7 @@ struct Kept<'k> {
     metrics: Arc<Metrics>,
     audit: Option<Recorder>,
     access_log: Arc<AccessLog>,
+    traces: Option<Arc<Traces>>,
     fleet: Option<Arc<Fleet>>,
     shared_limits: Option<SharedLimits>,
     upstreams: &'k [Arc<Endpoints>],
@@ -201,6 +205,7 @@ impl Plan {
             metrics,
             audit,
             access_log,
+            traces: None,
             fleet,
             shared_limits,
             upstreams: &[],
@@ -218,6 +223,7 @@ impl Plan {
             metrics,
             audit,
             access_log,
+            traces: old_traces,
             fleet,
             shared_limits,
             upstreams: old_upstreams,
@@ -335,6 +341,14 @@ impl Plan {
         if config.access_log.is_some() {
             access_log.start();
         }
+        let traces = |otlp: &String| {
+            let kept = old_traces.filter(|old| old.otlp == *otlp);
+            kept.unwrap_or_else(|| Traces::start(otlp, metrics.traces.clone()))
+        };
+        let collector = config.traces.as_ref();
+        let traces = collector
+            .and_then(|collector| collector.otlp.as_ref())
+            .map(traces);
         let audit_hides = config.audit.as_ref().map(|audit| audit.redaction.clone());
         let redaction = audit_hides.unwrap_or_default();
         Arc::new(Plan {
@@ -354,6 +368,7 @@ impl Plan {
             names: Names::new(&config),
             audit,
             access_log,
+            traces,
             redaction,
             open,
             greetings,
@@ -498,6 +513,7 @@ impl Plan {
             metrics: self.metrics.clone(),
             audit: self.audit.clone(),
             access_log: self.access_log.clone(),
+            traces: self.traces.clone(),
             fleet: self.fleet.clone(),
             shared_limits: self.shared_limits.clone(),
             upstreams: &self.upstreams,

@@ -310,6 +310,26 @@ fn idle_connections_make_room_for_new_ones() {
     assert_eq!(servers.iter().map(Server::connections).sum::<usize>(), 6);
 }
 
+/// A lane has no use for the connections of another, and must get their places all the same.
+#[test]
+fn idle_connections_of_one_lane_make_room_for_another() {
+    let server = Server::start();
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nruntime: {{lanes: 4}}\n\
+         upstreams: {{app: {{endpoints: '{}', connect_timeout: 5s, concurrency: {{max_connections: 1}}}}}}\n",
+        server.url()
+    ));
+    let running = Running::start(config.path());
+    // The kernel deals connections out to lanes.
+    let mut clients: Vec<_> = (0..16).map(|_| Client::to(&*running.address)).collect();
+    for _ in 0..3 {
+        for client in &mut clients {
+            assert_eq!(client.get("/").status, 200);
+        }
+    }
+    assert!(server.connections() > 1, "one lane had them all");
+}
+
 #[test]
 fn connections_over_the_cap_are_refused() {
     let upstream = Upstream::held();

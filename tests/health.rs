@@ -211,8 +211,9 @@ fn tasks(weir: &Running) -> Vec<(String, f64, f64)> {
 }
 
 /// What runs in `weir proxy`, and what in `weir worker`; in `weir run` runs all of it but a worker's look at its stores.
-const OF_PROXY: [&str; 7] = [
+const OF_PROXY: [&str; 8] = [
     "breakers",
+    "endpoints",
     "overrides",
     "query_replicas",
     "session_ends",

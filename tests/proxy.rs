@@ -110,7 +110,7 @@ fn chunked_bodies_pass_both_ways() {
     let reply = ask(weir(up), request);
     assert!(
         reply.ends_with(
-            "Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n2\r\nhi\r\n0\r\n\r\n"
+            "Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n2\r\nhi\r\n0\r\nT: 1\r\n\r\n"
         ),
         "{reply}"
     );

@@ -9,6 +9,7 @@ mod harness;
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -66,6 +67,42 @@ fn a_connection_that_fails_is_made_elsewhere_whatever_the_method() {
         4
     );
     assert_eq!((retries(&lane, "sent"), retries(&lane, "rescued")), (4, 4));
+}
+
+#[test]
+fn requests_by_http2_are_tried_elsewhere_too() {
+    let (dead, recorder) = (Server::start(), Recorder::start());
+    dead.kill();
+    let count = Arc::new(AtomicUsize::new(0));
+    let endpoints = [dead.address, breaking(&count), recorder.address];
+    let settings = "retries: {attempts: 2, retry_on: [connect_failure, reset]}";
+    let lane = lane(&endpoints, settings);
+    let ask = |more: &[&str]| {
+        let asked = Command::new("curl")
+            .args([
+                "--http2-prior-knowledge",
+                "-sS",
+                "-m",
+                "10",
+                "-w",
+                "%{http_code}",
+            ])
+            .args(more)
+            .arg(format!("http://{}/", lane.address))
+            .output();
+        String::from_utf8(asked.unwrap().stdout).unwrap()
+    };
+    for _ in 0..6 {
+        assert_eq!(ask(&[]), "served200");
+    }
+    let taken = count.load(Ordering::SeqCst);
+    assert!(taken > 0);
+    // What went to the one that takes and breaks may have had its effect, and goes nowhere else.
+    let posts: Vec<_> = (0..6).map(|_| ask(&["-d", "a body"])).collect();
+    let broken = posts.iter().filter(|said| said.ends_with("502")).count();
+    assert_eq!(count.load(Ordering::SeqCst) - taken, broken, "{posts:?}");
+    assert!(broken > 0, "{posts:?}");
+    assert!(posts.iter().any(|said| said == "served200"), "{posts:?}");
 }
 
 #[test]

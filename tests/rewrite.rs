@@ -10,7 +10,7 @@ mod harness;
 use std::process::Command;
 
 use harness::process::{Running, file};
-use harness::{Lane, Reply, Upstream, eventually};
+use harness::{Lane, Reply, Upstream, eventually, raw};
 
 fn lane(rest: &str) -> Lane {
     Lane::start(&format!("listen: 127.0.0.1:0\n{rest}"))
@@ -82,6 +82,25 @@ fn the_upstream_gets_the_host_and_fields_that_the_route_says() {
     assert!(
         !head.contains("forged") && !head.contains("x-debug"),
         "{head}"
+    );
+}
+
+#[test]
+fn what_a_route_sets_cannot_be_forged_behind_a_body() {
+    let upstream = raw::Recorder::start();
+    let lane = lane(&format!(
+        "upstreams: {{app: {{endpoints: ['http://{}']}}}}\nroutes:\n\
+         - upstream: app\n  request_headers: {{set: {{X-Env: prod}}, remove: [x-debug]}}\n",
+        upstream.address
+    ));
+    let request = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n\
+                   1\r\nx\r\n0\r\nx-env: forged\r\nX_Debug: forged\r\ntraceparent: forged\r\nX-Sum: kept\r\n\r\n";
+    raw::send(lane.address, request.as_bytes());
+    eventually(|| upstream.bytes().contains("kept"));
+    let sent = upstream.bytes();
+    assert!(
+        !sent.contains("forged") && sent.contains("X-Env: prod"),
+        "{sent}"
     );
 }
 
@@ -192,7 +211,7 @@ fn a_fixed_reply_is_whole_to_every_kind_of_client() {
     let reply = client.send("POST", "/teapot", &[], "some body");
     assert_eq!(reply.status, 418);
     assert_eq!(reply.field("connection"), Some("close"));
-    let old = harness::raw::send(lane.address, b"GET /teapot HTTP/1.0\r\n\r\n");
+    let old = raw::send(lane.address, b"GET /teapot HTTP/1.0\r\n\r\n");
     assert!(old.text.contains("Connection: close\r\n") && old.text.ends_with("\r\n{}"));
 }
 

@@ -285,24 +285,31 @@ fn a_response_that_trickles_arrives_whole() {
             "{reply:?}"
         );
         match body {
-            "" => assert_eq!(unchunk(reply.parts().1), "hello", "{reply:?}"),
+            "" => {
+                let trailers = if wire.contains("T: 1") {
+                    "T: 1\r\n"
+                } else {
+                    ""
+                };
+                let came = unchunk(reply.parts().1);
+                assert_eq!(came, ("hello".to_owned(), trailers), "{reply:?}");
+            }
             body => assert_eq!(reply.parts().1, body, "{reply:?}"),
         }
     }
 }
 
-/// The data of chunks that weir wrote, with their last.
-fn unchunk(mut wire: &str) -> String {
+/// The data of chunks that weir wrote, with their last, and the trailers behind it.
+fn unchunk(mut wire: &str) -> (String, &str) {
     let mut data = String::new();
     loop {
         let (size, rest) = wire.split_once("\r\n").unwrap();
         let size = usize::from_str_radix(size, 16).unwrap();
         data.push_str(&rest[..size]);
-        wire = rest[size..].strip_prefix("\r\n").unwrap();
         if size == 0 {
-            assert_eq!(wire, "");
-            return data;
+            return (data, rest.strip_suffix("\r\n").unwrap());
         }
+        wire = rest[size..].strip_prefix("\r\n").unwrap();
     }
 }
 
@@ -407,7 +414,7 @@ fn a_close_delimited_body_is_chunked_for_those_who_know_chunks() {
         })
     };
     let new = raw::send(lane(upstream()).address, GET);
-    assert_eq!(unchunk(new.parts().1), "hello", "{new:?}");
+    assert_eq!(unchunk(new.parts().1), ("hello".to_owned(), ""), "{new:?}");
     let old = raw::send(
         lane(upstream()).address,
         b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",

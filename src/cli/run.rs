@@ -47,8 +47,8 @@ const AUDIT_QUEUE: usize = 50_000;
 /// For the last events to be written, once no request is in flight.
 const AUDIT_WITHIN: Duration = Duration::from_secs(5);
 
-/// For the last lines of the access log.
-const ACCESS_LOG_WITHIN: Duration = Duration::from_secs(1);
+/// For the last lines of the access log, and then for the last spans.
+const TELLING_WITHIN: Duration = Duration::from_secs(1);
 
 /// What of weir runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,8 +78,9 @@ async fn supervise(
     parts: Parts,
 ) -> anyhow::Result<()> {
     let secured = Secured::read(&config, &Secured::default()).map_err(anyhow::Error::msg)?;
-    // Listening to the signal begins before the line that says weir is up, so that none is missed.
+    // Listening to the signals begins before the line that says weir is up, so that none is missed, or ends the process.
     let terminate = signal(SignalKind::terminate())?;
+    let hangup = signal(SignalKind::hangup())?;
     let admin = bind(config.admin.address).await?;
     let metrics = match config.metrics_address {
         Some(address) => Some(bind(address).await?),
@@ -184,7 +185,6 @@ async fn supervise(
         health,
     });
     let last_plan = state.plan.clone();
-    let access_log = last_plan.borrow().access_log.clone();
     tokio::spawn(admin::serve(admin, state.clone()));
     if let Some(metrics) = metrics {
         tokio::spawn(admin::serve_metrics(metrics, state));
@@ -194,10 +194,7 @@ async fn supervise(
             stopped?;
             None
         }
-        broken = reload::follow(file, seen, load, plan) => {
-            broken?;
-            None
-        }
+        never = reload::follow(file, seen, load, plan, hangup) => match never {},
         gave_up = control.gave_up() => Some(gave_up),
         gave_up = companion_gave_up(companion.as_mut()) => Some(gave_up),
     };
@@ -207,13 +204,17 @@ async fn supervise(
     let delay = last_plan.borrow().config.propagation_delay;
     tokio::time::sleep(delay).await;
     drain.send_replace(true);
+    let plan = last_plan.borrow().clone();
     let ended = tokio::task::spawn_blocking(move || {
         let ended = join(threads);
         // Behind the lanes, whose last events are still to be written.
         if let Some(audit) = audit {
             audit.stop(AUDIT_WITHIN);
         }
-        access_log.stop(ACCESS_LOG_WITHIN);
+        plan.access_log.stop(TELLING_WITHIN);
+        if let Some(traces) = &plan.traces {
+            traces.stop(TELLING_WITHIN);
+        }
         ended
     })
     .await?;

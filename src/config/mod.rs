@@ -33,7 +33,7 @@ use postgres::Postgres;
 use redis::Redis;
 use rewrite::{HeaderChanges, Rewrite, To};
 use sessions::{RouteSession, Sessions};
-use telemetry::{AccessLog, Log};
+use telemetry::{AccessLog, Log, Traces};
 pub use upstreams::{Protocol, Upstream};
 use worker::Worker;
 
@@ -64,6 +64,7 @@ pub struct Config {
     pub max_series: usize,
     pub log: Log,
     pub access_log: Option<AccessLog>,
+    pub traces: Option<Traces>,
     /// Threads that serve requests; `None`: one a core.
     pub lanes: Option<NonZeroUsize>,
     /// Between saying unready and taking no more requests.

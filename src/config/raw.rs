@@ -34,7 +34,7 @@ pub use listeners::{
 pub use postgres::{Pool, Postgres};
 pub use redis::{Certificate, Redis, RedisClient, RedisMode, Tls};
 pub use rewrite::{HeaderChanges, Redirect, Reply, Rewrite, Scheme};
-pub use telemetry::{AccessLog, Always, Log, LogFormat, LogLevel, Telemetry};
+pub use telemetry::{AccessLog, Always, Log, LogFormat, LogLevel, Telemetry, Traces};
 pub use upstreams::{
     Adaptive, Backoff, Budget, Concurrency, DnsEndpoint, Endpoint, Endpoints, HealthCheck,
     LoadBalancing, OutlierDetection, Retries, RingHash, RingKey, SlowStart, Upstream,

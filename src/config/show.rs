@@ -67,7 +67,7 @@ struct File<'c> {
     worker: Worker<'c>,
     admin: Admin,
     metrics: Metrics,
-    telemetry: Telemetry,
+    telemetry: Telemetry<'c>,
     runtime: Runtime,
     shutdown: Shutdown,
 }

@@ -21,3 +21,12 @@ pub struct AccessLog {
     /// So has what weir refuses.
     pub rejected: bool,
 }
+
+/// weir's part in traces.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Traces {
+    /// The URL of the collector that spans go to by OTLP over gRPC.
+    pub otlp: Option<String>,
+    /// Of traces that begin here, from 0 to 1.
+    pub sample: f64,
+}

@@ -66,7 +66,9 @@ pub enum HeadError {
     Version,
     #[error("a field name is malformed, or white space stands before its colon")]
     FieldName,
-    #[error("a field value has a bare CR, a NUL or another control character")]
+    #[error(
+        "a field value has a bare CR, a NUL or another control character, or in HTTP/2 white space at an end"
+    )]
     FieldValue,
     #[error("a line does not end in CR LF")]
     LineEnd,
@@ -82,6 +84,8 @@ pub enum HeadError {
     HostMalformed,
     #[error("request target has a \"#\" or a byte beyond ASCII, or is no authority for CONNECT")]
     Target,
+    #[error("scheme is neither \"http\" nor \"https\"")]
+    Scheme,
     #[error("Content-Length is not a decimal number")]
     ContentLength,
     #[error("Content-Length is given more than once")]
@@ -110,6 +114,7 @@ impl HeadError {
             | HeadError::HostRepeated
             | HeadError::HostMalformed
             | HeadError::Target
+            | HeadError::Scheme
             | HeadError::ContentLength
             | HeadError::ContentLengthRepeated
             | HeadError::LengthAndCoding

@@ -5,4 +5,6 @@ pub mod head;
 pub mod hygiene;
 pub mod path;
 pub mod response;
+pub mod trace_context;
 pub mod trailers;
+pub mod websocket;

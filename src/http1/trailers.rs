@@ -10,7 +10,7 @@ const MAX_FIELDS: usize = 100;
 
 /// Fields that a recipient reads before the body, or that say how to read it (RFC 9110 section 6.5.1). One that came behind
 /// the body and was merged into the head would change what was decided by the head.
-const IN_HEADS_ALONE: [&str; 22] = [
+const IN_HEADS_ALONE: [&str; 24] = [
     "age",
     "authorization",
     "cache-control",
@@ -30,6 +30,8 @@ const IN_HEADS_ALONE: [&str; 22] = [
     "range",
     "retry-after",
     "set-cookie",
+    "traceparent",
+    "tracestate",
     "vary",
     "warning",
     "www-authenticate",

@@ -1,7 +1,10 @@
 //! Heads of HTTP/2 as heads of HTTP/1.1, and back. Whatever comes by HTTP/2 is written down as HTTP/1.1 and read by the parser
 //! that reads every other head, so that nothing passes here which would be refused there (RFC 9113 section 10.3). Does no I/O.
 
-use http::header::{CONTENT_LENGTH, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue,
+    SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
+};
 use http::{Method, Request, Response, StatusCode, Uri, request, response};
 use thiserror::Error;
 
@@ -30,6 +33,11 @@ pub fn downgrade_request(
 ) -> Result<RequestHead, HeadError> {
     // CONNECT has an authority and no path: a tunnel past every policy.
     let target = parts.uri.path_and_query().ok_or(HeadError::Target)?;
+    // Without an authority `h2` keeps no scheme.
+    let scheme = (parts.uri.scheme_str(), parts.uri.authority());
+    if !matches!(scheme, (Some("http" | "https"), _) | (None, None)) {
+        return Err(HeadError::Scheme);
+    }
     put_line(
         out,
         &[
@@ -57,6 +65,10 @@ pub fn downgrade_request(
         (None, None) => {}
     }
     for (name, value) in &parts.headers {
+        // Malformed (RFC 9113 section 8.2.1), and it would be gone in HTTP/1.1.
+        if value.as_bytes().trim_ascii().len() < value.len() {
+            return Err(HeadError::FieldValue);
+        }
         if *name != HOST && *name != COOKIE {
             put(out, name.as_str().as_bytes(), value.as_bytes());
         }
@@ -75,6 +87,19 @@ pub fn downgrade_request(
         }
     }
     Ok(head)
+}
+
+/// Makes an extended CONNECT for a WebSocket (RFC 8441 section 5) the GET by which one is opened in HTTP/1.1, with weir's own key.
+pub fn websocket_request(parts: &mut request::Parts, key: &str) {
+    parts.method = Method::GET;
+    let fields = &mut parts.headers;
+    let own = HeaderValue::try_from(key).expect("it is base64");
+    fields.insert(SEC_WEBSOCKET_KEY, own);
+    if !fields.contains_key(SEC_WEBSOCKET_VERSION) {
+        fields.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+    }
+    fields.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    fields.insert(UPGRADE, HeaderValue::from_static("websocket"));
 }
 
 /// In HTTP/2 cookies may come in several fields, which are one in HTTP/1.1 (RFC 9113 section 8.2.3).

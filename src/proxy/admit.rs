@@ -15,6 +15,7 @@ use super::quota::{Facts, Quota};
 use super::record::Record;
 use super::reply::{CircuitOpen, Rejection};
 use super::sessions;
+use super::trace;
 use crate::clock;
 use crate::config::Route;
 use crate::config::rewrite::To;
@@ -126,6 +127,9 @@ pub(super) async fn admit<'p>(
         || RequestId::new(id),
         |(_, value)| RequestId::Given((*value).to_owned()),
     );
+    let traces = plan.config.traces.as_ref();
+    record.trace = traces
+        .map(|traces| trace::begin(traces, conn.peer, buffer, Some(head), client.behind_trusted));
     let seen = Seen {
         path: &path,
         query,
@@ -135,6 +139,7 @@ pub(super) async fn admit<'p>(
         time: now.wall,
         id,
         request_id: &request_id,
+        trace: record.trace.as_ref(),
     };
     let spare = &conn.lane.outbox.spare;
     record.draft = draft::begin(plan, spare, route.audit, seen, buffer, Some(head));
@@ -204,6 +209,9 @@ pub(super) async fn admit<'p>(
         Some(prefix) => {
             let pattern = route.matches.path.as_ref();
             let path = rewrite::with_prefix(pattern, path_text, prefix);
+            if let (Some(draft), Some(_)) = (&mut record.draft, &plan.traces) {
+                draft.set_sent_path(&path);
+            }
             [path.as_bytes(), query].concat()
         }
     };

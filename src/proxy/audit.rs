@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use smallvec::SmallVec;
-use tokio::time::timeout;
 
 use super::draft::Draft;
 use super::outbox::Outbox;
@@ -14,9 +13,6 @@ use crate::config::audit::{Delivery, Level};
 use crate::event::{AuditEvent, Micros};
 use crate::http1::response::ResponseHead;
 use crate::plan::Plan;
-
-/// How long a request waits for its event to be safe, at most.
-const SAFE_WITHIN: Duration = Duration::from_secs(5);
 
 /// Keeps the response's headers that are to be captured.
 pub(super) fn responded(
@@ -66,9 +62,9 @@ pub(super) async fn secure(
     let Some(receipt) = finish(plan, outbox, record, duration) else {
         return Ok(());
     };
-    match timeout(SAFE_WITHIN, receipt.is_safe()).await {
-        Ok(true) => Ok(()),
-        Ok(false) | Err(_) => Err(NotSafe),
+    match receipt.is_safe().await {
+        true => Ok(()),
+        false => Err(NotSafe),
     }
 }
 

@@ -12,10 +12,13 @@ use uuid::Uuid;
 
 use super::handle::Conn;
 use super::headers::{self, RequestId, is};
+use super::record::Record;
+use super::trace::{self, Trace};
 use crate::clock;
 use crate::config::audit::Level;
 use crate::event::Micros;
 use crate::http1::head::RequestHead;
+use crate::http1::trace_context::TraceParent;
 use crate::plan::Plan;
 
 /// Bytes kept of one text of a request, at most.
@@ -62,6 +65,8 @@ pub(super) struct Draft {
     pub request_id: Option<Span>,
     /// For those that tell of requests beside the audit.
     pub user_agent: Option<Span>,
+    /// The path that the upstream is asked for, where it is another and spans tell of it.
+    pub sent_path: Option<Span>,
     pub user: Option<Span>,
     pub headers: Vec<(Span, Span)>,
     pub limits: SmallVec<[&'static str; 4]>,
@@ -69,7 +74,7 @@ pub(super) struct Draft {
 }
 
 /// A place in a draft's texts.
-type Span = Range<usize>;
+pub(super) type Span = Range<usize>;
 
 impl Draft {
     pub(super) fn text(&self, span: &Span) -> &str {
@@ -79,6 +84,10 @@ impl Draft {
     /// The request belongs to the session of this user.
     pub(super) fn set_user(&mut self, user: &str) {
         self.user = Some(put(&mut self.texts, user));
+    }
+
+    pub(super) fn set_sent_path(&mut self, path: &str) {
+        self.sent_path = Some(put(&mut self.texts, path));
     }
 
     /// The verdict of the upstream's breaker.
@@ -122,6 +131,7 @@ pub(super) struct Seen<'a> {
     pub time: Duration,
     pub id: Uuid,
     pub request_id: &'a RequestId,
+    pub trace: Option<&'a Trace>,
 }
 
 /// Begins the event of a request.
@@ -137,7 +147,8 @@ pub(super) fn begin(
         Some(_) => level,
         None => Level::None,
     };
-    let told = plan.config.access_log.is_some();
+    let traced = seen.trace.is_some_and(|trace| trace.is_kept(plan));
+    let told = plan.config.access_log.is_some() || traced;
     if level == Level::None && !told {
         return None;
     }
@@ -152,7 +163,7 @@ pub(super) fn begin(
         time: Micros::from(seen.time),
         id: seen.id.into_bytes(),
         client: seen.client,
-        trace_id: None,
+        trace_id: seen.trace.map(|trace| trace.told.trace_id),
         method: put(&mut texts, &text(seen.method)),
         host: put(&mut texts, &text(seen.host)),
         path: put(&mut texts, &text(seen.path)),
@@ -163,17 +174,20 @@ pub(super) fn begin(
         },
         texts,
         user_agent: None,
+        sent_path: None,
         user: None,
         headers: Vec::new(),
         limits: SmallVec::new(),
         breaker: None,
     };
     if let Some(head) = head {
-        let trace = head
-            .fields
-            .iter()
-            .find(|(name, _)| is(buffer, name, "traceparent"));
-        draft.trace_id = trace.and_then(|(_, value)| trace_id(&buffer[value.clone()]));
+        if seen.trace.is_none() {
+            // Whoever sent it: weir passes it on as it is.
+            let mut fields = head.fields.iter();
+            let parent = fields.find(|(name, _)| is(buffer, name, "traceparent"));
+            let parent = parent.and_then(|(_, value)| TraceParent::parse(&buffer[value.clone()]));
+            draft.trace_id = parent.map(|parent| parent.trace_id);
+        }
         let agent = head.fields.iter();
         let mut agent = agent.filter(|(name, _)| told && is(buffer, name, "user-agent"));
         if let Some((_, agent)) = agent.next() {
@@ -193,19 +207,21 @@ pub(super) fn begin(
     }
 }
 
-/// Begins the event of a request that no route took; `head` is missing when it could not be read.
+/// Begins what is told of a request that no route took; `head` is missing when it could not be read.
 pub(super) fn begin_unrouted(
     plan: &Plan,
     conn: &Conn<'_>,
     buffer: &[u8],
     head: Option<&RequestHead>,
-) -> Option<Box<Draft>> {
+    record: &mut Record,
+) {
     let level = match &plan.config.audit {
         Some(audit) => audit.level,
         None => Level::None,
     };
-    if level == Level::None && plan.config.access_log.is_none() {
-        return None;
+    let traces = plan.config.traces.as_ref();
+    if level == Level::None && plan.config.access_log.is_none() && traces.is_none() {
+        return;
     }
     let time = clock::wall();
     let id = clock::uuid(time);
@@ -219,7 +235,9 @@ pub(super) fn begin_unrouted(
     });
     let trusted = &conn.listener.trusted_proxies;
     let client = head.map(|head| headers::client(buffer, head, conn.peer.ip, trusted));
-    let given = head.filter(|_| client.as_ref().is_some_and(|client| client.behind_trusted));
+    let trusted = client.as_ref().is_some_and(|client| client.behind_trusted);
+    record.trace = traces.map(|traces| trace::begin(traces, conn.peer, buffer, head, trusted));
+    let given = head.filter(|_| trusted);
     let given = given.and_then(|head| {
         let mut fields = head.fields.iter();
         let (_, value) = fields.find(|(name, _)| is(buffer, name, "x-request-id"))?;
@@ -234,8 +252,10 @@ pub(super) fn begin_unrouted(
         time,
         id,
         request_id: &given.unwrap_or_else(|| RequestId::new(id)),
+        trace: record.trace.as_ref(),
     };
-    begin(plan, &conn.lane.outbox.spare, level, seen, buffer, head)
+    let draft = begin(plan, &conn.lane.outbox.spare, level, seen, buffer, head);
+    record.draft = draft;
 }
 
 /// Appends a text; where it stands.
@@ -252,35 +272,5 @@ fn text(bytes: &[u8]) -> Cow<'_, str> {
             Cow::Owned(String::from_utf8_lossy(start).into_owned() + "…")
         }
         _ => str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed),
-    }
-}
-
-/// From `traceparent` (W3C Trace Context, section 3.2.2): `00-TRACE-PARENT-FLAGS`.
-fn trace_id(value: &[u8]) -> Option<[u8; 16]> {
-    let mut parts = std::str::from_utf8(value).ok()?.split('-');
-    let (version, id) = (parts.next()?, parts.next()?);
-    if version.len() != 2 || id.len() != 32 || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return None;
-    }
-    let id = u128::from_str_radix(id, 16).ok().filter(|id| *id != 0)?;
-    Some(id.to_be_bytes())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_trace_id_is_taken_from_a_whole_traceparent_alone() {
-        let id = "0af7651916cd43dd8448eb211c80319c";
-        let check = |value: &str, found: bool| {
-            assert_eq!(trace_id(value.as_bytes()).is_some(), found, "{value}");
-        };
-        check(&format!("00-{id}-b7ad6b7169203331-01"), true);
-        check(&format!("0-{id}-b7ad6b7169203331-01"), false);
-        check(&format!("00-{}-b7ad6b7169203331-01", &id[1..]), false);
-        check(&format!("00-+{}-b7ad6b7169203331-01", &id[1..]), false);
-        check(&format!("00-{}-b7ad6b7169203331-01", "0".repeat(32)), false);
-        check("", false);
     }
 }

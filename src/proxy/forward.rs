@@ -1,13 +1,10 @@
 //! One exchange with the upstream: the checked request goes out, the response comes back, both streamed.
 
-use std::future::{pending, poll_fn};
+use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
-use tokio::time::sleep;
 
 use super::admit::Admitted;
 use super::audit;
@@ -16,230 +13,25 @@ use super::handle::{Conn, Ends, Failure, Next, close};
 use super::headers::{self, put_last_chunk};
 use super::mixed;
 use super::outbox::Outbox;
-use super::quota::Quota;
+use super::outgoing::{Request, prepare};
 use super::record::Record;
 use super::reply::Rejection;
-use super::sessions;
 use super::tries::exchange;
 use super::upgrade;
 use super::upload::{Rest, Upload, beside, put_piece};
-use super::wire::{Buffer, Deadlines, Elapsed, read_some, write};
+use super::wire::{Deadlines, Elapsed, read_some, write};
 use crate::clock;
-use crate::config::{Protocol, Route};
+use crate::config::Protocol;
 use crate::http1::body::{BodyReader, Piece};
 use crate::http1::head::{BodyLength, HeadLimits, RequestHead};
 use crate::http1::response::{ResponseBody, ResponseHead, parse_response};
-use crate::http2::grpc::{self, GrpcStatus};
 use crate::net::stream::{BothWays, Reading, Stream, Writing};
 use crate::net::tls::Trouble;
 use crate::plan::Plan;
-use crate::policy::session::Session;
-use crate::store::breakers::{End, Entry};
+use crate::store::breakers::End;
 
 /// Interim responses taken before the final one; more is a flood.
 pub(super) const MAX_INTERIM: usize = 16;
-
-/// A checked request with its head as it goes out, and what its answer will need.
-pub(super) struct Outgoing<'p, 'l> {
-    pub shared: &'p Plan,
-    pub route: &'p Route,
-    /// An index into the configuration's upstreams.
-    pub upstream: usize,
-    /// Where endpoints are chosen by it.
-    pub ring_key: Option<u64>,
-    pub request: Request,
-    /// Its head as HTTP/1.1; later the response's.
-    pub out: Buffer<'l>,
-    /// Whether the client lets its connection live.
-    pub keep_alive: bool,
-    /// The protocols that the client offers to switch to.
-    pub switch_to: Option<Vec<u8>>,
-    /// Whether the client waits for `100 Continue`.
-    pub expects: bool,
-    session: Option<Arc<Session>>,
-    quota: Quota<'p>,
-    entry: Option<Entry>,
-}
-
-/// The request whose head stands at the front of the client's `buffer`, which is taken off there. `over_http2`: where one side
-/// speaks that.
-pub(super) fn prepare<'p, 'l>(
-    conn: &Conn<'l>,
-    admitted: Admitted<'p>,
-    buffer: &mut Vec<u8>,
-    head: &RequestHead,
-    over_http2: bool,
-    record: &Record,
-) -> Outgoing<'p, 'l> {
-    let switch_to = headers::upgrade(buffer, head);
-    let asks = admitted.route.session.as_ref();
-    let identity = admitted.session.as_deref().zip(asks);
-    let passed = headers::Passed {
-        target: &admitted.target,
-        route: admitted.route,
-        client: &admitted.client,
-        request_id: &admitted.request_id,
-        identity_fields: &admitted.plan.identity_fields,
-        identity: identity
-            .map(|(session, asks)| (&admitted.plan.sessions[asks.sessions].settings, session)),
-    };
-    let mut out = conn.lane.buffers.take();
-    headers::put_request_head(
-        &mut out,
-        buffer,
-        head,
-        &passed,
-        conn.peer,
-        switch_to.as_deref(),
-    );
-    let Admitted {
-        plan: shared,
-        route,
-        upstream: upstream_index,
-        ring_key,
-        expects,
-        session,
-        quota,
-        entry,
-        ..
-    } = admitted;
-    let method = &buffer[head.method.clone()];
-    let is_safe = [&b"GET"[..], b"HEAD", b"OPTIONS"].contains(&method);
-    let settings = &shared.config.upstreams[upstream_index];
-    let retries = settings.retries.as_ref();
-    let mut request = Request {
-        body: head.body,
-        to_head: method == b"HEAD",
-        can_repeat: is_safe && head.body == BodyLength::None,
-        may_be_retried: retries
-            .is_some_and(|it| it.methods.iter().any(|it| it.as_bytes() == method)),
-        upgrade: switch_to.is_some(),
-        old_client: head.minor_version == 0,
-        max_body: conn.listener.max_body,
-        within: route.timeout.unwrap_or(settings.timeout),
-        read_within: conn.listener.request_read,
-        idle: conn.listener.stream_idle,
-        grpc: false,
-        takes_trailers: false,
-        deadline: None,
-    };
-    if over_http2 {
-        request.heed(buffer, head, record);
-    }
-    buffer.drain(..head.len);
-    Outgoing {
-        shared,
-        route,
-        upstream: upstream_index,
-        ring_key,
-        request,
-        out,
-        keep_alive: head.keep_alive,
-        switch_to,
-        expects,
-        session,
-        quota,
-        entry,
-    }
-}
-
-impl Outgoing<'_, '_> {
-    /// Does what the upstream's response says to weir, and puts its head for the client in place of the request's in `out`. Says
-    /// what becomes of the client's connection, which may live on where it `may_live`.
-    pub(super) async fn turn_back(
-        &mut self,
-        conn: &Conn<'_>,
-        answer: &[u8],
-        answered: &Answered,
-        may_live: bool,
-        record: &mut Record,
-    ) -> Result<Next, Rejection> {
-        let head = &answered.head;
-        let told = sessions::follow(
-            self.shared,
-            conn.lane,
-            self.route,
-            self.session.as_deref(),
-            answer,
-            head,
-            &mut self.quota.waited,
-        );
-        let told = told.await?;
-        record.status = head.status;
-        audit::responded(self.shared, self.route.audit, record, answer, head);
-        let draining = *conn.lane.draining.borrow();
-        let lives = self.keep_alive && may_live && head.status != 101 && !draining;
-        let back = headers::Back {
-            chunked: answered.chunked(),
-            old_client: self.request.old_client,
-            next: if lives { Next::KeepAlive } else { Next::Close },
-            changes: &self.route.response_headers,
-            switched: self.switch_to.as_deref().filter(|_| head.status == 101),
-        };
-        self.out.clear();
-        let quota = &self.quota;
-        Ok(headers::put_response_head(
-            &mut self.out,
-            answer,
-            head,
-            &back,
-            |out| {
-                quota.tell(out);
-                out.extend_from_slice(&told);
-            },
-        ))
-    }
-
-    /// The upstream's part is over.
-    pub(super) fn finish(&mut self, end: End, record: &Record) {
-        if let Some(entry) = self.entry.take() {
-            let waited = record.waited().unwrap_or_default();
-            entry.end(end, waited, clock::mono(), fastrand::f64());
-        }
-    }
-
-    /// The upstream's part is over, without a whole response.
-    pub(super) fn failed(&mut self, failure: &Failure, record: &Record) {
-        match end_of(failure, record) {
-            Some(end) => self.finish(end, record),
-            None => {
-                if let Some(entry) = self.entry.take() {
-                    let waited = record.waited().unwrap_or_default();
-                    entry.abandon(waited, clock::mono(), fastrand::f64());
-                }
-            }
-        }
-    }
-
-    /// The failure, after which another request may follow where this one never set out: it was in order, and none of its body is
-    /// on its way.
-    fn in_order(&self, conn: &Conn<'_>, failure: Failure) -> Failure {
-        let in_order = self.keep_alive && self.request.body == BodyLength::None;
-        match failure {
-            Failure::Reply(refused @ (Rejection::Overloaded | Rejection::NoEndpoint), _)
-                if in_order && !*conn.lane.draining.borrow() =>
-            {
-                Failure::Reply(refused, Next::KeepAlive)
-            }
-            failure => failure,
-        }
-    }
-
-    /// The upstream's part is over, after a response's head of this status.
-    pub(super) fn streamed<T>(&mut self, end: End, streamed: &Result<T, Failure>, record: &Record) {
-        match streamed {
-            // The upstream has answered, and the rest is the client's or weir's own.
-            Ok(_)
-            | Err(
-                Failure::ClientGone
-                | Failure::NotSafe
-                | Failure::CutShort(_)
-                | Failure::Reply(Rejection::AuditUnavailable, _),
-            ) => self.finish(end, record),
-            Err(Failure::UpstreamGone | Failure::Reply(..)) => self.finish(End::Reset, record),
-        }
-    }
-}
 
 /// Sends the request whose head stands at the front of the client's buffer and streams the response back. On return the
 /// buffer holds what the client sent behind the request.
@@ -269,7 +61,7 @@ pub(super) async fn send(
     let out = &outgoing.out;
     let retries = outgoing.shared.config.upstreams[upstream].retries.as_ref();
     let keep = retries.map_or(0, |retries| retries.buffer);
-    let mut upload = Upload::new(request, out, keep, &outgoing.shared.identity_fields);
+    let mut upload = Upload::new(request, out, keep, (outgoing.shared, outgoing.route));
     let exchanged = exchange(
         request,
         (cluster, retries),
@@ -299,29 +91,14 @@ pub(super) async fn send(
             return Err(rejection.into());
         }
     };
+    let spoken = headers::switched_to(&answer, &answered.head, outgoing.switch_to.as_deref());
     answer.drain(..answered.head.len);
     if status == 101 {
         outgoing.finish(End::Status(101), record);
-        let Outgoing {
-            shared,
-            route,
-            session,
-            out,
-            request,
-            ..
-        } = outgoing;
-        let safe = audit::secure(shared, &conn.lane.outbox, record).await;
-        safe.map_err(|audit::NotSafe| Rejection::AuditUnavailable)?;
-        ends.write(&out, request.idle).await?;
-        let (to_client, to_upstream) = (std::mem::take(&mut *answer), std::mem::take(ends.buffer));
-        let session_over = sessions::over(shared, conn.lane, route, session.as_deref());
-        upgrade::relay(
-            (ends.client, to_client),
-            (&mut upstream.connected.stream, to_upstream),
-            request.idle,
-            session_over,
-        )
-        .await;
+        let upstream = (&mut upstream.connected.stream, std::mem::take(&mut *answer));
+        // Apart, so that others have no room for it.
+        let switched = upgrade::switched(conn, &outgoing, ends, upstream, spoken, record);
+        Box::pin(switched).await?;
         return Ok(Next::Close);
     }
     let streamed = stream_back(
@@ -351,118 +128,6 @@ pub(super) async fn send(
         close(ends.client).await;
     }
     Ok(next)
-}
-
-/// What a failed exchange says of the upstream; `None` when it says nothing.
-pub(super) fn end_of(failure: &Failure, record: &Record) -> Option<End> {
-    let Failure::Reply(rejection, _) = failure else {
-        return None;
-    };
-    match rejection {
-        Rejection::ConnectFailed | Rejection::ConnectTimeout | Rejection::UpstreamTls(_) => {
-            Some(End::ConnectFailed)
-        }
-        Rejection::UpstreamTimeout => Some(End::TimedOut),
-        // The client's own word: a short one must not tell against the upstream unless the file says so.
-        Rejection::DeadlineExceeded => Some(End::Grpc(GrpcStatus::DEADLINE_EXCEEDED)),
-        // One that gives up on a body may have had its reason in the client's pace.
-        Rejection::UpstreamBroken => record.sent.map(|_| End::Reset),
-        Rejection::BadHead(_)
-        | Rejection::BadPath(_)
-        | Rejection::BadTarget
-        | Rejection::HeadTimeout
-        | Rejection::BadBody
-        | Rejection::BodyTimeout
-        | Rejection::NoRoute
-        | Rejection::QuotaExceeded(_)
-        | Rejection::LimitUnknown
-        | Rejection::CircuitOpen(_)
-        | Rejection::Unauthenticated(_)
-        | Rejection::Forbidden(_)
-        | Rejection::TooManySessions
-        | Rejection::SessionsFull
-        | Rejection::SessionStoreDown
-        | Rejection::Overloaded
-        | Rejection::NoEndpoint
-        | Rejection::AuditUnavailable
-        | Rejection::BodyTooLarge
-        | Rejection::Expectation
-        | Rejection::PlainOnTls => None,
-    }
-}
-
-/// A checked request as it goes out.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Request {
-    /// How the client frames the body, and so does weir.
-    pub body: BodyLength,
-    /// Whether the method is HEAD.
-    pub to_head: bool,
-    /// Whether it does no harm to send it twice.
-    pub can_repeat: bool,
-    /// Whether the file says that it may be sent again, though the upstream may have seen it.
-    pub may_be_retried: bool,
-    /// Whether a switch of protocols was asked for.
-    pub upgrade: bool,
-    /// Whether the client speaks HTTP/1.0, which has no chunks.
-    pub old_client: bool,
-    pub max_body: u64,
-    /// For the response's head once the request is sent, and for each stall of an upstream that does not read.
-    pub within: Duration,
-    /// For the body to be whole, from the head on.
-    pub read_within: Duration,
-    /// For each stall of the client's, and of the upstream's within a body.
-    pub idle: Duration,
-    /// Whether gRPC is spoken, where one side is HTTP/2.
-    pub grpc: bool,
-    /// Whether the client says that it takes trailers, where one side is HTTP/2.
-    pub takes_trailers: bool,
-    /// When the client gives up, by [`clock::mono`].
-    pub deadline: Option<Duration>,
-}
-
-impl Request {
-    /// Takes from the head what has a meaning over HTTP/2.
-    fn heed(&mut self, buffer: &[u8], head: &RequestHead, record: &Record) {
-        for (name, value) in &head.fields {
-            let value = &buffer[value.clone()];
-            let is = |wanted| headers::is(buffer, name, wanted);
-            if is("content-type") {
-                self.grpc |= grpc::is_grpc(value);
-            } else if is("te") {
-                let mut codings = value.split(|byte| *byte == b',');
-                self.takes_trailers |=
-                    codings.any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"));
-            } else if is("grpc-timeout") {
-                self.deadline = grpc::timeout(value).map(|timeout| record.began + timeout);
-            }
-        }
-        if !self.grpc {
-            self.deadline = None;
-        }
-    }
-
-    /// What is left of `span` before the client gives up.
-    pub(super) fn left_of(&self, span: Duration) -> Duration {
-        let left = self
-            .deadline
-            .map(|deadline| deadline.saturating_sub(clock::mono()));
-        left.map_or(span, |left| left.min(span))
-    }
-
-    /// Comes back when the client gives up.
-    pub(super) async fn until_deadline(&self) {
-        match self.deadline {
-            Some(deadline) => sleep(deadline.saturating_sub(clock::mono())).await,
-            None => pending().await,
-        }
-    }
-
-    /// Whether the client has given up.
-    pub(super) fn is_over(&self) -> bool {
-        self.deadline
-            .is_some_and(|deadline| clock::mono() >= deadline)
-    }
 }
 
 /// A response's head, and whether the whole request was sent before it came.

@@ -191,7 +191,7 @@ pub(super) async fn connection(lane: &Rc<Lane>, listener_index: usize, guest: Gu
                 Box::pin(one(&conn, &plan, &mut ends, &head, now, record)).await
             }
             Err(rejection) => {
-                record.draft = draft::begin_unrouted(&plan.shared, &conn, &buffer, None);
+                draft::begin_unrouted(&plan.shared, &conn, &buffer, None, record);
                 Err(rejection.into())
             }
         };
@@ -300,7 +300,7 @@ async fn one(
         Ok(Way::Answer(answer)) => by_itself(conn, plan, answer, ends, head, record).await,
         Err(rejection) => {
             if record.route.is_none() {
-                record.draft = draft::begin_unrouted(&plan.shared, conn, ends.buffer, Some(head));
+                draft::begin_unrouted(&plan.shared, conn, ends.buffer, Some(head), record);
             }
             let next = match rejection.is_policy() {
                 true => next_of(conn, ends, head),

@@ -7,6 +7,8 @@ use std::ops::Range;
 
 use super::handle::{Next, Peer};
 use super::reply::Rejection;
+use super::trace::Trace;
+use super::upgrade::Spoken;
 use crate::config::Route;
 use crate::config::rewrite::HeaderChanges;
 use crate::config::sessions::Settings;
@@ -15,6 +17,8 @@ use crate::http1::head::{BodyLength, RequestHead};
 use crate::http1::hygiene::{is_folded, is_hop_by_hop};
 use crate::http1::response::ResponseHead;
 use crate::http1::trailers::{self, may_follow_a_body};
+use crate::http1::websocket::WEBSOCKET;
+use crate::plan::Plan;
 use crate::policy::session::{self, END_HEADER, START_HEADER, Session};
 use ipnet::IpNet;
 use uuid::Uuid;
@@ -143,6 +147,8 @@ pub(super) struct Passed<'a> {
     pub route: &'a Route,
     pub client: &'a Client,
     pub request_id: &'a RequestId,
+    /// Where weir takes part in traces; otherwise the client's word on them goes on.
+    pub trace: Option<&'a Trace>,
     /// What clients must not send, as [`crate::http1::hygiene::folded`].
     pub identity_fields: &'a [Vec<u8>],
     pub identity: Option<(&'a Settings, &'a Session)>,
@@ -178,6 +184,7 @@ pub(super) fn put_request_head(
         route,
         client,
         request_id,
+        trace,
         identity_fields,
         identity,
     } = passed;
@@ -197,6 +204,7 @@ pub(super) fn put_request_head(
             .any(|other| is_folded(name, other))
             || identity_fields.iter().any(|other| is_folded(name, other))
             || is_misspelt(name)
+            || trace.is_some_and(|trace| is_of_trace(name, trace))
             || changes.drops(name)
             || (new_host.is_some() && name.eq_ignore_ascii_case(b"host"))
     };
@@ -261,6 +269,9 @@ pub(super) fn put_request_head(
     if !client.behind_trusted || !has("x-request-id") {
         put(out, b"X-Request-Id", request_id.as_str().as_bytes());
     }
+    if let Some(trace) = trace {
+        put(out, b"Traceparent", &trace.told.value());
+    }
     if let Some((settings, session)) = identity {
         for (name, value) in session::identity_headers(settings, session) {
             put(out, name.as_bytes(), value.as_bytes());
@@ -270,14 +281,15 @@ pub(super) fn put_request_head(
 }
 
 /// Whether a field may come behind a request's body: one that an upstream merges into the head must not say what weir alone does.
-pub(super) fn may_trail_up(name: &[u8], identity_fields: &[Vec<u8>]) -> bool {
+pub(super) fn may_trail_up(name: &[u8], plan: &Plan, route: &Route) -> bool {
     let answered_for = PEERS_CLAIMS.iter().chain(&NEVER_PASSED);
     may_follow_a_body(name)
         && !answered_for
             .copied()
-            .chain(identity_fields.iter().map(Vec::as_slice))
+            .chain(plan.identity_fields.iter().map(Vec::as_slice))
             .any(|other| is_folded(name, other))
         && !is_misspelt(name)
+        && !route.request_headers.drops(name)
 }
 
 /// Whether a field may come behind a response's body.
@@ -301,6 +313,12 @@ pub(super) fn put_last_chunk(
     }
     out.extend_from_slice(b"\r\n");
     Ok(())
+}
+
+/// Whether weir says it anew, or it belongs to a trace that ended here.
+fn is_of_trace(name: &[u8], trace: &Trace) -> bool {
+    name.eq_ignore_ascii_case(b"traceparent")
+        || (!trace.keeps_state && name.eq_ignore_ascii_case(b"tracestate"))
 }
 
 /// The host that the client asked for, where the upstream is told another.
@@ -341,6 +359,26 @@ pub(super) struct Back<'a> {
     pub switched: Option<&'a [u8]>,
 }
 
+/// What both sides speak behind a 101, of what the client offered.
+pub(super) fn switched_to(
+    answer: &[u8],
+    response: &ResponseHead,
+    offered: Option<&[u8]>,
+) -> Spoken {
+    let chosen = offered.map(|offered| chosen(answer, response, offered));
+    match chosen.is_some_and(|chosen| chosen.eq_ignore_ascii_case(WEBSOCKET)) {
+        true => Spoken::WebSocket,
+        false => Spoken::Other,
+    }
+}
+
+/// An upstream that does not say what it chose took what it was offered.
+fn chosen<'b>(answer: &'b [u8], response: &ResponseHead, offered: &'b [u8]) -> &'b [u8] {
+    let mut fields = response.fields.iter();
+    let chosen = fields.find(|(name, _)| is(answer, name, "upgrade"));
+    chosen.map_or(offered, |(_, value)| &answer[value.clone()])
+}
+
 /// Appends the response's head for the client, with the fields that `tell` puts; what then becomes of its connection.
 pub(super) fn put_response_head(
     out: &mut Vec<u8>,
@@ -379,12 +417,8 @@ pub(super) fn put_response_head(
         out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
     }
     if let Some(offered) = back.switched {
-        let mut fields = response.fields.iter();
-        let chosen = fields.find(|(name, _)| is(answer, name, "upgrade"));
         put(out, b"Connection", b"upgrade");
-        // An upstream that does not say what it chose took what it was offered.
-        let protocol = chosen.map_or(offered, |(_, value)| &answer[value.clone()]);
-        put(out, b"Upgrade", protocol);
+        put(out, b"Upgrade", chosen(answer, response, offered));
     } else if next == Next::Close {
         out.extend_from_slice(b"Connection: close\r\n");
     } else if back.old_client {

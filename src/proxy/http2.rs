@@ -1,10 +1,15 @@
 //! A client's connection that speaks HTTP/2: its streams are requests, each with a task of its own. What floods is stopped by
 //! `h2`, but for resets, which it does not count.
 
+mod heard;
+
+use std::future::poll_fn;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
+use h2::ext::Protocol;
 use h2::server::{self, SendResponse};
 use h2::{Reason, RecvStream};
 use http::{Request, Response};
@@ -16,17 +21,20 @@ use super::answer::Answer;
 use super::audit;
 use super::draft;
 use super::following::LanePlan;
-use super::forward::prepare;
 use super::handle::{Conn, Failure, Peer, on_record};
 use super::lane::Lane;
 use super::mixed::{self, Client};
+use super::outgoing::prepare;
 use super::record::{Ongoing, Record};
 use super::reply::{Asker, Rejection};
 use crate::clock;
+use crate::config;
+use crate::http1::websocket::{self, WEBSOCKET};
 use crate::http2::grpc::{self, GrpcStatus};
-use crate::http2::head::{downgrade_request, upgrade_response};
+use crate::http2::head::{downgrade_request, upgrade_response, websocket_request};
 use crate::net::stream::{Ahead, Stream};
 use crate::policy::limit::Now;
+use heard::{Heard, follow};
 
 /// What a client may send of one body before it is taken, in bytes.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -38,6 +46,8 @@ const SEND_BUFFER: usize = 64 * 1024;
 const RESETS: usize = 100;
 /// "Soon", for a request that is taken back.
 const SOON: Duration = Duration::from_secs(1);
+/// For a client to hear that its connection ends, and to end it.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Serves the requests of `stream`, whose first bytes were read ahead, until it closes, breaks or stays idle too long.
 pub(super) async fn connection(
@@ -49,12 +59,14 @@ pub(super) async fn connection(
     let plan = lane.plan.current();
     let listener = plan.shared.config.listeners[listener_index].clone();
     drop(plan);
+    let (stream, mut patience) = follow(stream, listener.header_read);
     let handshake = server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(listener.max_concurrent_streams)
         .max_header_list_size(u32::try_from(listener.head_limits.max_bytes).unwrap_or(u32::MAX))
         .max_send_buffer_size(SEND_BUFFER)
+        .enable_connect_protocol()
         .handshake(stream);
     let Ok(Ok(mut connection)) = timeout(listener.header_read, handshake).await else {
         return;
@@ -67,22 +79,36 @@ pub(super) async fn connection(
     let mut resets = Resets::default();
     let mut idle_since = Instant::now();
     loop {
-        let idle = sleep_until(idle_since + listener.keep_alive);
+        let span = match ending {
+            true => FAREWELL,
+            false => listener.keep_alive,
+        };
+        let idle = sleep_until(idle_since + span);
+        let heard = poll_fn(|cx| match connection.poll_accept(cx) {
+            Poll::Ready(accepted) => Poll::Ready(Some(accepted)),
+            Poll::Pending => patience.poll_over(cx).map(|()| None),
+        });
         tokio::select! {
-            accepted = connection.accept() => match accepted {
-                Some(Ok((request, respond))) => {
+            heard = heard => match heard {
+                Some(Some(Ok((request, respond)))) => {
                     resets.opened += 1;
-                    let one = Stream2 { lane: lane.clone(), listener_index, peer: peer.clone() };
-                    requests.spawn_local(one.serve(request, respond));
+                    let (lane, peer) = (lane.clone(), peer.clone());
+                    requests.spawn_local(serve(lane, listener_index, peer, request, respond));
                 }
                 // The client closed or broke off.
-                Some(Err(_)) | None => break,
+                Some(Some(Err(_)) | None) => break,
+                // It does not go on with a head or a frame that it has begun.
+                None => {
+                    part(&mut connection).await;
+                    break;
+                }
             },
             Some(ended) = requests.join_next() => {
                 idle_since = Instant::now();
                 match ended {
                     Ok(Served::TakenBack) if resets.too_many() => {
-                        connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                        part(&mut connection).await;
+                        break;
                     }
                     Ok(Served::TakenBack | Served::Answered) => {}
                     // A panic ends its request, and no other.
@@ -96,17 +122,23 @@ pub(super) async fn connection(
                     break;
                 }
                 connection.graceful_shutdown();
-                ending = true;
-                idle_since = Instant::now();
+                (ending, idle_since) = (true, Instant::now());
             }
             _ = draining.wait_for(|draining| *draining), if !ending => {
                 connection.graceful_shutdown();
-                ending = true;
+                (ending, idle_since) = (true, Instant::now());
             }
         }
     }
     // Those that go on are cut off from their client, and end by that.
+    drop(connection);
     while requests.join_next().await.is_some() {}
+}
+
+/// Tells a client that misbehaves that its connection is over, as far as it listens.
+async fn part(connection: &mut server::Connection<Heard<Ahead<Stream>>, Bytes>) {
+    connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+    let _ = timeout(FAREWELL, poll_fn(|cx| connection.poll_closed(cx))).await;
 }
 
 /// Requests taken back: to send and take back without end costs a client nothing and the upstream much (CVE-2023-44487).
@@ -132,57 +164,55 @@ enum Served {
     TakenBack,
 }
 
-/// One stream of a connection.
-struct Stream2 {
+/// Serves one request.
+async fn serve(
     lane: Rc<Lane>,
     listener_index: usize,
     peer: Rc<Peer>,
-}
-
-impl Stream2 {
-    async fn serve(self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) -> Served {
-        let lane = &*self.lane;
-        let plan = lane.plan.current();
-        let now = clock::moment();
-        let mut ongoing = Ongoing {
-            record: Record::begin(now.mono),
-            plan: &plan.shared,
-            outbox: &lane.outbox,
-            ended: false,
-        };
-        let conn = Conn {
-            lane,
-            listener: &plan.shared.config.listeners[self.listener_index],
-            peer: &self.peer,
-        };
-        let content_type = request.headers().get(http::header::CONTENT_TYPE);
-        let to = To {
-            grpc: content_type.is_some_and(|value| grpc::is_grpc(value.as_bytes())),
-            by_head: request.method() == http::Method::HEAD,
-        };
-        let record = &mut ongoing.record;
-        let served = one(&conn, &plan, request, &mut respond, now, record).await;
-        let mut outcome = Served::Answered;
-        match served {
-            Ok(()) => {}
-            Err(Failure::Reply(rejection, _)) => {
-                let rejection = on_record(&conn, &plan, rejection, record).await;
-                record.grpc = to.grpc.then(|| GrpcStatus::of_refusal(rejection.status()));
-                refuse(&conn, &mut respond, &rejection, to);
-            }
-            Err(failure @ Failure::ClientGone) => {
-                record.aborted(failure.reason());
-                if record.elapsed() < SOON {
-                    outcome = Served::TakenBack;
-                }
-            }
-            Err(failure @ (Failure::UpstreamGone | Failure::NotSafe | Failure::CutShort(_))) => {
-                record.aborted(failure.reason());
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) -> Served {
+    let lane = &*lane;
+    let plan = lane.plan.current();
+    let now = clock::moment();
+    let mut ongoing = Ongoing {
+        record: Record::begin(now.mono),
+        plan: &plan.shared,
+        outbox: &lane.outbox,
+        ended: false,
+    };
+    let conn = Conn {
+        lane,
+        listener: &plan.shared.config.listeners[listener_index],
+        peer: &peer,
+    };
+    let content_type = request.headers().get(http::header::CONTENT_TYPE);
+    let to = To {
+        grpc: content_type.is_some_and(|value| grpc::is_grpc(value.as_bytes())),
+        by_head: request.method() == http::Method::HEAD,
+    };
+    let record = &mut ongoing.record;
+    let served = one(&conn, &plan, request, &mut respond, now, record).await;
+    let mut outcome = Served::Answered;
+    match served {
+        Ok(()) => {}
+        Err(Failure::Reply(rejection, _)) => {
+            let rejection = on_record(&conn, &plan, rejection, record).await;
+            record.grpc = to.grpc.then(|| GrpcStatus::of_refusal(rejection.status()));
+            refuse(&conn, &mut respond, &rejection, to);
+        }
+        Err(failure @ Failure::ClientGone) => {
+            record.aborted(failure.reason());
+            if record.elapsed() < SOON {
+                outcome = Served::TakenBack;
             }
         }
-        ongoing.ended = true;
-        outcome
+        Err(failure @ (Failure::UpstreamGone | Failure::NotSafe | Failure::CutShort(_))) => {
+            record.aborted(failure.reason());
+        }
     }
+    ongoing.ended = true;
+    outcome
 }
 
 async fn one(
@@ -194,12 +224,28 @@ async fn one(
     record: &mut Record,
 ) -> Result<(), Failure> {
     let mut buffer = conn.lane.buffers.take();
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
     let limits = conn.listener.head_limits;
-    let head = match downgrade_request(&mut buffer, &parts, !body.is_end_stream(), limits) {
+    let protocol = parts.extensions.remove::<Protocol>();
+    let websocket_key = match &protocol {
+        None => None,
+        Some(protocol) if protocol.as_str().as_bytes().eq_ignore_ascii_case(WEBSOCKET) => {
+            Some(websocket::key(fastrand::u128(..)))
+        }
+        Some(_) => {
+            draft::begin_unrouted(&plan.shared, conn, &buffer, None, record);
+            return Err(Rejection::OtherProtocol.into());
+        }
+    };
+    if let Some(key) = &websocket_key {
+        websocket_request(&mut parts, key);
+    }
+    // What follows the head of a CONNECT is no body.
+    let has_body = websocket_key.is_none() && !body.is_end_stream();
+    let head = match downgrade_request(&mut buffer, &parts, has_body, limits) {
         Ok(head) => head,
         Err(error) => {
-            record.draft = draft::begin_unrouted(&plan.shared, conn, &buffer, None);
+            draft::begin_unrouted(&plan.shared, conn, &buffer, None, record);
             return Err(Rejection::BadHead(error).into());
         }
     };
@@ -207,18 +253,27 @@ async fn one(
     let admitted = admit::admit(&plan.shared, conn, &buffer, &head, now, record).await;
     let admitted = match admitted {
         Ok(Way::Upstream(admitted)) => admitted,
+        // The client would take it for the WebSocket.
+        Ok(Way::Answer(answer)) if websocket_key.is_some() && answer.status < 300 => {
+            return Err(Rejection::NotSwitched.into());
+        }
         Ok(Way::Answer(answer)) => {
             let by_head = buffer[head.method.clone()] == *b"HEAD";
             return by_itself(conn, plan, &answer, respond, by_head, record).await;
         }
         Err(rejection) => {
             if record.route.is_none() {
-                record.draft = draft::begin_unrouted(&plan.shared, conn, &buffer, Some(&head));
+                draft::begin_unrouted(&plan.shared, conn, &buffer, Some(&head), record);
             }
             return Err(rejection.into());
         }
     };
-    let outgoing = prepare(conn, admitted, &mut buffer, &head, true, record);
+    let upstream = &plan.shared.config.upstreams[admitted.upstream];
+    if websocket_key.is_some() && upstream.protocol == config::Protocol::Http2 {
+        return Err(Rejection::OtherProtocol.into());
+    }
+    let mut outgoing = prepare(conn, admitted, &mut buffer, &head, true, record);
+    outgoing.websocket_key = websocket_key;
     drop(buffer);
     let client = Client::Http2 { body, respond };
     mixed::send(conn, plan, outgoing, client, record).await?;

@@ -114,10 +114,12 @@ async fn serve(
         }
     });
     let flushing = tokio::task::spawn_local(flush(lane.clone()));
+    let securing = tokio::task::spawn_local(secure(lane.clone()));
     while accepting.join_next().await.is_some() {}
     beating.abort();
     flushing.abort();
-    lane.outbox.flush(&lane.plan.current().shared);
+    securing.abort();
+    lane.outbox.close(&lane.plan.current().shared);
     Ok(())
 }
 
@@ -126,6 +128,15 @@ async fn flush(lane: Rc<Lane>) {
     loop {
         lane.outbox.due().await;
         lane.outbox.flush(&lane.plan.current().shared);
+    }
+}
+
+/// Hands on for ever the events that requests wait for.
+async fn secure(lane: Rc<Lane>) {
+    loop {
+        lane.outbox.urgent().await;
+        let plan = lane.plan.current();
+        lane.outbox.secure(&plan.shared).await;
     }
 }
 

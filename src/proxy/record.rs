@@ -7,6 +7,7 @@ use super::audit;
 use super::draft::Draft;
 use super::outbox::Outbox;
 use super::reply::Rejection;
+use super::trace::Trace;
 use crate::clock;
 use crate::config::telemetry::AccessLog;
 use crate::http2::grpc::GrpcStatus;
@@ -43,12 +44,18 @@ pub(super) struct Record {
     pub bytes_in: u64,
     /// Bytes of the response's body.
     pub bytes_out: u64,
+    /// When the call of the upstream began, where spans tell of it; by [`clock::mono`].
+    pub forwarded: Option<Duration>,
     /// When the upstream had the whole request, by [`clock::mono`].
     pub sent: Option<Duration>,
     /// When its response's head was here.
     pub answered: Option<Duration>,
+    /// How often it was tried again at the upstream.
+    pub tried_again: u32,
     /// Of the endpoint that was reached, the last one of several.
     pub reached: Option<Rc<Pool>>,
+    /// Where weir takes part in traces.
+    pub trace: Option<Trace>,
     /// Its texts, where something tells of it.
     pub draft: Option<Box<Draft>>,
 }
@@ -64,9 +71,12 @@ impl Record {
             rejected: false,
             bytes_in: 0,
             bytes_out: 0,
+            forwarded: None,
             sent: None,
             answered: None,
+            tried_again: 0,
             reached: None,
+            trace: None,
             draft: None,
         }
     }
@@ -120,15 +130,22 @@ impl Record {
         }
         audit::finish(plan, outbox, self, duration);
         if let Some(draft) = self.draft.take() {
-            if let Some(log) = &plan.config.access_log
-                && self.is_logged(log)
-            {
+            let log = plan.config.access_log.as_ref();
+            let log = log.filter(|log| self.is_logged(log));
+            let traces = plan.traces.as_ref().zip(self.trace.as_ref());
+            let traces = traces.filter(|(_, trace)| trace.is_kept(plan));
+            if log.is_some() || traces.is_some() {
                 let event = audit::facts(plan, &draft, self, duration);
-                let line = Line {
-                    event: &event,
-                    user_agent: draft.user_agent.as_ref().map(|span| draft.text(span)),
-                };
-                outbox.push_line(log.format, &line, plan);
+                if let Some(log) = log {
+                    let line = Line {
+                        event: &event,
+                        user_agent: draft.user_agent.as_ref().map(|span| draft.text(span)),
+                    };
+                    outbox.push_line(log.format, &line, plan);
+                }
+                if let Some((traces, trace)) = traces {
+                    outbox.push_traced(trace.traced(self, &draft, event), traces);
+                }
             }
             outbox.spare.keep(draft);
         }

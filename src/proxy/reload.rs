@@ -1,13 +1,14 @@
 //! When the file is read again: on SIGHUP, and when the file at its path is another than before; likewise the certificates that
 //! it names. A bad file changes nothing.
 
+use std::convert::Infallible;
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::Signal;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info};
@@ -24,15 +25,15 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// For the names of endpoints to be looked up before the first request goes to them.
 pub const NAMES_WITHIN: Duration = Duration::from_secs(2);
 
-/// Follows the file for ever. `seen` is its [`fingerprint`] from before it was read, so that a change since then is not
+/// Follows the file for ever; `hangup` is SIGHUP. `seen` is its [`fingerprint`] from before it was read, so that a change since then is not
 /// missed.
 pub async fn follow(
     path: PathBuf,
     mut seen: Option<Fingerprint>,
     load: impl Fn(&Path) -> anyhow::Result<Config>,
     plan: watch::Sender<Arc<Plan>>,
-) -> std::io::Result<()> {
-    let mut hangup = signal(SignalKind::hangup())?;
+    mut hangup: Signal,
+) -> Infallible {
     let mut look = interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut beside = Beside::of(&plan.borrow().config);

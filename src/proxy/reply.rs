@@ -67,6 +67,10 @@ pub enum Rejection {
     UpstreamTimeout,
     /// The time that a gRPC client gave its call.
     DeadlineExceeded,
+    /// An extended CONNECT for what is not passed on.
+    OtherProtocol,
+    /// An extended CONNECT to an upstream that answered as to any request.
+    NotSwitched,
 }
 
 /// How a client is asked who it is.
@@ -169,6 +173,8 @@ impl Rejection {
             Rejection::UpstreamTimeout | Rejection::DeadlineExceeded => {
                 (504, "Gateway Timeout", "http_response_timeout")
             }
+            Rejection::OtherProtocol => (501, "Not Implemented", "http_request_error"),
+            Rejection::NotSwitched => (502, "Bad Gateway", "http_upgrade_failed"),
         }
     }
 
@@ -209,6 +215,10 @@ impl Rejection {
             Rejection::UpstreamBroken => "upstream broke off or sent nonsense",
             Rejection::UpstreamTimeout => "upstream took too long",
             Rejection::DeadlineExceeded => "the call's deadline is over",
+            Rejection::OtherProtocol => {
+                "only WebSocket can be spoken so, with upstreams of HTTP/1.1"
+            }
+            Rejection::NotSwitched => "upstream did not switch to WebSocket",
         })
     }
 
@@ -248,6 +258,8 @@ impl Rejection {
             Rejection::UpstreamBroken => "upstream_broken",
             Rejection::UpstreamTimeout => "upstream_timeout",
             Rejection::DeadlineExceeded => "deadline_exceeded",
+            Rejection::OtherProtocol => "other_protocol",
+            Rejection::NotSwitched => "not_switched",
         }
     }
 
@@ -280,7 +292,9 @@ impl Rejection {
             | Rejection::ConnectTimeout
             | Rejection::UpstreamBroken
             | Rejection::UpstreamTimeout
-            | Rejection::DeadlineExceeded => false,
+            | Rejection::DeadlineExceeded
+            | Rejection::OtherProtocol
+            | Rejection::NotSwitched => false,
         }
     }
 

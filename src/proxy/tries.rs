@@ -11,8 +11,9 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use tokio::time::sleep;
 
-use super::forward::{Answered, Request, both_ways, end_of, unless_gone};
+use super::forward::{Answered, both_ways, unless_gone};
 use super::handle::{Ends, Failure};
+use super::outgoing::{Request, end_of};
 use super::record::Record;
 use super::reply::Rejection;
 use super::upload::Upload;
@@ -193,6 +194,7 @@ async fn try_and_again<'c>(
         *picked = next;
         metrics.retried.inc();
         count += 1;
+        record.tried_again = count;
         answer.clear();
         upload.begin_again();
         (record.sent, record.answered) = (None, None);

@@ -1,71 +1,244 @@
-//! A connection that has switched protocols (WebSocket and others): bytes both ways until both sides end, one breaks, or
-//! nothing moves for too long, or its session is over. Knows nothing of the protocol.
+//! A connection that has switched protocols (WebSocket and others): bytes both ways until both sides end, one breaks, nothing
+//! moves for too long, its session is over, or weir drains. Of WebSocket alone weir knows enough to close it in order.
 
 use std::cell::Cell;
+use std::future::pending;
 use std::io;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use tokio::io::AsyncWriteExt;
-use tokio::time::sleep;
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::server::SendResponse;
+use http::{HeaderName, StatusCode};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
 
+use super::audit;
+use super::handle::{Conn, Ends, Failure};
+use super::outgoing::Outgoing;
+use super::record::Record;
+use super::reply::Rejection;
+use super::sessions;
 use super::wire::{read_some, write};
 use crate::clock;
-use crate::net::stream::{BothWays, Reading, Stream, Writing};
+use crate::http1::websocket::{self, Frames, GOING_AWAY, POLICY_VIOLATION};
+use crate::http2::head::upgrade_response;
+use crate::net::stream::{BothWays, Stream};
+use crate::net::tunnel::{TunnelReading, TunnelWriting};
 
-/// Relays until the end, which `over` may be the first to tell. What was read with the heads goes first: each end stands with
-/// what is to go to it.
-pub(super) async fn relay(
-    (client, to_client): (&mut Stream, Vec<u8>),
-    (upstream, to_upstream): (&mut Stream, Vec<u8>),
+/// How long a WebSocket may take to close in order.
+const CLOSE_WITHIN: Duration = Duration::from_secs(2);
+
+/// What both sides speak once they have switched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Spoken {
+    WebSocket,
+    /// Ends without a word.
+    Other,
+}
+
+/// Tells the client of the switch and relays until the end. `answer` came behind the upstream's head.
+pub(super) async fn switched(
+    conn: &Conn<'_>,
+    outgoing: &Outgoing<'_, '_>,
+    ends: &mut Ends<'_>,
+    (upstream, answer): (&mut Stream, Vec<u8>),
+    spoken: Spoken,
+    record: &mut Record,
+) -> Result<(), Failure> {
+    safe(conn, outgoing, record).await?;
+    ends.write(&outgoing.out, outgoing.request.idle).await?;
+    let to_upstream = std::mem::take(ends.buffer);
+    let (mut client, mut upstream) = (BothWays::of(ends.client), BothWays::of(upstream));
+    let client = End::of(client.split(), answer);
+    let upstream = End::of(upstream.split(), to_upstream);
+    live(conn, outgoing, client, upstream, spoken).await;
+    Ok(())
+}
+
+/// As [`switched`], for a client that asked for a WebSocket by HTTP/2 (RFC 8441 section 5).
+pub(super) async fn switched_http2(
+    conn: &Conn<'_>,
+    outgoing: &Outgoing<'_, '_>,
+    (body, respond): (&mut RecvStream, &mut SendResponse<Bytes>),
+    (upstream, answer): (&mut Stream, Vec<u8>),
+    record: &mut Record,
+) -> Result<(), Failure> {
+    let head = upgrade_response(&outgoing.out).map_err(|_| Rejection::UpstreamBroken)?;
+    let (mut head, _) = head;
+    *head.status_mut() = StatusCode::OK;
+    // It answers a key that was weir's.
+    head.headers_mut()
+        .remove(HeaderName::from_static("sec-websocket-accept"));
+    record.status = head.status().as_u16();
+    safe(conn, outgoing, record).await?;
+    let writes = respond.send_response(head, false);
+    let writes = TunnelWriting(writes.map_err(|_| Failure::ClientGone)?);
+    let client = End::of((TunnelReading::of(body), writes), answer);
+    let mut upstream = BothWays::of(upstream);
+    let upstream = End::of(upstream.split(), Vec::new());
+    live(conn, outgoing, client, upstream, Spoken::WebSocket).await;
+    Ok(())
+}
+
+async fn safe(
+    conn: &Conn<'_>,
+    outgoing: &Outgoing<'_, '_>,
+    record: &mut Record,
+) -> Result<(), Failure> {
+    let safe = audit::secure(outgoing.shared, &conn.lane.outbox, record).await;
+    safe.map_err(|audit::NotSafe| Rejection::AuditUnavailable.into())
+}
+
+/// Relays until the end, of which weir's part is told here.
+async fn live(
+    conn: &Conn<'_>,
+    outgoing: &Outgoing<'_, '_>,
+    client: End<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>,
+    upstream: End<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>,
+    spoken: Spoken,
+) {
+    let session = outgoing.session.as_deref();
+    let session_over = sessions::over(outgoing.shared, conn.lane, outgoing.route, session);
+    let mut draining = conn.lane.draining.clone();
+    let going_away = async {
+        match spoken {
+            Spoken::WebSocket => drop(draining.wait_for(|draining| *draining).await),
+            // It lives on during the drain, until its end.
+            Spoken::Other => pending().await,
+        }
+    };
+    let ending = async {
+        tokio::select! {
+            () = session_over => POLICY_VIOLATION,
+            () = going_away => GOING_AWAY,
+        }
+    };
+    relay(client, upstream, outgoing.request.idle, spoken, ending).await;
+}
+
+/// One end of the connection.
+struct End<R, W> {
+    reads: R,
+    writes: W,
+    /// What goes out first: it came with the heads.
+    first: Vec<u8>,
+}
+
+impl<R, W> End<R, W> {
+    fn of((reads, writes): (R, W), first: Vec<u8>) -> End<R, W> {
+        End {
+            reads,
+            writes,
+            first,
+        }
+    }
+}
+
+/// Relays until the end, of which `ending` may be the first to tell, with the code for it.
+async fn relay(
+    client: End<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>,
+    upstream: End<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>,
     idle: Duration,
-    over: impl Future<Output = ()>,
+    spoken: Spoken,
+    ending: impl Future<Output = u16>,
 ) {
     let moved = Cell::new(clock::now());
-    let (mut client, mut upstream) = (BothWays::of(client), BothWays::of(upstream));
-    let (client_reads, client_writes) = client.split();
-    let (upstream_reads, upstream_writes) = upstream.split();
-    let both = async {
-        tokio::join!(
-            pipe(client_reads, upstream_writes, to_upstream, &moved),
-            pipe(upstream_reads, client_writes, to_client, &moved)
-        );
+    let (close, closing) = watch::channel(None);
+    let up = Way {
+        from: client.reads,
+        to: upstream.writes,
+        first: upstream.first,
+        moved: &moved,
+        closing: closing.clone(),
+        is_up: true,
     };
+    let down = Way {
+        from: upstream.reads,
+        to: client.writes,
+        first: client.first,
+        moved: &moved,
+        closing,
+        is_up: false,
+    };
+    // A break of one way ends the other, too.
+    let mut both = pin!(async { tokio::try_join!(up.pass(), down.pass()) });
     let stalled = async {
         while moved.get().elapsed() < idle {
             sleep(idle - moved.get().elapsed().min(idle)).await;
         }
     };
-    tokio::select! {
-        () = both => {}
-        () = stalled => {}
-        () = over => {}
+    let code = tokio::select! {
+        _ = &mut both => return,
+        () = stalled => GOING_AWAY,
+        code = ending => code,
+    };
+    if spoken == Spoken::WebSocket {
+        close.send_replace(Some(code));
+        let _ = timeout(CLOSE_WITHIN, both).await;
     }
 }
 
-/// One way, to the end of `from`; then `to` is told that there is no more. A break ends the other way too.
-async fn pipe(
-    mut from: Reading<'_, '_>,
-    mut to: Writing<'_, '_>,
+/// One way of the relay.
+struct Way<'m, R, W> {
+    from: R,
+    to: W,
+    /// What is there already.
     first: Vec<u8>,
-    moved: &Cell<Instant>,
-) {
-    let copied: io::Result<()> = async {
-        let mut buffer = first;
+    /// When something last moved, either way.
+    moved: &'m Cell<Instant>,
+    /// The code with which weir closes the connection, once it does.
+    closing: watch::Receiver<Option<u16>>,
+    is_up: bool,
+}
+
+impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Way<'_, R, W> {
+    /// Passes bytes on to the end of `from`; then `to` is told that there is no more.
+    async fn pass(mut self) -> io::Result<()> {
+        let mut frames = Frames::default();
+        let mut buffer = std::mem::take(&mut self.first);
         loop {
-            write(&mut to, &buffer).await?;
-            moved.set(clock::now());
+            let code = *self.closing.borrow();
+            // At the close no more goes on than ends the frame that is under way.
+            let some = match code {
+                None => buffer.len(),
+                Some(_) => frames.rest(&buffer),
+            };
+            write(&mut self.to, &buffer[..some]).await?;
+            frames.follow(&buffer[..some]);
+            self.moved.set(clock::now());
+            if let Some(code) = code
+                && frames.is_between()
+            {
+                frames.follow(&buffer[some..]);
+                return self.close(code, frames, buffer).await;
+            }
             buffer.clear();
-            if read_some(&mut from, &mut buffer).await? == 0 {
-                return Ok(());
+            tokio::select! {
+                read = read_some(&mut self.from, &mut buffer) => if read? == 0 {
+                    return self.to.shutdown().await;
+                },
+                told = self.closing.wait_for(Option::is_some), if code.is_none() => drop(told),
             }
         }
     }
-    .await;
-    match copied {
-        Ok(()) => drop(to.shutdown().await),
-        Err(_) => {
-            from.cut();
-            to.cut();
+
+    /// Sends a Close frame, unless one has passed, and reads away what comes until there is one.
+    async fn close(mut self, code: u16, mut frames: Frames, mut buffer: Vec<u8>) -> io::Result<()> {
+        if !frames.has_closed() {
+            // What goes to a server has a mask (RFC 6455 section 5.3).
+            let mask = self.is_up.then(|| fastrand::u32(..).to_ne_bytes());
+            write(&mut self.to, &websocket::close(code, mask)).await?;
         }
+        while !frames.has_closed() {
+            buffer.clear();
+            if read_some(&mut self.from, &mut buffer).await? == 0 {
+                break;
+            }
+            frames.follow(&buffer);
+        }
+        self.to.shutdown().await
     }
 }

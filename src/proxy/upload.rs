@@ -6,15 +6,17 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 
-use super::forward::Request;
 use super::handle::Failure;
 use super::headers::{may_trail_up, put_last_chunk};
+use super::outgoing::Request;
 use super::reply::Rejection;
 use super::wire::{Deadlines, Elapsed, read_some};
 use crate::clock;
+use crate::config::Route;
 use crate::http1::body::{BodyReader, Piece};
 use crate::http1::head::BodyLength;
 use crate::net::stream::{Reading, Writing};
+use crate::plan::Plan;
 
 /// A request with a body on its way up. It may be left at any wait and gone on with: what is not sent yet is kept here.
 pub(super) struct Upload<'p> {
@@ -35,8 +37,9 @@ pub(super) struct Upload<'p> {
     lost: bool,
     /// All that was taken so far, and the bytes of the body that may be kept so; `None` once they are too many.
     kept: Option<(Vec<u8>, u64)>,
-    /// What a request's trailers must not say.
-    identity_fields: &'p [Vec<u8>],
+    /// They say what must not come behind the body.
+    plan: &'p Plan,
+    route: &'p Route,
 }
 
 impl<'p> Upload<'p> {
@@ -45,7 +48,7 @@ impl<'p> Upload<'p> {
         request: &Request,
         head: &[u8],
         keep: usize,
-        identity_fields: &'p [Vec<u8>],
+        (plan, route): (&'p Plan, &'p Route),
     ) -> Upload<'p> {
         let out = match request.body {
             BodyLength::None => Vec::new(),
@@ -68,7 +71,8 @@ impl<'p> Upload<'p> {
             waited: Duration::ZERO,
             out,
             written: 0,
-            identity_fields,
+            plan,
+            route,
         }
     }
 
@@ -174,7 +178,7 @@ impl<'p> Upload<'p> {
             buffer.drain(..consumed);
         }
         if self.reader.is_done() && self.chunked {
-            let may = |name: &[u8]| may_trail_up(name, self.identity_fields);
+            let may = |name: &[u8]| may_trail_up(name, self.plan, self.route);
             put_last_chunk(&mut self.out, self.reader.trailers(), may)
                 .map_err(|_| Rejection::BadBody)?;
         }

@@ -64,6 +64,7 @@ pub struct Metrics {
     pub tls: TlsMetrics,
     upstreams: Upstreams,
     pub access_log: Told,
+    pub traces: Told,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -274,6 +275,7 @@ impl Default for Metrics {
             tls: TlsMetrics::register(&mut registry),
             upstreams: Upstreams::register(&mut registry),
             access_log: told_metrics::access_log(&mut registry),
+            traces: told_metrics::traces(&mut registry),
             registry: Registry::default(),
         };
         registry.register(

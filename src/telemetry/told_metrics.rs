@@ -29,6 +29,16 @@ pub(super) fn access_log(registry: &mut Registry) -> Told {
     )
 }
 
+/// Spans of traces.
+pub(super) fn traces(registry: &mut Registry) -> Told {
+    told(
+        registry,
+        ["exported", "dropped"],
+        "trace_spans",
+        "Spans that the collector took, and those dropped since it did not",
+    )
+}
+
 fn told(registry: &mut Registry, results: [&'static str; 2], name: &str, help: &str) -> Told {
     let family = Family::<ResultLabels, Counter>::default();
     let counted = |result| family.get_or_create_owned(&ResultLabels { result });

@@ -1,18 +1,22 @@
 //! Connections to an upstream that speaks HTTP/2: each carries many requests at once, so a lane needs few.
 
 use std::cell::{Cell, RefCell};
+use std::future::{pending, poll_fn};
 use std::io;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use h2::client::{self, SendRequest};
-use tokio::sync::Mutex;
+use h2::client::{self, Connection, SendRequest};
+use h2::{Ping, PingPong};
+use tokio::sync::{Mutex, Notify};
 use tokio::time::{sleep, timeout};
 
 use super::pool::{Connected, Unreached};
 use crate::clock;
+use crate::net::stream::Stream;
 
 /// What an upstream may send of one body before it is taken, in bytes.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -20,6 +24,9 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// What waits to be sent of one body, in bytes; capacity is asked for first, so that it is no more than a frame or two.
 const SEND_BUFFER: usize = 64 * 1024;
+
+/// How many requests a connection takes whose settings are not here.
+const UNSETTLED: usize = 0;
 
 /// One lane's connections to one endpoint.
 #[derive(Debug, Default)]
@@ -33,16 +40,18 @@ pub struct Multiplexed {
 #[derive(Debug)]
 struct Open {
     requests: SendRequest<Bytes>,
-    use_: Rc<Use>,
+    usage: Rc<Usage>,
 }
 
 /// How a connection is used.
 #[derive(Debug)]
-struct Use {
+struct Usage {
     /// Requests on it.
     requests: Cell<usize>,
     /// When the last one began or ended.
     at: Cell<Instant>,
+    /// Told when one of them waited in vain.
+    doubted: Notify,
 }
 
 /// A place for one request, until it is dropped.
@@ -51,25 +60,31 @@ pub struct Place {
     pub requests: SendRequest<Bytes>,
     /// Whether the connection served a request before: then the upstream may have closed it unseen.
     pub reused: bool,
-    use_: Rc<Use>,
+    usage: Rc<Usage>,
 }
 
 impl Place {
-    fn new(requests: SendRequest<Bytes>, reused: bool, use_: &Rc<Use>) -> Place {
-        use_.requests.set(use_.requests.get() + 1);
-        use_.at.set(clock::now());
+    fn new(requests: SendRequest<Bytes>, reused: bool, usage: &Rc<Usage>) -> Place {
+        usage.requests.set(usage.requests.get() + 1);
+        usage.at.set(clock::now());
         Place {
             requests,
             reused,
-            use_: use_.clone(),
+            usage: usage.clone(),
         }
+    }
+
+    /// The request waited in vain. Its connection may have gone without a word: it is asked for a sign of life, and given up where
+    /// there is none, or all later requests would wait for it, too.
+    pub fn doubt(&self) {
+        self.usage.doubted.notify_one();
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.use_.requests.set(self.use_.requests.get() - 1);
-        self.use_.at.set(clock::now());
+        self.usage.requests.set(self.usage.requests.get() - 1);
+        self.usage.at.set(clock::now());
     }
 }
 
@@ -85,7 +100,9 @@ impl Multiplexed {
         if let Some(place) = self.free() {
             return Ok(place);
         }
-        let _alone = self.connecting.lock().await;
+        // No longer than who connects may take: one that cannot be reached is not waited for by one after the other.
+        let alone = timeout(2 * within, self.connecting.lock()).await;
+        let _alone = alone.map_err(io::Error::from)?;
         if let Some(place) = self.free() {
             return Ok(place);
         }
@@ -105,30 +122,39 @@ impl Multiplexed {
             place: counted,
             ..
         } = connected;
-        let handshake = client::Builder::new()
-            .initial_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_send_buffer_size(SEND_BUFFER)
-            .max_header_list_size(64 * 1024)
-            .enable_push(false)
-            .handshake(stream);
-        let (requests, connection) = timeout(within, handshake)
+        let handshake = async {
+            let mut builder = client::Builder::new();
+            let handshake = builder
+                .initial_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .max_send_buffer_size(SEND_BUFFER)
+                .max_header_list_size(64 * 1024)
+                .enable_push(false)
+                .initial_max_send_streams(UNSETTLED)
+                .handshake(stream);
+            let (requests, mut connection) = handshake.await?;
+            settled(&mut connection).await?;
+            Ok((requests, connection))
+        };
+        let (requests, mut connection) = timeout(within, handshake)
             .await?
-            .map_err(io::Error::other)?;
-        let use_ = Rc::new(Use {
+            .map_err(|error: h2::Error| io::Error::other(error))?;
+        let usage = Rc::new(Usage {
             requests: Cell::new(0),
             at: Cell::new(clock::now()),
+            doubted: Notify::new(),
         });
-        let place = Place::new(requests.clone(), false, &use_);
+        let place = Place::new(requests.clone(), false, &usage);
         self.open.borrow_mut().push(Open {
             requests,
-            use_: use_.clone(),
+            usage: usage.clone(),
         });
         tokio::task::spawn_local(async move {
+            let pings = connection.ping_pong();
             let unused = async {
                 loop {
-                    let since = use_.at.get().elapsed();
-                    if since >= idle_timeout && use_.requests.get() == 0 {
+                    let since = usage.at.get().elapsed();
+                    if since >= idle_timeout && usage.requests.get() == 0 {
                         return;
                     }
                     sleep(
@@ -144,6 +170,7 @@ impl Multiplexed {
             tokio::select! {
                 _ = connection => {}
                 () = unused => {}
+                () = silent(&usage.doubted, pings, within) => {}
             }
         });
         Ok(place)
@@ -160,8 +187,8 @@ impl Multiplexed {
             match requests.poll_ready(&mut Context::from_waker(Waker::noop())) {
                 Poll::Ready(Err(_)) => false,
                 Poll::Ready(Ok(())) => {
-                    if open.use_.requests.get() < requests.current_max_send_streams() {
-                        found = Some(Place::new(requests, true, &open.use_));
+                    if open.usage.requests.get() < requests.current_max_send_streams() {
+                        found = Some(Place::new(requests, true, &open.usage));
                     }
                     true
                 }
@@ -169,5 +196,33 @@ impl Multiplexed {
             }
         });
         found
+    }
+}
+
+/// Waits for the upstream's settings: only they say how many requests it takes at once, and that it speaks HTTP/2 at all.
+async fn settled(connection: &mut Connection<Stream>) -> Result<(), h2::Error> {
+    poll_fn(|cx| {
+        let ended = Pin::new(&mut *connection).poll(cx);
+        match (connection.max_concurrent_send_streams(), ended) {
+            (_, Poll::Ready(Err(error))) => Poll::Ready(Err(error)),
+            (_, Poll::Ready(Ok(()))) => Poll::Ready(Err(h2::Reason::NO_ERROR.into())),
+            (UNSETTLED, Poll::Pending) => Poll::Pending,
+            (_, Poll::Pending) => Poll::Ready(Ok(())),
+        }
+    })
+    .await
+}
+
+/// Comes back once a doubt is confirmed: no answer to a ping `within` this time.
+async fn silent(doubted: &Notify, pings: Option<PingPong>, within: Duration) {
+    let Some(mut pings) = pings else {
+        return pending().await;
+    };
+    loop {
+        doubted.notified().await;
+        match timeout(within, pings.ping(Ping::opaque())).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) | Err(_) => return,
+        }
     }
 }

@@ -7,7 +7,9 @@
 )]
 
 pub mod calls;
+pub mod collector;
 pub mod drain;
+pub mod frames;
 pub mod kept;
 pub mod load;
 pub mod node;
@@ -21,6 +23,7 @@ pub mod shipping;
 pub mod sqlite;
 pub mod stack;
 pub mod tls;
+pub mod versions;
 
 use std::io::{BufRead, BufReader, Read as _, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
@@ -81,7 +84,7 @@ macro_rules! on_each_store {
 pub struct Lane {
     pub address: SocketAddr,
     pub plan: watch::Sender<Arc<Plan>>,
-    _drain: watch::Sender<bool>,
+    drain: watch::Sender<bool>,
 }
 
 impl Lane {
@@ -104,12 +107,17 @@ impl Lane {
         Lane {
             address,
             plan,
-            _drain: drain,
+            drain,
         }
     }
 
     pub fn connect(&self) -> Client {
         Client::to(self.address)
+    }
+
+    /// Begins the drain.
+    pub fn drain(&self) {
+        self.drain.send_replace(true);
     }
 
     /// Goes on with another configuration.

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use super::raw::read_head;
 
@@ -25,6 +25,7 @@ struct Shared {
     connections: AtomicUsize,
     dead: AtomicBool,
     open: Mutex<Vec<TcpStream>>,
+    listening: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Server {
@@ -58,6 +59,7 @@ impl Server {
             connections: AtomicUsize::new(0),
             dead: AtomicBool::new(false),
             open: Mutex::default(),
+            listening: Mutex::default(),
         });
         shared.clone().listen(listener);
         Server { address, shared }
@@ -96,8 +98,11 @@ impl Server {
     /// Refuses connections from now on, and resets those that are open.
     pub fn kill(&self) {
         self.shared.dead.store(true, Ordering::SeqCst);
-        // Wakes the listener, which then goes.
-        while TcpStream::connect(self.address).is_ok() {}
+        if let Some(listening) = self.shared.listening.lock().unwrap().take() {
+            // Wakes it, and it goes.
+            let _ = TcpStream::connect(self.address);
+            listening.join().unwrap();
+        }
         for stream in self.shared.open.lock().unwrap().drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
         }
@@ -120,7 +125,8 @@ impl Drop for Server {
 
 impl Shared {
     fn listen(self: Arc<Self>, listener: TcpListener) {
-        thread::spawn(move || {
+        let shared = self.clone();
+        let listening = thread::spawn(move || {
             for stream in listener.incoming() {
                 if self.dead.load(Ordering::SeqCst) {
                     return;
@@ -131,6 +137,7 @@ impl Shared {
                 thread::spawn(move || shared.serve(stream));
             }
         });
+        *shared.listening.lock().unwrap() = Some(listening);
     }
 
     fn serve(&self, mut stream: TcpStream) {

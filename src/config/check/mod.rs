@@ -137,6 +137,7 @@ impl Checker {
         Config {
             log: telemetry.log,
             access_log: telemetry.access_log,
+            traces: telemetry.traces,
             admin,
             metrics_address,
             max_series,

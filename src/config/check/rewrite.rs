@@ -264,7 +264,7 @@ pub(super) fn identity_fields(sessions: &[Sessions]) -> Vec<Vec<u8>> {
 /// A name of a field that a file may put in or take out: not of framing, and not what weir answers for.
 fn changeable(text: &str, of: Message, identity: &[Vec<u8>]) -> Result<String, String> {
     /// Beside those of a hop and weir's own.
-    const OF_REQUESTS: [&[u8]; 13] = [
+    const OF_REQUESTS: [&[u8]; 14] = [
         b"content-length",
         b"expect",
         b"forwarded",
@@ -273,6 +273,7 @@ fn changeable(text: &str, of: Message, identity: &[Vec<u8>]) -> Result<String, S
         b"proxy",
         b"traceparent",
         b"tracestate",
+        b"x-forwarded-client-cert",
         b"x-forwarded-for",
         b"x-forwarded-host",
         b"x-forwarded-proto",
@@ -417,6 +418,7 @@ mod tests {
         }
         for name in [
             "X-Forwarded-For",
+            "X-Forwarded-Client-Cert",
             "x_forwarded_for",
             "Forwarded",
             "X-Request-Id",

@@ -1,19 +1,23 @@
-//! What weir tells of itself, from the file as written to [`Log`] and [`AccessLog`].
+//! What weir tells of itself, from the file as written to [`Log`], [`AccessLog`] and [`Traces`].
 
 use super::Checker;
 use crate::config::raw::{self, Always};
-use crate::config::telemetry::{AccessLog, Log};
+use crate::config::telemetry::{AccessLog, Log, Traces};
 use crate::config::units::Percent;
 use crate::config::yaml::At;
+use crate::http1::head::is_host;
 
 pub(super) struct Telemetry {
     pub log: Log,
     pub access_log: Option<AccessLog>,
+    pub traces: Option<Traces>,
 }
 
 impl Checker {
     pub(super) fn telemetry(&mut self, raw: Option<raw::Telemetry>) -> Telemetry {
-        let (log, access_log) = raw.map_or((None, None), |raw| (raw.log, raw.access_log));
+        let (log, access_log, traces) = raw.map_or((None, None, None), |raw| {
+            (raw.log, raw.access_log, raw.traces)
+        });
         let log = log
             .and_then(|at| at.value)
             .map_or((None, None), |raw| (raw.format, raw.level));
@@ -26,7 +30,32 @@ impl Checker {
                 .and_then(|at| at.value)
                 .map(|raw| access_log_of(raw, log)),
             log,
+            traces: traces.and_then(|at| at.value).map(|raw| self.traces(raw)),
         }
+    }
+
+    fn traces(&mut self, raw: raw::Traces) -> Traces {
+        Traces {
+            otlp: raw
+                .otlp
+                .and_then(|at| self.read("telemetry.traces.otlp", at, collector)),
+            sample: share(raw.sample, 0.01),
+        }
+    }
+}
+
+/// `http://HOST:PORT` or `https://HOST:PORT`, as it is.
+fn collector(text: &str) -> Result<String, String> {
+    let schemes = ["http://", "https://"].iter();
+    let authority = schemes
+        .filter_map(|scheme| text.strip_prefix(scheme))
+        .map(|rest| rest.strip_suffix('/').unwrap_or(rest))
+        .find(|authority| !authority.is_empty() && is_host(authority.as_bytes()));
+    match authority {
+        Some(authority) if !authority.starts_with(':') => Ok(text.to_owned()),
+        Some(_) | None => Err(format!(
+            "\"{text}\" is not a collector: use http://HOST:PORT or https://HOST:PORT, for example http://otel-collector:4317"
+        )),
     }
 }
 
@@ -37,15 +66,15 @@ fn access_log_of(raw: raw::AccessLog, log: Log) -> AccessLog {
     };
     AccessLog {
         format: raw.format.and_then(|at| at.value).unwrap_or(log.format),
-        sample: share(raw.sample),
+        sample: share(raw.sample, 1.0),
         errors: always.contains(&Always::Errors),
         rejected: always.contains(&Always::Rejected),
     }
 }
 
-/// All, unless told.
-fn share(at: Option<At<Percent>>) -> f64 {
-    at.and_then(|at| at.value).map_or(1.0, |percent| percent.0)
+fn share(at: Option<At<Percent>>, default: f64) -> f64 {
+    at.and_then(|at| at.value)
+        .map_or(default, |percent| percent.0)
 }
 
 #[cfg(test)]
@@ -53,6 +82,35 @@ mod tests {
     use super::super::parse;
     use super::*;
     use crate::config::telemetry::LogFormat;
+
+    #[test]
+    fn a_collector_is_a_url_of_a_host() {
+        let check = |otlp: &str, right: bool| {
+            let text = format!(
+                "listen: 127.0.0.1:1\nupstream: http://x\ntelemetry: {{traces: {{otlp: '{otlp}'}}}}\n"
+            );
+            let traces = parse(&text, &|_| None).map(|config| config.traces);
+            assert_eq!(traces.is_ok(), right, "{otlp}");
+            if let Ok(Some(traces)) = traces {
+                assert_eq!((traces.otlp.as_deref(), traces.sample), (Some(otlp), 0.01));
+            }
+        };
+        check("http://otel-collector:4317", true);
+        check("https://[::1]:4317/", true);
+        check("http://collector", true);
+        for wrong in [
+            "",
+            "otel-collector:4317",
+            "http://",
+            "http://:4317",
+            "grpc://x:4317",
+            "http://x:4317/v1/traces",
+            "http://user@x:4317",
+            "http://x:99999",
+        ] {
+            check(wrong, false);
+        }
+    }
 
     #[test]
     fn an_access_log_is_of_all_requests_in_the_log_s_format_unless_told() {

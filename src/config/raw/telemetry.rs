@@ -12,6 +12,8 @@ pub struct Telemetry {
     pub log: Option<At<Log>>,
     /// A line a request, to standard output; absent: none.
     pub access_log: Option<At<AccessLog>>,
+    /// weir's part in traces; absent: what requests say of them goes on as it is.
+    pub traces: Option<At<Traces>>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -62,4 +64,13 @@ pub enum Always {
     Errors,
     /// Refused by weir, whatever the reason.
     Rejected,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Traces {
+    /// The collector that spans go to, by OTLP over gRPC, for example `http://otel-collector:4317` [default: none].
+    pub otlp: Option<At<String>>,
+    /// The share of traces that are kept, of those that begin here; a trusted proxy decides for its own [default: 1%].
+    pub sample: Option<At<Percent>>,
 }

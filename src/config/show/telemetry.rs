@@ -7,10 +7,12 @@ use crate::config::units::Percent;
 use crate::config::{Config, telemetry};
 
 #[derive(Serialize)]
-pub(super) struct Telemetry {
+pub(super) struct Telemetry<'c> {
     log: Log,
     #[serde(skip_serializing_if = "Option::is_none")]
     access_log: Option<AccessLog>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    traces: Option<Traces<'c>>,
 }
 
 #[derive(Serialize)]
@@ -26,14 +28,25 @@ struct AccessLog {
     always: Vec<Always>,
 }
 
-impl Telemetry {
-    pub(super) fn new(config: &Config) -> Telemetry {
+#[derive(Serialize)]
+struct Traces<'c> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    otlp: Option<&'c str>,
+    sample: Percent,
+}
+
+impl<'c> Telemetry<'c> {
+    pub(super) fn new(config: &'c Config) -> Telemetry<'c> {
         Telemetry {
             log: Log {
                 format: config.log.format,
                 level: config.log.level,
             },
             access_log: config.access_log.as_ref().map(AccessLog::new),
+            traces: config.traces.as_ref().map(|traces| Traces {
+                otlp: traces.otlp.as_deref(),
+                sample: Percent(traces.sample),
+            }),
         }
     }
 }

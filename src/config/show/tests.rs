@@ -126,7 +126,7 @@ worker:
   health: {interval: 3s, timeout: 2s, cache: 0s, checks: {audit_lag: {degraded: 4s, critical: 9s}}}
 admin: {address: 0.0.0.0:1, token: "hunter2"}
 metrics: {address: 127.0.0.1:2, max_series: 5}
-telemetry: {log: {format: json, level: warn}, access_log: {format: pretty, sample: 2%, always: [rejected]}}
+telemetry: {log: {format: json, level: warn}, access_log: {format: pretty, sample: 2%, always: [rejected]}, traces: {otlp: "http://otel:4317", sample: 3%}}
 runtime: {lanes: 3}
 shutdown: {propagation_delay: 1s, drain: 2s}
 "##;

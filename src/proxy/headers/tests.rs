@@ -47,6 +47,7 @@ fn sent_up_by(route: &Route, fields: &str, trusted: bool) -> String {
         route,
         client: &client,
         request_id: &RequestId::Given("id".to_owned()),
+        trace: None,
         identity_fields: &[],
         identity: None,
     };

@@ -15,10 +15,11 @@ use crate::http2::grpc::GrpcStatus;
 use crate::http2::head::upgrade_response;
 use crate::net::stream::{Reading, Writing};
 use crate::plan::Plan;
-use crate::proxy::forward::{Request, secure};
+use crate::proxy::forward::secure;
 use crate::proxy::handle::Failure;
 use crate::proxy::headers;
 use crate::proxy::outbox::Outbox;
+use crate::proxy::outgoing::Request;
 use crate::proxy::record::Record;
 use crate::proxy::reply::Rejection;
 use crate::proxy::wire::{Deadlines, Elapsed, write};
@@ -140,15 +141,21 @@ impl<'c> Down<'_, 'c> {
                     let flushed = deadlines.within(request.idle, sink.flush());
                     to_client(uploading.beside(flushed).await)?;
                     loop {
-                        let unless_gone = poll_fn(|cx| match next.as_mut().poll(cx) {
-                            Poll::Ready(part) => Poll::Ready(Ok(part)),
-                            Poll::Pending => sink.poll_gone(cx).map(|()| Err(Failure::ClientGone)),
-                        });
-                        let idle = match request.grpc {
-                            // As long as one side speaks the other may only listen.
-                            true => progress.left_of(request.idle),
-                            false => request.idle,
-                        };
+                        // A client of HTTP/1.1 is heard once no more of its body is due.
+                        let is_sending = uploading.rest.is_some();
+                        let unless_gone =
+                            poll_fn(|cx| match (next.as_mut().poll(cx), &mut *sink) {
+                                (Poll::Ready(part), _) => Poll::Ready(Ok(part)),
+                                (Poll::Pending, Sink::Http1 { .. }) if is_sending => Poll::Pending,
+                                (Poll::Pending, Sink::Http1 { .. }) => {
+                                    back.poll_gone(cx).map(|()| Err(Failure::ClientGone))
+                                }
+                                (Poll::Pending, Sink::Http2(stream)) => {
+                                    stream.poll_reset(cx).map(|_| Err(Failure::ClientGone))
+                                }
+                            });
+                        // As long as one side speaks the other may only listen.
+                        let idle = progress.left_of(request.idle);
                         let waited = deadlines.within(request.left_of(idle), unless_gone);
                         match uploading.beside(waited).await {
                             Ok(part) => break part?,
@@ -156,8 +163,7 @@ impl<'c> Down<'_, 'c> {
                                 ended_by_us = Some(Rejection::DeadlineExceeded);
                                 break Err(Broken::Gone);
                             }
-                            Err(Elapsed)
-                                if request.grpc && !progress.left_of(request.idle).is_zero() => {}
+                            Err(Elapsed) if !progress.left_of(request.idle).is_zero() => {}
                             Err(Elapsed) => break Err(Broken::Gone),
                         }
                     }
@@ -174,6 +180,8 @@ impl<'c> Down<'_, 'c> {
                     let sink = self.begin(back, false)?;
                     let put = deadlines.within(request.idle, sink.put(bytes, last));
                     to_client(uploading.beside(put).await)?;
+                    // How long the client took to read it is not the upstream's time.
+                    progress.made();
                     if last {
                         return Ok(());
                     }

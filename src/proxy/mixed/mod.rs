@@ -1,39 +1,46 @@
 //! An exchange of which at least one side speaks HTTP/2: the checked request goes out, the response comes back, both streamed,
 //! trailers included. Between two sides of HTTP/1.1 it is `forward`, which does the same with fewer steps.
 
+mod again;
 mod down;
 mod parts;
 mod up;
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Poll, ready};
 
 use bytes::Bytes;
-use h2::RecvStream;
 use h2::client::ResponseFuture;
 use h2::server::SendResponse;
+use h2::{Reason, RecvStream};
 use http::{Response, StatusCode};
+use tokio::time::sleep;
 
 use super::following::LanePlan;
-use super::forward::{Answered, MAX_INTERIM, Outgoing, Request, is_interim, read_head};
+use super::forward::{Answered, MAX_INTERIM, is_interim, read_head};
 use super::handle::{Conn, Ends, Failure, Next, close};
 use super::headers;
+use super::outgoing::{Outgoing, Request};
 use super::record::Record;
 use super::reply::Rejection;
 use super::tries::{outcome, unreached};
+use super::upgrade;
 use super::wire::{Deadlines, Elapsed};
 use crate::clock;
 use crate::config::Protocol;
 use crate::http1::body::BodyReader;
 use crate::http1::head::BodyLength;
 use crate::http1::response::{ResponseBody, ResponseHead};
+use crate::http1::websocket;
 use crate::http2::grpc::GrpcStatus;
 use crate::http2::head::{Answering, downgrade_response, upgrade_request};
 use crate::net::stream::{BothWays, Reading};
 use crate::store::breakers::End;
 use crate::upstream::Pool;
+use again::TryAgain;
 use down::{Back, Down, GRPC_STATUS};
 use parts::{Sink, Source};
 use up::{Progress, Uploading, upload};
@@ -114,14 +121,40 @@ struct Upstream<'a> {
 /// Where responses come from.
 enum Answers<'a> {
     Http1(Reading<'a, 'a>),
-    Http2(ResponseFuture),
+    Http2(ResponseFuture, &'a Cell<Fate>),
+}
+
+/// What is known of a request that was sent by HTTP/2 and came to no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// It was looked at, or may have been.
+    Seen,
+    /// It was not looked at (RFC 9113 section 8.7).
+    Unseen,
+    /// Its connection ended, be it closed or full of nonsense, perhaps for another's part.
+    Lost,
+}
+
+impl Fate {
+    fn of(error: &h2::Error) -> Fate {
+        let refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
+        // A farewell is the error of those streams alone that it leaves out (section 6.8).
+        if error.is_remote() && (refused || error.is_go_away()) {
+            Fate::Unseen
+        } else if error.is_io() || error.is_go_away() {
+            Fate::Lost
+        } else {
+            Fate::Seen
+        }
+    }
 }
 
 /// What one try came to.
 enum Tried {
     /// The response went to the client.
     Whole(Next),
-    /// An idle connection was closed just as the request came; nothing of it can have been seen, or seeing it twice does no harm.
+    /// The request is to be sent again: its connection had been idle and was closed as it came, or the upstream says that it did
+    /// not look at it. Nothing of it can have been seen, or seeing it twice does no harm.
     Stale,
 }
 
@@ -136,16 +169,42 @@ async fn exchange(
     let cluster = &plan.clusters[outgoing.upstream];
     let sent = async {
         let slot = cluster.enter().await.map_err(|_| Rejection::Overloaded)?;
-        let picked = cluster.pick(outgoing.ring_key, &[]);
-        let picked = picked.map_err(|_| Rejection::NoEndpoint)?;
-        let tried = attempt(conn, &picked.pool, outgoing, source, back, record).await;
-        if let Some(outcome) = outcome(tried.as_ref().map(|_| record.status), record) {
-            picked.tell(outcome);
+        let mut again = TryAgain::new(outgoing);
+        loop {
+            let picked = cluster.pick(outgoing.ring_key, &again.before);
+            let picked = picked.map_err(|_| Rejection::NoEndpoint)?;
+            outgoing.request.within = again.within();
+            let tried = attempt(conn, &picked.pool, outgoing, source, back, record).await;
+            if let Some(outcome) = outcome(tried.as_ref().map(|_| record.status), record) {
+                picked.tell(outcome);
+            }
+            if let Some(took) = record.waited() {
+                slot.answered(took);
+            }
+            let Err(failure) = &tried else {
+                if !again.before.is_empty() {
+                    cluster.shared.metrics.rescued.inc();
+                }
+                return tried;
+            };
+            // Once the head of a response is on its way there is no other.
+            let wait = match record.status {
+                0 => again.wait(cluster, &outgoing.request, failure),
+                _ => None,
+            };
+            let Some(wait) = wait else {
+                return tried;
+            };
+            let mut waits = pin!(sleep(wait));
+            poll_fn(|cx| match waits.as_mut().poll(cx) {
+                Poll::Ready(()) => Poll::Ready(Ok(())),
+                Poll::Pending => back.poll_gone(cx).map(|()| Err(Failure::ClientGone)),
+            })
+            .await?;
+            again.before.push(picked.pool.clone());
+            (record.sent, record.answered) = (None, None);
+            record.tried_again += 1;
         }
-        if let Some(took) = record.waited() {
-            slot.answered(took);
-        }
-        tried
     };
     let sent = sent.await;
     if let Err(failure) = &sent {
@@ -208,6 +267,16 @@ async fn by_http1(
         }
         ran => ran?,
     };
+    if ran.switched {
+        let (Source::Http2 { stream: body, .. }, Back::Http2(respond)) = (source, back) else {
+            return Err(Rejection::UpstreamBroken.into());
+        };
+        let upstream = (&mut connected.stream, std::mem::take(&mut *answer));
+        // Apart, so that others have no room for it.
+        let switched = upgrade::switched_http2(conn, outgoing, (body, respond), upstream, record);
+        Box::pin(switched).await?;
+        return Ok(Tried::Whole(Next::Close));
+    }
     if ran.reusable && answer.is_empty() {
         pool.give_back(connected);
     }
@@ -232,26 +301,31 @@ async fn by_http2(
         outgoing.request.takes_trailers,
     );
     let request = request.map_err(|_| Rejection::BadTarget)?;
-    let may_repeat = place.reused && bodiless;
-    let (response, stream) = match place.requests.send_request(request, bodiless) {
-        Ok(sent) => sent,
-        Err(_) if place.reused => return Ok(Tried::Stale),
-        Err(_) => return Err(Rejection::UpstreamBroken.into()),
+    let Ok((response, stream)) = place.requests.send_request(request, bodiless) else {
+        return Ok(Tried::Stale);
     };
+    let fate = Cell::new(Fate::Seen);
     let upstream = Upstream {
         sink: Sink::Http2(stream),
-        answers: Answers::Http2(response),
+        answers: Answers::Http2(response, &fate),
     };
     let mut answer = conn.lane.buffers.take();
     let run = run(conn, outgoing, source, upstream, back, &mut answer, record);
-    match run.await {
-        Err(Failure::Reply(Rejection::UpstreamBroken, _))
-            if may_repeat && outgoing.request.can_repeat && record.status == 0 =>
-        {
-            Ok(Tried::Stale)
-        }
-        ran => Ok(Tried::Whole(ran?.next)),
+    let ran = run.await;
+    if let Err(Failure::Reply(Rejection::UpstreamTimeout, _) | Failure::UpstreamGone) = ran {
+        place.doubt();
     }
+    if let Err(Failure::Reply(Rejection::UpstreamBroken, _)) = ran
+        && record.status == 0
+        && match fate.get() {
+            Fate::Seen => false,
+            Fate::Unseen => bodiless || (record.bytes_in == 0 && !source.is_over()),
+            Fate::Lost => place.reused && outgoing.request.can_repeat,
+        }
+    {
+        return Ok(Tried::Stale);
+    }
+    Ok(Tried::Whole(ran?.next))
 }
 
 /// How an exchange went.
@@ -259,6 +333,8 @@ struct Ran {
     next: Next,
     /// Whether the upstream's connection, of HTTP/1.1, can serve another request.
     reusable: bool,
+    /// Whether a WebSocket begins behind the head.
+    switched: bool,
 }
 
 async fn run(
@@ -276,7 +352,13 @@ async fn run(
     let request = outgoing.request;
     let shared = outgoing.shared;
     let mut uploading = Uploading {
-        rest: Some(pin!(upload(&request, shared, source, sink, &progress))),
+        rest: Some(pin!(upload(
+            &request,
+            (shared, outgoing.route),
+            source,
+            sink,
+            &progress
+        ))),
         whole: false,
         refused: None,
     };
@@ -290,6 +372,13 @@ async fn run(
         head,
         uploaded: uploading.whole,
     };
+    if let Some(key) = &outgoing.websocket_key {
+        is_for_websocket(answer, &answered.head, key).inspect_err(|rejection| {
+            if *rejection == Rejection::NotSwitched {
+                outgoing.finish(End::Status(status), record);
+            }
+        })?;
+    }
     // What is left of a body cut off by an early response cannot be told from a next request; streams are apart from each other.
     let may_live = answered.uploaded || !back.is_http1();
     let turned = outgoing.turn_back(conn, answer, &answered, may_live, record);
@@ -302,6 +391,14 @@ async fn run(
     };
     let mut grpc = grpc_status(&request, answer, &answered.head);
     answer.drain(..answered.head.len);
+    if status == 101 {
+        outgoing.finish(End::Status(101), record);
+        return Ok(Ran {
+            next,
+            reusable: false,
+            switched: true,
+        });
+    }
     let keep_alive = answered.head.keep_alive;
     let mut body = match (body, answers) {
         (Some(body), _) => Source::http2(body),
@@ -317,7 +414,7 @@ async fn run(
                 until_close,
             }
         }
-        (None, Answers::Http2(_)) => return Err(Rejection::UpstreamBroken.into()),
+        (None, Answers::Http2(..)) => return Err(Rejection::UpstreamBroken.into()),
     };
     let mut down = Down {
         head: std::mem::take(&mut *outgoing.out),
@@ -345,6 +442,7 @@ async fn run(
     Ok(Ran {
         next,
         reusable: keep_alive && uploading.whole && body.is_spent(),
+        switched: false,
     })
 }
 
@@ -428,7 +526,7 @@ impl Answers<'_> {
     ) -> Result<(ResponseHead, Option<RecvStream>), Rejection> {
         match self {
             Answers::Http1(stream) => Ok((read_head(request, stream, answer).await?, None)),
-            Answers::Http2(response) => {
+            Answers::Http2(response, fate) => {
                 let mut how = Answering {
                     to_head: request.to_head,
                     ended: false,
@@ -445,7 +543,10 @@ impl Answers<'_> {
                     }))
                 })
                 .await
-                .map_err(|_| Rejection::UpstreamBroken)?;
+                .map_err(|error| {
+                    fate.set(Fate::of(&error));
+                    Rejection::UpstreamBroken
+                })?;
                 how.ended = body.as_ref().is_some_and(RecvStream::is_end_stream);
                 let head = downgrade_response(answer, &parts, how);
                 Ok((head.map_err(|_| Rejection::UpstreamBroken)?, body))
@@ -468,6 +569,17 @@ impl Answers<'_> {
             answer.drain(..head.len);
         }
         Err(Rejection::UpstreamBroken)
+    }
+}
+
+/// Whether a response can go to a client that has asked for a WebSocket by HTTP/2: it opens one, or refuses to.
+fn is_for_websocket(answer: &[u8], head: &ResponseHead, key: &str) -> Result<(), Rejection> {
+    match head.status {
+        101 if websocket::is_opened(answer, head, key) => Ok(()),
+        101 => Err(Rejection::UpstreamBroken),
+        // The client would take it for the WebSocket.
+        200..=299 => Err(Rejection::NotSwitched),
+        _ => Ok(()),
     }
 }
 

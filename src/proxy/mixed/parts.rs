@@ -2,7 +2,6 @@
 //! one before has been taken, so that a slow reader slows the writer and nothing is kept.
 
 use std::future::poll_fn;
-use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
@@ -217,14 +216,6 @@ impl Sink<'_> {
         }
     }
 
-    /// Ready once the receiver has left, as far as that is heard without sending.
-    pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match self {
-            Sink::Http1 { .. } => Poll::Pending,
-            Sink::Http2(stream) => stream.poll_reset(cx).map(drop),
-        }
-    }
-
     /// Breaks the body off, so that its receiver does not take what it has for the whole.
     pub(super) fn reset(&mut self, reason: Reason) {
         match self {
@@ -253,6 +244,8 @@ async fn put_http2(
         stream.reserve_capacity(bytes.len());
         let room = match stream.capacity() {
             0 => match poll_fn(|cx| stream.poll_capacity(cx)).await {
+                // It may say that there is room where another stream was quicker.
+                Some(Ok(0)) => continue,
                 Some(Ok(room)) => room,
                 Some(Err(_)) | None => return Err(Broken::Gone),
             },

@@ -11,11 +11,12 @@ use h2::Reason;
 
 use super::parts::{Broken, Part, Sink, Source, keep};
 use crate::clock;
+use crate::config::Route;
 use crate::http1::head::BodyLength;
 use crate::plan::Plan;
-use crate::proxy::forward::Request;
 use crate::proxy::handle::Failure;
 use crate::proxy::headers;
+use crate::proxy::outgoing::Request;
 use crate::proxy::reply::Rejection;
 use crate::proxy::wire::{Deadlines, Elapsed};
 
@@ -90,7 +91,7 @@ impl<F: Future<Output = Result<(), Failure>>> Uploading<'_, F> {
 /// Sends the whole body.
 pub(super) async fn upload(
     request: &Request,
-    plan: &Plan,
+    (plan, route): (&Plan, &Route),
     source: &mut Source<'_, '_>,
     mut sink: Sink<'_>,
     progress: &Progress,
@@ -112,14 +113,12 @@ pub(super) async fn upload(
             }
             // Only the client's time counts, not that of an upstream which is slow to read.
             let began = clock::mono();
-            let read = match request.grpc {
-                // A call that streams goes on for as long as both like, and one side may only listen.
-                true => unless_idle(&mut deadlines, request.idle, progress, next).await,
-                false => {
-                    let span = request.idle.min(request.read_within.saturating_sub(waited));
-                    deadlines.within(span, next).await
-                }
+            let left = match request.grpc {
+                // A call that streams goes on for as long as both like.
+                true => Duration::MAX,
+                false => request.read_within.saturating_sub(waited),
             };
+            let read = unless_idle(&mut deadlines, (request.idle, left), progress, next).await;
             part = Some(read.map_err(|Elapsed| Rejection::BodyTimeout)?);
             waited += clock::mono().saturating_sub(began);
         }
@@ -138,13 +137,15 @@ pub(super) async fn upload(
                         .within(request.within, sink.put(bytes, last))
                         .await,
                 )?;
+                // How long the upstream took to read it is not the client's time.
+                progress.made();
                 if last {
                     return Ok(());
                 }
             }
             Ok(Part::End(mut trailers)) => {
                 keep(&mut trailers, |name| {
-                    headers::may_trail_up(name, &plan.identity_fields)
+                    headers::may_trail_up(name, plan, route)
                 });
                 return to_upstream(deadlines.within(request.within, sink.end(trailers)).await);
             }
@@ -160,18 +161,19 @@ pub(super) async fn upload(
     }
 }
 
-/// What `next` gives, unless nothing has moved for `idle`, either way.
+/// What `next` gives, unless nothing has moved for `idle`, either way: one side may only listen. And for at most `left`.
 async fn unless_idle<T>(
     deadlines: &mut Deadlines,
-    idle: Duration,
+    (idle, left): (Duration, Duration),
     progress: &Progress,
     mut next: Pin<&mut impl Future<Output = T>>,
 ) -> Result<T, Elapsed> {
+    let began = clock::mono();
     loop {
-        let read = deadlines
-            .within(progress.left_of(idle), next.as_mut())
-            .await;
-        if read.is_ok() || progress.left_of(idle).is_zero() {
+        let left = left.saturating_sub(clock::mono().saturating_sub(began));
+        let span = progress.left_of(idle).min(left);
+        let read = deadlines.within(span, next.as_mut()).await;
+        if read.is_ok() || span == left || progress.left_of(idle).is_zero() {
             return read;
         }
     }

@@ -1,0 +1,371 @@
+//! A request as spans, by OpenTelemetry's semantic conventions for HTTP (stable, 1.23 and later): one of the request, and one of
+//! weir's call of the upstream. Does no I/O.
+
+use std::borrow::Cow;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use opentelemetry::trace::{
+    SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState,
+};
+use opentelemetry::{Array, InstrumentationScope, KeyValue, StringValue, Value};
+use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
+
+use crate::event::{AuditEvent, Micros};
+
+/// What is told of a request whose trace is kept.
+#[derive(Debug)]
+pub struct Traced {
+    pub event: AuditEvent,
+    pub user_agent: Option<String>,
+    pub trace_id: [u8; 16],
+    /// Of the request.
+    pub span_id: [u8; 8],
+    /// Of the caller.
+    pub parent_id: Option<[u8; 8]>,
+    /// Whether the client spoke TLS.
+    pub secure: bool,
+    /// The number of gRPC's status, where it is a call of that.
+    pub grpc: Option<u8>,
+    pub call: Option<Call>,
+}
+
+/// weir's call of the upstream.
+#[derive(Debug)]
+pub struct Call {
+    pub span_id: [u8; 8],
+    /// From the request's head to its begin.
+    pub after: Micros,
+    /// The path that the upstream was asked for, where it is another.
+    pub path: Option<String>,
+    /// What the upstream answered, if it did.
+    pub status: Option<u16>,
+    /// How often it was tried again.
+    pub again: u32,
+}
+
+impl Traced {
+    /// How many spans it is.
+    pub fn spans(&self) -> u64 {
+        1 + u64::from(self.call.is_some())
+    }
+}
+
+/// The spans of a request.
+pub fn of(traced: &Traced) -> impl Iterator<Item = SpanData> {
+    let call = traced.call.as_ref().map(|call| client_span(traced, call));
+    [server_span(traced)].into_iter().chain(call)
+}
+
+fn server_span(traced: &Traced) -> SpanData {
+    let event = &traced.event;
+    let mut attributes = method(&event.method);
+    let mut put = |key: &'static str, value: Value| attributes.push(KeyValue::new(key, value));
+    let scheme = if traced.secure { "https" } else { "http" };
+    put("url.scheme", scheme.into());
+    put("url.path", event.path.clone().into());
+    if let Some(query) = &event.query {
+        put("url.query", query.clone().into());
+    }
+    put("client.address", event.client.to_string().into());
+    put("http.response.status_code", i64::from(event.status).into());
+    put("http.request.body.size", count(event.bytes_in));
+    put("http.response.body.size", count(event.bytes_out));
+    if let Some(route) = &event.route {
+        put("http.route", route.clone().into());
+    }
+    if let Some(agent) = &traced.user_agent {
+        put("user_agent.original", agent.clone().into());
+    }
+    put("weir.request_id", event.request_id().into_owned().into());
+    put("weir.session", event.user.is_some().into());
+    if let Some(upstream) = &event.upstream {
+        put("weir.upstream", upstream.clone().into());
+    }
+    if let Some(label) = &event.label {
+        put("weir.rejection", label.clone().into());
+    }
+    if let Some(status) = traced.grpc {
+        put("rpc.grpc.status_code", i64::from(status).into());
+    }
+    if let Some(breaker) = &event.breaker {
+        put("weir.breaker", breaker.clone().into());
+    }
+    if !event.limits.is_empty() {
+        let limits = event.limits.iter().cloned().map(StringValue::from);
+        put("weir.limits", Value::Array(Array::String(limits.collect())));
+    }
+    let is_error = event.status >= 500 || (event.label.is_some() && event.status < 400);
+    let status = status(
+        is_error,
+        event.label.as_deref(),
+        event.status,
+        &mut attributes,
+    );
+    attributes.extend(address(&event.host, if traced.secure { 443 } else { 80 }));
+    let name = match &event.route {
+        Some(route) => Cow::Owned(format!("{} {route}", name(&event.method))),
+        None => Cow::Owned(name(&event.method).to_owned()),
+    };
+    SpanData {
+        parent_span_id: traced.parent_id.map_or(SpanId::INVALID, SpanId::from_bytes),
+        parent_span_is_remote: traced.parent_id.is_some(),
+        start_time: time(event.time),
+        status,
+        ..span(traced, traced.span_id, SpanKind::Server, name, attributes)
+    }
+}
+
+fn client_span(traced: &Traced, call: &Call) -> SpanData {
+    let event = &traced.event;
+    let mut attributes = method(&event.method);
+    if let Some(endpoint) = &event.endpoint {
+        attributes.extend(address(endpoint, 80));
+        let path = call.path.as_ref().unwrap_or(&event.path);
+        let query = event.query.as_ref().map(|query| format!("?{query}"));
+        let url = ["http://", endpoint, path, &query.unwrap_or_default()].concat();
+        attributes.push(KeyValue::new("url.full", url));
+    }
+    let mut put = |key: &'static str, value: Value| attributes.push(KeyValue::new(key, value));
+    if let Some(status) = call.status {
+        put("http.response.status_code", i64::from(status).into());
+    }
+    if call.again > 0 {
+        put("http.request.resend_count", i64::from(call.again).into());
+    }
+    if let Some(waited) = event.upstream_duration {
+        put("weir.upstream_duration_us", count(waited.0));
+    }
+    // What broke off, or was refused since it could not be had, is the call's failure; other refusals have no call.
+    let answered = call.status.unwrap_or_default();
+    let is_error = call.status.is_none_or(|status| status >= 400) || event.label.is_some();
+    let status = status(is_error, event.label.as_deref(), answered, &mut attributes);
+    let name = Cow::Owned(name(&event.method).to_owned());
+    SpanData {
+        parent_span_id: SpanId::from_bytes(traced.span_id),
+        start_time: time(event.time) + micros(call.after),
+        status,
+        ..span(traced, call.span_id, SpanKind::Client, name, attributes)
+    }
+}
+
+fn span(
+    traced: &Traced,
+    id: [u8; 8],
+    span_kind: SpanKind,
+    name: Cow<'static, str>,
+    attributes: Vec<KeyValue>,
+) -> SpanData {
+    let (began, event) = (time(traced.event.time), &traced.event);
+    SpanData {
+        span_context: SpanContext::new(
+            TraceId::from_bytes(traced.trace_id),
+            SpanId::from_bytes(id),
+            TraceFlags::SAMPLED,
+            false,
+            TraceState::NONE,
+        ),
+        parent_span_id: SpanId::INVALID,
+        parent_span_is_remote: false,
+        span_kind,
+        name,
+        start_time: began,
+        end_time: began + micros(event.duration),
+        attributes,
+        dropped_attributes_count: 0,
+        events: SpanEvents::default(),
+        links: SpanLinks::default(),
+        status: Status::Unset,
+        instrumentation_scope: InstrumentationScope::builder("weir")
+            .with_version(env!("CARGO_PKG_VERSION"))
+            .build(),
+    }
+}
+
+/// What clients may make up must not be a name.
+fn known(method: &str) -> bool {
+    const KNOWN: [&str; 10] = [
+        "CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE",
+    ];
+    KNOWN.contains(&method)
+}
+
+fn name(method: &str) -> &str {
+    match known(method) {
+        true => method,
+        false => "HTTP",
+    }
+}
+
+fn method(method: &str) -> Vec<KeyValue> {
+    let mut attributes = Vec::with_capacity(20);
+    match known(method) {
+        true => attributes.push(KeyValue::new("http.request.method", method.to_owned())),
+        false => {
+            attributes.push(KeyValue::new("http.request.method", "_OTHER"));
+            let original = KeyValue::new("http.request.method_original", method.to_owned());
+            attributes.push(original);
+        }
+    }
+    attributes
+}
+
+/// `HOST:PORT`, the port left out where it is the usual one.
+fn address(authority: &str, usual: u16) -> impl Iterator<Item = KeyValue> {
+    let behind_literal = authority.rfind(']').map_or(0, |bracket| bracket + 1);
+    let port = authority[behind_literal..].find(':');
+    let (host, port) = match port {
+        Some(at) => (
+            &authority[..behind_literal + at],
+            authority[behind_literal + at + 1..].parse().ok(),
+        ),
+        None => (authority, None),
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let address = (!host.is_empty()).then(|| KeyValue::new("server.address", host.to_owned()));
+    let port = port.filter(|port: &u16| *port != usual);
+    let port = port.map(|port| KeyValue::new("server.port", i64::from(port)));
+    address.into_iter().chain(port)
+}
+
+/// The span's status, and `error.type` where it is an error.
+fn status(
+    is_error: bool,
+    label: Option<&str>,
+    status: u16,
+    attributes: &mut Vec<KeyValue>,
+) -> Status {
+    if !is_error {
+        return Status::Unset;
+    }
+    let kind = label.map_or_else(|| status.to_string(), str::to_owned);
+    attributes.push(KeyValue::new("error.type", kind));
+    Status::error("")
+}
+
+fn count(count: u64) -> Value {
+    i64::try_from(count).unwrap_or(i64::MAX).into()
+}
+
+fn time(micros: Micros) -> SystemTime {
+    UNIX_EPOCH + self::micros(micros)
+}
+
+fn micros(micros: Micros) -> Duration {
+    Duration::from_micros(micros.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    fn traced() -> Traced {
+        Traced {
+            event: AuditEvent {
+                seq: 0,
+                time: Micros(1_700_000_000_000_000),
+                client: Ipv4Addr::LOCALHOST.into(),
+                user: Some("ann".to_owned()),
+                label: None,
+                route: Some("/pay/*".to_owned()),
+                method: "GET".to_owned(),
+                path: "/pay/x".to_owned(),
+                status: 200,
+                id: [7; 16],
+                upstream: Some("app".to_owned()),
+                endpoint: Some("app.internal:8080".to_owned()),
+                host: "[::1]:80".to_owned(),
+                query: Some("a=1".to_owned()),
+                limits: ["l: admitted".to_owned()].into_iter().collect(),
+                breaker: Some("admitted".to_owned()),
+                bytes_in: 1,
+                bytes_out: 2,
+                duration: Micros(1_500),
+                upstream_duration: Some(Micros(900)),
+                request_id: None,
+                trace_id: Some([1; 16]),
+                headers: Vec::new(),
+            },
+            user_agent: Some("curl".to_owned()),
+            trace_id: [1; 16],
+            span_id: [2; 8],
+            parent_id: None,
+            secure: false,
+            grpc: None,
+            call: Some(Call {
+                span_id: [3; 8],
+                after: Micros(100),
+                path: Some("/v2/x".to_owned()),
+                status: Some(200),
+                again: 0,
+            }),
+        }
+    }
+
+    fn value(span: &SpanData, key: &str) -> Option<String> {
+        let mut attributes = span.attributes.iter();
+        let found = attributes.find(|attribute| attribute.key.as_str() == key)?;
+        Some(found.value.to_string())
+    }
+
+    #[test]
+    fn a_call_is_a_child_of_its_request() {
+        let spans: Vec<_> = of(&traced()).collect();
+        let [server, client] = &spans[..] else {
+            panic!("{spans:?}");
+        };
+        assert_eq!(client.parent_span_id, server.span_context.span_id());
+        assert_eq!(server.parent_span_id, SpanId::INVALID);
+        assert_eq!((&*server.name, &*client.name), ("GET /pay/*", "GET"));
+        assert!(client.start_time > server.start_time && client.end_time == server.end_time);
+        assert_eq!(value(server, "server.address").as_deref(), Some("::1"));
+        assert_eq!(value(server, "server.port"), None);
+        assert_eq!(value(server, "weir.session").as_deref(), Some("true"));
+        assert_eq!(value(server, "url.path").as_deref(), Some("/pay/x"));
+        let full = value(client, "url.full");
+        assert_eq!(full.as_deref(), Some("http://app.internal:8080/v2/x?a=1"));
+        assert_eq!(value(client, "server.port").as_deref(), Some("8080"));
+        assert_eq!(
+            (&server.status, &client.status),
+            (&Status::Unset, &Status::Unset)
+        );
+    }
+
+    #[test]
+    fn what_is_an_error_depends_on_the_side() {
+        let check = |status: u16, label: Option<&str>, answered: Option<u16>, server, client| {
+            let mut traced = traced();
+            traced.event.status = status;
+            traced.event.label = label.map(str::to_owned);
+            if let Some(call) = &mut traced.call {
+                call.status = answered;
+            }
+            let kinds: Vec<_> = of(&traced).map(|span| value(&span, "error.type")).collect();
+            let kinds: Vec<_> = kinds.iter().map(Option::as_deref).collect();
+            assert_eq!(kinds, [server, client], "{status} {label:?} {answered:?}");
+        };
+        check(200, None, Some(200), None, None);
+        check(404, None, Some(404), None, Some("404"));
+        check(503, None, Some(503), Some("503"), Some("503"));
+        let (refused, broken) = (Some("connect_failed"), Some("upstream_aborted"));
+        check(502, refused, None, refused, refused);
+        check(200, broken, Some(200), broken, broken);
+        check(429, Some("x"), Some(200), None, Some("x"));
+    }
+
+    #[test]
+    fn what_clients_make_up_is_no_name() {
+        let mut traced = traced();
+        traced.event.method = "GRAB".to_owned();
+        traced.event.route = None;
+        let span = of(&traced).next().unwrap();
+        assert_eq!(&*span.name, "HTTP");
+        assert_eq!(
+            value(&span, "http.request.method").as_deref(),
+            Some("_OTHER")
+        );
+        let original = value(&span, "http.request.method_original");
+        assert_eq!(original.as_deref(), Some("GRAB"));
+    }
+}

@@ -1,0 +1,189 @@
+//! Spans on their way to a collector (OTLP over gRPC). They come in batches over a bounded queue to a thread that alone talks to
+//! it: whoever has spans never waits, and what does not fit, or what the collector does not take, is counted.
+
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use opentelemetry::KeyValue;
+use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
+use opentelemetry_otlp::{WithExportConfig as _, WithTonicConfig as _};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::{SpanData, SpanExporter};
+use tokio::sync::mpsc::{self, Receiver, Sender};
+use tokio::time::{timeout, timeout_at};
+use tracing::{error, info, warn};
+
+use super::spans::{self, Traced};
+use super::told_metrics::Told;
+
+/// Requests of a batch, at most.
+pub const BATCH: usize = 64;
+/// Batches that wait, at most.
+const QUEUE: usize = 64;
+/// Spans of one call of the collector, at most, but for the last batch.
+const EXPORT: usize = 512;
+/// How long the first of them waits for others.
+const GATHER: Duration = Duration::from_millis(500);
+/// For a call of the collector, tries again included.
+const EXPORT_WITHIN: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// The queue of one collector; its thread ends when this is dropped, once what waits is out.
+#[derive(Debug)]
+pub struct Traces {
+    /// Its URL.
+    pub otlp: String,
+    sender: Sender<Message>,
+    told: Told,
+}
+
+#[derive(Debug)]
+enum Message {
+    Requests(Vec<Traced>),
+    /// Told once all before it is out.
+    Stop(SyncSender<()>),
+}
+
+impl Traces {
+    /// Begins the thread.
+    pub fn start(otlp: &str, told: Told) -> Arc<Traces> {
+        let (sender, messages) = mpsc::channel(QUEUE);
+        let (endpoint, counted) = (otlp.to_owned(), told.clone());
+        let begun = thread::Builder::new()
+            .name("traces".to_owned())
+            .spawn(move || {
+                if let Err(error) = run(&endpoint, messages, &counted) {
+                    error!(
+                        error = format!("{error:#}"),
+                        "traces cannot be sent: all spans are dropped"
+                    );
+                }
+            });
+        if let Err(error) = begun {
+            error!(%error, "traces have no thread: all spans are dropped");
+        }
+        Arc::new(Traces {
+            otlp: otlp.to_owned(),
+            sender,
+            told,
+        })
+    }
+
+    /// Hands on requests, or drops their spans where too many wait.
+    pub fn hand_on(&self, requests: Vec<Traced>) {
+        let spans = requests.iter().map(Traced::spans).sum();
+        let sent = self.sender.try_send(Message::Requests(requests));
+        if sent.is_err() {
+            self.told.dropped.inc_by(spans);
+        }
+    }
+
+    /// Waits until all spans are out, for at most `within`.
+    pub fn stop(&self, within: Duration) {
+        let (done, is_done) = sync_channel(1);
+        let mut left = within;
+        while self.sender.try_send(Message::Stop(done.clone())).is_err() {
+            let Some(less) = left.checked_sub(LOOK_EVERY) else {
+                return;
+            };
+            left = less;
+            if self.sender.is_closed() {
+                return;
+            }
+            thread::sleep(LOOK_EVERY);
+        }
+        drop(done);
+        // Whatever is not out by then is lost; it was best effort.
+        let _ = is_done.recv_timeout(left);
+    }
+}
+
+fn run(otlp: &str, messages: Receiver<Message>, told: &Told) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let exporter = exporter(otlp)?;
+        send(messages, &exporter, told).await;
+        Ok(())
+    })
+}
+
+/// Connects at the first call. OTEL_EXPORTER_OTLP_HEADERS, OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES in the environment
+/// are heeded.
+fn exporter(otlp: &str) -> anyhow::Result<impl SpanExporter> {
+    let mut builder = opentelemetry_otlp::SpanExporter::builder()
+        .with_tonic()
+        .with_endpoint(otlp)
+        .with_timeout(EXPORT_WITHIN);
+    if otlp.starts_with("https:") {
+        builder = builder.with_tls_config(ClientTlsConfig::new().with_native_roots());
+    }
+    let mut exporter = builder.build().context("telemetry.traces.otlp")?;
+    let mut resource = Resource::builder();
+    let named = ["OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"];
+    if named.iter().all(|name| std::env::var_os(name).is_none()) {
+        resource = resource.with_service_name("weir");
+    }
+    let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
+    exporter.set_resource(&resource.with_attribute(version).build());
+    Ok(exporter)
+}
+
+async fn send(mut messages: Receiver<Message>, exporter: &impl SpanExporter, told: &Told) {
+    let mut fails = false;
+    while let Some(message) = messages.recv().await {
+        let mut spans = Vec::new();
+        let mut stop = take(message, &mut spans);
+        let gathered = tokio::time::Instant::now() + GATHER;
+        while stop.is_none() && spans.len() < EXPORT {
+            match timeout_at(gathered, messages.recv()).await {
+                Ok(Some(message)) => stop = take(message, &mut spans),
+                Ok(None) | Err(_) => break,
+            }
+        }
+        let count = spans.len() as u64;
+        if count > 0 {
+            let sent = match timeout(EXPORT_WITHIN, exporter.export(spans)).await {
+                Ok(sent) => sent.map_err(|error| error.to_string()),
+                Err(_) => Err("it does not answer in time".to_owned()),
+            };
+            match (sent, fails) {
+                (Ok(()), _) => {
+                    told.out.inc_by(count);
+                    if fails {
+                        info!("the collector takes spans again");
+                    }
+                    fails = false;
+                }
+                (Err(error), already) => {
+                    told.dropped.inc_by(count);
+                    if !already {
+                        warn!(
+                            error,
+                            "the collector takes no spans; they are dropped until it does"
+                        );
+                    }
+                    fails = true;
+                }
+            }
+        }
+        if let Some(done) = stop {
+            let _ = done.send(());
+            return;
+        }
+    }
+}
+
+fn take(message: Message, spans: &mut Vec<SpanData>) -> Option<SyncSender<()>> {
+    match message {
+        Message::Requests(requests) => {
+            spans.extend(requests.iter().flat_map(spans::of));
+            None
+        }
+        Message::Stop(done) => Some(done),
+    }
+}

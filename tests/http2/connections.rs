@@ -1,0 +1,275 @@
+//! A client's connection of HTTP/2: what it is refused, and how it ends.
+
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use super::harness::frames::{self, Ended, NO_ERROR, Raw};
+use super::harness::versions::{Answer, Client, Length, Origin, Outgoing, Version, field, run};
+use super::harness::{Lane, eventually};
+use super::{World, on_each_pairing};
+
+/// A lane that refuses for several reasons, for clients of either version.
+fn refusing(origin: &Origin) -> Lane {
+    Lane::start(&format!(
+        "listen: '127.0.0.1:0'\n\
+         upstreams: {{app: {{endpoints: ['http://{}'], protocol: http2, circuit_breaker: b}}}}\n\
+         circuit_breakers: {{b: {{minimum_calls: 1, open_for: 60s}}}}\n\
+         rate_limits: {{none: {{limit: 0/h, by: constant}}}}\n\
+         sessions: {{web: {{}}}}\n\
+         routes:\n  - {{match: {{path: /limited}}, upstream: app, rate_limits: [none]}}\n\
+         \x20 - {{match: {{path: /mine}}, upstream: app, session: {{use: web}}}}\n\
+         \x20 - {{match: {{path: /app}}, upstream: app}}\n",
+        origin.address
+    ))
+}
+
+#[test]
+fn a_refusal_says_by_http2_what_it_says_by_http1() {
+    run(async {
+        let mut origin = Origin::start(Version::Two).await;
+        let lane = refusing(&origin);
+        let mut client = Client::connect(Version::Two, lane.address).await;
+        // Opens the breaker.
+        let call = client.get("/app").await;
+        origin.asked().await.reply(500, &[], Length::None).await;
+        assert_eq!(call.answer().await.status, 500);
+        for (path, status, challenge) in [
+            ("/limited", 429, None),
+            ("/mine", 401, Some("www-authenticate")),
+            ("/nowhere", 404, None),
+            ("/app", 503, Some("retry-after")),
+        ] {
+            let mut two = client.get(path).await.answer().await;
+            let mut old = Client::connect(Version::One, lane.address).await;
+            let mut one = old.get(path).await.answer().await;
+            assert_eq!((one.status, two.status), (status, status), "{path}");
+            assert_eq!(names(&one), names(&two), "{path}");
+            for name in [
+                "content-type",
+                "content-length",
+                "proxy-status",
+                "www-authenticate",
+            ] {
+                assert_eq!(
+                    field(&one.fields, name),
+                    field(&two.fields, name),
+                    "{path} {name}"
+                );
+            }
+            if let Some(name) = challenge {
+                assert!(field(&two.fields, name).is_some(), "{path}");
+            }
+            let (one, two) = (
+                one.body.rest().await.unwrap(),
+                two.body.rest().await.unwrap(),
+            );
+            assert_eq!(one, two, "{path}");
+            assert!(!one.0.is_empty());
+            let head = client.call("HEAD", path, &[], Length::None).await;
+            let mut head = head.answer().await;
+            assert_eq!(
+                (head.status, head.body.rest().await.unwrap().0.len()),
+                (status, 0)
+            );
+        }
+        // A body that no one wants is no one's trouble, however much of it is on its way.
+        for _ in 0..20 {
+            let mut call = client.call("POST", "/limited", &[], Length::Unknown).await;
+            let _ = call.body.send(&[b'x'; 60_000]).await;
+            assert_eq!(call.answer().await.status, 429);
+        }
+        let call = client
+            .call("POST", "/limited", &[], Length::Known(1 << 40))
+            .await;
+        assert_eq!(call.answer().await.status, 413);
+        assert!(origin.is_quiet().await);
+    });
+}
+
+/// In order of the alphabet, but for what says how a connection of HTTP/1.1 goes on.
+fn names(answer: &Answer) -> Vec<&str> {
+    let names = answer.fields.iter().map(|(name, _)| name.as_str());
+    let mut names: Vec<_> = names.filter(|name| *name != "connection").collect();
+    names.sort_unstable();
+    names
+}
+
+#[test]
+fn a_body_over_the_limit_is_a_413() {
+    on_each_pairing(async |mut world| {
+        let mut call = world.client.call("POST", "/", &[], Length::Unknown).await;
+        let mut body = std::mem::replace(&mut call.body, Outgoing::Ended);
+        let mut asked = world.origin.asked().await;
+        let send = async {
+            let _ = body.send(&vec![b'x'; 11 << 20]).await;
+            body
+        };
+        let take = async {
+            let mut taken = 0;
+            while let Ok(Some(data)) = asked.body.data().await {
+                taken += data.len();
+            }
+            taken
+        };
+        let (_body, taken, answer) = tokio::join!(send, take, call.answer());
+        assert!(taken <= 10 << 20, "{taken}");
+        assert_eq!(answer.status, 413);
+    });
+}
+
+#[test]
+fn a_drain_ends_what_has_begun_and_begins_nothing() {
+    on_each_pairing(async |mut world| {
+        let mut call = world.client.call("POST", "/", &[], Length::Unknown).await;
+        call.body.send(b"abc").await.unwrap();
+        let mut asked = world.origin.asked().await;
+        asked.body.expect(b"abc").await;
+        world.lane.drain();
+        eventually(|| TcpStream::connect(world.lane.address).is_err());
+        call.body.finish(b"def").await.unwrap();
+        assert_eq!(asked.body.rest().await.unwrap().0, b"def");
+        let mut out = asked.reply(200, &[], Length::Unknown).await;
+        out.send(b"ghi").await.unwrap();
+        let mut answer = call.answer().await;
+        answer.body.expect(b"ghi").await;
+        out.end(&[("x-sum", "1")]).await.unwrap();
+        assert_eq!(answer.body.rest().await.unwrap().1.len(), 1);
+    });
+}
+
+#[test]
+fn a_drain_is_said_by_a_farewell() {
+    let world = run(async { World::new(Version::Two, Version::One).await });
+    let mut idle = Raw::client(world.lane.address, &[]);
+    idle.until(|frame| frame.kind == frames::SETTINGS);
+    world.lane.drain();
+    assert_eq!(idle.farewell(), (Some(NO_ERROR), Ended::Closed));
+}
+
+#[test]
+fn a_connection_without_requests_ends_with_its_time() {
+    let lane = |keep_alive: &str| {
+        Lane::start(&format!(
+            "listeners: [{{address: '127.0.0.1:0', timeouts: {{keep_alive: {keep_alive}, header_read: 500ms}}}}]\n\
+             upstream: http://127.0.0.1:1\n"
+        ))
+    };
+    let short = lane("500ms");
+    let mut raw = Raw::client(short.address, &[]);
+    raw.until(|frame| frame.kind == frames::SETTINGS);
+    assert_eq!(raw.farewell(), (Some(NO_ERROR), Ended::Closed));
+
+    // One that does as if it had not heard: no answer to the last ping, and no close.
+    let mut raw = Raw::client(short.address, &[]);
+    assert_eq!(deaf(&mut raw), Ended::Closed);
+
+    // Requests begin the time anew.
+    let long = lane("1s");
+    let mut raw = Raw::client(long.address, &[]);
+    for stream in [1, 3, 5] {
+        std::thread::sleep(Duration::from_millis(600));
+        raw.send(&frames::get(stream, "/"));
+        assert_eq!(raw.answer(stream).status, Some(502), "{stream}");
+    }
+    assert_eq!(raw.farewell(), (Some(NO_ERROR), Ended::Closed));
+}
+
+/// Reads without a word until the connection ends.
+fn deaf(raw: &mut Raw) -> Ended {
+    let mut bytes = [0; 1024];
+    loop {
+        match std::io::Read::read(&mut raw.stream, &mut bytes) {
+            Ok(0) => return Ended::Closed,
+            Ok(_) => {}
+            Err(_) => return Ended::Hung,
+        }
+    }
+}
+
+#[test]
+fn as_many_requests_at_once_as_the_listener_says() {
+    run(async {
+        let mut origin = Origin::start(Version::Two).await;
+        let lane = Lane::start(&format!(
+            "listeners: [{{address: '127.0.0.1:0', limits: {{max_concurrent_streams: 3}}}}]\n\
+             upstreams: {{app: {{endpoints: ['http://{}'], protocol: http2}}}}\n",
+            origin.address
+        ));
+        let address = lane.address;
+        let raw = tokio::task::spawn_blocking(move || {
+            let mut raw = Raw::client(address, &[]);
+            let said = raw.until(|frame| frame.kind == frames::SETTINGS && frame.flags == 0);
+            // SETTINGS_MAX_CONCURRENT_STREAMS.
+            assert!(
+                said.payload
+                    .chunks(6)
+                    .any(|setting| setting == [0, 3, 0, 0, 0, 3])
+            );
+            for stream in [1, 3, 5, 7] {
+                raw.send(&frames::get(stream, "/"));
+            }
+            assert_eq!(raw.answer(7).reset, Some(frames::REFUSED_STREAM));
+            raw
+        });
+        let mut asked = Vec::new();
+        for _ in 0..3 {
+            asked.push(origin.asked().await);
+        }
+        let mut raw = raw.await.unwrap();
+        assert!(origin.is_quiet().await);
+        for asked in &mut asked {
+            asked.ok("done").await;
+        }
+        let answered = tokio::task::spawn_blocking(move || {
+            assert!(raw.answer(5).whole);
+            raw.send(&frames::get(9, "/"));
+            raw.answer(9)
+        });
+        origin.asked().await.ok("done").await;
+        assert_eq!(answered.await.unwrap().status, Some(200));
+    });
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "what is measured")]
+fn a_preface_and_a_head_have_their_time() {
+    let lane = Lane::start(
+        "listeners: [{address: '127.0.0.1:0', timeouts: {header_read: 500ms, keep_alive: 30s}}]\nupstream: http://127.0.0.1:1\n",
+    );
+    let headers = frames::frame(
+        frames::HEADERS,
+        frames::END_STREAM,
+        1,
+        &frames::block(&[(":method", "GET")]),
+    );
+    let whole = [frames::PREFACE, &frames::settings(&[])].concat();
+    for (name, begin) in [
+        ("part of the preface", frames::PREFACE[..10].to_vec()),
+        ("the preface", frames::PREFACE.to_vec()),
+        ("part of the settings", whole[..whole.len() - 2].to_vec()),
+        (
+            "part of a frame's head",
+            [&whole[..], &headers[..5]].concat(),
+        ),
+        (
+            "part of a head",
+            [&whole[..], &headers[..headers.len() - 3]].concat(),
+        ),
+        ("a head that goes on", [&whole[..], &headers].concat()),
+        (
+            "a head that goes on, in part",
+            [&whole[..], &headers, &[0, 0, 100, 9, 0, 0, 0, 0, 1, 0]].concat(),
+        ),
+    ] {
+        let began = Instant::now();
+        let mut raw = Raw::of(TcpStream::connect(lane.address).unwrap());
+        raw.send(&begin);
+        assert_eq!(deaf(&mut raw), Ended::Closed, "{name}");
+        assert!(began.elapsed() > Duration::from_millis(400), "{name}");
+        assert!(
+            began.elapsed() < Duration::from_secs(4),
+            "{name}: {:?}",
+            began.elapsed()
+        );
+    }
+}

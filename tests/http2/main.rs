@@ -1,0 +1,68 @@
+//! HTTP/2 at either side: each pairing of a client's and an upstream's version carries messages and streams as the others do.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a broken step of a test is a failed test; what a test measures is printed"
+)]
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod connections;
+mod messages;
+mod records;
+mod streams;
+mod upstreams;
+
+use harness::Lane;
+use harness::versions::{Client, Origin, PAIRINGS, Version, run};
+
+/// A lane between a client and an upstream that the test plays.
+struct World {
+    lane: Lane,
+    client: Client,
+    origin: Origin,
+    /// Of the client.
+    asks: Version,
+    /// Of the upstream.
+    serves: Version,
+}
+
+impl World {
+    async fn new(asks: Version, serves: Version) -> World {
+        let origin = Origin::start(serves).await;
+        World::before(asks, serves, origin, "timeout: 5s").await
+    }
+
+    /// In front of this upstream, with these keys in its configuration.
+    async fn before(asks: Version, serves: Version, origin: Origin, keys: &str) -> World {
+        let lane = Lane::start(&format!(
+            "listeners: [{{address: '127.0.0.1:0', timeouts: {{stream_idle: 2s}}}}]\n\
+             upstreams: {{app: {{endpoints: ['http://{}'], protocol: {}, {keys}}}}}\nsessions: {{web: {{}}}}\n",
+            origin.address,
+            serves.name()
+        ));
+        World {
+            client: Client::connect(asks, lane.address).await,
+            lane,
+            origin,
+            asks,
+            serves,
+        }
+    }
+
+    /// How many requests ended for this reason.
+    fn ended(&self, reason: &'static str) -> u64 {
+        self.lane.plan.borrow().metrics.rejection(reason).get()
+    }
+}
+
+/// Runs a test for each pairing of versions.
+fn on_each_pairing(test: impl AsyncFn(World)) {
+    for (asks, serves) in PAIRINGS {
+        // Shown where it fails.
+        eprintln!("from {asks:?} to {serves:?}");
+        run(async { test(World::new(asks, serves).await).await });
+    }
+}

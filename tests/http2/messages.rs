@@ -1,0 +1,479 @@
+//! What is in a message arrives, whatever carries it.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use super::harness::raw;
+use super::harness::raw::End;
+use super::harness::versions::{Client, Length, Origin, Outgoing, Version, field, run};
+use super::{World, on_each_pairing};
+
+/// What no upstream may hear from a client, behind a body neither.
+const NEVER_UP: [&str; 11] = [
+    "x-forwarded-for",
+    "x-forwarded-proto",
+    "x-real-ip",
+    "x-request-id",
+    "forwarded",
+    "x-auth-user",
+    "x_auth_user",
+    "x-weir-session-end",
+    "authorization",
+    "content-length",
+    "expect",
+];
+
+#[test]
+fn a_request_without_a_body_and_its_response_arrive() {
+    on_each_pairing(async |mut world| {
+        for method in ["GET", "DELETE", "OPTIONS", "POST"] {
+            let call = world
+                .client
+                .call(method, "/a%20b?c=d&e", &[("x-a", "1")], Length::None);
+            let call = call.await;
+            let mut asked = world.origin.asked().await;
+            assert_eq!((&*asked.method, &*asked.path), (method, "/a%20b?c=d&e"));
+            assert_eq!(asked.host, "test");
+            assert_eq!(field(&asked.fields, "x-a"), Some("1"));
+            assert_eq!(field(&asked.fields, "x-forwarded-for"), Some("127.0.0.1"));
+            assert_eq!(field(&asked.fields, "transfer-encoding"), None);
+            assert!(field(&asked.fields, "x-request-id").is_some());
+            assert_eq!(asked.body.rest().await, Ok((Vec::new(), Vec::new())));
+            let mut out = asked.reply(200, &[("x-b", "2")], Length::Known(5)).await;
+            out.finish(b"hello").await.unwrap();
+            let mut answer = call.answer().await;
+            assert_eq!(answer.status, 200);
+            assert_eq!(field(&answer.fields, "x-b"), Some("2"));
+            assert_eq!(field(&answer.fields, "content-length"), Some("5"));
+            assert_eq!(field(&answer.fields, "transfer-encoding"), None);
+            assert_eq!(
+                answer.body.rest().await,
+                Ok((b"hello".to_vec(), Vec::new()))
+            );
+        }
+    });
+}
+
+#[test]
+fn a_body_arrives_however_long_it_is_said_to_be() {
+    on_each_pairing(async |mut world| {
+        for (length, parts) in [
+            (Length::Known(0), &[][..]),
+            (Length::Unknown, &[]),
+            (Length::Known(6), &["abcdef"]),
+            (Length::Known(6), &["abc", "def"]),
+            (Length::Unknown, &["abcdef"]),
+            (Length::Unknown, &["a", "bcdef"]),
+        ] {
+            let mut call = world.client.call("POST", "/", &[], length).await;
+            for part in parts {
+                call.body.send(part.as_bytes()).await.unwrap();
+            }
+            call.body.end(&[]).await.unwrap();
+            let mut asked = world.origin.asked().await;
+            let body = parts.concat();
+            assert_eq!(asked.body.rest().await.unwrap().0, body.as_bytes());
+            let said = field(&asked.fields, "content-length");
+            match length {
+                Length::Known(length) => assert_eq!(said, Some(&*length.to_string())),
+                Length::None | Length::Unknown => assert_eq!(said, None),
+            }
+            let mut out = asked.reply(201, &[], length).await;
+            for part in parts {
+                out.send(part.as_bytes()).await.unwrap();
+            }
+            out.end(&[]).await.unwrap();
+            assert_eq!(call.whole().await, (201, body), "{length:?}");
+        }
+    });
+}
+
+#[test]
+fn a_response_without_a_body_has_none() {
+    on_each_pairing(async |mut world| {
+        let length = [("content-length", "5"), ("etag", "\"x\"")];
+        for (method, status, fields, said) in [
+            ("HEAD", 200, &length[..], Some("5")),
+            ("HEAD", 404, &length[1..], None),
+            ("GET", 204, &[], None),
+            ("POST", 204, &[], None),
+            ("GET", 304, &length, Some("5")),
+            ("GET", 304, &length[1..], None),
+            ("GET", 200, &[], Some("0")),
+        ] {
+            let name = format!("{method} {status}");
+            let call = world.client.call(method, "/", &[], Length::None).await;
+            let mut asked = world.origin.asked().await;
+            assert_eq!(asked.method, method);
+            asked.reply(status, fields, Length::None).await;
+            let mut answer = call.answer().await;
+            assert_eq!(answer.status, status, "{name}");
+            let length = field(&answer.fields, "content-length");
+            // That its head is its end says enough over HTTP/2.
+            if (world.asks, world.serves, status) != (Version::Two, Version::Two, 200)
+                || said != Some("0")
+            {
+                assert_eq!(length, said, "{name}");
+            }
+            assert_eq!(field(&answer.fields, "transfer-encoding"), None, "{name}");
+            assert_eq!(
+                answer.body.rest().await,
+                Ok((Vec::new(), Vec::new())),
+                "{name}"
+            );
+        }
+    });
+}
+
+#[test]
+fn large_bodies_arrive_whole_both_ways_at_once() {
+    on_each_pairing(async |mut world| {
+        let body: Vec<u8> = (0..3_000_000_u32).map(|n| (n % 251) as u8).collect();
+        for length in [Length::Known(body.len()), Length::Unknown] {
+            let mut call = world.client.call("POST", "/", &[], length).await;
+            let origin = &mut world.origin;
+            let echo = async {
+                let mut asked = origin.asked().await;
+                let mut out = asked.reply(200, &[], length).await;
+                while let Some(data) = asked.body.data().await.unwrap() {
+                    out.send(&data).await.unwrap();
+                }
+                out.end(&[]).await.unwrap();
+            };
+            let mut up = std::mem::replace(&mut call.body, Outgoing::Ended);
+            let upload = async {
+                up.finish(&body).await.unwrap();
+                up
+            };
+            let download = async {
+                let mut answer = call.answer().await;
+                assert_eq!(answer.status, 200);
+                answer.body.rest().await.unwrap().0
+            };
+            let ((), _up, came) = tokio::join!(echo, upload, download);
+            assert!(
+                came == body,
+                "{length:?}: {} of {} bytes",
+                came.len(),
+                body.len()
+            );
+        }
+    });
+}
+
+#[test]
+fn trailers_arrive_but_for_those_that_decide() {
+    on_each_pairing(async |mut world| {
+        let mut fields = vec![("x-sum", "1"), ("x-sum", "2"), ("server-timing", "a")];
+        fields.extend(NEVER_UP.map(|name| (name, "6")));
+        let asks = [("te", "trailers")];
+        let mut call = world.client.call("POST", "/", &asks, Length::Unknown).await;
+        call.body.send(b"abc").await.unwrap();
+        call.body.end(&fields).await.unwrap();
+        let mut asked = world.origin.asked().await;
+        let (body, mut trailers) = asked.body.rest().await.unwrap();
+        trailers.sort();
+        let arrived = [("server-timing", "a"), ("x-sum", "1"), ("x-sum", "2")];
+        let arrived = arrived.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!((&*body, &*trailers), (&b"abc"[..], &arrived[..]));
+        let mut out = asked.reply(200, &[], Length::Unknown).await;
+        out.send(b"def").await.unwrap();
+        let mut fields = vec![("x-sum", "1"), ("x-sum", "2"), ("server-timing", "a")];
+        let never_down = [
+            "content-length",
+            "set-cookie",
+            "x-weir-session-start",
+            "x-weir-session-end",
+            "www-authenticate",
+        ];
+        fields.extend(never_down.map(|name| (name, "6")));
+        out.end(&fields).await.unwrap();
+        let mut answer = call.answer().await;
+        let (body, mut trailers) = answer.body.rest().await.unwrap();
+        trailers.sort();
+        assert_eq!((&*body, &*trailers), (&b"def"[..], &arrived[..]));
+    });
+}
+
+#[test]
+fn trailers_behind_no_body_arrive() {
+    on_each_pairing(async |mut world| {
+        let mut call = world.client.call("POST", "/", &[], Length::Unknown).await;
+        call.body.end(&[("x-sum", "1")]).await.unwrap();
+        let mut asked = world.origin.asked().await;
+        let sum = vec![("x-sum".to_owned(), "1".to_owned())];
+        assert_eq!(asked.body.rest().await, Ok((Vec::new(), sum.clone())));
+        let mut out = asked.reply(200, &[], Length::Unknown).await;
+        out.end(&[("x-sum", "1")]).await.unwrap();
+        let mut answer = call.answer().await;
+        assert_eq!(answer.body.rest().await, Ok((Vec::new(), sum)));
+    });
+}
+
+#[test]
+fn trailers_have_no_place_behind_a_length_of_http1() {
+    on_each_pairing(async |mut world| {
+        let call = world.client.get("/").await;
+        let mut asked = world.origin.asked().await;
+        let mut out = asked.reply(200, &[], Length::Known(3)).await;
+        out.send(b"abc").await.unwrap();
+        out.end(&[("x-sum", "1")]).await.unwrap();
+        let mut answer = call.answer().await;
+        let (body, trailers) = answer.body.rest().await.unwrap();
+        assert_eq!(body, b"abc");
+        let both = (world.asks, world.serves) == (Version::Two, Version::Two);
+        assert_eq!(trailers.len(), usize::from(both));
+    });
+}
+
+#[test]
+fn interim_responses_arrive_but_for_100() {
+    on_each_pairing(async |mut world| {
+        let mut call = world.client.get("/").await;
+        let mut asked = world.origin.asked().await;
+        asked.interim(100, &[]).await;
+        asked.interim(103, &[("link", "</a>; rel=preload")]).await;
+        let (status, fields) = call.interim().await;
+        assert_eq!(
+            (status, field(&fields, "link")),
+            (103, Some("</a>; rel=preload"))
+        );
+        asked
+            .interim(
+                103,
+                &[("link", "</b>; rel=preload"), ("connection", "x")][..1],
+            )
+            .await;
+        let (status, fields) = call.interim().await;
+        assert_eq!(
+            (status, field(&fields, "link")),
+            (103, Some("</b>; rel=preload"))
+        );
+        asked.ok("done").await;
+        assert_eq!(call.whole().await, (200, "done".to_owned()));
+    });
+}
+
+#[test]
+fn who_waits_for_100_is_told_by_weir() {
+    on_each_pairing(async |mut world| {
+        let expects = [("expect", "100-continue")];
+        let mut call = world
+            .client
+            .call("POST", "/", &expects, Length::Known(3))
+            .await;
+        assert_eq!(call.interim().await.0, 100);
+        call.body.finish(b"abc").await.unwrap();
+        let mut asked = world.origin.asked().await;
+        assert_eq!(field(&asked.fields, "expect"), None);
+        assert_eq!(asked.body.rest().await.unwrap().0, b"abc");
+        asked.ok("done").await;
+        assert_eq!(call.whole().await, (200, "done".to_owned()));
+
+        let call = world
+            .client
+            .call("POST", "/", &[("expect", "200-ok")], Length::Known(3))
+            .await;
+        assert_eq!(call.answer().await.status, 417);
+    });
+}
+
+#[test]
+fn cookies_are_one_field_and_set_cookies_are_many() {
+    on_each_pairing(async |mut world| {
+        let crumbs = [("cookie", "a=1"), ("x-a", "1"), ("cookie", "b=2; c=3")];
+        // In HTTP/1.1 a client sends one (RFC 6265 section 5.4).
+        let whole = [("cookie", "a=1; b=2; c=3")];
+        let sent = match world.asks {
+            Version::One => &whole[..],
+            Version::Two => &crumbs,
+        };
+        let call = world.client.call("GET", "/", sent, Length::None).await;
+        let mut asked = world.origin.asked().await;
+        let cookies = asked.fields.iter().filter(|(name, _)| name == "cookie");
+        let cookies: Vec<_> = cookies.map(|(_, value)| &**value).collect();
+        assert_eq!(cookies, ["a=1; b=2; c=3"]);
+        asked
+            .reply(
+                200,
+                &[("set-cookie", "d=4"), ("set-cookie", "e=5")],
+                Length::None,
+            )
+            .await;
+        let answer = call.answer().await;
+        let set = answer
+            .fields
+            .iter()
+            .filter(|(name, _)| name == "set-cookie");
+        assert_eq!(set.count(), 2);
+    });
+}
+
+#[test]
+fn fields_of_one_hop_stay_on_it() {
+    on_each_pairing(async |mut world| {
+        let ours = [
+            ("connection", "x-hop"),
+            ("x-hop", "1"),
+            ("keep-alive", "5"),
+            ("proxy-authorization", "x"),
+        ];
+        let sent = match world.asks {
+            Version::One => &ours[..],
+            Version::Two => &ours[3..],
+        };
+        let call = world.client.call("GET", "/", sent, Length::None).await;
+        let mut asked = world.origin.asked().await;
+        for (name, _) in ours {
+            assert_eq!(field(&asked.fields, name), None, "{name}");
+        }
+        let theirs = [
+            ("x-hop", "1"),
+            ("keep-alive", "5"),
+            ("proxy-authenticate", "x"),
+            ("trailer", "x"),
+        ];
+        let sent = match world.serves {
+            Version::One => &theirs[1..],
+            Version::Two => &theirs[2..],
+        };
+        asked.reply(200, sent, Length::None).await;
+        let answer = call.answer().await;
+        for (name, _) in theirs {
+            assert_eq!(field(&answer.fields, name), None, "{name}");
+        }
+        if world.asks == Version::Two {
+            assert_eq!(field(&answer.fields, "connection"), None);
+        }
+    });
+}
+
+#[test]
+fn a_host_and_an_authority_are_one() {
+    on_each_pairing(async |mut world| {
+        if world.asks == Version::One {
+            return;
+        }
+        let call = world
+            .client
+            .call("GET", "/", &[("host", "TEST")], Length::None)
+            .await;
+        let mut asked = world.origin.asked().await;
+        assert_eq!(asked.host, "test");
+        let hosts = asked.fields.iter().filter(|(name, _)| name == "host");
+        assert_eq!(hosts.count(), usize::from(world.serves == Version::One));
+        asked.ok("done").await;
+        assert_eq!(call.whole().await, (200, "done".to_owned()));
+        for host in ["other", "test:80", "test.", ""] {
+            let call = world
+                .client
+                .call("GET", "/", &[("host", host)], Length::None)
+                .await;
+            assert_eq!(call.answer().await.status, 400, "{host:?}");
+        }
+        assert!(world.origin.is_quiet().await);
+    });
+}
+
+#[test]
+fn bytes_that_some_parsers_refuse_in_a_target_arrive_or_are_refused() {
+    on_each_pairing(async |mut world| {
+        let call = world.client.get("/a;b=c/~d/:e@f?a={b}|c[d]'e'!$").await;
+        let mut asked = world.origin.asked().await;
+        assert_eq!(asked.path, "/a;b=c/~d/:e@f?a={b}|c[d]'e'!$");
+        asked.ok("done").await;
+        assert_eq!(call.whole().await.0, 200);
+    });
+}
+
+#[test]
+fn a_client_of_http_1_0_is_served_by_an_upstream_of_http2() {
+    run(async {
+        let mut world = World::new(Version::One, Version::Two).await;
+        let address = world.lane.address;
+        let ask = move |request: &'static str| {
+            tokio::task::spawn_blocking(move || raw::send(address, request.as_bytes()))
+        };
+        let reply = ask("GET /a HTTP/1.0\r\n\r\n");
+        let mut asked = world.origin.asked().await;
+        assert_eq!(
+            asked.host,
+            world.origin.address.to_string(),
+            "it names none"
+        );
+        asked.interim(103, &[]).await;
+        asked.ok("hello").await;
+        let reply = reply.await.unwrap();
+        assert_eq!(
+            (reply.status(), reply.end, reply.parts().1),
+            (Some(200), End::Closed, "hello")
+        );
+
+        let reply = ask("POST /a HTTP/1.0\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc");
+        let mut asked = world.origin.asked().await;
+        assert_eq!(
+            (&*asked.host, asked.body.rest().await.unwrap().0),
+            ("x", b"abc".to_vec())
+        );
+        let mut out = asked.reply(200, &[], Length::Unknown).await;
+        out.send(b"hel").await.unwrap();
+        out.finish(b"lo").await.unwrap();
+        let reply = reply.await.unwrap();
+        assert_eq!(
+            (reply.status(), reply.end, reply.parts().1),
+            (Some(200), End::Closed, "hello")
+        );
+        assert!(!reply.text.to_lowercase().contains("chunked"), "{reply:?}");
+
+        let (cut_off, begun) = tokio::sync::oneshot::channel();
+        let reply = tokio::task::spawn_blocking(move || {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.write_all(b"GET /a HTTP/1.0\r\n\r\n").unwrap();
+            let mut seen = Vec::new();
+            while !seen.ends_with(b"hel") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                seen.extend_from_slice(&byte);
+            }
+            cut_off.send(()).unwrap();
+            raw::read_to_end(&mut stream).end
+        });
+        let mut asked = world.origin.asked().await;
+        let mut out = asked.reply(200, &[], Length::Unknown).await;
+        out.send(b"hel").await.unwrap();
+        begun.await.unwrap();
+        out.reset();
+        assert_eq!(
+            reply.await.unwrap(),
+            End::Reset,
+            "a close would say that it is whole"
+        );
+    });
+}
+
+#[test]
+fn a_client_of_http2_may_send_many_requests_at_once() {
+    run(async {
+        let mut origin = Origin::start(Version::One).await;
+        let lane = super::Lane::start(&format!(
+            "{{listen: '127.0.0.1:0', upstream: 'http://{}'}}",
+            origin.address
+        ));
+        let mut client = Client::connect(Version::Two, lane.address).await;
+        let mut calls = Vec::new();
+        for n in 0..50 {
+            calls.push((n, client.get(&format!("/{n}")).await));
+        }
+        let mut asked = Vec::new();
+        for _ in 0..50 {
+            asked.push(origin.asked().await);
+        }
+        for mut asked in asked.into_iter().rev() {
+            let path = asked.path.clone();
+            asked.ok(&path).await;
+        }
+        for (n, call) in calls {
+            assert_eq!(call.whole().await, (200, format!("/{n}")));
+        }
+    });
+}

@@ -1,0 +1,315 @@
+//! What is on record of requests by HTTP/2: events, metrics, and answers held back until their event is safe.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::mpsc;
+
+use rusqlite::Connection;
+use serde_json::{Value, json};
+use tempfile::NamedTempFile;
+use weir::clock;
+use weir::store::audit::Filter;
+use weir::store::days::{self, Day};
+use weir::store::sqlite::Reader;
+
+use super::harness::eventually;
+use super::harness::frames::{self, DATA, END_HEADERS, END_STREAM, HEADERS, Raw};
+use super::harness::process::{Running, file};
+use super::harness::raw::{read_head, scripted};
+use super::harness::versions::{Client, Length, Origin, Outgoing, PAIRINGS, Version, run, soon};
+
+/// The events on record, the latest first, as `weir audit query` shows them.
+fn audited(config: &NamedTempFile) -> Vec<Value> {
+    let output = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["audit", "query", "--format", "jsonl", "-c"])
+        .arg(config.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines = text.lines();
+    lines
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+#[test]
+fn requests_are_on_record_as_those_of_http1() {
+    for (asks, serves) in PAIRINGS {
+        eprintln!("from {asks:?} to {serves:?}");
+        run(record(asks, serves));
+    }
+}
+
+async fn record(asks: Version, serves: Version) {
+    let mut origin = Origin::start(serves).await;
+    let folder = tempfile::tempdir().unwrap();
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nruntime: {{lanes: 1}}\n\
+         upstreams: {{app: {{endpoints: ['http://{}'], protocol: {}}}}}\n\
+         routes: [{{match: {{path: /app/*}}, upstream: app}}, {{match: {{path: /limited}}, upstream: app, rate_limits: [none]}}]\n\
+         rate_limits: {{none: {{limit: 0/h, by: constant}}}}\n\
+         audit: {{sqlite: {{path: {}}}}}\n",
+        origin.address,
+        serves.name(),
+        folder.path().join("audit.db").display(),
+    ));
+    let weir = Running::start(config.path());
+    let mut client = Client::connect(asks, weir.address.parse().unwrap()).await;
+
+    let mut call = client
+        .call("POST", "/app/whole?q=1", &[], Length::Unknown)
+        .await;
+    call.body.finish(b"abc").await.unwrap();
+    let mut asked = origin.asked().await;
+    asked.body.rest().await.unwrap();
+    let mut out = asked.reply(201, &[], Length::Unknown).await;
+    out.send(b"hello").await.unwrap();
+    out.end(&[("x-sum", "1")]).await.unwrap();
+    call.answer().await.body.rest().await.unwrap();
+
+    let call = client.get("/app/broken").await;
+    let mut asked = origin.asked().await;
+    let mut out = asked.reply(200, &[], Length::Unknown).await;
+    out.send(b"hel").await.unwrap();
+    let mut answer = call.answer().await;
+    answer.body.expect(b"hel").await;
+    out.reset();
+    drop((out, asked));
+    answer.body.rest().await.unwrap_err();
+
+    let mut call = client.get("/app/left").await;
+    let mut asked = origin.asked().await;
+    call.body.reset();
+    drop(call);
+    asked.taken_back(&mut Outgoing::Ended).await;
+
+    assert_eq!(client.get("/limited").await.whole().await.0, 429);
+    let call = client.get("/app/refused").await;
+    origin.asked().await.reset(h2::Reason::INTERNAL_ERROR);
+    assert_eq!(call.answer().await.status, 502);
+
+    eventually(|| audited(&config).len() == 5);
+    let mut events = audited(&config);
+    events.sort_by_key(|event| event["path"].as_str().map(str::to_owned));
+    let said: Vec<_> = events
+        .iter()
+        .map(|event| {
+            json!([
+                event["path"],
+                event["method"],
+                event["status"],
+                event["label"],
+                event["bytes_in"],
+                event["bytes_out"]
+            ])
+        })
+        .collect();
+    let expected = [
+        json!(["/app/broken", "GET", 200, "upstream_aborted", 0, 3]),
+        json!(["/app/left", "GET", 499, "client_left", 0, 0]),
+        json!(["/app/refused", "GET", 502, "upstream_broken", 0, 0]),
+        json!(["/app/whole", "POST", 201, null, 3, 5]),
+        json!(["/limited", "GET", 429, "quota_exceeded", 0, 0]),
+    ];
+    assert_eq!(said, expected);
+    assert_eq!(events[3]["query"], "q=1");
+    assert_eq!(events[3]["host"], "test");
+    let metrics = weir.admin().get("/metrics").body;
+    for line in [
+        "weir_requests_total{route=\"/app/*\",upstream=\"app\",class=\"2xx\"} 2",
+        "weir_requests_total{route=\"/app/*\",upstream=\"app\",class=\"4xx\"} 1",
+        "weir_requests_total{route=\"/app/*\",upstream=\"app\",class=\"5xx\"} 1",
+        "weir_rejections_total{reason=\"client_left\"} 1",
+        "weir_rejections_total{reason=\"upstream_aborted\"} 1",
+        "weir_rejections_total{reason=\"quota_exceeded\"} 1",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in {metrics}");
+    }
+}
+
+/// The paths on record.
+fn on_record(database: &Path) -> Vec<String> {
+    let events = Reader::open(database).unwrap().query(&Filter::default());
+    let paths = events.unwrap().into_iter().map(|stored| stored.event.path);
+    paths.collect()
+}
+
+/// Keeps everyone else from writing to the database while it lives.
+fn lock(database: &Path) -> Connection {
+    let today = days::file(database, Day::of(clock::wall()));
+    let connection = Connection::open(today).unwrap();
+    connection.execute_batch("BEGIN IMMEDIATE").unwrap();
+    connection
+}
+
+/// What an upstream of HTTP/1.1 sends, piece by piece, and what the client has of the body behind each while the store is
+/// locked; `None`: not even the head.
+type Pieces = &'static [(&'static str, Option<&'static str>)];
+
+/// The answer ends once its event is safe, and not before.
+fn held(name: &str, method: &str, path: &str, pieces: Pieces, status: u16, whole: &str) {
+    let (next, given) = mpsc::channel::<&str>();
+    let given = Mutex::new(given);
+    let upstream = scripted(move |mut stream| {
+        if read_head(&mut stream).is_some() {
+            for piece in given.lock().unwrap().iter() {
+                let _ = stream.write_all(piece.as_bytes());
+            }
+        }
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let database = folder.path().join("audit.db");
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nupstreams: {{app: {{endpoints: ['http://{upstream}']}}}}\n\
+         routes: [{{match: {{path: /held}}, upstream: app}}, {{match: {{path: /limited}}, upstream: app, rate_limits: [none]}}]\n\
+         rate_limits: {{none: {{limit: 0/s, by: client.ip}}}}\naudit: {{delivery: guaranteed, sqlite: {{path: {}}}}}\n",
+        database.display()
+    ));
+    let weir = Running::start(config.path());
+    let locked = lock(&database);
+    let mut raw = Raw::client(weir.address.parse().unwrap(), &[]);
+    raw.send(&frames::request(1, END_STREAM, method, path, &[]));
+    let (mut seen, mut head) = (String::new(), None);
+    for (piece, due) in pieces {
+        next.send(piece).unwrap();
+        while due.is_some_and(|due| seen != due || head.is_none()) {
+            let frame = raw.until(|frame| frame.stream == 1);
+            assert!(!frame.ends_stream(), "{name}: {frame:?}");
+            match frame.kind {
+                HEADERS => head = frame.status(),
+                DATA => seen.push_str(str::from_utf8(&frame.payload).unwrap()),
+                other => panic!("{name}: {other}"),
+            }
+        }
+    }
+    drop(next);
+    eventually(|| {
+        let metrics = weir.admin().get("/metrics").body;
+        let mut lines = metrics.lines();
+        lines.any(|line| {
+            line.strip_prefix("weir_audit_queued ")
+                .is_some_and(|n| n != "0")
+        })
+    });
+    raw.patience(std::time::Duration::from_millis(300));
+    while let Ok(frame) = raw.next() {
+        assert_ne!(frame.stream, 1, "{name}: {frame:?}");
+    }
+    assert_eq!(on_record(&database), [""; 0], "{name}");
+    raw.patience(super::harness::DEADLINE);
+    locked.execute_batch("ROLLBACK").unwrap();
+    let rest = raw.answer(1);
+    assert_eq!(rest.status.or(head), Some(status), "{name}");
+    assert!(rest.whole, "{name}: {rest:?}");
+    seen.push_str(&String::from_utf8_lossy(&rest.body));
+    if !seen.starts_with('{') {
+        assert_eq!(seen, whole, "{name}");
+    }
+    assert_eq!(on_record(&database), [path], "{name}");
+}
+
+const CHUNKS: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n";
+const LENGTH: &str = "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n";
+
+#[test]
+fn on_no_path_does_an_answer_by_http2_end_before_its_event_is_safe() {
+    let pieces: Pieces = &[("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nfirst", None)];
+    held("at once", "GET", "/held", pieces, 200, "first");
+    let pieces: Pieces = &[
+        (LENGTH, Some("")),
+        ("first", Some("first")),
+        ("other", Some("first")),
+    ];
+    held("in pieces", "GET", "/held", pieces, 200, "firstother");
+    let pieces: Pieces = &[(CHUNKS, Some("first")), ("0\r\n\r\n", Some("first"))];
+    held("chunked", "GET", "/held", pieces, 200, "first");
+    let pieces: Pieces = &[
+        (CHUNKS, Some("first")),
+        ("0\r\nx-sum: 1\r\n\r\n", Some("first")),
+    ];
+    held("trailers", "GET", "/held", pieces, 200, "first");
+    let pieces: Pieces = &[(
+        "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nfirst",
+        Some("first"),
+    )];
+    held("until close", "GET", "/held", pieces, 200, "first");
+    held("HEAD", "HEAD", "/held", &[(LENGTH, None)], 200, "");
+    held(
+        "204",
+        "GET",
+        "/held",
+        &[("HTTP/1.1 204 No Content\r\n\r\n", None)],
+        204,
+        "",
+    );
+    held(
+        "304",
+        "GET",
+        "/held",
+        &[("HTTP/1.1 304 Not Modified\r\n\r\n", None)],
+        304,
+        "",
+    );
+    held("429", "GET", "/limited", &[], 429, "");
+    held("404", "GET", "/nowhere", &[], 404, "");
+}
+
+/// From an upstream of HTTP/2, whose end may come with data, alone, or as trailers.
+#[test]
+fn no_answer_of_an_upstream_of_http2_ends_before_its_event_is_safe() {
+    for (asks, end) in [
+        (Version::One, 0),
+        (Version::One, 1),
+        (Version::Two, 0),
+        (Version::Two, 1),
+        (Version::Two, 2),
+    ] {
+        let upstream = scripted(move |stream| {
+            let mut raw = Raw::server(stream, &[]).unwrap();
+            raw.until(|frame| frame.kind == HEADERS);
+            let head = frames::block(&[(":status", "200")]);
+            let head = frames::frame(HEADERS, END_HEADERS, 1, &head);
+            let data = |flags, data: &str| frames::frame(DATA, flags, 1, data.as_bytes());
+            let trailers = frames::block(&[("x-sum", "1")]);
+            let end = match end {
+                0 => data(END_STREAM, "other"),
+                1 => [data(0, "other"), data(END_STREAM, "")].concat(),
+                _ => [
+                    data(0, "other"),
+                    frames::frame(HEADERS, END_HEADERS | END_STREAM, 1, &trailers),
+                ]
+                .concat(),
+            };
+            raw.send(&[head, data(0, "first")].concat());
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            raw.send(&end);
+            let _ = raw.farewell();
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let database = folder.path().join("audit.db");
+        let config = file(&format!(
+            "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\n\
+             upstreams: {{app: {{endpoints: ['http://{upstream}'], protocol: http2}}}}\n\
+             audit: {{delivery: guaranteed, sqlite: {{path: {}}}}}\n",
+            database.display()
+        ));
+        let weir = Running::start(config.path());
+        let locked = lock(&database);
+        run(async {
+            let mut client = Client::connect(asks, weir.address.parse().unwrap()).await;
+            let mut answer = client.get("/held").await.answer().await;
+            answer.body.expect(b"first").await;
+            let rest = answer.body.rest();
+            tokio::pin!(rest);
+            let early =
+                tokio::time::timeout(std::time::Duration::from_millis(600), &mut rest).await;
+            assert!(early.is_err(), "{asks:?} {end}: {early:?}");
+            assert_eq!(on_record(&database), [""; 0]);
+            locked.execute_batch("ROLLBACK").unwrap();
+            assert_eq!(soon(rest).await.unwrap().0, b"other", "{asks:?} {end}");
+            assert_eq!(on_record(&database), ["/held"]);
+        });
+    }
+}

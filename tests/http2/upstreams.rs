@@ -1,0 +1,371 @@
+//! Connections to an upstream of HTTP/2: how many, how full, and what becomes of requests when one of them ends.
+
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use h2::Reason;
+
+use super::harness::frames::{
+    self, END_HEADERS, END_STREAM, HEADERS, NO_ERROR, PROTOCOL_ERROR, Raw,
+};
+use super::harness::raw::scripted;
+use super::harness::versions::{Length, Origin, Outgoing, Version, run};
+use super::harness::{Lane, eventually};
+use super::{World, on_each_pairing};
+
+/// A lane in front of an upstream of HTTP/2.
+fn lane(upstream: SocketAddr) -> Lane {
+    Lane::start(&format!(
+        "listen: '127.0.0.1:0'\n\
+         upstreams: {{app: {{endpoints: ['http://{upstream}'], protocol: http2, timeout: 500ms, connect_timeout: 500ms}}}}\n"
+    ))
+}
+
+/// An upstream that gives each connection, by its number from 1, to `script`; how many came.
+fn numbered(
+    its: &'static [(u16, u32)],
+    script: impl Fn(usize, Raw) + Send + Sync + 'static,
+) -> (SocketAddr, Arc<AtomicUsize>) {
+    let count = Arc::<AtomicUsize>::default();
+    let opened = count.clone();
+    let address = scripted(move |stream: TcpStream| {
+        let number = count.fetch_add(1, Ordering::Relaxed) + 1;
+        if let Some(raw) = Raw::server(stream, its) {
+            script(number, raw);
+        }
+    });
+    (address, opened)
+}
+
+/// The next request's stream.
+fn next_request(raw: &mut Raw) -> Option<u32> {
+    loop {
+        let frame = raw.next().ok()?;
+        if frame.kind == HEADERS {
+            return Some(frame.stream);
+        }
+    }
+}
+
+/// Answers with a 200 without a body.
+fn answer(raw: &mut Raw, stream: u32) {
+    let head = frames::block(&[(":status", "200")]);
+    raw.send(&frames::frame(
+        HEADERS,
+        END_HEADERS | END_STREAM,
+        stream,
+        &head,
+    ));
+}
+
+fn answer_all(mut raw: Raw) {
+    while let Some(stream) = next_request(&mut raw) {
+        answer(&mut raw, stream);
+    }
+}
+
+#[test]
+fn one_connection_carries_requests_one_after_the_other_and_at_once() {
+    run(async {
+        let mut world = World::new(Version::One, Version::Two).await;
+        for _ in 0..3 {
+            let call = world.client.get("/").await;
+            world.origin.asked().await.ok("done").await;
+            assert_eq!(call.whole().await.0, 200);
+        }
+        let mut calls = Vec::new();
+        for _ in 0..20 {
+            calls.push(world.client.get("/").await);
+        }
+        let mut asked = Vec::new();
+        for _ in 0..20 {
+            asked.push(world.origin.asked().await);
+        }
+        for asked in &mut asked {
+            asked.ok("done").await;
+        }
+        for call in calls {
+            assert_eq!(call.whole().await.0, 200);
+        }
+        assert_eq!(world.origin.opened(), 1);
+    });
+}
+
+#[test]
+fn a_full_connection_has_another_beside_it() {
+    for asks in [Version::One, Version::Two] {
+        run(async {
+            let mut settings = h2::server::Builder::new();
+            settings.max_concurrent_streams(2);
+            let origin = Origin::with(Version::Two, &settings).await;
+            let mut world = World::before(asks, Version::Two, origin, "timeout: 5s").await;
+            let mut calls = Vec::new();
+            for _ in 0..5 {
+                calls.push(world.client.get("/").await);
+            }
+            let mut asked = Vec::new();
+            for _ in 0..5 {
+                asked.push(world.origin.asked().await);
+            }
+            assert_eq!(world.origin.opened(), 3);
+            for connection in 1..=3 {
+                let of_it = asked.iter().filter(|asked| asked.connection == connection);
+                assert!(of_it.count() <= 2);
+            }
+            for asked in &mut asked {
+                asked.ok("done").await;
+            }
+            for call in calls {
+                assert_eq!(call.whole().await.0, 200);
+            }
+            // There is room again.
+            let call = world.client.get("/").await;
+            world.origin.asked().await.ok("done").await;
+            assert_eq!(call.whole().await.0, 200);
+            assert_eq!(world.origin.opened(), 3);
+        });
+    }
+}
+
+/// RFC 9113 section 8.7: it was not looked at, so that sending it again does no harm.
+#[test]
+fn a_refused_request_is_sent_again() {
+    on_each_pairing(async |mut world| {
+        if world.serves == Version::One {
+            return;
+        }
+        for method in ["GET", "POST"] {
+            let call = world.client.call(method, "/", &[], Length::None).await;
+            world.origin.asked().await.reset(Reason::REFUSED_STREAM);
+            let mut again = world.origin.asked().await;
+            assert_eq!(again.method, method);
+            again.ok("done").await;
+            assert_eq!(call.whole().await, (200, "done".to_owned()));
+        }
+        // Once, not for ever.
+        let call = world.client.get("/").await;
+        world.origin.asked().await.reset(Reason::REFUSED_STREAM);
+        world.origin.asked().await.reset(Reason::REFUSED_STREAM);
+        assert_eq!(call.answer().await.status, 502);
+        // What is gone of a body cannot be sent again.
+        let mut call = world.client.call("POST", "/", &[], Length::Unknown).await;
+        call.body.send(b"abc").await.unwrap();
+        let mut asked = world.origin.asked().await;
+        asked.body.expect(b"abc").await;
+        asked.reset(Reason::REFUSED_STREAM);
+        assert_eq!(call.answer().await.status, 502);
+        assert!(world.origin.is_quiet().await);
+        // But one of which nothing came yet can.
+        let mut call = world.client.call("POST", "/", &[], Length::Unknown).await;
+        world.origin.asked().await.reset(Reason::REFUSED_STREAM);
+        let mut again = world.origin.asked().await;
+        call.body.finish(b"abc").await.unwrap();
+        assert_eq!(again.body.rest().await.unwrap().0, b"abc");
+        again.ok("done").await;
+        assert_eq!(call.whole().await, (200, "done".to_owned()));
+    });
+}
+
+/// What a farewell leaves out was not looked at (RFC 9113 section 6.8).
+#[test]
+fn a_request_behind_a_farewell_is_sent_again_elsewhere() {
+    for code in [NO_ERROR, PROTOCOL_ERROR] {
+        let (upstream, opened) = numbered(&[], move |number, mut raw| {
+            if number == 1 && next_request(&mut raw).is_some() {
+                raw.send(&frames::goaway(0, code));
+                let _ = raw.farewell();
+            } else {
+                answer_all(raw);
+            }
+        });
+        let lane = lane(upstream);
+        let reply = lane.connect().send("POST", "/", &[], "");
+        assert_eq!(reply.status, 200, "{code}");
+        assert_eq!(opened.load(Ordering::Relaxed), 2);
+    }
+}
+
+#[test]
+fn a_request_before_a_farewell_is_answered() {
+    let (upstream, opened) = numbered(&[], |number, mut raw| {
+        if number == 1 {
+            let first = next_request(&mut raw).unwrap();
+            raw.send(&frames::goaway(first, NO_ERROR));
+            thread::sleep(Duration::from_millis(100));
+            answer(&mut raw, first);
+        }
+        answer_all(raw);
+    });
+    let lane = lane(upstream);
+    let (mut first, mut second) = (lane.connect(), lane.connect());
+    first.begin("GET", "/", &[], "");
+    eventually(|| opened.load(Ordering::Relaxed) == 1);
+    thread::sleep(Duration::from_millis(50));
+    // It goes elsewhere, since the first connection takes no more.
+    assert_eq!(second.get("/").status, 200);
+    assert_eq!(first.finish().status, 200);
+    assert_eq!(opened.load(Ordering::Relaxed), 2);
+}
+
+#[test]
+fn a_request_that_the_upstream_may_have_seen_is_not_sent_again() {
+    let (upstream, opened) = numbered(&[], |number, mut raw| {
+        if number > 1 {
+            return answer_all(raw);
+        }
+        let first = next_request(&mut raw).unwrap();
+        answer(&mut raw, first);
+        let _ = next_request(&mut raw);
+        raw.send(&frames::goaway(3, PROTOCOL_ERROR));
+    });
+    let lane = lane(upstream);
+    assert_eq!(lane.connect().send("POST", "/", &[], "").status, 200);
+    assert_eq!(lane.connect().send("POST", "/", &[], "").status, 502);
+    assert_eq!(opened.load(Ordering::Relaxed), 1);
+    assert_eq!(lane.connect().send("POST", "/", &[], "").status, 200);
+    assert_eq!(opened.load(Ordering::Relaxed), 2);
+}
+
+#[test]
+fn a_connection_closed_between_requests_costs_none() {
+    let (upstream, opened) = numbered(&[], |_, mut raw| {
+        let first = next_request(&mut raw).unwrap();
+        answer(&mut raw, first);
+    });
+    let lane = lane(upstream);
+    for round in 1..=5 {
+        assert_eq!(lane.connect().send("POST", "/", &[], "").status, 200);
+        assert_eq!(opened.load(Ordering::Relaxed), round);
+        // So that its end is here before the next request.
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A GET meets the close of its connection on its way, and is sent again; a POST may have been seen.
+#[test]
+fn a_connection_closed_under_a_request_costs_only_what_does_harm() {
+    let (upstream, _) = numbered(&[], |_, mut raw| {
+        let first = next_request(&mut raw).unwrap();
+        answer(&mut raw, first);
+        let _ = next_request(&mut raw);
+    });
+    let lane = lane(upstream);
+    assert_eq!(lane.connect().get("/").status, 200);
+    assert_eq!(lane.connect().get("/").status, 200);
+    assert_eq!(lane.connect().send("POST", "/", &[], "").status, 502);
+}
+
+/// The network took it away without a word: no request is to wait for what never answers, again and again.
+#[test]
+fn a_silent_connection_is_given_up() {
+    let (upstream, opened) = numbered(&[], |number, mut raw| {
+        if number > 1 {
+            return answer_all(raw);
+        }
+        let first = next_request(&mut raw).unwrap();
+        answer(&mut raw, first);
+        // Open, and never read again.
+        thread::sleep(Duration::from_secs(60));
+    });
+    let lane = lane(upstream);
+    assert_eq!(lane.connect().get("/").status, 200);
+    assert_eq!(lane.connect().get("/").status, 504);
+    eventually(|| lane.connect().get("/").status == 200);
+    assert_eq!(opened.load(Ordering::Relaxed), 2);
+}
+
+/// One request that takes too long says nothing of the others on its connection.
+#[test]
+fn a_slow_answer_leaves_its_connection() {
+    run(async {
+        let origin = Origin::start(Version::Two).await;
+        let mut world = World::before(
+            Version::Two,
+            Version::Two,
+            origin,
+            "timeout: 300ms, connect_timeout: 300ms",
+        )
+        .await;
+        let call = world.client.get("/slow").await;
+        let mut slow = world.origin.asked().await;
+        assert_eq!(call.answer().await.status, 504);
+        slow.taken_back(&mut Outgoing::Ended).await;
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        let call = world.client.get("/").await;
+        world.origin.asked().await.ok("done").await;
+        assert_eq!(call.whole().await.0, 200);
+        assert_eq!(world.origin.opened(), 1);
+    });
+}
+
+#[test]
+fn an_idle_connection_is_closed() {
+    run(async {
+        let origin = Origin::start(Version::Two).await;
+        let mut world = World::before(Version::One, Version::Two, origin, "idle_timeout: 1s").await;
+        for round in 1..=2 {
+            let call = world.client.get("/").await;
+            let mut asked = world.origin.asked().await;
+            assert_eq!(asked.connection, round);
+            asked.ok("done").await;
+            assert_eq!(call.whole().await.0, 200);
+            tokio::time::sleep(Duration::from_millis(2500)).await;
+        }
+    });
+}
+
+#[test]
+fn an_upstream_that_speaks_no_http2_is_a_502() {
+    let upstream = scripted(|mut stream| {
+        let _ = std::io::Read::read(&mut stream, &mut [0; 1000]);
+        let _ = std::io::Write::write_all(
+            &mut stream,
+            b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n",
+        );
+    });
+    assert_eq!(lane(upstream).connect().get("/").status, 502);
+    let silent = scripted(|_stream| thread::sleep(Duration::from_secs(60)));
+    assert_eq!(lane(silent).connect().get("/").status, 504);
+    let closing = scripted(drop);
+    assert_eq!(lane(closing).connect().get("/").status, 502);
+}
+
+/// What is refused before it was looked at is tried on another connection; the client of HTTP/2 notices nothing.
+#[test]
+fn a_refusal_of_one_stream_leaves_the_others() {
+    run(async {
+        let mut world = World::new(Version::Two, Version::Two).await;
+        let first = world.client.get("/first").await;
+        let mut asked = world.origin.asked().await;
+        let second = world.client.get("/second").await;
+        world.origin.asked().await.reset(Reason::REFUSED_STREAM);
+        world.origin.asked().await.ok("second").await;
+        assert_eq!(second.whole().await.1, "second");
+        asked.ok("first").await;
+        assert_eq!(first.whole().await.1, "first");
+    });
+}
+
+/// Each waits for the connection of the first, but not one after the other.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "what is measured")]
+fn an_upstream_that_cannot_be_reached_is_told_to_all_at_once() {
+    let silent = scripted(|_stream| thread::sleep(Duration::from_secs(60)));
+    let lane = lane(silent);
+    let began = Instant::now();
+    let mut clients: Vec<_> = (0..20).map(|_| lane.connect()).collect();
+    for client in &mut clients {
+        client.begin("GET", "/", &[], "");
+    }
+    for client in &mut clients {
+        assert_eq!(client.finish().status, 504);
+    }
+    assert!(
+        began.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        began.elapsed()
+    );
+}

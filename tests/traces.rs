@@ -1,0 +1,414 @@
+//! Traces, over sockets: what weir makes of what callers say, and what collectors get.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a broken step of a test is a failed test"
+)]
+
+mod harness;
+
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use harness::collector::Collector;
+use harness::process::{Running, file};
+use harness::raw;
+use harness::{Client, Lane, Upstream, eventually, eventually_within};
+use serde_json::{Value, json};
+
+const ID: &str = "0af7651916cd43dd8448eb211c80319c";
+const PARENT: &str = "b7ad6b7169203331";
+
+fn lane(upstream: &Upstream, trusted: &str, traces: &str) -> Lane {
+    Lane::start(&format!(
+        "listeners: [{{address: '127.0.0.1:0', client_ip: {{trusted_proxies: [{trusted}]}}}}]\n\
+         upstreams: {{app: {{endpoints: ['{}']}}}}\ntelemetry: {{{traces}}}\n",
+        upstream.url()
+    ))
+}
+
+/// The values of this field of the head that the upstream gets.
+fn told(lane: &Lane, upstream: &Upstream, name: &str, fields: &[&str]) -> Vec<String> {
+    assert_eq!(lane.connect().send("GET", "/", fields, "").status, 200);
+    values(&upstream.wait_for_request(), name)
+}
+
+fn values(head: &str, name: &str) -> Vec<String> {
+    let fields = head.lines().filter_map(|line| line.split_once(": "));
+    fields
+        .filter(|(other, _)| other.eq_ignore_ascii_case(name))
+        .map(|(_, value)| value.to_owned())
+        .collect()
+}
+
+/// The one `traceparent` of these: its trace, parent and flags.
+fn parts(mut values: Vec<String>) -> (String, String, String) {
+    assert_eq!(values.len(), 1, "{values:?}");
+    let value = values.remove(0);
+    let parts: Vec<_> = value.split('-').collect();
+    assert_eq!(
+        (value.len(), parts.len(), parts[0]),
+        (55, 4, "00"),
+        "{value}"
+    );
+    (
+        parts[1].to_owned(),
+        parts[2].to_owned(),
+        parts[3].to_owned(),
+    )
+}
+
+#[test]
+fn a_trusted_proxy_s_trace_goes_on_with_weir_s_call_as_the_parent() {
+    let upstream = Upstream::answering("");
+    let lane = lane(&upstream, "127.0.0.1", "traces: {sample: 100%}");
+    for flags in ["00", "01"] {
+        let given = format!("TraceParent: 00-{ID}-{PARENT}-{flags}");
+        let fields = [given.as_str(), "tracestate: a=1", "Tracestate: b=2,c=3"];
+        lane.connect().send("GET", "/", &fields, "");
+        let head = upstream.wait_for_request();
+        let (trace, parent, said) = parts(values(&head, "traceparent"));
+        assert_eq!((trace.as_str(), said.as_str()), (ID, flags));
+        assert!(parent != PARENT && parent != "0".repeat(16), "{parent}");
+        assert_eq!(values(&head, "tracestate"), ["a=1", "b=2,c=3"]);
+    }
+    // A later version is told in the one that weir knows.
+    let given = format!("traceparent: cc-{ID}-{PARENT}-03-more");
+    let (trace, _, flags) = parts(told(&lane, &upstream, "traceparent", &[&given]));
+    assert_eq!((trace.as_str(), flags.as_str()), (ID, "01"));
+    // A state that no one could read goes no further; the trace does.
+    let given = format!("traceparent: 00-{ID}-{PARENT}-01");
+    let fields = [given.as_str(), "tracestate: A=1"];
+    assert_eq!(told(&lane, &upstream, "tracestate", &fields), [""; 0]);
+}
+
+#[test]
+fn every_other_request_begins_a_trace() {
+    let upstream = Upstream::answering("");
+    let trusting = lane(&upstream, "127.0.0.1", "traces: {sample: 100%}");
+    let alone = lane(&upstream, "", "traces: {sample: 0%}");
+    let valid = format!("traceparent: 00-{ID}-{PARENT}-01");
+    let upper = format!("traceparent: 00-{}-{PARENT}-01", ID.to_uppercase());
+    let zero = format!("traceparent: 00-{}-{PARENT}-01", "0".repeat(32));
+    let mut traces = Vec::new();
+    for (lane, fields, expected) in [
+        (&alone, vec![valid.as_str(), "tracestate: a=1"], "00"),
+        (&alone, vec![], "00"),
+        (&trusting, vec![], "01"),
+        (&trusting, vec!["tracestate: a=1"], "01"),
+        (&trusting, vec![valid.as_str(), valid.as_str()], "01"),
+        (&trusting, vec![upper.as_str(), "tracestate: a=1"], "01"),
+        (&trusting, vec![zero.as_str()], "01"),
+    ] {
+        lane.connect().send("GET", "/", &fields, "");
+        let head = upstream.wait_for_request();
+        let (trace, _, flags) = parts(values(&head, "traceparent"));
+        assert_eq!(flags, expected, "{fields:?}");
+        assert_eq!(values(&head, "tracestate"), [""; 0], "{fields:?}");
+        assert!(trace != ID && !traces.contains(&trace), "{fields:?}");
+        traces.push(trace);
+    }
+}
+
+#[test]
+fn without_a_part_in_traces_weir_leaves_them_alone() {
+    let upstream = Upstream::answering("");
+    let lane = lane(&upstream, "", "log: {}");
+    let given = format!("traceparent: 00-{ID}-{PARENT}-01");
+    let fields = [given.as_str(), "tracestate: A"];
+    lane.connect().send("GET", "/", &fields, "");
+    let head = upstream.wait_for_request();
+    assert!(
+        head.contains(&given) && head.contains("tracestate: A\r\n"),
+        "{head}"
+    );
+    assert_eq!(told(&lane, &upstream, "traceparent", &[]), [""; 0]);
+}
+
+#[test]
+fn a_share_of_new_traces_is_kept() {
+    let upstream = Upstream::answering("");
+    let lane = lane(&upstream, "", "traces: {sample: 20%}");
+    let mut client = lane.connect();
+    let mut kept = 0;
+    for _ in 0..1_000 {
+        client.get("/");
+        let (_, _, flags) = parts(values(&upstream.wait_for_request(), "traceparent"));
+        kept += u32::from(flags == "01");
+    }
+    // Within ten standard deviations, some 13 each.
+    assert!((70..=330).contains(&kept), "{kept}");
+}
+
+/// weir that sends the spans of all of its own traces, and trusts callers; a limit on /limited, and no upstream behind /broken.
+fn weir(upstream: &Upstream, traces: &str) -> Running {
+    let config = file(&format!(
+        "listeners: [{{address: '127.0.0.1:0', client_ip: {{trusted_proxies: [127.0.0.1]}}}}]\n\
+         admin: {{address: '127.0.0.1:0'}}\ntelemetry: {{traces: {{{traces}}}}}\n\
+         upstreams: {{app: {{endpoints: ['{}']}}, gone: {{endpoints: ['http://127.0.0.1:1']}}}}\n\
+         sessions: {{web: {{}}}}\nrate_limits: {{none: {{limit: 0/s, by: constant}}, many: {{limit: 1000/s, by: constant}}}}\n\
+         routes:\n  - {{match: {{path: /limited}}, upstream: app, rate_limits: [none]}}\n\
+         \x20 - {{match: {{path: /broken}}, upstream: gone}}\n\
+         \x20 - {{match: {{path: /pay/*}}, upstream: app, rate_limits: [many], rewrite: {{path_prefix: /v2}}}}\n\
+         \x20 - {{match: {{path: /here}}, reply: {{body: x}}}}\n\
+         \x20 - {{upstream: app}}\n",
+        upstream.url()
+    ));
+    let environment = [("OTEL_EXPORTER_OTLP_HEADERS", "x-key=secret")];
+    Running::start_as("proxy", config.path(), &environment)
+}
+
+fn counted(weir: &Running, result: &str) -> u64 {
+    let series = format!("weir_trace_spans_total{{result=\"{result}\"}} ");
+    let text = weir.admin().get("/metrics").body;
+    let line = text.lines().find_map(|line| line.strip_prefix(&series));
+    line.unwrap().parse().unwrap()
+}
+
+/// The next two spans: of the request, and of the call.
+fn pair(collector: &Collector) -> (Value, Value) {
+    let mut spans = [collector.span(), collector.span()];
+    spans.sort_by_key(|span| span["kind"].as_u64());
+    let [server, client] = spans;
+    assert_eq!((&server["kind"], &client["kind"]), (&json!(2), &json!(3)));
+    assert_eq!(client["parent_id"], server["span_id"]);
+    assert_eq!(client["trace_id"], server["trace_id"]);
+    assert!(client["start"].as_u64() >= server["start"].as_u64());
+    assert!(client["end"].as_u64() <= server["end"].as_u64());
+    (server, client)
+}
+
+#[test]
+fn a_collector_gets_a_request_and_its_call_with_what_was_decided() {
+    let (upstream, collector) = (Upstream::answering("hello"), Collector::start(None));
+    let traces = format!("otlp: '{}', sample: 100%", collector.url());
+    let weir = weir(&upstream, &traces);
+    let given = format!("traceparent: 00-{ID}-{PARENT}-01");
+    let fields = [
+        given.as_str(),
+        "Host: shop.example.com:81",
+        "User-Agent: t/1",
+    ];
+    weir.client().send("GET", "/pay/x?a=1&token=s", &fields, "");
+    let (_, told, _) = parts(values(&upstream.wait_for_request(), "traceparent"));
+    let (server, client) = pair(&collector);
+    assert_eq!(
+        (&server["trace_id"], &server["parent_id"]),
+        (&json!(ID), &json!(PARENT))
+    );
+    assert_eq!(client["span_id"], told);
+    assert_eq!(
+        (&server["name"], &client["name"]),
+        (&json!("GET /pay/*"), &json!("GET"))
+    );
+    assert_eq!(
+        (&server["status"], &client["status"]),
+        (&json!(0), &json!(0))
+    );
+    for (key, value) in [
+        ("http.request.method", json!("GET")),
+        ("http.response.status_code", json!(200)),
+        ("http.route", json!("/pay/*")),
+        ("http.response.body.size", json!(5)),
+        ("url.scheme", json!("http")),
+        ("url.path", json!("/pay/x")),
+        ("url.query", json!("a=1&token=***")),
+        ("server.address", json!("shop.example.com")),
+        ("server.port", json!(81)),
+        ("client.address", json!("127.0.0.1")),
+        ("user_agent.original", json!("t/1")),
+        ("weir.upstream", json!("app")),
+        ("weir.session", json!(false)),
+        ("weir.limits", json!(["many: admitted"])),
+    ] {
+        assert_eq!(server["attributes"][key], value, "{key} {server}");
+    }
+    let url = format!("{}/v2/x?a=1&token=***", upstream.url());
+    assert_eq!(client["attributes"]["url.full"], url);
+    assert_eq!(client["attributes"]["http.response.status_code"], 200);
+    assert_eq!(
+        (&server["resource"]["service.name"], &server["scope"]),
+        (&json!("weir"), &json!("weir"))
+    );
+    assert_eq!(server["key"], "secret");
+    assert!(server["attributes"].get("error.type").is_none(), "{server}");
+
+    // What weir answers itself has no call.
+    for (path, status, kind) in [
+        ("/limited", 429, json!("quota_exceeded")),
+        ("/here", 200, Value::Null),
+        ("/\\", 400, json!("bad_path")),
+    ] {
+        weir.client().get(path);
+        let span = collector.span();
+        let attributes = &span["attributes"];
+        assert_eq!(attributes["http.response.status_code"], status, "{span}");
+        assert_eq!(attributes["weir.rejection"], kind, "{span}");
+        assert_eq!(
+            (&span["kind"], &span["status"]),
+            (&json!(2), &json!(0)),
+            "{span}"
+        );
+        assert_eq!(span["parent_id"], "");
+    }
+    // A call that failed is one, and an error on both sides.
+    weir.client().get("/broken");
+    let (server, client) = pair(&collector);
+    for span in [server, client] {
+        assert_eq!(span["status"], 2, "{span}");
+        assert_eq!(span["attributes"]["error.type"], "connect_failed", "{span}");
+    }
+    eventually(|| counted(&weir, "exported") == 7);
+    assert_eq!(counted(&weir, "dropped"), 0);
+}
+
+#[test]
+fn a_call_says_how_often_it_was_tried_again() {
+    let (upstream, collector) = (Upstream::answering(""), Collector::start(None));
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\ntelemetry: {{traces: {{otlp: '{}', sample: 100%}}}}\n\
+         upstreams: {{app: {{endpoints: ['http://127.0.0.1:1', '{}'], load_balancing: round_robin, \
+         retries: {{attempts: 1, retry_on: [connect_failure]}}}}}}\n",
+        collector.url(),
+        upstream.url()
+    ));
+    let weir = Running::start_as("proxy", config.path(), &[]);
+    let mut again = Vec::new();
+    // One of two endpoints in turn is dead.
+    for _ in 0..2 {
+        assert_eq!(weir.client().get("/").status, 200);
+        let (_, client) = pair(&collector);
+        assert_eq!(
+            client["attributes"]["url.full"],
+            format!("{}/", upstream.url())
+        );
+        again.push(client["attributes"]["http.request.resend_count"].clone());
+    }
+    assert!(again.contains(&json!(1)), "{again:?}");
+}
+
+#[test]
+fn what_is_sent_is_what_is_sampled() {
+    let (upstream, collector) = (Upstream::answering(""), Collector::start(None));
+    let weir = weir(
+        &upstream,
+        &format!("otlp: '{}', sample: 0%", collector.url()),
+    );
+    let mut client = weir.client();
+    let not = format!("traceparent: 00-{ID}-{PARENT}-00");
+    let sampled = format!("traceparent: 00-{ID}-{PARENT}-01");
+    for fields in [vec![], vec![not.as_str()], vec![sampled.as_str()], vec![]] {
+        assert_eq!(client.send("GET", "/", &fields, "").status, 200);
+    }
+    // Its own share is none, and a caller's word goes before it.
+    let (server, _) = pair(&collector);
+    assert_eq!(server["trace_id"], ID);
+    weir.signal("TERM");
+    let mut weir = weir;
+    assert!(weir.child.wait().unwrap().success());
+    assert_eq!(collector.spans(), [Value::Null; 0]);
+}
+
+#[test]
+fn the_last_spans_are_out_before_the_process_ends() {
+    let (upstream, collector) = (Upstream::answering(""), Collector::start(None));
+    let mut weir = weir(
+        &upstream,
+        &format!("otlp: '{}', sample: 100%", collector.url()),
+    );
+    let mut client = weir.client();
+    for _ in 0..150 {
+        client.get("/");
+    }
+    weir.signal("TERM");
+    assert!(weir.child.wait().unwrap().success());
+    let mut found = 0;
+    eventually(|| {
+        found += collector.spans().len();
+        found == 300
+    });
+}
+
+#[test]
+fn a_collector_that_is_away_costs_spans_which_are_counted_and_said_once() {
+    let upstream = Upstream::answering("");
+    let port = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let weir = weir(
+        &upstream,
+        &format!("otlp: 'http://127.0.0.1:{port}', sample: 100%"),
+    );
+    let mut client = weir.client();
+    client.get("/");
+    weir.log_until("the collector takes no spans");
+    eventually(|| counted(&weir, "dropped") == 2);
+    client.get("/");
+    eventually(|| counted(&weir, "dropped") == 4);
+    assert_eq!(counted(&weir, "exported"), 0);
+    let collector = Collector::start(Some(port));
+    eventually_within(Duration::from_secs(30), || {
+        client.get("/");
+        !collector.spans().is_empty()
+    });
+    let line = weir.log_until("the collector takes");
+    assert!(line.contains("spans again"), "{line}");
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a bound on time")]
+fn a_collector_that_hangs_holds_up_no_request() {
+    let upstream = Upstream::answering("");
+    // It takes connections and never says a word.
+    let silent = raw::scripted(|stream| {
+        let mut stream = stream;
+        let _ = std::io::copy(&mut stream, &mut std::io::sink());
+    });
+    let weir = weir(&upstream, &format!("otlp: 'http://{silent}', sample: 100%"));
+    let mut client = weir.client();
+    let mut longest = Duration::ZERO;
+    // The queue is full after a while, long before the call of the collector is given up.
+    eventually_within(Duration::from_secs(30), || {
+        for _ in 0..100 {
+            let start = Instant::now();
+            assert_eq!(client.get("/").status, 200);
+            longest = longest.max(start.elapsed());
+        }
+        counted(&weir, "dropped") > 0
+    });
+    assert!(longest < Duration::from_secs(2), "{longest:?}");
+    assert_eq!(counted(&weir, "exported"), 0);
+}
+
+#[test]
+fn a_reload_sends_spans_to_another_collector() {
+    let (upstream, one, other) = (
+        Upstream::answering(""),
+        Collector::start(None),
+        Collector::start(None),
+    );
+    let config = |traces: &str| {
+        format!(
+            "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nupstream: {}\ntelemetry: {{{traces}}}\n",
+            upstream.url()
+        )
+    };
+    let to =
+        |collector: &Collector| format!("traces: {{otlp: '{}', sample: 100%}}", collector.url());
+    let file = file(&config("log: {}"));
+    let weir = Running::start(file.path());
+    let mut client = weir.client();
+    let reaches = |client: &mut Client, collector: &Collector| {
+        std::fs::write(file.path(), config(&to(collector))).unwrap();
+        weir.signal("HUP");
+        eventually(|| {
+            let reply = client.get("/");
+            assert_eq!(reply.status, 200, "{reply:?}");
+            !collector.spans().is_empty()
+        });
+    };
+    reaches(&mut client, &one);
+    reaches(&mut client, &other);
+}
