@@ -10,7 +10,7 @@ run: ## Start the demo: weir in front of weir echo, until Ctrl-C (WEIR_PORT=8081
 	@config/demo.sh
 
 test: peers ## Run every test
-	@tests/need.sh curl openssl redis-server postgresql libfaketime
+	@tests/need.sh curl openssl redis-server postgresql libfaketime iproute2 iptables
 	@tests/otlp-venv.sh
 	cargo test --all-targets
 
@@ -54,7 +54,7 @@ fuzz: export PATH := $(CURDIR)/target/fuzz-tools/bin:$(PATH)
 fuzz: ## Fuzz each parser for FUZZ_SECONDS (60); the first build takes minutes
 	@test -x target/fuzz-tools/bin/cargo-fuzz || \
 		cargo install -q --locked --root target/fuzz-tools cargo-fuzz --version 0.13.2
-	@set -e; for target in batch config head path websocket; do \
+	@set -e; for target in batch config head path proxy_protocol websocket; do \
 		mkdir -p fuzz/corpus/$$target; \
 		cargo fuzz run --target-dir target/fuzz $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
 			-max_total_time=$(FUZZ_SECONDS) -print_final_stats=1; \

@@ -461,7 +461,7 @@ impl Plan {
             config
                 .listeners
                 .iter()
-                .map(|listener| listener.address)
+                .map(|listener| (listener.address.clone(), listener.socket_mode))
                 .collect::<Vec<_>>()
         };
         if addresses(&config) != addresses(&self.config) {

@@ -14,6 +14,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use weir::admin::health::Heartbeat;
 use weir::config::check;
+use weir::config::listeners::Address;
+use weir::net::listen::Bound;
 use weir::plan::Plan;
 use weir::proxy::lane;
 
@@ -53,8 +55,10 @@ fn weir(upstream: SocketAddr) -> SocketAddr {
 
 fn configured(file: &str) -> SocketAddr {
     let config = check::parse(file, &|_| None).unwrap();
-    let listener = lane::listen(config.listeners[0].address).unwrap();
-    let address = listener.local_addr().unwrap();
+    let listener = Bound::new(&config.listeners[0].address, 0o600).unwrap();
+    let Address::Tcp(address) = listener.address().unwrap() else {
+        panic!("not a port");
+    };
     let (plan, following) = watch::channel(Plan::new(config, Arc::default(), None, None));
     let (never, draining) = watch::channel(false);
     lane::spawn(vec![listener], following, draining, Heartbeat::default()).unwrap();

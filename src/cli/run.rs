@@ -24,7 +24,9 @@ use crate::audit::{self, Recorder};
 use crate::clock;
 use crate::config::Config;
 use crate::config::audit::{Audit, Delivery};
+use crate::config::listeners::Address;
 use crate::config::redis::Redis;
+use crate::net::listen::{Bound, SocketFiles};
 use crate::net::tls::Secured;
 use crate::plan::Plan;
 use crate::proxy::reload::Fingerprint;
@@ -87,10 +89,10 @@ async fn supervise(
         None => None,
     };
     let lanes = config.lanes.or(thread::available_parallelism().ok());
-    let mut addresses: Vec<_> = config
+    let listeners: Vec<_> = config
         .listeners
         .iter()
-        .map(|listener| listener.address)
+        .map(|listener| (listener.address.clone(), listener.socket_mode))
         .collect();
     let metrics_of_all = Arc::<Metrics>::default();
     let (fleet, redis) = match &config.redis {
@@ -138,22 +140,30 @@ async fn supervise(
     drop(first);
     let (drain, draining) = watch::channel(false);
     let (unready, is_unready) = watch::channel(false);
-    addresses.iter().try_for_each(|address| is_free(*address))?;
+    let first_sockets = sockets(&listeners)?;
+    let socket_files = SocketFiles::of(&first_sockets);
+    let addresses = first_sockets.iter().map(Bound::address);
+    let addresses = addresses.collect::<std::io::Result<Vec<_>>>()?;
     let heartbeats: Vec<_> = (0..lanes.map_or(1, usize::from))
         .map(|_| Heartbeat::default())
         .collect();
-    let threads = heartbeats
-        .iter()
-        .map(|heartbeat| {
-            let sockets = sockets(&mut addresses)?;
-            Ok(lane::spawn(
+    let mut sockets_of_lanes = Vec::with_capacity(heartbeats.len());
+    for _ in 1..heartbeats.len() {
+        let again = first_sockets.iter().map(Bound::again);
+        sockets_of_lanes.push(again.collect::<std::io::Result<Vec<_>>>()?);
+    }
+    sockets_of_lanes.push(first_sockets);
+    let lanes = heartbeats.iter().zip(sockets_of_lanes);
+    let threads = lanes
+        .map(|(heartbeat, sockets)| {
+            lane::spawn(
                 sockets,
                 following.clone(),
                 draining.clone(),
                 heartbeat.clone(),
-            )?)
+            )
         })
-        .collect::<anyhow::Result<Vec<_>>>()?;
+        .collect::<std::io::Result<Vec<_>>>()?;
     let addresses = addresses
         .iter()
         .map(ToString::to_string)
@@ -227,6 +237,7 @@ async fn supervise(
         let within = last_plan.borrow().config.drain;
         companion.stop(within).await;
     }
+    drop(socket_files);
     ended?;
     match gave_up {
         Some(gave_up) => Err(gave_up.into()),
@@ -365,23 +376,24 @@ pub(super) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 }
 
 /// Fails when another process listens there: lanes share their port, and would share it with another weir unnoticed.
-fn is_free(address: SocketAddr) -> anyhow::Result<()> {
-    std::net::TcpListener::bind(address)
-        .map(drop)
-        .with_context(|| format!("cannot listen on {address}"))
+fn is_free(address: &Address) -> anyhow::Result<()> {
+    match address {
+        Address::Tcp(tcp) => std::net::TcpListener::bind(tcp)
+            .map(drop)
+            .with_context(|| format!("cannot listen on {address}")),
+        // Told when it is made: there is one for all lanes.
+        Address::Unix(_) => Ok(()),
+    }
 }
 
-/// One lane's listeners. All lanes share the ports that the first one was given, which matters when the file asks for
-/// port 0.
-fn sockets(addresses: &mut [SocketAddr]) -> anyhow::Result<Vec<std::net::TcpListener>> {
-    let mut sockets = Vec::new();
-    for address in addresses {
-        let socket =
-            lane::listen(*address).with_context(|| format!("cannot listen on {address}"))?;
-        *address = socket.local_addr()?;
-        sockets.push(socket);
-    }
-    Ok(sockets)
+/// The first lane's sockets, one for each listener. All lanes share the ports that it was given, which matters when the file asks
+/// for port 0.
+fn sockets(listeners: &[(Address, u32)]) -> anyhow::Result<Vec<Bound>> {
+    let socket = |(address, mode): &(Address, u32)| {
+        is_free(address)?;
+        Bound::new(address, *mode).with_context(|| format!("cannot listen on {address}"))
+    };
+    listeners.iter().map(socket).collect()
 }
 
 fn join(threads: Vec<JoinHandle<std::io::Result<()>>>) -> anyhow::Result<()> {

@@ -1,19 +1,44 @@
 //! Listeners, checked.
 
+use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
-pub use super::raw::ListenerProtocol;
+pub use super::raw::{ListenerProtocol, ProxyProtocol};
 use super::tls::ListenerTls;
 use crate::http1::head::HeadLimits;
+
+/// Where a listener is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    Tcp(SocketAddr),
+    /// A Unix socket at this path.
+    Unix(PathBuf),
+}
+
+/// `IP:PORT` or `unix:PATH`.
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Tcp(address) => write!(f, "{address}"),
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
 
 /// Where clients connect, and what they may send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listener {
     pub name: String,
-    pub address: SocketAddr,
+    pub address: Address,
+    /// Of the file, where the address is one.
+    pub socket_mode: u32,
+    pub proxy_protocol: ProxyProtocol,
+    /// Whether requests go where their connections were to go before they were redirected here.
+    pub transparent: bool,
     pub protocol: ListenerProtocol,
     /// `None`: connections are plain.
     pub tls: Option<ListenerTls>,

@@ -29,7 +29,8 @@ pub use limits::{
     RateLimit, RateLimitDefaults, RetryAfter,
 };
 pub use listeners::{
-    ClientAuth, ClientIp, Limits, Listener, ListenerProtocol, ListenerTls, Timeouts, TlsVersion,
+    ClientAuth, ClientIp, Limits, Listener, ListenerProtocol, ListenerTls, ProxyProtocol, Timeouts,
+    TlsVersion,
 };
 pub use postgres::{Pool, Postgres};
 pub use redis::{Certificate, Redis, RedisClient, RedisMode, Tls};

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::{Deserialize, Deserializer, Error};
+use serde::de::{Deserialize, Deserializer, Error, Visitor};
 use serde::ser::{Serialize, Serializer};
 
 /// A length of time: `250ms`, `10s`, `5m`, `2h`, `400d`, and sums of them such as `1h30m`.
@@ -20,6 +20,10 @@ pub struct ByteSize(pub u64);
 /// A share: `50%`, from `0%` to `100%`; decimals allowed.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
 pub struct Percent(pub f64);
+
+/// The permissions of a file, as chmod takes them: `660`. In quotes: YAML has other ideas of what a number with a zero ahead is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileMode(pub u32);
 
 const SPANS: [(&str, u64); 5] = [
     ("ms", 1),
@@ -127,6 +131,44 @@ impl fmt::Display for Percent {
     }
 }
 
+impl FromStr for FileMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<FileMode, String> {
+        let mode = u32::from_str_radix(text, 8)
+            .ok()
+            .filter(|mode| *mode <= 0o777 && !text.starts_with('+'));
+        mode.map(FileMode)
+            .ok_or_else(|| format!("\"{text}\" is not a mode of a file: use, for example, \"660\""))
+    }
+}
+
+impl fmt::Display for FileMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:03o}", self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for FileMode {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<FileMode, D::Error> {
+        struct InQuotes;
+
+        impl Visitor<'_> for InQuotes {
+            type Value = FileMode;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a mode in quotes, for example \"660\"")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<FileMode, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+
+        deserializer.deserialize_any(InQuotes)
+    }
+}
+
 fn split_number(text: &str) -> Option<(u64, &str)> {
     let end = text
         .find(|c: char| !c.is_ascii_digit())
@@ -143,10 +185,18 @@ macro_rules! as_text {
     ($name:ident, $pattern:literal) => {
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<$name, D::Error> {
-                String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+                String::deserialize(deserializer)?
+                    .parse()
+                    .map_err(D::Error::custom)
             }
         }
 
+        to_text!($name, $pattern);
+    };
+}
+
+macro_rules! to_text {
+    ($name:ident, $pattern:literal) => {
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 serializer.collect_str(self)
@@ -169,6 +219,7 @@ as_text!(Span, r"^([0-9]+(ms|s|m|h|d))+$");
 as_text!(ByteSize, r"^[0-9]+ *(B|KiB|MiB|GiB|kB|MB|GB)$");
 
 as_text!(Percent, r"^[0-9.]+%$");
+to_text!(FileMode, r"^[0-7]{1,4}$");
 
 #[cfg(test)]
 mod tests {

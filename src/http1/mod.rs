@@ -4,6 +4,7 @@ pub mod body;
 pub mod head;
 pub mod hygiene;
 pub mod path;
+pub mod proxy_protocol;
 pub mod response;
 pub mod trace_context;
 pub mod trailers;

@@ -1,5 +1,6 @@
 //! Connections as bytes: what carries them is no matter to those who speak HTTP over them.
 
+pub mod listen;
 pub mod stream;
 pub mod tls;
 pub mod tunnel;

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
@@ -43,6 +44,40 @@ impl Socket {
             Socket::Tcp(tcp) => tcp.poll_read_ready(cx),
             Socket::Unix(unix) => unix.poll_read_ready(cx),
         }
+    }
+
+    /// Reads `bytes` that were peeked at.
+    pub fn take(&self, bytes: &mut [u8]) -> io::Result<()> {
+        let mut taken = 0;
+        while taken < bytes.len() {
+            let some = match self {
+                Socket::Tcp(tcp) => tcp.try_read(&mut bytes[taken..])?,
+                Socket::Unix(unix) => unix.try_read(&mut bytes[taken..])?,
+            };
+            if some == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            taken += some;
+        }
+        Ok(())
+    }
+
+    /// Where it was to go before it was redirected to this socket, as the kernel's connection tracking knows; `None` where it knows
+    /// nothing.
+    pub fn original_destination(&self) -> Option<SocketAddr> {
+        let socket = SockRef::from(self);
+        let is_v4 = self.local_address()?.is_ipv4();
+        let address = match is_v4 {
+            true => socket.original_dst_v4(),
+            false => socket.original_dst_v6(),
+        };
+        address.ok()?.as_socket()
+    }
+
+    /// Its near end; IPv4 as such, also where it is mapped to IPv6.
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        let address = SockRef::from(self).local_addr().ok()?.as_socket()?;
+        Some(canonical(address))
     }
 
     /// Ready with what waits to be read, and stays there; nothing at the end.
@@ -168,6 +203,11 @@ impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket().as_fd()
     }
+}
+
+/// The address alone, IPv4 as such also where it is mapped to IPv6: two names of one end are then equal.
+pub fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// A stream of which some bytes were read already: they come first.

@@ -1,6 +1,7 @@
 //! The policies of a request, one after the other, cheap before dear. What passes is [`Admitted`], and only that can be
 //! sent on, or an [`Answer`], where weir itself has it.
 
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use smallvec::SmallVec;
 use super::answer::Answer;
 use super::audit;
 use super::draft::{self, Seen};
-use super::handle::Conn;
+use super::handle::{Conn, Redirected};
 use super::headers::{self, Client, RequestId};
 use super::quota::{Facts, Quota};
 use super::record::Record;
@@ -17,11 +18,13 @@ use super::reply::{CircuitOpen, Rejection};
 use super::sessions;
 use super::trace;
 use crate::clock;
-use crate::config::Route;
+use crate::config::listeners::Address;
 use crate::config::rewrite::To;
 use crate::config::upstreams::Balancing;
+use crate::config::{Listener, Route};
 use crate::http1::head::{BodyLength, HeadError, RequestHead};
 use crate::http1::path::{self, PathError};
+use crate::net::stream::canonical;
 use crate::plan::Plan;
 use crate::policy::balance;
 use crate::policy::limit::Now;
@@ -29,6 +32,7 @@ use crate::policy::rewrite::{self, Asked};
 use crate::policy::routes;
 use crate::policy::session::Session;
 use crate::store::breakers::Entry;
+use crate::upstream::{Aim, ours};
 
 /// A request that every policy lets pass.
 pub(super) struct Admitted<'p> {
@@ -45,8 +49,8 @@ pub(super) struct Admitted<'p> {
     pub expects: bool,
     pub session: Option<Arc<Session>>,
     pub quota: Quota<'p>,
-    /// The hash of what endpoints are told apart by, where they are by a key that the request has.
-    pub ring_key: Option<u64>,
+    /// Which endpoint is wanted.
+    pub aim: Aim,
     /// The right to one call of the upstream, where it has a breaker.
     pub entry: Option<Entry>,
 }
@@ -143,6 +147,7 @@ pub(super) async fn admit<'p>(
     };
     let spare = &conn.lane.outbox.spare;
     record.draft = draft::begin(plan, spare, route.audit, seen, buffer, Some(head));
+    let original = original_destination(plan, conn)?;
     let mut facts = Facts {
         request,
         query,
@@ -219,7 +224,10 @@ pub(super) async fn admit<'p>(
         plan,
         route,
         upstream,
-        ring_key: ring_key(plan, upstream, &facts),
+        aim: Aim {
+            key: ring_key(plan, upstream, &facts),
+            original,
+        },
         target,
         client,
         request_id,
@@ -228,6 +236,26 @@ pub(super) async fn admit<'p>(
         quota,
         entry,
     }))
+}
+
+/// Where a transparent listener's request goes. One that would come back to weir is refused: it would go round without end.
+fn original_destination(plan: &Plan, conn: &Conn<'_>) -> Result<Option<SocketAddr>, Rejection> {
+    let Some(Redirected { to, here, from }) = conn.peer.redirected.as_deref() else {
+        return Ok(None);
+    };
+    let to = to.ok_or(Rejection::NotRedirected)?;
+    let is_here = |listener: &Listener| match listener.address {
+        Address::Tcp(address) => address.port() == to.port(),
+        Address::Unix(_) => false,
+    };
+    let is_near = to.ip().is_loopback() || here.is_none_or(|here| here.ip() == to.ip());
+    if Some(canonical(to)) == *here || (is_near && plan.config.listeners.iter().any(is_here)) {
+        return Err(Rejection::NotRedirected);
+    }
+    match from.is_some_and(ours::is_ours) {
+        true => Err(Rejection::Loop),
+        false => Ok(Some(to)),
+    }
 }
 
 /// Whether the file names parameters in the route's path, so that with them no other route can be meant.

@@ -65,7 +65,7 @@ pub(super) async fn send(
     let exchanged = exchange(
         request,
         (cluster, retries),
-        outgoing.ring_key,
+        outgoing.aim,
         ends,
         &mut upload,
         out,

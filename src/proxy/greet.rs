@@ -1,26 +1,26 @@
 //! What comes before HTTP on a client's connection: who is at its other end, and what carries its bytes. Must not read HTTP.
 
 use std::future::poll_fn;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::time::Instant;
 
 use rustls::ProtocolVersion;
 use rustls::server::Acceptor;
 use rustls::{HandshakeKind, ServerConnection};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::handle::{self, Peer};
+use super::handle::{self, Peer, Redirected};
 use super::lane::Lane;
 use super::reply::{Asker, Rejection};
 use super::wire::write;
 use crate::clock;
 use crate::config::Listener;
-use crate::config::listeners::ListenerProtocol;
-use crate::net::stream::{Socket, Stream};
+use crate::config::listeners::{ListenerProtocol, ProxyProtocol};
+use crate::http1::proxy_protocol::{self, ProxyError};
+use crate::net::stream::{Socket, Stream, canonical};
 use crate::net::tls::{Protocol, Trouble};
 use crate::plan::Greeting;
 
@@ -30,31 +30,67 @@ const HANDSHAKE: u8 = 22;
 /// A connection that is ready for HTTP.
 pub(super) struct Guest {
     pub stream: Stream,
+    /// What was read of it already, and is HTTP.
+    pub ahead: Vec<u8>,
     pub peer: Peer,
     /// What is spoken, where that is known; `None`: its first bytes tell.
     pub agreed: Option<Protocol>,
 }
 
-/// Greets whoever comes to a listener, and serves it until its connection ends.
+/// Greets whoever comes to a listener, from `peer` where that is known, and serves it until its connection ends.
 pub(super) async fn greet(
     lane: &Rc<Lane>,
     listener_index: usize,
-    client: TcpStream,
-    peer: SocketAddr,
+    socket: Socket,
+    peer: Option<SocketAddr>,
 ) {
-    if client.set_nodelay(true).is_err() {
+    if socket.set_nodelay().is_err() {
         return;
     }
     let plan = lane.plan.current();
     let listener = &plan.shared.config.listeners[listener_index];
+    let redirected = listener.transparent.then(|| redirected(&socket, peer));
+    // Whoever reaches a Unix socket is of this machine.
+    let mut ip = peer.map_or(Ipv4Addr::LOCALHOST.into(), |peer| peer.ip());
+    let mut ahead = Vec::new();
+    let is_required = match listener.proxy_protocol {
+        ProxyProtocol::None => None,
+        ProxyProtocol::Accept => Some(false),
+        ProxyProtocol::Require => Some(true),
+    };
+    if let Some(is_required) = is_required {
+        // Apart, so that others have no room for it.
+        let read = Box::pin(read_proxy_header(&socket, is_required));
+        match timeout(listener.header_read, read).await {
+            Ok(Ok(Announced { client, rest })) => {
+                ip = client.map_or(ip, |client| client.ip());
+                ahead = rest;
+            }
+            failed => {
+                let reason = match failed {
+                    Ok(Err(failure)) => failure.reason(),
+                    Ok(Ok(_)) => None,
+                    Err(_) => Some("timed_out"),
+                };
+                if let Some(reason) = reason {
+                    let failures = &plan.shared.metrics.proxy_failures;
+                    failures.count(&listener.name, reason);
+                }
+                return;
+            }
+        }
+    }
     let agreed = match listener.protocol {
         ListenerProtocol::Auto => None,
         ListenerProtocol::Http1 => Some(Protocol::Http1),
         ListenerProtocol::Http2 => Some(Protocol::Http2),
     };
+    let mut peer = Peer::new(ip);
+    peer.redirected = redirected.map(Box::new);
     let mut guest = Guest {
-        stream: client.into(),
-        peer: Peer::new(peer.ip()),
+        stream: Stream::Plain(socket),
+        ahead,
+        peer,
         agreed,
     };
     match (&listener.tls, &plan.shared.greetings[listener_index]) {
@@ -73,6 +109,83 @@ pub(super) async fn greet(
     handle::connection(lane, listener_index, guest).await;
 }
 
+/// What a connection says of itself before its own bytes.
+struct Announced {
+    /// Whose it is, if it says so.
+    client: Option<SocketAddr>,
+    /// What was read and turned out to be its own already.
+    rest: Vec<u8>,
+}
+
+/// Why a PROXY header was not read.
+enum NoHeader {
+    Bad(ProxyError),
+    /// The connection was closed within it.
+    Gone,
+    /// Before it: health checks by TCP do that.
+    Unused,
+}
+
+impl NoHeader {
+    /// As metrics name it; `None` for what is no fault.
+    fn reason(&self) -> Option<&'static str> {
+        match self {
+            NoHeader::Bad(ProxyError::Absent) => Some("absent"),
+            NoHeader::Bad(ProxyError::Malformed) => Some("malformed"),
+            NoHeader::Bad(ProxyError::TooLong) => Some("too_long"),
+            NoHeader::Gone => Some("gone"),
+            NoHeader::Unused => None,
+        }
+    }
+}
+
+/// Reads a PROXY header and not a byte more, so that what comes next finds its own.
+async fn read_proxy_header(socket: &Socket, is_required: bool) -> Result<Announced, NoHeader> {
+    let mut read = Vec::new();
+    loop {
+        let mut room = [0; 512];
+        let peeked = poll_fn(|cx| socket.poll_peek(cx, &mut room)).await;
+        let some = match peeked {
+            Ok(some @ 1..) => some,
+            Ok(0) | Err(_) if read.is_empty() => return Err(NoHeader::Unused),
+            Ok(_) | Err(_) => return Err(NoHeader::Gone),
+        };
+        let before = read.len();
+        read.extend_from_slice(&room[..some]);
+        let (of_header, client) = match proxy_protocol::parse(&read) {
+            Ok(Some(header)) => (header.len - before, Some(header.client)),
+            Ok(None) => (some, None),
+            Err(ProxyError::Absent) if !is_required => {
+                // It began like one and is none.
+                read.truncate(before);
+                return Ok(Announced {
+                    client: None,
+                    rest: read,
+                });
+            }
+            Err(error) => return Err(NoHeader::Bad(error)),
+        };
+        socket
+            .take(&mut room[..of_header])
+            .map_err(|_| NoHeader::Gone)?;
+        if let Some(client) = client {
+            return Ok(Announced {
+                client,
+                rest: Vec::new(),
+            });
+        }
+    }
+}
+
+/// Where the connection was to go.
+fn redirected(socket: &Socket, peer: Option<SocketAddr>) -> Redirected {
+    Redirected {
+        to: socket.original_destination(),
+        here: socket.local_address(),
+        from: peer.map(canonical),
+    }
+}
+
 /// The guest under TLS; `None` where that did not come about.
 async fn secure(
     lane: &Lane,
@@ -83,6 +196,12 @@ async fn secure(
     let Stream::Plain(socket) = guest.stream else {
         return None;
     };
+    if !guest.ahead.is_empty() {
+        // It began as a PROXY header does, and so not as TLS.
+        greeting.metrics.failures[Trouble::NotTls as usize].inc();
+        tell_of_tls(lane, socket).await;
+        return None;
+    }
     let began = clock::now();
     let done = timeout(listener.tls_handshake, shake_hands(lane, greeting, socket)).await;
     let done = done.unwrap_or(Err(Some(Trouble::TimedOut)));
@@ -99,6 +218,7 @@ async fn secure(
     count(greeting, connection, began);
     let (facts, agreed) = greeting.tls.facts(connection);
     Some(Guest {
+        ahead: guest.ahead,
         peer: Peer {
             tls: Some(Box::new(facts)),
             ..guest.peer

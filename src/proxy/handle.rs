@@ -1,7 +1,7 @@
 //! The life of a client's connection: heads are read, checked and handed to `forward`; what is refused is answered by
 //! `reply`. The one place that decides whether the connection lives on.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -82,6 +82,18 @@ pub(super) struct Peer {
     pub text: String,
     /// Where the connection is under TLS.
     pub tls: Option<Box<ClientFacts>>,
+    /// Where the listener is transparent.
+    pub redirected: Option<Box<Redirected>>,
+}
+
+/// A connection that was redirected here, or should have been.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Redirected {
+    /// Where it was to go, if that is known.
+    pub to: Option<SocketAddr>,
+    /// Where it came to.
+    pub here: Option<SocketAddr>,
+    pub from: Option<SocketAddr>,
 }
 
 impl Peer {
@@ -91,6 +103,7 @@ impl Peer {
             ip,
             text: ip.to_string(),
             tls: None,
+            redirected: None,
         }
     }
 }
@@ -118,18 +131,20 @@ impl Ends<'_> {
 pub(super) async fn connection(lane: &Rc<Lane>, listener_index: usize, guest: Guest) {
     let Guest {
         stream: mut client,
+        ahead,
         peer,
         agreed,
     } = guest;
     if agreed == Some(Protocol::Http2) {
-        let bytes = Vec::new();
         let client = Ahead {
-            bytes,
+            bytes: ahead,
             stream: client,
         };
         return Box::pin(http2::connection(lane, listener_index, client, peer)).await;
     }
     let mut buffer = lane.buffers.take();
+    buffer.extend_from_slice(&ahead);
+    drop(ahead);
     let mut deadlines = Deadlines::new();
     let mut may_switch = agreed.is_none();
     loop {

@@ -1,15 +1,12 @@
 //! A lane: a thread with its own runtime, listener and upstream pool, so that no request crosses threads or takes a lock.
 
 use std::io;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::TcpListener;
 use tokio::runtime;
 use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
@@ -21,6 +18,7 @@ use super::outbox::Outbox;
 use super::reply::Date;
 use super::wire::Buffers;
 use crate::admin::health::Heartbeat;
+use crate::net::listen::{Accepting, Bound};
 use crate::plan::Plan;
 use crate::store::fleet::FleetConnections;
 use crate::telemetry::metrics::Metrics;
@@ -41,25 +39,10 @@ pub(super) struct Lane {
 /// How often a lane says that it turns.
 const BEAT_EVERY: Duration = Duration::from_secs(1);
 
-/// A listener on `address` that other lanes can share (SO_REUSEPORT).
-pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM,
-        Some(Protocol::TCP),
-    )?;
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(1024)?;
-    Ok(socket.into())
-}
-
 /// Starts a lane on `listeners`, one for each listener of the configuration, in its order. Once `draining` turns true it
 /// stops accepting, closes idle connections, lets requests in flight end for at most the drain time, and its thread ends. It beats `heartbeat` while it turns.
 pub fn spawn(
-    listeners: Vec<std::net::TcpListener>,
+    listeners: Vec<Bound>,
     plan: watch::Receiver<Arc<Plan>>,
     draining: watch::Receiver<bool>,
     heartbeat: Heartbeat,
@@ -76,7 +59,7 @@ pub fn spawn(
 }
 
 async fn serve(
-    listeners: Vec<std::net::TcpListener>,
+    listeners: Vec<Bound>,
     plan: watch::Receiver<Arc<Plan>>,
     draining: watch::Receiver<bool>,
     heartbeat: Heartbeat,
@@ -101,11 +84,7 @@ async fn serve(
     });
     let mut accepting = JoinSet::new();
     for (index, listener) in listeners.into_iter().enumerate() {
-        accepting.spawn_local(accept(
-            lane.clone(),
-            index,
-            TcpListener::from_std(listener)?,
-        ));
+        accepting.spawn_local(accept(lane.clone(), index, listener.accepting()?));
     }
     let beating = tokio::task::spawn_local(async move {
         loop {
@@ -141,7 +120,7 @@ async fn secure(lane: Rc<Lane>) {
 }
 
 /// Serves one listener until the drain, and its connections until they end or the drain's time is over.
-async fn accept(lane: Rc<Lane>, listener_index: usize, listener: TcpListener) {
+async fn accept(lane: Rc<Lane>, listener_index: usize, listener: Accepting) {
     let mut draining = lane.draining.clone();
     let metrics = lane.plan.current().shared.metrics.clone();
     let mut connections = JoinSet::new();

@@ -24,6 +24,7 @@ use crate::http2::grpc::{self, GrpcStatus};
 use crate::plan::Plan;
 use crate::policy::session::Session;
 use crate::store::breakers::{End, Entry};
+use crate::upstream::Aim;
 
 /// A checked request with its head as it goes out, and what its answer will need.
 pub(super) struct Outgoing<'p, 'l> {
@@ -31,8 +32,8 @@ pub(super) struct Outgoing<'p, 'l> {
     pub route: &'p Route,
     /// An index into the configuration's upstreams.
     pub upstream: usize,
-    /// Where endpoints are chosen by it.
-    pub ring_key: Option<u64>,
+    /// Which endpoint is wanted.
+    pub aim: Aim,
     pub request: Request,
     /// Its head as HTTP/1.1; later the response's.
     pub out: Buffer<'l>,
@@ -87,7 +88,7 @@ pub(super) fn prepare<'p, 'l>(
         plan: shared,
         route,
         upstream: upstream_index,
-        ring_key,
+        aim,
         expects,
         session,
         quota,
@@ -122,7 +123,7 @@ pub(super) fn prepare<'p, 'l>(
         shared,
         route,
         upstream: upstream_index,
-        ring_key,
+        aim,
         request,
         out,
         keep_alive: head.keep_alive,
@@ -269,7 +270,9 @@ pub(super) fn end_of(failure: &Failure, record: &Record) -> Option<End> {
         | Rejection::Expectation
         | Rejection::PlainOnTls
         | Rejection::OtherProtocol
-        | Rejection::NotSwitched => None,
+        | Rejection::NotSwitched
+        | Rejection::NotRedirected
+        | Rejection::Loop => None,
     }
 }
 

@@ -56,6 +56,10 @@ pub enum Rejection {
     BodyTooLarge,
     /// An Expect other than `100-continue`.
     Expectation,
+    /// Its connection came to a transparent listener and was meant for weir itself, or for no one knows whom.
+    NotRedirected,
+    /// It is weir's own, redirected back.
+    Loop,
     /// Plain HTTP, to a listener that speaks TLS.
     PlainOnTls,
     ConnectFailed,
@@ -167,6 +171,8 @@ impl Rejection {
             Rejection::BodyTooLarge => (413, "Content Too Large", "http_request_error"),
             Rejection::Expectation => (417, "Expectation Failed", "http_request_error"),
             Rejection::ConnectFailed => (502, "Bad Gateway", "connection_refused"),
+            Rejection::NotRedirected => (502, "Bad Gateway", "destination_not_found"),
+            Rejection::Loop => (502, "Bad Gateway", "proxy_loop_detected"),
             Rejection::UpstreamTls(trouble) => (502, "Bad Gateway", tls::said_of(*trouble).0),
             Rejection::ConnectTimeout => (504, "Gateway Timeout", "connection_timeout"),
             Rejection::UpstreamBroken => (502, "Bad Gateway", "http_protocol_error"),
@@ -210,6 +216,10 @@ impl Rejection {
             Rejection::Expectation => "only 100-continue can be expected",
             Rejection::PlainOnTls => "plain HTTP was sent to a port that speaks TLS: use https",
             Rejection::ConnectFailed => "upstream cannot be reached",
+            Rejection::NotRedirected => {
+                "the connection was not redirected here, so that there is nowhere to go"
+            }
+            Rejection::Loop => "the request came back to the proxy that sent it",
             Rejection::UpstreamTls(trouble) => tls::said_of(*trouble).2,
             Rejection::ConnectTimeout => "upstream did not accept a connection in time",
             Rejection::UpstreamBroken => "upstream broke off or sent nonsense",
@@ -253,6 +263,8 @@ impl Rejection {
             Rejection::Expectation => "expectation",
             Rejection::PlainOnTls => "plain_on_tls",
             Rejection::ConnectFailed => "connect_failed",
+            Rejection::NotRedirected => "not_redirected",
+            Rejection::Loop => "loop",
             Rejection::UpstreamTls(trouble) => tls::said_of(*trouble).1,
             Rejection::ConnectTimeout => "connect_timeout",
             Rejection::UpstreamBroken => "upstream_broken",
@@ -283,6 +295,8 @@ impl Rejection {
             | Rejection::BodyTooLarge
             | Rejection::Expectation
             | Rejection::PlainOnTls
+            | Rejection::NotRedirected
+            | Rejection::Loop
             | Rejection::TooManySessions
             | Rejection::SessionsFull
             | Rejection::Overloaded

@@ -24,7 +24,7 @@ use crate::http1::head::BodyLength;
 use crate::http1::response::ResponseBody;
 use crate::policy::retry;
 use crate::store::breakers::End;
-use crate::upstream::{Cluster, Connected, Outcome, Picked, Pool, Retrying, Slot, Unreached};
+use crate::upstream::{Aim, Cluster, Connected, Outcome, Picked, Pool, Retrying, Slot, Unreached};
 
 /// The endpoint that has answered, over this connection.
 pub(super) struct Reached<'c> {
@@ -63,7 +63,7 @@ impl Reached<'_> {
 pub(super) async fn exchange<'c>(
     request: &Request,
     (cluster, retries): (&'c Cluster, Option<&Retries>),
-    ring_key: Option<u64>,
+    aim: Aim,
     ends: &mut Ends<'_>,
     upload: &mut Upload<'_>,
     head: &[u8],
@@ -71,7 +71,7 @@ pub(super) async fn exchange<'c>(
     record: &mut Record,
 ) -> Result<(Reached<'c>, Answered), Failure> {
     let slot = cluster.enter().await.map_err(|_| Rejection::Overloaded)?;
-    let picked = cluster.pick(ring_key, &[]);
+    let picked = cluster.pick(aim, &[]);
     let mut picked = picked.map_err(|_| Rejection::NoEndpoint)?;
     let mut retrying = None;
     let tried = match retries {
@@ -85,7 +85,7 @@ pub(super) async fn exchange<'c>(
             let tries = try_and_again(
                 request,
                 (cluster, retries),
-                ring_key,
+                aim,
                 &mut picked,
                 &mut retrying,
                 ends,
@@ -119,7 +119,7 @@ pub(super) async fn exchange<'c>(
 async fn try_and_again<'c>(
     request: &Request,
     (cluster, retries): (&'c Cluster, &Retries),
-    ring_key: Option<u64>,
+    aim: Aim,
     picked: &mut Picked<'c>,
     retrying: &mut Option<Retrying<'c>>,
     ends: &mut Ends<'_>,
@@ -183,7 +183,7 @@ async fn try_and_again<'c>(
             return Err(Failure::ClientGone);
         }
         before.push(picked.pool.clone());
-        let Ok(next) = cluster.pick(ring_key, &before) else {
+        let Ok(next) = cluster.pick(aim, &before) else {
             return tried;
         };
         if let Ok((connected, answered)) = tried

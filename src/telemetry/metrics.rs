@@ -15,6 +15,7 @@ use prometheus_client::registry::Registry;
 
 use super::audit_metrics::AuditMetrics;
 use super::drain_metrics::DrainMetrics;
+use super::proxy_metrics::ProxyFailures;
 use super::tls_metrics::TlsMetrics;
 use super::told_metrics::{self, Told};
 use super::upstream_metrics::{UpstreamMetrics, Upstreams};
@@ -62,6 +63,7 @@ pub struct Metrics {
     pub panics: Counter,
     pub drain: DrainMetrics,
     pub tls: TlsMetrics,
+    pub proxy_failures: ProxyFailures,
     upstreams: Upstreams,
     pub access_log: Told,
     pub traces: Told,
@@ -273,6 +275,7 @@ impl Default for Metrics {
             panics: Counter::default(),
             drain: DrainMetrics::register(&mut registry),
             tls: TlsMetrics::register(&mut registry),
+            proxy_failures: ProxyFailures::register(&mut registry),
             upstreams: Upstreams::register(&mut registry),
             access_log: told_metrics::access_log(&mut registry),
             traces: told_metrics::traces(&mut registry),

@@ -5,6 +5,7 @@ pub mod audit_metrics;
 pub mod drain_metrics;
 pub mod log;
 pub mod metrics;
+pub mod proxy_metrics;
 pub mod spans;
 pub mod tls_metrics;
 pub mod told_metrics;

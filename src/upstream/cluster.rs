@@ -1,6 +1,8 @@
 //! One lane's view of an upstream: which endpoint takes a request, and the lane's connections to each.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,6 +18,9 @@ use crate::clock;
 use crate::config::upstreams::Balancing;
 use crate::policy::balance;
 
+/// Original destinations that a lane keeps idle connections to.
+const MAX_ORIGINALS: usize = 1024;
+
 /// One lane's view of an upstream.
 #[derive(Debug)]
 pub struct Cluster {
@@ -25,6 +30,8 @@ pub struct Cluster {
     /// Of `round_robin`.
     turn: Cell<usize>,
     view: RefCell<Rc<View>>,
+    /// Connections to where those of transparent listeners were to go.
+    originals: RefCell<HashMap<SocketAddr, Rc<Pool>>>,
     /// Closes idle connections that other lanes have use for; where they are capped.
     closing: Option<AbortHandle>,
 }
@@ -35,6 +42,15 @@ struct View {
     picture: Arc<Picture>,
     /// One for each endpoint of the picture, in its order.
     pools: Vec<Rc<Pool>>,
+}
+
+/// Which endpoint a request wants.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Aim {
+    /// The hash of what endpoints are told apart by, where they are by a key that the request has.
+    pub key: Option<u64>,
+    /// Where its connection was to go, in place of the endpoints that the file names.
+    pub original: Option<SocketAddr>,
 }
 
 /// No endpoint may be used: none is known, or none is up.
@@ -77,6 +93,7 @@ impl Cluster {
             // Lanes that begin with different endpoints do not go round together.
             turn: Cell::new(fastrand::usize(..)),
             view: RefCell::new(Rc::new(view)),
+            originals: RefCell::default(),
             closing: shared.caps.clone().map(|caps| {
                 let closing = close_on_demand(cluster.clone(), caps);
                 tokio::task::spawn_local(closing).abort_handle()
@@ -96,8 +113,13 @@ impl Cluster {
         Ok(slot)
     }
 
-    /// The endpoint for a request, by the hash of its key where that counts; one that is not of `tried`, where there is one.
-    pub fn pick(&self, key: Option<u64>, tried: &[Rc<Pool>]) -> Result<Picked<'_>, NoEndpoint> {
+    /// The endpoint for a request; one that is not of `tried`, where there is one.
+    pub fn pick(&self, aim: Aim, tried: &[Rc<Pool>]) -> Result<Picked<'_>, NoEndpoint> {
+        let Aim { key, original } = aim;
+        if let Some(original) = original {
+            // Apart, since no other request needs it.
+            return Ok(self.pick_original(original));
+        }
         if self.shared.is_lone {
             let pool = self.view.borrow().pools[0].clone();
             return Ok(Picked {
@@ -129,6 +151,25 @@ impl Cluster {
             pool,
             cluster: self,
         })
+    }
+
+    #[cold]
+    fn pick_original(&self, original: SocketAddr) -> Picked<'_> {
+        let mut originals = self.originals.borrow_mut();
+        if originals.len() >= MAX_ORIGINALS && !originals.contains_key(&original) {
+            // Those that no request uses; their idle connections with them.
+            originals.retain(|_, pool| Rc::strong_count(pool) > 1);
+        }
+        let pool = originals
+            .entry(original)
+            .or_insert_with(|| Rc::new(self.shared.original(original)));
+        if !self.shared.is_lone {
+            pool.endpoint.under_way.fetch_add(1, Ordering::Relaxed);
+        }
+        Picked {
+            pool: pool.clone(),
+            cluster: self,
+        }
     }
 
     fn choose(&self, picture: &Picture, among: &[usize], key: Option<u64>) -> Option<usize> {

@@ -222,6 +222,14 @@ impl Endpoints {
         )
     }
 
+    /// A lane's connections to where those of a transparent listener were to go.
+    pub(super) fn original(&self, to: SocketAddr) -> Pool {
+        let endpoint = Arc::new(Endpoint::new(to.to_string(), None));
+        let mut pool = self.pool(endpoint);
+        pool.is_original = true;
+        pool
+    }
+
     fn shows(&self, tls: Option<&Arc<ClientTls>>) -> bool {
         self.tls.as_ref().map(Arc::as_ptr) == tls.map(Arc::as_ptr)
     }

@@ -120,6 +120,7 @@ impl Multiplexed {
         let Connected {
             stream,
             place: counted,
+            ours,
             ..
         } = connected;
         let handshake = async {
@@ -165,7 +166,7 @@ impl Multiplexed {
                     .await;
                 }
             };
-            let _counted = counted;
+            let _counted = (counted, ours);
             // Its end, be it good or bad, is seen by the next request that asks for a place.
             tokio::select! {
                 _ = connection => {}

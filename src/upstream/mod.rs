@@ -10,10 +10,11 @@ pub mod connect;
 mod endpoints;
 pub mod http2;
 pub mod names;
+pub mod ours;
 mod pool;
 pub mod probe;
 mod resolve;
 
-pub use cluster::{Cluster, NoEndpoint, Outcome, Picked, Slot};
+pub use cluster::{Aim, Cluster, NoEndpoint, Outcome, Picked, Slot};
 pub use endpoints::{Counts, Endpoint, Endpoints, Retrying};
 pub use pool::{Connected, Pool, Unreached};

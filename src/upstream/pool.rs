@@ -10,6 +10,7 @@ use super::caps::{Caps, Full, Place};
 use super::connect::{Way, connect};
 use super::endpoints::Endpoint;
 use super::http2::{self, Multiplexed};
+use super::ours::Ours;
 use crate::clock;
 use crate::config::Upstream;
 use crate::net::stream::Stream;
@@ -25,6 +26,8 @@ pub struct Pool {
     pub endpoint: Arc<Endpoint>,
     /// Whether its connections are under TLS.
     pub is_secure: bool,
+    /// Whether its endpoint is where connections of clients were to go, so that weir's own might come back.
+    pub(super) is_original: bool,
     tls: Option<Arc<ClientTls>>,
     connect_timeout: Duration,
     idle_timeout: Duration,
@@ -41,6 +44,8 @@ pub struct Connected {
     pub reused: bool,
     /// Where connections are capped.
     pub(super) place: Option<Place>,
+    /// Where it might come back.
+    pub(super) ours: Option<Ours>,
 }
 
 /// Why there is no connection.
@@ -64,6 +69,7 @@ impl Pool {
         Pool {
             endpoint,
             is_secure: settings.tls.is_some(),
+            is_original: false,
             tls,
             connect_timeout: settings.connect_timeout,
             idle_timeout: settings.idle_timeout,
@@ -108,10 +114,15 @@ impl Pool {
         let Endpoint { target, name, .. } = &*self.endpoint;
         let way = Way::new(self.is_secure, self.tls.as_deref(), name);
         let stream = connect(target, way, self.connect_timeout).await?;
+        let near = self
+            .is_original
+            .then(|| stream.socket().local_address())
+            .flatten();
         Ok(Connected {
             stream,
             reused: false,
             place,
+            ours: near.map(Ours::note),
         })
     }
 

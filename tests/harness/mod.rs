@@ -36,6 +36,8 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use weir::admin::health::Heartbeat;
 use weir::config::check;
+use weir::config::listeners::Address;
+use weir::net::listen::Bound;
 use weir::plan::Plan;
 use weir::proxy::lane;
 use weir::store::fleet::Fleet;
@@ -94,8 +96,10 @@ impl Lane {
         let metrics = Arc::<Metrics>::default();
         let redis = config.redis.as_ref();
         let fleet = redis.map(|redis| Fleet::new(redis, &metrics).unwrap());
-        let listener = lane::listen(config.listeners[0].address).unwrap();
-        let address = listener.local_addr().unwrap();
+        let listener = Bound::new(&config.listeners[0].address, 0o600).unwrap();
+        let Address::Tcp(address) = listener.address().unwrap() else {
+            panic!("not a port");
+        };
         let plan = Plan::new(config, metrics, None, fleet.clone());
         let (plan, following) = watch::channel(plan);
         let (drain, draining) = watch::channel(false);

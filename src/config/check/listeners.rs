@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use super::redis::not_empty;
 use super::{Checker, SECOND, span};
 use crate::config::Listener;
+use crate::config::listeners::Address;
 use crate::config::raw;
 use crate::config::tls::{Certificate, ClientAuth, ListenerTls};
-use crate::config::units::{ByteSize, Span};
+use crate::config::units::{ByteSize, FileMode, Span};
 use crate::config::yaml::At;
 use crate::http1::head::HeadLimits;
 
@@ -26,7 +27,10 @@ impl Checker {
             let plain = raw::Listener {
                 name: None,
                 address,
+                socket_mode: None,
                 protocol: None,
+                proxy_protocol: None,
+                transparent: None,
                 tls: None,
                 client_ip: None,
                 limits: None,
@@ -75,7 +79,22 @@ impl Checker {
         raw: raw::Listener,
     ) -> Listener {
         let key = |key: &str| format!("{}.{key}", path.unwrap_or_default());
-        let address = self.address(address, raw.address);
+        let place = (raw.address.line, raw.address.column);
+        let address = self.listen_address(address, raw.address);
+        let is_file = matches!(address, Address::Unix(_));
+        let mode = raw.socket_mode.and_then(|at| {
+            let (line, column) = (at.line, at.column);
+            if !is_file {
+                let message = "a mode is for the file of a Unix socket: leave it out";
+                self.say(&key("socket_mode"), line, column, message.to_owned());
+            }
+            at.value
+        });
+        let transparent = raw.transparent.and_then(|at| at.value).unwrap_or(false);
+        if transparent && is_file {
+            let message = "connections are redirected to a port, never to a socket: use IP:PORT";
+            self.say(&key("address"), place.0, place.1, message.to_owned());
+        }
         let tls = raw.tls.and_then(|at| self.listener_tls(&key("tls"), at));
         let trusted = raw.client_ip.and_then(|at| at.value).map(|raw| {
             let path = key("client_ip.trusted_proxies");
@@ -94,6 +113,12 @@ impl Checker {
         Listener {
             name,
             address,
+            socket_mode: mode.map_or(0o660, |FileMode(mode)| mode),
+            proxy_protocol: raw
+                .proxy_protocol
+                .and_then(|at| at.value)
+                .unwrap_or_default(),
+            transparent,
             protocol: raw.protocol.and_then(|at| at.value).unwrap_or_default(),
             tls,
             head_limits: HeadLimits {
@@ -122,6 +147,22 @@ impl Checker {
             ),
             trusted_proxies: trusted.unwrap_or_default(),
         }
+    }
+
+    fn listen_address(&mut self, path: &str, at: At<String>) -> Address {
+        let file = at
+            .value
+            .as_deref()
+            .and_then(|text| text.strip_prefix("unix:"));
+        let Some(file) = file.map(PathBuf::from) else {
+            return Address::Tcp(self.address(path, at));
+        };
+        if !file.is_absolute() {
+            let message = "a socket has an absolute path: use, for example, unix:/run/weir/in.sock"
+                .to_owned();
+            self.say(path, at.line, at.column, message);
+        }
+        Address::Unix(file)
     }
 
     fn listener_tls(&mut self, path: &str, at: At<raw::ListenerTls>) -> Option<ListenerTls> {
@@ -179,5 +220,119 @@ impl Checker {
 
     pub(super) fn path_of(&mut self, path: &str, at: At<String>) -> Option<PathBuf> {
         self.read(path, at, |text| not_empty(text).map(PathBuf::from))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::parse;
+    use super::*;
+    use crate::config::yaml::Mistake;
+
+    fn read(listener: &str) -> Result<Listener, String> {
+        let text = format!("upstream: http://x:1\nlisteners:\n  - {{{listener}}}\n");
+        let said = |mistakes: Vec<Mistake>| {
+            let said: Vec<_> = mistakes.iter().map(Mistake::to_string).collect();
+            said.join("\n")
+        };
+        let config = parse(&text, &|_| None).map_err(said)?;
+        Ok(config.listeners[0].clone())
+    }
+
+    #[test]
+    fn clients_show_certificates_as_the_file_says() {
+        let pair = "certificates: [{cert: /c, key: /k}]";
+        let auth = |rest: &str| {
+            let listener = read(&format!("address: 0.0.0.0:1, tls: {{{pair}{rest}}}"));
+            listener.map(|listener| listener.tls.unwrap().client_auth)
+        };
+        let ca = || PathBuf::from("/ca");
+        assert_eq!(auth(""), Ok(ClientAuth::None));
+        assert_eq!(auth(", client_ca: /ca"), Ok(ClientAuth::Required(ca())));
+        let optional = auth(", client_ca: /ca, client_auth: optional");
+        assert_eq!(optional, Ok(ClientAuth::Optional(ca())));
+        let none = auth(", client_ca: /ca, client_auth: none");
+        assert_eq!(none, Ok(ClientAuth::None));
+        for rest in [", client_auth: required", ", client_auth: optional"] {
+            let said = auth(rest).unwrap_err();
+            assert!(
+                said.contains("listeners[0].tls.client_auth: no authority"),
+                "{said}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_wrong_listener_says_the_mend() {
+        for (listener, part) in [
+            (
+                "address: 0.0.0.0:1, tls: {certificates: []}",
+                "listeners[0].tls.certificates: no certificate: add one",
+            ),
+            (
+                "address: 0.0.0.0:1, tls: {}",
+                "\"certificates\" is missing: add it",
+            ),
+            (
+                "address: 0.0.0.0:1, tls: {certificates: [{cert: /c, key: ''}]}",
+                "listeners[0].tls.certificates[0].key: an empty one",
+            ),
+            (
+                "address: 0.0.0.0:1, tls: {certificates: [{cert: /c, key: /k}], min_version: '1.1'}",
+                "unknown variant `1.1`",
+            ),
+            (
+                "address: 0.0.0.0:1, timeouts: {tls_handshake: 0s}",
+                "listeners[0].timeouts.tls_handshake: 0s is out of bounds",
+            ),
+            (
+                "address: 'unix:in.sock'",
+                "listeners[0].address: a socket has an absolute path",
+            ),
+            (
+                "address: 'unix:/a', socket_mode: rw",
+                "listeners[0].socket_mode: \"rw\" is not a mode of a file",
+            ),
+            (
+                "address: 'unix:/a', socket_mode: 0600",
+                "expected a mode in quotes, for example \"660\"",
+            ),
+            (
+                "address: 'unix:/a', socket_mode: '1777'",
+                "is not a mode of a file",
+            ),
+            (
+                "address: 0.0.0.0:1, socket_mode: '600'",
+                "listeners[0].socket_mode: a mode is for the file of a Unix socket",
+            ),
+            (
+                "address: 'unix:/a', transparent: true",
+                "listeners[0].address: connections are redirected to a port",
+            ),
+            (
+                "address: 0.0.0.0:1, proxy_protocol: always",
+                "unknown variant `always`",
+            ),
+            (
+                "address: nowhere",
+                "listeners[0].address: \"nowhere\" is not an address",
+            ),
+        ] {
+            let said = read(listener).unwrap_err();
+            assert!(said.contains(part), "{listener}: {said}");
+        }
+    }
+
+    #[test]
+    fn a_socket_is_for_its_owner_and_group_unless_told() {
+        let listener = read("address: 'unix:/a'").unwrap();
+        assert_eq!(listener.address, Address::Unix("/a".into()));
+        assert_eq!(listener.socket_mode, 0o660);
+        assert_eq!(
+            read("address: 'unix:/a', socket_mode: '0600'")
+                .unwrap()
+                .socket_mode,
+            0o600
+        );
     }
 }

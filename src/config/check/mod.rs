@@ -314,6 +314,7 @@ mod tests {
 
     use super::*;
     use crate::config::Route;
+    use crate::config::listeners::Address;
     use crate::config::matches::Match;
     use crate::config::rewrite::{HeaderChanges, Rewrite, To};
     use crate::config::upstreams::Source;
@@ -327,7 +328,7 @@ mod tests {
         let config = read("listen: 127.0.0.1:8080\nupstream: http://app\n").unwrap();
         assert_eq!(
             config.listeners[0].address,
-            "127.0.0.1:8080".parse().unwrap()
+            Address::Tcp("127.0.0.1:8080".parse().unwrap())
         );
         assert_eq!(config.listeners[0].max_body, 10 << 20);
         assert_eq!(

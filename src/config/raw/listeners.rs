@@ -6,17 +6,23 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Certificate;
-use crate::config::units::{ByteSize, Span};
+use crate::config::units::{ByteSize, FileMode, Span};
 use crate::config::yaml::At;
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Listener {
     pub name: Option<At<String>>,
-    /// For example `0.0.0.0:8080`.
+    /// For example `0.0.0.0:8080`, or `unix:/run/weir/in.sock`.
     pub address: At<String>,
+    /// Of the file of a Unix socket, as chmod takes it [default: "660"].
+    pub socket_mode: Option<At<FileMode>>,
     /// [default: auto]
     pub protocol: Option<At<ListenerProtocol>>,
+    /// Whether connections begin with a PROXY header, of version 1 or 2, whose client is believed [default: none].
+    pub proxy_protocol: Option<At<ProxyProtocol>>,
+    /// Whether requests go where their connections were to go before iptables or nftables redirected them here [default: false].
+    pub transparent: Option<At<bool>>,
     /// Absent: connections are plain.
     pub tls: Option<At<ListenerTls>>,
     pub client_ip: Option<At<ClientIp>>,
@@ -72,6 +78,18 @@ pub enum ListenerProtocol {
     Auto,
     Http1,
     Http2,
+}
+
+/// What of the PROXY protocol is believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ProxyProtocol {
+    #[default]
+    None,
+    /// A header, where there is one.
+    Accept,
+    /// A connection without one is closed.
+    Require,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

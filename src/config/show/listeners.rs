@@ -1,22 +1,25 @@
 //! Listeners as they are shown.
 
-use std::net::SocketAddr;
 use std::path::Path;
 
 use serde::Serialize;
 
 use super::redis::Certificate;
 use super::texts;
-use crate::config::listeners::{self, ListenerProtocol};
+use crate::config::listeners::{self, Address, ListenerProtocol, ProxyProtocol};
 use crate::config::raw;
 use crate::config::tls::{self, ClientAuth, Version};
-use crate::config::units::{ByteSize, Span};
+use crate::config::units::{ByteSize, FileMode, Span};
 
 #[derive(Serialize)]
 pub(super) struct Listener<'c> {
     name: &'c str,
-    address: SocketAddr,
+    address: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    socket_mode: Option<FileMode>,
     protocol: ListenerProtocol,
+    proxy_protocol: ProxyProtocol,
+    transparent: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     tls: Option<ListenerTls<'c>>,
     client_ip: ClientIp,
@@ -53,8 +56,14 @@ impl<'c> Listener<'c> {
         let head = &listener.head_limits;
         Listener {
             name: &listener.name,
-            address: listener.address,
+            address: listener.address.to_string(),
+            socket_mode: match &listener.address {
+                Address::Tcp(_) => None,
+                Address::Unix(_) => Some(FileMode(listener.socket_mode)),
+            },
             protocol: listener.protocol,
+            proxy_protocol: listener.proxy_protocol,
+            transparent: listener.transparent,
             tls: listener.tls.as_ref().map(ListenerTls::new),
             client_ip: ClientIp {
                 trusted_proxies: texts(&listener.trusted_proxies),

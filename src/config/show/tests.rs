@@ -10,10 +10,13 @@ listeners:
   - name: inbound
     address: "[::1]:8080"
     protocol: http1
+    proxy_protocol: require
+    transparent: true
     tls: {certificates: [{cert: /a/1.pem, key: /a/1.key}, {cert: /a/2.pem, key: /a/2.key}], client_ca: /a/ca.pem, client_auth: optional, min_version: "1.3"}
     client_ip: {trusted_proxies: [10.0.0.0/8, "::1"]}
     limits: {max_connections: 3, max_header_bytes: 9KiB, max_headers: 7, max_body: 1000B, max_concurrent_streams: 6, max_handshakes: 5}
     timeouts: {header_read: 1500ms, request_read: 4s, keep_alive: 1h30m, stream_idle: 2d, tls_handshake: 3s}
+  - {name: socket, address: "unix:/a/in.sock", socket_mode: "0600"}
 upstreams:
   app: {endpoints: ["http://app.internal"], protocol: http2, connect_timeout: 2s, timeout: 3s, idle_timeout: 4s, circuit_breaker: "yes", trust_session_headers: true}
   "8080": {endpoints: ["http://[::1]:3000/"], circuit_breaker: counts}

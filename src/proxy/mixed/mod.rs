@@ -171,7 +171,7 @@ async fn exchange(
         let slot = cluster.enter().await.map_err(|_| Rejection::Overloaded)?;
         let mut again = TryAgain::new(outgoing);
         loop {
-            let picked = cluster.pick(outgoing.ring_key, &again.before);
+            let picked = cluster.pick(outgoing.aim, &again.before);
             let picked = picked.map_err(|_| Rejection::NoEndpoint)?;
             outgoing.request.within = again.within();
             let tried = attempt(conn, &picked.pool, outgoing, source, back, record).await;

@@ -1,0 +1,153 @@
+//! Sockets that clients connect to, which all lanes share.
+
+use std::fs;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, fchmod};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use super::stream;
+use crate::config::listeners::Address;
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 1024;
+
+/// A socket that listens, for one lane.
+#[derive(Debug)]
+pub enum Bound {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// The same, within a lane's runtime.
+#[derive(Debug)]
+pub enum Accepting {
+    Tcp(tokio::net::TcpListener),
+    Unix(tokio::net::UnixListener),
+}
+
+impl Bound {
+    /// A socket at `address`, made with `mode` where it is a file. A TCP one shares its port with those of other lanes (SO_REUSEPORT).
+    pub fn new(address: &Address, mode: u32) -> io::Result<Bound> {
+        match address {
+            Address::Tcp(address) => tcp(*address).map(Bound::Tcp),
+            Address::Unix(path) => unix(path, mode).map(Bound::Unix),
+        }
+    }
+
+    /// Another one at the same place, for another lane: of a port each lane has a queue of its own, of a file all have one.
+    pub fn again(&self) -> io::Result<Bound> {
+        match self {
+            Bound::Tcp(listener) => tcp(listener.local_addr()?).map(Bound::Tcp),
+            Bound::Unix(listener) => listener.try_clone().map(Bound::Unix),
+        }
+    }
+
+    /// Where it is, with the port that it was given.
+    pub fn address(&self) -> io::Result<Address> {
+        match self {
+            Bound::Tcp(listener) => listener.local_addr().map(Address::Tcp),
+            Bound::Unix(listener) => {
+                let address = listener.local_addr()?;
+                let path = address.as_pathname().map(Path::to_owned);
+                Ok(Address::Unix(path.unwrap_or_default()))
+            }
+        }
+    }
+
+    /// To be called within a runtime.
+    pub fn accepting(self) -> io::Result<Accepting> {
+        Ok(match self {
+            Bound::Tcp(listener) => Accepting::Tcp(tokio::net::TcpListener::from_std(listener)?),
+            Bound::Unix(listener) => Accepting::Unix(tokio::net::UnixListener::from_std(listener)?),
+        })
+    }
+}
+
+impl Accepting {
+    /// The next connection, and who is at its other end; a Unix socket does not tell.
+    pub async fn accept(&self) -> io::Result<(stream::Socket, Option<SocketAddr>)> {
+        match self {
+            Accepting::Tcp(listener) => {
+                let (tcp, peer) = listener.accept().await?;
+                Ok((tcp.into(), Some(peer)))
+            }
+            Accepting::Unix(listener) => {
+                let (unix, _) = listener.accept().await?;
+                Ok((unix.into(), None))
+            }
+        }
+    }
+}
+
+/// The files of Unix sockets, removed when this is dropped, unless others have taken their place.
+#[derive(Debug, Default)]
+pub struct SocketFiles(Vec<(PathBuf, u64)>);
+
+impl SocketFiles {
+    /// Those of these sockets.
+    pub fn of(sockets: &[Bound]) -> SocketFiles {
+        let file = |socket: &Bound| match socket.address().ok()? {
+            Address::Tcp(_) => None,
+            Address::Unix(path) => {
+                let inode = fs::symlink_metadata(&path).ok()?.ino();
+                Some((path, inode))
+            }
+        };
+        SocketFiles(sockets.iter().filter_map(file).collect())
+    }
+}
+
+impl Drop for SocketFiles {
+    fn drop(&mut self) {
+        for (path, inode) in &self.0 {
+            if fs::symlink_metadata(path).is_ok_and(|file| file.ino() == *inode) {
+                let _ = fs::remove_file(path);
+            }
+        }
+    }
+}
+
+fn tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
+    make_way(path)?;
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    // The file takes over the socket's own mode but for the umask's part: so that there is no moment in which others reach it.
+    fchmod(&socket, Mode::from_raw_mode(mode))?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Removes the socket that a process which has ended left behind; an error for one that someone listens on, or what is no socket.
+fn make_way(path: &Path) -> io::Result<()> {
+    let taken = |why: &str| Err(io::Error::new(io::ErrorKind::AddrInUse, why));
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(file) if !file.file_type().is_socket() => taken("there is a file that is no socket"),
+        Ok(_) => match UnixStream::connect(path) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
+            Ok(_) | Err(_) => taken("another process listens there"),
+        },
+    }
+}

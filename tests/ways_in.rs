@@ -1,0 +1,315 @@
+//! Other ways in than a plain port, and out: Unix sockets, and connections that a PROXY header announces.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a broken step of a test is a failed test"
+)]
+
+mod harness;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::{Command, Output};
+use std::thread;
+
+use harness::process::{Running, file};
+use harness::tls::Authority;
+use harness::{DEADLINE, Upstream, eventually, ok, read_reply};
+
+/// weir in front of an upstream, with these keys of its listener and of the file.
+struct Weir {
+    running: Running,
+    upstream: Upstream,
+    _config: tempfile::NamedTempFile,
+}
+
+impl Weir {
+    fn start(listener: &str, more: &str) -> Weir {
+        let upstream = Upstream::answering("ok");
+        let config = configuration(&upstream.url(), listener, more);
+        Weir {
+            running: Running::start(config.path()),
+            upstream,
+            _config: config,
+        }
+    }
+
+    /// The status of the answer to `bytes` and a request behind them, and whom the upstream was told of; `None` where the
+    /// connection was closed.
+    fn ask(&self, bytes: &[u8]) -> Option<(u16, Option<String>)> {
+        let tcp = self.running.connect();
+        tcp.set_read_timeout(Some(DEADLINE)).unwrap();
+        self.ask_over(tcp, bytes)
+    }
+
+    fn ask_over(
+        &self,
+        mut stream: impl Read + Write,
+        bytes: &[u8],
+    ) -> Option<(u16, Option<String>)> {
+        let request = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n";
+        stream.write_all(&[bytes, request].concat()).ok()?;
+        let mut reader = BufReader::new(stream);
+        if reader.fill_buf().map_or(true, <[u8]>::is_empty) {
+            return None;
+        }
+        let status = read_reply(&mut reader, true).status;
+        let told = (status == 200).then(|| {
+            let seen = self.upstream.wait_for_request();
+            let mut lines = seen.lines();
+            let line = lines.find_map(|line| line.strip_prefix("X-Forwarded-For: "));
+            line.unwrap().to_owned()
+        });
+        Some((status, told))
+    }
+
+    fn failures(&self, reason: &str) -> u64 {
+        let series =
+            format!("weir_proxy_protocol_failures_total{{listener=\"in\",reason=\"{reason}\"}} ");
+        let text = self.running.admin().get("/metrics").body;
+        let value = text.lines().find_map(|line| line.strip_prefix(&series));
+        value.map_or(0, |value| value.parse().unwrap())
+    }
+}
+
+fn configuration(upstream: &str, listener: &str, more: &str) -> tempfile::NamedTempFile {
+    let address = match listener.contains("address:") {
+        true => "",
+        false => "address: '127.0.0.1:0', ",
+    };
+    file(&format!(
+        "listeners: [{{name: in, {address}{listener}}}]\nupstreams: {{app: {{endpoints: ['{upstream}']}}}}\n\
+         routes: [{{upstream: app, rate_limits: [{}]}}]\nadmin: {{address: '127.0.0.1:0'}}\nruntime: {{lanes: 2}}\n{more}",
+        if more.contains("per_client") {
+            "per_client"
+        } else {
+            ""
+        }
+    ))
+}
+
+fn run(config: &Path) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["run", "-c"])
+        .arg(config)
+        .output()
+        .unwrap()
+}
+
+fn told(client: &str) -> Option<(u16, Option<String>)> {
+    Some((200, Some(client.to_owned())))
+}
+
+#[test]
+fn a_socket_is_a_way_in_and_is_cleared_away_before_and_after() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("in.sock");
+    let listener = format!("address: 'unix:{}', socket_mode: '600'", path.display());
+    // What a process that was killed left behind.
+    drop(UnixListener::bind(&path).unwrap());
+    let mut weir = Weir::start(&listener, "");
+    assert_eq!(weir.running.address, format!("unix:{}", path.display()));
+    let file = fs::symlink_metadata(&path).unwrap();
+    assert!(file.file_type().is_socket());
+    assert_eq!(file.permissions().mode() & 0o777, 0o600);
+    // All lanes take their part; a client is of this machine.
+    for _ in 0..20 {
+        let stream = UnixStream::connect(&path).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        assert_eq!(weir.ask_over(stream, b""), told("127.0.0.1"));
+    }
+    // A second weir is told so, and leaves it.
+    let second = configuration("http://127.0.0.1:1", &listener, "");
+    let output = run(second.path());
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        !output.status.success() && said.contains("another process listens there"),
+        "{said}"
+    );
+    assert!(UnixStream::connect(&path).is_ok());
+    weir.running.signal("TERM");
+    assert!(weir.running.child.wait().unwrap().success());
+    assert!(!path.exists());
+}
+
+#[test]
+fn what_is_no_socket_is_never_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("precious");
+    fs::write(&path, "text").unwrap();
+    let listener = format!("address: 'unix:{}'", path.display());
+    let config = configuration("http://127.0.0.1:1", &listener, "");
+    let output = run(config.path());
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        !output.status.success() && said.contains("a file that is no socket"),
+        "{said}"
+    );
+    assert_eq!(fs::read_to_string(&path).unwrap(), "text");
+}
+
+#[test]
+fn an_upstream_can_be_a_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("app.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut reader = BufReader::new(stream.unwrap());
+            let mut line = String::new();
+            // As many requests as come over it.
+            while reader.read_line(&mut line).is_ok_and(|some| some > 0) {
+                if line == "\r\n" {
+                    reader
+                        .get_mut()
+                        .write_all(ok("by socket").as_bytes())
+                        .unwrap();
+                }
+                line.clear();
+            }
+        }
+    });
+    let config = configuration(&format!("unix:{}", path.display()), "", "");
+    let running = Running::start(config.path());
+    let mut client = running.client();
+    for _ in 0..3 {
+        assert_eq!(client.get("/").body, "by socket");
+    }
+    let missing = configuration("unix:/nowhere/app.sock", "", "");
+    let running = Running::start(missing.path());
+    assert_eq!(running.client().get("/").status, 502);
+}
+
+const LOCAL: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
+
+/// A header of version 2 from 9.8.7.6, with more behind the addresses.
+fn block() -> Vec<u8> {
+    let more = [4, 0, 2, 1, 1];
+    let head = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x11";
+    [&head[..], &[9, 8, 7, 6, 1, 1, 1, 1, 0, 9, 0, 80], &more].concat()
+}
+
+#[test]
+fn a_header_says_whose_connection_it_is() {
+    let line = b"PROXY TCP4 1.2.3.4 5.6.7.8 9 10\r\n";
+    let six = b"PROXY TCP6 fd00::1 ::1 9 10\r\n";
+    for mode in ["require", "accept"] {
+        let weir = Weir::start(&format!("proxy_protocol: {mode}"), "");
+        assert_eq!(weir.ask(line), told("1.2.3.4"));
+        assert_eq!(weir.ask(six), told("fd00::1"));
+        assert_eq!(weir.ask(&block()), told("9.8.7.6"));
+        assert_eq!(weir.ask(b"PROXY UNKNOWN\r\n"), told("127.0.0.1"));
+        assert_eq!(weir.ask(LOCAL), told("127.0.0.1"));
+        assert_eq!(weir.ask(b"PROXY TCP4 1.2.3.4\r\n"), None);
+        eventually(|| weir.failures("malformed") == 1);
+        assert_eq!(
+            weir.ask(&[b"PROXY UNKNOWN ", &[b'a'; 200][..]].concat()),
+            None
+        );
+        eventually(|| weir.failures("too_long") == 1);
+    }
+    // Unless the file says so, no one is believed.
+    let weir = Weir::start("", "");
+    assert_eq!(weir.ask(line), Some((505, None)));
+    let weir = Weir::start("proxy_protocol: require", "");
+    assert_eq!(weir.ask(b""), None);
+    eventually(|| weir.failures("absent") == 1);
+    let weir = Weir::start("proxy_protocol: accept", "");
+    assert_eq!(weir.ask(b""), told("127.0.0.1"));
+    assert_eq!(weir.failures("absent"), 0);
+}
+
+#[test]
+fn a_header_in_pieces_is_read_and_what_only_looks_like_one_is_not_lost() {
+    let weir = Weir::start("proxy_protocol: accept", "");
+    let pieces = |bytes: &[u8]| {
+        let mut tcp = weir.running.connect();
+        tcp.set_nodelay(true).unwrap();
+        tcp.set_read_timeout(Some(DEADLINE)).unwrap();
+        for byte in bytes {
+            tcp.write_all(&[*byte]).unwrap();
+        }
+        tcp
+    };
+    for header in [&b"PROXY TCP4 1.2.3.4 5.6.7.8 9 10\r\n"[..], &block()] {
+        let tcp = pieces(header);
+        let expected = if header[0] == b'P' {
+            "1.2.3.4"
+        } else {
+            "9.8.7.6"
+        };
+        assert_eq!(weir.ask_over(tcp, b""), told(expected));
+    }
+    // It begins as PROXY does.
+    let mut tcp = pieces(b"PRO");
+    tcp.write_all(b"PFIND / HTTP/1.1\r\nHost: test\r\n\r\n")
+        .unwrap();
+    assert_eq!(read_reply(&mut BufReader::new(tcp), true).status, 200);
+    assert!(weir.upstream.wait_for_request().starts_with("PROPFIND / "));
+}
+
+#[test]
+fn a_header_that_does_not_come_is_not_waited_for_long() {
+    let weir = Weir::start(
+        "proxy_protocol: require, timeouts: {header_read: 200ms}",
+        "",
+    );
+    for begun in [&b"PROXY TCP4 1.2"[..], b""] {
+        let mut tcp = weir.running.connect();
+        tcp.set_read_timeout(Some(DEADLINE)).unwrap();
+        tcp.write_all(begun).unwrap();
+        assert!(matches!(tcp.read(&mut [0]), Ok(0) | Err(_)));
+    }
+    eventually(|| weir.failures("timed_out") == 2);
+    // One who goes before a byte came is a health check.
+    drop(TcpStream::connect(&weir.running.address).unwrap());
+    drop(weir.ask(b"PROXY UNKNOWN\r\n").unwrap());
+    assert_eq!(weir.failures("gone"), 0);
+}
+
+#[test]
+fn limits_and_trust_go_by_whom_the_header_names() {
+    let weir = Weir::start(
+        "proxy_protocol: require, client_ip: {trusted_proxies: [9.0.0.0/8]}",
+        "rate_limits: {per_client: {limit: 1/h, by: client.ip}}\n",
+    );
+    let from = |ip: &str, more: &str| {
+        let header = format!("PROXY TCP4 {ip} 5.6.7.8 9 10\r\n");
+        let tcp = weir.running.connect();
+        tcp.set_read_timeout(Some(DEADLINE)).unwrap();
+        let mut tcp = tcp;
+        let request = format!("{header}GET / HTTP/1.1\r\nHost: test\r\n{more}\r\n");
+        tcp.write_all(request.as_bytes()).unwrap();
+        read_reply(&mut BufReader::new(tcp), true).status
+    };
+    assert_eq!([from("1.1.1.1", ""), from("1.1.1.1", "")], [200, 429]);
+    assert_eq!(from("1.1.1.2", ""), 200);
+    // A trusted proxy's word goes further, and no one else's.
+    assert_eq!(from("9.1.1.1", "X-Forwarded-For: 1.1.1.1\r\n"), 429);
+    assert_eq!(from("1.1.1.3", "X-Forwarded-For: 1.1.1.1\r\n"), 200);
+}
+
+#[test]
+fn tls_begins_behind_the_header() {
+    let authority = Authority::new();
+    authority.issue("a", "DNS:a.test");
+    let weir = Weir::start(
+        &format!(
+            "proxy_protocol: require, tls: {{certificates: [{}]}}",
+            authority.pair("a")
+        ),
+        "",
+    );
+    let mut tcp = weir.running.connect();
+    tcp.set_read_timeout(Some(DEADLINE)).unwrap();
+    tcp.write_all(b"PROXY TCP4 1.2.3.4 5.6.7.8 9 10\r\n")
+        .unwrap();
+    let mut client = authority.client().try_over(tcp, "a.test").unwrap();
+    assert_eq!(client.get("/").status, 200);
+    let seen = weir.upstream.wait_for_request();
+    assert!(seen.contains("X-Forwarded-For: 1.2.3.4\r\n"), "{seen}");
+}
