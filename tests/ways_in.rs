@@ -313,3 +313,50 @@ fn tls_begins_behind_the_header() {
     let seen = weir.upstream.wait_for_request();
     assert!(seen.contains("X-Forwarded-For: 1.2.3.4\r\n"), "{seen}");
 }
+
+#[test]
+fn headers_are_believed_from_the_networks_that_the_file_names() {
+    let line = b"PROXY TCP4 1.2.3.4 5.6.7.8 9 10\r\n";
+    let others = "proxy_protocol_from: [10.0.0.0/8, '::1']";
+    let weir = Weir::start(&format!("proxy_protocol: require, {others}"), "");
+    assert_eq!(weir.ask(line), None);
+    assert_eq!(weir.ask(b""), None);
+    eventually(|| weir.failures("untrusted") == 2);
+    // Others may come without one, and then it is no header.
+    let weir = Weir::start(&format!("proxy_protocol: accept, {others}"), "");
+    assert_eq!(weir.ask(b""), told("127.0.0.1"));
+    assert_eq!(weir.ask(line), Some((505, None)));
+    let near = "proxy_protocol: require, proxy_protocol_from: [127.0.0.0/8]";
+    let weir = Weir::start(near, "");
+    assert_eq!(weir.ask(line), told("1.2.3.4"));
+    // Also where IPv4 comes mapped to IPv6, and by a socket.
+    let weir = Weir::start(&format!("address: '[::]:0', {near}"), "");
+    let port = weir.running.address.rsplit(':').next().unwrap();
+    let tcp = TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
+    tcp.set_read_timeout(Some(DEADLINE)).unwrap();
+    assert_eq!(weir.ask_over(tcp, line), told("1.2.3.4"));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("in.sock");
+    let weir = Weir::start(&format!("address: 'unix:{}', {near}", path.display()), "");
+    let stream = UnixStream::connect(&path).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    assert_eq!(weir.ask_over(stream, line), told("1.2.3.4"));
+}
+
+#[test]
+fn the_audit_keeps_whom_the_header_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("audit.db");
+    let audit = format!("audit: {{sqlite: {{path: '{}'}}}}\n", file.display());
+    let weir = Weir::start("proxy_protocol: require", &audit);
+    assert_eq!(weir.ask(&block()), told("9.8.7.6"));
+    eventually(|| {
+        let output = Command::new(env!("CARGO_BIN_EXE_weir"))
+            .args(["audit", "query", "--format", "jsonl", "-c"])
+            .arg(weir._config.path())
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines().count() == 1 && text.contains("\"client\":\"9.8.7.6\"")
+    });
+}

@@ -37,6 +37,8 @@ pub struct Listener {
     /// Of the file, where the address is one.
     pub socket_mode: u32,
     pub proxy_protocol: ProxyProtocol,
+    /// Whose PROXY headers are believed; `None`: everyone's.
+    pub proxy_protocol_from: Option<Vec<IpNet>>,
     /// Whether requests go where their connections were to go before they were redirected here.
     pub transparent: bool,
     pub protocol: ListenerProtocol,

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::time::Instant;
 
+use ipnet::IpNet;
 use rustls::ProtocolVersion;
 use rustls::server::Acceptor;
 use rustls::{HandshakeKind, ServerConnection};
@@ -53,10 +54,21 @@ pub(super) async fn greet(
     // Whoever reaches a Unix socket is of this machine.
     let mut ip = peer.map_or(Ipv4Addr::LOCALHOST.into(), |peer| peer.ip());
     let mut ahead = Vec::new();
+    let from = listener.proxy_protocol_from.as_ref();
+    let is_believed = || {
+        let contains = |network: &IpNet| network.contains(&ip.to_canonical());
+        from.is_none_or(|networks| networks.iter().any(contains))
+    };
+    let failed = |reason| {
+        let failures = &plan.shared.metrics.proxy_failures;
+        failures.count(&listener.name, reason);
+    };
     let is_required = match listener.proxy_protocol {
         ProxyProtocol::None => None,
-        ProxyProtocol::Accept => Some(false),
-        ProxyProtocol::Require => Some(true),
+        // What others begin with is their own.
+        ProxyProtocol::Accept => is_believed().then_some(false),
+        ProxyProtocol::Require if is_believed() => Some(true),
+        ProxyProtocol::Require => return failed("untrusted"),
     };
     if let Some(is_required) = is_required {
         // Apart, so that others have no room for it.
@@ -66,18 +78,8 @@ pub(super) async fn greet(
                 ip = client.map_or(ip, |client| client.ip());
                 ahead = rest;
             }
-            failed => {
-                let reason = match failed {
-                    Ok(Err(failure)) => failure.reason(),
-                    Ok(Ok(_)) => None,
-                    Err(_) => Some("timed_out"),
-                };
-                if let Some(reason) = reason {
-                    let failures = &plan.shared.metrics.proxy_failures;
-                    failures.count(&listener.name, reason);
-                }
-                return;
-            }
+            Ok(Err(failure)) => return failure.reason().map_or((), failed),
+            Err(_) => return failed("timed_out"),
         }
     }
     let agreed = match listener.protocol {

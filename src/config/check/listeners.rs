@@ -3,10 +3,12 @@
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
+use ipnet::IpNet;
+
 use super::redis::not_empty;
 use super::{Checker, SECOND, span};
 use crate::config::Listener;
-use crate::config::listeners::Address;
+use crate::config::listeners::{Address, ProxyProtocol};
 use crate::config::raw;
 use crate::config::tls::{Certificate, ClientAuth, ListenerTls};
 use crate::config::units::{ByteSize, FileMode, Span};
@@ -30,6 +32,7 @@ impl Checker {
                 socket_mode: None,
                 protocol: None,
                 proxy_protocol: None,
+                proxy_protocol_from: None,
                 transparent: None,
                 tls: None,
                 client_ip: None,
@@ -95,6 +98,11 @@ impl Checker {
             let message = "connections are redirected to a port, never to a socket: use IP:PORT";
             self.say(&key("address"), place.0, place.1, message.to_owned());
         }
+        let proxy_protocol = raw.proxy_protocol.and_then(|at| at.value);
+        let proxy_protocol = proxy_protocol.unwrap_or_default();
+        let from = raw.proxy_protocol_from;
+        let from =
+            from.and_then(|at| self.believed(&key("proxy_protocol_from"), proxy_protocol, at));
         let tls = raw.tls.and_then(|at| self.listener_tls(&key("tls"), at));
         let trusted = raw.client_ip.and_then(|at| at.value).map(|raw| {
             let path = key("client_ip.trusted_proxies");
@@ -114,10 +122,8 @@ impl Checker {
             name,
             address,
             socket_mode: mode.map_or(0o660, |FileMode(mode)| mode),
-            proxy_protocol: raw
-                .proxy_protocol
-                .and_then(|at| at.value)
-                .unwrap_or_default(),
+            proxy_protocol,
+            proxy_protocol_from: from,
             transparent,
             protocol: raw.protocol.and_then(|at| at.value).unwrap_or_default(),
             tls,
@@ -147,6 +153,29 @@ impl Checker {
             ),
             trusted_proxies: trusted.unwrap_or_default(),
         }
+    }
+
+    /// The networks whose PROXY headers are believed.
+    fn believed(
+        &mut self,
+        path: &str,
+        mode: ProxyProtocol,
+        at: At<Vec<At<String>>>,
+    ) -> Option<Vec<IpNet>> {
+        let networks = at.value?;
+        let mistake = match mode {
+            ProxyProtocol::None => Some(
+                "no header is read without \"proxy_protocol: accept\" or \"require\": add one, or leave this out",
+            ),
+            ProxyProtocol::Accept | ProxyProtocol::Require if networks.is_empty() => Some(
+                "no network: name those of the load balancers, for example 10.0.0.0/8, or leave this out to believe everyone",
+            ),
+            ProxyProtocol::Accept | ProxyProtocol::Require => None,
+        };
+        if let Some(mistake) = mistake {
+            self.say(path, at.line, at.column, mistake.to_owned());
+        }
+        Some(self.networks(path, networks))
     }
 
     fn listen_address(&mut self, path: &str, at: At<String>) -> Address {
@@ -308,6 +337,18 @@ mod tests {
             (
                 "address: 'unix:/a', transparent: true",
                 "listeners[0].address: connections are redirected to a port",
+            ),
+            (
+                "address: 0.0.0.0:1, proxy_protocol_from: [10.0.0.0/8]",
+                "listeners[0].proxy_protocol_from: no header is read without",
+            ),
+            (
+                "address: 0.0.0.0:1, proxy_protocol: accept, proxy_protocol_from: []",
+                "listeners[0].proxy_protocol_from: no network",
+            ),
+            (
+                "address: 0.0.0.0:1, proxy_protocol: require, proxy_protocol_from: [lb]",
+                "listeners[0].proxy_protocol_from[0]: \"lb\"",
             ),
             (
                 "address: 0.0.0.0:1, proxy_protocol: always",

@@ -21,6 +21,8 @@ pub struct Listener {
     pub protocol: Option<At<ListenerProtocol>>,
     /// Whether connections begin with a PROXY header, of version 1 or 2, whose client is believed [default: none].
     pub proxy_protocol: Option<At<ProxyProtocol>>,
+    /// Networks whose PROXY headers are believed [default: all].
+    pub proxy_protocol_from: Option<At<Vec<At<String>>>>,
     /// Whether requests go where their connections were to go before iptables or nftables redirected them here [default: false].
     pub transparent: Option<At<bool>>,
     /// Absent: connections are plain.

@@ -19,6 +19,8 @@ pub(super) struct Listener<'c> {
     socket_mode: Option<FileMode>,
     protocol: ListenerProtocol,
     proxy_protocol: ProxyProtocol,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proxy_protocol_from: Option<Vec<String>>,
     transparent: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     tls: Option<ListenerTls<'c>>,
@@ -63,6 +65,7 @@ impl<'c> Listener<'c> {
             },
             protocol: listener.protocol,
             proxy_protocol: listener.proxy_protocol,
+            proxy_protocol_from: listener.proxy_protocol_from.as_deref().map(texts),
             transparent: listener.transparent,
             tls: listener.tls.as_ref().map(ListenerTls::new),
             client_ip: ClientIp {

@@ -11,6 +11,7 @@ listeners:
     address: "[::1]:8080"
     protocol: http1
     proxy_protocol: require
+    proxy_protocol_from: [10.0.0.0/8, "fd00::/8"]
     transparent: true
     tls: {certificates: [{cert: /a/1.pem, key: /a/1.key}, {cert: /a/2.pem, key: /a/2.key}], client_ca: /a/ca.pem, client_auth: optional, min_version: "1.3"}
     client_ip: {trusted_proxies: [10.0.0.0/8, "::1"]}
