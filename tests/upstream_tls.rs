@@ -163,11 +163,65 @@ fn weir_shows_the_upstream_its_certificate_and_a_new_one_when_its_file_changes()
     assert!(first.ends_with(";URI=spiffe://test/web"), "{first}");
     all.ours.issue("web", "URI:spiffe://test/new");
     eventually(|| seen().ends_with(";URI=spiffe://test/new"));
-    // Without one, with one of another authority, and with one that is over.
-    let (running, _config) = front(&place, &format!("tls: {{{}}}", ca(&all.ours)));
-    assert_eq!(reason(&running.client().get("/")), "upstream_distrusts");
-    let (running, _config) = front(&place, &shows("old"));
-    assert_eq!(reason(&running.client().get("/")), "upstream_distrusts");
+    // Without one, and with one that is over, by either version of HTTP.
+    let without = format!("tls: {{{}}}", ca(&all.ours));
+    for tls in [&without, &shows("old")] {
+        for protocol in ["http1", "http2", "auto"] {
+            let (running, _config) = front(&place, &format!("protocol: {protocol}, {tls}"));
+            let reply = running.client().get("/");
+            assert_eq!(reason(&reply), "upstream_distrusts", "{protocol}");
+        }
+    }
+}
+
+#[test]
+fn another_endpoint_is_tried_where_one_is_not_believed() {
+    let all = Authorities::new();
+    let good = Behind::start(&all.ours, "app", "");
+    let other = Behind::start(&all.ours, "other", "");
+    let endpoints = format!(
+        "https://localhost:{}', 'https://localhost:{}",
+        good.port(),
+        other.port()
+    );
+    for protocol in ["http1", "auto"] {
+        let keys = format!(
+            "protocol: {protocol}, load_balancing: round_robin, connect_timeout: 5s, retries: {{attempts: 1}}, tls: {{{}}}",
+            ca(&all.ours)
+        );
+        let (running, _config) = front(&endpoints, &keys);
+        for _ in 0..6 {
+            assert_eq!(running.client().get("/").status, 200);
+            good.upstream.wait_for_request();
+        }
+        let metrics = running.admin().get("/metrics").body;
+        let rescued = "weir_upstream_retries_total{upstream=\"app\",result=\"rescued\"} 3";
+        assert!(metrics.contains(rescued), "{metrics}");
+    }
+}
+
+#[test]
+fn what_is_believed_changes_with_its_file() {
+    let all = Authorities::new();
+    let behind = Behind::start(&all.ours, "app", "");
+    let file = all.theirs.path("believed.crt");
+    std::fs::copy(all.ours.path("ca.crt"), &file).unwrap();
+    let place = format!("https://localhost:{}", behind.port());
+    let (running, _config) = front(&place, &format!("tls: {{ca: '{}'}}", file.display()));
+    let mut client = running.client();
+    assert_eq!(client.get("/").status, 200);
+    // A file that cannot be used changes nothing.
+    std::fs::write(&file, "nonsense").unwrap();
+    eventually(|| {
+        let metrics = running.admin().get("/metrics").body;
+        metrics.contains("weir_config_reloads_total{result=\"refused\"} 1")
+    });
+    assert_eq!(client.get("/").status, 200);
+    // Connections that were made by the old authority serve no more requests.
+    std::fs::copy(all.theirs.path("ca.crt"), &file).unwrap();
+    eventually(|| running.client().get("/").status == 502);
+    std::fs::copy(all.ours.path("ca.crt"), &file).unwrap();
+    eventually(|| running.client().get("/").status == 200);
 }
 
 #[test]

@@ -118,11 +118,12 @@ fn put_cookies(out: &mut Vec<u8>, fields: &HeaderMap) {
 }
 
 /// The request whose head weir has written for an upstream, for one that speaks HTTP/2. Where it names no host, it is
-/// `authority`. `trailers`: whether whoever asks takes them.
+/// `authority`. Its scheme is the one that the client used, as X-Forwarded-Proto says (RFC 9113 section 8.3.1: "from the scheme of a
+/// translated request"), and https in any case where its connection is `secure`. `trailers`: whether whoever asks takes them.
 pub fn upgrade_request(
     bytes: &[u8],
     authority: &str,
-    https: bool,
+    secure: bool,
     trailers: bool,
 ) -> Result<Request<()>, NotForHttp2> {
     let head = parse_request(bytes, OURS)
@@ -131,12 +132,20 @@ pub fn upgrade_request(
         .ok_or(NotForHttp2)?;
     let method = Method::from_bytes(&bytes[head.method.clone()]).map_err(|_| NotForHttp2)?;
     let mut host = &b""[..];
+    let mut https = secure;
     let mut fields = HeaderMap::with_capacity(head.fields.len() + 1);
     for (name, value) in &head.fields {
         let (name, value) = (&bytes[name.clone()], &bytes[value.clone()]);
         if name.eq_ignore_ascii_case(b"host") {
             host = value;
-        } else if !hygiene::is_hop_by_hop(name, &[]) {
+            continue;
+        }
+        if name.eq_ignore_ascii_case(b"x-forwarded-proto") {
+            // Of several proxies the first one was asked by the client.
+            let first = value.split(|byte| *byte == b',').next().unwrap_or_default();
+            https |= first.trim_ascii().eq_ignore_ascii_case(b"https");
+        }
+        if !hygiene::is_hop_by_hop(name, &[]) {
             append(&mut fields, name, value)?;
         }
     }

@@ -133,6 +133,14 @@ impl Stream {
         }
     }
 
+    /// Whether its ends have agreed on HTTP/2, as they do under TLS alone.
+    pub fn is_http2(&self) -> bool {
+        match self {
+            Stream::Plain(_) => false,
+            Stream::Tls(tls) => tls.get_ref().1.alpn_protocol() == Some(b"h2"),
+        }
+    }
+
     /// Ready once a read may give something; for TLS always, since it may hold what was read ahead.
     pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {

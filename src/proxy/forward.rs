@@ -44,7 +44,12 @@ pub(super) async fn send(
     record: &mut Record,
 ) -> Result<Next, Failure> {
     let upstream = admitted.upstream;
-    let over_http2 = admitted.plan.config.upstreams[upstream].protocol == Protocol::Http2;
+    let over_http2 = match admitted.plan.config.upstreams[upstream].protocol {
+        Protocol::Http1 => false,
+        Protocol::Http2 => true,
+        // It is agreed on with each connection, unless the client asks for what HTTP/2 has not.
+        Protocol::Auto => headers::upgrade(ends.buffer, head).is_none(),
+    };
     let mut outgoing = prepare(conn, admitted, ends.buffer, head, over_http2, record);
     if over_http2 {
         // Apart, so that others have no room for it.

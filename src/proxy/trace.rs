@@ -39,6 +39,7 @@ impl Trace {
         let call = record.forwarded.map(|forwarded| Call {
             span_id: self.told.parent_id,
             after: forwarded.saturating_sub(record.began).into(),
+            secure: record.reached.as_ref().is_some_and(|pool| pool.is_secure),
             path: text(&draft.sent_path),
             status: answered.then_some(record.status),
             again: record.tried_again,

@@ -35,6 +35,8 @@ pub struct Call {
     pub span_id: [u8; 8],
     /// From the request's head to its begin.
     pub after: Micros,
+    /// Whether it is under TLS.
+    pub secure: bool,
     /// The path that the upstream was asked for, where it is another.
     pub path: Option<String>,
     /// What the upstream answered, if it did.
@@ -119,10 +121,25 @@ fn client_span(traced: &Traced, call: &Call) -> SpanData {
     let event = &traced.event;
     let mut attributes = method(&event.method);
     if let Some(endpoint) = &event.endpoint {
-        attributes.extend(address(endpoint, 80));
+        let (scheme, usual) = match call.secure {
+            true => ("https", 443),
+            false => ("http", 80),
+        };
+        let authority = match endpoint.strip_prefix("unix:") {
+            None => {
+                attributes.extend(address(endpoint, usual));
+                endpoint
+            }
+            Some(socket) => {
+                attributes.push(KeyValue::new("server.address", socket.to_owned()));
+                attributes.push(KeyValue::new("network.transport", "unix"));
+                "localhost"
+            }
+        };
         let path = call.path.as_ref().unwrap_or(&event.path);
         let query = event.query.as_ref().map(|query| format!("?{query}"));
-        let url = ["http://", endpoint, path, &query.unwrap_or_default()].concat();
+        let query = query.unwrap_or_default();
+        let url = format!("{scheme}://{authority}{path}{query}");
         attributes.push(KeyValue::new("url.full", url));
     }
     let mut put = |key: &'static str, value: Value| attributes.push(KeyValue::new(key, value));
@@ -296,6 +313,7 @@ mod tests {
             call: Some(Call {
                 span_id: [3; 8],
                 after: Micros(100),
+                secure: false,
                 path: Some("/v2/x".to_owned()),
                 status: Some(200),
                 again: 0,
@@ -330,6 +348,28 @@ mod tests {
             (&server.status, &client.status),
             (&Status::Unset, &Status::Unset)
         );
+    }
+
+    #[test]
+    fn a_call_says_where_it_went_and_how() {
+        let check = |endpoint: &str, secure: bool, address, port, full| {
+            let mut traced = traced();
+            traced.event.endpoint = Some(endpoint.to_owned());
+            traced.event.query = None;
+            if let Some(call) = &mut traced.call {
+                call.secure = secure;
+            }
+            let span = of(&traced).nth(1).unwrap();
+            let said = ["server.address", "server.port", "url.full"].map(|key| value(&span, key));
+            let said = said.each_ref().map(Option::as_deref);
+            assert_eq!(said, [Some(address), port, Some(full)], "{endpoint}");
+        };
+        check("app:443", true, "app", None, "https://app:443/v2/x");
+        check("app:443", false, "app", Some("443"), "http://app:443/v2/x");
+        check("[::1]:80", false, "::1", None, "http://[::1]:80/v2/x");
+        let (socket, address) = ("unix:/run/app.sock", "/run/app.sock");
+        check(socket, false, address, None, "http://localhost/v2/x");
+        check(socket, true, address, None, "https://localhost/v2/x");
     }
 
     #[test]

@@ -156,9 +156,12 @@ impl Cluster {
     #[cold]
     fn pick_original(&self, original: SocketAddr) -> Picked<'_> {
         let mut originals = self.originals.borrow_mut();
-        if originals.len() >= MAX_ORIGINALS && !originals.contains_key(&original) {
-            // Those that no request uses; their idle connections with them.
-            originals.retain(|_, pool| Rc::strong_count(pool) > 1);
+        if !originals.contains_key(&original) {
+            // No one asks again for most: what they leave is not to stay open.
+            let full = originals.len() >= MAX_ORIGINALS;
+            originals.retain(|_, pool| {
+                Rc::strong_count(pool) > 1 || (!full && pool.keeps_connections())
+            });
         }
         let pool = originals
             .entry(original)

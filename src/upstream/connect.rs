@@ -9,7 +9,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use crate::net::stream::{Socket, Stream};
-use crate::net::tls::client::ClientTls;
+use crate::net::tls::client::{ClientTls, Offer};
 
 /// Where an endpoint is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,17 +36,17 @@ impl Target {
 pub enum Way<'t> {
     Plain,
     /// Under TLS, with an endpoint of this name.
-    Tls(&'t ClientTls, &'t str),
+    Tls(&'t ClientTls, &'t str, Offer),
     /// Under TLS, of which no files were read: never in plain, then.
     Nowhere,
 }
 
 impl<'t> Way<'t> {
     /// `is_tls`: whether the file wants TLS.
-    pub fn new(is_tls: bool, tls: Option<&'t ClientTls>, name: &'t str) -> Way<'t> {
+    pub fn new(is_tls: bool, tls: Option<&'t ClientTls>, name: &'t str, offer: Offer) -> Way<'t> {
         match (is_tls, tls) {
             (false, _) => Way::Plain,
-            (true, Some(tls)) => Way::Tls(tls, name),
+            (true, Some(tls)) => Way::Tls(tls, name, offer),
             (true, None) => Way::Nowhere,
         }
     }
@@ -64,7 +64,7 @@ pub async fn connect(target: &Target, way: Way<'_>, within: Duration) -> io::Res
         match way {
             Way::Plain => Ok(Stream::Plain(socket)),
             // Apart, so that plain connections have no room for it.
-            Way::Tls(tls, name) => Box::pin(tls.shake_hands(socket, name)).await,
+            Way::Tls(tls, name, offer) => Box::pin(tls.shake_hands(socket, name, offer)).await,
             Way::Nowhere => Err(io::ErrorKind::Unsupported.into()),
         }
     };

@@ -5,18 +5,20 @@ use std::future::{pending, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::client::{self, Connection, SendRequest};
 use h2::{Ping, PingPong};
-use tokio::sync::{Mutex, Notify};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{Mutex, MutexGuard, Notify};
 use tokio::time::{sleep, timeout};
 
 use super::pool::{Connected, Unreached};
 use crate::clock;
 use crate::net::stream::Stream;
+use crate::net::tls::Trouble;
 
 /// What an upstream may send of one body before it is taken, in bytes.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -89,40 +91,30 @@ impl Drop for Place {
 }
 
 impl Multiplexed {
-    /// A place on a connection that has one, or on a new one, which `connect` opens; connections that no request uses are kept for
-    /// `idle_timeout`.
-    pub async fn place(
-        &self,
-        connect: impl AsyncFn() -> Result<Connected, Unreached>,
-        within: Duration,
-        idle_timeout: Duration,
-    ) -> Result<Place, Unreached> {
-        if let Some(place) = self.free() {
-            return Ok(place);
-        }
+    /// The turn to connect.
+    pub(super) async fn alone(&self, within: Duration) -> io::Result<MutexGuard<'_, ()>> {
         // No longer than who connects may take: one that cannot be reached is not waited for by one after the other.
-        let alone = timeout(2 * within, self.connecting.lock()).await;
-        let _alone = alone.map_err(io::Error::from)?;
-        if let Some(place) = self.free() {
-            return Ok(place);
-        }
-        let connected = connect().await?;
-        Ok(self.begin(connected, within, idle_timeout).await?)
+        Ok(timeout(2 * within, self.connecting.lock()).await?)
     }
 
-    /// As [`Multiplexed::place`], on a connection that is open already.
-    async fn begin(
+    /// A place on a connection that was just opened; it is kept for `idle_timeout` when no request uses it.
+    pub(super) async fn begin(
         &self,
         connected: Connected,
         within: Duration,
         idle_timeout: Duration,
-    ) -> io::Result<Place> {
+    ) -> Result<Place, Unreached> {
         let Connected {
             stream,
             place: counted,
             ours,
             ..
         } = connected;
+        let trouble = Rc::<Cell<Option<Trouble>>>::default();
+        let stream = Noting {
+            stream,
+            trouble: trouble.clone(),
+        };
         let handshake = async {
             let mut builder = client::Builder::new();
             let handshake = builder
@@ -137,9 +129,12 @@ impl Multiplexed {
             settled(&mut connection).await?;
             Ok((requests, connection))
         };
-        let (requests, mut connection) = timeout(within, handshake)
-            .await?
-            .map_err(|error: h2::Error| io::Error::other(error))?;
+        let begun = timeout(within, handshake).await;
+        let begun = begun.map_err(|_| Unreached::TimedOut)?;
+        let (requests, mut connection) = begun.map_err(|_: h2::Error| match trouble.get() {
+            Some(trouble) => Unreached::Insecure(trouble),
+            None => Unreached::Failed,
+        })?;
         let usage = Rc::new(Usage {
             requests: Cell::new(0),
             at: Cell::new(clock::now()),
@@ -177,8 +172,14 @@ impl Multiplexed {
         Ok(place)
     }
 
+    /// Whether a connection is open: its task has its usage, too.
+    pub(super) fn is_open(&self) -> bool {
+        let open = self.open.borrow();
+        open.iter().any(|open| Rc::strong_count(&open.usage) > 1)
+    }
+
     /// A place on an open connection; those that take no more requests are forgotten.
-    fn free(&self) -> Option<Place> {
+    pub(super) fn free(&self) -> Option<Place> {
         let mut found = None;
         self.open.borrow_mut().retain(|open| {
             if found.is_some() {
@@ -200,8 +201,90 @@ impl Multiplexed {
     }
 }
 
+/// Notes what TLS has against the other end, of which h2 keeps no more than words: an upstream by TLS 1.3 that does not like weir's
+/// certificate says so behind the handshake.
+#[derive(Debug)]
+struct Noting<S> {
+    stream: S,
+    trouble: Rc<Cell<Option<Trouble>>>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Noting<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buffer));
+        self.note(&read);
+        Poll::Ready(read)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Noting<S> {
+    fn note<T>(&self, done: &io::Result<T>) {
+        if let Some(trouble) = done.as_ref().err().and_then(Trouble::within) {
+            self.trouble.set(Some(trouble));
+        }
+    }
+
+    /// What was said before the other end took no more is still to be read, once the runtime knows of it.
+    fn after_write<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if let Poll::Ready(Err(_)) = &written {
+            let mut room = [0; 1024];
+            loop {
+                let mut room = ReadBuf::new(&mut room);
+                let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut room));
+                self.note(&read);
+                if read.is_err() || room.filled().is_empty() {
+                    break;
+                }
+            }
+        }
+        written
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Noting<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.after_write(cx, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, parts);
+        self.after_write(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.after_write(cx, flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
+        self.after_write(cx, shut)
+    }
+}
+
 /// Waits for the upstream's settings: only they say how many requests it takes at once, and that it speaks HTTP/2 at all.
-async fn settled(connection: &mut Connection<Stream>) -> Result<(), h2::Error> {
+async fn settled(connection: &mut Connection<Noting<Stream>>) -> Result<(), h2::Error> {
     poll_fn(|cx| {
         let ended = Pin::new(&mut *connection).poll(cx);
         match (connection.max_concurrent_send_streams(), ended) {

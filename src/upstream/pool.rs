@@ -1,6 +1,6 @@
 //! One lane's connections to one endpoint: idle ones kept by the lane that made them, so that no lock is needed.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use super::endpoints::Endpoint;
 use super::http2::{self, Multiplexed};
 use super::ours::Ours;
 use crate::clock;
-use crate::config::Upstream;
+use crate::config::{Protocol, Upstream};
 use crate::net::stream::Stream;
 use crate::net::tls::Trouble;
-use crate::net::tls::client::ClientTls;
+use crate::net::tls::client::{ClientTls, Offer};
 
 /// Connections to one endpoint that a lane keeps between requests.
 const MAX_IDLE: usize = 1024;
@@ -28,6 +28,9 @@ pub struct Pool {
     pub is_secure: bool,
     /// Whether its endpoint is where connections of clients were to go, so that weir's own might come back.
     pub(super) is_original: bool,
+    protocol: Protocol,
+    /// Whether the last connection on which it was agreed what is spoken speaks HTTP/1.1: then others are not waited for.
+    agreed_on_http1: Cell<bool>,
     tls: Option<Arc<ClientTls>>,
     connect_timeout: Duration,
     idle_timeout: Duration,
@@ -46,6 +49,15 @@ pub struct Connected {
     pub(super) place: Option<Place>,
     /// Where it might come back.
     pub(super) ours: Option<Ours>,
+}
+
+/// A way to ask an upstream.
+#[derive(Debug)]
+pub enum Reached {
+    /// By HTTP/1.1, over a connection of the request's own.
+    Http1(Connected),
+    /// By HTTP/2, over one that it shares with others.
+    Http2(http2::Place),
 }
 
 /// Why there is no connection.
@@ -70,6 +82,8 @@ impl Pool {
             endpoint,
             is_secure: settings.tls.is_some(),
             is_original: false,
+            protocol: settings.protocol,
+            agreed_on_http1: Cell::new(false),
             tls,
             connect_timeout: settings.connect_timeout,
             idle_timeout: settings.idle_timeout,
@@ -79,40 +93,73 @@ impl Pool {
         }
     }
 
-    /// The connection given back last that is still open, or a new one. Unless the request `can_repeat`, the kernel is asked
-    /// whether it is open; otherwise it is enough that nothing was heard of its end.
+    /// A connection for HTTP/1.1: the one given back last that is still open, or a new one. Unless the request `can_repeat`, the
+    /// kernel is asked whether it is open; otherwise it is enough that nothing was heard of its end.
     pub async fn take(&self, can_repeat: bool) -> Result<Connected, Unreached> {
-        loop {
-            let Some((since, mut connected)) = self.idle.borrow_mut().pop_back() else {
-                break;
-            };
-            // Its own idle time must end before the upstream's, or a request could meet the upstream's close on its way.
-            if since.elapsed() < self.idle_timeout && connected.stream.is_silent(can_repeat) {
-                return Ok(connected);
+        match self.idle(can_repeat) {
+            Some(connected) => Ok(connected),
+            None => self.connect().await,
+        }
+    }
+
+    /// A way to ask by what the upstream speaks, or agrees on. `can_repeat` as for [`Pool::take`].
+    pub async fn reach(&self, can_repeat: bool) -> Result<Reached, Unreached> {
+        let known = || match self.multiplexed.free() {
+            Some(place) => Some(Reached::Http2(place)),
+            None => self.idle(can_repeat).map(Reached::Http1),
+        };
+        if self.protocol == Protocol::Http1 {
+            return self.take(can_repeat).await.map(Reached::Http1);
+        }
+        if let Some(reached) = known() {
+            return Ok(reached);
+        }
+        // Who connects first is waited for, since others may share the connection.
+        let mut alone = None;
+        if !self.agreed_on_http1.get() {
+            alone = Some(self.multiplexed.alone(self.connect_timeout).await?);
+            if let Some(reached) = known() {
+                return Ok(reached);
+            }
+            if self.agreed_on_http1.get() {
+                alone = None;
             }
         }
-        self.connect().await
+        let connected = self.open(Offer::All).await?;
+        let is_http2 = self.protocol == Protocol::Http2 || connected.stream.is_http2();
+        self.agreed_on_http1.set(!is_http2);
+        if !is_http2 {
+            return Ok(Reached::Http1(connected));
+        }
+        let (within, idle_timeout) = (self.connect_timeout, self.idle_timeout);
+        let place = self.multiplexed.begin(connected, within, idle_timeout);
+        let place = place.await?;
+        drop(alone);
+        Ok(Reached::Http2(place))
     }
 
-    /// A place for a request by HTTP/2.
-    pub async fn place(&self) -> Result<http2::Place, Unreached> {
-        self.multiplexed
-            .place(
-                async || self.connect().await,
-                self.connect_timeout,
-                self.idle_timeout,
-            )
-            .await
-    }
-
-    /// A new connection.
+    /// A new connection for HTTP/1.1.
     pub async fn connect(&self) -> Result<Connected, Unreached> {
+        self.open(Offer::Http1).await
+    }
+
+    fn idle(&self, can_repeat: bool) -> Option<Connected> {
+        loop {
+            let (since, mut connected) = self.idle.borrow_mut().pop_back()?;
+            // Its own idle time must end before the upstream's, or a request could meet the upstream's close on its way.
+            if since.elapsed() < self.idle_timeout && connected.stream.is_silent(can_repeat) {
+                return Some(connected);
+            }
+        }
+    }
+
+    async fn open(&self, offer: Offer) -> Result<Connected, Unreached> {
         let place = match &self.caps {
             None => None,
             Some(caps) => Some(caps.connection(self.connect_timeout).await?),
         };
         let Endpoint { target, name, .. } = &*self.endpoint;
-        let way = Way::new(self.is_secure, self.tls.as_deref(), name);
+        let way = Way::new(self.is_secure, self.tls.as_deref(), name, offer);
         let stream = connect(target, way, self.connect_timeout).await?;
         let near = self
             .is_original
@@ -134,17 +181,28 @@ impl Pool {
         }
         let mut idle = self.idle.borrow_mut();
         let now = clock::now();
-        while let Some((since, _)) = idle.front()
-            && now.saturating_duration_since(*since) >= self.idle_timeout
-        {
-            idle.pop_front();
-        }
+        self.close_old(&mut idle, now);
         if idle.len() < MAX_IDLE {
             let connected = Connected {
                 reused: true,
                 ..connected
             };
             idle.push_back((now, connected));
+        }
+    }
+
+    /// Closes what has been idle for too long; whether anything is open.
+    pub(super) fn keeps_connections(&self) -> bool {
+        let mut idle = self.idle.borrow_mut();
+        self.close_old(&mut idle, clock::now());
+        !idle.is_empty() || self.multiplexed.is_open()
+    }
+
+    fn close_old(&self, idle: &mut VecDeque<(Instant, Connected)>, now: Instant) {
+        while let Some((since, _)) = idle.front()
+            && now.saturating_duration_since(*since) >= self.idle_timeout
+        {
+            idle.pop_front();
         }
     }
 

@@ -1,15 +1,24 @@
-//! Active checks: an endpoint is asked how it is, over a connection of its own.
+//! Active checks: an endpoint is asked how it is, over a connection of its own, by what it speaks.
 
 use std::io;
+use std::pin::pin;
 
+use http::Request;
+use http::header::USER_AGENT;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::connect::{Way, connect};
 use super::endpoints::{Endpoint, Endpoints};
+use crate::config::Protocol;
 use crate::config::upstreams::HealthCheck;
 use crate::http1::head::HeadLimits;
 use crate::http1::response::parse_response;
+use crate::net::stream::Stream;
+use crate::net::tls::client::Offer;
+
+/// What a check says that it is.
+const NAME: &str = "weir-health";
 
 /// Whether the endpoint answers in time, with a status from 200 to 399, as Kubernetes' probes want it.
 pub async fn passes(endpoints: &Endpoints, endpoint: &Endpoint, check: &HealthCheck) -> bool {
@@ -24,12 +33,40 @@ async fn ask(
     check: &HealthCheck,
 ) -> io::Result<Option<u16>> {
     let (settings, tls) = (&endpoints.settings, endpoints.tls.as_deref());
-    let way = Way::new(settings.tls.is_some(), tls, &endpoint.name);
-    let mut stream = connect(&endpoint.target, way, check.timeout).await?;
+    let is_secure = settings.tls.is_some();
+    let way = Way::new(is_secure, tls, &endpoint.name, Offer::All);
+    let stream = connect(&endpoint.target, way, check.timeout).await?;
     let (path, host) = (&check.path, endpoint.authority());
+    if settings.protocol == Protocol::Http2 || stream.is_http2() {
+        let scheme = if is_secure { "https" } else { "http" };
+        return by_http2(stream, &format!("{scheme}://{host}{path}")).await;
+    }
     let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: weir-health\r\nConnection: close\r\n\r\n"
+        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {NAME}\r\nConnection: close\r\n\r\n"
     );
+    by_http1(stream, &request).await
+}
+
+async fn by_http2(stream: Stream, uri: &str) -> io::Result<Option<u16>> {
+    let request = Request::get(uri).header(USER_AGENT, NAME).body(());
+    let request = request.map_err(io::Error::other)?;
+    let handshake = h2::client::Builder::new()
+        .enable_push(false)
+        .handshake::<_, bytes::Bytes>(stream);
+    let (requests, connection) = handshake.await.map_err(io::Error::other)?;
+    let mut asking = pin!(async {
+        let (response, _) = requests.ready().await?.send_request(request, true)?;
+        Ok(Some(response.await?.status().as_u16()))
+    });
+    let answered = tokio::select! {
+        answered = &mut asking => answered,
+        // It may end with the answer.
+        _ = connection => asking.await,
+    };
+    answered.map_err(|error: h2::Error| io::Error::other(error))
+}
+
+async fn by_http1(mut stream: Stream, request: &str) -> io::Result<Option<u16>> {
     stream.write_all(request.as_bytes()).await?;
     stream.flush().await?;
     let mut answer = Vec::with_capacity(1024);

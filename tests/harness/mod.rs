@@ -13,6 +13,7 @@ pub mod frames;
 pub mod kept;
 pub mod load;
 pub mod node;
+pub mod origin;
 pub mod peers;
 pub mod postgres;
 pub mod process;

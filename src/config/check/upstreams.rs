@@ -67,9 +67,17 @@ impl Checker {
         let place = (raw.endpoints.line, raw.endpoints.column);
         let (endpoints, found) = self.endpoints(&key("endpoints"), raw.endpoints);
         let plain = plain(name, endpoints);
+        let tls = self.upstream_tls(&path, raw.tls, &found, place);
+        let protocol = raw.protocol.and_then(|at| {
+            if at.value == Some(Protocol::Auto) && tls.is_none() {
+                let message = "without TLS there is nothing to agree on it by: use http1 or http2, or write https:// in the endpoints";
+                self.say(&key("protocol"), at.line, at.column, message.to_owned());
+            }
+            at.value
+        });
         Upstream {
-            tls: self.upstream_tls(&path, raw.tls, &found, place),
-            protocol: raw.protocol.and_then(|at| at.value).unwrap_or_default(),
+            tls,
+            protocol: protocol.unwrap_or_default(),
             load_balancing: raw
                 .load_balancing
                 .and_then(|at| self.balancing(&key("load_balancing"), at))

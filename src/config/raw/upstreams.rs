@@ -64,8 +64,10 @@ pub struct UpstreamTls {
 pub enum UpstreamProtocol {
     #[default]
     Http1,
-    /// Known beforehand: without TLS there is nothing to agree on it by.
+    /// Known beforehand where there is no TLS, by which it could be agreed on.
     Http2,
+    /// Either, as each connection agrees on it (ALPN): under TLS alone.
+    Auto,
 }
 
 /// One endpoint, or a list of them.

@@ -32,7 +32,7 @@ upstreams:
     slow_start: {window: 8s, min_weight: 20%}
     panic_threshold: 40%
   secure: {endpoints: ["https://a", "unix:/a/b.sock", {dns: "b:443"}], tls: {sni: c.test, ca: /a/ca.pem, certificate: {cert: /a/c.pem, key: /a/k.pem}}}
-  public: {endpoints: "https://[::1]:8443/"}
+  public: {endpoints: "https://[::1]:8443/", protocol: auto}
   keyless: {endpoints: {dns: "c:2"}, load_balancing: round_robin}
 routes:
   - match: {host: "*.Example.com", path: /pay/*, methods: [POST, GET], headers: {X-Beta: "1", x-on: "true"}}

@@ -59,9 +59,20 @@ fn with_roots(tls: &Tls, roots: RootCertStore) -> Result<ClientConfig, TlsError>
 #[derive(Debug)]
 pub struct ClientTls {
     config: Arc<ClientConfig>,
+    /// The same for HTTP/1.1 alone.
+    http1: Arc<ClientConfig>,
     sni: Option<ServerName<'static>>,
     /// Of what it was made from: what is made of the same is the same.
     source: Source,
+}
+
+/// What is offered to an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offer {
+    /// All that it may speak.
+    All,
+    /// That alone in which connections can switch to another.
+    Http1,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -92,15 +103,23 @@ impl ClientTls {
         if let Some(old) = old.filter(|old| old.source == source) {
             return Ok(old.clone());
         }
-        let mut config = client_config(&settings.tls)?;
-        config.alpn_protocols = match protocol {
-            Protocol::Http1 => vec![b"http/1.1".to_vec()],
-            Protocol::Http2 => vec![b"h2".to_vec()],
+        let config = client_config(&settings.tls)?;
+        let offering = |names: &[&[u8]]| {
+            let mut config = config.clone();
+            config.alpn_protocols = names.iter().map(|name| name.to_vec()).collect();
+            Arc::new(config)
+        };
+        let http1 = offering(&[b"http/1.1"]);
+        let config = match protocol {
+            Protocol::Http1 => http1.clone(),
+            Protocol::Http2 => offering(&[b"h2"]),
+            Protocol::Auto => offering(&[b"h2", b"http/1.1"]),
         };
         let sni = settings.sni.clone().map(ServerName::try_from).transpose();
         let sni = sni.map_err(|error| TlsError::Certificates(format!("sni: {error}")))?;
         Ok(Arc::new(ClientTls {
-            config: Arc::new(config),
+            config,
+            http1,
             sni,
             source,
         }))
@@ -111,15 +130,31 @@ impl ClientTls {
         self.source.settings == *settings && self.source.protocol == protocol
     }
 
-    /// The stream once both ends agree; the other's certificate must be for `name`, unless the file names another.
-    pub async fn shake_hands(&self, socket: Socket, name: &str) -> io::Result<Stream> {
+    /// The stream once both ends agree; the other's certificate must be for `name`, unless the file names another. Offers what the
+    /// upstream is to speak, or HTTP/1.1 where that is `wanted` alone.
+    pub async fn shake_hands(
+        &self,
+        socket: Socket,
+        name: &str,
+        wanted: Offer,
+    ) -> io::Result<Stream> {
         let name = match &self.sni {
             Some(sni) => sni.clone(),
             None => ServerName::try_from(name.to_owned())
                 .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?,
         };
-        let connector = TlsConnector::from(self.config.clone());
-        let tls = connector.connect(name, socket).await?;
-        Ok(Stream::Tls(Box::new(tls.into())))
+        let config = match wanted {
+            Offer::All => &self.config,
+            Offer::Http1 => &self.http1,
+        };
+        let tls = TlsConnector::from(config.clone());
+        let tls = tls.connect(name, socket).await?;
+        let stream = Stream::Tls(Box::new(tls.into()));
+        let must = wanted == Offer::All && self.source.protocol == Protocol::Http2;
+        // HTTP/2 under TLS is never spoken unless both ends have said so (RFC 9113 section 3.2).
+        if must && !stream.is_http2() {
+            return Err(io::Error::other(rustls::Error::NoApplicationProtocol));
+        }
+        Ok(stream)
     }
 }

@@ -1,5 +1,5 @@
-//! An exchange of which at least one side speaks HTTP/2: the checked request goes out, the response comes back, both streamed,
-//! trailers included. Between two sides of HTTP/1.1 it is `forward`, which does the same with fewer steps.
+//! An exchange of which at least one side speaks HTTP/2, or may agree on it: the checked request goes out, the response comes back,
+//! both streamed, trailers included. Between two sides of HTTP/1.1 it is `forward`, which does the same with fewer steps.
 
 mod again;
 mod down;
@@ -30,7 +30,6 @@ use super::tries::{outcome, unreached};
 use super::upgrade;
 use super::wire::{Deadlines, Elapsed};
 use crate::clock;
-use crate::config::Protocol;
 use crate::http1::body::BodyReader;
 use crate::http1::head::BodyLength;
 use crate::http1::response::{ResponseBody, ResponseHead};
@@ -39,7 +38,8 @@ use crate::http2::grpc::GrpcStatus;
 use crate::http2::head::{Answering, downgrade_response, upgrade_request};
 use crate::net::stream::{BothWays, Reading};
 use crate::store::breakers::End;
-use crate::upstream::Pool;
+use crate::upstream::http2::Place;
+use crate::upstream::{Connected, Pool, Reached};
 use again::TryAgain;
 use down::{Back, Down, GRPC_STATUS};
 use parts::{Sink, Source};
@@ -223,9 +223,20 @@ async fn attempt(
     record: &mut Record,
 ) -> Result<Next, Failure> {
     for _ in 0..2 {
-        let tried = match outgoing.shared.config.upstreams[outgoing.upstream].protocol {
-            Protocol::Http1 => by_http1(conn, pool, outgoing, source, back, record).await,
-            Protocol::Http2 => by_http2(conn, pool, outgoing, source, back, record).await,
+        let can_repeat = outgoing.request.can_repeat;
+        let reached = match &outgoing.websocket_key {
+            None => pool.reach(can_repeat).await,
+            Some(_) => pool.take(can_repeat).await.map(Reached::Http1),
+        };
+        let reached = reached.map_err(unreached)?;
+        record.reached = Some(pool.clone());
+        let tried = match reached {
+            Reached::Http1(connected) => {
+                by_http1(conn, (pool, connected), outgoing, source, back, record).await
+            }
+            Reached::Http2(place) => {
+                by_http2(conn, (pool, place), outgoing, source, back, record).await
+            }
         };
         match tried? {
             Tried::Whole(next) => return Ok(next),
@@ -237,15 +248,12 @@ async fn attempt(
 
 async fn by_http1(
     conn: &Conn<'_>,
-    pool: &Rc<Pool>,
+    (pool, mut connected): (&Pool, Connected),
     outgoing: &mut Outgoing<'_, '_>,
     source: &mut Source<'_, '_>,
     back: &mut Back<'_, '_>,
     record: &mut Record,
 ) -> Result<Tried, Failure> {
-    let taken = pool.take(outgoing.request.can_repeat).await;
-    let mut connected = taken.map_err(unreached)?;
-    record.reached = Some(pool.clone());
     let mut answer = conn.lane.buffers.take();
     let mut both = BothWays::of(&mut connected.stream);
     let (reading, writing) = both.split();
@@ -285,14 +293,12 @@ async fn by_http1(
 
 async fn by_http2(
     conn: &Conn<'_>,
-    pool: &Rc<Pool>,
+    (pool, mut place): (&Pool, Place),
     outgoing: &mut Outgoing<'_, '_>,
     source: &mut Source<'_, '_>,
     back: &mut Back<'_, '_>,
     record: &mut Record,
 ) -> Result<Tried, Failure> {
-    let mut place = pool.place().await.map_err(unreached)?;
-    record.reached = Some(pool.clone());
     let bodiless = outgoing.request.body == BodyLength::None;
     let request = upgrade_request(
         &outgoing.out,
