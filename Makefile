@@ -67,7 +67,7 @@ bench: bench-tools ## Measure weir beside nginx, HAProxy and Envoy (BENCH=--quic
 bench-shared: bench-tools ## Measure limits shared through Redis, over HTTP, beside Envoy (BENCH=--quick: a short run)
 	python3 benches/bench.py --page SHARED.md $(BENCH)
 
-bench-protocols: bench-tools ## Measure HTTP/2, TLS, handshakes and large bodies beside nginx, HAProxy and Envoy
+bench-protocols: bench-tools ## Measure HTTP/2, TLS, handshakes, large bodies and idle connections beside nginx, HAProxy and Envoy
 	@tests/need.sh nghttp2-client openssl curl
 	python3 benches/protocols.py $(BENCH)
 

@@ -18,7 +18,7 @@ use super::record::Record;
 use super::reply::Rejection;
 use super::tries::exchange;
 use super::upgrade;
-use super::upload::{Rest, Upload, beside, put_piece};
+use super::upload::{Rest, Upload, beside, move_piece};
 use super::wire::{Deadlines, Elapsed, read_some, write};
 use crate::clock;
 use crate::config::Protocol;
@@ -350,17 +350,17 @@ async fn stream_back(
     let mut told = false;
     loop {
         let piece = reader.next(answer).map_err(|_| broken_off(told))?;
-        let (consumed, done) = match piece {
+        let ended = matches!(piece, Piece::End { .. });
+        match piece {
             Piece::Data { data, consumed } => {
                 record.bytes_out += data.len() as u64;
-                put_piece(out, &answer[data], chunked);
-                (consumed, false)
+                move_piece(answer, (data, consumed), out, chunked);
             }
-            Piece::NeedMore { consumed } => (consumed, false),
-            Piece::End { consumed } => (consumed, true),
-        };
-        answer.drain(..consumed);
-        let done = done || reader.is_done();
+            Piece::NeedMore { consumed } | Piece::End { consumed } => {
+                drop(answer.drain(..consumed))
+            }
+        }
+        let done = ended || reader.is_done();
         if !done && !answer.is_empty() {
             continue;
         }

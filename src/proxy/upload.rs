@@ -1,6 +1,7 @@
 //! A request's body on its way to the upstream, which may go on beside the response.
 
 use std::io::Write as _;
+use std::ops::Range;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -163,19 +164,19 @@ impl<'p> Upload<'p> {
         let before = self.out.len();
         while !buffer.is_empty() && !self.reader.is_done() {
             let piece = self.reader.next(buffer);
-            let consumed = match piece.map_err(|_| Rejection::BadBody)? {
+            match piece.map_err(|_| Rejection::BadBody)? {
                 Piece::Data { data, consumed } => {
                     self.bytes += data.len() as u64;
                     self.left = self
                         .left
                         .checked_sub(data.len() as u64)
                         .ok_or(Rejection::BodyTooLarge)?;
-                    put_piece(&mut self.out, &buffer[data], self.chunked);
-                    consumed
+                    move_piece(buffer, (data, consumed), &mut self.out, self.chunked);
                 }
-                Piece::NeedMore { consumed } | Piece::End { consumed } => consumed,
-            };
-            buffer.drain(..consumed);
+                Piece::NeedMore { consumed } | Piece::End { consumed } => {
+                    buffer.drain(..consumed);
+                }
+            }
         }
         if self.reader.is_done() && self.chunked {
             let may = |name: &[u8]| may_trail_up(name, self.plan, self.route);
@@ -222,6 +223,22 @@ pub(super) async fn beside<F: Future>(rest: &mut Option<Rest<'_, '_>>, response:
     }
     *rest = None;
     response.await
+}
+
+/// Moves a piece of a body from the front of `buffer`, up to what is `consumed` with it, behind what is in `out`: without a copy,
+/// where it is all that both have.
+pub(super) fn move_piece(
+    buffer: &mut Vec<u8>,
+    (data, consumed): (Range<usize>, usize),
+    out: &mut Vec<u8>,
+    chunked: bool,
+) {
+    if out.is_empty() && !chunked && data == (0..buffer.len()) {
+        std::mem::swap(buffer, out);
+    } else {
+        put_piece(out, &buffer[data], chunked);
+        buffer.drain(..consumed);
+    }
 }
 
 /// Puts a piece of a body behind others, as a chunk where those are.
