@@ -19,6 +19,7 @@ use super::following::Following;
 use super::greet::greet;
 use super::outbox::Outbox;
 use super::reply::Date;
+use super::shed::{self, Shedding};
 use super::wire::Buffers;
 use crate::admin::health::Heartbeat;
 use crate::plan::Plan;
@@ -32,6 +33,7 @@ pub(super) struct Lane {
     pub outbox: Outbox,
     pub buffers: Buffers,
     pub date: Date,
+    pub shed: Shedding,
     /// Where the plan has a fleet.
     pub redis: Option<FleetConnections>,
     /// Turns true when the process drains: no new request is taken then.
@@ -97,6 +99,7 @@ async fn serve(
         outbox: Outbox::default(),
         buffers: Buffers::default(),
         date: Date::default(),
+        shed: Shedding::default(),
         draining,
     });
     let mut accepting = JoinSet::new();
@@ -114,9 +117,11 @@ async fn serve(
         }
     });
     let flushing = tokio::task::spawn_local(flush(lane.clone()));
+    let watching = tokio::task::spawn_local(shed::watch(lane.clone()));
     while accepting.join_next().await.is_some() {}
     beating.abort();
     flushing.abort();
+    watching.abort();
     lane.outbox.flush(&lane.plan.current().shared);
     Ok(())
 }
