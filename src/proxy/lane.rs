@@ -19,6 +19,7 @@ use super::following::Following;
 use super::greet::greet;
 use super::outbox::Outbox;
 use super::reply::Date;
+use super::shed::{self, Shedding};
 use super::wire::Buffers;
 use crate::admin::health::Heartbeat;
 use crate::plan::Plan;
@@ -32,6 +33,7 @@ pub(super) struct Lane {
     pub outbox: Outbox,
     pub buffers: Buffers,
     pub date: Date,
+    pub shed: Shedding,
     /// Where the plan has a fleet.
     pub redis: Option<FleetConnections>,
     /// Turns true when the process drains: no new request is taken then.
@@ -97,6 +99,7 @@ async fn serve(
         outbox: Outbox::default(),
         buffers: Buffers::default(),
         date: Date::default(),
+        shed: Shedding::default(),
         draining,
     });
     let mut accepting = JoinSet::new();
@@ -107,18 +110,18 @@ async fn serve(
             TcpListener::from_std(listener)?,
         ));
     }
-    let beating = tokio::task::spawn_local(async move {
+    let mut beside = JoinSet::new();
+    beside.spawn_local(async move {
         loop {
             heartbeat.beat();
             tokio::time::sleep(BEAT_EVERY).await;
         }
     });
-    let flushing = tokio::task::spawn_local(flush(lane.clone()));
-    let securing = tokio::task::spawn_local(secure(lane.clone()));
+    beside.spawn_local(flush(lane.clone()));
+    beside.spawn_local(secure(lane.clone()));
+    beside.spawn_local(shed::watch(lane.clone()));
     while accepting.join_next().await.is_some() {}
-    beating.abort();
-    flushing.abort();
-    securing.abort();
+    drop(beside);
     lane.outbox.close(&lane.plan.current().shared);
     Ok(())
 }
