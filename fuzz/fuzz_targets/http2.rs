@@ -379,8 +379,10 @@ fn one_response(parts: &response::Parts, how: Answering) {
     assert_same(listed(response.headers(), &[]), kept);
 }
 
+type Fields<'m> = Vec<(&'m [u8], &'m [u8])>;
+
 /// The first line of a head and its fields, as a reader has them that knows no leniency.
-fn read(head: &[u8]) -> (&[u8], Vec<(&[u8], &[u8])>) {
+fn read(head: &[u8]) -> (&[u8], Fields<'_>) {
     let head = head.strip_suffix(b"\r\n\r\n").expect("it has an end");
     let text: Vec<_> = head.split(|byte| *byte == b'\n').collect();
     let (last, others) = text.split_last().expect("one at least");
@@ -415,14 +417,14 @@ fn is_one_line(text: &[u8]) -> bool {
     !text.iter().any(|byte| b"\r\n\0".contains(byte))
 }
 
-fn listed<'m>(fields: &'m HeaderMap, without: &[header::HeaderName]) -> Vec<(&'m [u8], &'m [u8])> {
+fn listed<'m>(fields: &'m HeaderMap, without: &[header::HeaderName]) -> Fields<'m> {
     let kept = fields.iter().filter(|(name, _)| !without.contains(name));
     kept.map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()))
         .collect()
 }
 
 /// A map keeps the order of one name's values alone.
-fn assert_same(mut these: Vec<(&[u8], &[u8])>, mut those: Vec<(&[u8], &[u8])>) {
+fn assert_same(mut these: Fields<'_>, mut those: Fields<'_>) {
     these.sort_by_key(|(name, _)| *name);
     those.sort_by_key(|(name, _)| *name);
     assert_eq!(these, those);
