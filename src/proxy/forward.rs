@@ -205,7 +205,8 @@ pub(super) async fn both_ways(
         // RFC 9110 section 15.2: all but the answer to an expectation, which was weir's own, and not to HTTP/1.0.
         if head.status != 100 && !request.old_client {
             let mut interim = Vec::new();
-            headers::put_interim_head(&mut interim, answer, &head);
+            let changes = &upload.route.response_headers;
+            headers::put_interim_head(&mut interim, answer, &head, changes);
             ends.write(&interim, request.idle).await?;
         }
         answer.drain(..head.len);

@@ -5,6 +5,7 @@
 //! not a byte was sent is for any method. The upstream's breaker gets one result for all tries together: it judges whether the upstream
 //! serves, and a request that another endpoint rescued was served. Each endpoint's own failures are told to the outlier detection.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -137,12 +138,14 @@ async fn try_and_again<'c>(
     };
     let mut before = SmallVec::<[Rc<Pool>; 4]>::new();
     let mut count = 0;
+    // Each try has a name of its own in a trace.
+    let mut head = Cow::Borrowed(head);
     loop {
         let left = request.within.saturating_sub(spent(upload));
         let within = retries.per_try_timeout.map_or(left, |most| most.min(left));
         let deadline = Some(clock::mono() + within);
         let tried = attempt(
-            request, deadline, picked, ends, upload, head, answer, record,
+            request, deadline, picked, ends, upload, &head, answer, record,
         )
         .await;
         tell(picked, &tried, record);
@@ -176,6 +179,10 @@ async fn try_and_again<'c>(
             metrics.over_budget.inc();
             return tried;
         }
+        let over = match &tried {
+            Ok((_, answered)) => record.tried(&picked.pool, Some(answered.head.status), None),
+            Err(failure) => record.tried(&picked.pool, None, Some(failure.reason())),
+        };
         if unless_gone(ends.client, ends.buffer, sleep(wait))
             .await
             .is_none()
@@ -194,10 +201,9 @@ async fn try_and_again<'c>(
         *picked = next;
         metrics.retried.inc();
         count += 1;
-        record.tried_again = count;
         answer.clear();
-        upload.begin_again();
-        (record.sent, record.answered) = (None, None);
+        let renamed = record.begin_again(over, &picked.pool, head.to_mut());
+        upload.begin_again(renamed);
     }
 }
 
@@ -293,7 +299,7 @@ async fn attempt(
                     && (request.can_repeat || !upload.begun)
                     && answer.is_empty() =>
             {
-                upload.begin_again();
+                upload.begin_again(None);
                 connected = in_time(left(), ends, pool.connect()).await?;
             }
             Err(failure) => return Err(failure),

@@ -11,6 +11,7 @@ use super::handle::Failure;
 use super::headers::{may_trail_up, put_last_chunk};
 use super::outgoing::Request;
 use super::reply::Rejection;
+use super::trace::Renamed;
 use super::wire::{Deadlines, Elapsed, read_some};
 use crate::clock;
 use crate::config::Route;
@@ -40,7 +41,7 @@ pub(super) struct Upload<'p> {
     kept: Option<(Vec<u8>, u64)>,
     /// They say what must not come behind the body.
     plan: &'p Plan,
-    route: &'p Route,
+    pub route: &'p Route,
 }
 
 impl<'p> Upload<'p> {
@@ -88,7 +89,13 @@ impl<'p> Upload<'p> {
     }
 
     /// The request is to be sent again, which must be possible.
-    pub(super) fn begin_again(&mut self) {
+    pub(super) fn begin_again(&mut self, renamed: Option<Renamed>) {
+        if let Some(renamed) = renamed {
+            renamed.put(&mut self.out);
+            if let Some((kept, _)) = &mut self.kept {
+                renamed.put(kept);
+            }
+        }
         self.begun = false;
         self.written = 0;
         if let (true, Some((kept, _))) = (self.lost, &self.kept) {

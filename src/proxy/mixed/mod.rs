@@ -31,6 +31,7 @@ use super::upgrade;
 use super::wire::{Deadlines, Elapsed};
 use crate::clock;
 use crate::config::Protocol;
+use crate::config::rewrite::HeaderChanges;
 use crate::http1::body::BodyReader;
 use crate::http1::head::BodyLength;
 use crate::http1::response::{ResponseBody, ResponseHead};
@@ -170,9 +171,13 @@ async fn exchange(
     let sent = async {
         let slot = cluster.enter().await.map_err(|_| Rejection::Overloaded)?;
         let mut again = TryAgain::new(outgoing);
+        let mut before = None;
         loop {
             let picked = cluster.pick(outgoing.ring_key, &again.before);
             let picked = picked.map_err(|_| Rejection::NoEndpoint)?;
+            if let Some(over) = before.take() {
+                record.begin_again(over, &picked.pool, &mut outgoing.out);
+            }
             outgoing.request.within = again.within();
             let tried = attempt(conn, &picked.pool, outgoing, source, back, record).await;
             if let Some(outcome) = outcome(tried.as_ref().map(|_| record.status), record) {
@@ -195,6 +200,7 @@ async fn exchange(
             let Some(wait) = wait else {
                 return tried;
             };
+            let over = record.tried(&picked.pool, None, Some(failure.reason()));
             let mut waits = pin!(sleep(wait));
             poll_fn(|cx| match waits.as_mut().poll(cx) {
                 Poll::Ready(()) => Poll::Ready(Ok(())),
@@ -202,8 +208,7 @@ async fn exchange(
             })
             .await?;
             again.before.push(picked.pool.clone());
-            (record.sent, record.answered) = (None, None);
-            record.tried_again += 1;
+            before = Some(over);
         }
     };
     let sent = sent.await;
@@ -362,7 +367,8 @@ async fn run(
         whole: false,
         refused: None,
     };
-    let answered = await_head(&request, &mut uploading, &mut answers, back, answer, record);
+    let how = (&request, &outgoing.route.response_headers);
+    let answered = await_head(how, &mut uploading, &mut answers, back, answer, record);
     let answered = answered.await;
     record.bytes_in = progress.bytes_in.get();
     let (head, body) = answered?;
@@ -449,7 +455,7 @@ async fn run(
 /// Uploads while it waits for the response's head, which comes to stand at the front of `answer`. With its body, where that
 /// comes by HTTP/2.
 async fn await_head<F: Future<Output = Result<(), Failure>>>(
-    request: &Request,
+    (request, changes): (&Request, &HeaderChanges),
     uploading: &mut Uploading<'_, F>,
     answers: &mut Answers<'_>,
     back: &mut Back<'_, '_>,
@@ -506,7 +512,7 @@ async fn await_head<F: Future<Output = Result<(), Failure>>>(
         // RFC 9110 section 15.2: all but the answer to an expectation, which was weir's own, and not to HTTP/1.0.
         if head.status != 100 && !request.old_client {
             let mut interim = Vec::new();
-            headers::put_interim_head(&mut interim, answer, &head);
+            headers::put_interim_head(&mut interim, answer, &head, changes);
             let told = deadlines.within(request.idle, back.interim(&interim)).await;
             told.map_err(|Elapsed| Failure::ClientGone)??;
         }
