@@ -47,7 +47,7 @@ pub(super) async fn send(
     let mut outgoing = prepare(conn, admitted, ends.buffer, head, over_http2, record);
     if over_http2 {
         // Apart, so that others have no room for it.
-        let sent = mixed::send(conn, plan, outgoing, mixed::Client::Http1(ends), record);
+        let sent = mixed::send(conn, plan, &mut outgoing, mixed::Client::Http1(ends), record);
         return Box::pin(sent).await;
     }
     let cluster = &plan.clusters[upstream];

@@ -59,7 +59,7 @@ pub(super) enum Client<'a, 'b> {
 pub(super) async fn send(
     conn: &Conn<'_>,
     plan: &LanePlan,
-    mut outgoing: Outgoing<'_, '_>,
+    outgoing: &mut Outgoing<'_, '_>,
     client: Client<'_, '_>,
     record: &mut Record,
 ) -> Result<Next, Failure> {
@@ -73,7 +73,7 @@ pub(super) async fn send(
             }
             let mut source = Source::http2(body);
             let mut back = Back::Http2(respond);
-            exchange(conn, plan, &mut outgoing, &mut source, &mut back, record).await
+            exchange(conn, plan, outgoing, &mut source, &mut back, record).await
         }
         Client::Http1(ends) => {
             // gRPC is of HTTP/2 alone: how its calls end cannot be said in HTTP/1.1.
@@ -96,7 +96,7 @@ pub(super) async fn send(
                 writing: Some(writing),
                 ahead: &mut ahead,
             };
-            let sent = exchange(conn, plan, &mut outgoing, &mut source, &mut back, record).await;
+            let sent = exchange(conn, plan, outgoing, &mut source, &mut back, record).await;
             let whole = source.is_over();
             ends.buffer.extend_from_slice(&ahead);
             if old_client && matches!(sent, Err(Failure::UpstreamGone | Failure::NotSafe)) {
