@@ -71,7 +71,10 @@ pub(super) async fn exchange<'c>(
     answer: &mut Vec<u8>,
     record: &mut Record,
 ) -> Result<(Reached<'c>, Answered), Failure> {
-    let slot = cluster.enter().await.map_err(|_| Rejection::Overloaded)?;
+    // Its turn may be some time off, and is another's where the client has left.
+    let entered = unless_gone(ends.client, ends.buffer, cluster.enter()).await;
+    let slot = entered.ok_or(Failure::ClientGone)?;
+    let slot = slot.map_err(|_| Rejection::Overloaded)?;
     let picked = cluster.pick(ring_key, &[]);
     let mut picked = picked.map_err(|_| Rejection::NoEndpoint)?;
     let mut retrying = None;
@@ -311,15 +314,17 @@ async fn in_time(
     within: Option<Duration>,
     ends: &mut Ends<'_>,
     connecting: impl Future<Output = Result<Connected, Unreached>>,
-) -> Result<Connected, Rejection> {
+) -> Result<Connected, Failure> {
+    let connecting = unless_gone(ends.client, ends.buffer, connecting);
     let connected = match within {
         None => connecting.await,
         Some(within) => match ends.deadlines.within(within, connecting).await {
             Ok(connected) => connected,
-            Err(Elapsed) => Err(Unreached::TimedOut),
+            Err(Elapsed) => Some(Err(Unreached::TimedOut)),
         },
     };
-    connected.map_err(unreached)
+    let connected = connected.ok_or(Failure::ClientGone)?;
+    Ok(connected.map_err(unreached)?)
 }
 
 pub(super) fn unreached(unreached: Unreached) -> Rejection {

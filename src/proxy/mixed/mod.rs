@@ -169,7 +169,8 @@ async fn exchange(
 ) -> Result<Next, Failure> {
     let cluster = &plan.clusters[outgoing.upstream];
     let sent = async {
-        let slot = cluster.enter().await.map_err(|_| Rejection::Overloaded)?;
+        let entered = back.unless_gone(&outgoing.request, cluster.enter()).await?;
+        let slot = entered.map_err(|_| Rejection::Overloaded)?;
         let mut again = TryAgain::new(outgoing);
         let mut before = None;
         loop {
@@ -201,12 +202,7 @@ async fn exchange(
                 return tried;
             };
             let over = record.tried(&picked.pool, None, Some(failure.reason()));
-            let mut waits = pin!(sleep(wait));
-            poll_fn(|cx| match waits.as_mut().poll(cx) {
-                Poll::Ready(()) => Poll::Ready(Ok(())),
-                Poll::Pending => back.poll_gone(cx).map(|()| Err(Failure::ClientGone)),
-            })
-            .await?;
+            back.unless_gone(&outgoing.request, sleep(wait)).await?;
             again.before.push(picked.pool.clone());
             before = Some(over);
         }
@@ -248,7 +244,8 @@ async fn by_http1(
     back: &mut Back<'_, '_>,
     record: &mut Record,
 ) -> Result<Tried, Failure> {
-    let taken = pool.take(outgoing.request.can_repeat).await;
+    let taking = pool.take(outgoing.request.can_repeat);
+    let taken = back.unless_gone(&outgoing.request, taking).await?;
     let mut connected = taken.map_err(unreached)?;
     record.reached = Some(pool.clone());
     let mut answer = conn.lane.buffers.take();
@@ -296,7 +293,8 @@ async fn by_http2(
     back: &mut Back<'_, '_>,
     record: &mut Record,
 ) -> Result<Tried, Failure> {
-    let mut place = pool.place().await.map_err(unreached)?;
+    let placed = back.unless_gone(&outgoing.request, pool.place()).await?;
+    let mut place = placed.map_err(unreached)?;
     record.reached = Some(pool.clone());
     let bodiless = outgoing.request.body == BodyLength::None;
     let request = upgrade_request(
