@@ -74,7 +74,7 @@ impl Lane {
     }
 }
 
-/// Starts a lane on `listeners`, one for each listener of the configuration, in its order. Once `draining` turns true it
+/// Starts a lane on `listeners`, one for each listener of the configuration, in its order, or several rows of them. Once `draining` turns true it
 /// stops accepting, closes idle connections, lets requests in flight end for at most the drain time, and its thread ends. It beats `heartbeat` while it turns.
 pub fn spawn(
     listeners: Vec<std::net::TcpListener>,
@@ -119,10 +119,12 @@ async fn serve(
         draining,
     });
     let mut accepting = JoinSet::new();
+    // A reload changes neither their number nor their order.
+    let configured = lane.plan.current().shared.config.listeners.len();
     for (index, listener) in listeners.into_iter().enumerate() {
         accepting.spawn_local(accept(
             lane.clone(),
-            index,
+            index % configured,
             TcpListener::from_std(listener)?,
         ));
     }
