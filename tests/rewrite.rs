@@ -10,6 +10,7 @@ mod harness;
 use std::process::Command;
 
 use harness::process::{Running, file};
+use harness::versions::{Client, Fields, Length, Origin, PAIRINGS, Version, field, run};
 use harness::{Lane, Reply, Upstream, eventually, raw};
 
 fn lane(rest: &str) -> Lane {
@@ -281,4 +282,116 @@ fn what_weir_answers_is_on_record_before_it_is_out() {
             "{event}"
         );
     }
+}
+
+/// All values of the fields of this name.
+fn all<'f>(fields: &'f Fields, name: &str) -> Vec<&'f str> {
+    let fields = fields.iter().filter(|(other, _)| other == name);
+    fields.map(|(_, value)| value.as_str()).collect()
+}
+
+#[test]
+fn messages_of_each_version_are_changed_alike() {
+    for (asks, serves) in PAIRINGS {
+        eprintln!("from {asks:?} to {serves:?}");
+        run(changed(asks, serves));
+    }
+}
+
+async fn changed(asks: Version, serves: Version) {
+    let mut origin = Origin::start(serves).await;
+    let lane = lane(&format!(
+        "upstreams: {{app: {{endpoints: ['http://{}'], protocol: {}}}}}\nroutes:\n\
+         - match: {{path: /pay/*}}\n  upstream: app\n  rewrite: {{path_prefix: /v2, host: app.internal}}\n\
+         \x20 request_headers: {{set: {{X-Env: prod}}, add: {{accept: text/x}}, remove: [x-debug]}}\n\
+         \x20 response_headers: {{set: {{Cache-Control: no-cache}}, add: {{Vary: b}}, remove: [server]}}\n",
+        origin.address,
+        serves.name()
+    ));
+    let mut client = Client::connect(asks, lane.address).await;
+    let fields = [
+        ("x_env", "forged"),
+        ("x-debug", "1"),
+        ("accept", "*/*"),
+        ("te", "trailers"),
+    ];
+    let call = client.call("POST", "/pay/x?q=/pay/", &fields, Length::Unknown);
+    let mut call = call.await;
+    call.body.send(b"abc").await.unwrap();
+    let forged = [("x-env", "forged"), ("x-debug", "1"), ("x-sum", "kept")];
+    call.body.end(&forged).await.unwrap();
+    let mut asked = origin.asked().await;
+    assert_eq!(
+        (&*asked.path, &*asked.host),
+        ("/v2/x?q=/pay/", "app.internal")
+    );
+    let came = &asked.fields;
+    assert_eq!(field(came, "x-forwarded-host"), Some("test"));
+    assert_eq!(all(came, "x-env"), ["prod"]);
+    assert_eq!(all(came, "accept"), ["*/*", "text/x"]);
+    assert_eq!((field(came, "x_env"), field(came, "x-debug")), (None, None));
+    let (body, trailers) = asked.body.rest().await.unwrap();
+    assert_eq!(body, b"abc");
+    assert_eq!(trailers, [("x-sum".to_owned(), "kept".to_owned())]);
+
+    let theirs = [
+        ("server", "app"),
+        ("cache-control", "private"),
+        ("vary", "a"),
+    ];
+    // Of interim ones no more is passed on, and nothing is put in.
+    let hints = [&theirs[..], &[("link", "</a>; rel=preload")]].concat();
+    asked.interim(103, &hints).await;
+    let (status, fields) = call.interim().await;
+    assert_eq!((status, all(&fields, "vary")), (103, vec!["a"]));
+    assert_eq!(all(&fields, "link"), ["</a>; rel=preload"]);
+    for gone in ["server", "cache-control"] {
+        assert_eq!(field(&fields, gone), None, "{gone}");
+    }
+    let mut out = asked.reply(200, &theirs, Length::Unknown).await;
+    out.send(b"ok").await.unwrap();
+    out.end(&[("x-sum", "1")]).await.unwrap();
+    let mut answer = call.answer().await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(field(&answer.fields, "server"), None);
+    assert_eq!(all(&answer.fields, "cache-control"), ["no-cache"]);
+    assert_eq!(all(&answer.fields, "vary"), ["a", "b"]);
+    assert_eq!(answer.body.rest().await.unwrap().0, b"ok");
+}
+
+#[test]
+fn what_weir_answers_is_the_same_by_http2() {
+    let lane = lane(
+        "routes:\n\
+         - {match: {path: /old/*}, redirect: {status: 308, path_prefix: /new}}\n\
+         - {match: {path: /see}, redirect: {scheme: https, status: 303}, response_headers: {set: {x-a: b}}}\n\
+         - {match: {path: /robots.txt}, reply: {body: \"User-agent: *\\n\", headers: {Cache-Control: max-age=60}}}\n\
+         - {match: {path: /none}, reply: {status: 204}}\n",
+    );
+    run(async {
+        let mut one = Client::connect(Version::One, lane.address).await;
+        let mut two = Client::connect(Version::Two, lane.address).await;
+        for (method, path) in [
+            ("GET", "/old//..//old/x?q=1"),
+            ("GET", "/see"),
+            ("GET", "/robots.txt"),
+            ("HEAD", "/robots.txt"),
+            ("GET", "/none"),
+        ] {
+            let mut answers = Vec::new();
+            for client in [&mut one, &mut two] {
+                let call = client.call(method, path, &[], Length::None).await;
+                let mut answer = call.answer().await;
+                let mut fields = std::mem::take(&mut answer.fields);
+                fields.retain(|(name, _)| name != "date");
+                fields.sort();
+                let body = match method {
+                    "HEAD" => Vec::new(),
+                    _ => answer.body.rest().await.unwrap().0,
+                };
+                answers.push((answer.status, fields, body));
+            }
+            assert_eq!(answers[0], answers[1], "{method} {path}");
+        }
+    });
 }

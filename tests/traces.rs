@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use harness::collector::Collector;
 use harness::process::{Running, file};
 use harness::raw;
+use harness::versions::{Asked, Client as Caller, Length, Origin, PAIRINGS, Version, run};
 use harness::{Client, Lane, Upstream, eventually, eventually_within};
 use serde_json::{Value, json};
 
@@ -262,29 +263,188 @@ fn a_collector_gets_a_request_and_its_call_with_what_was_decided() {
     assert_eq!(counted(&weir, "dropped"), 0);
 }
 
+/// The span that a request names as its parent.
+fn named(asked: &Asked) -> String {
+    let told = asked.fields.iter();
+    let told = told.filter(|(name, _)| name == "traceparent");
+    parts(told.map(|(_, value)| value.clone()).collect()).1
+}
+
 #[test]
-fn a_call_says_how_often_it_was_tried_again() {
-    let (upstream, collector) = (Upstream::answering(""), Collector::start(None));
+fn each_try_is_a_call_which_says_how_many_came_before() {
+    for (asks, serves) in PAIRINGS {
+        eprintln!("from {asks:?} to {serves:?}");
+        run(tried_elsewhere(asks, serves));
+    }
+}
+
+async fn tried_elsewhere(asks: Version, serves: Version) {
+    let (mut origin, collector) = (Origin::start(serves).await, Collector::start(None));
     let config = file(&format!(
-        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\ntelemetry: {{traces: {{otlp: '{}', sample: 100%}}}}\n\
-         upstreams: {{app: {{endpoints: ['http://127.0.0.1:1', '{}'], load_balancing: round_robin, \
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nruntime: {{lanes: 1}}\n\
+         telemetry: {{traces: {{otlp: '{}', sample: 100%}}}}\n\
+         upstreams: {{app: {{endpoints: ['http://127.0.0.1:1', 'http://{}'], protocol: {}, load_balancing: round_robin, \
          retries: {{attempts: 1, retry_on: [connect_failure]}}}}}}\n",
         collector.url(),
-        upstream.url()
+        origin.address,
+        serves.name()
     ));
     let weir = Running::start_as("proxy", config.path(), &[]);
-    let mut again = Vec::new();
-    // One of two endpoints in turn is dead.
+    let mut client = Caller::connect(asks, weir.address.parse().unwrap()).await;
+    // One of two endpoints in turn is dead, so one request of two is tried twice.
+    let mut told = Vec::new();
     for _ in 0..2 {
-        assert_eq!(weir.client().get("/").status, 200);
-        let (_, client) = pair(&collector);
-        assert_eq!(
-            client["attributes"]["url.full"],
-            format!("{}/", upstream.url())
-        );
-        again.push(client["attributes"]["http.request.resend_count"].clone());
+        let mut call = client.call("POST", "/", &[], Length::Known(3)).await;
+        call.body.finish(b"abc").await.unwrap();
+        let mut asked = origin.asked().await;
+        assert_eq!(asked.body.rest().await.unwrap().0, b"abc");
+        asked.ok("").await;
+        assert_eq!(call.whole().await.0, 200);
+        told.push(named(&asked));
     }
-    assert!(again.contains(&json!(1)), "{again:?}");
+    let mut requests = collector.requests(5);
+    requests.sort_by_key(Vec::len);
+    let [once, twice] = &requests[..] else {
+        panic!("{requests:?}");
+    };
+    let again = |span: &Value| span["attributes"].get("http.request.resend_count").cloned();
+    let url = |span: &Value| span["attributes"]["url.full"].clone();
+    assert_eq!(again(&once[1]), None);
+    let [_, dead, served] = &twice[..] else {
+        panic!("{twice:?}");
+    };
+    assert_eq!(
+        (again(dead), url(dead)),
+        (None, json!("http://127.0.0.1:1/"))
+    );
+    assert_eq!(dead["attributes"]["error.type"], "connect_failed");
+    assert_eq!(dead["status"], 2);
+    assert_eq!(again(served), Some(json!(1)));
+    for served in [&once[1], served] {
+        assert_eq!(url(served), format!("http://{}/", origin.address));
+        assert_eq!(served["attributes"]["http.response.status_code"], 200);
+        assert_eq!(served["status"], 0);
+        let at = told.iter().position(|told| served["span_id"] == *told);
+        told.remove(at.expect("the upstream was told this call"));
+    }
+}
+
+#[test]
+fn an_answer_that_is_tried_again_is_a_call_of_its_own() {
+    run(async {
+        let (mut origin, collector) = (Origin::start(Version::One).await, Collector::start(None));
+        let config = file(&format!(
+            "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\ntelemetry: {{traces: {{otlp: '{}', sample: 100%}}}}\n\
+             upstreams: {{app: {{endpoints: ['http://{}'], retries: {{attempts: 2, methods: [PUT], retry_on: ['503', reset], buffer: 1KiB}}}}}}\n",
+            collector.url(),
+            origin.address,
+        ));
+        let weir = Running::start_as("proxy", config.path(), &[]);
+        let mut client = Caller::connect(Version::One, weir.address.parse().unwrap()).await;
+        let mut call = client.call("PUT", "/", &[], Length::Known(3)).await;
+        call.body.finish(b"abc").await.unwrap();
+        let mut told = Vec::new();
+        for outcome in [Some(503), None, Some(201)] {
+            let mut asked = origin.asked().await;
+            assert_eq!(asked.body.rest().await.unwrap().0, b"abc");
+            told.push(json!(named(&asked)));
+            match outcome {
+                Some(status) => drop(asked.reply(status, &[], Length::None).await),
+                None => asked.reset(h2::Reason::CANCEL),
+            }
+        }
+        assert_eq!(call.whole().await.0, 201);
+        let spans = collector.requests(4).remove(0);
+        let of = |key: &str| {
+            let values = spans[1..].iter().map(|call| call["attributes"].get(key));
+            let values = values.map(|value| value.cloned().unwrap_or_default());
+            values.collect::<Vec<_>>()
+        };
+        let ids = spans[1..].iter().map(|call| call["span_id"].clone());
+        assert_eq!(ids.collect::<Vec<_>>(), told);
+        for (key, values) in [
+            ("http.request.resend_count", json!([null, 1, 2])),
+            ("http.response.status_code", json!([503, null, 201])),
+            ("error.type", json!(["503", "upstream_broken", null])),
+        ] {
+            assert_eq!(json!(of(key)), values, "{key}");
+        }
+        assert_eq!(spans[0]["attributes"]["http.response.status_code"], 201);
+        assert!(spans[0]["attributes"].get("error.type").is_none());
+    });
+}
+
+#[test]
+fn requests_of_each_version_are_traced_alike() {
+    for (asks, serves) in PAIRINGS {
+        eprintln!("from {asks:?} to {serves:?}");
+        run(traced(asks, serves));
+    }
+}
+
+async fn traced(asks: Version, serves: Version) {
+    let (mut origin, collector) = (Origin::start(serves).await, Collector::start(None));
+    let config = file(&format!(
+        "listeners: [{{address: '127.0.0.1:0', client_ip: {{trusted_proxies: [127.0.0.1]}}}}]\nadmin: {{address: 127.0.0.1:0}}\n\
+         telemetry: {{traces: {{otlp: '{}', sample: 0%}}}}\n\
+         upstreams: {{app: {{endpoints: ['http://{}'], protocol: {}}}}}\n\
+         routes: [{{match: {{path: /pay/*}}, upstream: app, rewrite: {{path_prefix: /v2}}}}, {{match: {{path: /none}}, reply: {{status: 204}}}}]\n",
+        collector.url(),
+        origin.address,
+        serves.name()
+    ));
+    let weir = Running::start_as("proxy", config.path(), &[]);
+    let mut client = Caller::connect(asks, weir.address.parse().unwrap()).await;
+    let given = format!("00-{ID}-{PARENT}-01");
+    let fields = [("traceparent", given.as_str()), ("tracestate", "a=1")];
+    let call = client.call("POST", "/pay/x?a=1", &fields, Length::Unknown);
+    let mut call = call.await;
+    call.body.finish(b"abc").await.unwrap();
+    let mut asked = origin.asked().await;
+    assert_eq!(asked.body.rest().await.unwrap().0, b"abc");
+    let states = asked.fields.iter().filter(|(name, _)| name == "tracestate");
+    assert_eq!(states.map(|(_, value)| value).collect::<Vec<_>>(), ["a=1"]);
+    asked.ok("hello").await;
+    assert_eq!(call.whole().await, (200, "hello".to_owned()));
+    let (server, call) = pair(&collector);
+    assert_eq!(
+        (&server["trace_id"], &server["parent_id"]),
+        (&json!(ID), &json!(PARENT))
+    );
+    assert_eq!(call["span_id"], named(&asked));
+    for (key, value) in [
+        ("http.request.method", json!("POST")),
+        ("http.route", json!("/pay/*")),
+        ("http.request.body.size", json!(3)),
+        ("http.response.body.size", json!(5)),
+        ("http.response.status_code", json!(200)),
+        ("url.path", json!("/pay/x")),
+        ("url.query", json!("a=1")),
+        ("weir.upstream", json!("app")),
+    ] {
+        assert_eq!(server["attributes"][key], value, "{key} {server}");
+    }
+    let url = format!("http://{}/v2/x?a=1", origin.address);
+    assert_eq!(call["attributes"]["url.full"], url);
+    assert_eq!(call["attributes"]["http.response.status_code"], 200);
+    // What weir answers has no call, and what breaks off is an error of both.
+    let call = client.call("GET", "/none", &fields, Length::None).await;
+    assert_eq!(call.whole().await.0, 204);
+    assert_eq!(
+        collector.span()["attributes"]["http.response.status_code"],
+        204
+    );
+    let call = client.call("POST", "/pay/y", &fields, Length::None).await;
+    origin.asked().await.reset(h2::Reason::INTERNAL_ERROR);
+    assert_eq!(call.whole().await.0, 502);
+    let (server, call) = pair(&collector);
+    for span in [server, call] {
+        assert_eq!(span["status"], 2, "{span}");
+        assert_eq!(
+            span["attributes"]["error.type"], "upstream_broken",
+            "{span}"
+        );
+    }
 }
 
 #[test]

@@ -360,3 +360,41 @@ fn the_audit_keeps_whom_the_header_names() {
         text.lines().count() == 1 && text.contains("\"client\":\"9.8.7.6\"")
     });
 }
+
+#[test]
+fn a_socket_goes_on_with_the_process_that_takes_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("in.sock");
+    let upstream = Upstream::answering("ok");
+    let text = |admin: &str, lanes: usize| {
+        file(&format!(
+            "listeners: [{{address: 'unix:{}'}}]\nupstream: {}\nadmin: {{address: '{admin}'}}\nruntime: {{lanes: {lanes}}}\n\
+             shutdown: {{propagation_delay: 0s}}\n",
+            path.display(),
+            upstream.url()
+        ))
+    };
+    let first_config = text("127.0.0.1:0", 2);
+    let mut running = Running::taking_over(first_config.path());
+    let ask = || {
+        let mut stream = UnixStream::connect(&path).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+            .unwrap();
+        assert_eq!(read_reply(&mut BufReader::new(stream), true).status, 200);
+    };
+    ask();
+    // More lanes than sockets, and fewer.
+    for lanes in [3, 1] {
+        let config = text(&running.admin, lanes);
+        let mut before = std::mem::replace(&mut running, Running::taking_over(config.path()));
+        assert!(before.child.wait().unwrap().success());
+        for _ in 0..10 {
+            ask();
+        }
+    }
+    running.signal("TERM");
+    assert!(running.child.wait().unwrap().success());
+    assert!(!path.exists());
+}

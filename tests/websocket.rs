@@ -319,6 +319,35 @@ fn limits_hold_for_a_websocket_by_http2() {
     assert_eq!(answer["status"], 429, "{answer}");
 }
 
+/// As in Envoy, whose `max_requests` counts an upgraded connection until it ends.
+#[test]
+fn a_websocket_is_a_request_for_as_long_as_it_is_open() {
+    let mut server = Peer::start("ws_server.py", &[]);
+    let server = format!("127.0.0.1:{}", server.line());
+    let config = file(&format!(
+        "{{listen: '127.0.0.1:0', admin: {{address: '127.0.0.1:0'}}, rate_limits: {{one: {{limit: 1, algorithm: concurrency, by: constant}}}}, \
+         upstreams: {{capped: {{endpoints: ['http://{server}'], concurrency: {{max: 1, pending: 0}}}}, app: {{endpoints: ['http://{server}']}}}}, \
+         routes: [{{match: {{path: /watched}}, upstream: capped}}, {{match: {{path: /echo}}, upstream: app, rate_limits: [one]}}]}}"
+    ));
+    let weir = Running::start(config.path());
+    for by in BY {
+        for (path, refused) in [("/watched", 503), ("/echo", 429)] {
+            let open = || Socket::open(&weir.address, by, path, json!([]));
+            let (mut socket, answer) = open();
+            assert_eq!(answer["status"], 200, "{by} {path}: {answer}");
+            socket.echoes("hello");
+            for _ in 0..2 {
+                assert_eq!(open().1["status"], refused, "{by} {path}");
+            }
+            socket.echoes("still here");
+            drop(socket);
+            eventually(|| open().1["status"] == 200);
+            // The last one has ended, too.
+            eventually(|| open().1["status"] == 200);
+        }
+    }
+}
+
 #[test]
 fn another_protocol_lives_on_during_the_drain() {
     let upstream = scripted(|mut stream| {

@@ -10,6 +10,7 @@ pub mod migrate;
 pub mod run;
 pub mod session;
 mod show;
+mod take_over;
 pub mod worker;
 
 use std::fmt::Write as _;

@@ -1,7 +1,9 @@
 //! `weir run` and `weir proxy`: the lanes, the admin port and the reload, until a signal ends them; `run` with the worker's tasks
 //! beside them, where the file has what they need.
 
+use std::fmt::Display;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -12,10 +14,12 @@ use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use super::companion::{Beside, Companion};
 use super::load;
+use super::take_over::{self, Offer, Taken};
 use crate::admin::health::check::{Check, Status};
 use crate::admin::health::{Board, Health, Heartbeat, machine, stores};
 use crate::admin::{self, Admin};
@@ -52,6 +56,9 @@ const AUDIT_WITHIN: Duration = Duration::from_secs(5);
 /// For the last lines of the access log, and then for the last spans.
 const TELLING_WITHIN: Duration = Duration::from_secs(1);
 
+/// For the last answers of the admin port, where another process takes it over.
+const ANSWERS_WITHIN: Duration = Duration::from_millis(250);
+
 /// What of weir runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Parts {
@@ -61,8 +68,15 @@ pub enum Parts {
     Proxy,
 }
 
-/// Runs until SIGTERM or SIGINT; then drains. An error too once a task cannot be kept up.
-pub fn run(file: PathBuf, parts: Parts) -> anyhow::Result<()> {
+/// Whether a process takes over the ports of one that runs, and lets itself be replaced so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TakesOver {
+    Yes,
+    No,
+}
+
+/// Runs until SIGTERM or SIGINT, or until another process has taken over; then drains. An error too once a task cannot be kept up.
+pub fn run(file: PathBuf, parts: Parts, takes_over: TakesOver) -> anyhow::Result<()> {
     let seen = reload::fingerprint(&file);
     let config = load(&file)?;
     log::init(config.log);
@@ -70,7 +84,7 @@ pub fn run(file: PathBuf, parts: Parts) -> anyhow::Result<()> {
     let control = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    control.block_on(supervise(config, file, seen, parts))
+    control.block_on(supervise(config, file, seen, parts, takes_over))
 }
 
 async fn supervise(
@@ -78,18 +92,28 @@ async fn supervise(
     file: PathBuf,
     seen: Option<Fingerprint>,
     parts: Parts,
+    takes_over: TakesOver,
 ) -> anyhow::Result<()> {
     let secured = Secured::read(&config, &Secured::default()).map_err(anyhow::Error::msg)?;
     // Listening to the signals begins before the line that says weir is up, so that none is missed, or ends the process.
     let terminate = signal(SignalKind::terminate())?;
     let hangup = signal(SignalKind::hangup())?;
-    let admin = bind(config.admin.address).await?;
+    let mut taken = match takes_over {
+        TakesOver::Yes => Taken::from(config.admin.address).await?,
+        TakesOver::No => Taken::default(),
+    };
+    if taken.is_some() && config.redis.is_none() && !config.sessions.is_empty() {
+        warn!(
+            "sessions are in memory, and end with the process that is replaced; with redis they would not"
+        );
+    }
+    let admin = take_or_bind(&mut taken, config.admin.address).await?;
     let metrics = match config.metrics_address {
-        Some(address) => Some(bind(address).await?),
+        Some(address) => Some(take_or_bind(&mut taken, address).await?),
         None => None,
     };
     let lanes = config.lanes.or(thread::available_parallelism().ok());
-    let listeners: Vec<_> = config
+    let mut listeners: Vec<_> = config
         .listeners
         .iter()
         .map(|listener| (listener.address.clone(), listener.socket_mode))
@@ -140,21 +164,18 @@ async fn supervise(
     drop(first);
     let (drain, draining) = watch::channel(false);
     let (unready, is_unready) = watch::channel(false);
-    let first_sockets = sockets(&listeners)?;
-    let socket_files = SocketFiles::of(&first_sockets);
-    let addresses = first_sockets.iter().map(Bound::address);
-    let addresses = addresses.collect::<std::io::Result<Vec<_>>>()?;
     let heartbeats: Vec<_> = (0..lanes.map_or(1, usize::from))
         .map(|_| Heartbeat::default())
         .collect();
-    let mut sockets_of_lanes = Vec::with_capacity(heartbeats.len());
-    for _ in 1..heartbeats.len() {
-        let again = first_sockets.iter().map(Bound::again);
-        sockets_of_lanes.push(again.collect::<std::io::Result<Vec<_>>>()?);
-    }
-    sockets_of_lanes.push(first_sockets);
-    let lanes = heartbeats.iter().zip(sockets_of_lanes);
-    let threads = lanes
+    let sockets = sockets(&mut listeners, heartbeats.len(), &mut taken)?;
+    let socket_files = SocketFiles::of(sockets.iter().take(1).flatten());
+    let offered = match takes_over {
+        TakesOver::Yes => copies(&admin, metrics.as_ref(), &sockets)?,
+        TakesOver::No => Vec::new(),
+    };
+    let threads = heartbeats
+        .iter()
+        .zip(sockets)
         .map(|(heartbeat, sockets)| {
             lane::spawn(
                 sockets,
@@ -164,13 +185,14 @@ async fn supervise(
             )
         })
         .collect::<std::io::Result<Vec<_>>>()?;
-    let addresses = addresses
+    let addresses = listeners
         .iter()
-        .map(ToString::to_string)
+        .map(|(address, _)| address.to_string())
         .collect::<Vec<_>>()
         .join(", ");
     let metrics_at = metrics.as_ref().map(TcpListener::local_addr).transpose()?;
-    info!(%addresses, admin = %admin.local_addr()?, metrics = metrics_at.map(tracing::field::display), lanes = threads.len(), "listening");
+    let admin_at = admin.local_addr()?;
+    info!(%addresses, admin = %admin_at, metrics = metrics_at.map(tracing::field::display), lanes = threads.len(), "listening");
 
     worker::sweep_sessions(&mut control, following.clone());
     let mut tasks = control.watched();
@@ -195,10 +217,19 @@ async fn supervise(
         health,
     });
     let last_plan = state.plan.clone();
-    tokio::spawn(admin::serve(admin, state.clone()));
+    let mut admin_ports = JoinSet::new();
+    admin_ports.spawn(admin::serve(admin, state.clone()));
     if let Some(metrics) = metrics {
-        tokio::spawn(admin::serve_metrics(metrics, state));
+        admin_ports.spawn(admin::serve_metrics(metrics, state));
     }
+    taken.serves().await;
+    let offer = match takes_over {
+        TakesOver::Yes => Offer::new(admin_at, offered)
+            .inspect_err(|error| warn!(error = format!("{error:#}"), "nobody can take over"))
+            .ok(),
+        TakesOver::No => None,
+    };
+    let mut is_replaced = false;
     let gave_up = tokio::select! {
         stopped = stopped(terminate) => {
             stopped?;
@@ -207,12 +238,23 @@ async fn supervise(
         never = reload::follow(file, seen, load, plan, hangup) => match never {},
         gave_up = control.gave_up() => Some(gave_up),
         gave_up = companion_gave_up(companion.as_mut()) => Some(gave_up),
+        // Whichever comes first, the sockets that are offered are closed by it: else clients would wait at them for nobody.
+        () = take_over::taken(offer) => {
+            is_replaced = true;
+            None
+        }
     };
     info!("draining");
-    // Unready first, so that others stop sending before weir stops taking.
-    unready.send_replace(true);
-    let delay = last_plan.borrow().config.propagation_delay;
-    tokio::time::sleep(delay).await;
+    if is_replaced {
+        // The other process is ready at the same ports, and is to be heard there alone; who has been let in is answered.
+        admin_ports.abort_all();
+        tokio::time::sleep(ANSWERS_WITHIN).await;
+    } else {
+        // Unready first, so that others stop sending before weir stops taking.
+        unready.send_replace(true);
+        let delay = last_plan.borrow().config.propagation_delay;
+        tokio::time::sleep(delay).await;
+    }
     drain.send_replace(true);
     let plan = last_plan.borrow().clone();
     let ended = tokio::task::spawn_blocking(move || {
@@ -237,7 +279,11 @@ async fn supervise(
         let within = last_plan.borrow().config.drain;
         companion.stop(within).await;
     }
-    drop(socket_files);
+    match is_replaced {
+        // They are the other process's.
+        true => socket_files.leave(),
+        false => drop(socket_files),
+    }
     ended?;
     match gave_up {
         Some(gave_up) => Err(gave_up.into()),
@@ -372,7 +418,20 @@ fn instance() -> String {
 pub(super) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await
-        .with_context(|| format!("cannot listen on {address}"))
+        .with_context(|| cannot_listen(address))
+}
+
+fn cannot_listen(address: impl Display) -> String {
+    format!(
+        "cannot listen on {address} (a weir replaces another where both are started with --take-over and one admin.address)"
+    )
+}
+
+async fn take_or_bind(taken: &mut Taken, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    match taken.port(address) {
+        Some(listener) => Ok(TcpListener::from_std(listener)?),
+        None => bind(address).await,
+    }
 }
 
 /// Fails when another process listens there: lanes share their port, and would share it with another weir unnoticed.
@@ -380,20 +439,53 @@ fn is_free(address: &Address) -> anyhow::Result<()> {
     match address {
         Address::Tcp(tcp) => std::net::TcpListener::bind(tcp)
             .map(drop)
-            .with_context(|| format!("cannot listen on {address}")),
+            .with_context(|| cannot_listen(address)),
         // Told when it is made: there is one for all lanes.
         Address::Unix(_) => Ok(()),
     }
 }
 
-/// The first lane's sockets, one for each listener. All lanes share the ports that it was given, which matters when the file asks
-/// for port 0.
-fn sockets(listeners: &[(Address, u32)]) -> anyhow::Result<Vec<Bound>> {
-    let socket = |(address, mode): &(Address, u32)| {
-        is_free(address)?;
-        Bound::new(address, *mode).with_context(|| format!("cannot listen on {address}"))
-    };
-    listeners.iter().map(socket).collect()
+/// The sockets of each lane, in rows of one for each listener: all that were taken over, since clients wait at each, and new ones where
+/// there are too few. All lanes share the ports that the first one was given, which matters when the file asks for port 0.
+fn sockets(
+    listeners: &mut [(Address, u32)],
+    lanes: usize,
+    taken: &mut Taken,
+) -> anyhow::Result<Vec<Vec<Bound>>> {
+    for (address, _) in &*listeners {
+        if !taken.has(address) {
+            is_free(address)?;
+        }
+    }
+    let mut of_lanes: Vec<_> = (0..lanes).map(|_| Vec::<Bound>::new()).collect();
+    let mut row = 0;
+    while row < lanes || listeners.iter().any(|(address, _)| taken.has(address)) {
+        for (index, (address, mode)) in listeners.iter_mut().enumerate() {
+            let made = match (taken.listener(address), of_lanes[0].get(index)) {
+                (Some(socket), _) => Ok(socket),
+                (None, Some(first)) => first.again(),
+                (None, None) => Bound::new(address, *mode),
+            };
+            let socket = made.with_context(|| cannot_listen(&*address))?;
+            *address = socket.address()?;
+            of_lanes[row % lanes].push(socket);
+        }
+        row += 1;
+    }
+    Ok(of_lanes)
+}
+
+/// All sockets that the process listens on, once more.
+fn copies(
+    admin: &TcpListener,
+    metrics: Option<&TcpListener>,
+    of_lanes: &[Vec<Bound>],
+) -> std::io::Result<Vec<OwnedFd>> {
+    let of_control = [admin].into_iter().chain(metrics);
+    let of_control = of_control.map(|socket| socket.as_fd().try_clone_to_owned());
+    let of_lanes = of_lanes.iter().flatten();
+    let of_lanes = of_lanes.map(|socket| socket.as_fd().try_clone_to_owned());
+    of_control.chain(of_lanes).collect()
 }
 
 fn join(threads: Vec<JoinHandle<std::io::Result<()>>>) -> anyhow::Result<()> {

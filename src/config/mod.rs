@@ -11,6 +11,7 @@ pub mod postgres;
 pub mod raw;
 pub mod redis;
 pub mod rewrite;
+pub mod runtime;
 pub mod sessions;
 pub mod show;
 pub mod telemetry;
@@ -32,6 +33,7 @@ use matches::Match;
 use postgres::Postgres;
 use redis::Redis;
 use rewrite::{HeaderChanges, Rewrite, To};
+use runtime::Shed;
 use sessions::{RouteSession, Sessions};
 use telemetry::{AccessLog, Log, Traces};
 pub use upstreams::{Protocol, Upstream};
@@ -67,6 +69,8 @@ pub struct Config {
     pub traces: Option<Traces>,
     /// Threads that serve requests; `None`: one a core.
     pub lanes: Option<NonZeroUsize>,
+    /// When requests are refused for the process's own sake.
+    pub shed: Shed,
     /// Between saying unready and taking no more requests.
     pub propagation_delay: Duration,
     /// For requests in flight to end once the process drains.
@@ -109,6 +113,8 @@ pub struct Route {
     pub audit: Level,
     /// In place of the upstream's.
     pub timeout: Option<Duration>,
+    /// Whether its requests may be refused for the process's own sake.
+    pub shed: bool,
 }
 
 impl Route {

@@ -109,6 +109,8 @@ pub struct Route {
     pub audit: Option<At<AuditLevel>>,
     /// In place of the upstream's.
     pub timeout: Option<At<Span>>,
+    /// Whether its requests may be refused as `runtime.shed` says [default: true].
+    pub shed: Option<At<bool>>,
     pub rewrite: Option<At<Rewrite>>,
     /// Of requests on their way to the upstream.
     pub request_headers: Option<At<HeaderChanges>>,
@@ -381,6 +383,18 @@ pub struct MetricsAt {
 pub struct Runtime {
     /// Threads that serve requests [default: auto, one a core].
     pub lanes: Option<At<Lanes>>,
+    /// When requests are refused with 503 for the process's own sake; absent: never.
+    pub shed: Option<At<Shed>>,
+}
+
+/// What is left out is not looked at.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Shed {
+    /// How long what is ready may wait for its lane, for example `100ms`.
+    pub loop_delay: Option<At<Span>>,
+    /// What the process may use: `90%` of what its control group allows, or a size such as `512MiB`.
+    pub memory: Option<At<String>>,
 }
 
 /// `auto`, or how many.

@@ -10,6 +10,7 @@ mod listeners;
 mod postgres;
 mod redis;
 mod rewrite;
+mod runtime;
 mod telemetry;
 mod upstreams;
 mod worker;
@@ -32,6 +33,7 @@ use listeners::Listener;
 use postgres::Postgres;
 use redis::Redis;
 use rewrite::{Changes, Redirect, Reply, Rewrite};
+use runtime::Runtime;
 use telemetry::Telemetry;
 use upstreams::Upstream;
 use worker::Worker;
@@ -122,11 +124,7 @@ impl<'c> File<'c> {
                 max_series: config.max_series,
             },
             telemetry: Telemetry::new(config),
-            runtime: Runtime {
-                lanes: config
-                    .lanes
-                    .map_or("auto".to_owned(), |lanes| lanes.to_string()),
-            },
+            runtime: Runtime::new(config),
             shutdown: Shutdown {
                 propagation_delay: Span(config.propagation_delay),
                 drain: Span(config.drain),
@@ -154,6 +152,7 @@ struct Route<'c> {
     audit: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     timeout: Option<Span>,
+    shed: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     rewrite: Option<Rewrite<'c>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -222,6 +221,7 @@ impl<'c> Route<'c> {
             // Where the file has no audit, a route cannot ask for one.
             audit: config.audit.as_ref().map(|_| level(route.audit)),
             timeout: route.timeout.map(Span),
+            shed: route.shed,
             rewrite: Rewrite::new(&route.rewrite),
             request_headers: Changes::new(&route.request_headers),
             response_headers: Changes::new(&route.response_headers),
@@ -448,11 +448,6 @@ struct Metrics {
     #[serde(skip_serializing_if = "Option::is_none")]
     address: Option<SocketAddr>,
     max_series: usize,
-}
-
-#[derive(Serialize)]
-struct Runtime {
-    lanes: String,
 }
 
 #[derive(Serialize)]

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -68,6 +69,15 @@ impl Bound {
     }
 }
 
+impl AsFd for Bound {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Bound::Tcp(listener) => listener.as_fd(),
+            Bound::Unix(listener) => listener.as_fd(),
+        }
+    }
+}
+
 impl Accepting {
     /// The next connection, and who is at its other end; a Unix socket does not tell.
     pub async fn accept(&self) -> io::Result<(stream::Socket, Option<SocketAddr>)> {
@@ -90,7 +100,7 @@ pub struct SocketFiles(Vec<(PathBuf, u64)>);
 
 impl SocketFiles {
     /// Those of these sockets.
-    pub fn of(sockets: &[Bound]) -> SocketFiles {
+    pub fn of<'s>(sockets: impl Iterator<Item = &'s Bound>) -> SocketFiles {
         let file = |socket: &Bound| match socket.address().ok()? {
             Address::Tcp(_) => None,
             Address::Unix(path) => {
@@ -98,7 +108,12 @@ impl SocketFiles {
                 Some((path, inode))
             }
         };
-        SocketFiles(sockets.iter().filter_map(file).collect())
+        SocketFiles(sockets.filter_map(file).collect())
+    }
+
+    /// Leaves them where they are.
+    pub fn leave(mut self) {
+        self.0.clear();
     }
 }
 

@@ -10,3 +10,4 @@ pub mod retry;
 pub mod rewrite;
 pub mod routes;
 pub mod session;
+pub mod shed;

@@ -147,6 +147,12 @@ pub(super) async fn admit<'p>(
     };
     let spare = &conn.lane.outbox.spare;
     record.draft = draft::begin(plan, spare, route.audit, seen, buffer, Some(head));
+    // Before anything is charged or asked: what is refused for being too much must cost as little as can be.
+    if route.shed
+        && let Some(strain) = conn.lane.shed.refuses()
+    {
+        return Err(Rejection::Shed(strain));
+    }
     let original = original_destination(plan, conn)?;
     let mut facts = Facts {
         request,

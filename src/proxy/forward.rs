@@ -18,7 +18,7 @@ use super::record::Record;
 use super::reply::Rejection;
 use super::tries::exchange;
 use super::upgrade;
-use super::upload::{Rest, Upload, beside, put_piece};
+use super::upload::{Rest, Upload, beside, move_piece};
 use super::wire::{Deadlines, Elapsed, read_some, write};
 use crate::clock;
 use crate::config::Protocol;
@@ -53,7 +53,13 @@ pub(super) async fn send(
     let mut outgoing = prepare(conn, admitted, ends.buffer, head, over_http2, record);
     if over_http2 {
         // Apart, so that others have no room for it.
-        let sent = mixed::send(conn, plan, outgoing, mixed::Client::Http1(ends), record);
+        let sent = mixed::send(
+            conn,
+            plan,
+            &mut outgoing,
+            mixed::Client::Http1(ends),
+            record,
+        );
         return Box::pin(sent).await;
     }
     let cluster = &plan.clusters[upstream];
@@ -211,7 +217,8 @@ pub(super) async fn both_ways(
         // RFC 9110 section 15.2: all but the answer to an expectation, which was weir's own, and not to HTTP/1.0.
         if head.status != 100 && !request.old_client {
             let mut interim = Vec::new();
-            headers::put_interim_head(&mut interim, answer, &head);
+            let changes = &upload.route.response_headers;
+            headers::put_interim_head(&mut interim, answer, &head, changes);
             ends.write(&interim, request.idle).await?;
         }
         answer.drain(..head.len);
@@ -361,17 +368,17 @@ async fn stream_back(
     let mut told = false;
     loop {
         let piece = reader.next(answer).map_err(|_| broken_off(told))?;
-        let (consumed, done) = match piece {
+        let ended = matches!(piece, Piece::End { .. });
+        match piece {
             Piece::Data { data, consumed } => {
                 record.bytes_out += data.len() as u64;
-                put_piece(out, &answer[data], chunked);
-                (consumed, false)
+                move_piece(answer, (data, consumed), out, chunked);
             }
-            Piece::NeedMore { consumed } => (consumed, false),
-            Piece::End { consumed } => (consumed, true),
-        };
-        answer.drain(..consumed);
-        let done = done || reader.is_done();
+            Piece::NeedMore { consumed } | Piece::End { consumed } => {
+                drop(answer.drain(..consumed))
+            }
+        }
+        let done = ended || reader.is_done();
         if !done && !answer.is_empty() {
             continue;
         }

@@ -386,15 +386,14 @@ async fn read_head(
 ) -> Result<Opening, Rejection> {
     if buffer.is_empty() {
         buffer.rest();
-        let mut draining = lane.draining.clone();
-        // A request that is here already is served, even when the drain has begun.
+        // A request that is here already is served, even at the end of the drain's last call.
         tokio::select! {
             biased;
             read = deadlines.within(listener.keep_alive, read_first(client, buffer)) => match read {
                 Ok(Ok(1..)) => {}
                 Ok(Ok(0) | Err(_)) | Err(Elapsed) => return Ok(Opening::Closed),
             },
-            _ = draining.wait_for(|draining| *draining) => return Ok(Opening::Closed),
+            () = lane.last_call() => return Ok(Opening::Closed),
         }
     }
     let whole = async {

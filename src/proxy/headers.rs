@@ -430,9 +430,16 @@ pub(super) fn put_response_head(
 }
 
 /// Appends the head of an interim response for the client.
-pub(super) fn put_interim_head(out: &mut Vec<u8>, answer: &[u8], interim: &ResponseHead) {
+pub(super) fn put_interim_head(
+    out: &mut Vec<u8>,
+    answer: &[u8],
+    interim: &ResponseHead,
+    changes: &HeaderChanges,
+) {
     put_status_line(out, answer, interim);
-    put_fields(out, answer, &interim.fields, is_session_header);
+    put_fields(out, answer, &interim.fields, |name| {
+        is_session_header(name) || changes.drops(name)
+    });
     out.extend_from_slice(b"\r\n");
 }
 

@@ -192,7 +192,8 @@ async fn serve(
         by_head: request.method() == http::Method::HEAD,
     };
     let record = &mut ongoing.record;
-    let served = one(&conn, &plan, request, &mut respond, now, record).await;
+    // Apart, since what a task is made of is moved several times until it runs.
+    let served = Box::pin(one(&conn, &plan, request, &mut respond, now, record)).await;
     let mut outcome = Served::Answered;
     match served {
         Ok(()) => {}
@@ -276,7 +277,7 @@ async fn one(
     outgoing.websocket_key = websocket_key;
     drop(buffer);
     let client = Client::Http2 { body, respond };
-    mixed::send(conn, plan, outgoing, client, record).await?;
+    mixed::send(conn, plan, &mut outgoing, client, record).await?;
     Ok(())
 }
 

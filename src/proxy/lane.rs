@@ -16,6 +16,7 @@ use super::following::Following;
 use super::greet::greet;
 use super::outbox::Outbox;
 use super::reply::Date;
+use super::shed::{self, Shedding};
 use super::wire::Buffers;
 use crate::admin::health::Heartbeat;
 use crate::net::listen::{Accepting, Bound};
@@ -30,16 +31,33 @@ pub(super) struct Lane {
     pub outbox: Outbox,
     pub buffers: Buffers,
     pub date: Date,
+    pub shed: Shedding,
     /// Where the plan has a fleet.
     pub redis: Option<FleetConnections>,
-    /// Turns true when the process drains: no new request is taken then.
+    /// Turns true when the process drains: no new connection is taken then, and each one closes behind its next reply.
     pub draining: watch::Receiver<bool>,
 }
+
+/// How long an idle connection lives on in a drain, or a quarter of its time where that is less.
+const LAST_CALL: Duration = Duration::from_secs(1);
 
 /// How often a lane says that it turns.
 const BEAT_EVERY: Duration = Duration::from_secs(1);
 
-/// Starts a lane on `listeners`, one for each listener of the configuration, in its order. Once `draining` turns true it
+impl Lane {
+    /// Returns when a connection that is idle from now on is to close: in a drain, and not at once. A client that sends its next request just
+    /// then would lose it, and one that asks without pause has been told in time by a reply.
+    pub(super) async fn last_call(&self) {
+        let mut draining = self.draining.clone();
+        if draining.wait_for(|draining| *draining).await.is_ok() {
+            let drain = self.plan.current().shared.config.drain;
+            // Apart, so that idle connections have no room for it.
+            Box::pin(tokio::time::sleep(LAST_CALL.min(drain / 4))).await;
+        }
+    }
+}
+
+/// Starts a lane on `listeners`, one for each listener of the configuration, in its order, or several rows of them. Once `draining` turns true it
 /// stops accepting, closes idle connections, lets requests in flight end for at most the drain time, and its thread ends. It beats `heartbeat` while it turns.
 pub fn spawn(
     listeners: Vec<Bound>,
@@ -80,24 +98,28 @@ async fn serve(
         outbox: Outbox::default(),
         buffers: Buffers::default(),
         date: Date::default(),
+        shed: Shedding::default(),
         draining,
     });
     let mut accepting = JoinSet::new();
+    // A reload changes neither their number nor their order.
+    let configured = lane.plan.current().shared.config.listeners.len();
     for (index, listener) in listeners.into_iter().enumerate() {
+        let index = index % configured;
         accepting.spawn_local(accept(lane.clone(), index, listener.accepting()?));
     }
-    let beating = tokio::task::spawn_local(async move {
+    let mut beside = JoinSet::new();
+    beside.spawn_local(async move {
         loop {
             heartbeat.beat();
             tokio::time::sleep(BEAT_EVERY).await;
         }
     });
-    let flushing = tokio::task::spawn_local(flush(lane.clone()));
-    let securing = tokio::task::spawn_local(secure(lane.clone()));
+    beside.spawn_local(flush(lane.clone()));
+    beside.spawn_local(secure(lane.clone()));
+    beside.spawn_local(shed::watch(lane.clone()));
     while accepting.join_next().await.is_some() {}
-    beating.abort();
-    flushing.abort();
-    securing.abort();
+    drop(beside);
     lane.outbox.close(&lane.plan.current().shared);
     Ok(())
 }

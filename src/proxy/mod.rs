@@ -20,6 +20,7 @@ pub mod reload;
 pub mod reply;
 mod sessions;
 mod shares;
+mod shed;
 mod trace;
 mod tries;
 mod upgrade;

@@ -264,6 +264,7 @@ pub(super) fn end_of(failure: &Failure, record: &Record) -> Option<End> {
         | Rejection::SessionsFull
         | Rejection::SessionStoreDown
         | Rejection::Overloaded
+        | Rejection::Shed(_)
         | Rejection::NoEndpoint
         | Rejection::AuditUnavailable
         | Rejection::BodyTooLarge

@@ -7,7 +7,7 @@ use super::audit;
 use super::draft::Draft;
 use super::outbox::Outbox;
 use super::reply::Rejection;
-use super::trace::Trace;
+use super::trace::{Renamed, Trace};
 use crate::clock;
 use crate::config::telemetry::AccessLog;
 use crate::http2::grpc::GrpcStatus;
@@ -52,12 +52,29 @@ pub(super) struct Record {
     pub answered: Option<Duration>,
     /// How often it was tried again at the upstream.
     pub tried_again: u32,
+    /// The tries before the last, where spans tell of them.
+    pub before: Vec<Try>,
+    /// Whom the last try of several goes to.
+    pub aimed_at: Option<Rc<Pool>>,
     /// Of the endpoint that was reached, the last one of several.
     pub reached: Option<Rc<Pool>>,
     /// Where weir takes part in traces.
     pub trace: Option<Trace>,
     /// Its texts, where something tells of it.
     pub draft: Option<Box<Draft>>,
+}
+
+/// A call of the upstream, where spans tell of it.
+#[derive(Debug)]
+pub(super) struct Try {
+    pub span_id: [u8; 8],
+    /// By [`clock::mono`], as its end.
+    pub began: Duration,
+    pub ended: Duration,
+    pub pool: Option<Rc<Pool>>,
+    pub status: Option<u16>,
+    pub reason: Option<&'static str>,
+    pub waited: Option<Duration>,
 }
 
 impl Record {
@@ -75,6 +92,8 @@ impl Record {
             sent: None,
             answered: None,
             tried_again: 0,
+            before: Vec::new(),
+            aimed_at: None,
             reached: None,
             trace: None,
             draft: None,
@@ -91,6 +110,44 @@ impl Record {
     pub(super) fn waited(&self) -> Option<Duration> {
         let until = self.answered.unwrap_or_else(clock::mono);
         self.sent.map(|sent| until.saturating_sub(sent))
+    }
+
+    /// A try at this endpoint is over; another may follow. `None` where nothing tells of it.
+    pub(super) fn tried(
+        &self,
+        pool: &Rc<Pool>,
+        status: Option<u16>,
+        reason: Option<&'static str>,
+    ) -> Option<Try> {
+        let (trace, began) = self.trace.as_ref().zip(self.forwarded)?;
+        Some(Try {
+            span_id: trace.told.parent_id,
+            began,
+            ended: clock::mono(),
+            pool: Some(pool.clone()),
+            status,
+            reason,
+            waited: self.waited(),
+        })
+    }
+
+    /// Behind this try another begins at `next`, which `head` tells so of the trace.
+    pub(super) fn begin_again(
+        &mut self,
+        tried: Option<Try>,
+        next: &Rc<Pool>,
+        head: &mut [u8],
+    ) -> Option<Renamed> {
+        (self.sent, self.answered) = (None, None);
+        self.tried_again += 1;
+        if let Some(tried) = tried {
+            self.before.push(tried);
+            self.forwarded = Some(clock::mono());
+            self.aimed_at = Some(next.clone());
+        }
+        let renamed = self.trace.as_mut().map(Trace::call_again)?;
+        renamed.put(head);
+        Some(renamed)
     }
 
     /// The client was told so by weir.

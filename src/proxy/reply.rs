@@ -15,6 +15,7 @@ use crate::config::breakers::Fallback;
 use crate::http1::head::HeadError;
 use crate::http1::path::PathError;
 use crate::net::tls::Trouble;
+use crate::policy::shed::Strain;
 
 /// Why weir answers in the upstream's place.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +49,8 @@ pub enum Rejection {
     CircuitOpen(Box<CircuitOpen>),
     /// As much is asked of the upstream as may be.
     Overloaded,
+    /// The process itself has more to do than it can.
+    Shed(Strain),
     /// None of the upstream's endpoints is known, or up.
     NoEndpoint,
     /// Its event cannot be made safe, and delivery is guaranteed.
@@ -163,6 +166,7 @@ impl Rejection {
             Rejection::LimitUnknown
             | Rejection::SessionsFull
             | Rejection::SessionStoreDown
+            | Rejection::Shed(_)
             | Rejection::AuditUnavailable => (503, "Service Unavailable", "proxy_internal_error"),
             Rejection::CircuitOpen(_) | Rejection::NoEndpoint => {
                 (503, "Service Unavailable", "destination_unavailable")
@@ -210,6 +214,7 @@ impl Rejection {
             Rejection::SessionStoreDown => "sessions cannot be looked at, started or ended now",
             Rejection::CircuitOpen(_) => "upstream is failing, and is given time to recover",
             Rejection::Overloaded => "upstream has as much to do as it may be given",
+            Rejection::Shed(_) => "more is asked than can be served now",
             Rejection::NoEndpoint => "upstream has no endpoint that could be asked",
             Rejection::AuditUnavailable => "the request cannot be put on record now",
             Rejection::BodyTooLarge => "request body is larger than the limit",
@@ -257,6 +262,8 @@ impl Rejection {
             Rejection::SessionStoreDown => "session_store_down",
             Rejection::CircuitOpen(_) => "circuit_open",
             Rejection::Overloaded => "overloaded",
+            Rejection::Shed(Strain::LoopDelay) => "shed_loop_delay",
+            Rejection::Shed(Strain::Memory) => "shed_memory",
             Rejection::NoEndpoint => "no_endpoint",
             Rejection::AuditUnavailable => "audit_unavailable",
             Rejection::BodyTooLarge => "body_too_large",
@@ -285,6 +292,7 @@ impl Rejection {
             | Rejection::Forbidden(_)
             | Rejection::SessionStoreDown
             | Rejection::AuditUnavailable
+            | Rejection::Shed(_)
             | Rejection::CircuitOpen(_) => true,
             Rejection::BadHead(_)
             | Rejection::BadPath(_)
@@ -385,6 +393,7 @@ impl Rejection {
             | Rejection::SessionStoreDown
             | Rejection::LimitUnknown
             | Rejection::Overloaded
+            | Rejection::Shed(_)
             | Rejection::NoEndpoint
             | Rejection::AuditUnavailable => Some(Duration::from_secs(1)),
             _ => None,

@@ -1,13 +1,15 @@
 //! The trace that a request belongs to, where weir takes part in traces: a trusted proxy's goes on, every other begins here.
 
+use std::time::Duration;
+
 use super::draft::{Draft, Span};
 use super::handle::Peer;
 use super::headers::is;
-use super::record::Record;
+use super::record::{Record, Try};
 use crate::config::telemetry::Traces;
-use crate::event::AuditEvent;
+use crate::event::{AuditEvent, Micros};
 use crate::http1::head::RequestHead;
-use crate::http1::trace_context::{TraceParent, is_tracestate};
+use crate::http1::trace_context::{LENGTH, TraceParent, is_tracestate};
 use crate::plan::Plan;
 use crate::telemetry::spans::{Call, Traced};
 
@@ -35,15 +37,31 @@ impl Trace {
     /// What its spans tell.
     pub(super) fn traced(&self, record: &Record, draft: &Draft, event: AuditEvent<&str>) -> Traced {
         let text = |span: &Option<Span>| span.as_ref().map(|span| draft.text(span).to_owned());
+        let since = |then: Duration| then.saturating_sub(record.began).into();
         let answered = record.answered.is_some() && !record.rejected;
-        let call = record.forwarded.map(|forwarded| Call {
+        let call = |number, it: &Try, until| Call {
+            span_id: it.span_id,
+            after: since(it.began),
+            until,
+            secure: it.pool.as_ref().is_some_and(|pool| pool.is_secure),
+            endpoint: it.pool.as_ref().map(|pool| pool.endpoint.place.clone()),
+            status: it.status,
+            reason: it.reason.map(str::to_owned),
+            waited: it.waited.map(Micros::from),
+            again: number,
+        };
+        let before = (0..).zip(&record.before);
+        let before = before.map(|(number, it)| call(number, it, Some(since(it.ended))));
+        let last = record.forwarded.map(|forwarded| Try {
             span_id: self.told.parent_id,
-            after: forwarded.saturating_sub(record.began).into(),
-            secure: record.reached.as_ref().is_some_and(|pool| pool.is_secure),
-            path: text(&draft.sent_path),
+            began: forwarded,
+            ended: Duration::ZERO,
+            pool: record.aimed_at.clone().or_else(|| record.reached.clone()),
             status: answered.then_some(record.status),
-            again: record.tried_again,
+            reason: record.reason,
+            waited: record.waited(),
         });
+        let last = last.map(|it| call(record.tried_again, &it, None));
         Traced {
             event: event.into_owned(),
             user_agent: text(&draft.user_agent),
@@ -52,7 +70,39 @@ impl Trace {
             parent_id: self.parent_id,
             secure: self.secure,
             grpc: record.grpc.map(|status| status.0),
-            call,
+            sent_path: text(&draft.sent_path),
+            calls: before.chain(last).collect(),
+        }
+    }
+}
+
+/// Another name for weir's own call, in a head that says it; for a request that is tried again.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Renamed {
+    before: TraceParent,
+    now: TraceParent,
+}
+
+impl Renamed {
+    /// Says it in `bytes`, which begin with the head.
+    pub(super) fn put(&self, bytes: &mut [u8]) {
+        let field = [b"\r\nTraceparent: ", &self.before.value()[..]].concat();
+        let found = bytes.windows(field.len()).position(|it| it == field);
+        if let Some(at) = found {
+            let end = at + field.len();
+            bytes[end - LENGTH..end].copy_from_slice(&self.now.value());
+        }
+    }
+}
+
+impl Trace {
+    /// Another call of the upstream begins.
+    pub(super) fn call_again(&mut self) -> Renamed {
+        let before = self.told;
+        self.told.parent_id = span_id();
+        Renamed {
+            before,
+            now: self.told,
         }
     }
 }

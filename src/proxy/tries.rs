@@ -5,6 +5,7 @@
 //! not a byte was sent is for any method. The upstream's breaker gets one result for all tries together: it judges whether the upstream
 //! serves, and a request that another endpoint rescued was served. Each endpoint's own failures are told to the outlier detection.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -70,7 +71,10 @@ pub(super) async fn exchange<'c>(
     answer: &mut Vec<u8>,
     record: &mut Record,
 ) -> Result<(Reached<'c>, Answered), Failure> {
-    let slot = cluster.enter().await.map_err(|_| Rejection::Overloaded)?;
+    // Its turn may be some time off, and is another's where the client has left.
+    let entered = unless_gone(ends.client, ends.buffer, cluster.enter()).await;
+    let slot = entered.ok_or(Failure::ClientGone)?;
+    let slot = slot.map_err(|_| Rejection::Overloaded)?;
     let picked = cluster.pick(aim, &[]);
     let mut picked = picked.map_err(|_| Rejection::NoEndpoint)?;
     let mut retrying = None;
@@ -137,12 +141,14 @@ async fn try_and_again<'c>(
     };
     let mut before = SmallVec::<[Rc<Pool>; 4]>::new();
     let mut count = 0;
+    // Each try has a name of its own in a trace.
+    let mut head = Cow::Borrowed(head);
     loop {
         let left = request.within.saturating_sub(spent(upload));
         let within = retries.per_try_timeout.map_or(left, |most| most.min(left));
         let deadline = Some(clock::mono() + within);
         let tried = attempt(
-            request, deadline, picked, ends, upload, head, answer, record,
+            request, deadline, picked, ends, upload, &head, answer, record,
         )
         .await;
         tell(picked, &tried, record);
@@ -176,6 +182,10 @@ async fn try_and_again<'c>(
             metrics.over_budget.inc();
             return tried;
         }
+        let over = match &tried {
+            Ok((_, answered)) => record.tried(&picked.pool, Some(answered.head.status), None),
+            Err(failure) => record.tried(&picked.pool, None, Some(failure.reason())),
+        };
         if unless_gone(ends.client, ends.buffer, sleep(wait))
             .await
             .is_none()
@@ -194,10 +204,9 @@ async fn try_and_again<'c>(
         *picked = next;
         metrics.retried.inc();
         count += 1;
-        record.tried_again = count;
         answer.clear();
-        upload.begin_again();
-        (record.sent, record.answered) = (None, None);
+        let renamed = record.begin_again(over, &picked.pool, head.to_mut());
+        upload.begin_again(renamed);
     }
 }
 
@@ -294,7 +303,7 @@ async fn attempt(
                     && (request.can_repeat || !upload.begun)
                     && answer.is_empty() =>
             {
-                upload.begin_again();
+                upload.begin_again(None);
                 connected = in_time(left(), ends, pool.connect()).await?;
             }
             Err(failure) => return Err(failure),
@@ -306,15 +315,17 @@ async fn in_time(
     within: Option<Duration>,
     ends: &mut Ends<'_>,
     connecting: impl Future<Output = Result<Connected, Unreached>>,
-) -> Result<Connected, Rejection> {
+) -> Result<Connected, Failure> {
+    let connecting = unless_gone(ends.client, ends.buffer, connecting);
     let connected = match within {
         None => connecting.await,
         Some(within) => match ends.deadlines.within(within, connecting).await {
             Ok(connected) => connected,
-            Err(Elapsed) => Err(Unreached::TimedOut),
+            Err(Elapsed) => Some(Err(Unreached::TimedOut)),
         },
     };
-    connected.map_err(unreached)
+    let connected = connected.ok_or(Failure::ClientGone)?;
+    Ok(connected.map_err(unreached)?)
 }
 
 pub(super) fn unreached(unreached: Unreached) -> Rejection {

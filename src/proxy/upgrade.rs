@@ -3,7 +3,6 @@
 
 use std::cell::Cell;
 use std::future::pending;
-use std::io;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
@@ -163,8 +162,13 @@ async fn relay(
         closing,
         is_up: false,
     };
-    // A break of one way ends the other, too.
-    let mut both = pin!(async { tokio::try_join!(up.pass(), down.pass()) });
+    let mut both = pin!(async {
+        let (mut up, mut down) = (pin!(up.pass()), pin!(down.pass()));
+        tokio::select! {
+            passed = &mut up => finish(passed, down).await,
+            passed = &mut down => finish(passed, up).await,
+        }
+    });
     let stalled = async {
         while moved.get().elapsed() < idle {
             sleep(idle - moved.get().elapsed().min(idle)).await;
@@ -178,6 +182,25 @@ async fn relay(
     if spoken == Spoken::WebSocket {
         close.send_replace(Some(code));
         let _ = timeout(CLOSE_WITHIN, both).await;
+    }
+}
+
+/// Why a way ends before its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Broken {
+    /// Who sends is gone.
+    Reading,
+    /// Who is sent to takes no more.
+    Writing,
+}
+
+/// Ends the other way once one has `passed`. Who takes no more may have said something before, as a server that closes without having
+/// read all: that gets a moment.
+async fn finish(passed: Result<(), Broken>, other: impl Future<Output = Result<(), Broken>>) {
+    match passed {
+        Ok(()) => drop(other.await),
+        Err(Broken::Writing) => drop(timeout(CLOSE_WITHIN, other).await),
+        Err(Broken::Reading) => {}
     }
 }
 
@@ -196,7 +219,7 @@ struct Way<'m, R, W> {
 
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Way<'_, R, W> {
     /// Passes bytes on to the end of `from`; then `to` is told that there is no more.
-    async fn pass(mut self) -> io::Result<()> {
+    async fn pass(mut self) -> Result<(), Broken> {
         let mut frames = Frames::default();
         let mut buffer = std::mem::take(&mut self.first);
         loop {
@@ -206,7 +229,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Way<'_, R, W> {
                 None => buffer.len(),
                 Some(_) => frames.rest(&buffer),
             };
-            write(&mut self.to, &buffer[..some]).await?;
+            self.write(&buffer[..some]).await?;
             frames.follow(&buffer[..some]);
             self.moved.set(clock::now());
             if let Some(code) = code
@@ -216,29 +239,102 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Way<'_, R, W> {
                 return self.close(code, frames, buffer).await;
             }
             buffer.clear();
-            tokio::select! {
-                read = read_some(&mut self.from, &mut buffer) => if read? == 0 {
-                    return self.to.shutdown().await;
-                },
-                told = self.closing.wait_for(Option::is_some), if code.is_none() => drop(told),
+            let read = tokio::select! {
+                read = read_some(&mut self.from, &mut buffer) => read,
+                _ = self.closing.wait_for(Option::is_some), if code.is_none() => continue,
+            };
+            if read.map_err(|_| Broken::Reading)? == 0 {
+                return self.end().await;
             }
         }
     }
 
     /// Sends a Close frame, unless one has passed, and reads away what comes until there is one.
-    async fn close(mut self, code: u16, mut frames: Frames, mut buffer: Vec<u8>) -> io::Result<()> {
+    async fn close(
+        mut self,
+        code: u16,
+        mut frames: Frames,
+        mut buffer: Vec<u8>,
+    ) -> Result<(), Broken> {
         if !frames.has_closed() {
             // What goes to a server has a mask (RFC 6455 section 5.3).
             let mask = self.is_up.then(|| fastrand::u32(..).to_ne_bytes());
-            write(&mut self.to, &websocket::close(code, mask)).await?;
+            self.write(&websocket::close(code, mask)).await?;
         }
         while !frames.has_closed() {
             buffer.clear();
-            if read_some(&mut self.from, &mut buffer).await? == 0 {
+            let read = read_some(&mut self.from, &mut buffer).await;
+            if read.map_err(|_| Broken::Reading)? == 0 {
                 break;
             }
             frames.follow(&buffer);
         }
-        self.to.shutdown().await
+        self.end().await
+    }
+
+    async fn write(&mut self, bytes: &[u8]) -> Result<(), Broken> {
+        let written = write(&mut self.to, bytes).await;
+        written.map_err(|_| Broken::Writing)
+    }
+
+    /// Says that there is no more.
+    async fn end(&mut self) -> Result<(), Broken> {
+        let ended = self.to.shutdown().await;
+        ended.map_err(|_| Broken::Writing)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use tokio::io::{AsyncReadExt as _, duplex};
+
+    use super::*;
+
+    /// Takes nothing more.
+    struct Gone;
+
+    impl AsyncWrite for Gone {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_an_upstream_said_before_it_broke_off_still_arrives() {
+        let (mut client, ours) = duplex(1024);
+        client.write_all(b"more").await.unwrap();
+        let (mut upstream, theirs) = duplex(1024);
+        let speaks = async {
+            sleep(CLOSE_WITHIN / 2).await;
+            upstream.write_all(b"answer").await.unwrap();
+            drop(upstream);
+        };
+        let relays = async {
+            let (reads, writes) = tokio::io::split(ours);
+            let client = End::of((reads, writes), Vec::new());
+            let upstream = End::of((theirs, Gone), Vec::new());
+            let idle = Duration::from_secs(60);
+            relay(client, upstream, idle, Spoken::Other, pending()).await;
+        };
+        tokio::join!(relays, speaks);
+        let mut heard = String::new();
+        client.read_to_string(&mut heard).await.unwrap();
+        assert_eq!(heard, "answer");
     }
 }

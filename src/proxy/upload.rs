@@ -1,6 +1,7 @@
 //! A request's body on its way to the upstream, which may go on beside the response.
 
 use std::io::Write as _;
+use std::ops::Range;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use super::handle::Failure;
 use super::headers::{may_trail_up, put_last_chunk};
 use super::outgoing::Request;
 use super::reply::Rejection;
+use super::trace::Renamed;
 use super::wire::{Deadlines, Elapsed, read_some};
 use crate::clock;
 use crate::config::Route;
@@ -39,7 +41,7 @@ pub(super) struct Upload<'p> {
     kept: Option<(Vec<u8>, u64)>,
     /// They say what must not come behind the body.
     plan: &'p Plan,
-    route: &'p Route,
+    pub route: &'p Route,
 }
 
 impl<'p> Upload<'p> {
@@ -87,7 +89,13 @@ impl<'p> Upload<'p> {
     }
 
     /// The request is to be sent again, which must be possible.
-    pub(super) fn begin_again(&mut self) {
+    pub(super) fn begin_again(&mut self, renamed: Option<Renamed>) {
+        if let Some(renamed) = renamed {
+            renamed.put(&mut self.out);
+            if let Some((kept, _)) = &mut self.kept {
+                renamed.put(kept);
+            }
+        }
         self.begun = false;
         self.written = 0;
         if let (true, Some((kept, _))) = (self.lost, &self.kept) {
@@ -163,19 +171,19 @@ impl<'p> Upload<'p> {
         let before = self.out.len();
         while !buffer.is_empty() && !self.reader.is_done() {
             let piece = self.reader.next(buffer);
-            let consumed = match piece.map_err(|_| Rejection::BadBody)? {
+            match piece.map_err(|_| Rejection::BadBody)? {
                 Piece::Data { data, consumed } => {
                     self.bytes += data.len() as u64;
                     self.left = self
                         .left
                         .checked_sub(data.len() as u64)
                         .ok_or(Rejection::BodyTooLarge)?;
-                    put_piece(&mut self.out, &buffer[data], self.chunked);
-                    consumed
+                    move_piece(buffer, (data, consumed), &mut self.out, self.chunked);
                 }
-                Piece::NeedMore { consumed } | Piece::End { consumed } => consumed,
-            };
-            buffer.drain(..consumed);
+                Piece::NeedMore { consumed } | Piece::End { consumed } => {
+                    buffer.drain(..consumed);
+                }
+            }
         }
         if self.reader.is_done() && self.chunked {
             let may = |name: &[u8]| may_trail_up(name, self.plan, self.route);
@@ -222,6 +230,22 @@ pub(super) async fn beside<F: Future>(rest: &mut Option<Rest<'_, '_>>, response:
     }
     *rest = None;
     response.await
+}
+
+/// Moves a piece of a body from the front of `buffer`, up to what is `consumed` with it, behind what is in `out`: without a copy,
+/// where it is all that both have.
+pub(super) fn move_piece(
+    buffer: &mut Vec<u8>,
+    (data, consumed): (Range<usize>, usize),
+    out: &mut Vec<u8>,
+    chunked: bool,
+) {
+    if out.is_empty() && !chunked && data == (0..buffer.len()) {
+        std::mem::swap(buffer, out);
+    } else {
+        put_piece(out, &buffer[data], chunked);
+        buffer.drain(..consumed);
+    }
 }
 
 /// Puts a piece of a body behind others, as a chunk where those are.

@@ -16,6 +16,8 @@ use crate::net::stream::Stream;
 
 /// Room for one read, in bytes.
 const READ: usize = 8 * 1024;
+/// The same where much comes: each call of the kernel costs as much as copying some KiB.
+const LARGE_READ: usize = 32 * 1024;
 /// A buffer that grew beyond this is not kept.
 const MAX_KEPT: usize = 64 * 1024;
 /// Buffers that a lane keeps while no one needs them: a request in flight holds up to three.
@@ -95,7 +97,8 @@ impl DerefMut for Buffer<'_> {
     }
 }
 
-/// Appends what can be read at once to `buffer`; 0 at the stream's end.
+/// Appends what can be read at once to `buffer`; 0 at the stream's end. A read that fills the buffer makes it larger for the next one,
+/// up to a bound.
 ///
 /// By `poll_read`, not `try_read`: a read that does not fill the buffer tells tokio that there is no more, which spares the
 /// next one a call that only finds nothing.
@@ -104,7 +107,12 @@ pub(super) async fn read_some(
     buffer: &mut Vec<u8>,
 ) -> io::Result<usize> {
     buffer.reserve(READ);
-    stream.read_buf(buffer).await
+    let read = stream.read_buf(buffer).await?;
+    let full = buffer.capacity();
+    if buffer.len() == full && full < LARGE_READ {
+        buffer.reserve(full);
+    }
+    Ok(read)
 }
 
 /// Writes all of `bytes`, down to the kernel: TLS may hold some back until told.

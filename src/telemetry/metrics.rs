@@ -45,6 +45,8 @@ pub struct Metrics {
     /// Closed at once, since the listener had as many as it may.
     pub connections_refused: Counter,
     pub connections_open: Gauge,
+    /// How late lanes were, where that is measured.
+    pub lane_delays: Durations,
     pub limit_keys: Gauge,
     session_checks: Family<SessionCheckLabels, Counter>,
     session_events: Family<SessionEventLabels, Counter>,
@@ -259,6 +261,7 @@ impl Default for Metrics {
             connections: Counter::default(),
             connections_refused: Counter::default(),
             connections_open: Gauge::default(),
+            lane_delays: Durations::default(),
             limit_keys: Gauge::default(),
             session_checks: Family::default(),
             session_events: Family::default(),
@@ -345,6 +348,11 @@ impl Default for Metrics {
             "connections_open",
             "Connections open now",
             metrics.connections_open.clone(),
+        );
+        registry.register(
+            "lane_delay_seconds",
+            "How long what is ready waits for its lane: the least of each tenth of a second, where runtime.shed.loop_delay is set",
+            metrics.lane_delays.clone(),
         );
         registry.register(
             "limit_keys",
@@ -618,7 +626,7 @@ impl RouteMetrics {
 
 /// A histogram of durations whose observation is two atomic additions; prometheus-client's takes a lock.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Durations(Arc<DurationCells>);
+pub struct Durations(Arc<DurationCells>);
 
 #[derive(Debug, Default)]
 struct DurationCells {
@@ -628,7 +636,7 @@ struct DurationCells {
 }
 
 impl Durations {
-    pub(super) fn observe(&self, duration: Duration) {
+    pub fn observe(&self, duration: Duration) {
         let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         let bucket = BUCKETS.partition_point(|bound| *bound < micros);
         self.0.counts[bucket].fetch_add(1, Ordering::Relaxed);

@@ -1,5 +1,5 @@
 //! A request as spans, by OpenTelemetry's semantic conventions for HTTP (stable, 1.23 and later): one of the request, and one of
-//! weir's call of the upstream. Does no I/O.
+//! each of weir's calls of the upstream, which are several where it is tried again. Does no I/O.
 
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -26,10 +26,13 @@ pub struct Traced {
     pub secure: bool,
     /// The number of gRPC's status, where it is a call of that.
     pub grpc: Option<u8>,
-    pub call: Option<Call>,
+    /// The path that the upstream was asked for, where it is another.
+    pub sent_path: Option<String>,
+    /// In their order.
+    pub calls: Vec<Call>,
 }
 
-/// weir's call of the upstream.
+/// One of weir's calls of the upstream.
 #[derive(Debug)]
 pub struct Call {
     pub span_id: [u8; 8],
@@ -37,25 +40,31 @@ pub struct Call {
     pub after: Micros,
     /// Whether it is under TLS.
     pub secure: bool,
-    /// The path that the upstream was asked for, where it is another.
-    pub path: Option<String>,
+    /// From the request's head to its end, where that is not the request's.
+    pub until: Option<Micros>,
+    /// Whom it was sent to, where that is known.
+    pub endpoint: Option<String>,
     /// What the upstream answered, if it did.
     pub status: Option<u16>,
-    /// How often it was tried again.
+    /// Why it did not, or not to its end.
+    pub reason: Option<String>,
+    /// From the end of the request to the head of the response.
+    pub waited: Option<Micros>,
+    /// How many calls came before.
     pub again: u32,
 }
 
 impl Traced {
     /// How many spans it is.
     pub fn spans(&self) -> u64 {
-        1 + u64::from(self.call.is_some())
+        1 + self.calls.len() as u64
     }
 }
 
 /// The spans of a request.
 pub fn of(traced: &Traced) -> impl Iterator<Item = SpanData> {
-    let call = traced.call.as_ref().map(|call| client_span(traced, call));
-    [server_span(traced)].into_iter().chain(call)
+    let calls = traced.calls.iter().map(|call| client_span(traced, call));
+    [server_span(traced)].into_iter().chain(calls)
 }
 
 fn server_span(traced: &Traced) -> SpanData {
@@ -120,7 +129,7 @@ fn server_span(traced: &Traced) -> SpanData {
 fn client_span(traced: &Traced, call: &Call) -> SpanData {
     let event = &traced.event;
     let mut attributes = method(&event.method);
-    if let Some(endpoint) = &event.endpoint {
+    if let Some(endpoint) = &call.endpoint {
         let (scheme, usual) = match call.secure {
             true => ("https", 443),
             false => ("http", 80),
@@ -136,7 +145,7 @@ fn client_span(traced: &Traced, call: &Call) -> SpanData {
                 "localhost"
             }
         };
-        let path = call.path.as_ref().unwrap_or(&event.path);
+        let path = traced.sent_path.as_ref().unwrap_or(&event.path);
         let query = event.query.as_ref().map(|query| format!("?{query}"));
         let query = query.unwrap_or_default();
         let url = format!("{scheme}://{authority}{path}{query}");
@@ -149,17 +158,18 @@ fn client_span(traced: &Traced, call: &Call) -> SpanData {
     if call.again > 0 {
         put("http.request.resend_count", i64::from(call.again).into());
     }
-    if let Some(waited) = event.upstream_duration {
+    if let Some(waited) = call.waited {
         put("weir.upstream_duration_us", count(waited.0));
     }
     // What broke off, or was refused since it could not be had, is the call's failure; other refusals have no call.
     let answered = call.status.unwrap_or_default();
-    let is_error = call.status.is_none_or(|status| status >= 400) || event.label.is_some();
-    let status = status(is_error, event.label.as_deref(), answered, &mut attributes);
+    let is_error = call.status.is_none_or(|status| status >= 400) || call.reason.is_some();
+    let status = status(is_error, call.reason.as_deref(), answered, &mut attributes);
     let name = Cow::Owned(name(&event.method).to_owned());
     SpanData {
         parent_span_id: SpanId::from_bytes(traced.span_id),
         start_time: time(event.time) + micros(call.after),
+        end_time: time(event.time) + micros(call.until.unwrap_or(event.duration)),
         status,
         ..span(traced, call.span_id, SpanKind::Client, name, attributes)
     }
@@ -310,14 +320,18 @@ mod tests {
             parent_id: None,
             secure: false,
             grpc: None,
-            call: Some(Call {
+            sent_path: Some("/v2/x".to_owned()),
+            calls: vec![Call {
                 span_id: [3; 8],
                 after: Micros(100),
                 secure: false,
-                path: Some("/v2/x".to_owned()),
+                until: None,
+                endpoint: Some("app.internal:8080".to_owned()),
                 status: Some(200),
+                reason: None,
+                waited: Some(Micros(900)),
                 again: 0,
-            }),
+            }],
         }
     }
 
@@ -354,11 +368,9 @@ mod tests {
     fn a_call_says_where_it_went_and_how() {
         let check = |endpoint: &str, secure: bool, address, port, full| {
             let mut traced = traced();
-            traced.event.endpoint = Some(endpoint.to_owned());
             traced.event.query = None;
-            if let Some(call) = &mut traced.call {
-                call.secure = secure;
-            }
+            traced.calls[0].endpoint = Some(endpoint.to_owned());
+            traced.calls[0].secure = secure;
             let span = of(&traced).nth(1).unwrap();
             let said = ["server.address", "server.port", "url.full"].map(|key| value(&span, key));
             let said = said.each_ref().map(Option::as_deref);
@@ -378,9 +390,8 @@ mod tests {
             let mut traced = traced();
             traced.event.status = status;
             traced.event.label = label.map(str::to_owned);
-            if let Some(call) = &mut traced.call {
-                call.status = answered;
-            }
+            traced.calls[0].status = answered;
+            traced.calls[0].reason = label.map(str::to_owned);
             let kinds: Vec<_> = of(&traced).map(|span| value(&span, "error.type")).collect();
             let kinds: Vec<_> = kinds.iter().map(Option::as_deref).collect();
             assert_eq!(kinds, [server, client], "{status} {label:?} {answered:?}");

@@ -57,6 +57,35 @@ impl Collector {
         serde_json::from_str(&self.lines.recv_timeout(DEADLINE).unwrap()).unwrap()
     }
 
+    /// The next `count` spans, by request: its own first, then those of its calls, each behind the one before.
+    pub fn requests(&self, count: usize) -> Vec<Vec<Value>> {
+        let mut requests = Vec::<Vec<Value>>::new();
+        for _ in 0..count {
+            let span = self.span();
+            let request = requests
+                .iter_mut()
+                .find(|spans| spans[0]["trace_id"] == span["trace_id"]);
+            match request {
+                Some(spans) => spans.push(span),
+                None => requests.push(vec![span]),
+            }
+        }
+        for spans in &mut requests {
+            spans.sort_by_key(|span| (span["kind"].as_u64(), span["start"].as_u64()));
+            let (server, calls) = spans.split_first().unwrap();
+            assert_eq!(server["kind"], 2);
+            let mut time = server["start"].as_u64();
+            for call in calls {
+                assert_eq!(call["kind"], 3, "{call}");
+                assert_eq!(call["parent_id"], server["span_id"]);
+                assert!(call["start"].as_u64() >= time, "{calls:?}");
+                time = call["end"].as_u64();
+            }
+            assert!(time <= server["end"].as_u64());
+        }
+        requests
+    }
+
     /// All that came so far.
     pub fn spans(&self) -> Vec<Value> {
         self.lines

@@ -85,8 +85,18 @@ impl Running {
 
     /// By this command: `run`, `proxy` or `worker`, which has no listener.
     pub fn start_as(command: &str, config: &Path, environment: &[(&str, &str)]) -> Running {
+        Running::begin(&[command], config, environment)
+    }
+
+    /// In the place of the one that runs at the same ports, if there is one.
+    pub fn taking_over(config: &Path) -> Running {
+        Running::begin(&["run", "--take-over"], config, &[])
+    }
+
+    fn begin(command: &[&str], config: &Path, environment: &[(&str, &str)]) -> Running {
         let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
-            .args([command, "-c"])
+            .args(command)
+            .arg("-c")
             .arg(config)
             .envs(environment.iter().copied())
             .stdout(Stdio::piped())
@@ -101,7 +111,7 @@ impl Running {
             admin: String::new(),
             metrics: None,
         };
-        let is_worker = command == "worker";
+        let is_worker = command == ["worker"];
         let line = running.log_until(if is_worker { "working" } else { "listening" });
         let field = |name: &str| {
             let value = line.split(name).nth(1)?.split_whitespace().next()?;

@@ -2,13 +2,14 @@
 //! and the upstream sees few.
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::harness::eventually;
 use super::harness::frames::{
     self as h2, CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Ended, HEADERS,
     PING, PRIORITY, Raw, SETTINGS,
@@ -16,10 +17,10 @@ use super::harness::frames::{
 use super::harness::process::{Running, file};
 use super::harness::raw::{read_head, scripted};
 
-/// weir as a process, in front of an upstream that answers `/fine` and nothing else.
+/// weir as a process, in front of an upstream that answers `/fine` and `/large` and nothing else.
 struct World {
     weir: Running,
-    /// Requests that reached the upstream, but for `/fine`.
+    /// Requests that reached the upstream, but for those that it answers.
     reached: Arc<AtomicUsize>,
     /// weir's memory at the start, in KiB.
     at_first: u64,
@@ -28,6 +29,8 @@ struct World {
 
 /// What a flood may take, in KiB.
 const A_FEW_MIB: u64 = 6 << 10;
+/// The body at `/large`, in bytes.
+const LARGE: usize = 1 << 20;
 
 impl World {
     fn new() -> World {
@@ -35,13 +38,16 @@ impl World {
         let count = reached.clone();
         let upstream = scripted(move |mut stream| {
             while let Some(head) = read_head(&mut stream) {
-                if !head.starts_with("GET /fine ") {
-                    count.fetch_add(1, Ordering::Relaxed);
-                    let _ = stream.read(&mut [0; 1000]);
-                    return;
-                }
-                let _ =
-                    std::io::Write::write_all(&mut stream, super::harness::ok("fine").as_bytes());
+                let answer = match head.split(' ').nth(1) {
+                    Some("/fine") => super::harness::ok("fine"),
+                    Some("/large") => super::harness::ok(&"a".repeat(LARGE)),
+                    _ => {
+                        count.fetch_add(1, Ordering::Relaxed);
+                        let _ = stream.read(&mut [0; 1000]);
+                        return;
+                    }
+                };
+                let _ = stream.write_all(answer.as_bytes());
             }
         });
         let config = file(&format!(
@@ -365,4 +371,47 @@ fn slow_openings() {
         began.elapsed()
     );
     assert_eq!(world.reached.load(Ordering::Relaxed), 0);
+}
+
+/// RFC 9113 section 10.5, CVE-2019-9517: answers for a client that gives no window for them, or one of a byte at a time. Some KiB are
+/// held of each, whatever its length, and not for longer than `stream_idle`.
+#[test]
+fn answers_without_a_window() {
+    const INITIAL_WINDOW_SIZE: u16 = 4;
+    let world = World::new();
+    let mut others = 0;
+    let windows = [
+        ("none of the stream", 0),
+        ("none of the connection", 1 << 30),
+    ];
+    for (name, window) in windows.into_iter().chain([("of a byte", 1)]) {
+        let mut raws: Vec<_> = (0..5)
+            .map(|_| world.connect(&[(INITIAL_WINDOW_SIZE, window)]))
+            .collect();
+        for raw in &mut raws {
+            let requests: Vec<u8> = (0..100)
+                .flat_map(|n| h2::get(stream(n), "/large"))
+                .collect();
+            raw.send(&requests);
+            // One after the other: all at once their connections would be more than the test's upstream has a queue for.
+            for _ in 0..100 {
+                let head = raw.until(|frame| frame.kind == HEADERS);
+                assert_eq!(head.status(), Some(200), "{name}");
+            }
+        }
+        others += 500;
+        let all = format!("weir_rejections_total{{reason=\"client_left\"}} {others}\n");
+        eventually(|| {
+            if window == 1 {
+                let more: Vec<u8> = (0..100)
+                    .flat_map(|n| h2::window_update(stream(n), 1))
+                    .collect();
+                for raw in &mut raws {
+                    raw.send(&more);
+                }
+            }
+            world.weir.admin().get("/metrics").body.contains(&all)
+        });
+        world.bore_within(name, 500 * 40);
+    }
 }

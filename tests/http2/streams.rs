@@ -209,6 +209,38 @@ fn a_client_that_leaves_before_the_answer_is_told_upstream() {
 }
 
 #[test]
+fn a_client_that_leaves_while_it_waits_for_its_turn_is_noticed() {
+    // For a request's place, and for a connection's.
+    for caps in ["max: 1", "max_connections: 1"] {
+        for (asks, serves) in PAIRINGS {
+            if caps != "max: 1" && serves == Version::Two {
+                continue; // One connection is enough.
+            }
+            eprintln!("{caps}, from {asks:?} to {serves:?}");
+            run(async {
+                let origin = Origin::start(serves).await;
+                let keys = format!("connect_timeout: 9s, concurrency: {{{caps}, pending: 1}}");
+                let mut world = World::before(asks, serves, origin, &keys).await;
+                let first = world.client.get("/").await;
+                let mut asked = world.origin.asked().await;
+                for left in 1..=2 {
+                    let mut waits = world.client.get("/").await;
+                    assert!(world.origin.is_quiet().await);
+                    // One more is too many as long as it waits.
+                    assert_eq!(world.client.get("/").await.whole().await.0, 503);
+                    waits.body.reset();
+                    drop(waits);
+                    world.ends("client_left", left).await;
+                }
+                asked.ok("").await;
+                assert_eq!(first.whole().await.0, 200);
+                world.is_fine().await;
+            });
+        }
+    }
+}
+
+#[test]
 fn a_client_that_leaves_within_the_answer_is_told_upstream() {
     on_each_pairing(async |mut world| {
         // Between two parts of a response only HTTP/2 tells that the client has left: `forward` hears it as it writes.

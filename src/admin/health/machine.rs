@@ -86,8 +86,8 @@ fn space(path: &Path) -> rustix::io::Result<(u64, u64)> {
     ))
 }
 
-/// `None` where the kernel does not tell.
-pub(super) fn resident_bytes() -> Option<u64> {
+/// What the process uses of memory; `None` where the kernel does not tell.
+pub fn resident_bytes() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status
         .lines()
@@ -97,7 +97,7 @@ pub(super) fn resident_bytes() -> Option<u64> {
 }
 
 /// The least that the control group of the process, or one around it, allows; `None` without a bound.
-fn limit_bytes() -> Option<u64> {
+pub fn limit_bytes() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let of_file = |path: PathBuf| fs::read_to_string(path).ok();
     limit_of(&groups, of_file)

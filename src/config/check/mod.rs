@@ -8,6 +8,7 @@ mod postgres;
 mod redis;
 mod rewrite;
 mod routes;
+mod runtime;
 mod sessions;
 mod telemetry;
 mod upstreams;
@@ -23,7 +24,7 @@ use ipnet::IpNet;
 use crate::config::audit::Level;
 use crate::config::breakers::CircuitBreaker;
 use crate::config::limits::Mode;
-use crate::config::raw::{self, Lanes};
+use crate::config::raw;
 use crate::config::units::Span;
 use crate::config::yaml::{self, At, Lookup, Mistake};
 use crate::config::{Admin, Config, Secret};
@@ -108,13 +109,7 @@ impl Checker {
             .map(|raw| self.audit(raw));
         self.audit_level = audit.as_ref().map(|audit| audit.level);
         let routes = self.routes(file.routes, upstreams.len(), &on_every_route);
-        let lanes = file
-            .runtime
-            .and_then(|at| at.value?.lanes)
-            .and_then(|at| match at.value? {
-                Lanes::Count(count) => Some(count),
-                Lanes::Auto(raw::Auto::Auto) => None,
-            });
+        let (lanes, shed) = self.runtime(file.runtime.and_then(|at| at.value));
         let (propagation_delay, drain) = file
             .shutdown
             .and_then(|at| at.value)
@@ -152,6 +147,7 @@ impl Checker {
             postgres,
             worker,
             lanes,
+            shed,
             propagation_delay,
             drain,
         }
@@ -347,7 +343,8 @@ mod tests {
                 session_limits: Vec::new(),
                 session: None,
                 audit: Level::None,
-                timeout: None
+                timeout: None,
+                shed: true
             }]
         );
         assert_eq!((config.lanes, config.drain), (None, 25 * SECOND));

@@ -39,6 +39,7 @@ impl Checker {
                 session: None,
                 audit: self.audit_level.unwrap_or(Level::None),
                 timeout: None,
+                shed: true,
             }];
         };
         let mut checked = Vec::with_capacity(routes.len());
@@ -93,6 +94,7 @@ impl Checker {
                 request_headers,
                 response_headers,
                 timeout,
+                shed: raw.shed.and_then(|at| at.value).unwrap_or(true),
             });
         }
         checked

@@ -42,6 +42,7 @@ routes:
     revalidate_every: 7s
     audit: headers
     timeout: 5s
+    shed: false
     rewrite: {path_prefix: /v2, host: "app.internal:80"}
     request_headers: {set: {Authorization: "Bearer hunter2", x-env: prod}, add: {X-A: "1"}, remove: [X-Debug]}
     response_headers: {set: {x-b: ""}, remove: [server]}
@@ -131,7 +132,7 @@ worker:
 admin: {address: 0.0.0.0:1, token: "hunter2"}
 metrics: {address: 127.0.0.1:2, max_series: 5}
 telemetry: {log: {format: json, level: warn}, access_log: {format: pretty, sample: 2%, always: [rejected]}, traces: {otlp: "http://otel:4317", sample: 3%}}
-runtime: {lanes: 3}
+runtime: {lanes: 3, shed: {loop_delay: 30ms, memory: 87.5%}}
 shutdown: {propagation_delay: 1s, drain: 2s}
 "##;
 

@@ -11,6 +11,8 @@ use h2::server::SendResponse;
 
 use super::parts::{Broken, Part, Sink, Source, keep};
 use super::up::{Progress, Uploading};
+use crate::http1::head::BodyLength;
+use crate::http1::response::ResponseHead;
 use crate::http2::grpc::GrpcStatus;
 use crate::http2::head::upgrade_response;
 use crate::net::stream::{Reading, Writing};
@@ -25,7 +27,7 @@ use crate::proxy::reply::Rejection;
 use crate::proxy::wire::{Deadlines, Elapsed, write};
 
 /// The field that says how a call of gRPC went.
-pub(super) const GRPC_STATUS: &str = "grpc-status";
+const GRPC_STATUS: &str = "grpc-status";
 
 /// The way back to the client.
 pub(super) enum Back<'a, 'b> {
@@ -59,6 +61,26 @@ impl Back<'_, '_> {
             Back::Http1 { .. } => Poll::Pending,
             Back::Http2(respond) => respond.poll_reset(cx).map(drop),
         }
+    }
+
+    /// What `waited` gives, unless the client leaves; before the request has gone out.
+    pub(super) async fn unless_gone<T>(
+        &mut self,
+        request: &Request,
+        waited: impl Future<Output = T>,
+    ) -> Result<T, Failure> {
+        let mut waited = pin!(waited);
+        poll_fn(|cx| match (waited.as_mut().poll(cx), request.body) {
+            (Poll::Ready(output), _) => Poll::Ready(Ok(output)),
+            (Poll::Pending, BodyLength::None) => {
+                self.poll_gone(cx).map(|()| Err(Failure::ClientGone))
+            }
+            // What is heard of a client of HTTP/1.1 may be its body.
+            (Poll::Pending, BodyLength::Fixed(_) | BodyLength::Chunked) => {
+                self.poll_reset(cx).map(|()| Err(Failure::ClientGone))
+            }
+        })
+        .await
     }
 
     pub(super) fn is_http1(&self) -> bool {
@@ -258,4 +280,16 @@ fn to_client(put: Result<Result<(), Broken>, Elapsed>) -> Result<(), Failure> {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) | Err(Elapsed) => Err(Failure::ClientGone),
     }
+}
+
+/// The status of a gRPC response that ends with its head.
+pub(super) fn grpc_status(
+    request: &Request,
+    answer: &[u8],
+    head: &ResponseHead,
+) -> Option<GrpcStatus> {
+    let mut fields = head.fields.iter();
+    let (_, value) =
+        fields.find(|(name, _)| request.grpc && headers::is(answer, name, GRPC_STATUS))?;
+    Some(GrpcStatus::parse(&answer[value.clone()]))
 }

@@ -30,18 +30,18 @@ use super::tries::{outcome, unreached};
 use super::upgrade;
 use super::wire::{Deadlines, Elapsed};
 use crate::clock;
+use crate::config::rewrite::HeaderChanges;
 use crate::http1::body::BodyReader;
 use crate::http1::head::BodyLength;
 use crate::http1::response::{ResponseBody, ResponseHead};
 use crate::http1::websocket;
-use crate::http2::grpc::GrpcStatus;
 use crate::http2::head::{Answering, downgrade_response, upgrade_request};
 use crate::net::stream::{BothWays, Reading};
 use crate::store::breakers::End;
 use crate::upstream::http2::Place;
 use crate::upstream::{Connected, Pool, Reached};
 use again::TryAgain;
-use down::{Back, Down, GRPC_STATUS};
+use down::{Back, Down, grpc_status};
 use parts::{Sink, Source};
 use up::{Progress, Uploading, upload};
 
@@ -58,7 +58,7 @@ pub(super) enum Client<'a, 'b> {
 pub(super) async fn send(
     conn: &Conn<'_>,
     plan: &LanePlan,
-    mut outgoing: Outgoing<'_, '_>,
+    outgoing: &mut Outgoing<'_, '_>,
     client: Client<'_, '_>,
     record: &mut Record,
 ) -> Result<Next, Failure> {
@@ -72,7 +72,7 @@ pub(super) async fn send(
             }
             let mut source = Source::http2(body);
             let mut back = Back::Http2(respond);
-            exchange(conn, plan, &mut outgoing, &mut source, &mut back, record).await
+            exchange(conn, plan, outgoing, &mut source, &mut back, record).await
         }
         Client::Http1(ends) => {
             // gRPC is of HTTP/2 alone: how its calls end cannot be said in HTTP/1.1.
@@ -95,7 +95,7 @@ pub(super) async fn send(
                 writing: Some(writing),
                 ahead: &mut ahead,
             };
-            let sent = exchange(conn, plan, &mut outgoing, &mut source, &mut back, record).await;
+            let sent = exchange(conn, plan, outgoing, &mut source, &mut back, record).await;
             let whole = source.is_over();
             ends.buffer.extend_from_slice(&ahead);
             if old_client && matches!(sent, Err(Failure::UpstreamGone | Failure::NotSafe)) {
@@ -168,11 +168,16 @@ async fn exchange(
 ) -> Result<Next, Failure> {
     let cluster = &plan.clusters[outgoing.upstream];
     let sent = async {
-        let slot = cluster.enter().await.map_err(|_| Rejection::Overloaded)?;
+        let entered = back.unless_gone(&outgoing.request, cluster.enter()).await?;
+        let slot = entered.map_err(|_| Rejection::Overloaded)?;
         let mut again = TryAgain::new(outgoing);
+        let mut before = None;
         loop {
             let picked = cluster.pick(outgoing.aim, &again.before);
             let picked = picked.map_err(|_| Rejection::NoEndpoint)?;
+            if let Some(over) = before.take() {
+                record.begin_again(over, &picked.pool, &mut outgoing.out);
+            }
             outgoing.request.within = again.within();
             let tried = attempt(conn, &picked.pool, outgoing, source, back, record).await;
             if let Some(outcome) = outcome(tried.as_ref().map(|_| record.status), record) {
@@ -195,15 +200,10 @@ async fn exchange(
             let Some(wait) = wait else {
                 return tried;
             };
-            let mut waits = pin!(sleep(wait));
-            poll_fn(|cx| match waits.as_mut().poll(cx) {
-                Poll::Ready(()) => Poll::Ready(Ok(())),
-                Poll::Pending => back.poll_gone(cx).map(|()| Err(Failure::ClientGone)),
-            })
-            .await?;
+            let over = record.tried(&picked.pool, None, Some(failure.reason()));
+            back.unless_gone(&outgoing.request, sleep(wait)).await?;
             again.before.push(picked.pool.clone());
-            (record.sent, record.answered) = (None, None);
-            record.tried_again += 1;
+            before = Some(over);
         }
     };
     let sent = sent.await;
@@ -224,10 +224,13 @@ async fn attempt(
 ) -> Result<Next, Failure> {
     for _ in 0..2 {
         let can_repeat = outgoing.request.can_repeat;
-        let reached = match &outgoing.websocket_key {
-            None => pool.reach(can_repeat).await,
-            Some(_) => pool.take(can_repeat).await.map(Reached::Http1),
+        let reaching = async {
+            match &outgoing.websocket_key {
+                None => pool.reach(can_repeat).await,
+                Some(_) => pool.take(can_repeat).await.map(Reached::Http1),
+            }
         };
+        let reached = back.unless_gone(&outgoing.request, reaching).await?;
         let reached = reached.map_err(unreached)?;
         record.reached = Some(pool.clone());
         let tried = match reached {
@@ -368,7 +371,8 @@ async fn run(
         whole: false,
         refused: None,
     };
-    let answered = await_head(&request, &mut uploading, &mut answers, back, answer, record);
+    let how = (&request, &outgoing.route.response_headers);
+    let answered = await_head(how, &mut uploading, &mut answers, back, answer, record);
     let answered = answered.await;
     record.bytes_in = progress.bytes_in.get();
     let (head, body) = answered?;
@@ -455,7 +459,7 @@ async fn run(
 /// Uploads while it waits for the response's head, which comes to stand at the front of `answer`. With its body, where that
 /// comes by HTTP/2.
 async fn await_head<F: Future<Output = Result<(), Failure>>>(
-    request: &Request,
+    (request, changes): (&Request, &HeaderChanges),
     uploading: &mut Uploading<'_, F>,
     answers: &mut Answers<'_>,
     back: &mut Back<'_, '_>,
@@ -512,7 +516,7 @@ async fn await_head<F: Future<Output = Result<(), Failure>>>(
         // RFC 9110 section 15.2: all but the answer to an expectation, which was weir's own, and not to HTTP/1.0.
         if head.status != 100 && !request.old_client {
             let mut interim = Vec::new();
-            headers::put_interim_head(&mut interim, answer, &head);
+            headers::put_interim_head(&mut interim, answer, &head, changes);
             let told = deadlines.within(request.idle, back.interim(&interim)).await;
             told.map_err(|Elapsed| Failure::ClientGone)??;
         }
@@ -587,12 +591,4 @@ fn is_for_websocket(answer: &[u8], head: &ResponseHead, key: &str) -> Result<(),
         200..=299 => Err(Rejection::NotSwitched),
         _ => Ok(()),
     }
-}
-
-/// The status of a gRPC response that ends with its head.
-fn grpc_status(request: &Request, answer: &[u8], head: &ResponseHead) -> Option<GrpcStatus> {
-    let mut fields = head.fields.iter();
-    let (_, value) =
-        fields.find(|(name, _)| request.grpc && headers::is(answer, name, GRPC_STATUS))?;
-    Some(GrpcStatus::parse(&answer[value.clone()]))
 }

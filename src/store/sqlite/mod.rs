@@ -4,6 +4,7 @@
 //! transactions, and with them their end mark, but never damages the file.
 
 mod read;
+mod turns;
 mod upkeep;
 mod verify;
 mod write;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, TransactionBehavior, params};
 use uuid::Uuid;
 
+use super::turns::Turns;
 use super::{
     BUSY, Files, Ledger, PAGE_SIZE, SCHEMA, blob, check_version, integer, is_empty, open_if_made,
     signed, unsigned,
@@ -21,6 +22,10 @@ use crate::store::chain::{End, FileId, Hash, Hasher, Part};
 use crate::store::days::{self, Day};
 use crate::store::links::{Ended, Previous};
 
+/// How long a lock of another process is waited for by one that begins, and has no queue yet: a process that it is to replace may write
+/// without a pause.
+const FIRST: Duration = Duration::from_secs(10);
+
 const INSERT: &str = "
 INSERT INTO events (instance_id, seq, time, user, client, label, body, hash) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
 
@@ -31,6 +36,8 @@ pub struct Writer {
     file: File,
     end: End,
     syncs: bool,
+    /// Where each transaction is waited for.
+    turns: Option<Turns>,
 }
 
 /// A boot, as every file of it says.
@@ -76,7 +83,8 @@ impl Writer {
         let newest = days::list(path)?.last().map(|(day, _)| *day);
         let day = newest.map_or(Day::of(now), |newest| newest.max(Day::of(now)));
         let previous = || previous(&files, day, None);
-        let file = join(&files, day, previous, &instance, None, End::default())?;
+        let end = End::default();
+        let file = join(&files, day, previous, &instance, None, end, FIRST)?;
         Ok(Writer {
             files,
             instance,
@@ -86,6 +94,7 @@ impl Writer {
             },
             file,
             syncs: false,
+            turns: None,
         })
     }
 
@@ -93,6 +102,7 @@ impl Writer {
     pub fn sync_each(mut self) -> Result<Writer, StoreError> {
         self.syncs = true;
         self.file.sync_each()?;
+        self.turns = Turns::at(&self.files.path);
         Ok(self)
     }
 
@@ -119,9 +129,11 @@ impl Writer {
         let End { mut last, mut hash } = self.end;
         let mut earliest = self.file.earliest;
         let file = &mut self.file;
+        let turn = self.turns.as_ref().and_then(Turns::next);
         let transaction = file
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)?;
+        drop(turn);
         {
             let mut rows = Rows::new(transaction.prepare_cached(INSERT)?, file.instance_id)?;
             for batch in batches {
@@ -175,7 +187,15 @@ impl Writer {
     fn go_on(&mut self, day: Day) -> Result<(), StoreError> {
         let previous = || previous(&self.files, day, Some(&self.file));
         let from = Some(self.file.day);
-        let file = join(&self.files, day, previous, &self.instance, from, self.end)?;
+        let file = join(
+            &self.files,
+            day,
+            previous,
+            &self.instance,
+            from,
+            self.end,
+            BUSY,
+        )?;
         if self.syncs {
             file.sync_each()?;
         }
@@ -294,7 +314,7 @@ fn describe(connection: &Connection, hasher: &Hasher) -> Result<Previous, StoreE
 }
 
 /// Opens or creates the file of `day`, and begins the part of `instance` in it: what goes on from `before` in the file
-/// of the day `from`. A new file says what `previous` tells.
+/// of the day `from`. A new file says what `previous` tells. Locks of others are waited for with `patience`.
 fn join(
     files: &Files,
     day: Day,
@@ -302,12 +322,13 @@ fn join(
     instance: &Instance,
     from: Option<Day>,
     before: End,
+    patience: Duration,
 ) -> Result<File, StoreError> {
     let hasher = &files.hasher;
     let path = days::file(&files.path, day);
     make_private(&path)?;
     let mut connection = Connection::open(path)?;
-    connection.busy_timeout(BUSY)?;
+    connection.busy_timeout(patience)?;
     // Only a new file heeds it.
     connection.pragma_update(None, "page_size", PAGE_SIZE)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
@@ -369,6 +390,7 @@ fn join(
         ],
     )?;
     transaction.commit()?;
+    connection.busy_timeout(BUSY)?;
     Ok(File {
         connection,
         day,

@@ -177,9 +177,9 @@ fn a_task_of_parts_is_silent_once_one_of_them_is() {
     let beats_until = |until: Duration| {
         let until = clock::mono() + until;
         while clock::mono() < until {
+            std::thread::yield_now();
             parts[0].beat();
             whole.beat_for(&parts, bound);
-            std::thread::yield_now();
         }
     };
     parts[1].rest();

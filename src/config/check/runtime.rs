@@ -1,0 +1,126 @@
+//! What the process does for itself, from the file as written to [`Shed`].
+
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use super::Checker;
+use crate::config::raw::{self, Lanes};
+use crate::config::runtime::{MemoryBound, Shed};
+use crate::config::units::{ByteSize, Percent, Span};
+use crate::config::yaml::At;
+
+/// The shares of memory that may be named: more leaves no room for what is on its way.
+const MOST: f64 = 0.95;
+
+impl Checker {
+    /// Threads, `None` for one a core; and when requests are refused.
+    pub(super) fn runtime(&mut self, raw: Option<raw::Runtime>) -> (Option<NonZeroUsize>, Shed) {
+        let Some(raw) = raw else {
+            return (None, Shed::default());
+        };
+        let lanes = raw.lanes.and_then(|at| match at.value? {
+            Lanes::Count(count) => Some(count),
+            Lanes::Auto(raw::Auto::Auto) => None,
+        });
+        let shed = raw.shed.map(|at| self.shed(at)).unwrap_or_default();
+        (lanes, shed)
+    }
+
+    fn shed(&mut self, at: At<raw::Shed>) -> Shed {
+        let Some(raw) = at.value else {
+            return Shed::default();
+        };
+        if raw.loop_delay.is_none() && raw.memory.is_none() {
+            let message = "this names nothing to shed by: use loop_delay, memory or both, for example {loop_delay: 100ms, memory: 90%}";
+            self.say("runtime.shed", at.line, at.column, message.to_owned());
+        }
+        let (usual, most) = (Span(Duration::from_millis(100)), Duration::from_secs(60));
+        Shed {
+            loop_delay: raw
+                .loop_delay
+                .map(|at| self.span_within("runtime.shed.loop_delay", Some(at), usual, most)),
+            memory: raw
+                .memory
+                .and_then(|at| self.read("runtime.shed.memory", at, memory_bound)),
+        }
+    }
+}
+
+/// `90%` or `512MiB`.
+fn memory_bound(text: &str) -> Result<MemoryBound, String> {
+    if text.ends_with('%') {
+        let Percent(share) = text.parse()?;
+        return match share > 0.0 && share <= MOST {
+            true => Ok(MemoryBound::Share(share)),
+            false => Err(format!(
+                "{text} is out of bounds: use 1% to 95% of what the control group allows, for example 90%"
+            )),
+        };
+    }
+    match text.parse() {
+        Ok(ByteSize(0)) => Err("0 bytes would refuse every request: use 64MiB or more".to_owned()),
+        Ok(ByteSize(bytes)) => Ok(MemoryBound::Bytes(bytes)),
+        Err(_) => Err(format!(
+            "\"{text}\" is not a bound of memory: use a share of what the control group allows or a size, for example 90% or 512MiB"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::config::check::parse;
+
+    fn read(runtime: &str) -> Result<Config, String> {
+        let text =
+            format!("listen: 127.0.0.1:1\nupstream: http://app\nruntime: {{shed: {runtime}}}\n");
+        parse(&text, &|_| None).map_err(|mistakes| mistakes[0].to_string())
+    }
+
+    #[test]
+    fn what_is_left_out_is_not_shed_by() {
+        let (loop_delay, memory) = (Some(Duration::from_millis(50)), MemoryBound::Share(0.9));
+        for (text, expected) in [
+            (
+                "{loop_delay: 50ms}",
+                Shed {
+                    loop_delay,
+                    memory: None,
+                },
+            ),
+            (
+                "{loop_delay: 50ms, memory: 90%}",
+                Shed {
+                    loop_delay,
+                    memory: Some(memory),
+                },
+            ),
+            (
+                "{memory: 64MiB}",
+                Shed {
+                    loop_delay: None,
+                    memory: Some(MemoryBound::Bytes(64 << 20)),
+                },
+            ),
+        ] {
+            assert_eq!(read(text).unwrap().shed, expected, "{text}");
+        }
+        let none = parse("listen: 127.0.0.1:1\nupstream: http://app\n", &|_| None);
+        assert_eq!(none.unwrap().shed, Shed::default());
+    }
+
+    #[test]
+    fn mistakes_tell_the_mend() {
+        for (text, part) in [
+            ("{}", "runtime.shed: this names nothing to shed by"),
+            ("{loop_delay: 0s}", "use 1ms to 1m, for example 100ms"),
+            ("{memory: 96%}", "use 1% to 95%"),
+            ("{memory: 0B}", "use 64MiB or more"),
+            ("{memory: lots}", "\"lots\" is not a bound of memory"),
+        ] {
+            let told = read(text).unwrap_err();
+            assert!(told.contains(part), "{text}: {told}");
+        }
+    }
+}
