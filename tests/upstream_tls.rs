@@ -194,9 +194,9 @@ fn another_endpoint_is_tried_where_one_is_not_believed() {
             assert_eq!(running.client().get("/").status, 200);
             good.upstream.wait_for_request();
         }
-        let metrics = running.admin().get("/metrics").body;
         let rescued = "weir_upstream_retries_total{upstream=\"app\",result=\"rescued\"} 3";
-        assert!(metrics.contains(rescued), "{metrics}");
+        // Counted once the response is out.
+        eventually(|| running.admin().get("/metrics").body.contains(rescued));
     }
 }
 
