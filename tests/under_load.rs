@@ -268,7 +268,7 @@ fn take_over(delivery: &str) {
                 while !over.load(Ordering::Relaxed) {
                     // Nothing is sent again: a connection that closes unannounced fails the test.
                     let reply = client.get("/");
-                    assert_eq!((reply.status, &*reply.body), (200, "served"));
+                    assert_eq!((reply.status, &*reply.body), (200, "served"), "{reply:?}");
                     kept.fetch_add(1, Ordering::Relaxed);
                     if reply.field("connection") == Some("close") {
                         told.fetch_add(1, Ordering::Relaxed);

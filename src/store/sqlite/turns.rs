@@ -7,8 +7,10 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-/// Between two looks at whether it is our turn, and how many there are: whoever has it asks SQLite for as long, at most.
-const LOOKS: (Duration, u32) = (Duration::from_millis(1), 50);
+/// How long SQLite's lock is waited for by one whose turn it is: longer than a transaction and its syncs take, or it would be for nothing.
+pub(super) const PATIENCE: Duration = Duration::from_millis(250);
+/// Between two looks at whether it is our turn, and how many there are: whoever has it is done with waiting by then.
+const LOOKS: (Duration, u32) = (Duration::from_millis(1), 250);
 
 /// A lock on the folder (flock(2)), which leaves nothing behind and is free once its holder is gone. It is held while SQLite's lock is waited
 /// for, so that who has written must let the one behind go first.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, TransactionBehavior, params};
 use uuid::Uuid;
 
-use super::turns::Turns;
+use super::turns::{PATIENCE, Turns};
 use super::{
     BUSY, Files, Ledger, PAGE_SIZE, SCHEMA, blob, check_version, integer, is_empty, open_if_made,
     signed, unsigned,
@@ -207,6 +207,7 @@ impl Writer {
 
 impl File {
     fn sync_each(&self) -> Result<(), StoreError> {
+        self.connection.busy_timeout(PATIENCE)?;
         Ok(self.connection.pragma_update(None, "synchronous", "FULL")?)
     }
 }
