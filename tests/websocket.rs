@@ -9,11 +9,18 @@
 mod harness;
 
 use std::io::{Read, Write};
+use std::net::SocketAddr;
 
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::ext::Protocol;
+use h2::server::SendResponse;
 use harness::peers::Peer;
 use harness::process::{Running, file};
 use harness::raw::{read_head, scripted};
+use harness::versions::run;
 use harness::{DEADLINE, eventually};
+use http::{Request, Response};
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
@@ -297,13 +304,114 @@ fn another_protocol_by_connect_is_not_implemented() {
             .contains(r#"weir_rejections_total{reason="other_protocol"} 1"#)
     );
 
-    let over_http2 = file(&format!(
-        "{{listen: '127.0.0.1:0', upstreams: {{app: {{endpoints: ['http://{}'], protocol: http2}}}}, admin: {{address: '127.0.0.1:0'}}}}",
-        world.direct
-    ));
-    let weir = Running::start(over_http2.path());
+    // One that does not say that it takes them.
+    let upstream = echo_by_http2(false);
+    let (weir, _config) = before_http2(upstream);
     let (_, answer) = Socket::open(&weir.address, "http2", "/echo", json!([]));
     assert_eq!(answer["status"], 501, "{answer}");
+}
+
+fn before_http2(upstream: SocketAddr) -> (Running, NamedTempFile) {
+    let config = file(&format!(
+        "{{listeners: [{{address: '127.0.0.1:0', timeouts: {{stream_idle: 2s}}}}], \
+         upstreams: {{app: {{endpoints: ['http://{upstream}'], protocol: http2}}}}, admin: {{address: '127.0.0.1:0'}}}}"
+    ));
+    (Running::start(config.path()), config)
+}
+
+/// An upstream of HTTP/2 that echoes WebSockets' short frames, but at `/refused`, and answers their Close frames; with whether it says
+/// that it takes them.
+fn echo_by_http2(takes: bool) -> SocketAddr {
+    scripted(move |stream| {
+        stream.set_nonblocking(true).unwrap();
+        run(async {
+            let stream = tokio::net::TcpStream::from_std(stream).unwrap();
+            let mut settings = h2::server::Builder::new();
+            if takes {
+                settings.enable_connect_protocol();
+            }
+            let mut connection = settings.handshake::<_, Bytes>(stream).await.unwrap();
+            while let Some(Ok((request, respond))) = connection.accept().await {
+                tokio::spawn(echo(request, respond));
+            }
+        });
+    })
+}
+
+async fn echo(request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    let protocol = request.extensions().get::<Protocol>();
+    assert_eq!(protocol.map(Protocol::as_str), Some("websocket"));
+    assert_eq!(request.method(), "CONNECT");
+    let fields = request.headers();
+    assert!(fields.contains_key("sec-websocket-version"));
+    for gone in ["sec-websocket-key", "upgrade", "connection"] {
+        assert!(!fields.contains_key(gone), "{gone}");
+    }
+    let answer = |status: u16| Response::builder().status(status);
+    if request.uri().path() == "/refused" {
+        let answer = answer(403).body(()).unwrap();
+        let mut body = respond.send_response(answer, false).unwrap();
+        body.send_data(Bytes::from_static(b"not you\n"), true)
+            .unwrap();
+        return;
+    }
+    let agreed = answer(200).header("sec-websocket-protocol", "chat");
+    let mut writes = respond
+        .send_response(agreed.body(()).unwrap(), false)
+        .unwrap();
+    let (mut reads, mut came) = (request.into_body(), Vec::new());
+    while let Some(Ok(data)) = reads.data().await {
+        reads.flow_control().release_capacity(data.len()).unwrap();
+        came.extend_from_slice(&data);
+        // A head of two bytes, a mask of four, and what they say the length is.
+        while let [first, second, rest @ ..] = &came[..]
+            && let length = usize::from(second & 127)
+            && let Some((mask, rest)) = rest.split_at_checked(4)
+            && rest.len() >= length
+        {
+            let text = rest[..length].iter().zip(mask.iter().cycle());
+            let text: Vec<_> = text.map(|(byte, mask)| byte ^ mask).collect();
+            let is_close = first & 15 == 8;
+            let frame = [&[*first, second & 127], &text[..]].concat();
+            came.drain(..6 + length);
+            writes.send_data(frame.into(), is_close).unwrap();
+            if is_close {
+                return;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_websocket_goes_on_by_http2() {
+    let (weir, _config) = before_http2(echo_by_http2(true));
+    let protocols = json!([["Sec-WebSocket-Protocol", "superchat, chat"]]);
+    let open = |path| Socket::open(&weir.address, "http2", path, protocols.clone());
+    let mut sockets = [0, 1, 2].map(|_| {
+        let (socket, answer) = open("/echo");
+        assert_eq!(answer["status"], 200, "{answer}");
+        assert_eq!(answer["fields"]["sec-websocket-protocol"], "chat");
+        socket
+    });
+    for text in ["hello", "once more"] {
+        sockets.iter_mut().for_each(|socket| socket.echoes(text));
+    }
+    let (_, answer) = open("/refused");
+    assert_eq!(
+        (&answer["status"], &answer["refusal"]),
+        (&json!(403), &json!("not you\n")),
+        "{answer}"
+    );
+    // What ends it by HTTP/1.1 ends it here.
+    let [mut idle, mut drained, _] = sockets;
+    idle.wait();
+    assert_eq!(idle.0.answer()["frames"], json!(["88 03e9"]));
+    drop(drained);
+    drained = open("/echo").0;
+    drained.echoes("hello");
+    drained.wait();
+    weir.signal("TERM");
+    assert_eq!(drained.0.answer()["frames"], json!(["88 03e9"]));
 }
 
 #[test]

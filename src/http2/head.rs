@@ -1,6 +1,7 @@
 //! Heads of HTTP/2 as heads of HTTP/1.1, and back. Whatever comes by HTTP/2 is written down as HTTP/1.1 and read by the parser
 //! that reads every other head, so that nothing passes here which would be refused there (RFC 9113 section 10.3). Does no I/O.
 
+use h2::ext::Protocol;
 use http::header::{
     CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue,
     SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
@@ -100,6 +101,14 @@ pub fn websocket_request(parts: &mut request::Parts, key: &str) {
     }
     fields.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     fields.insert(UPGRADE, HeaderValue::from_static("websocket"));
+}
+
+/// Makes the GET of [`websocket_request`], as it goes out, an extended CONNECT again.
+pub fn websocket_connect(request: &mut Request<()>) {
+    *request.method_mut() = Method::CONNECT;
+    request.headers_mut().remove(SEC_WEBSOCKET_KEY);
+    let protocol = Protocol::from_static("websocket");
+    request.extensions_mut().insert(protocol);
 }
 
 /// In HTTP/2 cookies may come in several fields, which are one in HTTP/1.1 (RFC 9113 section 8.2.3).

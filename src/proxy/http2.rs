@@ -28,7 +28,6 @@ use super::outgoing::prepare;
 use super::record::{Ongoing, Record};
 use super::reply::{Asker, Rejection};
 use crate::clock;
-use crate::config;
 use crate::http1::websocket::{self, WEBSOCKET};
 use crate::http2::grpc::{self, GrpcStatus};
 use crate::http2::head::{downgrade_request, upgrade_response, websocket_request};
@@ -269,10 +268,6 @@ async fn one(
             return Err(rejection.into());
         }
     };
-    let upstream = &plan.shared.config.upstreams[admitted.upstream];
-    if websocket_key.is_some() && upstream.protocol == config::Protocol::Http2 {
-        return Err(Rejection::OtherProtocol.into());
-    }
     let mut outgoing = prepare(conn, admitted, &mut buffer, &head, true, record);
     outgoing.websocket_key = websocket_key;
     drop(buffer);

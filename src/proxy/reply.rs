@@ -231,7 +231,7 @@ impl Rejection {
             Rejection::UpstreamTimeout => "upstream took too long",
             Rejection::DeadlineExceeded => "the call's deadline is over",
             Rejection::OtherProtocol => {
-                "only WebSocket can be spoken so, with upstreams of HTTP/1.1"
+                "only WebSocket can be spoken so, with upstreams that take it"
             }
             Rejection::NotSwitched => "upstream did not switch to WebSocket",
         })

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
+use http::header::CONTENT_LENGTH;
 use http::{HeaderName, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
@@ -57,27 +58,30 @@ pub(super) async fn switched(
     Ok(())
 }
 
-/// As [`switched`], for a client that asked for a WebSocket by HTTP/2 (RFC 8441 section 5).
+/// As [`switched`], for a client that asked for a WebSocket by HTTP/2 (RFC 8441 section 5), with an upstream of either version.
 pub(super) async fn switched_http2(
     conn: &Conn<'_>,
     outgoing: &Outgoing<'_, '_>,
     (body, respond): (&mut RecvStream, &mut SendResponse<Bytes>),
-    (upstream, answer): (&mut Stream, Vec<u8>),
+    upstream: End<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>,
+    answer: Vec<u8>,
     record: &mut Record,
 ) -> Result<(), Failure> {
     let head = upgrade_response(&outgoing.out).map_err(|_| Rejection::UpstreamBroken)?;
     let (mut head, _) = head;
     *head.status_mut() = StatusCode::OK;
-    // It answers a key that was weir's.
-    head.headers_mut()
-        .remove(HeaderName::from_static("sec-websocket-accept"));
+    // It answers a key that was weir's; and a tunnel has no length (RFC 9110 section 9.3.6).
+    for gone in [
+        HeaderName::from_static("sec-websocket-accept"),
+        CONTENT_LENGTH,
+    ] {
+        head.headers_mut().remove(gone);
+    }
     record.status = head.status().as_u16();
     safe(conn, outgoing, record).await?;
     let writes = respond.send_response(head, false);
     let writes = TunnelWriting(writes.map_err(|_| Failure::ClientGone)?);
     let client = End::of((TunnelReading::of(body), writes), answer);
-    let mut upstream = BothWays::of(upstream);
-    let upstream = End::of(upstream.split(), Vec::new());
     live(conn, outgoing, client, upstream, Spoken::WebSocket).await;
     Ok(())
 }
@@ -119,7 +123,7 @@ async fn live(
 }
 
 /// One end of the connection.
-struct End<R, W> {
+pub(super) struct End<R, W> {
     reads: R,
     writes: W,
     /// What goes out first: it came with the heads.
@@ -127,7 +131,7 @@ struct End<R, W> {
 }
 
 impl<R, W> End<R, W> {
-    fn of((reads, writes): (R, W), first: Vec<u8>) -> End<R, W> {
+    pub(super) fn of((reads, writes): (R, W), first: Vec<u8>) -> End<R, W> {
         End {
             reads,
             writes,

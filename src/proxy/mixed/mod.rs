@@ -2,32 +2,33 @@
 //! both streamed, trailers included. Between two sides of HTTP/1.1 it is `forward`, which does the same with fewer steps.
 
 mod again;
+mod answers;
 mod down;
 mod parts;
 mod up;
 
 use std::cell::Cell;
 use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Poll, ready};
+use std::task::Poll;
 
 use bytes::Bytes;
-use h2::client::ResponseFuture;
+use h2::RecvStream;
 use h2::server::SendResponse;
-use h2::{Reason, RecvStream};
 use http::{Response, StatusCode};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::sleep;
 
 use super::following::LanePlan;
-use super::forward::{Answered, MAX_INTERIM, is_interim, read_head};
+use super::forward::{Answered, MAX_INTERIM, is_interim};
 use super::handle::{Conn, Ends, Failure, Next, close};
 use super::headers;
 use super::outgoing::{Outgoing, Request};
 use super::record::Record;
 use super::reply::Rejection;
 use super::tries::{outcome, unreached};
-use super::upgrade;
+use super::upgrade::{self, End as Side};
 use super::wire::{Deadlines, Elapsed};
 use crate::clock;
 use crate::config::rewrite::HeaderChanges;
@@ -35,12 +36,14 @@ use crate::http1::body::BodyReader;
 use crate::http1::head::BodyLength;
 use crate::http1::response::{ResponseBody, ResponseHead};
 use crate::http1::websocket;
-use crate::http2::head::{Answering, downgrade_response, upgrade_request};
-use crate::net::stream::{BothWays, Reading};
+use crate::http2::head::{upgrade_request, websocket_connect};
+use crate::net::stream::BothWays;
+use crate::net::tunnel::{TunnelReading, TunnelWriting};
 use crate::store::breakers::End;
 use crate::upstream::http2::Place;
 use crate::upstream::{Connected, Pool, Reached};
 use again::TryAgain;
+use answers::{Answers, Fate};
 use down::{Back, Down, grpc_status};
 use parts::{Sink, Source};
 use up::{Progress, Uploading, upload};
@@ -114,39 +117,9 @@ pub(super) async fn send(
 
 /// The upstream's side of an exchange.
 struct Upstream<'a> {
-    sink: Sink<'a>,
+    /// None for a tunnel, which begins behind the answer.
+    sink: Option<Sink<'a>>,
     answers: Answers<'a>,
-}
-
-/// Where responses come from.
-enum Answers<'a> {
-    Http1(Reading<'a, 'a>),
-    Http2(ResponseFuture, &'a Cell<Fate>),
-}
-
-/// What is known of a request that was sent by HTTP/2 and came to no answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    /// It was looked at, or may have been.
-    Seen,
-    /// It was not looked at (RFC 9113 section 8.7).
-    Unseen,
-    /// Its connection ended, be it closed or full of nonsense, perhaps for another's part.
-    Lost,
-}
-
-impl Fate {
-    fn of(error: &h2::Error) -> Fate {
-        let refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
-        // A farewell is the error of those streams alone that it leaves out (section 6.8).
-        if error.is_remote() && (refused || error.is_go_away()) {
-            Fate::Unseen
-        } else if error.is_io() || error.is_go_away() {
-            Fate::Lost
-        } else {
-            Fate::Seen
-        }
-    }
 }
 
 /// What one try came to.
@@ -261,11 +234,11 @@ async fn by_http1(
     let mut both = BothWays::of(&mut connected.stream);
     let (reading, writing) = both.split();
     let upstream = Upstream {
-        sink: Sink::Http1 {
+        sink: Some(Sink::Http1 {
             stream: writing,
             out: outgoing.out.to_vec(),
             chunked: outgoing.request.body == BodyLength::Chunked,
-        },
+        }),
         answers: Answers::Http1(reading),
     };
     let fresh = !connected.reused;
@@ -278,20 +251,36 @@ async fn by_http1(
         }
         ran => ran?,
     };
-    if ran.switched {
-        let (Source::Http2 { stream: body, .. }, Back::Http2(respond)) = (source, back) else {
-            return Err(Rejection::UpstreamBroken.into());
-        };
-        let upstream = (&mut connected.stream, std::mem::take(&mut *answer));
-        // Apart, so that others have no room for it.
-        let switched = upgrade::switched_http2(conn, outgoing, (body, respond), upstream, record);
-        Box::pin(switched).await?;
-        return Ok(Tried::Whole(Next::Close));
+    if ran.switched.is_some() {
+        let mut upstream = BothWays::of(&mut connected.stream);
+        let upstream = Side::of(upstream.split(), Vec::new());
+        let answer = std::mem::take(&mut *answer);
+        return tunnel(conn, outgoing, source, back, upstream, answer, record).await;
     }
     if ran.reusable && answer.is_empty() {
         pool.give_back(connected);
     }
     Ok(Tried::Whole(ran.next))
+}
+
+/// Relays what follows the heads of a WebSocket that a client has asked for by HTTP/2.
+async fn tunnel(
+    conn: &Conn<'_>,
+    outgoing: &Outgoing<'_, '_>,
+    source: &mut Source<'_, '_>,
+    back: &mut Back<'_, '_>,
+    upstream: Side<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>,
+    answer: Vec<u8>,
+    record: &mut Record,
+) -> Result<Tried, Failure> {
+    let (Source::Http2 { stream: body, .. }, Back::Http2(respond)) = (source, back) else {
+        return Err(Rejection::UpstreamBroken.into());
+    };
+    let client = (body, &mut **respond);
+    let switched = upgrade::switched_http2(conn, outgoing, client, upstream, answer, record);
+    // Apart, so that others have no room for it.
+    Box::pin(switched).await?;
+    Ok(Tried::Whole(Next::Close))
 }
 
 async fn by_http2(
@@ -309,13 +298,25 @@ async fn by_http2(
         pool.is_secure,
         outgoing.request.takes_trailers,
     );
-    let request = request.map_err(|_| Rejection::BadTarget)?;
-    let Ok((response, stream)) = place.requests.send_request(request, bodiless) else {
+    let mut request = request.map_err(|_| Rejection::BadTarget)?;
+    let for_websocket = outgoing.websocket_key.is_some();
+    if for_websocket {
+        if !place.requests.is_extended_connect_protocol_enabled() {
+            return Err(Rejection::OtherProtocol.into());
+        }
+        websocket_connect(&mut request);
+    }
+    let ended = bodiless && !for_websocket;
+    let Ok((response, stream)) = place.requests.send_request(request, ended) else {
         return Ok(Tried::Stale);
     };
     let fate = Cell::new(Fate::Seen);
+    let (sink, up) = match for_websocket {
+        true => (None, Some(stream)),
+        false => (Some(Sink::Http2(stream)), None),
+    };
     let upstream = Upstream {
-        sink: Sink::Http2(stream),
+        sink,
         answers: Answers::Http2(response, &fate),
     };
     let mut answer = conn.lane.buffers.take();
@@ -334,7 +335,13 @@ async fn by_http2(
     {
         return Ok(Tried::Stale);
     }
-    Ok(Tried::Whole(ran?.next))
+    let ran = ran?;
+    if let (Some(Some(mut down)), Some(up)) = (ran.switched, up) {
+        let both = (TunnelReading::of(&mut down), TunnelWriting(up));
+        let upstream = Side::of(both, Vec::new());
+        return tunnel(conn, outgoing, source, back, upstream, Vec::new(), record).await;
+    }
+    Ok(Tried::Whole(ran.next))
 }
 
 /// How an exchange went.
@@ -342,8 +349,8 @@ struct Ran {
     next: Next,
     /// Whether the upstream's connection, of HTTP/1.1, can serve another request.
     reusable: bool,
-    /// Whether a WebSocket begins behind the head.
-    switched: bool,
+    /// Where a WebSocket begins behind the head, with what is to come of an upstream of HTTP/2.
+    switched: Option<Option<RecvStream>>,
 }
 
 async fn run(
@@ -382,7 +389,11 @@ async fn run(
         head,
         uploaded: uploading.whole,
     };
-    if let Some(key) = &outgoing.websocket_key {
+    let by_http2 = matches!(answers, Answers::Http2(..));
+    // RFC 8441 section 5: any of 200 to 299 opens it there.
+    let key = outgoing.websocket_key.as_ref();
+    let opens = status == 101 || (key.is_some() && by_http2 && matches!(status, 200..=299));
+    if let (Some(key), false) = (key, by_http2) {
         is_for_websocket(answer, &answered.head, key).inspect_err(|rejection| {
             if *rejection == Rejection::NotSwitched {
                 outgoing.finish(End::Status(status), record);
@@ -401,12 +412,12 @@ async fn run(
     };
     let mut grpc = grpc_status(&request, answer, &answered.head);
     answer.drain(..answered.head.len);
-    if status == 101 {
-        outgoing.finish(End::Status(101), record);
+    if opens {
+        outgoing.finish(End::Status(status), record);
         return Ok(Ran {
             next,
             reusable: false,
-            switched: true,
+            switched: Some(body),
         });
     }
     let keep_alive = answered.head.keep_alive;
@@ -452,7 +463,7 @@ async fn run(
     Ok(Ran {
         next,
         reusable: keep_alive && uploading.whole && body.is_spent(),
-        switched: false,
+        switched: None,
     })
 }
 
@@ -523,63 +534,6 @@ async fn await_head<F: Future<Output = Result<(), Failure>>>(
         answer.drain(..head.len);
     }
     Err(Rejection::UpstreamBroken.into())
-}
-
-impl Answers<'_> {
-    /// The next head, interim or final, at the front of `answer`; where it came by HTTP/2, a final one's body too. A call that is
-    /// dropped has lost nothing.
-    async fn head(
-        &mut self,
-        request: &Request,
-        to_http1: bool,
-        answer: &mut Vec<u8>,
-    ) -> Result<(ResponseHead, Option<RecvStream>), Rejection> {
-        match self {
-            Answers::Http1(stream) => Ok((read_head(request, stream, answer).await?, None)),
-            Answers::Http2(response, fate) => {
-                let mut how = Answering {
-                    to_head: request.to_head,
-                    ended: false,
-                    to_http1,
-                };
-                let (parts, body) = poll_fn(|cx| {
-                    if let Poll::Ready(Some(interim)) = response.poll_informational(cx) {
-                        return Poll::Ready(interim.map(|interim| (interim.into_parts().0, None)));
-                    }
-                    let response = ready!(Pin::new(&mut *response).poll(cx));
-                    Poll::Ready(response.map(|response| {
-                        let (parts, body) = response.into_parts();
-                        (parts, Some(body))
-                    }))
-                })
-                .await
-                .map_err(|error| {
-                    fate.set(Fate::of(&error));
-                    Rejection::UpstreamBroken
-                })?;
-                how.ended = body.as_ref().is_some_and(RecvStream::is_end_stream);
-                let head = downgrade_response(answer, &parts, how);
-                Ok((head.map_err(|_| Rejection::UpstreamBroken)?, body))
-            }
-        }
-    }
-
-    /// The final head; interim ones before it are read over.
-    async fn final_head(
-        &mut self,
-        request: &Request,
-        to_http1: bool,
-        answer: &mut Vec<u8>,
-    ) -> Result<(ResponseHead, Option<RecvStream>), Rejection> {
-        for _ in 0..=MAX_INTERIM {
-            let (head, body) = self.head(request, to_http1, answer).await?;
-            if !is_interim(&head) {
-                return Ok((head, body));
-            }
-            answer.drain(..head.len);
-        }
-        Err(Rejection::UpstreamBroken)
-    }
 }
 
 /// Whether a response can go to a client that has asked for a WebSocket by HTTP/2: it opens one, or refuses to.

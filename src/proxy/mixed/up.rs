@@ -88,14 +88,17 @@ impl<F: Future<Output = Result<(), Failure>>> Uploading<'_, F> {
     }
 }
 
-/// Sends the whole body.
+/// Sends the whole body, if there is where to.
 pub(super) async fn upload(
     request: &Request,
     (plan, route): (&Plan, &Route),
     source: &mut Source<'_, '_>,
-    mut sink: Sink<'_>,
+    sink: Option<Sink<'_>>,
     progress: &Progress,
 ) -> Result<(), Failure> {
+    let Some(mut sink) = sink else {
+        return Ok(());
+    };
     let mut deadlines = Deadlines::new();
     if request.body == BodyLength::None {
         let flushed = deadlines.within(request.within, sink.flush()).await;
