@@ -23,13 +23,14 @@ peers:
 # The venv is made anew when what it has to have changes. Without a weir of a build before, one is built.
 WEIR ?= target/debug/weir
 KUBE := target/kube-venv/bin/python
-chart: kube-venv ## Check the dashboard and the alerts against a running weir
+chart: kube-venv ## Check the Helm chart, the manifests, the dashboard and the alerts
 	@tests/need.sh openssl prometheus redis-server postgresql
 	@test -x $(WEIR) || cargo build
 	$(KUBE) tests/kube/check.py --weir $(WEIR)
 
-manifests: ## Write what is made of other files: deploy/grafana/weir.json
-	python3 deploy/grafana/weir.py
+manifests: kube-venv ## Write what is made of others: deploy/k8s, the chart's README, golden files, the dashboard
+	$(KUBE) deploy/grafana/weir.py
+	$(KUBE) tests/kube/check.py --write
 
 .PHONY: kube-venv
 kube-venv:

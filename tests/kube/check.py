@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks what weir brings for Kubernetes and Prometheus: the dashboard and the alerts. `make chart` installs what it needs and runs it.
+"""Checks what weir brings for Kubernetes and Prometheus: the chart, the dashboard and the alerts. `make chart` installs what it needs and runs it.
 
 Each check yields what is wrong; a line a check, and exit 1 if one has found anything.
 """
@@ -9,16 +9,19 @@ import re
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import yaml
 
+import chart
 import queries
 import running
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES, RULES_TEST = ROOT / "deploy/prometheus/rules.yaml", ROOT / "deploy/prometheus/rules_test.yaml"
+ADAPTER = ROOT / "deploy/prometheus/adapter.yaml"
 DASHBOARD = ROOT / "deploy/grafana/weir.json"
 
 
@@ -65,12 +68,22 @@ def rules() -> Iterator[str]:
 def asked(weir: Path) -> Iterator[str]:
     """Queries of dashboard and alerts are PromQL, and ask only for metrics, labels and values that a running weir exports."""
     wanted = [*queries.of_dashboard(DASHBOARD), *queries.of_rules(RULES)]
-    if unparsed := queries.unparsed(wanted):
-        yield unparsed
     exported = running.exported(weir)
     for wrong in ("rate(weir_nonsense_total[5m])", "sum by (planet) (weir_breaker_state)", 'weir_breaker_state{state="ajar"}', 'weir_panics_total{planet="x"}'):
         if not list(queries.faults("", wrong, exported)):
             yield f"this check finds nothing wrong with {wrong}"
+    # The autoscaler's metric is what prometheus-adapter makes of one that weir exports.
+    for rule in yaml.safe_load(ADAPTER.read_text())["rules"]:
+        series = re.match(r"\w+", rule["seriesQuery"])[0]
+        expression = rule["metricsQuery"].replace("<<.Series>>", series).replace("<<.LabelMatchers>>", 'pod="a"').replace("<<.GroupBy>>", "pod")
+        wanted += [("adapter.yaml", rule["seriesQuery"]), ("adapter.yaml", expression)]
+        made = re.sub(rule["name"]["matches"], rule["name"]["as"], series)
+        scaled = [metric["pods"]["metric"]["name"] for scaler in chart.of_kind(chart.objects(chart.values("production")), "HorizontalPodAutoscaler")
+                  for metric in scaler["spec"]["metrics"] if metric["type"] == "Pods"]
+        if scaled != [made]:
+            yield f"the autoscaler asks for {scaled}, and prometheus-adapter makes {made}"
+    if unparsed := queries.unparsed(wanted):
+        yield unparsed
     for where, expression in wanted:
         yield from queries.faults(where, expression, exported)
 
@@ -79,17 +92,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weir", type=Path, default=ROOT / "target/debug/weir", help="[%(default)s]")
     parser.add_argument("--only", help="the check of that name alone")
+    parser.add_argument("--write", action="store_true", help="write what is made of the chart, and check nothing")
     options = parser.parse_args()
+    if options.write:
+        chart.write()
+        return
     checks: dict[str, Callable[[], Iterator[str]]] = {
         "dashboard": dashboard,
         "rules": rules,
         "asked": lambda: asked(options.weir),
+        "chart is fresh": chart.fresh,
+        "helm lint": chart.linted,
+        "mistakes are refused": chart.refused,
+        "schemas": chart.valid,
+        "sound": chart.sound,
+        "weir check": lambda: chart.configured(options.weir),
+        "the pod's command": lambda: chart.started(options.weir),
+        "PrometheusRule": chart.installed_rules,
+        "checkov": chart.policy,
     }
     failed = 0
     chosen = {name: check for name, check in checks.items() if options.only in (None, name)}
     for name, check in chosen.items():
         began = time.monotonic()
-        faults = list(check())
+        try:
+            faults = list(check())
+        except Exception:  # noqa: BLE001 - the other checks go on
+            faults = [traceback.format_exc()]
         failed += bool(faults)
         print(f"{'FAILED' if faults else 'ok':6} {name} ({time.monotonic() - began:.1f} s)", flush=True)
         for fault in faults:

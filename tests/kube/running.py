@@ -63,6 +63,11 @@ def eventually(what: str, holds: Callable[[], object]) -> object:
     raise RuntimeError(f"not within a minute: {what} ({error})")
 
 
+def told(directory: Path) -> str:
+    """What the children of a folder have said last."""
+    return "\n".join(f"{log.name}: {log.read_text()[-2000:]}" for log in sorted(directory.glob("*.log")))
+
+
 def get(url: str) -> tuple[int, str]:
     unchecked = ssl.create_default_context()
     unchecked.check_hostname, unchecked.verify_mode = False, ssl.CERT_NONE
@@ -140,8 +145,7 @@ def exported(weir: Path) -> Exported:
             eventually("events in Postgres", lambda: stored.search(get(urls[1])[1]))
             return parsed("\n".join(get(url)[1] for url in urls))
         except (RuntimeError, AssertionError, OSError) as error:
-            logs = "\n".join(f"{log.name}: {log.read_text()[-2000:]}" for log in directory.glob("*.log"))
-            raise RuntimeError(f"{error}\n{logs}") from error
+            raise RuntimeError(f"{error}\n{told(directory)}") from error
 
 
 def parsed(text: str) -> Exported:
