@@ -20,7 +20,7 @@ peers:
 		{ python3 -m venv target/peers-venv && target/peers-venv/bin/pip install -q -r tests/peers/requirements.txt && \
 		cp tests/peers/requirements.txt target/peers-venv/; }
 
-# The venv is made anew when what it has to have changes. Without a weir of a build before, one is built.
+# The venv is made anew when what it has to have changes, by uv: pip takes three times as long. Without a weir of a build before, one is built.
 WEIR ?= target/debug/weir
 KUBE := target/kube-venv/bin/python
 chart: kube-venv ## Check the Helm chart, the manifests, the dashboard and the alerts
@@ -35,7 +35,8 @@ manifests: kube-venv ## Write what is made of others: deploy/k8s, the chart's RE
 .PHONY: kube-venv
 kube-venv:
 	@cmp -s tests/kube/requirements.txt target/kube-venv/requirements.txt || \
-		{ python3 -m venv target/kube-venv && target/kube-venv/bin/pip install -q -r tests/kube/requirements.txt && \
+		{ python3 -m venv target/kube-venv && target/kube-venv/bin/pip install -q uv==0.13.9 && \
+		target/kube-venv/bin/uv pip install -q --python target/kube-venv/bin/python -r tests/kube/requirements.txt && \
 		cp tests/kube/requirements.txt target/kube-venv/; }
 
 # These packages bring a server's binary each; nothing else of them is used.

@@ -338,6 +338,26 @@ def configured(weir: Path) -> Iterator[str]:
                     yield f"{profile}: {said.stdout}{said.stderr}"
 
 
+def beside() -> Iterator[str]:
+    """The patch in docs/kubernetes.md makes a Deployment with a sidecar that Kubernetes takes, `restricted`."""
+    page = (ROOT / "docs/kubernetes.md").read_text()
+    patch = yaml.safe_load(re.search(r"^\$ cat sidecar.yaml\n(.*?)^```", page, re.M | re.S)[1])
+    app = {"name": "app", "image": "app:1"}
+    labels = {"app": "shop"}
+    template = merged(patch["spec"]["template"], {"metadata": {"labels": labels}, "spec": {"containers": [app]}})
+    document = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "app"}, "spec": {"selector": {"matchLabels": labels}, "template": template}}
+    yield from invalid(document, {})
+    sidecar = template["spec"]["initContainers"][0]
+    yield from unrestricted({**template["spec"], "initContainers": [], "containers": [sidecar]})
+    monitor = values_of_chart()["monitoring"]["podMonitor"]
+    if not monitor["matchLabels"].items() <= template["metadata"]["labels"].items() or monitor["port"] not in [port["name"] for port in sidecar["ports"]]:
+        yield "the chart's PodMonitor does not see it"
+
+
+def values_of_chart() -> dict:
+    return yaml.safe_load((CHART / "values.yaml").read_text())
+
+
 def started(weir: Path) -> Iterator[str]:
     """What the dev profile's Deployment runs serves, its probes pass, and it ends in time; ports and folders apart, as in a pod."""
     documents = objects(values("dev"))
@@ -363,9 +383,9 @@ def started(weir: Path) -> Iterator[str]:
             if proxy.poll() is not None:
                 yield f"the proxy has ended\n{running.told(Path(name))}"
                 return
-        for path, status in (("/", 200), ("/limited", 200)):
-            if (found := running.get(f"http://127.0.0.1:{ports[8080]}{path}")[0]) != status:
-                yield f"{path} is answered with {found}"
+        found = [running.get(f"http://127.0.0.1:{ports[8080]}/limited")[0] for _ in range(6)]
+        if found != [200] * 5 + [429]:
+            yield f"/limited is answered with {found}, not as docs/kubernetes.md says"
         if running.get(f"http://127.0.0.1:{ports[9902]}/metrics")[0] != 200:
             yield "the metrics port does not serve metrics"
         proxy.terminate()

@@ -107,6 +107,7 @@ def main() -> None:
         "schemas": chart.valid,
         "sound": chart.sound,
         "weir check": lambda: chart.configured(options.weir),
+        "a sidecar by hand": chart.beside,
         "the pod's command": lambda: chart.started(options.weir),
         "PrometheusRule": chart.installed_rules,
         "checkov": chart.policy,
