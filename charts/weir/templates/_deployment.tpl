@@ -114,8 +114,9 @@ spec:
             - {name: admin, containerPort: {{ $root.Values.ports.admin }}, protocol: TCP}
             {{- end }}
             - {name: metrics, containerPort: {{ $root.Values.ports.metrics }}, protocol: TCP}
+          {{- /* A worker is ready once it reaches Redis and Postgres; begun again for lack of them it would only begin to wait anew. */}}
           startupProbe:
-            {{- include "weir.probe" (list $root $component "startup" "ready") | trim | nindent 12 }}
+            {{- include "weir.probe" (list $root $component "startup" (ternary "live" "ready" (eq $component "worker"))) | trim | nindent 12 }}
           readinessProbe:
             {{- include "weir.probe" (list $root $component "readiness" "ready") | trim | nindent 12 }}
           livenessProbe:
