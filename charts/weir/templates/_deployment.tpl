@@ -1,0 +1,201 @@
+{{/* The Deployment of a component that reads weir.yaml: proxy or worker. Takes (list ROOT COMPONENT GRACE), in seconds. */}}
+{{- define "weir.deployment" -}}
+{{- $root := index . 0 -}}
+{{- $component := index . 1 -}}
+{{- $values := index $root.Values $component -}}
+{{- $name := printf "%s-%s" (include "weir.fullname" $root) $component -}}
+{{- $selector := include "weir.selector" (list $root $component) -}}
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  {{- include "weir.meta" (list $root $component $name) | nindent 2 }}
+spec:
+  {{- if not (dig "autoscaling" "enabled" false $values) }}
+  replicas: {{ $values.replicaCount }}
+  {{- end }}
+  revisionHistoryLimit: 5
+  minReadySeconds: {{ $values.minReadySeconds }}
+  strategy:
+    {{- toYaml $values.strategy | nindent 4 }}
+  selector:
+    matchLabels:
+      {{- $selector | nindent 6 }}
+  template:
+    metadata:
+      annotations:
+        kubectl.kubernetes.io/default-container: {{ $component }}
+        {{- /* A worker takes no change while it runs. */}}
+        {{- if or (eq $component "worker") (eq $root.Values.configReload "rollout") }}
+        checksum/config: {{ include "weir.config" $root | sha256sum }}
+        {{- end }}
+        {{- with $values.podAnnotations }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+      labels:
+        {{- include "weir.labels" (list $root $component) | nindent 8 }}
+        {{- with $values.podLabels }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+    spec:
+      serviceAccountName: {{ include "weir.serviceAccount" (list $root $component) }}
+      automountServiceAccountToken: false
+      enableServiceLinks: false
+      terminationGracePeriodSeconds: {{ $values.terminationGracePeriodSeconds | default (index . 2) }}
+      {{- with $root.Values.imagePullSecrets }}
+      imagePullSecrets:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+      {{- with $values.priorityClassName }}
+      priorityClassName: {{ . }}
+      {{- end }}
+      securityContext:
+        {{- include "weir.podSecurityContext" $root | nindent 8 }}
+      {{- with $values.nodeSelector }}
+      nodeSelector:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+      {{- with $values.tolerations }}
+      tolerations:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+      {{- if $values.affinity }}
+      affinity:
+        {{- toYaml $values.affinity | nindent 8 }}
+      {{- else if eq $values.podAntiAffinity "hard" }}
+      affinity:
+        podAntiAffinity:
+          requiredDuringSchedulingIgnoredDuringExecution:
+            - topologyKey: kubernetes.io/hostname
+              labelSelector:
+                matchLabels:
+                  {{- $selector | nindent 18 }}
+      {{- else if eq $values.podAntiAffinity "soft" }}
+      affinity:
+        podAntiAffinity:
+          preferredDuringSchedulingIgnoredDuringExecution:
+            - weight: 100
+              podAffinityTerm:
+                topologyKey: kubernetes.io/hostname
+                labelSelector:
+                  matchLabels:
+                    {{- $selector | nindent 20 }}
+      {{- end }}
+      {{- with $values.zoneSpread }}
+      topologySpreadConstraints:
+        - maxSkew: 1
+          topologyKey: topology.kubernetes.io/zone
+          whenUnsatisfiable: {{ . }}
+          {{- /* Each rollout is spread by itself, not against the pods that it replaces. */}}
+          matchLabelKeys: [pod-template-hash]
+          labelSelector:
+            matchLabels:
+              {{- $selector | nindent 14 }}
+      {{- end }}
+      containers:
+        - name: {{ $component }}
+          image: {{ include "weir.image" $root | quote }}
+          imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+          args: [{{ $component }}, -c, /etc/weir/config/weir.yaml]
+          {{- with $values.extraEnv }}
+          env:
+            {{- toYaml . | nindent 12 }}
+          {{- end }}
+          {{- with $values.extraEnvFrom }}
+          envFrom:
+            {{- toYaml . | nindent 12 }}
+          {{- end }}
+          ports:
+            {{- if eq $component "proxy" }}
+            {{- range include "weir.listeners" $root | fromJsonArray }}
+            - {name: {{ .name }}, containerPort: {{ .port }}, protocol: TCP}
+            {{- end }}
+            {{- end }}
+            {{- if $root.Values.secrets.adminToken.existingSecret }}
+            - {name: admin, containerPort: {{ $root.Values.ports.admin }}, protocol: TCP}
+            {{- end }}
+            - {name: metrics, containerPort: {{ $root.Values.ports.metrics }}, protocol: TCP}
+          {{- /* A worker is ready once it reaches Redis and Postgres; begun again for lack of them it would only begin to wait anew. */}}
+          startupProbe:
+            {{- include "weir.probe" (list $root $component "startup" (ternary "live" "ready" (eq $component "worker"))) | trim | nindent 12 }}
+          readinessProbe:
+            {{- include "weir.probe" (list $root $component "readiness" "ready") | trim | nindent 12 }}
+          livenessProbe:
+            {{- include "weir.probe" (list $root $component "liveness" "live") | trim | nindent 12 }}
+          {{- with $values.resources }}
+          resources:
+            {{- toYaml . | nindent 12 }}
+          {{- end }}
+          securityContext:
+            {{- include "weir.securityContext" $root | nindent 12 }}
+          volumeMounts:
+            {{- include "weir.mounts" $root | nindent 12 }}
+            - {name: data, mountPath: /var/lib/weir}
+            {{- with $values.extraVolumeMounts }}
+            {{- toYaml . | nindent 12 }}
+            {{- end }}
+      volumes:
+        {{- include "weir.volumes" $root | nindent 8 }}
+        - name: data
+          {{- toYaml $values.dataVolume | nindent 10 }}
+        {{- with $values.extraVolumes }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+{{- end }}
+
+{{/* The PodDisruptionBudget of a component. Takes (list ROOT COMPONENT PODS): of a single pod it would block every drain of a node. */}}
+{{- define "weir.podDisruptionBudget" -}}
+{{- $root := index . 0 -}}
+{{- $component := index . 1 -}}
+{{- $budget := (index $root.Values $component).podDisruptionBudget -}}
+{{- if and $budget.enabled (gt (int (index . 2)) 1) -}}
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata:
+  {{- include "weir.meta" (list $root $component (printf "%s-%s" (include "weir.fullname" $root) $component)) | nindent 2 }}
+spec:
+  {{- if kindIs "invalid" $budget.minAvailable }}
+  maxUnavailable: {{ $budget.maxUnavailable }}
+  {{- else }}
+  minAvailable: {{ $budget.minAvailable }}
+  {{- end }}
+  {{- /* Pods that are not ready serve no one: a node may be drained of them. */}}
+  unhealthyPodEvictionPolicy: AlwaysAllow
+  selector:
+    matchLabels:
+      {{- include "weir.selector" (list $root $component) | nindent 6 }}
+{{- end -}}
+{{- end }}
+
+{{/* Takes (list ROOT COMPONENT). */}}
+{{- define "weir.serviceAccountObject" -}}
+{{- $root := index . 0 -}}
+{{- $account := (index $root.Values (index . 1)).serviceAccount -}}
+{{- if $account.create -}}
+apiVersion: v1
+kind: ServiceAccount
+metadata:
+  {{- include "weir.meta" (list $root (index . 1) (include "weir.serviceAccount" .)) | nindent 2 }}
+  {{- with $account.annotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+automountServiceAccountToken: false
+{{- end -}}
+{{- end }}
+
+{{/* The headless Service of a component's metrics. */}}
+{{- define "weir.metricsService" -}}
+{{- $root := index . 0 -}}
+{{- $component := index . 1 -}}
+apiVersion: v1
+kind: Service
+metadata:
+  {{- include "weir.meta" (list $root $component (printf "%s-%s-metrics" (include "weir.fullname" $root) $component)) | nindent 2 }}
+    weir.dev/metrics: "true"
+spec:
+  clusterIP: None
+  ports:
+    - {name: metrics, port: {{ $root.Values.ports.metrics }}, targetPort: metrics, protocol: TCP}
+  selector:
+    {{- include "weir.selector" (list $root $component) | nindent 4 }}
+{{- end }}

@@ -1,0 +1,191 @@
+{{/* Names and labels. A component is proxy, worker, echo or test. */}}
+{{- define "weir.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
+{{- end }}
+
+{{/* Short enough for the longest suffix, "-prometheus-adapter", within 63 characters. */}}
+{{- define "weir.fullname" -}}
+{{- $name := include "weir.name" . -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 43 | trimSuffix "-" -}}
+{{- else if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 43 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 43 | trimSuffix "-" -}}
+{{- end -}}
+{{- end }}
+
+{{/* What pods are selected by: never changes for a release. Takes (list ROOT COMPONENT). */}}
+{{- define "weir.selector" -}}
+{{- $root := index . 0 -}}
+app.kubernetes.io/name: {{ include "weir.name" $root }}
+app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end }}
+
+{{- define "weir.labels" -}}
+{{- $root := index . 0 -}}
+{{ include "weir.selector" . }}
+app.kubernetes.io/version: {{ $root.Values.image.tag | default $root.Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: weir
+app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | trunc 63 }}
+{{- with $root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* Name, namespace and labels. Takes (list ROOT COMPONENT NAME). */}}
+{{- define "weir.meta" -}}
+{{- $root := index . 0 -}}
+name: {{ index . 2 }}
+namespace: {{ $root.Release.Namespace }}
+labels:
+  {{- include "weir.labels" . | nindent 2 }}
+{{- end }}
+
+{{- define "weir.image" -}}
+{{- $image := .Values.image -}}
+{{- with $image.registry }}{{ . }}/{{ end }}{{ $image.repository }}
+{{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $image.tag | default .Chart.AppVersion }}{{ end }}
+{{- end }}
+
+{{/* Takes (list ROOT COMPONENT). */}}
+{{- define "weir.serviceAccount" -}}
+{{- $root := index . 0 -}}
+{{- $account := (index $root.Values (index . 1)).serviceAccount -}}
+{{- if $account.create -}}
+{{- $account.name | default (printf "%s-%s" (include "weir.fullname" $root) (index . 1)) -}}
+{{- else -}}
+{{- $account.name | default "default" -}}
+{{- end -}}
+{{- end }}
+
+{{/* Whole seconds of a duration as weir writes it, rounded up. */}}
+{{- define "weir.seconds" -}}
+{{- $number := regexFind "^[0-9]+" . | int64 -}}
+{{- $unit := regexFind "[a-z]+$" . -}}
+{{- $in := dict "s" 1 "m" 60 "h" 3600 -}}
+{{- if eq $unit "ms" -}}
+{{- div (add $number 999) 1000 -}}
+{{- else if hasKey $in $unit -}}
+{{- mul $number (get $in $unit) -}}
+{{- else -}}
+{{- fail (printf "config.shutdown: %q is no duration such as 25s" .) -}}
+{{- end -}}
+{{- end }}
+
+{{/* The listeners that have a port, as a JSON list of {name, port}. */}}
+{{- define "weir.listeners" -}}
+{{- $found := list -}}
+{{- range $index, $listener := .Values.config.listeners -}}
+{{- with regexFind "[0-9]+$" (toString $listener.address) -}}
+{{- $found = append $found (dict "name" ($listener.name | default (printf "listener-%d" $index)) "port" (int .)) -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $found -}}
+{{- end }}
+
+{{/* weir's file: `config`, with what the chart says itself over it. */}}
+{{- define "weir.config" -}}
+{{- $config := deepCopy .Values.config -}}
+{{- if or $config.listen $config.upstream $config.rate_limit -}}
+{{- fail "config: the short form (listen, upstream, rate_limit) is not for the chart: use listeners, upstreams and rate_limits" -}}
+{{- end -}}
+{{- $secrets := .Values.secrets -}}
+{{- $over := dict "admin" (dict "address" (printf "127.0.0.1:%v" .Values.ports.admin)) "metrics" (dict "address" (printf "0.0.0.0:%v" .Values.ports.metrics)) -}}
+{{- if $secrets.adminToken.existingSecret -}}
+{{- $_ := set $over "admin" (dict "address" (printf "0.0.0.0:%v" .Values.ports.admin) "token" "${file:/etc/weir/secrets/admin-token}") -}}
+{{- end -}}
+{{- if $secrets.redisPassword.existingSecret -}}
+{{- $_ := set $over "redis" (dict "password" "${file:/etc/weir/secrets/redis-password}") -}}
+{{- end -}}
+{{- if hasKey $config "postgres" -}}
+{{- $postgres := dict "migrate" .Values.worker.migrate -}}
+{{- if $secrets.databaseUrl.existingSecret -}}
+{{- $_ := set $postgres "write" "${file:/etc/weir/secrets/database-url}" -}}
+{{- end -}}
+{{- $_ := set $over "postgres" $postgres -}}
+{{- end -}}
+{{- if $secrets.auditKey.existingSecret -}}
+{{- $_ := set $over "audit" (dict "integrity" (dict "key" "${file:/etc/weir/secrets/audit-key}")) -}}
+{{- end -}}
+{{- tpl (toYaml (mergeOverwrite $config $over)) . -}}
+{{- end }}
+
+{{- define "weir.configMapName" -}}
+{{- .Values.existingConfigMap | default (include "weir.fullname" .) -}}
+{{- end }}
+
+{{/* One probe. Takes (list ROOT COMPONENT NAME PATH). */}}
+{{- define "weir.probe" -}}
+{{- $root := index . 0 -}}
+{{- $path := index . 3 -}}
+{{- if $root.Values.secrets.adminToken.existingSecret }}
+httpGet:
+  path: /{{ $path }}
+  port: admin
+timeoutSeconds: 5
+{{- else }}
+exec:
+  command: [weir, healthcheck, --address, "127.0.0.1:{{ $root.Values.ports.admin }}", --{{ $path }}]
+timeoutSeconds: 6
+{{- end }}
+{{ toYaml (index (index $root.Values (index . 1)).probes (index . 2)) }}
+{{- end }}
+
+{{- define "weir.securityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+capabilities: {drop: [ALL]}
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- define "weir.podSecurityContext" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{/* The files of a pod: weir.yaml, and what `secrets` and `tls` name. */}}
+{{- define "weir.mounts" -}}
+- {name: config, mountPath: /etc/weir/config, readOnly: true}
+{{- if include "weir.hasSecrets" . }}
+- {name: secrets, mountPath: /etc/weir/secrets, readOnly: true}
+{{- end }}
+{{- if .Values.tls.existingSecret }}
+- {name: tls, mountPath: /etc/weir/tls, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- define "weir.hasSecrets" -}}
+{{- range .Values.secrets }}{{ .existingSecret }}{{ end -}}
+{{- end }}
+
+{{- define "weir.volumes" -}}
+- name: config
+  configMap: {name: {{ include "weir.configMapName" . }}}
+{{- if include "weir.hasSecrets" . }}
+- name: secrets
+  projected:
+    defaultMode: 0440
+    sources:
+      {{- range $name, $path := dict "adminToken" "admin-token" "auditKey" "audit-key" "databaseUrl" "database-url" "redisPassword" "redis-password" }}
+      {{- with get $.Values.secrets $name }}
+      {{- if .existingSecret }}
+      - secret: {name: {{ .existingSecret }}, items: [{key: {{ .key }}, path: {{ $path }}}]}
+      {{- end }}
+      {{- end }}
+      {{- end }}
+{{- end }}
+{{- with .Values.tls.existingSecret }}
+- name: tls
+  secret: {secretName: {{ . }}, defaultMode: 0440}
+{{- end }}
+{{- end }}

@@ -1,0 +1,437 @@
+"""charts/weir by the real Helm engine: its profiles rendered, the plain manifests and golden files made of them, and what must hold of both."""
+
+import functools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import jsonschema
+import kubernetes_validate
+import yaml
+from helm_python.chart import Chart, lint
+
+import running
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "charts/weir"
+GOLDEN, MANIFESTS, CRDS = ROOT / "tests/kube/golden", ROOT / "deploy/k8s", ROOT / "tests/kube/crds"
+# Each is a chain of files of values; the later go before the earlier.
+PROFILES = {
+    "default": [], "dev": ["values-dev.yaml"], "production": ["values-production.yaml"],
+    "aws": ["values-production.yaml", "values-aws.yaml"], "everything": ["ci/everything-values.yaml"],
+}
+KEPT = ("default", "dev", "everything")  # as golden files; deploy/k8s is the production one
+VERSIONS = ["1.29", "1.31", kubernetes_validate.latest_version()]
+NAMESPACE = "weir"
+Object = dict
+
+
+def merged(over: dict, under: dict) -> dict:
+    """As `helm -f under -f over`."""
+    both = {**under}
+    for key, value in over.items():
+        both[key] = merged(value, under[key]) if isinstance(value, dict) and isinstance(under.get(key), dict) else value
+    return both
+
+
+def values(profile: str) -> dict:
+    found: dict = {}
+    for name in PROFILES[profile]:
+        found = merged(yaml.safe_load((CHART / name).read_text()), found)
+    return found
+
+
+@functools.cache
+def packed() -> Path:
+    """The chart as `helm package` packs it: its links to deploy/ followed, of which the engine would tell at each load."""
+    target = ROOT / "target/kube/chart"
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(CHART, target)
+    return target
+
+
+def render(given: dict) -> dict[str, str]:
+    """Each template's text by its path in the chart."""
+    with Chart.load(packed()) as chart:
+        made = chart.render(given, name="weir", namespace=NAMESPACE)
+    return {name.removeprefix("weir/templates/"): text for name, text in sorted(made.items())}
+
+
+def objects(given: dict) -> list[Object]:
+    texts = (text for name, text in render(given).items() if name.endswith(".yaml"))
+    return [document for text in texts for document in yaml.safe_load_all(text) if document]
+
+
+def named(document: Object) -> str:
+    return f"{document['kind']} {document['metadata']['name']}"
+
+
+def of_kind(documents: list[Object], kind: str) -> list[Object]:
+    return [document for document in documents if document["kind"] == kind]
+
+
+# What is made of the chart.
+
+def golden(profile: str) -> str:
+    texts = render(values(profile))
+    # The dashboard is a file of its own, whose changes are not the chart's.
+    texts = {name: re.sub(r"^    \{\"annotations\".*$", "    (deploy/grafana/weir.json)", text, flags=re.M) for name, text in texts.items()}
+    return "".join(f"# {name}\n{text.strip()}\n" for name, text in texts.items() if text.strip())
+
+
+def manifests() -> dict[str, str]:
+    """deploy/k8s: the production profile with its namespace, a file a template, without what is Helm's own."""
+    texts = render(merged({"namespace": {"create": True}}, values("production")))
+    # A later file may need an earlier one; those of the Prometheus operator need its definitions first.
+    order = {"namespace.yaml": "00-namespace", "quota.yaml": "01-quota", "serviceaccounts.yaml": "02-serviceaccounts", "configmap.yaml": "03-configmap",
+             "proxy/deployment.yaml": "10-proxy-deployment", "proxy/service.yaml": "11-proxy-service", "proxy/autoscaling.yaml": "12-proxy-hpa-pdb",
+             "proxy/ingress.yaml": "13-proxy-ingress", "worker/deployment.yaml": "20-worker", "networkpolicy.yaml": "30-networkpolicy",
+             "monitoring.yaml": "monitoring/monitoring"}
+    made = {}
+    for name, text in texts.items():
+        if not text.strip() or not name.endswith(".yaml") or name.startswith("tests/"):
+            continue
+        text = re.sub(r"\n *(helm\.sh/chart|app\.kubernetes\.io/managed-by): [^\n]*", "", text).strip()
+        made[f"{order[name]}.yaml"] = f"# Made of charts/weir/templates/{name} and values-production.yaml by `make manifests`.\n{text}\n"
+    return made
+
+
+def write() -> None:
+    GOLDEN.mkdir(exist_ok=True)
+    for profile in KEPT:
+        (GOLDEN / f"{profile}.yaml").write_text(golden(profile))
+    for old in MANIFESTS.rglob("*.yaml"):
+        old.unlink()
+    for name, text in manifests().items():
+        (MANIFESTS / name).parent.mkdir(parents=True, exist_ok=True)
+        (MANIFESTS / name).write_text(text)
+    (CHART / "README.md").write_text(readme())
+
+
+def readme() -> str:
+    """The values with their texts: of each key below a comment that begins with `--`."""
+    source = (CHART / "values.yaml").read_text()
+    defaults, path, said, shown, rows = yaml.safe_load(source), [], [], None, []
+    for line in source.splitlines():
+        comment = re.match(r"\s*# (.*)", line)
+        key = re.match(r"( *)([\w.]+):", line)
+        if comment and comment[1].startswith("-- "):
+            said, shown = [comment[1][3:]], None
+        elif comment and comment[1].startswith("@default -- "):
+            shown = comment[1][12:]
+        elif comment and said:
+            said.append(comment[1])
+        elif key:
+            path = [*path[: len(key[1]) // 2], key[2]]
+            if said:
+                found = defaults
+                for part in path:
+                    found = found[part]
+                default = shown or f"`{json.dumps(found)}`"
+                rows.append(f"| `{'.'.join(path)}` | {' '.join(said)} | {default} |".replace("||", "\\|\\|"))
+            said, shown = [], None
+    page = (CHART / "README.head.md").read_text()
+    return page + "\n| value | what | default |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+
+
+# Checks: each yields what is wrong.
+
+def fresh() -> Iterator[str]:
+    """Golden files, plain manifests and the README are what the chart makes."""
+    wanted = {GOLDEN / f"{profile}.yaml": golden(profile) for profile in KEPT}
+    wanted |= {MANIFESTS / name: text for name, text in manifests().items()} | {CHART / "README.md": readme()}
+    kept = {*GOLDEN.glob("*"), *MANIFESTS.rglob("*.yaml"), CHART / "README.md"}
+    for path in sorted(kept | set(wanted)):
+        if not path.exists() or path.read_text() != wanted.get(path):
+            yield f"{path.relative_to(ROOT)} is not fresh: look at the difference of `make manifests`"
+
+
+def linted() -> Iterator[str]:
+    """`helm lint --strict` takes every profile."""
+    for profile in PROFILES:
+        said = lint(packed(), values(profile), namespace=NAMESPACE, strict=True)
+        yield from (f"{profile}: {error}" for error in said["errors"])
+        yield from (f"{profile}: {message['path']}: {message['error']}" for message in said["messages"] if message["severity"] > 1)
+
+
+def refused() -> Iterator[str]:
+    """Mistakes in values are told, by the schema or by the templates."""
+    listener = {"name": "inbound", "address": "0.0.0.0:8080"}
+    for wrong, told in (
+        ({"proxy": {"replicas": 3}}, "replicas"),
+        ({"worker": {"autoscaling": {"enabled": True}}}, "autoscaling"),
+        ({"image": {"digest": "sha256:abc"}}, "digest"),
+        ({"configReload": "sometimes"}, "configReload"),
+        ({"proxy": {"resources": {"request": {"cpu": 1}}}}, "request"),
+        ({"config": {"listeners": [{**listener, "name": "Much_too_long_a_name"}]}}, "name"),
+        ({"config": {"listeners": []}}, "listeners"),
+        ({"config": {"shutdown": {"drain": "soon"}}}, "drain"),
+        ({"config": {"listen": "0.0.0.0:8080"}}, "short form"),
+        ({"proxy": {"service": {"ports": [{"name": "http", "port": 80, "targetPort": "outbound"}]}}}, "there are inbound"),
+        ({"worker": {"enabled": True}}, "config needs redis"),
+        ({"monitoring": {"prometheusRule": {"runbookBase": "docs"}}}, "runbookBase"),
+    ):
+        try:
+            render(wrong)
+            yield f"{wrong} is taken"
+        except Exception as error:  # noqa: BLE001 - the engine's own, of several kinds
+            if told not in str(error):
+                yield f"{wrong}: {told!r} is not in: {error}"
+
+
+def strict(schema: object) -> object:
+    """A definition's schema that refuses keys it does not know, and takes Kubernetes' metadata."""
+    if isinstance(schema, list):
+        return [strict(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {key: strict(part) for key, part in schema.items()}
+    if isinstance(made.get("properties"), dict) and made["properties"] and "additionalProperties" not in made:
+        made["additionalProperties"] = False
+    return made
+
+
+def valid() -> Iterator[str]:
+    """Every object of every profile is one of Kubernetes' of each version, or of its definition, and nothing in it is unknown."""
+    definitions = {path.stem: strict(json.loads(path.read_text())) for path in CRDS.glob("*.json")}
+    for profile in PROFILES:
+        for document in objects(values(profile)):
+            yield from (f"{profile}: {fault}" for fault in invalid(document, definitions))
+    # And this check itself finds what is wrong.
+    for document in objects(values("everything")):
+        for part in (document, document.get("spec")):
+            if part is not None:
+                part["nonsense"] = 1
+                if len(list(invalid(document, definitions))) < (1 if is_custom(document) else len(VERSIONS)):
+                    yield f"{named(document)}: a key that is not known is not found"
+                del part["nonsense"]
+
+
+def is_custom(document: Object) -> bool:
+    return document["apiVersion"].startswith("monitoring.coreos.com/")
+
+
+def invalid(document: Object, definitions: dict) -> Iterator[str]:
+    if is_custom(document):
+        checker = jsonschema.Draft202012Validator(definitions[document["kind"].lower()])
+        yield from (f"{named(document)}: {'.'.join(map(str, error.path))}: {error.message}" for error in checker.iter_errors(document))
+        return
+    for version in VERSIONS:
+        try:
+            kubernetes_validate.validate(document, version, strict=True)
+        except Exception as error:  # noqa: BLE001 - an unknown kind or version, too
+            yield f"{version}: {named(document)}: {error}"
+
+
+def sound() -> Iterator[str]:
+    """What Kubernetes' schemas do not say: names that must meet, bounds that must fit, pods that are `restricted`."""
+    for profile in PROFILES:
+        documents = objects(values(profile))
+        for fault in unsound(documents):
+            yield f"{profile}: {fault}"
+
+
+def seconds(duration: str) -> float:
+    return float(duration[:-1]) * {"s": 1, "m": 60}[duration[-1]]
+
+
+def quantity(text: str | int) -> float:
+    number, unit = re.match(r"([\d.]+)(\w*)", str(text)).groups()
+    return float(number) * {"": 1, "m": 0.001, "Mi": 2**20, "Gi": 2**30}[unit]
+
+
+def unsound(documents: list[Object]) -> Iterator[str]:
+    deployments, scalers = of_kind(documents, "Deployment"), of_kind(documents, "HorizontalPodAutoscaler")
+    names = [(document["kind"], document["metadata"]["name"]) for document in documents]
+    yield from (f"{name} is there twice" for name in set(names) if names.count(name) > 1)
+    templates = {named(deployment): deployment["spec"]["template"] for deployment in deployments}
+    pods = {**templates, **{named(pod): pod for pod in of_kind(documents, "Pod")}}
+    config = next(yaml.safe_load(document["data"]["weir.yaml"]) for document in of_kind(documents, "ConfigMap") if "weir.yaml" in document["data"])
+    asked: dict[str, float] = {"pods": 0, "requests.cpu": 0, "requests.memory": 0}
+    for deployment in deployments:
+        spec, labels = deployment["spec"], deployment["spec"]["template"]["metadata"]["labels"]
+        if not spec["selector"]["matchLabels"].items() <= labels.items():
+            yield f"{named(deployment)} does not select its own pods"
+        scaler = next((scaler for scaler in scalers if scaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]), None)
+        if (scaler is None) != ("replicas" in spec):
+            yield f"{named(deployment)}: replicas are the autoscaler's, or the chart's"
+        most = scaler["spec"]["maxReplicas"] if scaler else spec["replicas"]
+        surge = str(spec.get("strategy", {}).get("rollingUpdate", {}).get("maxSurge", "25%"))
+        most += -(-most * int(surge[:-1]) // 100) if surge.endswith("%") else int(surge)
+        asked["pods"] += most
+        for container in spec["template"]["spec"]["containers"]:
+            asked["requests.cpu"] += most * quantity(container["resources"]["requests"]["cpu"])
+            asked["requests.memory"] += most * quantity(container["resources"]["requests"]["memory"])
+        grace, shutdown = spec["template"]["spec"].get("terminationGracePeriodSeconds", 30), config["shutdown"]
+        if labels["app.kubernetes.io/component"] == "proxy" and grace < seconds(shutdown["propagation_delay"]) + seconds(shutdown["drain"]) + 5:
+            yield f"{named(deployment)} is killed after {grace} s, before it has drained"
+    for quota in of_kind(documents, "ResourceQuota"):
+        for key, bound in quota["spec"]["hard"].items():
+            if key in asked and asked[key] > quantity(bound):
+                yield f"the quota's {key} is {bound}, and {asked[key]:g} may be asked for"
+    for kind, found in (("Service", lambda spec: spec["selector"]), ("PodDisruptionBudget", lambda spec: spec["selector"]["matchLabels"]),
+                        ("NetworkPolicy", lambda spec: spec["podSelector"]["matchLabels"])):
+        for document in of_kind(documents, kind):
+            selected = [pod for pod in pods.values() if found(document["spec"]).items() <= pod["metadata"]["labels"].items()]
+            if len(selected) != 1:
+                yield f"{named(document)} selects {len(selected)} kinds of pods"
+                continue
+            ports = {port["name"] for container in selected[0]["spec"]["containers"] for port in container.get("ports", [])}
+            wanted = [port["targetPort"] for port in document["spec"].get("ports", [])]
+            wanted += [port["port"] for rule in document["spec"].get("ingress", []) for port in rule["ports"]] if kind == "NetworkPolicy" else []
+            yield from (f"{named(document)}: the pods have no port {port}" for port in wanted if port not in ports)
+    services = {document["metadata"]["name"]: {port["name"] for port in document["spec"]["ports"]} for document in of_kind(documents, "Service")}
+    for ingress in of_kind(documents, "Ingress"):
+        for backend in (path["backend"]["service"] for rule in ingress["spec"]["rules"] for path in rule["http"]["paths"]):
+            if backend["port"]["name"] not in services.get(backend["name"], set()):
+                yield f"{named(ingress)}: no service {backend}"
+    monitored = [monitor["spec"]["selector"]["matchLabels"] for monitor in of_kind(documents, "ServiceMonitor")]
+    for labels in monitored:
+        seen = [document for document in of_kind(documents, "Service") if labels.items() <= document["metadata"]["labels"].items()]
+        if len(seen) != sum("metrics" in service for service in services):
+            yield f"the ServiceMonitor sees {[named(document) for document in seen]}"
+    for name, pod in pods.items():
+        yield from (f"{name}: {fault}" for fault in unrestricted(pod["spec"]))
+        if pod["spec"].get("automountServiceAccountToken") is not False:
+            yield f"{name} mounts a token that it does not need"
+    yield from (f"{named(document)}: weir needs no rights" for document in documents if "Role" in document["kind"])
+
+
+def unrestricted(spec: Object) -> Iterator[str]:
+    """What PodSecurity `restricted` refuses."""
+    if any(spec.get(key) for key in ("hostNetwork", "hostPID", "hostIPC")):
+        yield "shares a namespace of the host"
+    allowed = {"configMap", "emptyDir", "projected", "secret", "downwardAPI", "ephemeral", "persistentVolumeClaim", "csi"}
+    for volume in spec.get("volumes", []):
+        yield from (f"volume {kind}" for kind in volume if kind != "name" and kind not in allowed)
+    for container in [*spec.get("initContainers", []), *spec["containers"]]:
+        context = container.get("securityContext", {})
+        if context.get("privileged") or context.get("allowPrivilegeEscalation") is not False or context.get("capabilities") != {"drop": ["ALL"]}:
+            yield f"{container['name']} has privileges"
+        if not context.get("runAsNonRoot") or context.get("runAsUser") == 0 or context.get("seccompProfile", {}).get("type") != "RuntimeDefault":
+            yield f"{container['name']} is not restricted"
+        if not context.get("readOnlyRootFilesystem"):
+            yield f"{container['name']} may write to its root"
+
+
+def configured(weir: Path) -> Iterator[str]:
+    """`weir check` takes the file of every profile."""
+    for profile in PROFILES:
+        for document in of_kind(objects(values(profile)), "ConfigMap"):
+            if "weir.yaml" not in document["data"]:
+                continue
+            with tempfile.TemporaryDirectory(prefix="weir-kube-") as name:
+                for secret, text in (("admin-token", "t0ken"), ("redis-password", "s3cret"), ("audit-key", "k3y"), ("database-url", "postgres://weir:pw@db/weir")):
+                    (Path(name) / secret).write_text(text + "\n")
+                file = Path(name) / "weir.yaml"
+                file.write_text(document["data"]["weir.yaml"].replace("/etc/weir/secrets", name))
+                environment = {**os.environ, "APP_HOST": "app", "DATABASE_URL": "postgres://weir:pw@db/weir"}
+                said = subprocess.run([weir, "check", "-c", file], capture_output=True, text=True, env=environment)
+                if said.returncode != 0:
+                    yield f"{profile}: {said.stdout}{said.stderr}"
+
+
+def beside() -> Iterator[str]:
+    """The patch in docs/kubernetes.md makes a Deployment with a sidecar that Kubernetes takes, `restricted`."""
+    page = (ROOT / "docs/kubernetes.md").read_text()
+    patch = yaml.safe_load(re.search(r"^\$ cat sidecar.yaml\n(.*?)^```", page, re.M | re.S)[1])
+    app = {"name": "app", "image": "app:1"}
+    labels = {"app": "shop"}
+    template = merged(patch["spec"]["template"], {"metadata": {"labels": labels}, "spec": {"containers": [app]}})
+    document = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "app"}, "spec": {"selector": {"matchLabels": labels}, "template": template}}
+    yield from invalid(document, {})
+    sidecar = template["spec"]["initContainers"][0]
+    yield from unrestricted({**template["spec"], "initContainers": [], "containers": [sidecar]})
+    monitor = values_of_chart()["monitoring"]["podMonitor"]
+    if not monitor["matchLabels"].items() <= template["metadata"]["labels"].items() or monitor["port"] not in [port["name"] for port in sidecar["ports"]]:
+        yield "the chart's PodMonitor does not see it"
+
+
+def values_of_chart() -> dict:
+    return yaml.safe_load((CHART / "values.yaml").read_text())
+
+
+def started(weir: Path) -> Iterator[str]:
+    """What the dev profile's Deployment runs serves, its probes pass, and it ends in time; ports and folders apart, as in a pod."""
+    documents = objects(values("dev"))
+    pod = next(document for document in of_kind(documents, "Deployment") if document["metadata"]["name"] == "weir-proxy")["spec"]["template"]["spec"]
+    container, echo = pod["containers"][0], running.free_port()
+    with tempfile.TemporaryDirectory(prefix="weir-kube-") as name, ExitStack() as stack:
+        text = next(document for document in of_kind(documents, "ConfigMap") if "weir.yaml" in document["data"])["data"]["weir.yaml"]
+        ports = {port: running.free_port() for port in (8080, 9901, 9902)}
+        for port, free in ports.items():
+            text = text.replace(f":{port}", f":{free}")
+        file = Path(name) / "weir.yaml"
+        file.write_text(text.replace("weir-echo:80", f"127.0.0.1:{echo}").replace("/var/lib/weir", name))
+        running.start(stack, Path(name) / "echo.log", [weir, "echo", "--address", f"127.0.0.1:{echo}"])
+        proxy = running.start(stack, Path(name) / "proxy.log", [weir, *(word.replace("/etc/weir/config", name) for word in container["args"])])
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            command = [word.replace("9901", str(ports[9901])) for word in container[probe]["exec"]["command"]]
+            asked = lambda command=command: subprocess.run([weir, *command[1:]], capture_output=True).returncode == 0  # noqa: E731
+            try:
+                running.eventually(f"{probe} passes", lambda asked=asked: asked() or proxy.poll() is not None)
+            except RuntimeError as error:
+                yield f"{error}\n{running.told(Path(name))}"
+                return
+            if proxy.poll() is not None:
+                yield f"the proxy has ended\n{running.told(Path(name))}"
+                return
+        found = [running.get(f"http://127.0.0.1:{ports[8080]}/limited")[0] for _ in range(6)]
+        if found != [200] * 5 + [429]:
+            yield f"/limited is answered with {found}, not as docs/kubernetes.md says"
+        if running.get(f"http://127.0.0.1:{ports[9902]}/metrics")[0] != 200:
+            yield "the metrics port does not serve metrics"
+        proxy.terminate()
+        if proxy.wait(pod["terminationGracePeriodSeconds"]) != 0:
+            yield f"the proxy ends with {proxy.returncode}"
+
+
+def installed_rules() -> Iterator[str]:
+    """The PrometheusRule is what promtool takes, has the alerts that were not left out, and links to where it was told."""
+    given = values("everything")
+    rule = of_kind(objects(given), "PrometheusRule")[0]
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(rule["spec"], file)
+        file.flush()
+        said = subprocess.run(["promtool", "check", "rules", file.name], capture_output=True, text=True)
+    if said.returncode != 0:
+        yield said.stdout + said.stderr
+    alerts = {rule["alert"]: rule for group in rule["spec"]["groups"] for rule in group["rules"]}
+    source = yaml.safe_load((ROOT / "deploy/prometheus/rules.yaml").read_text())
+    if set(alerts) != {rule["alert"] for group in source["groups"] for rule in group["rules"]} - {"WeirAbsent"}:
+        yield "alerts are missing, or one that was left out is there"
+    base = given["monitoring"]["prometheusRule"]["runbookBase"]
+    yield from (f"{name}: {alert['annotations']['runbook_url']}" for name, alert in alerts.items() if not alert["annotations"]["runbook_url"].startswith(base))
+
+
+def policy() -> Iterator[str]:
+    """checkov finds nothing but what tests/kube/checkov.yaml explains."""
+    explained = yaml.safe_load((ROOT / "tests/kube/checkov.yaml").read_text())
+    directory = ROOT / "target/kube/rendered"
+    directory.mkdir(parents=True, exist_ok=True)
+    for profile in PROFILES:
+        (directory / f"{profile}.yaml").write_text(yaml.safe_dump_all(objects(values(profile))))
+    checkov = Path(sys.executable).with_name("checkov")
+    said = subprocess.run([checkov, "--framework", "kubernetes", "--skip-download", "--compact", "--quiet", "-o", "json", "-d", directory], capture_output=True, text=True)
+    try:
+        found = json.loads(said.stdout)
+        checked, failed = found["summary"]["passed"], found["results"]["failed_checks"]
+    except (ValueError, KeyError, TypeError):
+        yield f"checkov says nothing to read: {said.stdout[-500:]}{said.stderr[-500:]}"
+        return
+    if checked < 100:
+        yield f"checkov looked at too little: {found['summary']}"
+    met = set()
+    for fault in failed:
+        if fault["check_id"] in explained:
+            met.add(fault["check_id"])
+        else:
+            yield f"{fault['check_id']} {fault['check_name']}: {Path(fault['file_path']).name} {fault['resource']}"
+    yield from (f"tests/kube/checkov.yaml explains {check}, which is not found any more" for check in set(explained) - met)

@@ -1,0 +1,160 @@
+"""A weir proxy and a worker beside a real Redis and Postgres, and what they export at /metrics once a few things have happened.
+
+The file that they read has a bit of everything, so that a metric is there if weir has it. `exported` is the only way in.
+"""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+# Name of a sample to its labels, and to each the values that were seen.
+Exported = dict[str, dict[str, set[str]]]
+
+CONFIG = """\
+version: 1
+listeners:
+  - {{name: inbound, address: "127.0.0.1:{listener}"}}
+  - {{name: secure, address: "127.0.0.1:{secure}", tls: {{certificates: [{{cert: {directory}/tls.crt, key: {directory}/tls.key}}]}}}}
+redis: {{urls: "redis://127.0.0.1:{redis}"}}
+postgres: {{write: "postgres://postgres@127.0.0.1:{postgres}/postgres?sslmode=disable"}}
+upstreams:
+  app: {{endpoints: ["http://127.0.0.1:{echo}"], circuit_breaker: standard, concurrency: {{max: 100}}, health: {{path: /, interval: 1s}}, trust_session_headers: true,
+        retries: {{attempts: 1}}, outlier_detection: {{}}}}
+circuit_breakers: {{standard: {{}}}}
+rate_limits: {{few: {{limit: 2/1d, by: client.ip}}}}
+sessions: {{web: {{token: [{{cookie: sid}}]}}}}
+routes:
+  - {{match: {{path: /few}}, upstream: app, rate_limits: [few]}}
+  - {{upstream: app, session: {{use: web, require: false}}}}
+audit: {{spool: {{path: "{directory}/spool"}}}}
+telemetry: {{access_log: {{format: json}}}}
+worker: {{session_sweep: 1s}}
+runtime: {{lanes: 1}}
+admin: {{address: "127.0.0.1:{admin}"}}
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def eventually(what: str, holds: Callable[[], object]) -> object:
+    deadline, error = time.monotonic() + 60, None
+    while time.monotonic() < deadline:
+        try:
+            if found := holds():
+                return found
+        except (OSError, subprocess.CalledProcessError) as raised:
+            error = raised
+        time.sleep(0.05)
+    raise RuntimeError(f"not within a minute: {what} ({error})")
+
+
+def told(directory: Path) -> str:
+    """What the children of a folder have said last."""
+    return "\n".join(f"{log.name}: {log.read_text()[-2000:]}" for log in sorted(directory.glob("*.log")))
+
+
+def get(url: str) -> tuple[int, str]:
+    unchecked = ssl.create_default_context()
+    unchecked.check_hostname, unchecked.verify_mode = False, ssl.CERT_NONE
+    try:
+        with urllib.request.urlopen(url, timeout=5, context=unchecked) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as refused:
+        return refused.code, refused.read().decode()
+
+
+def start(stack: ExitStack, said: Path, command: list[str | Path]) -> subprocess.Popen:
+    """A child that is ended with the stack; what it says goes to a file."""
+    child = subprocess.Popen(command, stdout=said.open("w"), stderr=subprocess.STDOUT)
+
+    def end() -> None:
+        child.terminate()
+        try:
+            child.wait(20)
+        except subprocess.TimeoutExpired:
+            child.kill()
+
+    stack.callback(end)
+    return child
+
+
+def start_postgres(stack: ExitStack, directory: Path) -> int:
+    """A server of its own; as root, it runs as the user `postgres`."""
+    binaries, directory, port = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1], directory / "postgres", free_port()
+    directory.mkdir()
+    become: list[str | Path] = []
+    if os.geteuid() == 0:
+        shutil.chown(directory, "postgres", "postgres")
+        become = ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--clear-groups"]
+    made = [*become, binaries / "initdb", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "-D", directory / "data"]
+    subprocess.run(made, capture_output=True, check=True)
+    settings = [f"port={port}", "listen_addresses=127.0.0.1", f"unix_socket_directories={directory}", "fsync=off"]
+    start(stack, directory.parent / "postgres.log", [*become, binaries / "postgres", "-D", directory / "data", *(word for setting in settings for word in ("-c", setting))])
+    ready = [binaries / "pg_isready", "-U", "postgres", "-h", "127.0.0.1", "-p", str(port)]
+    eventually("Postgres answers", lambda: subprocess.run(ready, capture_output=True).returncode == 0)
+    return port
+
+
+def exported(weir: Path) -> Exported:
+    """What a proxy and a worker export, taken together."""
+    with tempfile.TemporaryDirectory(prefix="weir-kube-") as name, ExitStack() as stack:
+        directory = Path(name)
+        directory.chmod(0o711)  # for the user `postgres`
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "30", "-subj", "/CN=localhost",
+                        "-keyout", directory / "tls.key", "-out", directory / "tls.crt"], capture_output=True, check=True)
+        ports = {port: free_port() for port in ("listener", "secure", "redis", "echo", "admin")}
+        start(stack, directory / "redis.log", ["redis-server", "--port", str(ports["redis"]), "--bind", "127.0.0.1", "--save", "", "--dir", name])
+        ports["postgres"] = start_postgres(stack, directory)
+        start(stack, directory / "echo.log", [weir, "echo", "--address", f"127.0.0.1:{ports['echo']}"])
+        proxy, worker, worker_admin = directory / "proxy.yaml", directory / "worker.yaml", free_port()
+        proxy.write_text(CONFIG.format(directory=name, **ports))
+        worker.write_text(CONFIG.format(directory=name, **ports | {"admin": worker_admin}))
+        start(stack, directory / "worker.log", [weir, "worker", "-c", worker])
+        serving = start(stack, directory / "proxy.log", [weir, "proxy", "-c", proxy])
+        urls = [f"http://127.0.0.1:{port}/metrics" for port in (ports["admin"], worker_admin)]
+        listener = f"http://127.0.0.1:{ports['listener']}"
+        try:
+            for url in urls:
+                eventually(url, lambda url=url: get(url)[0] == 200)
+            eventually("the proxy serves", lambda: get(listener)[0] == 200)
+            refused = [get(f"{listener}/few")[0] for _ in range(3)]
+            assert refused == [200, 200, 429], refused
+            assert get(f"https://127.0.0.1:{ports['secure']}/")[0] == 200
+            # A reload that is taken, and one that is not.
+            for text, result in ((CONFIG.replace("2/1d", "3/1d"), "loaded"), ("nonsense: true\n", "refused")):
+                proxy.write_text(text.format(directory=name, **ports))
+                serving.send_signal(signal.SIGHUP)
+                eventually(result, lambda result=result: f'weir_config_reloads_total{{result="{result}"}}' in get(urls[0])[1])
+            eventually("a sweep", lambda: "weir_sessions_live{" in get(urls[1])[1])
+            stored = re.compile(r"^weir_drain_events_total [1-9]", re.M)
+            eventually("events in Postgres", lambda: stored.search(get(urls[1])[1]))
+            return parsed("\n".join(get(url)[1] for url in urls))
+        except (RuntimeError, AssertionError, OSError) as error:
+            raise RuntimeError(f"{error}\n{told(directory)}") from error
+
+
+def parsed(text: str) -> Exported:
+    found: Exported = {}
+    for line in text.splitlines():
+        if line.startswith("#") or not line:
+            continue
+        name, labels = re.match(r"([a-zA-Z_:][\w:]*)(?:\{(.*)\})? ", line + " ").groups()
+        known = found.setdefault(name, {})
+        for label, value in re.findall(r'(\w+)="((?:[^"\\]|\\.)*)"', labels or ""):
+            known.setdefault(label, set()).add(value)
+    return found
