@@ -225,7 +225,7 @@ fn a_lane_that_is_late_all_the_time_sheds_and_one_pause_is_no_reason() {
 }
 
 /// Clients that ask more than a lane can do, and when they are refused ask again after a moment.
-const CLIENTS: usize = 120;
+const CLIENTS: usize = 240;
 
 /// What clients saw.
 struct Seen {

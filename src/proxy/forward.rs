@@ -19,7 +19,7 @@ use super::reply::Rejection;
 use super::tries::exchange;
 use super::upgrade;
 use super::upload::{Rest, Upload, beside, move_piece};
-use super::wire::{Deadlines, Elapsed, read_some, write};
+use super::wire::{Deadlines, Elapsed, Room, read_some, write};
 use crate::clock;
 use crate::config::Protocol;
 use crate::http1::body::{BodyReader, Piece};
@@ -365,7 +365,7 @@ async fn stream_back(
         deadlines: Deadlines::new(),
         to_upstream,
     });
-    let mut told = false;
+    let (mut told, mut room) = (false, Room::new());
     loop {
         let piece = reader.next(answer).map_err(|_| broken_off(told))?;
         let ended = matches!(piece, Piece::End { .. });
@@ -398,7 +398,7 @@ async fn stream_back(
         if done {
             break;
         }
-        let read = deadlines.within(request.idle, read_some(&mut from_upstream, answer));
+        let read = deadlines.within(request.idle, room.read(&mut from_upstream, answer));
         match beside(&mut rest, read).await {
             Ok(Ok(1..)) => {}
             Ok(Ok(0)) if until_close => {

@@ -12,7 +12,7 @@ use super::headers::{may_trail_up, put_last_chunk};
 use super::outgoing::Request;
 use super::reply::Rejection;
 use super::trace::Renamed;
-use super::wire::{Deadlines, Elapsed, read_some};
+use super::wire::{Deadlines, Elapsed, Room};
 use crate::clock;
 use crate::config::Route;
 use crate::http1::body::{BodyReader, Piece};
@@ -23,6 +23,7 @@ use crate::plan::Plan;
 /// A request with a body on its way up. It may be left at any wait and gone on with: what is not sent yet is kept here.
 pub(super) struct Upload<'p> {
     reader: BodyReader,
+    room: Room,
     chunked: bool,
     /// Bytes that the body may still have.
     left: u64,
@@ -67,6 +68,7 @@ impl<'p> Upload<'p> {
             lost: false,
             kept: fits.then(|| (head.to_vec(), keep)),
             reader: BodyReader::new(request.body),
+            room: Room::new(),
             chunked: request.body == BodyLength::Chunked,
             left: request.max_body,
             bytes: 0,
@@ -154,7 +156,10 @@ impl<'p> Upload<'p> {
         let span = request
             .idle
             .min(request.read_within.saturating_sub(self.waited));
-        match deadlines.within(span, read_some(from_client, buffer)).await {
+        match deadlines
+            .within(span, self.room.read(from_client, buffer))
+            .await
+        {
             Ok(Ok(1..)) => {}
             // It may still read.
             Ok(Ok(0)) => return Err(Rejection::BadBody.into()),

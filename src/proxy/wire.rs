@@ -97,8 +97,7 @@ impl DerefMut for Buffer<'_> {
     }
 }
 
-/// Appends what can be read at once to `buffer`; 0 at the stream's end. A read that fills the buffer makes it larger for the next one,
-/// up to a bound.
+/// Appends what can be read at once to `buffer`; 0 at the stream's end.
 ///
 /// By `poll_read`, not `try_read`: a read that does not fill the buffer tells tokio that there is no more, which spares the
 /// next one a call that only finds nothing.
@@ -107,12 +106,31 @@ pub(super) async fn read_some(
     buffer: &mut Vec<u8>,
 ) -> io::Result<usize> {
     buffer.reserve(READ);
-    let read = stream.read_buf(buffer).await?;
-    let full = buffer.capacity();
-    if buffer.len() == full && full < LARGE_READ {
-        buffer.reserve(full);
+    stream.read_buf(buffer).await
+}
+
+/// How much room the next read of a body has, in bytes: more once a read has filled its buffer.
+#[derive(Debug)]
+pub(super) struct Room(usize);
+
+impl Room {
+    pub(super) fn new() -> Room {
+        Room(READ)
     }
-    Ok(read)
+
+    /// As [`read_some`].
+    pub(super) async fn read(
+        &mut self,
+        stream: &mut (impl AsyncRead + Unpin),
+        buffer: &mut Vec<u8>,
+    ) -> io::Result<usize> {
+        buffer.reserve(self.0);
+        let read = stream.read_buf(buffer).await?;
+        if buffer.len() == buffer.capacity() {
+            self.0 = LARGE_READ.min(2 * self.0);
+        }
+        Ok(read)
+    }
 }
 
 /// Writes all of `bytes`, down to the kernel: TLS may hold some back until told.

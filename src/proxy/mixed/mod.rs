@@ -31,6 +31,7 @@ use super::tries::{outcome, unreached};
 use super::upgrade::{self, End as Side};
 use super::wire::{Deadlines, Elapsed};
 use crate::clock;
+use crate::config::Protocol;
 use crate::config::rewrite::HeaderChanges;
 use crate::http1::body::BodyReader;
 use crate::http1::head::BodyLength;
@@ -197,10 +198,14 @@ async fn attempt(
 ) -> Result<Next, Failure> {
     for _ in 0..2 {
         let can_repeat = outgoing.request.can_repeat;
+        let upstream = &outgoing.shared.config.upstreams[outgoing.upstream];
         let reaching = async {
-            match &outgoing.websocket_key {
-                None => pool.reach(can_repeat).await,
-                Some(_) => pool.take(can_repeat).await.map(Reached::Http1),
+            match (&outgoing.websocket_key, upstream.protocol) {
+                // What may be HTTP/2 may not take WebSockets by it.
+                (Some(_), Protocol::Auto) => pool.take(can_repeat).await.map(Reached::Http1),
+                (Some(_), Protocol::Http1 | Protocol::Http2) | (None, _) => {
+                    pool.reach(can_repeat).await
+                }
             }
         };
         let reached = back.unless_gone(&outgoing.request, reaching).await?;
