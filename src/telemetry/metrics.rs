@@ -1,31 +1,22 @@
 //! Metrics. Label sets are bounded by the configuration, and handles are resolved when a plan is made, not per request.
 
-use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::Registry;
 
 use super::audit_metrics::AuditMetrics;
 use super::drain_metrics::DrainMetrics;
+use super::durations::Durations;
 use super::proxy_metrics::ProxyFailures;
 use super::tls_metrics::TlsMetrics;
 use super::told_metrics::{self, Told};
 use super::upstream_metrics::{UpstreamMetrics, Upstreams};
 use crate::http2::grpc::GrpcStatus;
-
-/// Upper bounds of the buckets of request durations, in microseconds.
-const BUCKETS: [u64; 14] = [
-    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000,
-    5_000_000, 15_000_000,
-];
 
 /// All metrics of a process.
 #[derive(Debug)]
@@ -622,53 +613,6 @@ impl RouteMetrics {
         self.classes[usize::from(status / 100).clamp(1, 5) - 1].inc();
         self.durations.observe(duration);
     }
-}
-
-/// A histogram of durations whose observation is two atomic additions; prometheus-client's takes a lock.
-#[derive(Debug, Clone, Default)]
-pub struct Durations(Arc<DurationCells>);
-
-#[derive(Debug, Default)]
-struct DurationCells {
-    /// The last counts what is above every bound.
-    counts: [AtomicU64; BUCKETS.len() + 1],
-    sum_micros: AtomicU64,
-}
-
-impl Durations {
-    pub fn observe(&self, duration: Duration) {
-        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-        let bucket = BUCKETS.partition_point(|bound| *bound < micros);
-        self.0.counts[bucket].fetch_add(1, Ordering::Relaxed);
-        self.0.sum_micros.fetch_add(micros, Ordering::Relaxed);
-    }
-}
-
-impl EncodeMetric for Durations {
-    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
-        let seconds = |micros: u64| micros as f64 / 1e6;
-        let bounds = BUCKETS
-            .iter()
-            .map(|bound| seconds(*bound))
-            .chain([f64::INFINITY]);
-        let counts = self
-            .0
-            .counts
-            .iter()
-            .map(|count| count.load(Ordering::Relaxed));
-        let buckets: Vec<_> = bounds.zip(counts).collect();
-        let count = buckets.iter().map(|(_, count)| count).sum();
-        let sum = seconds(self.0.sum_micros.load(Ordering::Relaxed));
-        encoder.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
-    }
-
-    fn metric_type(&self) -> MetricType {
-        MetricType::Histogram
-    }
-}
-
-impl TypedMetric for Durations {
-    const TYPE: MetricType = MetricType::Histogram;
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 pub mod access_log;
 pub mod audit_metrics;
 pub mod drain_metrics;
+pub mod durations;
 pub mod log;
 pub mod metrics;
 pub mod proxy_metrics;

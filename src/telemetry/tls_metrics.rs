@@ -8,7 +8,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use super::metrics::Durations;
+use super::durations::Durations;
 
 #[derive(Debug)]
 pub struct TlsMetrics {

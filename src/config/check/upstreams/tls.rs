@@ -5,7 +5,7 @@ use rustls::pki_types::ServerName;
 use super::super::Checker;
 use super::split_port;
 use crate::config::raw;
-use crate::config::tls::{Tls, UpstreamTls};
+use crate::config::tls::UpstreamTls;
 use crate::config::upstreams::Source;
 use crate::config::yaml::At;
 
@@ -89,15 +89,8 @@ impl Checker {
                 }
             })
         });
-        let ca = raw
-            .ca
-            .and_then(|at| self.path_of(&format!("{path}.ca"), at));
-        let certificate = raw.certificate.and_then(|at| at.value);
-        let certificate =
-            certificate.and_then(|raw| self.certificate(&format!("{path}.certificate"), raw));
-        Some(UpstreamTls {
-            sni,
-            tls: Tls { ca, certificate },
-        })
+        let (ca, certificate) = (raw.ca, raw.certificate);
+        let tls = self.tls(&path, raw::Tls { ca, certificate });
+        Some(UpstreamTls { sni, tls })
     }
 }
