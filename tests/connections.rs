@@ -7,11 +7,13 @@
 
 mod harness;
 
-use std::net::TcpListener;
+use std::io::Write;
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::Command;
 use std::thread;
 
 use harness::process::{Running, file};
+use harness::raw;
 use harness::{Lane, Upstream, eventually};
 
 fn lane(upstream: &Upstream, listener: &str) -> Lane {
@@ -126,6 +128,33 @@ fn a_client_that_leaves_is_noticed_and_recorded_as_499() {
         (&499.into(), &"client_left".into())
     );
     drop(stream);
+}
+
+/// It sends no more, and yet may read.
+#[test]
+fn a_body_cut_short_while_its_request_waits_for_a_place_is_a_400() {
+    let upstream = Upstream::held();
+    let lane = Lane::start(&format!(
+        "listen: 127.0.0.1:0\nupstreams: {{app: {{endpoints: ['{}'], concurrency: {{max: 1, pending: 1}}}}}}\n\
+         routes: [{{match: {{path: /}}, upstream: app}}]\n",
+        upstream.url()
+    ));
+    let mut first = lane.connect();
+    first.begin("GET", "/", &[], "");
+    upstream.wait_for_request();
+    for body in [
+        "Content-Length: 5\r\n\r\nabc",
+        "Transfer-Encoding: chunked\r\n\r\n5\r\nabc",
+    ] {
+        let mut stream = TcpStream::connect(lane.address).unwrap();
+        let request = format!("POST / HTTP/1.1\r\nHost: x\r\n{body}");
+        stream.write_all(request.as_bytes()).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let reply = raw::read_to_end(&mut stream);
+        assert_eq!(reply.status(), Some(400), "{body}: {reply:?}");
+    }
+    upstream.answer("ok");
+    assert_eq!(first.finish().status, 200);
 }
 
 #[test]

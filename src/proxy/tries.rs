@@ -73,7 +73,7 @@ pub(super) async fn exchange<'c>(
 ) -> Result<(Reached<'c>, Answered), Failure> {
     // Its turn may be some time off, and is another's where the client has left.
     let entered = unless_gone(ends.client, ends.buffer, cluster.enter()).await;
-    let slot = entered.ok_or(Failure::ClientGone)?;
+    let slot = entered.ok_or_else(|| upload.left_by_client(ends.buffer))?;
     let slot = slot.map_err(|_| Rejection::Overloaded)?;
     let picked = cluster.pick(aim, &[]);
     let mut picked = picked.map_err(|_| Rejection::NoEndpoint)?;
@@ -190,7 +190,7 @@ async fn try_and_again<'c>(
             .await
             .is_none()
         {
-            return Err(Failure::ClientGone);
+            return Err(upload.left_by_client(ends.buffer));
         }
         before.push(picked.pool.clone());
         let Ok(next) = cluster.pick(aim, &before) else {
@@ -286,7 +286,7 @@ async fn attempt(
 ) -> Tried {
     let left = || deadline.map(|deadline| deadline.saturating_sub(clock::mono()));
     let pool = &picked.pool;
-    let mut connected = in_time(left(), ends, pool.take(request.can_repeat)).await?;
+    let mut connected = in_time(left(), ends, upload, pool.take(request.can_repeat)).await?;
     record.reached = Some(pool.clone());
     loop {
         let request = &Request {
@@ -304,7 +304,7 @@ async fn attempt(
                     && answer.is_empty() =>
             {
                 upload.begin_again(None);
-                connected = in_time(left(), ends, pool.connect()).await?;
+                connected = in_time(left(), ends, upload, pool.connect()).await?;
             }
             Err(failure) => return Err(failure),
         }
@@ -314,6 +314,7 @@ async fn attempt(
 async fn in_time(
     within: Option<Duration>,
     ends: &mut Ends<'_>,
+    upload: &mut Upload<'_>,
     connecting: impl Future<Output = Result<Connected, Unreached>>,
 ) -> Result<Connected, Failure> {
     let connecting = unless_gone(ends.client, ends.buffer, connecting);
@@ -324,7 +325,7 @@ async fn in_time(
             Err(Elapsed) => Some(Err(Unreached::TimedOut)),
         },
     };
-    let connected = connected.ok_or(Failure::ClientGone)?;
+    let connected = connected.ok_or_else(|| upload.left_by_client(ends.buffer))?;
     Ok(connected.map_err(unreached)?)
 }
 

@@ -144,6 +144,16 @@ impl<'p> Upload<'p> {
         }
     }
 
+    /// Why a client that sends no more and has `buffer` still unread ends the request: it sent too little of its body, and
+    /// may read that it did, or it left.
+    pub(super) fn left_by_client(&mut self, buffer: &mut Vec<u8>) -> Failure {
+        match self.gather(buffer) {
+            Ok(()) if self.reader.is_done() => Failure::ClientGone,
+            Ok(()) => Rejection::BadBody.into(),
+            Err(refused) => refused.into(),
+        }
+    }
+
     async fn read(
         &mut self,
         request: &Request,
