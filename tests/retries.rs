@@ -19,7 +19,7 @@ use harness::process::{Running, file};
 use harness::raw::{Recorder, read_head, scripted};
 use harness::servers::Server;
 use harness::tls::Authority;
-use harness::versions::{Origin, Version, run};
+use harness::versions::{Client, Length, Origin, Version, run};
 use harness::{Lane, Upstream, eventually, ok};
 
 /// A lane before these endpoints in turn, with `settings` of the upstream.
@@ -80,32 +80,27 @@ fn requests_by_http2_are_tried_elsewhere_too() {
     let endpoints = [dead.address, breaking(&count), recorder.address];
     let settings = "retries: {attempts: 2, retry_on: [connect_failure, reset]}";
     let lane = lane(&endpoints, settings);
-    let ask = |more: &[&str]| {
-        let asked = Command::new("curl")
-            .args([
-                "--http2-prior-knowledge",
-                "-sS",
-                "-m",
-                "10",
-                "-w",
-                "%{http_code}",
-            ])
-            .args(more)
-            .arg(format!("http://{}/", lane.address))
-            .output();
-        String::from_utf8(asked.unwrap().stdout).unwrap()
-    };
-    for _ in 0..6 {
-        assert_eq!(ask(&[]), "served200");
-    }
-    let taken = count.load(Ordering::SeqCst);
-    assert!(taken > 0);
-    // What went to the one that takes and breaks may have had its effect, and goes nowhere else.
-    let posts: Vec<_> = (0..6).map(|_| ask(&["-d", "a body"])).collect();
-    let broken = posts.iter().filter(|said| said.ends_with("502")).count();
-    assert_eq!(count.load(Ordering::SeqCst) - taken, broken, "{posts:?}");
-    assert!(broken > 0, "{posts:?}");
-    assert!(posts.iter().any(|said| said == "served200"), "{posts:?}");
+    run(async {
+        let mut client = Client::connect(Version::Two, lane.address).await;
+        for _ in 0..6 {
+            let call = client.get("/").await;
+            assert_eq!(call.whole().await, (200, "served".to_owned()));
+        }
+        let taken = count.load(Ordering::SeqCst);
+        assert!(taken > 0);
+        // What went to the one that takes and breaks may have had its effect, and goes nowhere else.
+        let mut posts = Vec::new();
+        for _ in 0..6 {
+            let mut call = client.call("POST", "/", &[], Length::Known(6)).await;
+            // The answer may be quicker.
+            let _ = call.body.finish(b"a body").await;
+            posts.push(call.answer().await.status);
+        }
+        let broken = posts.iter().filter(|status| **status == 502).count();
+        assert_eq!(count.load(Ordering::SeqCst) - taken, broken, "{posts:?}");
+        assert!(broken > 0, "{posts:?}");
+        assert!(posts.contains(&200), "{posts:?}");
+    });
 }
 
 /// Under TLS weir hears of a client's end by reading, and what it reads while it waits may be the body.
@@ -430,7 +425,7 @@ fn a_slow_endpoint_is_left_for_another() {
     let live = Server::start();
     let lane = lane(
         &[silent, live.address],
-        "timeout: 8s, retries: {retry_on: [timeout], per_try_timeout: 100ms}",
+        "timeout: 8s, retries: {retry_on: [timeout], per_try_timeout: 500ms}",
     );
     let mut client = lane.connect();
     for _ in 0..4 {

@@ -376,6 +376,19 @@ fn interim_responses_but_100_go_to_clients_that_know_them() {
 }
 
 #[test]
+fn sixteen_interim_responses_are_passed_on_and_no_more() {
+    for (count, status) in [(16, "200 OK"), (17, "502 Bad Gateway")] {
+        let lane = before(move |_, stream| {
+            let interim = "HTTP/1.1 103 Early Hints\r\n\r\n".repeat(count);
+            let _ = stream.write_all(format!("{interim}{}", ok("done")).as_bytes());
+        });
+        let reply = ask("interim", &lane, GET);
+        assert_eq!(reply.replies(), 17, "{reply:?}");
+        assert!(reply.text.contains(&format!("HTTP/1.1 {status}\r\n")));
+    }
+}
+
+#[test]
 fn a_connection_that_the_upstream_closes_is_not_used_again() {
     for fields in [
         "Connection: close",

@@ -201,7 +201,7 @@ pub(super) async fn both_ways(
     // Its time begins here: how long the client takes to send says nothing of the upstream.
     let pace_is_ours = request.body == BodyLength::None;
     record.sent = (uploaded || pace_is_ours).then(clock::mono);
-    for _ in 0..=MAX_INTERIM {
+    for passed in 0..=MAX_INTERIM {
         let response = unless_gone(
             ends.client,
             ends.buffer,
@@ -213,6 +213,9 @@ pub(super) async fn both_ways(
         if !is_interim(&head) {
             record.answered = Some(clock::mono());
             return Ok(Answered { head, uploaded });
+        }
+        if passed == MAX_INTERIM {
+            break;
         }
         // RFC 9110 section 15.2: all but the answer to an expectation, which was weir's own, and not to HTTP/1.0.
         if head.status != 100 && !request.old_client {

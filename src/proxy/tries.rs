@@ -238,7 +238,7 @@ fn again(retries: &Retries, tried: &Tried, upload: &Upload<'_>, answer: &[u8]) -
 }
 
 /// Whether all of the response stands in `answer`, and its connection can serve another request.
-fn is_over(answered: &Answered, answer: &[u8]) -> bool {
+pub(super) fn is_over(answered: &Answered, answer: &[u8]) -> bool {
     let body = match answered.head.body {
         ResponseBody::Length(BodyLength::None) => 0,
         ResponseBody::Length(BodyLength::Fixed(bytes)) => bytes,

@@ -13,6 +13,7 @@ mod connections;
 mod messages;
 mod records;
 mod streams;
+mod tries;
 mod upstreams;
 
 use harness::Lane;

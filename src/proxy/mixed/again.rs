@@ -1,5 +1,6 @@
 //! Whether a request is tried again at another endpoint. Must not send it.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -7,34 +8,50 @@ use smallvec::SmallVec;
 
 use crate::clock;
 use crate::config::upstreams::Retries;
-use crate::http1::head::BodyLength;
 use crate::policy::retry;
 use crate::proxy::handle::Failure;
-use crate::proxy::outgoing::{Outgoing, Request};
+use crate::proxy::outgoing::Request;
 use crate::proxy::reply::Rejection;
 use crate::upstream::{Cluster, Pool, Retrying};
 
-/// Other tries of a request whose response has not begun, as `tries` has them between two sides of HTTP/1.1, but for two things: a
-/// response is never thrown away for its status, and a body is never kept.
-pub(super) struct TryAgain<'p, 'c> {
-    retries: Option<&'p Retries>,
+/// Why there may be another try.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Why<'a> {
+    Failed(&'a Failure),
+    /// The connection broke, and nothing of the request was seen, or seeing it twice does no harm.
+    Unseen,
+    /// With this status.
+    Answered(u16),
+}
+
+/// Other tries of a request whose response has not begun, as `tries` has them between two sides of HTTP/1.1.
+pub(super) struct TryAgain<'r> {
+    cluster: &'r Cluster,
+    retries: Option<&'r Retries>,
     began: Duration,
     /// For all tries together.
     within: Duration,
     /// The endpoints that were tried.
     pub before: SmallVec<[Rc<Pool>; 4]>,
-    budget: Option<Retrying<'c>>,
+    budget: Option<Retrying<'r>>,
+    /// Whether some of the request's body can be sent no more.
+    is_lost: &'r Cell<bool>,
 }
 
-impl<'p, 'c> TryAgain<'p, 'c> {
-    pub(super) fn new(outgoing: &Outgoing<'p, '_>) -> TryAgain<'p, 'c> {
-        let plan = outgoing.shared;
+impl<'r> TryAgain<'r> {
+    pub(super) fn new(
+        cluster: &'r Cluster,
+        (retries, within): (Option<&'r Retries>, Duration),
+        is_lost: &'r Cell<bool>,
+    ) -> TryAgain<'r> {
         TryAgain {
-            retries: plan.config.upstreams[outgoing.upstream].retries.as_ref(),
+            cluster,
+            retries,
             began: clock::mono(),
-            within: outgoing.request.within,
+            within,
             before: SmallVec::new(),
             budget: None,
+            is_lost,
         }
     }
 
@@ -59,33 +76,46 @@ impl<'p, 'c> TryAgain<'p, 'c> {
         }
     }
 
-    /// How long to wait before another try; `None` where there is none.
+    /// How much of a request's body is kept for another try, in bytes.
+    pub(super) fn keeps(&self) -> usize {
+        self.retries.map_or(0, |retries| retries.buffer)
+    }
+
+    /// How long to wait before another try; `None` where there is none. This one had `sent` the whole request by then.
     pub(super) fn wait(
         &mut self,
-        cluster: &'c Cluster,
         request: &Request,
-        failure: &Failure,
+        sent: Option<Duration>,
+        why: Why<'_>,
     ) -> Option<Duration> {
         let retries = self.retries?;
+        if let (true, Some(sent)) = (self.before.is_empty(), sent) {
+            // How long the client takes to send is its own.
+            self.began = sent;
+        }
         let on = &retries.retry_on;
-        let unseen_or_harmless = request.may_be_retried && request.body == BodyLength::None;
-        let is_reason = match failure {
-            Failure::Reply(
+        let harmless = request.may_be_retried;
+        let is_reason = match why {
+            Why::Unseen => on.reset_before_request,
+            Why::Answered(status) => on.has_status(status) && harmless,
+            Why::Failed(Failure::Reply(
                 Rejection::ConnectFailed | Rejection::ConnectTimeout | Rejection::UpstreamTls(_),
                 _,
-            ) => on.connect_failure,
-            Failure::Reply(Rejection::UpstreamBroken, _) => on.reset && unseen_or_harmless,
-            Failure::Reply(Rejection::UpstreamTimeout, _) => on.timeout && unseen_or_harmless,
-            Failure::Reply(..)
-            | Failure::ClientGone
-            | Failure::UpstreamGone
-            | Failure::NotSafe
-            | Failure::CutShort(_) => false,
+            )) => on.connect_failure,
+            Why::Failed(Failure::Reply(Rejection::UpstreamBroken, _)) => on.reset && harmless,
+            Why::Failed(Failure::Reply(Rejection::UpstreamTimeout, _)) => on.timeout && harmless,
+            Why::Failed(
+                Failure::Reply(..)
+                | Failure::ClientGone
+                | Failure::UpstreamGone
+                | Failure::NotSafe
+                | Failure::CutShort(_),
+            ) => false,
         };
-        if !is_reason {
+        if !is_reason || self.is_lost.get() {
             return None;
         }
-        let metrics = &cluster.shared.metrics;
+        let metrics = &self.cluster.shared.metrics;
         let count = u32::try_from(self.before.len()).unwrap_or(u32::MAX);
         if count >= retries.attempts {
             metrics.exhausted.inc();
@@ -98,7 +128,7 @@ impl<'p, 'c> TryAgain<'p, 'c> {
             return None;
         }
         if self.budget.is_none() {
-            self.budget = cluster.shared.retry(retries.budget);
+            self.budget = self.cluster.shared.retry(retries.budget);
         }
         if self.budget.is_none() {
             metrics.over_budget.inc();

@@ -4,6 +4,7 @@
 mod again;
 mod answers;
 mod down;
+mod kept;
 mod parts;
 mod up;
 
@@ -12,6 +13,7 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::RecvStream;
@@ -27,7 +29,7 @@ use super::headers;
 use super::outgoing::{Outgoing, Request};
 use super::record::Record;
 use super::reply::Rejection;
-use super::tries::{outcome, unreached};
+use super::tries::{is_over, outcome, unreached};
 use super::upgrade::{self, End as Side};
 use super::wire::{Deadlines, Elapsed};
 use crate::clock;
@@ -43,9 +45,10 @@ use crate::net::tunnel::{TunnelReading, TunnelWriting};
 use crate::store::breakers::End;
 use crate::upstream::http2::Place;
 use crate::upstream::{Connected, Pool, Reached};
-use again::TryAgain;
+use again::{TryAgain, Why};
 use answers::{Answers, Fate};
 use down::{Back, Down, grpc_status};
+use kept::Body;
 use parts::{Sink, Source};
 use up::{Progress, Uploading, upload};
 
@@ -117,16 +120,26 @@ pub(super) async fn send(
 }
 
 /// The upstream's side of an exchange.
-struct Upstream<'a> {
+struct Upstream<'a, 'r> {
     /// None for a tunnel, which begins behind the answer.
     sink: Option<Sink<'a>>,
     answers: Answers<'a>,
+    again: &'a mut TryAgain<'r>,
 }
 
 /// What one try came to.
-enum Tried {
+enum Ended {
     /// The response went to the client.
     Whole(Next),
+    /// The response had this status, for which another try is due once this long has passed.
+    Over(u16, Duration),
+    /// As [`Tried::Stale`], twice.
+    Stale,
+}
+
+/// What one connection came to.
+enum Tried {
+    Ended(Ended),
     /// The request is to be sent again: its connection had been idle and was closed as it came, or the upstream says that it did
     /// not look at it. Nothing of it can have been seen, or seeing it twice does no harm.
     Stale,
@@ -144,7 +157,12 @@ async fn exchange(
     let sent = async {
         let entered = back.unless_gone(&outgoing.request, cluster.enter()).await?;
         let slot = entered.map_err(|_| Rejection::Overloaded)?;
-        let mut again = TryAgain::new(outgoing);
+        let is_lost = Cell::new(false);
+        let upstream = &outgoing.shared.config.upstreams[outgoing.upstream];
+        let bounds = (upstream.retries.as_ref(), outgoing.request.within);
+        let mut again = TryAgain::new(cluster, bounds, &is_lost);
+        let kept = (outgoing.request.body, again.keeps());
+        let mut body = Body::new(source, kept, &is_lost);
         let mut before = None;
         loop {
             let picked = cluster.pick(outgoing.aim, &again.before);
@@ -153,28 +171,43 @@ async fn exchange(
                 record.begin_again(over, &picked.pool, &mut outgoing.out);
             }
             outgoing.request.within = again.within();
-            let tried = attempt(conn, &picked.pool, outgoing, source, back, record).await;
-            if let Some(outcome) = outcome(tried.as_ref().map(|_| record.status), record) {
+            let pool = &picked.pool;
+            let tried = attempt(conn, pool, outgoing, &mut body, &mut again, back, record).await;
+            let broken = Failure::from(Rejection::UpstreamBroken);
+            let status = match &tried {
+                Ok(Ended::Whole(_)) => Ok(record.status),
+                Ok(Ended::Over(status, _)) => Ok(*status),
+                Ok(Ended::Stale) => Err(&broken),
+                Err(failure) => Err(failure),
+            };
+            if let Some(outcome) = outcome(status, record) {
                 picked.tell(outcome);
             }
             if let Some(took) = record.waited() {
                 slot.answered(took);
             }
-            let Err(failure) = &tried else {
-                if !again.before.is_empty() {
-                    cluster.shared.metrics.rescued.inc();
+            let (wait, over) = match tried {
+                Ok(Ended::Whole(next)) => {
+                    if !again.before.is_empty() {
+                        cluster.shared.metrics.rescued.inc();
+                    }
+                    return Ok(next);
                 }
-                return tried;
+                Ok(Ended::Over(status, wait)) => (wait, record.tried(pool, Some(status), None)),
+                Ok(Ended::Stale) => {
+                    let wait = again.wait(&outgoing.request, None, Why::Unseen);
+                    let over = record.tried(pool, None, Some(broken.reason()));
+                    (wait.ok_or(broken)?, over)
+                }
+                // Once the head of a response is on its way there is no other.
+                Err(failure) if record.status != 0 => return Err(failure),
+                Err(failure) => {
+                    let why = Why::Failed(&failure);
+                    let wait = again.wait(&outgoing.request, record.sent, why);
+                    let over = record.tried(pool, None, Some(failure.reason()));
+                    (wait.ok_or(failure)?, over)
+                }
             };
-            // Once the head of a response is on its way there is no other.
-            let wait = match record.status {
-                0 => again.wait(cluster, &outgoing.request, failure),
-                _ => None,
-            };
-            let Some(wait) = wait else {
-                return tried;
-            };
-            let over = record.tried(&picked.pool, None, Some(failure.reason()));
             back.unless_gone(&outgoing.request, sleep(wait)).await?;
             again.before.push(picked.pool.clone());
             before = Some(over);
@@ -192,11 +225,13 @@ async fn attempt(
     conn: &Conn<'_>,
     pool: &Rc<Pool>,
     outgoing: &mut Outgoing<'_, '_>,
-    source: &mut Source<'_, '_>,
+    body: &mut Body<'_, '_, '_>,
+    again: &mut TryAgain<'_>,
     back: &mut Back<'_, '_>,
     record: &mut Record,
-) -> Result<Next, Failure> {
+) -> Result<Ended, Failure> {
     for _ in 0..2 {
+        body.begin_again();
         let can_repeat = outgoing.request.can_repeat;
         let upstream = &outgoing.shared.config.upstreams[outgoing.upstream];
         let reaching = async {
@@ -213,25 +248,26 @@ async fn attempt(
         record.reached = Some(pool.clone());
         let tried = match reached {
             Reached::Http1(connected) => {
-                by_http1(conn, (pool, connected), outgoing, source, back, record).await
+                by_http1(conn, (pool, connected), outgoing, body, again, back, record).await
             }
             Reached::Http2(place) => {
-                by_http2(conn, (pool, place), outgoing, source, back, record).await
+                by_http2(conn, (pool, place), outgoing, body, again, back, record).await
             }
         };
         match tried? {
-            Tried::Whole(next) => return Ok(next),
+            Tried::Ended(ended) => return Ok(ended),
             Tried::Stale => {}
         }
     }
-    Err(Rejection::UpstreamBroken.into())
+    Ok(Ended::Stale)
 }
 
 async fn by_http1(
     conn: &Conn<'_>,
     (pool, mut connected): (&Pool, Connected),
     outgoing: &mut Outgoing<'_, '_>,
-    source: &mut Source<'_, '_>,
+    body: &mut Body<'_, '_, '_>,
+    again: &mut TryAgain<'_>,
     back: &mut Back<'_, '_>,
     record: &mut Record,
 ) -> Result<Tried, Failure> {
@@ -245,9 +281,10 @@ async fn by_http1(
             chunked: outgoing.request.body == BodyLength::Chunked,
         }),
         answers: Answers::Http1(reading),
+        again,
     };
     let fresh = !connected.reused;
-    let run = run(conn, outgoing, source, upstream, back, &mut answer, record);
+    let run = run(conn, outgoing, body, upstream, back, &mut answer, record);
     let ran = match run.await {
         Err(Failure::Reply(Rejection::UpstreamBroken, _))
             if !fresh && outgoing.request.can_repeat && record.status == 0 && answer.is_empty() =>
@@ -256,16 +293,20 @@ async fn by_http1(
         }
         ran => ran?,
     };
-    if ran.switched.is_some() {
-        let mut upstream = BothWays::of(&mut connected.stream);
-        let upstream = Side::of(upstream.split(), Vec::new());
-        let answer = std::mem::take(&mut *answer);
-        return tunnel(conn, outgoing, source, back, upstream, answer, record).await;
+    match ran {
+        Ran::Ended { ended, reusable } => {
+            if reusable && answer.is_empty() {
+                pool.give_back(connected);
+            }
+            Ok(Tried::Ended(ended))
+        }
+        Ran::Switched(_) => {
+            let mut upstream = BothWays::of(&mut connected.stream);
+            let upstream = Side::of(upstream.split(), Vec::new());
+            let answer = std::mem::take(&mut *answer);
+            tunnel(conn, outgoing, body.source, back, upstream, answer, record).await
+        }
     }
-    if ran.reusable && answer.is_empty() {
-        pool.give_back(connected);
-    }
-    Ok(Tried::Whole(ran.next))
 }
 
 /// Relays what follows the heads of a WebSocket that a client has asked for by HTTP/2.
@@ -285,14 +326,15 @@ async fn tunnel(
     let switched = upgrade::switched_http2(conn, outgoing, client, upstream, answer, record);
     // Apart, so that others have no room for it.
     Box::pin(switched).await?;
-    Ok(Tried::Whole(Next::Close))
+    Ok(Tried::Ended(Ended::Whole(Next::Close)))
 }
 
 async fn by_http2(
     conn: &Conn<'_>,
     (pool, mut place): (&Pool, Place),
     outgoing: &mut Outgoing<'_, '_>,
-    source: &mut Source<'_, '_>,
+    body: &mut Body<'_, '_, '_>,
+    again: &mut TryAgain<'_>,
     back: &mut Back<'_, '_>,
     record: &mut Record,
 ) -> Result<Tried, Failure> {
@@ -323,9 +365,10 @@ async fn by_http2(
     let upstream = Upstream {
         sink,
         answers: Answers::Http2(response, &fate),
+        again,
     };
     let mut answer = conn.lane.buffers.take();
-    let run = run(conn, outgoing, source, upstream, back, &mut answer, record);
+    let run = run(conn, outgoing, body, upstream, back, &mut answer, record);
     let ran = run.await;
     if let Err(Failure::Reply(Rejection::UpstreamTimeout, _) | Failure::UpstreamGone) = ran {
         place.doubt();
@@ -334,40 +377,57 @@ async fn by_http2(
         && record.status == 0
         && match fate.get() {
             Fate::Seen => false,
-            Fate::Unseen => bodiless || (record.bytes_in == 0 && !source.is_over()),
+            Fate::Unseen => !body.is_lost(),
             Fate::Lost => place.reused && outgoing.request.can_repeat,
         }
     {
         return Ok(Tried::Stale);
     }
-    let ran = ran?;
-    if let (Some(Some(mut down)), Some(up)) = (ran.switched, up) {
-        let both = (TunnelReading::of(&mut down), TunnelWriting(up));
-        let upstream = Side::of(both, Vec::new());
-        return tunnel(conn, outgoing, source, back, upstream, Vec::new(), record).await;
+    match (ran?, up) {
+        (Ran::Ended { ended, .. }, _) => Ok(Tried::Ended(ended)),
+        (Ran::Switched(Some(mut down)), Some(up)) => {
+            let both = (TunnelReading::of(&mut down), TunnelWriting(up));
+            let upstream = Side::of(both, Vec::new());
+            tunnel(
+                conn,
+                outgoing,
+                body.source,
+                back,
+                upstream,
+                Vec::new(),
+                record,
+            )
+            .await
+        }
+        (Ran::Switched(_), _) => Err(Rejection::UpstreamBroken.into()),
     }
-    Ok(Tried::Whole(ran.next))
 }
 
 /// How an exchange went.
-struct Ran {
-    next: Next,
-    /// Whether the upstream's connection, of HTTP/1.1, can serve another request.
-    reusable: bool,
-    /// Where a WebSocket begins behind the head, with what is to come of an upstream of HTTP/2.
-    switched: Option<Option<RecvStream>>,
+enum Ran {
+    Ended {
+        ended: Ended,
+        /// Whether the upstream's connection, of HTTP/1.1, can serve another request.
+        reusable: bool,
+    },
+    /// A WebSocket begins behind the head, with what is to come of an upstream of HTTP/2.
+    Switched(Option<RecvStream>),
 }
 
 async fn run(
     conn: &Conn<'_>,
     outgoing: &mut Outgoing<'_, '_>,
-    source: &mut Source<'_, '_>,
-    upstream: Upstream<'_>,
+    body: &mut Body<'_, '_, '_>,
+    upstream: Upstream<'_, '_>,
     back: &mut Back<'_, '_>,
     answer: &mut Vec<u8>,
     record: &mut Record,
 ) -> Result<Ran, Failure> {
-    let Upstream { sink, mut answers } = upstream;
+    let Upstream {
+        sink,
+        mut answers,
+        again,
+    } = upstream;
     record.sent = None;
     let progress = Progress::begin();
     let request = outgoing.request;
@@ -376,7 +436,7 @@ async fn run(
         rest: Some(pin!(upload(
             &request,
             (shared, outgoing.route),
-            source,
+            body,
             sink,
             &progress
         ))),
@@ -398,6 +458,14 @@ async fn run(
     // RFC 8441 section 5: any of 200 to 299 opens it there.
     let key = outgoing.websocket_key.as_ref();
     let opens = status == 101 || (key.is_some() && by_http2 && matches!(status, 200..=299));
+    if !opens && let Some(wait) = again.wait(&request, record.sent, Why::Answered(status)) {
+        let reusable = !by_http2 && is_over(&answered, answer);
+        answer.clear();
+        return Ok(Ran::Ended {
+            ended: Ended::Over(status, wait),
+            reusable,
+        });
+    }
     if let (Some(key), false) = (key, by_http2) {
         is_for_websocket(answer, &answered.head, key).inspect_err(|rejection| {
             if *rejection == Rejection::NotSwitched {
@@ -419,11 +487,7 @@ async fn run(
     answer.drain(..answered.head.len);
     if opens {
         outgoing.finish(End::Status(status), record);
-        return Ok(Ran {
-            next,
-            reusable: false,
-            switched: Some(body),
-        });
+        return Ok(Ran::Switched(body));
     }
     let keep_alive = answered.head.keep_alive;
     let mut body = match (body, answers) {
@@ -465,10 +529,9 @@ async fn run(
     let end = grpc.map_or(End::Status(status), End::Grpc);
     outgoing.streamed(end, &streamed, record);
     streamed?;
-    Ok(Ran {
-        next,
+    Ok(Ran::Ended {
+        ended: Ended::Whole(next),
         reusable: keep_alive && uploading.whole && body.is_spent(),
-        switched: None,
     })
 }
 
@@ -512,7 +575,7 @@ async fn await_head<F: Future<Output = Result<(), Failure>>>(
     // Its time begins here: how long the client takes to send says nothing of the upstream.
     record.sent = uploading.whole.then(clock::mono);
     let mut deadlines = Deadlines::new();
-    for _ in 0..=MAX_INTERIM {
+    for passed in 0..=MAX_INTERIM {
         let (head, body) = {
             let mut head = pin!(answers.head(request, to_http1, answer));
             let waited = poll_fn(|cx| match head.as_mut().poll(cx) {
@@ -528,6 +591,9 @@ async fn await_head<F: Future<Output = Result<(), Failure>>>(
         };
         if !is_interim(&head) {
             return Ok((head, body));
+        }
+        if passed == MAX_INTERIM {
+            break;
         }
         // RFC 9110 section 15.2: all but the answer to an expectation, which was weir's own, and not to HTTP/1.0.
         if head.status != 100 && !request.old_client {

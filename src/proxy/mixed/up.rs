@@ -9,7 +9,8 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use h2::Reason;
 
-use super::parts::{Broken, Part, Sink, Source, keep};
+use super::kept::Body;
+use super::parts::{Broken, Part, Sink, keep};
 use crate::clock;
 use crate::config::Route;
 use crate::http1::head::BodyLength;
@@ -92,7 +93,7 @@ impl<F: Future<Output = Result<(), Failure>>> Uploading<'_, F> {
 pub(super) async fn upload(
     request: &Request,
     (plan, route): (&Plan, &Route),
-    source: &mut Source<'_, '_>,
+    body: &mut Body<'_, '_, '_>,
     sink: Option<Sink<'_>>,
     progress: &Progress,
 ) -> Result<(), Failure> {
@@ -107,7 +108,7 @@ pub(super) async fn upload(
     let mut waited = Duration::ZERO;
     let mut first = true;
     loop {
-        let mut next = pin!(source.next());
+        let mut next = pin!(body.next());
         let mut part = next.as_mut().now_or_never();
         if part.is_none() {
             if first {
