@@ -1,5 +1,6 @@
 .DEFAULT_GOAL := help
-.PHONY: help run test peers test-redis-versions test-postgres-version check deny fuzz bench bench-tools bench-shared bench-limits bench-scale bench-audit bench-protocols bench-lane chart manifests
+WEIR ?= target/debug/weir
+.PHONY: help run test peers test-redis-versions test-postgres-version test-autobahn check deny fuzz bench bench-tools bench-shared bench-limits bench-scale bench-audit bench-protocols bench-lane chart manifests
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,7 +22,6 @@ peers:
 		cp tests/peers/requirements.txt target/peers-venv/; }
 
 # The venv is made anew when what it has to have changes, by uv: pip takes three times as long. Without a weir of a build before, one is built.
-WEIR ?= target/debug/weir
 KUBE := target/kube-venv/bin/python
 chart: kube-venv ## Check the Helm chart, the manifests, the dashboard and the alerts
 	@tests/need.sh openssl prometheus redis-server postgresql
@@ -53,6 +53,14 @@ test-postgres-version: ## Run what asks most of Postgres on Postgres 16
 		{ python3 -m venv target/postgres-version && \
 			target/postgres-version/bin/pip install -q --no-deps --only-binary :all: pgserver==0.1.4; }
 	tests/postgres-version.sh
+
+# The suite is written in Python 2, for which its packages come without what makes zope a package.
+PYTHON2 ?= python2.7
+test-autobahn: peers ## Run the Autobahn Testsuite for WebSockets past weir and through it, 25 minutes (PYTHON2=...: where Python 2.7 is)
+	@test -x $(WEIR) || cargo build
+	@test -d target/autobahn/autobahntestsuite || \
+		{ $(PYTHON2) -m pip install -q --target target/autobahn autobahntestsuite==0.8.2 && touch target/autobahn/zope/__init__.py; }
+	python3 tests/autobahn.py --weir $(WEIR) --python2 $(PYTHON2)
 
 check: deny ## Formatting, lints, and the licences, doubles and sources of dependencies
 	cargo fmt --check
