@@ -206,6 +206,44 @@ fn health_and_metrics_are_open_and_metrics_count_requests() {
 }
 
 #[test]
+fn metrics_tell_how_the_process_is() {
+    let running = start(&Upstream::answering("hi"));
+    let mut admin = running.admin();
+    let mut value = |series: &str| -> f64 {
+        let text = admin.get("/metrics").body;
+        let start = format!("{series} ");
+        let line = text.lines().find(|line| line.starts_with(&start));
+        let (_, value) = line.unwrap().rsplit_once(' ').unwrap();
+        value.parse().unwrap()
+    };
+    let version = env!("CARGO_PKG_VERSION");
+    for (series, least, most) in [
+        ("weir_ready", 1.0, 1.0),
+        (
+            &format!("weir_build_info{{version=\"{version}\"}}"),
+            1.0,
+            1.0,
+        ),
+        ("weir_limit_keys_max", 1_000_000.0, 1_000_000.0),
+        ("process_resident_memory_bytes", 1e6, 1e9),
+        ("process_open_fds", 5.0, 1000.0),
+        ("process_max_fds", 64.0, f64::MAX),
+        ("process_start_time_seconds", 1.7e9, f64::MAX),
+        ("process_cpu_seconds_total", 0.001, 60.0),
+    ] {
+        let is = value(series);
+        assert!((least..=most).contains(&is), "{series} is {is}");
+    }
+    // The lane tells each second.
+    let mut client = running.client();
+    harness::eventually(|| {
+        client.get("/");
+        let cpu = value("weir_lane_cpu_seconds_total{lane=\"0\"}");
+        cpu > 0.0 && cpu < value("process_cpu_seconds_total")
+    });
+}
+
+#[test]
 fn the_metrics_address_serves_metrics_alone() {
     let running = start(&Upstream::answering("hi"));
     let mut metrics = Client::to(running.metrics.as_ref().unwrap());

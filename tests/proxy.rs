@@ -61,7 +61,7 @@ fn configured(file: &str) -> SocketAddr {
     };
     let (plan, following) = watch::channel(Plan::new(config, Arc::default(), None, None));
     let (never, draining) = watch::channel(false);
-    lane::spawn(vec![listener], following, draining, Heartbeat::default()).unwrap();
+    lane::spawn(0, vec![listener], following, draining, Heartbeat::default()).unwrap();
     // The lane lives as long as the test: neither a reload nor a drain is ever told.
     std::mem::forget((plan, never));
     address

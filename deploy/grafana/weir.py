@@ -42,7 +42,8 @@ ROWS = [
         ("p99", "stat", "s", 4, "From a request's head to the end of its response.", [(quantile(0.99, "", "weir_request_duration_seconds"), "")]),
         ("Refused by weir", "stat", "reqps", 4, "Limits, breakers, sessions, no route and the rest.", [(f"sum({rate('weir_rejections_total')})", "")]),
         ("Connections open", "stat", "short", 4, "", [(f"sum({now('weir_connections_open')})", "")]),
-        ("Processes", "stat", "short", 4, "That are scraped: proxies and workers.", [(f"count({now('weir_panics_total')})", "")]),
+        ("Processes", "stat", "short", 4, "That are scraped: proxies and workers; and those of them that are ready.", [
+            (f"count({now('weir_ready')})", "all"), (f"sum({now('weir_ready')})", "ready")]),
         ("Requests by class of status", "timeseries", "reqps", 12, "", [(by("class", REQUESTS), "{{class}}")]),
         ("Requests by route", "timeseries", "reqps", 12, "", [(f"topk(10, {by('route', REQUESTS)})", "{{route}}")]),
         ("Time of requests", "timeseries", "s", 12, "The upstream's time included.", [
@@ -56,6 +57,9 @@ ROWS = [
         ("Connections open by instance", "timeseries", "short", 8, "", [(by("instance", now("weir_connections_open")), "{{instance}}")]),
         ("Connections accepted and refused", "timeseries", "cps", 8, "Refused: over limits.max_connections of a listener.", [
             (f"sum({rate('weir_connections_total')})", "accepted"), (f"sum({rate('weir_connections_refused_total')})", "refused")]),
+        ("CPU of lanes", "timeseries", "percentunit", 8, "Of the one core that each can use.", [(rate("weir_lane_cpu_seconds_total"), "{{instance}} {{lane}}")]),
+        ("Time that lanes are late", "timeseries", "s", 8, "Kept where runtime.shed.loop_delay is set.", [(quantile(0.99, "instance", "weir_lane_delay_seconds"), "{{instance}} p99")]),
+        ("Versions", "timeseries", "short", 8, "Instances by version.", [(by("version", now("weir_build_info")), "{{version}}")]),
         ("CPU", "timeseries", "short", 8, "Cores, as the kubelet counts them. A lane is a thread: it has one at most.", [
             ('sum by (pod) (rate(container_cpu_usage_seconds_total{namespace=~"$namespace",container=~"weir|proxy|worker"}[$__rate_interval]))', "{{pod}}")]),
         ("CPU held back", "timeseries", "percentunit", 8, "Share of periods in which the container had used up its limit: a cause of slow requests.", [
@@ -92,7 +96,8 @@ ROWS = [
         ("Near the limit, and without a key", "timeseries", "reqps", 8, "", [(by("limit, decision", rate("weir_limit_decisions_total", 'decision=~"near_limit|missing_key"')), "{{limit}} {{decision}}")]),
         ("Not shared", "timeseries", "short", 8, "Instances that keep a shared limit by themselves, and requests decided so.", [
             (by("limit", now("weir_limit_alone")), "{{limit}} instances"), (by("limit", rate("weir_limit_decisions_total", 'decision="redis_lost"')), "{{limit}} requests a second")]),
-        ("Keys in memory", "timeseries", "short", 8, "At rate_limit_defaults.max_keys the least used key is let go of.", [(by("instance", now("weir_limit_keys")), "{{instance}}")]),
+        ("Keys in memory", "timeseries", "percentunit", 8, "Share of rate_limit_defaults.max_keys, at which the least used key is let go of.", [
+            (share(by("instance", now("weir_limit_keys")), by("instance", now("weir_limit_keys_max"))), "{{instance}}")]),
     ]),
     ("Circuit breakers", [
         ("State", "timeseries", "short", 12, "Instances in each state other than closed.", [(by("upstream, state", now("weir_breaker_state", 'state!="closed"')) + " > 0", "{{upstream}} {{state}}")]),
@@ -116,7 +121,8 @@ ROWS = [
             (f"max({now('weir_drain_waiting')})", "batches in Redis"), (f"max({now('weir_drain_dead_letters')})", "dead letters")]),
         ("Events", "timeseries", "cps", 8, "Written by proxies, stored by workers; dropped ones are lost.", [
             (by("result", rate("weir_audit_events_total")), "{{result}}"), (f"sum({rate('weir_drain_events_total')})", "stored")]),
-        ("Spool", "timeseries", "bytes", 8, "", [(by("instance", now("weir_audit_spool_bytes")) + " > 0", "{{instance}}")]),
+        ("Spool", "timeseries", "percentunit", 8, "Share of audit.spool.max.", [
+            (share(by("instance", now("weir_audit_spool_bytes")), by("instance", now("weir_audit_spool_max_bytes")) + " > 0"), "{{instance}}")]),
         ("Oldest in the spool", "timeseries", "s", 8, "", [(f"max by (instance) ({now('weir_audit_spool_oldest_seconds')}) > 0", "{{instance}}")]),
         ("Trouble", "timeseries", "short", 8, "", [
             (f"sum({now('weir_audit_refuses')})", "instances that refuse requests"), (f"sum(increase({now('weir_audit_resent_batches_total')}[{RATE}]))", "batches sent again"),
@@ -128,6 +134,9 @@ ROWS = [
         ("Time of calls", "timeseries", "s", 8, "", [(quantile(q, "client", "weir_redis_call_duration_seconds"), "{{client}} " + name) for q, name in ((0.5, "p50"), (0.99, "p99"))]),
     ]),
     ("Postgres", [
+        ("Connections", "timeseries", "short", 8, "In use, and callers that wait for one.", [
+            (by("pool", now("weir_postgres_connections", 'state="in_use"')), "{{pool}} in use"), (by("pool", now("weir_postgres_connections_max")), "{{pool}} at most"),
+            (by("pool", now("weir_postgres_waiting")) + " > 0", "{{pool}} waiting")]),
         ("Transactions of the worker", "timeseries", "cps", 8, "Those that failed are tried again.", [(by("result", rate("weir_drain_transactions_total")), "{{result}}")]),
         ("Events of a transaction", "timeseries", "short", 8, "Small ones cost Postgres more an event.", [(share(f"sum({rate('weir_drain_events_total')})", f"sum({rate('weir_drain_transactions_total')})"), "events")]),
         ("Batches", "timeseries", "cps", 8, "Known: stored already. Buried: a dead letter.", [

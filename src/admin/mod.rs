@@ -46,8 +46,10 @@ pub struct Admin {
     pub plan: watch::Receiver<Arc<Plan>>,
     /// The control thread's, where the plan has a fleet.
     pub redis: Option<FleetConnections>,
-    /// The control thread's, where the configuration has it.
+    /// The control thread's, where the configuration has it: queries read by it.
     pub postgres: Option<Arc<Postgres>>,
+    /// What drains the audit, where this process does.
+    pub writes: Option<Arc<Postgres>>,
     pub health: Health,
 }
 
@@ -154,7 +156,7 @@ async fn answer(admin: &Admin, request: Request<Incoming>, metrics_alone: bool) 
         return Err(Problem::not_found("only /metrics is served here"));
     }
     match (method, path.as_slice()) {
-        (&Method::GET, ["metrics"]) => Ok(Reply::Metrics(health::scrape(&plan))),
+        (&Method::GET, ["metrics"]) => Ok(Reply::Metrics(health::scrape(admin, &plan))),
         (&Method::GET, ["live"]) => Ok(admin.health.live()),
         (&Method::GET, ["ready"]) => Ok(admin.health.ready()),
         (&Method::GET, ["health"]) => Ok(admin.health.health().await),

@@ -38,6 +38,8 @@ pub(super) enum Beside {
 /// The tasks, and what there is to say of them.
 pub(super) struct Companion {
     pub supervisor: Supervisor,
+    /// Its own, of its runtime.
+    pub postgres: Arc<Postgres>,
     pub checks: Vec<Check>,
     runtime: Background,
 }
@@ -107,17 +109,18 @@ impl Companion {
         });
         worker::look_at_replicas(&mut supervisor, "replicas", schema.postgres.clone());
         let health = config.worker.health;
-        let postgres = |down| stores::postgres(schema.postgres, health.timeout, down);
-        let postgres = match beside {
-            Beside::Lanes => postgres(Status::Degraded),
-            Beside::Nothing => postgres(Status::Critical).gating(),
+        let check = |down| stores::postgres(schema.postgres.clone(), health.timeout, down);
+        let check = match beside {
+            Beside::Lanes => check(Status::Degraded),
+            Beside::Nothing => check(Status::Critical).gating(),
         };
         let group = &config.worker.group;
         let streams = Streams::new(redis.main, &fleet.keys, &audit.stream, group);
         let lag = stores::audit_lag(Arc::new(streams), health);
         Ok(Companion {
             supervisor,
-            checks: vec![postgres, lag],
+            postgres: schema.postgres,
+            checks: vec![check, lag],
             runtime,
         })
     }

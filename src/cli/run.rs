@@ -176,8 +176,10 @@ async fn supervise(
     let threads = heartbeats
         .iter()
         .zip(sockets)
-        .map(|(heartbeat, sockets)| {
+        .enumerate()
+        .map(|(number, (heartbeat, sockets))| {
             lane::spawn(
+                number,
                 sockets,
                 following.clone(),
                 draining.clone(),
@@ -197,6 +199,9 @@ async fn supervise(
     worker::sweep_sessions(&mut control, following.clone());
     let mut tasks = control.watched();
     let mut runtime = Handle::current();
+    let writes = companion
+        .as_ref()
+        .map(|companion| companion.postgres.clone());
     if let Some(companion) = &mut companion {
         tasks.extend(companion.supervisor.watched());
         checks.append(&mut companion.checks);
@@ -214,6 +219,7 @@ async fn supervise(
         plan: following,
         redis,
         postgres,
+        writes,
         health,
     });
     let last_plan = state.plan.clone();

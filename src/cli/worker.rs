@@ -120,6 +120,7 @@ async fn supervise(config: Config, redis: Redis) -> anyhow::Result<()> {
         plan: watch::Sender::new(plan).subscribe(),
         redis: Some(redis),
         postgres,
+        writes: Some(companion.postgres.clone()),
         health,
     });
     let metrics_address = metrics_at

@@ -19,6 +19,7 @@ use super::reply::Date;
 use super::shed::{self, Shedding};
 use super::wire::Buffers;
 use crate::admin::health::Heartbeat;
+use crate::clock;
 use crate::net::listen::{Accepting, Bound};
 use crate::plan::Plan;
 use crate::store::fleet::FleetConnections;
@@ -57,9 +58,10 @@ impl Lane {
     }
 }
 
-/// Starts a lane on `listeners`, one for each listener of the configuration, in its order, or several rows of them. Once `draining` turns true it
+/// Starts the lane of this number on `listeners`, one for each listener of the configuration, in its order, or several rows of them. Once `draining` turns true it
 /// stops accepting, closes idle connections, lets requests in flight end for at most the drain time, and its thread ends. It beats `heartbeat` while it turns.
 pub fn spawn(
+    number: usize,
     listeners: Vec<Bound>,
     plan: watch::Receiver<Arc<Plan>>,
     draining: watch::Receiver<bool>,
@@ -67,16 +69,20 @@ pub fn spawn(
 ) -> io::Result<JoinHandle<io::Result<()>>> {
     heartbeat.beat();
     std::thread::Builder::new()
-        .name("lane".to_owned())
+        .name(format!("lane-{number}"))
         .spawn(move || {
             let runtime = runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
-            LocalSet::new().block_on(&runtime, serve(listeners, plan, draining, heartbeat))
+            LocalSet::new().block_on(
+                &runtime,
+                serve(number, listeners, plan, draining, heartbeat),
+            )
         })
 }
 
 async fn serve(
+    number: usize,
     listeners: Vec<Bound>,
     plan: watch::Receiver<Arc<Plan>>,
     draining: watch::Receiver<bool>,
@@ -109,9 +115,11 @@ async fn serve(
         accepting.spawn_local(accept(lane.clone(), index, listener.accepting()?));
     }
     let mut beside = JoinSet::new();
+    let cpu = lane.plan.current().shared.metrics.process.lane_cpu(number);
     beside.spawn_local(async move {
         loop {
             heartbeat.beat();
+            cpu.inc_by((clock::thread_cpu().as_secs_f64() - cpu.get()).max(0.0));
             tokio::time::sleep(BEAT_EVERY).await;
         }
     });

@@ -19,6 +19,7 @@ pub struct AuditMetrics {
     /// 1 while requests are refused since their events could not be made safe.
     pub refuses: Gauge,
     pub spool_bytes: Gauge,
+    pub spool_max_bytes: Gauge,
     pub spool_batches: Gauge,
     pub spool_oldest_seconds: Gauge,
     spool_corrupt: Counter,
@@ -39,6 +40,7 @@ impl AuditMetrics {
             resent: Counter::default(),
             refuses: Gauge::default(),
             spool_bytes: Gauge::default(),
+            spool_max_bytes: Gauge::default(),
             spool_batches: Gauge::default(),
             spool_oldest_seconds: Gauge::default(),
             spool_corrupt: Counter::default(),
@@ -83,6 +85,11 @@ impl AuditMetrics {
                 "audit_spool_bytes",
                 "Bytes of the audit's spool on disk",
                 &metrics.spool_bytes,
+            ),
+            (
+                "audit_spool_max_bytes",
+                "Bytes that the spool may have: audit.spool.max",
+                &metrics.spool_max_bytes,
             ),
             (
                 "audit_spool_batches",

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -12,6 +12,7 @@ use prometheus_client::registry::Registry;
 use super::audit_metrics::AuditMetrics;
 use super::drain_metrics::DrainMetrics;
 use super::durations::Durations;
+use super::process_metrics::ProcessMetrics;
 use super::proxy_metrics::ProxyFailures;
 use super::tls_metrics::TlsMetrics;
 use super::told_metrics::{self, Told};
@@ -22,6 +23,7 @@ use crate::http2::grpc::GrpcStatus;
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    pub process: ProcessMetrics,
     requests: Family<RequestLabels, Counter>,
     durations: Family<RouteLabels, Durations>,
     rejections: Family<RejectionLabels, Counter>,
@@ -39,6 +41,7 @@ pub struct Metrics {
     /// How late lanes were, where that is measured.
     pub lane_delays: Durations,
     pub limit_keys: Gauge,
+    pub limit_keys_max: Gauge,
     session_checks: Family<SessionCheckLabels, Counter>,
     session_events: Family<SessionEventLabels, Counter>,
     sessions_held: Family<SessionsLabels, Gauge>,
@@ -240,6 +243,7 @@ impl Default for Metrics {
     fn default() -> Metrics {
         let mut registry = Registry::with_prefix("weir");
         let mut metrics = Metrics {
+            process: ProcessMetrics::register(&mut registry),
             requests: Family::default(),
             durations: Family::default(),
             rejections: Family::default(),
@@ -254,6 +258,7 @@ impl Default for Metrics {
             connections_open: Gauge::default(),
             lane_delays: Durations::default(),
             limit_keys: Gauge::default(),
+            limit_keys_max: Gauge::default(),
             session_checks: Family::default(),
             session_events: Family::default(),
             sessions_held: Family::default(),
@@ -351,6 +356,11 @@ impl Default for Metrics {
             metrics.limit_keys.clone(),
         );
         registry.register(
+            "limit_keys_max",
+            "The most keys that rate limits hold in memory: the least used is let go of",
+            metrics.limit_keys_max.clone(),
+        );
+        registry.register(
             "session_checks",
             "Requests to routes with sessions, by what was found",
             metrics.session_checks.clone(),
@@ -421,7 +431,10 @@ impl Metrics {
     /// The metrics in the OpenMetrics text format.
     pub fn text(&self) -> String {
         let mut text = String::new();
-        encode(&mut text, &self.registry).expect("writing to a string does not fail");
+        encode_registry(&mut text, self.process.common())
+            .and_then(|()| encode_registry(&mut text, &self.registry))
+            .and_then(|()| encode_eof(&mut text))
+            .expect("writing to a string does not fail");
         text
     }
 

@@ -6,6 +6,7 @@ pub mod drain_metrics;
 pub mod durations;
 pub mod log;
 pub mod metrics;
+pub mod process_metrics;
 pub mod proxy_metrics;
 pub mod spans;
 pub mod tls_metrics;

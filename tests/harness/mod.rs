@@ -108,7 +108,7 @@ impl Lane {
             control(fleet, following.clone(), draining.clone());
         }
         tend(following.clone(), draining.clone());
-        lane::spawn(vec![listener], following, draining, Heartbeat::default()).unwrap();
+        lane::spawn(0, vec![listener], following, draining, Heartbeat::default()).unwrap();
         Lane {
             address,
             plan,

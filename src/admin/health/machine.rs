@@ -2,11 +2,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::json;
 use tokio::task::spawn_blocking;
 
 use super::check::{Check, Found, Status};
+use crate::clock;
+use crate::telemetry::process_metrics::Used;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -94,6 +97,20 @@ pub fn resident_bytes() -> Option<u64> {
         .find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
+}
+
+/// What the kernel tells of the process; what it does not tell is nothing.
+pub(super) fn used(uptime: Duration) -> Used {
+    let open = fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    Used {
+        cpu: clock::process_cpu(),
+        resident_bytes: resident_bytes().unwrap_or_default(),
+        open_files: open as u64,
+        // Without a bound there is as much as the kernel can count.
+        max_files: most.unwrap_or(u64::MAX),
+        started: clock::wall().saturating_sub(uptime),
+    }
 }
 
 /// The least that the control group of the process, or one around it, allows; `None` without a bound.

@@ -93,11 +93,15 @@ impl Health {
     pub(super) fn ready(&self) -> Reply {
         let draining = *self.draining.borrow();
         let waits_for = self.board.unready().unwrap_or_default();
-        let ready = !draining && self.lanes_stuck() == 0 && waits_for.is_empty();
+        let ready = self.is_ready();
         status(
             ready,
             json!({ "status": if ready { "ready" } else { "unready" }, "draining": draining, "waits_for": waits_for }),
         )
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        !*self.draining.borrow() && self.lanes_stuck() == 0 && self.board.unready().is_none()
     }
 
     /// Each check with what it measured; 503 when one is critical.

@@ -1,5 +1,7 @@
 //! `/metrics`: the counters, and the gauges that are only known when asked.
 
+use super::machine;
+use crate::admin::Admin;
 use crate::audit::Counts;
 use crate::clock;
 use crate::plan::Plan;
@@ -7,7 +9,17 @@ use crate::policy::breaker::State;
 use crate::telemetry::audit_metrics::AuditMetrics;
 
 /// The metrics, with the gauges that are only known when asked.
-pub(in crate::admin) fn scrape(plan: &Plan) -> String {
+pub(in crate::admin) fn scrape(admin: &Admin, plan: &Plan) -> String {
+    let process = &plan.metrics.process;
+    process.used(machine::used(admin.health.started.elapsed()));
+    process.ready.set(i64::from(admin.health.is_ready()));
+    if let Some(writes) = &admin.writes {
+        process.pool("write", writes.write_use());
+    }
+    if let Some(reads) = &admin.postgres {
+        process.pool("read", reads.replicas_use());
+        process.pool("read_primary", reads.read_primary_use());
+    }
     let now = clock::moment().mono;
     for breaker in plan.breakers.iter().flatten() {
         let state = breaker.snapshot(now).state.as_str();
@@ -36,6 +48,9 @@ pub(in crate::admin) fn scrape(plan: &Plan) -> String {
     plan.metrics
         .limit_keys
         .set(i64::try_from(plan.limits.len()).unwrap_or(i64::MAX));
+    plan.metrics
+        .limit_keys_max
+        .set(i64::try_from(plan.config.limit_defaults.max_keys).unwrap_or(i64::MAX));
     plan.metrics.text()
 }
 
@@ -52,6 +67,7 @@ fn bring(metrics: &AuditMetrics, counts: &Counts, refuses: bool) {
     metrics.refuses.set(i64::from(refuses));
     let spool = counts.spool.unwrap_or_default();
     metrics.spool_bytes.set(whole(spool.bytes));
+    metrics.spool_max_bytes.set(whole(spool.max));
     metrics.spool_batches.set(whole(spool.batches));
     metrics.spool_oldest_seconds.set(whole(spool.age.as_secs()));
     metrics.spool_corrupt_total(spool.corrupt);

@@ -39,6 +39,7 @@ use crate::clock;
 use crate::config::postgres;
 use crate::config::redis::Tls;
 use crate::net::tls::{TlsError, client};
+use crate::telemetry::process_metrics::PoolUse;
 
 const IS_READ_ONLY: &str =
     "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'";
@@ -172,6 +173,27 @@ impl Postgres {
         Health { write, read }
     }
 
+    /// How full the pool is that is written by.
+    pub fn write_use(&self) -> PoolUse {
+        self.write.used()
+    }
+
+    /// How full the pools are that read from the primary.
+    pub fn read_primary_use(&self) -> PoolUse {
+        self.read_primary.used()
+    }
+
+    /// How full the pools of the replicas are together.
+    pub fn replicas_use(&self) -> PoolUse {
+        let each = self.replicas.iter().map(Target::used);
+        each.fold(PoolUse::default(), |all, one| PoolUse {
+            idle: all.idle + one.idle,
+            in_use: all.in_use + one.in_use,
+            max: all.max + one.max,
+            waiting: all.waiting + one.waiting,
+        })
+    }
+
     /// Whether the replica of this place in the configuration is asked now.
     pub fn is_in_turn(&self, replica: usize) -> bool {
         let replica = self.replicas.get(replica);
@@ -207,6 +229,16 @@ impl Postgres {
 }
 
 impl Target {
+    fn used(&self) -> PoolUse {
+        let status = self.pool.status();
+        PoolUse {
+            idle: status.available,
+            in_use: status.size.saturating_sub(status.available),
+            max: status.max_size,
+            waiting: status.waiting,
+        }
+    }
+
     fn new(
         place: &str,
         url: &str,

@@ -1,0 +1,189 @@
+//! Metrics of the process as a whole: those that Prometheus' client libraries give each program, by the names that they agreed on,
+//! and weir's own.
+
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+/// Seconds, counted in parts of one.
+type Seconds = Counter<f64, AtomicU64>;
+
+/// The handles of what is known only when asked.
+#[derive(Debug)]
+pub struct ProcessMetrics {
+    /// Without weir's prefix.
+    registry: Registry,
+    cpu: Seconds,
+    resident: Gauge,
+    open_files: Gauge,
+    max_files: Gauge,
+    started: Gauge<f64, AtomicU64>,
+    /// 1 while `/ready` says so.
+    pub ready: Gauge,
+    lane_cpu: Family<LaneLabels, Seconds>,
+    connections: Family<PoolStateLabels, Gauge>,
+    connections_max: Family<PoolLabels, Gauge>,
+    waiting: Family<PoolLabels, Gauge>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LaneLabels {
+    lane: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PoolLabels {
+    pool: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PoolStateLabels {
+    pool: &'static str,
+    state: &'static str,
+}
+
+/// What the kernel tells of the process.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Used {
+    pub cpu: Duration,
+    pub resident_bytes: u64,
+    pub open_files: u64,
+    pub max_files: u64,
+    /// When it began, since the Unix epoch.
+    pub started: Duration,
+}
+
+/// How full a pool of connections is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PoolUse {
+    pub idle: usize,
+    pub in_use: usize,
+    pub max: usize,
+    /// Callers that wait for a connection.
+    pub waiting: usize,
+}
+
+impl ProcessMetrics {
+    pub(super) fn register(weirs: &mut Registry) -> ProcessMetrics {
+        let mut metrics = ProcessMetrics {
+            registry: Registry::default(),
+            cpu: Seconds::default(),
+            resident: Gauge::default(),
+            open_files: Gauge::default(),
+            max_files: Gauge::default(),
+            started: Gauge::default(),
+            ready: Gauge::default(),
+            lane_cpu: Family::default(),
+            connections: Family::default(),
+            connections_max: Family::default(),
+            waiting: Family::default(),
+        };
+        let mut common = Registry::default();
+        common.register_with_unit(
+            "process_cpu",
+            "User and system CPU time spent",
+            Unit::Seconds,
+            metrics.cpu.clone(),
+        );
+        common.register_with_unit(
+            "process_resident_memory",
+            "Resident memory size",
+            Unit::Bytes,
+            metrics.resident.clone(),
+        );
+        common.register(
+            "process_open_fds",
+            "Open file descriptors",
+            metrics.open_files.clone(),
+        );
+        common.register(
+            "process_max_fds",
+            "Most file descriptors that may be open",
+            metrics.max_files.clone(),
+        );
+        common.register_with_unit(
+            "process_start_time",
+            "When the process began, since the Unix epoch",
+            Unit::Seconds,
+            metrics.started.clone(),
+        );
+        metrics.registry = common;
+        weirs.register(
+            "build",
+            "The version of weir",
+            Info::new([("version", env!("CARGO_PKG_VERSION"))]),
+        );
+        weirs.register("ready", "1 while /ready says so", metrics.ready.clone());
+        weirs.register_with_unit(
+            "lane_cpu",
+            "CPU time of a lane's thread, which has one core at most",
+            Unit::Seconds,
+            metrics.lane_cpu.clone(),
+        );
+        weirs.register(
+            "postgres_connections",
+            "Connections to Postgres, by pool: to write, and to read on a replica or on the primary",
+            metrics.connections.clone(),
+        );
+        weirs.register(
+            "postgres_connections_max",
+            "The most connections that a pool may have",
+            metrics.connections_max.clone(),
+        );
+        weirs.register(
+            "postgres_waiting",
+            "Callers that wait for a connection to Postgres",
+            metrics.waiting.clone(),
+        );
+        metrics
+    }
+
+    /// Those without weir's prefix.
+    pub(super) fn common(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// The CPU time of this lane.
+    pub fn lane_cpu(&self, lane: usize) -> Seconds {
+        let lane = lane as u64;
+        self.lane_cpu.get_or_create_owned(&LaneLabels { lane })
+    }
+
+    pub fn used(&self, used: Used) {
+        let whole = |count| i64::try_from(count).unwrap_or(i64::MAX);
+        // It never goes back.
+        let more = used.cpu.as_secs_f64() - self.cpu.get();
+        self.cpu.inc_by(more.max(0.0));
+        self.resident.set(whole(used.resident_bytes));
+        self.open_files.set(whole(used.open_files));
+        self.max_files.set(whole(used.max_files));
+        // A clock that is set later does not begin the process anew.
+        if self.started.get() == 0.0 {
+            self.started.set(used.started.as_secs_f64());
+        }
+    }
+
+    /// `pool` is one of a closed set.
+    pub fn pool(&self, pool: &'static str, now: PoolUse) {
+        let whole = |count| i64::try_from(count).unwrap_or(i64::MAX);
+        for (state, count) in [("idle", now.idle), ("in_use", now.in_use)] {
+            let gauge = self
+                .connections
+                .get_or_create_owned(&PoolStateLabels { pool, state });
+            gauge.set(whole(count));
+        }
+        let labels = PoolLabels { pool };
+        self.connections_max
+            .get_or_create_owned(&labels)
+            .set(whole(now.max));
+        self.waiting
+            .get_or_create_owned(&labels)
+            .set(whole(now.waiting));
+    }
+}
