@@ -1,0 +1,255 @@
+//! One request by one connection: the body goes up while the response's head is waited for, and the response comes back beside the
+//! rest of it.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
+
+use h2::RecvStream;
+
+use super::Ended;
+use super::again::{TryAgain, Why};
+use super::answers::Answers;
+use super::down::{Back, Down, grpc_status};
+use super::kept::Body;
+use super::parts::{Sink, Source};
+use super::up::{Progress, Uploading, upload};
+use crate::clock;
+use crate::config::rewrite::HeaderChanges;
+use crate::http1::body::BodyReader;
+use crate::http1::head::BodyLength;
+use crate::http1::response::{ResponseBody, ResponseHead};
+use crate::http1::websocket;
+use crate::proxy::forward::{Answered, MAX_INTERIM, is_interim};
+use crate::proxy::handle::{Conn, Failure};
+use crate::proxy::headers;
+use crate::proxy::outgoing::{Outgoing, Request};
+use crate::proxy::record::Record;
+use crate::proxy::reply::Rejection;
+use crate::proxy::tries::is_over;
+use crate::proxy::wire::{Deadlines, Elapsed};
+use crate::store::breakers::End;
+
+/// The upstream's side of an exchange.
+pub(super) struct Upstream<'a, 'r> {
+    /// None for a tunnel, which begins behind the answer.
+    pub sink: Option<Sink<'a>>,
+    pub answers: Answers<'a>,
+    pub again: &'a mut TryAgain<'r>,
+}
+
+/// How an exchange went.
+pub(super) enum Ran {
+    Ended {
+        ended: Ended,
+        /// Whether the upstream's connection, of HTTP/1.1, can serve another request.
+        reusable: bool,
+    },
+    /// A WebSocket begins behind the head, with what is to come of an upstream of HTTP/2.
+    Switched(Option<RecvStream>),
+}
+
+/// Sends the request by one connection and streams the response back.
+pub(super) async fn run(
+    conn: &Conn<'_>,
+    outgoing: &mut Outgoing<'_, '_>,
+    body: &mut Body<'_, '_, '_>,
+    upstream: Upstream<'_, '_>,
+    back: &mut Back<'_, '_>,
+    answer: &mut Vec<u8>,
+    record: &mut Record,
+) -> Result<Ran, Failure> {
+    let Upstream {
+        sink,
+        mut answers,
+        again,
+    } = upstream;
+    record.sent = None;
+    let progress = Progress::begin();
+    let request = outgoing.request;
+    let shared = outgoing.shared;
+    let mut uploading = Uploading {
+        rest: Some(pin!(upload(
+            &request,
+            (shared, outgoing.route),
+            body,
+            sink,
+            &progress
+        ))),
+        whole: false,
+        refused: None,
+    };
+    let how = (&request, &outgoing.route.response_headers);
+    let answered = await_head(how, &mut uploading, &mut answers, back, answer, record);
+    let answered = answered.await;
+    record.bytes_in = progress.bytes_in.get();
+    let (head, body) = answered?;
+    record.answered = Some(clock::mono());
+    let status = head.status;
+    let answered = Answered {
+        head,
+        uploaded: uploading.whole,
+    };
+    let by_http2 = matches!(answers, Answers::Http2(..));
+    // RFC 8441 section 5: any of 200 to 299 opens it there.
+    let key = outgoing.websocket_key.as_ref();
+    let opens = status == 101 || (key.is_some() && by_http2 && matches!(status, 200..=299));
+    if !opens && let Some(wait) = again.wait(&request, record.sent, Why::Answered(status)) {
+        let reusable = !by_http2 && is_over(&answered, answer);
+        answer.clear();
+        return Ok(Ran::Ended {
+            ended: Ended::Over(status, wait),
+            reusable,
+        });
+    }
+    if let (Some(key), false) = (key, by_http2) {
+        is_for_websocket(answer, &answered.head, key).inspect_err(|rejection| {
+            if *rejection == Rejection::NotSwitched {
+                outgoing.finish(End::Status(status), record);
+            }
+        })?;
+    }
+    // What is left of a body cut off by an early response cannot be told from a next request; streams are apart from each other.
+    let may_live = answered.uploaded || !back.is_http1();
+    let turned = outgoing.turn_back(conn, answer, &answered, may_live, record);
+    let next = match turned.await {
+        Ok(next) => next,
+        Err(rejection) => {
+            outgoing.finish(End::Status(status), record);
+            return Err(rejection.into());
+        }
+    };
+    let mut grpc = grpc_status(&request, answer, &answered.head);
+    answer.drain(..answered.head.len);
+    if opens {
+        outgoing.finish(End::Status(status), record);
+        return Ok(Ran::Switched(body));
+    }
+    let keep_alive = answered.head.keep_alive;
+    let mut body = match (body, answers) {
+        (Some(body), _) => Source::http2(body),
+        (None, Answers::Http1(stream)) => {
+            let (length, until_close) = match answered.head.body {
+                ResponseBody::Length(length) => (length, false),
+                ResponseBody::UntilClose => (BodyLength::Fixed(u64::MAX), true),
+            };
+            Source::Http1 {
+                stream,
+                buffer: answer,
+                reader: BodyReader::new(length),
+                until_close,
+            }
+        }
+        (None, Answers::Http2(..)) => return Err(Rejection::UpstreamBroken.into()),
+    };
+    let mut down = Down {
+        head: std::mem::take(&mut *outgoing.out),
+        chunked: answered.chunked() && !request.old_client,
+        sink: None,
+        audited: (shared, &conn.lane.outbox),
+        request: &request,
+        progress: &progress,
+    };
+    let has_body = answered.head.body != ResponseBody::Length(BodyLength::None);
+    let streamed = down
+        .stream(
+            has_body.then_some(&mut body),
+            &mut uploading,
+            back,
+            &mut grpc,
+            record,
+        )
+        .await;
+    record.bytes_in = progress.bytes_in.get();
+    record.grpc = record.grpc.or(grpc);
+    let end = grpc.map_or(End::Status(status), End::Grpc);
+    outgoing.streamed(end, &streamed, record);
+    streamed?;
+    Ok(Ran::Ended {
+        ended: Ended::Whole(next),
+        reusable: keep_alive && uploading.whole && body.is_spent(),
+    })
+}
+
+/// Uploads while it waits for the response's head, which comes to stand at the front of `answer`. With its body, where that
+/// comes by HTTP/2.
+async fn await_head<F: Future<Output = Result<(), Failure>>>(
+    (request, changes): (&Request, &HeaderChanges),
+    uploading: &mut Uploading<'_, F>,
+    answers: &mut Answers<'_>,
+    back: &mut Back<'_, '_>,
+    answer: &mut Vec<u8>,
+    record: &mut Record,
+) -> Result<(ResponseHead, Option<RecvStream>), Failure> {
+    let to_http1 = back.is_http1();
+    let early = {
+        let mut head = pin!(answers.final_head(request, to_http1, answer));
+        let mut until_deadline = pin!(request.until_deadline());
+        poll_fn(|cx| {
+            if let Poll::Ready(head) = head.as_mut().poll(cx) {
+                return Poll::Ready(Ok(Some(head)));
+            }
+            if until_deadline.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(Rejection::DeadlineExceeded.into()));
+            }
+            match uploading.poll(cx) {
+                // An upload that waits for the upstream does not look whether the client is there.
+                Poll::Pending => back.poll_reset(cx).map(|()| Err(Failure::ClientGone)),
+                Poll::Ready(Ok(())) => Poll::Ready(Ok(None)),
+                // The upstream may have answered before it stopped reading: its answer is worth more than a 502.
+                Poll::Ready(Err(Failure::Reply(Rejection::UpstreamBroken, _))) => {
+                    Poll::Ready(Ok(None))
+                }
+                Poll::Ready(Err(failure)) => Poll::Ready(Err(failure)),
+            }
+        })
+        .await?
+    };
+    if let Some(head) = early {
+        return head.map_err(Failure::from);
+    }
+    // Its time begins here: how long the client takes to send says nothing of the upstream.
+    record.sent = uploading.whole.then(clock::mono);
+    let mut deadlines = Deadlines::new();
+    for passed in 0..=MAX_INTERIM {
+        let (head, body) = {
+            let mut head = pin!(answers.head(request, to_http1, answer));
+            let waited = poll_fn(|cx| match head.as_mut().poll(cx) {
+                Poll::Ready(head) => Poll::Ready(head.map_err(Failure::from)),
+                Poll::Pending => back.poll_gone(cx).map(|()| Err(Failure::ClientGone)),
+            });
+            let within = request.left_of(request.within);
+            let waited = deadlines.within(within, waited).await;
+            waited.map_err(|Elapsed| match request.is_over() {
+                true => Rejection::DeadlineExceeded,
+                false => Rejection::UpstreamTimeout,
+            })??
+        };
+        if !is_interim(&head) {
+            return Ok((head, body));
+        }
+        if passed == MAX_INTERIM {
+            break;
+        }
+        // RFC 9110 section 15.2: all but the answer to an expectation, which was weir's own, and not to HTTP/1.0.
+        if head.status != 100 && !request.old_client {
+            let mut interim = Vec::new();
+            headers::put_interim_head(&mut interim, answer, &head, changes);
+            let told = deadlines.within(request.idle, back.interim(&interim)).await;
+            told.map_err(|Elapsed| Failure::ClientGone)??;
+        }
+        answer.drain(..head.len);
+    }
+    Err(Rejection::UpstreamBroken.into())
+}
+
+/// Whether a response can go to a client that has asked for a WebSocket by HTTP/2: it opens one, or refuses to.
+fn is_for_websocket(answer: &[u8], head: &ResponseHead, key: &str) -> Result<(), Rejection> {
+    match head.status {
+        101 if websocket::is_opened(answer, head, key) => Ok(()),
+        101 => Err(Rejection::UpstreamBroken),
+        // The client would take it for the WebSocket.
+        200..=299 => Err(Rejection::NotSwitched),
+        _ => Ok(()),
+    }
+}
