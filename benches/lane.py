@@ -2,8 +2,12 @@
 """Measures what the audit takes of a lane's thread, over HTTP: `weir proxy` with redis and postgres, whose one route is audited or not.
 
 Owns: that scenario and its page. Processes, load and tables are bench.py's. `make bench-lane` builds and installs what it needs.
-The figure is the time on a CPU of the thread named "lane" by /proc/PID/task/TID/schedstat, in nanoseconds, over the requests done.
+The figure is the time on a CPU of the thread named "lane-0" by /proc/PID/task/TID/schedstat, in nanoseconds, over the requests done.
 All proxies have the same Redis, worker and Postgres, and take turns; a turn begins once all earlier events are stored.
+
+Two loads: as fast as answers come, and at a pace. Answers that wait for the disk make clients that ask as fast as they can ask less
+often, so that clients, lane and upstream sleep where the others' do not, and their wakes are counted as the audit's. At the same pace all
+sleep alike, and what is left is the audit's own.
 """
 
 import argparse
@@ -26,6 +30,8 @@ from bench import Column, Figures, Process
 from peers import free_port
 
 CONNECTIONS = 32
+# Each connection pauses for 0 to 20 ms between an answer and its next request.
+PACED, PACE = 128, "function delay() return math.random(0, 20) end\n"
 BAR = 1.5  # µs a request, at most
 NONE, BEST_EFFORT, GUARANTEED = "not audited", "best effort", "guaranteed"
 COLUMNS = [Column("lane", "the lane, CPU µs a request", 2), Column("added", "added to it, µs", 2),
@@ -40,15 +46,16 @@ bench.SUFFIX |= {"weir proxy": ".yaml", "weir worker": ".yaml", "postgres": ".co
 def lane_time(pid: int) -> int:
     """Nanoseconds that lanes have been on a CPU so far."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
-    lanes = [task for task in tasks if (task / "comm").read_text().strip() == "lane"]
+    lanes = [task for task in tasks if (task / "comm").read_text().startswith("lane-")]
     if not lanes:
-        raise RuntimeError("no thread is named lane")
+        raise RuntimeError("no thread is named lane-0")
     return sum(int((lane / "schedstat").read_text().split()[0]) for lane in lanes)
 
 
-def load(process: Process, seconds: float, wrk: str) -> Figures:
+def load(process: Process, seconds: float, wrk: str, pace: Path | None = None) -> Figures:
     before = lane_time(process.child.pid)
-    figures = bench.load(process, seconds, wrk, 200, CONNECTIONS)
+    process.script = pace
+    figures = bench.load(process, seconds, wrk, 200, PACED if pace else CONNECTIONS)
     return {**figures, "lane": (lane_time(process.child.pid) - before) / figures["requests"] / 1000}
 
 
@@ -113,9 +120,12 @@ def start_postgres(stack: ExitStack, binaries: Path, directory: Path) -> int:
     return port
 
 
-def measure(options: argparse.Namespace, paths: dict[str, str], directory: Path) -> list[dict[str, Figures]]:
+def measure(options: argparse.Namespace, paths: dict[str, str], directory: Path) -> tuple[list[dict[str, Figures]], list[dict[str, Figures]]]:
+    """The rounds as fast as it goes, and those at a pace."""
     directory.chmod(0o711)  # for the user `postgres`
-    rounds: list[dict[str, Figures]] = [{} for _ in range(options.rounds)]
+    (pace := directory / "pace.lua").write_text(PACE)
+    fast: list[dict[str, Figures]] = [{} for _ in range(options.rounds)]
+    paced: list[dict[str, Figures]] = [{} for _ in range(options.rounds)]
     with ExitStack() as stack:
         upstream = stack.enter_context(Process(paths["nginx"], "nginx", peers.nginx_upstream, 0, directory / "upstream")).port
         redis = stack.enter_context(Process(paths["redis-server"], "redis-server", peers.redis, 0, directory / "redis")).port
@@ -131,16 +141,17 @@ def measure(options: argparse.Namespace, paths: dict[str, str], directory: Path)
             running[name].probe(200)
             load(running[name], 1, paths["wrk"])  # to warm up
             until_stored(running[name])
-        for number, figures in enumerate(rounds):
-            shift = number % len(running)  # nobody always goes first
-            for name in [*running][shift:] + [*running][:shift]:
-                figures[name] = load(running[name], options.seconds, paths["wrk"])
-                until_stored(running[name])
-                shown = "  ".join(f"{key} {value:.2f}" for key, value in figures[name].items())
-                print(f"  round {number + 1}  {name:12} {shown}", file=sys.stderr, flush=True)
-            for name in running:
-                figures[name]["added"] = figures[name]["lane"] - figures[NONE]["lane"]
-    return rounds
+        for number, both in enumerate(zip(fast, paced)):
+            for figures, by in zip(both, (None, pace)):
+                shift = number % len(running)  # nobody always goes first
+                for name in [*running][shift:] + [*running][:shift]:
+                    figures[name] = load(running[name], options.seconds, paths["wrk"], by)
+                    until_stored(running[name])
+                    shown = "  ".join(f"{key} {value:.2f}" for key, value in figures[name].items())
+                    print(f"  round {number + 1}  {name:12} {shown}", file=sys.stderr, flush=True)
+                for name in running:
+                    figures[name]["added"] = figures[name]["lane"] - figures[NONE]["lane"]
+    return fast, paced
 
 
 def bars(rounds: list[dict[str, Figures]]) -> list[str]:
@@ -172,7 +183,7 @@ def main() -> None:
     os.environ["WEIR_LOG"] = "warn"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the children are ended too
     with tempfile.TemporaryDirectory(prefix="weir-bench-") as directory:
-        rounds = measure(options, paths, Path(directory))
+        fast, paced = measure(options, paths, Path(directory))
     postgres = subprocess.run([paths["postgres"], "--version"], capture_output=True, text=True).stdout.strip()
     said = ["# What the audit takes of a lane", "",
             f"`make bench-lane` wrote this, by `python3 benches/lane.py --rounds {options.rounds} --seconds {options.seconds}`: medians of the"
@@ -180,7 +191,12 @@ def main() -> None:
             " sides. The same file each time, but for `audit` of the route and `audit.delivery`. The lane's time is that of its thread by"
             " `schedstat`; what packs, spools and sends events runs beside it, and is in the CPU of `weir proxy`.", "",
             *bench.versions(paths, CONNECTIONS), f"- {postgres}", "",
-            *bench.table(COLUMNS, [NONE, BEST_EFFORT, GUARANTEED], rounds), *bars(rounds)]
+            "## As fast as answers come", "", *bench.table(COLUMNS, [NONE, BEST_EFFORT, GUARANTEED], fast), *bars(fast), "",
+            "## At a pace", "",
+            f"By {PACED} connections (`wrk -c{PACED}`), each of which pauses for 0 to 20 ms between an answer and its next request. Answers that wait for the disk"
+            " make clients that do not pause ask less often; then clients, lane and upstream sleep where the others' do not, and waking them is counted as"
+            " the audit's. At the same pace all sleep alike.", "",
+            *bench.table(COLUMNS, [NONE, BEST_EFFORT, GUARANTEED], paced), *bars(paced)]
     print("\n".join(said))
     if not options.quick:
         (bench.ROOT / "benches/LANE.md").write_text("\n".join(said) + "\n")

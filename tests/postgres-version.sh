@@ -14,7 +14,7 @@ export WEIR_TEST_POSTGRES="$folder/pgserver/pginstall/bin"
 chmod -R a+rX "$folder"
 
 echo "== $("$WEIR_TEST_POSTGRES/postgres" --version)"
-cargo test --no-fail-fast --test postgres --test audit_stores --test drain -- \
+cargo test --no-fail-fast --test postgres --test audit_query --test audit_verify --test drain -- \
     --skip by_tls_only_a_server_with_the_right_certificate_is_believed \
     --skip a_batch_that_another_transaction_holds_waits_for_it_alone \
     --skip whatever_becomes_of_postgres_each_event_is_stored_once
