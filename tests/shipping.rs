@@ -34,7 +34,7 @@ use weir::store::spool::{Spool, SpoolError};
 /// Entries that a stream may hold where it is to be full.
 const STREAM: u64 = 100;
 /// What a process of its own is to say in its configuration of Redis, and where it is to keep its spool.
-const REDIS: &str = "WEIR_TEST_REDIS";
+const REDIS: &str = "WEIR_TEST_SHIPS_TO";
 const PREFIX: &str = "WEIR_TEST_PREFIX";
 const FOLDER: &str = "WEIR_TEST_SPOOL";
 
