@@ -1,10 +1,23 @@
 //! weir into pods: a pod, or a workload's template of pods, in and the same with the sidecar out. `weir inject` and the webhook do the
 //! same by it. Pure: no I/O, no clock.
 
+mod annotations;
+mod ports;
+mod probes;
+mod sidecar;
+mod undo;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use annotations::{CONFIG_INLINE, Config, INJECT, INJECTED};
+use sidecar::{CONTAINER, Made, REDIRECT, Shutdown};
+
+/// Which container `kubectl` means where none is named.
+const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 
 /// What the command's flags and the webhook's settings give; a pod's annotations go before them, and its namespace's in between.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,7 +78,8 @@ pub enum PullPolicy {
 }
 
 /// How requests get to weir.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// weir takes over the name of the app's port.
     Port,
@@ -93,8 +107,9 @@ pub enum Outcome {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Injected {
     pub mode: Mode,
-    /// The app's, in port mode.
+    /// The app's, where it is known: always in port mode.
     pub app_port: Option<u16>,
+    pub app_port_name: Option<String>,
     /// Where weir takes requests.
     pub port: u16,
     /// What its owner should know, a sentence each.
@@ -139,6 +154,15 @@ pub struct Unfit {
     pub problem: String,
 }
 
+impl Unfit {
+    fn new(at: impl Into<String>, problem: impl Into<String>) -> Unfit {
+        Unfit {
+            at: at.into(),
+            problem: problem.into(),
+        }
+    }
+}
+
 /// Puts weir into `pod`, a Pod or a template of pods (`{"metadata": …, "spec": …}`). Unless that is `Injected`, nothing is changed. What is
 /// injected already is left as it is.
 pub fn inject_pod(
@@ -146,11 +170,147 @@ pub fn inject_pod(
     namespace: &Namespace,
     settings: &Settings,
 ) -> Result<Outcome, Unfit> {
-    let _ = (pod, namespace);
+    if !pod["spec"]["containers"].is_array() {
+        return Err(Unfit::new("spec.containers", "missing: this is no pod"));
+    }
+    if let Some(reason) = skipped(pod, namespace)? {
+        return Ok(Outcome::Skipped(reason));
+    }
+    let asked = annotations::read(pod, namespace, settings)?;
+    ports::refuse_taken(pod, &asked, settings)?;
+    refuse_names(pod)?;
+    let ends = matches!(
+        pod["spec"]["restartPolicy"].as_str(),
+        Some("Never" | "OnFailure")
+    );
+    if ends && !asked.native_sidecar {
+        return Err(Unfit::new(
+            "spec.restartPolicy",
+            "a container beside the app's would keep this pod from ever ending: use native sidecars (Kubernetes 1.29 and later), or leave it out by weir.dev/inject: disabled",
+        ));
+    }
+    let app = match (ports::find(pod, &asked), asked.mode) {
+        (Ok(Ok(found)), _) => Some(found),
+        (Ok(Err(reason)), Mode::Port) => return Ok(Outcome::Skipped(reason)),
+        (Err(unfit), Mode::Port) => return Err(unfit),
+        // All ports are redirected.
+        (Ok(Err(_)) | Err(_), Mode::Redirect) => None,
+    };
+    let before = pod.clone();
+    let http2 = app.as_ref().is_some_and(|app| app.is_http2(pod));
+    let mut probes = Map::new();
+    match asked.mode {
+        Mode::Port => {
+            if let Some(app) = &app {
+                ports::take_over(pod, app, settings.port);
+            }
+        }
+        Mode::Redirect => {
+            probes = probes::rewrite(pod, settings.metrics_port, &asked.skip_inbound_ports);
+        }
+    }
+    let made = Made {
+        asked: &asked,
+        settings,
+        app_port: app.as_ref().map(|app| app.number),
+        http2,
+        probes,
+        shutdown: Shutdown::within(pod, asked.native_sidecar, settings),
+        token: pod["spec"]["automountServiceAccountToken"] != json!(false),
+    };
+    add(pod, &made);
+    undo::note(pod, &before, asked.mode);
     Ok(Outcome::Injected(Injected {
-        mode: settings.mode,
-        app_port: None,
+        mode: asked.mode,
+        app_port: made.app_port,
+        app_port_name: app.and_then(|app| app.declared?.name),
         port: settings.port,
-        warnings: Vec::new(),
+        warnings: asked.warnings,
     }))
+}
+
+/// Takes weir out of a pod that [`inject_pod`] has put it into; false where there is none.
+pub fn uninject_pod(pod: &mut Value) -> Result<bool, Unfit> {
+    undo::undo(pod)
+}
+
+fn skipped(pod: &Value, namespace: &Namespace) -> Result<Option<Skipped>, Unfit> {
+    let spec = &pod["spec"];
+    let has_weir = ["containers", "initContainers"].iter().any(|list| {
+        let containers = spec[list].as_array().into_iter().flatten();
+        containers
+            .map(|container| &container["name"])
+            .any(|name| name == CONTAINER || name == REDIRECT)
+    });
+    if has_weir || pod["metadata"]["annotations"][INJECTED].is_string() {
+        return Ok(Some(Skipped::AlreadyInjected));
+    }
+    if let Some(disabled) = annotations::disabled(pod, namespace)? {
+        return Ok(Some(disabled));
+    }
+    let windows = [
+        &spec["os"]["name"],
+        &spec["nodeSelector"]["kubernetes.io/os"],
+    ];
+    Ok(if spec["hostNetwork"] == json!(true) {
+        Some(Skipped::HostNetwork)
+    } else if windows.iter().any(|os| *os == "windows") {
+        Some(Skipped::Windows)
+    } else {
+        None
+    })
+}
+
+fn refuse_names(pod: &Value) -> Result<(), Unfit> {
+    let volumes = pod["spec"]["volumes"].as_array().into_iter().flatten();
+    for volume in volumes {
+        if let Some(name) = volume["name"].as_str()
+            && sidecar::VOLUMES.contains(&name)
+        {
+            return Err(Unfit::new(
+                "spec.volumes",
+                format!("{name:?} is a name of weir's own: give the volume another one"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Adds weir's containers, volumes, label and annotations.
+fn add(pod: &mut Value, made: &Made) {
+    let spec = &mut pod["spec"];
+    let mut first = Vec::new();
+    if made.asked.mode == Mode::Redirect {
+        first.push(sidecar::redirect(made));
+    }
+    if made.asked.native_sidecar {
+        first.push(sidecar::container(made));
+    } else {
+        let app = spec["containers"][0]["name"].clone();
+        insert(spec, "containers", 0, vec![sidecar::container(made)]);
+        // Else `kubectl logs` and `exec` would go to weir.
+        let annotations = &mut pod["metadata"]["annotations"];
+        if annotations[DEFAULT_CONTAINER].is_null() {
+            annotations[DEFAULT_CONTAINER] = app;
+        }
+    }
+    let spec = &mut pod["spec"];
+    insert(spec, "initContainers", 0, first);
+    let last = spec["volumes"].as_array().map_or(0, Vec::len);
+    insert(spec, "volumes", last, sidecar::volumes(made));
+    let metadata = &mut pod["metadata"];
+    metadata["labels"][INJECT] = json!(annotations::ENABLED);
+    if made.asked.config == Config::Made {
+        metadata["annotations"][CONFIG_INLINE] = json!(sidecar::configuration(made));
+    }
+}
+
+fn insert(spec: &mut Value, list: &str, at: usize, new: Vec<Value>) {
+    if new.is_empty() {
+        return;
+    }
+    match spec[list].as_array_mut() {
+        Some(values) => drop(values.splice(at..at, new)),
+        None => spec[list] = Value::Array(new),
+    }
 }
