@@ -2,9 +2,12 @@
 //! same by it. Pure: no I/O, no clock.
 
 mod annotations;
+pub mod manifest;
 mod ports;
 mod probes;
+mod services;
 mod sidecar;
+mod text;
 mod undo;
 
 use std::collections::BTreeMap;

@@ -125,7 +125,7 @@ fn without(of: &mut Value, list: &str, own: impl Fn(&Value) -> bool) {
     }
 }
 
-fn without_key(of: &mut Value, map: &str, keys: &[String]) {
+pub(super) fn without_key(of: &mut Value, map: &str, keys: &[String]) {
     if let Some(entries) = of.get_mut(map).and_then(Value::as_object_mut) {
         let before = entries.len();
         entries.retain(|key, _| !keys.contains(key));
