@@ -13,6 +13,7 @@ use tracing::{info, warn};
 use super::companion::{Beside, Companion};
 use super::load;
 use super::run::{bind, stopped};
+use crate::admin::app_health::AppProbes;
 use crate::admin::health::check::Status;
 use crate::admin::health::{Board, Health, machine, stores};
 use crate::admin::{self, Admin};
@@ -121,6 +122,7 @@ async fn supervise(config: Config, redis: Redis) -> anyhow::Result<()> {
         redis: Some(redis),
         postgres,
         health,
+        app_probes: AppProbes::default(),
     });
     let metrics_address = metrics_at
         .as_ref()

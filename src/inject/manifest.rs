@@ -340,7 +340,9 @@ fn told(injected: &Injected) -> impl fmt::Display {
             format!("port mode: {name:?} is weir's port {port} now, and weir asks the app on {app}")
         }
         (Mode::Port, Some(app), None) => {
-            format!("port mode: weir's port {port} goes to the app's {app}, which has no name")
+            format!(
+                "port mode: Services reach weir by the number {port}, since the app's {app} has no name"
+            )
         }
         (Mode::Port, None, _) => format!("port mode: weir's port is {port}"),
         (Mode::Redirect, ..) => "redirect mode".to_owned(),

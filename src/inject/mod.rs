@@ -173,6 +173,13 @@ pub fn inject_pod(
     namespace: &Namespace,
     settings: &Settings,
 ) -> Result<Outcome, Unfit> {
+    let mut changed = pod.clone();
+    let outcome = inject(&mut changed, namespace, settings)?;
+    *pod = changed;
+    Ok(outcome)
+}
+
+fn inject(pod: &mut Value, namespace: &Namespace, settings: &Settings) -> Result<Outcome, Unfit> {
     if !pod["spec"]["containers"].is_array() {
         return Err(Unfit::new("spec.containers", "missing: this is no pod"));
     }
@@ -209,7 +216,7 @@ pub fn inject_pod(
             }
         }
         Mode::Redirect => {
-            probes = probes::rewrite(pod, settings.metrics_port, &asked.skip_inbound_ports);
+            probes = probes::rewrite(pod, settings.metrics_port, &asked.skip_inbound_ports)?;
         }
     }
     let made = Made {

@@ -3,6 +3,8 @@
 
 use serde_json::{Map, Value, json};
 
+use super::Unfit;
+
 const KINDS: [(&str, &str); 3] = [
     ("readinessProbe", "readyz"),
     ("livenessProbe", "livez"),
@@ -11,7 +13,11 @@ const KINDS: [(&str, &str); 3] = [
 
 /// Rewrites the probes of all containers that are redirected, and says what they were by the path that each has now. Those that run a command,
 /// ask elsewhere or by a skipped port stay.
-pub(super) fn rewrite(pod: &mut Value, port: u16, skipped: &[u16]) -> Map<String, Value> {
+pub(super) fn rewrite(
+    pod: &mut Value,
+    port: u16,
+    skipped: &[u16],
+) -> Result<Map<String, Value>, Unfit> {
     let mut moved = Map::new();
     for list in ["containers", "initContainers"] {
         let Some(containers) = pod["spec"].get_mut(list).and_then(Value::as_array_mut) else {
@@ -26,6 +32,18 @@ pub(super) fn rewrite(pod: &mut Value, port: u16, skipped: &[u16]) -> Map<String
                 };
                 let path = format!("/app-health/{name}/{path}");
                 if let Some(asks) = redirected(probe, &names, skipped) {
+                    if asks
+                        .get("httpGet")
+                        .is_some_and(|get| get["scheme"] == "HTTPS")
+                    {
+                        return Err(Unfit::new(
+                            format!("spec.{list}[{name}].{kind}"),
+                            format!(
+                                "asks by HTTPS, and what is redirected to weir is read as HTTP: put port {} into weir.dev/skip-inbound-ports",
+                                asks["httpGet"]["port"]
+                            ),
+                        ));
+                    }
                     probe.retain(|key, _| !asks.contains_key(key));
                     probe.insert("httpGet".to_owned(), json!({"path": path, "port": port}));
                     let timeout = probe.get("timeoutSeconds").cloned().unwrap_or(json!(1));
@@ -36,7 +54,7 @@ pub(super) fn rewrite(pod: &mut Value, port: u16, skipped: &[u16]) -> Map<String
             }
         }
     }
-    moved
+    Ok(moved)
 }
 
 /// What a probe asks, its port as a number, if that would be redirected.

@@ -63,7 +63,8 @@ pub(super) fn follow(service: &mut Value, named: &str, workloads: &[Workload]) -
             Some(_) | None => json!(first.port),
         };
         said.push(format!(
-            "{named}: targetPort {new} in place of {target}, so that it goes to weir"
+            "{named}: targetPort of port {} is {new} in place of {target}, so that it goes to weir",
+            port["port"]
         ));
         was.insert(
             at.to_string(),

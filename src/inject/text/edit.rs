@@ -109,15 +109,35 @@ impl Editor<'_> {
                 format!("{space}{text}"),
             );
         }
-        // In lines below the key, an anchor or a header that stood there included.
+        // An anchor or a header that stood there goes, too; a comment behind it stays.
+        let end = node.end(self.text);
         let mut text = String::new();
         emit::after_key(&mut text, new, indent, Some(node));
-        text.truncate(text.trim_end_matches('\n').len());
-        self.push(from..node.end(self.text), text);
+        match text.split_once('\n') {
+            Some(("", lines)) => {
+                self.push(from..end, String::new());
+                self.insert_below(end, lines.to_owned());
+            }
+            Some(_) | None => {
+                text.truncate(text.trim_end_matches('\n').len());
+                self.push(from..end, text);
+            }
+        }
     }
 
     fn mapping(&mut self, node: &Node, entries: &[Entry], flow: bool, new: &Map<String, Value>) {
         let indent = column(self.text, node.span.start);
+        let stays = |entry: &Entry| entry.is_merge() || new.contains_key(&entry.key);
+        if flow && !entries.iter().all(stays) {
+            let parts = entries.iter().map(|entry| {
+                let part = entry.key_span.start..entry.value.end(self.text);
+                (part, stays(entry))
+            });
+            let parts: Vec<_> = parts.collect();
+            if !self.delete_in_line(&parts) {
+                return self.push(node.span.clone(), self.flow(new));
+            }
+        }
         for entry in entries.iter().filter(|entry| !entry.is_merge()) {
             let after = self.text[entry.key_span.end..]
                 .find(':')
@@ -125,7 +145,7 @@ impl Editor<'_> {
             let from = entry.key_span.end + after + 1;
             match new.get(&entry.key) {
                 Some(value) => self.node(&entry.value, from, indent, value),
-                None if flow => return self.push(node.span.clone(), self.flow(new)),
+                None if flow => (),
                 None => self.delete(entry.key_span.start, &entry.value),
             }
         }
@@ -136,7 +156,9 @@ impl Editor<'_> {
             .filter(|(key, value)| !had(key) && merged.get(key) != Some(value))
             .map(|(key, value)| (key.clone(), value.clone()))
             .collect();
-        let Some(last) = entries.last().filter(|_| !added.is_empty()) else {
+        // In a line, what stays is what commas are put behind.
+        let last = entries.iter().rfind(|entry| !flow || stays(entry));
+        let Some(last) = last.filter(|_| !added.is_empty()) else {
             return;
         };
         let end = last.value.end(self.text);
@@ -171,8 +193,14 @@ impl Editor<'_> {
         let stays = paired(items, new);
         let gone = |at: &usize| !stays.iter().any(|(old, _)| old == at);
         if flow && (0..items.len()).any(|at| gone(&at)) {
-            let text = emit::flow(&Value::Array(new.to_vec()), self.json);
-            return self.push(node.span.clone(), text);
+            let parts = items.iter().enumerate();
+            let parts: Vec<_> = parts
+                .map(|(at, item)| (item.span.start..item.end(self.text), !gone(&at)))
+                .collect();
+            if !self.delete_in_line(&parts) {
+                let text = emit::flow(&Value::Array(new.to_vec()), self.json);
+                return self.push(node.span.clone(), text);
+            }
         }
         let dashes = match flow {
             true => Vec::new(),
@@ -185,7 +213,7 @@ impl Editor<'_> {
             };
             self.node(&items[*old], from, indent, &new[*now]);
         }
-        for at in (0..items.len()).filter(gone) {
+        for at in (0..items.len()).filter(|at| !flow && gone(at)) {
             self.delete(dashes[at], &items[at]);
         }
         // What comes in between those that stay.
@@ -274,6 +302,22 @@ impl Editor<'_> {
             start..line_end(self.text, value.end(self.text)),
             String::new(),
         );
+    }
+
+    /// Cuts out of `{…}` or `[…]` what does not stay, each with a comma; false where nothing stays.
+    fn delete_in_line(&mut self, parts: &[(Range<usize>, bool)]) -> bool {
+        let Some(last) = parts.iter().rposition(|(_, stays)| *stays) else {
+            return false;
+        };
+        for (at, (part, stays)) in parts.iter().enumerate().take(last) {
+            if !stays {
+                self.push(part.start..parts[at + 1].0.start, String::new());
+            }
+        }
+        if let [.., (end, false)] = parts {
+            self.push(parts[last].0.end..end.end, String::new());
+        }
+        true
     }
 
     /// The start of the comments that stand right above a line, but not before `from`.

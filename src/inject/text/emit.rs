@@ -286,7 +286,8 @@ fn text_in_line(string: &str) -> String {
         .chars()
         .next()
         .is_some_and(|c| c.is_ascii_alphanumeric() || "/._".contains(c));
-    let plain = first
+    let option = string.starts_with('-') && !string.starts_with("- ") && !string.starts_with("---");
+    let plain = (first || option)
         && string.chars().all(safe)
         && !string.contains(": ")
         && !string.ends_with([':', ' '])

@@ -32,3 +32,16 @@ fn what_does_not_change_stays_as_it_was_written() {
         "# top\nspec:   # a spec\n  'replicas': 0x2\n  list:\n  - name: new\n    args: [x]\n  # first\n  - name: \"a\"   # one\n    port: 2\n  - end\n  more:\n    a:\n      b: []\n  # tail\nlast: |\n  text\n\n",
     );
 }
+
+#[test]
+fn lines_of_flow_style_lose_and_gain_in_place() {
+    check(
+        "a: {x: 1,   # one\n  y: 2, z: [1, 2,   3]} # end\n",
+        |value| {
+            value["a"].as_object_mut().unwrap().remove("y");
+            value["a"]["z"] = json!(["in", 2, "a, b"]);
+            value["a"]["q"] = json!({"k": null});
+        },
+        "a: {x: 1,   # one\n  z: [in, 2, \"a, b\"], q: {k: null}} # end\n",
+    );
+}
