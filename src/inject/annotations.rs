@@ -37,7 +37,7 @@ const KNOWN: [&str; 12] = [
 pub(super) struct Asked {
     pub(super) mode: Mode,
     pub(super) native_sidecar: bool,
-    pub(super) config: Config,
+    pub(super) config: Source,
     pub(super) app_port: Option<AppPort>,
     pub(super) skip_inbound_ports: Vec<u16>,
     pub(super) cpu: Resource,
@@ -47,10 +47,10 @@ pub(super) struct Asked {
 
 /// Where the configuration comes from.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Config {
+pub(super) enum Source {
     ConfigMap(String),
     /// The pod's annotation, as its owner wrote it.
-    Inline,
+    Annotation,
     /// Likewise, written here.
     Made,
 }
@@ -123,11 +123,11 @@ pub(super) fn read(
                 ),
             ));
         }
-        (_, Some(_)) => Config::Inline,
-        (Some((at, name)), None) => Config::ConfigMap(config_map(&at, &name)?),
+        (_, Some(_)) => Source::Annotation,
+        (Some((at, name)), None) => Source::ConfigMap(config_map(&at, &name)?),
         (None, None) => match &settings.config_map {
-            Some(name) => Config::ConfigMap(config_map("--config-map", name)?),
-            None => Config::Made,
+            Some(name) => Source::ConfigMap(config_map("--config-map", name)?),
+            None => Source::Made,
         },
     };
     let app_port = match found(APP_PORT) {

@@ -168,16 +168,19 @@ pub fn uninject(text: &str) -> Result<Manifest, Fault> {
 }
 
 impl Manifest {
-    /// The text with its changes, all else as it was written; and a line for each document whose comments were lost.
+    /// The text with its changes, all else as it was written; and a line for each document that could not be changed in place, and each comment lost.
     pub fn yaml(&self) -> (String, Vec<String>) {
         let changed = text::change(&self.text, &self.documents, &self.values);
-        let lost = changed.rewritten.iter().map(|at| {
+        let rewritten = changed.rewritten.iter().map(|at| {
             format!(
-                "warning: {}: written anew, its comments and anchors are lost: it cannot be changed in place",
+                "warning: {}: written anew, without comments and anchors: it cannot be changed in place",
                 named(&self.values[*at])
             )
         });
-        let lost = lost.collect();
+        let comments = changed.lost.iter().map(|comment| {
+            format!("warning: the comment {comment:?} stood in what has changed, and is lost")
+        });
+        let lost = rewritten.chain(comments).collect();
         (changed.text, lost)
     }
 

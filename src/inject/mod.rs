@@ -16,7 +16,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use annotations::{CONFIG_INLINE, Config, INJECT, INJECTED};
+use annotations::{CONFIG_INLINE, INJECT, INJECTED, Source};
 use sidecar::{CONTAINER, Made, REDIRECT, Shutdown};
 
 /// Which container `kubectl` means where none is named.
@@ -310,7 +310,7 @@ fn add(pod: &mut Value, made: &Made) {
     insert(spec, "volumes", last, sidecar::volumes(made));
     let metadata = &mut pod["metadata"];
     metadata["labels"][INJECT] = json!(annotations::ENABLED);
-    if made.asked.config == Config::Made {
+    if made.asked.config == Source::Made {
         metadata["annotations"][CONFIG_INLINE] = json!(sidecar::configuration(made));
     }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::annotations::{Asked, CONFIG_INLINE, Config};
+use super::annotations::{Asked, CONFIG_INLINE, Source};
 use super::{Mode, Settings};
 
 /// weir's own names in a pod.
@@ -117,8 +117,8 @@ pub(super) fn configuration(made: &Made) -> String {
 pub(super) fn volumes(made: &Made) -> Vec<Value> {
     let annotation = format!("metadata.annotations['{CONFIG_INLINE}']");
     let config = match &made.asked.config {
-        Config::ConfigMap(name) => json!({"name": CONFIG_VOLUME, "configMap": {"name": name}}),
-        Config::Inline | Config::Made => json!({"name": CONFIG_VOLUME, "downwardAPI": {
+        Source::ConfigMap(name) => json!({"name": CONFIG_VOLUME, "configMap": {"name": name}}),
+        Source::Annotation | Source::Made => json!({"name": CONFIG_VOLUME, "downwardAPI": {
             "items": [{"path": "weir.yaml", "fieldRef": {"fieldPath": annotation}}],
         }}),
     };
@@ -135,8 +135,8 @@ pub(super) fn volumes(made: &Made) -> Vec<Value> {
 /// Whether there may be an audit to keep or a spool.
 fn writes(made: &Made) -> bool {
     match made.asked.config {
-        Config::ConfigMap(_) | Config::Inline => true,
-        Config::Made => false,
+        Source::ConfigMap(_) | Source::Annotation => true,
+        Source::Made => false,
     }
 }
 
@@ -188,8 +188,7 @@ pub(super) fn container(made: &Made) -> Value {
         container["restartPolicy"] = json!("Always");
     } else {
         // The kubelet starts the next container once this has ended.
-        container["lifecycle"] =
-            json!({"postStart": {"exec": {"command": ["weir", "await", "--timeout", "2m"]}}});
+        container["lifecycle"] = json!({"postStart": {"exec": {"command": ["weir", "await", "-c", CONFIG_FILE, "--timeout", "2m"]}}});
     }
     container
 }

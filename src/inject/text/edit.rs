@@ -334,17 +334,26 @@ impl Editor<'_> {
     }
 }
 
-/// Which item goes on as which, by their indexes, in order.
+/// Which item goes on as which, by their indexes, in order: those that are the same, and between them those that stand in each other's place.
 fn paired(items: &[Node], new: &[Value]) -> Vec<(usize, usize)> {
-    let mut pairs = Vec::new();
+    let old: Vec<_> = items.iter().map(Node::value).collect();
+    let mut same_ones = Vec::new();
     let mut begin = 0;
-    for (at, item) in items.iter().enumerate() {
-        let old = item.value();
-        if let Some(further) = new[begin..].iter().position(|new| same(&old, new)) {
-            pairs.push((at, begin + further));
+    for (at, old) in old.iter().enumerate() {
+        if let Some(further) = new[begin..].iter().position(|new| same(old, new)) {
+            same_ones.push((at, begin + further));
             begin += further + 1;
         }
     }
+    let mut pairs = Vec::new();
+    let mut begin = (0, 0);
+    for end in same_ones.into_iter().chain([(old.len(), new.len())]) {
+        let between = (begin.0..end.0).zip(begin.1..end.1);
+        pairs.extend(between.filter(|(at, now)| old[*at].get("name") == new[*now].get("name")));
+        pairs.push(end);
+        begin = (end.0 + 1, end.1 + 1);
+    }
+    pairs.pop();
     pairs
 }
 

@@ -18,10 +18,33 @@ pub(super) struct Changed {
     pub(super) text: String,
     /// The documents that were written anew, by index.
     pub(super) rewritten: Vec<usize>,
+    /// Comments that stood in what is gone.
+    pub(super) lost: Vec<String>,
 }
 
 /// `new` has a value for each document of `text`, which is what `nodes` were read from.
 pub(super) fn change(text: &str, nodes: &[Node], new: &[Value]) -> Changed {
+    let (changed, rewritten) = changed(text, nodes, new);
+    let mut kept = tree::comments(&changed);
+    let mut lost = tree::comments(text);
+    lost.retain(
+        |comment| match kept.iter().position(|kept| kept == comment) {
+            Some(at) => {
+                kept.swap_remove(at);
+                false
+            }
+            None => true,
+        },
+    );
+    Changed {
+        text: changed,
+        rewritten,
+        lost,
+    }
+}
+
+/// The text, and which documents were written anew.
+fn changed(text: &str, nodes: &[Node], new: &[Value]) -> (String, Vec<usize>) {
     let mut rewritten = Vec::new();
     // Twice at most for each document: what is written anew is right.
     loop {
@@ -50,14 +73,10 @@ pub(super) fn change(text: &str, nodes: &[Node], new: &[Value]) -> Changed {
                 .collect();
         }
         match changed {
-            Some(text) if wrong.is_empty() => return Changed { text, rewritten },
+            Some(text) if wrong.is_empty() => return (text, rewritten),
             Some(_) | None if !wrong.is_empty() => rewritten.extend(wrong),
             Some(_) | None => {
-                rewritten = (0..new.len()).collect();
-                return Changed {
-                    text: emit::documents(nodes, new),
-                    rewritten,
-                };
+                return (emit::documents(nodes, new), (0..new.len()).collect());
             }
         }
     }

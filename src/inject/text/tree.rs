@@ -76,6 +76,17 @@ pub(in crate::inject) fn parse(text: &str) -> Result<Vec<Node>, Malformed> {
     Ok(documents)
 }
 
+/// The comments of a text, in order, without their `#`; none of one that is no YAML.
+pub(super) fn comments(text: &str) -> Vec<String> {
+    let events = Parser::new_from_str(text).map_while(Result::ok);
+    events
+        .filter_map(|(event, _)| match event {
+            Event::Comment(said, _) => Some(said.trim().to_owned()),
+            _ => None,
+        })
+        .collect()
+}
+
 impl Node {
     pub(super) fn scalar(&self) -> Option<&Value> {
         match &self.kind {
