@@ -127,7 +127,7 @@ impl Editor<'_> {
 
     fn mapping(&mut self, node: &Node, entries: &[Entry], flow: bool, new: &Map<String, Value>) {
         let indent = column(self.text, node.span.start);
-        let stays = |entry: &Entry| entry.is_merge() || new.contains_key(&entry.key);
+        let stays = |entry: &Entry| entry.is_merge || new.contains_key(&entry.key);
         if flow && !entries.iter().all(stays) {
             let parts = entries.iter().map(|entry| {
                 let part = entry.key_span.start..entry.value.end(self.text);
@@ -138,7 +138,7 @@ impl Editor<'_> {
                 return self.push(node.span.clone(), self.flow(new));
             }
         }
-        for entry in entries.iter().filter(|entry| !entry.is_merge()) {
+        for entry in entries.iter().filter(|entry| !entry.is_merge) {
             let after = self.text[entry.key_span.end..]
                 .find(':')
                 .unwrap_or_default();

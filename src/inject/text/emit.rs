@@ -124,7 +124,7 @@ fn pretty(text: &mut String, value: &Value, indent: usize, like: Option<&Node>) 
             let mut between = "{\n";
             for (key, value) in ordered(map, like) {
                 *text += between;
-                *text += &format!("{spaces}{}: ", Value::from(key.as_str()));
+                *text += &format!("{spaces}{}: ", escaped(key));
                 pretty(text, value, indent + 4, under(like, key));
                 between = ",\n";
             }
@@ -140,6 +140,7 @@ fn pretty(text: &mut String, value: &Value, indent: usize, like: Option<&Node>) 
             }
             *text += &format!("\n{}]", " ".repeat(indent));
         }
+        Value::String(string) => *text += &escaped(string),
         scalar => *text += &scalar.to_string(),
     }
 }
@@ -166,7 +167,7 @@ pub(super) fn flow(value: &Value, json: bool) -> String {
 
 pub(super) fn flow_text(string: &str, json: bool) -> String {
     if json {
-        return Value::from(string).to_string();
+        return escaped(string);
     }
     if string.contains([',', '[', ']', '{', '}']) {
         return quoted(string);
@@ -305,5 +306,23 @@ fn quoted(string: &str) -> String {
     if string.contains('"') && !string.contains('\'') && string.chars().all(simple) {
         return format!("'{string}'");
     }
-    Value::from(string).to_string()
+    escaped(string)
+}
+
+/// As JSON has it, which is YAML too once what that does not print is escaped.
+fn escaped(string: &str) -> String {
+    let hidden = |c: char| {
+        matches!(
+            c,
+            '\u{7f}'..='\u{9f}' | '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}'
+        )
+    };
+    let mut text = String::new();
+    for c in Value::from(string).to_string().chars() {
+        match hidden(c) {
+            true => text += &format!("\\u{:04x}", u32::from(c)),
+            false => text.push(c),
+        }
+    }
+    text
 }

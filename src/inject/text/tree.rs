@@ -52,6 +52,8 @@ pub(super) struct Entry {
     pub(super) key: String,
     pub(super) key_span: Range<usize>,
     pub(super) value: Node,
+    /// `<<: *other`, which Kubernetes' YAML knows.
+    pub(super) is_merge: bool,
 }
 
 /// The documents of a text.
@@ -102,7 +104,7 @@ impl Node {
             Kind::Alias(node) => node.value(),
             Kind::Mapping { entries, .. } => {
                 let mut map = Map::new();
-                for merged in entries.iter().filter(|entry| entry.is_merge()) {
+                for merged in entries.iter().filter(|entry| entry.is_merge) {
                     // Of several the first goes before the others.
                     let sources = match merged.value.value() {
                         Value::Array(sources) => sources,
@@ -114,7 +116,7 @@ impl Node {
                         }
                     }
                 }
-                for entry in entries.iter().filter(|entry| !entry.is_merge()) {
+                for entry in entries.iter().filter(|entry| !entry.is_merge) {
                     map.insert(entry.key.clone(), entry.value.value());
                 }
                 Value::Object(map)
@@ -138,17 +140,6 @@ impl Node {
             }
         };
         last.map_or(self.span.end, |last| last.end(text))
-    }
-}
-
-impl Entry {
-    /// `<<: *other`, which Kubernetes' YAML knows.
-    pub(super) fn is_merge(&self) -> bool {
-        self.key == "<<"
-            && !matches!(
-                self.value.kind,
-                Kind::Scalar { .. } | Kind::Sequence { flow: false, .. }
-            )
     }
 }
 
@@ -248,6 +239,7 @@ impl<'a> Builder<'a> {
 
     fn entry(&mut self, event: Event<'a>, span: &Span, depth: usize) -> Result<Entry, Malformed> {
         let key_span = bytes(span);
+        let is_plain = matches!(event, Event::Scalar(_, ScalarStyle::Plain, ..));
         let key = match self.node(event, span, depth)?.value() {
             Value::String(key) => key,
             Value::Null | Value::Bool(_) | Value::Number(_) => {
@@ -264,7 +256,12 @@ impl<'a> Builder<'a> {
             let after = key_span.end + colon + 1;
             value.span = after..after;
         }
+        let merges = matches!(
+            value.kind,
+            Kind::Alias(_) | Kind::Mapping { .. } | Kind::Sequence { .. }
+        );
         Ok(Entry {
+            is_merge: is_plain && key == "<<" && merges,
             key,
             key_span,
             value,
@@ -320,13 +317,20 @@ fn number(text: &str) -> Option<Number> {
         _ if digits.len() > 1 && digits.starts_with('0') && !digits.contains(['.', 'e']) => {
             i64::from_str_radix(digits, 8).ok()
         }
-        _ => digits.parse().ok(),
+        _ => None,
     };
     if let Some(whole) = whole {
         return Some(if negative { -whole } else { whole }.into());
     }
-    let decimal = |c: char| c.is_ascii_digit() || ".eE+-".contains(c);
-    if !digits.chars().all(decimal) {
+    let decimal = text.strip_prefix('+').unwrap_or(text);
+    if let Ok(whole) = decimal.parse::<i64>() {
+        return Some(whole.into());
+    }
+    if let Ok(whole) = decimal.parse::<u64>() {
+        return Some(whole.into());
+    }
+    let fits = |c: char| c.is_ascii_digit() || ".eE+-".contains(c);
+    if !digits.chars().all(fits) {
         return None;
     }
     Number::from_f64(text.parse().ok()?)
