@@ -2,6 +2,7 @@
 //! same by it. Pure: no I/O, no clock.
 
 mod annotations;
+mod given;
 pub mod manifest;
 mod ports;
 mod probes;
@@ -228,6 +229,15 @@ fn inject(pod: &mut Value, namespace: &Namespace, settings: &Settings) -> Result
         shutdown: Shutdown::within(pod, asked.native_sidecar, settings),
         token: pod["spec"]["automountServiceAccountToken"] != json!(false),
     };
+    if asked.config == Source::Annotation {
+        let text = pod["metadata"]["annotations"][CONFIG_INLINE].as_str();
+        let environment = sidecar::variables(&made);
+        let told = |name: &str| {
+            let (_, value) = environment.iter().find(|(known, _)| *known == name)?;
+            Some(value.clone())
+        };
+        given::refuse_wrong(text.unwrap_or_default(), &told, (asked.mode, settings))?;
+    }
     add(pod, &made);
     undo::note(pod, &before, asked.mode);
     Ok(Outcome::Injected(Injected {

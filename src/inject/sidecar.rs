@@ -61,8 +61,8 @@ impl Shutdown {
     }
 }
 
-/// Everything that a pod's own file may want to be told, and does not need to.
-fn environment(made: &Made) -> Vec<Value> {
+/// weir's environment: what a pod's own file may want to be told, and does not need to.
+pub(super) fn variables(made: &Made) -> Vec<(&'static str, String)> {
     let settings = made.settings;
     let mut told = vec![
         ("WEIR_PORT", settings.port.to_string()),
@@ -82,9 +82,7 @@ fn environment(made: &Made) -> Vec<Value> {
         let probes = Value::Object(made.probes.clone());
         told.push(("WEIR_APP_PROBES", probes.to_string()));
     }
-    told.iter()
-        .map(|(name, value)| json!({"name": name, "value": value}))
-        .collect()
+    told
 }
 
 /// The configuration of a pod that names none: everything goes to the app.
@@ -163,7 +161,10 @@ pub(super) fn container(made: &Made) -> Value {
         "image": settings.image,
         "imagePullPolicy": pull_policy(settings),
         "args": ["proxy", "-c", CONFIG_FILE],
-        "env": environment(made),
+        "env": variables(made)
+            .iter()
+            .map(|(name, value)| json!({"name": name, "value": value}))
+            .collect::<Value>(),
         "ports": [
             {"name": CONTAINER, "containerPort": settings.port, "protocol": "TCP"},
             {"name": METRICS_PORT_NAME, "containerPort": settings.metrics_port, "protocol": "TCP"},
