@@ -10,6 +10,7 @@ pub mod config;
 pub mod event;
 pub mod http1;
 pub mod http2;
+pub mod inject;
 pub mod intern;
 pub mod keys;
 pub mod net;

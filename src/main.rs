@@ -46,6 +46,13 @@ Example: weir audit query -c weir.yaml --since 1h --status 4xx
 Example: weir audit export --format csv > events.csv
 Example: weir audit verify -c weir.yaml";
 
+const INJECT: &str = "\
+Example: weir inject deployment.yaml | kubectl apply -f -
+Example: helm template shop charts/shop | weir inject --image registry.example/weir:0.1.0 -
+Example: weir inject --uninject deployment.yaml
+Annotations of the pod, and of its namespace, go before the options; see docs/inject.md.
+What became of each workload is said on standard error.";
+
 /// A reverse proxy that puts rate limits, circuit breakers, sessions and audit in front of any app.
 #[derive(Parser)]
 #[command(version, after_help = EXIT_CODES)]
@@ -101,6 +108,9 @@ enum Command {
         #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:3000")]
         address: SocketAddr,
     },
+    /// Put weir into the pods of a Kubernetes manifest, or take it out.
+    #[command(after_help = INJECT)]
+    Inject(Box<cli::inject::Arguments>),
     /// Read the audit database.
     #[command(after_help = AUDIT)]
     Audit(cli::audit::Arguments),
@@ -154,6 +164,7 @@ fn main() -> ExitCode {
         Command::Check { file, print } => cli::check::run(&file.config, print),
         Command::Schema => print_schema(),
         Command::Session(arguments) => cli::session::run(arguments),
+        Command::Inject(arguments) => cli::inject::run(*arguments),
         Command::Echo { address } => cli::echo::run(address),
         Command::Healthcheck(arguments) => cli::healthcheck::run(arguments),
     };

@@ -20,13 +20,13 @@ const FLOORS: [&[&str]; 4] = [
         "keys",
         "telemetry",
     ],
-    &["clock", "net", "policy"],
+    &["clock", "inject", "net", "policy"],
     &["admin", "audit", "plan", "store", "upstream"],
     &["cli", "proxy", "worker"],
 ];
 
 /// No I/O, no clock, no randomness.
-const PURE: [&str; 3] = ["http1", "http2", "policy"];
+const PURE: [&str; 4] = ["http1", "http2", "inject", "policy"];
 
 const IMPURE: [&str; 16] = [
     "tokio",

@@ -1,6 +1,7 @@
 //! The admin port: metrics, health, and what operators see and change. Runs on the control thread, so that a scrape never
 //! delays a request. Errors are RFC 9457 problems.
 
+pub mod app_health;
 mod audit;
 mod breakers;
 pub mod health;
@@ -35,6 +36,7 @@ use crate::plan::Plan;
 use crate::store::fleet::FleetConnections;
 use crate::store::postgres::Postgres;
 use crate::store::redis::CallError;
+use app_health::AppProbes;
 use health::Health;
 
 /// The largest body that a call takes, in bytes.
@@ -51,6 +53,7 @@ pub struct Admin {
     /// What drains the audit, where this process does.
     pub writes: Option<Arc<Postgres>>,
     pub health: Health,
+    pub app_probes: AppProbes,
 }
 
 /// A reply, or the problem in its place.
@@ -114,7 +117,7 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) -> io::Result<()> {
     accept(listener, admin, false).await
 }
 
-/// Serves `/metrics` alone on `listener` for ever.
+/// Serves `/metrics`, and the app's probes, on `listener` for ever.
 pub async fn serve_metrics(listener: TcpListener, admin: Arc<Admin>) -> io::Result<()> {
     accept(listener, admin, true).await
 }
@@ -152,6 +155,9 @@ async fn answer(admin: &Admin, request: Request<Incoming>, metrics_alone: bool) 
     let path: Vec<_> = parts.uri.path().split('/').skip(1).map(decoded).collect();
     let path: Vec<_> = path.iter().map(String::as_str).collect();
     let (method, query) = (&parts.method, parts.uri.query().unwrap_or_default());
+    if path.first() == Some(&"app-health") {
+        return app_health(admin, method, parts.uri.path()).await;
+    }
     if metrics_alone && path != ["metrics"] {
         return Err(Problem::not_found("only /metrics is served here"));
     }
@@ -182,6 +188,17 @@ async fn answer(admin: &Admin, request: Request<Incoming>, metrics_alone: bool) 
         _ => Err(Problem::not_found(
             "known here: /metrics /live /ready /health /v1/config /v1/limits /v1/breakers /v1/sessions /v1/audit",
         )),
+    }
+}
+
+async fn app_health(admin: &Admin, method: &Method, path: &str) -> Answer {
+    if method != Method::GET {
+        return Err(Problem::method("GET"));
+    }
+    match admin.app_probes.ask(path).await {
+        Some(Ok(())) => Ok(Reply::Json(json!({"status": "ok"}))),
+        Some(Err(detail)) => Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)),
+        None => Err(Problem::not_found("no such probe in WEIR_APP_PROBES")),
     }
 }
 

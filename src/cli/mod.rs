@@ -6,6 +6,7 @@ mod client;
 mod companion;
 pub mod echo;
 pub mod healthcheck;
+pub mod inject;
 pub mod migrate;
 pub mod run;
 pub mod session;

@@ -20,6 +20,7 @@ use tracing::{info, warn};
 use super::companion::{Beside, Companion};
 use super::load;
 use super::take_over::{self, Offer, Taken};
+use crate::admin::app_health::AppProbes;
 use crate::admin::health::check::{Check, Status};
 use crate::admin::health::{Board, Health, Heartbeat, machine, stores};
 use crate::admin::{self, Admin};
@@ -221,6 +222,7 @@ async fn supervise(
         postgres,
         writes,
         health,
+        app_probes: AppProbes::of_environment().map_err(anyhow::Error::msg)?,
     });
     let last_plan = state.plan.clone();
     let mut admin_ports = JoinSet::new();

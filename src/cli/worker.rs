@@ -13,6 +13,7 @@ use tracing::{info, warn};
 use super::companion::{Beside, Companion};
 use super::load;
 use super::run::{bind, stopped};
+use crate::admin::app_health::AppProbes;
 use crate::admin::health::check::Status;
 use crate::admin::health::{Board, Health, machine, stores};
 use crate::admin::{self, Admin};
@@ -122,6 +123,7 @@ async fn supervise(config: Config, redis: Redis) -> anyhow::Result<()> {
         postgres,
         writes: Some(companion.postgres.clone()),
         health,
+        app_probes: AppProbes::default(),
     });
     let metrics_address = metrics_at
         .as_ref()

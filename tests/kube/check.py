@@ -16,6 +16,7 @@ from pathlib import Path
 import yaml
 
 import chart
+import inject
 import queries
 import running
 
@@ -108,6 +109,10 @@ def main() -> None:
         "sound": chart.sound,
         "weir check": lambda: chart.configured(options.weir),
         "a sidecar by hand": chart.beside,
+        "injected": inject.valid,
+        "injected is monitored": inject.monitored,
+        "an injected sidecar": lambda: inject.started(options.weir),
+        "injected, checkov": inject.policy,
         "the pod's command": lambda: chart.started(options.weir),
         "PrometheusRule": chart.installed_rules,
         "checkov": chart.policy,

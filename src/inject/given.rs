@@ -1,0 +1,53 @@
+//! A configuration that a pod brings in its annotation: whether it is right, and of one mind with the pod.
+
+use super::annotations::CONFIG_INLINE;
+use super::{Mode, Settings, Unfit};
+use crate::config::listeners::Address;
+use crate::config::{Config, check};
+
+/// `env` is weir's environment in the pod. A text that names files is not looked at: what is in them is the pod's, and not to be read here.
+pub(super) fn refuse_wrong(
+    text: &str,
+    env: &dyn Fn(&str) -> Option<String>,
+    (mode, settings): (Mode, &Settings),
+) -> Result<(), Unfit> {
+    if text.contains("${file:") {
+        return Ok(());
+    }
+    let unfit =
+        |problem: String| Unfit::new(format!("metadata.annotations[{CONFIG_INLINE:?}]"), problem);
+    let config = check::parse(text, env).map_err(|mistakes| {
+        let mistakes: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
+        unfit(mistakes.join("; "))
+    })?;
+    disagreement(&config, mode, settings).map_or(Ok(()), |problem| Err(unfit(problem)))
+}
+
+fn disagreement(config: &Config, mode: Mode, settings: &Settings) -> Option<String> {
+    let listener = config
+        .listeners
+        .iter()
+        .find(|listener| match &listener.address {
+            Address::Tcp(address) => address.port() == settings.port && !address.ip().is_loopback(),
+            Address::Unix(_) => false,
+        });
+    let Some(listener) = listener else {
+        return Some(format!(
+            "no listener takes requests on port {}, where they are sent: give one the address 0.0.0.0:${{WEIR_PORT}}",
+            settings.port
+        ));
+    };
+    if listener.transparent != (mode == Mode::Redirect) {
+        return Some(format!(
+            "in this mode the listener on port {} must have transparent: {}",
+            settings.port, !listener.transparent
+        ));
+    }
+    let metrics = config.metrics_address.map(|address| address.port());
+    (metrics != Some(settings.metrics_port)).then(|| {
+        format!(
+            "/metrics is not on port {}, where it is asked for: write metrics: {{address: \"0.0.0.0:${{WEIR_METRICS_PORT}}\"}}",
+            settings.metrics_port
+        )
+    })
+}

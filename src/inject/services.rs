@@ -1,0 +1,145 @@
+//! Objects beside the pods that know the app's port by its number: Services follow to weir where that is certain, else their owner is told.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use super::Unfit;
+use super::annotations::{INJECTED, strings};
+use super::manifest::Workload;
+
+/// The key of the annotation's content: by the index of a port, its `targetPort` as it was, null for none.
+const TARGETS: &str = "targetPorts";
+
+/// Points ports of a Service that go to the app's by number to weir, and says so, a line a port.
+pub(super) fn follow(service: &mut Value, named: &str, workloads: &[Workload]) -> Vec<String> {
+    let Some(selector) = service["spec"]["selector"].as_object().cloned() else {
+        return Vec::new();
+    };
+    let selected: Vec<_> = of(service, &selector, workloads).collect();
+    let headless = service["spec"]["clusterIP"] == "None";
+    let mut said = Vec::new();
+    let mut was = Map::new();
+    let ports = service["spec"]["ports"].as_array_mut();
+    for (at, port) in ports.into_iter().flatten().enumerate() {
+        if port["protocol"].as_str().unwrap_or("TCP") != "TCP" {
+            continue;
+        }
+        let target = port.get("targetPort").unwrap_or(&port["port"]);
+        let (Some(target), true) = (target.as_u64(), !selected.is_empty()) else {
+            continue;
+        };
+        let injected: Vec<_> = selected
+            .iter()
+            .filter_map(|workload| workload.injected.as_ref())
+            .filter(|injected| injected.app_port.map(u64::from) == Some(target))
+            .collect();
+        let Some(first) = injected.first() else {
+            continue;
+        };
+        if headless {
+            said.push(format!(
+                "warning: {named}: headless, so clients connect to port {target} of the pods past weir: have them use {}, or use weir.dev/mode: redirect",
+                first.port
+            ));
+            continue;
+        }
+        let same =
+            |name: &Option<String>| injected.iter().all(|other| other.app_port_name == *name);
+        if injected.len() < selected.len() {
+            let others: Vec<_> = selected
+                .iter()
+                .filter(|workload| workload.injected.is_none())
+                .map(|workload| workload.named.as_str())
+                .collect();
+            said.push(format!(
+                "warning: {named}: its targetPort {target} goes past weir, and stays, since it is for pods without weir, too ({}): name the port in all of them, and have targetPort say the name",
+                others.join(", ")
+            ));
+            continue;
+        }
+        let new = match &first.app_port_name {
+            Some(name) if same(&first.app_port_name) => json!(name),
+            Some(_) | None => json!(first.port),
+        };
+        said.push(format!(
+            "{named}: targetPort of port {} is {new} in place of {target}, so that it goes to weir",
+            port["port"]
+        ));
+        was.insert(
+            at.to_string(),
+            port.get("targetPort").cloned().unwrap_or(Value::Null),
+        );
+        port["targetPort"] = new;
+    }
+    if !was.is_empty() {
+        let record = json!({TARGETS: was}).to_string();
+        service["metadata"]["annotations"][INJECTED] = json!(record);
+    }
+    said
+}
+
+/// Takes back what [`follow`] has changed.
+pub(super) fn restore(service: &mut Value) -> Result<(), Unfit> {
+    let text = service["metadata"]["annotations"][INJECTED].as_str();
+    let record: BTreeMap<String, BTreeMap<usize, Value>> =
+        serde_json::from_str(text.unwrap_or_default()).map_err(|error| {
+            Unfit::new(
+                format!("metadata.annotations[{INJECTED:?}]"),
+                format!("not as weir wrote it ({error}): set targetPort by hand"),
+            )
+        })?;
+    for (at, was) in record.get(TARGETS).into_iter().flatten() {
+        let port = service["spec"]["ports"]
+            .get_mut(*at)
+            .and_then(Value::as_object_mut);
+        match (port, was) {
+            (Some(port), Value::Null) => drop(port.remove("targetPort")),
+            (Some(port), was) => drop(port.insert("targetPort".to_owned(), was.clone())),
+            (None, _) => (),
+        }
+    }
+    super::undo::without_key(
+        &mut service["metadata"],
+        "annotations",
+        &[INJECTED.to_owned()],
+    );
+    Ok(())
+}
+
+/// Tells of a NetworkPolicy that lets in the app's port alone.
+pub(super) fn shut_out(policy: &Value, named: &str, workloads: &[Workload]) -> Option<String> {
+    let empty = Map::new();
+    let selector = policy["spec"]["podSelector"]["matchLabels"].as_object();
+    let rules = policy["spec"]["ingress"].as_array().into_iter().flatten();
+    let let_in: Vec<_> = rules
+        .flat_map(|rule| rule["ports"].as_array().into_iter().flatten())
+        .filter_map(|port| port["port"].as_u64())
+        .collect();
+    let injected = of(policy, selector.unwrap_or(&empty), workloads)
+        .filter_map(|workload| workload.injected.as_ref());
+    let mut shut_out = injected.filter(|injected| {
+        let app = injected.app_port.map(u64::from);
+        app.is_some_and(|app| let_in.contains(&app)) && !let_in.contains(&injected.port.into())
+    });
+    let injected = shut_out.next()?;
+    Some(format!(
+        "warning: {named}: lets in port {} by number, and weir takes requests on {}: let that in",
+        injected.app_port.unwrap_or_default(),
+        injected.port
+    ))
+}
+
+/// The workloads of the object's namespace that a selector selects.
+fn of<'a>(
+    object: &Value,
+    selector: &Map<String, Value>,
+    workloads: &'a [Workload],
+) -> impl Iterator<Item = &'a Workload> {
+    let namespace = object["metadata"]["namespace"].as_str().map(str::to_owned);
+    let wanted = strings(&json!({"metadata": {"labels": selector}}), "labels");
+    workloads.iter().filter(move |workload| {
+        let has = |(key, value): (&String, &String)| workload.labels.get(key) == Some(value);
+        workload.namespace == namespace && wanted.iter().all(has)
+    })
+}

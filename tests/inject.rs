@@ -1,0 +1,421 @@
+//! `weir inject` on manifests as people have them. Each `tests/inject/NAME.yaml` has what comes out beside it, in `NAME.injected.yaml`, and what is
+//! said, in `NAME.said`. `WEIR_GOLDEN=write cargo test --test inject` writes them anew. Options stand in a first line that begins with
+//! `# weir inject`.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a broken step of a test is a failed test"
+)]
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::{Map, Value};
+use weir::config;
+
+/// What a run of `weir inject` gave.
+struct Done {
+    ok: bool,
+    out: String,
+    said: String,
+}
+
+fn weir(arguments: &[&str], text: &str) -> Done {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .arg("inject")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let text = text.to_owned();
+    // Of its own: a pipe holds 64 KiB.
+    let writer = std::thread::spawn(move || drop(input.write_all(text.as_bytes())));
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    Done {
+        ok: output.status.success(),
+        out: String::from_utf8(output.stdout).unwrap(),
+        said: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// A manifest of `tests/inject`.
+struct Case {
+    path: PathBuf,
+    text: String,
+}
+
+impl Case {
+    fn name(&self) -> String {
+        self.path.file_stem().unwrap().to_str().unwrap().to_owned()
+    }
+
+    fn options(&self) -> Vec<&str> {
+        let first = self.text.lines().next().unwrap_or_default();
+        let options = first.strip_prefix("# weir inject").unwrap_or_default();
+        options.split_whitespace().collect()
+    }
+
+    fn inject(&self) -> Done {
+        weir(&self.options(), &self.text)
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/inject");
+    let mut paths: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| {
+            let name = path.to_str().unwrap();
+            name.ends_with(".yaml") && !name.ends_with(".injected.yaml")
+        })
+        .collect();
+    paths.sort();
+    let read = |path: PathBuf| Case {
+        text: fs::read_to_string(&path).unwrap(),
+        path,
+    };
+    paths.into_iter().map(read).collect()
+}
+
+/// Those that come out.
+fn fit() -> impl Iterator<Item = (Case, Done)> {
+    let done = cases().into_iter().map(|case| {
+        let done = case.inject();
+        (case, done)
+    });
+    done.filter(|(_, done)| done.ok)
+}
+
+/// The objects of a text, as another YAML reader has them.
+fn objects(text: &str) -> Vec<Value> {
+    let documents: Vec<Value> = serde_saphyr::from_multiple(text).unwrap();
+    documents
+        .into_iter()
+        .filter(|value| !value.is_null())
+        .flat_map(|value| match value["items"].as_array() {
+            Some(items) => items.clone(),
+            None => vec![value],
+        })
+        .collect()
+}
+
+/// The pods and templates of pods of a text.
+fn pods(text: &str) -> Vec<Value> {
+    let of = |object: Value| {
+        let places = [
+            "/spec/jobTemplate/spec/template",
+            "/spec/template",
+            "/template",
+            "",
+        ];
+        let mut found = places.iter().filter_map(|place| object.pointer(place));
+        found
+            .find(|pod| pod["spec"]["containers"].is_array())
+            .cloned()
+    };
+    objects(text).into_iter().filter_map(of).collect()
+}
+
+fn containers(pod: &Value, list: &str) -> Vec<Value> {
+    pod["spec"][list].as_array().cloned().unwrap_or_default()
+}
+
+fn weir_in(pod: &Value) -> Option<Value> {
+    let all = [
+        containers(pod, "initContainers"),
+        containers(pod, "containers"),
+    ];
+    let mut all = all.into_iter().flatten();
+    all.find(|container| container["name"] == "weir")
+}
+
+#[test]
+fn golden_files_hold() {
+    let write = std::env::var("WEIR_GOLDEN").is_ok_and(|value| value == "write");
+    let mut wrong = Vec::new();
+    for case in cases() {
+        let done = case.inject();
+        let injected = case.path.with_extension("injected.yaml");
+        let said = case.path.with_extension("said");
+        if write {
+            fs::write(&said, &done.said).unwrap();
+            match done.ok && done.out != case.text {
+                true => fs::write(&injected, &done.out).unwrap(),
+                false => drop(fs::remove_file(&injected)),
+            }
+            continue;
+        }
+        // Where nothing changes, there is none.
+        let wanted = match (fs::read_to_string(&injected), done.ok) {
+            (Ok(wanted), _) => wanted,
+            (Err(_), true) => case.text.clone(),
+            (Err(_), false) => String::new(),
+        };
+        if done.out != wanted || fs::read_to_string(&said).unwrap_or_default() != done.said {
+            wrong.push(case.name());
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "see `WEIR_GOLDEN=write cargo test --test inject && git diff` for {wrong:?}"
+    );
+}
+
+#[test]
+fn injected_twice_is_injected_once() {
+    for (case, once) in fit() {
+        let twice = weir(&case.options(), &once.out);
+        assert!(twice.ok, "{}: {}", case.name(), twice.said);
+        assert_eq!(twice.out, once.out, "{}", case.name());
+    }
+}
+
+#[test]
+fn what_is_injected_can_be_taken_out() {
+    for (case, done) in fit() {
+        let out = weir(&["--uninject"], &done.out);
+        assert!(out.ok, "{}: {}", case.name(), out.said);
+        assert_eq!(objects(&out.out), objects(&case.text), "{}", case.name());
+        if !done.said.contains("is lost") {
+            assert_eq!(comments(&out.out), comments(&case.text), "{}", case.name());
+        }
+    }
+}
+
+fn comments(text: &str) -> Vec<&str> {
+    let comment = |line| Some(str::split_once(line, "# ")?.1);
+    text.lines().filter_map(comment).collect()
+}
+
+#[test]
+fn comments_stay_or_are_told_to_be_lost() {
+    for (case, done) in fit() {
+        let is_meant = case.name() == "anchor-of-what-changes";
+        assert_eq!(done.said.contains("is lost"), is_meant, "{}", case.name());
+        if !done.said.contains("is lost") {
+            assert_eq!(comments(&done.out), comments(&case.text), "{}", case.name());
+        }
+    }
+}
+
+#[test]
+fn nothing_comes_out_where_one_is_unfit() {
+    for case in cases() {
+        let done = case.inject();
+        if !done.ok {
+            assert_eq!(done.out, "", "{}", case.name());
+            assert!(done.said.starts_with("error: "), "{}", done.said);
+        }
+    }
+}
+
+#[test]
+fn json_says_the_same_as_yaml() {
+    for (case, done) in fit() {
+        let options = [case.options(), vec!["-o", "json"]].concat();
+        let json = weir(&options, &case.text).out;
+        assert!(serde_json::from_str::<Value>(&json).is_ok(), "{json}");
+        assert_eq!(objects(&json), objects(&done.out), "{}", case.name());
+    }
+}
+
+/// The configuration of a pod's weir, where the text has it.
+fn configuration(pod: &Value, beside: &[Value]) -> Option<String> {
+    let volumes = pod["spec"]["volumes"].as_array()?;
+    let volume = volumes
+        .iter()
+        .find(|volume| volume["name"] == "weir-config")?;
+    let text = match volume["configMap"]["name"].as_str() {
+        Some(name) => {
+            let is_it = |object: &&Value| {
+                object["kind"] == "ConfigMap" && object["metadata"]["name"] == name
+            };
+            &beside.iter().find(is_it)?["data"]["weir.yaml"]
+        }
+        None => &pod["metadata"]["annotations"]["weir.dev/config-inline"],
+    };
+    text.as_str().map(str::to_owned)
+}
+
+#[test]
+fn what_weir_is_configured_by_is_right_and_agrees_with_the_pod() {
+    let mut seen = 0;
+    for (case, done) in fit() {
+        for pod in pods(&done.out) {
+            let Some(container) = weir_in(&pod).filter(|it| it["env"].is_array()) else {
+                continue;
+            };
+            let Some(text) = configuration(&pod, &objects(&done.out)) else {
+                continue;
+            };
+            let env: Map<String, Value> = container["env"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|entry| {
+                    let name = entry["name"].as_str().unwrap().to_owned();
+                    (name, entry["value"].clone())
+                })
+                .collect();
+            let told = |name: &str| env.get(name)?.as_str().map(str::to_owned);
+            let config = config::check::parse(&text, &told);
+            let config = config.unwrap_or_else(|wrong| panic!("{}: {wrong:?}", case.name()));
+            let declared: Vec<_> = container["ports"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|port| port["containerPort"].as_u64().unwrap())
+                .collect();
+            let metrics = config.metrics_address.unwrap();
+            assert_eq!(declared[1], u64::from(metrics.port()));
+            assert_eq!(
+                told("WEIR_ADMIN_PORT").unwrap(),
+                config.admin.address.port().to_string()
+            );
+            assert!(config.admin.address.ip().is_loopback());
+            let grace = pod["spec"]["terminationGracePeriodSeconds"]
+                .as_u64()
+                .unwrap_or(30);
+            let ends = (config.propagation_delay + config.drain).as_secs();
+            let native = container["restartPolicy"] == "Always";
+            assert!(
+                ends <= grace || !native && ends <= grace.max(25),
+                "{}",
+                case.name()
+            );
+            seen += 1;
+        }
+    }
+    assert!(seen >= 20, "{seen}");
+}
+
+#[test]
+fn an_injected_pod_meets_the_restricted_standard_but_for_the_redirect_step() {
+    for (case, done) in fit() {
+        for pod in pods(&done.out) {
+            let redirect = containers(&pod, "initContainers")
+                .into_iter()
+                .find(|container| container["name"] == "weir-redirect");
+            for container in weir_in(&pod).into_iter().chain(redirect) {
+                if container["env"].is_null() && container["name"] == "weir" {
+                    continue; // Put in by hand.
+                }
+                let context = &container["securityContext"];
+                let step = container["name"] == "weir-redirect";
+                assert_eq!(
+                    context["allowPrivilegeEscalation"],
+                    false,
+                    "{}",
+                    case.name()
+                );
+                assert_eq!(context["readOnlyRootFilesystem"], true);
+                assert_eq!(context["runAsNonRoot"], !step);
+                assert_eq!(context["capabilities"]["drop"][0], "ALL");
+                assert_eq!(context["capabilities"]["add"].is_null(), !step);
+                assert_eq!(context["seccompProfile"]["type"], "RuntimeDefault");
+                for request in ["cpu", "memory"] {
+                    assert!(container["resources"]["requests"][request].is_string());
+                }
+            }
+        }
+    }
+}
+
+/// Kubernetes finds the port that a name stands for in the containers first, and in init containers from 1.32 alone.
+#[test]
+fn names_of_ports_lead_to_weir_and_probes_to_the_app() {
+    let mut seen = 0;
+    for (case, done) in fit() {
+        for (before, after) in pods(&case.text).iter().zip(pods(&done.out)) {
+            let Some(container) = weir_in(&after).filter(|it| it["env"].is_array()) else {
+                continue;
+            };
+            let redirected = after["metadata"]["annotations"]["weir.dev/mode"] == "redirect";
+            let told = |name: &str| {
+                let env = container["env"].as_array().unwrap();
+                let entry = env.iter().find(|entry| entry["name"] == name)?;
+                entry["value"].as_str()?.parse::<u64>().ok()
+            };
+            if redirected {
+                continue;
+            }
+            let (app, weir) = (told("WEIR_APP_PORT").unwrap(), told("WEIR_PORT").unwrap());
+            for old in containers(before, "containers") {
+                let now = containers(&after, "containers")
+                    .into_iter()
+                    .find(|now| now["name"] == old["name"])
+                    .unwrap();
+                for port in old["ports"].as_array().into_iter().flatten() {
+                    let Some(name) = port["name"].as_str() else {
+                        continue;
+                    };
+                    let was = port["containerPort"].as_u64().unwrap();
+                    let leads = if was == app { weir } else { was };
+                    assert_eq!(
+                        resolve(&now, &port["name"]),
+                        Some(leads),
+                        "{} {name}",
+                        case.name()
+                    );
+                    seen += 1;
+                }
+                for probe in ["readinessProbe", "livenessProbe", "startupProbe"] {
+                    for kind in ["httpGet", "tcpSocket", "grpc"] {
+                        assert_eq!(
+                            resolve(&now, &now[probe][kind]["port"]),
+                            resolve(&old, &old[probe][kind]["port"]),
+                            "{} {probe}",
+                            case.name()
+                        );
+                    }
+                }
+            }
+        }
+    }
+    assert!(seen >= 10, "{seen}");
+}
+
+/// The number of a port of a container, by number or name.
+fn resolve(container: &Value, port: &Value) -> Option<u64> {
+    let name = match port {
+        Value::String(name) => name,
+        number => return number.as_u64(),
+    };
+    let ports = container["ports"].as_array()?;
+    let port = ports.iter().find(|port| port["name"] == name.as_str())?;
+    port["containerPort"].as_u64()
+}
+
+#[test]
+fn a_broken_text_is_told_with_its_place() {
+    let done = weir(&[], "kind: Pod\nspec: [\n");
+    assert!(!done.ok && done.out.is_empty());
+    assert!(
+        done.said.starts_with("error: no YAML: line "),
+        "{}",
+        done.said
+    );
+}
+
+#[test]
+fn a_file_is_read_by_its_name() {
+    let case = cases()
+        .into_iter()
+        .find(|case| case.name() == "helm-web")
+        .unwrap();
+    let named = weir(&[case.path.to_str().unwrap()], "");
+    assert_eq!(named.out, case.inject().out);
+    let missing = weir(&["/nowhere.yaml"], "");
+    assert!(
+        missing.said.contains("cannot read /nowhere.yaml"),
+        "{}",
+        missing.said
+    );
+}

@@ -1,0 +1,202 @@
+//! An app's probes in redirect mode: what `weir inject` makes of them, asked of a weir that runs, in front of an app that runs.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a broken step of a test is a failed test"
+)]
+
+mod harness;
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::time::Duration;
+
+use harness::peers::Peer;
+use harness::process::{Running, file};
+use harness::{Client, Upstream};
+use serde_json::{Value, json};
+use weir::inject::{Mode, Namespace, Outcome, Settings, inject_pod};
+
+/// A pod's probes as they were, and a weir that has them.
+struct Pod {
+    weir: Running,
+    /// Where each rewritten probe goes, by container and kind.
+    paths: BTreeMap<(String, String), String>,
+}
+
+impl Pod {
+    fn new(containers: Value) -> Pod {
+        let mut pod = json!({"metadata": {}, "spec": {"containers": containers}});
+        let settings = Settings {
+            mode: Mode::Redirect,
+            ..Settings::default()
+        };
+        let outcome = inject_pod(&mut pod, &Namespace::default(), &settings).unwrap();
+        assert!(matches!(outcome, Outcome::Injected(_)), "{outcome:?}");
+        let mut paths = BTreeMap::new();
+        for container in pod["spec"]["containers"].as_array().unwrap() {
+            for (kind, probe) in container.as_object().unwrap() {
+                if let Some(get) = probe.get("httpGet") {
+                    assert_eq!(get["port"], settings.metrics_port);
+                    let name = container["name"].as_str().unwrap().to_owned();
+                    let path = get["path"].as_str().unwrap().to_owned();
+                    paths.insert((name, kind.clone()), path);
+                }
+            }
+        }
+        let sidecar = &pod["spec"]["initContainers"][1];
+        let env = sidecar["env"].as_array().unwrap();
+        let probes = env
+            .iter()
+            .find(|entry| entry["name"] == "WEIR_APP_PROBES")
+            .unwrap();
+        let config = file(
+            "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:9\n\
+             admin: {address: 127.0.0.1:0}\nmetrics: {address: 127.0.0.1:0}\n",
+        );
+        let variable = ("WEIR_APP_PROBES", probes["value"].as_str().unwrap());
+        let weir = Running::start_as("proxy", config.path(), &[variable]);
+        Pod { weir, paths }
+    }
+
+    /// As the kubelet asks.
+    fn probe(&self, container: &str, kind: &str) -> (u16, String) {
+        let path = &self.paths[&(container.to_owned(), kind.to_owned())];
+        let reply = Client::to(self.weir.metrics.as_ref().unwrap()).get(path);
+        let body: Value = serde_json::from_str(&reply.body).unwrap();
+        let detail = body["detail"].as_str().unwrap_or_default();
+        (reply.status, detail.to_owned())
+    }
+}
+
+/// A port where nobody listens.
+fn closed() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+fn port(upstream: &Upstream) -> u16 {
+    let url = upstream.url();
+    url.rsplit_once(':').unwrap().1.parse().unwrap()
+}
+
+#[test]
+fn a_probe_by_http_asks_the_app_what_the_kubelet_would_have() {
+    let app = Upstream::replying(|head| {
+        let status = if head.starts_with("GET /ready?full=1 ") {
+            "204 No Content"
+        } else {
+            "500 Oh"
+        };
+        format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n").replace(
+            "Content-Length: 0\r\n",
+            match status {
+                "204 No Content" => "",
+                _ => "Content-Length: 0\r\n",
+            },
+        )
+    });
+    let pod = Pod::new(json!([{"name": "web",
+        "ports": [{"name": "http", "containerPort": port(&app)}],
+        "readinessProbe": {"httpGet": {"path": "/ready?full=1", "port": "http", "httpHeaders": [{"name": "X-Probe", "value": "kubelet"}]}},
+        "livenessProbe": {"httpGet": {"path": "/live", "port": port(&app)}},
+        "startupProbe": {"httpGet": {"path": "/", "port": closed()}},
+    }]));
+    assert_eq!(pod.probe("web", "readinessProbe"), (200, String::new()));
+    let head = app.wait_for_request().to_lowercase();
+    assert!(head.contains("\r\nx-probe: kubelet\r\n"), "{head}");
+    assert!(
+        head.contains(&format!("\r\nhost: localhost:{}\r\n", port(&app))),
+        "{head}"
+    );
+    assert_eq!(
+        pod.probe("web", "livenessProbe"),
+        (503, "status 500".to_owned())
+    );
+    let (status, detail) = pod.probe("web", "startupProbe");
+    assert!(status == 503 && detail.contains("refused"), "{detail}");
+}
+
+#[test]
+fn a_probe_by_tcp_fails_where_nobody_listens() {
+    let app = Upstream::answering("");
+    let pod = Pod::new(json!([{"name": "web",
+        "readinessProbe": {"tcpSocket": {"port": port(&app)}},
+        "livenessProbe": {"tcpSocket": {"port": closed()}},
+    }]));
+    assert_eq!(pod.probe("web", "readinessProbe").0, 200);
+    assert_eq!(pod.probe("web", "livenessProbe").0, 503);
+}
+
+#[test]
+fn a_probe_by_grpc_passes_while_the_service_serves() {
+    let mut app = Peer::start("grpc_health_server.py", &[]);
+    let port: u16 = app.line().parse().unwrap();
+    let probe = |service: &str| json!({"grpc": {"port": port, "service": service}});
+    let pod = Pod::new(json!([
+        {"name": "all", "readinessProbe": {"grpc": {"port": port}}, "startupProbe": probe("shop.v1.Nobody")},
+        {"name": "one", "readinessProbe": probe("shop.v1.Cart"), "livenessProbe": probe("shop.v1.Orders")},
+    ]));
+    assert_eq!(pod.probe("all", "readinessProbe"), (200, String::new()));
+    assert_eq!(pod.probe("one", "readinessProbe"), (200, String::new()));
+    assert_eq!(
+        pod.probe("one", "livenessProbe"),
+        (503, "NOT_SERVING".to_owned())
+    );
+    // NOT_FOUND.
+    assert_eq!(
+        pod.probe("all", "startupProbe"),
+        (503, "grpc-status 5".to_owned())
+    );
+}
+
+#[test]
+fn an_app_that_does_not_answer_fails_its_probe_in_its_time() {
+    let app = Upstream::held();
+    let pod = Pod::new(json!([{"name": "web",
+        "readinessProbe": {"httpGet": {"port": port(&app)}, "timeoutSeconds": 1},
+    }]));
+    let began = weir::clock::now();
+    let answered = pod.probe("web", "readinessProbe");
+    assert_eq!(answered, (503, "no answer within 1 s".to_owned()));
+    assert!(began.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn only_the_pods_own_probes_are_asked() {
+    let app = Upstream::answering("");
+    let pod =
+        Pod::new(json!([{"name": "web", "readinessProbe": {"httpGet": {"port": port(&app)}}}]));
+    let mut client = Client::to(pod.weir.metrics.as_ref().unwrap());
+    for path in [
+        "/app-health/web/livez",
+        "/app-health/",
+        "/app-health/web/readyz/",
+        "/live",
+        "/v1/limits",
+    ] {
+        assert_eq!(client.get(path).status, 404, "{path}");
+    }
+    assert_eq!(
+        client
+            .send("POST", "/app-health/web/readyz", &[], "")
+            .status,
+        405
+    );
+    assert_eq!(pod.weir.admin().get("/app-health/web/readyz").status, 200);
+}
+
+#[test]
+fn probes_that_are_none_keep_weir_from_starting() {
+    let config =
+        file("listen: 127.0.0.1:0\nupstream: http://127.0.0.1:9\nadmin: {address: 127.0.0.1:0}\n");
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["proxy", "-c"])
+        .arg(config.path())
+        .env("WEIR_APP_PROBES", "{\"/a\": 1}")
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("WEIR_APP_PROBES: "), "{said}");
+}

@@ -1,0 +1,134 @@
+"""What `weir inject` makes of tests/inject: Kubernetes takes it, checkov finds no more in it than before, and a sidecar of it runs."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import kubernetes_validate
+import yaml
+
+import chart
+import running
+
+ROOT = Path(__file__).resolve().parents[2]
+INJECTED = sorted((ROOT / "tests/inject").glob("*.injected.yaml"))
+# Native sidecars need 1.29; a plain container goes further back.
+PLAIN = ("plain-container",)
+OLDEST = "1.25"
+# Of operators: no schema is at hand.
+FOREIGN = ("argoproj.io/",)
+
+
+def documents(path: Path) -> list[dict]:
+    found: list[dict] = []
+    for document in yaml.safe_load_all(path.read_text()):
+        if document:
+            found += document["items"] if document["kind"] == "List" else [document]
+    return [document for document in found if not document["apiVersion"].startswith(FOREIGN)]
+
+
+def name(path: Path) -> str:
+    return path.name.removesuffix(".injected.yaml")
+
+
+def before(path: Path) -> Path:
+    return path.with_name(name(path) + ".yaml")
+
+
+def template(document: dict) -> dict:
+    """The pod of a workload."""
+    spec = document.get("spec", {})
+    return document if document["kind"] == "Pod" else spec.get("jobTemplate", {}).get("spec", spec).get("template", {})
+
+
+def sidecar(document: dict) -> dict | None:
+    spec = template(document).get("spec") or {}
+    containers = [*spec.get("initContainers", []), *spec.get("containers", [])]
+    return next((container for container in containers if container["name"] == "weir" and "env" in container), None)
+
+
+def valid() -> Iterator[str]:
+    """Every injected object is one of Kubernetes' of each version, and weir's container is `restricted`."""
+    if len(INJECTED) < 20:
+        yield f"there are only {len(INJECTED)} golden files"
+    for path in INJECTED:
+        for document in documents(path):
+            for version in [OLDEST] if name(path) in PLAIN else chart.VERSIONS:
+                try:
+                    kubernetes_validate.validate(document, version, strict=True)
+                except Exception as error:  # noqa: BLE001 - an unknown kind or version, too
+                    yield f"{name(path)}: {version}: {chart.named(document)}: {error}"
+            if container := sidecar(document):
+                volumes = [volume for volume in template(document)["spec"]["volumes"] if volume["name"].startswith("weir-")]
+                yield from (f"{name(path)}: {fault}" for fault in chart.unrestricted({"containers": [container], "volumes": volumes}))
+
+
+def monitored() -> Iterator[str]:
+    """The chart's PodMonitor sees every injected pod."""
+    monitor = chart.values_of_chart()["monitoring"]["podMonitor"]
+    for path in INJECTED:
+        for document in documents(path):
+            if container := sidecar(document):
+                labels = template(document)["metadata"]["labels"]
+                if not monitor["matchLabels"].items() <= labels.items() or monitor["port"] not in [port["name"] for port in container["ports"]]:
+                    yield f"{name(path)}: {chart.named(document)}"
+
+
+def findings(folder: Path) -> set[tuple[str, str, str]]:
+    """What checkov finds, by file, object and check."""
+    checkov = Path(sys.executable).with_name("checkov")
+    said = subprocess.run([checkov, "--framework", "kubernetes", "--skip-download", "--compact", "--quiet", "-o", "json", "-d", folder], capture_output=True, text=True)
+    found = json.loads(said.stdout)
+    if found["summary"]["passed"] < 100:
+        raise RuntimeError(f"checkov looked at too little: {found['summary']}")
+    return {(Path(fault["file_path"]).name, fault["resource"], f"{fault['check_id']} {fault['check_name']}") for fault in found["results"]["failed_checks"]}
+
+
+def policy() -> Iterator[str]:
+    """checkov finds nothing that was not there before, but what tests/kube/checkov-inject.yaml explains."""
+    explained = yaml.safe_load((ROOT / "tests/kube/checkov-inject.yaml").read_text())
+    with tempfile.TemporaryDirectory(prefix="weir-kube-") as folder:
+        for kind in ("before", "after"):
+            (Path(folder) / kind).mkdir()
+        for path in INJECTED:
+            for kind, source in (("before", before(path)), ("after", path)):
+                # A list is its objects to checkov, and a pod without a name is none.
+                made = [document for document in documents(source) if "name" in document["metadata"]]
+                (Path(folder) / kind / f"{name(path)}.yaml").write_text(yaml.safe_dump_all(made))
+        added = findings(Path(folder) / "after") - findings(Path(folder) / "before")
+    met = set()
+    for file, resource, check in sorted(added):
+        number = check.split()[0]
+        met.add(number)
+        if number not in explained:
+            yield f"{check}: {file} {resource}"
+    yield from (f"tests/kube/checkov-inject.yaml explains {check}, which is not found any more" for check in set(explained) - met)
+
+
+def started(weir: Path) -> Iterator[str]:
+    """An injected sidecar, run as the pod would: its probes pass, it serves the app, it ends in time; ports and folders apart."""
+    document = next(document for document in documents(ROOT / "tests/inject/helm-web.injected.yaml") if document["kind"] == "Deployment")
+    pod, container, app = template(document), sidecar(document), running.free_port()
+    text = pod["metadata"]["annotations"]["weir.dev/config-inline"].replace(":8080", f":{app}")
+    with tempfile.TemporaryDirectory(prefix="weir-kube-") as folder, ExitStack() as stack:
+        ports = {port: running.free_port() for port in (9900, 9901, 9902)}
+        for port, free in ports.items():
+            text = text.replace(f":{port}", f":{free}")
+        (Path(folder) / "weir.yaml").write_text(text)
+        running.start(stack, Path(folder) / "echo.log", [weir, "echo", "--address", f"127.0.0.1:{app}"])
+        proxy = running.start(stack, Path(folder) / "proxy.log", [weir, *(word.replace("/etc/weir/config", folder) for word in container["args"])])
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            command = [word.replace("/etc/weir/config", folder) for word in container[probe]["exec"]["command"]]
+            asked = lambda command=command: subprocess.run([weir, *command[1:]], capture_output=True).returncode == 0  # noqa: E731
+            running.eventually(f"{probe} passes", asked)
+        if running.get(f"http://127.0.0.1:{ports[9900]}/")[0] != 200:
+            yield "the app is not served"
+        if running.get(f"http://127.0.0.1:{ports[9902]}/metrics")[0] != 200:
+            yield "the metrics port does not serve metrics"
+        proxy.terminate()
+        if proxy.wait(30) != 0:
+            yield f"the sidecar ends with {proxy.returncode}"
