@@ -128,6 +128,32 @@ fn addresses_of_one_ipv6_client_share_a_key(store: Store) {
         ],
         [200, 429, 200]
     );
+    let one = [
+        "2001:db8::1",
+        "2001:db8:0:1::1",
+        "2001:db8:0:ff::1",
+        "2001:db8:0:100::1",
+        "2001:db8:0:100::2",
+    ];
+    for (prefix, statuses) in [
+        (56, [200, 429, 429, 200, 429]),
+        (128, [200; 5]),
+        (1, [200, 429, 429, 429, 429]),
+    ] {
+        let lane = Lane::start(&format!(
+            "listeners: [{{address: '127.0.0.1:0', client_ip: {{trusted_proxies: [127.0.0.1], ipv6_prefix: {prefix}}}}}]\nupstream: {}\n\
+             rate_limits: {{a: {{limit: 1/h, by: client.ip}}}}\nroutes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
+            Upstream::answering("ok").url(),
+            store.block()
+        ));
+        let ask = |ip: &str| {
+            let mut client = lane.connect();
+            client
+                .send("GET", "/", &[&format!("X-Forwarded-For: {ip}")], "")
+                .status
+        };
+        assert_eq!(one.map(ask), statuses, "{prefix}");
+    }
 }
 
 fn every_window_of_a_limit_must_admit_and_is_told(store: Store) {

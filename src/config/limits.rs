@@ -114,7 +114,7 @@ impl Period {
 /// A part of a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KeyPart {
-    /// IPv6 by its /64, since one client has as many addresses as it likes.
+    /// IPv6 by its network, of `ipv6_prefix` bits, since one client has as many addresses as it likes.
     ClientIp,
     /// Of the certificate that the client shows.
     ClientCertSubject,

@@ -65,4 +65,6 @@ pub struct Listener {
     pub tls_handshake: Duration,
     /// Whose X-Forwarded-For is believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// Bits by which limits tell clients with IPv6 addresses apart.
+    pub ipv6_prefix: u8,
 }

@@ -159,6 +159,7 @@ pub(super) async fn admit<'p>(
         query,
         client: client.ip,
         peer: conn.peer,
+        ipv6_prefix: conn.listener.ipv6_prefix,
         route: index,
         upstream: route.upstream(),
         session: None,

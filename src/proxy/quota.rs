@@ -38,6 +38,8 @@ pub(super) struct Facts<'a> {
     pub query: &'a [u8],
     pub client: IpAddr,
     pub peer: &'a Peer,
+    /// Of IPv6 addresses, the bits that tell clients apart.
+    pub ipv6_prefix: u8,
     pub route: usize,
     /// Where the route goes to one.
     pub upstream: Option<usize>,
@@ -404,7 +406,7 @@ impl<'a> Facts<'a> {
         match part {
             KeyPart::ClientIp => match self.client {
                 ip @ IpAddr::V4(_) if ip == self.peer.ip => text(&self.peer.text),
-                ip => Some(Cow::Owned(network(ip).into_bytes())),
+                ip => Some(Cow::Owned(network(ip, self.ipv6_prefix).into_bytes())),
             },
             KeyPart::ClientCertSubject => text(self.certificate()?.subject.as_deref()?),
             KeyPart::ClientCertSan => text(self.certificate()?.san.as_deref()?),
@@ -455,11 +457,14 @@ impl<'a> Facts<'a> {
     }
 }
 
-/// An IPv4 address, or the /64 of an IPv6 one.
-fn network(ip: IpAddr) -> String {
+/// An IPv4 address, or the network of so many bits of an IPv6 one.
+fn network(ip: IpAddr, ipv6_prefix: u8) -> String {
     match ip {
         IpAddr::V4(ip) => ip.to_string(),
-        IpAddr::V6(ip) => Ipv6Addr::from(u128::from(ip) >> 64 << 64).to_string(),
+        IpAddr::V6(ip) => {
+            let others = u128::MAX.checked_shr(ipv6_prefix.into()).unwrap_or(0);
+            Ipv6Addr::from(u128::from(ip) & !others).to_string()
+        }
     }
 }
 

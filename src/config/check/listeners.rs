@@ -104,9 +104,15 @@ impl Checker {
         let from =
             from.and_then(|at| self.believed(&key("proxy_protocol_from"), proxy_protocol, at));
         let tls = raw.tls.and_then(|at| self.listener_tls(&key("tls"), at));
-        let trusted = raw.client_ip.and_then(|at| at.value).map(|raw| {
-            let path = key("client_ip.trusted_proxies");
-            self.networks(&path, raw.trusted_proxies)
+        let client_ip = raw.client_ip.and_then(|at| at.value).unwrap_or_default();
+        let trusted = self.networks(&key("client_ip.trusted_proxies"), client_ip.trusted_proxies);
+        let prefix = client_ip.ipv6_prefix.and_then(|at| match at.value? {
+            bits @ 1..=128 => Some(bits),
+            bits => {
+                let message = format!("{bits} bits: an IPv6 address has 128, use 1 to 128");
+                self.say(&key("client_ip.ipv6_prefix"), at.line, at.column, message);
+                None
+            }
         });
         let limits = raw.limits.and_then(|at| at.value).unwrap_or_default();
         let timeouts = raw.timeouts.and_then(|at| at.value).unwrap_or_default();
@@ -151,7 +157,8 @@ impl Checker {
                 Span(10 * SECOND),
                 MINUTE,
             ),
-            trusted_proxies: trusted.unwrap_or_default(),
+            trusted_proxies: trusted,
+            ipv6_prefix: prefix.unwrap_or(64),
         }
     }
 
@@ -266,6 +273,24 @@ mod tests {
         };
         let config = parse(&text, &|_| None).map_err(said)?;
         Ok(config.listeners[0].clone())
+    }
+
+    #[test]
+    fn ipv6_clients_are_told_apart_by_1_to_128_bits() {
+        let read = |client_ip: &str| {
+            let listener = read(&format!("address: 0.0.0.0:1, client_ip: {{{client_ip}}}"));
+            listener.map(|listener| listener.ipv6_prefix)
+        };
+        assert_eq!(read(""), Ok(64));
+        assert_eq!(read("ipv6_prefix: 1"), Ok(1));
+        assert_eq!(read("ipv6_prefix: 128"), Ok(128));
+        for bits in [0, 129] {
+            let said = read(&format!("ipv6_prefix: {bits}")).unwrap_err();
+            let mend = format!(
+                "listeners[0].client_ip.ipv6_prefix: {bits} bits: an IPv6 address has 128, use 1 to 128"
+            );
+            assert!(said.contains(&mend), "{said}");
+        }
     }
 
     #[test]

@@ -32,11 +32,14 @@ pub struct Listener {
     pub timeouts: Option<At<Timeouts>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct ClientIp {
     /// Networks whose X-Forwarded-For is believed, walked from the right [default: none].
+    #[serde(default)]
     pub trusted_proxies: Vec<At<String>>,
+    /// Bits by which limits tell clients with IPv6 addresses apart, 1 to 128: one client has as many addresses of its network as it likes [default: 64].
+    pub ipv6_prefix: Option<At<u8>>,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]

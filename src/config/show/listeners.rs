@@ -32,6 +32,7 @@ pub(super) struct Listener<'c> {
 #[derive(Serialize)]
 struct ClientIp {
     trusted_proxies: Vec<String>,
+    ipv6_prefix: u8,
 }
 
 #[derive(Serialize)]
@@ -70,6 +71,7 @@ impl<'c> Listener<'c> {
             tls: listener.tls.as_ref().map(ListenerTls::new),
             client_ip: ClientIp {
                 trusted_proxies: texts(&listener.trusted_proxies),
+                ipv6_prefix: listener.ipv6_prefix,
             },
             limits: HeadAndBody {
                 max_connections: listener.max_connections,

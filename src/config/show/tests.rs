@@ -14,7 +14,7 @@ listeners:
     proxy_protocol_from: [10.0.0.0/8, "fd00::/8"]
     transparent: true
     tls: {certificates: [{cert: /a/1.pem, key: /a/1.key}, {cert: /a/2.pem, key: /a/2.key}], client_ca: /a/ca.pem, client_auth: optional, min_version: "1.3"}
-    client_ip: {trusted_proxies: [10.0.0.0/8, "::1"]}
+    client_ip: {trusted_proxies: [10.0.0.0/8, "::1"], ipv6_prefix: 56}
     limits: {max_connections: 3, max_header_bytes: 9KiB, max_headers: 7, max_body: 1000B, max_concurrent_streams: 6, max_handshakes: 5}
     timeouts: {header_read: 1500ms, request_read: 4s, keep_alive: 1h30m, stream_idle: 2d, tls_handshake: 3s}
   - {name: socket, address: "unix:/a/in.sock", socket_mode: "0600"}
