@@ -206,6 +206,13 @@ fn check(yaml: &str) {
     let output = Command::new(env!("CARGO_BIN_EXE_weir"))
         .args(["check", "-c"])
         .arg(config.path())
+        .envs([
+            ("REDIS_PASSWORD", "secret"),
+            ("DATABASE_URL", "postgres://weir:secret@primary/weir"),
+            ("DATABASE_READ_URL", "postgres://weir:secret@replica/weir"),
+            ("AUDIT_KEY", "a secret of more than sixteen bytes"),
+            ("ADMIN_TOKEN", "secret"),
+        ])
         .output()
         .unwrap();
     assert!(output.status.success(), "{output:?}\n{text}");
@@ -218,6 +225,11 @@ fn every_file_that_is_shown_is_accepted() {
     for (yaml, _) in shown {
         check(yaml);
     }
+}
+
+#[test]
+fn the_file_for_production_is_accepted() {
+    check(include_str!("../config/production.yaml"));
 }
 
 #[test]
