@@ -223,6 +223,9 @@ fn json_says_the_same_as_yaml() {
         let json = weir(&options, &case.text).out;
         assert!(serde_json::from_str::<Value>(&json).is_ok(), "{json}");
         assert_eq!(objects(&json), objects(&done.out), "{}", case.name());
+        // What comes in as JSON goes out as JSON.
+        let was_json = serde_json::from_str::<Value>(&case.text).is_ok();
+        assert!(!was_json || serde_json::from_str::<Value>(&done.out).is_ok());
     }
 }
 
@@ -418,4 +421,33 @@ fn a_file_is_read_by_its_name() {
         "{}",
         missing.said
     );
+}
+
+#[test]
+fn the_page_tells_of_every_annotation() {
+    let page = include_str!("../docs/inject.md");
+    let mut told: Vec<_> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `weir.dev/")?.split_once('`'))
+        .map(|(name, _)| format!("weir.dev/{name}"))
+        .collect();
+    told.sort();
+    let pod = "{apiVersion: v1, kind: Pod, metadata: {name: a, annotations: {weir.dev/zzzzzzzzzzzzzzzz: ''}}, \
+               spec: {containers: [{name: a, ports: [{containerPort: 80}]}]}}";
+    let said = weir(&[], pod).said;
+    let (_, known) = said.split_once("known here: ").unwrap();
+    let mut known: Vec<_> = known.trim_end().split(", ").map(str::to_owned).collect();
+    known.sort();
+    assert_eq!(told, known);
+}
+
+#[test]
+fn the_configuration_that_the_page_shows_is_the_one_of_a_golden_file() {
+    let page = include_str!("../docs/inject.md");
+    let (_, shown) = page.split_once("  ```yaml\n").unwrap();
+    let (shown, _) = shown.split_once("  ```").unwrap();
+    let golden = include_str!("inject/config-map.yaml");
+    for line in shown.lines() {
+        assert!(golden.contains(line.trim()), "{line}");
+    }
 }
