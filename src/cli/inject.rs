@@ -35,6 +35,9 @@ pub struct Sidecar {
     /// weir's image.
     #[arg(long, default_value_t = Settings::default().image)]
     image: String,
+    /// The image with nft beside weir, for the first step of redirect mode.
+    #[arg(long, value_name = "IMAGE", default_value_t = Settings::default().redirect_image)]
+    redirect_image: String,
     /// When the kubelet pulls it.
     #[arg(long, value_enum, default_value_t = PullPolicy::IfNotPresent)]
     image_pull_policy: PullPolicy,
@@ -74,6 +77,7 @@ impl From<Sidecar> for Settings {
     fn from(given: Sidecar) -> Settings {
         Settings {
             image: given.image,
+            redirect_image: given.redirect_image,
             pull_policy: given.image_pull_policy,
             native_sidecar: given.native_sidecar,
             mode: given.mode,

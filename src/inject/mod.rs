@@ -6,6 +6,7 @@ mod given;
 pub mod manifest;
 mod ports;
 mod probes;
+pub mod rules;
 mod services;
 mod sidecar;
 mod text;
@@ -27,6 +28,8 @@ const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     pub image: String,
+    /// With nft in it: of the step that redirects.
+    pub redirect_image: String,
     pub pull_policy: PullPolicy,
     /// An init container with `restartPolicy: Always`, which Kubernetes has from 1.29, rather than a container beside the app's.
     pub native_sidecar: bool,
@@ -55,6 +58,7 @@ impl Default for Settings {
     fn default() -> Settings {
         Settings {
             image: concat!("weir:", env!("CARGO_PKG_VERSION")).to_owned(),
+            redirect_image: concat!("weir-redirect:", env!("CARGO_PKG_VERSION")).to_owned(),
             pull_policy: PullPolicy::IfNotPresent,
             native_sidecar: true,
             mode: Mode::Port,

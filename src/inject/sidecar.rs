@@ -209,7 +209,7 @@ pub(super) fn redirect(made: &Made) -> Value {
     let skip: Vec<_> = skip.iter().map(u16::to_string).collect();
     let mut step = json!({
         "name": REDIRECT,
-        "image": settings.image,
+        "image": settings.redirect_image,
         "imagePullPolicy": pull_policy(settings),
         "args": [
             "redirect", "--apply",
@@ -227,7 +227,7 @@ pub(super) fn redirect(made: &Made) -> Value {
             "runAsNonRoot": false,
             "runAsUser": 0,
             "runAsGroup": 0,
-            "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"]},
+            "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN"]},
             "seccompProfile": {"type": "RuntimeDefault"},
         },
     });
