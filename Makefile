@@ -11,7 +11,7 @@ run: ## Start the demo: weir in front of weir echo, until Ctrl-C (WEIR_PORT=8081
 	@config/demo.sh
 
 test: peers ## Run every test
-	@tests/need.sh curl openssl redis-server postgresql libfaketime iproute2 iptables
+	@tests/need.sh curl openssl redis-server postgresql libfaketime iproute2 iptables nftables
 	@tests/otlp-venv.sh
 	cargo test --all-targets
 

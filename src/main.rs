@@ -53,6 +53,12 @@ Example: weir inject --uninject deployment.yaml
 Annotations of the pod, and of its namespace, go before the options; see docs/inject.md.
 What became of each workload is said on standard error.";
 
+const REDIRECT: &str = "\
+Example: weir redirect --apply --to 9900 --uid 65532 --skip-inbound-ports 9902,9000-9010
+Example: weir redirect --remove
+Needs nft, root and the capability NET_ADMIN, but for --print; see docs/ways-in.md.
+Then: nft list table inet weir";
+
 /// A reverse proxy that puts rate limits, circuit breakers, sessions and audit in front of any app.
 #[derive(Parser)]
 #[command(version, after_help = EXIT_CODES)]
@@ -111,6 +117,9 @@ enum Command {
     /// Put weir into the pods of a Kubernetes manifest, or take it out.
     #[command(after_help = INJECT)]
     Inject(Box<cli::inject::Arguments>),
+    /// Have the kernel redirect what comes in to weir, or stop it: what redirect mode begins with in Kubernetes.
+    #[command(after_help = REDIRECT)]
+    Redirect(cli::redirect::Arguments),
     /// Read the audit database.
     #[command(after_help = AUDIT)]
     Audit(cli::audit::Arguments),
@@ -164,6 +173,7 @@ fn main() -> ExitCode {
         Command::Check { file, print } => cli::check::run(&file.config, print),
         Command::Schema => print_schema(),
         Command::Session(arguments) => cli::session::run(arguments),
+        Command::Redirect(arguments) => cli::redirect::run(arguments),
         Command::Inject(arguments) => cli::inject::run(*arguments),
         Command::Echo { address } => cli::echo::run(address),
         Command::Healthcheck(arguments) => cli::healthcheck::run(arguments),

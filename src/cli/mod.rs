@@ -8,6 +8,7 @@ pub mod echo;
 pub mod healthcheck;
 pub mod inject;
 pub mod migrate;
+pub mod redirect;
 pub mod run;
 pub mod session;
 mod show;
