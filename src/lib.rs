@@ -17,6 +17,7 @@ pub mod net;
 pub mod plan;
 pub mod policy;
 pub mod proxy;
+pub mod redirect;
 pub mod store;
 pub mod telemetry;
 pub mod upstream;

@@ -54,9 +54,10 @@ Annotations of the pod, and of its namespace, go before the options; see docs/in
 What became of each workload is said on standard error.";
 
 const REDIRECT: &str = "\
-Example: weir redirect --apply --to 9900 --uid 65532 --skip-inbound-ports 9902,9090
-Example: weir redirect --print
-It runs nft with the capability NET_ADMIN; `nft list table inet weir` shows what is there. See docs/ways-in.md.";
+Example: weir redirect --apply --to 9900 --uid 65532 --skip-inbound-ports 9902,9000-9010
+Example: weir redirect --remove
+Needs nft, root and the capability NET_ADMIN, but for --print; see docs/ways-in.md.
+Then: nft list table inet weir";
 
 /// A reverse proxy that puts rate limits, circuit breakers, sessions and audit in front of any app.
 #[derive(Parser)]
@@ -116,7 +117,7 @@ enum Command {
     /// Put weir into the pods of a Kubernetes manifest, or take it out.
     #[command(after_help = INJECT)]
     Inject(Box<cli::inject::Arguments>),
-    /// Have the kernel hand weir what comes into this network namespace: the first step of a pod in redirect mode.
+    /// Have the kernel redirect what comes in to weir, or stop it: what redirect mode begins with in Kubernetes.
     #[command(after_help = REDIRECT)]
     Redirect(cli::redirect::Arguments),
     /// Read the audit database.

@@ -339,6 +339,7 @@ fn every_command_has_an_example_and_mends_a_misspelt_flag() {
         "healthcheck",
         "session",
         "echo",
+        "redirect",
         "audit",
     ] {
         assert!(help.contains(command), "{help}");
@@ -355,6 +356,7 @@ fn every_command_has_an_example_and_mends_a_misspelt_flag() {
         (["check", "--prnt"], "'--print'"),
         (["echo", "--adress"], "'--address'"),
         (["healthcheck", "--addres"], "'--address'"),
+        (["redirect", "--aply"], "'--apply'"),
         (["audit", "qury"], "'query'"),
     ] {
         let (code, said) = weir(&arguments);

@@ -18,6 +18,7 @@ const FLOORS: [&[&str]; 4] = [
         "http2",
         "intern",
         "keys",
+        "redirect",
         "telemetry",
     ],
     &["clock", "inject", "net", "policy"],
@@ -26,7 +27,7 @@ const FLOORS: [&[&str]; 4] = [
 ];
 
 /// No I/O, no clock, no randomness.
-const PURE: [&str; 4] = ["http1", "http2", "inject", "policy"];
+const PURE: [&str; 5] = ["http1", "http2", "inject", "policy", "redirect"];
 
 const IMPURE: [&str; 16] = [
     "tokio",

@@ -1,4 +1,4 @@
-//! The rules of `weir redirect` in network namespaces of the test's own, with weir behind them. It needs root, iproute2 and nftables.
+//! `weir redirect` in network namespaces of the test's own, with the real kernel, nft and `weir proxy`. It needs root, iproute2 and nftables.
 
 #![expect(
     clippy::unwrap_used,
@@ -7,234 +7,290 @@
 
 mod harness;
 
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Command;
 
-use harness::process::{Log, file};
+use harness::netns::{Net, said};
+use harness::process::file;
 
-/// Whom weir runs as, and whom the app.
-const WEIR: &str = "65532";
-const APP: u32 = 1000;
+const WEIR: &str = env!("CARGO_BIN_EXE_weir");
+/// What `weir inject` writes.
+const INJECTED: &str = include_str!("inject/redirect.injected.yaml");
+const PAGE: &str = include_str!("../docs/ways-in.md");
 
-/// A client's namespace and a pod's, joined by a cable.
-struct Pod {
-    name: String,
-    children: Vec<Child>,
+/// As the user that weir is in a pod, but that it may read what the test has built and written.
+const AS_WEIR: [&str; 7] = [
+    "setpriv",
+    "--reuid=65532",
+    "--regid=65532",
+    "--clear-groups",
+    "--inh-caps=+dac_read_search",
+    "--ambient-caps=+dac_read_search",
+    "--",
+];
+
+/// root with no more than the rules take.
+const AS_INIT_STEP: [&str; 4] = [
+    "setpriv",
+    "--bounding-set=-all,+net_admin,+dac_read_search",
+    "--inh-caps=-all",
+    "--",
+];
+
+/// The arguments of the injector's init container.
+fn injected() -> Vec<&'static str> {
+    let line = INJECTED.lines().find_map(|line| {
+        let line = line.trim().strip_prefix("args: [redirect, ")?;
+        line.strip_suffix(']')
+    });
+    let arguments = line.unwrap().split(", ");
+    arguments.map(|word| word.trim_matches('"')).collect()
 }
 
-const SETUP: &str = "
-    ip netns add $N-a; ip netns add $N-b
-    ip link add veth0 netns $N-a type veth peer name veth0 netns $N-b
-    for s in a b; do ip -n $N-$s link set lo up; ip -n $N-$s link set veth0 up; done
-    ip -n $N-a addr add 10.78.0.1/24 dev veth0; ip -n $N-a addr add fd78::1/64 dev veth0 nodad
-    ip -n $N-b addr add 10.78.0.2/24 dev veth0; ip -n $N-b addr add fd78::2/64 dev veth0 nodad";
+/// `weir redirect` where nothing can come of it; its exit code, and what it says.
+fn redirect(arguments: &[&str]) -> (Option<i32>, String) {
+    let output = Command::new(WEIR)
+        .arg("redirect")
+        .args(arguments)
+        .env("PATH", "/nonexistent")
+        .output();
+    (output.as_ref().unwrap().status.code(), said(output))
+}
+
+/// A pod with an app at two ports and weir at 9900, as the injector has it, but for the rules.
+struct Pod(Net);
 
 impl Pod {
     fn new(name: &str) -> Pod {
-        let pod = Pod {
-            name: format!("weir-{name}-{}", std::process::id()),
-            children: Vec::new(),
-        };
-        let made = Command::new("sh")
-            .args(["-ec", SETUP])
-            .env("N", &pod.name)
-            .output()
-            .unwrap();
-        assert!(
-            made.status.success(),
-            "this test makes network namespaces, as root and by `ip`, which `make test` installs: {made:?}"
+        let mut net = Net::new(name);
+        // An address that is the pod's without being that of its cable.
+        net.shell("ip -n $N-b addr add 10.88.0.1/32 dev lo");
+        for address in ["[::]:80", "[::]:9005"] {
+            net.start(&["echo", "--address", address], "address=");
+        }
+        let mut elsewhere = net.command("a", WEIR);
+        elsewhere.args(["echo", "--address", "[::]:80"]);
+        net.keep(elsewhere, "address=");
+
+        let config = file(
+            "version: 1\nlisteners: [{name: inbound, address: '[::]:9900', transparent: true}]\n\
+             upstreams: {app: {endpoints: ['http://127.0.0.1:9']}}\n\
+             admin: {address: '127.0.0.1:9901'}\nmetrics: {address: '0.0.0.0:9902'}\nruntime: {lanes: 1}\n",
         );
-        pod
+        let mut proxy = net.command("b", AS_WEIR[0]);
+        proxy.args(&AS_WEIR[1..]);
+        proxy.args([WEIR, "proxy", "-c"]).arg(config.path());
+        net.keep(proxy, "listening");
+        Pod(net)
     }
 
-    fn command(&self, side: &str, program: &str) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &format!("{}-{side}", self.name), program]);
-        command
-    }
-
-    /// `weir redirect`, as the pod's first step runs it.
-    fn redirect(&self, arguments: &[&str]) -> Output {
-        let mut command = self.command("b", env!("CARGO_BIN_EXE_weir"));
-        command.arg("redirect").args(arguments).output().unwrap()
+    #[track_caller]
+    fn redirect(&self, arguments: &[&str]) {
+        let mut command = self.0.command("b", AS_INIT_STEP[0]);
+        command.args(&AS_INIT_STEP[1..]).args([WEIR, "redirect"]);
+        let output = command.args(arguments).output();
+        assert!(output.as_ref().unwrap().status.success(), "{output:?}");
+        assert_eq!(said(output), "");
     }
 
     fn rules(&self) -> String {
-        said(self.command("b", "nft").args(["list", "ruleset"]))
+        said(
+            self.0
+                .command("b", "nft")
+                .args(["list", "ruleset"])
+                .output(),
+        )
     }
 
-    /// Starts weir in the pod, by this user, as `arguments` say, and waits for `part` in its log.
-    fn start(&mut self, user: &str, arguments: &[&str], part: &str) {
-        let mut command = self.command("b", "setpriv");
-        let mut child = command
-            .args(["--reuid", user, "--regid", user, "--clear-groups"])
-            .arg(env!("CARGO_BIN_EXE_weir"))
-            .args(arguments)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let log = Log::of(&mut child);
-        self.children.push(child);
-        log.until(part);
+    /// The client that weir names to who answers; nothing where that was not asked by weir.
+    fn asked_by(&self, side: &str, url: &str) -> String {
+        client(&self.0.curl(side, &[url]))
     }
 
-    /// What is at this URL, asked from one side.
-    fn ask(&self, side: &str, url: &str) -> String {
-        said(self.command(side, "curl").args(["-sS", "-m", "10", url]))
+    /// Likewise, asked by weir's own user.
+    fn asked_by_weir(&self, url: &str) -> String {
+        let mut command = self.0.command("b", AS_WEIR[0]);
+        command
+            .args(&AS_WEIR[1..])
+            .args(["curl", "-sS", "-m", "10"]);
+        client(&said(command.arg(url).output()))
     }
 
-    /// What is at this URL, asked by the app itself.
-    fn app_asks(&self, url: &str) -> String {
-        let mut command = self.command("b", "setpriv");
-        let user = APP.to_string();
-        command.args(["--reuid", &user, "--clear-groups", "curl"]);
-        said(command.args(["-sS", "-m", "10", url]))
-    }
-}
-
-fn said(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
-}
-
-impl Drop for Pod {
-    fn drop(&mut self) {
-        for child in &mut self.children {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        for side in ["a", "b"] {
-            let name = format!("{}-{side}", self.name);
-            let _ = Command::new("ip").args(["netns", "del", &name]).status();
-        }
+    /// What weir has been asked.
+    fn requests(&self) -> f64 {
+        let metrics = self.0.curl("b", &["http://127.0.0.1:9901/metrics"]);
+        let counts = metrics
+            .lines()
+            .filter(|line| line.starts_with("weir_requests_total{"))
+            .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap());
+        counts.sum()
     }
 }
 
-/// weir tells the app whom it asks for; what came past it does not say.
-fn came_through_weir(body: &str) -> bool {
-    assert!(body.contains("\"path\""), "no answer of the app: {body}");
-    body.contains("\"x-forwarded-for\"")
+#[track_caller]
+fn client(body: &str) -> String {
+    let body: serde_json::Value =
+        serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {body}"));
+    let named = body["headers"]["x-forwarded-for"].as_str();
+    named.unwrap_or_default().to_owned()
 }
 
 #[test]
-fn what_comes_in_goes_through_weir_and_what_weir_sends_does_not() {
-    let mut pod = Pod::new("redirect");
-    let folder = tempfile::tempdir().unwrap();
-    let config = folder.path().join("weir.yaml");
-    let text = "listeners: [{name: in, address: '[::]:9900', transparent: true}]\n\
-         upstreams: {app: {endpoints: ['http://127.0.0.1:9']}}\nroutes: [{upstream: app}]\n\
-         admin: {address: '127.0.0.1:9901'}\nmetrics: {address: '[::]:9902'}\nruntime: {lanes: 1}\n";
-    std::fs::write(&config, text).unwrap();
-    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(folder.path(), open).unwrap();
-    let app = APP.to_string();
-    for address in ["[::]:8080", "[::]:9090"] {
-        pod.start(&app, &["echo", "--address", address], "address=");
+fn what_comes_in_goes_through_weir_and_nothing_else_does() {
+    let pod = Pod::new("in");
+    assert_eq!(pod.asked_by("a", "http://10.77.0.2/"), "");
+
+    pod.redirect(&injected());
+    let before = pod.requests();
+    // From another pod, to both families, whatever the port.
+    assert_eq!(pod.asked_by("a", "http://10.77.0.2/"), "10.77.0.1");
+    assert_eq!(pod.asked_by("a", "http://[fd77::2]/"), "fd77::1");
+    assert_eq!(pod.asked_by("a", "http://10.77.0.2:9005/"), "10.77.0.1");
+    // From the app to the pod's own addresses.
+    assert_eq!(pod.asked_by("b", "http://10.77.0.2/"), "10.77.0.2");
+    assert_eq!(pod.asked_by("b", "http://[fd77::2]:9005/"), "fd77::2");
+    assert_eq!(pod.asked_by("b", "http://10.88.0.1/"), "10.88.0.1");
+    // Each of these once: what weir sends to the app does not come back to it.
+    assert_eq!(pod.requests() - before, 6.0);
+
+    // From weir's user to the same, from the app to itself, and to elsewhere.
+    for url in [
+        "http://10.77.0.2/",
+        "http://[fd77::2]/",
+        "http://127.0.0.1/",
+    ] {
+        assert_eq!(pod.asked_by_weir(url), "", "{url}");
     }
-    let arguments = [
+    for url in [
+        "http://127.0.0.1/",
+        "http://127.1.2.3/",
+        "http://[::1]:9005/",
+        "http://10.77.0.1/",
+        "http://[fd77::1]/",
+    ] {
+        assert_eq!(pod.asked_by("b", url), "", "{url}");
+    }
+    // weir's metrics, which the injector has skipped, are asked as they were.
+    for side in ["a", "b"] {
+        let metrics = pod.0.curl(side, &["http://10.77.0.2:9902/metrics"]);
+        assert!(metrics.contains("weir_requests_total"), "{metrics}");
+        // And weir's own port is not redirected to itself.
+        let direct = pod.0.curl(side, &["-i", "http://10.77.0.2:9900/"]);
+        assert!(direct.contains("not_redirected"), "{direct}");
+    }
+    assert_eq!(pod.requests() - before, 8.0);
+
+    pod.redirect(&["--remove"]);
+    assert_eq!(pod.asked_by("a", "http://10.77.0.2/"), "");
+    assert_eq!(pod.asked_by("b", "http://[fd77::2]/"), "");
+}
+
+#[test]
+fn rules_are_replaced_whole_and_taken_out_whole() {
+    let pod = Pod::new("twice");
+    let none = pod.rules();
+    pod.redirect(&["--remove"]);
+    assert_eq!(pod.rules(), none);
+
+    // Others' rules are left alone.
+    let others = "table ip others { chain refuses { type filter hook input priority 0; tcp dport 81 reject; }; }";
+    pod.0.shell(&format!("ip netns exec $N-b nft '{others}'"));
+    let none = pod.rules();
+    pod.redirect(&injected());
+    let once = pod.rules();
+    pod.redirect(&injected());
+    assert_eq!(pod.rules(), once);
+
+    let ranges = [
+        "--apply",
         "--to",
         "9900",
         "--uid",
-        WEIR,
+        "65532",
         "--skip-inbound-ports",
-        "9902,9090",
+        "9000-9010,9902,9004",
     ];
-    let apply = [&["--apply"][..], &arguments].concat();
-    let applied = pod.redirect(&apply);
-    assert!(applied.status.success(), "{applied:?}");
-    pod.start(
-        WEIR,
-        &["proxy", "-c", config.to_str().unwrap()],
-        "listening",
-    );
-    let rules = pod.rules();
-
-    for twice in [false, true] {
-        if twice {
-            assert!(pod.redirect(&apply).status.success());
-            assert_eq!(pod.rules(), rules, "applied twice it is there once");
-        }
-        for host in ["10.78.0.2", "[fd78::2]"] {
-            let url = |port: u16| format!("http://{host}:{port}/");
-            // From outside, and by the app itself over its own address.
-            assert!(came_through_weir(&pod.ask("a", &url(8080))), "{host}");
-            assert!(came_through_weir(&pod.app_asks(&url(8080))), "{host}");
-            // Ports that are left out, and weir's own metrics.
-            assert!(!came_through_weir(&pod.ask("a", &url(9090))), "{host}");
-            assert!(!came_through_weir(&pod.app_asks(&url(9090))), "{host}");
-            let metrics = pod.ask("a", &format!("{}metrics", url(9902)));
-            assert!(metrics.contains("weir_connections"), "{metrics}");
-        }
-        for host in ["127.0.0.1", "[::1]"] {
-            // Within the pod its loopback is the app's own affair.
-            let body = pod.app_asks(&format!("http://{host}:8080/"));
-            assert!(!came_through_weir(&body), "{host}");
-        }
+    pod.redirect(&ranges);
+    assert_eq!(pod.asked_by("a", "http://10.77.0.2:9005/"), "");
+    assert_eq!(pod.asked_by("b", "http://[fd77::2]:9005/"), "");
+    assert_eq!(pod.asked_by("a", "http://10.77.0.2/"), "10.77.0.1");
+    // They are in the kernel as they are printed, whatever nft calls a priority.
+    let listed = pod.rules();
+    let printed = redirect(&[&["--print"], &ranges[1..]].concat()).1;
+    let (_, table) = printed.split_once("delete table inet weir\n").unwrap();
+    for line in table.lines().filter(|line| !line.contains("priority")) {
+        assert!(
+            listed.lines().any(|other| other == line),
+            "{line}: {listed}"
+        );
     }
-    // What is no one's is weir's to refuse: it asked where the client wanted to go, once, and not itself.
-    let body = pod.ask("a", "http://10.78.0.2:7777/");
-    assert!(body.contains("\"status\":502"), "{body}");
 
-    assert!(pod.redirect(&["--remove"]).status.success());
-    assert_eq!(pod.rules(), "");
-    assert!(!came_through_weir(&pod.ask("a", "http://10.78.0.2:8080/")));
-    assert!(pod.redirect(&["--remove"]).status.success(), "twice");
+    pod.redirect(&["--remove"]);
+    pod.redirect(&["--remove"]);
+    assert_eq!(pod.rules(), none);
 }
 
 #[test]
-fn rules_of_others_stay() {
-    let pod = Pod::new("others");
-    let other = "table inet other {\n\tchain c {\n\t}\n}\n";
-    let config = file(other);
-    let path = config.path().to_str().unwrap();
-    assert_eq!(said(pod.command("b", "nft").args(["-f", path])), "");
-    assert!(pod.redirect(&["--apply"]).status.success());
-    assert!(pod.rules().contains("table inet other"));
-    assert!(pod.redirect(&["--remove"]).status.success());
-    assert_eq!(pod.rules(), other);
-}
-
-#[test]
-fn what_is_printed_is_what_is_applied() {
-    let pod = Pod::new("print");
-    let printed = pod.redirect(&["--print", "--skip-inbound-ports", "25"]);
-    assert_eq!(pod.rules(), "");
-    let config = file(std::str::from_utf8(&printed.stdout).unwrap());
-    let path = config.path().to_str().unwrap();
-    assert_eq!(said(pod.command("b", "nft").args(["-f", path])), "");
-    let by_hand = pod.rules();
+fn what_is_missing_is_named_with_its_mend() {
+    let (code, told) = redirect(&injected());
+    assert_eq!(code, Some(1));
     assert!(
-        pod.redirect(&["--apply", "--skip-inbound-ports", "25"])
-            .status
-            .success()
+        told.contains("no nft on the PATH") && told.contains("package nftables"),
+        "{told}"
     );
-    assert_eq!(pod.rules(), by_hand);
+
+    let net = Net::new("rights");
+    let mut command = net.command("b", AS_WEIR[0]);
+    command.args(&AS_WEIR[1..]).args([WEIR, "redirect"]);
+    let output = command.args(injected()).output();
+    assert_eq!(output.as_ref().unwrap().status.code(), Some(1));
+    let told = said(output);
+    assert!(
+        told.contains("Operation not permitted") && told.contains("capability NET_ADMIN"),
+        "{told}"
+    );
 }
 
 #[test]
-fn mistakes_tell_the_mend() {
-    let weir = |arguments: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
-        command.arg("redirect").args(arguments);
-        command
+fn arguments_that_make_no_rules_are_told_with_the_mend() {
+    let check = |arguments: &str, mend: &str| {
+        let arguments: Vec<_> = arguments.split(' ').collect();
+        let (code, told) = redirect(&arguments);
+        assert_eq!(code, Some(2), "{arguments:?}: {told}");
+        assert!(told.contains(mend), "{arguments:?}: {told}");
     };
-    let refused = |command: &mut Command, mend: &str| {
-        let output = command.output().unwrap();
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert!(!output.status.success() && said.contains(mend), "{said}");
-    };
-    refused(&mut weir(&[]), "--apply");
-    refused(&mut weir(&["--apply", "--print"]), "cannot be used with");
-    refused(&mut weir(&["--print", "--to", "0"]), "--to");
-    refused(
-        &mut weir(&["--print", "--skip-inbound-ports", "80,0"]),
-        "0 is not in 1..=65535",
+    check("--to 9900 --uid 1", "<--print|--apply|--remove>");
+    check("--print --apply --to 9900 --uid 1", "cannot be used with");
+    check("--apply --uid 1", "--to <PORT>");
+    check("--apply --to 9900", "--uid <UID>");
+    check("--remove --to 9900", "cannot be used with");
+    check("--apply --to 0 --uid 1", "give a number from 1 to 65535");
+    check(
+        "--apply --to 65536 --uid 1",
+        "give a number from 1 to 65535",
     );
-    refused(&mut weir(&["--print", "--uid", "0"]), "--uid");
-    refused(
-        weir(&["--apply"]).env("PATH", "/nowhere"),
-        "there is no nft here: install nftables",
+    check("--apply --to http --uid 1", "give a number from 1 to 65535");
+    check("--apply --to 9900 --uid weir", "as `id -u` prints");
+    check("--apply --to 9900 --uid 4294967295", "runAsUser");
+    check(
+        "--print --to 1 --uid 1 --skip-inbound-ports 80,x",
+        "or a range as in 9000-9010",
     );
-    // No one but root may.
-    refused(weir(&["--apply"]).uid(APP), "NET_ADMIN");
+    check(
+        "--print --to 1 --uid 1 --skip-inbound-ports 90-80",
+        "write 80-90",
+    );
+}
+
+#[test]
+fn the_page_shows_what_is_printed() {
+    let command =
+        "weir redirect --print --to 9900 --uid 65532 --skip-inbound-ports 9902,9000-9010,25";
+    let arguments: Vec<_> = command.split(' ').skip(2).collect();
+    let (code, printed) = redirect(&arguments);
+    assert_eq!(code, Some(0));
+    assert!(PAGE.contains(command));
+    assert!(
+        PAGE.contains(&format!("```text\n{printed}```")),
+        "{printed}"
+    );
 }

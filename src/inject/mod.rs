@@ -6,7 +6,6 @@ mod given;
 pub mod manifest;
 mod ports;
 mod probes;
-pub mod rules;
 mod services;
 mod sidecar;
 mod text;

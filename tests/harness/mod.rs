@@ -12,6 +12,7 @@ pub mod drain;
 pub mod frames;
 pub mod kept;
 pub mod load;
+pub mod netns;
 pub mod node;
 pub mod origin;
 pub mod peers;
