@@ -53,6 +53,10 @@ Example: weir inject --uninject deployment.yaml
 Annotations of the pod, and of its namespace, go before the options; see docs/inject.md.
 What became of each workload is said on standard error.";
 
+const WEBHOOK: &str = "\
+Example: weir webhook --tls-cert /tls/tls.crt --tls-key /tls/tls.key --own-namespace weir
+The chart installs it (injector.enabled); see docs/kubernetes.md. Annotations of a pod go before the options, as with weir inject.";
+
 const REDIRECT: &str = "\
 Example: weir redirect --apply --to 9900 --uid 65532 --skip-inbound-ports 9902,9000-9010
 Example: weir redirect --remove
@@ -117,6 +121,9 @@ enum Command {
     /// Put weir into the pods of a Kubernetes manifest, or take it out.
     #[command(after_help = INJECT)]
     Inject(Box<cli::inject::Arguments>),
+    /// Put weir into the pods that a Kubernetes cluster makes, as its API server asks, until SIGTERM.
+    #[command(after_help = WEBHOOK)]
+    Webhook(Box<cli::webhook::Arguments>),
     /// Have the kernel redirect what comes in to weir, or stop it: what redirect mode begins with in Kubernetes.
     #[command(after_help = REDIRECT)]
     Redirect(cli::redirect::Arguments),
@@ -174,6 +181,7 @@ fn main() -> ExitCode {
         Command::Schema => print_schema(),
         Command::Session(arguments) => cli::session::run(arguments),
         Command::Inject(arguments) => cli::inject::run(*arguments),
+        Command::Webhook(arguments) => cli::webhook::run(*arguments),
         Command::Redirect(arguments) => cli::redirect::run(arguments),
         Command::Echo { address } => cli::echo::run(address),
         Command::Healthcheck(arguments) => cli::healthcheck::run(arguments),

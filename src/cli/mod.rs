@@ -13,6 +13,7 @@ pub mod run;
 pub mod session;
 mod show;
 mod take_over;
+pub mod webhook;
 pub mod worker;
 
 use std::fmt::Write as _;

@@ -6,6 +6,7 @@ mod given;
 pub mod manifest;
 mod ports;
 mod probes;
+pub mod review;
 mod services;
 mod sidecar;
 mod text;
