@@ -334,3 +334,6 @@ fn insert(spec: &mut Value, list: &str, at: usize, new: Vec<Value>) {
         None => spec[list] = Value::Array(new),
     }
 }
+
+#[cfg(test)]
+mod tests;
