@@ -298,12 +298,7 @@ fn what_weir_is_configured_by_is_right_and_agrees_with_the_pod() {
                 .as_u64()
                 .unwrap_or(30);
             let ends = (config.propagation_delay + config.drain).as_secs();
-            let native = container["restartPolicy"] == "Always";
-            assert!(
-                ends <= grace || !native && ends <= grace.max(25),
-                "{}",
-                case.name()
-            );
+            assert!(ends <= grace, "{}", case.name());
             seen += 1;
         }
     }
