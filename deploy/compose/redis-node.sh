@@ -1,11 +1,14 @@
 #!/bin/sh
-# Starts a node of the Redis Cluster. The password goes by standard input, so that no list of processes shows it.
+# Starts a node of the Redis Cluster. The password goes by standard input, so that no list of processes shows it. Redis takes this shell's
+# place, and with it the signal by which a container is stopped.
 set -eu
 here=$(dirname "$0")
 password=$(cat "${SECRETS:-/run/secrets}/redis-password")
-port=${REDIS_PORT:-6379}
-{
-    cat "$here/redis.conf"
-    printf 'port %s\ndir %s\ncluster-announce-ip %s\n' "$port" "${REDIS_DATA:-/data}" "$REDIS_IP"
-    printf 'requirepass "%s"\nmasterauth "%s"\n' "$password" "$password"
-} | exec redis-server -
+exec redis-server - <<CONF
+$(cat "$here/redis.conf")
+port ${REDIS_PORT:-6379}
+dir ${REDIS_DATA:-/data}
+cluster-announce-ip $REDIS_IP
+requirepass "$password"
+masterauth "$password"
+CONF
