@@ -231,15 +231,37 @@ fn a_cluster_that_is_not_formed_is_waited_for() {
         database.url(),
         redis.port
     ));
-    let mut weir = Command::new(env!("CARGO_BIN_EXE_weir"));
-    weir.args(["worker", "--wait-for-deps=300ms", "-c"]);
-    let output = weir.arg(config.path()).output().unwrap();
+    let waiting = |within: &str| {
+        let mut weir = Command::new(env!("CARGO_BIN_EXE_weir"));
+        weir.arg("worker").arg(format!("--wait-for-deps={within}"));
+        weir.arg("-c").arg(config.path()).stderr(Stdio::piped());
+        weir.spawn().unwrap()
+    };
+    let output = waiting("300ms").wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(
-        said.contains("no server there says who has which slot"),
-        "{said}"
-    );
+    let why = "not all slots have a server yet";
+    assert!(said.contains(why), "{said}");
+
+    // As while it is being formed, a node has its slots before others are given away.
+    let give = |slots: std::ops::Range<u16>| {
+        let slots: Vec<_> = slots.map(|slot| slot.to_string()).collect();
+        let words = ["CLUSTER", "ADDSLOTS"].into_iter();
+        redis.cli(
+            &words
+                .chain(slots.iter().map(String::as_str))
+                .collect::<Vec<_>>(),
+        );
+    };
+    give(0..10_000);
+    let mut worker = waiting("1m");
+    let log = Log::of(&mut worker);
+    log.until(why);
+    give(10_000..16_384);
+    log.until(" is there");
+    log.until("working");
+    signal(&worker, "TERM");
+    assert_eq!(worker.wait().unwrap().code(), Some(0));
 }
 
 #[test]

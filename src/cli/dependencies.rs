@@ -107,7 +107,7 @@ pub(super) async fn wait(
 async fn ask(redis: &Connections, key: &str, within: Duration) -> Result<(), String> {
     redis.ready(CONNECT).await;
     if !redis.knows_all_slots() {
-        return Err("no server there says who has which slot".to_owned());
+        return Err("not all slots have a server yet".to_owned());
     }
     let down: Vec<_> = redis.health().into_iter().filter(|it| !it.up).collect();
     if !down.is_empty() {
