@@ -39,8 +39,9 @@ kube-venv:
 		target/kube-venv/bin/uv pip install -q --python target/kube-venv/bin/python -r tests/kube/requirements.txt && \
 		cp tests/kube/requirements.txt target/kube-venv/; }
 
-image: ## Build the image by docker or podman (IMAGE=weir:0.1.0)
-	$(firstword $(shell command -v docker podman)) build -f Dockerfile.production -t $(IMAGE) \
+ENGINE ?= $(shell command -v docker || command -v podman)
+image: ## Build the image by docker or podman (ENGINE=podman, IMAGE=weir:0.1.0)
+	$(ENGINE) build -f Dockerfile.production -t $(IMAGE) \
 		--build-arg REVISION=$(shell git rev-parse HEAD) --build-arg CREATED=$(shell date -u +%Y-%m-%dT%H:%M:%SZ) .
 IMAGE ?= weir:0.1.0
 

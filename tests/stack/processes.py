@@ -27,10 +27,12 @@ WEIRS = range(1, 4)
 WORKERS = range(1, 3)
 
 
-def free_port():
-    """Below those that the kernel gives away, and with room for a Redis node's second port, which is 10,000 above."""
+def free_port(taken):
+    """None of those taken, below those that the kernel gives away, and with room for a Redis node's second port, which is 10,000 above."""
     while True:
-        port = random.randrange(11_000, 22_000)
+        port = random.randrange(11_000, 21_000)
+        if port in taken:
+            continue
         try:
             for asked in (port, port + 10_000):
                 with socket.socket() as sock:
@@ -71,10 +73,11 @@ class Stack:
         names += [f"weir-{n}:{port}" for n in WEIRS for port in (8080, 9901, 9902)]
         names += [f"worker-{n}:{port}" for n in WORKERS for port in (9901, 9902)]
         names += ["postgres-primary:5432", "postgres-replica:5432", "nginx:8080", "prometheus:9090"]
+        ports = []
         for name in names:
-            self.at[name] = f"127.0.0.1:{free_port()}"
+            ports.append(free_port(ports))
+            self.at[name] = f"127.0.0.1:{ports[-1]}"
         self.port = {name: address.split(":")[1] for name, address in self.at.items()}
-        assert len(set(self.port.values())) == len(names), "two servers drew one port: run it again"
         self.file = self.write("weir.yaml", (COMPOSE / "weir.yaml").read_text())
         env = {
             "POSTGRES_PRIMARY": self.at["postgres-primary:5432"],
