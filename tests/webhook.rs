@@ -11,7 +11,6 @@ mod harness;
 use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Instant;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -274,7 +273,7 @@ fn a_certificate_is_replaced_and_a_stop_comes_with_no_review_lost() {
     let mut webhook = Webhook::start(&[]);
     let first = webhook.connect().shown();
     let (over, done) = (AtomicBool::new(false), AtomicUsize::new(0));
-    let began = Instant::now();
+    let began = weir::clock::now();
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {

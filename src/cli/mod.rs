@@ -1,9 +1,11 @@
 //! One file a command; what several of them need is here.
 
 pub mod audit;
+pub mod r#await;
 pub mod check;
 mod client;
 mod companion;
+mod dependencies;
 pub mod echo;
 pub mod healthcheck;
 pub mod inject;
