@@ -13,6 +13,7 @@ on_each_store!(
     a_limit_admits_its_number_and_tells_clients_by_the_draft,
     every_kind_of_key_tells_clients_apart,
     addresses_of_one_ipv6_client_share_a_key,
+    a_share_of_the_keys_is_refused_and_the_rest_counted,
     every_window_of_a_limit_must_admit_and_is_told,
     overrides_cost_shadow_and_missing_keys_do_as_they_say,
     a_concurrency_slot_is_held_until_the_response_ends,
@@ -154,6 +155,53 @@ fn addresses_of_one_ipv6_client_share_a_key(store: Store) {
         };
         assert_eq!(one.map(ask), statuses, "{prefix}");
     }
+}
+
+fn a_share_of_the_keys_is_refused_and_the_rest_counted(store: Store) {
+    let limit = |enforced: &str| {
+        format!("{{limit: 1/h, by: header:x-key, enforced: {enforced}, if_missing: deny}}")
+    };
+    let refused = |enforced: &str| -> Vec<usize> {
+        let lane = limited(store, &limit(enforced));
+        let mut client = lane.connect();
+        let keys = (0..200).filter(|key| {
+            let mut ask = || {
+                client
+                    .send("GET", "/", &[&format!("X-Key: {key}")], "")
+                    .status
+            };
+            assert_eq!(ask(), 200, "{key}");
+            ask() == 429
+        });
+        let keys: Vec<_> = keys.collect();
+        let text = lane.plan.borrow().metrics.text();
+        for (decision, count) in [
+            ("admitted", 200),
+            ("refused", keys.len()),
+            ("shadow_refused", 200 - keys.len()),
+        ] {
+            let line = format!(
+                "weir_limit_decisions_total{{limit=\"a\",decision=\"{decision}\"}} {count}\n"
+            );
+            assert!(text.contains(&line), "{line}: {text}");
+        }
+        keys
+    };
+    let (few, half) = (refused("10%"), refused("50%"));
+    // Three standard deviations: 20 give or take 4.2, and 100 give or take 7.1.
+    assert!((8..=32).contains(&few.len()), "{}", few.len());
+    assert!((79..=121).contains(&half.len()), "{}", half.len());
+    // Who is refused stays so as the share grows.
+    assert!(few.iter().all(|key| half.contains(key)));
+    assert_eq!(refused("50%"), half);
+    assert_eq!((refused("0%").len(), refused("100%").len()), (0, 200));
+    let missing = |enforced: &str| {
+        let lane = limited(store, &limit(enforced));
+        let mut client = lane.connect();
+        (0..50).filter(|_| client.get("/").status == 429).count()
+    };
+    assert_eq!((missing("0%"), missing("100%")), (0, 50));
+    assert!((5..=45).contains(&missing("50%")));
 }
 
 fn every_window_of_a_limit_must_admit_and_is_told(store: Store) {

@@ -262,6 +262,7 @@ fn describe(plan: &Plan, limit: &Limit) -> Value {
         "windows": texts(&limit.rules),
         "by": by,
         "mode": limit.mode,
+        "enforced": limit.enforced,
         "overrides": overrides.collect::<serde_json::Map<_, _>>(),
     })
 }

@@ -38,6 +38,8 @@ pub struct Limit {
     pub cost: Cost,
     /// The share of the limit, 0 to 1, from which on requests are counted as near it.
     pub near_limit: f64,
+    /// With [`Mode::Enforce`], the share of the keys, 0 to 1, that are refused.
+    pub enforced: f64,
 }
 
 impl Limit {

@@ -17,6 +17,7 @@ use crate::config::limits::{Cost, KeyPart, Limit, Mode, Rule};
 use crate::http1::path;
 use crate::net::tls::ClientCertificate;
 use crate::plan::{LimitNames, Plan};
+use crate::policy::balance::hash;
 use crate::policy::lease::Batch;
 use crate::policy::limit::{Now, Verdict};
 use crate::policy::routes::Request;
@@ -30,6 +31,20 @@ pub(super) fn joined(parts: &[Cow<'_, [u8]>]) -> String {
 
 /// The parts of a limit's key.
 pub(super) type Parts<'a> = SmallVec<[Cow<'a, [u8]>; 4]>;
+
+/// Whether this limit refuses requests of this key, and does not only count them. The same keys by all processes, and others by
+/// another limit.
+pub(super) fn refuses(limit: &Limit, parts: &Parts<'_>) -> bool {
+    match limit.mode {
+        Mode::Enforce if limit.enforced >= 1.0 => true,
+        Mode::Enforce => {
+            let name = [limit.name.as_bytes()].into_iter();
+            let hash = hash(name.chain(parts.iter().map(|part| &**part)));
+            (hash as f64) < limit.enforced * 2f64.powi(64)
+        }
+        Mode::Shadow | Mode::Disabled => false,
+    }
+}
 
 /// What limits look at in a request.
 pub(super) struct Facts<'a> {
@@ -156,7 +171,7 @@ impl<'p> Quota<'p> {
                     key: key.finish(),
                     rule,
                     cost,
-                    enforced: limit.mode == Mode::Enforce,
+                    enforced: refuses(limit, &parts),
                 });
                 limit_of.push(limit_index);
             }
@@ -208,7 +223,9 @@ impl<'p> Quota<'p> {
         let parts = facts.parts(&limit.by, plan);
         if parts.is_none() {
             plan.limit_metrics[limit_index].missing.inc();
-            if limit.deny_missing && limit.mode == Mode::Enforce {
+            // Without a key there is nothing that tells requests apart.
+            let by_chance = || limit.enforced >= 1.0 || fastrand::f64() < limit.enforced;
+            if limit.deny_missing && limit.mode == Mode::Enforce && by_chance() {
                 return Err(Rejection::QuotaExceeded(Box::new(Exceeded {
                     limits: vec![plan.names.limits[limit_index].json],
                     retry_after: None,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use smallvec::SmallVec;
 
-use super::quota::{Facts, Parts, Quota, Said, cost, joined};
+use super::quota::{Facts, Parts, Quota, Said, cost, joined, refuses};
 use super::record::Record;
 use super::reply::Rejection;
 use crate::clock;
@@ -139,7 +139,7 @@ impl<'p> Quota<'p> {
                 SharedAsk::Slots(_) => None,
             };
             match decided {
-                Some(decided) => self.take_in(limit_index, rules, &ask, decided, round),
+                Some(decided) => self.take_in((limit_index, &parts), rules, &ask, decided, round),
                 None => open.push(Open {
                     limit_index,
                     rules: rules.into(),
@@ -168,19 +168,21 @@ impl<'p> Quota<'p> {
         };
         if let [(open, ask)] = &asks[..] {
             let decided = answer(ask).await;
-            self.take_in(open.limit_index, &open.rules, ask, decided, round);
+            let of = (open.limit_index, &open.parts);
+            self.take_in(of, &open.rules, ask, decided, round);
             return;
         }
         let answers = join_all(asks.iter().map(|(_, ask)| answer(ask))).await;
         for ((open, ask), decided) in asks.iter().zip(answers) {
-            self.take_in(open.limit_index, &open.rules, ask, decided, round);
+            let of = (open.limit_index, &open.parts);
+            self.take_in(of, &open.rules, ask, decided, round);
         }
     }
 
     /// What was decided of one limit.
     fn take_in(
         &mut self,
-        limit_index: usize,
+        (limit_index, parts): (usize, &Parts<'_>),
         rules: &[Rule],
         ask: &SharedAsk<'_>,
         Decided {
@@ -191,7 +193,7 @@ impl<'p> Quota<'p> {
     ) {
         let (plan, now) = (self.plan, round.now);
         let limit = &plan.config.limits[limit_index];
-        let enforced = limit.mode == Mode::Enforce;
+        let enforced = refuses(limit, parts);
         let sharing = &plan.sharing[limit_index];
         let refused = match decision {
             Decision::Admitted(taken) => {

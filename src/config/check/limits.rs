@@ -129,6 +129,10 @@ impl Checker {
                 .near_limit
                 .and_then(|at| at.value)
                 .map_or(NEAR_LIMIT, |percent| percent.0),
+            enforced: raw
+                .enforced
+                .and_then(|at| at.value)
+                .map_or(1.0, |percent| percent.0),
         }
     }
 
@@ -362,6 +366,7 @@ fn short_form(text: &str) -> Result<Limit, String> {
         overrides: BTreeMap::new(),
         cost: Cost::Constant(1),
         near_limit: NEAR_LIMIT,
+        enforced: 1.0,
     })
 }
 

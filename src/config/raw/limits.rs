@@ -41,6 +41,8 @@ pub struct RateLimit {
     pub cost: Option<At<Cost>>,
     /// The share of the limit from which on requests are counted as near it [default: 80%].
     pub near_limit: Option<At<Percent>>,
+    /// With `mode: enforce`, the share of the keys that are refused; for the others it is as in shadow mode [default: 100%].
+    pub enforced: Option<At<Percent>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]

@@ -27,6 +27,7 @@ pub(super) struct RateLimit<'c> {
     overrides: BTreeMap<&'c str, OneOrMany>,
     cost: CostOf<'c>,
     near_limit: Percent,
+    enforced: Percent,
 }
 
 #[derive(Serialize)]
@@ -66,6 +67,7 @@ impl<'c> RateLimit<'c> {
                 .collect(),
             cost: CostOf { header, default },
             near_limit: Percent(limit.near_limit),
+            enforced: Percent(limit.enforced),
         }
     }
 }

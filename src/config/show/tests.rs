@@ -53,7 +53,7 @@ routes:
   - {upstream: app}
 rate_limits:
   windows: {limit: [5/s, 20/m], by: [client.ip, client.cert.subject, client.cert.san, "header:X-A", "cookie:c", "query:q", path, host, method, route, upstream]}
-  burst: {limit: 10/30s, burst: 7, by: constant, cost: {header: X-Cost, default: 2}, near_limit: 70%, accuracy: strict, on_redis_loss: deny}
+  burst: {limit: 10/30s, burst: 7, by: constant, cost: {header: X-Cost, default: 2}, near_limit: 70%, enforced: 12.5%, accuracy: strict, on_redis_loss: deny}
   tenant: {limit: 3/2h, by: "header:x-tenant", algorithm: sliding_window, mode: shadow, if_missing: deny}
   slots: {limit: 10, by: host, algorithm: concurrency, mode: disabled, hold_ttl: 7s, cost: {default: 3}, overrides: {"a:b": unlimited, "1": 5}}
   calendar: {limit: [1/d, 2/day, 3/week, 4/month, 5/year], by: path, algorithm: fixed_window, overrides: {acme: 9/month}}
