@@ -107,6 +107,7 @@ def main() -> None:
         "mistakes are refused": chart.refused,
         "schemas": chart.valid,
         "sound": chart.sound,
+        "injector's certificate": chart.certified,
         "weir check": lambda: chart.configured(options.weir),
         "a sidecar by hand": chart.beside,
         "injected": inject.valid,
