@@ -171,6 +171,17 @@ def reviewed(weir: Path) -> Iterator[str]:
             yield f"the injector ends with {webhook.returncode}"
 
 
+def taken(weir: Path) -> Iterator[str]:
+    """The injector of every profile has arguments that weir takes: without its certificate it ends, and not for their sake."""
+    for profile in chart.PROFILES:
+        for document in chart.of_kind(chart.objects(chart.values(profile)), "Deployment"):
+            container = document["spec"]["template"]["spec"]["containers"][0]
+            if container["name"] == "injector":
+                said = subprocess.run([weir, *container["args"]], capture_output=True, text=True, timeout=30)
+                if said.returncode != 1 or "/tls/tls.crt" not in said.stdout + said.stderr:
+                    yield f"{profile}: {said.returncode}: {said.stdout}{said.stderr}"
+
+
 def asked_by_the_server(client: dict, port: int, review: dict) -> dict:
     """The answer that the API server would get by this clientConfig: the certificate must be of the bundle, and for the Service."""
     trusted = ssl.create_default_context(cadata=base64.b64decode(client["caBundle"]).decode())

@@ -1,6 +1,7 @@
-{{/* The Secret with the injector's certificate. */}}
+{{/* The Secret with the injector's certificate. What cert-manager leaves behind must not be in Helm's way. */}}
 {{- define "weir.injectorSecret" -}}
-{{- .Values.injector.certificates.existingSecret | default (printf "%s-injector-tls" (include "weir.fullname" .)) -}}
+{{- $kind := ternary "certificate" "tls" .Values.injector.certificates.certManager.enabled -}}
+{{- .Values.injector.certificates.existingSecret | default (printf "%s-injector-%s" (include "weir.fullname" .) $kind) -}}
 {{- end }}
 
 {{/*
