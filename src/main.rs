@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use weir::cli::run::{Parts, TakesOver};
+use weir::config::units::Span;
 use weir::{cli, config, telemetry};
 
 const EXIT_CODES: &str = "\
@@ -23,13 +24,18 @@ Example: weir proxy -c /etc/weir/weir.yaml
 Signals: as of weir run.";
 
 const WORKER: &str = "\
-Example: weir worker -c /etc/weir/weir.yaml
+Example: weir worker -c /etc/weir/weir.yaml --wait-for-deps --migrate
 Signals: SIGTERM and SIGINT end it once the transaction under way is done.
+With --wait-for-deps it says once what it waits for, and exits 1 if that is not there in time; without, it begins and joins them later.
 Several workers of one file share the work.";
 
 const HEALTHCHECK: &str = "\
 Example: weir healthcheck -c /etc/weir/weir.yaml --ready
 Asks /health, or /ready or /live, and is done within 5 s.";
+
+const AWAIT: &str = "\
+Example: weir await -c /etc/weir/weir.yaml --timeout 30s
+Asks /ready each 100 ms: for scripts, and for a postStart hook that holds the app back until weir is there.";
 
 const ECHO: &str = "\
 Example: weir echo --address 127.0.0.1:3000
@@ -52,6 +58,10 @@ Example: helm template shop charts/shop | weir inject --image registry.example/w
 Example: weir inject --uninject deployment.yaml
 Annotations of the pod, and of its namespace, go before the options; see docs/inject.md.
 What became of each workload is said on standard error.";
+
+const WEBHOOK: &str = "\
+Example: weir webhook --tls-cert /tls/tls.crt --tls-key /tls/tls.key --own-namespace weir
+The chart installs it (injector.enabled); see docs/kubernetes.md. Annotations of a pod go before the options, as with weir inject.";
 
 const REDIRECT: &str = "\
 Example: weir redirect --apply --to 9900 --uid 65532 --skip-inbound-ports 9902,9000-9010
@@ -83,6 +93,9 @@ enum Command {
         /// Bring the schema up to date first, whatever postgres.migrate says.
         #[arg(long)]
         migrate: bool,
+        /// Begin once redis and postgres can be used; 2m unless told.
+        #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, default_missing_value = "2m")]
+        wait_for_deps: Option<Span>,
     },
     /// Bring the schema of postgres up to date.
     #[command(after_help = "Example: weir migrate -c weir.yaml")]
@@ -104,6 +117,9 @@ enum Command {
     /// Ask a running weir how it is; exit 1 unless it is well.
     #[command(after_help = HEALTHCHECK)]
     Healthcheck(cli::healthcheck::Arguments),
+    /// Wait until a running weir is ready; exit 1 if that takes too long.
+    #[command(after_help = AWAIT)]
+    Await(cli::r#await::Arguments),
     /// Start, list, show and end sessions of a running weir.
     #[command(after_help = SESSION)]
     Session(cli::session::Arguments),
@@ -117,6 +133,9 @@ enum Command {
     /// Put weir into the pods of a Kubernetes manifest, or take it out.
     #[command(after_help = INJECT)]
     Inject(Box<cli::inject::Arguments>),
+    /// Put weir into the pods that a Kubernetes cluster makes, as its API server asks, until SIGTERM.
+    #[command(after_help = WEBHOOK)]
+    Webhook(Box<cli::webhook::Arguments>),
     /// Have the kernel redirect what comes in to weir, or stop it: what redirect mode begins with in Kubernetes.
     #[command(after_help = REDIRECT)]
     Redirect(cli::redirect::Arguments),
@@ -168,14 +187,24 @@ fn main() -> ExitCode {
         },
         Command::Run(serve) => serve.run(Parts::All),
         Command::Proxy(serve) => serve.run(Parts::Proxy),
-        Command::Worker { file, migrate } => cli::worker::run(file.config, migrate),
+        Command::Worker {
+            file,
+            migrate,
+            wait_for_deps,
+        } => cli::worker::run(
+            file.config,
+            migrate,
+            wait_for_deps.map(|Span(within)| within),
+        ),
         Command::Migrate(file) => cli::migrate::run(&file.config),
         Command::Check { file, print } => cli::check::run(&file.config, print),
         Command::Schema => print_schema(),
         Command::Session(arguments) => cli::session::run(arguments),
         Command::Inject(arguments) => cli::inject::run(*arguments),
+        Command::Webhook(arguments) => cli::webhook::run(*arguments),
         Command::Redirect(arguments) => cli::redirect::run(arguments),
         Command::Echo { address } => cli::echo::run(address),
+        Command::Await(arguments) => cli::r#await::run(arguments),
         Command::Healthcheck(arguments) => cli::healthcheck::run(arguments),
     };
     match done {

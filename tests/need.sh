@@ -6,6 +6,7 @@ is_there() {
         lib*) ls /usr/lib/*/*/"$1".so.* >/dev/null 2>&1 ;;
         postgresql) ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || command -v postgres >/dev/null ;;
         nftables) command -v nft >/dev/null ;;
+        nginx) PATH=$PATH:/usr/sbin command -v nginx >/dev/null ;;
         iproute2) command -v ip >/dev/null ;;
         nghttp2-client) command -v h2load >/dev/null ;;
         *) command -v "$1" >/dev/null ;;

@@ -8,11 +8,11 @@
 mod harness;
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use harness::eventually;
 use harness::postgres::{self, Database};
-use harness::process::{Running, file};
+use harness::process::{Log, Running, file, signal};
 use harness::redis::{Server, key_prefix};
 use tempfile::NamedTempFile;
 
@@ -148,6 +148,164 @@ fn a_worker_starts_without_its_stores_and_joins_them() {
     eventually(|| postgres.one(has_schema) == "1");
     worker.signal("TERM");
     assert_eq!(worker.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_worker_that_waits_begins_once_its_stores_are_there() {
+    let (redis, postgres) = (Server::single(), postgres::Server::start());
+    redis.kill();
+    postgres.kill();
+    let folder = tempfile::tempdir().unwrap();
+    let config = draining(&redis, &postgres.url(), ", migrate: false", folder.path());
+    let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["worker", "--wait-for-deps", "--migrate", "-c"])
+        .arg(config.path())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let log = Log::of(&mut child);
+    log.until("waiting for postgres.write (127.0.0.1:");
+    redis.restart();
+    log.until(&format!("redis (127.0.0.1:{}) is there", redis.port));
+    postgres.restart();
+    log.until(" is there");
+    log.until("working");
+    let has_schema = "SELECT count(*) FROM pg_namespace WHERE nspname = 'weir'";
+    eventually(|| postgres.one(has_schema) == "1");
+    signal(&child, "TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_worker_that_waits_in_vain_says_what_is_missing() {
+    let redis = Server::single();
+    let folder = tempfile::tempdir().unwrap();
+    let url = "postgres://weir:hunter2@127.0.0.1:1/weir?sslmode=disable";
+    let config = draining(&redis, url, "", folder.path());
+    let waiting = |within: &str| {
+        let mut weir = Command::new(env!("CARGO_BIN_EXE_weir"));
+        weir.arg("worker").arg(format!("--wait-for-deps={within}"));
+        weir.arg("-c").arg(config.path()).stderr(Stdio::piped());
+        weir.spawn().unwrap()
+    };
+    let output = waiting("300ms").wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let error = said.split("error: ").last().unwrap();
+    assert!(
+        error.starts_with("after 300ms this is still missing:"),
+        "{said}"
+    );
+    assert!(
+        error.contains("postgres.write (127.0.0.1:1/weir): "),
+        "{said}"
+    );
+    assert!(error.contains("Connection refused"), "{said}");
+    assert!(error.contains("mend its address"), "{said}");
+    assert!(
+        !error.contains("redis") && !said.contains("hunter2"),
+        "{said}"
+    );
+    // Each state is told once, however often it is found.
+    assert_eq!(
+        said.matches("waiting for postgres.write").count(),
+        1,
+        "{said}"
+    );
+
+    redis.kill();
+    let mut ended = waiting("1h");
+    Log::of(&mut ended).until("waiting for redis (");
+    signal(&ended, "TERM");
+    assert_eq!(ended.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_cluster_that_is_not_formed_is_waited_for() {
+    let (redis, database) = (
+        Server::with(|_, _| "cluster-enabled yes\n".to_owned()),
+        Database::new(),
+    );
+    let config = file(&format!(
+        "{BESIDE}audit: {{}}\npostgres: {{write: '{}'}}\nredis: {{mode: cluster, urls: ['redis://127.0.0.1:{}']}}\n",
+        database.url(),
+        redis.port
+    ));
+    let waiting = |within: &str| {
+        let mut weir = Command::new(env!("CARGO_BIN_EXE_weir"));
+        weir.arg("worker").arg(format!("--wait-for-deps={within}"));
+        weir.arg("-c").arg(config.path()).stderr(Stdio::piped());
+        weir.spawn().unwrap()
+    };
+    let output = waiting("300ms").wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let why = "not all slots have a server yet";
+    assert!(said.contains(why), "{said}");
+
+    // As while it is being formed, a node has its slots before others are given away.
+    let give = |slots: std::ops::Range<u16>| {
+        let slots: Vec<_> = slots.map(|slot| slot.to_string()).collect();
+        let words = ["CLUSTER", "ADDSLOTS"].into_iter();
+        redis.cli(
+            &words
+                .chain(slots.iter().map(String::as_str))
+                .collect::<Vec<_>>(),
+        );
+    };
+    give(0..10_000);
+    let mut worker = waiting("1m");
+    let log = Log::of(&mut worker);
+    log.until(why);
+    give(10_000..16_384);
+    log.until(" is there");
+    log.until("working");
+    signal(&worker, "TERM");
+    assert_eq!(worker.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn await_ends_once_weir_is_ready() {
+    let (redis, postgres) = (Server::single(), postgres::Server::start());
+    postgres.kill();
+    let folder = tempfile::tempdir().unwrap();
+    let config = draining(&redis, &postgres.url(), "", folder.path());
+    let worker = Running::start_as("worker", config.path(), &[]);
+    let waiting = |within: &str| {
+        let mut weir = Command::new(env!("CARGO_BIN_EXE_weir"));
+        weir.args(["await", "--address", &worker.admin, "--timeout", within]);
+        weir.stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let output = waiting("300ms").wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("was not 200 within 300ms: it says 503: {"),
+        "{said}"
+    );
+    let mut waiting = waiting("1m");
+    postgres.restart();
+    assert_eq!(waiting.wait().unwrap().code(), Some(0));
+    assert_eq!(worker.admin().get("/ready").status, 200);
+}
+
+#[test]
+fn await_asks_the_admin_port_of_the_file() {
+    let config =
+        file("listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\nadmin: {address: 127.0.0.1:1}\n");
+    let mut weir = Command::new(env!("CARGO_BIN_EXE_weir"));
+    let output = weir
+        .args(["await", "--timeout", "150ms", "-c"])
+        .arg(config.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("127.0.0.1:1/ready was not 200 within 150ms"),
+        "{said}"
+    );
+    assert!(said.contains("is weir running?"), "{said}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Calls to the admin port of a running weir.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -13,8 +14,36 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// All of a call, from the connection to the answer's last byte.
-const WITHIN: Duration = Duration::from_secs(5);
+use super::load;
+
+/// All of a call, from the connection to the answer's last byte, unless the caller has less time.
+pub(super) const WITHIN: Duration = Duration::from_secs(5);
+
+/// The admin port of a weir on this machine.
+#[derive(clap::Args)]
+pub(super) struct AdminPort {
+    /// The admin port.
+    #[arg(
+        long,
+        alias = "admin",
+        value_name = "IP:PORT",
+        default_value = "127.0.0.1:9901"
+    )]
+    address: SocketAddr,
+    /// Ask the admin port of this configuration file.
+    #[arg(short, long, value_name = "FILE", conflicts_with = "address")]
+    config: Option<PathBuf>,
+}
+
+impl AdminPort {
+    /// Where it is asked; an error if the file has mistakes.
+    pub(super) fn address(&self) -> anyhow::Result<SocketAddr> {
+        match &self.config {
+            Some(file) => Ok(reachable(load(file)?.admin.address)),
+            None => Ok(self.address),
+        }
+    }
+}
 
 /// One call.
 pub(super) struct Call<'a> {
@@ -25,6 +54,7 @@ pub(super) struct Call<'a> {
     pub token: Option<&'a str>,
     /// JSON, or empty.
     pub body: String,
+    pub within: Duration,
 }
 
 /// The status and the body of the answer.
@@ -32,9 +62,9 @@ pub(super) fn call(call: Call<'_>) -> anyhow::Result<(u16, String)> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let address = call.address;
-    let asked = runtime.block_on(async { timeout(WITHIN, ask(call)).await });
-    asked.with_context(|| format!("{address} did not answer within {WITHIN:?}"))?
+    let (address, within) = (call.address, call.within);
+    let asked = runtime.block_on(async { timeout(within, ask(call)).await });
+    asked.with_context(|| format!("{address} did not answer within {within:?}"))?
 }
 
 async fn ask(call: Call<'_>) -> anyhow::Result<(u16, String)> {
@@ -59,4 +89,30 @@ async fn ask(call: Call<'_>) -> anyhow::Result<(u16, String)> {
     let status = response.status().as_u16();
     let body = response.into_body().collect().await?.to_bytes();
     Ok((status, String::from_utf8_lossy(&body).into_owned()))
+}
+
+/// Where a port that listens on all addresses is asked from its own machine.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_on_all_addresses_is_asked_on_the_loopback() {
+        for (address, asked) in [
+            ("0.0.0.0:1", "127.0.0.1:1"),
+            ("[::]:1", "[::1]:1"),
+            ("10.0.0.1:1", "10.0.0.1:1"),
+        ] {
+            assert_eq!(reachable(address.parse().unwrap()).to_string(), asked);
+        }
+    }
 }

@@ -1,23 +1,16 @@
 //! `weir healthcheck`: asks the admin port of a weir on this machine.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
-
 use anyhow::bail;
 use hyper::Method;
 use serde_json::Value;
 
-use super::client::{Call, call};
-use super::{load, print};
+use super::client::{AdminPort, Call, WITHIN, call};
+use super::print;
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// The admin port.
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:9901")]
-    address: SocketAddr,
-    /// Ask the admin port of this configuration file.
-    #[arg(short, long, value_name = "FILE", conflicts_with = "address")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    admin: AdminPort,
     /// Ask whether it does its work now.
     #[arg(long)]
     ready: bool,
@@ -28,10 +21,7 @@ pub struct Arguments {
 
 /// Prints what is said; an error unless that is 200, in time.
 pub fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let address = match &arguments.config {
-        Some(file) => reachable(load(file)?.admin.address),
-        None => arguments.address,
-    };
+    let address = arguments.admin.address()?;
     let path = match (arguments.ready, arguments.live) {
         (true, _) => "/ready",
         (_, true) => "/live",
@@ -43,6 +33,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         path,
         token: None,
         body: String::new(),
+        within: WITHIN,
     })?;
     if let Ok(said) = serde_json::from_str(&body) {
         print(&format!("{}\n", summary(&said)))?;
@@ -66,16 +57,6 @@ fn summary(said: &Value) -> String {
     summary
 }
 
-/// Where a port that listens on all addresses is asked from its own machine.
-fn reachable(address: SocketAddr) -> SocketAddr {
-    let ip = match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        ip => ip,
-    };
-    SocketAddr::new(ip, address.port())
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -87,16 +68,5 @@ mod tests {
         let said = json!({"status": "ok", "uptime_seconds": 7, "checks": {"memory": {"resident_bytes": 9 << 20}}});
         assert_eq!(summary(&said), "ok, up 7 s, 9 MiB of memory");
         assert_eq!(summary(&json!({"status": "ready"})), "ready");
-    }
-
-    #[test]
-    fn a_port_on_all_addresses_is_asked_on_the_loopback() {
-        for (address, asked) in [
-            ("0.0.0.0:1", "127.0.0.1:1"),
-            ("[::]:1", "[::1]:1"),
-            ("10.0.0.1:1", "10.0.0.1:1"),
-        ] {
-            assert_eq!(reachable(address.parse().unwrap()).to_string(), asked);
-        }
     }
 }

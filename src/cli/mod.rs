@@ -1,9 +1,11 @@
 //! One file a command; what several of them need is here.
 
 pub mod audit;
+pub mod r#await;
 pub mod check;
 mod client;
 mod companion;
+mod dependencies;
 pub mod echo;
 pub mod healthcheck;
 pub mod inject;
@@ -13,6 +15,7 @@ pub mod run;
 pub mod session;
 mod show;
 mod take_over;
+pub mod webhook;
 pub mod worker;
 
 use std::fmt::Write as _;

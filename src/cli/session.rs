@@ -9,7 +9,7 @@ use hyper::Method;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Map, Value, json};
 
-use super::client::{Call, call};
+use super::client::{Call, WITHIN, call};
 
 #[derive(Args)]
 pub struct Arguments {
@@ -83,6 +83,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
             path: &format!("/v1/sessions{path}?{}", query.join("&")),
             token: token.as_deref(),
             body,
+            within: WITHIN,
         })?;
         let answer: Value = match answer.as_str() {
             "" => Value::Null,

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::bail;
 use tokio::net::TcpListener;
@@ -11,8 +12,8 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::companion::{Beside, Companion};
-use super::load;
 use super::run::{bind, stopped};
+use super::{dependencies, load};
 use crate::admin::app_health::AppProbes;
 use crate::admin::health::check::Status;
 use crate::admin::health::{Board, Health, machine, stores};
@@ -29,9 +30,10 @@ use crate::worker;
 use crate::worker::sessions::SharedSweep;
 use crate::worker::supervise::{AtStop, Supervisor};
 
-/// Runs until SIGTERM or SIGINT, and then ends what is under way. `migrate`: brings the schema up to date whatever the file says. An
-/// error too once a task cannot be kept up.
-pub fn run(file: PathBuf, migrate: bool) -> anyhow::Result<()> {
+/// Runs until SIGTERM or SIGINT, and then ends what is under way. `migrate`: brings the schema up to date whatever the file says.
+/// `wait_for_deps`: how long Redis and Postgres are waited for; without, it begins before they are there. An error too once a task
+/// cannot be kept up.
+pub fn run(file: PathBuf, migrate: bool, wait_for_deps: Option<Duration>) -> anyhow::Result<()> {
     let mut config = load(&file)?;
     log::init(config.log);
     let Some(redis) = config.redis.clone() else {
@@ -48,7 +50,7 @@ pub fn run(file: PathBuf, migrate: bool) -> anyhow::Result<()> {
     let control = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    control.block_on(supervise(config, redis))
+    control.block_on(supervise(config, redis, wait_for_deps))
 }
 
 fn missing(file: &Path, section: &str) -> String {
@@ -58,7 +60,11 @@ fn missing(file: &Path, section: &str) -> String {
     )
 }
 
-async fn supervise(config: Config, redis: Redis) -> anyhow::Result<()> {
+async fn supervise(
+    config: Config,
+    redis: Redis,
+    wait_for_deps: Option<Duration>,
+) -> anyhow::Result<()> {
     // Listening to signals begins before the line that says the worker is up, so that none is missed.
     let terminate = signal(SignalKind::terminate())?;
     let hangup = signal(SignalKind::hangup())?;
@@ -71,7 +77,13 @@ async fn supervise(config: Config, redis: Redis) -> anyhow::Result<()> {
     let fleet = Fleet::new(&redis, &metrics)?;
     let redis_is_there = redis.connect_timeout;
     let redis = fleet.watch();
-    if !redis.ready(redis_is_there).await {
+    let postgres = config.postgres.as_ref().map(Postgres::new).transpose()?;
+    if let (Some(within), Some(postgres)) = (wait_for_deps, &postgres) {
+        tokio::select! {
+            there = dependencies::wait(&config, &fleet, &redis, postgres, within) => there?,
+            stopped = stopped(signal(SignalKind::terminate())?) => return stopped,
+        }
+    } else if !redis.ready(redis_is_there).await {
         warn!("redis is not there yet; going on without");
     }
     let mut companion = Companion::begin(&config, &fleet, &metrics, Beside::Nothing).await?;
@@ -101,7 +113,6 @@ async fn supervise(config: Config, redis: Redis) -> anyhow::Result<()> {
             }
         },
     );
-    let postgres = config.postgres.as_ref().map(Postgres::new).transpose()?;
     if let Some(postgres) = &postgres {
         // Apart from the companion's own view, which has connections of another runtime.
         worker::look_at_replicas(&mut control, "query_replicas", postgres.clone());

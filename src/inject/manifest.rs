@@ -26,7 +26,7 @@ pub struct Manifest {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     #[error("no YAML: {0}")]
-    Malformed(#[from] Malformed),
+    Malformed(Malformed),
     /// Of each workload.
     #[error("{}", .0.join("\n"))]
     Unfit(Vec<String>),
@@ -189,6 +189,17 @@ impl Manifest {
         let objects: Vec<_> = (self.documents.iter().zip(&self.values))
             .filter(|(_, value)| !value.is_null())
             .collect();
+        // A List of Lists is none that everyone takes.
+        let objects = match objects.as_slice() {
+            [_] => objects,
+            objects => objects
+                .iter()
+                .flat_map(|(node, value)| match items(value) {
+                    Some(items) => node.items("items").into_iter().zip(items).collect(),
+                    None => vec![(*node, *value)],
+                })
+                .collect(),
+        };
         match objects.as_slice() {
             [(node, value)] => text::json(node, value),
             objects => {
@@ -207,8 +218,14 @@ impl Manifest {
     }
 }
 
-fn read(text: &str) -> Result<(Vec<Node>, Vec<Value>), Malformed> {
-    let documents = text::parse(text)?;
+fn read(text: &str) -> Result<(Vec<Node>, Vec<Value>), Fault> {
+    let documents = text::parse(text).map_err(|mut malformed| {
+        let line = text.lines().nth(malformed.line.saturating_sub(1));
+        if line.is_some_and(|line| line.contains("{{")) {
+            malformed.problem += "; a template must be rendered first, as by helm template";
+        }
+        Fault::Malformed(malformed)
+    })?;
     let values = documents.iter().map(Node::value).collect();
     Ok((documents, values))
 }
@@ -216,10 +233,7 @@ fn read(text: &str) -> Result<(Vec<Node>, Vec<Value>), Malformed> {
 fn places(values: &[Value]) -> Vec<Place> {
     let mut places = Vec::new();
     for (document, value) in values.iter().enumerate() {
-        let is_list = value["kind"]
-            .as_str()
-            .is_some_and(|kind| kind.ends_with("List"));
-        match value["items"].as_array().filter(|_| is_list) {
+        match items(value) {
             Some(items) => places.extend((0..items.len()).map(|item| Place {
                 document,
                 item: Some(item),
@@ -231,6 +245,12 @@ fn places(values: &[Value]) -> Vec<Place> {
         }
     }
     places
+}
+
+/// The objects of a List.
+fn items(value: &Value) -> Option<&Vec<Value>> {
+    let kind = value["kind"].as_str()?;
+    value["items"].as_array().filter(|_| kind.ends_with("List"))
 }
 
 fn at(values: &[Value], place: Place) -> &Value {

@@ -6,6 +6,7 @@ mod given;
 pub mod manifest;
 mod ports;
 mod probes;
+pub mod review;
 mod services;
 mod sidecar;
 mod text;
@@ -203,13 +204,10 @@ fn inject(pod: &mut Value, namespace: &Namespace, settings: &Settings) -> Result
             "a container beside the app's would keep this pod from ever ending: use native sidecars (Kubernetes 1.29 and later), or leave it out by weir.dev/inject: disabled",
         ));
     }
-    let app = match (ports::find(pod, &asked), asked.mode) {
-        (Ok(Ok(found)), _) => Some(found),
-        (Ok(Err(reason)), Mode::Port) => return Ok(Outcome::Skipped(reason)),
-        (Err(unfit), Mode::Port) => return Err(unfit),
-        // All ports are redirected.
-        (Ok(Err(_)) | Err(_), Mode::Redirect) => None,
-    };
+    let app = ports::find(pod, &asked)?;
+    if app.is_none() && asked.mode == Mode::Port {
+        return Ok(Outcome::Skipped(Skipped::NoPort));
+    }
     let before = pod.clone();
     let http2 = app.as_ref().is_some_and(|app| app.is_http2(pod));
     let mut probes = Map::new();
@@ -337,3 +335,6 @@ fn insert(spec: &mut Value, list: &str, at: usize, new: Vec<Value>) {
         None => spec[list] = Value::Array(new),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use super::annotations::{AppPort, Asked};
-use super::{Settings, Skipped, Unfit};
+use super::{Mode, Settings, Unfit};
 use crate::config::yaml::did_you_mean;
 
 /// The app's port.
@@ -76,8 +76,9 @@ fn entries(pod: &Value) -> Vec<Entry<'_>> {
     found
 }
 
-/// The app's port: the one that is asked for, or the only one.
-pub(super) fn find(pod: &Value, asked: &Asked) -> Result<Result<Found, Skipped>, Unfit> {
+/// The app's port: the one that is asked for, or the only one; `None` where there is none, and in redirect mode, which needs to know of none, where
+/// it is one of several.
+pub(super) fn find(pod: &Value, asked: &Asked) -> Result<Option<Found>, Unfit> {
     const AT: &str = "metadata.annotations[\"weir.dev/app-port\"]";
     let entries = entries(pod);
     let chosen = match &asked.app_port {
@@ -86,7 +87,7 @@ pub(super) fn find(pod: &Value, asked: &Asked) -> Result<Result<Found, Skipped>,
             match declared {
                 Some(entry) => entry,
                 None => {
-                    return Ok(Ok(Found {
+                    return Ok(Some(Found {
                         number: *number,
                         declared: None,
                     }));
@@ -107,8 +108,9 @@ pub(super) fn find(pod: &Value, asked: &Asked) -> Result<Result<Found, Skipped>,
             })?
         }
         None => match entries.as_slice() {
-            [] => return Ok(Err(Skipped::NoPort)),
+            [] => return Ok(None),
             [only] => only,
+            [_, _, ..] if asked.mode == Mode::Redirect => return Ok(None),
             [_, _, ..] => {
                 let ports: Vec<_> = entries.iter().map(Entry::told).collect();
                 return Err(Unfit::new(
@@ -124,7 +126,7 @@ pub(super) fn find(pod: &Value, asked: &Asked) -> Result<Result<Found, Skipped>,
             }
         },
     };
-    Ok(Ok(Found {
+    Ok(Some(Found {
         number: chosen.number,
         declared: Some(Declared {
             container: chosen.container,

@@ -13,3 +13,4 @@ pub mod tls_metrics;
 pub mod told_metrics;
 pub mod traces;
 pub mod upstream_metrics;
+pub mod webhook_metrics;

@@ -177,7 +177,12 @@ impl TlsClient {
             request.push_str("\r\n");
         }
         request.push_str("\r\n");
-        self.write(&request)?;
+        self.try_ask(&request)
+    }
+
+    /// The answer to a request, as it is on the wire; or why there was none.
+    pub fn try_ask(&mut self, request: &str) -> Result<Reply, String> {
+        self.write(request)?;
         let said = |error: std::io::Error| error.to_string();
         match std::io::BufRead::fill_buf(&mut self.reader).map_err(said)? {
             [] => Err("closed".to_owned()),

@@ -1,5 +1,6 @@
 //! From a node and its new value to edits of its text.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use serde_json::{Map, Value};
@@ -191,7 +192,8 @@ impl Editor<'_> {
         new: &[Value],
     ) {
         let stays = paired(items, new);
-        let gone = |at: &usize| !stays.iter().any(|(old, _)| old == at);
+        let staying: BTreeSet<_> = stays.iter().map(|(old, _)| *old).collect();
+        let gone = |at: &usize| !staying.contains(at);
         if flow && (0..items.len()).any(|at| gone(&at)) {
             let parts = items.iter().enumerate();
             let parts: Vec<_> = parts
@@ -357,10 +359,17 @@ fn paired(items: &[Node], new: &[Value]) -> Vec<(usize, usize)> {
     pairs
 }
 
-/// Whether an item of a list went on as another: Kubernetes merges most lists by name.
+/// Whether an item of a list went on as another: most lists of Kubernetes are merged by name, and objects have theirs in `metadata`.
 fn same(old: &Value, new: &Value) -> bool {
-    let name = |value: &Value| value.get("name").cloned();
-    old == new || old.is_object() && name(old).is_some() && name(old) == name(new)
+    let named = |key: &str| old.get(key).is_some_and(|name| new.get(key) == Some(name));
+    let is_object = old["metadata"]["name"].is_string();
+    named("name") || is_object && object(old) == object(new) || old == new
+}
+
+/// What Kubernetes knows an object by.
+fn object(value: &Value) -> [&Value; 3] {
+    let metadata = &value["metadata"];
+    [&value["kind"], &metadata["namespace"], &metadata["name"]]
 }
 
 fn line_start(text: &str, at: usize) -> usize {

@@ -7,6 +7,8 @@ mod edit;
 mod emit;
 mod tree;
 
+use std::collections::HashMap;
+
 use serde_json::Value;
 
 pub(super) use emit::json;
@@ -25,17 +27,18 @@ pub(super) struct Changed {
 /// `new` has a value for each document of `text`, which is what `nodes` were read from.
 pub(super) fn change(text: &str, nodes: &[Node], new: &[Value]) -> Changed {
     let (changed, rewritten) = changed(text, nodes, new);
-    let mut kept = tree::comments(&changed);
+    let mut kept: HashMap<String, usize> = HashMap::new();
+    for comment in tree::comments(&changed) {
+        *kept.entry(comment).or_default() += 1;
+    }
     let mut lost = tree::comments(text);
-    lost.retain(
-        |comment| match kept.iter().position(|kept| kept == comment) {
-            Some(at) => {
-                kept.swap_remove(at);
-                false
-            }
-            None => true,
-        },
-    );
+    lost.retain(|comment| match kept.get_mut(comment) {
+        Some(left @ 1..) => {
+            *left -= 1;
+            false
+        }
+        Some(0) | None => true,
+    });
     Changed {
         text: changed,
         rewritten,

@@ -97,6 +97,20 @@ impl Node {
         }
     }
 
+    /// The nodes of the list under a key.
+    pub(in crate::inject) fn items(&self, key: &str) -> Vec<&Node> {
+        let entries = match &self.kind {
+            Kind::Mapping { entries, .. } => entries,
+            Kind::Alias(node) => return node.items(key),
+            Kind::Scalar { .. } | Kind::Sequence { .. } => return Vec::new(),
+        };
+        let entry = entries.iter().find(|entry| entry.key == key);
+        match entry.map(|entry| &entry.value.kind) {
+            Some(Kind::Sequence { items, .. }) => items.iter().collect(),
+            Some(Kind::Alias(_) | Kind::Scalar { .. } | Kind::Mapping { .. }) | None => Vec::new(),
+        }
+    }
+
     pub(in crate::inject) fn value(&self) -> Value {
         match &self.kind {
             Kind::Scalar { value, .. } => value.clone(),

@@ -140,6 +140,11 @@ impl Postgres {
         }))
     }
 
+    /// The primary, as `HOST:PORT/DATABASE`.
+    pub fn primary(&self) -> &str {
+        &self.write.name
+    }
+
     /// A connection to the primary, without a bound on its statements.
     pub async fn write(&self) -> Result<Client, PostgresError> {
         self.write.connection().await

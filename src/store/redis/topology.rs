@@ -155,6 +155,10 @@ impl Redis {
                     if changed {
                         pause = first;
                     }
+                    if !self.topology.borrow().is_whole() {
+                        // A cluster that is being formed, or has lost a part: what is missing comes without anyone's asking.
+                        self.suspect_topology();
+                    }
                 }
                 Err(error) => {
                     // Once: which node says what changes from look to look.
