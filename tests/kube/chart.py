@@ -1,5 +1,6 @@
 """charts/weir by the real Helm engine: its profiles rendered, the plain manifests and golden files made of them, and what must hold of both."""
 
+import base64
 import functools
 import json
 import os
@@ -10,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import date, timedelta
 from pathlib import Path
 
 import jsonschema
@@ -25,9 +27,9 @@ GOLDEN, MANIFESTS, CRDS = ROOT / "tests/kube/golden", ROOT / "deploy/k8s", ROOT 
 # Each is a chain of files of values; the later go before the earlier.
 PROFILES = {
     "default": [], "dev": ["values-dev.yaml"], "production": ["values-production.yaml"],
-    "aws": ["values-production.yaml", "values-aws.yaml"], "everything": ["ci/everything-values.yaml"],
+    "aws": ["values-production.yaml", "values-aws.yaml"], "everything": ["ci/everything-values.yaml"], "injector": ["ci/injector-values.yaml"],
 }
-KEPT = ("default", "dev", "everything")  # as golden files; deploy/k8s is the production one
+KEPT = ("default", "dev", "everything", "injector")  # as golden files; deploy/k8s is the production one
 VERSIONS = ["1.29", "1.31", kubernetes_validate.latest_version()]
 NAMESPACE = "weir"
 Object = dict
@@ -83,17 +85,21 @@ def golden(profile: str) -> str:
     texts = render(values(profile))
     # The dashboard is a file of its own, whose changes are not the chart's.
     texts = {name: re.sub(r"^    \{\"annotations\".*$", "    (deploy/grafana/weir.json)", text, flags=re.M) for name, text in texts.items()}
+    # A certificate is made anew each time, since there is no cluster to look it up in.
+    texts = {name: re.sub(r'^( *(?:ca\.crt|tls\.crt|tls\.key|caBundle|weir\.dev/renew-after): )[\w+/="-]+$', r"\1(made)", text, flags=re.M)
+             for name, text in texts.items()}
     return "".join(f"# {name}\n{text.strip()}\n" for name, text in texts.items() if text.strip())
 
 
 def manifests() -> dict[str, str]:
     """deploy/k8s: the production profile with its namespace, a file a template, without what is Helm's own."""
     texts = render(merged({"namespace": {"create": True}}, values("production")))
-    # A later file may need an earlier one; those of the Prometheus operator need its definitions first.
+    # A later file may need an earlier one; those of operators, which need their definitions first, are in folders.
     order = {"namespace.yaml": "00-namespace", "quota.yaml": "01-quota", "serviceaccounts.yaml": "02-serviceaccounts", "configmap.yaml": "03-configmap",
              "proxy/deployment.yaml": "10-proxy-deployment", "proxy/service.yaml": "11-proxy-service", "proxy/autoscaling.yaml": "12-proxy-hpa-pdb",
              "proxy/ingress.yaml": "13-proxy-ingress", "worker/deployment.yaml": "20-worker", "networkpolicy.yaml": "30-networkpolicy",
-             "monitoring.yaml": "monitoring/monitoring"}
+             "injector/certmanager.yaml": "injector/40-certificate", "injector/deployment.yaml": "injector/41-injector",
+             "injector/webhook.yaml": "injector/42-webhook", "monitoring.yaml": "monitoring/monitoring"}
     made = {}
     for name, text in texts.items():
         if not text.strip() or not name.endswith(".yaml") or name.startswith("tests/"):
@@ -177,6 +183,12 @@ def refused() -> Iterator[str]:
         ({"proxy": {"service": {"ports": [{"name": "http", "port": 80, "targetPort": "outbound"}]}}}, "there are inbound"),
         ({"worker": {"enabled": True}}, "config needs redis"),
         ({"monitoring": {"prometheusRule": {"runbookBase": "docs"}}}, "runbookBase"),
+        ({"injector": {"onUnfit": "deny"}}, "onUnfit"),
+        ({"injector": {"sidecar": {"uid": 0}}}, "uid"),
+        ({"injector": {"enabled": True, "certificates": {"existingSecret": "mine"}}}, "go together"),
+        ({"injector": {"enabled": True, "certificates": {"caBundle": "-----BEGIN CERTIFICATE-----\n"}}}, "go together"),
+        ({"injector": {"certificates": {"existingSecret": "mine", "caBundle": "LS0tLS1CRUdJTi"}}}, "caBundle"),
+        ({"injector": {"enabled": True, "certificates": {"existingSecret": "mine", "caBundle": "-----BEGIN CERTIFICATE-----\n", "certManager": {"enabled": True}}}}, "either"),
     ):
         try:
             render(wrong)
@@ -215,7 +227,7 @@ def valid() -> Iterator[str]:
 
 
 def is_custom(document: Object) -> bool:
-    return document["apiVersion"].startswith("monitoring.coreos.com/")
+    return document["apiVersion"].startswith(("monitoring.coreos.com/", "cert-manager.io/"))
 
 
 def invalid(document: Object, definitions: dict) -> Iterator[str]:
@@ -253,7 +265,7 @@ def unsound(documents: list[Object]) -> Iterator[str]:
     yield from (f"{name} is there twice" for name in set(names) if names.count(name) > 1)
     templates = {named(deployment): deployment["spec"]["template"] for deployment in deployments}
     pods = {**templates, **{named(pod): pod for pod in of_kind(documents, "Pod")}}
-    config = next(yaml.safe_load(document["data"]["weir.yaml"]) for document in of_kind(documents, "ConfigMap") if "weir.yaml" in document["data"])
+    config = next((yaml.safe_load(document["data"]["weir.yaml"]) for document in of_kind(documents, "ConfigMap") if "weir.yaml" in document["data"]), None)
     asked: dict[str, float] = {"pods": 0, "requests.cpu": 0, "requests.memory": 0}
     for deployment in deployments:
         spec, labels = deployment["spec"], deployment["spec"]["template"]["metadata"]["labels"]
@@ -269,9 +281,10 @@ def unsound(documents: list[Object]) -> Iterator[str]:
         for container in spec["template"]["spec"]["containers"]:
             asked["requests.cpu"] += most * quantity(container["resources"]["requests"]["cpu"])
             asked["requests.memory"] += most * quantity(container["resources"]["requests"]["memory"])
-        grace, shutdown = spec["template"]["spec"].get("terminationGracePeriodSeconds", 30), config["shutdown"]
-        if labels["app.kubernetes.io/component"] == "proxy" and grace < seconds(shutdown["propagation_delay"]) + seconds(shutdown["drain"]) + 5:
-            yield f"{named(deployment)} is killed after {grace} s, before it has drained"
+        if labels["app.kubernetes.io/component"] == "proxy":
+            grace, shutdown = spec["template"]["spec"]["terminationGracePeriodSeconds"], config["shutdown"]
+            if grace < seconds(shutdown["propagation_delay"]) + seconds(shutdown["drain"]) + 5:
+                yield f"{named(deployment)} is killed after {grace} s, before it has drained"
     for quota in of_kind(documents, "ResourceQuota"):
         for key, bound in quota["spec"]["hard"].items():
             if key in asked and asked[key] > quantity(bound):
@@ -409,6 +422,50 @@ def installed_rules() -> Iterator[str]:
         yield "alerts are missing, or one that was left out is there"
     base = given["monitoring"]["prometheusRule"]["runbookBase"]
     yield from (f"{name}: {alert['annotations']['runbook_url']}" for name, alert in alerts.items() if not alert["annotations"]["runbook_url"].startswith(base))
+
+
+# A template that is given a Secret as `lookup` would find it, which this engine does not.
+CERTIFICATE = '{{ include "weir.injectorCertificate" (list . .Values.global.found) }}\n'
+
+
+def certificate(found: Object) -> Object:
+    """What Helm makes of the injector's certificate, where the cluster has this Secret."""
+    with tempfile.TemporaryDirectory(prefix="weir-kube-") as name:
+        copy = Path(name) / "weir"
+        shutil.copytree(packed(), copy)
+        (copy / "templates/certificate.yaml").write_text(CERTIFICATE)
+        with Chart.load(copy) as chart:
+            return yaml.safe_load(chart.render({"global": {"found": found}}, name="weir", namespace=NAMESPACE)["weir/templates/certificate.yaml"])
+
+
+def certified() -> Iterator[str]:
+    """The injector's certificate is for its Service, is kept for two thirds of its time, and the API server trusts the old beside the new."""
+    first = certificate({})
+    secret = lambda renew_after: {"metadata": {"annotations": {"weir.dev/renew-after": renew_after}}, "data": first["data"]}  # noqa: E731
+    days = (date.fromisoformat(first["annotations"]["weir.dev/renew-after"]) - date.today()).days
+    if not 242 <= days <= 244:
+        yield f"of 365 days, it is renewed after {days}"
+    kept = certificate(secret((date.today() + timedelta(1)).isoformat()))
+    if (kept["data"], kept["bundle"]) != (first["data"], first["bundle"]):
+        yield "it is made anew before its time"
+    renewed = certificate(secret((date.today() - timedelta(1)).isoformat()))
+    for due in (renewed, certificate({"metadata": {}, "data": first["data"]})):
+        if due["data"]["tls.crt"] == first["data"]["tls.crt"]:
+            yield "it is not made anew at its time"
+    torn = secret("2999-01-01")
+    torn["data"] = {**first["data"], "tls.key": ""}
+    if certificate(torn)["data"]["tls.crt"] == first["data"]["tls.crt"]:
+        yield "a Secret without a key is kept"
+    service = of_kind(objects({"injector": {"enabled": True}}), "MutatingWebhookConfiguration")[0]["webhooks"][0]["clientConfig"]["service"]
+    host = f"{service['name']}.{service['namespace']}.svc"
+    with tempfile.TemporaryDirectory(prefix="weir-kube-") as name:
+        for trusted, served, holds in ((first, first, True), (renewed, renewed, True), (renewed, first, True), (first, renewed, False)):
+            (Path(name) / "bundle").write_bytes(base64.b64decode(trusted["bundle"]))
+            (Path(name) / "served").write_bytes(base64.b64decode(served["data"]["tls.crt"]))
+            command = ["openssl", "verify", "-x509_strict", "-purpose", "sslserver", "-verify_hostname", host, "-CAfile", "bundle", "served"]
+            said = subprocess.run(command, cwd=name, capture_output=True, text=True)
+            if (said.returncode == 0) != holds:
+                yield f"{host}: {said.stdout}{said.stderr}"
 
 
 def policy() -> Iterator[str]:

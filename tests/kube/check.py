@@ -107,6 +107,7 @@ def main() -> None:
         "mistakes are refused": chart.refused,
         "schemas": chart.valid,
         "sound": chart.sound,
+        "injector's certificate": chart.certified,
         "weir check": lambda: chart.configured(options.weir),
         "a sidecar by hand": chart.beside,
         "injected": inject.valid,
@@ -114,6 +115,8 @@ def main() -> None:
         "an injected sidecar": lambda: inject.started(options.weir),
         "injected, checkov": inject.policy,
         "the pod's command": lambda: chart.started(options.weir),
+        "the injector's arguments": lambda: inject.taken(options.weir),
+        "the injector's command": lambda: inject.reviewed(options.weir),
         "PrometheusRule": chart.installed_rules,
         "checkov": chart.policy,
     }

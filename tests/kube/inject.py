@@ -1,6 +1,9 @@
-"""What `weir inject` makes of tests/inject: Kubernetes takes it, checkov finds no more in it than before, and a sidecar of it runs."""
+"""What `weir inject` makes of tests/inject, and the chart's injector of a pod: Kubernetes takes it, checkov finds no more in it than before, and it runs."""
 
+import base64
+import http.client
 import json
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -8,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import jsonpatch
 import kubernetes_validate
 import yaml
 
@@ -132,3 +136,63 @@ def started(weir: Path) -> Iterator[str]:
         proxy.terminate()
         if proxy.wait(30) != 0:
             yield f"the sidecar ends with {proxy.returncode}"
+
+
+def reviewed(weir: Path) -> Iterator[str]:
+    """What the chart's injector runs is ready, and answers the API server's question about a pod with a patch whose pod Kubernetes takes; it ends in time."""
+    documents = chart.objects({"injector": {"enabled": True}})
+    pod = next(document for document in chart.of_kind(documents, "Deployment") if document["metadata"]["name"] == "weir-injector")["spec"]["template"]["spec"]
+    container, client = pod["containers"][0], chart.of_kind(documents, "MutatingWebhookConfiguration")[0]["webhooks"][0]["clientConfig"]
+    secret = next(secret for secret in chart.of_kind(documents, "Secret") if secret["metadata"]["name"] == pod["volumes"][0]["secret"]["secretName"])
+    with tempfile.TemporaryDirectory(prefix="weir-kube-") as folder, ExitStack() as stack:
+        for item in pod["volumes"][0]["secret"]["items"]:
+            (Path(folder) / item["path"]).write_bytes(base64.b64decode(secret["data"][item["key"]]))
+        ports = {port["containerPort"]: running.free_port() for port in container["ports"]}
+        command = [word.replace("/tls/", f"{folder}/").replace("$(POD_NAMESPACE)", chart.NAMESPACE).replace("0.0.0.0", "127.0.0.1") for word in container["args"]]
+        for port, free in ports.items():
+            command = [word.replace(f":{port}", f":{free}") for word in command]
+        webhook = running.start(stack, Path(folder) / "webhook.log", [weir, *command])
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            url = f"http://127.0.0.1:{ports[9901]}{container[probe]['httpGet']['path']}"
+            running.eventually(f"{probe} passes", lambda url=url: running.get(url)[0] == 200)
+        for namespace, expected in (("shop", "injected"), (chart.NAMESPACE, "left as it is")):
+            app = {"apiVersion": "v1", "kind": "Pod", "metadata": {"generateName": "web-"}, "spec": {"containers": [{"name": "web", "image": "web:1", "ports": [{"containerPort": 8080}]}]}}
+            asked = {"uid": "1", "kind": {"group": "", "version": "v1", "kind": "Pod"}, "operation": "CREATE", "namespace": namespace, "object": app}
+            answer = asked_by_the_server(client, ports[9443], {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": asked})
+            if not answer["allowed"] or ("patch" in answer) != (expected == "injected"):
+                yield f"a pod of {namespace} is not {expected}: {answer}"
+            elif "patch" in answer:
+                made = jsonpatch.apply_patch(app, base64.b64decode(answer["patch"]).decode())
+                yield from chart.invalid({**made, "metadata": {**made["metadata"], "name": "web-1"}}, {})
+                if (image := sidecar(made)["image"]) != container["image"]:
+                    yield f"the pod's weir is {image}, and the injector's is {container['image']}"
+        webhook.terminate()
+        if webhook.wait(30) != 0:
+            yield f"the injector ends with {webhook.returncode}"
+
+
+def taken(weir: Path) -> Iterator[str]:
+    """The injector of every profile has arguments that weir takes: without its certificate it ends, and not for their sake."""
+    for profile in chart.PROFILES:
+        for document in chart.of_kind(chart.objects(chart.values(profile)), "Deployment"):
+            container = document["spec"]["template"]["spec"]["containers"][0]
+            if container["name"] == "injector":
+                said = subprocess.run([weir, *container["args"]], capture_output=True, text=True, timeout=30)
+                if said.returncode != 1 or "/tls/tls.crt" not in said.stdout + said.stderr:
+                    yield f"{profile}: {said.returncode}: {said.stdout}{said.stderr}"
+
+
+def asked_by_the_server(client: dict, port: int, review: dict) -> dict:
+    """The answer that the API server would get by this clientConfig: the certificate must be of the bundle, and for the Service."""
+    trusted = ssl.create_default_context(cadata=base64.b64decode(client["caBundle"]).decode())
+    name = f"{client['service']['name']}.{client['service']['namespace']}.svc"
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.connect()
+    connection.sock = trusted.wrap_socket(connection.sock, server_hostname=name)
+    connection.request("POST", client["service"]["path"], json.dumps(review), {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    text = answer.read().decode()
+    connection.close()
+    if answer.status != 200:
+        raise RuntimeError(f"{answer.status}: {text}")
+    return json.loads(text)["response"]

@@ -1,4 +1,4 @@
-"""A weir proxy and a worker beside a real Redis and Postgres, and what they export at /metrics once a few things have happened.
+"""A weir proxy, a worker and an injector beside a real Redis and Postgres, and what they export at /metrics once a few things have happened.
 
 The file that they read has a bit of everything, so that a metric is there if weir has it. `exported` is the only way in.
 """
@@ -110,8 +110,16 @@ def start_postgres(stack: ExitStack, directory: Path) -> int:
     return port
 
 
+def start_webhook(stack: ExitStack, directory: Path, weir: Path) -> str:
+    """The address of its metrics; its certificate is the folder's."""
+    reviews, admin = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    start(stack, directory / "webhook.log", [weir, "webhook", "--address", reviews, "--admin", admin, "--own-namespace", "weir",
+                                             "--tls-cert", directory / "tls.crt", "--tls-key", directory / "tls.key"])
+    return f"http://{admin}/metrics"
+
+
 def exported(weir: Path) -> Exported:
-    """What a proxy and a worker export, taken together."""
+    """What a proxy, a worker and an injector export, taken together."""
     with tempfile.TemporaryDirectory(prefix="weir-kube-") as name, ExitStack() as stack:
         directory = Path(name)
         directory.chmod(0o711)  # for the user `postgres`
@@ -126,7 +134,7 @@ def exported(weir: Path) -> Exported:
         worker.write_text(CONFIG.format(directory=name, **ports | {"admin": worker_admin}))
         start(stack, directory / "worker.log", [weir, "worker", "-c", worker])
         serving = start(stack, directory / "proxy.log", [weir, "proxy", "-c", proxy])
-        urls = [f"http://127.0.0.1:{port}/metrics" for port in (ports["admin"], worker_admin)]
+        urls = [*(f"http://127.0.0.1:{port}/metrics" for port in (ports["admin"], worker_admin)), start_webhook(stack, directory, weir)]
         listener = f"http://127.0.0.1:{ports['listener']}"
         try:
             for url in urls:

@@ -1,4 +1,4 @@
-{{/* Names and labels. A component is proxy, worker, echo or test. */}}
+{{/* Names and labels. A component is proxy, worker, injector, echo or test. */}}
 {{- define "weir.name" -}}
 {{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
 {{- end }}
@@ -45,9 +45,15 @@ labels:
 {{- end }}
 
 {{- define "weir.image" -}}
-{{- $image := .Values.image -}}
-{{- with $image.registry }}{{ . }}/{{ end }}{{ $image.repository }}
-{{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $image.tag | default .Chart.AppVersion }}{{ end }}
+{{- include "weir.imageOf" (list . .Values.image) -}}
+{{- end }}
+
+{{/* Takes (list ROOT IMAGE), an object as `image` of the values is. */}}
+{{- define "weir.imageOf" -}}
+{{- $root := index . 0 -}}
+{{- $image := index . 1 -}}
+{{- with $image.registry | default $root.Values.image.registry }}{{ . }}/{{ end }}{{ $image.repository }}
+{{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $image.tag | default $root.Values.image.tag | default $root.Chart.AppVersion }}{{ end }}
 {{- end }}
 
 {{/* Takes (list ROOT COMPONENT). */}}
