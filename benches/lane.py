@@ -5,9 +5,8 @@ Owns: that scenario and its page. Processes, load and tables are bench.py's. `ma
 The figure is the time on a CPU of the thread named "lane-0" by /proc/PID/task/TID/schedstat, in nanoseconds, over the requests done.
 All proxies have the same Redis, worker and Postgres, and take turns; a turn begins once all earlier events are stored.
 
-Two loads: as fast as answers come, and at a pace. Answers that wait for the disk make clients that ask as fast as they can ask less
-often, so that clients, lane and upstream sleep where the others' do not, and their wakes are counted as the audit's. At the same pace all
-sleep alike, and what is left is the audit's own.
+Two loads: as fast as answers come, where those that wait for the disk make their clients ask less often; and at one pace for all, where
+batches are small and Redis, worker and Postgres run on the lane's own core between its requests.
 """
 
 import argparse
@@ -193,9 +192,8 @@ def main() -> None:
             *bench.versions(paths, CONNECTIONS), f"- {postgres}", "",
             "## As fast as answers come", "", *bench.table(COLUMNS, [NONE, BEST_EFFORT, GUARANTEED], fast), *bars(fast), "",
             "## At a pace", "",
-            f"By {PACED} connections (`wrk -c{PACED}`), each of which pauses for 0 to 20 ms between an answer and its next request. Answers that wait for the disk"
-            " make clients that do not pause ask less often; then clients, lane and upstream sleep where the others' do not, and waking them is counted as"
-            " the audit's. At the same pace all sleep alike.", "",
+            f"By {PACED} connections (`wrk -c{PACED}`), each of which pauses for 0 to 20 ms between an answer and its next request: batches are small, and"
+            " Redis, worker and Postgres run on the lane's own core between its requests.", "",
             *bench.table(COLUMNS, [NONE, BEST_EFFORT, GUARANTEED], paced), *bars(paced)]
     print("\n".join(said))
     if not options.quick:
