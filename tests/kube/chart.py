@@ -310,11 +310,35 @@ def unsound(documents: list[Object]) -> Iterator[str]:
         seen = [document for document in of_kind(documents, "Service") if labels.items() <= document["metadata"]["labels"].items()]
         if len(seen) != sum("metrics" in service for service in services):
             yield f"the ServiceMonitor sees {[named(document) for document in seen]}"
+    yield from untrue(documents)
     for name, pod in pods.items():
         yield from (f"{name}: {fault}" for fault in unrestricted(pod["spec"]))
         if pod["spec"].get("automountServiceAccountToken") is not False:
             yield f"{name} mounts a token that it does not need"
     yield from (f"{named(document)}: weir needs no rights" for document in documents if "Role" in document["kind"])
+
+
+def untrue(documents: list[Object]) -> Iterator[str]:
+    """What the API server is told of the injector and does not hold: its Service, its certificate, and that it never waits for itself."""
+    for configuration in of_kind(documents, "MutatingWebhookConfiguration"):
+        hook, deployment = configuration["webhooks"][0], next(found for found in of_kind(documents, "Deployment") if found["metadata"]["name"].endswith("-injector"))
+        asked, spec = hook["clientConfig"]["service"], deployment["spec"]["template"]["spec"]
+        services = [found for found in of_kind(documents, "Service") if found["metadata"]["name"] == asked["name"]]
+        if [port["port"] for service in services for port in service["spec"]["ports"]] != [asked["port"]] or asked["namespace"] != NAMESPACE:
+            yield f"{named(configuration)} asks {asked}, which is no Service"
+        excluded = hook["namespaceSelector"]["matchExpressions"][0]
+        if (excluded["key"], excluded["operator"]) != ("kubernetes.io/metadata.name", "NotIn") or not {NAMESPACE, "kube-system"} <= set(excluded["values"]):
+            yield f"{named(configuration)} holds for the namespace of its own pods"
+        mounted = next(volume["secret"]["secretName"] for volume in spec["volumes"] if volume["name"] == "tls")
+        source = configuration["metadata"].get("annotations", {}).get("cert-manager.io/inject-ca-from")
+        certificates = {f"{NAMESPACE}/{found['metadata']['name']}": found["spec"] for found in of_kind(documents, "Certificate")}
+        if source is None:
+            if "caBundle" not in hook["clientConfig"]:
+                yield f"{named(configuration)} trusts nothing"
+        elif certificates[source]["secretName"] != mounted or f"{asked['name']}.{NAMESPACE}.svc" not in certificates[source]["dnsNames"]:
+            yield f"{named(configuration)}: the certificate {source} is not what the injector shows"
+        issuers = {found["metadata"]["name"] for found in of_kind(documents, "Issuer")}
+        yield from (f"{name} has no issuer" for name, wanted in certificates.items() if issuers and wanted["issuerRef"]["name"] not in issuers)
 
 
 def unrestricted(spec: Object) -> Iterator[str]:
