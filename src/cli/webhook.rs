@@ -41,6 +41,8 @@ const MAX_BODY: usize = 3 << 20;
 const WITHIN: Duration = Duration::from_secs(8);
 /// API servers keep a few connections each.
 const MAX_CONNECTIONS: usize = 1000;
+/// Whose bodies are read at a time: these bound the memory.
+const MAX_REVIEWS: usize = 16;
 /// How often the certificate's files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// For what is under way at the end.
@@ -79,6 +81,7 @@ struct Webhook {
     tls: watch::Receiver<Arc<ServerTls>>,
     stage: watch::Receiver<Stage>,
     places: Arc<Semaphore>,
+    reviews: Semaphore,
 }
 
 /// How far the end has come.
@@ -124,6 +127,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
         tls,
         stage,
         places: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        reviews: Semaphore::new(MAX_REVIEWS),
     });
     info!(address = %listener.local_addr()?, admin = %admin.local_addr()?, "reviewing pods");
     tokio::spawn(follow(settings, seen, reread, webhook.clone()));
@@ -268,8 +272,17 @@ impl Webhook {
     }
 
     async fn review(&self, request: Request<Incoming>) -> Result<Bytes, (StatusCode, String)> {
-        let body = Limited::new(request.into_body(), MAX_BODY).collect();
-        let body = match timeout(WITHIN, body).await {
+        let body = async {
+            let turn = self.reviews.acquire().await;
+            let body = Limited::new(request.into_body(), MAX_BODY).collect();
+            (body.await, turn)
+        };
+        // It is held until the answer is made.
+        let (body, _turn) = match timeout(WITHIN, body).await {
+            Ok((body, turn)) => (Ok(body), Some(turn)),
+            Err(elapsed) => (Err(elapsed), None),
+        };
+        let body = match body {
             Ok(Ok(body)) => body.to_bytes(),
             Ok(Err(error)) if error.is::<LengthLimitError>() => {
                 let why = format!("the review is larger than {MAX_BODY} bytes");
