@@ -8,7 +8,7 @@
 mod harness;
 
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use harness::eventually;
 use harness::postgres::{self, Database};
@@ -176,18 +176,21 @@ fn a_worker_that_waits_begins_once_its_stores_are_there() {
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
+/// A worker that waits for its stores for so long.
+fn waiting(config: &Path, within: &str) -> Child {
+    let mut weir = Command::new(env!("CARGO_BIN_EXE_weir"));
+    weir.arg("worker").arg(format!("--wait-for-deps={within}"));
+    weir.arg("-c").arg(config).stderr(Stdio::piped());
+    weir.spawn().unwrap()
+}
+
 #[test]
 fn a_worker_that_waits_in_vain_says_what_is_missing() {
     let redis = Server::single();
     let folder = tempfile::tempdir().unwrap();
     let url = "postgres://weir:hunter2@127.0.0.1:1/weir?sslmode=disable";
     let config = draining(&redis, url, "", folder.path());
-    let waiting = |within: &str| {
-        let mut weir = Command::new(env!("CARGO_BIN_EXE_weir"));
-        weir.arg("worker").arg(format!("--wait-for-deps={within}"));
-        weir.arg("-c").arg(config.path()).stderr(Stdio::piped());
-        weir.spawn().unwrap()
-    };
+    let waiting = |within: &str| waiting(config.path(), within);
     let output = waiting("300ms").wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
@@ -231,12 +234,7 @@ fn a_cluster_that_is_not_formed_is_waited_for() {
         database.url(),
         redis.port
     ));
-    let waiting = |within: &str| {
-        let mut weir = Command::new(env!("CARGO_BIN_EXE_weir"));
-        weir.arg("worker").arg(format!("--wait-for-deps={within}"));
-        weir.arg("-c").arg(config.path()).stderr(Stdio::piped());
-        weir.spawn().unwrap()
-    };
+    let waiting = |within: &str| waiting(config.path(), within);
     let output = waiting("300ms").wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");

@@ -161,3 +161,24 @@ fn what_an_upstream_did_not_look_at_is_sent_again_whatever_the_method() {
         });
     }
 }
+
+/// Each of a byte: what is kept is the bytes.
+#[test]
+fn a_body_of_many_small_parts_is_sent_again_whole() {
+    on_each_pairing(async |mut world| {
+        let mut call = world.client.call("PUT", "/", &[], Length::Unknown).await;
+        let mut asked = world.origin.asked().await;
+        let text: Vec<u8> = (0..1024).map(|n| b'a' + (n % 26) as u8).collect();
+        for byte in &text {
+            call.body.send(&[*byte]).await.unwrap();
+        }
+        asked.body.expect(&text).await;
+        asked.reply(503, &[], Length::None).await;
+        let mut asked = world.origin.asked().await;
+        asked.body.expect(&text).await;
+        call.body.end(&[]).await.unwrap();
+        assert_eq!(asked.body.rest().await.unwrap().0, b"");
+        asked.ok("served").await;
+        assert_eq!(call.whole().await, (200, "served".to_owned()));
+    });
+}

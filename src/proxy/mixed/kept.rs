@@ -2,20 +2,37 @@
 
 use std::cell::Cell;
 
+use bytes::Bytes;
+use http::HeaderMap;
+
 use super::parts::{Broken, Part, Source};
 use crate::http1::head::BodyLength;
 
 /// Where a request's body comes from, from its first byte again where that is still possible.
 pub(super) struct Body<'r, 'a, 's> {
     pub source: &'r mut Source<'a, 's>,
-    /// All that was taken, in order; `None` where that became too much.
-    kept: Option<Vec<Part>>,
-    /// Bytes that may still be kept.
-    room: usize,
-    /// Parts of `kept` that this try has taken.
-    at: usize,
+    /// `None` where it became too much.
+    kept: Option<Kept>,
+    /// The most that is kept, in bytes.
+    most: usize,
+    /// Bytes of `kept` that this try has been given.
+    given: usize,
     /// Whether some of it can be sent no more.
     is_lost: &'r Cell<bool>,
+}
+
+/// All that was taken. Copied: a small part would hold on to the whole of what it was read into, and small parts may be many.
+#[derive(Default)]
+struct Kept {
+    data: Vec<u8>,
+    end: Option<End>,
+}
+
+/// How a body ended.
+enum End {
+    /// With its data.
+    Data,
+    Trailers(HeaderMap),
 }
 
 impl<'r, 'a, 's> Body<'r, 'a, 's> {
@@ -32,31 +49,37 @@ impl<'r, 'a, 's> Body<'r, 'a, 's> {
         };
         Body {
             source,
-            kept: fits.then(Vec::new),
-            room: keep,
-            at: 0,
+            kept: fits.then(Kept::default),
+            most: keep,
+            given: 0,
             is_lost,
         }
     }
 
     /// The next part of this try. A call that is dropped has taken nothing.
     pub(super) async fn next(&mut self) -> Result<Part, Broken> {
-        if let Some(part) = self.kept.as_ref().and_then(|kept| kept.get(self.at)) {
-            self.at += 1;
-            return Ok(part.clone());
-        }
-        let part = self.source.next().await?;
-        if let Some(kept) = &mut self.kept {
-            match self.room.checked_sub(part.len()) {
-                Some(room) => {
-                    kept.push(part.clone());
-                    self.room = room;
-                    self.at += 1;
-                }
-                None => self.kept = None,
+        if let Some(kept) = &self.kept {
+            let again = &kept.data[self.given..];
+            if !again.is_empty() {
+                self.given = kept.data.len();
+                let last = matches!(kept.end, Some(End::Data));
+                let bytes = Bytes::copy_from_slice(again);
+                return Ok(Part::Data { bytes, last });
+            }
+            if let Some(End::Trailers(trailers)) = &kept.end {
+                return Ok(Part::End(trailers.clone()));
             }
         }
-        self.is_lost.set(self.kept.is_none());
+        let part = self.source.next().await?;
+        let fits = self
+            .kept
+            .as_mut()
+            .is_some_and(|kept| kept.add(&part, self.most));
+        match &mut self.kept {
+            Some(kept) if fits => self.given = kept.data.len(),
+            kept => *kept = None,
+        }
+        self.is_lost.set(!fits);
         Ok(part)
     }
 
@@ -67,20 +90,30 @@ impl<'r, 'a, 's> Body<'r, 'a, 's> {
 
     /// Another try begins, with nothing lost.
     pub(super) fn begin_again(&mut self) {
-        self.at = 0;
+        self.given = 0;
     }
 }
 
-impl Part {
-    /// Bytes of memory that are its own.
-    fn len(&self) -> usize {
-        match self {
+impl Kept {
+    /// False, with nothing added, where that would be more than `most` bytes.
+    fn add(&mut self, part: &Part, most: usize) -> bool {
+        let len = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
+            name.as_str().len() + value.len()
+        };
+        let more = match part {
             Part::Data { bytes, .. } => bytes.len(),
-            Part::End(trailers) => trailers.iter().map(field_len).sum(),
+            Part::End(trailers) => trailers.iter().map(len).sum(),
+        };
+        if self.data.len() + more > most {
+            return false;
         }
+        match part {
+            Part::Data { bytes, last } => {
+                self.data.extend_from_slice(bytes);
+                self.end = last.then_some(End::Data);
+            }
+            Part::End(trailers) => self.end = Some(End::Trailers(trailers.clone())),
+        }
+        true
     }
-}
-
-fn field_len((name, value): (&http::HeaderName, &http::HeaderValue)) -> usize {
-    name.as_str().len() + value.len()
 }

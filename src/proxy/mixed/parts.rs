@@ -15,7 +15,7 @@ use crate::proxy::upload::put_piece;
 use crate::proxy::wire::{read_some, write};
 
 /// The next of a body.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) enum Part {
     /// Not empty; `last` where it is known that nothing follows.
     Data { bytes: Bytes, last: bool },
