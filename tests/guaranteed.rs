@@ -159,6 +159,33 @@ fn no_answer_ends_before_its_event_is_safe() {
     eventually(|| running.client().get("/again").status == 200);
 }
 
+#[test]
+fn a_store_that_had_nothing_to_do_is_not_taken_for_a_stuck_one() {
+    let upstream = Upstream::answering("");
+    let folder = tempfile::tempdir().unwrap();
+    let database = folder.path().join("audit.db");
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nupstream: {}\nadmin: {{address: 127.0.0.1:0}}\naudit: {{delivery: guaranteed, sqlite: {{path: {}}}}}\n",
+        upstream.url(),
+        database.display()
+    ));
+    let running = Running::start(config.path());
+    assert_eq!(running.client().get("/before").status, 200);
+    // For longer than events may wait for a thread that does nothing.
+    thread::sleep(Duration::from_millis(1_500));
+    let locked = lock(&database);
+    let mut clients = ["/one", "/two"].map(|path| {
+        let mut client = running.client();
+        client.begin("GET", path, &[], "");
+        assert_eq!(client.status_within(100), None, "{path} waits for the store");
+        client
+    });
+    drop(locked);
+    for client in &mut clients {
+        assert_eq!(client.status_within(5_000), Some(200));
+    }
+}
+
 /// How long a client is watched for what it must not get.
 const QUIET: Duration = Duration::from_millis(300);
 

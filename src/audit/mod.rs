@@ -1,4 +1,4 @@
-//! From the lanes to where events are kept: a bounded queue that never makes a sender wait, and the threads behind it, which
+//! From the lanes to where events are kept: a bounded queue that never makes a sender wait, trays beside it for what requests wait for ([`tray`]), and the threads behind it, which
 //! write events to SQLite ([`sqlite`]), or pack and ship them to the worker ([`ship`]). Must not know what an event means.
 
 mod outgoing;
@@ -6,16 +6,19 @@ pub mod receipt;
 mod send;
 pub mod ship;
 pub mod sqlite;
+pub mod tray;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tracing::error;
 
 use self::receipt::Duty;
+use self::tray::{Slot, Tray};
 use crate::clock;
 use crate::config::audit::Delivery;
 use crate::event::Encoded;
@@ -34,6 +37,8 @@ pub struct Recorder {
 /// The threads behind the queue, until they are stopped.
 pub struct Worker {
     threads: Vec<JoinHandle<()>>,
+    /// What is to be done once they have ended.
+    at_the_end: Option<Box<dyn FnOnce() + Send>>,
     sender: Sender<Message>,
     shared: Arc<Shared>,
 }
@@ -75,13 +80,17 @@ pub struct SpoolCounts {
 #[derive(Debug)]
 enum Message {
     Events(Encoded, Option<Duty>),
-    Stop,
+    /// There is something in a tray, or the end has come.
+    Look,
 }
 
 #[derive(Debug)]
 struct Shared {
     capacity: u64,
-    /// Let into the queue; what of these has not left it is queued, or lost once the threads have ended.
+    trays: Mutex<Vec<Arc<Slot>>>,
+    /// Whether the thread that empties the queue waits for a message, and looks at no tray before.
+    sleeps: AtomicBool,
+    /// Let into the queue or a tray; what of these has not left it is queued, or lost once the threads have ended.
     accepted: AtomicU64,
     left: AtomicU64,
     written: AtomicU64,
@@ -131,8 +140,24 @@ impl Recorder {
         let fits = self.shared.reserve(events.len(), duty.is_some());
         events.truncate(fits);
         if !events.is_empty() {
-            // Threads that are gone count as lost what they did not write.
-            let _ = self.sender.send(Message::Events(events, duty));
+            self.send(events, duty);
+        }
+    }
+
+    fn send(&self, events: Encoded, duty: Option<Duty>) {
+        // Threads that are gone count as lost what they did not write.
+        let _ = self.sender.send(Message::Events(events, duty));
+    }
+
+    /// A tray of this lane's own.
+    pub fn tray(&self) -> Tray {
+        Tray::new(self)
+    }
+
+    /// Has the thread look at the trays.
+    fn wake(&self) {
+        if self.shared.sleeps.swap(false, Ordering::AcqRel) {
+            let _ = self.sender.send(Message::Look);
         }
     }
 
@@ -158,13 +183,16 @@ impl Worker {
     pub fn stop(self, within: Duration) -> Counts {
         let _ = self.shared.deadline.set(clock::now() + within);
         // Wakes them from the queue, or from their back-off.
-        let _ = self.sender.send(Message::Stop);
+        let _ = self.sender.send(Message::Look);
         for thread in self.threads {
             thread.thread().unpark();
             if thread.join().is_err() {
                 error!("a thread of the audit panicked");
                 self.shared.ended.store(true, Ordering::Release);
             }
+        }
+        if let Some(at_the_end) = self.at_the_end {
+            at_the_end();
         }
         self.shared.counts()
     }
@@ -251,6 +279,8 @@ impl Queue {
         let (sender, receiver) = mpsc::channel();
         let shared = Arc::new(Shared {
             capacity: u64::try_from(capacity).unwrap_or(u64::MAX),
+            trays: Mutex::default(),
+            sleeps: AtomicBool::new(false),
             accepted: AtomicU64::new(0),
             left: AtomicU64::new(0),
             written: AtomicU64::new(0),
@@ -279,57 +309,74 @@ impl Queue {
         (recorder, Queue { receiver, shared })
     }
 
-    /// Waits for the first events, for at most `patience` where told; then until there are `enough`, or the first have waited for
-    /// `linger`. Whether more can come.
-    fn fill(
-        &self,
-        taken: &mut Taken,
-        enough: usize,
-        linger: Duration,
-        patience: Option<Duration>,
-    ) -> bool {
+    /// Waits for the first events, for at most `patience`; then until there are `enough`, or the first have waited for `linger`.
+    /// Whether more can come.
+    fn fill(&self, taken: &mut Taken, enough: usize, linger: Duration, patience: Duration) -> bool {
         let stopping = || self.shared.is_stopping();
         if !stopping() {
-            let first = match patience {
-                None => self.receiver.recv().ok(),
-                Some(patience) => match self.receiver.recv_timeout(patience) {
-                    Ok(message) => Some(message),
-                    Err(mpsc::RecvTimeoutError::Timeout) => return true,
-                    Err(mpsc::RecvTimeoutError::Disconnected) => None,
-                },
-            };
-            let Some(first) = first else {
+            if !self.take_there(taken, enough) && !self.take_next(taken, patience) {
                 return false;
-            };
-            taken.take(first);
-            while taken.count < enough && self.take_one(taken) {}
+            }
+            self.take_there(taken, enough);
             // Asleep to what comes meanwhile, since each wake would cost as much as writing some events.
-            if taken.count < enough && !linger.is_zero() && !stopping() {
+            if (1..enough).contains(&taken.count) && !linger.is_zero() && !stopping() {
                 thread::park_timeout(linger);
             }
         }
-        while taken.count < enough {
-            match self.receiver.try_recv() {
-                Ok(message) => taken.take(message),
-                Err(TryRecvError::Empty) => return !stopping(),
-                Err(TryRecvError::Disconnected) => return false,
-            }
+        self.take_there(taken, enough);
+        !(stopping() && taken.count < enough)
+    }
+
+    /// Waits for the next message, for at most `patience`. Whether more can come.
+    fn take_next(&self, taken: &mut Taken, patience: Duration) -> bool {
+        self.shared.sleeps.store(true, Ordering::Release);
+        // What a lane has laid down without a look at that.
+        if self.take_there(taken, 1) {
+            self.shared.sleeps.store(false, Ordering::Release);
+            return true;
+        }
+        let received = self.receiver.recv_timeout(patience);
+        self.shared.sleeps.store(false, Ordering::Release);
+        match received {
+            Ok(message) => taken.take(message),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return false,
         }
         true
     }
 
-    /// Takes what is there; whether there was something.
-    fn take_one(&self, taken: &mut Taken) -> bool {
-        self.receiver
-            .try_recv()
-            .map(|message| taken.take(message))
-            .is_ok()
+    /// Takes what is there until there are `enough`, and all that is in trays if there are not; whether there was something.
+    fn take_there(&self, taken: &mut Taken, enough: usize) -> bool {
+        let before = taken.count;
+        while taken.count < enough
+            && let Ok(message) = self.receiver.try_recv()
+        {
+            taken.take(message);
+        }
+        if taken.count < enough {
+            let trays = self.shared.trays.lock();
+            for (events, duty) in trays.iter().filter_map(|slot| slot.take()) {
+                taken.take(Message::Events(events, Some(duty)));
+            }
+        }
+        taken.count > before
     }
 
     /// What is in the queue, and whatever is sent from here on, is known as lost.
     fn close(&mut self) {
         self.receiver = mpsc::channel().1;
+        self.shared
+            .trays
+            .lock()
+            .iter()
+            .for_each(|slot| slot.close());
         self.shared.ended.store(true, Ordering::Release);
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
@@ -341,7 +388,7 @@ impl Taken {
                 self.batches.push(events);
                 self.duties.push(duty);
             }
-            Message::Stop => {}
+            Message::Look => {}
         }
     }
 

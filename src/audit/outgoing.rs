@@ -102,6 +102,11 @@ impl Outgoing {
         self.batches.len()
     }
 
+    /// Batches that are to be sent.
+    pub(super) fn unsent(&self) -> usize {
+        self.unsent.len()
+    }
+
     /// Events that are not known to be committed.
     pub(super) fn events(&self) -> u64 {
         self.events

@@ -56,6 +56,7 @@ struct Link {
     producer: Producer,
     shards: Vec<Shard>,
     next: Cell<usize>,
+    linger: Duration,
     /// Whether it was said that batches are not taken.
     told: Cell<bool>,
     common: Arc<Common>,
@@ -66,6 +67,15 @@ struct Shard {
     sending: Cell<usize>,
     /// No batch is sent before; and the pause that led to it.
     not_before: Cell<Option<(Instant, Duration)>>,
+}
+
+/// A batch on its way to a stream, until it is known what became of it, or nobody waits for that any more.
+struct Underway<'a>(&'a Shard);
+
+impl Drop for Underway<'_> {
+    fn drop(&mut self) {
+        self.0.sending.set(self.0.sending.get() - 1);
+    }
 }
 
 /// The batches of a boot, as the tasks that send them share them.
@@ -105,6 +115,7 @@ async fn serve(sending: Sending) {
     let link = Rc::new(Link {
         shards: shards.collect(),
         next: Cell::new(fastrand::usize(..usize::from(stream.shards.max(1)))),
+        linger: stream.batch_wait,
         producer: Producer::new(redis, fleet.keys.clone(), stream),
         told: Cell::new(false),
         common: common.clone(),
@@ -121,7 +132,6 @@ async fn serve(sending: Sending) {
         () = send(&link, &own, || is_over(&common)) => {}
     }
     adopting.abort();
-    end(&common);
 }
 
 /// Whether nothing is to be sent any more, or the time for it is over.
@@ -141,8 +151,8 @@ fn is_over(common: &Common) -> bool {
     }
 }
 
-/// What could not be sent goes to the spool, or is lost.
-fn end(common: &Common) {
+/// What could not be sent goes to the spool, or is lost. To be called once both threads have ended.
+pub(super) fn end(common: &Common) {
     if let Err(error) = common.secure(None) {
         error!(%error, "the last audit events cannot be spooled");
     }
@@ -180,9 +190,13 @@ fn end(common: &Common) {
 /// Sends the batches as they come, each to a stream that takes them, until it is `over`.
 async fn send(link: &Link, load: &Load<'_>, over: impl Fn() -> bool) {
     let mut sending = FuturesUnordered::new();
+    // Until when batches wait for others.
+    let mut held: Option<Instant> = None;
     loop {
-        let mut waits = Duration::from_millis(500);
-        loop {
+        let now = clock::now();
+        held = held.filter(|until| *until > now && link.may_hold(load));
+        let mut waits = held.map_or(Duration::from_millis(500), |until| until - now);
+        while held.is_none() {
             let shard = match link.shard() {
                 Ok(shard) => shard,
                 Err(pause) => {
@@ -193,8 +207,12 @@ async fn send(link: &Link, load: &Load<'_>, over: impl Fn() -> bool) {
             let Some((first, bytes)) = link.next(load) else {
                 break;
             };
-            link.shards[usize::from(shard)].begin();
-            sending.push(async move { (first, shard, link.producer.add(shard, &bytes).await) });
+            let underway = link.shards[usize::from(shard)].begin();
+            sending.push(async move {
+                let added = link.producer.add(shard, &bytes).await;
+                drop(underway);
+                (first, shard, added)
+            });
         }
         if over() {
             return;
@@ -203,7 +221,7 @@ async fn send(link: &Link, load: &Load<'_>, over: impl Fn() -> bool) {
             Some((first, shard, added)) = sending.next(), if !sending.is_empty() => {
                 link.sent(load, first, shard, added);
             }
-            () = load.work.notified() => {}
+            () = load.work.notified(), if held.is_none() => held = Some(clock::now() + link.linger),
             () = sleep(waits) => {}
         }
     }
@@ -244,6 +262,12 @@ async fn follow(link: &Link, load: &Load<'_>) {
 }
 
 impl Link {
+    /// Whether batches may wait for others, so that fewer calls take them to Redis: those that are safe, while they are few.
+    fn may_hold(&self, load: &Load<'_>) -> bool {
+        let outgoing = load.outgoing.lock();
+        outgoing.spool_first && outgoing.unsent() < WINDOW
+    }
+
     /// A stream to send to, or how long to wait for one.
     fn shard(&self) -> Result<u16, Duration> {
         let now = clock::now();
@@ -310,7 +334,6 @@ impl Link {
 
     fn sent(&self, load: &Load<'_>, first: u64, shard: u16, added: Result<String, AddError>) {
         let state = &self.shards[usize::from(shard)];
-        state.sending.set(state.sending.get() - 1);
         let now = clock::now();
         match added {
             Ok(id) => {
@@ -377,8 +400,9 @@ impl Link {
 }
 
 impl Shard {
-    fn begin(&self) {
+    fn begin(&self) -> Underway<'_> {
         self.sending.set(self.sending.get() + 1);
+        Underway(self)
     }
 
     fn fail(&self, now: Instant) {

@@ -36,6 +36,11 @@ const TAKE: usize = 4_096;
 /// at risk again.
 const TICK: Duration = Duration::from_millis(50);
 const IDLE: Duration = Duration::from_millis(500);
+/// With guaranteed delivery, the least time from one sync to the next, where at least so many events were safe by the one: each costs
+/// the machine more than packing what comes meanwhile. As `commit_delay` and `commit_siblings` of PostgreSQL. Measured at 12,000 requests
+/// a second: a wait of 0.4 ms more, for a fifth less CPU of this thread and 1.5 µs a request less of the lane's.
+const PAUSE: Duration = Duration::from_millis(1);
+const SIBLINGS: usize = 3;
 /// How long a failing disk may leave an event at risk before requests are refused.
 const PATIENCE: Duration = Duration::from_millis(500);
 
@@ -127,7 +132,7 @@ pub fn start(shipping: Shipping, capacity: usize) -> io::Result<(Recorder, Worke
         stream: shipping.stream,
         abandoned: shipping.abandoned,
         fleet: shipping.fleet,
-        common,
+        common: common.clone(),
     };
     let threads = vec![
         thread::Builder::new()
@@ -139,6 +144,7 @@ pub fn start(shipping: Shipping, capacity: usize) -> io::Result<(Recorder, Worke
     ];
     let worker = Worker {
         threads,
+        at_the_end: Some(Box::new(move || send::end(&common))),
         sender: recorder.sender.clone(),
         shared,
     };
@@ -189,8 +195,8 @@ impl Common {
     /// Puts what is at risk into the spool, syncs it, and settles what waits for that. `until` so few bytes are in memory, or all
     /// of it where that is `None`. Whether there was something to do.
     pub(super) fn secure(&self, until: Option<usize>) -> Result<bool, SpoolError> {
-        let at_risk = self.outgoing.lock().at_risk();
         let mut spool = self.spool.lock();
+        let at_risk = self.outgoing.lock().at_risk();
         let mut placed = std::mem::take(&mut *self.unsynced.lock());
         let is_idle = at_risk.is_empty() && placed.is_empty();
         let Some(spool) = spool.as_mut().filter(|_| !is_idle) else {
@@ -251,7 +257,12 @@ impl Packing {
             Delivery::Guaranteed => Duration::ZERO,
         };
         let mut more = true;
+        let mut not_before = clock::now();
         while more && self.wait_for_room() {
+            let pause = not_before.saturating_duration_since(clock::now());
+            if !pause.is_zero() && !self.queue.shared.is_stopping() {
+                thread::park_timeout(pause);
+            }
             let waits = self.trouble != Trouble::None || self.common.outgoing.lock().is_at_risk();
             let patience = if waits { TICK } else { IDLE };
             let enough = match linger.is_zero() {
@@ -259,8 +270,12 @@ impl Packing {
                 false => self.stream.batch_events,
             };
             self.queue.shared.moves();
-            more = self.queue.fill(&mut taken, enough, linger, Some(patience));
-            while taken.count < TAKE && self.queue.take_one(&mut taken) {}
+            more = self.queue.fill(&mut taken, enough, linger, patience);
+            self.queue.take_there(&mut taken, TAKE);
+            not_before = clock::now();
+            if self.common.delivery == Delivery::Guaranteed && taken.count >= SIBLINGS {
+                not_before += PAUSE;
+            }
             self.pack(&mut taken);
             self.keep_safe();
         }

@@ -22,6 +22,8 @@ use crate::store::sqlite::{Files, Writer};
 const BATCH: usize = 1_000;
 /// How long the first event of a transaction waits for others: without it transactions shrink and cost more an event.
 const LINGER: Duration = Duration::from_millis(20);
+/// Between looks at whether it still turns, while nothing comes: without them, what comes first would find it stuck.
+const IDLE: Duration = Duration::from_millis(500);
 /// Between tries of a store that fails: from the first to the last, doubled each time.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 /// Where delivery is guaranteed, requests are refused once the pauses are so long; a lock that others hold for a moment is no
@@ -61,6 +63,7 @@ pub fn start(
         .spawn(move || work.run())?;
     let worker = Worker {
         threads: vec![thread],
+        at_the_end: None,
         sender: recorder.sender.clone(),
         shared,
     };
@@ -87,7 +90,7 @@ impl Work {
         let mut taken = Taken::default();
         loop {
             self.shared().moves();
-            let more = self.queue.fill(&mut taken, BATCH, self.linger, None);
+            let more = self.queue.fill(&mut taken, BATCH, self.linger, IDLE);
             let written = taken.batches.is_empty() || self.write(&mut taken.batches);
             if !written || !more {
                 taken.clear();

@@ -124,11 +124,12 @@ async fn serve(
         }
     });
     beside.spawn_local(flush(lane.clone()));
-    beside.spawn_local(secure(lane.clone()));
+    let awaiting = lane.clone();
+    beside.spawn_local(async move { awaiting.outbox.secure().await });
     beside.spawn_local(shed::watch(lane.clone()));
     while accepting.join_next().await.is_some() {}
     drop(beside);
-    lane.outbox.close(&lane.plan.current().shared);
+    lane.outbox.flush(&lane.plan.current().shared);
     Ok(())
 }
 
@@ -137,15 +138,6 @@ async fn flush(lane: Rc<Lane>) {
     loop {
         lane.outbox.due().await;
         lane.outbox.flush(&lane.plan.current().shared);
-    }
-}
-
-/// Hands on for ever the events that requests wait for.
-async fn secure(lane: Rc<Lane>) {
-    loop {
-        lane.outbox.urgent().await;
-        let plan = lane.plan.current();
-        lane.outbox.secure(&plan.shared).await;
     }
 }
 

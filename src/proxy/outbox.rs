@@ -1,6 +1,7 @@
 //! What a lane is to hand on of its requests, in batches: the wake of another thread costs more than most requests.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -9,6 +10,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::draft::Spare;
 use crate::audit::Recorder;
 use crate::audit::receipt::{Duty, Receipt};
+use crate::audit::tray::{Laid, Tray};
 use crate::clock;
 use crate::config::audit::Delivery;
 use crate::config::telemetry::LogFormat;
@@ -31,8 +33,10 @@ const SAFE_WITHIN: Duration = Duration::from_secs(5);
 pub(super) struct Outbox {
     /// That no request waits for.
     events: RefCell<Encoded>,
-    /// That requests wait for.
-    awaited: RefCell<Vec<Awaited>>,
+    /// Where those lie that requests wait for.
+    tray: OnceCell<Tray>,
+    /// The groups of these, in order.
+    awaited: RefCell<VecDeque<Awaited>>,
     /// Of the access log.
     lines: RefCell<Batch>,
     /// Requests whose spans are to be sent.
@@ -40,14 +44,14 @@ pub(super) struct Outbox {
     pub(super) spare: Spare,
     /// Told when the first of these comes to wait.
     waiting: Notify,
-    /// The same of what is awaited.
-    urgent: Notify,
+    /// Told when the first group is awaited.
+    laid: Notify,
 }
 
-/// Events that are handed on together, and the duty towards the requests that wait for them.
+/// A group of events that become safe together, and the duty towards the requests that wait for them: the lane is woken once for all.
 #[derive(Debug)]
 struct Awaited {
-    events: Encoded,
+    receipt: Receipt,
     duty: Duty,
     /// When it is too late.
     until: Instant,
@@ -69,25 +73,33 @@ impl Outbox {
                 }
                 None
             }
-            Delivery::Guaranteed => Some(self.push_awaited(event)),
+            Delivery::Guaranteed => Some(self.lay(event, recorder)),
         }
     }
 
-    fn push_awaited(&self, event: &AuditEvent<&str>) -> Receipt {
+    fn lay(&self, event: &AuditEvent<&str>, recorder: &Recorder) -> Receipt {
         let mut awaited = self.awaited.borrow_mut();
-        if awaited.is_empty() {
-            self.urgent.notify_one();
+        match (
+            self.tray.get_or_init(|| recorder.tray()).lay(event),
+            awaited.back(),
+        ) {
+            (Laid::Along, Some(group)) => group.duty.receipt(),
+            (Laid::First(receipt), _) => {
+                if awaited.is_empty() {
+                    self.laid.notify_one();
+                }
+                let duty = Duty::default();
+                let of_request = duty.receipt();
+                let until = Instant::from_std(clock::now() + SAFE_WITHIN);
+                awaited.push_back(Awaited {
+                    receipt,
+                    duty,
+                    until,
+                });
+                of_request
+            }
+            (Laid::Refused | Laid::Along, _) => Receipt::lost(),
         }
-        let open = awaited.pop_if(|last| last.events.len() < BATCH);
-        let mut open = open.unwrap_or_else(|| Awaited {
-            events: Encoded::default(),
-            duty: Duty::default(),
-            until: Instant::from_std(clock::now() + SAFE_WITHIN),
-        });
-        open.events.push(event);
-        let receipt = open.duty.receipt();
-        awaited.push(open);
-        receipt
     }
 
     /// Takes a line of the access log.
@@ -120,32 +132,23 @@ impl Outbox {
         sleep(LINGER).await;
     }
 
-    /// Comes back once there are events that requests wait for.
-    pub(super) async fn urgent(&self) {
-        self.urgent.notified().await;
-        // Those whose turn is now may have events, too.
-        tokio::task::yield_now().await;
-    }
-
-    /// Hands on the events that requests wait for, and tells these requests once they are safe. Meanwhile the next events gather: the
-    /// writing thread takes no others while it syncs, and is woken once for all of them, as is the lane.
-    pub(super) async fn secure(&self, plan: &Plan) {
-        let awaited = self.awaited.take();
-        let Some(recorder) = &plan.audit else {
-            return;
-        };
-        let handed_on: Vec<_> = awaited
-            .into_iter()
-            .map(|awaited| {
-                let duty = Duty::default();
-                let receipt = duty.receipt();
-                recorder.record(awaited.events, Some(duty));
-                (awaited.duty, awaited.until, receipt)
-            })
-            .collect();
-        for (duty, until, receipt) in handed_on {
-            if let Ok(true) = timeout_at(until, receipt.is_safe()).await {
-                duty.safe();
+    /// Tells for ever the requests that wait for their events once these are safe.
+    pub(super) async fn secure(&self) {
+        loop {
+            let group = self
+                .awaited
+                .borrow()
+                .front()
+                .map(|group| (group.receipt.clone(), group.until));
+            let Some((receipt, until)) = group else {
+                self.laid.notified().await;
+                continue;
+            };
+            let is_safe = timeout_at(until, receipt.is_safe()).await;
+            // Later groups have come behind it meanwhile.
+            let group = self.awaited.borrow_mut().pop_front();
+            if let (Ok(true), Some(group)) = (is_safe, group) {
+                group.duty.safe();
             }
         }
     }
@@ -163,16 +166,6 @@ impl Outbox {
         let traced = self.traced.take();
         if let (Some(traces), false) = (&plan.traces, traced.is_empty()) {
             traces.hand_on(traced);
-        }
-    }
-
-    /// Hands on everything, at the lane's end.
-    pub(super) fn close(&self, plan: &Plan) {
-        self.flush(plan);
-        for awaited in self.awaited.take() {
-            if let Some(recorder) = &plan.audit {
-                recorder.record(awaited.events, Some(awaited.duty));
-            }
         }
     }
 }
