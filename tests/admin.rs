@@ -209,12 +209,12 @@ fn health_and_metrics_are_open_and_metrics_count_requests() {
 fn metrics_tell_how_the_process_is() {
     let running = start(&Upstream::answering("hi"));
     let mut admin = running.admin();
-    let mut value = |series: &str| -> f64 {
+    let mut value = |series: &str| -> Option<f64> {
         let text = admin.get("/metrics").body;
         let start = format!("{series} ");
-        let line = text.lines().find(|line| line.starts_with(&start));
-        let (_, value) = line.unwrap().rsplit_once(' ').unwrap();
-        value.parse().unwrap()
+        let line = text.lines().find(|line| line.starts_with(&start))?;
+        let (_, value) = line.rsplit_once(' ')?;
+        value.parse().ok()
     };
     let version = env!("CARGO_PKG_VERSION");
     for (series, least, most) in [
@@ -231,15 +231,16 @@ fn metrics_tell_how_the_process_is() {
         ("process_start_time_seconds", 1.7e9, f64::MAX),
         ("process_cpu_seconds_total", 0.001, 60.0),
     ] {
-        let is = value(series);
+        let is = value(series).unwrap();
         assert!((least..=most).contains(&is), "{series} is {is}");
     }
     // The lane tells each second.
     let mut client = running.client();
     harness::eventually(|| {
         client.get("/");
-        let cpu = value("weir_lane_cpu_seconds_total{lane=\"0\"}");
-        cpu > 0.0 && cpu < value("process_cpu_seconds_total")
+        let lane = value("weir_lane_cpu_seconds_total{lane=\"0\"}");
+        let process = value("process_cpu_seconds_total");
+        lane.is_some_and(|lane| lane > 0.0) && lane < process
     });
 }
 
@@ -432,4 +433,23 @@ fn a_breaker_is_forced_open_and_closed_and_set_back() {
     let shown = json(&call(&mut running.admin(), "GET", "/v1/breakers", ""));
     assert_eq!(shown["breakers"][0]["upstream"], "app");
     assert_eq!(shown["breakers"][0]["breaker"], "standard");
+}
+
+#[test]
+fn callers_that_take_every_place_of_the_metrics_wait_for_each_other_alone() {
+    const PLACES: usize = 128;
+    let upstream = Upstream::answering("");
+    let running = start(&upstream);
+    let mut callers: Vec<_> = (0..PLACES)
+        .map(|_| Client::to(running.metrics.as_ref().unwrap()))
+        .collect();
+    for caller in &mut callers {
+        assert_eq!(caller.get("/metrics").status, 200);
+    }
+    let mut late = Client::to(running.metrics.as_ref().unwrap());
+    late.begin("GET", "/metrics", &[], "");
+    assert_eq!(late.status_within(200), None, "every place is taken");
+    assert_eq!(running.admin().get("/live").status, 200);
+    callers.pop();
+    assert_eq!(late.status_within(5_000), Some(200));
 }

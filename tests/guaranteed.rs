@@ -177,7 +177,11 @@ fn a_store_that_had_nothing_to_do_is_not_taken_for_a_stuck_one() {
     let mut clients = ["/one", "/two"].map(|path| {
         let mut client = running.client();
         client.begin("GET", path, &[], "");
-        assert_eq!(client.status_within(100), None, "{path} waits for the store");
+        assert_eq!(
+            client.status_within(100),
+            None,
+            "{path} waits for the store"
+        );
         client
     });
     drop(locked);

@@ -312,7 +312,7 @@ fn the_upstream_is_told_whose_certificate_it_was_and_no_client_can_say_so() {
         .replace(':', "")
         .to_lowercase();
     let element = format!(
-        "By=spiffe://test/weir;Hash={hash};Subject=\"CN=web,O=weir \\\\\"tests\\\\\"\";URI=spiffe://test/web;DNS=web.test;DNS=x.test"
+        "By=spiffe://test/weir;Hash={hash};Subject=\"CN=web,O=weir \\\"tests\\\"\";URI=spiffe://test/web;DNS=web.test;DNS=x.test"
     );
     let weir = Weir::start(&tls, "");
     let shown = ask(&weir, authority.client_showing(&authority, "web"));

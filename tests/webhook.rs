@@ -18,7 +18,8 @@ use serde_json::{Value, json};
 
 use harness::process::{Log, signal};
 use harness::tls::{Authority, Tls, TlsClient};
-use harness::{Client, Reply, eventually};
+use harness::{Client, DEADLINE, Reply, eventually};
+use weir::clock;
 use weir::inject::{Namespace, Settings, inject_pod};
 
 /// The name that the API server asks for.
@@ -236,6 +237,33 @@ fn an_unfit_pod_is_warned_of_or_refused() {
         let unfit = "weir_webhook_requests_total{outcome=\"unfit\"}";
         assert_eq!(webhook.metric(unfit), 1.0);
     }
+}
+
+#[test]
+fn a_pod_has_no_file_of_the_webhook_read_and_does_not_hold_it_up() {
+    let webhook = Webhook::start(&["--on-unfit", "refuse"]);
+    let inline = |route: &str| {
+        let mut request = request();
+        let text = format!("listen: 0.0.0.0:9900\nroutes: [{{upstream: {route}}}]\n");
+        request["object"]["metadata"]["annotations"] = json!({"weir.dev/config-inline": text});
+        webhook.review(&request)
+    };
+    let key = webhook.authority.path("tls.key");
+    // Read here, it would be told as the name of an upstream that is not known.
+    let unread = inline(&format!("\"\\x24{{file:{}}}\"", key.display()));
+    assert_eq!(unread["allowed"], true, "{unread}");
+    let message = inline("nowhere")["status"]["message"].to_string();
+    assert!(message.contains("nowhere"), "{message}");
+
+    let mut long = request();
+    let name = "a".repeat(200_000);
+    long["object"]["metadata"]["annotations"] = json!({"weir.dev/app-port": name});
+    long["object"]["spec"]["containers"][0]["ports"][0]["name"] = json!(name.replace('a', "b"));
+    let began = clock::now();
+    assert_eq!(webhook.review(&long)["allowed"], false);
+    let took = began.elapsed();
+    println!("a review of names of 200 kB took {took:?}");
+    assert!(took < DEADLINE / 2, "{took:?}");
 }
 
 #[test]

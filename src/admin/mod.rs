@@ -11,6 +11,7 @@ mod sessions;
 use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +30,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
 
 use crate::config::show;
 use crate::plan::Plan;
@@ -41,6 +43,11 @@ use health::Health;
 
 /// The largest body that a call takes, in bytes.
 const MAX_BODY: usize = 64 * 1024;
+/// Connections of one port at a time; others wait to be taken.
+const MAX_CONNECTIONS: usize = 128;
+/// After that a connection ends with the answer under way, which has so long to be made and taken: the slowest is a query of the audit.
+const LIFE: Duration = Duration::from_secs(60);
+const LAST_ANSWER: Duration = Duration::from_secs(40);
 
 /// What the admin port sees of the process.
 #[derive(Debug)]
@@ -123,13 +130,18 @@ pub async fn serve_metrics(listener: TcpListener, admin: Arc<Admin>) -> io::Resu
 }
 
 async fn accept(listener: TcpListener, admin: Arc<Admin>, metrics_alone: bool) -> io::Result<()> {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
+        let place = places.clone().acquire_owned().await;
+        let place = place.map_err(io::Error::other)?;
         match listener.accept().await {
-            Ok((stream, _)) => drop(tokio::spawn(connection(
-                stream,
-                admin.clone(),
-                metrics_alone,
-            ))),
+            Ok((stream, _)) => {
+                let connection = connection(stream, admin.clone(), metrics_alone);
+                tokio::spawn(async move {
+                    connection.await;
+                    drop(place);
+                });
+            }
             // Out of descriptors, or the caller is gone already.
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
@@ -141,12 +153,16 @@ async fn connection(stream: TcpStream, admin: Arc<Admin>, metrics_alone: bool) {
         let admin = admin.clone();
         async move { Ok::<_, Infallible>(render(answer(&admin, request, metrics_alone).await)) }
     });
-    // A caller that breaks off is its own affair.
-    let _ = http1::Builder::new()
+    let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(Duration::from_secs(10))
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
+        .serve_connection(TokioIo::new(stream), service);
+    let mut served = pin!(served);
+    // A caller that breaks off is its own affair; so is one that does not take its answer.
+    if timeout(LIFE, served.as_mut()).await.is_err() {
+        served.as_mut().graceful_shutdown();
+        let _ = timeout(LAST_ANSWER, served).await;
+    }
 }
 
 async fn answer(admin: &Admin, request: Request<Incoming>, metrics_alone: bool) -> Answer {

@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
+use tokio::task::spawn_blocking;
 use tokio::time::{interval, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
@@ -243,7 +244,7 @@ async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, webhook: Arc<We
 }
 
 impl Webhook {
-    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn answer(self: &Arc<Self>, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let began = clock::now();
         match (request.method(), request.uri().path()) {
             (&Method::POST, "/inject") => {}
@@ -271,7 +272,10 @@ impl Webhook {
         response
     }
 
-    async fn review(&self, request: Request<Incoming>) -> Result<Bytes, (StatusCode, String)> {
+    async fn review(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+    ) -> Result<Bytes, (StatusCode, String)> {
         let body = async {
             let turn = self.reviews.acquire().await;
             let body = Limited::new(request.into_body(), MAX_BODY).collect();
@@ -294,7 +298,13 @@ impl Webhook {
                 return Err((StatusCode::REQUEST_TIMEOUT, why));
             }
         };
-        let reviewed = self.reviewer.review(&body);
+        // Apart, since a review takes as long as what it reads has it take.
+        let webhook = self.clone();
+        let reviewed = spawn_blocking(move || webhook.reviewer.review(&body)).await;
+        let reviewed = reviewed.map_err(|error| {
+            let why = format!("the review came to nothing: {error}");
+            (StatusCode::INTERNAL_SERVER_ERROR, why)
+        })?;
         let Reviewed {
             answer,
             verdict,

@@ -101,6 +101,24 @@ pub fn parse<T: DeserializeOwned>(text: &str, lookup: Lookup<'_>) -> Result<T, V
     }
 }
 
+/// Whether a value of the text names a file, however YAML spells that.
+pub fn names_files(text: &str) -> bool {
+    fn names(node: &Node) -> bool {
+        match &node.value {
+            Value::Text(text) => text.contains("${file:"),
+            Value::List(items) => items.iter().any(names),
+            Value::Map(entries) => entries.iter().any(|(_, item)| names(item)),
+            Value::Expanded { .. }
+            | Value::Null
+            | Value::Bool(_)
+            | Value::Unsigned(_)
+            | Value::Signed(_)
+            | Value::Float(_) => false,
+        }
+    }
+    serde_saphyr::from_str(text).is_ok_and(|node| names(&node))
+}
+
 fn first_line(message: &str) -> String {
     message
         .lines()
@@ -569,10 +587,14 @@ fn unknown_key(key: &str, fields: &[&str]) -> String {
     format!("unknown key \"{key}\"; {}", did_you_mean(key, fields))
 }
 
+/// Bytes of words that are compared: the time that takes grows by the square.
+const COMPARED: usize = 64;
+
 /// `did you mean "…"?` when one of `known` is near, else all of them.
 pub fn did_you_mean(word: &str, known: &[&str]) -> String {
     let nearest = known
         .iter()
+        .filter(|other| word.len().max(other.len()) <= COMPARED)
         .map(|other| (strsim::damerau_levenshtein(word, other), other))
         .filter(|(distance, _)| *distance <= 1 + word.len() / 4)
         .min();

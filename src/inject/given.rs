@@ -3,7 +3,7 @@
 use super::annotations::CONFIG_INLINE;
 use super::{Mode, Settings, Unfit};
 use crate::config::listeners::Address;
-use crate::config::{Config, check};
+use crate::config::{Config, check, yaml};
 
 /// `env` is weir's environment in the pod. A text that names files is not looked at: what is in them is the pod's, and not to be read here.
 pub(super) fn refuse_wrong(
@@ -11,7 +11,7 @@ pub(super) fn refuse_wrong(
     env: &dyn Fn(&str) -> Option<String>,
     (mode, settings): (Mode, &Settings),
 ) -> Result<(), Unfit> {
-    if text.contains("${file:") {
+    if yaml::names_files(text) {
         return Ok(());
     }
     let unfit =
@@ -41,6 +41,12 @@ fn disagreement(config: &Config, mode: Mode, settings: &Settings) -> Option<Stri
         return Some(format!(
             "in this mode the listener on port {} must have transparent: {}",
             settings.port, !listener.transparent
+        ));
+    }
+    if config.admin.address.port() != settings.admin_port {
+        return Some(format!(
+            "the admin port is not {}, where the kubelet's probes ask: write admin: {{address: \"127.0.0.1:${{WEIR_ADMIN_PORT}}\"}}",
+            settings.admin_port
         ));
     }
     let metrics = config.metrics_address.map(|address| address.port());

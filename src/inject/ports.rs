@@ -55,22 +55,36 @@ struct Entry<'a> {
 }
 
 fn entries(pod: &Value) -> Vec<Entry<'_>> {
-    let mut found = Vec::new();
     let containers = pod["spec"]["containers"].as_array();
-    for (at, container) in containers.into_iter().flatten().enumerate() {
-        let ports = container["ports"].as_array();
-        for (entry, port) in ports.into_iter().flatten().enumerate() {
-            let number = port["containerPort"].as_u64().map(u16::try_from);
-            if let (Some(Ok(number)), "TCP") = (number, port["protocol"].as_str().unwrap_or("TCP"))
-            {
-                found.push(Entry {
-                    container: at,
-                    entry,
-                    container_name: container["name"].as_str().unwrap_or_default(),
-                    name: port["name"].as_str(),
-                    number,
-                });
-            }
+    let containers = containers.into_iter().flatten().enumerate();
+    containers
+        .flat_map(|(at, container)| entries_of(at, container))
+        .collect()
+}
+
+/// The native sidecars' ports, which are as taken as those of containers.
+fn sidecar_entries(pod: &Value) -> Vec<Entry<'_>> {
+    let steps = pod["spec"]["initContainers"].as_array();
+    let steps = steps.into_iter().flatten().enumerate();
+    let sidecars = steps.filter(|(_, step)| step["restartPolicy"] == "Always");
+    sidecars
+        .flat_map(|(at, sidecar)| entries_of(at, sidecar))
+        .collect()
+}
+
+fn entries_of(at: usize, container: &Value) -> Vec<Entry<'_>> {
+    let mut found = Vec::new();
+    let ports = container["ports"].as_array();
+    for (entry, port) in ports.into_iter().flatten().enumerate() {
+        let number = port["containerPort"].as_u64().map(u16::try_from);
+        if let (Some(Ok(number)), "TCP") = (number, port["protocol"].as_str().unwrap_or("TCP")) {
+            found.push(Entry {
+                container: at,
+                entry,
+                container_name: container["name"].as_str().unwrap_or_default(),
+                name: port["name"].as_str(),
+                number,
+            });
         }
     }
     found
@@ -157,9 +171,16 @@ pub(super) fn refuse_taken(pod: &Value, asked: &Asked, settings: &Settings) -> R
         Some(AppPort::Named(_)) | None => None,
     };
     for (flag, number) in own {
-        if let Some(entry) = entries(pod).iter().find(|entry| entry.number == number) {
+        let taken = [
+            ("spec.containers", entries(pod)),
+            ("spec.initContainers", sidecar_entries(pod)),
+        ];
+        for (list, entries) in taken {
+            let Some(entry) = entries.iter().find(|entry| entry.number == number) else {
+                continue;
+            };
             return Err(Unfit::new(
-                "spec.containers",
+                list,
                 format!(
                     "{} is weir's own port, and one of {}'s: give weir another one by {flag}",
                     number, entry.container_name

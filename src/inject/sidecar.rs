@@ -148,9 +148,11 @@ pub(super) fn container(made: &Made) -> Value {
         mounts.push(json!({"name": DATA_VOLUME, "mountPath": "/var/lib/weir"}));
     }
     mounts.extend(no_token(made));
+    // Not by the file: a weir that runs is well, though the file may have a mistake by now.
+    let admin = format!("127.0.0.1:{}", settings.admin_port);
     let probe = |path: &str, period: u32, failures: u32| {
         json!({
-            "exec": {"command": ["weir", "healthcheck", "-c", CONFIG_FILE, format!("--{path}")]},
+            "exec": {"command": ["weir", "healthcheck", "--address", admin, format!("--{path}")]},
             "periodSeconds": period,
             "failureThreshold": failures,
             "timeoutSeconds": 6,
@@ -189,7 +191,7 @@ pub(super) fn container(made: &Made) -> Value {
         container["restartPolicy"] = json!("Always");
     } else {
         // The kubelet starts the next container once this has ended.
-        container["lifecycle"] = json!({"postStart": {"exec": {"command": ["weir", "await", "-c", CONFIG_FILE, "--timeout", "2m"]}}});
+        container["lifecycle"] = json!({"postStart": {"exec": {"command": ["weir", "await", "--address", admin, "--timeout", "2m"]}}});
     }
     container
 }

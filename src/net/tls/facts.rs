@@ -60,7 +60,8 @@ impl ClientCertificate {
             };
         };
         let subject = certificate.tbs_certificate.subject.to_string();
-        let _ = write!(element, ";Subject=\"{}\"", subject.replace('"', "\\\""));
+        // A quote in it is escaped already, by RFC 4514.
+        let _ = write!(element, ";Subject=\"{subject}\"");
         let names = Names::of(&certificate);
         for uri in &names.uris {
             let _ = write!(element, ";URI={}", escaped(uri));
