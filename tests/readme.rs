@@ -14,10 +14,12 @@ use std::path::Path;
 use std::process::{Child, Command};
 
 use harness::eventually;
-use harness::process::{file, signal};
+use harness::process::{Running, file, signal};
+use harness::{Reply, Upstream};
 
 const README: &str = include_str!("../README.md");
 const CONFIGURATION: &str = include_str!("../docs/configuration.md");
+const SESSIONS: &str = include_str!("../docs/sessions.md");
 const MAKEFILE: &str = include_str!("../Makefile");
 
 /// The fenced blocks of `text` in `language`, each with what stands from its end to the next such block.
@@ -230,6 +232,60 @@ fn every_file_that_is_shown_is_accepted() {
 #[test]
 fn the_file_for_production_is_accepted() {
     check(include_str!("../config/production.yaml"));
+}
+
+#[test]
+fn a_log_in_and_a_log_out_go_as_the_sessions_page_shows() {
+    let [(login, _), (logged_in, _), (logout, _), (logged_out, _)] = blocks(SESSIONS, "http")[..]
+    else {
+        panic!("an answer of the app and what becomes of it, twice")
+    };
+    let app = Upstream::replying(move |head| {
+        let answer = match head.split(' ').nth(1).unwrap() {
+            "/login" => login,
+            "/logout" => logout,
+            _ => "HTTP/1.1 200 OK\n",
+        };
+        format!("{answer}Content-Length: 0\n\n").replace('\n', "\r\n")
+    });
+    let [(yaml, _)] = blocks(SESSIONS, "yaml")[..] else {
+        panic!("a file")
+    };
+    let yaml = yaml.replace("http://127.0.0.1:3000", &app.url());
+    let own = "admin: {address: 127.0.0.1:0}\n";
+    let run = |yaml: &str| {
+        let yaml = yaml.replace("127.0.0.1:8080", "127.0.0.1:0");
+        Running::start(file(&format!("{yaml}{own}")).path())
+    };
+    let told = |reply: &Reply, shown: &str| {
+        assert_eq!(reply.status, 200);
+        let mut fields = shown.lines().skip(1);
+        let has = |shown: &str| {
+            let (name, value) = shown.split_once(": ").unwrap();
+            let told = reply.field(&name.to_ascii_lowercase());
+            told.is_some_and(|told| reads_as(value, told))
+        };
+        assert!(fields.all(has), "{shown}\n{reply:?}");
+        let named = |(name, _): &(String, String)| name.starts_with("x-weir-session-");
+        assert!(!reply.fields.iter().any(named), "{reply:?}");
+    };
+    let weir = run(&yaml);
+    let mut client = weir.client();
+    let reply = client.get("/login");
+    told(&reply, logged_in);
+    let cookie = reply.field("set-cookie").unwrap().split(';').next();
+    let cookie = format!("Cookie: {}", cookie.unwrap());
+    let account = |client: &mut harness::Client| {
+        let reply = client.send("GET", "/account/", &[&cookie], "");
+        reply.status
+    };
+    assert_eq!(account(&mut client), 200);
+    told(&client.send("GET", "/logout", &[&cookie], ""), logged_out);
+    assert_eq!(account(&mut client), 401);
+
+    let weir = run(&yaml.replace("{cookie: sid}", "{bearer: true}"));
+    let reply = weir.client().get("/login");
+    assert!(reply.field("x-weir-session-token").is_some(), "{reply:?}");
 }
 
 #[test]
