@@ -266,7 +266,7 @@ def unsound(documents: list[Object]) -> Iterator[str]:
     templates = {named(deployment): deployment["spec"]["template"] for deployment in deployments}
     pods = {**templates, **{named(pod): pod for pod in of_kind(documents, "Pod")}}
     config = next((yaml.safe_load(document["data"]["weir.yaml"]) for document in of_kind(documents, "ConfigMap") if "weir.yaml" in document["data"]), None)
-    asked: dict[str, float] = {"pods": 0, "requests.cpu": 0, "requests.memory": 0}
+    asked: dict[str, float] = {"pods": 0}
     for deployment in deployments:
         spec, labels = deployment["spec"], deployment["spec"]["template"]["metadata"]["labels"]
         if not spec["selector"]["matchLabels"].items() <= labels.items():
@@ -279,8 +279,10 @@ def unsound(documents: list[Object]) -> Iterator[str]:
         most += -(-most * int(surge[:-1]) // 100) if surge.endswith("%") else int(surge)
         asked["pods"] += most
         for container in spec["template"]["spec"]["containers"]:
-            asked["requests.cpu"] += most * quantity(container["resources"]["requests"]["cpu"])
-            asked["requests.memory"] += most * quantity(container["resources"]["requests"]["memory"])
+            for bound, amounts in container["resources"].items():
+                for resource, amount in amounts.items():
+                    key = f"{bound}.{resource}"
+                    asked[key] = asked.get(key, 0) + most * quantity(amount)
         if labels["app.kubernetes.io/component"] == "proxy":
             grace, shutdown = spec["template"]["spec"]["terminationGracePeriodSeconds"], config["shutdown"]
             if grace < seconds(shutdown["propagation_delay"]) + seconds(shutdown["drain"]) + 5:
