@@ -179,6 +179,8 @@ def refused() -> Iterator[str]:
         ({"config": {"listeners": [{**listener, "name": "Much_too_long_a_name"}]}}, "name"),
         ({"config": {"listeners": []}}, "listeners"),
         ({"config": {"shutdown": {"drain": "soon"}}}, "drain"),
+        ({"config": {"upstreams": {"shop": "http://shop:80"}}}, "shop"),
+        ({"defaultUpstream": "app:80"}, "defaultUpstream"),
         ({"config": {"listen": "0.0.0.0:8080"}}, "short form"),
         ({"proxy": {"service": {"ports": [{"name": "http", "port": 80, "targetPort": "outbound"}]}}}, "there are inbound"),
         ({"worker": {"enabled": True}}, "config needs redis"),
@@ -361,9 +363,10 @@ def unrestricted(spec: Object) -> Iterator[str]:
 
 
 def configured(weir: Path) -> Iterator[str]:
-    """`weir check` takes the file of every profile."""
-    for profile in PROFILES:
-        for document in of_kind(objects(values(profile)), "ConfigMap"):
+    """`weir check` takes the file of every profile, and of those whose only upstream has another name than the chart's."""
+    another = {"config": {"upstreams": {"shop": {"endpoints": ["http://shop:80"]}}}}
+    for profile, given in {**{profile: values(profile) for profile in PROFILES}, "another upstream": another}.items():
+        for document in of_kind(objects(given), "ConfigMap"):
             if "weir.yaml" not in document["data"]:
                 continue
             with tempfile.TemporaryDirectory(prefix="weir-kube-") as name:

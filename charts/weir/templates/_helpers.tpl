@@ -98,6 +98,9 @@ labels:
 {{- if or $config.listen $config.upstream $config.rate_limit -}}
 {{- fail "config: the short form (listen, upstream, rate_limit) is not for the chart: use listeners, upstreams and rate_limits" -}}
 {{- end -}}
+{{- if not $config.upstreams -}}
+{{- $_ := set $config "upstreams" (dict "app" (dict "endpoints" (list .Values.defaultUpstream))) -}}
+{{- end -}}
 {{- $secrets := .Values.secrets -}}
 {{- $over := dict "admin" (dict "address" (printf "127.0.0.1:%v" .Values.ports.admin)) "metrics" (dict "address" (printf "0.0.0.0:%v" .Values.ports.metrics)) -}}
 {{- if $secrets.adminToken.existingSecret -}}
