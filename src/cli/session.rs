@@ -34,6 +34,9 @@ pub struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Start a session and print it, with its token: the only time that the token is shown.
+    #[command(
+        after_help = "Example: weir session create ann -c weir.yaml --claim role=customer --claim level=3"
+    )]
     Create {
         user: String,
         /// What is known of the user; may be given several times. Values are JSON, or else text.
@@ -41,14 +44,21 @@ enum Command {
         claims: Vec<(String, Value)>,
     },
     /// List live sessions, a JSON object a line.
+    #[command(after_help = "Example: weir session list -c weir.yaml --user ann")]
     List {
         /// Of this user alone.
         #[arg(long)]
         user: Option<String>,
     },
     /// Show one session.
+    #[command(
+        after_help = "Example: weir session show -c weir.yaml 4f1d7a20c6e98b35d2407f6b91ce03a8"
+    )]
     Show { id: String },
     /// End one session, or with --user all of a user.
+    #[command(
+        after_help = "Example: weir session revoke -c weir.yaml 4f1d7a20c6e98b35d2407f6b91ce03a8\nExample: weir session revoke -c weir.yaml --user ann"
+    )]
     Revoke {
         #[arg(required_unless_present = "user", conflicts_with = "user")]
         id: Option<String>,
