@@ -118,6 +118,8 @@ def main() -> None:
         "chart is fresh": chart.fresh,
         "helm lint": chart.linted,
         "mistakes are refused": chart.refused,
+        "lanes": chart.laned,
+        "notes": chart.noted,
         "schemas": chart.valid,
         "sound": chart.sound,
         "injector's certificate": chart.certified,
