@@ -230,6 +230,37 @@ fn every_file_that_is_shown_is_accepted() {
 }
 
 #[test]
+fn what_the_readme_says_is_not_there_is_not() {
+    let with = |route: &str| {
+        let text = format!(
+            "listeners: [{{name: in, address: '127.0.0.1:0'}}]\nupstreams: {{app: {{endpoints: 'http://127.0.0.1:1'}}, b: {{endpoints: 'http://127.0.0.1:1'}}}}\n\
+             rate_limits: {{few: {{limit: 5/m, by: client.ip, overrides: {{'127.0.0.1': 0/s}}}}}}\nadmin: {{address: '127.0.0.1:0'}}\nroutes: [{{{route}}}]\n"
+        );
+        file(&text)
+    };
+    for route in [
+        "match: {listener: in}, upstream: app",
+        "match: {query: {a: b}}, upstream: app",
+        "match: {cookies: {a: b}}, upstream: app",
+        "match: {client.ip: 10.0.0.0/8}, upstream: app",
+        "match: {path: '~ ^/a'}, upstream: app",
+        "match: {path: '/a/*/b'}, upstream: app",
+        "upstream: {app: 90, b: 10}",
+        "upstream: app, mirror: b",
+        "upstream: app, max_body: 1GiB",
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_weir"))
+            .args(["check", "-c"])
+            .arg(with(route).path())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "{route}: {output:?}");
+    }
+    let weir = Running::start(with("upstream: app, rate_limits: [few]").path());
+    assert_eq!(weir.client().get("/").status, 429);
+}
+
+#[test]
 fn the_file_for_production_is_accepted() {
     check(include_str!("../config/production.yaml"));
 }
