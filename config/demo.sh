@@ -9,7 +9,7 @@ export WEIR_PORT=${WEIR_PORT:-8080} WEIR_ECHO_PORT=${WEIR_ECHO_PORT:-3000} WEIR_
 
 listens() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
-# Asked first: weir shares its port with another weir of the same user (SO_REUSEPORT), which would take half the requests.
+# Asked first, to say how another port is chosen: weir would fail with "Address already in use".
 for name in WEIR_PORT WEIR_ECHO_PORT WEIR_ADMIN_PORT; do
 	if listens "${!name}"; then
 		echo "port ${!name} is taken: end what listens there, or choose another: make run $name=$((${!name} + 1000))" >&2

@@ -44,8 +44,9 @@ Paths: /status/503 answers with that status, /delay/2s after that time,
 
 const SESSION: &str = "\
 Example: weir session create ann --claim role=customer
+Example: weir session list -c /etc/weir/weir.yaml
 Example: weir session revoke --user ann
-Environment: WEIR_ADMIN_TOKEN goes for --token.";
+With -c address and token are those of the file. Environment: WEIR_ADMIN_TOKEN goes for --token.";
 
 const AUDIT: &str = "\
 Example: weir audit query -c weir.yaml --since 1h --status 4xx

@@ -329,28 +329,38 @@ fn every_command_has_an_example_and_mends_a_misspelt_flag() {
     let (code, help) = weir(&["--help"]);
     assert_eq!(code, Some(0));
     assert!(help.contains("Exit codes: 0 done, 1 failed, 2"), "{help}");
-    for command in [
-        "run",
-        "proxy",
-        "worker",
-        "migrate",
-        "check",
-        "schema",
-        "healthcheck",
-        "session",
-        "echo",
-        "redirect",
-        "audit",
-    ] {
-        assert!(help.contains(command), "{help}");
-        let (code, help) = weir(&[command, "--help"]);
-        assert_eq!(code, Some(0), "{command}");
-        assert!(help.contains(&format!("Example: weir {command}")), "{help}");
+    // Each that help tells of, and those below it.
+    let below = |help: &str| {
+        let (_, list) = help.split_once("Commands:\n")?;
+        let lines = list.lines().take_while(|line| line.starts_with("  "));
+        let named = lines.filter(|line| !line.starts_with("   "));
+        let names = named.filter_map(|line| line.split_whitespace().next());
+        let names = names.filter(|name| *name != "help");
+        Some(names.map(str::to_owned).collect::<Vec<_>>())
+    };
+    let of_one = |name: String| vec![name];
+    let mut left: Vec<_> = below(&help).unwrap().into_iter().map(of_one).collect();
+    let mut seen = 0;
+    while let Some(words) = left.pop() {
+        let mut arguments: Vec<_> = words.iter().map(String::as_str).collect();
+        let example = format!("Example: weir {}", arguments.join(" "));
+        arguments.push("--help");
+        let (code, help) = weir(&arguments);
+        assert_eq!(code, Some(0), "{words:?}");
+        assert!(help.contains(&example), "{help}");
         assert!(
             !help.contains('\u{1b}'),
             "colours are for terminals: {help:?}"
         );
+        let further = below(&help).unwrap_or_default();
+        left.extend(
+            further
+                .into_iter()
+                .map(|name| [words.clone(), vec![name]].concat()),
+        );
+        seen += 1;
     }
+    assert_eq!(seen, 26);
     for (arguments, mend) in [
         (["run", "--confg"], "'--config'"),
         (["check", "--prnt"], "'--print'"),

@@ -14,10 +14,12 @@ use std::path::Path;
 use std::process::{Child, Command};
 
 use harness::eventually;
-use harness::process::{file, signal};
+use harness::process::{Running, file, signal};
+use harness::{Reply, Upstream};
 
 const README: &str = include_str!("../README.md");
 const CONFIGURATION: &str = include_str!("../docs/configuration.md");
+const SESSIONS: &str = include_str!("../docs/sessions.md");
 const MAKEFILE: &str = include_str!("../Makefile");
 
 /// The fenced blocks of `text` in `language`, each with what stands from its end to the next such block.
@@ -228,8 +230,93 @@ fn every_file_that_is_shown_is_accepted() {
 }
 
 #[test]
+fn what_the_readme_says_is_not_there_is_not() {
+    let with = |route: &str| {
+        let text = format!(
+            "listeners: [{{name: in, address: '127.0.0.1:0'}}]\nupstreams: {{app: {{endpoints: 'http://127.0.0.1:1'}}, b: {{endpoints: 'http://127.0.0.1:1'}}}}\n\
+             rate_limits: {{few: {{limit: 5/m, by: client.ip, overrides: {{'127.0.0.1': 0/s}}}}}}\nadmin: {{address: '127.0.0.1:0'}}\nroutes: [{{{route}}}]\n"
+        );
+        file(&text)
+    };
+    for route in [
+        "match: {listener: in}, upstream: app",
+        "match: {query: {a: b}}, upstream: app",
+        "match: {cookies: {a: b}}, upstream: app",
+        "match: {client.ip: 10.0.0.0/8}, upstream: app",
+        "match: {path: '~ ^/a'}, upstream: app",
+        "match: {path: '/a/*/b'}, upstream: app",
+        "upstream: {app: 90, b: 10}",
+        "upstream: app, mirror: b",
+        "upstream: app, max_body: 1GiB",
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_weir"))
+            .args(["check", "-c"])
+            .arg(with(route).path())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "{route}: {output:?}");
+    }
+    let weir = Running::start(with("upstream: app, rate_limits: [few]").path());
+    assert_eq!(weir.client().get("/").status, 429);
+}
+
+#[test]
 fn the_file_for_production_is_accepted() {
     check(include_str!("../config/production.yaml"));
+}
+
+#[test]
+fn a_log_in_and_a_log_out_go_as_the_sessions_page_shows() {
+    let [(login, _), (logged_in, _), (logout, _), (logged_out, _)] = blocks(SESSIONS, "http")[..]
+    else {
+        panic!("an answer of the app and what becomes of it, twice")
+    };
+    let app = Upstream::replying(move |head| {
+        let answer = match head.split(' ').nth(1).unwrap() {
+            "/login" => login,
+            "/logout" => logout,
+            _ => "HTTP/1.1 200 OK\n",
+        };
+        format!("{answer}Content-Length: 0\n\n").replace('\n', "\r\n")
+    });
+    let [(yaml, _)] = blocks(SESSIONS, "yaml")[..] else {
+        panic!("a file")
+    };
+    let yaml = yaml.replace("http://127.0.0.1:3000", &app.url());
+    let own = "admin: {address: 127.0.0.1:0}\n";
+    let run = |yaml: &str| {
+        let yaml = yaml.replace("127.0.0.1:8080", "127.0.0.1:0");
+        Running::start(file(&format!("{yaml}{own}")).path())
+    };
+    let told = |reply: &Reply, shown: &str| {
+        assert_eq!(reply.status, 200);
+        let mut fields = shown.lines().skip(1);
+        let has = |shown: &str| {
+            let (name, value) = shown.split_once(": ").unwrap();
+            let told = reply.field(&name.to_ascii_lowercase());
+            told.is_some_and(|told| reads_as(value, told))
+        };
+        assert!(fields.all(has), "{shown}\n{reply:?}");
+        let named = |(name, _): &(String, String)| name.starts_with("x-weir-session-");
+        assert!(!reply.fields.iter().any(named), "{reply:?}");
+    };
+    let weir = run(&yaml);
+    let mut client = weir.client();
+    let reply = client.get("/login");
+    told(&reply, logged_in);
+    let cookie = reply.field("set-cookie").unwrap().split(';').next();
+    let cookie = format!("Cookie: {}", cookie.unwrap());
+    let account = |client: &mut harness::Client| {
+        let reply = client.send("GET", "/account/", &[&cookie], "");
+        reply.status
+    };
+    assert_eq!(account(&mut client), 200);
+    told(&client.send("GET", "/logout", &[&cookie], ""), logged_out);
+    assert_eq!(account(&mut client), 401);
+
+    let weir = run(&yaml.replace("{cookie: sid}", "{bearer: true}"));
+    let reply = weir.client().get("/login");
+    assert!(reply.field("x-weir-session-token").is_some(), "{reply:?}");
 }
 
 #[test]

@@ -11,9 +11,10 @@ mod harness;
 use std::io::Read;
 use std::time::Duration;
 
-use harness::process::{Running, file};
+use harness::process::{Echo, Running, file};
 use harness::redis::{Cluster, key_prefix};
 use harness::{Client, Reply, Upstream};
+use serde_json::{Value, json};
 
 /// Where sessions are kept.
 #[derive(Clone, Copy)]
@@ -278,6 +279,37 @@ fn limits_count_by_the_user_and_its_claims(store: Store) {
     );
     let statuses = [&ann, &ann, &bob].map(|who| get(&mut client, "/me", &[who]).status);
     assert_eq!(statuses, [200, 429, 200]);
+}
+
+/// Each sample's upstreams, limits, sessions and routes as they are, with an app, a Redis and ports of this machine.
+#[test]
+fn the_samples_for_production_log_users_in() {
+    let manifest: Value =
+        serde_saphyr::from_str(include_str!("../deploy/k8s/03-configmap.yaml")).unwrap();
+    let chart = manifest["data"]["weir.yaml"].as_str().unwrap();
+    for sample in [include_str!("../config/production.yaml"), chart] {
+        let echo = Echo::start();
+        let mut sample: Value = serde_saphyr::from_str(sample).unwrap();
+        let own = sample.as_object_mut().unwrap();
+        own.retain(|key, _| {
+            let kept = "upstreams circuit_breakers rate_limits sessions routes";
+            kept.split(' ').any(|kept| kept == key)
+        });
+        own["upstreams"]["app"]["endpoints"] = json!([format!("http://{}", echo.address)]);
+        own.insert("listeners".into(), json!([{"address": "127.0.0.1:0"}]));
+        own.insert("admin".into(), json!({"address": "127.0.0.1:0"}));
+        own.insert(
+            "redis".into(),
+            json!({"urls": Cluster::shared().urls(), "mode": "cluster", "key_prefix": key_prefix(), "timeout": "2s"}),
+        );
+        let weir = Running::start(file(&sample.to_string()).path());
+        let mut client = weir.client();
+        let login = client.send("POST", "/login?user=ann", &[], "");
+        assert_eq!(login.status, 200, "{login:?}");
+        let reply = get(&mut client, "/api/me", &[&cookie_of(&login)]);
+        let seen: Value = serde_json::from_str(&reply.body).unwrap();
+        assert_eq!(seen["headers"]["x-auth-user"], "ann", "{seen}");
+    }
 }
 
 fn a_switched_connection_ends_with_its_session(store: Store) {

@@ -7,6 +7,7 @@
 
 mod harness;
 
+use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -78,6 +79,16 @@ fn sessions_are_managed_by_the_command_over_the_admin_port() {
     assert_eq!(said(session(&["revoke", id])), "ended 1\n");
     assert_eq!(me(&mut client), 401);
     said(session(&["create", "bob"]));
+    // As in a pod, where the file alone has the address and the token.
+    let text = fs::read_to_string(config.path()).unwrap();
+    let own = format!("admin: {{address: '{}'", running.admin);
+    let by_file = file(&text.replace("admin: {address: 127.0.0.1:0", &own));
+    let by_file = by_file.path().to_str().unwrap();
+    let listed = said(weir(&["session", "list", "-c", by_file]));
+    assert_eq!(json(&listed)["user"], "bob");
+    let refused = weir(&["session", "-c", by_file, "--token", "wrong", "list"]);
+    let told = String::from_utf8_lossy(&refused.stderr);
+    assert!(told.contains("says 401"), "{told}");
     assert_eq!(said(session(&["revoke", "--user", "bob"])), "ended 1\n");
     let gone = session(&["show", id]);
     assert_eq!(gone.status.code(), Some(1));

@@ -37,6 +37,7 @@ pub struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Show the newest events that pass the filter, the oldest of them first.
+    #[command(after_help = "Example: weir audit query -c weir.yaml --since 1h --status 4xx")]
     Query {
         #[command(flatten)]
         filter: FilterFlags,
@@ -47,6 +48,7 @@ enum Command {
         format: Format,
     },
     /// Show the newest events, then each that arrives, until interrupted.
+    #[command(after_help = "Example: weir audit tail -c weir.yaml --user ann")]
     Tail {
         #[command(flatten)]
         filter: FilterFlags,
@@ -57,12 +59,16 @@ enum Command {
         format: Format,
     },
     /// Prove that no event is missing, changed or out of place; exit 1 if one is.
+    #[command(after_help = "Example: weir audit verify -c weir.yaml --key-file audit.key")]
     Verify {
         /// The file with the key that the events were written with [default: the configuration's].
         #[arg(long, value_name = "FILE")]
         key_file: Option<PathBuf>,
     },
     /// Write every event that passes the filter, with every field.
+    #[command(
+        after_help = "Example: weir audit export -c weir.yaml --since 24h --format csv > events.csv"
+    )]
     Export {
         #[command(flatten)]
         filter: FilterFlags,

@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::load;
+use crate::config::Secret;
 
 /// All of a call, from the connection to the answer's last byte, unless the caller has less time.
 pub(super) const WITHIN: Duration = Duration::from_secs(5);
@@ -25,23 +26,36 @@ pub(super) struct AdminPort {
     /// The admin port.
     #[arg(
         long,
+        global = true,
         alias = "admin",
         value_name = "IP:PORT",
         default_value = "127.0.0.1:9901"
     )]
     address: SocketAddr,
     /// Ask the admin port of this configuration file.
-    #[arg(short, long, value_name = "FILE", conflicts_with = "address")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_name = "FILE",
+        conflicts_with = "address"
+    )]
     config: Option<PathBuf>,
 }
 
 impl AdminPort {
     /// Where it is asked; an error if the file has mistakes.
     pub(super) fn address(&self) -> anyhow::Result<SocketAddr> {
-        match &self.config {
-            Some(file) => Ok(reachable(load(file)?.admin.address)),
-            None => Ok(self.address),
-        }
+        Ok(self.find()?.0)
+    }
+
+    /// Where it is asked, and the token that it wants as far as the file says; an error if that has mistakes.
+    pub(super) fn find(&self) -> anyhow::Result<(SocketAddr, Option<Secret>)> {
+        let Some(file) = &self.config else {
+            return Ok((self.address, None));
+        };
+        let admin = load(file)?.admin;
+        Ok((reachable(admin.address), admin.token))
     }
 }
 

@@ -1,7 +1,6 @@
 //! `weir session`: starts, lists, shows and ends sessions over the admin API.
 
 use std::io::Write as _;
-use std::net::SocketAddr;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
@@ -9,21 +8,16 @@ use hyper::Method;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Map, Value, json};
 
-use super::client::{Call, WITHIN, call};
+use super::client::{AdminPort, Call, WITHIN, call};
+use crate::config::Secret;
 
 #[derive(Args)]
 pub struct Arguments {
     #[command(subcommand)]
     command: Command,
-    /// The admin port of a running weir.
-    #[arg(
-        long,
-        global = true,
-        value_name = "IP:PORT",
-        default_value = "127.0.0.1:9901"
-    )]
-    address: SocketAddr,
-    /// The admin token.
+    #[command(flatten)]
+    admin: AdminPort,
+    /// The admin token; with --config that of the file, unless told.
     #[arg(
         long,
         global = true,
@@ -40,6 +34,9 @@ pub struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Start a session and print it, with its token: the only time that the token is shown.
+    #[command(
+        after_help = "Example: weir session create ann -c weir.yaml --claim role=customer --claim level=3"
+    )]
     Create {
         user: String,
         /// What is known of the user; may be given several times. Values are JSON, or else text.
@@ -47,14 +44,21 @@ enum Command {
         claims: Vec<(String, Value)>,
     },
     /// List live sessions, a JSON object a line.
+    #[command(after_help = "Example: weir session list -c weir.yaml --user ann")]
     List {
         /// Of this user alone.
         #[arg(long)]
         user: Option<String>,
     },
     /// Show one session.
+    #[command(
+        after_help = "Example: weir session show -c weir.yaml 4f1d7a20c6e98b35d2407f6b91ce03a8"
+    )]
     Show { id: String },
     /// End one session, or with --user all of a user.
+    #[command(
+        after_help = "Example: weir session revoke -c weir.yaml 4f1d7a20c6e98b35d2407f6b91ce03a8\nExample: weir session revoke -c weir.yaml --user ann"
+    )]
     Revoke {
         #[arg(required_unless_present = "user", conflicts_with = "user")]
         id: Option<String>,
@@ -67,10 +71,12 @@ enum Command {
 pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     let Arguments {
         command,
-        address,
+        admin,
         token,
         sessions,
     } = arguments;
+    let (address, of_file) = admin.find()?;
+    let token = token.or(of_file.map(|Secret(token)| token));
     let ask = |method: Method, path: &str, query: &[(&str, &str)], body: String| {
         let named = sessions.iter().map(|name| ("sessions", name.as_str()));
         let pairs = query.iter().copied().chain(named);
@@ -91,7 +97,11 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         };
         if !(200..300).contains(&status) {
             let detail = answer["detail"].as_str().unwrap_or("no detail");
-            bail!("{address} says {status}: {detail}");
+            let mend = match status {
+                401 => "; here by -c FILE, --token or WEIR_ADMIN_TOKEN",
+                _ => "",
+            };
+            bail!("{address} says {status}: {detail}{mend}");
         }
         Ok(answer)
     };

@@ -179,9 +179,13 @@ def refused() -> Iterator[str]:
         ({"config": {"listeners": [{**listener, "name": "Much_too_long_a_name"}]}}, "name"),
         ({"config": {"listeners": []}}, "listeners"),
         ({"config": {"shutdown": {"drain": "soon"}}}, "drain"),
+        ({"config": {"upstreams": {"shop": "http://shop:80"}}}, "shop"),
+        ({"defaultUpstream": "app:80"}, "defaultUpstream"),
         ({"config": {"listen": "0.0.0.0:8080"}}, "short form"),
         ({"proxy": {"service": {"ports": [{"name": "http", "port": 80, "targetPort": "outbound"}]}}}, "there are inbound"),
         ({"worker": {"enabled": True}}, "config needs redis"),
+        ({"secrets": {"redisPassword": {"existingSecret": "redis"}}}, "add config.redis.urls"),
+        ({"secrets": {"auditKey": {"existingSecret": "audit"}}}, "add config.audit"),
         ({"monitoring": {"prometheusRule": {"runbookBase": "docs"}}}, "runbookBase"),
         ({"injector": {"onUnfit": "deny"}}, "onUnfit"),
         ({"injector": {"sidecar": {"uid": 0}}}, "uid"),
@@ -196,6 +200,35 @@ def refused() -> Iterator[str]:
         except Exception as error:  # noqa: BLE001 - the engine's own, of several kinds
             if told not in str(error):
                 yield f"{wrong}: {told!r} is not in: {error}"
+
+
+def laned() -> Iterator[str]:
+    """A proxy has the lanes that its file says, else those of its CPU limit, which weir sees itself, else of its CPU request."""
+    cpu = lambda **resources: {"proxy": {"resources": {kind: {"cpu": amount} for kind, amount in resources.items()}}}  # noqa: E731
+    shed = {"config": {"runtime": {"shed": {"memory": "90%"}}}}
+    for given, runtime in (
+        ({}, {"lanes": 1}),
+        (cpu(requests="1001m"), {"lanes": 2}),
+        (cpu(requests=2), {"lanes": 2}),
+        (cpu(requests="0.5"), {"lanes": 1}),
+        ({"proxy": {"resources": {"requests": None, "limits": None}}}, {"lanes": 1}),
+        (cpu(requests="100m", limits="2"), None),
+        (merged(shed, cpu(limits=2)), {"shed": {"memory": "90%"}}),
+        (shed, {"lanes": 1, "shed": {"memory": "90%"}}),
+        ({"config": {"runtime": {"lanes": "auto"}}}, {"lanes": "auto"}),
+    ):
+        text = of_kind(objects(given), "ConfigMap")[0]["data"]["weir.yaml"]
+        if yaml.safe_load(text).get("runtime") != runtime:
+            yield f"{given}: the file has {text}"
+
+
+def noted() -> Iterator[str]:
+    """What is said after an installation can be typed: a command in a pod finds the admin port by the file, whatever its number."""
+    for where, text in (("NOTES.txt", render({})["NOTES.txt"]), *((page.name, page.read_text()) for page in (ROOT / "docs").glob("*.md"))):
+        typed = re.findall(r"^ *(?:\$ )?kubectl .* -- (weir .*)$", text, re.M)
+        yield from (f"{where}: {command}" for command in typed if " -c /etc/weir/config/weir.yaml" not in command)
+        if where == "NOTES.txt" and not typed:
+            yield "NOTES.txt has no command"
 
 
 def strict(schema: object) -> object:
@@ -266,7 +299,7 @@ def unsound(documents: list[Object]) -> Iterator[str]:
     templates = {named(deployment): deployment["spec"]["template"] for deployment in deployments}
     pods = {**templates, **{named(pod): pod for pod in of_kind(documents, "Pod")}}
     config = next((yaml.safe_load(document["data"]["weir.yaml"]) for document in of_kind(documents, "ConfigMap") if "weir.yaml" in document["data"]), None)
-    asked: dict[str, float] = {"pods": 0, "requests.cpu": 0, "requests.memory": 0}
+    asked: dict[str, float] = {"pods": 0}
     for deployment in deployments:
         spec, labels = deployment["spec"], deployment["spec"]["template"]["metadata"]["labels"]
         if not spec["selector"]["matchLabels"].items() <= labels.items():
@@ -279,12 +312,21 @@ def unsound(documents: list[Object]) -> Iterator[str]:
         most += -(-most * int(surge[:-1]) // 100) if surge.endswith("%") else int(surge)
         asked["pods"] += most
         for container in spec["template"]["spec"]["containers"]:
-            asked["requests.cpu"] += most * quantity(container["resources"]["requests"]["cpu"])
-            asked["requests.memory"] += most * quantity(container["resources"]["requests"]["memory"])
+            for bound, amounts in container["resources"].items():
+                for resource, amount in amounts.items():
+                    key = f"{bound}.{resource}"
+                    asked[key] = asked.get(key, 0) + most * quantity(amount)
         if labels["app.kubernetes.io/component"] == "proxy":
             grace, shutdown = spec["template"]["spec"]["terminationGracePeriodSeconds"], config["shutdown"]
             if grace < seconds(shutdown["propagation_delay"]) + seconds(shutdown["drain"]) + 5:
                 yield f"{named(deployment)} is killed after {grace} s, before it has drained"
+            container = spec["template"]["spec"]["containers"][0]
+            if "cpu" not in container["resources"].get("limits", {}) and "lanes" not in config.get("runtime", {}):
+                yield f"{named(deployment)} has as many lanes as the node has cores"
+            wanted = [int(listener["address"].rpartition(":")[2]) for listener in config["listeners"] if not listener["address"].startswith("unix:")]
+            opened = [port["containerPort"] for port in container["ports"] if port["name"] not in ("admin", "metrics")]
+            if wanted != opened:
+                yield f"{named(deployment)} listens at {wanted}, and its container opens {opened}"
     for quota in of_kind(documents, "ResourceQuota"):
         for key, bound in quota["spec"]["hard"].items():
             if key in asked and asked[key] > quantity(bound):
@@ -305,9 +347,12 @@ def unsound(documents: list[Object]) -> Iterator[str]:
         for backend in (path["backend"]["service"] for rule in ingress["spec"]["rules"] for path in rule["http"]["paths"]):
             if backend["port"]["name"] not in services.get(backend["name"], set()):
                 yield f"{named(ingress)}: no service {backend}"
-    monitored = [monitor["spec"]["selector"]["matchLabels"] for monitor in of_kind(documents, "ServiceMonitor")]
-    for labels in monitored:
+    for monitor in of_kind(documents, "ServiceMonitor"):
+        labels = monitor["spec"]["selector"]["matchLabels"]
         seen = [document for document in of_kind(documents, "Service") if labels.items() <= document["metadata"]["labels"].items()]
+        jobs = {document["metadata"]["labels"].get(monitor["spec"]["jobLabel"], document["metadata"]["name"]) for document in seen}
+        if jobs != {"weir"}:
+            yield f"the alerts do not know the jobs {jobs}"
         if len(seen) != sum("metrics" in service for service in services):
             yield f"the ServiceMonitor sees {[named(document) for document in seen]}"
     yield from untrue(documents)
@@ -359,9 +404,10 @@ def unrestricted(spec: Object) -> Iterator[str]:
 
 
 def configured(weir: Path) -> Iterator[str]:
-    """`weir check` takes the file of every profile."""
-    for profile in PROFILES:
-        for document in of_kind(objects(values(profile)), "ConfigMap"):
+    """`weir check` takes the file of every profile, and of those whose only upstream has another name than the chart's."""
+    another = {"config": {"upstreams": {"shop": {"endpoints": ["http://shop:80"]}}}}
+    for profile, given in {**{profile: values(profile) for profile in PROFILES}, "another upstream": another}.items():
+        for document in of_kind(objects(given), "ConfigMap"):
             if "weir.yaml" not in document["data"]:
                 continue
             with tempfile.TemporaryDirectory(prefix="weir-kube-") as name:

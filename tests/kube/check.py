@@ -89,6 +89,18 @@ def asked(weir: Path) -> Iterator[str]:
         yield from queries.faults(where, expression, exported)
 
 
+def reference(weir: Path) -> Iterator[str]:
+    """docs/reference.md has each metric that a running weir exports, with its labels. tests/reference.rs holds the rest of that page."""
+    rows = re.findall(r"^\| `(\w+)` \| (counter|gauge|histogram|info) \|(.*?)\|", (ROOT / "docs/reference.md").read_text(), re.M)
+    documented = {name: set(re.findall(r"`(\w+)`", labels)) for name, _, labels in rows}
+    for sample, labels in running.exported(weir).items():
+        name = next((name for name in (sample, re.sub("_(bucket|sum|count)$", "", sample)) if name in documented), None)
+        if name is None:
+            yield f"docs/reference.md has no {sample}"
+        elif set(labels) - {"le"} != documented[name]:
+            yield f"docs/reference.md: {name} has the labels {set(labels)}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weir", type=Path, default=ROOT / "target/debug/weir", help="[%(default)s]")
@@ -102,9 +114,12 @@ def main() -> None:
         "dashboard": dashboard,
         "rules": rules,
         "asked": lambda: asked(options.weir),
+        "reference": lambda: reference(options.weir),
         "chart is fresh": chart.fresh,
         "helm lint": chart.linted,
         "mistakes are refused": chart.refused,
+        "lanes": chart.laned,
+        "notes": chart.noted,
         "schemas": chart.valid,
         "sound": chart.sound,
         "injector's certificate": chart.certified,

@@ -3,6 +3,7 @@
 The file that they read has a bit of everything, so that a metric is there if weir has it. `exported` is the only way in.
 """
 
+import functools
 import os
 import re
 import shutil
@@ -118,6 +119,7 @@ def start_webhook(stack: ExitStack, directory: Path, weir: Path) -> str:
     return f"http://{admin}/metrics"
 
 
+@functools.cache
 def exported(weir: Path) -> Exported:
     """What a proxy, a worker and an injector export, taken together."""
     with tempfile.TemporaryDirectory(prefix="weir-kube-") as name, ExitStack() as stack:

@@ -85,11 +85,24 @@ labels:
 {{- define "weir.listeners" -}}
 {{- $found := list -}}
 {{- range $index, $listener := .Values.config.listeners -}}
-{{- with regexFind "[0-9]+$" (toString $listener.address) -}}
-{{- $found = append $found (dict "name" ($listener.name | default (printf "listener-%d" $index)) "port" (int .)) -}}
+{{- $address := toString $listener.address -}}
+{{- if not (hasPrefix "unix:" $address) -}}
+{{- $found = append $found (dict "name" ($listener.name | default (printf "listener-%d" $index)) "port" (regexFind "[0-9]+$" $address | int)) -}}
 {{- end -}}
 {{- end -}}
 {{- toJson $found -}}
+{{- end }}
+
+{{/* Lanes where the file says nothing of them. With a CPU limit weir finds out itself; without, it would take the node's cores, so it is the request, rounded up. */}}
+{{- define "weir.lanes" -}}
+{{- if not (dig "limits" "cpu" "" .Values.proxy.resources) -}}
+{{- $request := dig "requests" "cpu" "1" .Values.proxy.resources | toString -}}
+{{- if hasSuffix "m" $request -}}
+{{- div (add (trimSuffix "m" $request | int) 999) 1000 | max 1 -}}
+{{- else -}}
+{{- ceil (float64 $request) | int | max 1 -}}
+{{- end -}}
+{{- end -}}
 {{- end }}
 
 {{/* weir's file: `config`, with what the chart says itself over it. */}}
@@ -98,7 +111,22 @@ labels:
 {{- if or $config.listen $config.upstream $config.rate_limit -}}
 {{- fail "config: the short form (listen, upstream, rate_limit) is not for the chart: use listeners, upstreams and rate_limits" -}}
 {{- end -}}
+{{- if not $config.upstreams -}}
+{{- $_ := set $config "upstreams" (dict "app" (dict "endpoints" (list .Values.defaultUpstream))) -}}
+{{- end -}}
+{{- $lanes := include "weir.lanes" . -}}
+{{- if and $lanes (not (dig "runtime" "lanes" "" $config)) -}}
+{{- $_ := set $config "runtime" (merge (dict "lanes" (int $lanes)) ($config.runtime | default dict)) -}}
+{{- end -}}
 {{- $secrets := .Values.secrets -}}
+{{- if not .Values.existingConfigMap -}}
+{{- if and $secrets.redisPassword.existingSecret (not (dig "redis" "urls" "" $config)) -}}
+{{- fail "secrets.redisPassword: there is no Redis to give it to: add config.redis.urls, or leave the Secret out" -}}
+{{- end -}}
+{{- if and $secrets.auditKey.existingSecret (not (hasKey $config "audit")) -}}
+{{- fail "secrets.auditKey: there is no audit that it is for: add config.audit, which may be {}, or leave the Secret out" -}}
+{{- end -}}
+{{- end -}}
 {{- $over := dict "admin" (dict "address" (printf "127.0.0.1:%v" .Values.ports.admin)) "metrics" (dict "address" (printf "0.0.0.0:%v" .Values.ports.metrics)) -}}
 {{- if $secrets.adminToken.existingSecret -}}
 {{- $_ := set $over "admin" (dict "address" (printf "0.0.0.0:%v" .Values.ports.admin) "token" "${file:/etc/weir/secrets/admin-token}") -}}

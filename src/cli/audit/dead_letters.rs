@@ -31,11 +31,16 @@ const PAGE: usize = 100;
 #[derive(Subcommand, Default)]
 pub(super) enum Command {
     /// Show each with its ID, why it was given up, and which events it holds.
+    #[command(after_help = "Example: weir audit dead-letters list -c weir.yaml")]
     #[default]
     List,
     /// Have workers try them anew, once what was wrong is mended.
+    #[command(
+        after_help = "Example: weir audit dead-letters replay -c weir.yaml 3/1732541000000-0"
+    )]
     Replay(Which),
     /// Remove them for good: their events are lost, and `weir audit verify` will miss them.
+    #[command(after_help = "Example: weir audit dead-letters drop -c weir.yaml --all")]
     Drop(Which),
 }
 
