@@ -126,7 +126,7 @@ def started(weir: Path) -> Iterator[str]:
         running.start(stack, Path(folder) / "echo.log", [weir, "echo", "--address", f"127.0.0.1:{app}"])
         proxy = running.start(stack, Path(folder) / "proxy.log", [weir, *(word.replace("/etc/weir/config", folder) for word in container["args"])])
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-            command = [word.replace("/etc/weir/config", folder) for word in container[probe]["exec"]["command"]]
+            command = [word.replace(":9901", f":{ports[9901]}") for word in container[probe]["exec"]["command"]]
             asked = lambda command=command: subprocess.run([weir, *command[1:]], capture_output=True).returncode == 0  # noqa: E731
             running.eventually(f"{probe} passes", asked)
         if running.get(f"http://127.0.0.1:{ports[9900]}/")[0] != 200:

@@ -141,6 +141,8 @@ topologySpreadConstraints:
   - maxSkew: 1
     topologyKey: topology.kubernetes.io/zone
     whenUnsatisfiable: {{ . }}
+    {{- /* The nodes of a zone that has failed, which take no pod, do not keep the others from it. */}}
+    nodeTaintsPolicy: Honor
     {{- /* Each rollout is spread by itself, not against the pods that it replaces. */}}
     matchLabelKeys: [pod-template-hash]
     labelSelector:
