@@ -26,6 +26,11 @@ struct Pod {
 
 impl Pod {
     fn new(containers: Value) -> Pod {
+        Pod::at("127.0.0.1", containers)
+    }
+
+    /// As it gets that address.
+    fn at(address: &str, containers: Value) -> Pod {
         let mut pod = json!({"metadata": {}, "spec": {"containers": containers}});
         let settings = Settings {
             mode: Mode::Redirect,
@@ -54,8 +59,14 @@ impl Pod {
             "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:9\n\
              admin: {address: 127.0.0.1:0}\nmetrics: {address: 127.0.0.1:0}\n",
         );
-        let variable = ("WEIR_APP_PROBES", probes["value"].as_str().unwrap());
-        let weir = Running::start_as("proxy", config.path(), &[variable]);
+        let by_fields = env.iter().find(|entry| entry["name"] == "WEIR_POD_IP");
+        let field = &by_fields.unwrap()["valueFrom"]["fieldRef"]["fieldPath"];
+        assert_eq!(field, "status.podIP");
+        let variables = [
+            ("WEIR_APP_PROBES", probes["value"].as_str().unwrap()),
+            ("WEIR_POD_IP", address),
+        ];
+        let weir = Running::start_as("proxy", config.path(), &variables);
         Pod { weir, paths }
     }
 
@@ -106,7 +117,7 @@ fn a_probe_by_http_asks_the_app_what_the_kubelet_would_have() {
     let head = app.wait_for_request().to_lowercase();
     assert!(head.contains("\r\nx-probe: kubelet\r\n"), "{head}");
     assert!(
-        head.contains(&format!("\r\nhost: localhost:{}\r\n", port(&app))),
+        head.contains(&format!("\r\nhost: 127.0.0.1:{}\r\n", port(&app))),
         "{head}"
     );
     assert_eq!(
@@ -184,6 +195,16 @@ fn only_the_pods_own_probes_are_asked() {
         405
     );
     assert_eq!(pod.weir.admin().get("/app-health/web/readyz").status, 200);
+}
+
+#[test]
+fn an_app_that_listens_on_the_pods_address_alone_is_asked_there() {
+    let app = TcpListener::bind("127.0.0.2:0").unwrap();
+    let port = app.local_addr().unwrap().port();
+    let containers = json!([{"name": "web", "readinessProbe": {"tcpSocket": {"port": port}}}]);
+    let asked = |address| Pod::at(address, containers.clone()).probe("web", "readinessProbe");
+    assert_eq!(asked("127.0.0.2").0, 200);
+    assert_eq!(asked("127.0.0.1").0, 503);
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! `/app-health/CONTAINER/KIND`: an app's probes, which the kubelet cannot ask itself where the kernel redirects what comes in to weir. `weir inject`
-//! writes them into `WEIR_APP_PROBES`; what is asked, and where, is in no one else's hands.
+//! writes them into `WEIR_APP_PROBES`; what is asked, and where, is in no one else's hands. The app is asked at the pod's own address, as the kubelet asks
+//! it: an app may listen on that alone.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::future::poll_fn;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::pin;
 use std::time::Duration;
 
@@ -20,13 +22,19 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 const VARIABLE: &str = "WEIR_APP_PROBES";
+/// The pod's address; without it, the loopback's stands for that.
+const POD: &str = "WEIR_POD_IP";
 
 /// The largest answer to a gRPC health check that is looked at: it is 7 bytes long.
 const MAX_ANSWER: usize = 1024;
 
-/// The app's probes by path.
-#[derive(Debug, Default, Deserialize)]
-pub struct AppProbes(BTreeMap<String, Probe>);
+/// The app's probes.
+#[derive(Debug)]
+pub struct AppProbes {
+    by_path: BTreeMap<String, Probe>,
+    /// Where the app is asked.
+    at: IpAddr,
+}
 
 /// As Kubernetes writes it, its port a number.
 #[derive(Debug, Deserialize)]
@@ -75,28 +83,43 @@ struct Grpc {
     service: Option<String>,
 }
 
+impl Default for AppProbes {
+    fn default() -> AppProbes {
+        AppProbes {
+            by_path: BTreeMap::new(),
+            at: Ipv4Addr::LOCALHOST.into(),
+        }
+    }
+}
+
 impl AppProbes {
     /// Those of the environment; none where it says nothing.
     pub fn of_environment() -> Result<AppProbes, String> {
-        match std::env::var(VARIABLE) {
-            Ok(text) => serde_json::from_str(&text)
-                .map_err(|error| format!("{VARIABLE}: {error}; weir inject writes it")),
-            Err(_) => Ok(AppProbes::default()),
+        let wrong =
+            |name: &str, error: &dyn Display| format!("{name}: {error}; weir inject writes it");
+        let mut probes = AppProbes::default();
+        if let Ok(text) = std::env::var(VARIABLE) {
+            probes.by_path =
+                serde_json::from_str(&text).map_err(|error| wrong(VARIABLE, &error))?;
         }
+        if let Ok(text) = std::env::var(POD) {
+            probes.at = text.parse().map_err(|error| wrong(POD, &error))?;
+        }
+        Ok(probes)
     }
 
     /// What the app answers to the probe of that path, its mistake in words; `None` where there is no such probe.
     pub(super) async fn ask(&self, path: &str) -> Option<Result<(), String>> {
-        let probe = self.0.get(path)?;
+        let probe = self.by_path.get(path)?;
         let within = Duration::from_secs(probe.timeout_seconds.max(1));
-        Some(match timeout(within, asked(probe)).await {
+        Some(match timeout(within, asked(probe, self.at)).await {
             Ok(answered) => answered,
             Err(_) => Err(format!("no answer within {} s", within.as_secs())),
         })
     }
 }
 
-async fn asked(probe: &Probe) -> Result<(), String> {
+async fn asked(probe: &Probe, at: IpAddr) -> Result<(), String> {
     let Probe {
         http_get,
         tcp_socket,
@@ -104,21 +127,22 @@ async fn asked(probe: &Probe) -> Result<(), String> {
         ..
     } = probe;
     match (http_get, tcp_socket, grpc) {
-        (Some(get), _, _) => http(get).await,
-        (None, Some(socket), _) => connect(socket.port).await.map(drop),
-        (None, None, Some(grpc)) => serving(grpc).await,
+        (Some(get), _, _) => http(get, at).await,
+        (None, Some(socket), _) => connect((at, socket.port).into()).await.map(drop),
+        (None, None, Some(grpc)) => serving(grpc, at).await,
         (None, None, None) => Err("nothing to ask".to_owned()),
     }
 }
 
-async fn connect(port: u16) -> Result<TcpStream, String> {
-    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await;
-    stream.map_err(|error| format!("port {port}: {error}"))
+async fn connect(address: SocketAddr) -> Result<TcpStream, String> {
+    let stream = TcpStream::connect(address).await;
+    stream.map_err(|error| format!("port {}: {error}", address.port()))
 }
 
 /// As the kubelet: from 200 to 399 is well.
-async fn http(get: &HttpGet) -> Result<(), String> {
-    let stream = TokioIo::new(connect(get.port).await?);
+async fn http(get: &HttpGet, at: IpAddr) -> Result<(), String> {
+    let address = SocketAddr::from((at, get.port));
+    let stream = TokioIo::new(connect(address).await?);
     let (mut sender, connection) = http1::handshake(stream).await.map_err(said)?;
     let path = match get.path.strip_prefix('/') {
         Some(_) => get.path.clone(),
@@ -128,8 +152,8 @@ async fn http(get: &HttpGet) -> Result<(), String> {
         .body(Empty::<Bytes>::new())
         .map_err(said)?;
     let headers = request.headers_mut();
-    let host = format!("localhost:{}", get.port);
-    headers.insert(HOST, HeaderValue::from_str(&host).map_err(said)?);
+    let host = HeaderValue::from_str(&address.to_string());
+    headers.insert(HOST, host.map_err(said)?);
     headers.insert(USER_AGENT, HeaderValue::from_static("kube-probe/weir"));
     headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
     headers.insert(CONNECTION, HeaderValue::from_static("close"));
@@ -150,10 +174,11 @@ async fn http(get: &HttpGet) -> Result<(), String> {
 }
 
 /// gRPC's health checking protocol: `grpc.health.v1.Health/Check` must say SERVING.
-async fn serving(grpc: &Grpc) -> Result<(), String> {
-    let stream = connect(grpc.port).await?;
+async fn serving(grpc: &Grpc, at: IpAddr) -> Result<(), String> {
+    let address = SocketAddr::from((at, grpc.port));
+    let stream = connect(address).await?;
     let (requests, connection) = h2::client::handshake(stream).await.map_err(said)?;
-    let uri = format!("http://localhost:{}/grpc.health.v1.Health/Check", grpc.port);
+    let uri = format!("http://{address}/grpc.health.v1.Health/Check");
     let request = Request::post(uri)
         .header(CONTENT_TYPE, "application/grpc")
         .header("te", "trailers")

@@ -85,6 +85,18 @@ pub(super) fn variables(made: &Made) -> Vec<(&'static str, String)> {
     told
 }
 
+/// The same as a container has it, and what only the cluster knows.
+fn environment(made: &Made) -> Value {
+    let told = variables(made);
+    let told = told
+        .iter()
+        .map(|(name, value)| json!({"name": name, "value": value}));
+    let address =
+        json!({"name": "WEIR_POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}});
+    let asks = !made.probes.is_empty();
+    told.chain(asks.then_some(address)).collect()
+}
+
 /// The configuration of a pod that names none: everything goes to the app.
 pub(super) fn configuration(made: &Made) -> String {
     let settings = made.settings;
@@ -163,10 +175,7 @@ pub(super) fn container(made: &Made) -> Value {
         "image": settings.image,
         "imagePullPolicy": pull_policy(settings),
         "args": ["proxy", "-c", CONFIG_FILE],
-        "env": variables(made)
-            .iter()
-            .map(|(name, value)| json!({"name": name, "value": value}))
-            .collect::<Value>(),
+        "env": environment(made),
         "ports": [
             {"name": CONTAINER, "containerPort": settings.port, "protocol": "TCP"},
             {"name": METRICS_PORT_NAME, "containerPort": settings.metrics_port, "protocol": "TCP"},
