@@ -22,8 +22,9 @@ use crate::net::tls::Trouble;
 
 /// What an upstream may send of one body before it is taken, in bytes.
 const STREAM_WINDOW: u32 = 256 * 1024;
-/// What it may send of all bodies together.
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// What it may send of all bodies together: as much as there is (RFC 9113 section 6.9.1). The requests of many clients share a
+/// connection, and those that do not read must not take the others' room.
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// What waits to be sent of one body, in bytes; capacity is asked for first, so that it is no more than a frame or two.
 const SEND_BUFFER: usize = 64 * 1024;
 

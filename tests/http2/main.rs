@@ -10,6 +10,7 @@
 mod harness;
 
 mod connections;
+mod crowds;
 mod messages;
 mod records;
 mod streams;

@@ -1,0 +1,90 @@
+//! Many streams of one connection, most of which are not read: they hold no other up.
+
+use super::harness::Lane;
+use super::harness::versions::{Client, Length, Origin, Version, run, soon};
+
+/// Streams that are not read, and bytes of each: more together than weir's windows once were, by few large ones and by many small ones.
+const DOWN: [(usize, usize); 2] = [(6, 256 << 10), (126, 9 << 10)];
+const UP: [(usize, usize); 2] = [(20, 64 << 10), (126, 9 << 10)];
+
+/// What the others send.
+const BODY: usize = 300_000;
+
+/// A lane in front of two upstreams of HTTP/2. `/other` goes to the second.
+fn lane(app: &Origin, other: &Origin) -> Lane {
+    Lane::start(&format!(
+        "listen: '127.0.0.1:0'\n\
+         upstreams:\n  app: {{endpoints: ['http://{}'], protocol: http2}}\n\
+         \x20 other: {{endpoints: ['http://{}'], protocol: http2}}\n\
+         routes:\n  - {{match: {{path: /other}}, upstream: other}}\n  - {{upstream: app}}\n",
+        app.address, other.address
+    ))
+}
+
+/// A client, or an upstream, that takes no body.
+const NOTHING: u32 = 0;
+
+async fn client_that_takes_nothing(lane: &Lane) -> Client {
+    let mut settings = h2::client::Builder::new();
+    Client::with(settings.initial_window_size(NOTHING), lane.address).await
+}
+
+async fn origin_that_takes_nothing() -> Origin {
+    let mut settings = h2::server::Builder::new();
+    Origin::with(Version::Two, settings.initial_window_size(NOTHING)).await
+}
+
+#[test]
+fn responses_that_are_not_read_hold_no_other_up() {
+    for (streams, each) in DOWN {
+        run(async {
+            let mut origin = Origin::start(Version::Two).await;
+            let lane = lane(&origin, &origin);
+            let mut stalled = client_that_takes_nothing(&lane).await;
+            let mut held = Vec::new();
+            for _ in 0..streams {
+                let call = stalled.get("/").await;
+                let mut asked = origin.asked().await;
+                let mut out = asked.reply(200, &[], Length::Unknown).await;
+                soon(out.send(&vec![b'x'; each])).await.unwrap();
+                held.push((call, asked, out));
+            }
+            for version in [Version::One, Version::Two] {
+                let mut client = Client::connect(version, lane.address).await;
+                let call = client.get("/").await;
+                let mut asked = origin.asked().await;
+                assert_eq!(asked.connection, held[0].1.connection);
+                let mut out = asked.reply(200, &[], Length::Unknown).await;
+                let send = async { soon(out.finish(&[b'x'; BODY])).await.unwrap() };
+                let ((), (status, body)) = tokio::join!(send, call.whole());
+                assert_eq!((status, body.len()), (200, BODY));
+            }
+        });
+    }
+}
+
+#[test]
+fn requests_that_are_not_read_hold_no_other_up() {
+    for (streams, each) in UP {
+        run(async {
+            let mut stalled = origin_that_takes_nothing().await;
+            let mut other = Origin::start(Version::Two).await;
+            let lane = lane(&stalled, &other);
+            let mut client = Client::connect(Version::Two, lane.address).await;
+            let mut held = Vec::new();
+            for _ in 0..streams {
+                let mut call = client.call("POST", "/", &[], Length::Unknown).await;
+                let asked = stalled.asked().await;
+                soon(call.body.send(&vec![b'x'; each])).await.unwrap();
+                held.push((call, asked));
+            }
+            let mut call = client.call("POST", "/other", &[], Length::Unknown).await;
+            let mut asked = other.asked().await;
+            let send = async { soon(call.body.finish(&[b'x'; BODY])).await.unwrap() };
+            let ((), came) = tokio::join!(send, asked.body.rest());
+            assert_eq!(came.unwrap().0.len(), BODY);
+            asked.ok("").await;
+            assert_eq!(call.whole().await.0, 200);
+        });
+    }
+}
