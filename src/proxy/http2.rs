@@ -39,6 +39,9 @@ use heard::{Heard, follow};
 const STREAM_WINDOW: u32 = 64 * 1024;
 /// The largest window there is (RFC 9113 section 6.9.1).
 const LARGEST_WINDOW: u32 = (1 << 31) - 1;
+/// What its small frames may cost before they are taken, in bytes as `h2` counts them: up to 256 for each, and together as much as the
+/// bodies of 128 requests. Beyond that the connection ends.
+const SMALL_FRAMES: usize = 8 * 1024 * 1024;
 /// What waits to be sent of one body; capacity is asked for first, so that it is no more than a frame or two.
 const SEND_BUFFER: usize = 64 * 1024;
 /// Requests that a client may take back soon after it has sent them, whatever else it does.
@@ -65,6 +68,7 @@ pub(super) async fn connection(
     let handshake = server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(all)
+        .data_frame_budget(SMALL_FRAMES)
         .max_concurrent_streams(streams)
         .max_header_list_size(u32::try_from(listener.head_limits.max_bytes).unwrap_or(u32::MAX))
         .max_send_buffer_size(SEND_BUFFER)

@@ -25,6 +25,9 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 /// What it may send of all bodies together: as much as there is (RFC 9113 section 6.9.1). The requests of many clients share a
 /// connection, and those that do not read must not take the others' room.
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+/// What its small frames may cost before they are taken, in bytes as `h2` counts them: up to 256 for each. Beyond that the connection ends,
+/// for all of its requests; but bodies are taken out of their frames though their clients do not read, so that only a burst comes near to it.
+const SMALL_FRAMES: usize = 32 * 1024 * 1024;
 /// What waits to be sent of one body, in bytes; capacity is asked for first, so that it is no more than a frame or two.
 const SEND_BUFFER: usize = 64 * 1024;
 
@@ -121,6 +124,7 @@ impl Multiplexed {
             let handshake = builder
                 .initial_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
+                .data_frame_budget(SMALL_FRAMES)
                 .max_send_buffer_size(SEND_BUFFER)
                 .max_header_list_size(64 * 1024)
                 .enable_push(false)

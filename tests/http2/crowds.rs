@@ -1,7 +1,7 @@
 //! Many streams of one connection, most of which are not read: they hold no other up.
 
 use super::harness::Lane;
-use super::harness::versions::{Client, Length, Origin, Version, run, soon};
+use super::harness::versions::{Client, Length, Origin, Outgoing, Version, is_quiet, run, soon};
 
 /// Streams that are not read, and bytes of each: more together than weir's windows once were, by few large ones and by many small ones.
 const DOWN: [(usize, usize); 2] = [(6, 256 << 10), (126, 9 << 10)];
@@ -86,5 +86,64 @@ fn requests_that_are_not_read_hold_no_other_up() {
             asked.ok("").await;
             assert_eq!(call.whole().await.0, 200);
         });
+    }
+}
+
+/// Messages of gRPC's: each a frame of 30 bytes, of which a window has room for thousands.
+const MESSAGE: [u8; 30] = [b'm'; 30];
+
+/// Streams and messages of each, as many as a window takes: together more than `h2` keeps of small frames.
+const SMALL_DOWN: (usize, usize) = (20, 8_000);
+const SMALL_UP: (usize, usize) = (20, 2_100);
+
+#[test]
+fn small_messages_that_are_not_read_end_no_connection() {
+    run(async {
+        let mut origin = Origin::start(Version::Two).await;
+        let lane = lane(&origin, &origin);
+        let mut stalled = client_that_takes_nothing(&lane).await;
+        let mut held = Vec::new();
+        for _ in 0..SMALL_DOWN.0 {
+            let call = stalled.get("/").await;
+            let mut asked = origin.asked().await;
+            let mut out = asked.reply(200, &[], Length::Unknown).await;
+            send_small(&mut out, SMALL_DOWN.1).await;
+            held.push((call, asked, out));
+        }
+        let mut client = Client::connect(Version::Two, lane.address).await;
+        let call = client.get("/").await;
+        origin.asked().await.ok("others").await;
+        assert_eq!(call.whole().await, (200, "others".to_owned()));
+        let (_, asked, out) = &mut held[0];
+        assert!(is_quiet(asked.taken_back(out)).await);
+        assert_eq!(origin.opened(), 1);
+    });
+}
+
+#[test]
+fn small_messages_that_no_upstream_reads_end_no_connection() {
+    run(async {
+        let mut stalled = origin_that_takes_nothing().await;
+        let mut other = Origin::start(Version::Two).await;
+        let lane = lane(&stalled, &other);
+        let mut client = Client::connect(Version::Two, lane.address).await;
+        let mut held = Vec::new();
+        for _ in 0..SMALL_UP.0 {
+            let mut call = client.call("POST", "/", &[], Length::Unknown).await;
+            let asked = stalled.asked().await;
+            send_small(&mut call.body, SMALL_UP.1).await;
+            held.push((call, asked));
+        }
+        let call = client.get("/other").await;
+        other.asked().await.ok("others").await;
+        assert_eq!(call.whole().await, (200, "others".to_owned()));
+        let (_, asked) = &mut held[0];
+        assert!(is_quiet(asked.taken_back(&mut Outgoing::Ended)).await);
+    });
+}
+
+async fn send_small(out: &mut Outgoing, messages: usize) {
+    for _ in 0..messages {
+        soon(out.send(&MESSAGE)).await.unwrap();
     }
 }

@@ -1,9 +1,11 @@
 //! Bodies between the two versions of HTTP, part by part: where they come from and where they go. A part is asked for once the
-//! one before has been taken, so that a slow reader slows the writer and nothing is kept.
+//! one before has been taken, so that a slow reader slows the writer; what a window lets come of HTTP/2 meanwhile is kept as bytes.
 
 use std::future::poll_fn;
+use std::pin::pin;
+use std::task::{Context, Poll};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use http::HeaderMap;
 use tokio::io::AsyncWriteExt;
@@ -14,6 +16,8 @@ use crate::net::stream::{Reading, Writing};
 use crate::proxy::upload::put_piece;
 use crate::proxy::wire::{read_some, write};
 
+/// Bytes that are worth a write.
+const ENOUGH: usize = 16 * 1024;
 /// The next of a body.
 #[derive(Debug)]
 pub(super) enum Part {
@@ -48,12 +52,18 @@ pub(super) enum Source<'a, 's> {
         stream: RecvStream,
         /// Bytes of the part given last, which its sender may send anew once they are taken.
         taken: usize,
+        /// What has come since, out of its frames.
+        ahead: BytesMut,
     },
 }
 
 impl Source<'_, '_> {
     pub(super) fn http2(stream: RecvStream) -> Self {
-        Source::Http2 { stream, taken: 0 }
+        Source::Http2 {
+            stream,
+            taken: 0,
+            ahead: BytesMut::new(),
+        }
     }
 
     /// The next part; none behind an [`Part::End`] or a last one. A call that is dropped has taken nothing.
@@ -89,10 +99,20 @@ impl Source<'_, '_> {
                     Err(_) => return Err(Broken::Gone),
                 }
             },
-            Source::Http2 { stream, taken } => {
+            Source::Http2 {
+                stream,
+                taken,
+                ahead,
+            } => {
                 let _ = stream
                     .flow_control()
                     .release_capacity(std::mem::take(taken));
+                if !ahead.is_empty() {
+                    let bytes = ahead.split_to(ahead.len().min(ENOUGH)).freeze();
+                    *taken = bytes.len();
+                    let last = ahead.is_empty() && stream.is_end_stream();
+                    return Ok(Part::Data { bytes, last });
+                }
                 loop {
                     match stream.data().await {
                         Some(Ok(bytes)) if bytes.is_empty() && !stream.is_end_stream() => {}
@@ -119,11 +139,25 @@ impl Source<'_, '_> {
         }
     }
 
+    /// What `put` gives. Where that waits for a receiver, what comes of the body meanwhile is taken out of its frames, of which a
+    /// small one costs many times its bytes; the window bounds how much that is.
+    pub(super) async fn gathering<T>(&mut self, put: impl Future<Output = T>) -> T {
+        let mut put = pin!(put);
+        poll_fn(|cx| {
+            let put = put.as_mut().poll(cx);
+            if let (Poll::Pending, Source::Http2 { stream, ahead, .. }) = (&put, &mut *self) {
+                gather(stream, ahead, cx);
+            }
+            put
+        })
+        .await
+    }
+
     /// Whether the body was taken to its end.
     pub(super) fn is_over(&self) -> bool {
         match self {
             Source::Http1 { reader, .. } => reader.is_done(),
-            Source::Http2 { stream, .. } => stream.is_end_stream(),
+            Source::Http2 { stream, ahead, .. } => stream.is_end_stream() && ahead.is_empty(),
         }
     }
 
@@ -133,6 +167,13 @@ impl Source<'_, '_> {
             Source::Http1 { buffer, .. } => self.is_over() && buffer.is_empty(),
             Source::Http2 { .. } => self.is_over(),
         }
+    }
+}
+
+/// Takes what has come; why there is no more is told to whoever asks next.
+fn gather(stream: &mut RecvStream, ahead: &mut BytesMut, cx: &mut Context<'_>) {
+    while let Poll::Ready(Some(Ok(bytes))) = stream.poll_data(cx) {
+        ahead.extend_from_slice(&bytes);
     }
 }
 
