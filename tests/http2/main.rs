@@ -11,6 +11,7 @@ mod harness;
 
 mod connections;
 mod crowds;
+mod deadlines;
 mod messages;
 mod records;
 mod streams;
