@@ -221,6 +221,10 @@ async fn await_head<F: Future<Output = Result<(), Failure>>>(
             let mut head = pin!(answers.head(request, to_http1, answer));
             let waited = poll_fn(|cx| match head.as_mut().poll(cx) {
                 Poll::Ready(head) => Poll::Ready(head.map_err(Failure::from)),
+                // What is left of a body that the upstream did not take may be for the next try.
+                Poll::Pending if !uploading.whole => {
+                    back.poll_reset(cx).map(|()| Err(Failure::ClientGone))
+                }
                 Poll::Pending => back.poll_gone(cx).map(|()| Err(Failure::ClientGone)),
             });
             let within = request.left_of(request.within);
