@@ -1,7 +1,12 @@
 //! Many streams of one connection, most of which are not read: they hold no other up.
 
-use super::harness::Lane;
+use std::io::{Read as _, Write as _};
+use std::sync::mpsc;
+
+use super::harness::frames::{self, DATA, END_STREAM, Raw, SETTINGS};
+use super::harness::raw::scripted;
 use super::harness::versions::{Client, Length, Origin, Outgoing, Version, is_quiet, run, soon};
+use super::harness::{DEADLINE, Lane};
 
 /// Streams that are not read, and bytes of each: more together than weir's windows once were, by few large ones and by many small ones.
 const DOWN: [(usize, usize); 2] = [(6, 256 << 10), (126, 9 << 10)];
@@ -146,4 +151,40 @@ async fn send_small(out: &mut Outgoing, messages: usize) {
     for _ in 0..messages {
         soon(out.send(&MESSAGE)).await.unwrap();
     }
+}
+
+/// A write and a segment for each byte would be a flood of weir's own.
+#[test]
+fn small_frames_that_came_together_go_on_together() {
+    const BYTES: usize = 5_000;
+    let (told, seen) = mpsc::channel();
+    let upstream = scripted(move |mut stream| {
+        let mut text = Vec::new();
+        let mut piece = [0; 4096];
+        while !text.ends_with(b"\r\n0\r\n\r\n") {
+            match stream.read(&mut piece) {
+                Ok(read @ 1..) => text.extend_from_slice(&piece[..read]),
+                Ok(0) | Err(_) => return,
+            }
+        }
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+        let _ = told.send(String::from_utf8(text).unwrap());
+    });
+    let lane = Lane::start(&format!(
+        "listen: '127.0.0.1:0'\nupstream: http://{upstream}\n"
+    ));
+    let mut client = Raw::client(lane.address, &[]);
+    client.until(|frame| frame.kind == SETTINGS && frame.flags == frames::ACK);
+    let mut sent = frames::request(1, 0, "POST", "/", &[]);
+    sent.extend(frames::frame(DATA, 0, 1, b"b").repeat(BYTES));
+    sent.extend(frames::frame(DATA, END_STREAM, 1, b""));
+    client.send(&sent);
+    assert_eq!(client.answer(1).status, Some(200));
+    let text = seen.recv_timeout(DEADLINE).unwrap();
+    let (_, body) = text.split_once("\r\n\r\n").unwrap();
+    let data = body.split("\r\n").skip(1).step_by(2);
+    let data: Vec<_> = data.take_while(|data| !data.is_empty()).collect();
+    assert_eq!(data.concat().len(), BYTES);
+    println!("{BYTES} frames became {} chunks", data.len());
+    assert!(data.len() < BYTES / 20, "{}", data.len());
 }

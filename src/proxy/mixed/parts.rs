@@ -3,7 +3,7 @@
 
 use std::future::poll_fn;
 use std::pin::pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
@@ -18,6 +18,9 @@ use crate::proxy::wire::{read_some, write};
 
 /// Bytes that are worth a write.
 const ENOUGH: usize = 16 * 1024;
+/// A part of fewer bytes goes on with those behind it.
+const SMALL: usize = 1024;
+
 /// The next of a body.
 #[derive(Debug)]
 pub(super) enum Part {
@@ -119,7 +122,11 @@ impl Source<'_, '_> {
                         Some(Ok(bytes)) if bytes.is_empty() => {
                             return Ok(Part::End(HeaderMap::new()));
                         }
-                        Some(Ok(bytes)) => {
+                        Some(Ok(first)) => {
+                            let bytes = match first.len() < SMALL {
+                                true => together(stream, first),
+                                false => first,
+                            };
                             *taken = bytes.len();
                             let last = stream.is_end_stream();
                             return Ok(Part::Data { bytes, last });
@@ -146,7 +153,7 @@ impl Source<'_, '_> {
         poll_fn(|cx| {
             let put = put.as_mut().poll(cx);
             if let (Poll::Pending, Source::Http2 { stream, ahead, .. }) = (&put, &mut *self) {
-                gather(stream, ahead, cx);
+                gather(stream, ahead, usize::MAX, cx);
             }
             put
         })
@@ -170,9 +177,24 @@ impl Source<'_, '_> {
     }
 }
 
-/// Takes what has come; why there is no more is told to whoever asks next.
-fn gather(stream: &mut RecvStream, ahead: &mut BytesMut, cx: &mut Context<'_>) {
-    while let Poll::Ready(Some(Ok(bytes))) = stream.poll_data(cx) {
+/// A part with those behind it that have come, too: by HTTP/1.1 each would be a write and a segment of its own.
+fn together(stream: &mut RecvStream, first: Bytes) -> Bytes {
+    let mut cx = Context::from_waker(Waker::noop());
+    let Poll::Ready(Some(Ok(second))) = stream.poll_data(&mut cx) else {
+        return first;
+    };
+    let mut all = BytesMut::with_capacity(first.len() + second.len());
+    all.extend_from_slice(&first);
+    all.extend_from_slice(&second);
+    gather(stream, &mut all, ENOUGH, &mut cx);
+    all.freeze()
+}
+
+/// Takes what has come, until there are `enough` bytes. Why there is no more is told to whoever asks next.
+fn gather(stream: &mut RecvStream, ahead: &mut BytesMut, enough: usize, cx: &mut Context<'_>) {
+    while ahead.len() < enough
+        && let Poll::Ready(Some(Ok(bytes))) = stream.poll_data(cx)
+    {
         ahead.extend_from_slice(&bytes);
     }
 }
