@@ -9,11 +9,16 @@ mod harness;
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 
+use rustls::ServerConnection;
+
 use harness::process::{Running, file};
+use harness::raw::scripted;
 use harness::tls::Authority;
-use harness::{Reply, Upstream, eventually};
+use harness::{DEADLINE, Reply, Upstream, eventually};
 
 /// Certificates of upstreams and of those who ask them.
 struct Authorities {
@@ -278,4 +283,53 @@ fn health_checks_go_by_tls_too() {
     assert_eq!(running.client().get("/").status, 200);
     let (running, _config) = front(&up, &health.replace(&*ca(&all.ours), &ca(&all.theirs)));
     eventually(|| running.client().get("/").status == 503);
+}
+
+/// What is left of a body that one upstream broke off is the next one's, and not what is looked at to see whether the client is there.
+#[test]
+fn a_body_that_an_upstream_breaks_off_within_is_sent_again_whole() {
+    let all = Authorities::new();
+    let server = Arc::new(all.ours.server("app"));
+    // Each place of it is told from the others.
+    let body: String = (0..100_000).map(|n| format!("{n:08}")).collect();
+    let length = body.len();
+    let breaks = Arc::new(AtomicBool::new(false));
+    let (told, bodies) = mpsc::channel();
+    let upstream = scripted(move |mut tcp| {
+        let mut tls = ServerConnection::new(server.clone()).unwrap();
+        let mut stream = rustls::Stream::new(&mut tls, &mut tcp);
+        if !breaks.fetch_not(Ordering::Relaxed) {
+            let _ = stream.read(&mut [0; 16_384]);
+            // What was not read makes the close a reset.
+            return;
+        }
+        let mut text = Vec::new();
+        let mut piece = [0; 16_384];
+        while text.len() < length || !text.ends_with(b"00099999") {
+            match stream.read(&mut piece) {
+                Ok(read @ 1..) => text.extend_from_slice(&piece[..read]),
+                Ok(0) | Err(_) => break,
+            }
+        }
+        let _ = told.send(String::from_utf8(text).unwrap());
+        let answer = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        let _ = stream.write_all(answer.as_bytes());
+    });
+    let config = file(&format!(
+        "listeners: [{{name: in, address: '127.0.0.1:0', tls: {{certificates: [{}]}}}}]\n\
+         upstreams: {{app: {{endpoints: ['https://localhost:{}'], protocol: auto, tls: {{{}}}, timeout: 3s, \
+         retries: {{attempts: 1, retry_on: [reset], methods: [PUT], buffer: 1MiB, budget: {{min_concurrent: 9}}, backoff: {{base: 1ms}}}}}}}}\n",
+        all.ours.pair("app"),
+        upstream.port(),
+        ca(&all.ours)
+    ));
+    let running = Running::start(config.path());
+    let request = format!("PUT / HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n{body}");
+    for round in 0..50 {
+        let mut client = all.ours.client().connect(&running.address, "localhost");
+        let reply = client.try_ask(&request).unwrap();
+        assert_eq!(reply.status, 200, "{round}: {reply:?}");
+        let came = bodies.recv_timeout(DEADLINE).unwrap();
+        assert!(came.ends_with(&body), "{round}: {}", came.len());
+    }
 }

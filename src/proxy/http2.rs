@@ -36,9 +36,12 @@ use crate::policy::limit::Now;
 use heard::{Heard, follow};
 
 /// What a client may send of one body before it is taken, in bytes.
-const STREAM_WINDOW: u32 = 256 * 1024;
-/// What it may send of all bodies together.
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
+const STREAM_WINDOW: u32 = 64 * 1024;
+/// The largest window there is (RFC 9113 section 6.9.1).
+const LARGEST_WINDOW: u32 = (1 << 31) - 1;
+/// What its small frames may cost before they are taken, in bytes as `h2` counts them: up to 256 for each, and together as much as the
+/// bodies of 128 requests. Beyond that the connection ends.
+const SMALL_FRAMES: usize = 8 * 1024 * 1024;
 /// What waits to be sent of one body; capacity is asked for first, so that it is no more than a frame or two.
 const SEND_BUFFER: usize = 64 * 1024;
 /// Requests that a client may take back soon after it has sent them, whatever else it does.
@@ -59,10 +62,14 @@ pub(super) async fn connection(
     let listener = plan.shared.config.listeners[listener_index].clone();
     drop(plan);
     let (stream, mut patience) = follow(stream, listener.header_read);
+    let streams = listener.max_concurrent_streams;
+    // Room for all: a body that its upstream does not read must not take the others'.
+    let all = STREAM_WINDOW.saturating_mul(streams).min(LARGEST_WINDOW);
     let handshake = server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(listener.max_concurrent_streams)
+        .initial_connection_window_size(all)
+        .data_frame_budget(SMALL_FRAMES)
+        .max_concurrent_streams(streams)
         .max_header_list_size(u32::try_from(listener.head_limits.max_bytes).unwrap_or(u32::MAX))
         .max_send_buffer_size(SEND_BUFFER)
         .enable_connect_protocol()

@@ -20,7 +20,7 @@ use super::wire::Buffer;
 use crate::clock;
 use crate::config::Route;
 use crate::http1::head::{BodyLength, RequestHead};
-use crate::http2::grpc::{self, GrpcStatus};
+use crate::http2::grpc;
 use crate::plan::Plan;
 use crate::policy::session::Session;
 use crate::store::breakers::{End, Entry};
@@ -244,8 +244,7 @@ pub(super) fn end_of(failure: &Failure, record: &Record) -> Option<End> {
             Some(End::ConnectFailed)
         }
         Rejection::UpstreamTimeout => Some(End::TimedOut),
-        // The client's own word: a short one must not tell against the upstream unless the file says so.
-        Rejection::DeadlineExceeded => Some(End::Grpc(GrpcStatus::DEADLINE_EXCEEDED)),
+        Rejection::DeadlineExceeded => Some(End::Deadline),
         // One that gives up on a body may have had its reason in the client's pace.
         Rejection::UpstreamBroken => record.sent.map(|_| End::Reset),
         Rejection::BadHead(_)

@@ -265,6 +265,8 @@ pub(super) fn outcome(tried: Result<u16, &Failure>, record: &Record) -> Option<O
     Some(match end {
         End::Status(500..=599) | End::ConnectFailed | End::TimedOut | End::Reset => Outcome::Failed,
         End::Status(_) | End::Grpc(_) => Outcome::Served,
+        // The client's patience says nothing of the endpoint.
+        End::Deadline => return None,
     })
 }
 

@@ -24,6 +24,8 @@ pub enum End {
     Status(u16),
     /// A whole response of gRPC's, of this status.
     Grpc(GrpcStatus),
+    /// By the client's own deadline, before a whole response.
+    Deadline,
     ConnectFailed,
     TimedOut,
     /// It broke off, before or in the response, or sent nonsense.
@@ -233,13 +235,15 @@ pub struct Entry {
 impl Entry {
     /// Tells how the call that took `elapsed` ended.
     pub fn end(mut self, end: End, elapsed: Duration, now: Duration, jitter: f64) {
+        let Some(outcome) = outcome(&self.breaker.settings.failure_on, end) else {
+            return self.abandon(elapsed, now, jitter);
+        };
         if let Some(permit) = self.permit.take() {
-            let outcome = outcome(&self.breaker.settings.failure_on, end);
             self.breaker.record(permit, outcome, elapsed, now, jitter);
         }
     }
 
-    /// The client left after the upstream had the request for `waited`. That says nothing of the upstream, unless it was slow
+    /// The client left, or gave up, after the upstream had the request for `waited`. That says nothing of the upstream, unless it was slow
     /// by then: impatient clients must not hide a dead upstream.
     pub fn abandon(self, waited: Duration, now: Duration, jitter: f64) {
         let slow = self.breaker.settings.settings.slow_call;
@@ -257,20 +261,24 @@ impl Drop for Entry {
     }
 }
 
-fn outcome(failure_on: &FailureOn, end: End) -> Outcome {
+/// `None` where it is as if the client had left.
+fn outcome(failure_on: &FailureOn, end: End) -> Option<Outcome> {
     let failed = match end {
         End::ConnectFailed => failure_on.connect_failure,
         End::TimedOut => failure_on.timeout,
         End::Reset => failure_on.reset,
         End::Grpc(status) => failure_on.grpc.contains(&status),
+        // A short one must not tell against the upstream unless the file says so, nor any for it.
+        End::Deadline if !failure_on.grpc.contains(&GrpcStatus::DEADLINE_EXCEEDED) => return None,
+        End::Deadline => true,
         End::Status(status) => {
             failure_on.statuses.contains(&status)
                 || (failure_on.server_error && (500..600).contains(&status))
         }
     };
-    if failed {
+    Some(if failed {
         Outcome::Failure
     } else {
         Outcome::Success
-    }
+    })
 }

@@ -22,8 +22,12 @@ use crate::net::tls::Trouble;
 
 /// What an upstream may send of one body before it is taken, in bytes.
 const STREAM_WINDOW: u32 = 256 * 1024;
-/// What it may send of all bodies together.
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// What it may send of all bodies together: as much as there is (RFC 9113 section 6.9.1). The requests of many clients share a
+/// connection, and those that do not read must not take the others' room.
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+/// What its small frames may cost before they are taken, in bytes as `h2` counts them: up to 256 for each. Beyond that the connection ends,
+/// for all of its requests; but bodies are taken out of their frames though their clients do not read, so that only a burst comes near to it.
+const SMALL_FRAMES: usize = 32 * 1024 * 1024;
 /// What waits to be sent of one body, in bytes; capacity is asked for first, so that it is no more than a frame or two.
 const SEND_BUFFER: usize = 64 * 1024;
 
@@ -52,9 +56,14 @@ struct Usage {
     requests: Cell<usize>,
     /// When the last one began or ended.
     at: Cell<Instant>,
+    /// When something last came of the upstream.
+    heard: Rc<Cell<Instant>>,
     /// Told when one of them waited in vain.
     doubted: Notify,
 }
+
+/// For how long what was heard of a connection is a sign of life.
+const LATELY: Duration = Duration::from_secs(1);
 
 /// A place for one request, until it is dropped.
 #[derive(Debug)]
@@ -62,24 +71,31 @@ pub struct Place {
     pub requests: SendRequest<Bytes>,
     /// Whether the connection served a request before: then the upstream may have closed it unseen.
     pub reused: bool,
+    begun: Instant,
     usage: Rc<Usage>,
 }
 
 impl Place {
     fn new(requests: SendRequest<Bytes>, reused: bool, usage: &Rc<Usage>) -> Place {
+        let now = clock::now();
         usage.requests.set(usage.requests.get() + 1);
-        usage.at.set(clock::now());
+        usage.at.set(now);
         Place {
             requests,
             reused,
+            begun: now,
             usage: usage.clone(),
         }
     }
 
     /// The request waited in vain. Its connection may have gone without a word: it is asked for a sign of life, and given up where
-    /// there is none, or all later requests would wait for it, too.
+    /// there is none, or all later requests would wait for it, too. Where it has just given one it is not asked: servers of gRPC
+    /// count pings, and end a connection that has too many.
     pub fn doubt(&self) {
-        self.usage.doubted.notify_one();
+        let heard = self.usage.heard.get();
+        if heard <= self.begun || heard.elapsed() >= LATELY {
+            self.usage.doubted.notify_one();
+        }
     }
 }
 
@@ -111,15 +127,18 @@ impl Multiplexed {
             ..
         } = connected;
         let trouble = Rc::<Cell<Option<Trouble>>>::default();
+        let heard = Rc::new(Cell::new(clock::now()));
         let stream = Noting {
             stream,
             trouble: trouble.clone(),
+            heard: heard.clone(),
         };
         let handshake = async {
             let mut builder = client::Builder::new();
             let handshake = builder
                 .initial_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
+                .data_frame_budget(SMALL_FRAMES)
                 .max_send_buffer_size(SEND_BUFFER)
                 .max_header_list_size(64 * 1024)
                 .enable_push(false)
@@ -138,6 +157,7 @@ impl Multiplexed {
         let usage = Rc::new(Usage {
             requests: Cell::new(0),
             at: Cell::new(clock::now()),
+            heard,
             doubted: Notify::new(),
         });
         let place = Place::new(requests.clone(), false, &usage);
@@ -201,12 +221,13 @@ impl Multiplexed {
     }
 }
 
-/// Notes what TLS has against the other end, of which h2 keeps no more than words: an upstream by TLS 1.3 that does not like weir's
-/// certificate says so behind the handshake.
+/// Notes when the other end was heard, and what TLS has against it, of which h2 keeps no more than words: an upstream by TLS 1.3 that does
+/// not like weir's certificate says so behind the handshake.
 #[derive(Debug)]
 struct Noting<S> {
     stream: S,
     trouble: Rc<Cell<Option<Trouble>>>,
+    heard: Rc<Cell<Instant>>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Noting<S> {
@@ -215,8 +236,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Noting<S> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
         let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buffer));
         self.note(&read);
+        if buffer.filled().len() > before {
+            self.heard.set(clock::now());
+        }
         Poll::Ready(read)
     }
 }

@@ -10,8 +10,8 @@ use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{
-    ClientConfig, ClientConnection, HandshakeKind, ProtocolVersion, RootCertStore, StreamOwned,
-    SupportedProtocolVersion,
+    ClientConfig, ClientConnection, HandshakeKind, ProtocolVersion, RootCertStore, ServerConfig,
+    StreamOwned, SupportedProtocolVersion,
 };
 
 use super::{DEADLINE, Reply, read_reply};
@@ -91,6 +91,19 @@ impl Authority {
         let key = PrivateKeyDer::from_pem_file(of.path(&format!("{name}.key"))).unwrap();
         let plain = self.client();
         Tls::new(plain.roots, rustls::ALL_VERSIONS, Some((chain, key)))
+    }
+
+    /// How a server speaks TLS that shows the certificate of this name.
+    pub fn server(&self, name: &str) -> ServerConfig {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let chain = CertificateDer::pem_file_iter(self.path(&format!("{name}.crt"))).unwrap();
+        let key = PrivateKeyDer::from_pem_file(self.path(&format!("{name}.key"))).unwrap();
+        ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain.map(Result::unwrap).collect(), key)
+            .unwrap()
     }
 
     /// As [`Authority::client`], of this version alone.

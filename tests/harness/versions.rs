@@ -336,15 +336,18 @@ impl Client {
         match version {
             Version::One => Client::One(address),
             Version::Two => {
-                let stream = soon(narrow(address)).await;
-                let handshake = h2::client::Builder::new()
-                    .initial_connection_window_size(WIDE)
-                    .handshake(stream);
-                let (requests, connection) = soon(handshake).await.unwrap();
-                tokio::spawn(connection);
-                Client::Two(requests)
+                let mut settings = h2::client::Builder::new();
+                Client::with(settings.initial_connection_window_size(WIDE), address).await
             }
         }
+    }
+
+    /// One of HTTP/2, with these settings.
+    pub async fn with(settings: &h2::client::Builder, address: SocketAddr) -> Client {
+        let stream = soon(narrow(address)).await;
+        let (requests, connection) = soon(settings.handshake(stream)).await.unwrap();
+        tokio::spawn(connection);
+        Client::Two(requests)
     }
 
     /// Sends the head of a request to the host `test`.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::harness::frames::{
     self as h2, DATA, END_HEADERS, END_STREAM, HEADERS, NO_ERROR, PADDED, PROTOCOL_ERROR, Raw,
+    WINDOW_UPDATE,
 };
 use super::{Refused, Reset, Verdict, World, assert_verdict};
 
@@ -228,7 +229,12 @@ fn a_slow_body_is_refused() {
 fn a_body_over_the_limit_is_refused() {
     let mut world = World::new();
     let part = data(0, &"a".repeat(10_000));
-    let answer = world.send(&[&[post(0, &[])][..], &vec![part; 7]].concat().concat());
-    assert_verdict("parts", &answer, Refused(413));
+    let mut raw = Raw::client(world.lane.address, &[]);
+    raw.send(&post(0, &[]));
+    raw.send(&part.repeat(6));
+    // No more than the window has room for.
+    raw.until(|frame| frame.kind == WINDOW_UPDATE && frame.stream == 1);
+    raw.send(&part);
+    assert_verdict("parts", &raw.answer(1), Refused(413));
     world.is_fine("parts");
 }

@@ -17,7 +17,8 @@ use super::harness::frames::{
 use super::harness::process::{Running, file};
 use super::harness::raw::{read_head, scripted};
 
-/// weir as a process, in front of an upstream that answers `/fine` and `/large` and nothing else.
+/// weir as a process, in front of an upstream that answers `/fine` and `/large` and nothing else, and one at `/silent` that answers nothing
+/// and is asked once at a time.
 struct World {
     weir: Running,
     /// Requests that reached the upstream, but for those that it answers.
@@ -50,9 +51,17 @@ impl World {
                 let _ = stream.write_all(answer.as_bytes());
             }
         });
+        let count = reached.clone();
+        let silent = scripted(move |mut stream| {
+            count.fetch_add(1, Ordering::Relaxed);
+            let _ = stream.read_to_end(&mut Vec::new());
+        });
         let config = file(&format!(
             "{{listeners: [{{address: '127.0.0.1:0', timeouts: {{header_read: 1s, stream_idle: 1s}}}}], \
-             upstream: 'http://{upstream}', admin: {{address: '127.0.0.1:0'}}, runtime: {{lanes: 1}}}}"
+             upstreams: {{app: {{endpoints: ['http://{upstream}']}}, \
+             silent: {{endpoints: ['http://{silent}'], connect_timeout: 30s, concurrency: {{max: 1, pending: 200}}}}}}, \
+             routes: [{{match: {{path: /silent}}, upstream: silent}}, {{upstream: app}}], \
+             admin: {{address: '127.0.0.1:0'}}, runtime: {{lanes: 1}}}}"
         ));
         let mut world = World {
             weir: Running::start(config.path()),
@@ -305,6 +314,29 @@ fn control_frames() {
             world.bore(name);
         }
     }
+}
+
+/// GHSA-q83h-524g-xf6h: bodies in frames of a byte, of which each costs many times that. A bound on that ends the connection, though no
+/// window is full: that of a request that waits for its turn, and so of a body that no one takes.
+#[test]
+fn small_data() {
+    let world = World::new();
+    let mut first = world.connect(&[]);
+    first.send(&h2::get(1, "/silent"));
+    eventually(|| world.reached.load(Ordering::Relaxed) == 1);
+    let mut raw = world.connect(&[]);
+    let begin = |n| h2::request(stream(n), 0, "POST", "/silent", &[]);
+    raw.send(&(0..100).flat_map(begin).collect::<Vec<_>>());
+    let (sent, code, ended) = flood(&mut raw, 100, |n| {
+        h2::frame(DATA, 0, stream(n), b"a").repeat(60_000)
+    });
+    println!("small DATA: {sent} times 60,000 sent, {code:?} {ended:?}");
+    assert_eq!(ended, Ended::Closed);
+    assert!(
+        code.is_none_or(|code| code == ENHANCE_YOUR_CALM),
+        "{code:?}"
+    );
+    world.bore_within("small DATA", 24 << 10);
 }
 
 /// RFC 7541 section 7.3: a large field in the table, and a block of references to it.

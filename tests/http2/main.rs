@@ -10,6 +10,8 @@
 mod harness;
 
 mod connections;
+mod crowds;
+mod deadlines;
 mod messages;
 mod records;
 mod streams;

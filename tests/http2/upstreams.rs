@@ -1,15 +1,15 @@
 //! Connections to an upstream of HTTP/2: how many, how full, and what becomes of requests when one of them ends.
 
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use h2::Reason;
 
 use super::harness::frames::{
-    self, END_HEADERS, END_STREAM, HEADERS, NO_ERROR, PROTOCOL_ERROR, Raw,
+    self, CANCEL, END_HEADERS, END_STREAM, HEADERS, NO_ERROR, PING, PROTOCOL_ERROR, RST_STREAM, Raw,
 };
 use super::harness::raw::scripted;
 use super::harness::versions::{Length, Origin, Outgoing, Version, run};
@@ -275,6 +275,86 @@ fn a_silent_connection_is_given_up() {
     assert_eq!(lane.connect().get("/").status, 504);
     eventually(|| lane.connect().get("/").status == 200);
     assert_eq!(opened.load(Ordering::Relaxed), 2);
+}
+
+/// As [`a_silent_connection_is_given_up`], where no request waits for as long as weir would: those who ask leave, or have a deadline.
+#[test]
+fn a_silent_connection_is_given_up_whoever_ends_its_requests() {
+    for ends in [Ends::Leaving, Ends::LeavingByHttp2, Ends::Deadline] {
+        let (upstream, opened) = numbered(&[], |number, mut raw| {
+            if number > 1 {
+                return answer_all(raw);
+            }
+            let first = next_request(&mut raw).unwrap();
+            answer(&mut raw, first);
+            thread::sleep(Duration::from_secs(60));
+        });
+        let lane = Lane::start(&format!(
+            "listen: '127.0.0.1:0'\n\
+             upstreams: {{app: {{endpoints: ['http://{upstream}'], protocol: http2, timeout: 60s, connect_timeout: 300ms}}}}\n"
+        ));
+        assert_eq!(lane.connect().get("/").status, 200);
+        eventually(|| {
+            match ends {
+                Ends::Leaving => {
+                    let mut client = lane.connect();
+                    client.begin("GET", "/", &[], "");
+                    assert_ne!(client.status_within(100), Some(504));
+                }
+                Ends::LeavingByHttp2 => {
+                    let mut client = Raw::client(lane.address, &[]);
+                    client.send(&frames::get(1, "/"));
+                    thread::sleep(Duration::from_millis(100));
+                    client.send(&frames::reset(1, CANCEL));
+                }
+                Ends::Deadline => {
+                    let mut client = Raw::client(lane.address, &[]);
+                    let fields = [
+                        ("content-type", "application/grpc"),
+                        ("grpc-timeout", "100m"),
+                    ];
+                    client.send(&frames::request(1, END_STREAM, "POST", "/", &fields));
+                    assert!(client.answer(1).whole);
+                }
+            }
+            opened.load(Ordering::Relaxed) == 2
+        });
+        assert_eq!(lane.connect().get("/").status, 200, "{ends:?}");
+    }
+}
+
+/// Who ends a request.
+#[derive(Debug, Clone, Copy)]
+enum Ends {
+    Leaving,
+    LeavingByHttp2,
+    Deadline,
+}
+
+/// Servers of gRPC end a connection by which they are pinged for nothing.
+#[test]
+fn a_connection_that_is_heard_of_is_not_pinged() {
+    let (told, pings) = mpsc::channel();
+    let (upstream, _) = numbered(&[], move |_, mut raw| {
+        // One request has no answer, and each that is behind it has.
+        next_request(&mut raw).unwrap();
+        while let Ok(frame) = raw.next() {
+            match frame.kind {
+                HEADERS => answer(&mut raw, frame.stream),
+                RST_STREAM => told.send("reset").unwrap(),
+                PING => told.send("ping").unwrap(),
+                _ => {}
+            }
+        }
+    });
+    let lane = lane(upstream);
+    let mut left = lane.connect();
+    left.begin("GET", "/", &[], "");
+    eventually(|| lane.connect().get("/").status == 200);
+    drop(left);
+    assert_eq!(pings.recv_timeout(Duration::from_secs(5)), Ok("reset"));
+    let more = pings.recv_timeout(Duration::from_millis(300));
+    assert!(more.is_err(), "{more:?}");
 }
 
 /// One request that takes too long says nothing of the others on its connection.

@@ -154,39 +154,43 @@ impl<'c> Down<'_, 'c> {
             return to_client(deadlines.within(request.idle, sink.flush()).await);
         };
         loop {
-            let mut next = pin!(body.next());
             let mut ended_by_us = None;
-            let part = match next.as_mut().now_or_never() {
-                Some(part) => part,
-                None => {
-                    let sink = self.begin(back, false)?;
-                    let flushed = deadlines.within(request.idle, sink.flush());
-                    to_client(uploading.beside(flushed).await)?;
-                    loop {
-                        // A client of HTTP/1.1 is heard once no more of its body is due.
-                        let is_sending = uploading.rest.is_some();
-                        let unless_gone =
-                            poll_fn(|cx| match (next.as_mut().poll(cx), &mut *sink) {
-                                (Poll::Ready(part), _) => Poll::Ready(Ok(part)),
-                                (Poll::Pending, Sink::Http1 { .. }) if is_sending => Poll::Pending,
-                                (Poll::Pending, Sink::Http1 { .. }) => {
-                                    back.poll_gone(cx).map(|()| Err(Failure::ClientGone))
+            let part = {
+                let mut next = pin!(body.next());
+                match next.as_mut().now_or_never() {
+                    Some(part) => part,
+                    None => {
+                        let sink = self.begin(back, false)?;
+                        let flushed = deadlines.within(request.idle, sink.flush());
+                        to_client(uploading.beside(flushed).await)?;
+                        loop {
+                            // A client of HTTP/1.1 is heard once no more of its body is due.
+                            let is_sending = uploading.rest.is_some();
+                            let unless_gone =
+                                poll_fn(|cx| match (next.as_mut().poll(cx), &mut *sink) {
+                                    (Poll::Ready(part), _) => Poll::Ready(Ok(part)),
+                                    (Poll::Pending, Sink::Http1 { .. }) if is_sending => {
+                                        Poll::Pending
+                                    }
+                                    (Poll::Pending, Sink::Http1 { .. }) => {
+                                        back.poll_gone(cx).map(|()| Err(Failure::ClientGone))
+                                    }
+                                    (Poll::Pending, Sink::Http2(stream)) => {
+                                        stream.poll_reset(cx).map(|_| Err(Failure::ClientGone))
+                                    }
+                                });
+                            // As long as one side speaks the other may only listen.
+                            let idle = progress.left_of(request.idle);
+                            let waited = deadlines.within(request.left_of(idle), unless_gone);
+                            match uploading.beside(waited).await {
+                                Ok(part) => break part?,
+                                Err(Elapsed) if request.is_over() => {
+                                    ended_by_us = Some(Rejection::DeadlineExceeded);
+                                    break Err(Broken::Gone);
                                 }
-                                (Poll::Pending, Sink::Http2(stream)) => {
-                                    stream.poll_reset(cx).map(|_| Err(Failure::ClientGone))
-                                }
-                            });
-                        // As long as one side speaks the other may only listen.
-                        let idle = progress.left_of(request.idle);
-                        let waited = deadlines.within(request.left_of(idle), unless_gone);
-                        match uploading.beside(waited).await {
-                            Ok(part) => break part?,
-                            Err(Elapsed) if request.is_over() => {
-                                ended_by_us = Some(Rejection::DeadlineExceeded);
-                                break Err(Broken::Gone);
+                                Err(Elapsed) if !progress.left_of(request.idle).is_zero() => {}
+                                Err(Elapsed) => break Err(Broken::Gone),
                             }
-                            Err(Elapsed) if !progress.left_of(request.idle).is_zero() => {}
-                            Err(Elapsed) => break Err(Broken::Gone),
                         }
                     }
                 }
@@ -201,7 +205,7 @@ impl<'c> Down<'_, 'c> {
                     }
                     let sink = self.begin(back, false)?;
                     let put = deadlines.within(request.idle, sink.put(bytes, last));
-                    to_client(uploading.beside(put).await)?;
+                    to_client(uploading.beside(body.gathering(put)).await)?;
                     // How long the client took to read it is not the upstream's time.
                     progress.made();
                     if last {

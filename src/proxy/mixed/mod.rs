@@ -311,6 +311,20 @@ async fn tunnel(
     Ok(Tried::Ended(Ended::Whole(Next::Close)))
 }
 
+/// Whether a request that failed so may have waited for a connection that is gone without a word.
+fn waited_in_vain(failure: &Failure, record: &Record) -> bool {
+    match failure {
+        Failure::Reply(rejection, _) => matches!(
+            rejection,
+            Rejection::UpstreamTimeout | Rejection::DeadlineExceeded
+        ),
+        Failure::UpstreamGone | Failure::CutShort(_) => true,
+        // That may have been its reason, unless it was answered.
+        Failure::ClientGone => record.status == 0,
+        Failure::NotSafe => false,
+    }
+}
+
 async fn by_http2(
     conn: &Conn<'_>,
     (pool, mut place): (&Pool, Place),
@@ -352,7 +366,9 @@ async fn by_http2(
     let mut answer = conn.lane.buffers.take();
     let run = run(conn, outgoing, body, upstream, back, &mut answer, record);
     let ran = run.await;
-    if let Err(Failure::Reply(Rejection::UpstreamTimeout, _) | Failure::UpstreamGone) = ran {
+    if let Err(failure) = &ran
+        && waited_in_vain(failure, record)
+    {
         place.doubt();
     }
     if let Err(Failure::Reply(Rejection::UpstreamBroken, _)) = ran

@@ -1,9 +1,11 @@
 //! Bodies between the two versions of HTTP, part by part: where they come from and where they go. A part is asked for once the
-//! one before has been taken, so that a slow reader slows the writer and nothing is kept.
+//! one before has been taken, so that a slow reader slows the writer; what a window lets come of HTTP/2 meanwhile is kept as bytes.
 
 use std::future::poll_fn;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use http::HeaderMap;
 use tokio::io::AsyncWriteExt;
@@ -13,6 +15,11 @@ use crate::http1::trailers;
 use crate::net::stream::{Reading, Writing};
 use crate::proxy::upload::put_piece;
 use crate::proxy::wire::{read_some, write};
+
+/// Bytes that are worth a write.
+const ENOUGH: usize = 16 * 1024;
+/// A part of fewer bytes goes on with those behind it.
+const SMALL: usize = 1024;
 
 /// The next of a body.
 #[derive(Debug)]
@@ -48,12 +55,18 @@ pub(super) enum Source<'a, 's> {
         stream: RecvStream,
         /// Bytes of the part given last, which its sender may send anew once they are taken.
         taken: usize,
+        /// What has come since, out of its frames.
+        ahead: BytesMut,
     },
 }
 
 impl Source<'_, '_> {
     pub(super) fn http2(stream: RecvStream) -> Self {
-        Source::Http2 { stream, taken: 0 }
+        Source::Http2 {
+            stream,
+            taken: 0,
+            ahead: BytesMut::new(),
+        }
     }
 
     /// The next part; none behind an [`Part::End`] or a last one. A call that is dropped has taken nothing.
@@ -89,17 +102,31 @@ impl Source<'_, '_> {
                     Err(_) => return Err(Broken::Gone),
                 }
             },
-            Source::Http2 { stream, taken } => {
+            Source::Http2 {
+                stream,
+                taken,
+                ahead,
+            } => {
                 let _ = stream
                     .flow_control()
                     .release_capacity(std::mem::take(taken));
+                if !ahead.is_empty() {
+                    let bytes = ahead.split_to(ahead.len().min(ENOUGH)).freeze();
+                    *taken = bytes.len();
+                    let last = ahead.is_empty() && stream.is_end_stream();
+                    return Ok(Part::Data { bytes, last });
+                }
                 loop {
                     match stream.data().await {
                         Some(Ok(bytes)) if bytes.is_empty() && !stream.is_end_stream() => {}
                         Some(Ok(bytes)) if bytes.is_empty() => {
                             return Ok(Part::End(HeaderMap::new()));
                         }
-                        Some(Ok(bytes)) => {
+                        Some(Ok(first)) => {
+                            let bytes = match first.len() < SMALL {
+                                true => together(stream, first),
+                                false => first,
+                            };
                             *taken = bytes.len();
                             let last = stream.is_end_stream();
                             return Ok(Part::Data { bytes, last });
@@ -119,11 +146,25 @@ impl Source<'_, '_> {
         }
     }
 
+    /// What `put` gives. Where that waits for a receiver, what comes of the body meanwhile is taken out of its frames, of which a
+    /// small one costs many times its bytes; the window bounds how much that is.
+    pub(super) async fn gathering<T>(&mut self, put: impl Future<Output = T>) -> T {
+        let mut put = pin!(put);
+        poll_fn(|cx| {
+            let put = put.as_mut().poll(cx);
+            if let (Poll::Pending, Source::Http2 { stream, ahead, .. }) = (&put, &mut *self) {
+                gather(stream, ahead, usize::MAX, cx);
+            }
+            put
+        })
+        .await
+    }
+
     /// Whether the body was taken to its end.
     pub(super) fn is_over(&self) -> bool {
         match self {
             Source::Http1 { reader, .. } => reader.is_done(),
-            Source::Http2 { stream, .. } => stream.is_end_stream(),
+            Source::Http2 { stream, ahead, .. } => stream.is_end_stream() && ahead.is_empty(),
         }
     }
 
@@ -133,6 +174,28 @@ impl Source<'_, '_> {
             Source::Http1 { buffer, .. } => self.is_over() && buffer.is_empty(),
             Source::Http2 { .. } => self.is_over(),
         }
+    }
+}
+
+/// A part with those behind it that have come, too: by HTTP/1.1 each would be a write and a segment of its own.
+fn together(stream: &mut RecvStream, first: Bytes) -> Bytes {
+    let mut cx = Context::from_waker(Waker::noop());
+    let Poll::Ready(Some(Ok(second))) = stream.poll_data(&mut cx) else {
+        return first;
+    };
+    let mut all = BytesMut::with_capacity(first.len() + second.len());
+    all.extend_from_slice(&first);
+    all.extend_from_slice(&second);
+    gather(stream, &mut all, ENOUGH, &mut cx);
+    all.freeze()
+}
+
+/// Takes what has come, until there are `enough` bytes. Why there is no more is told to whoever asks next.
+fn gather(stream: &mut RecvStream, ahead: &mut BytesMut, enough: usize, cx: &mut Context<'_>) {
+    while ahead.len() < enough
+        && let Poll::Ready(Some(Ok(bytes))) = stream.poll_data(cx)
+    {
+        ahead.extend_from_slice(&bytes);
     }
 }
 

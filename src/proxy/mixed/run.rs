@@ -20,6 +20,7 @@ use crate::http1::body::BodyReader;
 use crate::http1::head::BodyLength;
 use crate::http1::response::{ResponseBody, ResponseHead};
 use crate::http1::websocket;
+use crate::http2::grpc::GrpcStatus;
 use crate::proxy::forward::{Answered, MAX_INTERIM, is_interim};
 use crate::proxy::handle::{Conn, Failure};
 use crate::proxy::headers;
@@ -162,7 +163,11 @@ pub(super) async fn run(
         .await;
     record.bytes_in = progress.bytes_in.get();
     record.grpc = record.grpc.or(grpc);
-    let end = grpc.map_or(End::Status(status), End::Grpc);
+    let end = match (&streamed, grpc) {
+        (Err(Failure::CutShort(_)), Some(GrpcStatus::DEADLINE_EXCEEDED)) => End::Deadline,
+        (_, Some(status)) => End::Grpc(status),
+        (_, None) => End::Status(status),
+    };
     outgoing.streamed(end, &streamed, record);
     streamed?;
     Ok(Ran::Ended {
@@ -216,6 +221,10 @@ async fn await_head<F: Future<Output = Result<(), Failure>>>(
             let mut head = pin!(answers.head(request, to_http1, answer));
             let waited = poll_fn(|cx| match head.as_mut().poll(cx) {
                 Poll::Ready(head) => Poll::Ready(head.map_err(Failure::from)),
+                // What is left of a body that the upstream did not take may be for the next try.
+                Poll::Pending if !uploading.whole => {
+                    back.poll_reset(cx).map(|()| Err(Failure::ClientGone))
+                }
                 Poll::Pending => back.poll_gone(cx).map(|()| Err(Failure::ClientGone)),
             });
             let within = request.left_of(request.within);

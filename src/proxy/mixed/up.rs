@@ -108,27 +108,32 @@ pub(super) async fn upload(
     let mut waited = Duration::ZERO;
     let mut first = true;
     loop {
-        let mut next = pin!(body.next());
-        let mut part = next.as_mut().now_or_never();
-        if part.is_none() {
-            if first {
-                // The head goes ahead of a body that takes its time.
-                to_upstream(deadlines.within(request.within, sink.flush()).await)?;
+        let part = {
+            let mut next = pin!(body.next());
+            match next.as_mut().now_or_never() {
+                Some(part) => part,
+                None => {
+                    if first {
+                        // The head goes ahead of a body that takes its time.
+                        to_upstream(deadlines.within(request.within, sink.flush()).await)?;
+                    }
+                    // Only the client's time counts, not that of an upstream which is slow to read.
+                    let began = clock::mono();
+                    let left = match request.grpc {
+                        // A call that streams goes on for as long as both like.
+                        true => Duration::MAX,
+                        false => request.read_within.saturating_sub(waited),
+                    };
+                    let idle = request.idle;
+                    let read = unless_idle(&mut deadlines, (idle, left), progress, next).await;
+                    waited += clock::mono().saturating_sub(began);
+                    read.map_err(|Elapsed| Rejection::BodyTimeout)?
+                }
             }
-            // Only the client's time counts, not that of an upstream which is slow to read.
-            let began = clock::mono();
-            let left = match request.grpc {
-                // A call that streams goes on for as long as both like.
-                true => Duration::MAX,
-                false => request.read_within.saturating_sub(waited),
-            };
-            let read = unless_idle(&mut deadlines, (request.idle, left), progress, next).await;
-            part = Some(read.map_err(|Elapsed| Rejection::BodyTimeout)?);
-            waited += clock::mono().saturating_sub(began);
-        }
+        };
         first = false;
         progress.made();
-        match part.expect("it was waited for") {
+        match part {
             Ok(Part::Data { bytes, last }) => {
                 let sent = progress.bytes_in.get() + bytes.len() as u64;
                 progress.bytes_in.set(sent);
@@ -136,11 +141,8 @@ pub(super) async fn upload(
                     sink.reset(Reason::CANCEL);
                     return Err(Rejection::BodyTooLarge.into());
                 }
-                to_upstream(
-                    deadlines
-                        .within(request.within, sink.put(bytes, last))
-                        .await,
-                )?;
+                let put = deadlines.within(request.within, sink.put(bytes, last));
+                to_upstream(body.source.gathering(put).await)?;
                 // How long the upstream took to read it is not the client's time.
                 progress.made();
                 if last {
