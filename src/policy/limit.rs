@@ -66,8 +66,8 @@ pub fn check(rule: &Rule, state: &State, cost: u64, now: Now) -> Verdict {
 /// Charges an admitted request of `cost`.
 pub fn take(rule: &Rule, state: &mut State, cost: u64, now: Now) {
     match *rule {
-        Rule::TokenBucket { count, per, .. } => {
-            let (per, level) = (nanos(per), level(count, per, state, now.mono));
+        Rule::TokenBucket { count, per, burst } => {
+            let (per, level) = (nanos(per), level(count, per, burst, state, now.mono));
             let level = level.saturating_add(u128::from(cost).saturating_mul(per));
             state.a = state.a.max(clamp(now.mono.as_nanos()));
             state.b = clamp(level / per);
@@ -153,7 +153,7 @@ fn bucket(
     mono: Duration,
 ) -> Verdict {
     let units = nanos(per);
-    let level = level(count, per, state, mono);
+    let level = level(count, per, burst, state, mono);
     let [capacity, asked] = [burst, cost].map(|tokens| u128::from(tokens).saturating_mul(units));
     let drain = |units: u128| duration((units).div_ceil(u128::from(count.max(1))));
     let wanted = level.saturating_add(asked);
@@ -168,11 +168,13 @@ fn bucket(
     }
 }
 
-/// The units in the bucket at `mono`; time that went back drains nothing.
-fn level(count: u64, per: Duration, state: &State, mono: Duration) -> u128 {
+/// The units in the bucket at `mono`; time that went back drains nothing. What a larger bucket held, before a reload or an
+/// override made it this one, fills this one and no more: a client would else wait for what this one can never hold.
+fn level(count: u64, per: Duration, burst: u64, state: &State, mono: Duration) -> u128 {
     let elapsed = clamp(mono.as_nanos()).saturating_sub(state.a);
     let level = u128::from(state.b).saturating_mul(nanos(per));
     let level = level.saturating_add(u128::from(state.c));
+    let level = level.min(u128::from(burst).saturating_mul(nanos(per)));
     level.saturating_sub(u128::from(elapsed) * u128::from(count))
 }
 

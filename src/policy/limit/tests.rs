@@ -48,6 +48,23 @@ fn a_bucket_admits_its_burst_and_then_its_rate() {
 }
 
 #[test]
+fn a_bucket_made_smaller_is_full_at_most() {
+    let bucket = |count, per, burst| Rule::TokenBucket { count, per, burst };
+    let mut state = State::default();
+    assert!(ask(&bucket(100, SECOND, 120), &mut state, 120, 5_000).admitted);
+    let smaller = bucket(5, 60 * SECOND, 5);
+    let verdict = ask(&smaller, &mut state, 1, 5_000);
+    let (wait, reset) = (verdict.retry_after, verdict.reset);
+    assert_eq!((wait, reset), (Some(12 * SECOND), 60 * SECOND));
+    // A refusal that is not waited out puts nothing off.
+    assert!(!ask(&smaller, &mut state, 1, 16_999).admitted);
+    assert!(ask(&smaller, &mut state, 1, 17_000).admitted);
+    let hourly = bucket(1, 3_600 * SECOND, 1);
+    let verdict = ask(&hourly, &mut state, 1, 17_000);
+    assert_eq!(verdict.retry_after, Some(3_600 * SECOND));
+}
+
+#[test]
 fn a_cost_over_the_burst_can_never_be_admitted_and_says_no_time() {
     let (rule, mut state) = (
         Rule::TokenBucket {
@@ -250,6 +267,24 @@ fn any_rule() -> impl Strategy<Value = Rule> {
     ]
 }
 
+/// Two rules that share a counter, as before and after a reload: of one kind, with one window.
+fn two_of_a_kind() -> impl Strategy<Value = (Rule, Rule)> {
+    let numbers = (1u64..200, 1u64..5_000, 1u64..50);
+    (any_rule(), numbers).prop_map(|(before, (count, per, limit))| {
+        let after = match before {
+            Rule::TokenBucket { .. } => Rule::TokenBucket {
+                count,
+                per: Duration::from_millis(per),
+                burst: limit,
+            },
+            Rule::SlidingWindow { window, .. } => Rule::SlidingWindow { limit, window },
+            Rule::FixedWindow { period, .. } => Rule::FixedWindow { limit, period },
+            Rule::Concurrency { .. } => Rule::Concurrency { limit },
+        };
+        (before, after)
+    })
+}
+
 /// Requests as (milliseconds since the one before, cost).
 fn arrivals() -> impl Strategy<Value = Vec<(u64, u64)>> {
     prop::collection::vec(
@@ -310,6 +345,29 @@ proptest! {
                     prop_assert!(!check(&rule, &state, cost, early).admitted, "{rule:?} {state:?} {wait:?}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn another_rule_of_the_kind_makes_nobody_wait_longer_than_it_ever_does(
+        (before, after) in two_of_a_kind(), arrivals in arrivals(),
+    ) {
+        let longest = match after {
+            Rule::TokenBucket { count, per, burst } => duration((per.as_nanos() * u128::from(burst)).div_ceil(u128::from(count))),
+            Rule::SlidingWindow { window, .. } => 2 * window,
+            Rule::FixedWindow { period, .. } => period.at_most(),
+            Rule::Concurrency { .. } => SECOND,
+        };
+        let (mut state, mut now) = (State::default(), 1_000_000);
+        for (gap, cost) in arrivals {
+            now += gap;
+            ask(&before, &mut state, cost, now);
+        }
+        let verdict = check(&after, &state, 1, at(now));
+        prop_assert!(verdict.retry_after.is_none_or(|wait| wait <= longest), "{verdict:?} {state:?}");
+        if let Some(wait) = verdict.retry_after.filter(|_| !matches!(after, Rule::Concurrency { .. })) {
+            let later = Now { mono: at(now).mono + wait, wall: at(now).wall + wait };
+            prop_assert!(check(&after, &state, 1, later).admitted, "{state:?} {wait:?}");
         }
     }
 
