@@ -68,6 +68,7 @@ fn stall(stream: &mut TcpStream) {
 fn trouble_before_the_head_is_a_502_or_a_504() {
     let many: String = (0..101).map(|n| format!("A-{n}: 1\r\n")).collect();
     let large = format!("A: {}\r\n", "a".repeat(70_000));
+    let options = "a,".repeat(32);
     let interim = "HTTP/1.1 100 Continue\r\n\r\n".repeat(100);
     let with = |fields: &str| format!("HTTP/1.1 200 OK\r\n{fields}\r\nhello");
     for (name, bytes, status) in [
@@ -93,6 +94,11 @@ fn trouble_before_the_head_is_a_502_or_a_504() {
         ),
         ("oversize head", with(&large), 502),
         ("too many fields", with(&many), 502),
+        (
+            "too many options",
+            with(&format!("Connection: {options}\r\n")),
+            502,
+        ),
         (
             "length and coding",
             with("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n"),

@@ -14,13 +14,14 @@ use crate::config::rewrite::HeaderChanges;
 use crate::config::sessions::Settings;
 use crate::http1::body::BodyError;
 use crate::http1::head::{BodyLength, RequestHead};
-use crate::http1::hygiene::{is_folded, is_hop_by_hop};
+use crate::http1::hygiene::{connection_options, is_folded, is_hop_by_hop};
 use crate::http1::response::ResponseHead;
 use crate::http1::trailers::{self, may_follow_a_body};
 use crate::http1::websocket::WEBSOCKET;
 use crate::plan::Plan;
 use crate::policy::session::{self, END_HEADER, START_HEADER, Session};
 use ipnet::IpNet;
+use smallvec::SmallVec;
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
@@ -96,8 +97,8 @@ pub(super) fn upgrade(buffer: &[u8], head: &RequestHead) -> Option<Vec<u8>> {
             .fields
             .iter()
             .filter(|(name, _)| is(buffer, name, "connection"))
-            .flat_map(|(_, value)| buffer[value.clone()].split(|byte| *byte == b','))
-            .any(|option| option.trim_ascii().eq_ignore_ascii_case(b"upgrade"));
+            .flat_map(|(_, value)| connection_options(&buffer[value.clone()]))
+            .any(|option| option.eq_ignore_ascii_case(b"upgrade"));
     let (_, protocol) = head
         .fields
         .iter()
@@ -466,14 +467,14 @@ fn is_cache_control(name: &[u8]) -> bool {
 
 /// Copies the end-to-end fields but for those `dropped`.
 fn put_fields(out: &mut Vec<u8>, bytes: &[u8], fields: &Fields, dropped: impl Fn(&[u8]) -> bool) {
-    let connection: Vec<&[u8]> = fields
+    let options: SmallVec<[&[u8]; 4]> = fields
         .iter()
         .filter(|(name, _)| is(bytes, name, "connection"))
-        .map(|(_, value)| &bytes[value.clone()])
+        .flat_map(|(_, value)| connection_options(&bytes[value.clone()]))
         .collect();
     for (name, value) in fields {
         let name_bytes = &bytes[name.clone()];
-        if !is_hop_by_hop(name_bytes, &connection) && !dropped(name_bytes) {
+        if !is_hop_by_hop(name_bytes, &options) && !dropped(name_bytes) {
             put(out, &bytes[name.clone()], &bytes[value.clone()]);
         }
     }
