@@ -53,6 +53,12 @@ pub fn is_folded(name: &[u8], known: &[u8]) -> bool {
     name.len() == known.len() && name.iter().copied().map(fold).eq(known.iter().copied())
 }
 
+/// Whether `name`, once [`folded`], begins with `known`, which is.
+pub fn begins_folded(name: &[u8], known: &[u8]) -> bool {
+    name.get(..known.len())
+        .is_some_and(|start| is_folded(start, known))
+}
+
 fn fold(byte: u8) -> u8 {
     match byte {
         byte if byte.is_ascii_alphanumeric() => byte.to_ascii_lowercase(),
