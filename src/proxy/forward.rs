@@ -352,6 +352,7 @@ async fn stream_back(
         ResponseBody::UntilClose => (BodyReader::new(BodyLength::Fixed(u64::MAX)), true),
     };
     let chunked = answered.chunked() && !request.old_client;
+    let changes = &upload.route.response_headers;
     let Ends {
         client,
         buffer,
@@ -387,7 +388,8 @@ async fn stream_back(
         }
         if done {
             if chunked {
-                let end = put_last_chunk(out, reader.trailers(), headers::may_trail_down);
+                let may = |name: &[u8]| headers::may_trail_down(name, changes);
+                let end = put_last_chunk(out, reader.trailers(), may);
                 end.map_err(|_| broken_off(told))?;
             }
             secure(audited, record, told).await?;

@@ -286,15 +286,15 @@ pub(super) fn may_trail_up(name: &[u8], plan: &Plan, route: &Route) -> bool {
         && !is_peers_claim(name)
         && !NEVER_PASSED
             .into_iter()
-            .chain(plan.identity_fields.iter().map(Vec::as_slice))
+            .chain(plan.identity_fields.iter().map(|name| &name[..]))
             .any(|other| is_folded(name, other))
         && !is_misspelt(name)
         && !route.request_headers.drops(name)
 }
 
-/// Whether a field may come behind a response's body.
-pub(super) fn may_trail_down(name: &[u8]) -> bool {
-    may_follow_a_body(name) && !is_session_header(name)
+/// Whether a field may come behind a response's body, which the route makes these `changes` to the head of.
+pub(super) fn may_trail_down(name: &[u8], changes: &HeaderChanges) -> bool {
+    may_follow_a_body(name) && !is_session_header(name) && !changes.drops(name)
 }
 
 /// Appends the end of a body in chunks (RFC 9112 section 7.1), with those fields of a trailer `section` that `may` follow it.
