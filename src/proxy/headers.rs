@@ -435,7 +435,10 @@ pub(super) fn put_interim_head(
 ) {
     put_status_line(out, answer, interim);
     put_fields(out, answer, &interim.fields, |name| {
-        is_session_header(name) || changes.drops(name)
+        // RFC 9110 section 8.6: there is no body.
+        is_session_header(name)
+            || name.eq_ignore_ascii_case(b"content-length")
+            || changes.drops(name)
     });
     out.extend_from_slice(b"\r\n");
 }
