@@ -18,7 +18,7 @@ use super::record::Record;
 use super::reply::Rejection;
 use super::tries::exchange;
 use super::upgrade;
-use super::upload::{Rest, Upload, beside, move_piece};
+use super::upload::{Front, Rest, Upload, beside};
 use super::wire::{Deadlines, Elapsed, Room, read_some, write};
 use crate::clock;
 use crate::config::Protocol;
@@ -371,21 +371,18 @@ async fn stream_back(
     });
     let (mut told, mut room) = (false, Room::new());
     loop {
-        let piece = reader.next(answer).map_err(|_| broken_off(told))?;
-        let ended = matches!(piece, Piece::End { .. });
-        match piece {
-            Piece::Data { data, consumed } => {
-                record.bytes_out += data.len() as u64;
-                move_piece(answer, (data, consumed), out, chunked);
-            }
-            Piece::NeedMore { consumed } | Piece::End { consumed } => {
-                drop(answer.drain(..consumed))
+        let mut front = Front::of(answer);
+        while !front.rest().is_empty() && !reader.is_done() {
+            match reader.next(front.rest()).map_err(|_| broken_off(told))? {
+                Piece::Data { data, consumed } => {
+                    record.bytes_out += data.len() as u64;
+                    front.move_piece((data, consumed), out, chunked);
+                }
+                Piece::NeedMore { consumed } | Piece::End { consumed } => front.take(consumed),
             }
         }
-        let done = ended || reader.is_done();
-        if !done && !answer.is_empty() {
-            continue;
-        }
+        drop(front);
+        let done = reader.is_done();
         if done {
             if chunked {
                 let may = |name: &[u8]| headers::may_trail_down(name, changes);
