@@ -12,7 +12,8 @@
 --         µs until `first` can be granted (0: it can; -1: never), 0
 --
 -- A bucket is when it will be full (the theoretical arrival time of GCRA, ITU-T I.371 annex A): µs since 2025, which a double
--- holds to 1/64 µs for decades. Absent: full. No time that is told is above MOST, 285 years. Atomic, since all rules must be debited together. Rounded up, against the client.
+-- holds to 1/64 µs for decades. Absent: full. What another burst or rate left, before a reload or an override, empties this bucket
+-- and no more: a client would else wait for longer than it ever takes to fill. No time that is told is above MOST, 285 years. Atomic, since all rules must be debited together. Rounded up, against the client.
 
 local EPOCH, MOST = 1735689600, 9e15
 local time = redis.call('TIME')
@@ -21,7 +22,7 @@ local first, need, want = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]
 local share, back = tonumber(ARGV[4]), tonumber(ARGV[5])
 local since_taken = now + EPOCH * 1000000 - tonumber(ARGV[6])
 
-local full, held, slack, free = {}, {}, {}, math.huge
+local full, held, slack, shrunk, free = {}, {}, {}, {}, math.huge
 for i = 1, #KEYS do
   local interval, burst = tonumber(ARGV[5 + 2 * i]), tonumber(ARGV[6 + 2 * i])
   held[i] = tonumber(redis.call('GET', KEYS[i]) or 0)
@@ -32,6 +33,9 @@ for i = 1, #KEYS do
   if full[i] < now then full[i] = now end
   -- What rounding may have added to a backlog, by a hundred calls: it is to cost no token.
   slack[i] = math.min(1, interval / 100)
+  -- Written down, or the bound would go along with the time. A burst of 0 says nothing of what was used.
+  shrunk[i] = burst > 0 and full[i] - now > burst * interval + slack[i]
+  if shrunk[i] then full[i] = now + burst * interval end
   free = math.min(free, burst - math.ceil((full[i] - now - slack[i]) / interval))
 end
 
@@ -56,7 +60,7 @@ for i = 1, #KEYS do
   if granted > 0 then
     backlog = backlog + math.ceil(granted * interval * 100) / 100
   end
-  if now + backlog ~= held[i] and (granted > 0 or back > 0) then
+  if now + backlog ~= held[i] and (granted > 0 or back > 0 or shrunk[i]) then
     if backlog > 0 then
       redis.call('SET', KEYS[i], string.format('%.2f', now + backlog), 'PX', math.min(MOST, math.ceil(backlog / 1000) + 1))
     else

@@ -8,12 +8,15 @@
 mod harness;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use harness::process::{Running, file};
 use harness::servers::{NameServer, Server};
-use harness::{Client, Lane, Upstream, eventually};
+use harness::{Client, DEADLINE, Lane, Upstream, eventually, raw};
 
 /// A lane before these endpoints, with `settings` of the upstream.
 fn lane(servers: &[Server], settings: &str) -> Lane {
@@ -483,6 +486,57 @@ fn a_reload_keeps_the_addresses_of_a_name_that_stays() {
     assert_eq!(spread(&mut client, 4).len(), 2);
     assert_eq!(names.asked.load(Ordering::Relaxed), asked);
     assert!(servers.iter().all(|server| server.connections() == 1));
+}
+
+/// An upstream whose connections tell when they end.
+fn telling_of_ends() -> (SocketAddr, Receiver<()>) {
+    let (ended, ends) = mpsc::channel();
+    let address = raw::scripted(move |mut stream| {
+        while raw::read_head(&mut stream).is_some() {
+            let _ = stream.write_all(harness::ok("ok").as_bytes());
+        }
+        let _ = ended.send(());
+    });
+    (address, ends)
+}
+
+#[test]
+fn connections_end_by_their_idle_time_without_a_request() {
+    let (address, ends) = telling_of_ends();
+    let lane = Lane::start(&of_endpoints(
+        &format!("['http://{address}']"),
+        "idle_timeout: 1s",
+    ));
+    let mut client = lane.connect();
+    assert_eq!(client.get("/").status, 200);
+    ends.recv_timeout(DEADLINE).unwrap();
+    assert_eq!(client.get("/").status, 200, "by another connection");
+}
+
+#[test]
+fn connections_to_endpoints_that_are_gone_end_without_a_request() {
+    let names = NameServer::start();
+    let (address, ends) = telling_of_ends();
+    names.says("app.test", &[address.ip()], 0);
+    let endpoints = format!(
+        "{{dns: 'app.test:{}', refresh: 100ms, servers: ['{}']}}",
+        address.port(),
+        names.address
+    );
+    let lane = Lane::start(&of_endpoints(&endpoints, "idle_timeout: 1h"));
+    let mut client = lane.connect();
+    assert_eq!(client.get("/").status, 200);
+    names.says("app.test", &[Ipv4Addr::new(127, 0, 0, 9).into()], 0);
+    ends.recv_timeout(DEADLINE).unwrap();
+
+    let (address, ends) = telling_of_ends();
+    let of = |address| of_endpoints(&format!("['http://{address}']"), "");
+    let lane = Lane::start(&of(address));
+    let mut client = lane.connect();
+    assert_eq!(client.get("/").status, 200);
+    let (other, _ends) = telling_of_ends();
+    lane.reload(&of(other));
+    ends.recv_timeout(DEADLINE).unwrap();
 }
 
 #[test]

@@ -504,6 +504,19 @@ fn chunk_extensions_and_trailers_stay_on_their_hop() {
     assert!(!seen.contains("secret"), "{seen}");
 }
 
+/// Each field would be compared with each option.
+#[test]
+fn a_connection_field_names_a_few_options_at_most() {
+    let naming = |options: usize| format!("Connection: {}close\r\n", "a,".repeat(options - 1));
+    let with = |fields: String| head(&format!("Host: x\r\n{fields}"));
+    let others = "x: y\r\n".repeat(15);
+    nothing_is_forwarded(&[
+        ("33 options", with(naming(33)), 400),
+        ("34 in 17 fields", with(naming(2).repeat(17)), 400),
+        ("1,500, and fields", with(others + &naming(1_500)), 400),
+    ]);
+}
+
 #[test]
 fn no_spelling_of_a_path_walks_around_its_route() {
     let upstream = Recorder::start();

@@ -7,7 +7,7 @@
 
 mod harness;
 
-use harness::{Client, Lane, Store, Upstream};
+use harness::{Client, Lane, Store, Upstream, eventually};
 
 on_each_store!(
     a_limit_admits_its_number_and_tells_clients_by_the_draft,
@@ -25,16 +25,46 @@ on_each_store!(
     a_request_of_no_cost_is_never_refused,
     a_limit_beyond_reason_admits_all,
     a_limit_of_any_name_makes_a_problem_that_can_be_read,
+    a_limit_of_a_reload_makes_nobody_wait_longer_than_it_ever_does,
 );
 
 /// A lane whose every route has `limit`, a YAML map.
 fn limited(store: Store, limit: &str) -> Lane {
-    Lane::start(&format!(
-        "listeners: [{{address: '127.0.0.1:0', client_ip: {{trusted_proxies: [127.0.0.1]}}}}]\nupstream: {}\n\
-         rate_limits: {{a: {limit}}}\nroutes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
-        Upstream::answering("ok").url(),
-        store.block()
+    Lane::start(&file(
+        &Upstream::answering("ok").url(),
+        &store.block(),
+        limit,
     ))
+}
+
+fn file(upstream: &str, store: &str, limit: &str) -> String {
+    format!(
+        "listeners: [{{address: '127.0.0.1:0', client_ip: {{trusted_proxies: [127.0.0.1]}}}}]\nupstream: {upstream}\n\
+         rate_limits: {{a: {limit}}}\nroutes: [{{upstream: upstream, rate_limits: [a]}}]\n{store}"
+    )
+}
+
+fn a_limit_of_a_reload_makes_nobody_wait_longer_than_it_ever_does(store: Store) {
+    let (upstream, block) = (Upstream::answering("ok"), store.block());
+    let file = |limit| file(&upstream.url(), &block, limit);
+    let lane = Lane::start(&file("{limit: 120/h, by: constant}"));
+    let mut client = lane.connect();
+    // The first refusal, and so all that there was is used.
+    let mut refused = || {
+        let replies = std::iter::repeat_with(|| client.get("/")).take(200);
+        let reply = { replies }.find(|reply| reply.status == 429);
+        let wait = reply.unwrap().field("retry-after").unwrap().parse::<u32>();
+        wait.unwrap()
+    };
+    // Up to a tenth more is told; and a process believes what Redis refused for a second.
+    let mut waits = |most| eventually(|| (1..=most).contains(&refused()));
+    waits(33);
+    lane.reload(&file("{limit: 5/m, by: constant}"));
+    waits(14);
+    lane.reload(&file("{limit: 1/h, by: constant}"));
+    waits(3_960);
+    lane.reload(&file("{limit: 5/m, by: constant}"));
+    waits(14);
 }
 
 fn a_limit_admits_its_number_and_tells_clients_by_the_draft(store: Store) {

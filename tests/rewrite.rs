@@ -350,13 +350,20 @@ async fn changed(asks: Version, serves: Version) {
     }
     let mut out = asked.reply(200, &theirs, Length::Unknown).await;
     out.send(b"ok").await.unwrap();
-    out.end(&[("x-sum", "1")]).await.unwrap();
+    let forged = [
+        ("server", "app"),
+        ("cache_control", "private"),
+        ("x-sum", "1"),
+    ];
+    out.end(&forged).await.unwrap();
     let mut answer = call.answer().await;
     assert_eq!(answer.status, 200);
     assert_eq!(field(&answer.fields, "server"), None);
     assert_eq!(all(&answer.fields, "cache-control"), ["no-cache"]);
     assert_eq!(all(&answer.fields, "vary"), ["a", "b"]);
-    assert_eq!(answer.body.rest().await.unwrap().0, b"ok");
+    let (body, trailers) = answer.body.rest().await.unwrap();
+    assert_eq!(body, b"ok");
+    assert_eq!(trailers, [("x-sum".to_owned(), "1".to_owned())]);
 }
 
 #[test]

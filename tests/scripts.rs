@@ -123,6 +123,10 @@ impl<'a> Counter<'a> {
             ];
             for rule in &self.rules {
                 match *rule {
+                    // As `store::grants` asks.
+                    Rule::TokenBucket { count: 0, .. } => {
+                        args.extend([Arg::Float(1.0), Arg::Int(0)])
+                    }
                     Rule::TokenBucket { count, per, burst } => args.extend([
                         Arg::Float(per.as_nanos() as f64 / 1000.0 / count as f64),
                         Arg::Int(burst),
@@ -419,6 +423,49 @@ fn a_sliding_window_grants_what_the_arithmetic_does() {
 #[test]
 fn a_fixed_window_grants_what_the_arithmetic_does() {
     grants_are_those_of_the_arithmetic(Kind::Fixed);
+}
+
+/// A reload and an override change the burst and the rate of a bucket that is in use.
+#[test]
+fn a_bucket_of_another_rule_is_full_again_in_its_own_time() {
+    let server = Server::single();
+    let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3_600));
+    let bucket = |count, per, burst| Rule::TokenBucket { count, per, burst };
+    on_a_lane(
+        &server.yaml("t").replace("{urls", "{timeout: 5s, urls"),
+        async |redis| {
+            assert!(redis.ready(DEADLINE).await);
+            let one = Request {
+                first: 1,
+                need: 1,
+                want: 1,
+                ..Request::default()
+            };
+            let mut counter = Counter::new(&redis, Kind::Bucket, vec![bucket(1, hour, 24)]);
+            let all = Request {
+                need: 24,
+                want: 24,
+                ..one
+            };
+            assert_eq!(counter.ask(all).await.granted, 24);
+            counter.rules = vec![bucket(0, second, 0)];
+            assert_eq!(counter.ask(one).await.granted, 0);
+            counter.rules = vec![bucket(1, hour, 24)];
+            let [_, reset, _, _] = counter.ask(one).await.rules[0];
+            assert!(reset > 23 * 3_600_000_000, "a limit of 0 forgave {reset}");
+            // Twice, since time that passes while it is refused must count.
+            counter.rules = vec![bucket(10, second, 2)];
+            let first = counter.ask(one).await;
+            let again = counter.ask(one).await;
+            for reply in [&first, &again] {
+                let gone = i64::try_from(micros(reply.now - first.now)).unwrap();
+                let [remaining, reset, wait, _] = reply.rules[0];
+                assert_eq!((reply.granted, remaining), (0, 0), "{reply:?}");
+                assert!((reset - (200_000 - gone)).abs() <= 2, "{reply:?}");
+                assert!((wait - (100_000 - gone)).abs() <= 2, "{reply:?}");
+            }
+        },
+    );
 }
 
 /// The stored value is of a time to come, as it is once the server's clock has been set back.

@@ -7,6 +7,8 @@ use std::ops::Range;
 
 use thiserror::Error;
 
+use super::hygiene::{MAX_CONNECTION_OPTIONS, connection_options};
+
 /// Bounds on a request's head. A head over a bound is answered with 431.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeadLimits {
@@ -96,6 +98,8 @@ pub enum HeadError {
     TransferCoding,
     #[error("Transfer-Encoding is sent with HTTP/1.0")]
     CodingInHttp10,
+    #[error("Connection names more than {MAX_CONNECTION_OPTIONS} options")]
+    ConnectionOptions,
 }
 
 impl HeadError {
@@ -118,7 +122,8 @@ impl HeadError {
             | HeadError::ContentLength
             | HeadError::ContentLengthRepeated
             | HeadError::LengthAndCoding
-            | HeadError::CodingInHttp10 => 400,
+            | HeadError::CodingInHttp10
+            | HeadError::ConnectionOptions => 400,
         }
     }
 }
@@ -232,7 +237,7 @@ fn framing(
     let mut length = None;
     let mut chunked = false;
     let mut keep_alive = minor_version == 1;
-    let mut close = false;
+    let (mut close, mut options) = (false, 0);
     for field in fields {
         let is = |name: &str| field.name.eq_ignore_ascii_case(name);
         if is("host") {
@@ -257,8 +262,11 @@ fn framing(
             }
             chunked = true;
         } else if is("connection") {
-            for option in field.value.split(|byte| *byte == b',') {
-                let option = option.trim_ascii();
+            for option in connection_options(field.value) {
+                options += 1;
+                if options > MAX_CONNECTION_OPTIONS {
+                    return Err(HeadError::ConnectionOptions);
+                }
                 close |= option.eq_ignore_ascii_case(b"close");
                 keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
             }
@@ -406,6 +414,16 @@ mod tests {
             "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
             Err(HeadError::CodingInHttp10),
         );
+    }
+
+    #[test]
+    fn connection_names_a_few_options_at_most() {
+        let head = |fields: &str| format!("GET / HTTP/1.1\r\nHost: x\r\n{fields}\r\n");
+        let field = |options: usize| format!("Connection: {}close\r\n", "x,".repeat(options - 1));
+        check(&head(&field(32)), Ok((BodyLength::None, false)));
+        for many in [field(33), field(16).repeat(2) + &field(1), field(32_000)] {
+            check(&head(&many), Err(HeadError::ConnectionOptions));
+        }
     }
 
     /// RFC 9110 section 7.2.

@@ -13,25 +13,33 @@ const HOP_BY_HOP: [&str; 9] = [
     "upgrade",
 ];
 
-/// Whether a field belongs to this hop alone: by its name, or because a `Connection` field of the same head names it.
+/// The options that the `Connection` fields of a head may name together: each field of it is compared with all of them, and
+/// nobody needs more than a few.
+pub const MAX_CONNECTION_OPTIONS: usize = 32;
+
+/// What the value of a `Connection` field names.
+pub fn connection_options(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
+}
+
+/// Whether a field belongs to this hop alone: by its name, or because it is among the [`connection_options`] of the same head.
 /// `Host` and `Content-Length` are never dropped by being named there: that would change the request's meaning.
-pub fn is_hop_by_hop(name: &[u8], connection_values: &[&[u8]]) -> bool {
+pub fn is_hop_by_hop(name: &[u8], options: &[&[u8]]) -> bool {
     if HOP_BY_HOP
         .iter()
         .any(|hop| hop.len() == name.len() && name.eq_ignore_ascii_case(hop.as_bytes()))
     {
         return true;
     }
-    if connection_values.is_empty() {
+    if options.is_empty() {
         return false;
     }
     if name.eq_ignore_ascii_case(b"host") || name.eq_ignore_ascii_case(b"content-length") {
         return false;
     }
-    connection_values
+    options
         .iter()
-        .flat_map(|value| value.split(|byte| *byte == b','))
-        .any(|option| option.trim_ascii().eq_ignore_ascii_case(name))
+        .any(|option| option.eq_ignore_ascii_case(name))
 }
 
 /// A field's name in lower case with `-` for all that is neither letter nor digit, because CGI, WSGI and their kin show
@@ -43,6 +51,12 @@ pub fn folded(name: &[u8]) -> Vec<u8> {
 /// Whether `name`, once [`folded`], is `known`, which is.
 pub fn is_folded(name: &[u8], known: &[u8]) -> bool {
     name.len() == known.len() && name.iter().copied().map(fold).eq(known.iter().copied())
+}
+
+/// Whether `name`, once [`folded`], begins with `known`, which is.
+pub fn begins_folded(name: &[u8], known: &[u8]) -> bool {
+    name.get(..known.len())
+        .is_some_and(|start| is_folded(start, known))
 }
 
 fn fold(byte: u8) -> u8 {
@@ -59,8 +73,12 @@ mod tests {
     #[test]
     fn hop_by_hop_fields_stay_on_their_hop() {
         assert!(is_hop_by_hop(b"Transfer-Encoding", &[]));
-        assert!(is_hop_by_hop(b"X-Secret", &[b"close, x-secret"]));
-        assert!(!is_hop_by_hop(b"X-Secret", &[b"close, x-secrets"]));
+        let names = |value: &[u8]| {
+            let options: Vec<_> = connection_options(value).collect();
+            is_hop_by_hop(b"X-Secret", &options)
+        };
+        assert!(names(b"close, x-secret"));
+        assert!(!names(b"close, x-secrets"));
         assert!(!is_hop_by_hop(b"Content-Length", &[b"content-length"]));
         assert!(!is_hop_by_hop(b"Host", &[b"host"]));
     }

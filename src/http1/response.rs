@@ -5,6 +5,7 @@ use std::ops::Range;
 use thiserror::Error;
 
 use super::head::{BodyLength, FieldRoom, HeadLimits};
+use super::hygiene::{MAX_CONNECTION_OPTIONS, connection_options};
 
 /// A well-formed response head, as places in the buffer it was read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,7 +67,7 @@ pub fn parse_response(
         return Err(BadResponse);
     }
     let (mut length, mut chunked) = (None, false);
-    let (mut keep_alive, mut close) = (minor == 1, false);
+    let (mut keep_alive, mut close, mut options) = (minor == 1, false, 0);
     for field in response.headers.iter() {
         if field.name.eq_ignore_ascii_case("content-length") {
             let value = std::str::from_utf8(field.value).map_err(|_| BadResponse)?;
@@ -83,11 +84,11 @@ pub fn parse_response(
             }
             chunked = true;
         } else if field.name.eq_ignore_ascii_case("connection") {
-            for option in field
-                .value
-                .split(|byte| *byte == b',')
-                .map(<[u8]>::trim_ascii)
-            {
+            for option in connection_options(field.value) {
+                options += 1;
+                if options > MAX_CONNECTION_OPTIONS {
+                    return Err(BadResponse);
+                }
                 close |= option.eq_ignore_ascii_case(b"close");
                 keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
             }
@@ -182,6 +183,17 @@ mod tests {
         refused("Transfer-Encoding: gzip\r\n");
         refused("Content-Length: +1\r\n");
         refused("A : b\r\n");
+    }
+
+    #[test]
+    fn connection_names_a_few_options_at_most() {
+        let head = |options: usize| {
+            let options = "x,".repeat(options - 1);
+            format!("HTTP/1.1 204 \r\nConnection: {options}close\r\n\r\n")
+        };
+        let none = ResponseBody::Length(BodyLength::None);
+        check(&head(32), false, Ok((none, false)));
+        check(&head(33), false, Err(BadResponse));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sha1_smol::Sha1;
 
+use super::hygiene::connection_options;
 use super::response::ResponseHead;
 
 /// As an `Upgrade` field names it.
@@ -38,12 +39,12 @@ pub fn is_opened(answer: &[u8], head: &ResponseHead, key: &str) -> bool {
             .filter(move |(name, _)| answer[name.clone()].eq_ignore_ascii_case(wanted.as_bytes()));
         named.map(|(_, value)| &answer[value.clone()])
     };
-    let mut options = values("connection").flat_map(|value| value.split(|byte| *byte == b','));
+    let mut options = values("connection").flat_map(connection_options);
     let (mut protocols, mut accepts) = (values("upgrade"), values("sec-websocket-accept"));
     let is_one = |value: Option<&[u8]>, wanted: &[u8]| {
         value.is_some_and(|value| value.eq_ignore_ascii_case(wanted))
     };
-    options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
+    options.any(|option| option.eq_ignore_ascii_case(b"upgrade"))
         && is_one(protocols.next(), WEBSOCKET)
         && protocols.next().is_none()
         && accepts.next() == Some(accept(key).as_bytes())

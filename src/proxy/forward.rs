@@ -18,7 +18,7 @@ use super::record::Record;
 use super::reply::Rejection;
 use super::tries::exchange;
 use super::upgrade;
-use super::upload::{Rest, Upload, beside, move_piece};
+use super::upload::{Front, Rest, Upload, beside};
 use super::wire::{Deadlines, Elapsed, Room, read_some, write};
 use crate::clock;
 use crate::config::Protocol;
@@ -352,6 +352,7 @@ async fn stream_back(
         ResponseBody::UntilClose => (BodyReader::new(BodyLength::Fixed(u64::MAX)), true),
     };
     let chunked = answered.chunked() && !request.old_client;
+    let changes = &upload.route.response_headers;
     let Ends {
         client,
         buffer,
@@ -370,24 +371,22 @@ async fn stream_back(
     });
     let (mut told, mut room) = (false, Room::new());
     loop {
-        let piece = reader.next(answer).map_err(|_| broken_off(told))?;
-        let ended = matches!(piece, Piece::End { .. });
-        match piece {
-            Piece::Data { data, consumed } => {
-                record.bytes_out += data.len() as u64;
-                move_piece(answer, (data, consumed), out, chunked);
-            }
-            Piece::NeedMore { consumed } | Piece::End { consumed } => {
-                drop(answer.drain(..consumed))
+        let mut front = Front::of(answer);
+        while !front.rest().is_empty() && !reader.is_done() {
+            match reader.next(front.rest()).map_err(|_| broken_off(told))? {
+                Piece::Data { data, consumed } => {
+                    record.bytes_out += data.len() as u64;
+                    front.move_piece((data, consumed), out, chunked);
+                }
+                Piece::NeedMore { consumed } | Piece::End { consumed } => front.take(consumed),
             }
         }
-        let done = ended || reader.is_done();
-        if !done && !answer.is_empty() {
-            continue;
-        }
+        drop(front);
+        let done = reader.is_done();
         if done {
             if chunked {
-                let end = put_last_chunk(out, reader.trailers(), headers::may_trail_down);
+                let may = |name: &[u8]| headers::may_trail_down(name, changes);
+                let end = put_last_chunk(out, reader.trailers(), may);
                 end.map_err(|_| broken_off(told))?;
             }
             secure(audited, record, told).await?;

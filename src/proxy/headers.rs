@@ -14,13 +14,14 @@ use crate::config::rewrite::HeaderChanges;
 use crate::config::sessions::Settings;
 use crate::http1::body::BodyError;
 use crate::http1::head::{BodyLength, RequestHead};
-use crate::http1::hygiene::{is_folded, is_hop_by_hop};
+use crate::http1::hygiene::{begins_folded, connection_options, is_folded, is_hop_by_hop};
 use crate::http1::response::ResponseHead;
 use crate::http1::trailers::{self, may_follow_a_body};
 use crate::http1::websocket::WEBSOCKET;
 use crate::plan::Plan;
 use crate::policy::session::{self, END_HEADER, START_HEADER, Session};
 use ipnet::IpNet;
+use smallvec::SmallVec;
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
@@ -96,8 +97,8 @@ pub(super) fn upgrade(buffer: &[u8], head: &RequestHead) -> Option<Vec<u8>> {
             .fields
             .iter()
             .filter(|(name, _)| is(buffer, name, "connection"))
-            .flat_map(|(_, value)| buffer[value.clone()].split(|byte| *byte == b','))
-            .any(|option| option.trim_ascii().eq_ignore_ascii_case(b"upgrade"));
+            .flat_map(|(_, value)| connection_options(&buffer[value.clone()]))
+            .any(|option| option.eq_ignore_ascii_case(b"upgrade"));
     let (_, protocol) = head
         .fields
         .iter()
@@ -159,16 +160,17 @@ pub(super) struct Passed<'a> {
 const NEVER_PASSED: [&[u8]; 2] = [b"expect", b"proxy"];
 /// What trusted proxies say goes on with this hop behind it.
 const CHAINS: [&[u8]; 3] = [b"x-forwarded-for", b"x-forwarded-client-cert", b"forwarded"];
-/// What a peer says of itself is not believed.
-const PEERS_CLAIMS: [&[u8]; 7] = [
-    b"x-forwarded-for",
-    b"x-forwarded-proto",
-    b"x-forwarded-host",
-    b"x-forwarded-client-cert",
+/// What a peer says of itself is not believed: all that begins as [`FORWARDED`], and these. By the last two, proxies that rewrite
+/// paths say what was asked for, and frameworks route by them in the path's place.
+const PEERS_CLAIMS: [&[u8]; 5] = [
     b"x-real-ip",
     b"forwarded",
     b"x-request-id",
+    b"x-original-url",
+    b"x-rewrite-url",
 ];
+/// What proxies say of a request is named so: `X-Forwarded-For`, `-Prefix`, `-Port`, and others that an application may believe.
+const FORWARDED: &[u8] = b"x-forwarded-";
 
 /// Appends the request's head for the upstream.
 pub(super) fn put_request_head(
@@ -192,16 +194,14 @@ pub(super) fn put_request_head(
     out.push(b' ');
     out.extend_from_slice(target);
     out.extend_from_slice(b" HTTP/1.1\r\n");
-    let without = match client.behind_trusted {
-        true => &CHAINS[..],
-        false => &PEERS_CLAIMS,
+    let is_replaced = |name: &[u8]| match client.behind_trusted {
+        true => CHAINS.iter().any(|other| is_folded(name, other)),
+        false => is_peers_claim(name),
     };
     let (new_host, changes) = (route.rewrite.host.as_ref(), &route.request_headers);
     let dropped = |name: &[u8]| {
-        NEVER_PASSED
-            .iter()
-            .chain(without)
-            .any(|other| is_folded(name, other))
+        NEVER_PASSED.iter().any(|other| is_folded(name, other))
+            || is_replaced(name)
             || identity_fields.iter().any(|other| is_folded(name, other))
             || is_misspelt(name)
             || trace.is_some_and(|trace| is_of_trace(name, trace))
@@ -282,19 +282,19 @@ pub(super) fn put_request_head(
 
 /// Whether a field may come behind a request's body: one that an upstream merges into the head must not say what weir alone does.
 pub(super) fn may_trail_up(name: &[u8], plan: &Plan, route: &Route) -> bool {
-    let answered_for = PEERS_CLAIMS.iter().chain(&NEVER_PASSED);
     may_follow_a_body(name)
-        && !answered_for
-            .copied()
-            .chain(plan.identity_fields.iter().map(Vec::as_slice))
+        && !is_peers_claim(name)
+        && !NEVER_PASSED
+            .into_iter()
+            .chain(plan.identity_fields.iter().map(|name| &name[..]))
             .any(|other| is_folded(name, other))
         && !is_misspelt(name)
         && !route.request_headers.drops(name)
 }
 
-/// Whether a field may come behind a response's body.
-pub(super) fn may_trail_down(name: &[u8]) -> bool {
-    may_follow_a_body(name) && !is_session_header(name)
+/// Whether a field may come behind a response's body, which the route makes these `changes` to the head of.
+pub(super) fn may_trail_down(name: &[u8], changes: &HeaderChanges) -> bool {
+    may_follow_a_body(name) && !is_session_header(name) && !changes.drops(name)
 }
 
 /// Appends the end of a body in chunks (RFC 9112 section 7.1), with those fields of a trailer `section` that `may` follow it.
@@ -329,21 +329,18 @@ fn put_sent_host(out: &mut Vec<u8>, buffer: &[u8], head: &RequestHead) {
     }
 }
 
+/// Whether only a trusted proxy may say it, however it is spelt.
+fn is_peers_claim(name: &[u8]) -> bool {
+    begins_folded(name, FORWARDED) || PEERS_CLAIMS.iter().any(|other| is_folded(name, other))
+}
+
 /// Whether an application could take it for a field that weir answers for, though it is spelt in another way: whoever sent
 /// it, no proxy looked at it.
 fn is_misspelt(name: &[u8]) -> bool {
-    const BELIEVED: [&[u8]; 8] = [
-        b"x-forwarded-for",
-        b"x-forwarded-proto",
-        b"x-forwarded-host",
-        b"x-forwarded-client-cert",
-        b"x-real-ip",
-        b"x-request-id",
-        b"content-length",
-        b"transfer-encoding",
-    ];
+    const OF_FRAMING: [&[u8]; 2] = [b"content-length", b"transfer-encoding"];
     let is_usual = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'-';
-    !name.iter().all(is_usual) && BELIEVED.iter().any(|other| is_folded(name, other))
+    !name.iter().all(is_usual)
+        && (is_peers_claim(name) || OF_FRAMING.iter().any(|other| is_folded(name, other)))
 }
 
 /// How a response goes back to the client.
@@ -438,7 +435,10 @@ pub(super) fn put_interim_head(
 ) {
     put_status_line(out, answer, interim);
     put_fields(out, answer, &interim.fields, |name| {
-        is_session_header(name) || changes.drops(name)
+        // RFC 9110 section 8.6: there is no body.
+        is_session_header(name)
+            || name.eq_ignore_ascii_case(b"content-length")
+            || changes.drops(name)
     });
     out.extend_from_slice(b"\r\n");
 }
@@ -466,14 +466,14 @@ fn is_cache_control(name: &[u8]) -> bool {
 
 /// Copies the end-to-end fields but for those `dropped`.
 fn put_fields(out: &mut Vec<u8>, bytes: &[u8], fields: &Fields, dropped: impl Fn(&[u8]) -> bool) {
-    let connection: Vec<&[u8]> = fields
+    let options: SmallVec<[&[u8]; 4]> = fields
         .iter()
         .filter(|(name, _)| is(bytes, name, "connection"))
-        .map(|(_, value)| &bytes[value.clone()])
+        .flat_map(|(_, value)| connection_options(&bytes[value.clone()]))
         .collect();
     for (name, value) in fields {
         let name_bytes = &bytes[name.clone()];
-        if !is_hop_by_hop(name_bytes, &connection) && !dropped(name_bytes) {
+        if !is_hop_by_hop(name_bytes, &options) && !dropped(name_bytes) {
             put(out, &bytes[name.clone()], &bytes[value.clone()]);
         }
     }

@@ -45,6 +45,9 @@ const LAST_CALL: Duration = Duration::from_secs(1);
 /// How often a lane says that it turns.
 const BEAT_EVERY: Duration = Duration::from_secs(1);
 
+/// How much longer than it should a connection to an upstream stays open without a request, at most.
+const CLOSE_IDLE_EVERY: Duration = Duration::from_secs(1);
+
 impl Lane {
     /// Returns when a connection that is idle from now on is to close: in a drain, and not at once. A client that sends its next request just
     /// then would lose it, and one that asks without pause has been told in time by a reply.
@@ -127,6 +130,7 @@ async fn serve(
     let awaiting = lane.clone();
     beside.spawn_local(async move { awaiting.outbox.secure().await });
     beside.spawn_local(shed::watch(lane.clone()));
+    beside.spawn_local(close_idle(lane.clone()));
     while accepting.join_next().await.is_some() {}
     drop(beside);
     lane.outbox.flush(&lane.plan.current().shared);
@@ -138,6 +142,16 @@ async fn flush(lane: Rc<Lane>) {
     loop {
         lane.outbox.due().await;
         lane.outbox.flush(&lane.plan.current().shared);
+    }
+}
+
+/// Closes for ever the connections to upstreams that no request has used for long.
+async fn close_idle(lane: Rc<Lane>) {
+    loop {
+        tokio::time::sleep(CLOSE_IDLE_EVERY).await;
+        for cluster in &lane.plan.current().clusters {
+            cluster.close_idle();
+        }
     }
 }
 

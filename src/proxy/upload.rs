@@ -184,8 +184,9 @@ impl<'p> Upload<'p> {
     /// nothing.
     fn gather(&mut self, buffer: &mut Vec<u8>) -> Result<(), Rejection> {
         let before = self.out.len();
-        while !buffer.is_empty() && !self.reader.is_done() {
-            let piece = self.reader.next(buffer);
+        let mut front = Front::of(buffer);
+        while !front.rest().is_empty() && !self.reader.is_done() {
+            let piece = self.reader.next(front.rest());
             match piece.map_err(|_| Rejection::BadBody)? {
                 Piece::Data { data, consumed } => {
                     self.bytes += data.len() as u64;
@@ -193,13 +194,12 @@ impl<'p> Upload<'p> {
                         .left
                         .checked_sub(data.len() as u64)
                         .ok_or(Rejection::BodyTooLarge)?;
-                    move_piece(buffer, (data, consumed), &mut self.out, self.chunked);
+                    front.move_piece((data, consumed), &mut self.out, self.chunked);
                 }
-                Piece::NeedMore { consumed } | Piece::End { consumed } => {
-                    buffer.drain(..consumed);
-                }
+                Piece::NeedMore { consumed } | Piece::End { consumed } => front.take(consumed),
             }
         }
+        drop(front);
         if self.reader.is_done() && self.chunked {
             let may = |name: &[u8]| may_trail_up(name, self.plan, self.route);
             put_last_chunk(&mut self.out, self.reader.trailers(), may)
@@ -247,19 +247,48 @@ pub(super) async fn beside<F: Future>(rest: &mut Option<Rest<'_, '_>>, response:
     response.await
 }
 
-/// Moves a piece of a body from the front of `buffer`, up to what is `consumed` with it, behind what is in `out`: without a copy,
-/// where it is all that both have.
-pub(super) fn move_piece(
-    buffer: &mut Vec<u8>,
-    (data, consumed): (Range<usize>, usize),
-    out: &mut Vec<u8>,
-    chunked: bool,
-) {
-    if out.is_empty() && !chunked && data == (0..buffer.len()) {
-        std::mem::swap(buffer, out);
-    } else {
-        put_piece(out, &buffer[data], chunked);
-        buffer.drain(..consumed);
+/// A buffer whose pieces are taken one by one from its front. They leave it at once, when this is dropped: each time, all that
+/// is behind moves up, which for thousands of small chunks would be most of the work.
+pub(super) struct Front<'b> {
+    buffer: &'b mut Vec<u8>,
+    taken: usize,
+}
+
+impl<'b> Front<'b> {
+    pub(super) fn of(buffer: &'b mut Vec<u8>) -> Front<'b> {
+        Front { buffer, taken: 0 }
+    }
+
+    /// What is not taken.
+    pub(super) fn rest(&self) -> &[u8] {
+        &self.buffer[self.taken..]
+    }
+
+    /// Takes so many bytes of the rest.
+    pub(super) fn take(&mut self, consumed: usize) {
+        self.taken += consumed;
+    }
+
+    /// Moves a piece of a body, `data` of the rest, behind what is in `out`, and takes what is `consumed` with it: without a copy,
+    /// where it is all that both have.
+    pub(super) fn move_piece(
+        &mut self,
+        (data, consumed): (Range<usize>, usize),
+        out: &mut Vec<u8>,
+        chunked: bool,
+    ) {
+        if out.is_empty() && !chunked && self.taken == 0 && data == (0..self.buffer.len()) {
+            std::mem::swap(self.buffer, out);
+        } else {
+            put_piece(out, &self.rest()[data], chunked);
+            self.take(consumed);
+        }
+    }
+}
+
+impl Drop for Front<'_> {
+    fn drop(&mut self) {
+        self.buffer.drain(..self.taken);
     }
 }
 

@@ -153,6 +153,16 @@ impl Cluster {
         })
     }
 
+    /// Closes connections that have been idle for too long, or whose endpoints are gone. Requests do so in passing; without any, none
+    /// would be closed.
+    pub fn close_idle(&self) {
+        for pool in &self.view().pools {
+            pool.keeps_connections();
+        }
+        let mut originals = self.originals.borrow_mut();
+        originals.retain(|_, pool| Rc::strong_count(pool) > 1 || pool.keeps_connections());
+    }
+
     #[cold]
     fn pick_original(&self, original: SocketAddr) -> Picked<'_> {
         let mut originals = self.originals.borrow_mut();

@@ -9,9 +9,11 @@ use super::harness::versions::{Client, Length, Origin, Outgoing, Version, field,
 use super::{World, on_each_pairing};
 
 /// What no upstream may hear from a client, behind a body neither.
-const NEVER_UP: [&str; 11] = [
+const NEVER_UP: [&str; 13] = [
     "x-forwarded-for",
     "x-forwarded-proto",
+    "x-forwarded-prefix",
+    "x-original-url",
     "x-real-ip",
     "x-request-id",
     "forwarded",

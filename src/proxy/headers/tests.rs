@@ -64,7 +64,10 @@ fn no_other_spelling_smuggles_a_field_that_is_believed() {
         "X.Forwarded.For",
         "X_Forwarded_Proto",
         "X~Forwarded-Host",
+        "X_Forwarded_Prefix",
+        "X-Forwarded_Port",
         "X_Real-IP",
+        "X_Original_URL",
         "X_Request_Id",
         "Content_Length",
         "content.length",
@@ -78,11 +81,47 @@ fn no_other_spelling_smuggles_a_field_that_is_believed() {
             assert!(!sent.contains("6.6.6.6"), "{name} {trusted}: {sent}");
         }
     }
-    for name in ["X_Other", "X-Forwarded-Fort", "Proxy-X", "Hos_t"] {
+    for name in [
+        "X_Other",
+        "X-Forwarded",
+        "X-Forward-For",
+        "Proxy-X",
+        "Hos_t",
+    ] {
         let field = format!("{name}: 6.6.6.6\r\n");
         assert!(sent_up(&field, false).contains(&field), "{name}");
     }
     assert!(sent_up("X-Real-IP: 6.6.6.6\r\n", true).contains("X-Real-IP: 6.6.6.6\r\n"));
+}
+
+#[test]
+fn what_proxies_say_is_believed_of_trusted_ones_alone() {
+    let names = [
+        "X-Forwarded-Prefix",
+        "x-forwarded-port",
+        "X-Forwarded-Ssl",
+        "X-Forwarded-Scheme",
+        "X-Forwarded-Server",
+        "X-Forwarded-Uri",
+        "X-Forwarded-Method",
+        "X-Forwarded-Of-Another-Kind",
+        "X-Original-URL",
+        "X-Rewrite-URL",
+    ];
+    for name in names {
+        let field = format!("{name}: 6.6.6.6\r\n");
+        assert!(!sent_up(&field, false).contains("6.6.6.6"), "{name}");
+        assert!(sent_up(&field, true).contains(&field), "{name}");
+    }
+    // What the route says stands.
+    let set = route(
+        "    request_headers: {set: {X-Forwarded-Prefix: /api}, add: {X-Forwarded-Port: '443'}}\n",
+    );
+    let forged = "X-Forwarded-Prefix: //evil\r\nX-Forwarded-Port: 81\r\n";
+    let sent = sent_up_by(&set, forged, false);
+    assert!(sent.contains("\r\nX-Forwarded-Prefix: /api\r\n"), "{sent}");
+    assert!(sent.contains("\r\nX-Forwarded-Port: 443\r\n"), "{sent}");
+    assert!(!sent.contains("evil") && !sent.contains("81"), "{sent}");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use h2::server::SendResponse;
 
 use super::parts::{Broken, Part, Sink, Source, keep};
 use super::up::{Progress, Uploading};
+use crate::config::rewrite::HeaderChanges;
 use crate::http1::head::BodyLength;
 use crate::http1::response::ResponseHead;
 use crate::http2::grpc::GrpcStatus;
@@ -113,6 +114,8 @@ pub(super) struct Down<'r, 'c> {
     pub sink: Option<Sink<'c>>,
     pub audited: (&'r Plan, &'r Outbox),
     pub request: &'r Request,
+    /// Of the route, to what is told.
+    pub changes: &'r HeaderChanges,
     pub progress: &'r Progress,
 }
 
@@ -213,10 +216,12 @@ impl<'c> Down<'_, 'c> {
                     }
                 }
                 Ok(Part::End(mut trailers)) => {
-                    keep(&mut trailers, headers::may_trail_down);
                     if let (true, Some(status)) = (request.grpc, trailers.get(GRPC_STATUS)) {
                         *grpc = Some(GrpcStatus::parse(status.as_bytes()));
                     }
+                    keep(&mut trailers, |name| {
+                        headers::may_trail_down(name, self.changes)
+                    });
                     self.safe(record).await?;
                     let ended = !told && trailers.is_empty();
                     let sink = self.begin(back, ended)?;

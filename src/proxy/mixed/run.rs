@@ -149,6 +149,7 @@ pub(super) async fn run(
         sink: None,
         audited: (shared, &conn.lane.outbox),
         request: &request,
+        changes: &outgoing.route.response_headers,
         progress: &progress,
     };
     let has_body = answered.head.body != ResponseBody::Length(BodyLength::None);

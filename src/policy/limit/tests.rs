@@ -1,0 +1,384 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn at(millis: u64) -> Now {
+    Now {
+        mono: Duration::from_millis(millis),
+        wall: Duration::from_millis(millis),
+    }
+}
+
+/// Asks at `millis`, and is charged if admitted.
+fn ask(rule: &Rule, state: &mut State, cost: u64, millis: u64) -> Verdict {
+    let verdict = check(rule, state, cost, at(millis));
+    if verdict.admitted {
+        take(rule, state, cost, at(millis));
+    }
+    verdict
+}
+
+#[test]
+fn a_bucket_admits_its_burst_and_then_its_rate() {
+    let (rule, mut state) = (
+        Rule::TokenBucket {
+            count: 10,
+            per: SECOND,
+            burst: 3,
+        },
+        State::default(),
+    );
+    for left in [2, 1, 0] {
+        let verdict = ask(&rule, &mut state, 1, 5_000);
+        assert_eq!((verdict.admitted, verdict.remaining), (true, left));
+    }
+    let refused = ask(&rule, &mut state, 1, 5_000);
+    assert_eq!(
+        (refused.admitted, refused.retry_after),
+        (false, Some(Duration::from_millis(100)))
+    );
+    assert!(!ask(&rule, &mut state, 1, 5_099).admitted);
+    assert!(ask(&rule, &mut state, 1, 5_100).admitted);
+    assert_eq!(
+        ask(&rule, &mut state, 1, 9_000).reset,
+        Duration::from_millis(100)
+    );
+}
+
+#[test]
+fn a_bucket_made_smaller_is_full_at_most() {
+    let bucket = |count, per, burst| Rule::TokenBucket { count, per, burst };
+    let mut state = State::default();
+    assert!(ask(&bucket(100, SECOND, 120), &mut state, 120, 5_000).admitted);
+    let smaller = bucket(5, 60 * SECOND, 5);
+    let verdict = ask(&smaller, &mut state, 1, 5_000);
+    let (wait, reset) = (verdict.retry_after, verdict.reset);
+    assert_eq!((wait, reset), (Some(12 * SECOND), 60 * SECOND));
+    // A refusal that is not waited out puts nothing off.
+    assert!(!ask(&smaller, &mut state, 1, 16_999).admitted);
+    assert!(ask(&smaller, &mut state, 1, 17_000).admitted);
+    let hourly = bucket(1, 3_600 * SECOND, 1);
+    let verdict = ask(&hourly, &mut state, 1, 17_000);
+    assert_eq!(verdict.retry_after, Some(3_600 * SECOND));
+}
+
+#[test]
+fn a_cost_over_the_burst_can_never_be_admitted_and_says_no_time() {
+    let (rule, mut state) = (
+        Rule::TokenBucket {
+            count: 10,
+            per: SECOND,
+            burst: 3,
+        },
+        State::default(),
+    );
+    assert_eq!(ask(&rule, &mut state, 4, 0).retry_after, None);
+    assert!(
+        ask(&rule, &mut state, 3, 0).admitted,
+        "a refusal takes nothing"
+    );
+}
+
+#[test]
+fn a_limit_of_zero_denies_all() {
+    for rule in [
+        Rule::TokenBucket {
+            count: 0,
+            per: SECOND,
+            burst: 0,
+        },
+        Rule::SlidingWindow {
+            limit: 0,
+            window: SECOND,
+        },
+        Rule::FixedWindow {
+            limit: 0,
+            period: Period::Fixed(SECOND),
+        },
+        Rule::Concurrency { limit: 0 },
+    ] {
+        let verdict = check(&rule, &State::default(), 1, at(7));
+        assert_eq!(
+            (verdict.admitted, verdict.remaining, verdict.retry_after),
+            (false, 0, None),
+            "{rule:?}"
+        );
+    }
+}
+
+#[test]
+fn a_sliding_window_weighs_the_last_one() {
+    let (rule, mut state) = (
+        Rule::SlidingWindow {
+            limit: 10,
+            window: SECOND,
+        },
+        State::default(),
+    );
+    for _ in 0..10 {
+        assert!(ask(&rule, &mut state, 1, 1_900).admitted);
+    }
+    let refused = ask(&rule, &mut state, 1, 1_900);
+    assert_eq!(refused.retry_after, Some(Duration::from_millis(200)));
+    assert!(!ask(&rule, &mut state, 1, 2_099).admitted);
+    assert!(
+        ask(&rule, &mut state, 1, 2_100).admitted,
+        "a tenth of the last window is out of sight"
+    );
+    assert!(!ask(&rule, &mut state, 1, 2_100).admitted);
+    assert_eq!(ask(&rule, &mut state, 1, 4_500).remaining, 9);
+}
+
+#[test]
+fn a_fixed_window_ends_at_its_time_and_never_opens_twice() {
+    let (rule, mut state) = (
+        Rule::FixedWindow {
+            limit: 2,
+            period: Period::Fixed(SECOND),
+        },
+        State::default(),
+    );
+    assert!(ask(&rule, &mut state, 2, 1_200).admitted);
+    assert_eq!(
+        ask(&rule, &mut state, 1, 1_200).retry_after,
+        Some(Duration::from_millis(800))
+    );
+    assert!(
+        !ask(&rule, &mut state, 1, 900).admitted,
+        "a clock set back stays in its window"
+    );
+    assert!(ask(&rule, &mut state, 1, 2_000).admitted);
+}
+
+#[test]
+fn calendar_windows_end_by_the_calendar_in_utc() {
+    let check = |period, second: u64, end: u64| {
+        assert_eq!(calendar_end(period, second), u128::from(end), "{period:?}")
+    };
+    check(Period::Day, 0, 86_400);
+    check(Period::Week, 0, 4 * 86_400);
+    check(Period::Week, 4 * 86_400, 11 * 86_400);
+    check(Period::Month, 0, 2_678_400);
+    check(Period::Year, 0, 31_536_000);
+    check(Period::Month, 1_709_164_800, 1_709_251_200); // 2024-02-29 → 2024-03-01
+    check(Period::Month, 1_735_689_599, 1_735_689_600); // 2024-12-31 23:59:59 → 2025-01-01
+    check(Period::Year, 1_735_689_600, 1_767_225_600); // 2025-01-01 → 2026-01-01
+}
+
+#[test]
+fn windows_lie_end_to_end() {
+    let day = |days: u64| Duration::from_secs(days * 86_400);
+    for period in [
+        Period::Fixed(SECOND),
+        Period::Fixed(Duration::from_millis(300)),
+        Period::Day,
+        Period::Week,
+        Period::Month,
+        Period::Year,
+    ] {
+        let mut at = day(19_000);
+        let [mut start, ..] = window_at(period, at);
+        for _ in 0..50 {
+            let [from, end, next] = window_at(period, at);
+            assert!(from == start && from <= at && at < end, "{period:?} {at:?}");
+            assert_eq!(
+                window_at(period, end),
+                [end, next, window_at(period, next)[1]]
+            );
+            (start, at) = (end, end + (next - end) / 3);
+        }
+    }
+}
+
+#[test]
+fn shares_together_are_the_whole_and_no_share_is_nothing() {
+    let window = |limit| Rule::FixedWindow {
+        limit,
+        period: Period::Day,
+    };
+    assert_eq!(share(&window(100), 8), window(12));
+    assert_eq!(share(&window(3), 8), window(1));
+    assert_eq!(share(&window(0), 8), window(0));
+    assert_eq!(share(&window(100), 0), window(100));
+    let bucket = Rule::TokenBucket {
+        count: 100,
+        per: SECOND,
+        burst: 200,
+    };
+    let part = Rule::TokenBucket {
+        count: 100,
+        per: 8 * SECOND,
+        burst: 25,
+    };
+    assert_eq!(share(&bucket, 8), part);
+}
+
+#[test]
+fn calendar_windows_agree_with_a_calendar_library() {
+    for day in (0..60_000).step_by(13) {
+        let second = i64::from(day) * 86_400;
+        let utc = jiff::tz::Offset::UTC;
+        let date = utc
+            .to_datetime(jiff::Timestamp::from_second(second).unwrap())
+            .date();
+        let next = date
+            .first_of_month()
+            .checked_add(jiff::Span::new().months(1))
+            .unwrap();
+        let end = utc.to_timestamp(next.at(0, 0, 0, 0)).unwrap().as_second();
+        assert_eq!(
+            calendar_end(Period::Month, second as u64),
+            end as u128,
+            "{date}"
+        );
+    }
+}
+
+#[test]
+fn a_slot_comes_back_when_it_is_released() {
+    let (rule, mut state) = (Rule::Concurrency { limit: 2 }, State::default());
+    assert!(ask(&rule, &mut state, 1, 0).admitted && ask(&rule, &mut state, 1, 0).admitted);
+    assert!(!ask(&rule, &mut state, 1, 0).admitted);
+    assert!(!release(&mut state, 1));
+    assert!(ask(&rule, &mut state, 1, 0).admitted);
+    assert!(!release(&mut state, 1) && release(&mut state, 1));
+}
+
+fn any_rule() -> impl Strategy<Value = Rule> {
+    let period = prop_oneof![
+        (1u64..100_000).prop_map(|millis| Period::Fixed(Duration::from_millis(millis))),
+        Just(Period::Day),
+        Just(Period::Month),
+    ];
+    prop_oneof![
+        (1u64..200, 1u64..5_000, 1u64..50).prop_map(|(count, per, burst)| Rule::TokenBucket {
+            count,
+            per: Duration::from_millis(per),
+            burst
+        }),
+        (1u64..50, 1u64..5_000).prop_map(|(limit, window)| Rule::SlidingWindow {
+            limit,
+            window: Duration::from_millis(window)
+        }),
+        (1u64..50, period).prop_map(|(limit, period)| Rule::FixedWindow { limit, period }),
+        (1u64..50).prop_map(|limit| Rule::Concurrency { limit }),
+    ]
+}
+
+/// Two rules that share a counter, as before and after a reload: of one kind, with one window.
+fn two_of_a_kind() -> impl Strategy<Value = (Rule, Rule)> {
+    let numbers = (1u64..200, 1u64..5_000, 1u64..50);
+    (any_rule(), numbers).prop_map(|(before, (count, per, limit))| {
+        let after = match before {
+            Rule::TokenBucket { .. } => Rule::TokenBucket {
+                count,
+                per: Duration::from_millis(per),
+                burst: limit,
+            },
+            Rule::SlidingWindow { window, .. } => Rule::SlidingWindow { limit, window },
+            Rule::FixedWindow { period, .. } => Rule::FixedWindow { limit, period },
+            Rule::Concurrency { .. } => Rule::Concurrency { limit },
+        };
+        (before, after)
+    })
+}
+
+/// Requests as (milliseconds since the one before, cost).
+fn arrivals() -> impl Strategy<Value = Vec<(u64, u64)>> {
+    prop::collection::vec(
+        (prop_oneof![Just(0), 0u64..20, 0u64..3_000], 1u64..4),
+        1..200,
+    )
+}
+
+proptest! {
+    #[test]
+    fn a_bucket_admits_at_most_burst_plus_rate_in_any_time(
+        count in 1u64..200, per in 1u64..5_000, burst in 1u64..50, arrivals in arrivals(),
+    ) {
+        let rule = Rule::TokenBucket { count, per: Duration::from_millis(per), burst };
+        let (mut state, mut now, mut admitted) = (State::default(), 0, Vec::new());
+        for (gap, cost) in arrivals {
+            now += gap;
+            if ask(&rule, &mut state, cost, now).admitted {
+                admitted.push((now, cost));
+            }
+        }
+        for (first, (from, _)) in admitted.iter().enumerate() {
+            let mut sum = 0;
+            for (to, cost) in &admitted[first..] {
+                sum += cost;
+                prop_assert!(sum * per <= burst * per + count * (to - from), "{sum} from {from} to {to}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_fixed_window_never_admits_more_than_its_limit(limit in 1u64..50, window in 1u64..5_000, arrivals in arrivals()) {
+        let rule = Rule::FixedWindow { limit, period: Period::Fixed(Duration::from_millis(window)) };
+        let (mut state, mut now) = (State::default(), 0);
+        let mut sums = std::collections::BTreeMap::new();
+        for (gap, cost) in arrivals {
+            now += gap;
+            if ask(&rule, &mut state, cost, now).admitted {
+                *sums.entry(now / window).or_insert(0) += cost;
+            }
+        }
+        prop_assert!(sums.values().all(|sum| *sum <= limit), "{sums:?}");
+    }
+
+    #[test]
+    fn a_refused_request_is_admitted_once_its_time_has_come(rule in any_rule(), arrivals in arrivals()) {
+        prop_assume!(!matches!(rule, Rule::Concurrency { .. }));
+        let (mut state, mut now) = (State::default(), 1_000_000);
+        for (gap, cost) in arrivals {
+            now += gap;
+            let verdict = ask(&rule, &mut state, cost, now);
+            if let Some(wait) = verdict.retry_after {
+                let later = Now { mono: at(now).mono + wait, wall: at(now).wall + wait };
+                prop_assert!(check(&rule, &state, cost, later).admitted, "{rule:?} {state:?} {wait:?}");
+                if wait > Duration::from_millis(1) {
+                    let before = wait - Duration::from_millis(1);
+                    let early = Now { mono: at(now).mono + before, wall: at(now).wall + before };
+                    prop_assert!(!check(&rule, &state, cost, early).admitted, "{rule:?} {state:?} {wait:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn another_rule_of_the_kind_makes_nobody_wait_longer_than_it_ever_does(
+        (before, after) in two_of_a_kind(), arrivals in arrivals(),
+    ) {
+        let longest = match after {
+            Rule::TokenBucket { count, per, burst } => duration((per.as_nanos() * u128::from(burst)).div_ceil(u128::from(count))),
+            Rule::SlidingWindow { window, .. } => 2 * window,
+            Rule::FixedWindow { period, .. } => period.at_most(),
+            Rule::Concurrency { .. } => SECOND,
+        };
+        let (mut state, mut now) = (State::default(), 1_000_000);
+        for (gap, cost) in arrivals {
+            now += gap;
+            ask(&before, &mut state, cost, now);
+        }
+        let verdict = check(&after, &state, 1, at(now));
+        prop_assert!(verdict.retry_after.is_none_or(|wait| wait <= longest), "{verdict:?} {state:?}");
+        if let Some(wait) = verdict.retry_after.filter(|_| !matches!(after, Rule::Concurrency { .. })) {
+            let later = Now { mono: at(now).mono + wait, wall: at(now).wall + wait };
+            prop_assert!(check(&after, &state, 1, later).admitted, "{state:?} {wait:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_overflows(
+        rule in any_rule(), a in any::<u64>(), b in any::<u64>(), c in any::<u64>(), cost in any::<u64>(),
+        mono in any::<u64>(), wall in any::<u64>(),
+    ) {
+        let mut state = State { a, b, c };
+        let now = Now { mono: Duration::from_nanos(mono), wall: Duration::from_nanos(wall) };
+        let _ = check(&rule, &state, cost, now);
+        take(&rule, &mut state, cost, now);
+    }
+}
