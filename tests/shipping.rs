@@ -247,6 +247,16 @@ fn a_full_spool_refuses_until_events_are_committed() {
     });
     let spool = process.recorder.counts().spool.unwrap();
     assert!(spool.refuses && spool.bytes <= spool.max, "{spool:?}");
+    // Nothing is written, so no write fails.
+    let mut steady = (0, clock::now());
+    eventually(|| {
+        let errors = process.recorder.counts().errors;
+        if errors != steady.0 {
+            steady = (errors, clock::now());
+        }
+        steady.1.elapsed() > Duration::from_millis(500)
+    });
+    assert!(process.recorder.refuses());
     eventually_within(6 * harness::DEADLINE, || {
         process.commit(&server);
         !process.recorder.refuses()
