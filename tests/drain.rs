@@ -434,6 +434,22 @@ fn days_are_made_ahead_indexed_once_over_and_removed_with_a_mark() {
 }
 
 #[test]
+fn a_stream_that_cannot_be_asked_hides_no_other() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let (_, mut other) = pack(&mut boot(1, clock::wall()), 3, clock::wall());
+        // Of a version that is left alone.
+        other[0] = 9;
+        world.add(0, &other).await;
+        world.cli(&["SET", &world.key(2), "no stream"]);
+        let worker = world.work();
+        eventually(async || worker.counted("weir_drain_waiting ") == 1).await;
+        worker.stop().await;
+    });
+}
+
+#[test]
 fn what_another_weir_has_made_is_left_to_its_worker() {
     let database = Database::new();
     on_a_runtime(async {
