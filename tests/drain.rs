@@ -470,6 +470,32 @@ fn old_days_go_though_no_new_one_can_be_made() {
 }
 
 #[test]
+fn a_worker_that_begins_takes_over_nothing_that_it_cannot_store() {
+    let server = Server::with(&[]);
+    on_a_runtime(async {
+        let world = World::new(server.url()).await;
+        let mut boot = boot(1, clock::wall());
+        let (_, bytes) = pack(&mut boot, 5, clock::wall());
+        world.add(0, &bytes).await;
+        world.given_out("1").await;
+        server.set_read_only(true);
+        let worker = world.work();
+        // It has seen what is new, and could not store that.
+        let (_, bytes) = pack(&mut boot, 5, clock::wall());
+        world.add(0, &bytes).await;
+        eventually(async || {
+            worker.counted("weir_drain_transactions_total{result=\"failed\"} ") > 0
+        })
+        .await;
+        assert_eq!(worker.counted("weir_drain_claimed_total "), 0);
+        server.set_read_only(false);
+        world.drained().await;
+        world.is_whole(10);
+        worker.stop().await;
+    });
+}
+
+#[test]
 fn a_stream_that_cannot_be_asked_hides_no_other() {
     let database = Database::new();
     on_a_runtime(async {

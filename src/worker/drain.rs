@@ -115,10 +115,10 @@ struct Drain {
 impl Drain {
     async fn run(self, mut writer: Writer) {
         let mut reading = Reading::new();
-        let mut load = self.gather(&mut reading, true).await;
         // Whether the last transaction was committed: who cannot store takes over nothing.
-        let mut well = true;
-        let mut ask_at = Instant::now();
+        let mut well = writer.takes_rows().await;
+        let mut ask_at = Instant::now() + BACK_OFF.1;
+        let mut load = self.gather(&mut reading, well).await;
         loop {
             let stopping = self.stopping();
             if load.is_empty() && stopping {
