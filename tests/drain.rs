@@ -434,6 +434,84 @@ fn days_are_made_ahead_indexed_once_over_and_removed_with_a_mark() {
 }
 
 #[test]
+fn old_days_go_though_no_new_one_can_be_made() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let keep = async |days: u32| {
+            keep_once(
+                &world.postgres,
+                DAY * days,
+                &Hasher::new(None),
+                &Metrics::default().drain,
+                &mut Unindexed::new(),
+                &Heartbeat::default(),
+            )
+            .await
+        };
+        keep(9).await.unwrap();
+        let today = Day::of(clock::wall());
+        let name = |day: u32| Day(day).to_string().replace('-', "_");
+        // As on a full volume, the last of the days made ahead cannot be made anew.
+        let last = today.0 + 2;
+        for table in ["audit_events", "audit_batches"] {
+            database.query(&format!("DROP TABLE weir.{table}_{}", name(last)));
+        }
+        database.query(&format!(
+            "CREATE TABLE weir.in_its_way PARTITION OF weir.audit_batches FOR VALUES FROM ('{}') TO ('{}')",
+            Day(last),
+            Day(last + 1)
+        ));
+        assert!(keep(0).await.is_err());
+        let connection = world.postgres.write().await.unwrap();
+        let listed = partitions::list(&connection).await.unwrap();
+        assert_eq!(listed, [Day(today.0), Day(today.0 + 1)]);
+    });
+}
+
+#[test]
+fn a_worker_that_begins_takes_over_nothing_that_it_cannot_store() {
+    let server = Server::with(&[]);
+    on_a_runtime(async {
+        let world = World::new(server.url()).await;
+        let mut boot = boot(1, clock::wall());
+        let (_, bytes) = pack(&mut boot, 5, clock::wall());
+        world.add(0, &bytes).await;
+        world.given_out("1").await;
+        server.set_read_only(true);
+        let worker = world.work();
+        // It has seen what is new, and could not store that.
+        let (_, bytes) = pack(&mut boot, 5, clock::wall());
+        world.add(0, &bytes).await;
+        eventually(async || {
+            worker.counted("weir_drain_transactions_total{result=\"failed\"} ") > 0
+        })
+        .await;
+        assert_eq!(worker.counted("weir_drain_claimed_total "), 0);
+        server.set_read_only(false);
+        world.drained().await;
+        world.is_whole(10);
+        worker.stop().await;
+    });
+}
+
+#[test]
+fn a_stream_that_cannot_be_asked_hides_no_other() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let (_, mut other) = pack(&mut boot(1, clock::wall()), 3, clock::wall());
+        // Of a version that is left alone.
+        other[0] = 9;
+        world.add(0, &other).await;
+        world.cli(&["SET", &world.key(2), "no stream"]);
+        let worker = world.work();
+        eventually(async || worker.counted("weir_drain_waiting ") == 1).await;
+        worker.stop().await;
+    });
+}
+
+#[test]
 fn what_another_weir_has_made_is_left_to_its_worker() {
     let database = Database::new();
     on_a_runtime(async {

@@ -247,6 +247,16 @@ fn a_full_spool_refuses_until_events_are_committed() {
     });
     let spool = process.recorder.counts().spool.unwrap();
     assert!(spool.refuses && spool.bytes <= spool.max, "{spool:?}");
+    // Nothing is written, so no write fails.
+    let mut steady = (0, clock::now());
+    eventually(|| {
+        let errors = process.recorder.counts().errors;
+        if errors != steady.0 {
+            steady = (errors, clock::now());
+        }
+        steady.1.elapsed() > Duration::from_millis(500)
+    });
+    assert!(process.recorder.refuses());
     eventually_within(6 * harness::DEADLINE, || {
         process.commit(&server);
         !process.recorder.refuses()
@@ -329,6 +339,48 @@ fn what_a_killed_process_left_makes_room_as_it_is_stored() {
         !folder.path().join(dead.to_string()).exists()
     });
     assert_eq!(process.recorder.counts().dropped, 0);
+}
+
+#[test]
+fn a_boot_whose_last_record_is_damaged_stays_without_an_end_mark() {
+    let (server, prefix) = (Server::single(), key_prefix());
+    for damaged in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let (dead, last) = left_behind(folder.path(), 4 << 20);
+        let boot = folder.path().join(dead.to_string());
+        if damaged {
+            let files = fs::read_dir(&boot)
+                .unwrap()
+                .map(|file| file.unwrap().path());
+            let newest = files.filter(|it| it.extension().is_some_and(|it| it == "seg"));
+            let newest = newest.max().unwrap();
+            let mut bytes = fs::read(&newest).unwrap();
+            *bytes.last_mut().unwrap() ^= 1;
+            fs::write(&newest, bytes).unwrap();
+        }
+        let with = With {
+            spool: Some((folder.path(), 16 << 20)),
+            ..With::best_effort(&prefix)
+        };
+        let process = Process::start(&server, &with);
+        let mut seen = Vec::new();
+        eventually_within(2 * harness::DEADLINE, || {
+            let all = batches(&server, &prefix).into_values();
+            let headers = all.map(|(batch, _)| batch.header);
+            let of_dead = headers.filter(|header| header.boot == dead.into_bytes());
+            seen.extend(of_dead.map(|header| (header.first, header.is_end)));
+            let these = |header: &Header| header.boot == dead.into_bytes();
+            say_committed(&server, &prefix, &process.keys, these);
+            !boot.exists()
+        });
+        let has = |batch| seen.contains(&batch);
+        assert_eq!(
+            (has((last, false)), has((last + 1, true))),
+            (!damaged, !damaged)
+        );
+        assert!(!seen.iter().any(|(_, is_end)| damaged && *is_end));
+        assert!(has((last - 1, false)));
+    }
 }
 
 /// Ships as many events as it is told to on standard input, and says what became of all. A part of the test below.

@@ -475,6 +475,7 @@ async fn feed(
         load.work.notify_one();
     };
     let mut newest: Option<batch::Header> = None;
+    let mut has_left_out = false;
     loop {
         let (place, bytes) = match left.next_record() {
             Ok(Some(record)) => record,
@@ -492,6 +493,7 @@ async fn feed(
             }
             Err(error @ BatchError::Damaged) => {
                 error!(%error, boot, "a record of the audit's spool is left out");
+                has_left_out = true;
                 continue;
             }
         };
@@ -507,7 +509,8 @@ async fn feed(
             newest = Some(header);
         }
     }
-    if let Some(newest) = newest.filter(|_| left.is_complete())
+    // An end mark says that nothing was behind it: where that is not known, the boot stays one that was killed.
+    if let Some(newest) = newest.filter(|_| left.is_complete() && !has_left_out)
         && let Some(mut ended) = Boot::resume(&newest, hasher.clone())
     {
         // Of the time of the last batch, so that another that does this makes the same end mark.

@@ -368,6 +368,9 @@ impl Packing {
                 secured
             }
         };
+        if secured.is_err() {
+            self.queue.shared.errors.fetch_add(1, Ordering::Relaxed);
+        }
         let before = self.trouble;
         self.trouble = match secured {
             Ok(_) if self.is_full() => Trouble::Full,
@@ -402,13 +405,6 @@ impl Packing {
                 info!("the audit's spool takes events again");
             }
             _ => {}
-        }
-        if before != self.trouble || self.trouble != Trouble::None {
-            let errors = u64::from(self.trouble != Trouble::None);
-            self.queue
-                .shared
-                .errors
-                .fetch_add(errors, Ordering::Relaxed);
         }
         let refuses = match (common.delivery, self.trouble) {
             (Delivery::BestEffort, _) | (_, Trouble::None) => false,

@@ -208,16 +208,18 @@ impl Batch {
     /// The batch of these bytes. Never panics.
     pub fn open(bytes: &[u8]) -> Result<Batch, BatchError> {
         let (header, packed) = header(bytes)?;
-        let (length, _) = packed.split_first_chunk().ok_or(BatchError::Damaged)?;
-        if u32::from_le_bytes(*length) as usize > LONGEST {
-            return Err(BatchError::Damaged);
-        }
+        size(packed)?;
         let body = lz4_flex::decompress_size_prepended(packed).map_err(|_| BatchError::Damaged)?;
         let batch = Batch { header, body };
         match batch.is_whole() {
             true => Ok(batch),
             false => Err(BatchError::Damaged),
         }
+    }
+
+    /// Bytes of the body.
+    pub fn size(&self) -> usize {
+        self.body.len()
     }
 
     /// Whether the body is the events that the header says, and no more.
@@ -261,6 +263,22 @@ fn header(bytes: &[u8]) -> Result<(Header, &[u8]), BatchError> {
 /// What the bytes of a batch say of it, once their checksum is found right.
 pub fn peek(bytes: &[u8]) -> Result<Header, BatchError> {
     header(bytes).map(|(header, _)| header)
+}
+
+/// What [`Batch::size`] will be once these bytes are opened; 0 where they cannot be.
+pub fn unpacked_size(bytes: &[u8]) -> usize {
+    let size = header(bytes).and_then(|(_, packed)| size(packed));
+    size.unwrap_or(0)
+}
+
+/// The size of a body, as it says where it is packed.
+fn size(packed: &[u8]) -> Result<usize, BatchError> {
+    let (length, _) = packed.split_first_chunk().ok_or(BatchError::Damaged)?;
+    let length = u32::from_le_bytes(*length) as usize;
+    match length <= LONGEST {
+        true => Ok(length),
+        false => Err(BatchError::Damaged),
+    }
 }
 
 fn pack(header: &Header, body: &[u8]) -> Vec<u8> {
@@ -316,6 +334,7 @@ mod tests {
         assert_eq!((one.before, one.key_check.is_some()), (start, true));
         let batch = Batch::open(&bytes).unwrap();
         assert_eq!(batch.header, one);
+        assert_eq!(unpacked_size(&bytes), batch.size());
         let seqs: Vec<_> = batch
             .events()
             .map(|event| Columns::of(event).unwrap().seq)

@@ -6,6 +6,7 @@
 //! tries again, and takes over nothing from others, so that no delivery is counted for what is no batch's fault.
 
 mod gather;
+mod lag;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,8 +32,6 @@ use crate::telemetry::drain_metrics::DrainMetrics;
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// Tries of a transaction that Postgres refuses for a reason of its own, before each batch is tried alone.
 const TRIES: u32 = 3;
-/// Between looks at how far behind the streams are.
-const LAG_EVERY: Duration = Duration::from_secs(5);
 /// The longest that a loop goes without a beat: a transaction has 45 s.
 const SILENCE: Duration = Duration::from_secs(120);
 /// Between looks at the loops' hearts.
@@ -80,7 +79,7 @@ pub async fn run(
     }
     // They end with the set.
     let mut watching = JoinSet::new();
-    watching.spawn(watch_lag(streams, metrics));
+    watching.spawn(lag::watch(streams, metrics));
     watching.spawn(watch_hearts(hearts, heartbeat));
     let mut ended = Ok(());
     while let Some(task) = tasks.join_next().await {
@@ -101,18 +100,6 @@ async fn watch_hearts(hearts: Vec<Heartbeat>, all: Heartbeat) {
     }
 }
 
-async fn watch_lag(streams: Arc<Streams>, metrics: DrainMetrics) {
-    loop {
-        if let Ok(lag) = streams.lag().await {
-            let whole = |number| i64::try_from(number).unwrap_or(i64::MAX);
-            metrics.lag_seconds.set(lag.oldest.as_secs_f64());
-            metrics.waiting.set(whole(lag.waiting));
-            metrics.dead_letters.set(whole(lag.dead_letters));
-        }
-        sleep(LAG_EVERY).await;
-    }
-}
-
 /// One loop.
 struct Drain {
     streams: Arc<Streams>,
@@ -128,10 +115,10 @@ struct Drain {
 impl Drain {
     async fn run(self, mut writer: Writer) {
         let mut reading = Reading::new();
-        let mut load = self.gather(&mut reading, true).await;
         // Whether the last transaction was committed: who cannot store takes over nothing.
-        let mut well = true;
-        let mut ask_at = Instant::now();
+        let mut well = writer.takes_rows().await;
+        let mut ask_at = Instant::now() + BACK_OFF.1;
+        let mut load = self.gather(&mut reading, well).await;
         loop {
             let stopping = self.stopping();
             if load.is_empty() && stopping {

@@ -103,12 +103,12 @@ pub async fn keep_once(
     heartbeat: &Heartbeat,
 ) -> Result<(), PostgresError> {
     let mut keep = async |connection: &mut Client| {
-        partitions::make_ahead(connection).await?;
+        // A day that cannot be made or kept does not keep the others from it: on a full volume, old ones must go. The first error is
+        // told.
+        let mut bad = partitions::make_ahead(connection).await;
         let today = partitions::today(connection).await?;
         let oldest = partitions::oldest(today, retention);
         let days = partitions::list(connection).await?;
-        let mut bad = Ok(());
-        // A day that cannot be kept does not keep the others from it; the first error is told.
         for day in days.iter().filter(|day| **day < oldest) {
             bad = bad.and(remove(connection, *day, hasher, metrics).await);
         }

@@ -114,7 +114,9 @@ async fn list(streams: &Streams, out: &mut dyn Write) -> anyhow::Result<()> {
     for shard in 0..streams.count() {
         let mut after = None;
         loop {
-            let page = streams.dead_letters(shard, after.as_deref(), PAGE).await?;
+            let page = streams
+                .dead_letters(shard, after.as_deref(), None, PAGE)
+                .await?;
             let Some(last) = page.last() else {
                 break;
             };
@@ -168,17 +170,23 @@ where
             false => absent.push(id),
         }
     }
+    // One that is given up again meanwhile comes behind the newest of its stream, and is not done to again.
+    let mut newest = Vec::new();
     for shard in (0..streams.count()).filter(|_| which.all) {
+        let id = streams.newest_dead_letter(shard).await?;
+        newest.extend(id.map(|id| (shard, id)));
+    }
+    for (shard, newest) in newest {
         let mut after = None;
-        // One that is given up again meanwhile comes behind the last of these, and is not done to again.
-        let end = millis(clock::wall());
         loop {
-            let page = streams.dead_letters(shard, after.as_deref(), PAGE).await?;
+            let page = streams
+                .dead_letters(shard, after.as_deref(), Some(&newest), PAGE)
+                .await?;
             let Some(last) = page.last() else {
                 break;
             };
             after = Some(last.id.clone());
-            for letter in page.into_iter().filter(|letter| letter.at.0 / 1_000 <= end) {
+            for letter in page {
                 let id = Id {
                     shard,
                     id: letter.id,
@@ -200,10 +208,6 @@ fn told(what: &str, done: u64, absent: &[Id], out: &mut dyn Write) -> anyhow::Re
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
     })
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Id {

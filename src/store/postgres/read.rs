@@ -134,20 +134,20 @@ async fn query(client: &Client, filter: &Filter) -> Result<Vec<Stored>, StoreErr
     let limit = filter.limit.map_or(usize::MAX, |limit| limit as usize);
     let mut size = i64::try_from(limit.min(PAGE) / 100).map_or(WINDOW.0, |size| size.max(WINDOW.0));
     let mut stored = Vec::new();
-    while stored.len() < limit
-        && let Some(window) = search.window(between, size).await?
-    {
+    while stored.len() < limit {
         let began = clock::now();
-        let read = search.read(window.of(between, filter.order), &window.days, &mut stored);
-        match read.await {
+        let window = match search.step(between, size, &mut stored).await {
             Err(error) if error.has_code(CANCELED) && size > WINDOW.0 => {
                 size = (size / 16).max(WINDOW.0);
-                // Where the last row that was found left off.
+                // Where the last row that was found left off, if that is in this window.
                 between = between.behind(stored.last(), filter.order);
                 continue;
             }
-            read => read?,
-        }
+            step => step?,
+        };
+        let Some(window) = window else {
+            break;
+        };
         if window.count < size {
             break;
         }
@@ -197,6 +197,21 @@ fn behind(arrival: i64) -> Cursor {
 }
 
 impl Search<'_> {
+    /// Adds to `stored` what passes of the next window, and says which that was; `None` if there is none.
+    async fn step(
+        &self,
+        between: Between,
+        size: i64,
+        stored: &mut Vec<Stored>,
+    ) -> Result<Option<Window>, PostgresError> {
+        let Some(window) = self.window(between, size).await? else {
+            return Ok(None);
+        };
+        let places = window.of(between, self.filter.order);
+        self.read(places, &window.days, stored).await?;
+        Ok(Some(window))
+    }
+
     /// The next `size` batches and those of the same transaction as the last; `None` if there are none.
     async fn window(&self, between: Between, size: i64) -> Result<Option<Window>, PostgresError> {
         let (edge, order) = match self.filter.order {
@@ -354,12 +369,15 @@ impl Window {
 }
 
 impl Between {
-    /// What is left once the event at `place` was read.
+    /// What is left once the event at `place` was read: never more than before.
     fn beyond(self, place: Cursor, order: Order) -> Between {
         match order {
-            Order::OldestFirst => Between { low: place, ..self },
+            Order::OldestFirst => Between {
+                low: self.low.max(place),
+                ..self
+            },
             Order::NewestFirst => Between {
-                high: place,
+                high: self.high.min(place),
                 ..self
             },
         }

@@ -123,11 +123,13 @@ impl Writer {
         }
     }
 
-    /// Whether the database takes rows at all: none is left of the one that is tried.
+    /// Whether the database takes rows at all: none is left of the one that is tried. Today has its partitions then.
     pub async fn takes_rows(&self) -> bool {
         let tried = async {
             let connection = self.postgres.write().await?;
             let mut connection = CloseUnlessKept(Some(connection));
+            let today = partitions::today(connection.get()).await?;
+            partitions::admit(connection.get(), today, self.retention).await?;
             let transaction = connection.get().transaction().await?;
             transaction.batch_execute(BOUNDS).await?;
             transaction.batch_execute(TRY).await?;

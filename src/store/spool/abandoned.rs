@@ -24,12 +24,15 @@ pub struct Abandoned {
     folder: Folder,
     unread: VecDeque<u32>,
     open: Option<Open>,
+    /// Whether there is, or was, something behind the last record that was found.
+    has_lost_tail: bool,
 }
 
 /// What is lost of a folder.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Damage {
-    /// Last records that were being written when the process or the machine stopped: never synced.
+    /// Last records that are not whole: they were being written when the process or the machine stopped, and never synced. What
+    /// the disk has damaged since looks the same.
     pub torn: u64,
     /// Stretches that were damaged otherwise, each of a record or more. Their segments stay beside the folder as
     /// `BOOT.NUMBER.corrupt`, for people to look at and delete.
@@ -50,6 +53,7 @@ impl Abandoned {
             damage: Damage::default(),
             unread: folder.segments.keys().copied().collect(),
             open: None,
+            has_lost_tail: false,
             folder,
         }
     }
@@ -81,19 +85,21 @@ impl Abandoned {
             Err(error) if is_lost(&error) => None,
             Err(error) => return Err(SpoolError::io("read", &path)(error)),
         };
+        // A segment is synced before another is begun: only the newest can have been torn.
+        let is_newest = self.unread.len() == 1;
         let marker = self.folder.marker(number);
         let segment = self.folder.segments.entry(number).or_default();
         let Some(bytes) = bytes else {
             segment.is_damaged = true;
             self.damage.stretches += 1;
+            self.has_lost_tail = is_newest;
             return Ok(None);
         };
         let contents = segment::scan(&bytes, marker);
-        // A segment is synced before another is begun: only the newest can have been torn.
-        let is_newest = self.unread.len() == 1;
         let torn = |gap: &&Range<usize>| is_newest && gap.end == bytes.len();
         let torn = contents.gaps.iter().filter(torn).count();
         let damaged = contents.gaps.len() - torn;
+        self.has_lost_tail = torn > 0;
         self.damage.torn += torn as u64;
         self.damage.stretches += damaged as u64;
         segment.is_damaged = damaged > 0;
@@ -118,9 +124,10 @@ impl Abandoned {
         self.folder.release(place.segment)
     }
 
-    /// Whether the boot put all of its records here, so that the last one is its last.
+    /// Whether the boot put all of its records here, and nothing was found behind the last one: then that is its last. To be asked once
+    /// all are read.
     pub fn is_complete(&self) -> bool {
-        self.folder.is_vouched()
+        self.folder.is_vouched() && !self.has_lost_tail
     }
 
     /// Of its segments.

@@ -31,7 +31,8 @@ fn payloads(abandoned: &mut Abandoned) -> Vec<Vec<u8>> {
 fn segments(root: &TempDir, number: u8) -> Vec<PathBuf> {
     let listed = fs::read_dir(root.path().join(boot(number).to_string())).unwrap();
     let paths = listed.map(|entry| entry.unwrap().path());
-    let mut paths: Vec<_> = paths.filter(|path| !path.ends_with("lock")).collect();
+    let is_segment = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "seg");
+    let mut paths: Vec<_> = paths.filter(is_segment).collect();
     paths.sort();
     paths
 }
@@ -250,11 +251,16 @@ fn what_is_left_is_adopted_until_it_is_removed() {
 fn a_torn_tail_is_cut_off_and_counted() {
     let root = TempDir::new().unwrap();
     let (mut spool, _) = open(&root, 1);
+    spool.vouch().unwrap();
     spool.append(b"one").unwrap();
     spool.append(b"two").unwrap();
     drop(spool);
     let path = segments(&root, 1).remove(0);
     let bytes = fs::read(&path).unwrap();
+    let (_, mut abandoned) = open(&root, 3);
+    assert_eq!(payloads(&mut abandoned[0]).len(), 2);
+    assert!(abandoned[0].is_complete());
+    drop(abandoned);
     fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
     let (_, mut abandoned) = open(&root, 2);
     let torn = Damage {
@@ -263,6 +269,8 @@ fn a_torn_tail_is_cut_off_and_counted() {
     };
     assert_eq!(payloads(&mut abandoned[0]), [b"one".to_vec()]);
     assert_eq!(abandoned[0].damage, torn);
+    // It was never synced, or damaged since.
+    assert!(!abandoned[0].is_complete());
     abandoned.remove(0).remove().unwrap();
     assert_eq!(kept(&root), 0);
 }
@@ -283,6 +291,28 @@ fn a_newest_segment_without_a_record_does_not_cost_the_last_record() {
     drop(abandoned);
     let (_, mut abandoned) = open(&root, 3);
     assert_eq!(payloads(&mut abandoned[0]), [b"one".to_vec()]);
+}
+
+#[test]
+fn only_damage_that_came_last_hides_the_end() {
+    let long = vec![7; 3 << 20];
+    // Which of two segments cannot be read.
+    for lost in [0, 1] {
+        let root = TempDir::new().unwrap();
+        let (mut spool, _) = open(&root, 1);
+        spool.vouch().unwrap();
+        for _ in 0..4 {
+            spool.append(&long).unwrap();
+        }
+        drop(spool);
+        let paths = segments(&root, 1);
+        assert_eq!(paths.len(), 2);
+        let (_, mut abandoned) = open(&root, 2);
+        fs::remove_file(&paths[lost]).unwrap();
+        assert_eq!(payloads(&mut abandoned[0]).len(), 2);
+        assert_eq!(abandoned[0].damage.stretches, 1);
+        assert_eq!(abandoned[0].is_complete(), lost == 0);
+    }
 }
 
 #[test]

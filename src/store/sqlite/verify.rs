@@ -1,7 +1,8 @@
 //! Checks the audit's files: each by itself, then what they say of each other.
 
+use rusqlite::fallible_streaming_iterator::FallibleStreamingIterator as _;
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, Row};
+use rusqlite::{Connection, Row, Rows};
 
 use super::{Ledger, blob, check_version, day, integer, signed, text, unsigned};
 use crate::event::AuditEvent;
@@ -13,10 +14,11 @@ use crate::store::links::{Removed, Seen, SeenPart, shown};
 /// How many rows a fault may cause to be looked up: each costs a pass over the table.
 const LOOKUPS: u32 = 16;
 
-/// Columns in the order that they are read here; those that queries look at are 3 to 6.
+/// Columns in the order that they are read here; those that queries look at are 4 to 7. All rows in one pass: there is no index by
+/// instance, and a process that is started again and again makes many instances in a day.
 const ROWS: &str = "
-SELECT seq, body, hash, time, user, client, label
-FROM events WHERE instance_id = ?1 ORDER BY seq, arrival";
+SELECT instance_id, seq, body, hash, time, user, client, label
+FROM events ORDER BY instance_id, seq, arrival";
 
 /// Checks the file of a day, adds to the report, and returns what it says of other files.
 pub(super) fn file(
@@ -29,12 +31,17 @@ pub(super) fn file(
     let snapshot = connection.unchecked_transaction()?;
     check_version(&snapshot)?;
     let ledger = Ledger::read(&snapshot)?;
+    let mut events = snapshot.prepare(ROWS)?;
+    let mut events = events.query([])?;
+    events.advance()?;
     let mut look = Look {
         connection: &snapshot,
         hasher,
         ledger: &ledger,
         day: named,
         report,
+        events,
+        strays: Vec::new(),
         parts: Vec::new(),
         earliest: u64::MAX,
     };
@@ -53,10 +60,14 @@ pub(super) fn file(
         keys_fit &= look.instance(row, id)?;
     }
     (expected..=ledger.instances).for_each(|gone| look.instance_missing(gone));
-    look.strays()?;
+    look.strays(None)?;
     let Look {
-        parts, earliest, ..
+        strays,
+        parts,
+        earliest,
+        ..
     } = look;
+    report.faults.extend(strays);
 
     let mut removed = Vec::new();
     let mut marks = true;
@@ -108,18 +119,22 @@ pub(super) fn file(
 }
 
 /// A file that is being checked.
-struct Look<'a> {
+struct Look<'a, 'r> {
     connection: &'a Connection,
     hasher: &'a Hasher,
     ledger: &'a Ledger,
     day: Day,
-    report: &'a mut Report,
+    report: &'r mut Report,
+    /// At the first row that is not checked.
+    events: Rows<'a>,
+    /// The events of no instance.
+    strays: Vec<Fault>,
     parts: Vec<SeenPart>,
     /// The earliest time of an event.
     earliest: u64,
 }
 
-impl Look<'_> {
+impl Look<'_, '_> {
     fn instance_missing(&mut self, id: u64) {
         let fault = Fault::of_instance(self.day, format!("#{id}"), FaultKind::InstanceMissing);
         self.report.faults.push(fault);
@@ -138,6 +153,7 @@ impl Look<'_> {
         };
         let (before, end) = (end(6, 7), end(8, 9));
         let from = day(row, 5);
+        self.strays(Some(signed(id)))?;
         self.parts.extend(known.map(|boot| SeenPart {
             name: name.to_owned(),
             boot,
@@ -148,6 +164,9 @@ impl Look<'_> {
         if blob(row, 4) != hasher.key_check() {
             let fault = Fault::of_instance(self.day, instance, FaultKind::Key);
             self.report.faults.push(fault);
+            while self.is_at(id) {
+                self.events.advance()?;
+            }
             return Ok(false);
         }
         let part = Part {
@@ -179,23 +198,22 @@ impl Look<'_> {
             found.ok().flatten()
         };
         let mut check = Check::new(hasher, seal, before.last, end);
-        let mut events = connection.prepare(ROWS)?;
-        let mut rows = events.query([signed(id)])?;
-        while let Some(row) = rows.next()? {
+        while let Some(row) = self.events.get().filter(|row| is_of(row, id)) {
             self.report.events += 1;
-            let body = row.get_ref(1)?.as_blob().unwrap_or_default();
+            let body = row.get_ref(2)?.as_blob().unwrap_or_default();
             let event = AuditEvent::<&str>::decode(body).ok();
             if let Some(event) = &event {
                 self.earliest = self.earliest.min(event.time.0);
             }
             let found = Found {
-                seq: integer(row, 0).map_or(0, unsigned),
+                seq: integer(row, 1).map_or(0, unsigned),
                 body,
-                hash: blob(row, 2),
+                hash: blob(row, 3),
                 body_seq: event.as_ref().map(|event| event.seq),
                 columns_fit: event.is_some_and(|event| columns_fit(row, &event)),
             };
             check.row(&found, &mut partner);
+            self.events.advance()?;
         }
         let faults = check.finish().into_iter().map(|(seqs, kind)| Fault {
             days: self.day..=self.day,
@@ -207,24 +225,37 @@ impl Look<'_> {
         Ok(true)
     }
 
-    /// Names the events of no instance.
-    fn strays(&mut self) -> Result<(), StoreError> {
-        let mut strays = self.connection.prepare(
-            "SELECT instance_id, seq FROM events WHERE instance_id NOT IN (SELECT id FROM instances)",
-        )?;
-        let mut rows = strays.query([])?;
-        while let Some(row) = rows.next()? {
+    /// Names the events that are of no instance, up to those of this one.
+    fn strays(&mut self, until: Option<i64>) -> Result<(), StoreError> {
+        while let Some(row) = self.events.get() {
+            // What is no number at all is of no instance, wherever it stands.
+            let of = integer(row, 0);
+            if let (Some(of), Some(until)) = (of, until)
+                && of >= until
+            {
+                break;
+            }
             self.report.events += 1;
             let seq = integer(row, 1).map_or(0, unsigned);
-            self.report.faults.push(Fault {
+            self.strays.push(Fault {
                 days: self.day..=self.day,
-                instance: format!("#{}", integer(row, 0).unwrap_or(0)),
+                instance: format!("#{}", of.unwrap_or(0)),
                 seqs: seq..=seq,
                 kind: FaultKind::OutOfPlace,
             });
+            self.events.advance()?;
         }
         Ok(())
     }
+
+    /// Whether the next row is of this instance.
+    fn is_at(&self, id: u64) -> bool {
+        self.events.get().is_some_and(|row| is_of(row, id))
+    }
+}
+
+fn is_of(row: &Row<'_>, id: u64) -> bool {
+    integer(row, 0) == Some(signed(id))
 }
 
 /// Whether the columns that queries look at say what the event says.
@@ -234,8 +265,8 @@ fn columns_fit(row: &Row<'_>, event: &AuditEvent<&str>) -> bool {
         Some(value) => text(row, index) == Some(value),
         None => is_null(index),
     };
-    integer(row, 3) == Some(signed(event.time.0))
-        && optional(4, event.user)
-        && text(row, 5) == Some(event.client.to_string().as_str())
-        && optional(6, event.label)
+    integer(row, 4) == Some(signed(event.time.0))
+        && optional(5, event.user)
+        && text(row, 6) == Some(event.client.to_string().as_str())
+        && optional(7, event.label)
 }

@@ -4,6 +4,7 @@
 //! Commands that block are not used: a connection is shared by many calls.
 
 use std::collections::HashMap;
+use std::iter::Sum;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -335,16 +336,16 @@ impl Streams {
         number(answer).ok_or(CallError::Nonsense)
     }
 
-    /// How far the storing of all streams is behind: the oldest entry of any, and the sums.
+    /// How far the storing of all streams is behind. An error if one of them does not answer.
     pub async fn lag(&self) -> Result<Lag, CallError> {
+        let lags = self.lags().await.into_iter();
+        lags.sum()
+    }
+
+    /// How far the storing of each stream is behind, as far as they answer.
+    pub async fn lags(&self) -> Vec<Result<Lag, CallError>> {
         let each = (0..self.count()).map(|shard| self.lag_of(shard));
-        let each = futures_util::future::try_join_all(each).await?;
-        Ok(each.into_iter().fold(Lag::default(), |all, one| Lag {
-            oldest: all.oldest.max(one.oldest),
-            waiting: all.waiting + one.waiting,
-            pending: all.pending + one.pending,
-            dead_letters: all.dead_letters + one.dead_letters,
-        }))
+        futures_util::future::join_all(each).await
     }
 
     async fn lag_of(&self, shard: u16) -> Result<Lag, CallError> {
@@ -367,6 +368,18 @@ impl Streams {
             }),
             _ => Err(CallError::Nonsense),
         }
+    }
+}
+
+/// Of several streams: the oldest entry of any, and the sums.
+impl Sum for Lag {
+    fn sum<I: Iterator<Item = Lag>>(lags: I) -> Lag {
+        lags.fold(Lag::default(), |all, one| Lag {
+            oldest: all.oldest.max(one.oldest),
+            waiting: all.waiting + one.waiting,
+            pending: all.pending + one.pending,
+            dead_letters: all.dead_letters + one.dead_letters,
+        })
     }
 }
 

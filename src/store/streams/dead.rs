@@ -25,20 +25,40 @@ pub struct DeadLetter {
 }
 
 impl Streams {
-    /// The dead letters of a stream behind the one of this id, the oldest first; at most `count`.
+    /// The dead letters of a stream behind the one of this id, the oldest first; at most `count`. `to` is the last of them that is
+    /// asked for.
     pub async fn dead_letters(
         &self,
         shard: u16,
         after: Option<&str>,
+        to: Option<&str>,
+        count: usize,
+    ) -> Result<Vec<DeadLetter>, CallError> {
+        let from = after.map_or("-".to_owned(), |id| format!("({id}"));
+        self.letters(shard, "XRANGE", &from, to.unwrap_or("+"), count)
+            .await
+    }
+
+    /// The id of the newest dead letter of a stream.
+    pub async fn newest_dead_letter(&self, shard: u16) -> Result<Option<String>, CallError> {
+        let newest = self.letters(shard, "XREVRANGE", "+", "-", 1).await?.pop();
+        Ok(newest.map(|letter| letter.id))
+    }
+
+    async fn letters(
+        &self,
+        shard: u16,
+        command: &str,
+        from: &str,
+        to: &str,
         count: usize,
     ) -> Result<Vec<DeadLetter>, CallError> {
         let Shard { dead, .. } = self.shard(shard);
-        let from = after.map_or("-".to_owned(), |id| format!("({id}"));
         let words = [
-            Arg::Text("XRANGE"),
+            Arg::Text(command),
             Arg::Text(dead),
-            Arg::Text(&from),
-            Arg::Text("+"),
+            Arg::Text(from),
+            Arg::Text(to),
             Arg::Text("COUNT"),
             Arg::Int(count as u64),
         ];

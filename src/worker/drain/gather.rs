@@ -14,10 +14,11 @@ use crate::store::streams::consume::Entry;
 
 /// Between looks at streams while a transaction fills up.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// Packed bytes that a loop reads ahead, about.
+/// Bytes that a loop reads ahead, as they are held: an entry, and its batch unpacked. Texts that clients repeat pack 200 to 1, so
+/// that packed bytes would bound nothing.
 const BYTES: usize = 8 << 20;
-/// Entries of one read, at most: how large they are is only known of those before.
-const ENTRIES: usize = 100;
+/// Entries of one read, at most: how large they are is only known of those before. A proxy makes batches of 1 MiB at most.
+const ENTRIES: usize = 32;
 /// A consumer that has asked for nothing for so long, and this many times `claim_after`, is gone.
 const GONE: (Duration, u32) = (Duration::from_secs(600), 2);
 
@@ -30,6 +31,7 @@ pub(super) struct Load {
     /// Whether one of these was buried unopened.
     has_buried: bool,
     events: usize,
+    /// As [`held`].
     bytes: usize,
 }
 
@@ -42,7 +44,7 @@ pub(super) struct Work {
 pub(super) struct Reading {
     /// The stream that is asked first, by its place; each in turn, so that none is left behind.
     turn: usize,
-    /// Events and packed bytes of an entry, as a moving mean.
+    /// Events of an entry and what is [`held`] of it, as a moving mean.
     mean_events: f64,
     mean_bytes: f64,
     claim_at: Instant,
@@ -109,7 +111,7 @@ impl Drain {
     ) -> Result<usize, CallError> {
         let entries = self.streams.read(shard, &self.consumer, count).await?;
         let read = entries.len();
-        reading.found(entries.iter().map(|entry| entry.bytes.len()));
+        reading.found(&entries);
         let entries = self.leave_others(reading, shard, entries, |entry| entry);
         for entry in entries.await {
             if let Some(work) = self.open(entry).await {
@@ -143,7 +145,7 @@ impl Drain {
             let mut from = None;
             while reading.count(load, self.worker.batch_max) > 0 {
                 self.heartbeat.beat();
-                let count = reading.count(load, self.worker.batch_max).min(100);
+                let count = reading.count(load, self.worker.batch_max);
                 let claimed =
                     self.streams
                         .claim(*shard, &self.consumer, after, from.as_deref(), count);
@@ -151,6 +153,7 @@ impl Drain {
                     Ok(claimed) => {
                         let entries = claimed.entries;
                         self.metrics.claimed.inc_by(entries.len() as u64);
+                        reading.found(entries.iter().map(|(entry, _)| entry));
                         let entries =
                             self.leave_others(reading, *shard, entries, |(entry, _)| entry);
                         for (entry, deliveries) in entries.await {
@@ -233,9 +236,14 @@ impl Load {
 
     fn take(&mut self, work: Work) {
         self.events += work.events();
-        self.bytes += work.entry.bytes.len();
+        self.bytes += held(&work.entry);
         self.work.push(work);
     }
+}
+
+/// Bytes of an entry and of its batch, once that is opened.
+fn held(entry: &Entry) -> usize {
+    entry.bytes.len() + batch::unpacked_size(&entry.bytes)
 }
 
 impl Reading {
@@ -243,7 +251,8 @@ impl Reading {
         Reading {
             turn: 0,
             mean_events: 100.0,
-            mean_bytes: 10_000.0,
+            // As large as they come: with small ones it is soon less.
+            mean_bytes: 1e6,
             claim_at: Instant::now(),
             forget_at: Instant::now(),
             trouble: HashSet::new(),
@@ -260,15 +269,12 @@ impl Reading {
         entries.max(usize::from(load.is_empty()))
     }
 
-    fn found(&mut self, lengths: impl Iterator<Item = usize>) {
-        for length in lengths {
+    fn found<'a>(&mut self, entries: impl IntoIterator<Item = &'a Entry>) {
+        for entry in entries {
+            let bytes = held(entry) as f64;
             // Of a sudden long one it is told at once.
-            let share = if length as f64 > self.mean_bytes {
-                0.5
-            } else {
-                0.05
-            };
-            self.mean_bytes += share * (length as f64 - self.mean_bytes);
+            let share = if bytes > self.mean_bytes { 0.5 } else { 0.05 };
+            self.mean_bytes += share * (bytes - self.mean_bytes);
             self.mean_bytes = self.mean_bytes.max(100.0);
         }
     }
@@ -277,5 +283,76 @@ impl Reading {
         let events = work.events() as f64;
         self.mean_events += 0.05 * (events - self.mean_events);
         self.mean_events = self.mean_events.max(1.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::event::{AuditEvent, Encoded, Micros};
+    use crate::store::batch::Boot;
+    use crate::store::chain::Hasher;
+
+    /// An entry of `count` events, each with a path of so many equal letters.
+    fn entry(count: usize, path: usize) -> Entry {
+        let path = "a".repeat(path);
+        let mut events = Encoded::default();
+        for _ in 0..count {
+            events.push(&AuditEvent::<&str> {
+                path: &path,
+                ..AuditEvent::sample()
+            });
+        }
+        let id = Uuid::from_bytes([1; 16]);
+        let mut boot = Boot::new("a".to_owned(), id, Micros(1), Hasher::new(None));
+        Entry {
+            shard: 0,
+            id: "1-1".to_owned(),
+            bytes: boot.pack(&mut [events], Micros(1), 0).1,
+        }
+    }
+
+    /// Reads such entries until there is enough; how many bytes of bodies there are then.
+    fn bodies(reading: &mut Reading, entry: &Entry) -> usize {
+        let mut load = Load::default();
+        loop {
+            let count = reading.count(&load, 10_000);
+            if count == 0 {
+                let bodies = load.work.iter().map(|work| work.batch.size());
+                return bodies.sum();
+            }
+            let entries = vec![entry.clone(); count];
+            reading.found(&entries);
+            for entry in entries {
+                let batch = Batch::open(&entry.bytes).unwrap();
+                load.take(Work { entry, batch });
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_read_ahead_is_bounded_unpacked() {
+        let mut reading = Reading::new();
+        let large = entry(128, 8_000);
+        assert!(large.bytes.len() < 50_000, "it packs well");
+        let is_bounded = |bytes: usize| (BYTES / 2..=BYTES).contains(&bytes);
+        // The first of them, too, of which nothing is known.
+        for _ in 0..3 {
+            let bytes = bodies(&mut reading, &large);
+            assert!(is_bounded(bytes), "{bytes}");
+        }
+        // With small ones it is the events that are enough.
+        let small = entry(100, 10);
+        for _ in 0..3 {
+            let bytes = bodies(&mut reading, &small);
+            let enough = 10_000 * Batch::open(&small.bytes).unwrap().size() / 100;
+            assert!((enough / 10 * 9..=enough).contains(&bytes), "{bytes}");
+        }
+        // Large ones after them come as a surprise, of one read.
+        let bytes = bodies(&mut reading, &large);
+        assert!(bytes <= BYTES + ENTRIES * (1 << 20), "{bytes}");
+        assert!(is_bounded(bodies(&mut reading, &large)));
     }
 }
