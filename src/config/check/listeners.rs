@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 
+use super::addresses::Listening;
 use super::redis::not_empty;
 use super::{Checker, SECOND, span};
 use crate::config::Listener;
@@ -73,17 +74,19 @@ impl Checker {
         listeners
     }
 
-    /// Its address stands at `address`, and all else below `path`.
+    /// Its address stands at `address_path`, and all else below `path`.
     fn listener(
         &mut self,
-        address: &str,
+        address_path: &str,
         path: Option<&str>,
         name: String,
         raw: raw::Listener,
     ) -> Listener {
         let key = |key: &str| format!("{}.{key}", path.unwrap_or_default());
         let place = (raw.address.line, raw.address.column);
-        let address = self.listen_address(address, raw.address);
+        let address = self.listen_address(address_path, raw.address);
+        let listening = Listening::listener(address_path, place, address.clone());
+        self.listening.push(listening);
         let is_file = matches!(address, Address::Unix(_));
         let mode = raw.socket_mode.and_then(|at| {
             let (line, column) = (at.line, at.column);

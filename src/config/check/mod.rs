@@ -1,5 +1,6 @@
 //! From the file as written to a [`Config`]: names resolved, defaults filled in, every mistake told at once.
 
+mod addresses;
 mod audit;
 mod breakers;
 pub mod limits;
@@ -20,6 +21,8 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use ipnet::IpNet;
+
+use addresses::Listening;
 
 use crate::config::audit::Level;
 use crate::config::breakers::CircuitBreaker;
@@ -68,6 +71,8 @@ struct Checker {
     identity_fields: Vec<Vec<u8>>,
     /// The index of each entry of `sessions`.
     sessions: BTreeMap<String, usize>,
+    /// What the process listens on.
+    listening: Vec<Listening>,
 }
 
 impl Checker {
@@ -121,7 +126,8 @@ impl Checker {
         let admin = self.admin(file.admin.and_then(|at| at.value));
         let (metrics_address, max_series) = match file.metrics.and_then(|at| at.value) {
             Some(raw) => (
-                raw.address.map(|at| self.address("metrics.address", at)),
+                raw.address
+                    .map(|at| self.control_address("metrics.address", at)),
                 raw.max_series
                     .and_then(|at| at.value)
                     .map_or(2_000, |series| series as usize),
@@ -129,6 +135,8 @@ impl Checker {
             None => (None, 2_000),
         };
         let telemetry = self.telemetry(file.telemetry.and_then(|at| at.value));
+        let listening = std::mem::take(&mut self.listening);
+        self.one_place_each(&listening);
         Config {
             log: telemetry.log,
             access_log: telemetry.access_log,
@@ -164,13 +172,13 @@ impl Checker {
             })
         });
         let Some(at) = address else {
-            return Admin {
-                address: SocketAddr::from(([127, 0, 0, 1], 9901)),
-                token,
-            };
+            let address = SocketAddr::from(([127, 0, 0, 1], 9901));
+            let default = Listening::port("admin.address", None, address);
+            self.listening.push(default);
+            return Admin { address, token };
         };
         let (line, column) = (at.line, at.column);
-        let address = self.address("admin.address", at);
+        let address = self.control_address("admin.address", at);
         if !address.ip().is_loopback() && token.is_none() {
             let message =
                 "an address that others reach needs admin.token: set one, or use 127.0.0.1"
@@ -193,6 +201,15 @@ impl Checker {
             .collect()
     }
 
+    /// Of what the control thread serves.
+    fn control_address(&mut self, path: &str, at: At<String>) -> SocketAddr {
+        let place = Some((at.line, at.column));
+        let address = self.address(path, at);
+        self.listening.push(Listening::port(path, place, address));
+        address
+    }
+
+    /// Port 0 where it is none.
     fn address(&mut self, path: &str, at: At<String>) -> SocketAddr {
         let unusable = SocketAddr::from(([0, 0, 0, 0], 0));
         let Some(text) = at.value else {
