@@ -13,7 +13,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 
-use harness::process::{Echo, Running, file, signal};
+use harness::process::{Echo, Log, Running, file, signal};
 use harness::{Client, Reply};
 
 /// An upstream that answers every request on every connection with `body`.
@@ -87,6 +87,47 @@ fn check_exits_1_and_tells_every_mistake_with_its_place() {
     ] {
         assert!(said.contains(part), "{said}");
     }
+}
+
+/// A file that is right, and limits nothing.
+fn with_an_unused_limit() -> String {
+    let short = short_form("127.0.0.1:1".parse().unwrap());
+    format!("{short}rate_limits: {{a: {{limit: 1/s, by: client.ip}}}}\n")
+}
+
+#[test]
+fn check_warns_beside_what_it_prints_and_exits_0() {
+    let config = file(&with_an_unused_limit());
+    let output = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["check", "--print", "-c"])
+        .arg(config.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8(output.stderr).unwrap();
+    let expected = "warning: line 4, column 18: rate_limits.a: no route names it";
+    assert!(said.starts_with(expected), "{said}");
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(!printed.contains("warning"), "{printed}");
+}
+
+#[test]
+fn run_warns_in_its_log_as_it_starts_and_as_it_reads_the_file_again() {
+    let config = file(&with_an_unused_limit());
+    let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["run", "-c"])
+        .arg(config.path())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let log = Log::of(&mut child);
+    let line = log.until("rate_limits.a: no route names it");
+    assert!(line.contains("WARN"), "{line}");
+    log.until("listening");
+    signal(&child, "HUP");
+    log.until("rate_limits.a: no route names it");
+    signal(&child, "TERM");
+    assert!(child.wait().unwrap().success());
 }
 
 #[test]

@@ -24,13 +24,19 @@ use std::path::Path;
 
 use anyhow::{Context, anyhow};
 
-use crate::config::{self, Config};
+use crate::config::Config;
+use crate::config::check::{Checked, checked};
 
 /// Reads and checks a file; the error tells every mistake in it.
 pub fn load(path: &Path) -> anyhow::Result<Config> {
+    read(path).map(|checked| checked.config)
+}
+
+/// Likewise, with what is to be warned of.
+pub fn read(path: &Path) -> anyhow::Result<Checked> {
     let text =
         std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    config::check::parse(&text, &|name| std::env::var(name).ok()).map_err(|mistakes| {
+    checked(&text, &|name| std::env::var(name).ok()).map_err(|mistakes| {
         let many = if mistakes.len() == 1 {
             "mistake"
         } else {

@@ -12,6 +12,7 @@ mod routes;
 mod runtime;
 mod sessions;
 mod telemetry;
+mod unused;
 mod upstreams;
 mod worker;
 
@@ -23,6 +24,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use addresses::Listening;
+use unused::{Kind, Named, RouteAt};
 
 use crate::config::audit::Level;
 use crate::config::breakers::CircuitBreaker;
@@ -35,23 +37,42 @@ use crate::config::{Admin, Config, Secret};
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(86_400);
 
+/// A file without mistakes.
+pub struct Checked {
+    pub config: Config,
+    /// What weir does as the file says, and what is hardly meant; a file is no worse a file for it.
+    pub warnings: Vec<Mistake>,
+}
+
 /// Reads the text of a file; `lookup` gives environment variables.
 pub fn parse(text: &str, lookup: Lookup<'_>) -> Result<Config, Vec<Mistake>> {
+    checked(text, lookup).map(|checked| checked.config)
+}
+
+/// Likewise, with the warnings.
+pub fn checked(text: &str, lookup: Lookup<'_>) -> Result<Checked, Vec<Mistake>> {
     let file: raw::File = yaml::parse(text, lookup)?;
     let mut checker = Checker::default();
     let config = checker.file(file);
+    let in_order = |mut said: Vec<Mistake>| {
+        said.sort_by_key(|mistake| (mistake.line, mistake.column));
+        said
+    };
     if checker.mistakes.is_empty() {
-        return Ok(config);
+        let warnings = in_order(checker.warnings);
+        return Ok(Checked { config, warnings });
     }
-    checker
-        .mistakes
-        .sort_by_key(|mistake| (mistake.line, mistake.column));
-    Err(checker.mistakes)
+    Err(in_order(checker.mistakes))
 }
 
 #[derive(Default)]
 struct Checker {
     mistakes: Vec<Mistake>,
+    warnings: Vec<Mistake>,
+    /// Where each entry stands that others name.
+    named: Vec<Named>,
+    /// Where each route stands that was read.
+    routes_at: Vec<RouteAt>,
     /// The index of each upstream in the configuration.
     upstreams: BTreeMap<String, usize>,
     /// The index of each limit.
@@ -91,11 +112,16 @@ impl Checker {
                 format!("version {version} is not known: use 1"),
             );
         }
+        self.name(Kind::Limit, &file.rate_limits);
+        self.name(Kind::Breaker, &file.circuit_breakers);
+        self.name(Kind::Sessions, &file.sessions);
+        self.name(Kind::Upstream, &file.upstreams);
         self.has_redis = file.redis.is_some();
         let redis = file.redis.and_then(|at| self.redis(at));
         self.breakers(file.circuit_breakers);
-        self.needs_upstream = file.routes.as_ref().is_none_or(|routes| {
-            let mut routes = routes.iter().filter_map(|at| at.value.as_ref());
+        self.needs_upstream = file.routes.as_ref().is_none_or(|at| {
+            let routes = at.value.iter().flatten();
+            let mut routes = routes.filter_map(|at| at.value.as_ref());
             routes.any(|route| route.redirect.is_none() && route.reply.is_none())
         });
         let upstreams = self.upstreams(file.upstream, file.upstreams);
@@ -137,7 +163,7 @@ impl Checker {
         let telemetry = self.telemetry(file.telemetry.and_then(|at| at.value));
         let listening = std::mem::take(&mut self.listening);
         self.one_place_each(&listening);
-        Config {
+        let config = Config {
             log: telemetry.log,
             access_log: telemetry.access_log,
             traces: telemetry.traces,
@@ -158,7 +184,9 @@ impl Checker {
             shed,
             propagation_delay,
             drain,
-        }
+        };
+        self.warn_of_unused(&config);
+        config
     }
 
     fn admin(&mut self, raw: Option<raw::Admin>) -> Admin {
@@ -297,6 +325,15 @@ impl Checker {
         read(&text)
             .map_err(|message| self.say(path, at.line, at.column, message))
             .ok()
+    }
+
+    fn warn(&mut self, path: &str, (line, column): (u64, u64), message: String) {
+        self.warnings.push(Mistake {
+            path: path.to_owned(),
+            line,
+            column,
+            message,
+        });
     }
 
     fn say(&mut self, path: &str, line: u64, column: u64, message: String) {

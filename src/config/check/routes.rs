@@ -2,6 +2,7 @@
 
 use super::Checker;
 use super::rewrite::{Message, RawTo};
+use super::unused::RouteAt;
 use crate::config::Route;
 use crate::config::audit::Level;
 use crate::config::matches::{HostMatch, Match, PathMatch};
@@ -13,7 +14,7 @@ use crate::http1::path;
 impl Checker {
     pub(super) fn routes(
         &mut self,
-        routes: Option<Vec<At<raw::Route>>>,
+        routes: Option<At<Vec<At<raw::Route>>>>,
         upstreams: usize,
         on_every_route: &[usize],
     ) -> Vec<Route> {
@@ -42,9 +43,19 @@ impl Checker {
                 shed: true,
             }];
         };
+        let place = (routes.line, routes.column);
+        let routes = routes.value.unwrap_or_default();
+        if routes.is_empty() {
+            let message = "no route: every request is answered with 404; add one, or leave the key out for all requests to go to the one upstream";
+            self.warn("routes", place, message.to_owned());
+        }
         let mut checked = Vec::with_capacity(routes.len());
         for (index, at) in routes.into_iter().enumerate() {
             let Some(raw) = at.value else { continue };
+            self.routes_at.push(RouteAt {
+                index,
+                place: (at.line, at.column),
+            });
             let path = format!("routes[{index}]");
             let answered = RawTo {
                 upstream: raw.upstream,
