@@ -7,6 +7,7 @@ pub mod check;
 pub mod limits;
 pub mod listeners;
 pub mod matches;
+pub mod override_keys;
 pub mod postgres;
 pub mod raw;
 pub mod redis;
@@ -21,6 +22,7 @@ pub mod upstreams;
 pub mod worker;
 pub mod yaml;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -75,6 +77,14 @@ pub struct Config {
     pub propagation_delay: Duration,
     /// For requests in flight to end once the process drains.
     pub drain: Duration,
+}
+
+impl Config {
+    /// By how many bits listeners tell IPv6 clients apart.
+    pub fn ipv6_prefixes(&self) -> BTreeSet<u8> {
+        let listeners = self.listeners.iter();
+        listeners.map(|listener| listener.ipv6_prefix).collect()
+    }
 }
 
 /// Where operators ask and change.

@@ -9,6 +9,7 @@ use crate::config::LimitDefaults;
 use crate::config::limits::{
     Accuracy, Cost, KeyPart, Lease, Limit, MAX_RULES, Mode, OnLoss, Period, Rule,
 };
+use crate::config::override_keys::override_keys;
 use crate::config::raw::{self, Algorithm};
 use crate::config::units::{Percent, Span};
 use crate::config::yaml::{self, At};
@@ -77,22 +78,15 @@ impl Checker {
         let hold_ttl = self.hold_ttl(&format!("{path}.hold_ttl"), raw.hold_ttl, algorithm);
         let burst = raw.burst.and_then(|at| at.value);
         let rules = self.rules(&format!("{path}.limit"), raw.limit, algorithm, burst);
-        let mut overrides = BTreeMap::new();
-        for (key, at) in raw.overrides {
-            let at = At {
-                value: at.value.map(|text| {
-                    vec![At {
-                        value: Some(text),
-                        ..at
-                    }]
-                }),
-                line: at.line,
-                column: at.column,
-            };
-            let rules = self.rules(&format!("{path}.overrides.{key}"), at, algorithm, None);
-            overrides.insert(key, rules);
-        }
+        let before = self.mistakes.len();
         let by = self.key_parts(&format!("{path}.by"), raw.by);
+        // Whether a key fits `by` is known where that is right.
+        let by_is_right = self.mistakes.len() == before;
+        let overrides = raw.overrides;
+        let overrides = match by_is_right {
+            true => self.overrides(&path, overrides, &by, algorithm),
+            false => BTreeMap::new(),
+        };
         let mode = super::mode(raw.mode);
         let cost = match raw.cost.and_then(|at| at.value) {
             None => Cost::Constant(1),
@@ -134,6 +128,47 @@ impl Checker {
                 .and_then(|at| at.value)
                 .map_or(1.0, |percent| percent.0),
         }
+    }
+
+    fn overrides(
+        &mut self,
+        path: &str,
+        raw: BTreeMap<String, At<String>>,
+        by: &[KeyPart],
+        algorithm: Algorithm,
+    ) -> BTreeMap<String, Option<Vec<Rule>>> {
+        let mut overrides = BTreeMap::new();
+        for (written, at) in raw {
+            let (line, column) = (at.line, at.column);
+            let at = At {
+                value: at.value.map(|text| {
+                    vec![At {
+                        value: Some(text),
+                        ..at
+                    }]
+                }),
+                line,
+                column,
+            };
+            let path = format!("{path}.overrides.{written}");
+            let rules = self.rules(&path, at, algorithm, None);
+            let keys = match override_keys(by, &written, &self.ipv6_prefixes) {
+                Ok(keys) => keys,
+                Err(message) => {
+                    self.say(&path, line, column, message);
+                    continue;
+                }
+            };
+            for key in keys {
+                let other = overrides.insert(key.clone(), rules.clone());
+                if other.is_some_and(|other| other != rules) {
+                    let message =
+                        format!("another override is for the same clients, {key}: keep one");
+                    self.say(&path, line, column, message);
+                }
+            }
+        }
+        overrides
     }
 
     pub(super) fn key_parts(&mut self, path: &str, by: At<raw::OneOrMany>) -> Vec<KeyPart> {

@@ -16,7 +16,7 @@ mod unused;
 mod upstreams;
 mod worker;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -92,6 +92,8 @@ struct Checker {
     identity_fields: Vec<Vec<u8>>,
     /// The index of each entry of `sessions`.
     sessions: BTreeMap<String, usize>,
+    /// By how many bits listeners tell IPv6 clients apart.
+    ipv6_prefixes: BTreeSet<u8>,
     /// What the process listens on.
     listening: Vec<Listening>,
 }
@@ -126,6 +128,10 @@ impl Checker {
         });
         let upstreams = self.upstreams(file.upstream, file.upstreams);
         let listeners = self.listeners(file.listen, file.listeners);
+        self.ipv6_prefixes = listeners
+            .iter()
+            .map(|listener| listener.ipv6_prefix)
+            .collect();
         let defaults = file.rate_limit_defaults.and_then(|at| at.value);
         let (limit_defaults, on_loss) = self.limit_defaults(defaults);
         let (limits, on_every_route) = self.limits(file.rate_limit, file.rate_limits, on_loss);
