@@ -86,6 +86,8 @@ struct Checker {
     has_redis: bool,
     /// Of routes that do not say; `None` where the file has no audit.
     audit_level: Option<Level>,
+    /// Where the audit's `capture` stands, if it names headers.
+    captures_at: Option<(u64, u64)>,
     /// Whether a route goes to an upstream, or does not say where.
     needs_upstream: bool,
     /// Request fields that tell upstreams who asks, as [`crate::http1::hygiene::folded`].

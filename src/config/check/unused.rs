@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::Checker;
+use crate::config::audit::Level;
 use crate::config::matches::{HostMatch, Match, PathMatch};
 use crate::config::yaml::At;
 use crate::config::{Config, Route};
@@ -76,6 +77,13 @@ impl Checker {
             self.warn(&format!("{section}.{name}"), entry.place, message);
         }
         self.warn_of_unreached(&config.routes);
+        let keeps = |route: &Route| matches!(route.audit, Level::Headers);
+        if let Some(place) = self.captures_at
+            && !config.routes.iter().any(keeps)
+        {
+            let message = "no request is kept with its headers, since no level is headers: add \"level: headers\" to the audit, or \"audit: headers\" to a route";
+            self.warn("audit.capture", place, message.to_owned());
+        }
     }
 
     /// Says each route all of whose requests an earlier one takes.
