@@ -14,6 +14,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 
 use harness::process::{Echo, Log, Running, file, signal};
+use harness::tls::Authority;
 use harness::{Client, Reply};
 
 /// An upstream that answers every request on every connection with `body`.
@@ -128,6 +129,61 @@ fn run_warns_in_its_log_as_it_starts_and_as_it_reads_the_file_again() {
     log.until("rate_limits.a: no route names it");
     signal(&child, "TERM");
     assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn check_reads_the_files_of_tls_as_run_does() {
+    let authority = Authority::new();
+    authority.issue("a", "DNS:a.test");
+    authority.issue("b", "DNS:b.test");
+    let pem = |name: &str| authority.path(name).display().to_string();
+    std::fs::write(authority.path("empty"), "").unwrap();
+    let check = |cert: &str, key: &str, ca: &str| {
+        let config = file(&format!(
+            "listeners:\n  - address: 127.0.0.1:0\n    tls:\n      certificates: [{{cert: {}, key: {}}}]\n\
+             upstreams: {{app: {{endpoints: 'https://x:1', tls: {{ca: {}}}}}}}\n",
+            pem(cert),
+            pem(key),
+            pem(ca)
+        ));
+        let mut check = Command::new(env!("CARGO_BIN_EXE_weir"));
+        let output = check.args(["check", "-c"]).arg(config.path()).output();
+        let output = output.unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.success(), said.is_empty(), "{said}");
+        said
+    };
+    assert_eq!(check("a.crt", "a.key", "ca.crt"), "");
+    let says = |said: String, parts: &[&str]| {
+        for part in parts {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+    };
+    says(
+        check("no.crt", "no.key", "no.ca"),
+        &[
+            "3 mistakes in ",
+            "line 4, column 29: listeners[0].tls.certificates[0].cert: cannot read ",
+            ": listeners[0].tls.certificates[0].key: cannot read ",
+            "line 5, column 55: upstreams.app.tls.ca: cannot read ",
+        ],
+    );
+    says(
+        check("a.crt", "b.key", "ca.crt"),
+        &[
+            "1 mistake in ",
+            "tls.certificates[0].key: its certificates cannot be used: ",
+        ],
+    );
+    says(
+        check("empty", "a.key", "a.key"),
+        &[
+            "2 mistakes in ",
+            "tls.certificates[0].cert: its certificates cannot be used: ",
+            "empty: it holds no certificate",
+            "upstreams.app.tls.ca: its certificates cannot be used: ",
+        ],
+    );
 }
 
 #[test]

@@ -15,6 +15,7 @@ use std::process::{Child, Command};
 
 use harness::eventually;
 use harness::process::{file, signal};
+use harness::tls::Authority;
 
 const README: &str = include_str!("../README.md");
 const CONFIGURATION: &str = include_str!("../docs/configuration.md");
@@ -202,6 +203,12 @@ fn check(yaml: &str) {
             Some(_) | None => text.push_str(part),
         }
     }
+    let authority = Authority::new();
+    for name in ["tls", "c"] {
+        authority.issue(name, "DNS:app.svc");
+    }
+    let folder = authority.folder.path().display();
+    let text = text.replace("/tls/", &format!("{folder}/"));
     let config = file(&text);
     let output = Command::new(env!("CARGO_BIN_EXE_weir"))
         .args(["check", "-c"])

@@ -81,7 +81,9 @@ pub enum TakesOver {
 /// Runs until SIGTERM or SIGINT, or until another process has taken over; then drains. An error too once a task cannot be kept up.
 pub fn run(file: PathBuf, parts: Parts, takes_over: TakesOver) -> anyhow::Result<()> {
     let seen = reload::fingerprint(&file);
-    let Checked { config, warnings } = read(&file)?;
+    let Checked {
+        config, warnings, ..
+    } = read(&file)?;
     log::init(config.log);
     warn_of(&warnings, &file);
     // The control thread: signals, reloads and the admin port, apart from the lanes.
@@ -93,7 +95,9 @@ pub fn run(file: PathBuf, parts: Parts, takes_over: TakesOver) -> anyhow::Result
 
 /// As a file is read again.
 fn load_and_warn(file: &Path) -> anyhow::Result<Config> {
-    let Checked { config, warnings } = read(file)?;
+    let Checked {
+        config, warnings, ..
+    } = read(file)?;
     warn_of(&warnings, file);
     Ok(config)
 }

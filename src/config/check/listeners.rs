@@ -11,7 +11,7 @@ use super::{Checker, SECOND, span};
 use crate::config::Listener;
 use crate::config::listeners::{Address, ProxyProtocol};
 use crate::config::raw;
-use crate::config::tls::{Certificate, ClientAuth, ListenerTls};
+use crate::config::tls::{Certificate, ClientAuth, Holds, ListenerTls, PemFile};
 use crate::config::units::{ByteSize, FileMode, Span};
 use crate::config::yaml::At;
 use crate::http1::head::HeadLimits;
@@ -224,7 +224,7 @@ impl Checker {
             .and_then(|at| Some((at.value?, at.line, at.column)));
         let ca = raw
             .client_ca
-            .and_then(|at| self.path_of(&format!("{path}.client_ca"), at));
+            .and_then(|at| self.pem_file(&format!("{path}.client_ca"), at, Holds::Authorities));
         let client_auth = match (told, ca) {
             (None, None) => ClientAuth::None,
             (None | Some((raw::ClientAuth::Required, ..)), Some(ca)) => ClientAuth::Required(ca),
@@ -249,16 +249,26 @@ impl Checker {
     }
 
     pub(super) fn certificate(&mut self, path: &str, raw: raw::Certificate) -> Option<Certificate> {
-        let cert = self.path_of(&format!("{path}.cert"), raw.cert);
-        let key = self.path_of(&format!("{path}.key"), raw.key);
+        let cert = self.pem_file(&format!("{path}.cert"), raw.cert, Holds::Chain);
+        let holds = Holds::KeyOf(cert.clone().unwrap_or_default());
+        let key = self.pem_file(&format!("{path}.key"), raw.key, holds);
         Some(Certificate {
             cert: cert?,
             key: key?,
         })
     }
 
-    pub(super) fn path_of(&mut self, path: &str, at: At<String>) -> Option<PathBuf> {
-        self.read(path, at, |text| not_empty(text).map(PathBuf::from))
+    pub(super) fn pem_file(&mut self, path: &str, at: At<String>, holds: Holds) -> Option<PathBuf> {
+        let (line, column) = (at.line, at.column);
+        let file = self.read(path, at, |text| not_empty(text).map(PathBuf::from))?;
+        self.pem_files.push(PemFile {
+            file: file.clone(),
+            holds,
+            path: path.to_owned(),
+            line,
+            column,
+        });
+        Some(file)
     }
 }
 

@@ -30,6 +30,7 @@ use crate::config::audit::Level;
 use crate::config::breakers::CircuitBreaker;
 use crate::config::limits::Mode;
 use crate::config::raw;
+use crate::config::tls::PemFile;
 use crate::config::units::Span;
 use crate::config::yaml::{self, At, Lookup, Mistake};
 use crate::config::{Admin, Config, Secret};
@@ -42,6 +43,8 @@ pub struct Checked {
     pub config: Config,
     /// What weir does as the file says, and what is hardly meant; a file is no worse a file for it.
     pub warnings: Vec<Mistake>,
+    /// Every one that the file names; none is read here.
+    pub pem_files: Vec<PemFile>,
 }
 
 /// Reads the text of a file; `lookup` gives environment variables.
@@ -60,7 +63,11 @@ pub fn checked(text: &str, lookup: Lookup<'_>) -> Result<Checked, Vec<Mistake>> 
     };
     if checker.mistakes.is_empty() {
         let warnings = in_order(checker.warnings);
-        return Ok(Checked { config, warnings });
+        return Ok(Checked {
+            config,
+            warnings,
+            pem_files: checker.pem_files,
+        });
     }
     Err(in_order(checker.mistakes))
 }
@@ -69,6 +76,7 @@ pub fn checked(text: &str, lookup: Lookup<'_>) -> Result<Checked, Vec<Mistake>> 
 struct Checker {
     mistakes: Vec<Mistake>,
     warnings: Vec<Mistake>,
+    pem_files: Vec<PemFile>,
     /// Where each entry stands that others name.
     named: Vec<Named>,
     /// Where each route stands that was read.
