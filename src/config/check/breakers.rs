@@ -72,7 +72,11 @@ impl Checker {
             half_open: HalfOpen {
                 probes: probes.and_then(|at| at.value).unwrap_or(5),
                 success_rate: share(success_rate, 0.8),
-                probe_timeout: span(probe_timeout, seconds(5)),
+                probe_timeout: self.timeout(
+                    &format!("{path}.half_open.probe_timeout"),
+                    probe_timeout,
+                    seconds(5),
+                ),
             },
             recover_over: span(raw.recover_over, seconds(30)),
         };
@@ -322,6 +326,10 @@ mod tests {
                 "circuit_breakers.b.failure_on[0]: \"5xz\" is not a kind of failure",
             ),
             ("{fallback: {status: 99, body: x}}", "use 200 to 599"),
+            (
+                "{half_open: {probe_timeout: 0s}}",
+                "circuit_breakers.b.half_open.probe_timeout: 0s is over at once",
+            ),
             (
                 "{quorum: 0}",
                 "line 3, column 32: circuit_breakers.b.quorum: a quorum of none would trip at once: use 1 or more",

@@ -76,8 +76,16 @@ impl Checker {
             .unwrap_or(Algorithm::TokenBucket);
         let accuracy = self.accuracy(&path, raw.accuracy, algorithm);
         let hold_ttl = self.hold_ttl(&format!("{path}.hold_ttl"), raw.hold_ttl, algorithm);
+        let burst_at = raw.burst.as_ref().map(|at| (at.line, at.column));
         let burst = raw.burst.and_then(|at| at.value);
         let rules = self.rules(&format!("{path}.limit"), raw.limit, algorithm, burst);
+        let admits = |rule: &Rule| matches!(rule, Rule::TokenBucket { count: 1.., .. });
+        if let (Some(0), Some((line, column))) = (burst, burst_at)
+            && rules.iter().flatten().any(admits)
+        {
+            let message = "a bucket of nothing admits nothing: use 1 or more, or leave it out for the limit's number; to refuse all, use \"limit: 0/s\"";
+            self.say(&format!("{path}.burst"), line, column, message.to_owned());
+        }
         let before = self.mistakes.len();
         let by = self.key_parts(&format!("{path}.by"), raw.by);
         // Whether a key fits `by` is known where that is right.

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::addresses::Listening;
 use super::redis::not_empty;
-use super::{Checker, SECOND, span};
+use super::{Checker, SECOND};
 use crate::config::Listener;
 use crate::config::listeners::{Address, ProxyProtocol};
 use crate::config::raw;
@@ -127,6 +127,9 @@ impl Checker {
         let number = |at: Option<At<NonZeroU32>>, default: u32| {
             at.and_then(|at| at.value).map_or(default, NonZeroU32::get)
         };
+        let mut timeout = |name: &str, at: Option<At<Span>>, default| {
+            self.timeout(&key(&format!("timeouts.{name}")), at, default * SECOND)
+        };
         Listener {
             name,
             address,
@@ -150,10 +153,10 @@ impl Checker {
             max_body: size(limits.max_body, 10 << 20),
             max_concurrent_streams: number(limits.max_concurrent_streams, 128),
             max_handshakes: number(limits.max_handshakes, 1000) as usize,
-            header_read: span(timeouts.header_read, 10 * SECOND),
-            request_read: span(timeouts.request_read, 60 * SECOND),
-            keep_alive: span(timeouts.keep_alive, 60 * SECOND),
-            stream_idle: span(timeouts.stream_idle, 300 * SECOND),
+            header_read: timeout("header_read", timeouts.header_read, 10),
+            request_read: timeout("request_read", timeouts.request_read, 60),
+            keep_alive: timeout("keep_alive", timeouts.keep_alive, 60),
+            stream_idle: timeout("stream_idle", timeouts.stream_idle, 300),
             tls_handshake: self.span_within(
                 &key("timeouts.tls_handshake"),
                 timeouts.tls_handshake,
@@ -351,6 +354,22 @@ mod tests {
             (
                 "address: 0.0.0.0:1, timeouts: {tls_handshake: 0s}",
                 "listeners[0].timeouts.tls_handshake: 0s is out of bounds",
+            ),
+            (
+                "address: 0.0.0.0:1, timeouts: {header_read: 0s}",
+                "listeners[0].timeouts.header_read: 0s is over at once, and stands for no \"never\": use 1ms or more, for example 10s, or 1d where",
+            ),
+            (
+                "address: 0.0.0.0:1, timeouts: {request_read: 0s}",
+                "listeners[0].timeouts.request_read: 0s is over",
+            ),
+            (
+                "address: 0.0.0.0:1, timeouts: {keep_alive: 0ms}",
+                "listeners[0].timeouts.keep_alive: 0s is over",
+            ),
+            (
+                "address: 0.0.0.0:1, timeouts: {stream_idle: 0s}",
+                "listeners[0].timeouts.stream_idle: 0s is over",
             ),
             (
                 "address: 'unix:in.sock'",

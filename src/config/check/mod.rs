@@ -289,6 +289,22 @@ impl Checker {
         span.0
     }
 
+    /// A timeout, of which 0 would end all that it is for at once; in Envoy it is none.
+    fn timeout(&mut self, path: &str, at: Option<At<Span>>, default: Duration) -> Duration {
+        let told = at.and_then(|at| Some((at.value?, at.line, at.column)));
+        let Some((Span(told), line, column)) = told else {
+            return default;
+        };
+        if told.is_zero() {
+            let message = format!(
+                "0s is over at once, and stands for no \"never\": use 1ms or more, for example {}, or 1d where it is not to matter",
+                Span(default)
+            );
+            self.say(path, line, column, message);
+        }
+        told
+    }
+
     /// Whole days, one at least.
     fn days(&mut self, path: &str, at: Option<At<Span>>, default: Duration) -> Duration {
         let told = at.and_then(|at| Some((at.value?, at.line, at.column)));
@@ -450,7 +466,7 @@ mod tests {
     fn every_mistake_of_meaning_is_told_in_one_run() {
         let said = read(
             "version: 2\nlisten: nowhere\nupstreams:\n  app: {endpoints: ['ftp://x']}\n  two: {endpoints: []}\n\
-             routes:\n  - {upstream: apq}\n  - {match: {path: /a//b, host: '*', methods: [get]}, upstream: app}\n",
+             routes:\n  - {upstream: apq}\n  - {match: {path: /a//b, host: '*', methods: [get]}, upstream: app, timeout: 0s}\n",
         )
         .unwrap_err();
         for (line, part) in [
@@ -465,6 +481,7 @@ mod tests {
             ("line 8, ", "use its normal form, \"/a/b\""),
             ("line 8, ", "routes[1].match.host: host must be"),
             ("line 8, ", "\"get\" is not a method"),
+            ("line 8, ", "routes[1].timeout: 0s is over at once"),
         ] {
             assert!(
                 said.iter()
@@ -472,7 +489,7 @@ mod tests {
                 "{part}: {said:#?}"
             );
         }
-        assert_eq!(said.len(), 8, "{said:#?}");
+        assert_eq!(said.len(), 9, "{said:#?}");
     }
 
     #[test]

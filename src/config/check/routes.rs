@@ -1,8 +1,8 @@
 //! Routes, from the file as written to [`Route`]s.
 
-use super::Checker;
 use super::rewrite::{Message, RawTo};
 use super::unused::RouteAt;
+use super::{Checker, SECOND};
 use crate::config::Route;
 use crate::config::audit::Level;
 use crate::config::matches::{HostMatch, Match, PathMatch};
@@ -82,7 +82,9 @@ impl Checker {
                 .matches
                 .and_then(|at| at.value)
                 .map(|raw| self.matches(&format!("{path}.match"), raw));
-            let timeout = raw.timeout.and_then(|at| at.value).map(|span| span.0);
+            let timeout = raw
+                .timeout
+                .map(|at| self.timeout(&format!("{path}.timeout"), Some(at), 5 * SECOND));
             let session = self.route_session(&path, raw.session, raw.revalidate_every);
             let mut limits = on_every_route.to_vec();
             let limits_path = format!("{path}.rate_limits");

@@ -82,8 +82,12 @@ impl Checker {
                 .load_balancing
                 .and_then(|at| self.balancing(&key("load_balancing"), at))
                 .unwrap_or(Balancing::LeastRequest),
-            connect_timeout: span(raw.connect_timeout, plain.connect_timeout),
-            timeout: span(raw.timeout, plain.timeout),
+            connect_timeout: self.timeout(
+                &key("connect_timeout"),
+                raw.connect_timeout,
+                plain.connect_timeout,
+            ),
+            timeout: self.timeout(&key("timeout"), raw.timeout, plain.timeout),
             idle_timeout: span(raw.idle_timeout, plain.idle_timeout),
             concurrency: raw
                 .concurrency

@@ -226,6 +226,11 @@ fn a_wrong_limit_says_the_mend() {
         "rate_limits.a.hold_ttl: 999ms is too short: use 1s or more",
     );
     says(
+        "rate_limits: {a: {limit: 5/s, by: path, burst: 0}}\n",
+        "line 3, column 48: rate_limits.a.burst: a bucket of nothing admits nothing: use 1 or more",
+    );
+    assert!(read("rate_limits: {a: {limit: 0/s, by: path, burst: 0}}\n").is_ok());
+    says(
         "rate_limit_defaults: {on_redis_loss: freeze}\n",
         "unknown variant `freeze`",
     );
