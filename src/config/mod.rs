@@ -13,6 +13,7 @@ pub mod raw;
 pub mod redis;
 pub mod rewrite;
 pub mod runtime;
+mod schema;
 pub mod sessions;
 pub mod show;
 pub mod telemetry;
@@ -36,6 +37,7 @@ use postgres::Postgres;
 use redis::Redis;
 use rewrite::{HeaderChanges, Rewrite, To};
 use runtime::Shed;
+pub use schema::schema;
 use sessions::{RouteSession, Sessions};
 use telemetry::{AccessLog, Log, Traces};
 pub use upstreams::{Protocol, Upstream};
@@ -164,9 +166,4 @@ pub struct LimitDefaults {
     pub standard_headers: bool,
     /// Whether clients are told by `X-RateLimit-*`.
     pub legacy_headers: bool,
-}
-
-/// The JSON Schema of the file, for editors.
-pub fn schema() -> serde_json::Value {
-    schemars::schema_for!(raw::File).to_value()
 }
