@@ -454,7 +454,7 @@ impl FromStr for Rate {
     fn from_str(text: &str) -> Result<Rate, String> {
         let bad = || {
             format!(
-                "\"{text}\" is not a rate: use a number, a slash and a time, for example 100/s or 10/30s"
+                "\"{text}\" is not a rate: use a number, a slash and a time (ms, s, m, h, d, day, week, month or year), for example 100/s or 10/30s"
             )
         };
         let (count, period) = text.split_once('/').ok_or_else(bad)?;

@@ -194,6 +194,18 @@ fn a_wrong_limit_says_the_mend() {
         "use algorithm fixed_window",
     );
     says(
+        "rate_limits: {a: {limit: 100/min, by: path}}\n",
+        "a time (ms, s, m, h, d, day, week, month or year), for example 100/s",
+    );
+    says(
+        "routes: [{upstream: upstream, rate_limits: [a]}]\n",
+        "unknown limit \"a\"; none is in the file: add it",
+    );
+    says(
+        "circuit_breakers: {a: {failure_rate: 0.5}}\n",
+        "\"0.5\" is not a percentage: use 50%",
+    );
+    says(
         "rate_limits: {a: {limit: 5/0s, by: path}}\n",
         "is not a rate",
     );
