@@ -82,6 +82,36 @@ impl Checker {
     }
 }
 
+impl Checker {
+    /// Warns of endpoints that are listeners of this very file.
+    pub(super) fn warn_of_circles(&mut self, all: &[Listening]) {
+        for (path, place, endpoint) in std::mem::take(&mut self.endpoints) {
+            let mut listeners = all.iter().filter(|listening| listening.is_listener);
+            if let Some(listener) = listeners.find(|listener| is_at(&endpoint, &listener.address)) {
+                let message = format!(
+                    "{endpoint} is weir's own listener, {}, so that requests would go in a circle: use the app's address",
+                    listener.path
+                );
+                self.warn(&path, place, message);
+            }
+        }
+    }
+}
+
+/// Whether connections to `endpoint` come to `listener` in this host.
+fn is_at(endpoint: &str, listener: &Address) -> bool {
+    match listener {
+        Address::Unix(_) => listener.to_string() == endpoint,
+        Address::Tcp(listener) => {
+            let local = endpoint.replacen("localhost:", "127.0.0.1:", 1);
+            local.parse().is_ok_and(|endpoint: SocketAddr| {
+                let stays = endpoint.ip().is_loopback() || endpoint.ip().is_unspecified();
+                is_same(endpoint, *listener) || (stays && overlap(endpoint, *listener))
+            })
+        }
+    }
+}
+
 fn is_same(one: SocketAddr, two: SocketAddr) -> bool {
     let scope = |address: SocketAddr| match address {
         SocketAddr::V4(_) => 0,
@@ -106,7 +136,7 @@ fn overlap(one: SocketAddr, two: SocketAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use crate::config::check::parse;
+    use crate::config::check::{checked, parse};
     use crate::config::yaml::Mistake;
 
     fn said(text: &str) -> String {
@@ -165,6 +195,36 @@ mod tests {
             &["127.0.0.1:1"],
             "metrics: {address: 127.0.0.1:9901}"
         ));
+    }
+
+    #[test]
+    fn an_endpoint_that_is_a_listener_is_warned_of() {
+        let warned = |listener: &str, endpoint: &str| {
+            let text = format!("listen: '{listener}'\nupstream: '{endpoint}'\n");
+            let checked = checked(&text, &|_| None).unwrap_or_else(|said| panic!("{said:#?}"));
+            let said = checked.warnings.iter().map(ToString::to_string);
+            said.collect::<Vec<_>>().join("\n")
+        };
+        assert_eq!(
+            warned("0.0.0.0:8080", "http://localhost:8080"),
+            "line 2, column 11: upstream: localhost:8080 is weir's own listener, listen, so that requests would go in a circle: use the app's address"
+        );
+        for (listener, endpoint) in [
+            ("127.0.0.1:80", "http://127.0.0.1"),
+            ("[::]:1", "http://127.0.0.1:1"),
+            ("10.1.2.3:1", "http://10.1.2.3:1"),
+            ("unix:/a", "unix:/a"),
+        ] {
+            assert_ne!(warned(listener, endpoint), "", "{listener} {endpoint}");
+        }
+        for (listener, endpoint) in [
+            ("127.0.0.1:1", "http://127.0.0.1:2"),
+            ("0.0.0.0:1", "http://10.1.2.3:1"),
+            ("127.0.0.1:0", "http://127.0.0.1:1"),
+            ("unix:/a", "unix:/b"),
+        ] {
+            assert_eq!(warned(listener, endpoint), "", "{listener} {endpoint}");
+        }
     }
 
     #[test]

@@ -48,6 +48,11 @@ impl Checker {
             self.header_names("audit.capture.response_headers", response_headers);
         let names_headers = !request_headers.is_empty() || !response_headers.is_empty();
         self.captures_at = captures_at.filter(|_| names_headers);
+        if let (Some(at), true) = (&raw.sqlite, self.has_postgres) {
+            let message =
+                "the audit goes to postgres, so that this does nothing: leave one of them out";
+            self.warn("audit.sqlite", (at.line, at.column), message.to_owned());
+        }
         let (path, retention) = raw
             .sqlite
             .and_then(|at| at.value)

@@ -57,6 +57,8 @@ impl Checker {
                 rate: raw.rate.value?.0,
             })
         });
+        let open_at = raw.open_for.as_ref().or(raw.max_open_for.as_ref());
+        let open_at = open_at.map(|at| (at.line, at.column));
         let settings = Settings {
             window: window.unwrap_or(Window::Time(seconds(10))),
             minimum_calls: raw.minimum_calls.and_then(|at| at.value).unwrap_or(20),
@@ -80,6 +82,14 @@ impl Checker {
             },
             recover_over: span(raw.recover_over, seconds(30)),
         };
+        if let Some(place) = open_at.filter(|_| settings.open_for > settings.max_open_for) {
+            let message = format!(
+                "{} is longer than max_open_for, {}, so that the first opening lasts longest: use a shorter one, or a longer max_open_for",
+                Span(settings.open_for),
+                Span(settings.max_open_for)
+            );
+            self.warn(&format!("{path}.open_for"), place, message);
+        }
         let failure_on = match raw.failure_on.and_then(|at| at.value) {
             Some(list) => self.failure_on(&path, list),
             None => FailureOn {

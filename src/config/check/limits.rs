@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::sessions::field_name;
 use super::{Checker, SECOND};
 use crate::config::LimitDefaults;
 use crate::config::limits::{
@@ -79,6 +80,11 @@ impl Checker {
         let burst_at = raw.burst.as_ref().map(|at| (at.line, at.column));
         let burst = raw.burst.and_then(|at| at.value);
         let rules = self.rules(&format!("{path}.limit"), raw.limit, algorithm, burst);
+        if let (Some(_), Some(place), true) = (burst, burst_at, algorithm != Algorithm::TokenBucket)
+        {
+            let message = "only token_bucket has a burst, so that this one does nothing: leave it out, or use that algorithm";
+            self.warn(&format!("{path}.burst"), place, message.to_owned());
+        }
         let admits = |rule: &Rule| matches!(rule, Rule::TokenBucket { count: 1.., .. });
         if let (Some(0), Some((line, column))) = (burst, burst_at)
             && rules.iter().flatten().any(admits)
@@ -105,10 +111,13 @@ impl Checker {
             Some(raw::Cost {
                 header: Some(header),
                 default,
-            }) => Cost::Header {
-                name: header.value.unwrap_or_default().to_ascii_lowercase(),
-                default: value_or(default, 1),
-            },
+            }) => {
+                let name = self.read(&format!("{path}.cost.header"), header, field_name);
+                Cost::Header {
+                    name: name.unwrap_or_default().to_ascii_lowercase(),
+                    default: value_or(default, 1),
+                }
+            }
         };
         let deny_missing = matches!(
             raw.if_missing.and_then(|at| at.value),
@@ -502,7 +511,8 @@ fn key_part(text: &str) -> Result<Option<KeyPart>, String> {
         "session.user" => KeyPart::SessionUser,
         "constant" => return Ok(None),
         _ => {
-            let header = named("header:").map(|name| KeyPart::Header(name.to_ascii_lowercase()));
+            let header = named("header:").map(|name| field_name(&name)).transpose()?;
+            let header = header.map(|name| KeyPart::Header(name.to_ascii_lowercase()));
             let part = header.or_else(|| named("cookie:").map(KeyPart::Cookie));
             let part = part.or_else(|| named("query:").map(KeyPart::Query));
             part.or_else(|| named("session.claims.").map(KeyPart::SessionClaim)).ok_or_else(|| {

@@ -232,7 +232,17 @@ impl Checker {
             (None, None) => ClientAuth::None,
             (None | Some((raw::ClientAuth::Required, ..)), Some(ca)) => ClientAuth::Required(ca),
             (Some((raw::ClientAuth::Optional, ..)), Some(ca)) => ClientAuth::Optional(ca),
-            (Some((raw::ClientAuth::None, ..)), _) => ClientAuth::None,
+            (Some((raw::ClientAuth::None, ..)), None) => ClientAuth::None,
+            (Some((raw::ClientAuth::None, line, column)), Some(_)) => {
+                let message = "no certificate would be asked for, and client_ca says whose are believed: use required or optional, or leave client_ca out";
+                self.say(
+                    &format!("{path}.client_auth"),
+                    line,
+                    column,
+                    message.to_owned(),
+                );
+                ClientAuth::None
+            }
             (Some((raw::ClientAuth::Required | raw::ClientAuth::Optional, line, column)), None) => {
                 let message = "no authority to believe clients' certificates from: add client_ca, or use none";
                 self.say(
@@ -321,8 +331,12 @@ mod tests {
         assert_eq!(auth(", client_ca: /ca"), Ok(ClientAuth::Required(ca())));
         let optional = auth(", client_ca: /ca, client_auth: optional");
         assert_eq!(optional, Ok(ClientAuth::Optional(ca())));
-        let none = auth(", client_ca: /ca, client_auth: none");
-        assert_eq!(none, Ok(ClientAuth::None));
+        assert_eq!(auth(", client_auth: none"), Ok(ClientAuth::None));
+        let off = auth(", client_ca: /ca, client_auth: none").unwrap_err();
+        assert!(
+            off.contains("listeners[0].tls.client_auth: no certificate would be asked for"),
+            "{off}"
+        );
         for rest in [", client_auth: required", ", client_auth: optional"] {
             let said = auth(rest).unwrap_err();
             assert!(

@@ -92,6 +92,8 @@ struct Checker {
     breakers: BTreeMap<String, CircuitBreaker>,
     /// Whether the file has `redis`; right or wrong.
     has_redis: bool,
+    /// Likewise, `postgres`.
+    has_postgres: bool,
     /// Of routes that do not say; `None` where the file has no audit.
     audit_level: Option<Level>,
     /// Where the audit's `capture` stands, if it names headers.
@@ -106,6 +108,8 @@ struct Checker {
     ipv6_prefixes: BTreeSet<u8>,
     /// What the process listens on.
     listening: Vec<Listening>,
+    /// The endpoints that are no names of DNS, each as it is written in the configuration, with its place.
+    endpoints: Vec<(String, (u64, u64), String)>,
 }
 
 impl Checker {
@@ -129,6 +133,7 @@ impl Checker {
         self.name(Kind::Sessions, &file.sessions);
         self.name(Kind::Upstream, &file.upstreams);
         self.has_redis = file.redis.is_some();
+        self.has_postgres = file.postgres.is_some();
         let redis = file.redis.and_then(|at| self.redis(at));
         self.breakers(file.circuit_breakers);
         self.needs_upstream = file.routes.as_ref().is_none_or(|at| {
@@ -179,6 +184,7 @@ impl Checker {
         let telemetry = self.telemetry(file.telemetry.and_then(|at| at.value));
         let listening = std::mem::take(&mut self.listening);
         self.one_place_each(&listening);
+        self.warn_of_circles(&listening);
         let config = Config {
             log: telemetry.log,
             access_log: telemetry.access_log,
@@ -389,6 +395,9 @@ fn mode(at: Option<At<raw::Mode>>) -> Mode {
 fn span(at: Option<At<Span>>, default: Duration) -> Duration {
     at.and_then(|at| at.value).map_or(default, |span| span.0)
 }
+
+#[cfg(test)]
+mod contradictions;
 
 #[cfg(test)]
 mod tests {

@@ -1,6 +1,7 @@
 //! Routes, from the file as written to [`Route`]s.
 
 use super::rewrite::{Message, RawTo};
+use super::sessions::field_name;
 use super::unused::RouteAt;
 use super::{Checker, SECOND};
 use crate::config::Route;
@@ -144,6 +145,11 @@ impl Checker {
                 })
             });
         let methods = methods.collect();
+        for (name, at) in &raw.headers {
+            if let Err(message) = field_name(name) {
+                self.say(&format!("{path}.headers"), at.line, at.column, message);
+            }
+        }
         let headers = raw
             .headers
             .into_iter()
