@@ -31,6 +31,10 @@ fn the_short_form_limits_every_route() {
         [KeyPart::ClientIp, KeyPart::Header("x-tenant".to_owned())]
     );
     assert_eq!(config.routes[0].limits, [0]);
+    let shared = read("rate_limit: 100/s\n").unwrap();
+    let constant = read("rate_limits: {a: {limit: 100/s, by: constant}}\n").unwrap();
+    assert_eq!(shared.limits[0].by, constant.limits[0].by);
+    assert_eq!(shared.limits[0].by, []);
 }
 
 #[test]
