@@ -23,7 +23,7 @@ peers:
 
 # The venv is made anew when what it has to have changes, by uv: pip takes three times as long. Without a weir of a build before, one is built.
 KUBE := target/kube-venv/bin/python
-chart: kube-venv ## Check the Helm chart, the manifests, the dashboard and the alerts
+chart: kube-venv ## Check the Helm chart, the manifests, the dashboard, the alerts and the file's schema
 	@tests/need.sh openssl prometheus redis-server postgresql
 	@test -x $(WEIR) || cargo build
 	$(KUBE) tests/kube/check.py --weir $(WEIR)

@@ -101,7 +101,7 @@ enum Command {
     /// Bring the schema of postgres up to date.
     #[command(after_help = "Example: weir migrate -c weir.yaml")]
     Migrate(File),
-    /// Say every mistake in a file with its line and column; exit 1 if there is one.
+    /// Say every mistake in a file with its line and column, and exit 1 if there is one; warn of what is hardly meant.
     #[command(
         after_help = "Example: weir check -c weir.yaml\nExample: weir check -c weir.yaml --print > long.yaml"
     )]

@@ -259,6 +259,45 @@ fn the_metrics_address_serves_metrics_alone() {
 }
 
 #[test]
+fn an_override_is_for_a_client_as_limits_count_it() {
+    let upstream = Upstream::answering("hi");
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nupstream: {}\nadmin: {{address: 127.0.0.1:0, token: secret}}\n\
+         rate_limits: {{c: {{limit: 5/h, by: client.ip}}}}\nroutes: [{{upstream: upstream, rate_limits: [c]}}]\n",
+        upstream.url()
+    ));
+    let running = Running::start(config.path());
+    let mut admin = running.admin();
+    let set = |admin: &mut Client, key: &str| {
+        let path = format!("/v1/limits/c/overrides/{key}");
+        call(admin, "PUT", &path, r#"{"limit": "7/h"}"#)
+    };
+    for key in ["localhost", "10.0.0.0%2F8"] {
+        let reply = set(&mut admin, key);
+        let problem = json(&reply)["detail"].to_string();
+        assert!(
+            reply.status == 400 && problem.contains("the address of one client"),
+            "{problem}"
+        );
+    }
+    let network = set(&mut admin, "2001:db8::7");
+    assert_eq!(
+        json(&network)["overrides"]["2001:db8::"][0]["limit"],
+        "7/h",
+        "{network:?}"
+    );
+    let left = call(&mut admin, "GET", "/v1/limits/c?key=2001:db8::8", "");
+    assert_eq!(json(&left)["windows"][0]["remaining"], 7, "{left:?}");
+    assert_eq!(
+        call(&mut admin, "GET", "/v1/limits/c?key=localhost", "").status,
+        400
+    );
+    let other = "/v1/limits/c/overrides/2001:db8::9";
+    assert_eq!(call(&mut admin, "DELETE", other, "").status, 204);
+    assert_eq!(call(&mut admin, "DELETE", other, "").status, 404);
+}
+
+#[test]
 fn what_is_not_there_is_a_problem_that_says_what_is() {
     let running = start(&Upstream::answering("hi"));
     let mut admin = running.admin();

@@ -13,7 +13,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 
-use harness::process::{Echo, Running, file, signal};
+use harness::process::{Echo, Log, Running, file, signal};
+use harness::tls::Authority;
 use harness::{Client, Reply};
 
 /// An upstream that answers every request on every connection with `body`.
@@ -87,6 +88,102 @@ fn check_exits_1_and_tells_every_mistake_with_its_place() {
     ] {
         assert!(said.contains(part), "{said}");
     }
+}
+
+/// A file that is right, and limits nothing.
+fn with_an_unused_limit() -> String {
+    let short = short_form("127.0.0.1:1".parse().unwrap());
+    format!("{short}rate_limits: {{a: {{limit: 1/s, by: client.ip}}}}\n")
+}
+
+#[test]
+fn check_warns_beside_what_it_prints_and_exits_0() {
+    let config = file(&with_an_unused_limit());
+    let output = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["check", "--print", "-c"])
+        .arg(config.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8(output.stderr).unwrap();
+    let expected = "warning: line 4, column 18: rate_limits.a: no route names it";
+    assert!(said.starts_with(expected), "{said}");
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(!printed.contains("warning"), "{printed}");
+}
+
+#[test]
+fn run_warns_in_its_log_as_it_starts_and_as_it_reads_the_file_again() {
+    let config = file(&with_an_unused_limit());
+    let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["run", "-c"])
+        .arg(config.path())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let log = Log::of(&mut child);
+    let line = log.until("rate_limits.a: no route names it");
+    assert!(line.contains("WARN"), "{line}");
+    log.until("listening");
+    signal(&child, "HUP");
+    log.until("rate_limits.a: no route names it");
+    signal(&child, "TERM");
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn check_reads_the_files_of_tls_as_run_does() {
+    let authority = Authority::new();
+    authority.issue("a", "DNS:a.test");
+    authority.issue("b", "DNS:b.test");
+    let pem = |name: &str| authority.path(name).display().to_string();
+    std::fs::write(authority.path("empty"), "").unwrap();
+    let check = |cert: &str, key: &str, ca: &str| {
+        let config = file(&format!(
+            "listeners:\n  - address: 127.0.0.1:0\n    tls:\n      certificates: [{{cert: {}, key: {}}}]\n\
+             upstreams: {{app: {{endpoints: 'https://x:1', tls: {{ca: {}}}}}}}\n",
+            pem(cert),
+            pem(key),
+            pem(ca)
+        ));
+        let mut check = Command::new(env!("CARGO_BIN_EXE_weir"));
+        let output = check.args(["check", "-c"]).arg(config.path()).output();
+        let output = output.unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.success(), said.is_empty(), "{said}");
+        said
+    };
+    assert_eq!(check("a.crt", "a.key", "ca.crt"), "");
+    let says = |said: String, parts: &[&str]| {
+        for part in parts {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+    };
+    says(
+        check("no.crt", "no.key", "no.ca"),
+        &[
+            "3 mistakes in ",
+            "line 4, column 29: listeners[0].tls.certificates[0].cert: cannot read ",
+            ": listeners[0].tls.certificates[0].key: cannot read ",
+            "line 5, column 55: upstreams.app.tls.ca: cannot read ",
+        ],
+    );
+    says(
+        check("a.crt", "b.key", "ca.crt"),
+        &[
+            "1 mistake in ",
+            "tls.certificates[0].key: its certificates cannot be used: ",
+        ],
+    );
+    says(
+        check("empty", "a.key", "a.key"),
+        &[
+            "2 mistakes in ",
+            "tls.certificates[0].cert: its certificates cannot be used: ",
+            "empty: it holds no certificate",
+            "upstreams.app.tls.ca: its certificates cannot be used: ",
+        ],
+    );
 }
 
 #[test]

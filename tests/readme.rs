@@ -15,6 +15,7 @@ use std::process::{Child, Command};
 
 use harness::eventually;
 use harness::process::{Running, file, signal};
+use harness::tls::Authority;
 use harness::{Reply, Upstream};
 
 const README: &str = include_str!("../README.md");
@@ -204,6 +205,12 @@ fn check(yaml: &str) {
             Some(_) | None => text.push_str(part),
         }
     }
+    let authority = Authority::new();
+    for name in ["tls", "c"] {
+        authority.issue(name, "DNS:app.svc");
+    }
+    let folder = authority.folder.path().display();
+    let text = text.replace("/tls/", &format!("{folder}/"));
     let config = file(&text);
     let output = Command::new(env!("CARGO_BIN_EXE_weir"))
         .args(["check", "-c"])

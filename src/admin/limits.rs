@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use super::{Answer, Problem, Reply, parameters};
 use crate::clock;
 use crate::config::check::limits::override_rules;
-use crate::config::limits::{Limit, Rule};
+use crate::config::limits::{KeyPart, Limit, Rule};
+use crate::config::override_keys::{client_key, override_keys};
 use crate::plan::{Plan, SharedAsk, SharedLimits};
 use crate::policy::lease::Batch;
 use crate::store::fleet::FleetConnections;
@@ -65,14 +66,24 @@ pub(super) async fn answer(
                 Problem::bad(format!("body must be {{\"limit\": \"500/s\"}}: {error}"))
             })?;
             let rules = override_rules(limit, &new.limit).map_err(Problem::bad)?;
-            put(plan, redis, (name, key), Some(&new.limit)).await?;
-            plan.limits.set_override(name, key, Some(rules));
+            let keys = override_keys(&limit.by, key, &plan.config.ipv6_prefixes());
+            for key in keys.map_err(Problem::bad)? {
+                put(plan, redis, (name, &key), Some(&new.limit)).await?;
+                plan.limits.set_override(name, &key, Some(rules.clone()));
+            }
             Ok(Reply::Json(describe(plan, limit)))
         }
         (&Method::DELETE, [name, "overrides", key]) => {
-            find(name)?;
-            let known = put(plan, redis, (name, key), None).await?;
-            match plan.limits.set_override(name, key, None) || known {
+            let limit = find(name)?;
+            // Redis may hold one that another version of weir took.
+            let as_it_is = |_| vec![(*key).to_owned()];
+            let keys = override_keys(&limit.by, key, &plan.config.ipv6_prefixes());
+            let mut known = false;
+            for key in keys.unwrap_or_else(as_it_is) {
+                known |= put(plan, redis, (name, &key), None).await?;
+                known |= plan.limits.set_override(name, &key, None);
+            }
+            match known {
                 true => Ok(Reply::Nothing),
                 false => Err(Problem::not_found(format!(
                     "no override of \"{key}\" was set at run time"
@@ -115,6 +126,7 @@ async fn one_key(
         );
         return Err(Problem::bad(detail));
     }
+    let parts = as_counted(plan, limit, parts)?;
     let rules = {
         let set = plan.limits.overrides();
         let rules = limits::rules(limit, || parts.join(":"), &set);
@@ -145,6 +157,27 @@ async fn one_key(
     Ok(Reply::Json(
         json!({ "limit": limit.name, "key": parts, "windows": windows }),
     ))
+}
+
+/// The parts as requests have them: an IPv6 client is known by its network. Where listeners differ in its bits, it is to be given itself.
+fn as_counted(plan: &Plan, limit: &Limit, parts: Vec<String>) -> Result<Vec<String>, Problem> {
+    let prefixes = plan.config.ipv6_prefixes();
+    let only = match prefixes.first() {
+        Some(only) if prefixes.len() == 1 => Some(*only),
+        Some(_) | None => None,
+    };
+    let part = |(by, part): (&KeyPart, String)| {
+        if !matches!(by, KeyPart::ClientIp) {
+            return Ok(part);
+        }
+        let client = part.parse().map_err(|_| {
+            Problem::bad(format!(
+                "\"{part}\" is not an address, as client.ip is: give, for example, key=192.0.2.7"
+            ))
+        })?;
+        Ok(only.map_or(part, |prefix| client_key(client, prefix)))
+    };
+    limit.by.iter().zip(parts).map(part).collect()
 }
 
 /// The keys of each rule in this process's memory.

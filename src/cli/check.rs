@@ -2,13 +2,43 @@
 
 use std::path::Path;
 
-use crate::config::show;
+use anyhow::Error;
 
-/// An error tells every mistake in the file; with `print`, a right file is printed in its long form.
+use crate::config::show;
+use crate::config::tls::PemFile;
+use crate::config::yaml::Mistake;
+use crate::net::tls::{self, Secured};
+
+/// An error tells every mistake in the file. What is warned of goes to standard error; with `print`, a right file is printed in its long
+/// form.
 pub fn run(file: &Path, print: bool) -> anyhow::Result<()> {
-    let config = super::load(file)?;
+    let checked = super::read(file)?;
+    look_at_pem_files(file, &checked.pem_files)?;
+    // As `weir run` does, for what only shows once all is put together.
+    Secured::read(&checked.config, &Secured::default()).map_err(Error::msg)?;
+    for warning in &checked.warnings {
+        eprintln!("warning: {warning}");
+    }
     if print {
-        super::print(&show::yaml(&config))?;
+        super::print(&show::yaml(&checked.config))?;
     }
     Ok(())
+}
+
+fn look_at_pem_files(file: &Path, pem_files: &[PemFile]) -> anyhow::Result<()> {
+    let mistakes = pem_files.iter().filter_map(|pem| {
+        let error = tls::look(pem).err()?;
+        Some(Mistake {
+            path: pem.path.clone(),
+            line: pem.line,
+            column: pem.column,
+            message: error.to_string(),
+        })
+    });
+    let mut mistakes: Vec<_> = mistakes.collect();
+    mistakes.sort_by_key(|mistake| (mistake.line, mistake.column));
+    match mistakes.is_empty() {
+        true => Ok(()),
+        false => Err(super::told(file, &mistakes)),
+    }
 }

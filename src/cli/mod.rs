@@ -24,24 +24,34 @@ use std::path::Path;
 
 use anyhow::{Context, anyhow};
 
-use crate::config::{self, Config};
+use crate::config::Config;
+use crate::config::check::{Checked, checked};
+use crate::config::yaml::Mistake;
 
 /// Reads and checks a file; the error tells every mistake in it.
 pub fn load(path: &Path) -> anyhow::Result<Config> {
+    read(path).map(|checked| checked.config)
+}
+
+/// Likewise, with what is to be warned of.
+pub fn read(path: &Path) -> anyhow::Result<Checked> {
     let text =
         std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    config::check::parse(&text, &|name| std::env::var(name).ok()).map_err(|mistakes| {
-        let many = if mistakes.len() == 1 {
-            "mistake"
-        } else {
-            "mistakes"
-        };
-        let mut said = format!("{} {many} in {}", mistakes.len(), path.display());
-        for mistake in &mistakes {
-            let _ = write!(said, "\n  {mistake}");
-        }
-        anyhow!(said)
-    })
+    checked(&text, &|name| std::env::var(name).ok()).map_err(|mistakes| told(path, &mistakes))
+}
+
+/// Every mistake in the file.
+fn told(path: &Path, mistakes: &[Mistake]) -> anyhow::Error {
+    let many = if mistakes.len() == 1 {
+        "mistake"
+    } else {
+        "mistakes"
+    };
+    let mut said = format!("{} {many} in {}", mistakes.len(), path.display());
+    for mistake in mistakes {
+        let _ = write!(said, "\n  {mistake}");
+    }
+    anyhow!(said)
 }
 
 /// Writes to standard output. A reader that has seen enough and left, as `head` does, is not a failure.

@@ -4,7 +4,7 @@
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use super::companion::{Beside, Companion};
-use super::load;
+use super::read;
 use super::take_over::{self, Offer, Taken};
 use crate::admin::app_health::AppProbes;
 use crate::admin::health::check::{Check, Status};
@@ -29,8 +29,10 @@ use crate::audit::{self, Recorder};
 use crate::clock;
 use crate::config::Config;
 use crate::config::audit::{Audit, Delivery};
+use crate::config::check::Checked;
 use crate::config::listeners::Address;
 use crate::config::redis::Redis;
+use crate::config::yaml::Mistake;
 use crate::net::listen::{Bound, SocketFiles};
 use crate::net::tls::Secured;
 use crate::plan::Plan;
@@ -80,13 +82,31 @@ pub enum TakesOver {
 /// Runs until SIGTERM or SIGINT, or until another process has taken over; then drains. An error too once a task cannot be kept up.
 pub fn run(file: PathBuf, parts: Parts, takes_over: TakesOver) -> anyhow::Result<()> {
     let seen = reload::fingerprint(&file);
-    let config = load(&file)?;
+    let Checked {
+        config, warnings, ..
+    } = read(&file)?;
     log::init(config.log);
+    warn_of(&warnings, &file);
     // The control thread: signals, reloads and the admin port, apart from the lanes.
     let control = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     control.block_on(supervise(config, file, seen, parts, takes_over))
+}
+
+/// As a file is read again.
+fn load_and_warn(file: &Path) -> anyhow::Result<Config> {
+    let Checked {
+        config, warnings, ..
+    } = read(file)?;
+    warn_of(&warnings, file);
+    Ok(config)
+}
+
+fn warn_of(warnings: &[Mistake], file: &Path) {
+    for warning in warnings {
+        warn!(file = %file.display(), "{warning}");
+    }
 }
 
 async fn supervise(
@@ -244,7 +264,7 @@ async fn supervise(
             stopped?;
             None
         }
-        never = reload::follow(file, seen, load, plan, hangup) => match never {},
+        never = reload::follow(file, seen, load_and_warn, plan, hangup) => match never {},
         gave_up = control.gave_up() => Some(gave_up),
         gave_up = companion_gave_up(companion.as_mut()) => Some(gave_up),
         // Whichever comes first, the sockets that are offered are closed by it: else clients would wait at them for nobody.

@@ -17,7 +17,7 @@ pub struct Match {
 }
 
 /// A host name, or all names below one.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum HostMatch {
     Exact(String),
     /// `*.example.com`, kept as `.example.com`; does not match `example.com` itself.
@@ -25,7 +25,7 @@ pub enum HostMatch {
 }
 
 /// A path, or all paths below one.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum PathMatch {
     Exact(String),
     /// `/pay/*`, kept as `/pay/`; matches `/pay/` and all below it, and not `/pay` nor `/payroll`.
@@ -56,6 +56,17 @@ impl HostMatch {
         })
     }
 
+    /// Every pattern that means all that this one does, itself among them.
+    pub fn wider(&self) -> Vec<HostMatch> {
+        let (itself, text, own) = match self {
+            HostMatch::Exact(name) => (Some(self.clone()), name, false),
+            HostMatch::Below(suffix) => (None, suffix, true),
+        };
+        let dots = text.match_indices('.').filter(|(at, _)| *at > 0 || own);
+        let above = dots.map(|(at, _)| HostMatch::Below(text[at..].to_owned()));
+        above.chain(itself).collect()
+    }
+
     /// Whether `host`, without a port or trailing dot, is meant; letter case does not count.
     pub fn matches(&self, host: &str) -> bool {
         match self {
@@ -80,6 +91,17 @@ impl PathMatch {
             None if !text.contains('*') => Ok(PathMatch::Exact(text.to_owned())),
             _ => Err("\"*\" may stand only at the end, behind a \"/\"".to_owned()),
         }
+    }
+
+    /// Every pattern that means all that this one does, itself among them.
+    pub fn wider(&self) -> Vec<PathMatch> {
+        let (itself, text) = match self {
+            PathMatch::Exact(path) => (Some(self.clone()), path),
+            PathMatch::Below(folder) => (None, folder),
+        };
+        let folders = text.match_indices('/').map(|(at, _)| &text[..=at]);
+        let folders = folders.map(|folder| PathMatch::Below(folder.to_owned()));
+        folders.chain(itself).collect()
     }
 
     /// Whether `path`, normalised, is meant.

@@ -7,11 +7,13 @@ pub mod check;
 pub mod limits;
 pub mod listeners;
 pub mod matches;
+pub mod override_keys;
 pub mod postgres;
 pub mod raw;
 pub mod redis;
 pub mod rewrite;
 pub mod runtime;
+mod schema;
 pub mod sessions;
 pub mod show;
 pub mod telemetry;
@@ -21,6 +23,7 @@ pub mod upstreams;
 pub mod worker;
 pub mod yaml;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -34,6 +37,7 @@ use postgres::Postgres;
 use redis::Redis;
 use rewrite::{HeaderChanges, Rewrite, To};
 use runtime::Shed;
+pub use schema::schema;
 use sessions::{RouteSession, Sessions};
 use telemetry::{AccessLog, Log, Traces};
 pub use upstreams::{Protocol, Upstream};
@@ -75,6 +79,14 @@ pub struct Config {
     pub propagation_delay: Duration,
     /// For requests in flight to end once the process drains.
     pub drain: Duration,
+}
+
+impl Config {
+    /// By how many bits listeners tell IPv6 clients apart.
+    pub fn ipv6_prefixes(&self) -> BTreeSet<u8> {
+        let listeners = self.listeners.iter();
+        listeners.map(|listener| listener.ipv6_prefix).collect()
+    }
 }
 
 /// Where operators ask and change.
@@ -154,9 +166,4 @@ pub struct LimitDefaults {
     pub standard_headers: bool,
     /// Whether clients are told by `X-RateLimit-*`.
     pub legacy_headers: bool,
-}
-
-/// The JSON Schema of the file, for editors.
-pub fn schema() -> serde_json::Value {
-    schemars::schema_for!(raw::File).to_value()
 }

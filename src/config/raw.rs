@@ -59,8 +59,8 @@ pub struct File {
     #[serde(default)]
     pub upstreams: BTreeMap<String, At<Upstream>>,
     /// Which upstream serves a request; the first match wins.
-    pub routes: Option<Vec<At<Route>>>,
-    /// Short form: a limit on every route, for example `100/s by client.ip`.
+    pub routes: Option<At<Vec<At<Route>>>>,
+    /// Short form: a limit on every route, for example `100/s by client.ip`; without `by` all clients share it.
     pub rate_limit: Option<At<String>>,
     /// Rate limits, by name.
     #[serde(default)]

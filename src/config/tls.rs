@@ -46,6 +46,26 @@ pub enum ClientAuth {
     Required(PathBuf),
 }
 
+/// A PEM file, and where the configuration names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PemFile {
+    pub file: PathBuf,
+    pub holds: Holds,
+    /// As those of a [`Mistake`](super::yaml::Mistake).
+    pub path: String,
+    pub line: u64,
+    pub column: u64,
+}
+
+/// What a PEM file is to hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Holds {
+    Chain,
+    Authorities,
+    /// The key of the first certificate of this file.
+    KeyOf(PathBuf),
+}
+
 impl ListenerTls {
     /// Every file that is read.
     pub fn files(&self) -> impl Iterator<Item = &PathBuf> {

@@ -86,7 +86,7 @@ impl FromStr for ByteSize {
         split_number(text)
             .and_then(|(number, unit)| scale(number, unit.trim_start(), &SIZES))
             .map(ByteSize)
-            .ok_or_else(|| format!("\"{text}\" is not a size: use a number and B, KiB, MiB or GiB, for example 64KiB"))
+            .ok_or_else(|| format!("\"{text}\" is not a size: use a number and B, KiB, MiB, GiB, kB, MB or GB, for example 64KiB"))
     }
 }
 
@@ -113,8 +113,42 @@ impl FromStr for Percent {
             .filter(|number| (0.0..=100.0).contains(number))
             .map(|number| Percent(number / 100.0))
             .ok_or_else(|| {
-                format!("\"{text}\" is not a percentage: use 0% to 100%, for example 50%")
+                let mend = match text.parse::<f64>() {
+                    // 1 is more likely a hundredth than the whole.
+                    Ok(share) if (0.0..1.0).contains(&share) => Percent(share).to_string(),
+                    Ok(number) if (1.0..=100.0).contains(&number) => format!("{number}%"),
+                    Ok(_) | Err(_) => "0% to 100%, for example 50%".to_owned(),
+                };
+                format!("\"{text}\" is not a percentage: use {mend}")
             })
+    }
+}
+
+impl<'de> Deserialize<'de> for Percent {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Percent, D::Error> {
+        struct WithItsSign;
+
+        impl Visitor<'_> for WithItsSign {
+            type Value = Percent;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a percentage, for example 50%")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Percent, E> {
+                text.parse().map_err(E::custom)
+            }
+
+            fn visit_u64<E: Error>(self, number: u64) -> Result<Percent, E> {
+                self.visit_str(&number.to_string())
+            }
+
+            fn visit_f64<E: Error>(self, number: f64) -> Result<Percent, E> {
+                self.visit_str(&number.to_string())
+            }
+        }
+
+        deserializer.deserialize_any(WithItsSign)
     }
 }
 
@@ -218,7 +252,7 @@ macro_rules! to_text {
 as_text!(Span, r"^([0-9]+(ms|s|m|h|d))+$");
 as_text!(ByteSize, r"^[0-9]+ *(B|KiB|MiB|GiB|kB|MB|GB)$");
 
-as_text!(Percent, r"^[0-9.]+%$");
+to_text!(Percent, r"^[0-9.]+%$");
 to_text!(FileMode, r"^[0-7]{1,4}$");
 
 #[cfg(test)]
@@ -288,6 +322,20 @@ mod tests {
         for bad in ["", "%", "50", "101%", "-1%", "nan%", "1e1%", "50 %"] {
             check(bad, None);
         }
+    }
+
+    #[test]
+    fn the_mend_is_what_was_likely_meant() {
+        let percent = |text: &str| text.parse::<Percent>().unwrap_err();
+        assert_eq!(percent("0.5"), "\"0.5\" is not a percentage: use 50%");
+        assert_eq!(percent("0.01"), "\"0.01\" is not a percentage: use 1%");
+        assert_eq!(percent("50"), "\"50\" is not a percentage: use 50%");
+        assert_eq!(
+            percent("half"),
+            "\"half\" is not a percentage: use 0% to 100%, for example 50%"
+        );
+        let size = "10M".parse::<ByteSize>().unwrap_err();
+        assert!(size.contains("B, KiB, MiB, GiB, kB, MB or GB"), "{size}");
     }
 
     proptest! {

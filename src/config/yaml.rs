@@ -4,6 +4,8 @@
 //! The text becomes a tree of [`Node`]s with places; a serde deserializer over it notes what is wrong and goes on. A
 //! field wrapped in [`At`] never fails: its mistake is noted and its value left out.
 
+mod words;
+
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::fmt;
@@ -16,6 +18,9 @@ use serde::de::{
     MapAccess, SeqAccess, Visitor,
 };
 use serde_saphyr::Spanned;
+
+pub use words::did_you_mean;
+use words::{in_our_words, no_name, told, unknown_key};
 
 /// One mistake in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,7 +87,7 @@ pub fn parse<T: DeserializeOwned>(text: &str, lookup: Lookup<'_>) -> Result<T, V
             path: String::new(),
             line,
             column,
-            message: first_line(&error.to_string()),
+            message: in_our_words(&error.to_string()),
         }]
     })?;
     let mistakes = RefCell::new(Vec::new());
@@ -117,15 +122,6 @@ pub fn names_files(text: &str) -> bool {
         }
     }
     serde_saphyr::from_str(text).is_ok_and(|node| names(&node))
-}
-
-fn first_line(message: &str) -> String {
-    message
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .trim_start_matches("error: ")
-        .to_owned()
 }
 
 #[derive(Debug)]
@@ -522,7 +518,7 @@ impl<'de> Deserializer<'de> for Cursor<'_> {
     fn deserialize_enum<V: Visitor<'de>>(
         self,
         _name: &'static str,
-        _variants: &'static [&'static str],
+        variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Error> {
         match &self.node.value {
@@ -530,7 +526,7 @@ impl<'de> Deserializer<'de> for Cursor<'_> {
             Value::Expanded { value, written } => visitor
                 .visit_enum(value.as_str().into_deserializer())
                 .map_err(|error: Error| hide(error, value, written)),
-            _ => Err(de::Error::custom("expected one of the named values")),
+            other => Err(de::Error::custom(no_name(other, variants))),
         }
         .map_err(|error: Error| self.placed(error))
     }
@@ -542,7 +538,18 @@ impl<'de> Deserializer<'de> for Cursor<'_> {
         visitor: V,
     ) -> Result<V::Value, Error> {
         let Value::Map(entries) = &self.node.value else {
-            return self.deserialize_any(visitor);
+            // Some read a text or a list, too; those that do not would name a type of ours.
+            return self.deserialize_any(visitor).map_err(|error| Error {
+                message: match error.message.contains("expected struct ") {
+                    true => format!(
+                        "{} stands where keys are needed; known here: {}",
+                        told(&self.node.value),
+                        fields.join(", ")
+                    ),
+                    false => error.message,
+                },
+                place: error.place,
+            });
         };
         let known = |(key, _): &&(Spanned<String>, Node)| {
             let known = fields.contains(&key.value.as_str());
@@ -580,27 +587,6 @@ fn hide(error: Error, value: &str, written: &str) -> Error {
     Error {
         message: error.message.replace(value, written),
         place: error.place,
-    }
-}
-
-fn unknown_key(key: &str, fields: &[&str]) -> String {
-    format!("unknown key \"{key}\"; {}", did_you_mean(key, fields))
-}
-
-/// Bytes of words that are compared: the time that takes grows by the square.
-const COMPARED: usize = 64;
-
-/// `did you mean "…"?` when one of `known` is near, else all of them.
-pub fn did_you_mean(word: &str, known: &[&str]) -> String {
-    let nearest = known
-        .iter()
-        .filter(|other| word.len().max(other.len()) <= COMPARED)
-        .map(|other| (strsim::damerau_levenshtein(word, other), other))
-        .filter(|(distance, _)| *distance <= 1 + word.len() / 4)
-        .min();
-    match nearest {
-        Some((_, other)) => format!("did you mean \"{other}\"?"),
-        None => format!("known here: {}", known.join(", ")),
     }
 }
 

@@ -166,3 +166,24 @@ fn make_way(path: &Path) -> io::Result<()> {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+    use std::net::TcpStream;
+
+    use super::*;
+
+    #[test]
+    fn the_more_specific_of_two_listeners_gets_the_connections() {
+        let bound = |address: &str| tcp(address.parse().unwrap()).unwrap();
+        let all = bound("0.0.0.0:0");
+        let port = all.local_addr().unwrap().port();
+        let one = bound(&format!("127.0.0.1:{port}"));
+        for _ in 0..20 {
+            let _client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            assert!(one.accept().is_ok());
+            assert_eq!(all.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+        }
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::io::Write as _;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use percent_encoding::percent_decode;
@@ -14,6 +14,7 @@ use super::record::Record;
 use super::reply::{Exceeded, Rejection};
 use crate::config::LimitDefaults;
 use crate::config::limits::{Cost, KeyPart, Limit, Mode, Rule};
+use crate::config::override_keys::client_key;
 use crate::http1::path;
 use crate::net::tls::ClientCertificate;
 use crate::plan::{LimitNames, Plan};
@@ -423,7 +424,7 @@ impl<'a> Facts<'a> {
         match part {
             KeyPart::ClientIp => match self.client {
                 ip @ IpAddr::V4(_) if ip == self.peer.ip => text(&self.peer.text),
-                ip => Some(Cow::Owned(network(ip, self.ipv6_prefix).into_bytes())),
+                ip => Some(Cow::Owned(client_key(ip, self.ipv6_prefix).into_bytes())),
             },
             KeyPart::ClientCertSubject => text(self.certificate()?.subject.as_deref()?),
             KeyPart::ClientCertSan => text(self.certificate()?.san.as_deref()?),
@@ -470,17 +471,6 @@ impl<'a> Facts<'a> {
                 | Value::Array(_)
                 | Value::Object(_)) => Some(Cow::Owned(value.to_string().into_bytes())),
             },
-        }
-    }
-}
-
-/// An IPv4 address, or the network of so many bits of an IPv6 one.
-fn network(ip: IpAddr, ipv6_prefix: u8) -> String {
-    match ip {
-        IpAddr::V4(ip) => ip.to_string(),
-        IpAddr::V6(ip) => {
-            let others = u128::MAX.checked_shr(ipv6_prefix.into()).unwrap_or(0);
-            Ipv6Addr::from(u128::from(ip) & !others).to_string()
         }
     }
 }

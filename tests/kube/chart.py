@@ -413,8 +413,9 @@ def configured(weir: Path) -> Iterator[str]:
             with tempfile.TemporaryDirectory(prefix="weir-kube-") as name:
                 for secret, text in (("admin-token", "t0ken"), ("redis-password", "s3cret"), ("audit-key", "k3y"), ("database-url", "postgres://weir:pw@db/weir")):
                     (Path(name) / secret).write_text(text + "\n")
+                running.certificate(Path(name))
                 file = Path(name) / "weir.yaml"
-                file.write_text(document["data"]["weir.yaml"].replace("/etc/weir/secrets", name))
+                file.write_text(re.sub("/etc/weir/(secrets|tls)", name, document["data"]["weir.yaml"]))
                 environment = {**os.environ, "APP_HOST": "app", "DATABASE_URL": "postgres://weir:pw@db/weir"}
                 said = subprocess.run([weir, "check", "-c", file], capture_output=True, text=True, env=environment)
                 if said.returncode != 0:

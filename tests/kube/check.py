@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks what weir brings for Kubernetes and Prometheus: the chart, the dashboard and the alerts. `make chart` installs what it needs and runs it.
+"""Checks what weir brings for Kubernetes and Prometheus: the chart, the dashboard, the alerts and the schema of its file. `make chart` installs what it needs and runs it.
 
 Each check yields what is wrong; a line a check, and exit 1 if one has found anything.
 """
@@ -19,6 +19,7 @@ import chart
 import inject
 import queries
 import running
+import schema
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES, RULES_TEST = ROOT / "deploy/prometheus/rules.yaml", ROOT / "deploy/prometheus/rules_test.yaml"
@@ -124,6 +125,7 @@ def main() -> None:
         "sound": chart.sound,
         "injector's certificate": chart.certified,
         "weir check": lambda: chart.configured(options.weir),
+        "weir schema": lambda: schema.taken(options.weir),
         "a sidecar by hand": chart.beside,
         "injected": inject.valid,
         "injected is monitored": inject.monitored,

@@ -119,14 +119,19 @@ def start_webhook(stack: ExitStack, directory: Path, weir: Path) -> str:
     return f"http://{admin}/metrics"
 
 
+def certificate(directory: Path) -> None:
+    """`tls.crt` and `tls.key`, for localhost."""
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "30", "-subj", "/CN=localhost",
+                    "-keyout", directory / "tls.key", "-out", directory / "tls.crt"], capture_output=True, check=True)
+
+
 @functools.cache
 def exported(weir: Path) -> Exported:
     """What a proxy, a worker and an injector export, taken together."""
     with tempfile.TemporaryDirectory(prefix="weir-kube-") as name, ExitStack() as stack:
         directory = Path(name)
         directory.chmod(0o711)  # for the user `postgres`
-        subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "30", "-subj", "/CN=localhost",
-                        "-keyout", directory / "tls.key", "-out", directory / "tls.crt"], capture_output=True, check=True)
+        certificate(directory)
         ports = {port: free_port() for port in ("listener", "secure", "redis", "echo", "admin")}
         start(stack, directory / "redis.log", ["redis-server", "--port", str(ports["redis"]), "--bind", "127.0.0.1", "--save", "", "--dir", name])
         ports["postgres"] = start_postgres(stack, directory)

@@ -21,6 +21,7 @@ const LEAST_SPOOL: ByteSize = ByteSize(16 << 20);
 
 impl Checker {
     pub(super) fn audit(&mut self, raw: raw::Audit) -> Audit {
+        let captures_at = raw.capture.as_ref().map(|at| (at.line, at.column));
         let (request_headers, response_headers, query) = raw
             .capture
             .and_then(|at| at.value)
@@ -42,6 +43,16 @@ impl Checker {
                 key => Ok(Secret(key.to_owned())),
             })
         });
+        let request_headers = self.header_names("audit.capture.request_headers", request_headers);
+        let response_headers =
+            self.header_names("audit.capture.response_headers", response_headers);
+        let names_headers = !request_headers.is_empty() || !response_headers.is_empty();
+        self.captures_at = captures_at.filter(|_| names_headers);
+        if let (Some(at), true) = (&raw.sqlite, self.has_postgres) {
+            let message =
+                "the audit goes to postgres, so that this does nothing: leave one of them out";
+            self.warn("audit.sqlite", (at.line, at.column), message.to_owned());
+        }
         let (path, retention) = raw
             .sqlite
             .and_then(|at| at.value)
@@ -53,8 +64,8 @@ impl Checker {
                 .sample
                 .and_then(|at| at.value)
                 .map_or(1.0, |percent| percent.0),
-            request_headers: self.header_names("audit.capture.request_headers", request_headers),
-            response_headers: self.header_names("audit.capture.response_headers", response_headers),
+            request_headers,
+            response_headers,
             query: query.and_then(|at| at.value).unwrap_or(true),
             redaction,
             delivery: match raw.delivery.and_then(|at| at.value) {
@@ -175,7 +186,7 @@ fn texts(at: Option<At<Vec<At<String>>>>) -> Vec<String> {
 mod tests {
     use std::time::Duration;
 
-    use super::super::parse;
+    use super::super::{checked, parse};
     use super::*;
     use crate::config::Config;
     use crate::config::yaml::Mistake;
@@ -247,6 +258,29 @@ mod tests {
         );
         assert_eq!(audit.redaction.redact_header("x-pin", "1"), "***");
         assert_eq!(audit.redaction.redact_header("Cookie", "1"), "***");
+    }
+
+    #[test]
+    fn headers_that_are_captured_at_no_level_are_warned_of() {
+        let warned = |audit: &str, route: &str| {
+            let text = format!(
+                "listen: 127.0.0.1:1\nupstream: http://x:1\naudit: {{{audit}}}\nroutes: [{{upstream: upstream{route}}}]\n"
+            );
+            let checked = checked(&text, &|_| None).unwrap_or_else(|said| panic!("{said:#?}"));
+            let said = checked.warnings.iter().map(ToString::to_string);
+            said.collect::<Vec<_>>().join("\n")
+        };
+        for captured in ["request_headers: [a]", "response_headers: [a]"] {
+            let capture = format!("capture: {{{captured}}}");
+            assert_eq!(
+                warned(&capture, ""),
+                "line 3, column 18: audit.capture: no request is kept with its headers, since no level is headers: add \"level: headers\" to the audit, or \"audit: headers\" to a route"
+            );
+            assert_eq!(warned(&format!("level: headers, {capture}"), ""), "");
+            assert_eq!(warned(&capture, ", audit: headers"), "");
+        }
+        assert_eq!(warned("capture: {query: false}", ""), "");
+        assert_eq!(warned("capture: {request_headers: []}", ""), "");
     }
 
     #[test]

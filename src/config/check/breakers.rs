@@ -57,6 +57,8 @@ impl Checker {
                 rate: raw.rate.value?.0,
             })
         });
+        let open_at = raw.open_for.as_ref().or(raw.max_open_for.as_ref());
+        let open_at = open_at.map(|at| (at.line, at.column));
         let settings = Settings {
             window: window.unwrap_or(Window::Time(seconds(10))),
             minimum_calls: raw.minimum_calls.and_then(|at| at.value).unwrap_or(20),
@@ -72,10 +74,22 @@ impl Checker {
             half_open: HalfOpen {
                 probes: probes.and_then(|at| at.value).unwrap_or(5),
                 success_rate: share(success_rate, 0.8),
-                probe_timeout: span(probe_timeout, seconds(5)),
+                probe_timeout: self.timeout(
+                    &format!("{path}.half_open.probe_timeout"),
+                    probe_timeout,
+                    seconds(5),
+                ),
             },
             recover_over: span(raw.recover_over, seconds(30)),
         };
+        if let Some(place) = open_at.filter(|_| settings.open_for > settings.max_open_for) {
+            let message = format!(
+                "{} is longer than max_open_for, {}, so that the first opening lasts longest: use a shorter one, or a longer max_open_for",
+                Span(settings.open_for),
+                Span(settings.max_open_for)
+            );
+            self.warn(&format!("{path}.open_for"), place, message);
+        }
         let failure_on = match raw.failure_on.and_then(|at| at.value) {
             Some(list) => self.failure_on(&path, list),
             None => FailureOn {
@@ -322,6 +336,10 @@ mod tests {
                 "circuit_breakers.b.failure_on[0]: \"5xz\" is not a kind of failure",
             ),
             ("{fallback: {status: 99, body: x}}", "use 200 to 599"),
+            (
+                "{half_open: {probe_timeout: 0s}}",
+                "circuit_breakers.b.half_open.probe_timeout: 0s is over at once",
+            ),
             (
                 "{quorum: 0}",
                 "line 3, column 32: circuit_breakers.b.quorum: a quorum of none would trip at once: use 1 or more",

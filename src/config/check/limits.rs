@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::sessions::field_name;
 use super::{Checker, SECOND};
 use crate::config::LimitDefaults;
 use crate::config::limits::{
     Accuracy, Cost, KeyPart, Lease, Limit, MAX_RULES, Mode, OnLoss, Period, Rule,
 };
+use crate::config::override_keys::override_keys;
 use crate::config::raw::{self, Algorithm};
 use crate::config::units::{Percent, Span};
 use crate::config::yaml::{self, At};
@@ -75,24 +77,30 @@ impl Checker {
             .unwrap_or(Algorithm::TokenBucket);
         let accuracy = self.accuracy(&path, raw.accuracy, algorithm);
         let hold_ttl = self.hold_ttl(&format!("{path}.hold_ttl"), raw.hold_ttl, algorithm);
+        let burst_at = raw.burst.as_ref().map(|at| (at.line, at.column));
         let burst = raw.burst.and_then(|at| at.value);
         let rules = self.rules(&format!("{path}.limit"), raw.limit, algorithm, burst);
-        let mut overrides = BTreeMap::new();
-        for (key, at) in raw.overrides {
-            let at = At {
-                value: at.value.map(|text| {
-                    vec![At {
-                        value: Some(text),
-                        ..at
-                    }]
-                }),
-                line: at.line,
-                column: at.column,
-            };
-            let rules = self.rules(&format!("{path}.overrides.{key}"), at, algorithm, None);
-            overrides.insert(key, rules);
+        if let (Some(_), Some(place), true) = (burst, burst_at, algorithm != Algorithm::TokenBucket)
+        {
+            let message = "only token_bucket has a burst, so that this one does nothing: leave it out, or use that algorithm";
+            self.warn(&format!("{path}.burst"), place, message.to_owned());
         }
+        let admits = |rule: &Rule| matches!(rule, Rule::TokenBucket { count: 1.., .. });
+        if let (Some(0), Some((line, column))) = (burst, burst_at)
+            && rules.iter().flatten().any(admits)
+        {
+            let message = "a bucket of nothing admits nothing: use 1 or more, or leave it out for the limit's number; to refuse all, use \"limit: 0/s\"";
+            self.say(&format!("{path}.burst"), line, column, message.to_owned());
+        }
+        let before = self.mistakes.len();
         let by = self.key_parts(&format!("{path}.by"), raw.by);
+        // Whether a key fits `by` is known where that is right.
+        let by_is_right = self.mistakes.len() == before;
+        let overrides = raw.overrides;
+        let overrides = match by_is_right {
+            true => self.overrides(&path, overrides, &by, algorithm),
+            false => BTreeMap::new(),
+        };
         let mode = super::mode(raw.mode);
         let cost = match raw.cost.and_then(|at| at.value) {
             None => Cost::Constant(1),
@@ -103,10 +111,13 @@ impl Checker {
             Some(raw::Cost {
                 header: Some(header),
                 default,
-            }) => Cost::Header {
-                name: header.value.unwrap_or_default().to_ascii_lowercase(),
-                default: value_or(default, 1),
-            },
+            }) => {
+                let name = self.read(&format!("{path}.cost.header"), header, field_name);
+                Cost::Header {
+                    name: name.unwrap_or_default().to_ascii_lowercase(),
+                    default: value_or(default, 1),
+                }
+            }
         };
         let deny_missing = matches!(
             raw.if_missing.and_then(|at| at.value),
@@ -134,6 +145,47 @@ impl Checker {
                 .and_then(|at| at.value)
                 .map_or(1.0, |percent| percent.0),
         }
+    }
+
+    fn overrides(
+        &mut self,
+        path: &str,
+        raw: BTreeMap<String, At<String>>,
+        by: &[KeyPart],
+        algorithm: Algorithm,
+    ) -> BTreeMap<String, Option<Vec<Rule>>> {
+        let mut overrides = BTreeMap::new();
+        for (written, at) in raw {
+            let (line, column) = (at.line, at.column);
+            let at = At {
+                value: at.value.map(|text| {
+                    vec![At {
+                        value: Some(text),
+                        ..at
+                    }]
+                }),
+                line,
+                column,
+            };
+            let path = format!("{path}.overrides.{written}");
+            let rules = self.rules(&path, at, algorithm, None);
+            let keys = match override_keys(by, &written, &self.ipv6_prefixes) {
+                Ok(keys) => keys,
+                Err(message) => {
+                    self.say(&path, line, column, message);
+                    continue;
+                }
+            };
+            for key in keys {
+                let other = overrides.insert(key.clone(), rules.clone());
+                if other.is_some_and(|other| other != rules) {
+                    let message =
+                        format!("another override is for the same clients, {key}: keep one");
+                    self.say(&path, line, column, message);
+                }
+            }
+        }
+        overrides
     }
 
     pub(super) fn key_parts(&mut self, path: &str, by: At<raw::OneOrMany>) -> Vec<KeyPart> {
@@ -411,7 +463,7 @@ impl FromStr for Rate {
     fn from_str(text: &str) -> Result<Rate, String> {
         let bad = || {
             format!(
-                "\"{text}\" is not a rate: use a number, a slash and a time, for example 100/s or 10/30s"
+                "\"{text}\" is not a rate: use a number, a slash and a time (ms, s, m, h, d, day, week, month or year), for example 100/s or 10/30s"
             )
         };
         let (count, period) = text.split_once('/').ok_or_else(bad)?;
@@ -459,7 +511,8 @@ fn key_part(text: &str) -> Result<Option<KeyPart>, String> {
         "session.user" => KeyPart::SessionUser,
         "constant" => return Ok(None),
         _ => {
-            let header = named("header:").map(|name| KeyPart::Header(name.to_ascii_lowercase()));
+            let header = named("header:").map(|name| field_name(&name)).transpose()?;
+            let header = header.map(|name| KeyPart::Header(name.to_ascii_lowercase()));
             let part = header.or_else(|| named("cookie:").map(KeyPart::Cookie));
             let part = part.or_else(|| named("query:").map(KeyPart::Query));
             part.or_else(|| named("session.claims.").map(KeyPart::SessionClaim)).ok_or_else(|| {

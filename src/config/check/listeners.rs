@@ -5,12 +5,13 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 
+use super::addresses::Listening;
 use super::redis::not_empty;
-use super::{Checker, SECOND, span};
+use super::{Checker, SECOND};
 use crate::config::Listener;
 use crate::config::listeners::{Address, ProxyProtocol};
 use crate::config::raw;
-use crate::config::tls::{Certificate, ClientAuth, ListenerTls};
+use crate::config::tls::{Certificate, ClientAuth, Holds, ListenerTls, PemFile};
 use crate::config::units::{ByteSize, FileMode, Span};
 use crate::config::yaml::At;
 use crate::http1::head::HeadLimits;
@@ -73,17 +74,19 @@ impl Checker {
         listeners
     }
 
-    /// Its address stands at `address`, and all else below `path`.
+    /// Its address stands at `address_path`, and all else below `path`.
     fn listener(
         &mut self,
-        address: &str,
+        address_path: &str,
         path: Option<&str>,
         name: String,
         raw: raw::Listener,
     ) -> Listener {
         let key = |key: &str| format!("{}.{key}", path.unwrap_or_default());
         let place = (raw.address.line, raw.address.column);
-        let address = self.listen_address(address, raw.address);
+        let address = self.listen_address(address_path, raw.address);
+        let listening = Listening::listener(address_path, place, address.clone());
+        self.listening.push(listening);
         let is_file = matches!(address, Address::Unix(_));
         let mode = raw.socket_mode.and_then(|at| {
             let (line, column) = (at.line, at.column);
@@ -124,6 +127,9 @@ impl Checker {
         let number = |at: Option<At<NonZeroU32>>, default: u32| {
             at.and_then(|at| at.value).map_or(default, NonZeroU32::get)
         };
+        let mut timeout = |name: &str, at: Option<At<Span>>, default| {
+            self.timeout(&key(&format!("timeouts.{name}")), at, default * SECOND)
+        };
         Listener {
             name,
             address,
@@ -147,10 +153,10 @@ impl Checker {
             max_body: size(limits.max_body, 10 << 20),
             max_concurrent_streams: number(limits.max_concurrent_streams, 128),
             max_handshakes: number(limits.max_handshakes, 1000) as usize,
-            header_read: span(timeouts.header_read, 10 * SECOND),
-            request_read: span(timeouts.request_read, 60 * SECOND),
-            keep_alive: span(timeouts.keep_alive, 60 * SECOND),
-            stream_idle: span(timeouts.stream_idle, 300 * SECOND),
+            header_read: timeout("header_read", timeouts.header_read, 10),
+            request_read: timeout("request_read", timeouts.request_read, 60),
+            keep_alive: timeout("keep_alive", timeouts.keep_alive, 60),
+            stream_idle: timeout("stream_idle", timeouts.stream_idle, 300),
             tls_handshake: self.span_within(
                 &key("timeouts.tls_handshake"),
                 timeouts.tls_handshake,
@@ -221,12 +227,22 @@ impl Checker {
             .and_then(|at| Some((at.value?, at.line, at.column)));
         let ca = raw
             .client_ca
-            .and_then(|at| self.path_of(&format!("{path}.client_ca"), at));
+            .and_then(|at| self.pem_file(&format!("{path}.client_ca"), at, Holds::Authorities));
         let client_auth = match (told, ca) {
             (None, None) => ClientAuth::None,
             (None | Some((raw::ClientAuth::Required, ..)), Some(ca)) => ClientAuth::Required(ca),
             (Some((raw::ClientAuth::Optional, ..)), Some(ca)) => ClientAuth::Optional(ca),
-            (Some((raw::ClientAuth::None, ..)), _) => ClientAuth::None,
+            (Some((raw::ClientAuth::None, ..)), None) => ClientAuth::None,
+            (Some((raw::ClientAuth::None, line, column)), Some(_)) => {
+                let message = "no certificate would be asked for, and client_ca says whose are believed: use required or optional, or leave client_ca out";
+                self.say(
+                    &format!("{path}.client_auth"),
+                    line,
+                    column,
+                    message.to_owned(),
+                );
+                ClientAuth::None
+            }
             (Some((raw::ClientAuth::Required | raw::ClientAuth::Optional, line, column)), None) => {
                 let message = "no authority to believe clients' certificates from: add client_ca, or use none";
                 self.say(
@@ -246,16 +262,26 @@ impl Checker {
     }
 
     pub(super) fn certificate(&mut self, path: &str, raw: raw::Certificate) -> Option<Certificate> {
-        let cert = self.path_of(&format!("{path}.cert"), raw.cert);
-        let key = self.path_of(&format!("{path}.key"), raw.key);
+        let cert = self.pem_file(&format!("{path}.cert"), raw.cert, Holds::Chain);
+        let holds = Holds::KeyOf(cert.clone().unwrap_or_default());
+        let key = self.pem_file(&format!("{path}.key"), raw.key, holds);
         Some(Certificate {
             cert: cert?,
             key: key?,
         })
     }
 
-    pub(super) fn path_of(&mut self, path: &str, at: At<String>) -> Option<PathBuf> {
-        self.read(path, at, |text| not_empty(text).map(PathBuf::from))
+    pub(super) fn pem_file(&mut self, path: &str, at: At<String>, holds: Holds) -> Option<PathBuf> {
+        let (line, column) = (at.line, at.column);
+        let file = self.read(path, at, |text| not_empty(text).map(PathBuf::from))?;
+        self.pem_files.push(PemFile {
+            file: file.clone(),
+            holds,
+            path: path.to_owned(),
+            line,
+            column,
+        });
+        Some(file)
     }
 }
 
@@ -305,8 +331,12 @@ mod tests {
         assert_eq!(auth(", client_ca: /ca"), Ok(ClientAuth::Required(ca())));
         let optional = auth(", client_ca: /ca, client_auth: optional");
         assert_eq!(optional, Ok(ClientAuth::Optional(ca())));
-        let none = auth(", client_ca: /ca, client_auth: none");
-        assert_eq!(none, Ok(ClientAuth::None));
+        assert_eq!(auth(", client_auth: none"), Ok(ClientAuth::None));
+        let off = auth(", client_ca: /ca, client_auth: none").unwrap_err();
+        assert!(
+            off.contains("listeners[0].tls.client_auth: no certificate would be asked for"),
+            "{off}"
+        );
         for rest in [", client_auth: required", ", client_auth: optional"] {
             let said = auth(rest).unwrap_err();
             assert!(
@@ -338,6 +368,22 @@ mod tests {
             (
                 "address: 0.0.0.0:1, timeouts: {tls_handshake: 0s}",
                 "listeners[0].timeouts.tls_handshake: 0s is out of bounds",
+            ),
+            (
+                "address: 0.0.0.0:1, timeouts: {header_read: 0s}",
+                "listeners[0].timeouts.header_read: 0s is over at once, and stands for no \"never\": use 1ms or more, for example 10s, or 1d where",
+            ),
+            (
+                "address: 0.0.0.0:1, timeouts: {request_read: 0s}",
+                "listeners[0].timeouts.request_read: 0s is over",
+            ),
+            (
+                "address: 0.0.0.0:1, timeouts: {keep_alive: 0ms}",
+                "listeners[0].timeouts.keep_alive: 0s is over",
+            ),
+            (
+                "address: 0.0.0.0:1, timeouts: {stream_idle: 0s}",
+                "listeners[0].timeouts.stream_idle: 0s is over",
             ),
             (
                 "address: 'unix:in.sock'",

@@ -1,5 +1,6 @@
 //! From the file as written to a [`Config`]: names resolved, defaults filled in, every mistake told at once.
 
+mod addresses;
 mod audit;
 mod breakers;
 pub mod limits;
@@ -11,20 +12,25 @@ mod routes;
 mod runtime;
 mod sessions;
 mod telemetry;
+mod unused;
 mod upstreams;
 mod worker;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
+use addresses::Listening;
+use unused::{Kind, Named, RouteAt};
+
 use crate::config::audit::Level;
 use crate::config::breakers::CircuitBreaker;
 use crate::config::limits::Mode;
 use crate::config::raw;
+use crate::config::tls::PemFile;
 use crate::config::units::Span;
 use crate::config::yaml::{self, At, Lookup, Mistake};
 use crate::config::{Admin, Config, Secret};
@@ -32,23 +38,49 @@ use crate::config::{Admin, Config, Secret};
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(86_400);
 
+/// A file without mistakes.
+pub struct Checked {
+    pub config: Config,
+    /// What weir does as the file says, and what is hardly meant; a file is no worse a file for it.
+    pub warnings: Vec<Mistake>,
+    /// Every one that the file names; none is read here.
+    pub pem_files: Vec<PemFile>,
+}
+
 /// Reads the text of a file; `lookup` gives environment variables.
 pub fn parse(text: &str, lookup: Lookup<'_>) -> Result<Config, Vec<Mistake>> {
+    checked(text, lookup).map(|checked| checked.config)
+}
+
+/// Likewise, with the warnings.
+pub fn checked(text: &str, lookup: Lookup<'_>) -> Result<Checked, Vec<Mistake>> {
     let file: raw::File = yaml::parse(text, lookup)?;
     let mut checker = Checker::default();
     let config = checker.file(file);
+    let in_order = |mut said: Vec<Mistake>| {
+        said.sort_by_key(|mistake| (mistake.line, mistake.column));
+        said
+    };
     if checker.mistakes.is_empty() {
-        return Ok(config);
+        let warnings = in_order(checker.warnings);
+        return Ok(Checked {
+            config,
+            warnings,
+            pem_files: checker.pem_files,
+        });
     }
-    checker
-        .mistakes
-        .sort_by_key(|mistake| (mistake.line, mistake.column));
-    Err(checker.mistakes)
+    Err(in_order(checker.mistakes))
 }
 
 #[derive(Default)]
 struct Checker {
     mistakes: Vec<Mistake>,
+    warnings: Vec<Mistake>,
+    pem_files: Vec<PemFile>,
+    /// Where each entry stands that others name.
+    named: Vec<Named>,
+    /// Where each route stands that was read.
+    routes_at: Vec<RouteAt>,
     /// The index of each upstream in the configuration.
     upstreams: BTreeMap<String, usize>,
     /// The index of each limit.
@@ -60,14 +92,24 @@ struct Checker {
     breakers: BTreeMap<String, CircuitBreaker>,
     /// Whether the file has `redis`; right or wrong.
     has_redis: bool,
+    /// Likewise, `postgres`.
+    has_postgres: bool,
     /// Of routes that do not say; `None` where the file has no audit.
     audit_level: Option<Level>,
+    /// Where the audit's `capture` stands, if it names headers.
+    captures_at: Option<(u64, u64)>,
     /// Whether a route goes to an upstream, or does not say where.
     needs_upstream: bool,
     /// Request fields that tell upstreams who asks, as [`crate::http1::hygiene::folded`].
     identity_fields: Vec<Vec<u8>>,
     /// The index of each entry of `sessions`.
     sessions: BTreeMap<String, usize>,
+    /// By how many bits listeners tell IPv6 clients apart.
+    ipv6_prefixes: BTreeSet<u8>,
+    /// What the process listens on.
+    listening: Vec<Listening>,
+    /// The endpoints that are no names of DNS, each as it is written in the configuration, with its place.
+    endpoints: Vec<(String, (u64, u64), String)>,
 }
 
 impl Checker {
@@ -86,15 +128,25 @@ impl Checker {
                 format!("version {version} is not known: use 1"),
             );
         }
+        self.name(Kind::Limit, &file.rate_limits);
+        self.name(Kind::Breaker, &file.circuit_breakers);
+        self.name(Kind::Sessions, &file.sessions);
+        self.name(Kind::Upstream, &file.upstreams);
         self.has_redis = file.redis.is_some();
+        self.has_postgres = file.postgres.is_some();
         let redis = file.redis.and_then(|at| self.redis(at));
         self.breakers(file.circuit_breakers);
-        self.needs_upstream = file.routes.as_ref().is_none_or(|routes| {
-            let mut routes = routes.iter().filter_map(|at| at.value.as_ref());
+        self.needs_upstream = file.routes.as_ref().is_none_or(|at| {
+            let routes = at.value.iter().flatten();
+            let mut routes = routes.filter_map(|at| at.value.as_ref());
             routes.any(|route| route.redirect.is_none() && route.reply.is_none())
         });
         let upstreams = self.upstreams(file.upstream, file.upstreams);
         let listeners = self.listeners(file.listen, file.listeners);
+        self.ipv6_prefixes = listeners
+            .iter()
+            .map(|listener| listener.ipv6_prefix)
+            .collect();
         let defaults = file.rate_limit_defaults.and_then(|at| at.value);
         let (limit_defaults, on_loss) = self.limit_defaults(defaults);
         let (limits, on_every_route) = self.limits(file.rate_limit, file.rate_limits, on_loss);
@@ -121,7 +173,8 @@ impl Checker {
         let admin = self.admin(file.admin.and_then(|at| at.value));
         let (metrics_address, max_series) = match file.metrics.and_then(|at| at.value) {
             Some(raw) => (
-                raw.address.map(|at| self.address("metrics.address", at)),
+                raw.address
+                    .map(|at| self.control_address("metrics.address", at)),
                 raw.max_series
                     .and_then(|at| at.value)
                     .map_or(2_000, |series| series as usize),
@@ -129,7 +182,10 @@ impl Checker {
             None => (None, 2_000),
         };
         let telemetry = self.telemetry(file.telemetry.and_then(|at| at.value));
-        Config {
+        let listening = std::mem::take(&mut self.listening);
+        self.one_place_each(&listening);
+        self.warn_of_circles(&listening);
+        let config = Config {
             log: telemetry.log,
             access_log: telemetry.access_log,
             traces: telemetry.traces,
@@ -150,7 +206,9 @@ impl Checker {
             shed,
             propagation_delay,
             drain,
-        }
+        };
+        self.warn_of_unused(&config);
+        config
     }
 
     fn admin(&mut self, raw: Option<raw::Admin>) -> Admin {
@@ -164,13 +222,13 @@ impl Checker {
             })
         });
         let Some(at) = address else {
-            return Admin {
-                address: SocketAddr::from(([127, 0, 0, 1], 9901)),
-                token,
-            };
+            let address = SocketAddr::from(([127, 0, 0, 1], 9901));
+            let default = Listening::port("admin.address", None, address);
+            self.listening.push(default);
+            return Admin { address, token };
         };
         let (line, column) = (at.line, at.column);
-        let address = self.address("admin.address", at);
+        let address = self.control_address("admin.address", at);
         if !address.ip().is_loopback() && token.is_none() {
             let message =
                 "an address that others reach needs admin.token: set one, or use 127.0.0.1"
@@ -193,6 +251,15 @@ impl Checker {
             .collect()
     }
 
+    /// Of what the control thread serves.
+    fn control_address(&mut self, path: &str, at: At<String>) -> SocketAddr {
+        let place = Some((at.line, at.column));
+        let address = self.address(path, at);
+        self.listening.push(Listening::port(path, place, address));
+        address
+    }
+
+    /// Port 0 where it is none.
     fn address(&mut self, path: &str, at: At<String>) -> SocketAddr {
         let unusable = SocketAddr::from(([0, 0, 0, 0], 0));
         let Some(text) = at.value else {
@@ -226,6 +293,22 @@ impl Checker {
             self.say(path, at.line, at.column, message);
         }
         span.0
+    }
+
+    /// A timeout, of which 0 would end all that it is for at once; in Envoy it is none.
+    fn timeout(&mut self, path: &str, at: Option<At<Span>>, default: Duration) -> Duration {
+        let told = at.and_then(|at| Some((at.value?, at.line, at.column)));
+        let Some((Span(told), line, column)) = told else {
+            return default;
+        };
+        if told.is_zero() {
+            let message = format!(
+                "0s is over at once, and stands for no \"never\": use 1ms or more, for example {}, or 1d where it is not to matter",
+                Span(default)
+            );
+            self.say(path, line, column, message);
+        }
+        told
     }
 
     /// Whole days, one at least.
@@ -282,6 +365,15 @@ impl Checker {
             .ok()
     }
 
+    fn warn(&mut self, path: &str, (line, column): (u64, u64), message: String) {
+        self.warnings.push(Mistake {
+            path: path.to_owned(),
+            line,
+            column,
+            message,
+        });
+    }
+
     fn say(&mut self, path: &str, line: u64, column: u64, message: String) {
         self.mistakes.push(Mistake {
             path: path.to_owned(),
@@ -303,6 +395,9 @@ fn mode(at: Option<At<raw::Mode>>) -> Mode {
 fn span(at: Option<At<Span>>, default: Duration) -> Duration {
     at.and_then(|at| at.value).map_or(default, |span| span.0)
 }
+
+#[cfg(test)]
+mod contradictions;
 
 #[cfg(test)]
 mod tests {
@@ -380,7 +475,7 @@ mod tests {
     fn every_mistake_of_meaning_is_told_in_one_run() {
         let said = read(
             "version: 2\nlisten: nowhere\nupstreams:\n  app: {endpoints: ['ftp://x']}\n  two: {endpoints: []}\n\
-             routes:\n  - {upstream: apq}\n  - {match: {path: /a//b, host: '*', methods: [get]}, upstream: app}\n",
+             routes:\n  - {upstream: apq}\n  - {match: {path: /a//b, host: '*', methods: [get]}, upstream: app, timeout: 0s}\n",
         )
         .unwrap_err();
         for (line, part) in [
@@ -395,6 +490,7 @@ mod tests {
             ("line 8, ", "use its normal form, \"/a/b\""),
             ("line 8, ", "routes[1].match.host: host must be"),
             ("line 8, ", "\"get\" is not a method"),
+            ("line 8, ", "routes[1].timeout: 0s is over at once"),
         ] {
             assert!(
                 said.iter()
@@ -402,7 +498,7 @@ mod tests {
                 "{part}: {said:#?}"
             );
         }
-        assert_eq!(said.len(), 8, "{said:#?}");
+        assert_eq!(said.len(), 9, "{said:#?}");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::{Checker, SECOND};
 use crate::config::Secret;
 use crate::config::raw::{self, OneOrMany, RedisMode};
 use crate::config::redis::{Client, Endpoint, Mode, Redis, Tls};
+use crate::config::tls::Holds;
 use crate::config::units::Span;
 use crate::config::yaml::At;
 
@@ -228,7 +229,7 @@ impl Checker {
     pub(super) fn tls(&mut self, path: &str, raw: raw::Tls) -> Tls {
         let ca = raw
             .ca
-            .and_then(|at| self.path_of(&format!("{path}.ca"), at));
+            .and_then(|at| self.pem_file(&format!("{path}.ca"), at, Holds::Authorities));
         let certificate = raw.certificate.and_then(|at| at.value);
         let certificate =
             certificate.and_then(|raw| self.certificate(&format!("{path}.certificate"), raw));

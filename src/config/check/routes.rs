@@ -1,7 +1,9 @@
 //! Routes, from the file as written to [`Route`]s.
 
-use super::Checker;
 use super::rewrite::{Message, RawTo};
+use super::sessions::field_name;
+use super::unused::RouteAt;
+use super::{Checker, SECOND};
 use crate::config::Route;
 use crate::config::audit::Level;
 use crate::config::matches::{HostMatch, Match, PathMatch};
@@ -13,7 +15,7 @@ use crate::http1::path;
 impl Checker {
     pub(super) fn routes(
         &mut self,
-        routes: Option<Vec<At<raw::Route>>>,
+        routes: Option<At<Vec<At<raw::Route>>>>,
         upstreams: usize,
         on_every_route: &[usize],
     ) -> Vec<Route> {
@@ -42,9 +44,19 @@ impl Checker {
                 shed: true,
             }];
         };
+        let place = (routes.line, routes.column);
+        let routes = routes.value.unwrap_or_default();
+        if routes.is_empty() {
+            let message = "no route: every request is answered with 404; add one, or leave the key out for all requests to go to the one upstream";
+            self.warn("routes", place, message.to_owned());
+        }
         let mut checked = Vec::with_capacity(routes.len());
         for (index, at) in routes.into_iter().enumerate() {
             let Some(raw) = at.value else { continue };
+            self.routes_at.push(RouteAt {
+                index,
+                place: (at.line, at.column),
+            });
             let path = format!("routes[{index}]");
             let answered = RawTo {
                 upstream: raw.upstream,
@@ -71,7 +83,9 @@ impl Checker {
                 .matches
                 .and_then(|at| at.value)
                 .map(|raw| self.matches(&format!("{path}.match"), raw));
-            let timeout = raw.timeout.and_then(|at| at.value).map(|span| span.0);
+            let timeout = raw
+                .timeout
+                .map(|at| self.timeout(&format!("{path}.timeout"), Some(at), 5 * SECOND));
             let session = self.route_session(&path, raw.session, raw.revalidate_every);
             let mut limits = on_every_route.to_vec();
             let limits_path = format!("{path}.rate_limits");
@@ -104,9 +118,18 @@ impl Checker {
         let host = raw
             .host
             .and_then(|at| self.read(&format!("{path}.host"), at, HostMatch::parse));
+        let path_at = raw.path.as_ref().map_or((1, 1), |at| (at.line, at.column));
         let pattern = raw
             .path
             .and_then(|at| self.read(&format!("{path}.path"), at, path_pattern));
+        if let Some(pattern) = &pattern
+            && pattern.to_string().contains("/:")
+        {
+            let message = format!(
+                "a path has no parameters, so that {pattern} is matched letter by letter: use all below one, as in /users/*"
+            );
+            self.warn(&format!("{path}.path"), path_at, message);
+        }
         let methods = raw
             .methods
             .into_iter()
@@ -122,6 +145,11 @@ impl Checker {
                 })
             });
         let methods = methods.collect();
+        for (name, at) in &raw.headers {
+            if let Err(message) = field_name(name) {
+                self.say(&format!("{path}.headers"), at.line, at.column, message);
+            }
+        }
         let headers = raw
             .headers
             .into_iter()
@@ -135,8 +163,22 @@ impl Checker {
     }
 }
 
-/// A pattern that is not in normal form would never match, since requests are matched in theirs.
+/// Those who come from other proxies write expressions and parameters.
 fn path_pattern(text: &str) -> Result<PathMatch, String> {
+    let is_expression = text.starts_with(['^', '~'])
+        || text.ends_with('$')
+        || text.contains(['{', '[', '\\', '|'])
+        || text.contains(".*");
+    normal_pattern(text).map_err(|message| match is_expression {
+        true => format!(
+            "\"{text}\" is not a path: there are no regular expressions and no parameters; use the path itself, or all below one as in /users/*"
+        ),
+        false => message,
+    })
+}
+
+/// A pattern that is not in normal form would never match, since requests are matched in theirs.
+fn normal_pattern(text: &str) -> Result<PathMatch, String> {
     let pattern = PathMatch::parse(text)?;
     let plain = text.strip_suffix('*').unwrap_or(text);
     match path::normalise(plain.as_bytes()) {
@@ -146,5 +188,56 @@ fn path_pattern(text: &str) -> Result<PathMatch, String> {
             String::from_utf8_lossy(&normal)
         )),
         Err(error) => Err(format!("{error}: such a request is refused")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::check::checked;
+
+    /// Mistakes, or warnings.
+    fn said(path: &str) -> String {
+        let text = format!(
+            "listen: 127.0.0.1:1\nupstream: http://x:1\nroutes:\n  - match: {{path: '{path}'}}\n    upstream: upstream\n"
+        );
+        let said = match checked(&text, &|_| None) {
+            Ok(checked) => checked.warnings,
+            Err(mistakes) => mistakes,
+        };
+        let said: Vec<_> = said.iter().map(ToString::to_string).collect();
+        said.join("\n")
+    }
+
+    #[test]
+    fn an_expression_is_told_apart_from_a_path_that_is_wrong() {
+        for path in [
+            "^/a.*",
+            "~ ^/a.*$",
+            "/users/{id}",
+            "/a.*",
+            "/a$",
+            "/a/[0-9]",
+        ] {
+            let expected = format!(
+                "line 4, column 19: routes[0].match.path: \"{path}\" is not a path: there are no regular expressions and no parameters; use the path itself, or all below one as in /users/*"
+            );
+            let is_path = path == "/a$";
+            assert_eq!(
+                said(path),
+                if is_path { String::new() } else { expected },
+                "{path}"
+            );
+        }
+        assert!(said("users").contains("use \"/users\""));
+        assert!(said("/a//b").contains("use its normal form, \"/a/b\""));
+    }
+
+    #[test]
+    fn a_parameter_is_warned_of() {
+        assert_eq!(
+            said("/users/:id"),
+            "line 4, column 19: routes[0].match.path: a path has no parameters, so that /users/:id is matched letter by letter: use all below one, as in /users/*"
+        );
+        assert_eq!(said("/users/a:b"), "");
     }
 }

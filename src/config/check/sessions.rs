@@ -71,6 +71,8 @@ impl Checker {
                 }
             }
         };
+        let idle_at = raw.idle_timeout.as_ref().or(raw.absolute_timeout.as_ref());
+        let idle_at = idle_at.map(|at| (at.line, at.column));
         let idle = span(raw.idle_timeout, 30 * 60 * SECOND);
         let absolute = span(raw.absolute_timeout, 12 * 3600 * SECOND);
         for (key, timeout) in [("idle_timeout", idle), ("absolute_timeout", absolute)] {
@@ -78,6 +80,14 @@ impl Checker {
                 let message = format!("{key} 0s would end every session at once: use 30m");
                 self.say(&format!("{path}.{key}"), line, column, message);
             }
+        }
+        if let Some(place) = idle_at.filter(|_| idle > absolute) {
+            let message = format!(
+                "{} is longer than absolute_timeout, {}, so that it never ends a session: use a shorter one",
+                Span(idle),
+                Span(absolute)
+            );
+            self.warn(&format!("{path}.idle_timeout"), place, message);
         }
         let shared = Shared {
             touch_every: self.touch_every(&path, raw.touch_every, idle),

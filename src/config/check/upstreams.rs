@@ -31,7 +31,11 @@ impl Checker {
     ) -> Vec<Upstream> {
         let mut upstreams = Vec::new();
         if let Some(at) = short {
+            let place = (at.line, at.column);
             let endpoint = self.read("upstream", at, tls::url);
+            if let Some((source, _)) = &endpoint {
+                self.note_endpoint("upstream", place, source);
+            }
             let is_tls = matches!(endpoint, Some((_, Security::Tls)));
             let endpoints = endpoint.into_iter().map(|(source, _)| source).collect();
             upstreams.push(Upstream {
@@ -75,15 +79,22 @@ impl Checker {
             }
             at.value
         });
-        Upstream {
+        let per_try = raw.retries.as_ref().and_then(|at| at.value.as_ref());
+        let per_try = per_try.and_then(|retries| retries.per_try_timeout.as_ref());
+        let per_try_at = per_try.map(|at| (at.line, at.column));
+        let upstream = Upstream {
             tls,
             protocol: protocol.unwrap_or_default(),
             load_balancing: raw
                 .load_balancing
                 .and_then(|at| self.balancing(&key("load_balancing"), at))
                 .unwrap_or(Balancing::LeastRequest),
-            connect_timeout: span(raw.connect_timeout, plain.connect_timeout),
-            timeout: span(raw.timeout, plain.timeout),
+            connect_timeout: self.timeout(
+                &key("connect_timeout"),
+                raw.connect_timeout,
+                plain.connect_timeout,
+            ),
+            timeout: self.timeout(&key("timeout"), raw.timeout, plain.timeout),
             idle_timeout: span(raw.idle_timeout, plain.idle_timeout),
             concurrency: raw
                 .concurrency
@@ -117,7 +128,20 @@ impl Checker {
                 .and_then(|at| at.value)
                 .unwrap_or(false),
             ..plain
+        };
+        let retries = upstream.retries.as_ref();
+        let per_try = retries.and_then(|retries| retries.per_try_timeout);
+        if let (Some(per_try), Some(place)) = (per_try, per_try_at)
+            && per_try > upstream.timeout
+        {
+            let message = format!(
+                "{} is longer than the upstream's timeout, {}, which ends all tries: use a shorter one",
+                Span(per_try),
+                Span(upstream.timeout)
+            );
+            self.warn(&key("retries.per_try_timeout"), place, message);
         }
+        upstream
     }
 
     /// With what each says of TLS.
@@ -156,6 +180,7 @@ impl Checker {
                 continue;
             };
             found.push(security);
+            self.note_endpoint(&path, (line, column), &source);
             if sources.contains(&source) {
                 let message = "this endpoint is in the list already: keep one".to_owned();
                 self.say(&path, line, column, message);
@@ -163,6 +188,13 @@ impl Checker {
             sources.push(source);
         }
         (sources, found)
+    }
+
+    fn note_endpoint(&mut self, path: &str, place: (u64, u64), source: &Source) {
+        match source {
+            Source::Fixed(at) => self.endpoints.push((path.to_owned(), place, at.clone())),
+            Source::Dns(_) => {}
+        }
     }
 
     fn dns(&mut self, path: &str, raw: raw::DnsEndpoint) -> Option<Source> {
@@ -277,11 +309,21 @@ impl Checker {
                 )),
             }
         });
+        let timeout_at = raw.timeout.as_ref().or(raw.interval.as_ref());
+        let timeout_at = timeout_at.map(|at| (at.line, at.column));
         let mut time = |key: &str, at: Option<At<Span>>, default| {
             self.span_within(&format!("{path}.{key}"), at, Span(default), DAY)
         };
         let interval = time("interval", raw.interval, 10 * SECOND);
         let timeout = time("timeout", raw.timeout, SECOND);
+        if let Some(place) = timeout_at.filter(|_| timeout > interval) {
+            let message = format!(
+                "{} is longer than interval, {}: the next look waits for it; use a shorter one",
+                Span(timeout),
+                Span(interval)
+            );
+            self.warn(&format!("{path}.timeout"), place, message);
+        }
         let mut in_a_row = |key: &str, at: Option<At<u32>>, default| {
             number(self.count_within(&format!("{path}.{key}"), at, default, 1..=1000))
         };

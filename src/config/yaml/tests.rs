@@ -89,7 +89,17 @@ fn broken_yaml_and_a_repeated_key_are_told_with_their_place() {
         mistakes("count: [\n")
     );
     let said = mistakes("count: 1\ncount: 2\n");
-    assert!(said[0].starts_with("line 2, "), "{said:?}");
+    assert_eq!(
+        said,
+        ["line 2, column 1: key \"count\" is there already: keep one"]
+    );
+    let said = mistakes("count: 1\n---\ncount: 2\n");
+    assert_eq!(
+        said,
+        ["line 3, column 1: the file has several documents, parted by \"---\": keep one"]
+    );
+    let said = mistakes("count: \"1\n");
+    assert_eq!(said, ["line 1, column 8: unclosed quote"]);
 }
 
 #[test]
@@ -141,5 +151,49 @@ fn ten_thousand_routes_are_read_in_seconds_even_unoptimised() {
     assert_eq!(
         parse::<File>(&text, &|_| None).unwrap().routes.len(),
         10_000
+    );
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Level {
+    Off,
+    #[serde(rename = "1.2")]
+    Second,
+}
+
+#[derive(Debug, Deserialize)]
+struct Named {
+    #[expect(dead_code, reason = "read for its mistakes")]
+    level: At<Level>,
+    #[expect(dead_code, reason = "read for its mistakes")]
+    route: Option<At<Route>>,
+}
+
+#[test]
+fn what_stands_in_place_of_a_name_or_of_keys_is_told_with_what_is_known() {
+    let said = |text: &str| {
+        let mistakes = parse::<Named>(text, &|_| Some("hidden".to_owned())).unwrap_err();
+        let said: Vec<_> = mistakes.iter().map(Mistake::to_string).collect();
+        said.join("\n")
+    };
+    assert_eq!(
+        said("level: 1.2\n"),
+        "line 1, column 8: level: the number 1.2 stands where a name is needed; write it in quotes, \"1.2\""
+    );
+    assert_eq!(
+        said("level: off\n"),
+        "line 1, column 8: level: the boolean false (on, off, yes and no are booleans, too) stands where a name is needed; known here: off, 1.2"
+    );
+    assert!(
+        said("level: [off]\n")
+            .contains("a list stands where a name is needed; known here: off, 1.2")
+    );
+    assert_eq!(
+        said("level: 'off'\nroute: ${NAME}\n"),
+        "line 2, column 8: route: \"${NAME}\" stands where keys are needed; known here: path, port"
+    );
+    assert!(
+        said("level: 'off'\nroute: [/a]\n").contains("route: a list stands where keys are needed")
     );
 }

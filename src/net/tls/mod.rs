@@ -3,6 +3,7 @@
 
 pub mod client;
 mod facts;
+mod pem;
 mod secured;
 pub mod server;
 mod trouble;
@@ -18,6 +19,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use thiserror::Error;
 
 pub use facts::{ClientCertificate, ClientFacts};
+pub use pem::look;
 pub use secured::Secured;
 pub use trouble::Trouble;
 

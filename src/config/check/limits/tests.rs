@@ -31,6 +31,10 @@ fn the_short_form_limits_every_route() {
         [KeyPart::ClientIp, KeyPart::Header("x-tenant".to_owned())]
     );
     assert_eq!(config.routes[0].limits, [0]);
+    let shared = read("rate_limit: 100/s\n").unwrap();
+    let constant = read("rate_limits: {a: {limit: 100/s, by: constant}}\n").unwrap();
+    assert_eq!(shared.limits[0].by, constant.limits[0].by);
+    assert_eq!(shared.limits[0].by, []);
 }
 
 #[test]
@@ -135,6 +139,51 @@ fn leases_and_slots_have_their_defaults() {
 }
 
 #[test]
+fn overrides_are_for_keys_as_requests_have_them() {
+    let overrides = |by: &str, overrides: &str, more: &str| {
+        let limit = format!("{{limit: 1/s, by: {by}, overrides: {{{overrides}}}}}");
+        let config = read(&format!("rate_limits: {{a: {limit}}}\n{more}"))?;
+        let keys = config.limits[0].overrides.keys();
+        Ok::<_, Vec<String>>(keys.cloned().collect::<Vec<_>>().join(" "))
+    };
+    let is = |by: &str, written: &str, keys: &str| {
+        assert_eq!(overrides(by, written, ""), Ok(keys.to_owned()));
+    };
+    is(
+        "client.ip",
+        "'::1': 2/s, 10.1.2.3: unlimited",
+        "10.1.2.3 ::",
+    );
+    is(
+        "[client.ip, path]",
+        "'2001:db8::7:/a': 2/s",
+        "2001:db8:::/a",
+    );
+    let other = "listeners: [{address: 127.0.0.1:2, client_ip: {ipv6_prefix: 48}}]\n";
+    let both = overrides("client.ip", "'2001:db8:1:2::7': 2/s", other);
+    assert_eq!(both, Ok("2001:db8:1:2:: 2001:db8:1::".to_owned()));
+    is("client.ip", "'::1': 2/s, '::2': 2/s", "::");
+    for (by, key, part) in [
+        ("client.ip", "10.0.0.0/8", "the address of one client"),
+        ("client.ip", "localhost", "the address of one client"),
+        ("[client.ip, path]", "10.1.2.3", "which has 2 parts"),
+        ("constant", "acme", "one key for all"),
+    ] {
+        let said = overrides(by, &format!("'{key}': 2/s"), "").unwrap_err();
+        let place = format!("rate_limits.a.overrides.{key}: \"{key}\" is not a key");
+        assert!(
+            said.len() == 1 && said[0].contains(&place) && said[0].contains(part),
+            "{said:?}"
+        );
+    }
+    let said = overrides("client.ip", "'::1': 2/s, '::2': 3/s", "").unwrap_err();
+    assert!(
+        said[0].contains("overrides.::2: another override is for the same clients, ::"),
+        "{said:?}"
+    );
+}
+
+#[test]
 fn a_wrong_limit_says_the_mend() {
     let says = |limits: &str, part: &str| {
         let said = read(limits).unwrap_err().join("\n");
@@ -147,6 +196,18 @@ fn a_wrong_limit_says_the_mend() {
     says(
         "rate_limits: {a: {limit: 5/month, by: path}}\n",
         "use algorithm fixed_window",
+    );
+    says(
+        "rate_limits: {a: {limit: 100/min, by: path}}\n",
+        "a time (ms, s, m, h, d, day, week, month or year), for example 100/s",
+    );
+    says(
+        "routes: [{upstream: upstream, rate_limits: [a]}]\n",
+        "unknown limit \"a\"; none is in the file: add it",
+    );
+    says(
+        "circuit_breakers: {a: {failure_rate: 0.5}}\n",
+        "\"0.5\" is not a percentage: use 50%",
     );
     says(
         "rate_limits: {a: {limit: 5/0s, by: path}}\n",
@@ -180,6 +241,11 @@ fn a_wrong_limit_says_the_mend() {
         "rate_limits: {a: {limit: 5, by: path, algorithm: concurrency, hold_ttl: 999ms}}\n",
         "rate_limits.a.hold_ttl: 999ms is too short: use 1s or more",
     );
+    says(
+        "rate_limits: {a: {limit: 5/s, by: path, burst: 0}}\n",
+        "line 3, column 48: rate_limits.a.burst: a bucket of nothing admits nothing: use 1 or more",
+    );
+    assert!(read("rate_limits: {a: {limit: 0/s, by: path, burst: 0}}\n").is_ok());
     says(
         "rate_limit_defaults: {on_redis_loss: freeze}\n",
         "unknown variant `freeze`",

@@ -112,6 +112,14 @@ fn sections_have_defaults_and_are_absent_without_them() {
 fn a_wrong_upstream_says_the_mend() {
     for (rest, part) in [
         (
+            "endpoints: 'http://x:1', timeout: 0s",
+            "upstreams.a.timeout: 0s is over at once, and stands for no \"never\": use 1ms or more, for example 15s",
+        ),
+        (
+            "endpoints: 'http://x:1', connect_timeout: 0s",
+            "upstreams.a.connect_timeout: 0s is over at once",
+        ),
+        (
             "endpoints: {dns: app}",
             "line 3, column 24: upstreams.a.endpoints.dns: \"app\" is not a name with a port: use NAME:PORT",
         ),

@@ -1,0 +1,130 @@
+//! What two keys say that cannot both be meant, as tests: warned of where it does no harm, refused where it can only be a mistake.
+
+use super::checked;
+
+fn warned(text: &str) -> String {
+    let text = format!("listen: 127.0.0.1:1\n{text}");
+    let checked = checked(&text, &|_| None);
+    let checked = checked.unwrap_or_else(|said| panic!("{said:#?}\n{text}"));
+    let said = checked.warnings.iter().map(ToString::to_string);
+    said.collect::<Vec<_>>().join("\n")
+}
+
+fn with_upstream(keys: &str) -> String {
+    warned(&format!(
+        "upstreams: {{a: {{endpoints: 'http://x:1', {keys}}}}}\n"
+    ))
+}
+
+fn says(said: &str, part: &str) {
+    assert!(
+        said.lines().count() == 1 && said.contains(part),
+        "{part}: {said}"
+    );
+}
+
+#[test]
+fn a_burst_of_another_algorithm_is_warned_of() {
+    let limited = |limit: &str| {
+        warned(&format!(
+            "upstream: http://x:1\nrate_limits: {{a: {{by: path, burst: 5, {limit}}}}}\nroutes: [{{upstream: upstream, rate_limits: [a]}}]\n"
+        ))
+    };
+    for limit in [
+        "limit: 1/s, algorithm: fixed_window",
+        "limit: 1/s, algorithm: sliding_window",
+        "limit: 1, algorithm: concurrency",
+    ] {
+        says(
+            &limited(limit),
+            "rate_limits.a.burst: only token_bucket has a burst",
+        );
+    }
+    assert_eq!(limited("limit: 1/s"), "");
+}
+
+#[test]
+fn times_that_undo_each_other_are_warned_of() {
+    let tried = |per_try: &str| {
+        with_upstream(&format!(
+            "timeout: 2s, retries: {{per_try_timeout: {per_try}}}"
+        ))
+    };
+    says(
+        &tried("3s"),
+        "upstreams.a.retries.per_try_timeout: 3s is longer than the upstream's timeout, 2s",
+    );
+    assert_eq!(tried("2s"), "");
+    says(
+        &with_upstream("health: {path: /, interval: 1s, timeout: 2s}"),
+        "upstreams.a.health.timeout: 2s is longer than interval, 1s",
+    );
+    assert_eq!(with_upstream("health: {path: /, interval: 1s}"), "");
+    let broken = |breaker: &str| {
+        warned(&format!(
+            "upstreams: {{a: {{endpoints: 'http://x:1', circuit_breaker: b}}}}\ncircuit_breakers: {{b: {{{breaker}}}}}\n"
+        ))
+    };
+    says(
+        &broken("open_for: 2m, max_open_for: 1m"),
+        "circuit_breakers.b.open_for: 2m is longer than max_open_for, 1m",
+    );
+    says(
+        &broken("open_for: 6m"),
+        "circuit_breakers.b.open_for: 6m is longer than max_open_for, 5m",
+    );
+    assert_eq!(broken("open_for: 5m"), "");
+    let kept = |sessions: &str| {
+        warned(&format!(
+            "upstream: http://x:1\nsessions: {{web: {{{sessions}}}}}\nroutes: [{{upstream: upstream, session: {{use: web}}}}]\n"
+        ))
+    };
+    says(
+        &kept("idle_timeout: 2h, absolute_timeout: 1h"),
+        "sessions.web.idle_timeout: 2h is longer than absolute_timeout, 1h",
+    );
+    assert_eq!(kept("idle_timeout: 1h, absolute_timeout: 1h"), "");
+}
+
+#[test]
+fn a_database_beside_postgres_is_warned_of() {
+    let kept = |audit: &str| {
+        warned(&format!(
+            "upstream: http://x:1\nredis: {{urls: redis://h}}\naudit: {{{audit}}}\npostgres: {{write: 'host=h'}}\n"
+        ))
+    };
+    says(
+        &kept("sqlite: {path: a.db}"),
+        "audit.sqlite: the audit goes to postgres, so that this does nothing",
+    );
+    assert_eq!(kept(""), "");
+}
+
+#[test]
+fn a_name_that_no_header_has_is_refused() {
+    let said = |text: &str| {
+        let text = format!("listen: 127.0.0.1:1\nupstream: http://x:1\n{text}\n");
+        let mistakes = checked(&text, &|_| None).err().unwrap_or_default();
+        let said: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
+        said.join("\n")
+    };
+    for (text, path) in [
+        (
+            "routes: [{match: {headers: {x a: b}}, upstream: upstream}]",
+            "routes[0].match.headers: ",
+        ),
+        (
+            "rate_limits: {a: {limit: 1/s, by: 'header:x a'}}",
+            "rate_limits.a.by[0]: ",
+        ),
+        (
+            "rate_limits: {a: {limit: 1/s, by: path, cost: {header: x a}}}",
+            "rate_limits.a.cost.header: ",
+        ),
+    ] {
+        says(
+            &said(text),
+            &format!("{path}\"x a\" is not a header's name: use letters, digits and -"),
+        );
+    }
+}

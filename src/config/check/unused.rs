@@ -1,0 +1,328 @@
+//! What of a file is without effect: names that nothing uses, routes that no request reaches. A policy that is written and not
+//! enforced is hardly meant.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::Checker;
+use crate::config::audit::Level;
+use crate::config::matches::{HostMatch, Match, PathMatch};
+use crate::config::yaml::At;
+use crate::config::{Config, Route};
+
+/// What has a name by which others use it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Limit,
+    Breaker,
+    Sessions,
+    Upstream,
+}
+
+/// An entry with a name, and where it stands.
+pub(super) struct Named {
+    kind: Kind,
+    name: String,
+    place: (u64, u64),
+}
+
+/// A route's number in the file, and where it stands.
+pub(super) struct RouteAt {
+    pub(super) index: usize,
+    pub(super) place: (u64, u64),
+}
+
+impl Checker {
+    /// Notes where the entries of a section stand.
+    pub(super) fn name<T>(&mut self, kind: Kind, section: &BTreeMap<String, At<T>>) {
+        self.named.extend(section.iter().map(|(name, at)| Named {
+            kind,
+            name: name.clone(),
+            place: (at.line, at.column),
+        }));
+    }
+
+    pub(super) fn warn_of_unused(&mut self, config: &Config) {
+        let used = Used::by(config);
+        for entry in std::mem::take(&mut self.named) {
+            let name = &entry.name;
+            if used.of(entry.kind).contains(name.as_str()) {
+                continue;
+            }
+            let (section, message) = match entry.kind {
+                Kind::Limit => (
+                    "rate_limits",
+                    format!(
+                        "no route names it, so that it limits nothing: add it to a route, as in {{upstream: NAME, rate_limits: [{name}]}}, or take it out"
+                    ),
+                ),
+                Kind::Breaker => (
+                    "circuit_breakers",
+                    format!(
+                        "no upstream names it, so that it breaks nothing: add \"circuit_breaker: {name}\" to one, or take it out"
+                    ),
+                ),
+                Kind::Sessions => (
+                    "sessions",
+                    format!(
+                        "no route names it, so that no session is asked for: add \"session: {{use: {name}}}\" to one, or take it out"
+                    ),
+                ),
+                Kind::Upstream => (
+                    "upstreams",
+                    format!(
+                        "no route names it, so that no request goes there: add \"upstream: {name}\" to one, or take it out"
+                    ),
+                ),
+            };
+            self.warn(&format!("{section}.{name}"), entry.place, message);
+        }
+        self.warn_of_unreached(&config.routes);
+        let keeps = |route: &Route| matches!(route.audit, Level::Headers);
+        if let Some(place) = self.captures_at
+            && !config.routes.iter().any(keeps)
+        {
+            let message = "no request is kept with its headers, since no level is headers: add \"level: headers\" to the audit, or \"audit: headers\" to a route";
+            self.warn("audit.capture", place, message.to_owned());
+        }
+    }
+
+    /// Says each route all of whose requests an earlier one takes.
+    fn warn_of_unreached(&mut self, routes: &[Route]) {
+        let places = std::mem::take(&mut self.routes_at);
+        // By host and path, since files have tens of thousands of routes.
+        let mut earlier: HashMap<Place, Vec<usize>> = HashMap::new();
+        for (index, (route, at)) in routes.iter().zip(&places).enumerate() {
+            let wider = wider_places(&route.matches);
+            let mut candidates = wider
+                .iter()
+                .filter_map(|place| earlier.get(place))
+                .flatten();
+            let taker =
+                candidates.find(|taker| takes_all(&routes[**taker].matches, &route.matches));
+            if let Some(taker) = taker {
+                let taker = &places[*taker];
+                let message = format!(
+                    "no request reaches it: routes[{}], at line {}, takes all of them before; put this one first, or narrow that one",
+                    taker.index, taker.place.0
+                );
+                self.warn(&format!("routes[{}]", at.index), at.place, message);
+                continue;
+            }
+            let place = (route.matches.host.clone(), route.matches.path.clone());
+            earlier.entry(place).or_default().push(index);
+        }
+    }
+}
+
+type Place = (Option<HostMatch>, Option<PathMatch>);
+
+/// Hosts and paths of routes that could take all that `matches` does.
+fn wider_places(matches: &Match) -> Vec<Place> {
+    let hosts = matches.host.iter().flat_map(HostMatch::wider).map(Some);
+    let paths = matches.path.iter().flat_map(PathMatch::wider).map(Some);
+    let paths: Vec<_> = paths.chain([None]).collect();
+    hosts
+        .chain([None])
+        .flat_map(|host| paths.iter().map(move |path| (host.clone(), path.clone())))
+        .collect()
+}
+
+/// Whether `earlier`, whose host and path are as wide, takes every request that is for `later`.
+fn takes_all(earlier: &Match, later: &Match) -> bool {
+    let methods = earlier.methods.is_empty()
+        || (!later.methods.is_empty()
+            && later
+                .methods
+                .iter()
+                .all(|method| earlier.methods.contains(method)));
+    methods
+        && earlier
+            .headers
+            .iter()
+            .all(|header| later.headers.contains(header))
+}
+
+/// The names that something uses.
+struct Used<'c> {
+    limits: BTreeSet<&'c str>,
+    breakers: BTreeSet<&'c str>,
+    sessions: BTreeSet<&'c str>,
+    upstreams: BTreeSet<&'c str>,
+}
+
+impl<'c> Used<'c> {
+    fn by(config: &'c Config) -> Used<'c> {
+        let routes = &config.routes;
+        let limits = routes
+            .iter()
+            .flat_map(|route| route.limits.iter().chain(&route.session_limits));
+        let breakers = config
+            .upstreams
+            .iter()
+            .filter_map(|upstream| upstream.circuit_breaker.as_ref());
+        let sessions = routes.iter().filter_map(|route| route.session.as_ref());
+        let upstreams = routes.iter().filter_map(Route::upstream);
+        // An index leads nowhere where its name was a mistake.
+        Used {
+            limits: limits
+                .filter_map(|index| Some(config.limits.get(*index)?.name.as_str()))
+                .collect(),
+            breakers: breakers.map(|breaker| breaker.name.as_str()).collect(),
+            sessions: sessions
+                .filter_map(|asks| Some(config.sessions.get(asks.sessions)?.name.as_str()))
+                .collect(),
+            upstreams: upstreams
+                .filter_map(|index| Some(config.upstreams.get(index)?.name.as_str()))
+                .collect(),
+        }
+    }
+
+    fn of(&self, kind: Kind) -> &BTreeSet<&'c str> {
+        match kind {
+            Kind::Limit => &self.limits,
+            Kind::Breaker => &self.breakers,
+            Kind::Sessions => &self.sessions,
+            Kind::Upstream => &self.upstreams,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::check::checked;
+
+    fn warned(text: &str) -> Vec<String> {
+        let text = format!("listen: 127.0.0.1:1\n{text}");
+        let checked = checked(&text, &|_| None);
+        let checked = checked.unwrap_or_else(|mistakes| panic!("{mistakes:#?}\n{text}"));
+        checked.warnings.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn names_that_nothing_uses_are_warned_of() {
+        let said = warned(
+            "upstream: http://x:1\nrate_limits:\n  per_client: {limit: 1/s, by: client.ip}\n\
+             circuit_breakers:\n  b: {}\nsessions:\n  web: {}\n",
+        );
+        let expected = [
+            "line 4, column 15: rate_limits.per_client: no route names it, so that it limits nothing: add it to a route, as in {upstream: NAME, rate_limits: [per_client]}, or take it out",
+            "line 6, column 6: circuit_breakers.b: no upstream names it",
+            "line 8, column 8: sessions.web: no route names it",
+        ];
+        assert_eq!(said.len(), expected.len(), "{said:#?}");
+        for (said, expected) in said.iter().zip(expected) {
+            assert!(said.starts_with(expected), "{said}");
+        }
+        let said = warned(
+            "upstreams: {a: {endpoints: 'http://x:1'}, b: {endpoints: 'http://x:2'}}\nroutes: [{upstream: a}]\n",
+        );
+        assert!(
+            said.len() == 1 && said[0].contains("upstreams.b: no route names it"),
+            "{said:#?}"
+        );
+    }
+
+    #[test]
+    fn names_that_are_used_are_not() {
+        let said = warned(
+            "rate_limit: 1/s by client.ip\nupstreams: {a: {endpoints: 'http://x:1', circuit_breaker: b}}\n\
+             rate_limits: {c: {limit: 1/s, by: client.ip}, u: {limit: 1/s, by: session.user}}\n\
+             circuit_breakers: {b: {}}\nsessions: {web: {}}\n\
+             routes: [{upstream: a, session: {use: web}, rate_limits: [c, u]}]\n",
+        );
+        assert!(said.is_empty(), "{said:#?}");
+    }
+
+    /// Each route is `match`'s content; the numbers are those of the routes that are never reached.
+    fn unreached(routes: &[&str], expected: &[usize]) {
+        let list = routes
+            .iter()
+            .map(|route| format!("  - {{match: {{{route}}}, reply: {{status: 200}}}}\n"));
+        let list: String = list.collect();
+        let said = warned(&format!(
+            "upstream: http://x:1\nroutes:\n{list}  - {{match: {{path: /last}}, upstream: upstream}}\n"
+        ));
+        let numbers = said.iter().map(|said| {
+            let (_, behind) = said.split_once("routes[").unwrap();
+            behind.split_once(']').unwrap().0.parse().unwrap()
+        });
+        let numbers: Vec<usize> = numbers.filter(|number| *number < routes.len()).collect();
+        assert_eq!(numbers, expected, "{routes:?}: {said:#?}");
+    }
+
+    #[test]
+    fn a_route_behind_one_that_takes_all_its_requests_is_warned_of() {
+        unreached(&["", "path: /admin"], &[1]);
+        unreached(&["path: /*", "path: /admin/*"], &[1]);
+        unreached(&["path: /a", "path: /a", "path: /a"], &[1, 2]);
+        unreached(
+            &["path: /a/*", "path: /a/b/*", "path: /a", "path: /a/"],
+            &[1, 3],
+        );
+        unreached(&["path: /admin", ""], &[]);
+        unreached(&["path: /pay/*", "path: /payroll"], &[]);
+        unreached(
+            &[
+                "host: '*.x.org'",
+                "host: a.b.x.org",
+                "host: x.org",
+                "host: '*.b.x.org'",
+            ],
+            &[1, 3],
+        );
+        unreached(&["host: x.org", "path: /a", "host: X.org, path: /a"], &[2]);
+        unreached(
+            &[
+                "methods: [GET, POST]",
+                "methods: [GET]",
+                "methods: [GET, PUT]",
+                "",
+            ],
+            &[1],
+        );
+        unreached(
+            &[
+                "headers: {a: '1'}",
+                "headers: {a: '1', b: '2'}",
+                "headers: {a: '2'}",
+                "",
+            ],
+            &[1],
+        );
+    }
+
+    #[test]
+    fn the_route_that_takes_the_requests_is_named() {
+        let said = warned(
+            "upstream: http://x:1\nroutes:\n  - upstream: upstream\n  - match: {path: /admin}\n    upstream: upstream\n",
+        );
+        assert_eq!(
+            said,
+            [
+                "line 5, column 5: routes[1]: no request reaches it: routes[0], at line 4, takes all of them before; put this one first, or narrow that one"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_file_with_an_empty_list_of_routes_serves_nothing() {
+        let said = warned("upstream: http://x:1\nroutes: []\n");
+        assert!(
+            said[0].starts_with(
+                "line 3, column 9: routes: no route: every request is answered with 404"
+            ),
+            "{said:#?}"
+        );
+    }
+
+    #[test]
+    fn ten_thousand_routes_of_as_many_hosts_are_looked_at_in_seconds_even_unoptimised() {
+        let mut text = "upstream: http://x:1\nroutes:\n".to_owned();
+        for index in 0..10_000 {
+            text.push_str(&format!(
+                "  - {{match: {{host: h{index}.x.org, path: /a/b}}, upstream: upstream}}\n"
+            ));
+        }
+        assert!(warned(&text).is_empty());
+    }
+}

@@ -1,0 +1,216 @@
+//! How the keys of a limit's overrides are spelt, and which keys of requests they are. What could never be a request's key is a mistake.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv6Addr};
+
+use super::limits::KeyPart;
+
+/// A client as limits know it: its IPv4 address, or the network of so many bits of its IPv6 one.
+pub fn client_key(ip: IpAddr, ipv6_prefix: u8) -> String {
+    match ip {
+        IpAddr::V4(ip) => ip.to_string(),
+        IpAddr::V6(ip) => {
+            let others = u128::MAX.checked_shr(ipv6_prefix.into()).unwrap_or(0);
+            Ipv6Addr::from(u128::from(ip) & !others).to_string()
+        }
+    }
+}
+
+/// The keys of requests that `text` stands for, whose parts are joined by `:`: one, but where listeners tell IPv6 clients apart by
+/// different bits, `ipv6_prefixes`.
+pub fn override_keys(
+    by: &[KeyPart],
+    text: &str,
+    ipv6_prefixes: &BTreeSet<u8>,
+) -> Result<Vec<String>, String> {
+    let pieces: Vec<_> = text.split(':').collect();
+    if pieces.len() < by.len() {
+        return Err(format!(
+            "\"{text}\" is not a key of this limit, which has {} parts: write all, joined by \":\", as in {}",
+            by.len(),
+            example(by)
+        ));
+    }
+    if by.is_empty() {
+        return match text.is_empty() {
+            true => Ok(vec![String::new()]),
+            false => Err(format!(
+                "\"{text}\" is not a key of this limit, which has one key for all: give it a \"by\" other than constant, or change the limit itself"
+            )),
+        };
+    }
+    let Some(parts) = split(by, &pieces, &mut BTreeSet::new()) else {
+        return Err(format!(
+            "\"{text}\" is not a key of this limit, in which client.ip is the address of one client: write, for example, {}",
+            example(by)
+        ));
+    };
+    // Without a listener there is a mistake already.
+    let prefixes = ipv6_prefixes.iter().copied();
+    let mut keys: Vec<_> = prefixes.map(|prefix| join(&parts, prefix)).collect();
+    keys.dedup();
+    Ok(keys)
+}
+
+/// A part of a key, as it is written.
+#[derive(Clone)]
+enum Part {
+    Client(IpAddr),
+    Text(String),
+}
+
+/// The pieces between colons as the parts of a key; an IPv6 address takes several. `dead` are ends that have led nowhere: parts and
+/// pieces that were left.
+fn split(
+    by: &[KeyPart],
+    pieces: &[&str],
+    dead: &mut BTreeSet<(usize, usize)>,
+) -> Option<Vec<Part>> {
+    let Some((first, others)) = by.split_first() else {
+        return pieces.is_empty().then(Vec::new);
+    };
+    let most = (pieces.len() + 1).checked_sub(by.len())?;
+    if most == 0 || dead.contains(&(by.len(), pieces.len())) {
+        return None;
+    }
+    // An address is as long as can be, and all else as short: `2001:db8::` is not `2001` and `db8::`.
+    let is_address = matches!(first, KeyPart::ClientIp);
+    let found = (1..=most).find_map(|length| {
+        let taken = if is_address {
+            most + 1 - length
+        } else {
+            length
+        };
+        let (own, behind) = pieces.split_at(taken);
+        let text = own.join(":");
+        let part = match is_address {
+            true => Part::Client(text.parse::<IpAddr>().ok()?.to_canonical()),
+            false => Part::Text(text),
+        };
+        let mut parts = vec![part];
+        parts.extend(split(others, behind, dead)?);
+        Some(parts)
+    });
+    if found.is_none() {
+        dead.insert((by.len(), pieces.len()));
+    }
+    found
+}
+
+fn join(parts: &[Part], ipv6_prefix: u8) -> String {
+    let texts = parts.iter().map(|part| match part {
+        Part::Client(ip) => client_key(*ip, ipv6_prefix),
+        Part::Text(text) => text.clone(),
+    });
+    texts.collect::<Vec<_>>().join(":")
+}
+
+/// A key of these parts.
+fn example(by: &[KeyPart]) -> String {
+    let texts = by.iter().map(|part| match part {
+        KeyPart::ClientIp => "192.0.2.7",
+        KeyPart::Path => "/pay",
+        KeyPart::Host => "example.com",
+        KeyPart::Method => "GET",
+        KeyPart::ClientCertSubject
+        | KeyPart::ClientCertSan
+        | KeyPart::Header(_)
+        | KeyPart::Cookie(_)
+        | KeyPart::Query(_)
+        | KeyPart::Route
+        | KeyPart::Upstream
+        | KeyPart::SessionUser
+        | KeyPart::SessionClaim(_) => "VALUE",
+    });
+    texts.collect::<Vec<_>>().join(":")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn keys(by: &[KeyPart], text: &str, prefixes: &[u8]) -> Result<Vec<String>, String> {
+        override_keys(by, text, &prefixes.iter().copied().collect())
+    }
+
+    #[test]
+    fn a_client_is_one_address_and_of_ipv6_a_network() {
+        let one = |text: &str| keys(&[KeyPart::ClientIp], text, &[64]);
+        let is = |text: &str, key: &str| assert_eq!(one(text), Ok(vec![key.to_owned()]), "{text}");
+        is("10.1.2.3", "10.1.2.3");
+        is("::1", "::");
+        is("2001:DB8:0:1::7", "2001:db8:0:1::");
+        is("2001:db8:0:1::", "2001:db8:0:1::");
+        for bad in [
+            "10.0.0.0/8",
+            "localhost",
+            "",
+            "10.1.2",
+            "::1/64",
+            "10.1.2.3:80",
+        ] {
+            let said = one(bad).unwrap_err();
+            assert!(
+                said.contains(
+                    "client.ip is the address of one client: write, for example, 192.0.2.7"
+                ),
+                "{said}"
+            );
+        }
+        let two = keys(&[KeyPart::ClientIp], "2001:db8:1:2::7", &[64, 48]);
+        assert_eq!(
+            two,
+            Ok(vec!["2001:db8:1::".to_owned(), "2001:db8:1:2::".to_owned()])
+        );
+        assert_eq!(
+            keys(&[KeyPart::ClientIp], "10.1.2.3", &[64, 48])
+                .unwrap()
+                .len(),
+            1
+        );
+    }
+
+    #[test]
+    fn parts_are_as_many_as_the_limit_has() {
+        let by = [KeyPart::Method, KeyPart::ClientIp, KeyPart::Path];
+        let is = |text: &str, key: &str| {
+            assert_eq!(keys(&by, text, &[64]), Ok(vec![key.to_owned()]), "{text}");
+        };
+        is("GET:10.1.2.3:/a", "GET:10.1.2.3:/a");
+        is("GET:10.1.2.3:/a:b", "GET:10.1.2.3:/a:b");
+        is("GET:2001:db8::7:/a", "GET:2001:db8:::/a");
+        is("GET:2001:db8:::/a", "GET:2001:db8:::/a");
+        let said = keys(&by, "GET:10.1.2.3", &[64]).unwrap_err();
+        assert!(
+            said.contains(
+                "which has 3 parts: write all, joined by \":\", as in GET:192.0.2.7:/pay"
+            ),
+            "{said}"
+        );
+        assert!(keys(&by, "GET:nobody:/a", &[64]).is_err());
+        let said = keys(&[], "acme", &[64]).unwrap_err();
+        assert!(said.contains("one key for all"), "{said}");
+        let tenant = [KeyPart::Header("x".to_owned())];
+        assert_eq!(keys(&tenant, "a:b", &[64]), Ok(vec!["a:b".to_owned()]));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_read_is_read_back(text in "[0-9a-f:./]{0,60}", parts in 1usize..12) {
+            let by = vec![KeyPart::ClientIp; parts];
+            if let Ok(read) = keys(&by, &text, &[64]) {
+                prop_assert_eq!(keys(&by, &read[0], &[64]), Ok(read));
+            }
+        }
+
+        #[test]
+        fn an_ipv6_client_is_read_back(ip: u128, path in "/[a-z:]{0,9}") {
+            let ip = IpAddr::from(Ipv6Addr::from(ip));
+            let key = format!("{}:{path}", client_key(ip, 64));
+            let by = [KeyPart::ClientIp, KeyPart::Path];
+            prop_assert_eq!(keys(&by, &format!("{ip}:{path}"), &[64]), Ok(vec![key]));
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! The JSON Schema of the file, for editors: that of its types, and of what stands for a value until it is read. Must not know a key of the file.
+
+use schemars::Schema;
+use schemars::generate::SchemaSettings;
+use schemars::transform::RecursiveTransform;
+use serde_json::{Value, json};
+
+use super::raw;
+
+/// Has a value that is yet to be put in: `${NAME}`, `${NAME:-60s}`, `${file:/path}`.
+const EXPANDED: &str = r"\$\{";
+
+pub fn schema() -> Value {
+    let settings = SchemaSettings::default().with_transform(RecursiveTransform(as_written));
+    let generator = settings.into_generator();
+    generator.into_root_schema_for::<raw::File>().to_value()
+}
+
+/// What the type of a single value says, made what may stand for it in a file.
+fn as_written(schema: &mut Schema) {
+    if let Some(Value::Array(named)) = schema.get("oneOf")
+        && named.iter().all(is_name)
+    {
+        // One of these, or what will be.
+        let mut any = named.clone();
+        any.iter_mut()
+            .for_each(|name| drop(name.as_object_mut().map(|name| name.remove("type"))));
+        any.push(json!({ "type": "string", "pattern": EXPANDED }));
+        schema.remove("oneOf");
+        schema.insert("anyOf".to_owned(), Value::Array(any));
+        return;
+    }
+    let types = match schema.get("type") {
+        Some(Value::String(one)) => vec![one.clone()],
+        Some(Value::Array(several)) => several
+            .iter()
+            .filter_map(Value::as_str)
+            .map(str::to_owned)
+            .collect(),
+        _ => return,
+    };
+    let is = |name: &str| types.iter().any(|own| own == name);
+    if is("string") {
+        if let Some(names) = schema.remove("enum") {
+            schema.remove("type");
+            let any = json!([{ "enum": names }, { "type": "string", "pattern": EXPANDED }]);
+            schema.insert("anyOf".to_owned(), any);
+            return;
+        }
+        match schema.get("pattern").and_then(Value::as_str) {
+            Some(EXPANDED) => {}
+            Some(pattern) => {
+                let pattern = json!(format!("{pattern}|{EXPANDED}"));
+                schema.insert("pattern".to_owned(), pattern);
+            }
+            // A number is read as a text, too.
+            None => set_types(schema, types, "integer"),
+        }
+    } else if is("integer") || is("number") || is("boolean") {
+        schema.insert("pattern".to_owned(), json!(EXPANDED));
+        set_types(schema, types, "string");
+    }
+}
+
+fn set_types(schema: &mut Schema, mut types: Vec<String>, another: &str) {
+    types.push(another.to_owned());
+    schema.insert("type".to_owned(), json!(types));
+}
+
+/// Whether a schema is of names alone.
+fn is_name(schema: &Value) -> bool {
+    schema["type"] == "string" && (schema.get("const").is_some() || schema.get("enum").is_some())
+}
