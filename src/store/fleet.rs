@@ -63,7 +63,7 @@ impl Fleet {
             None => Ok(main.clone()),
         };
         Ok(Arc::new(Fleet {
-            keys: Keys::new(&config.key_prefix),
+            keys: Keys::of(config),
             process: clock::uuid(clock::wall()).to_string(),
             rate_limit: or_main("rate_limit", &config.rate_limit)?,
             sessions: or_main("sessions", &config.sessions)?,
