@@ -75,6 +75,8 @@ pub struct Plan {
     pub secured: Secured,
     /// One for each route of the configuration, in its order.
     pub routes: Vec<RouteMetrics>,
+    /// [`Route::key`] of each route of the configuration, in its order.
+    pub route_keys: Vec<String>,
     /// One for each limit of the configuration, in its order.
     pub limit_metrics: Vec<LimitMetrics>,
 }
@@ -364,6 +366,7 @@ impl Plan {
             breakers,
             breaker_metrics,
             routes,
+            route_keys: config.routes.iter().map(Route::key).collect(),
             limit_metrics,
             names: Names::new(&config),
             audit,
