@@ -450,6 +450,28 @@ fn keys_without_a_slot_in_use_are_held_in_bounded_memory() {
 }
 
 #[test]
+fn a_dear_request_that_is_refused_leaves_the_free_slots_to_others() {
+    let server = Server::single();
+    let limit = "{limit: 10, algorithm: concurrency, by: 'header:t', hold_ttl: 1m}";
+    let file = one_limit(&server, limit, 1_000);
+    on_a_runtime(async {
+        let [one, two, three] = [
+            Node::start(&file).await,
+            Node::start(&file).await,
+            Node::start(&file).await,
+        ];
+        let admitted = |decision: Decision| matches!(decision, Decision::Admitted(_));
+        assert!(admitted(one.take_slot("k", 6).await));
+        assert!(!admitted(two.take_slot("k", 5).await));
+        assert!(admitted(three.take_slot("k", 3).await));
+        // The refusal is of dear ones alone, and of those who ask at one time each gets what there is.
+        let asks = [5, 5, 1].map(|cost| two.take_slot("k", cost));
+        let decided = join_all(asks).await.into_iter().map(admitted);
+        assert_eq!(decided.collect::<Vec<_>>(), [false, false, true]);
+    });
+}
+
+#[test]
 fn slots_that_come_and_go_and_come_are_told_to_redis() {
     const KEYS: usize = 500;
     let server = Server::single();

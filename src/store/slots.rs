@@ -250,23 +250,27 @@ impl Slots {
         let part = self.part(ask.key);
         let asking = Asking { part, key: ask.key };
         let of = Of::new(ask);
-        let (used, want) = part.change(ask.key, |held| {
+        let asked = part.change(ask.key, |held| {
             if held.of.replace(of).is_none() {
                 self.active.lock().insert(ask.key);
             }
             held.unsure = true;
             let waiting = std::mem::take(&mut held.waiting);
             held.round = held.round.wrapping_add(1);
-            let want = held.used.saturating_add(ask.cost).saturating_add(waiting);
-            (held.used, want.max(held.granted))
+            let needs = held.used.saturating_add(ask.cost);
+            Asked {
+                used: held.used,
+                want: needs.saturating_add(waiting).max(held.granted),
+                needs,
+            }
         });
         let budget = deadline.saturating_duration_since(Instant::now());
-        let answer = self.call(redis, of, used, want, budget).await;
+        let answer = self.call(redis, of, asked, budget).await;
         if let Ok(answer) = answer {
             let now = clock::mono();
             part.change(ask.key, |held| {
                 held.told(answer, now);
-                if answer.granted < want {
+                if answer.granted < asked.want {
                     held.refused_until = now + REFUSED;
                 }
             });
@@ -308,7 +312,7 @@ impl Slots {
         };
         let asking = Asking { part, key };
         let budget = self.fleet.rate_limit.timeout;
-        let answer = self.call(redis, of, used, used, budget).await;
+        let answer = self.call(redis, of, Asked::only(used), budget).await;
         let now = clock::mono();
         part.change(key, |held| match answer {
             Ok(answer) => held.told(answer, now),
@@ -321,18 +325,18 @@ impl Slots {
         &self,
         redis: &Connections,
         of: Of,
-        used: u64,
-        want: u64,
+        asked: Asked,
         budget: Duration,
     ) -> Result<Told, CallError> {
         let key = self.fleet.keys.slots(of.tag);
         let args = [
             Arg::Text(&self.fleet.process),
             Arg::Int(self.turn.fetch_add(1, Ordering::Relaxed) + 1),
-            Arg::Int(used),
-            Arg::Int(want),
+            Arg::Int(asked.used),
+            Arg::Int(asked.want),
             Arg::Int(of.slots),
             Arg::Int(u64::try_from(of.hold_ttl.as_millis()).unwrap_or(u64::MAX)),
+            Arg::Int(asked.needs),
         ];
         let answer = redis
             .run_within(budget, &self.script, &[&key], &args)
@@ -374,7 +378,8 @@ impl Held {
             self.used = wanted;
             return Step::Done(Decision::Admitted(Batch::default()));
         }
-        if now < self.refused_until {
+        // One that needs less than what was refused may find enough.
+        if now < self.refused_until && wanted.saturating_add(self.others) > ask.slots {
             let retry_after = Some(RETRY_AFTER);
             return Step::Done(Decision::Refused { retry_after });
         }
@@ -389,6 +394,27 @@ impl Held {
     fn told(&mut self, answer: Told, now: Duration) {
         (self.granted, self.others) = (answer.granted, answer.others);
         (self.unsure, self.told_at, self.tell_after) = (false, now, now);
+    }
+}
+
+/// What Redis is told of a key, and asked for.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    used: u64,
+    /// With what all need who wait.
+    want: u64,
+    /// With what the first of them needs: it takes that or nothing.
+    needs: u64,
+}
+
+impl Asked {
+    /// For no more than what is used.
+    fn only(used: u64) -> Asked {
+        Asked {
+            used,
+            want: used,
+            needs: used,
+        }
     }
 }
 
