@@ -272,8 +272,8 @@ impl Plan {
             let new = || match &fleet {
                 None => Store::Memory(Arc::new(Sessions::new(entry.max_sessions))),
                 Some(fleet) => {
-                    let (keys, max) = (fleet.keys.clone(), entry.shared.cache.max_entries);
-                    Store::Redis(Arc::new(SharedSessions::new(&entry.name, keys, max)))
+                    let max = entry.shared.cache.max_entries;
+                    Store::Redis(Arc::new(SharedSessions::new(&entry.name, fleet, max)))
                 }
             };
             let live = LiveSessions {

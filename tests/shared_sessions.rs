@@ -51,6 +51,7 @@ fn weir(app: &Upstream, web: &str, redis: &str) -> Running {
          routes:\n  - {{match: {{path: /me}}, upstream: app, session: {{use: web}}}}\n\
          \x20 - {{match: {{path: /socket}}, upstream: app, session: {{use: web}}}}\n\
          \x20 - {{match: {{path: /socket/often}}, upstream: app, session: {{use: web}}, revalidate_every: 50ms}}\n\
+         \x20 - {{match: {{path: /socket/seldom}}, upstream: app, session: {{use: web}}, revalidate_every: 1500ms}}\n\
          \x20 - {{upstream: app, session: {{use: web, require: false}}}}\n{redis}",
         app.url()
     );
@@ -543,5 +544,39 @@ fn ended_sessions_that_were_not_heard_of_are_asked_about_anew() {
     server.cli(&["FLUSHALL"]);
     assert_eq!(me(&mut client, &cookie), 200);
     server.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    eventually(|| me(&mut client, &cookie) == 401);
+}
+
+#[test]
+fn a_weir_that_cannot_hear_of_ended_sessions_asks_about_each() {
+    let app = app();
+    let server = Server::with(|_, _| "user default on nopass ~* &* +@all -subscribe\n".to_owned());
+    let redis = patient(&server.yaml("weir"));
+    let [one, other] = [0; 2].map(|_| weir(&app, "{cache: {ttl: 1m}}", &redis));
+    let failures = || {
+        let text = one.admin().get("/metrics").body;
+        let line = "weir_redis_subscribe_failures_total{client=\"main\"} ";
+        let value = text.lines().find_map(|other| other.strip_prefix(line));
+        value.unwrap().parse::<u64>().unwrap()
+    };
+    let cookie = log_in(&one, "ann");
+    let mut client = one.client();
+    for _ in 0..3 {
+        assert_eq!(me(&mut client, &cookie), 200);
+    }
+    ask(&other, "DELETE", "/v1/sessions?user=ann", "");
+    assert_eq!(me(&mut client, &cookie), 401);
+    // Three channels, each tried again more and more rarely.
+    let (begun, began) = (failures(), now());
+    thread::sleep(Duration::from_secs(2));
+    let tries = failures() - begun;
+    let bound = 15.0 * began.elapsed().as_secs_f64();
+    assert!(tries > 0 && (tries as f64) < bound, "{tries} of {bound}");
+
+    server.cli(&["ACL", "SETUSER", "default", "+subscribe"]);
+    let cookie = log_in(&one, "bob");
+    let before = looks(&one, "remembered");
+    eventually(|| me(&mut client, &cookie) == 200 && looks(&one, "remembered") > before);
+    ask(&other, "DELETE", "/v1/sessions?user=bob", "");
     eventually(|| me(&mut client, &cookie) == 401);
 }

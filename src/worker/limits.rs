@@ -42,6 +42,8 @@ pub async fn follow(
         }
         // A look that is due anyway sees it.
         Heard::Message { .. } | Heard::Listening => drop(changed.try_send(())),
+        // They are looked at now and then all the same.
+        Heard::Lost => {}
     };
     // It ends with the set.
     let mut listening = JoinSet::new();

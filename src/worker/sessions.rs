@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::plan::Plan;
 use crate::store::fleet::Fleet;
 use crate::store::redis::{CallError, Connections, Heard};
-use crate::store::sessions::{LiveSessions, SharedSessions, Store, Sweeper, Swept};
+use crate::store::sessions::{Store, Sweeper, Swept};
 use crate::telemetry::metrics::{Metrics, SweepMetrics};
 
 /// Between two looks.
@@ -193,23 +193,21 @@ pub async fn hear(plan: watch::Receiver<Arc<Plan>>, heartbeat: Heartbeat) -> Inf
         return pending().await;
     };
     let channels = vec![fleet.keys.sessions_ended()];
-    let heard = move |heard: Heard| {
-        let plan = plan.borrow().clone();
-        let each = |what: &dyn Fn(&LiveSessions, &SharedSessions)| {
+    let hearing = fleet.hears_sessions.clone();
+    let heard = move |heard: Heard| match heard {
+        Heard::Listening => hearing.begin(),
+        Heard::Message { payload, .. } => {
+            let Ok(message) = std::str::from_utf8(&payload) else {
+                return;
+            };
+            let plan = plan.borrow().clone();
             for live in &plan.sessions {
                 if let Store::Redis(store) = &live.store {
-                    what(live, store);
-                }
-            }
-        };
-        match heard {
-            Heard::Listening => each(&|_, store| store.doubt()),
-            Heard::Message { payload, .. } => {
-                if let Ok(message) = std::str::from_utf8(&payload) {
-                    each(&|live, store| store.heard(message, &live.watchers));
+                    store.heard(message, &live.watchers);
                 }
             }
         }
+        Heard::Lost => hearing.end(),
     };
     let beat = move || heartbeat.beat();
     fleet.sessions.clone().listen(channels, heard, beat).await
