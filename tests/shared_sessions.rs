@@ -580,3 +580,26 @@ fn a_weir_that_cannot_hear_of_ended_sessions_asks_about_each() {
     ask(&other, "DELETE", "/v1/sessions?user=bob", "");
     eventually(|| me(&mut client, &cookie) == 401);
 }
+
+#[test]
+fn a_switched_connection_outlives_a_look_that_nobody_answers() {
+    let (app, server) = (app(), Server::single());
+    let web = "{cache: {ttl: 0s}, on_redis_loss: {action: deny, grace: 1s}}";
+    let weir = weir(&app, web, &within(&server.yaml("weir"), "100ms"));
+    let cookie = log_in(&weir, "ann");
+    let mut stream = weir.connect();
+    switch(&mut stream, "/socket/seldom", &cookie);
+    // Its session is looked at when it begins, and then while nobody answers.
+    thread::sleep(Duration::from_millis(200));
+    server.pause();
+    thread::sleep(Duration::from_millis(1_900));
+    server.resume();
+    stream
+        .set_read_timeout(Some(Duration::from_millis(1_000)))
+        .unwrap();
+    let lives = stream.read(&mut [0]).map_err(|error| error.kind());
+    assert_eq!(lives, Err(std::io::ErrorKind::WouldBlock));
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    ask(&weir, "DELETE", "/v1/sessions?user=ann", "");
+    wait_for_end(&mut stream);
+}
