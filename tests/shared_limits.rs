@@ -17,6 +17,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use harness::calls::soon;
 use harness::node::Node;
+use harness::process::{Running, file};
 use harness::redis::{Cluster, Server, key_prefix};
 use harness::{Client, Lane, Store, Upstream, eventually};
 use weir::clock;
@@ -357,6 +358,36 @@ fn slots_are_never_more_than_the_limit_and_come_back() {
     upstream.answer("done");
     assert_eq!(second.finish().body, "done");
     drop(third);
+}
+
+#[test]
+fn a_weir_that_is_stopped_leaves_its_slots_to_others() {
+    let (upstream, server) = (Upstream::held(), Server::single());
+    let text = format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nupstream: {}\nshutdown: {{drain: 50ms}}\n\
+         rate_limits: {{a: {{limit: 2, by: constant, algorithm: concurrency, hold_ttl: 1m}}}}\n\
+         routes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
+        upstream.url(),
+        server.yaml("t").replace("{urls", "{timeout: 5s, urls")
+    );
+    // Whether a round is due just then is chance.
+    for _ in 0..5 {
+        let mut weir = Running::start(file(&text).path());
+        let mut client = weir.client();
+        client.begin("GET", "/", &[], "");
+        upstream.wait_for_request();
+        weir.signal("TERM");
+        assert!(weir.child.wait().unwrap().success());
+        let keys = server.cli(&["KEYS", "t:c:*"]);
+        for key in keys.list() {
+            let slots = server.cli(&["HVALS", key.text()]);
+            let taken = slots
+                .list()
+                .iter()
+                .filter(|it| !it.text().starts_with("0:"));
+            assert_eq!(taken.count(), 0, "{slots:?}");
+        }
+    }
 }
 
 #[test]

@@ -215,7 +215,7 @@ async fn supervise(
         draining: is_unready,
         board: Board::new(checks, health.timeout, health.cache, runtime),
     };
-    let sessions = redis.as_ref().map(|redis| redis.sessions.clone());
+    let shared = redis.clone();
     let state = Arc::new(Admin {
         plan: following,
         redis,
@@ -278,9 +278,12 @@ async fn supervise(
         ended
     })
     .await?;
-    if let Some(redis) = &sessions {
+    if let Some(redis) = &shared {
         let plan = last_plan.borrow().clone();
-        worker::sessions::write_last_uses(&plan, redis).await;
+        tokio::join!(
+            worker::sessions::write_last_uses(&plan, &redis.sessions),
+            worker::limits::give_back_slots(&plan, &redis.rate_limit),
+        );
     }
     // Behind the audit, whose last events are on their way to it.
     if let Some(companion) = companion {

@@ -25,6 +25,8 @@ use crate::policy::limit::Verdict;
 
 /// Between rounds of telling Redis what came free: so long a slot stays this process's, in case that it is wanted again.
 const ROUND: Duration = Duration::from_millis(25);
+/// Between rounds of giving all back.
+const GIVE_BACK_AGAIN: Duration = Duration::from_millis(2);
 /// Calls of a round under way at a time.
 const AT_A_TIME: usize = 64;
 /// Before Redis is told again what it did not answer to.
@@ -214,11 +216,24 @@ impl Slots {
         loop {
             beat();
             sleep(ROUND).await;
-            let active: Vec<_> = self.active.lock().iter().copied().collect();
-            for keys in active.chunks(AT_A_TIME) {
-                beat();
-                join_all(keys.iter().map(|key| self.tell(&redis, *key))).await;
-            }
+            self.tell_all(&redis, &beat).await;
+        }
+    }
+
+    /// Gives all slots back, of which no request holds any more: at the end of the process, which leaves no time for a round. Until Redis
+    /// has them, which may be never.
+    pub async fn give_back(&self, redis: &Connections) {
+        while !self.active.lock().is_empty() {
+            self.tell_all(redis, &|| {}).await;
+            sleep(GIVE_BACK_AGAIN).await;
+        }
+    }
+
+    async fn tell_all(&self, redis: &Connections, beat: &impl Fn()) {
+        let active: Vec<_> = self.active.lock().iter().copied().collect();
+        for keys in active.chunks(AT_A_TIME) {
+            beat();
+            join_all(keys.iter().map(|key| self.tell(redis, *key))).await;
         }
     }
 
