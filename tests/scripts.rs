@@ -485,6 +485,17 @@ fn a_server_whose_clock_is_set_back_stays_in_its_window() {
                 server.cli(&["SET", &counter.keys[0], &full.to_string(), "PX", "50000"]);
                 let reply = counter.ask(probe).await;
                 assert!(reply.granted == 0 && reply.rules[0][2] >= 0, "{reply:?}");
+
+                // What goes back was taken at a time to come: it frees no more than it took.
+                let counter = Counter::new(&redis, Kind::Bucket, vec![bucket]);
+                assert_eq!(counter.ask(Request { need: 10, ..probe }).await.granted, 10);
+                let back = Request {
+                    back: 2,
+                    taken_at: micros(later),
+                    ..probe
+                };
+                let reply = counter.ask(back).await;
+                assert_eq!(reply.granted, 2, "{reply:?}");
             }
         },
     );
