@@ -603,3 +603,20 @@ fn a_switched_connection_outlives_a_look_that_nobody_answers() {
     ask(&weir, "DELETE", "/v1/sessions?user=ann", "");
     wait_for_end(&mut stream);
 }
+
+#[test]
+fn a_session_that_redis_has_lost_is_over_once_it_is_ended() {
+    let (app, server) = (app(), Server::single());
+    let weir = weir(&app, "{cache: {ttl: 1m}}", &patient(&server.yaml("weir")));
+    let cookie = log_in(&weir, "ann");
+    let mut client = weir.client();
+    assert_eq!(me(&mut client, &cookie), 200);
+    // As in a failover.
+    server.cli(&["FLUSHALL"]);
+    assert_eq!(me(&mut client, &cookie), 200);
+    assert_eq!(
+        weir.client().send("GET", "/logout", &[&cookie], "").status,
+        200
+    );
+    assert_eq!(me(&mut client, &cookie), 401);
+}

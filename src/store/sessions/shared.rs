@@ -231,6 +231,8 @@ impl SharedSessions {
         let args = [Arg::Text(&channel), Arg::Text(&begin), Arg::Text(&field)];
         let ended = ids(tag, &self.run(&self.end, tag, &args, reach).await?)?;
         self.forget(&ended);
+        // One that Redis has lost is over here, too.
+        self.forget(one.as_slice());
         Ok(ended)
     }
 
