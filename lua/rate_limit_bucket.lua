@@ -28,7 +28,7 @@ for i = 1, #KEYS do
   held[i] = tonumber(redis.call('GET', KEYS[i]) or 0)
   full[i] = held[i]
   -- What time has made good since cannot be given back as well.
-  local owed = back * interval - since_taken
+  local owed = back * interval - math.max(0, since_taken)
   if back > 0 and owed > 0 then full[i] = full[i] - owed end
   if full[i] < now then full[i] = now end
   -- What rounding may have added to a backlog, by a hundred calls: it is to cost no token.

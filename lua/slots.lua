@@ -7,6 +7,7 @@
 --         4 slots that it would have, those among them
 --         5 the limit
 --         6 ms after which the slots of a process come back that has not called again
+--         7 slots that it needs at least, for the first of the requests that ask: where there are fewer, it gets none. 0 where left out
 -- reply   slots it has from now on, slots that others have
 --
 -- Atomic, since those of others must not change between counting and taking. A process that lives calls again in time. The turn of one
@@ -33,7 +34,10 @@ for i = 1, #all, 2 do
 end
 if turn <= last then return { mine, others } end
 
-local count = math.max(held, math.min(want, limit - others))
+local free = limit - others
+local count = math.max(held, math.min(want, free))
+-- A refused request takes nothing; what the process had before, requests may have taken while this call was on its way.
+if count < tonumber(ARGV[7] or 0) then count = math.max(held, math.min(mine, free)) end
 if count == 0 then ttl = math.min(ttl, LATE) end
 redis.call('HSET', KEYS[1], process, string.format('%.0f:%.0f:%.0f', count, turn, now + ttl))
 -- Others may hold theirs for longer.

@@ -23,7 +23,8 @@
 //! | `weir:breakers` | transitions of shared breakers |
 //! | `weir:sessions` | which sessions have ended before their time: `NAME USER SESSION…` |
 //!
-//! `weir` is `redis.key_prefix`. Names of clients and users are hashed: none can be read from a key, and no key is long.
+//! `weir` is `redis.key_prefix`. Each database of a Redis has keys of its own, and all have the same channels: `@N` follows a channel's name
+//! where the database is number `N` and not 0. Names of clients and users are hashed: none can be read from a key, and no key is long.
 
 use std::fmt;
 
@@ -33,6 +34,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use sha2::{Digest as _, Sha256};
 
 use crate::config::breakers::Window;
+use crate::config::redis::Redis;
 
 /// Slots of a cluster (Redis Cluster specification, "Key distribution model").
 pub const SLOTS: u16 = 16_384;
@@ -44,6 +46,23 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Keys {
     prefix: String,
+    /// What the names of channels end with.
+    breakers: Database,
+    limits: Database,
+    sessions: Database,
+}
+
+/// Of a Redis, by its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Database(u32);
+
+impl fmt::Display for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => Ok(()),
+            number => write!(f, "@{number}"),
+        }
+    }
 }
 
 /// Of one shared breaker; all lie in one slot.
@@ -69,9 +88,23 @@ pub struct LimitTag([u8; 22]);
 pub struct UserTag([u8; UserTag::CHARS]);
 
 impl Keys {
+    /// In database 0.
     pub fn new(prefix: &str) -> Keys {
         Keys {
             prefix: prefix.to_owned(),
+            breakers: Database(0),
+            limits: Database(0),
+            sessions: Database(0),
+        }
+    }
+
+    /// In the databases that the file says.
+    pub fn of(redis: &Redis) -> Keys {
+        Keys {
+            breakers: Database(redis.main.database()),
+            limits: Database(redis.for_rate_limits().database()),
+            sessions: Database(redis.for_sessions().database()),
+            ..Keys::new(&redis.key_prefix)
         }
     }
 
@@ -130,12 +163,12 @@ impl Keys {
 
     /// Where transitions of shared breakers are said.
     pub fn breakers_changed(&self) -> String {
-        format!("{}:breakers", self.prefix)
+        format!("{}:breakers{}", self.prefix, self.breakers)
     }
 
     /// The channel on which processes are told what operators did to limits.
     pub fn limits_channel(&self) -> String {
-        format!("{}:limits", self.prefix)
+        format!("{}:limits{}", self.prefix, self.limits)
     }
 
     /// All sessions of a user, of the entry of `sessions` that has this [`Keys::name`].
@@ -169,7 +202,7 @@ impl Keys {
 
     /// Where it is said that sessions have ended.
     pub fn sessions_ended(&self) -> String {
-        format!("{}:sessions", self.prefix)
+        format!("{}:sessions{}", self.prefix, self.sessions)
     }
 
     /// The name of a part of the configuration as keys and messages have it: without spaces, braces and colons.

@@ -75,6 +75,8 @@ pub struct Plan {
     pub secured: Secured,
     /// One for each route of the configuration, in its order.
     pub routes: Vec<RouteMetrics>,
+    /// [`Route::key`] of each route of the configuration, in its order.
+    pub route_keys: Vec<String>,
     /// One for each limit of the configuration, in its order.
     pub limit_metrics: Vec<LimitMetrics>,
 }
@@ -270,8 +272,8 @@ impl Plan {
             let new = || match &fleet {
                 None => Store::Memory(Arc::new(Sessions::new(entry.max_sessions))),
                 Some(fleet) => {
-                    let (keys, max) = (fleet.keys.clone(), entry.shared.cache.max_entries);
-                    Store::Redis(Arc::new(SharedSessions::new(&entry.name, keys, max)))
+                    let max = entry.shared.cache.max_entries;
+                    Store::Redis(Arc::new(SharedSessions::new(&entry.name, fleet, max)))
                 }
             };
             let live = LiveSessions {
@@ -364,6 +366,7 @@ impl Plan {
             breakers,
             breaker_metrics,
             routes,
+            route_keys: config.routes.iter().map(Route::key).collect(),
             limit_metrics,
             names: Names::new(&config),
             audit,

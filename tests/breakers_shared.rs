@@ -414,6 +414,37 @@ fn a_failover_closes_no_breaker() {
 }
 
 #[test]
+fn databases_of_one_redis_share_nothing() {
+    let redis = Server::single();
+    let failing = Arc::new(AtomicBool::new(true));
+    let upstream = upstream(&failing);
+    let [zero, other_zero] = pair(&redis, &upstream, "local");
+    let breaker = "{quorum: 1, minimum_calls: 4, open_for: 1h}";
+    let yaml = redis.yaml("t").replace(&redis.url(), &(redis.url() + "/1"));
+    let [one, other_one] = [0; 2].map(|_| Lane::start(&guarded(&yaml, &upstream.url(), breaker)));
+    assert_eq!(statuses(&one, 4), [500; 4]);
+    eventually(|| [&one, &other_one].map(state) == ["open"; 2]);
+    assert_eq!(statuses(&zero, 4), [500; 4]);
+    eventually(|| [&zero, &other_zero].map(state) == ["open"; 2]);
+    let generations = [&zero, &other_zero, &one, &other_one].map(|lane| snapshot(lane).generation);
+    assert_eq!(generations, [1; 4]);
+    eventually(|| {
+        let channels = redis.cli(&["PUBSUB", "CHANNELS"]);
+        let mut channels: Vec<_> = channels.list().iter().map(|it| it.text()).collect();
+        channels.sort_unstable();
+        let names = [
+            "breakers",
+            "breakers@1",
+            "limits",
+            "limits@1",
+            "sessions",
+            "sessions@1",
+        ];
+        channels == names.map(|name| format!("t:{name}"))
+    });
+}
+
+#[test]
 fn no_key_lives_for_ever() {
     let redis = Server::single();
     let upstream = upstream(&Arc::new(AtomicBool::new(true)));

@@ -26,6 +26,7 @@ on_each_store!(
     a_limit_beyond_reason_admits_all,
     a_limit_of_any_name_makes_a_problem_that_can_be_read,
     a_limit_of_a_reload_makes_nobody_wait_longer_than_it_ever_does,
+    a_route_is_counted_by_what_it_matches_wherever_it_stands,
 );
 
 /// A lane whose every route has `limit`, a YAML map.
@@ -440,4 +441,32 @@ fn a_limit_of_any_name_makes_a_problem_that_can_be_read(store: Store) {
     );
     let fields = refused.field("ratelimit").unwrap();
     assert!(fields.starts_with("\"a___\";r=0"), "{fields}");
+}
+
+fn a_route_is_counted_by_what_it_matches_wherever_it_stands(store: Store) {
+    let upstream = Upstream::answering("ok");
+    let block = store.block();
+    let route = |matches: &str| {
+        format!("- {{match: {{{matches}}}, upstream: upstream, rate_limits: [a]}}\n")
+    };
+    let file = |routes: &[String]| {
+        format!(
+            "listen: 127.0.0.1:0\nupstream: {}\nrate_limits: {{a: {{limit: 1/h, by: route, accuracy: strict, overrides: {{\
+             /pay/*: 2/h, 'GET,HEAD shop.example/* x-a=1 x-b=\"1 2\"': 3/h}}}}}}\nroutes:\n{}{block}",
+            upstream.url(),
+            routes.concat()
+        )
+    };
+    let (pay, rest) = (route("path: /pay/*"), route(""));
+    let shop = route("host: Shop.example, methods: [HEAD, GET], headers: {X-B: '1 2', x-a: '1'}");
+    let lane = Lane::start(&file(&[pay.clone(), rest.clone()]));
+    let status = |fields: &[&str], path: &str| lane.connect().send("GET", path, fields, "").status;
+    assert_eq!((status(&[], "/pay/1"), status(&[], "/")), (200, 200));
+    lane.reload(&file(&[shop, pay.clone(), pay, rest]));
+    let of_pay = [0; 2].map(|_| status(&[], "/pay/1"));
+    assert_eq!(of_pay, [200, 429], "two in all");
+    assert_eq!(status(&[], "/"), 429);
+    let fields = ["Host: shop.example", "X-A: 1", "X-B: 1 2"];
+    let of_shop = [0; 4].map(|_| status(&fields, "/pay/1"));
+    assert_eq!(of_shop, [200, 200, 200, 429]);
 }

@@ -337,6 +337,22 @@ fn messages_are_heard_from_every_node_whichever_dies() {
 }
 
 #[test]
+fn a_node_is_pinged_however_much_it_says() {
+    let server = Server::single();
+    on_a_lane(&patient(&server.yaml("t")), async |redis| {
+        let ear = Ear::on(&redis, "c");
+        soon(|| ear.begins() == 1).await;
+        soon(|| {
+            server.cli(&["PUBLISH", "c", "more"]);
+            let listeners = server.cli(&["CLIENT", "LIST", "TYPE", "pubsub"]);
+            listeners.text().contains("cmd=ping")
+        })
+        .await;
+        assert!(ear.heard("more") > 1);
+    });
+}
+
+#[test]
 fn a_script_that_fails_is_no_reason_to_look_at_the_cluster() {
     let cluster = Cluster::start();
     on_a_lane(&patient(&cluster.yaml("t")), async |redis| {

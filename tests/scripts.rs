@@ -532,6 +532,17 @@ fn a_server_whose_clock_is_set_back_stays_in_its_window() {
                 server.cli(&["SET", &counter.keys[0], &full.to_string(), "PX", "50000"]);
                 let reply = counter.ask(probe).await;
                 assert!(reply.granted == 0 && reply.rules[0][2] >= 0, "{reply:?}");
+
+                // What goes back was taken at a time to come: it frees no more than it took.
+                let counter = Counter::new(&redis, Kind::Bucket, vec![bucket]);
+                assert_eq!(counter.ask(Request { need: 10, ..probe }).await.granted, 10);
+                let back = Request {
+                    back: 2,
+                    taken_at: micros(later),
+                    ..probe
+                };
+                let reply = counter.ask(back).await;
+                assert_eq!(reply.granted, 2, "{reply:?}");
             }
         },
     );
@@ -555,9 +566,21 @@ struct Call {
 
 /// What a call is answered: its slots, and those of others.
 async fn tell(redis: &Connections, key: &str, call: Call, limit: u64, ttl: u64) -> (u64, u64) {
+    tell_needing(redis, key, call, limit, ttl, 0).await
+}
+
+/// As [`tell`], for a request for which fewer slots are none.
+async fn tell_needing(
+    redis: &Connections,
+    key: &str,
+    call: Call,
+    limit: u64,
+    ttl: u64,
+    needs: u64,
+) -> (u64, u64) {
     let script = Script::new(include_str!("../lua/slots.lua"));
     let name = format!("p{}", call.process);
-    let numbers = [call.turn, call.held, call.want, limit, ttl].map(Arg::Int);
+    let numbers = [call.turn, call.held, call.want, limit, ttl, needs].map(Arg::Int);
     let mut args = vec![Arg::Text(&name)];
     args.extend(numbers);
     let reply = redis.run(&script, &[key], &args).await.unwrap();
@@ -693,6 +716,36 @@ fn slots_of_a_process_that_is_silent_come_back() {
             assert_eq!(tell(&redis, &key, call(1, 2, 1, 4), 4, 3_000).await, (4, 0));
             // It lives, after all: what its requests hold it keeps, and no more.
             assert_eq!(tell(&redis, &key, call(0, 2, 1, 4), 4, 3_000).await, (1, 4));
+        },
+    );
+    all_expire(&server);
+}
+
+#[test]
+fn a_request_that_finds_too_few_slots_takes_none() {
+    let server = Server::single();
+    on_a_lane(
+        &server.yaml("t").replace("{urls", "{timeout: 5s, urls"),
+        async |redis| {
+            assert!(redis.ready(DEADLINE).await);
+            let key = key_prefix();
+            let needing = async |process, turn, held, want, needs| {
+                let call = Call {
+                    process,
+                    turn,
+                    held,
+                    want,
+                };
+                tell_needing(&redis, &key, call, 10, 3_000, needs).await
+            };
+            assert_eq!(needing(0, 1, 0, 6, 6).await, (6, 0));
+            assert_eq!(needing(1, 1, 0, 8, 5).await, (0, 6), "of 4 it needs 5");
+            assert_eq!(needing(2, 1, 0, 4, 4).await, (4, 6));
+            assert_eq!(needing(0, 2, 5, 6, 5).await, (6, 4));
+            // It had 6, and requests may use them by now.
+            assert_eq!(needing(0, 3, 5, 10, 7).await, (6, 4));
+            assert_eq!(needing(2, 2, 0, 0, 0).await, (0, 6));
+            assert_eq!(needing(0, 4, 6, 30, 7).await, (10, 0), "for those who wait");
         },
     );
     all_expire(&server);

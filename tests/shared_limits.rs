@@ -17,6 +17,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use harness::calls::soon;
 use harness::node::Node;
+use harness::process::{Running, file};
 use harness::redis::{Cluster, Server, key_prefix};
 use harness::{Client, Lane, Store, Upstream, eventually};
 use weir::clock;
@@ -360,6 +361,36 @@ fn slots_are_never_more_than_the_limit_and_come_back() {
 }
 
 #[test]
+fn a_weir_that_is_stopped_leaves_its_slots_to_others() {
+    let (upstream, server) = (Upstream::held(), Server::single());
+    let text = format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nupstream: {}\nshutdown: {{drain: 50ms}}\n\
+         rate_limits: {{a: {{limit: 2, by: constant, algorithm: concurrency, hold_ttl: 1m}}}}\n\
+         routes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
+        upstream.url(),
+        server.yaml("t").replace("{urls", "{timeout: 5s, urls")
+    );
+    // Whether a round is due just then is chance.
+    for _ in 0..5 {
+        let mut weir = Running::start(file(&text).path());
+        let mut client = weir.client();
+        client.begin("GET", "/", &[], "");
+        upstream.wait_for_request();
+        weir.signal("TERM");
+        assert!(weir.child.wait().unwrap().success());
+        let keys = server.cli(&["KEYS", "t:c:*"]);
+        for key in keys.list() {
+            let slots = server.cli(&["HVALS", key.text()]);
+            let taken = slots
+                .list()
+                .iter()
+                .filter(|it| !it.text().starts_with("0:"));
+            assert_eq!(taken.count(), 0, "{slots:?}");
+        }
+    }
+}
+
+#[test]
 fn strict_takes_no_more_than_is_spent() {
     let server = Server::single();
     let limit = "{limit: 1000000/year, algorithm: fixed_window, by: constant, accuracy: strict}";
@@ -446,6 +477,28 @@ fn keys_without_a_slot_in_use_are_held_in_bounded_memory() {
         assert!(refused <= MOST && away <= MOST);
         server.restart();
         soon(|| node.keys_of_slots() == 0).await;
+    });
+}
+
+#[test]
+fn a_dear_request_that_is_refused_leaves_the_free_slots_to_others() {
+    let server = Server::single();
+    let limit = "{limit: 10, algorithm: concurrency, by: 'header:t', hold_ttl: 1m}";
+    let file = one_limit(&server, limit, 1_000);
+    on_a_runtime(async {
+        let [one, two, three] = [
+            Node::start(&file).await,
+            Node::start(&file).await,
+            Node::start(&file).await,
+        ];
+        let admitted = |decision: Decision| matches!(decision, Decision::Admitted(_));
+        assert!(admitted(one.take_slot("k", 6).await));
+        assert!(!admitted(two.take_slot("k", 5).await));
+        assert!(admitted(three.take_slot("k", 3).await));
+        // The refusal is of dear ones alone, and of those who ask at one time each gets what there is.
+        let asks = [5, 5, 1].map(|cost| two.take_slot("k", cost));
+        let decided = join_all(asks).await.into_iter().map(admitted);
+        assert_eq!(decided.collect::<Vec<_>>(), [false, false, true]);
     });
 }
 

@@ -51,6 +51,7 @@ fn weir(app: &Upstream, web: &str, redis: &str) -> Running {
          routes:\n  - {{match: {{path: /me}}, upstream: app, session: {{use: web}}}}\n\
          \x20 - {{match: {{path: /socket}}, upstream: app, session: {{use: web}}}}\n\
          \x20 - {{match: {{path: /socket/often}}, upstream: app, session: {{use: web}}, revalidate_every: 50ms}}\n\
+         \x20 - {{match: {{path: /socket/seldom}}, upstream: app, session: {{use: web}}, revalidate_every: 1500ms}}\n\
          \x20 - {{upstream: app, session: {{use: web, require: false}}}}\n{redis}",
         app.url()
     );
@@ -544,4 +545,78 @@ fn ended_sessions_that_were_not_heard_of_are_asked_about_anew() {
     assert_eq!(me(&mut client, &cookie), 200);
     server.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
     eventually(|| me(&mut client, &cookie) == 401);
+}
+
+#[test]
+fn a_weir_that_cannot_hear_of_ended_sessions_asks_about_each() {
+    let app = app();
+    let server = Server::with(|_, _| "user default on nopass ~* &* +@all -subscribe\n".to_owned());
+    let redis = patient(&server.yaml("weir"));
+    let [one, other] = [0; 2].map(|_| weir(&app, "{cache: {ttl: 1m}}", &redis));
+    let failures = || {
+        let text = one.admin().get("/metrics").body;
+        let line = "weir_redis_subscribe_failures_total{client=\"main\"} ";
+        let value = text.lines().find_map(|other| other.strip_prefix(line));
+        value.unwrap().parse::<u64>().unwrap()
+    };
+    let cookie = log_in(&one, "ann");
+    let mut client = one.client();
+    for _ in 0..3 {
+        assert_eq!(me(&mut client, &cookie), 200);
+    }
+    ask(&other, "DELETE", "/v1/sessions?user=ann", "");
+    assert_eq!(me(&mut client, &cookie), 401);
+    // Three channels, each tried again more and more rarely.
+    let (begun, began) = (failures(), now());
+    thread::sleep(Duration::from_secs(2));
+    let tries = failures() - begun;
+    let bound = 15.0 * began.elapsed().as_secs_f64();
+    assert!(tries > 0 && (tries as f64) < bound, "{tries} of {bound}");
+
+    server.cli(&["ACL", "SETUSER", "default", "+subscribe"]);
+    let cookie = log_in(&one, "bob");
+    let before = looks(&one, "remembered");
+    eventually(|| me(&mut client, &cookie) == 200 && looks(&one, "remembered") > before);
+    ask(&other, "DELETE", "/v1/sessions?user=bob", "");
+    eventually(|| me(&mut client, &cookie) == 401);
+}
+
+#[test]
+fn a_switched_connection_outlives_a_look_that_nobody_answers() {
+    let (app, server) = (app(), Server::single());
+    let web = "{cache: {ttl: 0s}, on_redis_loss: {action: deny, grace: 1s}}";
+    let weir = weir(&app, web, &within(&server.yaml("weir"), "100ms"));
+    let cookie = log_in(&weir, "ann");
+    let mut stream = weir.connect();
+    switch(&mut stream, "/socket/seldom", &cookie);
+    // Its session is looked at when it begins, and then while nobody answers.
+    thread::sleep(Duration::from_millis(200));
+    server.pause();
+    thread::sleep(Duration::from_millis(1_900));
+    server.resume();
+    stream
+        .set_read_timeout(Some(Duration::from_millis(1_000)))
+        .unwrap();
+    let lives = stream.read(&mut [0]).map_err(|error| error.kind());
+    assert_eq!(lives, Err(std::io::ErrorKind::WouldBlock));
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    ask(&weir, "DELETE", "/v1/sessions?user=ann", "");
+    wait_for_end(&mut stream);
+}
+
+#[test]
+fn a_session_that_redis_has_lost_is_over_once_it_is_ended() {
+    let (app, server) = (app(), Server::single());
+    let weir = weir(&app, "{cache: {ttl: 1m}}", &patient(&server.yaml("weir")));
+    let cookie = log_in(&weir, "ann");
+    let mut client = weir.client();
+    assert_eq!(me(&mut client, &cookie), 200);
+    // As in a failover.
+    server.cli(&["FLUSHALL"]);
+    assert_eq!(me(&mut client, &cookie), 200);
+    assert_eq!(
+        weir.client().send("GET", "/logout", &[&cookie], "").status,
+        200
+    );
+    assert_eq!(me(&mut client, &cookie), 401);
 }

@@ -12,6 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use harness::eventually;
 use harness::process::{Running, file};
 use harness::redis::{Cluster, Server, key_prefix};
+use weir::keys::slot;
 
 fn start(command: &str, redis: &str) -> Running {
     let config = file(&format!(
@@ -121,4 +122,52 @@ fn a_sweep_goes_over_all_nodes() {
         Some(30)
     );
     assert_eq!(weir.admin().get("/live").status, 200);
+}
+
+#[test]
+fn a_node_that_is_down_keeps_no_other_from_being_swept() {
+    let cluster = Cluster::start();
+    let prefix = key_prefix();
+    let weir = start("run", &cluster.yaml(&prefix));
+    eventually(|| live(&weir, "web") == Some(0));
+    // The sweep's own key is elsewhere.
+    let sweeper = cluster.master_of(slot(b"sweep"));
+    let mut nodes: Vec<_> = (0..3).filter(|node| *node != sweeper).collect();
+    nodes.sort_by_key(|node| cluster.nodes[*node].url());
+    let (dead, left) = (nodes[0], nodes[1]);
+    // With what would take its place.
+    let replica = cluster.replica_of(dead);
+    cluster.kill(dead);
+    cluster.kill(replica);
+    let tag = |n: &u32| cluster.master_of(slot(format!("{n:016}").as_bytes())) == left;
+    let tag = (0..).find(tag).unwrap();
+    let key = format!("{prefix}:s:web:{{{tag:016}}}");
+    let (over, lives) = (record(100, 50), record(100, 5_000));
+    let left = &cluster.nodes[left];
+    left.cli(&["HSET", &key, "u", "ann", "one", &over, "two", &lives]);
+    eventually(|| left.cli(&["HLEN", &key]).int() == 2);
+}
+
+#[test]
+fn an_entry_that_a_reload_brings_is_swept() {
+    let server = Server::single();
+    let prefix = key_prefix();
+    let text = |sessions: &str| {
+        format!(
+            "version: 1\nlisteners: [{{name: in, address: '127.0.0.1:0'}}]\nadmin: {{address: '127.0.0.1:0'}}\n\
+             upstreams: {{app: {{endpoints: ['http://127.0.0.1:1']}}}}\nroutes: [{{upstream: app}}]\n\
+             sessions: {{{sessions}: {{}}}}\nworker: {{session_sweep: 50ms}}\n{}",
+            server.yaml(&prefix)
+        )
+    };
+    for name in ["web", "shop"] {
+        let key = format!("{prefix}:s:{name}:{{AAAAAAAAAAAAAAAA}}");
+        server.cli(&["HSET", &key, "u", "ann", "one", &record(0, 5_000)]);
+    }
+    let config = file(&text("web"));
+    let weir = Running::start(config.path());
+    eventually(|| live(&weir, "web") == Some(1));
+    std::fs::write(config.path(), text("shop")).unwrap();
+    weir.signal("HUP");
+    eventually(|| live(&weir, "shop") == Some(1) && live(&weir, "web") == Some(0));
 }

@@ -191,8 +191,10 @@ fn keys(plan: &Plan, limit: &Limit, rules: &[Rule], parts: &[String]) -> Vec<Key
 }
 
 fn reset_here(plan: &Plan, limit: &Limit, rules: &[Rule], parts: &[String]) -> bool {
-    let keys = keys(plan, limit, rules, parts).into_iter();
-    keys.fold(false, |known, key| plan.limits.reset(key) | known)
+    let keys = keys(plan, limit, rules, parts).into_iter().zip(rules);
+    keys.fold(false, |known, (key, rule)| {
+        plan.limits.reset(key, rule) | known
+    })
 }
 
 /// What each rule has left, and until it is whole.

@@ -42,6 +42,7 @@ use crate::store::batch::Boot;
 use crate::store::chain::Hasher;
 use crate::store::fleet::{Fleet, FleetConnections};
 use crate::store::postgres::Postgres;
+use crate::store::sessions::Sweeper;
 use crate::store::spool::Spool;
 use crate::store::sqlite::Writer;
 use crate::telemetry::log;
@@ -164,19 +165,28 @@ async fn supervise(
         worker::look_at_replicas(&mut control, "query_replicas", postgres.clone());
     }
     let mut companion = None;
-    if let (Some(fleet), Some(redis), Parts::All) = (&fleet, &redis, parts) {
-        let redis = redis.sessions.clone();
-        let sweep = SharedSweep::new(&config, fleet, redis, &metrics_of_all);
-        worker::sweep_shared_sessions(&mut control, sweep);
-        if config.postgres.is_some() {
-            companion =
-                Some(Companion::begin(&config, fleet, &metrics_of_all, Beside::Lanes).await?);
-        }
+    if let (Some(fleet), Some(_), Parts::All) = (&fleet, &config.postgres, parts) {
+        companion = Some(Companion::begin(&config, fleet, &metrics_of_all, Beside::Lanes).await?);
     }
     let mut checks = checks(&config, recorder.as_ref(), redis.as_ref());
     let health = config.worker.health;
     let first = Plan::secured(config, secured, metrics_of_all, recorder, fleet);
     let (plan, following) = watch::channel(first.clone());
+    if let (Some(fleet), Some(redis), Parts::All) = (&first.fleet, &redis, parts) {
+        let following = following.clone();
+        let names = move || {
+            let plan = following.borrow().clone();
+            plan.sessions.iter().map(|it| it.name.clone()).collect()
+        };
+        let sweep = SharedSweep {
+            redis: redis.sessions.clone(),
+            sweeper: Sweeper::new(fleet),
+            names: Box::new(names),
+            metrics: first.metrics.clone(),
+            every: first.config.worker.session_sweep,
+        };
+        worker::sweep_shared_sessions(&mut control, sweep);
+    }
     first_look(&first.upstreams, reload::NAMES_WITHIN).await;
     worker::tend_endpoints(&mut control, following.clone());
     if let (Some(redis), Some(within)) = (&redis, connect_timeout) {
@@ -236,7 +246,7 @@ async fn supervise(
         draining: is_unready,
         board: Board::new(checks, health.timeout, health.cache, runtime),
     };
-    let sessions = redis.as_ref().map(|redis| redis.sessions.clone());
+    let shared = redis.clone();
     let state = Arc::new(Admin {
         plan: following,
         redis,
@@ -299,9 +309,12 @@ async fn supervise(
         ended
     })
     .await?;
-    if let Some(redis) = &sessions {
+    if let Some(redis) = &shared {
         let plan = last_plan.borrow().clone();
-        worker::sessions::write_last_uses(&plan, redis).await;
+        tokio::join!(
+            worker::sessions::write_last_uses(&plan, &redis.sessions),
+            worker::limits::give_back_slots(&plan, &redis.rate_limit),
+        );
     }
     // Behind the audit, whose last events are on their way to it.
     if let Some(companion) = companion {

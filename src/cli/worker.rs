@@ -24,6 +24,7 @@ use crate::config::redis::Redis;
 use crate::plan::Plan;
 use crate::store::fleet::Fleet;
 use crate::store::postgres::Postgres;
+use crate::store::sessions::Sweeper;
 use crate::telemetry::log;
 use crate::telemetry::metrics::Metrics;
 use crate::worker;
@@ -88,7 +89,14 @@ async fn supervise(
     }
     let mut companion = Companion::begin(&config, &fleet, &metrics, Beside::Nothing).await?;
     let mut control = Supervisor::new(Handle::current(), metrics.clone());
-    let sweep = SharedSweep::new(&config, &fleet, redis.sessions.clone(), &metrics);
+    let names: Vec<_> = config.sessions.iter().map(|it| it.name.clone()).collect();
+    let sweep = SharedSweep {
+        redis: redis.sessions.clone(),
+        sweeper: Sweeper::new(&fleet),
+        names: Box::new(move || names.clone()),
+        metrics: metrics.clone(),
+        every: config.worker.session_sweep,
+    };
     worker::sweep_shared_sessions(&mut control, sweep);
 
     let mut checks = vec![machine::memory()];

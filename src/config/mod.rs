@@ -152,6 +152,24 @@ impl Route {
             .as_ref()
             .map_or("/*".to_owned(), ToString::to_string)
     }
+
+    /// What `by: route` counts it by: all that it matches, wherever in the file it stands. `api.example.com/pay/*`; with methods and
+    /// headers, `GET,HEAD /pay/* x-env=test`. Of routes with the same one, only the first ever serves requests.
+    pub fn key(&self) -> String {
+        let methods: BTreeSet<_> = self.matches.methods.iter().map(String::as_str).collect();
+        let methods = methods.into_iter().collect::<Vec<_>>().join(",");
+        let headers: BTreeSet<_> = self.matches.headers.iter().collect();
+        let headers = headers.into_iter().map(|(name, value)| {
+            // So that one is not taken for two.
+            match value.contains([' ', '"']) {
+                true => format!("{name}={value:?}"),
+                false => format!("{name}={value}"),
+            }
+        });
+        let methods = [methods].into_iter().filter(|methods| !methods.is_empty());
+        let words = methods.chain([self.label()]).chain(headers);
+        words.collect::<Vec<_>>().join(" ")
+    }
 }
 
 /// What holds for all limits.

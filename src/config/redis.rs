@@ -49,6 +49,16 @@ pub struct Client {
     pub password: Option<Secret>,
 }
 
+impl Client {
+    /// The number of the one that is used; others than 0 are there only on a single server.
+    pub fn database(&self) -> u32 {
+        match self.mode {
+            Mode::Single { database } => database,
+            Mode::Sentinel { .. } | Mode::Cluster => 0,
+        }
+    }
+}
+
 /// What stands behind the endpoints.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Mode {

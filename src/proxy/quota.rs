@@ -460,7 +460,7 @@ impl<'a> Facts<'a> {
                 self.request.host_name().to_ascii_lowercase().into_bytes(),
             )),
             KeyPart::Method => text(self.request.method),
-            KeyPart::Route => Some(Cow::Owned(self.route.to_string().into_bytes())),
+            KeyPart::Route => text(&plan.route_keys[self.route]),
             KeyPart::Upstream => text(&plan.config.upstreams[self.upstream?].name),
             KeyPart::SessionUser => text(&self.session?.user),
             KeyPart::SessionClaim(name) => match self.session?.claims.get(name)? {

@@ -22,6 +22,9 @@ use crate::store::sessions::{CreateError, Known, LiveSessions, Reach};
 /// Tells the client its token where no cookie or header of the configuration can.
 const TOKEN_HEADER: &str = "X-Weir-Session-Token";
 
+/// Between looks at the session of a switched connection while Redis does not answer, at most.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// The session of a request to `route`: `None` where the route asks for none, or takes a request without. Waits for Redis
 /// alone, only where this process does not know, and for what is left of the request's time once it has `waited` so long.
 pub(super) async fn identify<'a>(
@@ -81,26 +84,37 @@ pub(super) async fn identify<'a>(
 }
 
 /// Waits until the session of a switched connection is over; for ever, where it has none. The session is looked at again as
-/// often as the route says, and at once when it is told to have ended. While Redis does not answer it holds for the grace.
+/// often as the route says, and at once when it is told to have ended. While Redis does not answer it is looked at at least each second,
+/// and holds for as long as one that is remembered would.
 pub(super) async fn over(plan: &Plan, lane: &Lane, route: &Route, session: Option<&Session>) {
     let (Some(session), Some(asks)) = (session, &route.session) else {
         return pending().await;
     };
     let live = &plan.sessions[asks.sessions];
+    let holds = live.shared.cache.ttl + live.shared.grace;
     let mut watch = live.watch(session.id);
-    let mut vouched = clock::mono();
+    let mut unanswered_since = None;
     // At the start too: it may have ended before there was a watch.
     loop {
         // Apart, so that connections that never switch have no room for it.
-        match Box::pin(live.show(session.id, reach(lane))).await {
-            Ok(Some(_)) => vouched = clock::mono(),
+        let wait = match Box::pin(live.show(session.id, reach(lane))).await {
+            Ok(Some(_)) => {
+                unanswered_since = None;
+                asks.revalidate_every
+            }
             Ok(None) => return,
-            Err(_) if clock::mono() < vouched + live.shared.cache.ttl + live.shared.grace => {}
-            Err(_) => return,
-        }
+            Err(_) => {
+                let now = clock::mono();
+                // Not since the last answer, which may be older than that in the best of times.
+                if now >= *unanswered_since.get_or_insert(now) + holds {
+                    return;
+                }
+                asks.revalidate_every.min(LOOK_AGAIN)
+            }
+        };
         tokio::select! {
             () = watch.ended() => return,
-            () = sleep(asks.revalidate_every) => {}
+            () = sleep(wait) => {}
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::time::sleep;
@@ -29,9 +29,15 @@ pub struct Fleet {
     pub rate_limit: Arc<Redis>,
     /// `main`, unless the file tells it apart.
     pub sessions: Arc<Redis>,
+    /// Of sessions that end elsewhere.
+    pub hears_sessions: Arc<Hearing>,
     alive: AtomicUsize,
     beat: Script,
 }
+
+/// Whether a process hears what others say, and since when: what it learnt before may have changed unheard.
+#[derive(Debug, Default)]
+pub struct Hearing(AtomicU64);
 
 /// One thread's connections of each client; the same one where the clients are.
 #[derive(Debug, Clone)]
@@ -63,10 +69,11 @@ impl Fleet {
             None => Ok(main.clone()),
         };
         Ok(Arc::new(Fleet {
-            keys: Keys::new(&config.key_prefix),
+            keys: Keys::of(config),
             process: clock::uuid(clock::wall()).to_string(),
             rate_limit: or_main("rate_limit", &config.rate_limit)?,
             sessions: or_main("sessions", &config.sessions)?,
+            hears_sessions: Arc::default(),
             alive: AtomicUsize::new(1),
             beat: Script::new(include_str!("../../lua/process_beat.lua")),
             main,
@@ -138,6 +145,35 @@ impl Fleet {
             Value::Int(alive) => usize::try_from(alive).map_err(|_| CallError::Nonsense),
             _ => Err(CallError::Nonsense),
         }
+    }
+}
+
+impl Hearing {
+    pub fn begin(&self) {
+        self.turn(true);
+    }
+
+    pub fn end(&self) {
+        self.turn(false);
+    }
+
+    /// Odd while it hears: to the next such number, whatever it was.
+    fn turn(&self, hears: bool) {
+        let next = |now: u64| Some(now + if (now % 2 == 1) == hears { 2 } else { 1 });
+        let turned = self
+            .0
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, next);
+        turned.expect("there is always a next");
+    }
+
+    /// Differs after each beginning and each end.
+    pub fn era(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Whether it has heard all that was said since this era.
+    pub fn hears_since(&self, era: u64) -> bool {
+        era % 2 == 1 && era == self.era()
     }
 }
 

@@ -136,9 +136,16 @@ impl Limits {
         limit::check(rule, &state(&shard, key), 0, now)
     }
 
-    /// Forgets what was counted for a key; whether there was anything.
-    pub fn reset(&self, key: Key) -> bool {
-        self.shards[key.shard()].lock().remove(key)
+    /// Forgets what was counted for a key; whether there was anything. Slots in use stay taken: the requests that have them give them
+    /// back, and would else give back those of others.
+    pub fn reset(&self, key: Key, rule: &Rule) -> bool {
+        let mut shard = self.shards[key.shard()].lock();
+        match rule {
+            Rule::Concurrency { .. } => shard.get(key).is_some(),
+            Rule::TokenBucket { .. } | Rule::SlidingWindow { .. } | Rule::FixedWindow { .. } => {
+                shard.remove(key)
+            }
+        }
     }
 
     /// All overrides set at run time.
@@ -372,6 +379,27 @@ mod tests {
         assert!(limits.ask(&[ask], NOW, &mut [BLANK]) && !limits.ask(&[ask], NOW, &mut [BLANK]));
         limits.release(key, 1);
         assert!(limits.is_empty());
-        assert!(limits.ask(&[ask], NOW, &mut [BLANK]) && limits.reset(key) && !limits.reset(key));
+        assert!(limits.ask(&[ask], NOW, &mut [BLANK]));
+        limits.release(key, 1);
+        assert!(!limits.reset(key, &rule));
+    }
+
+    #[test]
+    fn a_reset_key_is_as_new_but_for_slots_in_use() {
+        let limits = Limits::new(1000, [1; 16]);
+        let rule = Rule::Concurrency { limit: 1 };
+        let ask = Ask {
+            key: key(&limits, "a"),
+            rule: &rule,
+            cost: 1,
+            enforced: true,
+        };
+        let admits = || limits.ask(&[ask], NOW, &mut [BLANK]);
+        assert!(admits() && limits.reset(ask.key, &rule) && !admits());
+        limits.release(ask.key, 1);
+        assert!(admits() && !admits());
+        assert!(self::ask(&limits, &["b"]) && self::ask(&limits, &["b"]));
+        assert!(limits.reset(key(&limits, "b"), &TWO) && !limits.reset(key(&limits, "b"), &TWO));
+        assert!(self::ask(&limits, &["b"]));
     }
 }

@@ -25,6 +25,8 @@ use crate::policy::limit::Verdict;
 
 /// Between rounds of telling Redis what came free: so long a slot stays this process's, in case that it is wanted again.
 const ROUND: Duration = Duration::from_millis(25);
+/// Between rounds of giving all back.
+const GIVE_BACK_AGAIN: Duration = Duration::from_millis(2);
 /// Calls of a round under way at a time.
 const AT_A_TIME: usize = 64;
 /// Before Redis is told again what it did not answer to.
@@ -214,11 +216,24 @@ impl Slots {
         loop {
             beat();
             sleep(ROUND).await;
-            let active: Vec<_> = self.active.lock().iter().copied().collect();
-            for keys in active.chunks(AT_A_TIME) {
-                beat();
-                join_all(keys.iter().map(|key| self.tell(&redis, *key))).await;
-            }
+            self.tell_all(&redis, &beat).await;
+        }
+    }
+
+    /// Gives all slots back, of which no request holds any more: at the end of the process, which leaves no time for a round. Until Redis
+    /// has them, which may be never.
+    pub async fn give_back(&self, redis: &Connections) {
+        while !self.active.lock().is_empty() {
+            self.tell_all(redis, &|| {}).await;
+            sleep(GIVE_BACK_AGAIN).await;
+        }
+    }
+
+    async fn tell_all(&self, redis: &Connections, beat: &impl Fn()) {
+        let active: Vec<_> = self.active.lock().iter().copied().collect();
+        for keys in active.chunks(AT_A_TIME) {
+            beat();
+            join_all(keys.iter().map(|key| self.tell(redis, *key))).await;
         }
     }
 
@@ -250,23 +265,27 @@ impl Slots {
         let part = self.part(ask.key);
         let asking = Asking { part, key: ask.key };
         let of = Of::new(ask);
-        let (used, want) = part.change(ask.key, |held| {
+        let asked = part.change(ask.key, |held| {
             if held.of.replace(of).is_none() {
                 self.active.lock().insert(ask.key);
             }
             held.unsure = true;
             let waiting = std::mem::take(&mut held.waiting);
             held.round = held.round.wrapping_add(1);
-            let want = held.used.saturating_add(ask.cost).saturating_add(waiting);
-            (held.used, want.max(held.granted))
+            let needs = held.used.saturating_add(ask.cost);
+            Asked {
+                used: held.used,
+                want: needs.saturating_add(waiting).max(held.granted),
+                needs,
+            }
         });
         let budget = deadline.saturating_duration_since(Instant::now());
-        let answer = self.call(redis, of, used, want, budget).await;
+        let answer = self.call(redis, of, asked, budget).await;
         if let Ok(answer) = answer {
             let now = clock::mono();
             part.change(ask.key, |held| {
                 held.told(answer, now);
-                if answer.granted < want {
+                if answer.granted < asked.want {
                     held.refused_until = now + REFUSED;
                 }
             });
@@ -308,7 +327,7 @@ impl Slots {
         };
         let asking = Asking { part, key };
         let budget = self.fleet.rate_limit.timeout;
-        let answer = self.call(redis, of, used, used, budget).await;
+        let answer = self.call(redis, of, Asked::only(used), budget).await;
         let now = clock::mono();
         part.change(key, |held| match answer {
             Ok(answer) => held.told(answer, now),
@@ -321,18 +340,18 @@ impl Slots {
         &self,
         redis: &Connections,
         of: Of,
-        used: u64,
-        want: u64,
+        asked: Asked,
         budget: Duration,
     ) -> Result<Told, CallError> {
         let key = self.fleet.keys.slots(of.tag);
         let args = [
             Arg::Text(&self.fleet.process),
             Arg::Int(self.turn.fetch_add(1, Ordering::Relaxed) + 1),
-            Arg::Int(used),
-            Arg::Int(want),
+            Arg::Int(asked.used),
+            Arg::Int(asked.want),
             Arg::Int(of.slots),
             Arg::Int(u64::try_from(of.hold_ttl.as_millis()).unwrap_or(u64::MAX)),
+            Arg::Int(asked.needs),
         ];
         let answer = redis
             .run_within(budget, &self.script, &[&key], &args)
@@ -374,7 +393,8 @@ impl Held {
             self.used = wanted;
             return Step::Done(Decision::Admitted(Batch::default()));
         }
-        if now < self.refused_until {
+        // One that needs less than what was refused may find enough.
+        if now < self.refused_until && wanted.saturating_add(self.others) > ask.slots {
             let retry_after = Some(RETRY_AFTER);
             return Step::Done(Decision::Refused { retry_after });
         }
@@ -389,6 +409,27 @@ impl Held {
     fn told(&mut self, answer: Told, now: Duration) {
         (self.granted, self.others) = (answer.granted, answer.others);
         (self.unsure, self.told_at, self.tell_after) = (false, now, now);
+    }
+}
+
+/// What Redis is told of a key, and asked for.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    used: u64,
+    /// With what all need who wait.
+    want: u64,
+    /// With what the first of them needs: it takes that or nothing.
+    needs: u64,
+}
+
+impl Asked {
+    /// For no more than what is used.
+    fn only(used: u64) -> Asked {
+        Asked {
+            used,
+            want: used,
+            needs: used,
+        }
     }
 }
 

@@ -50,6 +50,7 @@ pub struct Metrics {
     pub audit: AuditMetrics,
     redis_calls: Family<RedisCallLabels, Counter>,
     redis_durations: Family<RedisLabels, Durations>,
+    redis_unheard: Family<RedisLabels, Counter>,
     reloads: Family<ReloadLabels, Counter>,
     task_restarts: Family<TaskLabels, Counter>,
     /// Sessions in Redis, as the last sweep met them.
@@ -222,6 +223,8 @@ pub struct RedisMetrics {
     /// The server said why not, or nonsense.
     pub refused: Counter,
     durations: Durations,
+    /// Subscriptions that failed.
+    pub unheard: Counter,
 }
 
 /// The handles of one limit.
@@ -266,6 +269,7 @@ impl Default for Metrics {
             audit: AuditMetrics::register(&mut registry),
             redis_calls: Family::default(),
             redis_durations: Family::default(),
+            redis_unheard: Family::default(),
             reloads: Family::default(),
             task_restarts: Family::default(),
             sessions_live: Family::default(),
@@ -391,6 +395,11 @@ impl Default for Metrics {
             metrics.redis_durations.clone(),
         );
         registry.register(
+            "redis_subscribe_failures",
+            "Tries to subscribe to channels of Redis that failed; messages are not heard until one succeeds",
+            metrics.redis_unheard.clone(),
+        );
+        registry.register(
             "config_reloads",
             "Reloads of the configuration, by result",
             metrics.reloads.clone(),
@@ -508,6 +517,9 @@ impl Metrics {
             refused: result("refused"),
             durations: self
                 .redis_durations
+                .get_or_create_owned(&RedisLabels { client }),
+            unheard: self
+                .redis_unheard
                 .get_or_create_owned(&RedisLabels { client }),
         }
     }

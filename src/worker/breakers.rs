@@ -162,6 +162,8 @@ async fn listen(
                 let same = |it: &&Arc<LiveBreaker>| it.sharing().is_some_and(|it| it.tag() == tag);
                 shared(&plan).filter(same).for_each(|it| it.heard(word));
             }
+            // Reports are answered all the same.
+            Heard::Lost => {}
         }
     };
     let beat = move || heart.beat();

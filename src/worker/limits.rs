@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tracing::warn;
 
 use super::SILENCE;
@@ -17,12 +17,14 @@ use crate::plan::{Plan, SharedAsk};
 use crate::store::fleet::{Fleet, FleetConnections};
 use crate::store::limits;
 use crate::store::overrides::{CHANGED, Overrides, Reset, Words};
-use crate::store::redis::Heard;
+use crate::store::redis::{Connections, Heard};
 
 /// Between looks at the overrides when no one says that they have changed: what is said may get lost.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// Between looks while Redis does not answer.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// For slots to be given back at the end.
+const LAST_WITHIN: Duration = Duration::from_secs(1);
 
 /// Follows what operators do, for as long as there is a plan. An error is the panic of its task.
 pub async fn follow(
@@ -42,6 +44,8 @@ pub async fn follow(
         }
         // A look that is due anyway sees it.
         Heard::Message { .. } | Heard::Listening => drop(changed.try_send(())),
+        // They are looked at now and then all the same.
+        Heard::Lost => {}
     };
     // It ends with the set.
     let mut listening = JoinSet::new();
@@ -79,6 +83,14 @@ pub async fn follow(
             },
             Some(Err(error)) = listening.join_next() => return Err(error),
         }
+    }
+}
+
+/// Gives slots of concurrency limits back, at the end of the process: else others have to do without for `hold_ttl`.
+pub async fn give_back_slots(plan: &Plan, redis: &Connections) {
+    if let Some(shared) = &plan.shared_limits {
+        // What is not done by then comes back as after a crash.
+        let _ = timeout(LAST_WITHIN, shared.slots.give_back(redis)).await;
     }
 }
 

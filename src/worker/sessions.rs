@@ -2,7 +2,9 @@
 //! at a time. In Redis users go by themselves, and one process of all sweeps what is over of those that stay; uses are written
 //! down, and what is pushed is heard.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::fmt;
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,11 +15,9 @@ use tracing::warn;
 
 use crate::admin::health::Heartbeat;
 use crate::clock;
-use crate::config::Config;
 use crate::plan::Plan;
-use crate::store::fleet::Fleet;
 use crate::store::redis::{CallError, Connections, Heard};
-use crate::store::sessions::{LiveSessions, SharedSessions, Store, Sweeper, Swept};
+use crate::store::sessions::{Store, Sweeper, Swept};
 use crate::telemetry::metrics::{Metrics, SweepMetrics};
 
 /// Between two looks.
@@ -39,40 +39,33 @@ const LEASE_MORE: Duration = Duration::from_secs(5);
 const BEAT_EVERY: Duration = Duration::from_secs(5);
 
 /// What is swept of sessions in Redis.
-#[derive(Debug)]
 pub struct SharedSweep {
     /// Of `redis.sessions`, on the runtime of the task.
     pub redis: Arc<Connections>,
     pub sweeper: Sweeper,
-    /// Each entry of `sessions`, and what is told of it.
-    pub entries: Vec<(String, SweepMetrics)>,
+    /// The names of the entries of `sessions`, as a sweep begins: a reload may bring others.
+    pub names: Box<dyn Fn() -> Vec<String> + Send + Sync>,
+    pub metrics: Arc<Metrics>,
     /// Between two sweeps.
     pub every: Duration,
 }
 
-impl SharedSweep {
-    pub fn new(
-        config: &Config,
-        fleet: &Fleet,
-        redis: Arc<Connections>,
-        metrics: &Metrics,
-    ) -> SharedSweep {
-        let entries = config.sessions.iter().map(|entry| &entry.name);
-        SharedSweep {
-            redis,
-            sweeper: Sweeper::new(fleet),
-            entries: entries
-                .map(|name| (name.clone(), metrics.session_sweep(name)))
-                .collect(),
-            every: config.worker.session_sweep,
-        }
-    }
+/// What is known from one sweep to the next.
+#[derive(Default)]
+struct Sweeping {
+    /// Each entry that was ever swept, and what is told of it.
+    told: BTreeMap<String, SweepMetrics>,
+    /// From then on another process may sweep, unless this one is heard of before.
+    mine_until: Option<Instant>,
+}
 
+impl SharedSweep {
     /// Sweeps for ever, while no other process does.
     pub async fn run(self: Arc<Self>, heartbeat: Heartbeat) -> Infallible {
         let mut trouble = false;
+        let mut sweeping = Sweeping::default();
         loop {
-            let swept = self.sweep(&heartbeat).await;
+            let swept = self.sweep(&mut sweeping, &heartbeat).await;
             if let (Err(error), false) = (&swept, trouble) {
                 warn!(%error, "sessions in redis cannot be swept");
             }
@@ -87,47 +80,86 @@ impl SharedSweep {
         }
     }
 
-    async fn sweep(&self, heartbeat: &Heartbeat) -> Result<(), CallError> {
-        let holds = 2 * self.every + LEASE_MORE;
+    /// Of all nodes that answer; an error is the last one's that does not.
+    async fn sweep(&self, sweeping: &mut Sweeping, heartbeat: &Heartbeat) -> Result<(), CallError> {
+        let names = (self.names)();
+        for name in &names {
+            if !sweeping.told.contains_key(name) {
+                let metrics = self.metrics.session_sweep(name);
+                sweeping.told.insert(name.clone(), metrics);
+            }
+        }
+        let gone = sweeping
+            .told
+            .iter()
+            .filter(|(name, _)| !names.contains(name));
+        gone.for_each(|(_, metrics)| tell(metrics, Swept::default()));
         let mut asked = Instant::now();
-        if !self.sweeper.is_mine(&self.redis, holds).await? {
-            self.leave();
+        if !self.is_mine(sweeping).await? {
             return Ok(());
         }
-        for (name, metrics) in &self.entries {
-            let (mut all, mut place) = (Swept::default(), None);
+        let mut trouble = Ok(());
+        for name in &names {
+            let (mut all, mut place, mut whole) = (Swept::default(), None, true);
             loop {
                 heartbeat.beat();
                 let began = Instant::now();
-                let (swept, next) = self.sweeper.step(&self.redis, name, place.as_ref()).await?;
-                metrics.swept.inc_by(swept.removed);
-                all.live += swept.live;
-                all.users += swept.users;
-                place = next;
+                let step = self.sweeper.step(&self.redis, name, place.as_ref()).await;
+                let metrics = &sweeping.told[name];
+                place = match step {
+                    Ok((swept, next)) => {
+                        metrics.swept.inc_by(swept.removed);
+                        all.live += swept.live;
+                        all.users += swept.users;
+                        next
+                    }
+                    // The other nodes have sessions, too.
+                    Err(error) => {
+                        (trouble, whole) = (Err(error), false);
+                        self.redis.scan_past(place.as_ref())
+                    }
+                };
                 if place.is_none() {
                     break;
                 }
                 sleep(began.elapsed().max(STEP_APART)).await;
                 // A long sweep stays this process's.
-                if asked.elapsed() > holds / 4 {
+                if asked.elapsed() > self.holds() / 4 {
                     asked = Instant::now();
-                    if !self.sweeper.is_mine(&self.redis, holds).await? {
+                    if !self.is_mine(sweeping).await? {
                         // Another has begun one of its own meanwhile.
-                        self.leave();
                         return Ok(());
                     }
                 }
             }
-            tell(metrics, all);
+            if whole {
+                tell(&sweeping.told[name], all);
+            }
         }
-        Ok(())
+        trouble
     }
 
-    /// Leaves the sweep to another process: what that one tells counts, and no sum counts twice.
-    fn leave(&self) {
-        self.entries
-            .iter()
-            .for_each(|(_, metrics)| tell(metrics, Swept::default()));
+    fn holds(&self) -> Duration {
+        2 * self.every + LEASE_MORE
+    }
+
+    /// Whether this process sweeps. Where another does, or may, what that one tells counts, and no sum counts twice.
+    async fn is_mine(&self, sweeping: &mut Sweeping) -> Result<bool, CallError> {
+        let asked = Instant::now();
+        let mine = self.sweeper.is_mine(&self.redis, self.holds()).await;
+        if mine == Ok(true) {
+            sweeping.mine_until = Some(asked + self.holds());
+        } else if mine.is_ok() || sweeping.mine_until.is_none_or(|until| asked >= until) {
+            let told = sweeping.told.values();
+            told.for_each(|metrics| tell(metrics, Swept::default()));
+        }
+        mine
+    }
+}
+
+impl fmt::Debug for SharedSweep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedSweep").finish_non_exhaustive()
     }
 }
 
@@ -193,23 +225,21 @@ pub async fn hear(plan: watch::Receiver<Arc<Plan>>, heartbeat: Heartbeat) -> Inf
         return pending().await;
     };
     let channels = vec![fleet.keys.sessions_ended()];
-    let heard = move |heard: Heard| {
-        let plan = plan.borrow().clone();
-        let each = |what: &dyn Fn(&LiveSessions, &SharedSessions)| {
+    let hearing = fleet.hears_sessions.clone();
+    let heard = move |heard: Heard| match heard {
+        Heard::Listening => hearing.begin(),
+        Heard::Message { payload, .. } => {
+            let Ok(message) = std::str::from_utf8(&payload) else {
+                return;
+            };
+            let plan = plan.borrow().clone();
             for live in &plan.sessions {
                 if let Store::Redis(store) = &live.store {
-                    what(live, store);
-                }
-            }
-        };
-        match heard {
-            Heard::Listening => each(&|_, store| store.doubt()),
-            Heard::Message { payload, .. } => {
-                if let Ok(message) = std::str::from_utf8(&payload) {
-                    each(&|live, store| store.heard(message, &live.watchers));
+                    store.heard(message, &live.watchers);
                 }
             }
         }
+        Heard::Lost => hearing.end(),
     };
     let beat = move || heartbeat.beat();
     fleet.sessions.clone().listen(channels, heard, beat).await

@@ -8,14 +8,16 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use redis::RedisError;
 use redis::aio::{PubSubSink, PubSubStream};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
+use tracing::{info, warn};
 
 use super::{Address, Redis};
 
 /// Between pings, so that a node that hangs is left for another.
 const PING_EVERY: Duration = Duration::from_millis(500);
-/// Before another node is tried.
-const PAUSE: Duration = Duration::from_millis(50);
+/// Before another node is tried: at first and at most, doubled each time, each made shorter by up to a half at random, so that many weirs do
+/// not come back at one moment.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
 /// What a listener is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +28,8 @@ pub enum Heard {
         channel: String,
         payload: Vec<u8>,
     },
+    /// It does not listen, until it is told that it does: nothing that is said meanwhile is heard.
+    Lost,
 }
 
 impl Redis {
@@ -37,7 +41,8 @@ impl Redis {
         mut heard: impl FnMut(Heard),
         beat: impl Fn(),
     ) -> Infallible {
-        let mut left = None;
+        let (first, longest) = BACK_OFF;
+        let (mut left, mut pause, mut told) = (None, first, false);
         loop {
             beat();
             let mut nodes: Vec<_> = self.topology.borrow().nodes().cloned().collect();
@@ -46,14 +51,28 @@ impl Redis {
                 nodes.retain(|node| Some(node) != left.as_ref());
             }
             left = fastrand::choice(nodes);
-            if let Some(node) = &left
-                && let Ok(Ok((sink, stream))) =
-                    timeout(self.connect_timeout, self.subscribe(node, &channels)).await
-            {
-                heard(Heard::Listening);
-                self.hear(node, sink, stream, &mut heard, &beat).await;
+            if let Some(node) = &left {
+                match self.subscribe(node, &channels).await {
+                    Ok((sink, stream)) => {
+                        heard(Heard::Listening);
+                        if std::mem::take(&mut told) {
+                            info!(client = self.name, %node, ?channels, "messages of redis are heard again");
+                        }
+                        if self.hear(node, sink, stream, &mut heard, &beat).await {
+                            pause = first;
+                        }
+                        heard(Heard::Lost);
+                    }
+                    Err(error) => {
+                        self.metrics.unheard.inc();
+                        if !std::mem::replace(&mut told, true) {
+                            warn!(client = self.name, %node, ?channels, error, "messages of redis are not heard; tried again");
+                        }
+                    }
+                }
             }
-            sleep(PAUSE.mul_f64(1.0 + fastrand::f64())).await;
+            sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+            pause = (pause * 2).min(longest);
         }
     }
 
@@ -61,13 +80,20 @@ impl Redis {
         &self,
         node: &Address,
         channels: &[String],
-    ) -> Result<(PubSubSink, PubSubStream), RedisError> {
-        let (mut sink, stream) = self.connect_to_hear(node).await?.split();
-        sink.subscribe(channels).await?;
-        Ok((sink, stream))
+    ) -> Result<(PubSubSink, PubSubStream), String> {
+        let subscribe = async {
+            let (mut sink, stream) = self.connect_to_hear(node).await?.split();
+            sink.subscribe(channels).await?;
+            Ok((sink, stream))
+        };
+        match timeout(self.connect_timeout, subscribe).await {
+            Ok(subscribed) => subscribed.map_err(|error: RedisError| error.to_string()),
+            Err(_) => Err(format!("no answer within {:?}", self.connect_timeout)),
+        }
     }
 
-    /// Until the node is gone, hangs, or has no slots any more: one that left the cluster hears nothing of it.
+    /// Until the node is gone, hangs, or has no slots any more: one that left the cluster hears nothing of it. Whether it has answered a
+    /// ping.
     async fn hear(
         &self,
         node: &Address,
@@ -75,7 +101,10 @@ impl Redis {
         mut stream: PubSubStream,
         heard: &mut impl FnMut(Heard),
         beat: &impl Fn(),
-    ) {
+    ) -> bool {
+        let mut pings = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
+        pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut answers = false;
         loop {
             beat();
             tokio::select! {
@@ -84,16 +113,17 @@ impl Redis {
                         channel: message.get_channel_name().to_owned(),
                         payload: message.get_payload_bytes().to_vec(),
                     }),
-                    None => return,
+                    None => return answers,
                 },
-                () = sleep(PING_EVERY) => {
+                _ = pings.tick() => {
                     if !self.topology.borrow().nodes().any(|known| known == node) {
-                        return;
+                        return answers;
                     }
                     let answered = timeout(self.connect_timeout, sink.ping::<redis::Value>()).await;
                     if !matches!(answered, Ok(Ok(_))) {
-                        return;
+                        return answers;
                     }
+                    answers = true;
                 }
             }
         }

@@ -44,16 +44,19 @@ impl Connections {
         let (cursor, keys): (u64, Vec<String>) =
             redis::from_redis_value(answer).map_err(|_| CallError::Nonsense)?;
         let next = match cursor {
-            0 => self.node_behind(&node.address).map(|node| Place {
-                node: node.address.clone(),
-                cursor: 0,
-            }),
+            0 => self.node_behind(&node.address).map(Place::first_of),
             cursor => Some(Place {
                 node: node.address.clone(),
                 cursor,
             }),
         };
         Ok((keys, next))
+    }
+
+    /// Where a walk goes on that leaves out the rest of a node, which does not answer.
+    pub fn scan_past(&self, from: Option<&Place>) -> Option<Place> {
+        let node = self.node_from(from.map(|from| &from.node))?;
+        self.node_behind(&node.address).map(Place::first_of)
     }
 
     /// The node of this address, or the next one where it has gone.
@@ -70,6 +73,15 @@ impl Connections {
         let owners = routing.topology.nodes();
         let next = owners.filter(|owner| *owner > address).min()?;
         routing.nodes.get(next).cloned()
+    }
+}
+
+impl Place {
+    fn first_of(node: Arc<Node>) -> Place {
+        Place {
+            node: node.address.clone(),
+            cursor: 0,
+        }
     }
 }
 

@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -11,6 +10,7 @@ use tokio::sync::watch;
 
 use crate::config::sessions::Shared;
 use crate::policy::session::{Session, SessionId};
+use crate::store::fleet::Hearing;
 use crate::store::redis::CallError;
 use crate::store::table::{Key, SHARDS, Shard};
 
@@ -19,8 +19,8 @@ pub(super) type Answer = Result<Option<Arc<Session>>, CallError>;
 
 pub(super) struct Cache {
     parts: Vec<Mutex<Part>>,
-    /// Of a higher number since all that was remembered before is to be asked anew.
-    epoch: AtomicU64,
+    /// Of sessions that end elsewhere. While there is none, and of what was learnt before, all is to be asked anew.
+    hearing: Arc<Hearing>,
     /// Sessions with a use that Redis does not know, by when it is to be told.
     unwritten: Mutex<BTreeMap<(Duration, SessionId), Arc<Session>>>,
 }
@@ -35,7 +35,7 @@ struct Part {
 struct Known {
     session: Arc<Session>,
     asked: Duration,
-    epoch: u64,
+    era: u64,
     /// The last use that Redis knows of.
     written: Duration,
     /// Whether it is among the unwritten.
@@ -61,14 +61,14 @@ pub(super) enum Flight {
     /// To be asked, and then told by [`Cache::learn`] and the sender.
     Lead {
         said: watch::Sender<Option<Answer>>,
-        epoch: u64,
+        era: u64,
     },
     /// Somebody has asked.
     Follow(watch::Receiver<Option<Answer>>),
 }
 
 impl Cache {
-    pub(super) fn new(max_entries: usize) -> Cache {
+    pub(super) fn new(max_entries: usize, hearing: Arc<Hearing>) -> Cache {
         let capacity = max_entries.div_ceil(SHARDS);
         let part = || Part {
             known: Shard::new(capacity),
@@ -77,7 +77,7 @@ impl Cache {
         };
         Cache {
             parts: (0..SHARDS).map(|_| Mutex::new(part())).collect(),
-            epoch: AtomicU64::new(0),
+            hearing,
             unwritten: Mutex::default(),
         }
     }
@@ -100,10 +100,9 @@ impl Cache {
     /// What is known of a token by now. A session that is found was used.
     pub(super) fn recall(&self, id: SessionId, shared: &Shared, now: Duration) -> Recalled {
         let mut part = self.part(id);
-        let epoch = self.epoch.load(Ordering::Acquire);
         if part.known.get(key(id)).is_some() {
             if let Some(known) = part.known.touch(key(id), false)
-                && known.epoch == epoch
+                && self.hearing.hears_since(known.era)
                 && now < known.asked + shared.cache.ttl
                 // Another process may have seen a use that this one has not, so Redis is asked.
                 && !known.session.is_expired(now)
@@ -209,7 +208,7 @@ impl Cache {
         part.flights.insert(key(id).0, flight);
         Flight::Lead {
             said,
-            epoch: self.epoch.load(Ordering::Acquire),
+            era: self.hearing.era(),
         }
     }
 
@@ -220,7 +219,7 @@ impl Cache {
         id: SessionId,
         found: Option<(Session, Duration)>,
         asked: Duration,
-        epoch: u64,
+        era: u64,
         shared: &Shared,
     ) -> Option<Arc<Session>> {
         let mut part = self.part(id);
@@ -230,7 +229,7 @@ impl Cache {
             self.forget_in(&mut part, id, asked + shared.cache.negative_ttl);
             return None;
         };
-        Some(self.keep(&mut part, session, written, asked, epoch, shared))
+        Some(self.keep(&mut part, session, written, asked, era, shared))
     }
 
     /// A look-up ended without an answer.
@@ -245,14 +244,14 @@ impl Cache {
         asked: Duration,
         shared: &Shared,
     ) -> Arc<Session> {
-        let epoch = self.epoch.load(Ordering::Acquire);
+        let era = self.hearing.era();
         let mut part = self.part(session.id);
         let ended = part.unknown.get(key(session.id));
         if ended.is_some_and(|until| asked < *until) {
             // Another process has ended it already.
             return Arc::new(session);
         }
-        self.keep(&mut part, session, asked, asked, epoch, shared)
+        self.keep(&mut part, session, asked, asked, era, shared)
     }
 
     fn keep(
@@ -261,20 +260,20 @@ impl Cache {
         session: Session,
         written: Duration,
         asked: Duration,
-        epoch: u64,
+        era: u64,
         shared: &Shared,
     ) -> Arc<Session> {
         let entry = part.known.touch(key(session.id), false);
         let known = entry.get_or_insert_with(|| Known {
             session: Arc::new(session),
             asked,
-            epoch,
+            era,
             written,
             is_unwritten: false,
         });
         // The session itself stays the one that it was: of all that is in it only the last use changes.
         known.session.touch(written);
-        (known.asked, known.epoch) = (asked, epoch);
+        (known.asked, known.era) = (asked, era);
         known.written = known.written.max(written);
         self.use_of(known, shared, asked)
     }
@@ -291,11 +290,6 @@ impl Cache {
         }
         let unknown = part.unknown.touch(key(id), false);
         *unknown = until.max(*unknown);
-    }
-
-    /// All that is remembered is to be asked anew; until then it serves for the grace alone.
-    pub(super) fn doubt(&self) {
-        self.epoch.fetch_add(1, Ordering::AcqRel);
     }
 
     fn part(&self, id: SessionId) -> MutexGuard<'_, Part> {
@@ -347,14 +341,21 @@ mod tests {
         Session::resumed(id(n), "ann".into(), Default::default(), times)
     }
 
+    /// Of a process that hears.
+    fn cache() -> Cache {
+        let hearing = Arc::<Hearing>::default();
+        hearing.begin();
+        Cache::new(1_000, hearing)
+    }
+
     impl Cache {
         /// A look-up at `now` that finds a session last used at `written`, as Redis knows, or none.
         fn look_up(&self, n: u8, written: Option<u64>, now: u64) -> Option<Arc<Session>> {
-            let Flight::Lead { epoch, .. } = self.join(id(n)) else {
+            let Flight::Lead { era, .. } = self.join(id(n)) else {
                 panic!("somebody else asks");
             };
             let found = written.map(|written| (session(n, written), s(written)));
-            self.learn(id(n), found, s(now), epoch, &SHARED)
+            self.learn(id(n), found, s(now), era, &SHARED)
         }
 
         fn knows(&self, n: u8, now: u64) -> Option<bool> {
@@ -372,7 +373,7 @@ mod tests {
 
     #[test]
     fn answers_are_believed_for_their_time() {
-        let cache = Cache::new(1_000);
+        let cache = cache();
         assert_eq!(cache.knows(1, 0), None);
         cache.look_up(1, Some(100), 100);
         cache.look_up(2, None, 100);
@@ -384,10 +385,25 @@ mod tests {
     }
 
     #[test]
-    fn what_was_known_holds_for_the_grace() {
-        let cache = Cache::new(1_000);
+    fn nothing_is_taken_for_known_while_it_is_not_heard_what_ends() {
+        let cache = cache();
         cache.look_up(1, Some(100), 100);
-        cache.doubt();
+        cache.hearing.end();
+        assert_eq!(cache.knows(1, 100), None);
+        cache.look_up(2, Some(100), 100);
+        assert_eq!(cache.knows(2, 100), None);
+        assert!(cache.recall_old(id(2), &SHARED, s(131)).is_some());
+        cache.hearing.begin();
+        assert_eq!((cache.knows(1, 100), cache.knows(2, 100)), (None, None));
+        cache.look_up(2, Some(100), 100);
+        assert_eq!(cache.knows(2, 100), Some(true));
+    }
+
+    #[test]
+    fn what_was_known_holds_for_the_grace() {
+        let cache = cache();
+        cache.look_up(1, Some(100), 100);
+        cache.hearing.begin();
         assert_eq!(cache.knows(1, 100), None);
         assert!(cache.recall_old(id(1), &SHARED, s(131)).is_some());
         assert!(cache.recall_old(id(1), &SHARED, s(132)).is_none());
@@ -396,8 +412,8 @@ mod tests {
 
     #[test]
     fn an_answer_from_before_the_end_of_a_session_is_not_believed() {
-        let cache = Cache::new(1_000);
-        let Flight::Lead { epoch, .. } = cache.join(id(1)) else {
+        let cache = cache();
+        let Flight::Lead { era, .. } = cache.join(id(1)) else {
             panic!("nobody else asks");
         };
         assert!(
@@ -406,7 +422,7 @@ mod tests {
         );
         cache.forget(id(1), s(101));
         let found = Some((session(1, 100), s(100)));
-        assert!(cache.learn(id(1), found, s(100), epoch, &SHARED).is_none());
+        assert!(cache.learn(id(1), found, s(100), era, &SHARED).is_none());
         assert_eq!(cache.knows(1, 100), Some(false));
         cache.created(session(1, 100), s(100), &SHARED);
         assert_eq!(cache.knows(1, 100), Some(false));
@@ -414,7 +430,7 @@ mod tests {
 
     #[test]
     fn a_use_that_redis_does_not_know_is_told_in_time() {
-        let cache = Cache::new(1_000);
+        let cache = cache();
         let held = cache.look_up(1, Some(100), 100).unwrap();
         assert_eq!(cache.due(1_000), 0, "it knows of this one");
         assert_eq!(cache.knows(1, 101), Some(true));
@@ -432,7 +448,7 @@ mod tests {
 
     #[test]
     fn no_more_is_remembered_than_is_allowed() {
-        let cache = Cache::new(1);
+        let cache = Cache::new(1, Arc::default());
         for n in 0..=255 {
             cache.look_up(n, Some(100), 100);
         }

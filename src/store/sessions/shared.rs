@@ -18,6 +18,7 @@ use crate::clock;
 use crate::config::sessions::{Claims, OnMax, Settings, Shared};
 use crate::keys::{Keys, UserTag};
 use crate::policy::session::{Session, SessionId, Times};
+use crate::store::fleet::Fleet;
 use crate::store::redis::{Arg, CallError, Connections, Place, Script, Value};
 use crate::telemetry::metrics::SessionMetrics;
 
@@ -46,11 +47,11 @@ pub struct SharedSessions {
 
 impl SharedSessions {
     /// Those of the entry of this name.
-    pub fn new(name: &str, keys: Keys, max_entries: usize) -> SharedSessions {
+    pub fn new(name: &str, fleet: &Fleet, max_entries: usize) -> SharedSessions {
         SharedSessions {
             name: Keys::name(name),
-            keys,
-            cache: Cache::new(max_entries),
+            keys: fleet.keys.clone(),
+            cache: Cache::new(max_entries, fleet.hears_sessions.clone()),
             create: Script::new(include_str!("../../../lua/session_create.lua")),
             find: Script::new(include_str!("../../../lua/session_find.lua")),
             end: Script::new(include_str!("../../../lua/session_end.lua")),
@@ -129,7 +130,7 @@ impl SharedSessions {
                 metrics.waited.inc();
                 said
             }
-            Flight::Lead { said, epoch } => {
+            Flight::Lead { said, era } => {
                 metrics.asked.inc();
                 let Some(redis) = reach.redis.cloned() else {
                     self.cache.gave_up(id);
@@ -146,7 +147,7 @@ impl SharedSessions {
                     let asked = clock::mono();
                     let found = this.look(id, this.touch_after(&shared), asked, reach).await;
                     let answer = match found {
-                        Ok(found) => Ok(this.cache.learn(id, found, asked, epoch, &shared)),
+                        Ok(found) => Ok(this.cache.learn(id, found, asked, era, &shared)),
                         Err(error) => {
                             this.cache.gave_up(id);
                             Err(error)
@@ -230,6 +231,8 @@ impl SharedSessions {
         let args = [Arg::Text(&channel), Arg::Text(&begin), Arg::Text(&field)];
         let ended = ids(tag, &self.run(&self.end, tag, &args, reach).await?)?;
         self.forget(&ended);
+        // One that Redis has lost is over here, too.
+        self.forget(one.as_slice());
         Ok(ended)
     }
 
@@ -380,11 +383,6 @@ impl SharedSessions {
             .collect();
         self.forget(&ended);
         ended.iter().for_each(|id| watchers.end(*id));
-    }
-
-    /// Messages may have been missed: what is remembered is to be asked anew.
-    pub fn doubt(&self) {
-        self.cache.doubt();
     }
 
     fn forget(&self, ended: &[SessionId]) {
