@@ -10,21 +10,17 @@ mod harness;
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
-use harness::kept::{
-    DAY, KEY, Kept, Kind, Process, encoded, event, noon, pools, pools_with, pools_within, seqs,
-};
+use harness::kept::{DAY, KEY, Kept, Kind, Process, encoded, event, noon, pools, pools_with, seqs};
 use harness::postgres::Server;
 use harness::process::Running;
-use harness::{DEADLINE, Upstream, eventually};
+use harness::{Upstream, eventually};
 use serde_json::Value;
-use tokio::time::timeout;
 use weir::config::Secret;
 use weir::event::{AuditEvent, Micros};
 use weir::store::audit::{Cursor, Filter, Order};
 use weir::store::batch::Batch;
-use weir::store::postgres::{Reader, migrate};
+use weir::store::postgres::migrate;
 
 in_each_store!(
     each_filter_finds_what_it_names_and_nothing_else,
@@ -292,70 +288,6 @@ fn an_audit_of_another_cluster_is_refused_rather_than_shown_in_part() {
     let error = kept.block(kept.events().query(&Filter::default()));
     assert!(error.unwrap_err().to_string().contains("docs/audit.md"));
     assert_eq!(kept.faults(), []);
-}
-
-/// With the last of the batches so slow that a large window takes longer than a statement may: it is read in small ones, each of which
-/// goes on from the last, though nothing is found in it.
-#[test]
-fn what_takes_too_long_is_read_in_smaller_windows() {
-    let slow = [
-        ("audit_events", "path", Order::OldestFirst),
-        ("audit_events", "path", Order::NewestFirst),
-        ("audit_batches", "first", Order::OldestFirst),
-    ];
-    const COUNT: u64 = 135;
-    for (table, column, order) in slow {
-        // Behind the last that is found before, windows are large again by the time they come to those that are slow.
-        let (edge, beyond) = match order {
-            Order::OldestFirst => (75, ">"),
-            Order::NewestFirst => (COUNT - 76, "<"),
-        };
-        let (kept, mut process) = Kept::with(Kind::Postgres, 0);
-        (1..=COUNT).for_each(|n| kept.append(&mut process, n..=n, noon()));
-        let (edge, columns) = kept.block(async {
-            let connection = kept.pools().write().await.unwrap();
-            let edge =
-                format!("SELECT arrival FROM weir.audit_batches ORDER BY 1 OFFSET {edge} LIMIT 1");
-            let edge: i64 = connection.query_one(&edge, &[]).await.unwrap().get(0);
-            let columns = format!(
-                "SELECT string_agg(column_name, ', ') FROM information_schema.columns
-                 WHERE table_schema = 'weir' AND table_name = '{table}' AND column_name <> '{column}'"
-            );
-            let columns: String = connection.query_one(&columns, &[]).await.unwrap().get(0);
-            (edge, columns)
-        });
-        // Windows in the order of arrival, as a large table has them.
-        let sql = format!(
-            "CREATE FUNCTION weir.slow(value anyelement) RETURNS anyelement LANGUAGE plpgsql STABLE
-                 AS 'BEGIN PERFORM pg_sleep(0.02); RETURN value; END';
-             ALTER TABLE weir.{table} RENAME TO fast;
-             CREATE VIEW weir.{table} AS SELECT {columns},
-                 CASE WHEN arrival {beyond} {edge} THEN weir.slow({column}) ELSE {column} END AS {column} FROM weir.fast;
-             DO $$ DECLARE off text; BEGIN
-                 FOREACH off IN ARRAY ARRAY['enable_sort', 'enable_seqscan', 'enable_bitmapscan'] LOOP
-                     EXECUTE format('ALTER DATABASE %I SET %s = off', current_database(), off);
-                 END LOOP;
-             END $$"
-        );
-        kept.sql("", &sql);
-        // Those that are slow would take 1.2 s.
-        let url = kept.database.as_ref().unwrap().url();
-        let reader = Reader::new(pools_within(&url, Vec::new(), Duration::from_secs(1)));
-        let filter = Filter {
-            path_prefix: Some("/items/1".to_owned()),
-            limit: Some(700),
-            order,
-            ..Filter::default()
-        };
-        let found = kept.block(async { timeout(6 * DEADLINE, reader.query(&filter)).await });
-        let mut found = seqs(&found.expect("it comes to an end").unwrap());
-        if order == Order::NewestFirst {
-            found.reverse();
-        }
-        let is_hit = |n: &u64| event(*n).path.starts_with("/items/1");
-        let hits: Vec<_> = (1..=COUNT).filter(is_hit).collect();
-        assert!(hits.len() > 10 && found == hits, "{table}: {found:?}");
-    }
 }
 
 fn the_command_and_the_admin_port_show_the_same_events(kind: Kind) {

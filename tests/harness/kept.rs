@@ -276,17 +276,12 @@ pub fn pools(url: &str) -> Arc<Postgres> {
 }
 
 pub fn pools_with(url: &str, replicas: Vec<Secret>) -> Arc<Postgres> {
-    pools_within(url, replicas, DEADLINE)
-}
-
-/// A read that takes longer than `timeout` is stopped by the server.
-pub fn pools_within(url: &str, replicas: Vec<Secret>, timeout: Duration) -> Arc<Postgres> {
     let config = Config {
         write: Secret(url.to_owned()),
         read: replicas,
         write_pool: 4,
         read_pool: 4,
-        timeout,
+        timeout: DEADLINE,
         migrate: true,
         tls: Tls::default(),
     };

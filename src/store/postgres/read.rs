@@ -429,3 +429,40 @@ impl From<PostgresError> for StoreError {
         StoreError::Other(Box::new(error))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_search_never_goes_back() {
+        let stored = |arrival| Stored {
+            cursor: before(arrival),
+            instance: "a".to_owned(),
+            boot: [0; 16],
+            event: AuditEvent::sample(),
+        };
+        let between = Between {
+            low: behind(10),
+            high: before(20),
+        };
+        let places = |last: Option<&Stored>, order| {
+            let Between { low, high } = between.behind(last, order);
+            (low, high)
+        };
+        for order in [Order::OldestFirst, Order::NewestFirst] {
+            assert_eq!(places(None, order), (behind(10), before(20)));
+        }
+        // What was found last, in this window or in one that is done with.
+        for (found, low) in [(15, before(15)), (3, behind(10))] {
+            let found = stored(found);
+            let left = places(Some(&found), Order::OldestFirst);
+            assert_eq!(left, (low, before(20)));
+        }
+        for (found, high) in [(15, before(15)), (30, before(20))] {
+            let found = stored(found);
+            let left = places(Some(&found), Order::NewestFirst);
+            assert_eq!(left, (behind(10), high));
+        }
+    }
+}
