@@ -226,6 +226,8 @@ pub async fn hear(plan: watch::Receiver<Arc<Plan>>, heartbeat: Heartbeat) -> Inf
     };
     let channels = vec![fleet.keys.sessions_ended()];
     let hearing = fleet.hears_sessions.clone();
+    // Not yet, if the task was begun anew.
+    hearing.end();
     let heard = move |heard: Heard| match heard {
         Heard::Listening => hearing.begin(),
         Heard::Message { payload, .. } => {

@@ -15,8 +15,8 @@ use super::{Address, Redis};
 
 /// Between pings, so that a node that hangs is left for another.
 const PING_EVERY: Duration = Duration::from_millis(500);
-/// Before another node is tried: at first and at most, doubled each time, each made shorter by up to a half at random, so that many weirs do
-/// not come back at one moment.
+/// Before another node is tried: at least and at most, doubled each time in vain, each made shorter by up to a half at random, so that many
+/// weirs do not come back at one moment.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
 /// What a listener is told.
@@ -52,15 +52,14 @@ impl Redis {
             }
             left = fastrand::choice(nodes);
             if let Some(node) = &left {
+                let mut answers = false;
                 match self.subscribe(node, &channels).await {
                     Ok((sink, stream)) => {
                         heard(Heard::Listening);
                         if std::mem::take(&mut told) {
                             info!(client = self.name, %node, ?channels, "messages of redis are heard again");
                         }
-                        if self.hear(node, sink, stream, &mut heard, &beat).await {
-                            pause = first;
-                        }
+                        answers = self.hear(node, sink, stream, &mut heard, &beat).await;
                         heard(Heard::Lost);
                     }
                     Err(error) => {
@@ -70,9 +69,12 @@ impl Redis {
                         }
                     }
                 }
+                pause = match answers {
+                    true => first,
+                    false => (pause * 2).min(longest),
+                };
             }
             sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-            pause = (pause * 2).min(longest);
         }
     }
 
