@@ -1,7 +1,7 @@
 //! One lane's view of the plan, and how it follows a reload.
 
 use std::cell::RefCell;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -22,6 +22,8 @@ pub(super) struct LanePlan {
 pub(super) struct Following {
     source: watch::Receiver<Arc<Plan>>,
     current: RefCell<Rc<LanePlan>>,
+    /// Clusters of plans before, which requests and idle clients still have.
+    left: RefCell<Vec<Weak<Cluster>>>,
 }
 
 impl Following {
@@ -32,6 +34,7 @@ impl Following {
         Following {
             source,
             current: RefCell::new(Rc::new(LanePlan { shared, clusters })),
+            left: RefCell::default(),
         }
     }
 
@@ -41,6 +44,17 @@ impl Following {
             self.follow();
         }
         self.current.borrow().clone()
+    }
+
+    /// Closes the connections to upstreams that no request has used for long, or will ever use.
+    pub(super) fn close_idle(&self) {
+        for cluster in &self.current().clusters {
+            cluster.close_idle();
+        }
+        self.left.borrow_mut().retain(|left| {
+            let left = left.upgrade();
+            left.inspect(|cluster| cluster.close_left()).is_some()
+        });
     }
 
     fn follow(&self) {
@@ -59,7 +73,10 @@ impl Following {
                 None => Cluster::new(endpoints.clone(), old.map(|old| &**old)),
             }
         };
-        let clusters = shared.upstreams.iter().map(cluster).collect();
+        let clusters: Vec<_> = shared.upstreams.iter().map(cluster).collect();
+        let is_kept = |old: &Rc<Cluster>| clusters.iter().any(|new| Rc::ptr_eq(new, old));
+        let left = before.clusters.iter().filter(|old| !is_kept(old));
+        self.left.borrow_mut().extend(left.map(Rc::downgrade));
         *self.current.borrow_mut() = Rc::new(LanePlan { shared, clusters });
     }
 }

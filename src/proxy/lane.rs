@@ -149,9 +149,7 @@ async fn flush(lane: Rc<Lane>) {
 async fn close_idle(lane: Rc<Lane>) {
     loop {
         tokio::time::sleep(CLOSE_IDLE_EVERY).await;
-        for cluster in &lane.plan.current().clusters {
-            cluster.close_idle();
-        }
+        lane.plan.close_idle();
     }
 }
 

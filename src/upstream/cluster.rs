@@ -163,6 +163,17 @@ impl Cluster {
         originals.retain(|_, pool| Rc::strong_count(pool) > 1 || pool.keeps_connections());
     }
 
+    /// Closes the idle connections that no other cluster has taken over. For one whose place another has taken: clients that wait with
+    /// their next request have it still.
+    pub fn close_left(&self) {
+        let view = self.view.borrow();
+        let originals = self.originals.borrow();
+        let left = view.pools.iter().chain(originals.values());
+        for pool in left.filter(|pool| Rc::strong_count(pool) == 1) {
+            while pool.close_one() {}
+        }
+    }
+
     #[cold]
     fn pick_original(&self, original: SocketAddr) -> Picked<'_> {
         let mut originals = self.originals.borrow_mut();

@@ -56,7 +56,7 @@ pub struct Stack {
     pub redis: Redis,
     pub keys: Keys,
     with: With,
-    database: String,
+    pub database: String,
     folder: tempfile::TempDir,
     config: PathBuf,
     began: Instant,
