@@ -203,7 +203,7 @@ fn one_request(mut parts: request::Parts, has_body: bool) -> Option<Option<u64>>
         "{target}"
     );
 
-    // Host first, then all as they came but for cookies, which are one field.
+    // Host first, then all as they came but for cookies, which are one field of those that are not empty.
     let host = parts
         .uri
         .authority()
@@ -218,6 +218,7 @@ fn one_request(mut parts: request::Parts, has_body: bool) -> Option<Option<u64>>
         .get_all(header::COOKIE)
         .iter()
         .map(HeaderValue::as_bytes)
+        .filter(|cookie| !cookie.is_empty())
         .collect();
     let cookies = cookies.join(&b"; "[..]);
     let mut expected = listed(&parts.headers, &[header::HOST, header::COOKIE]);

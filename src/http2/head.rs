@@ -111,17 +111,19 @@ pub fn websocket_connect(request: &mut Request<()>) {
     request.extensions_mut().insert(protocol);
 }
 
-/// In HTTP/2 cookies may come in several fields, which are one in HTTP/1.1 (RFC 9113 section 8.2.3).
+/// In HTTP/2 cookies may come in several fields, which are one in HTTP/1.1 (RFC 9113 section 8.2.3). Empty ones add nothing: a separator at
+/// the end would be white space that readers cut off.
 fn put_cookies(out: &mut Vec<u8>, fields: &HeaderMap) {
-    let mut cookies = fields.get_all(COOKIE).iter();
-    let Some(first) = cookies.next() else {
+    if !fields.contains_key(COOKIE) {
         return;
-    };
+    }
     out.extend_from_slice(b"cookie: ");
-    out.extend_from_slice(first.as_bytes());
-    for cookie in cookies {
-        out.extend_from_slice(b"; ");
-        out.extend_from_slice(cookie.as_bytes());
+    let cookies = fields.get_all(COOKIE).iter().map(HeaderValue::as_bytes);
+    for (index, cookie) in cookies.filter(|cookie| !cookie.is_empty()).enumerate() {
+        if index > 0 {
+            out.extend_from_slice(b"; ");
+        }
+        out.extend_from_slice(cookie);
     }
     out.extend_from_slice(b"\r\n");
 }

@@ -283,7 +283,12 @@ fn who_waits_for_100_is_told_by_weir() {
 #[test]
 fn cookies_are_one_field_and_set_cookies_are_many() {
     on_each_pairing(async |mut world| {
-        let crumbs = [("cookie", "a=1"), ("x-a", "1"), ("cookie", "b=2; c=3")];
+        let crumbs = [
+            ("cookie", "a=1"),
+            ("x-a", "1"),
+            ("cookie", "b=2; c=3"),
+            ("cookie", ""),
+        ];
         // In HTTP/1.1 a client sends one (RFC 6265 section 5.4).
         let whole = [("cookie", "a=1; b=2; c=3")];
         let sent = match world.asks {
