@@ -186,6 +186,7 @@ def refused() -> Iterator[str]:
         ({"worker": {"enabled": True}}, "config needs redis"),
         ({"secrets": {"redisPassword": {"existingSecret": "redis"}}}, "add config.redis.urls"),
         ({"secrets": {"auditKey": {"existingSecret": "audit"}}}, "add config.audit"),
+        ({"secrets": {"databaseUrl": {"existingSecret": "postgres"}}}, "add config.postgres"),
         ({"monitoring": {"prometheusRule": {"runbookBase": "docs"}}}, "runbookBase"),
         ({"injector": {"onUnfit": "deny"}}, "onUnfit"),
         ({"injector": {"sidecar": {"uid": 0}}}, "uid"),

@@ -126,6 +126,9 @@ labels:
 {{- if and $secrets.auditKey.existingSecret (not (hasKey $config "audit")) -}}
 {{- fail "secrets.auditKey: there is no audit that it is for: add config.audit, which may be {}, or leave the Secret out" -}}
 {{- end -}}
+{{- if and $secrets.databaseUrl.existingSecret (not (hasKey $config "postgres")) -}}
+{{- fail "secrets.databaseUrl: there is no Postgres that it is for: add config.postgres, which may be {}, or leave the Secret out" -}}
+{{- end -}}
 {{- end -}}
 {{- $over := dict "admin" (dict "address" (printf "127.0.0.1:%v" .Values.ports.admin)) "metrics" (dict "address" (printf "0.0.0.0:%v" .Values.ports.metrics)) -}}
 {{- if $secrets.adminToken.existingSecret -}}

@@ -81,6 +81,8 @@ struct Checker {
     named: Vec<Named>,
     /// Where each route stands that was read.
     routes_at: Vec<RouteAt>,
+    /// The names of the upstreams that may start and end sessions, and where each says so.
+    trusted: Vec<(String, (u64, u64))>,
     /// The index of each upstream in the configuration.
     upstreams: BTreeMap<String, usize>,
     /// The index of each limit.

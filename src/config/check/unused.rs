@@ -76,6 +76,13 @@ impl Checker {
             };
             self.warn(&format!("{section}.{name}"), entry.place, message);
         }
+        for (name, place) in std::mem::take(&mut self.trusted) {
+            if used.upstreams.contains(name.as_str()) && !used.asked.contains(name.as_str()) {
+                let message = "no route to it has a session, so that its responses start and end none: add \"session: {use: NAME, require: false}\" to the route of its log-in, or take this out";
+                let path = format!("upstreams.{name}.trust_session_headers");
+                self.warn(&path, place, message.to_owned());
+            }
+        }
         self.warn_of_unreached(&config.routes);
         let keeps = |route: &Route| matches!(route.audit, Level::Headers);
         if let Some(place) = self.captures_at
@@ -148,6 +155,8 @@ struct Used<'c> {
     breakers: BTreeSet<&'c str>,
     sessions: BTreeSet<&'c str>,
     upstreams: BTreeSet<&'c str>,
+    /// The upstreams of routes with sessions.
+    asked: BTreeSet<&'c str>,
 }
 
 impl<'c> Used<'c> {
@@ -162,6 +171,9 @@ impl<'c> Used<'c> {
             .filter_map(|upstream| upstream.circuit_breaker.as_ref());
         let sessions = routes.iter().filter_map(|route| route.session.as_ref());
         let upstreams = routes.iter().filter_map(Route::upstream);
+        let asked = routes.iter().filter(|route| route.session.is_some());
+        let asked = asked.filter_map(Route::upstream);
+        let upstream_name = |index: usize| Some(config.upstreams.get(index)?.name.as_str());
         // An index leads nowhere where its name was a mistake.
         Used {
             limits: limits
@@ -171,9 +183,8 @@ impl<'c> Used<'c> {
             sessions: sessions
                 .filter_map(|asks| Some(config.sessions.get(asks.sessions)?.name.as_str()))
                 .collect(),
-            upstreams: upstreams
-                .filter_map(|index| Some(config.upstreams.get(index)?.name.as_str()))
-                .collect(),
+            upstreams: upstreams.filter_map(upstream_name).collect(),
+            asked: asked.filter_map(upstream_name).collect(),
         }
     }
 
@@ -231,6 +242,25 @@ mod tests {
              routes: [{upstream: a, session: {use: web}, rate_limits: [c, u]}]\n",
         );
         assert!(said.is_empty(), "{said:#?}");
+    }
+
+    #[test]
+    fn an_upstream_whose_session_headers_no_route_reads_is_warned_of() {
+        let with_routes = |routes: &str| {
+            warned(&format!(
+                "upstreams: {{a: {{endpoints: 'http://x:1', trust_session_headers: true}}}}\nsessions: {{web: {{}}}}\nroutes: [{routes}]\n"
+            ))
+        };
+        let asked = "{match: {path: /in}, upstream: a, session: {use: web, require: false}}";
+        assert!(with_routes(&format!("{asked}, {{upstream: a}}")).is_empty());
+        let elsewhere = "{match: {path: /in}, reply: {status: 200}, session: {use: web}}";
+        let said = with_routes(&format!("{elsewhere}, {{upstream: a}}"));
+        assert!(
+            said.len() == 1
+                && said[0]
+                    .contains("upstreams.a.trust_session_headers: no route to it has a session"),
+            "{said:#?}"
+        );
     }
 
     /// Each route is `match`'s content; the numbers are those of the routes that are never reached.

@@ -82,6 +82,12 @@ impl Checker {
         let per_try = raw.retries.as_ref().and_then(|at| at.value.as_ref());
         let per_try = per_try.and_then(|retries| retries.per_try_timeout.as_ref());
         let per_try_at = per_try.map(|at| (at.line, at.column));
+        if let Some(at) = &raw.trust_session_headers
+            && at.value == Some(true)
+        {
+            self.trusted
+                .push((plain.name.clone(), (at.line, at.column)));
+        }
         let upstream = Upstream {
             tls,
             protocol: protocol.unwrap_or_default(),
