@@ -138,5 +138,6 @@ bench-audit: ## Measure what an audited event costs on its way: process, Redis, 
 
 bench-lane: ## Measure what the audit takes of a lane's thread, over HTTP (BENCH=--quick: a short run)
 	cargo build --release
+	cargo bench --bench audit --no-run
 	@tests/need.sh nginx wrk redis-server postgresql
 	python3 benches/lane.py $(BENCH)

@@ -25,7 +25,6 @@ use measure::events::event;
 use measure::{Options, family_cpu, process_cpu, thread_cpu, threads_cpu};
 use tokio::sync::{oneshot, watch};
 use weir::admin::health::Heartbeat;
-use weir::audit::receipt::Duty;
 use weir::audit::ship::{self, Shipping};
 use weir::audit::{self, Recorder};
 use weir::clock;
@@ -42,8 +41,12 @@ use weir::store::spool::Spool;
 use weir::telemetry::metrics::Metrics;
 use weir::worker::drain::{self, Settings};
 
-/// Events that a lane hands on at once.
+/// Events that a lane hands on at once, where no request waits for them.
 const LANE_BATCH: usize = 64;
+/// Between two bursts of a steady rate, about: so many events as come in this time are handed on together.
+const BURST: Duration = Duration::from_millis(20);
+/// The same where requests wait, whose events a lane lays down one by one as it answers.
+const AWAITED_BURST: Duration = Duration::from_millis(1);
 const SPOOL: u64 = 256 << 20;
 /// For what is under way at the end.
 const SETTLED: Duration = Duration::from_secs(60);
@@ -64,7 +67,7 @@ enum Pace {
     FlatOut,
 }
 
-const CASES: [Case; 5] = [
+const CASES: [Case; 6] = [
     Case {
         name: "best effort, flat out",
         delivery: Delivery::BestEffort,
@@ -84,6 +87,12 @@ const CASES: [Case; 5] = [
         name: "guaranteed, 20,000/s",
         delivery: Delivery::Guaranteed,
         pace: Pace::Steady(20_000),
+    },
+    // As much as `make bench-lane` asks for at its pace, which runs this beside a lane.
+    Case {
+        name: "guaranteed, 12,000/s",
+        delivery: Delivery::Guaranteed,
+        pace: Pace::Steady(12_000),
     },
     Case {
         name: "guaranteed, 1,000/s",
@@ -126,13 +135,14 @@ struct Spent {
 
 fn main() {
     let options = Options::read();
-    let time = match options.whole {
-        true => Duration::from_secs(60),
-        false => Duration::from_secs(1),
+    let time = match (options.seconds, options.whole) {
+        (Some(seconds), _) => Duration::from_secs(seconds),
+        (None, true) => Duration::from_secs(60),
+        (None, false) => Duration::from_secs(1),
     };
     let what = format!(
         "CPU microseconds an event over {time:?}: of the lane that encodes it and hands it on, {LANE_BATCH} together \
-         or, where delivery is guaranteed, each alone; of the threads that pack, hash, spool and send; of Redis; of the worker; \
+         or, where delivery is guaranteed, laid down for the thread that packs as a proxy's lane does; of the threads that pack, hash, spool and send; of Redis; of the worker; \
          and of Postgres with all its processes."
     );
     let postgres = measure::said("postgres", &["--version"]);
@@ -223,6 +233,7 @@ fn measure(case: &Case, time: Duration) -> Spent {
         ]
     };
     let (stored_before, spent_before) = (stored(), spent());
+    println!("begins");
     let start = clock::now();
     let (lane, (recorded, behind)) = thread::scope(|scope| {
         let lane = scope.spawn(|| {
@@ -307,10 +318,12 @@ fn produce(
     let mut events = events.iter().cycle();
     let (mut recorded, mut behind) = (0, Vec::new());
     let start = clock::now();
-    let batch = match case.pace {
-        Pace::Steady(rate) => LANE_BATCH.min(rate as usize / 50),
-        Pace::FlatOut => LANE_BATCH,
+    let batch = match (case.pace, case.delivery) {
+        (Pace::Steady(rate), Delivery::BestEffort) => LANE_BATCH.min(in_time(rate, BURST)),
+        (Pace::Steady(rate), Delivery::Guaranteed) => in_time(rate, AWAITED_BURST),
+        (Pace::FlatOut, _) => LANE_BATCH,
     };
+    let tray = recorder.tray();
     let waiting = || {
         let counts = recorder.counts();
         counts.queued + counts.underway
@@ -320,15 +333,14 @@ fn produce(
         counts.queued > QUEUED || counts.underway > UNDERWAY
     };
     while start.elapsed() < time {
-        let mut encoded = Encoded::default();
-        for event in events.by_ref().take(batch) {
-            encoded.push(event);
-            if case.delivery == Delivery::Guaranteed {
-                recorder.record(std::mem::take(&mut encoded), Some(Duty::default()));
+        let burst = events.by_ref().take(batch);
+        match case.delivery {
+            Delivery::BestEffort => {
+                let mut encoded = Encoded::default();
+                burst.for_each(|event| encoded.push(event));
+                recorder.record(encoded, None);
             }
-        }
-        if !encoded.is_empty() {
-            recorder.record(encoded, None);
+            Delivery::Guaranteed => burst.for_each(|event| drop(tray.lay(event))),
         }
         recorded += batch as u64;
         let look = time / LOOKS * u32::try_from(behind.len() + 1).unwrap();
@@ -349,6 +361,11 @@ fn produce(
     }
     behind.push(waiting());
     (recorded, behind)
+}
+
+/// How many events of a rate come in this time; one at least.
+fn in_time(rate: u32, time: Duration) -> usize {
+    ((f64::from(rate) * time.as_secs_f64()) as usize).max(1)
 }
 
 /// Until nothing is under way.

@@ -20,7 +20,8 @@ import sys
 import tempfile
 import time
 import urllib.request
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import bench
@@ -33,6 +34,8 @@ CONNECTIONS = 32
 PACED, PACE = 128, "function delay() return math.random(0, 20) end\n"
 BAR = 1.5  # µs a request, at most
 NONE, BEST_EFFORT, GUARANTEED = "not audited", "best effort", "guaranteed"
+BESIDE = "not audited, others' events beside"
+BESIDE_CASE = "guaranteed, 12,000/s"  # of benches/audit.rs
 COLUMNS = [Column("lane", "the lane, CPU µs a request", 2), Column("added", "added to it, µs", 2),
            Column("cpu", "weir proxy, CPU µs a request", 2), Column("rate", "requests/s", 0), Column("p50", "p50 ms", 2),
            Column("p99", "p99 ms", 2)]
@@ -56,6 +59,26 @@ def load(process: Process, seconds: float, wrk: str, pace: Path | None = None) -
     process.script = pace
     figures = bench.load(process, seconds, wrk, 200, PACED if pace else CONNECTIONS)
     return {**figures, "lane": (lane_time(process.child.pid) - before) / figures["requests"] / 1000}
+
+
+@contextmanager
+def events_beside(seconds: float) -> Iterator[None]:
+    """While it is entered, and for no longer than this, another process and servers of its own take events as guaranteed ones go."""
+    command = ["cargo", "bench", "--quiet", "--bench", "audit", "--", "--only", BESIDE_CASE, "--seconds", str(round(seconds) + 2)]
+    beside = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=bench.ROOT)
+    said = []
+    for line in beside.stdout:
+        said.append(line)
+        if line == "begins\n":
+            break
+    else:
+        raise RuntimeError(f"no events beside:\n{''.join(said)}")
+    try:
+        yield
+    finally:
+        rest, _ = beside.communicate(timeout=60)
+    if beside.returncode != 0:
+        raise RuntimeError(f"events beside failed:\n{rest}")
 
 
 def until_stored(process: Process) -> None:
@@ -146,11 +169,19 @@ def measure(options: argparse.Namespace, paths: dict[str, str], directory: Path)
                 for name in [*running][shift:] + [*running][:shift]:
                     figures[name] = load(running[name], options.seconds, paths["wrk"], by)
                     until_stored(running[name])
-                    shown = "  ".join(f"{key} {value:.2f}" for key, value in figures[name].items())
-                    print(f"  round {number + 1}  {name:12} {shown}", file=sys.stderr, flush=True)
-                for name in running:
-                    figures[name]["added"] = figures[name]["lane"] - figures[NONE]["lane"]
+                    show(number, name, figures[name])
+                if by:
+                    with events_beside(options.seconds):
+                        figures[BESIDE] = load(running[NONE], options.seconds, paths["wrk"], by)
+                    show(number, BESIDE, figures[BESIDE])
+                for each in figures.values():
+                    each["added"] = each["lane"] - figures[NONE]["lane"]
     return fast, paced
+
+
+def show(number: int, name: str, figures: Figures) -> None:
+    shown = "  ".join(f"{key} {value:.2f}" for key, value in figures.items())
+    print(f"  round {number + 1}  {name:12} {shown}", file=sys.stderr, flush=True)
 
 
 def bars(rounds: list[dict[str, Figures]]) -> list[str]:
@@ -165,6 +196,10 @@ def bars(rounds: list[dict[str, Figures]]) -> list[str]:
         median = statistics.median(added)
         verdict = "met" if median <= BAR else "**missed**"
         lines.append(f"| {name} | {median:.2f} | {min(added):.2f} to {max(added):.2f} | {least(name) - least(NONE):.2f} | {BAR:g} | {verdict} |")
+    if BESIDE in rounds[0]:
+        beyond = [figures[GUARANTEED]["lane"] - figures[BESIDE]["lane"] for figures in rounds]
+        lines += ["", f"Guaranteed costs the lane {statistics.median(beyond):.2f} µs a request ({min(beyond):.2f} to {max(beyond):.2f}; between the"
+                  f" least of each {least(GUARANTEED) - least(BESIDE):.2f}) beyond what as many events of another process cost it, of which it does nothing itself."]
     return lines
 
 
@@ -193,8 +228,9 @@ def main() -> None:
             "## As fast as answers come", "", *bench.table(COLUMNS, [NONE, BEST_EFFORT, GUARANTEED], fast), *bars(fast), "",
             "## At a pace", "",
             f"By {PACED} connections (`wrk -c{PACED}`), each of which pauses for 0 to 20 ms between an answer and its next request: batches are small, and"
-            " Redis, worker and Postgres run on the lane's own core between its requests.", "",
-            *bench.table(COLUMNS, [NONE, BEST_EFFORT, GUARANTEED], paced), *bars(paced)]
+            " Redis, worker and Postgres run on the lane's own core between its requests. With others' events beside, nothing of the lane is audited, while"
+            f" `benches/audit.rs` has a producer, a spool, a Redis, a worker and a Postgres of its own and the case \"{BESIDE_CASE}\".", "",
+            *bench.table(COLUMNS, [NONE, BESIDE, BEST_EFFORT, GUARANTEED], paced), *bars(paced)]
     print("\n".join(said))
     if not options.quick:
         (bench.ROOT / "benches/LANE.md").write_text("\n".join(said) + "\n")

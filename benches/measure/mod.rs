@@ -24,6 +24,8 @@ pub struct Options {
     pub write: Option<PathBuf>,
     /// Cases whose names hold this.
     pub only: Option<String>,
+    /// How long a case takes, where the bench lets that be said.
+    pub seconds: Option<u64>,
     /// Whatever else was said.
     pub rest: Vec<String>,
 }
@@ -34,6 +36,7 @@ impl Options {
             whole: false,
             write: None,
             only: None,
+            seconds: None,
             rest: Vec::new(),
         };
         let mut args = std::env::args().skip(1);
@@ -42,6 +45,9 @@ impl Options {
                 "--bench" => options.whole = true,
                 "--write" => options.write = args.next().map(PathBuf::from),
                 "--only" => options.only = args.next(),
+                "--seconds" => {
+                    options.seconds = args.next().map(|seconds| seconds.parse().unwrap())
+                }
                 _ => options.rest.push(arg),
             }
         }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use serde::Serialize;
 
 use super::Recorder;
 use super::receipt::{Duty, Receipt};
@@ -55,7 +56,7 @@ impl Tray {
     }
 
     /// Lays an event there. Never waits for the disk.
-    pub fn lay(&self, event: &AuditEvent<&str>) -> Laid {
+    pub fn lay<T: Serialize>(&self, event: &AuditEvent<T>) -> Laid {
         if self.recorder.shared.reserve(1, true) == 0 {
             return Laid::Refused;
         }
