@@ -354,6 +354,33 @@ fn a_boot_without_an_end_mark_is_named_as_open() {
     assert!(said.contains("still runs, or was killed"), "{said}");
 }
 
+#[test]
+fn a_boot_that_lost_all_it_had_is_named() {
+    let (kept, process) = Kept::with(Kind::Postgres, 600);
+    let idle = kept.process("idle");
+    kept.end(process);
+    kept.end(idle);
+    let day = Day::of(noon());
+    kept.block(async {
+        let mut connection = kept.pools().write().await.unwrap();
+        let today = partitions::today(&connection).await.unwrap();
+        // What it had, with its day, is noted by retention; of a boot without events there is nothing left to note.
+        let hasher = Hasher::new(Some(KEY));
+        for day in day.0..=today.0 {
+            partitions::remove(&mut connection, Day(day), &hasher)
+                .await
+                .unwrap();
+        }
+    });
+    assert_eq!(kept.verify(KEY).open, [""; 0]);
+
+    let (kept, process) = Kept::with(Kind::Postgres, 600);
+    kept.end(process);
+    kept.sql("", "TRUNCATE weir.audit_events, weir.audit_batches");
+    let report = kept.verify(KEY);
+    assert_eq!((report.faults, report.open.len()), (vec![], 1));
+}
+
 fn days_that_retention_removed_are_not_missed(kind: Kind) {
     let kept = Kept::new(kind);
     let mut process = kept.process("a");

@@ -6,7 +6,10 @@ use tokio_postgres::error::SqlState;
 use super::{Client, PostgresError, close};
 
 /// What `weir.schema_version` counts; the text of each is in `migrations/`. A step that was released is never changed.
-const STEPS: &[(i32, &str)] = &[(1, include_str!("../../../migrations/1_audit.sql"))];
+const STEPS: &[(i32, &str)] = &[
+    (1, include_str!("../../../migrations/1_audit.sql")),
+    (2, include_str!("../../../migrations/2_spans.sql")),
+];
 
 /// Held while steps are applied, by whoever comes first: `weir` in ASCII, and 1.
 const LOCK: i64 = 0x7765_6972_0000_0001;

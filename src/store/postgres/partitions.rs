@@ -162,8 +162,15 @@ pub async fn remove(
     transaction
         .execute(note, &[&ids, &lasts, &hashes, &marks])
         .await?;
+    // Of a boot that had no events there is nothing else, by which `verify` could tell it from one that lost them all.
+    let empty = format!(
+        "DELETE FROM weir.audit_boots a USING weir.{} b
+         WHERE a.id = b.boot_id AND a.removed_to = 0 AND b.is_end AND b.last = 0",
+        names.batches
+    );
     let drop = format!(
-        "DROP TABLE IF EXISTS weir.{}; DROP TABLE IF EXISTS weir.{}",
+        "{empty}; DELETE FROM weir.audit_spans WHERE day = '{day}';
+         DROP TABLE IF EXISTS weir.{}; DROP TABLE IF EXISTS weir.{}",
         names.batches, names.events
     );
     transaction.batch_execute(&drop).await?;

@@ -302,8 +302,8 @@ impl Look<'_> {
             for boot in known.into_values() {
                 self.report.instances += 1;
                 self.report.dropped += boot.dropped;
-                // One that retention has removed as a whole may have ended.
-                if !boot.ended && boot.batches > 0 {
+                // One that retention has removed as a whole may have ended. Of one that has nothing, all may be missing.
+                if !boot.ended && (boot.batches > 0 || boot.removed_to == 0) {
                     self.report.open.push(boot.instance);
                 }
             }
