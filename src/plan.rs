@@ -24,7 +24,8 @@ use crate::store::limits::{Key, LimitKeys, Limits};
 use crate::store::sessions::{LiveSessions, Sessions, SharedSessions, Store};
 use crate::store::slots::{self, Slots};
 use crate::telemetry::access_log::AccessLog;
-use crate::telemetry::metrics::{BreakerMetrics, LimitMetrics, Metrics, RouteMetrics};
+use crate::telemetry::breaker_metrics::BreakerMetrics;
+use crate::telemetry::metrics::{LimitMetrics, Metrics, RouteMetrics};
 use crate::telemetry::tls_metrics::HandshakeMetrics;
 use crate::telemetry::traces::Traces;
 use crate::upstream::Endpoints;
@@ -293,7 +294,7 @@ impl Plan {
         let breaker_metrics = config
             .upstreams
             .iter()
-            .map(|upstream| metrics.breaker(&upstream.name))
+            .map(|upstream| metrics.breakers.of(&upstream.name))
             .collect();
         // A route makes some 22 series; what is over the bound is counted together.
         let labelled = (config.max_series / 22).max(1);

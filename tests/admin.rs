@@ -475,6 +475,57 @@ fn a_breaker_is_forced_open_and_closed_and_set_back() {
 }
 
 #[test]
+fn metrics_say_nothing_of_what_a_reload_took_away_and_whether_one_was_refused() {
+    let upstream = Upstream::answering("hi");
+    let config = |upstreams: &str, rest: &str| {
+        format!(
+            "listeners: [{{address: 127.0.0.1:0}}]\nupstreams: {{{upstreams}}}\nadmin: {{address: 127.0.0.1:0, token: secret}}\n{rest}"
+        )
+    };
+    let app = format!("app: {{endpoints: [\"{}\"]}}", upstream.url());
+    let broken = format!(
+        "app: {{endpoints: [\"{0}\"], circuit_breaker: b}}, gone: {{endpoints: [\"{0}\"]}}",
+        upstream.url()
+    );
+    let routes = "routes: [{match: {path: /gone}, upstream: gone}, {upstream: app}]\ncircuit_breakers: {b: {}}\n";
+    let file = file(&config(&broken, routes));
+    let running = Running::start(file.path());
+    let forced = call(
+        &mut running.admin(),
+        "POST",
+        "/v1/breakers/app/force-open",
+        "",
+    );
+    assert_eq!(forced.status, 200, "{forced:?}");
+    let metrics = || running.admin().get("/metrics").body;
+    let (open, there) = (
+        "weir_breaker_state{upstream=\"app\",state=\"forced_open\"} 1\n",
+        "weir_upstream_endpoints{upstream=\"gone\",state=\"up\"} 1\n",
+    );
+    let before = metrics();
+    assert!(before.contains(open) && before.contains(there), "{before}");
+
+    std::fs::write(file.path(), config(&app, "routes: [{upstream: app}]\n")).unwrap();
+    running.log_until("configuration reloaded");
+    let after = metrics();
+    for series in [
+        "weir_breaker_state{",
+        "weir_upstream_endpoints{upstream=\"gone\"",
+    ] {
+        assert!(!after.contains(series), "{series}: {after}");
+    }
+    let loaded =
+        |is: &str| metrics().contains(&format!("weir_config_last_reload_successful {is}\n"));
+    assert!(loaded("1"));
+    std::fs::write(file.path(), config(&app, "routes: [{upstream: ap}]\n")).unwrap();
+    running.log_until("not reloaded");
+    assert!(loaded("0"));
+    std::fs::write(file.path(), config(&app, "")).unwrap();
+    running.log_until("configuration reloaded");
+    assert!(loaded("1"));
+}
+
+#[test]
 fn callers_that_take_every_place_of_the_metrics_wait_for_each_other_alone() {
     const PLACES: usize = 128;
     let upstream = Upstream::answering("");

@@ -1,6 +1,7 @@
 //! When the file is read again: on SIGHUP, and when the file at its path is another than before; likewise the certificates that
 //! it names. A bad file changes nothing.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
@@ -76,15 +77,25 @@ pub async fn follow(
         match replaced {
             Ok(new) => {
                 first_look(&new.upstreams, NAMES_WITHIN).await;
-                new.metrics.reload("loaded").inc();
-                plan.send_replace(new);
+                new.metrics.reloaded(true);
+                let old = plan.send_replace(new);
+                forget_removed(&old, &plan.borrow());
                 info!(file = %path.display(), "{what} reloaded");
             }
             Err(error) => {
-                plan.borrow().metrics.reload("refused").inc();
+                plan.borrow().metrics.reloaded(false);
                 error!(file = %path.display(), %error, "{what} not reloaded, the old one stays")
             }
         }
+    }
+}
+
+/// No alert is to go by how an upstream last was that is there no more.
+fn forget_removed(old: &Plan, new: &Plan) {
+    let stays: BTreeSet<_> = new.config.upstreams.iter().map(|up| &up.name).collect();
+    let gone = old.config.upstreams.iter().map(|up| &up.name);
+    for upstream in gone.filter(|name| !stays.contains(name)) {
+        new.metrics.forget_upstream(upstream);
     }
 }
 

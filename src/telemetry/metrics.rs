@@ -10,6 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use super::audit_metrics::AuditMetrics;
+use super::breaker_metrics::Breakers;
 use super::drain_metrics::DrainMetrics;
 use super::durations::Durations;
 use super::process_metrics::ProcessMetrics;
@@ -31,9 +32,7 @@ pub struct Metrics {
     grpc: [Counter; 17],
     decisions: Family<DecisionLabels, Counter>,
     limits_alone: Family<LimitLabels, Gauge>,
-    breaker_decisions: Family<BreakerDecisionLabels, Counter>,
-    breaker_state: Family<BreakerStateLabels, Gauge>,
-    breaker_shared: Family<UpstreamLabels, Gauge>,
+    pub breakers: Breakers,
     pub connections: Counter,
     /// Closed at once, since the listener had as many as it may.
     pub connections_refused: Counter,
@@ -52,6 +51,7 @@ pub struct Metrics {
     redis_durations: Family<RedisLabels, Durations>,
     redis_unheard: Family<RedisLabels, Counter>,
     reloads: Family<ReloadLabels, Counter>,
+    last_reload_loaded: Gauge,
     task_restarts: Family<TaskLabels, Counter>,
     /// Sessions in Redis, as the last sweep met them.
     sessions_live: Family<SessionsLabels, Gauge>,
@@ -100,23 +100,6 @@ struct LimitLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct BreakerDecisionLabels {
-    upstream: String,
-    decision: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct BreakerStateLabels {
-    upstream: String,
-    state: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct UpstreamLabels {
-    upstream: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct SessionCheckLabels {
     sessions: String,
     outcome: &'static str,
@@ -160,15 +143,6 @@ pub struct RouteMetrics {
     /// By the first digit of the status; 499 for a client that left counts as 4xx.
     classes: [Counter; 5],
     durations: Durations,
-}
-
-/// The handles of one upstream's breaker.
-#[derive(Debug, Clone)]
-pub struct BreakerMetrics {
-    pub admitted: Counter,
-    pub refused: Counter,
-    /// Would have been refused by a breaker in shadow mode.
-    pub shadow_refused: Counter,
 }
 
 /// The handles of one entry of `sessions`.
@@ -253,9 +227,7 @@ impl Default for Metrics {
             grpc: Default::default(),
             decisions: Family::default(),
             limits_alone: Family::default(),
-            breaker_decisions: Family::default(),
-            breaker_state: Family::default(),
-            breaker_shared: Family::default(),
+            breakers: Breakers::register(&mut registry),
             connections: Counter::default(),
             connections_refused: Counter::default(),
             connections_open: Gauge::default(),
@@ -271,6 +243,7 @@ impl Default for Metrics {
             redis_durations: Family::default(),
             redis_unheard: Family::default(),
             reloads: Family::default(),
+            last_reload_loaded: Gauge::default(),
             task_restarts: Family::default(),
             sessions_live: Family::default(),
             session_users: Family::default(),
@@ -318,21 +291,6 @@ impl Default for Metrics {
             "limit_alone",
             "1 while a shared limit is kept by this process alone: Redis does not answer",
             metrics.limits_alone.clone(),
-        );
-        registry.register(
-            "breaker_decisions",
-            "Decisions of circuit breakers",
-            metrics.breaker_decisions.clone(),
-        );
-        registry.register(
-            "breaker_state",
-            "1 for the state that a breaker is in",
-            metrics.breaker_state.clone(),
-        );
-        registry.register(
-            "breaker_shared",
-            "1 where a breaker goes by the state in Redis, 0 where it goes on by itself",
-            metrics.breaker_shared.clone(),
         );
         registry.register(
             "connections",
@@ -403,6 +361,12 @@ impl Default for Metrics {
             "config_reloads",
             "Reloads of the configuration, by result",
             metrics.reloads.clone(),
+        );
+        metrics.last_reload_loaded.set(1);
+        registry.register(
+            "config_last_reload_successful",
+            "1, or 0 where the last reload of the configuration was refused and the one before it stays",
+            metrics.last_reload_loaded.clone(),
         );
         registry.register(
             "task_restarts",
@@ -528,21 +492,6 @@ impl Metrics {
         self.upstreams.of(upstream)
     }
 
-    pub fn breaker(&self, upstream: &str) -> BreakerMetrics {
-        let decision = |decision| {
-            let labels = BreakerDecisionLabels {
-                upstream: upstream.to_owned(),
-                decision,
-            };
-            self.breaker_decisions.get_or_create_owned(&labels)
-        };
-        BreakerMetrics {
-            admitted: decision("admitted"),
-            refused: decision("refused"),
-            shadow_refused: decision("shadow_refused"),
-        }
-    }
-
     pub fn sessions(&self, sessions: &str) -> SessionMetrics {
         let check = |outcome| {
             let labels = SessionCheckLabels {
@@ -586,26 +535,9 @@ impl Metrics {
         }
     }
 
-    /// Notes the state that a breaker is in, one of the closed set `states`.
-    pub fn breaker_is(&self, upstream: &str, state: &'static str, states: &[&'static str]) {
-        for other in states {
-            let labels = BreakerStateLabels {
-                upstream: upstream.to_owned(),
-                state: other,
-            };
-            self.breaker_state
-                .get_or_create(&labels)
-                .set(i64::from(*other == state));
-        }
-    }
-
-    /// Notes whether a breaker that is to be shared goes by the shared state.
-    pub fn breaker_is_shared(&self, upstream: &str, shared: bool) {
-        let labels = UpstreamLabels {
-            upstream: upstream.to_owned(),
-        };
-        let gauge = self.breaker_shared.get_or_create(&labels);
-        gauge.set(i64::from(shared));
+    /// An upstream is there no more: nothing is said of how it is.
+    pub fn forget_upstream(&self, upstream: &str) {
+        self.upstreams.forget(upstream);
     }
 
     /// Calls of gRPC that ended so.
@@ -619,9 +551,16 @@ impl Metrics {
             .get_or_create_owned(&RejectionLabels { reason })
     }
 
-    /// The counter of one result of a reload; `result` is one of a closed set.
-    pub fn reload(&self, result: &'static str) -> Counter {
-        self.reloads.get_or_create_owned(&ReloadLabels { result })
+    /// Notes what became of a reload.
+    pub fn reloaded(&self, loaded: bool) {
+        let result = match loaded {
+            true => "loaded",
+            false => "refused",
+        };
+        self.reloads
+            .get_or_create_owned(&ReloadLabels { result })
+            .inc();
+        self.last_reload_loaded.set(i64::from(loaded));
     }
 }
 

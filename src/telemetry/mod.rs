@@ -2,6 +2,7 @@
 
 pub mod access_log;
 pub mod audit_metrics;
+pub mod breaker_metrics;
 pub mod drain_metrics;
 pub mod durations;
 pub mod log;

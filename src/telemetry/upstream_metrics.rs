@@ -7,6 +7,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+/// Of endpoints.
+const STATES: [&str; 3] = ["up", "unhealthy", "ejected"];
+
 /// Of all upstreams.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Upstreams {
@@ -84,6 +87,22 @@ struct ResultLabels {
 }
 
 impl Upstreams {
+    /// Takes out what says how an upstream is now. What was counted stays.
+    pub(super) fn forget(&self, upstream: &str) {
+        let upstream = upstream.to_owned();
+        for state in STATES {
+            let labels = StateLabels {
+                upstream: upstream.clone(),
+                state,
+            };
+            self.endpoints.remove(&labels);
+        }
+        let labels = UpstreamLabels { upstream };
+        for family in [&self.panic, &self.under_way, &self.bound] {
+            family.remove(&labels);
+        }
+    }
+
     pub(super) fn register(registry: &mut Registry) -> Upstreams {
         let all = Upstreams::default();
         registry.register(
@@ -157,10 +176,11 @@ impl Upstreams {
                 result,
             })
         };
+        let [up, unhealthy, ejected] = STATES.map(state);
         UpstreamMetrics {
-            up: state("up"),
-            unhealthy: state("unhealthy"),
-            ejected: state("ejected"),
+            up,
+            unhealthy,
+            ejected,
             panic: self.panic.get_or_create_owned(&labels),
             under_way: self.under_way.get_or_create_owned(&labels),
             ejections: self.ejections.get_or_create_owned(&labels),

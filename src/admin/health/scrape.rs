@@ -21,12 +21,13 @@ pub(in crate::admin) fn scrape(admin: &Admin, plan: &Plan) -> String {
         process.pool("read_primary", reads.read_primary_use());
     }
     let now = clock::moment().mono;
+    let breakers = &plan.metrics.breakers;
+    breakers.forget_states();
     for breaker in plan.breakers.iter().flatten() {
         let state = breaker.snapshot(now).state.as_str();
-        plan.metrics
-            .breaker_is(&breaker.upstream, state, &State::ALL.map(State::as_str));
+        breakers.is(&breaker.upstream, state, &State::ALL.map(State::as_str));
         if let Some(shared) = breaker.with_member(|member| member.is_together()) {
-            plan.metrics.breaker_is_shared(&breaker.upstream, shared);
+            breakers.is_shared(&breaker.upstream, shared);
         }
     }
     for upstream in &plan.upstreams {
