@@ -11,9 +11,11 @@ use std::io::Write;
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::Command;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use harness::process::{Running, file};
 use harness::raw;
+use harness::tls::Authority;
 use harness::{Lane, Upstream, eventually};
 
 fn lane(upstream: &Upstream, listener: &str) -> Lane {
@@ -212,6 +214,64 @@ fn a_reply_during_the_drain_says_that_the_connection_closes() {
     upstream.answer("ok");
     assert_eq!(client.finish().field("connection"), Some("close"));
     assert!(running.child.wait().unwrap().success());
+}
+
+#[test]
+fn who_has_begun_nothing_does_not_hold_the_drain_up() {
+    let authority = Authority::new();
+    authority.issue("a", "DNS:a.test");
+    let tls = format!("tls: {{certificates: [{}]}}", authority.pair("a"));
+    let upstream = Upstream::answering("ok");
+    for listener in [&*tls, "proxy_protocol: require"] {
+        let config = file(&format!(
+            "listeners: [{{address: '127.0.0.1:0', {listener}}}]\nupstream: {}\nadmin: {{address: '127.0.0.1:0'}}\n",
+            upstream.url()
+        ));
+        let mut running = Running::start(config.path());
+        let silent = running.connect();
+        eventually(|| {
+            let metrics = running.admin().get("/metrics").body;
+            metrics.contains("weir_connections_open 1\n")
+        });
+        let began = Instant::now();
+        running.signal("TERM");
+        assert!(running.child.wait().unwrap().success());
+        // A handshake may take 5 s, and a PROXY header 10.
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(4), "{listener}: {took:?}");
+        drop(silent);
+    }
+}
+
+#[test]
+fn a_connection_that_finds_no_descriptor_waits_and_is_counted() {
+    let config = file(
+        "listeners: [{address: '127.0.0.1:0'}]\nroutes: [{reply: {status: 200}}]\n\
+         admin: {address: '127.0.0.1:0'}\nruntime: {lanes: 1}\n",
+    );
+    let running = Running::start(config.path());
+    let mut admin = running.admin();
+    let mut failures = || {
+        let text = admin.get("/metrics").body;
+        let count = text.split_once("weir_accept_failures_total ").unwrap().1;
+        count.lines().next().unwrap().parse::<u64>().unwrap()
+    };
+    assert_eq!(failures(), 0);
+    let pid = running.child.id();
+    let may_open = |count: usize| {
+        let limit = format!("--nofile={count}:4096");
+        let pid = format!("--pid={pid}");
+        let set = Command::new("prlimit").args([pid, limit]).status();
+        assert!(set.unwrap().success());
+    };
+    // It has more open already, and keeps them.
+    may_open(3);
+    let mut client = running.client();
+    client.begin("GET", "/", &[], "");
+    running.log_until("cannot be accepted");
+    may_open(4_096);
+    assert_eq!(client.finish().status, 200);
+    assert!(failures() > 0);
 }
 
 #[test]

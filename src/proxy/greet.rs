@@ -1,6 +1,7 @@
 //! What comes before HTTP on a client's connection: who is at its other end, and what carries its bytes. Must not read HTTP.
 
 use std::future::poll_fn;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::time::Instant;
@@ -72,14 +73,16 @@ pub(super) async fn greet(
     };
     if let Some(is_required) = is_required {
         // Apart, so that others have no room for it.
-        let read = Box::pin(read_proxy_header(&socket, is_required));
+        let read = Box::pin(read_proxy_header(lane, &socket, is_required));
         match timeout(listener.header_read, read).await {
             Ok(Ok(Announced { client, rest })) => {
                 ip = client.map_or(ip, |client| client.ip());
                 ahead = rest;
             }
             Ok(Err(failure)) => return failure.reason().map_or((), failed),
-            Err(_) => return failed("timed_out"),
+            Err(_) if is_required => return failed("timed_out"),
+            // Who need not say anything of the kind may have been about to ask.
+            Err(_) => return,
         }
     }
     let agreed = match listener.protocol {
@@ -142,11 +145,18 @@ impl NoHeader {
 }
 
 /// Reads a PROXY header and not a byte more, so that what comes next finds its own.
-async fn read_proxy_header(socket: &Socket, is_required: bool) -> Result<Announced, NoHeader> {
+async fn read_proxy_header(
+    lane: &Lane,
+    socket: &Socket,
+    is_required: bool,
+) -> Result<Announced, NoHeader> {
     let mut read = Vec::new();
     loop {
         let mut room = [0; 512];
-        let peeked = poll_fn(|cx| socket.poll_peek(cx, &mut room)).await;
+        let peeked = match read.is_empty() {
+            true => first_bytes(lane, socket, &mut room).await,
+            false => poll_fn(|cx| socket.poll_peek(cx, &mut room)).await,
+        };
         let some = match peeked {
             Ok(some @ 1..) => some,
             Ok(0) | Err(_) if read.is_empty() => return Err(NoHeader::Unused),
@@ -176,6 +186,15 @@ async fn read_proxy_header(socket: &Socket, is_required: bool) -> Result<Announc
                 rest: Vec::new(),
             });
         }
+    }
+}
+
+/// A look at what a connection begins with; nothing where it closes, or where a drain's last call is over before it has begun.
+async fn first_bytes(lane: &Lane, socket: &Socket, room: &mut [u8]) -> io::Result<usize> {
+    tokio::select! {
+        biased;
+        peeked = poll_fn(|cx| socket.poll_peek(cx, room)) => peeked,
+        () = lane.last_call() => Ok(0),
     }
 }
 
@@ -237,7 +256,7 @@ async fn shake_hands(
     socket: Socket,
 ) -> Result<TlsStream<Socket>, Option<Trouble>> {
     let mut first = [0];
-    match poll_fn(|cx| socket.poll_peek(cx, &mut first)).await {
+    match first_bytes(lane, &socket, &mut first).await {
         Ok(1..) if first[0] == HANDSHAKE => {}
         Ok(1..) => {
             tell_of_tls(lane, socket).await;

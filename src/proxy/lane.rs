@@ -5,12 +5,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime;
 use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::timeout;
+use tracing::warn;
 
 use super::following::Following;
 use super::greet::greet;
@@ -47,6 +48,9 @@ const BEAT_EVERY: Duration = Duration::from_secs(1);
 
 /// How much longer than it should a connection to an upstream stays open without a request, at most.
 const CLOSE_IDLE_EVERY: Duration = Duration::from_secs(1);
+
+/// How often a listener says that it cannot accept, at most.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 
 impl Lane {
     /// Returns when a connection that is idle from now on is to close: in a drain, and not at once. A client that sends its next request just
@@ -158,6 +162,7 @@ async fn accept(lane: Rc<Lane>, listener_index: usize, listener: Accepting) {
     let mut draining = lane.draining.clone();
     let metrics = lane.plan.current().shared.metrics.clone();
     let mut connections = JoinSet::new();
+    let mut told: Option<Instant> = None;
     loop {
         tokio::select! {
             _ = draining.wait_for(|draining| *draining) => break,
@@ -175,7 +180,15 @@ async fn accept(lane: Rc<Lane>, listener_index: usize, listener: Accepting) {
                     });
                 }
                 // Out of descriptors, or the client is gone already: others must still be served.
-                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+                Err(error) => {
+                    metrics.accept_failures.inc();
+                    if told.is_none_or(|told| told.elapsed() > TELL_EVERY) {
+                        told = Some(clock::now());
+                        let listener = &lane.plan.current().shared.config.listeners[listener_index].name;
+                        warn!(%listener, %error, "a connection cannot be accepted, and waits; has the process as many files open as it may?");
+                    }
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
             },
             Some(ended) = connections.join_next() => {
                 // A panic ends its connection, and no other.

@@ -36,6 +36,7 @@ pub struct Metrics {
     pub connections: Counter,
     /// Closed at once, since the listener had as many as it may.
     pub connections_refused: Counter,
+    pub accept_failures: Counter,
     pub connections_open: Gauge,
     /// How late lanes were, where that is measured.
     pub lane_delays: Durations,
@@ -230,6 +231,7 @@ impl Default for Metrics {
             breakers: Breakers::register(&mut registry),
             connections: Counter::default(),
             connections_refused: Counter::default(),
+            accept_failures: Counter::default(),
             connections_open: Gauge::default(),
             lane_delays: Durations::default(),
             limit_keys: Gauge::default(),
@@ -301,6 +303,11 @@ impl Default for Metrics {
             "connections_refused",
             "Connections closed at once, over max_connections",
             metrics.connections_refused.clone(),
+        );
+        registry.register(
+            "accept_failures",
+            "Tries to accept a connection that failed: for want of file descriptors, as a rule",
+            metrics.accept_failures.clone(),
         );
         registry.register(
             "connections_open",
