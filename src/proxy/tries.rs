@@ -306,6 +306,8 @@ async fn attempt(
                     && answer.is_empty() =>
             {
                 upload.begin_again(None);
+                // Or the new one would wait for its place below the cap.
+                drop(connected);
                 connected = in_time(left(), ends, upload, pool.connect()).await?;
             }
             Err(failure) => return Err(failure),
