@@ -419,6 +419,38 @@ fn all_tries_together_take_no_longer_than_the_timeout() {
     );
 }
 
+/// It is weir's own cap that holds the request up.
+#[test]
+fn a_wait_for_the_place_of_a_connection_is_no_failure_of_the_upstream() {
+    for asks in [Version::One, Version::Two] {
+        eprintln!("from {asks:?}");
+        run(async {
+            let mut origin = Origin::start(Version::One).await;
+            let lane = lane(
+                &[origin.address],
+                "timeout: 9s, connect_timeout: 2s, concurrency: {max_connections: 1}, circuit_breaker: one, \
+                 retries: {retry_on: [connect_failure, timeout], per_try_timeout: 500ms}",
+            );
+            let mut client = Client::connect(asks, lane.address).await;
+            let first = client.get("/").await;
+            let mut asked = origin.asked().await;
+            let mut body = asked.reply(200, &[], Length::Known(2)).await;
+            assert_eq!(client.get("/").await.whole().await.0, 503);
+            let metrics = lane.plan.borrow().metrics.text();
+            let over = r#"weir_upstream_overloads_total{upstream="app",cap="connections"} 1"#;
+            assert!(metrics.lines().any(|line| line == over));
+            // Longer than a try may take.
+            let third = client.get("/").await;
+            assert!(origin.is_quiet().await && origin.is_quiet().await);
+            body.finish(b"ok").await.unwrap();
+            assert_eq!(first.whole().await, (200, "ok".to_owned()));
+            origin.asked().await.ok("served").await;
+            assert_eq!(third.whole().await, (200, "served".to_owned()));
+            assert_eq!(retries(&lane, "sent"), 0);
+        });
+    }
+}
+
 #[test]
 fn a_slow_endpoint_is_left_for_another() {
     let silent = scripted(|mut stream| while read_head(&mut stream).is_some() {});

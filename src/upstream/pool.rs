@@ -60,6 +60,16 @@ pub enum Reached {
     Http2(http2::Place),
 }
 
+/// When a request is given up that may be tried again; by [`clock::mono`].
+#[derive(Debug, Clone, Copy)]
+pub struct Until {
+    /// This try. It has its whole time from when there is a place for its connection: the wait for that is for weir's own cap, and says
+    /// nothing of the endpoint.
+    this: Duration,
+    /// All of its tries.
+    all: Duration,
+}
+
 /// Why there is no connection.
 #[derive(Debug)]
 pub enum Unreached {
@@ -69,6 +79,19 @@ pub enum Unreached {
     Insecure(Trouble),
     /// As many are open as may be.
     Full,
+}
+
+impl Until {
+    /// Of a try that begins `now` and may take `most`, but no longer than until `all` are over.
+    pub fn new(now: Duration, most: Option<Duration>, all: Duration) -> Until {
+        let this = most.map_or(all, |most| all.min(now + most));
+        Until { this, all }
+    }
+
+    /// What is left of this try.
+    pub fn left(&self) -> Duration {
+        self.this.saturating_sub(clock::mono())
+    }
 }
 
 impl Pool {
@@ -95,21 +118,29 @@ impl Pool {
 
     /// A connection for HTTP/1.1: the one given back last that is still open, or a new one. Unless the request `can_repeat`, the
     /// kernel is asked whether it is open; otherwise it is enough that nothing was heard of its end.
-    pub async fn take(&self, can_repeat: bool) -> Result<Connected, Unreached> {
+    pub async fn take(
+        &self,
+        can_repeat: bool,
+        until: &mut Option<Until>,
+    ) -> Result<Connected, Unreached> {
         match self.idle(can_repeat) {
             Some(connected) => Ok(connected),
-            None => self.connect().await,
+            None => self.connect(until).await,
         }
     }
 
     /// A way to ask by what the upstream speaks, or agrees on. `can_repeat` as for [`Pool::take`].
-    pub async fn reach(&self, can_repeat: bool) -> Result<Reached, Unreached> {
+    pub async fn reach(
+        &self,
+        can_repeat: bool,
+        until: &mut Option<Until>,
+    ) -> Result<Reached, Unreached> {
         let known = || match self.multiplexed.free() {
             Some(place) => Some(Reached::Http2(place)),
             None => self.idle(can_repeat).map(Reached::Http1),
         };
         if self.protocol == Protocol::Http1 {
-            return self.take(can_repeat).await.map(Reached::Http1);
+            return self.take(can_repeat, until).await.map(Reached::Http1);
         }
         if let Some(reached) = known() {
             return Ok(reached);
@@ -125,7 +156,7 @@ impl Pool {
                 alone = None;
             }
         }
-        let connected = self.open(Offer::All).await?;
+        let connected = self.open(Offer::All, until).await?;
         let is_http2 = self.protocol == Protocol::Http2 || connected.stream.is_http2();
         self.agreed_on_http1.set(!is_http2);
         if !is_http2 {
@@ -139,8 +170,8 @@ impl Pool {
     }
 
     /// A new connection for HTTP/1.1.
-    pub async fn connect(&self) -> Result<Connected, Unreached> {
-        self.open(Offer::Http1).await
+    pub async fn connect(&self, until: &mut Option<Until>) -> Result<Connected, Unreached> {
+        self.open(Offer::Http1, until).await
     }
 
     fn idle(&self, can_repeat: bool) -> Option<Connected> {
@@ -153,14 +184,14 @@ impl Pool {
         }
     }
 
-    async fn open(&self, offer: Offer) -> Result<Connected, Unreached> {
+    async fn open(&self, offer: Offer, until: &mut Option<Until>) -> Result<Connected, Unreached> {
         let place = match &self.caps {
             None => None,
-            Some(caps) => Some(caps.connection(self.connect_timeout).await?),
+            Some(caps) => Some(self.place(caps, until).await?),
         };
         let Endpoint { target, name, .. } = &*self.endpoint;
         let way = Way::new(self.is_secure, self.tls.as_deref(), name, offer);
-        let stream = connect(target, way, self.connect_timeout).await?;
+        let stream = connect(target, way, self.within(until)).await?;
         let near = self
             .is_original
             .then(|| stream.socket().local_address())
@@ -171,6 +202,25 @@ impl Pool {
             place,
             ours: near.map(Ours::note),
         })
+    }
+
+    /// The place of a connection below the cap.
+    async fn place(&self, caps: &Caps, until: &mut Option<Until>) -> Result<Place, Full> {
+        let Some(until) = until else {
+            return caps.connection(self.connect_timeout).await;
+        };
+        let began = clock::mono();
+        let within = until.all.saturating_sub(began).min(self.connect_timeout);
+        let place = caps.connection(within).await?;
+        let waited = clock::mono().saturating_sub(began);
+        until.this = until.all.min(until.this + waited);
+        Ok(place)
+    }
+
+    /// How long a connection may take to come about.
+    fn within(&self, until: &Option<Until>) -> Duration {
+        let most = self.connect_timeout;
+        until.map_or(most, |until| most.min(until.left()))
     }
 
     /// Keeps a connection for the next request; only one whose last response was read to its end.

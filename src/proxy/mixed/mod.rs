@@ -219,9 +219,12 @@ async fn attempt(
         let reaching = async {
             match (&outgoing.websocket_key, upstream.protocol) {
                 // What may be HTTP/2 may not take WebSockets by it.
-                (Some(_), Protocol::Auto) => pool.take(can_repeat).await.map(Reached::Http1),
+                (Some(_), Protocol::Auto) => {
+                    let taken = pool.take(can_repeat, &mut None).await;
+                    taken.map(Reached::Http1)
+                }
                 (Some(_), Protocol::Http1 | Protocol::Http2) | (None, _) => {
-                    pool.reach(can_repeat).await
+                    pool.reach(can_repeat, &mut None).await
                 }
             }
         };
