@@ -10,8 +10,8 @@ mod harness;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -154,6 +154,36 @@ fn without_retries_a_failure_is_told_at_once() {
         2,
         "{statuses:?}"
     );
+}
+
+/// The others that are idle may have met the same end.
+#[test]
+fn behind_an_idle_connection_that_was_closed_comes_a_new_one() {
+    for asks in [Version::One, Version::Two] {
+        eprintln!("from {asks:?}");
+        let (count, both) = (AtomicUsize::new(0), Barrier::new(2));
+        // Two connections at once; each is closed as its second request comes.
+        let upstream = scripted(move |mut stream| {
+            if read_head(&mut stream).is_none() {
+                return;
+            }
+            if count.fetch_add(1, Ordering::SeqCst) < 2 {
+                both.wait();
+            }
+            let _ = stream.write_all(ok("served").as_bytes());
+            let _ = read_head(&mut stream);
+        });
+        run(async {
+            let lane = lane(&[upstream], "timeout: 5s");
+            let mut client = Client::connect(asks, lane.address).await;
+            for call in [client.get("/").await, client.get("/").await] {
+                assert_eq!(call.whole().await.0, 200);
+            }
+            for _ in 0..3 {
+                assert_eq!(client.get("/").await.whole().await.0, 200);
+            }
+        });
+    }
 }
 
 #[test]

@@ -62,6 +62,17 @@ struct Usage {
     doubted: Notify,
 }
 
+/// How long a connection may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Times {
+    /// To begin.
+    pub handshake: Duration,
+    /// To give a sign of life, once there is a doubt.
+    pub answer: Duration,
+    /// Without a request, until it is closed.
+    pub idle: Duration,
+}
+
 /// For how long what was heard of a connection is a sign of life.
 const LATELY: Duration = Duration::from_secs(1);
 
@@ -108,17 +119,15 @@ impl Drop for Place {
 
 impl Multiplexed {
     /// The turn to connect.
-    pub(super) async fn alone(&self, within: Duration) -> io::Result<MutexGuard<'_, ()>> {
-        // No longer than who connects may take: one that cannot be reached is not waited for by one after the other.
-        Ok(timeout(2 * within, self.connecting.lock()).await?)
+    pub(super) async fn alone(&self) -> MutexGuard<'_, ()> {
+        self.connecting.lock().await
     }
 
-    /// A place on a connection that was just opened; it is kept for `idle_timeout` when no request uses it.
+    /// A place on a connection that was just opened.
     pub(super) async fn begin(
         &self,
         connected: Connected,
-        within: Duration,
-        idle_timeout: Duration,
+        times: Times,
     ) -> Result<Place, Unreached> {
         let Connected {
             stream,
@@ -148,7 +157,7 @@ impl Multiplexed {
             settled(&mut connection).await?;
             Ok((requests, connection))
         };
-        let begun = timeout(within, handshake).await;
+        let begun = timeout(times.handshake, handshake).await;
         let begun = begun.map_err(|_| Unreached::TimedOut)?;
         let (requests, mut connection) = begun.map_err(|_: h2::Error| match trouble.get() {
             Some(trouble) => Unreached::Insecure(trouble),
@@ -170,15 +179,10 @@ impl Multiplexed {
             let unused = async {
                 loop {
                     let since = usage.at.get().elapsed();
-                    if since >= idle_timeout && usage.requests.get() == 0 {
+                    if since >= times.idle && usage.requests.get() == 0 {
                         return;
                     }
-                    sleep(
-                        idle_timeout
-                            .saturating_sub(since)
-                            .max(Duration::from_secs(1)),
-                    )
-                    .await;
+                    sleep(times.idle.saturating_sub(since).max(Duration::from_secs(1))).await;
                 }
             };
             let _counted = (counted, ours);
@@ -186,7 +190,7 @@ impl Multiplexed {
             tokio::select! {
                 _ = connection => {}
                 () = unused => {}
-                () = silent(&usage.doubted, pings, within) => {}
+                () = silent(&usage.doubted, pings, times.answer) => {}
             }
         });
         Ok(place)

@@ -6,6 +6,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::MutexGuard;
+use tokio::time::timeout;
+
 use super::caps::{Caps, Full, Place};
 use super::connect::{Way, connect};
 use super::endpoints::Endpoint;
@@ -129,28 +132,28 @@ impl Pool {
         }
     }
 
-    /// A way to ask by what the upstream speaks, or agrees on. `can_repeat` as for [`Pool::take`].
-    pub async fn reach(
-        &self,
-        can_repeat: bool,
-        until: &mut Option<Until>,
-    ) -> Result<Reached, Unreached> {
-        let known = || match self.multiplexed.free() {
+    /// A way to ask by what the upstream speaks, or has agreed on, where one is open. `can_repeat` as for [`Pool::take`].
+    pub fn at_hand(&self, can_repeat: bool) -> Option<Reached> {
+        match self.multiplexed.free() {
             Some(place) => Some(Reached::Http2(place)),
             None => self.idle(can_repeat).map(Reached::Http1),
-        };
-        if self.protocol == Protocol::Http1 {
-            return self.take(can_repeat, until).await.map(Reached::Http1);
         }
-        if let Some(reached) = known() {
-            return Ok(reached);
+    }
+
+    /// A way to ask by what the upstream speaks, or agrees on; none of the idle connections for HTTP/1.1.
+    pub async fn reach(&self, until: &mut Option<Until>) -> Result<Reached, Unreached> {
+        if self.protocol == Protocol::Http1 {
+            return self.connect(until).await.map(Reached::Http1);
+        }
+        if let Some(place) = self.multiplexed.free() {
+            return Ok(Reached::Http2(place));
         }
         // Who connects first is waited for, since others may share the connection.
         let mut alone = None;
         if !self.agreed_on_http1.get() {
-            alone = Some(self.multiplexed.alone(self.connect_timeout).await?);
-            if let Some(reached) = known() {
-                return Ok(reached);
+            alone = Some(self.alone(until).await?);
+            if let Some(place) = self.multiplexed.free() {
+                return Ok(Reached::Http2(place));
             }
             if self.agreed_on_http1.get() {
                 alone = None;
@@ -162,9 +165,12 @@ impl Pool {
         if !is_http2 {
             return Ok(Reached::Http1(connected));
         }
-        let (within, idle_timeout) = (self.connect_timeout, self.idle_timeout);
-        let place = self.multiplexed.begin(connected, within, idle_timeout);
-        let place = place.await?;
+        let times = http2::Times {
+            handshake: self.within(until),
+            answer: self.connect_timeout,
+            idle: self.idle_timeout,
+        };
+        let place = self.multiplexed.begin(connected, times).await?;
         drop(alone);
         Ok(Reached::Http2(place))
     }
@@ -174,7 +180,8 @@ impl Pool {
         self.open(Offer::Http1, until).await
     }
 
-    fn idle(&self, can_repeat: bool) -> Option<Connected> {
+    /// An idle connection for HTTP/1.1, as [`Pool::take`] has it.
+    pub fn idle(&self, can_repeat: bool) -> Option<Connected> {
         loop {
             let (since, mut connected) = self.idle.borrow_mut().pop_back()?;
             // Its own idle time must end before the upstream's, or a request could meet the upstream's close on its way.
@@ -202,6 +209,23 @@ impl Pool {
             place,
             ours: near.map(Ours::note),
         })
+    }
+
+    /// The turn to connect.
+    async fn alone(&self, until: &Option<Until>) -> Result<MutexGuard<'_, ()>, Unreached> {
+        // No longer than who connects may take: one that cannot be reached is not waited for by one after the other.
+        let most = 2 * self.connect_timeout;
+        let within = until.map_or(most, |until| most.min(until.left()));
+        match timeout(within, self.multiplexed.alone()).await {
+            Ok(alone) => Ok(alone),
+            Err(_) => {
+                // Who connects may itself wait for a place.
+                if let Some(caps) = self.caps.as_ref().filter(|caps| caps.is_short()) {
+                    let _place = caps.connection(Duration::ZERO).await?;
+                }
+                Err(Unreached::TimedOut)
+            }
+        }
     }
 
     /// The place of a connection below the cap.

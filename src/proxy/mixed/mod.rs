@@ -212,24 +212,31 @@ async fn attempt(
     back: &mut Back<'_, '_>,
     record: &mut Record,
 ) -> Result<Ended, Failure> {
-    for _ in 0..2 {
+    for is_first in [true, false] {
         body.begin_again();
         let can_repeat = outgoing.request.can_repeat;
         let upstream = &outgoing.shared.config.upstreams[outgoing.upstream];
-        let reaching = async {
-            match (&outgoing.websocket_key, upstream.protocol) {
-                // What may be HTTP/2 may not take WebSockets by it.
-                (Some(_), Protocol::Auto) => {
-                    let taken = pool.take(can_repeat, &mut None).await;
-                    taken.map(Reached::Http1)
-                }
-                (Some(_), Protocol::Http1 | Protocol::Http2) | (None, _) => {
-                    pool.reach(can_repeat, &mut None).await
-                }
+        // What may be HTTP/2 may not take WebSockets by it.
+        let http1_alone = outgoing.websocket_key.is_some() && upstream.protocol == Protocol::Auto;
+        let at_hand = match (is_first, http1_alone) {
+            (true, true) => pool.idle(can_repeat).map(Reached::Http1),
+            (true, false) => pool.at_hand(can_repeat),
+            // Where one was closed, other idle ones may be.
+            (false, _) => None,
+        };
+        let reached = match at_hand {
+            Some(reached) => reached,
+            None => {
+                let reaching = async {
+                    match http1_alone {
+                        true => pool.connect(&mut None).await.map(Reached::Http1),
+                        false => pool.reach(&mut None).await,
+                    }
+                };
+                let reached = back.unless_gone(&outgoing.request, reaching).await?;
+                reached.map_err(unreached)?
             }
         };
-        let reached = back.unless_gone(&outgoing.request, reaching).await?;
-        let reached = reached.map_err(unreached)?;
         record.reached = Some(pool.clone());
         let tried = match reached {
             Reached::Http1(connected) => {
