@@ -8,7 +8,7 @@
 mod harness;
 
 use std::io::{Read, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
@@ -19,8 +19,9 @@ use harness::process::{Running, file};
 use harness::raw::{Recorder, read_head, scripted};
 use harness::servers::Server;
 use harness::tls::Authority;
-use harness::versions::{Client, Length, Origin, Version, run};
+use harness::versions::{Client, Length, Origin, PAIRINGS, Version, run};
 use harness::{Lane, Upstream, eventually, ok};
+use socket2::{Domain, Socket, Type};
 
 /// A lane before these endpoints in turn, with `settings` of the upstream.
 fn lane(endpoints: &[SocketAddr], settings: &str) -> Lane {
@@ -447,6 +448,39 @@ fn all_tries_together_take_no_longer_than_the_timeout() {
         retries(&lane, "out_of_time") + retries(&lane, "exhausted"),
         1
     );
+}
+
+/// Nor where there is no connection, whatever is spoken at either side.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a bound on time")]
+fn tries_without_a_connection_take_no_longer_either() {
+    let full = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    full.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())
+        .unwrap();
+    full.listen(0).unwrap();
+    let address = full.local_addr().unwrap().as_socket().unwrap();
+    let mut waiting = Vec::new();
+    while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
+        waiting.push(stream);
+    }
+    for (asks, serves) in PAIRINGS {
+        eprintln!("from {asks:?} to {serves:?}");
+        run(async {
+            let protocol = serves.name();
+            let settings = format!(
+                "protocol: {protocol}, timeout: 3s, connect_timeout: 6s, \
+                 retries: {{attempts: 1, retry_on: [connect_failure], per_try_timeout: 200ms, backoff: {{base: 1ms}}}}"
+            );
+            let lane = lane(&[address], &settings);
+            let began = Instant::now();
+            let mut client = Client::connect(asks, lane.address).await;
+            assert_eq!(client.get("/").await.whole().await.0, 504);
+            let took = began.elapsed();
+            assert!(took < Duration::from_secs(3), "{took:?}");
+            let told = (retries(&lane, "sent"), retries(&lane, "exhausted"));
+            assert_eq!(told, (1, 1));
+        });
+    }
 }
 
 /// It is weir's own cap that holds the request up.

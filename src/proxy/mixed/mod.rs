@@ -212,6 +212,7 @@ async fn attempt(
     back: &mut Back<'_, '_>,
     record: &mut Record,
 ) -> Result<Ended, Failure> {
+    let mut until = again.until();
     for is_first in [true, false] {
         body.begin_again();
         let can_repeat = outgoing.request.can_repeat;
@@ -229,12 +230,16 @@ async fn attempt(
             None => {
                 let reaching = async {
                     match http1_alone {
-                        true => pool.connect(&mut None).await.map(Reached::Http1),
-                        false => pool.reach(&mut None).await,
+                        true => pool.connect(&mut until).await.map(Reached::Http1),
+                        false => pool.reach(&mut until).await,
                     }
                 };
                 let reached = back.unless_gone(&outgoing.request, reaching).await?;
-                reached.map_err(unreached)?
+                let reached = reached.map_err(unreached)?;
+                if let Some(until) = until {
+                    outgoing.request.within = until.left();
+                }
+                reached
             }
         };
         record.reached = Some(pool.clone());
@@ -248,7 +253,7 @@ async fn attempt(
         };
         match tried? {
             Tried::Ended(ended) => return Ok(ended),
-            Tried::Stale => {}
+            Tried::Stale => until = again.anew(record.sent),
         }
     }
     Ok(Ended::Stale)
