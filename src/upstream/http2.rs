@@ -49,6 +49,13 @@ struct Open {
     usage: Rc<Usage>,
 }
 
+impl Open {
+    /// Its task has its usage, too.
+    fn lives(&self) -> bool {
+        Rc::strong_count(&self.usage) > 1
+    }
+}
+
 /// How a connection is used.
 #[derive(Debug)]
 struct Usage {
@@ -196,10 +203,18 @@ impl Multiplexed {
         Ok(place)
     }
 
-    /// Whether a connection is open: its task has its usage, too.
+    /// Closes a connection without requests; whether there was one.
+    pub(super) fn close_one(&self) -> bool {
+        let mut open = self.open.borrow_mut();
+        open.retain(Open::lives);
+        let unused = open.iter().position(|open| open.usage.requests.get() == 0);
+        // Its task says farewell once no one can send by it.
+        unused.map(|at| open.remove(at)).is_some()
+    }
+
+    /// Whether a connection is open.
     pub(super) fn is_open(&self) -> bool {
-        let open = self.open.borrow();
-        open.iter().any(|open| Rc::strong_count(&open.usage) > 1)
+        self.open.borrow().iter().any(Open::lives)
     }
 
     /// A place on an open connection; those that take no more requests are forgotten.

@@ -280,9 +280,10 @@ impl Pool {
         }
     }
 
-    /// Closes the idle connection that was not used for longest; whether there was one.
+    /// Closes the idle connection that was not used for longest, or one by HTTP/2 that no request is on; whether there was one.
     pub(super) fn close_one(&self) -> bool {
-        self.idle.borrow_mut().pop_front().is_some()
+        let idle = self.idle.borrow_mut().pop_front();
+        idle.is_some() || self.multiplexed.close_one()
     }
 }
 
