@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use harness::process::{Running, file};
 use harness::servers::{NameServer, Server};
-use harness::{Client, DEADLINE, Lane, Upstream, eventually, raw};
+use harness::{Client, DEADLINE, Lane, Upstream, eventually, ok, raw};
 
 /// A lane before these endpoints, with `settings` of the upstream.
 fn lane(servers: &[Server], settings: &str) -> Lane {
@@ -331,6 +331,23 @@ fn idle_connections_of_one_lane_make_room_for_another() {
         }
     }
     assert!(server.connections() > 1, "one lane had them all");
+}
+
+#[test]
+fn a_connection_that_was_closed_leaves_its_place_to_the_next() {
+    // It answers once, and closes as the next request comes.
+    let upstream = raw::scripted(|mut stream| {
+        if raw::read_head(&mut stream).is_some() {
+            let _ = stream.write_all(ok("served").as_bytes());
+            let _ = raw::read_head(&mut stream);
+        }
+    });
+    let endpoints = format!("'http://{upstream}'");
+    let lane = Lane::start(&of_endpoints(
+        &endpoints,
+        "concurrency: {max_connections: 1}",
+    ));
+    spread(&mut lane.connect(), 4);
 }
 
 #[test]

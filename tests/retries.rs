@@ -8,10 +8,10 @@
 mod harness;
 
 use std::io::{Read, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,8 +19,9 @@ use harness::process::{Running, file};
 use harness::raw::{Recorder, read_head, scripted};
 use harness::servers::Server;
 use harness::tls::Authority;
-use harness::versions::{Client, Length, Origin, Version, run};
+use harness::versions::{Client, Length, Origin, PAIRINGS, Version, run};
 use harness::{Lane, Upstream, eventually, ok};
+use socket2::{Domain, Socket, Type};
 
 /// A lane before these endpoints in turn, with `settings` of the upstream.
 fn lane(endpoints: &[SocketAddr], settings: &str) -> Lane {
@@ -154,6 +155,36 @@ fn without_retries_a_failure_is_told_at_once() {
         2,
         "{statuses:?}"
     );
+}
+
+/// The others that are idle may have met the same end.
+#[test]
+fn behind_an_idle_connection_that_was_closed_comes_a_new_one() {
+    for asks in [Version::One, Version::Two] {
+        eprintln!("from {asks:?}");
+        let (count, both) = (AtomicUsize::new(0), Barrier::new(2));
+        // Two connections at once; each is closed as its second request comes.
+        let upstream = scripted(move |mut stream| {
+            if read_head(&mut stream).is_none() {
+                return;
+            }
+            if count.fetch_add(1, Ordering::SeqCst) < 2 {
+                both.wait();
+            }
+            let _ = stream.write_all(ok("served").as_bytes());
+            let _ = read_head(&mut stream);
+        });
+        run(async {
+            let lane = lane(&[upstream], "timeout: 5s");
+            let mut client = Client::connect(asks, lane.address).await;
+            for call in [client.get("/").await, client.get("/").await] {
+                assert_eq!(call.whole().await.0, 200);
+            }
+            for _ in 0..3 {
+                assert_eq!(client.get("/").await.whole().await.0, 200);
+            }
+        });
+    }
 }
 
 #[test]
@@ -417,6 +448,71 @@ fn all_tries_together_take_no_longer_than_the_timeout() {
         retries(&lane, "out_of_time") + retries(&lane, "exhausted"),
         1
     );
+}
+
+/// Nor where there is no connection, whatever is spoken at either side.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a bound on time")]
+fn tries_without_a_connection_take_no_longer_either() {
+    let full = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    full.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())
+        .unwrap();
+    full.listen(0).unwrap();
+    let address = full.local_addr().unwrap().as_socket().unwrap();
+    let mut waiting = Vec::new();
+    while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
+        waiting.push(stream);
+    }
+    for (asks, serves) in PAIRINGS {
+        eprintln!("from {asks:?} to {serves:?}");
+        run(async {
+            let protocol = serves.name();
+            let settings = format!(
+                "protocol: {protocol}, timeout: 3s, connect_timeout: 6s, \
+                 retries: {{attempts: 1, retry_on: [connect_failure], per_try_timeout: 200ms, backoff: {{base: 1ms}}}}"
+            );
+            let lane = lane(&[address], &settings);
+            let began = Instant::now();
+            let mut client = Client::connect(asks, lane.address).await;
+            assert_eq!(client.get("/").await.whole().await.0, 504);
+            let took = began.elapsed();
+            assert!(took < Duration::from_secs(3), "{took:?}");
+            let told = (retries(&lane, "sent"), retries(&lane, "exhausted"));
+            assert_eq!(told, (1, 1));
+        });
+    }
+}
+
+/// It is weir's own cap that holds the request up.
+#[test]
+fn a_wait_for_the_place_of_a_connection_is_no_failure_of_the_upstream() {
+    for asks in [Version::One, Version::Two] {
+        eprintln!("from {asks:?}");
+        run(async {
+            let mut origin = Origin::start(Version::One).await;
+            let lane = lane(
+                &[origin.address],
+                "timeout: 9s, connect_timeout: 2s, concurrency: {max_connections: 1}, circuit_breaker: one, \
+                 retries: {retry_on: [connect_failure, timeout], per_try_timeout: 500ms}",
+            );
+            let mut client = Client::connect(asks, lane.address).await;
+            let first = client.get("/").await;
+            let mut asked = origin.asked().await;
+            let mut body = asked.reply(200, &[], Length::Known(2)).await;
+            assert_eq!(client.get("/").await.whole().await.0, 503);
+            let metrics = lane.plan.borrow().metrics.text();
+            let over = r#"weir_upstream_overloads_total{upstream="app",cap="connections"} 1"#;
+            assert!(metrics.lines().any(|line| line == over));
+            // Longer than a try may take.
+            let third = client.get("/").await;
+            assert!(origin.is_quiet().await && origin.is_quiet().await);
+            body.finish(b"ok").await.unwrap();
+            assert_eq!(first.whole().await, (200, "ok".to_owned()));
+            origin.asked().await.ok("served").await;
+            assert_eq!(third.whole().await, (200, "served".to_owned()));
+            assert_eq!(retries(&lane, "sent"), 0);
+        });
+    }
 }
 
 #[test]

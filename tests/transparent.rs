@@ -82,3 +82,24 @@ fn requests_go_where_their_connections_were_to_go_and_never_round() {
         .find(|line| line.starts_with("weir_rejections_total{reason=\"loop\"}"));
     assert_eq!(loops, Some("weir_rejections_total{reason=\"loop\"} 2"));
 }
+
+#[test]
+fn idle_connections_to_one_destination_make_room_for_another() {
+    let mut net = Net::new("room");
+    net.shell(RULES);
+    let config = file(
+        "listeners: [{name: in, address: '[::]:15006', transparent: true}]\n\
+         upstreams: {app: {endpoints: ['http://127.0.0.1:9'], concurrency: {max_connections: 1}}}\nroutes: [{upstream: app}]\n\
+         admin: {address: '127.0.0.1:9901'}\nruntime: {lanes: 1}\n",
+    );
+    for port in [80, 81] {
+        let address = format!("10.77.0.2:{port}");
+        net.start(&["echo", "--address", &address], "address=");
+    }
+    let path = config.path().to_str().unwrap();
+    net.start(&["run", "-c", path], "listening");
+    for port in [80, 81, 80] {
+        let body = net.curl("a", &[&format!("http://10.77.0.2:{port}/hello")]);
+        assert!(body.contains("/hello"), "{port}: {body}");
+    }
+}

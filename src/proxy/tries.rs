@@ -7,7 +7,6 @@
 
 use std::borrow::Cow;
 use std::rc::Rc;
-use std::time::Duration;
 
 use smallvec::SmallVec;
 use tokio::time::sleep;
@@ -18,14 +17,15 @@ use super::outgoing::{Request, end_of};
 use super::record::Record;
 use super::reply::Rejection;
 use super::upload::Upload;
-use super::wire::Elapsed;
 use crate::clock;
 use crate::config::upstreams::Retries;
 use crate::http1::head::BodyLength;
 use crate::http1::response::ResponseBody;
 use crate::policy::retry;
 use crate::store::breakers::End;
-use crate::upstream::{Aim, Cluster, Connected, Outcome, Picked, Pool, Retrying, Slot, Unreached};
+use crate::upstream::{
+    Aim, Cluster, Connected, Outcome, Picked, Pool, Retrying, Slot, Unreached, Until,
+};
 
 /// The endpoint that has answered, over this connection.
 pub(super) struct Reached<'c> {
@@ -145,12 +145,9 @@ async fn try_and_again<'c>(
     let mut head = Cow::Borrowed(head);
     loop {
         let left = request.within.saturating_sub(spent(upload));
-        let within = retries.per_try_timeout.map_or(left, |most| most.min(left));
-        let deadline = Some(clock::mono() + within);
-        let tried = attempt(
-            request, deadline, picked, ends, upload, &head, answer, record,
-        )
-        .await;
+        let now = clock::mono();
+        let until = Some(Until::new(now, retries.per_try_timeout, now + left));
+        let tried = attempt(request, until, picked, ends, upload, &head, answer, record).await;
         tell(picked, &tried, record);
         let Some(again) = again(retries, &tried, upload, answer) else {
             if count > 0 && tried.is_ok() {
@@ -270,15 +267,15 @@ pub(super) fn outcome(tried: Result<u16, &Failure>, record: &Record) -> Option<O
     })
 }
 
-/// Sends the request to one endpoint, over an idle connection or a new one. With a `deadline`, of [`clock::mono`], the response's head is
-/// there by then, but for the time that the client takes to send.
+/// Sends the request to one endpoint, over an idle connection or a new one. The response's head is there `until` then, but for the time
+/// that the client takes to send.
 #[expect(
     clippy::too_many_arguments,
     reason = "the request and where it goes, and both ends of each"
 )]
 async fn attempt(
     request: &Request,
-    deadline: Option<Duration>,
+    mut until: Option<Until>,
     picked: &Picked<'_>,
     ends: &mut Ends<'_>,
     upload: &mut Upload<'_>,
@@ -286,13 +283,13 @@ async fn attempt(
     answer: &mut Vec<u8>,
     record: &mut Record,
 ) -> Tried {
-    let left = || deadline.map(|deadline| deadline.saturating_sub(clock::mono()));
     let pool = &picked.pool;
-    let mut connected = in_time(left(), ends, upload, pool.take(request.can_repeat)).await?;
+    let taking = pool.take(request.can_repeat, &mut until);
+    let mut connected = unless_left(ends, upload, taking).await?;
     record.reached = Some(pool.clone());
     loop {
         let request = &Request {
-            within: left().unwrap_or(request.within),
+            within: until.map_or(request.within, |until| until.left()),
             ..*request
         };
         let upstream = &mut connected.stream;
@@ -306,27 +303,21 @@ async fn attempt(
                     && answer.is_empty() =>
             {
                 upload.begin_again(None);
-                connected = in_time(left(), ends, upload, pool.connect()).await?;
+                // Or the new one would wait for its place below the cap.
+                drop(connected);
+                connected = unless_left(ends, upload, pool.connect(&mut until)).await?;
             }
             Err(failure) => return Err(failure),
         }
     }
 }
 
-async fn in_time(
-    within: Option<Duration>,
+async fn unless_left(
     ends: &mut Ends<'_>,
     upload: &mut Upload<'_>,
     connecting: impl Future<Output = Result<Connected, Unreached>>,
 ) -> Result<Connected, Failure> {
-    let connecting = unless_gone(ends.client, ends.buffer, connecting);
-    let connected = match within {
-        None => connecting.await,
-        Some(within) => match ends.deadlines.within(within, connecting).await {
-            Ok(connected) => connected,
-            Err(Elapsed) => Some(Err(Unreached::TimedOut)),
-        },
-    };
+    let connected = unless_gone(ends.client, ends.buffer, connecting).await;
     let connected = connected.ok_or_else(|| upload.left_by_client(ends.buffer))?;
     Ok(connected.map_err(unreached)?)
 }

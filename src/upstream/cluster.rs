@@ -343,7 +343,8 @@ async fn close_on_demand(cluster: Weak<Cluster>, caps: Arc<Caps>) {
         let Some(cluster) = cluster.upgrade() else {
             return;
         };
-        let view = cluster.view.borrow().clone();
-        let _ = view.pools.iter().any(|pool| pool.close_one());
+        let (view, originals) = (cluster.view.borrow(), cluster.originals.borrow());
+        let mut pools = view.pools.iter().chain(originals.values());
+        let _ = pools.any(|pool| pool.close_one());
     }
 }

@@ -49,6 +49,13 @@ struct Open {
     usage: Rc<Usage>,
 }
 
+impl Open {
+    /// Its task has its usage, too.
+    fn lives(&self) -> bool {
+        Rc::strong_count(&self.usage) > 1
+    }
+}
+
 /// How a connection is used.
 #[derive(Debug)]
 struct Usage {
@@ -60,6 +67,17 @@ struct Usage {
     heard: Rc<Cell<Instant>>,
     /// Told when one of them waited in vain.
     doubted: Notify,
+}
+
+/// How long a connection may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Times {
+    /// To begin.
+    pub handshake: Duration,
+    /// To give a sign of life, once there is a doubt.
+    pub answer: Duration,
+    /// Without a request, until it is closed.
+    pub idle: Duration,
 }
 
 /// For how long what was heard of a connection is a sign of life.
@@ -108,17 +126,15 @@ impl Drop for Place {
 
 impl Multiplexed {
     /// The turn to connect.
-    pub(super) async fn alone(&self, within: Duration) -> io::Result<MutexGuard<'_, ()>> {
-        // No longer than who connects may take: one that cannot be reached is not waited for by one after the other.
-        Ok(timeout(2 * within, self.connecting.lock()).await?)
+    pub(super) async fn alone(&self) -> MutexGuard<'_, ()> {
+        self.connecting.lock().await
     }
 
-    /// A place on a connection that was just opened; it is kept for `idle_timeout` when no request uses it.
+    /// A place on a connection that was just opened.
     pub(super) async fn begin(
         &self,
         connected: Connected,
-        within: Duration,
-        idle_timeout: Duration,
+        times: Times,
     ) -> Result<Place, Unreached> {
         let Connected {
             stream,
@@ -148,7 +164,7 @@ impl Multiplexed {
             settled(&mut connection).await?;
             Ok((requests, connection))
         };
-        let begun = timeout(within, handshake).await;
+        let begun = timeout(times.handshake, handshake).await;
         let begun = begun.map_err(|_| Unreached::TimedOut)?;
         let (requests, mut connection) = begun.map_err(|_: h2::Error| match trouble.get() {
             Some(trouble) => Unreached::Insecure(trouble),
@@ -170,15 +186,10 @@ impl Multiplexed {
             let unused = async {
                 loop {
                     let since = usage.at.get().elapsed();
-                    if since >= idle_timeout && usage.requests.get() == 0 {
+                    if since >= times.idle && usage.requests.get() == 0 {
                         return;
                     }
-                    sleep(
-                        idle_timeout
-                            .saturating_sub(since)
-                            .max(Duration::from_secs(1)),
-                    )
-                    .await;
+                    sleep(times.idle.saturating_sub(since).max(Duration::from_secs(1))).await;
                 }
             };
             let _counted = (counted, ours);
@@ -186,16 +197,24 @@ impl Multiplexed {
             tokio::select! {
                 _ = connection => {}
                 () = unused => {}
-                () = silent(&usage.doubted, pings, within) => {}
+                () = silent(&usage.doubted, pings, times.answer) => {}
             }
         });
         Ok(place)
     }
 
-    /// Whether a connection is open: its task has its usage, too.
+    /// Closes a connection without requests; whether there was one.
+    pub(super) fn close_one(&self) -> bool {
+        let mut open = self.open.borrow_mut();
+        open.retain(Open::lives);
+        let unused = open.iter().position(|open| open.usage.requests.get() == 0);
+        // Its task says farewell once no one can send by it.
+        unused.map(|at| open.remove(at)).is_some()
+    }
+
+    /// Whether a connection is open.
     pub(super) fn is_open(&self) -> bool {
-        let open = self.open.borrow();
-        open.iter().any(|open| Rc::strong_count(&open.usage) > 1)
+        self.open.borrow().iter().any(Open::lives)
     }
 
     /// A place on an open connection; those that take no more requests are forgotten.

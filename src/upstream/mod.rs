@@ -17,4 +17,4 @@ mod resolve;
 
 pub use cluster::{Aim, Cluster, NoEndpoint, Outcome, Picked, Slot};
 pub use endpoints::{Counts, Endpoint, Endpoints, Retrying};
-pub use pool::{Connected, Pool, Reached, Unreached};
+pub use pool::{Connected, Pool, Reached, Unreached, Until};

@@ -6,6 +6,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::MutexGuard;
+use tokio::time::timeout;
+
 use super::caps::{Caps, Full, Place};
 use super::connect::{Way, connect};
 use super::endpoints::Endpoint;
@@ -60,6 +63,16 @@ pub enum Reached {
     Http2(http2::Place),
 }
 
+/// When a request is given up that may be tried again; by [`clock::mono`].
+#[derive(Debug, Clone, Copy)]
+pub struct Until {
+    /// This try. It has its whole time from when there is a place for its connection: the wait for that is for weir's own cap, and says
+    /// nothing of the endpoint.
+    this: Duration,
+    /// All of its tries.
+    all: Duration,
+}
+
 /// Why there is no connection.
 #[derive(Debug)]
 pub enum Unreached {
@@ -69,6 +82,19 @@ pub enum Unreached {
     Insecure(Trouble),
     /// As many are open as may be.
     Full,
+}
+
+impl Until {
+    /// Of a try that begins `now` and may take `most`, but no longer than until `all` are over.
+    pub fn new(now: Duration, most: Option<Duration>, all: Duration) -> Until {
+        let this = most.map_or(all, |most| all.min(now + most));
+        Until { this, all }
+    }
+
+    /// What is left of this try.
+    pub fn left(&self) -> Duration {
+        self.this.saturating_sub(clock::mono())
+    }
 }
 
 impl Pool {
@@ -95,55 +121,67 @@ impl Pool {
 
     /// A connection for HTTP/1.1: the one given back last that is still open, or a new one. Unless the request `can_repeat`, the
     /// kernel is asked whether it is open; otherwise it is enough that nothing was heard of its end.
-    pub async fn take(&self, can_repeat: bool) -> Result<Connected, Unreached> {
+    pub async fn take(
+        &self,
+        can_repeat: bool,
+        until: &mut Option<Until>,
+    ) -> Result<Connected, Unreached> {
         match self.idle(can_repeat) {
             Some(connected) => Ok(connected),
-            None => self.connect().await,
+            None => self.connect(until).await,
         }
     }
 
-    /// A way to ask by what the upstream speaks, or agrees on. `can_repeat` as for [`Pool::take`].
-    pub async fn reach(&self, can_repeat: bool) -> Result<Reached, Unreached> {
-        let known = || match self.multiplexed.free() {
+    /// A way to ask by what the upstream speaks, or has agreed on, where one is open. `can_repeat` as for [`Pool::take`].
+    pub fn at_hand(&self, can_repeat: bool) -> Option<Reached> {
+        match self.multiplexed.free() {
             Some(place) => Some(Reached::Http2(place)),
             None => self.idle(can_repeat).map(Reached::Http1),
-        };
-        if self.protocol == Protocol::Http1 {
-            return self.take(can_repeat).await.map(Reached::Http1);
         }
-        if let Some(reached) = known() {
-            return Ok(reached);
+    }
+
+    /// A way to ask by what the upstream speaks, or agrees on; none of the idle connections for HTTP/1.1.
+    pub async fn reach(&self, until: &mut Option<Until>) -> Result<Reached, Unreached> {
+        if self.protocol == Protocol::Http1 {
+            return self.connect(until).await.map(Reached::Http1);
+        }
+        if let Some(place) = self.multiplexed.free() {
+            return Ok(Reached::Http2(place));
         }
         // Who connects first is waited for, since others may share the connection.
         let mut alone = None;
         if !self.agreed_on_http1.get() {
-            alone = Some(self.multiplexed.alone(self.connect_timeout).await?);
-            if let Some(reached) = known() {
-                return Ok(reached);
+            alone = Some(self.alone(until).await?);
+            if let Some(place) = self.multiplexed.free() {
+                return Ok(Reached::Http2(place));
             }
             if self.agreed_on_http1.get() {
                 alone = None;
             }
         }
-        let connected = self.open(Offer::All).await?;
+        let connected = self.open(Offer::All, until).await?;
         let is_http2 = self.protocol == Protocol::Http2 || connected.stream.is_http2();
         self.agreed_on_http1.set(!is_http2);
         if !is_http2 {
             return Ok(Reached::Http1(connected));
         }
-        let (within, idle_timeout) = (self.connect_timeout, self.idle_timeout);
-        let place = self.multiplexed.begin(connected, within, idle_timeout);
-        let place = place.await?;
+        let times = http2::Times {
+            handshake: self.within(until),
+            answer: self.connect_timeout,
+            idle: self.idle_timeout,
+        };
+        let place = self.multiplexed.begin(connected, times).await?;
         drop(alone);
         Ok(Reached::Http2(place))
     }
 
     /// A new connection for HTTP/1.1.
-    pub async fn connect(&self) -> Result<Connected, Unreached> {
-        self.open(Offer::Http1).await
+    pub async fn connect(&self, until: &mut Option<Until>) -> Result<Connected, Unreached> {
+        self.open(Offer::Http1, until).await
     }
 
-    fn idle(&self, can_repeat: bool) -> Option<Connected> {
+    /// An idle connection for HTTP/1.1, as [`Pool::take`] has it.
+    pub fn idle(&self, can_repeat: bool) -> Option<Connected> {
         loop {
             let (since, mut connected) = self.idle.borrow_mut().pop_back()?;
             // Its own idle time must end before the upstream's, or a request could meet the upstream's close on its way.
@@ -153,14 +191,14 @@ impl Pool {
         }
     }
 
-    async fn open(&self, offer: Offer) -> Result<Connected, Unreached> {
+    async fn open(&self, offer: Offer, until: &mut Option<Until>) -> Result<Connected, Unreached> {
         let place = match &self.caps {
             None => None,
-            Some(caps) => Some(caps.connection(self.connect_timeout).await?),
+            Some(caps) => Some(self.place(caps, until).await?),
         };
         let Endpoint { target, name, .. } = &*self.endpoint;
         let way = Way::new(self.is_secure, self.tls.as_deref(), name, offer);
-        let stream = connect(target, way, self.connect_timeout).await?;
+        let stream = connect(target, way, self.within(until)).await?;
         let near = self
             .is_original
             .then(|| stream.socket().local_address())
@@ -171,6 +209,42 @@ impl Pool {
             place,
             ours: near.map(Ours::note),
         })
+    }
+
+    /// The turn to connect.
+    async fn alone(&self, until: &Option<Until>) -> Result<MutexGuard<'_, ()>, Unreached> {
+        // No longer than who connects may take: one that cannot be reached is not waited for by one after the other.
+        let most = 2 * self.connect_timeout;
+        let within = until.map_or(most, |until| most.min(until.left()));
+        match timeout(within, self.multiplexed.alone()).await {
+            Ok(alone) => Ok(alone),
+            Err(_) => {
+                // Who connects may itself wait for a place.
+                if let Some(caps) = self.caps.as_ref().filter(|caps| caps.is_short()) {
+                    let _place = caps.connection(Duration::ZERO).await?;
+                }
+                Err(Unreached::TimedOut)
+            }
+        }
+    }
+
+    /// The place of a connection below the cap.
+    async fn place(&self, caps: &Caps, until: &mut Option<Until>) -> Result<Place, Full> {
+        let Some(until) = until else {
+            return caps.connection(self.connect_timeout).await;
+        };
+        let began = clock::mono();
+        let within = until.all.saturating_sub(began).min(self.connect_timeout);
+        let place = caps.connection(within).await?;
+        let waited = clock::mono().saturating_sub(began);
+        until.this = until.all.min(until.this + waited);
+        Ok(place)
+    }
+
+    /// How long a connection may take to come about.
+    fn within(&self, until: &Option<Until>) -> Duration {
+        let most = self.connect_timeout;
+        until.map_or(most, |until| most.min(until.left()))
     }
 
     /// Keeps a connection for the next request; only one whose last response was read to its end.
@@ -206,9 +280,10 @@ impl Pool {
         }
     }
 
-    /// Closes the idle connection that was not used for longest; whether there was one.
+    /// Closes the idle connection that was not used for longest, or one by HTTP/2 that no request is on; whether there was one.
     pub(super) fn close_one(&self) -> bool {
-        self.idle.borrow_mut().pop_front().is_some()
+        let idle = self.idle.borrow_mut().pop_front();
+        idle.is_some() || self.multiplexed.close_one()
     }
 }
 

@@ -11,8 +11,9 @@ use h2::Reason;
 use super::harness::frames::{
     self, CANCEL, END_HEADERS, END_STREAM, HEADERS, NO_ERROR, PING, PROTOCOL_ERROR, RST_STREAM, Raw,
 };
+use super::harness::process::{Running, file};
 use super::harness::raw::scripted;
-use super::harness::versions::{Length, Origin, Outgoing, Version, run};
+use super::harness::versions::{Client, Length, Origin, Outgoing, Version, run};
 use super::harness::{Lane, eventually};
 use super::{World, on_each_pairing};
 
@@ -394,6 +395,64 @@ fn an_idle_connection_is_closed() {
             assert_eq!(call.whole().await.0, 200);
             tokio::time::sleep(Duration::from_millis(2500)).await;
         }
+    });
+}
+
+/// As those of HTTP/1.1: a lane has no use for the connections of another.
+#[test]
+fn connections_without_requests_make_room_for_other_lanes() {
+    let (upstream, opened) = numbered(&[], |_, raw| answer_all(raw));
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nruntime: {{lanes: 4}}\n\
+         upstreams: {{app: {{endpoints: 'http://{upstream}', protocol: http2, connect_timeout: 5s, concurrency: {{max_connections: 1}}}}}}\n"
+    ));
+    let running = Running::start(config.path());
+    // The kernel deals connections out to lanes.
+    let mut clients: Vec<_> = (0..16).map(|_| running.client()).collect();
+    for _ in 0..3 {
+        for client in &mut clients {
+            assert_eq!(client.get("/").status, 200);
+        }
+    }
+    assert!(opened.load(Ordering::Relaxed) > 1, "one lane had them all");
+}
+
+/// Only those are closed that no request is on.
+#[test]
+fn a_connection_with_a_request_makes_no_room() {
+    run(async {
+        let (mut one, mut other) = (
+            Origin::start(Version::Two).await,
+            Origin::start(Version::Two).await,
+        );
+        let lane = Lane::start(&format!(
+            "listen: '127.0.0.1:0'\n\
+             upstreams: {{app: {{endpoints: ['http://{}', 'http://{}'], load_balancing: round_robin, protocol: http2, \
+             connect_timeout: 500ms, concurrency: {{max_connections: 1}}}}}}\n",
+            one.address, other.address
+        ));
+        let mut client = Client::connect(Version::Two, lane.address).await;
+        let first = client.get("/first").await;
+        let (mut asked, busy) = tokio::select! {
+            asked = one.asked() => (asked, &mut one),
+            asked = other.asked() => (asked, &mut other),
+        };
+        let mut others = Vec::new();
+        for _ in 0..6 {
+            others.push(client.get("/").await);
+        }
+        for _ in 0..3 {
+            busy.asked().await.ok("").await;
+        }
+        // Of those for the other endpoint, too, that wait for the connection of the first of them.
+        let mut statuses = Vec::new();
+        for call in others {
+            statuses.push(call.whole().await.0);
+        }
+        statuses.sort_unstable();
+        assert_eq!(statuses, [200, 200, 200, 503, 503, 503]);
+        asked.ok("first").await;
+        assert_eq!(first.whole().await.1, "first");
     });
 }
 

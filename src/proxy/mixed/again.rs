@@ -12,7 +12,7 @@ use crate::policy::retry;
 use crate::proxy::handle::Failure;
 use crate::proxy::outgoing::Request;
 use crate::proxy::reply::Rejection;
-use crate::upstream::{Cluster, Pool, Retrying};
+use crate::upstream::{Cluster, Pool, Retrying, Until};
 
 /// Why there may be another try.
 #[derive(Debug, Clone, Copy)]
@@ -74,6 +74,30 @@ impl<'r> TryAgain<'r> {
                 }
             }
         }
+    }
+
+    /// When the next try is given up, where there may be others.
+    pub(super) fn until(&self) -> Option<Until> {
+        // The first begins with all of them.
+        let first = self.before.is_empty();
+        let began = if first { self.began } else { clock::mono() };
+        self.until_of(began)
+    }
+
+    /// When this try is given up, which begins again over another connection. Over the first it had `sent` the whole request by then.
+    pub(super) fn anew(&mut self, sent: Option<Duration>) -> Option<Until> {
+        self.retries?;
+        // How long the client takes to send is its own.
+        let began = sent.unwrap_or_else(clock::mono);
+        if self.before.is_empty() {
+            self.began = began;
+        }
+        self.until_of(began)
+    }
+
+    fn until_of(&self, began: Duration) -> Option<Until> {
+        let most = self.retries?.per_try_timeout;
+        Some(Until::new(began, most, self.began + self.within))
     }
 
     /// How much of a request's body is kept for another try, in bytes.

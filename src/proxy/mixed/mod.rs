@@ -212,21 +212,36 @@ async fn attempt(
     back: &mut Back<'_, '_>,
     record: &mut Record,
 ) -> Result<Ended, Failure> {
-    for _ in 0..2 {
+    let mut until = again.until();
+    for is_first in [true, false] {
         body.begin_again();
         let can_repeat = outgoing.request.can_repeat;
         let upstream = &outgoing.shared.config.upstreams[outgoing.upstream];
-        let reaching = async {
-            match (&outgoing.websocket_key, upstream.protocol) {
-                // What may be HTTP/2 may not take WebSockets by it.
-                (Some(_), Protocol::Auto) => pool.take(can_repeat).await.map(Reached::Http1),
-                (Some(_), Protocol::Http1 | Protocol::Http2) | (None, _) => {
-                    pool.reach(can_repeat).await
+        // What may be HTTP/2 may not take WebSockets by it.
+        let http1_alone = outgoing.websocket_key.is_some() && upstream.protocol == Protocol::Auto;
+        let at_hand = match (is_first, http1_alone) {
+            (true, true) => pool.idle(can_repeat).map(Reached::Http1),
+            (true, false) => pool.at_hand(can_repeat),
+            // Where one was closed, other idle ones may be.
+            (false, _) => None,
+        };
+        let reached = match at_hand {
+            Some(reached) => reached,
+            None => {
+                let reaching = async {
+                    match http1_alone {
+                        true => pool.connect(&mut until).await.map(Reached::Http1),
+                        false => pool.reach(&mut until).await,
+                    }
+                };
+                let reached = back.unless_gone(&outgoing.request, reaching).await?;
+                let reached = reached.map_err(unreached)?;
+                if let Some(until) = until {
+                    outgoing.request.within = until.left();
                 }
+                reached
             }
         };
-        let reached = back.unless_gone(&outgoing.request, reaching).await?;
-        let reached = reached.map_err(unreached)?;
         record.reached = Some(pool.clone());
         let tried = match reached {
             Reached::Http1(connected) => {
@@ -238,7 +253,7 @@ async fn attempt(
         };
         match tried? {
             Tried::Ended(ended) => return Ok(ended),
-            Tried::Stale => {}
+            Tried::Stale => until = again.anew(record.sent),
         }
     }
     Ok(Ended::Stale)
