@@ -8,11 +8,13 @@
 mod harness;
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::net::TcpListener;
 use std::time::Duration;
 
 use harness::peers::Peer;
 use harness::process::{Running, file};
+use harness::raw;
 use harness::{Client, Upstream};
 use serde_json::{Value, json};
 use weir::inject::{Mode, Namespace, Outcome, Settings, inject_pod};
@@ -171,6 +173,42 @@ fn an_app_that_does_not_answer_fails_its_probe_in_its_time() {
     let answered = pod.probe("web", "readinessProbe");
     assert_eq!(answered, (503, "no answer within 1 s".to_owned()));
     assert!(began.elapsed() < Duration::from_secs(5));
+}
+
+/// As the kubelet does: by the last answer, unless it leads to another host.
+#[test]
+fn redirects_are_followed_while_they_stay_with_the_app() {
+    let app = raw::scripted(|mut stream| {
+        let Some(head) = raw::read_head(&mut stream) else {
+            return;
+        };
+        let location = match head.split(' ').nth(1).unwrap() {
+            "/moved" => "/gone",
+            "/away" => "http://elsewhere.test/",
+            "/round" => "round",
+            "/two" if head.contains("\r\nx-a: 1\r\nx-a: 2\r\n") => "/well",
+            "/well" => "",
+            _ => return drop(stream.write_all(b"HTTP/1.1 503 Gone\r\nContent-Length: 0\r\n\r\n")),
+        };
+        let status = if location.is_empty() {
+            "200 OK"
+        } else {
+            "302 Found"
+        };
+        let answer =
+            format!("HTTP/1.1 {status}\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n");
+        let _ = stream.write_all(answer.as_bytes());
+    });
+    let asked = |path: &str| {
+        let fields = json!([{"name": "X-A", "value": "1"}, {"name": "X-A", "value": "2"}]);
+        let probe = json!({"httpGet": {"port": app.port(), "path": path, "httpHeaders": fields}});
+        Pod::new(json!([{"name": "web", "readinessProbe": probe}])).probe("web", "readinessProbe")
+    };
+    assert_eq!(asked("/moved"), (503, "status 503".to_owned()));
+    assert_eq!(asked("/round"), (503, "more than 10 redirects".to_owned()));
+    for well in ["/away", "/two"] {
+        assert_eq!(asked(well).0, 200, "{well}");
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! writes them into `WEIR_APP_PROBES`; what is asked, and where, is in no one else's hands. The app is asked at the pod's own address, as the kubelet asks
 //! it: an app may listen on that alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::future::poll_fn;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -11,19 +11,25 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http_body_util::Empty;
+use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::header::{
-    ACCEPT, CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT,
+    ACCEPT, CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION,
+    USER_AGENT,
 };
-use hyper::{Request, StatusCode};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use url::{Position, Url};
 
 const VARIABLE: &str = "WEIR_APP_PROBES";
 /// The pod's address; without it, the loopback's stands for that.
 const POD: &str = "WEIR_POD_IP";
+
+/// Followed for one probe, at most, as by the kubelet.
+const REDIRECTS: usize = 10;
 
 /// The largest answer to a gRPC health check that is looked at: it is 7 bytes long.
 const MAX_ANSWER: usize = 1024;
@@ -139,16 +145,38 @@ async fn connect(address: SocketAddr) -> Result<TcpStream, String> {
     stream.map_err(|error| format!("port {}: {error}", address.port()))
 }
 
-/// As the kubelet: from 200 to 399 is well.
+/// As the kubelet: from 200 to 399 is well, and redirects are followed while they stay with the app.
 async fn http(get: &HttpGet, at: IpAddr) -> Result<(), String> {
     let address = SocketAddr::from((at, get.port));
+    let slash = if get.path.starts_with('/') { "" } else { "/" };
+    let mut place = Url::parse(&format!("http://{address}{slash}{}", get.path)).map_err(said)?;
+    for _ in 0..=REDIRECTS {
+        let answered = http_once(get, at, &place).await?;
+        match answered.status().as_u16() {
+            301 | 302 | 303 | 307 | 308 => match redirected(&place, answered.headers()) {
+                Some(next) => place = next,
+                None => return Ok(()),
+            },
+            200..=399 => return Ok(()),
+            status => return Err(format!("status {status}")),
+        }
+    }
+    Err(format!("more than {REDIRECTS} redirects"))
+}
+
+/// Where to go on; `None` where that is not with the app.
+fn redirected(place: &Url, fields: &HeaderMap) -> Option<Url> {
+    let location = fields.get(LOCATION)?.to_str().ok()?;
+    let next = place.join(location).ok()?;
+    (next.scheme() == "http" && next.host() == place.host()).then_some(next)
+}
+
+async fn http_once(get: &HttpGet, at: IpAddr, place: &Url) -> Result<Response<Incoming>, String> {
+    let port = place.port_or_known_default().unwrap_or(get.port);
+    let address = SocketAddr::from((at, port));
     let stream = TokioIo::new(connect(address).await?);
     let (mut sender, connection) = http1::handshake(stream).await.map_err(said)?;
-    let path = match get.path.strip_prefix('/') {
-        Some(_) => get.path.clone(),
-        None => format!("/{}", get.path),
-    };
-    let mut request = Request::get(path)
+    let mut request = Request::get(&place[Position::BeforePath..Position::AfterQuery])
         .body(Empty::<Bytes>::new())
         .map_err(said)?;
     let headers = request.headers_mut();
@@ -157,9 +185,15 @@ async fn http(get: &HttpGet, at: IpAddr) -> Result<(), String> {
     headers.insert(USER_AGENT, HeaderValue::from_static("kube-probe/weir"));
     headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
     headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    let mut given = BTreeSet::new();
     for Field { name, value } in &get.http_headers {
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(said)?;
-        headers.insert(name, HeaderValue::from_str(value).map_err(said)?);
+        let value = HeaderValue::from_str(value).map_err(said)?;
+        // The first takes the place of weir's own.
+        match given.insert(name.to_string()) {
+            true => drop(headers.insert(name, value)),
+            false => drop(headers.append(name, value)),
+        }
     }
     let mut asking = pin!(sender.send_request(request));
     let answered = tokio::select! {
@@ -167,10 +201,7 @@ async fn http(get: &HttpGet, at: IpAddr) -> Result<(), String> {
         // It may end with the answer.
         _ = connection => asking.await,
     };
-    match answered.map_err(said)?.status().as_u16() {
-        200..=399 => Ok(()),
-        status => Err(format!("status {status}")),
-    }
+    answered.map_err(said)
 }
 
 /// gRPC's health checking protocol: `grpc.health.v1.Health/Check` must say SERVING.
