@@ -51,16 +51,18 @@ pub(super) struct Taken {
 impl Taken {
     /// Asks the process whose admin port is at `admin`. Where there is none that offers, nothing is taken.
     pub(super) async fn from(admin: SocketAddr) -> anyhow::Result<Taken> {
-        let stream = match unix::UnixStream::connect_addr(&name(admin)?) {
+        // It never waits: a process that stands still may have the name, with as many callers as wait for it at most.
+        let mut stream = match UnixStream::connect(format!("\0{}", name(admin))).await {
             Ok(stream) => stream,
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 info!(%admin, "nobody to take over from");
                 return Ok(Taken::default());
             }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                bail!("the process that runs does not hand over its ports")
+            }
             Err(error) => return Err(error).context("cannot ask for the ports"),
         };
-        stream.set_nonblocking(true)?;
-        let mut stream = UnixStream::from_std(stream)?;
         // Whoever is first may have the name: sockets of another user's are not to be served.
         is_trusted(&stream).context("cannot take over")?;
         let received = timeout(WITHIN, receive(&mut stream)).await;
@@ -132,7 +134,7 @@ pub(super) struct Offer {
 impl Offer {
     /// Offers `sockets`, whose first is the admin port's, to whoever is to replace this process.
     pub(super) fn new(admin: SocketAddr, sockets: Vec<OwnedFd>) -> anyhow::Result<Offer> {
-        let at = unix::UnixListener::bind_addr(&name(admin)?)
+        let at = unix::UnixListener::bind_addr(&unix::SocketAddr::from_abstract_name(name(admin))?)
             .with_context(|| format!("cannot offer the ports of the weir at {admin}"))?;
         at.set_nonblocking(true)?;
         Ok(Offer {
@@ -181,8 +183,8 @@ pub(super) async fn taken(offer: Option<Offer>) {
     }
 }
 
-fn name(admin: SocketAddr) -> io::Result<unix::SocketAddr> {
-    unix::SocketAddr::from_abstract_name(format!("weir/take-over/{admin}"))
+fn name(admin: SocketAddr) -> String {
+    format!("weir/take-over/{admin}")
 }
 
 /// The other end is of this process's user, or root's.

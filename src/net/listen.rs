@@ -5,7 +5,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, fchmod};
@@ -160,10 +160,17 @@ fn make_way(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
         Ok(file) if !file.file_type().is_socket() => taken("there is a file that is no socket"),
-        Ok(_) => match UnixStream::connect(path) {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
-            Ok(_) | Err(_) => taken("another process listens there"),
-        },
+        Ok(_) => {
+            let caller = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+            // One that stands still may have as many callers as wait at most.
+            caller.set_nonblocking(true)?;
+            match caller.connect(&SockAddr::unix(path)?) {
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    fs::remove_file(path)
+                }
+                Ok(()) | Err(_) => taken("another process listens there"),
+            }
+        }
     }
 }
 
@@ -173,6 +180,27 @@ mod tests {
     use std::net::TcpStream;
 
     use super::*;
+
+    #[test]
+    fn a_socket_whose_process_stands_still_is_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let stands_still = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        let address = SockAddr::unix(&path).unwrap();
+        stands_still.bind(&address).unwrap();
+        stands_still.listen(0).unwrap();
+        let callers: Vec<_> = (0..3)
+            .map(|_| {
+                let caller = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+                caller.set_nonblocking(true).unwrap();
+                let _ = caller.connect(&address);
+                caller
+            })
+            .collect();
+        let taken = unix(&path, 0o600).unwrap_err();
+        assert_eq!(taken.kind(), ErrorKind::AddrInUse);
+        drop(callers);
+    }
 
     #[test]
     fn the_more_specific_of_two_listeners_gets_the_connections() {
