@@ -74,7 +74,7 @@ pub(super) async fn exchange<'c>(
     // Its turn may be some time off, and is another's where the client has left.
     let entered = unless_gone(ends.client, ends.buffer, cluster.enter()).await;
     let slot = entered.ok_or_else(|| upload.left_by_client(ends.buffer))?;
-    let slot = slot.map_err(|_| Rejection::Overloaded)?;
+    let mut slot = slot.map_err(|_| Rejection::Overloaded)?;
     let picked = cluster.pick(aim, &[]);
     let mut picked = picked.map_err(|_| Rejection::NoEndpoint)?;
     let mut retrying = None;
@@ -101,10 +101,9 @@ pub(super) async fn exchange<'c>(
             Box::pin(tries).await
         }
     };
-    if let Some(took) = record.waited() {
-        slot.answered(took);
-    }
+    learn(&slot, record);
     let (connected, answered) = tried?;
+    slot.answered();
     let reached = Reached {
         connected,
         picked,
@@ -268,6 +267,13 @@ pub(super) fn outcome(tried: Result<u16, &Failure>, record: &Record) -> Option<O
         // The client's patience says nothing of the endpoint.
         End::Deadline => return None,
     })
+}
+
+/// Learns from this try how many requests the upstream takes at a time.
+pub(super) fn learn(slot: &Slot<'_>, record: &Record) {
+    if let Some(took) = record.waited() {
+        slot.learn(took);
+    }
 }
 
 /// Sends the request to one endpoint, over an idle connection or a new one. With a `deadline`, of [`clock::mono`], the response's head is
