@@ -145,28 +145,37 @@ fn the_bound_shrinks_while_requests_wait() {
     });
 }
 
-/// Answers at once; under `/stream` with a body that does not end.
+/// Answers at once; under `/stream` with a body that does not end, and under `/switch` with another protocol.
 fn streaming() -> Upstream {
-    Upstream::replying(|head| match head.starts_with("GET /stream ") {
-        true => "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned(),
-        false => ok("served"),
+    Upstream::replying(|head| match head.split(' ').nth(1) {
+        Some("/stream") => "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned(),
+        Some("/switch") => {
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+                .to_owned()
+        }
+        Some(_) | None => ok("served"),
     })
 }
 
-/// A response whose body does not end.
-fn stream(lane: &Lane) -> (Client, u16) {
-    let mut client = lane.connect();
-    client.begin("GET", "/stream", &[], "");
-    let status = client.finish_head().status;
-    (client, status)
+/// So many responses that do not end.
+fn open(lane: &Lane, count: usize, path: &str, fields: &[&str], status: u16) -> Vec<Client> {
+    let open = |_| {
+        let mut client = lane.connect();
+        client.begin("GET", path, fields, "");
+        assert_eq!(client.finish_head().status, status);
+        client
+    };
+    (0..count).map(open).collect()
 }
 
 #[test]
 fn responses_that_do_not_end_leave_what_is_learnt_to_others() {
     let upstream = streaming();
     let lane = lane(&upstream, "max: 1000, pending: 0");
-    let streams: Vec<_> = (0..40).map(|_| stream(&lane)).collect();
-    assert!(streams.iter().all(|(_, status)| *status == 200));
+    let _streams = open(&lane, 40, "/stream", &[], 200);
+    assert_eq!(lane.connect().get("/").status, 200);
+    let fields = ["Connection: Upgrade", "Upgrade: websocket"];
+    let _switched = open(&lane, 40, "/switch", &fields, 101);
     assert_eq!(lane.connect().get("/").status, 200);
     let mut raw = Raw::client(lane.address, &[]);
     for id in (1..80).step_by(2) {
@@ -182,9 +191,54 @@ fn responses_that_do_not_end_leave_what_is_learnt_to_others() {
 fn responses_that_do_not_end_are_bounded_by_max() {
     let upstream = streaming();
     let lane = lane(&upstream, "max: 2, pending: 0");
-    let streams: Vec<_> = (0..2).map(|_| stream(&lane)).collect();
-    assert!(streams.iter().all(|(_, status)| *status == 200));
+    let _streams = open(&lane, 2, "/stream", &[], 200);
     assert_eq!(lane.connect().get("/").status, 503);
+}
+
+/// Has an upstream that answers in 100 ms fail at once for a while, with these bytes. There is room throughout for the requests under way,
+/// which are more than half of what may be: with fewer, nothing is learnt.
+fn fails_at_once(with: &'static str) {
+    const FEW: usize = 12;
+    let (well, failed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let fails = Arc::new(AtomicBool::new(false));
+    let upstream = Upstream::replying({
+        let (well, failed, fails) = (well.clone(), failed.clone(), fails.clone());
+        move |_| {
+            let (after, count, answer) = match fails.load(Ordering::Relaxed) {
+                true => (10, &failed, with.to_owned()),
+                false => (100, &well, ok("served")),
+            };
+            thread::sleep(Duration::from_millis(after));
+            count.fetch_add(1, Ordering::Relaxed);
+            answer
+        }
+    });
+    let lane = lane(&upstream, "min: 2, max: 20");
+    under_load(&lane, FEW, || {
+        let more = |count: &AtomicUsize, than: usize| {
+            let then = count.load(Ordering::Relaxed);
+            eventually_within(Duration::from_secs(60), || {
+                let bound = bound(&lane);
+                assert!(bound >= FEW, "{bound}");
+                count.load(Ordering::Relaxed) > then + than
+            });
+        };
+        more(&well, 100);
+        fails.store(true, Ordering::Relaxed);
+        more(&failed, 2000);
+        fails.store(false, Ordering::Relaxed);
+        more(&well, 400);
+    });
+}
+
+#[test]
+fn errors_that_come_at_once_are_no_quick_answers() {
+    fails_at_once("HTTP/1.1 503 Broken\r\nContent-Length: 0\r\n\r\n");
+}
+
+#[test]
+fn what_breaks_off_is_no_quick_answer() {
+    fails_at_once("nonsense\r\n\r\n");
 }
 
 #[test]

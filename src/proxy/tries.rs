@@ -101,7 +101,8 @@ pub(super) async fn exchange<'c>(
             Box::pin(tries).await
         }
     };
-    learn(&slot, record);
+    let status = tried.as_ref().map(|(_, answered)| answered.head.status);
+    learn(&slot, status, record);
     let (connected, answered) = tried?;
     slot.answered();
     let reached = Reached {
@@ -269,9 +270,14 @@ pub(super) fn outcome(tried: Result<u16, &Failure>, record: &Record) -> Option<O
     })
 }
 
-/// Learns from this try how many requests the upstream takes at a time.
-pub(super) fn learn(slot: &Slot<'_>, record: &Record) {
-    if let Some(took) = record.waited() {
+/// Learns from this try how many requests the upstream takes at a time, where it says something of that: a reset or a 5xx would pass for
+/// a quick answer, and one that did not come in time was that slow at least.
+pub(super) fn learn(slot: &Slot<'_>, tried: Result<u16, &Failure>, record: &Record) {
+    let tells = match tried {
+        Ok(status) => status < 500,
+        Err(failure) => end_of(failure, record) == Some(End::TimedOut),
+    };
+    if tells && let Some(took) = record.waited() {
         slot.learn(took);
     }
 }

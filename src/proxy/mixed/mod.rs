@@ -166,8 +166,8 @@ async fn exchange(
                 picked.tell(outcome);
             }
             // An answer has told it already.
-            if record.answered.is_none() {
-                learn(&again.slot, record);
+            if let (Err(failure), None) = (&tried, record.answered) {
+                learn(&again.slot, Err(failure), record);
             }
             let (wait, over) = match tried {
                 Ok(Ended::Whole(next)) => {

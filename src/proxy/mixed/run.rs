@@ -103,7 +103,7 @@ pub(super) async fn run(
             reusable,
         });
     }
-    learn(&again.slot, record);
+    learn(&again.slot, Ok(status), record);
     again.slot.answered();
     if let (Some(key), false) = (key, by_http2) {
         is_for_websocket(answer, &answered.head, key).inspect_err(|rejection| {
