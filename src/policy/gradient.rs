@@ -2,7 +2,8 @@
 //! The algorithm is the gradient of Netflix's concurrency-limits and of Envoy's adaptive concurrency, but for how it learns what calls
 //! take without a queue. Envoy pulls the bound down to 3 for that; Netflix's Gradient2 averages over a long time, and so takes a queue
 //! that stays for the usual, up to the highest bound. Here the bound dips by 30 % for one window of fifty: enough to empty a queue
-//! that it has caused itself, and little to those who ask; for that the room that it gives to grow is left out of it. Owns the arithmetic; must not count calls.
+//! that it has caused itself, and little to those who ask; for that the room that it gives to grow is left out of it. Owns the
+//! arithmetic; must not count calls.
 
 use std::time::Duration;
 

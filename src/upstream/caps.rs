@@ -39,7 +39,7 @@ pub type Place = OwnedSemaphorePermit;
 #[derive(Debug)]
 pub(super) struct Turn<'c> {
     _place: SemaphorePermit<'c>,
-    /// Where it is learnt how many may be so.
+    /// Until its answer begins, where it is learnt how many may be without one.
     unanswered: Option<Unanswered<'c>>,
 }
 
