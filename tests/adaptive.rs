@@ -242,6 +242,36 @@ fn what_breaks_off_is_no_quick_answer() {
 }
 
 #[test]
+fn an_upstream_that_does_not_answer_in_time_is_given_less() {
+    let hangs = Arc::new(AtomicBool::new(false));
+    let upstream = Upstream::replying({
+        let hangs = hangs.clone();
+        move |_| {
+            let after = if hangs.load(Ordering::Relaxed) {
+                500
+            } else {
+                10
+            };
+            thread::sleep(Duration::from_millis(after));
+            ok("served")
+        }
+    });
+    let lane = Lane::start(&format!(
+        "listen: 127.0.0.1:0\n\
+         upstreams: {{app: {{endpoints: ['{}'], timeout: 100ms, concurrency: {{adaptive: gradient, min: 2, max: 20}}}}}}\n",
+        upstream.url()
+    ));
+    under_load(&lane, CLIENTS, || {
+        for _ in 0..500 {
+            upstream.wait_for_request();
+        }
+        assert!(bound(&lane) >= 8);
+        hangs.store(true, Ordering::Relaxed);
+        eventually_within(Duration::from_secs(60), || bound(&lane) < 8);
+    });
+}
+
+#[test]
 fn the_metric_goes_with_what_is_learnt() {
     let upstream = streaming();
     let text = |upstream_settings: &str| {
