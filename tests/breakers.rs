@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use harness::redis::{Cluster, key_prefix};
 use harness::{Lane, Upstream, eventually, ok};
+use weir::store::shared_breakers::Forced;
 
 /// The same rules hold on each store, which is a block of the file.
 fn on_each_store(test: impl Fn(&str)) {
@@ -239,4 +240,60 @@ fn impatient_clients_do_not_hide_a_dead_upstream() {
         }
         eventually(|| state(&lane).0 == "open");
     });
+}
+
+#[test]
+fn a_reload_with_other_settings_leaves_a_breaker_as_it_is() {
+    let upstream = Upstream::answering("well");
+    let file = |rate: u32| {
+        format!(
+            "listen: 127.0.0.1:0\nupstreams: {{app: {{endpoints: ['{}'], circuit_breaker: b}}}}\n\
+             circuit_breakers: {{b: {{failure_rate: {rate}%}}}}\n",
+            upstream.url()
+        )
+    };
+    let lane = Lane::start(&file(50));
+    let force = |forced| {
+        lane.plan.borrow().breakers[0]
+            .as_ref()
+            .unwrap()
+            .force(forced)
+    };
+    let mut client = lane.connect();
+    for (forced, state_is, status, rate) in [
+        (Forced::Open, "forced_open", 503, 60),
+        (Forced::Closed, "forced_closed", 200, 70),
+        (Forced::Reset, "closed", 200, 80),
+    ] {
+        force(forced);
+        lane.reload(&file(rate));
+        assert_eq!(state(&lane).0, state_is);
+        eventually(|| client.get("/").status == status);
+        assert_eq!(state(&lane).0, state_is);
+    }
+}
+
+#[test]
+fn a_breaker_that_is_open_stays_so_where_a_reload_makes_it_local() {
+    let shared = Cluster::shared().yaml(&key_prefix());
+    let upstream =
+        Upstream::replying(|_| "HTTP/1.1 500 Broken\r\nContent-Length: 0\r\n\r\n".to_owned());
+    let file = |breaker: &str| {
+        format!(
+            "listen: 127.0.0.1:0\nupstreams: {{app: {{endpoints: ['{}'], circuit_breaker: b}}}}\n\
+             circuit_breakers: {{b: {{minimum_calls: 3, open_for: 1h, {breaker}}}}}\n{shared}",
+            upstream.url()
+        )
+    };
+    let lane = Lane::start(&file("scope: shared, quorum: 1"));
+    let mut client = lane.connect();
+    for _ in 0..3 {
+        assert_eq!(client.get("/").status, 500);
+    }
+    eventually(|| state(&lane).0 == "open");
+    lane.reload(&file("scope: local"));
+    assert_eq!(state(&lane).0, "open");
+    lane.reload(&file("scope: local, failure_rate: 60%"));
+    assert_eq!(state(&lane).0, "open");
+    assert_eq!(client.get("/").status, 503);
 }

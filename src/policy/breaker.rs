@@ -137,6 +137,24 @@ impl Breaker {
         }
     }
 
+    /// Goes on in the state of `old`, which has other settings, with an empty window. What `old` has admitted is told to `old`.
+    pub fn succeed(&mut self, old: &Breaker) {
+        self.phase = match &old.phase {
+            Phase::Closed => Phase::Closed,
+            Phase::Open { until } => Phase::Open { until: *until },
+            // It hears nothing of the probes under way.
+            Phase::HalfOpen(_) => Phase::HalfOpen(Trial::default()),
+            Phase::Recovering(ramp) => Phase::Recovering(Ramp::until(ramp.until)),
+            Phase::ForcedOpen => Phase::ForcedOpen,
+            Phase::ForcedClosed => Phase::ForcedClosed,
+        };
+        if old.next_open_for > old.settings.open_for {
+            let (least, most) = (self.settings.open_for, self.settings.max_open_for);
+            self.next_open_for = old.next_open_for.clamp(least, most);
+        }
+        self.generation = old.generation.wrapping_add(1);
+    }
+
     /// Asks for one call. An admitted call must end in [`record`](Self::record) or [`release`](Self::release).
     pub fn try_enter(&mut self, now: Duration, jitter_unit: f64) -> Result<Permit, Refused> {
         self.advance(now, jitter_unit);

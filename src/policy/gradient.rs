@@ -2,7 +2,8 @@
 //! The algorithm is the gradient of Netflix's concurrency-limits and of Envoy's adaptive concurrency, but for how it learns what calls
 //! take without a queue. Envoy pulls the bound down to 3 for that; Netflix's Gradient2 averages over a long time, and so takes a queue
 //! that stays for the usual, up to the highest bound. Here the bound dips by 30 % for one window of fifty: enough to empty a queue
-//! that it has caused itself, and little to those who ask. Owns the arithmetic; must not count calls.
+//! that it has caused itself, and little to those who ask; for that the room that it gives to grow is left out of it. Owns the
+//! arithmetic; must not count calls.
 
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ const TOLERANCE: f64 = 1.25;
 const STEEPEST: f64 = 0.5;
 /// Windows from one dip to the next.
 const DIP_EVERY: u32 = 50;
-/// The share of the bound that holds in a dip.
+/// The share of the bound, without the room that it gives to grow, that holds in a dip.
 const DIP: f64 = 0.7;
 /// How much of a dip's time is taken for the time without a queue.
 const DIP_WEIGHT: f64 = 0.5;
@@ -71,9 +72,13 @@ impl Gradient {
 
     /// Calls that may be under way until the next update.
     pub fn bound(&self) -> u32 {
-        let share = if self.dips { DIP } else { 1.0 };
+        let bound = match self.dips {
+            // For a small bound the room is a large part: with it a queue would outlast the dip, and be taken for what calls need.
+            true => (self.bound - self.bound.sqrt()) * DIP,
+            false => self.bound,
+        };
         // Between two u32s, so that it is one.
-        (self.bound * share).max(f64::from(self.range.min)) as u32
+        bound.max(f64::from(self.range.min)) as u32
     }
 
     /// Learns from a window.
@@ -145,6 +150,19 @@ mod tests {
         // However long it is full, what waits is not taken for what calls need.
         check(200, 10_000);
         check(100, 600);
+    }
+
+    #[test]
+    fn a_small_upstream_is_not_taken_for_a_large_one_in_time() {
+        for capacity in [4, 8, 20] {
+            let range = Range { min: 1, max: 1000 };
+            let mut gradient = Gradient::new(range);
+            let bound = settle(&mut gradient, f64::from(capacity), 10_000, 10_000);
+            assert!(
+                (capacity..=capacity * 2).contains(&bound),
+                "{bound} at {capacity}"
+            );
+        }
     }
 
     #[test]

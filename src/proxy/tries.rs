@@ -74,7 +74,7 @@ pub(super) async fn exchange<'c>(
     // Its turn may be some time off, and is another's where the client has left.
     let entered = unless_gone(ends.client, ends.buffer, cluster.enter()).await;
     let slot = entered.ok_or_else(|| upload.left_by_client(ends.buffer))?;
-    let slot = slot.map_err(|_| Rejection::Overloaded)?;
+    let mut slot = slot.map_err(|_| Rejection::Overloaded)?;
     let picked = cluster.pick(aim, &[]);
     let mut picked = picked.map_err(|_| Rejection::NoEndpoint)?;
     let mut retrying = None;
@@ -101,10 +101,10 @@ pub(super) async fn exchange<'c>(
             Box::pin(tries).await
         }
     };
-    if let Some(took) = record.waited() {
-        slot.answered(took);
-    }
+    let status = tried.as_ref().map(|(_, answered)| answered.head.status);
+    learn(&slot, status, record);
     let (connected, answered) = tried?;
+    slot.answered();
     let reached = Reached {
         connected,
         picked,
@@ -265,6 +265,18 @@ pub(super) fn outcome(tried: Result<u16, &Failure>, record: &Record) -> Option<O
         // The client's patience says nothing of the endpoint.
         End::Deadline => return None,
     })
+}
+
+/// Learns from this try how many requests the upstream takes at a time, where it says something of that: a reset or a 5xx would pass for
+/// a quick answer, and one that did not come in time was that slow at least.
+pub(super) fn learn(slot: &Slot<'_>, tried: Result<u16, &Failure>, record: &Record) {
+    let tells = match tried {
+        Ok(status) => status < 500,
+        Err(failure) => end_of(failure, record) == Some(End::TimedOut),
+    };
+    if tells && let Some(took) = record.waited() {
+        slot.learn(took);
+    }
 }
 
 /// Sends the request to one endpoint, over an idle connection or a new one. The response's head is there `until` then, but for the time

@@ -87,7 +87,8 @@ impl LiveBreaker {
         }
     }
 
-    /// As [`LiveBreaker::new`], in place of `old`: where both are shared, it goes on in the state that `old` has heard.
+    /// As [`LiveBreaker::new`], in place of `old`: it goes on in the state that `old` is in. One that is shared from now on does until
+    /// it hears the shared state.
     pub fn in_place_of(
         old: Option<&LiveBreaker>,
         upstream: String,
@@ -95,10 +96,15 @@ impl LiveBreaker {
         keys: Option<&Keys>,
     ) -> LiveBreaker {
         let new = LiveBreaker::new(upstream, settings, keys);
-        if let Some(old) = old
-            && let (State::Shared(old, _), State::Shared(new, _)) = (&old.state, &new.state)
-        {
-            new.lock().succeed(&old.lock());
+        if let Some(old) = old {
+            match (&old.state, &new.state) {
+                (State::Local(old), State::Local(new)) => new.lock().succeed(&old.lock()),
+                (State::Local(old), State::Shared(new, _)) => new.lock().succeed_local(&old.lock()),
+                (State::Shared(old, _), State::Local(new)) => {
+                    old.lock().hand_to_local(&mut new.lock())
+                }
+                (State::Shared(old, _), State::Shared(new, _)) => new.lock().succeed(&old.lock()),
+            }
         }
         new
     }

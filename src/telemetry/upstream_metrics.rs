@@ -37,7 +37,7 @@ pub struct UpstreamMetrics {
     pub panic: Gauge,
     pub under_way: Gauge,
     pub ejections: Counter,
-    /// Requests that may be under way, where that is learnt.
+    /// Requests that may wait for the head of their response, where that is learnt.
     pub bound: Gauge,
     /// Refused since as many requests were under way as may be,
     pub over_requests: Counter,
@@ -132,7 +132,7 @@ impl Upstreams {
         );
         registry.register(
             "upstream_concurrency_limit",
-            "Requests that may be under way to an upstream, where that is learnt",
+            "Requests to an upstream that may wait for the head of their response, where that is learnt",
             all.bound.clone(),
         );
         registry.register(

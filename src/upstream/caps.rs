@@ -4,12 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{AcquireError, Notify, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::{interval, timeout};
 
-use super::adaptive::Learnt;
+use super::adaptive::{Learnt, Unanswered};
 use crate::clock;
 use crate::config::upstreams::Concurrency;
 use crate::policy::gradient::Range;
@@ -21,10 +20,8 @@ const ASK_EVERY: Duration = Duration::from_millis(10);
 /// The caps of one upstream, for all lanes together.
 #[derive(Debug)]
 pub struct Caps {
-    requests: Arc<Semaphore>,
+    requests: Semaphore,
     learnt: Option<Learnt>,
-    /// Requests that may be under way, places that are still to be taken back included.
-    size: Mutex<u32>,
     connections: Arc<Semaphore>,
     pending: u32,
     /// Requests that wait, and those of them that do for a connection.
@@ -35,8 +32,16 @@ pub struct Caps {
     metrics: UpstreamMetrics,
 }
 
-/// A place below a cap, until it is dropped.
+/// A connection's place below the cap, until it is dropped.
 pub type Place = OwnedSemaphorePermit;
+
+/// A request's place below the caps, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Turn<'c> {
+    _place: SemaphorePermit<'c>,
+    /// Until its answer begins, where it is learnt how many may be without one.
+    unanswered: Option<Unanswered<'c>>,
+}
 
 /// There is no place, and was none for as long as one may be waited for; or as many wait as may.
 #[derive(Debug)]
@@ -44,24 +49,15 @@ pub struct Full;
 
 impl Caps {
     pub(super) fn new(settings: Concurrency, metrics: UpstreamMetrics) -> Caps {
-        let places = |count: u32| {
-            let count = (count as usize).min(Semaphore::MAX_PERMITS);
-            Arc::new(Semaphore::new(count))
-        };
+        let places = |count: u32| Semaphore::new((count as usize).min(Semaphore::MAX_PERMITS));
         let range = settings.adaptive_min.map(|min| Range {
             min,
             max: settings.max,
         });
-        let learnt = range.map(Learnt::new);
-        let size = learnt.as_ref().map_or(settings.max, Learnt::bound);
-        if learnt.is_some() {
-            metrics.bound.set(size.into());
-        }
         Caps {
-            requests: places(size),
-            learnt,
-            size: Mutex::new(size),
-            connections: places(settings.max_connections),
+            requests: places(settings.max),
+            learnt: range.map(Learnt::new),
+            connections: Arc::new(places(settings.max_connections)),
             pending: settings.pending,
             waiting: AtomicU32::new(0),
             waiting_to_connect: AtomicU32::new(0),
@@ -71,40 +67,50 @@ impl Caps {
     }
 
     /// The place of a request.
-    pub(super) async fn request(&self, within: Duration) -> Result<Place, Full> {
-        if let Ok(place) = self.requests.clone().try_acquire_owned() {
-            return Ok(place);
+    pub(super) async fn request(&self, within: Duration) -> Result<Turn<'_>, Full> {
+        if let Some(turn) = self.at_once() {
+            return Ok(turn);
         }
         let _waits = self.wait(&self.metrics.over_requests)?;
-        let place = timeout(within, self.requests.clone().acquire_owned()).await;
-        place.ok().and_then(Result::ok).ok_or_else(|| {
+        let turn = async {
+            let place = self.requests.acquire().await?;
+            let unanswered = match &self.learnt {
+                None => None,
+                Some(learnt) => Some(learnt.enter().await?),
+            };
+            Ok::<_, AcquireError>(Turn {
+                _place: place,
+                unanswered,
+            })
+        };
+        let turn = timeout(within, turn).await;
+        turn.ok().and_then(Result::ok).ok_or_else(|| {
             self.metrics.over_requests.inc();
             Full
         })
     }
 
-    /// A request was answered after `took`; how many may be under way is learnt from it, where it is to be.
-    pub(super) fn answered(&self, took: Duration) {
-        let Some(learnt) = &self.learnt else {
-            return;
+    fn at_once(&self) -> Option<Turn<'_>> {
+        let place = self.requests.try_acquire().ok()?;
+        let unanswered = match &self.learnt {
+            None => None,
+            Some(learnt) => Some(learnt.try_enter()?),
         };
-        let mut size = self.size.lock();
-        let free = u32::try_from(self.requests.available_permits()).unwrap_or(u32::MAX);
-        let under_way = size.saturating_sub(free);
-        if let Some(bound) = learnt.answered(took, under_way, clock::mono()) {
-            self.resize(&mut size, bound);
-        }
+        Some(Turn {
+            _place: place,
+            unanswered,
+        })
     }
 
-    /// Gives or takes back places. Those that are in use are taken back later.
-    fn resize(&self, size: &mut u32, bound: u32) {
-        self.metrics.bound.set(bound.into());
-        if bound >= *size {
-            self.requests.add_permits((bound - *size) as usize);
-            *size = bound;
-        } else {
-            let taken = self.requests.forget_permits((*size - bound) as usize);
-            *size -= u32::try_from(taken).unwrap_or(u32::MAX);
+    /// How many may be without an answer, where that is learnt.
+    pub(super) fn bound(&self) -> Option<u32> {
+        self.learnt.as_ref().map(Learnt::bound)
+    }
+
+    /// A request that has its place still was answered after `took`; how many may be so is learnt from it, where it is to be.
+    pub(super) fn learn(&self, took: Duration) {
+        if let Some(learnt) = &self.learnt {
+            learnt.learn(took, clock::mono());
         }
     }
 
@@ -151,6 +157,13 @@ impl Caps {
             return Err(Full);
         }
         Ok(one)
+    }
+}
+
+impl Turn<'_> {
+    /// Its answer has begun: what is still to come of that takes no place but one of `max`.
+    pub(super) fn answered(&mut self) {
+        self.unanswered = None;
     }
 }
 

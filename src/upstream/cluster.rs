@@ -11,7 +11,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use tokio::task::AbortHandle;
 
-use super::caps::{Caps, Full, Place};
+use super::caps::{Caps, Full, Turn};
 use super::endpoints::{Endpoint, Endpoints, Picture};
 use super::pool::Pool;
 use crate::clock;
@@ -62,7 +62,7 @@ pub struct NoEndpoint;
 pub struct Slot<'c> {
     cluster: &'c Cluster,
     /// Where requests are capped.
-    _place: Option<Place>,
+    turn: Option<Turn<'c>>,
 }
 
 /// An endpoint that takes a request, until it is dropped.
@@ -108,7 +108,7 @@ impl Cluster {
         let mut slot = Slot::new(self);
         if let Some(caps) = &self.shared.caps {
             let within = self.shared.settings.connect_timeout;
-            slot._place = Some(caps.request(within).await?);
+            slot.turn = Some(caps.request(within).await?);
         }
         Ok(slot)
     }
@@ -292,10 +292,19 @@ impl View {
 }
 
 impl Slot<'_> {
-    /// The upstream has answered, after that time.
-    pub fn answered(&self, took: Duration) {
+    /// The upstream took so long to answer; how many requests it takes at a time is learnt from that. To be called before
+    /// [`Slot::answered`].
+    pub fn learn(&self, took: Duration) {
         if let Some(caps) = &self.cluster.shared.caps {
-            caps.answered(took);
+            caps.learn(took);
+        }
+    }
+
+    /// The head of the response that goes to the client is here. How long the rest takes is not what is learnt, so that a stream that
+    /// stays open leaves its place to others.
+    pub fn answered(&mut self) {
+        if let Some(turn) = &mut self.turn {
+            turn.answered();
         }
     }
 
@@ -304,7 +313,7 @@ impl Slot<'_> {
         count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         Slot {
             cluster,
-            _place: None,
+            turn: None,
         }
     }
 }

@@ -280,6 +280,11 @@ impl Endpoints {
         lanes.iter().map(|lane| lane.load(Ordering::Relaxed)).sum()
     }
 
+    /// How many requests may be without an answer, where that is learnt.
+    pub fn bound(&self) -> Option<u32> {
+        self.caps.as_ref().and_then(|caps| caps.bound())
+    }
+
     /// The right to try a request again, as the budget allows.
     pub fn retry(&self, budget: Budget) -> Option<Retrying<'_>> {
         let under_way = self.under_way();

@@ -38,6 +38,7 @@ pub(in crate::admin) fn scrape(admin: &Admin, plan: &Plan) -> String {
         metrics.ejected.set(whole(counts.ejected));
         metrics.panic.set(i64::from(counts.panic));
         metrics.under_way.set(i64::from(upstream.under_way()));
+        metrics.bound.set(upstream.bound().unwrap_or(0).into());
     }
     for live in &plan.sessions {
         let held = i64::try_from(live.held()).unwrap_or(i64::MAX);

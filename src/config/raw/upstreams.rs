@@ -222,9 +222,9 @@ impl<'de> Deserialize<'de> for LoadBalancing {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Concurrency {
-    /// Requests under way; with `adaptive` the most that are found to do well [default: 1024].
+    /// Requests under way, those whose response does not end too; with `adaptive` the most that are found to do well, too [default: 1024].
     pub max: Option<At<u32>>,
-    /// gradient: how many may be under way is learnt from how long they take [default: `max`, always].
+    /// gradient: how many may wait for the head of their response is learnt from how long it takes [default: `max`, always].
     pub adaptive: Option<At<Adaptive>>,
     /// With `adaptive`: requests that may be under way however slow they are [default: 5].
     pub min: Option<At<u32>>,

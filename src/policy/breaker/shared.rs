@@ -227,7 +227,20 @@ impl Member {
         let running = old.probes.running.iter().chain(&old.probes.orphans);
         self.probes.orphans = running.copied().collect();
         if !old.together {
-            self.own.take_over(&self.view);
+            self.own.succeed(&old.own);
+        }
+    }
+
+    /// Goes on in the state of `old`, which was this process's alone, until it is told the shared one.
+    pub fn succeed_local(&mut self, old: &Breaker) {
+        self.own.succeed(old);
+    }
+
+    /// Has `new`, which is this process's alone, go on in the state that this goes by.
+    pub fn hand_to_local(&self, new: &mut Breaker) {
+        match self.together {
+            true => new.take_over(&self.view),
+            false => new.succeed(&self.own),
         }
     }
 

@@ -54,6 +54,44 @@ fn opened(settings: Settings) -> Breaker {
 }
 
 #[test]
+fn a_successor_goes_on_in_the_same_state_by_its_own_settings() {
+    let shorter = Settings {
+        open_for: secs(3),
+        max_open_for: secs(15),
+        ..settings()
+    };
+    let succeed = |old: &Breaker| {
+        let mut new = Breaker::new(shorter.clone());
+        new.succeed(old);
+        new
+    };
+    // Open until the time that it was to be; each next opening is as long as the new settings allow.
+    let mut old = opened(settings());
+    let until = |breaker: &mut Breaker, now| breaker.snapshot(now).open_until;
+    let mut new = succeed(&old);
+    assert_eq!(until(&mut new, secs(0)), Some(secs(10)));
+    assert_eq!(new.snapshot(secs(0)).calls, 0);
+    call(&mut new, Failure, FAST, secs(10));
+    assert_eq!(until(&mut new, secs(10)), Some(secs(25)));
+    // Half-open, it begins its trial anew; a late result of the old one's says nothing.
+    let late = old.try_enter(secs(10), 0.0).expect("a probe");
+    let mut new = succeed(&old);
+    new.record(late, Failure, FAST, secs(10), 0.0);
+    calls(&mut new, &[Success; 2], secs(10));
+    assert_eq!(state(&mut new, secs(10)), State::Recovering);
+    let mut next = succeed(&new);
+    assert_eq!(state(&mut next, secs(29)), State::Recovering);
+    assert_eq!(state(&mut next, secs(30)), State::Closed);
+    // What was its base gives way to the new one.
+    calls(&mut next, &[Failure; 4], secs(30));
+    assert_eq!(until(&mut next, secs(30)), Some(secs(33)));
+    old.force_open();
+    assert_eq!(state(&mut succeed(&old), secs(99)), State::ForcedOpen);
+    old.force_closed();
+    assert_eq!(state(&mut succeed(&old), secs(99)), State::ForcedClosed);
+}
+
+#[test]
 fn failure_rate_trips_once_minimum_calls_are_in_the_window() {
     let check = |outcomes: &[Outcome], expected| {
         let mut breaker = Breaker::new(settings());

@@ -12,7 +12,7 @@ use crate::policy::retry;
 use crate::proxy::handle::Failure;
 use crate::proxy::outgoing::Request;
 use crate::proxy::reply::Rejection;
-use crate::upstream::{Cluster, Pool, Retrying, Until};
+use crate::upstream::{Cluster, Pool, Retrying, Slot, Until};
 
 /// Why there may be another try.
 #[derive(Debug, Clone, Copy)]
@@ -27,6 +27,8 @@ pub(super) enum Why<'a> {
 /// Other tries of a request whose response has not begun, as `tries` has them between two sides of HTTP/1.1.
 pub(super) struct TryAgain<'r> {
     cluster: &'r Cluster,
+    /// For all tries together.
+    pub slot: Slot<'r>,
     retries: Option<&'r Retries>,
     began: Duration,
     /// For all tries together.
@@ -41,11 +43,13 @@ pub(super) struct TryAgain<'r> {
 impl<'r> TryAgain<'r> {
     pub(super) fn new(
         cluster: &'r Cluster,
+        slot: Slot<'r>,
         (retries, within): (Option<&'r Retries>, Duration),
         is_lost: &'r Cell<bool>,
     ) -> TryAgain<'r> {
         TryAgain {
             cluster,
+            slot,
             retries,
             began: clock::mono(),
             within,

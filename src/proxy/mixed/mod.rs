@@ -25,7 +25,7 @@ use super::handle::{Conn, Ends, Failure, Next, close};
 use super::outgoing::Outgoing;
 use super::record::Record;
 use super::reply::Rejection;
-use super::tries::{outcome, unreached};
+use super::tries::{learn, outcome, unreached};
 use super::upgrade::{self, End as Side};
 use crate::config::Protocol;
 use crate::http1::body::BodyReader;
@@ -142,7 +142,7 @@ async fn exchange(
         let is_lost = Cell::new(false);
         let upstream = &outgoing.shared.config.upstreams[outgoing.upstream];
         let bounds = (upstream.retries.as_ref(), outgoing.request.within);
-        let mut again = TryAgain::new(cluster, bounds, &is_lost);
+        let mut again = TryAgain::new(cluster, slot, bounds, &is_lost);
         let kept = (outgoing.request.body, again.keeps());
         let mut body = Body::new(source, kept, &is_lost);
         let mut before = None;
@@ -165,8 +165,9 @@ async fn exchange(
             if let Some(outcome) = outcome(status, record) {
                 picked.tell(outcome);
             }
-            if let Some(took) = record.waited() {
-                slot.answered(took);
+            // An answer has told it already.
+            if let (Err(failure), None) = (&tried, record.answered) {
+                learn(&again.slot, Err(failure), record);
             }
             let (wait, over) = match tried {
                 Ok(Ended::Whole(next)) => {

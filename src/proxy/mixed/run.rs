@@ -27,7 +27,7 @@ use crate::proxy::headers;
 use crate::proxy::outgoing::{Outgoing, Request};
 use crate::proxy::record::Record;
 use crate::proxy::reply::Rejection;
-use crate::proxy::tries::is_over;
+use crate::proxy::tries::{is_over, learn};
 use crate::proxy::wire::{Deadlines, Elapsed};
 use crate::store::breakers::End;
 
@@ -103,6 +103,8 @@ pub(super) async fn run(
             reusable,
         });
     }
+    learn(&again.slot, Ok(status), record);
+    again.slot.answered();
     if let (Some(key), false) = (key, by_http2) {
         is_for_websocket(answer, &answered.head, key).inspect_err(|rejection| {
             if *rejection == Rejection::NotSwitched {
