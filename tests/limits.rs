@@ -27,6 +27,7 @@ on_each_store!(
     a_limit_of_any_name_makes_a_problem_that_can_be_read,
     a_limit_of_a_reload_makes_nobody_wait_longer_than_it_ever_does,
     a_route_is_counted_by_what_it_matches_wherever_it_stands,
+    what_another_policy_refuses_costs_no_quota,
 );
 
 /// A lane whose every route has `limit`, a YAML map.
@@ -339,13 +340,16 @@ fn a_refused_head_has_no_body_that_the_next_reply_could_be_taken_for(store: Stor
 }
 
 fn requests_near_the_limit_are_counted(store: Store) {
-    let lane = limited(store, "{limit: 4/h, by: client.ip, near_limit: 75%}");
-    let mut client = lane.connect();
-    let statuses = [(); 5].map(|()| client.get("/").status);
-    assert_eq!(statuses, [200, 200, 200, 200, 429]);
-    let metrics = lane.plan.borrow().metrics.text();
-    let near = r#"weir_limit_decisions_total{limit="a",decision="near_limit"} 2"#;
-    assert!(metrics.contains(near), "{metrics}");
+    for limit in ["4/h", "600/h, burst: 4"] {
+        let limit = format!("{{limit: {limit}, by: client.ip, near_limit: 75%}}");
+        let lane = limited(store, &limit);
+        let mut client = lane.connect();
+        let statuses = [(); 5].map(|()| client.get("/").status);
+        assert_eq!(statuses, [200, 200, 200, 200, 429], "{limit}");
+        let metrics = lane.plan.borrow().metrics.text();
+        let near = r#"weir_limit_decisions_total{limit="a",decision="near_limit"} 2"#;
+        assert!(metrics.contains(near), "{limit}: {metrics}");
+    }
 }
 
 fn a_value_that_is_not_utf_8_makes_no_key(store: Store) {
@@ -469,4 +473,62 @@ fn a_route_is_counted_by_what_it_matches_wherever_it_stands(store: Store) {
     let fields = ["Host: shop.example", "X-A: 1", "X-B: 1 2"];
     let of_shop = [0; 4].map(|_| status(&fields, "/pay/1"));
     assert_eq!(of_shop, [200, 200, 200, 429]);
+}
+
+fn what_another_policy_refuses_costs_no_quota(store: Store) {
+    let upstream = Upstream::replying(|head| {
+        let user = head.split(' ').nth(1).unwrap().strip_prefix("/in/");
+        let field = user.map(|user| format!("X-Weir-Session-Start: {{\"user\": \"{user}\"}}\r\n"));
+        let field = field.unwrap_or_default();
+        format!("HTTP/1.1 200 OK\r\n{field}Content-Length: 0\r\n\r\n")
+    });
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let gone = nobody.local_addr().unwrap();
+    drop(nobody);
+    for algorithm in ["token_bucket", "sliding_window", "fixed_window"] {
+        let lane = Lane::start(&format!(
+            "listeners: [{{address: '127.0.0.1:0'}}]\n\
+             upstreams:\n  app: {{endpoints: ['{}'], trust_session_headers: true}}\n  gone: {{endpoints: ['http://{gone}'], circuit_breaker: b}}\n\
+             circuit_breakers: {{b: {{scope: local, window: {{type: count, size: 2}}, minimum_calls: 2}}}}\n\
+             sessions: {{web: {{cookie: {{secure: false}}}}}}\n\
+             rate_limits:\n  all: {{limit: 8/h, algorithm: {algorithm}, by: constant}}\n  each: {{limit: 1/h, algorithm: {algorithm}, by: session.user}}\n  \
+             broken: {{limit: 8/h, algorithm: {algorithm}, by: constant}}\n  tries: {{limit: 3/h, algorithm: {algorithm}, by: client.ip}}\n\
+             routes:\n- {{match: {{path: /in/*}}, upstream: app, session: {{use: web, require: false}}}}\n\
+             - {{match: {{path: /gone}}, upstream: gone, rate_limits: [broken]}}\n\
+             - {{match: {{path: /broken}}, upstream: app, rate_limits: [broken]}}\n\
+             - {{match: {{path: /tried}}, upstream: app, session: {{use: web}}, rate_limits: [tries]}}\n\
+             - {{upstream: app, session: {{use: web}}, rate_limits: [all, each]}}\n{}",
+            upstream.url(),
+            store.block()
+        ));
+        let asks = |path: &str, cookie: &str| lane.connect().send("GET", path, &[cookie], "");
+        let session = |user: &str| {
+            let set = asks(&format!("/in/{user}"), "X-A: b");
+            let cookie = set.field("set-cookie").unwrap();
+            format!("Cookie: {}", cookie.split(';').next().unwrap())
+        };
+        let sessions = ["ann", "bob", "cy", "dee"].map(session);
+        let status = |path: &str, cookie: &str| asks(path, cookie).status;
+        // By a limit of the session's, by the want of a session,
+        assert_eq!(status("/", &sessions[0]), 200, "{algorithm}");
+        for _ in 0..10 {
+            assert_eq!(status("/", &sessions[0]), 429, "{algorithm}");
+            assert_eq!(status("/", "X-A: b"), 401, "{algorithm}");
+        }
+        for cookie in &sessions[1..] {
+            assert_eq!(status("/", cookie), 200, "{algorithm}");
+        }
+        // by a breaker. The two that tripped it were sent, or tried.
+        assert_eq!([(); 2].map(|()| status("/gone", "X-A: b")), [502; 2]);
+        for _ in 0..10 {
+            assert_eq!(status("/gone", "X-A: b"), 503, "{algorithm}");
+        }
+        for _ in 0..6 {
+            assert_eq!(status("/broken", "X-A: b"), 200, "{algorithm}");
+        }
+        assert_eq!(status("/broken", "X-A: b"), 429, "{algorithm}");
+        // A limit that tells clients apart bounds how often one can try.
+        let tried = [(); 4].map(|()| status("/tried", "X-A: b"));
+        assert_eq!(tried, [401, 401, 401, 429], "{algorithm}");
+    }
 }

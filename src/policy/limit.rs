@@ -93,6 +93,38 @@ pub fn take(rule: &Rule, state: &mut State, cost: u64, now: Now) {
     }
 }
 
+/// Gives back what an admitted request of `cost` was charged that is refused elsewhere: no more than its window still counts.
+pub fn give_back(rule: &Rule, state: &mut State, cost: u64, now: Now) {
+    match *rule {
+        Rule::TokenBucket { count, per, burst } => {
+            let (per, level) = (nanos(per), level(count, per, burst, state, now.mono));
+            let level = level.saturating_sub(u128::from(cost).saturating_mul(per));
+            state.a = state.a.max(clamp(now.mono.as_nanos()));
+            state.b = clamp(level / per);
+            state.c = clamp(level % per);
+        }
+        Rule::SlidingWindow { window, .. } => {
+            let (number, _, current, previous) = windows(window, state, now.mono);
+            let of_this = cost.min(current);
+            *state = State {
+                a: number,
+                b: current - of_this,
+                // It was charged at the end of the window before.
+                c: previous.saturating_sub(cost - of_this),
+            };
+        }
+        Rule::FixedWindow { period, .. } => {
+            let (end, used) = window_of(period, state, now.wall);
+            *state = State {
+                a: end,
+                b: used.saturating_sub(cost),
+                c: 0,
+            };
+        }
+        Rule::Concurrency { .. } => state.b = state.b.saturating_sub(cost),
+    }
+}
+
 /// Gives back what a request in flight held of a `Concurrency` rule; true when nothing is held any more.
 pub fn release(state: &mut State, cost: u64) -> bool {
     state.b = state.b.saturating_sub(cost);

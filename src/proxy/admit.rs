@@ -12,7 +12,7 @@ use super::audit;
 use super::draft::{self, Seen};
 use super::handle::{Conn, Redirected};
 use super::headers::{self, Client, RequestId};
-use super::quota::{Facts, Quota};
+use super::quota::{self, Facts, Quota};
 use super::record::Record;
 use super::reply::{CircuitOpen, Rejection};
 use super::sessions;
@@ -177,7 +177,9 @@ pub(super) async fn admit<'p>(
         .iter()
         .map(|(name, value)| (&buffer[name.clone()], &buffer[value.clone()]));
     let waited = &mut quota.waited;
-    let session = sessions::identify(plan, conn.lane, route, lines, now.mono, waited).await?;
+    let identified = sessions::identify(plan, conn.lane, route, lines, now.mono, waited).await;
+    let session = identified
+        .inspect_err(|_| quota.give_back(&route.limits, &facts, now, quota::is_common))?;
     // Whatever was waited for, tokens whose time is over meanwhile must not be spent.
     let now = match quota.waited.is_zero() {
         true => now,
@@ -186,19 +188,20 @@ pub(super) async fn admit<'p>(
     // The breaker is asked before the session's limits: a request that it refuses spends no quota of a user's. What it
     // gave comes back when they refuse, and so do concurrency slots.
     let entry = match route.upstream() {
-        Some(upstream) => enter(plan, upstream, now, record)?,
+        Some(upstream) => enter(plan, upstream, now, record)
+            .inspect_err(|_| quota.give_back(&route.limits, &facts, now, |_| true))?,
         None => None,
     };
     facts.session = session.as_deref();
     if let (Some(draft), Some(session)) = (&mut record.draft, &session) {
         draft.set_user(&session.user);
     }
-    if let Some(redis) = &conn.lane.redis {
-        quota
-            .share(redis, &route.session_limits, &facts, now, record)
-            .await?;
+    if !route.session_limits.is_empty()
+        && let Err(rejection) = ask_of_session(conn, route, &facts, now, &mut quota, record).await
+    {
+        quota.give_back(&route.limits, &facts, now, |_| true);
+        return Err(rejection);
     }
-    quota.charge(&route.session_limits, &facts, now, record)?;
     let upstream = match &route.to {
         To::Upstream(upstream) => *upstream,
         To::Redirect(redirect) => {
@@ -243,6 +246,22 @@ pub(super) async fn admit<'p>(
         quota,
         entry,
     }))
+}
+
+/// Asks the limits that count by the session.
+async fn ask_of_session(
+    conn: &Conn<'_>,
+    route: &Route,
+    facts: &Facts<'_>,
+    now: Now,
+    quota: &mut Quota<'_>,
+    record: &mut Record,
+) -> Result<(), Rejection> {
+    if let Some(redis) = &conn.lane.redis {
+        let limits = &route.session_limits;
+        quota.share(redis, limits, facts, now, record).await?;
+    }
+    quota.charge(&route.session_limits, facts, now, record)
 }
 
 /// Where a transparent listener's request goes. One that would come back to weir is refused: it would go round without end.

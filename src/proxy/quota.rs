@@ -69,8 +69,8 @@ pub(super) struct Quota<'p> {
     held: SmallVec<[(Key, u64); 2]>,
     /// Likewise, of limits that processes have in common.
     pub(super) slots: SmallVec<[(Key, u64); 1]>,
-    /// What was taken of leases, until the limits asked with them admit the request, too.
-    pub(super) taken: SmallVec<[(Key, Batch); 2]>,
+    /// What was taken of leases: of which limit, by its index, and of which key.
+    pub(super) taken: SmallVec<[(usize, Key, Batch); 2]>,
     /// Shared limits that this process keeps to alone, since Redis does not answer; and this process's part of their rules.
     pub(super) alone: SmallVec<[(usize, SmallVec<[Rule; 1]>); 1]>,
     /// For how long the request has waited for Redis, over all its limits.
@@ -178,7 +178,6 @@ impl<'p> Quota<'p> {
             }
         }
         if asks.is_empty() {
-            self.taken.clear();
             return Ok(());
         }
         const BLANK: Verdict = Verdict {
@@ -202,11 +201,62 @@ impl<'p> Quota<'p> {
             self.held.push((ask.key, ask.cost));
         }
         if admitted {
-            self.taken.clear();
             Ok(())
         } else {
             self.put_back(now);
             Err(self.refusal())
+        }
+    }
+
+    /// Gives back what the request was charged by those of `limits` that `which` says, all of which admitted it: it is refused by what came
+    /// after them. What only counts, and what this process keeps to alone for want of Redis, stays charged.
+    pub(super) fn give_back(
+        &mut self,
+        limits: &[usize],
+        facts: &Facts<'_>,
+        now: Now,
+        which: fn(&Limit) -> bool,
+    ) {
+        let plan = self.plan;
+        let limit = |index: usize| &plan.config.limits[index];
+        if let Some(shared) = &plan.shared_limits {
+            self.taken.retain(|(index, key, batch)| {
+                let gives = which(limit(*index));
+                if gives {
+                    shared.leases.put_back(*key, *batch, now.mono);
+                }
+                !gives
+            });
+        }
+        let overrides = plan.limits.overrides();
+        for index in limits.iter().copied() {
+            let limit = limit(index);
+            if limit.mode == Mode::Disabled || plan.shares(limit) || !which(limit) {
+                continue;
+            }
+            let Some(parts) = facts.parts(&limit.by, plan) else {
+                continue;
+            };
+            let rules = limits::rules(limit, || joined(&parts), &overrides);
+            if !refuses(limit, &parts) {
+                continue;
+            }
+            let cost = cost(limit, facts);
+            for (number, rule) in rules.iter().copied().flatten().enumerate() {
+                // A slot comes back with the request.
+                if matches!(rule, Rule::Concurrency { .. }) {
+                    continue;
+                }
+                let mut key = plan.limit_keys[index].of_rule(number, rule);
+                parts.iter().for_each(|part| key.part(part));
+                let ask = Ask {
+                    key: key.finish(),
+                    rule,
+                    cost,
+                    enforced: true,
+                };
+                plan.limits.give_back(&ask, now);
+            }
         }
     }
 
@@ -262,7 +312,7 @@ impl<'p> Quota<'p> {
 
     /// Gives back what was taken of leases for a request that is refused.
     pub(super) fn put_back(&mut self, now: Now) {
-        for (key, taken) in self.taken.drain(..) {
+        for (_, key, taken) in self.taken.drain(..) {
             if let Some(shared) = &self.plan.shared_limits {
                 shared.leases.put_back(key, taken, now.mono);
             }
@@ -317,11 +367,11 @@ impl<'p> Quota<'p> {
             });
         }
         if legacy_headers {
-            let (quota, remaining) = (quota(&tightest.rule), tightest.verdict.remaining);
+            let (limit, remaining) = (capacity(&tightest.rule), tightest.verdict.remaining);
             let reset = seconds(tightest.verdict.reset);
             let _ = write!(
                 out,
-                "X-RateLimit-Limit: {quota}\r\nX-RateLimit-Remaining: {remaining}\r\nX-RateLimit-Reset: {reset}\r\n"
+                "X-RateLimit-Limit: {limit}\r\nX-RateLimit-Remaining: {remaining}\r\nX-RateLimit-Reset: {reset}\r\n"
             );
         }
     }
@@ -350,14 +400,32 @@ impl<'p> Quota<'p> {
     }
 }
 
+/// Whether a limit counts all clients together: who has no session may not use it up for those who have one. One that tells clients
+/// apart is charged for such requests, too, as a bound on how often one client can try.
+pub(super) fn is_common(limit: &Limit) -> bool {
+    limit.by.iter().all(|part| match part {
+        KeyPart::Path | KeyPart::Host | KeyPart::Method | KeyPart::Route | KeyPart::Upstream => {
+            true
+        }
+        KeyPart::ClientIp
+        | KeyPart::ClientCertSubject
+        | KeyPart::ClientCertSan
+        | KeyPart::Header(_)
+        | KeyPart::Cookie(_)
+        | KeyPart::Query(_)
+        | KeyPart::SessionUser
+        | KeyPart::SessionClaim(_) => false,
+    })
+}
+
 /// Counts a decision for each limit: several windows of one, which stand side by side, are one decision.
 fn count_decisions<'a>(plan: &Plan, admitted: bool, said: impl Iterator<Item = Said<'a>>) {
     let mut said = said.peekable();
     while let Some(first) = said.next() {
         let near_limit = plan.config.limits[first.limit].near_limit;
         let is_near = |said: &Said<'_>| {
-            let quota = quota(said.rule);
-            quota.saturating_sub(said.verdict.remaining) as f64 >= quota as f64 * near_limit
+            let capacity = capacity(said.rule);
+            capacity.saturating_sub(said.verdict.remaining) as f64 >= capacity as f64 * near_limit
         };
         let mut passes = first.verdict.admitted;
         let mut near = is_near(&first);
@@ -478,6 +546,16 @@ impl<'a> Facts<'a> {
 fn quota(rule: &Rule) -> u64 {
     match rule {
         Rule::TokenBucket { count, .. } => *count,
+        Rule::SlidingWindow { limit, .. }
+        | Rule::FixedWindow { limit, .. }
+        | Rule::Concurrency { limit } => *limit,
+    }
+}
+
+/// What is left of a rule that nothing was taken of: of a bucket its burst, whatever the rate.
+fn capacity(rule: &Rule) -> u64 {
+    match rule {
+        Rule::TokenBucket { burst, .. } => *burst,
         Rule::SlidingWindow { limit, .. }
         | Rule::FixedWindow { limit, .. }
         | Rule::Concurrency { limit } => *limit,

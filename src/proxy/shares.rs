@@ -199,7 +199,7 @@ impl<'p> Quota<'p> {
             Decision::Admitted(taken) => {
                 sharing.answered(now.mono);
                 match ask {
-                    SharedAsk::Tokens(ask) => self.taken.push((ask.key, taken)),
+                    SharedAsk::Tokens(ask) => self.taken.push((limit_index, ask.key, taken)),
                     SharedAsk::Slots(ask) => self.slots.push((ask.key, ask.cost)),
                 }
                 None

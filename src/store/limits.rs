@@ -120,6 +120,14 @@ impl Limits {
         admitted
     }
 
+    /// Gives back what an admitted request was charged that is refused elsewhere.
+    pub fn give_back(&self, ask: &Ask<'_>, now: Now) {
+        let mut shard = self.shards[ask.key.shard()].lock();
+        if let Some(state) = shard.get_mut(ask.key) {
+            limit::give_back(ask.rule, state, ask.cost, now);
+        }
+    }
+
     /// Gives back what a request held of a concurrency rule.
     pub fn release(&self, key: Key, cost: u64) {
         let mut shard = self.shards[key.shard()].lock();

@@ -382,3 +382,33 @@ proptest! {
         take(&rule, &mut state, cost, now);
     }
 }
+
+#[test]
+fn what_is_given_back_can_be_had_again_and_no_more() {
+    let (limit, window) = (10, 60 * SECOND);
+    let rules = [
+        Rule::TokenBucket {
+            count: limit,
+            per: window,
+            burst: limit,
+        },
+        Rule::SlidingWindow { limit, window },
+        Rule::FixedWindow {
+            limit,
+            period: Period::Fixed(window),
+        },
+    ];
+    for rule in rules {
+        let mut state = State::default();
+        ask(&rule, &mut state, 4, 1_000);
+        let before = check(&rule, &state, 0, at(1_000));
+        ask(&rule, &mut state, 6, 1_000);
+        give_back(&rule, &mut state, 6, at(1_000));
+        assert_eq!(check(&rule, &state, 0, at(1_000)), before, "{rule:?}");
+        // What time has given back already is not given twice.
+        ask(&rule, &mut state, 6, 1_000);
+        give_back(&rule, &mut state, 100, at(180_000));
+        let after = check(&rule, &state, 0, at(180_000));
+        assert_eq!(after.remaining, limit, "{rule:?}");
+    }
+}
