@@ -15,7 +15,7 @@ use harness::kept::{
     DAY, KEY, Kept, Kind, Process, encoded, event, noon, pools, pools_with, seqs, servers,
 };
 use harness::postgres::Server;
-use harness::process::Running;
+use harness::process::{Running, file};
 use harness::{Upstream, eventually};
 use serde_json::Value;
 use weir::config::Secret;
@@ -552,4 +552,49 @@ fn replicas_of_uneven_lag_leave_nothing_out_of_a_listing() {
         })
     });
     assert_eq!(found, (51..=1_000).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_tail_goes_on_once_its_server_is_back() {
+    let server = Server::start();
+    let mut kept = Kept::new(Kind::Sqlite);
+    kept.kind = Kind::Postgres;
+    kept.pools = Some(pools(&server.url()));
+    kept.block(async {
+        let connection = kept.pools().write().await.unwrap();
+        migrate::migrate(connection).await.unwrap();
+    });
+    let mut process = kept.process("a");
+    kept.append(&mut process, 1..=10, noon());
+    kept.settle();
+    let config = file(&format!(
+        "audit: {{}}\nredis: {{urls: 'redis://127.0.0.1:1'}}\npostgres: {{write: '{}'}}\nlisten: 127.0.0.1:0\nupstream: http://127.0.0.1:1\n",
+        server.url()
+    ));
+    let child = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["audit", "tail", "-n", "1", "--format", "jsonl", "-c"])
+        .arg(config.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut child = Ended(child);
+    let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
+    let mut next = || {
+        let line = lines.next().unwrap().unwrap();
+        let line: Value = serde_json::from_str(&line).unwrap();
+        line["seq"].as_u64().unwrap()
+    };
+    let mut said = BufReader::new(child.0.stderr.take().unwrap()).lines();
+    assert_eq!(next(), 10);
+    server.stop();
+    // Others have a word to say of it too.
+    assert!(said.any(|line| line.unwrap().contains("cannot be read now")));
+    server.restart();
+    kept.pools = Some(pools(&server.url()));
+    let mut process = kept.process("b");
+    kept.append(&mut process, 1..=3, noon());
+    assert_eq!([next(), next(), next()], [1, 2, 3]);
+    kept.append(&mut process, 4..=4, noon());
+    assert_eq!(next(), 4);
 }
