@@ -11,16 +11,19 @@ use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
-use harness::kept::{DAY, KEY, Kept, Kind, Process, encoded, event, noon, pools, pools_with, seqs};
+use harness::kept::{
+    DAY, KEY, Kept, Kind, Process, encoded, event, noon, pools, pools_with, seqs, servers,
+};
 use harness::postgres::Server;
-use harness::process::Running;
+use harness::process::{Running, file};
 use harness::{Upstream, eventually};
 use serde_json::Value;
 use weir::config::Secret;
 use weir::event::{AuditEvent, Micros};
 use weir::store::audit::{Cursor, Filter, Order};
 use weir::store::batch::Batch;
-use weir::store::postgres::migrate;
+use weir::store::events::Events;
+use weir::store::postgres::{Reader, migrate};
 
 in_each_store!(
     each_filter_finds_what_it_names_and_nothing_else,
@@ -464,4 +467,143 @@ fn a_replica_answers_as_its_primary_does() {
     let report = kept.verify(KEY);
     assert_eq!((report.events, report.faults), (300, vec![]));
     assert!(kept.block(events.end()).unwrap() > kept.query(&followed)[299].cursor);
+}
+
+#[test]
+fn replicas_of_uneven_lag_leave_nothing_out_of_a_listing() {
+    let primary = Server::start();
+    let (ahead, lagging) = (primary.replica(), primary.replica());
+    let urls = |servers: [&Server; 2]| servers.map(|server| Secret(server.url())).to_vec();
+    let mut kept = Kept::new(Kind::Sqlite);
+    kept.kind = Kind::Postgres;
+    kept.pools = Some(pools_with(&primary.url(), urls([&ahead, &lagging])));
+    kept.block(async {
+        let connection = kept.pools().write().await.unwrap();
+        migrate::migrate(connection).await.unwrap();
+    });
+    let has = |server: &Server, count: usize| {
+        let events = Events::Postgres(Reader::new(pools(&server.url())));
+        let settled = Filter {
+            settled: true,
+            ..Filter::default()
+        };
+        let found = kept.block(events.query(&settled));
+        found.is_ok_and(|found| found.len() == count)
+    };
+    let mut process = kept.process("a");
+    kept.append(&mut process, 1..=100, noon());
+    eventually(|| has(&lagging, 100));
+    lagging.query("SELECT pg_wal_replay_pause()");
+    kept.append(&mut process, 101..=1_000, noon());
+    eventually(|| has(&ahead, 1_000));
+
+    let pages = |events: &Events, order: Order| {
+        let mut filter = Filter {
+            order,
+            limit: Some(50),
+            ..Filter::default()
+        };
+        let mut found = Vec::new();
+        loop {
+            let page = kept.block(events.query(&filter)).unwrap();
+            let Some(last) = page.last() else {
+                return found;
+            };
+            match order {
+                Order::OldestFirst => filter.after = Some(last.cursor),
+                Order::NewestFirst => filter.before = Some(last.cursor),
+            }
+            found.extend(seqs(&page));
+        }
+    };
+    // As the admin port reads: the first page is of either replica.
+    let mut lengths = BTreeSet::new();
+    for _ in 0..2 {
+        let found = pages(&kept.events(), Order::NewestFirst);
+        let newest = found.len() as u64;
+        assert_eq!(found, (1..=newest).rev().collect::<Vec<_>>());
+        lengths.insert(newest);
+        let found = pages(&kept.events(), Order::OldestFirst);
+        assert_eq!(found, (1..=1_000).collect::<Vec<_>>());
+        // The next listing begins at the other one.
+        drop(kept.block(kept.pools().read()).unwrap());
+    }
+    assert_eq!(lengths, BTreeSet::from([100, 1_000]));
+    // As a command reads: all of one server, and of the primary once that is gone.
+    let alone = |replicas| {
+        let reader = Reader::open(&servers(&primary.url(), urls(replicas)));
+        Events::Postgres(reader.unwrap())
+    };
+    for (replicas, count) in [([&ahead, &lagging], 1_000), ([&lagging, &ahead], 100)] {
+        for order in [Order::OldestFirst, Order::NewestFirst] {
+            let found = pages(&alone(replicas), order);
+            assert_eq!(found.len(), count);
+        }
+    }
+    let command = alone([&ahead, &lagging]);
+    let first = Filter {
+        limit: Some(50),
+        ..Filter::default()
+    };
+    let first = kept.block(command.query(&first)).unwrap();
+    ahead.stop();
+    let rest = Filter {
+        after: Some(first[49].cursor),
+        ..Filter::default()
+    };
+    // A connection that was open is found broken by the first who uses it.
+    let mut found = Vec::new();
+    eventually(|| {
+        let answer = kept.block(command.query(&rest));
+        answer.is_ok_and(|rest| {
+            found = seqs(&rest);
+            true
+        })
+    });
+    assert_eq!(found, (51..=1_000).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_tail_goes_on_once_its_server_is_back() {
+    let server = Server::start();
+    let mut kept = Kept::new(Kind::Sqlite);
+    kept.kind = Kind::Postgres;
+    kept.pools = Some(pools(&server.url()));
+    kept.block(async {
+        let connection = kept.pools().write().await.unwrap();
+        migrate::migrate(connection).await.unwrap();
+    });
+    let mut process = kept.process("a");
+    kept.append(&mut process, 1..=10, noon());
+    kept.settle();
+    let config = file(&format!(
+        "audit: {{}}\nredis: {{urls: 'redis://127.0.0.1:1'}}\npostgres: {{write: '{}'}}\nlisten: 127.0.0.1:0\nupstream: http://127.0.0.1:1\n",
+        server.url()
+    ));
+    let child = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["audit", "tail", "-n", "1", "--format", "jsonl", "-c"])
+        .arg(config.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut child = Ended(child);
+    let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
+    let mut next = || {
+        let line = lines.next().unwrap().unwrap();
+        let line: Value = serde_json::from_str(&line).unwrap();
+        line["seq"].as_u64().unwrap()
+    };
+    let mut said = BufReader::new(child.0.stderr.take().unwrap()).lines();
+    assert_eq!(next(), 10);
+    server.stop();
+    // Others have a word to say of it too.
+    assert!(said.any(|line| line.unwrap().contains("cannot be read now")));
+    server.restart();
+    kept.pools = Some(pools(&server.url()));
+    let mut process = kept.process("b");
+    kept.append(&mut process, 1..=3, noon());
+    assert_eq!([next(), next(), next()], [1, 2, 3]);
+    kept.append(&mut process, 4..=4, noon());
+    assert_eq!(next(), 4);
 }

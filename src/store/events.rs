@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::task::spawn_blocking;
 
 use super::audit::{Cursor, Filter, Order, Report, StoreError, Stored};
-use super::postgres;
+use super::postgres::{self, PostgresError};
 use super::sqlite;
 
 /// A store, open to read. Clones share it.
@@ -62,6 +62,24 @@ impl Events {
             }
             Events::Postgres(reader) => reader.verify(key).await,
         }
+    }
+}
+
+/// Whether the same may be answered when it is asked again: the server, the way to it or a lock is at fault.
+pub fn may_pass(error: &StoreError) -> bool {
+    match error {
+        StoreError::Locked => true,
+        StoreError::Other(error) => error
+            .downcast_ref::<PostgresError>()
+            .is_some_and(|error| error.is_of_the_server() || error.is_slow()),
+        StoreError::Full
+        | StoreError::Version(_)
+        | StoreError::Undated
+        | StoreError::Absent
+        | StoreError::Key
+        | StoreError::Changed
+        | StoreError::Moved
+        | StoreError::Folder(_) => false,
     }
 }
 

@@ -276,7 +276,11 @@ pub fn pools(url: &str) -> Arc<Postgres> {
 }
 
 pub fn pools_with(url: &str, replicas: Vec<Secret>) -> Arc<Postgres> {
-    let config = Config {
+    Postgres::new(&servers(url, replicas)).unwrap()
+}
+
+pub fn servers(url: &str, replicas: Vec<Secret>) -> Config {
+    Config {
         write: Secret(url.to_owned()),
         read: replicas,
         write_pool: 4,
@@ -284,6 +288,5 @@ pub fn pools_with(url: &str, replicas: Vec<Secret>) -> Arc<Postgres> {
         timeout: DEADLINE,
         migrate: true,
         tls: Tls::default(),
-    };
-    Postgres::new(&config).unwrap()
+    }
 }

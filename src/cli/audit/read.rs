@@ -7,12 +7,14 @@ use std::time::Duration;
 use super::FilterFlags;
 use crate::cli::show::{Format, print};
 use crate::store::audit::{Filter, Order, Stored};
-use crate::store::events::Events;
+use crate::store::events::{Events, may_pass};
 
 /// Rows read at a time, so that an export of any size needs little memory.
 const PAGE: u32 = 5_000;
 /// How often `tail` looks for what arrived.
 const POLL: Duration = Duration::from_millis(250);
+/// How long it waits once a server did not answer.
+const RETRY: Duration = Duration::from_secs(1);
 
 pub(super) async fn query(
     store: &Events,
@@ -44,8 +46,22 @@ pub(super) async fn tail(
         limit: Some(PAGE),
         ..flags.filter()
     };
+    let mut is_failing = false;
     loop {
-        let events = store.query(&filter).await?;
+        let events = match store.query(&filter).await {
+            Ok(events) => events,
+            Err(error) if may_pass(&error) => {
+                if !is_failing {
+                    tracing::warn!(%error, "the audit cannot be read now; asking again until it can");
+                }
+                is_failing = true;
+                // Nothing of the answer was shown, so that what is asked again is shown once.
+                tokio::time::sleep(RETRY).await;
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        is_failing = false;
         match events.last() {
             Some(last) => {
                 filter.after = Some(last.cursor);

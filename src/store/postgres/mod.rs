@@ -17,8 +17,8 @@ mod verify;
 pub mod write;
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use deadpool_postgres::{
@@ -164,6 +164,34 @@ impl Postgres {
                 Err(error) => replica.note(Err(&error)),
             }
         }
+        self.read_primary().await
+    }
+
+    /// As [`Postgres::read`], but from one server for as long as it serves: what two servers show of one listing does not join where
+    /// one is behind the other. When it fails, the primary takes its place for good: none is behind that one. `kept` says which it
+    /// is; none of the replicas that failed on the way to it is tried again.
+    pub(super) async fn read_kept(&self, kept: &OnceLock<usize>) -> Result<Client, PostgresError> {
+        let well = |replica: &&Target| !replica.sick.load(Ordering::Relaxed);
+        let count = self.replicas.len();
+        let places = kept.get().map_or(0..count, |kept| *kept..kept + 1);
+        for place in places {
+            let Some(replica) = self.replicas.get(place).filter(well) else {
+                continue;
+            };
+            match replica.connection().await {
+                Ok(connection) => {
+                    kept.get_or_init(|| place);
+                    return Ok(connection);
+                }
+                Err(error) => replica.note(Err(&error)),
+            }
+        }
+        kept.get_or_init(|| count);
+        self.read_primary().await
+    }
+
+    /// A connection to the primary to read by.
+    pub(super) async fn read_primary(&self) -> Result<Client, PostgresError> {
         self.read_primary.connection().await
     }
 

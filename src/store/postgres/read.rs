@@ -13,7 +13,7 @@
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio_postgres::Row;
@@ -60,6 +60,8 @@ FROM weir.audit_batches WHERE day = ANY($1)";
 #[derive(Debug, Clone)]
 pub struct Reader {
     postgres: Arc<Postgres>,
+    /// The one replica that all is read from, where one reader has the pools to itself.
+    kept: Option<Arc<OnceLock<usize>>>,
 }
 
 /// A query under way.
@@ -100,18 +102,36 @@ struct Between {
 struct Values(Vec<(Box<dyn ToSql + Sync + Send>, Type)>);
 
 impl Reader {
-    /// Connects to nothing yet. The connections live on the runtime of the first query.
+    /// Connects to nothing yet. The connections live on the runtime of the first query, and all are to one server, the primary
+    /// once that fails.
     pub fn open(config: &postgres::Postgres) -> Result<Reader, OpenError> {
-        Ok(Reader::new(Postgres::new(config)?))
+        Ok(Reader {
+            postgres: Postgres::new(config)?,
+            kept: Some(Arc::default()),
+        })
     }
 
+    /// Shares the pools with others: a query that goes on from a place reads from the primary.
     pub fn new(postgres: Arc<Postgres>) -> Reader {
-        Reader { postgres }
+        Reader {
+            postgres,
+            kept: None,
+        }
+    }
+
+    async fn connection(&self, goes_on: bool) -> Result<Client, PostgresError> {
+        match &self.kept {
+            Some(kept) => self.postgres.read_kept(kept).await,
+            // A replica may not have yet what stood on the page before, nor what comes behind it.
+            None if goes_on => self.postgres.read_primary().await,
+            None => self.postgres.read().await,
+        }
     }
 
     /// The events that pass the filter. A row that is no longer an event is logged and left out; `verify` names it.
     pub async fn query(&self, filter: &Filter) -> Result<Vec<Stored>, StoreError> {
-        let mut connection = CloseUnlessKept(Some(self.postgres.read().await?));
+        let goes_on = filter.after.or(filter.before).is_some();
+        let mut connection = CloseUnlessKept(Some(self.connection(goes_on).await?));
         let stored = query(connection.get(), filter).await?;
         connection.keep();
         Ok(stored)
@@ -119,14 +139,14 @@ impl Reader {
 
     /// The place behind all that has arrived and that nothing can come to stand ahead of any more.
     pub async fn end(&self) -> Result<Cursor, StoreError> {
-        let connection = self.postgres.read().await?;
+        let connection = self.connection(false).await?;
         let (settled, _) = settled(&connection).await?;
         Ok(before(settled))
     }
 
     /// Checks everything that was stored, as of now. The key must be the one that it was written with.
     pub async fn verify(&self, key: Option<&[u8]>) -> Result<Report, StoreError> {
-        let mut connection = CloseUnlessKept(Some(self.postgres.read().await?));
+        let mut connection = CloseUnlessKept(Some(self.connection(false).await?));
         let report = verify::verify(connection.get(), &Hasher::new(key)).await?;
         connection.keep();
         Ok(report)
