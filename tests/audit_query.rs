@@ -29,6 +29,7 @@ in_each_store!(
     each_filter_finds_what_it_names_and_nothing_else,
     pages_of_either_order_join_without_a_gap,
     what_two_writers_commit_is_followed_without_a_gap,
+    what_does_not_pass_is_not_looked_at_again,
     the_command_and_the_admin_port_show_the_same_events,
     a_tail_shows_what_arrives,
 );
@@ -204,8 +205,8 @@ fn what_two_writers_commit_is_followed_without_a_gap(kind: Kind) {
         }
         let mut seen = BTreeSet::new();
         eventually(|| {
-            let found = kept.block(events.query(&filter)).unwrap();
-            filter.after = found.last().map_or(filter.after, |last| Some(last.cursor));
+            let (found, next) = kept.block(events.follow(&filter)).unwrap();
+            filter.after = Some(next);
             for stored in found {
                 assert!(
                     seen.insert((stored.instance, stored.event.seq)),
@@ -215,6 +216,39 @@ fn what_two_writers_commit_is_followed_without_a_gap(kind: Kind) {
             seen.len() as u64 == 2 * EACH
         });
     });
+}
+
+fn what_does_not_pass_is_not_looked_at_again(kind: Kind) {
+    let (kept, mut process) = Kept::with(kind, 600);
+    kept.settle();
+    let events = kept.events();
+    let mut filter = Filter {
+        path_prefix: Some("/nowhere".to_owned()),
+        settled: true,
+        limit: Some(5),
+        ..Filter::default()
+    };
+    let newest = Filter {
+        limit: Some(1),
+        order: Order::NewestFirst,
+        ..Filter::default()
+    };
+    let newest = kept.query(&newest)[0].cursor;
+    let (found, next) = kept.block(events.follow(&filter)).unwrap();
+    assert_eq!(found.len(), 0);
+    assert!(next >= newest, "{next:?} is ahead of {newest:?}");
+    // What comes later is found from there on, and where a page is full it goes on behind its last.
+    kept.append(&mut process, 601..=607, noon());
+    filter.path_prefix = None;
+    filter.after = Some(next);
+    let mut seen = Vec::new();
+    eventually(|| {
+        let (found, next) = kept.block(events.follow(&filter)).unwrap();
+        filter.after = Some(next);
+        seen.extend(seqs(&found));
+        seen.len() == 7
+    });
+    assert_eq!(seen, [601, 602, 603, 604, 605, 606, 607]);
 }
 
 /// What is stored while an earlier transaction is open is shown once nothing can come before it any more.

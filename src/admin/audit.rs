@@ -46,19 +46,12 @@ pub(super) async fn answer(
         (_, []) => return Err(Problem::method("GET")),
         _ => return Err(Problem::not_found("known here: /v1/audit")),
     }
-    let (filter, after) = filter(query)?;
+    let filter = filter(query)?;
     let searched = timeout(WITHIN, search(plan, postgres, &filter)).await;
-    let stored = searched.unwrap_or_else(|_| {
+    let (stored, next) = searched.unwrap_or_else(|_| {
         let detail = format!("not found within {WITHIN:?}: ask for less by \"since\"");
         Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail))
     })?;
-    let is_full = filter.limit == u32::try_from(stored.len()).ok();
-    let last = stored.last().map(|last| last.cursor);
-    let next = match filter.order {
-        // What arrives later comes behind it.
-        Order::OldestFirst => last.or(after),
-        Order::NewestFirst => last.filter(|_| is_full),
-    };
     let page = Page {
         events: stored.iter().map(Record::new).collect(),
         next: next.map(|next| next.to_string()),
@@ -67,11 +60,12 @@ pub(super) async fn answer(
     Ok(Reply::Written(page.map_err(|error| unanswered(&error))?))
 }
 
+/// The events, and where to go on.
 async fn search(
     plan: &Plan,
     postgres: Option<&Arc<Postgres>>,
     filter: &Filter,
-) -> Result<Vec<Stored>, Problem> {
+) -> Result<(Vec<Stored>, Option<Cursor>), Problem> {
     let events = match (postgres, &plan.config.audit) {
         (Some(postgres), _) => Ok(Events::Postgres(Reader::new(postgres.clone()))),
         (None, Some(audit)) => Events::sqlite(&audit.sqlite).await,
@@ -80,23 +74,33 @@ async fn search(
             return Err(Problem::not_found(detail));
         }
     };
-    match events {
-        Ok(events) => events
-            .query(filter)
-            .await
-            .map_err(|error| unanswered(&error)),
+    let events = match events {
+        Ok(events) => events,
         // Nothing has been written yet.
-        Err(StoreError::Absent) => Ok(Vec::new()),
-        Err(error) => Err(unanswered(&error)),
-    }
+        Err(StoreError::Absent) => return Ok((Vec::new(), filter.after)),
+        Err(error) => return Err(unanswered(&error)),
+    };
+    let found = match filter.order {
+        // What arrives later comes behind it.
+        Order::OldestFirst => {
+            let followed = events.follow(filter).await;
+            followed.map(|(found, next)| (found, Some(next)))
+        }
+        Order::NewestFirst => events.query(filter).await.map(|found| {
+            let is_full = filter.limit == u32::try_from(found.len()).ok();
+            let last = found.last().map(|last| last.cursor);
+            (found, last.filter(|_| is_full))
+        }),
+    };
+    found.map_err(|error| unanswered(&error))
 }
 
 fn unanswered(error: &dyn Display) -> Problem {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
 }
 
-/// What the parameters ask for, and the place that they begin behind.
-fn filter(query: &str) -> Result<(Filter, Option<Cursor>), Problem> {
+/// What the parameters ask for.
+fn filter(query: &str) -> Result<Filter, Problem> {
     let mut filter = Filter {
         limit: Some(PAGE.0),
         order: Order::NewestFirst,
@@ -164,7 +168,7 @@ fn filter(query: &str) -> Result<(Filter, Option<Cursor>), Problem> {
         }
         Order::NewestFirst => filter.before = after,
     }
-    Ok((filter, after))
+    Ok(filter)
 }
 
 fn read<T: FromStr<Err = String>>(name: &str, value: &str) -> Result<T, Problem> {
@@ -180,7 +184,7 @@ mod tests {
 
     #[test]
     fn parameters_are_those_of_the_command() {
-        let (filter, after) = filter(
+        let filter = filter(
             "since=1970-01-01T00:01:00Z&user=a%20b&client=::0A&status=4xx&path=/a&limit=7&order=oldest&after=0.5.1.9",
         )
         .unwrap();
@@ -190,14 +194,13 @@ mod tests {
             seq: 9,
             ..Cursor::default()
         };
-        assert_eq!(after, Some(place));
         let expected = Filter {
             since: Some(Micros(60_000_000)),
             user: Some("a b".to_owned()),
             client: Some("::a".to_owned()),
             status: Some(400..=499),
             path_prefix: Some("/a".to_owned()),
-            after,
+            after: Some(place),
             settled: true,
             limit: Some(7),
             ..Filter::default()
@@ -207,12 +210,12 @@ mod tests {
 
     #[test]
     fn without_parameters_the_newest_are_shown() {
-        let (newest, _) = filter("").unwrap();
+        let newest = filter("").unwrap();
         assert_eq!(
             (newest.limit, newest.order),
             (Some(100), Order::NewestFirst)
         );
-        let (behind, _) = filter("after=1.2.0.0").unwrap();
+        let behind = filter("after=1.2.0.0").unwrap();
         assert_eq!((behind.after, behind.before.is_some()), (None, true));
     }
 

@@ -35,6 +35,27 @@ impl Events {
         }
     }
 
+    /// The events that pass a filter that is [`Filter::settled`] and goes from the oldest on, and the place to go on from: behind all that was looked
+    /// at, so that what does not pass is not looked at again.
+    pub async fn follow(&self, filter: &Filter) -> Result<(Vec<Stored>, Cursor), StoreError> {
+        // No server that lags behind the other one's end may be asked: what goes on from a place is asked of the primary, which lags behind none.
+        let events = match self {
+            Events::Postgres(reader) if filter.after.is_none() => Events::Postgres(reader.kept()),
+            Events::Sqlite(_) | Events::Postgres(_) => self.clone(),
+        };
+        let end = events.end().await?;
+        let found = events.query(filter).await?;
+        let is_full = filter
+            .limit
+            .is_some_and(|limit| found.len() >= limit as usize);
+        let last = found.last().map(|last| last.cursor).max(filter.after);
+        let next = match (last, is_full) {
+            (Some(last), true) => last,
+            (last, _) => last.map_or(end, |last| last.max(end)),
+        };
+        Ok((found, next))
+    }
+
     /// The place behind all that has arrived, to follow from by [`Filter::settled`].
     pub async fn end(&self) -> Result<Cursor, StoreError> {
         match self {

@@ -48,8 +48,8 @@ pub(super) async fn tail(
     };
     let mut is_failing = false;
     loop {
-        let events = match store.query(&filter).await {
-            Ok(events) => events,
+        let (events, next) = match store.follow(&filter).await {
+            Ok(found) => found,
             Err(error) if may_pass(&error) => {
                 if !is_failing {
                     tracing::warn!(%error, "the audit cannot be read now; asking again until it can");
@@ -62,14 +62,13 @@ pub(super) async fn tail(
             Err(error) => return Err(error.into()),
         };
         is_failing = false;
-        match events.last() {
-            Some(last) => {
-                filter.after = Some(last.cursor);
-                print(&events, format, false, out)?;
-                out.flush()?;
-            }
-            None => tokio::time::sleep(POLL).await,
+        filter.after = Some(next);
+        if events.is_empty() {
+            tokio::time::sleep(POLL).await;
+            continue;
         }
+        print(&events, format, false, out)?;
+        out.flush()?;
     }
 }
 

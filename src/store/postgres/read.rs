@@ -105,10 +105,7 @@ impl Reader {
     /// Connects to nothing yet. The connections live on the runtime of the first query, and all are to one server, the primary
     /// once that fails.
     pub fn open(config: &postgres::Postgres) -> Result<Reader, OpenError> {
-        Ok(Reader {
-            postgres: Postgres::new(config)?,
-            kept: Some(Arc::default()),
-        })
+        Ok(Reader::new(Postgres::new(config)?).kept())
     }
 
     /// Shares the pools with others: a query that goes on from a place reads from the primary.
@@ -116,6 +113,14 @@ impl Reader {
         Reader {
             postgres,
             kept: None,
+        }
+    }
+
+    /// One whose queries are all answered by one server, or by the primary once that fails.
+    pub fn kept(&self) -> Reader {
+        Reader {
+            postgres: self.postgres.clone(),
+            kept: Some(self.kept.clone().unwrap_or_default()),
         }
     }
 
