@@ -99,6 +99,11 @@ pub struct Forward {
     pub claims: Option<String>,
 }
 
+impl Forward {
+    /// What they are called unless the file says otherwise: user, session and claims.
+    pub const NAMES: [&str; 3] = ["X-Auth-User", "X-Auth-Session", "X-Auth-Claims"];
+}
+
 /// How the session's cookie is set (RFC 6265 section 4.1.2; `SameSite` from its successor draft, RFC 6265bis).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CookieAttributes {

@@ -271,6 +271,8 @@ pub fn identity_fields<'a>(all: impl Iterator<Item = &'a Settings>) -> Vec<Vec<u
         } = &settings.forward;
         let told = [user, session, claims].into_iter().flatten();
         names.extend(told.map(|name| folded(name.as_bytes())));
+        // An app that reads all of them must not take a client's own for one that `forward` leaves out.
+        names.extend(Forward::NAMES.map(|name| folded(name.as_bytes())));
     }
     names.sort_unstable();
     names.dedup();

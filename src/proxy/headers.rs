@@ -2,7 +2,7 @@
 //! from trusted proxies. Does no I/O.
 
 use std::io::Write as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
 use super::handle::{Next, Peer};
@@ -55,10 +55,7 @@ pub(super) fn client(buffer: &[u8], head: &RequestHead, peer: IpAddr, trusted: &
         .rev()
         .flat_map(|(_, value)| buffer[value.clone()].rsplit(|byte| *byte == b','));
     for hop in hops {
-        let Some(hop) = std::str::from_utf8(hop)
-            .ok()
-            .and_then(|hop| hop.trim().parse::<IpAddr>().ok())
-        else {
+        let Some(hop) = std::str::from_utf8(hop).ok().and_then(hop_address) else {
             break;
         };
         ip = hop.to_canonical();
@@ -70,6 +67,16 @@ pub(super) fn client(buffer: &[u8], head: &RequestHead, peer: IpAddr, trusted: &
         ip,
         behind_trusted: true,
     }
+}
+
+/// Of one hop. Some proxies add its port, as nginx takes it, too: `203.0.113.7:4711`, `[2001:db8::7]:4711`.
+fn hop_address(hop: &str) -> Option<IpAddr> {
+    let hop = hop.trim();
+    let bare = hop.strip_prefix('[').and_then(|hop| hop.strip_suffix(']'));
+    if let Ok(address) = bare.unwrap_or(hop).parse() {
+        return Some(address);
+    }
+    hop.parse::<SocketAddr>().ok().map(|place| place.ip())
 }
 
 /// Whether the client waits for `100 Continue` before it sends the body.

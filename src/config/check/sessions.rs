@@ -55,11 +55,14 @@ impl Checker {
             }
         }
         let forward = match raw.forward.and_then(|at| at.value) {
-            None => Forward {
-                user: Some("X-Auth-User".to_owned()),
-                session: Some("X-Auth-Session".to_owned()),
-                claims: Some("X-Auth-Claims".to_owned()),
-            },
+            None => {
+                let [user, session, claims] = Forward::NAMES.map(|name| Some(name.to_owned()));
+                Forward {
+                    user,
+                    session,
+                    claims,
+                }
+            }
             Some(raw) => {
                 let mut name = |key: &str, at: Option<At<String>>| {
                     at.and_then(|at| self.read(&format!("{path}.forward.{key}"), at, field_name))

@@ -226,6 +226,19 @@ fn identity_headers_of_clients_are_known_however_written() {
     }
     assert!(!known(b"X-Auth-User2") && !known(b"XAuthUser"));
     assert_eq!(names.len(), 5);
+
+    // Those that `forward` leaves out are no client's to say either.
+    let mut named = settings();
+    named.forward = Forward {
+        user: Some("X-User".into()),
+        ..Forward::default()
+    };
+    let names = identity_fields([&named].into_iter());
+    let known = |name: &[u8]| names.iter().any(|known| is_folded(name, known));
+    for name in ["X-User", "X-Auth-User", "x_auth_session", "X-Auth-Claims"] {
+        assert!(known(name.as_bytes()), "{name}");
+    }
+    assert_eq!(identity_fields([].into_iter()).len(), 2);
 }
 
 #[test]

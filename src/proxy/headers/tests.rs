@@ -57,6 +57,25 @@ fn sent_up_by(route: &Route, fields: &str, trusted: bool) -> String {
 }
 
 #[test]
+fn a_hop_with_its_port_is_the_hops_address() {
+    for (hop, address) in [
+        ("203.0.113.7:4711", "203.0.113.7"),
+        ("[2001:db8::7]:4711", "2001:db8::7"),
+        ("[2001:db8::7]", "2001:db8::7"),
+        ("[::ffff:203.0.113.7]:80", "203.0.113.7"),
+        ("203.0.113.7:4711, 10.0.0.2:99", "203.0.113.7"),
+        // What is none ends the walk.
+        ("203.0.113.7:", "10.0.0.1"),
+        ("[203.0.113.7", "10.0.0.1"),
+        ("name:80", "10.0.0.1"),
+    ] {
+        let fields = format!("X-Forwarded-For: {hop}\r\n");
+        let (found, _) = who(&fields, "10.0.0.1:5", &["10.0.0.0/8"]);
+        assert_eq!(found, address, "{hop}");
+    }
+}
+
+#[test]
 fn no_other_spelling_smuggles_a_field_that_is_believed() {
     for name in [
         "X_Forwarded_For",
