@@ -11,7 +11,7 @@ use super::{Answer, Problem, Reply, parameters};
 use crate::clock;
 use crate::config::check::limits::override_rules;
 use crate::config::limits::{KeyPart, Limit, Rule};
-use crate::config::override_keys::{client_key, override_keys};
+use crate::config::override_keys::{as_counted, client_key, override_keys};
 use crate::plan::{Plan, SharedAsk, SharedLimits};
 use crate::policy::lease::Batch;
 use crate::store::fleet::FleetConnections;
@@ -126,7 +126,7 @@ async fn one_key(
         );
         return Err(Problem::bad(detail));
     }
-    let parts = as_counted(plan, limit, parts)?;
+    let parts = counted_parts(plan, limit, parts)?;
     let rules = {
         let set = plan.limits.overrides();
         let rules = limits::rules(limit, || parts.join(":"), &set);
@@ -159,8 +159,8 @@ async fn one_key(
     ))
 }
 
-/// The parts as requests have them: an IPv6 client is known by its network. Where listeners differ in its bits, it is to be given itself.
-fn as_counted(plan: &Plan, limit: &Limit, parts: Vec<String>) -> Result<Vec<String>, Problem> {
+/// The parts as requests have them, where an IPv6 client is known by its network. Where listeners differ in its bits, it is to be given itself.
+fn counted_parts(plan: &Plan, limit: &Limit, parts: Vec<String>) -> Result<Vec<String>, Problem> {
     let prefixes = plan.config.ipv6_prefixes();
     let only = match prefixes.first() {
         Some(only) if prefixes.len() == 1 => Some(*only),
@@ -168,7 +168,7 @@ fn as_counted(plan: &Plan, limit: &Limit, parts: Vec<String>) -> Result<Vec<Stri
     };
     let part = |(by, part): (&KeyPart, String)| {
         if !matches!(by, KeyPart::ClientIp) {
-            return Ok(part);
+            return Ok(as_counted(by, part));
         }
         let client = part.parse().map_err(|_| {
             Problem::bad(format!(

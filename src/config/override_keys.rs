@@ -1,9 +1,11 @@
 //! How the keys of a limit's overrides are spelt, and which keys of requests they are. What could never be a request's key is a mistake.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::limits::KeyPart;
+use crate::http1::path;
 
 /// A client as limits know it: its IPv4 address, or the network of so many bits of its IPv6 one.
 pub fn client_key(ip: IpAddr, ipv6_prefix: u8) -> String {
@@ -13,6 +15,31 @@ pub fn client_key(ip: IpAddr, ipv6_prefix: u8) -> String {
             let others = u128::MAX.checked_shr(ipv6_prefix.into()).unwrap_or(0);
             Ipv6Addr::from(u128::from(ip) & !others).to_string()
         }
+    }
+}
+
+/// A part of a key as requests have it, but for a client: a host's letters are small, a path is in its normal form and without
+/// parameters. What can be none of a request's stays as it is.
+pub fn as_counted(by: &KeyPart, text: String) -> String {
+    match by {
+        KeyPart::Host => text.trim_end_matches('.').to_ascii_lowercase(),
+        KeyPart::Path => {
+            let normal = path::normalise(text.as_bytes()).map(Cow::into_owned);
+            let normal = normal.ok().and_then(|path| String::from_utf8(path).ok());
+            let normal = normal.unwrap_or(text);
+            path::without_parameters(&normal).unwrap_or(normal)
+        }
+        KeyPart::ClientIp
+        | KeyPart::ClientCertSubject
+        | KeyPart::ClientCertSan
+        | KeyPart::Header(_)
+        | KeyPart::Cookie(_)
+        | KeyPart::Query(_)
+        | KeyPart::Method
+        | KeyPart::Route
+        | KeyPart::Upstream
+        | KeyPart::SessionUser
+        | KeyPart::SessionClaim(_) => text,
     }
 }
 
@@ -85,7 +112,7 @@ fn split(
         let text = own.join(":");
         let part = match is_address {
             true => Part::Client(text.parse::<IpAddr>().ok()?.to_canonical()),
-            false => Part::Text(text),
+            false => Part::Text(as_counted(first, text)),
         };
         let mut parts = vec![part];
         parts.extend(split(others, behind, dead)?);
@@ -133,6 +160,21 @@ mod tests {
 
     fn keys(by: &[KeyPart], text: &str, prefixes: &[u8]) -> Result<Vec<String>, String> {
         override_keys(by, text, &prefixes.iter().copied().collect())
+    }
+
+    #[test]
+    fn hosts_and_paths_are_as_requests_have_them() {
+        let one = |by: KeyPart, text: &str| keys(&[by], text, &[64]).unwrap().remove(0);
+        assert_eq!(one(KeyPart::Host, "API.Example.com."), "api.example.com");
+        for (written, counted) in [
+            ("/a//b/../c", "/a/c"),
+            ("/a%2Db", "/a-b"),
+            ("/x;v=1", "/x"),
+            ("pay", "pay"),
+        ] {
+            assert_eq!(one(KeyPart::Path, written), counted);
+        }
+        assert_eq!(one(KeyPart::Header("x".to_owned()), "Ab//"), "Ab//");
     }
 
     #[test]

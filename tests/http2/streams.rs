@@ -111,6 +111,50 @@ fn one_way_may_be_silent_while_the_other_moves() {
     });
 }
 
+/// Once the response has begun, neither the upstream's time for it nor the client's for its body is over: only what moves nothing ends.
+#[test]
+fn an_upload_goes_on_beside_its_response_however_slow_either_side_is() {
+    const LONG: usize = 400_000;
+    run(async {
+        for (asks, serves) in PAIRINGS {
+            if (asks, serves) == (Version::One, Version::One) {
+                continue; // `forward` has ways of its own.
+            }
+            let origin = Origin::start(serves).await;
+            let timeouts = "stream_idle: 2s, request_read: 1s";
+            let mut world = World::behind(timeouts, asks, serves, origin, "timeout: 1s").await;
+            let mut call = world.client.call("POST", "/", &[], Length::Unknown).await;
+            call.body.send(b"1").await.unwrap();
+            let mut asked = world.origin.asked().await;
+            asked.body.expect(b"1").await;
+            let mut out = asked.reply(200, &[], Length::Unknown).await;
+            let mut answer = call.answer().await;
+            // The upstream speaks, and does not read; then the client is silent, both for longer than their times.
+            let long = vec![b'x'; LONG];
+            let slowly = async {
+                for _ in 0..5 {
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                    out.send(b"down").await.unwrap();
+                }
+                asked.body.expect(&long).await;
+            };
+            let (sent, ()) = tokio::join!(answer.sent.send(&long), slowly);
+            sent.unwrap();
+            for _ in 0..5 {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                out.send(b"down").await.unwrap();
+            }
+            answer.sent.send(b"last").await.unwrap();
+            asked.body.expect(b"last").await;
+            answer.sent.end(&[]).await.unwrap();
+            assert_eq!(asked.body.rest().await.unwrap().0, b"");
+            out.end(&[]).await.unwrap();
+            let (down, _) = answer.body.rest().await.unwrap();
+            assert_eq!(down.len(), 10 * b"down".len(), "{asks:?} to {serves:?}");
+        }
+    });
+}
+
 #[test]
 fn an_early_response_is_whole_whatever_becomes_of_the_request() {
     on_each_pairing(async |mut world| {

@@ -86,6 +86,7 @@ pub(super) async fn run(
     record.bytes_in = progress.bytes_in.get();
     let (head, body) = answered?;
     record.answered = Some(clock::mono());
+    progress.answered.set(true);
     let status = head.status;
     let answered = Answered {
         head,

@@ -38,6 +38,8 @@ pub(super) struct Progress {
     pub bytes_in: Cell<u64>,
     /// When something last moved, either way, by [`clock::mono`].
     moved: Cell<Duration>,
+    /// Whether the response's head has come: what is left goes on for as long as something moves.
+    pub answered: Cell<bool>,
 }
 
 impl Progress {
@@ -45,6 +47,7 @@ impl Progress {
         Progress {
             bytes_in: Cell::new(0),
             moved: Cell::new(clock::mono()),
+            answered: Cell::new(false),
         }
     }
 
@@ -102,8 +105,7 @@ pub(super) async fn upload(
     };
     let mut deadlines = Deadlines::new();
     if request.body == BodyLength::None {
-        let flushed = deadlines.within(request.within, sink.flush()).await;
-        return to_upstream(flushed);
+        return taken(&mut deadlines, request, progress, sink.flush()).await;
     }
     let mut waited = Duration::ZERO;
     let mut first = true;
@@ -115,19 +117,18 @@ pub(super) async fn upload(
                 None => {
                     if first {
                         // The head goes ahead of a body that takes its time.
-                        to_upstream(deadlines.within(request.within, sink.flush()).await)?;
+                        taken(&mut deadlines, request, progress, sink.flush()).await?;
                     }
                     // Only the client's time counts, not that of an upstream which is slow to read.
                     let began = clock::mono();
-                    let left = match request.grpc {
-                        // A call that streams goes on for as long as both like.
-                        true => Duration::MAX,
-                        false => request.read_within.saturating_sub(waited),
-                    };
-                    let idle = request.idle;
-                    let read = unless_idle(&mut deadlines, (idle, left), progress, next).await;
+                    let read = unless_late(&mut deadlines, request, progress, waited, next).await;
                     waited += clock::mono().saturating_sub(began);
-                    read.map_err(|Elapsed| Rejection::BodyTimeout)?
+                    let Ok(read) = read else {
+                        // A stream whose response goes on would else never end.
+                        sink.reset(Reason::CANCEL);
+                        return Err(Rejection::BodyTimeout.into());
+                    };
+                    read
                 }
             }
         };
@@ -141,8 +142,9 @@ pub(super) async fn upload(
                     sink.reset(Reason::CANCEL);
                     return Err(Rejection::BodyTooLarge.into());
                 }
-                let put = deadlines.within(request.within, sink.put(bytes, last));
-                to_upstream(body.source.gathering(put).await)?;
+                let put = taken(&mut deadlines, request, progress, sink.put(bytes, last));
+                let put = body.source.gathering(put).await;
+                reset_if_late(&mut sink, put)?;
                 // How long the upstream took to read it is not the client's time.
                 progress.made();
                 if last {
@@ -153,7 +155,7 @@ pub(super) async fn upload(
                 keep(&mut trailers, |name| {
                     headers::may_trail_up(name, plan, route)
                 });
-                return to_upstream(deadlines.within(request.within, sink.end(trailers)).await);
+                return taken(&mut deadlines, request, progress, sink.end(trailers)).await;
             }
             Err(broken) => {
                 sink.reset(Reason::CANCEL);
@@ -167,28 +169,61 @@ pub(super) async fn upload(
     }
 }
 
-/// What `next` gives, unless nothing has moved for `idle`, either way: one side may only listen. And for at most `left`.
-async fn unless_idle<T>(
+/// What `next` gives, unless nothing has moved for too long, either way: one side may only listen. Until the response's head has come, the
+/// client has a time of its own, too, of which it has `waited` some; but for a call of gRPC, which streams for as long as both like.
+async fn unless_late<T>(
     deadlines: &mut Deadlines,
-    (idle, left): (Duration, Duration),
+    request: &Request,
     progress: &Progress,
+    waited: Duration,
     mut next: Pin<&mut impl Future<Output = T>>,
 ) -> Result<T, Elapsed> {
     let began = clock::mono();
+    let left = || match request.grpc || progress.answered.get() {
+        true => Duration::MAX,
+        false => {
+            let waited = waited + clock::mono().saturating_sub(began);
+            request.read_within.saturating_sub(waited)
+        }
+    };
     loop {
-        let left = left.saturating_sub(clock::mono().saturating_sub(began));
-        let span = progress.left_of(idle).min(left);
+        let span = progress.left_of(request.idle).min(left());
         let read = deadlines.within(span, next.as_mut()).await;
-        if read.is_ok() || span == left || progress.left_of(idle).is_zero() {
+        if read.is_ok() || progress.left_of(request.idle).min(left()).is_zero() {
             return read;
         }
     }
 }
 
-fn to_upstream(put: Result<Result<(), Broken>, Elapsed>) -> Result<(), Failure> {
-    match put {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => Err(Rejection::UpstreamBroken.into()),
-        Err(Elapsed) => Err(Rejection::UpstreamTimeout.into()),
+/// Waits until the upstream has taken what is `put`: it has its time for the response's head, and once that has come, as long as something
+/// moves either way.
+async fn taken(
+    deadlines: &mut Deadlines,
+    request: &Request,
+    progress: &Progress,
+    put: impl Future<Output = Result<(), Broken>>,
+) -> Result<(), Failure> {
+    let mut put = pin!(put);
+    loop {
+        let span = match progress.answered.get() {
+            true => progress.left_of(request.idle),
+            false => request.within,
+        };
+        let put = deadlines.within(span, put.as_mut()).await;
+        let goes_on = progress.answered.get() && !progress.left_of(request.idle).is_zero();
+        return match put {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Rejection::UpstreamBroken.into()),
+            Err(Elapsed) if goes_on => continue,
+            Err(Elapsed) => Err(Rejection::UpstreamTimeout.into()),
+        };
     }
+}
+
+/// A stream whose response goes on would else never end.
+fn reset_if_late(sink: &mut Sink<'_>, put: Result<(), Failure>) -> Result<(), Failure> {
+    if let Err(Failure::Reply(Rejection::UpstreamTimeout, _)) = put {
+        sink.reset(Reason::CANCEL);
+    }
+    put
 }
