@@ -11,7 +11,7 @@ use std::io::Write;
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use harness::process::{Running, file};
 use harness::raw;
@@ -233,7 +233,7 @@ fn who_has_begun_nothing_does_not_hold_the_drain_up() {
             let metrics = running.admin().get("/metrics").body;
             metrics.contains("weir_connections_open 1\n")
         });
-        let began = Instant::now();
+        let began = weir::clock::now();
         running.signal("TERM");
         assert!(running.child.wait().unwrap().success());
         // A handshake may take 5 s, and a PROXY header 10.

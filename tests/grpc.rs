@@ -512,3 +512,59 @@ fn a_body_over_the_limit_ends_a_call_that_is_answered_already() {
         assert!(metrics.contains(line), "{line} in {metrics}");
     }
 }
+
+/// An upstream that answers at once, reads nothing for `pause`, and then says how many bytes came in all.
+async fn reads_late(pause: Duration) -> (u16, tokio::sync::oneshot::Receiver<usize>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (tell, told) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut connection = h2::server::handshake(stream).await.unwrap();
+        let (request, mut respond) = connection.accept().await.unwrap().unwrap();
+        tokio::spawn(async move { while connection.accept().await.is_some() {} });
+        let head = http::Response::builder().header("content-type", "application/grpc");
+        let mut response = respond
+            .send_response(head.body(()).unwrap(), false)
+            .unwrap();
+        tokio::time::sleep(pause).await;
+        let mut body = request.into_body();
+        let mut came = 0;
+        while let Some(data) = body.data().await {
+            let bytes = data.unwrap().len();
+            came += bytes;
+            body.flow_control().release_capacity(bytes).unwrap();
+        }
+        let _ = tell.send(came);
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", "0".parse().unwrap());
+        response.send_trailers(trailers).unwrap();
+    });
+    (port, told)
+}
+
+#[tokio::test]
+async fn an_upstream_that_has_answered_may_be_slow_to_read() {
+    let (port, came) = reads_late(Duration::from_millis(900)).await;
+    let lane = Lane::start(&format!(
+        "{{listen: '127.0.0.1:0', upstreams: {{app: {{endpoints: ['http://127.0.0.1:{port}'], protocol: http2, timeout: 300ms}}}}}}"
+    ));
+    let stream = TcpStream::connect(lane.address).await.unwrap();
+    let (mut requests, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::post(format!("http://{}/test.Peer/Any", lane.address))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(())
+        .unwrap();
+    let (response, mut stream) = requests.send_request(request, false).unwrap();
+    stream
+        .send_data(Bytes::from(vec![0; 200_000]), true)
+        .unwrap();
+    let mut body = response.await.unwrap().into_body();
+    let came = tokio::time::timeout(Duration::from_secs(10), came).await;
+    assert_eq!(came.unwrap().unwrap(), 200_000);
+    assert!(body.data().await.is_none());
+    let trailers = body.trailers().await.unwrap().unwrap();
+    assert_eq!(trailers.get("grpc-status").unwrap(), "0");
+}

@@ -20,7 +20,7 @@ use serde::de::{
 use serde_saphyr::Spanned;
 
 pub use words::did_you_mean;
-use words::{in_our_words, no_name, told, unknown_key};
+use words::{in_our_words, no_name, told_apart, unknown_key};
 
 /// One mistake in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -466,7 +466,7 @@ impl<'de> Deserializer<'de> for Cursor<'_> {
             Value::Unsigned(value) => visitor.visit_u64(*value),
             Value::Signed(value) => visitor.visit_i64(*value),
             Value::Float(value) => visitor.visit_f64(*value),
-            Value::Text(value) => visitor.visit_str(value),
+            Value::Text(value) => visitor.visit_str(value).map_err(no_map),
             Value::Expanded { value, written } => visitor
                 .visit_str(value)
                 .map_err(|error: Error| hide(error, value, written)),
@@ -543,7 +543,7 @@ impl<'de> Deserializer<'de> for Cursor<'_> {
                 message: match error.message.contains("expected struct ") {
                     true => format!(
                         "{} stands where keys are needed; known here: {}",
-                        told(&self.node.value),
+                        told_apart(&self.node.value),
                         fields.join(", ")
                     ),
                     false => error.message,
@@ -579,6 +579,18 @@ impl<'de> Deserializer<'de> for Cursor<'_> {
     serde::forward_to_deserialize_any! {
         i8 i16 i128 u8 u128 f32 char bytes byte_buf unit unit_struct seq tuple tuple_struct
         map identifier ignored_any
+    }
+}
+
+/// The error of a text where a map is needed, without the text: it may be an address with a password.
+fn no_map(error: Error) -> Error {
+    match error.message.ends_with("expected a map") {
+        true => Error {
+            message: "a text stands where a map is needed, of names with what they stand for"
+                .to_owned(),
+            place: error.place,
+        },
+        false => error,
     }
 }
 

@@ -154,6 +154,22 @@ mod tests {
     }
 
     #[test]
+    fn a_url_in_the_place_of_keys_is_not_shown() {
+        for file in [
+            "postgres: 'postgres://ann:SECRET@h/weir'",
+            "redis: 'redis://:SECRET@h'",
+            "redis: {urls: redis://h, sessions: 'redis://:SECRET@h'}",
+            "redis: {urls: redis://h, tls: SECRET}",
+            "audit: {integrity: SECRET}",
+            "sessions: SECRET",
+        ] {
+            let said = read(file).unwrap_err();
+            assert!(said.contains("a text stands where "), "{said}");
+            assert!(!said.contains("SECRET"), "{said}");
+        }
+    }
+
+    #[test]
     fn one_url_is_enough() {
         assert_eq!(read(NEEDED).unwrap(), None);
         let read = postgres("{write: 'postgres://ann:b@h/weir'}").unwrap();

@@ -42,6 +42,21 @@ pub(super) fn told(value: &Value) -> String {
     }
 }
 
+/// As [`told`], but for what a text says: where keys are needed it may be an address with a password, or a key.
+pub(super) fn told_apart(value: &Value) -> String {
+    match value {
+        Value::Text(_) => "a text".to_owned(),
+        Value::Null
+        | Value::Bool(_)
+        | Value::Unsigned(_)
+        | Value::Signed(_)
+        | Value::Float(_)
+        | Value::Expanded { .. }
+        | Value::List(_)
+        | Value::Map(_) => told(value),
+    }
+}
+
 /// The mend where a name is needed.
 pub(super) fn no_name(value: &Value, names: &[&str]) -> String {
     let unquoted = match value {

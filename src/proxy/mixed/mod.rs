@@ -95,7 +95,12 @@ pub(super) async fn send(
             let sent = exchange(conn, plan, outgoing, &mut source, &mut back, record).await;
             let whole = source.is_over();
             ends.buffer.extend_from_slice(&ahead);
-            if old_client && matches!(sent, Err(Failure::UpstreamGone | Failure::NotSafe)) {
+            if old_client
+                && matches!(
+                    sent,
+                    Err(Failure::UpstreamGone | Failure::NotSafe | Failure::CutShort(_))
+                )
+            {
                 // Without chunks a plain close would say that the body is whole; a reset does not.
                 ends.client.reset_on_close();
             }
