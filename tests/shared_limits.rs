@@ -391,6 +391,24 @@ fn a_weir_that_is_stopped_leaves_its_slots_to_others() {
 }
 
 #[test]
+fn keys_of_shared_limits_are_counted() {
+    let (upstream, server) = (Upstream::answering("ok"), Server::single());
+    let text = format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nupstream: {}\n\
+         rate_limits: {{a: {{limit: 10/h, by: path}}}}\nroutes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
+        upstream.url(),
+        server.yaml("t")
+    );
+    let weir = Running::start(file(&text).path());
+    let mut client = weir.client();
+    for path in 0..50 {
+        assert_eq!(client.get(&format!("/{path}")).status, 200);
+    }
+    let metrics = weir.admin().get("/metrics").body;
+    assert!(metrics.contains("weir_limit_keys 50\n"), "{metrics}");
+}
+
+#[test]
 fn strict_takes_no_more_than_is_spent() {
     let server = Server::single();
     let limit = "{limit: 1000000/year, algorithm: fixed_window, by: constant, accuracy: strict}";

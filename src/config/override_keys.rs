@@ -72,6 +72,13 @@ pub fn override_keys(
             example(by)
         ));
     };
+    // Where a part may have a colon of its own, which piece is of which part is a guess, and what is written stays.
+    let is_clear = by.len() == 1 || pieces.len() == by.len();
+    let parts = by.iter().zip(parts).map(|(by, part)| match part {
+        Part::Text(text) if is_clear => Part::Text(as_counted(by, text)),
+        Part::Text(_) | Part::Client(_) => part,
+    });
+    let parts: Vec<_> = parts.collect();
     // Without a listener there is a mistake already.
     let prefixes = ipv6_prefixes.iter().copied();
     let mut keys: Vec<_> = prefixes.map(|prefix| join(&parts, prefix)).collect();
@@ -112,7 +119,7 @@ fn split(
         let text = own.join(":");
         let part = match is_address {
             true => Part::Client(text.parse::<IpAddr>().ok()?.to_canonical()),
-            false => Part::Text(as_counted(first, text)),
+            false => Part::Text(text),
         };
         let mut parts = vec![part];
         parts.extend(split(others, behind, dead)?);
@@ -175,6 +182,16 @@ mod tests {
             assert_eq!(one(KeyPart::Path, written), counted);
         }
         assert_eq!(one(KeyPart::Header("x".to_owned()), "Ab//"), "Ab//");
+        let header = || KeyPart::Header("x".to_owned());
+        let two = |by: KeyPart, text: &str| keys(&[header(), by], text, &[64]).unwrap().remove(0);
+        assert_eq!(two(KeyPart::Path, "Ab:/a//b"), "Ab:/a/b");
+        for (by, colons) in [
+            (KeyPart::Path, "spiffe://td/ns/a:/pay"),
+            (KeyPart::Path, "u:v;w:/p"),
+            (KeyPart::Host, "Urn:Acme:example.com"),
+        ] {
+            assert_eq!(two(by, colons), colons);
+        }
     }
 
     #[test]

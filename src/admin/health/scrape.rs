@@ -47,9 +47,13 @@ pub(in crate::admin) fn scrape(admin: &Admin, plan: &Plan) -> String {
     if let Some(audit) = &plan.audit {
         bring(&plan.metrics.audit, &audit.counts(), audit.refuses());
     }
+    // Each of the tables has room for as many.
+    let shared = plan.shared_limits.as_ref();
+    let shared = shared.map_or(0, |shared| shared.leases.len().max(shared.slots.len()));
+    let keys = plan.limits.len().max(shared);
     plan.metrics
         .limit_keys
-        .set(i64::try_from(plan.limits.len()).unwrap_or(i64::MAX));
+        .set(i64::try_from(keys).unwrap_or(i64::MAX));
     plan.metrics
         .limit_keys_max
         .set(i64::try_from(plan.config.limit_defaults.max_keys).unwrap_or(i64::MAX));
