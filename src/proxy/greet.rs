@@ -46,9 +46,21 @@ pub(super) async fn greet(
     socket: Socket,
     peer: Option<SocketAddr>,
 ) {
-    if socket.set_nodelay().is_err() {
+    // Apart, so that a connection has no room for it from then on.
+    let Some(guest) = Box::pin(meet(lane, listener_index, socket, peer)).await else {
         return;
-    }
+    };
+    handle::connection(lane, listener_index, guest).await;
+}
+
+/// What the connection is, and whose; `None` where it is not to be served.
+async fn meet(
+    lane: &Lane,
+    listener_index: usize,
+    socket: Socket,
+    peer: Option<SocketAddr>,
+) -> Option<Guest> {
+    socket.set_nodelay().ok()?;
     let plan = lane.plan.current();
     let listener = &plan.shared.config.listeners[listener_index];
     let redirected = listener.transparent.then(|| redirected(&socket, peer));
@@ -63,6 +75,7 @@ pub(super) async fn greet(
     let failed = |reason| {
         let failures = &plan.shared.metrics.proxy_failures;
         failures.count(&listener.name, reason);
+        None
     };
     let is_required = match listener.proxy_protocol {
         ProxyProtocol::None => None,
@@ -72,17 +85,16 @@ pub(super) async fn greet(
         ProxyProtocol::Require => return failed("untrusted"),
     };
     if let Some(is_required) = is_required {
-        // Apart, so that others have no room for it.
-        let read = Box::pin(read_proxy_header(lane, &socket, is_required));
+        let read = read_proxy_header(lane, &socket, is_required);
         match timeout(listener.header_read, read).await {
             Ok(Ok(Announced { client, rest })) => {
                 ip = client.map_or(ip, |client| client.ip());
                 ahead = rest;
             }
-            Ok(Err(failure)) => return failure.reason().map_or((), failed),
+            Ok(Err(failure)) => return failure.reason().and_then(failed),
             Err(_) if is_required => return failed("timed_out"),
             // Who need not say anything of the kind may have been about to ask.
-            Err(_) => return,
+            Err(_) => return None,
         }
     }
     let agreed = match listener.protocol {
@@ -102,16 +114,12 @@ pub(super) async fn greet(
         (None, _) => {}
         (Some(_), Some(greeting)) => {
             // Apart, so that plain connections have no room for it.
-            match Box::pin(secure(lane, listener, greeting, guest)).await {
-                Some(secured) => guest = secured,
-                None => return,
-            }
+            guest = Box::pin(secure(lane, listener, greeting, guest)).await?;
         }
         // Never in plain what is to be under TLS.
-        (Some(_), None) => return,
+        (Some(_), None) => return None,
     }
-    drop(plan);
-    handle::connection(lane, listener_index, guest).await;
+    Some(guest)
 }
 
 /// What a connection says of itself before its own bytes.
@@ -194,7 +202,7 @@ async fn first_bytes(lane: &Lane, socket: &Socket, room: &mut [u8]) -> io::Resul
     tokio::select! {
         biased;
         peeked = poll_fn(|cx| socket.poll_peek(cx, room)) => peeked,
-        () = lane.last_call() => Ok(0),
+        () = lane.drain.last_call() => Ok(0),
     }
 }
 

@@ -128,129 +128,131 @@ impl Ends<'_> {
 
 /// Serves a client until it closes, breaks, is refused or stays idle too long. One that begins as HTTP/2 does is served as
 /// that (RFC 9113 section 3.3), unless HTTP/1.1 was agreed on.
-pub(super) async fn connection(lane: &Rc<Lane>, listener_index: usize, guest: Guest) {
-    let Guest {
-        stream: mut client,
-        ahead,
-        peer,
-        agreed,
-    } = guest;
-    if agreed == Some(Protocol::Http2) {
-        let client = Ahead {
-            bytes: ahead,
-            stream: client,
-        };
-        return Box::pin(http2::connection(lane, listener_index, client, peer)).await;
-    }
-    let mut buffer = lane.buffers.take();
-    buffer.extend_from_slice(&ahead);
-    drop(ahead);
-    let mut deadlines = Deadlines::new();
-    let mut may_switch = agreed.is_none();
-    loop {
-        let plan = lane.plan.current();
-        let head = match read_head(
-            lane,
-            &plan.shared.config.listeners[listener_index],
-            &mut client,
-            &mut buffer,
-            &mut deadlines,
-            std::mem::take(&mut may_switch),
-        )
-        .await
-        {
-            Ok(Opening::Head(head)) => Ok(head),
-            Ok(Opening::Http2) => {
-                let bytes = std::mem::take(&mut *buffer);
-                drop((buffer, deadlines));
-                let client = Ahead {
-                    bytes,
-                    stream: client,
-                };
-                // Apart, so that others have no room for it.
-                return Box::pin(http2::connection(lane, listener_index, client, peer)).await;
+#[expect(
+    clippy::manual_async_fn,
+    reason = "an async function has room for its arguments twice, and idle connections are many"
+)]
+pub(super) fn connection(
+    lane: &Rc<Lane>,
+    listener_index: usize,
+    mut guest: Guest,
+) -> impl Future<Output = ()> {
+    async move {
+        let mut may_switch = guest.agreed.is_none();
+        if guest.agreed == Some(Protocol::Http2) {
+            // Apart, as below, so that others have no room for it.
+            return Box::pin(http2_from(lane, listener_index, guest)).await;
+        }
+        let mut buffer = lane.buffers.take();
+        buffer.extend_from_slice(&guest.ahead);
+        guest.ahead = Vec::new();
+        let mut deadlines = Deadlines::new();
+        loop {
+            let plan = lane.plan.current();
+            let opening = read_head(
+                lane,
+                &plan.shared.config.listeners[listener_index],
+                &mut guest.stream,
+                &mut buffer,
+                &mut deadlines,
+                std::mem::take(&mut may_switch),
+            );
+            let head = match opening.await {
+                Ok(Opening::Head(head)) => Ok(head),
+                Ok(Opening::Http2) => {
+                    guest.ahead = std::mem::take(&mut *buffer);
+                    drop((buffer, deadlines));
+                    return Box::pin(http2_from(lane, listener_index, guest)).await;
+                }
+                Ok(Opening::Closed) => return guest.stream.say_all_was_said(),
+                Err(rejection) => Err(rejection),
+            };
+            let ends = Ends {
+                client: &mut guest.stream,
+                buffer: &mut buffer,
+                deadlines: &mut deadlines,
+            };
+            // Apart, so that an idle connection has no room for it.
+            match Box::pin(serve(lane, listener_index, &guest.peer, ends, head)).await {
+                Next::KeepAlive => {}
+                Next::Close => return,
             }
-            Ok(Opening::Closed) => {
-                client.say_all_was_said();
-                return;
-            }
-            Err(rejection) => Err(rejection),
-        };
-        // The plan may be another by the time that a request comes.
-        let plan = lane.plan.current();
-        let now = clock::moment();
-        let mut ongoing = Ongoing {
-            record: Record::begin(now.mono),
-            plan: &plan.shared,
-            outbox: &lane.outbox,
-            ended: false,
-        };
-        let record = &mut ongoing.record;
-        let conn = Conn {
-            lane,
-            listener: &plan.shared.config.listeners[listener_index],
-            peer: &peer,
-        };
-        let (by_head, old) = head.as_ref().map_or((false, false), |head| {
-            let by_head = buffer[head.method.clone()] == *b"HEAD";
-            (by_head, head.minor_version == 0)
-        });
-        let served = match head {
-            Ok(head) => {
-                let mut ends = Ends {
-                    client: &mut client,
-                    buffer: &mut buffer,
-                    deadlines: &mut deadlines,
-                };
-                // Apart, so that an idle connection has no room for it.
-                Box::pin(one(&conn, &plan, &mut ends, &head, now, record)).await
-            }
-            Err(rejection) => {
-                draft::begin_unrouted(&plan.shared, &conn, &buffer, None, record);
-                Err(rejection.into())
-            }
-        };
-        // What is cut off must not look whole.
-        let mut is_cut = true;
-        let next = match served {
-            Ok(next) => {
-                is_cut = false;
-                next
-            }
-            Err(
-                failure @ (Failure::ClientGone
-                | Failure::UpstreamGone
-                | Failure::NotSafe
-                | Failure::CutShort(_)),
-            ) => {
-                record.aborted(failure.reason());
-                Next::Close
-            }
-            Err(Failure::Reply(rejection, next)) => {
-                is_cut = false;
-                let rejection = on_record(&conn, &plan, rejection, record).await;
-                let mut ends = Ends {
-                    client: &mut client,
-                    buffer: &mut buffer,
-                    deadlines: &mut deadlines,
-                };
-                let to = Asker {
-                    keep_alive: next == Next::KeepAlive,
-                    by_head,
-                    old,
-                };
-                refuse(&conn, &mut ends, &rejection, to).await
-            }
-        };
-        ongoing.ended = true;
-        drop(ongoing);
-        if next == Next::Close {
-            if !is_cut {
-                client.say_all_was_said();
-            }
-            return;
         }
     }
+}
+
+async fn http2_from(lane: &Rc<Lane>, listener_index: usize, guest: Guest) {
+    let client = Ahead {
+        bytes: guest.ahead,
+        stream: guest.stream,
+    };
+    http2::connection(lane, listener_index, client, guest.peer).await
+}
+
+/// Serves the request of this head, or tells why there is none; on record, whatever ends it.
+async fn serve(
+    lane: &Rc<Lane>,
+    listener_index: usize,
+    peer: &Peer,
+    mut ends: Ends<'_>,
+    head: Result<RequestHead, Rejection>,
+) -> Next {
+    // The plan may be another than when the connection was idle.
+    let plan = lane.plan.current();
+    let now = clock::moment();
+    let mut ongoing = Ongoing {
+        record: Record::begin(now.mono),
+        plan: &plan.shared,
+        outbox: &lane.outbox,
+        ended: false,
+    };
+    let record = &mut ongoing.record;
+    let conn = Conn {
+        lane,
+        listener: &plan.shared.config.listeners[listener_index],
+        peer,
+    };
+    let (by_head, old) = head.as_ref().map_or((false, false), |head| {
+        let by_head = ends.buffer[head.method.clone()] == *b"HEAD";
+        (by_head, head.minor_version == 0)
+    });
+    let served = match head {
+        Ok(head) => one(&conn, &plan, &mut ends, &head, now, record).await,
+        Err(rejection) => {
+            draft::begin_unrouted(&plan.shared, &conn, ends.buffer, None, record);
+            Err(rejection.into())
+        }
+    };
+    // What is cut off must not look whole.
+    let mut is_cut = false;
+    let next = match served {
+        Ok(next) => next,
+        Err(
+            failure @ (Failure::ClientGone
+            | Failure::UpstreamGone
+            | Failure::NotSafe
+            | Failure::CutShort(_)),
+        ) => {
+            is_cut = true;
+            record.aborted(failure.reason());
+            Next::Close
+        }
+        Err(Failure::Reply(rejection, next)) => {
+            let rejection = on_record(&conn, &plan, rejection, record).await;
+            let to = Asker {
+                keep_alive: next == Next::KeepAlive,
+                by_head,
+                old,
+            };
+            refuse(&conn, &mut ends, &rejection, to).await
+        }
+    };
+    ongoing.ended = true;
+    drop(ongoing);
+    if next == Next::Close && !is_cut {
+        ends.client.say_all_was_said();
+    }
+    next
 }
 
 /// The rejection once it is on record, or the one that says that it cannot be.
@@ -328,7 +330,7 @@ async fn one(
 
 /// Of a connection on which the request that weir answers was in order: another may follow, unless a body does.
 fn next_of(conn: &Conn<'_>, ends: &mut Ends<'_>, head: &RequestHead) -> Next {
-    let draining = *conn.lane.draining.borrow();
+    let draining = conn.lane.drain.has_begun();
     if !head.keep_alive || head.body != BodyLength::None || draining {
         return Next::Close;
     }
@@ -393,7 +395,7 @@ async fn read_head(
                 Ok(Ok(1..)) => {}
                 Ok(Ok(0) | Err(_)) | Err(Elapsed) => return Ok(Opening::Closed),
             },
-            () = lane.last_call() => return Ok(Opening::Closed),
+            () = lane.drain.last_call() => return Ok(Opening::Closed),
         }
     }
     let whole = async {
@@ -429,4 +431,28 @@ async fn linger(client: &mut Stream) {
         }
     };
     let _ = timeout(Duration::from_secs(1), drain).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::greet::greet;
+    use super::*;
+    use crate::net::stream::Socket;
+
+    /// What is moved with each request, and what each idle connection has room for, in bytes.
+    #[test]
+    fn futures_stay_small() {
+        fn greeted<'a, F>(
+            _: impl FnOnce(&'a Rc<Lane>, usize, Socket, Option<SocketAddr>) -> F,
+        ) -> usize {
+            size_of::<F>()
+        }
+        fn served<'a, F>(
+            _: impl FnOnce(&'a Rc<Lane>, usize, &'a Peer, Ends<'a>, Result<RequestHead, Rejection>) -> F,
+        ) -> usize {
+            size_of::<F>()
+        }
+        assert!(greeted(greet) <= 896, "{}", greeted(greet));
+        assert!(served(serve) <= 5_120, "{}", served(serve));
+    }
 }

@@ -13,6 +13,7 @@ use tokio::task::{JoinSet, LocalSet};
 use tokio::time::timeout;
 use tracing::warn;
 
+use super::drain::Drain;
 use super::following::Following;
 use super::greet::greet;
 use super::outbox::Outbox;
@@ -36,12 +37,11 @@ pub(super) struct Lane {
     pub shed: Shedding,
     /// Where the plan has a fleet.
     pub redis: Option<FleetConnections>,
-    /// Turns true when the process drains: no new connection is taken then, and each one closes behind its next reply.
+    /// Turns true when the process drains: no new connection is taken then.
     pub draining: watch::Receiver<bool>,
+    /// Likewise: each connection closes behind its next reply.
+    pub drain: Drain,
 }
-
-/// How long an idle connection lives on in a drain, or a quarter of its time where that is less.
-const LAST_CALL: Duration = Duration::from_secs(1);
 
 /// How often a lane says that it turns.
 const BEAT_EVERY: Duration = Duration::from_secs(1);
@@ -51,19 +51,6 @@ const CLOSE_IDLE_EVERY: Duration = Duration::from_secs(1);
 
 /// How often a listener says that it cannot accept, at most.
 const TELL_EVERY: Duration = Duration::from_secs(10);
-
-impl Lane {
-    /// Returns when a connection that is idle from now on is to close: in a drain, and not at once. A client that sends its next request just
-    /// then would lose it, and one that asks without pause has been told in time by a reply.
-    pub(super) async fn last_call(&self) {
-        let mut draining = self.draining.clone();
-        if draining.wait_for(|draining| *draining).await.is_ok() {
-            let drain = self.plan.current().shared.config.drain;
-            // Apart, so that idle connections have no room for it.
-            Box::pin(tokio::time::sleep(LAST_CALL.min(drain / 4))).await;
-        }
-    }
-}
 
 /// Starts the lane of this number on `listeners`, one for each listener of the configuration, in its order, or several rows of them. Once `draining` turns true it
 /// stops accepting, closes idle connections, lets requests in flight end for at most the drain time, and its thread ends. It beats `heartbeat` while it turns.
@@ -113,6 +100,7 @@ async fn serve(
         date: Date::default(),
         shed: Shedding::default(),
         draining,
+        drain: Drain::default(),
     });
     let mut accepting = JoinSet::new();
     // A reload changes neither their number nor their order.
@@ -135,6 +123,11 @@ async fn serve(
     beside.spawn_local(async move { awaiting.outbox.secure().await });
     beside.spawn_local(shed::watch(lane.clone()));
     beside.spawn_local(close_idle(lane.clone()));
+    let drained = lane.clone();
+    beside.spawn_local(async move {
+        let time = || drained.plan.current().shared.config.drain;
+        drained.drain.when(drained.draining.clone(), time).await
+    });
     while accepting.join_next().await.is_some() {}
     drop(beside);
     lane.outbox.flush(&lane.plan.current().shared);

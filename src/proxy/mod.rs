@@ -4,6 +4,7 @@ mod admit;
 mod answer;
 mod audit;
 mod draft;
+mod drain;
 mod following;
 mod forward;
 mod greet;

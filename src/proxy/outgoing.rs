@@ -160,7 +160,7 @@ impl Outgoing<'_, '_> {
         let told = told.await?;
         record.status = head.status;
         audit::responded(self.shared, self.route.audit, record, answer, head);
-        let draining = *conn.lane.draining.borrow();
+        let draining = conn.lane.drain.has_begun();
         let lives = self.keep_alive && may_live && head.status != 101 && !draining;
         let back = headers::Back {
             chunked: answered.chunked(),
@@ -210,7 +210,7 @@ impl Outgoing<'_, '_> {
         let in_order = self.keep_alive && self.request.body == BodyLength::None;
         match failure {
             Failure::Reply(refused @ (Rejection::Overloaded | Rejection::NoEndpoint), _)
-                if in_order && !*conn.lane.draining.borrow() =>
+                if in_order && !conn.lane.drain.has_begun() =>
             {
                 Failure::Reply(refused, Next::KeepAlive)
             }

@@ -63,20 +63,21 @@ pub(super) struct Facts<'a> {
     pub session: Option<&'a Session>,
 }
 
-/// What a request was charged: its concurrency slots come back when this is dropped, and the client is told the rest.
+/// What a request was charged: its concurrency slots come back when this is dropped, and the client is told the rest. On the heap, what
+/// there is of it: it is moved from step to step of a request, and room for all that may be would be most of what is moved.
 pub(super) struct Quota<'p> {
     pub(super) plan: &'p Plan,
-    held: SmallVec<[(Key, u64); 2]>,
+    held: Vec<(Key, u64)>,
     /// Likewise, of limits that processes have in common.
-    pub(super) slots: SmallVec<[(Key, u64); 1]>,
+    pub(super) slots: Vec<(Key, u64)>,
     /// What was taken of leases: of which limit, by its index, and of which key.
-    pub(super) taken: SmallVec<[(usize, Key, Batch); 2]>,
+    pub(super) taken: Vec<(usize, Key, Batch)>,
     /// Shared limits that this process keeps to alone, since Redis does not answer; and this process's part of their rules.
-    pub(super) alone: SmallVec<[(usize, SmallVec<[Rule; 1]>); 1]>,
+    pub(super) alone: Vec<(usize, SmallVec<[Rule; 1]>)>,
     /// For how long the request has waited for Redis, over all its limits.
     pub(super) waited: Duration,
     /// What each enforced rule said, in the order asked.
-    told: SmallVec<[Told<'p>; 4]>,
+    told: Vec<Told<'p>>,
 }
 
 #[derive(Clone, Copy)]
@@ -116,12 +117,12 @@ impl<'p> Quota<'p> {
     pub(super) fn new(plan: &'p Plan) -> Quota<'p> {
         Quota {
             plan,
-            held: SmallVec::new(),
-            slots: SmallVec::new(),
-            taken: SmallVec::new(),
-            alone: SmallVec::new(),
+            held: Vec::new(),
+            slots: Vec::new(),
+            taken: Vec::new(),
+            alone: Vec::new(),
             waited: Duration::ZERO,
-            told: SmallVec::new(),
+            told: Vec::new(),
         }
     }
 

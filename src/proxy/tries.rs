@@ -296,8 +296,11 @@ async fn attempt(
     record: &mut Record,
 ) -> Tried {
     let pool = &picked.pool;
-    let taking = pool.take(request.can_repeat, &mut until);
-    let mut connected = unless_left(ends, upload, taking).await?;
+    let mut connected = match pool.idle(request.can_repeat) {
+        Some(connected) => connected,
+        // Apart, as below, so that a request on an open connection has no room for it.
+        None => Box::pin(unless_left(ends, upload, pool.connect(&mut until))).await?,
+    };
     record.reached = Some(pool.clone());
     loop {
         let request = &Request {
@@ -317,7 +320,8 @@ async fn attempt(
                 upload.begin_again(None);
                 // Or the new one would wait for its place below the cap.
                 drop(connected);
-                connected = unless_left(ends, upload, pool.connect(&mut until)).await?;
+                let connecting = unless_left(ends, upload, pool.connect(&mut until));
+                connected = Box::pin(connecting).await?;
             }
             Err(failure) => return Err(failure),
         }

@@ -119,20 +119,7 @@ impl Pool {
         }
     }
 
-    /// A connection for HTTP/1.1: the one given back last that is still open, or a new one. Unless the request `can_repeat`, the
-    /// kernel is asked whether it is open; otherwise it is enough that nothing was heard of its end.
-    pub async fn take(
-        &self,
-        can_repeat: bool,
-        until: &mut Option<Until>,
-    ) -> Result<Connected, Unreached> {
-        match self.idle(can_repeat) {
-            Some(connected) => Ok(connected),
-            None => self.connect(until).await,
-        }
-    }
-
-    /// A way to ask by what the upstream speaks, or has agreed on, where one is open. `can_repeat` as for [`Pool::take`].
+    /// A way to ask by what the upstream speaks, or has agreed on, where one is open. `can_repeat` as for [`Pool::idle`].
     pub fn at_hand(&self, can_repeat: bool) -> Option<Reached> {
         match self.multiplexed.free() {
             Some(place) => Some(Reached::Http2(place)),
@@ -180,7 +167,8 @@ impl Pool {
         self.open(Offer::Http1, until).await
     }
 
-    /// An idle connection for HTTP/1.1, as [`Pool::take`] has it.
+    /// An idle connection for HTTP/1.1: the one given back last that is still open. Unless the request `can_repeat`, the kernel is asked
+    /// whether it is open; otherwise it is enough that nothing was heard of its end.
     pub fn idle(&self, can_repeat: bool) -> Option<Connected> {
         loop {
             let (since, mut connected) = self.idle.borrow_mut().pop_back()?;
