@@ -184,6 +184,22 @@ def refused() -> Iterator[str]:
         ({"config": {"listen": "0.0.0.0:8080"}}, "short form"),
         ({"proxy": {"service": {"ports": [{"name": "http", "port": 80, "targetPort": "outbound"}]}}}, "there are inbound"),
         ({"worker": {"enabled": True}}, "config needs redis"),
+        # What the API server refuses, or takes for something else.
+        ({"proxy": {"dataVolume": {"persistentVolumeClaim": {"claimName": "spool"}}}}, "proxy.dataVolume: a volume is of one kind, and this one is emptyDir and persistentVolumeClaim"),
+        ({"proxy": {"strategy": {"type": "Recreate"}}}, "proxy.strategy: Recreate rolls nothing"),
+        ({"injector": {"enabled": True, "strategy": {"type": "Recreate"}}}, "injector.strategy: Recreate rolls nothing"),
+        ({"proxy": {"strategy": {"rollingUpdate": {"maxSurge": 0}}}}, "maxSurge or maxUnavailable"),
+        ({"proxy": {"strategy": {"rollingUpdate": {"maxSurge": "0%"}}}}, "maxSurge or maxUnavailable"),
+        ({"config": {"listeners": [listener, {"name": "metrics", "address": "0.0.0.0:8081"}]}}, 'config.listeners[1].name: another port of the pod has the name "metrics"'),
+        ({"config": {"listeners": [{**listener, "name": "admin"}]}, "secrets": {"adminToken": {"existingSecret": "admin"}}}, 'config.listeners[0].name: another port of the pod has the name "admin"'),
+        ({"config": {"listeners": [listener, {**listener, "address": "0.0.0.0:8081"}]}}, 'has the name "inbound"'),
+        ({"config": {"listeners": [{**listener, "name": "80"}]}}, "'80' does not match pattern"),
+        ({"config": {"listeners": [{**listener, "name": "a--b"}]}}, "'a--b' does not match pattern"),
+        ({"proxy": {"autoscaling": {"enabled": True, "minReplicas": 11}}}, "minReplicas is 11 and maxReplicas 10"),
+        ({"proxy": {"autoscaling": {"enabled": True, "targetCPUUtilizationPercentage": None, "targetMemoryUtilizationPercentage": None}}}, "nothing to scale by"),
+        ({"proxy": {"ingress": {"enabled": True, "servicePort": "web"}}}, 'named "web"; there are http'),
+        ({"proxy": {"service": {"ports": [{"name": "http", "port": 80, "targetPort": "inbound"}, {"name": "http", "port": 81, "targetPort": "inbound"}]}}}, 'two ports have the name "http"'),
+        ({"proxy": {"service": {"ports": [{"name": "http", "port": 80, "targetPort": "inbound"}, {"name": "web", "port": 80, "targetPort": "inbound"}]}}}, "two ports have the number 80"),
         ({"secrets": {"redisPassword": {"existingSecret": "redis"}}}, "add config.redis.urls"),
         ({"secrets": {"auditKey": {"existingSecret": "audit"}}}, "add config.audit"),
         ({"secrets": {"databaseUrl": {"existingSecret": "postgres"}}}, "add config.postgres"),
@@ -201,6 +217,18 @@ def refused() -> Iterator[str]:
         except Exception as error:  # noqa: BLE001 - the engine's own, of several kinds
             if told not in str(error):
                 yield f"{wrong}: {told!r} is not in: {error}"
+
+
+def taken() -> Iterator[str]:
+    """The mends that the refusals name."""
+    for mended in (
+        {"proxy": {"dataVolume": {"emptyDir": None, "persistentVolumeClaim": {"claimName": "spool"}}}},
+        {"proxy": {"strategy": {"type": "Recreate", "rollingUpdate": None}}},
+        {"proxy": {"strategy": {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}}},
+        {"config": {"listeners": [{"name": "admin", "address": "0.0.0.0:8080"}]}, "proxy": {"service": {"ports": [{"name": "http", "port": 80, "targetPort": "admin"}]}}},
+        {"proxy": {"autoscaling": {"enabled": True, "targetCPUUtilizationPercentage": None}}},
+    ):
+        yield from (f"{mended}: {fault}" for document in objects(mended) for fault in invalid(document, {}))
 
 
 def laned() -> Iterator[str]:

@@ -119,6 +119,7 @@ def main() -> None:
         "chart is fresh": chart.fresh,
         "helm lint": chart.linted,
         "mistakes are refused": chart.refused,
+        "mends are taken": chart.taken,
         "lanes": chart.laned,
         "notes": chart.noted,
         "schemas": chart.valid,

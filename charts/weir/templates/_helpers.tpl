@@ -84,10 +84,19 @@ labels:
 {{/* The listeners that have a port, as a JSON list of {name, port}. */}}
 {{- define "weir.listeners" -}}
 {{- $found := list -}}
+{{- $taken := list "metrics" -}}
+{{- if .Values.secrets.adminToken.existingSecret -}}
+{{- $taken = append $taken "admin" -}}
+{{- end -}}
 {{- range $index, $listener := .Values.config.listeners -}}
 {{- $address := toString $listener.address -}}
 {{- if not (hasPrefix "unix:" $address) -}}
-{{- $found = append $found (dict "name" ($listener.name | default (printf "listener-%d" $index)) "port" (regexFind "[0-9]+$" $address | int)) -}}
+{{- $name := $listener.name | default (printf "listener-%d" $index) -}}
+{{- if has $name $taken -}}
+{{- fail (printf "config.listeners[%d].name: another port of the pod has the name %q already, and the listener's port is to have its name: choose another" $index $name) -}}
+{{- end -}}
+{{- $taken = append $taken $name -}}
+{{- $found = append $found (dict "name" $name "port" (regexFind "[0-9]+$" $address | int)) -}}
 {{- end -}}
 {{- end -}}
 {{- toJson $found -}}
