@@ -251,6 +251,16 @@ def laned() -> Iterator[str]:
             yield f"{given}: the file has {text}"
 
 
+def migrates() -> Iterator[str]:
+    """`config.postgres.migrate` is what the file says; `worker.migrate` stands in for it."""
+    for said, by_default, expected in ((None, True, True), (None, False, False), (False, True, False), (True, False, True)):
+        postgres = {} if said is None else {"migrate": said}
+        given = {"config": {"postgres": postgres}, "worker": {"migrate": by_default}}
+        text = of_kind(objects(given), "ConfigMap")[0]["data"]["weir.yaml"]
+        if yaml.safe_load(text)["postgres"] != {"migrate": expected}:
+            yield f"{given}: the file has {text}"
+
+
 def noted() -> Iterator[str]:
     """What is said after an installation can be typed: a command in a pod finds the admin port by the file, whatever its number."""
     for where, text in (("NOTES.txt", render({})["NOTES.txt"]), *((page.name, page.read_text()) for page in (ROOT / "docs").glob("*.md"))):

@@ -121,6 +121,7 @@ def main() -> None:
         "mistakes are refused": chart.refused,
         "mends are taken": chart.taken,
         "lanes": chart.laned,
+        "migrations": chart.migrates,
         "notes": chart.noted,
         "schemas": chart.valid,
         "sound": chart.sound,

@@ -147,7 +147,10 @@ labels:
 {{- $_ := set $over "redis" (dict "password" "${file:/etc/weir/secrets/redis-password}") -}}
 {{- end -}}
 {{- if hasKey $config "postgres" -}}
-{{- $postgres := dict "migrate" .Values.worker.migrate -}}
+{{- $postgres := dict -}}
+{{- if not (hasKey ($config.postgres | default dict) "migrate") -}}
+{{- $_ := set $postgres "migrate" .Values.worker.migrate -}}
+{{- end -}}
 {{- if $secrets.databaseUrl.existingSecret -}}
 {{- $_ := set $postgres "write" "${file:/etc/weir/secrets/database-url}" -}}
 {{- end -}}
