@@ -270,6 +270,22 @@ def noted() -> Iterator[str]:
             yield "NOTES.txt has no command"
 
 
+def warned() -> Iterator[str]:
+    """An audit that is lost with its pod is told."""
+    claim = {"dataVolume": {"emptyDir": None, "persistentVolumeClaim": {"claimName": "audit"}}}
+    for given, lost in (
+        ({}, False),
+        ({"config": {"audit": {}}}, True),
+        (values("dev"), True),
+        ({"config": {"audit": {"level": "none"}}, "proxy": claim}, False),
+        ({"config": {"audit": {"sqlite": {"path": "/audit/weir.db"}}}}, False),
+        ({"config": {"audit": {}, "redis": {"urls": "redis://redis"}, "postgres": {}}}, False),
+        (values("production"), False),
+    ):
+        if ("is lost with its pod" in render(given)["NOTES.txt"]) != lost:
+            yield f"{given}: the notes do {'not ' if lost else ''}say that the audit is lost"
+
+
 def strict(schema: object) -> object:
     """A definition's schema that refuses keys it does not know, and takes Kubernetes' metadata."""
     if isinstance(schema, list):

@@ -123,6 +123,7 @@ def main() -> None:
         "lanes": chart.laned,
         "migrations": chart.migrates,
         "notes": chart.noted,
+        "notes of an audit that is lost": chart.warned,
         "schemas": chart.valid,
         "sound": chart.sound,
         "injector's certificate": chart.certified,
