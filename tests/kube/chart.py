@@ -261,6 +261,22 @@ def migrates() -> Iterator[str]:
             yield f"{given}: the file has {text}"
 
 
+def anyones() -> Iterator[str]:
+    """Pods whose user the cluster chooses say none, and are as restricted as ever; what a pod is told holds for every one."""
+    nobody = {"runAsUser": None, "runAsGroup": None}
+    given = {"podSecurityContext": {**nobody, "fsGroup": None, "supplementalGroups": [7]}, "securityContext": {**nobody, "seLinuxOptions": {"level": "s0:c1"}}}
+    for document in objects(merged(given, values("everything"))):
+        spec = document["spec"] if document["kind"] == "Pod" else document.get("spec", {}).get("template", {}).get("spec")
+        if spec is None:
+            continue
+        containers = [*spec.get("initContainers", []), *spec["containers"]]
+        if {"runAsUser", "runAsGroup", "fsGroup"} & {key for part in (spec, *containers) for key in part["securityContext"]}:
+            yield f"{named(document)} has a user of its own"
+        if spec["securityContext"].get("supplementalGroups") != [7] or any("seLinuxOptions" not in container["securityContext"] for container in containers):
+            yield f"{named(document)} is not as the values say"
+        yield from (f"{named(document)}: {fault}" for fault in (*invalid(document, {}), *unrestricted(spec)))
+
+
 def noted() -> Iterator[str]:
     """What is said after an installation can be typed: a command in a pod finds the admin port by the file, whatever its number."""
     for where, text in (("NOTES.txt", render({})["NOTES.txt"]), *((page.name, page.read_text()) for page in (ROOT / "docs").glob("*.md"))):

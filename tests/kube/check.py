@@ -122,6 +122,7 @@ def main() -> None:
         "mends are taken": chart.taken,
         "lanes": chart.laned,
         "migrations": chart.migrates,
+        "users": chart.anyones,
         "notes": chart.noted,
         "notes of an audit that is lost": chart.warned,
         "schemas": chart.valid,

@@ -77,7 +77,7 @@ spec:
         {{- toYaml . | nindent 8 }}
       {{- end }}
       securityContext:
-        {{- include "weir.podSecurityContext" $root | nindent 8 }}
+        {{- toYaml $root.Values.podSecurityContext | nindent 8 }}
       {{- include "weir.scheduling" (list $root $component) | trim | nindent 6 }}
       containers:
         - name: {{ $component }}
@@ -114,7 +114,7 @@ spec:
             {{- toYaml . | nindent 12 }}
           {{- end }}
           securityContext:
-            {{- include "weir.securityContext" $root | nindent 12 }}
+            {{- toYaml $root.Values.securityContext | nindent 12 }}
           volumeMounts:
             {{- include "weir.mounts" $root | nindent 12 }}
             - {name: data, mountPath: /var/lib/weir}

@@ -183,25 +183,6 @@ timeoutSeconds: 6
 {{ toYaml (index (index $root.Values (index . 1)).probes (index . 2)) }}
 {{- end }}
 
-{{- define "weir.securityContext" -}}
-allowPrivilegeEscalation: false
-readOnlyRootFilesystem: true
-runAsNonRoot: true
-runAsUser: 65532
-runAsGroup: 65532
-capabilities: {drop: [ALL]}
-seccompProfile: {type: RuntimeDefault}
-{{- end }}
-
-{{- define "weir.podSecurityContext" -}}
-runAsNonRoot: true
-runAsUser: 65532
-runAsGroup: 65532
-fsGroup: 65532
-fsGroupChangePolicy: OnRootMismatch
-seccompProfile: {type: RuntimeDefault}
-{{- end }}
-
 {{/* The files of a pod: weir.yaml, and what `secrets` and `tls` name. */}}
 {{- define "weir.mounts" -}}
 - {name: config, mountPath: /etc/weir/config, readOnly: true}
