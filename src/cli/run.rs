@@ -170,7 +170,14 @@ async fn supervise(
     }
     let mut checks = checks(&config, recorder.as_ref(), redis.as_ref());
     let health = config.worker.health;
-    let first = Plan::secured(config, secured, metrics_of_all, recorder, fleet);
+    let first = Plan::secured(
+        config,
+        secured,
+        machine::limit_bytes(),
+        metrics_of_all,
+        recorder,
+        fleet,
+    );
     let (plan, following) = watch::channel(first.clone());
     if let (Some(fleet), Some(redis), Parts::All) = (&first.fleet, &redis, parts) {
         let following = following.clone();
