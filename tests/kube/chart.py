@@ -513,6 +513,26 @@ def values_of_chart() -> dict:
     return yaml.safe_load((CHART / "values.yaml").read_text())
 
 
+def every_family(weir: Path) -> Iterator[str]:
+    """What the chart says takes IPv4 and IPv6, and on a node without IPv6 still IPv4."""
+    for profile in set(PROFILES) - {"everything"}:
+        yield from (f"{profile}: {named(document)} listens by IPv4 alone" for document in objects(values(profile)) if "0.0.0.0:" in json.dumps(document))
+    for url, before in (("http://127.0.0.1", None), ("http://[::1]", None), ("http://127.0.0.1", running.without_ipv6)):
+        with tempfile.TemporaryDirectory(prefix="weir-kube-") as name, ExitStack() as stack:
+            listener, metrics, admin = (running.free_port() for _ in range(3))
+            file = Path(name) / "weir.yaml"
+            given = {"config": {"listeners": [{"name": "inbound", "address": f"[::]:{listener}"}], "routes": [{"reply": {"status": 200, "body": "ok"}}]}, "ports": {"metrics": metrics, "admin": admin}}
+            file.write_text(of_kind(objects(given), "ConfigMap")[0]["data"]["weir.yaml"])
+            proxy = running.start(stack, Path(name) / "proxy.log", [weir, "proxy", "-c", file], before)
+            try:
+                for port in (listener, metrics):
+                    running.eventually(f"{url}:{port} answers", lambda url=f"{url}:{port}/metrics": running.get(url)[0] == 200 or proxy.poll() is not None)
+            except RuntimeError as error:
+                yield f"{error}\n{running.told(Path(name))}"
+            if proxy.poll() is not None:
+                yield f"the proxy has ended\n{running.told(Path(name))}"
+
+
 def started(weir: Path) -> Iterator[str]:
     """What the dev profile's Deployment runs serves, its probes pass, and it ends in time; ports and folders apart, as in a pod."""
     documents = objects(values("dev"))

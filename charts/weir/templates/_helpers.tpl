@@ -139,9 +139,9 @@ labels:
 {{- fail "secrets.databaseUrl: there is no Postgres that it is for: add config.postgres, which may be {}, or leave the Secret out" -}}
 {{- end -}}
 {{- end -}}
-{{- $over := dict "admin" (dict "address" (printf "127.0.0.1:%v" .Values.ports.admin)) "metrics" (dict "address" (printf "0.0.0.0:%v" .Values.ports.metrics)) -}}
+{{- $over := dict "admin" (dict "address" (printf "127.0.0.1:%v" .Values.ports.admin)) "metrics" (dict "address" (printf "[::]:%v" .Values.ports.metrics)) -}}
 {{- if $secrets.adminToken.existingSecret -}}
-{{- $_ := set $over "admin" (dict "address" (printf "0.0.0.0:%v" .Values.ports.admin) "token" "${file:/etc/weir/secrets/admin-token}") -}}
+{{- $_ := set $over "admin" (dict "address" (printf "[::]:%v" .Values.ports.admin) "token" "${file:/etc/weir/secrets/admin-token}") -}}
 {{- end -}}
 {{- if $secrets.redisPassword.existingSecret -}}
 {{- $_ := set $over "redis" (dict "password" "${file:/etc/weir/secrets/redis-password}") -}}
