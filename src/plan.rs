@@ -20,7 +20,7 @@ use crate::policy::session;
 use crate::store::breakers::LiveBreaker;
 use crate::store::fleet::Fleet;
 use crate::store::leases::{self, Leases, Sharing};
-use crate::store::limits::{Key, LimitKeys, Limits};
+use crate::store::limits::{Key, LimitKeys, Limits, room_for_keys};
 use crate::store::sessions::{LiveSessions, Sessions, SharedSessions, Store};
 use crate::store::slots::{self, Slots};
 use crate::telemetry::access_log::AccessLog;
@@ -185,19 +185,21 @@ impl Plan {
         audit: Option<Recorder>,
         fleet: Option<Arc<Fleet>>,
     ) -> Arc<Plan> {
-        Plan::secured(config, Secured::default(), metrics, audit, fleet)
+        Plan::secured(config, Secured::default(), None, metrics, audit, fleet)
     }
 
-    /// The plan of `config` with what its files hold, and nothing counted yet.
+    /// The plan of `config` with what its files hold, and nothing counted yet. `memory`: bytes that the process may use; `None`: any.
     pub fn secured(
         config: Config,
         secured: Secured,
+        memory: Option<u64>,
         metrics: Arc<Metrics>,
         audit: Option<Recorder>,
         fleet: Option<Arc<Fleet>>,
     ) -> Arc<Plan> {
-        let limits = Arc::new(Limits::new(config.limit_defaults.max_keys, secret()));
         let max_keys = config.limit_defaults.max_keys;
+        let max_keys = max_keys.unwrap_or_else(|| room_for_keys(memory, fleet.is_some()));
+        let limits = Arc::new(Limits::new(max_keys, secret()));
         let shared_limits = fleet.as_ref().map(|fleet| SharedLimits {
             leases: Arc::new(Leases::new(max_keys, fleet.keys.clone())),
             slots: Arc::new(Slots::new(max_keys, fleet.clone())),
@@ -545,6 +547,20 @@ mod tests {
     fn read(more: &str) -> Config {
         let text = format!("listen: 127.0.0.1:1\nupstream: http://x:1\n{more}\n");
         check::parse(&text, &|_| None).unwrap()
+    }
+
+    #[test]
+    fn keys_are_held_as_the_file_says_or_memory_has_room() {
+        let check = |more: &str, memory: Option<u64>, expected: usize| {
+            let (config, metrics) = (read(more), Arc::default());
+            let plan = Plan::secured(config, Secured::default(), memory, metrics, None, None);
+            assert_eq!(plan.limits.max_keys, expected, "{more} {memory:?}");
+        };
+        check("", None, 1_000_000);
+        check("", Some(40_000), 100);
+        check("rate_limit_defaults: {max_keys: auto}", Some(40_000), 100);
+        check("rate_limit_defaults: {max_keys: 7}", Some(40_000), 7);
+        check("rate_limit_defaults: {max_keys: 2000000}", None, 2_000_000);
     }
 
     /// What is said when `new` is to come in place of `old`.

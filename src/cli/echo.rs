@@ -24,6 +24,7 @@ use tracing::info;
 
 use super::run::stopped;
 use crate::config::units::Span;
+use crate::net::listen;
 use crate::policy::session::{END_HEADER, START_HEADER};
 
 /// Serves on `address` until SIGTERM or SIGINT.
@@ -33,8 +34,8 @@ pub fn run(address: SocketAddr) -> anyhow::Result<()> {
         .build()?;
     runtime.block_on(async {
         let terminate = signal(SignalKind::terminate())?;
-        let listener = TcpListener::bind(address)
-            .await
+        let listener = listen::alone(address)
+            .and_then(TcpListener::from_std)
             .with_context(|| format!("cannot listen on {address}"))?;
         info!(address = %listener.local_addr()?, "echoing");
         tokio::select! {

@@ -33,7 +33,7 @@ use crate::config::check::Checked;
 use crate::config::listeners::Address;
 use crate::config::redis::Redis;
 use crate::config::yaml::Mistake;
-use crate::net::listen::{Bound, SocketFiles};
+use crate::net::listen::{self, Bound, SocketFiles};
 use crate::net::tls::Secured;
 use crate::plan::Plan;
 use crate::proxy::reload::Fingerprint;
@@ -130,16 +130,22 @@ async fn supervise(
             "sessions are in memory, and end with the process that is replaced; with redis they would not"
         );
     }
-    let admin = take_or_bind(&mut taken, config.admin.address).await?;
+    let admin = take_or_bind(&mut taken, config.admin.address)?;
     let metrics = match config.metrics_address {
-        Some(address) => Some(take_or_bind(&mut taken, address).await?),
+        Some(address) => Some(take_or_bind(&mut taken, address)?),
         None => None,
     };
     let lanes = config.lanes.or(thread::available_parallelism().ok());
     let mut listeners: Vec<_> = config
         .listeners
         .iter()
-        .map(|listener| (listener.address.clone(), listener.socket_mode))
+        .map(|listener| {
+            let address = match &listener.address {
+                Address::Tcp(address) => Address::Tcp(listen::here(*address)),
+                Address::Unix(path) => Address::Unix(path.clone()),
+            };
+            (address, listener.socket_mode)
+        })
         .collect();
     let metrics_of_all = Arc::<Metrics>::default();
     let (fleet, redis) = match &config.redis {
@@ -170,7 +176,14 @@ async fn supervise(
     }
     let mut checks = checks(&config, recorder.as_ref(), redis.as_ref());
     let health = config.worker.health;
-    let first = Plan::secured(config, secured, metrics_of_all, recorder, fleet);
+    let first = Plan::secured(
+        config,
+        secured,
+        machine::limit_bytes(),
+        metrics_of_all,
+        recorder,
+        fleet,
+    );
     let (plan, following) = watch::channel(first.clone());
     if let (Some(fleet), Some(redis), Parts::All) = (&first.fleet, &redis, parts) {
         let following = following.clone();
@@ -457,10 +470,9 @@ fn instance() -> String {
     name.trim().to_owned()
 }
 
-pub(super) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| cannot_listen(address))
+pub(super) fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let bound = listen::alone(address).and_then(TcpListener::from_std);
+    bound.with_context(|| cannot_listen(address))
 }
 
 fn cannot_listen(address: impl Display) -> String {
@@ -469,17 +481,17 @@ fn cannot_listen(address: impl Display) -> String {
     )
 }
 
-async fn take_or_bind(taken: &mut Taken, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    match taken.port(address) {
+fn take_or_bind(taken: &mut Taken, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    match taken.port(listen::here(address)) {
         Some(listener) => Ok(TcpListener::from_std(listener)?),
-        None => bind(address).await,
+        None => bind(address),
     }
 }
 
 /// Fails when another process listens there: lanes share their port, and would share it with another weir unnoticed.
 fn is_free(address: &Address) -> anyhow::Result<()> {
     match address {
-        Address::Tcp(tcp) => std::net::TcpListener::bind(tcp)
+        Address::Tcp(tcp) => listen::alone(*tcp)
             .map(drop)
             .with_context(|| cannot_listen(address)),
         // Told when it is made: there is one for all lanes.

@@ -52,7 +52,7 @@ const DRAIN: Duration = Duration::from_secs(10);
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Where the API server asks, by HTTPS, under /inject.
-    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:9443")]
+    #[arg(long, value_name = "IP:PORT", default_value = "[::]:9443")]
     address: SocketAddr,
     /// The certificate, and those that it leads to (PEM); read again when it changes.
     #[arg(long, value_name = "FILE")]
@@ -61,7 +61,7 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     tls_key: PathBuf,
     /// Where /live, /ready and /metrics are, by HTTP.
-    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:9901")]
+    #[arg(long, value_name = "IP:PORT", default_value = "[::]:9901")]
     admin: SocketAddr,
     /// What becomes of a pod that weir cannot be put into as it is asked to.
     #[arg(long, value_enum, default_value_t = OnUnfit::Admit)]
@@ -117,7 +117,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
     let first = read(&settings, None).context("cannot serve by TLS")?;
     let (reread, tls) = watch::channel(Arc::new(first));
     let (told, stage) = watch::channel(Stage::Serving);
-    let (listener, admin) = (bind(arguments.address).await?, bind(arguments.admin).await?);
+    let (listener, admin) = (bind(arguments.address)?, bind(arguments.admin)?);
     let webhook = Arc::new(Webhook {
         reviewer: Reviewer {
             settings: arguments.sidecar.into(),

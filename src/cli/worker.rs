@@ -69,9 +69,9 @@ async fn supervise(
     // Listening to signals begins before the line that says the worker is up, so that none is missed.
     let terminate = signal(SignalKind::terminate())?;
     let hangup = signal(SignalKind::hangup())?;
-    let admin = bind(config.admin.address).await?;
+    let admin = bind(config.admin.address)?;
     let metrics_at = match config.metrics_address {
-        Some(address) => Some(bind(address).await?),
+        Some(address) => Some(bind(address)?),
         None => None,
     };
     let metrics = Arc::<Metrics>::default();

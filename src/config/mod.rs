@@ -175,8 +175,8 @@ impl Route {
 /// What holds for all limits.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LimitDefaults {
-    /// Keys held in memory; the least used goes.
-    pub max_keys: usize,
+    /// Keys held in memory; the least used goes. `None`: by the memory that the process may use.
+    pub max_keys: Option<usize>,
     pub lease: Lease,
     /// The most that is added to Retry-After, as a share of it.
     pub retry_jitter: f64,

@@ -25,8 +25,8 @@ pub use audit::{
     StreamBatch,
 };
 pub use limits::{
-    Accuracy, Algorithm, Cost, IfMissing, Lease, LimitHeaders, OnLoss, OneOrMany, OneOrManySchema,
-    RateLimit, RateLimitDefaults, RetryAfter,
+    Accuracy, Algorithm, Cost, IfMissing, Lease, LimitHeaders, MaxKeys, OnLoss, OneOrMany,
+    OneOrManySchema, RateLimit, RateLimitDefaults, RetryAfter,
 };
 pub use listeners::{
     ClientAuth, ClientIp, Limits, Listener, ListenerProtocol, ListenerTls, ProxyProtocol, Timeouts,

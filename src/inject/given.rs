@@ -33,7 +33,7 @@ fn disagreement(config: &Config, mode: Mode, settings: &Settings) -> Option<Stri
         });
     let Some(listener) = listener else {
         return Some(format!(
-            "no listener takes requests on port {}, where they are sent: give one the address 0.0.0.0:${{WEIR_PORT}}",
+            "no listener takes requests on port {}, where they are sent: give one the address \"[::]:${{WEIR_PORT}}\"",
             settings.port
         ));
     };
@@ -52,7 +52,7 @@ fn disagreement(config: &Config, mode: Mode, settings: &Settings) -> Option<Stri
     let metrics = config.metrics_address.map(|address| address.port());
     (metrics != Some(settings.metrics_port)).then(|| {
         format!(
-            "/metrics is not on port {}, where it is asked for: write metrics: {{address: \"0.0.0.0:${{WEIR_METRICS_PORT}}\"}}",
+            "/metrics is not on port {}, where it is asked for: write metrics: {{address: \"[::]:${{WEIR_METRICS_PORT}}\"}}",
             settings.metrics_port
         )
     })

@@ -100,10 +100,9 @@ fn environment(made: &Made) -> Value {
 /// The configuration of a pod that names none: everything goes to the app.
 pub(super) fn configuration(made: &Made) -> String {
     let settings = made.settings;
-    let listener = match made.asked.mode {
-        Mode::Port => format!("address: 0.0.0.0:{}", settings.port),
-        // What is redirected keeps its family.
-        Mode::Redirect => format!("address: \"[::]:{}\", transparent: true", settings.port),
+    let transparent = match made.asked.mode {
+        Mode::Port => "",
+        Mode::Redirect => ", transparent: true",
     };
     let protocol = if made.http2 { ", protocol: http2" } else { "" };
     // Of a transparent listener none is ever asked for.
@@ -114,13 +113,13 @@ pub(super) fn configuration(made: &Made) -> String {
     } = made.shutdown;
     format!(
         "version: 1\n\
-         listeners: [{{name: inbound, {listener}}}]\n\
+         listeners: [{{name: inbound, address: \"[::]:{}\"{transparent}}}]\n\
          upstreams: {{app: {{endpoints: [\"http://127.0.0.1:{app_port}\"]{protocol}}}}}\n\
          admin: {{address: \"127.0.0.1:{}\"}}\n\
-         metrics: {{address: \"0.0.0.0:{}\"}}\n\
+         metrics: {{address: \"[::]:{}\"}}\n\
          runtime: {{lanes: 1}}\n\
          shutdown: {{propagation_delay: {propagation_delay}s, drain: {drain}s}}\n",
-        settings.admin_port, settings.metrics_port
+        settings.port, settings.admin_port, settings.metrics_port
     )
 }
 

@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, fchmod};
+use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::stream;
@@ -16,6 +17,28 @@ use crate::config::listeners::Address;
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
+
+/// Where this machine listens for `address`: `[::]` is all addresses, and where the kernel has no IPv6 those are `0.0.0.0`.
+pub fn here(address: SocketAddr) -> SocketAddr {
+    within(address, has_ipv6)
+}
+
+fn within(address: SocketAddr, has_ipv6: impl FnOnce() -> bool) -> SocketAddr {
+    match is_all(address) && !has_ipv6() {
+        true => SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), address.port()),
+        false => address,
+    }
+}
+
+/// Whether it is `[::]`.
+fn is_all(address: SocketAddr) -> bool {
+    address.is_ipv6() && address.ip().is_unspecified()
+}
+
+/// A socket at [`here`], at a port that nobody shares.
+pub fn alone(address: SocketAddr) -> io::Result<TcpListener> {
+    tcp(here(address), Port::Alone)
+}
 
 /// A socket that listens, for one lane.
 #[derive(Debug)]
@@ -32,10 +55,11 @@ pub enum Accepting {
 }
 
 impl Bound {
-    /// A socket at `address`, made with `mode` where it is a file. A TCP one shares its port with those of other lanes (SO_REUSEPORT).
+    /// A socket at `address`, made with `mode` where it is a file. A TCP one, which must be [`here`], shares its port with those of other
+    /// lanes (SO_REUSEPORT).
     pub fn new(address: &Address, mode: u32) -> io::Result<Bound> {
         match address {
-            Address::Tcp(address) => tcp(*address).map(Bound::Tcp),
+            Address::Tcp(address) => tcp(*address, Port::Shared).map(Bound::Tcp),
             Address::Unix(path) => unix(path, mode).map(Bound::Unix),
         }
     }
@@ -43,7 +67,7 @@ impl Bound {
     /// Another one at the same place, for another lane: of a port each lane has a queue of its own, of a file all have one.
     pub fn again(&self) -> io::Result<Bound> {
         match self {
-            Bound::Tcp(listener) => tcp(listener.local_addr()?).map(Bound::Tcp),
+            Bound::Tcp(listener) => tcp(listener.local_addr()?, Port::Shared).map(Bound::Tcp),
             Bound::Unix(listener) => listener.try_clone().map(Bound::Unix),
         }
     }
@@ -127,14 +151,32 @@ impl Drop for SocketFiles {
     }
 }
 
-fn tcp(address: SocketAddr) -> io::Result<TcpListener> {
+/// A kernel that was built or started without IPv6 makes no such socket. One whose interfaces have it switched off does, and takes IPv4 by it.
+fn has_ipv6() -> bool {
+    match Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP)) {
+        Ok(_) => true,
+        Err(error) => error.raw_os_error() != Some(Errno::AFNOSUPPORT.raw_os_error()),
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Port {
+    Shared,
+    Alone,
+}
+
+fn tcp(address: SocketAddr, port: Port) -> io::Result<TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
         Some(Protocol::TCP),
     )?;
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
+    socket.set_reuse_port(port == Port::Shared)?;
+    if is_all(address) {
+        // IPv4 as well, whatever net.ipv6.bindv6only says.
+        socket.set_only_v6(false)?;
+    }
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
@@ -179,6 +221,8 @@ mod tests {
     use std::io::ErrorKind;
     use std::net::TcpStream;
 
+    use socket2::SockRef;
+
     use super::*;
 
     #[test]
@@ -203,8 +247,34 @@ mod tests {
     }
 
     #[test]
+    fn what_listens_on_all_addresses_takes_ipv4_and_ipv6() {
+        let listener = alone("[::]:0".parse().unwrap()).unwrap();
+        listener.set_nonblocking(false).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let socket = SockRef::from(&listener);
+        assert!(!socket.only_v6().unwrap() && !socket.reuse_port().unwrap());
+        for client in ["127.0.0.1", "::1"] {
+            let _client = TcpStream::connect((client, port)).unwrap();
+            listener.accept().unwrap();
+        }
+    }
+
+    #[test]
+    fn without_ipv6_all_addresses_are_those_of_ipv4() {
+        for (address, expected) in [
+            ("[::]:80", "0.0.0.0:80"),
+            ("[::1]:80", "[::1]:80"),
+            ("0.0.0.0:80", "0.0.0.0:80"),
+        ] {
+            let address = address.parse().unwrap();
+            assert_eq!(within(address, || false).to_string(), expected);
+            assert_eq!(within(address, || true), address);
+        }
+    }
+
+    #[test]
     fn the_more_specific_of_two_listeners_gets_the_connections() {
-        let bound = |address: &str| tcp(address.parse().unwrap()).unwrap();
+        let bound = |address: &str| tcp(address.parse().unwrap(), Port::Shared).unwrap();
         let all = bound("0.0.0.0:0");
         let port = all.local_addr().unwrap().port();
         let one = bound(&format!("127.0.0.1:{port}"));

@@ -20,6 +20,25 @@ pub use super::table::Key;
 
 /// Rules of one request, mostly no more.
 const USUAL: usize = 4;
+/// Keys that are held, where there is room.
+const KEYS: u64 = 1_000_000;
+/// What of the memory that the process may use is for keys; the rest is for connections, bodies, sessions and the audit.
+const PART: u64 = 4;
+/// What a counter takes: 48 bytes, of a table that is never more than half empty.
+const COUNTER_BYTES: u64 = 100;
+/// What a shared limit's key takes besides: 318 to 364 bytes by benches/SCALE.md.
+const SHARED_BYTES: u64 = 400;
+
+/// How many keys are held where the file says no number: what keys have room for within `memory`, in bytes, that the process may use.
+pub fn room_for_keys(memory: Option<u64>, is_shared: bool) -> usize {
+    // While Redis does not answer, limits that are shared are counted here as well.
+    let bytes = match is_shared {
+        true => COUNTER_BYTES + SHARED_BYTES,
+        false => COUNTER_BYTES,
+    };
+    let room = memory.map_or(KEYS, |memory| memory / PART / bytes);
+    room.min(KEYS) as usize
+}
 
 /// One rule asked about one key.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +53,8 @@ pub struct Ask<'a> {
 /// All counters.
 pub struct Limits {
     shards: Vec<Mutex<Shard<State>>>,
+    /// As it was asked for.
+    pub max_keys: usize,
     secret: [u8; 16],
     /// By limit and key; set at run time, in place of the file's.
     overrides: ArcSwap<BTreeMap<(String, String), Override>>,
@@ -68,6 +89,7 @@ impl Limits {
             shards: (0..SHARDS)
                 .map(|_| Mutex::new(Shard::new(capacity)))
                 .collect(),
+            max_keys,
             secret,
         }
     }
@@ -298,6 +320,19 @@ mod tests {
             })
             .collect();
         limits.ask(&asks, NOW, &mut vec![BLANK; asks.len()])
+    }
+
+    #[test]
+    fn keys_take_a_part_of_a_small_memory() {
+        let check = |mib: Option<u64>, is_shared, expected| {
+            let room = room_for_keys(mib.map(|mib| mib << 20), is_shared);
+            assert_eq!(room, expected, "{mib:?}, {is_shared}");
+        };
+        check(None, true, 1_000_000);
+        check(Some(8192), true, 1_000_000);
+        check(Some(256), true, 134_217);
+        check(Some(256), false, 671_088);
+        check(Some(64), true, 33_554);
     }
 
     #[test]

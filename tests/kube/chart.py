@@ -184,6 +184,22 @@ def refused() -> Iterator[str]:
         ({"config": {"listen": "0.0.0.0:8080"}}, "short form"),
         ({"proxy": {"service": {"ports": [{"name": "http", "port": 80, "targetPort": "outbound"}]}}}, "there are inbound"),
         ({"worker": {"enabled": True}}, "config needs redis"),
+        # What the API server refuses, or takes for something else.
+        ({"proxy": {"dataVolume": {"persistentVolumeClaim": {"claimName": "spool"}}}}, "proxy.dataVolume: a volume is of one kind, and this one is emptyDir and persistentVolumeClaim"),
+        ({"proxy": {"strategy": {"type": "Recreate"}}}, "proxy.strategy: Recreate rolls nothing"),
+        ({"injector": {"enabled": True, "strategy": {"type": "Recreate"}}}, "injector.strategy: Recreate rolls nothing"),
+        ({"proxy": {"strategy": {"rollingUpdate": {"maxSurge": 0}}}}, "maxSurge or maxUnavailable"),
+        ({"proxy": {"strategy": {"rollingUpdate": {"maxSurge": "0%"}}}}, "maxSurge or maxUnavailable"),
+        ({"config": {"listeners": [listener, {"name": "metrics", "address": "0.0.0.0:8081"}]}}, 'config.listeners[1].name: another port of the pod has the name "metrics"'),
+        ({"config": {"listeners": [{**listener, "name": "admin"}]}, "secrets": {"adminToken": {"existingSecret": "admin"}}}, 'config.listeners[0].name: another port of the pod has the name "admin"'),
+        ({"config": {"listeners": [listener, {**listener, "address": "0.0.0.0:8081"}]}}, 'has the name "inbound"'),
+        ({"config": {"listeners": [{**listener, "name": "80"}]}}, "'80' does not match pattern"),
+        ({"config": {"listeners": [{**listener, "name": "a--b"}]}}, "'a--b' does not match pattern"),
+        ({"proxy": {"autoscaling": {"enabled": True, "minReplicas": 11}}}, "minReplicas is 11 and maxReplicas 10"),
+        ({"proxy": {"autoscaling": {"enabled": True, "targetCPUUtilizationPercentage": None, "targetMemoryUtilizationPercentage": None}}}, "nothing to scale by"),
+        ({"proxy": {"ingress": {"enabled": True, "servicePort": "web"}}}, 'named "web"; there are http'),
+        ({"proxy": {"service": {"ports": [{"name": "http", "port": 80, "targetPort": "inbound"}, {"name": "http", "port": 81, "targetPort": "inbound"}]}}}, 'two ports have the name "http"'),
+        ({"proxy": {"service": {"ports": [{"name": "http", "port": 80, "targetPort": "inbound"}, {"name": "web", "port": 80, "targetPort": "inbound"}]}}}, "two ports have the number 80"),
         ({"secrets": {"redisPassword": {"existingSecret": "redis"}}}, "add config.redis.urls"),
         ({"secrets": {"auditKey": {"existingSecret": "audit"}}}, "add config.audit"),
         ({"secrets": {"databaseUrl": {"existingSecret": "postgres"}}}, "add config.postgres"),
@@ -201,6 +217,18 @@ def refused() -> Iterator[str]:
         except Exception as error:  # noqa: BLE001 - the engine's own, of several kinds
             if told not in str(error):
                 yield f"{wrong}: {told!r} is not in: {error}"
+
+
+def taken() -> Iterator[str]:
+    """The mends that the refusals name."""
+    for mended in (
+        {"proxy": {"dataVolume": {"emptyDir": None, "persistentVolumeClaim": {"claimName": "spool"}}}},
+        {"proxy": {"strategy": {"type": "Recreate", "rollingUpdate": None}}},
+        {"proxy": {"strategy": {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}}},
+        {"config": {"listeners": [{"name": "admin", "address": "0.0.0.0:8080"}]}, "proxy": {"service": {"ports": [{"name": "http", "port": 80, "targetPort": "admin"}]}}},
+        {"proxy": {"autoscaling": {"enabled": True, "targetCPUUtilizationPercentage": None}}},
+    ):
+        yield from (f"{mended}: {fault}" for document in objects(mended) for fault in invalid(document, {}))
 
 
 def laned() -> Iterator[str]:
@@ -223,6 +251,32 @@ def laned() -> Iterator[str]:
             yield f"{given}: the file has {text}"
 
 
+def migrates() -> Iterator[str]:
+    """`config.postgres.migrate` is what the file says; `worker.migrate` stands in for it."""
+    for said, by_default, expected in ((None, True, True), (None, False, False), (False, True, False), (True, False, True)):
+        postgres = {} if said is None else {"migrate": said}
+        given = {"config": {"postgres": postgres}, "worker": {"migrate": by_default}}
+        text = of_kind(objects(given), "ConfigMap")[0]["data"]["weir.yaml"]
+        if yaml.safe_load(text)["postgres"] != {"migrate": expected}:
+            yield f"{given}: the file has {text}"
+
+
+def anyones() -> Iterator[str]:
+    """Pods whose user the cluster chooses say none, and are as restricted as ever; what a pod is told holds for every one."""
+    nobody = {"runAsUser": None, "runAsGroup": None}
+    given = {"podSecurityContext": {**nobody, "fsGroup": None, "supplementalGroups": [7]}, "securityContext": {**nobody, "seLinuxOptions": {"level": "s0:c1"}}}
+    for document in objects(merged(given, values("everything"))):
+        spec = document["spec"] if document["kind"] == "Pod" else document.get("spec", {}).get("template", {}).get("spec")
+        if spec is None:
+            continue
+        containers = [*spec.get("initContainers", []), *spec["containers"]]
+        if {"runAsUser", "runAsGroup", "fsGroup"} & {key for part in (spec, *containers) for key in part["securityContext"]}:
+            yield f"{named(document)} has a user of its own"
+        if spec["securityContext"].get("supplementalGroups") != [7] or any("seLinuxOptions" not in container["securityContext"] for container in containers):
+            yield f"{named(document)} is not as the values say"
+        yield from (f"{named(document)}: {fault}" for fault in (*invalid(document, {}), *unrestricted(spec)))
+
+
 def noted() -> Iterator[str]:
     """What is said after an installation can be typed: a command in a pod finds the admin port by the file, whatever its number."""
     for where, text in (("NOTES.txt", render({})["NOTES.txt"]), *((page.name, page.read_text()) for page in (ROOT / "docs").glob("*.md"))):
@@ -230,6 +284,22 @@ def noted() -> Iterator[str]:
         yield from (f"{where}: {command}" for command in typed if " -c /etc/weir/config/weir.yaml" not in command)
         if where == "NOTES.txt" and not typed:
             yield "NOTES.txt has no command"
+
+
+def warned() -> Iterator[str]:
+    """An audit that is lost with its pod is told."""
+    claim = {"dataVolume": {"emptyDir": None, "persistentVolumeClaim": {"claimName": "audit"}}}
+    for given, lost in (
+        ({}, False),
+        ({"config": {"audit": {}}}, True),
+        (values("dev"), True),
+        ({"config": {"audit": {"level": "none"}}, "proxy": claim}, False),
+        ({"config": {"audit": {"sqlite": {"path": "/audit/weir.db"}}}}, False),
+        ({"config": {"audit": {}, "redis": {"urls": "redis://redis"}, "postgres": {}}}, False),
+        (values("production"), False),
+    ):
+        if ("is lost with its pod" in render(given)["NOTES.txt"]) != lost:
+            yield f"{given}: the notes do {'not ' if lost else ''}say that the audit is lost"
 
 
 def strict(schema: object) -> object:
@@ -441,6 +511,26 @@ def beside() -> Iterator[str]:
 
 def values_of_chart() -> dict:
     return yaml.safe_load((CHART / "values.yaml").read_text())
+
+
+def every_family(weir: Path) -> Iterator[str]:
+    """What the chart says takes IPv4 and IPv6, and on a node without IPv6 still IPv4."""
+    for profile in set(PROFILES) - {"everything"}:
+        yield from (f"{profile}: {named(document)} listens by IPv4 alone" for document in objects(values(profile)) if "0.0.0.0:" in json.dumps(document))
+    for url, before in (("http://127.0.0.1", None), ("http://[::1]", None), ("http://127.0.0.1", running.without_ipv6)):
+        with tempfile.TemporaryDirectory(prefix="weir-kube-") as name, ExitStack() as stack:
+            listener, metrics, admin = (running.free_port() for _ in range(3))
+            file = Path(name) / "weir.yaml"
+            given = {"config": {"listeners": [{"name": "inbound", "address": f"[::]:{listener}"}], "routes": [{"reply": {"status": 200, "body": "ok"}}]}, "ports": {"metrics": metrics, "admin": admin}}
+            file.write_text(of_kind(objects(given), "ConfigMap")[0]["data"]["weir.yaml"])
+            proxy = running.start(stack, Path(name) / "proxy.log", [weir, "proxy", "-c", file], before)
+            try:
+                for port in (listener, metrics):
+                    running.eventually(f"{url}:{port} answers", lambda url=f"{url}:{port}/metrics": running.get(url)[0] == 200 or proxy.poll() is not None)
+            except RuntimeError as error:
+                yield f"{error}\n{running.told(Path(name))}"
+            if proxy.poll() is not None:
+                yield f"the proxy has ended\n{running.told(Path(name))}"
 
 
 def started(weir: Path) -> Iterator[str]:

@@ -148,7 +148,7 @@ def reviewed(weir: Path) -> Iterator[str]:
         for item in pod["volumes"][0]["secret"]["items"]:
             (Path(folder) / item["path"]).write_bytes(base64.b64decode(secret["data"][item["key"]]))
         ports = {port["containerPort"]: running.free_port() for port in container["ports"]}
-        command = [word.replace("/tls/", f"{folder}/").replace("$(POD_NAMESPACE)", chart.NAMESPACE).replace("0.0.0.0", "127.0.0.1") for word in container["args"]]
+        command = [word.replace("/tls/", f"{folder}/").replace("$(POD_NAMESPACE)", chart.NAMESPACE).replace("[::]", "127.0.0.1") for word in container["args"]]
         for port, free in ports.items():
             command = [word.replace(f":{port}", f":{free}") for word in command]
         webhook = running.start(stack, Path(folder) / "webhook.log", [weir, *command])

@@ -3,8 +3,11 @@
 The file that they read has a bit of everything, so that a metric is there if weir has it. `exported` is the only way in.
 """
 
+import ctypes
+import errno
 import functools
 import os
+import platform
 import re
 import shutil
 import signal
@@ -79,9 +82,32 @@ def get(url: str) -> tuple[int, str]:
         return refused.code, refused.read().decode()
 
 
-def start(stack: ExitStack, said: Path, command: list[str | Path]) -> subprocess.Popen:
-    """A child that is ended with the stack; what it says goes to a file."""
-    child = subprocess.Popen(command, stdout=said.open("w"), stderr=subprocess.STDOUT)
+# seccomp(2): a call's number is at the start of its struct seccomp_data, and its first argument, here a socket's family, at 16.
+LOAD, IS_EQUAL, ANSWER, FAIL, GO_ON = 0x20, 0x15, 0x06, 0x0005_0000, 0x7FFF_0000
+NO_NEW_PRIVILEGES, SECCOMP, BY_FILTER = 38, 22, 2
+
+
+class Step(ctypes.Structure):
+    _fields_ = [("code", ctypes.c_uint16), ("if_true", ctypes.c_uint8), ("if_false", ctypes.c_uint8), ("value", ctypes.c_uint32)]
+
+
+class Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_uint16), ("steps", ctypes.POINTER(Step))]
+
+
+def without_ipv6() -> None:
+    """Has the kernel make no socket of IPv6 for this process, as one without IPv6 does (EAFNOSUPPORT)."""
+    call = {"x86_64": 41, "aarch64": 198}[platform.machine()]
+    steps = (Step * 6)(Step(LOAD, 0, 0, 0), Step(IS_EQUAL, 0, 3, call), Step(LOAD, 0, 0, 16), Step(IS_EQUAL, 0, 1, socket.AF_INET6),
+                       Step(ANSWER, 0, 0, FAIL | errno.EAFNOSUPPORT), Step(ANSWER, 0, 0, GO_ON))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(NO_NEW_PRIVILEGES, *map(ctypes.c_ulong, (1, 0, 0, 0))) or libc.prctl(SECCOMP, ctypes.c_ulong(BY_FILTER), ctypes.byref(Program(len(steps), steps))):
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+def start(stack: ExitStack, said: Path, command: list[str | Path], before: Callable[[], None] | None = None) -> subprocess.Popen:
+    """A child that is ended with the stack; what it says goes to a file. `before` runs in it before the command does."""
+    child = subprocess.Popen(command, stdout=said.open("w"), stderr=subprocess.STDOUT, preexec_fn=before)
 
     def end() -> None:
         child.terminate()

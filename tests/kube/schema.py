@@ -16,8 +16,9 @@ rate_limits: {a: {limit: 10, by: path, algorithm: concurrency, hold_ttl: "${TTL:
 upstreams: {a: {endpoints: "http://x:1", retries: {retry_on: [503, reset], attempts: "${ATTEMPTS}"}, trust_session_headers: "${TRUST}"}}
 circuit_breakers: {c: {window: {type: count, size: 100}, failure_rate: "${RATE:-50%}"}}
 runtime: {lanes: "${LANES:-auto}"}
+rate_limit_defaults: {max_keys: "${KEYS:-auto}"}
 """
-REFUSED = ["runtime: {lanes: many}", "shutdown: {drain: 25}", "rate_limits: {a: {limit: 1/s, by: path, mode: off}}", "metrics: {max_series: few}", "listner: x"]
+REFUSED = ["runtime: {lanes: many}", "rate_limit_defaults: {max_keys: many}", "shutdown: {drain: 25}", "rate_limits: {a: {limit: 1/s, by: path, mode: off}}", "metrics: {max_series: few}", "listner: x"]
 
 
 def samples() -> Iterator[tuple[str, object]]:

@@ -1,3 +1,34 @@
+{{/* Refuses strategies that the API server refuses. Takes (list ROOT COMPONENT). */}}
+{{- define "weir.strategy" -}}
+{{- $component := index . 1 -}}
+{{- $strategy := (index (index . 0).Values $component).strategy -}}
+{{- $rolling := $strategy.rollingUpdate | default dict -}}
+{{- if and (eq (toString $strategy.type) "Recreate") $rolling -}}
+{{- fail (printf "%s.strategy: Recreate rolls nothing, and rollingUpdate is there, as the chart has it: add rollingUpdate: null" $component) -}}
+{{- end -}}
+{{- $none := list "0" "0%" -}}
+{{- if and (has (toString $rolling.maxSurge) $none) (has (toString $rolling.maxUnavailable) $none) -}}
+{{- fail (printf "%s.strategy.rollingUpdate: with neither more pods nor fewer no rollout gets on: set maxSurge or maxUnavailable to 1 or more" $component) -}}
+{{- end -}}
+{{- toYaml $strategy -}}
+{{- end }}
+
+{{/* What /var/lib/weir is: a volume of one kind. Takes (list ROOT COMPONENT). */}}
+{{- define "weir.dataVolume" -}}
+{{- $component := index . 1 -}}
+{{- $volume := (index (index . 0).Values $component).dataVolume -}}
+{{- $kinds := list -}}
+{{- range $kind, $source := $volume -}}
+{{- if not (kindIs "invalid" $source) -}}
+{{- $kinds = append $kinds $kind -}}
+{{- end -}}
+{{- end -}}
+{{- if gt (len $kinds) 1 -}}
+{{- fail (printf "%s.dataVolume: a volume is of one kind, and this one is %s: set all but one to null, such as emptyDir, which is the chart's own" $component (join " and " $kinds)) -}}
+{{- end -}}
+{{- toYaml $volume -}}
+{{- end }}
+
 {{/* The Deployment of a component that reads weir.yaml: proxy or worker. Takes (list ROOT COMPONENT GRACE), in seconds. */}}
 {{- define "weir.deployment" -}}
 {{- $root := index . 0 -}}
@@ -16,7 +47,7 @@ spec:
   revisionHistoryLimit: 5
   minReadySeconds: {{ $values.minReadySeconds }}
   strategy:
-    {{- toYaml $values.strategy | nindent 4 }}
+    {{- include "weir.strategy" (list $root $component) | nindent 4 }}
   selector:
     matchLabels:
       {{- $selector | nindent 6 }}
@@ -46,7 +77,7 @@ spec:
         {{- toYaml . | nindent 8 }}
       {{- end }}
       securityContext:
-        {{- include "weir.podSecurityContext" $root | nindent 8 }}
+        {{- toYaml $root.Values.podSecurityContext | nindent 8 }}
       {{- include "weir.scheduling" (list $root $component) | trim | nindent 6 }}
       containers:
         - name: {{ $component }}
@@ -83,7 +114,7 @@ spec:
             {{- toYaml . | nindent 12 }}
           {{- end }}
           securityContext:
-            {{- include "weir.securityContext" $root | nindent 12 }}
+            {{- toYaml $root.Values.securityContext | nindent 12 }}
           volumeMounts:
             {{- include "weir.mounts" $root | nindent 12 }}
             - {name: data, mountPath: /var/lib/weir}
@@ -93,7 +124,7 @@ spec:
       volumes:
         {{- include "weir.volumes" $root | nindent 8 }}
         - name: data
-          {{- toYaml $values.dataVolume | nindent 10 }}
+          {{- include "weir.dataVolume" (list $root $component) | nindent 10 }}
         {{- with $values.extraVolumes }}
         {{- toYaml . | nindent 8 }}
         {{- end }}

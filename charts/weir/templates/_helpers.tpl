@@ -84,10 +84,19 @@ labels:
 {{/* The listeners that have a port, as a JSON list of {name, port}. */}}
 {{- define "weir.listeners" -}}
 {{- $found := list -}}
+{{- $taken := list "metrics" -}}
+{{- if .Values.secrets.adminToken.existingSecret -}}
+{{- $taken = append $taken "admin" -}}
+{{- end -}}
 {{- range $index, $listener := .Values.config.listeners -}}
 {{- $address := toString $listener.address -}}
 {{- if not (hasPrefix "unix:" $address) -}}
-{{- $found = append $found (dict "name" ($listener.name | default (printf "listener-%d" $index)) "port" (regexFind "[0-9]+$" $address | int)) -}}
+{{- $name := $listener.name | default (printf "listener-%d" $index) -}}
+{{- if has $name $taken -}}
+{{- fail (printf "config.listeners[%d].name: another port of the pod has the name %q already, and the listener's port is to have its name: choose another" $index $name) -}}
+{{- end -}}
+{{- $taken = append $taken $name -}}
+{{- $found = append $found (dict "name" $name "port" (regexFind "[0-9]+$" $address | int)) -}}
 {{- end -}}
 {{- end -}}
 {{- toJson $found -}}
@@ -130,15 +139,18 @@ labels:
 {{- fail "secrets.databaseUrl: there is no Postgres that it is for: add config.postgres, which may be {}, or leave the Secret out" -}}
 {{- end -}}
 {{- end -}}
-{{- $over := dict "admin" (dict "address" (printf "127.0.0.1:%v" .Values.ports.admin)) "metrics" (dict "address" (printf "0.0.0.0:%v" .Values.ports.metrics)) -}}
+{{- $over := dict "admin" (dict "address" (printf "127.0.0.1:%v" .Values.ports.admin)) "metrics" (dict "address" (printf "[::]:%v" .Values.ports.metrics)) -}}
 {{- if $secrets.adminToken.existingSecret -}}
-{{- $_ := set $over "admin" (dict "address" (printf "0.0.0.0:%v" .Values.ports.admin) "token" "${file:/etc/weir/secrets/admin-token}") -}}
+{{- $_ := set $over "admin" (dict "address" (printf "[::]:%v" .Values.ports.admin) "token" "${file:/etc/weir/secrets/admin-token}") -}}
 {{- end -}}
 {{- if $secrets.redisPassword.existingSecret -}}
 {{- $_ := set $over "redis" (dict "password" "${file:/etc/weir/secrets/redis-password}") -}}
 {{- end -}}
 {{- if hasKey $config "postgres" -}}
-{{- $postgres := dict "migrate" .Values.worker.migrate -}}
+{{- $postgres := dict -}}
+{{- if not (hasKey ($config.postgres | default dict) "migrate") -}}
+{{- $_ := set $postgres "migrate" .Values.worker.migrate -}}
+{{- end -}}
 {{- if $secrets.databaseUrl.existingSecret -}}
 {{- $_ := set $postgres "write" "${file:/etc/weir/secrets/database-url}" -}}
 {{- end -}}
@@ -169,25 +181,6 @@ exec:
 timeoutSeconds: 6
 {{- end }}
 {{ toYaml (index (index $root.Values (index . 1)).probes (index . 2)) }}
-{{- end }}
-
-{{- define "weir.securityContext" -}}
-allowPrivilegeEscalation: false
-readOnlyRootFilesystem: true
-runAsNonRoot: true
-runAsUser: 65532
-runAsGroup: 65532
-capabilities: {drop: [ALL]}
-seccompProfile: {type: RuntimeDefault}
-{{- end }}
-
-{{- define "weir.podSecurityContext" -}}
-runAsNonRoot: true
-runAsUser: 65532
-runAsGroup: 65532
-fsGroup: 65532
-fsGroupChangePolicy: OnRootMismatch
-seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
 {{/* The files of a pod: weir.yaml, and what `secrets` and `tls` name. */}}

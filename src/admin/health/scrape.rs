@@ -56,7 +56,7 @@ pub(in crate::admin) fn scrape(admin: &Admin, plan: &Plan) -> String {
         .set(i64::try_from(keys).unwrap_or(i64::MAX));
     plan.metrics
         .limit_keys_max
-        .set(i64::try_from(plan.config.limit_defaults.max_keys).unwrap_or(i64::MAX));
+        .set(i64::try_from(plan.limits.max_keys).unwrap_or(i64::MAX));
     plan.metrics.text()
 }
 

@@ -269,9 +269,10 @@ impl Checker {
             .map(|list| list.into_iter().filter_map(|at| at.value).collect());
         let headers: Vec<_> = headers.unwrap_or_else(|| vec![raw::LimitHeaders::Standard]);
         let defaults = LimitDefaults {
-            max_keys: max_keys
-                .and_then(|at| at.value)
-                .map_or(1_000_000, |keys| keys as usize),
+            max_keys: max_keys.and_then(|at| match at.value? {
+                raw::MaxKeys::Count(keys) => Some(keys as usize),
+                raw::MaxKeys::Auto(raw::Auto::Auto) => None,
+            }),
             lease: self.lease(lease.and_then(|at| at.value)),
             retry_jitter: jitter
                 .and_then(|at| at.value)

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::Mode;
+use super::{Auto, Mode};
 use crate::config::units::{Percent, Span};
 use crate::config::yaml::At;
 
@@ -99,11 +99,30 @@ pub struct RateLimitDefaults {
     /// Of limits that do not say [default: local].
     pub on_redis_loss: Option<At<OnLoss>>,
     pub lease: Option<At<Lease>>,
-    /// Keys held in memory; the least used goes [default: 1000000].
-    pub max_keys: Option<At<u32>>,
+    /// Keys held in memory; the least used goes [default: auto].
+    pub max_keys: Option<At<MaxKeys>>,
     pub retry_after: Option<At<RetryAfter>>,
     /// What clients are told [default: standard].
     pub headers: Option<At<Vec<At<LimitHeaders>>>>,
+}
+
+/// `auto`, 1000000 or what a quarter of the memory has room for that the process may use; or how many.
+#[derive(Debug, JsonSchema)]
+#[schemars(untagged)]
+pub enum MaxKeys {
+    Auto(Auto),
+    Count(u32),
+}
+
+impl<'de> Deserialize<'de> for MaxKeys {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<MaxKeys, D::Error> {
+        match String::deserialize(deserializer)?.as_str() {
+            "auto" => Ok(MaxKeys::Auto(Auto::Auto)),
+            text => text.parse().map(MaxKeys::Count).map_err(|_| {
+                D::Error::custom(format_args!("\"{text}\" keys: use auto or a whole number"))
+            }),
+        }
+    }
 }
 
 /// What a process takes of a shared limit at a time.

@@ -119,9 +119,16 @@ struct RetryAfter {
 }
 
 #[derive(Serialize)]
+#[serde(untagged)]
+enum MaxKeys {
+    Auto(&'static str),
+    Count(usize),
+}
+
+#[derive(Serialize)]
 pub(super) struct RateLimitDefaults {
     lease: Lease,
-    max_keys: usize,
+    max_keys: MaxKeys,
     retry_after: RetryAfter,
     headers: Vec<&'static str>,
 }
@@ -137,7 +144,9 @@ impl RateLimitDefaults {
                 ttl: Span(defaults.lease.ttl),
                 max_share: Percent(defaults.lease.max_share),
             },
-            max_keys: defaults.max_keys,
+            max_keys: defaults
+                .max_keys
+                .map_or(MaxKeys::Auto("auto"), MaxKeys::Count),
             retry_after: RetryAfter {
                 jitter: Percent(defaults.retry_jitter),
             },
