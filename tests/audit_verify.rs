@@ -15,7 +15,7 @@ use harness::kept::{DAY, KEY, Kept, Kind, RETENTION, encoded, noon, seqs};
 use weir::clock;
 use weir::store::audit::{FaultKind, Filter};
 use weir::store::batch::{Batch, Boot};
-use weir::store::chain::Hasher;
+use weir::store::chain::{Hasher, Keys};
 use weir::store::days::Day;
 use weir::store::postgres::{partitions, write};
 use weir::store::sqlite;
@@ -62,8 +62,9 @@ fn an_untouched_store_has_no_faults(kind: Kind) {
 fn another_key_is_told_apart_from_damage(kind: Kind) {
     let (kept, process) = Kept::with(kind, 300);
     kept.end(process);
-    for key in [Some(&b"another"[..]), None] {
-        let report = kept.block(kept.events().verify(key)).unwrap();
+    for keys in [&[&b"another"[..]][..], &[]] {
+        let report = kept.block(kept.events().verify(&Keys::new(keys)));
+        let report = report.unwrap();
         let kinds: BTreeSet<_> = report.faults.iter().map(|fault| fault.kind).collect();
         assert!(kinds.contains(&FaultKind::Key), "{kinds:?}");
         assert!(!kinds.contains(&FaultKind::Changed), "{kinds:?}");
@@ -277,6 +278,47 @@ fn an_end_mark_that_came_too_early_is_no_fault() {
             .unwrap();
     });
     assert_eq!(kept.faults(), []);
+}
+
+#[test]
+fn what_was_written_under_several_keys_is_checked_under_each() {
+    const OLD: &[u8] = b"the key before";
+    let kept = Kept::new(Kind::Postgres);
+    let mut writer = write::Writer::new(kept.pools().clone(), RETENTION);
+    let mut store = |key: &[u8], name: &str| {
+        let hasher = Hasher::new(Some(key));
+        let mut boot = Boot::new(name.into(), clock::uuid(noon()), noon().into(), hasher);
+        let today = boot.pack(&mut [encoded(1..=5)], noon().into(), 0).1;
+        let tomorrow = (noon() + DAY).into();
+        let next = boot.pack(&mut [encoded(6..=9)], tomorrow, 0).1;
+        kept.store(&mut writer, &[&today, &next, &boot.end(tomorrow, 0).1]);
+    };
+    store(OLD, "old");
+    store(KEY, "new");
+    let faults = |keys: &[&[u8]]| {
+        let report = kept.block(kept.events().verify(&Keys::new(keys)));
+        let faults = report.unwrap().faults.into_iter();
+        Vec::from_iter(faults.map(|fault| (fault.kind, fault.instance.starts_with("old/"))))
+    };
+    assert_eq!(faults(&[KEY, OLD]), []);
+    assert_eq!(faults(&[KEY]), [(FaultKind::Key, true)]);
+    // A worker has today's key alone.
+    kept.block(async {
+        let mut connection = kept.pools().write().await.unwrap();
+        let (day, hasher) = (Day::of(noon()), Hasher::new(Some(KEY)));
+        partitions::remove(&mut connection, day, &hasher)
+            .await
+            .unwrap();
+    });
+    assert_eq!(faults(&[KEY, OLD]), []);
+    kept.sql(
+        "",
+        "UPDATE weir.audit_events SET username = 'eve' WHERE seq = 6",
+    );
+    assert_eq!(
+        faults(&[KEY, OLD]),
+        [(FaultKind::Changed, true), (FaultKind::Changed, false)]
+    );
 }
 
 /// A boot's own end mark reached Redis, but not its spool: its heir has made another.

@@ -24,6 +24,7 @@ use harness::{Client, DEADLINE, Upstream, eventually, ok};
 use rusqlite::Connection;
 use weir::clock;
 use weir::store::audit::Filter;
+use weir::store::chain::Keys;
 use weir::store::days::{self, Day};
 use weir::store::sqlite::Reader;
 
@@ -82,7 +83,10 @@ fn who_was_answered_is_on_record_after_a_kill() {
     assert!(answered.iter().all(|path| unique.contains(path)));
     let surplus = recorded.len() - answered.len();
     assert!(surplus <= CLIENTS, "{surplus} more than were under way");
-    let report = Reader::open(&database).unwrap().verify(None).unwrap();
+    let report = Reader::open(&database)
+        .unwrap()
+        .verify(&Keys::new(&[]))
+        .unwrap();
     assert_eq!(report.faults, []);
 }
 

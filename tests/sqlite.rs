@@ -20,6 +20,7 @@ use weir::clock;
 use weir::config::audit::Delivery;
 use weir::event::AuditEvent;
 use weir::store::audit::{FaultKind, Filter, Order, StoreError};
+use weir::store::chain::Keys;
 use weir::store::sqlite::{Reader, Writer};
 
 #[test]
@@ -184,7 +185,7 @@ fn an_untouched_database_has_no_faults() {
     let mut more = events(1..=3);
     other.append(&mut more, NOW).unwrap();
     assert_eq!(seqs(&more), [1, 2, 3]);
-    let report = audit.reader().verify(Some(KEY)).unwrap();
+    let report = audit.reader().verify(&Keys::new(&[KEY])).unwrap();
     assert_eq!(
         (report.events, report.instances, report.faults),
         (10_003, 2, vec![])
@@ -283,7 +284,8 @@ fn each_tampering_is_named_with_its_rows() {
 fn another_key_is_told_apart_from_damage() {
     let audit = Audit::with(10);
     for key in [None, Some(b"other".as_slice())] {
-        let faults = audit.reader().verify(key).unwrap().faults;
+        let keys = Keys::new(key.as_slice());
+        let faults = audit.reader().verify(&keys).unwrap().faults;
         assert_eq!(faults.len(), 1);
         assert_eq!(faults[0].kind, FaultKind::Key);
         assert!(matches!(
@@ -320,7 +322,7 @@ fn a_failed_append_uses_no_numbers_and_can_be_tried_again() {
     assert_eq!(audit.reader().query(&Filter::default()).unwrap().len(), 9);
     writer.limit_pages(1_000_000).unwrap();
     writer.append(&mut large, NOW).unwrap();
-    let report = audit.reader().verify(Some(KEY)).unwrap();
+    let report = audit.reader().verify(&Keys::new(&[KEY])).unwrap();
     assert_eq!((report.events, report.faults), (1_000, vec![]));
 }
 

@@ -19,6 +19,7 @@ use rusqlite::Connection;
 use weir::clock;
 use weir::config::audit::Delivery;
 use weir::store::audit::{FaultKind, Filter, Order, StoreError};
+use weir::store::chain::Keys;
 use weir::store::days::{self, Day};
 use weir::store::sqlite::{Files, Reader, Writer};
 
@@ -71,7 +72,7 @@ fn a_restart_goes_on_in_the_file_of_the_day_with_a_boot_of_its_own() {
     // With a clock that was set back.
     audit.writer().append(&mut more, NOW).unwrap();
     assert_eq!(days::list(&audit.path).unwrap().len(), 2);
-    let report = audit.reader().verify(Some(KEY)).unwrap();
+    let report = audit.reader().verify(&Keys::new(&[KEY])).unwrap();
     assert_eq!(
         (report.events, report.instances, report.files, report.faults),
         (11, 4, 2, vec![])
@@ -111,7 +112,7 @@ fn a_file_that_a_crash_left_empty_is_passed_over() {
     writer.append(&mut events(6..=7), NOW + 3 * DAY).unwrap();
     let files = Files::new(&audit.path, Some(KEY));
     assert_eq!(close(&files), [Day::of(NOW + DAY)]);
-    let report = audit.reader().verify(Some(KEY)).unwrap();
+    let report = audit.reader().verify(&Keys::new(&[KEY])).unwrap();
     assert_eq!((report.files, report.faults), (2, vec![]));
     assert_eq!(audit.reader().query(&Filter::default()).unwrap().len(), 7);
 }
@@ -219,7 +220,7 @@ fn a_removed_file_is_named_with_its_events() {
     let check = |day: u32, expected: &str| {
         let audit = three_days();
         std::fs::remove_file(audit.file(NOW + day * DAY)).unwrap();
-        let faults = audit.reader().verify(Some(KEY)).unwrap().faults;
+        let faults = audit.reader().verify(&Keys::new(&[KEY])).unwrap().faults;
         assert_eq!(faults.len(), 1, "{faults:?}");
         let said = faults[0].to_string();
         assert!(said.starts_with(expected), "{said}");
@@ -268,7 +269,7 @@ fn writers_that_share_the_files_go_on_each_at_its_own_pace() {
     slow.append(&mut events(4..=4), NOW).unwrap();
     slow.append(&mut events(5..=6), NOW + 4 * DAY).unwrap();
     busy.append(&mut events(11..=11), NOW + 4 * DAY).unwrap();
-    let report = audit.reader().verify(Some(KEY)).unwrap();
+    let report = audit.reader().verify(&Keys::new(&[KEY])).unwrap();
     assert_eq!(
         (report.events, report.files, report.faults),
         (37, 4, vec![])
@@ -276,7 +277,7 @@ fn writers_that_share_the_files_go_on_each_at_its_own_pace() {
     std::fs::remove_file(audit.file(NOW + 2 * DAY)).unwrap();
     assert_eq!(audit.faults(), [(21..=30, FaultKind::FileMissing)]);
     std::fs::remove_file(audit.file(NOW)).unwrap();
-    let faults = audit.reader().verify(Some(KEY)).unwrap().faults;
+    let faults = audit.reader().verify(&Keys::new(&[KEY])).unwrap().faults;
     let said: Vec<_> = faults.iter().map(ToString::to_string).collect();
     let begins = [
         "file of 2023-11-15 missing: events 1 to 10 of a/",
@@ -293,7 +294,7 @@ fn writers_that_share_the_files_go_on_each_at_its_own_pace() {
 fn one_file_is_verified_by_itself() {
     let audit = three_days();
     let reader = Reader::open(&audit.file(NOW + DAY)).unwrap();
-    let report = reader.verify(Some(KEY)).unwrap();
+    let report = reader.verify(&Keys::new(&[KEY])).unwrap();
     assert_eq!((report.events, report.faults), (1_000, vec![]));
 }
 
@@ -316,7 +317,7 @@ fn a_closed_day_proves_that_the_newest_file_is_gone() {
     let mut writer = audit.writer_at(NOW + 2 * DAY);
     writer.append(&mut events(1..=1), NOW + 2 * DAY).unwrap();
     assert_eq!(audit.faults(), std::slice::from_ref(&gone));
-    let said = audit.reader().verify(Some(KEY)).unwrap().faults[0].to_string();
+    let said = audit.reader().verify(&Keys::new(&[KEY])).unwrap().faults[0].to_string();
     assert_eq!(said, "file of 2023-11-17 missing");
 }
 
@@ -367,7 +368,7 @@ fn days_beyond_the_retention_are_removed_and_not_missed() {
         name.starts_with("audit-2023-11-15") || name.starts_with("audit-2023-11-16")
     });
     assert_eq!(old.count(), 0);
-    let report = audit.reader().verify(Some(KEY)).unwrap();
+    let report = audit.reader().verify(&Keys::new(&[KEY])).unwrap();
     assert_eq!((report.events, report.faults), (40, vec![]));
     // The newest is kept, whatever its age.
     assert_eq!(remove_old(&files, now + 90 * DAY), days(&[3, 2, 1]));

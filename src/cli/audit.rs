@@ -59,11 +59,13 @@ enum Command {
         format: Format,
     },
     /// Prove that no event is missing, changed or out of place; exit 1 if one is.
-    #[command(after_help = "Example: weir audit verify -c weir.yaml --key-file audit.key")]
+    #[command(
+        after_help = "Example: weir audit verify -c weir.yaml --key-file audit.key --key-file audit-2025.key"
+    )]
     Verify {
-        /// The file with the key that the events were written with [default: the configuration's].
+        /// A file with a key that events were written with; once for each key that there was [default: the configuration's].
         #[arg(long, value_name = "FILE")]
-        key_file: Option<PathBuf>,
+        key_file: Vec<PathBuf>,
     },
     /// Write every event that passes the filter, with every field.
     #[command(

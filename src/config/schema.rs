@@ -18,6 +18,7 @@ pub fn schema() -> Value {
 
 /// What the type of a single value says, made what may stand for it in a file.
 fn as_written(schema: &mut Schema) {
+    without_null(schema);
     if let Some(Value::Array(named)) = schema.get("oneOf")
         && named.iter().all(is_name)
     {
@@ -59,6 +60,22 @@ fn as_written(schema: &mut Schema) {
     } else if is("integer") || is("number") || is("boolean") {
         schema.insert("pattern".to_owned(), json!(EXPANDED));
         set_types(schema, types, "string");
+    }
+}
+
+/// A key that may be left out is not to stand there without a value.
+fn without_null(schema: &mut Schema) {
+    if let Some(Value::Array(types)) = schema.get_mut("type") {
+        types.retain(|of| of != "null");
+        if let [alone] = types.as_slice() {
+            let alone = alone.clone();
+            schema.insert("type".to_owned(), alone);
+        }
+    }
+    for several in ["anyOf", "enum"] {
+        if let Some(Value::Array(any)) = schema.get_mut(several) {
+            any.retain(|one| !one.is_null() && one["type"] != "null");
+        }
     }
 }
 

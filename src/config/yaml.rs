@@ -2,7 +2,7 @@
 //! know any key of the file.
 //!
 //! The text becomes a tree of [`Node`]s with places; a serde deserializer over it notes what is wrong and goes on. A
-//! field wrapped in [`At`] never fails: its mistake is noted and its value left out.
+//! field wrapped in [`At`] never fails: its mistake is noted and its value left out, so that the rest can be judged, too.
 
 mod words;
 
@@ -14,13 +14,13 @@ use std::marker::PhantomData;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::value::{StrDeserializer, U64Deserializer};
 use serde::de::{
-    self, Deserialize, DeserializeOwned, DeserializeSeed, Deserializer, IntoDeserializer,
-    MapAccess, SeqAccess, Visitor,
+    self, Deserialize, DeserializeOwned, DeserializeSeed, Deserializer, Expected, IntoDeserializer,
+    MapAccess, SeqAccess, Unexpected, Visitor,
 };
 use serde_saphyr::Spanned;
 
 pub use words::did_you_mean;
-use words::{in_our_words, no_name, told_apart, unknown_key};
+use words::{NOTHING, in_our_words, misplaced, missing, nearest, no_name, told_apart, unknown_key};
 
 /// One mistake in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,22 +74,27 @@ impl<T: JsonSchema> JsonSchema for At<T> {
 /// An environment variable's value.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// Reads `text` as a `T`, or says every mistake in it. A `T` is given only when there is none.
+/// Reads `text` as a `T`, and says every mistake in it, in their order. With mistakes, the `T` lacks what is wrong: there is
+/// none at all where that is not within an [`At`].
 ///
 /// In values, `${NAME}` and `${NAME:-default}` become what `lookup` gives and `${file:/path}` becomes that file's text
 /// without its last line end; what comes in so is never read as YAML, and no message shows it.
-pub fn parse<T: DeserializeOwned>(text: &str, lookup: Lookup<'_>) -> Result<T, Vec<Mistake>> {
-    let mut node: Node = serde_saphyr::from_str(text).map_err(|error| {
-        let (line, column) = error
-            .location()
-            .map_or((0, 0), |at| (at.line(), at.column()));
-        vec![Mistake {
-            path: String::new(),
-            line,
-            column,
-            message: in_our_words(&error.to_string()),
-        }]
-    })?;
+pub fn parse<T: DeserializeOwned>(text: &str, lookup: Lookup<'_>) -> (Option<T>, Vec<Mistake>) {
+    let mut node: Node = match tree(text) {
+        Ok(node) => node,
+        Err(error) => {
+            let (line, column) = error
+                .location()
+                .map_or((0, 0), |at| (at.line(), at.column()));
+            let mistake = Mistake {
+                path: String::new(),
+                line,
+                column,
+                message: in_our_words(&error.to_string()),
+            };
+            return (None, vec![mistake]);
+        }
+    };
     let mistakes = RefCell::new(Vec::new());
     expand(&mut node, &Path::Root, lookup, &mistakes);
     let cursor = Cursor {
@@ -100,10 +105,13 @@ pub fn parse<T: DeserializeOwned>(text: &str, lookup: Lookup<'_>) -> Result<T, V
     let value = T::deserialize(cursor).map_err(|error| cursor.note(error));
     let mut mistakes = mistakes.into_inner();
     mistakes.sort_by_key(|mistake| (mistake.line, mistake.column));
-    match value {
-        Ok(value) if mistakes.is_empty() => Ok(value),
-        Ok(_) | Err(()) => Err(mistakes),
-    }
+    (value.ok(), mistakes)
+}
+
+/// YAML 1.2, in which `no` and `on` are texts: a country or a state, and no boolean.
+fn tree(text: &str) -> Result<Node, serde_saphyr::Error> {
+    let options = serde_saphyr::options! { strict_booleans: true };
+    serde_saphyr::from_str_with_options(text, options)
 }
 
 /// Whether a value of the text names a file, however YAML spells that.
@@ -114,6 +122,7 @@ pub fn names_files(text: &str) -> bool {
             Value::List(items) => items.iter().any(names),
             Value::Map(entries) => entries.iter().any(|(_, item)| names(item)),
             Value::Expanded { .. }
+            | Value::Unknown
             | Value::Null
             | Value::Bool(_)
             | Value::Unsigned(_)
@@ -121,7 +130,7 @@ pub fn names_files(text: &str) -> bool {
             | Value::Float(_) => false,
         }
     }
-    serde_saphyr::from_str(text).is_ok_and(|node| names(&node))
+    tree(text).is_ok_and(|node| names(&node))
 }
 
 #[derive(Debug)]
@@ -144,6 +153,8 @@ enum Value {
         value: String,
         written: String,
     },
+    /// A text of which a `${…}` stands for nothing, as a mistake says already.
+    Unknown,
     List(Vec<Node>),
     Map(Vec<(Spanned<String>, Node)>),
 }
@@ -229,6 +240,7 @@ fn expand(node: &mut Node, path: &Path<'_>, lookup: Lookup<'_>, mistakes: &RefCe
                 }
             }
             Err(message) => {
+                node.value = Value::Unknown;
                 let (line, column) = (node.line, node.column);
                 mistakes.borrow_mut().push(Mistake {
                     path: path.to_string(),
@@ -250,6 +262,7 @@ fn expand(node: &mut Node, path: &Path<'_>, lookup: Lookup<'_>, mistakes: &RefCe
         }
         Value::Text(_)
         | Value::Expanded { .. }
+        | Value::Unknown
         | Value::Null
         | Value::Bool(_)
         | Value::Unsigned(_)
@@ -316,6 +329,8 @@ impl fmt::Display for Path<'_> {
 struct Error {
     message: String,
     place: Option<(String, u64, u64)>,
+    /// Whether a mistake that is noted already says why.
+    told: bool,
 }
 
 impl fmt::Display for Error {
@@ -331,11 +346,20 @@ impl de::Error for Error {
         Error {
             message: message.to_string(),
             place: None,
+            told: false,
         }
     }
 
+    fn invalid_type(found: Unexpected<'_>, needed: &dyn Expected) -> Error {
+        de::Error::custom(misplaced(found, needed))
+    }
+
+    fn invalid_value(found: Unexpected<'_>, needed: &dyn Expected) -> Error {
+        de::Error::custom(misplaced(found, needed))
+    }
+
     fn missing_field(field: &'static str) -> Error {
-        de::Error::custom(format_args!("\"{field}\" is missing: add it"))
+        de::Error::custom(missing(field))
     }
 }
 
@@ -347,7 +371,11 @@ struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
+    /// Notes the error unless it is told already.
     fn note(&self, error: Error) {
+        if error.told {
+            return;
+        }
         let (path, line, column) = error
             .place
             .unwrap_or_else(|| (self.path.to_string(), self.node.line, self.node.column));
@@ -362,8 +390,8 @@ impl<'a> Cursor<'a> {
     fn placed(&self, error: Error) -> Error {
         let here = || (self.path.to_string(), self.node.line, self.node.column);
         Error {
-            message: error.message,
             place: Some(error.place.unwrap_or_else(here)),
+            ..error
         }
     }
 
@@ -462,11 +490,15 @@ impl<'de> Deserializer<'de> for Cursor<'_> {
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match &self.node.value {
             Value::Null => visitor.visit_unit(),
+            Value::Unknown => Err(Error {
+                told: true,
+                ..de::Error::custom("not known")
+            }),
             Value::Bool(value) => visitor.visit_bool(*value),
             Value::Unsigned(value) => visitor.visit_u64(*value),
             Value::Signed(value) => visitor.visit_i64(*value),
             Value::Float(value) => visitor.visit_f64(*value),
-            Value::Text(value) => visitor.visit_str(value).map_err(no_map),
+            Value::Text(value) => visitor.visit_str(value),
             Value::Expanded { value, written } => visitor
                 .visit_str(value)
                 .map_err(|error: Error| hide(error, value, written)),
@@ -496,7 +528,11 @@ impl<'de> Deserializer<'de> for Cursor<'_> {
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match self.node.value {
-            Value::Null => visitor.visit_none(),
+            // Left out by who meant to write it, it would be as though it was never meant: no client's certificate asked for, no session.
+            Value::Null => {
+                self.note(de::Error::custom(NOTHING));
+                visitor.visit_none()
+            }
             _ => visitor.visit_some(self),
         }
     }
@@ -533,27 +569,31 @@ impl<'de> Deserializer<'de> for Cursor<'_> {
 
     fn deserialize_struct<V: Visitor<'de>>(
         self,
-        _name: &'static str,
+        name: &'static str,
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Error> {
         let Value::Map(entries) = &self.node.value else {
-            // Some read a text or a list, too; those that do not would name a type of ours.
-            return self.deserialize_any(visitor).map_err(|error| Error {
-                message: match error.message.contains("expected struct ") {
-                    true => format!(
-                        "{} stands where keys are needed; known here: {}",
-                        told_apart(&self.node.value),
-                        fields.join(", ")
-                    ),
-                    false => error.message,
-                },
-                place: error.place,
-            });
+            // Some read a text or a list, too. A derived one names itself, and would take a list for its fields in their order.
+            let takes = <dyn Expected>::to_string(&visitor);
+            if takes != format!("struct {name}") {
+                return self.deserialize_any(visitor);
+            }
+            let error = match &self.node.value {
+                Value::Unknown => return self.deserialize_any(visitor),
+                other => de::Error::custom(format_args!(
+                    "{} stands where keys are needed; known here: {}",
+                    told_apart(other),
+                    fields.join(", ")
+                )),
+            };
+            return Err(self.placed(error));
         };
+        let mut meant = Vec::new();
         let known = |(key, _): &&(Spanned<String>, Node)| {
             let known = fields.contains(&key.value.as_str());
             if !known {
+                meant.extend(nearest(&key.value, fields));
                 let message = unknown_key(&key.value, fields);
                 let path = Path::Key(self.path, &key.value).to_string();
                 let (line, column) = (key.referenced.line(), key.referenced.column());
@@ -573,7 +613,13 @@ impl<'de> Deserializer<'de> for Cursor<'_> {
                 entries: entries.into_iter(),
                 value: None,
             })
-            .map_err(|e| self.placed(e))
+            .map_err(|error| {
+                let misspelt = meant.iter().any(|field| error.message == missing(field));
+                self.placed(Error {
+                    told: error.told || misspelt,
+                    ..error
+                })
+            })
     }
 
     serde::forward_to_deserialize_any! {
@@ -582,23 +628,11 @@ impl<'de> Deserializer<'de> for Cursor<'_> {
     }
 }
 
-/// The error of a text where a map is needed, without the text: it may be an address with a password.
-fn no_map(error: Error) -> Error {
-    match error.message.ends_with("expected a map") {
-        true => Error {
-            message: "a text stands where a map is needed, of names with what they stand for"
-                .to_owned(),
-            place: error.place,
-        },
-        false => error,
-    }
-}
-
 /// The error without the expanded text.
 fn hide(error: Error, value: &str, written: &str) -> Error {
     Error {
         message: error.message.replace(value, written),
-        place: error.place,
+        ..error
     }
 }
 

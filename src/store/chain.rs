@@ -137,6 +137,29 @@ impl Hasher {
     }
 }
 
+/// The keys under which an audit may have been written; each boot says which was its.
+#[derive(Clone)]
+pub struct Keys(Vec<Hasher>);
+
+impl Keys {
+    /// Without any, what was written without a key is checked.
+    pub fn new(keys: &[&[u8]]) -> Keys {
+        match keys.is_empty() {
+            true => Keys(vec![Hasher::Plain]),
+            false => Keys(keys.iter().map(|key| Hasher::new(Some(key))).collect()),
+        }
+    }
+
+    /// That of this [`Hasher::key_check`].
+    pub fn of(&self, check: Option<Hash>) -> Option<&Hasher> {
+        self.all().find(|hasher| hasher.key_check() == check)
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = &Hasher> {
+        self.0.iter()
+    }
+}
+
 /// A row as it was found.
 pub struct Found<'a> {
     pub seq: u64,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::task::spawn_blocking;
 
 use super::audit::{Cursor, Filter, Order, Report, StoreError, Stored};
+use super::chain::Keys;
 use super::postgres::{self, PostgresError};
 use super::sqlite;
 
@@ -74,14 +75,14 @@ impl Events {
         }
     }
 
-    /// Checks everything that was written, as of now. The key must be the one that the events were written with.
-    pub async fn verify(&self, key: Option<&[u8]>) -> Result<Report, StoreError> {
+    /// Checks everything that was written, as of now, under those keys that it was written with.
+    pub async fn verify(&self, keys: &Keys) -> Result<Report, StoreError> {
         match self {
             Events::Sqlite(reader) => {
-                let (reader, key) = (reader.clone(), key.map(<[u8]>::to_vec));
-                blocking(move || reader.verify(key.as_deref())).await
+                let (reader, keys) = (reader.clone(), keys.clone());
+                blocking(move || reader.verify(&keys)).await
             }
-            Events::Postgres(reader) => reader.verify(key).await,
+            Events::Postgres(reader) => reader.verify(keys).await,
         }
     }
 }

@@ -15,7 +15,7 @@ use weir::config::{Secret, redis::Tls};
 use weir::event::{AuditEvent, Encoded};
 use weir::store::audit::{FaultKind, Filter, Order, Report, Stored};
 use weir::store::batch::{Batch, Boot};
-use weir::store::chain::Hasher;
+use weir::store::chain::{Hasher, Keys};
 use weir::store::days::Day;
 use weir::store::events::Events;
 use weir::store::postgres::{Postgres, Reader, migrate, write};
@@ -215,7 +215,8 @@ impl Kept {
     }
 
     pub fn verify(&self, key: &[u8]) -> Report {
-        self.block(self.events().verify(Some(key))).unwrap()
+        self.block(self.events().verify(&Keys::new(&[key])))
+            .unwrap()
     }
 
     pub fn faults(&self) -> Vec<(RangeInclusive<u64>, FaultKind)> {

@@ -9,6 +9,7 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 use weir::event::{AuditEvent, Encoded, Micros};
 use weir::store::audit::FaultKind;
+use weir::store::chain::Keys;
 use weir::store::days::{self, Day};
 use weir::store::sqlite::{Files, Reader, Writer};
 
@@ -109,7 +110,7 @@ impl Audit {
     }
 
     pub fn faults(&self) -> Vec<(RangeInclusive<u64>, FaultKind)> {
-        let report = self.reader().verify(Some(KEY)).unwrap();
+        let report = self.reader().verify(&Keys::new(&[KEY])).unwrap();
         let faults = report.faults.into_iter();
         faults.map(|fault| (fault.seqs, fault.kind)).collect()
     }

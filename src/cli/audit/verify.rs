@@ -9,6 +9,7 @@ use anyhow::{Context, ensure};
 
 use crate::config::Secret;
 use crate::store::audit::Report;
+use crate::store::chain::Keys;
 use crate::store::events::Events;
 
 /// The boots without an end mark that are named; of more than these only the number is told.
@@ -17,23 +18,25 @@ const NAMED: usize = 20;
 /// Prints each fault, then the verdict, which the exit code tells too.
 pub(super) async fn run(
     store: &Events,
-    key_file: Option<PathBuf>,
+    key_files: Vec<PathBuf>,
     configured: Option<Secret>,
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitCode> {
-    let key = match &key_file {
-        Some(file) => {
-            Some(fs::read(file).with_context(|| format!("cannot read {}", file.display()))?)
-        }
-        None => configured.map(|key| key.0.into_bytes()),
-    };
-    // The key is all of the file but the line end that editors leave.
-    let key = key.as_deref().map(<[u8]>::trim_ascii_end);
-    ensure!(
-        key.is_none_or(|key| !key.is_empty()),
-        "the key file is empty"
-    );
-    let report = store.verify(key).await?;
+    let mut keys = Vec::new();
+    for file in &key_files {
+        let key = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        keys.push(key);
+        ensure!(
+            !trimmed(&keys).any(<[u8]>::is_empty),
+            "{} is empty: it is to hold a key",
+            file.display()
+        );
+    }
+    if key_files.is_empty() {
+        keys.extend(configured.map(|key| key.0.into_bytes()));
+    }
+    let keys = Keys::new(&Vec::from_iter(trimmed(&keys)));
+    let report = store.verify(&keys).await?;
     let kept_in = match store {
         Events::Sqlite(_) => "files",
         Events::Postgres(_) => "days",
@@ -47,6 +50,11 @@ pub(super) async fn run(
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(code),
         written => written.map(|()| code).map_err(Into::into),
     }
+}
+
+/// A key is all of its file but the line end that editors leave.
+fn trimmed(keys: &[Vec<u8>]) -> impl Iterator<Item = &[u8]> {
+    keys.iter().map(|key| key.trim_ascii_end())
 }
 
 fn said(report: &Report, kept_in: &str) -> String {

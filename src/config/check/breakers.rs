@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use super::unused::Kind;
 use super::{Checker, span};
 use crate::config::breakers::{
     CircuitBreaker, FailureOn, Fallback, HalfOpen, OnLoss, Scope, Settings, SlowCall, Window,
@@ -28,12 +29,7 @@ impl Checker {
         let name = at.value?;
         let found = self.breakers.get(&name).cloned();
         if found.is_none() {
-            let known = self.breakers.keys().map(String::as_str).collect::<Vec<_>>();
-            let message = format!(
-                "unknown circuit breaker \"{name}\"; {}",
-                yaml::did_you_mean(&name, &known)
-            );
-            self.say(path, at.line, at.column, message);
+            self.say_unknown(Kind::Breaker, path, (at.line, at.column), &name);
         }
         found
     }

@@ -43,6 +43,42 @@ fn a_burst_of_another_algorithm_is_warned_of() {
     assert_eq!(limited("limit: 1/s"), "");
 }
 
+/// In nginx 0 is no limit; here it would refuse everything, or nothing.
+#[test]
+fn zero_is_no_way_to_say_unlimited() {
+    let check = |file: &str, path: &str, mend: &str| {
+        let said = checked(file, &|_| None).err().unwrap_or_default();
+        let said: Vec<_> = said.iter().map(ToString::to_string).collect();
+        assert!(
+            said.len() == 1 && said[0].contains(&format!("{path}: ")) && said[0].contains(mend),
+            "{said:?}"
+        );
+    };
+    for (key, mend) in [
+        ("max_header_bytes: 0B", "for example, 64KiB"),
+        ("max_body: 0B", "for example, 10MiB"),
+        ("max_headers: 0", "use 1 to 65535, for example 100"),
+        ("max_connections: 0", "for example 10000"),
+    ] {
+        let file = format!(
+            "upstream: http://x\nlisteners: [{{name: a, address: '127.0.0.1:1', limits: {{{key}}}}}]\n"
+        );
+        let name = key.split(':').next().unwrap();
+        check(&file, &format!("listeners[0].limits.{name}"), mend);
+    }
+    let short = "listen: 127.0.0.1:1\nupstream: http://x\n";
+    check(
+        &format!("{short}sessions: {{web: {{max_sessions: 0}}}}\n"),
+        "sessions.web.max_sessions",
+        "for example 1000000",
+    );
+    check(
+        &format!("{short}rate_limits: {{a: {{limit: 1/s, by: path, cost: {{default: 0}}}}}}\n"),
+        "rate_limits.a.cost.default",
+        "use 1 or more",
+    );
+}
+
 #[test]
 fn times_that_undo_each_other_are_warned_of() {
     let tried = |per_try: &str| {

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::sessions::field_name;
+use super::unused::Kind;
 use super::{Checker, SECOND};
 use crate::config::LimitDefaults;
 use crate::config::limits::{
@@ -13,7 +14,7 @@ use crate::config::limits::{
 use crate::config::override_keys::override_keys;
 use crate::config::raw::{self, Algorithm};
 use crate::config::units::{Percent, Span};
-use crate::config::yaml::{self, At};
+use crate::config::yaml::At;
 
 /// The name of the limit that the short form makes.
 const SHORT_LIMIT: &str = "rate_limit";
@@ -107,7 +108,12 @@ impl Checker {
             Some(raw::Cost {
                 header: None,
                 default,
-            }) => Cost::Constant(value_or(default, 1)),
+            }) => Cost::Constant(self.count_within(
+                &format!("{path}.cost.default"),
+                default,
+                1,
+                1..=u64::MAX,
+            )),
             Some(raw::Cost {
                 header: Some(header),
                 default,
@@ -115,7 +121,7 @@ impl Checker {
                 let name = self.read(&format!("{path}.cost.header"), header, field_name);
                 Cost::Header {
                     name: name.unwrap_or_default().to_ascii_lowercase(),
-                    default: value_or(default, 1),
+                    default: default.and_then(|at| at.value).unwrap_or(1),
                 }
             }
         };
@@ -339,13 +345,15 @@ impl Checker {
                 "no window: add one, for example 100/s".to_owned(),
             );
         }
-        let rule = |text: &str| rule(text, algorithm, burst);
-        Some(
-            texts
-                .into_iter()
-                .filter_map(|at| self.read(path, at, rule))
-                .collect(),
-        )
+        let mut rules = Vec::new();
+        for at in texts {
+            let Some(text) = at.value else { continue };
+            match rule(&text, algorithm, burst) {
+                Ok(rule) => rules.push(rule),
+                Err(message) => self.say(path, at.line, at.column, message),
+            }
+        }
+        Some(rules)
     }
 
     /// The limits that a route names, by index.
@@ -364,14 +372,7 @@ impl Checker {
                     );
                 }
                 Some(limit) => found.push(*limit),
-                None => {
-                    let known = self.limits.keys().map(String::as_str).collect::<Vec<_>>();
-                    let message = format!(
-                        "unknown limit \"{name}\"; {}",
-                        yaml::did_you_mean(&name, &known)
-                    );
-                    self.say(&path, at.line, at.column, message);
-                }
+                None => self.say_unknown(Kind::Limit, &path, (at.line, at.column), &name),
             }
             let rules: usize = found.iter().map(|index| self.most_rules[*index]).sum();
             if rules > MAX_RULES {
@@ -522,10 +523,6 @@ fn key_part(text: &str) -> Result<Option<KeyPart>, String> {
             })?
         }
     }))
-}
-
-fn value_or(at: Option<At<u64>>, default: u64) -> u64 {
-    at.and_then(|at| at.value).unwrap_or(default)
 }
 
 #[cfg(test)]

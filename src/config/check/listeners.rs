@@ -20,6 +20,22 @@ use crate::http1::head::HeadLimits;
 const MINUTE: std::time::Duration = std::time::Duration::from_secs(60);
 
 impl Checker {
+    /// Bytes that a request may have of something; in nginx 0 is no limit.
+    fn room(&mut self, path: &str, at: Option<At<ByteSize>>, default: u64) -> u64 {
+        let told = at.and_then(|at| Some((at.value?.0, at.line, at.column)));
+        let Some((bytes, line, column)) = told else {
+            return default;
+        };
+        if bytes == 0 {
+            let message = format!(
+                "0B has room for nothing, and stands for no \"unlimited\": use, for example, {}, or 1024GiB where it is not to matter",
+                ByteSize(default)
+            );
+            self.refuse(path, line, column, message);
+        }
+        bytes
+    }
+
     pub(super) fn listeners(
         &mut self,
         short: Option<At<String>>,
@@ -119,11 +135,27 @@ impl Checker {
         });
         let limits = raw.limits.and_then(|at| at.value).unwrap_or_default();
         let timeouts = raw.timeouts.and_then(|at| at.value).unwrap_or_default();
-        let size = |at: Option<At<ByteSize>>, default: u64| {
-            at.and_then(|at| at.value).map_or(default, |size| size.0)
-        };
         let defaults = HeadLimits::default();
-        let bytes = size(limits.max_header_bytes, defaults.max_bytes as u64);
+        let limit = |name: &str| key(&format!("limits.{name}"));
+        let bytes = self.room(
+            &limit("max_header_bytes"),
+            limits.max_header_bytes,
+            defaults.max_bytes as u64,
+        );
+        let max_body = self.room(&limit("max_body"), limits.max_body, 10 << 20);
+        let max_fields = defaults.max_fields as u64;
+        let max_fields = self.count_within(
+            &limit("max_headers"),
+            limits.max_headers,
+            max_fields,
+            1..=u64::from(u16::MAX),
+        );
+        let max_connections = self.count_within(
+            &limit("max_connections"),
+            limits.max_connections,
+            10_000,
+            1..=u64::from(u32::MAX),
+        );
         let number = |at: Option<At<NonZeroU32>>, default: u32| {
             at.and_then(|at| at.value).map_or(default, NonZeroU32::get)
         };
@@ -141,16 +173,10 @@ impl Checker {
             tls,
             head_limits: HeadLimits {
                 max_bytes: usize::try_from(bytes).unwrap_or(usize::MAX),
-                max_fields: limits
-                    .max_headers
-                    .and_then(|at| at.value)
-                    .map_or(defaults.max_fields, usize::from),
+                max_fields: usize::try_from(max_fields).unwrap_or(usize::MAX),
             },
-            max_connections: limits
-                .max_connections
-                .and_then(|at| at.value)
-                .map_or(10_000, |max| max as usize),
-            max_body: size(limits.max_body, 10 << 20),
+            max_connections: usize::try_from(max_connections).unwrap_or(usize::MAX),
+            max_body,
             max_concurrent_streams: number(limits.max_concurrent_streams, 128),
             max_handshakes: number(limits.max_handshakes, 1000) as usize,
             header_read: timeout("header_read", timeouts.header_read, 10),
@@ -395,7 +421,7 @@ mod tests {
             ),
             (
                 "address: 'unix:/a', socket_mode: 0600",
-                "expected a mode in quotes, for example \"660\"",
+                "stands where a mode in quotes, for example \"660\" is needed",
             ),
             (
                 "address: 'unix:/a', socket_mode: '1777'",

@@ -54,13 +54,20 @@ pub fn parse(text: &str, lookup: Lookup<'_>) -> Result<Config, Vec<Mistake>> {
 
 /// Likewise, with the warnings.
 pub fn checked(text: &str, lookup: Lookup<'_>) -> Result<Checked, Vec<Mistake>> {
-    let file: raw::File = yaml::parse(text, lookup)?;
-    let mut checker = Checker::default();
+    let (file, of_form) = yaml::parse::<raw::File>(text, lookup);
+    let Some(file) = file else {
+        return Err(of_form);
+    };
+    let mut checker = Checker {
+        of_form,
+        ..Checker::default()
+    };
     let config = checker.file(file);
     let in_order = |mut said: Vec<Mistake>| {
         said.sort_by_key(|mistake| (mistake.line, mistake.column));
         said
     };
+    checker.mistakes.append(&mut checker.of_form);
     if checker.mistakes.is_empty() {
         let warnings = in_order(checker.warnings);
         return Ok(Checked {
@@ -74,6 +81,8 @@ pub fn checked(text: &str, lookup: Lookup<'_>) -> Result<Checked, Vec<Mistake>> 
 
 #[derive(Default)]
 struct Checker {
+    /// What the file's reader could not read, by place: left out of what is checked.
+    of_form: Vec<Mistake>,
     mistakes: Vec<Mistake>,
     warnings: Vec<Mistake>,
     pem_files: Vec<PemFile>,
@@ -270,7 +279,7 @@ impl Checker {
         text.parse().unwrap_or_else(|_| {
             let message =
                 format!("\"{text}\" is not an address: use IP:PORT, for example 0.0.0.0:8080");
-            self.say(path, at.line, at.column, message);
+            self.refuse(path, at.line, at.column, message);
             unusable
         })
     }
@@ -292,7 +301,7 @@ impl Checker {
                 "{span} is out of bounds: use 1ms to {}, for example {default}",
                 Span(most)
             );
-            self.say(path, at.line, at.column, message);
+            self.refuse(path, at.line, at.column, message);
         }
         span.0
     }
@@ -308,7 +317,7 @@ impl Checker {
                 "0s is over at once, and stands for no \"never\": use 1ms or more, for example {}, or 1d where it is not to matter",
                 Span(default)
             );
-            self.say(path, line, column, message);
+            self.refuse(path, line, column, message);
         }
         told
     }
@@ -323,7 +332,7 @@ impl Checker {
             let message = format!(
                 "\"{span}\" is not a number of days: use 1d or more, for example 400d, or leave out \"audit\" to keep nothing"
             );
-            self.say(path, line, column, message);
+            self.refuse(path, line, column, message);
         }
         span.0
     }
@@ -350,7 +359,7 @@ impl Checker {
                     "{count} is out of bounds: use {least} to {most}, for example {default}"
                 ),
             };
-            self.say(path, line, column, message);
+            self.refuse(path, line, column, message);
         }
         count
     }
@@ -363,7 +372,7 @@ impl Checker {
     ) -> Option<T> {
         let text = at.value?;
         read(&text)
-            .map_err(|message| self.say(path, at.line, at.column, message))
+            .map_err(|message| self.refuse(path, at.line, at.column, message))
             .ok()
     }
 
@@ -376,7 +385,34 @@ impl Checker {
         });
     }
 
+    /// Says what is wrong with a value beside others, or that one lacks: unless that may be because of what was not read, in the
+    /// same entry or among the file's own keys; anywhere, if it is about the file as a whole.
     fn say(&mut self, path: &str, line: u64, column: u64, message: String) {
+        let may_follow = |told: &Mistake| {
+            is_own_key(path) || is_own_key(&told.path) || entry(&told.path) == entry(path)
+        };
+        if !self.of_form.iter().any(may_follow) {
+            self.refuse(path, line, column, message);
+        }
+    }
+
+    /// Says that nothing has a name that is used: unless it may have, where it was not read.
+    fn say_unknown(&mut self, kind: Kind, path: &str, (line, column): (u64, u64), name: &str) {
+        let known = self.names(kind);
+        if known.contains(name) || self.of_form.iter().any(|told| is_own_key(&told.path)) {
+            return;
+        }
+        let mend = yaml::did_you_mean(name, &Vec::from_iter(known));
+        self.refuse(
+            path,
+            line,
+            column,
+            format!("unknown {kind} \"{name}\"; {mend}"),
+        );
+    }
+
+    /// Says what is wrong with a value by itself.
+    fn refuse(&mut self, path: &str, line: u64, column: u64, message: String) {
         self.mistakes.push(Mistake {
             path: path.to_owned(),
             line,
@@ -384,6 +420,30 @@ impl Checker {
             message,
         });
     }
+}
+
+/// Whether the path is that of a key of the file's own, such as a section.
+fn is_own_key(path: &str) -> bool {
+    !path.contains(['.', '['])
+}
+
+/// The part of a path that tells a section or, of a section of several, the entry.
+fn entry(path: &str) -> &str {
+    let section = path.find(['.', '[']).unwrap_or(path.len());
+    let of_several = [
+        "listeners",
+        "upstreams",
+        "routes",
+        "rate_limits",
+        "circuit_breakers",
+        "sessions",
+    ];
+    if !of_several.contains(&&path[..section]) || section == path.len() {
+        return &path[..section];
+    }
+    let name = section + 1;
+    let end = path[name..].find(['.', '[', ']']);
+    end.map_or(path, |length| &path[..name + length])
 }
 
 fn mode(at: Option<At<raw::Mode>>) -> Mode {
@@ -400,6 +460,8 @@ fn span(at: Option<At<Span>>, default: Duration) -> Duration {
 
 #[cfg(test)]
 mod contradictions;
+#[cfg(test)]
+mod in_one_run;
 
 #[cfg(test)]
 mod tests {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use super::unused::Kind;
 use super::{Checker, SECOND, span};
 use crate::config::raw;
 use crate::config::sessions::{
@@ -11,11 +12,11 @@ use crate::config::sessions::{
     TokenSource, check_cookie,
 };
 use crate::config::units::Span;
-use crate::config::yaml::{self, At};
+use crate::config::yaml::At;
 
 /// The cookie that holds the token, unless told.
 const COOKIE: &str = "sid";
-const MAX_SESSIONS: usize = 1_000_000;
+const MAX_SESSIONS: u64 = 1_000_000;
 /// [`RouteSession::revalidate_every`], unless told.
 const REVALIDATE_EVERY: Duration = Duration::from_secs(30);
 
@@ -97,6 +98,12 @@ impl Checker {
             cache: self.session_cache(&path, raw.cache.and_then(|at| at.value)),
             grace: grace(raw.on_redis_loss.and_then(|at| at.value)),
         };
+        let max_sessions = self.count_within(
+            &format!("{path}.max_sessions"),
+            raw.max_sessions,
+            MAX_SESSIONS,
+            1..=u64::from(u32::MAX),
+        );
         Sessions {
             name,
             shared,
@@ -112,10 +119,7 @@ impl Checker {
                 forward,
                 cookie,
             },
-            max_sessions: raw
-                .max_sessions
-                .and_then(|at| at.value)
-                .map_or(MAX_SESSIONS, |max| max as usize),
+            max_sessions: usize::try_from(max_sessions).unwrap_or(usize::MAX),
         }
     }
 
@@ -222,17 +226,8 @@ impl Checker {
             self.say(path, at.line, at.column, message.to_owned());
         }
         let Some(sessions) = self.sessions.get(&name).copied() else {
-            let known = self.sessions.keys().map(String::as_str).collect::<Vec<_>>();
-            let message = format!(
-                "unknown sessions \"{name}\"; {}",
-                yaml::did_you_mean(&name, &known)
-            );
-            self.say(
-                &format!("{path}.use"),
-                raw.uses.line,
-                raw.uses.column,
-                message,
-            );
+            let place = (raw.uses.line, raw.uses.column);
+            self.say_unknown(Kind::Sessions, &format!("{path}.use"), place, &name);
             return None;
         };
         Some(RouteSession {

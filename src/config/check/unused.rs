@@ -2,6 +2,7 @@
 //! enforced is hardly meant.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 
 use super::Checker;
 use crate::config::audit::Level;
@@ -16,6 +17,17 @@ pub(super) enum Kind {
     Breaker,
     Sessions,
     Upstream,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Limit => "limit",
+            Kind::Breaker => "circuit breaker",
+            Kind::Sessions => "sessions",
+            Kind::Upstream => "upstream",
+        })
+    }
 }
 
 /// An entry with a name, and where it stands.
@@ -39,6 +51,22 @@ impl Checker {
             name: name.clone(),
             place: (at.line, at.column),
         }));
+    }
+
+    /// Of the entries of a kind, wrong ones and those of a short form among them.
+    pub(super) fn names(&self, kind: Kind) -> BTreeSet<&str> {
+        let read: Vec<&String> = match kind {
+            Kind::Limit => self.limits.keys().collect(),
+            Kind::Breaker => self.breakers.keys().collect(),
+            Kind::Sessions => self.sessions.keys().collect(),
+            Kind::Upstream => self.upstreams.keys().collect(),
+        };
+        let written = self.named.iter().filter(|entry| entry.kind == kind);
+        let written = written.map(|entry| entry.name.as_str());
+        read.into_iter()
+            .map(String::as_str)
+            .chain(written)
+            .collect()
     }
 
     pub(super) fn warn_of_unused(&mut self, config: &Config) {

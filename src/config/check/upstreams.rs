@@ -6,6 +6,7 @@ mod tls;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
+use super::unused::Kind;
 use super::{Checker, DAY, SECOND, span};
 use crate::config::Protocol;
 use crate::config::raw;
@@ -397,18 +398,7 @@ impl Checker {
         if let Some(index) = self.upstreams.get(&name) {
             return *index;
         }
-        let known = self
-            .upstreams
-            .keys()
-            .map(String::as_str)
-            .collect::<Vec<_>>();
-        let mend = yaml::did_you_mean(&name, &known);
-        self.say(
-            path,
-            at.line,
-            at.column,
-            format!("unknown upstream \"{name}\"; {mend}"),
-        );
+        self.say_unknown(Kind::Upstream, path, (at.line, at.column), &name);
         0
     }
 }

@@ -22,17 +22,22 @@ struct Route {
     port: Option<At<u16>>,
 }
 
+/// A text without mistakes, or the mistakes of one that has some.
+fn whole<T: DeserializeOwned>(text: &str, lookup: Lookup<'_>) -> Result<T, Vec<String>> {
+    let (read, mistakes) = parse(text, lookup);
+    match mistakes.is_empty() {
+        true => Ok(read.unwrap()),
+        false => Err(mistakes.iter().map(Mistake::to_string).collect()),
+    }
+}
+
 fn mistakes(text: &str) -> Vec<String> {
-    parse::<File>(text, &|_| None)
-        .unwrap_err()
-        .iter()
-        .map(Mistake::to_string)
-        .collect()
+    whole::<File>(text, &|_| None).unwrap_err()
 }
 
 #[test]
 fn a_file_without_mistakes_is_read_with_places() {
-    let file: File = parse(
+    let file: File = whole(
         "count: 3\nname: 12\nroutes:\n  - path: /a\n    port: 80\n",
         &|_| None,
     )
@@ -54,7 +59,7 @@ fn every_mistake_is_told_in_one_run() {
     let said = mistakes(text);
     assert_eq!(said.len(), 6, "{said:#?}");
     assert!(
-        said[0].starts_with("line 1, column 8: count: invalid type: string \"many\""),
+        said[0].starts_with("line 1, column 8: count: \"many\" stands where a whole number from 0"),
         "{said:#?}"
     );
     assert_eq!(
@@ -62,7 +67,7 @@ fn every_mistake_is_told_in_one_run() {
         "line 2, column 1: nmae: unknown key \"nmae\"; did you mean \"name\"?"
     );
     assert!(
-        said[2].starts_with("line 5, column 11: routes[0].port: invalid value: integer `70000`"),
+        said[2].starts_with("line 5, column 11: routes[0].port: the number 70000 stands where a whole number from 0 to 65535"),
         "{said:#?}"
     );
     assert!(
@@ -76,7 +81,7 @@ fn every_mistake_is_told_in_one_run() {
         "{said:#?}"
     );
     assert!(
-        said[5].starts_with("line 8, column 13: named.b.port: invalid type"),
+        said[5].starts_with("line 8, column 13: named.b.port: \"x\" stands where a whole number"),
         "{said:#?}"
     );
 }
@@ -103,18 +108,95 @@ fn broken_yaml_and_a_repeated_key_are_told_with_their_place() {
 }
 
 #[test]
+fn yaml_that_no_parser_reads_is_told_with_a_mend() {
+    for (text, mend) in [
+        ("name: *.x.org\n", "put the text in quotes"),
+        ("name: @x\n", "a text cannot begin with @ in YAML"),
+        ("name: %x\n", "a text cannot begin with % in YAML"),
+        ("routes:\n\t- path: /a\n", "use spaces"),
+        (
+            "routes:\n  - path: /a\n   port: 1\n",
+            "as an entry of the list above it",
+        ),
+        ("count: 1\n  name: x\n", ""),
+        (
+            "named:\n    a: {path: /a}\n  b: {path: /b}\n",
+            "as a key of the map above it",
+        ),
+        ("count: 1\nname\n", "write KEY: VALUE"),
+        ("routes: [{path: a: b}]\n", "the map in {} goes on"),
+        ("routes: [{path: a}\nname: x\n", "close what is open above"),
+    ] {
+        let said = mistakes(text);
+        assert!(
+            said.len() == 1 && said[0].contains(mend),
+            "{text}: {said:#?}"
+        );
+    }
+}
+
+#[test]
+fn a_key_without_a_value_is_a_mistake() {
+    let said = mistakes("count: 1\nname:\nroutes: [{path: /a, port: }, {path: ~}]\n");
+    let nothing = "nothing stands behind the key: write a value, or leave the key out";
+    let expected = [
+        format!("line 2, column 5: name: {nothing}"),
+        format!("line 3, column 25: routes[0].port: {nothing}"),
+        "line 3, column 37: routes[1].path: nothing stands where a text is needed".to_owned(),
+    ];
+    assert_eq!(said, expected);
+}
+
+#[test]
+fn only_true_and_false_are_booleans() {
+    #[derive(Deserialize)]
+    struct Claims {
+        country: serde_json::Value,
+        is: At<bool>,
+    }
+    let claims: Claims = whole("country: NO\nis: true\n", &|_| None).unwrap();
+    assert_eq!((claims.country, claims.is.value), ("NO".into(), Some(true)));
+    let said = whole::<Claims>("country: x\nis: yes\n", &|_| None)
+        .err()
+        .unwrap();
+    assert_eq!(
+        said,
+        ["line 2, column 5: is: \"yes\" stands where true or false is needed"]
+    );
+}
+
+#[test]
+fn a_misspelt_key_is_not_missing_as_well() {
+    assert_eq!(
+        mistakes("count: 1\nroutes: [{pth: /a}]\n"),
+        ["line 2, column 11: routes[0].pth: unknown key \"pth\"; did you mean \"path\"?"]
+    );
+}
+
+#[test]
+fn what_is_no_list_and_no_map_is_told_without_its_text() {
+    let said = mistakes("count: 1\nroutes: http://u:secret@h\nnamed: http://u:secret@h\n");
+    let said = said.join("\n");
+    assert!(
+        said.contains("routes: a text stands where a list is needed") && !said.contains("secret"),
+        "{said}"
+    );
+    let said = mistakes("count: 1\nnamed: [{a: {path: /a}}]\n");
+    assert_eq!(
+        said,
+        [
+            "line 2, column 8: named: a list stands where a map is needed, of names with what they stand for"
+        ]
+    );
+}
+
+#[test]
 fn values_come_from_the_environment_and_are_never_shown() {
     let lookup = |name: &str| (name == "NAME").then(|| "s3cret".to_owned());
     let read = |text: &str| {
-        let file = parse::<File>(text, &lookup)
-            .map(|file| file.name.and_then(|at| at.value).unwrap_or_default());
-        file.map_err(|mistakes| {
-            mistakes
-                .iter()
-                .map(Mistake::to_string)
-                .collect::<Vec<_>>()
-                .join("; ")
-        })
+        let file = whole::<File>(text, &lookup);
+        file.map(|file| file.name.and_then(|at| at.value).unwrap_or_default())
+            .map_err(|mistakes| mistakes.join("; "))
     };
     assert_eq!(
         read("count: 1\nname: a${NAME}b\n"),
@@ -143,13 +225,30 @@ fn values_come_from_the_environment_and_are_never_shown() {
 }
 
 #[test]
+fn what_is_right_is_read_beside_what_is_wrong() {
+    let (file, mistakes) = parse::<File>(
+        "count: ${NONE}\nname: x\nroutes: [{path: /a, port: -1}, {port: 1}, {path: /b}]\n",
+        &|_| None,
+    );
+    let file = file.unwrap();
+    assert_eq!(file.count.value, None);
+    assert_eq!(file.name.unwrap().value.as_deref(), Some("x"));
+    let routes = file.routes.iter().map(|at| at.value.as_ref());
+    let ports: Vec<_> = routes
+        .map(|route| route.map(|route| route.port.as_ref().map(|at| at.value)))
+        .collect();
+    assert_eq!(ports, [Some(Some(None)), None, Some(None)]);
+    assert_eq!(mistakes.len(), 3, "{mistakes:#?}");
+}
+
+#[test]
 fn ten_thousand_routes_are_read_in_seconds_even_unoptimised() {
     let mut text = "count: 1\nroutes:\n".to_owned();
     for index in 0..10_000 {
         text.push_str(&format!("  - {{path: /{index}, port: 80}}\n"));
     }
     assert_eq!(
-        parse::<File>(&text, &|_| None).unwrap().routes.len(),
+        whole::<File>(&text, &|_| None).unwrap().routes.len(),
         10_000
     );
 }
@@ -173,17 +272,17 @@ struct Named {
 #[test]
 fn what_stands_in_place_of_a_name_or_of_keys_is_told_with_what_is_known() {
     let said = |text: &str| {
-        let mistakes = parse::<Named>(text, &|_| Some("hidden".to_owned())).unwrap_err();
-        let said: Vec<_> = mistakes.iter().map(Mistake::to_string).collect();
-        said.join("\n")
+        whole::<Named>(text, &|_| Some("hidden".to_owned()))
+            .unwrap_err()
+            .join("\n")
     };
     assert_eq!(
         said("level: 1.2\n"),
         "line 1, column 8: level: the number 1.2 stands where a name is needed; write it in quotes, \"1.2\""
     );
     assert_eq!(
-        said("level: off\n"),
-        "line 1, column 8: level: the boolean false (on, off, yes and no are booleans, too) stands where a name is needed; known here: off, 1.2"
+        said("level: false\n"),
+        "line 1, column 8: level: the boolean false stands where a name is needed; known here: off, 1.2"
     );
     assert!(
         said("level: [off]\n")

@@ -1,5 +1,7 @@
 //! What mistakes in YAML say: what stands there, and what could.
 
+use serde::de::{Expected, Unexpected};
+
 use super::Value;
 
 /// What the parser says, without the place, which is told before it, and without its options, which are not the user's.
@@ -21,16 +23,101 @@ pub(super) fn in_our_words(message: &str) -> String {
     {
         return format!("key \"{key}\" is there already: keep one");
     }
-    match said.starts_with("multiple YAML documents") {
-        true => "the file has several documents, parted by \"---\": keep one".to_owned(),
-        false => said.to_owned(),
+    let mends = [
+        (
+            "multiple YAML documents",
+            "the file has several documents, parted by \"---\": keep one",
+        ),
+        (
+            "alias references unknown anchor",
+            "\"*\" begins an alias in YAML: put the text in quotes, as in \"*.example.com\"",
+        ),
+        (
+            "tabs disallowed",
+            "a tab stands in the indentation, which YAML makes of spaces alone: use spaces",
+        ),
+        (
+            "while parsing a block collection",
+            "the line is indented neither as an entry of the list above it nor as what is outside: align it with one of them",
+        ),
+        (
+            "while parsing a block mapping",
+            "the line is indented neither as a key of the map above it nor as what is outside: align it with one of them",
+        ),
+        (
+            "simple key expected ':'",
+            "a key has no \":\" behind it: write KEY: VALUE",
+        ),
+        (
+            "illegal placement of ':'",
+            "a \":\" stands where no key ends: close what is open above, or put a text with \":\" in quotes",
+        ),
+        (
+            "while parsing a flow mapping",
+            "the map in {} goes on without \",\" or \"}\": close it, or put a value with \": \", \"{\" or \"}\" in it in quotes",
+        ),
+        (
+            "while parsing a flow sequence",
+            "the list in [] goes on without \",\" or \"]\": close it, or put a value with \"[\" or \"]\" in it in quotes",
+        ),
+    ];
+    if let Some((_, mend)) = mends.iter().find(|(start, _)| said.starts_with(start)) {
+        return (*mend).to_owned();
     }
+    let character = said.strip_prefix("unexpected character: `");
+    match character.and_then(|rest| rest.strip_suffix('\'')) {
+        Some(character) => {
+            format!("a text cannot begin with {character} in YAML: put it in quotes")
+        }
+        None => said.to_owned(),
+    }
+}
+
+/// What is said of a value where another kind of value is needed. A text is not shown where it may hold a password: where a
+/// list or a map is needed, it may be an address.
+pub(super) fn misplaced(found: Unexpected<'_>, needed: &dyn Expected) -> String {
+    let needed = needed.to_string();
+    let is_of_several = matches!(&*needed, "a sequence" | "a map");
+    let found = match found {
+        Unexpected::Bool(truth) => format!("the boolean {truth}"),
+        Unexpected::Unsigned(number) => format!("the number {number}"),
+        Unexpected::Signed(number) => format!("the number {number}"),
+        Unexpected::Float(number) => format!("the number {number}"),
+        Unexpected::Str(_) if is_of_several => "a text".to_owned(),
+        Unexpected::Str(text) => format!("\"{text}\""),
+        Unexpected::Unit | Unexpected::Option => "nothing".to_owned(),
+        Unexpected::Seq => "a list".to_owned(),
+        Unexpected::Map => "a map".to_owned(),
+        other => other.to_string(),
+    };
+    let needed = match &*needed {
+        "a sequence" => "a list is needed: put \"- \" before each entry, or all of them in []",
+        "a map" => "a map is needed, of names with what they stand for",
+        "a string" => "a text is needed",
+        "a boolean" => "true or false is needed",
+        "u8" => "a whole number from 0 to 255 is needed",
+        "u16" => "a whole number from 0 to 65535 is needed",
+        "u32" => "a whole number from 0 to 4294967295 is needed",
+        "u64" | "usize" => "a whole number is needed, 0 or more",
+        "f64" => "a number is needed",
+        other => return format!("{found} stands where {other} is needed"),
+    };
+    format!("{found} stands where {needed}")
+}
+
+/// What is said of a key without a value.
+pub(super) const NOTHING: &str =
+    "nothing stands behind the key: write a value, or leave the key out";
+
+pub(super) fn missing(field: &str) -> String {
+    format!("\"{field}\" is missing: add it")
 }
 
 /// What a value is, in words; never what an expanded one was expanded to.
 pub(super) fn told(value: &Value) -> String {
     match value {
         Value::Null => "nothing".to_owned(),
+        Value::Unknown => "what is not known".to_owned(),
         Value::Bool(truth) => format!("the boolean {truth}"),
         Value::Unsigned(number) => format!("the number {number}"),
         Value::Signed(number) => format!("the number {number}"),
@@ -47,6 +134,7 @@ pub(super) fn told_apart(value: &Value) -> String {
     match value {
         Value::Text(_) => "a text".to_owned(),
         Value::Null
+        | Value::Unknown
         | Value::Bool(_)
         | Value::Unsigned(_)
         | Value::Signed(_)
@@ -63,6 +151,7 @@ pub(super) fn no_name(value: &Value, names: &[&str]) -> String {
         Value::Unsigned(number) => Some(number.to_string()),
         Value::Float(number) => Some(number.to_string()),
         Value::Null
+        | Value::Unknown
         | Value::Bool(_)
         | Value::Signed(_)
         | Value::Text(_)
@@ -75,11 +164,7 @@ pub(super) fn no_name(value: &Value, names: &[&str]) -> String {
         Some(name) => format!("write it in quotes, \"{name}\""),
         None => format!("known here: {}", names.join(", ")),
     };
-    let too = match matches!(value, Value::Bool(_)) {
-        true => " (on, off, yes and no are booleans, too)",
-        false => "",
-    };
-    format!("{}{too} stands where a name is needed; {mend}", told(value))
+    format!("{} stands where a name is needed; {mend}", told(value))
 }
 
 pub(super) fn unknown_key(key: &str, fields: &[&str]) -> String {
@@ -89,16 +174,20 @@ pub(super) fn unknown_key(key: &str, fields: &[&str]) -> String {
 /// Bytes of words that are compared: the time that takes grows by the square.
 const COMPARED: usize = 64;
 
-/// `did you mean "…"?` when one of `known` is near, else all of them.
-pub fn did_you_mean(word: &str, known: &[&str]) -> String {
-    let nearest = known
+/// The word of `known` that may have been meant.
+pub(super) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    let near = known
         .iter()
         .filter(|other| word.len().max(other.len()) <= COMPARED)
-        .map(|other| (strsim::damerau_levenshtein(word, other), other))
-        .filter(|(distance, _)| *distance <= 1 + word.len() / 4)
-        .min();
-    match nearest {
-        Some((_, other)) => format!("did you mean \"{other}\"?"),
+        .map(|other| (strsim::damerau_levenshtein(word, other), *other))
+        .filter(|(distance, _)| *distance <= 1 + word.len() / 4);
+    near.min().map(|(_, other)| other)
+}
+
+/// `did you mean "…"?` when one of `known` is near, else all of them.
+pub fn did_you_mean(word: &str, known: &[&str]) -> String {
+    match nearest(word, known) {
+        Some(other) => format!("did you mean \"{other}\"?"),
         None if known.is_empty() => "none is in the file: add it".to_owned(),
         None => format!("known here: {}", known.join(", ")),
     }

@@ -26,7 +26,7 @@ use crate::clock;
 use crate::config::postgres;
 use crate::event::AuditEvent;
 use crate::store::audit::{Cursor, Filter, Order, Report, StoreError, Stored};
-use crate::store::chain::Hasher;
+use crate::store::chain::Keys;
 use crate::store::days::Day;
 
 /// Events read at a time, at most: what one asks for without a limit is still read in parts.
@@ -149,10 +149,10 @@ impl Reader {
         Ok(before(settled))
     }
 
-    /// Checks everything that was stored, as of now. The key must be the one that it was written with.
-    pub async fn verify(&self, key: Option<&[u8]>) -> Result<Report, StoreError> {
+    /// Checks everything that was stored, as of now, under those keys that it was written with.
+    pub async fn verify(&self, keys: &Keys) -> Result<Report, StoreError> {
         let mut connection = CloseUnlessKept(Some(self.connection(false).await?));
-        let report = verify::verify(connection.get(), &Hasher::new(key)).await?;
+        let report = verify::verify(connection.get(), keys).await?;
         connection.keep();
         Ok(report)
     }

@@ -18,7 +18,7 @@ use super::row::{COLUMNS, Date, Fields, Time};
 use super::{Client, PostgresError, Transaction};
 use crate::store::audit::{Fault, FaultKind, Report};
 use crate::store::batch;
-use crate::store::chain::{BatchPart, Hash, Hasher};
+use crate::store::chain::{BatchPart, Hash, Hasher, Keys};
 use crate::store::days::Day;
 use crate::store::links::shown;
 
@@ -72,7 +72,7 @@ type Key = (i32, u64, bool);
 /// What is found so far.
 struct Look<'a> {
     transaction: &'a Transaction<'a>,
-    hasher: &'a Hasher,
+    keys: &'a Keys,
     report: Report,
     /// Batches that are not as they were written: what follows one need not name it again.
     changed: BTreeSet<Key>,
@@ -91,14 +91,14 @@ struct Found {
 }
 
 /// A batch whose rows are to be looked at.
-struct Part {
+struct Part<'a> {
     batch: Found,
     arrival: i64,
     sealed: Option<Time>,
     /// The name of its boot, or `#3`.
     instance: String,
-    /// `None` if it cannot be hashed here: its boot is not known, or was under another key.
-    boot: Option<[u8; 16]>,
+    /// `None` if it cannot be hashed here: its boot is not known, or was under a key that is not.
+    boot: Option<([u8; 16], &'a Hasher)>,
 }
 
 /// A boot, and how far its batches were followed.
@@ -120,7 +120,7 @@ struct Boot {
 }
 
 /// Checks everything. Events behind the last batch of a boot without an end mark cannot be missed: such boots are named.
-pub(super) async fn verify(client: &mut Client, hasher: &Hasher) -> Result<Report, PostgresError> {
+pub(super) async fn verify(client: &mut Client, keys: &Keys) -> Result<Report, PostgresError> {
     let transaction = client
         .build_transaction()
         .isolation_level(IsolationLevel::RepeatableRead)
@@ -130,7 +130,7 @@ pub(super) async fn verify(client: &mut Client, hasher: &Hasher) -> Result<Repor
     transaction.batch_execute(BEGIN).await?;
     let mut look = Look {
         transaction: &transaction,
-        hasher,
+        keys,
         report: Report::default(),
         changed: BTreeSet::new(),
     };
@@ -187,7 +187,7 @@ impl Look<'_> {
     async fn part(&mut self, day: Day, low: i64, high: i64) -> Result<(), PostgresError> {
         let values: [&(dyn ToSql + Sync); 3] = [&Date(day), &low, &high];
         let parts = self.transaction.query(PART, &values).await?;
-        let parts = parts.iter().map(|row| Part::of(row, self.hasher));
+        let parts = parts.iter().map(|row| Part::of(row, self.keys));
         let parts = parts.collect::<Result<Vec<_>, _>>()?;
         let rows = format!(
             "SELECT arrival, boot_id, {COLUMNS} FROM weir.audit_events
@@ -244,7 +244,7 @@ impl Look<'_> {
                 );
                 whole = false;
             }
-            if !readable || (whole && !part.is_as_written(day, &body, self.hasher)) {
+            if !readable || (whole && !part.is_as_written(day, &body)) {
                 let (seqs, kind) = match batch.is_end {
                     true => (0..=0, FaultKind::EndMark),
                     false => (batch.first..=batch.last, FaultKind::Changed),
@@ -321,28 +321,35 @@ impl Look<'_> {
         let started: Option<Time> = row.try_get(3).ok();
         let instance = shown(name, &id);
         let day = started.map_or(Day::default(), |Time(started)| Day::of(started.into()));
-        let key_fits = hash(row, 4) == self.hasher.key_check();
-        if !key_fits {
+        let hasher = self.keys.of(hash(row, 4));
+        if hasher.is_none() {
             let fault = Fault::of_instance(day, instance.clone(), FaultKind::Key);
             self.report.faults.push(fault);
         }
         let removed_to = unsigned(row.try_get(5)?);
         let removed = hash(row, 6).filter(|_| removed_to > 0);
-        let mark = removed.map(|removed| self.hasher.removed_to(&id, removed_to, &removed));
-        let is_removed = removed_to > 0 && (!key_fits || (mark.is_some() && mark == hash(row, 7)));
+        // By the key of the worker that removed it, which need not be the boot's.
+        let is_marked = removed.is_some_and(|removed| {
+            let mut marks = self
+                .keys
+                .all()
+                .map(|hasher| hasher.removed_to(&id, removed_to, &removed));
+            hash(row, 7).is_some_and(|mark| marks.any(|fits| fits == mark))
+        });
+        let is_removed = removed_to > 0 && (hasher.is_none() || is_marked);
         if removed_to > 0 && !is_removed {
             let fault = Fault::of_instance(day, instance.clone(), FaultKind::Instance);
             self.report.faults.push(fault);
         }
-        if started.is_none() && key_fits && !is_removed {
+        if started.is_none() && hasher.is_some() && !is_removed {
             let fault = Fault::of_instance(day, instance.clone(), FaultKind::Instance);
             self.report.faults.push(fault);
         }
         let (removed_to, before, broken) = match is_removed {
             true => (removed_to, removed, FaultKind::Chain),
             false => {
-                let start = started.filter(|_| key_fits);
-                let start = start.map(|Time(started)| self.hasher.boot(name, &id, started.0));
+                let start = started.zip(hasher);
+                let start = start.map(|(Time(started), hasher)| hasher.boot(name, &id, started.0));
                 (0, start, FaultKind::Instance)
             }
         };
@@ -448,9 +455,9 @@ impl Found {
     }
 }
 
-impl Part {
+impl<'a> Part<'a> {
     /// Of a row of [`PART`].
-    fn of(row: &Row, hasher: &Hasher) -> Result<Part, PostgresError> {
+    fn of(row: &Row, keys: &'a Keys) -> Result<Part<'a>, PostgresError> {
         let batch = Found::of(row)?;
         let boot: Option<Uuid> = row.try_get(10)?;
         let boot = boot.map(Uuid::into_bytes);
@@ -463,14 +470,14 @@ impl Part {
             arrival: row.try_get(8)?,
             sealed: row.try_get(9).ok(),
             instance,
-            boot: boot.filter(|_| hash(row, 12) == hasher.key_check()),
+            boot: boot.zip(keys.of(hash(row, 12))),
             batch,
         })
     }
 
     /// Whether it hashes to what it says, with these events; so too where that cannot be told.
-    fn is_as_written(&self, day: Day, body: &[u8], hasher: &Hasher) -> bool {
-        let Some(boot) = &self.boot else {
+    fn is_as_written(&self, day: Day, body: &[u8]) -> bool {
+        let Some((boot, hasher)) = &self.boot else {
             return true;
         };
         let (Some(before), Some(Time(sealed))) = (self.batch.before, self.sealed) else {

@@ -9,7 +9,7 @@ use rusqlite::types::ToSql;
 use super::{Ledger, open_if_made, open_to_read, signed, text, verify};
 use crate::event::{AuditEvent, Traits};
 use crate::store::audit::{Cursor, Filter, Order, Report, StoreError, Stored};
-use crate::store::chain::Hasher;
+use crate::store::chain::Keys;
 use crate::store::days::{self, Day};
 use crate::store::links;
 
@@ -70,14 +70,13 @@ impl Reader {
         Ok(stored)
     }
 
-    /// Checks everything that was written, as of now. The key must be the one that the files were written with.
-    pub fn verify(&self, key: Option<&[u8]>) -> Result<Report, StoreError> {
-        let hasher = Hasher::new(key);
+    /// Checks everything that was written, as of now. One of the keys must be that which the files were written with.
+    pub fn verify(&self, keys: &Keys) -> Result<Report, StoreError> {
         let mut report = Report::default();
         let mut seen = Vec::new();
         for (day, path) in self.files()? {
             if let Some(connection) = open_if_made(&path)? {
-                seen.push(verify::file(&connection, day, &hasher, &mut report)?);
+                seen.push(verify::file(&connection, day, keys, &mut report)?);
             }
         }
         if self.alone.is_none() {

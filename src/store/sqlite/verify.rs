@@ -2,12 +2,12 @@
 
 use rusqlite::fallible_streaming_iterator::FallibleStreamingIterator as _;
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, Row, Rows};
+use rusqlite::{Connection, OptionalExtension, Row, Rows};
 
 use super::{Ledger, blob, check_version, day, integer, signed, text, unsigned};
 use crate::event::AuditEvent;
 use crate::store::audit::{Fault, FaultKind, Report, StoreError};
-use crate::store::chain::{Check, End, Found, Hasher, Part};
+use crate::store::chain::{Check, End, Found, Hasher, Keys, Part};
 use crate::store::days::Day;
 use crate::store::links::{Removed, Seen, SeenPart, shown};
 
@@ -24,13 +24,14 @@ FROM events ORDER BY instance_id, seq, arrival";
 pub(super) fn file(
     connection: &Connection,
     named: Day,
-    hasher: &Hasher,
+    keys: &Keys,
     report: &mut Report,
 ) -> Result<Seen, StoreError> {
     // One transaction: writers may go on, and what they add is not seen.
     let snapshot = connection.unchecked_transaction()?;
     check_version(&snapshot)?;
     let ledger = Ledger::read(&snapshot)?;
+    let hasher = written_under(&snapshot, keys)?;
     let mut events = snapshot.prepare(ROWS)?;
     let mut events = events.query([])?;
     events.advance()?;
@@ -116,6 +117,18 @@ pub(super) fn file(
         removed,
         parts,
     })
+}
+
+/// The key of the file: that of its first instance, if it is known.
+fn written_under<'a>(connection: &Connection, keys: &'a Keys) -> Result<&'a Hasher, StoreError> {
+    let first = "SELECT key_check FROM instances ORDER BY id LIMIT 1";
+    let check = connection
+        .query_row(first, [], |row| Ok(blob(row, 0)))
+        .optional()?;
+    let known = check.and_then(|check| keys.of(check));
+    Ok(known
+        .or_else(|| keys.all().next())
+        .expect("a set of keys is never empty"))
 }
 
 /// A file that is being checked.
