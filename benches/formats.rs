@@ -23,8 +23,8 @@ use serde_json::Value;
 use uuid::Uuid;
 use weir::clock;
 use weir::event::{AuditEvent, Encoded, Micros};
-use weir::store::batch::{self, Batch, Boot};
-use weir::store::chain::Hasher;
+use weir::store::audit::batch::{self, Batch, Boot};
+use weir::store::audit::chain::Hasher;
 
 const BATCHES: [usize; 6] = [1, 10, 50, 100, 200, 500];
 /// Commands that are sent before the answers are read.

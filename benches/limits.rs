@@ -28,8 +28,8 @@ use weir::clock;
 use weir::config::check;
 use weir::plan::Plan;
 use weir::policy::limit::Verdict;
-use weir::store::leases::Decision;
 use weir::store::limits::Ask;
+use weir::store::limits::leases::Decision;
 
 /// Decisions between two looks at the clock, and at what else the thread has to do.
 const BATCH: usize = 256;

@@ -25,7 +25,7 @@ use measure::{Options, grouped};
 use serde_json::Value;
 use tokio::task::JoinSet;
 use weir::clock;
-use weir::store::leases::Decision;
+use weir::store::limits::leases::Decision;
 use weir::store::sessions::{Known, Reach};
 
 /// Under way at a time.

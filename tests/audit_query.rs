@@ -20,9 +20,9 @@ use harness::{Upstream, eventually};
 use serde_json::Value;
 use weir::config::Secret;
 use weir::event::{AuditEvent, Micros};
+use weir::store::audit::batch::Batch;
+use weir::store::audit::events::Events;
 use weir::store::audit::{Cursor, Filter, Order};
-use weir::store::batch::Batch;
-use weir::store::events::Events;
 use weir::store::postgres::{Reader, migrate};
 
 in_each_store!(

@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use harness::kept::{DAY, KEY, Kept, Kind, RETENTION, encoded, noon, seqs};
 use weir::clock;
+use weir::store::audit::batch::{Batch, Boot};
+use weir::store::audit::chain::{Hasher, Keys};
+use weir::store::audit::days::Day;
 use weir::store::audit::{FaultKind, Filter};
-use weir::store::batch::{Batch, Boot};
-use weir::store::chain::{Hasher, Keys};
-use weir::store::days::Day;
 use weir::store::postgres::{partitions, write};
 use weir::store::sqlite;
 

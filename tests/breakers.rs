@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use harness::redis::{Cluster, key_prefix};
 use harness::{Lane, Upstream, eventually, ok};
-use weir::store::shared_breakers::Forced;
+use weir::store::breakers::shared::Forced;
 
 /// The same rules hold on each store, which is a block of the file.
 fn on_each_store(test: impl Fn(&str)) {

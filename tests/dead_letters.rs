@@ -17,8 +17,8 @@ use harness::process::file;
 use harness::redis::{Answer, Server};
 use uuid::Uuid;
 use weir::clock;
-use weir::store::batch::Boot;
-use weir::store::chain::Hasher;
+use weir::store::audit::batch::Boot;
+use weir::store::audit::chain::Hasher;
 
 fn weir(config: &Path, arguments: &[&str]) -> (Option<i32>, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_weir"))

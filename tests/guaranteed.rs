@@ -24,8 +24,8 @@ use harness::{Client, DEADLINE, Upstream, eventually, ok};
 use rusqlite::Connection;
 use weir::clock;
 use weir::store::audit::Filter;
-use weir::store::chain::Keys;
-use weir::store::days::{self, Day};
+use weir::store::audit::chain::Keys;
+use weir::store::audit::days::{self, Day};
 use weir::store::sqlite::Reader;
 
 const CLIENTS: usize = 8;

@@ -123,7 +123,7 @@ impl<'a> Counter<'a> {
             ];
             for rule in &self.rules {
                 match *rule {
-                    // As `store::grants` asks.
+                    // As `store::limits::grants` asks.
                     Rule::TokenBucket { count: 0, .. } => {
                         args.extend([Arg::Float(1.0), Arg::Int(0)])
                     }
@@ -548,7 +548,7 @@ fn a_server_whose_clock_is_set_back_stays_in_its_window() {
     );
 }
 
-/// A process as `store::slots` has it: it asks for one key by one call at a time, and takes no answer for a lost one.
+/// A process as `store::limits::slots` has it: it asks for one key by one call at a time, and takes no answer for a lost one.
 #[derive(Debug, Clone, Default)]
 struct Process {
     turn: u64,

@@ -21,7 +21,7 @@ use harness::process::{Running, file};
 use harness::redis::{Cluster, Server, key_prefix};
 use harness::{Client, Lane, Store, Upstream, eventually};
 use weir::clock;
-use weir::store::leases::Decision;
+use weir::store::limits::leases::Decision;
 
 /// Processes that share a limit.
 const NODES: usize = 8;

@@ -27,8 +27,8 @@ use weir::clock;
 use weir::config::audit::Delivery;
 use weir::event::{Encoded, Micros};
 use weir::keys::Keys;
-use weir::store::batch::{Boot, Header};
-use weir::store::chain::Hasher;
+use weir::store::audit::batch::{Boot, Header};
+use weir::store::audit::chain::Hasher;
 use weir::store::spool::{Spool, SpoolError};
 
 /// Entries that a stream may hold where it is to be full.

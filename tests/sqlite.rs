@@ -19,8 +19,8 @@ use rusqlite::Connection;
 use weir::clock;
 use weir::config::audit::Delivery;
 use weir::event::AuditEvent;
+use weir::store::audit::chain::Keys;
 use weir::store::audit::{FaultKind, Filter, Order, StoreError};
-use weir::store::chain::Keys;
 use weir::store::sqlite::{Reader, Writer};
 
 #[test]

@@ -18,9 +18,9 @@ use harness::sqlite::{
 use rusqlite::Connection;
 use weir::clock;
 use weir::config::audit::Delivery;
+use weir::store::audit::chain::Keys;
+use weir::store::audit::days::{self, Day};
 use weir::store::audit::{FaultKind, Filter, Order, StoreError};
-use weir::store::chain::Keys;
-use weir::store::days::{self, Day};
 use weir::store::sqlite::{Files, Reader, Writer};
 
 /// A database of three days: events 1 to 1,000, to 2,000 and to 3,000, by one boot.

@@ -6,9 +6,9 @@
 use bytes::BytesMut;
 use libfuzzer_sys::fuzz_target;
 use weir::event::{AuditEvent, Parts};
-use weir::store::batch::{Batch, Boot, Header, peek};
-use weir::store::chain::Hasher;
-use weir::store::days::Day;
+use weir::store::audit::batch::{Batch, Boot, Header, peek};
+use weir::store::audit::chain::Hasher;
+use weir::store::audit::days::Day;
 use weir::store::postgres::row::{self, Place};
 
 const VERSION: u8 = 1;

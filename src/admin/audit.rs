@@ -12,10 +12,10 @@ use tokio::time::timeout;
 
 use super::{Answer, Problem, Reply, decoded};
 use crate::plan::Plan;
+use crate::store::audit::events::Events;
 use crate::store::audit::record::Record;
 use crate::store::audit::words::{Statuses, When};
 use crate::store::audit::{Cursor, Filter, Order, StoreError, Stored};
-use crate::store::events::Events;
 use crate::store::postgres::{Postgres, Reader};
 
 /// Events on one page, unless told, and at most.

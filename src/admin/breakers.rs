@@ -7,8 +7,8 @@ use super::{Answer, Problem, Reply};
 use crate::clock;
 use crate::plan::Plan;
 use crate::store::breakers::LiveBreaker;
+use crate::store::breakers::shared::Forced;
 use crate::store::fleet::FleetConnections;
-use crate::store::shared_breakers::Forced;
 
 /// `GET /v1/breakers`, `GET /v1/breakers/UPSTREAM`, `POST /v1/breakers/UPSTREAM/{force-open,force-closed,reset}`.
 pub(super) async fn answer(

@@ -15,9 +15,9 @@ use crate::config::override_keys::{as_counted, client_key, override_keys};
 use crate::plan::{Plan, SharedAsk, SharedLimits};
 use crate::policy::lease::Batch;
 use crate::store::fleet::FleetConnections;
-use crate::store::leases::Decision;
+use crate::store::limits::leases::Decision;
+use crate::store::limits::overrides::{Overrides, Reset};
 use crate::store::limits::{self, Key, Override};
-use crate::store::overrides::{Overrides, Reset};
 
 /// The body of a `PUT`: `{"limit": "500/s"}`, or `unlimited`.
 #[derive(Deserialize)]

@@ -21,8 +21,8 @@ use super::receipt::Duty;
 use super::{Queue, Recorder, Shared, Taken, Worker, send};
 use crate::clock;
 use crate::config::audit::{Delivery, Stream};
-use crate::store::batch::Boot;
-use crate::store::chain::Hasher;
+use crate::store::audit::batch::Boot;
+use crate::store::audit::chain::Hasher;
 use crate::store::fleet::Fleet;
 use crate::store::spool::{Abandoned, Place, Spool, SpoolError};
 

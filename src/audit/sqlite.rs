@@ -15,7 +15,7 @@ use crate::clock;
 use crate::config::audit::Delivery;
 use crate::event::Encoded;
 use crate::store::audit::StoreError;
-use crate::store::days::Day;
+use crate::store::audit::days::Day;
 use crate::store::sqlite::{Files, Writer};
 
 /// Once so many events wait, they are written in one transaction, the senders' batches whole.

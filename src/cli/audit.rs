@@ -16,8 +16,8 @@ use super::load;
 use super::show::Format;
 use crate::config::Config;
 use crate::store::audit::Filter;
+use crate::store::audit::events::Events;
 use crate::store::audit::words::{Statuses, When};
-use crate::store::events::Events;
 use crate::store::postgres;
 
 /// Reads the audit database.

@@ -16,8 +16,8 @@ use crate::plan::{SharedAsk, SharedLimits};
 use crate::policy::lease::RuleView;
 use crate::policy::limit::{self, Now, Verdict};
 use crate::store::fleet::FleetConnections;
-use crate::store::leases::{Decided, Decision, Views};
 use crate::store::limits;
+use crate::store::limits::leases::{Decided, Decision, Views};
 use crate::store::redis::Connections;
 
 /// A shared limit of which Redis has to be asked.

@@ -16,9 +16,9 @@ use crate::clock;
 use crate::plan::Plan;
 use crate::policy::breaker::shared::Change;
 use crate::store::breakers::LiveBreaker;
+use crate::store::breakers::shared;
 use crate::store::fleet::Fleet;
 use crate::store::redis::{Connections, Heard};
-use crate::store::shared_breakers;
 
 /// Between two reports of one breaker, however urgent: what comes meanwhile goes together.
 const APART: Duration = Duration::from_millis(5);
@@ -156,7 +156,7 @@ async fn listen(
                 it.wake.notify_one();
             }),
             Heard::Message { payload, .. } => {
-                let Some((tag, word)) = shared_breakers::message(&payload) else {
+                let Some((tag, word)) = shared::message(&payload) else {
                     return;
                 };
                 let same = |it: &&Arc<LiveBreaker>| it.sharing().is_some_and(|it| it.tag() == tag);

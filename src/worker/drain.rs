@@ -20,7 +20,7 @@ use self::gather::{Load, Reading, Work};
 use crate::admin::health::Heartbeat;
 use crate::config::audit::Stream;
 use crate::config::worker::Worker;
-use crate::store::batch::{self, Batch};
+use crate::store::audit::batch::{self, Batch};
 use crate::store::fleet::Fleet;
 use crate::store::postgres::write::{Outcome, Writer};
 use crate::store::postgres::{Postgres, PostgresError};

@@ -16,7 +16,7 @@ use crate::config::check::limits::override_rules;
 use crate::plan::{Plan, SharedAsk};
 use crate::store::fleet::{Fleet, FleetConnections};
 use crate::store::limits;
-use crate::store::overrides::{CHANGED, Overrides, Reset, Words};
+use crate::store::limits::overrides::{CHANGED, Overrides, Reset, Words};
 use crate::store::redis::{Connections, Heard};
 
 /// Between looks at the overrides when no one says that they have changed: what is said may get lost.

@@ -12,8 +12,8 @@ use tracing::{info, warn};
 
 use crate::admin::health::Heartbeat;
 use crate::config::Secret;
-use crate::store::chain::Hasher;
-use crate::store::days::Day;
+use crate::store::audit::chain::Hasher;
+use crate::store::audit::days::Day;
 use crate::store::postgres::{Client, Postgres, PostgresError, partitions};
 use crate::telemetry::drain_metrics::DrainMetrics;
 

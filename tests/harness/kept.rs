@@ -13,11 +13,11 @@ use weir::clock;
 use weir::config::postgres::Postgres as Config;
 use weir::config::{Secret, redis::Tls};
 use weir::event::{AuditEvent, Encoded};
+use weir::store::audit::batch::{Batch, Boot};
+use weir::store::audit::chain::{Hasher, Keys};
+use weir::store::audit::days::Day;
+use weir::store::audit::events::Events;
 use weir::store::audit::{FaultKind, Filter, Order, Report, Stored};
-use weir::store::batch::{Batch, Boot};
-use weir::store::chain::{Hasher, Keys};
-use weir::store::days::Day;
-use weir::store::events::Events;
 use weir::store::postgres::{Postgres, Reader, migrate, write};
 use weir::store::sqlite;
 
@@ -228,7 +228,7 @@ impl Kept {
     pub fn sql(&self, sqlite: &str, postgres: &str) {
         match self.kind {
             Kind::Sqlite => {
-                let day = weir::store::days::file(&self.path, Day::of(noon()));
+                let day = weir::store::audit::days::file(&self.path, Day::of(noon()));
                 let file = rusqlite::Connection::open(day).unwrap();
                 file.execute_batch(sqlite).unwrap();
             }

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use weir::config::check;
 use weir::plan::{Plan, SharedAsk};
 use weir::store::fleet::{Fleet, FleetConnections};
-use weir::store::leases::Decision;
+use weir::store::limits::leases::Decision;
 use weir::worker;
 use weir::worker::supervise::Supervisor;
 

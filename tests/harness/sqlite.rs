@@ -9,8 +9,8 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 use weir::event::{AuditEvent, Encoded, Micros};
 use weir::store::audit::FaultKind;
-use weir::store::chain::Keys;
-use weir::store::days::{self, Day};
+use weir::store::audit::chain::Keys;
+use weir::store::audit::days::{self, Day};
 use weir::store::sqlite::{Files, Reader, Writer};
 
 pub const KEY: &[u8] = b"a key";

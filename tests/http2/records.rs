@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 use weir::clock;
 use weir::store::audit::Filter;
-use weir::store::days::{self, Day};
+use weir::store::audit::days::{self, Day};
 use weir::store::sqlite::Reader;
 
 use super::harness::eventually;

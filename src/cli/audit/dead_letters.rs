@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::cli::show::printable;
 use crate::clock;
 use crate::config::Config;
-use crate::store::batch;
+use crate::store::audit::batch;
 use crate::store::fleet::Fleet;
 use crate::store::streams::consume::Streams;
 use crate::store::streams::dead::DeadLetter;

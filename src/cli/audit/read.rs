@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::FilterFlags;
 use crate::cli::show::{Format, print};
+use crate::store::audit::events::{Events, may_pass};
 use crate::store::audit::{Filter, Order, Stored};
-use crate::store::events::{Events, may_pass};
 
 /// Rows read at a time, so that an export of any size needs little memory.
 const PAGE: u32 = 5_000;

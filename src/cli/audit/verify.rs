@@ -9,8 +9,8 @@ use anyhow::{Context, ensure};
 
 use crate::config::Secret;
 use crate::store::audit::Report;
-use crate::store::chain::Keys;
-use crate::store::events::Events;
+use crate::store::audit::chain::Keys;
+use crate::store::audit::events::Events;
 
 /// The boots without an end mark that are named; of more than these only the number is told.
 const NAMED: usize = 20;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::RangeInclusive;
 
-use crate::store::days::Day;
+use crate::store::audit::days::Day;
 
 /// What `verify` found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

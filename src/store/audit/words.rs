@@ -11,7 +11,7 @@ use super::Cursor;
 use crate::clock;
 use crate::config::units::Span;
 use crate::event::Micros;
-use crate::store::days::Day;
+use crate::store::audit::days::Day;
 
 /// A point in time, since the Unix epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

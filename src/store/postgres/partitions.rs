@@ -7,8 +7,8 @@ use tokio::time::timeout;
 
 use super::row::Date;
 use super::{Client, CloseUnlessKept, PostgresError};
-use crate::store::chain::{Hash, Hasher};
-use crate::store::days::Day;
+use crate::store::audit::chain::{Hash, Hasher};
+use crate::store::audit::days::Day;
 
 /// Days made ahead of today.
 const AHEAD: u32 = 2;

@@ -25,9 +25,9 @@ use super::{Client, CloseUnlessKept, OpenError, Postgres, PostgresError, verify}
 use crate::clock;
 use crate::config::postgres;
 use crate::event::AuditEvent;
+use crate::store::audit::chain::Keys;
+use crate::store::audit::days::Day;
 use crate::store::audit::{Cursor, Filter, Order, Report, StoreError, Stored};
-use crate::store::chain::Keys;
-use crate::store::days::Day;
 
 /// Events read at a time, at most: what one asks for without a limit is still read in parts.
 const PAGE: usize = 5_000;

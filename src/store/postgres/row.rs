@@ -16,7 +16,7 @@ use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, accepts, to_sql_checke
 
 use super::PostgresError;
 use crate::event::{Columns, Micros, Parts, Traits};
-use crate::store::days::Day;
+use crate::store::audit::days::Day;
 
 /// `COPY` with the columns that [`put`] writes.
 pub const COPY: &str = "COPY weir.audit_events (day, boot_id, seq, time, client, username, label, route, method, path, \
@@ -50,7 +50,7 @@ pub struct Place {
     pub arrival: i64,
 }
 
-/// An encoding that is none, which [`crate::store::batch::Batch::open`] has ruled out.
+/// An encoding that is none, which [`crate::store::audit::batch::Batch::open`] has ruled out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("the encoding of an event is damaged")]
 pub struct Damaged;

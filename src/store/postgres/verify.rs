@@ -16,11 +16,11 @@ use uuid::Uuid;
 
 use super::row::{COLUMNS, Date, Fields, Time};
 use super::{Client, PostgresError, Transaction};
+use crate::store::audit::batch;
+use crate::store::audit::chain::{BatchPart, Hash, Hasher, Keys};
+use crate::store::audit::days::Day;
+use crate::store::audit::links::shown;
 use crate::store::audit::{Fault, FaultKind, Report};
-use crate::store::batch;
-use crate::store::chain::{BatchPart, Hash, Hasher, Keys};
-use crate::store::days::Day;
-use crate::store::links::shown;
 
 /// Batches whose rows are sorted at once, about.
 const BATCHES: i64 = 500;

@@ -19,8 +19,8 @@ use uuid::Uuid;
 use super::partitions::{self, Admission};
 use super::row::{self, Date, Place, Time};
 use super::{Client, CloseUnlessKept, Postgres, PostgresError, Transaction};
-use crate::store::batch::Batch;
-use crate::store::days::Day;
+use crate::store::audit::batch::Batch;
+use crate::store::audit::days::Day;
 
 /// For a transaction, as this process sees it; the server has its own bounds, so this one is for a server that hangs.
 const GIVEN_UP: Duration = Duration::from_secs(45);

@@ -19,9 +19,9 @@ pub use self::read::Reader;
 pub use self::upkeep::Files;
 pub use self::write::Writer;
 use super::audit::StoreError;
-use super::chain::{FileId, Hash};
-use super::days::Day;
-use super::links::Previous;
+use super::audit::chain::{FileId, Hash};
+use super::audit::days::Day;
+use super::audit::links::Previous;
 
 /// Of the tables; kept as `user_version`.
 pub const VERSION: i64 = 3;

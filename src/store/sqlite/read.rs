@@ -8,10 +8,10 @@ use rusqlite::types::ToSql;
 
 use super::{Ledger, open_if_made, open_to_read, signed, text, verify};
 use crate::event::{AuditEvent, Traits};
+use crate::store::audit::chain::Keys;
+use crate::store::audit::days::{self, Day};
+use crate::store::audit::links;
 use crate::store::audit::{Cursor, Filter, Order, Report, StoreError, Stored};
-use crate::store::chain::Keys;
-use crate::store::days::{self, Day};
-use crate::store::links;
 
 /// Reads all files of a path, or one file. Files that come and go meanwhile are heeded.
 pub struct Reader {

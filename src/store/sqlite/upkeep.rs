@@ -10,8 +10,8 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior, params};
 
 use super::{Ledger, check_version, open_if_made, open_to_read, signed};
 use crate::store::audit::StoreError;
-use crate::store::chain::{FileId, Hasher};
-use crate::store::days::{self, Day};
+use crate::store::audit::chain::{FileId, Hasher};
+use crate::store::audit::days::{self, Day};
 
 /// Locks are held for long by whoever else closes the same file.
 const BUSY: Duration = Duration::from_secs(5);

@@ -6,10 +6,10 @@ use rusqlite::{Connection, OptionalExtension, Row, Rows};
 
 use super::{Ledger, blob, check_version, day, integer, signed, text, unsigned};
 use crate::event::AuditEvent;
+use crate::store::audit::chain::{Check, End, Found, Hasher, Keys, Part};
+use crate::store::audit::days::Day;
+use crate::store::audit::links::{Removed, Seen, SeenPart, shown};
 use crate::store::audit::{Fault, FaultKind, Report, StoreError};
-use crate::store::chain::{Check, End, Found, Hasher, Keys, Part};
-use crate::store::days::Day;
-use crate::store::links::{Removed, Seen, SeenPart, shown};
 
 /// How many rows a fault may cause to be looked up: each costs a pass over the table.
 const LOOKUPS: u32 = 16;

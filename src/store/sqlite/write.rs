@@ -18,9 +18,9 @@ use super::{
 use crate::clock;
 use crate::event::{Columns, Encoded, Micros};
 use crate::store::audit::StoreError;
-use crate::store::chain::{End, FileId, Hash, Hasher, Part};
-use crate::store::days::{self, Day};
-use crate::store::links::{Ended, Previous};
+use crate::store::audit::chain::{End, FileId, Hash, Hasher, Part};
+use crate::store::audit::days::{self, Day};
+use crate::store::audit::links::{Ended, Previous};
 
 /// How long a lock of another process is waited for by one that begins, and has no queue yet: a process that it is to replace may write
 /// without a pause.

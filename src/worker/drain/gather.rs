@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::Drain;
-use crate::store::batch::{self, Batch, BatchError};
+use crate::store::audit::batch::{self, Batch, BatchError};
 use crate::store::redis::CallError;
 use crate::store::streams::consume::Entry;
 
@@ -292,8 +292,8 @@ mod tests {
 
     use super::*;
     use crate::event::{AuditEvent, Encoded, Micros};
-    use crate::store::batch::Boot;
-    use crate::store::chain::Hasher;
+    use crate::store::audit::batch::Boot;
+    use crate::store::audit::chain::Hasher;
 
     /// An entry of `count` events, each with a path of so many equal letters.
     fn entry(count: usize, path: usize) -> Entry {

@@ -5,20 +5,20 @@ use std::sync::LazyLock;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::breakers::{LiveBreaker, Sharing};
-use super::redis::{Arg, CallError, Connections, Script, Value};
+use super::{LiveBreaker, Sharing};
 use crate::clock;
 use crate::config::breakers::{Settings, Window};
 use crate::policy::breaker::State;
 use crate::policy::breaker::shared::{Change, HOLD, Reply, Report, SLOT_GRACE, Word};
+use crate::store::redis::{Arg, CallError, Connections, Script, Value};
 
 /// No request waits for it.
 const BUDGET: Duration = Duration::from_millis(300);
 
 static SYNC: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("../../lua/breaker_sync.lua")));
+    LazyLock::new(|| Script::new(include_str!("../../../lua/breaker_sync.lua")));
 static FORCE: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("../../lua/breaker_force.lua")));
+    LazyLock::new(|| Script::new(include_str!("../../../lua/breaker_force.lua")));
 
 /// What an operator makes of a breaker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

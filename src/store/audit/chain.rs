@@ -12,7 +12,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::audit::FaultKind;
+use super::FaultKind;
 use super::days::Day;
 
 pub type Hash = [u8; 32];

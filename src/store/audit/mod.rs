@@ -1,5 +1,10 @@
 //! Where audit events are kept: what can be asked of a store, and what it answers. Must not name a database.
 
+pub mod batch;
+pub mod chain;
+pub mod days;
+pub mod events;
+pub mod links;
 pub mod record;
 mod report;
 pub mod words;
@@ -11,8 +16,8 @@ use std::ops::RangeInclusive;
 use thiserror::Error;
 
 pub use self::report::{Fault, FaultKind, Report};
-use super::days::Day;
 use crate::event::{AuditEvent, Micros, Traits};
+use days::Day;
 
 #[derive(Debug, Error)]
 pub enum StoreError {

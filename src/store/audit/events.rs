@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use tokio::task::spawn_blocking;
 
-use super::audit::{Cursor, Filter, Order, Report, StoreError, Stored};
 use super::chain::Keys;
-use super::postgres::{self, PostgresError};
-use super::sqlite;
+use super::{Cursor, Filter, Order, Report, StoreError, Stored};
+use crate::store::postgres::{self, PostgresError};
+use crate::store::sqlite;
 
 /// A store, open to read. Clones share it.
 #[derive(Clone)]

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::fleet::Fleet;
-use super::redis::{Arg, CallError, Connections, Script, Value};
+use crate::store::fleet::Fleet;
+use crate::store::redis::{Arg, CallError, Connections, Script, Value};
 
 /// For which overrides are kept after the last process has looked at them.
 const KEPT: Duration = Duration::from_secs(30 * 86_400);
@@ -42,8 +42,8 @@ pub struct Words {
 impl Default for Overrides {
     fn default() -> Overrides {
         Overrides {
-            put: Script::new(include_str!("../../lua/override_put.lua")),
-            all: Script::new(include_str!("../../lua/override_all.lua")),
+            put: Script::new(include_str!("../../../lua/override_put.lua")),
+            all: Script::new(include_str!("../../../lua/override_all.lua")),
         }
     }
 }

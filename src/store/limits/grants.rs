@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
-use super::redis::{Arg, CallError, Connections, Script, Value};
 use crate::clock;
 use crate::config::limits::{MAX_RULES, Rule};
 use crate::keys::{Keys, LimitTag};
 use crate::policy::lease::{Grant, Refusal, Request, RuleState};
 use crate::policy::limit;
+use crate::store::redis::{Arg, CallError, Connections, Script, Value};
 
 /// What a script says of a rule that can never grant what is asked.
 const NEVER: i64 = -1;
@@ -35,9 +35,9 @@ impl Grants {
     pub fn new(keys: Keys) -> Grants {
         Grants {
             keys,
-            bucket: Script::new(include_str!("../../lua/rate_limit_bucket.lua")),
-            sliding: Script::new(include_str!("../../lua/rate_limit_sliding.lua")),
-            fixed: Script::new(include_str!("../../lua/rate_limit_fixed.lua")),
+            bucket: Script::new(include_str!("../../../lua/rate_limit_bucket.lua")),
+            sliding: Script::new(include_str!("../../../lua/rate_limit_sliding.lua")),
+            fixed: Script::new(include_str!("../../../lua/rate_limit_fixed.lua")),
             ahead: AtomicI64::new(0),
         }
     }

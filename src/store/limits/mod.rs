@@ -1,6 +1,11 @@
 //! The counters of rate limits in this process's memory: bounded, the least used key goes first. Owns where a counter is
 //! and that a request is charged all or nothing; the arithmetic is `policy::limit`'s.
 
+pub mod grants;
+pub mod leases;
+pub mod overrides;
+pub mod slots;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::Hasher;
@@ -12,11 +17,11 @@ use parking_lot::Mutex;
 use siphasher::sip128::{Hasher128, SipHasher13};
 use smallvec::SmallVec;
 
-use super::table::{SHARDS, Shard};
 use crate::config::limits::{Limit, Rule};
 use crate::policy::limit::{self, Now, State, Verdict};
+use crate::store::table::{SHARDS, Shard};
 
-pub use super::table::Key;
+pub use crate::store::table::Key;
 
 /// Rules of one request, mostly no more.
 const USUAL: usize = 4;

@@ -14,14 +14,14 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::fleet::Fleet;
 use super::leases::Decision;
-use super::redis::{Arg, CallError, Connections, Script, Value};
-use super::table::{Key, SHARDS, Shard};
 use crate::clock;
 use crate::keys::LimitTag;
 use crate::policy::lease::Batch;
 use crate::policy::limit::Verdict;
+use crate::store::fleet::Fleet;
+use crate::store::redis::{Arg, CallError, Connections, Script, Value};
+use crate::store::table::{Key, SHARDS, Shard};
 
 /// Between rounds of telling Redis what came free: so long a slot stays this process's, in case that it is wanted again.
 const ROUND: Duration = Duration::from_millis(25);
@@ -129,7 +129,7 @@ impl Slots {
         };
         Slots {
             fleet,
-            script: Script::new(include_str!("../../lua/slots.lua")),
+            script: Script::new(include_str!("../../../lua/slots.lua")),
             parts: (0..SHARDS).map(part).collect(),
             active: Mutex::new(HashSet::new()),
             turn: AtomicU64::new(0),

@@ -1,5 +1,7 @@
 //! A live breaker of one upstream, shared by all lanes. Owns the lock and what an exchange's end means to the breaker; the
-//! states are `policy::breaker`'s, and `store::shared_breakers` speaks with Redis.
+//! states are `policy::breaker`'s, and `store::breakers::shared` speaks with Redis.
+
+pub mod shared;
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,13 +11,13 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::shared_breakers::Forced;
 use crate::config::breakers::{CircuitBreaker, FailureOn, Scope};
 use crate::config::limits::Mode;
 use crate::http2::grpc::GrpcStatus;
 use crate::keys::{BreakerKeys, Keys};
 use crate::policy::breaker::shared::{Member, Permit};
 use crate::policy::breaker::{Breaker, Outcome, Refused, Snapshot};
+use shared::Forced;
 
 /// How an exchange with an upstream ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,12 +15,12 @@ use tokio::time::timeout_at;
 use tracing::{info, warn};
 
 use super::grants::Grants;
-use super::redis::{CallError, Connections};
-use super::table::{Key, SHARDS, Shard};
 use crate::clock;
 use crate::config::limits::Rule;
 use crate::keys::{Keys, LimitTag};
 use crate::policy::lease::{Answer, Batch, Lease, Request, Round, RuleView, Terms};
+use crate::store::redis::{CallError, Connections};
+use crate::store::table::{Key, SHARDS, Shard};
 
 /// A limit counts as shared again once no answer was missing for this long.
 const SHARED_AFTER: Duration = Duration::from_secs(1);

@@ -12,9 +12,9 @@ use std::ops::RangeInclusive;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::audit::{Fault, FaultKind};
 use super::chain::{End, FileId};
 use super::days::Day;
+use super::{Fault, FaultKind};
 
 /// What a file says of the one before it, as that was when the file was made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
