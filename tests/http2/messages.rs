@@ -257,6 +257,51 @@ fn interim_responses_arrive_but_for_100() {
 }
 
 #[test]
+fn interim_responses_arrive_while_the_request_is_still_sent() {
+    on_each_pairing(async |mut world| {
+        for length in [Length::Known(6), Length::Unknown] {
+            let mut call = world.client.call("POST", "/", &[], length).await;
+            call.body.send(b"abc").await.unwrap();
+            let mut asked = world.origin.asked().await;
+            asked.body.expect(b"abc").await;
+            for link in ["</a>; rel=preload", "</b>; rel=preload"] {
+                asked.interim(100, &[]).await;
+                asked.interim(103, &[("link", link)]).await;
+                let (status, fields) = call.interim().await;
+                assert_eq!((status, field(&fields, "link")), (103, Some(link)));
+            }
+            call.body.finish(b"def").await.unwrap();
+            assert_eq!(asked.body.rest().await.unwrap().0, b"def");
+            asked.interim(103, &[("link", "</c>")]).await;
+            assert_eq!(call.interim().await.0, 103);
+            asked.ok("done").await;
+            assert_eq!(call.whole().await, (200, "done".to_owned()));
+        }
+    });
+}
+
+/// However many of them come before the request is whole.
+#[test]
+fn sixteen_interim_responses_arrive_and_no_more() {
+    on_each_pairing(async |mut world| {
+        let mut call = world.client.call("POST", "/", &[], Length::Known(6)).await;
+        call.body.send(b"abc").await.unwrap();
+        let mut asked = world.origin.asked().await;
+        asked.body.expect(b"abc").await;
+        for count in 1..=16 {
+            asked.interim(103, &[]).await;
+            assert_eq!(call.interim().await.0, 103);
+            if count == 9 {
+                call.body.finish(b"def").await.unwrap();
+                asked.body.expect(b"def").await;
+            }
+        }
+        asked.interim(103, &[]).await;
+        assert_eq!(call.answer().await.status, 502);
+    });
+}
+
+#[test]
 fn who_waits_for_100_is_told_by_weir() {
     on_each_pairing(async |mut world| {
         let expects = [("expect", "100-continue")];
