@@ -438,6 +438,31 @@ fn bytes_that_some_parsers_refuse_in_a_target_arrive_or_are_refused() {
     });
 }
 
+/// HTTP/2 as `http` has it cannot carry them.
+#[test]
+fn bytes_that_belong_escaped_into_a_query_are_so_for_http2() {
+    run(async {
+        for (serves, path) in [
+            (Version::One, "/x?q=<a>&\"b\"=%3c|\\^`"),
+            (Version::Two, "/x?q=%3Ca%3E&%22b%22=%3c|\\^`"),
+        ] {
+            let mut world = World::new(Version::One, serves).await;
+            let call = world.client.get("/x?q=<a>&\"b\"=%3c|\\^`").await;
+            let mut asked = world.origin.asked().await;
+            assert_eq!(asked.path, path);
+            asked.ok("done").await;
+            assert_eq!(call.whole().await.0, 200);
+            // Escaped, it is longer than `http` takes.
+            if serves == Version::Two {
+                let long = format!("/x?{}", "<".repeat(30_000));
+                let call = world.client.get(&long).await;
+                assert_eq!(call.whole().await.0, 400);
+                assert!(world.origin.is_quiet().await);
+            }
+        }
+    });
+}
+
 #[test]
 fn a_client_of_http_1_0_is_served_by_an_upstream_of_http2() {
     run(async {
