@@ -77,10 +77,7 @@ impl<'r> Interims<'r> {
     }
 
     /// Tells a client of HTTP/1.1. A call that is dropped is gone on with by the next.
-    pub(super) async fn tell(
-        &mut self,
-        client: &mut (impl AsyncWrite + Unpin),
-    ) -> io::Result<()> {
+    pub(super) async fn tell(&mut self, client: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
         while !self.untold().is_empty() {
             match client.write(self.untold()).await? {
                 0 => return Err(io::ErrorKind::WriteZero.into()),
