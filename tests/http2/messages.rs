@@ -5,7 +5,7 @@ use std::net::TcpStream;
 
 use super::harness::raw;
 use super::harness::raw::End;
-use super::harness::versions::{Client, Length, Origin, Outgoing, Version, field, run};
+use super::harness::versions::{Client, Incoming, Length, Origin, Outgoing, Version, field, run};
 use super::{World, on_each_pairing};
 
 /// What no upstream may hear from a client, behind a body neither.
@@ -525,6 +525,43 @@ fn a_client_of_http_1_0_is_served_by_an_upstream_of_http2() {
             End::Reset,
             "a close would say that it is whole"
         );
+    });
+}
+
+/// Each was a frame of its own, however small.
+#[test]
+fn chunks_that_came_together_go_on_in_one_frame() {
+    const CHUNKS: usize = 200;
+    async fn one_frame(mut body: Incoming) {
+        let mut frames = Vec::new();
+        while let Some(data) = body.data().await.unwrap() {
+            frames.push(data.len());
+        }
+        assert_eq!(frames.iter().sum::<usize>(), CHUNKS);
+        // The kernel may part them.
+        assert!(frames.len() <= 3, "{frames:?}");
+    }
+    let body = format!(
+        "Transfer-Encoding: chunked\r\n\r\n{}0\r\n\r\n",
+        "1\r\nx\r\n".repeat(CHUNKS)
+    );
+    run(async {
+        let mut world = World::new(Version::One, Version::Two).await;
+        let mut client = TcpStream::connect(world.lane.address).unwrap();
+        let request = format!("POST / HTTP/1.1\r\nHost: x\r\n{body}");
+        client.write_all(request.as_bytes()).unwrap();
+        let asked = world.origin.asked().await;
+        one_frame(asked.body).await;
+
+        let response = format!("HTTP/1.1 200 OK\r\n{body}");
+        let upstream = raw::scripted(move |mut stream| {
+            let _ = raw::read_head(&mut stream);
+            let _ = stream.write_all(response.as_bytes());
+        });
+        let lane = super::Lane::start(&format!("{{listen: '127.0.0.1:0', upstream: 'http://{upstream}'}}"));
+        let mut client = Client::connect(Version::Two, lane.address).await;
+        let answer = client.get("/").await.answer().await;
+        one_frame(answer.body).await;
     });
 }
 
