@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::pin::pin;
 use std::task::Poll;
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 
@@ -124,7 +125,10 @@ pub(super) async fn send(
     .await;
     record.bytes_in = upload.bytes;
     outgoing.streamed(End::Status(status), &streamed, record);
-    let cut_short = matches!(streamed, Err(Failure::UpstreamGone | Failure::NotSafe));
+    let cut_short = matches!(
+        streamed,
+        Err(Failure::UpstreamGone | Failure::NotSafe | Failure::CutShort(_))
+    );
     if outgoing.request.old_client && cut_short {
         // Without chunks a plain close would say that the body is whole; a reset does not.
         ends.client.reset_on_close();
@@ -357,14 +361,11 @@ async fn stream_back(
     let (mut client, mut upstream) = (BothWays::of(client), BothWays::of(upstream));
     let (from_client, mut to_client) = client.split();
     let (mut from_upstream, to_upstream) = upstream.split();
-    let mut rest = (!answered.uploaded).then(|| Rest {
-        upload,
-        request,
-        from_client,
-        buffer,
-        deadlines: Deadlines::new(),
-        to_upstream,
-    });
+    let client_sends = (from_client, &mut **buffer);
+    let mut rest = match answered.uploaded {
+        true => None,
+        false => Some(Rest::of(upload, request, client_sends, to_upstream)),
+    };
     let (mut told, mut room) = (false, Room::new());
     loop {
         let mut front = Front::of(answer);
@@ -388,7 +389,7 @@ async fn stream_back(
             secure(audited, record, told).await?;
         }
         let written = deadlines.within(request.idle, write(&mut to_client, out));
-        let Ok(Ok(())) = beside(&mut rest, written).await else {
+        let Ok(Ok(())) = beside(&mut rest, written).await? else {
             return Err(Failure::ClientGone);
         };
         told = true;
@@ -396,8 +397,17 @@ async fn stream_back(
         if done {
             break;
         }
-        let read = deadlines.within(request.idle, room.read(&mut from_upstream, answer));
-        match beside(&mut rest, read).await {
+        let mut span = request.idle;
+        let read = loop {
+            let read = deadlines.within(span, room.read(&mut from_upstream, answer));
+            let read = beside(&mut rest, read).await?;
+            // As long as one side speaks the other may only listen.
+            span = rest.as_ref().map_or(Duration::ZERO, Rest::left_of_idle);
+            if read.is_ok() || span.is_zero() {
+                break read;
+            }
+        };
+        match read {
             Ok(Ok(1..)) => {}
             Ok(Ok(0)) if until_close => {
                 secure(audited, record, told).await?;
@@ -410,7 +420,10 @@ async fn stream_back(
                 return Ok(false);
             }
             // Cut short: only an abort tells the client, since the head is out.
-            Ok(Ok(0) | Err(_)) | Err(Elapsed) => return Err(Failure::UpstreamGone),
+            Ok(Ok(0) | Err(_)) | Err(Elapsed) => {
+                let refused = rest.as_ref().and_then(Rest::refused);
+                return Err(refused.map_or(Failure::UpstreamGone, Failure::CutShort));
+            }
         }
     }
     Ok(answered.head.keep_alive && answered.uploaded && answer.is_empty())

@@ -67,7 +67,7 @@ pub(super) async fn run(
         again,
     } = upstream;
     record.sent = None;
-    let progress = Progress::begin();
+    let progress = Progress::begin(again.waited);
     let request = outgoing.request;
     let shared = outgoing.shared;
     let mut uploading = Uploading {
@@ -85,6 +85,7 @@ pub(super) async fn run(
     let answered = await_head(how, &mut uploading, &mut answers, back, answer, record);
     let answered = answered.await;
     record.bytes_in = progress.bytes_in.get();
+    again.waited = progress.waited();
     let (head, body) = answered?;
     record.answered = Some(clock::mono());
     progress.answered.set(true);
