@@ -558,11 +558,39 @@ fn chunks_that_came_together_go_on_in_one_frame() {
             let _ = raw::read_head(&mut stream);
             let _ = stream.write_all(response.as_bytes());
         });
-        let lane = super::Lane::start(&format!("{{listen: '127.0.0.1:0', upstream: 'http://{upstream}'}}"));
+        let lane = super::Lane::start(&format!(
+            "{{listen: '127.0.0.1:0', upstream: 'http://{upstream}'}}"
+        ));
         let mut client = Client::connect(Version::Two, lane.address).await;
         let answer = client.get("/").await.answer().await;
         one_frame(answer.body).await;
     });
+}
+
+/// It has no chunks, so that a close would say that the body is whole.
+#[test]
+fn a_response_that_weir_breaks_off_is_a_reset_for_a_client_of_http_1_0() {
+    for serves in [Version::One, Version::Two] {
+        run(async {
+            let origin = Origin::start(serves).await;
+            let idle = "stream_idle: 500ms";
+            let mut world = World::behind(idle, Version::One, serves, origin, "timeout: 5s").await;
+            let address = world.lane.address;
+            let reply = tokio::task::spawn_blocking(move || {
+                let request = b"POST / HTTP/1.0\r\nHost: x\r\nContent-Length: 6\r\n\r\nabc";
+                raw::send(address, request)
+            });
+            let mut asked = world.origin.asked().await;
+            asked.body.expect(b"abc").await;
+            let mut out = asked.reply(200, &[], Length::Unknown).await;
+            out.send(b"hello").await.unwrap();
+            // The rest of its body never comes.
+            let reply = reply.await.unwrap();
+            assert_eq!(reply.end, End::Reset, "{serves:?}: {reply:?}");
+            let reasons = ["body_timeout", "upstream_aborted"].map(|reason| world.ended(reason));
+            assert_eq!(reasons.iter().sum::<u64>(), 1, "{serves:?}");
+        });
+    }
 }
 
 #[test]
