@@ -152,8 +152,8 @@ fn each_metric_stands_there_with_its_type() {
         let literals: Vec<_> = text.split('"').collect();
         for at in (1..literals.len().saturating_sub(2)).step_by(2) {
             let (name, between, help) = (literals[at], literals[at + 1], literals[at + 2]);
-            let is_name =
-                !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+            let may_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+            let is_name = !name.is_empty() && name.chars().all(may_name);
             let is_help = help.starts_with(|c: char| c.is_ascii_uppercase() || c.is_ascii_digit());
             if is_name && between.trim() == "," && is_help && help.contains(' ') {
                 let behind = literals[at + 3].trim_start_matches([',', ' ', '\n']);

@@ -253,6 +253,32 @@ fn a_body_cut_short_is_a_reset_for_a_client_that_knows_no_chunks() {
 }
 
 #[test]
+fn trouble_behind_some_chunks_is_a_reset_for_a_client_that_knows_none() {
+    for (name, rest) in [
+        ("short of its chunk", "9\r\nabc"),
+        ("without a last chunk", ""),
+        ("without an end", "0\r\n"),
+        ("bad chunk size", "x\r\n"),
+    ] {
+        for how in [End::Closed, End::Reset] {
+            let upstream = scripted(move |mut stream| {
+                let _ = raw::read_head(&mut stream);
+                let reply = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n";
+                let _ = stream.write_all(reply.as_bytes());
+                // The client has its head by then.
+                thread::sleep(Duration::from_millis(100));
+                let _ = stream.write_all(rest.as_bytes());
+                if how == End::Reset {
+                    reset(&stream);
+                }
+            });
+            let reply = raw::send(lane(upstream).address, b"GET / HTTP/1.0\r\n\r\n");
+            assert_eq!(reply.end, End::Reset, "{name}, {how:?}: {reply:?}");
+        }
+    }
+}
+
+#[test]
 fn a_body_may_pause_for_longer_than_the_upstream_may_think() {
     let lane = before(|_, stream| {
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nabc");

@@ -6,6 +6,7 @@ use http::header::{
     CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue,
     SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
 };
+use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Uri, request, response};
 use thiserror::Error;
 
@@ -170,7 +171,7 @@ pub fn upgrade_request(
     let uri = Uri::builder()
         .scheme(if https { "https" } else { "http" })
         .authority(host)
-        .path_and_query(&bytes[head.target.clone()])
+        .path_and_query(path_and_query(&bytes[head.target.clone()])?)
         .build()
         .map_err(|_| NotForHttp2)?;
     let mut request = Request::new(());
@@ -179,6 +180,26 @@ pub fn upgrade_request(
     *request.version_mut() = http::Version::HTTP_2;
     *request.headers_mut() = fields;
     Ok(request)
+}
+
+/// A target as HTTP/2 carries it. The three bytes that HTTP/1.1 takes in a query and `http` cannot hold are escaped, as the URL Standard
+/// (section 1.3, the query percent-encode set) has browsers do.
+fn path_and_query(target: &[u8]) -> Result<PathAndQuery, NotForHttp2> {
+    if let Ok(target) = PathAndQuery::try_from(target) {
+        return Ok(target);
+    }
+    let query = target.iter().position(|byte| *byte == b'?');
+    let (path, query) = target.split_at(query.ok_or(NotForHttp2)?);
+    let mut escaped = path.to_vec();
+    for byte in query {
+        match byte {
+            b'"' => escaped.extend_from_slice(b"%22"),
+            b'<' => escaped.extend_from_slice(b"%3C"),
+            b'>' => escaped.extend_from_slice(b"%3E"),
+            other => escaped.push(*other),
+        }
+    }
+    PathAndQuery::try_from(&escaped[..]).map_err(|_| NotForHttp2)
 }
 
 /// How the head of a response by HTTP/2 is written down.
@@ -258,4 +279,92 @@ fn put_line(out: &mut Vec<u8>, parts: &[&[u8]]) {
 
 fn put(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     put_line(out, &[name, b": ", value]);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::http1::path::normalise;
+
+    /// A head as weir writes it, once it has read it and brought its path to its normal form; `None` where it refuses it.
+    fn written(head: &[u8]) -> Option<Vec<u8>> {
+        let read = parse_request(head, HeadLimits::default()).ok()??;
+        let target = &head[read.target.clone()];
+        let path = target.iter().position(|byte| *byte == b'?');
+        let (path, query) = target.split_at(path.unwrap_or(target.len()));
+        let path = normalise(path).ok()?;
+        let before = &head[..read.target.start];
+        Some([before, &*path, query, &head[read.target.end..]].concat())
+    }
+
+    fn escaped(query: &str) -> String {
+        let query = query.replace('"', "%22").replace('<', "%3C");
+        query.replace('>', "%3E")
+    }
+
+    #[test]
+    fn a_query_goes_on_as_it_is_but_for_three_bytes() {
+        let query = "?a=<b>&\"c\"={d}|[e]\\^`'%3c%&?/;";
+        let head = format!("GET /a{query} HTTP/1.1\r\nHost: x\r\n\r\n");
+        let request = upgrade_request(head.as_bytes(), "y", false, false).unwrap();
+        let target = request.uri().path_and_query().unwrap().as_str();
+        assert_eq!(target, "/a?a=%3Cb%3E&%22c%22={d}|[e]\\^`'%3c%&?/;");
+    }
+
+    #[test]
+    fn each_byte_that_http1_takes_http2_can_carry() {
+        let mut taken = 0;
+        for byte in 0..=255 {
+            let parts: [(&[u8], &[u8]); 6] = [
+                (b"G", b"T /a HTTP/1.1\r\nHost: x\r\n\r\n"),
+                (b"GET /a", b"b HTTP/1.1\r\nHost: x\r\n\r\n"),
+                (b"GET /a?b", b"c HTTP/1.1\r\nHost: x\r\n\r\n"),
+                (b"GET /a HTTP/1.1\r\nHost: x", b"y\r\n\r\n"),
+                (b"GET /a HTTP/1.1\r\nHost: x\r\na", b"b: c\r\n\r\n"),
+                (b"GET /a HTTP/1.1\r\nHost: x\r\na: b", b"c\r\n\r\n"),
+            ];
+            for (before, behind) in parts {
+                if let Some(head) = written(&[before, &[byte], behind].concat()) {
+                    taken += 1;
+                    let request = upgrade_request(&head, "y", false, false);
+                    let head = String::from_utf8_lossy(&head);
+                    assert!(request.is_ok(), "{byte:#x}: {head}");
+                }
+            }
+        }
+        assert!(taken > 6 * 70, "{taken}");
+    }
+
+    proptest! {
+        /// But for CONNECT, which is for no upstream, and targets of more than 65,534 bytes.
+        #[test]
+        fn what_http1_takes_http2_can_carry(
+            method in "[A-Z][A-Z0-9!#$%&'*+.^_`|~-]{0,8}",
+            path in "[!-~]{0,20}",
+            query in "(\\?[!-~]{0,40})?",
+            host in "[a-zA-Z0-9._~-]{1,12}(:[0-9]{0,4})?|\\[([0-9a-f]{1,4}:){7}[0-9a-f]{1,4}\\](:[0-9]{1,4})?",
+            name in "[A-Za-z0-9!#$%&'*+.^_`|~-]{1,12}",
+            value in prop::collection::vec(prop_oneof![8 => 32u8..=126, 1 => 128u8..=255, 1 => Just(b'\t')], 0..20),
+        ) {
+            let path: String = path.chars().filter(|c| !"?#<>%\\".contains(*c)).collect();
+            let query = query.replace('#', "");
+            let line = format!("{method} /{path}{query} HTTP/1.1\r\nHost: {host}\r\n{name}: ");
+            let Some(head) = written(&[line.as_bytes(), &value, b"\r\n\r\n"].concat()) else {
+                return Err(TestCaseError::reject("HTTP/1.1 refuses it"));
+            };
+            let request = upgrade_request(&head, "endpoint:80", false, false).unwrap();
+            prop_assert_eq!(request.method().as_str(), &method);
+            prop_assert_eq!(request.uri().authority().unwrap().as_str(), host);
+            let target = request.uri().path_and_query().unwrap().as_str();
+            let path = normalise(format!("/{path}").as_bytes()).unwrap().into_owned();
+            let path = String::from_utf8(path).unwrap();
+            prop_assert_eq!(target, path + &escaped(&query));
+            if !hygiene::is_hop_by_hop(name.as_bytes(), &[]) {
+                let sent = request.headers().get(&name).map(HeaderValue::as_bytes);
+                prop_assert_eq!(sent, Some(value.trim_ascii()));
+            }
+        }
+    }
 }

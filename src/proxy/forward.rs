@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::pin::pin;
 use std::task::Poll;
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 
@@ -11,6 +12,7 @@ use super::audit;
 use super::following::LanePlan;
 use super::handle::{Conn, Ends, Failure, Next, close};
 use super::headers::{self, put_last_chunk};
+use super::interim::{Interims, is_interim};
 use super::mixed;
 use super::outbox::Outbox;
 use super::outgoing::{Request, prepare};
@@ -29,9 +31,6 @@ use crate::net::stream::{BothWays, Reading, Stream, Writing};
 use crate::net::tls::Trouble;
 use crate::plan::Plan;
 use crate::store::breakers::End;
-
-/// Interim responses taken before the final one; more is a flood.
-pub(super) const MAX_INTERIM: usize = 16;
 
 /// Sends the request whose head stands at the front of the client's buffer and streams the response back. On return the
 /// buffer holds what the client sent behind the request.
@@ -126,7 +125,10 @@ pub(super) async fn send(
     .await;
     record.bytes_in = upload.bytes;
     outgoing.streamed(End::Status(status), &streamed, record);
-    let cut_short = matches!(streamed, Err(Failure::UpstreamGone | Failure::NotSafe));
+    let cut_short = matches!(
+        streamed,
+        Err(Failure::UpstreamGone | Failure::NotSafe | Failure::CutShort(_))
+    );
     if outgoing.request.old_client && cut_short {
         // Without chunks a plain close would say that the body is whole; a reset does not.
         ends.client.reset_on_close();
@@ -157,8 +159,8 @@ impl Answered {
     }
 }
 
-/// Uploads the request while it waits for the response's head. When that comes early, what is left of the upload goes on beside
-/// the response.
+/// Uploads the request while it waits for the response's head, and tells the client of interim ones. When the head comes early, what is
+/// left of the upload goes on beside the response.
 pub(super) async fn both_ways(
     request: &Request,
     ends: &mut Ends<'_>,
@@ -169,6 +171,7 @@ pub(super) async fn both_ways(
     record: &mut Record,
 ) -> Result<Answered, Failure> {
     record.sent = None;
+    let mut interims = Interims::new(request, &upload.route.response_headers);
     let mut upstream = BothWays::of(upstream);
     let (mut reading, mut writing) = upstream.split();
     let sent = if request.body == BodyLength::None {
@@ -177,10 +180,10 @@ pub(super) async fn both_ways(
             .map_err(Failure::from)
     } else {
         let mut client = BothWays::of(ends.client);
-        let (mut from_client, _) = client.split();
-        tokio::select! {
+        let (mut from_client, mut to_client) = client.split();
+        let sent = tokio::select! {
             biased;
-            head = read_final(request, &mut reading, answer) => {
+            head = early_head(request, &mut reading, answer, &mut interims, &mut to_client) => {
                 return Ok(Answered { head: head?, uploaded: false });
             }
             sent = upload.go_on(
@@ -190,7 +193,12 @@ pub(super) async fn both_ways(
                 ends.deadlines,
                 &mut writing,
             ) => sent,
-        }
+        };
+        // What is begun of one is to have its end, whatever is said next.
+        interims
+            .tell_within(request.idle, ends.deadlines, &mut to_client)
+            .await?;
+        sent
     };
     let uploaded = match sent {
         Ok(()) => true,
@@ -201,7 +209,7 @@ pub(super) async fn both_ways(
     // Its time begins here: how long the client takes to send says nothing of the upstream.
     let pace_is_ours = request.body == BodyLength::None;
     record.sent = (uploaded || pace_is_ours).then(clock::mono);
-    for passed in 0..=MAX_INTERIM {
+    loop {
         let response = unless_gone(
             ends.client,
             ends.buffer,
@@ -214,23 +222,11 @@ pub(super) async fn both_ways(
             record.answered = Some(clock::mono());
             return Ok(Answered { head, uploaded });
         }
-        if passed == MAX_INTERIM {
-            break;
-        }
-        // RFC 9110 section 15.2: all but the answer to an expectation, which was weir's own, and not to HTTP/1.0.
-        if head.status != 100 && !request.old_client {
-            let mut interim = Vec::new();
-            let changes = &upload.route.response_headers;
-            headers::put_interim_head(&mut interim, answer, &head, changes);
-            ends.write(&interim, request.idle).await?;
-        }
-        answer.drain(..head.len);
+        interims.take(answer, &head)?;
+        interims
+            .tell_within(request.idle, ends.deadlines, ends.client)
+            .await?;
     }
-    Err(Rejection::UpstreamBroken.into())
-}
-
-pub(super) fn is_interim(head: &ResponseHead) -> bool {
-    head.status < 200 && head.status != 101
 }
 
 /// What `waited` gives; `None` once the client has left. A client that sends on is there, and is not looked at again.
@@ -283,20 +279,24 @@ async fn put(
     }
 }
 
-/// The final head; interim ones before it are read over.
-async fn read_final(
+/// The final head, as far as it comes before the request is whole; interim ones before it are told.
+async fn early_head(
     request: &Request,
     upstream: &mut Reading<'_, '_>,
     answer: &mut Vec<u8>,
-) -> Result<ResponseHead, Rejection> {
-    for _ in 0..=MAX_INTERIM {
+    interims: &mut Interims<'_>,
+    client: &mut Writing<'_, '_>,
+) -> Result<ResponseHead, Failure> {
+    loop {
         let head = read_head(request, upstream, answer).await?;
         if !is_interim(&head) {
             return Ok(head);
         }
-        answer.drain(..head.len);
+        interims.take(answer, &head)?;
+        interims
+            .tell_within(request.idle, &mut Deadlines::new(), client)
+            .await?;
     }
-    Err(Rejection::UpstreamBroken)
 }
 
 /// The next head, interim or final. What was read of it stays in `answer`, so that it can be called again.
@@ -361,14 +361,11 @@ async fn stream_back(
     let (mut client, mut upstream) = (BothWays::of(client), BothWays::of(upstream));
     let (from_client, mut to_client) = client.split();
     let (mut from_upstream, to_upstream) = upstream.split();
-    let mut rest = (!answered.uploaded).then(|| Rest {
-        upload,
-        request,
-        from_client,
-        buffer,
-        deadlines: Deadlines::new(),
-        to_upstream,
-    });
+    let client_sends = (from_client, &mut **buffer);
+    let mut rest = match answered.uploaded {
+        true => None,
+        false => Some(Rest::of(upload, request, client_sends, to_upstream)),
+    };
     let (mut told, mut room) = (false, Room::new());
     loop {
         let mut front = Front::of(answer);
@@ -392,7 +389,7 @@ async fn stream_back(
             secure(audited, record, told).await?;
         }
         let written = deadlines.within(request.idle, write(&mut to_client, out));
-        let Ok(Ok(())) = beside(&mut rest, written).await else {
+        let Ok(Ok(())) = beside(&mut rest, written).await? else {
             return Err(Failure::ClientGone);
         };
         told = true;
@@ -400,8 +397,17 @@ async fn stream_back(
         if done {
             break;
         }
-        let read = deadlines.within(request.idle, room.read(&mut from_upstream, answer));
-        match beside(&mut rest, read).await {
+        let mut span = request.idle;
+        let read = loop {
+            let read = deadlines.within(span, room.read(&mut from_upstream, answer));
+            let read = beside(&mut rest, read).await?;
+            // As long as one side speaks the other may only listen.
+            span = rest.as_ref().map_or(Duration::ZERO, Rest::left_of_idle);
+            if read.is_ok() || span.is_zero() {
+                break read;
+            }
+        };
+        match read {
             Ok(Ok(1..)) => {}
             Ok(Ok(0)) if until_close => {
                 secure(audited, record, told).await?;
@@ -414,7 +420,10 @@ async fn stream_back(
                 return Ok(false);
             }
             // Cut short: only an abort tells the client, since the head is out.
-            Ok(Ok(0) | Err(_)) | Err(Elapsed) => return Err(Failure::UpstreamGone),
+            Ok(Ok(0) | Err(_)) | Err(Elapsed) => {
+                let refused = rest.as_ref().and_then(Rest::refused);
+                return Err(refused.map_or(Failure::UpstreamGone, Failure::CutShort));
+            }
         }
     }
     Ok(answered.head.keep_alive && answered.uploaded && answer.is_empty())

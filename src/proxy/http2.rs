@@ -1,5 +1,5 @@
 //! A client's connection that speaks HTTP/2: its streams are requests, each with a task of its own. What floods is stopped by
-//! `h2`, but for resets, which it does not count.
+//! `h2`, but for resets, which it does not count. It tells of what ends a connection, and of no stream that it resets by itself.
 
 mod heard;
 
@@ -15,6 +15,7 @@ use h2::{Reason, RecvStream};
 use http::{Request, Response};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
+use tracing::debug;
 
 use super::admit::{self, Way};
 use super::answer::Answer;
@@ -29,6 +30,7 @@ use super::record::{Ongoing, Record};
 use super::reply::{Asker, Rejection};
 use crate::clock;
 use crate::http1::websocket::{self, WEBSOCKET};
+use crate::http2::errors;
 use crate::http2::grpc::{self, GrpcStatus};
 use crate::http2::head::{downgrade_request, upgrade_response, websocket_request};
 use crate::net::stream::{Ahead, Stream};
@@ -60,7 +62,15 @@ pub(super) async fn connection(
 ) {
     let plan = lane.plan.current();
     let listener = plan.shared.config.listeners[listener_index].clone();
+    let metrics = plan.shared.metrics.clone();
     drop(plan);
+    let peer = Rc::new(peer);
+    let ended_by = |code: Reason| {
+        let code = errors::name(code.into());
+        metrics.http2_errors.count(&listener.name, code);
+        let (listener, peer) = (&*listener.name, &*peer.text);
+        debug!(listener, peer, code, "ends a connection by HTTP/2");
+    };
     let (stream, mut patience) = follow(stream, listener.header_read);
     let streams = listener.max_concurrent_streams;
     // Room for all: a body that its upstream does not read must not take the others'.
@@ -74,11 +84,11 @@ pub(super) async fn connection(
         .max_send_buffer_size(SEND_BUFFER)
         .enable_connect_protocol()
         .handshake(stream);
-    let Ok(Ok(mut connection)) = timeout(listener.header_read, handshake).await else {
-        return;
+    let mut connection = match timeout(listener.header_read, handshake).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => return found(&error).map_or((), ended_by),
+        Err(_) => return,
     };
-    let peer = Rc::new(peer);
-    let metrics = lane.plan.current().shared.metrics.clone();
     let mut requests = JoinSet::new();
     let mut draining = lane.draining.clone();
     let mut ending = false;
@@ -101,10 +111,17 @@ pub(super) async fn connection(
                     let (lane, peer) = (lane.clone(), peer.clone());
                     requests.spawn_local(serve(lane, listener_index, peer, request, respond));
                 }
-                // The client closed or broke off.
-                Some(Some(Err(_)) | None) => break,
+                Some(Some(Err(error))) => {
+                    if let Some(code) = found(&error) {
+                        ended_by(code);
+                    }
+                    break;
+                }
+                // The client closed.
+                Some(None) => break,
                 // It does not go on with a head or a frame that it has begun.
                 None => {
+                    ended_by(Reason::ENHANCE_YOUR_CALM);
                     part(&mut connection).await;
                     break;
                 }
@@ -113,6 +130,7 @@ pub(super) async fn connection(
                 idle_since = Instant::now();
                 match ended {
                     Ok(Served::TakenBack) if resets.too_many() => {
+                        ended_by(Reason::ENHANCE_YOUR_CALM);
                         part(&mut connection).await;
                         break;
                     }
@@ -139,6 +157,12 @@ pub(super) async fn connection(
     // Those that go on are cut off from their client, and end by that.
     drop(connection);
     while requests.join_next().await.is_some() {}
+}
+
+/// What `h2` ended a connection for, where that is not that the client left or ended it itself.
+fn found(error: &h2::Error) -> Option<Reason> {
+    let found = error.is_library() && error.is_go_away();
+    error.reason().filter(|_| found)
 }
 
 /// Tells a client that misbehaves that its connection is over, as far as it listens.

@@ -11,6 +11,7 @@ mod greet;
 pub mod handle;
 mod headers;
 mod http2;
+mod interim;
 pub mod lane;
 mod mixed;
 mod outbox;

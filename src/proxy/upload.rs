@@ -31,6 +31,9 @@ pub(super) struct Upload<'p> {
     pub bytes: u64,
     /// For the client, so far.
     waited: Duration,
+    /// When some of it last moved, by [`clock::mono`], once the response's head has come: what is left goes on for as long as
+    /// something moves, either way.
+    moved: Option<Duration>,
     /// Not sent yet, but for what is `written` of it.
     out: Vec<u8>,
     written: usize,
@@ -73,6 +76,7 @@ impl<'p> Upload<'p> {
             left: request.max_body,
             bytes: 0,
             waited: Duration::ZERO,
+            moved: None,
             out,
             written: 0,
             plan,
@@ -106,6 +110,17 @@ impl<'p> Upload<'p> {
         }
     }
 
+    /// The response's head has come, and this goes on beside the rest.
+    fn answered(&mut self) {
+        self.moved = Some(clock::mono());
+    }
+
+    fn made(&mut self) {
+        if let Some(moved) = &mut self.moved {
+            *moved = clock::mono();
+        }
+    }
+
     pub(super) async fn go_on(
         &mut self,
         request: &Request,
@@ -114,13 +129,18 @@ impl<'p> Upload<'p> {
         deadlines: &mut Deadlines,
         to_upstream: &mut Writing<'_, '_>,
     ) -> Result<(), Failure> {
+        let span = match self.moved {
+            None => request.within,
+            Some(_) => request.idle,
+        };
         loop {
             while self.written < self.out.len() {
                 let write = to_upstream.write(&self.out[self.written..]);
-                match deadlines.within(request.within, write).await {
+                match deadlines.within(span, write).await {
                     Ok(Ok(written @ 1..)) => {
                         self.written += written;
                         self.begun = true;
+                        self.made();
                     }
                     Ok(Ok(0) | Err(_)) => return Err(Rejection::UpstreamBroken.into()),
                     Err(Elapsed) => return Err(Rejection::UpstreamTimeout.into()),
@@ -129,7 +149,7 @@ impl<'p> Upload<'p> {
             self.lost |= self.written > 0;
             self.out.clear();
             self.written = 0;
-            match deadlines.within(request.within, to_upstream.flush()).await {
+            match deadlines.within(span, to_upstream.flush()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Err(Rejection::UpstreamBroken.into()),
                 Err(Elapsed) => return Err(Rejection::UpstreamTimeout.into()),
@@ -161,22 +181,26 @@ impl<'p> Upload<'p> {
         buffer: &mut Vec<u8>,
         deadlines: &mut Deadlines,
     ) -> Result<(), Failure> {
+        let span = match self.moved {
+            None => {
+                let left = request.read_within.saturating_sub(self.waited);
+                request.idle.min(left)
+            }
+            Some(_) => request.idle,
+        };
         // Only the client's time counts, not that of an upstream which is slow to read.
-        let began = clock::mono();
-        let span = request
-            .idle
-            .min(request.read_within.saturating_sub(self.waited));
-        match deadlines
-            .within(span, self.room.read(from_client, buffer))
-            .await
-        {
+        let waiting = Waiting::begin(&mut self.waited);
+        let read = deadlines.within(span, self.room.read(from_client, buffer));
+        let read = read.await;
+        drop(waiting);
+        match read {
             Ok(Ok(1..)) => {}
             // It may still read.
             Ok(Ok(0)) => return Err(Rejection::BadBody.into()),
             Ok(Err(_)) => return Err(Failure::ClientGone),
             Err(Elapsed) => return Err(Rejection::BodyTimeout.into()),
         }
-        self.waited += clock::mono().saturating_sub(began);
+        self.made();
         Ok(())
     }
 
@@ -215,36 +239,98 @@ impl<'p> Upload<'p> {
     }
 }
 
-/// What is left of an upload when the response has begun.
-pub(super) struct Rest<'a, 'p> {
-    pub upload: &'a mut Upload<'p>,
-    pub request: &'a Request,
-    pub from_client: Reading<'a, 'a>,
-    pub buffer: &'a mut Vec<u8>,
-    pub deadlines: Deadlines,
-    pub to_upstream: Writing<'a, 'a>,
+/// A wait, counted however it ends: who waits may be left for the upstream's answer.
+struct Waiting<'w> {
+    waited: &'w mut Duration,
+    began: Duration,
 }
 
-/// What `response` gives, with the rest of the upload going on meanwhile. How that ends is no matter: the response stands, and
-/// neither connection is used again.
-pub(super) async fn beside<F: Future>(rest: &mut Option<Rest<'_, '_>>, response: F) -> F::Output {
-    let Some(going) = rest else {
-        return response.await;
+impl Waiting<'_> {
+    fn begin(waited: &mut Duration) -> Waiting<'_> {
+        let began = clock::mono();
+        Waiting { waited, began }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        *self.waited += clock::mono().saturating_sub(self.began);
+    }
+}
+
+/// What is left of an upload when the response has begun.
+pub(super) struct Rest<'a, 'p> {
+    upload: &'a mut Upload<'p>,
+    request: &'a Request,
+    from_client: Reading<'a, 'a>,
+    buffer: &'a mut Vec<u8>,
+    deadlines: Deadlines,
+    to_upstream: Writing<'a, 'a>,
+    /// Once it is over, for good or bad.
+    ended: Option<Result<(), Failure>>,
+}
+
+impl<'a, 'p> Rest<'a, 'p> {
+    pub(super) fn of(
+        upload: &'a mut Upload<'p>,
+        request: &'a Request,
+        (from_client, buffer): (Reading<'a, 'a>, &'a mut Vec<u8>),
+        to_upstream: Writing<'a, 'a>,
+    ) -> Rest<'a, 'p> {
+        upload.answered();
+        Rest {
+            upload,
+            request,
+            from_client,
+            buffer,
+            deadlines: Deadlines::new(),
+            to_upstream,
+            ended: None,
+        }
+    }
+
+    /// What is left of the time in which something has to move.
+    pub(super) fn left_of_idle(&self) -> Duration {
+        let moved = self.upload.moved.unwrap_or_default();
+        (moved + self.request.idle).saturating_sub(clock::mono())
+    }
+
+    /// Why weir ended it for the client's part, which may be why the response breaks off.
+    pub(super) fn refused(&self) -> Option<&'static str> {
+        let Some(Err(Failure::Reply(rejection, _))) = &self.ended else {
+            return None;
+        };
+        let by_upstream = [Rejection::UpstreamBroken, Rejection::UpstreamTimeout];
+        (!by_upstream.contains(rejection)).then(|| rejection.reason())
+    }
+}
+
+/// What `response` gives, with the rest of the upload going on meanwhile. However that ends, the response stands, and neither connection
+/// is used again; but for a client that is gone.
+pub(super) async fn beside<F: Future>(
+    rest: &mut Option<Rest<'_, '_>>,
+    response: F,
+) -> Result<F::Output, Failure> {
+    let Some(going) = rest.as_mut().filter(|rest| rest.ended.is_none()) else {
+        return Ok(response.await);
     };
     let mut response = pin!(response);
-    tokio::select! {
+    let ended = tokio::select! {
         biased;
-        output = &mut response => return output,
-        _ = going.upload.go_on(
+        output = &mut response => return Ok(output),
+        ended = going.upload.go_on(
             going.request,
             &mut going.from_client,
             going.buffer,
             &mut going.deadlines,
             &mut going.to_upstream,
-        ) => {}
+        ) => ended,
+    };
+    if let Err(Failure::ClientGone) = ended {
+        return Err(Failure::ClientGone);
     }
-    *rest = None;
-    response.await
+    going.ended = Some(ended);
+    Ok(response.await)
 }
 
 /// A buffer whose pieces are taken one by one from its front. They leave it at once, when this is dropped: each time, all that

@@ -13,6 +13,7 @@ use super::audit_metrics::AuditMetrics;
 use super::breaker_metrics::Breakers;
 use super::drain_metrics::DrainMetrics;
 use super::durations::Durations;
+use super::http2_metrics::Http2Errors;
 use super::process_metrics::ProcessMetrics;
 use super::proxy_metrics::ProxyFailures;
 use super::tls_metrics::TlsMetrics;
@@ -62,6 +63,7 @@ pub struct Metrics {
     pub drain: DrainMetrics,
     pub tls: TlsMetrics,
     pub proxy_failures: ProxyFailures,
+    pub http2_errors: Http2Errors,
     upstreams: Upstreams,
     pub access_log: Told,
     pub traces: Told,
@@ -254,6 +256,7 @@ impl Default for Metrics {
             drain: DrainMetrics::register(&mut registry),
             tls: TlsMetrics::register(&mut registry),
             proxy_failures: ProxyFailures::register(&mut registry),
+            http2_errors: Http2Errors::register(&mut registry),
             upstreams: Upstreams::register(&mut registry),
             access_log: told_metrics::access_log(&mut registry),
             traces: told_metrics::traces(&mut registry),

@@ -5,6 +5,7 @@ pub mod audit_metrics;
 pub mod breaker_metrics;
 pub mod drain_metrics;
 pub mod durations;
+pub mod http2_metrics;
 pub mod log;
 pub mod metrics;
 pub mod process_metrics;

@@ -4,13 +4,13 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::Duration;
 
-use super::harness::Lane;
 use super::harness::frames::{
     self as h2, ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, Ended, FLOW_CONTROL_ERROR,
     GOAWAY, HEADERS, PADDED, PING, PRIORITY, PROTOCOL_ERROR, PUSH_PROMISE, RST_STREAM, Raw,
     SETTINGS,
 };
 use super::harness::raw::scripted;
+use super::harness::{Lane, eventually};
 use super::{Parted, Refused, Reset, Verdict, World, assert_verdict};
 
 const BAD: Verdict = Parted(PROTOCOL_ERROR);
@@ -377,4 +377,56 @@ fn data_over_the_window_ends_its_stream() {
     assert_verdict("over", &answer, Reset(FLOW_CONTROL_ERROR));
     drop(raw);
     sending.join().unwrap();
+}
+
+/// The value of `weir_http2_connection_errors_total` for each code, in their order.
+fn counted(world: &World) -> Vec<(String, u64)> {
+    let text = world.lane.plan.borrow().metrics.text();
+    let lines = text.lines();
+    let counts = lines.filter_map(|line| line.strip_prefix("weir_http2_connection_errors_total{"));
+    let mut counts: Vec<_> = counts
+        .map(|line| {
+            let (labels, count) = line.split_once("} ").unwrap();
+            let (_, code) = labels.split_once("code=\"").unwrap();
+            (
+                code.trim_end_matches('"').to_owned(),
+                count.parse().unwrap(),
+            )
+        })
+        .collect();
+    counts.sort();
+    counts
+}
+
+#[test]
+fn a_connection_that_ends_by_an_error_is_counted() {
+    let mut world = World::new();
+    world.is_fine("at first");
+    // Streams that are reset are no connections that end.
+    let malformed = world.send(&h2::request(1, END_STREAM, "GET", "/a b", &[]));
+    assert_eq!(malformed.reset, Some(PROTOCOL_ERROR), "{malformed:?}");
+    assert!(counted(&world).is_empty());
+    let mut told = Vec::new();
+    for frames in [
+        frame(DATA, 0, 0, b"abc"),
+        frame(DATA, 0, 1, b"abc"),
+        frame(SETTINGS, 0, 0, &[0; 5]),
+        h2::window_update(0, u32::MAX >> 1),
+        block(&[0x80]),
+        // What is begun, and not gone on with.
+        get()[..5].to_vec(),
+    ] {
+        let code = world.send(&frames).farewell.unwrap();
+        assert_ne!(code, h2::NO_ERROR);
+        let code = weir::http2::errors::name(code).to_owned();
+        match told.iter_mut().find(|(other, _)| *other == code) {
+            Some((_, count)) => *count += 1,
+            None => told.push((code, 1)),
+        }
+        told.sort();
+        eventually(|| counted(&world) == told);
+    }
+    let codes: Vec<_> = told.iter().map(|(code, _)| &**code).collect();
+    assert!(codes.len() > 2, "{told:?}");
+    assert!(codes.contains(&"protocol_error") && codes.contains(&"enhance_your_calm"));
 }

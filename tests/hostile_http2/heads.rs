@@ -182,6 +182,8 @@ fn what_stands_in_a_pseudo_header_is_one_part_of_a_request_line() {
         ("no path", path(b""), MALFORMED),
         ("path without its slash", path(b"p"), MALFORMED),
         ("path of a query", path(b"?a"), Refused(400)),
+        ("quote in a query", path(b"/a?b=\"c"), MALFORMED),
+        ("bracket in a query", path(b"/a?b=<c"), MALFORMED),
         ("absolute path", path(b"http://x/p"), MALFORMED),
         ("asterisk", path(b"*"), Refused(400)),
         ("backslash", path(b"/a\\b"), Refused(400)),

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 
 use super::harness::raw;
 use super::harness::raw::End;
-use super::harness::versions::{Client, Length, Origin, Outgoing, Version, field, run};
+use super::harness::versions::{Client, Incoming, Length, Origin, Outgoing, Version, field, run};
 use super::{World, on_each_pairing};
 
 /// What no upstream may hear from a client, behind a body neither.
@@ -257,6 +257,51 @@ fn interim_responses_arrive_but_for_100() {
 }
 
 #[test]
+fn interim_responses_arrive_while_the_request_is_still_sent() {
+    on_each_pairing(async |mut world| {
+        for length in [Length::Known(6), Length::Unknown] {
+            let mut call = world.client.call("POST", "/", &[], length).await;
+            call.body.send(b"abc").await.unwrap();
+            let mut asked = world.origin.asked().await;
+            asked.body.expect(b"abc").await;
+            for link in ["</a>; rel=preload", "</b>; rel=preload"] {
+                asked.interim(100, &[]).await;
+                asked.interim(103, &[("link", link)]).await;
+                let (status, fields) = call.interim().await;
+                assert_eq!((status, field(&fields, "link")), (103, Some(link)));
+            }
+            call.body.finish(b"def").await.unwrap();
+            assert_eq!(asked.body.rest().await.unwrap().0, b"def");
+            asked.interim(103, &[("link", "</c>")]).await;
+            assert_eq!(call.interim().await.0, 103);
+            asked.ok("done").await;
+            assert_eq!(call.whole().await, (200, "done".to_owned()));
+        }
+    });
+}
+
+/// However many of them come before the request is whole.
+#[test]
+fn sixteen_interim_responses_arrive_and_no_more() {
+    on_each_pairing(async |mut world| {
+        let mut call = world.client.call("POST", "/", &[], Length::Known(6)).await;
+        call.body.send(b"abc").await.unwrap();
+        let mut asked = world.origin.asked().await;
+        asked.body.expect(b"abc").await;
+        for count in 1..=16 {
+            asked.interim(103, &[]).await;
+            assert_eq!(call.interim().await.0, 103);
+            if count == 9 {
+                call.body.finish(b"def").await.unwrap();
+                asked.body.expect(b"def").await;
+            }
+        }
+        asked.interim(103, &[]).await;
+        assert_eq!(call.answer().await.status, 502);
+    });
+}
+
+#[test]
 fn who_waits_for_100_is_told_by_weir() {
     on_each_pairing(async |mut world| {
         let expects = [("expect", "100-continue")];
@@ -393,6 +438,31 @@ fn bytes_that_some_parsers_refuse_in_a_target_arrive_or_are_refused() {
     });
 }
 
+/// HTTP/2 as `http` has it cannot carry them.
+#[test]
+fn bytes_that_belong_escaped_into_a_query_are_so_for_http2() {
+    run(async {
+        for (serves, path) in [
+            (Version::One, "/x?q=<a>&\"b\"=%3c|\\^`"),
+            (Version::Two, "/x?q=%3Ca%3E&%22b%22=%3c|\\^`"),
+        ] {
+            let mut world = World::new(Version::One, serves).await;
+            let call = world.client.get("/x?q=<a>&\"b\"=%3c|\\^`").await;
+            let mut asked = world.origin.asked().await;
+            assert_eq!(asked.path, path);
+            asked.ok("done").await;
+            assert_eq!(call.whole().await.0, 200);
+            // Escaped, it is longer than `http` takes.
+            if serves == Version::Two {
+                let long = format!("/x?{}", "<".repeat(30_000));
+                let call = world.client.get(&long).await;
+                assert_eq!(call.whole().await.0, 400);
+                assert!(world.origin.is_quiet().await);
+            }
+        }
+    });
+}
+
 #[test]
 fn a_client_of_http_1_0_is_served_by_an_upstream_of_http2() {
     run(async {
@@ -456,6 +526,71 @@ fn a_client_of_http_1_0_is_served_by_an_upstream_of_http2() {
             "a close would say that it is whole"
         );
     });
+}
+
+/// Each was a frame of its own, however small.
+#[test]
+fn chunks_that_came_together_go_on_in_one_frame() {
+    const CHUNKS: usize = 200;
+    async fn one_frame(mut body: Incoming) {
+        let mut frames = Vec::new();
+        while let Some(data) = body.data().await.unwrap() {
+            frames.push(data.len());
+        }
+        assert_eq!(frames.iter().sum::<usize>(), CHUNKS);
+        // The kernel may part them.
+        assert!(frames.len() <= 3, "{frames:?}");
+    }
+    let body = format!(
+        "Transfer-Encoding: chunked\r\n\r\n{}0\r\n\r\n",
+        "1\r\nx\r\n".repeat(CHUNKS)
+    );
+    run(async {
+        let mut world = World::new(Version::One, Version::Two).await;
+        let mut client = TcpStream::connect(world.lane.address).unwrap();
+        let request = format!("POST / HTTP/1.1\r\nHost: x\r\n{body}");
+        client.write_all(request.as_bytes()).unwrap();
+        let asked = world.origin.asked().await;
+        one_frame(asked.body).await;
+
+        let response = format!("HTTP/1.1 200 OK\r\n{body}");
+        let upstream = raw::scripted(move |mut stream| {
+            let _ = raw::read_head(&mut stream);
+            let _ = stream.write_all(response.as_bytes());
+        });
+        let lane = super::Lane::start(&format!(
+            "{{listen: '127.0.0.1:0', upstream: 'http://{upstream}'}}"
+        ));
+        let mut client = Client::connect(Version::Two, lane.address).await;
+        let answer = client.get("/").await.answer().await;
+        one_frame(answer.body).await;
+    });
+}
+
+/// It has no chunks, so that a close would say that the body is whole.
+#[test]
+fn a_response_that_weir_breaks_off_is_a_reset_for_a_client_of_http_1_0() {
+    for serves in [Version::One, Version::Two] {
+        run(async {
+            let origin = Origin::start(serves).await;
+            let idle = "stream_idle: 500ms";
+            let mut world = World::behind(idle, Version::One, serves, origin, "timeout: 5s").await;
+            let address = world.lane.address;
+            let reply = tokio::task::spawn_blocking(move || {
+                let request = b"POST / HTTP/1.0\r\nHost: x\r\nContent-Length: 6\r\n\r\nabc";
+                raw::send(address, request)
+            });
+            let mut asked = world.origin.asked().await;
+            asked.body.expect(b"abc").await;
+            let mut out = asked.reply(200, &[], Length::Unknown).await;
+            out.send(b"hello").await.unwrap();
+            // The rest of its body never comes.
+            let reply = reply.await.unwrap();
+            assert_eq!(reply.end, End::Reset, "{serves:?}: {reply:?}");
+            let reasons = ["body_timeout", "upstream_aborted"].map(|reason| world.ended(reason));
+            assert_eq!(reasons.iter().sum::<u64>(), 1, "{serves:?}");
+        });
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use super::harness::process::{Running, file};
 use super::harness::versions::{
     Broken, Client, Length, Origin, Outgoing, PAIRINGS, Version, field, run,
 };
-use super::{World, on_each_pairing};
+use super::{Lane, World, on_each_pairing};
 
 /// What a sender may be ahead of its receiver, in bytes: weir's windows, its buffers, and the kernel's.
 const AHEAD: usize = 3 << 19;
@@ -84,9 +84,6 @@ fn both_ways_go_on_at_once() {
 #[test]
 fn one_way_may_be_silent_while_the_other_moves() {
     on_each_pairing(async |mut world| {
-        if (world.asks, world.serves) == (Version::One, Version::One) {
-            return; // `forward` counts each way for itself.
-        }
         let mut call = world.client.call("POST", "/", &[], Length::Unknown).await;
         call.body.send(b"1").await.unwrap();
         let mut asked = world.origin.asked().await;
@@ -117,9 +114,6 @@ fn an_upload_goes_on_beside_its_response_however_slow_either_side_is() {
     const LONG: usize = 400_000;
     run(async {
         for (asks, serves) in PAIRINGS {
-            if (asks, serves) == (Version::One, Version::One) {
-                continue; // `forward` has ways of its own.
-            }
             let origin = Origin::start(serves).await;
             let timeouts = "stream_idle: 2s, request_read: 1s";
             let mut world = World::behind(timeouts, asks, serves, origin, "timeout: 1s").await;
@@ -153,6 +147,38 @@ fn an_upload_goes_on_beside_its_response_however_slow_either_side_is() {
             assert_eq!(down.len(), 10 * b"down".len(), "{asks:?} to {serves:?}");
         }
     });
+}
+
+/// The response is silent meanwhile.
+#[test]
+fn what_is_left_of_an_upload_takes_its_time() {
+    for (asks, serves) in PAIRINGS {
+        eprintln!("from {asks:?} to {serves:?}");
+        run(async {
+            let origin = Origin::start(serves).await;
+            let timeouts = "stream_idle: 2s, request_read: 500ms";
+            let mut world = World::behind(timeouts, asks, serves, origin, "timeout: 300ms").await;
+            let length = Length::Known(10 << 20);
+            let mut call = world.client.call("POST", "/", &[], length).await;
+            call.body.send(b"1").await.unwrap();
+            let mut asked = world.origin.asked().await;
+            asked.body.expect(b"1").await;
+            let _out = asked.reply(200, &[], Length::Unknown).await;
+            let mut answer = call.answer().await;
+            for _ in 0..4 {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                answer.sent.send(b"up").await.unwrap();
+                asked.body.expect(b"up").await;
+            }
+            // Until the upstream, which reads nothing, had more than its time.
+            let taken = answer.sent.pour().await;
+            let mut came = 0;
+            while came < taken {
+                let more = asked.body.data().await.unwrap();
+                came += more.expect("what was taken arrives").len();
+            }
+        });
+    }
 }
 
 #[test]
@@ -308,6 +334,70 @@ fn a_client_that_leaves_within_the_answer_is_told_upstream() {
         world.ends("client_left", 1).await;
         world.is_fine().await;
     });
+}
+
+/// The response is begun, and nothing of it is due.
+#[test]
+fn a_client_that_leaves_between_both_bodies_is_told_upstream() {
+    on_each_pairing(async |mut world| {
+        let mut call = world.client.call("POST", "/", &[], Length::Unknown).await;
+        call.body.send(b"abc").await.unwrap();
+        let mut asked = world.origin.asked().await;
+        asked.body.expect(b"abc").await;
+        let mut out = asked.reply(200, &[], Length::Unknown).await;
+        out.send(b"abc").await.unwrap();
+        let mut answer = call.answer().await;
+        answer.body.expect(b"abc").await;
+        match std::mem::replace(&mut answer.sent, Outgoing::Ended) {
+            // Without an end ahead of it, behind which it might still read.
+            Outgoing::One { stream, .. } => {
+                let socket = socket2::SockRef::from(stream.as_ref());
+                socket.set_linger(Some(Duration::ZERO)).unwrap();
+                stream.forget();
+            }
+            mut sent @ (Outgoing::Two(_) | Outgoing::Ended) => sent.reset(),
+        }
+        drop(answer);
+        let told = timeout(SOON, asked.taken_back(&mut out)).await;
+        assert!(told.is_ok());
+        world.ends("client_left", 1).await;
+        world.is_fine().await;
+    });
+}
+
+#[test]
+fn a_response_that_breaks_off_for_its_request_says_so() {
+    for (asks, serves) in PAIRINGS {
+        eprintln!("from {asks:?} to {serves:?}");
+        run(async {
+            let origin = Origin::start(serves).await;
+            let lane = Lane::start(&format!(
+                "listeners: [{{address: '127.0.0.1:0', timeouts: {{stream_idle: 500ms}}, limits: {{max_body: 1KiB}}}}]\n\
+                 upstreams: {{app: {{endpoints: ['http://{}'], protocol: {}}}}}\n",
+                origin.address,
+                serves.name()
+            ));
+            let client = Client::connect(asks, lane.address).await;
+            let mut world = World {
+                lane,
+                client,
+                origin,
+                asks,
+                serves,
+            };
+            let mut call = world.client.call("POST", "/", &[], Length::Unknown).await;
+            call.body.send(b"abc").await.unwrap();
+            let mut asked = world.origin.asked().await;
+            asked.body.expect(b"abc").await;
+            let mut out = asked.reply(200, &[], Length::Unknown).await;
+            out.send(b"abc").await.unwrap();
+            let mut answer = call.answer().await;
+            answer.body.expect(b"abc").await;
+            let _ = answer.sent.send(&[b'x'; 2000]).await;
+            assert_eq!(answer.body.rest().await, Err(Broken));
+            world.ends("body_too_large", 1).await;
+        });
+    }
 }
 
 /// An upload that waits for the upstream, too, hears that its client has left.

@@ -1,5 +1,7 @@
 //! Other tries of a request, from each version to each.
 
+use std::time::Duration;
+
 use h2::Reason;
 
 use crate::World;
@@ -85,6 +87,34 @@ fn a_body_that_is_kept_is_sent_again_whole() {
             assert_eq!(call.whole().await, (200, "served".to_owned()));
         }
     });
+}
+
+/// How long a client takes to send is no part of the time for all tries, whatever ends the wait for it.
+#[test]
+fn a_slow_upload_leaves_time_for_another_try() {
+    for (asks, serves) in PAIRINGS {
+        eprintln!("from {asks:?} to {serves:?}");
+        run(async {
+            let origin = Origin::start(serves).await;
+            let keys = format!("timeout: 500ms, {KEYS}");
+            let mut world = World::before(asks, serves, origin, &keys).await;
+            let mut call = world.client.call("PUT", "/", &[], Length::Known(6)).await;
+            call.body.send(b"abc").await.unwrap();
+            let mut asked = world.origin.asked().await;
+            asked.body.expect(b"abc").await;
+            // For longer than all tries may take.
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            asked.reset(Reason::INTERNAL_ERROR);
+            drop(asked);
+            let mut asked = world.origin.asked().await;
+            asked.body.expect(b"abc").await;
+            call.body.finish(b"def").await.unwrap();
+            asked.body.expect(b"def").await;
+            asked.ok("served").await;
+            assert_eq!(call.whole().await, (200, "served".to_owned()));
+            assert_eq!(retries(&world, "out_of_time"), "0");
+        });
+    }
 }
 
 #[test]

@@ -31,6 +31,8 @@ pub(super) struct TryAgain<'r> {
     pub slot: Slot<'r>,
     retries: Option<&'r Retries>,
     began: Duration,
+    /// For the client to send, since then, which is its own time.
+    pub waited: Duration,
     /// For all tries together.
     within: Duration,
     /// The endpoints that were tried.
@@ -52,6 +54,7 @@ impl<'r> TryAgain<'r> {
             slot,
             retries,
             began: clock::mono(),
+            waited: Duration::ZERO,
             within,
             before: SmallVec::new(),
             budget: None,
@@ -61,6 +64,7 @@ impl<'r> TryAgain<'r> {
 
     fn left(&self) -> Duration {
         let spent = clock::mono().saturating_sub(self.began);
+        let spent = spent.saturating_sub(self.waited);
         self.within.saturating_sub(spent)
     }
 
@@ -94,14 +98,15 @@ impl<'r> TryAgain<'r> {
         // How long the client takes to send is its own.
         let began = sent.unwrap_or_else(clock::mono);
         if self.before.is_empty() {
-            self.began = began;
+            (self.began, self.waited) = (began, Duration::ZERO);
         }
         self.until_of(began)
     }
 
     fn until_of(&self, began: Duration) -> Option<Until> {
         let most = self.retries?.per_try_timeout;
-        Some(Until::new(began, most, self.began + self.within))
+        let all = self.began + self.waited + self.within;
+        Some(Until::new(began, most, all))
     }
 
     /// How much of a request's body is kept for another try, in bytes.
@@ -119,7 +124,7 @@ impl<'r> TryAgain<'r> {
         let retries = self.retries?;
         if let (true, Some(sent)) = (self.before.is_empty(), sent) {
             // How long the client takes to send is its own.
-            self.began = sent;
+            (self.began, self.waited) = (sent, Duration::ZERO);
         }
         let on = &retries.retry_on;
         let harmless = request.may_be_retried;

@@ -11,7 +11,7 @@ use h2::{Reason, RecvStream};
 use crate::http1::response::ResponseHead;
 use crate::http2::head::{Answering, downgrade_response};
 use crate::net::stream::Reading;
-use crate::proxy::forward::{MAX_INTERIM, is_interim, read_head};
+use crate::proxy::forward::read_head;
 use crate::proxy::outgoing::Request;
 use crate::proxy::reply::Rejection;
 
@@ -83,22 +83,5 @@ impl Answers<'_> {
                 Ok((head.map_err(|_| Rejection::UpstreamBroken)?, body))
             }
         }
-    }
-
-    /// The final head; interim ones before it are read over.
-    pub(super) async fn final_head(
-        &mut self,
-        request: &Request,
-        to_http1: bool,
-        answer: &mut Vec<u8>,
-    ) -> Result<(ResponseHead, Option<RecvStream>), Rejection> {
-        for _ in 0..=MAX_INTERIM {
-            let (head, body) = self.head(request, to_http1, answer).await?;
-            if !is_interim(&head) {
-                return Ok((head, body));
-            }
-            answer.drain(..head.len);
-        }
-        Err(Rejection::UpstreamBroken)
     }
 }

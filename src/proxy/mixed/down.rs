@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::pin::pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -21,11 +22,12 @@ use crate::plan::Plan;
 use crate::proxy::forward::secure;
 use crate::proxy::handle::Failure;
 use crate::proxy::headers;
+use crate::proxy::interim::Interims;
 use crate::proxy::outbox::Outbox;
 use crate::proxy::outgoing::Request;
 use crate::proxy::record::Record;
 use crate::proxy::reply::Rejection;
-use crate::proxy::wire::{Deadlines, Elapsed, write};
+use crate::proxy::wire::{Deadlines, Elapsed};
 
 /// The field that says how a call of gRPC went.
 const GRPC_STATUS: &str = "grpc-status";
@@ -88,22 +90,51 @@ impl Back<'_, '_> {
         matches!(self, Back::Http1 { .. })
     }
 
-    /// Sends the head of an interim response.
-    pub(super) async fn interim(&mut self, head: &[u8]) -> Result<(), Failure> {
+    /// Tells of the interim responses that wait for it, which is done once this is ready.
+    pub(super) fn poll_tell(
+        &mut self,
+        cx: &mut Context<'_>,
+        interims: &mut Interims<'_>,
+    ) -> Poll<Result<(), Failure>> {
         match self {
             Back::Http1 {
                 writing: Some(writing),
                 ..
-            } => write(writing, head).await.map_err(|_| Failure::ClientGone),
-            Back::Http1 { .. } => Ok(()),
-            Back::Http2(respond) => {
-                let (head, _) = upgrade_response(head).map_err(|_| Rejection::UpstreamBroken)?;
-                respond
-                    .send_informational(head)
-                    .map_err(|_| Failure::ClientGone)
+            } => {
+                let told = pin!(interims.tell(writing)).poll(cx);
+                told.map_err(|_| Failure::ClientGone)
             }
+            Back::Http1 { .. } => Poll::Ready(Ok(())),
+            Back::Http2(respond) => Poll::Ready(tell_http2(respond, interims)),
         }
     }
+
+    /// As [`Back::poll_tell`], to a client that takes it within `idle` or is given up.
+    pub(super) async fn tell(
+        &mut self,
+        interims: &mut Interims<'_>,
+        deadlines: &mut Deadlines,
+        idle: Duration,
+    ) -> Result<(), Failure> {
+        let told = poll_fn(|cx| self.poll_tell(cx, interims));
+        let told = deadlines.within(idle, told).await;
+        told.map_err(|Elapsed| Failure::ClientGone)?
+    }
+}
+
+fn tell_http2(
+    respond: &mut SendResponse<Bytes>,
+    interims: &mut Interims<'_>,
+) -> Result<(), Failure> {
+    while !interims.untold().is_empty() {
+        let head = upgrade_response(interims.untold());
+        let (head, bytes) = head.map_err(|_| Rejection::UpstreamBroken)?;
+        interims.told(bytes);
+        respond
+            .send_informational(head)
+            .map_err(|_| Failure::ClientGone)?;
+    }
+    Ok(())
 }
 
 /// A response on its way to the client: its head, which goes out with what follows first, and its body.
@@ -165,7 +196,7 @@ impl<'c> Down<'_, 'c> {
                     None => {
                         let sink = self.begin(back, false)?;
                         let flushed = deadlines.within(request.idle, sink.flush());
-                        to_client(uploading.beside(flushed).await)?;
+                        to_client(uploading.beside(flushed).await?)?;
                         loop {
                             // A client of HTTP/1.1 is heard once no more of its body is due.
                             let is_sending = uploading.rest.is_some();
@@ -185,7 +216,7 @@ impl<'c> Down<'_, 'c> {
                             // As long as one side speaks the other may only listen.
                             let idle = progress.left_of(request.idle);
                             let waited = deadlines.within(request.left_of(idle), unless_gone);
-                            match uploading.beside(waited).await {
+                            match uploading.beside(waited).await? {
                                 Ok(part) => break part?,
                                 Err(Elapsed) if request.is_over() => {
                                     ended_by_us = Some(Rejection::DeadlineExceeded);
@@ -208,7 +239,7 @@ impl<'c> Down<'_, 'c> {
                     }
                     let sink = self.begin(back, false)?;
                     let put = deadlines.within(request.idle, sink.put(bytes, last));
-                    to_client(uploading.beside(body.gathering(put)).await)?;
+                    to_client(uploading.beside(body.gathering(put)).await?)?;
                     // How long the client took to read it is not the upstream's time.
                     progress.made();
                     if last {
@@ -229,7 +260,7 @@ impl<'c> Down<'_, 'c> {
                         return Ok(());
                     }
                     let end = deadlines.within(request.idle, sink.end(trailers));
-                    return to_client(uploading.beside(end).await);
+                    return to_client(uploading.beside(end).await?);
                 }
                 Err(_) if !told => return Err(Rejection::UpstreamBroken.into()),
                 Err(_) => {

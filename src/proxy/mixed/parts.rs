@@ -13,7 +13,7 @@ use tokio::io::AsyncWriteExt;
 use crate::http1::body::{BodyReader, Piece};
 use crate::http1::trailers;
 use crate::net::stream::{Reading, Writing};
-use crate::proxy::upload::put_piece;
+use crate::proxy::upload::{Front, put_piece};
 use crate::proxy::wire::{read_some, write};
 
 /// Bytes that are worth a write.
@@ -78,22 +78,8 @@ impl Source<'_, '_> {
                 reader,
                 until_close,
             } => loop {
-                if !buffer.is_empty() || reader.is_done() {
-                    let piece = reader.next(buffer).map_err(|_| Broken::Malformed)?;
-                    let consumed = match piece {
-                        Piece::Data { data, consumed } => {
-                            let bytes = Bytes::copy_from_slice(&buffer[data]);
-                            buffer.drain(..consumed);
-                            let last = reader.is_done() && reader.trailers().is_empty();
-                            return Ok(Part::Data { bytes, last });
-                        }
-                        Piece::End { consumed } => {
-                            buffer.drain(..consumed);
-                            return Ok(Part::End(fields_of(reader.trailers())?));
-                        }
-                        Piece::NeedMore { consumed } => consumed,
-                    };
-                    buffer.drain(..consumed);
+                if let Some(part) = read_ahead(buffer, reader)? {
+                    return Ok(part);
                 }
                 match read_some(stream, buffer).await {
                     Ok(1..) => {}
@@ -175,6 +161,43 @@ impl Source<'_, '_> {
             Source::Http2 { .. } => self.is_over(),
         }
     }
+}
+
+/// What stands in `buffer` of a body of HTTP/1.1, in one part, however many chunks it is: by HTTP/2 each would be a frame of its own.
+fn read_ahead(buffer: &mut Vec<u8>, reader: &mut BodyReader) -> Result<Option<Part>, Broken> {
+    let mut front = Front::of(buffer);
+    let mut all = Vec::new();
+    while !front.rest().is_empty() || reader.is_done() {
+        match reader.next(front.rest()).map_err(|_| Broken::Malformed)? {
+            Piece::Data { data, consumed } => {
+                let rest = front.rest();
+                if all.is_empty() {
+                    // As much as there can be.
+                    all.reserve_exact(rest.len() - data.start);
+                }
+                all.extend_from_slice(&rest[data]);
+                front.take(consumed);
+            }
+            Piece::NeedMore { consumed } => front.take(consumed),
+            Piece::End { consumed } => {
+                front.take(consumed);
+                if all.is_empty() {
+                    return Ok(Some(Part::End(fields_of(reader.trailers())?)));
+                }
+                break;
+            }
+        }
+        // A body of a length may have its end with its data.
+        if reader.is_done() && !all.is_empty() {
+            break;
+        }
+    }
+    if all.is_empty() {
+        return Ok(None);
+    }
+    let last = reader.is_done() && reader.trailers().is_empty();
+    let bytes = Bytes::from(all);
+    Ok(Some(Part::Data { bytes, last }))
 }
 
 /// A part with those behind it that have come, too: by HTTP/1.1 each would be a write and a segment of its own.

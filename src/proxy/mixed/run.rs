@@ -1,6 +1,7 @@
 //! One request by one connection: the body goes up while the response's head is waited for, and the response comes back beside the
 //! rest of it.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::task::Poll;
@@ -21,9 +22,9 @@ use crate::http1::head::BodyLength;
 use crate::http1::response::{ResponseBody, ResponseHead};
 use crate::http1::websocket;
 use crate::http2::grpc::GrpcStatus;
-use crate::proxy::forward::{Answered, MAX_INTERIM, is_interim};
+use crate::proxy::forward::Answered;
 use crate::proxy::handle::{Conn, Failure};
-use crate::proxy::headers;
+use crate::proxy::interim::{Interims, is_interim};
 use crate::proxy::outgoing::{Outgoing, Request};
 use crate::proxy::record::Record;
 use crate::proxy::reply::Rejection;
@@ -66,7 +67,7 @@ pub(super) async fn run(
         again,
     } = upstream;
     record.sent = None;
-    let progress = Progress::begin();
+    let progress = Progress::begin(again.waited);
     let request = outgoing.request;
     let shared = outgoing.shared;
     let mut uploading = Uploading {
@@ -84,6 +85,7 @@ pub(super) async fn run(
     let answered = await_head(how, &mut uploading, &mut answers, back, answer, record);
     let answered = answered.await;
     record.bytes_in = progress.bytes_in.get();
+    again.waited = progress.waited();
     let (head, body) = answered?;
     record.answered = Some(clock::mono());
     progress.answered.set(true);
@@ -180,8 +182,8 @@ pub(super) async fn run(
     })
 }
 
-/// Uploads while it waits for the response's head, which comes to stand at the front of `answer`. With its body, where that
-/// comes by HTTP/2.
+/// Uploads while it waits for the response's head, which comes to stand at the front of `answer`, and tells the client of interim ones.
+/// With its body, where that comes by HTTP/2.
 async fn await_head<F: Future<Output = Result<(), Failure>>>(
     (request, changes): (&Request, &HeaderChanges),
     uploading: &mut Uploading<'_, F>,
@@ -191,19 +193,36 @@ async fn await_head<F: Future<Output = Result<(), Failure>>>(
     record: &mut Record,
 ) -> Result<(ResponseHead, Option<RecvStream>), Failure> {
     let to_http1 = back.is_http1();
+    let mut interims = Interims::new(request, changes);
+    let mut deadlines = Deadlines::new();
     let early = {
-        let mut head = pin!(answers.final_head(request, to_http1, answer));
+        let back = RefCell::new(&mut *back);
+        let mut head = pin!(async {
+            loop {
+                let (head, body) = answers.head(request, to_http1, answer).await?;
+                if !is_interim(&head) {
+                    return Ok::<_, Failure>((head, body));
+                }
+                interims.take(answer, &head)?;
+                let told = poll_fn(|cx| back.borrow_mut().poll_tell(cx, &mut interims));
+                let told = deadlines.within(request.idle, told).await;
+                told.map_err(|Elapsed| Failure::ClientGone)??;
+            }
+        });
         let mut until_deadline = pin!(request.until_deadline());
         poll_fn(|cx| {
             if let Poll::Ready(head) = head.as_mut().poll(cx) {
-                return Poll::Ready(Ok(Some(head)));
+                return Poll::Ready(head.map(Some));
             }
             if until_deadline.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Err(Rejection::DeadlineExceeded.into()));
             }
             match uploading.poll(cx) {
                 // An upload that waits for the upstream does not look whether the client is there.
-                Poll::Pending => back.poll_reset(cx).map(|()| Err(Failure::ClientGone)),
+                Poll::Pending => {
+                    let left = back.borrow_mut().poll_reset(cx);
+                    left.map(|()| Err(Failure::ClientGone))
+                }
                 Poll::Ready(Ok(())) => Poll::Ready(Ok(None)),
                 // The upstream may have answered before it stopped reading: its answer is worth more than a 502.
                 Poll::Ready(Err(Failure::Reply(Rejection::UpstreamBroken, _))) => {
@@ -212,15 +231,17 @@ async fn await_head<F: Future<Output = Result<(), Failure>>>(
                 Poll::Ready(Err(failure)) => Poll::Ready(Err(failure)),
             }
         })
-        .await?
+        .await
     };
-    if let Some(head) = early {
-        return head.map_err(Failure::from);
+    // What is begun of one is to have its end, whatever is said next.
+    back.tell(&mut interims, &mut deadlines, request.idle)
+        .await?;
+    if let Some(head) = early? {
+        return Ok(head);
     }
     // Its time begins here: how long the client takes to send says nothing of the upstream.
     record.sent = uploading.whole.then(clock::mono);
-    let mut deadlines = Deadlines::new();
-    for passed in 0..=MAX_INTERIM {
+    loop {
         let (head, body) = {
             let mut head = pin!(answers.head(request, to_http1, answer));
             let waited = poll_fn(|cx| match head.as_mut().poll(cx) {
@@ -241,19 +262,10 @@ async fn await_head<F: Future<Output = Result<(), Failure>>>(
         if !is_interim(&head) {
             return Ok((head, body));
         }
-        if passed == MAX_INTERIM {
-            break;
-        }
-        // RFC 9110 section 15.2: all but the answer to an expectation, which was weir's own, and not to HTTP/1.0.
-        if head.status != 100 && !request.old_client {
-            let mut interim = Vec::new();
-            headers::put_interim_head(&mut interim, answer, &head, changes);
-            let told = deadlines.within(request.idle, back.interim(&interim)).await;
-            told.map_err(|Elapsed| Failure::ClientGone)??;
-        }
-        answer.drain(..head.len);
+        interims.take(answer, &head)?;
+        back.tell(&mut interims, &mut deadlines, request.idle)
+            .await?;
     }
-    Err(Rejection::UpstreamBroken.into())
 }
 
 /// Whether a response can go to a client that has asked for a WebSocket by HTTP/2: it opens one, or refuses to.

@@ -36,6 +36,10 @@ pub(super) struct Uploading<'a, F> {
 pub(super) struct Progress {
     /// Bytes of the request's body.
     pub bytes_in: Cell<u64>,
+    /// For the client to send, without the wait that goes on.
+    waited: Cell<Duration>,
+    /// Since when it is waited for now, by [`clock::mono`].
+    waiting: Cell<Option<Duration>>,
     /// When something last moved, either way, by [`clock::mono`].
     moved: Cell<Duration>,
     /// Whether the response's head has come: what is left goes on for as long as something moves.
@@ -43,9 +47,12 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    pub(super) fn begin() -> Progress {
+    /// Of a try; in those before it the client was waited for so long.
+    pub(super) fn begin(waited: Duration) -> Progress {
         Progress {
             bytes_in: Cell::new(0),
+            waited: Cell::new(waited),
+            waiting: Cell::new(None),
             moved: Cell::new(clock::mono()),
             answered: Cell::new(false),
         }
@@ -53,6 +60,22 @@ impl Progress {
 
     pub(super) fn made(&self) {
         self.moved.set(clock::mono());
+    }
+
+    /// For the client to send, so far.
+    pub(super) fn waited(&self) -> Duration {
+        let since = self.waiting.get();
+        let now = since.map(|since| clock::mono().saturating_sub(since));
+        self.waited.get() + now.unwrap_or_default()
+    }
+
+    fn begin_waiting(&self) {
+        self.waiting.set(Some(clock::mono()));
+    }
+
+    fn end_waiting(&self) {
+        self.waited.set(self.waited());
+        self.waiting.set(None);
     }
 
     /// What is left of `idle` since something moved.
@@ -75,16 +98,28 @@ impl<F: Future<Output = Result<(), Failure>>> Uploading<'_, F> {
         Poll::Ready(ended)
     }
 
-    /// What `response` gives, with the upload going on meanwhile. However that ends, the response stands.
-    pub(super) async fn beside<T>(&mut self, response: impl Future<Output = T>) -> T {
+    /// What `response` gives, with the upload going on meanwhile. However that ends, the response stands, but for a client that is gone.
+    pub(super) async fn beside<T>(
+        &mut self,
+        response: impl Future<Output = T>,
+    ) -> Result<T, Failure> {
         let mut response = pin!(response);
         poll_fn(|cx| {
             if let Poll::Ready(output) = response.as_mut().poll(cx) {
-                return Poll::Ready(output);
+                return Poll::Ready(Ok(output));
             }
-            if let Poll::Ready(Err(Failure::Reply(rejection, _))) = self.poll(cx) {
-                self.refused =
-                    Some(rejection).filter(|rejection| *rejection != Rejection::UpstreamBroken);
+            match self.poll(cx) {
+                Poll::Ready(Err(Failure::ClientGone)) => {
+                    return Poll::Ready(Err(Failure::ClientGone));
+                }
+                Poll::Ready(Err(Failure::Reply(rejection, _))) => {
+                    self.refused =
+                        Some(rejection).filter(|rejection| *rejection != Rejection::UpstreamBroken);
+                }
+                Poll::Ready(
+                    Ok(()) | Err(Failure::UpstreamGone | Failure::NotSafe | Failure::CutShort(_)),
+                )
+                | Poll::Pending => {}
             }
             Poll::Pending
         })
@@ -107,7 +142,6 @@ pub(super) async fn upload(
     if request.body == BodyLength::None {
         return taken(&mut deadlines, request, progress, sink.flush()).await;
     }
-    let mut waited = Duration::ZERO;
     let mut first = true;
     loop {
         let part = {
@@ -120,9 +154,9 @@ pub(super) async fn upload(
                         taken(&mut deadlines, request, progress, sink.flush()).await?;
                     }
                     // Only the client's time counts, not that of an upstream which is slow to read.
-                    let began = clock::mono();
-                    let read = unless_late(&mut deadlines, request, progress, waited, next).await;
-                    waited += clock::mono().saturating_sub(began);
+                    progress.begin_waiting();
+                    let read = unless_late(&mut deadlines, request, progress, next).await;
+                    progress.end_waiting();
                     let Ok(read) = read else {
                         // A stream whose response goes on would else never end.
                         sink.reset(Reason::CANCEL);
@@ -170,21 +204,16 @@ pub(super) async fn upload(
 }
 
 /// What `next` gives, unless nothing has moved for too long, either way: one side may only listen. Until the response's head has come, the
-/// client has a time of its own, too, of which it has `waited` some; but for a call of gRPC, which streams for as long as both like.
+/// client has a time of its own, too; but for a call of gRPC, which streams for as long as both like.
 async fn unless_late<T>(
     deadlines: &mut Deadlines,
     request: &Request,
     progress: &Progress,
-    waited: Duration,
     mut next: Pin<&mut impl Future<Output = T>>,
 ) -> Result<T, Elapsed> {
-    let began = clock::mono();
     let left = || match request.grpc || progress.answered.get() {
         true => Duration::MAX,
-        false => {
-            let waited = waited + clock::mono().saturating_sub(began);
-            request.read_within.saturating_sub(waited)
-        }
+        false => request.read_within.saturating_sub(progress.waited()),
     };
     loop {
         let span = progress.left_of(request.idle).min(left());
