@@ -129,6 +129,7 @@ def main() -> None:
         "a sidecar by hand": chart.beside,
         "injected": inject.valid,
         "injected is monitored": inject.monitored,
+        "a job a workload": inject.jobs,
         "an injected sidecar": lambda: inject.started(options.weir),
         "injected, checkov": inject.policy,
         "the pod's command": lambda: chart.started(options.weir),
