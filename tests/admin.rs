@@ -505,12 +505,22 @@ fn metrics_say_nothing_of_what_a_reload_took_away_and_whether_one_was_refused() 
     let before = metrics();
     assert!(before.contains(open) && before.contains(there), "{before}");
 
+    let enforced = |is: &str| {
+        let is = format!("weir_breaker_enforced{{upstream=\"app\"}} {is}\n");
+        metrics().contains(&is)
+    };
+    assert!(enforced("1"));
+    let in_shadow = routes.replace("{b: {}}", "{b: {mode: shadow}}");
+    std::fs::write(file.path(), config(&broken, &in_shadow)).unwrap();
+    running.log_until("configuration reloaded");
+    assert!(enforced("0"));
     std::fs::write(file.path(), config(&app, "routes: [{upstream: app}]\n")).unwrap();
     running.log_until("configuration reloaded");
     let after = metrics();
     for series in [
         "weir_breaker_state{",
         "weir_upstream_endpoints{upstream=\"gone\"",
+        "weir_breaker_enforced{",
     ] {
         assert!(!after.contains(series), "{series}: {after}");
     }
