@@ -315,7 +315,7 @@ impl Plan {
             .iter()
             .map(|limit| metrics.limit(&limit.name))
             .collect();
-        let sharing = |limit: &Limit| Sharing::new(&limit.name, metrics.limit_alone(&limit.name));
+        let sharing = |limit: &Limit| Sharing::new(&limit.name);
         let sharing = config.limits.iter().map(sharing).collect();
         let greeting = |(index, listener): (usize, &Listener)| {
             let tls = secured.listeners.get(index)?.clone()?;
@@ -438,6 +438,13 @@ impl Plan {
     /// Whether processes have the limit in common.
     pub fn shares(&self, limit: &Limit) -> bool {
         self.fleet.is_some() && limit.accuracy != Accuracy::Local
+    }
+
+    /// Brings `weir_limit_alone` up to what is so `now`, by [`crate::clock::mono`].
+    pub fn tell_sharing(&self, now: Duration) {
+        let limits = self.sharing.iter();
+        let limits = limits.map(|sharing| (sharing.limit(), sharing.is_alone(now)));
+        self.metrics.limits_alone(limits);
     }
 
     /// Those of each listener; of one without TLS, none of a number that is never asked for.

@@ -33,6 +33,7 @@ pub(in crate::admin) fn scrape(admin: &Admin, plan: &Plan) -> String {
             breakers.is_shared(&breaker.upstream, shared);
         }
     }
+    plan.tell_sharing(now);
     for upstream in &plan.upstreams {
         let (counts, metrics) = (upstream.counts(), &upstream.metrics);
         let whole = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
