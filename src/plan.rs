@@ -335,7 +335,7 @@ impl Plan {
         let greetings: Vec<_> = config.listeners.iter().enumerate().map(greeting).collect();
         let shown = greetings.iter().flatten();
         let shown = shown.flat_map(|greeting| greeting.tls.expiries());
-        metrics.tls.certificates_end(shown);
+        metrics.tls.certificates.end(shown);
         let limit_keys = config
             .limits
             .iter()
