@@ -7,7 +7,8 @@ use std::time::Duration;
 use weir::clock;
 use weir::event::{AuditEvent, Encoded, Micros};
 use weir::store::audit::Filter;
-use weir::store::days::{self, Day};
+use weir::store::audit::chain::Keys;
+use weir::store::audit::days::{self, Day};
 use weir::store::sqlite::{Reader, Writer};
 
 const BATCHES: u32 = 1_000;
@@ -28,7 +29,7 @@ fn main() -> anyhow::Result<()> {
         let row = start.elapsed() / (BATCHES * BATCH);
         let size = std::fs::metadata(&file)?.len() / u64::from(BATCHES * BATCH);
         let start = clock::now();
-        let report = Reader::open(&path)?.verify(key)?;
+        let report = Reader::open(&path)?.verify(&Keys::new(key.as_slice()))?;
         let verified = start.elapsed() / (BATCHES * BATCH);
         let user = || -> anyhow::Result<Duration> {
             let start = clock::now();

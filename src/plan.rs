@@ -317,7 +317,7 @@ impl Plan {
             .iter()
             .map(|limit| metrics.limit(&limit.name))
             .collect();
-        let sharing = |limit: &Limit| Sharing::new(&limit.name, metrics.limit_alone(&limit.name));
+        let sharing = |limit: &Limit| Sharing::new(&limit.name);
         let sharing = config.limits.iter().map(sharing).collect();
         let greeting = |(index, listener): (usize, &Listener)| {
             let tls = secured.listeners.get(index)?.clone()?;
@@ -337,7 +337,7 @@ impl Plan {
         let greetings: Vec<_> = config.listeners.iter().enumerate().map(greeting).collect();
         let shown = greetings.iter().flatten();
         let shown = shown.flat_map(|greeting| greeting.tls.expiries());
-        metrics.tls.certificates_end(shown);
+        metrics.tls.certificates.end(shown);
         let limit_keys = config
             .limits
             .iter()
@@ -440,6 +440,13 @@ impl Plan {
     /// Whether processes have the limit in common.
     pub fn shares(&self, limit: &Limit) -> bool {
         self.fleet.is_some() && limit.accuracy != Accuracy::Local
+    }
+
+    /// Brings `weir_limit_alone` up to what is so `now`, by [`crate::clock::mono`].
+    pub fn tell_sharing(&self, now: Duration) {
+        let limits = self.sharing.iter();
+        let limits = limits.map(|sharing| (sharing.limit(), sharing.is_alone(now)));
+        self.metrics.limits_alone(limits);
     }
 
     /// Those of each listener; of one without TLS, none of a number that is never asked for.

@@ -245,10 +245,11 @@ fn metrics_tell_how_the_process_is() {
 }
 
 #[test]
-fn the_metrics_address_serves_metrics_alone() {
+fn the_metrics_address_serves_metrics_and_readiness_alone() {
     let running = start(&Upstream::answering("hi"));
     let mut metrics = Client::to(running.metrics.as_ref().unwrap());
     assert!(metrics.get("/metrics").body.contains("weir_connections"));
+    assert_eq!(metrics.get("/ready").status, 200);
     for path in ["/live", "/health", "/v1/config", "/"] {
         assert_eq!(
             metrics.send("GET", path, &[TOKEN], "").status,
@@ -504,12 +505,22 @@ fn metrics_say_nothing_of_what_a_reload_took_away_and_whether_one_was_refused() 
     );
     let before = metrics();
     assert!(before.contains(open) && before.contains(there), "{before}");
+    let enforced = |is: &str| {
+        let is = format!("weir_breaker_enforced{{upstream=\"app\"}} {is}\n");
+        metrics().contains(&is)
+    };
+    assert!(enforced("1"));
+    let in_shadow = routes.replace("{b: {}}", "{b: {mode: shadow}}");
+    std::fs::write(file.path(), config(&broken, &in_shadow)).unwrap();
+    running.log_until("configuration reloaded");
+    assert!(enforced("0"));
 
     std::fs::write(file.path(), config(&app, "routes: [{upstream: app}]\n")).unwrap();
     running.log_until("configuration reloaded");
     let after = metrics();
     for series in [
         "weir_breaker_state{",
+        "weir_breaker_enforced{",
         "weir_upstream_endpoints{upstream=\"gone\"",
     ] {
         assert!(!after.contains(series), "{series}: {after}");

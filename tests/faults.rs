@@ -661,7 +661,9 @@ fn a_request_that_waits_twice_has_one_budget() {
     }
     server.resume();
     let shared = || {
-        let metrics = lane.plan.borrow().metrics.text();
+        let plan = lane.plan.borrow().clone();
+        plan.tell_sharing(weir::clock::mono());
+        let metrics = plan.metrics.text();
         ["a", "b"]
             .iter()
             .all(|limit| metrics.contains(&format!("weir_limit_alone{{limit=\"{limit}\"}} 0")))

@@ -260,7 +260,7 @@ fn configuration(pod: &Value, beside: &[Value]) -> Option<String> {
 
 #[test]
 fn what_weir_is_configured_by_is_right_and_agrees_with_the_pod() {
-    let mut seen = 0;
+    let (mut seen, mut shared) = (0, 0);
     for (case, done) in fit() {
         for pod in pods(&done.out) {
             let Some(container) = weir_in(&pod).filter(|it| it["env"].is_array()) else {
@@ -275,7 +275,12 @@ fn what_weir_is_configured_by_is_right_and_agrees_with_the_pod() {
                 .iter()
                 .map(|entry| {
                     let name = entry["name"].as_str().unwrap().to_owned();
-                    (name, entry["value"].clone())
+                    let field = &entry["valueFrom"]["fieldRef"]["fieldPath"];
+                    let value = match field.as_str() {
+                        Some("metadata.namespace") => "default".into(),
+                        Some(_) | None => entry["value"].clone(),
+                    };
+                    (name, value)
                 })
                 .collect();
             let told = |name: &str| env.get(name)?.as_str().map(str::to_owned);
@@ -294,6 +299,11 @@ fn what_weir_is_configured_by_is_right_and_agrees_with_the_pod() {
                 config.admin.address.port().to_string()
             );
             assert!(config.admin.address.ip().is_loopback());
+            // What one file keeps in Redis for several workloads is each one's own.
+            if let Some(redis) = &config.redis {
+                assert_eq!(redis.key_prefix, "weir/default/shop");
+                shared += 1;
+            }
             let grace = pod["spec"]["terminationGracePeriodSeconds"]
                 .as_u64()
                 .unwrap_or(30);
@@ -302,7 +312,7 @@ fn what_weir_is_configured_by_is_right_and_agrees_with_the_pod() {
             seen += 1;
         }
     }
-    assert!(seen >= 20, "{seen}");
+    assert!(seen >= 20 && shared == 1, "{seen} {shared}");
 }
 
 #[test]

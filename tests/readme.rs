@@ -20,6 +20,7 @@ use harness::{Reply, Upstream};
 
 const README: &str = include_str!("../README.md");
 const CONFIGURATION: &str = include_str!("../docs/configuration.md");
+const ROLLOUT: &str = include_str!("../docs/rollout.md");
 const SESSIONS: &str = include_str!("../docs/sessions.md");
 const MAKEFILE: &str = include_str!("../Makefile");
 
@@ -233,6 +234,26 @@ fn every_file_that_is_shown_is_accepted() {
     assert_eq!(shown.len(), 3);
     for (yaml, _) in shown {
         check(yaml);
+    }
+}
+
+/// Each is a part of a file with an app, its sessions and routes.
+#[test]
+fn every_step_of_a_rollout_is_accepted() {
+    let shown = blocks(ROLLOUT, "yaml");
+    assert_eq!(shown.len(), 3);
+    for (yaml, _) in shown {
+        let routes = "routes: [{upstream: app, session: {use: web}, rate_limits: [per_user]}]\n";
+        let routes = if yaml.contains("routes:") { "" } else { routes };
+        let breaker = if yaml.contains("circuit_breakers:") {
+            ", circuit_breaker: standard"
+        } else {
+            ""
+        };
+        check(&format!(
+            "listen: 127.0.0.1:8080\nupstreams: {{app: {{endpoints: \"http://127.0.0.1:3000\"{breaker}}}}}\n\
+             sessions: {{web: {{token: [{{cookie: sid}}]}}}}\n{yaml}{routes}"
+        ));
     }
 }
 

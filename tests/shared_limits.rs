@@ -229,7 +229,9 @@ fn a_limit_does_what_it_says_while_redis_is_away_and_is_shared_again() {
     let label = "weir; error=proxy_internal_error; details=\"limit_unknown\"";
     assert_eq!(refused.field("proxy-status"), Some(label));
     let alone = |lane: &Lane| {
-        let metrics = lane.plan.borrow().metrics.text();
+        let plan = lane.plan.borrow().clone();
+        plan.tell_sharing(clock::mono());
+        let metrics = plan.metrics.text();
         metrics.contains("weir_limit_alone{limit=\"a\"} 1")
     };
     assert!(lanes.iter().all(alone));
@@ -238,6 +240,42 @@ fn a_limit_does_what_it_says_while_redis_is_away_and_is_shared_again() {
     for lane in &lanes {
         eventually(|| ask(lane).status == 429 && !alone(lane));
     }
+}
+
+#[test]
+fn a_limit_is_told_as_alone_for_a_minute_and_not_past_a_reload() {
+    let server = Server::single();
+    let (redis, upstream) = (server.yaml(&key_prefix()), Upstream::answering("ok").url());
+    let file = |limits: &str| {
+        let on = if limits.is_empty() { "" } else { "a" };
+        format!(
+            "listen: 127.0.0.1:0\nupstream: {upstream}\nrate_limits: {{{limits}}}\n\
+             routes: [{{upstream: upstream, rate_limits: [{on}]}}]\n{redis}"
+        )
+    };
+    let limit = |accuracy: &str| format!("a: {{limit: 3/h, by: constant, accuracy: {accuracy}}}");
+    let lane = Lane::start(&file(&limit("strict")));
+    let told = |later: u64| {
+        let plan = lane.plan.borrow().clone();
+        plan.tell_sharing(clock::mono() + Duration::from_secs(later));
+        let text = plan.metrics.text();
+        let mut lines = text.lines();
+        let line = lines.find_map(|line| line.strip_prefix("weir_limit_alone{limit=\"a\"} "));
+        line.map(str::to_owned)
+    };
+    server.kill();
+    let lose = || {
+        assert_eq!(lane.connect().get("/").status, 200);
+        assert_eq!(told(0).as_deref(), Some("1"));
+    };
+    lose();
+    assert_eq!(told(61).as_deref(), Some("0"), "no one has asked since");
+    lane.reload(&file(&limit("local")));
+    assert_eq!(told(0).as_deref(), Some("0"));
+    lane.reload(&file(&limit("strict")));
+    lose();
+    lane.reload(&file(""));
+    assert_eq!(told(0), None);
 }
 
 #[test]

@@ -300,6 +300,15 @@ fn what_is_no_review_is_refused_with_the_reason() {
 fn a_certificate_is_replaced_and_a_stop_comes_with_no_review_lost() {
     let mut webhook = Webhook::start(&[]);
     let first = webhook.connect().shown();
+    let ends = || {
+        let file = webhook.authority.path("tls.crt");
+        let labels = format!("{{certificate=\"{}\"}}", file.display());
+        webhook.metric(&format!(
+            "weir_tls_certificate_not_after_timestamp_seconds{labels}"
+        ))
+    };
+    let first_ends = ends();
+    assert!(first_ends > clock::wall().as_secs_f64(), "{first_ends}");
     let (over, done) = (AtomicBool::new(false), AtomicUsize::new(0));
     let began = weir::clock::now();
     std::thread::scope(|scope| {
@@ -322,7 +331,8 @@ fn a_certificate_is_replaced_and_a_stop_comes_with_no_review_lost() {
             });
         }
         // As the kubelet does: one file after the other, so that they do not fit for a moment.
-        webhook.authority.issue("next", &format!("DNS:{NAME}"));
+        let sans = format!("DNS:{NAME}");
+        webhook.authority.issue_with("next", &sans, "-days 9");
         for file in ["crt", "key"] {
             let next = fs::read(webhook.authority.path(&format!("next.{file}"))).unwrap();
             fs::write(webhook.authority.path(&format!("tls.{file}")), next).unwrap();
@@ -332,6 +342,7 @@ fn a_certificate_is_replaced_and_a_stop_comes_with_no_review_lost() {
         eventually(|| done.load(Ordering::Relaxed) > before + 20);
         let loaded = "weir_webhook_certificate_reloads_total{result=\"loaded\"}";
         assert_eq!(webhook.metric(loaded), 1.0);
+        assert_eq!((ends() - first_ends).round() as u32 / 86400, 7);
 
         // Connections are taken for a while yet, but end with their answer.
         let mut kept = webhook.connect();

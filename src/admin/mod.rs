@@ -124,7 +124,7 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) -> io::Result<()> {
     accept(listener, admin, false).await
 }
 
-/// Serves `/metrics`, and the app's probes, on `listener` for ever.
+/// Serves `/metrics`, `/ready` for load balancers, and the app's probes, on `listener` for ever.
 pub async fn serve_metrics(listener: TcpListener, admin: Arc<Admin>) -> io::Result<()> {
     accept(listener, admin, true).await
 }
@@ -174,8 +174,10 @@ async fn answer(admin: &Admin, request: Request<Incoming>, metrics_alone: bool) 
     if path.first() == Some(&"app-health") {
         return app_health(admin, method, parts.uri.path()).await;
     }
-    if metrics_alone && path != ["metrics"] {
-        return Err(Problem::not_found("only /metrics is served here"));
+    if metrics_alone && path != ["metrics"] && path != ["ready"] {
+        return Err(Problem::not_found(
+            "only /metrics and /ready are served here",
+        ));
     }
     match (method, path.as_slice()) {
         (&Method::GET, ["metrics"]) => Ok(Reply::Metrics(health::scrape(admin, &plan))),

@@ -115,6 +115,8 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
     };
     let seen = contents(&settings);
     let first = read(&settings, None).context("cannot serve by TLS")?;
+    let metrics = WebhookMetrics::default();
+    metrics.certificates.end(first.expiries());
     let (reread, tls) = watch::channel(Arc::new(first));
     let (told, stage) = watch::channel(Stage::Serving);
     let (listener, admin) = (bind(arguments.address)?, bind(arguments.admin)?);
@@ -124,7 +126,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
             on_unfit: arguments.on_unfit,
             own_namespace: arguments.own_namespace,
         },
-        metrics: WebhookMetrics::default(),
+        metrics,
         tls,
         stage,
         places: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
@@ -185,6 +187,7 @@ async fn follow(
         let read = read(&settings, Some(&reread.borrow()));
         match read {
             Ok(tls) => {
+                webhook.metrics.certificates.end(tls.expiries());
                 reread.send_replace(Arc::new(tls));
                 webhook.metrics.reloaded.inc();
                 info!("the certificate was read again");

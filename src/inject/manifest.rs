@@ -10,7 +10,9 @@ use super::annotations::{INJECTED, PREFIX, strings};
 use super::services;
 pub use super::text::Malformed;
 use super::text::{self, Node};
-use super::{Injected, Mode, Namespace, Outcome, Settings, Unfit, inject_pod, uninject_pod};
+use super::{
+    Injected, Mode, Namespace, Outcome, Settings, Unfit, inject_pod_of, sidecar, uninject_pod,
+};
 
 /// A text with weir in it, or out of it.
 #[derive(Debug)]
@@ -73,8 +75,9 @@ pub fn inject(text: &str, settings: &Settings) -> Result<Manifest, Fault> {
         }
         let namespace = object["metadata"]["namespace"].as_str().map(str::to_owned);
         let defaults = namespaces.get(&namespace).cloned().unwrap_or_default();
+        let workload = sidecar::workload(object);
         let pod = follow(object, path);
-        match inject_pod(pod, &defaults, settings) {
+        match inject_pod_of(workload.as_deref(), pod, &defaults, settings) {
             Ok(Outcome::Injected(injected)) => {
                 report.push(format!("{named}: injected, {}", told(&injected)));
                 report.extend(

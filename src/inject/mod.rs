@@ -178,13 +178,29 @@ pub fn inject_pod(
     namespace: &Namespace,
     settings: &Settings,
 ) -> Result<Outcome, Unfit> {
+    let workload = sidecar::workload(pod);
+    inject_pod_of(workload.as_deref(), pod, namespace, settings)
+}
+
+/// The same for a template of pods, which does not tell whose it is.
+fn inject_pod_of(
+    workload: Option<&str>,
+    pod: &mut Value,
+    namespace: &Namespace,
+    settings: &Settings,
+) -> Result<Outcome, Unfit> {
     let mut changed = pod.clone();
-    let outcome = inject(&mut changed, namespace, settings)?;
+    let outcome = inject(workload, &mut changed, namespace, settings)?;
     *pod = changed;
     Ok(outcome)
 }
 
-fn inject(pod: &mut Value, namespace: &Namespace, settings: &Settings) -> Result<Outcome, Unfit> {
+fn inject(
+    workload: Option<&str>,
+    pod: &mut Value,
+    namespace: &Namespace,
+    settings: &Settings,
+) -> Result<Outcome, Unfit> {
     if !pod["spec"]["containers"].is_array() {
         return Err(Unfit::new("spec.containers", "missing: this is no pod"));
     }
@@ -224,6 +240,7 @@ fn inject(pod: &mut Value, namespace: &Namespace, settings: &Settings) -> Result
     let made = Made {
         asked: &asked,
         settings,
+        workload,
         app_port: app.as_ref().map(|app| app.number),
         http2,
         probes,
@@ -234,6 +251,10 @@ fn inject(pod: &mut Value, namespace: &Namespace, settings: &Settings) -> Result
         let text = pod["metadata"]["annotations"][CONFIG_INLINE].as_str();
         let environment = sidecar::variables(&made);
         let told = |name: &str| {
+            let (known, stand_in) = sidecar::NAMESPACE;
+            if name == known {
+                return Some(stand_in.to_owned());
+            }
             let (_, value) = environment.iter().find(|(known, _)| *known == name)?;
             Some(value.clone())
         };

@@ -25,6 +25,8 @@ const GRACE_SECONDS: u64 = 30;
 pub(super) struct Made<'a> {
     pub(super) asked: &'a Asked,
     pub(super) settings: &'a Settings,
+    /// Its name, where it is known.
+    pub(super) workload: Option<&'a str>,
     /// The app's, where it is known.
     pub(super) app_port: Option<u16>,
     pub(super) http2: bool,
@@ -82,8 +84,41 @@ pub(super) fn variables(made: &Made) -> Vec<(&'static str, String)> {
         let probes = Value::Object(made.probes.clone());
         told.push(("WEIR_APP_PROBES", probes.to_string()));
     }
+    if let Some(workload) = made.workload {
+        told.push(("WEIR_WORKLOAD", workload.to_owned()));
+    }
     told
 }
+
+/// The name of what a pod is made by, which its pods have in common; of a pod that is made by nothing, its own.
+pub(super) fn workload(pod: &Value) -> Option<String> {
+    let metadata = &pod["metadata"];
+    let owners = metadata["ownerReferences"].as_array();
+    let owner = owners.and_then(|all| all.iter().find(|owner| owner["controller"] == json!(true)));
+    let Some(owner) = owner else {
+        let prefix = || Some(metadata["generateName"].as_str()?.trim_end_matches('-'));
+        let name = metadata["name"].as_str().or_else(prefix);
+        return name.filter(|name| !name.is_empty()).map(str::to_owned);
+    };
+    let name = owner["name"].as_str()?;
+    // A Deployment's ReplicaSets end with the hash that their pods have as a label, Argo's likewise; a CronJob's Jobs with the minute.
+    let labels = ["pod-template-hash", "rollouts-pod-template-hash"];
+    let hashes = labels
+        .iter()
+        .filter_map(|label| metadata["labels"][label].as_str());
+    let shared = name.rsplit_once('-').filter(|(_, last)| {
+        let is_minute = || matches!(last.len(), 8..=10) && last.bytes().all(|b| b.is_ascii_digit());
+        match owner["kind"].as_str() {
+            Some("ReplicaSet") => hashes.clone().any(|hash| hash == *last),
+            Some("Job") => is_minute(),
+            Some(_) | None => false,
+        }
+    });
+    Some(shared.map_or(name, |(shared, _)| shared).to_owned())
+}
+
+/// What stands for the namespace of a pod while its configuration is checked.
+pub(super) const NAMESPACE: (&str, &str) = ("WEIR_NAMESPACE", "namespace");
 
 /// The same as a container has it, and what only the cluster knows.
 fn environment(made: &Made) -> Value {
@@ -94,7 +129,10 @@ fn environment(made: &Made) -> Value {
     let address =
         json!({"name": "WEIR_POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}});
     let asks = !made.probes.is_empty();
-    told.chain(asks.then_some(address)).collect()
+    let namespace = json!({"name": NAMESPACE.0, "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}});
+    told.chain(asks.then_some(address))
+        .chain([namespace])
+        .collect()
 }
 
 /// The configuration of a pod that names none: everything goes to the app.
@@ -294,5 +332,25 @@ mod tests {
         check(json!(120), false, 5, 105);
         check(json!(9), false, 3, 3);
         check(json!(0), true, 0, 1);
+    }
+
+    #[test]
+    fn the_pods_of_a_workload_have_its_name_in_common() {
+        let check = |metadata: Value, wanted: Option<&str>| {
+            let pod = json!({ "metadata": metadata });
+            assert_eq!(workload(&pod).as_deref(), wanted, "{pod}");
+        };
+        let by = |kind: &str, name: &str| {
+            let owner = json!({"kind": kind, "name": name, "controller": true});
+            json!({"generateName": format!("{name}-"), "labels": {"pod-template-hash": "5d9f8"}, "ownerReferences": [owner]})
+        };
+        check(by("ReplicaSet", "web-api-5d9f8"), Some("web-api"));
+        check(by("ReplicaSet", "web-v2"), Some("web-v2"));
+        check(by("StatefulSet", "db-0"), Some("db-0"));
+        check(by("Job", "nightly-29401440"), Some("nightly"));
+        check(by("Job", "import-2"), Some("import-2"));
+        check(json!({"name": "once"}), Some("once"));
+        check(json!({"generateName": "web-"}), Some("web"));
+        check(json!({}), None);
     }
 }

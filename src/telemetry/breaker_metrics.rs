@@ -12,6 +12,7 @@ pub struct Breakers {
     decisions: Family<DecisionLabels, Counter>,
     state: Family<StateLabels, Gauge>,
     shared: Family<UpstreamLabels, Gauge>,
+    enforced: Family<UpstreamLabels, Gauge>,
 }
 
 /// The handles of one upstream's breaker.
@@ -58,6 +59,11 @@ impl Breakers {
             "1 where a breaker goes by the state in Redis, 0 where it goes on by itself",
             all.shared.clone(),
         );
+        registry.register(
+            "breaker_enforced",
+            "1 where a breaker refuses requests, 0 where its mode is shadow",
+            all.enforced.clone(),
+        );
         all
     }
 
@@ -77,10 +83,11 @@ impl Breakers {
         }
     }
 
-    /// None has a state until it is told again: a reload may have taken one away, or its sharing.
+    /// None has a state until it is told again: a reload may have taken one away, its sharing, or its mode.
     pub fn forget_states(&self) {
         self.state.clear();
         self.shared.clear();
+        self.enforced.clear();
     }
 
     /// Notes the state that an upstream's is in, one of the closed set `states`.
@@ -102,5 +109,14 @@ impl Breakers {
         };
         let gauge = self.shared.get_or_create(&labels);
         gauge.set(i64::from(shared));
+    }
+
+    /// Notes whether an upstream's refuses requests.
+    pub fn is_enforced(&self, upstream: &str, enforced: bool) {
+        let labels = UpstreamLabels {
+            upstream: upstream.to_owned(),
+        };
+        let gauge = self.enforced.get_or_create(&labels);
+        gauge.set(i64::from(enforced));
     }
 }

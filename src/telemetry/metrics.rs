@@ -472,11 +472,16 @@ impl Metrics {
         }
     }
 
-    /// 1 while a shared limit is not shared, since Redis does not answer.
-    pub fn limit_alone(&self, limit: &str) -> Gauge {
-        let limit = limit.to_owned();
-        self.limits_alone
-            .get_or_create_owned(&LimitLabels { limit })
+    /// Notes of each limit whether it is not shared though it is to be, since Redis does not answer; others are forgotten.
+    pub fn limits_alone<'a>(&self, limits: impl Iterator<Item = (&'a str, bool)>) {
+        self.limits_alone.clear();
+        for (limit, alone) in limits {
+            let limit = limit.to_owned();
+            let gauge = self
+                .limits_alone
+                .get_or_create_owned(&LimitLabels { limit });
+            gauge.set(i64::from(alone));
+        }
     }
 
     pub fn redis(&self, client: &'static str) -> RedisMetrics {

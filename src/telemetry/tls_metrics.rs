@@ -15,6 +15,12 @@ pub struct TlsMetrics {
     handshakes: Family<HandshakeLabels, Counter>,
     failures: Family<FailureLabels, Counter>,
     durations: Family<ListenerLabels, Durations>,
+    pub certificates: CertificateMetrics,
+}
+
+/// Of the certificates that clients are shown: the API server, too.
+#[derive(Debug, Default)]
+pub struct CertificateMetrics {
     not_after: Family<CertificateLabels, Gauge>,
 }
 
@@ -63,7 +69,7 @@ impl TlsMetrics {
             handshakes: Family::default(),
             failures: Family::default(),
             durations: Family::default(),
-            not_after: Family::default(),
+            certificates: CertificateMetrics::register(registry),
         };
         registry.register(
             "tls_handshakes",
@@ -79,11 +85,6 @@ impl TlsMetrics {
             "tls_handshake_duration_seconds",
             "Time from a connection's start to the end of its handshake",
             metrics.durations.clone(),
-        );
-        registry.register(
-            "tls_certificate_not_after_timestamp_seconds",
-            "When a certificate that clients are shown ends, by its file",
-            metrics.not_after.clone(),
         );
         metrics
     }
@@ -116,9 +117,21 @@ impl TlsMetrics {
             }),
         }
     }
+}
+
+impl CertificateMetrics {
+    pub(super) fn register(registry: &mut Registry) -> CertificateMetrics {
+        let metrics = CertificateMetrics::default();
+        registry.register(
+            "tls_certificate_not_after_timestamp_seconds",
+            "When a certificate that clients are shown ends, by its file",
+            metrics.not_after.clone(),
+        );
+        metrics
+    }
 
     /// The files of certificates and when each ends, since the epoch; others than these are forgotten.
-    pub fn certificates_end(&self, certificates: impl Iterator<Item = (String, Duration)>) {
+    pub fn end(&self, certificates: impl Iterator<Item = (String, Duration)>) {
         self.not_after.clear();
         for (certificate, end) in certificates {
             let gauge = self

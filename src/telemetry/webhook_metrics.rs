@@ -10,6 +10,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use super::durations::Durations;
+use super::tls_metrics::CertificateMetrics;
 
 #[derive(Debug)]
 pub struct WebhookMetrics {
@@ -24,6 +25,7 @@ pub struct WebhookMetrics {
     /// Certificates read anew, and refused.
     pub reloaded: Counter,
     pub refused: Counter,
+    pub certificates: CertificateMetrics,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -62,6 +64,7 @@ impl Default for WebhookMetrics {
             "Changes of the certificate's files, by result",
             reloads.clone(),
         );
+        let certificates = CertificateMetrics::register(&mut registry);
         registry.register(
             "build",
             "The version of weir",
@@ -76,6 +79,7 @@ impl Default for WebhookMetrics {
             durations,
             reloaded,
             refused,
+            certificates,
         }
     }
 }

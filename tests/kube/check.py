@@ -8,6 +8,7 @@ import argparse
 import re
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -45,9 +46,14 @@ def dashboard() -> Iterator[str]:
 
 
 def rules() -> Iterator[str]:
-    """promtool takes the alerts and passes their tests, and each alert has both kinds of test and a section in the runbook."""
+    """promtool takes the alerts and passes their tests, and the scrape that docs/docker.md shows; each alert has both kinds of test and a section in the runbook."""
     yield from run("promtool", "check", "rules", RULES)
     yield from run("promtool", "test", "rules", RULES_TEST.name, cwd=RULES.parent)
+    shown = re.search(r"^```yaml\n(scrape_configs:.*?)^```", (ROOT / "docs/docker.md").read_text(), re.M | re.S)[1]
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(shown)
+        file.flush()
+        yield from run("promtool", "check", "config", file.name)
     tested = RULES_TEST.read_text()
     sections = {title.lower() for title in re.findall(r"^## (\w+)$", (ROOT / "docs/runbook.md").read_text(), re.M)}
     linked = set()
@@ -133,6 +139,7 @@ def main() -> None:
         "a sidecar by hand": chart.beside,
         "injected": inject.valid,
         "injected is monitored": inject.monitored,
+        "a job a workload": inject.jobs,
         "an injected sidecar": lambda: inject.started(options.weir),
         "injected, checkov": inject.policy,
         "the pod's command": lambda: chart.started(options.weir),

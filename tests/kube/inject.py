@@ -3,6 +3,7 @@
 import base64
 import http.client
 import json
+import re
 import ssl
 import subprocess
 import sys
@@ -80,6 +81,36 @@ def monitored() -> Iterator[str]:
                 labels = template(document)["metadata"]["labels"]
                 if not monitor["matchLabels"].items() <= labels.items() or monitor["port"] not in [port["name"] for port in container["ports"]]:
                     yield f"{name(path)}: {chart.named(document)}"
+
+
+def jobs() -> Iterator[str]:
+    """Prometheus itself gives the sidecars of each workload a job of their own, by the chart's PodMonitor, and those of one workload the same."""
+    monitor = chart.of_kind(chart.objects(chart.values("everything")), "PodMonitor")[0]
+    [endpoint] = monitor["spec"]["podMetricsEndpoints"]
+    snake = lambda name: re.sub("[A-Z]", lambda capital: f"_{capital[0].lower()}", name)  # noqa: E731 - Prometheus' own names
+    rules = [{snake(key): value for key, value in rule.items()} for rule in endpoint["relabelings"]]
+    wanted = {
+        ("web-6d4cf56db6-x2x7k", "ReplicaSet", "web-6d4cf56db6"): "weir-sidecar/web",
+        ("web-799cdb5f4-abcde", "ReplicaSet", "web-799cdb5f4"): "weir-sidecar/web",
+        ("cart-api-5d8f9b7c4-qwert", "ReplicaSet", "cart-api-5d8f9b7c4"): "weir-sidecar/cart-api",
+        ("db-0", "StatefulSet", "db"): "weir-sidecar/db",
+        ("nightly-29401440-k2j4h", "Job", "nightly-29401440"): "weir-sidecar/nightly",
+        ("import-2-k2j4h", "Job", "import-2"): "weir-sidecar/import-2",
+        ("agent-zzzzz", "DaemonSet", "agent"): "weir-sidecar/agent",
+        ("once", "", ""): "weir-sidecar/once",
+    }
+    targets = [{"targets": [f"10.0.0.{number}:9902"], "labels": {"__meta_kubernetes_pod_name": pod, "__meta_kubernetes_pod_controller_kind": kind,
+                                                                 "__meta_kubernetes_pod_controller_name": name}}
+               for number, (pod, kind, name) in enumerate(wanted)]
+    scrape = {"job_name": "podMonitor", "static_configs": targets, "relabel_configs": rules}
+    with tempfile.TemporaryDirectory(prefix="weir-kube-") as folder:
+        file = Path(folder) / "prometheus.yaml"
+        file.write_text(yaml.safe_dump({"scrape_configs": [scrape]}))
+        said = subprocess.run(["promtool", "check", "service-discovery", "--timeout=1s", file, "podMonitor"], capture_output=True, text=True)
+    made = {target["discoveredLabels"]["__meta_kubernetes_pod_name"]: target["labels"]["job"] for target in json.loads(said.stdout)}
+    for (pod, _, _), job in wanted.items():
+        if made.get(pod) != job:
+            yield f"{pod} is of the job {made.get(pod)}, and ought to be of {job}"
 
 
 def findings(folder: Path) -> set[tuple[str, str, str]]:

@@ -4,6 +4,7 @@ use super::machine;
 use crate::admin::Admin;
 use crate::audit::Counts;
 use crate::clock;
+use crate::config::limits::Mode;
 use crate::plan::Plan;
 use crate::policy::breaker::State;
 use crate::telemetry::audit_metrics::AuditMetrics;
@@ -26,10 +27,13 @@ pub(in crate::admin) fn scrape(admin: &Admin, plan: &Plan) -> String {
     for breaker in plan.breakers.iter().flatten() {
         let state = breaker.snapshot(now).state.as_str();
         breakers.is(&breaker.upstream, state, &State::ALL.map(State::as_str));
+        let enforced = breaker.settings.mode == Mode::Enforce;
+        breakers.is_enforced(&breaker.upstream, enforced);
         if let Some(shared) = breaker.with_member(|member| member.is_together()) {
             breakers.is_shared(&breaker.upstream, shared);
         }
     }
+    plan.tell_sharing(now);
     for upstream in &plan.upstreams {
         let (counts, metrics) = (upstream.counts(), &upstream.metrics);
         let whole = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);

@@ -4,11 +4,10 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use prometheus_client::metrics::gauge::Gauge;
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::time::timeout_at;
@@ -24,6 +23,8 @@ use crate::store::table::{Key, SHARDS, Shard};
 
 /// A limit counts as shared again once no answer was missing for this long.
 const SHARED_AFTER: Duration = Duration::from_secs(1);
+/// For how long a missing answer is told of a limit that is not asked again: that says nothing of Redis by then.
+const TOLD_FOR: Duration = Duration::from_secs(60);
 
 /// A limit asked about one request.
 #[derive(Debug)]
@@ -325,32 +326,46 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// Whether one limit is shared at present, told to operators when it changes.
+/// Whether one limit is shared at present, told to operators when it changes. Forgotten by a reload.
 #[derive(Debug)]
 pub struct Sharing {
     limit: String,
     /// When an answer was missing last, by [`clock::mono`] in milliseconds.
     lost_at: AtomicU64,
-    /// 1 while it is not shared.
-    alone: Gauge,
+    /// Until an answer is there for [`SHARED_AFTER`].
+    alone: AtomicBool,
 }
 
 impl Sharing {
-    pub fn new(limit: &str, alone: Gauge) -> Sharing {
+    pub fn new(limit: &str) -> Sharing {
         Sharing {
             limit: limit.to_owned(),
             lost_at: AtomicU64::new(0),
-            alone,
+            alone: AtomicBool::new(false),
         }
+    }
+
+    pub fn limit(&self) -> &str {
+        &self.limit
+    }
+
+    /// Whether Redis did not answer when the limit was asked last, within the last minute.
+    pub fn is_alone(&self, now: Duration) -> bool {
+        self.alone.load(Ordering::Relaxed) && self.since_lost(now) < TOLD_FOR
+    }
+
+    fn since_lost(&self, now: Duration) -> Duration {
+        let lost_at = Duration::from_millis(self.lost_at.load(Ordering::Relaxed));
+        now.saturating_sub(lost_at)
     }
 
     /// Redis has answered.
     pub fn answered(&self, now: Duration) {
-        if self.alone.get() == 0 {
+        if !self.alone.load(Ordering::Relaxed) {
             return;
         }
-        let lost_at = Duration::from_millis(self.lost_at.load(Ordering::Relaxed));
-        if now.saturating_sub(lost_at) >= SHARED_AFTER && self.alone.set(0) == 1 {
+        let for_long = self.since_lost(now) >= SHARED_AFTER;
+        if for_long && self.alone.swap(false, Ordering::Relaxed) {
             info!(limit = self.limit, "limit is shared again");
         }
     }
@@ -359,7 +374,7 @@ impl Sharing {
     pub fn lost(&self, now: Duration) {
         let millis = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
         self.lost_at.store(millis, Ordering::Relaxed);
-        if self.alone.set(1) == 0 {
+        if !self.alone.swap(true, Ordering::Relaxed) {
             warn!(
                 limit = self.limit,
                 "limit is not shared: redis does not answer, on_redis_loss says what becomes of requests"
