@@ -117,6 +117,7 @@ async fn supervise(
     parts: Parts,
     takes_over: TakesOver,
 ) -> anyhow::Result<()> {
+    let beside = reload::Beside::of(&config);
     let secured = Secured::read(&config, &Secured::default()).map_err(anyhow::Error::msg)?;
     // Listening to the signals begins before the line that says weir is up, so that none is missed, or ends the process.
     let terminate = signal(SignalKind::terminate())?;
@@ -274,7 +275,7 @@ async fn supervise(
             stopped?;
             None
         }
-        never = reload::follow(file, seen, load_and_warn, plan, hangup) => match never {},
+        never = reload::follow(file, seen, beside, load_and_warn, plan, hangup) => match never {},
         gave_up = control.gave_up() => Some(gave_up),
         gave_up = companion_gave_up(companion.as_mut()) => Some(gave_up),
         // Whichever comes first, the sockets that are offered are closed by it: else clients would wait at them for nobody.
