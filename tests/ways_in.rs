@@ -9,7 +9,7 @@ mod harness;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -396,5 +396,58 @@ fn a_socket_goes_on_with_the_process_that_takes_over() {
     }
     running.signal("TERM");
     assert!(running.child.wait().unwrap().success());
+    assert!(!path.exists());
+}
+
+/// A Redis that says nothing, and the section of the file that has weir wait for it.
+fn silent_redis() -> (TcpListener, String) {
+    let redis = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = redis.local_addr().unwrap();
+    let section = format!("redis: {{urls: 'redis://{address}', connect_timeout: 3s}}\n");
+    (redis, section)
+}
+
+#[test]
+fn a_take_over_that_is_under_way_or_fails_leaves_the_socket_to_who_listens() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("in.sock");
+    let text = |admin: &str, more: &str| {
+        file(&format!(
+            "listeners: [{{address: 'unix:{}'}}]\nroutes: [{{reply: {{status: 200, body: ok}}}}]\nadmin: {{address: '{admin}'}}\n\
+             runtime: {{lanes: 2}}\nshutdown: {{propagation_delay: 0s}}\n{more}",
+            path.display(),
+        ))
+    };
+    let ask = || {
+        let mut stream = UnixStream::connect(&path).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+            .unwrap();
+        assert_eq!(read_reply(&mut BufReader::new(stream), true).status, 200);
+    };
+    let config = text("127.0.0.1:0", "");
+    let mut old = Running::taking_over(config.path());
+    let config = text(&old.admin, "");
+    let fails = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["run", "--take-over", "-c"])
+        .arg(config.path())
+        .env("WEIR_APP_PROBES", "nonsense")
+        .output()
+        .unwrap();
+    assert!(!fails.status.success());
+    ask();
+    // The old one is told to end while the new one, which has the sockets already, still starts.
+    let (redis, section) = silent_redis();
+    let config = text(&old.admin, &section);
+    let config_path = config.path().to_owned();
+    let starting = thread::spawn(move || Running::taking_over(&config_path));
+    let _waits = redis.accept().unwrap();
+    old.signal("TERM");
+    assert!(old.child.wait().unwrap().success());
+    let mut new = starting.join().unwrap();
+    ask();
+    new.signal("TERM");
+    assert!(new.child.wait().unwrap().success());
     assert!(!path.exists());
 }

@@ -119,6 +119,7 @@ async fn supervise(
 ) -> anyhow::Result<()> {
     let beside = reload::Beside::of(&config);
     let secured = Secured::read(&config, &Secured::default()).map_err(anyhow::Error::msg)?;
+    let app_probes = AppProbes::of_environment().map_err(anyhow::Error::msg)?;
     // Listening to the signals begins before the line that says weir is up, so that none is missed, or ends the process.
     let terminate = signal(SignalKind::terminate())?;
     let hangup = signal(SignalKind::hangup())?;
@@ -254,7 +255,7 @@ async fn supervise(
         postgres,
         writes,
         health,
-        app_probes: AppProbes::of_environment().map_err(anyhow::Error::msg)?,
+        app_probes,
     });
     let last_plan = state.plan.clone();
     let mut admin_ports = JoinSet::new();
