@@ -15,10 +15,11 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Output};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use harness::process::{Running, file};
 use harness::tls::Authority;
-use harness::{DEADLINE, Upstream, eventually, ok, read_reply};
+use harness::{Client, DEADLINE, Upstream, eventually, eventually_within, ok, read_reply};
 
 /// weir in front of an upstream, with these keys of its listener and of the file.
 struct Weir {
@@ -450,4 +451,32 @@ fn a_take_over_that_is_under_way_or_fails_leaves_the_socket_to_who_listens() {
     new.signal("TERM");
     assert!(new.child.wait().unwrap().success());
     assert!(!path.exists());
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a bound on time")]
+fn the_old_process_serves_until_the_lanes_of_the_new_one_do() {
+    let text = |listener: &str, admin: &str, more: &str| {
+        file(&format!(
+            "listen: {listener}\nroutes: [{{reply: {{status: 200, body: ok}}}}]\nadmin: {{address: '{admin}'}}\n\
+             runtime: {{lanes: 2}}\n{more}"
+        ))
+    };
+    let config = text("127.0.0.1:0", "127.0.0.1:0", "");
+    let mut old = Running::taking_over(config.path());
+    let (_redis, section) = silent_redis();
+    let config = text(&old.address, &old.admin, &section);
+    let config_path = config.path().to_owned();
+    let starting = thread::spawn(move || Running::taking_over(&config_path));
+    let address = old.address.clone();
+    let mut slowest = Duration::ZERO;
+    eventually_within(3 * DEADLINE, || {
+        let began = Instant::now();
+        assert_eq!(Client::to(&address).get("/").status, 200);
+        slowest = slowest.max(began.elapsed());
+        old.child.try_wait().unwrap().is_some()
+    });
+    // A lane of the new one waits for Redis for three.
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    assert_eq!(starting.join().unwrap().client().get("/").status, 200);
 }

@@ -13,7 +13,7 @@ use anyhow::{Context, anyhow, bail};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
@@ -207,17 +207,21 @@ async fn supervise(
         TakesOver::Yes => copies(&admin, metrics.as_ref(), &sockets)?,
         TakesOver::No => Vec::new(),
     };
+    let mut accepting = Vec::new();
     let threads = heartbeats
         .iter()
         .zip(sockets)
         .enumerate()
         .map(|(number, (heartbeat, sockets))| {
+            let (accepts, is_accepting) = oneshot::channel();
+            accepting.push(is_accepting);
             lane::spawn(
                 number,
                 sockets,
                 following.clone(),
                 draining.clone(),
                 heartbeat.clone(),
+                accepts,
             )
         })
         .collect::<std::io::Result<Vec<_>>>()?;
@@ -262,6 +266,12 @@ async fn supervise(
     admin_ports.spawn(admin::serve(admin, state.clone()));
     if let Some(metrics) = metrics {
         admin_ports.spawn(admin::serve_metrics(metrics, state));
+    }
+    if taken.is_some() {
+        // A lane waits for Redis before it accepts: until then the old process is to serve.
+        for lane in accepting {
+            lane.await.context("a lane cannot accept connections")?;
+        }
     }
     taken.serves().await;
     let offer = match takes_over {
