@@ -367,15 +367,15 @@ fn a_socket_goes_on_with_the_process_that_takes_over() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("in.sock");
     let upstream = Upstream::answering("ok");
-    let text = |admin: &str, lanes: usize| {
+    let text = |admin: &str, lanes: usize, mode: &str| {
         file(&format!(
-            "listeners: [{{address: 'unix:{}'}}]\nupstream: {}\nadmin: {{address: '{admin}'}}\nruntime: {{lanes: {lanes}}}\n\
+            "listeners: [{{address: 'unix:{}', socket_mode: '{mode}'}}]\nupstream: {}\nadmin: {{address: '{admin}'}}\nruntime: {{lanes: {lanes}}}\n\
              shutdown: {{propagation_delay: 0s}}\n",
             path.display(),
             upstream.url()
         ))
     };
-    let first_config = text("127.0.0.1:0", 2);
+    let first_config = text("127.0.0.1:0", 2, "666");
     let mut running = Running::taking_over(first_config.path());
     let ask = || {
         let mut stream = UnixStream::connect(&path).unwrap();
@@ -387,10 +387,12 @@ fn a_socket_goes_on_with_the_process_that_takes_over() {
     };
     ask();
     // More lanes than sockets, and fewer.
-    for lanes in [3, 1] {
-        let config = text(&running.admin, lanes);
+    for (lanes, mode) in [(3, "600"), (1, "660")] {
+        let config = text(&running.admin, lanes, mode);
         let mut before = std::mem::replace(&mut running, Running::taking_over(config.path()));
         assert!(before.child.wait().unwrap().success());
+        let file = fs::symlink_metadata(&path).unwrap();
+        assert_eq!(format!("{:o}", file.permissions().mode() & 0o777), mode);
         for _ in 0..10 {
             ask();
         }

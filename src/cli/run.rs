@@ -33,7 +33,7 @@ use crate::config::check::Checked;
 use crate::config::listeners::Address;
 use crate::config::redis::Redis;
 use crate::config::yaml::Mistake;
-use crate::net::listen::{Bound, SocketFiles};
+use crate::net::listen::{self, Bound, SocketFiles};
 use crate::net::tls::Secured;
 use crate::plan::Plan;
 use crate::proxy::reload::Fingerprint;
@@ -271,6 +271,10 @@ async fn supervise(
         // A lane waits for Redis before it accepts: until then the old process is to serve.
         for lane in accepting {
             lane.await.context("a lane cannot accept connections")?;
+        }
+        for (address, mode) in &listeners {
+            let set = listen::set_mode(address, *mode);
+            let _ = set.inspect_err(|error| warn!(%address, %error, "socket_mode is not set"));
         }
     }
     taken.serves().await;

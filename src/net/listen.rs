@@ -129,6 +129,14 @@ impl Drop for SocketFiles {
     }
 }
 
+/// Gives the file of a Unix socket that another process made this mode; there is nothing to give to a port.
+pub fn set_mode(address: &Address, mode: u32) -> io::Result<()> {
+    match address {
+        Address::Tcp(_) => Ok(()),
+        Address::Unix(path) => fs::set_permissions(path, fs::Permissions::from_mode(mode)),
+    }
+}
+
 fn tcp(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
