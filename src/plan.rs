@@ -479,7 +479,8 @@ impl Plan {
         };
         if addresses(&config) != addresses(&self.config) {
             return Err(
-                "listeners' addresses changed: restart weir to listen elsewhere".to_owned(),
+                "listeners' addresses or socket_mode changed: restart weir to listen otherwise"
+                    .to_owned(),
             );
         }
         let asked = |config: &Config| (config.admin.address, config.metrics_address);

@@ -11,7 +11,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use weir::admin::health::Heartbeat;
 use weir::config::check;
 use weir::config::listeners::Address;
@@ -61,7 +61,16 @@ fn configured(file: &str) -> SocketAddr {
     };
     let (plan, following) = watch::channel(Plan::new(config, Arc::default(), None, None));
     let (never, draining) = watch::channel(false);
-    lane::spawn(0, vec![listener], following, draining, Heartbeat::default()).unwrap();
+    let (accepts, _) = oneshot::channel();
+    lane::spawn(
+        0,
+        vec![listener],
+        following,
+        draining,
+        Heartbeat::default(),
+        accepts,
+    )
+    .unwrap();
     // The lane lives as long as the test: neither a reload nor a drain is ever told.
     std::mem::forget((plan, never));
     address

@@ -9,16 +9,17 @@ mod harness;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Output};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use harness::process::{Running, file};
 use harness::tls::Authority;
-use harness::{DEADLINE, Upstream, eventually, ok, read_reply};
+use harness::{Client, DEADLINE, Upstream, eventually, eventually_within, ok, read_reply};
 
 /// weir in front of an upstream, with these keys of its listener and of the file.
 struct Weir {
@@ -366,15 +367,15 @@ fn a_socket_goes_on_with_the_process_that_takes_over() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("in.sock");
     let upstream = Upstream::answering("ok");
-    let text = |admin: &str, lanes: usize| {
+    let text = |admin: &str, lanes: usize, mode: &str| {
         file(&format!(
-            "listeners: [{{address: 'unix:{}'}}]\nupstream: {}\nadmin: {{address: '{admin}'}}\nruntime: {{lanes: {lanes}}}\n\
+            "listeners: [{{address: 'unix:{}', socket_mode: '{mode}'}}]\nupstream: {}\nadmin: {{address: '{admin}'}}\nruntime: {{lanes: {lanes}}}\n\
              shutdown: {{propagation_delay: 0s}}\n",
             path.display(),
             upstream.url()
         ))
     };
-    let first_config = text("127.0.0.1:0", 2);
+    let first_config = text("127.0.0.1:0", 2, "666");
     let mut running = Running::taking_over(first_config.path());
     let ask = || {
         let mut stream = UnixStream::connect(&path).unwrap();
@@ -386,10 +387,12 @@ fn a_socket_goes_on_with_the_process_that_takes_over() {
     };
     ask();
     // More lanes than sockets, and fewer.
-    for lanes in [3, 1] {
-        let config = text(&running.admin, lanes);
+    for (lanes, mode) in [(3, "600"), (1, "660")] {
+        let config = text(&running.admin, lanes, mode);
         let mut before = std::mem::replace(&mut running, Running::taking_over(config.path()));
         assert!(before.child.wait().unwrap().success());
+        let file = fs::symlink_metadata(&path).unwrap();
+        assert_eq!(format!("{:o}", file.permissions().mode() & 0o777), mode);
         for _ in 0..10 {
             ask();
         }
@@ -397,4 +400,85 @@ fn a_socket_goes_on_with_the_process_that_takes_over() {
     running.signal("TERM");
     assert!(running.child.wait().unwrap().success());
     assert!(!path.exists());
+}
+
+/// A Redis that says nothing, and the section of the file that has weir wait for it.
+fn silent_redis() -> (TcpListener, String) {
+    let redis = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = redis.local_addr().unwrap();
+    let section = format!("redis: {{urls: 'redis://{address}', connect_timeout: 3s}}\n");
+    (redis, section)
+}
+
+#[test]
+fn a_take_over_that_is_under_way_or_fails_leaves_the_socket_to_who_listens() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("in.sock");
+    let text = |admin: &str, more: &str| {
+        file(&format!(
+            "listeners: [{{address: 'unix:{}'}}]\nroutes: [{{reply: {{status: 200, body: ok}}}}]\nadmin: {{address: '{admin}'}}\n\
+             runtime: {{lanes: 2}}\nshutdown: {{propagation_delay: 0s}}\n{more}",
+            path.display(),
+        ))
+    };
+    let ask = || {
+        let mut stream = UnixStream::connect(&path).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+            .unwrap();
+        assert_eq!(read_reply(&mut BufReader::new(stream), true).status, 200);
+    };
+    let config = text("127.0.0.1:0", "");
+    let mut old = Running::taking_over(config.path());
+    let config = text(&old.admin, "");
+    let fails = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["run", "--take-over", "-c"])
+        .arg(config.path())
+        .env("WEIR_APP_PROBES", "nonsense")
+        .output()
+        .unwrap();
+    assert!(!fails.status.success());
+    ask();
+    // The old one is told to end while the new one, which has the sockets already, still starts.
+    let (redis, section) = silent_redis();
+    let config = text(&old.admin, &section);
+    let config_path = config.path().to_owned();
+    let starting = thread::spawn(move || Running::taking_over(&config_path));
+    let _waits = redis.accept().unwrap();
+    old.signal("TERM");
+    assert!(old.child.wait().unwrap().success());
+    let mut new = starting.join().unwrap();
+    ask();
+    new.signal("TERM");
+    assert!(new.child.wait().unwrap().success());
+    assert!(!path.exists());
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a bound on time")]
+fn the_old_process_serves_until_the_lanes_of_the_new_one_do() {
+    let text = |listener: &str, admin: &str, more: &str| {
+        file(&format!(
+            "listen: {listener}\nroutes: [{{reply: {{status: 200, body: ok}}}}]\nadmin: {{address: '{admin}'}}\n\
+             runtime: {{lanes: 2}}\n{more}"
+        ))
+    };
+    let config = text("127.0.0.1:0", "127.0.0.1:0", "");
+    let mut old = Running::taking_over(config.path());
+    let (_redis, section) = silent_redis();
+    let config = text(&old.address, &old.admin, &section);
+    let config_path = config.path().to_owned();
+    let starting = thread::spawn(move || Running::taking_over(&config_path));
+    let address = old.address.clone();
+    let mut slowest = Duration::ZERO;
+    eventually_within(3 * DEADLINE, || {
+        let began = Instant::now();
+        assert_eq!(Client::to(&address).get("/").status, 200);
+        slowest = slowest.max(began.elapsed());
+        old.child.try_wait().unwrap().is_some()
+    });
+    // A lane of the new one waits for Redis for three.
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    assert_eq!(starting.join().unwrap().client().get("/").status, 200);
 }

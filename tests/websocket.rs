@@ -10,6 +10,7 @@ mod harness;
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::process::Command;
 
 use bytes::Bytes;
 use h2::RecvStream;
@@ -481,4 +482,35 @@ fn another_protocol_lives_on_during_the_drain() {
     client.write_all(b"hello").unwrap();
     client.read_exact(&mut echoed).unwrap();
     assert_eq!(&echoed, b"hello");
+}
+
+#[test]
+fn the_audit_counts_the_bytes_of_both_ways() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("audit.db");
+    let audit = format!(", audit: {{sqlite: {{path: '{}'}}}}", file.display());
+    let world = World::new("", &audit);
+    for by in BY {
+        let mut socket = world.open(by, "/echo", json!([]));
+        socket.echoes(&"x".repeat(1000));
+    }
+    let mut events = Vec::new();
+    eventually(|| {
+        let output = Command::new(env!("CARGO_BIN_EXE_weir"))
+            .args(["audit", "query", "--format", "jsonl", "-c"])
+            .arg(world._config.path())
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let lines = text.lines().map(serde_json::from_str);
+        events = lines.map(Result::<Value, _>::unwrap).collect();
+        events.len() == BY.len()
+    });
+    for event in events {
+        // A frame of 1,000 bytes has 4 before them, and 4 more to the server.
+        let (up, down) = (&event["bytes_in"], &event["bytes_out"]);
+        let (up, down) = (up.as_u64().unwrap(), down.as_u64().unwrap());
+        assert!((1008..1100).contains(&up), "{event}");
+        assert!((1004..1100).contains(&down), "{event}");
+    }
 }

@@ -13,7 +13,7 @@ use anyhow::{Context, anyhow, bail};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
@@ -117,7 +117,9 @@ async fn supervise(
     parts: Parts,
     takes_over: TakesOver,
 ) -> anyhow::Result<()> {
+    let beside = reload::Beside::of(&config);
     let secured = Secured::read(&config, &Secured::default()).map_err(anyhow::Error::msg)?;
+    let app_probes = AppProbes::of_environment().map_err(anyhow::Error::msg)?;
     // Listening to the signals begins before the line that says weir is up, so that none is missed, or ends the process.
     let terminate = signal(SignalKind::terminate())?;
     let hangup = signal(SignalKind::hangup())?;
@@ -218,17 +220,21 @@ async fn supervise(
         TakesOver::Yes => copies(&admin, metrics.as_ref(), &sockets)?,
         TakesOver::No => Vec::new(),
     };
+    let mut accepting = Vec::new();
     let threads = heartbeats
         .iter()
         .zip(sockets)
         .enumerate()
         .map(|(number, (heartbeat, sockets))| {
+            let (accepts, is_accepting) = oneshot::channel();
+            accepting.push(is_accepting);
             lane::spawn(
                 number,
                 sockets,
                 following.clone(),
                 draining.clone(),
                 heartbeat.clone(),
+                accepts,
             )
         })
         .collect::<std::io::Result<Vec<_>>>()?;
@@ -266,13 +272,23 @@ async fn supervise(
         postgres,
         writes,
         health,
-        app_probes: AppProbes::of_environment().map_err(anyhow::Error::msg)?,
+        app_probes,
     });
     let last_plan = state.plan.clone();
     let mut admin_ports = JoinSet::new();
     admin_ports.spawn(admin::serve(admin, state.clone()));
     if let Some(metrics) = metrics {
         admin_ports.spawn(admin::serve_metrics(metrics, state));
+    }
+    if taken.is_some() {
+        // A lane waits for Redis before it accepts: until then the old process is to serve.
+        for lane in accepting {
+            lane.await.context("a lane cannot accept connections")?;
+        }
+        for (address, mode) in &listeners {
+            let set = listen::set_mode(address, *mode);
+            let _ = set.inspect_err(|error| warn!(%address, %error, "socket_mode is not set"));
+        }
     }
     taken.serves().await;
     let offer = match takes_over {
@@ -287,7 +303,7 @@ async fn supervise(
             stopped?;
             None
         }
-        never = reload::follow(file, seen, load_and_warn, plan, hangup) => match never {},
+        never = reload::follow(file, seen, beside, load_and_warn, plan, hangup) => match never {},
         gave_up = control.gave_up() => Some(gave_up),
         gave_up = companion_gave_up(companion.as_mut()) => Some(gave_up),
         // Whichever comes first, the sockets that are offered are closed by it: else clients would wait at them for nobody.

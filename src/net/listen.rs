@@ -118,7 +118,8 @@ impl Accepting {
     }
 }
 
-/// The files of Unix sockets, removed when this is dropped, unless others have taken their place.
+/// The files of Unix sockets, removed when this is dropped, unless others have taken their place or another process listens there still: in a
+/// take-over the file is of two.
 #[derive(Debug, Default)]
 pub struct SocketFiles(Vec<(PathBuf, u64)>);
 
@@ -144,10 +145,19 @@ impl SocketFiles {
 impl Drop for SocketFiles {
     fn drop(&mut self) {
         for (path, inode) in &self.0 {
-            if fs::symlink_metadata(path).is_ok_and(|file| file.ino() == *inode) {
+            let is_ours = fs::symlink_metadata(path).is_ok_and(|file| file.ino() == *inode);
+            if is_ours && is_left_behind(path).is_ok_and(|left| left) {
                 let _ = fs::remove_file(path);
             }
         }
+    }
+}
+
+/// Gives the file of a Unix socket that another process made this mode; there is nothing to give to a port.
+pub fn set_mode(address: &Address, mode: u32) -> io::Result<()> {
+    match address {
+        Address::Tcp(_) => Ok(()),
+        Address::Unix(path) => fs::set_permissions(path, fs::Permissions::from_mode(mode)),
     }
 }
 
@@ -202,18 +212,18 @@ fn make_way(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
         Ok(file) if !file.file_type().is_socket() => taken("there is a file that is no socket"),
-        Ok(_) => {
-            let caller = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-            // One that stands still may have as many callers as wait at most.
-            caller.set_nonblocking(true)?;
-            match caller.connect(&SockAddr::unix(path)?) {
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    fs::remove_file(path)
-                }
-                Ok(()) | Err(_) => taken("another process listens there"),
-            }
-        }
+        Ok(_) if is_left_behind(path)? => fs::remove_file(path),
+        Ok(_) => taken("another process listens there"),
     }
+}
+
+/// Whether no one listens at the socket any more.
+fn is_left_behind(path: &Path) -> io::Result<bool> {
+    let caller = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    // One that stands still may have as many callers as wait at most.
+    caller.set_nonblocking(true)?;
+    let called = caller.connect(&SockAddr::unix(path)?);
+    Ok(called.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused))
 }
 
 #[cfg(test)]
@@ -270,6 +280,22 @@ mod tests {
             assert_eq!(within(address, || false).to_string(), expected);
             assert_eq!(within(address, || true), address);
         }
+    }
+
+    #[test]
+    fn the_file_of_a_socket_goes_with_the_last_who_listens_at_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let old = Bound::new(&Address::Unix(path.clone()), 0o600).unwrap();
+        let new = old.again().unwrap();
+        let files = SocketFiles::of([&old].into_iter());
+        drop(old);
+        drop(files);
+        assert!(path.exists());
+        let files = SocketFiles::of([&new].into_iter());
+        drop(new);
+        drop(files);
+        assert!(!path.exists());
     }
 
     #[test]

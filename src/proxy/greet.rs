@@ -23,7 +23,7 @@ use crate::config::Listener;
 use crate::config::listeners::{ListenerProtocol, ProxyProtocol};
 use crate::http1::proxy_protocol::{self, ProxyError};
 use crate::net::stream::{Socket, Stream, canonical};
-use crate::net::tls::{Protocol, Trouble};
+use crate::net::tls::{Protocol, Trouble, with_ends};
 use crate::plan::Greeting;
 
 /// What each record of a handshake begins with (RFC 8446 section 5.1).
@@ -278,7 +278,9 @@ async fn shake_hands(
     let hello = hello.await.map_err(failed)?;
     let _turn = greeting.turns.acquire().await;
     let config = greeting.tls.config.clone();
-    hello.into_stream(config).await.map_err(failed)
+    // The hello is looked at before the future is polled.
+    let shaken = with_ends(async { hello.into_stream(config).await }).await;
+    shaken.map_err(failed)
 }
 
 fn count(greeting: &Greeting, connection: &ServerConnection, began: Instant) {

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::runtime;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::timeout;
 use tracing::warn;
@@ -53,13 +53,15 @@ const CLOSE_IDLE_EVERY: Duration = Duration::from_secs(1);
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// Starts the lane of this number on `listeners`, one for each listener of the configuration, in its order, or several rows of them. Once `draining` turns true it
-/// stops accepting, closes idle connections, lets requests in flight end for at most the drain time, and its thread ends. It beats `heartbeat` while it turns.
+/// stops accepting, closes idle connections, lets requests in flight end for at most the drain time, and its thread ends. It beats `heartbeat` while it turns,
+/// and tells `accepts` once it does.
 pub fn spawn(
     number: usize,
     listeners: Vec<Bound>,
     plan: watch::Receiver<Arc<Plan>>,
     draining: watch::Receiver<bool>,
     heartbeat: Heartbeat,
+    accepts: oneshot::Sender<()>,
 ) -> io::Result<JoinHandle<io::Result<()>>> {
     heartbeat.beat();
     std::thread::Builder::new()
@@ -70,7 +72,7 @@ pub fn spawn(
                 .build()?;
             LocalSet::new().block_on(
                 &runtime,
-                serve(number, listeners, plan, draining, heartbeat),
+                serve(number, listeners, plan, draining, heartbeat, accepts),
             )
         })
 }
@@ -81,6 +83,7 @@ async fn serve(
     plan: watch::Receiver<Arc<Plan>>,
     draining: watch::Receiver<bool>,
     heartbeat: Heartbeat,
+    accepts: oneshot::Sender<()>,
 ) -> io::Result<()> {
     let plan = Following::new(plan);
     let redis = match &plan.current().shared.fleet {
@@ -109,6 +112,8 @@ async fn serve(
         let index = index % configured;
         accepting.spawn_local(accept(lane.clone(), index, listener.accepting()?));
     }
+    // No one may wait for it.
+    let _ = accepts.send(());
     let mut beside = JoinSet::new();
     let cpu = lane.plan.current().shared.metrics.process.lane_cpu(number);
     beside.spawn_local(async move {

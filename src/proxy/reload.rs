@@ -1,7 +1,7 @@
 //! When the file is read again: on SIGHUP, and when the file at its path is another than before; likewise the certificates that
 //! it names. A bad file changes nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
@@ -23,21 +23,24 @@ use crate::upstream::names::first_look;
 /// as Kubernetes does with a ConfigMap; notifications of file systems miss that, and network mounts send none.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// For how many looks a certificate may be gone: one that is replaced is for a moment, as is one whose symbolic link is swapped.
+const GONE_FOR: u32 = 3;
+
 /// For the names of endpoints to be looked up before the first request goes to them.
 pub const NAMES_WITHIN: Duration = Duration::from_secs(2);
 
-/// Follows the file for ever; `hangup` is SIGHUP. `seen` is its [`fingerprint`] from before it was read, so that a change since then is not
-/// missed.
+/// Follows the file for ever; `hangup` is SIGHUP. `seen` is its [`fingerprint`] from before it was read, and `beside` is of the files that it
+/// names, likewise, so that no change since then is missed.
 pub async fn follow(
     path: PathBuf,
     mut seen: Option<Fingerprint>,
+    mut beside: Beside,
     load: impl Fn(&Path) -> anyhow::Result<Config>,
     plan: watch::Sender<Arc<Plan>>,
     mut hangup: Signal,
 ) -> Infallible {
     let mut look = interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut beside = Beside::of(&plan.borrow().config);
     let mut refused = false;
     loop {
         let file_changed = tokio::select! {
@@ -48,10 +51,11 @@ pub async fn follow(
                 now.is_some() && now != seen
             }
         };
-        if !file_changed && !beside.has_changed() {
+        let certificates_changed = beside.has_changed();
+        if !file_changed && !certificates_changed {
             continue;
         }
-        // A new certificate is not to wait for a mistake that has come into the file since.
+        // What was refused may be as it should be now.
         let reads_file = file_changed || refused;
         let loaded = match reads_file {
             true => {
@@ -60,15 +64,11 @@ pub async fn follow(
             }
             false => Ok(plan.borrow().config.clone()),
         };
-        beside = match &loaded {
-            Ok(config) => Beside::of(config),
-            Err(_) => beside.again(),
-        };
-        let replaced = loaded.and_then(|config| {
-            let old = plan.borrow();
-            let secured = Secured::read(&config, &old.secured)?;
-            old.replaced_by_secured(config, secured)
-        });
+        // Those of the running configuration too: it may stay.
+        let mut files = Secured::files(&plan.borrow().config);
+        files.extend(loaded.iter().flat_map(Secured::files));
+        beside = beside.go_on_with(files);
+        let replaced = loaded.and_then(|config| replaced_by(&plan.borrow(), config));
         refused = replaced.is_err();
         let what = match reads_file {
             true => "configuration",
@@ -76,18 +76,42 @@ pub async fn follow(
         };
         match replaced {
             Ok(new) => {
-                first_look(&new.upstreams, NAMES_WITHIN).await;
-                new.metrics.reloaded(true);
-                let old = plan.send_replace(new);
-                forget_removed(&old, &plan.borrow());
+                go_on_with(&plan, new).await;
+                plan.borrow().metrics.reloaded(true);
                 info!(file = %path.display(), "{what} reloaded");
+                continue;
             }
             Err(error) => {
                 plan.borrow().metrics.reloaded(false);
-                error!(file = %path.display(), %error, "{what} not reloaded, the old one stays")
+                error!(file = %path.display(), %error, "{what} not reloaded, the old one stays");
             }
         }
+        if !(reads_file && certificates_changed) {
+            continue;
+        }
+        // A new certificate does not wait until a file that is refused is mended.
+        let running = plan.borrow().config.clone();
+        let renewed = replaced_by(&plan.borrow(), running);
+        match renewed {
+            Ok(new) => {
+                go_on_with(&plan, new).await;
+                info!("certificates of the old configuration reloaded");
+            }
+            Err(error) => error!(%error, "certificates of the old configuration not reloaded"),
+        }
     }
+}
+
+/// The plan of `config` in place of `old`, with what its files hold now.
+fn replaced_by(old: &Plan, config: Config) -> Result<Arc<Plan>, String> {
+    let secured = Secured::read(&config, &old.secured)?;
+    old.replaced_by_secured(config, secured)
+}
+
+async fn go_on_with(plan: &watch::Sender<Arc<Plan>>, new: Arc<Plan>) {
+    first_look(&new.upstreams, NAMES_WITHIN).await;
+    let old = plan.send_replace(new);
+    forget_removed(&old, &plan.borrow());
 }
 
 /// No alert is to go by how an upstream last was that is there no more.
@@ -99,30 +123,49 @@ fn forget_removed(old: &Plan, new: &Plan) {
     }
 }
 
-/// The files that a configuration names for TLS, as they were before they were read.
-struct Beside {
-    files: Vec<PathBuf>,
-    seen: Vec<Option<Fingerprint>>,
+/// The files that configurations name for TLS, as they were before they were read.
+#[derive(Debug, Default)]
+pub struct Beside {
+    seen: BTreeMap<PathBuf, Option<Fingerprint>>,
+    /// For how many looks one has been gone that was there.
+    gone_for: u32,
 }
 
 impl Beside {
-    fn of(config: &Config) -> Beside {
-        let files = Secured::files(config);
-        let seen = files.iter().map(|path| fingerprint(path)).collect();
-        Beside { files, seen }
+    /// Those of `config`, as they are now.
+    pub fn of(config: &Config) -> Beside {
+        Beside::default().go_on_with(Secured::files(config))
     }
 
-    /// The same files, as they are now.
-    fn again(self) -> Beside {
-        let seen = self.files.iter().map(|path| fingerprint(path)).collect();
-        Beside { seen, ..self }
+    /// These files, as they were seen last, so that what has changed since is seen; what was not looked at yet, as it is now. So is one that is gone,
+    /// since what is about to be read lacks it.
+    fn go_on_with(self, files: Vec<PathBuf>) -> Beside {
+        let seen = files.into_iter().map(|path| {
+            let now = fingerprint(&path);
+            let seen = now.and_then(|now| self.seen.get(&path).cloned().unwrap_or(Some(now)));
+            (path, seen)
+        });
+        Beside {
+            seen: seen.collect(),
+            gone_for: self.gone_for,
+        }
     }
 
-    /// Whether a file is another than before; not while one leads nowhere.
-    fn has_changed(&self) -> bool {
-        let now = self.files.iter().map(|path| fingerprint(path));
-        let now: Option<Vec<_>> = now.collect();
-        now.is_some_and(|now| !now.iter().eq(self.seen.iter().flatten()))
+    /// Looks at them: whether one is another than before, or gone for good. While one is gone for a moment the others wait for it.
+    fn has_changed(&mut self) -> bool {
+        let now = self.seen.keys();
+        let now: BTreeMap<_, _> = now.map(|path| (path.clone(), fingerprint(path))).collect();
+        let mut both = self.seen.values().zip(now.values());
+        let is_gone = both.any(|(seen, now)| seen.is_some() && now.is_none());
+        self.gone_for = match is_gone {
+            true => self.gone_for + 1,
+            false => 0,
+        };
+        if (1..GONE_FOR).contains(&self.gone_for) || now == self.seen {
+            return false;
+        }
+        self.seen = now;
+        true
     }
 }
 

@@ -54,7 +54,7 @@ pub(super) async fn switched(
     let (mut client, mut upstream) = (BothWays::of(ends.client), BothWays::of(upstream));
     let client = End::of(client.split(), answer);
     let upstream = End::of(upstream.split(), to_upstream);
-    live(conn, outgoing, client, upstream, spoken).await;
+    live(conn, outgoing, client, upstream, spoken, record).await;
     Ok(())
 }
 
@@ -82,7 +82,8 @@ pub(super) async fn switched_http2(
     let writes = respond.send_response(head, false);
     let writes = TunnelWriting(writes.map_err(|_| Failure::ClientGone)?);
     let client = End::of((TunnelReading::of(body), writes), answer);
-    live(conn, outgoing, client, upstream, Spoken::WebSocket).await;
+    let spoken = Spoken::WebSocket;
+    live(conn, outgoing, client, upstream, spoken, record).await;
     Ok(())
 }
 
@@ -102,6 +103,7 @@ async fn live(
     client: End<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>,
     upstream: End<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>,
     spoken: Spoken,
+    record: &mut Record,
 ) {
     let session = outgoing.session.as_deref();
     let session_over = sessions::over(outgoing.shared, conn.lane, outgoing.route, session);
@@ -119,7 +121,13 @@ async fn live(
             () = going_away => GOING_AWAY,
         }
     };
-    relay(client, upstream, outgoing.request.idle, spoken, ending).await;
+    // Counted in place: a connection that is cut off is told of too.
+    let passed = Passed {
+        up: Cell::from_mut(&mut record.bytes_in),
+        down: Cell::from_mut(&mut record.bytes_out),
+    };
+    let idle = outgoing.request.idle;
+    relay(client, upstream, passed, idle, spoken, ending).await;
 }
 
 /// One end of the connection.
@@ -140,10 +148,17 @@ impl<R, W> End<R, W> {
     }
 }
 
+/// How many bytes have gone each way, heads aside.
+struct Passed<'r> {
+    up: &'r Cell<u64>,
+    down: &'r Cell<u64>,
+}
+
 /// Relays until the end, of which `ending` may be the first to tell, with the code for it.
 async fn relay(
     client: End<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>,
     upstream: End<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>,
+    passed: Passed<'_>,
     idle: Duration,
     spoken: Spoken,
     ending: impl Future<Output = u16>,
@@ -154,6 +169,7 @@ async fn relay(
         from: client.reads,
         to: upstream.writes,
         first: upstream.first,
+        passed: passed.up,
         moved: &moved,
         closing: closing.clone(),
         is_up: true,
@@ -162,6 +178,7 @@ async fn relay(
         from: upstream.reads,
         to: client.writes,
         first: client.first,
+        passed: passed.down,
         moved: &moved,
         closing,
         is_up: false,
@@ -209,13 +226,15 @@ async fn finish(passed: Result<(), Broken>, other: impl Future<Output = Result<(
 }
 
 /// One way of the relay.
-struct Way<'m, R, W> {
+struct Way<'r, R, W> {
     from: R,
     to: W,
     /// What is there already.
     first: Vec<u8>,
+    /// How many bytes went on.
+    passed: &'r Cell<u64>,
     /// When something last moved, either way.
-    moved: &'m Cell<Instant>,
+    moved: &'r Cell<Instant>,
     /// The code with which weir closes the connection, once it does.
     closing: watch::Receiver<Option<u16>>,
     is_up: bool,
@@ -278,7 +297,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Way<'_, R, W> {
 
     async fn write(&mut self, bytes: &[u8]) -> Result<(), Broken> {
         let written = write(&mut self.to, bytes).await;
-        written.map_err(|_| Broken::Writing)
+        written.map_err(|_| Broken::Writing)?;
+        self.passed.set(self.passed.get() + bytes.len() as u64);
+        Ok(())
     }
 
     /// Says that there is no more.
@@ -333,8 +354,14 @@ mod tests {
             let (reads, writes) = tokio::io::split(ours);
             let client = End::of((reads, writes), Vec::new());
             let upstream = End::of((theirs, Gone), Vec::new());
+            let (up, down) = (Cell::new(0), Cell::new(0));
+            let passed = Passed {
+                up: &up,
+                down: &down,
+            };
             let idle = Duration::from_secs(60);
-            relay(client, upstream, idle, Spoken::Other, pending()).await;
+            relay(client, upstream, passed, idle, Spoken::Other, pending()).await;
+            assert_eq!((up.get(), down.get()), (0, 6));
         };
         tokio::join!(relays, speaks);
         let mut heard = String::new();

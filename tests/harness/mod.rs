@@ -35,7 +35,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use weir::admin::health::Heartbeat;
 use weir::config::check;
 use weir::config::listeners::Address;
@@ -109,7 +109,16 @@ impl Lane {
             control(fleet, following.clone(), draining.clone());
         }
         tend(following.clone(), draining.clone());
-        lane::spawn(0, vec![listener], following, draining, Heartbeat::default()).unwrap();
+        let (accepts, _) = oneshot::channel();
+        lane::spawn(
+            0,
+            vec![listener],
+            following,
+            draining,
+            Heartbeat::default(),
+            accepts,
+        )
+        .unwrap();
         Lane {
             address,
             plan,

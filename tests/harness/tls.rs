@@ -9,6 +9,7 @@ use std::sync::Arc;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::sign::CertifiedKey;
 use rustls::{
     ClientConfig, ClientConnection, HandshakeKind, ProtocolVersion, RootCertStore, ServerConfig,
     StreamOwned, SupportedProtocolVersion,
@@ -48,6 +49,28 @@ impl Authority {
              mv {name}.new {name}.key; mv {name}.pem {name}.crt"
         ));
         self.path(&format!("{name}.crt"))
+    }
+
+    /// As [`Authority::issue`], for so many seconds.
+    pub fn issue_for(&self, name: &str, sans: &str, seconds: u32) -> PathBuf {
+        self.issue(name, sans);
+        self.run(&format!(
+            "printf '[ca]\ndefault_ca=any\n[any]\ndatabase=index\nnew_certs_dir=.\ndefault_md=sha256\nrand_serial=yes\nunique_subject=no\npolicy=all\n[all]\norganizationName=optional\ncommonName=supplied\n' >ca.cnf
+             : >index
+             end=$(date -u -d @$(($(date +%s) + {seconds})) +%Y%m%d%H%M%SZ)
+             openssl ca -batch -notext -config ca.cnf -cert ca.crt -keyfile ca.key -in {name}.csr -extfile {name}.ext -enddate $end -out {name}.pem
+             mv {name}.pem {name}.crt"
+        ));
+        self.path(&format!("{name}.crt"))
+    }
+
+    /// The certificate of this name, with its key.
+    pub fn key(&self, name: &str) -> Arc<CertifiedKey> {
+        let chain = CertificateDer::pem_file_iter(self.path(&format!("{name}.crt"))).unwrap();
+        let key = PrivateKeyDer::from_pem_file(self.path(&format!("{name}.key"))).unwrap();
+        let provider = aws_lc_rs::default_provider();
+        let chain = chain.map(Result::unwrap).collect();
+        Arc::new(CertifiedKey::from_der(chain, key, &provider).unwrap())
     }
 
     pub fn path(&self, file: &str) -> PathBuf {

@@ -78,6 +78,18 @@ impl ClientCertificate {
     }
 }
 
+/// When it ends, since the epoch; `None` where it cannot be read.
+pub(super) fn not_after(der: &CertificateDer<'_>) -> Option<Duration> {
+    let certificate = Certificate::from_der(der).ok()?;
+    Some(
+        certificate
+            .tbs_certificate
+            .validity
+            .not_after
+            .to_unix_duration(),
+    )
+}
+
 impl OwnFacts {
     /// An error where it is not a certificate.
     pub(super) fn of(der: &CertificateDer<'_>) -> Result<OwnFacts, String> {

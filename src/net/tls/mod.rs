@@ -4,6 +4,7 @@
 pub mod client;
 mod facts;
 mod pem;
+mod resumption;
 mod secured;
 pub mod server;
 mod trouble;
@@ -20,6 +21,7 @@ use thiserror::Error;
 
 pub use facts::{ClientCertificate, ClientFacts};
 pub use pem::look;
+pub use resumption::with_ends;
 pub use secured::Secured;
 pub use trouble::Trouble;
 

@@ -17,6 +17,7 @@ use rustls::{ServerConfig, ServerConnection, SignatureScheme};
 use sha2::{Digest, Sha256};
 
 use super::facts::OwnFacts;
+use super::resumption::{NotesEnds, Remembered, Tickets};
 use super::{
     ClientCertificate, ClientFacts, Protocol, TlsError, authorities, certificates, in_file,
     private_key, provider, read, unusable,
@@ -73,19 +74,14 @@ impl ServerTls {
                     }
                 };
                 rules.update(read(ca)?);
-                builder.with_client_cert_verifier(
-                    verifier.build().map_err(|error| in_file(ca, error))?,
-                )
+                let verifier = verifier.build().map_err(|error| in_file(ca, error))?;
+                builder.with_client_cert_verifier(Arc::new(NotesEnds(verifier)))
             }
         };
         let rules = rules.finalize().into();
         let resumption = match old.filter(|old| old.resumption.rules == rules) {
             Some(old) => old.resumption.clone(),
-            None => Resumption {
-                rules,
-                tickets: Ticketer::new().map_err(unusable)?,
-                remembered: ServerSessionMemoryCache::new(REMEMBERED),
-            },
+            None => Resumption::new(rules, &settings.client_auth)?,
         };
         let mut config = builder.with_cert_resolver(chooser.clone());
         config.ticketer = resumption.tickets.clone();
@@ -130,6 +126,25 @@ fn alpn(protocol: ListenerProtocol) -> &'static [&'static [u8]] {
         ListenerProtocol::Auto => &[b"h2", b"http/1.1", b"http/1.0"],
         ListenerProtocol::Http1 => &[b"http/1.1", b"http/1.0"],
         ListenerProtocol::Http2 => &[b"h2"],
+    }
+}
+
+impl Resumption {
+    fn new(rules: [u8; 32], asks: &ClientAuth) -> Result<Resumption, TlsError> {
+        let tickets = Ticketer::new().map_err(unusable)?;
+        let remembered = ServerSessionMemoryCache::new(REMEMBERED);
+        Ok(match asks {
+            ClientAuth::None => Resumption {
+                rules,
+                tickets,
+                remembered,
+            },
+            ClientAuth::Optional(_) | ClientAuth::Required(_) => Resumption {
+                rules,
+                tickets: Arc::new(Tickets(tickets)),
+                remembered: Arc::new(Remembered(remembered)),
+            },
+        })
     }
 }
 
