@@ -104,7 +104,9 @@ pub(super) fn call(call: Call<'_>) -> anyhow::Result<(u16, String)> {
         .build()?;
     let (address, within) = (call.address, call.within);
     let asked = runtime.block_on(async { timeout(within, ask(call)).await });
-    asked.with_context(|| format!("{address} did not answer within {within:?}"))?
+    asked.with_context(|| {
+        format!("{address} did not answer within {within:?}: is it weir's admin port?")
+    })?
 }
 
 async fn ask(call: Call<'_>) -> anyhow::Result<(u16, String)> {
@@ -112,12 +114,17 @@ async fn ask(call: Call<'_>) -> anyhow::Result<(u16, String)> {
     let stream = TcpStream::connect(address)
         .await
         .with_context(|| format!("cannot reach the admin port {address}: is weir running?"))?;
+    let exchange = exchange(stream, call).await;
+    exchange.with_context(|| format!("{address} did not answer as HTTP: is it weir's admin port?"))
+}
+
+async fn exchange(stream: TcpStream, call: Call<'_>) -> anyhow::Result<(u16, String)> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let mut request = Request::builder()
         .method(call.method)
         .uri(call.path)
-        .header(HOST, address.to_string());
+        .header(HOST, call.address.to_string());
     if let Some(token) = call.token {
         request = request.header(AUTHORIZATION, format!("Bearer {token}"));
     }

@@ -28,7 +28,9 @@ pub enum StoreError {
         "a file without a day in its name is from an earlier weir: move it away, and read it with that weir"
     )]
     Undated,
-    #[error("there is no audit database")]
+    #[error(
+        "there is no audit database; weir makes it with the first event, a relative path from the folder that it was started in; -c FILE or --database FILE name another"
+    )]
     Absent,
     #[error("audit database was begun with another key; use that key, or another path")]
     Key,

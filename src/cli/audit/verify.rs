@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail};
 
 use crate::config::Secret;
 use crate::store::audit::Report;
@@ -29,10 +29,9 @@ pub(super) async fn run(
     };
     // The key is all of the file but the line end that editors leave.
     let key = key.as_deref().map(<[u8]>::trim_ascii_end);
-    ensure!(
-        key.is_none_or(|key| !key.is_empty()),
-        "the key file is empty"
-    );
+    if let (Some(file), Some([])) = (&key_file, key) {
+        bail!("the key file {} is empty", file.display());
+    }
     let report = store.verify(key).await?;
     let kept_in = match store {
         Events::Sqlite(_) => "files",

@@ -24,6 +24,7 @@ use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
 use self::walk::{Between, SPAN, Stretch, Window, before, behind};
+use super::migrate::check_version;
 use super::row::{self, COLUMNS, Date, Fields, Time};
 use super::{Client, CloseUnlessKept, OpenError, Postgres, PostgresError, verify};
 use crate::clock;
@@ -41,6 +42,8 @@ const WINDOW: (i64, i64) = (8, 200_000);
 const QUICK: Duration = Duration::from_millis(100);
 /// What the server says of a statement that took too long.
 const CANCELED: &str = "57014";
+/// What it says of a table that is not there, or whose schema is not.
+const NO_TABLE: [&str; 2] = ["42P01", "3F000"];
 
 /// Spans that are looked at together, for a start and at most.
 const SPANS: (i64, i64) = (1, 64);
@@ -139,7 +142,10 @@ impl Reader {
     /// Checks everything that was stored, as of now. The key must be the one that it was written with.
     pub async fn verify(&self, key: Option<&[u8]>) -> Result<Report, StoreError> {
         let mut connection = CloseUnlessKept(Some(self.connection(false).await?));
-        let report = verify::verify(connection.get(), &Hasher::new(key)).await?;
+        let report = match verify::verify(connection.get(), &Hasher::new(key)).await {
+            Ok(report) => report,
+            Err(error) => return Err(or_schema(connection.get(), error).await.into()),
+        };
         connection.keep();
         Ok(report)
     }
@@ -236,7 +242,10 @@ async fn by<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Opti
 
 /// Up to which transaction all have ended, and whether there are places beyond all transactions that there have been.
 async fn settled(client: &Client) -> Result<(i64, bool), PostgresError> {
-    let row = client.query_one(SETTLED, &[]).await?;
+    let row = match client.query_one(SETTLED, &[]).await {
+        Ok(row) => row,
+        Err(error) => return Err(or_schema(client, error.into()).await),
+    };
     let (settled, next): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
     let Some(span) = row.try_get::<_, Option<i64>>(2)? else {
         return Ok((settled, false));
@@ -253,6 +262,14 @@ async fn settled(client: &Client) -> Result<(i64, bool), PostgresError> {
         }
     };
     Ok((settled, moved))
+}
+
+/// Why a query failed: where the tables are missing, the schema is.
+async fn or_schema(client: &Client, error: PostgresError) -> PostgresError {
+    match NO_TABLE.iter().any(|code| error.has_code(code)) {
+        true => check_version(client).await.err().unwrap_or(error),
+        false => error,
+    }
 }
 
 fn event(row: &Row) -> Option<AuditEvent> {
