@@ -108,7 +108,7 @@ async fn connect(configured: Configured<'_>) -> anyhow::Result<Streams> {
     let servers: Vec<_> = servers.collect();
     ensure!(
         connections.ready(within).await,
-        "redis ({}) did not answer within {within:?}: is it running, and is that its address (redis.urls)?",
+        "redis ({}) did not answer within {within:?}: is it running, and are its address and password right (redis.urls, redis.password)?",
         servers.join(", ")
     );
     let group = &config.worker.group;
