@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use harness::kept::{DAY, Kept, Kind, noon, seqs};
 use harness::process::Running;
-use harness::{Client, Reply, eventually};
+use harness::{Client, Reply};
 use serde_json::Value;
 use tokio::time::timeout;
 use weir::clock;
@@ -191,21 +191,28 @@ fn postgres_answers_what_it_found_before_its_time_was_over() {
 fn a_search_of_files_that_no_one_waits_for_ends() {
     let (kept, _process) = Kept::with(Kind::Sqlite, 20_000);
     let all = Filter::default();
-    let began = clock::now();
-    kept.query(&all);
-    let whole = began.elapsed();
-    eventually(|| {
+    let took = |work: &dyn Fn() -> bool| {
+        let began = clock::now();
+        work().then(|| began.elapsed())
+    };
+    let whole = || took(&|| kept.query(&all).len() == 20_000).unwrap();
+    // The shortest, so that no other load makes less than all of it look like a part.
+    let whole = (0..5).map(|_| whole()).min().unwrap();
+    let leave = || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .unwrap();
-        let left = runtime.block_on(async {
+        let answer = runtime.block_on(async {
             let events = Events::sqlite(&kept.path).await.unwrap();
-            timeout(Duration::from_millis(1), events.query(&all)).await
+            timeout(whole / 10, events.query(&all)).await
         });
-        let began = clock::now();
         // It waits for threads that are at work.
         drop(runtime);
-        left.is_err() && began.elapsed() < whole / 4
-    });
+        answer.is_err()
+    };
+    // Most of them, as one whose thread has not begun by then ends in any case, and another load may hold one up.
+    let short = (0..9).filter(|_| took(&leave).is_some_and(|took| took < whole / 2));
+    let short = short.count();
+    assert!(short >= 5, "{short} of 9 ended soon; all takes {whole:?}");
 }
