@@ -205,7 +205,7 @@ fn what_two_writers_commit_is_followed_without_a_gap(kind: Kind) {
         }
         let mut seen = BTreeSet::new();
         eventually(|| {
-            let (found, next) = kept.block(events.follow(&filter)).unwrap();
+            let (found, next) = kept.block(events.follow(&filter, None)).unwrap();
             filter.after = Some(next);
             for stored in found {
                 assert!(
@@ -234,7 +234,7 @@ fn what_does_not_pass_is_not_looked_at_again(kind: Kind) {
         ..Filter::default()
     };
     let newest = kept.query(&newest)[0].cursor;
-    let (found, next) = kept.block(events.follow(&filter)).unwrap();
+    let (found, next) = kept.block(events.follow(&filter, None)).unwrap();
     assert_eq!(found.len(), 0);
     assert!(next >= newest, "{next:?} is ahead of {newest:?}");
     // What comes later is found from there on, and where a page is full it goes on behind its last.
@@ -243,7 +243,7 @@ fn what_does_not_pass_is_not_looked_at_again(kind: Kind) {
     filter.after = Some(next);
     let mut seen = Vec::new();
     eventually(|| {
-        let (found, next) = kept.block(events.follow(&filter)).unwrap();
+        let (found, next) = kept.block(events.follow(&filter, None)).unwrap();
         filter.after = Some(next);
         seen.extend(seqs(&found));
         seen.len() == 7

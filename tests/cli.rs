@@ -320,6 +320,37 @@ fn healthcheck_says_how_a_running_weir_is() {
     assert_eq!(check(&closed.to_string()).status.code(), Some(1));
 }
 
+/// A weir that runs goes on by what it read before.
+#[test]
+fn healthcheck_asks_by_a_file_that_has_got_mistakes() {
+    let good = file(&short_form(answering("hi")));
+    let running = Running::start(good.path());
+    let admin = format!("admin: {{address: {}}}\n", running.admin);
+    for mistake in [
+        "upstreem: x\n",
+        "routes: [{match: {path: a b}}]\n",
+        "routes: [\n",
+    ] {
+        let config = file(&format!("{admin}{mistake}"));
+        let weir = |command: &[&str]| {
+            Command::new(env!("CARGO_BIN_EXE_weir"))
+                .args(command)
+                .arg("-c")
+                .arg(config.path())
+                .output()
+                .unwrap()
+        };
+        let output = weir(&["healthcheck", "--ready"]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        for part in ["warning: ", "line ", &running.admin] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+        // Who waits for one to start is told at once that it will not.
+        assert_eq!(weir(&["await", "--timeout", "1m"]).status.code(), Some(1));
+    }
+}
+
 fn json(reply: &Reply) -> serde_json::Value {
     serde_json::from_str(&reply.body).unwrap_or_else(|error| panic!("{error}: {reply:?}"))
 }

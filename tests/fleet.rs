@@ -10,20 +10,10 @@ mod harness;
 
 use std::time::Instant;
 
-use harness::process::{Echo, Running, file};
+use harness::process::{Echo, Running, faketime, file};
 use harness::redis::{Cluster, Server, key_prefix};
 use harness::{Reply, eventually};
 use serde_json::Value;
-
-/// Where Debian has the library that tells a process another time.
-fn faketime() -> String {
-    let machines = ["x86_64", "aarch64"];
-    let mut paths = machines
-        .map(|machine| format!("/usr/lib/{machine}-linux-gnu/faketime/libfaketime.so.1"))
-        .into_iter();
-    let found = paths.find(|path| std::path::Path::new(path).exists());
-    found.expect("libfaketime is not there, which this test needs; `make test` installs it by apt")
-}
 
 #[expect(clippy::disallowed_methods, reason = "what is measured")]
 fn now() -> Instant {

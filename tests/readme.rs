@@ -14,7 +14,7 @@ use std::path::Path;
 use std::process::{Child, Command};
 
 use harness::eventually;
-use harness::process::{Running, file, signal};
+use harness::process::{Echo, Running, file, signal};
 use harness::tls::Authority;
 use harness::{Reply, Upstream};
 
@@ -276,6 +276,11 @@ fn what_the_readme_says_is_not_there_is_not() {
         "upstream: {app: 90, b: 10}",
         "upstream: app, mirror: b",
         "upstream: app, max_body: 1GiB",
+        "upstream: app, fault: {delay: 1s}",
+        "upstream: app, delay: 1s",
+        "upstream: app, limit_rate: 1MiB",
+        "upstream: app, basic_auth: {ann: secret}",
+        "upstream: app, auth_request: b",
     ] {
         let output = Command::new(env!("CARGO_BIN_EXE_weir"))
             .args(["check", "-c"])
@@ -286,6 +291,35 @@ fn what_the_readme_says_is_not_there_is_not() {
     }
     let weir = Running::start(with("upstream: app, rate_limits: [few]").path());
     assert_eq!(weir.client().get("/").status, 429);
+}
+
+#[test]
+fn the_forwarding_fields_that_an_app_gets_are_those_of_the_readme() {
+    let echo = Echo::start();
+    let weir = Running::start(
+        file(&format!(
+            "listen: 127.0.0.1:0\nadmin: {{address: '127.0.0.1:0'}}\nupstreams: {{app: {{endpoints: 'http://{}'}}}}\n\
+             routes: [{{match: {{path: /shop}}, upstream: app, rewrite: {{host: shop.example}}}}, {{upstream: app}}]\n",
+            echo.address
+        ))
+        .path(),
+    );
+    let forwarded = |path: &str| {
+        let reply = weir.client().get(path);
+        let seen: serde_json::Value = serde_json::from_str(&reply.body).unwrap();
+        let names = seen["headers"].as_object().unwrap().keys();
+        let mut names: Vec<_> = names
+            .filter(|name| name.starts_with("x-forwarded-"))
+            .cloned()
+            .collect();
+        names.sort();
+        names
+    };
+    assert_eq!(forwarded("/"), ["x-forwarded-for", "x-forwarded-proto"]);
+    assert_eq!(
+        forwarded("/shop"),
+        ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"]
+    );
 }
 
 #[test]

@@ -9,11 +9,12 @@ mod harness;
 
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
-use harness::eventually;
 use harness::postgres::{self, Database};
-use harness::process::{Log, Running, file, signal};
+use harness::process::{Log, Running, faketime, file, signal};
 use harness::redis::{Server, key_prefix};
+use harness::{eventually, eventually_within};
 use tempfile::NamedTempFile;
 
 const BESIDE: &str = "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\nadmin: {address: 127.0.0.1:0}\nruntime: {lanes: 1}\n";
@@ -108,6 +109,43 @@ fn a_schema_is_brought_up_to_date_once_and_a_newer_one_is_refused() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{command}: {said}");
         assert!(said.contains("is version 999"), "{command}: {said}");
+    }
+}
+
+/// Each begins while Postgres is away, and then finds a schema that it cannot work with, now or later. What it waits for comes to one or
+/// two minutes, by clocks that run twenty times as fast.
+#[test]
+fn who_cannot_keep_its_work_up_ends_and_exits_1() {
+    let library = faketime();
+    let (redis, postgres) = (Server::single(), postgres::Server::start());
+    let folder = tempfile::tempdir().unwrap();
+    let config = draining(&redis, &postgres.url(), "", folder.path());
+    // Long enough for a connection by the fast clocks, too.
+    let text = std::fs::read_to_string(config.path()).unwrap();
+    let config = file(&text.replace("timeout: 500ms", "timeout: 30s"));
+    assert!(migrate(&config).status.success());
+    postgres.query("INSERT INTO weir.schema_version VALUES (999)");
+    postgres.kill();
+    let fast = [("LD_PRELOAD", library.as_str()), ("FAKETIME", "+0 x20")];
+    let start = |command| Running::start_as(command, config.path(), &fast);
+    let mut all = ["worker", "run"].map(start);
+    postgres.restart();
+    for weir in &mut all {
+        let mut code = None;
+        eventually_within(Duration::from_secs(60), || {
+            let ended = weir.child.try_wait().unwrap();
+            code = ended.map(|ended| ended.code());
+            code.is_some()
+        });
+        assert_eq!(code, Some(Some(1)));
+        // The log, and then what the process says as it ends.
+        weir.log_until("task failed, it is begun again");
+        for line in ["weir ends", "error: the task \""] {
+            let line = weir.log_until(line);
+            for part in ["cannot be kept up", "is version 999"] {
+                assert!(line.contains(part), "{line}");
+            }
+        }
     }
 }
 

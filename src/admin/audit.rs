@@ -11,6 +11,8 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use super::{Answer, Problem, Reply, decoded};
+use crate::clock;
+use crate::config::units::Span;
 use crate::plan::Plan;
 use crate::store::audit::events::Events;
 use crate::store::audit::record::Record;
@@ -20,11 +22,20 @@ use crate::store::postgres::{Postgres, Reader};
 
 /// Events on one page, unless told, and at most.
 const PAGE: (u32, u32) = (100, 1_000);
-/// For all of a search: what is rare may be found only once all days are read.
+/// For a search, unless told, and at most: what is rare may be found only once all days are read.
+const SEARCH: Duration = Duration::from_secs(25);
+/// For all of an answer, with what is waited for before the search begins.
 const WITHIN: Duration = Duration::from_secs(30);
 
-const KNOWN: &str =
-    "since, until, user, route, client, status, label, method, path, limit, order and after";
+const KNOWN: &str = "since, until, user, route, client, status, label, method, path, limit, order, after and timeout";
+
+/// What a request asks for.
+#[derive(Debug, PartialEq, Eq)]
+struct Asked {
+    filter: Filter,
+    /// How long is searched.
+    within: Duration,
+}
 
 #[derive(Serialize)]
 struct Page<'a> {
@@ -32,8 +43,8 @@ struct Page<'a> {
     next: Option<String>,
 }
 
-/// `GET /v1/audit`, with the filters of `weir audit query` as parameters, and `order=newest|oldest`, `limit=N` and `after=NEXT`:
-/// the page behind the one that said so.
+/// `GET /v1/audit`, with the filters of `weir audit query` as parameters, and `order=newest|oldest`, `limit=N`, `after=NEXT`: the
+/// page behind the one that said so, and `timeout=DURATION`: a page then has what was found by then.
 pub(super) async fn answer(
     plan: &Plan,
     postgres: Option<&Arc<Postgres>>,
@@ -46,10 +57,10 @@ pub(super) async fn answer(
         (_, []) => return Err(Problem::method("GET")),
         _ => return Err(Problem::not_found("known here: /v1/audit")),
     }
-    let filter = filter(query)?;
-    let searched = timeout(WITHIN, search(plan, postgres, &filter)).await;
+    let asked = asked(query)?;
+    let searched = timeout(WITHIN, search(plan, postgres, &asked)).await;
     let (stored, next) = searched.unwrap_or_else(|_| {
-        let detail = format!("not found within {WITHIN:?}: ask for less by \"since\"");
+        let detail = format!("the store did not answer within {WITHIN:?}: try again");
         Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail))
     })?;
     let page = Page {
@@ -64,7 +75,7 @@ pub(super) async fn answer(
 async fn search(
     plan: &Plan,
     postgres: Option<&Arc<Postgres>>,
-    filter: &Filter,
+    Asked { filter, within }: &Asked,
 ) -> Result<(Vec<Stored>, Option<Cursor>), Problem> {
     let events = match (postgres, &plan.config.audit) {
         (Some(postgres), _) => Ok(Events::Postgres(Reader::new(postgres.clone()))),
@@ -80,16 +91,17 @@ async fn search(
         Err(StoreError::Absent) => return Ok((Vec::new(), filter.after)),
         Err(error) => return Err(unanswered(&error)),
     };
+    let deadline = Some(clock::now() + *within);
     let found = match filter.order {
         // What arrives later comes behind it.
         Order::OldestFirst => {
-            let followed = events.follow(filter).await;
+            let followed = events.follow(filter, deadline).await;
             followed.map(|(found, next)| (found, Some(next)))
         }
-        Order::NewestFirst => events.query(filter).await.map(|found| {
-            let is_full = filter.limit == u32::try_from(found.len()).ok();
-            let last = found.last().map(|last| last.cursor);
-            (found, last.filter(|_| is_full))
+        Order::NewestFirst => events.search(filter, deadline).await.map(|found| {
+            let is_full = filter.limit == u32::try_from(found.events.len()).ok();
+            let last = found.events.last().map(|last| last.cursor);
+            (found.events, last.filter(|_| is_full).or(found.stopped_at))
         }),
     };
     found.map_err(|error| unanswered(&error))
@@ -100,7 +112,8 @@ fn unanswered(error: &dyn Display) -> Problem {
 }
 
 /// What the parameters ask for.
-fn filter(query: &str) -> Result<Filter, Problem> {
+fn asked(query: &str) -> Result<Asked, Problem> {
+    let mut within = SEARCH;
     let mut filter = Filter {
         limit: Some(PAGE.0),
         order: Order::NewestFirst,
@@ -150,6 +163,14 @@ fn filter(query: &str) -> Result<Filter, Problem> {
                 };
             }
             "after" => after = Some(read::<Cursor>(&name, &value)?),
+            "timeout" => {
+                let Span(length) = read(&name, &value)?;
+                if length.is_zero() || length > SEARCH {
+                    let detail = format!("timeout: {value} is not from 1ms to {}", Span(SEARCH));
+                    return Err(Problem::bad(detail));
+                }
+                within = length;
+            }
             _ => {
                 let detail = format!("{name}: unknown parameter; known are {KNOWN}");
                 return Err(Problem::bad(detail));
@@ -168,7 +189,7 @@ fn filter(query: &str) -> Result<Filter, Problem> {
         }
         Order::NewestFirst => filter.before = after,
     }
-    Ok(filter)
+    Ok(Asked { filter, within })
 }
 
 fn read<T: FromStr<Err = String>>(name: &str, value: &str) -> Result<T, Problem> {
@@ -184,8 +205,8 @@ mod tests {
 
     #[test]
     fn parameters_are_those_of_the_command() {
-        let filter = filter(
-            "since=1970-01-01T00:01:00Z&user=a%20b&client=::0A&status=4xx&path=/a&limit=7&order=oldest&after=0.5.1.9",
+        let asked = asked(
+            "since=1970-01-01T00:01:00Z&user=a%20b&client=::0A&status=4xx&path=/a&limit=7&order=oldest&after=0.5.1.9&timeout=2s",
         )
         .unwrap();
         let place = Cursor {
@@ -194,7 +215,7 @@ mod tests {
             seq: 9,
             ..Cursor::default()
         };
-        let expected = Filter {
+        let filter = Filter {
             since: Some(Micros(60_000_000)),
             user: Some("a b".to_owned()),
             client: Some("::a".to_owned()),
@@ -205,24 +226,27 @@ mod tests {
             limit: Some(7),
             ..Filter::default()
         };
-        assert_eq!(filter, expected);
+        let within = Duration::from_secs(2);
+        assert_eq!(asked, Asked { filter, within });
     }
 
     #[test]
     fn without_parameters_the_newest_are_shown() {
-        let newest = filter("").unwrap();
+        let asked = |query| super::asked(query).unwrap();
+        assert_eq!(asked("").within, SEARCH);
+        let newest = asked("").filter;
         assert_eq!(
             (newest.limit, newest.order),
             (Some(100), Order::NewestFirst)
         );
-        let behind = filter("after=1.2.0.0").unwrap();
+        let behind = asked("after=1.2.0.0").filter;
         assert_eq!((behind.after, behind.before.is_some()), (None, true));
     }
 
     #[test]
     fn a_bad_parameter_is_named_with_the_mend() {
         let check = |query: &str, expected: &str| {
-            let problem = filter(query).unwrap_err();
+            let problem = asked(query).unwrap_err();
             assert_eq!(problem.status, StatusCode::BAD_REQUEST);
             assert!(problem.detail.starts_with(expected), "{}", problem.detail);
         };
@@ -242,6 +266,9 @@ mod tests {
             "order: \"new\" is no order: use newest or oldest",
         );
         check("after=x", "after: \"x\" is not a place: use the \"next\"");
+        check("timeout=26s", "timeout: 26s is not from 1ms to 25s");
+        check("timeout=0s", "timeout: 0s is not");
+        check("timeout=soon", "timeout: \"soon\"");
         check("usr=ann", "usr: unknown parameter; known are since, ");
         check("user=a&user=b", "user: given twice");
         check("=", ": unknown parameter");

@@ -98,15 +98,23 @@ pub(super) async fn answer(
 fn find(plan: &Plan, name: Option<String>) -> Result<&LiveSessions, Problem> {
     match (name, plan.sessions.as_slice()) {
         (None, [only]) => Ok(only),
-        (None, []) => Err(Problem::not_found("the configuration has no sessions")),
-        (None, _) => Err(Problem::bad(
-            "the configuration has several: say which by sessions=NAME",
+        (None, []) => Err(Problem::not_found(
+            "the configuration has no sessions; add `sessions: {web: {}}`",
         )),
-        (Some(name), all) => all
-            .iter()
-            .find(|live| live.name == name)
-            .ok_or_else(|| Problem::not_found(format!("no sessions \"{name}\""))),
+        (None, all) => Err(Problem::bad(format!(
+            "the configuration has several ({}): say which by sessions=NAME",
+            names(all)
+        ))),
+        (Some(name), all) => all.iter().find(|live| live.name == name).ok_or_else(|| {
+            let known = names(all);
+            Problem::not_found(format!("no sessions \"{name}\"; known are: {known}"))
+        }),
     }
+}
+
+fn names(all: &[LiveSessions]) -> String {
+    let names: Vec<_> = all.iter().map(|live| live.name.as_str()).collect();
+    names.join(", ")
 }
 
 async fn create(live: &LiveSessions, new: NewSession, reach: Reach<'_>) -> Answer {

@@ -5,20 +5,20 @@ mod dead_letters;
 mod read;
 mod verify;
 
-use std::io::{self, ErrorKind};
-use std::path::PathBuf;
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 
 use super::load;
 use super::show::Format;
 use crate::config::Config;
-use crate::store::audit::Filter;
 use crate::store::audit::events::Events;
 use crate::store::audit::words::{Statuses, When};
-use crate::store::postgres;
+use crate::store::audit::{Filter, StoreError};
+use crate::store::postgres::{self, PostgresError};
 
 /// Reads the audit database.
 #[derive(Args)]
@@ -116,6 +116,9 @@ struct FilterFlags {
     path: Option<String>,
 }
 
+/// The configuration, and the file that it is of.
+type Configured<'a> = Option<(&'a Path, &'a Config)>;
+
 /// Does the command. Fails where the database cannot be read; a reader of our output that leaves is not a failure.
 pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -123,25 +126,57 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         .build()?;
     match runtime.block_on(command(arguments)) {
         Err(error) if is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
+        Err(error) if is_unreached(&error) => Err(error.context(
+            "cannot read the audit in Postgres: is it running, and are postgres.write and postgres.read its addresses?",
+        )),
         done => done,
     }
+}
+
+/// Standard output, whose errors say that they are its.
+struct Out(io::StdoutLock<'static>);
+
+impl Write for Out {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map_err(of_output)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().map_err(of_output)
+    }
+}
+
+fn of_output(error: io::Error) -> io::Error {
+    let said = format!("cannot write to standard output: {error}");
+    io::Error::new(error.kind(), said)
+}
+
+fn is_unreached(error: &anyhow::Error) -> bool {
+    let Some(StoreError::Other(cause)) = error.downcast_ref::<StoreError>() else {
+        return false;
+    };
+    matches!(
+        cause.downcast_ref::<PostgresError>(),
+        Some(PostgresError::Lost(_))
+    )
 }
 
 async fn command(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let Arguments {
         command,
         database,
-        config,
+        config: file,
     } = arguments;
-    let config = config.as_deref().map(load).transpose()?;
-    let mut out = io::stdout().lock();
+    let config = file.as_deref().map(load).transpose()?;
+    let configured = file.as_deref().zip(config.as_ref());
+    let mut out = Out(io::stdout().lock());
     match command {
         Command::Query {
             filter,
             limit,
             format,
         } => {
-            let events = open(database, config.as_ref()).await?;
+            let events = open(database, configured).await?;
             read::query(&events, &filter, limit, format, &mut out).await
         }
         Command::Tail {
@@ -149,36 +184,42 @@ async fn command(arguments: Arguments) -> anyhow::Result<ExitCode> {
             lines,
             format,
         } => {
-            let events = open(database, config.as_ref()).await?;
+            let events = open(database, configured).await?;
             read::tail(&events, &filter, lines, format, &mut out).await
         }
         Command::Verify { key_file } => {
-            let events = open(database, config.as_ref()).await?;
-            let configured = config.and_then(|config| config.audit?.key);
-            verify::run(&events, key_file, configured, &mut out).await
+            let events = open(database, configured).await?;
+            let key = config.and_then(|config| config.audit?.key);
+            verify::run(&events, key_file, key, &mut out).await
         }
         Command::Export { filter, format } => {
-            let events = open(database, config.as_ref()).await?;
+            let events = open(database, configured).await?;
             read::export(&events, &filter, format, &mut out).await
         }
         Command::DeadLetters { command } => {
-            dead_letters::run(command.unwrap_or_default(), config, &mut out).await
+            dead_letters::run(command.unwrap_or_default(), configured, &mut out).await
         }
     }
 }
 
 /// Postgres where the configuration has it and no file is named; else SQLite.
-async fn open(database: Option<PathBuf>, config: Option<&Config>) -> anyhow::Result<Events> {
-    let configured = config.and_then(|config| config.postgres.as_ref());
-    if let (None, Some(postgres)) = (&database, configured) {
-        let reader =
-            postgres::Reader::open(postgres).context("cannot open the audit in Postgres")?;
-        return Ok(Events::Postgres(reader));
-    }
-    let named = || Some(config?.audit.as_ref()?.sqlite.clone());
-    let path = database
-        .or_else(named)
-        .unwrap_or_else(|| PathBuf::from("weir-audit.db"));
+async fn open(database: Option<PathBuf>, configured: Configured<'_>) -> anyhow::Result<Events> {
+    let path = match (database, configured) {
+        (Some(path), _) => path,
+        (None, None) => PathBuf::from("weir-audit.db"),
+        (None, Some((file, config))) => match (&config.postgres, &config.audit) {
+            (Some(postgres), _) => {
+                let reader = postgres::Reader::open(postgres)
+                    .context("cannot open the audit in Postgres")?;
+                return Ok(Events::Postgres(reader));
+            }
+            (None, Some(audit)) => audit.sqlite.clone(),
+            (None, None) => bail!(
+                "{} has no \"audit\", so that weir keeps none by it; add `audit: {{}}`, or name files of SQLite by --database FILE",
+                file.display()
+            ),
+        },
+    };
     let opened = Events::sqlite(&path).await;
     opened.with_context(|| format!("cannot open {}", path.display()))
 }

@@ -14,8 +14,8 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::load;
-use crate::config::Secret;
+use super::{load, parsed, text};
+use crate::config::{Secret, check};
 
 /// All of a call, from the connection to the answer's last byte, unless the caller has less time.
 pub(super) const WITHIN: Duration = Duration::from_secs(5);
@@ -49,6 +49,32 @@ impl AdminPort {
         Ok(self.find()?.0)
     }
 
+    /// Where it is asked though the file may have mistakes: whoever runs goes on by what it read before those were made. An error for a
+    /// file that cannot be read at all.
+    pub(super) fn address_at_least(&self) -> anyhow::Result<SocketAddr> {
+        let Some(file) = &self.config else {
+            return Ok(self.address);
+        };
+        let text = text(file)?;
+        let address = match parsed(file, &text) {
+            Ok(checked) => checked.config.admin.address,
+            Err(error) => {
+                let (address, why) = match of_admin_alone(&text) {
+                    Some(address) => (address, "as its `admin` says"),
+                    None => (
+                        self.address,
+                        "the default, as its `admin` has mistakes, too",
+                    ),
+                };
+                eprintln!(
+                    "warning: {error:#}\n  a weir that runs goes on by what it read before; asking {address}, {why}"
+                );
+                address
+            }
+        };
+        Ok(reachable(address))
+    }
+
     /// Where it is asked, and the token that it wants as far as the file says; an error if that has mistakes.
     pub(super) fn find(&self) -> anyhow::Result<(SocketAddr, Option<Secret>)> {
         let Some(file) = &self.config else {
@@ -78,7 +104,9 @@ pub(super) fn call(call: Call<'_>) -> anyhow::Result<(u16, String)> {
         .build()?;
     let (address, within) = (call.address, call.within);
     let asked = runtime.block_on(async { timeout(within, ask(call)).await });
-    asked.with_context(|| format!("{address} did not answer within {within:?}"))?
+    asked.with_context(|| {
+        format!("{address} did not answer within {within:?}: is it weir's admin port?")
+    })?
 }
 
 async fn ask(call: Call<'_>) -> anyhow::Result<(u16, String)> {
@@ -86,12 +114,17 @@ async fn ask(call: Call<'_>) -> anyhow::Result<(u16, String)> {
     let stream = TcpStream::connect(address)
         .await
         .with_context(|| format!("cannot reach the admin port {address}: is weir running?"))?;
+    let exchange = exchange(stream, call).await;
+    exchange.with_context(|| format!("{address} did not answer as HTTP: is it weir's admin port?"))
+}
+
+async fn exchange(stream: TcpStream, call: Call<'_>) -> anyhow::Result<(u16, String)> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let mut request = Request::builder()
         .method(call.method)
         .uri(call.path)
-        .header(HOST, address.to_string());
+        .header(HOST, call.address.to_string());
     if let Some(token) = call.token {
         request = request.header(AUTHORIZATION, format!("Bearer {token}"));
     }
@@ -103,6 +136,23 @@ async fn ask(call: Call<'_>) -> anyhow::Result<(u16, String)> {
     let status = response.status().as_u16();
     let body = response.into_body().collect().await?.to_bytes();
     Ok((status, String::from_utf8_lossy(&body).into_owned()))
+}
+
+/// What the file's key `admin` says by itself, or the default where there is none; `None` where that has mistakes, too.
+fn of_admin_alone(text: &str) -> Option<SocketAddr> {
+    let is_within = |line: &&str| line.is_empty() || line.starts_with([' ', '\t', '#', '}']);
+    let mut lines = text.lines().skip_while(|line| !line.starts_with("admin:"));
+    let first = lines.next();
+    let block: Vec<_> = first
+        .into_iter()
+        .chain(lines.take_while(is_within))
+        .collect();
+    let alone = format!(
+        "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\n{}\n",
+        block.join("\n")
+    );
+    let parsed = check::parse(&alone, &|name| std::env::var(name).ok());
+    parsed.ok().map(|config| config.admin.address)
 }
 
 /// Where a port that listens on all addresses is asked from its own machine: `[::]` takes IPv4 as well, and not every machine has `::1`.
@@ -126,5 +176,31 @@ mod tests {
         ] {
             assert_eq!(reachable(address.parse().unwrap()).to_string(), asked);
         }
+    }
+
+    #[test]
+    fn the_admin_port_is_found_in_a_file_with_mistakes() {
+        let check = |text: &str, expected: Option<&str>| {
+            let found = of_admin_alone(text).map(|address| address.to_string());
+            assert_eq!(found.as_deref(), expected, "{text:?}");
+        };
+        let port = Some("127.0.0.1:7");
+        check(
+            "rotues: []\nadmin: {address: 127.0.0.1:7}\nlisten: x\n",
+            port,
+        );
+        check(
+            "routes: [\nadmin:\n  # Ours.\n\n  address: 127.0.0.1:7\nlisten: [",
+            port,
+        );
+        check("admin:\r\n  address: 127.0.0.1:7\r\nlisten: {\r\n", port);
+        check("admin: {\n  address: 127.0.0.1:7,\n}\nx: [", port);
+        check("listen: [", Some("127.0.0.1:9901"));
+        check(
+            "# admin: {address: 127.0.0.1:7}\nadministrator: 1",
+            Some("127.0.0.1:9901"),
+        );
+        check("admin: {adress: 127.0.0.1:7}\n", None);
+        check("admin: {address: 127.0.0.1:7\n", None);
     }
 }

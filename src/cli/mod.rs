@@ -35,9 +35,16 @@ pub fn load(path: &Path) -> anyhow::Result<Config> {
 
 /// Likewise, with what is to be warned of.
 pub fn read(path: &Path) -> anyhow::Result<Checked> {
-    let text =
-        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    checked(&text, &|name| std::env::var(name).ok()).map_err(|mistakes| told(path, &mistakes))
+    parsed(path, &text(path)?)
+}
+
+fn text(path: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// `text` is that of the file.
+fn parsed(path: &Path, text: &str) -> anyhow::Result<Checked> {
+    checked(text, &|name| std::env::var(name).ok()).map_err(|mistakes| told(path, &mistakes))
 }
 
 /// Every mistake in the file.

@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use clap::{Args, Subcommand};
 use hyper::Method;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -59,12 +59,15 @@ enum Command {
     #[command(
         after_help = "Example: weir session revoke -c weir.yaml 4f1d7a20c6e98b35d2407f6b91ce03a8\nExample: weir session revoke -c weir.yaml --user ann"
     )]
-    Revoke {
-        #[arg(required_unless_present = "user", conflicts_with = "user")]
-        id: Option<String>,
-        #[arg(long)]
-        user: Option<String>,
-    },
+    Revoke(Revoked),
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct Revoked {
+    id: Option<String>,
+    #[arg(long)]
+    user: Option<String>,
 }
 
 /// Does the command; an error tells what the admin API said.
@@ -77,40 +80,54 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     } = arguments;
     let (address, of_file) = admin.find()?;
     let token = token.or(of_file.map(|Secret(token)| token));
-    let ask = |method: Method, path: &str, query: &[(&str, &str)], body: String| {
-        let named = sessions.iter().map(|name| ("sessions", name.as_str()));
-        let pairs = query.iter().copied().chain(named);
-        let query: Vec<_> = pairs
-            .map(|(key, value)| format!("{key}={}", escaped(value)))
-            .collect();
-        let (status, answer) = call(Call {
-            address,
-            method,
-            path: &format!("/v1/sessions{path}?{}", query.join("&")),
-            token: token.as_deref(),
-            body,
-            within: WITHIN,
-        })?;
-        let answer: Value = match answer.as_str() {
-            "" => Value::Null,
-            json => serde_json::from_str(json).context("the admin port did not answer in JSON")?,
-        };
-        if !(200..300).contains(&status) {
-            let detail = answer["detail"].as_str().unwrap_or("no detail");
-            let mend = match status {
-                401 => "; here by -c FILE, --token or WEIR_ADMIN_TOKEN",
-                _ => "",
+    // `has` is what an answer of the admin port has; another server may have one of its own to each path.
+    let ask =
+        |method: Method, path: &str, query: &[(&str, &str)], body: String, has: Option<&str>| {
+            let named = sessions.iter().map(|name| ("sessions", name.as_str()));
+            let pairs = query.iter().copied().chain(named);
+            let query: Vec<_> = pairs
+                .map(|(key, value)| format!("{key}={}", escaped(value)))
+                .collect();
+            let (status, answer) = call(Call {
+                address,
+                method,
+                path: &format!("/v1/sessions{path}?{}", query.join("&")),
+                token: token.as_deref(),
+                body,
+                within: WITHIN,
+            })?;
+            let answer: Value = match answer.as_str() {
+                "" => Value::Null,
+                json => serde_json::from_str(json).with_context(|| {
+                    format!("{address} did not answer in JSON ({status}): is it weir's admin port?")
+                })?,
             };
-            bail!("{address} says {status}: {detail}{mend}");
-        }
-        Ok(answer)
-    };
+            if !(200..300).contains(&status) {
+                let detail = answer["detail"].as_str();
+                let detail = detail.unwrap_or("without a word why: is it weir's admin port?");
+                let mend = match status {
+                    401 => "; here by -c FILE, --token or WEIR_ADMIN_TOKEN",
+                    400 if detail.contains("sessions=NAME") => "; here by --sessions NAME",
+                    _ => "",
+                };
+                bail!("{address} says {status}: {detail}{mend}");
+            }
+            let is_there = match has {
+                Some(key) => !answer[key].is_null(),
+                None => answer.is_null(),
+            };
+            ensure!(
+                is_there,
+                "{address} answered something else ({status}): is it weir's admin port?"
+            );
+            Ok(answer)
+        };
     let mut out = std::io::stdout();
     match command {
         Command::Create { user, claims } => {
             let claims: Map<_, _> = claims.into_iter().collect();
             let body = json!({ "user": user, "claims": claims });
-            let created = ask(Method::POST, "", &[], body.to_string())?;
+            let created = ask(Method::POST, "", &[], body.to_string(), Some("token"))?;
             writeln!(out, "{created:#}")?;
         }
         Command::List { user } => {
@@ -119,7 +136,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
                 let of_user = user.iter().map(|user| ("user", user.as_str()));
                 let from = after.iter().map(|id| ("after", id.as_str()));
                 let query: Vec<_> = of_user.chain(from).collect();
-                let page = ask(Method::GET, "", &query, String::new())?;
+                let page = ask(Method::GET, "", &query, String::new(), Some("sessions"))?;
                 for session in page["sessions"].as_array().into_iter().flatten() {
                     writeln!(out, "{session}")?;
                 }
@@ -135,21 +152,29 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
                 &format!("/{}", escaped(&id)),
                 &[],
                 String::new(),
+                Some("id"),
             )?;
             writeln!(out, "{session:#}")?;
         }
-        Command::Revoke { id: Some(id), .. } => {
+        Command::Revoke(Revoked { id: Some(id), .. }) => {
             ask(
                 Method::DELETE,
                 &format!("/{}", escaped(&id)),
                 &[],
                 String::new(),
+                None,
             )?;
             writeln!(out, "ended 1")?;
         }
-        Command::Revoke { id: None, user } => {
+        Command::Revoke(Revoked { id: None, user }) => {
             let user = user.unwrap_or_default();
-            let said = ask(Method::DELETE, "", &[("user", &user)], String::new())?;
+            let said = ask(
+                Method::DELETE,
+                "",
+                &[("user", &user)],
+                String::new(),
+                Some("ended"),
+            )?;
             writeln!(out, "ended {}", said["ended"])?;
         }
     }

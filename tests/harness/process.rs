@@ -163,6 +163,16 @@ impl Drop for Running {
     }
 }
 
+/// Where Debian has the library that tells a process another time.
+pub fn faketime() -> String {
+    let machines = ["x86_64", "aarch64"];
+    let mut paths = machines
+        .map(|machine| format!("/usr/lib/{machine}-linux-gnu/faketime/libfaketime.so.1"))
+        .into_iter();
+    let found = paths.find(|path| Path::new(path).exists());
+    found.expect("libfaketime is not there, which this test needs; `make test` installs it by apt")
+}
+
 pub fn file(text: &str) -> tempfile::NamedTempFile {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(text.as_bytes()).unwrap();

@@ -5,14 +5,14 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
 use uuid::Uuid;
 
+use super::Configured;
 use crate::cli::show::printable;
 use crate::clock;
-use crate::config::Config;
 use crate::store::audit::batch;
 use crate::store::fleet::Fleet;
 use crate::store::streams::consume::Streams;
@@ -45,9 +45,10 @@ pub(super) enum Command {
 }
 
 #[derive(Args)]
+#[group(required = true, multiple = false)]
 pub(super) struct Which {
     /// As `list` shows them.
-    #[arg(required_unless_present = "all", conflicts_with = "all", value_name = "ID", value_parser = Id::parse)]
+    #[arg(value_name = "ID", value_parser = Id::parse)]
     ids: Vec<Id>,
     /// All there are.
     #[arg(long)]
@@ -63,10 +64,10 @@ struct Id {
 
 pub(super) async fn run(
     command: Command,
-    config: Option<Config>,
+    configured: Configured<'_>,
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitCode> {
-    let streams = connect(&config.context("say which configuration: -c weir.yaml")?).await?;
+    let streams = connect(configured).await?;
     match command {
         Command::List => {
             list(&streams, out).await?;
@@ -89,18 +90,26 @@ pub(super) async fn run(
     }
 }
 
-async fn connect(config: &Config) -> anyhow::Result<Streams> {
-    let redis = config.redis.as_ref();
-    let redis = redis.context("the configuration has no redis, so there are no dead letters")?;
-    let audit = config.audit.as_ref();
-    let audit = audit.context("the configuration has no audit, so there are no dead letters")?;
+async fn connect(configured: Configured<'_>) -> anyhow::Result<Streams> {
+    let (file, config) = configured.context("say which configuration: -c weir.yaml")?;
+    let (redis, audit) = match (&config.redis, &config.audit) {
+        (Some(redis), Some(audit)) => (redis, audit),
+        (redis, _) => bail!(
+            "{} has no {}, and dead letters are of an audit that goes through Redis into Postgres; give the file of the workers",
+            file.display(),
+            if redis.is_none() { "redis" } else { "audit" }
+        ),
+    };
     let fleet = Fleet::new(redis, &Metrics::default())?;
     tokio::spawn(fleet.main.clone().keep_topology());
     let connections = fleet.connect(false).main;
     let within = redis.connect_timeout;
+    let servers = redis.main.endpoints.iter().map(ToString::to_string);
+    let servers: Vec<_> = servers.collect();
     ensure!(
         connections.ready(within).await,
-        "redis did not answer within {within:?}"
+        "redis ({}) did not answer within {within:?}: is it running, and are its address and password right (redis.urls, redis.password)?",
+        servers.join(", ")
     );
     let group = &config.worker.group;
     Ok(Streams::new(connections, &fleet.keys, &audit.stream, group))

@@ -48,7 +48,7 @@ pub(super) async fn tail(
     };
     let mut is_failing = false;
     loop {
-        let (events, next) = match store.follow(&filter).await {
+        let (events, next) = match store.follow(&filter, None).await {
             Ok(found) => found,
             Err(error) if may_pass(&error) => {
                 if !is_failing {

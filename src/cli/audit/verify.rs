@@ -28,7 +28,7 @@ pub(super) async fn run(
         keys.push(key);
         ensure!(
             !trimmed(&keys).any(<[u8]>::is_empty),
-            "{} is empty: it is to hold a key",
+            "the key file {} is empty",
             file.display()
         );
     }

@@ -2,11 +2,13 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::task::spawn_blocking;
 
 use super::chain::Keys;
-use super::{Cursor, Filter, Order, Report, StoreError, Stored};
+use super::{Cursor, Filter, Found, Order, Report, StoreError, Stored};
+use crate::clock;
 use crate::store::postgres::{self, PostgresError};
 use crate::store::sqlite;
 
@@ -27,32 +29,59 @@ impl Events {
 
     /// The events that pass the filter. What is kept but is no event is logged and left out; `verify` names it.
     pub async fn query(&self, filter: &Filter) -> Result<Vec<Stored>, StoreError> {
+        self.search(filter, None).await.map(|found| found.events)
+    }
+
+    /// Likewise; once the deadline has passed, what was found by then and where to go on, or an error if it came nowhere. Who waits no longer
+    /// leaves nothing running.
+    pub async fn search(
+        &self,
+        filter: &Filter,
+        deadline: Option<Instant>,
+    ) -> Result<Found, StoreError> {
         match self {
             Events::Sqlite(reader) => {
                 let (reader, filter) = (reader.clone(), filter.clone());
-                blocking(move || reader.query(&filter)).await
+                let asked = Arc::new(());
+                let asks = Arc::downgrade(&asked);
+                let goes_on = move || {
+                    asks.strong_count() > 0
+                        && deadline.is_none_or(|deadline| clock::now() < deadline)
+                };
+                let found = blocking(move || reader.search(&filter, goes_on)).await;
+                // It is gone before, where this is dropped instead of awaited.
+                drop(asked);
+                found
             }
-            Events::Postgres(reader) => reader.query(filter).await,
+            Events::Postgres(reader) => reader.search(filter, deadline).await,
         }
     }
 
     /// The events that pass a filter that is [`Filter::settled`] and goes from the oldest on, and the place to go on from: behind all that was looked
-    /// at, so that what does not pass is not looked at again.
-    pub async fn follow(&self, filter: &Filter) -> Result<(Vec<Stored>, Cursor), StoreError> {
+    /// at, so that what does not pass is not looked at again. `deadline` is as that of [`Events::search`].
+    pub async fn follow(
+        &self,
+        filter: &Filter,
+        deadline: Option<Instant>,
+    ) -> Result<(Vec<Stored>, Cursor), StoreError> {
         // No server that lags behind the other one's end may be asked: what goes on from a place is asked of the primary, which lags behind none.
         let events = match self {
             Events::Postgres(reader) if filter.after.is_none() => Events::Postgres(reader.kept()),
             Events::Sqlite(_) | Events::Postgres(_) => self.clone(),
         };
         let end = events.end().await?;
-        let found = events.query(filter).await?;
+        let Found {
+            events: found,
+            stopped_at,
+        } = events.search(filter, deadline).await?;
         let is_full = filter
             .limit
             .is_some_and(|limit| found.len() >= limit as usize);
         let last = found.last().map(|last| last.cursor).max(filter.after);
-        let next = match (last, is_full) {
-            (Some(last), true) => last,
-            (last, _) => last.map_or(end, |last| last.max(end)),
+        let next = match (stopped_at, last, is_full) {
+            (Some(place), ..) => place,
+            (None, Some(last), true) => last,
+            (None, last, _) => last.map_or(end, |last| last.max(end)),
         };
         Ok((found, next))
     }
@@ -90,7 +119,7 @@ impl Events {
 /// Whether the same may be answered when it is asked again: the server, the way to it or a lock is at fault.
 pub fn may_pass(error: &StoreError) -> bool {
     match error {
-        StoreError::Locked => true,
+        StoreError::Locked | StoreError::OutOfTime => true,
         StoreError::Other(error) => error
             .downcast_ref::<PostgresError>()
             .is_some_and(|error| error.is_of_the_server() || error.is_slow()),

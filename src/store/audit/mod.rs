@@ -33,7 +33,9 @@ pub enum StoreError {
         "a file without a day in its name is from an earlier weir: move it away, and read it with that weir"
     )]
     Undated,
-    #[error("there is no audit database")]
+    #[error(
+        "there is no audit database; weir makes it with the first event, a relative path from the folder that it was started in; -c FILE or --database FILE name another"
+    )]
     Absent,
     #[error("audit database was begun with another key; use that key, or another path")]
     Key,
@@ -45,6 +47,11 @@ pub enum StoreError {
         "audit was copied here from another Postgres, whose transactions had come further: see \"Moving\" in docs/audit.md"
     )]
     Moved,
+    /// As of a search with a deadline, which [`Found::stopped_at`] would have no place for.
+    #[error(
+        "the search came nowhere in its time: ask for less by \"since\", or give it longer by \"timeout\""
+    )]
+    OutOfTime,
     #[error("audit database: {0}")]
     Folder(#[from] io::Error),
     #[error("audit database: {0}")]
@@ -144,4 +151,13 @@ pub struct Stored {
     /// The boot of the instance, a UUID; `seq` counts within it.
     pub boot: [u8; 16],
     pub event: AuditEvent,
+}
+
+/// What a search came to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Found {
+    /// In the order asked for.
+    pub events: Vec<Stored>,
+    /// Where to go on, by the filter's `after` or `before`, if its time was over first: all ahead of it was looked at.
+    pub stopped_at: Option<Cursor>,
 }

@@ -208,6 +208,8 @@ impl From<rusqlite::Error> for StoreError {
         match error.sqlite_error_code() {
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreError::Locked,
             Some(ErrorCode::DiskFull) => StoreError::Full,
+            // By the handler of a search alone.
+            Some(ErrorCode::OperationInterrupted) => StoreError::OutOfTime,
             _ => StoreError::Other(Box::new(error)),
         }
     }

@@ -11,7 +11,10 @@ use crate::event::{AuditEvent, Traits};
 use crate::store::audit::chain::Keys;
 use crate::store::audit::days::{self, Day};
 use crate::store::audit::links;
-use crate::store::audit::{Cursor, Filter, Order, Report, StoreError, Stored};
+use crate::store::audit::{Cursor, Filter, Found, Order, Report, StoreError, Stored};
+
+/// Instructions of SQLite between questions whether a search goes on: of some 1,000 rows, which is less than a millisecond.
+const ASK_EVERY: i32 = 10_000;
 
 /// Reads all files of a path, or one file. Files that come and go meanwhile are heeded.
 pub struct Reader {
@@ -40,16 +43,26 @@ impl Reader {
     /// The events that pass the filter. A row that is no longer an event is logged and left out; `verify` names it.
     /// To follow what arrives, ask again after the last cursor: a day's file is done with once the next has an event.
     pub fn query(&self, filter: &Filter) -> Result<Vec<Stored>, StoreError> {
+        self.search(filter, || true).map(|found| found.events)
+    }
+
+    /// Likewise, for as long as `goes_on`; then what was found by then and where to go on, or an error if it came nowhere.
+    pub fn search(
+        &self,
+        filter: &Filter,
+        goes_on: impl Fn() -> bool + Clone + Send + 'static,
+    ) -> Result<Found, StoreError> {
         let mut files = self.files()?;
         if filter.order == Order::NewestFirst {
             files.reverse();
         }
-        let mut stored = Vec::new();
+        let mut search = Search {
+            filter,
+            stored: Vec::new(),
+            place: None,
+        };
         for (day, path) in files {
-            if filter
-                .limit
-                .is_some_and(|limit| stored.len() >= limit as usize)
-            {
+            if search.is_full() {
                 break;
             }
             // No event is later than the day of its file.
@@ -59,15 +72,33 @@ impl Reader {
             if too_old || passed {
                 continue;
             }
-            if let Some(connection) = open_if_made(&path)? {
-                let earliest = Ledger::read(&connection)?.earliest;
-                let too_new = |until| earliest.is_some_and(|earliest| earliest >= until);
-                if !filter.until.is_some_and(|until| too_new(until.0)) {
-                    query(&connection, day, filter, &mut stored)?;
-                }
+            let Some(mut connection) = open_if_made(&path)? else {
+                continue;
+            };
+            let earliest = Ledger::read(&connection)?.earliest;
+            let too_new = |until| earliest.is_some_and(|earliest| earliest >= until);
+            if filter.until.is_some_and(|until| too_new(until.0)) {
+                continue;
             }
+            let end = end(&connection, filter.order)?;
+            let goes_on = goes_on.clone();
+            connection.progress_handler(ASK_EVERY, Some(move || !goes_on()))?;
+            match search.file(&connection, day) {
+                Ok(()) => {}
+                Err(StoreError::OutOfTime) => return search.stopped(),
+                Err(error) => return Err(error),
+            }
+            let end = end.map(|arrival| place(day, arrival));
+            search.place = match filter.order {
+                // More may have arrived, and been read.
+                Order::OldestFirst => search.place.max(end),
+                Order::NewestFirst => end.or(search.place),
+            };
         }
-        Ok(stored)
+        Ok(Found {
+            events: search.stored,
+            stopped_at: None,
+        })
     }
 
     /// Checks everything that was written, as of now. One of the keys must be that which the files were written with.
@@ -94,45 +125,85 @@ impl Reader {
     }
 }
 
-/// Adds to `stored` the events of a day's file that pass.
-fn query(
-    connection: &Connection,
-    day: Day,
-    filter: &Filter,
-    stored: &mut Vec<Stored>,
-) -> Result<(), StoreError> {
-    let within = |place: Option<Cursor>| place.filter(|place| place.day == day);
-    let after = within(filter.after).map(|after| after.arrival);
-    let before = within(filter.before).map(|before| before.arrival);
-    let (sql, values) = select(filter, after, before);
-    let mut statement = connection.prepare(&sql)?;
-    let mut rows = statement.query(rusqlite::params_from_iter(values))?;
-    // Counted here and not by SQL, so that rows left out do not end an answer early.
-    while filter
-        .limit
-        .is_none_or(|limit| stored.len() < limit as usize)
-        && let Some(row) = rows.next()?
-    {
-        let body = row.get_ref(4)?.as_blob().unwrap_or_default();
-        if Traits::of(body).is_some_and(|event| !filter.passes(&event)) {
-            continue;
+/// A search under way.
+struct Search<'a> {
+    filter: &'a Filter,
+    stored: Vec<Stored>,
+    /// Up to where all was looked at, as far as that is known.
+    place: Option<Cursor>,
+}
+
+impl Search<'_> {
+    fn is_full(&self) -> bool {
+        let limit = self.filter.limit;
+        limit.is_some_and(|limit| self.stored.len() >= limit as usize)
+    }
+
+    /// Adds the events of a day's file that pass.
+    fn file(&mut self, connection: &Connection, day: Day) -> Result<(), StoreError> {
+        let filter = self.filter;
+        let within = |place: Option<Cursor>| place.filter(|place| place.day == day);
+        let after = within(filter.after).map(|after| after.arrival);
+        let before = within(filter.before).map(|before| before.arrival);
+        let (sql, values) = select(filter, after, before);
+        let mut statement = connection.prepare(&sql)?;
+        let mut rows = statement.query(rusqlite::params_from_iter(values))?;
+        // Counted here and not by SQL, so that rows left out do not end an answer early.
+        while !self.is_full()
+            && let Some(row) = rows.next()?
+        {
+            let cursor = place(day, row.get(0)?);
+            self.place = Some(cursor);
+            let body = row.get_ref(4)?.as_blob().unwrap_or_default();
+            if Traits::of(body).is_some_and(|event| !filter.passes(&event)) {
+                continue;
+            }
+            match AuditEvent::decode(body) {
+                Ok(event) => self.stored.push(Stored {
+                    cursor,
+                    instance: text(row, 2).unwrap_or("?").to_owned(),
+                    boot: row.get(3).unwrap_or_default(),
+                    event,
+                }),
+                Err(_) => {
+                    tracing::warn!(%day, cursor.arrival, "not an event: run `weir audit verify`");
+                }
+            }
         }
-        let cursor = Cursor {
-            day,
-            arrival: row.get(0)?,
-            ..Cursor::default()
+        Ok(())
+    }
+
+    /// What there is of it once it does not go on.
+    fn stopped(self) -> Result<Found, StoreError> {
+        let began = match self.filter.order {
+            Order::OldestFirst => self.filter.after,
+            Order::NewestFirst => self.filter.before,
         };
-        match AuditEvent::decode(body) {
-            Ok(event) => stored.push(Stored {
-                cursor,
-                instance: text(row, 2).unwrap_or("?").to_owned(),
-                boot: row.get(3).unwrap_or_default(),
-                event,
+        match self.place {
+            place @ Some(_) if place != began => Ok(Found {
+                events: self.stored,
+                stopped_at: place,
             }),
-            Err(_) => tracing::warn!(%day, cursor.arrival, "not an event: run `weir audit verify`"),
+            Some(_) | None => Err(StoreError::OutOfTime),
         }
     }
-    Ok(())
+}
+
+/// Where a file that was read from one end stands at the other, as of now: a writer may go on behind it. `None` for one without events.
+fn end(connection: &Connection, order: Order) -> Result<Option<i64>, StoreError> {
+    let sql = match order {
+        Order::OldestFirst => "SELECT max(arrival) FROM events",
+        Order::NewestFirst => "SELECT min(arrival) FROM events",
+    };
+    Ok(connection.query_row(sql, [], |row| row.get(0))?)
+}
+
+fn place(day: Day, arrival: i64) -> Cursor {
+    Cursor {
+        day,
+        arrival,
+        ..Cursor::default()
+    }
 }
 
 /// The events of one file that arrived behind `after` and ahead of `before` and pass by what has a column; [`Filter::passes`] asks
