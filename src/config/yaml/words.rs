@@ -2,7 +2,7 @@
 
 use serde::de::{Expected, Unexpected};
 
-use super::Value;
+use super::tree::Value;
 
 /// What the parser says, without the place, which is told before it, and without its options, which are not the user's.
 pub(super) fn in_our_words(message: &str) -> String {

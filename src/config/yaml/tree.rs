@@ -1,0 +1,214 @@
+//! A file's text as a tree of nodes with places, and what `${…}` in it stands for. Must not know what a value is for.
+
+use std::cell::RefCell;
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_saphyr::Spanned;
+
+use super::{Lookup, Mistake, Path};
+
+/// YAML 1.2, in which `no` and `on` are texts: a country or a state, and no boolean.
+pub(super) fn tree(text: &str) -> Result<Node, serde_saphyr::Error> {
+    let options = serde_saphyr::options! { strict_booleans: true };
+    serde_saphyr::from_str_with_options(text, options)
+}
+
+/// Whether a value of the text names a file, however YAML spells that.
+pub fn names_files(text: &str) -> bool {
+    fn names(node: &Node) -> bool {
+        match &node.value {
+            Value::Text(text) => text.contains("${file:"),
+            Value::List(items) => items.iter().any(names),
+            Value::Map(entries) => entries.iter().any(|(_, item)| names(item)),
+            Value::Expanded { .. }
+            | Value::Unknown
+            | Value::Null
+            | Value::Bool(_)
+            | Value::Unsigned(_)
+            | Value::Signed(_)
+            | Value::Float(_) => false,
+        }
+    }
+    tree(text).is_ok_and(|node| names(&node))
+}
+
+#[derive(Debug)]
+pub(super) struct Node {
+    pub line: u64,
+    pub column: u64,
+    pub value: Value,
+}
+
+#[derive(Debug)]
+pub(super) enum Value {
+    Null,
+    Bool(bool),
+    Unsigned(u64),
+    Signed(i64),
+    Float(f64),
+    Text(String),
+    /// A text with what `${…}` stood for; its mistakes are told without it, since it may be a secret.
+    Expanded {
+        value: String,
+        written: String,
+    },
+    /// A text of which a `${…}` stands for nothing, as a mistake says already.
+    Unknown,
+    List(Vec<Node>),
+    Map(Vec<(Spanned<String>, Node)>),
+}
+
+impl<'de> Deserialize<'de> for Node {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Node, D::Error> {
+        let spanned = Spanned::<Value>::deserialize(deserializer)?;
+        Ok(Node {
+            line: spanned.referenced.line(),
+            column: spanned.referenced.column(),
+            value: spanned.value,
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Value {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(ValueVisitor)
+    }
+}
+
+struct ValueVisitor;
+
+impl<'de> Visitor<'de> for ValueVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a YAML value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_none<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(Value::Unsigned(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(u64::try_from(value).map_or(Value::Signed(value), Value::Unsigned))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(Value::Float(value))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(Value::Text(value.to_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = list.next_element()? {
+            items.push(item);
+        }
+        Ok(Value::List(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(entry) = map.next_entry()? {
+            entries.push(entry);
+        }
+        Ok(Value::Map(entries))
+    }
+}
+
+/// Puts in what variables and files say; one that says nothing is a mistake, and its value [`Value::Unknown`].
+pub(super) fn expand(
+    node: &mut Node,
+    path: &Path<'_>,
+    lookup: Lookup<'_>,
+    mistakes: &RefCell<Vec<Mistake>>,
+) {
+    match &mut node.value {
+        Value::Text(text) if text.contains("${") => match expanded(text, lookup) {
+            Ok(value) => {
+                node.value = Value::Expanded {
+                    value,
+                    written: std::mem::take(text),
+                }
+            }
+            Err(message) => {
+                node.value = Value::Unknown;
+                let (line, column) = (node.line, node.column);
+                mistakes.borrow_mut().push(Mistake {
+                    path: path.to_string(),
+                    line,
+                    column,
+                    message,
+                });
+            }
+        },
+        Value::List(items) => {
+            for (index, item) in items.iter_mut().enumerate() {
+                expand(item, &Path::Index(path, index), lookup, mistakes);
+            }
+        }
+        Value::Map(entries) => {
+            for (key, item) in entries {
+                expand(item, &Path::Key(path, &key.value), lookup, mistakes);
+            }
+        }
+        Value::Text(_)
+        | Value::Expanded { .. }
+        | Value::Unknown
+        | Value::Null
+        | Value::Bool(_)
+        | Value::Unsigned(_)
+        | Value::Signed(_)
+        | Value::Float(_) => {}
+    }
+}
+
+fn expanded(text: &str, lookup: Lookup<'_>) -> Result<String, String> {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some((before, behind)) = rest.split_once("${") {
+        let Some((name, after)) = behind.split_once('}') else {
+            return Err("\"${\" has no \"}\": close it".to_owned());
+        };
+        out.push_str(before);
+        if let Some(path) = name.strip_prefix("file:") {
+            let read = std::fs::read_to_string(path)
+                .map_err(|error| format!("cannot read {path}: {error}"))?;
+            out.push_str(
+                read.strip_suffix('\n')
+                    .map_or(&*read, |line| line.strip_suffix('\r').unwrap_or(line)),
+            );
+        } else {
+            let (name, default) = match name.split_once(":-") {
+                Some((name, default)) => (name, Some(default)),
+                None => (name, None),
+            };
+            match (lookup(name).filter(|value| !value.is_empty()), default) {
+                (Some(value), _) => out.push_str(&value),
+                (None, Some(default)) => out.push_str(default),
+                (None, None) => {
+                    return Err(format!(
+                        "{name} is not set: set it, or give a default as ${{{name}:-default}}"
+                    ));
+                }
+            }
+        }
+        rest = after;
+    }
+    out.push_str(rest);
+    Ok(out)
+}
