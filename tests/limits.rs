@@ -7,7 +7,10 @@
 
 mod harness;
 
+use std::net::SocketAddr;
+
 use harness::{Client, Lane, Store, Upstream, eventually};
+use socket2::{Domain, Socket, Type};
 
 on_each_store!(
     a_limit_admits_its_number_and_tells_clients_by_the_draft,
@@ -482,9 +485,11 @@ fn what_another_policy_refuses_costs_no_quota(store: Store) {
         let field = field.unwrap_or_default();
         format!("HTTP/1.1 200 OK\r\n{field}Content-Length: 0\r\n\r\n")
     });
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let gone = nobody.local_addr().unwrap();
-    drop(nobody);
+    // Kept, so that no other test gets its port.
+    let closed = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+    closed.bind(&loopback.into()).unwrap();
+    let gone = closed.local_addr().unwrap().as_socket().unwrap();
     for algorithm in ["token_bucket", "sliding_window", "fixed_window"] {
         let lane = Lane::start(&format!(
             "listeners: [{{address: '127.0.0.1:0'}}]\n\
