@@ -59,8 +59,10 @@ impl AdminPort {
         let address = match parsed(file, &text) {
             Ok(checked) => checked.config.admin.address,
             Err(error) => {
+                let has_admin = text.lines().any(|line| line.starts_with("admin:"));
                 let (address, why) = match of_admin_alone(&text) {
-                    Some(address) => (address, "as its `admin` says"),
+                    Some(address) if has_admin => (address, "as its `admin` says"),
+                    Some(address) => (address, "the default"),
                     None => (
                         self.address,
                         "the default, as its `admin` has mistakes, too",

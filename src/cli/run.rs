@@ -124,7 +124,8 @@ async fn supervise(
     let terminate = signal(SignalKind::terminate())?;
     let hangup = signal(SignalKind::hangup())?;
     let mut taken = match takes_over {
-        TakesOver::Yes => Taken::from(config.admin.address).await?,
+        // By the address that it is offered at.
+        TakesOver::Yes => Taken::from(listen::here(config.admin.address)).await?,
         TakesOver::No => Taken::default(),
     };
     if taken.is_some() && config.redis.is_none() && !config.sessions.is_empty() {

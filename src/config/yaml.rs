@@ -24,7 +24,9 @@ use tree::{Node, Value, expand, tree};
 
 pub use tree::names_files;
 pub use words::did_you_mean;
-use words::{NOTHING, in_our_words, misplaced, missing, nearest, no_name, told_apart, unknown_key};
+use words::{
+    NOTHING, in_our_words, missing, nearest, no_name, told_apart, unexpected, unknown_key,
+};
 
 /// One mistake in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -156,11 +158,11 @@ impl de::Error for Error {
     }
 
     fn invalid_type(found: Unexpected<'_>, needed: &dyn Expected) -> Error {
-        de::Error::custom(misplaced(found, needed))
+        de::Error::custom(unexpected(found, needed))
     }
 
     fn invalid_value(found: Unexpected<'_>, needed: &dyn Expected) -> Error {
-        de::Error::custom(misplaced(found, needed))
+        de::Error::custom(unexpected(found, needed))
     }
 
     fn missing_field(field: &'static str) -> Error {
@@ -190,6 +192,16 @@ impl<'a> Cursor<'a> {
             column,
             message: error.message,
         });
+    }
+
+    /// Notes that `needed` does not stand here.
+    fn note_misplaced(&self, needed: &str) {
+        let message = match &self.node.value {
+            Value::Unknown => return,
+            Value::Null => NOTHING.to_owned(),
+            found => words::misplaced(&told_apart(found), needed),
+        };
+        self.note(de::Error::custom(message));
     }
 
     fn placed(&self, error: Error) -> Error {
@@ -328,7 +340,25 @@ impl<'de> Deserializer<'de> for Cursor<'_> {
     }
 
     expanded_number! {
-        deserialize_u16 deserialize_u32 deserialize_u64 deserialize_i32 deserialize_i64 deserialize_f64 deserialize_bool
+        deserialize_u8 deserialize_u16 deserialize_u32 deserialize_u64 deserialize_i32 deserialize_i64 deserialize_f64 deserialize_bool
+    }
+
+    /// What is no list is a mistake, and read as one without entries: what stands beside it is read, too.
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        if !matches!(self.node.value, Value::List(_)) {
+            self.note_misplaced("a sequence");
+            return self.list(&[], visitor);
+        }
+        self.deserialize_any(visitor)
+    }
+
+    /// Likewise, a map.
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        if !matches!(self.node.value, Value::Map(_)) {
+            self.note_misplaced("a map");
+            return visitor.visit_map(Entries::all(self, &[]));
+        }
+        self.deserialize_any(visitor)
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
@@ -367,6 +397,7 @@ impl<'de> Deserializer<'de> for Cursor<'_> {
             Value::Expanded { value, written } => visitor
                 .visit_enum(value.as_str().into_deserializer())
                 .map_err(|error: Error| hide(error, value, written)),
+            Value::Unknown => return self.deserialize_any(visitor),
             other => Err(de::Error::custom(no_name(other, variants))),
         }
         .map_err(|error: Error| self.placed(error))
@@ -428,15 +459,21 @@ impl<'de> Deserializer<'de> for Cursor<'_> {
     }
 
     serde::forward_to_deserialize_any! {
-        i8 i16 i128 u8 u128 f32 char bytes byte_buf unit unit_struct seq tuple tuple_struct
-        map identifier ignored_any
+        i8 i16 i128 u128 f32 char bytes byte_buf unit unit_struct tuple tuple_struct
+        identifier ignored_any
     }
 }
 
-/// The error without the expanded text.
+/// The error without the expanded text, which stands there in quotes.
 fn hide(error: Error, value: &str, written: &str) -> Error {
+    let quoted = |text: &str| [format!("\"{text}\""), format!("`{text}`")];
+    let [said, named] = quoted(value);
+    let [instead, by_name] = quoted(written);
     Error {
-        message: error.message.replace(value, written),
+        message: error
+            .message
+            .replace(&said, &instead)
+            .replace(&named, &by_name),
         ..error
     }
 }

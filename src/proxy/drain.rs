@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use slab::Slab;
 use tokio::sync::watch;
+use tokio::time::{Sleep, sleep};
 
 /// How long an idle connection lives on in a drain, or a quarter of its time where that is less.
 const LAST_CALL: Duration = Duration::from_secs(1);
@@ -15,7 +16,8 @@ const LAST_CALL: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(super) struct Drain {
     begun: Cell<bool>,
-    called: Cell<bool>,
+    /// How long the last call lasts, once it is over.
+    called: Cell<Option<Duration>>,
     /// Who waits for the last call.
     idle: RefCell<Slab<Waker>>,
 }
@@ -27,6 +29,8 @@ pub(super) struct LastCall<'d> {
     drain: &'d Drain,
     /// Where its waker is, once it has waited.
     at: Option<usize>,
+    /// Of one that is idle only since the lane's last call, such as behind a long reply: its own.
+    own: Option<Pin<Box<Sleep>>>,
 }
 
 impl Drain {
@@ -39,6 +43,7 @@ impl Drain {
         LastCall {
             drain: self,
             at: None,
+            own: None,
         }
     }
 
@@ -52,8 +57,9 @@ impl Drain {
             return;
         }
         self.begun.set(true);
-        tokio::time::sleep(LAST_CALL.min(time() / 4)).await;
-        self.called.set(true);
+        let lasts = LAST_CALL.min(time() / 4);
+        sleep(lasts).await;
+        self.called.set(Some(lasts));
         for waker in self.idle.borrow_mut().drain() {
             waker.wake();
         }
@@ -64,10 +70,15 @@ impl Future for LastCall<'_> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if self.drain.called.get() {
-            // All were taken out.
-            self.at = None;
-            return Poll::Ready(());
+        if let Some(lasts) = self.drain.called.get() {
+            // All who waited were taken out, and called.
+            return match self.at.take() {
+                Some(_) => Poll::Ready(()),
+                None => {
+                    let own = self.own.get_or_insert_with(|| Box::pin(sleep(lasts)));
+                    own.as_mut().poll(cx)
+                }
+            };
         }
         let mut idle = self.drain.idle.borrow_mut();
         match self.at {
@@ -87,5 +98,43 @@ impl Drop for LastCall<'_> {
         if let Some(at) = self.at {
             self.drain.idle.borrow_mut().try_remove(at);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::runtime::Builder;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn who_is_idle_only_since_the_last_call_has_one_of_its_own() {
+        let runtime = Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let drain = Drain::default();
+            let (tell, draining) = watch::channel(false);
+            let began = Instant::now();
+            let waiting = async {
+                drain.last_call().await;
+                (began.elapsed(), drain.has_begun())
+            };
+            let draining = async {
+                sleep(Duration::from_secs(60)).await;
+                tell.send_replace(true);
+                drain.when(draining, || Duration::from_secs(2)).await;
+            };
+            let (called, ()) = tokio::join!(waiting, draining);
+            // A quarter of the drain's time.
+            assert_eq!(called, (Duration::from_millis(60_500), true));
+            assert!(drain.idle.borrow().is_empty());
+            let idle_since = Instant::now();
+            drain.last_call().await;
+            assert_eq!(idle_since.elapsed(), Duration::from_millis(500));
+        });
     }
 }

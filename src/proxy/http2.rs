@@ -87,7 +87,8 @@ pub(super) async fn connection(
     let mut connection = match timeout(listener.header_read, handshake).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => return found(&error).map_or((), ended_by),
-        Err(_) => return,
+        // Nor with what every connection begins with.
+        Err(_) => return ended_by(Reason::ENHANCE_YOUR_CALM),
     };
     let mut requests = JoinSet::new();
     let mut draining = lane.draining.clone();

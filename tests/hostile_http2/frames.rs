@@ -1,5 +1,6 @@
 //! Frames that no peer sends (RFC 9113 sections 3.4, 4, 5.1, 6 and RFC 7541).
 
+use std::io::Write as _;
 use std::net::TcpStream;
 use std::thread;
 use std::time::Duration;
@@ -426,6 +427,14 @@ fn a_connection_that_ends_by_an_error_is_counted() {
         told.sort();
         eventually(|| counted(&world) == told);
     }
+    // Likewise, a part of what every connection begins with.
+    let mut begun = TcpStream::connect(world.lane.address).unwrap();
+    begun.write_all(&h2::PREFACE[..10]).unwrap();
+    let calm = told
+        .iter_mut()
+        .find(|(code, _)| code == "enhance_your_calm");
+    calm.unwrap().1 += 1;
+    eventually(|| counted(&world) == told);
     let codes: Vec<_> = told.iter().map(|(code, _)| &**code).collect();
     assert!(codes.len() > 2, "{told:?}");
     assert!(codes.contains(&"protocol_error") && codes.contains(&"enhance_your_calm"));

@@ -261,6 +261,17 @@ def migrates() -> Iterator[str]:
             yield f"{given}: the file has {text}"
 
 
+def pruned() -> Iterator[str]:
+    """A `null` in `config` takes out the key that another values file has, and leaves none that weir would refuse."""
+    given = merged({"config": {"worker": None, "audit": {"spool": None}}}, values("production"))
+    text = of_kind(objects(given), "ConfigMap")[0]["data"]["weir.yaml"]
+    config = yaml.safe_load(text)
+    if "worker" in config or "spool" in config["audit"] or "null" in text:
+        yield f"nulls do not take keys out: {text}"
+    for nothing in ({"audit": None}, {"audit": {"sqlite": None}}):
+        render({"config": nothing})
+
+
 def anyones() -> Iterator[str]:
     """Pods whose user the cluster chooses say none, and are as restricted as ever; what a pod is told holds for every one."""
     nobody = {"runAsUser": None, "runAsGroup": None}

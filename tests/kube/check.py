@@ -128,6 +128,7 @@ def main() -> None:
         "mends are taken": chart.taken,
         "lanes": chart.laned,
         "migrations": chart.migrates,
+        "keys that are taken out": chart.pruned,
         "users": chart.anyones,
         "notes": chart.noted,
         "notes of an audit that is lost": chart.warned,

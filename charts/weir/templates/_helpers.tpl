@@ -114,9 +114,21 @@ labels:
 {{- end -}}
 {{- end }}
 
+{{/* Takes out of a map, here and within, what is null: so Helm's users take out a key that another values file has. */}}
+{{- define "weir.prune" -}}
+{{- range $key, $value := . -}}
+{{- if kindIs "invalid" $value -}}
+{{- $_ := unset $ $key -}}
+{{- else if kindIs "map" $value -}}
+{{- include "weir.prune" $value -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
 {{/* weir's file: `config`, with what the chart says itself over it. */}}
 {{- define "weir.config" -}}
 {{- $config := deepCopy .Values.config -}}
+{{- include "weir.prune" $config -}}
 {{- if or $config.listen $config.upstream $config.rate_limit -}}
 {{- fail "config: the short form (listen, upstream, rate_limit) is not for the chart: use listeners, upstreams and rate_limits" -}}
 {{- end -}}

@@ -73,6 +73,11 @@ fn zero_is_no_way_to_say_unlimited() {
         "for example 1000000",
     );
     check(
+        &format!("{short}rate_limit_defaults: {{max_keys: 0}}\n"),
+        "rate_limit_defaults.max_keys",
+        "use auto or a whole number from 1",
+    );
+    check(
         &format!("{short}rate_limits: {{a: {{limit: 1/s, by: path, cost: {{default: 0}}}}}}\n"),
         "rate_limits.a.cost.default",
         "use 1 or more",

@@ -121,3 +121,40 @@ fn an_unknown_key_is_the_only_mistake_but_for_what_it_leaves_missing() {
         assert!(follows.is_empty(), "{place}: {said:#?}");
     }
 }
+
+#[test]
+fn a_variable_that_is_not_set_is_the_only_mistake() {
+    let whole: Value = serde_saphyr::from_str(EVERY_KEY).unwrap();
+    let mut found = Vec::new();
+    places(&whole, "", "", &mut found);
+    for (place, here) in found {
+        let mut file = whole.clone();
+        let value = file.pointer_mut(&place).unwrap();
+        if !value.is_object() && !value.is_array() {
+            *value = json!("${UNSET}");
+            let said = mistakes(&file.to_string());
+            assert!(said.len() == 1 && said[0].path == here, "{here}: {said:#?}");
+        }
+    }
+}
+
+#[test]
+fn sections_of_the_wrong_kind_hide_nothing() {
+    let said = mistakes(
+        "listen: nowhere\nrate_limits:\nupstreams: [{name: app}]\nroutes: [{timeot: 3, match: {methods: GET, headers: x}}]\nadmin: {adress: 1}\n",
+    );
+    let said: Vec<_> = said.iter().map(Mistake::to_string).collect();
+    let expected = [
+        "line 1, column 9: listen: \"nowhere\" is not an address",
+        "line 2, column 12: rate_limits: nothing stands behind the key",
+        "line 3, column 12: upstreams: a list stands where a map is needed",
+        "line 4, column 11: routes[0].timeot: unknown key",
+        "line 4, column 39: routes[0].match.methods: a text stands where a list is needed",
+        "line 4, column 53: routes[0].match.headers: a text stands where a map is needed",
+        "line 5, column 9: admin.adress: unknown key",
+    ];
+    assert_eq!(said.len(), expected.len(), "{said:#?}");
+    for (said, expected) in said.iter().zip(expected) {
+        assert!(said.starts_with(expected), "{said} / {expected}");
+    }
+}

@@ -118,9 +118,12 @@ impl<'de> Deserialize<'de> for MaxKeys {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<MaxKeys, D::Error> {
         match String::deserialize(deserializer)?.as_str() {
             "auto" => Ok(MaxKeys::Auto(Auto::Auto)),
-            text => text.parse().map(MaxKeys::Count).map_err(|_| {
-                D::Error::custom(format_args!("\"{text}\" keys: use auto or a whole number"))
-            }),
+            text => match text.parse() {
+                Ok(keys @ 1..) => Ok(MaxKeys::Count(keys)),
+                Ok(0) | Err(_) => Err(D::Error::custom(format_args!(
+                    "\"{text}\" keys: use auto or a whole number from 1"
+                ))),
+            },
         }
     }
 }

@@ -59,7 +59,7 @@ fn every_mistake_is_told_in_one_run() {
     let said = mistakes(text);
     assert_eq!(said.len(), 6, "{said:#?}");
     assert!(
-        said[0].starts_with("line 1, column 8: count: \"many\" stands where a whole number from 0"),
+        said[0].starts_with("line 1, column 8: count: \"many\" stands where a whole number up to 4294967295 is needed"),
         "{said:#?}"
     );
     assert_eq!(
@@ -67,7 +67,7 @@ fn every_mistake_is_told_in_one_run() {
         "line 2, column 1: nmae: unknown key \"nmae\"; did you mean \"name\"?"
     );
     assert!(
-        said[2].starts_with("line 5, column 11: routes[0].port: the number 70000 stands where a whole number from 0 to 65535"),
+        said[2].starts_with("line 5, column 11: routes[0].port: the number 70000 stands where a whole number up to 65535"),
         "{said:#?}"
     );
     assert!(
@@ -163,6 +163,17 @@ fn only_true_and_false_are_booleans() {
         said,
         ["line 2, column 5: is: \"yes\" stands where true or false is needed"]
     );
+}
+
+#[test]
+fn a_short_or_empty_variable_leaves_the_words_as_they_are() {
+    for value in ["", "e"] {
+        let said = parse::<File>("count: ${K:-}\n", &|_| Some(value.to_owned())).1;
+        assert_eq!(
+            said[0].message,
+            "\"${K:-}\" stands where a whole number up to 4294967295 is needed"
+        );
+    }
 }
 
 #[test]

@@ -75,30 +75,41 @@ pub(super) fn in_our_words(message: &str) -> String {
 
 /// What is said of a value where another kind of value is needed. A text is not shown where it may hold a password: where a
 /// list or a map is needed, it may be an address.
-pub(super) fn misplaced(found: Unexpected<'_>, needed: &dyn Expected) -> String {
+pub(super) fn unexpected(found: Unexpected<'_>, needed: &dyn Expected) -> String {
     let needed = needed.to_string();
     let is_of_several = matches!(&*needed, "a sequence" | "a map");
-    let found = match found {
-        Unexpected::Bool(truth) => format!("the boolean {truth}"),
-        Unexpected::Unsigned(number) => format!("the number {number}"),
-        Unexpected::Signed(number) => format!("the number {number}"),
-        Unexpected::Float(number) => format!("the number {number}"),
-        Unexpected::Str(_) if is_of_several => "a text".to_owned(),
-        Unexpected::Str(text) => format!("\"{text}\""),
-        Unexpected::Unit | Unexpected::Option => "nothing".to_owned(),
-        Unexpected::Seq => "a list".to_owned(),
-        Unexpected::Map => "a map".to_owned(),
-        other => other.to_string(),
+    let (found, is_unquoted) = match found {
+        Unexpected::Bool(truth) => (format!("the boolean {truth}"), true),
+        Unexpected::Unsigned(number) => (format!("the number {number}"), true),
+        Unexpected::Signed(number) => (format!("the number {number}"), true),
+        Unexpected::Float(number) => (format!("the number {number}"), true),
+        Unexpected::Str(_) if is_of_several => ("a text".to_owned(), false),
+        Unexpected::Str(text) => (format!("\"{text}\""), false),
+        Unexpected::Unit | Unexpected::Option => ("nothing".to_owned(), false),
+        Unexpected::Seq => ("a list".to_owned(), false),
+        Unexpected::Map => ("a map".to_owned(), false),
+        other => (other.to_string(), false),
     };
-    let needed = match &*needed {
+    match &*needed {
+        "a string" if is_unquoted => {
+            format!("{found} stands where a text is needed: put it in quotes if it is one")
+        }
+        _ => misplaced(&found, &needed),
+    }
+}
+
+/// `found` in words, and `needed` as serde has it.
+pub(super) fn misplaced(found: &str, needed: &str) -> String {
+    let needed = match needed {
         "a sequence" => "a list is needed: put \"- \" before each entry, or all of them in []",
         "a map" => "a map is needed, of names with what they stand for",
         "a string" => "a text is needed",
         "a boolean" => "true or false is needed",
-        "u8" => "a whole number from 0 to 255 is needed",
-        "u16" => "a whole number from 0 to 65535 is needed",
-        "u32" => "a whole number from 0 to 4294967295 is needed",
-        "u64" | "usize" => "a whole number is needed, 0 or more",
+        "u8" => "a whole number up to 255 is needed",
+        "u16" => "a whole number up to 65535 is needed",
+        "u32" => "a whole number up to 4294967295 is needed",
+        "a nonzero u32" => "a whole number from 1 to 4294967295 is needed",
+        "u64" | "usize" => "a whole number is needed",
         "f64" => "a number is needed",
         other => return format!("{found} stands where {other} is needed"),
     };
