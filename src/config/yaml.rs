@@ -81,7 +81,7 @@ impl<T: JsonSchema> JsonSchema for At<T> {
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// Reads `text` as a `T`, and says every mistake in it, in their order. With mistakes, the `T` lacks what is wrong: there is
-/// none at all where that is not within an [`At`].
+/// none at all where that is neither within an [`At`] nor a list or a map, of which what is none is read as empty.
 ///
 /// In values, `${NAME}` and `${NAME:-default}` become what `lookup` gives and `${file:/path}` becomes that file's text
 /// without its last line end; what comes in so is never read as YAML, and no message shows it.

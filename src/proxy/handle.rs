@@ -200,12 +200,7 @@ async fn serve(
     // The plan may be another than when the connection was idle.
     let plan = lane.plan.current();
     let now = clock::moment();
-    let mut ongoing = Ongoing {
-        record: Record::begin(now.mono),
-        plan: &plan.shared,
-        outbox: &lane.outbox,
-        ended: false,
-    };
+    let mut ongoing = Ongoing::begin(&plan.shared, &lane.outbox, now.mono);
     let record = &mut ongoing.record;
     let conn = Conn {
         lane,

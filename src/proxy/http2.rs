@@ -206,12 +206,7 @@ async fn serve(
     let lane = &*lane;
     let plan = lane.plan.current();
     let now = clock::moment();
-    let mut ongoing = Ongoing {
-        record: Record::begin(now.mono),
-        plan: &plan.shared,
-        outbox: &lane.outbox,
-        ended: false,
-    };
+    let mut ongoing = Ongoing::begin(&plan.shared, &lane.outbox, now.mono);
     let conn = Conn {
         lane,
         listener: &plan.shared.config.listeners[listener_index],

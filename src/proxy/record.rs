@@ -78,7 +78,7 @@ pub(super) struct Try {
 }
 
 impl Record {
-    pub(super) fn begin(began: Duration) -> Record {
+    fn begin(began: Duration) -> Record {
         Record {
             began,
             route: None,
@@ -217,6 +217,18 @@ pub(super) struct Ongoing<'a> {
     pub outbox: &'a Outbox,
     /// Whether it came to its end, be it good or bad.
     pub ended: bool,
+}
+
+impl<'a> Ongoing<'a> {
+    /// Of a request that began at this time, by [`clock::mono`].
+    pub(super) fn begin(plan: &'a Plan, outbox: &'a Outbox, began: Duration) -> Ongoing<'a> {
+        Ongoing {
+            record: Record::begin(began),
+            plan,
+            outbox,
+            ended: false,
+        }
+    }
 }
 
 impl Drop for Ongoing<'_> {
