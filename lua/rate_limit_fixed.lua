@@ -12,19 +12,19 @@
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local first, need, want = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local share, back, taken_at = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local first, need, want = ARGV[1] + 0, ARGV[2] + 0, ARGV[3] + 0
+local share, back, taken_at = ARGV[4] + 0, ARGV[5] + 0, ARGV[6] + 0
 
 local ends, used, held, free = {}, {}, {}, math.huge
 for i = 1, #KEYS do
   local at = 3 + 4 * i
-  local limit, from = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
-  local this, following = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
+  local limit, from = ARGV[at] + 0, ARGV[at + 1] + 0
+  local this, following = ARGV[at + 2] + 0, ARGV[at + 3] + 0
   local stored = redis.call('GET', KEYS[i])
   if stored then
     local stored_end, stored_used = string.match(stored, '^(%d+):(%d+)$')
-    if now < tonumber(stored_end) then
-      ends[i], used[i] = tonumber(stored_end), tonumber(stored_used)
+    if now < stored_end + 0 then
+      ends[i], used[i] = stored_end + 0, stored_used + 0
       held[i] = used[i]
     end
   end
@@ -46,7 +46,7 @@ end
 
 local reply = { granted, now }
 for i = 1, #KEYS do
-  local limit = tonumber(ARGV[3 + 4 * i])
+  local limit = ARGV[3 + 4 * i] + 0
   local left = math.ceil(ends[i] - now)
   local wait = 0
   if granted == 0 and first > 0 then

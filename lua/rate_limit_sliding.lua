@@ -11,18 +11,18 @@
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local first, need, want = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local share, back, taken_at = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local first, need, want = ARGV[1] + 0, ARGV[2] + 0, ARGV[3] + 0
+local share, back, taken_at = ARGV[4] + 0, ARGV[5] + 0, ARGV[6] + 0
 
-local number, used, before, into, held, free = {}, {}, {}, {}, {}, math.huge
+local number, used, before, into, held, free = { 0 }, { 0 }, { 0 }, { 0 }, { 0 }, math.huge
 for i = 1, #KEYS do
-  local limit, length = tonumber(ARGV[5 + 2 * i]), tonumber(ARGV[6 + 2 * i])
+  local limit, length = ARGV[5 + 2 * i] + 0, ARGV[6 + 2 * i] + 0
   number[i], into[i] = math.floor(now / length), now % length
   used[i], before[i] = 0, 0
   held[i] = redis.call('GET', KEYS[i])
   if held[i] then
     local n, u, b = string.match(held[i], '^(%d+):(%d+):(%d+)$')
-    n, u, b = tonumber(n), tonumber(u), tonumber(b)
+    n, u, b = n + 0, u + 0, b + 0
     if n >= number[i] then
       if n > number[i] then number[i], into[i] = n, 0 end
       used[i], before[i] = u, b
@@ -50,7 +50,7 @@ end
 
 local reply = { granted, now }
 for i = 1, #KEYS do
-  local limit, length = tonumber(ARGV[5 + 2 * i]), tonumber(ARGV[6 + 2 * i])
+  local limit, length = ARGV[5 + 2 * i] + 0, ARGV[6 + 2 * i] + 0
   local wait = 0
   if granted == 0 and first > 0 then
     local estimate = before[i] * (length - into[i]) / length + used[i]

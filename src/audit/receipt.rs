@@ -24,23 +24,16 @@ struct Slip {
 pub struct Duty(Receipt);
 
 impl Receipt {
-    /// Of events that nobody has taken.
-    pub fn lost() -> Receipt {
-        Duty::default().receipt()
-    }
-
     /// Waits until it is known whether the events are safe.
     pub async fn is_safe(&self) -> bool {
-        loop {
-            let settled = self.0.settled.notified();
-            tokio::pin!(settled);
-            // Listens before it looks, so that nothing is missed between.
-            settled.as_mut().enable();
-            match self.0.state.load(Ordering::Acquire) {
-                OPEN => settled.await,
-                state => return state == SAFE,
-            }
+        let settled = self.0.settled.notified();
+        tokio::pin!(settled);
+        // Listens before it looks, so that nothing is missed between.
+        settled.as_mut().enable();
+        if self.0.state.load(Ordering::Acquire) == OPEN {
+            settled.await;
         }
+        self.0.state.load(Ordering::Acquire) == SAFE
     }
 
     fn settle(&self, state: u8) {

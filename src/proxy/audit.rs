@@ -5,10 +5,10 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use super::draft::Draft;
+use super::gate::Gate;
 use super::outbox::Outbox;
 use super::record::Record;
 use crate::audit::Recorder;
-use crate::audit::receipt::Receipt;
 use crate::config::audit::{Delivery, Level};
 use crate::event::{AuditEvent, Micros};
 use crate::http1::response::ResponseHead;
@@ -59,10 +59,10 @@ pub(super) async fn secure(
         return Err(NotSafe);
     }
     let duration = record.elapsed();
-    let Some(receipt) = finish(plan, outbox, record, duration) else {
+    let Some(gate) = finish(plan, outbox, record, duration) else {
         return Ok(());
     };
-    match receipt.is_safe().await {
+    match gate.is_opened().await {
         true => Ok(()),
         false => Err(NotSafe),
     }
@@ -75,7 +75,7 @@ pub(super) fn finish(
     outbox: &Outbox,
     record: &mut Record,
     duration: Duration,
-) -> Option<Receipt> {
+) -> Option<Gate> {
     let (Some(recorder), Some(audit)) = (&plan.audit, &plan.config.audit) else {
         return None;
     };
@@ -83,7 +83,7 @@ pub(super) fn finish(
     // Rejections and errors are always kept.
     let went_well = record.reason.is_none() && record.status < 500;
     let left_out = went_well && audit.sample < 1.0 && fastrand::f64() >= audit.sample;
-    let receipt = match left_out {
+    let gate = match left_out {
         true => None,
         false => {
             let mut event = facts(plan, &draft, record, duration);
@@ -95,7 +95,7 @@ pub(super) fn finish(
     };
     draft.level = Level::None;
     record.draft = Some(draft);
-    receipt
+    gate
 }
 
 /// All that is known of a request at its end, as the audit spells it.

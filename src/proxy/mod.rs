@@ -7,6 +7,7 @@ mod draft;
 mod drain;
 mod following;
 mod forward;
+mod gate;
 mod greet;
 pub mod handle;
 mod headers;

@@ -8,8 +8,9 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::draft::Spare;
+use super::gate::{Gate, Opener};
 use crate::audit::Recorder;
-use crate::audit::receipt::{Duty, Receipt};
+use crate::audit::receipt::Receipt;
 use crate::audit::tray::{Laid, Tray};
 use crate::clock;
 use crate::config::audit::Delivery;
@@ -48,18 +49,18 @@ pub(super) struct Outbox {
     laid: Notify,
 }
 
-/// A group of events that become safe together, and the duty towards the requests that wait for them: the lane is woken once for all.
+/// A group of events that become safe together, and the gate that their requests wait at: the lane is woken once for all.
 #[derive(Debug)]
 struct Awaited {
     receipt: Receipt,
-    duty: Duty,
+    opener: Opener,
     /// When it is too late.
     until: Instant,
 }
 
 impl Outbox {
     /// Takes an event; what is to be waited for where delivery is guaranteed.
-    pub(super) fn push(&self, event: &AuditEvent<&str>, recorder: &Recorder) -> Option<Receipt> {
+    pub(super) fn push(&self, event: &AuditEvent<&str>, recorder: &Recorder) -> Option<Gate> {
         match recorder.delivery {
             Delivery::BestEffort => {
                 let mut events = self.events.borrow_mut();
@@ -77,28 +78,28 @@ impl Outbox {
         }
     }
 
-    fn lay(&self, event: &AuditEvent<&str>, recorder: &Recorder) -> Receipt {
+    fn lay(&self, event: &AuditEvent<&str>, recorder: &Recorder) -> Gate {
         let mut awaited = self.awaited.borrow_mut();
         match (
             self.tray.get_or_init(|| recorder.tray()).lay(event),
             awaited.back(),
         ) {
-            (Laid::Along, Some(group)) => group.duty.receipt(),
+            (Laid::Along, Some(group)) => group.opener.gate(),
             (Laid::First(receipt), _) => {
                 if awaited.is_empty() {
                     self.laid.notify_one();
                 }
-                let duty = Duty::default();
-                let of_request = duty.receipt();
+                let opener = Opener::default();
+                let gate = opener.gate();
                 let until = Instant::from_std(clock::now() + SAFE_WITHIN);
                 awaited.push_back(Awaited {
                     receipt,
-                    duty,
+                    opener,
                     until,
                 });
-                of_request
+                gate
             }
-            (Laid::Refused | Laid::Along, _) => Receipt::lost(),
+            (Laid::Refused | Laid::Along, _) => Gate::given_up(),
         }
     }
 
@@ -148,7 +149,7 @@ impl Outbox {
             // Later groups have come behind it meanwhile.
             let group = self.awaited.borrow_mut().pop_front();
             if let (Ok(true), Some(group)) = (is_safe, group) {
-                group.duty.safe();
+                group.opener.open();
             }
         }
     }
