@@ -33,6 +33,7 @@ use crate::http1::websocket::{self, WEBSOCKET};
 use crate::http2::errors;
 use crate::http2::grpc::{self, GrpcStatus};
 use crate::http2::head::{downgrade_request, upgrade_response, websocket_request};
+use crate::net::gather::{Gathered, Sender, gather};
 use crate::net::stream::{Ahead, Stream};
 use crate::policy::limit::Now;
 use heard::{Heard, follow};
@@ -72,6 +73,7 @@ pub(super) async fn connection(
         debug!(listener, peer, code, "ends a connection by HTTP/2");
     };
     let (stream, mut patience) = follow(stream, listener.header_read);
+    let (stream, mut sender) = gather(stream);
     let streams = listener.max_concurrent_streams;
     // Room for all: a body that its upstream does not read must not take the others'.
     let all = STREAM_WINDOW.saturating_mul(streams).min(LARGEST_WINDOW);
@@ -91,6 +93,7 @@ pub(super) async fn connection(
         Err(_) => return ended_by(Reason::ENHANCE_YOUR_CALM),
     };
     let mut requests = JoinSet::new();
+    sender.holds(true);
     let mut draining = lane.draining.clone();
     let mut ending = false;
     let mut resets = Resets::default();
@@ -100,11 +103,14 @@ pub(super) async fn connection(
             true => FAREWELL,
             false => listener.keep_alive,
         };
-        let idle = sleep_until(idle_since + span);
-        let heard = poll_fn(|cx| match connection.poll_accept(cx) {
-            Poll::Ready(accepted) => Poll::Ready(Some(accepted)),
-            Poll::Pending => patience.poll_over(cx).map(|()| None),
-        });
+        let idle = sleep_until(idle_since.max(sender.took()) + span);
+        let many = requests.len() > 1;
+        let heard = poll_fn(
+            |cx| match sender.poll_by(cx, many, |cx| connection.poll_accept(cx)) {
+                Poll::Ready(accepted) => Poll::Ready(Some(accepted)),
+                Poll::Pending => patience.poll_over(cx).map(|()| None),
+            },
+        );
         tokio::select! {
             heard = heard => match heard {
                 Some(Some(Ok((request, respond)))) => {
@@ -123,7 +129,7 @@ pub(super) async fn connection(
                 // It does not go on with a head or a frame that it has begun.
                 None => {
                     ended_by(Reason::ENHANCE_YOUR_CALM);
-                    part(&mut connection).await;
+                    part(&mut connection, &sender).await;
                     break;
                 }
             },
@@ -132,7 +138,7 @@ pub(super) async fn connection(
                 match ended {
                     Ok(Served::TakenBack) if resets.too_many() => {
                         ended_by(Reason::ENHANCE_YOUR_CALM);
-                        part(&mut connection).await;
+                        part(&mut connection, &sender).await;
                         break;
                     }
                     Ok(Served::TakenBack | Served::Answered) => {}
@@ -142,6 +148,10 @@ pub(super) async fn connection(
                 }
             }
             () = idle, if requests.is_empty() => {
+                if sender.took() + span > Instant::now() {
+                    // The client still takes in what it was answered.
+                    continue;
+                }
                 if ending {
                     // It has been told, and does not go.
                     break;
@@ -167,7 +177,11 @@ fn found(error: &h2::Error) -> Option<Reason> {
 }
 
 /// Tells a client that misbehaves that its connection is over, as far as it listens.
-async fn part(connection: &mut server::Connection<Heard<Ahead<Stream>>, Bytes>) {
+async fn part(
+    connection: &mut server::Connection<Gathered<Heard<Ahead<Stream>>>, Bytes>,
+    sender: &Sender<Heard<Ahead<Stream>>>,
+) {
+    sender.holds(false);
     connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
     let _ = timeout(FAREWELL, poll_fn(|cx| connection.poll_closed(cx))).await;
 }

@@ -17,6 +17,7 @@ use tokio::time::{sleep, timeout};
 
 use super::pool::{Connected, Unreached};
 use crate::clock;
+use crate::net::gather::{Gathered, gather};
 use crate::net::stream::Stream;
 use crate::net::tls::Trouble;
 
@@ -149,6 +150,7 @@ impl Multiplexed {
             trouble: trouble.clone(),
             heard: heard.clone(),
         };
+        let (stream, mut sender) = gather(stream);
         let handshake = async {
             let mut builder = client::Builder::new();
             let handshake = builder
@@ -193,9 +195,14 @@ impl Multiplexed {
                 }
             };
             let _counted = (counted, ours);
+            sender.holds(true);
+            let sends = poll_fn(|cx| {
+                let many = usage.requests.get() > 1;
+                sender.poll_by(cx, many, |cx| Pin::new(&mut connection).poll(cx))
+            });
             // Its end, be it good or bad, is seen by the next request that asks for a place.
             tokio::select! {
-                _ = connection => {}
+                _ = sends => {}
                 () = unused => {}
                 () = silent(&usage.doubted, pings, times.answer) => {}
             }
@@ -328,7 +335,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Noting<S> {
 }
 
 /// Waits for the upstream's settings: only they say how many requests it takes at once, and that it speaks HTTP/2 at all.
-async fn settled(connection: &mut Connection<Noting<Stream>>) -> Result<(), h2::Error> {
+async fn settled(connection: &mut Connection<Gathered<Noting<Stream>>>) -> Result<(), h2::Error> {
     poll_fn(|cx| {
         let ended = Pin::new(&mut *connection).poll(cx);
         match (connection.max_concurrent_send_streams(), ended) {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::harness::frames::{self, Ended, NO_ERROR, Raw};
 use super::harness::versions::{Answer, Client, Length, Origin, Outgoing, Version, field, run};
-use super::harness::{Lane, eventually};
+use super::harness::{Lane, Upstream, eventually};
 use super::{World, on_each_pairing};
 
 /// A lane that refuses for several reasons, for clients of either version.
@@ -144,6 +144,48 @@ fn a_drain_is_said_by_a_farewell() {
     idle.until(|frame| frame.kind == frames::SETTINGS);
     world.lane.drain();
     assert_eq!(idle.farewell(), (Some(NO_ERROR), Ended::Closed));
+}
+
+/// Its requests have ended once their last bytes wait to be sent, which takes as long as the client likes.
+#[test]
+fn a_client_that_reads_slowly_gets_all_of_its_responses_though_the_connection_is_to_end() {
+    const BODY: usize = 60_000;
+    let upstream = Upstream::replying(|_| {
+        format!(
+            "HTTP/1.1 200 OK\r\ncontent-length: {BODY}\r\n\r\n{}",
+            "x".repeat(BODY)
+        )
+    });
+    let lane = Lane::start(&format!(
+        "listen: '127.0.0.1:0'\nupstream: {}\n",
+        upstream.url()
+    ));
+    let mut raw = Raw::client(lane.address, &[(4, 1 << 20)]);
+    let socket = socket2::SockRef::from(&raw.stream);
+    socket.set_recv_buffer_size(32 * 1024).unwrap();
+    raw.send(&frames::window_update(0, 1 << 30));
+    let streams = 100;
+    (0..streams).for_each(|stream| {
+        raw.send(&frames::get(2 * stream + 1, "/"));
+    });
+    let (mut came, mut ended) = (0, 0);
+    let mut begun = None;
+    while ended < streams {
+        let frame = raw.until(|frame| frame.kind == frames::DATA);
+        came += frame.payload.len();
+        ended += u32::from(frame.ends_stream());
+        let begun = begun.get_or_insert_with(|| {
+            lane.drain();
+            Instant::now()
+        });
+        // For longer than a farewell lasts, at 400 kB a second.
+        let due = Duration::from_micros(came as u64 * 10 / 4);
+        if due < Duration::from_millis(6_500) {
+            std::thread::sleep(due.saturating_sub(begun.elapsed()));
+        }
+    }
+    assert_eq!(came, BODY * streams as usize);
+    assert_eq!(raw.farewell().1, Ended::Closed);
 }
 
 #[test]

@@ -1,0 +1,151 @@
+//! The end of a lane's turn, when all that the kernel's last news woke has run. A connection that many tasks send by is driven then: so it
+//! writes once for all of them, where it would else be woken, and write, behind each.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker, ready};
+
+use futures_util::task::AtomicWaker;
+use tokio::task::yield_now;
+
+/// Of one connection.
+#[derive(Debug)]
+pub(super) struct Turn {
+    end: Arc<End>,
+    /// Wakes by `end`.
+    waker: Waker,
+    awaited: bool,
+    /// The connection waited when it was polled last: something has woken it since.
+    rested: bool,
+}
+
+#[derive(Debug, Default)]
+struct End {
+    came: AtomicBool,
+    task: AtomicWaker,
+}
+
+impl Default for Turn {
+    fn default() -> Turn {
+        let end = Arc::<End>::default();
+        Turn {
+            waker: Waker::from(end.clone()),
+            end,
+            awaited: false,
+            rested: false,
+        }
+    }
+}
+
+impl Turn {
+    /// Polls the connection by `poll`: at once where few send by it, and at the end of the turn where `many` do.
+    pub(super) fn poll_by<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        many: bool,
+        poll: impl FnOnce(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        if many && self.rested {
+            ready!(self.poll_end(cx));
+        }
+        let polled = poll(cx);
+        self.rested = polled.is_pending();
+        polled
+    }
+
+    /// However often the task is woken meanwhile.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.end.task.register(cx.waker());
+        if !self.awaited {
+            self.awaited = true;
+            self.end.came.store(false, Ordering::Relaxed);
+            // The runtime takes the waker, and wakes it once it has asked the kernel for news again.
+            let _ = pin!(yield_now()).poll(&mut Context::from_waker(&self.waker));
+        }
+        match self.end.came.swap(false, Ordering::Acquire) {
+            true => {
+                self.awaited = false;
+                Poll::Ready(())
+            }
+            false => Poll::Pending,
+        }
+    }
+}
+
+impl Wake for End {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.came.store(true, Ordering::Release);
+        self.task.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::{Cell, RefCell};
+    use std::collections::VecDeque;
+    use std::future::poll_fn;
+    use std::rc::Rc;
+
+    use tokio::sync::Notify;
+    use tokio::task::LocalSet;
+
+    use super::*;
+
+    /// How often a connection is driven by which eight tasks send that are woken at once.
+    async fn driven(many: bool) -> usize {
+        let (sent, times) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+        let waker = Rc::<RefCell<Option<Waker>>>::default();
+        let connection = tokio::task::spawn_local({
+            let (sent, times, waker) = (sent.clone(), times.clone(), waker.clone());
+            async move {
+                let mut turn = Turn::default();
+                let drive = |cx: &mut Context<'_>| {
+                    times.set(times.get() + 1);
+                    *waker.borrow_mut() = Some(cx.waker().clone());
+                    match sent.get() {
+                        8 => Poll::Ready(()),
+                        _ => Poll::Pending,
+                    }
+                };
+                poll_fn(|cx| turn.poll_by(cx, many, drive)).await;
+            }
+        });
+        let news = Rc::new(Notify::new());
+        let senders: VecDeque<_> = (0..8)
+            .map(|_| {
+                let (sent, waker, news) = (sent.clone(), waker.clone(), news.clone());
+                tokio::task::spawn_local(async move {
+                    news.notified().await;
+                    sent.set(sent.get() + 1);
+                    waker.borrow().as_ref().unwrap().wake_by_ref();
+                    // As of a body that comes in parts.
+                    tokio::task::yield_now().await;
+                })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        news.notify_waiters();
+        for sender in senders {
+            sender.await.unwrap();
+        }
+        connection.await.unwrap();
+        times.get()
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_driven_once_for_all_that_send() {
+        // Before anyone sends, and behind all.
+        assert_eq!(LocalSet::new().run_until(driven(true)).await, 2);
+    }
+
+    #[tokio::test]
+    async fn one_that_few_send_by_is_driven_at_once() {
+        assert!(LocalSet::new().run_until(driven(false)).await >= 2);
+    }
+}
