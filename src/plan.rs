@@ -28,7 +28,7 @@ use crate::telemetry::breaker_metrics::BreakerMetrics;
 use crate::telemetry::metrics::{LimitMetrics, Metrics, RouteMetrics};
 use crate::telemetry::tls_metrics::HandshakeMetrics;
 use crate::telemetry::traces::Traces;
-use crate::upstream::Endpoints;
+use crate::upstream::LiveUpstream;
 use tokio::sync::Semaphore;
 
 /// What all lanes share.
@@ -51,8 +51,8 @@ pub struct Plan {
     pub sessions: Vec<LiveSessions>,
     /// Request fields that clients must not send, as [`crate::http1::hygiene::folded`]: weir alone says who asks.
     pub identity_fields: Vec<Vec<u8>>,
-    /// The endpoints of each upstream of the configuration, in its order. Carried over by a reload, by name.
-    pub upstreams: Vec<Arc<Endpoints>>,
+    /// One for each upstream of the configuration, in its order. Carried over by a reload, by name.
+    pub upstreams: Vec<Arc<LiveUpstream>>,
     /// One for each upstream that has one, in the configuration's order.
     pub breakers: Vec<Option<Arc<LiveBreaker>>>,
     /// One for each upstream of the configuration, in its order.
@@ -169,7 +169,7 @@ struct Kept<'k> {
     traces: Option<Arc<Traces>>,
     fleet: Option<Arc<Fleet>>,
     shared_limits: Option<SharedLimits>,
-    upstreams: &'k [Arc<Endpoints>],
+    upstreams: &'k [Arc<LiveUpstream>],
     breakers: &'k [Option<Arc<LiveBreaker>>],
     sessions: &'k [LiveSessions],
     open: Vec<Arc<AtomicUsize>>,
@@ -248,7 +248,7 @@ impl Plan {
                 Some(old) => old.clone(),
                 None => {
                     let metrics = metrics.upstream(&upstream.name);
-                    Endpoints::new(upstream.clone(), tls, old.map(|old| &**old), metrics)
+                    LiveUpstream::new(upstream.clone(), tls, old.map(|old| &**old), metrics)
                 }
             }
         };
