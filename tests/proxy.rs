@@ -7,7 +7,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -16,7 +16,8 @@ use weir::admin::health::Heartbeat;
 use weir::config::check;
 use weir::config::listeners::Address;
 use weir::net::listen::Bound;
-use weir::plan::Plan;
+use weir::net::tls::Secured;
+use weir::plan::{Plan, Process};
 use weir::proxy::lane;
 
 /// Answers the n-th connection with the n-th reply once it has read a head that ends in `until`; sends on what it read.
@@ -59,7 +60,8 @@ fn configured(file: &str) -> SocketAddr {
     let Address::Tcp(address) = listener.address().unwrap() else {
         panic!("not a port");
     };
-    let (plan, following) = watch::channel(Plan::new(config, Arc::default(), None, None));
+    let plan = Plan::first(config, Secured::default(), Process::default());
+    let (plan, following) = watch::channel(plan);
     let (never, draining) = watch::channel(false);
     let (accepts, _) = oneshot::channel();
     lane::spawn(

@@ -35,7 +35,7 @@ use crate::config::redis::Redis;
 use crate::config::yaml::Mistake;
 use crate::net::listen::{self, Bound, SocketFiles};
 use crate::net::tls::Secured;
-use crate::plan::Plan;
+use crate::plan::{Plan, Process};
 use crate::proxy::reload::Fingerprint;
 use crate::proxy::{lane, reload};
 use crate::store::audit::batch::Boot;
@@ -179,14 +179,13 @@ async fn supervise(
     }
     let mut checks = checks(&config, recorder.as_ref(), redis.as_ref());
     let health = config.worker.health;
-    let first = Plan::secured(
-        config,
-        secured,
-        machine::limit_bytes(),
-        metrics_of_all,
-        recorder,
+    let process = Process {
+        memory: machine::limit_bytes(),
+        metrics: metrics_of_all,
+        audit: recorder,
         fleet,
-    );
+    };
+    let first = Plan::first(config, secured, process);
     let (plan, following) = watch::channel(first.clone());
     if let (Some(fleet), Some(redis), Parts::All) = (&first.fleet, &redis, parts) {
         let following = following.clone();
