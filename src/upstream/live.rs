@@ -23,7 +23,7 @@ use crate::net::tls::client::ClientTls;
 use crate::policy::balance::{self, Ring};
 use crate::policy::outlier::{Checks, Ejections, may_eject};
 use crate::policy::retry::within_budget;
-use crate::telemetry::upstream_metrics::UpstreamMetrics;
+use crate::telemetry::metrics::upstreams::UpstreamMetrics;
 
 /// An upstream of the configuration made live. All lanes share it.
 #[derive(Debug)]
