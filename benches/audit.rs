@@ -20,6 +20,7 @@ use std::thread;
 use std::time::Duration;
 
 use harness::redis::{Server, key_prefix};
+use harness::shipping::control;
 use harness::{eventually_within, postgres};
 use measure::events::event;
 use measure::{Options, family_cpu, process_cpu, thread_cpu, threads_cpu};
@@ -409,22 +410,4 @@ fn fleet(server: &Server, prefix: &str) -> Arc<Fleet> {
     );
     let config = check::parse(&file, &|_| None).unwrap();
     Fleet::new(config.redis.as_ref().unwrap(), &Metrics::default()).unwrap()
-}
-
-/// The thread that a weir talks to Redis on.
-fn control(fleet: Arc<Fleet>) -> oneshot::Sender<()> {
-    let (end, ended) = oneshot::channel();
-    let (joined, joins) = mpsc::channel();
-    let run = move || {
-        let mut runtime = tokio::runtime::Builder::new_current_thread();
-        runtime.enable_all().build().unwrap().block_on(async {
-            let _redis = fleet.join();
-            joined.send(()).unwrap();
-            let _ = ended.await;
-        });
-    };
-    let named = thread::Builder::new().name("control".to_owned());
-    named.spawn(run).unwrap();
-    joins.recv().unwrap();
-    end
 }

@@ -26,7 +26,8 @@ use measure::{Options, grouped, median};
 use tokio::task::JoinSet;
 use weir::clock;
 use weir::config::check;
-use weir::plan::Plan;
+use weir::net::tls::Secured;
+use weir::plan::{Plan, Process};
 use weir::policy::limit::Verdict;
 use weir::store::limits::Ask;
 use weir::store::limits::leases::Decision;
@@ -224,7 +225,7 @@ fn row(case: &Case, rounds: &[Round]) -> String {
 
 fn in_memory(case: &Case, time: Duration) -> Vec<Round> {
     let config = check::parse(&case.file(), &|_| None).unwrap();
-    let plan = Plan::new(config, Arc::default(), None, None);
+    let plan = Plan::first(config, Secured::default(), Process::default());
     let visits = visits(case.keys);
     for address in &visits {
         decide(&plan, address);

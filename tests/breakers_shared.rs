@@ -17,7 +17,6 @@ use harness::process::{Running, file};
 use harness::redis::{Cluster, Server, key_prefix};
 use harness::{Client, Lane, Upstream, eventually, eventually_within, ok};
 use weir::config::breakers::Window;
-use weir::config::check;
 use weir::keys::{self, Keys};
 use weir::policy::breaker::Snapshot;
 
@@ -310,9 +309,7 @@ fn settings_of_a_reload_join_the_state_that_there_is() {
     assert_eq!(statuses(&lane, 4), [500; 4]);
     eventually(|| state(&lane) == "open");
     let other = "{minimum_calls: 9, window: {type: count, size: 50}, open_for: 1h}";
-    let config = check::parse(&text(other), &|_| None).unwrap();
-    let plan = lane.plan.borrow().replaced_by(config).unwrap();
-    lane.plan.send_replace(plan);
+    lane.reload(&text(other));
     assert_eq!(statuses(&lane, 3), [503; 3]);
     let new = Lane::start(&text(other));
     assert_eq!(statuses(&new, 3), [503; 3]);

@@ -13,7 +13,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use harness::process::{Running, file};
+use harness::process::{Running, audited, file};
 use harness::raw;
 use harness::tls::Authority;
 use harness::{Lane, Upstream, eventually};
@@ -97,24 +97,6 @@ fn silent() -> (
     (upstream, folder, config, running)
 }
 
-fn audited(config: &tempfile::NamedTempFile) -> Vec<serde_json::Value> {
-    audited_by(config, &[])
-}
-
-fn audited_by(config: &tempfile::NamedTempFile, arguments: &[&str]) -> Vec<serde_json::Value> {
-    let output = Command::new(env!("CARGO_BIN_EXE_weir"))
-        .args(["audit", "query", "--format", "jsonl", "-c"])
-        .arg(config.path())
-        .args(arguments)
-        .output()
-        .unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    let lines = text.lines();
-    lines
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
-}
-
 #[test]
 fn a_client_that_leaves_is_noticed_and_recorded_as_499() {
     let (upstream, _folder, config, running) = silent();
@@ -122,8 +104,8 @@ fn a_client_that_leaves_is_noticed_and_recorded_as_499() {
     client.begin("GET", "/left", &[], "");
     let (stream, _) = upstream.accept().unwrap();
     drop(client);
-    eventually(|| audited(&config).len() == 1);
-    let event = &audited(&config)[0];
+    eventually(|| audited(config.path(), &[]).len() == 1);
+    let event = &audited(config.path(), &[])[0];
     assert_eq!(event["path"], "/left");
     assert_eq!(
         (&event["status"], &event["label"]),
@@ -188,7 +170,7 @@ fn a_request_that_the_drain_cuts_off_is_audited() {
     let (stream, _) = upstream.accept().unwrap();
     running.signal("TERM");
     assert!(running.child.wait().unwrap().success());
-    let events = audited(&config);
+    let events = audited(config.path(), &[]);
     assert_eq!(events.len(), 1, "{events:?}");
     assert_eq!(
         (&events[0]["path"], &events[0]["label"]),
@@ -318,7 +300,7 @@ fn everything_that_the_drain_cuts_off_is_audited() {
     let streams = accepting.join().unwrap();
     running.signal("TERM");
     assert!(running.child.wait().unwrap().success());
-    let output = audited_by(&config, &["--limit", "1000"]);
+    let output = audited(config.path(), &["--limit", "1000"]);
     assert_eq!(output.len(), many);
     assert!(output.iter().all(|event| event["status"] == 503));
     drop((clients, streams));

@@ -8,12 +8,11 @@
 mod harness;
 
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use harness::drain::{DAY, World, boot, eventually, on_a_runtime, pack};
 use harness::postgres::Database;
-use harness::process::file;
+use harness::process::{self, file};
 use harness::redis::{Answer, Server};
 use uuid::Uuid;
 use weir::clock;
@@ -21,15 +20,10 @@ use weir::store::audit::batch::Boot;
 use weir::store::audit::chain::Hasher;
 
 fn weir(config: &Path, arguments: &[&str]) -> (Option<i32>, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_weir"))
-        .args(["audit", "dead-letters"])
-        .args(arguments)
-        .arg("-c")
-        .arg(config)
-        .output()
-        .unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    (output.status.code(), String::from_utf8(said).unwrap())
+    process::weir(
+        &[&["audit", "dead-letters"], arguments, &["-c"]].concat(),
+        config,
+    )
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! The floors of the code: what may import what, and which modules stay pure. ARCHITECTURE.md tells them to people.
+//! The floors of the code: what may import what, and which modules stay pure. ARCHITECTURE.md tells them to people, with a map of all
+//! modules.
 
 #![expect(
     clippy::unwrap_used,
@@ -145,6 +146,54 @@ fn the_architecture_tells_the_same_floors() {
         let row = format!("| {floor} | {} |", modules.join(", "));
         assert!(told.contains(&row), "ARCHITECTURE.md lacks {row}");
     }
+}
+
+/// A module has a row of its own, or one that says `a::*` for all files right below `a`.
+#[test]
+fn the_code_map_has_each_module_and_no_other() {
+    let mapped = mapped();
+    let modules = modules();
+    for module in &modules {
+        let of_parent = module.rsplit_once("::");
+        let of_parent = of_parent.map(|(parent, _)| format!("{parent}::*"));
+        assert!(
+            mapped.contains(module) || of_parent.is_some_and(|row| mapped.contains(&row)),
+            "the code map of ARCHITECTURE.md has no row for {module}"
+        );
+    }
+    for row in &mapped {
+        let is_there = match row.strip_suffix('*') {
+            Some(parent) => modules.iter().any(|module| module.starts_with(parent)),
+            None => modules.contains(row) || row == "main",
+        };
+        assert!(
+            is_there,
+            "the code map of ARCHITECTURE.md names {row}, which is gone"
+        );
+    }
+}
+
+/// What the first column of the code map names, but for scripts.
+fn mapped() -> BTreeSet<String> {
+    let told = fs::read_to_string("ARCHITECTURE.md").unwrap();
+    let (_, map) = told.split_once("\n## Code map\n").unwrap();
+    let (map, _) = map.split_once("\n## ").unwrap();
+    let rows = map.lines().filter(|line| line.starts_with("| `"));
+    let cells = rows.flat_map(|row| row.split('|').nth(1));
+    let names = cells.flat_map(|cell| cell.split('`').skip(1).step_by(2));
+    let modules = names.filter(|name| !name.ends_with(".lua"));
+    modules.map(str::to_owned).collect()
+}
+
+/// The modules of the library, as `a::b`.
+fn modules() -> BTreeSet<String> {
+    let name = |source: Source| {
+        let path = source.path.with_extension("");
+        let parts = path.iter().skip(1).map(|part| part.to_str().unwrap());
+        let parts: Vec<_> = parts.filter(|part| *part != "mod").collect();
+        (!parts.contains(&"tests")).then(|| parts.join("::"))
+    };
+    sources().into_iter().filter_map(name).collect()
 }
 
 fn floor(module: &str) -> usize {

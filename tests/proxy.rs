@@ -5,19 +5,15 @@
     reason = "a broken step of a test is a failed test"
 )]
 
+mod harness;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use tokio::sync::{oneshot, watch};
-use weir::admin::health::Heartbeat;
-use weir::config::check;
-use weir::config::listeners::Address;
-use weir::net::listen::Bound;
-use weir::plan::Plan;
-use weir::proxy::lane;
+use harness::Lane;
 
 /// Answers the n-th connection with the n-th reply once it has read a head that ends in `until`; sends on what it read.
 fn upstream(
@@ -46,39 +42,16 @@ fn upstream(
     (address, seen)
 }
 
-fn weir(upstream: SocketAddr) -> SocketAddr {
-    configured(&format!(
+fn weir(upstream: SocketAddr) -> Lane {
+    Lane::start(&format!(
         "listeners: [{{address: '127.0.0.1:0', timeouts: {{header_read: 500ms, keep_alive: 5s}}, limits: {{max_body: 1KiB}}}}]\n\
          upstreams: {{app: {{endpoints: ['http://{upstream}'], timeout: 500ms}}}}\n"
     ))
 }
 
-fn configured(file: &str) -> SocketAddr {
-    let config = check::parse(file, &|_| None).unwrap();
-    let listener = Bound::new(&config.listeners[0].address, 0o600).unwrap();
-    let Address::Tcp(address) = listener.address().unwrap() else {
-        panic!("not a port");
-    };
-    let (plan, following) = watch::channel(Plan::new(config, Arc::default(), None, None));
-    let (never, draining) = watch::channel(false);
-    let (accepts, _) = oneshot::channel();
-    lane::spawn(
-        0,
-        vec![listener],
-        following,
-        draining,
-        Heartbeat::default(),
-        accepts,
-    )
-    .unwrap();
-    // The lane lives as long as the test: neither a reload nor a drain is ever told.
-    std::mem::forget((plan, never));
-    address
-}
-
 /// Sends `request` and reads until the connection closes.
-fn ask(address: SocketAddr, request: &str) -> String {
-    let mut stream = TcpStream::connect(address).unwrap();
+fn ask(weir: &Lane, request: &str) -> String {
+    let mut stream = TcpStream::connect(weir.address).unwrap();
     stream
         .set_read_timeout(Some(Duration::from_secs(10)))
         .unwrap();
@@ -96,7 +69,7 @@ fn a_request_goes_up_clean_and_its_response_comes_back() {
     );
     let request = "GET /a/../b//c?q=/../ HTTP/1.1\r\nHost: x\r\nConnection: close, x-hop\r\nX-Hop: 1\r\n\
                    X-Forwarded-For: 6.6.6.6\r\nX-End: 2\r\n\r\n";
-    let reply = ask(weir(up), request);
+    let reply = ask(&weir(up), request);
     assert_eq!(
         reply,
         "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-A: 1\r\nConnection: close\r\n\r\nhi"
@@ -120,7 +93,7 @@ fn chunked_bodies_pass_both_ways() {
     );
     let request = "POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n\
                    3\r\nabc\r\n0\r\n\r\n";
-    let reply = ask(weir(up), request);
+    let reply = ask(&weir(up), request);
     assert!(
         reply.ends_with(
             "Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n2\r\nhi\r\n0\r\nT: 1\r\n\r\n"
@@ -137,7 +110,7 @@ fn chunked_bodies_pass_both_ways() {
 #[test]
 fn a_connection_serves_one_request_after_another_over_one_upstream_connection() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = weir(listener.local_addr().unwrap());
+    let weir = weir(listener.local_addr().unwrap());
     let (sender, counts) = mpsc::channel();
     thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
@@ -153,7 +126,7 @@ fn a_connection_serves_one_request_after_another_over_one_upstream_connection() 
     });
     let last = "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
     let reply = ask(
-        address,
+        &weir,
         &format!("{}{last}", "GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(2)),
     );
     assert_eq!(reply.matches("HTTP/1.1 200 OK").count(), 3);
@@ -163,7 +136,7 @@ fn a_connection_serves_one_request_after_another_over_one_upstream_connection() 
 #[test]
 fn bad_input_gets_a_problem_and_nothing_is_forwarded() {
     let (up, seen) = upstream(vec![], "");
-    let address = weir(up);
+    let weir = weir(up);
     for (request, status) in [
         (
             "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\na",
@@ -190,7 +163,7 @@ fn bad_input_gets_a_problem_and_nothing_is_forwarded() {
         ),
         ("GET / HTTP/1.1\r\nHo", 408),
     ] {
-        let reply = ask(address, request);
+        let reply = ask(&weir, request);
         assert!(
             reply.starts_with(&format!("HTTP/1.1 {status} ")),
             "{request:?}: {reply}"
@@ -203,7 +176,7 @@ fn bad_input_gets_a_problem_and_nothing_is_forwarded() {
 #[test]
 fn upstream_trouble_is_a_502_a_504_or_an_abort() {
     let get = "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-    let status = |reply: &'static str| ask(weir(upstream(vec![reply], "\r\n\r\n").0), get);
+    let status = |reply: &'static str| ask(&weir(upstream(vec![reply], "\r\n\r\n").0), get);
     assert!(status("nonsense\r\n\r\n").starts_with("HTTP/1.1 502 "));
     assert!(status("").starts_with("HTTP/1.1 502 "));
     assert!(status("HTTP/1.1 101 Switching Protocols\r\n\r\n").starts_with("HTTP/1.1 502 "));
@@ -213,9 +186,9 @@ fn upstream_trouble_is_a_502_a_504_or_an_abort() {
         .unwrap()
         .local_addr()
         .unwrap();
-    assert!(ask(weir(closed), get).starts_with("HTTP/1.1 502 "));
+    assert!(ask(&weir(closed), get).starts_with("HTTP/1.1 502 "));
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    assert!(ask(weir(silent.local_addr().unwrap()), get).starts_with("HTTP/1.1 504 "));
+    assert!(ask(&weir(silent.local_addr().unwrap()), get).starts_with("HTTP/1.1 504 "));
 }
 
 #[test]
@@ -225,7 +198,7 @@ fn a_response_that_comes_before_the_body_is_whole_is_passed_on() {
         "\r\n\r\n",
     );
     let reply = ask(
-        weir(up),
+        &weir(up),
         "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc",
     );
     assert!(reply.starts_with("HTTP/1.1 413 Too Large\r\n"), "{reply}");
@@ -248,7 +221,7 @@ fn a_request_goes_to_the_upstream_of_its_route_whatever_the_spelling_of_its_path
         )
         .0
     };
-    let address = configured(&format!(
+    let weir = Lane::start(&format!(
         "listen: 127.0.0.1:0\nupstreams: {{admin: {{endpoints: ['http://{}']}}, open: {{endpoints: ['http://{}']}}}}\n\
          routes:\n  - {{match: {{path: /admin/*}}, upstream: admin}}\n  - {{match: {{host: x, path: /*}}, upstream: open}}\n",
         admin(),
@@ -256,7 +229,7 @@ fn a_request_goes_to_the_upstream_of_its_route_whatever_the_spelling_of_its_path
     ));
     let get = |host: &str, path: &str| {
         ask(
-            address,
+            &weir,
             &format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"),
         )
     };
@@ -278,12 +251,12 @@ fn forwarding_fields_are_kept_from_a_trusted_proxy() {
         vec!["HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"],
         "\r\n\r\n",
     );
-    let address = configured(&format!(
+    let weir = Lane::start(&format!(
         "listeners: [{{address: '127.0.0.1:0', client_ip: {{trusted_proxies: [127.0.0.1]}}}}]\nupstream: http://{up}\n"
     ));
     let fields = "X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-Proto: https\r\nX-Request-Id: abc\r\n";
     ask(
-        address,
+        &weir,
         &format!("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{fields}\r\n"),
     );
     let head = seen.recv().unwrap();
@@ -302,7 +275,7 @@ fn forwarding_fields_are_kept_from_a_trusted_proxy() {
 #[test]
 fn an_upgraded_connection_passes_bytes_both_ways_until_both_sides_end() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = weir(listener.local_addr().unwrap());
+    let weir = weir(listener.local_addr().unwrap());
     let echo = thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         let mut piece = [0; 1024];
@@ -316,7 +289,7 @@ fn an_upgraded_connection_passes_bytes_both_ways_until_both_sides_end() {
         stream.write_all(&rest).unwrap();
         head
     });
-    let mut client = TcpStream::connect(address).unwrap();
+    let mut client = TcpStream::connect(weir.address).unwrap();
     client
         .write_all(
             b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: x/1, websocket\r\n\r\n",

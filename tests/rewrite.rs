@@ -7,9 +7,7 @@
 
 mod harness;
 
-use std::process::Command;
-
-use harness::process::{Running, file};
+use harness::process::{Running, audited, file};
 use harness::versions::{Client, Fields, Length, Origin, PAIRINGS, Version, field, run};
 use harness::{Lane, Reply, Upstream, eventually, raw};
 
@@ -256,18 +254,9 @@ fn what_weir_answers_is_on_record_before_it_is_out() {
     for path in ["/a", "/b"] {
         weir.client().get(path);
     }
-    let queried = Command::new(env!("CARGO_BIN_EXE_weir"))
-        .args(["audit", "query", "--format", "jsonl", "-c"])
-        .arg(config.path())
-        .output()
-        .unwrap();
-    let text = String::from_utf8(queried.stdout).unwrap();
-    let mut events: Vec<serde_json::Value> = text
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
+    let mut events = audited(config.path(), &[]);
     events.sort_by_key(|event| event["path"].as_str().unwrap().to_owned());
-    assert_eq!(events.len(), 2, "{text}");
+    assert_eq!(events.len(), 2, "{events:?}");
     assert_eq!(
         (&events[0]["status"], &events[0]["bytes_out"]),
         (&200.into(), &4.into())

@@ -7,11 +7,11 @@
 #![expect(clippy::disallowed_methods, reason = "bounds on time")]
 
 use std::fmt::Write as _;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use weir::config::check;
-use weir::plan::Plan;
+use weir::net::tls::Secured;
+use weir::plan::{Plan, Process};
 use weir::policy::routes::Request;
 
 const MANY: usize = 10_000;
@@ -49,8 +49,8 @@ fn ten_thousand_routes_are_loaded_in_seconds_even_unoptimised() {
     let text = large();
     let start = Instant::now();
     let config = check::parse(&text, &|_| None).unwrap();
-    let plan = Plan::new(config.clone(), Arc::default(), None, None);
-    let plan = plan.replaced_by(config).unwrap();
+    let plan = Plan::first(config.clone(), Secured::default(), Process::default());
+    let plan = plan.replaced_by(config, Secured::default()).unwrap();
     assert_eq!(plan.routes.len(), MANY);
     assert!(
         start.elapsed() < Duration::from_secs(15),
@@ -62,12 +62,8 @@ fn ten_thousand_routes_are_loaded_in_seconds_even_unoptimised() {
 /// One after the other, the routes of these requests would be some fifty million.
 #[test]
 fn the_route_of_a_request_is_found_without_asking_every_route() {
-    let plan = Plan::new(
-        check::parse(&large(), &|_| None).unwrap(),
-        Arc::default(),
-        None,
-        None,
-    );
+    let config = check::parse(&large(), &|_| None).unwrap();
+    let plan = Plan::first(config, Secured::default(), Process::default());
     let start = Instant::now();
     for index in 0..MANY {
         let (host, path) = (

@@ -13,8 +13,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use harness::eventually;
 use harness::sqlite::{Audit, DAY, KEY, NOW, RETENTION, batch, event, events, lock, seqs};
+use harness::{eventually, process};
 use rusqlite::Connection;
 use weir::clock;
 use weir::config::audit::Delivery;
@@ -447,15 +447,10 @@ fn stopping_gives_up_at_its_deadline_and_counts_what_is_lost() {
 }
 
 fn weir(audit: &Audit, arguments: &[&str]) -> (Option<i32>, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_weir"))
-        .arg("audit")
-        .args(arguments)
-        .arg("--database")
-        .arg(&audit.path)
-        .output()
-        .unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    (output.status.code(), String::from_utf8(said).unwrap())
+    process::weir(
+        &[&["audit"], arguments, &["--database"]].concat(),
+        &audit.path,
+    )
 }
 
 #[test]

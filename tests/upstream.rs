@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use harness::raw::{self, End, Wire, scripted};
+use harness::raw::{self, End, Wire, scripted, unchunk};
 use harness::{Lane, eventually, ok};
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -328,20 +328,6 @@ fn a_response_that_trickles_arrives_whole() {
             }
             body => assert_eq!(reply.parts().1, body, "{reply:?}"),
         }
-    }
-}
-
-/// The data of chunks that weir wrote, with their last, and the trailers behind it.
-fn unchunk(mut wire: &str) -> (String, &str) {
-    let mut data = String::new();
-    loop {
-        let (size, rest) = wire.split_once("\r\n").unwrap();
-        let size = usize::from_str_radix(size, 16).unwrap();
-        data.push_str(&rest[..size]);
-        if size == 0 {
-            return (data, rest.strip_suffix("\r\n").unwrap());
-        }
-        wire = rest[size..].strip_prefix("\r\n").unwrap();
     }
 }
 

@@ -10,14 +10,13 @@ mod harness;
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
-use std::process::Command;
 
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::ext::Protocol;
 use h2::server::SendResponse;
 use harness::peers::Peer;
-use harness::process::{Running, file};
+use harness::process::{Running, audited, file};
 use harness::raw::{read_head, scripted};
 use harness::versions::run;
 use harness::{DEADLINE, eventually};
@@ -496,14 +495,7 @@ fn the_audit_counts_the_bytes_of_both_ways() {
     }
     let mut events = Vec::new();
     eventually(|| {
-        let output = Command::new(env!("CARGO_BIN_EXE_weir"))
-            .args(["audit", "query", "--format", "jsonl", "-c"])
-            .arg(world._config.path())
-            .output()
-            .unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        let lines = text.lines().map(serde_json::from_str);
-        events = lines.map(Result::<Value, _>::unwrap).collect();
+        events = audited(world._config.path(), &[]);
         events.len() == BY.len()
     });
     for event in events {

@@ -6,6 +6,7 @@ mod audit;
 mod breakers;
 pub mod health;
 mod limits;
+mod metrics;
 mod sessions;
 
 use std::convert::Infallible;
@@ -180,7 +181,7 @@ async fn answer(admin: &Admin, request: Request<Incoming>, metrics_alone: bool) 
         ));
     }
     match (method, path.as_slice()) {
-        (&Method::GET, ["metrics"]) => Ok(Reply::Metrics(health::scrape(admin, &plan))),
+        (&Method::GET, ["metrics"]) => Ok(Reply::Metrics(metrics::scrape(admin, &plan))),
         (&Method::GET, ["live"]) => Ok(admin.health.live()),
         (&Method::GET, ["ready"]) => Ok(admin.health.ready()),
         (&Method::GET, ["health"]) => Ok(admin.health.health().await),

@@ -34,7 +34,7 @@ use crate::config::tls::{Certificate, ClientAuth, ListenerTls, Version};
 use crate::config::units::Span;
 use crate::inject::review::{OnUnfit, Reviewed, Reviewer, Verdict};
 use crate::net::tls::{TlsError, server::ServerTls};
-use crate::telemetry::webhook_metrics::WebhookMetrics;
+use crate::telemetry::metrics::webhook::WebhookMetrics;
 
 /// The API server's own bound on an object, and more than it.
 const MAX_BODY: usize = 3 << 20;

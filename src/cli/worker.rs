@@ -21,7 +21,8 @@ use crate::admin::{self, Admin};
 use crate::clock;
 use crate::config::Config;
 use crate::config::redis::Redis;
-use crate::plan::Plan;
+use crate::net::tls::Secured;
+use crate::plan::{Plan, Process};
 use crate::store::fleet::Fleet;
 use crate::store::postgres::Postgres;
 use crate::store::sessions::Sweeper;
@@ -135,7 +136,12 @@ async fn supervise(
         draining,
         board,
     };
-    let plan = Plan::new(config, metrics, None, Some(fleet));
+    let process = Process {
+        metrics,
+        fleet: Some(fleet),
+        ..Process::default()
+    };
+    let plan = Plan::first(config, Secured::default(), process);
     let state = Arc::new(Admin {
         plan: watch::Sender::new(plan).subscribe(),
         redis: Some(redis),

@@ -7,14 +7,14 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::plan::Plan;
-use crate::upstream::{Cluster, Endpoints};
+use crate::upstream::{LaneUpstream, LiveUpstream};
 
 /// One lane's view of the plan: with its own connections.
 #[derive(Debug)]
 pub(super) struct LanePlan {
     pub shared: Arc<Plan>,
     /// One for each upstream of the configuration, in its order.
-    pub clusters: Vec<Rc<Cluster>>,
+    pub upstreams: Vec<Rc<LaneUpstream>>,
 }
 
 /// The plan that a lane follows.
@@ -22,18 +22,18 @@ pub(super) struct LanePlan {
 pub(super) struct Following {
     source: watch::Receiver<Arc<Plan>>,
     current: RefCell<Rc<LanePlan>>,
-    /// Clusters of plans before, which requests and idle clients still have.
-    left: RefCell<Vec<Weak<Cluster>>>,
+    /// Those of plans before, which requests and idle clients still have.
+    left: RefCell<Vec<Weak<LaneUpstream>>>,
 }
 
 impl Following {
     pub(super) fn new(mut source: watch::Receiver<Arc<Plan>>) -> Following {
         let shared = source.borrow_and_update().clone();
-        let new = |endpoints: &Arc<Endpoints>| Cluster::new(endpoints.clone(), None);
-        let clusters = shared.upstreams.iter().map(new).collect();
+        let new = |live: &Arc<LiveUpstream>| LaneUpstream::new(live.clone(), None);
+        let upstreams = shared.upstreams.iter().map(new).collect();
         Following {
             source,
-            current: RefCell::new(Rc::new(LanePlan { shared, clusters })),
+            current: RefCell::new(Rc::new(LanePlan { shared, upstreams })),
             left: RefCell::default(),
         }
     }
@@ -48,12 +48,12 @@ impl Following {
 
     /// Closes the connections to upstreams that no request has used for long, or will ever use.
     pub(super) fn close_idle(&self) {
-        for cluster in &self.current().clusters {
-            cluster.close_idle();
+        for upstream in &self.current().upstreams {
+            upstream.close_idle();
         }
         self.left.borrow_mut().retain(|left| {
             let left = left.upgrade();
-            left.inspect(|cluster| cluster.close_left()).is_some()
+            left.inspect(|upstream| upstream.close_left()).is_some()
         });
     }
 
@@ -64,19 +64,19 @@ impl Following {
         if Arc::ptr_eq(&shared, &before.shared) {
             return;
         }
-        let cluster = |endpoints: &Arc<Endpoints>| {
-            let name = &endpoints.settings.name;
-            let mut old = before.clusters.iter();
+        let upstream = |live: &Arc<LiveUpstream>| {
+            let name = &live.settings.name;
+            let mut old = before.upstreams.iter();
             let old = old.find(|old| old.shared.settings.name == *name);
-            match old.filter(|old| Arc::ptr_eq(&old.shared, endpoints)) {
+            match old.filter(|old| Arc::ptr_eq(&old.shared, live)) {
                 Some(old) => old.clone(),
-                None => Cluster::new(endpoints.clone(), old.map(|old| &**old)),
+                None => LaneUpstream::new(live.clone(), old.map(|old| &**old)),
             }
         };
-        let clusters: Vec<_> = shared.upstreams.iter().map(cluster).collect();
-        let is_kept = |old: &Rc<Cluster>| clusters.iter().any(|new| Rc::ptr_eq(new, old));
-        let left = before.clusters.iter().filter(|old| !is_kept(old));
+        let upstreams: Vec<_> = shared.upstreams.iter().map(upstream).collect();
+        let is_kept = |old: &Rc<LaneUpstream>| upstreams.iter().any(|new| Rc::ptr_eq(new, old));
+        let left = before.upstreams.iter().filter(|old| !is_kept(old));
         self.left.borrow_mut().extend(left.map(Rc::downgrade));
-        *self.current.borrow_mut() = Rc::new(LanePlan { shared, clusters });
+        *self.current.borrow_mut() = Rc::new(LanePlan { shared, upstreams });
     }
 }

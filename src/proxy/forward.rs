@@ -42,8 +42,8 @@ pub(super) async fn send(
     head: &RequestHead,
     record: &mut Record,
 ) -> Result<Next, Failure> {
-    let upstream = admitted.upstream;
-    let over_http2 = match admitted.plan.config.upstreams[upstream].protocol {
+    let index = admitted.upstream;
+    let over_http2 = match admitted.plan.config.upstreams[index].protocol {
         Protocol::Http1 => false,
         Protocol::Http2 => true,
         // It is agreed on with each connection, unless the client asks for what HTTP/2 has not.
@@ -61,7 +61,7 @@ pub(super) async fn send(
         );
         return Box::pin(sent).await;
     }
-    let cluster = &plan.clusters[upstream];
+    let upstream = &plan.upstreams[index];
     if outgoing.expects && ends.buffer.is_empty() {
         ends.write(b"HTTP/1.1 100 Continue\r\n\r\n", outgoing.request.idle)
             .await?;
@@ -69,12 +69,12 @@ pub(super) async fn send(
     let mut answer = conn.lane.buffers.take();
     let request = &outgoing.request;
     let out = &outgoing.out;
-    let retries = outgoing.shared.config.upstreams[upstream].retries.as_ref();
+    let retries = outgoing.shared.config.upstreams[index].retries.as_ref();
     let keep = retries.map_or(0, |retries| retries.buffer);
     let mut upload = Upload::new(request, out, keep, (outgoing.shared, outgoing.route));
     let exchanged = exchange(
         request,
-        (cluster, retries),
+        (upstream, retries),
         outgoing.aim,
         ends,
         &mut upload,

@@ -105,7 +105,7 @@ pub async fn follow(
 /// The plan of `config` in place of `old`, with what its files hold now.
 fn replaced_by(old: &Plan, config: Config) -> Result<Arc<Plan>, String> {
     let secured = Secured::read(&config, &old.secured)?;
-    old.replaced_by_secured(config, secured)
+    old.replaced_by(config, secured)
 }
 
 async fn go_on_with(plan: &watch::Sender<Arc<Plan>>, new: Arc<Plan>) {

@@ -24,7 +24,7 @@ use crate::http1::response::ResponseBody;
 use crate::policy::retry;
 use crate::store::breakers::End;
 use crate::upstream::{
-    Aim, Cluster, Connected, Outcome, Picked, Pool, Retrying, Slot, Unreached, Until,
+    Aim, Connected, LaneUpstream, Outcome, Picked, Pool, Retrying, Slot, Unreached, Until,
 };
 
 /// The endpoint that has answered, over this connection.
@@ -55,7 +55,7 @@ impl Reached<'_> {
     }
 }
 
-/// Sends the request, whose head is `head`, to an endpoint of the cluster's. The response's head comes to stand at the front
+/// Sends the request, whose head is `head`, to an endpoint of the upstream's. The response's head comes to stand at the front
 /// of `answer`.
 #[expect(
     clippy::too_many_arguments,
@@ -63,7 +63,7 @@ impl Reached<'_> {
 )]
 pub(super) async fn exchange<'c>(
     request: &Request,
-    (cluster, retries): (&'c Cluster, Option<&Retries>),
+    (upstream, retries): (&'c LaneUpstream, Option<&Retries>),
     aim: Aim,
     ends: &mut Ends<'_>,
     upload: &mut Upload<'_>,
@@ -72,10 +72,10 @@ pub(super) async fn exchange<'c>(
     record: &mut Record,
 ) -> Result<(Reached<'c>, Answered), Failure> {
     // Its turn may be some time off, and is another's where the client has left.
-    let entered = unless_gone(ends.client, ends.buffer, cluster.enter()).await;
+    let entered = unless_gone(ends.client, ends.buffer, upstream.enter()).await;
     let slot = entered.ok_or_else(|| upload.left_by_client(ends.buffer))?;
     let mut slot = slot.map_err(|_| Rejection::Overloaded)?;
-    let picked = cluster.pick(aim, &[]);
+    let picked = upstream.pick(aim, &[]);
     let mut picked = picked.map_err(|_| Rejection::NoEndpoint)?;
     let mut retrying = None;
     let tried = match retries {
@@ -88,7 +88,7 @@ pub(super) async fn exchange<'c>(
             // Apart, so that requests that are not tried again have no room for it.
             let tries = try_and_again(
                 request,
-                (cluster, retries),
+                (upstream, retries),
                 aim,
                 &mut picked,
                 &mut retrying,
@@ -122,7 +122,7 @@ pub(super) async fn exchange<'c>(
 )]
 async fn try_and_again<'c>(
     request: &Request,
-    (cluster, retries): (&'c Cluster, &Retries),
+    (upstream, retries): (&'c LaneUpstream, &Retries),
     aim: Aim,
     picked: &mut Picked<'c>,
     retrying: &mut Option<Retrying<'c>>,
@@ -132,7 +132,7 @@ async fn try_and_again<'c>(
     answer: &mut Vec<u8>,
     record: &mut Record,
 ) -> Tried {
-    let metrics = &cluster.shared.metrics;
+    let metrics = &upstream.shared.metrics;
     let began = clock::mono();
     // How long the client takes to send is its own.
     let spent = |upload: &Upload<'_>| {
@@ -173,7 +173,7 @@ async fn try_and_again<'c>(
             return tried;
         }
         if retrying.is_none() {
-            *retrying = cluster.shared.retry(retries.budget);
+            *retrying = upstream.shared.retry(retries.budget);
         }
         if retrying.is_none() {
             metrics.over_budget.inc();
@@ -190,7 +190,7 @@ async fn try_and_again<'c>(
             return Err(upload.left_by_client(ends.buffer));
         }
         before.push(picked.pool.clone());
-        let Ok(next) = cluster.pick(aim, &before) else {
+        let Ok(next) = upstream.pick(aim, &before) else {
             return tried;
         };
         if let Ok((connected, answered)) = tried

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 use tracing::{error, warn};
 
-use super::told_metrics::Told;
+use super::metrics::told::Told;
 use crate::config::telemetry::LogFormat;
 use crate::event::{AuditEvent, Micros};
 

@@ -1,5 +1,17 @@
 //! Metrics. Label sets are bounded by the configuration, and handles are resolved when a plan is made, not per request.
 
+pub mod audit;
+pub mod breakers;
+pub mod drain;
+mod durations;
+mod http2;
+pub mod process;
+mod proxy_protocol;
+pub mod tls;
+pub mod told;
+pub mod upstreams;
+pub mod webhook;
+
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -9,17 +21,17 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use super::audit_metrics::AuditMetrics;
-use super::breaker_metrics::Breakers;
-use super::drain_metrics::DrainMetrics;
-use super::durations::Durations;
-use super::http2_metrics::Http2Errors;
-use super::process_metrics::ProcessMetrics;
-use super::proxy_metrics::ProxyFailures;
-use super::tls_metrics::TlsMetrics;
-use super::told_metrics::{self, Told};
-use super::upstream_metrics::{UpstreamMetrics, Upstreams};
 use crate::http2::grpc::GrpcStatus;
+use audit::AuditMetrics;
+use breakers::Breakers;
+use drain::DrainMetrics;
+use durations::Durations;
+use http2::Http2Errors;
+use process::ProcessMetrics;
+use proxy_protocol::ProxyFailures;
+use tls::TlsMetrics;
+use told::Told;
+use upstreams::{UpstreamMetrics, Upstreams};
 
 /// All metrics of a process.
 #[derive(Debug)]
@@ -258,8 +270,8 @@ impl Default for Metrics {
             proxy_failures: ProxyFailures::register(&mut registry),
             http2_errors: Http2Errors::register(&mut registry),
             upstreams: Upstreams::register(&mut registry),
-            access_log: told_metrics::access_log(&mut registry),
-            traces: told_metrics::traces(&mut registry),
+            access_log: told::access_log(&mut registry),
+            traces: told::traces(&mut registry),
             registry: Registry::default(),
         };
         registry.register(

@@ -16,8 +16,8 @@ use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::time::{timeout, timeout_at};
 use tracing::{error, info, warn};
 
+use super::metrics::told::Told;
 use super::spans::{self, Traced};
-use super::told_metrics::Told;
 
 /// Requests of a batch, at most.
 pub const BATCH: usize = 64;

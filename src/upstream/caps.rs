@@ -12,7 +12,7 @@ use super::adaptive::{Learnt, Unanswered};
 use crate::clock;
 use crate::config::upstreams::Concurrency;
 use crate::policy::gradient::Range;
-use crate::telemetry::upstream_metrics::UpstreamMetrics;
+use crate::telemetry::metrics::upstreams::UpstreamMetrics;
 
 /// How often lanes are asked to close an idle connection while a request waits for a new one.
 const ASK_EVERY: Duration = Duration::from_millis(10);

@@ -1,20 +1,20 @@
 //! Upstreams: their endpoints as all lanes see them, and each lane's connections to them.
 //!
-//! [`Endpoints`] is what lanes share: which there are, how they are, how much goes on. Lanes read it without a lock. A [`Cluster`] is
-//! one lane's view of it: it picks an endpoint for a request and has a [`Pool`] of idle connections for each.
+//! A [`LiveUpstream`] is what lanes share of one: which endpoints there are, how they are, how much goes on. Lanes read it without a
+//! lock. A [`LaneUpstream`] is one lane's view of it: it picks an endpoint for a request and has a [`Pool`] of idle connections for each.
 
 mod adaptive;
 pub mod caps;
-mod cluster;
 pub mod connect;
-mod endpoints;
 pub mod http2;
+mod lane;
+mod live;
 pub mod names;
 pub mod ours;
 mod pool;
 pub mod probe;
 mod resolve;
 
-pub use cluster::{Aim, Cluster, NoEndpoint, Outcome, Picked, Slot};
-pub use endpoints::{Counts, Endpoint, Endpoints, Retrying};
+pub use lane::{Aim, LaneUpstream, NoEndpoint, Outcome, Picked, Slot};
+pub use live::{Counts, Endpoint, LiveUpstream, Retrying};
 pub use pool::{Connected, Pool, Reached, Unreached, Until};

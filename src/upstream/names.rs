@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::endpoints::Endpoints;
+use super::live::LiveUpstream;
 use super::resolve::resolve;
 use crate::clock;
 use crate::config::upstreams::{DnsName, Source};
@@ -47,8 +47,8 @@ impl Look {
 }
 
 /// The names of an upstream, each with the index of its source.
-pub fn names(endpoints: &Endpoints) -> impl Iterator<Item = (usize, &DnsName)> {
-    let sources = endpoints.settings.endpoints.iter().enumerate();
+pub fn names(live: &LiveUpstream) -> impl Iterator<Item = (usize, &DnsName)> {
+    let sources = live.settings.endpoints.iter().enumerate();
     sources.filter_map(|(index, source)| match source {
         Source::Fixed(_) => None,
         Source::Dns(name) => Some((index, name)),
@@ -56,28 +56,28 @@ pub fn names(endpoints: &Endpoints) -> impl Iterator<Item = (usize, &DnsName)> {
 }
 
 /// How long it is until a name is to be looked up.
-pub fn due_in(endpoints: &Endpoints, source: usize) -> Duration {
-    let due = Duration::from_millis(endpoints.looks[source].due.load(Ordering::Relaxed));
+pub fn due_in(live: &LiveUpstream, source: usize) -> Duration {
+    let due = Duration::from_millis(live.looks[source].due.load(Ordering::Relaxed));
     due.saturating_sub(clock::mono())
 }
 
 /// Looks a name up. While that fails, its last addresses stay.
-pub async fn look_up(endpoints: &Endpoints, source: usize, name: &DnsName) {
-    let (upstream, look) = (&endpoints.settings.name, &endpoints.looks[source]);
+pub async fn look_up(live: &LiveUpstream, source: usize, name: &DnsName) {
+    let (upstream, look) = (&live.settings.name, &live.looks[source]);
     let wait = match resolve(name).await {
         Ok(found) => {
-            endpoints.metrics.resolved.inc();
+            live.metrics.resolved.inc();
             if look.failures.swap(0, Ordering::Relaxed) > 0 {
                 info!(%upstream, name = name.name, "name is found again");
             }
             let count = found.addresses.len();
-            if endpoints.found(source, found.addresses) {
+            if live.found(source, found.addresses) {
                 info!(%upstream, name = name.name, addresses = count, "endpoints have changed");
             }
             found.holds_for.max(SOONEST)
         }
         Err(error) => {
-            endpoints.metrics.unresolved.inc();
+            live.metrics.unresolved.inc();
             let before = look.failures.fetch_add(1, Ordering::Relaxed);
             // The first of a row alone: the rest is in the metric.
             if before == 0 {
@@ -91,10 +91,10 @@ pub async fn look_up(endpoints: &Endpoints, source: usize, name: &DnsName) {
 
 /// Looks up the names that never were, so that no request meets an upstream whose endpoints are not known yet; but not for longer than
 /// `within`: then requests get 503 until they are.
-pub async fn first_look(upstreams: &[Arc<Endpoints>], within: Duration) {
-    let all = upstreams.iter().flat_map(|endpoints| {
-        let untried = names(endpoints).filter(|(index, _)| !endpoints.looks[*index].was_done());
-        untried.map(|(index, name)| look_up(endpoints, index, name))
+pub async fn first_look(upstreams: &[Arc<LiveUpstream>], within: Duration) {
+    let all = upstreams.iter().flat_map(|live| {
+        let untried = names(live).filter(|(index, _)| !live.looks[*index].was_done());
+        untried.map(|(index, name)| look_up(live, index, name))
     });
     let _ = timeout(within, join_all(all)).await;
 }

@@ -11,8 +11,8 @@ use tokio::time::timeout;
 
 use super::caps::{Caps, Full, Place};
 use super::connect::{Way, connect};
-use super::endpoints::Endpoint;
 use super::http2::{self, Multiplexed};
+use super::live::Endpoint;
 use super::ours::Ours;
 use crate::clock;
 use crate::config::{Protocol, Upstream};

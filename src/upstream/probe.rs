@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::connect::{Way, connect};
-use super::endpoints::{Endpoint, Endpoints};
+use super::live::{Endpoint, LiveUpstream};
 use crate::config::Protocol;
 use crate::config::upstreams::HealthCheck;
 use crate::http1::head::HeadLimits;
@@ -21,18 +21,18 @@ use crate::net::tls::client::Offer;
 const NAME: &str = "weir-health";
 
 /// Whether the endpoint answers in time, with a status from 200 to 399, as Kubernetes' probes want it.
-pub async fn passes(endpoints: &Endpoints, endpoint: &Endpoint, check: &HealthCheck) -> bool {
-    let answered = timeout(check.timeout, ask(endpoints, endpoint, check)).await;
+pub async fn passes(live: &LiveUpstream, endpoint: &Endpoint, check: &HealthCheck) -> bool {
+    let answered = timeout(check.timeout, ask(live, endpoint, check)).await;
     matches!(answered, Ok(Ok(Some(200..=399))))
 }
 
 /// The status of the answer; `None` for nonsense.
 async fn ask(
-    endpoints: &Endpoints,
+    live: &LiveUpstream,
     endpoint: &Endpoint,
     check: &HealthCheck,
 ) -> io::Result<Option<u16>> {
-    let (settings, tls) = (&endpoints.settings, endpoints.tls.as_deref());
+    let (settings, tls) = (&live.settings, live.tls.as_deref());
     let is_secure = settings.tls.is_some();
     let way = Way::new(is_secure, tls, &endpoint.name, Offer::All);
     let stream = connect(&endpoint.target, way, check.timeout).await?;

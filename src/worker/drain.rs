@@ -26,7 +26,7 @@ use crate::store::postgres::write::{Outcome, Writer};
 use crate::store::postgres::{Postgres, PostgresError};
 use crate::store::redis::Connections;
 use crate::store::streams::consume::{Done, Entry, Streams};
-use crate::telemetry::drain_metrics::DrainMetrics;
+use crate::telemetry::metrics::drain::DrainMetrics;
 
 /// Between tries to store: from the first to the last, doubled each time.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));

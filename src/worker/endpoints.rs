@@ -12,7 +12,7 @@ use crate::admin::health::Heartbeat;
 use crate::clock;
 use crate::config::upstreams::{DnsName, HealthCheck};
 use crate::plan::Plan;
-use crate::upstream::{Endpoint, Endpoints, names, probe};
+use crate::upstream::{Endpoint, LiveUpstream, names, probe};
 
 /// Between beats.
 const BEAT_EVERY: Duration = Duration::from_secs(10);
@@ -26,19 +26,19 @@ pub async fn follow(
 ) -> Result<(), JoinError> {
     // They end with the set.
     let mut tasks = JoinSet::new();
-    let mut kept: Vec<(Arc<Endpoints>, Vec<AbortHandle>)> = Vec::new();
+    let mut kept: Vec<(Arc<LiveUpstream>, Vec<AbortHandle>)> = Vec::new();
     loop {
         let plan = plans.borrow_and_update().clone();
-        kept.retain(|(endpoints, tasks)| {
-            let stays = plan.upstreams.iter().any(|it| Arc::ptr_eq(it, endpoints));
+        kept.retain(|(live, tasks)| {
+            let stays = plan.upstreams.iter().any(|it| Arc::ptr_eq(it, live));
             if !stays {
                 tasks.iter().for_each(AbortHandle::abort);
             }
             stays
         });
-        for endpoints in plan.upstreams.iter().filter(|it| it.wants_care()) {
-            if !kept.iter().any(|(kept, _)| Arc::ptr_eq(kept, endpoints)) {
-                kept.push((endpoints.clone(), tend(endpoints, &mut tasks)));
+        for live in plan.upstreams.iter().filter(|it| it.wants_care()) {
+            if !kept.iter().any(|(kept, _)| Arc::ptr_eq(kept, live)) {
+                kept.push((live.clone(), tend(live, &mut tasks)));
             }
         }
         drop(plan);
@@ -58,36 +58,36 @@ pub async fn follow(
     }
 }
 
-fn tend(endpoints: &Arc<Endpoints>, tasks: &mut JoinSet<Infallible>) -> Vec<AbortHandle> {
+fn tend(live: &Arc<LiveUpstream>, tasks: &mut JoinSet<Infallible>) -> Vec<AbortHandle> {
     let mut mine = Vec::new();
-    for (index, name) in names::names(endpoints) {
-        mine.push(tasks.spawn(look_up(endpoints.clone(), index, name.clone())));
+    for (index, name) in names::names(live) {
+        mine.push(tasks.spawn(look_up(live.clone(), index, name.clone())));
     }
-    if let Some(check) = &endpoints.settings.health {
-        mine.push(tasks.spawn(check_all(endpoints.clone(), check.clone())));
+    if let Some(check) = &live.settings.health {
+        mine.push(tasks.spawn(check_all(live.clone(), check.clone())));
     }
-    if let (true, Some(settings)) = (endpoints.judges(), endpoints.settings.outlier_detection) {
-        mine.push(tasks.spawn(take_back(endpoints.clone(), settings.interval)));
+    if let (true, Some(settings)) = (live.judges(), live.settings.outlier_detection) {
+        mine.push(tasks.spawn(take_back(live.clone(), settings.interval)));
     }
     mine
 }
 
 /// Looks a name up again and again.
-async fn look_up(endpoints: Arc<Endpoints>, source: usize, name: DnsName) -> Infallible {
+async fn look_up(live: Arc<LiveUpstream>, source: usize, name: DnsName) -> Infallible {
     loop {
-        sleep(names::due_in(&endpoints, source)).await;
-        names::look_up(&endpoints, source, &name).await;
+        sleep(names::due_in(&live, source)).await;
+        names::look_up(&live, source, &name).await;
     }
 }
 
 /// Checks each endpoint there is, each by a task of its own, so that none waits for another.
-async fn check_all(endpoints: Arc<Endpoints>, check: HealthCheck) -> Infallible {
-    let mut changes = endpoints.changes();
+async fn check_all(live: Arc<LiveUpstream>, check: HealthCheck) -> Infallible {
+    let mut changes = live.changes();
     let mut tasks = JoinSet::new();
     let mut kept: Vec<(Arc<Endpoint>, AbortHandle)> = Vec::new();
     loop {
         changes.borrow_and_update();
-        let list = endpoints.list();
+        let list = live.list();
         kept.retain(|(endpoint, task)| {
             let stays = list.iter().any(|it| Arc::ptr_eq(it, endpoint));
             if !stays {
@@ -97,7 +97,7 @@ async fn check_all(endpoints: Arc<Endpoints>, check: HealthCheck) -> Infallible 
         });
         for endpoint in list {
             if !kept.iter().any(|(kept, _)| Arc::ptr_eq(kept, &endpoint)) {
-                let task = check_on(endpoints.clone(), endpoint.clone(), check.clone());
+                let task = check_on(live.clone(), endpoint.clone(), check.clone());
                 kept.push((endpoint, tasks.spawn(task)));
             }
         }
@@ -105,7 +105,7 @@ async fn check_all(endpoints: Arc<Endpoints>, check: HealthCheck) -> Infallible 
             tokio::select! {
                 changed = changes.changed() => match changed {
                     Ok(()) => break,
-                    // Its sender is held by `endpoints`.
+                    // Its sender is held by `live`.
                     Err(_) => std::future::pending().await,
                 },
                 Some(Err(error)) = tasks.join_next() => if error.is_panic() {
@@ -117,21 +117,21 @@ async fn check_all(endpoints: Arc<Endpoints>, check: HealthCheck) -> Infallible 
 }
 
 async fn check_on(
-    endpoints: Arc<Endpoints>,
+    live: Arc<LiveUpstream>,
     endpoint: Arc<Endpoint>,
     check: HealthCheck,
 ) -> Infallible {
     loop {
-        let passed = probe::passes(&endpoints, &endpoint, &check).await;
-        endpoints.checked(&endpoint, passed);
+        let passed = probe::passes(&live, &endpoint, &check).await;
+        live.checked(&endpoint, passed);
         let share = 1.0 + JITTER * (2.0 * fastrand::f64() - 1.0);
         sleep(check.interval.mul_f64(share)).await;
     }
 }
 
-async fn take_back(endpoints: Arc<Endpoints>, interval: Duration) -> Infallible {
+async fn take_back(live: Arc<LiveUpstream>, interval: Duration) -> Infallible {
     loop {
         sleep(interval).await;
-        endpoints.look(clock::mono());
+        live.look(clock::mono());
     }
 }

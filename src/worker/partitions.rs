@@ -15,7 +15,7 @@ use crate::config::Secret;
 use crate::store::audit::chain::Hasher;
 use crate::store::audit::days::Day;
 use crate::store::postgres::{Client, Postgres, PostgresError, partitions};
-use crate::telemetry::drain_metrics::DrainMetrics;
+use crate::telemetry::metrics::drain::DrainMetrics;
 
 /// Between looks of a worker.
 pub const EVERY: Duration = Duration::from_secs(60);

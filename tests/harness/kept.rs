@@ -3,7 +3,6 @@
 use std::future::Future;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -22,7 +21,7 @@ use weir::store::postgres::{Postgres, Reader, migrate, write};
 use weir::store::sqlite;
 
 use super::postgres::Database;
-use super::process::file;
+use super::process::{self, file};
 use super::sqlite::numbered;
 use super::{DEADLINE, eventually};
 
@@ -256,15 +255,7 @@ impl Kept {
 
     pub fn weir(&self, arguments: &[&str]) -> (Option<i32>, String) {
         let config = self.config("listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\n");
-        let output = Command::new(env!("CARGO_BIN_EXE_weir"))
-            .arg("audit")
-            .args(arguments)
-            .arg("-c")
-            .arg(config.path())
-            .output()
-            .unwrap();
-        let said = [output.stdout, output.stderr].concat();
-        (output.status.code(), String::from_utf8(said).unwrap())
+        process::weir(&[&["audit"], arguments, &["-c"]].concat(), config.path())
     }
 }
 

@@ -40,7 +40,8 @@ use weir::admin::health::Heartbeat;
 use weir::config::check;
 use weir::config::listeners::Address;
 use weir::net::listen::Bound;
-use weir::plan::Plan;
+use weir::net::tls::Secured;
+use weir::plan::{Plan, Process};
 use weir::proxy::lane;
 use weir::store::fleet::Fleet;
 use weir::telemetry::metrics::Metrics;
@@ -102,7 +103,12 @@ impl Lane {
         let Address::Tcp(address) = listener.address().unwrap() else {
             panic!("not a port");
         };
-        let plan = Plan::new(config, metrics, None, fleet.clone());
+        let process = Process {
+            metrics,
+            fleet: fleet.clone(),
+            ..Process::default()
+        };
+        let plan = Plan::first(config, Secured::default(), process);
         let (plan, following) = watch::channel(plan);
         let (drain, draining) = watch::channel(false);
         if let Some(fleet) = fleet {
@@ -139,7 +145,11 @@ impl Lane {
     pub fn reload(&self, file: &str) {
         let config = check::parse(file, &|_| None)
             .unwrap_or_else(|mistakes| panic!("{mistakes:#?}\n{file}"));
-        let new = self.plan.borrow().replaced_by(config).unwrap();
+        let new = self
+            .plan
+            .borrow()
+            .replaced_by(config, Secured::default())
+            .unwrap();
         self.plan.send_replace(new);
     }
 }

@@ -9,7 +9,8 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use weir::config::check;
-use weir::plan::{Plan, SharedAsk};
+use weir::net::tls::Secured;
+use weir::plan::{Plan, Process, SharedAsk};
 use weir::store::fleet::{Fleet, FleetConnections};
 use weir::store::limits::leases::Decision;
 use weir::worker;
@@ -31,7 +32,12 @@ impl Node {
         let config = check::parse(file, &|_| None).unwrap();
         let metrics = Arc::default();
         let fleet = Fleet::new(config.redis.as_ref().unwrap(), &metrics).unwrap();
-        let plan = Plan::new(config, metrics, None, Some(fleet.clone()));
+        let process = Process {
+            metrics,
+            fleet: Some(fleet.clone()),
+            ..Process::default()
+        };
+        let plan = Plan::first(config, Secured::default(), process);
         let redis = fleet.join();
         let mut supervisor = Supervisor::new(Handle::current(), plan.metrics.clone());
         let following = watch::Sender::new(plan.clone()).subscribe();

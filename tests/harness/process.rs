@@ -7,6 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 
+use serde_json::Value;
+
 use super::{Client, DEADLINE};
 
 /// A child's standard error, line by line.
@@ -161,6 +163,30 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Runs weir with these arguments, and behind them a file's path, until it ends: with which code, and what it says, its errors last.
+pub fn weir(arguments: &[&str], path: &Path) -> (Option<i32>, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(arguments)
+        .arg(path)
+        .output()
+        .unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(said).unwrap())
+}
+
+/// The events on record, the latest first, as `weir audit query` shows them with these arguments.
+pub fn audited(config: &Path, arguments: &[&str]) -> Vec<Value> {
+    let output = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["audit", "query", "--format", "jsonl", "-c"])
+        .arg(config)
+        .args(arguments)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let events = text.lines().map(serde_json::from_str);
+    events.map(Result::unwrap).collect()
 }
 
 /// Where Debian has the library that tells a process another time.

@@ -197,3 +197,17 @@ pub fn read_to_end(stream: &mut TcpStream) -> Wire {
         end,
     }
 }
+
+/// The data of chunks that weir wrote, with their last, and the trailers behind it.
+pub fn unchunk(mut wire: &str) -> (String, &str) {
+    let mut data = String::new();
+    loop {
+        let (size, rest) = wire.split_once("\r\n").unwrap();
+        let size = usize::from_str_radix(size, 16).unwrap();
+        data.push_str(&rest[..size]);
+        if size == 0 {
+            return (data, rest.strip_suffix("\r\n").unwrap());
+        }
+        wire = rest[size..].strip_prefix("\r\n").unwrap();
+    }
+}

@@ -160,18 +160,20 @@ pub fn say_committed(
     stored
 }
 
-/// Keeps the map of slots, as the control thread of a process does.
-fn control(fleet: Arc<Fleet>) -> oneshot::Sender<()> {
+/// The thread that a weir talks to Redis on, by the name `control`; it ends when what it returns is dropped.
+pub fn control(fleet: Arc<Fleet>) -> oneshot::Sender<()> {
     let (end, ended) = oneshot::channel();
     let (joined, joins) = mpsc::channel();
-    thread::spawn(move || {
+    let run = move || {
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         runtime.enable_all().build().unwrap().block_on(async {
             let _redis = fleet.join();
             joined.send(()).unwrap();
             let _ = ended.await;
         });
-    });
+    };
+    let named = thread::Builder::new().name("control".to_owned());
+    named.spawn(run).unwrap();
     joins.recv().unwrap();
     end
 }

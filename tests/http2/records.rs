@@ -2,13 +2,11 @@
 
 use std::io::Write as _;
 use std::path::Path;
-use std::process::Command;
 use std::sync::Mutex;
 use std::sync::mpsc;
 
 use rusqlite::Connection;
-use serde_json::{Value, json};
-use tempfile::NamedTempFile;
+use serde_json::json;
 use weir::clock;
 use weir::store::audit::Filter;
 use weir::store::audit::days::{self, Day};
@@ -16,23 +14,9 @@ use weir::store::sqlite::Reader;
 
 use super::harness::eventually;
 use super::harness::frames::{self, DATA, END_HEADERS, END_STREAM, HEADERS, Raw};
-use super::harness::process::{Running, file};
+use super::harness::process::{Running, audited, file};
 use super::harness::raw::{read_head, scripted};
 use super::harness::versions::{Client, Length, Origin, Outgoing, PAIRINGS, Version, run, soon};
-
-/// The events on record, the latest first, as `weir audit query` shows them.
-fn audited(config: &NamedTempFile) -> Vec<Value> {
-    let output = Command::new(env!("CARGO_BIN_EXE_weir"))
-        .args(["audit", "query", "--format", "jsonl", "-c"])
-        .arg(config.path())
-        .output()
-        .unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    let lines = text.lines();
-    lines
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
-}
 
 #[test]
 fn requests_are_on_record_as_those_of_http1() {
@@ -90,8 +74,8 @@ async fn record(asks: Version, serves: Version) {
     origin.asked().await.reset(h2::Reason::INTERNAL_ERROR);
     assert_eq!(call.answer().await.status, 502);
 
-    eventually(|| audited(&config).len() == 5);
-    let mut events = audited(&config);
+    eventually(|| audited(config.path(), &[]).len() == 5);
+    let mut events = audited(config.path(), &[]);
     events.sort_by_key(|event| event["path"].as_str().map(str::to_owned));
     let said: Vec<_> = events
         .iter()

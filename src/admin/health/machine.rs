@@ -9,7 +9,7 @@ use tokio::task::spawn_blocking;
 
 use super::check::{Check, Found, Status};
 use crate::clock;
-use crate::telemetry::process_metrics::Used;
+use crate::telemetry::metrics::process::Used;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -100,7 +100,7 @@ pub fn resident_bytes() -> Option<u64> {
 }
 
 /// What the kernel tells of the process; what it does not tell is nothing.
-pub(super) fn used(uptime: Duration) -> Used {
+pub(in crate::admin) fn used(uptime: Duration) -> Used {
     let open = fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
     let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     Used {

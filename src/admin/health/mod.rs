@@ -4,7 +4,6 @@
 mod board;
 pub mod check;
 pub mod machine;
-mod scrape;
 pub mod stores;
 
 use std::sync::Arc;
@@ -16,7 +15,6 @@ use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
 pub use board::{Board, Served};
-pub(super) use scrape::scrape;
 
 use super::Reply;
 use crate::clock;

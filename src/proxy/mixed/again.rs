@@ -12,7 +12,7 @@ use crate::policy::retry;
 use crate::proxy::handle::Failure;
 use crate::proxy::outgoing::Request;
 use crate::proxy::reply::Rejection;
-use crate::upstream::{Cluster, Pool, Retrying, Slot, Until};
+use crate::upstream::{LaneUpstream, Pool, Retrying, Slot, Until};
 
 /// Why there may be another try.
 #[derive(Debug, Clone, Copy)]
@@ -26,7 +26,7 @@ pub(super) enum Why<'a> {
 
 /// Other tries of a request whose response has not begun, as `tries` has them between two sides of HTTP/1.1.
 pub(super) struct TryAgain<'r> {
-    cluster: &'r Cluster,
+    upstream: &'r LaneUpstream,
     /// For all tries together.
     pub slot: Slot<'r>,
     retries: Option<&'r Retries>,
@@ -44,13 +44,13 @@ pub(super) struct TryAgain<'r> {
 
 impl<'r> TryAgain<'r> {
     pub(super) fn new(
-        cluster: &'r Cluster,
+        upstream: &'r LaneUpstream,
         slot: Slot<'r>,
         (retries, within): (Option<&'r Retries>, Duration),
         is_lost: &'r Cell<bool>,
     ) -> TryAgain<'r> {
         TryAgain {
-            cluster,
+            upstream,
             slot,
             retries,
             began: clock::mono(),
@@ -148,7 +148,7 @@ impl<'r> TryAgain<'r> {
         if !is_reason || self.is_lost.get() {
             return None;
         }
-        let metrics = &self.cluster.shared.metrics;
+        let metrics = &self.upstream.shared.metrics;
         let count = u32::try_from(self.before.len()).unwrap_or(u32::MAX);
         if count >= retries.attempts {
             metrics.exhausted.inc();
@@ -161,7 +161,7 @@ impl<'r> TryAgain<'r> {
             return None;
         }
         if self.budget.is_none() {
-            self.budget = self.cluster.shared.retry(retries.budget);
+            self.budget = self.upstream.shared.retry(retries.budget);
         }
         if self.budget.is_none() {
             metrics.over_budget.inc();

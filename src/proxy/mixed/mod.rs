@@ -140,19 +140,21 @@ async fn exchange(
     back: &mut Back<'_, '_>,
     record: &mut Record,
 ) -> Result<Next, Failure> {
-    let cluster = &plan.clusters[outgoing.upstream];
+    let upstream = &plan.upstreams[outgoing.upstream];
     let sent = async {
-        let entered = back.unless_gone(&outgoing.request, cluster.enter()).await?;
+        let entered = back
+            .unless_gone(&outgoing.request, upstream.enter())
+            .await?;
         let slot = entered.map_err(|_| Rejection::Overloaded)?;
         let is_lost = Cell::new(false);
-        let upstream = &outgoing.shared.config.upstreams[outgoing.upstream];
-        let bounds = (upstream.retries.as_ref(), outgoing.request.within);
-        let mut again = TryAgain::new(cluster, slot, bounds, &is_lost);
+        let settings = &outgoing.shared.config.upstreams[outgoing.upstream];
+        let bounds = (settings.retries.as_ref(), outgoing.request.within);
+        let mut again = TryAgain::new(upstream, slot, bounds, &is_lost);
         let kept = (outgoing.request.body, again.keeps());
         let mut body = Body::new(source, kept, &is_lost);
         let mut before = None;
         loop {
-            let picked = cluster.pick(outgoing.aim, &again.before);
+            let picked = upstream.pick(outgoing.aim, &again.before);
             let picked = picked.map_err(|_| Rejection::NoEndpoint)?;
             if let Some(over) = before.take() {
                 record.begin_again(over, &picked.pool, &mut outgoing.out);
@@ -177,7 +179,7 @@ async fn exchange(
             let (wait, over) = match tried {
                 Ok(Ended::Whole(next)) => {
                     if !again.before.is_empty() {
-                        cluster.shared.metrics.rescued.inc();
+                        upstream.shared.metrics.rescued.inc();
                     }
                     return Ok(next);
                 }

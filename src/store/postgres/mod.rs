@@ -39,7 +39,7 @@ use crate::clock;
 use crate::config::postgres;
 use crate::config::redis::Tls;
 use crate::net::tls::{TlsError, client};
-use crate::telemetry::process_metrics::PoolUse;
+use crate::telemetry::metrics::process::PoolUse;
 
 const IS_READ_ONLY: &str =
     "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'";

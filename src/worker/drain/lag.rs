@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::store::redis::CallError;
 use crate::store::streams::consume::{Lag, Streams};
-use crate::telemetry::drain_metrics::DrainMetrics;
+use crate::telemetry::metrics::drain::DrainMetrics;
 
 /// Between looks.
 const EVERY: Duration = Duration::from_secs(5);

@@ -1,4 +1,4 @@
-//! One lane's view of an upstream: which endpoint takes a request, and the lane's connections to each.
+//! An upstream as one lane sees it: which endpoint takes a request, and the lane's connections to each.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 use tokio::task::AbortHandle;
 
 use super::caps::{Caps, Full, Turn};
-use super::endpoints::{Endpoint, Endpoints, Picture};
+use super::live::{Endpoint, LiveUpstream, Picture};
 use super::pool::Pool;
 use crate::clock;
 use crate::config::upstreams::Balancing;
@@ -23,8 +23,8 @@ const MAX_ORIGINALS: usize = 1024;
 
 /// One lane's view of an upstream.
 #[derive(Debug)]
-pub struct Cluster {
-    pub shared: Arc<Endpoints>,
+pub struct LaneUpstream {
+    pub shared: Arc<LiveUpstream>,
     /// The lane's requests under way. Written by this lane alone, so that a plain store will do.
     under_way: Arc<AtomicU32>,
     /// Of `round_robin`.
@@ -60,7 +60,7 @@ pub struct NoEndpoint;
 /// The turn of one request, until it is dropped.
 #[derive(Debug)]
 pub struct Slot<'c> {
-    cluster: &'c Cluster,
+    upstream: &'c LaneUpstream,
     /// Where requests are capped.
     turn: Option<Turn<'c>>,
 }
@@ -69,7 +69,7 @@ pub struct Slot<'c> {
 #[derive(Debug)]
 pub struct Picked<'c> {
     pub pool: Rc<Pool>,
-    cluster: &'c Cluster,
+    upstream: &'c LaneUpstream,
 }
 
 /// What an endpoint made of a request.
@@ -80,22 +80,22 @@ pub enum Outcome {
     Failed,
 }
 
-impl Cluster {
+impl LaneUpstream {
     /// With what is of use of `old`'s connections. To be called on the lane.
-    pub fn new(shared: Arc<Endpoints>, old: Option<&Cluster>) -> Rc<Cluster> {
+    pub fn new(shared: Arc<LiveUpstream>, old: Option<&LaneUpstream>) -> Rc<LaneUpstream> {
         let under_way = old.map(|old| old.under_way.clone()).unwrap_or_default();
         shared.join(under_way.clone());
         let old = old.filter(|old| old.shared.connects_as(&shared));
         let old = old.map(|old| old.view.borrow().clone());
         let picture = shared.picture().clone();
         let view = View::new(&shared, picture, old.as_deref());
-        Rc::new_cyclic(|cluster: &Weak<Cluster>| Cluster {
+        Rc::new_cyclic(|upstream: &Weak<LaneUpstream>| LaneUpstream {
             // Lanes that begin with different endpoints do not go round together.
             turn: Cell::new(fastrand::usize(..)),
             view: RefCell::new(Rc::new(view)),
             originals: RefCell::default(),
             closing: shared.caps.clone().map(|caps| {
-                let closing = close_on_demand(cluster.clone(), caps);
+                let closing = close_on_demand(upstream.clone(), caps);
                 tokio::task::spawn_local(closing).abort_handle()
             }),
             under_way,
@@ -124,7 +124,7 @@ impl Cluster {
             let pool = self.view.borrow().pools[0].clone();
             return Ok(Picked {
                 pool,
-                cluster: self,
+                upstream: self,
             });
         }
         let view = self.view();
@@ -149,7 +149,7 @@ impl Cluster {
         pool.endpoint.under_way.fetch_add(1, Ordering::Relaxed);
         Ok(Picked {
             pool,
-            cluster: self,
+            upstream: self,
         })
     }
 
@@ -163,7 +163,7 @@ impl Cluster {
         originals.retain(|_, pool| Rc::strong_count(pool) > 1 || pool.keeps_connections());
     }
 
-    /// Closes the idle connections that no other cluster has taken over. For one whose place another has taken: clients that wait with
+    /// Closes the idle connections that no other view has taken over. For one whose place another has taken: clients that wait with
     /// their next request have it still.
     pub fn close_left(&self) {
         let view = self.view.borrow();
@@ -192,7 +192,7 @@ impl Cluster {
         }
         Picked {
             pool: pool.clone(),
-            cluster: self,
+            upstream: self,
         }
     }
 
@@ -255,7 +255,7 @@ impl Cluster {
     }
 }
 
-impl Drop for Cluster {
+impl Drop for LaneUpstream {
     fn drop(&mut self) {
         if let Some(closing) = &self.closing {
             closing.abort();
@@ -264,7 +264,7 @@ impl Drop for Cluster {
 }
 
 impl View {
-    fn new(shared: &Endpoints, picture: Arc<Picture>, old: Option<&View>) -> View {
+    fn new(shared: &LiveUpstream, picture: Arc<Picture>, old: Option<&View>) -> View {
         let pools = match old {
             Some(old) if old.has_the_endpoints_of(&picture) => old.pools.clone(),
             Some(_) | None => {
@@ -295,7 +295,7 @@ impl Slot<'_> {
     /// The upstream took so long to answer; how many requests it takes at a time is learnt from that. To be called before
     /// [`Slot::answered`].
     pub fn learn(&self, took: Duration) {
-        if let Some(caps) = &self.cluster.shared.caps {
+        if let Some(caps) = &self.upstream.shared.caps {
             caps.learn(took);
         }
     }
@@ -308,11 +308,11 @@ impl Slot<'_> {
         }
     }
 
-    fn new(cluster: &Cluster) -> Slot<'_> {
-        let count = &cluster.under_way;
+    fn new(upstream: &LaneUpstream) -> Slot<'_> {
+        let count = &upstream.under_way;
         count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         Slot {
-            cluster,
+            upstream,
             turn: None,
         }
     }
@@ -320,7 +320,7 @@ impl Slot<'_> {
 
 impl Drop for Slot<'_> {
     fn drop(&mut self) {
-        let count = &self.cluster.under_way;
+        let count = &self.upstream.under_way;
         count.store(count.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
     }
 }
@@ -332,13 +332,13 @@ impl Picked<'_> {
             Outcome::Served => false,
             Outcome::Failed => true,
         };
-        self.cluster.shared.tell(&self.pool.endpoint, failed);
+        self.upstream.shared.tell(&self.pool.endpoint, failed);
     }
 }
 
 impl Drop for Picked<'_> {
     fn drop(&mut self) {
-        if !self.cluster.shared.is_lone {
+        if !self.upstream.shared.is_lone {
             let under_way = &self.pool.endpoint.under_way;
             under_way.fetch_sub(1, Ordering::Relaxed);
         }
@@ -346,13 +346,13 @@ impl Drop for Picked<'_> {
 }
 
 /// Closes an idle connection of the lane's each time that some request waits for a new one.
-async fn close_on_demand(cluster: Weak<Cluster>, caps: Arc<Caps>) {
+async fn close_on_demand(upstream: Weak<LaneUpstream>, caps: Arc<Caps>) {
     loop {
         caps.short.notified().await;
-        let Some(cluster) = cluster.upgrade() else {
+        let Some(upstream) = upstream.upgrade() else {
             return;
         };
-        let (view, originals) = (cluster.view.borrow(), cluster.originals.borrow());
+        let (view, originals) = (upstream.view.borrow(), upstream.originals.borrow());
         let mut pools = view.pools.iter().chain(originals.values());
         let _ = pools.any(|pool| pool.close_one());
     }

@@ -1,16 +1,16 @@
 //! `/metrics`: the counters, and the gauges that are only known when asked.
 
-use super::machine;
-use crate::admin::Admin;
+use super::Admin;
+use super::health::machine;
 use crate::audit::Counts;
 use crate::clock;
 use crate::config::limits::Mode;
 use crate::plan::Plan;
 use crate::policy::breaker::State;
-use crate::telemetry::audit_metrics::AuditMetrics;
+use crate::telemetry::metrics::audit::AuditMetrics;
 
 /// The metrics, with the gauges that are only known when asked.
-pub(in crate::admin) fn scrape(admin: &Admin, plan: &Plan) -> String {
+pub(super) fn scrape(admin: &Admin, plan: &Plan) -> String {
     let process = &plan.metrics.process;
     process.used(machine::used(admin.health.started.elapsed()));
     process.ready.set(i64::from(admin.health.is_ready()));

@@ -10,7 +10,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use super::durations::Durations;
-use super::tls_metrics::CertificateMetrics;
+use super::tls::CertificateMetrics;
 
 #[derive(Debug)]
 pub struct WebhookMetrics {

@@ -1,4 +1,4 @@
-//! One upstream's endpoints as all lanes see them: which there are, how they are, and how much goes on. Lanes read it without a lock;
+//! An upstream as all lanes see it: which endpoints there are, how they are, and how much goes on. Lanes read it without a lock;
 //! what changes it is rare, and makes the picture that they read anew.
 
 use std::collections::BTreeMap;
@@ -23,11 +23,11 @@ use crate::net::tls::client::ClientTls;
 use crate::policy::balance::{self, Ring};
 use crate::policy::outlier::{Checks, Ejections, may_eject};
 use crate::policy::retry::within_budget;
-use crate::telemetry::upstream_metrics::UpstreamMetrics;
+use crate::telemetry::metrics::upstreams::UpstreamMetrics;
 
-/// One upstream's endpoints.
+/// An upstream of the configuration made live. All lanes share it.
 #[derive(Debug)]
-pub struct Endpoints {
+pub struct LiveUpstream {
     pub settings: Upstream,
     /// Where its endpoints speak TLS.
     pub tls: Option<Arc<ClientTls>>,
@@ -150,15 +150,15 @@ impl Endpoint {
     }
 }
 
-impl Endpoints {
+impl LiveUpstream {
     /// With all that is known of `old`, which is to be of the same upstream: the health and the ejections of endpoints that stay, and
     /// the addresses of names.
     pub fn new(
         settings: Upstream,
         tls: Option<Arc<ClientTls>>,
-        old: Option<&Endpoints>,
+        old: Option<&LiveUpstream>,
         metrics: UpstreamMetrics,
-    ) -> Arc<Endpoints> {
+    ) -> Arc<LiveUpstream> {
         let named = settings.endpoints.iter().any(is_name);
         let is_lone = settings.endpoints.len() == 1 && !named && settings.health.is_none();
         let kept = old.and_then(|old| {
@@ -184,7 +184,7 @@ impl Endpoints {
                 member.ejections = Ejections::default();
             }
         }
-        let endpoints = Endpoints {
+        let live = LiveUpstream {
             is_lone,
             caps,
             picture: ArcSwap::from_pointee(Picture::empty()),
@@ -201,10 +201,10 @@ impl Endpoints {
             tls,
             metrics,
         };
-        let mut members = endpoints.members.lock();
-        endpoints.gather(&mut members, old.is_some());
+        let mut members = live.members.lock();
+        live.gather(&mut members, old.is_some());
         drop(members);
-        Arc::new(endpoints)
+        Arc::new(live)
     }
 
     /// Whether requests are to be sent as before: the rest of the settings is not this module's.
@@ -235,7 +235,7 @@ impl Endpoints {
     }
 
     /// Whether connections made for `self` are as good for `other`.
-    pub(super) fn connects_as(&self, other: &Endpoints) -> bool {
+    pub(super) fn connects_as(&self, other: &LiveUpstream) -> bool {
         let of_connections = |upstream: &Upstream| Upstream {
             endpoints: Vec::new(),
             load_balancing: Balancing::LeastRequest,

@@ -1,0 +1,173 @@
+//! Where the process keeps what outlives a request: its connections to Redis and Postgres, and the audit; and what `/health` asks of them.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use tracing::warn;
+
+use crate::admin::health::check::{Check, Status};
+use crate::admin::health::{machine, stores};
+use crate::audit::ship::{MEMORY, Shipping};
+use crate::audit::{self, Recorder};
+use crate::clock;
+use crate::config::Config;
+use crate::config::audit::{Audit, Delivery};
+use crate::config::redis::Redis;
+use crate::store::audit::batch::Boot;
+use crate::store::audit::chain::Hasher;
+use crate::store::fleet::{Fleet, FleetConnections};
+use crate::store::postgres::Postgres;
+use crate::store::spool::Spool;
+use crate::store::sqlite::Writer;
+use crate::telemetry::metrics::Metrics;
+
+/// Events that wait in memory to be written, at most. Some 600 bytes each as a rule; no bytes are counted, so that clients whose path and
+/// query are as long as is kept (4 KiB each) make them 400 MB.
+const AUDIT_QUEUE: usize = 50_000;
+
+/// What the file asks for of it; the connections are the control thread's.
+pub(super) struct Stores {
+    pub fleet: Option<Arc<Fleet>>,
+    /// Where there is a fleet.
+    pub redis: Option<FleetConnections>,
+    pub postgres: Option<Arc<Postgres>>,
+    /// Where the audit's events go, and what brings them on.
+    pub audit: Option<(Recorder, audit::Worker)>,
+}
+
+impl Stores {
+    /// Waits for Redis, but not for ever. An error where a human must act first.
+    pub(super) async fn begin(config: &Config, metrics: &Metrics) -> anyhow::Result<Stores> {
+        let (fleet, redis) = match &config.redis {
+            Some(redis) => {
+                let (fleet, redis) = join_fleet(redis, metrics).await?;
+                (Some(fleet), Some(redis))
+            }
+            None => (None, None),
+        };
+        let postgres = config.postgres.as_ref().map(Postgres::new).transpose()?;
+        let ships = config.postgres.is_some();
+        let audit = config.audit.as_ref();
+        let audit = audit.map(|audit| begin_audit(audit, ships, fleet.as_ref()));
+        Ok(Stores {
+            audit: audit.transpose()?,
+            fleet,
+            redis,
+            postgres,
+        })
+    }
+
+    /// What `/health` looks at in a process with lanes. Without Redis limits, breakers and sessions do what the file says: that is worse, and
+    /// no reason to be unready.
+    pub(super) fn checks(&self, config: &Config) -> Vec<Check> {
+        let recorder = self.audit.as_ref().map(|(recorder, _)| recorder);
+        let mut checks = vec![machine::memory()];
+        if let Some(redis) = &self.redis {
+            checks.extend(stores::redis(redis, Status::Degraded));
+        }
+        if let Some(recorder) = recorder {
+            let recorder = recorder.clone();
+            checks.push(Check::new("audit", Status::Degraded, move || {
+                let found = stores::queue(recorder.counts(), recorder.capacity());
+                async move { found }
+            }));
+        }
+        if let (Some(recorder), Some(audit)) = (recorder, &config.audit)
+            && recorder.counts().spool.is_some()
+        {
+            let (recorder, delivery) = (recorder.clone(), audit.delivery);
+            checks.push(Check::new("spool", Status::Degraded, move || {
+                let found = stores::spool(recorder.counts().spool.unwrap_or_default(), delivery);
+                async move { found }
+            }));
+        }
+        if let Some(audit) = &config.audit {
+            let written = match config.postgres {
+                Some(_) => &audit.spool.path,
+                None => &audit.sqlite,
+            };
+            checks.push(machine::disk(vec![written.clone()]));
+        }
+        checks
+    }
+}
+
+/// Begins what the process does among others. Waits for their state, but not for ever: without it each limit does what it is to
+/// do then.
+async fn join_fleet(
+    config: &Redis,
+    metrics: &Metrics,
+) -> anyhow::Result<(Arc<Fleet>, FleetConnections)> {
+    let fleet = Fleet::new(config, metrics)?;
+    let redis = fleet.join();
+    if !redis.ready(config.connect_timeout).await {
+        warn!("redis is not there yet; going on without");
+    }
+    Ok((fleet, redis))
+}
+
+/// Into SQLite, unless there is a worker to ship to.
+fn begin_audit(
+    config: &Audit,
+    ship: bool,
+    fleet: Option<&Arc<Fleet>>,
+) -> anyhow::Result<(Recorder, audit::Worker)> {
+    match fleet.filter(|_| ship) {
+        Some(fleet) => ship_audit(config, fleet),
+        None => write_audit(config),
+    }
+}
+
+fn write_audit(config: &Audit) -> anyhow::Result<(Recorder, audit::Worker)> {
+    let path = &config.sqlite;
+    let key = config.key.as_ref().map(|key| key.0.as_bytes());
+    let cannot = || format!("cannot write the audit to {}", path.display());
+    let mut writer = Writer::open(path, &instance(), key, clock::wall()).with_context(cannot)?;
+    if config.delivery == Delivery::Guaranteed {
+        writer = writer.sync_each().with_context(cannot)?;
+    }
+    let (delivery, retention) = (config.delivery, config.retention);
+    Ok(audit::sqlite::start(
+        writer,
+        AUDIT_QUEUE,
+        delivery,
+        retention,
+    )?)
+}
+
+fn ship_audit(config: &Audit, fleet: &Arc<Fleet>) -> anyhow::Result<(Recorder, audit::Worker)> {
+    let hasher = Hasher::new(config.key.as_ref().map(|key| key.0.as_bytes()));
+    let now = clock::wall();
+    let id = clock::uuid(now);
+    let (path, max) = (&config.spool.path, config.spool.max);
+    let opened = Spool::open(path, max, id)
+        .with_context(|| format!("cannot use {} as audit.spool.path", path.display()));
+    let (spool, abandoned) = match (opened, config.delivery) {
+        (Ok((spool, abandoned)), _) => (Some(spool), abandoned),
+        (Err(error), Delivery::Guaranteed) => return Err(error),
+        (Err(error), Delivery::BestEffort) => {
+            warn!(
+                error = format!("{error:#}"),
+                "audit events that redis does not take wait in memory alone"
+            );
+            (None, Vec::new())
+        }
+    };
+    let shipping = Shipping {
+        boot: Boot::new(instance(), id, now.into(), hasher.clone()),
+        hasher,
+        stream: config.stream.clone(),
+        delivery: config.delivery,
+        spool,
+        abandoned,
+        fleet: fleet.clone(),
+        memory: MEMORY,
+    };
+    Ok(audit::ship::start(shipping, AUDIT_QUEUE)?)
+}
+
+/// The host's name, which in Kubernetes is the pod's.
+fn instance() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
+}
