@@ -335,9 +335,8 @@ impl Plan {
             })
         };
         let greetings: Vec<_> = config.listeners.iter().enumerate().map(greeting).collect();
-        let shown = greetings.iter().flatten();
-        let shown = shown.flat_map(|greeting| greeting.tls.expiries());
-        metrics.tls.certificates.end(shown);
+        metrics.tls.certificates.end(secured.expiries());
+        secured.take_effect();
         let limit_keys = config
             .limits
             .iter()

@@ -118,7 +118,7 @@ async fn supervise(
     takes_over: TakesOver,
 ) -> anyhow::Result<()> {
     let beside = reload::Beside::of(&config);
-    let secured = Secured::read(&config, &Secured::default()).map_err(anyhow::Error::msg)?;
+    let mut secured = Secured::read(&config, &Secured::default()).map_err(anyhow::Error::msg)?;
     let app_probes = AppProbes::of_environment().map_err(anyhow::Error::msg)?;
     // Listening to the signals begins before the line that says weir is up, so that none is missed, or ends the process.
     let terminate = signal(SignalKind::terminate())?;
@@ -159,6 +159,11 @@ async fn supervise(
         None => (None, None),
     };
     let postgres = config.postgres.as_ref().map(Postgres::new).transpose()?;
+    let of_stores = [
+        fleet.as_ref().and_then(|fleet| fleet.tls.clone()),
+        postgres.as_ref().and_then(|postgres| postgres.tls.clone()),
+    ];
+    secured.stores = of_stores.into_iter().flatten().collect();
     let ships = config.postgres.is_some();
     let (recorder, audit) = match &config.audit {
         Some(audit) => {
@@ -174,8 +179,9 @@ async fn supervise(
         worker::look_at_replicas(&mut control, "query_replicas", postgres.clone());
     }
     let mut companion = None;
-    if let (Some(fleet), Some(_), Parts::All) = (&fleet, &config.postgres, parts) {
-        companion = Some(Companion::begin(&config, fleet, &metrics_of_all, Beside::Lanes).await?);
+    if let (Some(fleet), Some(postgres), Parts::All) = (&fleet, &postgres, parts) {
+        let begin = Companion::begin(&config, postgres, fleet, &metrics_of_all, Beside::Lanes);
+        companion = Some(begin.await?);
     }
     let mut checks = checks(&config, recorder.as_ref(), redis.as_ref());
     let health = config.worker.health;

@@ -1,5 +1,5 @@
 //! When the file is read again: on SIGHUP, and when the file at its path is another than before; likewise the certificates that
-//! it names. A bad file changes nothing.
+//! it names, by a process without lanes those of stores alone. A bad file changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -17,6 +17,7 @@ use tracing::{error, info};
 use crate::config::Config;
 use crate::net::tls::Secured;
 use crate::plan::Plan;
+use crate::telemetry::metrics::Metrics;
 use crate::upstream::names::first_look;
 
 /// How often the file is looked at. Asked by its path, so that it is seen when a symbolic link on the way is swapped,
@@ -102,6 +103,34 @@ pub async fn follow(
     }
 }
 
+/// Follows the files of the stores of `secured` alone, for ever: for a process that serves no requests. `beside` is of them, from before
+/// they were read.
+pub async fn follow_stores(
+    mut secured: Secured,
+    mut beside: Beside,
+    metrics: Arc<Metrics>,
+) -> Infallible {
+    let mut look = interval(LOOK_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        look.tick().await;
+        if !beside.has_changed() {
+            continue;
+        }
+        let again = secured.stores_again();
+        metrics.reloaded(again.is_ok());
+        match again {
+            Ok(stores) => {
+                secured.stores = stores;
+                secured.take_effect();
+                metrics.tls.certificates.end(secured.expiries());
+                info!("certificates reloaded");
+            }
+            Err(error) => error!(%error, "certificates not reloaded, the old ones stay"),
+        }
+    }
+}
+
 /// The plan of `config` in place of `old`, with what its files hold now.
 fn replaced_by(old: &Plan, config: Config) -> Result<Arc<Plan>, String> {
     let secured = Secured::read(&config, &old.secured)?;
@@ -135,6 +164,11 @@ impl Beside {
     /// Those of `config`, as they are now.
     pub fn of(config: &Config) -> Beside {
         Beside::default().go_on_with(Secured::files(config))
+    }
+
+    /// Those of the stores of `config` alone, likewise.
+    pub fn of_stores(config: &Config) -> Beside {
+        Beside::default().go_on_with(Secured::files_of_stores(config))
     }
 
     /// These files, as they were seen last, so that what has changed since is seen; what was not looked at yet, as it is now. So is one that is gone,
