@@ -9,6 +9,7 @@ mod harness;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -17,6 +18,7 @@ use harness::postgres::{self, query};
 use harness::process::{Log, Running, file, signal};
 use harness::redis::{Certificates, Server, key_prefix, tls_server};
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 use tempfile::{NamedTempFile, TempDir, tempdir};
 use weir::clock;
 
@@ -198,11 +200,13 @@ fn a_file_of_a_store_that_is_gone_or_wrong_leaves_what_was_read_before() {
         }
         for (weir, before) in weirs.iter().zip(refused) {
             eventually(|| metric(weir, REFUSED) > before && metric(weir, TAKEN) == 0);
-            let said = weir.log_until("not reloaded");
-            assert!(
-                said.contains("redis.tls") && said.contains("server.pem"),
-                "{said}"
-            );
+            for store in ["redis.tls", "postgres.tls"] {
+                let said = weir.log_until(store);
+                assert!(
+                    said.contains("not reloaded") && said.contains("server.pem"),
+                    "{said}"
+                );
+            }
         }
         // New connections are made by what was read.
         for redis in &stores.redis {
@@ -240,4 +244,57 @@ fn a_worker_that_waits_for_its_stores_takes_a_new_certificate_up() {
     log.until("working");
     signal(&worker.0, "TERM");
     assert!(worker.0.wait().unwrap().success());
+}
+
+#[test]
+fn a_store_whose_file_is_wrong_holds_up_no_other() {
+    let (old, new) = (Certificates::lasting(2), Certificates::lasting(3));
+    let folders = [tempdir().unwrap(), tempdir().unwrap()];
+    // Nobody is there, and nobody takes the port.
+    let nobody = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    nobody
+        .bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())
+        .unwrap();
+    let port = nobody.local_addr().unwrap().as_socket().unwrap().port();
+    let tls = |folder: &TempDir| {
+        let path = folder.path().display();
+        format!(
+            "{{ca: '{path}/ca.pem', certificate: {{cert: '{path}/server.pem', key: '{path}/server.key'}}}}"
+        )
+    };
+    let [redis, postgres] = folders.each_ref();
+    let spool = tempdir().unwrap();
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:{port}\nadmin: {{address: 127.0.0.1:0}}\nruntime: {{lanes: 1}}\n\
+         redis: {{urls: 'rediss://127.0.0.1:{port}', tls: {}}}\n\
+         postgres: {{write: 'postgres://postgres@127.0.0.1:{port}/postgres', tls: {}}}\naudit: {{spool: {{path: '{}'}}}}\n",
+        tls(redis),
+        tls(postgres),
+        spool.path().display(),
+    ));
+    for (broken, other) in [(redis, postgres), (postgres, redis)] {
+        for folder in &folders {
+            old.replace(folder.path());
+        }
+        let weirs = ["run", "proxy", "worker"].map(|it| Running::start_as(it, config.path(), &[]));
+        let ends = |weir: &Running, folder: &TempDir| {
+            let file = folder.path().join("server.pem");
+            let series = format!("{ENDS}{{certificate=\"{}\"}}", file.display());
+            metric(weir, &series)
+        };
+        let before = ends(&weirs[0], broken);
+        fs::remove_file(broken.path().join("ca.pem")).unwrap();
+        for weir in &weirs {
+            eventually(|| metric(weir, TAKEN) == 0);
+        }
+        new.replace(other.path());
+        for weir in &weirs {
+            eventually(|| ends(weir, other) > before);
+            assert_eq!((ends(weir, broken), metric(weir, TAKEN)), (before, 0));
+        }
+        new.replace(broken.path());
+        for weir in &weirs {
+            eventually(|| ends(weir, broken) > before && metric(weir, TAKEN) == 1);
+        }
+    }
 }

@@ -90,7 +90,7 @@ async fn supervise(
     };
     let plan = Plan::secured(
         config,
-        secured.clone(),
+        secured,
         None,
         metrics.clone(),
         None,
@@ -98,7 +98,7 @@ async fn supervise(
     );
     let config = &plan.config;
     // From here on: what is waited for may be kept away by a certificate that has ended.
-    let mut following = tokio::spawn(reload::follow_stores(secured, beside, metrics.clone()));
+    let mut following = tokio::spawn(reload::follow_stores(plan.clone(), beside));
     let redis_is_there = redis.connect_timeout;
     let redis = fleet.watch();
     if let Some(within) = wait_for_deps {

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::StoreTls;
 use super::client::ClientTls;
 use super::server::ServerTls;
+use super::{StoreTls, TlsError};
 use crate::config::tls::Tls;
 use crate::config::{Config, Listener, Upstream};
 
@@ -30,7 +30,7 @@ impl Secured {
             let old = old.listeners.get(index).and_then(Option::as_deref);
             ServerTls::read(settings, listener.protocol, old)
                 .map(|tls| Some(Arc::new(tls)))
-                .map_err(|error| format!("listener \"{}\": tls: {error}", listener.name))
+                .map_err(|error| of_listener(listener, &error))
         };
         let upstream = |upstream: &Upstream| {
             let Some(settings) = &upstream.tls else {
@@ -40,24 +40,56 @@ impl Secured {
             let old = old.find(|old| old.is_of(settings, upstream.protocol));
             ClientTls::read(settings, upstream.protocol, old)
                 .map(Some)
-                .map_err(|error| format!("upstream \"{}\": tls: {error}", upstream.name))
+                .map_err(|error| of_upstream(upstream, &error))
         };
+        let store = |store: &Arc<StoreTls>| store.again().map_err(|error| of_store(store, &error));
         let listeners = config.listeners.iter().enumerate().map(listener);
         let upstreams = config.upstreams.iter().map(upstream);
         Ok(Secured {
             listeners: listeners.collect::<Result<_, _>>()?,
             upstreams: upstreams.collect::<Result<_, _>>()?,
-            stores: old.stores_again()?,
+            stores: old.stores.iter().map(store).collect::<Result<_, _>>()?,
         })
     }
 
-    /// What the files of the stores hold now; all or none.
-    pub fn stores_again(&self) -> Result<Vec<Arc<StoreTls>>, String> {
-        let again = |store: &Arc<StoreTls>| {
-            let again = store.again();
-            again.map_err(|error| format!("{}: {error}", store.place))
+    /// What the files of `config` hold now, which it was read by; and what of them cannot be used. That leaves what was read before, each by
+    /// itself: a certificate of a listener, or whose clients it lets in; an upstream; a store.
+    pub fn renewed(&self, config: &Config) -> (Secured, Vec<String>) {
+        let mut wrong = Vec::new();
+        let listeners = config.listeners.iter().zip(&self.listeners);
+        let listeners = listeners.map(|(listener, before)| {
+            let (Some(settings), Some(before)) = (&listener.tls, before) else {
+                return None;
+            };
+            let (renewed, errors) = before.renewed(settings, listener.protocol);
+            wrong.extend(errors.iter().map(|error| of_listener(listener, error)));
+            Some(renewed.map_or_else(|| before.clone(), Arc::new))
+        });
+        let listeners = listeners.collect();
+        let upstreams = config.upstreams.iter().zip(&self.upstreams);
+        let upstreams = upstreams.map(|(upstream, before)| {
+            let (Some(settings), Some(before)) = (&upstream.tls, before) else {
+                return None;
+            };
+            let renewed = ClientTls::read(settings, upstream.protocol, Some(before));
+            Some(renewed.unwrap_or_else(|error| {
+                wrong.push(of_upstream(upstream, &error));
+                before.clone()
+            }))
+        });
+        let upstreams = upstreams.collect();
+        let stores = self.stores.iter().map(|before| {
+            before.again().unwrap_or_else(|error| {
+                wrong.push(of_store(before, &error));
+                before.clone()
+            })
+        });
+        let renewed = Secured {
+            listeners,
+            upstreams,
+            stores: stores.collect(),
         };
-        self.stores.iter().map(again).collect()
+        (renewed, wrong)
     }
 
     /// From now on connections to stores are made by it; those of listeners and upstreams are by whoever has it.
@@ -102,4 +134,16 @@ impl Secured {
         let both = redis.into_iter().chain(postgres);
         both.flat_map(Tls::files).cloned().collect()
     }
+}
+
+fn of_listener(listener: &Listener, error: &TlsError) -> String {
+    format!("listener \"{}\": tls: {error}", listener.name)
+}
+
+fn of_upstream(upstream: &Upstream, error: &TlsError) -> String {
+    format!("upstream \"{}\": tls: {error}", upstream.name)
+}
+
+fn of_store(store: &StoreTls, error: &TlsError) -> String {
+    format!("{}: {error}", store.place)
 }
