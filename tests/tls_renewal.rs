@@ -8,7 +8,7 @@
 mod harness;
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -16,6 +16,7 @@ use rustls::client::{ResolvesClientCert, Resumption, Tls12Resumption};
 use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
 use rustls::{SignatureScheme, SupportedProtocolVersion};
+use socket2::{Domain, Socket, Type};
 
 use harness::eventually;
 use harness::process::{Running, file};
@@ -90,12 +91,151 @@ fn a_certificate_that_is_gone_is_told_of() {
     eventually(|| metric(&weir, REFUSED) == 1);
     let said = weir.log_until("certificates not reloaded");
     assert!(said.contains("b.crt"), "{said}");
-    // Whoever renews another one is told, too, and gets it once all are there.
+    // Whoever renews another one is told, too.
     let new = der(authority.issue("a", "DNS:a.test"));
-    eventually(|| metric(&weir, REFUSED) >= 2);
+    eventually(|| metric(&weir, REFUSED) >= 2 && shown(&authority, &weir) == new);
+    assert_eq!(metric(&weir, TAKEN), 0);
     fs::rename(&aside, &gone).unwrap();
-    eventually(|| shown(&authority, &weir) == new);
-    assert_eq!(metric(&weir, TAKEN), 1);
+    eventually(|| metric(&weir, TAKEN) == 1);
+}
+
+/// What comes of a hello for this name by who shows this certificate.
+fn greeted(authority: &Authority, of: &Authority, address: &str, name: &str) -> Option<Vec<u8>> {
+    let client = authority.client_showing(of, "client");
+    let mut client = client.try_connect(address, name).ok()?;
+    let reply = client.try_get("/", &[]).ok()?;
+    assert_eq!(reply.status, 200);
+    Some(client.shown())
+}
+
+/// Each kind of file that weir holds while it serves, and one that breaks: all others are renewed.
+#[test]
+fn a_certificate_that_cannot_be_used_holds_up_no_other() {
+    let authority = Authority::new();
+    let [before, after] = [Authority::new(), Authority::new()];
+    for clients in [&before, &after] {
+        clients.issue("client", "DNS:client.test");
+    }
+    let renewed = ["a", "b", "up", "redis", "clients"];
+    let issue = |name: &str, options: &str, clients: &Authority| match name {
+        "clients" => {
+            fs::copy(clients.path("ca.crt"), authority.path("clients.new")).unwrap();
+            fs::rename(authority.path("clients.new"), authority.path("clients.crt")).unwrap();
+        }
+        name => drop(authority.issue_with(name, &format!("DNS:{name}.test"), options)),
+    };
+    let pair = |name| authority.pair(name);
+    let path = |name: &str| authority.path(name).display().to_string();
+    // Nobody is there, and nobody takes the port.
+    let nobody = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    nobody
+        .bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())
+        .unwrap();
+    let port = nobody.local_addr().unwrap().as_socket().unwrap().port();
+    let text = format!(
+        "listeners: [{{name: in, address: '127.0.0.1:0', tls: {{certificates: [{}, {}], client_ca: '{}'}}}}]\n\
+         upstreams: {{app: {{endpoints: ['https://127.0.0.1:{port}'], tls: {{ca: '{ca}', certificate: {}}}}}}}\n\
+         routes: [{{match: {{path: /up}}, upstream: app}}, {{reply: {{status: 200, body: ok}}}}]\n\
+         redis: {{urls: 'rediss://127.0.0.1:{port}', tls: {{ca: '{ca}', certificate: {}}}}}\n\
+         admin: {{address: '127.0.0.1:0'}}\n",
+        pair("a"),
+        pair("b"),
+        path("clients.crt"),
+        pair("up"),
+        pair("redis"),
+        ca = path("ca.crt"),
+    );
+    for broken in renewed {
+        for name in renewed {
+            issue(name, "-days 2", &before);
+        }
+        let config = file(&text);
+        let weir = Running::start(config.path());
+        let ends = |name: &str| {
+            let file = path(&format!("{name}.crt"));
+            let series = format!(
+                "weir_tls_certificate_not_after_timestamp_seconds{{certificate=\"{file}\"}}"
+            );
+            metric(&weir, &series)
+        };
+        let greeted = |of: &Authority, name: &str| greeted(&authority, of, &weir.address, name);
+        let shown = ["a", "b"].map(|name| greeted(&before, &format!("{name}.test")).unwrap());
+        let ended = renewed.map(ends);
+
+        fs::write(authority.path("new"), "nothing of use").unwrap();
+        fs::rename(
+            authority.path("new"),
+            authority.path(&format!("{broken}.crt")),
+        )
+        .unwrap();
+        eventually(|| metric(&weir, TAKEN) == 0);
+        let said = weir.log_until("certificates not reloaded");
+        assert!(said.contains(&format!("{broken}.crt")), "{said}");
+        for name in renewed.into_iter().filter(|name| *name != broken) {
+            issue(name, "-days 3", &after);
+        }
+        let (still, come) = match broken {
+            "clients" => (&before, &after),
+            _ => (&after, &before),
+        };
+        eventually(|| {
+            let as_it_is_to = |(name, before): (&str, u64)| match name {
+                "clients" => greeted(still, "a.test").is_some(),
+                name => (ends(name) > before) == (name != broken),
+            };
+            renewed.into_iter().zip(ended).all(as_it_is_to)
+        });
+        for (name, before) in ["a", "b"].into_iter().zip(shown) {
+            let now = greeted(still, &format!("{name}.test")).unwrap();
+            assert_eq!(now == before, name == broken, "{broken}: {name}");
+        }
+        assert_eq!(greeted(come, "a.test"), None, "{broken}");
+        assert_eq!(metric(&weir, TAKEN), 0);
+        issue(broken, "-days 3", &after);
+        eventually(|| metric(&weir, TAKEN) == 1);
+        assert!(greeted(&after, "a.test").is_some());
+    }
+}
+
+#[test]
+fn a_file_that_names_a_certificate_that_cannot_be_used_is_refused_whole() {
+    let authority = Authority::new();
+    for name in ["a", "b"] {
+        authority.issue(name, &format!("DNS:{name}.test"));
+    }
+    let tls = |names: &[&str]| {
+        let pairs: Vec<_> = names.iter().map(|name| authority.pair(name)).collect();
+        format!("certificates: [{}]", pairs.join(", "))
+    };
+    let config = file(&text(&tls(&["a"]), ""));
+    let weir = Running::start(config.path());
+    let body = || {
+        authority
+            .client()
+            .connect(&weir.address, "a.test")
+            .get("/")
+            .body
+    };
+    let (gone, aside) = (authority.path("b.crt"), authority.path("b.aside"));
+    fs::rename(&gone, &aside).unwrap();
+    let new = text(&tls(&["a", "b"]), "").replace("body: ok", "body: new");
+    fs::write(config.path().with_extension("new"), new).unwrap();
+    fs::rename(config.path().with_extension("new"), config.path()).unwrap();
+    eventually(|| metric(&weir, TAKEN) == 0);
+    weir.log_until("configuration not reloaded");
+    assert_eq!(body(), "ok");
+    // What runs is renewed, and the file taken once that is there which it names.
+    let renewed = der(authority.issue("a", "DNS:a.test"));
+    eventually(|| shown(&authority, &weir) == renewed);
+    assert_eq!((body().as_str(), metric(&weir, TAKEN)), ("ok", 0));
+    fs::rename(&aside, &gone).unwrap();
+    eventually(|| metric(&weir, TAKEN) == 1 && body() == "new");
+    weir.log_until("configuration reloaded");
+    // Asked to, it reads all, and takes nothing where one is gone.
+    fs::rename(&gone, &aside).unwrap();
+    weir.signal("HUP");
+    weir.log_until("configuration not reloaded");
+    assert_eq!((body().as_str(), metric(&weir, TAKEN)), ("new", 0));
 }
 
 #[test]

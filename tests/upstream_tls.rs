@@ -164,10 +164,22 @@ fn weir_shows_the_upstream_its_certificate_and_a_new_one_when_its_file_changes()
         let mut lines = lines.filter_map(|line| line.strip_prefix("X-Forwarded-Client-Cert: "));
         lines.next().unwrap().to_owned()
     };
-    let first = seen();
+    let file = all.ours.path("web.crt");
+    let series = format!(
+        "weir_tls_certificate_not_after_timestamp_seconds{{certificate=\"{}\"}} ",
+        file.display()
+    );
+    let ends = || {
+        let text = running.admin().get("/metrics").body;
+        let value = text.lines().find_map(|line| line.strip_prefix(&series));
+        value.unwrap().parse::<u64>().unwrap()
+    };
+    let (first, end) = (seen(), ends());
     assert!(first.ends_with(";URI=spiffe://test/web"), "{first}");
-    all.ours.issue("web", "URI:spiffe://test/new");
+    all.ours
+        .issue_with("web", "URI:spiffe://test/new", "-days 3");
     eventually(|| seen().ends_with(";URI=spiffe://test/new"));
+    assert!((86_000..88_000).contains(&(ends() - end)));
     // Without one, and with one that is over, by either version of HTTP.
     let without = format!("tls: {{{}}}", ca(&all.ours));
     for tls in [&without, &shows("old")] {

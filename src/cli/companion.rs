@@ -45,10 +45,11 @@ pub(super) struct Companion {
 }
 
 impl Companion {
-    /// Begins to drain. `config` is to have `postgres` and `audit`. An error where a human must act first, such as a schema that is
-    /// newer than this weir.
+    /// Begins to drain. `config` is to have `postgres`, as those are opened already for this thread's runtime, and `audit`. An error
+    /// where a human must act first, such as a schema that is newer than this weir.
     pub(super) async fn begin(
         config: &Config,
+        postgres: &Postgres,
         fleet: &Arc<Fleet>,
         metrics: &Arc<Metrics>,
         beside: Beside,
@@ -58,7 +59,7 @@ impl Companion {
         let runtime = Background::new()?;
         let handle = runtime.handle();
         let schema = Schema {
-            postgres: Postgres::new(settings)?,
+            postgres: postgres.again(settings)?,
             migrates: settings.migrate,
         };
         schema.begin(handle).await?;

@@ -113,7 +113,7 @@ async fn supervise(
     takes_over: TakesOver,
 ) -> anyhow::Result<()> {
     let beside = reload::Beside::of(&config);
-    let secured = Secured::read(&config, &Secured::default()).map_err(anyhow::Error::msg)?;
+    let mut secured = Secured::read(&config, &Secured::default()).map_err(anyhow::Error::msg)?;
     let app_probes = AppProbes::of_environment().map_err(anyhow::Error::msg)?;
     // Listening to the signals begins before the line that says weir is up, so that none is missed, or ends the process.
     let terminate = signal(SignalKind::terminate())?;
@@ -123,13 +123,15 @@ async fn supervise(
     let metrics = Arc::<Metrics>::default();
     let mut control = Supervisor::new(Handle::current(), metrics.clone());
     let stores = Stores::begin(&config, &metrics).await?;
+    secured.stores = stores.tls();
     if let Some(postgres) = &stores.postgres {
         // Apart from the worker's own view, which has connections of another runtime.
         worker::look_at_replicas(&mut control, "query_replicas", postgres.clone());
     }
     let mut companion = None;
-    if let (Some(fleet), Some(_), Parts::All) = (&stores.fleet, &config.postgres, parts) {
-        companion = Some(Companion::begin(&config, fleet, &metrics, Beside::Lanes).await?);
+    if let (Some(fleet), Some(postgres), Parts::All) = (&stores.fleet, &stores.postgres, parts) {
+        let begin = Companion::begin(&config, postgres, fleet, &metrics, Beside::Lanes);
+        companion = Some(begin.await?);
     }
     let checks = stores.checks(&config);
     let (lane_count, bounds) = (lane_count(&config), config.worker.health);

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,6 +23,7 @@ use crate::config::Config;
 use crate::config::redis::Redis;
 use crate::net::tls::Secured;
 use crate::plan::{Plan, Process};
+use crate::proxy::reload;
 use crate::store::fleet::Fleet;
 use crate::store::postgres::Postgres;
 use crate::store::sessions::Sweeper;
@@ -76,19 +77,38 @@ async fn supervise(
         None => None,
     };
     let metrics = Arc::<Metrics>::default();
+    let beside = reload::Beside::of_stores(&config);
     let fleet = Fleet::new(&redis, &metrics)?;
+    let postgres = Postgres::new(config.postgres.as_ref().context("no \"postgres\"")?)?;
+    let secured = Secured {
+        stores: [&fleet.tls, &postgres.tls]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect(),
+        ..Secured::default()
+    };
+    let process = Process {
+        metrics: metrics.clone(),
+        fleet: Some(fleet.clone()),
+        ..Process::default()
+    };
+    let plan = Plan::first(config, secured, process);
+    let config = &plan.config;
+    // From here on: what is waited for may be kept away by a certificate that has ended.
+    let mut following = tokio::spawn(reload::follow_stores(plan.clone(), beside));
     let redis_is_there = redis.connect_timeout;
     let redis = fleet.watch();
-    let postgres = config.postgres.as_ref().map(Postgres::new).transpose()?;
-    if let (Some(within), Some(postgres)) = (wait_for_deps, &postgres) {
+    if let Some(within) = wait_for_deps {
         tokio::select! {
-            there = dependencies::wait(&config, &fleet, &redis, postgres, within) => there?,
+            there = dependencies::wait(config, &fleet, &redis, &postgres, within) => there?,
             stopped = stopped(signal(SignalKind::terminate())?) => return stopped,
         }
     } else if !redis.ready(redis_is_there).await {
         warn!("redis is not there yet; going on without");
     }
-    let mut companion = Companion::begin(&config, &fleet, &metrics, Beside::Nothing).await?;
+    let begin = Companion::begin(config, &postgres, &fleet, &metrics, Beside::Nothing);
+    let mut companion = begin.await?;
     let mut control = Supervisor::new(Handle::current(), metrics.clone());
     let names: Vec<_> = config.sessions.iter().map(|it| it.name.clone()).collect();
     let sweep = SharedSweep {
@@ -122,10 +142,8 @@ async fn supervise(
             }
         },
     );
-    if let Some(postgres) = &postgres {
-        // Apart from the companion's own view, which has connections of another runtime.
-        worker::look_at_replicas(&mut control, "query_replicas", postgres.clone());
-    }
+    // Apart from the companion's own view, which has connections of another runtime.
+    worker::look_at_replicas(&mut control, "query_replicas", postgres.clone());
     let (unready, draining) = watch::channel(false);
     let mut tasks = control.watched();
     tasks.extend(companion.supervisor.watched());
@@ -136,16 +154,10 @@ async fn supervise(
         draining,
         board,
     };
-    let process = Process {
-        metrics,
-        fleet: Some(fleet),
-        ..Process::default()
-    };
-    let plan = Plan::first(config, Secured::default(), process);
     let state = Arc::new(Admin {
-        plan: watch::Sender::new(plan).subscribe(),
+        plan: watch::Sender::new(plan.clone()).subscribe(),
         redis: Some(redis),
-        postgres,
+        postgres: Some(postgres),
         writes: Some(companion.postgres.clone()),
         health,
         app_probes: AppProbes::default(),
@@ -165,19 +177,23 @@ async fn supervise(
             stopped?;
             None
         }
-        gave_up = control.gave_up() => Some(gave_up),
-        gave_up = companion.supervisor.gave_up() => Some(gave_up),
+        gave_up = control.gave_up() => Some(gave_up.into()),
+        gave_up = companion.supervisor.gave_up() => Some(gave_up.into()),
+        ended = &mut following => match ended {
+            Ok(never) => match never {},
+            Err(error) => Some(anyhow::Error::from(error)),
+        },
     };
     info!("stopping");
     unready.send_replace(true);
     companion.stop(drain).await;
     match gave_up {
-        Some(gave_up) => Err(gave_up.into()),
+        Some(gave_up) => Err(gave_up),
         None => Ok(()),
     }
 }
 
-/// Nothing that a worker goes by can change while it runs.
+/// Nothing that a worker goes by can change while it runs, but for the files of its stores' TLS.
 async fn say_why_not_reload(mut hangup: tokio::signal::unix::Signal) {
     while hangup.recv().await.is_some() {
         warn!("a worker reads its file at its start alone: restart it");

@@ -90,6 +90,8 @@ pub(super) fn plan(
     if config.access_log.is_some() {
         access_log.start();
     }
+    metrics.tls.certificates.end(secured.expiries());
+    secured.take_effect();
     let of_limits = || config.limits.iter();
     let of_upstreams = || config.upstreams.iter();
     let identities = config.sessions.iter().map(|entry| &entry.settings);
@@ -235,11 +237,7 @@ fn greetings(
             turns: turns.unwrap_or_else(|| Arc::new(Semaphore::new(max))),
         })
     };
-    let greetings: Vec<_> = config.listeners.iter().enumerate().map(greeting).collect();
-    let shown = greetings.iter().flatten();
-    let shown = shown.flat_map(|greeting| greeting.tls.expiries());
-    metrics.tls.certificates.end(shown);
-    greetings
+    config.listeners.iter().enumerate().map(greeting).collect()
 }
 
 /// Those of a listener's handshakes, where there are as many as before.

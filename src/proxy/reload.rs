@@ -1,5 +1,5 @@
 //! When the file is read again: on SIGHUP, and when the file at its path is another than before; likewise the certificates that
-//! it names. A bad file changes nothing.
+//! it names, by a process without lanes those of stores alone. A bad file changes nothing, and a bad certificate no other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -57,48 +57,82 @@ pub async fn follow(
         }
         // What was refused may be as it should be now.
         let reads_file = file_changed || refused;
-        let loaded = match reads_file {
-            true => {
-                seen = fingerprint(&path);
-                load(&path).map_err(|error| format!("{error:#}"))
-            }
-            false => Ok(plan.borrow().config.clone()),
-        };
+        let loaded = reads_file.then(|| {
+            seen = fingerprint(&path);
+            load(&path).map_err(|error| format!("{error:#}"))
+        });
         // Those of the running configuration too: it may stay.
         let mut files = Secured::files(&plan.borrow().config);
-        files.extend(loaded.iter().flat_map(Secured::files));
+        files.extend(loaded.iter().flatten().flat_map(Secured::files));
         beside = beside.go_on_with(files);
+        let Some(loaded) = loaded else {
+            let wrong = renew(&plan).await;
+            plan.borrow().metrics.reloaded(wrong.is_empty());
+            tell(&wrong);
+            continue;
+        };
         let replaced = loaded.and_then(|config| replaced_by(&plan.borrow(), config));
         refused = replaced.is_err();
-        let what = match reads_file {
-            true => "configuration",
-            false => "certificates",
-        };
         match replaced {
             Ok(new) => {
                 go_on_with(&plan, new).await;
                 plan.borrow().metrics.reloaded(true);
-                info!(file = %path.display(), "{what} reloaded");
-                continue;
+                info!(file = %path.display(), "configuration reloaded");
             }
             Err(error) => {
                 plan.borrow().metrics.reloaded(false);
-                error!(file = %path.display(), %error, "{what} not reloaded, the old one stays");
+                error!(file = %path.display(), %error, "configuration not reloaded, the old one stays");
+                if certificates_changed {
+                    // A new certificate does not wait until a file that is refused is mended.
+                    tell(&renew(&plan).await);
+                }
             }
         }
-        if !(reads_file && certificates_changed) {
+    }
+}
+
+/// Goes on by the running configuration with what its files hold now; what of them cannot be used.
+async fn renew(plan: &watch::Sender<Arc<Plan>>) -> Vec<String> {
+    let (replaced, mut wrong) = {
+        let old = plan.borrow();
+        let (secured, wrong) = old.secured.renewed(&old.config);
+        (old.replaced_by(old.config.clone(), secured), wrong)
+    };
+    match replaced {
+        Ok(new) => go_on_with(plan, new).await,
+        Err(error) => wrong.push(error),
+    }
+    wrong
+}
+
+/// Of a renewal, with what was wrong.
+fn tell(wrong: &[String]) {
+    for error in wrong {
+        error!(%error, "certificates not reloaded, those before stay");
+    }
+    match wrong.is_empty() {
+        true => info!("certificates reloaded"),
+        false => info!("all other certificates reloaded"),
+    }
+}
+
+/// Follows the files of the stores of `plan` alone, for ever: for a process that serves no requests, and has no other TLS. `beside` is of
+/// them, from before they were read.
+pub async fn follow_stores(plan: Arc<Plan>, mut beside: Beside) -> Infallible {
+    let mut secured = plan.secured.clone();
+    let mut look = interval(LOOK_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        look.tick().await;
+        if !beside.has_changed() {
             continue;
         }
-        // A new certificate does not wait until a file that is refused is mended.
-        let running = plan.borrow().config.clone();
-        let renewed = replaced_by(&plan.borrow(), running);
-        match renewed {
-            Ok(new) => {
-                go_on_with(&plan, new).await;
-                info!("certificates of the old configuration reloaded");
-            }
-            Err(error) => error!(%error, "certificates of the old configuration not reloaded"),
-        }
+        let (renewed, wrong) = secured.renewed(&plan.config);
+        secured = renewed;
+        secured.take_effect();
+        plan.metrics.tls.certificates.end(secured.expiries());
+        plan.metrics.reloaded(wrong.is_empty());
+        tell(&wrong);
     }
 }
 
@@ -135,6 +169,11 @@ impl Beside {
     /// Those of `config`, as they are now.
     pub fn of(config: &Config) -> Beside {
         Beside::default().go_on_with(Secured::files(config))
+    }
+
+    /// Those of the stores of `config` alone, likewise.
+    pub fn of_stores(config: &Config) -> Beside {
+        Beside::default().go_on_with(Secured::files_of_stores(config))
     }
 
     /// These files, as they were seen last, so that what has changed since is seen; what was not looked at yet, as it is now. So is one that is gone,

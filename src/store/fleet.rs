@@ -11,6 +11,7 @@ use super::redis::{Arg, CallError, Connections, OpenError, Redis, Script, Value}
 use crate::clock;
 use crate::config::redis::{self, Client};
 use crate::keys::Keys;
+use crate::net::tls::{Spoken, StoreTls};
 use crate::telemetry::metrics::Metrics;
 
 /// Between signs of life.
@@ -29,6 +30,8 @@ pub struct Fleet {
     pub rate_limit: Arc<Redis>,
     /// `main`, unless the file tells it apart.
     pub sessions: Arc<Redis>,
+    /// Of all three, where one of them is spoken to by TLS.
+    pub tls: Option<Arc<StoreTls>>,
     /// Of sessions that end elsewhere.
     pub hears_sessions: Arc<Hearing>,
     alive: AtomicUsize,
@@ -48,31 +51,30 @@ pub struct FleetConnections {
 }
 
 impl Fleet {
-    /// Connects to nothing yet.
+    /// Connects to nothing yet; reads the files of `redis.tls` where a client uses TLS.
     pub fn new(config: &redis::Redis, metrics: &Metrics) -> Result<Arc<Fleet>, OpenError> {
+        let clients = [&config.rate_limit, &config.sessions];
+        let mut clients = clients.into_iter().flatten().chain([&config.main]);
+        let read = || StoreTls::read("redis.tls", &config.tls, Spoken::Always);
+        let tls = clients.any(|client| client.tls).then(read).transpose()?;
         let client = |name: &'static str, settings: &Client| {
             let (timeout, connect_timeout) = (config.timeout, config.connect_timeout);
             let metrics = metrics.redis(name);
             let settings = settings.clone();
-            Redis::new(
-                name,
-                settings,
-                &config.tls,
-                timeout,
-                connect_timeout,
-                metrics,
-            )
+            let tls = tls.as_ref().map(|tls| tls.latest());
+            Redis::new(name, settings, tls, timeout, connect_timeout, metrics)
         };
-        let main = client("main", &config.main)?;
+        let main = client("main", &config.main);
         let or_main = |name, settings: &Option<Client>| match settings {
             Some(settings) => client(name, settings),
-            None => Ok(main.clone()),
+            None => main.clone(),
         };
         Ok(Arc::new(Fleet {
             keys: Keys::of(config),
             process: clock::uuid(clock::wall()).to_string(),
-            rate_limit: or_main("rate_limit", &config.rate_limit)?,
-            sessions: or_main("sessions", &config.sessions)?,
+            rate_limit: or_main("rate_limit", &config.rate_limit),
+            sessions: or_main("sessions", &config.sessions),
+            tls,
             hears_sessions: Arc::default(),
             alive: AtomicUsize::new(1),
             beat: Script::new(include_str!("../../lua/process_beat.lua")),

@@ -111,16 +111,11 @@ impl Server {
     pub fn with_tls(certificates: &Certificates, asks: bool) -> Server {
         let folder = folder();
         copy(&template().join("data"), &folder.join("data"));
-        for name in ["ca.pem", "server.pem", "server.key"] {
-            std::fs::copy(certificates.path(name), folder.join(name)).unwrap();
-        }
+        put(certificates, &folder);
         let verify = if asks { "clientcert=verify-ca" } else { "" };
         let entries = format!("local all all trust\nhostssl all all 127.0.0.1/32 trust {verify}\n");
         std::fs::write(folder.join("data/pg_hba.conf"), entries).unwrap();
         own(&folder);
-        run(Command::new("chmod")
-            .arg("600")
-            .arg(folder.join("server.key")));
         let file = |setting: &str, name: &str| format!("{setting}={}", folder.join(name).display());
         let settings = [
             "fsync=off".to_owned(),
@@ -131,6 +126,18 @@ impl Server {
         ];
         let settings = settings.each_ref().map(String::as_str);
         Server::launch(folder.clone(), &settings)
+    }
+
+    /// As [`Server::restart`], with these certificates in place of its own.
+    pub fn restart_with(&self, certificates: &Certificates) {
+        put(certificates, &self.folder);
+        self.restart();
+    }
+
+    /// Where one with TLS is asked without, from this machine.
+    pub fn socket_url(&self) -> String {
+        let folder = self.folder.display();
+        format!("host={folder} port={} user=postgres", self.port)
     }
 
     /// A server that streams from this one.
@@ -443,6 +450,15 @@ fn folder() -> PathBuf {
     let folder = tempfile::tempdir().unwrap().keep();
     own(&folder);
     folder
+}
+
+/// As files of the server's, of which it reads its key if no one else may.
+fn put(certificates: &Certificates, folder: &Path) {
+    certificates.replace(folder);
+    run(Command::new("chmod")
+        .arg("600")
+        .arg(folder.join("server.key")));
+    own(folder);
 }
 
 fn own(folder: &Path) {

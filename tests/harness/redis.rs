@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{LazyLock, Mutex, OnceLock};
 use std::time::Duration;
@@ -651,17 +651,24 @@ pub struct Certificates {
 
 impl Certificates {
     pub fn make() -> Certificates {
+        Certificates::lasting(2)
+    }
+
+    /// For so many days.
+    pub fn lasting(days: u32) -> Certificates {
         let folder = tempfile::tempdir().unwrap();
-        let script = "set -e
-            openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 \
+        let script = format!(
+            "set -e
+            openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days {days} \
                 -keyout ca.key -out ca.pem -subj '/CN=weir test authority'
             openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes \
                 -keyout server.key -out server.csr -subj '/CN=127.0.0.1'
             printf 'subjectAltName=IP:127.0.0.1\\nbasicConstraints=CA:FALSE\\n' >server.ext
-            openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 \
-                -extfile server.ext -out server.pem";
+            openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days {days} \
+                -extfile server.ext -out server.pem"
+        );
         let output = Command::new("sh")
-            .args(["-c", script])
+            .args(["-c", &script])
             .current_dir(&folder)
             .output()
             .unwrap();
@@ -677,18 +684,32 @@ impl Certificates {
         self.folder.path().join(name).display().to_string()
     }
 
+    /// Puts them into the place of those that are in this folder, each at once.
+    pub fn replace(&self, folder: &Path) {
+        for name in ["ca.pem", "server.pem", "server.key"] {
+            let new = folder.join("new");
+            std::fs::copy(self.path(name), &new).unwrap();
+            std::fs::rename(new, folder.join(name)).unwrap();
+        }
+    }
+
     /// A server whose second port speaks TLS; whether it asks clients for a certificate of this authority.
     pub fn server(&self, asks: bool) -> Server {
-        let asks = if asks { "yes" } else { "no" };
-        let file = |name| self.path(name);
-        let (ca, cert, key) = (file("ca.pem"), file("server.pem"), file("server.key"));
-        Server::with(|_, tls| {
-            format!(
-                "tls-port {tls}\ntls-cert-file {cert}\ntls-key-file {key}\ntls-ca-cert-file {ca}\n\
-                 tls-auth-clients {asks}\n"
-            )
-        })
+        tls_server(self.folder.path(), asks)
     }
+}
+
+/// Likewise, by certificates in this folder, which it reads each time that it starts.
+pub fn tls_server(folder: &Path, asks: bool) -> Server {
+    let asks = if asks { "yes" } else { "no" };
+    let file = |name| folder.join(name).display().to_string();
+    let (ca, cert, key) = (file("ca.pem"), file("server.pem"), file("server.key"));
+    Server::with(|_, tls| {
+        format!(
+            "tls-port {tls}\ntls-cert-file {cert}\ntls-key-file {key}\ntls-ca-cert-file {ca}\n\
+                 tls-auth-clients {asks}\n"
+        )
+    })
 }
 
 /// A name for keys that no other test of the machine takes.

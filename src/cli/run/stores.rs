@@ -13,6 +13,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::config::audit::{Audit, Delivery};
 use crate::config::redis::Redis;
+use crate::net::tls::StoreTls;
 use crate::store::audit::batch::Boot;
 use crate::store::audit::chain::Hasher;
 use crate::store::fleet::{Fleet, FleetConnections};
@@ -55,6 +56,14 @@ impl Stores {
             redis,
             postgres,
         })
+    }
+
+    /// What they are spoken to by, where that is TLS.
+    pub(super) fn tls(&self) -> Vec<Arc<StoreTls>> {
+        let fleet = self.fleet.as_ref().and_then(|fleet| fleet.tls.clone());
+        let postgres = self.postgres.as_ref();
+        let postgres = postgres.and_then(|postgres| postgres.tls.clone());
+        fleet.into_iter().chain(postgres).collect()
     }
 
     /// What `/health` looks at in a process with lanes. Without Redis limits, breakers and sessions do what the file says: that is worse, and

@@ -2,31 +2,56 @@
 //! certificates however often it connects.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use sha2::{Digest, Sha256};
 use tokio_rustls::TlsConnector;
 
+use super::facts::not_after;
 use super::{TlsError, authorities, certificates, private_key, provider, read, unusable};
 use crate::config::Protocol;
 use crate::config::tls::{Tls, UpstreamTls};
 use crate::net::stream::{Socket, Stream};
 
-/// Reads the files of `tls`; the public authorities of the system only where it names none.
-pub fn client_config(tls: &Tls) -> Result<ClientConfig, TlsError> {
-    let roots = roots(tls)?;
-    if roots.is_empty() {
-        return Err(TlsError::NoAuthority);
-    }
-    with_roots(tls, roots)
+/// How a client speaks TLS.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub config: ClientConfig,
+    /// The file of the certificate that it shows, and when that ends, since the epoch; `None` where it shows none, or one whose end
+    /// cannot be read.
+    pub expiry: Option<(String, Duration)>,
 }
 
-/// As [`client_config`], for a server that may do without TLS: without an authority to believe there is no error until one
-/// shows a certificate.
-pub fn client_config_if_needed(tls: &Tls) -> Result<ClientConfig, TlsError> {
-    with_roots(tls, roots(tls)?)
+impl Client {
+    /// Reads the files of `tls`; the public authorities of the system only where it names none.
+    pub(super) fn read(tls: &Tls) -> Result<Client, TlsError> {
+        let roots = roots(tls)?;
+        if roots.is_empty() {
+            return Err(TlsError::NoAuthority);
+        }
+        with_roots(tls, roots)
+    }
+
+    /// As [`Client::read`], for a server that may do without TLS: without an authority to believe there is no error until one shows
+    /// a certificate.
+    pub(super) fn read_if_needed(tls: &Tls) -> Result<Client, TlsError> {
+        with_roots(tls, roots(tls)?)
+    }
+}
+
+/// What the files hold, in short.
+pub(super) fn digest<'a>(files: impl Iterator<Item = &'a PathBuf>) -> Result<[u8; 32], TlsError> {
+    let mut digest = Sha256::new();
+    for file in files {
+        let bytes = read(file)?;
+        digest.update(bytes.len().to_be_bytes());
+        digest.update(bytes);
+    }
+    Ok(digest.finalize().into())
 }
 
 fn roots(tls: &Tls) -> Result<RootCertStore, TlsError> {
@@ -41,18 +66,24 @@ fn roots(tls: &Tls) -> Result<RootCertStore, TlsError> {
     }
 }
 
-fn with_roots(tls: &Tls, roots: RootCertStore) -> Result<ClientConfig, TlsError> {
+fn with_roots(tls: &Tls, roots: RootCertStore) -> Result<Client, TlsError> {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(unusable)?
         .with_root_certificates(roots);
-    match &tls.certificate {
-        Some(ours) => {
-            let (key, chain) = (private_key(&ours.key)?, certificates(&ours.cert)?);
-            builder.with_client_auth_cert(chain, key).map_err(unusable)
-        }
-        None => Ok(builder.with_no_client_auth()),
-    }
+    let Some(ours) = &tls.certificate else {
+        return Ok(Client {
+            config: builder.with_no_client_auth(),
+            expiry: None,
+        });
+    };
+    let (key, chain) = (private_key(&ours.key)?, certificates(&ours.cert)?);
+    let end = not_after(&chain[0]);
+    let config = builder.with_client_auth_cert(chain, key);
+    Ok(Client {
+        config: config.map_err(unusable)?,
+        expiry: end.map(|end| (ours.cert.display().to_string(), end)),
+    })
 }
 
 /// TLS towards an upstream, as its files were when they were read.
@@ -62,6 +93,7 @@ pub struct ClientTls {
     /// The same for HTTP/1.1 alone.
     http1: Arc<ClientConfig>,
     sni: Option<ServerName<'static>>,
+    expiry: Option<(String, Duration)>,
     /// Of what it was made from: what is made of the same is the same.
     source: Source,
 }
@@ -89,21 +121,15 @@ impl ClientTls {
         protocol: Protocol,
         old: Option<&Arc<ClientTls>>,
     ) -> Result<Arc<ClientTls>, TlsError> {
-        let mut files = Sha256::new();
-        for file in settings.tls.files() {
-            let bytes = read(file)?;
-            files.update(bytes.len().to_be_bytes());
-            files.update(bytes);
-        }
         let source = Source {
             settings: settings.clone(),
             protocol,
-            files: files.finalize().into(),
+            files: digest(settings.tls.files())?,
         };
         if let Some(old) = old.filter(|old| old.source == source) {
             return Ok(old.clone());
         }
-        let config = client_config(&settings.tls)?;
+        let Client { config, expiry } = Client::read(&settings.tls)?;
         let offering = |names: &[&[u8]]| {
             let mut config = config.clone();
             config.alpn_protocols = names.iter().map(|name| name.to_vec()).collect();
@@ -121,8 +147,14 @@ impl ClientTls {
             config,
             http1,
             sni,
+            expiry,
             source,
         }))
+    }
+
+    /// The file of the certificate that the upstream is shown, and when that ends, since the epoch.
+    pub(super) fn expiry(&self) -> Option<(String, Duration)> {
+        self.expiry.clone()
     }
 
     /// Whether it was made for these settings, whatever their files said.

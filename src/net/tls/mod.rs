@@ -7,6 +7,7 @@ mod pem;
 mod resumption;
 mod secured;
 pub mod server;
+mod stores;
 mod trouble;
 
 use std::io;
@@ -23,6 +24,7 @@ pub use facts::{ClientCertificate, ClientFacts};
 pub use pem::look;
 pub use resumption::with_ends;
 pub use secured::Secured;
+pub use stores::{Latest, Spoken, StoreTls};
 pub use trouble::Trouble;
 
 /// What both ends have agreed to speak (ALPN, RFC 7301).

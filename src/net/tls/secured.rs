@@ -2,9 +2,12 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::client::ClientTls;
 use super::server::ServerTls;
+use super::{StoreTls, TlsError};
+use crate::config::tls::Tls;
 use crate::config::{Config, Listener, Upstream};
 
 /// One for each listener and for each upstream, in the configuration's order; `None` for those without TLS.
@@ -12,11 +15,13 @@ use crate::config::{Config, Listener, Upstream};
 pub struct Secured {
     pub listeners: Vec<Option<Arc<ServerTls>>>,
     pub upstreams: Vec<Option<Arc<ClientTls>>>,
+    /// Of Redis and Postgres, where they are spoken to by TLS: whoever opens them says so.
+    pub stores: Vec<Arc<StoreTls>>,
 }
 
 impl Secured {
-    /// Reads every file that `config` names for TLS; all or none. Sessions that listeners of `old` began are resumed, and what is of
-    /// an upstream whose files say the same is taken over.
+    /// Reads every file that `config` names for TLS, those of the stores of `old` among them; all or none. Sessions that listeners of
+    /// `old` began are resumed, and what is of an upstream or a store whose files say the same is taken over.
     pub fn read(config: &Config, old: &Secured) -> Result<Secured, String> {
         let listener = |(index, listener): (usize, &Listener)| {
             let Some(settings) = &listener.tls else {
@@ -25,7 +30,7 @@ impl Secured {
             let old = old.listeners.get(index).and_then(Option::as_deref);
             ServerTls::read(settings, listener.protocol, old)
                 .map(|tls| Some(Arc::new(tls)))
-                .map_err(|error| format!("listener \"{}\": tls: {error}", listener.name))
+                .map_err(|error| of_listener(listener, &error))
         };
         let upstream = |upstream: &Upstream| {
             let Some(settings) = &upstream.tls else {
@@ -35,17 +40,76 @@ impl Secured {
             let old = old.find(|old| old.is_of(settings, upstream.protocol));
             ClientTls::read(settings, upstream.protocol, old)
                 .map(Some)
-                .map_err(|error| format!("upstream \"{}\": tls: {error}", upstream.name))
+                .map_err(|error| of_upstream(upstream, &error))
         };
+        let store = |store: &Arc<StoreTls>| store.again().map_err(|error| of_store(store, &error));
         let listeners = config.listeners.iter().enumerate().map(listener);
         let upstreams = config.upstreams.iter().map(upstream);
         Ok(Secured {
             listeners: listeners.collect::<Result<_, _>>()?,
             upstreams: upstreams.collect::<Result<_, _>>()?,
+            stores: old.stores.iter().map(store).collect::<Result<_, _>>()?,
         })
     }
 
-    /// Those that it reads.
+    /// What the files of `config` hold now, which it was read by; and what of them cannot be used. That leaves what was read before, each by
+    /// itself: a certificate of a listener, or whose clients it lets in; an upstream; a store.
+    pub fn renewed(&self, config: &Config) -> (Secured, Vec<String>) {
+        let mut wrong = Vec::new();
+        let listeners = config.listeners.iter().zip(&self.listeners);
+        let listeners = listeners.map(|(listener, before)| {
+            let (Some(settings), Some(before)) = (&listener.tls, before) else {
+                return None;
+            };
+            let (renewed, errors) = before.renewed(settings, listener.protocol);
+            wrong.extend(errors.iter().map(|error| of_listener(listener, error)));
+            Some(renewed.map_or_else(|| before.clone(), Arc::new))
+        });
+        let listeners = listeners.collect();
+        let upstreams = config.upstreams.iter().zip(&self.upstreams);
+        let upstreams = upstreams.map(|(upstream, before)| {
+            let (Some(settings), Some(before)) = (&upstream.tls, before) else {
+                return None;
+            };
+            let renewed = ClientTls::read(settings, upstream.protocol, Some(before));
+            Some(renewed.unwrap_or_else(|error| {
+                wrong.push(of_upstream(upstream, &error));
+                before.clone()
+            }))
+        });
+        let upstreams = upstreams.collect();
+        let stores = self.stores.iter().map(|before| {
+            before.again().unwrap_or_else(|error| {
+                wrong.push(of_store(before, &error));
+                before.clone()
+            })
+        });
+        let renewed = Secured {
+            listeners,
+            upstreams,
+            stores: stores.collect(),
+        };
+        (renewed, wrong)
+    }
+
+    /// From now on connections to stores are made by it; those of listeners and upstreams are by whoever has it.
+    pub fn take_effect(&self) {
+        for store in &self.stores {
+            store.take_effect();
+        }
+    }
+
+    /// The files of the certificates that weir shows, and when each ends, since the epoch.
+    pub fn expiries(&self) -> impl Iterator<Item = (String, Duration)> {
+        let listeners = self.listeners.iter().flatten();
+        let upstreams = self.upstreams.iter().flatten();
+        listeners
+            .flat_map(|tls| tls.expiries())
+            .chain(upstreams.filter_map(|tls| tls.expiry()))
+            .chain(self.stores.iter().filter_map(|tls| tls.expiry()))
+    }
+
+    /// Those that it reads, of stores too.
     pub fn files(config: &Config) -> Vec<PathBuf> {
         let listeners = config
             .listeners
@@ -57,6 +121,29 @@ impl Secured {
             .iter()
             .filter_map(|upstream| upstream.tls.as_ref());
         let upstreams = upstreams.flat_map(|tls| tls.tls.files());
-        listeners.chain(upstreams).cloned().collect()
+        let own = listeners.chain(upstreams);
+        own.cloned()
+            .chain(Secured::files_of_stores(config))
+            .collect()
     }
+
+    /// Those of Redis and Postgres alone.
+    pub fn files_of_stores(config: &Config) -> Vec<PathBuf> {
+        let redis = config.redis.as_ref().map(|redis| &redis.tls);
+        let postgres = config.postgres.as_ref().map(|postgres| &postgres.tls);
+        let both = redis.into_iter().chain(postgres);
+        both.flat_map(Tls::files).cloned().collect()
+    }
+}
+
+fn of_listener(listener: &Listener, error: &TlsError) -> String {
+    format!("listener \"{}\": tls: {error}", listener.name)
+}
+
+fn of_upstream(upstream: &Upstream, error: &TlsError) -> String {
+    format!("upstream \"{}\": tls: {error}", upstream.name)
+}
+
+fn of_store(store: &StoreTls, error: &TlsError) -> String {
+    format!("{}: {error}", store.place)
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::crypto::aws_lc_rs::Ticketer;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{
     ClientHello, ProducesTickets, ResolvesServerCert, ServerSessionMemoryCache,
     StoresServerSessions, WebPkiClientVerifier,
@@ -33,13 +34,23 @@ const REMEMBERED: usize = 1024;
 pub struct ServerTls {
     pub config: Arc<ServerConfig>,
     chooser: Arc<Chooser>,
+    admission: Admission,
     resumption: Resumption,
+}
+
+/// Which clients are let in.
+#[derive(Debug, Clone)]
+struct Admission {
+    /// Of whom is believed, and of whether certificates are asked for.
+    rules: [u8; 32],
+    /// `None` where none are.
+    verifier: Option<Arc<dyn ClientCertVerifier>>,
 }
 
 /// What sessions are resumed by.
 #[derive(Clone)]
 struct Resumption {
-    /// Of whom is believed, and of whether certificates are asked for: who was admitted by other rules is greeted anew.
+    /// Of an [`Admission`]: who was let in by others is greeted anew.
     rules: [u8; 32],
     tickets: Arc<dyn ProducesTickets>,
     remembered: Arc<dyn StoresServerSessions>,
@@ -52,7 +63,45 @@ impl ServerTls {
         protocol: ListenerProtocol,
         old: Option<&ServerTls>,
     ) -> Result<ServerTls, TlsError> {
-        let chooser = Arc::new(Chooser::read(&settings.certificates)?);
+        let all = settings.certificates.iter().map(Own::read);
+        let chooser = Chooser::of(all.collect::<Result<_, _>>()?);
+        let admission = Admission::read(&settings.client_auth)?;
+        ServerTls::made(settings, protocol, chooser, admission, old)
+    }
+
+    /// What the files of the same `settings` hold now, if anything can be made of it. A certificate that cannot be used is as before, as is
+    /// whom clients are to be signed by. And what is wrong with each.
+    pub fn renewed(
+        &self,
+        settings: &ListenerTls,
+        protocol: ListenerProtocol,
+    ) -> (Option<ServerTls>, Vec<TlsError>) {
+        let mut wrong = Vec::new();
+        let pairs = settings.certificates.iter().zip(&self.chooser.all);
+        let all = pairs.map(|(files, before)| {
+            Own::read(files).unwrap_or_else(|error| {
+                wrong.push(error);
+                before.clone()
+            })
+        });
+        let chooser = Chooser::of(all.collect());
+        let admission = Admission::read(&settings.client_auth).unwrap_or_else(|error| {
+            wrong.push(error);
+            self.admission.clone()
+        });
+        let made = ServerTls::made(settings, protocol, chooser, admission, Some(self));
+        let made = made.map_err(|error| wrong.push(error)).ok();
+        (made, wrong)
+    }
+
+    fn made(
+        settings: &ListenerTls,
+        protocol: ListenerProtocol,
+        chooser: Chooser,
+        admission: Admission,
+        old: Option<&ServerTls>,
+    ) -> Result<ServerTls, TlsError> {
+        let chooser = Arc::new(chooser);
         let versions = match settings.min_version {
             Version::Tls12 => &[&TLS13, &TLS12][..],
             Version::Tls13 => &[&TLS13],
@@ -60,28 +109,13 @@ impl ServerTls {
         let builder = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(versions)
             .map_err(unusable)?;
-        let mut rules = Sha256::new();
-        let builder = match &settings.client_auth {
-            ClientAuth::None => builder.with_no_client_auth(),
-            ClientAuth::Optional(ca) | ClientAuth::Required(ca) => {
-                let roots = Arc::new(authorities(ca)?);
-                let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
-                let verifier = match &settings.client_auth {
-                    ClientAuth::Required(_) => verifier,
-                    ClientAuth::Optional(_) | ClientAuth::None => {
-                        rules.update(b"optional");
-                        verifier.allow_unauthenticated()
-                    }
-                };
-                rules.update(read(ca)?);
-                let verifier = verifier.build().map_err(|error| in_file(ca, error))?;
-                builder.with_client_cert_verifier(Arc::new(NotesEnds(verifier)))
-            }
+        let builder = match &admission.verifier {
+            None => builder.with_no_client_auth(),
+            Some(verifier) => builder.with_client_cert_verifier(verifier.clone()),
         };
-        let rules = rules.finalize().into();
-        let resumption = match old.filter(|old| old.resumption.rules == rules) {
+        let resumption = match old.filter(|old| old.resumption.rules == admission.rules) {
             Some(old) => old.resumption.clone(),
-            None => Resumption::new(rules, &settings.client_auth)?,
+            None => Resumption::new(admission.rules, &settings.client_auth)?,
         };
         let mut config = builder.with_cert_resolver(chooser.clone());
         config.ticketer = resumption.tickets.clone();
@@ -90,6 +124,7 @@ impl ServerTls {
         Ok(ServerTls {
             config: Arc::new(config),
             chooser,
+            admission,
             resumption,
         })
     }
@@ -126,6 +161,33 @@ fn alpn(protocol: ListenerProtocol) -> &'static [&'static [u8]] {
         ListenerProtocol::Auto => &[b"h2", b"http/1.1", b"http/1.0"],
         ListenerProtocol::Http1 => &[b"http/1.1", b"http/1.0"],
         ListenerProtocol::Http2 => &[b"h2"],
+    }
+}
+
+impl Admission {
+    fn read(asks: &ClientAuth) -> Result<Admission, TlsError> {
+        let mut rules = Sha256::new();
+        let verifier = match asks {
+            ClientAuth::None => None,
+            ClientAuth::Optional(ca) | ClientAuth::Required(ca) => {
+                let roots = Arc::new(authorities(ca)?);
+                let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
+                let verifier = match asks {
+                    ClientAuth::Required(_) => verifier,
+                    ClientAuth::Optional(_) | ClientAuth::None => {
+                        rules.update(b"optional");
+                        verifier.allow_unauthenticated()
+                    }
+                };
+                rules.update(read(ca)?);
+                let verifier = verifier.build().map_err(|error| in_file(ca, error))?;
+                Some(Arc::new(NotesEnds(verifier)) as Arc<dyn ClientCertVerifier>)
+            }
+        };
+        Ok(Admission {
+            rules: rules.finalize().into(),
+            verifier,
+        })
     }
 }
 
@@ -166,40 +228,45 @@ struct Chooser {
     wildcard: HashMap<String, Vec<usize>>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Own {
     file: PathBuf,
     key: Arc<CertifiedKey>,
     facts: OwnFacts,
 }
 
+impl Own {
+    fn read(files: &Certificate) -> Result<Own, TlsError> {
+        let chain = certificates(&files.cert)?;
+        let facts = OwnFacts::of(&chain[0]).map_err(|error| in_file(&files.cert, error))?;
+        let key = CertifiedKey::from_der(chain, private_key(&files.key)?, &provider());
+        // Of the two together: the key is not the certificate's, or of an unknown kind.
+        let key = key.map_err(|error| in_file(&files.key, error))?;
+        Ok(Own {
+            file: files.cert.clone(),
+            key: Arc::new(key),
+            facts,
+        })
+    }
+}
+
 impl Chooser {
-    fn read(files: &[Certificate]) -> Result<Chooser, TlsError> {
-        let mut chooser = Chooser {
-            all: Vec::with_capacity(files.len()),
-            exact: HashMap::new(),
-            wildcard: HashMap::new(),
-        };
-        for (index, files) in files.iter().enumerate() {
-            let chain = certificates(&files.cert)?;
-            let facts = OwnFacts::of(&chain[0]).map_err(|error| in_file(&files.cert, error))?;
-            let key = CertifiedKey::from_der(chain, private_key(&files.key)?, &provider());
-            // Of the two together: the key is not the certificate's, or of an unknown kind.
-            let key = key.map_err(|error| in_file(&files.key, error))?;
-            for name in &facts.dns_names {
+    fn of(all: Vec<Own>) -> Chooser {
+        let (mut exact, mut wildcard) = (HashMap::<_, Vec<_>>::new(), HashMap::<_, Vec<_>>::new());
+        for (index, own) in all.iter().enumerate() {
+            for name in &own.facts.dns_names {
                 let (names, name) = match name.strip_prefix("*.") {
-                    Some(behind) => (&mut chooser.wildcard, behind),
-                    None => (&mut chooser.exact, name.as_str()),
+                    Some(behind) => (&mut wildcard, behind),
+                    None => (&mut exact, name.as_str()),
                 };
                 names.entry(name.to_owned()).or_default().push(index);
             }
-            chooser.all.push(Own {
-                file: files.cert.clone(),
-                key: Arc::new(key),
-                facts,
-            });
         }
-        Ok(chooser)
+        Chooser {
+            all,
+            exact,
+            wildcard,
+        }
     }
 
     /// Those for a name, the best first; those for no name in the file's order.

@@ -13,6 +13,7 @@ pub mod migrate;
 pub mod partitions;
 mod read;
 pub mod row;
+mod tls;
 mod verify;
 pub mod write;
 
@@ -28,17 +29,16 @@ use futures_util::future::join_all;
 use thiserror::Error;
 use tokio::time::{sleep, timeout};
 use tokio_postgres::config::{Host, SslMode};
-use tokio_postgres_rustls::MakeRustlsConnect;
 use tracing::{info, warn};
 
 pub use self::error::PostgresError;
 pub use self::read::Reader;
+use self::tls::MakeLatest;
 pub use deadpool_postgres::{Client, Transaction};
 
 use crate::clock;
-use crate::config::postgres;
-use crate::config::redis::Tls;
-use crate::net::tls::{TlsError, client};
+use crate::config::{Secret, postgres};
+use crate::net::tls::{StoreTls, TlsError};
 use crate::telemetry::metrics::process::PoolUse;
 
 const IS_READ_ONLY: &str =
@@ -74,6 +74,8 @@ pub struct Postgres {
     replicas: Vec<Target>,
     /// Whose turn it is.
     next: AtomicUsize,
+    /// Of all servers, where one of them is spoken to by TLS.
+    pub tls: Option<Arc<StoreTls>>,
 }
 
 /// One server, as it is used for one purpose.
@@ -109,6 +111,27 @@ pub struct Health {
 impl Postgres {
     /// Connects to nothing yet; reads the files of `tls` where a URL allows TLS.
     pub fn new(config: &postgres::Postgres) -> Result<Arc<Postgres>, OpenError> {
+        let read = config.read.iter().enumerate();
+        let read = read.map(|(n, url)| (format!("postgres.read[{n}]"), url));
+        let urls = [("postgres.write".to_owned(), &config.write)]
+            .into_iter()
+            .chain(read);
+        let mode = |(place, url): (String, &Secret)| {
+            parse(&place, &url.0, "", config.timeout).map(|config| config.get_ssl_mode())
+        };
+        let modes = urls.map(mode).collect::<Result<Vec<_>, _>>()?;
+        Postgres::by(config, tls::read(&config.tls, modes.into_iter())?)
+    }
+
+    /// Pools of their own, of the same `config`, for another runtime. The files of `tls` are not read again: what holds here holds there.
+    pub fn again(&self, config: &postgres::Postgres) -> Result<Arc<Postgres>, OpenError> {
+        Postgres::by(config, self.tls.clone())
+    }
+
+    fn by(
+        config: &postgres::Postgres,
+        tls: Option<Arc<StoreTls>>,
+    ) -> Result<Arc<Postgres>, OpenError> {
         let timeout = config.timeout;
         let bounded = [
             // The proxy and the command line only look; no query of theirs is to run on when they have given up.
@@ -117,7 +140,7 @@ impl Postgres {
         ]
         .join(" ");
         let target = |place: &str, url: &str, size: usize, options: &str| {
-            Target::new(place, url, size, options, &config.tls, timeout)
+            Target::new(place, url, size, options, tls.as_deref(), timeout)
         };
         let each = (config.read_pool / config.read.len().max(1)).max(1);
         let replicas = config.read.iter().enumerate().map(|(n, url)| {
@@ -137,6 +160,7 @@ impl Postgres {
             )?,
             replicas: replicas.collect::<Result<_, _>>()?,
             next: AtomicUsize::new(0),
+            tls,
         }))
     }
 
@@ -277,25 +301,18 @@ impl Target {
         url: &str,
         size: usize,
         options: &str,
-        tls: &Tls,
+        tls: Option<&StoreTls>,
         timeout: Duration,
     ) -> Result<Target, OpenError> {
         let config = parse(place, url, options, timeout)?;
-        let tls = match config.get_ssl_mode() {
-            SslMode::Require => Some(client::client_config(tls)?),
-            SslMode::Disable => None,
-            _ => Some(client::client_config_if_needed(tls)?),
-        };
+        let tls = tls.filter(|_| config.get_ssl_mode() != SslMode::Disable);
         let pool = |size: usize| {
             let recycling = ManagerConfig {
                 recycling_method: RecyclingMethod::Fast,
             };
             let config = config.clone();
-            let manager = match &tls {
-                Some(tls) => {
-                    let tls = MakeRustlsConnect::new(tls.clone());
-                    Manager::from_config(config, tls, recycling)
-                }
+            let manager = match tls {
+                Some(tls) => Manager::from_config(config, MakeLatest(tls.latest()), recycling),
                 None => Manager::from_config(config, tokio_postgres::NoTls, recycling),
             };
             let timeouts = Timeouts {

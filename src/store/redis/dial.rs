@@ -8,17 +8,15 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::Address;
+use crate::net::tls::Latest;
 
 /// Bytes to a node and back.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
-/// Connects; TLS where there is a connector.
-pub(super) async fn dial(
-    address: &Address,
-    tls: Option<&TlsConnector>,
-) -> io::Result<Box<dyn Stream>> {
+/// Connects; by `tls` where there is one.
+pub(super) async fn dial(address: &Address, tls: Option<&Latest>) -> io::Result<Box<dyn Stream>> {
     let stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
     // A small call is sent at once, whether or not the one before it was acknowledged.
     stream.set_nodelay(true)?;
@@ -26,5 +24,6 @@ pub(super) async fn dial(
         return Ok(Box::new(stream));
     };
     let name = ServerName::try_from(address.host.clone()).map_err(io::Error::other)?;
+    let tls = TlsConnector::from(tls.get());
     Ok(Box::new(tls.connect(name, stream).await?))
 }

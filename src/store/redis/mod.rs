@@ -26,7 +26,6 @@ use thiserror::Error;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
-use tokio_rustls::TlsConnector;
 
 pub use node::NodeHealth;
 pub use push::Heard;
@@ -36,9 +35,9 @@ pub use script::{Arg, Script};
 pub use topology::Address;
 
 use crate::clock;
-use crate::config::redis::{Client, Mode, Tls};
+use crate::config::redis::{Client, Mode};
 use crate::keys;
-use crate::net::tls::{TlsError, client};
+use crate::net::tls::{Latest, TlsError};
 use crate::telemetry::metrics::RedisMetrics;
 use node::Node;
 use topology::Topology;
@@ -79,7 +78,7 @@ pub struct Redis {
     pub timeout: Duration,
     pub connect_timeout: Duration,
     settings: Client,
-    tls: Option<TlsConnector>,
+    tls: Option<Latest>,
     topology: watch::Sender<Arc<Topology>>,
     /// Told when the map of slots does not fit what nodes say.
     stale: Notify,
@@ -87,29 +86,25 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// Connects to nothing yet; reads the files of `tls`.
+    /// Connects to nothing yet. `tls`: by which its servers are spoken to, if `settings` say so.
     pub fn new(
         name: &'static str,
         settings: Client,
-        tls: &Tls,
+        tls: Option<Latest>,
         timeout: Duration,
         connect_timeout: Duration,
         metrics: RedisMetrics,
-    ) -> Result<Arc<Redis>, OpenError> {
-        let tls = settings
-            .tls
-            .then(|| client::client_config(tls))
-            .transpose()?;
-        Ok(Arc::new(Redis {
+    ) -> Arc<Redis> {
+        Arc::new(Redis {
             name,
             timeout,
             connect_timeout,
             topology: watch::Sender::new(Arc::new(Topology::before_asking(&settings))),
+            tls: tls.filter(|_| settings.tls),
             settings,
-            tls: tls.map(|config| TlsConnector::from(Arc::new(config))),
             stale: Notify::new(),
             metrics,
-        }))
+        })
     }
 
     /// Who weir is to the servers that hold the state.

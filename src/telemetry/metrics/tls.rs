@@ -1,4 +1,4 @@
-//! Metrics of TLS with clients.
+//! Metrics of TLS with clients, and of the certificates that weir shows.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ pub struct TlsMetrics {
     pub certificates: CertificateMetrics,
 }
 
-/// Of the certificates that clients are shown: the API server, too.
+/// Of the certificates that weir shows: to clients, the API server among them, and to upstreams and stores.
 #[derive(Debug, Default)]
 pub struct CertificateMetrics {
     not_after: Family<CertificateLabels, Gauge>,
@@ -124,7 +124,7 @@ impl CertificateMetrics {
         let metrics = CertificateMetrics::default();
         registry.register(
             "tls_certificate_not_after_timestamp_seconds",
-            "When a certificate that clients are shown ends, by its file",
+            "When a certificate that weir shows ends, by its file",
             metrics.not_after.clone(),
         );
         metrics
