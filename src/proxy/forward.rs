@@ -82,9 +82,7 @@ pub(super) async fn send(
         &mut answer,
         record,
     );
-    let exchanged = exchanged.await;
-    record.bytes_in = upload.bytes;
-    let (mut upstream, answered) = match exchanged {
+    let (mut upstream, answered) = match exchanged.await {
         Ok(exchanged) => exchanged,
         Err(failure) => {
             outgoing.failed(&failure, record);
@@ -123,7 +121,6 @@ pub(super) async fn send(
         record,
     )
     .await;
-    record.bytes_in = upload.bytes;
     outgoing.streamed(End::Status(status), &streamed, record);
     let cut_short = matches!(
         streamed,
@@ -192,6 +189,7 @@ pub(super) async fn both_ways(
                 ends.buffer,
                 ends.deadlines,
                 &mut writing,
+                &mut record.bytes_in,
             ) => sent,
         };
         // What is begun of one is to have its end, whatever is said next.
@@ -389,7 +387,7 @@ async fn stream_back(
             secure(audited, record, told).await?;
         }
         let written = deadlines.within(request.idle, write(&mut to_client, out));
-        let Ok(Ok(())) = beside(&mut rest, written).await? else {
+        let Ok(Ok(())) = beside(&mut rest, &mut record.bytes_in, written).await? else {
             return Err(Failure::ClientGone);
         };
         told = true;
@@ -400,7 +398,7 @@ async fn stream_back(
         let mut span = request.idle;
         let read = loop {
             let read = deadlines.within(span, room.read(&mut from_upstream, answer));
-            let read = beside(&mut rest, read).await?;
+            let read = beside(&mut rest, &mut record.bytes_in, read).await?;
             // As long as one side speaks the other may only listen.
             span = rest.as_ref().map_or(Duration::ZERO, Rest::left_of_idle);
             if read.is_ok() || span.is_zero() {

@@ -27,8 +27,6 @@ pub(super) struct Upload<'p> {
     chunked: bool,
     /// Bytes that the body may still have.
     left: u64,
-    /// Of the body, so far.
-    pub bytes: u64,
     /// For the client, so far.
     waited: Duration,
     /// When some of it last moved, by [`clock::mono`], once the response's head has come: what is left goes on for as long as
@@ -74,7 +72,6 @@ impl<'p> Upload<'p> {
             room: Room::new(),
             chunked: request.body == BodyLength::Chunked,
             left: request.max_body,
-            bytes: 0,
             waited: Duration::ZERO,
             moved: None,
             out,
@@ -121,6 +118,7 @@ impl<'p> Upload<'p> {
         }
     }
 
+    /// Sends on. `bytes_in` counts the body as it comes, so that it is known to whoever leaves this or tells of the request meanwhile.
     pub(super) async fn go_on(
         &mut self,
         request: &Request,
@@ -128,6 +126,7 @@ impl<'p> Upload<'p> {
         buffer: &mut Vec<u8>,
         deadlines: &mut Deadlines,
         to_upstream: &mut Writing<'_, '_>,
+        bytes_in: &mut u64,
     ) -> Result<(), Failure> {
         let span = match self.moved {
             None => request.within,
@@ -160,14 +159,14 @@ impl<'p> Upload<'p> {
             if buffer.is_empty() {
                 self.read(request, from_client, buffer, deadlines).await?;
             }
-            self.gather(buffer)?;
+            self.gather(buffer, bytes_in)?;
         }
     }
 
     /// Why a client that sends no more and has `buffer` still unread ends the request: it sent too little of its body, and
     /// may read that it did, or it left.
-    pub(super) fn left_by_client(&mut self, buffer: &mut Vec<u8>) -> Failure {
-        match self.gather(buffer) {
+    pub(super) fn left_by_client(&mut self, buffer: &mut Vec<u8>, bytes_in: &mut u64) -> Failure {
+        match self.gather(buffer, bytes_in) {
             Ok(()) if self.reader.is_done() => Failure::ClientGone,
             Ok(()) => Rejection::BadBody.into(),
             Err(refused) => refused.into(),
@@ -206,14 +205,14 @@ impl<'p> Upload<'p> {
 
     /// Takes all of the body that is in `buffer`, to go out at once: a write for each of many small chunks would be work for
     /// nothing.
-    fn gather(&mut self, buffer: &mut Vec<u8>) -> Result<(), Rejection> {
+    fn gather(&mut self, buffer: &mut Vec<u8>, bytes_in: &mut u64) -> Result<(), Rejection> {
         let before = self.out.len();
         let mut front = Front::of(buffer);
         while !front.rest().is_empty() && !self.reader.is_done() {
             let piece = self.reader.next(front.rest());
             match piece.map_err(|_| Rejection::BadBody)? {
                 Piece::Data { data, consumed } => {
-                    self.bytes += data.len() as u64;
+                    *bytes_in += data.len() as u64;
                     self.left = self
                         .left
                         .checked_sub(data.len() as u64)
@@ -231,7 +230,7 @@ impl<'p> Upload<'p> {
         }
         if let Some((kept, most)) = &mut self.kept {
             kept.extend_from_slice(&self.out[before..]);
-            if self.bytes > *most {
+            if *bytes_in > *most {
                 self.kept = None;
             }
         }
@@ -309,6 +308,7 @@ impl<'a, 'p> Rest<'a, 'p> {
 /// is used again; but for a client that is gone.
 pub(super) async fn beside<F: Future>(
     rest: &mut Option<Rest<'_, '_>>,
+    bytes_in: &mut u64,
     response: F,
 ) -> Result<F::Output, Failure> {
     let Some(going) = rest.as_mut().filter(|rest| rest.ended.is_none()) else {
@@ -324,6 +324,7 @@ pub(super) async fn beside<F: Future>(
             going.buffer,
             &mut going.deadlines,
             &mut going.to_upstream,
+            bytes_in,
         ) => ended,
     };
     if let Err(Failure::ClientGone) = ended {

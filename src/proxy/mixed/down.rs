@@ -196,7 +196,7 @@ impl<'c> Down<'_, 'c> {
                     None => {
                         let sink = self.begin(back, false)?;
                         let flushed = deadlines.within(request.idle, sink.flush());
-                        to_client(uploading.beside(flushed).await?)?;
+                        to_client(uploading.beside(&mut record.bytes_in, flushed).await?)?;
                         loop {
                             // A client of HTTP/1.1 is heard once no more of its body is due.
                             let is_sending = uploading.rest.is_some();
@@ -216,7 +216,7 @@ impl<'c> Down<'_, 'c> {
                             // As long as one side speaks the other may only listen.
                             let idle = progress.left_of(request.idle);
                             let waited = deadlines.within(request.left_of(idle), unless_gone);
-                            match uploading.beside(waited).await? {
+                            match uploading.beside(&mut record.bytes_in, waited).await? {
                                 Ok(part) => break part?,
                                 Err(Elapsed) if request.is_over() => {
                                     ended_by_us = Some(Rejection::DeadlineExceeded);
@@ -239,7 +239,11 @@ impl<'c> Down<'_, 'c> {
                     }
                     let sink = self.begin(back, false)?;
                     let put = deadlines.within(request.idle, sink.put(bytes, last));
-                    to_client(uploading.beside(body.gathering(put)).await?)?;
+                    to_client(
+                        uploading
+                            .beside(&mut record.bytes_in, body.gathering(put))
+                            .await?,
+                    )?;
                     // How long the client took to read it is not the upstream's time.
                     progress.made();
                     if last {
@@ -260,7 +264,7 @@ impl<'c> Down<'_, 'c> {
                         return Ok(());
                     }
                     let end = deadlines.within(request.idle, sink.end(trailers));
-                    return to_client(uploading.beside(end).await?);
+                    return to_client(uploading.beside(&mut record.bytes_in, end).await?);
                 }
                 Err(_) if !told => return Err(Rejection::UpstreamBroken.into()),
                 Err(_) => {

@@ -25,6 +25,7 @@ use crate::proxy::wire::{Deadlines, Elapsed};
 pub(super) struct Uploading<'a, F> {
     /// Until it is done.
     pub rest: Option<Pin<&'a mut F>>,
+    pub progress: &'a Progress,
     /// Whether all of it is sent.
     pub whole: bool,
     /// Why it ended beside the response, where that is the client's fault.
@@ -85,12 +86,19 @@ impl Progress {
 }
 
 impl<F: Future<Output = Result<(), Failure>>> Uploading<'_, F> {
-    /// Ready once it came to its end, be it good or bad; pending for ever after.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+    /// Ready once it came to its end, be it good or bad; pending for ever after. `bytes_in` becomes what has come of the body, for
+    /// whoever tells of the request meanwhile.
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes_in: &mut u64,
+    ) -> Poll<Result<(), Failure>> {
         let Some(rest) = &mut self.rest else {
             return Poll::Pending;
         };
-        let Poll::Ready(ended) = rest.as_mut().poll(cx) else {
+        let polled = rest.as_mut().poll(cx);
+        *bytes_in = self.progress.bytes_in.get();
+        let Poll::Ready(ended) = polled else {
             return Poll::Pending;
         };
         self.rest = None;
@@ -101,6 +109,7 @@ impl<F: Future<Output = Result<(), Failure>>> Uploading<'_, F> {
     /// What `response` gives, with the upload going on meanwhile. However that ends, the response stands, but for a client that is gone.
     pub(super) async fn beside<T>(
         &mut self,
+        bytes_in: &mut u64,
         response: impl Future<Output = T>,
     ) -> Result<T, Failure> {
         let mut response = pin!(response);
@@ -108,7 +117,7 @@ impl<F: Future<Output = Result<(), Failure>>> Uploading<'_, F> {
             if let Poll::Ready(output) = response.as_mut().poll(cx) {
                 return Poll::Ready(Ok(output));
             }
-            match self.poll(cx) {
+            match self.poll(cx, bytes_in) {
                 Poll::Ready(Err(Failure::ClientGone)) => {
                     return Poll::Ready(Err(Failure::ClientGone));
                 }
