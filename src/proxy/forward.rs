@@ -418,10 +418,7 @@ async fn stream_back(
                 return Ok(false);
             }
             // Cut short: only an abort tells the client, since the head is out.
-            Ok(Ok(0) | Err(_)) | Err(Elapsed) => {
-                let refused = rest.as_ref().and_then(Rest::refused);
-                return Err(refused.map_or(Failure::UpstreamGone, Failure::CutShort));
-            }
+            Ok(Ok(0) | Err(_)) | Err(Elapsed) => return Err(Failure::UpstreamGone),
         }
     }
     Ok(answered.head.keep_alive && answered.uploaded && answer.is_empty())

@@ -265,8 +265,8 @@ pub(super) struct Rest<'a, 'p> {
     buffer: &'a mut Vec<u8>,
     deadlines: Deadlines,
     to_upstream: Writing<'a, 'a>,
-    /// Once it is over, for good or bad.
-    ended: Option<Result<(), Failure>>,
+    /// Whether it is over, for good or bad.
+    ended: bool,
 }
 
 impl<'a, 'p> Rest<'a, 'p> {
@@ -284,7 +284,7 @@ impl<'a, 'p> Rest<'a, 'p> {
             buffer,
             deadlines: Deadlines::new(),
             to_upstream,
-            ended: None,
+            ended: false,
         }
     }
 
@@ -293,25 +293,16 @@ impl<'a, 'p> Rest<'a, 'p> {
         let moved = self.upload.moved.unwrap_or_default();
         (moved + self.request.idle).saturating_sub(clock::mono())
     }
-
-    /// Why weir ended it for the client's part, which may be why the response breaks off.
-    pub(super) fn refused(&self) -> Option<&'static str> {
-        let Some(Err(Failure::Reply(rejection, _))) = &self.ended else {
-            return None;
-        };
-        let by_upstream = [Rejection::UpstreamBroken, Rejection::UpstreamTimeout];
-        (!by_upstream.contains(rejection)).then(|| rejection.reason())
-    }
 }
 
-/// What `response` gives, with the rest of the upload going on meanwhile. However that ends, the response stands, and neither connection
-/// is used again; but for a client that is gone.
+/// What `response` gives, with the rest of the upload going on meanwhile. Where that ends for the client's part, be it gone or at fault, so
+/// does the exchange: the upstream may wait for what does not come. Else the response stands, and neither connection is used again.
 pub(super) async fn beside<F: Future>(
     rest: &mut Option<Rest<'_, '_>>,
     bytes_in: &mut u64,
     response: F,
 ) -> Result<F::Output, Failure> {
-    let Some(going) = rest.as_mut().filter(|rest| rest.ended.is_none()) else {
+    let Some(going) = rest.as_mut().filter(|rest| !rest.ended) else {
         return Ok(response.await);
     };
     let mut response = pin!(response);
@@ -327,11 +318,15 @@ pub(super) async fn beside<F: Future>(
             bytes_in,
         ) => ended,
     };
-    if let Err(Failure::ClientGone) = ended {
-        return Err(Failure::ClientGone);
+    going.ended = true;
+    match ended {
+        // It no longer reads, and may have answered before that.
+        Ok(()) | Err(Failure::Reply(Rejection::UpstreamBroken | Rejection::UpstreamTimeout, _)) => {
+            Ok(response.await)
+        }
+        Err(Failure::Reply(rejection, _)) => Err(Failure::CutShort(rejection.reason())),
+        Err(failure) => Err(failure),
     }
-    going.ended = Some(ended);
-    Ok(response.await)
 }
 
 /// A buffer whose pieces are taken one by one from its front. They leave it at once, when this is dropped: each time, all that

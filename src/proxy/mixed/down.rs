@@ -171,8 +171,24 @@ impl<'c> Down<'_, 'c> {
         self.sink.as_mut().ok_or(Failure::ClientGone)
     }
 
-    /// Streams `body`, which is missing where there is none; `grpc` becomes the status in its trailers.
+    /// Streams `body`, which is missing where there is none; `grpc` becomes the status in its trailers. Ends it where the upload comes to
+    /// a bad end.
     pub(super) async fn stream<F: Future<Output = Result<(), Failure>>>(
+        &mut self,
+        body: Option<&mut Source<'_, '_>>,
+        uploading: &mut Uploading<'_, F>,
+        back: &mut Back<'_, 'c>,
+        grpc: &mut Option<GrpcStatus>,
+        record: &mut Record,
+    ) -> Result<(), Failure> {
+        let streamed = self.pass(body, uploading, back, grpc, record).await;
+        match uploading.refused.take() {
+            Some(rejection) => Err(self.cut_short(Some(rejection), record).await),
+            None => streamed,
+        }
+    }
+
+    async fn pass<F: Future<Output = Result<(), Failure>>>(
         &mut self,
         body: Option<&mut Source<'_, '_>>,
         uploading: &mut Uploading<'_, F>,
@@ -268,11 +284,10 @@ impl<'c> Down<'_, 'c> {
                 }
                 Err(_) if !told => return Err(Rejection::UpstreamBroken.into()),
                 Err(_) => {
-                    let ours = ended_by_us.or(uploading.refused.take());
-                    if ours == Some(Rejection::DeadlineExceeded) {
+                    if ended_by_us == Some(Rejection::DeadlineExceeded) {
                         *grpc = Some(GrpcStatus::DEADLINE_EXCEEDED);
                     }
-                    return Err(self.cut_short(ours, record).await);
+                    return Err(self.cut_short(ended_by_us, record).await);
                 }
             }
         }

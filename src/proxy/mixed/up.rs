@@ -28,7 +28,7 @@ pub(super) struct Uploading<'a, F> {
     pub progress: &'a Progress,
     /// Whether all of it is sent.
     pub whole: bool,
-    /// Why it ended beside the response, where that is the client's fault.
+    /// Why it ended beside the response, and that with it.
     pub refused: Option<Rejection>,
 }
 
@@ -106,7 +106,8 @@ impl<F: Future<Output = Result<(), Failure>>> Uploading<'_, F> {
         Poll::Ready(ended)
     }
 
-    /// What `response` gives, with the upload going on meanwhile. However that ends, the response stands, but for a client that is gone.
+    /// What `response` gives, with the upload going on meanwhile. Where that ends for the client's part, be it gone or at fault, so does the
+    /// exchange: the upstream may wait for what does not come. Else the response stands.
     pub(super) async fn beside<T>(
         &mut self,
         bytes_in: &mut u64,
@@ -118,19 +119,17 @@ impl<F: Future<Output = Result<(), Failure>>> Uploading<'_, F> {
                 return Poll::Ready(Ok(output));
             }
             match self.poll(cx, bytes_in) {
-                Poll::Ready(Err(Failure::ClientGone)) => {
-                    return Poll::Ready(Err(Failure::ClientGone));
+                Poll::Pending
+                | Poll::Ready(Ok(()) | Err(Failure::Reply(Rejection::UpstreamBroken, _))) => {
+                    Poll::Pending
                 }
                 Poll::Ready(Err(Failure::Reply(rejection, _))) => {
-                    self.refused =
-                        Some(rejection).filter(|rejection| *rejection != Rejection::UpstreamBroken);
+                    let failure = Failure::CutShort(rejection.reason());
+                    self.refused = Some(rejection);
+                    Poll::Ready(Err(failure))
                 }
-                Poll::Ready(
-                    Ok(()) | Err(Failure::UpstreamGone | Failure::NotSafe | Failure::CutShort(_)),
-                )
-                | Poll::Pending => {}
+                Poll::Ready(Err(failure)) => Poll::Ready(Err(failure)),
             }
-            Poll::Pending
         })
         .await
     }
