@@ -289,15 +289,70 @@ impl<'a, 'p> Rest<'a, 'p> {
     }
 
     /// What is left of the time in which something has to move.
-    pub(super) fn left_of_idle(&self) -> Duration {
+    fn left_of_idle(&self) -> Duration {
         let moved = self.upload.moved.unwrap_or_default();
         (moved + self.request.idle).saturating_sub(clock::mono())
     }
 }
 
+/// A response under way, with what is left of the upload, if anything, beside it. As long as one moves the other may wait.
+pub(super) struct Beside<'d, 'a, 'p> {
+    pub rest: Option<Rest<'a, 'p>>,
+    /// Of the response.
+    pub deadlines: &'d mut Deadlines,
+    /// For each stall, either way.
+    pub idle: Duration,
+}
+
+impl Beside<'_, '_, '_> {
+    /// What a `step` of the response gives. It is taken anew after each stall that the upload did not share.
+    pub(super) async fn step<T>(
+        &mut self,
+        bytes_in: &mut u64,
+        mut step: impl AsyncFnMut() -> T,
+    ) -> Result<Result<T, Elapsed>, Failure> {
+        let mut span = self.idle;
+        loop {
+            let taken = self.deadlines.within(span, step());
+            let taken = beside(&mut self.rest, bytes_in, taken).await?;
+            if taken.is_ok() {
+                return Ok(taken);
+            }
+            span = self
+                .rest
+                .as_ref()
+                .map_or(Duration::ZERO, Rest::left_of_idle);
+            if span.is_zero() {
+                return Ok(taken);
+            }
+        }
+    }
+
+    /// Writes all of `bytes`, down to the kernel. A client that takes some of them in time is there, however few they are.
+    pub(super) async fn write(
+        &mut self,
+        bytes_in: &mut u64,
+        client: &mut Writing<'_, '_>,
+        mut bytes: &[u8],
+    ) -> Result<(), Failure> {
+        while !bytes.is_empty() {
+            let written = self.step(bytes_in, async || client.write(bytes).await);
+            match written.await? {
+                Ok(Ok(written @ 1..)) => bytes = &bytes[written..],
+                Ok(Ok(0) | Err(_)) | Err(Elapsed) => return Err(Failure::ClientGone),
+            }
+        }
+        let flushed = self.step(bytes_in, async || client.flush().await);
+        match flushed.await? {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(Elapsed) => Err(Failure::ClientGone),
+        }
+    }
+}
+
 /// What `response` gives, with the rest of the upload going on meanwhile. Where that ends for the client's part, be it gone or at fault, so
 /// does the exchange: the upstream may wait for what does not come. Else the response stands, and neither connection is used again.
-pub(super) async fn beside<F: Future>(
+async fn beside<F: Future>(
     rest: &mut Option<Rest<'_, '_>>,
     bytes_in: &mut u64,
     response: F,

@@ -16,7 +16,7 @@ use super::{Lane, World, on_each_pairing};
 const AHEAD: usize = 3 << 19;
 
 /// As [`AHEAD`], where weir speaks this version to the receiver. The kernel takes what it likes of HTTP/1.1, which has no windows.
-fn ahead_of(receiver: Version) -> usize {
+pub(super) fn ahead_of(receiver: Version) -> usize {
     let most = |name: &str| {
         let sizes = fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap();
         let most = sizes.split_whitespace().last().unwrap();

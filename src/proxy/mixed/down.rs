@@ -11,7 +11,7 @@ use h2::Reason;
 use h2::server::SendResponse;
 
 use super::parts::{Broken, Part, Sink, Source, keep};
-use super::up::{Progress, Uploading};
+use super::up::{Progress, Uploading, while_moving};
 use crate::config::rewrite::HeaderChanges;
 use crate::http1::head::BodyLength;
 use crate::http1::response::ResponseHead;
@@ -198,10 +198,11 @@ impl<'c> Down<'_, 'c> {
     ) -> Result<(), Failure> {
         let (request, progress) = (self.request, self.progress);
         let mut deadlines = Deadlines::new();
+        let (moved, stall) = (|| progress.made(), || request.idle);
         let Some(body) = body else {
             self.safe(record).await?;
-            let sink = self.begin(back, true)?;
-            return to_client(deadlines.within(request.idle, sink.flush()).await);
+            let flushed = self.begin(back, true)?.flush(moved);
+            return to_client(while_moving(&mut deadlines, progress, stall, flushed).await);
         };
         loop {
             let mut ended_by_us = None;
@@ -211,7 +212,8 @@ impl<'c> Down<'_, 'c> {
                     Some(part) => part,
                     None => {
                         let sink = self.begin(back, false)?;
-                        let flushed = deadlines.within(request.idle, sink.flush());
+                        let flushed = sink.flush(moved);
+                        let flushed = while_moving(&mut deadlines, progress, stall, flushed);
                         to_client(uploading.beside(&mut record.bytes_in, flushed).await?)?;
                         loop {
                             // A client of HTTP/1.1 is heard once no more of its body is due.
@@ -254,12 +256,10 @@ impl<'c> Down<'_, 'c> {
                         self.safe(record).await?;
                     }
                     let sink = self.begin(back, false)?;
-                    let put = deadlines.within(request.idle, sink.put(bytes, last));
-                    to_client(
-                        uploading
-                            .beside(&mut record.bytes_in, body.gathering(put))
-                            .await?,
-                    )?;
+                    let put = sink.put(bytes, last, moved);
+                    let put = while_moving(&mut deadlines, progress, stall, put);
+                    let put = body.gathering(put);
+                    to_client(uploading.beside(&mut record.bytes_in, put).await?)?;
                     // How long the client took to read it is not the upstream's time.
                     progress.made();
                     if last {
@@ -279,7 +279,8 @@ impl<'c> Down<'_, 'c> {
                     if ended && matches!(sink, Sink::Http2(_)) {
                         return Ok(());
                     }
-                    let end = deadlines.within(request.idle, sink.end(trailers));
+                    let end = sink.end(trailers, moved);
+                    let end = while_moving(&mut deadlines, progress, stall, end);
                     return to_client(uploading.beside(&mut record.bytes_in, end).await?);
                 }
                 Err(_) if !told => return Err(Rejection::UpstreamBroken.into()),
@@ -322,7 +323,7 @@ impl<'c> Down<'_, 'c> {
             return not_safe;
         }
         if let Some(sink) = &mut self.sink {
-            let _ = sink.end(status.trailers(&why.detail())).await;
+            let _ = sink.end(status.trailers(&why.detail()), || ()).await;
         }
         failure
     }

@@ -148,7 +148,8 @@ pub(super) async fn upload(
     };
     let mut deadlines = Deadlines::new();
     if request.body == BodyLength::None {
-        return taken(&mut deadlines, request, progress, sink.flush()).await;
+        let flushed = sink.flush(|| progress.made());
+        return taken(&mut deadlines, request, progress, flushed).await;
     }
     let mut first = true;
     loop {
@@ -159,7 +160,8 @@ pub(super) async fn upload(
                 None => {
                     if first {
                         // The head goes ahead of a body that takes its time.
-                        taken(&mut deadlines, request, progress, sink.flush()).await?;
+                        let flushed = sink.flush(|| progress.made());
+                        taken(&mut deadlines, request, progress, flushed).await?;
                     }
                     // Only the client's time counts, not that of an upstream which is slow to read.
                     progress.begin_waiting();
@@ -184,7 +186,8 @@ pub(super) async fn upload(
                     sink.reset(Reason::CANCEL);
                     return Err(Rejection::BodyTooLarge.into());
                 }
-                let put = taken(&mut deadlines, request, progress, sink.put(bytes, last));
+                let put = sink.put(bytes, last, || progress.made());
+                let put = taken(&mut deadlines, request, progress, put);
                 let put = body.source.gathering(put).await;
                 reset_if_late(&mut sink, put)?;
                 // How long the upstream took to read it is not the client's time.
@@ -197,7 +200,8 @@ pub(super) async fn upload(
                 keep(&mut trailers, |name| {
                     headers::may_trail_up(name, plan, route)
                 });
-                return taken(&mut deadlines, request, progress, sink.end(trailers)).await;
+                let end = sink.end(trailers, || progress.made());
+                return taken(&mut deadlines, request, progress, end).await;
             }
             Err(broken) => {
                 sink.reset(Reason::CANCEL);
@@ -232,28 +236,43 @@ async fn unless_late<T>(
     }
 }
 
-/// Waits until the upstream has taken what is `put`: it has its time for the response's head, and once that has come, as long as something
-/// moves either way.
+/// Waits until the upstream has taken what is `put`: for each stall it has its time for the response's head, and once that has come, as
+/// long as something moves either way.
 async fn taken(
     deadlines: &mut Deadlines,
     request: &Request,
     progress: &Progress,
     put: impl Future<Output = Result<(), Broken>>,
 ) -> Result<(), Failure> {
+    let stall = || match progress.answered.get() {
+        true => request.idle,
+        false => request.within,
+    };
+    match while_moving(deadlines, progress, stall, put).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(Rejection::UpstreamBroken.into()),
+        Err(Elapsed) => Err(Rejection::UpstreamTimeout.into()),
+    }
+}
+
+/// What `put` gives, which begins now, unless nothing moves for a `stall`.
+pub(super) async fn while_moving<T>(
+    deadlines: &mut Deadlines,
+    progress: &Progress,
+    stall: impl Fn() -> Duration,
+    put: impl Future<Output = T>,
+) -> Result<T, Elapsed> {
     let mut put = pin!(put);
+    let mut span = stall();
     loop {
-        let span = match progress.answered.get() {
-            true => progress.left_of(request.idle),
-            false => request.within,
-        };
-        let put = deadlines.within(span, put.as_mut()).await;
-        let goes_on = progress.answered.get() && !progress.left_of(request.idle).is_zero();
-        return match put {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(Rejection::UpstreamBroken.into()),
-            Err(Elapsed) if goes_on => continue,
-            Err(Elapsed) => Err(Rejection::UpstreamTimeout.into()),
-        };
+        let done = deadlines.within(span, put.as_mut()).await;
+        if done.is_ok() {
+            return done;
+        }
+        span = progress.left_of(stall());
+        if span.is_zero() {
+            return done;
+        }
     }
 }
 
