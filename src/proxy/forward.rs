@@ -3,7 +3,6 @@
 use std::future::poll_fn;
 use std::pin::pin;
 use std::task::Poll;
-use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 
@@ -20,8 +19,8 @@ use super::record::Record;
 use super::reply::Rejection;
 use super::tries::exchange;
 use super::upgrade;
-use super::upload::{Front, Rest, Upload, beside};
-use super::wire::{Deadlines, Elapsed, Room, read_some, write};
+use super::upload::{Beside, Front, Rest, Upload};
+use super::wire::{Deadlines, Elapsed, Room, read_some};
 use crate::clock;
 use crate::config::Protocol;
 use crate::http1::body::{BodyReader, Piece};
@@ -82,9 +81,7 @@ pub(super) async fn send(
         &mut answer,
         record,
     );
-    let exchanged = exchanged.await;
-    record.bytes_in = upload.bytes;
-    let (mut upstream, answered) = match exchanged {
+    let (mut upstream, answered) = match exchanged.await {
         Ok(exchanged) => exchanged,
         Err(failure) => {
             outgoing.failed(&failure, record);
@@ -123,7 +120,6 @@ pub(super) async fn send(
         record,
     )
     .await;
-    record.bytes_in = upload.bytes;
     outgoing.streamed(End::Status(status), &streamed, record);
     let cut_short = matches!(
         streamed,
@@ -192,6 +188,7 @@ pub(super) async fn both_ways(
                 ends.buffer,
                 ends.deadlines,
                 &mut writing,
+                &mut record.bytes_in,
             ) => sent,
         };
         // What is begun of one is to have its end, whatever is said next.
@@ -362,9 +359,13 @@ async fn stream_back(
     let (from_client, mut to_client) = client.split();
     let (mut from_upstream, to_upstream) = upstream.split();
     let client_sends = (from_client, &mut **buffer);
-    let mut rest = match answered.uploaded {
-        true => None,
-        false => Some(Rest::of(upload, request, client_sends, to_upstream)),
+    let mut going = Beside {
+        rest: match answered.uploaded {
+            true => None,
+            false => Some(Rest::of(upload, request, client_sends, to_upstream)),
+        },
+        deadlines,
+        idle: request.idle,
     };
     let (mut told, mut room) = (false, Room::new());
     loop {
@@ -388,42 +389,27 @@ async fn stream_back(
             }
             secure(audited, record, told).await?;
         }
-        let written = deadlines.within(request.idle, write(&mut to_client, out));
-        let Ok(Ok(())) = beside(&mut rest, written).await? else {
-            return Err(Failure::ClientGone);
-        };
+        let bytes_in = &mut record.bytes_in;
+        going.write(bytes_in, &mut to_client, out).await?;
         told = true;
         out.clear();
         if done {
             break;
         }
-        let mut span = request.idle;
-        let read = loop {
-            let read = deadlines.within(span, room.read(&mut from_upstream, answer));
-            let read = beside(&mut rest, read).await?;
-            // As long as one side speaks the other may only listen.
-            span = rest.as_ref().map_or(Duration::ZERO, Rest::left_of_idle);
-            if read.is_ok() || span.is_zero() {
-                break read;
-            }
-        };
-        match read {
+        let read = async || room.read(&mut from_upstream, answer).await;
+        match going.step(bytes_in, read).await? {
             Ok(Ok(1..)) => {}
             Ok(Ok(0)) if until_close => {
                 secure(audited, record, told).await?;
                 if chunked {
-                    let end = write(&mut to_client, b"0\r\n\r\n");
-                    let Ok(Ok(())) = deadlines.within(request.idle, end).await else {
-                        return Err(Failure::ClientGone);
-                    };
+                    let bytes_in = &mut record.bytes_in;
+                    let end = going.write(bytes_in, &mut to_client, b"0\r\n\r\n");
+                    end.await?;
                 }
                 return Ok(false);
             }
             // Cut short: only an abort tells the client, since the head is out.
-            Ok(Ok(0) | Err(_)) | Err(Elapsed) => {
-                let refused = rest.as_ref().and_then(Rest::refused);
-                return Err(refused.map_or(Failure::UpstreamGone, Failure::CutShort));
-            }
+            Ok(Ok(0) | Err(_)) | Err(Elapsed) => return Err(Failure::UpstreamGone),
         }
     }
     Ok(answered.head.keep_alive && answered.uploaded && answer.is_empty())

@@ -73,7 +73,7 @@ pub(super) async fn exchange<'c>(
 ) -> Result<(Reached<'c>, Answered), Failure> {
     // Its turn may be some time off, and is another's where the client has left.
     let entered = unless_gone(ends.client, ends.buffer, upstream.enter()).await;
-    let slot = entered.ok_or_else(|| upload.left_by_client(ends.buffer))?;
+    let slot = entered.ok_or_else(|| upload.left_by_client(ends.buffer, &mut record.bytes_in))?;
     let mut slot = slot.map_err(|_| Rejection::Overloaded)?;
     let picked = upstream.pick(aim, &[]);
     let mut picked = picked.map_err(|_| Rejection::NoEndpoint)?;
@@ -187,7 +187,7 @@ async fn try_and_again<'c>(
             .await
             .is_none()
         {
-            return Err(upload.left_by_client(ends.buffer));
+            return Err(upload.left_by_client(ends.buffer, &mut record.bytes_in));
         }
         before.push(picked.pool.clone());
         let Ok(next) = upstream.pick(aim, &before) else {
@@ -299,7 +299,7 @@ async fn attempt(
     let mut connected = match pool.idle(request.can_repeat) {
         Some(connected) => connected,
         // Apart, as below, so that a request on an open connection has no room for it.
-        None => Box::pin(unless_left(ends, upload, pool.connect(&mut until))).await?,
+        None => Box::pin(unless_left(ends, upload, record, pool.connect(&mut until))).await?,
     };
     record.reached = Some(pool.clone());
     loop {
@@ -320,7 +320,7 @@ async fn attempt(
                 upload.begin_again(None);
                 // Or the new one would wait for its place below the cap.
                 drop(connected);
-                let connecting = unless_left(ends, upload, pool.connect(&mut until));
+                let connecting = unless_left(ends, upload, record, pool.connect(&mut until));
                 connected = Box::pin(connecting).await?;
             }
             Err(failure) => return Err(failure),
@@ -331,10 +331,12 @@ async fn attempt(
 async fn unless_left(
     ends: &mut Ends<'_>,
     upload: &mut Upload<'_>,
+    record: &mut Record,
     connecting: impl Future<Output = Result<Connected, Unreached>>,
 ) -> Result<Connected, Failure> {
     let connected = unless_gone(ends.client, ends.buffer, connecting).await;
-    let connected = connected.ok_or_else(|| upload.left_by_client(ends.buffer))?;
+    let connected =
+        connected.ok_or_else(|| upload.left_by_client(ends.buffer, &mut record.bytes_in))?;
     Ok(connected.map_err(unreached)?)
 }
 

@@ -27,8 +27,6 @@ pub(super) struct Upload<'p> {
     chunked: bool,
     /// Bytes that the body may still have.
     left: u64,
-    /// Of the body, so far.
-    pub bytes: u64,
     /// For the client, so far.
     waited: Duration,
     /// When some of it last moved, by [`clock::mono`], once the response's head has come: what is left goes on for as long as
@@ -74,7 +72,6 @@ impl<'p> Upload<'p> {
             room: Room::new(),
             chunked: request.body == BodyLength::Chunked,
             left: request.max_body,
-            bytes: 0,
             waited: Duration::ZERO,
             moved: None,
             out,
@@ -121,6 +118,7 @@ impl<'p> Upload<'p> {
         }
     }
 
+    /// Sends on. `bytes_in` counts the body as it comes, so that it is known to whoever leaves this or tells of the request meanwhile.
     pub(super) async fn go_on(
         &mut self,
         request: &Request,
@@ -128,6 +126,7 @@ impl<'p> Upload<'p> {
         buffer: &mut Vec<u8>,
         deadlines: &mut Deadlines,
         to_upstream: &mut Writing<'_, '_>,
+        bytes_in: &mut u64,
     ) -> Result<(), Failure> {
         let span = match self.moved {
             None => request.within,
@@ -160,14 +159,14 @@ impl<'p> Upload<'p> {
             if buffer.is_empty() {
                 self.read(request, from_client, buffer, deadlines).await?;
             }
-            self.gather(buffer)?;
+            self.gather(buffer, bytes_in)?;
         }
     }
 
     /// Why a client that sends no more and has `buffer` still unread ends the request: it sent too little of its body, and
     /// may read that it did, or it left.
-    pub(super) fn left_by_client(&mut self, buffer: &mut Vec<u8>) -> Failure {
-        match self.gather(buffer) {
+    pub(super) fn left_by_client(&mut self, buffer: &mut Vec<u8>, bytes_in: &mut u64) -> Failure {
+        match self.gather(buffer, bytes_in) {
             Ok(()) if self.reader.is_done() => Failure::ClientGone,
             Ok(()) => Rejection::BadBody.into(),
             Err(refused) => refused.into(),
@@ -206,14 +205,14 @@ impl<'p> Upload<'p> {
 
     /// Takes all of the body that is in `buffer`, to go out at once: a write for each of many small chunks would be work for
     /// nothing.
-    fn gather(&mut self, buffer: &mut Vec<u8>) -> Result<(), Rejection> {
+    fn gather(&mut self, buffer: &mut Vec<u8>, bytes_in: &mut u64) -> Result<(), Rejection> {
         let before = self.out.len();
         let mut front = Front::of(buffer);
         while !front.rest().is_empty() && !self.reader.is_done() {
             let piece = self.reader.next(front.rest());
             match piece.map_err(|_| Rejection::BadBody)? {
                 Piece::Data { data, consumed } => {
-                    self.bytes += data.len() as u64;
+                    *bytes_in += data.len() as u64;
                     self.left = self
                         .left
                         .checked_sub(data.len() as u64)
@@ -231,7 +230,7 @@ impl<'p> Upload<'p> {
         }
         if let Some((kept, most)) = &mut self.kept {
             kept.extend_from_slice(&self.out[before..]);
-            if self.bytes > *most {
+            if *bytes_in > *most {
                 self.kept = None;
             }
         }
@@ -266,8 +265,8 @@ pub(super) struct Rest<'a, 'p> {
     buffer: &'a mut Vec<u8>,
     deadlines: Deadlines,
     to_upstream: Writing<'a, 'a>,
-    /// Once it is over, for good or bad.
-    ended: Option<Result<(), Failure>>,
+    /// Whether it is over, for good or bad.
+    ended: bool,
 }
 
 impl<'a, 'p> Rest<'a, 'p> {
@@ -285,33 +284,80 @@ impl<'a, 'p> Rest<'a, 'p> {
             buffer,
             deadlines: Deadlines::new(),
             to_upstream,
-            ended: None,
+            ended: false,
         }
     }
 
     /// What is left of the time in which something has to move.
-    pub(super) fn left_of_idle(&self) -> Duration {
+    fn left_of_idle(&self) -> Duration {
         let moved = self.upload.moved.unwrap_or_default();
         (moved + self.request.idle).saturating_sub(clock::mono())
     }
+}
 
-    /// Why weir ended it for the client's part, which may be why the response breaks off.
-    pub(super) fn refused(&self) -> Option<&'static str> {
-        let Some(Err(Failure::Reply(rejection, _))) = &self.ended else {
-            return None;
-        };
-        let by_upstream = [Rejection::UpstreamBroken, Rejection::UpstreamTimeout];
-        (!by_upstream.contains(rejection)).then(|| rejection.reason())
+/// A response under way, with what is left of the upload, if anything, beside it. As long as one moves the other may wait.
+pub(super) struct Beside<'d, 'a, 'p> {
+    pub rest: Option<Rest<'a, 'p>>,
+    /// Of the response.
+    pub deadlines: &'d mut Deadlines,
+    /// For each stall, either way.
+    pub idle: Duration,
+}
+
+impl Beside<'_, '_, '_> {
+    /// What a `step` of the response gives. It is taken anew after each stall that the upload did not share.
+    pub(super) async fn step<T>(
+        &mut self,
+        bytes_in: &mut u64,
+        mut step: impl AsyncFnMut() -> T,
+    ) -> Result<Result<T, Elapsed>, Failure> {
+        let mut span = self.idle;
+        loop {
+            let taken = self.deadlines.within(span, step());
+            let taken = beside(&mut self.rest, bytes_in, taken).await?;
+            if taken.is_ok() {
+                return Ok(taken);
+            }
+            span = self
+                .rest
+                .as_ref()
+                .map_or(Duration::ZERO, Rest::left_of_idle);
+            if span.is_zero() {
+                return Ok(taken);
+            }
+        }
+    }
+
+    /// Writes all of `bytes`, down to the kernel. A client that takes some of them in time is there, however few they are.
+    pub(super) async fn write(
+        &mut self,
+        bytes_in: &mut u64,
+        client: &mut Writing<'_, '_>,
+        mut bytes: &[u8],
+    ) -> Result<(), Failure> {
+        while !bytes.is_empty() {
+            let written = self.step(bytes_in, async || client.write(bytes).await);
+            match written.await? {
+                Ok(Ok(written @ 1..)) => bytes = &bytes[written..],
+                Ok(Ok(0) | Err(_)) | Err(Elapsed) => return Err(Failure::ClientGone),
+            }
+        }
+        let flushed = self.step(bytes_in, async || client.flush().await);
+        match flushed.await? {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(Elapsed) => Err(Failure::ClientGone),
+        }
     }
 }
 
-/// What `response` gives, with the rest of the upload going on meanwhile. However that ends, the response stands, and neither connection
-/// is used again; but for a client that is gone.
-pub(super) async fn beside<F: Future>(
+/// What `response` gives, with the rest of the upload going on meanwhile. Where that ends for the client's part, be it gone or at fault, so
+/// does the exchange: the upstream may wait for what does not come. Else the response stands, and neither connection is used again.
+async fn beside<F: Future>(
     rest: &mut Option<Rest<'_, '_>>,
+    bytes_in: &mut u64,
     response: F,
 ) -> Result<F::Output, Failure> {
-    let Some(going) = rest.as_mut().filter(|rest| rest.ended.is_none()) else {
+    let Some(going) = rest.as_mut().filter(|rest| !rest.ended) else {
         return Ok(response.await);
     };
     let mut response = pin!(response);
@@ -324,13 +370,18 @@ pub(super) async fn beside<F: Future>(
             going.buffer,
             &mut going.deadlines,
             &mut going.to_upstream,
+            bytes_in,
         ) => ended,
     };
-    if let Err(Failure::ClientGone) = ended {
-        return Err(Failure::ClientGone);
+    going.ended = true;
+    match ended {
+        // It no longer reads, and may have answered before that.
+        Ok(()) | Err(Failure::Reply(Rejection::UpstreamBroken | Rejection::UpstreamTimeout, _)) => {
+            Ok(response.await)
+        }
+        Err(Failure::Reply(rejection, _)) => Err(Failure::CutShort(rejection.reason())),
+        Err(failure) => Err(failure),
     }
-    going.ended = Some(ended);
-    Ok(response.await)
 }
 
 /// A buffer whose pieces are taken one by one from its front. They leave it at once, when this is dropped: each time, all that

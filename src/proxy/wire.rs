@@ -139,6 +139,25 @@ pub(super) async fn write(stream: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) 
     stream.flush().await
 }
 
+/// As [`write`]; says that something `moved` behind each part that is taken alone, while others wait.
+pub(super) async fn write_in_parts(
+    stream: &mut (impl AsyncWrite + Unpin),
+    mut bytes: &[u8],
+    moved: impl Fn(),
+) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let written = stream.write(bytes).await?;
+        if written == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        bytes = &bytes[written..];
+        if !bytes.is_empty() {
+            moved();
+        }
+    }
+    stream.flush().await
+}
+
 /// As [`read_some`], for a stream that may be silent for long: `buffer` has memory only once there is something to read.
 pub(super) async fn read_first(stream: &mut Stream, buffer: &mut Buffer<'_>) -> io::Result<usize> {
     poll_fn(|cx| {

@@ -9,6 +9,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod beside;
 mod connections;
 mod crowds;
 mod deadlines;

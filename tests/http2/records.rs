@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::mpsc;
 
 use rusqlite::Connection;
-use serde_json::json;
+use serde_json::{Value, json};
 use weir::clock;
 use weir::store::audit::Filter;
 use weir::store::audit::days::{self, Day};
@@ -111,6 +111,73 @@ async fn record(asks: Version, serves: Version) {
     ] {
         assert!(metrics.contains(line), "{line} is not in {metrics}");
     }
+}
+
+/// Behind the end of the response weir still has the event of a request whose body went on beside it; and it has one of each that the
+/// end of a drain cuts off.
+#[test]
+fn what_came_of_a_body_is_on_record_whenever_that_is_told() {
+    for (asks, serves) in PAIRINGS {
+        for delivery in ["best_effort", "guaranteed"] {
+            eprintln!("from {asks:?} to {serves:?}, {delivery}");
+            run(count(asks, serves, delivery));
+        }
+    }
+}
+
+async fn count(asks: Version, serves: Version, delivery: &str) {
+    let mut origin = Origin::start(serves).await;
+    let folder = tempfile::tempdir().unwrap();
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nruntime: {{lanes: 1}}\nshutdown: {{drain: 200ms}}\n\
+         upstreams: {{app: {{endpoints: ['http://{}'], protocol: {}}}}}\n\
+         audit: {{delivery: {delivery}, sqlite: {{path: {}}}}}\n",
+        origin.address,
+        serves.name(),
+        folder.path().join("audit.db").display(),
+    ));
+    let mut weir = Running::start(config.path());
+    let mut client = Client::connect(asks, weir.address.parse().unwrap()).await;
+    let mut early = async |path| {
+        let mut call = client.call("POST", path, &[], Length::Unknown).await;
+        call.body.send(b"abc").await.unwrap();
+        let mut asked = origin.asked().await;
+        asked.body.expect(b"abc").await;
+        let mut out = asked.reply(200, &[], Length::Unknown).await;
+        out.send(b"first").await.unwrap();
+        let mut answer = call.answer().await;
+        answer.body.expect(b"first").await;
+        (asked, out, answer)
+    };
+    let (mut asked, mut out, mut answer) = early("/beside").await;
+    answer.sent.finish(b"defgh").await.unwrap();
+    assert_eq!(asked.body.rest().await.unwrap().0, b"defgh");
+    out.end(&[]).await.unwrap();
+    assert_eq!(answer.body.rest().await.unwrap().0, b"");
+    // weir looks for what such a client still sends, before all is over.
+    drop((asked, out, answer));
+    eventually(|| audited(config.path(), &[]).len() == 1);
+
+    let (mut asked, _out, mut answer) = early("/cut/beside").await;
+    answer.sent.send(b"de").await.unwrap();
+    asked.body.expect(b"de").await;
+    let mut call = client.call("POST", "/cut", &[], Length::Unknown).await;
+    call.body.send(b"abcd").await.unwrap();
+    let mut asked = origin.asked().await;
+    asked.body.expect(b"abcd").await;
+    weir.signal("TERM");
+    assert!(weir.child.wait().unwrap().success());
+
+    let mut events = audited(config.path(), &[]);
+    events.sort_by_key(|event| event["path"].as_str().map(str::to_owned));
+    let said = |event: &Value| json!([event["path"], event["label"], event["bytes_in"]]);
+    let said: Vec<_> = events.iter().map(said).collect();
+    let expected = [
+        json!(["/beside", null, 8]),
+        json!(["/cut", "cut_off", 4]),
+        json!(["/cut/beside", "cut_off", 5]),
+    ];
+    assert_eq!(said, expected);
 }
 
 /// The paths on record.

@@ -16,7 +16,7 @@ use super::{Lane, World, on_each_pairing};
 const AHEAD: usize = 3 << 19;
 
 /// As [`AHEAD`], where weir speaks this version to the receiver. The kernel takes what it likes of HTTP/1.1, which has no windows.
-fn ahead_of(receiver: Version) -> usize {
+pub(super) fn ahead_of(receiver: Version) -> usize {
     let most = |name: &str| {
         let sizes = fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap();
         let most = sizes.split_whitespace().last().unwrap();
@@ -27,12 +27,13 @@ fn ahead_of(receiver: Version) -> usize {
         Version::Two => AHEAD,
     }
 }
+
 /// Within which the other side hears of an end.
-const SOON: Duration = Duration::from_secs(1);
+pub(super) const SOON: Duration = Duration::from_secs(1);
 
 impl World {
     /// The lane serves on, on the client's connection too.
-    async fn is_fine(&mut self) {
+    pub(super) async fn is_fine(&mut self) {
         let call = self.client.get("/fine").await;
         let mut asked = self.origin.asked().await;
         assert_eq!(asked.path, "/fine");
@@ -41,7 +42,7 @@ impl World {
     }
 
     /// Waits until requests ended so often for this reason.
-    async fn ends(&self, reason: &'static str, times: u64) {
+    pub(super) async fn ends(&self, reason: &'static str, times: u64) {
         let deadline = tokio::time::Instant::now() + SOON;
         while self.ended(reason) != times {
             assert!(

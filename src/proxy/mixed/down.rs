@@ -11,7 +11,7 @@ use h2::Reason;
 use h2::server::SendResponse;
 
 use super::parts::{Broken, Part, Sink, Source, keep};
-use super::up::{Progress, Uploading};
+use super::up::{Progress, Uploading, while_moving};
 use crate::config::rewrite::HeaderChanges;
 use crate::http1::head::BodyLength;
 use crate::http1::response::ResponseHead;
@@ -171,8 +171,24 @@ impl<'c> Down<'_, 'c> {
         self.sink.as_mut().ok_or(Failure::ClientGone)
     }
 
-    /// Streams `body`, which is missing where there is none; `grpc` becomes the status in its trailers.
+    /// Streams `body`, which is missing where there is none; `grpc` becomes the status in its trailers. Ends it where the upload comes to
+    /// a bad end.
     pub(super) async fn stream<F: Future<Output = Result<(), Failure>>>(
+        &mut self,
+        body: Option<&mut Source<'_, '_>>,
+        uploading: &mut Uploading<'_, F>,
+        back: &mut Back<'_, 'c>,
+        grpc: &mut Option<GrpcStatus>,
+        record: &mut Record,
+    ) -> Result<(), Failure> {
+        let streamed = self.pass(body, uploading, back, grpc, record).await;
+        match uploading.refused.take() {
+            Some(rejection) => Err(self.cut_short(Some(rejection), record).await),
+            None => streamed,
+        }
+    }
+
+    async fn pass<F: Future<Output = Result<(), Failure>>>(
         &mut self,
         body: Option<&mut Source<'_, '_>>,
         uploading: &mut Uploading<'_, F>,
@@ -182,10 +198,11 @@ impl<'c> Down<'_, 'c> {
     ) -> Result<(), Failure> {
         let (request, progress) = (self.request, self.progress);
         let mut deadlines = Deadlines::new();
+        let (moved, stall) = (|| progress.made(), || request.idle);
         let Some(body) = body else {
             self.safe(record).await?;
-            let sink = self.begin(back, true)?;
-            return to_client(deadlines.within(request.idle, sink.flush()).await);
+            let flushed = self.begin(back, true)?.flush(moved);
+            return to_client(while_moving(&mut deadlines, progress, stall, flushed).await);
         };
         loop {
             let mut ended_by_us = None;
@@ -195,8 +212,9 @@ impl<'c> Down<'_, 'c> {
                     Some(part) => part,
                     None => {
                         let sink = self.begin(back, false)?;
-                        let flushed = deadlines.within(request.idle, sink.flush());
-                        to_client(uploading.beside(flushed).await?)?;
+                        let flushed = sink.flush(moved);
+                        let flushed = while_moving(&mut deadlines, progress, stall, flushed);
+                        to_client(uploading.beside(&mut record.bytes_in, flushed).await?)?;
                         loop {
                             // A client of HTTP/1.1 is heard once no more of its body is due.
                             let is_sending = uploading.rest.is_some();
@@ -216,7 +234,7 @@ impl<'c> Down<'_, 'c> {
                             // As long as one side speaks the other may only listen.
                             let idle = progress.left_of(request.idle);
                             let waited = deadlines.within(request.left_of(idle), unless_gone);
-                            match uploading.beside(waited).await? {
+                            match uploading.beside(&mut record.bytes_in, waited).await? {
                                 Ok(part) => break part?,
                                 Err(Elapsed) if request.is_over() => {
                                     ended_by_us = Some(Rejection::DeadlineExceeded);
@@ -238,8 +256,10 @@ impl<'c> Down<'_, 'c> {
                         self.safe(record).await?;
                     }
                     let sink = self.begin(back, false)?;
-                    let put = deadlines.within(request.idle, sink.put(bytes, last));
-                    to_client(uploading.beside(body.gathering(put)).await?)?;
+                    let put = sink.put(bytes, last, moved);
+                    let put = while_moving(&mut deadlines, progress, stall, put);
+                    let put = body.gathering(put);
+                    to_client(uploading.beside(&mut record.bytes_in, put).await?)?;
                     // How long the client took to read it is not the upstream's time.
                     progress.made();
                     if last {
@@ -259,16 +279,16 @@ impl<'c> Down<'_, 'c> {
                     if ended && matches!(sink, Sink::Http2(_)) {
                         return Ok(());
                     }
-                    let end = deadlines.within(request.idle, sink.end(trailers));
-                    return to_client(uploading.beside(end).await?);
+                    let end = sink.end(trailers, moved);
+                    let end = while_moving(&mut deadlines, progress, stall, end);
+                    return to_client(uploading.beside(&mut record.bytes_in, end).await?);
                 }
                 Err(_) if !told => return Err(Rejection::UpstreamBroken.into()),
                 Err(_) => {
-                    let ours = ended_by_us.or(uploading.refused.take());
-                    if ours == Some(Rejection::DeadlineExceeded) {
+                    if ended_by_us == Some(Rejection::DeadlineExceeded) {
                         *grpc = Some(GrpcStatus::DEADLINE_EXCEEDED);
                     }
-                    return Err(self.cut_short(ours, record).await);
+                    return Err(self.cut_short(ended_by_us, record).await);
                 }
             }
         }
@@ -303,7 +323,7 @@ impl<'c> Down<'_, 'c> {
             return not_safe;
         }
         if let Some(sink) = &mut self.sink {
-            let _ = sink.end(status.trailers(&why.detail())).await;
+            let _ = sink.end(status.trailers(&why.detail()), || ()).await;
         }
         failure
     }

@@ -8,18 +8,19 @@ use std::task::{Context, Poll, Waker};
 use bytes::{Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use http::HeaderMap;
-use tokio::io::AsyncWriteExt;
 
 use crate::http1::body::{BodyReader, Piece};
 use crate::http1::trailers;
 use crate::net::stream::{Reading, Writing};
 use crate::proxy::upload::{Front, put_piece};
-use crate::proxy::wire::{read_some, write};
+use crate::proxy::wire::{read_some, write_in_parts};
 
 /// Bytes that are worth a write.
 const ENOUGH: usize = 16 * 1024;
 /// A part of fewer bytes goes on with those behind it.
 const SMALL: usize = 1024;
+/// Bytes by which a slow receiver of HTTP/2 moves: windows of a byte at a time would else hold a body for ever (CVE-2019-9517).
+const MOVED: usize = 1024;
 
 /// The next of a body.
 #[derive(Debug)]
@@ -235,7 +236,7 @@ fn fields_of(section: &[u8]) -> Result<HeaderMap, Broken> {
     Ok(fields)
 }
 
-/// Where a body goes.
+/// Where a body goes. What is sent says that something `moved` as a slow receiver takes it part by part.
 pub(super) enum Sink<'a> {
     Http1 {
         stream: Writing<'a, 'a>,
@@ -248,15 +249,20 @@ pub(super) enum Sink<'a> {
 
 impl Sink<'_> {
     /// Sends what waits to be sent with a part, though there is none yet.
-    pub(super) async fn flush(&mut self) -> Result<(), Broken> {
+    pub(super) async fn flush(&mut self, moved: impl Fn()) -> Result<(), Broken> {
         match self {
-            Sink::Http1 { stream, out, .. } => send_out(stream, out).await,
+            Sink::Http1 { stream, out, .. } => send_out(stream, out, moved).await,
             Sink::Http2(_) => Ok(()),
         }
     }
 
     /// Sends data, not empty, once the receiver has room for it.
-    pub(super) async fn put(&mut self, bytes: Bytes, last: bool) -> Result<(), Broken> {
+    pub(super) async fn put(
+        &mut self,
+        bytes: Bytes,
+        last: bool,
+        moved: impl Fn(),
+    ) -> Result<(), Broken> {
         match self {
             Sink::Http1 {
                 stream,
@@ -267,14 +273,18 @@ impl Sink<'_> {
                 if last && *chunked {
                     out.extend_from_slice(b"0\r\n\r\n");
                 }
-                send_out(stream, out).await
+                send_out(stream, out, moved).await
             }
-            Sink::Http2(stream) => put_http2(stream, bytes, last).await,
+            Sink::Http2(stream) => put_http2(stream, bytes, last, moved).await,
         }
     }
 
     /// Ends the body. Trailers are left out where the framing has no place for them.
-    pub(super) async fn end(&mut self, trailers: HeaderMap) -> Result<(), Broken> {
+    pub(super) async fn end(
+        &mut self,
+        trailers: HeaderMap,
+        moved: impl Fn(),
+    ) -> Result<(), Broken> {
         match self {
             Sink::Http1 {
                 stream,
@@ -290,7 +300,7 @@ impl Sink<'_> {
                     }
                     out.extend_from_slice(b"\r\n");
                 }
-                send_out(stream, out).await
+                send_out(stream, out, moved).await
             }
             Sink::Http2(stream) => {
                 let ended = match trailers.is_empty() {
@@ -312,11 +322,12 @@ impl Sink<'_> {
     }
 }
 
-async fn send_out(stream: &mut Writing<'_, '_>, out: &mut Vec<u8>) -> Result<(), Broken> {
-    let written = match out.is_empty() {
-        true => stream.flush().await,
-        false => write(stream, out).await,
-    };
+async fn send_out(
+    stream: &mut Writing<'_, '_>,
+    out: &mut Vec<u8>,
+    moved: impl Fn(),
+) -> Result<(), Broken> {
+    let written = write_in_parts(stream, out, moved).await;
     out.clear();
     written.map_err(|_| Broken::Gone)
 }
@@ -325,7 +336,9 @@ async fn put_http2(
     stream: &mut SendStream<Bytes>,
     mut bytes: Bytes,
     last: bool,
+    moved: impl Fn(),
 ) -> Result<(), Broken> {
+    let mut taken = 0;
     loop {
         stream.reserve_capacity(bytes.len());
         let room = match stream.capacity() {
@@ -338,12 +351,17 @@ async fn put_http2(
             room => room,
         };
         let part = bytes.split_to(room.min(bytes.len()));
+        taken += part.len();
         let done = bytes.is_empty();
         stream
             .send_data(part, last && done)
             .map_err(|_| Broken::Gone)?;
         if done {
             return Ok(());
+        }
+        if taken >= MOVED {
+            taken = 0;
+            moved();
         }
     }
 }

@@ -78,13 +78,13 @@ pub(super) async fn run(
             sink,
             &progress
         ))),
+        progress: &progress,
         whole: false,
         refused: None,
     };
     let how = (&request, &outgoing.route.response_headers);
     let answered = await_head(how, &mut uploading, &mut answers, back, answer, record);
     let answered = answered.await;
-    record.bytes_in = progress.bytes_in.get();
     again.waited = progress.waited();
     let (head, body) = answered?;
     record.answered = Some(clock::mono());
@@ -167,7 +167,6 @@ pub(super) async fn run(
             record,
         )
         .await;
-    record.bytes_in = progress.bytes_in.get();
     record.grpc = record.grpc.or(grpc);
     let end = match (&streamed, grpc) {
         (Err(Failure::CutShort(_)), Some(GrpcStatus::DEADLINE_EXCEEDED)) => End::Deadline,
@@ -217,7 +216,7 @@ async fn await_head<F: Future<Output = Result<(), Failure>>>(
             if until_deadline.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Err(Rejection::DeadlineExceeded.into()));
             }
-            match uploading.poll(cx) {
+            match uploading.poll(cx, &mut record.bytes_in) {
                 // An upload that waits for the upstream does not look whether the client is there.
                 Poll::Pending => {
                     let left = back.borrow_mut().poll_reset(cx);

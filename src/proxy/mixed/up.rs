@@ -25,9 +25,10 @@ use crate::proxy::wire::{Deadlines, Elapsed};
 pub(super) struct Uploading<'a, F> {
     /// Until it is done.
     pub rest: Option<Pin<&'a mut F>>,
+    pub progress: &'a Progress,
     /// Whether all of it is sent.
     pub whole: bool,
-    /// Why it ended beside the response, where that is the client's fault.
+    /// Why it ended beside the response, and that with it.
     pub refused: Option<Rejection>,
 }
 
@@ -85,12 +86,19 @@ impl Progress {
 }
 
 impl<F: Future<Output = Result<(), Failure>>> Uploading<'_, F> {
-    /// Ready once it came to its end, be it good or bad; pending for ever after.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+    /// Ready once it came to its end, be it good or bad; pending for ever after. `bytes_in` becomes what has come of the body, for
+    /// whoever tells of the request meanwhile.
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes_in: &mut u64,
+    ) -> Poll<Result<(), Failure>> {
         let Some(rest) = &mut self.rest else {
             return Poll::Pending;
         };
-        let Poll::Ready(ended) = rest.as_mut().poll(cx) else {
+        let polled = rest.as_mut().poll(cx);
+        *bytes_in = self.progress.bytes_in.get();
+        let Poll::Ready(ended) = polled else {
             return Poll::Pending;
         };
         self.rest = None;
@@ -98,9 +106,11 @@ impl<F: Future<Output = Result<(), Failure>>> Uploading<'_, F> {
         Poll::Ready(ended)
     }
 
-    /// What `response` gives, with the upload going on meanwhile. However that ends, the response stands, but for a client that is gone.
+    /// What `response` gives, with the upload going on meanwhile. Where that ends for the client's part, be it gone or at fault, so does the
+    /// exchange: the upstream may wait for what does not come. Else the response stands.
     pub(super) async fn beside<T>(
         &mut self,
+        bytes_in: &mut u64,
         response: impl Future<Output = T>,
     ) -> Result<T, Failure> {
         let mut response = pin!(response);
@@ -108,20 +118,18 @@ impl<F: Future<Output = Result<(), Failure>>> Uploading<'_, F> {
             if let Poll::Ready(output) = response.as_mut().poll(cx) {
                 return Poll::Ready(Ok(output));
             }
-            match self.poll(cx) {
-                Poll::Ready(Err(Failure::ClientGone)) => {
-                    return Poll::Ready(Err(Failure::ClientGone));
+            match self.poll(cx, bytes_in) {
+                Poll::Pending
+                | Poll::Ready(Ok(()) | Err(Failure::Reply(Rejection::UpstreamBroken, _))) => {
+                    Poll::Pending
                 }
                 Poll::Ready(Err(Failure::Reply(rejection, _))) => {
-                    self.refused =
-                        Some(rejection).filter(|rejection| *rejection != Rejection::UpstreamBroken);
+                    let failure = Failure::CutShort(rejection.reason());
+                    self.refused = Some(rejection);
+                    Poll::Ready(Err(failure))
                 }
-                Poll::Ready(
-                    Ok(()) | Err(Failure::UpstreamGone | Failure::NotSafe | Failure::CutShort(_)),
-                )
-                | Poll::Pending => {}
+                Poll::Ready(Err(failure)) => Poll::Ready(Err(failure)),
             }
-            Poll::Pending
         })
         .await
     }
@@ -140,7 +148,8 @@ pub(super) async fn upload(
     };
     let mut deadlines = Deadlines::new();
     if request.body == BodyLength::None {
-        return taken(&mut deadlines, request, progress, sink.flush()).await;
+        let flushed = sink.flush(|| progress.made());
+        return taken(&mut deadlines, request, progress, flushed).await;
     }
     let mut first = true;
     loop {
@@ -151,7 +160,8 @@ pub(super) async fn upload(
                 None => {
                     if first {
                         // The head goes ahead of a body that takes its time.
-                        taken(&mut deadlines, request, progress, sink.flush()).await?;
+                        let flushed = sink.flush(|| progress.made());
+                        taken(&mut deadlines, request, progress, flushed).await?;
                     }
                     // Only the client's time counts, not that of an upstream which is slow to read.
                     progress.begin_waiting();
@@ -176,7 +186,8 @@ pub(super) async fn upload(
                     sink.reset(Reason::CANCEL);
                     return Err(Rejection::BodyTooLarge.into());
                 }
-                let put = taken(&mut deadlines, request, progress, sink.put(bytes, last));
+                let put = sink.put(bytes, last, || progress.made());
+                let put = taken(&mut deadlines, request, progress, put);
                 let put = body.source.gathering(put).await;
                 reset_if_late(&mut sink, put)?;
                 // How long the upstream took to read it is not the client's time.
@@ -189,7 +200,8 @@ pub(super) async fn upload(
                 keep(&mut trailers, |name| {
                     headers::may_trail_up(name, plan, route)
                 });
-                return taken(&mut deadlines, request, progress, sink.end(trailers)).await;
+                let end = sink.end(trailers, || progress.made());
+                return taken(&mut deadlines, request, progress, end).await;
             }
             Err(broken) => {
                 sink.reset(Reason::CANCEL);
@@ -224,28 +236,43 @@ async fn unless_late<T>(
     }
 }
 
-/// Waits until the upstream has taken what is `put`: it has its time for the response's head, and once that has come, as long as something
-/// moves either way.
+/// Waits until the upstream has taken what is `put`: for each stall it has its time for the response's head, and once that has come, as
+/// long as something moves either way.
 async fn taken(
     deadlines: &mut Deadlines,
     request: &Request,
     progress: &Progress,
     put: impl Future<Output = Result<(), Broken>>,
 ) -> Result<(), Failure> {
+    let stall = || match progress.answered.get() {
+        true => request.idle,
+        false => request.within,
+    };
+    match while_moving(deadlines, progress, stall, put).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(Rejection::UpstreamBroken.into()),
+        Err(Elapsed) => Err(Rejection::UpstreamTimeout.into()),
+    }
+}
+
+/// What `put` gives, which begins now, unless nothing moves for a `stall`.
+pub(super) async fn while_moving<T>(
+    deadlines: &mut Deadlines,
+    progress: &Progress,
+    stall: impl Fn() -> Duration,
+    put: impl Future<Output = T>,
+) -> Result<T, Elapsed> {
     let mut put = pin!(put);
+    let mut span = stall();
     loop {
-        let span = match progress.answered.get() {
-            true => progress.left_of(request.idle),
-            false => request.within,
-        };
-        let put = deadlines.within(span, put.as_mut()).await;
-        let goes_on = progress.answered.get() && !progress.left_of(request.idle).is_zero();
-        return match put {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(Rejection::UpstreamBroken.into()),
-            Err(Elapsed) if goes_on => continue,
-            Err(Elapsed) => Err(Rejection::UpstreamTimeout.into()),
-        };
+        let done = deadlines.within(span, put.as_mut()).await;
+        if done.is_ok() {
+            return done;
+        }
+        span = progress.left_of(stall());
+        if span.is_zero() {
+            return done;
+        }
     }
 }
 
