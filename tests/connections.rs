@@ -16,7 +16,7 @@ use std::time::Duration;
 use harness::process::{Running, audited, file};
 use harness::raw;
 use harness::tls::Authority;
-use harness::{Lane, Upstream, eventually};
+use harness::{Lane, Upstream, eventually, eventually_within};
 
 fn lane(upstream: &Upstream, listener: &str) -> Lane {
     Lane::start(&format!(
@@ -76,6 +76,50 @@ fn a_target_in_absolute_form_is_served_when_it_names_the_host() {
     }
     client.write(get("http://b.example/x").as_bytes());
     assert_eq!(client.finish().status, 400);
+}
+
+/// Its client may still send what nobody wants, for up to a second.
+#[test]
+fn a_request_is_over_with_its_answer_and_holds_nothing_while_its_connection_closes() {
+    let upstream = Upstream::replying(|_| {
+        "HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\n\r\nno".to_owned()
+    });
+    let by_http2 = Lane::start("listen: 127.0.0.1:0\nroutes: [{reply: {status: 413}}]\n");
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nupstreams:\n\
+         \x20 one: {{endpoints: ['{}'], concurrency: {{max: 1, pending: 0}}}}\n\
+         \x20 two: {{endpoints: ['http://{}'], protocol: http2, concurrency: {{max: 1, pending: 0}}}}\n\
+         rate_limits: {{slot: {{limit: 1, by: constant, algorithm: concurrency}}, none: {{limit: 0/s, by: constant}}}}\n\
+         routes:\n- {{match: {{path: /one}}, upstream: one, rate_limits: [slot]}}\n\
+         - {{match: {{path: /two}}, upstream: two, rate_limits: [slot]}}\n\
+         - {{match: {{path: /none}}, upstream: one, rate_limits: [none]}}\n",
+        upstream.url(),
+        by_http2.address
+    ));
+    let weir = Running::start(config.path());
+    for (path, status) in [("/one", 413), ("/two", 413), ("/none", 429)] {
+        let mut client = weir.client();
+        client.begin("POST", path, &["Content-Length: 100000"], "");
+        client.write(b"abc");
+        let reply = client.finish();
+        assert_eq!(
+            (reply.status, reply.field("connection")),
+            (status, Some("close")),
+            "{path}"
+        );
+        let count = format!("weir_request_duration_seconds_count{{route=\"{path}\"}} ");
+        let sum = count.replace("_count", "_sum");
+        let told = |series: &str| -> f64 {
+            let text = weir.admin().get("/metrics").body;
+            let line = text.lines().find_map(|line| line.strip_prefix(series));
+            line.map_or(0.0, |value| value.parse().unwrap())
+        };
+        // Not the second in which that client may go on.
+        let soon = Duration::from_millis(700);
+        eventually_within(soon, || weir.client().get(path).status == status);
+        eventually(|| told(&count) >= 2.0);
+        assert!(told(&sum) < 0.7, "{path}: {}", told(&sum));
+    }
 }
 
 /// A real process in front of an upstream that accepts and is silent, with an audit.

@@ -10,7 +10,7 @@ use tokio::io::AsyncWriteExt;
 use super::admit::Admitted;
 use super::audit;
 use super::following::LanePlan;
-use super::handle::{Conn, Ends, Failure, Next, close};
+use super::handle::{Conn, Ends, Failure, Next};
 use super::headers::{self, put_last_chunk};
 use super::interim::{Interims, is_interim};
 use super::mixed;
@@ -137,10 +137,10 @@ pub(super) async fn send(
     if reusable {
         upstream.give_back();
     }
-    if !answered.uploaded {
-        close(ends.client).await;
-    }
-    Ok(next)
+    Ok(match answered.uploaded {
+        true => next,
+        false => Next::Linger,
+    })
 }
 
 /// A response's head, and whether the whole request was sent before it came.

@@ -1,6 +1,7 @@
 //! The life of a client's connection: heads are read, checked and handed to `forward`; what is refused is answered by
 //! `reply`. The one place that decides whether the connection lives on.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
@@ -27,11 +28,16 @@ use crate::net::stream::{Ahead, Stream};
 use crate::net::tls::{ClientFacts, Protocol};
 use crate::policy::limit::Now;
 
+/// How long a client that may still be sending is read from before its connection closes.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// Whether a client's connection can carry another request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {
     KeepAlive,
     Close,
+    /// As `Close`, once what the client may still be sending was read away for a while.
+    Linger,
 }
 
 /// How an exchange failed: before the response's head went out there can be a reply, afterwards only an abort.
@@ -173,9 +179,12 @@ pub(super) fn connection(
                 deadlines: &mut deadlines,
             };
             // Apart, so that an idle connection has no room for it.
-            match Box::pin(serve(lane, listener_index, &guest.peer, ends, head)).await {
+            let next = Box::pin(serve(lane, listener_index, &guest.peer, ends, head)).await;
+            match next {
                 Next::KeepAlive => {}
                 Next::Close => return,
+                // Here, where the request is over and holds nothing any more.
+                Next::Linger => return Box::pin(close(&mut guest.stream)).await,
             }
         }
     }
@@ -281,20 +290,23 @@ async fn give(conn: &Conn<'_>, ends: &mut Ends<'_>, out: &[u8], to: Asker) -> Ne
         to.keep_alive,
     ) {
         (Ok(()), true) => Next::KeepAlive,
-        (Ok(()), false) => {
-            close(ends.client).await;
-            Next::Close
-        }
+        (Ok(()), false) => Next::Linger,
         (Err(_), _) => Next::Close,
     }
 }
 
 /// Closes a connection on which the client may still be sending: closing on unread bytes would reset it and could take
-/// the reply with it (RFC 9112 section 9.6).
+/// the reply with it (RFC 9112 section 9.6). So that is read away, for a second in all.
 pub(super) async fn close(client: &mut Stream) {
-    if client.shutdown().await.is_ok() {
-        linger(client).await;
-    }
+    let mut rest = Vec::new();
+    let parting = async {
+        client.shutdown().await?;
+        while read_some(client, &mut rest).await? > 0 {
+            rest.clear();
+        }
+        io::Result::Ok(())
+    };
+    let _ = timeout(LINGER, parting).await;
 }
 
 async fn one(
@@ -415,17 +427,6 @@ async fn read_head(
     };
     let read = deadlines.within(listener.header_read, whole).await;
     read.unwrap_or(Err(Rejection::HeadTimeout))
-}
-
-/// Reads away what the client still sends, for a bounded time.
-async fn linger(client: &mut Stream) {
-    let mut rest = Vec::new();
-    let drain = async {
-        while let Ok(1..) = read_some(client, &mut rest).await {
-            rest.clear();
-        }
-    };
-    let _ = timeout(Duration::from_secs(1), drain).await;
 }
 
 #[cfg(test)]
