@@ -64,7 +64,10 @@ fn what_is_shed_spends_no_quota_and_reaches_no_upstream() {
         assert!(is_shed(&reply, "shed_memory"), "{reply:?}");
         assert_eq!(reply.field("connection"), None);
     }
-    let reply = client.send("POST", "/a", &[], "a body that is not read");
+    let reply = client.send("POST", "/a", &[], "a body that no one wants");
+    assert!(is_shed(&reply, "shed_memory"), "{reply:?}");
+    assert_eq!(reply.field("connection"), None);
+    let reply = client.send("POST", "/a", &["Content-Length: 100000"], "");
     assert!(is_shed(&reply, "shed_memory"), "{reply:?}");
     assert_eq!(reply.field("connection"), Some("close"));
     assert!(upstream.requests.try_recv().is_err());

@@ -88,7 +88,7 @@ pub(super) async fn send(
         Ok(exchanged) => exchanged,
         Err(failure) => {
             outgoing.failed(&failure, record);
-            return Err(outgoing.in_order(conn, failure));
+            return Err(outgoing.in_order(conn, failure, upload.bytes));
         }
     };
     let status = answered.head.status;
