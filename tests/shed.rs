@@ -153,7 +153,8 @@ fn memory_that_grows_to_its_bound_sheds_and_is_on_record() {
     let host = ["Host: 127.0.0.1"];
     let admin = |path: &str| running.admin().send("GET", path, &host, "");
     assert_eq!(admin("/ready").status, 200);
-    assert!(rejections(&admin("/metrics").body, "shed_memory") > 0);
+    // It is counted once it has gone out.
+    eventually(|| rejections(&admin("/metrics").body, "shed_memory") > 0);
     eventually(|| {
         let page: Value = serde_json::from_str(&admin("/v1/audit?status=503").body).unwrap();
         page["events"].as_array().is_some_and(|events| {
