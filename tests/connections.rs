@@ -16,7 +16,7 @@ use std::time::Duration;
 use harness::process::{Running, audited, file};
 use harness::raw;
 use harness::tls::Authority;
-use harness::{Lane, Upstream, eventually};
+use harness::{Client, Lane, Upstream, eventually, eventually_within};
 
 fn lane(upstream: &Upstream, listener: &str) -> Lane {
     Lane::start(&format!(
@@ -76,6 +76,172 @@ fn a_target_in_absolute_form_is_served_when_it_names_the_host() {
     }
     client.write(get("http://b.example/x").as_bytes());
     assert_eq!(client.finish().status, 400);
+}
+
+/// Its client may still send what nobody wants, for up to a second.
+#[test]
+fn a_request_is_over_with_its_answer_and_holds_nothing_while_its_connection_closes() {
+    let upstream = Upstream::replying(|_| {
+        "HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\n\r\nno".to_owned()
+    });
+    let by_http2 = Lane::start("listen: 127.0.0.1:0\nroutes: [{reply: {status: 413}}]\n");
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nupstreams:\n\
+         \x20 one: {{endpoints: ['{}'], concurrency: {{max: 1, pending: 0}}}}\n\
+         \x20 two: {{endpoints: ['http://{}'], protocol: http2, concurrency: {{max: 1, pending: 0}}}}\n\
+         rate_limits: {{slot: {{limit: 1, by: constant, algorithm: concurrency}}, none: {{limit: 0/s, by: constant}}}}\n\
+         routes:\n- {{match: {{path: /one}}, upstream: one, rate_limits: [slot]}}\n\
+         - {{match: {{path: /two}}, upstream: two, rate_limits: [slot]}}\n\
+         - {{match: {{path: /none}}, upstream: one, rate_limits: [none]}}\n",
+        upstream.url(),
+        by_http2.address
+    ));
+    let weir = Running::start(config.path());
+    for (path, status) in [("/one", 413), ("/two", 413), ("/none", 429)] {
+        let mut client = weir.client();
+        client.begin("POST", path, &["Content-Length: 100000"], "");
+        client.write(b"abc");
+        let reply = client.finish();
+        assert_eq!(
+            (reply.status, reply.field("connection")),
+            (status, Some("close")),
+            "{path}"
+        );
+        let count = format!("weir_request_duration_seconds_count{{route=\"{path}\"}} ");
+        let sum = count.replace("_count", "_sum");
+        let told = |series: &str| -> f64 {
+            let text = weir.admin().get("/metrics").body;
+            let line = text.lines().find_map(|line| line.strip_prefix(series));
+            line.map_or(0.0, |value| value.parse().unwrap())
+        };
+        // Not the second in which that client may go on.
+        let soon = Duration::from_millis(700);
+        eventually_within(soon, || weir.client().get(path).status == status);
+        eventually(|| told(&count) >= 2.0);
+        assert!(told(&sum) < 0.7, "{path}: {}", told(&sum));
+    }
+}
+
+/// Whose requests weir answers itself, by path, the status of that, and whether it is known before the upstream's turn. The
+/// upstream is busy.
+const REFUSED: [(&str, u16, bool); 6] = [
+    ("/reply", 418, true),
+    ("/redirect", 302, true),
+    ("/limited", 429, true),
+    ("/session", 401, true),
+    ("/none", 404, true),
+    ("/busy", 503, false),
+];
+
+/// With the client whose request keeps the upstream busy.
+fn refusing(upstream: &Upstream, timeouts: &str) -> (Lane, Client) {
+    let lane = Lane::start(&format!(
+        "listeners: [{{address: '127.0.0.1:0', {timeouts}}}]\nupstreams: {{app: {{endpoints: ['{}'], concurrency: {{max: 1, pending: 0}}}}}}\n\
+         sessions: {{web: {{}}}}\nrate_limits: {{none: {{limit: 0/s, by: constant}}}}\nroutes:\n\
+         - {{match: {{path: /reply}}, reply: {{status: 418, body: short}}}}\n\
+         - {{match: {{path: /redirect}}, redirect: {{path: /x}}}}\n\
+         - {{match: {{path: /limited}}, upstream: app, rate_limits: [none]}}\n\
+         - {{match: {{path: /session}}, upstream: app, session: {{use: web}}}}\n\
+         - {{match: {{path: /busy}}, upstream: app}}\n",
+        upstream.url(),
+    ));
+    let mut busy = lane.connect();
+    busy.begin("GET", "/busy", &[], "");
+    upstream.wait_for_request();
+    (lane, busy)
+}
+
+#[test]
+fn a_short_body_that_weir_answers_without_is_read_away() {
+    const TEN: &str = "Content-Length: 10";
+    const CHUNKED: &str = "Transfer-Encoding: chunked";
+    let upstream = Upstream::held();
+    let (lane, _busy) = refusing(&upstream, "");
+    let most = format!("Content-Length: {}", 64 * 1024);
+    let rest = "x".repeat(64 * 1024 - 4);
+    for (path, status, at_once) in REFUSED {
+        // What comes with the head, and what comes once there is an answer.
+        for (fields, with_head, then) in [
+            (&[TEN][..], "0123456789", ""),
+            (&[TEN, "Expect: 100-continue"], "0123456789", ""),
+            (&[TEN], "", "0123456789"),
+            (&[TEN], "012", "3456789"),
+            (&[&most], "0123", &rest),
+            (&[CHUNKED], "5;a=b\r\n01234\r\n0\r\nT: u\r\n\r\n", ""),
+        ] {
+            if fields == [CHUNKED] && !at_once {
+                continue;
+            }
+            let case = format!("{path} {fields:?} {with_head:?}");
+            let mut client = lane.connect();
+            let lines = fields.join("\r\n");
+            let request = format!("POST {path} HTTP/1.1\r\nHost: x\r\n{lines}\r\n\r\n{with_head}");
+            client.write(request.as_bytes());
+            let first = client.finish();
+            // The next request comes in one piece with the end of the body.
+            let next = format!("{then}GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+            client.write(next.as_bytes());
+            for reply in [first, client.finish()] {
+                assert_eq!(reply.status, status, "{case}: {reply:?}");
+                assert_eq!(reply.field("connection"), None, "{case}: {reply:?}");
+            }
+        }
+    }
+    assert!(upstream.requests.try_recv().is_err());
+}
+
+#[test]
+fn a_body_that_is_long_or_may_never_come_ends_the_connection_that_weir_answers() {
+    let upstream = Upstream::held();
+    let (lane, _busy) = refusing(&upstream, "");
+    for (path, status, at_once) in REFUSED {
+        for (fields, is_known_later) in [
+            ("Content-Length: 65537\r\n", true),
+            ("Content-Length: 10\r\nConnection: close\r\n", true),
+            // A client that waits for 100 has got it once the upstream's turn has come.
+            ("Content-Length: 10\r\nExpect: 100-continue\r\n", false),
+            ("Transfer-Encoding: chunked\r\n", true),
+            ("Transfer-Encoding: chunked\r\n\r\n5\r\n0123\r\n0\r\n", true),
+        ] {
+            if !at_once && !is_known_later {
+                continue;
+            }
+            let request = format!("POST {path} HTTP/1.1\r\nHost: x\r\n{fields}\r\n");
+            let reply = raw::send(lane.address, request.as_bytes());
+            assert_eq!(reply.status(), Some(status), "{path} {fields}: {reply:?}");
+            assert_eq!(
+                (reply.replies(), reply.end),
+                (1, raw::End::Closed),
+                "{reply:?}"
+            );
+            let head = reply.parts().0;
+            assert!(
+                head.contains("\r\nConnection: close\r\n"),
+                "{path} {fields}: {head}"
+            );
+        }
+    }
+}
+
+/// By then it has its answer, which did not say that the connection closes.
+#[test]
+fn a_short_body_that_does_not_come_in_time_ends_the_connection() {
+    let upstream = Upstream::held();
+    let (lane, _busy) = refusing(&upstream, "timeouts: {request_read: 200ms}");
+    for (path, status, _) in REFUSED {
+        let request = format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n012");
+        let reply = raw::send(lane.address, request.as_bytes());
+        assert_eq!(reply.status(), Some(status), "{path}: {reply:?}");
+        assert_eq!(
+            (reply.replies(), reply.end),
+            (1, raw::End::Closed),
+            "{reply:?}"
+        );
+        assert!(
+            !reply.text.contains("Connection: close"),
+            "{path}: {reply:?}"
+        );
+    }
 }
 
 /// A real process in front of an upstream that accepts and is silent, with an audit.

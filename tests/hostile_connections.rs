@@ -26,7 +26,8 @@ fn lane(upstream: SocketAddr) -> Lane {
     Lane::start(&format!(
         "listeners: [{{address: '127.0.0.1:0', timeouts: {{header_read: 500ms, stream_idle: 500ms, request_read: 1s}}, \
          limits: {{max_header_bytes: 4KiB, max_headers: 20}}}}]\n\
-         upstreams: {{app: {{endpoints: ['http://{upstream}'], timeout: 2s}}}}\n"
+         upstreams: {{app: {{endpoints: ['http://{upstream}'], timeout: 2s}}}}\n\
+         routes:\n- {{match: {{path: /refused}}, reply: {{status: 404}}}}\n- {{upstream: app}}\n"
     ))
 }
 
@@ -117,6 +118,88 @@ fn a_refusal_is_the_last_answer_of_a_pipeline() {
         );
         assert_eq!(lane.connect().get("/fine").status, 200, "{name}");
     }
+}
+
+/// What is read away of a refused request is its body, to the byte (RFC 9112 section 6.3): nothing in it is a request, and all
+/// behind it is.
+#[test]
+fn a_body_that_no_one_wants_is_no_request() {
+    let body = SMUGGLED.repeat(3);
+    let length = body.len();
+    let pieces = |size: usize| -> String {
+        let chunks = body.as_bytes().chunks(size);
+        let chunks =
+            chunks.map(|it| format!("{:x}\r\n{}\r\n", it.len(), String::from_utf8_lossy(it)));
+        chunks.collect::<String>() + "0\r\n\r\n"
+    };
+    let by_length = format!("Content-Length: {length}\r\n\r\n{body}");
+    let chunked = |body: &str| format!("Transfer-Encoding: chunked\r\n\r\n{body}");
+    for (name, framed, served) in [
+        ("by length", by_length.clone(), true),
+        ("no body", format!("Content-Length: 0\r\n\r\n{GOOD}"), true),
+        ("one chunk", chunked(&pieces(length)), true),
+        ("many chunks", chunked(&pieces(7)), true),
+        (
+            "a bad size",
+            chunked(&format!("{length}h\r\n{body}\r\n0\r\n\r\n")),
+            false,
+        ),
+        (
+            "a bad end",
+            chunked(&format!("{length:x}\r\n{body}0\r\n\r\n")),
+            false,
+        ),
+        (
+            "bad trailers",
+            chunked(&format!("0\r\nT\n{SMUGGLED}")),
+            false,
+        ),
+        (
+            "bare line feeds",
+            chunked(&format!("{length:x}\n{body}\n0\n\n")),
+            false,
+        ),
+    ] {
+        // All at once, and so that it breaks wherever it may.
+        for step in [usize::MAX, 1, 29] {
+            let upstream = Recorder::start();
+            let lane = lane(upstream.address);
+            let end = "GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+            let wire = format!("POST /refused HTTP/1.1\r\nHost: x\r\n{framed}{GOOD}{end}");
+            let mut stream = TcpStream::connect(lane.address).unwrap();
+            stream.set_nodelay(true).unwrap();
+            for piece in wire.as_bytes().chunks(step) {
+                // It may be closed already.
+                let _ = stream.write_all(piece);
+            }
+            let reply = raw::read_to_end(&mut stream);
+            let case = format!("{name} by {step}: {reply:?}");
+            assert_eq!(reply.status(), Some(404), "{case}");
+            let whole = upstream.whole();
+            let smuggled = whole.iter().any(|it| it.contains("smuggled"));
+            assert!(!smuggled, "{case}: {whole:?}");
+            // Chunks that are not here yet are not waited for.
+            if served && (step == usize::MAX || !framed.starts_with("Transfer")) {
+                assert_eq!(reply.end, End::Closed, "{case}");
+                assert!(whole.last().unwrap().starts_with("GET /last "), "{case}");
+            } else if !served {
+                assert_eq!((reply.replies(), whole.len()), (1, 0), "{case}: {whole:?}");
+            }
+            assert_eq!(lane.connect().get("/fine").status, 200, "{case}");
+        }
+    }
+}
+
+/// It has its answer, and would hold a place for as long as it likes.
+#[test]
+fn who_drips_a_body_that_no_one_wants_is_left() {
+    let upstream = Recorder::start();
+    let lane = lane(upstream.address);
+    let head = "POST /refused HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n";
+    let (wire, took) = drip(&lane, head, "a");
+    assert_eq!((wire.status(), wire.replies()), (Some(404), 1), "{wire:?}");
+    // A second for the body, and one until it closes.
+    assert!(took < Duration::from_secs(4), "{took:?}");
 }
 
 /// Sends `first` at once and `more` again and again, a pause between, until the other side closes.

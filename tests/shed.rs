@@ -64,7 +64,10 @@ fn what_is_shed_spends_no_quota_and_reaches_no_upstream() {
         assert!(is_shed(&reply, "shed_memory"), "{reply:?}");
         assert_eq!(reply.field("connection"), None);
     }
-    let reply = client.send("POST", "/a", &[], "a body that is not read");
+    let reply = client.send("POST", "/a", &[], "a body that no one wants");
+    assert!(is_shed(&reply, "shed_memory"), "{reply:?}");
+    assert_eq!(reply.field("connection"), None);
+    let reply = client.send("POST", "/a", &["Content-Length: 100000"], "");
     assert!(is_shed(&reply, "shed_memory"), "{reply:?}");
     assert_eq!(reply.field("connection"), Some("close"));
     assert!(upstream.requests.try_recv().is_err());
@@ -150,7 +153,8 @@ fn memory_that_grows_to_its_bound_sheds_and_is_on_record() {
     let host = ["Host: 127.0.0.1"];
     let admin = |path: &str| running.admin().send("GET", path, &host, "");
     assert_eq!(admin("/ready").status, 200);
-    assert!(rejections(&admin("/metrics").body, "shed_memory") > 0);
+    // It is counted once it has gone out.
+    eventually(|| rejections(&admin("/metrics").body, "shed_memory") > 0);
     eventually(|| {
         let page: Value = serde_json::from_str(&admin("/v1/audit?status=503").body).unwrap();
         page["events"].as_array().is_some_and(|events| {

@@ -9,7 +9,7 @@ use tokio::io::AsyncWriteExt;
 use super::admit::Admitted;
 use super::audit;
 use super::following::LanePlan;
-use super::handle::{Conn, Ends, Failure, Next, close};
+use super::handle::{Conn, Ends, Failure, Next};
 use super::headers::{self, put_last_chunk};
 use super::interim::{Interims, is_interim};
 use super::mixed;
@@ -85,7 +85,7 @@ pub(super) async fn send(
         Ok(exchanged) => exchanged,
         Err(failure) => {
             outgoing.failed(&failure, record);
-            return Err(outgoing.in_order(conn, failure));
+            return Err(outgoing.in_order(conn, failure, upload.bytes));
         }
     };
     let status = answered.head.status;
@@ -133,10 +133,10 @@ pub(super) async fn send(
     if reusable {
         upstream.give_back();
     }
-    if !answered.uploaded {
-        close(ends.client).await;
-    }
-    Ok(next)
+    Ok(match answered.uploaded {
+        true => next,
+        false => Next::Linger,
+    })
 }
 
 /// A response's head, and whether the whole request was sent before it came.

@@ -1,6 +1,7 @@
 //! The life of a client's connection: heads are read, checked and handed to `forward`; what is refused is answered by
 //! `reply`. The one place that decides whether the connection lives on.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use super::draft;
 use super::following::LanePlan;
 use super::forward;
 use super::greet::Guest;
+use super::headers;
 use super::http2;
 use super::lane::Lane;
 use super::record::{Ongoing, Record, UPSTREAM_LEFT};
@@ -22,16 +24,47 @@ use super::reply::{Asker, Rejection};
 use super::wire::{Buffer, Deadlines, Elapsed, read_first, read_some, write};
 use crate::clock;
 use crate::config::Listener;
+use crate::http1::body::{BodyReader, Piece};
 use crate::http1::head::{self, BodyLength, RequestHead};
 use crate::net::stream::{Ahead, Stream};
 use crate::net::tls::{ClientFacts, Protocol};
 use crate::policy::limit::Now;
 
+/// How long a client that may still be sending is read from before its connection closes.
+const LINGER: Duration = Duration::from_secs(1);
+/// The longest body that weir answers without and reads away, in bytes.
+const MOST_SKIPPED: u32 = 64 * 1024;
+/// How long it may take to come, where bodies may take no less.
+const SKIPPED_WITHIN: Duration = Duration::from_secs(5);
+
 /// Whether a client's connection can carry another request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {
     KeepAlive,
+    /// As `KeepAlive`, once so many bytes of the request's body, which nobody wants, were read away.
+    Skip(u32),
     Close,
+    /// As `Close`, once what the client may still be sending was read away for a while.
+    Linger,
+}
+
+impl Next {
+    /// Behind a request of whose body so many bytes are not read.
+    pub(super) fn behind(unread: u64) -> Next {
+        match u32::try_from(unread) {
+            Ok(0) => Next::KeepAlive,
+            Ok(unread @ ..=MOST_SKIPPED) => Next::Skip(unread),
+            Ok(_) | Err(_) => Next::Close,
+        }
+    }
+
+    /// Whether the client is told that its connection stays open.
+    fn lives(self) -> bool {
+        match self {
+            Next::KeepAlive | Next::Skip(_) => true,
+            Next::Close | Next::Linger => false,
+        }
+    }
 }
 
 /// How an exchange failed: before the response's head went out there can be a reply, afterwards only an abort.
@@ -173,9 +206,25 @@ pub(super) fn connection(
                 deadlines: &mut deadlines,
             };
             // Apart, so that an idle connection has no room for it.
-            match Box::pin(serve(lane, listener_index, &guest.peer, ends, head)).await {
-                Next::KeepAlive => {}
+            let next = Box::pin(serve(lane, listener_index, &guest.peer, ends, head)).await;
+            // What is left to do is done here, where the request is over and holds nothing any more.
+            let lives = match next {
+                Next::KeepAlive => true,
+                Next::Skip(unread) => {
+                    let within = plan.shared.config.listeners[listener_index].request_read;
+                    let ends = Ends {
+                        client: &mut guest.stream,
+                        buffer: &mut buffer,
+                        deadlines: &mut deadlines,
+                    };
+                    let within = within.min(SKIPPED_WITHIN);
+                    Box::pin(skip(lane, ends, unread, within)).await
+                }
                 Next::Close => return,
+                Next::Linger => false,
+            };
+            if !lives {
+                return Box::pin(close(&mut guest.stream)).await;
             }
         }
     }
@@ -235,11 +284,11 @@ async fn serve(
         Err(Failure::Reply(rejection, next)) => {
             let rejection = on_record(&conn, &plan, rejection, record).await;
             let to = Asker {
-                keep_alive: next == Next::KeepAlive,
+                keep_alive: next.lives(),
                 by_head,
                 old,
             };
-            refuse(&conn, &mut ends, &rejection, to).await
+            refuse(&conn, &mut ends, &rejection, to, next).await
         }
     };
     ongoing.ended = true;
@@ -268,33 +317,40 @@ pub(super) async fn on_record(
 }
 
 /// Replies, for a bounded time: a client that asks on and on without reading must not keep its connection.
-async fn refuse(conn: &Conn<'_>, ends: &mut Ends<'_>, rejection: &Rejection, to: Asker) -> Next {
+async fn refuse(
+    conn: &Conn<'_>,
+    ends: &mut Ends<'_>,
+    rejection: &Rejection,
+    to: Asker,
+    next: Next,
+) -> Next {
     let (mut out, mut body) = (conn.lane.buffers.take(), conn.lane.buffers.take());
     rejection.put(&mut out, &mut body, to, &conn.lane.date);
     drop(body);
-    give(conn, ends, &out, to).await
+    give(conn, ends, &out, next).await
 }
 
-async fn give(conn: &Conn<'_>, ends: &mut Ends<'_>, out: &[u8], to: Asker) -> Next {
-    match (
-        ends.write(out, conn.listener.stream_idle).await,
-        to.keep_alive,
-    ) {
-        (Ok(()), true) => Next::KeepAlive,
-        (Ok(()), false) => {
-            close(ends.client).await;
-            Next::Close
-        }
-        (Err(_), _) => Next::Close,
+/// Gives an answer of weir's own that tells so of the connection.
+async fn give(conn: &Conn<'_>, ends: &mut Ends<'_>, out: &[u8], next: Next) -> Next {
+    match ends.write(out, conn.listener.stream_idle).await {
+        Ok(()) if next.lives() => next,
+        Ok(()) => Next::Linger,
+        Err(_) => Next::Close,
     }
 }
 
 /// Closes a connection on which the client may still be sending: closing on unread bytes would reset it and could take
-/// the reply with it (RFC 9112 section 9.6).
+/// the reply with it (RFC 9112 section 9.6). So that is read away, for a second in all.
 pub(super) async fn close(client: &mut Stream) {
-    if client.shutdown().await.is_ok() {
-        linger(client).await;
-    }
+    let mut rest = Vec::new();
+    let parting = async {
+        client.shutdown().await?;
+        while read_some(client, &mut rest).await? > 0 {
+            rest.clear();
+        }
+        io::Result::Ok(())
+    };
+    let _ = timeout(LINGER, parting).await;
 }
 
 async fn one(
@@ -323,14 +379,41 @@ async fn one(
     }
 }
 
-/// Of a connection on which the request that weir answers was in order: another may follow, unless a body does.
+/// Of a connection on which the request that weir answers was in order: another may follow behind its body, unless that is too
+/// long, or may never come. Then the head is taken off, and the body where it is whole.
 fn next_of(conn: &Conn<'_>, ends: &mut Ends<'_>, head: &RequestHead) -> Next {
-    let draining = conn.lane.drain.has_begun();
-    if !head.keep_alive || head.body != BodyLength::None || draining {
+    if !head.keep_alive || conn.lane.drain.has_begun() {
         return Next::Close;
     }
-    ends.buffer.drain(..head.len);
-    Next::KeepAlive
+    let here = &ends.buffer[head.len..];
+    let (taken, unread) = match (end_of_body(head.body, here), head.body) {
+        (Some(end), _) => (end, 0),
+        (None, BodyLength::Fixed(bytes)) => (0, bytes),
+        // How long it will be is not known.
+        (None, BodyLength::None | BodyLength::Chunked) => return Next::Close,
+    };
+    // A client that waits to be asked for its body sends none behind an answer.
+    if unread > 0 && headers::expects_continue(ends.buffer, head) != Ok(false) {
+        return Next::Close;
+    }
+    let next = Next::behind(unread);
+    if next.lives() {
+        ends.buffer.drain(..head.len + taken);
+    }
+    next
+}
+
+/// Where the body that begins at the front of `bytes` ends, if it is whole and in order.
+fn end_of_body(length: BodyLength, bytes: &[u8]) -> Option<usize> {
+    let mut reader = BodyReader::new(length);
+    let mut end = 0;
+    loop {
+        match reader.next(&bytes[end..]).ok()? {
+            Piece::Data { consumed, .. } => end += consumed,
+            Piece::End { consumed } => return Some(end + consumed),
+            Piece::NeedMore { .. } => return None,
+        }
+    }
 }
 
 /// Gives the answer that the route has by itself.
@@ -351,13 +434,42 @@ async fn by_itself(
     let safe = audit::secure(&plan.shared, &conn.lane.outbox, record).await;
     safe.map_err(|audit::NotSafe| Failure::Reply(Rejection::AuditUnavailable, next))?;
     let to = Asker {
-        keep_alive: next == Next::KeepAlive,
+        keep_alive: next.lives(),
         by_head,
         old: head.minor_version == 0,
     };
     let mut out = conn.lane.buffers.take();
     answer.put(&mut out, to, &conn.lane.date);
-    Ok(give(conn, ends, &out, to).await)
+    Ok(give(conn, ends, &out, next).await)
+}
+
+/// Reads away so many bytes of a body, and none behind them; whether they came in time, and before a drain's last call was over.
+async fn skip(lane: &Lane, ends: Ends<'_>, unread: u32, within: Duration) -> bool {
+    let Ends {
+        client,
+        buffer,
+        deadlines,
+    } = ends;
+    let mut unread = unread as usize;
+    let skipped = async {
+        loop {
+            let here = buffer.len().min(unread);
+            buffer.drain(..here);
+            unread -= here;
+            if unread == 0 {
+                return true;
+            }
+            match read_some(client, buffer).await {
+                Ok(1..) => {}
+                Ok(0) | Err(_) => return false,
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        skipped = deadlines.within(within, skipped) => skipped.unwrap_or(false),
+        () = lane.drain.last_call() => false,
+    }
 }
 
 /// What a client begins with.
@@ -415,17 +527,6 @@ async fn read_head(
     };
     let read = deadlines.within(listener.header_read, whole).await;
     read.unwrap_or(Err(Rejection::HeadTimeout))
-}
-
-/// Reads away what the client still sends, for a bounded time.
-async fn linger(client: &mut Stream) {
-    let mut rest = Vec::new();
-    let drain = async {
-        while let Ok(1..) = read_some(client, &mut rest).await {
-            rest.clear();
-        }
-    };
-    let _ = timeout(Duration::from_secs(1), drain).await;
 }
 
 #[cfg(test)]

@@ -204,15 +204,20 @@ impl Outgoing<'_, '_> {
         }
     }
 
-    /// The failure, after which another request may follow where this one never set out: it was in order, and none of its body is
-    /// on its way.
-    pub(super) fn in_order(&self, conn: &Conn<'_>, failure: Failure) -> Failure {
-        let in_order = self.keep_alive && self.request.body == BodyLength::None;
+    /// The failure, after which another request may follow where this one never set out: it was in order, and of its body, of which
+    /// so many bytes were `read`, it is known where it ends.
+    pub(super) fn in_order(&self, conn: &Conn<'_>, failure: Failure, read: u64) -> Failure {
+        let may_live = self.keep_alive && !conn.lane.drain.has_begun();
         match failure {
             Failure::Reply(refused @ (Rejection::Overloaded | Rejection::NoEndpoint), _)
-                if in_order && !conn.lane.drain.has_begun() =>
+                if may_live =>
             {
-                Failure::Reply(refused, Next::KeepAlive)
+                let next = match self.request.body {
+                    BodyLength::None => Next::KeepAlive,
+                    BodyLength::Fixed(bytes) => Next::behind(bytes.saturating_sub(read)),
+                    BodyLength::Chunked => Next::Close,
+                };
+                Failure::Reply(refused, next)
             }
             failure => failure,
         }

@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::sleep;
 
 use super::following::LanePlan;
-use super::handle::{Conn, Ends, Failure, Next, close};
+use super::handle::{Conn, Ends, Failure, Next};
 use super::outgoing::Outgoing;
 use super::record::Record;
 use super::reply::Rejection;
@@ -105,11 +105,10 @@ pub(super) async fn send(
                 ends.client.reset_on_close();
             }
             let next = sent?;
-            if !whole {
-                close(ends.client).await;
-                return Ok(Next::Close);
-            }
-            Ok(next)
+            Ok(match whole {
+                true => next,
+                false => Next::Linger,
+            })
         }
     }
 }
