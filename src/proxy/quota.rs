@@ -72,7 +72,8 @@ pub(super) struct Quota<'p> {
     pub(super) slots: Vec<(Key, u64)>,
     /// What was taken of leases: of which limit, by its index, and of which key.
     pub(super) taken: Vec<(usize, Key, Batch)>,
-    /// Shared limits that this process keeps to alone, since Redis does not answer; and this process's part of their rules.
+    /// Shared limits that this process keeps to alone, since Redis does not answer; and this process's part of their rules, as asked for
+    /// and given back.
     pub(super) alone: Vec<(usize, SmallVec<[Rule; 1]>)>,
     /// For how long the request has waited for Redis, over all its limits.
     pub(super) waited: Duration,
@@ -138,8 +139,21 @@ impl<'p> Quota<'p> {
         if limits.is_empty() {
             return Ok(());
         }
-        let plan = self.plan;
         let alone = std::mem::take(&mut self.alone);
+        let charged = self.charge_beside(&alone, limits, facts, now, record);
+        self.alone = alone;
+        charged
+    }
+
+    fn charge_beside(
+        &mut self,
+        alone: &[(usize, SmallVec<[Rule; 1]>)],
+        limits: &[usize],
+        facts: &Facts<'_>,
+        now: Now,
+        record: &mut Record,
+    ) -> Result<(), Rejection> {
+        let plan = self.plan;
         // Held for as long as rules of it are asked.
         let overrides = plan.limits.overrides();
         let mut asks = SmallVec::<[Ask<'_>; 4]>::new();
@@ -210,7 +224,7 @@ impl<'p> Quota<'p> {
     }
 
     /// Gives back what the request was charged by those of `limits` that `which` says, all of which admitted it: it is refused by what came
-    /// after them. What only counts, and what this process keeps to alone for want of Redis, stays charged.
+    /// after them. What only counts stays charged.
     pub(super) fn give_back(
         &mut self,
         limits: &[usize],
@@ -232,18 +246,25 @@ impl<'p> Quota<'p> {
         let overrides = plan.limits.overrides();
         for index in limits.iter().copied() {
             let limit = limit(index);
-            if limit.mode == Mode::Disabled || plan.shares(limit) || !which(limit) {
+            let mine = self.alone.iter().find(|(lost, _)| *lost == index);
+            if limit.mode == Mode::Disabled
+                || (plan.shares(limit) && mine.is_none())
+                || !which(limit)
+            {
                 continue;
             }
             let Some(parts) = facts.parts(&limit.by, plan) else {
                 continue;
             };
-            let rules = limits::rules(limit, || joined(&parts), &overrides);
+            let rules = match mine {
+                Some((_, rules)) => Some(&rules[..]),
+                None => limits::rules(limit, || joined(&parts), &overrides),
+            };
             if !refuses(limit, &parts) {
                 continue;
             }
             let cost = cost(limit, facts);
-            for (number, rule) in rules.iter().copied().flatten().enumerate() {
+            for (number, rule) in rules.into_iter().flatten().enumerate() {
                 // A slot comes back with the request.
                 if matches!(rule, Rule::Concurrency { .. }) {
                     continue;
