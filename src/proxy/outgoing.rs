@@ -240,7 +240,7 @@ pub(super) fn end_of(failure: &Failure, record: &Record) -> Option<End> {
         return None;
     };
     match rejection {
-        Rejection::ConnectFailed | Rejection::ConnectTimeout | Rejection::UpstreamTls(_) => {
+        Rejection::ConnectFailed(_) | Rejection::ConnectTimeout(_) | Rejection::UpstreamTls(_) => {
             Some(End::ConnectFailed)
         }
         Rejection::UpstreamTimeout => Some(End::TimedOut),

@@ -2,6 +2,7 @@
 //! its cause in Proxy-Status (RFC 9209).
 
 mod tls;
+mod unreached;
 
 use std::borrow::Cow;
 use std::cell::{Ref, RefCell};
@@ -16,6 +17,7 @@ use crate::http1::head::HeadError;
 use crate::http1::path::PathError;
 use crate::net::tls::Trouble;
 use crate::policy::shed::Strain;
+use crate::upstream::{Cause, Stage};
 
 /// Why weir answers in the upstream's place.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,8 +67,8 @@ pub enum Rejection {
     Loop,
     /// Plain HTTP, to a listener that speaks TLS.
     PlainOnTls,
-    ConnectFailed,
-    ConnectTimeout,
+    ConnectFailed(Cause),
+    ConnectTimeout(Stage),
     /// There is no TLS with the upstream.
     UpstreamTls(Trouble),
     /// The upstream closed, reset or sent nonsense before its head was whole.
@@ -174,11 +176,13 @@ impl Rejection {
             Rejection::Overloaded => (503, "Service Unavailable", "connection_limit_reached"),
             Rejection::BodyTooLarge => (413, "Content Too Large", "http_request_error"),
             Rejection::Expectation => (417, "Expectation Failed", "http_request_error"),
-            Rejection::ConnectFailed => (502, "Bad Gateway", "connection_refused"),
+            Rejection::ConnectFailed(cause) => (502, "Bad Gateway", unreached::failed(*cause)),
             Rejection::NotRedirected => (502, "Bad Gateway", "destination_not_found"),
             Rejection::Loop => (502, "Bad Gateway", "proxy_loop_detected"),
             Rejection::UpstreamTls(trouble) => (502, "Bad Gateway", tls::said_of(*trouble).0),
-            Rejection::ConnectTimeout => (504, "Gateway Timeout", "connection_timeout"),
+            Rejection::ConnectTimeout(stage) => {
+                (504, "Gateway Timeout", unreached::timed_out(*stage))
+            }
             Rejection::UpstreamBroken => (502, "Bad Gateway", "http_protocol_error"),
             Rejection::UpstreamTimeout | Rejection::DeadlineExceeded => {
                 (504, "Gateway Timeout", "http_response_timeout")
@@ -220,13 +224,13 @@ impl Rejection {
             Rejection::BodyTooLarge => "request body is larger than the limit",
             Rejection::Expectation => "only 100-continue can be expected",
             Rejection::PlainOnTls => "plain HTTP was sent to a port that speaks TLS: use https",
-            Rejection::ConnectFailed => "upstream cannot be reached",
+            Rejection::ConnectFailed(_) => "upstream cannot be reached",
             Rejection::NotRedirected => {
                 "the connection was not redirected here, so that there is nowhere to go"
             }
             Rejection::Loop => "the request came back to the proxy that sent it",
             Rejection::UpstreamTls(trouble) => tls::said_of(*trouble).2,
-            Rejection::ConnectTimeout => "upstream did not accept a connection in time",
+            Rejection::ConnectTimeout(_) => "upstream did not accept a connection in time",
             Rejection::UpstreamBroken => "upstream broke off or sent nonsense",
             Rejection::UpstreamTimeout => "upstream took too long",
             Rejection::DeadlineExceeded => "the call's deadline is over",
@@ -269,11 +273,11 @@ impl Rejection {
             Rejection::BodyTooLarge => "body_too_large",
             Rejection::Expectation => "expectation",
             Rejection::PlainOnTls => "plain_on_tls",
-            Rejection::ConnectFailed => "connect_failed",
+            Rejection::ConnectFailed(_) => "connect_failed",
             Rejection::NotRedirected => "not_redirected",
             Rejection::Loop => "loop",
             Rejection::UpstreamTls(trouble) => tls::said_of(*trouble).1,
-            Rejection::ConnectTimeout => "connect_timeout",
+            Rejection::ConnectTimeout(_) => "connect_timeout",
             Rejection::UpstreamBroken => "upstream_broken",
             Rejection::UpstreamTimeout => "upstream_timeout",
             Rejection::DeadlineExceeded => "deadline_exceeded",
@@ -309,9 +313,9 @@ impl Rejection {
             | Rejection::SessionsFull
             | Rejection::Overloaded
             | Rejection::NoEndpoint
-            | Rejection::ConnectFailed
+            | Rejection::ConnectFailed(_)
             | Rejection::UpstreamTls(_)
-            | Rejection::ConnectTimeout
+            | Rejection::ConnectTimeout(_)
             | Rejection::UpstreamBroken
             | Rejection::UpstreamTimeout
             | Rejection::DeadlineExceeded
