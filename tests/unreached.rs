@@ -8,8 +8,9 @@
 mod harness;
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
+use std::time::Duration;
 
 use harness::process::{Running, file};
 use harness::raw::{self, scripted};
@@ -126,5 +127,73 @@ fn the_log_says_once_that_an_endpoint_cannot_be_reached_and_once_that_it_is_agai
         for part in [" INFO ", "is reached again", &address.to_string()] {
             assert!(next.contains(part), "{part}: {next}");
         }
+    }
+}
+
+#[test]
+fn the_client_s_connection_outlives_an_upstream_that_does_not_answer() {
+    let (_kept, refused) = closed();
+    let (full, crowded) = closed();
+    full.listen(0).unwrap();
+    let mut waiting = Vec::new();
+    while let Ok(stream) = TcpStream::connect_timeout(&crowded, Duration::from_millis(300)) {
+        waiting.push(stream);
+    }
+    let silent = scripted(|mut stream| drop(stream.read_to_end(&mut Vec::new())));
+    let going = scripted(|mut stream| drop(raw::read_head(&mut stream)));
+    let cut = scripted(|mut stream| {
+        raw::read_head(&mut stream);
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Le");
+    });
+    let plain = scripted(|mut stream| {
+        let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    let reply = |status, reason| (status, reason);
+    let (failed, timed_out) = (reply(502, "connect_failed"), reply(504, "connect_timeout"));
+    let (not_tls, broken) = (
+        reply(502, "upstream_not_tls"),
+        reply(502, "upstream_broken"),
+    );
+    for (endpoint, protocol, (status, reason)) in [
+        (format!("http://{refused}"), "http1", failed),
+        (format!("http://{refused}"), "http2", failed),
+        (format!("https://{refused}"), "auto", failed),
+        (format!("http://{crowded}"), "http1", timed_out),
+        (format!("http://{silent}"), "http2", timed_out),
+        (format!("https://{plain}"), "http1", not_tls),
+        (format!("https://{plain}"), "auto", not_tls),
+        (
+            format!("http://{silent}"),
+            "http1",
+            reply(504, "upstream_timeout"),
+        ),
+        (format!("http://{going}"), "http1", broken),
+        (format!("http://{cut}"), "http1", broken),
+    ] {
+        let config = file(&format!(
+            "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nruntime: {{lanes: 1}}\n\
+             upstreams: {{app: {{endpoints: ['{endpoint}'], protocol: {protocol}, connect_timeout: 200ms, timeout: 200ms}}}}\n"
+        ));
+        let weir = Running::start(config.path());
+        let mut client = weir.client();
+        let name = format!("{endpoint}, {protocol}, {reason}");
+        for method in ["GET", "HEAD", "DELETE"] {
+            client.begin(method, "/", &[], "");
+            let reply = match method {
+                "HEAD" => client.finish_head(),
+                _ => client.finish(),
+            };
+            assert_eq!(reply.status, status, "{name}: {reply:?}");
+            let told = reply.field("proxy-status").unwrap();
+            assert!(told.ends_with(&format!("\"{reason}\"")), "{name}: {told}");
+            assert_eq!(reply.field("connection"), None, "{name}: {method}");
+        }
+        // What is sent of a body could not be told from a next request.
+        let reply = client.send("POST", "/", &[], "body");
+        assert_eq!(reply.field("connection"), Some("close"), "{name}");
+        let asks = ["Connection: close"];
+        let reply = weir.client().send("GET", "/", &asks, "");
+        assert_eq!(reply.field("connection"), Some("close"), "{name}");
     }
 }

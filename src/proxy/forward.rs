@@ -59,7 +59,8 @@ pub(super) async fn send(
             mixed::Client::Http1(ends),
             record,
         );
-        return Box::pin(sent).await;
+        let sent = Box::pin(sent).await;
+        return sent.map_err(|failure| outgoing.in_order(conn, failure));
     }
     let upstream = &plan.upstreams[index];
     if outgoing.expects && ends.buffer.is_empty() {

@@ -204,14 +204,21 @@ impl Outgoing<'_, '_> {
         }
     }
 
-    /// The failure, after which another request may follow where this one never set out: it was in order, and none of its body is
-    /// on its way.
+    /// The failure, after which another request may follow where this one was in order and has no body: nothing of it is on its way, and
+    /// the client was told nothing yet.
     pub(super) fn in_order(&self, conn: &Conn<'_>, failure: Failure) -> Failure {
         let in_order = self.keep_alive && self.request.body == BodyLength::None;
         match failure {
-            Failure::Reply(refused @ (Rejection::Overloaded | Rejection::NoEndpoint), _)
-                if in_order && !conn.lane.drain.has_begun() =>
-            {
+            Failure::Reply(
+                refused @ (Rejection::Overloaded
+                | Rejection::NoEndpoint
+                | Rejection::ConnectFailed(_)
+                | Rejection::ConnectTimeout(_)
+                | Rejection::UpstreamTls(_)
+                | Rejection::UpstreamBroken
+                | Rejection::UpstreamTimeout),
+                _,
+            ) if in_order && !conn.lane.drain.has_begun() => {
                 Failure::Reply(refused, Next::KeepAlive)
             }
             failure => failure,
