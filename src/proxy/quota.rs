@@ -88,6 +88,7 @@ struct Told<'p> {
     json: &'static str,
     rule: Rule,
     verdict: Verdict,
+    charged: u64,
 }
 
 /// What one rule said.
@@ -98,6 +99,8 @@ pub(super) struct Said<'a> {
     /// Whether its refusal refuses the request.
     pub enforced: bool,
     pub verdict: Verdict,
+    /// What it has taken, which comes back where the request is refused all the same.
+    pub charged: u64,
 }
 
 impl Drop for Quota<'_> {
@@ -209,6 +212,7 @@ impl<'p> Quota<'p> {
             rule: ask.rule,
             enforced: ask.enforced,
             verdict: *verdict,
+            charged: if admitted { ask.cost } else { 0 },
         });
         self.note(admitted, said, record);
         let slots = asked.filter(|((ask, _), _)| matches!(ask.rule, Rule::Concurrency { .. }));
@@ -328,6 +332,7 @@ impl<'p> Quota<'p> {
                 json: plan.names.limits[said.limit].json,
                 rule: *said.rule,
                 verdict: said.verdict,
+                charged: said.charged,
             });
         }
     }
@@ -341,7 +346,12 @@ impl<'p> Quota<'p> {
         }
     }
 
-    pub(super) fn refusal(&self) -> Rejection {
+    /// What the client is told. Limits that would admit the request have back what they took, if not by now, before it is told.
+    pub(super) fn refusal(&mut self) -> Rejection {
+        for told in self.told.iter_mut().filter(|told| told.verdict.admitted) {
+            let left = told.verdict.remaining.saturating_add(told.charged);
+            (told.verdict.remaining, told.charged) = (left, 0);
+        }
         let violated = || self.told.iter().filter(|told| !told.verdict.admitted);
         let mut limits: Vec<_> = violated().map(|told| told.json).collect();
         limits.dedup();
