@@ -6,6 +6,7 @@ mod unreached;
 
 use std::borrow::Cow;
 use std::cell::{Ref, RefCell};
+use std::io;
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
@@ -374,19 +375,38 @@ impl Rejection {
         }
     }
 
+    /// The bytes of what [`Rejection::put`] says beside the head.
+    pub(super) fn body_len(&self) -> u64 {
+        if let Some(fallback) = self.fallback() {
+            return fallback.body.len() as u64;
+        }
+        if let Rejection::QuotaExceeded(exceeded) = self {
+            return quota_problem(&exceeded.limits).map(str::len).sum::<usize>() as u64;
+        }
+        let (status, title, _) = self.kind();
+        let mut counted = Counted(0);
+        self.write_problem(&mut counted, status, title);
+        counted.0
+    }
+
     fn put_problem(&self, body: &mut Vec<u8>, status: u16, title: &str) {
         if let Rejection::QuotaExceeded(exceeded) = self {
-            put_quota_problem(body, &exceeded.limits);
+            let parts = quota_problem(&exceeded.limits);
+            parts.for_each(|part| body.extend_from_slice(part.as_bytes()));
             return;
         }
+        self.write_problem(body, status, title);
+    }
+
+    fn write_problem(&self, into: impl io::Write, status: u16, title: &str) {
         let problem = Problem {
             kind: "about:blank",
             title,
             status,
             detail: &self.detail(),
         };
-        serde_json::to_writer(body, &problem)
-            .expect("a problem is texts and a number, and a Vec takes every byte");
+        serde_json::to_writer(into, &problem)
+            .expect("a problem is texts and a number, and every byte is taken");
     }
 
     fn retry_after(&self) -> Option<Duration> {
@@ -416,25 +436,18 @@ pub(super) fn put_head_end(out: &mut Vec<u8>, to: Asker) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// The problem of draft-ietf-httpapi-ratelimit-headers-10, section 5.1. Put together from parts that are JSON already, since a
-/// flood is answered with it.
-fn put_quota_problem(body: &mut Vec<u8>, limits: &[&str]) {
+/// The problem of draft-ietf-httpapi-ratelimit-headers-10, section 5.1, in its parts, which are JSON already, since a flood is answered
+/// with it.
+fn quota_problem<'a>(limits: &'a [&str]) -> impl Iterator<Item = &'a str> {
     let head = [
         r#"{"type":"https://iana.org/assignments/http-problem-types#quota-exceeded","#,
         r#""title":"Too Many Requests","status":429,"detail":""#,
         OVER_LIMIT,
         r#"","violated-policies":["#,
     ];
-    for part in head {
-        body.extend_from_slice(part.as_bytes());
-    }
-    for (index, limit) in limits.iter().enumerate() {
-        if index > 0 {
-            body.push(b',');
-        }
-        body.extend_from_slice(limit.as_bytes());
-    }
-    body.extend_from_slice(b"]}");
+    let limits = limits.iter().enumerate();
+    let limits = limits.flat_map(|(index, limit)| [if index > 0 { "," } else { "" }, limit]);
+    head.into_iter().chain(limits).chain(["]}"])
 }
 
 /// RFC 9110 section 11.6.1 wants a challenge in a 401; for cookies there is no registered scheme.
@@ -457,6 +470,20 @@ fn put_challenge(out: &mut Vec<u8>, asked: &Unauthenticated) {
     ];
     for part in parts {
         out.extend_from_slice(part.as_bytes());
+    }
+}
+
+/// Bytes that are written nowhere.
+struct Counted(u64);
+
+impl io::Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -501,5 +528,6 @@ mod tests {
         let told = date.duration_since(SystemTime::UNIX_EPOCH).unwrap();
         assert!(clock::wall().abs_diff(told) < Duration::from_secs(5));
         assert!(body.contains(r#"escaped \"/\", \"\\\" or NUL"#), "{body}");
+        assert_eq!(rejection.body_len(), body.len() as u64);
     }
 }
