@@ -168,6 +168,7 @@ impl Outgoing<'_, '_> {
             next: if lives { Next::KeepAlive } else { Next::Close },
             changes: &self.route.response_headers,
             switched: self.switch_to.as_deref().filter(|_| head.status == 101),
+            of_session: told.is_some(),
         };
         self.out.clear();
         let quota = &self.quota;
@@ -178,7 +179,7 @@ impl Outgoing<'_, '_> {
             &back,
             |out| {
                 quota.tell(out);
-                out.extend_from_slice(&told);
+                out.extend_from_slice(told.as_deref().unwrap_or_default());
             },
         ))
     }
