@@ -20,10 +20,13 @@ use serde_json::Value;
 fn weir(telemetry: &str, upstream: &Upstream) -> Running {
     let config = file(&format!(
         "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\ntelemetry: {{{telemetry}}}\n\
-         upstreams: {{app: {{endpoints: ['{}']}}, gone: {{endpoints: ['http://127.0.0.1:1']}}}}\n\
+         upstreams: {{app: {{endpoints: ['{}']}}, gone: {{endpoints: ['http://127.0.0.1:1']}},\n\
+         \x20 guarded: {{endpoints: ['http://127.0.0.1:1'], circuit_breaker: one}}}}\n\
+         circuit_breakers: {{one: {{consecutive_failures: 1, open_for: 1h, fallback: {{body: busy}}}}}}\n\
          rate_limits: {{none: {{limit: 0/s, by: constant}}}}\n\
          routes:\n  - {{match: {{path: /limited}}, upstream: app, rate_limits: [none]}}\n\
-         \x20 - {{match: {{path: /broken}}, upstream: gone}}\n  - {{upstream: app}}\n",
+         \x20 - {{match: {{path: /broken}}, upstream: gone}}\n\
+         \x20 - {{match: {{path: /guarded}}, upstream: guarded}}\n  - {{upstream: app}}\n",
         upstream.url()
     ));
     Running::start(config.path())
@@ -79,21 +82,39 @@ fn each_request_is_a_line_that_says_what_became_of_it() {
         (&200.into(), &5.into())
     );
     assert!(line.get("label").is_none(), "{line}");
-    client.get("/limited");
+    let refused = client.get("/limited");
     let line = next(&lines);
     assert_eq!(
-        (&line["status"], &line["label"]),
-        (&429.into(), &"quota_exceeded".into())
+        (&line["status"], &line["label"], &line["bytes_out"]),
+        (
+            &429.into(),
+            &"quota_exceeded".into(),
+            &refused.body.len().into()
+        )
     );
-    client.get("/broken");
-    assert_eq!(next(&lines)["label"], "connect_failed");
+    let refused = client.get("/broken");
+    let line = next(&lines);
+    assert_eq!(
+        (&line["label"], &line["bytes_out"]),
+        (&"connect_failed".into(), &refused.body.len().into())
+    );
+    client.begin("HEAD", "/limited", &[], "");
+    assert_eq!(client.finish_head().status, 429);
+    assert_eq!(next(&lines)["bytes_out"], 0);
+    // The second is refused by the breaker, which has words of its own.
+    for (status, body) in [(502, None), (503, Some("busy"))] {
+        let reply = client.get("/guarded");
+        assert_eq!(reply.status, status);
+        assert!(body.is_none_or(|body| reply.body == body), "{reply:?}");
+        assert_eq!(next(&lines)["bytes_out"], reply.body.len());
+    }
     weir.client().write(b"nonsense\r\n\r\n");
     let line = next(&lines);
     assert_eq!(
         (&line["status"], &line["label"]),
         (&400.into(), &"bad_head".into())
     );
-    eventually(|| counted(&weir, "weir_access_log_lines_total{result=\"written\"}") == 4);
+    eventually(|| counted(&weir, "weir_access_log_lines_total{result=\"written\"}") == 7);
 }
 
 #[test]

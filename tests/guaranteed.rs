@@ -102,8 +102,12 @@ fn refusals_are_on_record_once_they_are_told() {
     ));
     let mut running = Running::start(config.path());
     let mut client = running.client();
-    assert_eq!(client.get("/limited").status, 429);
+    let refused = client.get("/limited");
+    assert_eq!(refused.status, 429);
     assert_eq!(on_record(&database), ["/limited"]);
+    let events = Reader::open(&database).unwrap().query(&Filter::default());
+    let told = events.unwrap().into_iter().map(|it| it.event.bytes_out);
+    assert_eq!(told.collect::<Vec<_>>(), [refused.body.len() as u64]);
     assert_eq!(client.get("/nowhere").status, 404);
     assert_eq!(on_record(&database), ["/limited", "/nowhere"]);
     client.write(b"GET / HTTP/7\r\n\r\n");

@@ -31,6 +31,7 @@ on_each_store!(
     a_limit_of_a_reload_makes_nobody_wait_longer_than_it_ever_does,
     a_route_is_counted_by_what_it_matches_wherever_it_stands,
     what_another_policy_refuses_costs_no_quota,
+    a_refusal_tells_what_is_left_of_limits_that_did_not_refuse,
 );
 
 /// A lane whose every route has `limit`, a YAML map.
@@ -535,5 +536,98 @@ fn what_another_policy_refuses_costs_no_quota(store: Store) {
         // A limit that tells clients apart bounds how often one can try.
         let tried = [(); 4].map(|()| status("/tried", "X-A: b"));
         assert_eq!(tried, [401, 401, 401, 429], "{algorithm}");
+    }
+}
+
+fn a_refusal_tells_what_is_left_of_limits_that_did_not_refuse(store: Store) {
+    let upstream = Upstream::replying(|head| {
+        let begins = head.starts_with("GET /in ");
+        let field = "X-Weir-Session-Start: {\"user\": \"ann\"}\r\n";
+        let field = if begins { field } else { "" };
+        format!("HTTP/1.1 200 OK\r\n{field}Content-Length: 0\r\n\r\n")
+    });
+    let accuracies: &[&str] = match store {
+        Store::Memory => &["local"],
+        Store::Redis => &["lease", "strict", "local"],
+    };
+    for accuracy in accuracies {
+        // What is asked first, or last, is on its own ground where one limit alone is shared.
+        for other in [accuracy, "local"] {
+            let limit = |settings: &str, accuracy: &str| match store {
+                Store::Memory => format!("{{{settings}}}"),
+                Store::Redis => format!("{{{settings}, accuracy: {accuracy}}}"),
+            };
+            // Slots have no lease.
+            let of_slots = if *accuracy == "local" {
+                "local"
+            } else {
+                "strict"
+            };
+            let lane = Lane::start(&format!(
+                "listen: 127.0.0.1:0\nupstreams: {{app: {{endpoints: ['{}'], trust_session_headers: true}}}}\n\
+                 sessions: {{web: {{cookie: {{secure: false}}}}}}\n\
+                 rate_limits:\n  a: {}\n  b: {}\n  c: {}\n  d: {}\n  e: {}\nroutes:\n\
+                 - {{match: {{path: /in}}, upstream: app, session: {{use: web, require: false}}}}\n\
+                 - {{match: {{path: /mine}}, upstream: app, session: {{use: web}}, rate_limits: [a, d, e]}}\n\
+                 - {{upstream: app, rate_limits: [a, b, c]}}\n{}",
+                upstream.url(),
+                limit(
+                    "limit: 100/h, by: constant, cost: {header: x-cost}",
+                    accuracy
+                ),
+                limit("limit: 1/h, by: constant", other),
+                limit("limit: 5, by: constant, algorithm: concurrency", of_slots),
+                limit("limit: 9/h, by: constant, algorithm: fixed_window", other),
+                limit("limit: 1/h, by: session.user", other),
+                store.block()
+            ));
+            let set = lane.connect().get("/in");
+            let cookie = set.field("set-cookie").unwrap().split(';').next().unwrap();
+            let cookie = format!("Cookie: {cookie}");
+            let ask = |path: &str| {
+                let reply = lane
+                    .connect()
+                    .send("GET", path, &["X-Cost: 30", &cookie], "");
+                let told = reply.field("ratelimit").unwrap().split(", ");
+                let left = |told: &str| {
+                    let (name, rest) = told.split_once(";r=").unwrap();
+                    format!("{name} {}", rest.split(';').next().unwrap())
+                };
+                (reply.status, told.map(left).collect::<Vec<_>>().join(", "))
+            };
+            let check = |path: &str, status: u16, left: &str| {
+                let told = (status, left.to_owned());
+                assert_eq!(ask(path), told, "{path}, {accuracy} beside {other}");
+            };
+            let shared = |of: &str| store == Store::Redis && of != "local";
+            let order = |names: &[(&str, &str, u64)]| {
+                // Shared ones are asked first.
+                let mut names = names.to_vec();
+                names.sort_by_key(|(_, of, _)| !shared(of));
+                let told = names
+                    .iter()
+                    .map(|(name, _, left)| format!("\"{name}\" {left}"));
+                told.collect::<Vec<_>>().join(", ")
+            };
+            let of_all = |a, b, c: Option<u64>| {
+                let c = c.map(|c| ("c", of_slots, c));
+                let all = [("a", *accuracy, a), ("b", other, b)];
+                order(&all.into_iter().chain(c).collect::<Vec<_>>())
+            };
+            // Redis is not asked for a slot once a lease is known to refuse.
+            let free = (!shared(other)).then_some(5);
+            check("/", 200, &of_all(70, 0, Some(4)));
+            check("/", 429, &of_all(70, 0, Some(5)));
+            check("/", 429, &of_all(70, 0, free));
+            let of_mine = |a, d, e| {
+                format!(
+                    "{}, \"e\" {e}",
+                    order(&[("a", *accuracy, a), ("d", other, d)])
+                )
+            };
+            check("/mine", 200, &of_mine(40, 8, 0));
+            check("/mine", 429, &of_mine(40, 8, 0));
+            check("/mine", 429, &of_mine(40, 8, 0));
+        }
     }
 }

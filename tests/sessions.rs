@@ -44,6 +44,7 @@ on_both_stores! {
     an_idle_session_is_over,
     a_start_that_cannot_be_read_is_a_502_and_starts_nothing,
     an_upstream_that_is_not_trusted_starts_nothing,
+    a_session_header_that_is_ignored_leaves_caches_alone,
     limits_count_by_the_user_and_its_claims,
     a_switched_connection_ends_with_its_session,
 }
@@ -258,6 +259,31 @@ fn an_upstream_that_is_not_trusted_starts_nothing(store: Store) {
     let reply = weir.client().get("/login/ann");
     assert_eq!((reply.status, reply.field("set-cookie")), (200, None));
     assert_eq!(reply.field("x-weir-session-start"), None);
+}
+
+fn a_session_header_that_is_ignored_leaves_caches_alone(store: Store) {
+    let app = app();
+    let weir = start(
+        store,
+        &format!(
+            "upstreams: {{app: {{endpoints: ['{}']}}, trusted: {{endpoints: ['{}'], trust_session_headers: true}}}}\n\
+             sessions: {{web: {{}}}}\nroutes:\n  - {{match: {{path: /login/bare}}, upstream: trusted}}\n\
+             \x20 - {{upstream: app, session: {{use: web, require: false}}}}\n",
+            app.url(),
+            app.url()
+        ),
+    );
+    let mut client = weir.client();
+    for path in ["/login/ann", "/logout", "/login/bare"] {
+        let reply = client.get(path);
+        assert_eq!((reply.status, reply.field("set-cookie")), (200, None));
+        let fields = reply.fields.iter();
+        let cached = fields.filter(|(name, _)| name.ends_with("cache-control"));
+        let cached: Vec<_> = cached
+            .map(|(name, value)| format!("{name}: {value}"))
+            .collect();
+        assert_eq!(cached.join("\r\n"), CACHED.to_ascii_lowercase(), "{path}");
+    }
 }
 
 fn limits_count_by_the_user_and_its_claims(store: Store) {

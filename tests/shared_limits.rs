@@ -9,6 +9,7 @@
 mod harness;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
@@ -20,6 +21,7 @@ use harness::node::Node;
 use harness::process::{Running, file};
 use harness::redis::{Cluster, Server, key_prefix};
 use harness::{Client, Lane, Store, Upstream, eventually};
+use socket2::{Domain, Socket, Type};
 use weir::clock;
 use weir::store::limits::leases::Decision;
 
@@ -239,6 +241,49 @@ fn a_limit_does_what_it_says_while_redis_is_away_and_is_shared_again() {
     // Redis has lost what it had, so the quota is whole, and used up by those who ask on.
     for lane in &lanes {
         eventually(|| ask(lane).status == 429 && !alone(lane));
+    }
+}
+
+#[test]
+fn what_another_policy_refuses_costs_no_quota_while_redis_is_away() {
+    let server = Server::single();
+    server.kill();
+    let upstream = Upstream::answering("ok");
+    // Kept, so that no other test gets its port.
+    let closed = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+    closed.bind(&loopback.into()).unwrap();
+    let gone = closed.local_addr().unwrap().as_socket().unwrap();
+    for accuracy in ["lease", "strict"] {
+        let limit = |limit: &str, by: &str| {
+            format!("{{limit: {limit}, by: {by}, accuracy: {accuracy}, on_redis_loss: local}}")
+        };
+        let lane = Lane::start(&format!(
+            "listen: 127.0.0.1:0\nsessions: {{web: {{}}}}\n\
+             upstreams: {{app: {{endpoints: ['{}']}}, gone: {{endpoints: ['http://{gone}'], circuit_breaker: b}}}}\n\
+             circuit_breakers: {{b: {{scope: local, window: {{type: count, size: 2}}, minimum_calls: 2, open_for: 1h}}}}\n\
+             rate_limits: {{broken: {}, all: {}, each: {}}}\nroutes:\n\
+             - {{match: {{path: /gone}}, upstream: gone, rate_limits: [broken]}}\n\
+             - {{match: {{path: /broken}}, upstream: app, rate_limits: [broken]}}\n\
+             - {{match: {{path: /in}}, upstream: app, rate_limits: [all, each], session: {{use: web}}}}\n\
+             - {{match: {{path: /all}}, upstream: app, rate_limits: [all]}}\n{}",
+            upstream.url(),
+            limit("8/h", "client.ip"),
+            limit("3/h", "constant"),
+            limit("3/h", "client.ip"),
+            server.yaml(&key_prefix())
+        ));
+        let status = |path: &str| lane.connect().get(path).status;
+        let statuses =
+            |path: &str, count: usize| -> Vec<_> { (0..count).map(|_| status(path)).collect() };
+        // By a breaker: the two that tripped it were tried, and no other was.
+        assert_eq!(statuses("/gone", 12)[..3], [502, 502, 503], "{accuracy}");
+        assert_eq!(statuses("/gone", 10), [503; 10], "{accuracy}");
+        let left = [200, 200, 200, 200, 200, 200, 429];
+        assert_eq!(statuses("/broken", 7), left, "{accuracy}");
+        // By the want of a session: a limit that tells clients apart bounds how often one can try.
+        assert_eq!(statuses("/in", 4), [401, 401, 401, 429], "{accuracy}");
+        assert_eq!(statuses("/all", 4), [200, 200, 200, 429], "{accuracy}");
     }
 }
 

@@ -58,7 +58,8 @@ pub(super) async fn send(
             mixed::Client::Http1(ends),
             record,
         );
-        return Box::pin(sent).await;
+        let sent = Box::pin(sent).await;
+        return sent.map_err(|failure| outgoing.in_order(conn, failure, record));
     }
     let upstream = &plan.upstreams[index];
     if outgoing.expects && ends.buffer.is_empty() {
@@ -85,7 +86,7 @@ pub(super) async fn send(
         Ok(exchanged) => exchanged,
         Err(failure) => {
             outgoing.failed(&failure, record);
-            return Err(outgoing.in_order(conn, failure, upload.bytes));
+            return Err(outgoing.in_order(conn, failure, record));
         }
     };
     let status = answered.head.status;

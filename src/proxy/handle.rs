@@ -282,7 +282,7 @@ async fn serve(
             Next::Close
         }
         Err(Failure::Reply(rejection, next)) => {
-            let rejection = on_record(&conn, &plan, rejection, record).await;
+            let rejection = on_record(&conn, &plan, rejection, !by_head, record).await;
             let to = Asker {
                 keep_alive: next.lives(),
                 by_head,
@@ -299,18 +299,19 @@ async fn serve(
     next
 }
 
-/// The rejection once it is on record, or the one that says that it cannot be.
+/// The rejection once it is on record, or the one that says that it cannot be; the client gets its words where there is a `body`.
 pub(super) async fn on_record(
     conn: &Conn<'_>,
     plan: &LanePlan,
     rejection: Rejection,
+    body: bool,
     record: &mut Record,
 ) -> Rejection {
-    record.refused(&rejection);
+    record.refused(&rejection, body);
     match audit::secure(&plan.shared, &conn.lane.outbox, record).await {
         Ok(()) => rejection,
         Err(audit::NotSafe) => {
-            record.refused(&Rejection::AuditUnavailable);
+            record.refused(&Rejection::AuditUnavailable, body);
             Rejection::AuditUnavailable
         }
     }

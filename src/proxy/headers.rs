@@ -361,6 +361,8 @@ pub(super) struct Back<'a> {
     pub changes: &'a HeaderChanges,
     /// The protocols of which the client offered a choice, for a 101.
     pub switched: Option<&'a [u8]>,
+    /// Whether it starts or ends a session: a cache that kept the token would give one client's session to another.
+    pub of_session: bool,
 }
 
 /// What both sides speak behind a 101, of what the client offered.
@@ -399,22 +401,19 @@ pub(super) fn put_response_head(
     put_status_line(out, answer, response);
     // RFC 9110 section 8.6: neither has a length, and a client that believes one waits for a body that never comes.
     let bodiless = matches!(response.status, 101 | 204);
-    // A cache that kept the token would give one client's session to another.
-    let mut fields = response.fields.iter();
-    let of_session = fields.any(|(name, _)| is_session_header(&answer[name.clone()]));
     put_fields(out, answer, &response.fields, |name| {
         is_session_header(name)
             || (bodiless && name.eq_ignore_ascii_case(b"content-length"))
-            || (of_session && is_cache_control(name))
+            || (back.of_session && is_cache_control(name))
             || back.changes.drops(name)
     });
     for (name, value) in back.changes.put_in() {
-        if !(of_session && is_cache_control(name.as_bytes())) {
+        if !(back.of_session && is_cache_control(name.as_bytes())) {
             put(out, name.as_bytes(), value.as_bytes());
         }
     }
     tell(out);
-    if of_session {
+    if back.of_session {
         out.extend_from_slice(b"Cache-Control: no-store\r\n");
     }
     if back.chunked && !back.old_client {

@@ -238,7 +238,8 @@ async fn serve(
     match served {
         Ok(()) => {}
         Err(Failure::Reply(rejection, _)) => {
-            let rejection = on_record(&conn, &plan, rejection, record).await;
+            let body = !to.by_head && !to.grpc;
+            let rejection = on_record(&conn, &plan, rejection, body, record).await;
             record.grpc = to.grpc.then(|| GrpcStatus::of_refusal(rejection.status()));
             refuse(&conn, &mut respond, &rejection, to);
         }

@@ -168,6 +168,7 @@ impl Outgoing<'_, '_> {
             next: if lives { Next::KeepAlive } else { Next::Close },
             changes: &self.route.response_headers,
             switched: self.switch_to.as_deref().filter(|_| head.status == 101),
+            of_session: told.is_some(),
         };
         self.out.clear();
         let quota = &self.quota;
@@ -178,7 +179,7 @@ impl Outgoing<'_, '_> {
             &back,
             |out| {
                 quota.tell(out);
-                out.extend_from_slice(&told);
+                out.extend_from_slice(told.as_deref().unwrap_or_default());
             },
         ))
     }
@@ -204,23 +205,33 @@ impl Outgoing<'_, '_> {
         }
     }
 
-    /// The failure, after which another request may follow where this one never set out: it was in order, and of its body, of which
-    /// so many bytes were `read`, it is known where it ends.
-    pub(super) fn in_order(&self, conn: &Conn<'_>, failure: Failure, read: u64) -> Failure {
+    /// The failure, after which another request may follow where this one was in order and the client was told nothing yet: it is known
+    /// where its body ends, and nothing of it is on its way.
+    pub(super) fn in_order(&self, conn: &Conn<'_>, failure: Failure, record: &Record) -> Failure {
         let may_live = self.keep_alive && !conn.lane.drain.has_begun();
-        match failure {
-            Failure::Reply(refused @ (Rejection::Overloaded | Rejection::NoEndpoint), _)
-                if may_live =>
-            {
-                let next = match self.request.body {
-                    BodyLength::None => Next::KeepAlive,
-                    BodyLength::Fixed(bytes) => Next::behind(bytes.saturating_sub(read)),
-                    BodyLength::Chunked => Next::Close,
-                };
-                Failure::Reply(refused, next)
+        let Failure::Reply(refused, next) = failure else {
+            return failure;
+        };
+        let never_set_out = matches!(
+            refused,
+            Rejection::Overloaded
+                | Rejection::NoEndpoint
+                | Rejection::ConnectFailed(_)
+                | Rejection::ConnectTimeout(_)
+                | Rejection::UpstreamTls(_)
+        );
+        let unanswered = matches!(
+            refused,
+            Rejection::UpstreamBroken | Rejection::UpstreamTimeout
+        );
+        let next = match self.request.body {
+            BodyLength::None if may_live && (never_set_out || unanswered) => Next::KeepAlive,
+            BodyLength::Fixed(bytes) if may_live && never_set_out => {
+                Next::behind(bytes.saturating_sub(record.bytes_in))
             }
-            failure => failure,
-        }
+            _ => next,
+        };
+        Failure::Reply(refused, next)
     }
 
     /// The upstream's part is over, after a response's head of this status.
@@ -245,7 +256,7 @@ pub(super) fn end_of(failure: &Failure, record: &Record) -> Option<End> {
         return None;
     };
     match rejection {
-        Rejection::ConnectFailed | Rejection::ConnectTimeout | Rejection::UpstreamTls(_) => {
+        Rejection::ConnectFailed(_) | Rejection::ConnectTimeout(_) | Rejection::UpstreamTls(_) => {
             Some(End::ConnectFailed)
         }
         Rejection::UpstreamTimeout => Some(End::TimedOut),

@@ -72,7 +72,8 @@ pub(super) struct Quota<'p> {
     pub(super) slots: Vec<(Key, u64)>,
     /// What was taken of leases: of which limit, by its index, and of which key.
     pub(super) taken: Vec<(usize, Key, Batch)>,
-    /// Shared limits that this process keeps to alone, since Redis does not answer; and this process's part of their rules.
+    /// Shared limits that this process keeps to alone, since Redis does not answer; and this process's part of their rules, as asked for
+    /// and given back.
     pub(super) alone: Vec<(usize, SmallVec<[Rule; 1]>)>,
     /// For how long the request has waited for Redis, over all its limits.
     pub(super) waited: Duration,
@@ -87,6 +88,7 @@ struct Told<'p> {
     json: &'static str,
     rule: Rule,
     verdict: Verdict,
+    charged: u64,
 }
 
 /// What one rule said.
@@ -97,6 +99,8 @@ pub(super) struct Said<'a> {
     /// Whether its refusal refuses the request.
     pub enforced: bool,
     pub verdict: Verdict,
+    /// What it has taken, which comes back where the request is refused all the same.
+    pub charged: u64,
 }
 
 impl Drop for Quota<'_> {
@@ -138,8 +142,21 @@ impl<'p> Quota<'p> {
         if limits.is_empty() {
             return Ok(());
         }
-        let plan = self.plan;
         let alone = std::mem::take(&mut self.alone);
+        let charged = self.charge_beside(&alone, limits, facts, now, record);
+        self.alone = alone;
+        charged
+    }
+
+    fn charge_beside(
+        &mut self,
+        alone: &[(usize, SmallVec<[Rule; 1]>)],
+        limits: &[usize],
+        facts: &Facts<'_>,
+        now: Now,
+        record: &mut Record,
+    ) -> Result<(), Rejection> {
+        let plan = self.plan;
         // Held for as long as rules of it are asked.
         let overrides = plan.limits.overrides();
         let mut asks = SmallVec::<[Ask<'_>; 4]>::new();
@@ -195,6 +212,7 @@ impl<'p> Quota<'p> {
             rule: ask.rule,
             enforced: ask.enforced,
             verdict: *verdict,
+            charged: if admitted { ask.cost } else { 0 },
         });
         self.note(admitted, said, record);
         let slots = asked.filter(|((ask, _), _)| matches!(ask.rule, Rule::Concurrency { .. }));
@@ -210,7 +228,7 @@ impl<'p> Quota<'p> {
     }
 
     /// Gives back what the request was charged by those of `limits` that `which` says, all of which admitted it: it is refused by what came
-    /// after them. What only counts, and what this process keeps to alone for want of Redis, stays charged.
+    /// after them. What only counts stays charged.
     pub(super) fn give_back(
         &mut self,
         limits: &[usize],
@@ -232,18 +250,25 @@ impl<'p> Quota<'p> {
         let overrides = plan.limits.overrides();
         for index in limits.iter().copied() {
             let limit = limit(index);
-            if limit.mode == Mode::Disabled || plan.shares(limit) || !which(limit) {
+            let mine = self.alone.iter().find(|(lost, _)| *lost == index);
+            if limit.mode == Mode::Disabled
+                || (plan.shares(limit) && mine.is_none())
+                || !which(limit)
+            {
                 continue;
             }
             let Some(parts) = facts.parts(&limit.by, plan) else {
                 continue;
             };
-            let rules = limits::rules(limit, || joined(&parts), &overrides);
+            let rules = match mine {
+                Some((_, rules)) => Some(&rules[..]),
+                None => limits::rules(limit, || joined(&parts), &overrides),
+            };
             if !refuses(limit, &parts) {
                 continue;
             }
             let cost = cost(limit, facts);
-            for (number, rule) in rules.iter().copied().flatten().enumerate() {
+            for (number, rule) in rules.into_iter().flatten().enumerate() {
                 // A slot comes back with the request.
                 if matches!(rule, Rule::Concurrency { .. }) {
                     continue;
@@ -307,6 +332,7 @@ impl<'p> Quota<'p> {
                 json: plan.names.limits[said.limit].json,
                 rule: *said.rule,
                 verdict: said.verdict,
+                charged: said.charged,
             });
         }
     }
@@ -320,7 +346,12 @@ impl<'p> Quota<'p> {
         }
     }
 
-    pub(super) fn refusal(&self) -> Rejection {
+    /// What the client is told. Limits that would admit the request have back what they took, if not by now, before it is told.
+    pub(super) fn refusal(&mut self) -> Rejection {
+        for told in self.told.iter_mut().filter(|told| told.verdict.admitted) {
+            let left = told.verdict.remaining.saturating_add(told.charged);
+            (told.verdict.remaining, told.charged) = (left, 0);
+        }
         let violated = || self.told.iter().filter(|told| !told.verdict.admitted);
         let mut limits: Vec<_> = violated().map(|told| told.json).collect();
         limits.dedup();

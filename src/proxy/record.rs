@@ -150,9 +150,10 @@ impl Record {
         Some(renamed)
     }
 
-    /// The client was told so by weir.
-    pub(super) fn refused(&mut self, rejection: &Rejection) {
+    /// The client was told so by weir, in a `body` too.
+    pub(super) fn refused(&mut self, rejection: &Rejection, body: bool) {
         self.status = rejection.status();
+        self.bytes_out = if body { rejection.body_len() } else { 0 };
         self.reason = Some(rejection.reason());
         self.rejected = true;
     }

@@ -2,9 +2,11 @@
 //! its cause in Proxy-Status (RFC 9209).
 
 mod tls;
+mod unreached;
 
 use std::borrow::Cow;
 use std::cell::{Ref, RefCell};
+use std::io;
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
@@ -16,6 +18,7 @@ use crate::http1::head::HeadError;
 use crate::http1::path::PathError;
 use crate::net::tls::Trouble;
 use crate::policy::shed::Strain;
+use crate::upstream::{Cause, Stage};
 
 /// Why weir answers in the upstream's place.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,8 +68,8 @@ pub enum Rejection {
     Loop,
     /// Plain HTTP, to a listener that speaks TLS.
     PlainOnTls,
-    ConnectFailed,
-    ConnectTimeout,
+    ConnectFailed(Cause),
+    ConnectTimeout(Stage),
     /// There is no TLS with the upstream.
     UpstreamTls(Trouble),
     /// The upstream closed, reset or sent nonsense before its head was whole.
@@ -174,11 +177,13 @@ impl Rejection {
             Rejection::Overloaded => (503, "Service Unavailable", "connection_limit_reached"),
             Rejection::BodyTooLarge => (413, "Content Too Large", "http_request_error"),
             Rejection::Expectation => (417, "Expectation Failed", "http_request_error"),
-            Rejection::ConnectFailed => (502, "Bad Gateway", "connection_refused"),
+            Rejection::ConnectFailed(cause) => (502, "Bad Gateway", unreached::failed(*cause)),
             Rejection::NotRedirected => (502, "Bad Gateway", "destination_not_found"),
             Rejection::Loop => (502, "Bad Gateway", "proxy_loop_detected"),
             Rejection::UpstreamTls(trouble) => (502, "Bad Gateway", tls::said_of(*trouble).0),
-            Rejection::ConnectTimeout => (504, "Gateway Timeout", "connection_timeout"),
+            Rejection::ConnectTimeout(stage) => {
+                (504, "Gateway Timeout", unreached::timed_out(*stage))
+            }
             Rejection::UpstreamBroken => (502, "Bad Gateway", "http_protocol_error"),
             Rejection::UpstreamTimeout | Rejection::DeadlineExceeded => {
                 (504, "Gateway Timeout", "http_response_timeout")
@@ -220,13 +225,13 @@ impl Rejection {
             Rejection::BodyTooLarge => "request body is larger than the limit",
             Rejection::Expectation => "only 100-continue can be expected",
             Rejection::PlainOnTls => "plain HTTP was sent to a port that speaks TLS: use https",
-            Rejection::ConnectFailed => "upstream cannot be reached",
+            Rejection::ConnectFailed(_) => "upstream cannot be reached",
             Rejection::NotRedirected => {
                 "the connection was not redirected here, so that there is nowhere to go"
             }
             Rejection::Loop => "the request came back to the proxy that sent it",
             Rejection::UpstreamTls(trouble) => tls::said_of(*trouble).2,
-            Rejection::ConnectTimeout => "upstream did not accept a connection in time",
+            Rejection::ConnectTimeout(_) => "upstream did not accept a connection in time",
             Rejection::UpstreamBroken => "upstream broke off or sent nonsense",
             Rejection::UpstreamTimeout => "upstream took too long",
             Rejection::DeadlineExceeded => "the call's deadline is over",
@@ -269,11 +274,11 @@ impl Rejection {
             Rejection::BodyTooLarge => "body_too_large",
             Rejection::Expectation => "expectation",
             Rejection::PlainOnTls => "plain_on_tls",
-            Rejection::ConnectFailed => "connect_failed",
+            Rejection::ConnectFailed(_) => "connect_failed",
             Rejection::NotRedirected => "not_redirected",
             Rejection::Loop => "loop",
             Rejection::UpstreamTls(trouble) => tls::said_of(*trouble).1,
-            Rejection::ConnectTimeout => "connect_timeout",
+            Rejection::ConnectTimeout(_) => "connect_timeout",
             Rejection::UpstreamBroken => "upstream_broken",
             Rejection::UpstreamTimeout => "upstream_timeout",
             Rejection::DeadlineExceeded => "deadline_exceeded",
@@ -309,9 +314,9 @@ impl Rejection {
             | Rejection::SessionsFull
             | Rejection::Overloaded
             | Rejection::NoEndpoint
-            | Rejection::ConnectFailed
+            | Rejection::ConnectFailed(_)
             | Rejection::UpstreamTls(_)
-            | Rejection::ConnectTimeout
+            | Rejection::ConnectTimeout(_)
             | Rejection::UpstreamBroken
             | Rejection::UpstreamTimeout
             | Rejection::DeadlineExceeded
@@ -370,19 +375,38 @@ impl Rejection {
         }
     }
 
+    /// The bytes of what [`Rejection::put`] says beside the head.
+    pub(super) fn body_len(&self) -> u64 {
+        if let Some(fallback) = self.fallback() {
+            return fallback.body.len() as u64;
+        }
+        if let Rejection::QuotaExceeded(exceeded) = self {
+            return quota_problem(&exceeded.limits).map(str::len).sum::<usize>() as u64;
+        }
+        let (status, title, _) = self.kind();
+        let mut counted = Counted(0);
+        self.write_problem(&mut counted, status, title);
+        counted.0
+    }
+
     fn put_problem(&self, body: &mut Vec<u8>, status: u16, title: &str) {
         if let Rejection::QuotaExceeded(exceeded) = self {
-            put_quota_problem(body, &exceeded.limits);
+            let parts = quota_problem(&exceeded.limits);
+            parts.for_each(|part| body.extend_from_slice(part.as_bytes()));
             return;
         }
+        self.write_problem(body, status, title);
+    }
+
+    fn write_problem(&self, into: impl io::Write, status: u16, title: &str) {
         let problem = Problem {
             kind: "about:blank",
             title,
             status,
             detail: &self.detail(),
         };
-        serde_json::to_writer(body, &problem)
-            .expect("a problem is texts and a number, and a Vec takes every byte");
+        serde_json::to_writer(into, &problem)
+            .expect("a problem is texts and a number, and every byte is taken");
     }
 
     fn retry_after(&self) -> Option<Duration> {
@@ -412,25 +436,18 @@ pub(super) fn put_head_end(out: &mut Vec<u8>, to: Asker) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// The problem of draft-ietf-httpapi-ratelimit-headers-10, section 5.1. Put together from parts that are JSON already, since a
-/// flood is answered with it.
-fn put_quota_problem(body: &mut Vec<u8>, limits: &[&str]) {
+/// The problem of draft-ietf-httpapi-ratelimit-headers-10, section 5.1, in its parts, which are JSON already, since a flood is answered
+/// with it.
+fn quota_problem<'a>(limits: &'a [&str]) -> impl Iterator<Item = &'a str> {
     let head = [
         r#"{"type":"https://iana.org/assignments/http-problem-types#quota-exceeded","#,
         r#""title":"Too Many Requests","status":429,"detail":""#,
         OVER_LIMIT,
         r#"","violated-policies":["#,
     ];
-    for part in head {
-        body.extend_from_slice(part.as_bytes());
-    }
-    for (index, limit) in limits.iter().enumerate() {
-        if index > 0 {
-            body.push(b',');
-        }
-        body.extend_from_slice(limit.as_bytes());
-    }
-    body.extend_from_slice(b"]}");
+    let limits = limits.iter().enumerate();
+    let limits = limits.flat_map(|(index, limit)| [if index > 0 { "," } else { "" }, limit]);
+    head.into_iter().chain(limits).chain(["]}"])
 }
 
 /// RFC 9110 section 11.6.1 wants a challenge in a 401; for cookies there is no registered scheme.
@@ -453,6 +470,20 @@ fn put_challenge(out: &mut Vec<u8>, asked: &Unauthenticated) {
     ];
     for part in parts {
         out.extend_from_slice(part.as_bytes());
+    }
+}
+
+/// Bytes that are written nowhere.
+struct Counted(u64);
+
+impl io::Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -497,5 +528,6 @@ mod tests {
         let told = date.duration_since(SystemTime::UNIX_EPOCH).unwrap();
         assert!(clock::wall().abs_diff(told) < Duration::from_secs(5));
         assert!(body.contains(r#"escaped \"/\", \"\\\" or NUL"#), "{body}");
+        assert_eq!(rejection.body_len(), body.len() as u64);
     }
 }

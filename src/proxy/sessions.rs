@@ -142,7 +142,8 @@ fn reach(lane: &Lane) -> Reach<'_> {
     }
 }
 
-/// Does what the response's session headers say, if the upstream may, and gives the fields that tell the client of it.
+/// Does what the response's session headers say, if the upstream may, and gives the fields that tell the client of it; `None` where nothing
+/// was done.
 /// `current` is the request's own session. A log-in or log-out that Redis does not answer is refused, and leaves the client
 /// with what it has: it must not believe that a session has ended which has not. It waits for what is left of the request's
 /// time to wait for Redis.
@@ -154,24 +155,24 @@ pub(super) async fn follow(
     answer: &[u8],
     response: &ResponseHead,
     waited: &mut Duration,
-) -> Result<Vec<u8>, Rejection> {
+) -> Result<Option<Vec<u8>>, Rejection> {
     let mut values = response.fields.iter().filter_map(|(name, value)| {
         let name = &answer[name.clone()];
         let is = |header: &str| name.eq_ignore_ascii_case(header.as_bytes());
         (is(START_HEADER) || is(END_HEADER)).then(|| (is(START_HEADER), &answer[value.clone()]))
     });
     let Some(first) = values.next() else {
-        return Ok(Vec::new());
+        return Ok(None);
     };
     let Some(upstream) = route.upstream().map(|index| &plan.config.upstreams[index]) else {
-        return Ok(Vec::new());
+        return Ok(None);
     };
     let (Some(asks), true) = (&route.session, upstream.trust_session_headers) else {
         warn!(
             upstream = upstream.name,
             "a session header was ignored: the route needs \"session\", the upstream \"trust_session_headers: true\""
         );
-        return Ok(Vec::new());
+        return Ok(None);
     };
     let live = &plan.sessions[asks.sessions];
     if values.next().is_some() {
@@ -204,7 +205,7 @@ pub(super) async fn follow(
             }
         }
     }
-    Ok(told)
+    Ok(Some(told))
 }
 
 async fn start(

@@ -45,6 +45,7 @@ struct OfRule {
     rule: Rule,
     enforced: bool,
     verdict: Verdict,
+    charged: u64,
 }
 
 impl<'p> Quota<'p> {
@@ -93,6 +94,7 @@ impl<'p> Quota<'p> {
             rule: &said.rule,
             enforced: said.enforced,
             verdict: said.verdict,
+            charged: said.charged,
         });
         self.note(passes, said, record);
         if passes {
@@ -227,12 +229,18 @@ impl<'p> Quota<'p> {
             }
         };
         let shared = round.shared;
+        let charged = match (refused, ask) {
+            (Some(_), _) => 0,
+            (None, SharedAsk::Tokens(ask)) => ask.cost,
+            (None, SharedAsk::Slots(ask)) => ask.cost,
+        };
         let mut say = |rule: &Rule, verdict| {
             round.said.push(OfRule {
                 limit_index,
                 rule: *rule,
                 enforced,
                 verdict,
+                charged,
             });
         };
         match ask {

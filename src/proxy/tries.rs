@@ -213,7 +213,7 @@ fn again(retries: &Retries, tried: &Tried, upload: &Upload<'_>, answer: &[u8]) -
     let (is_reason, again) = match tried {
         Ok((_, answered)) => (on.has_status(answered.head.status), Again::Seen),
         Err(Failure::Reply(
-            Rejection::ConnectFailed | Rejection::ConnectTimeout | Rejection::UpstreamTls(_),
+            Rejection::ConnectFailed(_) | Rejection::ConnectTimeout(_) | Rejection::UpstreamTls(_),
             _,
         )) => (on.connect_failure, Again::Unseen),
         Err(Failure::Reply(Rejection::UpstreamBroken, _)) if !upload.begun => {
@@ -342,8 +342,8 @@ async fn unless_left(
 
 pub(super) fn unreached(unreached: Unreached) -> Rejection {
     match unreached {
-        Unreached::Failed => Rejection::ConnectFailed,
-        Unreached::TimedOut => Rejection::ConnectTimeout,
+        Unreached::Failed(cause) => Rejection::ConnectFailed(cause),
+        Unreached::TimedOut(stage) => Rejection::ConnectTimeout(stage),
         Unreached::Insecure(trouble) => Rejection::UpstreamTls(trouble),
         Unreached::Full => Rejection::Overloaded,
     }

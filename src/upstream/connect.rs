@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::time::timeout;
 
+use super::reach::{Stage, no_address, too_late};
 use crate::net::stream::{Socket, Stream};
 use crate::net::tls::client::{ClientTls, Offer};
 
@@ -54,9 +55,16 @@ impl<'t> Way<'t> {
 
 /// A new connection, after its handshake where there is one; an error of kind `TimedOut` where there is none in time.
 pub async fn connect(target: &Target, way: Way<'_>, within: Duration) -> io::Result<Stream> {
+    let mut stage = Stage::Connection;
     let connecting = async {
         let socket = match target {
-            Target::Name(name) => Socket::from(TcpStream::connect(name).await?),
+            Target::Name(name) => {
+                stage = Stage::Name;
+                let found = lookup_host(name).await;
+                let found = found.map_err(|error| no_address(&error))?;
+                stage = Stage::Connection;
+                Socket::from(connect_to_any(found).await?)
+            }
             Target::Address(address) => Socket::from(TcpStream::connect(address).await?),
             Target::Unix(path) => Socket::from(UnixStream::connect(path).await?),
         };
@@ -68,5 +76,18 @@ pub async fn connect(target: &Target, way: Way<'_>, within: Duration) -> io::Res
             Way::Nowhere => Err(io::ErrorKind::Unsupported.into()),
         }
     };
-    timeout(within, connecting).await?
+    let connected = timeout(within, connecting).await;
+    connected.unwrap_or_else(|_| Err(too_late(stage, within)))
+}
+
+/// The error is that of the last address.
+async fn connect_to_any(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<TcpStream> {
+    let mut failed = no_address(&io::Error::other("the name has no address"));
+    for address in addresses {
+        match TcpStream::connect(address).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
 }

@@ -15,7 +15,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Mutex, MutexGuard, Notify};
 use tokio::time::{sleep, timeout};
 
-use super::pool::{Connected, Unreached};
+use super::pool::Connected;
+use super::reach::{Stage, Unreached, too_late};
 use crate::clock;
 use crate::net::gather::{Gathered, gather};
 use crate::net::stream::Stream;
@@ -131,12 +132,12 @@ impl Multiplexed {
         self.connecting.lock().await
     }
 
-    /// A place on a connection that was just opened.
+    /// A place on a connection that was just opened; or why there is none, and in words.
     pub(super) async fn begin(
         &self,
         connected: Connected,
         times: Times,
-    ) -> Result<Place, Unreached> {
+    ) -> Result<Place, (Unreached, String)> {
         let Connected {
             stream,
             place: counted,
@@ -167,10 +168,16 @@ impl Multiplexed {
             Ok((requests, connection))
         };
         let begun = timeout(times.handshake, handshake).await;
-        let begun = begun.map_err(|_| Unreached::TimedOut)?;
-        let (requests, mut connection) = begun.map_err(|_: h2::Error| match trouble.get() {
-            Some(trouble) => Unreached::Insecure(trouble),
-            None => Unreached::Failed,
+        let late = |_| {
+            let error = too_late(Stage::Connection, times.handshake);
+            (Unreached::from(&error), error.to_string())
+        };
+        let (requests, mut connection) = begun.map_err(late)?.map_err(|error: h2::Error| {
+            let unreached = match trouble.get() {
+                Some(trouble) => Unreached::Insecure(trouble),
+                None => Unreached::from(&error),
+            };
+            (unreached, error.to_string())
         })?;
         let usage = Rc::new(Usage {
             requests: Cell::new(0),

@@ -16,6 +16,7 @@ use super::caps::Caps;
 use super::connect::Target;
 use super::names::{Look, names};
 use super::pool::Pool;
+use super::reach::Reach;
 use crate::clock;
 use crate::config::Upstream;
 use crate::config::upstreams::{Balancing, Budget, Source};
@@ -42,6 +43,8 @@ pub struct LiveUpstream {
     pub(super) looks: Vec<Look>,
     /// Requests under way that are tried again.
     retrying: AtomicU32,
+    /// Of all original destinations together: what is told of them must not grow with those that clients think of.
+    originals: Arc<Reach>,
     /// Requests under way by lane; each is written by its lane alone, so that lanes do not wait for each other's counts.
     lanes: Mutex<Vec<Arc<AtomicU32>>>,
     pub metrics: UpstreamMetrics,
@@ -61,6 +64,7 @@ pub struct Endpoint {
     failures: AtomicU32,
     /// When it came or came back, in milliseconds of [`clock::mono`]; 0 for one that was there from the start.
     came: AtomicU64,
+    pub(super) reach: Arc<Reach>,
 }
 
 /// The right to try a request again, until it is dropped.
@@ -127,6 +131,7 @@ impl Endpoint {
             under_way: AtomicU32::new(0),
             failures: AtomicU32::new(0),
             came: AtomicU64::new(0),
+            reach: Arc::default(),
         }
     }
 
@@ -192,6 +197,7 @@ impl LiveUpstream {
             looks,
             lanes: Mutex::default(),
             retrying: AtomicU32::new(0),
+            originals: Arc::default(),
             members: Mutex::new(Members {
                 found,
                 list,
@@ -224,8 +230,11 @@ impl LiveUpstream {
 
     /// A lane's connections to where those of a transparent listener were to go.
     pub(super) fn original(&self, to: SocketAddr) -> Pool {
-        let endpoint = Arc::new(Endpoint::new(to.to_string(), None));
-        let mut pool = self.pool(endpoint);
+        let endpoint = Endpoint {
+            reach: self.originals.clone(),
+            ..Endpoint::new(to.to_string(), None)
+        };
+        let mut pool = self.pool(Arc::new(endpoint));
         pool.is_original = true;
         pool
     }

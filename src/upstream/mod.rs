@@ -13,8 +13,10 @@ pub mod names;
 pub mod ours;
 mod pool;
 pub mod probe;
+mod reach;
 mod resolve;
 
 pub use lane::{Aim, LaneUpstream, NoEndpoint, Outcome, Picked, Slot};
 pub use live::{Counts, Endpoint, LiveUpstream, Retrying};
-pub use pool::{Connected, Pool, Reached, Unreached, Until};
+pub use pool::{Connected, Pool, Reached, Until};
+pub use reach::{Cause, Stage, Unreached};

@@ -2,22 +2,23 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::io;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::MutexGuard;
 use tokio::time::timeout;
+use tracing::{info, warn};
 
 use super::caps::{Caps, Full, Place};
 use super::connect::{Way, connect};
 use super::http2::{self, Multiplexed};
 use super::live::Endpoint;
 use super::ours::Ours;
+use super::reach::{Stage, Unreached};
 use crate::clock;
 use crate::config::{Protocol, Upstream};
 use crate::net::stream::Stream;
-use crate::net::tls::Trouble;
 use crate::net::tls::client::{ClientTls, Offer};
 
 /// Connections to one endpoint that a lane keeps between requests.
@@ -27,6 +28,8 @@ const MAX_IDLE: usize = 1024;
 #[derive(Debug)]
 pub struct Pool {
     pub endpoint: Arc<Endpoint>,
+    /// The upstream's name.
+    upstream: String,
     /// Whether its connections are under TLS.
     pub is_secure: bool,
     /// Whether its endpoint is where connections of clients were to go, so that weir's own might come back.
@@ -73,17 +76,6 @@ pub struct Until {
     all: Duration,
 }
 
-/// Why there is no connection.
-#[derive(Debug)]
-pub enum Unreached {
-    Failed,
-    TimedOut,
-    /// There is no TLS with it.
-    Insecure(Trouble),
-    /// As many are open as may be.
-    Full,
-}
-
 impl Until {
     /// Of a try that begins `now` and may take `most`, but no longer than until `all` are over.
     pub fn new(now: Duration, most: Option<Duration>, all: Duration) -> Until {
@@ -106,6 +98,7 @@ impl Pool {
     ) -> Pool {
         Pool {
             endpoint,
+            upstream: settings.name.clone(),
             is_secure: settings.tls.is_some(),
             is_original: false,
             protocol: settings.protocol,
@@ -150,6 +143,7 @@ impl Pool {
         let is_http2 = self.protocol == Protocol::Http2 || connected.stream.is_http2();
         self.agreed_on_http1.set(!is_http2);
         if !is_http2 {
+            self.is_reached();
             return Ok(Reached::Http1(connected));
         }
         let times = http2::Times {
@@ -157,14 +151,18 @@ impl Pool {
             answer: self.connect_timeout,
             idle: self.idle_timeout,
         };
-        let place = self.multiplexed.begin(connected, times).await?;
+        let begun = self.multiplexed.begin(connected, times).await;
+        let place = begun.map_err(|(unreached, error)| self.is_unreached(unreached, &error))?;
+        self.is_reached();
         drop(alone);
         Ok(Reached::Http2(place))
     }
 
     /// A new connection for HTTP/1.1.
     pub async fn connect(&self, until: &mut Option<Until>) -> Result<Connected, Unreached> {
-        self.open(Offer::Http1, until).await
+        let connected = self.open(Offer::Http1, until).await?;
+        self.is_reached();
+        Ok(connected)
     }
 
     /// An idle connection for HTTP/1.1: the one given back last that is still open. Unless the request `can_repeat`, the kernel is asked
@@ -186,7 +184,8 @@ impl Pool {
         };
         let Endpoint { target, name, .. } = &*self.endpoint;
         let way = Way::new(self.is_secure, self.tls.as_deref(), name, offer);
-        let stream = connect(target, way, self.within(until)).await?;
+        let stream = connect(target, way, self.within(until)).await;
+        let stream = stream.map_err(|error| self.is_unreached(Unreached::from(&error), &error))?;
         let near = self
             .is_original
             .then(|| stream.socket().local_address())
@@ -197,6 +196,28 @@ impl Pool {
             place,
             ours: near.map(Ours::note),
         })
+    }
+
+    /// Tells of it, where that is news.
+    fn is_unreached(&self, unreached: Unreached, error: &dyn Display) -> Unreached {
+        let Endpoint { place, reach, .. } = &*self.endpoint;
+        if reach.is_lost(clock::mono()) {
+            let upstream = &self.upstream;
+            warn!(%upstream, endpoint = place, %error, "endpoint cannot be reached");
+            if self.is_original {
+                // The next that is reached may be another one.
+                reach.is_back();
+            }
+        }
+        unreached
+    }
+
+    fn is_reached(&self) {
+        let Endpoint { place, reach, .. } = &*self.endpoint;
+        if reach.is_back() {
+            let upstream = &self.upstream;
+            info!(%upstream, endpoint = place, "endpoint is reached again");
+        }
     }
 
     /// The turn to connect.
@@ -211,7 +232,7 @@ impl Pool {
                 if let Some(caps) = self.caps.as_ref().filter(|caps| caps.is_short()) {
                     let _place = caps.connection(Duration::ZERO).await?;
                 }
-                Err(Unreached::TimedOut)
+                Err(Unreached::TimedOut(Stage::Connection))
             }
         }
     }
@@ -272,21 +293,5 @@ impl Pool {
     pub(super) fn close_one(&self) -> bool {
         let idle = self.idle.borrow_mut().pop_front();
         idle.is_some() || self.multiplexed.close_one()
-    }
-}
-
-impl From<io::Error> for Unreached {
-    fn from(error: io::Error) -> Unreached {
-        match (Trouble::within(&error), error.kind()) {
-            (Some(trouble), _) => Unreached::Insecure(trouble),
-            (None, io::ErrorKind::TimedOut) => Unreached::TimedOut,
-            (None, _) => Unreached::Failed,
-        }
-    }
-}
-
-impl From<Full> for Unreached {
-    fn from(Full: Full) -> Unreached {
-        Unreached::Full
     }
 }

@@ -132,7 +132,9 @@ impl<'r> TryAgain<'r> {
             Why::Unseen => on.reset_before_request,
             Why::Answered(status) => on.has_status(status) && harmless,
             Why::Failed(Failure::Reply(
-                Rejection::ConnectFailed | Rejection::ConnectTimeout | Rejection::UpstreamTls(_),
+                Rejection::ConnectFailed(_)
+                | Rejection::ConnectTimeout(_)
+                | Rejection::UpstreamTls(_),
                 _,
             )) => on.connect_failure,
             Why::Failed(Failure::Reply(Rejection::UpstreamBroken, _)) => on.reset && harmless,

@@ -107,7 +107,7 @@ impl Limits {
     }
 
     /// Asks every rule at one moment and, if none that is enforced refuses, charges those that admit: a refused request
-    /// is charged nothing. `verdicts` holds one verdict for each of `asks`.
+    /// is charged nothing, and what its verdicts say is left is so. `verdicts` holds one verdict for each of `asks`.
     ///
     /// # Panics
     /// When it holds another number of them.
@@ -138,10 +138,13 @@ impl Limits {
             *verdict = check(&guards[guard_of(ask)], ask, now);
             admitted &= verdict.admitted || !ask.enforced;
         }
-        if admitted {
-            let charged = asks.iter().zip(&*verdicts);
-            for (ask, _) in charged.filter(|(_, verdict)| verdict.admitted) {
-                take(&mut guards[guard_of(ask)], ask, now);
+        let admit = asks.iter().zip(verdicts);
+        for (ask, verdict) in admit.filter(|(_, verdict)| verdict.admitted) {
+            let shard = &mut guards[guard_of(ask)];
+            match admitted {
+                true => take(shard, ask, now),
+                // It would admit, and takes nothing.
+                false => *verdict = check(shard, &Ask { cost: 0, ..*ask }, now),
             }
         }
         admitted

@@ -1,0 +1,199 @@
+//! Upstreams that cannot be reached: what the client is told, what the log says, and that the client's connection lives on.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a broken step of a test is a failed test"
+)]
+
+mod harness;
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::thread;
+use std::time::Duration;
+
+use harness::process::{Running, file};
+use harness::raw::{self, scripted};
+use harness::{Lane, ok};
+use socket2::{Domain, Socket, Type};
+
+/// A socket that nobody listens at, kept so that no one else gets its port.
+fn closed() -> (Socket, SocketAddr) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+    socket.bind(&loopback.into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    (socket, address)
+}
+
+/// A lane before this endpoint, as the file names it, with `settings` of the upstream.
+fn lane(endpoint: &str, settings: &str) -> Lane {
+    Lane::start(&format!(
+        "listen: 127.0.0.1:0\nupstreams: {{app: {{endpoints: ['{endpoint}'], {settings}}}}}\n"
+    ))
+}
+
+#[test]
+fn a_client_is_told_what_keeps_an_upstream_from_being_reached() {
+    let (_kept, refused) = closed();
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("missing.sock");
+    let going = scripted(|mut stream| drop(raw::read_head(&mut stream)));
+    // A label may have 63 bytes, so that no server is asked.
+    let nobody = "x".repeat(64);
+    for (endpoint, settings, error) in [
+        (
+            format!("http://{refused}"),
+            "protocol: http1",
+            "connection_refused",
+        ),
+        (
+            format!("http://{refused}"),
+            "protocol: http2",
+            "connection_refused",
+        ),
+        (
+            format!("unix:{}", missing.display()),
+            "protocol: http1",
+            "destination_unavailable",
+        ),
+        (
+            format!("http://{nobody}:80"),
+            "protocol: http1",
+            "dns_error",
+        ),
+        // No one listens at a group.
+        (
+            "http://224.0.0.1:80".to_owned(),
+            "protocol: http1",
+            "destination_ip_unroutable",
+        ),
+        (
+            format!("http://{going}"),
+            "protocol: http2",
+            "connection_terminated",
+        ),
+    ] {
+        let reply = lane(&endpoint, settings).connect().get("/");
+        let status = format!("weir; error={error}; details=\"connect_failed\"");
+        assert_eq!(
+            (reply.status, reply.field("proxy-status")),
+            (502, Some(&*status)),
+            "{endpoint}, {settings}"
+        );
+    }
+}
+
+#[test]
+fn the_log_says_once_that_an_endpoint_cannot_be_reached_and_once_that_it_is_again() {
+    for protocol in ["http1", "http2"] {
+        let (socket, address) = closed();
+        let config = file(&format!(
+            "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\n\
+             upstreams: {{app: {{endpoints: ['http://{address}'], protocol: {protocol}, timeout: 1s, connect_timeout: 1s}}}}\n"
+        ));
+        let weir = Running::start(config.path());
+        for _ in 0..5 {
+            assert_eq!(weir.client().get("/").status, 502);
+        }
+        socket.listen(16).unwrap();
+        let listener = TcpListener::from(socket);
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                // As much of either version as a client waits for.
+                let preface = b"\0\0\0\x04\0\0\0\0\0";
+                let answer = match protocol {
+                    "http1" => ok("back").into_bytes(),
+                    _ => preface.to_vec(),
+                };
+                let _ = stream.write_all(&answer);
+                thread::spawn(move || stream.read_to_end(&mut Vec::new()));
+            }
+        });
+        let status = weir.client().get("/").status;
+        assert!([200, 504].contains(&status), "{status}");
+        let said = weir.log_until("endpoint ");
+        for part in [
+            " WARN ",
+            "cannot be reached",
+            &address.to_string(),
+            "app",
+            "Connection refused (os error 111)",
+        ] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+        let next = weir.log_until("endpoint ");
+        for part in [" INFO ", "is reached again", &address.to_string()] {
+            assert!(next.contains(part), "{part}: {next}");
+        }
+    }
+}
+
+#[test]
+fn the_client_s_connection_outlives_an_upstream_that_does_not_answer() {
+    let (_kept, refused) = closed();
+    let (full, crowded) = closed();
+    full.listen(0).unwrap();
+    let mut waiting = Vec::new();
+    while let Ok(stream) = TcpStream::connect_timeout(&crowded, Duration::from_millis(300)) {
+        waiting.push(stream);
+    }
+    let silent = scripted(|mut stream| drop(stream.read_to_end(&mut Vec::new())));
+    let going = scripted(|mut stream| drop(raw::read_head(&mut stream)));
+    let cut = scripted(|mut stream| {
+        raw::read_head(&mut stream);
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Le");
+    });
+    let plain = scripted(|mut stream| {
+        let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    let reply = |status, reason| (status, reason);
+    let (failed, timed_out) = (reply(502, "connect_failed"), reply(504, "connect_timeout"));
+    let (not_tls, broken) = (
+        reply(502, "upstream_not_tls"),
+        reply(502, "upstream_broken"),
+    );
+    for (endpoint, protocol, (status, reason)) in [
+        (format!("http://{refused}"), "http1", failed),
+        (format!("http://{refused}"), "http2", failed),
+        (format!("https://{refused}"), "auto", failed),
+        (format!("http://{crowded}"), "http1", timed_out),
+        (format!("http://{silent}"), "http2", timed_out),
+        (format!("https://{plain}"), "http1", not_tls),
+        (format!("https://{plain}"), "auto", not_tls),
+        (
+            format!("http://{silent}"),
+            "http1",
+            reply(504, "upstream_timeout"),
+        ),
+        (format!("http://{going}"), "http1", broken),
+        (format!("http://{cut}"), "http1", broken),
+    ] {
+        let config = file(&format!(
+            "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nruntime: {{lanes: 1}}\n\
+             upstreams: {{app: {{endpoints: ['{endpoint}'], protocol: {protocol}, connect_timeout: 200ms, timeout: 200ms}}}}\n"
+        ));
+        let weir = Running::start(config.path());
+        let mut client = weir.client();
+        let name = format!("{endpoint}, {protocol}, {reason}");
+        for method in ["GET", "HEAD", "DELETE"] {
+            client.begin(method, "/", &[], "");
+            let reply = match method {
+                "HEAD" => client.finish_head(),
+                _ => client.finish(),
+            };
+            assert_eq!(reply.status, status, "{name}: {reply:?}");
+            let told = reply.field("proxy-status").unwrap();
+            assert!(told.ends_with(&format!("\"{reason}\"")), "{name}: {told}");
+            assert_eq!(reply.field("connection"), None, "{name}: {method}");
+        }
+        // What is sent of a body could not be told from a next request.
+        let reply = client.send("POST", "/", &[], "body");
+        assert_eq!(reply.field("connection"), Some("close"), "{name}");
+        let asks = ["Connection: close"];
+        let reply = weir.client().send("GET", "/", &asks, "");
+        assert_eq!(reply.field("connection"), Some("close"), "{name}");
+    }
+}
