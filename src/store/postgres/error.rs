@@ -78,6 +78,30 @@ impl PostgresError {
         matches!(self, PostgresError::Late(_)) || self.has_code(QUERY_CANCELED)
     }
 
+    /// What a human is to do where neither the server nor this error says so.
+    pub fn mend(&self) -> Option<&'static str> {
+        match self {
+            PostgresError::Refused { code, .. } => match code.as_str() {
+                "28000" | "28P01" => {
+                    Some("mend the user or the password in postgres.write, or pg_hba.conf")
+                }
+                "3D000" => Some("create the database, or mend its name in postgres.write"),
+                "42501" => Some(
+                    "let the user of postgres.write create schemas there, or run `weir migrate` as one that may",
+                ),
+                _ => None,
+            },
+            PostgresError::Busy { .. }
+            | PostgresError::Lost(_)
+            | PostgresError::Late(_)
+            | PostgresError::ReadOnly(_)
+            | PostgresError::Nonsense(_)
+            | PostgresError::SchemaOld { .. }
+            | PostgresError::SchemaNew { .. }
+            | PostgresError::Encoding(_) => None,
+        }
+    }
+
     /// The class of the SQLSTATE.
     fn class(&self) -> Option<&str> {
         match self {
