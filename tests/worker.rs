@@ -72,6 +72,23 @@ fn a_proxy_ends_well_on_sigterm() {
     assert_eq!(proxy.child.wait().unwrap().code(), Some(0));
 }
 
+/// What people send to nginx.
+#[test]
+fn sigquit_drains_and_the_user_s_signals_end_nothing() {
+    let config = file(BESIDE);
+    for command in ["run", "proxy"] {
+        let mut weir = Running::start_as(command, config.path(), &[]);
+        for name in ["USR1", "USR2"] {
+            weir.signal(name);
+            weir.log_until(&format!("signal=\"SIG{name}\""));
+        }
+        assert_eq!(weir.client().get("/").status, 502, "{command}");
+        weir.signal("QUIT");
+        weir.log_until("draining");
+        assert_eq!(weir.child.wait().unwrap().code(), Some(0), "{command}");
+    }
+}
+
 /// A file of a worker, with these keys of `postgres` behind its address.
 fn draining(redis: &Server, url: &str, keys: &str, spool: &Path) -> NamedTempFile {
     file(&format!(
@@ -281,7 +298,11 @@ fn a_worker_that_does_not_migrate_says_what_to_do() {
     eventually(|| worker.admin().get("/ready").status == 200);
     worker.signal("HUP");
     worker.log_until("restart it");
-    worker.signal("TERM");
+    for name in ["USR1", "USR2"] {
+        worker.signal(name);
+        worker.log_until(&format!("signal=\"SIG{name}\""));
+    }
+    worker.signal("QUIT");
     assert_eq!(worker.child.wait().unwrap().code(), Some(0));
 }
 
