@@ -103,7 +103,7 @@ enum Command {
     Migrate(File),
     /// Say every mistake in a file with its line and column, and exit 1 if there is one; warn of what is hardly meant.
     #[command(
-        after_help = "Example: weir check -c weir.yaml\nExample: weir check -c weir.yaml --print > long.yaml"
+        after_help = "Example: weir check -c weir.yaml\nExample: weir check -c weir.yaml --print > long.yaml\nSecrets are printed as ***, which weir refuses: put the real ones back in long.yaml, or ${VARIABLES}."
     )]
     Check {
         #[command(flatten)]

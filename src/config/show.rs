@@ -108,7 +108,10 @@ impl<'c> File<'c> {
                 .map(|sessions| (sessions.name.as_str(), Sessions::new(sessions)))
                 .collect(),
             redis: config.redis.as_ref().map(Redis::new),
-            audit: config.audit.as_ref().map(Audit::new),
+            audit: config
+                .audit
+                .as_ref()
+                .map(|audit| Audit::new(audit, config.postgres.is_some())),
             postgres: config.postgres.as_ref().map(Postgres::new),
             worker: Worker::new(&config.worker),
             admin: Admin {

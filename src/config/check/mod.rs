@@ -34,9 +34,11 @@ use crate::config::tls::PemFile;
 use crate::config::units::Span;
 use crate::config::yaml::{self, At, Lookup, Mistake};
 use crate::config::{Admin, Config, Secret};
+use crate::event::REDACTED;
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(86_400);
+const MASKED: &str = "a masked secret, as weir check --print shows it: put the real one here";
 
 /// A file without mistakes.
 pub struct Checked {
@@ -45,6 +47,18 @@ pub struct Checked {
     pub warnings: Vec<Mistake>,
     /// Every one that the file names; none is read here.
     pub pem_files: Vec<PemFile>,
+}
+
+/// What stands in place of a secret where the configuration is shown: taken for one, whoever has read it could guess it.
+fn is_mask(text: &str) -> bool {
+    text == REDACTED
+}
+
+fn secret(text: &str) -> Result<Secret, String> {
+    match is_mask(text) {
+        true => Err(MASKED.to_owned()),
+        false => Ok(Secret(text.to_owned())),
+    }
 }
 
 /// Reads the text of a file; `lookup` gives environment variables.
@@ -159,7 +173,8 @@ impl Checker {
             .map(|listener| listener.ipv6_prefix)
             .collect();
         let defaults = file.rate_limit_defaults.and_then(|at| at.value);
-        let (limit_defaults, on_loss) = self.limit_defaults(defaults);
+        let limit_defaults = self.limit_defaults(defaults);
+        let on_loss = limit_defaults.on_redis_loss;
         let (limits, on_every_route) = self.limits(file.rate_limit, file.rate_limits, on_loss);
         let sessions = self.sessions(file.sessions);
         self.identity_fields = rewrite::identity_fields(&sessions);
@@ -229,7 +244,7 @@ impl Checker {
                 "" => {
                     Err("an empty token guards nothing: set one, or leave the key out".to_owned())
                 }
-                token => Ok(Secret(token.to_owned())),
+                token => secret(token),
             })
         });
         let Some(at) = address else {

@@ -3,12 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Checker;
 use super::sessions::field_name;
+use super::{Checker, MASKED, is_mask};
 use crate::config::raw;
 use crate::config::rewrite::{HeaderChanges, NewPath, Redirect, Reply, Rewrite, To};
 use crate::config::sessions::Sessions;
 use crate::config::yaml::At;
+use crate::event::{REDACTED, Redaction};
 use crate::http1::head::is_host;
 use crate::http1::hygiene::{folded, is_folded, is_hop_by_hop};
 use crate::http1::path;
@@ -237,7 +238,12 @@ impl Checker {
                 self.say(&path, at.line, at.column, message);
                 continue;
             }
-            let value = self.read(&path, at, field_value);
+            // Those that are masked where they are shown.
+            let is_secret = Redaction::default().redact_header(&name, "") == REDACTED;
+            let value = self.read(&path, at, |text| match is_secret && is_mask(text) {
+                true => Err(MASKED.to_owned()),
+                false => field_value(text),
+            });
             fields.extend(value.map(|value| (name, value)));
         }
         fields
