@@ -310,15 +310,15 @@ fn what_is_not_there_is_a_problem_that_says_what_is() {
         ("DELETE", "/v1/limits/per_tenant/overrides/none", 404, None),
         ("GET", "/v1/breakers/nothing", 404, None),
         ("POST", "/v1/breakers/app/nothing", 404, None),
-        ("POST", "/metrics", 405, Some("GET")),
-        ("DELETE", "/health", 405, Some("GET")),
-        ("PUT", "/v1/config", 405, Some("GET")),
-        ("POST", "/v1/limits", 405, Some("GET")),
+        ("POST", "/metrics", 405, Some("GET, HEAD")),
+        ("DELETE", "/health", 405, Some("GET, HEAD")),
+        ("PUT", "/v1/config", 405, Some("GET, HEAD")),
+        ("POST", "/v1/limits", 405, Some("GET, HEAD")),
         (
             "POST",
             "/v1/limits/per_tenant?key=a",
             405,
-            Some("GET, DELETE"),
+            Some("GET, HEAD, DELETE"),
         ),
         (
             "GET",
@@ -326,7 +326,7 @@ fn what_is_not_there_is_a_problem_that_says_what_is() {
             405,
             Some("PUT, DELETE"),
         ),
-        ("POST", "/v1/breakers", 405, Some("GET")),
+        ("POST", "/v1/breakers", 405, Some("GET, HEAD")),
         ("GET", "/v1/breakers/app/reset", 405, Some("POST")),
     ] {
         let reply = call(&mut admin, method, path, "");
@@ -339,6 +339,40 @@ fn what_is_not_there_is_a_problem_that_says_what_is() {
         assert_eq!(problem["status"], status, "{method} {path}");
         assert_ne!(problem["detail"].as_str().unwrap(), "", "{method} {path}");
     }
+}
+
+#[test]
+fn head_is_answered_as_get_is_without_the_body() {
+    let running = start(&Upstream::answering("hi"));
+    let head = |admin: &mut Client, path: &str| {
+        admin.begin("HEAD", path, &[TOKEN], "");
+        admin.finish_head()
+    };
+    // The next answer would be out of step if there were a body.
+    let both_of = |admin: &mut Client, path: &str| {
+        let (head, get) = (head(admin, path), call(admin, "GET", path, ""));
+        let of = |reply: &Reply| (reply.status, reply.field("content-type").map(str::to_owned));
+        assert_eq!(of(&head), of(&get), "{path}");
+        assert_ne!(get.body, "", "{path}");
+    };
+    let mut admin = running.admin();
+    for path in [
+        "/live",
+        "/ready",
+        "/health",
+        "/metrics",
+        "/v1/config",
+        "/v1/limits",
+        "/v1/limits/per_tenant?key=a",
+        "/v1/breakers",
+        "/v1/nothing",
+    ] {
+        both_of(&mut admin, path);
+    }
+    assert_eq!(head(&mut admin, "/v1/breakers/app/reset").status, 405);
+    let mut metrics = Client::to(running.metrics.as_ref().unwrap());
+    both_of(&mut metrics, "/metrics");
+    both_of(&mut metrics, "/ready");
 }
 
 #[test]

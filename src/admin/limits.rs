@@ -55,11 +55,11 @@ pub(super) async fn answer(
                 json!({ "limits": list, "keys": plan.limits.len() }),
             ))
         }
-        (_, []) => Err(Problem::method("GET")),
+        (_, []) => Err(Problem::method("GET, HEAD")),
         (&Method::GET | &Method::DELETE, [name]) => {
             one_key(plan, redis, find(name)?, method, parameters(query, "key")).await
         }
-        (_, [_]) => Err(Problem::method("GET, DELETE")),
+        (_, [_]) => Err(Problem::method("GET, HEAD, DELETE")),
         (&Method::PUT, [name, "overrides", key]) => {
             let limit = find(name)?;
             let new: NewOverride = serde_json::from_slice(body).map_err(|error| {
