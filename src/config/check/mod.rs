@@ -239,6 +239,7 @@ impl Checker {
 
     fn admin(&mut self, raw: Option<raw::Admin>) -> Admin {
         let (address, token) = raw.map_or((None, None), |raw| (raw.address, raw.token));
+        let has_token = token.is_some();
         let token = token.and_then(|at| {
             self.read("admin.token", at, |text| match text {
                 "" => {
@@ -254,8 +255,11 @@ impl Checker {
             return Admin { address, token };
         };
         let (line, column) = (at.line, at.column);
+        // What is no address is told as that alone.
+        let text = at.value.as_deref().unwrap_or_default();
+        let is_address = text.parse::<SocketAddr>().is_ok();
         let address = self.control_address("admin.address", at);
-        if !address.ip().is_loopback() && token.is_none() {
+        if is_address && !address.ip().is_loopback() && !has_token {
             let message =
                 "an address that others reach needs admin.token: set one, or use 127.0.0.1"
                     .to_owned();
@@ -578,6 +582,23 @@ mod tests {
             );
         }
         assert_eq!(said.len(), 9, "{said:#?}");
+    }
+
+    #[test]
+    fn what_is_no_address_or_no_token_is_one_mistake() {
+        for (admin, part) in [
+            (
+                "{address: localhost:9901}",
+                "\"localhost:9901\" is not an address",
+            ),
+            ("{address: 0.0.0.0:2, token: ''}", "an empty token"),
+            ("{address: 0.0.0.0:2, token: '***'}", "a masked secret"),
+            ("{address: 0.0.0.0:2}", "needs admin.token"),
+        ] {
+            let text = format!("listen: 127.0.0.1:1\nupstream: http://x\nadmin: {admin}\n");
+            let said = read(&text).unwrap_err();
+            assert!(said.len() == 1 && said[0].contains(part), "{said:#?}");
+        }
     }
 
     #[test]
