@@ -299,6 +299,34 @@ fn an_override_is_for_a_client_as_limits_count_it() {
 }
 
 #[test]
+fn an_override_that_cannot_be_read_says_what_to_send() {
+    let running = start(&Upstream::answering("hi"));
+    let mut admin = running.admin();
+    let path = "/v1/limits/per_tenant/overrides/a";
+    for (body, part) in [
+        ("unlimited", "it is not JSON"),
+        ("\"unlimited\"", "it is not an object"),
+        ("{}", "\"limit\" is missing"),
+        ("{\"limit\": true}", "\"limit\" is not a text"),
+        ("{\"limit\": [\"5/m\", \"20/h\"]}", "a list is for a limit"),
+        ("{\"limt\": \"5/m\"}", "unknown field `limt`"),
+    ] {
+        let reply = call(&mut admin, "PUT", path, body);
+        assert_eq!(reply.status, 400, "{body}: {reply:?}");
+        let detail = json(&reply)["detail"].as_str().unwrap().to_owned();
+        assert!(detail.contains(part), "{body}: {detail}");
+        let mend = "body must be {\"limit\": \"500/s\"} or {\"limit\": \"unlimited\"}: ";
+        assert!(detail.starts_with(mend), "{body}: {detail}");
+    }
+    for body in ["{\"limit\": 5}", "{\"limit\": \"often\"}"] {
+        let reply = call(&mut admin, "PUT", path, body);
+        assert_eq!(reply.status, 400, "{body}: {reply:?}");
+    }
+    let reply = call(&mut admin, "PUT", path, "{\"limit\": \"unlimited\"}");
+    assert_eq!(json(&reply)["overrides"]["a"], "unlimited", "{reply:?}");
+}
+
+#[test]
 fn what_is_not_there_is_a_problem_that_says_what_is() {
     let running = start(&Upstream::answering("hi"));
     let mut admin = running.admin();
