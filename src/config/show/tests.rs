@@ -36,6 +36,18 @@ fn what_is_printed_is_the_same_configuration() {
     }
 }
 
+#[test]
+fn a_literal_dollar_and_brace_is_printed_so_that_it_is_read_again() {
+    let text = "listen: 127.0.0.1:1\nroutes: [{reply: {body: 'a $${b} ${C} $$${d}'}}]\n";
+    let lookup = |name: &str| (name == "C").then(|| "${c}".to_owned());
+    let config = check::parse(text, &lookup).unwrap();
+    let super::To::Reply(reply) = &config.routes[0].to else {
+        panic!("{config:?}");
+    };
+    assert_eq!(&*reply.body, "a ${b} ${c} $${d}");
+    assert_eq!(read(&yaml(&config)), config);
+}
+
 /// With words in place of the masks, which would be refused.
 fn unmasked(printed: &str) -> String {
     printed.replace("***", "a-secret")
