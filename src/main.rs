@@ -15,7 +15,7 @@ Begin with: weir check -c weir.yaml && weir run -c weir.yaml";
 
 const RUN: &str = "\
 Example: weir run -c /etc/weir/weir.yaml
-Signals: SIGHUP reads the file again, as does a change of it; SIGTERM and SIGINT drain.
+Signals: SIGHUP reads the file again, as does a change of it; SIGTERM, SIGQUIT and SIGINT drain; SIGUSR1 and SIGUSR2 do nothing.
 With --take-over a new process replaces the one that runs, and no connection is refused.
 Environment: WEIR_LOG=debug goes before telemetry.log.level.";
 
@@ -25,7 +25,7 @@ Signals: as of weir run.";
 
 const WORKER: &str = "\
 Example: weir worker -c /etc/weir/weir.yaml --wait-for-deps --migrate
-Signals: SIGTERM and SIGINT end it once the transaction under way is done.
+Signals: SIGTERM, SIGQUIT and SIGINT end it once the transaction under way is done.
 With --wait-for-deps it says once what it waits for, and exits 1 if that is not there in time; without, it begins and joins them later.
 Several workers of one file share the work.";
 
@@ -103,7 +103,7 @@ enum Command {
     Migrate(File),
     /// Say every mistake in a file with its line and column, and exit 1 if there is one; warn of what is hardly meant.
     #[command(
-        after_help = "Example: weir check -c weir.yaml\nExample: weir check -c weir.yaml --print > long.yaml"
+        after_help = "Example: weir check -c weir.yaml\nExample: weir check -c weir.yaml --print > long.yaml\nSecrets are printed as ***, which weir refuses: put the real ones back in long.yaml, or ${VARIABLES}."
     )]
     Check {
         #[command(flatten)]

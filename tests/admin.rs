@@ -299,6 +299,34 @@ fn an_override_is_for_a_client_as_limits_count_it() {
 }
 
 #[test]
+fn an_override_that_cannot_be_read_says_what_to_send() {
+    let running = start(&Upstream::answering("hi"));
+    let mut admin = running.admin();
+    let path = "/v1/limits/per_tenant/overrides/a";
+    for (body, part) in [
+        ("unlimited", "it is not JSON"),
+        ("\"unlimited\"", "it is not an object"),
+        ("{}", "\"limit\" is missing"),
+        ("{\"limit\": true}", "\"limit\" is not a text"),
+        ("{\"limit\": [\"5/m\", \"20/h\"]}", "a list is for a limit"),
+        ("{\"limt\": \"5/m\"}", "unknown field `limt`"),
+    ] {
+        let reply = call(&mut admin, "PUT", path, body);
+        assert_eq!(reply.status, 400, "{body}: {reply:?}");
+        let detail = json(&reply)["detail"].as_str().unwrap().to_owned();
+        assert!(detail.contains(part), "{body}: {detail}");
+        let mend = "body must be {\"limit\": \"500/s\"} or {\"limit\": \"unlimited\"}: ";
+        assert!(detail.starts_with(mend), "{body}: {detail}");
+    }
+    for body in ["{\"limit\": 5}", "{\"limit\": \"often\"}"] {
+        let reply = call(&mut admin, "PUT", path, body);
+        assert_eq!(reply.status, 400, "{body}: {reply:?}");
+    }
+    let reply = call(&mut admin, "PUT", path, "{\"limit\": \"unlimited\"}");
+    assert_eq!(json(&reply)["overrides"]["a"], "unlimited", "{reply:?}");
+}
+
+#[test]
 fn what_is_not_there_is_a_problem_that_says_what_is() {
     let running = start(&Upstream::answering("hi"));
     let mut admin = running.admin();
@@ -310,15 +338,15 @@ fn what_is_not_there_is_a_problem_that_says_what_is() {
         ("DELETE", "/v1/limits/per_tenant/overrides/none", 404, None),
         ("GET", "/v1/breakers/nothing", 404, None),
         ("POST", "/v1/breakers/app/nothing", 404, None),
-        ("POST", "/metrics", 405, Some("GET")),
-        ("DELETE", "/health", 405, Some("GET")),
-        ("PUT", "/v1/config", 405, Some("GET")),
-        ("POST", "/v1/limits", 405, Some("GET")),
+        ("POST", "/metrics", 405, Some("GET, HEAD")),
+        ("DELETE", "/health", 405, Some("GET, HEAD")),
+        ("PUT", "/v1/config", 405, Some("GET, HEAD")),
+        ("POST", "/v1/limits", 405, Some("GET, HEAD")),
         (
             "POST",
             "/v1/limits/per_tenant?key=a",
             405,
-            Some("GET, DELETE"),
+            Some("GET, HEAD, DELETE"),
         ),
         (
             "GET",
@@ -326,7 +354,7 @@ fn what_is_not_there_is_a_problem_that_says_what_is() {
             405,
             Some("PUT, DELETE"),
         ),
-        ("POST", "/v1/breakers", 405, Some("GET")),
+        ("POST", "/v1/breakers", 405, Some("GET, HEAD")),
         ("GET", "/v1/breakers/app/reset", 405, Some("POST")),
     ] {
         let reply = call(&mut admin, method, path, "");
@@ -339,6 +367,40 @@ fn what_is_not_there_is_a_problem_that_says_what_is() {
         assert_eq!(problem["status"], status, "{method} {path}");
         assert_ne!(problem["detail"].as_str().unwrap(), "", "{method} {path}");
     }
+}
+
+#[test]
+fn head_is_answered_as_get_is_without_the_body() {
+    let running = start(&Upstream::answering("hi"));
+    let head = |admin: &mut Client, path: &str| {
+        admin.begin("HEAD", path, &[TOKEN], "");
+        admin.finish_head()
+    };
+    // The next answer would be out of step if there were a body.
+    let both_of = |admin: &mut Client, path: &str| {
+        let (head, get) = (head(admin, path), call(admin, "GET", path, ""));
+        let of = |reply: &Reply| (reply.status, reply.field("content-type").map(str::to_owned));
+        assert_eq!(of(&head), of(&get), "{path}");
+        assert_ne!(get.body, "", "{path}");
+    };
+    let mut admin = running.admin();
+    for path in [
+        "/live",
+        "/ready",
+        "/health",
+        "/metrics",
+        "/v1/config",
+        "/v1/limits",
+        "/v1/limits/per_tenant?key=a",
+        "/v1/breakers",
+        "/v1/nothing",
+    ] {
+        both_of(&mut admin, path);
+    }
+    assert_eq!(head(&mut admin, "/v1/breakers/app/reset").status, 405);
+    let mut metrics = Client::to(running.metrics.as_ref().unwrap());
+    both_of(&mut metrics, "/metrics");
+    both_of(&mut metrics, "/ready");
 }
 
 #[test]

@@ -186,8 +186,16 @@ fn check_reads_the_files_of_tls_as_run_does() {
     );
 }
 
+/// What is said by a command that fails for the file.
+fn refused(command: &str, path: &Path) -> String {
+    let mut weir = Command::new(env!("CARGO_BIN_EXE_weir"));
+    let output = weir.args([command, "-c"]).arg(path).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
 #[test]
-fn check_prints_a_file_that_it_accepts_and_prints_alike() {
+fn check_prints_a_file_that_it_accepts_once_its_secrets_are_put_back_and_prints_alike() {
     let print = |path: &Path| {
         let output = Command::new(env!("CARGO_BIN_EXE_weir"))
             .args(["check", "--print", "-c"])
@@ -203,7 +211,12 @@ fn check_prints_a_file_that_it_accepts_and_prints_alike() {
         assert!(long.contains(part), "{long}");
     }
     assert!(!long.contains("secret"), "{long}");
-    assert_eq!(print(file(&long).path()), long);
+    let filled_in = long.replace("***", "hunter2");
+    assert_eq!(print(file(&filled_in).path()), long);
+    for command in ["check", "run"] {
+        let said = refused(command, file(&long).path());
+        assert!(said.contains("admin.token: a masked secret"), "{said}");
+    }
 }
 
 #[test]

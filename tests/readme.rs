@@ -231,10 +231,39 @@ fn check(yaml: &str) {
 #[test]
 fn every_file_that_is_shown_is_accepted() {
     let shown = [blocks(README, "yaml"), blocks(CONFIGURATION, "yaml")].concat();
-    assert_eq!(shown.len(), 3);
+    assert_eq!(shown.len(), 4);
     for (yaml, _) in shown {
         check(yaml);
     }
+}
+
+#[test]
+fn a_preflight_reaches_the_app_as_the_configuration_s_page_shows() {
+    let app = Upstream::replying(|head| {
+        let allow = "Access-Control-Allow-Origin: https://shop.example";
+        let method = head.split(' ').next().unwrap();
+        format!("HTTP/1.1 200 OK\r\n{allow}\r\nX-Method: {method}\r\nContent-Length: 0\r\n\r\n")
+    });
+    let shown = blocks(CONFIGURATION, "yaml");
+    let yaml = shown.iter().find(|(yaml, _)| yaml.contains("[OPTIONS]}"));
+    let yaml = yaml.unwrap().0.replace("http://127.0.0.1:3000", &app.url());
+    let yaml = yaml.replace("0.0.0.0:8080", "127.0.0.1:0");
+    let weir = Running::start(file(&format!("{yaml}admin: {{address: 127.0.0.1:0}}\n")).path());
+    let fields = [
+        "Origin: https://shop.example",
+        "Access-Control-Request-Method: GET",
+    ];
+    let mut client = weir.client();
+    let reply = client.send("OPTIONS", "/api/cart", &fields, "");
+    assert_eq!(
+        (reply.status, reply.field("x-method")),
+        (200, Some("OPTIONS"))
+    );
+    assert!(
+        reply.field("access-control-allow-origin").is_some(),
+        "{reply:?}"
+    );
+    assert_eq!(client.get("/api/cart").status, 401);
 }
 
 /// Each is a part of a file with an app, its sessions and routes.

@@ -72,6 +72,23 @@ fn a_proxy_ends_well_on_sigterm() {
     assert_eq!(proxy.child.wait().unwrap().code(), Some(0));
 }
 
+/// What people send to nginx.
+#[test]
+fn sigquit_drains_and_the_user_s_signals_end_nothing() {
+    let config = file(BESIDE);
+    for command in ["run", "proxy"] {
+        let mut weir = Running::start_as(command, config.path(), &[]);
+        for name in ["USR1", "USR2"] {
+            weir.signal(name);
+            weir.log_until(&format!("signal=\"SIG{name}\""));
+        }
+        assert_eq!(weir.client().get("/").status, 502, "{command}");
+        weir.signal("QUIT");
+        weir.log_until("draining");
+        assert_eq!(weir.child.wait().unwrap().code(), Some(0), "{command}");
+    }
+}
+
 /// A file of a worker, with these keys of `postgres` behind its address.
 fn draining(redis: &Server, url: &str, keys: &str, spool: &Path) -> NamedTempFile {
     file(&format!(
@@ -100,7 +117,7 @@ fn a_schema_is_brought_up_to_date_once_and_a_newer_one_is_refused() {
     assert!(said(migrate(&config)).starts_with("the schema was at version 0 and is at "));
     assert!(said(migrate(&config)).ends_with(" already\n"));
     database.query("INSERT INTO weir.schema_version VALUES (999)");
-    for command in ["migrate", "worker", "run"] {
+    for command in ["migrate", "worker"] {
         let output = Command::new(env!("CARGO_BIN_EXE_weir"))
             .args([command, "-c"])
             .arg(config.path())
@@ -112,10 +129,10 @@ fn a_schema_is_brought_up_to_date_once_and_a_newer_one_is_refused() {
     }
 }
 
-/// Each begins while Postgres is away, and then finds a schema that it cannot work with, now or later. What it waits for comes to one or
-/// two minutes, by clocks that run twenty times as fast.
+/// Each begins while Postgres is away, and then finds a schema that it cannot work with, now or later. What the worker waits for comes to
+/// one or two minutes, by clocks that run twenty times as fast; whoever has lanes serves on beyond that.
 #[test]
-fn who_cannot_keep_its_work_up_ends_and_exits_1() {
+fn a_worker_that_cannot_keep_its_work_up_exits_1_and_lanes_serve_on() {
     let library = faketime();
     let (redis, postgres) = (Server::single(), postgres::Server::start());
     let folder = tempfile::tempdir().unwrap();
@@ -128,24 +145,140 @@ fn who_cannot_keep_its_work_up_ends_and_exits_1() {
     postgres.kill();
     let fast = [("LD_PRELOAD", library.as_str()), ("FAKETIME", "+0 x20")];
     let start = |command| Running::start_as(command, config.path(), &fast);
-    let mut all = ["worker", "run"].map(start);
+    let [mut worker, mut run] = ["worker", "run"].map(start);
     postgres.restart();
-    for weir in &mut all {
-        let mut code = None;
-        eventually_within(Duration::from_secs(60), || {
-            let ended = weir.child.try_wait().unwrap();
-            code = ended.map(|ended| ended.code());
-            code.is_some()
-        });
-        assert_eq!(code, Some(Some(1)));
-        // The log, and then what the process says as it ends.
-        weir.log_until("task failed, it is begun again");
-        for line in ["weir ends", "error: the task \""] {
-            let line = weir.log_until(line);
-            for part in ["cannot be kept up", "is version 999"] {
-                assert!(line.contains(part), "{line}");
-            }
+    let mut code = None;
+    eventually_within(Duration::from_secs(60), || {
+        let ended = worker.child.try_wait().unwrap();
+        code = ended.map(|ended| ended.code());
+        code.is_some()
+    });
+    assert_eq!(code, Some(Some(1)));
+    // The log, and then what the process says as it ends.
+    worker.log_until("task failed, it is begun again");
+    for line in ["weir ends", "error: the task \""] {
+        let line = worker.log_until(line);
+        for part in ["cannot be kept up", "is version 999"] {
+            assert!(line.contains(part), "{line}");
         }
+    }
+    run.log_until("weir serves on without");
+    assert_eq!(run.client().get("/").status, 502);
+    assert_eq!(restarts(&run), 0);
+    run.signal("TERM");
+    assert_eq!(run.child.wait().unwrap().code(), Some(0));
+}
+
+/// How often the tasks that wait for the schema were begun again.
+fn restarts(weir: &Running) -> usize {
+    let metrics = weir.admin().get("/metrics").body;
+    let of_tasks = metrics.lines().filter(|line| {
+        line.starts_with("weir_task_restarts_total{task=\"drain\"}")
+            || line.starts_with("weir_task_restarts_total{task=\"partitions\"}")
+    });
+    of_tasks.filter(|line| !line.ends_with(" 0")).count()
+}
+
+/// What Postgres may refuse at the start, and how it is mended.
+#[test]
+fn lanes_begin_and_serve_whatever_postgres_refuses_and_the_audit_follows() {
+    let redis = Server::single();
+    let url_as = |database: &Database, user: &str| {
+        let user = format!("postgres://{user}@");
+        database.url().replace("postgres://postgres@", &user)
+    };
+    // Keys of the file, what is done before, what is told of it, and how it is mended.
+    type Case = (
+        &'static str,
+        fn(&Database) -> String,
+        &'static str,
+        fn(&Database, &NamedTempFile),
+    );
+    let cases: [Case; 5] = [
+        (
+            ", migrate: false",
+            |_| String::new(),
+            "is version 0",
+            |_, config| assert!(migrate(config).status.success()),
+        ),
+        (
+            "",
+            |_| {
+                "CREATE SCHEMA weir; CREATE TABLE weir.schema_version (version integer PRIMARY KEY, \
+                 applied timestamptz NOT NULL DEFAULT now()); INSERT INTO weir.schema_version VALUES (999)"
+                    .to_owned()
+            },
+            "is version 999",
+            |database, _| drop(database.query("DROP SCHEMA weir CASCADE")),
+        ),
+        (
+            "",
+            |_| String::new(),
+            "SQLSTATE 28000",
+            |database, _| {
+                drop(database.query(&format!(
+                    "CREATE ROLE {}_user LOGIN SUPERUSER",
+                    database.name
+                )))
+            },
+        ),
+        (
+            "",
+            |database| format!("CREATE ROLE {}_user LOGIN", database.name),
+            "SQLSTATE 42501",
+            |database, _| {
+                let name = &database.name;
+                database.query(&format!("GRANT CREATE ON DATABASE {name} TO {name}_user"));
+            },
+        ),
+        (
+            "",
+            |database| format!("ALTER DATABASE {0} RENAME TO {0}_away", database.name),
+            "SQLSTATE 3D000",
+            |database, _| {
+                let name = &database.name;
+                database
+                    .server
+                    .query(&format!("ALTER DATABASE {name}_away RENAME TO {name}"));
+            },
+        ),
+    ];
+    for (keys, before, told, mend) in cases {
+        let database = Database::new();
+        let folder = tempfile::tempdir().unwrap();
+        let before = before(&database);
+        if before.contains("RENAME") {
+            database.server.query(&before);
+        } else if !before.is_empty() {
+            database.query(&before);
+        }
+        let url = match told {
+            "SQLSTATE 28000" | "SQLSTATE 42501" => {
+                url_as(&database, &format!("{}_user", database.name))
+            }
+            _ => database.url(),
+        };
+        let config = draining(&redis, &url, keys, folder.path());
+        let mut weir = Running::start(config.path());
+        assert_eq!(weir.client().get("/").status, 502, "{told}");
+        assert_eq!(weir.admin().get("/ready").status, 200, "{told}");
+        let health = weir.admin().get("/health");
+        assert_eq!(health.status, 200, "{told}: {}", health.body);
+        let body: serde_json::Value = serde_json::from_str(&health.body).unwrap();
+        assert_eq!(body["status"], "degraded", "{body}");
+        let schema = &body["checks"]["postgres_schema"];
+        assert!(schema["error"].as_str().unwrap().contains(told), "{body}");
+        let missing = |weir: &Running| {
+            let metrics = weir.admin().get("/metrics").body;
+            metrics.contains("\nweir_drain_schema_missing 1\n")
+        };
+        assert!(missing(&weir), "{told}");
+        mend(&database, &config);
+        eventually_within(Duration::from_secs(30), || !missing(&weir));
+        eventually(|| database.one("SELECT count(*) FROM weir.audit_events") == "1");
+        assert_eq!(restarts(&weir), 0, "{told}");
+        weir.signal("TERM");
+        assert_eq!(weir.child.wait().unwrap().code(), Some(0), "{told}");
     }
 }
 
@@ -165,7 +298,11 @@ fn a_worker_that_does_not_migrate_says_what_to_do() {
     eventually(|| worker.admin().get("/ready").status == 200);
     worker.signal("HUP");
     worker.log_until("restart it");
-    worker.signal("TERM");
+    for name in ["USR1", "USR2"] {
+        worker.signal(name);
+        worker.log_until(&format!("signal=\"SIG{name}\""));
+    }
+    worker.signal("QUIT");
     assert_eq!(worker.child.wait().unwrap().code(), Some(0));
 }
 
@@ -259,6 +396,39 @@ fn a_worker_that_waits_in_vain_says_what_is_missing() {
     Log::of(&mut ended).until("waiting for redis (");
     signal(&ended, "TERM");
     assert_eq!(ended.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_worker_that_waits_waits_for_the_schema_but_not_for_an_older_one() {
+    let (redis, database) = (Server::single(), Database::new());
+    let folder = tempfile::tempdir().unwrap();
+    let config = draining(&redis, &database.url(), ", migrate: false", folder.path());
+    let output = waiting(config.path(), "300ms").wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let error = said.split("error: ").last().unwrap();
+    for part in [
+        "after 300ms this is still missing:",
+        "the schema in postgres: ",
+        "run `weir migrate`",
+    ] {
+        assert!(error.contains(part), "{said}");
+    }
+
+    let mut worker = waiting(config.path(), "1m");
+    let log = Log::of(&mut worker);
+    log.until("waiting for the schema in postgres");
+    assert!(migrate(&config).status.success());
+    log.until("the schema in postgres is there");
+    log.until("working");
+    signal(&worker, "TERM");
+    assert_eq!(worker.wait().unwrap().code(), Some(0));
+
+    database.query("INSERT INTO weir.schema_version VALUES (999)");
+    let output = waiting(config.path(), "1h").wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("is version 999"), "{said}");
 }
 
 #[test]

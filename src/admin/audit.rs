@@ -54,7 +54,7 @@ pub(super) async fn answer(
 ) -> Answer {
     match (method, path) {
         (&Method::GET, []) => {}
-        (_, []) => return Err(Problem::method("GET")),
+        (_, []) => return Err(Problem::method("GET, HEAD")),
         _ => return Err(Problem::not_found("known here: /v1/audit")),
     }
     let asked = asked(query)?;

@@ -23,7 +23,7 @@ pub(super) async fn answer(
             let list: Vec<_> = breakers().map(|breaker| describe(breaker)).collect();
             Ok(Reply::Json(json!({ "breakers": list })))
         }
-        (_, []) => Err(Problem::method("GET")),
+        (_, []) => Err(Problem::method("GET, HEAD")),
         (_, [upstream, rest @ ..]) => {
             let breaker = breakers()
                 .find(|breaker| breaker.upstream == *upstream)
@@ -35,7 +35,7 @@ pub(super) async fn answer(
                 (&Method::POST, ["force-open"]) => force(breaker, redis, Forced::Open).await?,
                 (&Method::POST, ["force-closed"]) => force(breaker, redis, Forced::Closed).await?,
                 (&Method::POST, ["reset"]) => force(breaker, redis, Forced::Reset).await?,
-                (_, []) => return Err(Problem::method("GET")),
+                (_, []) => return Err(Problem::method("GET, HEAD")),
                 (_, ["force-open" | "force-closed" | "reset"]) => {
                     return Err(Problem::method("POST"));
                 }

@@ -4,7 +4,6 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use hyper::Method;
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Answer, Problem, Reply, parameters};
@@ -18,13 +17,6 @@ use crate::store::fleet::FleetConnections;
 use crate::store::limits::leases::Decision;
 use crate::store::limits::overrides::{Overrides, Reset};
 use crate::store::limits::{self, Key, Override};
-
-/// The body of a `PUT`: `{"limit": "500/s"}`, or `unlimited`.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct NewOverride {
-    limit: String,
-}
 
 /// - `GET /v1/limits`: all;
 /// - `GET` and `DELETE /v1/limits/NAME?key=PART&key=PART`: what one key has left; forget what it used;
@@ -55,20 +47,18 @@ pub(super) async fn answer(
                 json!({ "limits": list, "keys": plan.limits.len() }),
             ))
         }
-        (_, []) => Err(Problem::method("GET")),
+        (_, []) => Err(Problem::method("GET, HEAD")),
         (&Method::GET | &Method::DELETE, [name]) => {
             one_key(plan, redis, find(name)?, method, parameters(query, "key")).await
         }
-        (_, [_]) => Err(Problem::method("GET, DELETE")),
+        (_, [_]) => Err(Problem::method("GET, HEAD, DELETE")),
         (&Method::PUT, [name, "overrides", key]) => {
             let limit = find(name)?;
-            let new: NewOverride = serde_json::from_slice(body).map_err(|error| {
-                Problem::bad(format!("body must be {{\"limit\": \"500/s\"}}: {error}"))
-            })?;
-            let rules = override_rules(limit, &new.limit).map_err(Problem::bad)?;
+            let new = new_override(body).map_err(Problem::bad)?;
+            let rules = override_rules(limit, &new).map_err(Problem::bad)?;
             let keys = override_keys(&limit.by, key, &plan.config.ipv6_prefixes());
             for key in keys.map_err(Problem::bad)? {
-                put(plan, redis, (name, &key), Some(&new.limit)).await?;
+                put(plan, redis, (name, &key), Some(&new)).await?;
                 plan.limits.set_override(name, &key, Some(rules.clone()));
             }
             Ok(Reply::Json(describe(plan, limit)))
@@ -94,6 +84,33 @@ pub(super) async fn answer(
         _ => Err(Problem::not_found(
             "known here: /v1/limits, /v1/limits/NAME and /v1/limits/NAME/overrides/KEY",
         )),
+    }
+}
+
+/// The limit of a `PUT`'s body: `{"limit": "500/s"}`; a number is taken for its text, as in the file.
+fn new_override(body: &[u8]) -> Result<String, String> {
+    let bad = |why: String| {
+        format!("body must be {{\"limit\": \"500/s\"}} or {{\"limit\": \"unlimited\"}}: {why}")
+    };
+    let body: Value =
+        serde_json::from_slice(body).map_err(|error| bad(format!("it is not JSON, {error}")))?;
+    let Value::Object(mut keys) = body else {
+        return Err(bad("it is not an object".to_owned()));
+    };
+    let limit = keys.remove("limit");
+    if let Some(unknown) = keys.keys().next() {
+        return Err(bad(format!("unknown field `{unknown}`")));
+    }
+    match limit {
+        Some(Value::String(limit)) => Ok(limit),
+        Some(Value::Number(limit)) => Ok(limit.to_string()),
+        Some(Value::Array(_)) => Err(bad(
+            "a list is for a limit; an override is one, as in the file".to_owned(),
+        )),
+        Some(Value::Null | Value::Bool(_) | Value::Object(_)) => {
+            Err(bad("\"limit\" is not a text".to_owned()))
+        }
+        None => Err(bad("\"limit\" is missing".to_owned())),
     }
 }
 

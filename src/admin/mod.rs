@@ -171,7 +171,12 @@ async fn answer(admin: &Admin, request: Request<Incoming>, metrics_alone: bool) 
     let (parts, body) = request.into_parts();
     let path: Vec<_> = parts.uri.path().split('/').skip(1).map(decoded).collect();
     let path: Vec<_> = path.iter().map(String::as_str).collect();
-    let (method, query) = (&parts.method, parts.uri.query().unwrap_or_default());
+    let query = parts.uri.query().unwrap_or_default();
+    // Whose answer is GET's; hyper leaves its body out.
+    let method = match parts.method {
+        Method::HEAD => &Method::GET,
+        _ => &parts.method,
+    };
     if path.first() == Some(&"app-health") {
         return app_health(admin, method, parts.uri.path()).await;
     }
@@ -185,7 +190,7 @@ async fn answer(admin: &Admin, request: Request<Incoming>, metrics_alone: bool) 
         (&Method::GET, ["live"]) => Ok(admin.health.live()),
         (&Method::GET, ["ready"]) => Ok(admin.health.ready()),
         (&Method::GET, ["health"]) => Ok(admin.health.health().await),
-        (_, ["metrics" | "live" | "ready" | "health"]) => Err(Problem::method("GET")),
+        (_, ["metrics" | "live" | "ready" | "health"]) => Err(Problem::method("GET, HEAD")),
         (method, ["v1", rest @ ..]) => {
             refuse_pages(&plan, &parts.headers)?;
             authorise(&plan, parts.headers.get(AUTHORIZATION))?;
@@ -212,7 +217,7 @@ async fn answer(admin: &Admin, request: Request<Incoming>, metrics_alone: bool) 
 
 async fn app_health(admin: &Admin, method: &Method, path: &str) -> Answer {
     if method != Method::GET {
-        return Err(Problem::method("GET"));
+        return Err(Problem::method("GET, HEAD"));
     }
     match admin.app_probes.ask(path).await {
         Some(Ok(())) => Ok(Reply::Json(json!({"status": "ok"}))),
@@ -232,7 +237,7 @@ async fn v1(
     match path {
         ["config"] => match *method {
             Method::GET => Ok(Reply::Json(show::json(&plan.config))),
-            _ => Err(Problem::method("GET")),
+            _ => Err(Problem::method("GET, HEAD")),
         },
         ["limits", rest @ ..] => {
             limits::answer(plan, admin.redis.as_ref(), method, rest, query, body).await

@@ -74,7 +74,7 @@ pub(super) async fn answer(
             let ended = ended.map_err(unanswered)?;
             Ok(Reply::Json(json!({ "ended": ended })))
         }
-        (_, []) => Err(Problem::method("GET, POST, DELETE")),
+        (_, []) => Err(Problem::method("GET, HEAD, POST, DELETE")),
         (&Method::GET | &Method::DELETE, [id]) => {
             let live = find(plan, parameter("sessions"))?;
             let id: SessionId = id
@@ -88,7 +88,7 @@ pub(super) async fn answer(
             live.revoke(id, reach).await.map_err(unanswered)?;
             Ok(Reply::Nothing)
         }
-        (_, [_]) => Err(Problem::method("GET, DELETE")),
+        (_, [_]) => Err(Problem::method("GET, HEAD, DELETE")),
         _ => Err(Problem::not_found(
             "known here: /v1/sessions and /v1/sessions/ID",
         )),

@@ -4,14 +4,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
+use parking_lot::Mutex;
+use prometheus_client::metrics::gauge::Gauge;
+use serde_json::json;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use crate::admin::health::Heartbeat;
-use crate::admin::health::check::{Check, Status};
+use crate::admin::health::check::{Check, Found, Status};
 use crate::admin::health::stores;
 use crate::config::Config;
 use crate::store::fleet::Fleet;
@@ -22,8 +25,10 @@ use crate::telemetry::metrics::Metrics;
 use crate::worker::supervise::{AtStop, Supervisor};
 use crate::worker::{self, drain, partitions};
 
-/// Between tries to reach Postgres.
+/// Between tries to reach Postgres, and to find its schema.
 const TRY_EVERY: Duration = Duration::from_secs(1);
+/// Between tries, at most, while it refuses: each leaves a line in its log.
+const REFUSED_EVERY: Duration = Duration::from_secs(10);
 /// For Postgres to be there when the process starts; it goes on without.
 const START: Duration = Duration::from_secs(10);
 
@@ -46,7 +51,7 @@ pub(super) struct Companion {
 
 impl Companion {
     /// Begins to drain. `config` is to have `postgres`, as those are opened already for this thread's runtime, and `audit`. An error
-    /// where a human must act first, such as a schema that is newer than this weir.
+    /// where a human must act first, such as a schema that is newer than this weir; lanes do not wait for that, nor does it end them.
     pub(super) async fn begin(
         config: &Config,
         postgres: &Postgres,
@@ -61,6 +66,9 @@ impl Companion {
         let schema = Schema {
             postgres: postgres.again(settings)?,
             migrates: settings.migrate,
+            beside,
+            state: Arc::default(),
+            missing: metrics.drain.schema_missing.clone(),
         };
         schema.begin(handle).await?;
         let mut supervisor = Supervisor::new(handle.clone(), metrics.clone());
@@ -120,8 +128,8 @@ impl Companion {
         let lag = stores::audit_lag(Arc::new(streams), health);
         Ok(Companion {
             supervisor,
+            checks: vec![check, schema.check(), lag],
             postgres: schema.postgres,
-            checks: vec![check, lag],
             runtime,
         })
     }
@@ -143,52 +151,114 @@ struct Schema {
     postgres: Arc<Postgres>,
     /// Whether it is brought up to date, or is to be.
     migrates: bool,
+    beside: Beside,
+    state: Arc<Mutex<State>>,
+    /// 1 unless it is there.
+    missing: Gauge,
+}
+
+/// Whether the schema is there.
+#[derive(Debug, Default)]
+enum State {
+    #[default]
+    Unknown,
+    There,
+    Missing(PostgresError),
 }
 
 impl Schema {
-    /// Brings the schema, on the runtime that the pools belong to. Goes on without a Postgres that is not there yet.
+    /// Brings the schema, on the runtime that the pools belong to. Goes on without a Postgres that is not there yet, and beside lanes
+    /// without one that refuses.
     async fn begin(&self, runtime: &Handle) -> anyhow::Result<()> {
+        self.missing.set(1);
         let schema = self.clone();
         // A task of its own, which goes on: a connection that is let go of in the middle would keep its lock.
         let bring = runtime.spawn(async move { schema.bring().await });
         match timeout(START, bring).await {
-            Ok(brought) => match brought? {
-                Err(error) if may_pass(&error) => {
+            Ok(brought) => match (brought?, self.beside) {
+                (Ok(()), _) => {}
+                (Err(error), _) if may_pass(&error) => {
                     warn!(%error, "postgres is not there yet; going on without");
                 }
-                brought => brought?,
+                (Err(_), Beside::Lanes) => {}
+                (Err(error), Beside::Nothing) => return Err(told(error)),
             },
             Err(_) => warn!("postgres does not answer yet; going on without"),
         }
         Ok(())
     }
 
-    /// Does `run` once the schema is there, unless the process stops before.
+    /// Does `run` once the schema is there, unless the process stops before. An error where Postgres refuses, unless there are lanes:
+    /// they are not to end because the audit waits.
     async fn then(
         self,
         run: impl Future<Output = anyhow::Result<()>>,
         heartbeat: Heartbeat,
         mut stopping: watch::Receiver<bool>,
     ) -> anyhow::Result<()> {
+        let mut pause = TRY_EVERY;
         loop {
             // A schema may take its time, and another worker may be at it.
             heartbeat.rest();
-            match self.bring().await {
-                Ok(()) => {
+            match (self.bring().await, self.beside) {
+                (Ok(()), _) => {
                     heartbeat.beat();
                     return run.await;
                 }
-                Err(error) if may_pass(&error) => {}
-                Err(error) => return Err(error.into()),
+                (Err(error), _) if may_pass(&error) => pause = TRY_EVERY,
+                (Err(_), Beside::Lanes) => pause = (pause * 2).min(REFUSED_EVERY),
+                (Err(error), Beside::Nothing) => return Err(told(error)),
             }
             tokio::select! {
-                () = sleep(TRY_EVERY) => {}
+                () = sleep(pause) => {}
                 _ = stopping.wait_for(|stop| *stop) => return Ok(()),
             }
         }
     }
 
+    /// For `/health`: what is stored waits for it.
+    fn check(&self) -> Check {
+        let missing = match self.beside {
+            Beside::Lanes => Status::Degraded,
+            Beside::Nothing => Status::Critical,
+        };
+        let state = self.state.clone();
+        Check::new("postgres_schema", missing, move || {
+            let found = match &*state.lock() {
+                State::There => Found::new(Status::Ok, json!({})),
+                State::Missing(error) => Found::error(missing, error),
+                State::Unknown => Found::error(missing, "postgres did not answer yet"),
+            };
+            async move { found }
+        })
+    }
+
     async fn bring(&self) -> Result<(), PostgresError> {
+        let brought = self.try_to_bring().await;
+        self.note(&brought);
+        brought
+    }
+
+    /// Tells what is new of it. That the tasks of a worker fail is told by who keeps them.
+    fn note(&self, brought: &Result<(), PostgresError>) {
+        let mut state = self.state.lock();
+        match (brought, &*state) {
+            (Ok(()), State::Missing(_)) => info!("the schema is there: the audit is stored"),
+            (Err(error), State::Missing(same)) if error == same => {}
+            (Err(error), _) if self.beside == Beside::Lanes && !may_pass(error) => {
+                let mend = error.mend();
+                warn!(%error, mend, "the audit is not stored until this is mended; weir serves on without");
+            }
+            (Ok(()) | Err(_), _) => {}
+        }
+        self.missing.set(i64::from(brought.is_err()));
+        *state = match brought {
+            Ok(()) => State::There,
+            Err(error) => State::Missing(error.clone()),
+        };
+    }
+
+    async fn try_to_bring(&self) -> Result<(), PostgresError> {
         let connection = self.postgres.write().await?;
         if !self.migrates {
             return check_version(&connection).await;
@@ -202,6 +272,14 @@ impl Schema {
             );
         }
         Ok(())
+    }
+}
+
+/// With what a human is to do.
+fn told(error: PostgresError) -> anyhow::Error {
+    match error.mend() {
+        Some(mend) => anyhow!("{error}; {mend}"),
+        None => error.into(),
     }
 }
 

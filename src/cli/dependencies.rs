@@ -5,14 +5,15 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use anyhow::bail;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::info;
 
 use crate::config::Config;
 use crate::config::redis::Client;
 use crate::config::units::Span;
 use crate::store::fleet::{Fleet, FleetConnections};
-use crate::store::postgres::Postgres;
+use crate::store::postgres::migrate::check_version;
+use crate::store::postgres::{Postgres, PostgresError};
 use crate::store::redis::{Arg, Connections};
 
 /// Between looks: from the first to the last, doubled each time.
@@ -58,8 +59,8 @@ impl Dependency {
     }
 }
 
-/// Waits until every client of `redis` can be used, and the primary of `postgres` written to. An error that says what is missing once
-/// `within` is over.
+/// Waits until every client of `redis` can be used, the primary of `postgres` written to, and its schema there unless it is to be brought.
+/// An error that says what is missing once `within` is over; at once if the schema is newer than this weir.
 pub(super) async fn wait(
     config: &Config,
     fleet: &Fleet,
@@ -77,6 +78,10 @@ pub(super) async fn wait(
         "postgres.write ({})",
         postgres.primary()
     )));
+    let migrates = config.postgres.as_ref().is_some_and(|it| it.migrate);
+    if !migrates {
+        dependencies.push(Dependency::new("the schema in postgres".to_owned()));
+    }
     let key = fleet.keys.processes();
     let (mut pause, longest) = BACK_OFF;
     loop {
@@ -85,12 +90,20 @@ pub(super) async fn wait(
         let health = postgres.health(answer);
         let asked = clients.iter().map(|client| ask(client, &key, answer));
         let (asked, health) = tokio::join!(futures_util::future::join_all(asked), health);
-        let postgres = health.write.answered.map(drop);
+        let written = health.write.answered.map(drop);
+        let is_there = written.is_ok();
         let found = asked
             .into_iter()
-            .chain([postgres.map_err(|error| error.to_string())]);
+            .chain([written.map_err(|error| error.to_string())]);
         for (dependency, found) in dependencies.iter_mut().zip(found) {
             dependency.note(found);
+        }
+        if let (Some(schema), false, true) = (dependencies.last_mut(), migrates, is_there) {
+            let found = ask_schema(postgres, answer).await;
+            if let Err(error @ PostgresError::SchemaNew { .. }) = found {
+                return Err(error.into());
+            }
+            schema.note(found.map_err(|error| error.to_string()));
         }
         if dependencies.iter().all(|it| it.missing().is_none()) {
             return Ok(());
@@ -119,6 +132,12 @@ async fn ask(redis: &Connections, key: &str, within: Duration) -> Result<(), Str
         Ok(_) => Ok(()),
         Err(error) => Err(error.to_string()),
     }
+}
+
+async fn ask_schema(postgres: &Postgres, within: Duration) -> Result<(), PostgresError> {
+    let look = async { check_version(&postgres.write().await?).await };
+    let looked = timeout(within, look).await;
+    looked.unwrap_or(Err(PostgresError::Late(within)))
 }
 
 /// The client's key in the file, and its servers.

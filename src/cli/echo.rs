@@ -19,27 +19,26 @@ use hyper_util::rt::TokioIo;
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
-use super::run::stopped;
+use super::signals::Signals;
 use crate::config::units::Span;
 use crate::net::listen;
 use crate::policy::session::{END_HEADER, START_HEADER};
 
-/// Serves on `address` until SIGTERM or SIGINT.
+/// Serves on `address` until SIGTERM, SIGQUIT or SIGINT.
 pub fn run(address: SocketAddr) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let terminate = signal(SignalKind::terminate())?;
+        let mut signals = Signals::listen()?;
         let listener = listen::alone(address)
             .and_then(TcpListener::from_std)
             .with_context(|| format!("cannot listen on {address}"))?;
         info!(address = %listener.local_addr()?, "echoing");
         tokio::select! {
-            stopped = stopped(terminate) => stopped,
+            stopped = signals.stopped() => stopped,
             never = accept(listener) => match never {},
         }
     })

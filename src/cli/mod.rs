@@ -14,6 +14,7 @@ pub mod redirect;
 pub mod run;
 pub mod session;
 mod show;
+mod signals;
 mod take_over;
 pub mod webhook;
 pub mod worker;

@@ -11,16 +11,17 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use anyhow::{anyhow, bail};
+use anyhow::bail;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use super::companion::{Beside, Companion};
 use super::read;
+use super::signals::Signals;
 use super::take_over::{self, Offer};
 use crate::admin::app_health::AppProbes;
 use crate::admin::health::check::Check;
@@ -74,7 +75,7 @@ pub enum TakesOver {
     No,
 }
 
-/// Runs until SIGTERM or SIGINT, or until another process has taken over; then drains. An error too once a task cannot be kept up.
+/// Runs until SIGTERM, SIGQUIT or SIGINT, or until another process has taken over; then drains. An error too once a task cannot be kept up.
 pub fn run(file: PathBuf, parts: Parts, takes_over: TakesOver) -> anyhow::Result<()> {
     let seen = reload::fingerprint(&file);
     let Checked {
@@ -116,7 +117,7 @@ async fn supervise(
     let mut secured = Secured::read(&config, &Secured::default()).map_err(anyhow::Error::msg)?;
     let app_probes = AppProbes::of_environment().map_err(anyhow::Error::msg)?;
     // Listening to the signals begins before the line that says weir is up, so that none is missed, or ends the process.
-    let terminate = signal(SignalKind::terminate())?;
+    let signals = Signals::listen()?;
     let hangup = signal(SignalKind::hangup())?;
     let mut ports = Ports::open(&config, takes_over).await?;
 
@@ -197,7 +198,7 @@ async fn supervise(
         TakesOver::No => None,
     };
     let reloads = reload::follow(file, seen, beside, load_and_warn, plan, hangup);
-    let why = until_the_end(terminate, reloads, &mut control, companion.as_mut(), offer).await?;
+    let why = until_the_end(signals, reloads, &mut control, companion.as_mut(), offer).await?;
     let running = Running {
         admin_ports,
         unready,
@@ -326,14 +327,14 @@ enum Why {
 /// Whichever comes first. All that is passed by value ends with it: the file is not read again, and the sockets that are offered are
 /// closed, else clients would wait at them for nobody.
 async fn until_the_end(
-    terminate: Signal,
+    mut signals: Signals,
     reloads: impl Future<Output = Infallible>,
     control: &mut Supervisor,
     companion: Option<&mut Companion>,
     offer: Option<Offer>,
 ) -> anyhow::Result<Why> {
     tokio::select! {
-        stopped = stopped(terminate) => stopped.map(|()| Why::Asked),
+        stopped = signals.stopped() => stopped.map(|()| Why::Asked),
         never = reloads => match never {},
         gave_up = control.gave_up() => Ok(Why::GaveUp(gave_up)),
         gave_up = companion_gave_up(companion) => Ok(Why::GaveUp(gave_up)),
@@ -425,12 +426,4 @@ fn join(threads: Vec<JoinHandle<std::io::Result<()>>>) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Waits for SIGTERM or SIGINT.
-pub(super) async fn stopped(mut terminate: Signal) -> anyhow::Result<()> {
-    tokio::select! {
-        received = terminate.recv() => received.ok_or_else(|| anyhow!("signals cannot be received")),
-        interrupted = tokio::signal::ctrl_c() => Ok(interrupted?),
-    }
 }

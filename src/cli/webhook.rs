@@ -19,7 +19,6 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::{interval, sleep, timeout};
@@ -27,7 +26,8 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
 use super::inject::Sidecar;
-use super::run::{bind, stopped};
+use super::run::bind;
+use super::signals::Signals;
 use crate::clock;
 use crate::config::listeners::ListenerProtocol;
 use crate::config::tls::{Certificate, ClientAuth, ListenerTls, Version};
@@ -95,7 +95,7 @@ enum Stage {
     Ended,
 }
 
-/// Serves until SIGTERM or SIGINT, and then what is under way.
+/// Serves until SIGTERM, SIGQUIT or SIGINT, and then what is under way.
 pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -104,7 +104,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 async fn serve(arguments: Arguments) -> anyhow::Result<()> {
-    let terminate = signal(SignalKind::terminate())?;
+    let mut signals = Signals::listen()?;
     let settings = ListenerTls {
         certificates: vec![Certificate {
             cert: arguments.tls_cert,
@@ -139,7 +139,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
     tokio::select! {
         never = accept(listener, webhook.clone()) => match never {},
         stopped = async {
-            let stopped = stopped(terminate).await;
+            let stopped = signals.stopped().await;
             told.send_replace(Stage::Leaving);
             sleep(delay).await;
             stopped

@@ -12,7 +12,8 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::companion::{Beside, Companion};
-use super::run::{bind, stopped};
+use super::run::bind;
+use super::signals::Signals;
 use super::{dependencies, load};
 use crate::admin::app_health::AppProbes;
 use crate::admin::health::check::Status;
@@ -33,7 +34,7 @@ use crate::worker;
 use crate::worker::sessions::SharedSweep;
 use crate::worker::supervise::{AtStop, Supervisor};
 
-/// Runs until SIGTERM or SIGINT, and then ends what is under way. `migrate`: brings the schema up to date whatever the file says.
+/// Runs until SIGTERM, SIGQUIT or SIGINT, and then ends what is under way. `migrate`: brings the schema up to date whatever the file says.
 /// `wait_for_deps`: how long Redis and Postgres are waited for; without, it begins before they are there. An error too once a task
 /// cannot be kept up.
 pub fn run(file: PathBuf, migrate: bool, wait_for_deps: Option<Duration>) -> anyhow::Result<()> {
@@ -69,7 +70,7 @@ async fn supervise(
     wait_for_deps: Option<Duration>,
 ) -> anyhow::Result<()> {
     // Listening to signals begins before the line that says the worker is up, so that none is missed.
-    let terminate = signal(SignalKind::terminate())?;
+    let mut signals = Signals::listen()?;
     let hangup = signal(SignalKind::hangup())?;
     let admin = bind(config.admin.address)?;
     let metrics_at = match config.metrics_address {
@@ -102,7 +103,7 @@ async fn supervise(
     if let Some(within) = wait_for_deps {
         tokio::select! {
             there = dependencies::wait(config, &fleet, &redis, &postgres, within) => there?,
-            stopped = stopped(signal(SignalKind::terminate())?) => return stopped,
+            stopped = signals.stopped() => return stopped,
         }
     } else if !redis.ready(redis_is_there).await {
         warn!("redis is not there yet; going on without");
@@ -173,7 +174,7 @@ async fn supervise(
     }
     tokio::spawn(say_why_not_reload(hangup));
     let gave_up = tokio::select! {
-        stopped = stopped(terminate) => {
+        stopped = signals.stopped() => {
             stopped?;
             None
         }

@@ -6,6 +6,11 @@ use std::time::Duration;
 use super::Secret;
 use crate::event::Redaction;
 
+/// The database of SQLite, unless told.
+pub const DATABASE: &str = "weir-audit.db";
+/// How long its files are kept, unless told: 400 days.
+pub const RETENTION: Duration = Duration::from_secs(400 * 86_400);
+
 /// What is kept, and where.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Audit {

@@ -29,8 +29,9 @@ use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use crate::event::REDACTED;
 use audit::{Audit, Level};
-use limits::{Lease, Limit};
+use limits::{Lease, Limit, OnLoss};
 pub use listeners::Listener;
 use matches::Match;
 use postgres::Postgres;
@@ -103,7 +104,7 @@ pub struct Secret(pub String);
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
+        f.write_str(REDACTED)
     }
 }
 
@@ -178,6 +179,8 @@ pub struct LimitDefaults {
     /// Keys held in memory; the least used goes. `None`: by the memory that the process may use.
     pub max_keys: Option<usize>,
     pub lease: Lease,
+    /// Of limits that do not say.
+    pub on_redis_loss: OnLoss,
     /// The most that is added to Retry-After, as a share of it.
     pub retry_jitter: f64,
     /// Whether clients are told by `RateLimit` and `RateLimit-Policy`.

@@ -1,6 +1,6 @@
 //! A checked [`Config`] as a file again: every default filled in, secrets masked, and readable by `weir check`. Owns how
 //! values look when they are shown; must not decide any of them. The one text that does not survive being read again is a
-//! `${` that an expansion brought in, since the file has no way to write it.
+//! `${` in a key, such as one of `overrides`, where it stands for itself.
 //!
 //! Each struct mirrors one of [`super::raw`], with its keys in the order in which people read them.
 
@@ -40,8 +40,9 @@ use worker::Worker;
 
 /// The configuration as YAML.
 pub fn yaml(config: &Config) -> String {
-    serde_saphyr::to_string(&File::new(config))
-        .expect("texts, numbers, lists and maps of them are YAML")
+    let text = serde_saphyr::to_string(&File::new(config))
+        .expect("texts, numbers, lists and maps of them are YAML");
+    text.replace("${", "$${")
 }
 
 /// The configuration as JSON, with the keys of the YAML.
@@ -108,7 +109,10 @@ impl<'c> File<'c> {
                 .map(|sessions| (sessions.name.as_str(), Sessions::new(sessions)))
                 .collect(),
             redis: config.redis.as_ref().map(Redis::new),
-            audit: config.audit.as_ref().map(Audit::new),
+            audit: config
+                .audit
+                .as_ref()
+                .map(|audit| Audit::new(audit, config.postgres.is_some())),
             postgres: config.postgres.as_ref().map(Postgres::new),
             worker: Worker::new(&config.worker),
             admin: Admin {

@@ -84,7 +84,7 @@ pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 /// none at all where that is neither within an [`At`] nor a list or a map, of which what is none is read as empty.
 ///
 /// In values, `${NAME}` and `${NAME:-default}` become what `lookup` gives and `${file:/path}` becomes that file's text
-/// without its last line end; what comes in so is never read as YAML, and no message shows it.
+/// without its last line end; what comes in so is never read as YAML, and no message shows it. `$${` is `${` itself.
 pub fn parse<T: DeserializeOwned>(text: &str, lookup: Lookup<'_>) -> (Option<T>, Vec<Mistake>) {
     let mut node: Node = match tree(text) {
         Ok(node) => node,

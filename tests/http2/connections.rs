@@ -176,7 +176,7 @@ fn a_client_that_reads_slowly_gets_all_of_its_responses_though_the_connection_is
         ended += u32::from(frame.ends_stream());
         let begun = begun.get_or_insert_with(|| {
             lane.drain();
-            Instant::now()
+            weir::clock::now()
         });
         // For longer than a farewell lasts, at 400 kB a second.
         let due = Duration::from_micros(came as u64 * 10 / 4);

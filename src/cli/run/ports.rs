@@ -1,7 +1,7 @@
 //! Where the process listens: at sockets of its own, or at those of the process that it replaces; and what is offered to the one that
 //! replaces it.
 
-use std::fmt::Display;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 
@@ -92,7 +92,7 @@ impl LanePorts {
                     (None, Some(first)) => first.again(),
                     (None, None) => Bound::new(address, *mode),
                 };
-                let socket = made.with_context(|| cannot_listen(&*address))?;
+                let socket = made.map_err(|error| cannot_listen(address, error))?;
                 *address = socket.address()?;
                 of_lanes[row % lanes].push(socket);
             }
@@ -127,13 +127,26 @@ impl LanePorts {
 
 pub(in crate::cli) fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     let bound = listen::alone(address).and_then(TcpListener::from_std);
-    bound.with_context(|| cannot_listen(address))
+    bound.map_err(|error| cannot_listen(&Address::Tcp(address), error))
 }
 
-fn cannot_listen(address: impl Display) -> String {
-    format!(
-        "cannot listen on {address} (a weir replaces another where both are started with --take-over and one admin.address)"
-    )
+/// With the mend, where the error alone does not say it.
+fn cannot_listen(address: &Address, error: io::Error) -> anyhow::Error {
+    let mend = match (error.kind(), address) {
+        (ErrorKind::AddrInUse, _) => {
+            " (a weir replaces another where both are started with --take-over and one admin.address)"
+        }
+        (ErrorKind::PermissionDenied, Address::Tcp(_)) => {
+            " (ports below 1024 need root or the capability CAP_NET_BIND_SERVICE)"
+        }
+        (ErrorKind::PermissionDenied, Address::Unix(_)) => {
+            " (weir's user needs to write in its folder)"
+        }
+        (ErrorKind::AddrNotAvailable, _) => " (no interface of this machine has that address)",
+        (ErrorKind::NotFound, Address::Unix(_)) => " (its folder is not there: make it)",
+        _ => "",
+    };
+    anyhow::Error::new(error).context(format!("cannot listen on {address}{mend}"))
 }
 
 fn take_or_bind(taken: &mut Taken, address: SocketAddr) -> anyhow::Result<TcpListener> {
@@ -148,8 +161,47 @@ fn is_free(address: &Address) -> anyhow::Result<()> {
     match address {
         Address::Tcp(tcp) => listen::alone(*tcp)
             .map(drop)
-            .with_context(|| cannot_listen(address)),
+            .map_err(|error| cannot_listen(address, error)),
         // Told when it is made: there is one for all lanes.
         Address::Unix(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_error_of_listening_has_its_own_mend() {
+        let tcp = Address::Tcp(SocketAddr::from(([127, 0, 0, 1], 80)));
+        let unix = Address::Unix("/none/weir.sock".into());
+        for (address, kind, mend) in [
+            (&tcp, ErrorKind::AddrInUse, Some("--take-over")),
+            (&unix, ErrorKind::AddrInUse, Some("--take-over")),
+            (
+                &tcp,
+                ErrorKind::PermissionDenied,
+                Some("CAP_NET_BIND_SERVICE"),
+            ),
+            (&unix, ErrorKind::PermissionDenied, Some("its folder")),
+            (&tcp, ErrorKind::AddrNotAvailable, Some("no interface")),
+            (&unix, ErrorKind::NotFound, Some("its folder is not there")),
+            (&tcp, ErrorKind::OutOfMemory, None),
+        ] {
+            let said = format!("{:#}", cannot_listen(address, kind.into()));
+            assert!(
+                said.starts_with(&format!("cannot listen on {address}")),
+                "{said}"
+            );
+            for other in [
+                "--take-over",
+                "CAP_NET_BIND_SERVICE",
+                "its folder",
+                "no interface",
+            ] {
+                let is_told = mend.is_some_and(|mend| mend.starts_with(other));
+                assert_eq!(said.contains(other), is_told, "{other}: {said}");
+            }
+        }
     }
 }

@@ -4,16 +4,13 @@ use std::path::PathBuf;
 
 use super::redis::{key_prefix, not_empty};
 use super::sessions::field_name;
-use super::{Checker, DAY, SECOND};
-use crate::config::Secret;
-use crate::config::audit::{Audit, Delivery, Level, Spool, Stream};
+use super::{Checker, SECOND, secret};
+use crate::config::audit::{self, Audit, Delivery, Level, Spool, Stream};
 use crate::config::raw;
 use crate::config::units::{ByteSize, Span};
 use crate::config::yaml::At;
 use crate::event::Redaction;
 
-/// The database, unless told.
-const DATABASE: &str = "weir-audit.db";
 /// Of a batch: beyond, an entry is megabytes.
 const MOST_EVENTS: u64 = 10_000;
 /// A spool is written in segments, of which it needs a few.
@@ -40,7 +37,7 @@ impl Checker {
         let key = raw.integrity.and_then(|at| at.value).and_then(|raw| {
             self.read("audit.integrity.key", raw.key, |text| match text {
                 "" => Err("an empty key proves nothing: set one, or leave the key out".to_owned()),
-                key => Ok(Secret(key.to_owned())),
+                key => secret(key),
             })
         });
         let request_headers = self.header_names("audit.capture.request_headers", request_headers);
@@ -74,8 +71,8 @@ impl Checker {
             },
             stream: self.stream(raw.stream.and_then(|at| at.value)),
             spool: self.spool(raw.spool.and_then(|at| at.value)),
-            sqlite: path.map_or_else(|| PathBuf::from(DATABASE), PathBuf::from),
-            retention: self.days("audit.sqlite.retention", retention, 400 * DAY),
+            sqlite: path.map_or_else(|| PathBuf::from(audit::DATABASE), PathBuf::from),
+            retention: self.days("audit.sqlite.retention", retention, audit::RETENTION),
             key,
         }
     }
@@ -186,7 +183,7 @@ fn texts(at: Option<At<Vec<At<String>>>>) -> Vec<String> {
 mod tests {
     use std::time::Duration;
 
-    use super::super::{checked, parse};
+    use super::super::{DAY, checked, parse};
     use super::*;
     use crate::config::Config;
     use crate::config::yaml::Mistake;
@@ -208,7 +205,7 @@ mod tests {
             (Level::Metadata, 1.0, true)
         );
         assert_eq!(audit.sqlite, PathBuf::from("weir-audit.db"));
-        assert_eq!(audit.retention, 400 * DAY);
+        assert_eq!(audit.retention, audit::RETENTION);
         assert_eq!(config.routes[0].audit, Level::Metadata);
     }
 

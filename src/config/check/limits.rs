@@ -255,10 +255,7 @@ impl Checker {
     }
 
     /// And what limits do while Redis does not answer, unless they say.
-    pub(super) fn limit_defaults(
-        &mut self,
-        raw: Option<raw::RateLimitDefaults>,
-    ) -> (LimitDefaults, OnLoss) {
+    pub(super) fn limit_defaults(&mut self, raw: Option<raw::RateLimitDefaults>) -> LimitDefaults {
         let (on_loss, lease, max_keys, retry_after, headers) =
             raw.map_or((None, None, None, None, None), |raw| {
                 (
@@ -274,20 +271,19 @@ impl Checker {
             .and_then(|at| at.value)
             .map(|list| list.into_iter().filter_map(|at| at.value).collect());
         let headers: Vec<_> = headers.unwrap_or_else(|| vec![raw::LimitHeaders::Standard]);
-        let defaults = LimitDefaults {
+        LimitDefaults {
             max_keys: max_keys.and_then(|at| match at.value? {
                 raw::MaxKeys::Count(keys) => Some(keys as usize),
                 raw::MaxKeys::Auto(raw::Auto::Auto) => None,
             }),
             lease: self.lease(lease.and_then(|at| at.value)),
+            on_redis_loss: on_loss.and_then(|at| at.value).unwrap_or(OnLoss::Local),
             retry_jitter: jitter
                 .and_then(|at| at.value)
                 .map_or(0.1, |percent| percent.0),
             standard_headers: headers.contains(&raw::LimitHeaders::Standard),
             legacy_headers: headers.contains(&raw::LimitHeaders::Legacy),
-        };
-        let on_loss = on_loss.and_then(|at| at.value).unwrap_or(OnLoss::Local);
-        (defaults, on_loss)
+        }
     }
 
     fn lease(&mut self, raw: Option<raw::Lease>) -> Lease {

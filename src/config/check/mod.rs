@@ -34,9 +34,11 @@ use crate::config::tls::PemFile;
 use crate::config::units::Span;
 use crate::config::yaml::{self, At, Lookup, Mistake};
 use crate::config::{Admin, Config, Secret};
+use crate::event::REDACTED;
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(86_400);
+const MASKED: &str = "a masked secret, as weir check --print shows it: put the real one here";
 
 /// A file without mistakes.
 pub struct Checked {
@@ -45,6 +47,18 @@ pub struct Checked {
     pub warnings: Vec<Mistake>,
     /// Every one that the file names; none is read here.
     pub pem_files: Vec<PemFile>,
+}
+
+/// What stands in place of a secret where the configuration is shown: taken for one, whoever has read it could guess it.
+fn is_mask(text: &str) -> bool {
+    text == REDACTED
+}
+
+fn secret(text: &str) -> Result<Secret, String> {
+    match is_mask(text) {
+        true => Err(MASKED.to_owned()),
+        false => Ok(Secret(text.to_owned())),
+    }
 }
 
 /// Reads the text of a file; `lookup` gives environment variables.
@@ -159,7 +173,8 @@ impl Checker {
             .map(|listener| listener.ipv6_prefix)
             .collect();
         let defaults = file.rate_limit_defaults.and_then(|at| at.value);
-        let (limit_defaults, on_loss) = self.limit_defaults(defaults);
+        let limit_defaults = self.limit_defaults(defaults);
+        let on_loss = limit_defaults.on_redis_loss;
         let (limits, on_every_route) = self.limits(file.rate_limit, file.rate_limits, on_loss);
         let sessions = self.sessions(file.sessions);
         self.identity_fields = rewrite::identity_fields(&sessions);
@@ -224,12 +239,13 @@ impl Checker {
 
     fn admin(&mut self, raw: Option<raw::Admin>) -> Admin {
         let (address, token) = raw.map_or((None, None), |raw| (raw.address, raw.token));
+        let has_token = token.is_some();
         let token = token.and_then(|at| {
             self.read("admin.token", at, |text| match text {
                 "" => {
                     Err("an empty token guards nothing: set one, or leave the key out".to_owned())
                 }
-                token => Ok(Secret(token.to_owned())),
+                token => secret(token),
             })
         });
         let Some(at) = address else {
@@ -239,8 +255,11 @@ impl Checker {
             return Admin { address, token };
         };
         let (line, column) = (at.line, at.column);
+        // What is no address is told as that alone.
+        let text = at.value.as_deref().unwrap_or_default();
+        let is_address = text.parse::<SocketAddr>().is_ok();
         let address = self.control_address("admin.address", at);
-        if !address.ip().is_loopback() && token.is_none() {
+        if is_address && !address.ip().is_loopback() && !has_token {
             let message =
                 "an address that others reach needs admin.token: set one, or use 127.0.0.1"
                     .to_owned();
@@ -563,6 +582,23 @@ mod tests {
             );
         }
         assert_eq!(said.len(), 9, "{said:#?}");
+    }
+
+    #[test]
+    fn what_is_no_address_or_no_token_is_one_mistake() {
+        for (admin, part) in [
+            (
+                "{address: localhost:9901}",
+                "\"localhost:9901\" is not an address",
+            ),
+            ("{address: 0.0.0.0:2, token: ''}", "an empty token"),
+            ("{address: 0.0.0.0:2, token: '***'}", "a masked secret"),
+            ("{address: 0.0.0.0:2}", "needs admin.token"),
+        ] {
+            let text = format!("listen: 127.0.0.1:1\nupstream: http://x\nadmin: {admin}\n");
+            let said = read(&text).unwrap_err();
+            assert!(said.len() == 1 && said[0].contains(part), "{said:#?}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{Checker, SECOND};
+use super::{Checker, MASKED, SECOND, is_mask};
 use crate::config::Secret;
 use crate::config::postgres::Postgres;
 use crate::config::raw;
@@ -80,7 +80,10 @@ fn address(text: &str) -> Result<Secret, String> {
         Some(rest) => !rest.is_empty() && !rest.contains(char::is_whitespace),
         None => has_words(text),
     };
+    // As the whole behind the scheme, or as the user, the password or a word's value.
+    let mut parts = text.split(|c: char| c.is_whitespace() || "/:@=?&'".contains(c));
     match is_one {
+        true if parts.any(is_mask) => Err(MASKED.to_owned()),
         true => Ok(Secret(text.to_owned())),
         false => Err(
             "not an address of Postgres: use postgres://USER:PASSWORD@HOST:PORT/DATABASE or \"host=HOST dbname=DATABASE\""

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
 
-use super::{Checker, SECOND};
+use super::{Checker, MASKED, SECOND, is_mask, secret};
 use crate::config::Secret;
 use crate::config::raw::{self, OneOrMany, RedisMode};
 use crate::config::redis::{Client, Endpoint, Mode, Redis, Tls};
@@ -148,9 +148,10 @@ impl Checker {
         let username = raw
             .username
             .and_then(|at| self.read(&username_path, at, not_empty));
+        let has_password = raw.password.is_some();
         let password = raw.password.and_then(|at| {
             self.read(&format!("{path}.password"), at, |text| {
-                not_empty(text).map(Secret)
+                not_empty(text).and_then(|text| secret(&text))
             })
         });
         let mut logins = urls.iter().filter(|(url, _)| url.login != Login::default());
@@ -162,7 +163,7 @@ impl Checker {
         }
         let username = username.or(login.username);
         let password = password.or(login.password);
-        if username.is_some() && password.is_none() {
+        if username.is_some() && password.is_none() && !has_password {
             let message = "a username needs a password: add one, or leave the username out";
             self.say(path, place.0, place.1, message.to_owned());
         }
@@ -333,6 +334,9 @@ fn login(text: &str) -> Result<Login, String> {
                 .to_owned(),
         ),
     };
+    if is_mask(username) || is_mask(password) {
+        return Err(MASKED.to_owned());
+    }
     Ok(Login {
         username: part(username)?,
         password: part(password)?.map(Secret),

@@ -3,12 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Checker;
 use super::sessions::field_name;
+use super::{Checker, MASKED, is_mask};
 use crate::config::raw;
 use crate::config::rewrite::{HeaderChanges, NewPath, Redirect, Reply, Rewrite, To};
 use crate::config::sessions::Sessions;
 use crate::config::yaml::At;
+use crate::event::{REDACTED, Redaction};
 use crate::http1::head::is_host;
 use crate::http1::hygiene::{folded, is_folded, is_hop_by_hop};
 use crate::http1::path;
@@ -237,7 +238,12 @@ impl Checker {
                 self.say(&path, at.line, at.column, message);
                 continue;
             }
-            let value = self.read(&path, at, field_value);
+            // Those that are masked where they are shown.
+            let is_secret = Redaction::default().redact_header(&name, "") == REDACTED;
+            let value = self.read(&path, at, |text| match is_secret && is_mask(text) {
+                true => Err(MASKED.to_owned()),
+                false => field_value(text),
+            });
             fields.extend(value.map(|value| (name, value)));
         }
         fields
@@ -264,7 +270,7 @@ pub(super) fn identity_fields(sessions: &[Sessions]) -> Vec<Vec<u8>> {
 /// A name of a field that a file may put in or take out: not of framing, and not what weir answers for.
 fn changeable(text: &str, of: Message, identity: &[Vec<u8>]) -> Result<String, String> {
     /// Beside those of a hop and weir's own.
-    const OF_REQUESTS: [&[u8]; 14] = [
+    const OF_REQUESTS: [&[u8]; 13] = [
         b"content-length",
         b"expect",
         b"forwarded",
@@ -277,7 +283,6 @@ fn changeable(text: &str, of: Message, identity: &[Vec<u8>]) -> Result<String, S
         b"x-forwarded-for",
         b"x-forwarded-host",
         b"x-forwarded-proto",
-        b"x-real-ip",
         b"x-request-id",
     ];
     const OF_RESPONSES: [&[u8]; 2] = [b"content-length", b"date"];
@@ -288,6 +293,11 @@ fn changeable(text: &str, of: Message, identity: &[Vec<u8>]) -> Result<String, S
     let answered_for = match of {
         Message::Request if name.eq_ignore_ascii_case("host") => {
             return Err("\"host\" is changed by rewrite: use rewrite.host".to_owned());
+        }
+        Message::Request if is_folded(bytes, b"x-real-ip") => {
+            return Err(format!(
+                "\"{name}\" cannot be changed, since a value of the file is one for all clients: take it out; apps find the client's address in X-Forwarded-For, which weir answers for"
+            ));
         }
         Message::Request => {
             is_one_of(&OF_REQUESTS) || identity.iter().any(|other| is_folded(bytes, other))
@@ -422,6 +432,7 @@ mod tests {
             "x_forwarded_for",
             "Forwarded",
             "X-Request-Id",
+            "x_real_ip",
             "X-Auth-User",
             "x.auth.claims",
             "expect",
@@ -458,6 +469,10 @@ mod tests {
             (
                 "redirect: {path: /a, path_prefix: /b}",
                 "has path and path_prefix",
+            ),
+            (
+                "upstream: app, request_headers: {set: {X-Real-IP: 10.0.0.1}}",
+                "apps find the client's address in X-Forwarded-For",
             ),
             ("redirect: {status: 304, path: /a}", "304 is no redirect"),
             (

@@ -16,7 +16,8 @@ pub(super) struct Audit<'c> {
     delivery: &'static str,
     stream: Stream<'c>,
     spool: Spool<'c>,
-    sqlite: Sqlite<'c>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sqlite: Option<Sqlite<'c>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     integrity: Option<Integrity>,
 }
@@ -66,8 +67,11 @@ struct Integrity {
 }
 
 impl<'c> Audit<'c> {
-    pub(super) fn new(audit: &'c audit::Audit) -> Audit<'c> {
+    /// `is_shipped`: whether it goes to Postgres, so that `sqlite` does nothing, and is not shown where no one has set it.
+    pub(super) fn new(audit: &'c audit::Audit, is_shipped: bool) -> Audit<'c> {
         let stream = &audit.stream;
+        let is_set =
+            audit.sqlite != Path::new(audit::DATABASE) || audit.retention != audit::RETENTION;
         Audit {
             level: level(audit.level),
             sample: Percent(audit.sample),
@@ -97,10 +101,10 @@ impl<'c> Audit<'c> {
                 path: &audit.spool.path,
                 max: ByteSize(audit.spool.max),
             },
-            sqlite: Sqlite {
+            sqlite: (is_set || !is_shipped).then_some(Sqlite {
                 path: &audit.sqlite,
                 retention: Span(audit.retention),
-            },
+            }),
             integrity: audit.key.as_ref().map(|key| Integrity {
                 key: format!("{key:?}"),
             }),

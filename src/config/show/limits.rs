@@ -127,6 +127,7 @@ enum MaxKeys {
 
 #[derive(Serialize)]
 pub(super) struct RateLimitDefaults {
+    on_redis_loss: OnLoss,
     lease: Lease,
     max_keys: MaxKeys,
     retry_after: RetryAfter,
@@ -140,6 +141,7 @@ impl RateLimitDefaults {
             ("legacy", defaults.legacy_headers),
         ];
         RateLimitDefaults {
+            on_redis_loss: defaults.on_redis_loss,
             lease: Lease {
                 ttl: Span(defaults.lease.ttl),
                 max_share: Percent(defaults.lease.max_share),

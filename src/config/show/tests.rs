@@ -17,7 +17,7 @@ fn what_is_printed_is_the_same_configuration() {
     ] {
         let config = read(text);
         let printed = yaml(&config);
-        let mut again = read(&printed);
+        let mut again = read(&unmasked(&printed));
         // Masked, so that they cannot come back.
         if config.admin.token.is_some() {
             again.admin.token.clone_from(&config.admin.token);
@@ -34,6 +34,95 @@ fn what_is_printed_is_the_same_configuration() {
         assert_eq!(again, config, "{printed}");
         assert_eq!(yaml(&again), printed);
     }
+}
+
+#[test]
+fn a_literal_dollar_and_brace_is_printed_so_that_it_is_read_again() {
+    let text = "listen: 127.0.0.1:1\nroutes: [{reply: {body: 'a $${b} ${C} $$${d}'}}]\n";
+    let lookup = |name: &str| (name == "C").then(|| "${c}".to_owned());
+    let config = check::parse(text, &lookup).unwrap();
+    let super::To::Reply(reply) = &config.routes[0].to else {
+        panic!("{config:?}");
+    };
+    assert_eq!(&*reply.body, "a ${b} ${c} $${d}");
+    assert_eq!(read(&yaml(&config)), config);
+}
+
+/// With words in place of the masks, which would be refused.
+fn unmasked(printed: &str) -> String {
+    printed.replace("***", "a-secret")
+}
+
+/// The places in the file that are as a secret is shown.
+#[test]
+fn a_masked_secret_is_refused_where_it_stands() {
+    let mistakes = check::parse(&yaml(&read(EVERY_KEY)), &|_| None).unwrap_err();
+    let said: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
+    let of = |path: &str| {
+        said.iter()
+            .find(|said| said.contains(&format!(": {path}: ")))
+    };
+    for path in [
+        "routes[0].request_headers.set.Authorization",
+        "redis.password",
+        "redis.rate_limit.password",
+        "redis.sessions.password",
+        "audit.integrity.key",
+        "postgres.write",
+        "postgres.read[0]",
+        "postgres.read[1]",
+        "admin.token",
+    ] {
+        let said = of(path).unwrap_or_else(|| panic!("{path}: {said:#?}"));
+        assert!(said.ends_with("put the real one here"), "{said}");
+    }
+    assert_eq!(said.len(), 9, "{said:#?}");
+    for (more, is_refused) in [
+        ("redis: {urls: 'redis://***@h'}", true),
+        ("redis: {urls: 'redis://ann:***@h'}", true),
+        ("redis: {urls: 'redis://ann:a***@h'}", false),
+        ("admin: {token: '****'}", false),
+        (
+            "audit: {}\nredis: {urls: 'redis://h'}\npostgres: {write: 'postgres://ann:***@h/weir'}",
+            true,
+        ),
+        (
+            "audit: {}\nredis: {urls: 'redis://h'}\npostgres: {write: 'host=h password=***'}",
+            true,
+        ),
+        (
+            "audit: {}\nredis: {urls: 'redis://h'}\npostgres: {write: 'postgres://ann:a***@h/weir'}",
+            false,
+        ),
+    ] {
+        let text = format!("listen: 127.0.0.1:1\nupstream: http://x\n{more}\n");
+        let said = check::parse(&text, &|_| None)
+            .map(drop)
+            .map_err(|said| said[0].to_string());
+        let is_masked = said
+            .as_ref()
+            .is_err_and(|said| said.contains("a masked secret"));
+        assert_eq!(is_masked, is_refused, "{text}: {said:?}");
+        assert!(is_refused || said.is_ok(), "{text}: {said:?}");
+    }
+}
+
+/// What does nothing is left out unless someone has set it.
+#[test]
+fn what_is_printed_is_warned_of_no_more_than_what_was_read() {
+    let text = "listen: 127.0.0.1:1\nupstream: http://x\nredis: {urls: 'redis://h'}\naudit: {}\n\
+                postgres: {write: 'postgres://h/weir'}\n";
+    let checked = |text: &str| match check::checked(text, &|_| None) {
+        Ok(checked) => checked,
+        Err(mistakes) => panic!("{mistakes:#?}\n{text}"),
+    };
+    let config = checked(text).config;
+    let printed = yaml(&config);
+    let again = checked(&unmasked(&printed));
+    assert_eq!(again.warnings, [], "{printed}");
+    assert_eq!(again.config.audit, config.audit);
+    let defaults = &json(&config)["rate_limit_defaults"];
+    assert_eq!(defaults["on_redis_loss"], "local", "{printed}");
 }
 
 #[test]

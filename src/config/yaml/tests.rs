@@ -214,6 +214,18 @@ fn values_come_from_the_environment_and_are_never_shown() {
         Ok("as3cretb".to_owned())
     );
     assert_eq!(read("count: 1\nname: ${NONE:-x}\n"), Ok("x".to_owned()));
+    for (written, value) in [
+        ("$${NAME}", "${NAME}"),
+        ("a$${b", "a${b"),
+        ("$$${NAME}", "$${NAME}"),
+        ("$${NAME}-${NAME}", "${NAME}-s3cret"),
+        ("$$NAME $ {}", "$$NAME $ {}"),
+    ] {
+        let text = format!("count: 1\nname: '{written}'\n");
+        assert_eq!(read(&text), Ok(value.to_owned()), "{written}");
+    }
+    let open = read("count: 1\nname: 'a${b'\n").unwrap_err();
+    assert!(open.contains("write $${ for the two characters"), "{open}");
     let missing = read("count: 1\nname: ${NONE}\n").unwrap_err();
     assert_eq!(
         missing,

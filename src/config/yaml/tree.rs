@@ -18,7 +18,7 @@ pub(super) fn tree(text: &str) -> Result<Node, serde_saphyr::Error> {
 pub fn names_files(text: &str) -> bool {
     fn names(node: &Node) -> bool {
         match &node.value {
-            Value::Text(text) => text.contains("${file:"),
+            Value::Text(text) => text.replace("$${", "").contains("${file:"),
             Value::List(items) => items.iter().any(names),
             Value::Map(entries) => entries.iter().any(|(_, item)| names(item)),
             Value::Expanded { .. }
@@ -181,8 +181,17 @@ fn expanded(text: &str, lookup: Lookup<'_>) -> Result<String, String> {
     let mut out = String::new();
     let mut rest = text;
     while let Some((before, behind)) = rest.split_once("${") {
+        // As Docker Compose has it.
+        if let Some(before) = before.strip_suffix('$') {
+            out.push_str(before);
+            out.push_str("${");
+            rest = behind;
+            continue;
+        }
         let Some((name, after)) = behind.split_once('}') else {
-            return Err("\"${\" has no \"}\": close it".to_owned());
+            return Err(
+                "\"${\" has no \"}\": close it, or write $${ for the two characters".to_owned(),
+            );
         };
         out.push_str(before);
         if let Some(path) = name.strip_prefix("file:") {

@@ -16,7 +16,7 @@ const OF_THE_SERVER: [&str; 10] = ["08", "25", "28", "3D", "40", "42", "53", "55
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum PostgresError {
     #[error(
-        "no connection to postgres ({target}) was free within {within:?}; raise postgres.write_pool or postgres.read_pool"
+        "no connection to postgres ({target}) was free within {within:?}; raise postgres.pool.write or postgres.pool.read"
     )]
     Busy { target: String, within: Duration },
     /// There is no connection, or it was lost: what was asked may have been done all the same.
@@ -78,6 +78,30 @@ impl PostgresError {
         matches!(self, PostgresError::Late(_)) || self.has_code(QUERY_CANCELED)
     }
 
+    /// What a human is to do where neither the server nor this error says so.
+    pub fn mend(&self) -> Option<&'static str> {
+        match self {
+            PostgresError::Refused { code, .. } => match code.as_str() {
+                "28000" | "28P01" => {
+                    Some("mend the user or the password in postgres.write, or pg_hba.conf")
+                }
+                "3D000" => Some("create the database, or mend its name in postgres.write"),
+                "42501" => Some(
+                    "let the user of postgres.write create schemas there, or run `weir migrate` as one that may",
+                ),
+                _ => None,
+            },
+            PostgresError::Busy { .. }
+            | PostgresError::Lost(_)
+            | PostgresError::Late(_)
+            | PostgresError::ReadOnly(_)
+            | PostgresError::Nonsense(_)
+            | PostgresError::SchemaOld { .. }
+            | PostgresError::SchemaNew { .. }
+            | PostgresError::Encoding(_) => None,
+        }
+    }
+
     /// The class of the SQLSTATE.
     fn class(&self) -> Option<&str> {
         match self {
@@ -113,5 +137,32 @@ impl From<tokio_postgres::Error> for PostgresError {
             source = cause.source();
         }
         PostgresError::Lost(message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::check::parse;
+
+    #[test]
+    fn what_is_to_be_raised_are_keys_of_the_file() {
+        let busy = PostgresError::Busy {
+            target: "h:5432/weir".to_owned(),
+            within: Duration::from_secs(2),
+        };
+        let said = busy.to_string();
+        let keys = said.split("postgres.pool.").skip(1);
+        let keys: Vec<_> = keys.filter_map(|rest| rest.split(' ').next()).collect();
+        let [write, read] = keys[..] else {
+            panic!("{said}");
+        };
+        let text = format!(
+            "listen: 127.0.0.1:1\nupstream: http://x\nredis: {{urls: redis://h}}\naudit: {{}}\n\
+             postgres: {{write: 'postgres://h/weir', pool: {{{write}: 5, {read}: 6}}}}\n"
+        );
+        let config = parse(&text, &|_| None).unwrap_or_else(|said| panic!("{said:?}"));
+        let pools = config.postgres.map(|it| (it.write_pool, it.read_pool));
+        assert_eq!(pools, Some((5, 6)));
     }
 }

@@ -29,6 +29,8 @@ pub struct DrainMetrics {
     /// Entries that are not stored.
     pub waiting: Gauge,
     pub dead_letters: Gauge,
+    /// 1 while what is drained cannot be stored, since Postgres has not the schema, or refuses to say.
+    pub schema_missing: Gauge,
     /// Days that retention removed.
     pub days_removed: Counter,
 }
@@ -56,6 +58,7 @@ impl DrainMetrics {
             lag_seconds: Gauge::default(),
             waiting: Gauge::default(),
             dead_letters: Gauge::default(),
+            schema_missing: Gauge::default(),
             days_removed: Counter::default(),
         };
         registry.register(
@@ -92,6 +95,11 @@ impl DrainMetrics {
             "drain_dead_letters",
             "Batches that could not be stored, and wait for an operator",
             metrics.dead_letters.clone(),
+        );
+        registry.register(
+            "drain_schema_missing",
+            "1 while audit events are not stored since postgres has not the schema, or refuses to say",
+            metrics.schema_missing.clone(),
         );
         registry.register(
             "drain_days_removed",

@@ -1,0 +1,49 @@
+//! The signals that end weir, and those that people send to other servers and that must not end it.
+
+use std::io;
+
+use anyhow::{Context, anyhow};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::warn;
+
+/// From the time that it is made, none of them ends the process at once.
+pub(super) struct Signals {
+    terminate: Signal,
+    /// nginx's graceful stop.
+    quit: Signal,
+    /// nginx's new log files, and its new binary.
+    user: [Signal; 2],
+}
+
+impl Signals {
+    pub(super) fn listen() -> io::Result<Signals> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            quit: signal(SignalKind::quit())?,
+            user: [
+                signal(SignalKind::user_defined1())?,
+                signal(SignalKind::user_defined2())?,
+            ],
+        })
+    }
+
+    /// Waits for SIGTERM, SIGQUIT or SIGINT. Says of those that do nothing what there is in their place.
+    pub(super) async fn stopped(&mut self) -> anyhow::Result<()> {
+        let gone = || anyhow!("signals cannot be received");
+        let [first, second] = &mut self.user;
+        loop {
+            let ignored = tokio::select! {
+                received = self.terminate.recv() => return received.with_context(gone),
+                received = self.quit.recv() => return received.with_context(gone),
+                interrupted = tokio::signal::ctrl_c() => return Ok(interrupted?),
+                received = first.recv() => received.map(|()| "SIGUSR1"),
+                received = second.recv() => received.map(|()| "SIGUSR2"),
+            };
+            let signal = ignored.with_context(gone)?;
+            warn!(
+                signal,
+                "ignored: weir logs to stderr and has no file to open anew; a new binary takes over by weir run --take-over"
+            );
+        }
+    }
+}
