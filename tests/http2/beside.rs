@@ -14,9 +14,9 @@ use super::{Lane, World, on_each_pairing};
 /// The client does not read yet.
 #[test]
 fn a_response_waits_to_be_read_while_its_request_moves() {
-    // More than the kernel keeps.
-    let length = ahead_of(Version::One) + (1 << 20);
     on_each_pairing(async |mut world| {
+        // More than the kernel keeps.
+        let length = ahead_of(world.asks) + (1 << 20);
         let mut call = world.client.call("POST", "/", &[], Length::Unknown).await;
         call.body.send(b"1").await.unwrap();
         let mut asked = world.origin.asked().await;
