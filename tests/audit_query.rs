@@ -420,7 +420,10 @@ fn the_command_and_the_admin_port_show_the_same_events(kind: Kind) {
             .starts_with("usr: unknown parameter")
     );
     let posted = admin.send("POST", "/v1/audit", &["Authorization: Bearer secret"], "");
-    assert_eq!((posted.status, posted.field("allow")), (405, Some("GET")));
+    assert_eq!(
+        (posted.status, posted.field("allow")),
+        (405, Some("GET, HEAD"))
+    );
 }
 
 /// The line of the event of this number.

@@ -189,9 +189,15 @@ fn the_client_s_connection_outlives_an_upstream_that_does_not_answer() {
             assert!(told.ends_with(&format!("\"{reason}\"")), "{name}: {told}");
             assert_eq!(reply.field("connection"), None, "{name}: {method}");
         }
-        // What is sent of a body could not be told from a next request.
+        // A short body that never set out is read away; what is sent of one could not be told from a next request.
+        let read_away =
+            protocol == "http1" && [failed, timed_out, not_tls].contains(&(status, reason));
         let reply = client.send("POST", "/", &[], "body");
-        assert_eq!(reply.field("connection"), Some("close"), "{name}");
+        let close = (!read_away).then_some("close");
+        assert_eq!(reply.field("connection"), close, "{name}");
+        if read_away {
+            assert_eq!(client.get("/").status, status, "{name}");
+        }
         let asks = ["Connection: close"];
         let reply = weir.client().send("GET", "/", &asks, "");
         assert_eq!(reply.field("connection"), Some("close"), "{name}");

@@ -59,7 +59,7 @@ pub(super) async fn send(
             record,
         );
         let sent = Box::pin(sent).await;
-        return sent.map_err(|failure| outgoing.in_order(conn, failure, record));
+        return sent.map_err(|failure| outgoing.in_order(conn, failure, None));
     }
     let upstream = &plan.upstreams[index];
     if outgoing.expects && ends.buffer.is_empty() {
@@ -86,7 +86,7 @@ pub(super) async fn send(
         Ok(exchanged) => exchanged,
         Err(failure) => {
             outgoing.failed(&failure, record);
-            return Err(outgoing.in_order(conn, failure, record));
+            return Err(outgoing.in_order(conn, failure, Some(record.bytes_in)));
         }
     };
     let status = answered.head.status;

@@ -206,8 +206,8 @@ impl Outgoing<'_, '_> {
     }
 
     /// The failure, after which another request may follow where this one was in order and the client was told nothing yet: it is known
-    /// where its body ends, and nothing of it is on its way.
-    pub(super) fn in_order(&self, conn: &Conn<'_>, failure: Failure, record: &Record) -> Failure {
+    /// where its body ends, of which so many bytes were `read`, and nothing of it is on its way.
+    pub(super) fn in_order(&self, conn: &Conn<'_>, failure: Failure, read: Option<u64>) -> Failure {
         let may_live = self.keep_alive && !conn.lane.drain.has_begun();
         let Failure::Reply(refused, next) = failure else {
             return failure;
@@ -224,10 +224,10 @@ impl Outgoing<'_, '_> {
             refused,
             Rejection::UpstreamBroken | Rejection::UpstreamTimeout
         );
-        let next = match self.request.body {
-            BodyLength::None if may_live && (never_set_out || unanswered) => Next::KeepAlive,
-            BodyLength::Fixed(bytes) if may_live && never_set_out => {
-                Next::behind(bytes.saturating_sub(record.bytes_in))
+        let next = match (self.request.body, read) {
+            (BodyLength::None, _) if may_live && (never_set_out || unanswered) => Next::KeepAlive,
+            (BodyLength::Fixed(bytes), Some(read)) if may_live && never_set_out => {
+                Next::behind(bytes.saturating_sub(read))
             }
             _ => next,
         };
