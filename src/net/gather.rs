@@ -12,12 +12,12 @@ use tokio::time::Instant;
 
 use super::turn::Turn;
 
-/// What is held at most, in bytes. What is as long as this goes out by itself, without a copy.
+/// What is held at most, in bytes. What is longer goes out by itself, without a copy.
 const ROOM: usize = 16 * 1024;
 /// What answers pings and the like is no longer, in bytes: it says nothing of whether the other end takes what it asked for.
 const NO_BODY: usize = 64;
 
-/// A stream whose writes are held once its [`Sender`] sends them.
+/// A stream whose writes are held, once its [`Sender`] says so, until that sends them.
 #[derive(Debug)]
 pub struct Gathered<S>(Rc<Shared<S>>);
 
@@ -31,7 +31,7 @@ pub struct Sender<S> {
 #[derive(Debug)]
 struct Shared<S> {
     inner: RefCell<Inner<S>>,
-    sends: Cell<bool>,
+    holds: Cell<bool>,
     /// When the other end took some of a body last.
     took: Cell<Instant>,
 }
@@ -56,7 +56,7 @@ pub fn gather<S>(stream: S) -> (Gathered<S>, Sender<S>) {
     });
     let shared = Rc::new(Shared {
         inner,
-        sends: Cell::new(false),
+        holds: Cell::new(false),
         took: Cell::new(Instant::now()),
     });
     let sender = Sender {
@@ -69,7 +69,7 @@ pub fn gather<S>(stream: S) -> (Gathered<S>, Sender<S>) {
 impl<S: AsyncWrite + Unpin> Sender<S> {
     /// Whether what is written is held from here on, until [`Sender::poll_by`] sends it.
     pub fn holds(&self, holds: bool) {
-        self.shared.sends.set(holds);
+        self.shared.holds.set(holds);
     }
 
     /// Polls the connection by `poll`, and sends what it has written: at once where few send by it, and at the end of the turn where `many`
@@ -114,9 +114,7 @@ impl<S: AsyncWrite + Unpin> Inner<S> {
             if count == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            if count > NO_BODY {
-                took.set(Instant::now());
-            }
+            note(took, count);
             self.sent += count;
         }
         // By TLS, what is written is sent only then.
@@ -124,6 +122,13 @@ impl<S: AsyncWrite + Unpin> Inner<S> {
         self.held.clear();
         self.sent = 0;
         Poll::Ready(Ok(()))
+    }
+}
+
+/// The other end has taken so many bytes.
+fn note(took: &Cell<Instant>, count: usize) {
+    if count > NO_BODY {
+        took.set(Instant::now());
     }
 }
 
@@ -155,15 +160,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
         let mut inner = self.0.inner.borrow_mut();
         let inner = &mut *inner;
         let length = parts.iter().map(|part| part.len()).sum::<usize>();
-        if inner.held.len() + length > ROOM {
+        let holds = self.0.holds.get();
+        if !holds || inner.held.len() + length > ROOM {
             ready!(inner.poll_send(cx, &self.0.took))?;
         }
-        if length > ROOM || !self.0.sends.get() {
-            ready!(inner.poll_send(cx, &self.0.took))?;
+        if !holds || length > ROOM {
             let count = ready!(Pin::new(&mut inner.stream).poll_write_vectored(cx, parts))?;
-            if count > NO_BODY {
-                self.0.took.set(Instant::now());
-            }
+            note(&self.0.took, count);
             return Poll::Ready(Ok(count));
         }
         parts
@@ -178,20 +181,100 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut inner = self.0.inner.borrow_mut();
-        match (self.0.sends.get(), inner.failed.take()) {
-            (_, Some(error)) => Poll::Ready(Err(error)),
+        if self.0.holds.get() {
             // The sender does.
-            (true, None) => Poll::Ready(Ok(())),
-            (false, None) => {
-                ready!(inner.poll_send(cx, &self.0.took))?;
-                Pin::new(&mut inner.stream).poll_flush(cx)
-            }
+            return Poll::Ready(inner.failed.take().map_or(Ok(()), Err));
         }
+        ready!(inner.poll_send(cx, &self.0.took))?;
+        Pin::new(&mut inner.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut inner = self.0.inner.borrow_mut();
         ready!(inner.poll_send(cx, &self.0.took))?;
         Pin::new(&mut inner.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// Lets `sender` send, by a connection that has nothing to do.
+    async fn send(sender: &mut Sender<DuplexStream>) {
+        poll_fn(|cx| sender.poll_by(cx, false, |_| Poll::Ready(()))).await;
+    }
+
+    async fn read(other: &mut DuplexStream, most: usize) -> usize {
+        let mut bytes = vec![0; most];
+        let read = timeout(Duration::ZERO, other.read(&mut bytes)).await;
+        read.map_or(0, Result::unwrap)
+    }
+
+    #[tokio::test]
+    async fn what_is_held_goes_out_when_it_is_sent() {
+        let (stream, mut other) = duplex(1 << 20);
+        let (mut stream, mut sender) = gather(stream);
+        stream.write_all(b"settings").await.unwrap();
+        assert_eq!(read(&mut other, 100).await, 8);
+        sender.holds(true);
+        for _ in 0..3 {
+            stream.write_all(b"frame").await.unwrap();
+            stream.flush().await.unwrap();
+        }
+        assert_eq!(read(&mut other, 100).await, 0);
+        send(&mut sender).await;
+        assert_eq!(read(&mut other, 100).await, 15);
+        stream.write_all(b"last").await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut rest = Vec::new();
+        other.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(rest, b"last");
+    }
+
+    #[tokio::test]
+    async fn what_is_longer_than_is_held_keeps_its_place() {
+        let (stream, mut other) = duplex(1 << 20);
+        let (mut stream, sender) = gather(stream);
+        sender.holds(true);
+        stream.write_all(b"ab").await.unwrap();
+        stream.write_all(&[b'c'; ROOM + 1]).await.unwrap();
+        let mut bytes = vec![0; ROOM + 3];
+        other.read_exact(&mut bytes).await.unwrap();
+        assert!(bytes.starts_with(b"abc"));
+    }
+
+    #[tokio::test]
+    async fn one_that_takes_little_is_sent_the_rest_later_and_holds_the_writer_up() {
+        let (stream, mut other) = duplex(10);
+        let (mut stream, mut sender) = gather(stream);
+        sender.holds(true);
+        stream.write_all(&[b'x'; ROOM]).await.unwrap();
+        let more = stream.write(b"y");
+        let more = timeout(Duration::ZERO, more).await;
+        assert!(more.is_err(), "no more is held");
+        let mut came = 0;
+        while came < ROOM {
+            send(&mut sender).await;
+            came += read(&mut other, 10).await;
+        }
+        assert_eq!(came, ROOM);
+    }
+
+    #[tokio::test]
+    async fn the_connection_hears_of_a_write_that_failed() {
+        let (stream, other) = duplex(10);
+        let (mut stream, mut sender) = gather(stream);
+        sender.holds(true);
+        stream.write_all(b"frame").await.unwrap();
+        drop(other);
+        send(&mut sender).await;
+        assert!(stream.flush().await.is_err());
     }
 }

@@ -80,32 +80,31 @@ impl PostgresError {
 
     /// What a human is to do where neither the server nor this error says so.
     pub fn mend(&self) -> Option<&'static str> {
-        match self {
-            PostgresError::Refused { code, .. } => match code.as_str() {
-                "28000" | "28P01" => {
-                    Some("mend the user or the password in postgres.write, or pg_hba.conf")
-                }
-                "3D000" => Some("create the database, or mend its name in postgres.write"),
-                "42501" => Some(
-                    "let the user of postgres.write create schemas there, or run `weir migrate` as one that may",
-                ),
-                _ => None,
-            },
-            PostgresError::Busy { .. }
-            | PostgresError::Lost(_)
-            | PostgresError::Late(_)
-            | PostgresError::ReadOnly(_)
-            | PostgresError::Nonsense(_)
-            | PostgresError::SchemaOld { .. }
-            | PostgresError::SchemaNew { .. }
-            | PostgresError::Encoding(_) => None,
+        match self.code()? {
+            "28000" | "28P01" => {
+                Some("mend the user or the password in postgres.write, or pg_hba.conf")
+            }
+            "3D000" => Some("create the database, or mend its name in postgres.write"),
+            "42501" => Some(
+                "let the user of postgres.write create schemas there, or run `weir migrate` as one that may",
+            ),
+            _ => None,
         }
     }
 
     /// The class of the SQLSTATE.
     fn class(&self) -> Option<&str> {
+        self.code()?.get(..2)
+    }
+
+    pub(super) fn has_code(&self, code: &str) -> bool {
+        self.code() == Some(code)
+    }
+
+    /// The SQLSTATE.
+    fn code(&self) -> Option<&str> {
         match self {
-            PostgresError::Refused { code, .. } => code.get(..2),
+            PostgresError::Refused { code, .. } => Some(code),
             PostgresError::Busy { .. }
             | PostgresError::Lost(_)
             | PostgresError::Late(_)
@@ -115,10 +114,6 @@ impl PostgresError {
             | PostgresError::SchemaNew { .. }
             | PostgresError::Encoding(_) => None,
         }
-    }
-
-    pub(super) fn has_code(&self, code: &str) -> bool {
-        matches!(self, PostgresError::Refused { code: is, .. } if is == code)
     }
 }
 
