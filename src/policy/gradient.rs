@@ -2,8 +2,8 @@
 //! The algorithm is the gradient of Netflix's concurrency-limits and of Envoy's adaptive concurrency, but for how it learns what calls
 //! take without a queue. Envoy pulls the bound down to 3 for that; Netflix's Gradient2 averages over a long time, and so takes a queue
 //! that stays for the usual, up to the highest bound. Here the bound dips by 30 % for one window of fifty: enough to empty a queue
-//! that it has caused itself, and little to those who ask; for that the room that it gives to grow is left out of it. Owns the
-//! arithmetic; must not count calls.
+//! that it has caused itself, and little to those who ask; for that the room that it gives to grow is left out of it. At the start,
+//! and while dips find a queue in what is known, they follow sooner. Owns the arithmetic; must not count calls.
 
 use std::time::Duration;
 
@@ -14,9 +14,13 @@ const SMOOTHING: f64 = 0.2;
 const TOLERANCE: f64 = 1.25;
 /// The least that an update shrinks the bound to, as a share of it.
 const STEEPEST: f64 = 0.5;
-/// Windows from one dip to the next.
+/// Windows from one dip to the next, where dips find what is known; twice as many each time up to here.
 const DIP_EVERY: u32 = 50;
-/// The share of the bound, without the room that it gives to grow, that holds in a dip.
+/// The same after a dip whose calls took less than [`MUCH`] of what is known: there is a queue in that, and may be more of it.
+const DIP_AGAIN: u32 = 4;
+/// The share of what is known that is not much less than it.
+const MUCH: f64 = 0.9;
+/// The share that holds in a dip of what was under way, or of the bound where that is less; without the room that it gives to grow.
 const DIP: f64 = 0.7;
 /// How much of a dip's time is taken for the time without a queue.
 const DIP_WEIGHT: f64 = 0.5;
@@ -39,8 +43,11 @@ pub struct Gradient {
     bound: f64,
     /// What calls take without a queue, in seconds; `None` before the first update.
     alone: Option<f64>,
-    updates: u32,
-    dips: bool,
+    /// Windows from the last dip to the next, and those of them that are left.
+    every: u32,
+    left: u32,
+    /// The bound until the next update, where that is a dip.
+    dip: Option<f64>,
 }
 
 /// What was seen of calls since the last update.
@@ -65,31 +72,50 @@ impl Gradient {
             range,
             bound: f64::from(20_u32.clamp(range.min, range.max)),
             alone: None,
-            updates: 0,
-            dips: false,
+            // The first windows are of connections that are opened and of caches that are cold, and may be of a queue from the start.
+            every: 1,
+            left: 1,
+            dip: None,
         }
     }
 
     /// Calls that may be under way until the next update.
     pub fn bound(&self) -> u32 {
-        let bound = match self.dips {
-            // For a small bound the room is a large part: with it a queue would outlast the dip, and be taken for what calls need.
-            true => (self.bound - self.bound.sqrt()) * DIP,
-            false => self.bound,
-        };
         // Between two u32s, so that it is one.
-        bound.max(f64::from(self.range.min)) as u32
+        self.dip.unwrap_or(self.bound) as u32
+    }
+
+    /// Whether that is a dip's. The next window is to be without the calls that began before it: they may have queued.
+    pub fn dips(&self) -> bool {
+        self.dip.is_some()
+    }
+
+    /// Ends a dip from which nothing can be learnt; the next comes in as many windows as this one did.
+    pub fn end_dip(&mut self) {
+        self.dip = None;
+        self.left = self.every;
     }
 
     /// Learns from a window.
     pub fn update(&mut self, window: Window) {
         let now = window.took.as_secs_f64() / f64::from(window.calls.max(1));
         let now = now.max(1e-6);
-        let dipped = std::mem::take(&mut self.dips);
-        self.updates = self.updates.wrapping_add(1);
+        let dipped = self.dip.take().is_some();
         let alone = match self.alone {
             None => now,
-            Some(alone) if dipped => alone + (now - alone) * DIP_WEIGHT,
+            Some(alone) if dipped => {
+                // A dip that came early is to find a queue. Learnt from each of these, an upstream that gets slow were soon the usual.
+                let early = self.every < DIP_EVERY;
+                self.every = match now < alone * MUCH {
+                    true => DIP_AGAIN,
+                    false => (self.every * 2).min(DIP_EVERY),
+                };
+                self.left = self.every;
+                match early && now > alone {
+                    true => alone,
+                    false => alone + (now - alone) * DIP_WEIGHT,
+                }
+            }
             Some(alone) if now < alone => alone + (now - alone) * QUICKER_WEIGHT,
             Some(alone) => alone,
         };
@@ -98,7 +124,14 @@ impl Gradient {
         if f64::from(window.under_way) * 2.0 < self.bound {
             return;
         }
-        self.dips = self.updates.is_multiple_of(DIP_EVERY);
+        self.left = self.left.saturating_sub(1);
+        if self.left == 0 {
+            // Demand may be below the bound and still queue: a dip of the bound alone would not reach that queue.
+            let full = self.bound.min(f64::from(window.under_way));
+            // For a small bound the room is a large part: with it a queue would outlast the dip, and be taken for what calls need.
+            let dip = (full - full.sqrt()) * DIP;
+            self.dip = Some(dip.max(f64::from(self.range.min)));
+        }
         if dipped {
             return;
         }
@@ -106,6 +139,8 @@ impl Gradient {
         let room = self.bound.sqrt();
         let next = self.bound * gradient + room;
         let smoothed = self.bound * (1.0 - SMOOTHING) + next * SMOOTHING;
+        // Beyond that nothing would be learnt any more.
+        let smoothed = smoothed.min(f64::from(window.under_way) * 2.0);
         self.bound = smoothed.clamp(f64::from(self.range.min), f64::from(self.range.max));
     }
 }
@@ -162,6 +197,22 @@ mod tests {
                 (capacity..=capacity * 2).contains(&bound),
                 "{bound} at {capacity}"
             );
+        }
+    }
+
+    #[test]
+    fn a_slow_start_with_demand_below_the_bound_is_not_taken_for_the_usual() {
+        for slow in [1, 5, 50] {
+            let mut gradient = Gradient::new(Range { min: 2, max: 1000 });
+            for _ in 0..slow {
+                gradient.update(Window {
+                    calls: 100,
+                    took: Duration::from_millis(100) * 100,
+                    under_way: gradient.bound().min(64),
+                });
+            }
+            let bound = settle(&mut gradient, 8.0, 64, 500);
+            assert!((8..=16).contains(&bound), "{bound} after {slow}");
         }
     }
 

@@ -26,6 +26,10 @@ struct Learning {
     gradient: Gradient,
     since: Duration,
     window: Window,
+    /// Answers until the window begins: in a dip, those of requests that began before it and may have queued.
+    skip: u32,
+    /// By how many those that taught nothing were more than those that did, of late: no dip is held through them.
+    untaught: u32,
     /// Places that there are: more than the bound while some of those in use are still to be taken back.
     size: u32,
 }
@@ -44,6 +48,8 @@ impl Learnt {
                 gradient,
                 since: Duration::ZERO,
                 window: Window::default(),
+                skip: 0,
+                untaught: 0,
                 size,
             }),
         }
@@ -69,6 +75,13 @@ impl Learnt {
     /// One was answered after `took`, and has its place still.
     pub(super) fn learn(&self, took: Duration, now: Duration) {
         let mut learning = self.learning.lock();
+        // One for itself, which is counted as its place goes.
+        learning.untaught = learning.untaught.saturating_sub(2);
+        if learning.skip > 0 {
+            learning.skip -= 1;
+            learning.since = now;
+            return;
+        }
         let free = u32::try_from(self.places.available_permits()).unwrap_or(u32::MAX);
         let under_way = learning.size.saturating_sub(free);
         let window = &mut learning.window;
@@ -82,6 +95,10 @@ impl Learnt {
         learning.since = now;
         learning.window = Window::default();
         learning.gradient.update(window);
+        learning.skip = match learning.gradient.dips() {
+            true => under_way,
+            false => 0,
+        };
         self.resize(&mut learning);
     }
 
@@ -103,6 +120,12 @@ impl Drop for Unanswered<'_> {
     fn drop(&mut self) {
         let Unanswered(learnt) = self;
         let mut learning = learnt.learning.lock();
+        learning.untaught = learning.untaught.saturating_add(1);
+        if learning.untaught >= FEWEST && learning.gradient.dips() {
+            learning.gradient.end_dip();
+            learning.skip = 0;
+            learnt.resize(&mut learning);
+        }
         // One that is to be taken back is for none of those that wait: while any did, the bound would not shrink.
         if learning.size > learning.gradient.bound() {
             learning.size -= 1;
@@ -114,12 +137,59 @@ impl Drop for Unanswered<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
     use std::pin::pin;
     use std::task::{Context, Waker};
 
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn a_dip_learns_nothing_of_what_queued_before_it() {
+        let learnt = Learnt::new(Range { min: 2, max: 1000 });
+        let mut under_way = VecDeque::new();
+        let mut now = Duration::ZERO;
+        // One that takes requests in turn, 8 at a time for 10 ms each, and is slow at the start. 64 ask, each anew once it is answered.
+        for _ in 0..50_000 {
+            while under_way.len() < 64
+                && let Some(place) = learnt.try_enter()
+            {
+                under_way.push_back((now, place));
+            }
+            let (began, place) = under_way.pop_front().unwrap();
+            let each = if now < 5000 * MS {
+                12 * MS
+            } else {
+                10 * MS / 8
+            };
+            now = (now + each).max(began + 10 * MS);
+            learnt.learn(now - began, now);
+            drop(place);
+        }
+        let bound = learnt.bound();
+        assert!((8..=24).contains(&bound), "{bound}");
+    }
+
+    #[test]
+    fn a_dip_is_not_held_through_answers_that_teach_nothing() {
+        let learnt = Learnt::new(Range { min: 2, max: 20 });
+        let mut now = Duration::ZERO;
+        let mut answer = |teaches: bool| {
+            let places: Vec<_> = std::iter::from_fn(|| learnt.try_enter()).collect();
+            for place in places {
+                now += MS * 10;
+                if teaches {
+                    learnt.learn(100 * MS, now);
+                }
+                drop(place);
+            }
+        };
+        answer(true);
+        assert!(learnt.bound() < 20);
+        answer(false);
+        assert_eq!(learnt.bound(), 20);
+    }
 
     #[test]
     fn places_that_are_to_be_taken_back_are_for_none_of_those_that_wait() {
