@@ -111,7 +111,7 @@ const LOOKS: u32 = 6;
 /// A weir, as far as its audit goes.
 struct Producer {
     recorder: Recorder,
-    worker: audit::Worker,
+    worker: audit::Writers,
     /// Ends the control thread.
     _control: oneshot::Sender<()>,
 }

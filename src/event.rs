@@ -91,7 +91,7 @@ mod whole {
 pub enum DecodeError {
     #[error("audit event is empty")]
     Empty,
-    #[error("audit event has version {0}; this weir reads up to {VERSION}")]
+    #[error("audit event has version {0}; this weir reads version {VERSION} alone")]
     Version(u8),
     #[error("audit event is cut short or damaged")]
     Damaged,

@@ -35,7 +35,7 @@ pub struct Recorder {
 }
 
 /// The threads behind the queue, until they are stopped.
-pub struct Worker {
+pub struct Writers {
     threads: Vec<JoinHandle<()>>,
     /// What is to be done once they have ended.
     at_the_end: Option<Box<dyn FnOnce() + Send>>,
@@ -177,7 +177,7 @@ impl Recorder {
     }
 }
 
-impl Worker {
+impl Writers {
     /// Writes what is queued and ends; gives up after `within` (and the time of one try). What comes later is dropped.
     /// Returns the final counts.
     pub fn stop(self, within: Duration) -> Counts {

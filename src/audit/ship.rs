@@ -18,7 +18,7 @@ use tracing::{error, info, warn};
 
 use super::outgoing::{Outgoing, Released};
 use super::receipt::Duty;
-use super::{Queue, Recorder, Shared, Taken, Worker, send};
+use super::{Queue, Recorder, Shared, Taken, Writers, send};
 use crate::clock;
 use crate::config::audit::{Delivery, Stream};
 use crate::store::audit::batch::Boot;
@@ -98,7 +98,7 @@ enum Trouble {
 }
 
 /// Begins to pack and to send; up to `capacity` events wait in memory to be packed.
-pub fn start(shipping: Shipping, capacity: usize) -> io::Result<(Recorder, Worker)> {
+pub fn start(shipping: Shipping, capacity: usize) -> io::Result<(Recorder, Writers)> {
     let (recorder, queue) = Queue::new(capacity, shipping.delivery);
     let common = Arc::new(Common {
         delivery: shipping.delivery,
@@ -142,13 +142,13 @@ pub fn start(shipping: Shipping, capacity: usize) -> io::Result<(Recorder, Worke
             .name("audit-send".to_owned())
             .spawn(move || send::run(sending))?,
     ];
-    let worker = Worker {
+    let writers = Writers {
         threads,
         at_the_end: Some(Box::new(move || send::end(&common))),
         sender: recorder.sender.clone(),
         shared,
     };
-    Ok((recorder, worker))
+    Ok((recorder, writers))
 }
 
 impl Common {

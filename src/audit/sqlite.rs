@@ -10,7 +10,7 @@ use std::time::Duration;
 use tracing::{error, info, warn};
 
 use super::receipt::Duty;
-use super::{Queue, Recorder, Shared, Taken, Worker};
+use super::{Queue, Recorder, Shared, Taken, Writers};
 use crate::clock;
 use crate::config::audit::Delivery;
 use crate::event::Encoded;
@@ -40,7 +40,7 @@ pub fn start(
     capacity: usize,
     delivery: Delivery,
     retention: Duration,
-) -> io::Result<(Recorder, Worker)> {
+) -> io::Result<(Recorder, Writers)> {
     let (recorder, queue) = Queue::new(capacity, delivery);
     let shared = queue.shared.clone();
     let linger = match delivery {
@@ -61,13 +61,13 @@ pub fn start(
     let thread = thread::Builder::new()
         .name("audit".to_owned())
         .spawn(move || work.run())?;
-    let worker = Worker {
+    let writers = Writers {
         threads: vec![thread],
         at_the_end: None,
         sender: recorder.sender.clone(),
         shared,
     };
-    Ok((recorder, worker))
+    Ok((recorder, writers))
 }
 
 /// The state of the thread.

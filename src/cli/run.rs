@@ -357,7 +357,7 @@ struct Running {
     /// True has the lanes drain.
     drain: watch::Sender<bool>,
     lanes: Vec<JoinHandle<io::Result<()>>>,
-    audit: Option<audit::Worker>,
+    audit: Option<audit::Writers>,
     redis: Option<FleetConnections>,
     companion: Option<Companion>,
     socket_files: SocketFiles,
@@ -404,7 +404,7 @@ impl Running {
 /// Waits for the lanes, and then for what is still to be written of their requests; the error is that of a lane.
 fn end_threads(
     lanes: Vec<JoinHandle<io::Result<()>>>,
-    audit: Option<audit::Worker>,
+    audit: Option<audit::Writers>,
     plan: &Plan,
 ) -> anyhow::Result<()> {
     let ended = join(lanes);

@@ -34,6 +34,7 @@ impl Permit {
     }
 
     /// Whether the call holds one of the slots of half-open.
+    #[cfg(test)]
     pub fn is_probe(&self) -> bool {
         self.probe.is_some()
     }

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 use weir::audit::receipt::{Duty, Receipt};
 use weir::audit::ship::{self, Shipping};
-use weir::audit::{Recorder, Worker};
+use weir::audit::{Recorder, Writers};
 use weir::clock;
 use weir::config::audit::{Delivery, Stream};
 use weir::config::check;
@@ -31,7 +31,7 @@ pub const WITHIN: Duration = Duration::from_secs(5);
 /// A process, as far as its audit goes.
 pub struct Process {
     pub recorder: Recorder,
-    pub worker: Option<Worker>,
+    pub worker: Option<Writers>,
     pub boot: Uuid,
     pub keys: Keys,
     pub prefix: String,
@@ -88,10 +88,10 @@ impl Process {
             fleet,
             memory: with.memory,
         };
-        let (recorder, worker) = ship::start(shipping, 1_000).unwrap();
+        let (recorder, writers) = ship::start(shipping, 1_000).unwrap();
         Process {
             recorder,
-            worker: Some(worker),
+            worker: Some(writers),
             boot,
             keys: Keys::new(with.prefix),
             prefix: with.prefix.to_owned(),

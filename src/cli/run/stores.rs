@@ -33,7 +33,7 @@ pub(super) struct Stores {
     pub redis: Option<FleetConnections>,
     pub postgres: Option<Arc<Postgres>>,
     /// Where the audit's events go, and what brings them on.
-    pub audit: Option<(Recorder, audit::Worker)>,
+    pub audit: Option<(Recorder, audit::Writers)>,
 }
 
 impl Stores {
@@ -120,14 +120,14 @@ fn begin_audit(
     config: &Audit,
     ship: bool,
     fleet: Option<&Arc<Fleet>>,
-) -> anyhow::Result<(Recorder, audit::Worker)> {
+) -> anyhow::Result<(Recorder, audit::Writers)> {
     match fleet.filter(|_| ship) {
         Some(fleet) => ship_audit(config, fleet),
         None => write_audit(config),
     }
 }
 
-fn write_audit(config: &Audit) -> anyhow::Result<(Recorder, audit::Worker)> {
+fn write_audit(config: &Audit) -> anyhow::Result<(Recorder, audit::Writers)> {
     let path = &config.sqlite;
     let key = config.key.as_ref().map(|key| key.0.as_bytes());
     let cannot = || format!("cannot write the audit to {}", path.display());
@@ -144,7 +144,7 @@ fn write_audit(config: &Audit) -> anyhow::Result<(Recorder, audit::Worker)> {
     )?)
 }
 
-fn ship_audit(config: &Audit, fleet: &Arc<Fleet>) -> anyhow::Result<(Recorder, audit::Worker)> {
+fn ship_audit(config: &Audit, fleet: &Arc<Fleet>) -> anyhow::Result<(Recorder, audit::Writers)> {
     let hasher = Hasher::new(config.key.as_ref().map(|key| key.0.as_bytes()));
     let now = clock::wall();
     let id = clock::uuid(now);
