@@ -52,9 +52,16 @@ pub(super) fn scrape(admin: &Admin, plan: &Plan) -> String {
         bring(&plan.metrics.audit, &audit.counts(), audit.refuses());
     }
     // Each of the tables has room for as many.
-    let shared = plan.shared_limits.as_ref();
-    let shared = shared.map_or(0, |shared| shared.leases.len().max(shared.slots.len()));
-    let keys = plan.limits.len().max(shared);
+    let (fullest, evicted) = match &plan.shared_limits {
+        None => (0, 0),
+        Some(shared) => (
+            shared.leases.len().max(shared.slots.len()),
+            shared.leases.evicted() + shared.slots.evicted(),
+        ),
+    };
+    let keys = plan.limits.len().max(fullest);
+    let counted = &plan.metrics.limit_keys_evicted;
+    counted.inc_by((plan.limits.evicted() + evicted).saturating_sub(counted.get()));
     plan.metrics
         .limit_keys
         .set(i64::try_from(keys).unwrap_or(i64::MAX));

@@ -37,6 +37,8 @@ pub(super) struct Shard<S> {
     newest: u32,
     oldest: u32,
     capacity: usize,
+    /// Keys that went since there was no room.
+    evicted: u64,
 }
 
 impl<S: Default> Shard<S> {
@@ -49,16 +51,28 @@ impl<S: Default> Shard<S> {
             newest: NONE,
             oldest: NONE,
             capacity: capacity.clamp(1, NONE as usize - 2),
+            evicted: 0,
         }
     }
 
     /// Changes for how many keys it is; the least used that are too many go.
     pub(super) fn set_capacity(&mut self, capacity: usize) {
         self.capacity = capacity.clamp(1, NONE as usize - 2);
-        while self.index.len() > self.capacity && self.oldest != NONE {
+        self.evict(self.capacity);
+    }
+
+    /// Has the least used keys go until no more than `keep` are left, or the rest is held.
+    fn evict(&mut self, keep: usize) {
+        while self.index.len() > keep && self.oldest != NONE {
             let oldest = self.slots[self.oldest as usize].key;
             self.remove(oldest);
+            self.evicted += 1;
         }
+    }
+
+    /// Keys that went since there was no room for them.
+    pub(super) fn evicted(&self) -> u64 {
+        self.evicted
     }
 
     /// What is held for the key; not a use of it.
@@ -103,10 +117,7 @@ impl<S: Default> Shard<S> {
 
     fn insert(&mut self, key: Key) -> u32 {
         // More than one, where many were held a moment ago.
-        while self.index.len() >= self.capacity && self.oldest != NONE {
-            let oldest = self.slots[self.oldest as usize].key;
-            self.remove(oldest);
-        }
+        self.evict(self.capacity - 1);
         let fresh = Slot {
             key,
             state: S::default(),
@@ -189,8 +200,11 @@ mod tests {
         assert!(shard.get(keys[0]).is_some() && shard.get(keys[1]).is_none());
         shard.touch(keys[4], false);
         assert!(shard.get(keys[2]).is_none() && shard.index.len() == 3 && shard.slots.len() == 3);
+        assert_eq!(shard.evicted(), 2);
         shard.set_capacity(1);
         assert!(shard.get(keys[4]).is_some() && shard.len() == 1);
+        shard.remove(keys[4]);
+        assert_eq!(shard.evicted(), 4);
     }
 
     #[test]

@@ -55,6 +55,7 @@ pub struct Metrics {
     pub lane_delays: Durations,
     pub limit_keys: Gauge,
     pub limit_keys_max: Gauge,
+    pub limit_keys_evicted: Counter,
     session_checks: Family<SessionCheckLabels, Counter>,
     session_events: Family<SessionEventLabels, Counter>,
     sessions_held: Family<SessionsLabels, Gauge>,
@@ -250,6 +251,7 @@ impl Default for Metrics {
             lane_delays: Durations::default(),
             limit_keys: Gauge::default(),
             limit_keys_max: Gauge::default(),
+            limit_keys_evicted: Counter::default(),
             session_checks: Family::default(),
             session_events: Family::default(),
             sessions_held: Family::default(),
@@ -343,6 +345,11 @@ impl Default for Metrics {
             "limit_keys_max",
             "The most keys that rate limits hold in memory: the least used is let go of",
             metrics.limit_keys_max.clone(),
+        );
+        registry.register(
+            "limit_keys_evicted",
+            "Keys of rate limits that were let go of for others, with what they had used",
+            metrics.limit_keys_evicted.clone(),
         );
         registry.register(
             "session_checks",

@@ -248,6 +248,14 @@ impl Leases {
         self.parts.iter().map(|part| part.leases.lock().len()).sum()
     }
 
+    /// Keys that were let go of for others, since the process began.
+    pub fn evicted(&self) -> u64 {
+        self.parts
+            .iter()
+            .map(|part| part.leases.lock().evicted())
+            .sum()
+    }
+
     /// Whether no key is held.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

@@ -215,6 +215,11 @@ impl Limits {
         self.shards.iter().map(|shard| shard.lock().len()).sum()
     }
 
+    /// Keys that were let go of for others, since the process began.
+    pub fn evicted(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.lock().evicted()).sum()
+    }
+
     /// Whether no key is held.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
