@@ -155,7 +155,11 @@ fn weir(upstream: &Upstream, traces: &str) -> Running {
          \x20 - {{upstream: app}}\n",
         upstream.url()
     ));
-    let environment = [("OTEL_EXPORTER_OTLP_HEADERS", "x-key=secret")];
+    let environment = [
+        ("OTEL_EXPORTER_OTLP_HEADERS", "x-key=secret"),
+        ("OTEL_SERVICE_NAME", ""),
+        ("OTEL_RESOURCE_ATTRIBUTES", "k8s.pod.name=weir-1"),
+    ];
     Running::start_as("proxy", config.path(), &environment)
 }
 
@@ -231,6 +235,7 @@ fn a_collector_gets_a_request_and_its_call_with_what_was_decided() {
         (&server["resource"]["service.name"], &server["scope"]),
         (&json!("weir"), &json!("weir"))
     );
+    assert_eq!(server["resource"]["k8s.pod.name"], "weir-1");
     assert_eq!(server["key"], "secret");
     assert!(server["attributes"].get("error.type").is_none(), "{server}");
 

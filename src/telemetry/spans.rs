@@ -112,7 +112,9 @@ fn server_span(traced: &Traced) -> SpanData {
         event.status,
         &mut attributes,
     );
-    attributes.extend(address(&event.host, if traced.secure { 443 } else { 80 }));
+    let usual = if traced.secure { 443 } else { 80 };
+    let (host, port) = host_and_port(&event.host);
+    attributes.extend(address(host, port.filter(|port| *port != usual)));
     let name = match &event.route {
         Some(route) => Cow::Owned(format!("{} {route}", name(&event.method))),
         None => Cow::Owned(name(&event.method).to_owned()),
@@ -136,7 +138,9 @@ fn client_span(traced: &Traced, call: &Call) -> SpanData {
         };
         let authority = match endpoint.strip_prefix("unix:") {
             None => {
-                attributes.extend(address(endpoint, usual));
+                // The conventions require it of clients, the usual one too.
+                let (host, port) = host_and_port(endpoint);
+                attributes.extend(address(host, Some(port.unwrap_or(usual))));
                 endpoint
             }
             Some(socket) => {
@@ -236,8 +240,8 @@ fn method(method: &str) -> Vec<KeyValue> {
     attributes
 }
 
-/// `HOST:PORT`, the port left out where it is the usual one.
-fn address(authority: &str, usual: u16) -> impl Iterator<Item = KeyValue> {
+/// Of `HOST:PORT`; an IPv6 address is without its brackets.
+fn host_and_port(authority: &str) -> (&str, Option<u16>) {
     let behind_literal = authority.rfind(']').map_or(0, |bracket| bracket + 1);
     let port = authority[behind_literal..].find(':');
     let (host, port) = match port {
@@ -247,9 +251,11 @@ fn address(authority: &str, usual: u16) -> impl Iterator<Item = KeyValue> {
         ),
         None => (authority, None),
     };
-    let host = host.trim_start_matches('[').trim_end_matches(']');
+    (host.trim_start_matches('[').trim_end_matches(']'), port)
+}
+
+fn address(host: &str, port: Option<u16>) -> impl Iterator<Item = KeyValue> {
     let address = (!host.is_empty()).then(|| KeyValue::new("server.address", host.to_owned()));
-    let port = port.filter(|port: &u16| *port != usual);
     let port = port.map(|port| KeyValue::new("server.port", i64::from(port)));
     address.into_iter().chain(port)
 }
@@ -376,9 +382,9 @@ mod tests {
             let said = said.each_ref().map(Option::as_deref);
             assert_eq!(said, [Some(address), port, Some(full)], "{endpoint}");
         };
-        check("app:443", true, "app", None, "https://app:443/v2/x");
+        check("app:443", true, "app", Some("443"), "https://app:443/v2/x");
         check("app:443", false, "app", Some("443"), "http://app:443/v2/x");
-        check("[::1]:80", false, "::1", None, "http://[::1]:80/v2/x");
+        check("[::1]:80", false, "::1", Some("80"), "http://[::1]:80/v2/x");
         let (socket, address) = ("unix:/run/app.sock", "/run/app.sock");
         check(socket, false, address, None, "http://localhost/v2/x");
         check(socket, true, address, None, "https://localhost/v2/x");

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use opentelemetry::KeyValue;
+use opentelemetry::{Key, KeyValue};
 use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
 use opentelemetry_otlp::{WithExportConfig as _, WithTonicConfig as _};
 use opentelemetry_sdk::Resource;
@@ -123,14 +123,24 @@ fn exporter(otlp: &str) -> anyhow::Result<impl SpanExporter> {
         builder = builder.with_tls_config(ClientTlsConfig::new().with_native_roots());
     }
     let mut exporter = builder.build().context("telemetry.traces.otlp")?;
-    let mut resource = Resource::builder();
-    let named = ["OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"];
-    if named.iter().all(|name| std::env::var_os(name).is_none()) {
-        resource = resource.with_service_name("weir");
-    }
-    let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
-    exporter.set_resource(&resource.with_attribute(version).build());
+    exporter.set_resource(&resource());
     Ok(exporter)
+}
+
+/// What the environment says of this process, and weir's name where it says none.
+fn resource() -> Resource {
+    let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
+    let told = Resource::builder().with_attribute(version.clone()).build();
+    let name = told.get(&Key::from_static_str("service.name"));
+    // The SDK's word where it was told none, or an empty one.
+    let is_named = name.is_some_and(|name| !name.as_str().starts_with("unknown_service"));
+    match is_named {
+        true => told,
+        false => Resource::builder()
+            .with_service_name("weir")
+            .with_attribute(version)
+            .build(),
+    }
 }
 
 async fn send(mut messages: Receiver<Message>, exporter: &impl SpanExporter, told: &Told) {
