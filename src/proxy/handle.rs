@@ -1,5 +1,5 @@
 //! The life of a client's connection: heads are read, checked and handed to `forward`; what is refused is answered by
-//! `reply`. The one place that decides whether the connection lives on.
+//! `reply`. Each exchange says by `Next` whether the connection lives on.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
