@@ -91,6 +91,30 @@ fn two_workers_store_each_batch_once_however_often_it_is_sent() {
     });
 }
 
+/// Only a worker can make room in it: each of its calls is to be let go on.
+#[test]
+fn a_worker_that_comes_when_redis_is_full_empties_it() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let mut boot = boot(1, clock::wall());
+        let mut headers = Vec::new();
+        for at in 0..60 {
+            let (header, bytes) = pack(&mut boot, 20, clock::wall());
+            world.add(at % 3, &bytes).await;
+            headers.push(header);
+        }
+        world.add(0, b"no batch").await;
+        world.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+        let worker = world.work();
+        world.drained().await;
+        world.is_whole(1_200);
+        assert!(headers.iter().all(|header| world.done(header)));
+        assert_eq!(world.dead_letters().await, 1);
+        worker.stop().await;
+    });
+}
+
 #[test]
 fn entries_of_a_killed_worker_are_taken_over() {
     let database = Database::new();
