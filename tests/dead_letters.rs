@@ -18,6 +18,7 @@ use uuid::Uuid;
 use weir::clock;
 use weir::store::audit::batch::Boot;
 use weir::store::audit::chain::Hasher;
+use weir::store::audit::days::Day;
 
 fn weir(config: &Path, arguments: &[&str]) -> (Option<i32>, String) {
     process::weir(
@@ -188,6 +189,48 @@ fn what_can_never_be_stored_goes_to_the_dead_letters_with_its_reason() {
             world.streams.dead_letters(1, None, None, 10).await.unwrap(),
             []
         );
+        worker.stop().await;
+    });
+}
+
+/// As by an archive that takes a day away: what comes late for it holds up nothing, and says where it belongs.
+#[test]
+fn a_batch_of_a_day_that_is_detached_waits_with_the_dead_letters() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let now = clock::wall();
+        let day = Day::of(now - DAY * 3).to_string();
+        let name = day.replace('-', "_");
+        let mut boot = boot(1, now - DAY * 3);
+        let mut add = async |time| {
+            let (_, bytes) = pack(&mut boot, 5, time);
+            world.add(0, &bytes).await;
+        };
+        add(now - DAY * 3).await;
+        let worker = world.work();
+        world.drained().await;
+        database.query(&format!(
+            "ALTER TABLE weir.audit_events DETACH PARTITION weir.audit_events_{name}"
+        ));
+        add(now - DAY * 3).await;
+        add(now).await;
+        world.drained().await;
+        assert_eq!(world.rows(), 5);
+        let letters = world.streams.dead_letters(0, None, None, 10).await.unwrap();
+        let [letter] = &letters[..] else {
+            panic!("{letters:?}");
+        };
+        let said = format!("its day, {day}, is detached");
+        assert!(letter.reason.starts_with(&said), "{}", letter.reason);
+
+        database.query(&format!(
+            "ALTER TABLE weir.audit_events ATTACH PARTITION weir.audit_events_{name}
+                 FOR VALUES FROM ('{day}') TO (date '{day}' + 1)"
+        ));
+        assert_eq!(world.streams.replay(0, &letter.id).await, Ok(true));
+        world.drained().await;
+        world.is_whole(15);
         worker.stop().await;
     });
 }

@@ -224,6 +224,9 @@ impl Writer {
                 }
                 Admission::Gone => refused("is older than worker.retention keeps"),
                 Admission::Ahead => refused("lies weeks ahead: the clock of its instance is wrong"),
+                Admission::Detached => refused(
+                    "is detached from weir.audit_events or weir.audit_batches: attach it, or rename the table, and replay",
+                ),
             },
         )
     }
