@@ -17,8 +17,9 @@ use harness::redis::{Answer, Server};
 use uuid::Uuid;
 use weir::clock;
 use weir::store::audit::batch::Boot;
-use weir::store::audit::chain::Hasher;
+use weir::store::audit::chain::{Hasher, Keys};
 use weir::store::audit::days::Day;
+use weir::store::postgres::Reader;
 
 fn weir(config: &Path, arguments: &[&str]) -> (Option<i32>, String) {
     process::weir(
@@ -177,6 +178,13 @@ fn what_can_never_be_stored_goes_to_the_dead_letters_with_its_reason() {
             worker.counted(r#"weir_drain_batches_total{result="buried"} "#),
             6
         );
+
+        // Whose events are with the dead letters alone is named, should they be dropped; not a boot whose name cannot be kept.
+        let reader = Reader::new(world.postgres.clone());
+        let report = reader.verify(&Keys::new(&[b"key"])).await.unwrap();
+        assert_eq!(report.faults, []);
+        let open: Vec<_> = report.open.iter().map(|name| &name[..11]).collect();
+        assert_eq!(open, ["instance-1/", "instance-2/", "instance-3/"]);
 
         // In pages.
         let page = world
