@@ -458,6 +458,36 @@ fn days_are_made_ahead_indexed_once_over_and_removed_with_a_mark() {
 }
 
 #[test]
+fn a_boot_goes_with_the_last_day_of_what_it_left() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let now = clock::wall();
+        let today = Day::of(now);
+        let worker = world.work();
+        // The clock of the second was set back by a day; the third has not ended.
+        for (n, first) in [(1, now), (2, now + DAY), (3, now)] {
+            let mut boot = boot(n, now);
+            let batches = [pack(&mut boot, 5, first), pack(&mut boot, 5, now)];
+            for (_, bytes) in batches {
+                world.add(0, &bytes).await;
+            }
+            if n < 3 {
+                world.add(0, &boot.end(now.into(), 0).1).await;
+            }
+        }
+        world.drained().await;
+        worker.stop().await;
+        let mut connection = world.postgres.write().await.unwrap();
+        partitions::remove(&mut connection, today, &Hasher::new(Some(b"key")))
+            .await
+            .unwrap();
+        let left = "SELECT string_agg(instance, ' ' ORDER BY instance) FROM weir.audit_boots";
+        assert_eq!(world.one(left), "instance-2 instance-3");
+    });
+}
+
+#[test]
 fn old_days_go_though_no_new_one_can_be_made() {
     let database = Database::new();
     on_a_runtime(async {

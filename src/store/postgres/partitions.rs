@@ -178,14 +178,17 @@ pub async fn remove(
     transaction
         .execute(note, &[&ids, &lasts, &hashes, &marks])
         .await?;
-    // Of a boot that had no events there is nothing else, by which `verify` could tell it from one that lost them all.
-    let empty = format!(
+    // A boot whose end mark goes behind the last of its batches has nothing left that `verify` could look at. One whose clock was set
+    // back meanwhile may have, on a day that was let in at that time.
+    let ended = format!(
         "DELETE FROM weir.audit_boots a USING weir.{} b
-         WHERE a.id = b.boot_id AND a.removed_to = 0 AND b.is_end AND b.last = 0",
-        names.batches
+         WHERE a.id = b.boot_id AND b.is_end AND a.removed_to = b.last AND NOT EXISTS
+             (SELECT FROM weir.audit_batches later WHERE later.boot_id = a.id AND later.day > '{day}' AND later.day <= '{}')",
+        names.batches,
+        Day(day.0.saturating_add(FURTHEST))
     );
     let drop = format!(
-        "{empty}; DELETE FROM weir.audit_spans WHERE day = '{day}';
+        "{ended}; DELETE FROM weir.audit_spans WHERE day = '{day}';
          DROP TABLE IF EXISTS weir.{}; DROP TABLE IF EXISTS weir.{}",
         names.batches, names.events
     );
