@@ -17,7 +17,9 @@ use harness::redis::{Answer, Server};
 use uuid::Uuid;
 use weir::clock;
 use weir::store::audit::batch::Boot;
-use weir::store::audit::chain::Hasher;
+use weir::store::audit::chain::{Hasher, Keys};
+use weir::store::audit::days::Day;
+use weir::store::postgres::Reader;
 
 fn weir(config: &Path, arguments: &[&str]) -> (Option<i32>, String) {
     process::weir(
@@ -177,6 +179,13 @@ fn what_can_never_be_stored_goes_to_the_dead_letters_with_its_reason() {
             6
         );
 
+        // Whose events are with the dead letters alone is named, should they be dropped; not a boot whose name cannot be kept.
+        let reader = Reader::new(world.postgres.clone());
+        let report = reader.verify(&Keys::new(&[b"key"])).await.unwrap();
+        assert_eq!(report.faults, []);
+        let open: Vec<_> = report.open.iter().map(|name| &name[..11]).collect();
+        assert_eq!(open, ["instance-1/", "instance-2/", "instance-3/"]);
+
         // In pages.
         let page = world
             .streams
@@ -188,6 +197,48 @@ fn what_can_never_be_stored_goes_to_the_dead_letters_with_its_reason() {
             world.streams.dead_letters(1, None, None, 10).await.unwrap(),
             []
         );
+        worker.stop().await;
+    });
+}
+
+/// As by an archive that takes a day away: what comes late for it holds up nothing, and says where it belongs.
+#[test]
+fn a_batch_of_a_day_that_is_detached_waits_with_the_dead_letters() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let now = clock::wall();
+        let day = Day::of(now - DAY * 3).to_string();
+        let name = day.replace('-', "_");
+        let mut boot = boot(1, now - DAY * 3);
+        let mut add = async |time| {
+            let (_, bytes) = pack(&mut boot, 5, time);
+            world.add(0, &bytes).await;
+        };
+        add(now - DAY * 3).await;
+        let worker = world.work();
+        world.drained().await;
+        database.query(&format!(
+            "ALTER TABLE weir.audit_events DETACH PARTITION weir.audit_events_{name}"
+        ));
+        add(now - DAY * 3).await;
+        add(now).await;
+        world.drained().await;
+        assert_eq!(world.rows(), 5);
+        let letters = world.streams.dead_letters(0, None, None, 10).await.unwrap();
+        let [letter] = &letters[..] else {
+            panic!("{letters:?}");
+        };
+        let said = format!("its day, {day}, is detached");
+        assert!(letter.reason.starts_with(&said), "{}", letter.reason);
+
+        database.query(&format!(
+            "ALTER TABLE weir.audit_events ATTACH PARTITION weir.audit_events_{name}
+                 FOR VALUES FROM ('{day}') TO (date '{day}' + 1)"
+        ));
+        assert_eq!(world.streams.replay(0, &letter.id).await, Ok(true));
+        world.drained().await;
+        world.is_whole(15);
         worker.stop().await;
     });
 }

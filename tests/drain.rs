@@ -91,6 +91,30 @@ fn two_workers_store_each_batch_once_however_often_it_is_sent() {
     });
 }
 
+/// Only a worker can make room in it: each of its calls is to be let go on.
+#[test]
+fn a_worker_that_comes_when_redis_is_full_empties_it() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let mut boot = boot(1, clock::wall());
+        let mut headers = Vec::new();
+        for at in 0..60 {
+            let (header, bytes) = pack(&mut boot, 20, clock::wall());
+            world.add(at % 3, &bytes).await;
+            headers.push(header);
+        }
+        world.add(0, b"no batch").await;
+        world.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+        let worker = world.work();
+        world.drained().await;
+        world.is_whole(1_200);
+        assert!(headers.iter().all(|header| world.done(header)));
+        assert_eq!(world.dead_letters().await, 1);
+        worker.stop().await;
+    });
+}
+
 #[test]
 fn entries_of_a_killed_worker_are_taken_over() {
     let database = Database::new();
@@ -430,6 +454,36 @@ fn days_are_made_ahead_indexed_once_over_and_removed_with_a_mark() {
         world.drained().await;
         assert_eq!(world.rows(), 21);
         worker.stop().await;
+    });
+}
+
+#[test]
+fn a_boot_goes_with_the_last_day_of_what_it_left() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let now = clock::wall();
+        let today = Day::of(now);
+        let worker = world.work();
+        // The clock of the second was set back by a day; the third has not ended.
+        for (n, first) in [(1, now), (2, now + DAY), (3, now)] {
+            let mut boot = boot(n, now);
+            let batches = [pack(&mut boot, 5, first), pack(&mut boot, 5, now)];
+            for (_, bytes) in batches {
+                world.add(0, &bytes).await;
+            }
+            if n < 3 {
+                world.add(0, &boot.end(now.into(), 0).1).await;
+            }
+        }
+        world.drained().await;
+        worker.stop().await;
+        let mut connection = world.postgres.write().await.unwrap();
+        partitions::remove(&mut connection, today, &Hasher::new(Some(b"key")))
+            .await
+            .unwrap();
+        let left = "SELECT string_agg(instance, ' ' ORDER BY instance) FROM weir.audit_boots";
+        assert_eq!(world.one(left), "instance-2 instance-3");
     });
 }
 

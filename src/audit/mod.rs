@@ -25,6 +25,11 @@ use crate::event::Encoded;
 
 /// Milliseconds without a look at the queue after which it counts as stuck, while events wait.
 const STUCK: u64 = 1_000;
+/// Bytes of events in the queue, from which on it takes no more: as many events as may wait would take hundreds of megabytes where
+/// clients have long paths and queries. They are counted as groups are sent, not as each event is laid.
+const BYTES: u64 = 32 << 20;
+/// Bytes that are taken from it at once, about.
+const HANDFUL: usize = 8 << 20;
 
 /// The sending side; clones share one queue.
 #[derive(Debug, Clone)]
@@ -93,6 +98,8 @@ struct Shared {
     /// Let into the queue or a tray; what of these has not left it is queued, or lost once the threads have ended.
     accepted: AtomicU64,
     left: AtomicU64,
+    /// Of the events in the queue.
+    bytes: AtomicU64,
     written: AtomicU64,
     underway: AtomicU64,
     /// Not let into the queue, or lost behind it.
@@ -131,6 +138,8 @@ struct Taken {
     duties: Vec<Option<Duty>>,
     /// Of events.
     count: usize,
+    /// Their bytes.
+    size: usize,
 }
 
 impl Recorder {
@@ -145,6 +154,8 @@ impl Recorder {
     }
 
     fn send(&self, events: Encoded, duty: Option<Duty>) {
+        let size = bytes(events.size());
+        self.shared.bytes.fetch_add(size, Ordering::Relaxed);
         // Threads that are gone count as lost what they did not write.
         let _ = self.sender.send(Message::Events(events, duty));
     }
@@ -202,7 +213,8 @@ impl Shared {
     /// Makes room for up to `wanted` events, or for all of them or none; how many it is.
     fn reserve(&self, wanted: usize, all: bool) -> usize {
         let wanted_count = u64::try_from(wanted).unwrap_or(u64::MAX);
-        if self.deadline.get().is_some() {
+        let is_heavy = self.bytes.load(Ordering::Relaxed) >= BYTES;
+        if is_heavy || self.is_stopping() {
             self.dropped.fetch_add(wanted_count, Ordering::Relaxed);
             return 0;
         }
@@ -283,6 +295,7 @@ impl Queue {
             sleeps: AtomicBool::new(false),
             accepted: AtomicU64::new(0),
             left: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
             written: AtomicU64::new(0),
             underway: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
@@ -319,12 +332,13 @@ impl Queue {
             }
             self.take_there(taken, enough);
             // Asleep to what comes meanwhile, since each wake would cost as much as writing some events.
-            if (1..enough).contains(&taken.count) && !linger.is_zero() && !stopping() {
+            let some = taken.count > 0 && !taken.is_enough(enough);
+            if some && !linger.is_zero() && !stopping() {
                 thread::park_timeout(linger);
             }
         }
         self.take_there(taken, enough);
-        !(stopping() && taken.count < enough)
+        !stopping() || taken.is_enough(enough)
     }
 
     /// Waits for the next message, for at most `patience`. Whether more can come.
@@ -338,7 +352,7 @@ impl Queue {
         let received = self.receiver.recv_timeout(patience);
         self.shared.sleeps.store(false, Ordering::Release);
         match received {
-            Ok(message) => taken.take(message),
+            Ok(message) => self.take(taken, message),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return false,
         }
@@ -348,18 +362,29 @@ impl Queue {
     /// Takes what is there until there are `enough`, and all that is in trays if there are not; whether there was something.
     fn take_there(&self, taken: &mut Taken, enough: usize) -> bool {
         let before = taken.count;
-        while taken.count < enough
+        while !taken.is_enough(enough)
             && let Ok(message) = self.receiver.try_recv()
         {
-            taken.take(message);
+            self.take(taken, message);
         }
-        if taken.count < enough {
+        if !taken.is_enough(enough) {
             let trays = self.shared.trays.lock();
             for (events, duty) in trays.iter().filter_map(|slot| slot.take()) {
-                taken.take(Message::Events(events, Some(duty)));
+                taken.add(events, Some(duty));
             }
         }
         taken.count > before
+    }
+
+    fn take(&self, taken: &mut Taken, message: Message) {
+        match message {
+            Message::Events(events, duty) => {
+                let size = bytes(events.size());
+                self.shared.bytes.fetch_sub(size, Ordering::Relaxed);
+                taken.add(events, duty);
+            }
+            Message::Look => {}
+        }
     }
 
     /// What is in the queue, and whatever is sent from here on, is known as lost.
@@ -381,24 +406,82 @@ impl Drop for Queue {
 }
 
 impl Taken {
-    fn take(&mut self, message: Message) {
-        match message {
-            Message::Events(events, duty) => {
-                self.count += events.len();
-                self.batches.push(events);
-                self.duties.push(duty);
-            }
-            Message::Look => {}
-        }
+    fn add(&mut self, events: Encoded, duty: Option<Duty>) {
+        self.count += events.len();
+        self.size += events.size();
+        self.batches.push(events);
+        self.duties.push(duty);
+    }
+
+    /// Whether it is so many events, or as much as there is to be in memory at once.
+    fn is_enough(&self, enough: usize) -> bool {
+        self.count >= enough || self.size >= HANDFUL
     }
 
     fn clear(&mut self) {
         self.batches.clear();
         self.duties.clear();
-        self.count = 0;
+        (self.count, self.size) = (0, 0);
     }
+}
+
+fn bytes(size: usize) -> u64 {
+    u64::try_from(size).unwrap_or(u64::MAX)
 }
 
 fn millis() -> u64 {
     u64::try_from(clock::mono().as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::AuditEvent;
+
+    const GROUP: usize = 64;
+
+    /// By path and query as long as are kept.
+    #[test]
+    fn few_events_fill_the_queue_where_they_are_large() {
+        let long = "x".repeat(4_096);
+        let event = AuditEvent {
+            path: long.as_str(),
+            query: Some(long.as_str()),
+            ..AuditEvent::sample()
+        };
+        let group = || {
+            let mut group = Encoded::default();
+            (0..GROUP).for_each(|_| group.push(&event));
+            group
+        };
+        let size = group().size();
+        let fills = |record: &dyn Fn(&Recorder, &Tray)| {
+            let (recorder, queue) = Queue::new(50_000, Delivery::Guaranteed);
+            let (tray, mut taken) = (recorder.tray(), Taken::default());
+            for _ in 0..2 {
+                let before = recorder.counts();
+                let mut sent = 0;
+                while recorder.counts().dropped == before.dropped {
+                    record(&recorder, &tray);
+                    sent += 1;
+                    assert!(sent <= 50_000, "all are let in");
+                }
+                let queued = recorder.counts().queued as usize * size / GROUP;
+                let most = BYTES as usize + 2 * size;
+                assert!((BYTES as usize..most).contains(&queued), "{queued}");
+                // It is emptied a handful at a time, to the last one.
+                let mut left = queued;
+                while left > 0 {
+                    queue.fill(&mut taken, 50_000, Duration::ZERO, Duration::ZERO);
+                    assert!((1..HANDFUL + size).contains(&taken.size));
+                    left -= taken.size;
+                    let count = taken.count as u64;
+                    recorder.shared.left.fetch_add(count, Ordering::AcqRel);
+                    taken.clear();
+                }
+            }
+        };
+        fills(&|recorder, _| recorder.record(group(), None));
+        fills(&|_, tray| drop(tray.lay(&event)));
+    }
 }

@@ -27,7 +27,7 @@ mod abandoned;
 mod folder;
 mod segment;
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
@@ -61,11 +61,10 @@ pub struct Spool {
     newest: Option<Newest>,
     /// Of the segment after the newest.
     next: u32,
-    /// When each record came that is not released, from the oldest one on; `None` for those released meanwhile.
-    times: VecDeque<Option<Duration>>,
-    /// Serial number of the first of `times`.
-    oldest: u64,
-    live: usize,
+    /// When each record came that is not released, by its serial number.
+    times: BTreeMap<u64, Duration>,
+    /// Serial number of the next record.
+    serial: u64,
     buffer: Vec<u8>,
 }
 
@@ -129,9 +128,8 @@ impl Spool {
             used,
             newest: None,
             next: 1,
-            times: VecDeque::new(),
-            oldest: 0,
-            live: 0,
+            times: BTreeMap::new(),
+            serial: 0,
             buffer: Vec::new(),
         };
         let abandoned = spool.adopt()?;
@@ -191,9 +189,9 @@ impl Spool {
         self.folder.add(number, self.buffer.len() as u64, 1);
         // A payload may be large once.
         self.buffer.shrink_to(SEGMENT as usize);
-        let serial = self.oldest + self.times.len() as u64;
-        self.times.push_back(Some(clock::mono()));
-        self.live += 1;
+        let serial = self.serial;
+        self.serial += 1;
+        self.times.insert(serial, clock::mono());
         Ok(Place {
             segment: number,
             offset,
@@ -241,15 +239,7 @@ impl Spool {
     /// A record is done with, in whatever order. An error says that a segment could not be deleted; it is tried again with the
     /// next release.
     pub fn release(&mut self, place: Place) -> Result<(), SpoolError> {
-        let index = place.serial.checked_sub(self.oldest);
-        let time = index.and_then(|index| self.times.get_mut(usize::try_from(index).ok()?));
-        if time.and_then(Option::take).is_some() {
-            self.live -= 1;
-        }
-        while let Some(None) = self.times.front() {
-            self.times.pop_front();
-            self.oldest += 1;
-        }
+        self.times.remove(&place.serial);
         self.folder.release(place.segment)
     }
 
@@ -265,13 +255,13 @@ impl Spool {
 
     /// Of this boot, not released.
     pub fn records(&self) -> usize {
-        self.live
+        self.times.len()
     }
 
     /// How long the oldest record of this boot has waited.
     pub fn oldest_age(&self) -> Option<Duration> {
-        let came = self.times.front().copied().flatten();
-        came.map(|came| clock::mono().saturating_sub(came))
+        let (_, came) = self.times.first_key_value()?;
+        Some(clock::mono().saturating_sub(*came))
     }
 
     /// All is stored, and nothing follows: deletes the boot's folder.

@@ -22,8 +22,7 @@ use crate::store::spool::Spool;
 use crate::store::sqlite::Writer;
 use crate::telemetry::metrics::Metrics;
 
-/// Events that wait in memory to be written, at most. Some 600 bytes each as a rule; no bytes are counted, so that clients whose path and
-/// query are as long as is kept (4 KiB each) make them 400 MB.
+/// Events that wait in memory to be written, at most, where they are not so large that their bytes are bounded first. Some 600 bytes each as a rule.
 const AUDIT_QUEUE: usize = 50_000;
 
 /// What the file asks for of it; the connections are the control thread's.

@@ -36,7 +36,8 @@ pub async fn migrate(mut connection: Client) -> Result<Migrated, PostgresError> 
     migrated
 }
 
-/// Fails unless the schema is this weir's: for processes that do not migrate.
+/// Fails unless the schema is this weir's: for processes that do not migrate. A later weir's is refused by those that do, too, since
+/// nothing says whether this weir could write to it: who rolls back behind a step keeps the workers of the later one (docs/kubernetes.md).
 pub async fn check_version(connection: &Client) -> Result<(), PostgresError> {
     match version(connection).await? {
         found if found < VERSION => Err(PostgresError::SchemaOld {

@@ -31,6 +31,9 @@ pub enum Admission {
     Gone,
     /// It lies too far ahead.
     Ahead,
+    /// Someone has detached a partition of it, and left the table. A day that is archived comes back when it is wanted: what
+    /// comes late for it must not hold up the days behind it, as it would if it were tried again until then.
+    Detached,
 }
 
 /// Today in UTC, by the server's clock: workers whose clocks differ agree on it.
@@ -55,8 +58,10 @@ pub async fn admit(
     if day.0 > today.0.saturating_add(FURTHEST) {
         return Ok(Admission::Ahead);
     }
-    make(connection, day).await?;
-    Ok(Admission::Ready)
+    Ok(match make(connection, day).await? {
+        true => Admission::Ready,
+        false => Admission::Detached,
+    })
 }
 
 /// Makes yesterday, today and the next days.
@@ -86,23 +91,33 @@ pub async fn list(connection: &Client) -> Result<Vec<Day>, PostgresError> {
     Ok(rows.iter().map(day).collect::<Result<_, _>>()?)
 }
 
-async fn make(connection: &mut Client, day: Day) -> Result<(), PostgresError> {
+/// False where one of them is there, and not attached.
+async fn make(connection: &mut Client, day: Day) -> Result<bool, PostgresError> {
     let names = Names::of(day);
-    let there = format!(
-        "SELECT to_regclass('weir.{}') IS NOT NULL AND to_regclass('weir.{}') IS NOT NULL",
-        names.events, names.batches
-    );
-    let is_there = connection.query_one(&there, &[]).await?;
-    if is_there.try_get(0)? {
-        return Ok(());
+    let pairs = [
+        ("audit_batches", &names.batches),
+        ("audit_events", &names.events),
+    ];
+    // For each of the two whether it is attached; null where there is none.
+    let [batches, events] = pairs.map(|(parent, name)| {
+        format!(
+            "(SELECT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = c.oid AND inhparent = 'weir.{parent}'::regclass)
+              FROM pg_class c WHERE c.oid = to_regclass('weir.{name}'))"
+        )
+    });
+    let attached = format!("SELECT {batches}, {events}");
+    let attached = connection.query_one(&attached, &[]).await?;
+    let attached: [Option<bool>; 2] = [attached.try_get(0)?, attached.try_get(1)?];
+    if attached.contains(&Some(false)) {
+        return Ok(false);
+    }
+    if attached == [Some(true); 2] {
+        return Ok(true);
     }
     let transaction = connection.transaction().await?;
     let lock = format!("{LOCK_TIMEOUT}; SELECT pg_advisory_xact_lock({MAKING})");
     transaction.batch_execute(&lock).await?;
-    for (parent, name) in [
-        ("audit_batches", &names.batches),
-        ("audit_events", &names.events),
-    ] {
+    for (parent, name) in pairs {
         let there = format!("SELECT to_regclass('weir.{name}') IS NOT NULL");
         if transaction.query_one(&there, &[]).await?.try_get(0)? {
             continue;
@@ -115,7 +130,8 @@ async fn make(connection: &mut Client, day: Day) -> Result<(), PostgresError> {
         );
         transaction.batch_execute(&make).await?;
     }
-    Ok(transaction.commit().await?)
+    transaction.commit().await?;
+    Ok(true)
 }
 
 /// Removes a day: how far each of its boots is removed is noted under the key first, in the same transaction.
@@ -162,14 +178,17 @@ pub async fn remove(
     transaction
         .execute(note, &[&ids, &lasts, &hashes, &marks])
         .await?;
-    // Of a boot that had no events there is nothing else, by which `verify` could tell it from one that lost them all.
-    let empty = format!(
+    // A boot whose end mark goes behind the last of its batches has nothing left that `verify` could look at. One whose clock was set
+    // back meanwhile may have, on a day that was let in at that time.
+    let ended = format!(
         "DELETE FROM weir.audit_boots a USING weir.{} b
-         WHERE a.id = b.boot_id AND a.removed_to = 0 AND b.is_end AND b.last = 0",
-        names.batches
+         WHERE a.id = b.boot_id AND b.is_end AND a.removed_to = b.last AND NOT EXISTS
+             (SELECT FROM weir.audit_batches later WHERE later.boot_id = a.id AND later.day > '{day}' AND later.day <= '{}')",
+        names.batches,
+        Day(day.0.saturating_add(FURTHEST))
     );
     let drop = format!(
-        "{empty}; DELETE FROM weir.audit_spans WHERE day = '{day}';
+        "{ended}; DELETE FROM weir.audit_spans WHERE day = '{day}';
          DROP TABLE IF EXISTS weir.{}; DROP TABLE IF EXISTS weir.{}",
         names.batches, names.events
     );

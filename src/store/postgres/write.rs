@@ -180,11 +180,15 @@ impl Writer {
         for batch in batches {
             outcomes.push(self.refusal(connection, batch).await?);
         }
+        // `verify` is to miss what is refused, unless it is no event: of a boot without any, nothing is ever missing.
+        let known = batches.iter().zip(&outcomes);
+        let known = known.filter(|(batch, outcome)| outcome.is_none() || batch.header.last() > 0);
+        let known: Vec<_> = known.map(|(batch, _)| *batch).collect();
+        self.find_boots(connection, &known).await?;
         let open = batches.iter().zip(&outcomes).enumerate();
         let open = open.filter(|(_, (_, outcome))| outcome.is_none());
         let open: Vec<_> = open.map(|(place, (batch, _))| (place, *batch)).collect();
         if !open.is_empty() {
-            self.find_boots(connection, &open).await?;
             let statements = Statements::of(connection).await?;
             let transaction = connection.transaction().await?;
             let settled = self.copy(&transaction, &statements, &open).await?;
@@ -224,6 +228,9 @@ impl Writer {
                 }
                 Admission::Gone => refused("is older than worker.retention keeps"),
                 Admission::Ahead => refused("lies weeks ahead: the clock of its instance is wrong"),
+                Admission::Detached => refused(
+                    "is detached from weir.audit_events or weir.audit_batches: attach it, or rename the table, and replay",
+                ),
             },
         )
     }
@@ -232,9 +239,9 @@ impl Writer {
     async fn find_boots(
         &mut self,
         connection: &Client,
-        open: &[(usize, &Batch)],
+        batches: &[&Batch],
     ) -> Result<(), PostgresError> {
-        let headers = open.iter().map(|(_, batch)| &batch.header);
+        let headers = batches.iter().map(|batch| &batch.header);
         let mut new: Vec<_> = headers
             .filter(|header| !self.boots.contains_key(&Uuid::from_bytes(header.boot)))
             .collect();
@@ -257,7 +264,7 @@ impl Writer {
         if self.boots.len() + uuids.len() > BOOTS {
             // Those of the batches at hand are found again.
             self.boots.clear();
-            return Box::pin(self.find_boots(connection, open)).await;
+            return Box::pin(self.find_boots(connection, batches)).await;
         }
         for row in connection.query(BOOTS_FIND, &[&uuids]).await? {
             self.boots.insert(row.try_get(0)?, row.try_get(1)?);

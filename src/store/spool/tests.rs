@@ -1,3 +1,4 @@
+use std::collections::VecDeque;
 use std::os::unix::fs::PermissionsExt as _;
 
 use proptest::collection::vec;
@@ -73,6 +74,20 @@ fn records_are_read_until_they_are_released_in_any_order() {
     assert_eq!(spool.bytes(), 8 + 3 * 12 + 8);
     spool.remove().unwrap();
     assert_eq!(open(&root, 2).1.len(), 0);
+}
+
+#[test]
+fn a_record_that_stays_keeps_no_memory_of_those_released_behind_it() {
+    let root = TempDir::new().unwrap();
+    let (mut spool, _) = open(&root, 1);
+    let stays = spool.append(b"stays").unwrap();
+    for _ in 0..100 {
+        let place = spool.append(b"goes").unwrap();
+        spool.release(place).unwrap();
+    }
+    assert_eq!((spool.records(), spool.times.len()), (1, 1));
+    spool.release(stays).unwrap();
+    assert_eq!(spool.times.len(), 0);
 }
 
 #[test]

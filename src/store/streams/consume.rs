@@ -16,7 +16,7 @@ use crate::store::redis::{Arg, CallError, Connections, Script, Value};
 const BUDGET: Duration = Duration::from_secs(3);
 /// How long the mailbox of a boot is kept past the last word in it, in seconds.
 const DONE_KEPT: u64 = 3_600;
-/// Entries that one call lets go of.
+/// Batches that one call is about.
 const AT_ONCE: usize = 2_000;
 
 /// The streams, with the keys of each.
@@ -26,6 +26,8 @@ pub struct Streams {
     keys: Keys,
     pub(super) shards: Vec<Shard>,
     group: String,
+    make_group: Script,
+    say: Script,
     stored: Script,
     bury: Script,
     lag: Script,
@@ -89,6 +91,8 @@ impl Streams {
             keys: keys.clone(),
             shards: (0..stream.shards).map(shard).collect(),
             group: group.to_owned(),
+            make_group: Script::new(include_str!("../../../lua/audit_group.lua")),
+            say: Script::new(include_str!("../../../lua/audit_say.lua")),
             stored: Script::new(include_str!("../../../lua/audit_stored.lua")),
             bury: Script::new(include_str!("../../../lua/audit_bury.lua")),
             lag: Script::new(include_str!("../../../lua/audit_lag.lua")),
@@ -232,20 +236,11 @@ impl Streams {
     }
 
     async fn make_group(&self, stream: &str) -> Result<(), CallError> {
-        let words = [
-            Arg::Text("XGROUP"),
-            Arg::Text("CREATE"),
-            Arg::Text(stream),
-            Arg::Text(&self.group),
-            // From the first entry on: whatever is there is not stored, or is known to be once it is tried.
-            Arg::Text("0"),
-            Arg::Text("MKSTREAM"),
-        ];
-        match self.redis.command(BUDGET, stream, &words).await {
-            // Another worker was first.
-            Err(CallError::Refused(said)) if said.contains("BUSYGROUP") => Ok(()),
-            answer => answer.map(drop),
-        }
+        let args = [Arg::Text(&self.group)];
+        self.redis
+            .run_within(BUDGET, &self.make_group, &[stream], &args)
+            .await
+            .map(drop)
     }
 
     /// Says in the boots' mailboxes that these batches are committed. What is not heard is sent again, and found stored.
@@ -263,14 +258,17 @@ impl Streams {
         let key = self
             .keys
             .audit_done(&uuid::Uuid::from_bytes(*boot).to_string());
-        let mut words = vec![Arg::Text("HSET"), Arg::Text(&key)];
-        for done in done {
-            words.extend([Arg::Int(done.first), Arg::Int(done.last)]);
+        for done in done.chunks(AT_ONCE) {
+            let mut args = vec![Arg::Int(DONE_KEPT)];
+            args.extend(
+                done.iter()
+                    .flat_map(|done| [done.first, done.last].map(Arg::Int)),
+            );
+            self.redis
+                .run_within(BUDGET, &self.say, &[&key], &args)
+                .await?;
         }
-        let lives = [Arg::Text("EXPIRE"), Arg::Text(&key), Arg::Int(DONE_KEPT)];
-        // One behind the other: an expiry that came first would be of no key.
-        self.redis.command(BUDGET, &key, &words).await?;
-        self.redis.command(BUDGET, &key, &lives).await.map(drop)
+        Ok(())
     }
 
     /// Lets go of entries of one stream whose batches are committed.
