@@ -15,11 +15,12 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use h2::Reason;
 use harness::process::{Running, file};
 use harness::raw::{Recorder, read_head, scripted, unchunk};
 use harness::servers::Server;
 use harness::tls::Authority;
-use harness::versions::{Client, Length, Origin, PAIRINGS, Version, run};
+use harness::versions::{Client, Length, Origin, PAIRINGS, Version, field, run, soon};
 use harness::{Lane, Upstream, eventually, ok};
 use socket2::{Domain, Socket, Type};
 
@@ -241,73 +242,187 @@ fn no_request_fails_while_an_endpoint_dies_and_comes_back() {
 
 #[test]
 fn a_503_is_tried_elsewhere_and_told_once_all_tries_are_used() {
-    let servers: Vec<_> = (0..3).map(|_| Server::start()).collect();
-    let at: Vec<_> = servers.iter().map(|server| server.address).collect();
-    let lane = lane(&at, "retries: {attempts: 2, backoff: {base: 1ms}}");
-    let mut client = lane.connect();
-    servers[0].answers(503);
-    servers[1].answers(503);
-    for _ in 0..6 {
-        assert_eq!(client.get("/").body, servers[2].address.to_string());
+    for asks in [Version::One, Version::Two] {
+        eprintln!("from {asks:?}");
+        let servers: Vec<_> = (0..3).map(|_| Server::start()).collect();
+        let at: Vec<_> = servers.iter().map(|server| server.address).collect();
+        let lane = lane(&at, "retries: {attempts: 2, backoff: {base: 1ms}}");
+        let requests = || servers.iter().map(Server::requests).sum::<usize>();
+        run(async {
+            let mut client = Client::connect(asks, lane.address).await;
+            servers[0].answers(503);
+            servers[1].answers(503);
+            for _ in 0..6 {
+                let whole = client.get("/").await.whole().await;
+                assert_eq!(whole, (200, servers[2].address.to_string()));
+            }
+            // The 503s were read whole, and their connections used again.
+            let connections: Vec<_> = servers.iter().map(Server::connections).collect();
+            assert_eq!(connections, [1, 1, 1]);
+            let rescued = retries(&lane, "rescued");
+            servers[2].answers(503);
+            let before = requests();
+            let answer = client.get("/").await.answer().await;
+            assert_eq!(answer.status, 503);
+            assert_eq!(field(&answer.fields, "proxy-status"), None);
+            assert_eq!(requests() - before, 3, "each endpoint once");
+            assert_eq!(retries(&lane, "exhausted"), 1);
+            drop(answer);
+            // Other statuses are the upstream's word.
+            servers[0].answers(500);
+            servers[1].answers(500);
+            servers[2].answers(500);
+            assert_eq!(client.get("/").await.whole().await.0, 500);
+            assert_eq!(requests(), before + 4);
+            assert_eq!(retries(&lane, "rescued"), rescued);
+        });
     }
-    // The 503s were read whole, and their connections used again.
-    let connections: Vec<_> = servers.iter().map(Server::connections).collect();
-    assert_eq!(connections, [1, 1, 1]);
-    servers[2].answers(503);
-    let before: usize = servers.iter().map(Server::requests).sum();
-    let reply = client.get("/");
-    assert_eq!((reply.status, reply.field("proxy-status")), (503, None));
-    let after: usize = servers.iter().map(Server::requests).sum();
-    assert_eq!(after - before, 3, "each endpoint once");
-    assert_eq!(retries(&lane, "exhausted"), 1);
-    // Other statuses are the upstream's word.
-    servers[0].answers(500);
-    servers[1].answers(500);
-    servers[2].answers(500);
-    assert_eq!(client.get("/").status, 500);
-    assert_eq!(
-        servers.iter().map(Server::requests).sum::<usize>(),
-        after + 1
-    );
+}
+
+/// What is no other try leaves the last one's answer as it is.
+#[test]
+fn where_no_endpoint_is_left_the_last_answer_stands() {
+    let broken = Arc::<AtomicUsize>::default();
+    for (asks, is_broken) in [
+        (Version::One, false),
+        (Version::Two, false),
+        (Version::One, true),
+        (Version::Two, true),
+    ] {
+        eprintln!("from {asks:?}, {is_broken}");
+        let servers = [Server::start(), Server::start()];
+        let (at, details) = match is_broken {
+            true => (
+                [breaking(&broken), breaking(&broken)],
+                Some("upstream_broken"),
+            ),
+            false => (servers.each_ref().map(|it| it.address), None),
+        };
+        for server in &servers {
+            server.answers(503);
+        }
+        let lane = lane(
+            &at,
+            "outlier_detection: {consecutive_5xx: 1, max_ejection_percent: 100}, panic_threshold: 0%, \
+             retries: {attempts: 3, retry_on: [reset, '503'], backoff: {base: 1ms}}",
+        );
+        run(async {
+            let mut client = Client::connect(asks, lane.address).await;
+            let answer = client.get("/").await.answer().await;
+            let status = field(&answer.fields, "proxy-status");
+            let of = status.and_then(|it| it.split("details=").nth(1));
+            let of = of.map(|it| it.trim_matches('"'));
+            assert_eq!(
+                (answer.status, of),
+                (if is_broken { 502 } else { 503 }, details)
+            );
+            assert_eq!(
+                (retries(&lane, "sent"), retries(&lane, "exhausted")),
+                (1, 0)
+            );
+        });
+    }
+}
+
+/// What has begun to answer may have done what it was asked, and the answer is not to be asked for again and again.
+#[test]
+fn a_response_that_breaks_off_within_its_head_is_not_asked_for_again() {
+    for asks in [Version::One, Version::Two] {
+        eprintln!("from {asks:?}");
+        let seen = Arc::<AtomicUsize>::default();
+        let count = seen.clone();
+        let half = scripted(move |mut stream| {
+            if read_head(&mut stream).is_some() {
+                count.fetch_add(1, Ordering::SeqCst);
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Le");
+            }
+        });
+        let lane = lane(
+            &[half],
+            "retries: {attempts: 2, retry_on: [reset, reset_before_request], backoff: {base: 1ms}}",
+        );
+        run(async {
+            let mut client = Client::connect(asks, lane.address).await;
+            assert_eq!(client.get("/").await.whole().await.0, 502);
+            assert_eq!(seen.load(Ordering::SeqCst), 1);
+            assert_eq!(retries(&lane, "sent") + retries(&lane, "exhausted"), 0);
+        });
+    }
+}
+
+/// As the one above, by HTTP/2: a head that is none is an answer, a stream that is reset without one is not.
+#[test]
+fn a_stream_that_is_reset_is_asked_for_again_and_nonsense_is_not() {
+    for asks in [Version::One, Version::Two] {
+        eprintln!("from {asks:?}");
+        run(async {
+            let mut origin = Origin::start(Version::Two).await;
+            let lane = lane(
+                &[origin.address],
+                "protocol: http2, retries: {attempts: 2, retry_on: [reset], backoff: {base: 1ms}}",
+            );
+            let mut client = Client::connect(asks, lane.address).await;
+            let call = client.get("/").await;
+            origin.asked().await.reset(Reason::INTERNAL_ERROR);
+            origin.asked().await.ok("served").await;
+            assert_eq!(call.whole().await, (200, "served".to_owned()));
+            let call = client.call("POST", "/", &[], Length::Known(0)).await;
+            origin.asked().await.reset(Reason::INTERNAL_ERROR);
+            assert_eq!(call.whole().await.0, 502);
+            let call = client.get("/").await;
+            let mut asked = origin.asked().await;
+            let nonsense = [("content-length", "x")];
+            let _out = asked.reply(200, &nonsense, Length::Unknown).await;
+            assert_eq!(call.whole().await.0, 502);
+            assert!(origin.is_quiet().await);
+            assert_eq!((retries(&lane, "sent"), retries(&lane, "rescued")), (1, 1));
+        });
+    }
 }
 
 #[test]
 fn what_may_not_be_done_twice_is_sent_once() {
-    let seen = Arc::<AtomicUsize>::default();
-    let at = [breaking(&seen), breaking(&seen)];
     let all = "retries: {attempts: 5, retry_on: [connect_failure, reset_before_request, reset, timeout, 5xx], methods: [GET, PUT], buffer: 64KiB, backoff: {base: 1ms}}";
-    let lane = lane(&at, all);
-    for (method, body) in [
-        ("POST", "pay"),
-        ("POST", ""),
-        ("PATCH", "x"),
-        ("DELETE", ""),
-    ] {
-        let before = seen.load(Ordering::SeqCst);
-        assert_eq!(
-            lane.connect().send(method, "/", &[], body).status,
-            502,
-            "{method}"
-        );
-        assert_eq!(seen.load(Ordering::SeqCst) - before, 1, "{method} {body:?}");
+    for asks in [Version::One, Version::Two] {
+        eprintln!("from {asks:?}");
+        let seen = Arc::<AtomicUsize>::default();
+        let at = [breaking(&seen), breaking(&seen)];
+        let server = Server::start();
+        server.answers(503);
+        let (lane, unavailable) = (lane(&at, all), lane(&[server.address], all));
+        run(async {
+            for (method, body, times) in [
+                ("POST", "pay", 1),
+                ("POST", "", 1),
+                ("PATCH", "x", 1),
+                ("DELETE", "", 1),
+                ("GET", "", 6),
+                ("PUT", "x", 6),
+            ] {
+                let before = seen.load(Ordering::SeqCst);
+                assert_eq!(status(asks, &lane, method, body).await, 502, "{method}");
+                let sent = seen.load(Ordering::SeqCst) - before;
+                assert_eq!(sent, times, "{method} {body:?}");
+            }
+            assert_eq!(status(asks, &unavailable, "POST", "pay").await, 503);
+            assert_eq!(server.requests(), 1);
+        });
     }
-    for (method, body) in [("GET", ""), ("PUT", "x")] {
-        let before = seen.load(Ordering::SeqCst);
-        assert_eq!(
-            lane.connect().send(method, "/", &[], body).status,
-            502,
-            "{method}"
-        );
-        assert_eq!(seen.load(Ordering::SeqCst) - before, 6, "{method}");
+}
+
+/// What a request with this body is told.
+async fn status(asks: Version, lane: &Lane, method: &str, body: &str) -> u16 {
+    let length = match body.len() {
+        0 => Length::None,
+        length => Length::Known(length),
+    };
+    let mut client = Client::connect(asks, lane.address).await;
+    let mut call = client.call(method, "/", &[], length).await;
+    if length != Length::None {
+        // The answer may be quicker.
+        let _ = call.body.finish(body.as_bytes()).await;
     }
-    let server = Server::start();
-    let unavailable = self::lane(&[server.address], all);
-    server.answers(503);
-    assert_eq!(
-        unavailable.connect().send("POST", "/", &[], "pay").status,
-        503
-    );
-    assert_eq!(server.requests(), 1);
+    call.whole().await.0
 }
 
 #[test]
@@ -412,29 +527,32 @@ fn a_full_outage_is_met_with_few_retries() {
 #[test]
 #[expect(clippy::disallowed_methods, reason = "a bound on time")]
 fn all_tries_together_take_no_longer_than_the_timeout() {
-    let seen = Arc::<AtomicUsize>::default();
-    let count = seen.clone();
-    let silent = scripted(move |mut stream| {
-        if read_head(&mut stream).is_some() {
-            count.fetch_add(1, Ordering::SeqCst);
-            let _ = read_head(&mut stream);
-        }
-    });
-    let lane = lane(
-        &[silent],
-        "timeout: 500ms, retries: {attempts: 10, retry_on: [timeout], per_try_timeout: 120ms, backoff: {base: 1ms, max: 1ms}}",
-    );
-    let began = Instant::now();
-    let reply = lane.connect().get("/");
-    let took = began.elapsed();
-    assert_eq!(reply.status, 504);
-    assert!(took < Duration::from_millis(900), "{took:?}");
-    let tries = seen.load(Ordering::SeqCst);
-    assert!((3..=5).contains(&tries), "{tries}");
-    assert_eq!(
-        retries(&lane, "out_of_time") + retries(&lane, "exhausted"),
-        1
-    );
+    for (asks, serves) in PAIRINGS {
+        eprintln!("from {asks:?} to {serves:?}");
+        run(async {
+            let mut origin = Origin::start(serves).await;
+            let settings = format!(
+                "protocol: {}, timeout: 500ms, retries: {{attempts: 10, retry_on: [timeout], per_try_timeout: 120ms, backoff: {{base: 1ms, max: 1ms}}}}",
+                serves.name()
+            );
+            let lane = lane(&[origin.address], &settings);
+            let mut client = Client::connect(asks, lane.address).await;
+            let began = Instant::now();
+            assert_eq!(client.get("/").await.whole().await.0, 504);
+            let took = began.elapsed();
+            assert!(took < Duration::from_millis(900), "{took:?}");
+            let mut tries = Vec::new();
+            while tries.len() <= retries(&lane, "sent") {
+                tries.push(origin.asked().await);
+            }
+            assert!(origin.is_quiet().await);
+            assert!((3..=5).contains(&tries.len()), "{}", tries.len());
+            assert_eq!(
+                retries(&lane, "out_of_time") + retries(&lane, "exhausted"),
+                1
+            );
+        });
+    }
 }
 
 /// Nor where there is no connection, whatever is spoken at either side.
@@ -504,59 +622,89 @@ fn a_wait_for_the_place_of_a_connection_is_no_failure_of_the_upstream() {
 
 #[test]
 fn a_slow_endpoint_is_left_for_another() {
-    let silent = scripted(|mut stream| while read_head(&mut stream).is_some() {});
-    let live = Server::start();
-    let lane = lane(
-        &[silent, live.address],
-        "timeout: 8s, retries: {retry_on: [timeout], per_try_timeout: 500ms}",
-    );
-    let mut client = lane.connect();
-    for _ in 0..4 {
-        assert_eq!(client.get("/").body, live.address.to_string());
+    for asks in [Version::One, Version::Two] {
+        eprintln!("from {asks:?}");
+        let silent = scripted(|mut stream| while read_head(&mut stream).is_some() {});
+        let live = Server::start();
+        let lane = lane(
+            &[silent, live.address],
+            "timeout: 8s, retries: {retry_on: [timeout], per_try_timeout: 500ms}",
+        );
+        run(async {
+            let mut client = Client::connect(asks, lane.address).await;
+            for _ in 0..4 {
+                let whole = client.get("/").await.whole().await;
+                assert_eq!(whole, (200, live.address.to_string()));
+            }
+        });
+        assert_eq!(retries(&lane, "rescued"), 2);
     }
-    assert_eq!(retries(&lane, "rescued"), 2);
 }
 
 #[test]
 fn a_breaker_hears_of_a_request_once() {
-    let (failing, live) = (Server::start(), Server::start());
-    failing.answers(503);
-    let settings = "circuit_breaker: one, retries: {attempts: 1, backoff: {base: 1ms}}";
-    let lane = lane(&[failing.address, live.address], settings);
-    let mut client = lane.connect();
-    // Rescued: a single failure would have opened it.
-    for _ in 0..6 {
-        assert_eq!(client.get("/").status, 200);
+    for asks in [Version::One, Version::Two] {
+        eprintln!("from {asks:?}");
+        let (failing, live) = (Server::start(), Server::start());
+        failing.answers(503);
+        let settings = "circuit_breaker: one, retries: {attempts: 1, backoff: {base: 1ms}}";
+        let lane = lane(&[failing.address, live.address], settings);
+        let requests = || failing.requests() + live.requests();
+        run(async {
+            let mut client = Client::connect(asks, lane.address).await;
+            // Rescued: a single failure would have opened it.
+            for _ in 0..6 {
+                assert_eq!(client.get("/").await.whole().await.0, 200);
+            }
+            live.answers(503);
+            let before = requests();
+            assert_eq!(client.get("/").await.whole().await.0, 503);
+            assert_eq!(
+                requests(),
+                before + 2,
+                "an open breaker ends no tries that were begun"
+            );
+            let refused = client.get("/").await.answer().await;
+            assert_eq!(
+                field(&refused.fields, "proxy-status"),
+                Some("weir; error=destination_unavailable; details=\"circuit_open\"")
+            );
+            assert_eq!(requests(), before + 2);
+        });
     }
-    live.answers(503);
-    let requests = || failing.requests() + live.requests();
-    let before = requests();
-    assert_eq!(client.get("/").status, 503);
-    assert_eq!(
-        requests(),
-        before + 2,
-        "an open breaker ends no tries that were begun"
-    );
-    assert_eq!(
-        client.get("/").field("proxy-status"),
-        Some("weir; error=destination_unavailable; details=\"circuit_open\"")
-    );
-    assert_eq!(requests(), before + 2);
 }
 
 #[test]
 fn a_client_that_leaves_is_not_tried_for() {
+    let server = Server::start();
+    server.answers(503);
     let seen = Arc::<AtomicUsize>::default();
-    let at = [breaking(&seen)];
-    let lane = lane(
-        &at,
-        "timeout: 1h, retries: {attempts: 10, retry_on: [reset], backoff: {base: 1h, max: 1h}}",
-    );
-    let mut client = lane.connect();
-    client.begin("GET", "/", &[], "");
-    eventually(|| seen.load(Ordering::SeqCst) == 1);
-    drop(client);
-    eventually(|| lane.plan.borrow().upstreams[0].under_way() == 0);
+    for asks in [Version::One, Version::Two] {
+        for at in [breaking(&seen), server.address] {
+            eprintln!("from {asks:?}");
+            let lane = lane(
+                &[at],
+                "timeout: 1h, retries: {attempts: 10, retry_on: [reset, '503'], backoff: {base: 1h, max: 1h}}",
+            );
+            let before = seen.load(Ordering::SeqCst) + server.requests();
+            run(async {
+                let mut client = Client::connect(asks, lane.address).await;
+                let call = client.get("/").await;
+                let until = async |due: &dyn Fn() -> bool| {
+                    soon(async {
+                        while !due() {
+                            tokio::task::yield_now().await;
+                        }
+                    })
+                    .await;
+                };
+                until(&|| seen.load(Ordering::SeqCst) + server.requests() > before).await;
+                drop((call, client));
+                until(&|| lane.plan.borrow().upstreams[0].under_way() == 0).await;
+            });
+            assert_eq!(retries(&lane, "sent"), 0);
+        }
+    }
 }
 
 #[test]

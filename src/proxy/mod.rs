@@ -21,6 +21,7 @@ mod quota;
 mod record;
 pub mod reload;
 pub mod reply;
+mod retries;
 mod sessions;
 mod shares;
 mod shed;

@@ -6,9 +6,7 @@
 //! serves, and a request that another endpoint rescued was served. Each endpoint's own failures are told to the outlier detection.
 
 use std::borrow::Cow;
-use std::rc::Rc;
 
-use smallvec::SmallVec;
 use tokio::time::sleep;
 
 use super::forward::{Answered, both_ways, unless_gone};
@@ -16,16 +14,13 @@ use super::handle::{Ends, Failure};
 use super::outgoing::{Request, end_of};
 use super::record::Record;
 use super::reply::Rejection;
+use super::retries::{Over, Point, Tries};
 use super::upload::Upload;
-use crate::clock;
 use crate::config::upstreams::Retries;
 use crate::http1::head::BodyLength;
 use crate::http1::response::ResponseBody;
-use crate::policy::retry;
 use crate::store::breakers::End;
-use crate::upstream::{
-    Aim, Connected, LaneUpstream, Outcome, Picked, Pool, Retrying, Slot, Unreached, Until,
-};
+use crate::upstream::{Aim, Connected, LaneUpstream, Outcome, Picked, Retrying, Slot, Unreached};
 
 /// The endpoint that has answered, over this connection.
 pub(super) struct Reached<'c> {
@@ -38,15 +33,6 @@ pub(super) struct Reached<'c> {
 
 /// What came of one try.
 type Tried = Result<(Connected, Answered), Failure>;
-
-/// Why a request may be tried again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Again {
-    /// The upstream has seen nothing of it.
-    Unseen,
-    /// It may have.
-    Seen,
-}
 
 impl Reached<'_> {
     /// Keeps the connection for another request.
@@ -63,7 +49,7 @@ impl Reached<'_> {
 )]
 pub(super) async fn exchange<'c>(
     request: &Request,
-    (upstream, retries): (&'c LaneUpstream, Option<&Retries>),
+    (upstream, retries): (&'c LaneUpstream, Option<&'c Retries>),
     aim: Aim,
     ends: &mut Ends<'_>,
     upload: &mut Upload<'_>,
@@ -114,15 +100,14 @@ pub(super) async fn exchange<'c>(
     Ok((reached, answered))
 }
 
-/// Tries an endpoint, and others, until one serves the request or there is no more to be tried. All tries and the waits between them
-/// take no longer than one would have been given.
+/// Tries an endpoint, and others, until one serves the request or there is no more to be tried.
 #[expect(
     clippy::too_many_arguments,
     reason = "the request and where it goes, and both ends of each"
 )]
 async fn try_and_again<'c>(
     request: &Request,
-    (upstream, retries): (&'c LaneUpstream, &Retries),
+    (upstream, retries): (&'c LaneUpstream, &'c Retries),
     aim: Aim,
     picked: &mut Picked<'c>,
     retrying: &mut Option<Retrying<'c>>,
@@ -132,66 +117,30 @@ async fn try_and_again<'c>(
     answer: &mut Vec<u8>,
     record: &mut Record,
 ) -> Tried {
-    let metrics = &upstream.shared.metrics;
-    let began = clock::mono();
-    // How long the client takes to send is its own.
-    let spent = |upload: &Upload<'_>| {
-        let since = clock::mono().saturating_sub(began);
-        since.saturating_sub(upload.waited())
-    };
-    let mut before = SmallVec::<[Rc<Pool>; 4]>::new();
-    let mut count = 0;
+    let mut tries = Tries::new(upstream, retries, request.within);
     // Each try has a name of its own in a trace.
     let mut head = Cow::Borrowed(head);
-    loop {
-        let left = request.within.saturating_sub(spent(upload));
-        let now = clock::mono();
-        let until = Some(Until::new(now, retries.per_try_timeout, now + left));
-        let tried = attempt(request, until, picked, ends, upload, &head, answer, record).await;
+    let tried = loop {
+        let all = Some(&tries);
+        let tried = attempt(request, all, picked, ends, upload, &head, answer, record).await;
         tell(picked, &tried, record);
-        let Some(again) = again(retries, &tried, upload, answer) else {
-            if count > 0 && tried.is_ok() {
-                metrics.rescued.inc();
-            }
-            return tried;
+        let over = Over {
+            came: tried.as_ref().map(|(_, answered)| answered.head.status),
+            point: Point::of(upload.begun, answer),
+            is_kept: upload.can_begin_again(),
+            waited: upload.waited(),
         };
-        let allowed = match again {
-            Again::Unseen => true,
-            Again::Seen => request.may_be_retried,
+        let Some(wait) = tries.another(request, &over) else {
+            break tried;
         };
-        if !allowed || !upload.can_begin_again() {
-            return tried;
+        let reason = over.came.err().map(Failure::reason);
+        let over = record.tried(&picked.pool, over.came.ok(), reason);
+        let waited = unless_gone(ends.client, ends.buffer, sleep(wait)).await;
+        if waited.is_none() {
+            break Err(upload.left_by_client(ends.buffer, &mut record.bytes_in));
         }
-        if count >= retries.attempts {
-            metrics.exhausted.inc();
-            return tried;
-        }
-        let (base, max) = (retries.backoff.base, retries.backoff.max);
-        let wait = retry::backoff(base, max, count, fastrand::f64());
-        if spent(upload) + wait >= request.within {
-            metrics.out_of_time.inc();
-            return tried;
-        }
-        if retrying.is_none() {
-            *retrying = upstream.shared.retry(retries.budget);
-        }
-        if retrying.is_none() {
-            metrics.over_budget.inc();
-            return tried;
-        }
-        let over = match &tried {
-            Ok((_, answered)) => record.tried(&picked.pool, Some(answered.head.status), None),
-            Err(failure) => record.tried(&picked.pool, None, Some(failure.reason())),
-        };
-        if unless_gone(ends.client, ends.buffer, sleep(wait))
-            .await
-            .is_none()
-        {
-            return Err(upload.left_by_client(ends.buffer, &mut record.bytes_in));
-        }
-        before.push(picked.pool.clone());
-        let Ok(next) = upstream.pick(aim, &before) else {
-            return tried;
+        let Some(next) = tries.next(aim, &picked.pool) else {
+            break tried;
         };
         if let Ok((connected, answered)) = tried
             && is_over(&answered, answer)
@@ -199,39 +148,12 @@ async fn try_and_again<'c>(
             picked.pool.give_back(connected);
         }
         *picked = next;
-        metrics.retried.inc();
-        count += 1;
         answer.clear();
         let renamed = record.begin_again(over, &picked.pool, head.to_mut());
         upload.begin_again(renamed);
-    }
-}
-
-/// Whether the request is to be tried again, for what the file names as a reason.
-fn again(retries: &Retries, tried: &Tried, upload: &Upload<'_>, answer: &[u8]) -> Option<Again> {
-    let on = &retries.retry_on;
-    let (is_reason, again) = match tried {
-        Ok((_, answered)) => (on.has_status(answered.head.status), Again::Seen),
-        Err(Failure::Reply(
-            Rejection::ConnectFailed(_) | Rejection::ConnectTimeout(_) | Rejection::UpstreamTls(_),
-            _,
-        )) => (on.connect_failure, Again::Unseen),
-        Err(Failure::Reply(Rejection::UpstreamBroken, _)) if !upload.begun => {
-            (on.reset_before_request, Again::Unseen)
-        }
-        Err(Failure::Reply(Rejection::UpstreamBroken, _)) => {
-            (on.reset && answer.is_empty(), Again::Seen)
-        }
-        Err(Failure::Reply(Rejection::UpstreamTimeout, _)) => (on.timeout, Again::Seen),
-        Err(
-            Failure::Reply(..)
-            | Failure::ClientGone
-            | Failure::UpstreamGone
-            | Failure::NotSafe
-            | Failure::CutShort(_),
-        ) => return None,
     };
-    is_reason.then_some(again)
+    *retrying = tries.budget;
+    tried
 }
 
 /// Whether all of the response stands in `answer`, and its connection can serve another request.
@@ -287,7 +209,7 @@ pub(super) fn learn(slot: &Slot<'_>, tried: Result<u16, &Failure>, record: &Reco
 )]
 async fn attempt(
     request: &Request,
-    mut until: Option<Until>,
+    tries: Option<&Tries<'_>>,
     picked: &Picked<'_>,
     ends: &mut Ends<'_>,
     upload: &mut Upload<'_>,
@@ -296,6 +218,7 @@ async fn attempt(
     record: &mut Record,
 ) -> Tried {
     let pool = &picked.pool;
+    let mut until = tries.map(|tries| tries.until(upload.waited()));
     let mut connected = match pool.idle(request.can_repeat) {
         Some(connected) => connected,
         // Apart, as below, so that a request on an open connection has no room for it.
@@ -320,6 +243,7 @@ async fn attempt(
                 upload.begin_again(None);
                 // Or the new one would wait for its place below the cap.
                 drop(connected);
+                until = tries.map(|tries| tries.until(upload.waited()));
                 let connecting = unless_left(ends, upload, record, pool.connect(&mut until));
                 connected = Box::pin(connecting).await?;
             }

@@ -139,7 +139,7 @@ pub(super) async fn write(stream: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) 
     stream.flush().await
 }
 
-/// As [`write`]; says that something `moved` behind each part that is taken alone, while others wait.
+/// As [`write`]; says that something `moved` behind each part that is taken.
 pub(super) async fn write_in_parts(
     stream: &mut (impl AsyncWrite + Unpin),
     mut bytes: &[u8],
@@ -151,9 +151,7 @@ pub(super) async fn write_in_parts(
             return Err(io::ErrorKind::WriteZero.into());
         }
         bytes = &bytes[written..];
-        if !bytes.is_empty() {
-            moved();
-        }
+        moved();
     }
     stream.flush().await
 }
@@ -226,8 +224,10 @@ impl Deadlines {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::future::pending;
 
+    use tokio::io::AsyncReadExt as _;
     use tokio::time::{advance, timeout};
 
     use super::*;
@@ -239,6 +239,25 @@ mod tests {
             .build()
             .unwrap();
         runtime.block_on(test);
+    }
+
+    #[test]
+    fn each_part_that_is_taken_moves_and_none_that_is_not() {
+        run(async {
+            let moved = Cell::new(0);
+            let count = || moved.set(moved.get() + 1);
+            let (mut stream, mut peer) = tokio::io::duplex(4);
+            let taking = async {
+                let mut taken = [0; 6];
+                let _ = peer.read_exact(&mut taken).await;
+                drop(peer);
+            };
+            let written = write_in_parts(&mut stream, b"abcdef", count);
+            assert!(tokio::join!(written, taking).0.is_ok());
+            assert_eq!(moved.get(), 2);
+            assert!(write_in_parts(&mut stream, b"a", count).await.is_err());
+            assert_eq!(moved.get(), 2);
+        });
     }
 
     #[test]

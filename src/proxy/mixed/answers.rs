@@ -28,6 +28,8 @@ pub(super) enum Fate {
     Seen,
     /// It was not looked at (RFC 9113 section 8.7).
     Unseen,
+    /// What came for an answer is none.
+    Answered,
     /// Its connection ended, be it closed or full of nonsense, perhaps for another's part.
     Lost,
 }
@@ -40,6 +42,9 @@ impl Fate {
             Fate::Unseen
         } else if error.is_io() || error.is_go_away() {
             Fate::Lost
+        } else if error.is_library() {
+            // A stream that is reset for what the other side sent.
+            Fate::Answered
         } else {
             Fate::Seen
         }
@@ -80,7 +85,11 @@ impl Answers<'_> {
                 })?;
                 how.ended = body.as_ref().is_some_and(RecvStream::is_end_stream);
                 let head = downgrade_response(answer, &parts, how);
-                Ok((head.map_err(|_| Rejection::UpstreamBroken)?, body))
+                let head = head.map_err(|_| {
+                    fate.set(Fate::Answered);
+                    Rejection::UpstreamBroken
+                })?;
+                Ok((head, body))
             }
         }
     }

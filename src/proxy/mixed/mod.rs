@@ -1,31 +1,29 @@
 //! An exchange of which at least one side speaks HTTP/2, or may agree on it: the checked request goes out, the response comes back,
 //! both streamed, trailers included. Between two sides of HTTP/1.1 it is `forward`, which does the same with fewer steps.
 
-mod again;
 mod answers;
 mod down;
 mod kept;
 mod parts;
 mod run;
+mod trying;
 mod up;
 
 use std::cell::Cell;
-use std::rc::Rc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
 use http::{Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::sleep;
 
 use super::following::LanePlan;
 use super::handle::{Conn, Ends, Failure, Next};
 use super::outgoing::Outgoing;
 use super::record::Record;
 use super::reply::Rejection;
-use super::tries::{learn, outcome, unreached};
+use super::retries::Point;
+use super::tries::{learn, unreached};
 use super::upgrade::{self, End as Side};
 use crate::config::Protocol;
 use crate::http1::body::BodyReader;
@@ -35,12 +33,12 @@ use crate::net::stream::BothWays;
 use crate::net::tunnel::{TunnelReading, TunnelWriting};
 use crate::upstream::http2::Place;
 use crate::upstream::{Connected, Pool, Reached};
-use again::{TryAgain, Why};
 use answers::{Answers, Fate};
 use down::Back;
 use kept::Body;
 use parts::{Sink, Source};
 use run::{Ran, Upstream, run};
+use trying::Trying;
 
 /// Whoever asks.
 pub(super) enum Client<'a, 'b> {
@@ -117,10 +115,8 @@ pub(super) async fn send(
 enum Ended {
     /// The response went to the client.
     Whole(Next),
-    /// The response had this status, for which another try is due once this long has passed.
-    Over(u16, Duration),
-    /// As [`Tried::Stale`], twice.
-    Stale,
+    /// The response had a status for which the next try is due.
+    Over,
 }
 
 /// What one connection came to.
@@ -147,59 +143,38 @@ async fn exchange(
         let slot = entered.map_err(|_| Rejection::Overloaded)?;
         let is_lost = Cell::new(false);
         let settings = &outgoing.shared.config.upstreams[outgoing.upstream];
-        let bounds = (settings.retries.as_ref(), outgoing.request.within);
-        let mut again = TryAgain::new(upstream, slot, bounds, &is_lost);
-        let kept = (outgoing.request.body, again.keeps());
-        let mut body = Body::new(source, kept, &is_lost);
-        let mut before = None;
+        let (retries, within) = (settings.retries.as_ref(), outgoing.request.within);
+        let picked = upstream.pick(outgoing.aim, &[]);
+        let to = (slot, picked.map_err(|_| Rejection::NoEndpoint)?);
+        let mut trying = Trying::new(upstream, to, (retries, within), &is_lost);
+        let keep = retries.map_or(0, |retries| retries.buffer);
+        let mut body = Body::new(source, (outgoing.request.body, keep), &is_lost);
         loop {
-            let picked = upstream.pick(outgoing.aim, &again.before);
-            let picked = picked.map_err(|_| Rejection::NoEndpoint)?;
-            if let Some(over) = before.take() {
-                record.begin_again(over, &picked.pool, &mut outgoing.out);
-            }
-            outgoing.request.within = again.within();
-            let pool = &picked.pool;
-            let tried = attempt(conn, pool, outgoing, &mut body, &mut again, back, record).await;
-            let broken = Failure::from(Rejection::UpstreamBroken);
-            let status = match &tried {
-                Ok(Ended::Whole(_)) => Ok(record.status),
-                Ok(Ended::Over(status, _)) => Ok(*status),
-                Ok(Ended::Stale) => Err(&broken),
-                Err(failure) => Err(failure),
-            };
-            if let Some(outcome) = outcome(status, record) {
-                picked.tell(outcome);
-            }
-            // An answer has told it already.
-            if let (Err(failure), None) = (&tried, record.answered) {
-                learn(&again.slot, Err(failure), record);
-            }
-            let (wait, over) = match tried {
+            let failure = match attempt(conn, outgoing, &mut body, &mut trying, back, record).await
+            {
                 Ok(Ended::Whole(next)) => {
-                    if !again.before.is_empty() {
-                        upstream.shared.metrics.rescued.inc();
-                    }
+                    trying.tell(Ok(record.status), record);
                     return Ok(next);
                 }
-                Ok(Ended::Over(status, wait)) => (wait, record.tried(pool, Some(status), None)),
-                Ok(Ended::Stale) => {
-                    let wait = again.wait(&outgoing.request, None, Why::Unseen);
-                    let over = record.tried(pool, None, Some(broken.reason()));
-                    (wait.ok_or(broken)?, over)
-                }
-                // Once the head of a response is on its way there is no other.
-                Err(failure) if record.status != 0 => return Err(failure),
-                Err(failure) => {
-                    let why = Why::Failed(&failure);
-                    let wait = again.wait(&outgoing.request, record.sent, why);
-                    let over = record.tried(pool, None, Some(failure.reason()));
-                    (wait.ok_or(failure)?, over)
-                }
+                Ok(Ended::Over) => continue,
+                Err(failure) => failure,
             };
-            back.unless_gone(&outgoing.request, sleep(wait)).await?;
-            again.before.push(picked.pool.clone());
-            before = Some(over);
+            trying.tell(Err(&failure), record);
+            // An answer has told it already.
+            if record.answered.is_none() {
+                learn(&trying.slot, Err(&failure), record);
+            }
+            // Once the head of a response is on its way there is no other.
+            if record.status != 0 {
+                return Err(failure);
+            }
+            let Some(wait) = trying.another(&outgoing.request, Err(&failure)) else {
+                return Err(failure);
+            };
+            let gone_on = trying.go_on(wait, Err(&failure), outgoing, back, record);
+            if !gone_on.await? {
+                return Err(failure);
+            }
         }
     };
     let sent = sent.await;
@@ -212,16 +187,20 @@ async fn exchange(
 /// Sends the request to one endpoint, over a connection that is open already or a new one.
 async fn attempt(
     conn: &Conn<'_>,
-    pool: &Rc<Pool>,
     outgoing: &mut Outgoing<'_, '_>,
     body: &mut Body<'_, '_, '_>,
-    again: &mut TryAgain<'_>,
+    trying: &mut Trying<'_>,
     back: &mut Back<'_, '_>,
     record: &mut Record,
 ) -> Result<Ended, Failure> {
-    let mut until = again.until();
+    let pool = &trying.picked.pool.clone();
     for is_first in [true, false] {
         body.begin_again();
+        trying.point = Point::Unseen;
+        let mut until = trying.until();
+        if let Some(until) = until {
+            outgoing.request.within = until.left();
+        }
         let can_repeat = outgoing.request.can_repeat;
         let upstream = &outgoing.shared.config.upstreams[outgoing.upstream];
         // What may be HTTP/2 may not take WebSockets by it.
@@ -252,18 +231,27 @@ async fn attempt(
         record.reached = Some(pool.clone());
         let tried = match reached {
             Reached::Http1(connected) => {
-                by_http1(conn, (pool, connected), outgoing, body, again, back, record).await
+                by_http1(
+                    conn,
+                    (pool, connected),
+                    outgoing,
+                    body,
+                    trying,
+                    back,
+                    record,
+                )
+                .await
             }
             Reached::Http2(place) => {
-                by_http2(conn, (pool, place), outgoing, body, again, back, record).await
+                by_http2(conn, (pool, place), outgoing, body, trying, back, record).await
             }
         };
         match tried? {
             Tried::Ended(ended) => return Ok(ended),
-            Tried::Stale => until = again.anew(record.sent),
+            Tried::Stale => {}
         }
     }
-    Ok(Ended::Stale)
+    Err(Rejection::UpstreamBroken.into())
 }
 
 async fn by_http1(
@@ -271,7 +259,7 @@ async fn by_http1(
     (pool, mut connected): (&Pool, Connected),
     outgoing: &mut Outgoing<'_, '_>,
     body: &mut Body<'_, '_, '_>,
-    again: &mut TryAgain<'_>,
+    trying: &mut Trying<'_>,
     back: &mut Back<'_, '_>,
     record: &mut Record,
 ) -> Result<Tried, Failure> {
@@ -285,13 +273,19 @@ async fn by_http1(
             chunked: outgoing.request.body == BodyLength::Chunked,
         }),
         answers: Answers::Http1(reading),
-        again,
+        trying,
     };
     let fresh = !connected.reused;
     let run = run(conn, outgoing, body, upstream, back, &mut answer, record);
     let ran = match run.await {
         Err(Failure::Reply(Rejection::UpstreamBroken, _))
-            if !fresh && outgoing.request.can_repeat && record.status == 0 && answer.is_empty() =>
+            if !fresh
+                && record.status == 0
+                && match trying.point {
+                    Point::Unseen => !body.is_lost(),
+                    Point::Seen => outgoing.request.can_repeat,
+                    Point::Answered => false,
+                } =>
         {
             return Ok(Tried::Stale);
         }
@@ -352,7 +346,7 @@ async fn by_http2(
     (pool, mut place): (&Pool, Place),
     outgoing: &mut Outgoing<'_, '_>,
     body: &mut Body<'_, '_, '_>,
-    again: &mut TryAgain<'_>,
+    trying: &mut Trying<'_>,
     back: &mut Back<'_, '_>,
     record: &mut Record,
 ) -> Result<Tried, Failure> {
@@ -383,7 +377,7 @@ async fn by_http2(
     let upstream = Upstream {
         sink,
         answers: Answers::Http2(response, &fate),
-        again,
+        trying,
     };
     let mut answer = conn.lane.buffers.take();
     let run = run(conn, outgoing, body, upstream, back, &mut answer, record);
@@ -393,10 +387,16 @@ async fn by_http2(
     {
         place.doubt();
     }
+    trying.point = match fate.get() {
+        Fate::Unseen => Point::Unseen,
+        Fate::Answered => Point::Answered,
+        // Whatever of it is no good.
+        Fate::Seen | Fate::Lost => Point::of(true, &answer),
+    };
     if let Err(Failure::Reply(Rejection::UpstreamBroken, _)) = ran
         && record.status == 0
         && match fate.get() {
-            Fate::Seen => false,
+            Fate::Seen | Fate::Answered => false,
             Fate::Unseen => !body.is_lost(),
             Fate::Lost => place.reused && outgoing.request.can_repeat,
         }

@@ -9,11 +9,11 @@ use std::task::Poll;
 use h2::RecvStream;
 
 use super::Ended;
-use super::again::{TryAgain, Why};
 use super::answers::Answers;
 use super::down::{Back, Down, grpc_status};
 use super::kept::Body;
 use super::parts::{Sink, Source};
+use super::trying::Trying;
 use super::up::{Progress, Uploading, upload};
 use crate::clock;
 use crate::config::rewrite::HeaderChanges;
@@ -28,6 +28,7 @@ use crate::proxy::interim::{Interims, is_interim};
 use crate::proxy::outgoing::{Outgoing, Request};
 use crate::proxy::record::Record;
 use crate::proxy::reply::Rejection;
+use crate::proxy::retries::Point;
 use crate::proxy::tries::{is_over, learn};
 use crate::proxy::wire::{Deadlines, Elapsed};
 use crate::store::breakers::End;
@@ -37,7 +38,7 @@ pub(super) struct Upstream<'a, 'r> {
     /// None for a tunnel, which begins behind the answer.
     pub sink: Option<Sink<'a>>,
     pub answers: Answers<'a>,
-    pub again: &'a mut TryAgain<'r>,
+    pub trying: &'a mut Trying<'r>,
 }
 
 /// How an exchange went.
@@ -64,10 +65,10 @@ pub(super) async fn run(
     let Upstream {
         sink,
         mut answers,
-        again,
+        trying,
     } = upstream;
     record.sent = None;
-    let progress = Progress::begin(again.waited);
+    let progress = Progress::begin(trying.waited);
     let request = outgoing.request;
     let shared = outgoing.shared;
     let mut uploading = Uploading {
@@ -85,7 +86,8 @@ pub(super) async fn run(
     let how = (&request, &outgoing.route.response_headers);
     let answered = await_head(how, &mut uploading, &mut answers, back, answer, record);
     let answered = answered.await;
-    again.waited = progress.waited();
+    trying.waited = progress.waited();
+    trying.point = Point::of(progress.begun.get(), answer);
     let (head, body) = answered?;
     record.answered = Some(clock::mono());
     progress.answered.set(true);
@@ -95,19 +97,23 @@ pub(super) async fn run(
         uploaded: uploading.whole,
     };
     let by_http2 = matches!(answers, Answers::Http2(..));
+    if let Some(wait) = trying.another(&request, Ok(status)) {
+        // Apart, so that others have no room for it.
+        let gone_on = Box::pin(trying.go_on(wait, Ok(status), outgoing, back, record));
+        if gone_on.await? {
+            let reusable = !by_http2 && is_over(&answered, answer);
+            answer.clear();
+            return Ok(Ran::Ended {
+                ended: Ended::Over,
+                reusable,
+            });
+        }
+    }
+    learn(&trying.slot, Ok(status), record);
+    trying.slot.answered();
     // RFC 8441 section 5: any of 200 to 299 opens it there.
     let key = outgoing.websocket_key.as_ref();
     let opens = status == 101 || (key.is_some() && by_http2 && matches!(status, 200..=299));
-    if !opens && let Some(wait) = again.wait(&request, record.sent, Why::Answered(status)) {
-        let reusable = !by_http2 && is_over(&answered, answer);
-        answer.clear();
-        return Ok(Ran::Ended {
-            ended: Ended::Over(status, wait),
-            reusable,
-        });
-    }
-    learn(&again.slot, Ok(status), record);
-    again.slot.answered();
     if let (Some(key), false) = (key, by_http2) {
         is_for_websocket(answer, &answered.head, key).inspect_err(|rejection| {
             if *rejection == Rejection::NotSwitched {

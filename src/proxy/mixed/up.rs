@@ -43,6 +43,8 @@ pub(super) struct Progress {
     waiting: Cell<Option<Duration>>,
     /// When something last moved, either way, by [`clock::mono`].
     moved: Cell<Duration>,
+    /// Whether an upstream of HTTP/1.1 has a byte of the request, by this try.
+    pub begun: Cell<bool>,
     /// Whether the response's head has come: what is left goes on for as long as something moves.
     pub answered: Cell<bool>,
 }
@@ -55,12 +57,19 @@ impl Progress {
             waited: Cell::new(waited),
             waiting: Cell::new(None),
             moved: Cell::new(clock::mono()),
+            begun: Cell::new(false),
             answered: Cell::new(false),
         }
     }
 
     pub(super) fn made(&self) {
         self.moved.set(clock::mono());
+    }
+
+    /// Some of the request went out.
+    fn sent(&self) {
+        self.begun.set(true);
+        self.made();
     }
 
     /// For the client to send, so far.
@@ -148,7 +157,7 @@ pub(super) async fn upload(
     };
     let mut deadlines = Deadlines::new();
     if request.body == BodyLength::None {
-        let flushed = sink.flush(|| progress.made());
+        let flushed = sink.flush(|| progress.sent());
         return taken(&mut deadlines, request, progress, flushed).await;
     }
     let mut first = true;
@@ -160,7 +169,7 @@ pub(super) async fn upload(
                 None => {
                     if first {
                         // The head goes ahead of a body that takes its time.
-                        let flushed = sink.flush(|| progress.made());
+                        let flushed = sink.flush(|| progress.sent());
                         taken(&mut deadlines, request, progress, flushed).await?;
                     }
                     // Only the client's time counts, not that of an upstream which is slow to read.
@@ -186,7 +195,7 @@ pub(super) async fn upload(
                     sink.reset(Reason::CANCEL);
                     return Err(Rejection::BodyTooLarge.into());
                 }
-                let put = sink.put(bytes, last, || progress.made());
+                let put = sink.put(bytes, last, || progress.sent());
                 let put = taken(&mut deadlines, request, progress, put);
                 let put = body.source.gathering(put).await;
                 reset_if_late(&mut sink, put)?;
@@ -200,7 +209,7 @@ pub(super) async fn upload(
                 keep(&mut trailers, |name| {
                     headers::may_trail_up(name, plan, route)
                 });
-                let end = sink.end(trailers, || progress.made());
+                let end = sink.end(trailers, || progress.sent());
                 return taken(&mut deadlines, request, progress, end).await;
             }
             Err(broken) => {

@@ -1,0 +1,107 @@
+//! The way of one request from try to try, where HTTP/2 may be at a side. Whether there is another is [`retries`](crate::proxy::retries)';
+//! must not send it.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::down::Back;
+use crate::config::upstreams::Retries;
+use crate::proxy::handle::Failure;
+use crate::proxy::outgoing::{Outgoing, Request};
+use crate::proxy::record::Record;
+use crate::proxy::retries::{Over, Point, Tries};
+use crate::proxy::tries::outcome;
+use crate::upstream::{LaneUpstream, Picked, Slot, Until};
+
+/// A request whose response has not begun.
+pub(super) struct Trying<'r> {
+    /// For all tries together.
+    pub slot: Slot<'r>,
+    /// Whom this one goes to.
+    pub picked: Picked<'r>,
+    /// Whether it is known what that made of the request.
+    told: bool,
+    /// How far this one has come.
+    pub point: Point,
+    /// For the client to send, in all tries.
+    pub waited: Duration,
+    /// `None` where the upstream has no retries.
+    tries: Option<Tries<'r>>,
+    /// Whether some of the request's body can be sent no more.
+    is_lost: &'r Cell<bool>,
+}
+
+impl<'r> Trying<'r> {
+    pub(super) fn new(
+        upstream: &'r LaneUpstream,
+        (slot, picked): (Slot<'r>, Picked<'r>),
+        (retries, within): (Option<&'r Retries>, Duration),
+        is_lost: &'r Cell<bool>,
+    ) -> Trying<'r> {
+        Trying {
+            slot,
+            picked,
+            told: false,
+            point: Point::Unseen,
+            waited: Duration::ZERO,
+            tries: retries.map(|retries| Tries::new(upstream, retries, within)),
+            is_lost,
+        }
+    }
+
+    /// When a try is given up that begins now, or begins again, where there may be others.
+    pub(super) fn until(&self) -> Option<Until> {
+        let tries = self.tries.as_ref()?;
+        Some(tries.until(self.waited))
+    }
+
+    /// Says what the endpoint made of the request, once.
+    pub(super) fn tell(&mut self, came: Result<u16, &Failure>, record: &Record) {
+        if !self.told
+            && let Some(outcome) = outcome(came, record)
+        {
+            self.picked.tell(outcome);
+        }
+        self.told = true;
+    }
+
+    /// How long to wait before another try; `None` where what came of this one stands.
+    pub(super) fn another(
+        &mut self,
+        request: &Request,
+        came: Result<u16, &Failure>,
+    ) -> Option<Duration> {
+        let over = Over {
+            came,
+            point: self.point,
+            is_kept: !self.is_lost.get(),
+            waited: self.waited,
+        };
+        self.tries.as_mut()?.another(request, &over)
+    }
+
+    /// Goes over to the next endpoint once this long has passed; false where there is none, and what came of this try stands.
+    pub(super) async fn go_on(
+        &mut self,
+        wait: Duration,
+        came: Result<u16, &Failure>,
+        outgoing: &mut Outgoing<'_, '_>,
+        back: &mut Back<'_, '_>,
+        record: &mut Record,
+    ) -> Result<bool, Failure> {
+        self.tell(came, record);
+        let reason = came.err().map(Failure::reason);
+        let over = record.tried(&self.picked.pool, came.ok(), reason);
+        back.unless_gone(&outgoing.request, sleep(wait)).await?;
+        let aim = outgoing.aim;
+        let tries = self.tries.as_mut();
+        let Some(next) = tries.and_then(|tries| tries.next(aim, &self.picked.pool)) else {
+            return Ok(false);
+        };
+        record.begin_again(over, &next.pool, &mut outgoing.out);
+        (self.picked, self.told) = (next, false);
+        Ok(true)
+    }
+}

@@ -1,0 +1,196 @@
+//! Whether a request is tried again and when, whatever is spoken at either side. Owns why a try may be followed by another, and the count,
+//! the time and the budget of all of a request's tries; must not send it, nor wait.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+use super::handle::Failure;
+use super::outgoing::Request;
+use super::reply::Rejection;
+use crate::clock;
+use crate::config::upstreams::{Retries, RetryOn};
+use crate::policy::retry;
+use crate::upstream::{Aim, LaneUpstream, Picked, Pool, Retrying, Until};
+
+/// How far a try had come when its connection broke.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Point {
+    /// The upstream has seen nothing of the request.
+    Unseen,
+    /// It may have.
+    Seen,
+    /// Some of its response came, if only nonsense.
+    Answered,
+}
+
+impl Point {
+    /// Of a try by HTTP/1.1, which had `begun` to send the request and has read the `answer` so far.
+    pub(super) fn of(begun: bool, answer: &[u8]) -> Point {
+        match (begun, answer) {
+            (false, _) => Point::Unseen,
+            (true, []) => Point::Seen,
+            (true, _) => Point::Answered,
+        }
+    }
+}
+
+/// A try that is over.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Over<'t> {
+    /// The status of its response, or why there is none.
+    pub came: Result<u16, &'t Failure>,
+    pub point: Point,
+    /// Whether the request can be sent again from its first byte.
+    pub is_kept: bool,
+    /// For the client to send, in all tries: that is its own time.
+    pub waited: Duration,
+}
+
+impl Over<'_> {
+    /// Whether it may be followed by another try. Where the upstream may have seen the request, that is for those alone to which it is
+    /// `harmless`.
+    fn is_reason(&self, on: &RetryOn, harmless: bool) -> bool {
+        let of_seen = match self.came {
+            Ok(status) => on.has_status(status),
+            Err(Failure::Reply(
+                Rejection::ConnectFailed(_)
+                | Rejection::ConnectTimeout(_)
+                | Rejection::UpstreamTls(_),
+                _,
+            )) => return on.connect_failure,
+            Err(Failure::Reply(Rejection::UpstreamBroken, _)) => match self.point {
+                Point::Unseen if on.reset_before_request => return true,
+                // Nor has a byte of the response come.
+                Point::Unseen | Point::Seen => on.reset,
+                Point::Answered => false,
+            },
+            Err(Failure::Reply(Rejection::UpstreamTimeout, _)) => on.timeout,
+            Err(
+                Failure::Reply(..)
+                | Failure::ClientGone
+                | Failure::UpstreamGone
+                | Failure::NotSafe
+                | Failure::CutShort(_),
+            ) => false,
+        };
+        of_seen && harmless
+    }
+}
+
+/// All tries of a request whose upstream has retries. Together, with the waits between them, they take no longer than one would have been
+/// given.
+pub(super) struct Tries<'r> {
+    upstream: &'r LaneUpstream,
+    retries: &'r Retries,
+    began: Duration,
+    within: Duration,
+    /// The endpoints that were tried.
+    before: SmallVec<[Rc<Pool>; 4]>,
+    /// Where it is tried again. To be held until the request is over.
+    pub budget: Option<Retrying<'r>>,
+}
+
+impl<'r> Tries<'r> {
+    /// The first begins.
+    pub(super) fn new(
+        upstream: &'r LaneUpstream,
+        retries: &'r Retries,
+        within: Duration,
+    ) -> Tries<'r> {
+        Tries {
+            upstream,
+            retries,
+            began: clock::mono(),
+            within,
+            before: SmallVec::new(),
+            budget: None,
+        }
+    }
+
+    /// When all are over, where the client has been `waited` for so long.
+    fn end(&self, waited: Duration) -> Duration {
+        self.began + waited + self.within
+    }
+
+    /// When a try is given up that begins now, or begins again over another connection.
+    pub(super) fn until(&self, waited: Duration) -> Until {
+        let most = self.retries.per_try_timeout;
+        Until::new(clock::mono(), most, self.end(waited))
+    }
+
+    /// How long to wait before another try; `None` where what came of this one stands.
+    pub(super) fn another(&mut self, request: &Request, over: &Over<'_>) -> Option<Duration> {
+        let metrics = &self.upstream.shared.metrics;
+        let on = &self.retries.retry_on;
+        if let Ok(status) = over.came
+            && !on.has_status(status)
+            && !self.before.is_empty()
+        {
+            metrics.rescued.inc();
+        }
+        if !over.is_reason(on, request.may_be_retried) || !over.is_kept {
+            return None;
+        }
+        let count = u32::try_from(self.before.len()).unwrap_or(u32::MAX);
+        if count >= self.retries.attempts {
+            metrics.exhausted.inc();
+            return None;
+        }
+        let (base, max) = (self.retries.backoff.base, self.retries.backoff.max);
+        let wait = retry::backoff(base, max, count, fastrand::f64());
+        if clock::mono() + wait >= self.end(over.waited) {
+            metrics.out_of_time.inc();
+            return None;
+        }
+        if self.budget.is_none() {
+            self.budget = self.upstream.shared.retry(self.retries.budget);
+        }
+        if self.budget.is_none() {
+            metrics.over_budget.inc();
+            return None;
+        }
+        Some(wait)
+    }
+
+    /// Whom the next try goes to, behind one at `last`, whose outcome stands where there is no one.
+    pub(super) fn next(&mut self, aim: Aim, last: &Rc<Pool>) -> Option<Picked<'r>> {
+        self.before.push(last.clone());
+        let next = self.upstream.pick(aim, &self.before).ok()?;
+        self.upstream.shared.metrics.retried.inc();
+        Some(next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_seen_is_for_any_method_and_what_is_answered_for_none() {
+        let check = |on: &[&str], point, expected: (bool, bool)| {
+            let on = RetryOn {
+                reset_before_request: on.contains(&"reset_before_request"),
+                reset: on.contains(&"reset"),
+                timeout: on.contains(&"timeout"),
+                ..RetryOn::default()
+            };
+            let broken = Failure::from(Rejection::UpstreamBroken);
+            let over = Over {
+                came: Err(&broken),
+                point,
+                is_kept: true,
+                waited: Duration::ZERO,
+            };
+            let told = (over.is_reason(&on, false), over.is_reason(&on, true));
+            assert_eq!(told, expected, "{on:?} {point:?}");
+        };
+        check(&["reset_before_request"], Point::Unseen, (true, true));
+        check(&["reset_before_request"], Point::Seen, (false, false));
+        check(&["reset"], Point::Unseen, (false, true));
+        check(&["reset"], Point::Seen, (false, true));
+        check(&["reset"], Point::Answered, (false, false));
+        check(&["timeout"], Point::Unseen, (false, false));
+    }
+}
