@@ -90,7 +90,7 @@ pub(super) async fn admit<'p>(
         Some(whole) => whole.get(place.clone()),
         None => std::str::from_utf8(&buffer[place.clone()]).ok(),
     };
-    // Fields that are not UTF-8 are not there: they match no pattern and make no key, since both are text.
+    // Fields that are not UTF-8 are not there: they match no pattern, which is text.
     let fields: SmallVec<[_; 16]> = head
         .fields
         .iter()
@@ -156,6 +156,8 @@ pub(super) async fn admit<'p>(
     let original = original_destination(plan, conn)?;
     let mut facts = Facts {
         request,
+        head,
+        buffer,
         query,
         client: client.ip,
         peer: conn.peer,
@@ -178,8 +180,7 @@ pub(super) async fn admit<'p>(
         .map(|(name, value)| (&buffer[name.clone()], &buffer[value.clone()]));
     let waited = &mut quota.waited;
     let identified = sessions::identify(plan, conn.lane, route, lines, now.mono, waited).await;
-    let session = identified
-        .inspect_err(|_| quota.give_back(&route.limits, &facts, now, quota::is_common))?;
+    let session = identified.inspect_err(|_| quota.give_back(now, quota::is_common))?;
     // Whatever was waited for, tokens whose time is over meanwhile must not be spent.
     let now = match quota.waited.is_zero() {
         true => now,
@@ -188,8 +189,9 @@ pub(super) async fn admit<'p>(
     // The breaker is asked before the session's limits: a request that it refuses spends no quota of a user's. What it
     // gave comes back when they refuse, and so do concurrency slots.
     let entry = match route.upstream() {
-        Some(upstream) => enter(plan, upstream, now, record)
-            .inspect_err(|_| quota.give_back(&route.limits, &facts, now, |_| true))?,
+        Some(upstream) => {
+            enter(plan, upstream, now, record).inspect_err(|_| quota.give_back(now, |_| true))?
+        }
         None => None,
     };
     facts.session = session.as_deref();
@@ -199,7 +201,7 @@ pub(super) async fn admit<'p>(
     if !route.session_limits.is_empty()
         && let Err(rejection) = ask_of_session(conn, route, &facts, now, &mut quota, record).await
     {
-        quota.give_back(&route.limits, &facts, now, |_| true);
+        quota.give_back(now, |_| true);
         return Err(rejection);
     }
     let upstream = match &route.to {

@@ -10,11 +10,13 @@ use serde_json::Value;
 use smallvec::SmallVec;
 
 use super::handle::Peer;
+use super::headers;
 use super::record::Record;
 use super::reply::{Exceeded, Rejection};
 use crate::config::LimitDefaults;
 use crate::config::limits::{Cost, KeyPart, Limit, Mode, Rule};
 use crate::config::override_keys::client_key;
+use crate::http1::head::RequestHead;
 use crate::http1::path;
 use crate::net::tls::ClientCertificate;
 use crate::plan::{LimitNames, Plan};
@@ -50,6 +52,10 @@ pub(super) fn refuses(limit: &Limit, parts: &Parts<'_>) -> bool {
 /// What limits look at in a request.
 pub(super) struct Facts<'a> {
     pub request: Request<'a>,
+    /// Of the request, which may not be text as a whole.
+    pub head: &'a RequestHead,
+    /// Where the head stands.
+    pub buffer: &'a [u8],
     /// With its `?`, or empty.
     pub query: &'a [u8],
     pub client: IpAddr,
@@ -77,7 +83,7 @@ pub(super) struct Quota<'p> {
     pub(super) alone: Vec<(usize, SmallVec<[Rule; 1]>)>,
     /// For how long the request has waited for Redis, over all its limits.
     pub(super) waited: Duration,
-    /// What each enforced rule said, in the order asked.
+    /// What each rule said, in the order asked.
     told: Vec<Told<'p>>,
 }
 
@@ -88,7 +94,11 @@ struct Told<'p> {
     json: &'static str,
     rule: Rule,
     verdict: Verdict,
+    /// Whether its refusal refuses the request; clients are told of no others.
+    enforced: bool,
     charged: u64,
+    /// Whose counter in memory was charged how much, until that is given back. A slot comes back with the request.
+    counter: Option<(Key, u64)>,
 }
 
 /// What one rule said.
@@ -101,6 +111,8 @@ pub(super) struct Said<'a> {
     pub verdict: Verdict,
     /// What it has taken, which comes back where the request is refused all the same.
     pub charged: u64,
+    /// Its counter, where that is in memory.
+    pub key: Option<Key>,
 }
 
 impl Drop for Quota<'_> {
@@ -213,6 +225,7 @@ impl<'p> Quota<'p> {
             enforced: ask.enforced,
             verdict: *verdict,
             charged: if admitted { ask.cost } else { 0 },
+            key: Some(ask.key),
         });
         self.note(admitted, said, record);
         let slots = asked.filter(|((ask, _), _)| matches!(ask.rule, Rule::Concurrency { .. }));
@@ -227,61 +240,22 @@ impl<'p> Quota<'p> {
         }
     }
 
-    /// Gives back what the request was charged by those of `limits` that `which` says, all of which admitted it: it is refused by what came
-    /// after them. What only counts stays charged.
-    pub(super) fn give_back(
-        &mut self,
-        limits: &[usize],
-        facts: &Facts<'_>,
-        now: Now,
-        which: fn(&Limit) -> bool,
-    ) {
+    /// Gives back what the request was charged by those limits that `which` says, and that admitted it: it is refused by what came after
+    /// them.
+    pub(super) fn give_back(&mut self, now: Now, which: fn(&Limit) -> bool) {
         let plan = self.plan;
-        let limit = |index: usize| &plan.config.limits[index];
         if let Some(shared) = &plan.shared_limits {
             self.taken.retain(|(index, key, batch)| {
-                let gives = which(limit(*index));
+                let gives = which(&plan.config.limits[*index]);
                 if gives {
                     shared.leases.put_back(*key, *batch, now.mono);
                 }
                 !gives
             });
         }
-        let overrides = plan.limits.overrides();
-        for index in limits.iter().copied() {
-            let limit = limit(index);
-            let mine = self.alone.iter().find(|(lost, _)| *lost == index);
-            if limit.mode == Mode::Disabled
-                || (plan.shares(limit) && mine.is_none())
-                || !which(limit)
-            {
-                continue;
-            }
-            let Some(parts) = facts.parts(&limit.by, plan) else {
-                continue;
-            };
-            let rules = match mine {
-                Some((_, rules)) => Some(&rules[..]),
-                None => limits::rules(limit, || joined(&parts), &overrides),
-            };
-            if !refuses(limit, &parts) {
-                continue;
-            }
-            let cost = cost(limit, facts);
-            for (number, rule) in rules.into_iter().flatten().enumerate() {
-                // A slot comes back with the request.
-                if matches!(rule, Rule::Concurrency { .. }) {
-                    continue;
-                }
-                let mut key = plan.limit_keys[index].of_rule(number, rule);
-                parts.iter().for_each(|part| key.part(part));
-                let ask = Ask {
-                    key: key.finish(),
-                    rule,
-                    cost,
-                    enforced: true,
-                };
-                plan.limits.give_back(&ask, now);
+        for told in self.told.iter_mut().filter(|told| which(told.limit)) {
+            if let Some((key, cost)) = told.counter.take() {
+                plan.limits.give_back(key, &told.rule, cost, now);
             }
         }
     }
@@ -326,15 +300,24 @@ impl<'p> Quota<'p> {
             let words = |said: Said<'_>| said_by(&plan.names.limits[said.limit], &said);
             draft.add_limits(said.clone().map(words));
         }
-        for said in said.filter(|said| said.enforced) {
+        for said in said {
+            let is_slot = matches!(said.rule, Rule::Concurrency { .. });
+            let is_counted = admitted && said.verdict.admitted && !is_slot;
             self.told.push(Told {
                 limit: &plan.config.limits[said.limit],
                 json: plan.names.limits[said.limit].json,
                 rule: *said.rule,
                 verdict: said.verdict,
+                enforced: said.enforced,
                 charged: said.charged,
+                counter: said.key.filter(|_| is_counted).zip(Some(said.charged)),
             });
         }
+    }
+
+    /// What clients are told of.
+    fn enforced(&self) -> impl Iterator<Item = &Told<'p>> {
+        self.told.iter().filter(|told| told.enforced)
     }
 
     /// Gives back what was taken of leases for a request that is refused.
@@ -352,7 +335,7 @@ impl<'p> Quota<'p> {
             let left = told.verdict.remaining.saturating_add(told.charged);
             (told.verdict.remaining, told.charged) = (left, 0);
         }
-        let violated = || self.told.iter().filter(|told| !told.verdict.admitted);
+        let violated = || self.enforced().filter(|told| !told.verdict.admitted);
         let mut limits: Vec<_> = violated().map(|told| told.json).collect();
         limits.dedup();
         // Every refusing window must have time to pass; one that never admits gives no time at all.
@@ -381,7 +364,7 @@ impl<'p> Quota<'p> {
             legacy_headers,
             ..
         } = self.plan.config.limit_defaults;
-        let Some(tightest) = self.told.iter().min_by_key(|told| told.verdict.remaining) else {
+        let Some(tightest) = self.enforced().min_by_key(|told| told.verdict.remaining) else {
             return;
         };
         if standard_headers {
@@ -412,7 +395,7 @@ impl<'p> Quota<'p> {
     fn put_each(&self, out: &mut Vec<u8>, parameters: impl Fn(&mut Vec<u8>, &Told<'_>)) {
         let mut before: Option<&str> = None;
         let mut number = 1;
-        for told in &self.told {
+        for told in self.enforced() {
             let name = told.limit.name.as_str();
             if before.is_some() {
                 out.extend_from_slice(b", ");
@@ -494,8 +477,8 @@ pub(super) fn cost(limit: &Limit, facts: &Facts<'_>) -> u64 {
     match &limit.cost {
         Cost::Constant(cost) => *cost,
         Cost::Header { name, default } => facts
-            .header(name)
-            .and_then(|value| value.trim().parse().ok())
+            .field(name)
+            .and_then(|value| std::str::from_utf8(value).ok()?.trim().parse().ok())
             // A client's word may make a request dear, and never free.
             .map_or(*default, |cost: u64| cost.max(1)),
     }
@@ -507,12 +490,16 @@ impl<'a> Facts<'a> {
         by.iter().map(|part| self.part(part, plan)).collect()
     }
 
-    fn header(&self, name: &str) -> Option<&'a str> {
-        self.request
-            .fields
-            .iter()
-            .find(|(other, _)| other.eq_ignore_ascii_case(name))
-            .map(|(_, value)| *value)
+    /// The values of the fields of this name, as sent: old applications' cookies are not all UTF-8.
+    fn fields(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+        let (head, buffer) = (self.head, self.buffer);
+        let fields = head.fields.iter();
+        let named = fields.filter(move |(other, _)| headers::is(buffer, other, name));
+        named.map(move |(_, value)| &buffer[value.clone()])
+    }
+
+    fn field(&self, name: &str) -> Option<&'a [u8]> {
+        self.fields(name).next()
     }
 
     fn certificate(&self) -> Option<&'a ClientCertificate> {
@@ -528,17 +515,15 @@ impl<'a> Facts<'a> {
             },
             KeyPart::ClientCertSubject => text(self.certificate()?.subject.as_deref()?),
             KeyPart::ClientCertSan => text(self.certificate()?.san.as_deref()?),
-            KeyPart::Header(name) => self.header(name).and_then(text),
+            KeyPart::Header(name) => self.field(name).map(Cow::Borrowed),
             KeyPart::Cookie(name) => {
-                let cookies = self
-                    .request
-                    .fields
-                    .iter()
-                    .filter(|(field, _)| field.eq_ignore_ascii_case("cookie"));
-                let mut pairs = cookies.flat_map(|(_, value)| value.split(';'));
-                pairs
-                    .find_map(|pair| pair.trim().strip_prefix(name.as_str())?.strip_prefix('='))
-                    .and_then(text)
+                let cookies = self.fields("cookie");
+                let mut pairs = cookies.flat_map(|value| value.split(|byte| *byte == b';'));
+                let value = |pair: &'a [u8]| {
+                    let pair = pair.trim_ascii();
+                    pair.strip_prefix(name.as_bytes())?.strip_prefix(b"=")
+                };
+                pairs.find_map(value).map(Cow::Borrowed)
             }
             KeyPart::Query(name) => {
                 let mut pairs = self.query.get(1..)?.split(|byte| *byte == b'&');

@@ -95,6 +95,7 @@ impl<'p> Quota<'p> {
             enforced: said.enforced,
             verdict: said.verdict,
             charged: said.charged,
+            key: None,
         });
         self.note(passes, said, record);
         if passes {

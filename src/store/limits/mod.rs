@@ -151,10 +151,10 @@ impl Limits {
     }
 
     /// Gives back what an admitted request was charged that is refused elsewhere.
-    pub fn give_back(&self, ask: &Ask<'_>, now: Now) {
-        let mut shard = self.shards[ask.key.shard()].lock();
-        if let Some(state) = shard.get_mut(ask.key) {
-            limit::give_back(ask.rule, state, ask.cost, now);
+    pub fn give_back(&self, key: Key, rule: &Rule, cost: u64, now: Now) {
+        let mut shard = self.shards[key.shard()].lock();
+        if let Some(state) = shard.get_mut(key) {
+            limit::give_back(rule, state, cost, now);
         }
     }
 
