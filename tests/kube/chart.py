@@ -167,6 +167,12 @@ def linted() -> Iterator[str]:
         yield from (f"{profile}: {message['path']}: {message['error']}" for message in said["messages"] if message["severity"] > 1)
 
 
+def spooled(sizeLimit: str | int | None = "1Gi", **spool: str) -> dict:
+    """An audit with a spool, on an `emptyDir` of that size."""
+    config = {"audit": {"spool": spool}, "redis": {"urls": "redis://redis"}, "postgres": {}}
+    return {"config": config, "proxy": {"dataVolume": {"emptyDir": {"sizeLimit": sizeLimit}}}}
+
+
 def refused() -> Iterator[str]:
     """Mistakes in values are told, by the schema or by the templates."""
     listener = {"name": "inbound", "address": "0.0.0.0:8080"}
@@ -186,6 +192,9 @@ def refused() -> Iterator[str]:
         ({"worker": {"enabled": True}}, "config needs redis"),
         # What the API server refuses, or takes for something else.
         ({"proxy": {"dataVolume": {"persistentVolumeClaim": {"claimName": "spool"}}}}, "proxy.dataVolume: a volume is of one kind, and this one is emptyDir and persistentVolumeClaim"),
+        (spooled(max="1GiB"), "config.audit.spool.max: the spool's 1GiB are no less than the 1Gi of proxy.dataVolume.emptyDir.sizeLimit"),
+        (spooled(max="{{ 1 }}GB", sizeLimit="900M"), "config.audit.spool.max"),
+        (spooled(sizeLimit=268435456), "the spool's 256MiB"),
         ({"proxy": {"strategy": {"type": "Recreate"}}}, "proxy.strategy: Recreate rolls nothing"),
         ({"injector": {"enabled": True, "strategy": {"type": "Recreate"}}}, "injector.strategy: Recreate rolls nothing"),
         ({"proxy": {"strategy": {"rollingUpdate": {"maxSurge": 0}}}}, "maxSurge or maxUnavailable"),
@@ -223,6 +232,10 @@ def taken() -> Iterator[str]:
     """The mends that the refusals name."""
     for mended in (
         {"proxy": {"dataVolume": {"emptyDir": None, "persistentVolumeClaim": {"claimName": "spool"}}}},
+        spooled(max="2GiB", sizeLimit="3Gi"),
+        spooled(max="2GiB", sizeLimit=None),
+        spooled(max="2GiB", path="/var/spool/weir"),
+        {"config": {"audit": {"spool": {"max": "2GiB"}}}},  # in SQLite it has no spool
         {"proxy": {"strategy": {"type": "Recreate", "rollingUpdate": None}}},
         {"proxy": {"strategy": {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}}},
         {"config": {"listeners": [{"name": "admin", "address": "0.0.0.0:8080"}]}, "proxy": {"service": {"ports": [{"name": "http", "port": 80, "targetPort": "admin"}]}}},

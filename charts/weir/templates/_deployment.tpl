@@ -26,7 +26,26 @@
 {{- if gt (len $kinds) 1 -}}
 {{- fail (printf "%s.dataVolume: a volume is of one kind, and this one is %s: set all but one to null, such as emptyDir, which is the chart's own" $component (join " and " $kinds)) -}}
 {{- end -}}
+{{- if eq $component "proxy" -}}
+{{- include "weir.spoolFits" (index . 0) -}}
+{{- end -}}
 {{- toYaml $volume -}}
+{{- end }}
+
+{{/* Refuses a spool that may outgrow its emptyDir: past sizeLimit the kubelet evicts the pod, and the spool goes with it. */}}
+{{- define "weir.spoolFits" -}}
+{{- $config := deepCopy .Values.config -}}
+{{- include "weir.prune" $config -}}
+{{- $path := dig "audit" "spool" "path" "/var/lib/weir/spool" $config | toString -}}
+{{- $volume := .Values.proxy.dataVolume.emptyDir | default dict -}}
+{{- if and (hasKey $config "audit") (hasKey $config "postgres") $volume.sizeLimit (hasPrefix "/var/lib/weir" $path) (not .Values.existingConfigMap) -}}
+{{- $max := tpl (dig "audit" "spool" "max" "256MiB" $config | toString) . -}}
+{{- $spool := include "weir.bytes" $max -}}
+{{- $limit := include "weir.bytes" $volume.sizeLimit -}}
+{{- if and $spool $limit (ge (int64 $spool) (int64 $limit)) -}}
+{{- fail (printf "config.audit.spool.max: the spool's %s are no less than the %s of proxy.dataVolume.emptyDir.sizeLimit, past which the kubelet evicts the pod, and its spool with it: raise sizeLimit" $max (toString $volume.sizeLimit)) -}}
+{{- end -}}
+{{- end -}}
 {{- end }}
 
 {{/* The Deployment of a component that reads weir.yaml: proxy or worker. Takes (list ROOT COMPONENT GRACE), in seconds. */}}
