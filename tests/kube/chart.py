@@ -311,7 +311,7 @@ def noted() -> Iterator[str]:
 
 
 def warned() -> Iterator[str]:
-    """An audit that is lost with its pod is told."""
+    """An audit that is lost with its pod is told, and how much of it the volume holds, at whose bound the kubelet evicts the pod."""
     claim = {"dataVolume": {"emptyDir": None, "persistentVolumeClaim": {"claimName": "audit"}}}
     for given, lost in (
         ({}, False),
@@ -324,6 +324,10 @@ def warned() -> Iterator[str]:
     ):
         if ("is lost with its pod" in render(given)["NOTES.txt"]) != lost:
             yield f"{given}: the notes do {'not ' if lost else ''}say that the audit is lost"
+    for size, room in (("1Gi", "2.7 million"), ("10G", "25.0 million"), (None, None)):
+        notes = render({"config": {"audit": {}}, "proxy": {"dataVolume": {"emptyDir": {"sizeLimit": size}}}})["NOTES.txt"]
+        if ("evicts" in notes) != (size is not None) or (room and f"{size}, which some {room} events fill" not in notes):
+            yield f"an emptyDir of {size}: {notes}"
 
 
 def strict(schema: object) -> object:
