@@ -614,18 +614,35 @@ def installed_rules() -> Iterator[str]:
     yield from (f"{name}: {alert['annotations']['runbook_url']}" for name, alert in alerts.items() if not alert["annotations"]["runbook_url"].startswith(base))
 
 
-# A template that is given a Secret as `lookup` would find it, which this engine does not.
-CERTIFICATE = '{{ include "weir.injectorCertificate" (list . .Values.global.found) }}\n'
+def looked_up(template: str, found: Object, given: dict) -> object:
+    """What Helm makes of a template that is given what `lookup` would find, which this engine does not look for."""
+    with tempfile.TemporaryDirectory(prefix="weir-kube-") as name:
+        copy = Path(name) / "weir"
+        shutil.copytree(packed(), copy)
+        (copy / "templates/found.yaml").write_text(template + "\n")
+        with Chart.load(copy) as chart:
+            return yaml.safe_load(chart.render({**given, "global": {"found": found}}, name="weir", namespace=NAMESPACE)["weir/templates/found.yaml"])
 
 
 def certificate(found: Object) -> Object:
     """What Helm makes of the injector's certificate, where the cluster has this Secret."""
-    with tempfile.TemporaryDirectory(prefix="weir-kube-") as name:
-        copy = Path(name) / "weir"
-        shutil.copytree(packed(), copy)
-        (copy / "templates/certificate.yaml").write_text(CERTIFICATE)
-        with Chart.load(copy) as chart:
-            return yaml.safe_load(chart.render({"global": {"found": found}}, name="weir", namespace=NAMESPACE)["weir/templates/certificate.yaml"])
+    return looked_up('{{ include "weir.injectorCertificate" (list . .Values.global.found) }}', found, {})
+
+
+def scaled() -> Iterator[str]:
+    """A Deployment that an autoscaler takes over keeps the pods that it has: one without `replicas` would be cut to 1."""
+    for autoscaling, found, expected in (
+        (False, {"spec": {"replicas": 40}}, 3),
+        (True, {"spec": {"replicas": 40}}, 40),
+        (True, {"spec": {"replicas": 0}}, 0),
+        (True, {}, None),
+    ):
+        given = {"proxy": {"replicaCount": 3, "autoscaling": {"enabled": autoscaling}}}
+        if (pods := looked_up('{{ include "weir.replicas" (list .Values.proxy .Values.global.found) }}', found, given)) != expected:
+            yield f"with {found}, autoscaling {autoscaling}: {pods} replicas, not {expected}"
+    for deployment in of_kind(objects({"proxy": {"autoscaling": {"enabled": True}}}), "Deployment"):
+        if "replicas" in deployment["spec"]:
+            yield f"{named(deployment)}: replicas are made up where none is found"
 
 
 def certified() -> Iterator[str]:

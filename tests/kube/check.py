@@ -127,6 +127,7 @@ def main() -> None:
         "mistakes are refused": chart.refused,
         "mends are taken": chart.taken,
         "lanes": chart.laned,
+        "replicas": chart.scaled,
         "migrations": chart.migrates,
         "keys that are taken out": chart.pruned,
         "users": chart.anyones,

@@ -48,6 +48,17 @@
 {{- end -}}
 {{- end }}
 
+{{/* How many pods there are to be. Takes (list VALUES DEPLOYMENT): with autoscaling as many as the Deployment, as `lookup` finds it, has now.
+Left out where the release had a number before, Helm would take it out of the Deployment, which the API server then makes 1. */}}
+{{- define "weir.replicas" -}}
+{{- $values := index . 0 -}}
+{{- if not (dig "autoscaling" "enabled" false $values) -}}
+{{- $values.replicaCount -}}
+{{- else -}}
+{{- dig "spec" "replicas" "" (index . 1) -}}
+{{- end -}}
+{{- end }}
+
 {{/* The Deployment of a component that reads weir.yaml: proxy or worker. Takes (list ROOT COMPONENT GRACE), in seconds. */}}
 {{- define "weir.deployment" -}}
 {{- $root := index . 0 -}}
@@ -60,8 +71,8 @@ kind: Deployment
 metadata:
   {{- include "weir.meta" (list $root $component $name) | nindent 2 }}
 spec:
-  {{- if not (dig "autoscaling" "enabled" false $values) }}
-  replicas: {{ $values.replicaCount }}
+  {{- with include "weir.replicas" (list $values (lookup "apps/v1" "Deployment" $root.Release.Namespace $name)) }}
+  replicas: {{ . }}
   {{- end }}
   revisionHistoryLimit: 5
   minReadySeconds: {{ $values.minReadySeconds }}
