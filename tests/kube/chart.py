@@ -205,7 +205,7 @@ def refused() -> Iterator[str]:
         ({"config": {"listeners": [{**listener, "name": "80"}]}}, "'80' does not match pattern"),
         ({"config": {"listeners": [{**listener, "name": "a--b"}]}}, "'a--b' does not match pattern"),
         ({"proxy": {"autoscaling": {"enabled": True, "minReplicas": 11}}}, "minReplicas is 11 and maxReplicas 10"),
-        ({"proxy": {"autoscaling": {"enabled": True, "targetCPUUtilizationPercentage": None, "targetMemoryUtilizationPercentage": None}}}, "nothing to scale by"),
+        ({"proxy": {"autoscaling": {"enabled": True, "targetCPUUtilizationPercentage": None}}}, "nothing to scale by"),
         ({"proxy": {"ingress": {"enabled": True, "servicePort": "web"}}}, 'named "web"; there are http'),
         ({"proxy": {"service": {"ports": [{"name": "http", "port": 80, "targetPort": "inbound"}, {"name": "http", "port": 81, "targetPort": "inbound"}]}}}, 'two ports have the name "http"'),
         ({"proxy": {"service": {"ports": [{"name": "http", "port": 80, "targetPort": "inbound"}, {"name": "web", "port": 80, "targetPort": "inbound"}]}}}, "two ports have the number 80"),
@@ -239,7 +239,7 @@ def taken() -> Iterator[str]:
         {"proxy": {"strategy": {"type": "Recreate", "rollingUpdate": None}}},
         {"proxy": {"strategy": {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}}},
         {"config": {"listeners": [{"name": "admin", "address": "0.0.0.0:8080"}]}, "proxy": {"service": {"ports": [{"name": "http", "port": 80, "targetPort": "admin"}]}}},
-        {"proxy": {"autoscaling": {"enabled": True, "targetCPUUtilizationPercentage": None}}},
+        {"proxy": {"autoscaling": {"enabled": True, "targetCPUUtilizationPercentage": None, "targetMemoryUtilizationPercentage": 80}}},
     ):
         yield from (f"{mended}: {fault}" for document in objects(mended) for fault in invalid(document, {}))
 
@@ -640,9 +640,15 @@ def scaled() -> Iterator[str]:
         given = {"proxy": {"replicaCount": 3, "autoscaling": {"enabled": autoscaling}}}
         if (pods := looked_up('{{ include "weir.replicas" (list .Values.proxy .Values.global.found) }}', found, given)) != expected:
             yield f"with {found}, autoscaling {autoscaling}: {pods} replicas, not {expected}"
-    for deployment in of_kind(objects({"proxy": {"autoscaling": {"enabled": True}}}), "Deployment"):
+    documents = objects({"proxy": {"autoscaling": {"enabled": True}}})
+    for deployment in of_kind(documents, "Deployment"):
         if "replicas" in deployment["spec"]:
             yield f"{named(deployment)}: replicas are made up where none is found"
+    # Memory that a proxy has taken for keys it does not give back, so that by memory pods are added and never taken away.
+    for scaler in of_kind(documents, "HorizontalPodAutoscaler"):
+        by = [metric["containerResource"]["name"] for metric in scaler["spec"]["metrics"]]
+        if by != ["cpu"]:
+            yield f"unless told, {named(scaler)} goes by {by}"
 
 
 def certified() -> Iterator[str]:
