@@ -285,6 +285,18 @@ def pruned() -> Iterator[str]:
         render({"config": nothing})
 
 
+def held() -> Iterator[str]:
+    """With `configReload: rollout` a pod keeps the file that it began with, so that a bad one stops at the first new pod: the kubelet refreshes no `subPath`."""
+    for given, holds in (({}, True), (values("production"), True), ({"configReload": "live"}, False), ({"existingConfigMap": "mine"}, False)):
+        for deployment in of_kind(objects(given), "Deployment"):
+            container = deployment["spec"]["template"]["spec"]["containers"][0]
+            for mount in container["volumeMounts"]:
+                if mount["name"] == "config":
+                    file = mount["mountPath"] if holds else f"{mount['mountPath']}/weir.yaml"
+                    if mount.get("subPath") != ("weir.yaml" if holds else None) or file != container["args"][-1]:
+                        yield f"{given.get('configReload')}: {named(deployment)} has {mount}"
+
+
 def anyones() -> Iterator[str]:
     """Pods whose user the cluster chooses say none, and are as restricted as ever; what a pod is told holds for every one."""
     nobody = {"runAsUser": None, "runAsGroup": None}

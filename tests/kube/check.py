@@ -130,6 +130,7 @@ def main() -> None:
         "replicas": chart.scaled,
         "migrations": chart.migrates,
         "keys that are taken out": chart.pruned,
+        "configuration is held": chart.held,
         "users": chart.anyones,
         "notes": chart.noted,
         "notes of an audit that is lost": chart.warned,

@@ -146,7 +146,7 @@ spec:
           securityContext:
             {{- toYaml $root.Values.securityContext | nindent 12 }}
           volumeMounts:
-            {{- include "weir.mounts" $root | nindent 12 }}
+            {{- include "weir.mounts" $root | trim | nindent 12 }}
             - {name: data, mountPath: /var/lib/weir}
             {{- with $values.extraVolumeMounts }}
             {{- toYaml . | nindent 12 }}

@@ -208,7 +208,12 @@ timeoutSeconds: 6
 
 {{/* The files of a pod: weir.yaml, and what `secrets` and `tls` name. */}}
 {{- define "weir.mounts" -}}
+{{- /* The kubelet does not refresh a subPath: pods that run keep their file while new ones try the next. */}}
+{{- if and (eq .Values.configReload "rollout") (not .Values.existingConfigMap) }}
+- {name: config, mountPath: /etc/weir/config/weir.yaml, subPath: weir.yaml, readOnly: true}
+{{- else }}
 - {name: config, mountPath: /etc/weir/config, readOnly: true}
+{{- end }}
 {{- if include "weir.hasSecrets" . }}
 - {name: secrets, mountPath: /etc/weir/secrets, readOnly: true}
 {{- end }}
