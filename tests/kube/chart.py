@@ -336,6 +336,11 @@ def warned() -> Iterator[str]:
     ):
         if ("is lost with its pod" in render(given)["NOTES.txt"]) != lost:
             yield f"{given}: the notes do {'not ' if lost else ''}say that the audit is lost"
+    recreate = {"strategy": {"type": "Recreate", "rollingUpdate": None}}
+    for proxy, told in (({}, True), (claim, True), ({**claim, **recreate}, False)):
+        notes = render({"config": {"audit": {}}, "proxy": proxy})["NOTES.txt"]
+        if ("strategy: {type: Recreate, rollingUpdate: null}" in notes) != told:
+            yield f"{proxy}: a claim and a rollout want the same volume, and the notes do {'not ' if told else ''}say so: {notes}"
     for size, room in (("1Gi", "2.7 million"), ("10G", "25.0 million"), (None, None)):
         notes = render({"config": {"audit": {}}, "proxy": {"dataVolume": {"emptyDir": {"sizeLimit": size}}}})["NOTES.txt"]
         if ("evicts" in notes) != (size is not None) or (room and f"{size}, which some {room} events fill" not in notes):
