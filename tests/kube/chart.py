@@ -661,6 +661,11 @@ def scaled() -> Iterator[str]:
     for deployment in of_kind(documents, "Deployment"):
         if "replicas" in deployment["spec"]:
             yield f"{named(deployment)}: replicas are made up where none is found"
+    # One that may have several pods wants a budget for them, whatever the fewest.
+    for fewest, most, budgets in ((1, 8, 1), (1, 1, 0), (2, 8, 1)):
+        given = {"proxy": {"autoscaling": {"enabled": True, "minReplicas": fewest, "maxReplicas": most}}}
+        if len(of_kind(objects(given), "PodDisruptionBudget")) != budgets:
+            yield f"{given}: not {budgets} PodDisruptionBudgets"
     # Memory that a proxy has taken for keys it does not give back, so that by memory pods are added and never taken away.
     for scaler in of_kind(documents, "HorizontalPodAutoscaler"):
         by = [metric["containerResource"]["name"] for metric in scaler["spec"]["metrics"]]

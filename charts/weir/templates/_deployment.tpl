@@ -212,7 +212,7 @@ topologySpreadConstraints:
 {{- end }}
 {{- end }}
 
-{{/* The PodDisruptionBudget of a component. Takes (list ROOT COMPONENT PODS): of a single pod it would block every drain of a node. */}}
+{{/* The PodDisruptionBudget of a component. Takes (list ROOT COMPONENT PODS), the most that there may be: of a single pod it would block every drain of a node. */}}
 {{- define "weir.podDisruptionBudget" -}}
 {{- $root := index . 0 -}}
 {{- $component := index . 1 -}}
