@@ -1,6 +1,5 @@
 """charts/weir by the real Helm engine: its profiles rendered, the plain manifests and golden files made of them, and what must hold of both."""
 
-import base64
 import functools
 import json
 import os
@@ -11,7 +10,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
-from datetime import date, timedelta
 from pathlib import Path
 
 import jsonschema
@@ -629,78 +627,6 @@ def installed_rules() -> Iterator[str]:
         yield "alerts are missing, or one that was left out is there"
     base = given["monitoring"]["prometheusRule"]["runbookBase"]
     yield from (f"{name}: {alert['annotations']['runbook_url']}" for name, alert in alerts.items() if not alert["annotations"]["runbook_url"].startswith(base))
-
-
-def looked_up(template: str, found: Object, given: dict) -> object:
-    """What Helm makes of a template that is given what `lookup` would find, which this engine does not look for."""
-    with tempfile.TemporaryDirectory(prefix="weir-kube-") as name:
-        copy = Path(name) / "weir"
-        shutil.copytree(packed(), copy)
-        (copy / "templates/found.yaml").write_text(template + "\n")
-        with Chart.load(copy) as chart:
-            return yaml.safe_load(chart.render({**given, "global": {"found": found}}, name="weir", namespace=NAMESPACE)["weir/templates/found.yaml"])
-
-
-def certificate(found: Object) -> Object:
-    """What Helm makes of the injector's certificate, where the cluster has this Secret."""
-    return looked_up('{{ include "weir.injectorCertificate" (list . .Values.global.found) }}', found, {})
-
-
-def scaled() -> Iterator[str]:
-    """A Deployment that an autoscaler takes over keeps the pods that it has: one without `replicas` would be cut to 1."""
-    for autoscaling, found, expected in (
-        (False, {"spec": {"replicas": 40}}, 3),
-        (True, {"spec": {"replicas": 40}}, 40),
-        (True, {"spec": {"replicas": 0}}, 0),
-        (True, {}, None),
-    ):
-        given = {"proxy": {"replicaCount": 3, "autoscaling": {"enabled": autoscaling}}}
-        if (pods := looked_up('{{ include "weir.replicas" (list .Values.proxy .Values.global.found) }}', found, given)) != expected:
-            yield f"with {found}, autoscaling {autoscaling}: {pods} replicas, not {expected}"
-    documents = objects({"proxy": {"autoscaling": {"enabled": True}}})
-    for deployment in of_kind(documents, "Deployment"):
-        if "replicas" in deployment["spec"]:
-            yield f"{named(deployment)}: replicas are made up where none is found"
-    # One that may have several pods wants a budget for them, whatever the fewest.
-    for fewest, most, budgets in ((1, 8, 1), (1, 1, 0), (2, 8, 1)):
-        given = {"proxy": {"autoscaling": {"enabled": True, "minReplicas": fewest, "maxReplicas": most}}}
-        if len(of_kind(objects(given), "PodDisruptionBudget")) != budgets:
-            yield f"{given}: not {budgets} PodDisruptionBudgets"
-    # Memory that a proxy has taken for keys it does not give back, so that by memory pods are added and never taken away.
-    for scaler in of_kind(documents, "HorizontalPodAutoscaler"):
-        by = [metric["containerResource"]["name"] for metric in scaler["spec"]["metrics"]]
-        if by != ["cpu"]:
-            yield f"unless told, {named(scaler)} goes by {by}"
-
-
-def certified() -> Iterator[str]:
-    """The injector's certificate is for its Service, is kept for two thirds of its time, and the API server trusts the old beside the new."""
-    first = certificate({})
-    secret = lambda renew_after: {"metadata": {"annotations": {"weir.dev/renew-after": renew_after}}, "data": first["data"]}  # noqa: E731
-    days = (date.fromisoformat(first["annotations"]["weir.dev/renew-after"]) - date.today()).days
-    if not 242 <= days <= 244:
-        yield f"of 365 days, it is renewed after {days}"
-    kept = certificate(secret((date.today() + timedelta(1)).isoformat()))
-    if (kept["data"], kept["bundle"]) != (first["data"], first["bundle"]):
-        yield "it is made anew before its time"
-    renewed = certificate(secret((date.today() - timedelta(1)).isoformat()))
-    for due in (renewed, certificate({"metadata": {}, "data": first["data"]})):
-        if due["data"]["tls.crt"] == first["data"]["tls.crt"]:
-            yield "it is not made anew at its time"
-    torn = secret("2999-01-01")
-    torn["data"] = {**first["data"], "tls.key": ""}
-    if certificate(torn)["data"]["tls.crt"] == first["data"]["tls.crt"]:
-        yield "a Secret without a key is kept"
-    service = of_kind(objects({"injector": {"enabled": True}}), "MutatingWebhookConfiguration")[0]["webhooks"][0]["clientConfig"]["service"]
-    host = f"{service['name']}.{service['namespace']}.svc"
-    with tempfile.TemporaryDirectory(prefix="weir-kube-") as name:
-        for trusted, served, holds in ((first, first, True), (renewed, renewed, True), (renewed, first, True), (first, renewed, False)):
-            (Path(name) / "bundle").write_bytes(base64.b64decode(trusted["bundle"]))
-            (Path(name) / "served").write_bytes(base64.b64decode(served["data"]["tls.crt"]))
-            command = ["openssl", "verify", "-x509_strict", "-purpose", "sslserver", "-verify_hostname", host, "-CAfile", "bundle", "served"]
-            said = subprocess.run(command, cwd=name, capture_output=True, text=True)
-            if (said.returncode == 0) != holds:
-                yield f"{host}: {said.stdout}{said.stderr}"
 
 
 def policy() -> Iterator[str]:
