@@ -473,3 +473,29 @@ fn the_configuration_that_the_page_shows_is_the_one_of_a_golden_file() {
         assert!(golden.contains(line.trim()), "{line}");
     }
 }
+
+#[test]
+fn breakers_of_weirs_that_each_have_an_app_of_their_own_are_not_shared() {
+    let page = include_str!("../docs/inject.md");
+    let (_, shown) = page.split_once("  ```yaml\n").unwrap();
+    let (shown, _) = shown.split_once("  ```").unwrap();
+    let stack = include_str!("../deploy/compose/weir.yaml");
+    for text in [shown, &stack.replace("${file:", "${IN:-")] {
+        let told = |name: &str| match name {
+            "IN" => Some("postgres://weir@db/weir".to_owned()),
+            "WEIR_PORT" | "WEIR_APP_PORT" => Some("9900".to_owned()),
+            "WEIR_ADMIN_PORT" => Some("9901".to_owned()),
+            "WEIR_METRICS_PORT" => Some("9902".to_owned()),
+            "WEIR_PROPAGATION_DELAY" | "WEIR_DRAIN" => Some("5s".to_owned()),
+            "WEIR_NAMESPACE" | "WEIR_WORKLOAD" => Some("shop".to_owned()),
+            _ => None,
+        };
+        let config = config::check::parse(text, &told).unwrap();
+        let scopes: Vec<_> = config
+            .upstreams
+            .iter()
+            .map(|it| it.circuit_breaker.as_ref().unwrap().scope)
+            .collect();
+        assert_eq!(scopes, [config::breakers::Scope::Local]);
+    }
+}

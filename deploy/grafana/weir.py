@@ -96,8 +96,8 @@ ROWS = [
         ("Near the limit, and without a key", "timeseries", "reqps", 8, "", [(by("limit, decision", rate("weir_limit_decisions_total", 'decision=~"near_limit|missing_key"')), "{{limit}} {{decision}}")]),
         ("Not shared", "timeseries", "short", 8, "Instances that keep a shared limit by themselves, and requests decided so.", [
             (by("limit", now("weir_limit_alone")), "{{limit}} instances"), (by("limit", rate("weir_limit_decisions_total", 'decision="redis_lost"')), "{{limit}} requests a second")]),
-        ("Keys in memory", "timeseries", "percentunit", 8, "Share of rate_limit_defaults.max_keys, at which the least used key is let go of.", [
-            (share(by("instance", now("weir_limit_keys")), by("instance", now("weir_limit_keys_max"))), "{{instance}}")]),
+        ("Keys let go of", "timeseries", "cps", 8, "At rate_limit_defaults.max_keys the least used key makes room, and what it had used is forgotten.", [
+            (by("instance", rate("weir_limit_keys_evicted_total")), "{{instance}}")]),
     ]),
     ("Circuit breakers", [
         ("State", "timeseries", "short", 12, "Instances in each state other than closed.", [(by("upstream, state", now("weir_breaker_state", 'state!="closed"')) + " > 0", "{{upstream}} {{state}}")]),

@@ -1,6 +1,5 @@
 """charts/weir by the real Helm engine: its profiles rendered, the plain manifests and golden files made of them, and what must hold of both."""
 
-import base64
 import functools
 import json
 import os
@@ -11,7 +10,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
-from datetime import date, timedelta
 from pathlib import Path
 
 import jsonschema
@@ -167,6 +165,12 @@ def linted() -> Iterator[str]:
         yield from (f"{profile}: {message['path']}: {message['error']}" for message in said["messages"] if message["severity"] > 1)
 
 
+def spooled(sizeLimit: str | int | None = "1Gi", **spool: str) -> dict:
+    """An audit with a spool, on an `emptyDir` of that size."""
+    config = {"audit": {"spool": spool}, "redis": {"urls": "redis://redis"}, "postgres": {}}
+    return {"config": config, "proxy": {"dataVolume": {"emptyDir": {"sizeLimit": sizeLimit}}}}
+
+
 def refused() -> Iterator[str]:
     """Mistakes in values are told, by the schema or by the templates."""
     listener = {"name": "inbound", "address": "0.0.0.0:8080"}
@@ -186,6 +190,9 @@ def refused() -> Iterator[str]:
         ({"worker": {"enabled": True}}, "config needs redis"),
         # What the API server refuses, or takes for something else.
         ({"proxy": {"dataVolume": {"persistentVolumeClaim": {"claimName": "spool"}}}}, "proxy.dataVolume: a volume is of one kind, and this one is emptyDir and persistentVolumeClaim"),
+        (spooled(max="1GiB"), "config.audit.spool.max: the spool's 1GiB are no less than the 1Gi of proxy.dataVolume.emptyDir.sizeLimit"),
+        (spooled(max="{{ 1 }}GB", sizeLimit="900M"), "config.audit.spool.max"),
+        (spooled(sizeLimit=268435456), "the spool's 256MiB"),
         ({"proxy": {"strategy": {"type": "Recreate"}}}, "proxy.strategy: Recreate rolls nothing"),
         ({"injector": {"enabled": True, "strategy": {"type": "Recreate"}}}, "injector.strategy: Recreate rolls nothing"),
         ({"proxy": {"strategy": {"rollingUpdate": {"maxSurge": 0}}}}, "maxSurge or maxUnavailable"),
@@ -196,7 +203,7 @@ def refused() -> Iterator[str]:
         ({"config": {"listeners": [{**listener, "name": "80"}]}}, "'80' does not match pattern"),
         ({"config": {"listeners": [{**listener, "name": "a--b"}]}}, "'a--b' does not match pattern"),
         ({"proxy": {"autoscaling": {"enabled": True, "minReplicas": 11}}}, "minReplicas is 11 and maxReplicas 10"),
-        ({"proxy": {"autoscaling": {"enabled": True, "targetCPUUtilizationPercentage": None, "targetMemoryUtilizationPercentage": None}}}, "nothing to scale by"),
+        ({"proxy": {"autoscaling": {"enabled": True, "targetCPUUtilizationPercentage": None}}}, "nothing to scale by"),
         ({"proxy": {"ingress": {"enabled": True, "servicePort": "web"}}}, 'named "web"; there are http'),
         ({"proxy": {"service": {"ports": [{"name": "http", "port": 80, "targetPort": "inbound"}, {"name": "http", "port": 81, "targetPort": "inbound"}]}}}, 'two ports have the name "http"'),
         ({"proxy": {"service": {"ports": [{"name": "http", "port": 80, "targetPort": "inbound"}, {"name": "web", "port": 80, "targetPort": "inbound"}]}}}, "two ports have the number 80"),
@@ -223,10 +230,14 @@ def taken() -> Iterator[str]:
     """The mends that the refusals name."""
     for mended in (
         {"proxy": {"dataVolume": {"emptyDir": None, "persistentVolumeClaim": {"claimName": "spool"}}}},
+        spooled(max="2GiB", sizeLimit="3Gi"),
+        spooled(max="2GiB", sizeLimit=None),
+        spooled(max="2GiB", path="/var/spool/weir"),
+        {"config": {"audit": {"spool": {"max": "2GiB"}}}},  # in SQLite it has no spool
         {"proxy": {"strategy": {"type": "Recreate", "rollingUpdate": None}}},
         {"proxy": {"strategy": {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}}},
         {"config": {"listeners": [{"name": "admin", "address": "0.0.0.0:8080"}]}, "proxy": {"service": {"ports": [{"name": "http", "port": 80, "targetPort": "admin"}]}}},
-        {"proxy": {"autoscaling": {"enabled": True, "targetCPUUtilizationPercentage": None}}},
+        {"proxy": {"autoscaling": {"enabled": True, "targetCPUUtilizationPercentage": None, "targetMemoryUtilizationPercentage": 80}}},
     ):
         yield from (f"{mended}: {fault}" for document in objects(mended) for fault in invalid(document, {}))
 
@@ -272,6 +283,18 @@ def pruned() -> Iterator[str]:
         render({"config": nothing})
 
 
+def held() -> Iterator[str]:
+    """With `configReload: rollout` a pod keeps the file that it began with, so that a bad one stops at the first new pod: the kubelet refreshes no `subPath`."""
+    for given, holds in (({}, True), (values("production"), True), ({"configReload": "live"}, False), ({"existingConfigMap": "mine"}, False)):
+        for deployment in of_kind(objects(given), "Deployment"):
+            container = deployment["spec"]["template"]["spec"]["containers"][0]
+            for mount in container["volumeMounts"]:
+                if mount["name"] == "config":
+                    file = mount["mountPath"] if holds else f"{mount['mountPath']}/weir.yaml"
+                    if mount.get("subPath") != ("weir.yaml" if holds else None) or file != container["args"][-1]:
+                        yield f"{given.get('configReload')}: {named(deployment)} has {mount}"
+
+
 def anyones() -> Iterator[str]:
     """Pods whose user the cluster chooses say none, and are as restricted as ever; what a pod is told holds for every one."""
     nobody = {"runAsUser": None, "runAsGroup": None}
@@ -298,7 +321,7 @@ def noted() -> Iterator[str]:
 
 
 def warned() -> Iterator[str]:
-    """An audit that is lost with its pod is told."""
+    """An audit that is lost with its pod is told, and how much of it the volume holds, at whose bound the kubelet evicts the pod."""
     claim = {"dataVolume": {"emptyDir": None, "persistentVolumeClaim": {"claimName": "audit"}}}
     for given, lost in (
         ({}, False),
@@ -311,6 +334,15 @@ def warned() -> Iterator[str]:
     ):
         if ("is lost with its pod" in render(given)["NOTES.txt"]) != lost:
             yield f"{given}: the notes do {'not ' if lost else ''}say that the audit is lost"
+    recreate = {"strategy": {"type": "Recreate", "rollingUpdate": None}}
+    for proxy, told in (({}, True), (claim, True), ({**claim, **recreate}, False)):
+        notes = render({"config": {"audit": {}}, "proxy": proxy})["NOTES.txt"]
+        if ("strategy: {type: Recreate, rollingUpdate: null}" in notes) != told:
+            yield f"{proxy}: a claim and a rollout want the same volume, and the notes do {'not ' if told else ''}say so: {notes}"
+    for size, room in (("1Gi", "2.7 million"), ("10G", "25.0 million"), (None, None)):
+        notes = render({"config": {"audit": {}}, "proxy": {"dataVolume": {"emptyDir": {"sizeLimit": size}}}})["NOTES.txt"]
+        if ("evicts" in notes) != (size is not None) or (room and f"{size}, which some {room} events fill" not in notes):
+            yield f"an emptyDir of {size}: {notes}"
 
 
 def strict(schema: object) -> object:
@@ -595,50 +627,6 @@ def installed_rules() -> Iterator[str]:
         yield "alerts are missing, or one that was left out is there"
     base = given["monitoring"]["prometheusRule"]["runbookBase"]
     yield from (f"{name}: {alert['annotations']['runbook_url']}" for name, alert in alerts.items() if not alert["annotations"]["runbook_url"].startswith(base))
-
-
-# A template that is given a Secret as `lookup` would find it, which this engine does not.
-CERTIFICATE = '{{ include "weir.injectorCertificate" (list . .Values.global.found) }}\n'
-
-
-def certificate(found: Object) -> Object:
-    """What Helm makes of the injector's certificate, where the cluster has this Secret."""
-    with tempfile.TemporaryDirectory(prefix="weir-kube-") as name:
-        copy = Path(name) / "weir"
-        shutil.copytree(packed(), copy)
-        (copy / "templates/certificate.yaml").write_text(CERTIFICATE)
-        with Chart.load(copy) as chart:
-            return yaml.safe_load(chart.render({"global": {"found": found}}, name="weir", namespace=NAMESPACE)["weir/templates/certificate.yaml"])
-
-
-def certified() -> Iterator[str]:
-    """The injector's certificate is for its Service, is kept for two thirds of its time, and the API server trusts the old beside the new."""
-    first = certificate({})
-    secret = lambda renew_after: {"metadata": {"annotations": {"weir.dev/renew-after": renew_after}}, "data": first["data"]}  # noqa: E731
-    days = (date.fromisoformat(first["annotations"]["weir.dev/renew-after"]) - date.today()).days
-    if not 242 <= days <= 244:
-        yield f"of 365 days, it is renewed after {days}"
-    kept = certificate(secret((date.today() + timedelta(1)).isoformat()))
-    if (kept["data"], kept["bundle"]) != (first["data"], first["bundle"]):
-        yield "it is made anew before its time"
-    renewed = certificate(secret((date.today() - timedelta(1)).isoformat()))
-    for due in (renewed, certificate({"metadata": {}, "data": first["data"]})):
-        if due["data"]["tls.crt"] == first["data"]["tls.crt"]:
-            yield "it is not made anew at its time"
-    torn = secret("2999-01-01")
-    torn["data"] = {**first["data"], "tls.key": ""}
-    if certificate(torn)["data"]["tls.crt"] == first["data"]["tls.crt"]:
-        yield "a Secret without a key is kept"
-    service = of_kind(objects({"injector": {"enabled": True}}), "MutatingWebhookConfiguration")[0]["webhooks"][0]["clientConfig"]["service"]
-    host = f"{service['name']}.{service['namespace']}.svc"
-    with tempfile.TemporaryDirectory(prefix="weir-kube-") as name:
-        for trusted, served, holds in ((first, first, True), (renewed, renewed, True), (renewed, first, True), (first, renewed, False)):
-            (Path(name) / "bundle").write_bytes(base64.b64decode(trusted["bundle"]))
-            (Path(name) / "served").write_bytes(base64.b64decode(served["data"]["tls.crt"]))
-            command = ["openssl", "verify", "-x509_strict", "-purpose", "sslserver", "-verify_hostname", host, "-CAfile", "bundle", "served"]
-            said = subprocess.run(command, cwd=name, capture_output=True, text=True)
-            if (said.returncode == 0) != holds:
-                yield f"{host}: {said.stdout}{said.stderr}"
 
 
 def policy() -> Iterator[str]:

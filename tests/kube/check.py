@@ -17,6 +17,7 @@ from pathlib import Path
 import yaml
 
 import chart
+import found
 import inject
 import queries
 import running
@@ -127,14 +128,16 @@ def main() -> None:
         "mistakes are refused": chart.refused,
         "mends are taken": chart.taken,
         "lanes": chart.laned,
+        "replicas": found.scaled,
         "migrations": chart.migrates,
         "keys that are taken out": chart.pruned,
+        "configuration is held": chart.held,
         "users": chart.anyones,
         "notes": chart.noted,
         "notes of an audit that is lost": chart.warned,
         "schemas": chart.valid,
         "sound": chart.sound,
-        "injector's certificate": chart.certified,
+        "injector's certificate": found.certified,
         "weir check": lambda: chart.configured(options.weir),
         "weir schema": lambda: schema.taken(options.weir),
         "a sidecar by hand": chart.beside,

@@ -26,7 +26,37 @@
 {{- if gt (len $kinds) 1 -}}
 {{- fail (printf "%s.dataVolume: a volume is of one kind, and this one is %s: set all but one to null, such as emptyDir, which is the chart's own" $component (join " and " $kinds)) -}}
 {{- end -}}
+{{- if eq $component "proxy" -}}
+{{- include "weir.spoolFits" (index . 0) -}}
+{{- end -}}
 {{- toYaml $volume -}}
+{{- end }}
+
+{{/* Refuses a spool that may outgrow its emptyDir: past sizeLimit the kubelet evicts the pod, and the spool goes with it. */}}
+{{- define "weir.spoolFits" -}}
+{{- $config := deepCopy .Values.config -}}
+{{- include "weir.prune" $config -}}
+{{- $path := dig "audit" "spool" "path" "/var/lib/weir/spool" $config | toString -}}
+{{- $volume := .Values.proxy.dataVolume.emptyDir | default dict -}}
+{{- if and (hasKey $config "audit") (hasKey $config "postgres") $volume.sizeLimit (hasPrefix "/var/lib/weir" $path) (not .Values.existingConfigMap) -}}
+{{- $max := tpl (dig "audit" "spool" "max" "256MiB" $config | toString) . -}}
+{{- $spool := include "weir.bytes" $max -}}
+{{- $limit := include "weir.bytes" $volume.sizeLimit -}}
+{{- if and $spool $limit (ge (int64 $spool) (int64 $limit)) -}}
+{{- fail (printf "config.audit.spool.max: the spool's %s are no less than the %s of proxy.dataVolume.emptyDir.sizeLimit, past which the kubelet evicts the pod, and its spool with it: raise sizeLimit" $max (toString $volume.sizeLimit)) -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{/* How many pods there are to be. Takes (list VALUES DEPLOYMENT): with autoscaling as many as the Deployment, as `lookup` finds it, has now.
+Left out where the release had a number before, Helm would take it out of the Deployment, which the API server then makes 1. */}}
+{{- define "weir.replicas" -}}
+{{- $values := index . 0 -}}
+{{- if not (dig "autoscaling" "enabled" false $values) -}}
+{{- $values.replicaCount -}}
+{{- else -}}
+{{- dig "spec" "replicas" "" (index . 1) -}}
+{{- end -}}
 {{- end }}
 
 {{/* The Deployment of a component that reads weir.yaml: proxy or worker. Takes (list ROOT COMPONENT GRACE), in seconds. */}}
@@ -41,8 +71,8 @@ kind: Deployment
 metadata:
   {{- include "weir.meta" (list $root $component $name) | nindent 2 }}
 spec:
-  {{- if not (dig "autoscaling" "enabled" false $values) }}
-  replicas: {{ $values.replicaCount }}
+  {{- with include "weir.replicas" (list $values (lookup "apps/v1" "Deployment" $root.Release.Namespace $name)) }}
+  replicas: {{ . }}
   {{- end }}
   revisionHistoryLimit: 5
   minReadySeconds: {{ $values.minReadySeconds }}
@@ -116,7 +146,7 @@ spec:
           securityContext:
             {{- toYaml $root.Values.securityContext | nindent 12 }}
           volumeMounts:
-            {{- include "weir.mounts" $root | nindent 12 }}
+            {{- include "weir.mounts" $root | trim | nindent 12 }}
             - {name: data, mountPath: /var/lib/weir}
             {{- with $values.extraVolumeMounts }}
             {{- toYaml . | nindent 12 }}
@@ -182,7 +212,7 @@ topologySpreadConstraints:
 {{- end }}
 {{- end }}
 
-{{/* The PodDisruptionBudget of a component. Takes (list ROOT COMPONENT PODS): of a single pod it would block every drain of a node. */}}
+{{/* The PodDisruptionBudget of a component. Takes (list ROOT COMPONENT PODS), the most that there may be: of a single pod it would block every drain of a node. */}}
 {{- define "weir.podDisruptionBudget" -}}
 {{- $root := index . 0 -}}
 {{- $component := index . 1 -}}

@@ -81,6 +81,17 @@ labels:
 {{- end -}}
 {{- end }}
 
+{{/* Bytes of a size as Kubernetes or weir write it (1Gi, 256MiB, 1500); nothing for what is neither. */}}
+{{- define "weir.bytes" -}}
+{{- $text := ternary (toString .) (int64 . | toString) (kindIs "string" .) -}}
+{{- $number := regexFind "^[0-9]+([.][0-9]+)?" $text -}}
+{{- $unit := trimPrefix $number $text | trim | trimSuffix "B" -}}
+{{- $in := dict "" 1 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
+{{- if and $number (hasKey $in $unit) -}}
+{{- mulf (float64 $number) (get $in $unit) | int64 -}}
+{{- end -}}
+{{- end }}
+
 {{/* The listeners that have a port, as a JSON list of {name, port}. */}}
 {{- define "weir.listeners" -}}
 {{- $found := list -}}
@@ -197,7 +208,12 @@ timeoutSeconds: 6
 
 {{/* The files of a pod: weir.yaml, and what `secrets` and `tls` name. */}}
 {{- define "weir.mounts" -}}
+{{- /* The kubelet does not refresh a subPath: pods that run keep their file while new ones try the next. */}}
+{{- if and (eq .Values.configReload "rollout") (not .Values.existingConfigMap) }}
+- {name: config, mountPath: /etc/weir/config/weir.yaml, subPath: weir.yaml, readOnly: true}
+{{- else }}
 - {name: config, mountPath: /etc/weir/config, readOnly: true}
+{{- end }}
 {{- if include "weir.hasSecrets" . }}
 - {name: secrets, mountPath: /etc/weir/secrets, readOnly: true}
 {{- end }}
