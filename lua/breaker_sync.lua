@@ -16,7 +16,7 @@
 --         22 open_for · 23 max_open_for (ms) · 24 what jitter adds to an opening, as a share
 --         25 probes · 26 success_rate · 27 ms for which a slot is given · 28 recover_over (ms)
 --         29 the last slot that the process has heard of; it cannot hold later ones yet
---         30 the channel of transitions · 31 the breaker's tag
+--         30 the channel of transitions · 31 the breaker's tag · 32 the most that jitter adds, as a share
 -- reply   generation, state, ms left, calls, failures, slow, processes, processes that doubt, 1 where held slots are wanted,
 --         1 where fewer slots are given than asked for, the last slot given to whomever, then the slots given
 --
@@ -64,6 +64,12 @@ if known > generation then
   if state == 'open' then next_open_for = math.min(open_for * 2, max_open_for) end
   redis.call('DEL', KEYS[4], KEYS[5])
   dirty = true
+end
+-- A clock that was set back must not make either last longer than it could.
+local longest = recover_over
+if state == 'open' then longest = math.ceil(max_open_for * (1 + tonumber(ARGV[32]))) end
+if (state == 'open' or state == 'recovering') and ends > now + longest then
+  ends, dirty = now + longest, true
 end
 if state == 'open' and now >= ends then
   go('half_open', 0)

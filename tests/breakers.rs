@@ -191,6 +191,88 @@ fn an_upstream_that_hangs_opens_the_breaker_again_and_again() {
     });
 }
 
+/// A breaker that one failure opens, for 50 ms, and one probe closes.
+const ONE_PROBE: &str = "{consecutive_failures: 1, open_for: 50ms, jitter: 0%, half_open: {probes: 1, probe_timeout: 200ms}, recover_over: 0s}";
+
+/// How often a breaker has gone from one state to another: from closed by open and half-open to closed, that is 4 times.
+fn generation(lane: &Lane) -> u64 {
+    let plan = lane.plan.borrow();
+    let now = weir::clock::moment().mono;
+    plan.breakers[0].as_ref().unwrap().snapshot(now).generation
+}
+
+/// An upstream that fails once, and then answers with `answer`, for as long as that takes.
+fn fails_once(answer: fn(&mut std::net::TcpStream)) -> std::net::SocketAddr {
+    let failing = Arc::new(AtomicBool::new(true));
+    harness::raw::scripted(move |mut stream| {
+        use std::io::{Read as _, Write as _};
+        let mut seen = Vec::new();
+        let mut byte = [0];
+        while !seen.ends_with(b"\r\n\r\n") {
+            match stream.read(&mut byte) {
+                Ok(1) => seen.push(byte[0]),
+                _ => return,
+            }
+        }
+        let is_whole = !seen.starts_with(b"POST") || stream.read_exact(&mut [0; 4]).is_ok();
+        if !is_whole {
+            return;
+        }
+        if failing.swap(false, Ordering::Relaxed) {
+            let broken = "HTTP/1.1 500 Broken\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+            stream.write_all(broken.as_bytes()).unwrap();
+        } else {
+            answer(&mut stream);
+        }
+    })
+}
+
+/// A client of a request that its breaker, half-open, has let pass.
+fn probing(lane: &Lane, method: &str, fields: &[&str]) -> harness::Client {
+    assert_eq!(lane.connect().get("/").status, 500);
+    eventually(|| state(lane).0 == "half_open");
+    let mut client = lane.connect();
+    eventually(|| {
+        client = lane.connect();
+        client.begin(method, "/", fields, "");
+        client.status_within(50) != Some(503)
+    });
+    client
+}
+
+#[test]
+fn a_probe_whose_response_goes_on_closes_the_breaker() {
+    use std::io::{Read as _, Write as _};
+    on_each_store(|store| {
+        let upstream = fails_once(|stream| {
+            let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nevent\r\n";
+            stream.write_all(head.as_bytes()).unwrap();
+            // Until weir has gone.
+            let _ = stream.read(&mut [0]);
+        });
+        let lane = behind(store, upstream, "5s", ONE_PROBE);
+        let _stream = probing(&lane, "GET", &[]);
+        eventually(|| state(&lane).0 == "closed");
+        assert!(generation(&lane) <= 4, "it did not open again");
+    });
+}
+
+#[test]
+fn a_probe_whose_client_sends_slowly_neither_fails_nor_keeps_others_out() {
+    use std::io::Write as _;
+    on_each_store(|store| {
+        let upstream = fails_once(|stream| {
+            let well = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+            let _ = stream.write_all(well.as_bytes());
+        });
+        let lane = behind(store, upstream, "5s", ONE_PROBE);
+        let _slow = probing(&lane, "POST", &["Content-Length: 4"]);
+        eventually(|| lane.connect().get("/").status == 200);
+        eventually(|| state(&lane).0 == "closed");
+        assert!(generation(&lane) <= 4, "it did not open again");
+    });
+}
+
 #[test]
 fn slow_clients_do_not_make_an_upstream_slow() {
     on_each_store(|store| {

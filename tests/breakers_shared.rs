@@ -456,6 +456,31 @@ fn no_key_lives_for_ever() {
     }
 }
 
+/// When it ends lies far off then.
+#[test]
+fn a_server_whose_clock_is_set_back_neither_keeps_a_breaker_open_nor_its_ramp_going() {
+    let redis = Server::single();
+    let failing = Arc::new(AtomicBool::new(true));
+    let upstream = upstream(&failing);
+    let breaker = "{quorum: 1, minimum_calls: 4, open_for: 1s, max_open_for: 1s, half_open: {probes: 1}, recover_over: 2s}";
+    let lane = Lane::start(&guarded(&redis.yaml("t"), &upstream.url(), breaker));
+    assert_eq!(statuses(&lane, 4), [500; 4]);
+    let window = Window::Time(Duration::from_secs(10));
+    let key = Keys::new("t").breaker("app", window).state;
+    let in_an_hour = |name: &str| {
+        eventually(|| state(&lane) == name);
+        let ends: u64 = redis.cli(&["HGET", &key, "e"]).text().parse().unwrap();
+        let ends = (ends + 3_600_000).to_string();
+        redis.cli(&["HSET", &key, "e", &ends]);
+    };
+    in_an_hour("open");
+    failing.store(false, Ordering::Relaxed);
+    eventually(|| state(&lane) == "half_open");
+    eventually(|| lane.connect().get("/").status == 200);
+    in_an_hour("recovering");
+    eventually(|| state(&lane) == "closed");
+}
+
 #[test]
 fn a_count_window_of_the_fleet_forgets_its_oldest_calls() {
     let failing = Arc::new(AtomicBool::new(true));

@@ -11,9 +11,10 @@ mod harness;
 use std::time::Instant;
 
 use harness::process::{Echo, Running, faketime, file};
-use harness::redis::{Cluster, Server, key_prefix};
+use harness::redis::{Answer, Cluster, Server, key_prefix};
 use harness::{Reply, eventually};
 use serde_json::Value;
+use weir::keys::Keys;
 
 #[expect(clippy::disallowed_methods, reason = "what is measured")]
 fn now() -> Instant {
@@ -92,6 +93,41 @@ fn what_an_operator_does_to_a_limit_is_so_at_every_process() {
     eventually(|| windows(&third) == "50/h");
     assert_eq!(admin(&third, "DELETE", path, "").status, 204);
     eventually(|| windows(&one) == "3/h" && windows(&other) == "3/h");
+}
+
+#[test]
+fn a_redis_that_comes_back_empty_is_told_the_overrides() {
+    let echo = Echo::start();
+    let server = Server::single();
+    let config = config(&echo, "{limit: 3/h, by: 'header:t'}", &server.yaml("t"));
+    let (one, other) = (Running::start(config.path()), Running::start(config.path()));
+    let at = |key: &str| format!("/v1/limits/a/overrides/{key}");
+    let put = |key: &str| admin(&one, "PUT", &at(key), r#"{"limit": "50/h"}"#).status;
+    let is = |weir: &Running, key: &str, limit: &str| {
+        let shown = json(&admin(weir, "GET", &format!("/v1/limits/a?key={key}"), ""));
+        shown["windows"][0]["rule"]["limit"] == limit
+    };
+    assert_eq!([put("gone"), put("big")], [200, 200]);
+    assert_eq!(admin(&one, "DELETE", &at("gone"), "").status, 204);
+    eventually(|| is(&other, "big", "50/h") && is(&other, "gone", "3/h"));
+
+    let overrides = Keys::new("t").overrides();
+    let big = ["HGET", &overrides, r#"["a","big"]"#];
+    server.kill();
+    server.restart();
+    let told = Ok(Answer::Text("50/h".to_owned()));
+    eventually(|| server.try_cli(&big) == told);
+    eventually(|| is(&one, "big", "50/h") && is(&other, "big", "50/h"));
+
+    // That none is left is known as well.
+    assert_eq!(admin(&one, "DELETE", &at("big"), "").status, 204);
+    eventually(|| is(&other, "big", "3/h"));
+    drop(one);
+    server.kill();
+    server.restart();
+    let names = || server.try_cli(&["HLEN", &overrides]);
+    eventually(|| names() == Ok(Answer::Int(1)));
+    assert!(is(&other, "big", "3/h"));
 }
 
 #[test]

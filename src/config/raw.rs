@@ -143,7 +143,7 @@ pub struct Sessions {
     /// With `redis`: a use is written down this long after the last one that was; below `idle_timeout` [default: 60s, or
     /// half of `idle_timeout` where that is less].
     pub touch_every: Option<At<Span>>,
-    /// [default: any number]
+    /// 1 or more [default: any number].
     pub max_per_user: Option<At<u32>>,
     /// [default: evict_oldest]
     pub on_max: Option<At<OnMax>>,

@@ -17,7 +17,7 @@ mod window;
 use std::time::Duration;
 
 pub use crate::config::breakers::{HalfOpen, Settings, SlowCall, Window};
-use trial::{Ramp, Trial, Verdict};
+use trial::{Leg, Ramp, Trial, Verdict};
 use window::{Call, Calls, Counts, reaches};
 
 /// The right to one call. Give it back once, to [`Breaker::record`] or [`Breaker::release`].
@@ -34,7 +34,6 @@ impl Permit {
     }
 
     /// Whether the call holds one of the slots of half-open.
-    #[cfg(test)]
     pub fn is_probe(&self) -> bool {
         self.probe.is_some()
     }
@@ -52,6 +51,18 @@ pub struct Refused {
 pub enum Outcome {
     Success,
     Failure,
+}
+
+/// How far a probe has come. Each stage may last `probe_timeout`, counted anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// It waits for its turn, or for what its client sends: once its time is over its slot is free, and it says nothing.
+    Waiting,
+    /// The upstream works on it: once its time is over it has failed.
+    Working,
+    /// It would end so, were it over with the response's head, after this time: once its own is over it has. How long a response
+    /// is, and how fast it is read, says nothing of the upstream.
+    Answered(Outcome, Duration),
 }
 
 /// The states as operators see them.
@@ -220,13 +231,23 @@ impl Breaker {
                     Verdict::Undecided => {}
                     Verdict::Failed => self.open(now, jitter_unit),
                     Verdict::Passed => {
-                        let until = now.saturating_add(self.settings.recover_over);
-                        self.restart(Phase::Recovering(Ramp::until(until)));
+                        self.recover(now);
                         // Without a ramp it is closed at once.
                         self.advance(now, jitter_unit);
                     }
                 }
             }
+        }
+    }
+
+    /// Tells how far a probe has come, which is [`Stage::Working`] when it is admitted.
+    pub fn come(&mut self, permit: Permit, stage: Stage, now: Duration, jitter_unit: f64) {
+        self.advance(now, jitter_unit);
+        let leg = Leg::of(stage, &self.settings);
+        if permit.generation == self.generation
+            && let (Phase::HalfOpen(trial), Some(id)) = (&mut self.phase, permit.probe)
+        {
+            trial.come(id, leg, now);
         }
     }
 
@@ -310,9 +331,10 @@ impl Breaker {
                 Phase::Open { .. } => self.restart(Phase::HalfOpen(Trial::default())),
                 Phase::HalfOpen(trial) => {
                     // A probe without an end has one: an upstream that hangs must open the breaker again.
-                    match trial.fails_by_time(&self.settings.half_open, now) {
-                        Some(at) => self.open(at, jitter_unit),
-                        None => return,
+                    match trial.pass_time(&self.settings.half_open, now) {
+                        (Verdict::Undecided, _) => return,
+                        (Verdict::Failed, at) => self.open(at, jitter_unit),
+                        (Verdict::Passed, at) => self.recover(at),
                     }
                 }
                 Phase::Recovering(ramp) => {
@@ -353,6 +375,11 @@ impl Breaker {
         // The window stays, to show what tripped it.
         self.phase = Phase::Open { until };
         self.generation = self.generation.wrapping_add(1);
+    }
+
+    fn recover(&mut self, now: Duration) {
+        let until = now.saturating_add(self.settings.recover_over);
+        self.restart(Phase::Recovering(Ramp::until(until)));
     }
 
     /// Enters `phase` with nothing remembered.

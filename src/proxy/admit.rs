@@ -345,6 +345,7 @@ fn enter(
     };
     match breaker.try_enter(now.mono, fastrand::f64()) {
         Ok((entry, None)) => {
+            record.probe = entry.probe();
             decisions.admitted.inc();
             said("admitted");
             Ok(Some(entry))

@@ -21,7 +21,6 @@ use super::tries::exchange;
 use super::upgrade;
 use super::upload::{Beside, Front, Rest, Upload};
 use super::wire::{Deadlines, Elapsed, Room, read_some};
-use crate::clock;
 use crate::config::Protocol;
 use crate::http1::body::{BodyReader, Piece};
 use crate::http1::head::{BodyLength, HeadLimits, RequestHead};
@@ -168,6 +167,9 @@ pub(super) async fn both_ways(
     record: &mut Record,
 ) -> Result<Answered, Failure> {
     record.sent = None;
+    if request.body != BodyLength::None {
+        record.waits();
+    }
     let mut interims = Interims::new(request, &upload.route.response_headers);
     let mut upstream = BothWays::of(upstream);
     let (mut reading, mut writing) = upstream.split();
@@ -181,7 +183,9 @@ pub(super) async fn both_ways(
         let sent = tokio::select! {
             biased;
             head = early_head(request, &mut reading, answer, &mut interims, &mut to_client) => {
-                return Ok(Answered { head: head?, uploaded: false });
+                let head = head?;
+                record.answers(head.status);
+                return Ok(Answered { head, uploaded: false });
             }
             sent = upload.go_on(
                 request,
@@ -206,7 +210,7 @@ pub(super) async fn both_ways(
     };
     // Its time begins here: how long the client takes to send says nothing of the upstream.
     let pace_is_ours = request.body == BodyLength::None;
-    record.sent = (uploaded || pace_is_ours).then(clock::mono);
+    record.sends(uploaded || pace_is_ours);
     loop {
         let response = unless_gone(
             ends.client,
@@ -217,7 +221,7 @@ pub(super) async fn both_ways(
         let head = head.map_err(|Elapsed| Rejection::UpstreamTimeout)?;
         let head = head.ok_or(Failure::ClientGone)??;
         if !is_interim(&head) {
-            record.answered = Some(clock::mono());
+            record.answers(head.status);
             return Ok(Answered { head, uploaded });
         }
         interims.take(answer, &head)?;

@@ -12,6 +12,7 @@ use crate::clock;
 use crate::config::telemetry::AccessLog;
 use crate::http2::grpc::GrpcStatus;
 use crate::plan::Plan;
+use crate::store::breakers::Probe;
 use crate::telemetry::access_log::Line;
 use crate::upstream::Pool;
 
@@ -50,6 +51,8 @@ pub(super) struct Record {
     pub sent: Option<Duration>,
     /// When its response's head was here.
     pub answered: Option<Duration>,
+    /// Where it is a probe of a half-open breaker.
+    pub probe: Option<Probe>,
     /// How often it was tried again at the upstream.
     pub tried_again: u32,
     /// The tries before the last, where spans tell of them.
@@ -91,6 +94,7 @@ impl Record {
             forwarded: None,
             sent: None,
             answered: None,
+            probe: None,
             tried_again: 0,
             before: Vec::new(),
             aimed_at: None,
@@ -103,6 +107,40 @@ impl Record {
     /// Since its head was read.
     pub(super) fn elapsed(&self) -> Duration {
         clock::mono().saturating_sub(self.began)
+    }
+
+    /// It waits for its turn, or for what the client sends.
+    pub(super) fn waits(&self) {
+        if let Some(probe) = &self.probe {
+            probe.waits(clock::mono(), fastrand::f64());
+        }
+    }
+
+    /// It is the upstream's turn.
+    pub(super) fn works(&self) {
+        if let Some(probe) = &self.probe {
+            probe.works(clock::mono(), fastrand::f64());
+        }
+    }
+
+    /// The upstream had the whole request when `sent`.
+    pub(super) fn sends(&mut self, sent: bool) {
+        self.sent = sent.then(clock::mono);
+        self.works();
+    }
+
+    /// The head of the response is here.
+    pub(super) fn answers(&mut self, status: u16) {
+        let now = clock::mono();
+        self.answered = Some(now);
+        if let Some(probe) = &self.probe {
+            probe.answered(
+                status,
+                self.waited().unwrap_or_default(),
+                now,
+                fastrand::f64(),
+            );
+        }
     }
 
     /// The upstream's part of the time: from the end of the request to the head of the response, or to now. How fast the

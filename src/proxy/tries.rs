@@ -57,10 +57,12 @@ pub(super) async fn exchange<'c>(
     answer: &mut Vec<u8>,
     record: &mut Record,
 ) -> Result<(Reached<'c>, Answered), Failure> {
+    record.waits();
     // Its turn may be some time off, and is another's where the client has left.
     let entered = unless_gone(ends.client, ends.buffer, upstream.enter()).await;
     let slot = entered.ok_or_else(|| upload.left_by_client(ends.buffer, &mut record.bytes_in))?;
     let mut slot = slot.map_err(|_| Rejection::Overloaded)?;
+    record.works();
     let picked = upstream.pick(aim, &[]);
     let mut picked = picked.map_err(|_| Rejection::NoEndpoint)?;
     let mut retrying = None;

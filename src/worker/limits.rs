@@ -16,8 +16,8 @@ use crate::config::check::limits::override_rules;
 use crate::plan::{Plan, SharedAsk};
 use crate::store::fleet::{Fleet, FleetConnections};
 use crate::store::limits;
-use crate::store::limits::overrides::{CHANGED, Overrides, Reset, Words};
-use crate::store::redis::{Connections, Heard};
+use crate::store::limits::overrides::{CHANGED, Kept, Overrides, Reset, Words};
+use crate::store::redis::{CallError, Connections, Heard};
 
 /// Between looks at the overrides when no one says that they have changed: what is said may get lost.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
@@ -57,12 +57,14 @@ pub async fn follow(
         fleet.rate_limit.clone().listen(channels, hear, beat)
     });
     let overrides = Overrides::default();
+    let mut known = Kept::default();
     let mut trouble = false;
     loop {
         heartbeat.beat_for([&listens], SILENCE);
-        let wait = match overrides.all(&redis.rate_limit, &fleet).await {
-            Ok(words) => {
-                take_over(&plan.borrow_and_update(), &words);
+        let wait = match look(&overrides, &redis.rate_limit, &fleet, &known).await {
+            Ok(kept) => {
+                known = kept;
+                take_over(&plan.borrow_and_update(), &known.words);
                 trouble = false;
                 LOOK_EVERY
             }
@@ -84,6 +86,26 @@ pub async fn follow(
             Some(Err(error)) = listening.join_next() => return Err(error),
         }
     }
+}
+
+/// What is set. A Redis that came back without its data, or without its last writes, is told what is known: else a crash of it would
+/// lift what an operator has set.
+async fn look(
+    overrides: &Overrides,
+    redis: &Connections,
+    fleet: &Fleet,
+    known: &Kept,
+) -> Result<Kept, CallError> {
+    let kept = overrides.all(redis, fleet).await?;
+    if kept.number >= known.number {
+        return Ok(kept);
+    }
+    let count = known.words.len();
+    warn!(
+        count,
+        "redis has lost overrides of limits; it is told those that are known"
+    );
+    overrides.put_back(redis, fleet, known).await
 }
 
 /// Gives slots of concurrency limits back, at the end of the process: else others have to do without for `hold_ttl`.

@@ -86,6 +86,13 @@ impl Checker {
             let message = "only token_bucket has a burst, so that this one does nothing: leave it out, or use that algorithm";
             self.warn(&format!("{path}.burst"), place, message.to_owned());
         }
+        if let (Some(_), Some((line, column))) = (burst, burst_at)
+            && algorithm == Algorithm::TokenBucket
+            && rules.as_ref().is_some_and(|rules| rules.len() > 1)
+        {
+            let message = "one burst for several windows would be the most that each admits at once: put them into two limits, or leave it out for the number of each";
+            self.say(&format!("{path}.burst"), line, column, message.to_owned());
+        }
         let admits = |rule: &Rule| matches!(rule, Rule::TokenBucket { count: 1.., .. });
         if let (Some(0), Some((line, column))) = (burst, burst_at)
             && rules.iter().flatten().any(admits)
@@ -99,7 +106,7 @@ impl Checker {
         let by_is_right = self.mistakes.len() == before;
         let overrides = raw.overrides;
         let overrides = match by_is_right {
-            true => self.overrides(&path, overrides, &by, algorithm),
+            true => self.overrides(&path, overrides, &by, algorithm, rules.as_deref()),
             false => BTreeMap::new(),
         };
         let mode = super::mode(raw.mode);
@@ -159,6 +166,7 @@ impl Checker {
         raw: BTreeMap<String, At<String>>,
         by: &[KeyPart],
         algorithm: Algorithm,
+        of_limit: Option<&[Rule]>,
     ) -> BTreeMap<String, Option<Vec<Rule>>> {
         let mut overrides = BTreeMap::new();
         for (written, at) in raw {
@@ -175,6 +183,8 @@ impl Checker {
             };
             let path = format!("{path}.overrides.{written}");
             let rules = self.rules(&path, at, algorithm, None);
+            let with_burst = |rule| with_burst(rule, of_limit);
+            let rules = rules.map(|rules| rules.into_iter().map(with_burst).collect::<Vec<_>>());
             let keys = match override_keys(by, &written, &self.ipv6_prefixes) {
                 Ok(keys) => keys,
                 Err(message) => {
@@ -386,7 +396,37 @@ impl Checker {
 pub fn override_rules(limit: &Limit, text: &str) -> Result<Option<Vec<Rule>>, String> {
     match text {
         "unlimited" => Ok(None),
-        text => rule(text, limit.algorithm, None).map(|rule| Some(vec![rule])),
+        text => rule(text, limit.algorithm, None)
+            .map(|rule| Some(vec![with_burst(rule, limit.rules.as_deref())])),
+    }
+}
+
+/// The rule of an override, with the limit's burst where that is more than its number: as much of it as the override has of the limit's
+/// rate, so that one which slows a client down does not let it begin with the burst of others.
+fn with_burst(rule: Rule, of_limit: Option<&[Rule]>) -> Rule {
+    let Some(
+        [
+            Rule::TokenBucket {
+                count: of_count,
+                per: of_per,
+                burst: of_burst,
+            },
+        ],
+    ) = of_limit
+    else {
+        return rule;
+    };
+    match rule {
+        Rule::TokenBucket { count, per, burst } if of_burst > of_count => {
+            let rate = |count: u64, per: Duration| count as f64 / per.as_secs_f64();
+            let part = (rate(count, per) / rate(*of_count, *of_per)).min(1.0);
+            let burst = burst.max((*of_burst as f64 * part).round() as u64);
+            Rule::TokenBucket { count, per, burst }
+        }
+        Rule::TokenBucket { .. }
+        | Rule::SlidingWindow { .. }
+        | Rule::FixedWindow { .. }
+        | Rule::Concurrency { .. } => rule,
     }
 }
 

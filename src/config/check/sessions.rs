@@ -98,6 +98,15 @@ impl Checker {
             cache: self.session_cache(&path, raw.cache.and_then(|at| at.value)),
             grace: grace(raw.on_redis_loss.and_then(|at| at.value)),
         };
+        let max_per_user = raw.max_per_user.and_then(|at| {
+            let max = NonZeroU32::new(at.value?);
+            if max.is_none() {
+                let message = "a user with no session cannot log in: use 1 or more, or leave it out for any number";
+                let path = format!("{path}.max_per_user");
+                self.say(&path, at.line, at.column, message.to_owned());
+            }
+            max
+        });
         let max_sessions = self.count_within(
             &format!("{path}.max_sessions"),
             raw.max_sessions,
@@ -111,7 +120,7 @@ impl Checker {
                 sources,
                 idle_timeout: idle,
                 absolute_timeout: absolute,
-                max_per_user: raw.max_per_user.and_then(|at| NonZeroU32::new(at.value?)),
+                max_per_user,
                 on_max: match raw.on_max.and_then(|at| at.value) {
                     Some(raw::OnMax::RejectNew) => OnMax::RejectNew,
                     Some(raw::OnMax::EvictOldest) | None => OnMax::EvictOldest,
@@ -429,6 +438,10 @@ mod tests {
         check(
             "sessions: {web: {cache: {max_entries: 0}}}",
             "line 3, column 39: sessions.web.cache.max_entries: a cache of no entries: use 1 or more",
+        );
+        check(
+            "sessions: {web: {max_per_user: 0}}",
+            "line 3, column 32: sessions.web.max_per_user: a user with no session cannot log in: use 1 or more, or leave it out for any number",
         );
         check("sessions: {web: {cache: {ttl: 2}}}", "is not a duration");
         check(

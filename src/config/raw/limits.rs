@@ -16,7 +16,7 @@ use crate::config::yaml::At;
 pub struct RateLimit {
     /// `100/s`, `10/30s`, `1000/month`, several of them, or `unlimited`; a number for concurrency.
     pub limit: At<OneOrMany>,
-    /// Token bucket: how much can be taken at once [default: the limit's number].
+    /// Token bucket of one window: how much can be taken at once [default: the limit's number].
     pub burst: Option<At<u64>>,
     /// client.ip, header:NAME, cookie:NAME, query:NAME, path, host, method, route, upstream, session.user,
     /// session.claims.NAME, constant; several make one key together.

@@ -87,14 +87,12 @@ pub(super) fn by(parts: &[KeyPart]) -> OneOrMany {
     }
 }
 
-/// The file gives one burst to all windows, or none, and then each has its own.
+/// That of the one window; of several each has its number.
 fn burst(rules: &[Rule]) -> Option<u64> {
-    let mut bursts = rules.iter().map(|rule| match rule {
-        Rule::TokenBucket { burst, .. } => Some(*burst),
-        Rule::SlidingWindow { .. } | Rule::FixedWindow { .. } | Rule::Concurrency { .. } => None,
-    });
-    let first = bursts.next()??;
-    bursts.all(|burst| burst == Some(first)).then_some(first)
+    match rules {
+        [Rule::TokenBucket { burst, .. }] => Some(*burst),
+        _ => None,
+    }
 }
 
 fn one_or_many(mut texts: Vec<String>) -> OneOrMany {

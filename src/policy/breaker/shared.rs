@@ -6,10 +6,11 @@
 
 use std::time::Duration;
 
-use super::trial::Ramp;
+use super::trial::{self, Leg, Ramp, Slot};
 use super::window::{Call, Calls, reaches};
 use super::{
-    Breaker, Outcome, Permit as LocalPermit, Phase, Refused, Settings, Snapshot, State, Trial,
+    Breaker, Outcome, Permit as LocalPermit, Phase, Refused, Settings, Snapshot, Stage, State,
+    Trial,
 };
 pub use crate::config::breakers::OnLoss;
 
@@ -40,6 +41,16 @@ pub enum Permit {
         generation: u64,
         probe: Option<u64>,
     },
+}
+
+impl Permit {
+    /// Whether the call holds one of the slots of half-open.
+    pub fn is_probe(&self) -> bool {
+        match self {
+            Permit::Local(permit) => permit.is_probe(),
+            Permit::Shared { probe, .. } => probe.is_some(),
+        }
+    }
 }
 
 /// The shared state as it is told, in a reply or a message.
@@ -153,10 +164,10 @@ struct View {
 #[derive(Debug, Default)]
 struct Probes {
     ready: Vec<Ready>,
-    running: Vec<Running>,
+    running: Vec<Slot>,
     results: Vec<(u64, bool)>,
     /// Of calls whose results go to the member before this one.
-    orphans: Vec<Running>,
+    orphans: Vec<Slot>,
 }
 
 #[derive(Debug)]
@@ -164,12 +175,6 @@ struct Ready {
     id: u64,
     since: Duration,
     usable_until: Duration,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Running {
-    id: u64,
-    since: Duration,
 }
 
 /// A report without an answer yet.
@@ -325,7 +330,7 @@ impl Member {
             if !self.probes.end(id) {
                 return false;
             }
-            self.probes.results.push((id, !call.failed && !call.slow));
+            self.probes.results.push((id, call.is_well()));
             if self.together {
                 self.delta.add(call);
             }
@@ -337,6 +342,21 @@ impl Member {
         let tells = trips && !self.told_trip;
         self.told_trip = trips;
         tells && self.urge()
+    }
+
+    /// As [`Breaker::come`].
+    pub fn come(&mut self, permit: Permit, stage: Stage, now: Duration, jitter: f64) {
+        match permit {
+            Permit::Local(permit) => self.own.come(permit, stage, now, jitter),
+            Permit::Shared {
+                generation,
+                probe: Some(id),
+            } if generation == self.view.generation => {
+                let leg = Leg::of(stage, &self.settings);
+                trial::come(&mut self.probes.running, id, leg, now);
+            }
+            Permit::Shared { .. } => {}
+        }
     }
 
     /// As [`Breaker::release`].
@@ -626,7 +646,7 @@ impl Probes {
     fn start(&mut self, now: Duration) -> Option<u64> {
         self.ready.retain(|ready| now < ready.usable_until);
         let Ready { id, .. } = self.ready.pop()?;
-        self.running.push(Running { id, since: now });
+        self.running.push(Slot::new(id, now));
         Some(id)
     }
 
@@ -639,20 +659,15 @@ impl Probes {
         found.is_some()
     }
 
-    /// Probes that took too long have failed.
+    /// Ends probes that have had their time.
     fn expire(&mut self, settings: &Settings, now: Duration) {
-        let timeout = settings.half_open.probe_timeout;
+        let lives = |slot: &Slot| now < slot.ends(&settings.half_open);
         self.ready.retain(|ready| now < ready.usable_until);
-        let results = &mut self.results;
-        self.running.retain(|running| {
-            let lives = now.saturating_sub(running.since) < timeout;
-            if !lives {
-                results.push((running.id, false));
-            }
-            lives
-        });
-        self.orphans
-            .retain(|orphan| now.saturating_sub(orphan.since) < timeout);
+        let over = self.running.iter().filter(|running| !lives(running));
+        let results = over.filter_map(|running| Some((running.id, running.says()?.is_well())));
+        self.results.extend(results);
+        self.running.retain(lives);
+        self.orphans.retain(lives);
     }
 
     fn held(&self) -> Vec<u64> {

@@ -409,3 +409,68 @@ fn states_have_the_names_of_the_metrics() {
         assert_eq!(state.as_str(), name);
     }
 }
+
+#[test]
+fn each_stage_of_a_probe_has_its_own_time() {
+    let half = |stages: &[(Stage, u64)], at, expected| {
+        let mut breaker = opened(Settings {
+            half_open: HalfOpen {
+                probes: 1,
+                success_rate: 1.0,
+                probe_timeout: secs(5),
+            },
+            ..settings()
+        });
+        let permit = breaker.try_enter(secs(10), 0.0).expect("a slot");
+        for (stage, at) in stages {
+            breaker.come(permit, *stage, secs(*at), 0.0);
+        }
+        assert_eq!(state(&mut breaker, secs(at)), expected, "{stages:?}");
+        (breaker, permit)
+    };
+    let well = Stage::Answered(Success, FAST);
+    half(
+        &[(Stage::Waiting, 10), (Stage::Working, 14)],
+        18,
+        State::HalfOpen,
+    );
+    half(
+        &[(Stage::Waiting, 10), (Stage::Working, 14)],
+        19,
+        State::Open,
+    );
+    half(&[(Stage::Working, 14), (well, 18)], 22, State::HalfOpen);
+    half(&[(Stage::Working, 14), (well, 18)], 23, State::Recovering);
+    half(&[(Stage::Answered(Failure, FAST), 12)], 17, State::Open);
+    // Another try works anew.
+    half(&[(well, 12), (Stage::Working, 13)], 18, State::Open);
+    // One that breaks off within its time has failed, as any other call.
+    let (mut breaker, permit) = half(&[(well, 12)], 16, State::HalfOpen);
+    breaker.record(permit, Failure, FAST, secs(16), 0.0);
+    assert_eq!(state(&mut breaker, secs(16)), State::Open);
+    // The ramp began when the time was over, not when someone looked.
+    half(&[(well, 10)], 34, State::Recovering);
+    half(&[(well, 10)], 35, State::Closed);
+}
+
+#[test]
+fn a_probe_that_waits_long_gives_its_slot_up_and_says_nothing() {
+    let mut breaker = opened(settings());
+    let waiting = [10, 10].map(|now| breaker.try_enter(secs(now), 0.0).expect("a slot"));
+    for permit in waiting {
+        breaker.come(permit, Stage::Waiting, secs(11), 0.0);
+    }
+    let retry_after = secs(1);
+    assert_eq!(
+        breaker.try_enter(secs(15), 0.0),
+        Err(Refused { retry_after })
+    );
+    calls(&mut breaker, &[Success], secs(16));
+    for permit in waiting {
+        breaker.come(permit, Stage::Working, secs(16), 0.0);
+        breaker.record(permit, Failure, FAST, secs(17), 0.0);
+    }
+    assert_eq!(state(&mut breaker, secs(30)), State::HalfOpen);
+    calls(&mut breaker, &[Success], secs(30));
+    assert_eq!(state(&mut breaker, secs(30)), State::Recovering);
+}

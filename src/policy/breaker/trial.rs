@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::window::{Call, reaches};
-use super::{HalfOpen, Settings};
+use super::{HalfOpen, Settings, Stage};
 
 /// Half-open: probes under way and what the others said. Slots and results together never exceed `probes`, so that the
 /// upstream sees no more calls than the verdict needs.
@@ -15,10 +15,64 @@ pub(super) struct Trial {
     failed: u32,
 }
 
-#[derive(Debug)]
-struct Slot {
-    id: u64,
-    since: Duration,
+/// A probe under way.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Slot {
+    pub id: u64,
+    /// When its leg began.
+    pub since: Duration,
+    pub leg: Leg,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Leg {
+    Waits,
+    Works,
+    /// By its head the call is so.
+    Answers(Call),
+}
+
+impl Leg {
+    pub(super) fn of(stage: Stage, settings: &Settings) -> Leg {
+        match stage {
+            Stage::Waiting => Leg::Waits,
+            Stage::Working => Leg::Works,
+            Stage::Answered(outcome, elapsed) => {
+                Leg::Answers(Call::new(settings, outcome, elapsed))
+            }
+        }
+    }
+}
+
+impl Slot {
+    pub(super) fn new(id: u64, since: Duration) -> Slot {
+        let leg = Leg::Works;
+        Slot { id, since, leg }
+    }
+
+    /// When its time is over.
+    pub(super) fn ends(&self, limits: &HalfOpen) -> Duration {
+        self.since.saturating_add(limits.probe_timeout)
+    }
+
+    /// What it says of the upstream once its time is over; `None`: nothing.
+    pub(super) fn says(&self) -> Option<Call> {
+        match self.leg {
+            Leg::Waits => None,
+            Leg::Works => Some(Call {
+                failed: true,
+                slow: false,
+            }),
+            Leg::Answers(call) => Some(call),
+        }
+    }
+}
+
+/// The probe of this id has come to `leg`, if it has its slot still.
+pub(super) fn come(slots: &mut [Slot], id: u64, leg: Leg, now: Duration) {
+    if let Some(slot) = slots.iter_mut().find(|slot| slot.id == id) {
+        (slot.since, slot.leg) = (now, leg);
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,21 +83,21 @@ pub(super) enum Verdict {
 }
 
 impl Trial {
-    /// The id of the slot taken, or how long until the oldest probe times out.
+    /// The id of the slot taken, or how long until the first has had its time.
     pub(super) fn enter(&mut self, limits: &HalfOpen, now: Duration) -> Result<u64, Duration> {
         let taken = self.slots.len() as u64 + u64::from(self.succeeded) + u64::from(self.failed);
         if taken >= u64::from(limits.probes) {
-            let oldest = self.slots.iter().map(|slot| slot.since).min();
-            return Err(oldest.map_or(Duration::ZERO, |since| {
-                since
-                    .saturating_add(limits.probe_timeout)
-                    .saturating_sub(now)
-            }));
+            let first = self.slots.iter().map(|slot| slot.ends(limits)).min();
+            return Err(first.map_or(Duration::ZERO, |ends| ends.saturating_sub(now)));
         }
         let id = self.next_id;
         self.next_id = self.next_id.wrapping_add(1);
-        self.slots.push(Slot { id, since: now });
+        self.slots.push(Slot::new(id, now));
         Ok(id)
+    }
+
+    pub(super) fn come(&mut self, id: u64, leg: Leg, now: Duration) {
+        come(&mut self.slots, id, leg, now);
     }
 
     /// Whether the probe held a slot until now.
@@ -55,26 +109,27 @@ impl Trial {
         found.is_some()
     }
 
-    /// Counts probes that have timed out by `now` as failed, in the order of time; when that decided the trial.
-    pub(super) fn fails_by_time(&mut self, limits: &HalfOpen, now: Duration) -> Option<Duration> {
-        let ends = |slot: &Slot| slot.since.saturating_add(limits.probe_timeout);
-        while let Some(index) = (0..self.slots.len()).min_by_key(|index| ends(&self.slots[*index]))
-            && ends(&self.slots[index]) <= now
+    /// Ends probes that have had their time by `now`, in its order; the verdict that this led to, and when.
+    pub(super) fn pass_time(&mut self, limits: &HalfOpen, now: Duration) -> (Verdict, Duration) {
+        let first = |slots: &[Slot]| (0..slots.len()).min_by_key(|it| slots[*it].ends(limits));
+        while let Some(index) = first(&self.slots)
+            && self.slots[index].ends(limits) <= now
         {
-            let at = ends(&self.slots.swap_remove(index));
-            self.failed += 1;
-            if self.verdict(limits) == Verdict::Failed {
-                return Some(at);
+            let slot = self.slots.swap_remove(index);
+            let Some(call) = slot.says() else { continue };
+            self.count(call);
+            match self.verdict(limits) {
+                Verdict::Undecided => {}
+                verdict => return (verdict, slot.ends(limits)),
             }
         }
-        None
+        (Verdict::Undecided, now)
     }
 
     pub(super) fn count(&mut self, call: Call) {
-        if call.failed || call.slow {
-            self.failed += 1;
-        } else {
-            self.succeeded += 1;
+        match call.is_well() {
+            true => self.succeeded += 1,
+            false => self.failed += 1,
         }
     }
 

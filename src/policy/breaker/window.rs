@@ -19,6 +19,10 @@ impl Call {
             slow: slow.is_some_and(|slow| elapsed > slow.duration),
         }
     }
+
+    pub(super) fn is_well(self) -> bool {
+        !self.failed && !self.slow
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -137,10 +137,12 @@ async fn exchange(
 ) -> Result<Next, Failure> {
     let upstream = &plan.upstreams[outgoing.upstream];
     let sent = async {
+        record.waits();
         let entered = back
             .unless_gone(&outgoing.request, upstream.enter())
             .await?;
         let slot = entered.map_err(|_| Rejection::Overloaded)?;
+        record.works();
         let is_lost = Cell::new(false);
         let settings = &outgoing.shared.config.upstreams[outgoing.upstream];
         let (retries, within) = (settings.retries.as_ref(), outgoing.request.within);

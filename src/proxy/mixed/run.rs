@@ -15,7 +15,6 @@ use super::kept::Body;
 use super::parts::{Sink, Source};
 use super::trying::Trying;
 use super::up::{Progress, Uploading, upload};
-use crate::clock;
 use crate::config::rewrite::HeaderChanges;
 use crate::http1::body::BodyReader;
 use crate::http1::head::BodyLength;
@@ -68,6 +67,9 @@ pub(super) async fn run(
         trying,
     } = upstream;
     record.sent = None;
+    if outgoing.request.body != BodyLength::None {
+        record.waits();
+    }
     let progress = Progress::begin(trying.waited);
     let request = outgoing.request;
     let shared = outgoing.shared;
@@ -89,7 +91,7 @@ pub(super) async fn run(
     trying.waited = progress.waited();
     trying.point = Point::of(progress.begun.get(), answer);
     let (head, body) = answered?;
-    record.answered = Some(clock::mono());
+    record.answers(head.status);
     progress.answered.set(true);
     let status = head.status;
     let answered = Answered {
@@ -245,7 +247,7 @@ async fn await_head<F: Future<Output = Result<(), Failure>>>(
         return Ok(head);
     }
     // Its time begins here: how long the client takes to send says nothing of the upstream.
-    record.sent = uploading.whole.then(clock::mono);
+    record.sends(uploading.whole);
     loop {
         let (head, body) = {
             let mut head = pin!(answers.head(request, to_http1, answer));

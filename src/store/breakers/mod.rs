@@ -16,7 +16,7 @@ use crate::config::limits::Mode;
 use crate::http2::grpc::GrpcStatus;
 use crate::keys::{BreakerKeys, Keys};
 use crate::policy::breaker::shared::{Member, Permit};
-use crate::policy::breaker::{Breaker, Outcome, Refused, Snapshot};
+use crate::policy::breaker::{Breaker, Outcome, Refused, Snapshot, Stage};
 use shared::Forced;
 
 /// How an exchange with an upstream ended.
@@ -193,6 +193,16 @@ impl LiveBreaker {
         }
     }
 
+    fn come(&self, permit: Permit, stage: Stage, now: Duration, jitter: f64) {
+        match (&self.state, permit) {
+            (State::Local(breaker), Permit::Local(permit)) => {
+                breaker.lock().come(permit, stage, now, jitter)
+            }
+            (State::Shared(member, _), permit) => member.lock().come(permit, stage, now, jitter),
+            (State::Local(_), Permit::Shared { .. }) => {}
+        }
+    }
+
     fn release(&self, permit: Permit) {
         match (&self.state, permit) {
             (State::Local(breaker), Permit::Local(permit)) => breaker.lock().release(permit),
@@ -240,7 +250,41 @@ pub struct Entry {
     permit: Option<Permit>,
 }
 
+/// A call that is a probe, on its way.
+#[derive(Debug)]
+pub struct Probe {
+    breaker: Arc<LiveBreaker>,
+    permit: Permit,
+}
+
+impl Probe {
+    /// It waits for its turn, or for its client.
+    pub fn waits(&self, now: Duration, jitter: f64) {
+        self.breaker.come(self.permit, Stage::Waiting, now, jitter);
+    }
+
+    /// It is the upstream's from here on.
+    pub fn works(&self, now: Duration, jitter: f64) {
+        self.breaker.come(self.permit, Stage::Working, now, jitter);
+    }
+
+    /// The head of a response of this status has come, `elapsed` after the request was sent.
+    pub fn answered(&self, status: u16, elapsed: Duration, now: Duration, jitter: f64) {
+        if let Some(outcome) = outcome(&self.breaker.settings.failure_on, End::Status(status)) {
+            let stage = Stage::Answered(outcome, elapsed);
+            self.breaker.come(self.permit, stage, now, jitter);
+        }
+    }
+}
+
 impl Entry {
+    /// The call, where it is a probe.
+    pub fn probe(&self) -> Option<Probe> {
+        let permit = self.permit.filter(Permit::is_probe)?;
+        let breaker = self.breaker.clone();
+        Some(Probe { breaker, permit })
+    }
+
     /// Tells how the call that took `elapsed` ended.
     pub fn end(mut self, end: End, elapsed: Duration, now: Duration, jitter: f64) {
         let Some(outcome) = outcome(&self.breaker.settings.failure_on, end) else {

@@ -131,6 +131,7 @@ impl LiveBreaker {
             Arg::Int(report.last_slot),
             Arg::Text(&sharing.channel),
             Arg::Text(&keys.tag),
+            Arg::Float(settings.jitter),
         ];
         let answer = redis.run_within(BUDGET, &SYNC, &all, &args).await?;
         read(&answer).ok_or(CallError::Nonsense)

@@ -12,6 +12,8 @@ use crate::store::redis::{Arg, CallError, Connections, Script, Value};
 const KEPT: Duration = Duration::from_secs(30 * 86_400);
 /// What is said on the channel of limits when overrides have changed.
 pub const CHANGED: &[u8] = b"changed";
+/// The name of their number, beside them: to versions of weir that know none it is the override of a limit that nobody has.
+const NUMBER: &str = r#"["","number"]"#;
 /// No request waits for it.
 const BUDGET: Duration = Duration::from_secs(1);
 
@@ -20,6 +22,15 @@ const BUDGET: Duration = Duration::from_secs(1);
 pub struct Overrides {
     put: Script,
     all: Script,
+    back: Script,
+}
+
+/// All that are set.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// Goes up with each change; 0 where there never was one.
+    pub number: u64,
+    pub words: Vec<Words>,
 }
 
 /// A key that an operator has reset, as processes tell each other.
@@ -44,6 +55,7 @@ impl Default for Overrides {
         Overrides {
             put: Script::new(include_str!("../../../lua/override_put.lua")),
             all: Script::new(include_str!("../../../lua/override_all.lua")),
+            back: Script::new(include_str!("../../../lua/override_back.lua")),
         }
     }
 }
@@ -57,12 +69,13 @@ impl Overrides {
         (limit, key): (&str, &str),
         says: Option<&str>,
     ) -> Result<bool, CallError> {
-        let place = serde_json::json!([limit, key]).to_string();
+        let place = place(limit, key);
         let args = [
             Arg::Text(&place),
             Arg::Text(says.unwrap_or_default()),
             kept(),
             Arg::Text(&fleet.keys.limits_channel()),
+            Arg::Text(NUMBER),
         ];
         let hash = fleet.keys.overrides();
         let before = redis.run_within(BUDGET, &self.put, &[&hash], &args).await?;
@@ -70,23 +83,61 @@ impl Overrides {
     }
 
     /// All that are set.
-    pub async fn all(&self, redis: &Connections, fleet: &Fleet) -> Result<Vec<Words>, CallError> {
+    pub async fn all(&self, redis: &Connections, fleet: &Fleet) -> Result<Kept, CallError> {
         let hash = fleet.keys.overrides();
-        let (keys, args) = ([hash.as_str()], [kept()]);
-        let all = redis.run_within(BUDGET, &self.all, &keys, &args).await?;
-        let Value::Array(all) = all else {
-            return Err(CallError::Nonsense);
-        };
-        let words = all.chunks(2).map(|pair| {
-            let [Value::BulkString(place), Value::BulkString(says)] = pair else {
-                return None;
-            };
-            let (limit, key) = serde_json::from_slice(place).ok()?;
-            let says = String::from_utf8(says.clone()).ok()?;
-            Some(Words { limit, key, says })
-        });
-        words.collect::<Option<_>>().ok_or(CallError::Nonsense)
+        let args = [kept(), Arg::Text(NUMBER)];
+        let all = redis.run_within(BUDGET, &self.all, &[&hash], &args).await?;
+        read(&all).ok_or(CallError::Nonsense)
     }
+
+    /// Tells a Redis that has an older number those that are `known`; what it has then.
+    pub async fn put_back(
+        &self,
+        redis: &Connections,
+        fleet: &Fleet,
+        known: &Kept,
+    ) -> Result<Kept, CallError> {
+        let (hash, channel) = (fleet.keys.overrides(), fleet.keys.limits_channel());
+        let words = known.words.iter();
+        let places: Vec<_> = words.map(|it| place(&it.limit, &it.key)).collect();
+        let mut args = vec![
+            kept(),
+            Arg::Text(NUMBER),
+            Arg::Int(known.number),
+            Arg::Text(&channel),
+        ];
+        for (place, words) in places.iter().zip(&known.words) {
+            args.extend([Arg::Text(place), Arg::Text(&words.says)]);
+        }
+        let all = redis
+            .run_within(BUDGET, &self.back, &[&hash], &args)
+            .await?;
+        read(&all).ok_or(CallError::Nonsense)
+    }
+}
+
+fn place(limit: &str, key: &str) -> String {
+    serde_json::json!([limit, key]).to_string()
+}
+
+fn read(all: &Value) -> Option<Kept> {
+    let Value::Array(all) = all else {
+        return None;
+    };
+    let mut kept = Kept::default();
+    for pair in all.chunks(2) {
+        let [Value::BulkString(place), Value::BulkString(says)] = pair else {
+            return None;
+        };
+        let says = String::from_utf8(says.clone()).ok()?;
+        if place == NUMBER.as_bytes() {
+            kept.number = says.parse().ok()?;
+            continue;
+        }
+        let (limit, key) = serde_json::from_slice(place).ok()?;
+        kept.words.push(Words { limit, key, says });
+    }
+    Some(kept)
 }
 
 fn kept() -> Arg<'static> {

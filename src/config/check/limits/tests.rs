@@ -38,6 +38,33 @@ fn the_short_form_limits_every_route() {
 }
 
 #[test]
+fn an_override_has_a_part_of_the_burst_as_large_as_its_rate() {
+    let check = |limit: &str, over: &str, burst: u64| {
+        let config = read(&format!(
+            "rate_limits: {{a: {{{limit}, by: path, overrides: {{'/b': {over}}}}}}}\n"
+        ));
+        let limit = &config.unwrap().limits[0];
+        let of_file = limit.overrides["/b"].clone();
+        assert_eq!(override_rules(limit, over), Ok(of_file.clone()));
+        let rules = of_file.unwrap();
+        let [Rule::TokenBucket { burst: found, .. }] = rules[..] else {
+            panic!("{rules:?}");
+        };
+        assert_eq!(found, burst, "{limit:?} {over}");
+    };
+    check("limit: 10/s, burst: 100", "20/s", 100);
+    check("limit: 10/s, burst: 100", "500/s", 500);
+    check("limit: 10/s, burst: 100", "5/s", 50);
+    check("limit: 10/s, burst: 100", "300/m", 300);
+    check("limit: 10/s, burst: 100", "1/h", 1);
+    check("limit: 10/s, burst: 100", "0/s", 0);
+    check("limit: 10/s, burst: 5", "20/s", 20);
+    check("limit: 10/s", "2/200ms", 2);
+    check("limit: [10/s, 1000/h]", "20/s", 20);
+    check("limit: unlimited", "20/s", 20);
+}
+
+#[test]
 fn every_algorithm_is_read() {
     let bucket = |count, per, burst| Some(vec![Rule::TokenBucket { count, per, burst }]);
     assert_eq!(
@@ -246,6 +273,10 @@ fn a_wrong_limit_says_the_mend() {
         "line 3, column 48: rate_limits.a.burst: a bucket of nothing admits nothing: use 1 or more",
     );
     assert!(read("rate_limits: {a: {limit: 0/s, by: path, burst: 0}}\n").is_ok());
+    says(
+        "rate_limits: {a: {limit: [10/s, 1000/h], by: path, burst: 20}}\n",
+        "line 3, column 59: rate_limits.a.burst: one burst for several windows would be the most that each admits at once: put them into two limits, or leave it out",
+    );
     says(
         "rate_limit_defaults: {on_redis_loss: freeze}\n",
         "unknown variant `freeze`",

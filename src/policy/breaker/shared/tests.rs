@@ -503,6 +503,32 @@ fn a_probe_without_an_end_has_failed() {
     );
 }
 
+#[test]
+fn a_probe_with_a_good_head_passes_by_time_and_one_that_waits_gives_its_slot_back() {
+    for (stage, good) in [(Stage::Waiting, 0), (Stage::Answered(Success, SECOND), 1)] {
+        let mut sim = opened();
+        sim.now += SECOND;
+        // The first asks for a slot, the second has it.
+        sim.sync(0);
+        sim.enter(0);
+        sim.sync(0);
+        assert!(sim.enter(0));
+        let (_, permit, _) = sim.calls[0];
+        sim.now += SECOND;
+        sim.members[0].come(permit, stage, sim.now, 0.0);
+        sim.now += SECOND;
+        sim.sync(0);
+        assert_eq!((sim.script.good, sim.script.bad), (0, 0), "{stage:?}");
+        sim.now += SECOND;
+        sim.sync(0);
+        assert_eq!((sim.script.good, sim.script.bad), (good, 0), "{stage:?}");
+        sim.end(0, Failure);
+        sim.sync(0);
+        assert_eq!((sim.script.good, sim.script.bad), (good, 0), "{stage:?}");
+        assert_eq!(sim.script.state, State::HalfOpen);
+    }
+}
+
 /// One that went by the shared state, and got no answers for `LOST_AFTER`.
 fn lost(sim: &mut Sim) -> Option<Change> {
     sim.send(0);
