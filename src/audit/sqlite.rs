@@ -118,7 +118,11 @@ impl Work {
                     self.keep_up();
                     return true;
                 }
-                Err(error) => self.failed(&error, pause),
+                Err(error) => {
+                    self.failed(&error, pause);
+                    // What retention removes may be what a full disk lacks.
+                    self.keep_up();
+                }
             }
             match self.shared().deadline.get() {
                 Some(deadline) if clock::now() >= *deadline => return false,
