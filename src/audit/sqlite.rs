@@ -31,6 +31,8 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::fro
 const REFUSE_AT: Duration = Duration::from_millis(100);
 /// Between tries of a day's upkeep that fails, doubled each time; and how many there are before the next day's.
 const UPKEEP: (Duration, u32) = (Duration::from_secs(1), 10);
+/// How long a clock that leapt has to be set right before days are removed by it.
+const DOUBT: Duration = Duration::from_secs(600);
 
 /// Begins to write to `writer`, on a thread of its own; up to `capacity` events wait in memory. Days that ended longer ago
 /// than `retention` are removed, when the writing begins and with each new day. Where delivery is guaranteed, requests wait until
@@ -80,8 +82,8 @@ struct Work {
     trouble: Option<String>,
     told_dropped: u64,
     retention: Duration,
-    /// The thread that does the upkeep, and the day that it does it for.
-    upkeep: Option<(Day, JoinHandle<()>)>,
+    /// The thread that does the upkeep, and what it does it for: the day of the newest file, and that of the clock.
+    upkeep: Option<((Day, Day), JoinHandle<()>)>,
 }
 
 impl Work {
@@ -116,7 +118,11 @@ impl Work {
                     self.keep_up();
                     return true;
                 }
-                Err(error) => self.failed(&error, pause),
+                Err(error) => {
+                    self.failed(&error, pause);
+                    // What retention removes may be what a full disk lacks.
+                    self.keep_up();
+                }
             }
             match self.shared().deadline.get() {
                 Some(deadline) if clock::now() >= *deadline => return false,
@@ -168,7 +174,8 @@ impl Work {
     /// Begins the upkeep of the files if the day is new. On another thread, since the index of a day of many events takes
     /// seconds, and those of the new day must be written meanwhile. It need not end: the next one goes on from there.
     fn keep_up(&mut self) {
-        let day = self.writer.day();
+        // A file of a day to come must not keep others from being closed and removed until then.
+        let day = (self.writer.day(), Day::of(clock::wall()));
         let busy = self
             .upkeep
             .as_ref()
@@ -199,9 +206,29 @@ impl Work {
 /// Tries until it is done, or too often.
 fn keep_up(files: &Files, retention: Duration, shared: &Shared) {
     let (mut pause, tries) = UPKEEP;
+    let mut believed = false;
+    if let Ok(Some((day, file))) = files.ahead(clock::wall()) {
+        error!(
+            %day,
+            file = %file.display(),
+            "the audit's newest file is of a day to come, and has all events until then: a clock was wrong. Set it right; then stop \
+             every weir that writes here, move all files of the audit to another folder, and start again"
+        );
+    }
     for left in (0..tries).rev() {
         // Neither waits for the other to succeed. What is removed leaves room for the indexes.
-        let removed = remove_old(files, retention, shared);
+        let removed = match believed {
+            true => Ok(true),
+            false => believe(files, retention, shared),
+        };
+        let removed = match removed {
+            Ok(false) => return,
+            Ok(true) => {
+                believed = true;
+                remove_old(files, retention, shared)
+            }
+            Err(error) => Err(error),
+        };
         let closed = close_days(files);
         match removed.and(closed) {
             Ok(()) => return,
@@ -217,6 +244,30 @@ fn keep_up(files: &Files, retention: Duration, shared: &Shared) {
     }
 }
 
+/// Gives a clock that leapt some time to be set right, as NTP does after a start. Who was merely off for long waits in vain. False
+/// if the process ends meanwhile.
+fn believe(files: &Files, retention: Duration, shared: &Shared) -> Result<bool, StoreError> {
+    let today = clock::wall();
+    let Some(newest) = files.leap(retention, today)? else {
+        return Ok(true);
+    };
+    error!(
+        today = %Day::of(today),
+        %newest,
+        wait = ?DOUBT,
+        "days of the audit are to be removed, and by the clock there was none for long: if it is wrong, set it right or stop weir \
+         before the wait is over"
+    );
+    let start = clock::now();
+    while start.elapsed() < DOUBT {
+        if shared.ended.load(Ordering::Acquire) {
+            return Ok(false);
+        }
+        thread::sleep(IDLE);
+    }
+    Ok(true)
+}
+
 fn remove_old(files: &Files, retention: Duration, shared: &Shared) -> Result<(), StoreError> {
     files.remove_old(retention, clock::wall(), |day| {
         shared.removed_files.fetch_add(1, Ordering::Relaxed);
@@ -227,4 +278,25 @@ fn remove_old(files: &Files, retention: Duration, shared: &Shared) -> Result<(),
 fn close_days(files: &Files) -> Result<(), StoreError> {
     let start = clock::now();
     files.close_days(|day| info!(%day, took = ?start.elapsed(), "day of the audit closed"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_leapt_removes_nothing_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.db");
+        let day = Duration::from_secs(86_400);
+        let now = clock::wall();
+        for ago in [800, 799, 0] {
+            Writer::open(&path, "a", None, now - day * ago).unwrap();
+        }
+        let (_recorder, queue) = Queue::new(10, Delivery::BestEffort);
+        // What waits for the clock sees it first.
+        queue.shared.ended.store(true, Ordering::Release);
+        keep_up(&Files::new(&path, None), day * 400, &queue.shared);
+        assert_eq!(queue.shared.removed_files.load(Ordering::Relaxed), 0);
+    }
 }

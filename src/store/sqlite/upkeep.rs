@@ -21,6 +21,9 @@ const CACHE: i64 = 16 * 1024;
 
 const INDEXES: i64 = 4;
 
+/// A clock that is more days beyond the newest file before is doubted.
+const LEAP: u32 = 3;
+
 // For what picks few of a day's events. The number of the row, which is the order of arrival, is the last part of every
 // index of SQLite: what one user did comes out in order without sorting. Routes, methods, statuses and the beginnings of
 // paths pick so many that reading in the order of arrival soon finds them.
@@ -102,6 +105,23 @@ impl Files {
         failed.map_or(Ok(()), Err)
     }
 
+    /// The newest day with a file before that of `now`, where so many days lie between that the clock may be wrong, and
+    /// [`Files::remove_old`] would remove something. Whoever has just begun has made the file of `now` itself.
+    pub fn leap(&self, retention: Duration, now: Duration) -> Result<Option<Day>, StoreError> {
+        let today = Day::of(now);
+        let kept_from = Day::of(now.saturating_sub(retention));
+        let made = self.made()?;
+        let due = made.first().is_some_and(|(day, _)| *day < kept_from);
+        let before = made.iter().map(|(day, _)| *day).rfind(|day| *day < today);
+        Ok(before.filter(|day| due && today.0 - day.0 > LEAP))
+    }
+
+    /// The newest file, if it is of a day that has not come yet by `now`, by more than a day.
+    pub fn ahead(&self, now: Duration) -> Result<Option<(Day, PathBuf)>, StoreError> {
+        let newest = self.made()?.pop();
+        Ok(newest.filter(|(day, _)| day.0 > Day::of(now).0.saturating_add(1)))
+    }
+
     fn remove(&self, file: &Path, newest: &Path) -> Result<(), StoreError> {
         let old = Ledger::read(&open_to_read(file)?)?;
         let mut connection = open_to_write(newest)?;
@@ -170,7 +190,8 @@ fn open_to_write(path: &Path) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY)?;
-    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    // What is noted here must outlive a power cut: the file that it is about is unlinked next, and `verify` would miss it.
+    connection.pragma_update(None, "synchronous", "FULL")?;
     check_version(&connection)?;
     Ok(connection)
 }
@@ -295,5 +316,40 @@ mod tests {
         let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
         let of_day = names.filter(|name| name.starts_with("a-2024-10-04"));
         assert_eq!(of_day.collect::<Vec<_>>(), ["a-2024-10-04.db"]);
+    }
+
+    #[test]
+    fn what_is_noted_of_a_removed_day_is_synced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.db");
+        let _writer = Writer::open(&path, "a", None, NOW).unwrap();
+        let connection = open_to_write(&days::file(&path, Day::of(NOW))).unwrap();
+        let level: i64 = connection
+            .query_row("PRAGMA synchronous", [], |row| row.get(0))
+            .unwrap();
+        assert_eq!(level, 2, "FULL");
+    }
+
+    #[test]
+    fn a_leap_of_the_clock_is_told_where_it_would_remove_days() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.db");
+        let days = |count: u32| Duration::from_secs(86_400) * count;
+        let files = Files::new(&path, None);
+        let leap = |retention, now| files.leap(days(retention), now).unwrap();
+        for day in 0..4 {
+            Writer::open(&path, "a", None, NOW + days(day)).unwrap();
+        }
+        assert_eq!(leap(1, NOW + days(3)), None, "days in a row");
+        assert_eq!(leap(1, NOW + days(6)), None, "a long weekend");
+        assert_eq!(leap(400, NOW + days(30)), None, "nothing is due");
+        let later = NOW + days(800);
+        assert_eq!(leap(400, later), Some(Day(20_003)));
+        assert_eq!(files.ahead(NOW + days(2)).unwrap(), None);
+        Writer::open(&path, "a", None, later).unwrap();
+        assert_eq!(leap(400, later), Some(Day(20_003)), "its own file");
+        assert_eq!(leap(400, NOW + days(3)), None);
+        let ahead = files.ahead(NOW + days(3)).unwrap();
+        assert_eq!(ahead, Some((Day(20_800), days::file(&path, Day(20_800)))));
     }
 }
