@@ -11,6 +11,8 @@ use std::io::{BufRead, BufReader};
 use std::ops::RangeInclusive;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use harness::sqlite::{Audit, DAY, KEY, NOW, RETENTION, batch, event, events, lock, seqs};
@@ -21,7 +23,7 @@ use weir::config::audit::Delivery;
 use weir::event::AuditEvent;
 use weir::store::audit::chain::Keys;
 use weir::store::audit::{FaultKind, Filter, Order, StoreError};
-use weir::store::sqlite::{Reader, Writer};
+use weir::store::sqlite::{Files, Reader, Writer};
 
 #[test]
 fn what_is_written_is_found_by_each_filter() {
@@ -444,6 +446,38 @@ fn stopping_gives_up_at_its_deadline_and_counts_what_is_lost() {
         (counts.written, counts.queued, counts.dropped),
         (0, 0, 1_000)
     );
+}
+
+#[test]
+fn events_wait_for_a_disk_that_is_full_at_the_start() {
+    let audit = Audit::empty();
+    let files = Files::new(&audit.path, Some(KEY));
+    let (path, has_room) = (audit.path.clone(), Arc::new(AtomicBool::new(false)));
+    let open = {
+        let has_room = has_room.clone();
+        move || match has_room.load(Ordering::Relaxed) {
+            true => Writer::open(&path, "a", Some(KEY), clock::wall()),
+            false => Err(StoreError::Full),
+        }
+    };
+    let (recorder, writers) =
+        weir::audit::sqlite::start_once_there_is_room(files, open, 2_000, RETENTION).unwrap();
+    recorder.record(batch(1..=2_005), None);
+    eventually(|| recorder.counts().errors > 1);
+    has_room.store(true, Ordering::Relaxed);
+    eventually(|| recorder.counts().written == 2_000);
+    let counts = writers.stop(Duration::from_secs(5));
+    assert_eq!((counts.written, counts.dropped), (2_000, 5));
+    assert_eq!(audit.faults(), []);
+
+    // One that never finds room ends in time, and counts what is lost.
+    let files = Files::new(&audit.path, Some(KEY));
+    let full = || Err(StoreError::Full);
+    let (recorder, writers) =
+        weir::audit::sqlite::start_once_there_is_room(files, full, 2_000, RETENTION).unwrap();
+    recorder.record(batch(1..=10), None);
+    let counts = writers.stop(Duration::ZERO);
+    assert_eq!((counts.written, counts.dropped), (0, 10));
 }
 
 fn weir(audit: &Audit, arguments: &[&str]) -> (Option<i32>, String) {

@@ -43,6 +43,27 @@ pub fn start(
     delivery: Delivery,
     retention: Duration,
 ) -> io::Result<(Recorder, Writers)> {
+    begin(|_| Some(writer), capacity, delivery, retention)
+}
+
+/// As [`start`], where the disk is full: events wait in memory, and what does not fit there is dropped, until `open` finds room. Days that
+/// are to be removed may be what makes it. Delivery is best effort.
+pub fn start_once_there_is_room(
+    files: Files,
+    open: impl Fn() -> Result<Writer, StoreError> + Send + 'static,
+    capacity: usize,
+    retention: Duration,
+) -> io::Result<(Recorder, Writers)> {
+    let wait = move |shared: &Arc<Shared>| wait_for_room(&files, open, retention, shared);
+    begin(wait, capacity, Delivery::BestEffort, retention)
+}
+
+fn begin(
+    writer: impl FnOnce(&Arc<Shared>) -> Option<Writer> + Send + 'static,
+    capacity: usize,
+    delivery: Delivery,
+    retention: Duration,
+) -> io::Result<(Recorder, Writers)> {
     let (recorder, queue) = Queue::new(capacity, delivery);
     let shared = queue.shared.clone();
     let linger = match delivery {
@@ -50,19 +71,23 @@ pub fn start(
         // Others come while the ones before are written.
         Delivery::Guaranteed => Duration::ZERO,
     };
-    let work = Work {
-        writer,
-        queue,
-        linger,
-        delivery,
-        trouble: None,
-        told_dropped: 0,
-        retention,
-        upkeep: None,
+    let work = move || match writer(&queue.shared) {
+        Some(writer) => Work {
+            writer,
+            queue,
+            linger,
+            delivery,
+            trouble: None,
+            told_dropped: 0,
+            retention,
+            upkeep: None,
+        }
+        .run(),
+        None => end(queue, 0),
     };
     let thread = thread::Builder::new()
         .name("audit".to_owned())
-        .spawn(move || work.run())?;
+        .spawn(work)?;
     let writers = Writers {
         threads: vec![thread],
         at_the_end: None,
@@ -96,7 +121,7 @@ impl Work {
             let written = taken.batches.is_empty() || self.write(&mut taken.batches);
             if !written || !more {
                 taken.clear();
-                self.end();
+                end(self.queue, self.told_dropped);
                 return;
             }
             taken.duties.drain(..).flatten().for_each(Duty::safe);
@@ -124,13 +149,8 @@ impl Work {
                     self.keep_up();
                 }
             }
-            match self.shared().deadline.get() {
-                Some(deadline) if clock::now() >= *deadline => return false,
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(clock::now());
-                    thread::park_timeout(pause.min(left));
-                }
-                None => thread::park_timeout(pause),
+            if !rest(self.shared(), pause) {
+                return false;
             }
             pause = (pause * 2).min(longest);
         }
@@ -193,14 +213,56 @@ impl Work {
             Err(error) => error!(%error, "no thread to close days of the audit: tried again"),
         }
     }
+}
 
-    fn end(mut self) {
-        self.queue.close();
-        let lost = self.shared().counts().dropped - self.told_dropped;
-        if lost > 0 {
-            error!(lost, "audit events were lost at the end");
-        }
+fn end(mut queue: Queue, told_dropped: u64) {
+    queue.close();
+    let lost = queue.shared.counts().dropped - told_dropped;
+    if lost > 0 {
+        error!(lost, "audit events were lost at the end");
     }
+}
+
+/// Pauses between two tries; false if the time to end is over.
+fn rest(shared: &Shared, pause: Duration) -> bool {
+    match shared.deadline.get() {
+        Some(deadline) if clock::now() >= *deadline => return false,
+        Some(deadline) => {
+            let left = deadline.saturating_duration_since(clock::now());
+            thread::park_timeout(pause.min(left));
+        }
+        None => thread::park_timeout(pause),
+    }
+    true
+}
+
+/// Tries until the writer is there; `None` if the process ends before.
+fn wait_for_room(
+    files: &Files,
+    open: impl Fn() -> Result<Writer, StoreError>,
+    retention: Duration,
+    shared: &Arc<Shared>,
+) -> Option<Writer> {
+    // It has its own tries, and need not end.
+    let (old, told) = (files.clone(), shared.clone());
+    let upkeep = thread::Builder::new()
+        .name("audit-upkeep".to_owned())
+        .spawn(move || keep_up(&old, retention, &told));
+    if let Err(error) = upkeep {
+        error!(%error, "no thread to remove days of the audit");
+    }
+    let (_, pause) = BACK_OFF;
+    while rest(shared, pause) {
+        shared.moves();
+        match open() {
+            Ok(writer) => {
+                info!("audit events are written: there is room again");
+                return Some(writer);
+            }
+            Err(_) => shared.errors.fetch_add(1, Ordering::Relaxed),
+        };
+    }
+    None
 }
 
 /// Tries until it is done, or too often.

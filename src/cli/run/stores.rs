@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use tracing::warn;
+use tracing::{error, warn};
 
 use crate::admin::health::check::{Check, Status};
 use crate::admin::health::{machine, stores};
@@ -14,12 +14,13 @@ use crate::config::Config;
 use crate::config::audit::{Audit, Delivery};
 use crate::config::redis::Redis;
 use crate::net::tls::StoreTls;
+use crate::store::audit::StoreError;
 use crate::store::audit::batch::Boot;
 use crate::store::audit::chain::Hasher;
 use crate::store::fleet::{Fleet, FleetConnections};
 use crate::store::postgres::Postgres;
 use crate::store::spool::Spool;
-use crate::store::sqlite::Writer;
+use crate::store::sqlite::{Files, Writer};
 use crate::telemetry::metrics::Metrics;
 
 /// Events that wait in memory to be written, at most, where they are not so large that their bytes are bounded first. Some 600 bytes each as a rule.
@@ -127,20 +128,29 @@ fn begin_audit(
 }
 
 fn write_audit(config: &Audit) -> anyhow::Result<(Recorder, audit::Writers)> {
-    let path = &config.sqlite;
-    let key = config.key.as_ref().map(|key| key.0.as_bytes());
-    let cannot = || format!("cannot write the audit to {}", path.display());
-    let mut writer = Writer::open(path, &instance(), key, clock::wall()).with_context(cannot)?;
-    if config.delivery == Delivery::Guaranteed {
-        writer = writer.sync_each().with_context(cannot)?;
-    }
+    let path = config.sqlite.clone();
+    let key = config.key.as_ref().map(|key| key.0.as_bytes().to_vec());
     let (delivery, retention) = (config.delivery, config.retention);
-    Ok(audit::sqlite::start(
-        writer,
-        AUDIT_QUEUE,
-        delivery,
-        retention,
-    )?)
+    let files = Files::new(&path, key.as_deref());
+    let open = move || {
+        let writer = Writer::open(&path, &instance(), key.as_deref(), clock::wall())?;
+        match delivery {
+            Delivery::BestEffort => Ok(writer),
+            Delivery::Guaranteed => writer.sync_each(),
+        }
+    };
+    let (recorder, writers) = match (open(), delivery) {
+        (Err(error @ StoreError::Full), Delivery::BestEffort) => {
+            error!(%error, "audit events wait in memory until there is room");
+            audit::sqlite::start_once_there_is_room(files, open, AUDIT_QUEUE, retention)?
+        }
+        (opened, _) => {
+            let cannot = || format!("cannot write the audit to {}", config.sqlite.display());
+            let writer = opened.with_context(cannot)?;
+            audit::sqlite::start(writer, AUDIT_QUEUE, delivery, retention)?
+        }
+    };
+    Ok((recorder, writers))
 }
 
 fn ship_audit(config: &Audit, fleet: &Arc<Fleet>) -> anyhow::Result<(Recorder, audit::Writers)> {

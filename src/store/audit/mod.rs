@@ -53,9 +53,18 @@ pub enum StoreError {
     )]
     OutOfTime,
     #[error("audit database: {0}")]
-    Folder(#[from] io::Error),
+    Folder(io::Error),
     #[error("audit database: {0}")]
     Other(Box<dyn Error + Send + Sync>),
+}
+
+impl From<io::Error> for StoreError {
+    fn from(error: io::Error) -> StoreError {
+        match error.kind() {
+            io::ErrorKind::StorageFull => StoreError::Full,
+            _ => StoreError::Folder(error),
+        }
+    }
 }
 
 /// A place in the order in which events arrived in a store. Only comparable within one store. `Display` and `FromStr` are its
