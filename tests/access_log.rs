@@ -9,8 +9,9 @@ mod harness;
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::ChildStdout;
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
+use std::time::Duration;
 
 use harness::process::{Running, file};
 use harness::{DEADLINE, Upstream, eventually};
@@ -219,12 +220,17 @@ fn a_reload_begins_changes_and_ends_it() {
     });
     std::fs::write(file.path(), config("")).unwrap();
     weir.signal("HUP");
+    eventually(|| counted(&weir, "weir_config_reloads_total{result=\"loaded\"}") >= 2);
+    // A lane takes the new configuration a little later.
     eventually(|| {
-        let before = counted(&weir, "weir_access_log_lines_total{result=\"written\"}");
         client.get("/quiet");
-        client.get("/quiet");
-        thread::yield_now();
-        counted(&weir, "weir_config_reloads_total{result=\"loaded\"}") >= 2
-            && counted(&weir, "weir_access_log_lines_total{result=\"written\"}") == before
+        lines.recv_timeout(Duration::from_secs(1)) == Err(RecvTimeoutError::Timeout)
     });
+    for _ in 0..10 {
+        assert_eq!(client.get("/over").status, 200);
+    }
+    weir.signal("TERM");
+    assert!(weir.child.wait().unwrap().success());
+    let mut rest = lines.iter();
+    assert_eq!(rest.find(|line| line.contains("/over")), None);
 }

@@ -75,7 +75,7 @@ fn reads_are_bounded_and_change_nothing() {
     let database = Database::new();
     on_a_runtime(async {
         let mut config = config(&database.url(), &[]);
-        config.timeout = Duration::from_millis(300);
+        config.timeout = Duration::from_secs(2);
         let postgres = Postgres::new(&config).unwrap();
         let read = postgres.read().await.unwrap();
         let slow = read.batch_execute("SELECT pg_sleep(60)").await.unwrap_err();
@@ -84,7 +84,7 @@ fn reads_are_bounded_and_change_nothing() {
         assert_eq!(change.code().unwrap().code(), "25006");
         let write = postgres.write().await.unwrap();
         write
-            .batch_execute("CREATE TABLE a (); SELECT pg_sleep(0.5)")
+            .batch_execute("CREATE TABLE a (); SELECT pg_sleep(3)")
             .await
             .unwrap();
     });
@@ -95,7 +95,7 @@ fn who_finds_no_connection_free_is_told_so_in_time() {
     let database = Database::new();
     on_a_runtime(async {
         let mut config = config(&database.url(), &[]);
-        (config.write_pool, config.timeout) = (1, Duration::from_millis(300));
+        (config.write_pool, config.timeout) = (1, Duration::from_secs(2));
         let postgres = Postgres::new(&config).unwrap();
         let held = postgres.write().await.unwrap();
         let error = postgres.write().await.map(drop).unwrap_err();
@@ -593,11 +593,12 @@ fn the_task_of_the_days_is_not_stuck_however_long_postgres_is_away() {
     let server = Server::start();
     on_a_runtime(async {
         let mut config = config(&server.url(), &[]);
-        config.timeout = Duration::from_millis(100);
-        let postgres = Postgres::new(&config).unwrap();
-        migrate::migrate(postgres.write().await.unwrap())
+        let patient = Postgres::new(&config).unwrap();
+        migrate::migrate(patient.write().await.unwrap())
             .await
             .unwrap();
+        config.timeout = Duration::from_millis(100);
+        let postgres = Postgres::new(&config).unwrap();
         let days = keeping::Settings {
             retention: Duration::from_secs(86_400),
             key: None,

@@ -457,7 +457,7 @@ fn a_paused_server_is_waited_for_by_few() {
 #[test]
 fn a_full_server_refuses_at_once_until_it_has_room() {
     let server = Server::single();
-    let load = Load::start(&server.yaml("t"), some_keys());
+    let load = Load::start(&patient(&server.yaml("t")), some_keys());
     let full = now();
     server.cli(&["CONFIG", "SET", "maxmemory", "1"]);
     load.until(|calls| calls.len() > 300);
@@ -489,8 +489,9 @@ fn a_single_server_that_was_restarted_is_found_again() {
 
 /// Whether a call is answered in the end.
 fn works(yaml: &str) -> bool {
-    on_a_lane(yaml, async |redis| {
-        redis.ready(Duration::from_secs(3)).await && add(&redis, &key_prefix()).await.is_ok()
+    let patient = yaml.replacen('{', "{timeout: 2s, ", 1);
+    on_a_lane(&patient, async |redis| {
+        redis.ready(Duration::from_secs(30)).await && add(&redis, &key_prefix()).await.is_ok()
     })
 }
 
@@ -584,7 +585,7 @@ fn tls_believes_the_authority_it_is_told() {
 #[test]
 fn a_master_under_sentinels_is_followed() {
     let sentinels = Sentinels::start();
-    let load = Load::start(&sentinels.yaml("t"), some_keys());
+    let load = Load::start(&patient(&sentinels.yaml("t")), some_keys());
     let killed = now();
     sentinels.servers[0].kill();
     load.until(|calls| calls.iter().any(|call| call.answer.is_ok()));

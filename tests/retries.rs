@@ -532,7 +532,7 @@ fn all_tries_together_take_no_longer_than_the_timeout() {
         run(async {
             let mut origin = Origin::start(serves).await;
             let settings = format!(
-                "protocol: {}, timeout: 500ms, retries: {{attempts: 10, retry_on: [timeout], per_try_timeout: 120ms, backoff: {{base: 1ms, max: 1ms}}}}",
+                "protocol: {}, timeout: 2500ms, retries: {{attempts: 10, retry_on: [timeout], per_try_timeout: 600ms, backoff: {{base: 1ms, max: 1ms}}}}",
                 serves.name()
             );
             let lane = lane(&[origin.address], &settings);
@@ -540,7 +540,7 @@ fn all_tries_together_take_no_longer_than_the_timeout() {
             let began = Instant::now();
             assert_eq!(client.get("/").await.whole().await.0, 504);
             let took = began.elapsed();
-            assert!(took < Duration::from_millis(900), "{took:?}");
+            assert!(took < Duration::from_millis(4_500), "{took:?}");
             let mut tries = Vec::new();
             while tries.len() <= retries(&lane, "sent") {
                 tries.push(origin.asked().await);

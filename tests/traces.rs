@@ -7,12 +7,12 @@
 
 mod harness;
 
-use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use harness::collector::Collector;
 use harness::process::{Running, file};
 use harness::raw;
+use harness::redis::free_port;
 use harness::versions::{Asked, Client as Caller, Length, Origin, PAIRINGS, Version, run};
 use harness::{Client, Lane, Upstream, eventually, eventually_within};
 use serde_json::{Value, json};
@@ -497,11 +497,7 @@ fn the_last_spans_are_out_before_the_process_ends() {
 #[test]
 fn a_collector_that_is_away_costs_spans_which_are_counted_and_said_once() {
     let upstream = Upstream::answering("");
-    let port = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+    let port = free_port();
     let weir = weir(
         &upstream,
         &format!("otlp: 'http://127.0.0.1:{port}', sample: 100%"),

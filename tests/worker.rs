@@ -482,11 +482,11 @@ fn await_ends_once_weir_is_ready() {
         weir.args(["await", "--address", &worker.admin, "--timeout", within]);
         weir.stderr(Stdio::piped()).spawn().unwrap()
     };
-    let output = waiting("300ms").wait_with_output().unwrap();
+    let output = waiting("3s").wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(
-        said.contains("was not 200 within 300ms: it says 503: {"),
+        said.contains("was not 200 within 3s: it says 503: {"),
         "{said}"
     );
     let mut waiting = waiting("1m");

@@ -10,7 +10,7 @@ use weir::store::fleet::Fleet;
 use weir::store::redis::{Arg, CallError, Connections, Heard, NodeHealth, Redis, Script, Value};
 use weir::telemetry::metrics::Metrics;
 
-use super::{DEADLINE, eventually};
+use super::{DEADLINE, PATIENCE, eventually};
 
 /// Adds one; answers the sum.
 const SCRIPT: &str = "return redis.call('INCR', KEYS[1])";
@@ -91,7 +91,7 @@ impl Ear {
 pub async fn soon(mut yes: impl FnMut() -> bool) {
     let began = Instant::now();
     while !yes() {
-        assert!(began.elapsed() < DEADLINE, "it did not happen");
+        assert!(began.elapsed() < PATIENCE, "it did not happen");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }

@@ -9,7 +9,7 @@ use std::thread;
 
 use serde_json::Value;
 
-use super::{Client, DEADLINE};
+use super::{Client, PATIENCE};
 
 /// A child's standard error, line by line.
 pub struct Log(Receiver<String>);
@@ -30,7 +30,7 @@ impl Log {
     /// The next line with `part` in it.
     pub fn until(&self, part: &str) -> String {
         loop {
-            let line = self.0.recv_timeout(DEADLINE);
+            let line = self.0.recv_timeout(PATIENCE);
             let line = line.unwrap_or_else(|error| panic!("no {part:?} in the log: {error}"));
             if line.contains(part) {
                 return line;

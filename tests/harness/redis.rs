@@ -301,7 +301,8 @@ fn program() -> String {
     std::env::var("WEIR_TEST_REDIS").unwrap_or_else(|_| "redis-server".to_owned())
 }
 
-pub(super) fn free_port() -> u16 {
+/// One that the kernel gives to nobody, so that it is free still after a while.
+pub fn free_port() -> u16 {
     loop {
         let port = fastrand::u16(PORTS);
         if take(port) {
