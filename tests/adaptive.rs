@@ -15,13 +15,14 @@ use std::time::Duration;
 use harness::frames::{HEADERS, Raw, get};
 use harness::process::{Running, file};
 use harness::{Client, Lane, Upstream, eventually, eventually_within, ok};
-use weir::clock;
 
+/// How long a client that was refused waits.
+const PAUSE: Duration = Duration::from_millis(50);
 /// What the upstream serves at a time.
 const CAPACITY: usize = 8;
 const CLIENTS: usize = 64;
 
-/// An upstream that takes any number of requests, and serves [`CAPACITY`] at a time, each in 10 ms.
+/// An upstream that takes any number of requests, and serves [`CAPACITY`] at a time, each in 100 ms.
 fn upstream() -> Upstream {
     let served = Arc::new((Mutex::new(0), Condvar::new()));
     Upstream::replying(move |_| {
@@ -31,7 +32,7 @@ fn upstream() -> Upstream {
             .unwrap();
         *now += 1;
         drop(now);
-        thread::sleep(Duration::from_millis(10));
+        thread::sleep(Duration::from_millis(100));
         *count.lock().unwrap() -= 1;
         changed.notify_one();
         ok("served")
@@ -59,8 +60,11 @@ fn under_load(lane: &Lane, clients: usize, watch: impl FnOnce()) {
             scope.spawn(|| {
                 let mut client = lane.connect();
                 while !stop.load(Ordering::Relaxed) {
-                    if client.try_get("/").is_none() {
-                        client = lane.connect();
+                    match client.try_get("/") {
+                        // Refused by weir, not by the upstream.
+                        Some(reply) if reply.field("retry-after").is_some() => thread::sleep(PAUSE),
+                        Some(_) => {}
+                        None => client = lane.connect(),
                     }
                 }
             });
@@ -88,7 +92,7 @@ fn an_upstream_is_given_about_what_it_serves_at_a_time_and_the_rest_is_refused()
                     match client.get("/").status {
                         200 => served.fetch_add(1, Ordering::Relaxed),
                         503 => {
-                            thread::sleep(Duration::from_millis(5));
+                            thread::sleep(PAUSE);
                             refused.fetch_add(1, Ordering::Relaxed)
                         }
                         other => panic!("{other}"),
@@ -100,7 +104,7 @@ fn an_upstream_is_given_about_what_it_serves_at_a_time_and_the_rest_is_refused()
         let watched = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             // It begins at 20, and may go up before the time without a queue is known.
             let mut in_a_row = 0;
-            eventually_within(Duration::from_secs(60), || {
+            eventually_within(Duration::from_secs(120), || {
                 in_a_row = if settled() { in_a_row + 1 } else { 0 };
                 in_a_row > 100
             });
@@ -124,7 +128,7 @@ fn the_bound_shrinks_while_requests_wait() {
         move |_| {
             let now = under_way.fetch_add(1, Ordering::Relaxed) + 1;
             let turns = now.div_ceil(capacity.load(Ordering::Relaxed));
-            thread::sleep(Duration::from_millis(50) * u32::try_from(turns).unwrap());
+            thread::sleep(Duration::from_millis(300) * u32::try_from(turns).unwrap());
             under_way.fetch_sub(1, Ordering::Relaxed);
             ok("served")
         }
@@ -218,13 +222,12 @@ fn fails_at_once(with: &'static str) {
     under_load(&lane, FEW, || {
         let more = |count: &AtomicUsize, than: usize| {
             let then = count.load(Ordering::Relaxed);
-            let mut room = clock::now();
+            let mut low = 0;
             eventually_within(Duration::from_secs(60), || {
-                let (bound, now) = (bound(&lane), clock::now());
-                if bound >= FEW {
-                    room = now;
-                }
-                assert!(now - room < Duration::from_secs(1), "{bound}");
+                let bound = bound(&lane);
+                low = if bound < FEW { low + 1 } else { 0 };
+                // For a second, of which a machine that stalls sees nothing.
+                assert!(low < 100, "{bound}");
                 count.load(Ordering::Relaxed) > then + than
             });
         };
@@ -253,9 +256,9 @@ fn an_upstream_that_does_not_answer_in_time_is_given_less() {
         let hangs = hangs.clone();
         move |_| {
             let after = if hangs.load(Ordering::Relaxed) {
-                500
+                5000
             } else {
-                10
+                100
             };
             thread::sleep(Duration::from_millis(after));
             ok("served")
@@ -263,7 +266,7 @@ fn an_upstream_that_does_not_answer_in_time_is_given_less() {
     });
     let lane = Lane::start(&format!(
         "listen: 127.0.0.1:0\n\
-         upstreams: {{app: {{endpoints: ['{}'], timeout: 100ms, concurrency: {{adaptive: gradient, min: 2, max: 20}}}}}}\n",
+         upstreams: {{app: {{endpoints: ['{}'], timeout: 1s, concurrency: {{adaptive: gradient, min: 2, max: 20}}}}}}\n",
         upstream.url()
     ));
     under_load(&lane, CLIENTS, || {

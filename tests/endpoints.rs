@@ -168,7 +168,7 @@ fn an_endpoint_that_fails_requests_is_ejected_and_taken_back() {
     let servers = servers::<3>();
     let lane = lane(
         &servers,
-        "load_balancing: round_robin, outlier_detection: {consecutive_5xx: 3, interval: 20ms, base_ejection_time: 200ms}",
+        "load_balancing: round_robin, outlier_detection: {consecutive_5xx: 3, interval: 20ms, base_ejection_time: 3s}",
     );
     let mut client = lane.connect();
     servers[0].answers(500);
@@ -258,7 +258,7 @@ fn an_endpoint_that_comes_back_begins_slowly() {
 #[test]
 fn requests_over_the_cap_wait_and_then_are_refused() {
     let upstream = Upstream::held();
-    let settings = "connect_timeout: 300ms, concurrency: {max: 1, pending: 1}";
+    let settings = "connect_timeout: 3s, concurrency: {max: 1, pending: 1}";
     let lane = Lane::start(&of_endpoints(&format!("'{}'", upstream.url()), settings));
     let mut first = lane.connect();
     first.begin("GET", "/", &[], "");
@@ -289,7 +289,7 @@ fn requests_over_the_cap_wait_and_then_are_refused() {
     first.begin("GET", "/", &[], "");
     upstream.wait_for_request();
     second.begin("GET", "/", &[], "");
-    assert_eq!(second.status_within(5_000), Some(503));
+    assert_eq!(second.status_within(10_000), Some(503));
     upstream.answer("third");
     assert_eq!(first.finish().body, "third");
     let over = |cap| {
@@ -353,7 +353,7 @@ fn a_connection_that_was_closed_leaves_its_place_to_the_next() {
 #[test]
 fn connections_over_the_cap_are_refused() {
     let upstream = Upstream::held();
-    let settings = "connect_timeout: 200ms, concurrency: {max_connections: 1}";
+    let settings = "connect_timeout: 3s, concurrency: {max_connections: 1}";
     let lane = Lane::start(&of_endpoints(&format!("'{}'", upstream.url()), settings));
     let mut first = lane.connect();
     first.begin("GET", "/", &[], "");

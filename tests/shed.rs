@@ -12,7 +12,7 @@ use std::io::Write as _;
 use std::net::TcpStream;
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Barrier, Mutex};
+use std::sync::{Barrier, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,12 @@ use serde_json::Value;
 
 /// With so little memory everything is refused.
 const ALL: &str = "runtime: {lanes: 1, shed: {memory: 1MiB}}\n";
+
+/// Keeps the tests apart that measure how late a lane is.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn rejections(metrics: &str, reason: &str) -> u64 {
     let name = format!("weir_rejections_total{{reason=\"{reason}\"}} ");
@@ -189,6 +195,7 @@ impl Drop for Starved<'_> {
 
 #[test]
 fn a_lane_that_is_late_all_the_time_sheds_and_one_pause_is_no_reason() {
+    let _alone = alone();
     let upstream = Upstream::answering("served");
     let config = file(&format!(
         "listen: 127.0.0.1:0\nupstream: {}\nadmin: {{address: 127.0.0.1:0}}\nruntime: {{lanes: 1, shed: {{loop_delay: 50ms}}}}\n",
@@ -214,7 +221,7 @@ fn a_lane_that_is_late_all_the_time_sheds_and_one_pause_is_no_reason() {
     drop(starved);
     assert!(shed() > 0);
     let in_a_row = AtomicU64::new(0);
-    eventually(|| {
+    eventually_within(Duration::from_secs(60), || {
         match client.get("/").status {
             200 => in_a_row.fetch_add(1, Ordering::Relaxed),
             _ => in_a_row.swap(0, Ordering::Relaxed),
@@ -294,6 +301,7 @@ fn overload(upstream: &Upstream, shed: &str) -> Seen {
 
 #[test]
 fn under_overload_what_is_admitted_is_quick_and_not_less() {
+    let _alone = alone();
     let upstream = Upstream::answering(&"x".repeat(512 * 1024));
     let without = overload(&upstream, "");
     let with = overload(&upstream, ", shed: {loop_delay: 15ms}");

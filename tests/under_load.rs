@@ -34,7 +34,7 @@ impl Drop for Stop<'_> {
 
 fn config(upstream: &Upstream) -> String {
     format!(
-        "listen: 127.0.0.1:0\nupstream: {}\nadmin: {{address: 127.0.0.1:0}}\nshutdown: {{propagation_delay: 1s}}\n",
+        "listen: 127.0.0.1:0\nupstream: {}\nadmin: {{address: 127.0.0.1:0}}\nshutdown: {{propagation_delay: 5s}}\n",
         upstream.url()
     )
 }

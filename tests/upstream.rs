@@ -25,15 +25,23 @@ const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
 const BOUND: Duration = Duration::from_secs(5);
 
 fn lane(upstream: SocketAddr) -> Lane {
+    lane_of(upstream, "300ms", "500ms")
+}
+
+fn lane_of(upstream: SocketAddr, timeout: &str, stream_idle: &str) -> Lane {
     Lane::start(&format!(
-        "listeners: [{{address: '127.0.0.1:0', timeouts: {{stream_idle: 500ms}}}}]\n\
-         upstreams: {{app: {{endpoints: ['http://{upstream}'], timeout: 300ms, connect_timeout: 200ms}}}}\n"
+        "listeners: [{{address: '127.0.0.1:0', timeouts: {{stream_idle: {stream_idle}}}}}]\n\
+         upstreams: {{app: {{endpoints: ['http://{upstream}'], timeout: {timeout}, connect_timeout: 200ms}}}}\n"
     ))
 }
 
 /// A lane before an upstream that answers each request by `script`, and `/fine` with a 200.
 fn before(script: impl Fn(&str, &mut TcpStream) + Send + Sync + 'static) -> Lane {
-    lane(scripted(move |mut stream| {
+    lane(by(script))
+}
+
+fn by(script: impl Fn(&str, &mut TcpStream) + Send + Sync + 'static) -> SocketAddr {
+    scripted(move |mut stream| {
         while let Some(head) = raw::read_head(&mut stream) {
             if head.starts_with("GET /fine ") {
                 let _ = stream.write_all(ok("fine").as_bytes());
@@ -41,7 +49,7 @@ fn before(script: impl Fn(&str, &mut TcpStream) + Send + Sync + 'static) -> Lane
                 script(&head, &mut stream);
             }
         }
-    }))
+    })
 }
 
 #[expect(clippy::disallowed_methods, reason = "a bound on time")]
@@ -280,12 +288,13 @@ fn trouble_behind_some_chunks_is_a_reset_for_a_client_that_knows_none() {
 
 #[test]
 fn a_body_may_pause_for_longer_than_the_upstream_may_think() {
-    let lane = before(|_, stream| {
+    let upstream = by(|_, stream| {
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nabc");
-        // Over the upstream's 300 ms, within the stream's 500 ms.
-        thread::sleep(Duration::from_millis(400));
+        // Over the upstream's 300 ms, within the stream's 10 s.
+        thread::sleep(Duration::from_secs(1));
         let _ = stream.write_all(b"def");
     });
+    let lane = lane_of(upstream, "300ms", "10s");
     assert!(ask("pause", &lane, GET).text.ends_with("\r\n\r\nabcdef"));
 }
 
@@ -300,7 +309,7 @@ fn a_response_that_trickles_arrives_whole() {
         ),
         ("", "hello", ""),
     ] {
-        let lane = lane(scripted(move |mut stream| {
+        let upstream = scripted(move |mut stream| {
             if raw::read_head(&mut stream).is_some_and(|head| head.starts_with("GET /fine ")) {
                 let _ = stream.write_all(ok("fine").as_bytes());
                 return;
@@ -310,7 +319,8 @@ fn a_response_that_trickles_arrives_whole() {
                 stream.write_all(&[byte]).unwrap();
                 thread::sleep(Duration::from_millis(1));
             }
-        }));
+        });
+        let lane = lane_of(upstream, "30s", "10s");
         let reply = ask(fields, &lane, GET);
         assert!(
             reply.text.starts_with("HTTP/1.1 200 OK\r\nX-A: 1\r\n"),

@@ -183,11 +183,11 @@ fn a_frame_under_way_goes_to_its_end_before_the_close() {
 
 #[test]
 fn a_connection_on_which_nothing_moves_is_closed_as_going_away() {
-    let mut world = World::new(", timeouts: {stream_idle: 700ms}", "");
+    let mut world = World::new(", timeouts: {stream_idle: 4s}", "");
     for by in BY {
         let mut socket = world.open(by, "/watched", json!([]));
         for _ in 0..4 {
-            let echo = json!({"do": "echo", "text": "still here", "after": 0.3});
+            let echo = json!({"do": "echo", "text": "still here", "after": 1.2});
             assert_eq!(socket.0.ask(&echo), "still here", "{by}");
         }
         socket.wait();

@@ -206,10 +206,10 @@ fn a_connection_without_requests_ends_with_its_time() {
     assert_eq!(deaf(&mut raw), Ended::Closed);
 
     // Requests begin the time anew.
-    let long = lane("1s");
+    let long = lane("4s");
     let mut raw = Raw::client(long.address, &[]);
     for stream in [1, 3, 5] {
-        std::thread::sleep(Duration::from_millis(600));
+        std::thread::sleep(Duration::from_millis(2_400));
         raw.send(&frames::get(stream, "/"));
         assert_eq!(raw.answer(stream).status, Some(502), "{stream}");
     }

@@ -29,7 +29,20 @@ pub(super) fn ahead_of(receiver: Version) -> usize {
 }
 
 /// Within which the other side hears of an end.
-pub(super) const SOON: Duration = Duration::from_secs(1);
+pub(super) const SOON: Duration = Duration::from_secs(20);
+
+/// As [`on_each_pairing`], where no time is over within [`SOON`].
+fn on_each_patient_pairing(test: impl AsyncFn(World)) {
+    for (asks, serves) in PAIRINGS {
+        eprintln!("from {asks:?} to {serves:?}");
+        run(async {
+            let origin = Origin::start(serves).await;
+            test(World::behind(PATIENT, asks, serves, origin, "timeout: 60s").await).await;
+        });
+    }
+}
+
+const PATIENT: &str = "stream_idle: 60s, request_read: 60s";
 
 impl World {
     /// The lane serves on, on the client's connection too.
@@ -256,7 +269,7 @@ fn early_responses_leave_room_for_others() {
 
 #[test]
 fn a_client_that_leaves_before_the_answer_is_told_upstream() {
-    on_each_pairing(async |mut world| {
+    on_each_patient_pairing(async |mut world| {
         for length in [Length::None, Length::Known(9), Length::Unknown] {
             let before = world.ended("client_left");
             let mut call = world.client.call("POST", "/", &[], length).await;
@@ -290,8 +303,8 @@ fn a_client_that_leaves_while_it_waits_for_its_turn_is_noticed() {
             eprintln!("{caps}, from {asks:?} to {serves:?}");
             run(async {
                 let origin = Origin::start(serves).await;
-                let keys = format!("connect_timeout: 9s, concurrency: {{{caps}, pending: 1}}");
-                let mut world = World::before(asks, serves, origin, &keys).await;
+                let keys = format!("connect_timeout: 60s, concurrency: {{{caps}, pending: 1}}");
+                let mut world = World::behind(PATIENT, asks, serves, origin, &keys).await;
                 let first = world.client.get("/").await;
                 let mut asked = world.origin.asked().await;
                 for left in 1..=2 {
@@ -313,7 +326,7 @@ fn a_client_that_leaves_while_it_waits_for_its_turn_is_noticed() {
 
 #[test]
 fn a_client_that_leaves_within_the_answer_is_told_upstream() {
-    on_each_pairing(async |mut world| {
+    on_each_patient_pairing(async |mut world| {
         // Between two parts of a response only HTTP/2 tells that the client has left: `forward` hears it as it writes.
         let silent = (world.asks, world.serves) != (Version::One, Version::One);
         let call = world.client.get("/").await;
@@ -340,7 +353,7 @@ fn a_client_that_leaves_within_the_answer_is_told_upstream() {
 /// The response is begun, and nothing of it is due.
 #[test]
 fn a_client_that_leaves_between_both_bodies_is_told_upstream() {
-    on_each_pairing(async |mut world| {
+    on_each_patient_pairing(async |mut world| {
         let mut call = world.client.call("POST", "/", &[], Length::Unknown).await;
         call.body.send(b"abc").await.unwrap();
         let mut asked = world.origin.asked().await;
@@ -404,7 +417,7 @@ fn a_response_that_breaks_off_for_its_request_says_so() {
 /// An upload that waits for the upstream, too, hears that its client has left.
 #[test]
 fn a_client_that_leaves_a_stalled_upload_is_told_upstream() {
-    on_each_pairing(async |mut world| {
+    on_each_patient_pairing(async |mut world| {
         if world.asks == Version::One {
             return; // What it has sent stands between it and its end.
         }
@@ -450,7 +463,7 @@ fn an_upstream_that_breaks_off_before_its_answer_is_a_502() {
 
 #[test]
 fn an_upstream_that_breaks_off_within_its_answer_cuts_it_off() {
-    on_each_pairing(async |mut world| {
+    on_each_patient_pairing(async |mut world| {
         for length in [Length::Known(9), Length::Unknown] {
             let before = world.ended("upstream_aborted");
             let call = world.client.get("/").await;
