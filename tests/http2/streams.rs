@@ -31,6 +31,9 @@ pub(super) fn ahead_of(receiver: Version) -> usize {
 /// Within which the other side hears of an end.
 pub(super) const SOON: Duration = Duration::from_secs(20);
 
+/// Once a `stream_idle` is over, before another is.
+const NO_SECOND_TIME: Duration = Duration::from_secs(1);
+
 /// As [`on_each_pairing`], where no time is over within [`SOON`].
 fn on_each_patient_pairing(test: impl AsyncFn(World)) {
     for (asks, serves) in PAIRINGS {
@@ -491,7 +494,9 @@ fn a_response_that_stalls_is_cut_off() {
         let mut answer = call.answer().await;
         assert_eq!(answer.body.rest().await, Err(Broken));
         world.ends("upstream_aborted", 1).await;
-        timeout(SOON, asked.taken_back(&mut out)).await.unwrap();
+        timeout(NO_SECOND_TIME, asked.taken_back(&mut out))
+            .await
+            .unwrap();
         world.is_fine().await;
     });
 }
@@ -503,7 +508,7 @@ fn a_request_that_stalls_is_refused() {
         call.body.send(b"abc").await.unwrap();
         let mut asked = world.origin.asked().await;
         assert_eq!(call.answer().await.status, 408);
-        timeout(SOON, asked.taken_back(&mut Outgoing::Ended))
+        timeout(NO_SECOND_TIME, asked.taken_back(&mut Outgoing::Ended))
             .await
             .unwrap();
         world.is_fine().await;
