@@ -252,6 +252,7 @@ fn wait_for_room(
         error!(%error, "no thread to remove days of the audit");
     }
     let (_, pause) = BACK_OFF;
+    let mut trouble = StoreError::Full.to_string();
     while rest(shared, pause) {
         shared.moves();
         match open() {
@@ -259,8 +260,18 @@ fn wait_for_room(
                 info!("audit events are written: there is room again");
                 return Some(writer);
             }
-            Err(_) => shared.errors.fetch_add(1, Ordering::Relaxed),
-        };
+            Err(error) => {
+                shared.errors.fetch_add(1, Ordering::Relaxed);
+                let said = error.to_string();
+                if said != trouble {
+                    error!(
+                        error = said,
+                        "audit events cannot be written; they wait in memory"
+                    );
+                    trouble = said;
+                }
+            }
+        }
     }
     None
 }
