@@ -1,4 +1,5 @@
-//! One exchange with the upstream: the checked request goes out, the response comes back, both streamed.
+//! One exchange with the upstream between two sides of HTTP/1.1: the checked request goes out, the response comes back, both streamed.
+//! Where HTTP/2 is spoken, or may be agreed on, it hands over to `any_version`.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -7,12 +8,12 @@ use std::task::Poll;
 use tokio::io::AsyncWriteExt;
 
 use super::admit::Admitted;
+use super::any_version;
 use super::audit;
 use super::following::LanePlan;
 use super::handle::{Conn, Ends, Failure, Next};
 use super::headers::{self, put_last_chunk};
 use super::interim::{Interims, is_interim};
-use super::mixed;
 use super::outbox::Outbox;
 use super::outgoing::{Request, prepare};
 use super::record::Record;
@@ -50,11 +51,11 @@ pub(super) async fn send(
     let mut outgoing = prepare(conn, admitted, ends.buffer, head, over_http2, record);
     if over_http2 {
         // Apart, so that others have no room for it.
-        let sent = mixed::send(
+        let sent = any_version::send(
             conn,
             plan,
             &mut outgoing,
-            mixed::Client::Http1(ends),
+            any_version::Client::Http1(ends),
             record,
         );
         let sent = Box::pin(sent).await;

@@ -19,12 +19,12 @@ use tracing::debug;
 
 use super::admit::{self, Way};
 use super::answer::Answer;
+use super::any_version::{self, Client};
 use super::audit;
 use super::draft;
 use super::following::LanePlan;
 use super::handle::{Conn, Failure, Peer, on_record};
 use super::lane::Lane;
-use super::mixed::{self, Client};
 use super::outgoing::prepare;
 use super::record::{Ongoing, Record};
 use super::reply::{Asker, Rejection};
@@ -314,7 +314,7 @@ async fn one(
     outgoing.websocket_key = websocket_key;
     drop(buffer);
     let client = Client::Http2 { body, respond };
-    mixed::send(conn, plan, &mut outgoing, client, record).await?;
+    any_version::send(conn, plan, &mut outgoing, client, record).await?;
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 mod admit;
 mod answer;
+mod any_version;
 mod audit;
 mod draft;
 mod drain;
@@ -14,7 +15,6 @@ mod headers;
 mod http2;
 mod interim;
 pub mod lane;
-mod mixed;
 mod outbox;
 mod outgoing;
 mod quota;

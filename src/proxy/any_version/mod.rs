@@ -1,5 +1,5 @@
-//! An exchange of which at least one side speaks HTTP/2, or may agree on it: the checked request goes out, the response comes back,
-//! both streamed, trailers included. Between two sides of HTTP/1.1 it is `forward`, which does the same with fewer steps.
+//! One exchange with the upstream, whichever version of HTTP each side speaks: the checked request goes out, the response comes back,
+//! both streamed, trailers included. Where both are known to speak HTTP/1.1 it is `forward`, which does the same with fewer steps.
 
 mod answers;
 mod down;
