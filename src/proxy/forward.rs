@@ -18,7 +18,7 @@ use super::outbox::Outbox;
 use super::outgoing::{Request, prepare};
 use super::record::Record;
 use super::reply::Rejection;
-use super::tries::exchange;
+use super::tries::ask;
 use super::upgrade;
 use super::upload::{Beside, Front, Rest, Upload};
 use super::wire::{Deadlines, Elapsed, Room, read_some};
@@ -72,7 +72,7 @@ pub(super) async fn send(
     let retries = outgoing.shared.config.upstreams[index].retries.as_ref();
     let keep = retries.map_or(0, |retries| retries.buffer);
     let mut upload = Upload::new(request, out, keep, (outgoing.shared, outgoing.route));
-    let exchanged = exchange(
+    let asked = ask(
         request,
         (upstream, retries),
         outgoing.aim,
@@ -82,8 +82,8 @@ pub(super) async fn send(
         &mut answer,
         record,
     );
-    let (mut upstream, answered) = match exchanged.await {
-        Ok(exchanged) => exchanged,
+    let (mut answerer, answered) = match asked.await {
+        Ok(asked) => asked,
         Err(failure) => {
             outgoing.failed(&failure, record);
             return Err(outgoing.in_order(conn, failure, Some(record.bytes_in)));
@@ -103,7 +103,7 @@ pub(super) async fn send(
     answer.drain(..answered.head.len);
     if status == 101 {
         outgoing.finish(End::Status(101), record);
-        let upstream = (&mut upstream.connected.stream, std::mem::take(&mut *answer));
+        let upstream = (&mut answerer.connected.stream, std::mem::take(&mut *answer));
         // Apart, so that others have no room for it.
         let switched = upgrade::switched(conn, &outgoing, ends, upstream, spoken, record);
         Box::pin(switched).await?;
@@ -116,7 +116,7 @@ pub(super) async fn send(
         &mut upload,
         &mut outgoing.out,
         &mut answer,
-        &mut upstream.connected.stream,
+        &mut answerer.connected.stream,
         ends,
         record,
     )
@@ -132,7 +132,7 @@ pub(super) async fn send(
     }
     let reusable = streamed?;
     if reusable {
-        upstream.give_back();
+        answerer.give_back();
     }
     Ok(match answered.uploaded {
         true => next,

@@ -24,7 +24,7 @@ use super::record::Record;
 use super::reply::Rejection;
 use super::retries::Point;
 use super::tries::{learn, unreached};
-use super::upgrade::{self, End as Side};
+use super::upgrade::{self, Side};
 use crate::config::Protocol;
 use crate::http1::body::BodyReader;
 use crate::http1::head::BodyLength;
@@ -119,8 +119,8 @@ enum Ended {
     Over,
 }
 
-/// What one connection came to.
-enum Tried {
+/// What the use of one connection came to.
+enum Used {
     Ended(Ended),
     /// The request is to be sent again: its connection had been idle and was closed as it came, or the upstream says that it did
     /// not look at it. Nothing of it can have been seen, or seeing it twice does no harm.
@@ -231,7 +231,7 @@ async fn attempt(
             }
         };
         record.reached = Some(pool.clone());
-        let tried = match reached {
+        let used = match reached {
             Reached::Http1(connected) => {
                 by_http1(
                     conn,
@@ -248,9 +248,9 @@ async fn attempt(
                 by_http2(conn, (pool, place), outgoing, body, trying, back, record).await
             }
         };
-        match tried? {
-            Tried::Ended(ended) => return Ok(ended),
-            Tried::Stale => {}
+        match used? {
+            Used::Ended(ended) => return Ok(ended),
+            Used::Stale => {}
         }
     }
     Err(Rejection::UpstreamBroken.into())
@@ -264,7 +264,7 @@ async fn by_http1(
     trying: &mut Trying<'_>,
     back: &mut Back<'_, '_>,
     record: &mut Record,
-) -> Result<Tried, Failure> {
+) -> Result<Used, Failure> {
     let mut answer = conn.lane.buffers.take();
     let mut both = BothWays::of(&mut connected.stream);
     let (reading, writing) = both.split();
@@ -289,7 +289,7 @@ async fn by_http1(
                     Point::Answered => false,
                 } =>
         {
-            return Ok(Tried::Stale);
+            return Ok(Used::Stale);
         }
         ran => ran?,
     };
@@ -298,7 +298,7 @@ async fn by_http1(
             if reusable && answer.is_empty() {
                 pool.give_back(connected);
             }
-            Ok(Tried::Ended(ended))
+            Ok(Used::Ended(ended))
         }
         Ran::Switched(_) => {
             let mut upstream = BothWays::of(&mut connected.stream);
@@ -318,7 +318,7 @@ async fn tunnel(
     upstream: Side<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>,
     answer: Vec<u8>,
     record: &mut Record,
-) -> Result<Tried, Failure> {
+) -> Result<Used, Failure> {
     let (Source::Http2 { stream: body, .. }, Back::Http2(respond)) = (source, back) else {
         return Err(Rejection::UpstreamBroken.into());
     };
@@ -326,7 +326,7 @@ async fn tunnel(
     let switched = upgrade::switched_http2(conn, outgoing, client, upstream, answer, record);
     // Apart, so that others have no room for it.
     Box::pin(switched).await?;
-    Ok(Tried::Ended(Ended::Whole(Next::Close)))
+    Ok(Used::Ended(Ended::Whole(Next::Close)))
 }
 
 /// Whether a request that failed so may have waited for a connection that is gone without a word.
@@ -351,7 +351,7 @@ async fn by_http2(
     trying: &mut Trying<'_>,
     back: &mut Back<'_, '_>,
     record: &mut Record,
-) -> Result<Tried, Failure> {
+) -> Result<Used, Failure> {
     let bodiless = outgoing.request.body == BodyLength::None;
     let request = upgrade_request(
         &outgoing.out,
@@ -369,7 +369,7 @@ async fn by_http2(
     }
     let ended = bodiless && !for_websocket;
     let Ok((response, stream)) = place.requests.send_request(request, ended) else {
-        return Ok(Tried::Stale);
+        return Ok(Used::Stale);
     };
     let fate = Cell::new(Fate::Seen);
     let (sink, up) = match for_websocket {
@@ -403,10 +403,10 @@ async fn by_http2(
             Fate::Lost => place.reused && outgoing.request.can_repeat,
         }
     {
-        return Ok(Tried::Stale);
+        return Ok(Used::Stale);
     }
     match (ran?, up) {
-        (Ran::Ended { ended, .. }, _) => Ok(Tried::Ended(ended)),
+        (Ran::Ended { ended, .. }, _) => Ok(Used::Ended(ended)),
         (Ran::Switched(Some(mut down)), Some(up)) => {
             let both = (TunnelReading::of(&mut down), TunnelWriting(up));
             let upstream = Side::of(both, Vec::new());
