@@ -32,12 +32,12 @@ const REFUSED_EVERY: Duration = Duration::from_secs(10);
 /// For Postgres to be there when the process starts; it goes on without.
 const START: Duration = Duration::from_secs(10);
 
-/// What runs in the process beside the companion.
+/// In what company the tasks run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Beside {
-    /// Lanes, which go on without Postgres.
-    Lanes,
-    Nothing,
+pub(super) enum Runs {
+    /// Lanes go on without Postgres.
+    BesideLanes,
+    Alone,
 }
 
 /// The tasks, and what there is to say of them.
@@ -57,7 +57,7 @@ impl Companion {
         postgres: &Postgres,
         fleet: &Arc<Fleet>,
         metrics: &Arc<Metrics>,
-        beside: Beside,
+        runs: Runs,
     ) -> anyhow::Result<Companion> {
         let settings = config.postgres.as_ref().context("no \"postgres\"")?;
         let audit = config.audit.as_ref().context("no \"audit\"")?;
@@ -66,7 +66,7 @@ impl Companion {
         let schema = Schema {
             postgres: postgres.again(settings)?,
             migrates: settings.migrate,
-            beside,
+            runs,
             state: Arc::default(),
             missing: metrics.drain.schema_missing.clone(),
         };
@@ -119,9 +119,9 @@ impl Companion {
         worker::look_at_replicas(&mut supervisor, "replicas", schema.postgres.clone());
         let health = config.worker.health;
         let check = |down| stores::postgres(schema.postgres.clone(), health.timeout, down);
-        let check = match beside {
-            Beside::Lanes => check(Status::Degraded),
-            Beside::Nothing => check(Status::Critical).gating(),
+        let check = match runs {
+            Runs::BesideLanes => check(Status::Degraded),
+            Runs::Alone => check(Status::Critical).gating(),
         };
         let group = &config.worker.group;
         let streams = Streams::new(redis.main, &fleet.keys, &audit.stream, group);
@@ -151,7 +151,7 @@ struct Schema {
     postgres: Arc<Postgres>,
     /// Whether it is brought up to date, or is to be.
     migrates: bool,
-    beside: Beside,
+    runs: Runs,
     state: Arc<Mutex<State>>,
     /// 1 unless it is there.
     missing: Gauge,
@@ -175,13 +175,13 @@ impl Schema {
         // A task of its own, which goes on: a connection that is let go of in the middle would keep its lock.
         let bring = runtime.spawn(async move { schema.bring().await });
         match timeout(START, bring).await {
-            Ok(brought) => match (brought?, self.beside) {
+            Ok(brought) => match (brought?, self.runs) {
                 (Ok(()), _) => {}
                 (Err(error), _) if may_pass(&error) => {
                     warn!(%error, "postgres is not there yet; going on without");
                 }
-                (Err(_), Beside::Lanes) => {}
-                (Err(error), Beside::Nothing) => return Err(told(error)),
+                (Err(_), Runs::BesideLanes) => {}
+                (Err(error), Runs::Alone) => return Err(told(error)),
             },
             Err(_) => warn!("postgres does not answer yet; going on without"),
         }
@@ -200,14 +200,14 @@ impl Schema {
         loop {
             // A schema may take its time, and another worker may be at it.
             heartbeat.rest();
-            match (self.bring().await, self.beside) {
+            match (self.bring().await, self.runs) {
                 (Ok(()), _) => {
                     heartbeat.beat();
                     return run.await;
                 }
                 (Err(error), _) if may_pass(&error) => pause = TRY_EVERY,
-                (Err(_), Beside::Lanes) => pause = (pause * 2).min(REFUSED_EVERY),
-                (Err(error), Beside::Nothing) => return Err(told(error)),
+                (Err(_), Runs::BesideLanes) => pause = (pause * 2).min(REFUSED_EVERY),
+                (Err(error), Runs::Alone) => return Err(told(error)),
             }
             tokio::select! {
                 () = sleep(pause) => {}
@@ -218,9 +218,9 @@ impl Schema {
 
     /// For `/health`: what is stored waits for it.
     fn check(&self) -> Check {
-        let missing = match self.beside {
-            Beside::Lanes => Status::Degraded,
-            Beside::Nothing => Status::Critical,
+        let missing = match self.runs {
+            Runs::BesideLanes => Status::Degraded,
+            Runs::Alone => Status::Critical,
         };
         let state = self.state.clone();
         Check::new("postgres_schema", missing, move || {
@@ -245,7 +245,7 @@ impl Schema {
         match (brought, &*state) {
             (Ok(()), State::Missing(_)) => info!("the schema is there: the audit is stored"),
             (Err(error), State::Missing(same)) if error == same => {}
-            (Err(error), _) if self.beside == Beside::Lanes && !may_pass(error) => {
+            (Err(error), _) if self.runs == Runs::BesideLanes && !may_pass(error) => {
                 let mend = error.mend();
                 warn!(%error, mend, "the audit is not stored until this is mended; weir serves on without");
             }

@@ -19,7 +19,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use super::companion::{Beside, Companion};
+use super::companion::{Companion, Runs};
 use super::read;
 use super::signals::Signals;
 use super::take_over::{self, Offer};
@@ -113,7 +113,7 @@ async fn supervise(
     parts: Parts,
     takes_over: TakesOver,
 ) -> anyhow::Result<()> {
-    let beside = reload::Beside::of(&config);
+    let tls_files = reload::TlsFiles::of(&config);
     let mut secured = Secured::read(&config, &Secured::default()).map_err(anyhow::Error::msg)?;
     let app_probes = AppProbes::of_environment().map_err(anyhow::Error::msg)?;
     // Listening to the signals begins before the line that says weir is up, so that none is missed, or ends the process.
@@ -131,7 +131,7 @@ async fn supervise(
     }
     let mut companion = None;
     if let (Some(fleet), Some(postgres), Parts::All) = (&stores.fleet, &stores.postgres, parts) {
-        let begin = Companion::begin(&config, postgres, fleet, &metrics, Beside::Lanes);
+        let begin = Companion::begin(&config, postgres, fleet, &metrics, Runs::BesideLanes);
         companion = Some(begin.await?);
     }
     let checks = stores.checks(&config);
@@ -197,7 +197,7 @@ async fn supervise(
             .ok(),
         TakesOver::No => None,
     };
-    let reloads = reload::follow(file, seen, beside, load_and_warn, plan, hangup);
+    let reloads = reload::follow(file, seen, tls_files, load_and_warn, plan, hangup);
     let why = until_the_end(signals, reloads, &mut control, companion.as_mut(), offer).await?;
     let running = Running {
         admin_ports,

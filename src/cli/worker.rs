@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::companion::{Beside, Companion};
+use super::companion::{Companion, Runs};
 use super::run::bind;
 use super::signals::Signals;
 use super::{dependencies, load};
@@ -78,7 +78,7 @@ async fn supervise(
         None => None,
     };
     let metrics = Arc::<Metrics>::default();
-    let beside = reload::Beside::of_stores(&config);
+    let tls_files = reload::TlsFiles::of_stores(&config);
     let fleet = Fleet::new(&redis, &metrics)?;
     let postgres = Postgres::new(config.postgres.as_ref().context("no \"postgres\"")?)?;
     let secured = Secured {
@@ -97,7 +97,7 @@ async fn supervise(
     let plan = Plan::first(config, secured, process);
     let config = &plan.config;
     // From here on: what is waited for may be kept away by a certificate that has ended.
-    let mut following = tokio::spawn(reload::follow_stores(plan.clone(), beside));
+    let mut following = tokio::spawn(reload::follow_stores(plan.clone(), tls_files));
     let redis_is_there = redis.connect_timeout;
     let redis = fleet.watch();
     if let Some(within) = wait_for_deps {
@@ -108,7 +108,7 @@ async fn supervise(
     } else if !redis.ready(redis_is_there).await {
         warn!("redis is not there yet; going on without");
     }
-    let begin = Companion::begin(config, &postgres, &fleet, &metrics, Beside::Nothing);
+    let begin = Companion::begin(config, &postgres, &fleet, &metrics, Runs::Alone);
     let mut companion = begin.await?;
     let mut control = Supervisor::new(Handle::current(), metrics.clone());
     let names: Vec<_> = config.sessions.iter().map(|it| it.name.clone()).collect();

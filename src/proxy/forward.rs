@@ -20,7 +20,7 @@ use super::record::Record;
 use super::reply::Rejection;
 use super::tries::ask;
 use super::upgrade;
-use super::upload::{Beside, Front, Rest, Upload};
+use super::upload::{Front, Responding, Rest, Upload};
 use super::wire::{Deadlines, Elapsed, Room, read_some};
 use crate::config::Protocol;
 use crate::http1::body::{BodyReader, Piece};
@@ -365,7 +365,7 @@ async fn stream_back(
     let (from_client, mut to_client) = client.split();
     let (mut from_upstream, to_upstream) = upstream.split();
     let client_sends = (from_client, &mut **buffer);
-    let mut going = Beside {
+    let mut responding = Responding {
         rest: match answered.uploaded {
             true => None,
             false => Some(Rest::of(upload, request, client_sends, to_upstream)),
@@ -396,20 +396,20 @@ async fn stream_back(
             secure(audited, record, told).await?;
         }
         let bytes_in = &mut record.bytes_in;
-        going.write(bytes_in, &mut to_client, out).await?;
+        responding.write(bytes_in, &mut to_client, out).await?;
         told = true;
         out.clear();
         if done {
             break;
         }
         let read = async || room.read(&mut from_upstream, answer).await;
-        match going.step(bytes_in, read).await? {
+        match responding.step(bytes_in, read).await? {
             Ok(Ok(1..)) => {}
             Ok(Ok(0)) if until_close => {
                 secure(audited, record, told).await?;
                 if chunked {
                     let bytes_in = &mut record.bytes_in;
-                    let end = going.write(bytes_in, &mut to_client, b"0\r\n\r\n");
+                    let end = responding.write(bytes_in, &mut to_client, b"0\r\n\r\n");
                     end.await?;
                 }
                 return Ok(false);

@@ -296,7 +296,7 @@ impl<'a, 'p> Rest<'a, 'p> {
 }
 
 /// A response under way, with what is left of the upload, if anything, beside it. As long as one moves the other may wait.
-pub(super) struct Beside<'d, 'a, 'p> {
+pub(super) struct Responding<'d, 'a, 'p> {
     pub rest: Option<Rest<'a, 'p>>,
     /// Of the response.
     pub deadlines: &'d mut Deadlines,
@@ -304,7 +304,7 @@ pub(super) struct Beside<'d, 'a, 'p> {
     pub idle: Duration,
 }
 
-impl Beside<'_, '_, '_> {
+impl Responding<'_, '_, '_> {
     /// What a `step` of the response gives. It is taken anew after each stall that the upload did not share.
     pub(super) async fn step<T>(
         &mut self,
