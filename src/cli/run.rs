@@ -197,7 +197,7 @@ async fn supervise(
             .ok(),
         TakesOver::No => None,
     };
-    let reloads = reload::follow(file, seen, tls_files, load_and_warn, plan, hangup);
+    let reloads = reload::on_change(file, seen, tls_files, load_and_warn, plan, hangup);
     let why = until_the_end(signals, reloads, &mut control, companion.as_mut(), offer).await?;
     let running = Running {
         admin_ports,

@@ -97,7 +97,7 @@ async fn supervise(
     let plan = Plan::first(config, secured, process);
     let config = &plan.config;
     // From here on: what is waited for may be kept away by a certificate that has ended.
-    let mut following = tokio::spawn(reload::follow_stores(plan.clone(), tls_files));
+    let mut following = tokio::spawn(reload::stores_on_change(plan.clone(), tls_files));
     let redis_is_there = redis.connect_timeout;
     let redis = fleet.watch();
     if let Some(within) = wait_for_deps {

@@ -41,7 +41,7 @@ impl Following {
     /// The newest plan. The connections of an upstream whose settings allow it are carried over.
     pub(super) fn current(&self) -> Rc<LanePlan> {
         if self.source.has_changed().unwrap_or(false) {
-            self.follow();
+            self.catch_up();
         }
         self.current.borrow().clone()
     }
@@ -57,7 +57,7 @@ impl Following {
         });
     }
 
-    fn follow(&self) {
+    fn catch_up(&self) {
         let mut source = self.source.clone();
         let shared = source.borrow_and_update().clone();
         let before = self.current.borrow().clone();

@@ -36,7 +36,7 @@ use crate::http2::head::{downgrade_request, upgrade_response, websocket_request}
 use crate::net::gather::{Gathered, Sender, gather};
 use crate::net::stream::{Ahead, Stream};
 use crate::policy::limit::Now;
-use heard::{Heard, follow};
+use heard::{Heard, hear};
 
 /// What a client may send of one body before it is taken, in bytes.
 const STREAM_WINDOW: u32 = 64 * 1024;
@@ -72,7 +72,7 @@ pub(super) async fn connection(
         let (listener, peer) = (&*listener.name, &*peer.text);
         debug!(listener, peer, code, "ends a connection by HTTP/2");
     };
-    let (stream, mut patience) = follow(stream, listener.header_read);
+    let (stream, mut patience) = hear(stream, listener.header_read);
     let (stream, mut sender) = gather(stream);
     let streams = listener.max_concurrent_streams;
     // Room for all: a body that its upstream does not read must not take the others'.

@@ -148,7 +148,7 @@ impl Outgoing<'_, '_> {
         record: &mut Record,
     ) -> Result<Next, Rejection> {
         let head = &answered.head;
-        let told = sessions::follow(
+        let told = sessions::start_or_end(
             self.shared,
             conn.lane,
             self.route,

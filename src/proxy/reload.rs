@@ -29,9 +29,9 @@ const GONE_FOR: u32 = 3;
 /// For the names of endpoints to be looked up before the first request goes to them.
 pub const NAMES_WITHIN: Duration = Duration::from_secs(2);
 
-/// Follows the file for ever; `hangup` is SIGHUP. `seen` is its [`fingerprint`] from before it was read, and so is what `tls_files`
-/// has of those that it names, so that no change since then is missed.
-pub async fn follow(
+/// Reads the file again on each change, for ever; `hangup` is SIGHUP. `seen` is its [`fingerprint`] from before it was read, and so is what
+/// `tls_files` has of those that it names, so that no change since then is missed.
+pub async fn on_change(
     path: PathBuf,
     mut seen: Option<Fingerprint>,
     mut tls_files: TlsFiles,
@@ -116,9 +116,9 @@ fn tell(wrong: &[String]) {
     }
 }
 
-/// Follows the files of the stores of `plan` alone, for ever: for a process that serves no requests, and has no other TLS. `tls_files` is of
-/// them, from before they were read.
-pub async fn follow_stores(plan: Arc<Plan>, mut tls_files: TlsFiles) -> Infallible {
+/// Reads the files of the stores of `plan` alone again on each change, for ever: for a process that serves no requests, and has no other
+/// TLS. `tls_files` is of them, from before they were read.
+pub async fn stores_on_change(plan: Arc<Plan>, mut tls_files: TlsFiles) -> Infallible {
     let mut secured = plan.secured.clone();
     let mut look = interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
