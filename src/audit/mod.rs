@@ -1,12 +1,12 @@
 //! From the lanes to where events are kept: a bounded queue that never makes a sender wait, trays beside it for what requests wait for ([`tray`]), and the threads behind it, which
 //! write events to SQLite ([`sqlite`]), or pack and ship them to the worker ([`ship`]). Must not know what an event means.
 
-mod outgoing;
 pub mod receipt;
 mod send;
 pub mod ship;
 pub mod sqlite;
 pub mod tray;
+mod uncommitted;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
