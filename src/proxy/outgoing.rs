@@ -111,9 +111,8 @@ pub(super) fn prepare<'p, 'l>(
         within: route.timeout.unwrap_or(settings.timeout),
         read_within: conn.listener.request_read,
         idle: conn.listener.stream_idle,
-        grpc: false,
+        grpc: None,
         takes_trailers: false,
-        deadline: None,
     };
     if over_http2 {
         request.heed(buffer, head, record);
@@ -314,10 +313,15 @@ pub(super) struct Request {
     pub read_within: Duration,
     /// For each stall of the client's, and of the upstream's within a body.
     pub idle: Duration,
-    /// Whether gRPC is spoken, where one side is HTTP/2.
-    pub grpc: bool,
+    /// Where gRPC is spoken and one side is HTTP/2.
+    pub grpc: Option<Call>,
     /// Whether the client says that it takes trailers, where one side is HTTP/2.
     pub takes_trailers: bool,
+}
+
+/// A call of gRPC.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Call {
     /// When the client gives up, by [`clock::mono`].
     pub deadline: Option<Duration>,
 }
@@ -325,35 +329,38 @@ pub(super) struct Request {
 impl Request {
     /// Takes from the head what has a meaning over HTTP/2.
     fn heed(&mut self, buffer: &[u8], head: &RequestHead, record: &Record) {
+        let (mut is_grpc, mut deadline) = (false, None);
         for (name, value) in &head.fields {
             let value = &buffer[value.clone()];
             let is = |wanted| headers::is(buffer, name, wanted);
             if is("content-type") {
-                self.grpc |= grpc::is_grpc(value);
+                is_grpc |= grpc::is_grpc(value);
             } else if is("te") {
                 let mut codings = value.split(|byte| *byte == b',');
                 self.takes_trailers |=
                     codings.any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"));
             } else if is("grpc-timeout") {
-                self.deadline = grpc::timeout(value).map(|timeout| record.began + timeout);
+                deadline = grpc::timeout(value).map(|timeout| record.began + timeout);
             }
         }
-        if !self.grpc {
-            self.deadline = None;
-        }
+        self.grpc = is_grpc.then_some(Call { deadline });
+    }
+
+    fn deadline(&self) -> Option<Duration> {
+        self.grpc?.deadline
     }
 
     /// What is left of `span` before the client gives up.
     pub(super) fn left_of(&self, span: Duration) -> Duration {
         let left = self
-            .deadline
+            .deadline()
             .map(|deadline| deadline.saturating_sub(clock::mono()));
         left.map_or(span, |left| left.min(span))
     }
 
     /// Comes back when the client gives up.
     pub(super) async fn until_deadline(&self) {
-        match self.deadline {
+        match self.deadline() {
             Some(deadline) => sleep(deadline.saturating_sub(clock::mono())).await,
             None => pending().await,
         }
@@ -361,7 +368,7 @@ impl Request {
 
     /// Whether the client has given up.
     pub(super) fn is_over(&self) -> bool {
-        self.deadline
+        self.deadline()
             .is_some_and(|deadline| clock::mono() >= deadline)
     }
 }

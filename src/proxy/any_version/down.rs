@@ -267,7 +267,7 @@ impl<'c> Down<'_, 'c> {
                     }
                 }
                 Ok(Part::End(mut trailers)) => {
-                    if let (true, Some(status)) = (request.grpc, trailers.get(GRPC_STATUS)) {
+                    if let (Some(_), Some(status)) = (request.grpc, trailers.get(GRPC_STATUS)) {
                         *grpc = Some(GrpcStatus::parse(status.as_bytes()));
                     }
                     keep(&mut trailers, |name| {
@@ -310,7 +310,7 @@ impl<'c> Down<'_, 'c> {
             Some(rejection) => Failure::CutShort(rejection.reason()),
             None => Failure::UpstreamGone,
         };
-        if !self.request.grpc {
+        if self.request.grpc.is_none() {
             self.abort();
             return failure;
         }
@@ -348,8 +348,8 @@ pub(super) fn grpc_status(
     answer: &[u8],
     head: &ResponseHead,
 ) -> Option<GrpcStatus> {
+    request.grpc?;
     let mut fields = head.fields.iter();
-    let (_, value) =
-        fields.find(|(name, _)| request.grpc && headers::is(answer, name, GRPC_STATUS))?;
+    let (_, value) = fields.find(|(name, _)| headers::is(answer, name, GRPC_STATUS))?;
     Some(GrpcStatus::parse(&answer[value.clone()]))
 }

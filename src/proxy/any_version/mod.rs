@@ -71,7 +71,7 @@ pub(super) async fn send(
         }
         Client::Http1(ends) => {
             // gRPC is of HTTP/2 alone: how its calls end cannot be said in HTTP/1.1.
-            (outgoing.request.grpc, outgoing.request.deadline) = (false, None);
+            outgoing.request.grpc = None;
             if outgoing.expects && ends.buffer.is_empty() {
                 ends.write(b"HTTP/1.1 100 Continue\r\n\r\n", outgoing.request.idle)
                     .await?;
