@@ -49,6 +49,10 @@ pub(super) async fn send(
         Protocol::Auto => headers::upgrade(ends.buffer, head).is_none(),
     };
     let mut outgoing = prepare(conn, admitted, ends.buffer, head, over_http2, record);
+    if outgoing.expects && ends.buffer.is_empty() {
+        ends.write(b"HTTP/1.1 100 Continue\r\n\r\n", outgoing.request.idle)
+            .await?;
+    }
     if over_http2 {
         // Apart, so that others have no room for it.
         let sent = any_version::send(
@@ -59,13 +63,10 @@ pub(super) async fn send(
             record,
         );
         let sent = Box::pin(sent).await;
+        reset_if_cut(&outgoing.request, ends, &sent);
         return sent.map_err(|failure| outgoing.in_order(conn, failure, None));
     }
     let upstream = &plan.upstreams[index];
-    if outgoing.expects && ends.buffer.is_empty() {
-        ends.write(b"HTTP/1.1 100 Continue\r\n\r\n", outgoing.request.idle)
-            .await?;
-    }
     let mut answer = conn.lane.buffers.take();
     let request = &outgoing.request;
     let out = &outgoing.out;
@@ -92,13 +93,7 @@ pub(super) async fn send(
     let status = answered.head.status;
     // What is left of a body cut off by an early response cannot be told from a next request.
     let turned = outgoing.turn_back(conn, &answer, &answered, answered.uploaded, record);
-    let next = match turned.await {
-        Ok(next) => next,
-        Err(rejection) => {
-            outgoing.finish(End::Status(status), record);
-            return Err(rejection.into());
-        }
-    };
+    let next = turned.await?;
     let spoken = headers::switched_to(&answer, &answered.head, outgoing.switch_to.as_deref());
     answer.drain(..answered.head.len);
     if status == 101 {
@@ -122,14 +117,7 @@ pub(super) async fn send(
     )
     .await;
     outgoing.streamed(End::Status(status), &streamed, record);
-    let cut_short = matches!(
-        streamed,
-        Err(Failure::UpstreamGone | Failure::NotSafe | Failure::CutShort(_))
-    );
-    if outgoing.request.old_client && cut_short {
-        // Without chunks a plain close would say that the body is whole; a reset does not.
-        ends.client.reset_on_close();
-    }
+    reset_if_cut(&outgoing.request, ends, &streamed);
     let reusable = streamed?;
     if reusable {
         answerer.give_back();
@@ -138,6 +126,17 @@ pub(super) async fn send(
         true => next,
         false => Next::Linger,
     })
+}
+
+/// For a client of HTTP/1.0: without chunks a plain close would say that a body which was cut short is whole; a reset does not.
+fn reset_if_cut<T>(request: &Request, ends: &mut Ends<'_>, sent: &Result<T, Failure>) {
+    let is_cut = matches!(
+        sent,
+        Err(Failure::UpstreamGone | Failure::NotSafe | Failure::CutShort(_))
+    );
+    if request.old_client && is_cut {
+        ends.client.reset_on_close();
+    }
 }
 
 /// A response's head, and whether the whole request was sent before it came.
@@ -152,6 +151,14 @@ impl Answered {
         match self.head.body {
             ResponseBody::Length(BodyLength::Chunked) | ResponseBody::UntilClose => true,
             ResponseBody::Length(BodyLength::None | BodyLength::Fixed(_)) => false,
+        }
+    }
+
+    /// What reads the body from HTTP/1.1, and whether the end of the connection ends it.
+    pub(super) fn reader(&self) -> (BodyReader, bool) {
+        match self.head.body {
+            ResponseBody::Length(length) => (BodyReader::new(length), false),
+            ResponseBody::UntilClose => (BodyReader::new(BodyLength::Fixed(u64::MAX)), true),
         }
     }
 }
@@ -350,10 +357,7 @@ async fn stream_back(
     ends: &mut Ends<'_>,
     record: &mut Record,
 ) -> Result<bool, Failure> {
-    let (mut reader, until_close) = match answered.head.body {
-        ResponseBody::Length(length) => (BodyReader::new(length), false),
-        ResponseBody::UntilClose => (BodyReader::new(BodyLength::Fixed(u64::MAX)), true),
-    };
+    let (mut reader, until_close) = answered.reader();
     let chunked = answered.chunked() && !request.old_client;
     let changes = &upload.route.response_headers;
     let Ends {

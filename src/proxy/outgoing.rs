@@ -137,7 +137,8 @@ pub(super) fn prepare<'p, 'l>(
 
 impl Outgoing<'_, '_> {
     /// Does what the upstream's response says to weir, and puts its head for the client in place of the request's in `out`. Says
-    /// what becomes of the client's connection, which may live on where it `may_live`.
+    /// what becomes of the client's connection, which may live on where it `may_live`. A refusal is no failure of the upstream's, whose
+    /// part is over with it.
     pub(super) async fn turn_back(
         &mut self,
         conn: &Conn<'_>,
@@ -156,7 +157,13 @@ impl Outgoing<'_, '_> {
             head,
             &mut self.quota.waited,
         );
-        let told = told.await?;
+        let told = match told.await {
+            Ok(told) => told,
+            Err(rejection) => {
+                self.finish(End::Status(head.status), record);
+                return Err(rejection);
+            }
+        };
         record.status = head.status;
         audit::responded(self.shared, self.route.audit, record, answer, head);
         let draining = conn.lane.drain.has_begun();

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::audit;
+use super::forward::secure;
 use super::handle::{Conn, Ends, Failure};
 use super::outgoing::Outgoing;
 use super::record::Record;
@@ -48,7 +48,7 @@ pub(super) async fn switched(
     spoken: Spoken,
     record: &mut Record,
 ) -> Result<(), Failure> {
-    safe(conn, outgoing, record).await?;
+    secure((outgoing.shared, &conn.lane.outbox), record, false).await?;
     ends.write(&outgoing.out, outgoing.request.idle).await?;
     let to_upstream = std::mem::take(ends.buffer);
     let (mut client, mut upstream) = (BothWays::of(ends.client), BothWays::of(upstream));
@@ -78,22 +78,13 @@ pub(super) async fn switched_http2(
         head.headers_mut().remove(gone);
     }
     record.status = head.status().as_u16();
-    safe(conn, outgoing, record).await?;
+    secure((outgoing.shared, &conn.lane.outbox), record, false).await?;
     let writes = respond.send_response(head, false);
     let writes = TunnelWriting(writes.map_err(|_| Failure::ClientGone)?);
     let client = Side::of((TunnelReading::of(body), writes), answer);
     let spoken = Spoken::WebSocket;
     live(conn, outgoing, client, upstream, spoken, record).await;
     Ok(())
-}
-
-async fn safe(
-    conn: &Conn<'_>,
-    outgoing: &Outgoing<'_, '_>,
-    record: &mut Record,
-) -> Result<(), Failure> {
-    let safe = audit::secure(outgoing.shared, &conn.lane.outbox, record).await;
-    safe.map_err(|audit::NotSafe| Rejection::AuditUnavailable.into())
 }
 
 /// Relays until the end, of which weir's part is told here.

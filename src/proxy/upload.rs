@@ -11,6 +11,7 @@ use super::handle::Failure;
 use super::headers::{may_trail_up, put_last_chunk};
 use super::outgoing::Request;
 use super::reply::Rejection;
+use super::retries::may_be_kept;
 use super::trace::Renamed;
 use super::wire::{Deadlines, Elapsed, Room};
 use crate::clock;
@@ -58,16 +59,11 @@ impl<'p> Upload<'p> {
             BodyLength::None => Vec::new(),
             BodyLength::Fixed(_) | BodyLength::Chunked => head.to_vec(),
         };
-        let keep = keep as u64;
-        let fits = match request.body {
-            BodyLength::None => false,
-            BodyLength::Fixed(bytes) => bytes <= keep,
-            BodyLength::Chunked => keep > 0,
-        };
+        let fits = may_be_kept(request.body, keep);
         Upload {
             begun: false,
             lost: false,
-            kept: fits.then(|| (head.to_vec(), keep)),
+            kept: fits.then(|| (head.to_vec(), keep as u64)),
             reader: BodyReader::new(request.body),
             room: Room::new(),
             chunked: request.body == BodyLength::Chunked,

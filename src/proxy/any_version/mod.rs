@@ -57,7 +57,6 @@ pub(super) async fn send(
     client: Client<'_, '_>,
     record: &mut Record,
 ) -> Result<Next, Failure> {
-    let old_client = outgoing.request.old_client;
     match client {
         Client::Http2 { body, respond } => {
             if outgoing.expects {
@@ -72,10 +71,6 @@ pub(super) async fn send(
         Client::Http1(ends) => {
             // gRPC is of HTTP/2 alone: how its calls end cannot be said in HTTP/1.1.
             outgoing.request.grpc = None;
-            if outgoing.expects && ends.buffer.is_empty() {
-                ends.write(b"HTTP/1.1 100 Continue\r\n\r\n", outgoing.request.idle)
-                    .await?;
-            }
             let mut ahead = Vec::new();
             let mut both = BothWays::of(ends.client);
             let (reading, writing) = both.split();
@@ -93,15 +88,6 @@ pub(super) async fn send(
             let sent = exchange(conn, plan, outgoing, &mut source, &mut back, record).await;
             let whole = source.is_over();
             ends.buffer.extend_from_slice(&ahead);
-            if old_client
-                && matches!(
-                    sent,
-                    Err(Failure::UpstreamGone | Failure::NotSafe | Failure::CutShort(_))
-                )
-            {
-                // Without chunks a plain close would say that the body is whole; a reset does not.
-                ends.client.reset_on_close();
-            }
             let next = sent?;
             Ok(match whole {
                 true => next,

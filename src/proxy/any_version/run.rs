@@ -16,7 +16,6 @@ use super::parts::{Sink, Source};
 use super::trying::Trying;
 use super::up::{Progress, Uploading, upload};
 use crate::config::rewrite::HeaderChanges;
-use crate::http1::body::BodyReader;
 use crate::http1::head::BodyLength;
 use crate::http1::response::{ResponseBody, ResponseHead};
 use crate::http1::websocket;
@@ -126,13 +125,7 @@ pub(super) async fn run(
     // What is left of a body cut off by an early response cannot be told from a next request; streams are apart from each other.
     let may_live = answered.uploaded || !back.is_http1();
     let turned = outgoing.turn_back(conn, answer, &answered, may_live, record);
-    let next = match turned.await {
-        Ok(next) => next,
-        Err(rejection) => {
-            outgoing.finish(End::Status(status), record);
-            return Err(rejection.into());
-        }
-    };
+    let next = turned.await?;
     let mut grpc = grpc_status(&request, answer, &answered.head);
     answer.drain(..answered.head.len);
     if opens {
@@ -143,14 +136,11 @@ pub(super) async fn run(
     let mut body = match (body, answers) {
         (Some(body), _) => Source::http2(body),
         (None, Answers::Http1(stream)) => {
-            let (length, until_close) = match answered.head.body {
-                ResponseBody::Length(length) => (length, false),
-                ResponseBody::UntilClose => (BodyLength::Fixed(u64::MAX), true),
-            };
+            let (reader, until_close) = answered.reader();
             Source::Http1 {
                 stream,
                 buffer: answer,
-                reader: BodyReader::new(length),
+                reader,
                 until_close,
             }
         }
