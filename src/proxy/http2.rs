@@ -29,6 +29,7 @@ use super::outgoing::prepare;
 use super::record::{Ongoing, Record};
 use super::reply::{Asker, Rejection};
 use crate::clock;
+use crate::config::Listener;
 use crate::http1::websocket::{self, WEBSOCKET};
 use crate::http2::errors;
 use crate::http2::grpc::{self, GrpcStatus};
@@ -74,18 +75,7 @@ pub(super) async fn connection(
     };
     let (stream, mut patience) = hear(stream, listener.header_read);
     let (stream, mut sender) = gather(stream);
-    let streams = listener.max_concurrent_streams;
-    // Room for all: a body that its upstream does not read must not take the others'.
-    let all = STREAM_WINDOW.saturating_mul(streams).min(LARGEST_WINDOW);
-    let handshake = server::Builder::new()
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(all)
-        .data_frame_budget(SMALL_FRAMES)
-        .max_concurrent_streams(streams)
-        .max_header_list_size(u32::try_from(listener.head_limits.max_bytes).unwrap_or(u32::MAX))
-        .max_send_buffer_size(SEND_BUFFER)
-        .enable_connect_protocol()
-        .handshake(stream);
+    let handshake = bounds(&listener).handshake(stream);
     let mut connection = match timeout(listener.header_read, handshake).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => return found(&error).map_or((), ended_by),
@@ -168,6 +158,23 @@ pub(super) async fn connection(
     // Those that go on are cut off from their client, and end by that.
     drop(connection);
     while requests.join_next().await.is_some() {}
+}
+
+/// What a client may take of a connection.
+fn bounds(listener: &Listener) -> server::Builder {
+    let streams = listener.max_concurrent_streams;
+    // Room for all: a body that its upstream does not read must not take the others'.
+    let all = STREAM_WINDOW.saturating_mul(streams).min(LARGEST_WINDOW);
+    let mut bounds = server::Builder::new();
+    bounds
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(all)
+        .data_frame_budget(SMALL_FRAMES)
+        .max_concurrent_streams(streams)
+        .max_header_list_size(u32::try_from(listener.head_limits.max_bytes).unwrap_or(u32::MAX))
+        .max_send_buffer_size(SEND_BUFFER)
+        .enable_connect_protocol();
+    bounds
 }
 
 /// What `h2` ended a connection for, where that is not that the client left or ended it itself.

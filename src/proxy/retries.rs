@@ -1,5 +1,5 @@
-//! Whether a request is tried again and when, whatever is spoken at either side. Owns why a try may be followed by another, and the count,
-//! the time and the budget of all of a request's tries; must not send it, nor wait.
+//! Whether a request is tried again and when, whatever is spoken at either side. Owns why a try may be followed by another, for which bodies,
+//! and the count, the time and the budget of all of a request's tries; must not send it, nor wait.
 
 use std::rc::Rc;
 use std::time::Duration;

@@ -102,7 +102,7 @@ enum Ended {
     /// The response went to the client.
     Whole(Next),
     /// The response had a status for which the next try is due.
-    Over,
+    Again,
 }
 
 /// What the use of one connection came to.
@@ -144,7 +144,7 @@ async fn exchange(
                     trying.tell(Ok(record.status), record);
                     return Ok(next);
                 }
-                Ok(Ended::Over) => continue,
+                Ok(Ended::Again) => continue,
                 Err(failure) => failure,
             };
             trying.tell(Err(&failure), record);

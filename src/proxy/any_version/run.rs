@@ -105,7 +105,7 @@ pub(super) async fn run(
             let reusable = !by_http2 && is_over(&answered, answer);
             answer.clear();
             return Ok(Ran::Ended {
-                ended: Ended::Over,
+                ended: Ended::Again,
                 reusable,
             });
         }
@@ -133,19 +133,7 @@ pub(super) async fn run(
         return Ok(Ran::Switched(body));
     }
     let keep_alive = answered.head.keep_alive;
-    let mut body = match (body, answers) {
-        (Some(body), _) => Source::http2(body),
-        (None, Answers::Http1(stream)) => {
-            let (reader, until_close) = answered.reader();
-            Source::Http1 {
-                stream,
-                buffer: answer,
-                reader,
-                until_close,
-            }
-        }
-        (None, Answers::Http2(..)) => return Err(Rejection::UpstreamBroken.into()),
-    };
+    let mut body = source(body, answers, answer, &answered)?;
     let mut down = Down {
         head: std::mem::take(&mut *outgoing.out),
         chunked: answered.chunked() && !request.old_client,
@@ -262,6 +250,28 @@ async fn await_head<F: Future<Output = Result<(), Failure>>>(
         interims.take(answer, &head)?;
         back.tell(&mut interims, &mut deadlines, request.idle)
             .await?;
+    }
+}
+
+/// Where the response's body comes from, which begins at the front of `answer` or is a stream's `body`.
+fn source<'a, 's: 'a>(
+    body: Option<RecvStream>,
+    answers: Answers<'s>,
+    answer: &'a mut Vec<u8>,
+    answered: &Answered,
+) -> Result<Source<'a, 's>, Rejection> {
+    match (body, answers) {
+        (Some(body), _) => Ok(Source::http2(body)),
+        (None, Answers::Http1(stream)) => {
+            let (reader, until_close) = answered.reader();
+            Ok(Source::Http1 {
+                stream,
+                buffer: answer,
+                reader,
+                until_close,
+            })
+        }
+        (None, Answers::Http2(..)) => Err(Rejection::UpstreamBroken),
     }
 }
 
