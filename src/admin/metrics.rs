@@ -12,25 +12,25 @@ use crate::telemetry::metrics::audit::AuditMetrics;
 /// The metrics, with the gauges that are only known when asked.
 pub(super) fn scrape(admin: &Admin, plan: &Plan) -> String {
     let process = &plan.metrics.process;
-    process.used(machine::used(admin.health.started.elapsed()));
+    process.note_use(machine::used(admin.health.started.elapsed()));
     process.ready.set(i64::from(admin.health.is_ready()));
     if let Some(writes) = &admin.writes {
-        process.pool("write", writes.write_use());
+        process.note_pool("write", writes.write_use());
     }
     if let Some(reads) = &admin.postgres {
-        process.pool("read", reads.replicas_use());
-        process.pool("read_primary", reads.read_primary_use());
+        process.note_pool("read", reads.replicas_use());
+        process.note_pool("read_primary", reads.read_primary_use());
     }
     let now = clock::moment().mono;
     let breakers = &plan.metrics.breakers;
     breakers.forget_states();
     for breaker in plan.breakers.iter().flatten() {
         let state = breaker.snapshot(now).state.as_str();
-        breakers.is(&breaker.upstream, state, &State::ALL.map(State::as_str));
+        breakers.set_state(&breaker.upstream, state, &State::ALL.map(State::as_str));
         let enforced = breaker.settings.mode == Mode::Enforce;
-        breakers.is_enforced(&breaker.upstream, enforced);
+        breakers.set_enforced(&breaker.upstream, enforced);
         if let Some(shared) = breaker.with_member(|member| member.is_together()) {
-            breakers.is_shared(&breaker.upstream, shared);
+            breakers.set_shared(&breaker.upstream, shared);
         }
     }
     plan.tell_sharing(now);

@@ -263,7 +263,7 @@ impl Shared {
     }
 
     /// The queue is being emptied.
-    fn moves(&self) {
+    fn note_move(&self) {
         self.moved.store(millis(), Ordering::Relaxed);
     }
 

@@ -93,7 +93,7 @@ pub(super) async fn connection(
         Err(_) => return ended_by(Reason::ENHANCE_YOUR_CALM),
     };
     let mut requests = JoinSet::new();
-    sender.holds(true);
+    sender.hold(true);
     let mut draining = lane.draining.clone();
     let mut ending = false;
     let mut resets = Resets::default();
@@ -181,7 +181,7 @@ async fn part(
     connection: &mut server::Connection<Gathered<Heard<Ahead<Stream>>>, Bytes>,
     sender: &Sender<Heard<Ahead<Stream>>>,
 ) {
-    sender.holds(false);
+    sender.hold(false);
     connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
     let _ = timeout(FAREWELL, poll_fn(|cx| connection.poll_closed(cx))).await;
 }

@@ -51,7 +51,7 @@ pub async fn follow(
                 now.is_some() && now != seen
             }
         };
-        let certificates_changed = beside.has_changed();
+        let certificates_changed = beside.look();
         if !file_changed && !certificates_changed {
             continue;
         }
@@ -124,13 +124,13 @@ pub async fn follow_stores(plan: Arc<Plan>, mut beside: Beside) -> Infallible {
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         look.tick().await;
-        if !beside.has_changed() {
+        if !beside.look() {
             continue;
         }
         let (renewed, wrong) = secured.renewed(&plan.config);
         secured = renewed;
         secured.take_effect();
-        plan.metrics.tls.certificates.end(secured.expiries());
+        plan.metrics.tls.certificates.note_ends(secured.expiries());
         plan.metrics.reloaded(wrong.is_empty());
         tell(&wrong);
     }
@@ -191,7 +191,7 @@ impl Beside {
     }
 
     /// Looks at them: whether one is another than before, or gone for good. While one is gone for a moment the others wait for it.
-    fn has_changed(&mut self) -> bool {
+    fn look(&mut self) -> bool {
         let now = self.seen.keys();
         let now: BTreeMap<_, _> = now.map(|path| (path.clone(), fingerprint(path))).collect();
         let mut both = self.seen.values().zip(now.values());

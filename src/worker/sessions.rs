@@ -95,7 +95,7 @@ impl SharedSweep {
             .filter(|(name, _)| !names.contains(name));
         gone.for_each(|(_, metrics)| tell(metrics, Swept::default()));
         let mut asked = Instant::now();
-        if !self.is_mine(sweeping).await? {
+        if !self.claim(sweeping).await? {
             return Ok(());
         }
         let mut trouble = Ok(());
@@ -126,7 +126,7 @@ impl SharedSweep {
                 // A long sweep stays this process's.
                 if asked.elapsed() > self.holds() / 4 {
                     asked = Instant::now();
-                    if !self.is_mine(sweeping).await? {
+                    if !self.claim(sweeping).await? {
                         // Another has begun one of its own meanwhile.
                         return Ok(());
                     }
@@ -143,10 +143,10 @@ impl SharedSweep {
         2 * self.every + LEASE_MORE
     }
 
-    /// Whether this process sweeps. Where another does, or may, what that one tells counts, and no sum counts twice.
-    async fn is_mine(&self, sweeping: &mut Sweeping) -> Result<bool, CallError> {
+    /// Asks to be the process that sweeps; whether it is. Where another does, or may, what that one tells counts, and no sum counts twice.
+    async fn claim(&self, sweeping: &mut Sweeping) -> Result<bool, CallError> {
         let asked = Instant::now();
-        let mine = self.sweeper.is_mine(&self.redis, self.holds()).await;
+        let mine = self.sweeper.claim(&self.redis, self.holds()).await;
         if mine == Ok(true) {
             sweeping.mine_until = Some(asked + self.holds());
         } else if mine.is_ok() || sweeping.mine_until.is_none_or(|until| asked >= until) {

@@ -120,7 +120,7 @@ impl LanePorts {
                 let _ = set.inspect_err(|error| warn!(%address, %error, "socket_mode is not set"));
             }
         }
-        self.taken.serves().await;
+        self.taken.say_serving().await;
         Ok(())
     }
 }

@@ -131,7 +131,7 @@ impl CertificateMetrics {
     }
 
     /// The files of certificates and when each ends, since the epoch; others than these are forgotten.
-    pub fn end(&self, certificates: impl Iterator<Item = (String, Duration)>) {
+    pub fn note_ends(&self, certificates: impl Iterator<Item = (String, Duration)>) {
         self.not_after.clear();
         for (certificate, end) in certificates {
             let gauge = self
