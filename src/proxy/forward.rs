@@ -8,7 +8,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::admit::Admitted;
 use super::audit;
-use super::following::LanePlan;
+use super::following::LaneView;
 use super::handle::{Conn, Ends, Failure, Next};
 use super::headers::{self, put_last_chunk};
 use super::interim::{Interims, is_interim};
@@ -34,7 +34,7 @@ use crate::store::breakers::End;
 /// buffer holds what the client sent behind the request.
 pub(super) async fn send(
     conn: &Conn<'_>,
-    plan: &LanePlan,
+    view: &LaneView,
     admitted: Admitted<'_>,
     ends: &mut Ends<'_>,
     head: &RequestHead,
@@ -52,7 +52,7 @@ pub(super) async fn send(
         // Apart, so that others have no room for it.
         let sent = mixed::send(
             conn,
-            plan,
+            view,
             &mut outgoing,
             mixed::Client::Http1(ends),
             record,
@@ -60,7 +60,7 @@ pub(super) async fn send(
         let sent = Box::pin(sent).await;
         return sent.map_err(|failure| outgoing.in_order(conn, failure, None));
     }
-    let upstream = &plan.upstreams[index];
+    let upstream = &view.upstreams[index];
     if outgoing.expects && ends.buffer.is_empty() {
         ends.write(b"HTTP/1.1 100 Continue\r\n\r\n", outgoing.request.idle)
             .await?;
@@ -68,9 +68,9 @@ pub(super) async fn send(
     let mut answer = conn.lane.buffers.take();
     let request = &outgoing.request;
     let out = &outgoing.out;
-    let retries = outgoing.shared.config.upstreams[index].retries.as_ref();
+    let retries = outgoing.plan.config.upstreams[index].retries.as_ref();
     let keep = retries.map_or(0, |retries| retries.buffer);
-    let mut upload = Upload::new(request, out, keep, (outgoing.shared, outgoing.route));
+    let mut upload = Upload::new(request, out, keep, (outgoing.plan, outgoing.route));
     let exchanged = exchange(
         request,
         (upstream, retries),
@@ -109,7 +109,7 @@ pub(super) async fn send(
         return Ok(Next::Close);
     }
     let streamed = stream_back(
-        (outgoing.shared, &conn.lane.outbox),
+        (outgoing.plan, &conn.lane.outbox),
         &outgoing.request,
         &answered,
         &mut upload,

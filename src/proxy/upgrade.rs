@@ -92,7 +92,7 @@ async fn safe(
     outgoing: &Outgoing<'_, '_>,
     record: &mut Record,
 ) -> Result<(), Failure> {
-    let safe = audit::secure(outgoing.shared, &conn.lane.outbox, record).await;
+    let safe = audit::secure(outgoing.plan, &conn.lane.outbox, record).await;
     safe.map_err(|audit::NotSafe| Rejection::AuditUnavailable.into())
 }
 
@@ -106,7 +106,7 @@ async fn live(
     record: &mut Record,
 ) {
     let session = outgoing.session.as_deref();
-    let session_over = sessions::over(outgoing.shared, conn.lane, outgoing.route, session);
+    let session_over = sessions::over(outgoing.plan, conn.lane, outgoing.route, session);
     let mut draining = conn.lane.draining.clone();
     let going_away = async {
         match spoken {
