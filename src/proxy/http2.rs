@@ -143,7 +143,7 @@ pub(super) async fn connection(
                     }
                     Ok(Served::TakenBack | Served::Answered) => {}
                     // A panic ends its request, and no other.
-                    Err(error) if error.is_panic() => { metrics.panics.inc(); }
+                    Err(error) if error.is_panic() => { metrics.tasks.panics.inc(); }
                     Err(_) => {}
                 }
             }

@@ -173,10 +173,10 @@ async fn accept(lane: Rc<Lane>, listener_index: usize, listener: Accepting) {
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
                     let Some(open) = Open::new(&lane, listener_index) else {
-                        metrics.connections_refused.inc();
+                        metrics.connections.refused.inc();
                         continue;
                     };
-                    metrics.connections.inc();
+                    metrics.connections.accepted.inc();
                     let lane = lane.clone();
                     connections.spawn_local(async move {
                         greet(&lane, listener_index, stream, peer).await;
@@ -185,7 +185,7 @@ async fn accept(lane: Rc<Lane>, listener_index: usize, listener: Accepting) {
                 }
                 // Out of descriptors, or the client is gone already: others must still be served.
                 Err(error) => {
-                    metrics.accept_failures.inc();
+                    metrics.connections.accept_failures.inc();
                     if told.is_none_or(|told| told.elapsed() > TELL_EVERY) {
                         told = Some(clock::now());
                         let listener = &lane.following.current().plan.config.listeners[listener_index].name;
@@ -197,7 +197,7 @@ async fn accept(lane: Rc<Lane>, listener_index: usize, listener: Accepting) {
             Some(ended) = connections.join_next() => {
                 // A panic ends its connection, and no other.
                 if ended.is_err_and(|error| error.is_panic()) {
-                    metrics.panics.inc();
+                    metrics.tasks.panics.inc();
                 }
             }
         }
@@ -226,7 +226,7 @@ impl Open {
         let max = view.plan.config.listeners[listener_index].max_connections;
         let before = of_listener.fetch_add(1, Ordering::Relaxed);
         let metrics = view.plan.metrics.clone();
-        metrics.connections_open.inc();
+        metrics.connections.open.inc();
         let open = Open {
             of_listener,
             metrics,
@@ -238,6 +238,6 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.of_listener.fetch_sub(1, Ordering::Relaxed);
-        self.metrics.connections_open.dec();
+        self.metrics.connections.open.dec();
     }
 }

@@ -67,7 +67,7 @@ pub async fn follow(
         beside = beside.go_on_with(files);
         let Some(loaded) = loaded else {
             let wrong = renew(&plan).await;
-            plan.borrow().metrics.reloaded(wrong.is_empty());
+            plan.borrow().metrics.reloads.note(wrong.is_empty());
             tell(&wrong);
             continue;
         };
@@ -76,11 +76,11 @@ pub async fn follow(
         match replaced {
             Ok(new) => {
                 go_on_with(&plan, new).await;
-                plan.borrow().metrics.reloaded(true);
+                plan.borrow().metrics.reloads.note(true);
                 info!(file = %path.display(), "configuration reloaded");
             }
             Err(error) => {
-                plan.borrow().metrics.reloaded(false);
+                plan.borrow().metrics.reloads.note(false);
                 error!(file = %path.display(), %error, "configuration not reloaded, the old one stays");
                 if certificates_changed {
                     // A new certificate does not wait until a file that is refused is mended.
@@ -131,7 +131,7 @@ pub async fn follow_stores(plan: Arc<Plan>, mut beside: Beside) -> Infallible {
         secured = renewed;
         secured.take_effect();
         plan.metrics.tls.certificates.note_ends(secured.expiries());
-        plan.metrics.reloaded(wrong.is_empty());
+        plan.metrics.reloads.note(wrong.is_empty());
         tell(&wrong);
     }
 }
@@ -153,7 +153,7 @@ fn forget_removed(old: &Plan, new: &Plan) {
     let stays: BTreeSet<_> = new.config.upstreams.iter().map(|up| &up.name).collect();
     let gone = old.config.upstreams.iter().map(|up| &up.name);
     for upstream in gone.filter(|name| !stays.contains(name)) {
-        new.metrics.forget_upstream(upstream);
+        new.metrics.upstreams.forget(upstream);
     }
 }
 

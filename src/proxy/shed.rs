@@ -70,7 +70,7 @@ pub(super) async fn watch(lane: Rc<Lane>) {
             Some(target) => {
                 if let Some(least) = lateness.tick(late, target, now) {
                     let metrics = &lane.following.current().plan.metrics;
-                    metrics.lane_delays.observe(least);
+                    metrics.connections.lane_delays.observe(least);
                 }
             }
             None => lateness = Lateness::default(),

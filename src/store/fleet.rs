@@ -59,7 +59,7 @@ impl Fleet {
         let tls = clients.any(|client| client.tls).then(read).transpose()?;
         let client = |name: &'static str, settings: &Client| {
             let (timeout, connect_timeout) = (config.timeout, config.connect_timeout);
-            let metrics = metrics.redis(name);
+            let metrics = metrics.redis.of(name);
             let settings = settings.clone();
             let tls = tls.as_ref().map(|tls| tls.latest());
             Redis::new(name, settings, tls, timeout, connect_timeout, metrics)

@@ -18,7 +18,8 @@ use crate::clock;
 use crate::plan::Plan;
 use crate::store::redis::{CallError, Connections, Heard};
 use crate::store::sessions::{Store, Sweeper, Swept};
-use crate::telemetry::metrics::{Metrics, SweepMetrics};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::sessions::SweepMetrics;
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_secs(1);
@@ -85,7 +86,7 @@ impl SharedSweep {
         let names = (self.names)();
         for name in &names {
             if !sweeping.told.contains_key(name) {
-                let metrics = self.metrics.session_sweep(name);
+                let metrics = self.metrics.sessions.sweep(name);
                 sweeping.told.insert(name.clone(), metrics);
             }
         }

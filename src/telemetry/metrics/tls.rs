@@ -10,6 +10,7 @@ use prometheus_client::registry::Registry;
 
 use super::durations::Durations;
 
+/// Of all listeners, and of all certificates that are shown.
 #[derive(Debug)]
 pub struct TlsMetrics {
     handshakes: Family<HandshakeLabels, Counter>,
