@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::fmt;
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +15,7 @@ use tracing::warn;
 use crate::admin::health::Heartbeat;
 use crate::clock;
 use crate::plan::Plan;
+use crate::store::fleet::FleetConnections;
 use crate::store::redis::{CallError, Connections, Heard};
 use crate::store::sessions::{Store, Sweeper, Swept};
 use crate::telemetry::metrics::Metrics;
@@ -40,15 +40,15 @@ const LEASE_MORE: Duration = Duration::from_secs(5);
 const BEAT_EVERY: Duration = Duration::from_secs(5);
 
 /// What is swept of sessions in Redis.
-pub struct SharedSweep {
+pub(super) struct SharedSweep {
     /// Of `redis.sessions`, on the runtime of the task.
-    pub redis: Arc<Connections>,
-    pub sweeper: Sweeper,
-    /// The names of the entries of `sessions`, as a sweep begins: a reload may bring others.
-    pub names: Box<dyn Fn() -> Vec<String> + Send + Sync>,
-    pub metrics: Arc<Metrics>,
+    redis: Arc<Connections>,
+    sweeper: Sweeper,
+    /// Has the entries of `sessions`, as a sweep begins: a reload may bring others.
+    plan: watch::Receiver<Arc<Plan>>,
+    metrics: Arc<Metrics>,
     /// Between two sweeps.
-    pub every: Duration,
+    every: Duration,
 }
 
 /// What is known from one sweep to the next.
@@ -61,8 +61,23 @@ struct Sweeping {
 }
 
 impl SharedSweep {
+    /// `None` where the plan has no fleet.
+    pub(super) fn new(
+        plan: watch::Receiver<Arc<Plan>>,
+        redis: &FleetConnections,
+    ) -> Option<SharedSweep> {
+        let first = plan.borrow().clone();
+        Some(SharedSweep {
+            redis: redis.sessions.clone(),
+            sweeper: Sweeper::new(first.fleet.as_ref()?),
+            plan,
+            metrics: first.metrics.clone(),
+            every: first.config.worker.session_sweep,
+        })
+    }
+
     /// Sweeps for ever, while no other process does.
-    pub async fn run(self: Arc<Self>, heartbeat: Heartbeat) -> Infallible {
+    pub(super) async fn run(self: Arc<Self>, heartbeat: Heartbeat) -> Infallible {
         let mut trouble = false;
         let mut sweeping = Sweeping::default();
         loop {
@@ -83,7 +98,9 @@ impl SharedSweep {
 
     /// Of all nodes that answer; an error is the last one's that does not.
     async fn sweep(&self, sweeping: &mut Sweeping, heartbeat: &Heartbeat) -> Result<(), CallError> {
-        let names = (self.names)();
+        let plan = self.plan.borrow().clone();
+        let names: Vec<_> = plan.sessions.iter().map(|it| it.name.clone()).collect();
+        drop(plan);
         for name in &names {
             if !sweeping.told.contains_key(name) {
                 let metrics = self.metrics.sessions.sweep(name);
@@ -155,12 +172,6 @@ impl SharedSweep {
             told.for_each(|metrics| tell(metrics, Swept::default()));
         }
         mine
-    }
-}
-
-impl fmt::Debug for SharedSweep {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SharedSweep").finish_non_exhaustive()
     }
 }
 
