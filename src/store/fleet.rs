@@ -151,10 +151,12 @@ impl Fleet {
 }
 
 impl Hearing {
+    /// It hears from now on; what was said before is unknown.
     pub fn begin(&self) {
         self.turn(true);
     }
 
+    /// It hears no more.
     pub fn end(&self) {
         self.turn(false);
     }

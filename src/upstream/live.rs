@@ -279,6 +279,7 @@ impl LiveUpstream {
         self.picture.load().endpoints.clone()
     }
 
+    /// How many endpoints are as they are, as of the last change.
     pub fn counts(&self) -> Counts {
         self.picture.load().counts
     }
