@@ -377,10 +377,10 @@ fn recorded_events_are_written_soon_and_in_order() {
         RETENTION,
     )
     .unwrap();
-    recorder.record(batch(1..=1), None);
+    recorder.record(batch(1..=1));
     eventually(|| recorder.counts().written == 1);
-    recorder.record(batch(2..=1_200), None);
-    recorder.record(batch(1_201..=1_201), None);
+    recorder.record(batch(2..=1_200));
+    recorder.record(batch(1_201..=1_201));
     let counts = worker.stop(Duration::from_secs(5));
     assert_eq!(
         (counts.written, counts.queued, counts.dropped),
@@ -393,7 +393,7 @@ fn recorded_events_are_written_soon_and_in_order() {
             .zip(1..)
             .all(|(stored, n)| stored.event == AuditEvent { seq: n, ..event(n) })
     );
-    recorder.record(batch(1..=1), None);
+    recorder.record(batch(1..=1));
     assert_eq!(recorder.counts().dropped, 1);
     assert_eq!(audit.faults(), []);
 }
@@ -411,10 +411,10 @@ fn a_locked_database_blocks_no_sender_and_is_caught_up_with() {
     let other = lock(&audit.file(clock::wall()));
     let start = clock::now();
     for n in 1..=1_990 {
-        recorder.record(batch(n..=n), None);
+        recorder.record(batch(n..=n));
     }
-    recorder.record(batch(1_991..=2_005), None);
-    recorder.record(batch(2_006..=2_006), None);
+    recorder.record(batch(1_991..=2_005));
+    recorder.record(batch(2_006..=2_006));
     assert!(start.elapsed() < Duration::from_secs(1));
     eventually(|| recorder.counts().errors >= 2);
     let counts = recorder.counts();
@@ -424,7 +424,7 @@ fn a_locked_database_blocks_no_sender_and_is_caught_up_with() {
     );
     drop(other);
     eventually(|| recorder.counts().written == 2_000);
-    recorder.record(batch(2_001..=2_001), None);
+    recorder.record(batch(2_001..=2_001));
     let counts = worker.stop(Duration::from_secs(5));
     assert_eq!((counts.written, counts.dropped), (2_001, 6));
     assert_eq!(audit.faults(), []);
@@ -437,7 +437,7 @@ fn stopping_gives_up_at_its_deadline_and_counts_what_is_lost() {
     writer.limit_pages(1).unwrap();
     let (recorder, worker) =
         weir::audit::sqlite::start(writer, 2_000, Delivery::BestEffort, RETENTION).unwrap();
-    recorder.record(batch(1..=1_000), None);
+    recorder.record(batch(1..=1_000));
     eventually(|| recorder.counts().errors > 0);
     let start = clock::now();
     let counts = worker.stop(Duration::from_millis(100));
@@ -462,7 +462,7 @@ fn events_wait_for_a_disk_that_is_full_at_the_start() {
     };
     let (recorder, writers) =
         weir::audit::sqlite::start_once_there_is_room(files, open, 2_000, RETENTION).unwrap();
-    recorder.record(batch(1..=2_005), None);
+    recorder.record(batch(1..=2_005));
     eventually(|| recorder.counts().errors > 1);
     has_room.store(true, Ordering::Relaxed);
     eventually(|| recorder.counts().written == 2_000);
@@ -475,7 +475,7 @@ fn events_wait_for_a_disk_that_is_full_at_the_start() {
     let full = || Err(StoreError::Full);
     let (recorder, writers) =
         weir::audit::sqlite::start_once_there_is_room(files, full, 2_000, RETENTION).unwrap();
-    recorder.record(batch(1..=10), None);
+    recorder.record(batch(1..=10));
     let counts = writers.stop(Duration::ZERO);
     assert_eq!((counts.written, counts.dropped), (0, 10));
 }

@@ -329,7 +329,7 @@ fn days_that_are_over_are_closed_beside_the_writing() {
     writer.append(&mut events(1..=5), today - DAY).unwrap();
     let (recorder, worker) =
         weir::audit::sqlite::start(writer, 2_000, Delivery::BestEffort, RETENTION).unwrap();
-    recorder.record(batch(6..=6), None);
+    recorder.record(batch(6..=6));
     let indexes = || {
         let file = Connection::open(audit.file(today - DAY)).unwrap();
         let sql = "SELECT count(*) FROM sqlite_schema WHERE type = 'index'";
@@ -406,7 +406,7 @@ fn the_retention_is_heeded_beside_the_writing() {
     let (recorder, worker) =
         weir::audit::sqlite::start(writer, 2_000, Delivery::BestEffort, RETENTION).unwrap();
     eventually(|| recorder.counts().removed_files == 2);
-    recorder.record(batch(6..=6), None);
+    recorder.record(batch(6..=6));
     eventually(|| recorder.counts().written == 1);
     worker.stop(Duration::from_secs(5));
     assert_eq!(days::list(&audit.path).unwrap().len(), 2);

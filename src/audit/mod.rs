@@ -143,13 +143,12 @@ struct Taken {
 }
 
 impl Recorder {
-    /// Takes the events; those of the last ones that do not fit into the queue are counted as dropped. Never waits. Where there
-    /// is a duty, all fit or none do, and then it is not fulfilled.
-    pub fn record(&self, mut events: Encoded, duty: Option<Duty>) {
-        let fits = self.shared.reserve(events.len(), duty.is_some());
+    /// Takes events that no request waits for; those of the last ones that do not fit into the queue are counted as dropped. Never waits.
+    pub fn record(&self, mut events: Encoded) {
+        let fits = self.shared.reserve(events.len());
         events.truncate(fits);
         if !events.is_empty() {
-            self.send(events, duty);
+            self.send(events, None);
         }
     }
 
@@ -210,8 +209,8 @@ impl Writers {
 }
 
 impl Shared {
-    /// Makes room for up to `wanted` events, or for all of them or none; how many it is.
-    fn reserve(&self, wanted: usize, all: bool) -> usize {
+    /// Makes room for up to `wanted` events; how many it is.
+    fn reserve(&self, wanted: usize) -> usize {
         let wanted_count = u64::try_from(wanted).unwrap_or(u64::MAX);
         let is_heavy = self.bytes.load(Ordering::Relaxed) >= BYTES;
         if is_heavy || self.is_stopping() {
@@ -224,9 +223,6 @@ impl Shared {
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |accepted| {
                 let queued = accepted.saturating_sub(self.left.load(Ordering::Acquire));
                 fits = wanted_count.min(self.capacity.saturating_sub(queued));
-                if all && fits < wanted_count {
-                    fits = 0;
-                }
                 Some(accepted + fits)
             });
         if fits < wanted_count {
@@ -263,7 +259,7 @@ impl Shared {
     }
 
     /// The queue is being emptied.
-    fn moves(&self) {
+    fn note_move(&self) {
         self.moved.store(millis(), Ordering::Relaxed);
     }
 
@@ -481,7 +477,7 @@ mod tests {
                 }
             }
         };
-        fills(&|recorder, _| recorder.record(group(), None));
+        fills(&|recorder, _| recorder.record(group()));
         fills(&|_, tray| drop(tray.lay(&event)));
     }
 }

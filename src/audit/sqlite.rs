@@ -116,7 +116,7 @@ impl Work {
         self.keep_up();
         let mut taken = Taken::default();
         loop {
-            self.shared().moves();
+            self.shared().note_move();
             let more = self.queue.fill(&mut taken, BATCH, self.linger, IDLE);
             let written = taken.batches.is_empty() || self.write(&mut taken.batches);
             if !written || !more {
@@ -254,7 +254,7 @@ fn wait_for_room(
     let (_, pause) = BACK_OFF;
     let mut trouble = StoreError::Full.to_string();
     while rest(shared, pause) {
-        shared.moves();
+        shared.note_move();
         match open() {
             Ok(writer) => {
                 info!("audit events are written: there is room again");

@@ -149,7 +149,7 @@ impl Endpoint {
         }
     }
 
-    fn comes(&self, now: Duration) {
+    fn note_coming(&self, now: Duration) {
         let millis = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
         self.came.store(millis, Ordering::Relaxed);
     }
@@ -279,6 +279,7 @@ impl LiveUpstream {
         self.picture.load().endpoints.clone()
     }
 
+    /// How many endpoints are as they are, as of the last change.
     pub fn counts(&self) -> Counts {
         self.picture.load().counts
     }
@@ -307,7 +308,7 @@ impl LiveUpstream {
     }
 
     /// The name that is the source of this index has these addresses; whether they are others than before.
-    pub(super) fn found(&self, source: usize, mut addresses: Vec<SocketAddr>) -> bool {
+    pub(super) fn set_addresses(&self, source: usize, mut addresses: Vec<SocketAddr>) -> bool {
         addresses.sort_unstable();
         addresses.dedup();
         let mut members = self.members.lock();
@@ -331,7 +332,7 @@ impl LiveUpstream {
     }
 
     /// Notes the result of an active check.
-    pub fn checked(&self, endpoint: &Arc<Endpoint>, passed: bool) {
+    pub fn note_check(&self, endpoint: &Arc<Endpoint>, passed: bool) {
         let Some(health) = &self.settings.health else {
             return;
         };
@@ -347,7 +348,7 @@ impl LiveUpstream {
         if member.checks.note(passed, down_after, up_after) {
             let upstream = &self.settings.name;
             if passed {
-                endpoint.comes(clock::mono());
+                endpoint.note_coming(clock::mono());
                 info!(%upstream, endpoint = endpoint.place, "endpoint is healthy again");
             } else {
                 warn!(%upstream, endpoint = endpoint.place, "endpoint is unhealthy, by its checks");
@@ -404,7 +405,7 @@ impl LiveUpstream {
             if member.ejections.look(now, settings.base_ejection_time) {
                 changed = true;
                 member.endpoint.failures.store(0, Ordering::Relaxed);
-                member.endpoint.comes(now);
+                member.endpoint.note_coming(now);
                 let (upstream, endpoint) = (&self.settings.name, &member.endpoint.place);
                 info!(%upstream, endpoint, "endpoint is taken back");
             }
@@ -454,7 +455,7 @@ impl LiveUpstream {
             list.push(old.remove(&place).unwrap_or_else(|| {
                 let endpoint = Endpoint::new(place, name);
                 if late {
-                    endpoint.comes(now);
+                    endpoint.note_coming(now);
                 }
                 Member {
                     endpoint: Arc::new(endpoint),

@@ -71,7 +71,7 @@ pub async fn look_up(live: &LiveUpstream, source: usize, name: &DnsName) {
                 info!(%upstream, name = name.name, "name is found again");
             }
             let count = found.addresses.len();
-            if live.found(source, found.addresses) {
+            if live.set_addresses(source, found.addresses) {
                 info!(%upstream, name = name.name, addresses = count, "endpoints have changed");
             }
             found.holds_for.max(SOONEST)

@@ -71,11 +71,11 @@ pub(super) async fn run(
     }
     let progress = Progress::begin(trying.waited);
     let request = outgoing.request;
-    let shared = outgoing.shared;
+    let plan = outgoing.plan;
     let mut uploading = Uploading {
         rest: Some(pin!(upload(
             &request,
-            (shared, outgoing.route),
+            (plan, outgoing.route),
             body,
             sink,
             &progress
@@ -138,7 +138,7 @@ pub(super) async fn run(
         head: std::mem::take(&mut *outgoing.out),
         chunked: answered.chunked() && !request.old_client,
         sink: None,
-        audited: (shared, &conn.lane.outbox),
+        audited: (plan, &conn.lane.outbox),
         request: &request,
         changes: &outgoing.route.response_headers,
         progress: &progress,

@@ -75,6 +75,7 @@ pub struct Batch {
     body: Vec<u8>,
 }
 
+/// Why bytes are no batch.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum BatchError {
     #[error("batch of audit events has version {0}; this weir reads {VERSION}")]

@@ -19,6 +19,7 @@ pub use self::report::{Fault, FaultKind, Report};
 use crate::event::{AuditEvent, Micros, Traits};
 use days::Day;
 
+/// Why the audit cannot be written or read.
 #[derive(Debug, Error)]
 pub enum StoreError {
     /// Another process holds the lock for longer than the store waits.

@@ -38,7 +38,7 @@ use crate::clock;
 use crate::config::redis::{Client, Mode};
 use crate::keys;
 use crate::net::tls::{Latest, TlsError};
-use crate::telemetry::metrics::RedisMetrics;
+use crate::telemetry::metrics::redis_calls::RedisMetrics;
 use node::Node;
 use topology::Topology;
 

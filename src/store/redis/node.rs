@@ -106,7 +106,7 @@ impl Node {
         let Ok(answer) = timeout_at(deadline, exchange).await else {
             // Others have used up the budget of most calls that had less.
             if budget >= self.fair {
-                self.state.unanswered();
+                self.state.note_unanswered();
             }
             return Err(CallError::Timeout);
         };
@@ -114,7 +114,7 @@ impl Node {
         self.state.unanswered.store(0, Ordering::Relaxed);
         match answer {
             Err(error) if error.is_unrecoverable_error() || error.is_io_error() => {
-                self.state.lost();
+                self.state.note_lost();
                 Err(CallError::Down)
             }
             answer => Ok(answer),
@@ -165,19 +165,19 @@ impl fmt::Debug for Node {
 }
 
 impl State {
-    fn unanswered(&self) {
+    fn note_unanswered(&self) {
         if self.unanswered.fetch_add(1, Ordering::Relaxed) + 1 == SUSPECT_AFTER {
-            self.lost();
+            self.note_lost();
         }
     }
 
-    fn lost(&self) {
+    fn note_lost(&self) {
         if self.connection.lock().take().is_some() {
             self.doubted.notify_one();
         }
     }
 
-    fn found(&self, connection: &MultiplexedConnection) {
+    fn note_found(&self, connection: &MultiplexedConnection) {
         self.unanswered.store(0, Ordering::Relaxed);
         *self.connection.lock() = Some(connection.clone());
         self.settle();
@@ -204,7 +204,7 @@ async fn keep(redis: Arc<Redis>, address: Address, state: Arc<State>, speaks: bo
                     }
                 };
                 let (answered, error) = hold(&redis, &mut connection, &state, told).await;
-                state.lost();
+                state.note_lost();
                 // One that takes connections and answers a ping with an error, since it loads or wants a password, is as good
                 // as down.
                 if answered {
@@ -271,7 +271,7 @@ async fn hold(
             sleep(PING_AGAIN).await;
             continue;
         }
-        state.found(connection);
+        state.note_found(connection);
         let _ = timeout(PING_EVERY, state.doubted.notified()).await;
     }
 }

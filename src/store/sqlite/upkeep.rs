@@ -61,7 +61,7 @@ impl Files {
     /// the indexes that queries want. Tells `done` of each. Can take seconds for a day of millions of events; a file
     /// that fails does not keep others from being closed.
     pub fn close_days(&self, mut done: impl FnMut(Day)) -> Result<(), StoreError> {
-        let files = self.made()?;
+        let files = self.databases()?;
         let mut failed = None;
         for ((day, file), (next_day, next)) in files.iter().zip(files.iter().skip(1)) {
             let close = || -> Result<bool, StoreError> {
@@ -91,7 +91,7 @@ impl Files {
         mut done: impl FnMut(Day),
     ) -> Result<(), StoreError> {
         let kept_from = Day::of(now.saturating_sub(retention));
-        let made = self.made()?;
+        let made = self.databases()?;
         let mut failed = None;
         let Some(((_, newest), older)) = made.split_last() else {
             return Ok(());
@@ -110,7 +110,7 @@ impl Files {
     pub fn leap(&self, retention: Duration, now: Duration) -> Result<Option<Day>, StoreError> {
         let today = Day::of(now);
         let kept_from = Day::of(now.saturating_sub(retention));
-        let made = self.made()?;
+        let made = self.databases()?;
         let due = made.first().is_some_and(|(day, _)| *day < kept_from);
         let before = made.iter().map(|(day, _)| *day).rfind(|day| *day < today);
         Ok(before.filter(|day| due && today.0 - day.0 > LEAP))
@@ -118,7 +118,7 @@ impl Files {
 
     /// The newest file, if it is of a day that has not come yet by `now`, by more than a day.
     pub fn ahead(&self, now: Duration) -> Result<Option<(Day, PathBuf)>, StoreError> {
-        let newest = self.made()?.pop();
+        let newest = self.databases()?.pop();
         Ok(newest.filter(|(day, _)| day.0 > Day::of(now).0.saturating_add(1)))
     }
 
@@ -147,7 +147,7 @@ impl Files {
     }
 
     /// The files that are databases, in the order of their days.
-    fn made(&self) -> Result<Vec<(Day, PathBuf)>, StoreError> {
+    fn databases(&self) -> Result<Vec<(Day, PathBuf)>, StoreError> {
         let mut made = Vec::new();
         for (day, file) in days::list(&self.path)? {
             // One that cannot be read fails when its turn comes.
