@@ -306,9 +306,7 @@ fn origin_form<'b>(buffer: &'b [u8], head: &RequestHead) -> Result<&'b [u8], Rej
     let rest = &target[scheme.len()..];
     let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?'));
     let (authority, rest) = rest.split_at(end.unwrap_or(rest.len()));
-    let mut fields = head.fields.iter();
-    let host = fields.find(|(name, _)| headers::is(buffer, name, "host"));
-    let host = host.map_or(&[][..], |(_, value)| &buffer[value.clone()]);
+    let host = head.field(buffer, "host").unwrap_or_default();
     match rest {
         _ if !authority.eq_ignore_ascii_case(host) => Err(Rejection::BadTarget),
         [] => Ok(b"/"),

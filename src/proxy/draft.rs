@@ -11,13 +11,13 @@ use smallvec::SmallVec;
 use uuid::Uuid;
 
 use super::handle::Conn;
-use super::headers::{self, RequestId, is};
+use super::headers::{self, RequestId};
 use super::record::Record;
 use super::trace::{self, Trace};
 use crate::clock;
 use crate::config::audit::Level;
 use crate::event::Micros;
-use crate::http1::head::RequestHead;
+use crate::http1::head::{Fields, RequestHead, values};
 use crate::http1::trace_context::TraceParent;
 use crate::plan::Plan;
 
@@ -106,11 +106,11 @@ impl Draft {
         plan: &Plan,
         wanted: &[String],
         bytes: &[u8],
-        fields: &[(Range<usize>, Range<usize>)],
+        fields: &Fields,
     ) {
         for name in wanted {
-            for (_, value) in fields.iter().filter(|(field, _)| is(bytes, field, name)) {
-                let value = text(&bytes[value.clone()]);
+            for value in values(bytes, fields, name) {
+                let value = text(value);
                 let value = plan.redaction.redact_header(name, &value);
                 let name = put(&mut self.texts, name);
                 self.headers.push((name, put(&mut self.texts, value)));
@@ -183,16 +183,12 @@ pub(super) fn begin(
     if let Some(head) = head {
         if seen.trace.is_none() {
             // Whoever sent it: weir passes it on as it is.
-            let mut fields = head.fields.iter();
-            let parent = fields.find(|(name, _)| is(buffer, name, "traceparent"));
-            let parent = parent.and_then(|(_, value)| TraceParent::parse(&buffer[value.clone()]));
+            let parent = head.field(buffer, "traceparent");
+            let parent = parent.and_then(TraceParent::parse);
             draft.trace_id = parent.map(|parent| parent.trace_id);
         }
-        let agent = head.fields.iter();
-        let mut agent = agent.filter(|(name, _)| told && is(buffer, name, "user-agent"));
-        if let Some((_, agent)) = agent.next() {
-            let agent = text(&buffer[agent.clone()]);
-            draft.user_agent = Some(put(&mut draft.texts, &agent));
+        if told && let Some(agent) = head.field(buffer, "user-agent") {
+            draft.user_agent = Some(put(&mut draft.texts, &text(agent)));
         }
         if let (Level::Headers, Some(audit)) = (level, &plan.config.audit) {
             draft.capture(plan, &audit.request_headers, buffer, &head.fields);
@@ -228,20 +224,15 @@ pub(super) fn begin_unrouted(
     let target = head.map_or(&[][..], |head| &buffer[head.target.clone()]);
     let end = target.iter().position(|byte| *byte == b'?');
     let (path, query) = target.split_at(end.unwrap_or(target.len()));
-    let host = head.and_then(|head| {
-        let mut fields = head.fields.iter();
-        let (_, value) = fields.find(|(name, _)| is(buffer, name, "host"))?;
-        Some(&buffer[value.clone()])
-    });
+    let host = head.and_then(|head| head.field(buffer, "host"));
     let trusted = &conn.listener.trusted_proxies;
     let client = head.map(|head| headers::client(buffer, head, conn.peer.ip, trusted));
     let trusted = client.as_ref().is_some_and(|client| client.behind_trusted);
     record.trace = traces.map(|traces| trace::begin(traces, conn.peer, buffer, head, trusted));
     let given = head.filter(|_| trusted);
     let given = given.and_then(|head| {
-        let mut fields = head.fields.iter();
-        let (_, value) = fields.find(|(name, _)| is(buffer, name, "x-request-id"))?;
-        Some(RequestId::Given(text(&buffer[value.clone()]).into_owned()))
+        let given = head.field(buffer, "x-request-id")?;
+        Some(RequestId::Given(text(given).into_owned()))
     });
     let seen = Seen {
         path,

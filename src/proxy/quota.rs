@@ -10,7 +10,6 @@ use serde_json::Value;
 use smallvec::SmallVec;
 
 use super::handle::Peer;
-use super::headers;
 use super::record::Record;
 use super::reply::{Exceeded, Rejection};
 use crate::config::LimitDefaults;
@@ -477,7 +476,8 @@ pub(super) fn cost(limit: &Limit, facts: &Facts<'_>) -> u64 {
     match &limit.cost {
         Cost::Constant(cost) => *cost,
         Cost::Header { name, default } => facts
-            .field(name)
+            .head
+            .field(facts.buffer, name)
             .and_then(|value| std::str::from_utf8(value).ok()?.trim().parse().ok())
             // A client's word may make a request dear, and never free.
             .map_or(*default, |cost: u64| cost.max(1)),
@@ -488,18 +488,6 @@ impl<'a> Facts<'a> {
     /// The parts of a key; `None` when the request lacks one.
     pub(super) fn parts(&self, by: &[KeyPart], plan: &'a Plan) -> Option<Parts<'a>> {
         by.iter().map(|part| self.part(part, plan)).collect()
-    }
-
-    /// The values of the fields of this name, as sent: old applications' cookies are not all UTF-8.
-    fn fields(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
-        let (head, buffer) = (self.head, self.buffer);
-        let fields = head.fields.iter();
-        let named = fields.filter(move |(other, _)| headers::is(buffer, other, name));
-        named.map(move |(_, value)| &buffer[value.clone()])
-    }
-
-    fn field(&self, name: &str) -> Option<&'a [u8]> {
-        self.fields(name).next()
     }
 
     fn certificate(&self) -> Option<&'a ClientCertificate> {
@@ -515,9 +503,10 @@ impl<'a> Facts<'a> {
             },
             KeyPart::ClientCertSubject => text(self.certificate()?.subject.as_deref()?),
             KeyPart::ClientCertSan => text(self.certificate()?.san.as_deref()?),
-            KeyPart::Header(name) => self.field(name).map(Cow::Borrowed),
+            KeyPart::Header(name) => self.head.field(self.buffer, name).map(Cow::Borrowed),
             KeyPart::Cookie(name) => {
-                let cookies = self.fields("cookie");
+                // As sent: old applications' cookies are not all UTF-8.
+                let cookies = self.head.values(self.buffer, "cookie");
                 let mut pairs = cookies.flat_map(|value| value.split(|byte| *byte == b';'));
                 let value = |pair: &'a [u8]| {
                     let pair = pair.trim_ascii();
