@@ -50,8 +50,7 @@ impl Spare {
 /// What is known of a request whose event is not whole yet. Boxed, since most of its life is spent waiting for the upstream.
 #[derive(Debug)]
 pub(super) struct Draft {
-    /// What the audit keeps of it; none once its event is made.
-    pub level: Level,
+    pub event: Event,
     pub time: Micros,
     pub id: [u8; 16],
     pub client: IpAddr,
@@ -71,6 +70,19 @@ pub(super) struct Draft {
     pub headers: Vec<(Span, Span)>,
     pub limits: SmallVec<[&'static str; 4]>,
     pub breaker: Option<&'static str>,
+}
+
+/// Where the audit's event of a request stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Event {
+    /// The audit keeps none; others tell of the request.
+    NotKept,
+    /// Still to be made.
+    Due,
+    /// Made, or left out by sampling.
+    Made,
+    /// It could not be made safe, and its request is refused.
+    GivenUp,
 }
 
 /// A place in a draft's texts.
@@ -159,7 +171,10 @@ pub(super) fn begin(
     let kept = told || plan.config.audit.as_ref().is_some_and(|audit| audit.query);
     let query = seen.query.strip_prefix(b"?").filter(|_| kept);
     let mut draft = Draft {
-        level,
+        event: match level {
+            Level::None => Event::NotKept,
+            Level::Metadata | Level::Headers => Event::Due,
+        },
         time: Micros::from(seen.time),
         id: seen.id.into_bytes(),
         client: seen.client,
