@@ -77,6 +77,12 @@ pub fn values<'b>(
     named.map(|(_, value)| &buffer[value.clone()])
 }
 
+/// The path of a target, and its query with the `?`, or empty.
+pub fn path_and_query(target: &[u8]) -> (&[u8], &[u8]) {
+    let end = target.iter().position(|byte| *byte == b'?');
+    target.split_at(end.unwrap_or(target.len()))
+}
+
 /// How a message's body is framed (RFC 9112 section 6.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BodyLength {

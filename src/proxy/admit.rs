@@ -17,13 +17,12 @@ use super::quota::{self, Quota};
 use super::record::Record;
 use super::reply::{CircuitOpen, Rejection};
 use super::sessions;
-use super::trace;
 use crate::clock;
 use crate::config::listeners::Address;
 use crate::config::rewrite::To;
 use crate::config::upstreams::Balancing;
 use crate::config::{Listener, Route};
-use crate::http1::head::{BodyLength, HeadError, RequestHead};
+use crate::http1::head::{BodyLength, HeadError, RequestHead, path_and_query};
 use crate::http1::path::{self, PathError};
 use crate::net::stream::canonical;
 use crate::plan::Plan;
@@ -72,10 +71,7 @@ pub(super) async fn admit<'p>(
     record: &mut Record,
 ) -> Result<Way<'p>, Rejection> {
     let target = origin_form(buffer, head)?;
-    let (path, query) = match target.iter().position(|byte| *byte == b'?') {
-        Some(at) => target.split_at(at),
-        None => (target, &[][..]),
-    };
+    let (path, query) = path_and_query(target);
     if path.first() != Some(&b'/') {
         return Err(Rejection::BadTarget);
     }
@@ -132,22 +128,18 @@ pub(super) async fn admit<'p>(
         || RequestId::new(id),
         |(_, value)| RequestId::Given((*value).to_owned()),
     );
-    let traces = plan.config.traces.as_ref();
-    record.trace = traces
-        .map(|traces| trace::begin(traces, conn.peer, buffer, Some(head), client.behind_trusted));
     let seen = Seen {
+        buffer,
+        head: Some(head),
+        host: host.as_bytes(),
         path: &path,
         query,
-        host: host.as_bytes(),
-        method: &buffer[head.method.clone()],
-        client: client.ip,
+        client: &client,
         time: now.wall,
         id,
         request_id: &request_id,
-        trace: record.trace.as_ref(),
     };
-    let spare = &conn.lane.outbox.spare;
-    record.draft = draft::begin(plan, spare, route.audit, seen, buffer, Some(head));
+    draft::begin(plan, conn, route.audit, &seen, record);
     // Before anything is charged or asked: what is refused for being too much must cost as little as can be.
     if route.shed
         && let Some(strain) = conn.lane.shed.refuses()
