@@ -60,6 +60,15 @@ impl RequestHead {
     ) -> impl DoubleEndedIterator<Item = &'b [u8]> {
         values(buffer, &self.fields, name)
     }
+
+    /// The names and values of all fields.
+    pub fn lines<'b>(
+        &self,
+        buffer: &'b [u8],
+    ) -> impl Iterator<Item = (&'b [u8], &'b [u8])> + Clone {
+        let fields = self.fields.iter();
+        fields.map(|(name, value)| (&buffer[name.clone()], &buffer[value.clone()]))
+    }
 }
 
 /// Names and values, as places in a buffer.

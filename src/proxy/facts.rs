@@ -7,7 +7,8 @@ use percent_encoding::percent_decode;
 use serde_json::Value;
 use smallvec::SmallVec;
 
-use super::handle::Peer;
+use super::handle::Conn;
+use super::headers::Client;
 use super::reply::{Exceeded, Rejection};
 use crate::config::limits::{Cost, KeyPart, Limit, Mode};
 use crate::config::override_keys::client_key;
@@ -28,13 +29,9 @@ pub(super) struct Facts<'a> {
     pub buffer: &'a [u8],
     /// With its `?`, or empty.
     pub query: &'a [u8],
-    pub client: IpAddr,
-    pub peer: &'a Peer,
-    /// Of IPv6 addresses, the bits that tell clients apart.
-    pub ipv6_prefix: u8,
+    pub client: &'a Client,
+    pub conn: &'a Conn<'a>,
     pub route: usize,
-    /// Where the route goes to one.
-    pub upstream: Option<usize>,
     /// Once it is known.
     pub session: Option<&'a Session>,
 }
@@ -85,15 +82,18 @@ impl<'a> Facts<'a> {
     }
 
     fn certificate(&self) -> Option<&'a ClientCertificate> {
-        self.peer.tls.as_ref()?.certificate.as_ref()
+        self.conn.peer.tls.as_ref()?.certificate.as_ref()
     }
 
     fn part(&self, part: &KeyPart, plan: &'a Plan) -> Option<Cow<'a, [u8]>> {
         let text = |text: &'a str| Some(Cow::Borrowed(text.as_bytes()));
         match part {
-            KeyPart::ClientIp => match self.client {
-                ip @ IpAddr::V4(_) if ip == self.peer.ip => text(&self.peer.text),
-                ip => Some(Cow::Owned(client_key(ip, self.ipv6_prefix).into_bytes())),
+            KeyPart::ClientIp => match self.client.ip {
+                ip @ IpAddr::V4(_) if ip == self.conn.peer.ip => text(&self.conn.peer.text),
+                ip => {
+                    let prefix = self.conn.listener.ipv6_prefix;
+                    Some(Cow::Owned(client_key(ip, prefix).into_bytes()))
+                }
             },
             KeyPart::ClientCertSubject => text(self.certificate()?.subject.as_deref()?),
             KeyPart::ClientCertSan => text(self.certificate()?.san.as_deref()?),
@@ -129,7 +129,10 @@ impl<'a> Facts<'a> {
             )),
             KeyPart::Method => text(self.request.method),
             KeyPart::Route => text(&plan.route_keys[self.route]),
-            KeyPart::Upstream => text(&plan.config.upstreams[self.upstream?].name),
+            KeyPart::Upstream => {
+                let upstream = plan.config.routes[self.route].upstream()?;
+                text(&plan.config.upstreams[upstream].name)
+            }
             KeyPart::SessionUser => text(&self.session?.user),
             KeyPart::SessionClaim(name) => match self.session?.claims.get(name)? {
                 Value::String(value) => text(value),

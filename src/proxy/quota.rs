@@ -59,9 +59,8 @@ impl<'p> Quota<'p> {
         }
     }
 
-    /// Asks those of these limits that this process keeps to alone, at one moment; a refusal by one of them charges none, nor
-    /// any that [`Quota::share`] has just asked.
-    pub(super) fn charge(
+    /// Asks these limits, those first that processes have in common; a refusal by one of them charges none.
+    pub(super) async fn ask(
         &mut self,
         limits: &[usize],
         facts: &Facts<'_>,
@@ -71,6 +70,21 @@ impl<'p> Quota<'p> {
         if limits.is_empty() {
             return Ok(());
         }
+        if let Some(redis) = &facts.conn.lane.redis {
+            self.share(redis, limits, facts, now, record).await?;
+        }
+        self.charge(limits, facts, now, record)
+    }
+
+    /// Asks those of these limits that this process keeps to alone, at one moment; a refusal by one of them charges none, nor
+    /// any that [`Quota::share`] has just asked.
+    fn charge(
+        &mut self,
+        limits: &[usize],
+        facts: &Facts<'_>,
+        now: Now,
+        record: &mut Record,
+    ) -> Result<(), Rejection> {
         let refused = match self.ask_here(limits, facts, now, record) {
             Ok(true) => return Ok(()),
             Ok(false) => None,

@@ -78,7 +78,7 @@ impl<'p> Quota<'p> {
         if round.admitted && !open.is_empty() {
             let began = clock::mono();
             // Apart: most requests wait for no one, and an idle connection is to have no room for it.
-            Box::pin(self.ask(&open, &mut round)).await;
+            Box::pin(self.ask_redis(&open, &mut round)).await;
             self.waited += clock::mono().saturating_sub(began);
             // What clients are told stands in the order of the limits.
             let place = |limit| limits.iter().position(|other| *other == limit);
@@ -157,7 +157,7 @@ impl<'p> Quota<'p> {
     }
 
     /// Asks Redis of all limits that are open, at one time.
-    async fn ask(&mut self, open: &[Open<'_>], round: &mut Round<'_>) {
+    async fn ask_redis(&mut self, open: &[Open<'_>], round: &mut Round<'_>) {
         let (plan, redis, shared) = (self.plan, round.redis, round.shared);
         let asks = open.iter().filter_map(|open| {
             let ask = plan.shared_ask(open.limit_index, &open.parts, &open.rules, open.cost)?;
