@@ -16,6 +16,7 @@ use harness::process::{Log, Running, faketime, file, signal};
 use harness::redis::{Server, key_prefix};
 use harness::{eventually, eventually_within};
 use tempfile::NamedTempFile;
+use weir::clock;
 
 const BESIDE: &str = "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\nadmin: {address: 127.0.0.1:0}\nruntime: {lanes: 1}\n";
 
@@ -280,6 +281,37 @@ fn lanes_begin_and_serve_whatever_postgres_refuses_and_the_audit_follows() {
         weir.signal("TERM");
         assert_eq!(weir.child.wait().unwrap().code(), Some(0), "{told}");
     }
+}
+
+/// One that takes connections and says nothing holds nobody up for the time that it has.
+#[test]
+fn lanes_begin_though_postgres_hangs_and_the_audit_follows() {
+    let (redis, postgres) = (Server::single(), postgres::Server::start());
+    let folder = tempfile::tempdir().unwrap();
+    let config = draining(&redis, &postgres.url(), "", folder.path());
+    let text = std::fs::read_to_string(config.path()).unwrap();
+    let config = file(&text.replace("timeout: 500ms", "timeout: 30s"));
+    postgres.pause();
+    let start = clock::now();
+    let mut weir = Running::start(config.path());
+    assert!(start.elapsed() < Duration::from_secs(9));
+    assert_eq!(weir.client().get("/").status, 502);
+    assert_eq!(weir.admin().get("/ready").status, 200);
+    let health = weir.admin().get("/health").body;
+    let health: serde_json::Value = serde_json::from_str(&health).unwrap();
+    let schema = &health["checks"]["postgres_schema"];
+    assert_eq!(schema["status"], "degraded", "{health}");
+    assert_eq!(schema["error"], "postgres did not answer yet", "{health}");
+    postgres.resume();
+    eventually_within(Duration::from_secs(60), || {
+        weir.admin()
+            .get("/metrics")
+            .body
+            .contains("\nweir_drain_schema_missing 0\n")
+    });
+    eventually(|| postgres.one("SELECT count(*) FROM weir.audit_events") == "1");
+    weir.signal("TERM");
+    assert_eq!(weir.child.wait().unwrap().code(), Some(0));
 }
 
 #[test]
