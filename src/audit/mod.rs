@@ -27,7 +27,7 @@ use crate::event::Encoded;
 const STUCK: u64 = 1_000;
 /// Bytes of events in the queue, from which on it takes no more: as many events as may wait would take hundreds of megabytes where
 /// clients have long paths and queries. They are counted as groups are sent, not as each event is laid.
-const BYTES: u64 = 32 << 20;
+pub const BYTES: u64 = 32 << 20;
 /// Bytes that are taken from it at once, about.
 const HANDFUL: usize = 8 << 20;
 
@@ -55,6 +55,8 @@ pub struct Counts {
     pub written: u64,
     /// In the queue, or in the batch being written.
     pub queued: u64,
+    /// Of the queue, which is full at [`BYTES`] whatever its number of events.
+    pub queued_bytes: u64,
     /// On their way to the worker and not known to be committed.
     pub underway: u64,
     /// Lost: the queue was full, or the threads had stopped.
@@ -253,6 +255,7 @@ impl Shared {
         Counts {
             written: read(&self.written),
             queued,
+            queued_bytes: if ended { 0 } else { read(&self.bytes) },
             underway: read(&self.underway),
             dropped: read(&self.dropped) + lost,
             errors: read(&self.errors),
@@ -466,9 +469,11 @@ mod tests {
                     sent += 1;
                     assert!(sent <= 50_000, "all are let in");
                 }
-                let queued = recorder.counts().queued as usize * size / GROUP;
+                let counts = recorder.counts();
+                let queued = counts.queued as usize * size / GROUP;
                 let most = BYTES as usize + 2 * size;
                 assert!((BYTES as usize..most).contains(&queued), "{queued}");
+                assert!((BYTES..most as u64).contains(&counts.queued_bytes));
                 // It is emptied a handful at a time, to the last one.
                 let mut left = queued;
                 while left > 0 {
@@ -479,6 +484,7 @@ mod tests {
                     recorder.shared.left.fetch_add(count, Ordering::AcqRel);
                     taken.clear();
                 }
+                assert_eq!(recorder.counts().queued_bytes, 0);
             }
         };
         fills(&|recorder, _| recorder.record(group(), None));
