@@ -1,5 +1,5 @@
 //! From the lanes to where events are kept: a bounded queue that never makes a sender wait, trays beside it for what requests wait for ([`tray`]), and the threads behind it, which
-//! write events to SQLite ([`sqlite`]), or pack and ship them to the worker ([`ship`]). Must not know what an event means.
+//! write events to SQLite ([`sqlite`]) and keep its days up ([`upkeep`]), or pack and ship them to the worker ([`ship`]). Must not know what an event means.
 
 mod outgoing;
 pub mod receipt;
@@ -7,6 +7,7 @@ mod send;
 pub mod ship;
 pub mod sqlite;
 pub mod tray;
+mod upkeep;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -70,6 +71,15 @@ pub struct Counts {
     pub spool: Option<SpoolCounts>,
 }
 
+/// What is wrong with SQLite's files beside the writing, each with its mend.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Troubles {
+    /// The newest is of a day to come.
+    pub ahead: Option<String>,
+    /// Days are neither closed nor removed.
+    pub upkeep: Option<String>,
+}
+
 /// How the spool is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SpoolCounts {
@@ -121,6 +131,7 @@ struct Shared {
     spool_age: AtomicU64,
     spool_corrupt: AtomicU64,
     spool_refuses: AtomicBool,
+    troubles: Mutex<Troubles>,
     /// Set by `stop`: when to give up.
     deadline: OnceLock<Instant>,
     ended: AtomicBool,
@@ -182,6 +193,10 @@ impl Recorder {
 
     pub fn counts(&self) -> Counts {
         self.shared.counts()
+    }
+
+    pub fn troubles(&self) -> Troubles {
+        self.shared.troubles.lock().clone()
     }
 
     /// Events that can wait.
@@ -314,6 +329,7 @@ impl Queue {
             spool_age: AtomicU64::new(0),
             spool_corrupt: AtomicU64::new(0),
             spool_refuses: AtomicBool::new(false),
+            troubles: Mutex::default(),
             deadline: OnceLock::new(),
             ended: AtomicBool::new(false),
         });
