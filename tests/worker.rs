@@ -383,6 +383,9 @@ fn a_worker_that_waits_begins_once_its_stores_are_there() {
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
+/// Long enough for what is there to be found, on a slow machine too.
+const IN_VAIN: &str = "5s";
+
 /// A worker that waits for its stores for so long.
 fn waiting(config: &Path, within: &str) -> Child {
     let mut weir = Command::new(env!("CARGO_BIN_EXE_weir"));
@@ -398,14 +401,12 @@ fn a_worker_that_waits_in_vain_says_what_is_missing() {
     let url = "postgres://weir:hunter2@127.0.0.1:1/weir?sslmode=disable";
     let config = draining(&redis, url, "", folder.path());
     let waiting = |within: &str| waiting(config.path(), within);
-    let output = waiting("300ms").wait_with_output().unwrap();
+    let output = waiting(IN_VAIN).wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     let error = said.split("error: ").last().unwrap();
-    assert!(
-        error.starts_with("after 300ms this is still missing:"),
-        "{said}"
-    );
+    let missing = format!("after {IN_VAIN} this is still missing:");
+    assert!(error.starts_with(&missing), "{said}");
     assert!(
         error.contains("postgres.write (127.0.0.1:1/weir): "),
         "{said}"
@@ -435,12 +436,13 @@ fn a_worker_that_waits_waits_for_the_schema_but_not_for_an_older_one() {
     let (redis, database) = (Server::single(), Database::new());
     let folder = tempfile::tempdir().unwrap();
     let config = draining(&redis, &database.url(), ", migrate: false", folder.path());
-    let output = waiting(config.path(), "300ms").wait_with_output().unwrap();
+    let output = waiting(config.path(), IN_VAIN).wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     let error = said.split("error: ").last().unwrap();
+    let missing = format!("after {IN_VAIN} this is still missing:");
     for part in [
-        "after 300ms this is still missing:",
+        missing.as_str(),
         "the schema in postgres: ",
         "run `weir migrate`",
     ] {
@@ -475,7 +477,7 @@ fn a_cluster_that_is_not_formed_is_waited_for() {
         redis.port
     ));
     let waiting = |within: &str| waiting(config.path(), within);
-    let output = waiting("300ms").wait_with_output().unwrap();
+    let output = waiting(IN_VAIN).wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     let why = "not all slots have a server yet";
