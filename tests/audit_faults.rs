@@ -19,6 +19,7 @@ use harness::stack::{
     WRITTEN, With, fill,
 };
 use harness::{eventually, eventually_within};
+use weir::clock;
 
 /// Transactions take so long that most kills hit one.
 const SLOWLY: &str = "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS
@@ -82,12 +83,18 @@ fn a_worker_killed_twenty_times_stores_each_event_once() {
         stack.query(SLOWLY);
         let load = Load::start(&proxy, "c", 4, PAUSE);
         for round in 0..20 {
+            // It is at work by then, however long its start takes.
+            let rows = stack.rows();
+            eventually_within(STORED, || stack.rows() > rows);
             thread::sleep(Duration::from_millis(fastrand::u64(50..300)));
-            // Every other time Redis does not hear any more what is committed.
+            // Every other time Redis does not hear any more what is committed: what the worker has in hand, unless that is nothing.
             let deaf = round % 2 == 1;
             if deaf {
                 stack.redis.server().pause();
-                thread::sleep(Duration::from_millis(fastrand::u64(50..150)));
+                let (start, rows) = (clock::now(), stack.rows());
+                while stack.rows() == rows && start.elapsed() < Duration::from_secs(1) {
+                    thread::sleep(Duration::from_millis(fastrand::u64(5..15)));
+                }
             }
             stack.count(&worker);
             worker.kill();
