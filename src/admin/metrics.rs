@@ -77,6 +77,7 @@ fn bring(metrics: &AuditMetrics, counts: &Counts, refuses: bool) {
     metrics.files_removed_total(counts.removed_files);
     metrics.resent_total(counts.resent);
     metrics.queued.set(whole(counts.queued));
+    metrics.queued_bytes.set(whole(counts.queued_bytes));
     metrics.underway.set(whole(counts.underway));
     metrics.refuses.set(i64::from(refuses));
     let spool = counts.spool.unwrap_or_default();

@@ -30,8 +30,9 @@ use crate::worker::{self, drain, partitions};
 const TRY_EVERY: Duration = Duration::from_secs(1);
 /// Between tries, at most, while it refuses: each leaves a line in its log.
 const REFUSED_EVERY: Duration = Duration::from_secs(10);
-/// For Postgres to be there when the process starts; it goes on without.
+/// For Postgres to be there when the process starts; it goes on without. Lanes need it for nothing, and begin once it had time to answer.
 const START: Duration = Duration::from_secs(10);
+const START_BESIDE_LANES: Duration = Duration::from_secs(1);
 
 /// In what company the tasks run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,7 +197,11 @@ impl Schema {
         let schema = self.clone();
         // A task of its own, which goes on: a connection that is let go of in the middle would keep its lock.
         let bring = runtime.spawn(async move { schema.bring().await });
-        match timeout(START, bring).await {
+        let within = match self.runs {
+            Runs::BesideLanes => START_BESIDE_LANES,
+            Runs::Alone => START,
+        };
+        match timeout(within, bring).await {
             Ok(brought) => match (brought?, self.runs) {
                 (Ok(()), _) => {}
                 (Err(error), _) if may_pass(&error) => {

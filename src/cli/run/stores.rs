@@ -75,7 +75,8 @@ impl Stores {
         if let Some(recorder) = recorder {
             let recorder = recorder.clone();
             checks.push(Check::new("audit", Status::Degraded, move || {
-                let found = stores::queue(recorder.counts(), recorder.capacity());
+                let found =
+                    stores::queue(recorder.counts(), recorder.capacity(), recorder.troubles());
                 async move { found }
             }));
         }

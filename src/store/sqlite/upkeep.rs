@@ -2,7 +2,8 @@
 //! writer.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,6 +21,9 @@ const BUSY: Duration = Duration::from_secs(5);
 const CACHE: i64 = 16 * 1024;
 
 const INDEXES: i64 = 4;
+
+/// What the reserve has: room for the pages of a note, and for the 32 KiB that SQLite wants where nobody else has the file open.
+const RESERVE: usize = 512 * 1024;
 
 /// A clock that is more days beyond the newest file before is doubted.
 const LEAP: u32 = 3;
@@ -75,7 +79,7 @@ impl Files {
             match close() {
                 Ok(true) => done(*day),
                 Ok(false) => {}
-                Err(error) => failed = Some(error),
+                Err(error) => failed = Some(StoreError::OfDay(*day, error.into())),
             }
         }
         failed.map_or(Ok(()), Err)
@@ -99,7 +103,7 @@ impl Files {
         for (day, file) in older.iter().filter(|(day, _)| *day < kept_from) {
             match self.remove(file, newest) {
                 Ok(()) => done(*day),
-                Err(error) => failed = Some(error),
+                Err(error) => failed = Some(StoreError::OfDay(*day, error.into())),
             }
         }
         failed.map_or(Ok(()), Err)
@@ -122,7 +126,41 @@ impl Files {
         Ok(newest.filter(|(day, _)| day.0 > Day::of(now).0.saturating_add(1)))
     }
 
+    /// Keeps some room beside the files, which is let go where a full disk has not a page for the note of a removed day. Nothing is done
+    /// about a disk that has not so much: it is looked at with each day.
+    pub fn keep_reserve(&self) {
+        let path = self.reserve();
+        if path.exists() {
+            return;
+        }
+        let mut bytes = vec![0; RESERVE];
+        // Random: file systems that compress would keep no room for zeros.
+        fastrand::fill(&mut bytes);
+        let mut options = fs::OpenOptions::new();
+        let file = options.create_new(true).write(true).mode(0o600).open(&path);
+        if let Ok(mut file) = file
+            && file.write_all(&bytes).is_err()
+        {
+            let _ = fs::remove_file(path);
+        }
+    }
+
+    fn reserve(&self) -> PathBuf {
+        let mut name = self.path.as_os_str().to_owned();
+        name.push(".reserve");
+        PathBuf::from(name)
+    }
+
     fn remove(&self, file: &Path, newest: &Path) -> Result<(), StoreError> {
+        match self.try_to_remove(file, newest) {
+            Err(StoreError::Full) if fs::remove_file(self.reserve()).is_ok() => {
+                self.try_to_remove(file, newest)
+            }
+            done => done,
+        }
+    }
+
+    fn try_to_remove(&self, file: &Path, newest: &Path) -> Result<(), StoreError> {
         let old = Ledger::read(&open_to_read(file)?)?;
         let mut connection = open_to_write(newest)?;
         let this = Ledger::read(&connection)?.file;
