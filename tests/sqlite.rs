@@ -379,8 +379,8 @@ fn recorded_events_are_written_soon_and_in_order() {
     .unwrap();
     recorder.record(batch(1..=1));
     eventually(|| recorder.counts().written == 1);
-    recorder.record(batch(2..=1_200);
-    recorder.record(batch(1_201..=1_201);
+    recorder.record(batch(2..=1_200));
+    recorder.record(batch(1_201..=1_201));
     let counts = worker.stop(PATIENCE);
     assert_eq!(
         (counts.written, counts.queued, counts.dropped),
@@ -414,8 +414,8 @@ fn a_locked_database_blocks_no_sender_and_is_caught_up_with() {
     for n in 1..=1_990 {
         recorder.record(batch(n..=n));
     }
-    recorder.record(batch(1_991..=2_005);
-    recorder.record(batch(2_006..=2_006);
+    recorder.record(batch(1_991..=2_005));
+    recorder.record(batch(2_006..=2_006));
     // One that waited for the lock would have waited for two thousand.
     assert!(start.elapsed() < DEADLINE);
     eventually(|| recorder.counts().errors >= 2);
@@ -426,7 +426,7 @@ fn a_locked_database_blocks_no_sender_and_is_caught_up_with() {
     );
     drop(other);
     eventually(|| recorder.counts().written == 2_000);
-    recorder.record(batch(2_001..=2_001);
+    recorder.record(batch(2_001..=2_001));
     let counts = worker.stop(PATIENCE);
     assert_eq!((counts.written, counts.dropped), (2_001, 6));
     assert_eq!(audit.faults(), []);

@@ -24,7 +24,7 @@ use crate::http2::grpc;
 use crate::plan::Plan;
 use crate::policy::session::Session;
 use crate::store::breakers::{End, Entry};
-use crate::upstream::Aim;
+use crate::upstream::{Aim, Cause};
 
 /// A checked request with its head as it goes out, and what its answer will need.
 pub(super) struct Outgoing<'p, 'l> {
@@ -262,6 +262,8 @@ pub(super) fn end_of(failure: &Failure, record: &Record) -> Option<End> {
         return None;
     };
     match rejection {
+        // What weir lacks itself is not the upstream's fault.
+        Rejection::ConnectFailed(Cause::Own) => None,
         Rejection::ConnectFailed(_) | Rejection::ConnectTimeout(_) | Rejection::UpstreamTls(_) => {
             Some(End::ConnectFailed)
         }

@@ -57,6 +57,8 @@ pub struct Endpoint {
     pub place: String,
     /// What its certificate is to be for, unless the upstream says otherwise.
     pub(super) name: String,
+    /// As requests name it that name no host, and checks: of the name, where it is an address of one.
+    pub authority: String,
     pub(super) target: Target,
     /// Requests under way, of all lanes.
     pub(super) under_way: AtomicU32,
@@ -127,6 +129,7 @@ impl Endpoint {
         Endpoint {
             target: Target::new(&place),
             name: name.unwrap_or_else(|| host(&place)).to_owned(),
+            authority: authority(&place, name),
             place,
             under_way: AtomicU32::new(0),
             failures: AtomicU32::new(0),
@@ -139,14 +142,6 @@ impl Endpoint {
     pub(super) fn age(&self, now: Duration) -> Option<Duration> {
         let came = self.came.load(Ordering::Relaxed);
         (came > 0).then(|| now.saturating_sub(Duration::from_millis(came)))
-    }
-
-    /// As requests name it that name no host.
-    pub fn authority(&self) -> &str {
-        match &self.target {
-            Target::Name(_) | Target::Address(_) => &self.place,
-            Target::Unix(_) => &self.name,
-        }
     }
 
     fn note_coming(&self, now: Duration) {
@@ -523,6 +518,14 @@ fn host(place: &str) -> &str {
     }
     let host = place.rsplit_once(':').map_or(place, |(host, _)| host);
     host.trim_start_matches('[').trim_end_matches(']')
+}
+
+fn authority(place: &str, name: Option<&str>) -> String {
+    match (name, place.rsplit_once(':')) {
+        (Some(name), Some((_, port))) => format!("{name}:{port}"),
+        _ if place.starts_with("unix:") => host(place).to_owned(),
+        _ => place.to_owned(),
+    }
 }
 
 fn is_name(source: &Source) -> bool {

@@ -341,7 +341,7 @@ async fn by_http2(
     let bodiless = outgoing.request.body == BodyLength::None;
     let request = upgrade_request(
         &outgoing.out,
-        pool.endpoint.authority(),
+        &pool.endpoint.authority,
         pool.is_secure,
         outgoing.request.takes_trailers,
     );

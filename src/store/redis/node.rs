@@ -49,6 +49,8 @@ struct State {
     /// `None` while calls are not to wait for it.
     connection: Mutex<Option<MultiplexedConnection>>,
     unanswered: AtomicU32,
+    /// Whether its connection is to be left for one that may lead to another server.
+    leaves: AtomicBool,
     /// Whether it is known by now if the node can be used.
     tried: AtomicBool,
     /// Told when the connection is lost, or calls get no answers.
@@ -64,6 +66,7 @@ impl Node {
         let state = Arc::new(State {
             connection: Mutex::new(None),
             unanswered: AtomicU32::new(0),
+            leaves: AtomicBool::new(false),
             tried: AtomicBool::new(false),
             doubted: Notify::new(),
             settled: Notify::new(),
@@ -137,6 +140,12 @@ impl Node {
         };
         let waited = timeout_at(deadline, waiting).await;
         waited.unwrap_or(Err(CallError::Timeout))
+    }
+
+    /// Leaves a server that takes no writes any more: its address, of a proxy or a service, may lead to another by now.
+    pub(super) fn leave(&self) {
+        self.state.leaves.store(true, Ordering::Relaxed);
+        self.state.note_lost();
     }
 
     pub(super) fn is_up(&self) -> bool {
@@ -270,6 +279,10 @@ async fn hold(
             state.settle();
             sleep(PING_AGAIN).await;
             continue;
+        }
+        if state.leaves.swap(false, Ordering::Relaxed) {
+            // Not as one that answers: the address may lead to it again and again.
+            return (false, "it takes no writes: it is a replica now".to_owned());
         }
         state.note_found(connection);
         let _ = timeout(PING_EVERY, state.doubted.notified()).await;
