@@ -359,7 +359,7 @@ fn ring_key(plan: &Plan, upstream: usize, facts: &Facts<'_>) -> Option<u64> {
     match &plan.config.upstreams[upstream].load_balancing {
         Balancing::RoundRobin | Balancing::LeastRequest => None,
         Balancing::RingHash(by) => {
-            let parts = facts.parts(by, plan)?;
+            let parts = facts.parts(by, plan).ok()?;
             Some(balance::hash(parts.iter().map(|part| &**part)))
         }
     }

@@ -11,8 +11,9 @@ use super::handle::Conn;
 use super::headers::Client;
 use super::reply::{Exceeded, Rejection};
 use crate::config::limits::{Cost, KeyPart, Limit, Mode};
-use crate::config::override_keys::client_key;
+use crate::config::override_keys::{client_key, credentials_key, has_credentials};
 use crate::http1::head::RequestHead;
+use crate::http1::hygiene::fold_to_one;
 use crate::http1::path;
 use crate::net::tls::ClientCertificate;
 use crate::plan::Plan;
@@ -39,8 +40,18 @@ pub(super) struct Facts<'a> {
 /// The parts of a limit's key.
 pub(super) type Parts<'a> = SmallVec<[Cow<'a, [u8]>; 4]>;
 
+/// Why a request has no key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NoKey {
+    /// It lacks a part.
+    Missing,
+    /// A part has several values that differ: which of them the application takes is not known.
+    Several,
+}
+
 impl<'a> Facts<'a> {
-    /// The parts of a limit's key; `None` when the request lacks one, and the limit does not mind.
+    /// The parts of a limit's key; `None` when the request lacks one, and the limit does not mind. One that has several is refused: it
+    /// could be counted under any.
     pub(super) fn key(
         &self,
         limit_index: usize,
@@ -48,11 +59,12 @@ impl<'a> Facts<'a> {
     ) -> Result<Option<Parts<'a>>, Rejection> {
         let limit = &plan.config.limits[limit_index];
         let parts = self.parts(&limit.by, plan);
-        if parts.is_none() {
+        if let Err(why) = parts {
             plan.limit_metrics[limit_index].missing.inc();
             // Without a key there is nothing that tells requests apart.
             let by_chance = || limit.enforced >= 1.0 || fastrand::f64() < limit.enforced;
-            if limit.deny_missing && limit.mode == Mode::Enforce && by_chance() {
+            let refuses = limit.deny_missing || why == NoKey::Several;
+            if refuses && limit.mode == Mode::Enforce && by_chance() {
                 return Err(Rejection::QuotaExceeded(Box::new(Exceeded {
                     limits: vec![plan.names.limits[limit_index].json],
                     retry_after: None,
@@ -60,7 +72,7 @@ impl<'a> Facts<'a> {
                 })));
             }
         }
-        Ok(parts)
+        Ok(parts.ok())
     }
 
     /// What the request costs by this limit.
@@ -76,16 +88,50 @@ impl<'a> Facts<'a> {
         }
     }
 
-    /// The parts of a key; `None` when the request lacks one.
-    pub(super) fn parts(&self, by: &[KeyPart], plan: &'a Plan) -> Option<Parts<'a>> {
+    pub(super) fn parts(&self, by: &[KeyPart], plan: &'a Plan) -> Result<Parts<'a>, NoKey> {
         by.iter().map(|part| self.part(part, plan)).collect()
+    }
+
+    fn part(&self, part: &KeyPart, plan: &'a Plan) -> Result<Cow<'a, [u8]>, NoKey> {
+        match part {
+            KeyPart::Header(name) => {
+                let lines = self.head.lines(self.buffer);
+                // Servers that speak CGI or WSGI to applications take `x_api_key` for `x-api-key`.
+                let same = lines.filter(|(other, _)| fold_to_one(other, name.as_bytes()));
+                let value = one_of(same.map(|(_, value)| Cow::Borrowed(value)))?;
+                Ok(match (has_credentials(name), value) {
+                    (true, Cow::Borrowed(value)) => credentials_key(value),
+                    (_, value) => value,
+                })
+            }
+            KeyPart::Cookie(name) => {
+                // As sent: old applications' cookies are not all UTF-8.
+                let cookies = self.head.values(self.buffer, "cookie");
+                let pairs = cookies.flat_map(|value| value.split(|byte| *byte == b';'));
+                one_of(pairs.filter_map(|pair| {
+                    let value = pair.trim_ascii().strip_prefix(name.as_bytes())?;
+                    value.strip_prefix(b"=").map(Cow::Borrowed)
+                }))
+            }
+            KeyPart::Query(name) => {
+                let query = self.query.get(1..).unwrap_or_default();
+                one_of(query.split(|byte| *byte == b'&').filter_map(|pair| {
+                    let at = pair.iter().position(|byte| *byte == b'=');
+                    let at = at.unwrap_or(pair.len());
+                    let same = percent_decode(&pair[..at]).eq(name.bytes());
+                    same.then(|| percent_decode(pair.get(at + 1..).unwrap_or_default()).into())
+                }))
+            }
+            part => self.one_part(part, plan).ok_or(NoKey::Missing),
+        }
     }
 
     fn certificate(&self) -> Option<&'a ClientCertificate> {
         self.conn.peer.tls.as_ref()?.certificate.as_ref()
     }
 
-    fn part(&self, part: &KeyPart, plan: &'a Plan) -> Option<Cow<'a, [u8]>> {
+    /// Of what a request has one at most.
+    fn one_part(&self, part: &KeyPart, plan: &'a Plan) -> Option<Cow<'a, [u8]>> {
         let text = |text: &'a str| Some(Cow::Borrowed(text.as_bytes()));
         match part {
             KeyPart::ClientIp => match self.client.ip {
@@ -97,28 +143,7 @@ impl<'a> Facts<'a> {
             },
             KeyPart::ClientCertSubject => text(self.certificate()?.subject.as_deref()?),
             KeyPart::ClientCertSan => text(self.certificate()?.san.as_deref()?),
-            KeyPart::Header(name) => self.head.field(self.buffer, name).map(Cow::Borrowed),
-            KeyPart::Cookie(name) => {
-                // As sent: old applications' cookies are not all UTF-8.
-                let cookies = self.head.values(self.buffer, "cookie");
-                let mut pairs = cookies.flat_map(|value| value.split(|byte| *byte == b';'));
-                let value = |pair: &'a [u8]| {
-                    let pair = pair.trim_ascii();
-                    pair.strip_prefix(name.as_bytes())?.strip_prefix(b"=")
-                };
-                pairs.find_map(value).map(Cow::Borrowed)
-            }
-            KeyPart::Query(name) => {
-                let mut pairs = self.query.get(1..)?.split(|byte| *byte == b'&');
-                pairs.find_map(|pair| {
-                    let at = pair
-                        .iter()
-                        .position(|byte| *byte == b'=')
-                        .unwrap_or(pair.len());
-                    let same = percent_decode(&pair[..at]).eq(name.bytes());
-                    same.then(|| percent_decode(pair.get(at + 1..).unwrap_or_default()).into())
-                })
-            }
+            KeyPart::Header(_) | KeyPart::Cookie(_) | KeyPart::Query(_) => None,
             // With parameters a client would spell as many paths as it likes.
             KeyPart::Path => match path::without_parameters(self.request.path) {
                 Some(bare) => Some(Cow::Owned(bare.into_bytes())),
@@ -143,6 +168,15 @@ impl<'a> Facts<'a> {
                 | Value::Object(_)) => Some(Cow::Owned(value.to_string().into_bytes())),
             },
         }
+    }
+}
+
+/// The one value that there is, however often.
+fn one_of<'a>(mut values: impl Iterator<Item = Cow<'a, [u8]>>) -> Result<Cow<'a, [u8]>, NoKey> {
+    let value = values.next().ok_or(NoKey::Missing)?;
+    match values.all(|other| other == value) {
+        true => Ok(value),
+        false => Err(NoKey::Several),
     }
 }
 
