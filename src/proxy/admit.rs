@@ -122,7 +122,7 @@ pub(super) async fn admit<'p>(
     if audit::refuses(plan, route.audit) {
         return Err(Rejection::AuditUnavailable);
     }
-    let client = headers::client(buffer, head, conn.peer.ip, &conn.listener.trusted_proxies);
+    let client = headers::client(buffer, head, conn.peer.ip, conn.listener);
     let id = clock::uuid(now.wall);
     let given = fields
         .iter()

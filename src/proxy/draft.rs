@@ -233,8 +233,7 @@ pub(super) fn begin_unrouted(
         let (_, value) = fields.find(|(name, _)| is(buffer, name, "host"))?;
         Some(&buffer[value.clone()])
     });
-    let trusted = &conn.listener.trusted_proxies;
-    let client = head.map(|head| headers::client(buffer, head, conn.peer.ip, trusted));
+    let client = head.map(|head| headers::client(buffer, head, conn.peer.ip, conn.listener));
     let trusted = client.as_ref().is_some_and(|client| client.behind_trusted);
     record.trace = traces.map(|traces| trace::begin(traces, conn.peer, buffer, head, trusted));
     let given = head.filter(|_| trusted);
