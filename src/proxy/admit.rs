@@ -70,6 +70,9 @@ pub(super) async fn admit<'p>(
     now: Now,
     record: &mut Record,
 ) -> Result<Way<'p>, Rejection> {
+    if buffer[head.method.clone()] == *b"TRACE" {
+        return Err(Rejection::Trace);
+    }
     let target = origin_form(buffer, head)?;
     let (path, query) = match target.iter().position(|byte| *byte == b'?') {
         Some(at) => target.split_at(at),
@@ -188,11 +191,12 @@ pub(super) async fn admit<'p>(
     };
     // The breaker is asked before the session's limits: a request that it refuses spends no quota of a user's. What it
     // gave comes back when they refuse, and so do concurrency slots.
+    let ends_here = headers::max_forwards(buffer, head) == Some(0);
     let entry = match route.upstream() {
-        Some(upstream) => {
+        Some(upstream) if !ends_here => {
             enter(plan, upstream, now, record).inspect_err(|_| quota.give_back(now, |_| true))?
         }
-        None => None,
+        Some(_) | None => None,
     };
     facts.session = session.as_deref();
     if let (Some(draft), Some(session)) = (&mut record.draft, &session) {
@@ -205,6 +209,9 @@ pub(super) async fn admit<'p>(
         return Err(rejection);
     }
     let upstream = match &route.to {
+        To::Upstream(_) if ends_here => {
+            return Ok(Way::Answer(Answer::options(route, quota)));
+        }
         To::Upstream(upstream) => *upstream,
         To::Redirect(redirect) => {
             let asked = Asked {

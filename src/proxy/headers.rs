@@ -9,9 +9,9 @@ use super::handle::{Next, Peer};
 use super::reply::Rejection;
 use super::trace::Trace;
 use super::upgrade::Spoken;
-use crate::config::{Listener, Route};
 use crate::config::rewrite::HeaderChanges;
 use crate::config::sessions::Settings;
+use crate::config::{Listener, Route};
 use crate::http1::body::BodyError;
 use crate::http1::head::{BodyLength, RequestHead};
 use crate::http1::hygiene::{begins_folded, connection_options, is_folded, is_hop_by_hop};
@@ -103,6 +103,20 @@ pub(super) fn expects_continue(buffer: &[u8], head: &RequestHead) -> Result<bool
     }
     Ok(expects)
 }
+
+/// How many proxies an OPTIONS may go on to, where it says so (RFC 9110 section 7.6.2).
+pub(super) fn max_forwards(buffer: &[u8], head: &RequestHead) -> Option<u64> {
+    if buffer[head.method.clone()] != *b"OPTIONS" {
+        return None;
+    }
+    let mut fields = head.fields.iter();
+    let (_, value) = fields.find(|(name, _)| is(buffer, name, MAX_FORWARDS))?;
+    let value = str::from_utf8(&buffer[value.clone()]).ok()?;
+    let is_number = value.bytes().all(|byte| byte.is_ascii_digit());
+    value.parse().ok().filter(|_| is_number)
+}
+
+const MAX_FORWARDS: &str = "max-forwards";
 
 /// The protocol that the client wants to switch to (RFC 9110 section 7.8), for example `websocket`. HTTP in another form
 /// is none of them: requests within a tunnel would pass no policy.
@@ -208,6 +222,7 @@ pub(super) fn put_request_head(
         true => CHAINS.iter().any(|other| is_folded(name, other)),
         false => is_peers_claim(name),
     };
+    let left = max_forwards(buffer, head).map(|may| may.saturating_sub(1));
     let (new_host, changes) = (route.rewrite.host.as_ref(), &route.request_headers);
     let dropped = |name: &[u8]| {
         NEVER_PASSED.iter().any(|other| is_folded(name, other))
@@ -216,11 +231,19 @@ pub(super) fn put_request_head(
             || is_misspelt(name)
             || trace.is_some_and(|trace| is_of_trace(name, trace))
             || changes.drops(name)
+            || (left.is_some() && name.eq_ignore_ascii_case(MAX_FORWARDS.as_bytes()))
             || (new_host.is_some() && name.eq_ignore_ascii_case(b"host"))
     };
     put_fields(out, buffer, &head.fields, dropped);
     for (name, value) in changes.put_in() {
         put(out, name.as_bytes(), value.as_bytes());
+    }
+    if let Some(left) = left {
+        put(
+            out,
+            b"Max-Forwards",
+            itoa::Buffer::new().format(left).as_bytes(),
+        );
     }
     let has = |wanted: &str| head.fields.iter().any(|(name, _)| is(buffer, name, wanted));
     if let Some(host) = new_host {
