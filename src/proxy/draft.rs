@@ -16,7 +16,7 @@ use super::record::Record;
 use super::trace::{self, Trace};
 use crate::clock;
 use crate::config::audit::Level;
-use crate::event::Micros;
+use crate::event::{self, Micros};
 use crate::http1::head::RequestHead;
 use crate::http1::trace_context::TraceParent;
 use crate::plan::Plan;
@@ -113,7 +113,7 @@ impl Draft {
                 let value = text(&bytes[value.clone()]);
                 let value = plan.redaction.redact_header(name, &value);
                 let name = put(&mut self.texts, name);
-                self.headers.push((name, put(&mut self.texts, value)));
+                self.headers.push((name, put(&mut self.texts, &value)));
             }
         }
     }
@@ -226,8 +226,15 @@ pub(super) fn begin_unrouted(
     let time = clock::wall();
     let id = clock::uuid(time);
     let target = head.map_or(&[][..], |head| &buffer[head.target.clone()]);
-    let end = target.iter().position(|byte| *byte == b'?');
-    let (path, query) = target.split_at(end.unwrap_or(target.len()));
+    let target = String::from_utf8_lossy(target);
+    let target = match target.starts_with('/') {
+        true => target,
+        false => {
+            let authority = target.find("://").map_or(0, |at| at + "://".len());
+            Cow::Owned(event::without_userinfo(&target, authority).into_owned())
+        }
+    };
+    let (path, query) = target.split_at(target.find('?').unwrap_or(target.len()));
     let host = head.and_then(|head| {
         let mut fields = head.fields.iter();
         let (_, value) = fields.find(|(name, _)| is(buffer, name, "host"))?;
@@ -243,8 +250,8 @@ pub(super) fn begin_unrouted(
         Some(RequestId::Given(text(&buffer[value.clone()]).into_owned()))
     });
     let seen = Seen {
-        path,
-        query,
+        path: path.as_bytes(),
+        query: query.as_bytes(),
         host: host.unwrap_or_default(),
         method: head.map_or(&[][..], |head| &buffer[head.method.clone()]),
         client: client.map_or(conn.peer.ip, |client| client.ip),

@@ -9,7 +9,7 @@ use crate::config::raw;
 use crate::config::rewrite::{HeaderChanges, NewPath, Redirect, Reply, Rewrite, To};
 use crate::config::sessions::Sessions;
 use crate::config::yaml::At;
-use crate::event::{REDACTED, Redaction};
+use crate::event::Redaction;
 use crate::http1::head::is_host;
 use crate::http1::hygiene::{folded, is_folded, is_hop_by_hop};
 use crate::http1::path;
@@ -239,7 +239,7 @@ impl Checker {
                 continue;
             }
             // Those that are masked where they are shown.
-            let is_secret = Redaction::default().redact_header(&name, "") == REDACTED;
+            let is_secret = Redaction::default().hides(&name);
             let value = self.read(&path, at, |text| match is_secret && is_mask(text) {
                 true => Err(MASKED.to_owned()),
                 false => field_value(text),

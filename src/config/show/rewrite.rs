@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::config::rewrite::{self, HeaderChanges, NewPath, Scheme};
-use crate::event::Redaction;
+use crate::event::{REDACTED, Redaction};
 
 #[derive(Serialize)]
 pub(super) struct Rewrite<'c> {
@@ -104,6 +104,9 @@ fn fields(fields: &[(String, String)]) -> BTreeMap<&str, &str> {
     let redaction = Redaction::default();
     let shown = fields.iter();
     shown
-        .map(|(name, value)| (&**name, redaction.redact_header(name, value)))
+        .map(|(name, value)| match redaction.hides(name) {
+            true => (&**name, REDACTED),
+            false => (&**name, &**value),
+        })
         .collect()
 }
