@@ -118,6 +118,8 @@ pub struct Route {
     /// Likewise.
     pub request_headers: HeaderChanges,
     pub response_headers: HeaderChanges,
+    /// The fields, in lower case, whose values it asks for or puts in are not shown: variables and files brought them in.
+    pub hidden: BTreeSet<String>,
     /// Indexes into [`Config::limits`]; every one must admit. These need no session, and are asked first.
     pub limits: Vec<usize>,
     /// Likewise, of the limits whose key has a part of the session.

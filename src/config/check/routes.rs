@@ -1,5 +1,7 @@
 //! Routes, from the file as written to [`Route`]s.
 
+use std::collections::BTreeSet;
+
 use super::rewrite::{Message, RawTo};
 use super::sessions::field_name;
 use super::unused::RouteAt;
@@ -36,6 +38,7 @@ impl Checker {
                 rewrite: Rewrite::default(),
                 request_headers: HeaderChanges::default(),
                 response_headers: HeaderChanges::default(),
+                hidden: BTreeSet::new(),
                 limits,
                 session_limits,
                 session: None,
@@ -107,6 +110,7 @@ impl Checker {
                 rewrite,
                 request_headers,
                 response_headers,
+                hidden: std::mem::take(&mut self.hidden),
                 timeout,
                 shed: raw.shed.and_then(|at| at.value).unwrap_or(true),
             });
@@ -150,15 +154,18 @@ impl Checker {
                 self.say(&format!("{path}.headers"), at.line, at.column, message);
             }
         }
-        let headers = raw
-            .headers
-            .into_iter()
-            .filter_map(|(name, at)| Some((name.to_ascii_lowercase(), at.value?)));
+        let mut headers = Vec::with_capacity(raw.headers.len());
+        for (name, at) in raw.headers {
+            let value = self.shown_value(&format!("{path}.headers.{name}"), &name, at, |text| {
+                Ok(text.to_owned())
+            });
+            headers.extend(value.map(|value| (name.to_ascii_lowercase(), value)));
+        }
         Match {
             host,
             path: pattern,
             methods,
-            headers: headers.collect(),
+            headers,
         }
     }
 }
