@@ -109,7 +109,7 @@ impl fmt::Debug for Secret {
 }
 
 /// Which requests are answered by whom, and how.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Route {
     pub matches: Match,
     pub to: To,
@@ -126,6 +126,8 @@ pub struct Route {
     pub session_limits: Vec<usize>,
     pub session: Option<RouteSession>,
     pub audit: Level,
+    /// The share of its requests that the audit keeps, in place of the audit's own.
+    pub audit_sample: Option<f64>,
     /// In place of the upstream's.
     pub timeout: Option<Duration>,
     /// Whether its requests may be refused for the process's own sake.

@@ -28,7 +28,7 @@ use super::sessions::{OnMax, SameSite, TokenSource};
 use super::units::{Percent, Span};
 use super::{Config, breakers, sessions};
 use crate::event::Redaction;
-use audit::{Audit, level};
+use audit::{Audit, RouteAudit};
 use limits::{RateLimit, RateLimitDefaults};
 use listeners::Listener;
 use postgres::Postgres;
@@ -154,7 +154,7 @@ struct Route<'c> {
     #[serde(skip_serializing_if = "Option::is_none")]
     revalidate_every: Option<Span>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    audit: Option<&'static str>,
+    audit: Option<RouteAudit>,
     #[serde(skip_serializing_if = "Option::is_none")]
     timeout: Option<Span>,
     shed: bool,
@@ -194,9 +194,8 @@ impl<'c> Route<'c> {
         let audit = config.audit.as_ref();
         let redaction = audit.map_or(&usual, |audit| &audit.redaction);
         // What the audit would redact may hold a secret, too.
-        let hides = |name: &str| {
-            redaction.hides(name) || route.hidden.contains(&name.to_ascii_lowercase())
-        };
+        let hides =
+            |name: &str| redaction.hides(name) || route.hidden.contains(&name.to_ascii_lowercase());
         let (upstream, redirect, reply) = match &route.to {
             To::Upstream(index) => (Some(&*config.upstreams[*index].name), None, None),
             To::Redirect(redirect) => (None, Some(Redirect::new(redirect)), None),
@@ -228,7 +227,7 @@ impl<'c> Route<'c> {
                 .as_ref()
                 .map(|session| Span(session.revalidate_every)),
             // Where the file has no audit, a route cannot ask for one.
-            audit: config.audit.as_ref().map(|_| level(route.audit)),
+            audit: audit.map(|_| RouteAudit::new(route)),
             timeout: route.timeout.map(Span),
             shed: route.shed,
             rewrite: Rewrite::new(&route.rewrite),

@@ -3,17 +3,54 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
+use crate::http1::path;
+
 /// What stands in place of a redacted value.
 pub const REDACTED: &str = "***";
 
 /// The headers whose values are URLs.
 const OF_URLS: [&str; 3] = ["referer", "location", "content-location"];
 
-/// The names whose values are never written down. Names are compared without regard to case.
+/// The names whose values are never written down, and the segments of paths. Case does not count.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Redaction {
-    headers: BTreeSet<String>,
-    query: BTreeSet<String>,
+    headers: Names,
+    query: Names,
+    /// In normal form; each segment that is `*` stands for any, and at the end for all that follow.
+    paths: BTreeSet<String>,
+}
+
+/// Names, and patterns of names, in which each `*` stands for any text; in lower case.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Names {
+    exact: BTreeSet<String>,
+    patterns: BTreeSet<String>,
+}
+
+impl Names {
+    fn new<T: AsRef<str>>(names: impl IntoIterator<Item = T>) -> Names {
+        let mut all = Names::default();
+        all.add(names);
+        all
+    }
+
+    fn add<T: AsRef<str>>(&mut self, names: impl IntoIterator<Item = T>) {
+        for name in names.into_iter().map(lower) {
+            match name.contains('*') {
+                true => self.patterns.insert(name),
+                false => self.exact.insert(name),
+            };
+        }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        let name = lower(name);
+        self.exact.contains(&name) || self.patterns.iter().any(|it| is_like(it, &name))
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &str> {
+        self.exact.iter().chain(&self.patterns).map(String::as_str)
+    }
 }
 
 impl Redaction {
@@ -23,19 +60,25 @@ impl Redaction {
         query: impl IntoIterator<Item = T>,
     ) -> Redaction {
         Redaction {
-            headers: headers.into_iter().map(lower).collect(),
-            query: query.into_iter().map(lower).collect(),
+            headers: Names::new(headers),
+            query: Names::new(query),
+            paths: BTreeSet::new(),
         }
     }
 
     /// The headers that are redacted, in lower case.
     pub fn headers(&self) -> impl Iterator<Item = &str> {
-        self.headers.iter().map(String::as_str)
+        self.headers.iter()
     }
 
     /// The parameters that are redacted, in lower case.
     pub fn query(&self) -> impl Iterator<Item = &str> {
-        self.query.iter().map(String::as_str)
+        self.query.iter()
+    }
+
+    /// The patterns of paths.
+    pub fn paths(&self) -> impl Iterator<Item = &str> {
+        self.paths.iter().map(String::as_str)
     }
 
     /// Redacts these headers and parameters as well.
@@ -44,8 +87,37 @@ impl Redaction {
         headers: impl IntoIterator<Item = T>,
         query: impl IntoIterator<Item = T>,
     ) {
-        self.headers.extend(headers.into_iter().map(lower));
-        self.query.extend(query.into_iter().map(lower));
+        self.headers.add(headers);
+        self.query.add(query);
+    }
+
+    /// Redacts what these patterns have a `*` for, too; each is a path in normal form.
+    pub fn add_paths(&mut self, patterns: impl IntoIterator<Item = String>) {
+        self.paths.extend(patterns);
+    }
+
+    /// The path, or a URL up to its query, with `***` for what a pattern has a `*` for.
+    pub fn redact_path<'a>(&self, path: &'a str) -> Cow<'a, str> {
+        if self.paths.is_empty() {
+            return Cow::Borrowed(path);
+        }
+        let start = match path.find("//").filter(|at| !path[..*at].contains('/')) {
+            Some(at) if at > 0 => path[at + 2..].find('/').map(|slash| at + 2 + slash),
+            _ => Some(0),
+        };
+        let (origin, asked) = path.split_at(start.unwrap_or(path.len()));
+        // What no route has taken is as it was sent.
+        let normal = path::normalise(asked.as_bytes()).ok();
+        let normal = normal.as_ref().and_then(|path| str::from_utf8(path).ok());
+        let mut redacted = None;
+        for pattern in &self.paths {
+            let path = redacted.as_deref().or(normal).unwrap_or(asked);
+            redacted = hidden_by(pattern, path).or(redacted);
+        }
+        match redacted {
+            Some(redacted) => Cow::Owned(origin.to_owned() + &redacted),
+            None => Cow::Borrowed(path),
+        }
     }
 
     /// The query with the values of the redacted names as `***`, however the name is percent-encoded. The rest stays
@@ -69,7 +141,7 @@ impl Redaction {
 
     /// Whether the values of headers of this name are redacted.
     pub fn hides(&self, name: &str) -> bool {
-        self.headers.contains(&lower(name))
+        self.headers.has(name)
     }
 
     /// The value, or `***` for a redacted name; a URL without what must not be shown of it.
@@ -93,7 +165,7 @@ impl Redaction {
         };
         let (whole, fragment) = parted(&url, '#');
         let (path, query) = parted(whole, '?');
-        let mut redacted = path.to_owned();
+        let mut redacted = self.redact_path(path).into_owned();
         if let Some(query) = query {
             redacted.push('?');
             redacted += &self.redact_query(query);
@@ -117,7 +189,7 @@ impl Redaction {
         let mut start = 0;
         for part in pair.split(';') {
             if let Some(equals) = part.find('=')
-                && self.query.contains(&lower(decode_name(&part[..equals])))
+                && self.query.has(&decode_name(&part[..equals]))
             {
                 return Some(start + equals + 1);
             }
@@ -170,6 +242,53 @@ pub fn without_userinfo(url: &str, authority: usize) -> Cow<'_, str> {
         Some(at) => Cow::Owned([&url[..authority], &rest[at + 1..]].concat()),
         None => Cow::Borrowed(url),
     }
+}
+
+/// Whether `text` is `pattern` with some text for each `*`.
+fn is_like(pattern: &str, text: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let begins = parts.next().and_then(|start| text.strip_prefix(start));
+    let (Some(rest), Some(end)) = (begins, parts.next_back()) else {
+        return pattern == text;
+    };
+    let Some(mut rest) = rest.strip_suffix(end) else {
+        return false;
+    };
+    for part in parts {
+        match rest.find(part) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return false,
+        }
+    }
+    true
+}
+
+/// The path with `***` for what the pattern has a `*` for, where it begins as the pattern does. A segment's parameters do not count.
+fn hidden_by(pattern: &str, path: &str) -> Option<String> {
+    let mut wanted = pattern.strip_prefix('/')?.split('/').peekable();
+    let mut rest = Some(path.strip_prefix('/')?);
+    let mut redacted = String::with_capacity(path.len());
+    while let Some(wants) = wanted.next() {
+        let here = rest?;
+        redacted.push('/');
+        if wants == "*" && wanted.peek().is_none() {
+            redacted.push_str(REDACTED);
+            return (!here.is_empty()).then_some(redacted);
+        }
+        let (segment, behind) = parted(here, '/');
+        let name = segment.split(';').next().unwrap_or_default();
+        match wants {
+            "*" => redacted.push_str(REDACTED),
+            _ if name.eq_ignore_ascii_case(wants) => redacted.push_str(segment),
+            _ => return None,
+        }
+        rest = behind;
+    }
+    if let Some(rest) = rest {
+        redacted.push('/');
+        redacted.push_str(rest);
+    }
+    Some(redacted)
 }
 
 /// What stands before the mark, and what behind it, where it is there.
@@ -250,7 +369,10 @@ mod tests {
             }
         };
         check("https://a/b", "https://a/b");
-        check("https://a/?x=1&access_token=s", "https://a/?x=1&access_token=***");
+        check(
+            "https://a/?x=1&access_token=s",
+            "https://a/?x=1&access_token=***",
+        );
         check("/cb?code=s#x", "/cb?code=***#x");
         check("/cb?a=1#id_token=s&b=2", "/cb?a=1#id_token=***&b=2");
         check("/#/cb?code=s", "/#/cb?code=***");
@@ -261,6 +383,60 @@ mod tests {
         check("ann@b", "ann@b");
         check("", "");
         assert_eq!(redaction.redact_header("x-url", "/?code=1"), "/?code=1");
+    }
+
+    #[test]
+    fn names_are_redacted_by_pattern() {
+        let check = |pattern: &str, name: &str, expected: bool| {
+            let redaction = Redaction::new([pattern], [pattern]);
+            assert_eq!(redaction.hides(name), expected, "{pattern} {name}");
+            let query = redaction.redact_query(&format!("{name}=s"));
+            assert_eq!(query.ends_with("=***"), expected, "{pattern} {name}");
+        };
+        check("x-secret-*", "X-Secret-Key", true);
+        check("x-secret-*", "x-secret-", true);
+        check("x-secret-*", "x-secret", false);
+        check("*_Token", "reset_token", true);
+        check("*_token", "reset_token2", false);
+        check("*pin*", "my-pin-1", true);
+        check("a*b*c", "abc", true);
+        check("a*b*c", "acb", false);
+        check("a*a", "a", false);
+        check("*", "a", true);
+        check("a.c", "abc", false);
+    }
+
+    #[test]
+    fn paths_are_redacted_by_pattern() {
+        let mut redaction = Redaction::default();
+        let patterns = ["/reset/*", "/users/*/keys/*", "/u/*/x"];
+        redaction.add_paths(patterns.map(str::to_owned));
+        let check = |path: &str, expected: &str| {
+            assert_eq!(redaction.redact_path(path), expected, "{path}");
+        };
+        check("/reset/s", "/reset/***");
+        check("/reset/s/t;u", "/reset/***");
+        check("/Reset;a=b/s", "/Reset;a=b/***");
+        check("/reset/", "/reset/");
+        check("/reset", "/reset");
+        check("/resets/s", "/resets/s");
+        check("/users/ann/keys/s", "/users/***/keys/***");
+        check("/users/ann/keys", "/users/ann/keys");
+        check("/u/ann/x/y/", "/u/***/x/y/");
+        check("/u/ann/x", "/u/***/x");
+        check("/u/ann", "/u/ann");
+        check("//reset/./%73", "/reset/***");
+        check("/reset/%2f", "/reset/***");
+        check("https://a/reset/s", "https://a/reset/***");
+        check("https://a", "https://a");
+        check("", "");
+        check("/", "/");
+        assert_eq!(
+            redaction.redact_header("Referer", "https://a/reset/s?code=t"),
+            "https://a/reset/***?code=***"
+        );
+        let none = Redaction::default();
+        assert!(matches!(none.redact_path("/reset/s"), Cow::Borrowed(_)));
     }
 
     #[test]

@@ -234,7 +234,9 @@ pub(super) async fn admit<'p>(
             let pattern = route.matches.path.as_ref();
             let path = rewrite::with_prefix(pattern, path_text, prefix);
             if let (Some(draft), Some(_)) = (&mut record.draft, &plan.traces) {
-                draft.set_sent_path(&path);
+                // Without what is hidden of the one that was asked for.
+                let told = rewrite::with_prefix(pattern, draft.text(&draft.path), prefix);
+                draft.set_sent_path(&plan.redaction.redact_path(&told));
             }
             [path.as_bytes(), query].concat()
         }

@@ -166,7 +166,7 @@ pub(super) fn begin(
         trace_id: seen.trace.map(|trace| trace.told.trace_id),
         method: put(&mut texts, &text(seen.method)),
         host: put(&mut texts, &text(seen.host)),
-        path: put(&mut texts, &text(seen.path)),
+        path: put(&mut texts, &plan.redaction.redact_path(&text(seen.path))),
         query: query.map(|query| put(&mut texts, &plan.redaction.redact_query(&text(query)))),
         request_id: match seen.request_id {
             RequestId::Given(given) => Some(put(&mut texts, given)),

@@ -527,6 +527,7 @@ mod tests {
                 session_limits: Vec::new(),
                 session: None,
                 audit: Level::None,
+                audit_sample: None,
                 timeout: None,
                 shed: true
             }]

@@ -43,6 +43,7 @@ impl Checker {
                 session_limits,
                 session: None,
                 audit: self.audit_level.unwrap_or(Level::None),
+                audit_sample: None,
                 timeout: None,
                 shed: true,
             }];
@@ -99,9 +100,10 @@ impl Checker {
                 limits,
                 session.is_some(),
             );
-            let audit = self.route_level(&path, raw.audit);
+            let (audit, audit_sample) = self.route_audit(&path, raw.audit);
             checked.push(Route {
                 audit,
+                audit_sample,
                 limits,
                 session_limits,
                 session,
