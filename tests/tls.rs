@@ -319,8 +319,16 @@ fn the_upstream_is_told_whose_certificate_it_was_and_no_client_can_say_so() {
     let shown = ask(&weir, authority.client_showing(&authority, "web"));
     assert_eq!(shown, [format!("X-Forwarded-Client-Cert: {element}")]);
     assert_eq!(ask(&weir, authority.client()), Vec::<String>::new());
+    // Load balancers pass on what they do not know of: that they are trusted for addresses says nothing of certificates.
     let weir = Weir::start(
         &format!("{tls}, client_ip: {{trusted_proxies: [127.0.0.1]}}"),
+        "",
+    );
+    let shown = ask(&weir, authority.client_showing(&authority, "web"));
+    assert_eq!(shown, [format!("X-Forwarded-Client-Cert: {element}")]);
+    assert_eq!(ask(&weir, authority.client()), Vec::<String>::new());
+    let weir = Weir::start(
+        &format!("{tls}, client_ip: {{trusted_proxies: [127.0.0.1], trust_client_cert: true}}"),
         "",
     );
     let shown = ask(&weir, authority.client_showing(&authority, "web"));

@@ -109,7 +109,7 @@ impl fmt::Debug for Secret {
 }
 
 /// Which requests are answered by whom, and how.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Route {
     pub matches: Match,
     pub to: To,
@@ -118,12 +118,16 @@ pub struct Route {
     /// Likewise.
     pub request_headers: HeaderChanges,
     pub response_headers: HeaderChanges,
+    /// The fields, in lower case, whose values it asks for or puts in are not shown: variables and files brought them in.
+    pub hidden: BTreeSet<String>,
     /// Indexes into [`Config::limits`]; every one must admit. These need no session, and are asked first.
     pub limits: Vec<usize>,
     /// Likewise, of the limits whose key has a part of the session.
     pub session_limits: Vec<usize>,
     pub session: Option<RouteSession>,
     pub audit: Level,
+    /// The share of its requests that the audit keeps, in place of the audit's own.
+    pub audit_sample: Option<f64>,
     /// In place of the upstream's.
     pub timeout: Option<Duration>,
     /// Whether its requests may be refused for the process's own sake.

@@ -21,8 +21,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::units::{Percent, Span};
 use super::yaml::At;
 pub use audit::{
-    Audit, AuditLevel, AuditStream, Capture, Delivery, Integrity, Redact, Spool, Sqlite,
-    StreamBatch,
+    Audit, AuditLevel, AuditStream, Capture, Delivery, Integrity, Redact, RouteAudit, Spool,
+    Sqlite, StreamBatch,
 };
 pub use limits::{
     Accuracy, Algorithm, Cost, IfMissing, Lease, LimitHeaders, MaxKeys, OnLoss, OneOrMany,
@@ -105,8 +105,8 @@ pub struct Route {
     pub session: Option<At<RouteSession>>,
     /// How often the session of a switched connection (WebSocket) is looked at again [default: 30s].
     pub revalidate_every: Option<At<Span>>,
-    /// How much is kept of its requests [default: the level of `audit`].
-    pub audit: Option<At<AuditLevel>>,
+    /// How much is kept of its requests: a level, or {level, sample} [default: that of `audit`].
+    pub audit: Option<At<RouteAudit>>,
     /// In place of the upstream's.
     pub timeout: Option<At<Span>>,
     /// Whether its requests may be refused as `runtime.shed` says [default: true].

@@ -1,5 +1,7 @@
 //! Routes, from the file as written to [`Route`]s.
 
+use std::collections::BTreeSet;
+
 use super::rewrite::{Message, RawTo};
 use super::sessions::field_name;
 use super::unused::RouteAt;
@@ -36,10 +38,12 @@ impl Checker {
                 rewrite: Rewrite::default(),
                 request_headers: HeaderChanges::default(),
                 response_headers: HeaderChanges::default(),
+                hidden: BTreeSet::new(),
                 limits,
                 session_limits,
                 session: None,
                 audit: self.audit_level.unwrap_or(Level::None),
+                audit_sample: None,
                 timeout: None,
                 shed: true,
             }];
@@ -96,9 +100,10 @@ impl Checker {
                 limits,
                 session.is_some(),
             );
-            let audit = self.route_level(&path, raw.audit);
+            let (audit, audit_sample) = self.route_audit(&path, raw.audit);
             checked.push(Route {
                 audit,
+                audit_sample,
                 limits,
                 session_limits,
                 session,
@@ -107,6 +112,7 @@ impl Checker {
                 rewrite,
                 request_headers,
                 response_headers,
+                hidden: std::mem::take(&mut self.hidden),
                 timeout,
                 shed: raw.shed.and_then(|at| at.value).unwrap_or(true),
             });
@@ -150,15 +156,18 @@ impl Checker {
                 self.say(&format!("{path}.headers"), at.line, at.column, message);
             }
         }
-        let headers = raw
-            .headers
-            .into_iter()
-            .filter_map(|(name, at)| Some((name.to_ascii_lowercase(), at.value?)));
+        let mut headers = Vec::with_capacity(raw.headers.len());
+        for (name, at) in raw.headers {
+            let value = self.shown_value(&format!("{path}.headers.{name}"), &name, at, |text| {
+                Ok(text.to_owned())
+            });
+            headers.extend(value.map(|value| (name.to_ascii_lowercase(), value)));
+        }
         Match {
             host,
             path: pattern,
             methods,
-            headers: headers.collect(),
+            headers,
         }
     }
 }
