@@ -5,6 +5,7 @@ mod audit;
 mod breakers;
 pub mod limits;
 mod listeners;
+mod places;
 mod postgres;
 mod redis;
 mod rewrite;
