@@ -15,6 +15,7 @@ mod sessions;
 mod telemetry;
 mod unused;
 mod upstreams;
+mod ways_round;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};

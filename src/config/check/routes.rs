@@ -53,9 +53,11 @@ impl Checker {
         let mut checked = Vec::with_capacity(routes.len());
         for (index, at) in routes.into_iter().enumerate() {
             let Some(raw) = at.value else { continue };
+            let matches = raw.matches.as_ref().and_then(|at| at.value.as_ref());
             self.routes_at.push(RouteAt {
                 index,
                 place: (at.line, at.column),
+                says_case: matches.is_some_and(|matches| matches.ignore_case.is_some()),
             });
             let path = format!("routes[{index}]");
             let answered = RawTo {

@@ -42,6 +42,8 @@ pub(super) struct Named {
 pub(super) struct RouteAt {
     pub(super) index: usize,
     pub(super) place: (u64, u64),
+    /// Whether its `match` says if case counts.
+    pub(super) says_case: bool,
 }
 
 impl Checker {
@@ -112,7 +114,8 @@ impl Checker {
                 self.warn(&path, place, message.to_owned());
             }
         }
-        self.warn_of_unreached(&config.routes);
+        let reached = self.warn_of_unreached(&config.routes);
+        self.warn_of_ways_round(config, &reached);
         let keeps = |route: &Route| matches!(route.audit, Level::Headers);
         if let Some(place) = self.captures_at
             && !config.routes.iter().any(keeps)
@@ -122,8 +125,8 @@ impl Checker {
         }
     }
 
-    /// Says each route all of whose requests an earlier one takes.
-    fn warn_of_unreached(&mut self, routes: &[Route]) {
+    /// Says each route all of whose requests an earlier one takes; returns the others.
+    fn warn_of_unreached(&mut self, routes: &[Route]) -> Places {
         let mut earlier = Places::default();
         let mut said = Vec::new();
         for (index, (route, at)) in routes.iter().zip(&self.routes_at).enumerate() {
@@ -143,6 +146,7 @@ impl Checker {
         for (index, place, message) in said {
             self.warn(&format!("routes[{index}]"), place, message);
         }
+        earlier
     }
 }
 
