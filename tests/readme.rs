@@ -226,6 +226,11 @@ fn check(yaml: &str) {
         .output()
         .unwrap();
     assert!(output.status.success(), "{output:?}\n{text}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !said.contains("which many apps take for the same"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -352,8 +357,25 @@ fn the_forwarding_fields_that_an_app_gets_are_those_of_the_readme() {
 }
 
 #[test]
-fn the_file_for_production_is_accepted() {
+fn the_files_that_come_with_weir_are_accepted_and_not_gone_round() {
     check(include_str!("../config/production.yaml"));
+    check(include_str!("../config/weir.yaml"));
+    let of_database = |text: &str| {
+        let text = text.replace("${file:/etc/weir/secrets/database-url}", "${DATABASE_URL}");
+        let text = text.replace("${file:/run/secrets/database-url}", "${DATABASE_URL}");
+        check(&text.replace(
+            "${file:/run/secrets/database-read-url}",
+            "${DATABASE_READ_URL}",
+        ));
+    };
+    of_database(include_str!("../deploy/compose/weir.yaml"));
+    let (_, map) = include_str!("../deploy/k8s/03-configmap.yaml")
+        .split_once("  weir.yaml: |\n")
+        .unwrap();
+    of_database(&format!("\n{map}").replace("\n    ", "\n"));
+    for (yaml, _) in blocks(SESSIONS, "yaml") {
+        check(yaml);
+    }
 }
 
 #[test]
