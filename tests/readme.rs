@@ -357,6 +357,39 @@ fn the_forwarding_fields_that_an_app_gets_are_those_of_the_readme() {
 }
 
 #[test]
+fn make_image_builds_both_images_that_are_injected() {
+    let made = |image: &str| {
+        let asked = ["-n", "image", "ENGINE=engine"].into_iter();
+        let image = format!("IMAGE={image}");
+        let image = Some(image.as_str()).filter(|image| !image.ends_with('='));
+        let output = Command::new("make")
+            .args(asked.chain(image))
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        let images = said.lines().filter_map(|line| {
+            let (options, image) = line.split_once(" -t ")?;
+            let target = options.contains(" --target redirect");
+            Some((target, image.split(' ').next()?.to_owned()))
+        });
+        images.collect::<Vec<_>>()
+    };
+    let version = env!("CARGO_PKG_VERSION");
+    let both = |weir: String, redirect: String| [(false, weir), (true, redirect)];
+    let unless_told = both(
+        format!("weir:{version}"),
+        format!("weir-redirect:{version}"),
+    );
+    assert_eq!(made(""), unless_told);
+    let named = both(
+        "r.org:5000/a/weir".into(),
+        "r.org:5000/a/weir-redirect".into(),
+    );
+    assert_eq!(made("r.org:5000/a/weir"), named);
+}
+
+#[test]
 fn the_files_that_come_with_weir_are_accepted_and_not_gone_round() {
     check(include_str!("../config/production.yaml"));
     check(include_str!("../config/weir.yaml"));
