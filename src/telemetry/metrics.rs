@@ -288,7 +288,7 @@ impl Default for Metrics {
         );
         registry.register(
             "rejections",
-            "Requests that weir itself refused, by reason",
+            "Requests that weir refused or that broke off, by reason",
             metrics.rejections.clone(),
         );
         let calls = Family::<GrpcLabels, Counter>::default();
