@@ -90,7 +90,7 @@ pub(super) fn plan(
     if config.access_log.is_some() {
         access_log.start();
     }
-    metrics.tls.certificates.end(secured.expiries());
+    metrics.tls.certificates.hold(secured.certificates());
     secured.take_effect();
     let of_limits = || config.limits.iter();
     let of_upstreams = || config.upstreams.iter();

@@ -130,7 +130,7 @@ pub async fn follow_stores(plan: Arc<Plan>, mut beside: Beside) -> Infallible {
         let (renewed, wrong) = secured.renewed(&plan.config);
         secured = renewed;
         secured.take_effect();
-        plan.metrics.tls.certificates.end(secured.expiries());
+        plan.metrics.tls.certificates.hold(secured.certificates());
         plan.metrics.reloaded(wrong.is_empty());
         tell(&wrong);
     }
