@@ -364,6 +364,9 @@ fn make_image_builds_both_images_that_are_injected() {
         let image = Some(image.as_str()).filter(|image| !image.ends_with('='));
         let output = Command::new("make")
             .args(asked.chain(image))
+            .env_remove("MAKEFLAGS")
+            .env_remove("IMAGE")
+            .env_remove("REDIRECT_IMAGE")
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .output()
             .unwrap();
