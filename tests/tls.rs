@@ -482,6 +482,12 @@ fn a_new_certificate_is_shown_and_no_request_fails_meanwhile() {
     let authority = Authority::new();
     let weir = weir_of(&authority, "");
     let address = weir.address().to_owned();
+    let begin = weir.metric("weir_tls_certificate_not_before_timestamp_seconds");
+    let now = weir::clock::wall().as_secs();
+    assert!(
+        begin.is_some_and(|begin| begin > 0 && begin <= now),
+        "{begin:?}"
+    );
     let end = |weir: &Weir| {
         weir.metric("weir_tls_certificate_not_after_timestamp_seconds")
             .unwrap()

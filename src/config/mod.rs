@@ -159,7 +159,7 @@ impl Route {
     }
 
     /// What `by: route` counts it by: all that it matches, wherever in the file it stands. `api.example.com/pay/*`; with methods and
-    /// headers, `GET,HEAD /pay/* x-env=test`. Of routes with the same one, only the first ever serves requests.
+    /// headers, `GET,HEAD /pay/* x-env=test`; `/pay/* ignore_case` where that is so. Of routes with the same one, only the first ever serves requests.
     pub fn key(&self) -> String {
         let methods: BTreeSet<_> = self.matches.methods.iter().map(String::as_str).collect();
         let methods = methods.into_iter().collect::<Vec<_>>().join(",");
@@ -172,7 +172,10 @@ impl Route {
             }
         });
         let methods = [methods].into_iter().filter(|methods| !methods.is_empty());
-        let words = methods.chain([self.label()]).chain(headers);
+        // No header is written so.
+        let ignore_case = self.matches.ignore_case.then(|| "ignore_case".to_owned());
+        let words = methods.chain([self.label()]).chain(ignore_case);
+        let words = words.chain(headers);
         words.collect::<Vec<_>>().join(" ")
     }
 }

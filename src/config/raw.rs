@@ -240,8 +240,10 @@ pub enum SameSite {
 pub struct Match {
     /// `api.example.com`, or `*.example.com` for any name below it.
     pub host: Option<At<String>>,
-    /// `/pay`, or `/pay/*` for all below it.
+    /// `/pay`; `/pay/*` for `/pay/` and all below it; `/pay/**` for `/pay`, too.
     pub path: Option<At<String>>,
+    /// Whether `/PAY` is `/pay`, as to many apps [default: false].
+    pub ignore_case: Option<At<bool>>,
     /// Any of these; empty: every method.
     #[serde(default)]
     pub methods: Vec<At<String>>,
@@ -374,7 +376,7 @@ pub struct Admin {
 pub struct MetricsAt {
     /// Where /metrics is served beside the admin port.
     pub address: Option<At<String>>,
-    /// How many series routes may make, some 22 each; routes beyond are counted together, as "other" [default: 2000].
+    /// How many series routes may make, some 26 each; routes beyond are counted together, as "other" [default: 2000].
     pub max_series: Option<At<u32>>,
 }
 

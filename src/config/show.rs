@@ -172,6 +172,8 @@ struct Match<'c> {
     host: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ignore_case: Option<bool>,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     methods: &'c [String],
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -205,6 +207,7 @@ impl<'c> Route<'c> {
             matches: Match {
                 host: matches.host.as_ref().map(ToString::to_string),
                 path: matches.path.as_ref().map(ToString::to_string),
+                ignore_case: matches.path.as_ref().map(|_| matches.ignore_case),
                 methods: &matches.methods,
                 headers: fields(&matches.headers, hides),
             },

@@ -5,6 +5,7 @@ mod audit;
 mod breakers;
 pub mod limits;
 mod listeners;
+mod places;
 mod postgres;
 mod redis;
 mod rewrite;
@@ -14,6 +15,7 @@ mod sessions;
 mod telemetry;
 mod unused;
 mod upstreams;
+mod ways_round;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};

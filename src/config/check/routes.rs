@@ -57,9 +57,11 @@ impl Checker {
         let mut checked = Vec::with_capacity(routes.len());
         for (index, at) in routes.into_iter().enumerate() {
             let Some(raw) = at.value else { continue };
+            let matches = raw.matches.as_ref().and_then(|at| at.value.as_ref());
             self.routes_at.push(RouteAt {
                 index,
                 place: (at.line, at.column),
+                says_case: matches.is_some_and(|matches| matches.ignore_case.is_some()),
             });
             let path = format!("routes[{index}]");
             let answered = RawTo {
@@ -124,6 +126,7 @@ impl Checker {
         let host = raw
             .host
             .and_then(|at| self.read(&format!("{path}.host"), at, HostMatch::parse));
+        let raw_path_is_absent = raw.path.is_none();
         let path_at = raw.path.as_ref().map_or((1, 1), |at| (at.line, at.column));
         let pattern = raw
             .path
@@ -135,6 +138,12 @@ impl Checker {
                 "a path has no parameters, so that {pattern} is matched letter by letter: use all below one, as in /users/*"
             );
             self.warn(&format!("{path}.path"), path_at, message);
+        }
+        if let Some(at) = &raw.ignore_case
+            && raw_path_is_absent
+        {
+            let message = "only a path's case can be ignored, and there is no \"path\"".to_owned();
+            self.say(&format!("{path}.ignore_case"), at.line, at.column, message);
         }
         let methods = raw
             .methods
@@ -166,6 +175,7 @@ impl Checker {
         Match {
             host,
             path: pattern,
+            ignore_case: raw.ignore_case.and_then(|at| at.value).unwrap_or(false),
             methods,
             headers,
         }
@@ -189,7 +199,7 @@ fn path_pattern(text: &str) -> Result<PathMatch, String> {
 /// A pattern that is not in normal form would never match, since requests are matched in theirs.
 fn normal_pattern(text: &str) -> Result<PathMatch, String> {
     let pattern = PathMatch::parse(text)?;
-    let plain = text.strip_suffix('*').unwrap_or(text);
+    let plain = text.trim_end_matches('*');
     match path::normalise(plain.as_bytes()) {
         Ok(normal) if *normal == *plain.as_bytes() => Ok(pattern),
         Ok(normal) => Err(format!(
@@ -239,6 +249,18 @@ mod tests {
         }
         assert!(said("users").contains("use \"/users\""));
         assert!(said("/a//b").contains("use its normal form, \"/a/b\""));
+        assert!(said("/a//**").contains("use its normal form, \"/a/\""));
+    }
+
+    #[test]
+    fn a_case_to_ignore_needs_a_path() {
+        let text = "listen: 127.0.0.1:1\nroutes: [{match: {host: x.org, ignore_case: true}, reply: {status: 200}}]\n";
+        let said: Vec<_> = checked(text, &|_| None).err().unwrap_or_default();
+        let said: Vec<_> = said.iter().map(ToString::to_string).collect();
+        assert!(
+            said.len() == 1 && said[0].contains("routes[0].match.ignore_case: only a path's case"),
+            "{said:#?}"
+        );
     }
 
     #[test]
