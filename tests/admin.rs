@@ -599,6 +599,35 @@ fn metrics_say_nothing_of_what_a_reload_took_away_and_whether_one_was_refused() 
 }
 
 #[test]
+fn what_operators_do_is_in_the_log() {
+    let running = start(&Upstream::answering("hi"));
+    let mut admin = running.admin();
+    let mut check = |method: &str, path: &str, body: &str, parts: &[&str]| {
+        let status = call(&mut admin, method, path, body).status;
+        let path = path.split('?').next().unwrap();
+        for part in parts {
+            running.log_until(part);
+        }
+        let said = format!("admin call method={method} path=\"{path}\" peer=127.0.0.1:");
+        let line = running.log_until("admin call");
+        assert!(line.contains("INFO") && line.contains(&said), "{line}");
+        assert!(line.ends_with(&format!("status={status}")), "{line}");
+        assert!(!line.contains("key="), "{line}");
+    };
+    let forced = "WARN weir::store::breakers::telling: breaker is forced open upstream=\"app\"";
+    check("POST", "/v1/breakers/app/force-open", "", &[forced]);
+    let back = "INFO weir::store::breakers::telling: breaker is closed upstream=\"app\"";
+    check("POST", "/v1/breakers/app/reset", "", &[back]);
+    let acme = "/v1/limits/per_tenant/overrides/acme";
+    check("PUT", acme, r#"{"limit": "5/h"}"#, &[]);
+    check("PUT", acme, "no JSON", &[]);
+    // Neither who only looks nor who may not call.
+    assert_eq!(call(&mut running.admin(), "GET", "/v1/limits", "").status, 200);
+    assert_eq!(running.admin().send("DELETE", acme, &[], "").status, 401);
+    check("DELETE", "/v1/limits/per_tenant?key=acme", "", &[]);
+}
+
+#[test]
 fn callers_that_take_every_place_of_the_metrics_wait_for_each_other_alone() {
     const PLACES: usize = 128;
     let upstream = Upstream::answering("");
