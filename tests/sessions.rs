@@ -36,6 +36,7 @@ macro_rules! on_both_stores {
 
 on_both_stores! {
     a_log_in_gives_a_cookie_that_opens_and_a_log_out_ends_it,
+    all_sessions_of_a_user_end_at_the_admin_port_however_the_name_is_written,
     what_starts_or_ends_a_session_is_kept_by_no_cache,
     identity_headers_of_clients_never_reach_the_upstream,
     a_new_log_in_ends_the_session_before_it,
@@ -48,6 +49,9 @@ on_both_stores! {
     limits_count_by_the_user_and_its_claims,
     a_switched_connection_ends_with_its_session,
 }
+
+/// The Host by which the admin port is called that has no token.
+const LOCAL: &str = "Host: 127.0.0.1";
 
 const CACHED: &str = "Cache-Control: public, max-age=60\r\nCDN-Cache-Control: max-age=60";
 
@@ -225,6 +229,22 @@ fn a_user_at_the_maximum_is_refused_or_loses_the_oldest(store: Store) {
     let second = cookie_of(&client.get("/login/ann"));
     assert_eq!(get(&mut client, "/me", &[&first]).status, 401);
     assert_eq!(get(&mut client, "/me", &[&second]).status, 200);
+}
+
+fn all_sessions_of_a_user_end_at_the_admin_port_however_the_name_is_written(store: Store) {
+    let app = app();
+    let weir = weir(store, &app, "{}");
+    let mut admin = weir.admin();
+    for user in ["ann+lee", "ann%20lee", "ann%2Blee"] {
+        let name = if user == "ann%2Blee" { "ann+lee" } else { "ann lee" };
+        let new = json!({ "user": name }).to_string();
+        let json = "Content-Type: application/json";
+        let started = admin.send("POST", "/v1/sessions", &[LOCAL, json], &new);
+        assert_eq!(started.status, 201, "{started:?}");
+        let path = format!("/v1/sessions?user={user}");
+        let ended = admin.send("DELETE", &path, &[LOCAL], "").body;
+        assert_eq!(ended, r#"{"ended":1}"#, "{user}");
+    }
 }
 
 fn an_idle_session_is_over(store: Store) {

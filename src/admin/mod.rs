@@ -384,11 +384,18 @@ fn decoded(part: &str) -> String {
         .into_owned()
 }
 
+/// The parameters of a query, in the order sent, as forms write them: a `+` is a space.
+fn pairs(query: &str) -> impl Iterator<Item = (String, String)> {
+    let spaced = |text: &str| decoded(&text.replace('+', " "));
+    let pairs = query.split('&').filter(|pair| !pair.is_empty());
+    pairs.map(move |pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (spaced(name), spaced(value))
+    })
+}
+
 /// The values of a query parameter, in the order sent.
 fn parameters(query: &str, name: &str) -> Vec<String> {
-    let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-    pairs
-        .filter(|(key, _)| decoded(key) == name)
-        .map(|(_, value)| decoded(value))
-        .collect()
+    let named = pairs(query).filter(|(key, _)| key == name);
+    named.map(|(_, value)| value).collect()
 }
