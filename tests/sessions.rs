@@ -279,6 +279,15 @@ fn an_upstream_that_is_not_trusted_starts_nothing(store: Store) {
     let reply = weir.client().get("/login/ann");
     assert_eq!((reply.status, reply.field("set-cookie")), (200, None));
     assert_eq!(reply.field("x-weir-session-start"), None);
+    // Not a line for each response.
+    for _ in 0..5 {
+        assert_eq!(weir.client().get("/login/ann").status, 200);
+    }
+    weir.log_until("a session header was ignored");
+    let unknown = weir.admin().send("POST", "/v1/nothing", &[LOCAL], "");
+    assert_eq!(unknown.status, 404);
+    let next = weir.log_until("weir::");
+    assert!(next.contains("admin call"), "{next}");
 }
 
 fn a_session_header_that_is_ignored_leaves_caches_alone(store: Store) {

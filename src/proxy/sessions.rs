@@ -18,6 +18,7 @@ use crate::policy::session::{
     self, END_HEADER, START_HEADER, Session, SessionStart, Verdict, judge,
 };
 use crate::store::sessions::{CreateError, Known, LiveSessions, Reach};
+use crate::upstream::LiveUpstream;
 
 /// Tells the client its token where no cookie or header of the configuration can.
 const TOKEN_HEADER: &str = "X-Weir-Session-Token";
@@ -164,22 +165,25 @@ pub(super) async fn follow(
     let Some(first) = values.next() else {
         return Ok(None);
     };
-    let Some(upstream) = route.upstream().map(|index| &plan.config.upstreams[index]) else {
+    let Some(index) = route.upstream() else {
         return Ok(None);
     };
-    let (Some(asks), true) = (&route.session, upstream.trust_session_headers) else {
-        warn!(
-            upstream = upstream.name,
-            "a session header was ignored: the route needs \"session\", the upstream \"trust_session_headers: true\""
-        );
+    let (settings, upstream) = (&plan.config.upstreams[index], &*plan.upstreams[index]);
+    let (Some(asks), true) = (&route.session, settings.trust_session_headers) else {
+        say(upstream, Line::Ignored, |upstream, left_out| {
+            warn!(
+                upstream,
+                left_out,
+                "a session header was ignored: the route needs \"session\", the upstream \"trust_session_headers: true\""
+            );
+        });
         return Ok(None);
     };
     let live = &plan.sessions[asks.sessions];
     if values.next().is_some() {
-        warn!(
-            upstream = upstream.name,
-            "several session headers in one response"
-        );
+        say(upstream, Line::Several, |upstream, left_out| {
+            warn!(upstream, left_out, "several session headers in one response");
+        });
         return Err(Rejection::UpstreamBroken);
     }
     // The old session ends even when a new one starts: a token from before a log-in must be worth nothing after it.
@@ -192,7 +196,7 @@ pub(super) async fn follow(
     match first {
         (true, value) => {
             let start = async |reach: Reach<'_>| {
-                Box::pin(start(live, reach, value, &upstream.name, &mut told)).await
+                Box::pin(start(live, reach, value, upstream, &mut told)).await
             };
             in_time(lane, waited, start).await?;
         }
@@ -212,18 +216,22 @@ async fn start(
     live: &LiveSessions,
     reach: Reach<'_>,
     value: &[u8],
-    upstream: &str,
+    upstream: &LiveUpstream,
     told: &mut Vec<u8>,
 ) -> Result<(), Rejection> {
     let start = SessionStart::parse(value).map_err(|error| {
-        warn!(upstream, %error, "a session was not started");
+        say(upstream, Line::Unread, |upstream, left_out| {
+            warn!(upstream, %error, left_out, "a session was not started");
+        });
         Rejection::UpstreamBroken
     })?;
     let created = live.create(start.user, start.claims, reach).await;
     let created = created.map_err(|error| match error {
         CreateError::MaxReached => Rejection::TooManySessions,
         CreateError::Full | CreateError::Random(_) => {
-            warn!(upstream, %error, "a session was not started");
+            say(upstream, Line::Full, |upstream, left_out| {
+                warn!(upstream, %error, left_out, "a session was not started");
+            });
             Rejection::SessionsFull
         }
         // Told by the client of Redis, once.
@@ -242,6 +250,23 @@ async fn start(
         Some(TokenSource::Bearer) | None => put(told, TOKEN_HEADER, token),
     }
     Ok(())
+}
+
+/// A line that each response can be the reason of.
+#[derive(Clone, Copy)]
+enum Line {
+    Ignored,
+    Several,
+    Unread,
+    Full,
+}
+
+/// Writes a line of the upstream's name, and of how many such were left out, if there is any; or leaves it out as well.
+fn say(upstream: &LiveUpstream, line: Line, write: impl FnOnce(&str, Option<u64>)) {
+    let left_out = upstream.lines[line as usize].lock().next(clock::mono());
+    if let Some(left_out) = left_out {
+        write(&upstream.settings.name, (left_out > 0).then_some(left_out));
+    }
 }
 
 fn put(told: &mut Vec<u8>, name: &str, value: &str) {

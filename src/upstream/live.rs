@@ -25,6 +25,7 @@ use crate::net::tls::client::ClientTls;
 use crate::policy::balance::{self, Ring};
 use crate::policy::outlier::{Checks, Ejections, may_eject};
 use crate::policy::retry::within_budget;
+use crate::telemetry::log::Sparing;
 use crate::telemetry::metrics::upstreams::UpstreamMetrics;
 
 /// An upstream of the configuration made live. All lanes share it.
@@ -49,6 +50,8 @@ pub struct LiveUpstream {
     /// Requests under way by lane; each is written by its lane alone, so that lanes do not wait for each other's counts.
     lanes: Mutex<Vec<Arc<AtomicU32>>>,
     pub metrics: UpstreamMetrics,
+    /// One for each kind of line that its responses can make the log say.
+    pub lines: [Mutex<Sparing>; 4],
 }
 
 /// Where requests can go.
@@ -236,6 +239,7 @@ impl LiveUpstream {
             settings,
             tls,
             metrics,
+            lines: Default::default(),
         };
         let mut members = live.members.lock();
         live.gather(&mut members, old.is_some());
