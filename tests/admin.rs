@@ -440,6 +440,16 @@ fn limits_are_listed_shown_and_reset_by_key() {
     assert_eq!(left(&mut admin), 2);
     assert_eq!(admitted(&mut client, "one"), 2);
 
+    call(
+        &mut admin,
+        "PUT",
+        "/v1/limits/per_tenant/overrides/free",
+        r#"{"limit": "unlimited"}"#,
+    );
+    let free = "/v1/limits/per_tenant?key=free";
+    assert_eq!(json(&call(&mut admin, "GET", free, ""))["unlimited"], true);
+    assert_eq!(call(&mut admin, "DELETE", free, "").status, 404);
+
     for wrong in ["", "?key=a&key=b"] {
         let reply = call(
             &mut admin,
@@ -484,6 +494,25 @@ fn an_override_at_run_time_goes_before_the_file_until_it_is_taken_back() {
     assert_eq!(call(&mut admin, "DELETE", acme, "").status, 204);
     call(&mut admin, "DELETE", "/v1/limits/per_tenant?key=acme", "");
     assert_eq!(admitted(&mut client, "acme"), 1, "the file's again");
+}
+
+#[test]
+fn a_parameter_that_is_not_known_is_refused() {
+    let running = start(&Upstream::answering("hi"));
+    let mut admin = running.admin();
+    for (method, path, known) in [
+        ("GET", "/v1/sessions?usr=ann", "user, limit, after and sessions"),
+        ("DELETE", "/v1/sessions?user=ann&limit=3", "user and sessions"),
+        ("GET", "/v1/limits?name=per_tenant", "no parameters"),
+        ("GET", "/v1/limits/per_tenant?k=one", "key"),
+        ("GET", "/v1/breakers?upstream=app", "no parameters"),
+        ("GET", "/v1/config?pretty", "no parameters"),
+        ("GET", "/v1/audit?usr=ann", "since, until, user"),
+    ] {
+        let reply = call(&mut admin, method, path, "");
+        assert_eq!(reply.status, 400, "{path}: {reply:?}");
+        assert!(reply.body.contains(known), "{path}: {reply:?}");
+    }
 }
 
 #[test]

@@ -51,15 +51,11 @@ pub(super) fn scrape(admin: &Admin, plan: &Plan) -> String {
     if let Some(audit) = &plan.audit {
         bring(&plan.metrics.audit, &audit.counts(), audit.refuses());
     }
-    // Each of the tables has room for as many.
-    let (fullest, evicted) = match &plan.shared_limits {
-        None => (0, 0),
-        Some(shared) => (
-            shared.leases.len().max(shared.slots.len()),
-            shared.leases.evicted() + shared.slots.evicted(),
-        ),
-    };
-    let keys = plan.limits.len().max(fullest);
+    let keys = plan.held_keys();
+    let evicted = plan
+        .shared_limits
+        .as_ref()
+        .map_or(0, |shared| shared.leases.evicted() + shared.slots.evicted());
     let counted = &plan.metrics.limit_keys_evicted;
     counted.inc_by((plan.limits.evicted() + evicted).saturating_sub(counted.get()));
     plan.metrics

@@ -262,6 +262,9 @@ async fn v1(
     query: &str,
     body: &[u8],
 ) -> Answer {
+    if let ["config", ..] | ["breakers", ..] = path {
+        refuse_others(query, &[])?;
+    }
     match path {
         ["config"] => match *method {
             Method::GET => Ok(Reply::Json(show::json(&plan.config))),
@@ -392,6 +395,19 @@ fn pairs(query: &str) -> impl Iterator<Item = (String, String)> {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         (spaced(name), spaced(value))
     })
+}
+
+/// Refuses a query with other parameters than these: one that is misspelt would ask for something else.
+fn refuse_others(query: &str, known: &[&str]) -> Result<(), Problem> {
+    let Some((name, _)) = pairs(query).find(|(name, _)| !known.contains(&name.as_str())) else {
+        return Ok(());
+    };
+    let known = match known {
+        [] => "this path takes no parameters".to_owned(),
+        [only] => format!("known is {only}"),
+        [most @ .., last] => format!("known are {} and {last}", most.join(", ")),
+    };
+    Err(Problem::bad(format!("unknown parameter \"{name}\": {known}")))
 }
 
 /// The values of a query parameter, in the order sent.
