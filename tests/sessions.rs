@@ -37,6 +37,7 @@ macro_rules! on_both_stores {
 on_both_stores! {
     a_log_in_gives_a_cookie_that_opens_and_a_log_out_ends_it,
     all_sessions_of_a_user_end_at_the_admin_port_however_the_name_is_written,
+    the_audit_says_who_had_the_most_sessions_already,
     what_starts_or_ends_a_session_is_kept_by_no_cache,
     identity_headers_of_clients_never_reach_the_upstream,
     a_new_log_in_ends_the_session_before_it,
@@ -245,6 +246,28 @@ fn all_sessions_of_a_user_end_at_the_admin_port_however_the_name_is_written(stor
         let ended = admin.send("DELETE", &path, &[LOCAL], "").body;
         assert_eq!(ended, r#"{"ended":1}"#, "{user}");
     }
+}
+
+fn the_audit_says_who_had_the_most_sessions_already(store: Store) {
+    let (app, folder) = (app(), tempfile::tempdir().unwrap());
+    let text = format!(
+        "upstreams: {{app: {{endpoints: ['{}'], trust_session_headers: true}}}}\n\
+         sessions: {{web: {{max_per_user: 1, on_max: reject_new}}}}\n\
+         routes: [{{upstream: app, session: {{use: web, require: false}}}}]\n\
+         audit: {{sqlite: {{path: '{}'}}}}\n",
+        app.url(),
+        folder.path().join("audit.db").display()
+    );
+    let weir = start(store, &text);
+    assert_eq!(weir.client().get("/login/ann").status, 200);
+    assert_eq!(weir.client().get("/login/ann").status, 403);
+    let mut admin = weir.admin();
+    harness::eventually(|| {
+        let path = "/v1/audit?label=too_many_sessions";
+        let found = admin.send("GET", path, &[LOCAL], "").body;
+        let found: Value = serde_json::from_str(&found).unwrap();
+        found["events"][0]["user"] == "ann"
+    });
 }
 
 fn an_idle_session_is_over(store: Store) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 use tracing::warn;
 
+use super::draft::Draft;
 use super::lane::Lane;
 use super::reply::{Rejection, Unauthenticated};
 use crate::clock;
@@ -147,14 +148,14 @@ fn reach(lane: &Lane) -> Reach<'_> {
 /// was done.
 /// `current` is the request's own session. A log-in or log-out that Redis does not answer is refused, and leaves the client
 /// with what it has: it must not believe that a session has ended which has not. It waits for what is left of the request's
-/// time to wait for Redis.
+/// time to wait for Redis. `draft` is told whose log-in was refused.
 pub(super) async fn follow(
     plan: &Plan,
     lane: &Lane,
     route: &Route,
     current: Option<&Session>,
-    answer: &[u8],
-    response: &ResponseHead,
+    (answer, response): (&[u8], &ResponseHead),
+    draft: Option<&mut Draft>,
     waited: &mut Duration,
 ) -> Result<Option<Vec<u8>>, Rejection> {
     let mut values = response.fields.iter().filter_map(|(name, value)| {
@@ -196,7 +197,7 @@ pub(super) async fn follow(
     match first {
         (true, value) => {
             let start = async |reach: Reach<'_>| {
-                Box::pin(start(live, reach, value, upstream, &mut told)).await
+                Box::pin(start(live, reach, value, upstream, draft, &mut told)).await
             };
             in_time(lane, waited, start).await?;
         }
@@ -217,6 +218,7 @@ async fn start(
     reach: Reach<'_>,
     value: &[u8],
     upstream: &LiveUpstream,
+    draft: Option<&mut Draft>,
     told: &mut Vec<u8>,
 ) -> Result<(), Rejection> {
     let start = SessionStart::parse(value).map_err(|error| {
@@ -225,7 +227,12 @@ async fn start(
         });
         Rejection::UpstreamBroken
     })?;
+    let user = start.user.clone();
     let created = live.create(start.user, start.claims, reach).await;
+    if let (Err(_), Some(draft)) = (&created, draft) {
+        // Who was refused is in no session.
+        draft.set_user(&user);
+    }
     let created = created.map_err(|error| match error {
         CreateError::MaxReached => Rejection::TooManySessions,
         CreateError::Full | CreateError::Random(_) => {
