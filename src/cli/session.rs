@@ -1,6 +1,6 @@
 //! `weir session`: starts, lists, shows and ends sessions over the admin API.
 
-use std::io::Write as _;
+use std::io::{self, ErrorKind, Write as _};
 
 use anyhow::{Context, bail, ensure};
 use clap::{Args, Subcommand};
@@ -9,6 +9,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Map, Value, json};
 
 use super::client::{AdminPort, Call, WITHIN, call};
+use super::print;
 use crate::config::Secret;
 
 #[derive(Args)]
@@ -122,13 +123,13 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
             );
             Ok(answer)
         };
-    let mut out = std::io::stdout();
+    let mut out = io::stdout();
     match command {
         Command::Create { user, claims } => {
             let claims: Map<_, _> = claims.into_iter().collect();
             let body = json!({ "user": user, "claims": claims });
             let created = ask(Method::POST, "", &[], body.to_string(), Some("token"))?;
-            writeln!(out, "{created:#}")?;
+            print(&format!("{created:#}\n"))?;
         }
         Command::List { user } => {
             let mut after: Option<String> = None;
@@ -138,7 +139,11 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
                 let query: Vec<_> = of_user.chain(from).collect();
                 let page = ask(Method::GET, "", &query, String::new(), Some("sessions"))?;
                 for session in page["sessions"].as_array().into_iter().flatten() {
-                    writeln!(out, "{session}")?;
+                    match writeln!(out, "{session}") {
+                        // The rest is not asked for.
+                        Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
+                        written => written?,
+                    }
                 }
                 match page["next"].as_str() {
                     Some(next) => after = Some(next.to_owned()),
@@ -154,7 +159,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
                 String::new(),
                 Some("id"),
             )?;
-            writeln!(out, "{session:#}")?;
+            print(&format!("{session:#}\n"))?;
         }
         Command::Revoke(Revoked { id: Some(id), .. }) => {
             ask(
@@ -164,7 +169,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
                 String::new(),
                 None,
             )?;
-            writeln!(out, "ended 1")?;
+            print("ended 1\n")?;
         }
         Command::Revoke(Revoked { id: None, user }) => {
             let user = user.unwrap_or_default();
@@ -175,7 +180,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
                 String::new(),
                 Some("ended"),
             )?;
-            writeln!(out, "ended {}", said["ended"])?;
+            print(&format!("ended {}\n", said["ended"]))?;
         }
     }
     Ok(())
