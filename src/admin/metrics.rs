@@ -1,16 +1,25 @@
 //! `/metrics`: the counters, and the gauges that are only known when asked.
 
-use super::Admin;
+use hyper::HeaderMap;
+
 use super::health::machine;
+use super::{Admin, Reply};
 use crate::audit::Counts;
 use crate::clock;
 use crate::config::limits::Mode;
 use crate::plan::Plan;
 use crate::policy::breaker::State;
 use crate::telemetry::metrics::audit::AuditMetrics;
+use crate::telemetry::metrics::format;
 
-/// The metrics, with the gauges that are only known when asked.
-pub(super) fn scrape(admin: &Admin, plan: &Plan) -> String {
+/// The metrics, in the format that these fields ask for.
+pub(super) fn answer(admin: &Admin, plan: &Plan, fields: &HeaderMap) -> Reply {
+    let (kind, text) = format::as_asked(fields, scrape(admin, plan));
+    Reply::Text(kind, text)
+}
+
+/// With the gauges that are only known when asked.
+fn scrape(admin: &Admin, plan: &Plan) -> String {
     let process = &plan.metrics.process;
     process.used(machine::used(admin.health.started.elapsed()));
     process.ready.set(i64::from(admin.health.is_ready()));

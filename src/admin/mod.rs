@@ -74,7 +74,8 @@ enum Reply {
     Json(Value),
     /// JSON, as it is to be sent.
     Written(String),
-    Metrics(String),
+    /// Of this MIME type.
+    Text(&'static str, String),
     /// JSON with a status other than 200.
     Status(StatusCode, Value),
     Nothing,
@@ -195,7 +196,7 @@ async fn answer(
         ));
     }
     match (method, path.as_slice()) {
-        (&Method::GET, ["metrics"]) => Ok(Reply::Metrics(metrics::scrape(admin, &plan))),
+        (&Method::GET, ["metrics"]) => Ok(metrics::answer(admin, &plan, &parts.headers)),
         (&Method::GET, ["live"]) => Ok(admin.health.live()),
         (&Method::GET, ["ready"]) => Ok(admin.health.ready()),
         (&Method::GET, ["health"]) => Ok(admin.health.health().await),
@@ -342,7 +343,7 @@ fn authorise(plan: &Plan, given: Option<&HeaderValue>) -> Result<(), Problem> {
 
 fn status(answer: &Answer) -> StatusCode {
     match answer {
-        Ok(Reply::Json(_) | Reply::Written(_) | Reply::Metrics(_)) => StatusCode::OK,
+        Ok(Reply::Json(_) | Reply::Written(_) | Reply::Text(..)) => StatusCode::OK,
         Ok(Reply::Status(status, _)) => *status,
         Ok(Reply::Nothing) => StatusCode::NO_CONTENT,
         Err(problem) => problem.status,
@@ -356,10 +357,7 @@ fn render(answer: Answer) -> Response<Full<Bytes>> {
         Ok(Reply::Json(value) | Reply::Status(_, value)) => ("application/json", value.to_string()),
         Ok(Reply::Written(json)) => ("application/json", json),
         Ok(Reply::Nothing) => ("application/json", String::new()),
-        Ok(Reply::Metrics(text)) => (
-            "application/openmetrics-text; version=1.0.0; charset=utf-8",
-            text,
-        ),
+        Ok(Reply::Text(kind, text)) => (kind, text),
         Err(problem) => {
             allow = problem.allow;
             let title = status.canonical_reason().unwrap_or_default();

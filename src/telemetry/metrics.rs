@@ -4,6 +4,7 @@ pub mod audit;
 pub mod breakers;
 pub mod drain;
 mod durations;
+pub mod format;
 mod http2;
 pub mod process;
 mod proxy_protocol;
