@@ -209,7 +209,10 @@ fn metrics_are_in_the_format_that_is_asked_for() {
     // As Prometheus does.
     let both = "Accept: application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.4,*/*;q=0.1";
     let (kind, text) = scrape(&[both]);
-    assert!(kind.starts_with("application/openmetrics-text; version=1.0.0"), "{kind}");
+    assert!(
+        kind.starts_with("application/openmetrics-text; version=1.0.0"),
+        "{kind}"
+    );
     assert!(text.contains("# TYPE weir_requests counter\n"), "{text}");
     assert!(text.ends_with("# EOF\n"), "{text}");
     for accept in [
@@ -229,7 +232,13 @@ fn metrics_are_in_the_format_that_is_asked_for() {
         ] {
             assert!(text.contains(line), "{line}: {text}");
         }
-        for line in ["# EOF", "# UNIT", "# TYPE weir_requests counter", " info\n", " unknown\n"] {
+        for line in [
+            "# EOF",
+            "# UNIT",
+            "# TYPE weir_requests counter",
+            " info\n",
+            " unknown\n",
+        ] {
             assert!(!text.contains(line), "{line}: {text}");
         }
     }
@@ -497,8 +506,16 @@ fn a_parameter_that_is_not_known_is_refused() {
     let running = start(&Upstream::answering("hi"));
     let mut admin = running.admin();
     for (method, path, known) in [
-        ("GET", "/v1/sessions?usr=ann", "user, limit, after and sessions"),
-        ("DELETE", "/v1/sessions?user=ann&limit=3", "user and sessions"),
+        (
+            "GET",
+            "/v1/sessions?usr=ann",
+            "user, limit, after and sessions",
+        ),
+        (
+            "DELETE",
+            "/v1/sessions?user=ann&limit=3",
+            "user and sessions",
+        ),
         ("GET", "/v1/limits?name=per_tenant", "no parameters"),
         ("GET", "/v1/limits/per_tenant?k=one", "key"),
         ("GET", "/v1/breakers?upstream=app", "no parameters"),
@@ -620,7 +637,10 @@ fn what_operators_do_is_in_the_log() {
     check("PUT", acme, r#"{"limit": "5/h"}"#, &[]);
     check("PUT", acme, "no JSON", &[]);
     // Neither who only looks nor who may not call.
-    assert_eq!(call(&mut running.admin(), "GET", "/v1/limits", "").status, 200);
+    assert_eq!(
+        call(&mut running.admin(), "GET", "/v1/limits", "").status,
+        200
+    );
     assert_eq!(running.admin().send("DELETE", acme, &[], "").status, 401);
     check("DELETE", "/v1/limits/per_tenant?key=acme", "", &[]);
 }

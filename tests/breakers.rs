@@ -116,7 +116,10 @@ fn the_log_tells_each_state_that_a_breaker_comes_to() {
         for _ in 0..3 {
             assert_eq!(client.get("/").status, 500);
         }
-        said("WARN", "open upstream=\"a\" calls=3 failures=3 slow=0 open_for=");
+        said(
+            "WARN",
+            "open upstream=\"a\" calls=3 failures=3 slow=0 open_for=",
+        );
         failing.store(false, Ordering::Relaxed);
         eventually(|| client.get("/").status == 200);
         said("INFO", "half open upstream=\"a\"");

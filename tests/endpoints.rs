@@ -206,7 +206,11 @@ fn the_log_says_why_an_endpoint_is_out() {
         metrics.contains("weir_upstream_ejections_total{upstream=\"app\"} 1\n")
     });
     let line = weir.log_until("endpoint is ejected for a while");
-    for part in [&slow.address.to_string(), "failures=3", "last=\"status 503\""] {
+    for part in [
+        &slow.address.to_string(),
+        "failures=3",
+        "last=\"status 503\"",
+    ] {
         assert!(line.contains(part), "{part}: {line}");
     }
 }

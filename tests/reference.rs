@@ -180,7 +180,10 @@ fn each_metric_stands_there_with_its_type() {
     let weir = Running::start(file(own).path());
     // In the format whose families have the names that they are registered under.
     let openmetrics = "Accept: application/openmetrics-text";
-    let scraped = weir.admin().send("GET", "/metrics", &[openmetrics], "").body;
+    let scraped = weir
+        .admin()
+        .send("GET", "/metrics", &[openmetrics], "")
+        .body;
     let mut seen = 0;
     for line in scraped.lines() {
         let Some((name, kind)) = line

@@ -237,7 +237,11 @@ fn all_sessions_of_a_user_end_at_the_admin_port_however_the_name_is_written(stor
     let weir = weir(store, &app, "{}");
     let mut admin = weir.admin();
     for user in ["ann+lee", "ann%20lee", "ann%2Blee"] {
-        let name = if user == "ann%2Blee" { "ann+lee" } else { "ann lee" };
+        let name = if user == "ann%2Blee" {
+            "ann+lee"
+        } else {
+            "ann lee"
+        };
         let new = json!({ "user": name }).to_string();
         let json = "Content-Type: application/json";
         let started = admin.send("POST", "/v1/sessions", &[LOCAL, json], &new);

@@ -77,7 +77,14 @@ fn sessions_are_managed_by_the_command_over_the_admin_port() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let left = Command::new(env!("CARGO_BIN_EXE_weir"))
-        .args(["session", "--address", &running.admin, "--token", "secret", "list"])
+        .args([
+            "session",
+            "--address",
+            &running.admin,
+            "--token",
+            "secret",
+            "list",
+        ])
         .stdout(writer)
         .status();
     assert_eq!(left.unwrap().code(), Some(0));

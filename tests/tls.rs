@@ -380,7 +380,12 @@ fn plain_http_is_told_that_it_is_not_tls() {
     assert!(client.try_get("/").is_none());
     eventually(|| weir.failures("not_tls") == 1);
     let said = weir.running.log_until("not_tls");
-    for part in [" DEBUG ", "no TLS with a client", "listener=\"in\"", "peer=127.0.0.1"] {
+    for part in [
+        " DEBUG ",
+        "no TLS with a client",
+        "listener=\"in\"",
+        "peer=127.0.0.1",
+    ] {
         assert!(said.contains(part), "{part}: {said}");
     }
     // A health check by TCP is no failure.

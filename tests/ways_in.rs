@@ -324,7 +324,12 @@ fn headers_are_believed_from_the_networks_that_the_file_names() {
     assert_eq!(weir.ask(b""), None);
     eventually(|| weir.failures("untrusted") == 2);
     let said = weir.running.log_until("no PROXY header");
-    for part in [" DEBUG ", "listener=\"in\"", "peer=127.0.0.1", "reason=\"untrusted\""] {
+    for part in [
+        " DEBUG ",
+        "listener=\"in\"",
+        "peer=127.0.0.1",
+        "reason=\"untrusted\"",
+    ] {
         assert!(said.contains(part), "{part}: {said}");
     }
     // Others may come without one, and then it is no header.

@@ -405,7 +405,9 @@ fn refuse_others(query: &str, known: &[&str]) -> Result<(), Problem> {
         [only] => format!("known is {only}"),
         [most @ .., last] => format!("known are {} and {last}", most.join(", ")),
     };
-    Err(Problem::bad(format!("unknown parameter \"{name}\": {known}")))
+    Err(Problem::bad(format!(
+        "unknown parameter \"{name}\": {known}"
+    )))
 }
 
 /// The values of a query parameter, in the order sent.

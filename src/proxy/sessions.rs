@@ -183,7 +183,10 @@ pub(super) async fn follow(
     let live = &plan.sessions[asks.sessions];
     if values.next().is_some() {
         say(upstream, Line::Several, |upstream, left_out| {
-            warn!(upstream, left_out, "several session headers in one response");
+            warn!(
+                upstream,
+                left_out, "several session headers in one response"
+            );
         });
         return Err(Rejection::UpstreamBroken);
     }

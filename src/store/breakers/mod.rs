@@ -219,11 +219,9 @@ impl LiveBreaker {
         jitter: f64,
     ) {
         match (&self.state, permit) {
-            (State::Local(breaker), Permit::Local(permit)) => {
-                self.act(breaker, now, |it| {
-                    it.record(permit, outcome, elapsed, now, jitter);
-                })
-            }
+            (State::Local(breaker), Permit::Local(permit)) => self.act(breaker, now, |it| {
+                it.record(permit, outcome, elapsed, now, jitter);
+            }),
             (State::Shared(member, sharing), permit) => {
                 let wake = member.lock().record(permit, outcome, elapsed, now, jitter);
                 sharing.wake_if(wake);

@@ -127,7 +127,10 @@ mod tests {
             if telling.is_news(state) {
                 telling.tell("a", Mode::Enforce, Duration::from_secs(seconds), || shown);
             }
-            (telling.last.load(Ordering::Relaxed), telling.lines.lock().changes)
+            (
+                telling.last.load(Ordering::Relaxed),
+                telling.lines.lock().changes,
+            )
         };
         assert_eq!(tell(State::Closed, 1), (State::Closed as u8, 0));
         for _ in 0..AT_MOST / 2 {
