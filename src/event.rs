@@ -87,6 +87,7 @@ mod whole {
     }
 }
 
+/// Why bytes are no event.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum DecodeError {
     #[error("audit event is empty")]

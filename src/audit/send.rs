@@ -14,8 +14,8 @@ use tokio::task::LocalSet;
 use tokio::time::sleep;
 use tracing::{error, info, warn};
 
-use super::outgoing::{Entry, Outgoing, Released, Source};
 use super::ship::Common;
+use super::uncommitted::{Entry, Released, Source, Uncommitted};
 use crate::clock;
 use crate::config::audit::{Delivery, Stream};
 use crate::store::audit::batch::{self, BatchError, Boot};
@@ -81,7 +81,7 @@ impl Drop for Underway<'_> {
 /// The batches of a boot, as the tasks that send them share them.
 struct Load<'a> {
     boot: &'a str,
-    outgoing: &'a Mutex<Outgoing>,
+    uncommitted: &'a Mutex<Uncommitted>,
     /// Told when there is something to send.
     work: &'a Notify,
     /// Where batches that are done with are to be released, if not in the process's own spool.
@@ -123,12 +123,12 @@ async fn serve(sending: Sending) {
     let adopting = tokio::task::spawn_local(adopt_all(link.clone(), abandoned, hasher));
     let own = Load {
         boot: &boot,
-        outgoing: &common.outgoing,
+        uncommitted: &common.uncommitted,
         work: &common.work,
         released: None,
     };
     tokio::select! {
-        () = follow(&link, &own) => {}
+        () = learn(&link, &own) => {}
         () = send(&link, &own, || is_over(&common)) => {}
     }
     adopting.abort();
@@ -143,11 +143,11 @@ fn is_over(common: &Common) -> bool {
     if !common.packed_all.load(Ordering::Acquire) {
         return false;
     }
-    let outgoing = common.outgoing.lock();
+    let uncommitted = common.uncommitted.lock();
     match common.delivery {
-        Delivery::BestEffort => !outgoing.has_unadded(),
+        Delivery::BestEffort => !uncommitted.has_unadded(),
         // What is committed need not be adopted.
-        Delivery::Guaranteed => outgoing.is_empty(),
+        Delivery::Guaranteed => uncommitted.is_empty(),
     }
 }
 
@@ -156,30 +156,30 @@ pub(super) fn end(common: &Common) {
     if let Err(error) = common.secure(None) {
         error!(%error, "the last audit events cannot be spooled");
     }
-    let mut outgoing = common.outgoing.lock();
-    let at_risk: Vec<_> = outgoing
+    let mut uncommitted = common.uncommitted.lock();
+    let at_risk: Vec<_> = uncommitted
         .at_risk()
         .into_iter()
         .map(|(first, _)| first)
         .collect();
     let lost: u64 = at_risk
         .iter()
-        .map(|first| outgoing.remove(*first).events)
+        .map(|first| uncommitted.remove(*first).events)
         .sum();
     if lost > 0 {
         error!(lost, "audit events were lost at the end");
         common.shared.dropped.fetch_add(lost, Ordering::Relaxed);
     }
-    let underway = outgoing.events();
+    let underway = uncommitted.events();
     common.shared.underway.store(underway, Ordering::Relaxed);
-    if outgoing.is_spooled() {
+    if uncommitted.is_spooled() {
         info!(
-            batches = outgoing.len(),
+            batches = uncommitted.len(),
             "audit events wait in the spool for the next start"
         );
         return;
     }
-    drop(outgoing);
+    drop(uncommitted);
     if let Some(spool) = common.spool.lock().take()
         && let Err(error) = spool.remove()
     {
@@ -228,12 +228,12 @@ async fn send(link: &Link, load: &Load<'_>, over: impl Fn() -> bool) {
 }
 
 /// Learns for ever what is committed and what is missing.
-async fn follow(link: &Link, load: &Load<'_>) {
+async fn learn(link: &Link, load: &Load<'_>) {
     let mut known = Vec::new();
     let (mut look_at, mut looked_to) = (clock::now() + LOOK, 0);
     loop {
         sleep(POLL).await;
-        if load.outgoing.lock().is_empty() && known.is_empty() {
+        if load.uncommitted.lock().is_empty() && known.is_empty() {
             continue;
         }
         // Asked before what is committed: what is stored between the two questions is not taken for lost.
@@ -249,12 +249,12 @@ async fn follow(link: &Link, load: &Load<'_>) {
         let Ok(done) = link.producer.done(load.boot, &known).await else {
             continue;
         };
-        let mut outgoing = load.outgoing.lock();
-        let released = outgoing.committed(&done);
+        let mut uncommitted = load.uncommitted.lock();
+        let released = uncommitted.committed(&done);
         // Those of batches that are still to come here stay said.
         let said = done.iter().map(|(first, _)| *first);
-        known = said.filter(|first| *first <= outgoing.newest).collect();
-        drop(outgoing);
+        known = said.filter(|first| *first <= uncommitted.newest).collect();
+        drop(uncommitted);
         link.release(load, released);
         link.again(load, &missing);
         link.common.tell();
@@ -264,8 +264,8 @@ async fn follow(link: &Link, load: &Load<'_>) {
 impl Link {
     /// Whether batches may wait for others, so that fewer calls take them to Redis: those that are safe, while they are few.
     fn may_hold(&self, load: &Load<'_>) -> bool {
-        let outgoing = load.outgoing.lock();
-        outgoing.spool_first && outgoing.unsent() < WINDOW
+        let uncommitted = load.uncommitted.lock();
+        uncommitted.spool_first && uncommitted.unsent() < WINDOW
     }
 
     /// A stream to send to, or how long to wait for one.
@@ -302,21 +302,21 @@ impl Link {
     /// The next batch to send. One that the spool cannot give back is lost.
     fn next(&self, load: &Load<'_>) -> Option<(u64, Arc<[u8]>)> {
         loop {
-            let first = match load.outgoing.lock().next()? {
+            let first = match load.uncommitted.lock().next()? {
                 (first, Source::Memory(bytes)) => return Some((first, bytes.clone())),
                 (first, Source::Spool) => first,
             };
             let (error, Released { events, places }) = {
                 let spool = self.common.spool.lock();
-                let mut outgoing = load.outgoing.lock();
-                let (Some(spool), Some(place)) = (&*spool, outgoing.place(first)) else {
+                let mut uncommitted = load.uncommitted.lock();
+                let (Some(spool), Some(place)) = (&*spool, uncommitted.place(first)) else {
                     continue;
                 };
                 match spool.read(place) {
                     Ok(bytes) => return Some((first, bytes.into())),
-                    Err(error) if error.is_lost() => (error, outgoing.remove(first)),
+                    Err(error) if error.is_lost() => (error, uncommitted.remove(first)),
                     Err(error) => {
-                        outgoing.again(first, clock::now());
+                        uncommitted.again(first, clock::now());
                         self.common.shared.errors.fetch_add(1, Ordering::Relaxed);
                         warn!(%error, "audit events cannot be read back from the spool now; tried again");
                         return None;
@@ -339,7 +339,7 @@ impl Link {
             Ok(id) => {
                 state.not_before.set(None);
                 let added = now;
-                load.outgoing
+                load.uncommitted
                     .lock()
                     .added(first, Entry { shard, id, added });
                 if self.told.replace(false) {
@@ -348,7 +348,7 @@ impl Link {
             }
             Err(error) => {
                 state.fail(now);
-                load.outgoing.lock().again(first, now);
+                load.uncommitted.lock().again(first, now);
                 self.common.shared.errors.fetch_add(1, Ordering::Relaxed);
                 if !self.told.replace(true) {
                     warn!(%error, "redis does not take audit events; they are held and sent again");
@@ -361,7 +361,7 @@ impl Link {
     /// from.
     async fn missing(&self, load: &Load<'_>, after: u64) -> (Vec<(u64, String)>, Option<u64>) {
         let now = clock::now();
-        let (waiting, last) = load.outgoing.lock().waiting(now, LOOK, after, LOOKS);
+        let (waiting, last) = load.uncommitted.lock().waiting(now, LOOK, after, LOOKS);
         let asked = waiting.iter().map(|(shard, batches)| async move {
             let ids: Vec<_> = batches.iter().map(|(_, id)| id.as_str()).collect();
             // Those of a stream that does not answer are asked about in the next round.
@@ -375,15 +375,15 @@ impl Link {
 
     /// Has those of the missing batches sent again that have not turned out to be committed.
     fn again(&self, load: &Load<'_>, missing: &[(u64, String)]) {
-        let mut outgoing = load.outgoing.lock();
+        let mut uncommitted = load.uncommitted.lock();
         let lost = missing
             .iter()
-            .filter(|(first, id)| outgoing.is_in(*first, id))
+            .filter(|(first, id)| uncommitted.is_in(*first, id))
             .map(|(first, _)| *first)
             .collect::<Vec<_>>();
         let now = clock::now();
-        lost.iter().for_each(|first| outgoing.again(*first, now));
-        drop(outgoing);
+        lost.iter().for_each(|first| uncommitted.again(*first, now));
+        drop(uncommitted);
         if !lost.is_empty() {
             warn!(
                 batches = lost.len(),
@@ -432,17 +432,17 @@ async fn adopt_all(link: Rc<Link>, mut abandoned: Vec<Abandoned>, hasher: Hasher
 
 async fn adopt(link: &Link, mut left: Abandoned, hasher: &Hasher) {
     let boot = left.boot.to_string();
-    let (outgoing, work) = (Mutex::new(Outgoing::default()), Notify::new());
+    let (uncommitted, work) = (Mutex::new(Uncommitted::default()), Notify::new());
     let released = Mutex::default();
     let load = Load {
         boot: &boot,
-        outgoing: &outgoing,
+        uncommitted: &uncommitted,
         work: &work,
         released: Some(&released),
     };
     let whole = tokio::select! {
         whole = feed(&load, &mut left, &released, hasher) => whole,
-        () = follow(link, &load) => false,
+        () = learn(link, &load) => false,
         () = send(link, &load, || false) => false,
     };
     if !whole {
@@ -470,8 +470,8 @@ async fn feed(
     let boot = load.boot;
     let push = |header: &batch::Header, bytes: Vec<u8>, place| {
         let (numbers, now) = ((header.first, header.last()), clock::now());
-        let mut outgoing = load.outgoing.lock();
-        outgoing.push(numbers, bytes.into(), place, Vec::new(), now);
+        let mut uncommitted = load.uncommitted.lock();
+        uncommitted.push(numbers, bytes.into(), place, Vec::new(), now);
         load.work.notify_one();
     };
     let mut newest: Option<batch::Header> = None;
@@ -497,7 +497,7 @@ async fn feed(
                 continue;
             }
         };
-        while is_enough(load.outgoing) {
+        while is_enough(load.uncommitted) {
             sleep(POLL / 4).await;
             release(left, released);
         }
@@ -517,7 +517,7 @@ async fn feed(
         let (end, bytes) = ended.end(newest.sealed, newest.dropped);
         push(&end, bytes, None);
     }
-    while !load.outgoing.lock().is_empty() {
+    while !load.uncommitted.lock().is_empty() {
         sleep(POLL).await;
         release(left, released);
     }
@@ -525,9 +525,9 @@ async fn feed(
 }
 
 /// Whether as many batches are under way as may be of what another process has left.
-fn is_enough(outgoing: &Mutex<Outgoing>) -> bool {
-    let outgoing = outgoing.lock();
-    outgoing.len() >= ADOPTED.0 || outgoing.memory() >= ADOPTED.1
+fn is_enough(uncommitted: &Mutex<Uncommitted>) -> bool {
+    let uncommitted = uncommitted.lock();
+    uncommitted.len() >= ADOPTED.0 || uncommitted.memory() >= ADOPTED.1
 }
 
 /// Makes room on the disk for what the process itself has.

@@ -16,8 +16,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
-use super::outgoing::{Outgoing, Released};
 use super::receipt::Duty;
+use super::uncommitted::{Released, Uncommitted};
 use super::{Queue, Recorder, Shared, Taken, Writers, send};
 use crate::clock;
 use crate::config::audit::{Delivery, Stream};
@@ -63,7 +63,7 @@ pub struct Shipping {
 pub(super) struct Common {
     pub delivery: Delivery,
     memory: usize,
-    pub outgoing: Mutex<Outgoing>,
+    pub uncommitted: Mutex<Uncommitted>,
     /// Gone once all is stored.
     pub spool: Mutex<Option<Spool>>,
     /// Batches that are in the spool, while whether they are on the disk is not known.
@@ -103,7 +103,7 @@ pub fn start(shipping: Shipping, capacity: usize) -> io::Result<(Recorder, Write
     let common = Arc::new(Common {
         delivery: shipping.delivery,
         memory: shipping.memory,
-        outgoing: Mutex::default(),
+        uncommitted: Mutex::default(),
         spool: Mutex::new(shipping.spool),
         unsynced: Mutex::default(),
         work: Notify::new(),
@@ -112,7 +112,7 @@ pub fn start(shipping: Shipping, capacity: usize) -> io::Result<(Recorder, Write
     });
     common.tell_spool(Trouble::None);
     let spools = shipping.delivery == Delivery::Guaranteed;
-    common.outgoing.lock().spool_first = spools;
+    common.uncommitted.lock().spool_first = spools;
     if let (true, Some(spool)) = (spools, &mut *common.spool.lock()) {
         spool.vouch().map_err(io::Error::other)?;
     }
@@ -171,7 +171,7 @@ impl Common {
 
     /// Brings the numbers of what is under way up to date.
     pub(super) fn tell(&self) {
-        let underway = self.outgoing.lock().events();
+        let underway = self.uncommitted.lock().events();
         self.shared.underway.store(underway, Ordering::Relaxed);
     }
 
@@ -196,7 +196,7 @@ impl Common {
     /// of it where that is `None`. Whether there was something to do.
     pub(super) fn secure(&self, until: Option<usize>) -> Result<bool, SpoolError> {
         let mut spool = self.spool.lock();
-        let at_risk = self.outgoing.lock().at_risk();
+        let at_risk = self.uncommitted.lock().at_risk();
         let mut placed = std::mem::take(&mut *self.unsynced.lock());
         let is_idle = at_risk.is_empty() && placed.is_empty();
         let Some(spool) = spool.as_mut().filter(|_| !is_idle) else {
@@ -204,7 +204,7 @@ impl Common {
         };
         let known: BTreeSet<_> = placed.iter().map(|(first, _)| *first).collect();
         let mut done = Ok(true);
-        let mut memory = self.outgoing.lock().memory();
+        let mut memory = self.uncommitted.lock().memory();
         for (first, bytes) in at_risk.iter().filter(|(first, _)| !known.contains(first)) {
             if until.is_some_and(|until| memory <= until) {
                 break;
@@ -237,11 +237,11 @@ impl Common {
                 return Err(error);
             }
         }
-        let mut outgoing = self.outgoing.lock();
+        let mut uncommitted = self.uncommitted.lock();
         for (first, place) in placed {
-            match outgoing.spooled(first, place, until.unwrap_or(self.memory)) {
+            match uncommitted.spooled(first, place, until.unwrap_or(self.memory)) {
                 Some(place) => drop(spool.release(place)),
-                None => outgoing.settle(first),
+                None => uncommitted.settle(first),
             }
         }
         done
@@ -263,13 +263,14 @@ impl Packing {
             if !pause.is_zero() && !self.queue.shared.is_stopping() {
                 thread::park_timeout(pause);
             }
-            let waits = self.trouble != Trouble::None || self.common.outgoing.lock().is_at_risk();
+            let waits =
+                self.trouble != Trouble::None || self.common.uncommitted.lock().is_at_risk();
             let patience = if waits { TICK } else { IDLE };
             let enough = match linger.is_zero() {
                 true => TAKE,
                 false => self.stream.batch_events,
             };
-            self.queue.shared.moves();
+            self.queue.shared.note_move();
             more = self.queue.fill(&mut taken, enough, linger, patience);
             self.queue.take_there(&mut taken, TAKE);
             not_before = clock::now();
@@ -292,7 +293,7 @@ impl Packing {
 
     /// Waits while memory is full of what can be neither let go nor spooled; false once the time to end is over.
     fn wait_for_room(&mut self) -> bool {
-        let is_full = |common: &Common| common.outgoing.lock().memory() > common.memory;
+        let is_full = |common: &Common| common.uncommitted.lock().memory() > common.memory;
         while is_full(&self.common) {
             self.keep_safe();
             if !is_full(&self.common) {
@@ -337,8 +338,8 @@ impl Packing {
     }
 
     fn push(&mut self, numbers: (u64, u64), bytes: Vec<u8>, duties: Vec<Duty>) {
-        let mut outgoing = self.common.outgoing.lock();
-        outgoing.push(numbers, bytes.into(), None, duties, clock::now());
+        let mut uncommitted = self.common.uncommitted.lock();
+        uncommitted.push(numbers, bytes.into(), None, duties, clock::now());
     }
 
     /// Spools what is to be, and decides whether requests are to be refused.
@@ -348,21 +349,21 @@ impl Packing {
             Delivery::Guaranteed => {
                 if self.trouble == Trouble::Disk {
                     // Safe is what Redis has taken then.
-                    let shed = common.outgoing.lock().shed(common.memory);
+                    let shed = common.uncommitted.lock().shed(common.memory);
                     common.release(shed);
                 }
                 common.secure(None)
             }
             Delivery::BestEffort => {
-                let shed = common.outgoing.lock().shed(common.memory);
+                let shed = common.uncommitted.lock().shed(common.memory);
                 common.release(shed);
-                let over = common.outgoing.lock().memory() > common.memory;
+                let over = common.uncommitted.lock().memory() > common.memory;
                 let secured = match over {
                     true => common.secure(Some(common.memory / 2)),
                     false => Ok(false),
                 };
                 if matches!(secured, Err(SpoolError::Full(_))) {
-                    let shed = common.outgoing.lock().shed_spooled();
+                    let shed = common.uncommitted.lock().shed_spooled();
                     common.release(shed);
                 }
                 secured
@@ -394,7 +395,7 @@ impl Packing {
                 }
             }
             // Better in Redis alone than nowhere.
-            common.outgoing.lock().spool_first = !passes;
+            common.uncommitted.lock().spool_first = !passes;
         }
         common.work.notify_one();
         match (before, self.trouble) {
@@ -410,7 +411,7 @@ impl Packing {
             (Delivery::BestEffort, _) | (_, Trouble::None) => false,
             (Delivery::Guaranteed, Trouble::Full) => true,
             (Delivery::Guaranteed, Trouble::Disk) => {
-                let since = common.outgoing.lock().at_risk_since();
+                let since = common.uncommitted.lock().at_risk_since();
                 since.is_some_and(|since| since.elapsed() > PATIENCE)
             }
         };

@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::store::fleet::Fleet;
 use crate::store::postgres::migrate::{check_version, migrate};
 use crate::store::postgres::{Postgres, PostgresError};
+use crate::store::redis::Connections;
 use crate::store::streams::consume::Streams;
 use crate::telemetry::metrics::Metrics;
 use crate::worker::supervise::{AtStop, Supervisor};
@@ -29,15 +30,16 @@ use crate::worker::{self, drain, partitions};
 const TRY_EVERY: Duration = Duration::from_secs(1);
 /// Between tries, at most, while it refuses: each leaves a line in its log.
 const REFUSED_EVERY: Duration = Duration::from_secs(10);
-/// For Postgres to be there when the process starts; it goes on without.
+/// For Postgres to be there when the process starts; it goes on without. Lanes need it for nothing, and begin once it had time to answer.
 const START: Duration = Duration::from_secs(10);
+const START_BESIDE_LANES: Duration = Duration::from_secs(1);
 
-/// What runs in the process beside the companion.
+/// In what company the tasks run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Beside {
-    /// Lanes, which go on without Postgres.
-    Lanes,
-    Nothing,
+pub(super) enum Runs {
+    /// Lanes go on without Postgres.
+    BesideLanes,
+    Alone,
 }
 
 /// The tasks, and what there is to say of them.
@@ -57,7 +59,7 @@ impl Companion {
         postgres: &Postgres,
         fleet: &Arc<Fleet>,
         metrics: &Arc<Metrics>,
-        beside: Beside,
+        runs: Runs,
     ) -> anyhow::Result<Companion> {
         let settings = config.postgres.as_ref().context("no \"postgres\"")?;
         let audit = config.audit.as_ref().context("no \"audit\"")?;
@@ -66,69 +68,43 @@ impl Companion {
         let schema = Schema {
             postgres: postgres.again(settings)?,
             migrates: settings.migrate,
-            beside,
+            runs,
             state: Arc::default(),
             missing: metrics.drain.schema_missing.clone(),
         };
         schema.begin(handle).await?;
         let mut supervisor = Supervisor::new(handle.clone(), metrics.clone());
-        let stopping = supervisor.stopping();
         let redis = {
             let _within = handle.enter();
             fleet.connect(false)
         };
-        supervisor.keep("drain", worker::SHORT_SILENCE, AtStop::Finish, {
-            let (schema, stopping, fleet) = (schema.clone(), stopping.clone(), fleet.clone());
-            let (redis, drain) = (redis.main.clone(), metrics.drain.clone());
-            let settings = drain::Settings {
-                stream: audit.stream.clone(),
-                worker: config.worker.clone(),
-            };
-            move |heartbeat| {
-                let run = drain::run(
-                    settings.clone(),
-                    fleet.clone(),
-                    redis.clone(),
-                    schema.postgres.clone(),
-                    drain.clone(),
-                    heartbeat.clone(),
-                    stopping.clone(),
-                );
-                schema.clone().then(run, heartbeat, stopping.clone())
-            }
-        });
+        let settings = drain::Settings {
+            stream: audit.stream.clone(),
+            worker: config.worker.clone(),
+        };
+        let (drained, connections) = (schema.clone(), redis.main.clone());
+        keep_drained(
+            &mut supervisor,
+            drained,
+            settings,
+            fleet.clone(),
+            connections,
+            metrics,
+        );
         let days = partitions::Settings {
             retention: config.worker.retention,
             key: audit.key.clone(),
             every: partitions::EVERY,
         };
-        let silence = days.silence(schema.postgres.timeout);
-        supervisor.keep("partitions", silence, AtStop::Finish, {
-            let (schema, drain) = (schema.clone(), metrics.drain.clone());
-            move |heartbeat| {
-                let run = partitions::run(
-                    days.clone(),
-                    schema.postgres.clone(),
-                    drain.clone(),
-                    heartbeat.clone(),
-                    stopping.clone(),
-                );
-                schema.clone().then(run, heartbeat, stopping.clone())
-            }
-        });
+        keep_days(&mut supervisor, schema.clone(), days, metrics);
         worker::look_at_replicas(&mut supervisor, "replicas", schema.postgres.clone());
         let health = config.worker.health;
-        let check = |down| stores::postgres(schema.postgres.clone(), health.timeout, down);
-        let check = match beside {
-            Beside::Lanes => check(Status::Degraded),
-            Beside::Nothing => check(Status::Critical).gating(),
-        };
         let group = &config.worker.group;
         let streams = Streams::new(redis.main, &fleet.keys, &audit.stream, group);
         let lag = stores::audit_lag(Arc::new(streams), health);
         Ok(Companion {
             supervisor,
-            checks: vec![check, schema.check(), lag],
+            checks: vec![schema.servers_check(health.timeout), schema.check(), lag],
             postgres: schema.postgres,
             runtime,
         })
@@ -145,13 +121,60 @@ impl Companion {
     }
 }
 
+/// Brings batches from the streams into Postgres.
+fn keep_drained(
+    supervisor: &mut Supervisor,
+    schema: Schema,
+    settings: drain::Settings,
+    fleet: Arc<Fleet>,
+    redis: Arc<Connections>,
+    metrics: &Metrics,
+) {
+    let (metrics, stopping) = (metrics.drain.clone(), supervisor.stopping());
+    let begin = move |heartbeat: Heartbeat| {
+        let run = drain::run(
+            settings.clone(),
+            fleet.clone(),
+            redis.clone(),
+            schema.postgres.clone(),
+            metrics.clone(),
+            heartbeat.clone(),
+            stopping.clone(),
+        );
+        schema.clone().then(run, heartbeat, stopping.clone())
+    };
+    supervisor.keep("drain", worker::SHORT_SILENCE, AtStop::Finish, begin);
+}
+
+/// Makes the tables of days ahead, and removes old ones.
+fn keep_days(
+    supervisor: &mut Supervisor,
+    schema: Schema,
+    settings: partitions::Settings,
+    metrics: &Metrics,
+) {
+    let silence = settings.silence(schema.postgres.timeout);
+    let (metrics, stopping) = (metrics.drain.clone(), supervisor.stopping());
+    let begin = move |heartbeat: Heartbeat| {
+        let run = partitions::run(
+            settings.clone(),
+            schema.postgres.clone(),
+            metrics.clone(),
+            heartbeat.clone(),
+            stopping.clone(),
+        );
+        schema.clone().then(run, heartbeat, stopping.clone())
+    };
+    supervisor.keep("partitions", silence, AtStop::Finish, begin);
+}
+
 /// The schema that the tasks work with.
 #[derive(Clone)]
 struct Schema {
     postgres: Arc<Postgres>,
     /// Whether it is brought up to date, or is to be.
     migrates: bool,
-    beside: Beside,
+    runs: Runs,
     state: Arc<Mutex<State>>,
     /// 1 unless it is there.
     missing: Gauge,
@@ -174,14 +197,18 @@ impl Schema {
         let schema = self.clone();
         // A task of its own, which goes on: a connection that is let go of in the middle would keep its lock.
         let bring = runtime.spawn(async move { schema.bring().await });
-        match timeout(START, bring).await {
-            Ok(brought) => match (brought?, self.beside) {
+        let within = match self.runs {
+            Runs::BesideLanes => START_BESIDE_LANES,
+            Runs::Alone => START,
+        };
+        match timeout(within, bring).await {
+            Ok(brought) => match (brought?, self.runs) {
                 (Ok(()), _) => {}
                 (Err(error), _) if may_pass(&error) => {
                     warn!(%error, "postgres is not there yet; going on without");
                 }
-                (Err(_), Beside::Lanes) => {}
-                (Err(error), Beside::Nothing) => return Err(told(error)),
+                (Err(_), Runs::BesideLanes) => {}
+                (Err(error), Runs::Alone) => return Err(told(error)),
             },
             Err(_) => warn!("postgres does not answer yet; going on without"),
         }
@@ -200,14 +227,14 @@ impl Schema {
         loop {
             // A schema may take its time, and another worker may be at it.
             heartbeat.rest();
-            match (self.bring().await, self.beside) {
+            match (self.bring().await, self.runs) {
                 (Ok(()), _) => {
                     heartbeat.beat();
                     return run.await;
                 }
                 (Err(error), _) if may_pass(&error) => pause = TRY_EVERY,
-                (Err(_), Beside::Lanes) => pause = (pause * 2).min(REFUSED_EVERY),
-                (Err(error), Beside::Nothing) => return Err(told(error)),
+                (Err(_), Runs::BesideLanes) => pause = (pause * 2).min(REFUSED_EVERY),
+                (Err(error), Runs::Alone) => return Err(told(error)),
             }
             tokio::select! {
                 () = sleep(pause) => {}
@@ -218,9 +245,9 @@ impl Schema {
 
     /// For `/health`: what is stored waits for it.
     fn check(&self) -> Check {
-        let missing = match self.beside {
-            Beside::Lanes => Status::Degraded,
-            Beside::Nothing => Status::Critical,
+        let missing = match self.runs {
+            Runs::BesideLanes => Status::Degraded,
+            Runs::Alone => Status::Critical,
         };
         let state = self.state.clone();
         Check::new("postgres_schema", missing, move || {
@@ -231,6 +258,15 @@ impl Schema {
             };
             async move { found }
         })
+    }
+
+    /// Likewise, of the servers; without lanes the process is ready only with the primary.
+    fn servers_check(&self, within: Duration) -> Check {
+        let check = |down| stores::postgres(self.postgres.clone(), within, down);
+        match self.runs {
+            Runs::BesideLanes => check(Status::Degraded),
+            Runs::Alone => check(Status::Critical).gating(),
+        }
     }
 
     async fn bring(&self) -> Result<(), PostgresError> {
@@ -245,7 +281,7 @@ impl Schema {
         match (brought, &*state) {
             (Ok(()), State::Missing(_)) => info!("the schema is there: the audit is stored"),
             (Err(error), State::Missing(same)) if error == same => {}
-            (Err(error), _) if self.beside == Beside::Lanes && !may_pass(error) => {
+            (Err(error), _) if self.runs == Runs::BesideLanes && !may_pass(error) => {
                 let mend = error.mend();
                 warn!(%error, mend, "the audit is not stored until this is mended; weir serves on without");
             }

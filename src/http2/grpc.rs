@@ -49,6 +49,7 @@ impl GrpcStatus {
         Some(GrpcStatus(u8::try_from(number).expect("there are 17")))
     }
 
+    /// Of all statuses, by their numbers.
     pub fn names() -> &'static [&'static str] {
         &NAMES
     }

@@ -20,7 +20,8 @@ use crate::store::limits::slots::Slots;
 use crate::store::limits::{Limits, room_for_keys};
 use crate::store::sessions::{LiveSessions, Sessions, SharedSessions, Store};
 use crate::telemetry::access_log::AccessLog;
-use crate::telemetry::metrics::{Metrics, RouteMetrics};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::requests::RouteMetrics;
 use crate::telemetry::traces::Traces;
 use crate::upstream::LiveUpstream;
 
@@ -90,7 +91,7 @@ pub(super) fn plan(
     if config.access_log.is_some() {
         access_log.start();
     }
-    metrics.tls.certificates.end(secured.expiries());
+    metrics.tls.certificates.note_ends(secured.expiries());
     secured.take_effect();
     let of_limits = || config.limits.iter();
     let of_upstreams = || config.upstreams.iter();
@@ -100,7 +101,7 @@ pub(super) fn plan(
         index: Index::new(config.routes.iter().map(|route| &route.matches)),
         limit_keys: of_limits().map(|it| limits.keys_of(&it.name)).collect(),
         sharing: of_limits().map(|it| Sharing::new(&it.name)).collect(),
-        limit_metrics: of_limits().map(|it| metrics.limit(&it.name)).collect(),
+        limit_metrics: of_limits().map(|it| metrics.limits.of(&it.name)).collect(),
         sessions: sessions(&config, fleet.as_ref(), &metrics, old),
         identity_fields: session::identity_fields(identities),
         upstreams: upstreams(&config, &secured, &metrics, old),
@@ -143,7 +144,7 @@ fn upstreams(
         match old.filter(|old| old.serves(upstream, tls.as_ref())) {
             Some(old) => old.clone(),
             None => {
-                let metrics = metrics.upstream(&upstream.name);
+                let metrics = metrics.upstreams.of(&upstream.name);
                 LiveUpstream::new(upstream.clone(), tls, old.map(|old| &**old), metrics)
             }
         }
@@ -195,7 +196,7 @@ fn sessions(
             shared: entry.shared,
             store: old.map_or_else(new, |old| old.store.clone()),
             watchers: old.map(|old| old.watchers.clone()).unwrap_or_default(),
-            metrics: metrics.sessions(&entry.name),
+            metrics: metrics.sessions.of(&entry.name),
         };
         live.resize(entry.max_sessions);
         live
@@ -215,7 +216,7 @@ fn route_metrics(config: &Config, metrics: &Metrics) -> Vec<RouteMetrics> {
         labels.insert(label.clone());
         // A route that weir answers has none.
         let upstream = route.upstream().map(|index| &*config.upstreams[index].name);
-        metrics.route(&label, upstream.unwrap_or_default())
+        metrics.requests.route(&label, upstream.unwrap_or_default())
     };
     config.routes.iter().map(of_route).collect()
 }

@@ -1,4 +1,5 @@
-//! One exchange with the upstream: the checked request goes out, the response comes back, both streamed.
+//! One exchange with the upstream between two sides of HTTP/1.1: the checked request goes out, the response comes back, both streamed.
+//! Where HTTP/2 is spoken, or may be agreed on, it hands over to `any_version`.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -7,19 +8,19 @@ use std::task::Poll;
 use tokio::io::AsyncWriteExt;
 
 use super::admit::Admitted;
+use super::any_version;
 use super::audit;
-use super::following::LanePlan;
+use super::following::LaneView;
 use super::handle::{Conn, Ends, Failure, Next};
 use super::headers::{self, put_last_chunk};
 use super::interim::{Interims, is_interim};
-use super::mixed;
 use super::outbox::Outbox;
 use super::outgoing::{Request, prepare};
 use super::record::Record;
 use super::reply::Rejection;
-use super::tries::exchange;
+use super::tries::ask;
 use super::upgrade;
-use super::upload::{Beside, Front, Rest, Upload};
+use super::upload::{Front, Responding, Rest, Upload};
 use super::wire::{Deadlines, Elapsed, Room, read_some};
 use crate::config::Protocol;
 use crate::http1::body::{BodyReader, Piece};
@@ -34,7 +35,7 @@ use crate::store::breakers::End;
 /// buffer holds what the client sent behind the request.
 pub(super) async fn send(
     conn: &Conn<'_>,
-    plan: &LanePlan,
+    view: &LaneView,
     admitted: Admitted<'_>,
     ends: &mut Ends<'_>,
     head: &RequestHead,
@@ -48,30 +49,31 @@ pub(super) async fn send(
         Protocol::Auto => headers::upgrade(ends.buffer, head).is_none(),
     };
     let mut outgoing = prepare(conn, admitted, ends.buffer, head, over_http2, record);
-    if over_http2 {
-        // Apart, so that others have no room for it.
-        let sent = mixed::send(
-            conn,
-            plan,
-            &mut outgoing,
-            mixed::Client::Http1(ends),
-            record,
-        );
-        let sent = Box::pin(sent).await;
-        return sent.map_err(|failure| outgoing.in_order(conn, failure, None));
-    }
-    let upstream = &plan.upstreams[index];
     if outgoing.expects && ends.buffer.is_empty() {
         ends.write(b"HTTP/1.1 100 Continue\r\n\r\n", outgoing.request.idle)
             .await?;
     }
+    if over_http2 {
+        // Apart, so that others have no room for it.
+        let sent = any_version::send(
+            conn,
+            view,
+            &mut outgoing,
+            any_version::Client::Http1(ends),
+            record,
+        );
+        let sent = Box::pin(sent).await;
+        reset_if_cut(&outgoing.request, ends, &sent);
+        return sent.map_err(|failure| outgoing.in_order(conn, failure, None));
+    }
+    let upstream = &view.upstreams[index];
     let mut answer = conn.lane.buffers.take();
     let request = &outgoing.request;
     let out = &outgoing.out;
-    let retries = outgoing.shared.config.upstreams[index].retries.as_ref();
+    let retries = outgoing.plan.config.upstreams[index].retries.as_ref();
     let keep = retries.map_or(0, |retries| retries.buffer);
-    let mut upload = Upload::new(request, out, keep, (outgoing.shared, outgoing.route));
-    let exchanged = exchange(
+    let mut upload = Upload::new(request, out, keep, (outgoing.plan, outgoing.route));
+    let asked = ask(
         request,
         (upstream, retries),
         outgoing.aim,
@@ -81,8 +83,8 @@ pub(super) async fn send(
         &mut answer,
         record,
     );
-    let (mut upstream, answered) = match exchanged.await {
-        Ok(exchanged) => exchanged,
+    let (mut answerer, answered) = match asked.await {
+        Ok(asked) => asked,
         Err(failure) => {
             outgoing.failed(&failure, record);
             return Err(outgoing.in_order(conn, failure, Some(record.bytes_in)));
@@ -91,52 +93,50 @@ pub(super) async fn send(
     let status = answered.head.status;
     // What is left of a body cut off by an early response cannot be told from a next request.
     let turned = outgoing.turn_back(conn, &answer, &answered, answered.uploaded, record);
-    let next = match turned.await {
-        Ok(next) => next,
-        Err(rejection) => {
-            outgoing.finish(End::Status(status), record);
-            return Err(rejection.into());
-        }
-    };
+    let next = turned.await?;
     let spoken = headers::switched_to(&answer, &answered.head, outgoing.switch_to.as_deref());
     answer.drain(..answered.head.len);
     if status == 101 {
         outgoing.finish(End::Status(101), record);
-        let upstream = (&mut upstream.connected.stream, std::mem::take(&mut *answer));
+        let upstream = (&mut answerer.connected.stream, std::mem::take(&mut *answer));
         // Apart, so that others have no room for it.
         let switched = upgrade::switched(conn, &outgoing, ends, upstream, spoken, record);
         Box::pin(switched).await?;
         return Ok(Next::Close);
     }
     let streamed = stream_back(
-        (outgoing.shared, &conn.lane.outbox),
+        (outgoing.plan, &conn.lane.outbox),
         &outgoing.request,
         &answered,
         &mut upload,
         &mut outgoing.out,
         &mut answer,
-        &mut upstream.connected.stream,
+        &mut answerer.connected.stream,
         ends,
         record,
     )
     .await;
     outgoing.streamed(End::Status(status), &streamed, record);
-    let cut_short = matches!(
-        streamed,
-        Err(Failure::UpstreamGone | Failure::NotSafe | Failure::CutShort(_))
-    );
-    if outgoing.request.old_client && cut_short {
-        // Without chunks a plain close would say that the body is whole; a reset does not.
-        ends.client.reset_on_close();
-    }
+    reset_if_cut(&outgoing.request, ends, &streamed);
     let reusable = streamed?;
     if reusable {
-        upstream.give_back();
+        answerer.give_back();
     }
     Ok(match answered.uploaded {
         true => next,
         false => Next::Linger,
     })
+}
+
+/// For a client of HTTP/1.0: without chunks a plain close would say that a body which was cut short is whole; a reset does not.
+fn reset_if_cut<T>(request: &Request, ends: &mut Ends<'_>, sent: &Result<T, Failure>) {
+    let is_cut = matches!(
+        sent,
+        Err(Failure::UpstreamGone | Failure::NotSafe | Failure::CutShort(_))
+    );
+    if request.old_client && is_cut {
+        ends.client.reset_on_close();
+    }
 }
 
 /// A response's head, and whether the whole request was sent before it came.
@@ -151,6 +151,14 @@ impl Answered {
         match self.head.body {
             ResponseBody::Length(BodyLength::Chunked) | ResponseBody::UntilClose => true,
             ResponseBody::Length(BodyLength::None | BodyLength::Fixed(_)) => false,
+        }
+    }
+
+    /// What reads the body from HTTP/1.1, and whether the end of the connection ends it.
+    pub(super) fn reader(&self) -> (BodyReader, bool) {
+        match self.head.body {
+            ResponseBody::Length(length) => (BodyReader::new(length), false),
+            ResponseBody::UntilClose => (BodyReader::new(BodyLength::Fixed(u64::MAX)), true),
         }
     }
 }
@@ -349,10 +357,7 @@ async fn stream_back(
     ends: &mut Ends<'_>,
     record: &mut Record,
 ) -> Result<bool, Failure> {
-    let (mut reader, until_close) = match answered.head.body {
-        ResponseBody::Length(length) => (BodyReader::new(length), false),
-        ResponseBody::UntilClose => (BodyReader::new(BodyLength::Fixed(u64::MAX)), true),
-    };
+    let (mut reader, until_close) = answered.reader();
     let chunked = answered.chunked() && !request.old_client;
     let changes = &upload.route.response_headers;
     let Ends {
@@ -364,7 +369,7 @@ async fn stream_back(
     let (from_client, mut to_client) = client.split();
     let (mut from_upstream, to_upstream) = upstream.split();
     let client_sends = (from_client, &mut **buffer);
-    let mut going = Beside {
+    let mut responding = Responding {
         rest: match answered.uploaded {
             true => None,
             false => Some(Rest::of(upload, request, client_sends, to_upstream)),
@@ -395,20 +400,20 @@ async fn stream_back(
             secure(audited, record, told).await?;
         }
         let bytes_in = &mut record.bytes_in;
-        going.write(bytes_in, &mut to_client, out).await?;
+        responding.write(bytes_in, &mut to_client, out).await?;
         told = true;
         out.clear();
         if done {
             break;
         }
         let read = async || room.read(&mut from_upstream, answer).await;
-        match going.step(bytes_in, read).await? {
+        match responding.step(bytes_in, read).await? {
             Ok(Ok(1..)) => {}
             Ok(Ok(0)) if until_close => {
                 secure(audited, record, told).await?;
                 if chunked {
                     let bytes_in = &mut record.bytes_in;
-                    let end = going.write(bytes_in, &mut to_client, b"0\r\n\r\n");
+                    let end = responding.write(bytes_in, &mut to_client, b"0\r\n\r\n");
                     end.await?;
                 }
                 return Ok(false);

@@ -13,7 +13,7 @@ use crate::config::Route;
 use crate::config::rewrite::HeaderChanges;
 use crate::config::sessions::Settings;
 use crate::http1::body::BodyError;
-use crate::http1::head::{BodyLength, RequestHead};
+use crate::http1::head::{BodyLength, Fields, RequestHead, values};
 use crate::http1::hygiene::{begins_folded, connection_options, is_folded, is_hop_by_hop};
 use crate::http1::response::ResponseHead;
 use crate::http1::trailers::{self, may_follow_a_body};
@@ -24,9 +24,6 @@ use ipnet::IpNet;
 use smallvec::SmallVec;
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
-
-/// Names and values as places in the buffer they were read from.
-type Fields = [(Range<usize>, Range<usize>)];
 
 /// What forwarding fields say of the client, as far as the peer is trusted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,13 +44,8 @@ pub(super) fn client(buffer: &[u8], head: &RequestHead, peer: IpAddr, trusted: &
             behind_trusted: false,
         };
     }
-    let values = head
-        .fields
-        .iter()
-        .filter(|(name, _)| is(buffer, name, "x-forwarded-for"));
-    let hops = values
-        .rev()
-        .flat_map(|(_, value)| buffer[value.clone()].rsplit(|byte| *byte == b','));
+    let values = head.values(buffer, "x-forwarded-for").rev();
+    let hops = values.flat_map(|value| value.rsplit(|byte| *byte == b','));
     for hop in hops {
         let Some(hop) = std::str::from_utf8(hop).ok().and_then(hop_address) else {
             break;
@@ -82,12 +74,8 @@ fn hop_address(hop: &str) -> Option<IpAddr> {
 /// Whether the client waits for `100 Continue` before it sends the body.
 pub(super) fn expects_continue(buffer: &[u8], head: &RequestHead) -> Result<bool, Rejection> {
     let mut expects = false;
-    for (_, value) in head
-        .fields
-        .iter()
-        .filter(|(name, _)| is(buffer, name, "expect"))
-    {
-        if !buffer[value.clone()].eq_ignore_ascii_case(b"100-continue") {
+    for value in head.values(buffer, "expect") {
+        if !value.eq_ignore_ascii_case(b"100-continue") {
             return Err(Rejection::Expectation);
         }
         expects = head.body != BodyLength::None && head.minor_version == 1;
@@ -101,16 +89,13 @@ pub(super) fn upgrade(buffer: &[u8], head: &RequestHead) -> Option<Vec<u8>> {
     let asked = head.minor_version == 1
         && head.body == BodyLength::None
         && head
-            .fields
-            .iter()
-            .filter(|(name, _)| is(buffer, name, "connection"))
-            .flat_map(|(_, value)| connection_options(&buffer[value.clone()]))
+            .values(buffer, "connection")
+            .flat_map(connection_options)
             .any(|option| option.eq_ignore_ascii_case(b"upgrade"));
-    let (_, protocol) = head
-        .fields
-        .iter()
-        .find(|(name, _)| asked && is(buffer, name, "upgrade"))?;
-    let protocols = &buffer[protocol.clone()];
+    if !asked {
+        return None;
+    }
+    let protocols = head.field(buffer, "upgrade")?;
     protocols
         .split(|byte| *byte == b',')
         .all(is_other_than_http)
@@ -219,7 +204,7 @@ pub(super) fn put_request_head(
     for (name, value) in changes.put_in() {
         put(out, name.as_bytes(), value.as_bytes());
     }
-    let has = |wanted: &str| head.fields.iter().any(|(name, _)| is(buffer, name, wanted));
+    let has = |wanted: &str| head.field(buffer, wanted).is_some();
     if let Some(host) = new_host {
         put(out, b"Host", host.as_bytes());
     } else if !has("host") {
@@ -233,10 +218,11 @@ pub(super) fn put_request_head(
         put(out, b"Upgrade", protocol);
     }
     let put_chain = |out: &mut Vec<u8>, wanted: &str| {
-        let trusted = |name: &Range<usize>| client.behind_trusted && is(buffer, name, wanted);
-        for (_, value) in head.fields.iter().filter(|(name, _)| trusted(name)) {
-            out.extend_from_slice(&buffer[value.clone()]);
-            out.extend_from_slice(b", ");
+        if client.behind_trusted {
+            for value in head.values(buffer, wanted) {
+                out.extend_from_slice(value);
+                out.extend_from_slice(b", ");
+            }
         }
     };
     out.extend_from_slice(b"X-Forwarded-For: ");
@@ -253,8 +239,12 @@ pub(super) fn put_request_head(
             IpAddr::V6(peer) => write!(out, "for=\"[{peer}]\"\r\n"),
         };
     }
-    if new_host.is_some() && !(client.behind_trusted && has("x-forwarded-host")) {
-        put_sent_host(out, buffer, head);
+    // The host that the client asked for, where the upstream is told another.
+    if new_host.is_some()
+        && !(client.behind_trusted && has("x-forwarded-host"))
+        && let Some(host) = head.field(buffer, "host")
+    {
+        put(out, b"X-Forwarded-Host", host);
     }
     let certificate = peer.tls.as_ref().and_then(|tls| tls.certificate.as_ref());
     if let Some(certificate) = certificate {
@@ -328,14 +318,6 @@ fn is_of_trace(name: &[u8], trace: &Trace) -> bool {
         || (!trace.keeps_state && name.eq_ignore_ascii_case(b"tracestate"))
 }
 
-/// The host that the client asked for, where the upstream is told another.
-fn put_sent_host(out: &mut Vec<u8>, buffer: &[u8], head: &RequestHead) {
-    let mut fields = head.fields.iter();
-    if let Some((_, host)) = fields.find(|(name, _)| is(buffer, name, "host")) {
-        put(out, b"X-Forwarded-Host", &buffer[host.clone()]);
-    }
-}
-
 /// Whether only a trusted proxy may say it, however it is spelt.
 fn is_peers_claim(name: &[u8]) -> bool {
     begins_folded(name, FORWARDED) || PEERS_CLAIMS.iter().any(|other| is_folded(name, other))
@@ -380,9 +362,8 @@ pub(super) fn switched_to(
 
 /// An upstream that does not say what it chose took what it was offered.
 fn chosen<'b>(answer: &'b [u8], response: &ResponseHead, offered: &'b [u8]) -> &'b [u8] {
-    let mut fields = response.fields.iter();
-    let chosen = fields.find(|(name, _)| is(answer, name, "upgrade"));
-    chosen.map_or(offered, |(_, value)| &answer[value.clone()])
+    let mut chosen = values(answer, &response.fields, "upgrade");
+    chosen.next().unwrap_or(offered)
 }
 
 /// Appends the response's head for the client, with the fields that `tell` puts; what then becomes of its connection.
@@ -472,10 +453,8 @@ fn is_cache_control(name: &[u8]) -> bool {
 
 /// Copies the end-to-end fields but for those `dropped`.
 fn put_fields(out: &mut Vec<u8>, bytes: &[u8], fields: &Fields, dropped: impl Fn(&[u8]) -> bool) {
-    let options: SmallVec<[&[u8]; 4]> = fields
-        .iter()
-        .filter(|(name, _)| is(bytes, name, "connection"))
-        .flat_map(|(_, value)| connection_options(&bytes[value.clone()]))
+    let options: SmallVec<[&[u8]; 4]> = values(bytes, fields, "connection")
+        .flat_map(connection_options)
         .collect();
     for (name, value) in fields {
         let name_bytes = &bytes[name.clone()];

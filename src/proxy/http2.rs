@@ -19,16 +19,17 @@ use tracing::debug;
 
 use super::admit::{self, Way};
 use super::answer::Answer;
+use super::any_version::{self, Client};
 use super::audit;
 use super::draft;
-use super::following::LanePlan;
+use super::following::LaneView;
 use super::handle::{Conn, Failure, Peer, on_record};
 use super::lane::Lane;
-use super::mixed::{self, Client};
 use super::outgoing::prepare;
 use super::record::{Ongoing, Record};
 use super::reply::{Asker, Rejection};
 use crate::clock;
+use crate::config::Listener;
 use crate::http1::websocket::{self, WEBSOCKET};
 use crate::http2::errors;
 use crate::http2::grpc::{self, GrpcStatus};
@@ -36,7 +37,7 @@ use crate::http2::head::{downgrade_request, upgrade_response, websocket_request}
 use crate::net::gather::{Gathered, Sender, gather};
 use crate::net::stream::{Ahead, Stream};
 use crate::policy::limit::Now;
-use heard::{Heard, follow};
+use heard::{Heard, hear};
 
 /// What a client may send of one body before it is taken, in bytes.
 const STREAM_WINDOW: u32 = 64 * 1024;
@@ -61,10 +62,10 @@ pub(super) async fn connection(
     stream: Ahead<Stream>,
     peer: Peer,
 ) {
-    let plan = lane.plan.current();
-    let listener = plan.shared.config.listeners[listener_index].clone();
-    let metrics = plan.shared.metrics.clone();
-    drop(plan);
+    let view = lane.following.current();
+    let listener = view.plan.config.listeners[listener_index].clone();
+    let metrics = view.plan.metrics.clone();
+    drop(view);
     let peer = Rc::new(peer);
     let ended_by = |code: Reason| {
         let code = errors::name(code.into());
@@ -72,20 +73,9 @@ pub(super) async fn connection(
         let (listener, peer) = (&*listener.name, &*peer.text);
         debug!(listener, peer, code, "ends a connection by HTTP/2");
     };
-    let (stream, mut patience) = follow(stream, listener.header_read);
+    let (stream, mut patience) = hear(stream, listener.header_read);
     let (stream, mut sender) = gather(stream);
-    let streams = listener.max_concurrent_streams;
-    // Room for all: a body that its upstream does not read must not take the others'.
-    let all = STREAM_WINDOW.saturating_mul(streams).min(LARGEST_WINDOW);
-    let handshake = server::Builder::new()
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(all)
-        .data_frame_budget(SMALL_FRAMES)
-        .max_concurrent_streams(streams)
-        .max_header_list_size(u32::try_from(listener.head_limits.max_bytes).unwrap_or(u32::MAX))
-        .max_send_buffer_size(SEND_BUFFER)
-        .enable_connect_protocol()
-        .handshake(stream);
+    let handshake = bounds(&listener).handshake(stream);
     let mut connection = match timeout(listener.header_read, handshake).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => return found(&error).map_or((), ended_by),
@@ -93,7 +83,7 @@ pub(super) async fn connection(
         Err(_) => return ended_by(Reason::ENHANCE_YOUR_CALM),
     };
     let mut requests = JoinSet::new();
-    sender.holds(true);
+    sender.hold(true);
     let mut draining = lane.draining.clone();
     let mut ending = false;
     let mut resets = Resets::default();
@@ -143,7 +133,7 @@ pub(super) async fn connection(
                     }
                     Ok(Served::TakenBack | Served::Answered) => {}
                     // A panic ends its request, and no other.
-                    Err(error) if error.is_panic() => { metrics.panics.inc(); }
+                    Err(error) if error.is_panic() => { metrics.tasks.panics.inc(); }
                     Err(_) => {}
                 }
             }
@@ -170,6 +160,23 @@ pub(super) async fn connection(
     while requests.join_next().await.is_some() {}
 }
 
+/// What a client may take of a connection.
+fn bounds(listener: &Listener) -> server::Builder {
+    let streams = listener.max_concurrent_streams;
+    // Room for all: a body that its upstream does not read must not take the others'.
+    let all = STREAM_WINDOW.saturating_mul(streams).min(LARGEST_WINDOW);
+    let mut bounds = server::Builder::new();
+    bounds
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(all)
+        .data_frame_budget(SMALL_FRAMES)
+        .max_concurrent_streams(streams)
+        .max_header_list_size(u32::try_from(listener.head_limits.max_bytes).unwrap_or(u32::MAX))
+        .max_send_buffer_size(SEND_BUFFER)
+        .enable_connect_protocol();
+    bounds
+}
+
 /// What `h2` ended a connection for, where that is not that the client left or ended it itself.
 fn found(error: &h2::Error) -> Option<Reason> {
     let found = error.is_library() && error.is_go_away();
@@ -181,7 +188,7 @@ async fn part(
     connection: &mut server::Connection<Gathered<Heard<Ahead<Stream>>>, Bytes>,
     sender: &Sender<Heard<Ahead<Stream>>>,
 ) {
-    sender.holds(false);
+    sender.hold(false);
     connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
     let _ = timeout(FAREWELL, poll_fn(|cx| connection.poll_closed(cx))).await;
 }
@@ -218,12 +225,12 @@ async fn serve(
     mut respond: SendResponse<Bytes>,
 ) -> Served {
     let lane = &*lane;
-    let plan = lane.plan.current();
+    let view = lane.following.current();
     let now = clock::moment();
-    let mut ongoing = Ongoing::begin(&plan.shared, &lane.outbox, now.mono);
+    let mut ongoing = Ongoing::begin(&view.plan, &lane.outbox, now.mono);
     let conn = Conn {
         lane,
-        listener: &plan.shared.config.listeners[listener_index],
+        listener: &view.plan.config.listeners[listener_index],
         peer: &peer,
     };
     let content_type = request.headers().get(http::header::CONTENT_TYPE);
@@ -233,13 +240,13 @@ async fn serve(
     };
     let record = &mut ongoing.record;
     // Apart, since what a task is made of is moved several times until it runs.
-    let served = Box::pin(one(&conn, &plan, request, &mut respond, now, record)).await;
+    let served = Box::pin(one(&conn, &view, request, &mut respond, now, record)).await;
     let mut outcome = Served::Answered;
     match served {
         Ok(()) => {}
         Err(Failure::Reply(rejection, _)) => {
             let body = !to.by_head && !to.grpc;
-            let rejection = on_record(&conn, &plan, rejection, body, record).await;
+            let rejection = on_record(&conn, &view, rejection, body, record).await;
             record.grpc = to.grpc.then(|| GrpcStatus::of_refusal(rejection.status()));
             refuse(&conn, &mut respond, &rejection, to);
         }
@@ -259,7 +266,7 @@ async fn serve(
 
 async fn one(
     conn: &Conn<'_>,
-    plan: &LanePlan,
+    view: &LaneView,
     request: Request<RecvStream>,
     respond: &mut SendResponse<Bytes>,
     now: Now,
@@ -275,7 +282,7 @@ async fn one(
             Some(websocket::key(fastrand::u128(..)))
         }
         Some(_) => {
-            draft::begin_unrouted(&plan.shared, conn, &buffer, None, record);
+            draft::begin_unrouted(&view.plan, conn, &buffer, None, record);
             return Err(Rejection::OtherProtocol.into());
         }
     };
@@ -287,12 +294,12 @@ async fn one(
     let head = match downgrade_request(&mut buffer, &parts, has_body, limits) {
         Ok(head) => head,
         Err(error) => {
-            draft::begin_unrouted(&plan.shared, conn, &buffer, None, record);
+            draft::begin_unrouted(&view.plan, conn, &buffer, None, record);
             return Err(Rejection::BadHead(error).into());
         }
     };
     drop(parts);
-    let admitted = admit::admit(&plan.shared, conn, &buffer, &head, now, record).await;
+    let admitted = admit::admit(&view.plan, conn, &buffer, &head, now, record).await;
     let admitted = match admitted {
         Ok(Way::Upstream(admitted)) => admitted,
         // The client would take it for the WebSocket.
@@ -301,11 +308,11 @@ async fn one(
         }
         Ok(Way::Answer(answer)) => {
             let by_head = buffer[head.method.clone()] == *b"HEAD";
-            return by_itself(conn, plan, &answer, respond, by_head, record).await;
+            return by_itself(conn, view, &answer, respond, by_head, record).await;
         }
         Err(rejection) => {
             if record.route.is_none() {
-                draft::begin_unrouted(&plan.shared, conn, &buffer, Some(&head), record);
+                draft::begin_unrouted(&view.plan, conn, &buffer, Some(&head), record);
             }
             return Err(rejection.into());
         }
@@ -314,14 +321,14 @@ async fn one(
     outgoing.websocket_key = websocket_key;
     drop(buffer);
     let client = Client::Http2 { body, respond };
-    mixed::send(conn, plan, &mut outgoing, client, record).await?;
+    any_version::send(conn, view, &mut outgoing, client, record).await?;
     Ok(())
 }
 
 /// Gives the answer that the route has by itself.
 async fn by_itself(
     conn: &Conn<'_>,
-    plan: &LanePlan,
+    view: &LaneView,
     answer: &Answer<'_>,
     respond: &mut SendResponse<Bytes>,
     by_head: bool,
@@ -331,7 +338,7 @@ async fn by_itself(
     if !by_head {
         record.bytes_out = answer.body.len() as u64;
     }
-    let safe = audit::secure(&plan.shared, &conn.lane.outbox, record).await;
+    let safe = audit::secure(&view.plan, &conn.lane.outbox, record).await;
     safe.map_err(|audit::NotSafe| Rejection::AuditUnavailable)?;
     let mut out = conn.lane.buffers.take();
     answer.put(&mut out, asker(by_head), &conn.lane.date);

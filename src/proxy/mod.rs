@@ -2,9 +2,11 @@
 
 mod admit;
 mod answer;
+mod any_version;
 mod audit;
 mod draft;
 mod drain;
+mod facts;
 mod following;
 mod forward;
 mod gate;
@@ -14,7 +16,6 @@ mod headers;
 mod http2;
 mod interim;
 pub mod lane;
-mod mixed;
 mod outbox;
 mod outgoing;
 mod quota;
@@ -29,4 +30,5 @@ mod trace;
 mod tries;
 mod upgrade;
 mod upload;
+mod verdicts;
 mod wire;

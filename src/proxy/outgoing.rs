@@ -24,11 +24,11 @@ use crate::http2::grpc;
 use crate::plan::Plan;
 use crate::policy::session::Session;
 use crate::store::breakers::{End, Entry};
-use crate::upstream::Aim;
+use crate::upstream::{Aim, Cause};
 
 /// A checked request with its head as it goes out, and what its answer will need.
 pub(super) struct Outgoing<'p, 'l> {
-    pub shared: &'p Plan,
+    pub plan: &'p Plan,
     pub route: &'p Route,
     /// An index into the configuration's upstreams.
     pub upstream: usize,
@@ -85,7 +85,7 @@ pub(super) fn prepare<'p, 'l>(
         switch_to.as_deref(),
     );
     let Admitted {
-        plan: shared,
+        plan,
         route,
         upstream: upstream_index,
         aim,
@@ -97,7 +97,7 @@ pub(super) fn prepare<'p, 'l>(
     } = admitted;
     let method = &buffer[head.method.clone()];
     let is_safe = [&b"GET"[..], b"HEAD", b"OPTIONS"].contains(&method);
-    let settings = &shared.config.upstreams[upstream_index];
+    let settings = &plan.config.upstreams[upstream_index];
     let retries = settings.retries.as_ref();
     let mut request = Request {
         body: head.body,
@@ -111,16 +111,15 @@ pub(super) fn prepare<'p, 'l>(
         within: route.timeout.unwrap_or(settings.timeout),
         read_within: conn.listener.request_read,
         idle: conn.listener.stream_idle,
-        grpc: false,
+        grpc: None,
         takes_trailers: false,
-        deadline: None,
     };
     if over_http2 {
         request.heed(buffer, head, record);
     }
     buffer.drain(..head.len);
     Outgoing {
-        shared,
+        plan,
         route,
         upstream: upstream_index,
         aim,
@@ -138,7 +137,8 @@ pub(super) fn prepare<'p, 'l>(
 
 impl Outgoing<'_, '_> {
     /// Does what the upstream's response says to weir, and puts its head for the client in place of the request's in `out`. Says
-    /// what becomes of the client's connection, which may live on where it `may_live`.
+    /// what becomes of the client's connection, which may live on where it `may_live`. A refusal is no failure of the upstream's, whose
+    /// part is over with it.
     pub(super) async fn turn_back(
         &mut self,
         conn: &Conn<'_>,
@@ -148,8 +148,8 @@ impl Outgoing<'_, '_> {
         record: &mut Record,
     ) -> Result<Next, Rejection> {
         let head = &answered.head;
-        let told = sessions::follow(
-            self.shared,
+        let told = sessions::start_or_end(
+            self.plan,
             conn.lane,
             self.route,
             self.session.as_deref(),
@@ -157,9 +157,15 @@ impl Outgoing<'_, '_> {
             record.draft.as_deref_mut(),
             &mut self.quota.waited,
         );
-        let told = told.await?;
+        let told = match told.await {
+            Ok(told) => told,
+            Err(rejection) => {
+                self.finish(End::Status(head.status), record);
+                return Err(rejection);
+            }
+        };
         record.status = head.status;
-        audit::responded(self.shared, self.route.audit, record, answer, head);
+        audit::responded(self.plan, self.route.audit, record, answer, head);
         let draining = conn.lane.drain.has_begun();
         let lives = self.keep_alive && may_live && head.status != 101 && !draining;
         let back = headers::Back {
@@ -256,6 +262,8 @@ pub(super) fn end_of(failure: &Failure, record: &Record) -> Option<End> {
         return None;
     };
     match rejection {
+        // What weir lacks itself is not the upstream's fault.
+        Rejection::ConnectFailed(Cause::Own) => None,
         Rejection::ConnectFailed(_) | Rejection::ConnectTimeout(_) | Rejection::UpstreamTls(_) => {
             Some(End::ConnectFailed)
         }
@@ -314,10 +322,15 @@ pub(super) struct Request {
     pub read_within: Duration,
     /// For each stall of the client's, and of the upstream's within a body.
     pub idle: Duration,
-    /// Whether gRPC is spoken, where one side is HTTP/2.
-    pub grpc: bool,
+    /// Where gRPC is spoken and one side is HTTP/2.
+    pub grpc: Option<Call>,
     /// Whether the client says that it takes trailers, where one side is HTTP/2.
     pub takes_trailers: bool,
+}
+
+/// A call of gRPC.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Call {
     /// When the client gives up, by [`clock::mono`].
     pub deadline: Option<Duration>,
 }
@@ -325,35 +338,38 @@ pub(super) struct Request {
 impl Request {
     /// Takes from the head what has a meaning over HTTP/2.
     fn heed(&mut self, buffer: &[u8], head: &RequestHead, record: &Record) {
+        let (mut is_grpc, mut deadline) = (false, None);
         for (name, value) in &head.fields {
             let value = &buffer[value.clone()];
             let is = |wanted| headers::is(buffer, name, wanted);
             if is("content-type") {
-                self.grpc |= grpc::is_grpc(value);
+                is_grpc |= grpc::is_grpc(value);
             } else if is("te") {
                 let mut codings = value.split(|byte| *byte == b',');
                 self.takes_trailers |=
                     codings.any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"));
             } else if is("grpc-timeout") {
-                self.deadline = grpc::timeout(value).map(|timeout| record.began + timeout);
+                deadline = grpc::timeout(value).map(|timeout| record.began + timeout);
             }
         }
-        if !self.grpc {
-            self.deadline = None;
-        }
+        self.grpc = is_grpc.then_some(Call { deadline });
+    }
+
+    fn deadline(&self) -> Option<Duration> {
+        self.grpc?.deadline
     }
 
     /// What is left of `span` before the client gives up.
     pub(super) fn left_of(&self, span: Duration) -> Duration {
         let left = self
-            .deadline
+            .deadline()
             .map(|deadline| deadline.saturating_sub(clock::mono()));
         left.map_or(span, |left| left.min(span))
     }
 
     /// Comes back when the client gives up.
     pub(super) async fn until_deadline(&self) {
-        match self.deadline {
+        match self.deadline() {
             Some(deadline) => sleep(deadline.saturating_sub(clock::mono())).await,
             None => pending().await,
         }
@@ -361,7 +377,7 @@ impl Request {
 
     /// Whether the client has given up.
     pub(super) fn is_over(&self) -> bool {
-        self.deadline
+        self.deadline()
             .is_some_and(|deadline| clock::mono() >= deadline)
     }
 }

@@ -29,12 +29,12 @@ const GONE_FOR: u32 = 3;
 /// For the names of endpoints to be looked up before the first request goes to them.
 pub const NAMES_WITHIN: Duration = Duration::from_secs(2);
 
-/// Follows the file for ever; `hangup` is SIGHUP. `seen` is its [`fingerprint`] from before it was read, and `beside` is of the files that it
-/// names, likewise, so that no change since then is missed.
-pub async fn follow(
+/// Reads the file again on each change, for ever; `hangup` is SIGHUP. `seen` is its [`fingerprint`] from before it was read, and so is what
+/// `tls_files` has of those that it names, so that no change since then is missed.
+pub async fn on_change(
     path: PathBuf,
     mut seen: Option<Fingerprint>,
-    mut beside: Beside,
+    mut tls_files: TlsFiles,
     load: impl Fn(&Path) -> anyhow::Result<Config>,
     plan: watch::Sender<Arc<Plan>>,
     mut hangup: Signal,
@@ -51,7 +51,7 @@ pub async fn follow(
                 now.is_some() && now != seen
             }
         };
-        let certificates_changed = beside.has_changed();
+        let certificates_changed = tls_files.look();
         if !file_changed && !certificates_changed {
             continue;
         }
@@ -64,10 +64,10 @@ pub async fn follow(
         // Those of the running configuration too: it may stay.
         let mut files = Secured::files(&plan.borrow().config);
         files.extend(loaded.iter().flatten().flat_map(Secured::files));
-        beside = beside.go_on_with(files);
+        tls_files = tls_files.go_on_with(files);
         let Some(loaded) = loaded else {
             let wrong = renew(&plan).await;
-            plan.borrow().metrics.reloaded(wrong.is_empty());
+            plan.borrow().metrics.reloads.note(wrong.is_empty());
             tell(&wrong);
             continue;
         };
@@ -76,11 +76,11 @@ pub async fn follow(
         match replaced {
             Ok(new) => {
                 go_on_with(&plan, new).await;
-                plan.borrow().metrics.reloaded(true);
+                plan.borrow().metrics.reloads.note(true);
                 info!(file = %path.display(), "configuration reloaded");
             }
             Err(error) => {
-                plan.borrow().metrics.reloaded(false);
+                plan.borrow().metrics.reloads.note(false);
                 error!(file = %path.display(), %error, "configuration not reloaded, the old one stays");
                 if certificates_changed {
                     // A new certificate does not wait until a file that is refused is mended.
@@ -116,22 +116,22 @@ fn tell(wrong: &[String]) {
     }
 }
 
-/// Follows the files of the stores of `plan` alone, for ever: for a process that serves no requests, and has no other TLS. `beside` is of
-/// them, from before they were read.
-pub async fn follow_stores(plan: Arc<Plan>, mut beside: Beside) -> Infallible {
+/// Reads the files of the stores of `plan` alone again on each change, for ever: for a process that serves no requests, and has no other
+/// TLS. `tls_files` is of them, from before they were read.
+pub async fn stores_on_change(plan: Arc<Plan>, mut tls_files: TlsFiles) -> Infallible {
     let mut secured = plan.secured.clone();
     let mut look = interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         look.tick().await;
-        if !beside.has_changed() {
+        if !tls_files.look() {
             continue;
         }
         let (renewed, wrong) = secured.renewed(&plan.config);
         secured = renewed;
         secured.take_effect();
-        plan.metrics.tls.certificates.end(secured.expiries());
-        plan.metrics.reloaded(wrong.is_empty());
+        plan.metrics.tls.certificates.note_ends(secured.expiries());
+        plan.metrics.reloads.note(wrong.is_empty());
         tell(&wrong);
     }
 }
@@ -153,45 +153,45 @@ fn forget_removed(old: &Plan, new: &Plan) {
     let stays: BTreeSet<_> = new.config.upstreams.iter().map(|up| &up.name).collect();
     let gone = old.config.upstreams.iter().map(|up| &up.name);
     for upstream in gone.filter(|name| !stays.contains(name)) {
-        new.metrics.forget_upstream(upstream);
+        new.metrics.upstreams.forget(upstream);
     }
 }
 
 /// The files that configurations name for TLS, as they were before they were read.
 #[derive(Debug, Default)]
-pub struct Beside {
+pub struct TlsFiles {
     seen: BTreeMap<PathBuf, Option<Fingerprint>>,
     /// For how many looks one has been gone that was there.
     gone_for: u32,
 }
 
-impl Beside {
+impl TlsFiles {
     /// Those of `config`, as they are now.
-    pub fn of(config: &Config) -> Beside {
-        Beside::default().go_on_with(Secured::files(config))
+    pub fn of(config: &Config) -> TlsFiles {
+        TlsFiles::default().go_on_with(Secured::files(config))
     }
 
     /// Those of the stores of `config` alone, likewise.
-    pub fn of_stores(config: &Config) -> Beside {
-        Beside::default().go_on_with(Secured::files_of_stores(config))
+    pub fn of_stores(config: &Config) -> TlsFiles {
+        TlsFiles::default().go_on_with(Secured::files_of_stores(config))
     }
 
     /// These files, as they were seen last, so that what has changed since is seen; what was not looked at yet, as it is now. So is one that is gone,
     /// since what is about to be read lacks it.
-    fn go_on_with(self, files: Vec<PathBuf>) -> Beside {
+    fn go_on_with(self, files: Vec<PathBuf>) -> TlsFiles {
         let seen = files.into_iter().map(|path| {
             let now = fingerprint(&path);
             let seen = now.and_then(|now| self.seen.get(&path).cloned().unwrap_or(Some(now)));
             (path, seen)
         });
-        Beside {
+        TlsFiles {
             seen: seen.collect(),
             gone_for: self.gone_for,
         }
     }
 
     /// Looks at them: whether one is another than before, or gone for good. While one is gone for a moment the others wait for it.
-    fn has_changed(&mut self) -> bool {
+    fn look(&mut self) -> bool {
         let now = self.seen.keys();
         let now: BTreeMap<_, _> = now.map(|path| (path.clone(), fingerprint(path))).collect();
         let mut both = self.seen.values().zip(now.values());

@@ -11,7 +11,6 @@ use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
-use super::quota::seconds;
 use crate::clock;
 use crate::config::breakers::Fallback;
 use crate::http1::head::HeadError;
@@ -448,6 +447,11 @@ fn quota_problem<'a>(limits: &'a [&str]) -> impl Iterator<Item = &'a str> {
     let limits = limits.iter().enumerate();
     let limits = limits.flat_map(|(index, limit)| [if index > 0 { "," } else { "" }, limit]);
     head.into_iter().chain(limits).chain(["]}"])
+}
+
+/// Whole seconds, rounded up: a client that waits so long has waited long enough.
+pub(super) fn seconds(duration: Duration) -> u64 {
+    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }
 
 /// RFC 9110 section 11.6.1 wants a challenge in a 401; for cookies there is no registered scheme.

@@ -1,5 +1,5 @@
-//! Whether a request is tried again and when, whatever is spoken at either side. Owns why a try may be followed by another, and the count,
-//! the time and the budget of all of a request's tries; must not send it, nor wait.
+//! Whether a request is tried again and when, whatever is spoken at either side. Owns why a try may be followed by another, for which bodies,
+//! and the count, the time and the budget of all of a request's tries; must not send it, nor wait.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use super::outgoing::Request;
 use super::reply::Rejection;
 use crate::clock;
 use crate::config::upstreams::{Retries, RetryOn};
+use crate::http1::head::BodyLength;
 use crate::policy::retry;
 use crate::upstream::{Aim, LaneUpstream, Picked, Pool, Retrying, Until};
 
@@ -33,6 +34,15 @@ impl Point {
             (true, []) => Point::Seen,
             (true, _) => Point::Answered,
         }
+    }
+}
+
+/// Whether a body of this `length` may fit into the `most` bytes that are kept of one, to be sent again.
+pub(super) fn may_be_kept(length: BodyLength, most: usize) -> bool {
+    match length {
+        BodyLength::None => false,
+        BodyLength::Fixed(bytes) => bytes <= most as u64,
+        BodyLength::Chunked => most > 0,
     }
 }
 

@@ -144,12 +144,11 @@ fn reach(lane: &Lane) -> Reach<'_> {
     }
 }
 
-/// Does what the response's session headers say, if the upstream may, and gives the fields that tell the client of it; `None` where nothing
-/// was done.
-/// `current` is the request's own session. A log-in or log-out that Redis does not answer is refused, and leaves the client
-/// with what it has: it must not believe that a session has ended which has not. It waits for what is left of the request's
-/// time to wait for Redis. `draft` is told whose log-in was refused.
-pub(super) async fn follow(
+/// Starts or ends a session, where the response's session headers say so and the upstream may, and gives the fields that tell the client of
+/// it; `None` where nothing was done. `current` is the request's own session. A log-in or log-out that Redis does not answer is refused, and
+/// leaves the client with what it has: it must not believe that a session has ended which has not. It waits for what is left of the
+/// request's time to wait for Redis. `draft` is told whose log-in was refused.
+pub(super) async fn start_or_end(
     plan: &Plan,
     lane: &Lane,
     route: &Route,

@@ -1,5 +1,5 @@
-//! A request's way to an endpoint that answers it: a turn, an endpoint, a connection; and another try where the file asks for one and it
-//! does no harm. Owns what may be tried again; must not know what is done with the answer.
+//! A request's way to an endpoint that answers it, by HTTP/1.1: a turn, an endpoint, a connection; and another try where the file asks for
+//! one and it does no harm. Owns what may be tried again; must not know what is done with the answer.
 //!
 //! A request that the upstream may have seen is sent again for the methods that the file names alone, which are all idempotent. One of which
 //! not a byte was sent is for any method. The upstream's breaker gets one result for all tries together: it judges whether the upstream
@@ -25,7 +25,7 @@ use crate::upstream::{
 };
 
 /// The endpoint that has answered, over this connection.
-pub(super) struct Reached<'c> {
+pub(super) struct Answerer<'c> {
     pub connected: Connected,
     picked: Picked<'c>,
     _slot: Slot<'c>,
@@ -36,7 +36,7 @@ pub(super) struct Reached<'c> {
 /// What came of one try.
 type Tried = Result<(Connected, Answered), Failure>;
 
-impl Reached<'_> {
+impl Answerer<'_> {
     /// Keeps the connection for another request.
     pub(super) fn give_back(self) {
         self.picked.pool.give_back(self.connected);
@@ -49,7 +49,7 @@ impl Reached<'_> {
     clippy::too_many_arguments,
     reason = "the request and where it goes, and both ends of each"
 )]
-pub(super) async fn exchange<'c>(
+pub(super) async fn ask<'c>(
     request: &Request,
     (upstream, retries): (&'c LaneUpstream, Option<&'c Retries>),
     aim: Aim,
@@ -58,7 +58,7 @@ pub(super) async fn exchange<'c>(
     head: &[u8],
     answer: &mut Vec<u8>,
     record: &mut Record,
-) -> Result<(Reached<'c>, Answered), Failure> {
+) -> Result<(Answerer<'c>, Answered), Failure> {
     record.waits();
     // Its turn may be some time off, and is another's where the client has left.
     let entered = unless_gone(ends.client, ends.buffer, upstream.enter()).await;
@@ -70,7 +70,7 @@ pub(super) async fn exchange<'c>(
     let mut retrying = None;
     let tried = match retries {
         None => {
-            let tried = attempt(request, None, &picked, ends, upload, head, answer, record).await;
+            let tried = ask_one(request, None, &picked, ends, upload, head, answer, record).await;
             tell(&picked, &tried, record);
             tried
         }
@@ -95,13 +95,13 @@ pub(super) async fn exchange<'c>(
     learn(&slot, status, record);
     let (connected, answered) = tried?;
     slot.answered();
-    let reached = Reached {
+    let answerer = Answerer {
         connected,
         picked,
         _slot: slot,
         _retrying: retrying,
     };
-    Ok((reached, answered))
+    Ok((answerer, answered))
 }
 
 /// Tries an endpoint, and others, until one serves the request or there is no more to be tried.
@@ -126,7 +126,7 @@ async fn try_and_again<'c>(
     let mut head = Cow::Borrowed(head);
     let tried = loop {
         let all = Some(&tries);
-        let tried = attempt(request, all, picked, ends, upload, &head, answer, record).await;
+        let tried = ask_one(request, all, picked, ends, upload, &head, answer, record).await;
         tell(picked, &tried, record);
         let over = Over {
             came: tried.as_ref().map(|(_, answered)| answered.head.status),
@@ -214,7 +214,7 @@ pub(super) fn learn(slot: &Slot<'_>, tried: Result<u16, &Failure>, record: &Reco
     clippy::too_many_arguments,
     reason = "the request and where it goes, and both ends of each"
 )]
-async fn attempt(
+async fn ask_one(
     request: &Request,
     tries: Option<&Tries<'_>>,
     picked: &Picked<'_>,

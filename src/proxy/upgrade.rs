@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::audit;
+use super::forward::secure;
 use super::handle::{Conn, Ends, Failure};
 use super::outgoing::Outgoing;
 use super::record::Record;
@@ -48,12 +48,12 @@ pub(super) async fn switched(
     spoken: Spoken,
     record: &mut Record,
 ) -> Result<(), Failure> {
-    safe(conn, outgoing, record).await?;
+    secure((outgoing.plan, &conn.lane.outbox), record, false).await?;
     ends.write(&outgoing.out, outgoing.request.idle).await?;
     let to_upstream = std::mem::take(ends.buffer);
     let (mut client, mut upstream) = (BothWays::of(ends.client), BothWays::of(upstream));
-    let client = End::of(client.split(), answer);
-    let upstream = End::of(upstream.split(), to_upstream);
+    let client = Side::of(client.split(), answer);
+    let upstream = Side::of(upstream.split(), to_upstream);
     live(conn, outgoing, client, upstream, spoken, record).await;
     Ok(())
 }
@@ -63,7 +63,7 @@ pub(super) async fn switched_http2(
     conn: &Conn<'_>,
     outgoing: &Outgoing<'_, '_>,
     (body, respond): (&mut RecvStream, &mut SendResponse<Bytes>),
-    upstream: End<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>,
+    upstream: Side<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>,
     answer: Vec<u8>,
     record: &mut Record,
 ) -> Result<(), Failure> {
@@ -78,35 +78,26 @@ pub(super) async fn switched_http2(
         head.headers_mut().remove(gone);
     }
     record.status = head.status().as_u16();
-    safe(conn, outgoing, record).await?;
+    secure((outgoing.plan, &conn.lane.outbox), record, false).await?;
     let writes = respond.send_response(head, false);
     let writes = TunnelWriting(writes.map_err(|_| Failure::ClientGone)?);
-    let client = End::of((TunnelReading::of(body), writes), answer);
+    let client = Side::of((TunnelReading::of(body), writes), answer);
     let spoken = Spoken::WebSocket;
     live(conn, outgoing, client, upstream, spoken, record).await;
     Ok(())
-}
-
-async fn safe(
-    conn: &Conn<'_>,
-    outgoing: &Outgoing<'_, '_>,
-    record: &mut Record,
-) -> Result<(), Failure> {
-    let safe = audit::secure(outgoing.shared, &conn.lane.outbox, record).await;
-    safe.map_err(|audit::NotSafe| Rejection::AuditUnavailable.into())
 }
 
 /// Relays until the end, of which weir's part is told here.
 async fn live(
     conn: &Conn<'_>,
     outgoing: &Outgoing<'_, '_>,
-    client: End<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>,
-    upstream: End<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>,
+    client: Side<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>,
+    upstream: Side<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>,
     spoken: Spoken,
     record: &mut Record,
 ) {
     let session = outgoing.session.as_deref();
-    let session_over = sessions::over(outgoing.shared, conn.lane, outgoing.route, session);
+    let session_over = sessions::over(outgoing.plan, conn.lane, outgoing.route, session);
     let mut draining = conn.lane.draining.clone();
     let going_away = async {
         match spoken {
@@ -130,17 +121,17 @@ async fn live(
     relay(client, upstream, passed, idle, spoken, ending).await;
 }
 
-/// One end of the connection.
-pub(super) struct End<R, W> {
+/// One side of the connection.
+pub(super) struct Side<R, W> {
     reads: R,
     writes: W,
     /// What goes out first: it came with the heads.
     first: Vec<u8>,
 }
 
-impl<R, W> End<R, W> {
-    pub(super) fn of((reads, writes): (R, W), first: Vec<u8>) -> End<R, W> {
-        End {
+impl<R, W> Side<R, W> {
+    pub(super) fn of((reads, writes): (R, W), first: Vec<u8>) -> Side<R, W> {
+        Side {
             reads,
             writes,
             first,
@@ -156,8 +147,8 @@ struct Passed<'r> {
 
 /// Relays until the end, of which `ending` may be the first to tell, with the code for it.
 async fn relay(
-    client: End<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>,
-    upstream: End<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>,
+    client: Side<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>,
+    upstream: Side<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>,
     passed: Passed<'_>,
     idle: Duration,
     spoken: Spoken,
@@ -352,8 +343,8 @@ mod tests {
         };
         let relays = async {
             let (reads, writes) = tokio::io::split(ours);
-            let client = End::of((reads, writes), Vec::new());
-            let upstream = End::of((theirs, Gone), Vec::new());
+            let client = Side::of((reads, writes), Vec::new());
+            let upstream = Side::of((theirs, Gone), Vec::new());
             let (up, down) = (Cell::new(0), Cell::new(0));
             let passed = Passed {
                 up: &up,

@@ -11,6 +11,7 @@ use super::handle::Failure;
 use super::headers::{may_trail_up, put_last_chunk};
 use super::outgoing::Request;
 use super::reply::Rejection;
+use super::retries::may_be_kept;
 use super::trace::Renamed;
 use super::wire::{Deadlines, Elapsed, Room};
 use crate::clock;
@@ -58,16 +59,11 @@ impl<'p> Upload<'p> {
             BodyLength::None => Vec::new(),
             BodyLength::Fixed(_) | BodyLength::Chunked => head.to_vec(),
         };
-        let keep = keep as u64;
-        let fits = match request.body {
-            BodyLength::None => false,
-            BodyLength::Fixed(bytes) => bytes <= keep,
-            BodyLength::Chunked => keep > 0,
-        };
+        let fits = may_be_kept(request.body, keep);
         Upload {
             begun: false,
             lost: false,
-            kept: fits.then(|| (head.to_vec(), keep)),
+            kept: fits.then(|| (head.to_vec(), keep as u64)),
             reader: BodyReader::new(request.body),
             room: Room::new(),
             chunked: request.body == BodyLength::Chunked,
@@ -296,7 +292,7 @@ impl<'a, 'p> Rest<'a, 'p> {
 }
 
 /// A response under way, with what is left of the upload, if anything, beside it. As long as one moves the other may wait.
-pub(super) struct Beside<'d, 'a, 'p> {
+pub(super) struct Responding<'d, 'a, 'p> {
     pub rest: Option<Rest<'a, 'p>>,
     /// Of the response.
     pub deadlines: &'d mut Deadlines,
@@ -304,7 +300,7 @@ pub(super) struct Beside<'d, 'a, 'p> {
     pub idle: Duration,
 }
 
-impl Beside<'_, '_, '_> {
+impl Responding<'_, '_, '_> {
     /// What a `step` of the response gives. It is taken anew after each stall that the upload did not share.
     pub(super) async fn step<T>(
         &mut self,

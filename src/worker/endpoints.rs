@@ -123,7 +123,7 @@ async fn check_on(
 ) -> Infallible {
     loop {
         let result = probe::passes(&live, &endpoint, &check).await;
-        live.checked(&endpoint, result);
+        live.note_check(&endpoint, result);
         let share = 1.0 + JITTER * (2.0 * fastrand::f64() - 1.0);
         sleep(check.interval.mul_f64(share)).await;
     }

@@ -66,7 +66,7 @@ impl ServerTls {
         let all = settings.certificates.iter().map(Own::read);
         let chooser = Chooser::of(all.collect::<Result<_, _>>()?);
         let admission = Admission::read(&settings.client_auth)?;
-        ServerTls::made(settings, protocol, chooser, admission, old)
+        ServerTls::make(settings, protocol, chooser, admission, old)
     }
 
     /// What the files of the same `settings` hold now, if anything can be made of it. A certificate that cannot be used is as before, as is
@@ -89,12 +89,12 @@ impl ServerTls {
             wrong.push(error);
             self.admission.clone()
         });
-        let made = ServerTls::made(settings, protocol, chooser, admission, Some(self));
+        let made = ServerTls::make(settings, protocol, chooser, admission, Some(self));
         let made = made.map_err(|error| wrong.push(error)).ok();
         (made, wrong)
     }
 
-    fn made(
+    fn make(
         settings: &ListenerTls,
         protocol: ListenerProtocol,
         chooser: Chooser,

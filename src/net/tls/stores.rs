@@ -26,6 +26,7 @@ pub enum Spoken {
 pub struct Latest(Arc<ArcSwap<ClientConfig>>);
 
 impl Latest {
+    /// For the next connection.
     pub fn get(&self) -> Arc<ClientConfig> {
         self.0.load_full()
     }
@@ -93,6 +94,7 @@ impl StoreTls {
         self.latest.0.store(self.config.clone());
     }
 
+    /// To be asked at each connection: it follows what takes effect.
     pub fn latest(&self) -> Latest {
         self.latest.clone()
     }

@@ -33,7 +33,7 @@ pub(super) struct Patience {
 }
 
 /// `stream`, with the patience of `span` that there is for it.
-pub(super) fn follow<S>(stream: S, span: Duration) -> (Heard<S>, Patience) {
+pub(super) fn hear<S>(stream: S, span: Duration) -> (Heard<S>, Patience) {
     let due = Rc::new(RefCell::new(Due {
         frames: Frames::default(),
         since: Some((0, Instant::now())),

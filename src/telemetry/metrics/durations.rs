@@ -26,6 +26,7 @@ struct DurationCells {
 }
 
 impl Durations {
+    /// Counts one; it never waits.
     pub fn observe(&self, duration: Duration) {
         let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         let bucket = BUCKETS.partition_point(|bound| *bound < micros);

@@ -10,6 +10,7 @@ use prometheus_client::registry::Registry;
 
 use super::durations::Durations;
 
+/// Of all listeners, and of all certificates that are shown.
 #[derive(Debug)]
 pub struct TlsMetrics {
     handshakes: Family<HandshakeLabels, Counter>,
@@ -131,7 +132,7 @@ impl CertificateMetrics {
     }
 
     /// The files of certificates and when each ends, since the epoch; others than these are forgotten.
-    pub fn end(&self, certificates: impl Iterator<Item = (String, Duration)>) {
+    pub fn note_ends(&self, certificates: impl Iterator<Item = (String, Duration)>) {
         self.not_after.clear();
         for (certificate, end) in certificates {
             let gauge = self

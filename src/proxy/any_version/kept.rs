@@ -7,6 +7,7 @@ use http::HeaderMap;
 
 use super::parts::{Broken, Part, Source};
 use crate::http1::head::BodyLength;
+use crate::proxy::retries::may_be_kept;
 
 /// Where a request's body comes from, from its first byte again where that is still possible.
 pub(super) struct Body<'r, 'a, 's> {
@@ -42,14 +43,9 @@ impl<'r, 'a, 's> Body<'r, 'a, 's> {
         (length, keep): (BodyLength, usize),
         is_lost: &'r Cell<bool>,
     ) -> Body<'r, 'a, 's> {
-        let fits = match length {
-            BodyLength::None => false,
-            BodyLength::Fixed(bytes) => bytes <= keep as u64,
-            BodyLength::Chunked => keep > 0,
-        };
         Body {
             source,
-            kept: fits.then(Kept::default),
+            kept: may_be_kept(length, keep).then(Kept::default),
             most: keep,
             given: 0,
             is_lost,

@@ -232,7 +232,7 @@ async fn unless_late<T>(
     progress: &Progress,
     mut next: Pin<&mut impl Future<Output = T>>,
 ) -> Result<T, Elapsed> {
-    let left = || match request.grpc || progress.answered.get() {
+    let left = || match request.grpc.is_some() || progress.answered.get() {
         true => Duration::MAX,
         false => request.read_within.saturating_sub(progress.waited()),
     };

@@ -1,5 +1,5 @@
-//! An exchange of which at least one side speaks HTTP/2, or may agree on it: the checked request goes out, the response comes back,
-//! both streamed, trailers included. Between two sides of HTTP/1.1 it is `forward`, which does the same with fewer steps.
+//! One exchange with the upstream, whichever version of HTTP each side speaks: the checked request goes out, the response comes back,
+//! both streamed, trailers included. Where both are known to speak HTTP/1.1 it is `forward`, which does the same with fewer steps.
 
 mod answers;
 mod down;
@@ -17,14 +17,14 @@ use h2::server::SendResponse;
 use http::{Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::following::LanePlan;
+use super::following::LaneView;
 use super::handle::{Conn, Ends, Failure, Next};
 use super::outgoing::Outgoing;
 use super::record::Record;
 use super::reply::Rejection;
 use super::retries::Point;
 use super::tries::{learn, unreached};
-use super::upgrade::{self, End as Side};
+use super::upgrade::{self, Side};
 use crate::config::Protocol;
 use crate::http1::body::BodyReader;
 use crate::http1::head::BodyLength;
@@ -52,12 +52,11 @@ pub(super) enum Client<'a, 'b> {
 /// Sends the request and streams the response back.
 pub(super) async fn send(
     conn: &Conn<'_>,
-    plan: &LanePlan,
+    view: &LaneView,
     outgoing: &mut Outgoing<'_, '_>,
     client: Client<'_, '_>,
     record: &mut Record,
 ) -> Result<Next, Failure> {
-    let old_client = outgoing.request.old_client;
     match client {
         Client::Http2 { body, respond } => {
             if outgoing.expects {
@@ -67,15 +66,11 @@ pub(super) async fn send(
             }
             let mut source = Source::http2(body);
             let mut back = Back::Http2(respond);
-            exchange(conn, plan, outgoing, &mut source, &mut back, record).await
+            exchange(conn, view, outgoing, &mut source, &mut back, record).await
         }
         Client::Http1(ends) => {
             // gRPC is of HTTP/2 alone: how its calls end cannot be said in HTTP/1.1.
-            (outgoing.request.grpc, outgoing.request.deadline) = (false, None);
-            if outgoing.expects && ends.buffer.is_empty() {
-                ends.write(b"HTTP/1.1 100 Continue\r\n\r\n", outgoing.request.idle)
-                    .await?;
-            }
+            outgoing.request.grpc = None;
             let mut ahead = Vec::new();
             let mut both = BothWays::of(ends.client);
             let (reading, writing) = both.split();
@@ -90,18 +85,9 @@ pub(super) async fn send(
                 writing: Some(writing),
                 ahead: &mut ahead,
             };
-            let sent = exchange(conn, plan, outgoing, &mut source, &mut back, record).await;
+            let sent = exchange(conn, view, outgoing, &mut source, &mut back, record).await;
             let whole = source.is_over();
             ends.buffer.extend_from_slice(&ahead);
-            if old_client
-                && matches!(
-                    sent,
-                    Err(Failure::UpstreamGone | Failure::NotSafe | Failure::CutShort(_))
-                )
-            {
-                // Without chunks a plain close would say that the body is whole; a reset does not.
-                ends.client.reset_on_close();
-            }
             let next = sent?;
             Ok(match whole {
                 true => next,
@@ -116,11 +102,11 @@ enum Ended {
     /// The response went to the client.
     Whole(Next),
     /// The response had a status for which the next try is due.
-    Over,
+    Again,
 }
 
-/// What one connection came to.
-enum Tried {
+/// What the use of one connection came to.
+enum Used {
     Ended(Ended),
     /// The request is to be sent again: its connection had been idle and was closed as it came, or the upstream says that it did
     /// not look at it. Nothing of it can have been seen, or seeing it twice does no harm.
@@ -129,13 +115,13 @@ enum Tried {
 
 async fn exchange(
     conn: &Conn<'_>,
-    plan: &LanePlan,
+    view: &LaneView,
     outgoing: &mut Outgoing<'_, '_>,
     source: &mut Source<'_, '_>,
     back: &mut Back<'_, '_>,
     record: &mut Record,
 ) -> Result<Next, Failure> {
-    let upstream = &plan.upstreams[outgoing.upstream];
+    let upstream = &view.upstreams[outgoing.upstream];
     let sent = async {
         record.waits();
         let entered = back
@@ -144,7 +130,7 @@ async fn exchange(
         let slot = entered.map_err(|_| Rejection::Overloaded)?;
         record.works();
         let is_lost = Cell::new(false);
-        let settings = &outgoing.shared.config.upstreams[outgoing.upstream];
+        let settings = &outgoing.plan.config.upstreams[outgoing.upstream];
         let (retries, within) = (settings.retries.as_ref(), outgoing.request.within);
         let picked = upstream.pick(outgoing.aim, &[]);
         let to = (slot, picked.map_err(|_| Rejection::NoEndpoint)?);
@@ -158,7 +144,7 @@ async fn exchange(
                     trying.tell(Ok(record.status), record);
                     return Ok(next);
                 }
-                Ok(Ended::Over) => continue,
+                Ok(Ended::Again) => continue,
                 Err(failure) => failure,
             };
             trying.tell(Err(&failure), record);
@@ -204,7 +190,7 @@ async fn attempt(
             outgoing.request.within = until.left();
         }
         let can_repeat = outgoing.request.can_repeat;
-        let upstream = &outgoing.shared.config.upstreams[outgoing.upstream];
+        let upstream = &outgoing.plan.config.upstreams[outgoing.upstream];
         // What may be HTTP/2 may not take WebSockets by it.
         let http1_alone = outgoing.websocket_key.is_some() && upstream.protocol == Protocol::Auto;
         let at_hand = match (is_first, http1_alone) {
@@ -231,7 +217,7 @@ async fn attempt(
             }
         };
         record.reached = Some(pool.clone());
-        let tried = match reached {
+        let used = match reached {
             Reached::Http1(connected) => {
                 by_http1(
                     conn,
@@ -248,9 +234,9 @@ async fn attempt(
                 by_http2(conn, (pool, place), outgoing, body, trying, back, record).await
             }
         };
-        match tried? {
-            Tried::Ended(ended) => return Ok(ended),
-            Tried::Stale => {}
+        match used? {
+            Used::Ended(ended) => return Ok(ended),
+            Used::Stale => {}
         }
     }
     Err(Rejection::UpstreamBroken.into())
@@ -264,7 +250,7 @@ async fn by_http1(
     trying: &mut Trying<'_>,
     back: &mut Back<'_, '_>,
     record: &mut Record,
-) -> Result<Tried, Failure> {
+) -> Result<Used, Failure> {
     let mut answer = conn.lane.buffers.take();
     let mut both = BothWays::of(&mut connected.stream);
     let (reading, writing) = both.split();
@@ -289,7 +275,7 @@ async fn by_http1(
                     Point::Answered => false,
                 } =>
         {
-            return Ok(Tried::Stale);
+            return Ok(Used::Stale);
         }
         ran => ran?,
     };
@@ -298,7 +284,7 @@ async fn by_http1(
             if reusable && answer.is_empty() {
                 pool.give_back(connected);
             }
-            Ok(Tried::Ended(ended))
+            Ok(Used::Ended(ended))
         }
         Ran::Switched(_) => {
             let mut upstream = BothWays::of(&mut connected.stream);
@@ -318,7 +304,7 @@ async fn tunnel(
     upstream: Side<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>,
     answer: Vec<u8>,
     record: &mut Record,
-) -> Result<Tried, Failure> {
+) -> Result<Used, Failure> {
     let (Source::Http2 { stream: body, .. }, Back::Http2(respond)) = (source, back) else {
         return Err(Rejection::UpstreamBroken.into());
     };
@@ -326,7 +312,7 @@ async fn tunnel(
     let switched = upgrade::switched_http2(conn, outgoing, client, upstream, answer, record);
     // Apart, so that others have no room for it.
     Box::pin(switched).await?;
-    Ok(Tried::Ended(Ended::Whole(Next::Close)))
+    Ok(Used::Ended(Ended::Whole(Next::Close)))
 }
 
 /// Whether a request that failed so may have waited for a connection that is gone without a word.
@@ -351,11 +337,11 @@ async fn by_http2(
     trying: &mut Trying<'_>,
     back: &mut Back<'_, '_>,
     record: &mut Record,
-) -> Result<Tried, Failure> {
+) -> Result<Used, Failure> {
     let bodiless = outgoing.request.body == BodyLength::None;
     let request = upgrade_request(
         &outgoing.out,
-        pool.endpoint.authority(),
+        &pool.endpoint.authority,
         pool.is_secure,
         outgoing.request.takes_trailers,
     );
@@ -369,7 +355,7 @@ async fn by_http2(
     }
     let ended = bodiless && !for_websocket;
     let Ok((response, stream)) = place.requests.send_request(request, ended) else {
-        return Ok(Tried::Stale);
+        return Ok(Used::Stale);
     };
     let fate = Cell::new(Fate::Seen);
     let (sink, up) = match for_websocket {
@@ -403,10 +389,10 @@ async fn by_http2(
             Fate::Lost => place.reused && outgoing.request.can_repeat,
         }
     {
-        return Ok(Tried::Stale);
+        return Ok(Used::Stale);
     }
     match (ran?, up) {
-        (Ran::Ended { ended, .. }, _) => Ok(Tried::Ended(ended)),
+        (Ran::Ended { ended, .. }, _) => Ok(Used::Ended(ended)),
         (Ran::Switched(Some(mut down)), Some(up)) => {
             let both = (TunnelReading::of(&mut down), TunnelWriting(up));
             let upstream = Side::of(both, Vec::new());

@@ -49,7 +49,7 @@ pub(super) struct Released {
 
 /// Batches by the number of their first event.
 #[derive(Debug, Default)]
-pub(super) struct Outgoing {
+pub(super) struct Uncommitted {
     batches: BTreeMap<u64, Batch>,
     /// To be sent, and not being sent.
     unsent: BTreeSet<u64>,
@@ -64,7 +64,7 @@ pub(super) struct Outgoing {
     events: u64,
 }
 
-impl Outgoing {
+impl Uncommitted {
     /// Takes a batch of the events `first` to `last`; there may be none. Its duties are settled once it is safe, which it is from
     /// the beginning where `place` is known.
     pub(super) fn push(
@@ -310,10 +310,10 @@ mod tests {
     use crate::clock;
 
     /// Batches of ten events and three bytes each.
-    fn outgoing(count: u64) -> Outgoing {
-        let mut outgoing = Outgoing::default();
+    fn uncommitted(count: u64) -> Uncommitted {
+        let mut uncommitted = Uncommitted::default();
         for first in (0..count).map(|index| index * 10 + 1) {
-            outgoing.push(
+            uncommitted.push(
                 (first, first + 9),
                 [7; 3].into(),
                 None,
@@ -321,11 +321,11 @@ mod tests {
                 clock::now(),
             );
         }
-        outgoing
+        uncommitted
     }
 
-    fn next(outgoing: &mut Outgoing) -> Option<u64> {
-        outgoing.next().map(|(first, _)| first)
+    fn next(uncommitted: &mut Uncommitted) -> Option<u64> {
+        uncommitted.next().map(|(first, _)| first)
     }
 
     fn entry(id: &str) -> Entry {
@@ -338,59 +338,59 @@ mod tests {
 
     #[test]
     fn each_batch_is_sent_once_in_order_unless_it_fails_or_is_lost() {
-        let mut outgoing = outgoing(3);
+        let mut uncommitted = uncommitted(3);
         assert_eq!(
-            (next(&mut outgoing), next(&mut outgoing)),
+            (next(&mut uncommitted), next(&mut uncommitted)),
             (Some(1), Some(11))
         );
-        outgoing.again(1, clock::now());
-        assert_eq!(next(&mut outgoing), Some(1));
-        assert_eq!(next(&mut outgoing), Some(21));
-        assert_eq!(next(&mut outgoing), None);
-        outgoing.added(11, entry("1-1"));
-        assert!(outgoing.is_in(11, "1-1") && !outgoing.is_in(11, "1-2"));
-        let (waiting, last) = outgoing.waiting(clock::now(), Duration::ZERO, 0, 2);
+        uncommitted.again(1, clock::now());
+        assert_eq!(next(&mut uncommitted), Some(1));
+        assert_eq!(next(&mut uncommitted), Some(21));
+        assert_eq!(next(&mut uncommitted), None);
+        uncommitted.added(11, entry("1-1"));
+        assert!(uncommitted.is_in(11, "1-1") && !uncommitted.is_in(11, "1-2"));
+        let (waiting, last) = uncommitted.waiting(clock::now(), Duration::ZERO, 0, 2);
         assert_eq!((&waiting[&1], last), (&vec![(11, "1-1".to_owned())], None));
-        let (waiting, last) = outgoing.waiting(clock::now(), Duration::ZERO, 0, 1);
+        let (waiting, last) = uncommitted.waiting(clock::now(), Duration::ZERO, 0, 1);
         assert_eq!((waiting.len(), last), (1, Some(11)));
         assert!(
-            outgoing
+            uncommitted
                 .waiting(clock::now(), Duration::ZERO, 11, 1)
                 .0
                 .is_empty()
         );
-        outgoing.again(11, clock::now());
-        assert!(!outgoing.is_in(11, "1-1"));
-        assert_eq!(next(&mut outgoing), Some(11));
+        uncommitted.again(11, clock::now());
+        assert!(!uncommitted.is_in(11, "1-1"));
+        assert_eq!(next(&mut uncommitted), Some(11));
     }
 
     #[test]
     fn what_is_committed_is_let_go_and_counted_once() {
-        let mut outgoing = outgoing(3);
-        let released = outgoing.committed(&[(1, 10), (11, 19), (1, 10), (99, 99)]);
-        assert_eq!((released.events, outgoing.len()), (10, 2));
-        assert_eq!((outgoing.events(), outgoing.memory()), (20, 6));
-        assert_eq!(next(&mut outgoing), Some(11));
+        let mut uncommitted = uncommitted(3);
+        let released = uncommitted.committed(&[(1, 10), (11, 19), (1, 10), (99, 99)]);
+        assert_eq!((released.events, uncommitted.len()), (10, 2));
+        assert_eq!((uncommitted.events(), uncommitted.memory()), (20, 6));
+        assert_eq!(next(&mut uncommitted), Some(11));
     }
 
     #[test]
     fn only_what_a_stream_has_is_shed_for_memory() {
-        let mut outgoing = outgoing(3);
-        outgoing.added(11, entry("1-1"));
-        outgoing.added(21, entry("1-2"));
-        assert_eq!(outgoing.shed(9).events, 0);
-        assert_eq!(outgoing.shed(6).events, 10);
-        assert_eq!(outgoing.shed(0).events, 10);
-        assert_eq!((outgoing.len(), outgoing.memory()), (1, 3));
+        let mut uncommitted = uncommitted(3);
+        uncommitted.added(11, entry("1-1"));
+        uncommitted.added(21, entry("1-2"));
+        assert_eq!(uncommitted.shed(9).events, 0);
+        assert_eq!(uncommitted.shed(6).events, 10);
+        assert_eq!(uncommitted.shed(0).events, 10);
+        assert_eq!((uncommitted.len(), uncommitted.memory()), (1, 3));
     }
 
     #[tokio::test]
     async fn requests_are_answered_once_their_batch_is_in_a_stream_and_not_if_it_is_lost() {
-        let mut outgoing = Outgoing::default();
+        let mut uncommitted = Uncommitted::default();
         let duties = [(); 2].map(|()| Duty::default());
         let receipts = duties.each_ref().map(Duty::receipt);
         for (first, duty) in [1, 2].into_iter().zip(duties) {
-            outgoing.push(
+            uncommitted.push(
                 (first, first),
                 [7; 3].into(),
                 None,
@@ -398,20 +398,20 @@ mod tests {
                 clock::now(),
             );
         }
-        assert!(outgoing.is_at_risk());
-        outgoing.added(1, entry("1-1"));
+        assert!(uncommitted.is_at_risk());
+        uncommitted.added(1, entry("1-1"));
         assert!(receipts[0].is_safe().await);
-        let released = outgoing.remove(2);
-        assert_eq!((released.events, outgoing.is_at_risk()), (1, false));
+        let released = uncommitted.remove(2);
+        assert_eq!((released.events, uncommitted.is_at_risk()), (1, false));
         assert!(!receipts[1].is_safe().await);
     }
 
     #[test]
     fn what_is_to_be_spooled_first_is_not_sent_before() {
-        let mut outgoing = outgoing(2);
-        outgoing.spool_first = true;
-        assert_eq!(next(&mut outgoing), None);
-        outgoing.spool_first = false;
-        assert_eq!(next(&mut outgoing), Some(1));
+        let mut uncommitted = uncommitted(2);
+        uncommitted.spool_first = true;
+        assert_eq!(next(&mut uncommitted), None);
+        uncommitted.spool_first = false;
+        assert_eq!(next(&mut uncommitted), Some(1));
     }
 }

@@ -1,5 +1,4 @@
-//! The way of one request from try to try, where HTTP/2 may be at a side. Whether there is another is [`retries`](crate::proxy::retries)';
-//! must not send it.
+//! The way of one request from try to try. Whether there is another is [`retries`](crate::proxy::retries)'; must not send it.
 
 use std::cell::Cell;
 use std::time::Duration;

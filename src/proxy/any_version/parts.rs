@@ -1,4 +1,4 @@
-//! Bodies between the two versions of HTTP, part by part: where they come from and where they go. A part is asked for once the
+//! Bodies by either version of HTTP, part by part: where they come from and where they go. A part is asked for once the
 //! one before has been taken, so that a slow reader slows the writer; what a window lets come of HTTP/2 meanwhile is kept as bytes.
 
 use std::future::poll_fn;

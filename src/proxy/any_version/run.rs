@@ -16,7 +16,6 @@ use super::parts::{Sink, Source};
 use super::trying::Trying;
 use super::up::{Progress, Uploading, upload};
 use crate::config::rewrite::HeaderChanges;
-use crate::http1::body::BodyReader;
 use crate::http1::head::BodyLength;
 use crate::http1::response::{ResponseBody, ResponseHead};
 use crate::http1::websocket;
@@ -72,11 +71,11 @@ pub(super) async fn run(
     }
     let progress = Progress::begin(trying.waited);
     let request = outgoing.request;
-    let shared = outgoing.shared;
+    let plan = outgoing.plan;
     let mut uploading = Uploading {
         rest: Some(pin!(upload(
             &request,
-            (shared, outgoing.route),
+            (plan, outgoing.route),
             body,
             sink,
             &progress
@@ -106,7 +105,7 @@ pub(super) async fn run(
             let reusable = !by_http2 && is_over(&answered, answer);
             answer.clear();
             return Ok(Ran::Ended {
-                ended: Ended::Over,
+                ended: Ended::Again,
                 reusable,
             });
         }
@@ -126,13 +125,7 @@ pub(super) async fn run(
     // What is left of a body cut off by an early response cannot be told from a next request; streams are apart from each other.
     let may_live = answered.uploaded || !back.is_http1();
     let turned = outgoing.turn_back(conn, answer, &answered, may_live, record);
-    let next = match turned.await {
-        Ok(next) => next,
-        Err(rejection) => {
-            outgoing.finish(End::Status(status), record);
-            return Err(rejection.into());
-        }
-    };
+    let next = turned.await?;
     let mut grpc = grpc_status(&request, answer, &answered.head);
     answer.drain(..answered.head.len);
     if opens {
@@ -140,27 +133,12 @@ pub(super) async fn run(
         return Ok(Ran::Switched(body));
     }
     let keep_alive = answered.head.keep_alive;
-    let mut body = match (body, answers) {
-        (Some(body), _) => Source::http2(body),
-        (None, Answers::Http1(stream)) => {
-            let (length, until_close) = match answered.head.body {
-                ResponseBody::Length(length) => (length, false),
-                ResponseBody::UntilClose => (BodyLength::Fixed(u64::MAX), true),
-            };
-            Source::Http1 {
-                stream,
-                buffer: answer,
-                reader: BodyReader::new(length),
-                until_close,
-            }
-        }
-        (None, Answers::Http2(..)) => return Err(Rejection::UpstreamBroken.into()),
-    };
+    let mut body = source(body, answers, answer, &answered)?;
     let mut down = Down {
         head: std::mem::take(&mut *outgoing.out),
         chunked: answered.chunked() && !request.old_client,
         sink: None,
-        audited: (shared, &conn.lane.outbox),
+        audited: (plan, &conn.lane.outbox),
         request: &request,
         changes: &outgoing.route.response_headers,
         progress: &progress,
@@ -272,6 +250,28 @@ async fn await_head<F: Future<Output = Result<(), Failure>>>(
         interims.take(answer, &head)?;
         back.tell(&mut interims, &mut deadlines, request.idle)
             .await?;
+    }
+}
+
+/// Where the response's body comes from, which begins at the front of `answer` or is a stream's `body`.
+fn source<'a, 's: 'a>(
+    body: Option<RecvStream>,
+    answers: Answers<'s>,
+    answer: &'a mut Vec<u8>,
+    answered: &Answered,
+) -> Result<Source<'a, 's>, Rejection> {
+    match (body, answers) {
+        (Some(body), _) => Ok(Source::http2(body)),
+        (None, Answers::Http1(stream)) => {
+            let (reader, until_close) = answered.reader();
+            Ok(Source::Http1 {
+                stream,
+                buffer: answer,
+                reader,
+                until_close,
+            })
+        }
+        (None, Answers::Http2(..)) => Err(Rejection::UpstreamBroken),
     }
 }
 

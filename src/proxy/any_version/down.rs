@@ -216,21 +216,14 @@ impl<'c> Down<'_, 'c> {
                         let flushed = while_moving(&mut deadlines, progress, stall, flushed);
                         to_client(uploading.beside(&mut record.bytes_in, flushed).await?)?;
                         loop {
-                            // A client of HTTP/1.1 is heard once no more of its body is due.
                             let is_sending = uploading.rest.is_some();
-                            let unless_gone =
-                                poll_fn(|cx| match (next.as_mut().poll(cx), &mut *sink) {
-                                    (Poll::Ready(part), _) => Poll::Ready(Ok(part)),
-                                    (Poll::Pending, Sink::Http1 { .. }) if is_sending => {
-                                        Poll::Pending
-                                    }
-                                    (Poll::Pending, Sink::Http1 { .. }) => {
-                                        back.poll_gone(cx).map(|()| Err(Failure::ClientGone))
-                                    }
-                                    (Poll::Pending, Sink::Http2(stream)) => {
-                                        stream.poll_reset(cx).map(|_| Err(Failure::ClientGone))
-                                    }
-                                });
+                            let unless_gone = poll_fn(|cx| {
+                                if let Poll::Ready(part) = next.as_mut().poll(cx) {
+                                    return Poll::Ready(Ok(part));
+                                }
+                                let gone = poll_gone(sink, back, is_sending, cx);
+                                gone.map(|()| Err(Failure::ClientGone))
+                            });
                             // As long as one side speaks the other may only listen.
                             let idle = progress.left_of(request.idle);
                             let waited = deadlines.within(request.left_of(idle), unless_gone);
@@ -267,7 +260,7 @@ impl<'c> Down<'_, 'c> {
                     }
                 }
                 Ok(Part::End(mut trailers)) => {
-                    if let (true, Some(status)) = (request.grpc, trailers.get(GRPC_STATUS)) {
+                    if let (Some(_), Some(status)) = (request.grpc, trailers.get(GRPC_STATUS)) {
                         *grpc = Some(GrpcStatus::parse(status.as_bytes()));
                     }
                     keep(&mut trailers, |name| {
@@ -310,7 +303,7 @@ impl<'c> Down<'_, 'c> {
             Some(rejection) => Failure::CutShort(rejection.reason()),
             None => Failure::UpstreamGone,
         };
-        if !self.request.grpc {
+        if self.request.grpc.is_none() {
             self.abort();
             return failure;
         }
@@ -335,6 +328,20 @@ impl<'c> Down<'_, 'c> {
     }
 }
 
+/// Ready once the client of a response under way has left. One of HTTP/1.1 is heard once no more of its body is due.
+fn poll_gone(
+    sink: &mut Sink<'_>,
+    back: &mut Back<'_, '_>,
+    is_sending: bool,
+    cx: &mut Context<'_>,
+) -> Poll<()> {
+    match sink {
+        Sink::Http1 { .. } if is_sending => Poll::Pending,
+        Sink::Http1 { .. } => back.poll_gone(cx),
+        Sink::Http2(stream) => stream.poll_reset(cx).map(drop),
+    }
+}
+
 fn to_client(put: Result<Result<(), Broken>, Elapsed>) -> Result<(), Failure> {
     match put {
         Ok(Ok(())) => Ok(()),
@@ -348,8 +355,8 @@ pub(super) fn grpc_status(
     answer: &[u8],
     head: &ResponseHead,
 ) -> Option<GrpcStatus> {
+    request.grpc?;
     let mut fields = head.fields.iter();
-    let (_, value) =
-        fields.find(|(name, _)| request.grpc && headers::is(answer, name, GRPC_STATUS))?;
+    let (_, value) = fields.find(|(name, _)| headers::is(answer, name, GRPC_STATUS))?;
     Some(GrpcStatus::parse(&answer[value.clone()]))
 }
