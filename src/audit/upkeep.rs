@@ -265,25 +265,42 @@ mod tests {
         let path = folder.path().join("a.db");
         let today = clock::wall();
         let oldest = days::file(&path, Day::of(today - DAY * 3));
-        let damaged = fs::read(&oldest).unwrap();
-        fs::write(&oldest, "no database").unwrap();
+        let whole = fs::read(&oldest).unwrap();
+        // At once, or it would be gone for a moment.
+        let put = |bytes: &[u8]| {
+            let aside = folder.path().join("aside");
+            fs::write(&aside, bytes).unwrap();
+            fs::rename(&aside, &oldest).unwrap();
+        };
+        // Of a later weir, by SQLite's `user_version`.
+        let put_version = |version: u8| {
+            let mut bytes = whole.clone();
+            bytes[60..64].copy_from_slice(&[0, 0, 0, version]);
+            put(&bytes);
+        };
         let shared = queue.shared.clone();
         let trouble = || shared.troubles.lock().upkeep.clone();
-        let eventually = |yes: &dyn Fn() -> bool| {
+        let told = |part: &str| {
             let start = clock::now();
-            while !yes() {
-                assert!(start.elapsed() < Duration::from_secs(60));
+            while !trouble().is_some_and(|said| said.contains(part)) {
+                if start.elapsed() > Duration::from_secs(60) {
+                    shared.ended.store(true, Ordering::Release);
+                    panic!("{part:?} is not in {:?}", trouble());
+                }
                 thread::sleep(SOON);
             }
         };
+        put_version(100);
         thread::scope(|scope| {
             scope.spawn(|| upkeep.run((SOON, SOON * 8)));
-            eventually(&|| trouble().is_some());
-            let said = trouble().unwrap();
-            let day = Day::of(today - DAY * 3).to_string();
-            assert!(said.contains(&day), "{said}");
-            assert!(said.contains("move a file away that is damaged"), "{said}");
-            fs::write(&oldest, damaged).unwrap();
+            // Each is told of by another try.
+            for version in 100..112 {
+                put_version(version);
+                told(&format!("its version is {version}"));
+            }
+            told(&Day::of(today - DAY * 3).to_string());
+            told("move a file away that is damaged");
+            put(&whole);
         });
         assert_eq!(trouble(), None);
         assert_eq!(shared.removed_files.load(Ordering::Relaxed), 1);

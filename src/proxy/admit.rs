@@ -71,6 +71,9 @@ pub(super) async fn admit<'p>(
     now: Now,
     record: &mut Record,
 ) -> Result<Way<'p>, Rejection> {
+    if buffer[head.method.clone()] == *b"TRACE" {
+        return Err(Rejection::Trace);
+    }
     let (path, query) = normalised(buffer, head)?;
     heed_length(conn.listener, head)?;
     let expects = headers::expects_continue(buffer, head)?;
@@ -88,7 +91,7 @@ pub(super) async fn admit<'p>(
     if audit::refuses(plan, route.audit) {
         return Err(Rejection::AuditUnavailable);
     }
-    let client = headers::client(buffer, head, conn.peer.ip, &conn.listener.trusted_proxies);
+    let client = headers::client(buffer, head, conn.peer.ip, conn.listener);
     let mut facts = Facts {
         request,
         head,
@@ -121,7 +124,8 @@ pub(super) async fn admit<'p>(
     };
     // The breaker is asked before the session's limits: a request that it refuses spends no quota of a user's. What it
     // gave comes back when they refuse, and so do concurrency slots.
-    let entered = enter(plan, route, now, record);
+    let ends_here = headers::max_forwards(buffer, head) == Some(0);
+    let entered = enter(plan, route.upstream().filter(|_| !ends_here), now, record);
     let entry = entered.inspect_err(|_| quota.give_back(now, |_| true))?;
     facts.session = session.as_deref();
     if let (Some(draft), Some(session)) = (&mut record.draft, &session) {
@@ -136,6 +140,7 @@ pub(super) async fn admit<'p>(
             Way::Answer(Answer::redirect(route, redirect, location, quota))
         }
         To::Reply(reply) => Way::Answer(Answer::reply(route, reply, quota)),
+        To::Upstream(_) if ends_here => Way::Answer(Answer::options(route, quota)),
         To::Upstream(upstream) => Way::Upstream(Admitted {
             plan,
             route,
@@ -288,14 +293,14 @@ fn original_destination(plan: &Plan, conn: &Conn<'_>) -> Result<Option<SocketAdd
     }
 }
 
-/// Asks the breaker of the route's upstream, where there is one.
+/// Asks the breaker of the upstream that is to be called, where there is one.
 fn enter(
     plan: &Plan,
-    route: &Route,
+    upstream: Option<usize>,
     now: Now,
     record: &mut Record,
 ) -> Result<Option<Entry>, Rejection> {
-    let Some(upstream) = route.upstream() else {
+    let Some(upstream) = upstream else {
         return Ok(None);
     };
     let Some(breaker) = &plan.breakers[upstream] else {
@@ -348,9 +353,12 @@ fn target(plan: &Plan, route: &Route, facts: &Facts<'_>, record: &mut Record) ->
     let Some(prefix) = &route.rewrite.path_prefix else {
         return [path.as_bytes(), query].concat();
     };
-    let path = rewrite::with_prefix(route.matches.path.as_ref(), path, prefix);
+    let pattern = route.matches.path.as_ref();
+    let path = rewrite::with_prefix(pattern, path, prefix);
     if let (Some(draft), Some(_)) = (&mut record.draft, &plan.traces) {
-        draft.set_sent_path(&path);
+        // Without what is hidden of the one that was asked for.
+        let told = rewrite::with_prefix(pattern, draft.text(&draft.path), prefix);
+        draft.set_sent_path(&plan.redaction.redact_path(&told));
     }
     [path.as_bytes(), query].concat()
 }

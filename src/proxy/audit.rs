@@ -80,9 +80,13 @@ pub(super) fn finish(
         return None;
     };
     let mut draft = record.draft.take_if(|draft| draft.event == Event::Due)?;
+    let of_route = record
+        .route
+        .and_then(|route| plan.config.routes[route].audit_sample);
+    let sample = of_route.unwrap_or(audit.sample);
     // Rejections and errors are always kept.
     let went_well = record.reason.is_none() && record.status < 500;
-    let left_out = went_well && audit.sample < 1.0 && fastrand::f64() >= audit.sample;
+    let left_out = went_well && sample < 1.0 && fastrand::f64() >= sample;
     let gate = match left_out {
         true => None,
         false => {

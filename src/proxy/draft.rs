@@ -16,7 +16,7 @@ use super::record::Record;
 use super::trace::{self, Trace};
 use crate::clock;
 use crate::config::audit::Level;
-use crate::event::Micros;
+use crate::event::{self, Micros};
 use crate::http1::head::{Fields, RequestHead, path_and_query, values};
 use crate::http1::trace_context::TraceParent;
 use crate::plan::Plan;
@@ -125,7 +125,7 @@ impl Draft {
                 let value = text(value);
                 let value = plan.redaction.redact_header(name, &value);
                 let name = put(&mut self.texts, name);
-                self.headers.push((name, put(&mut self.texts, value)));
+                self.headers.push((name, put(&mut self.texts, &value)));
             }
         }
     }
@@ -195,7 +195,7 @@ fn draft(
         trace_id: trace.map(|trace| trace.told.trace_id),
         method: put(&mut texts, &text(method.unwrap_or_default())),
         host: put(&mut texts, &text(seen.host)),
-        path: put(&mut texts, &text(seen.path)),
+        path: put(&mut texts, &plan.redaction.redact_path(&text(seen.path))),
         query: query.map(|query| put(&mut texts, &plan.redaction.redact_query(&text(query)))),
         request_id: match seen.request_id {
             RequestId::Given(given) => Some(put(&mut texts, given)),
@@ -248,14 +248,15 @@ pub(super) fn begin_unrouted(
     let time = clock::wall();
     let id = clock::uuid(time);
     let target = head.map_or(&[][..], |head| &buffer[head.target.clone()]);
-    let (path, query) = path_and_query(target);
+    let told = told_target(target);
+    let (path, query) = path_and_query(told.as_bytes());
     let field = |name| head.and_then(|head| head.field(buffer, name));
-    let trusted = &conn.listener.trusted_proxies;
     let client = match head {
-        Some(head) => headers::client(buffer, head, conn.peer.ip, trusted),
+        Some(head) => headers::client(buffer, head, conn.peer.ip, conn.listener),
         None => Client {
             ip: conn.peer.ip,
             behind_trusted: false,
+            certificate_trusted: false,
         },
     };
     // Unlike that of a request that goes on it need not be text, and is told in part where it is long.
@@ -273,6 +274,16 @@ pub(super) fn begin_unrouted(
         request_id: &given.map_or_else(|| RequestId::new(id), RequestId::Given),
     };
     begin(plan, conn, level, &seen, record);
+}
+
+/// A target as it is told, whatever its form: without a user and a password.
+fn told_target(target: &[u8]) -> Cow<'_, str> {
+    let target = String::from_utf8_lossy(target);
+    if target.starts_with('/') {
+        return target;
+    }
+    let authority = target.find("://").map_or(0, |at| at + "://".len());
+    Cow::Owned(event::without_userinfo(&target, authority).into_owned())
 }
 
 /// Appends a text; where it stands.

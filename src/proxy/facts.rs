@@ -145,10 +145,17 @@ impl<'a> Facts<'a> {
             KeyPart::ClientCertSan => text(self.certificate()?.san.as_deref()?),
             KeyPart::Header(_) | KeyPart::Cookie(_) | KeyPart::Query(_) => None,
             // With parameters a client would spell as many paths as it likes.
-            KeyPart::Path => match path::without_parameters(self.request.path) {
-                Some(bare) => Some(Cow::Owned(bare.into_bytes())),
-                None => text(self.request.path),
-            },
+            KeyPart::Path => {
+                let path = match path::without_parameters(self.request.path) {
+                    Some(bare) => Cow::Owned(bare.into_bytes()),
+                    None => Cow::Borrowed(self.request.path.as_bytes()),
+                };
+                // As many keys as spellings would be no limit.
+                Some(match plan.config.routes[self.route].matches.ignore_case {
+                    true => path.to_ascii_lowercase().into(),
+                    false => path,
+                })
+            }
             KeyPart::Host => Some(Cow::Owned(
                 self.request.host_name().to_ascii_lowercase().into_bytes(),
             )),

@@ -9,9 +9,9 @@ use super::handle::{Next, Peer};
 use super::reply::Rejection;
 use super::trace::Trace;
 use super::upgrade::Spoken;
-use crate::config::Route;
 use crate::config::rewrite::HeaderChanges;
 use crate::config::sessions::Settings;
+use crate::config::{Listener, Route};
 use crate::http1::body::BodyError;
 use crate::http1::head::{BodyLength, Fields, RequestHead, values};
 use crate::http1::hygiene::{begins_folded, connection_options, is_folded, is_hop_by_hop};
@@ -20,7 +20,6 @@ use crate::http1::trailers::{self, may_follow_a_body};
 use crate::http1::websocket::WEBSOCKET;
 use crate::plan::Plan;
 use crate::policy::session::{self, END_HEADER, START_HEADER, Session};
-use ipnet::IpNet;
 use smallvec::SmallVec;
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
@@ -32,16 +31,25 @@ pub(super) struct Client {
     pub ip: IpAddr,
     /// Whether the peer is a trusted proxy, so that its forwarding fields are kept.
     pub behind_trusted: bool,
+    /// Whether it is also believed about its clients' certificates.
+    pub certificate_trusted: bool,
 }
 
 /// Walks X-Forwarded-For from the right, past trusted proxies, to the first address that none of them is.
-pub(super) fn client(buffer: &[u8], head: &RequestHead, peer: IpAddr, trusted: &[IpNet]) -> Client {
+pub(super) fn client(
+    buffer: &[u8],
+    head: &RequestHead,
+    peer: IpAddr,
+    listener: &Listener,
+) -> Client {
+    let trusted = &listener.trusted_proxies;
     let is_trusted = |ip: &IpAddr| trusted.iter().any(|net| net.contains(ip));
     let mut ip = peer;
     if trusted.is_empty() || !is_trusted(&ip) {
         return Client {
             ip,
             behind_trusted: false,
+            certificate_trusted: false,
         };
     }
     let values = head.values(buffer, "x-forwarded-for").rev();
@@ -58,6 +66,7 @@ pub(super) fn client(buffer: &[u8], head: &RequestHead, peer: IpAddr, trusted: &
     Client {
         ip,
         behind_trusted: true,
+        certificate_trusted: listener.trust_client_cert,
     }
 }
 
@@ -82,6 +91,18 @@ pub(super) fn expects_continue(buffer: &[u8], head: &RequestHead) -> Result<bool
     }
     Ok(expects)
 }
+
+/// How many proxies an OPTIONS may go on to, where it says so (RFC 9110 section 7.6.2).
+pub(super) fn max_forwards(buffer: &[u8], head: &RequestHead) -> Option<u64> {
+    if buffer[head.method.clone()] != *b"OPTIONS" {
+        return None;
+    }
+    let value = str::from_utf8(head.field(buffer, MAX_FORWARDS)?).ok()?;
+    let is_number = value.bytes().all(|byte| byte.is_ascii_digit());
+    value.parse().ok().filter(|_| is_number)
+}
+
+const MAX_FORWARDS: &str = "max-forwards";
 
 /// The protocol that the client wants to switch to (RFC 9110 section 7.8), for example `websocket`. HTTP in another form
 /// is none of them: requests within a tunnel would pass no policy.
@@ -147,20 +168,14 @@ pub(super) struct Passed<'a> {
     pub identity: Option<(&'a Settings, &'a Session)>,
 }
 
-/// weir answers an expectation itself; and applications that speak CGI's way take `Proxy` for the proxy that they shall use
-/// ("httpoxy").
-const NEVER_PASSED: [&[u8]; 2] = [b"expect", b"proxy"];
+/// weir answers an expectation itself; applications that speak CGI's way take `Proxy` for the proxy that they shall use
+/// ("httpoxy"); and by the last two, proxies that rewrite paths say what was asked for: frameworks route by them in the path's place,
+/// and a proxy that is trusted for the client's address passes on a client's own.
+const NEVER_PASSED: [&[u8]; 4] = [b"expect", b"proxy", b"x-original-url", b"x-rewrite-url"];
 /// What trusted proxies say goes on with this hop behind it.
 const CHAINS: [&[u8]; 3] = [b"x-forwarded-for", b"x-forwarded-client-cert", b"forwarded"];
-/// What a peer says of itself is not believed: all that begins as [`FORWARDED`], and these. By the last two, proxies that rewrite
-/// paths say what was asked for, and frameworks route by them in the path's place.
-const PEERS_CLAIMS: [&[u8]; 5] = [
-    b"x-real-ip",
-    b"forwarded",
-    b"x-request-id",
-    b"x-original-url",
-    b"x-rewrite-url",
-];
+/// What a peer says of itself is not believed: all that begins as [`FORWARDED`], and these.
+const PEERS_CLAIMS: [&[u8]; 3] = [b"x-real-ip", b"forwarded", b"x-request-id"];
 /// What proxies say of a request is named so: `X-Forwarded-For`, `-Prefix`, `-Port`, and others that an application may believe.
 const FORWARDED: &[u8] = b"x-forwarded-";
 
@@ -190,6 +205,7 @@ pub(super) fn put_request_head(
         true => CHAINS.iter().any(|other| is_folded(name, other)),
         false => is_peers_claim(name),
     };
+    let left = max_forwards(buffer, head).map(|may| may.saturating_sub(1));
     let (new_host, changes) = (route.rewrite.host.as_ref(), &route.request_headers);
     let dropped = |name: &[u8]| {
         NEVER_PASSED.iter().any(|other| is_folded(name, other))
@@ -198,11 +214,16 @@ pub(super) fn put_request_head(
             || is_misspelt(name)
             || trace.is_some_and(|trace| is_of_trace(name, trace))
             || changes.drops(name)
+            || (left.is_some() && name.eq_ignore_ascii_case(MAX_FORWARDS.as_bytes()))
             || (new_host.is_some() && name.eq_ignore_ascii_case(b"host"))
     };
     put_fields(out, buffer, &head.fields, dropped);
     for (name, value) in changes.put_in() {
         put(out, name.as_bytes(), value.as_bytes());
+    }
+    if let Some(left) = left {
+        let mut text = itoa::Buffer::new();
+        put(out, b"Max-Forwards", text.format(left).as_bytes());
     }
     let has = |wanted: &str| head.field(buffer, wanted).is_some();
     if let Some(host) = new_host {
@@ -249,10 +270,12 @@ pub(super) fn put_request_head(
     let certificate = peer.tls.as_ref().and_then(|tls| tls.certificate.as_ref());
     if let Some(certificate) = certificate {
         out.extend_from_slice(b"X-Forwarded-Client-Cert: ");
-        put_chain(out, "x-forwarded-client-cert");
+        if client.certificate_trusted {
+            put_chain(out, "x-forwarded-client-cert");
+        }
         out.extend_from_slice(certificate.element.as_bytes());
         out.extend_from_slice(b"\r\n");
-    } else if client.behind_trusted {
+    } else if client.certificate_trusted {
         let fields = head.fields.iter();
         for (name, value) in fields.filter(|(name, _)| is(buffer, name, "x-forwarded-client-cert"))
         {

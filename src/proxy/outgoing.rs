@@ -291,6 +291,7 @@ pub(super) fn end_of(failure: &Failure, record: &Record) -> Option<End> {
         | Rejection::NoEndpoint
         | Rejection::AuditUnavailable
         | Rejection::BodyTooLarge
+        | Rejection::Trace
         | Rejection::Expectation
         | Rejection::PlainOnTls
         | Rejection::OtherProtocol

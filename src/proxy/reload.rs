@@ -130,7 +130,10 @@ pub async fn stores_on_change(plan: Arc<Plan>, mut tls_files: TlsFiles) -> Infal
         let (renewed, wrong) = secured.renewed(&plan.config);
         secured = renewed;
         secured.take_effect();
-        plan.metrics.tls.certificates.note_ends(secured.expiries());
+        plan.metrics
+            .tls
+            .certificates
+            .note_lifetimes(secured.certificates());
         plan.metrics.reloads.note(wrong.is_empty());
         tell(&wrong);
     }

@@ -61,6 +61,8 @@ pub enum Rejection {
     BodyTooLarge,
     /// An Expect other than `100-continue`.
     Expectation,
+    /// TRACE: its answer would show a client what weir and its proxies put into requests.
+    Trace,
     /// Its connection came to a transparent listener and was meant for weir itself, or for no one knows whom.
     NotRedirected,
     /// It is weir's own, redirected back.
@@ -175,6 +177,7 @@ impl Rejection {
             }
             Rejection::Overloaded => (503, "Service Unavailable", "connection_limit_reached"),
             Rejection::BodyTooLarge => (413, "Content Too Large", "http_request_error"),
+            Rejection::Trace => (405, "Method Not Allowed", "http_request_denied"),
             Rejection::Expectation => (417, "Expectation Failed", "http_request_error"),
             Rejection::ConnectFailed(cause) => (502, "Bad Gateway", unreached::failed(*cause)),
             Rejection::NotRedirected => (502, "Bad Gateway", "destination_not_found"),
@@ -222,6 +225,7 @@ impl Rejection {
             Rejection::NoEndpoint => "upstream has no endpoint that could be asked",
             Rejection::AuditUnavailable => "the request cannot be put on record now",
             Rejection::BodyTooLarge => "request body is larger than the limit",
+            Rejection::Trace => "TRACE is not served",
             Rejection::Expectation => "only 100-continue can be expected",
             Rejection::PlainOnTls => "plain HTTP was sent to a port that speaks TLS: use https",
             Rejection::ConnectFailed(_) => "upstream cannot be reached",
@@ -271,6 +275,7 @@ impl Rejection {
             Rejection::NoEndpoint => "no_endpoint",
             Rejection::AuditUnavailable => "audit_unavailable",
             Rejection::BodyTooLarge => "body_too_large",
+            Rejection::Trace => "trace",
             Rejection::Expectation => "expectation",
             Rejection::PlainOnTls => "plain_on_tls",
             Rejection::ConnectFailed(_) => "connect_failed",
@@ -305,6 +310,7 @@ impl Rejection {
             | Rejection::BadBody
             | Rejection::BodyTimeout
             | Rejection::BodyTooLarge
+            | Rejection::Trace
             | Rejection::Expectation
             | Rejection::PlainOnTls
             | Rejection::NotRedirected
@@ -351,6 +357,10 @@ impl Rejection {
         out.extend_from_slice(&date.field());
         if let Rejection::QuotaExceeded(exceeded) = self {
             out.extend_from_slice(&exceeded.fields);
+        }
+        if *self == Rejection::Trace {
+            // RFC 9110 section 15.5.6 wants it; routes and upstreams may take fewer.
+            out.extend_from_slice(b"Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n");
         }
         if let Rejection::Unauthenticated(asked) = self {
             put_challenge(out, asked);

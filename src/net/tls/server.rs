@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -148,10 +149,10 @@ impl ServerTls {
         (facts, connection.alpn_protocol().and_then(Protocol::of))
     }
 
-    /// The files of the certificates that clients are shown, and when each ends, since the epoch.
-    pub fn expiries(&self) -> impl Iterator<Item = (String, Duration)> {
-        let expiry = |own: &Own| (own.file.display().to_string(), own.facts.not_after);
-        self.chooser.all.iter().map(expiry)
+    /// The files of the certificates that clients are shown, and from when till when each holds, since the epoch.
+    pub fn certificates(&self) -> impl Iterator<Item = (String, Range<Duration>)> {
+        let holds = |own: &Own| (own.file.display().to_string(), own.facts.holds.clone());
+        self.chooser.all.iter().map(holds)
     }
 }
 

@@ -74,7 +74,7 @@ impl RequestMetrics {
         );
         registry.register(
             "rejections",
-            "Requests that weir itself refused, by reason",
+            "Requests that weir refused or that broke off, by reason",
             metrics.rejections.clone(),
         );
         registry.register(
