@@ -250,6 +250,13 @@ impl Plan {
         self.fleet.is_some() && limit.accuracy != Accuracy::Local
     }
 
+    /// Keys that limits hold in memory, in the fullest of their tables: each has room for as many.
+    pub fn held_keys(&self) -> usize {
+        let shared = self.shared_limits.as_ref();
+        let shared = shared.map_or(0, |it| it.leases.len().max(it.slots.len()));
+        self.limits.len().max(shared)
+    }
+
     /// Brings `weir_limit_alone` up to what is so `now`, by [`crate::clock::mono`].
     pub fn tell_sharing(&self, now: Duration) {
         let limits = self.sharing.iter();

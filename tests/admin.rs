@@ -195,14 +195,53 @@ fn health_and_metrics_are_open_and_metrics_count_requests() {
     ] {
         counted(&mut admin, series);
     }
-    let reply = admin.get("/metrics");
+}
+
+#[test]
+fn metrics_are_in_the_format_that_is_asked_for() {
+    let running = start(&Upstream::answering("hi"));
+    let mut admin = running.admin();
+    let mut scrape = |accept: &[&str]| {
+        let reply = admin.send("GET", "/metrics", accept, "");
+        let kind = reply.field("content-type").unwrap().to_owned();
+        (kind, reply.body)
+    };
+    // As Prometheus does.
+    let both = "Accept: application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.4,*/*;q=0.1";
+    let (kind, text) = scrape(&[both]);
     assert!(
-        reply
-            .field("content-type")
-            .unwrap()
-            .starts_with("application/openmetrics-text")
+        kind.starts_with("application/openmetrics-text; version=1.0.0"),
+        "{kind}"
     );
-    assert!(reply.body.ends_with("# EOF\n"), "{}", reply.body);
+    assert!(text.contains("# TYPE weir_requests counter\n"), "{text}");
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    for accept in [
+        &[][..],
+        &["Accept: */*"],
+        &["Accept: text/plain; version=0.0.4"],
+        &["Accept: application/openmetrics-text;q=0, text/plain"],
+    ] {
+        let (kind, text) = scrape(accept);
+        assert!(kind.starts_with("text/plain; version=0.0.4"), "{kind}");
+        for line in [
+            "# HELP weir_requests_total ",
+            "# TYPE weir_requests_total counter\n",
+            "# TYPE weir_build_info gauge\n",
+            "# TYPE weir_ready gauge\n",
+            "weir_ready 1\n",
+        ] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
+        for line in [
+            "# EOF",
+            "# UNIT",
+            "# TYPE weir_requests counter",
+            " info\n",
+            " unknown\n",
+        ] {
+            assert!(!text.contains(line), "{line}: {text}");
+        }
+    }
 }
 
 #[test]
@@ -440,6 +479,16 @@ fn limits_are_listed_shown_and_reset_by_key() {
     assert_eq!(left(&mut admin), 2);
     assert_eq!(admitted(&mut client, "one"), 2);
 
+    call(
+        &mut admin,
+        "PUT",
+        "/v1/limits/per_tenant/overrides/free",
+        r#"{"limit": "unlimited"}"#,
+    );
+    let free = "/v1/limits/per_tenant?key=free";
+    assert_eq!(json(&call(&mut admin, "GET", free, ""))["unlimited"], true);
+    assert_eq!(call(&mut admin, "DELETE", free, "").status, 404);
+
     for wrong in ["", "?key=a&key=b"] {
         let reply = call(
             &mut admin,
@@ -449,6 +498,33 @@ fn limits_are_listed_shown_and_reset_by_key() {
         );
         assert_eq!(reply.status, 400);
         assert!(reply.body.contains("the key has 1 parts"), "{reply:?}");
+    }
+}
+
+#[test]
+fn a_parameter_that_is_not_known_is_refused() {
+    let running = start(&Upstream::answering("hi"));
+    let mut admin = running.admin();
+    for (method, path, known) in [
+        (
+            "GET",
+            "/v1/sessions?usr=ann",
+            "user, limit, after and sessions",
+        ),
+        (
+            "DELETE",
+            "/v1/sessions?user=ann&limit=3",
+            "user and sessions",
+        ),
+        ("GET", "/v1/limits?name=per_tenant", "no parameters"),
+        ("GET", "/v1/limits/per_tenant?k=one", "key"),
+        ("GET", "/v1/breakers?upstream=app", "no parameters"),
+        ("GET", "/v1/config?pretty", "no parameters"),
+        ("GET", "/v1/audit?usr=ann", "since, until, user"),
+    ] {
+        let reply = call(&mut admin, method, path, "");
+        assert_eq!(reply.status, 400, "{path}: {reply:?}");
+        assert!(reply.body.contains(known), "{path}: {reply:?}");
     }
 }
 
@@ -535,6 +611,38 @@ fn a_breaker_is_forced_open_and_closed_and_set_back() {
     let shown = json(&call(&mut running.admin(), "GET", "/v1/breakers", ""));
     assert_eq!(shown["breakers"][0]["upstream"], "app");
     assert_eq!(shown["breakers"][0]["breaker"], "standard");
+}
+
+#[test]
+fn what_operators_do_is_in_the_log() {
+    let running = start(&Upstream::answering("hi"));
+    let mut admin = running.admin();
+    let mut check = |method: &str, path: &str, body: &str, parts: &[&str]| {
+        let status = call(&mut admin, method, path, body).status;
+        let path = path.split('?').next().unwrap();
+        for part in parts {
+            running.log_until(part);
+        }
+        let said = format!("admin call method={method} path=\"{path}\" peer=127.0.0.1:");
+        let line = running.log_until("admin call");
+        assert!(line.contains("INFO") && line.contains(&said), "{line}");
+        assert!(line.ends_with(&format!("status={status}")), "{line}");
+        assert!(!line.contains("key="), "{line}");
+    };
+    let forced = "WARN weir::store::breakers::telling: breaker is forced open upstream=\"app\"";
+    check("POST", "/v1/breakers/app/force-open", "", &[forced]);
+    let back = "INFO weir::store::breakers::telling: breaker is closed upstream=\"app\"";
+    check("POST", "/v1/breakers/app/reset", "", &[back]);
+    let acme = "/v1/limits/per_tenant/overrides/acme";
+    check("PUT", acme, r#"{"limit": "5/h"}"#, &[]);
+    check("PUT", acme, "no JSON", &[]);
+    // Neither who only looks nor who may not call.
+    assert_eq!(
+        call(&mut running.admin(), "GET", "/v1/limits", "").status,
+        200
+    );
+    assert_eq!(running.admin().send("DELETE", acme, &[], "").status, 401);
+    check("DELETE", "/v1/limits/per_tenant?key=acme", "", &[]);
 }
 
 #[test]

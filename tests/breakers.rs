@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use harness::process::{Running, file};
 use harness::redis::{Cluster, key_prefix};
 use harness::{Lane, Upstream, eventually, ok};
 use weir::store::breakers::shared::Forced;
@@ -86,6 +87,49 @@ fn a_failing_upstream_is_left_alone_and_tried_again() {
             text.contains(r#"weir_rejections_total{reason="circuit_open"}"#),
             "{text}"
         );
+    });
+}
+
+#[test]
+fn the_log_tells_each_state_that_a_breaker_comes_to() {
+    on_each_store(|store| {
+        let failing = Arc::new(AtomicBool::new(true));
+        let fails = failing.clone();
+        let upstream = Upstream::replying(move |_| match fails.load(Ordering::Relaxed) {
+            true => "HTTP/1.1 500 Broken\r\nContent-Length: 0\r\n\r\n".to_owned(),
+            false => ok("well"),
+        });
+        let settings = "{minimum_calls: 3, open_for: 1s, jitter: 0%, half_open: {probes: 1}, recover_over: 200ms}";
+        let config = file(&format!(
+            "listeners: [{{address: 127.0.0.1:0}}]\nadmin: {{address: 127.0.0.1:0}}\n\
+             upstreams: {{a: {{endpoints: ['{}'], circuit_breaker: b}}}}\n\
+             circuit_breakers: {{b: {settings}}}\nroutes: [{{upstream: a}}]\n{store}",
+            upstream.url()
+        ));
+        let weir = Running::start(config.path());
+        let said = |level: &str, state: &str| {
+            let line = weir.log_until(": breaker is ");
+            let said = format!("{level} weir::store::breakers::telling: breaker is {state}");
+            assert!(line.contains(&said), "{line}");
+        };
+        let mut client = weir.client();
+        for _ in 0..3 {
+            assert_eq!(client.get("/").status, 500);
+        }
+        said(
+            "WARN",
+            "open upstream=\"a\" calls=3 failures=3 slow=0 open_for=",
+        );
+        failing.store(false, Ordering::Relaxed);
+        eventually(|| client.get("/").status == 200);
+        said("INFO", "half open upstream=\"a\"");
+        said("INFO", "recovering upstream=\"a\"");
+        eventually(|| {
+            let path = "/v1/breakers/a";
+            let shown = weir.admin().send("GET", path, &["Host: 127.0.0.1"], "");
+            shown.body.contains("\"state\":\"closed\"")
+        });
+        said("INFO", "closed upstream=\"a\"");
     });
 }
 

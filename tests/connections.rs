@@ -424,7 +424,7 @@ fn a_connection_that_finds_no_descriptor_waits_and_is_counted() {
     let mut admin = running.admin();
     let mut failures = || {
         let text = admin.get("/metrics").body;
-        let count = text.split_once("weir_accept_failures_total ").unwrap().1;
+        let count = text.split_once("\nweir_accept_failures_total ").unwrap().1;
         count.lines().next().unwrap().parse::<u64>().unwrap()
     };
     assert_eq!(failures(), 0);

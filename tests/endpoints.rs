@@ -9,7 +9,7 @@ mod harness;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
@@ -162,6 +162,58 @@ fn an_unhealthy_endpoint_gets_no_requests_until_it_is_well() {
     until_up(&lane, 2);
     let failed = r#"weir_upstream_health_checks_total{upstream="app",result="failed"}"#;
     assert!(metric(&lane, failed).unwrap() >= 4.0);
+}
+
+#[test]
+fn the_log_says_why_an_endpoint_is_out() {
+    let [missing, gone, slow] = servers::<3>();
+    missing.says_of_its_health(404);
+    gone.kill();
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = silent.local_addr().map(|address| (silent, address));
+    let (_silent, silent) = silent.unwrap();
+    let other = raw::scripted(|mut stream| drop(stream.write_all(b"220 mail.example ESMTP\r\n")));
+    let endpoints = [missing.address, gone.address, silent, other, slow.address];
+    let endpoints = endpoints.map(|address| format!("http://{address}"));
+    let config = |endpoints: &str, settings: &str| {
+        let text = of_endpoints(endpoints, settings);
+        file(&format!("{text}admin: {{address: 127.0.0.1:0}}\n"))
+    };
+    let checked = "health: {path: /healthz, interval: 20ms, timeout: 300ms, unhealthy_after: 1}";
+    let weir = Running::start(config(&format!("{endpoints:?}"), checked).path());
+    let lines: Vec<_> = (0..4)
+        .map(|_| weir.log_until("endpoint is unhealthy, by its checks"))
+        .collect();
+    for (endpoint, why) in [
+        (missing.address, "why=\"status 404\""),
+        (gone.address, "why=\"Connection refused (os error 111)\""),
+        (silent, "why=\"no answer within 300ms\""),
+        (other, "why=\"an answer that is not HTTP\""),
+    ] {
+        let of_it = |line: &&String| line.contains(&endpoint.to_string());
+        let line = lines.iter().find(of_it);
+        let line = line.unwrap_or_else(|| panic!("{endpoint}: {lines:?}"));
+        assert!(line.contains(why), "{line}");
+    }
+
+    slow.answers(503);
+    let judged = "outlier_detection: {consecutive_5xx: 3, base_ejection_time: 1h}";
+    let both = [slow.url(), missing.url()];
+    let weir = Running::start(config(&format!("{both:?}"), judged).path());
+    let mut client = weir.client();
+    eventually(|| {
+        client.get("/");
+        let metrics = weir.admin().get("/metrics").body;
+        metrics.contains("weir_upstream_ejections_total{upstream=\"app\"} 1\n")
+    });
+    let line = weir.log_until("endpoint is ejected for a while");
+    for part in [
+        &slow.address.to_string(),
+        "failures=3",
+        "last=\"status 503\"",
+    ] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
 }
 
 #[test]

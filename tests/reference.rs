@@ -178,7 +178,12 @@ fn each_metric_stands_there_with_its_type() {
 
     let own = "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\nadmin: {address: 127.0.0.1:0}\n";
     let weir = Running::start(file(own).path());
-    let scraped = weir.admin().get("/metrics").body;
+    // In the format whose families have the names that they are registered under.
+    let openmetrics = "Accept: application/openmetrics-text";
+    let scraped = weir
+        .admin()
+        .send("GET", "/metrics", &[openmetrics], "")
+        .body;
     let mut seen = 0;
     for line in scraped.lines() {
         let Some((name, kind)) = line

@@ -36,6 +36,8 @@ macro_rules! on_both_stores {
 
 on_both_stores! {
     a_log_in_gives_a_cookie_that_opens_and_a_log_out_ends_it,
+    all_sessions_of_a_user_end_at_the_admin_port_however_the_name_is_written,
+    the_audit_says_who_had_the_most_sessions_already,
     what_starts_or_ends_a_session_is_kept_by_no_cache,
     identity_headers_of_clients_never_reach_the_upstream,
     a_new_log_in_ends_the_session_before_it,
@@ -48,6 +50,9 @@ on_both_stores! {
     limits_count_by_the_user_and_its_claims,
     a_switched_connection_ends_with_its_session,
 }
+
+/// The Host by which the admin port is called that has no token.
+const LOCAL: &str = "Host: 127.0.0.1";
 
 const CACHED: &str = "Cache-Control: public, max-age=60\r\nCDN-Cache-Control: max-age=60";
 
@@ -227,6 +232,48 @@ fn a_user_at_the_maximum_is_refused_or_loses_the_oldest(store: Store) {
     assert_eq!(get(&mut client, "/me", &[&second]).status, 200);
 }
 
+fn all_sessions_of_a_user_end_at_the_admin_port_however_the_name_is_written(store: Store) {
+    let app = app();
+    let weir = weir(store, &app, "{}");
+    let mut admin = weir.admin();
+    for user in ["ann+lee", "ann%20lee", "ann%2Blee"] {
+        let name = if user == "ann%2Blee" {
+            "ann+lee"
+        } else {
+            "ann lee"
+        };
+        let new = json!({ "user": name }).to_string();
+        let json = "Content-Type: application/json";
+        let started = admin.send("POST", "/v1/sessions", &[LOCAL, json], &new);
+        assert_eq!(started.status, 201, "{started:?}");
+        let path = format!("/v1/sessions?user={user}");
+        let ended = admin.send("DELETE", &path, &[LOCAL], "").body;
+        assert_eq!(ended, r#"{"ended":1}"#, "{user}");
+    }
+}
+
+fn the_audit_says_who_had_the_most_sessions_already(store: Store) {
+    let (app, folder) = (app(), tempfile::tempdir().unwrap());
+    let text = format!(
+        "upstreams: {{app: {{endpoints: ['{}'], trust_session_headers: true}}}}\n\
+         sessions: {{web: {{max_per_user: 1, on_max: reject_new}}}}\n\
+         routes: [{{upstream: app, session: {{use: web, require: false}}}}]\n\
+         audit: {{sqlite: {{path: '{}'}}}}\n",
+        app.url(),
+        folder.path().join("audit.db").display()
+    );
+    let weir = start(store, &text);
+    assert_eq!(weir.client().get("/login/ann").status, 200);
+    assert_eq!(weir.client().get("/login/ann").status, 403);
+    let mut admin = weir.admin();
+    harness::eventually(|| {
+        let path = "/v1/audit?label=too_many_sessions";
+        let found = admin.send("GET", path, &[LOCAL], "").body;
+        let found: Value = serde_json::from_str(&found).unwrap();
+        found["events"][0]["user"] == "ann"
+    });
+}
+
 fn an_idle_session_is_over(store: Store) {
     let app = app();
     let weir = weir(store, &app, "{idle_timeout: 50ms}");
@@ -259,6 +306,15 @@ fn an_upstream_that_is_not_trusted_starts_nothing(store: Store) {
     let reply = weir.client().get("/login/ann");
     assert_eq!((reply.status, reply.field("set-cookie")), (200, None));
     assert_eq!(reply.field("x-weir-session-start"), None);
+    // Not a line for each response.
+    for _ in 0..5 {
+        assert_eq!(weir.client().get("/login/ann").status, 200);
+    }
+    weir.log_until("a session header was ignored");
+    let unknown = weir.admin().send("POST", "/v1/nothing", &[LOCAL], "");
+    assert_eq!(unknown.status, 404);
+    let next = weir.log_until("weir::");
+    assert!(next.contains("admin call"), "{next}");
 }
 
 fn a_session_header_that_is_ignored_leaves_caches_alone(store: Store) {

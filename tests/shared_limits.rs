@@ -500,6 +500,9 @@ fn keys_of_shared_limits_are_counted() {
     }
     let metrics = weir.admin().get("/metrics").body;
     assert!(metrics.contains("weir_limit_keys 50\n"), "{metrics}");
+    let local = ["Host: 127.0.0.1"];
+    let shown = weir.admin().send("GET", "/v1/limits", &local, "").body;
+    assert!(shown.contains("\"keys\":50"), "{shown}");
 }
 
 #[test]

@@ -38,7 +38,7 @@ impl Weir {
             upstream.url()
         ));
         Weir {
-            running: Running::start(config.path()),
+            running: Running::start_in(config.path(), &[("WEIR_LOG", "info,weir=debug")]),
             upstream,
             _config: config,
         }
@@ -387,6 +387,15 @@ fn plain_http_is_told_that_it_is_not_tls() {
     assert!(reply.body.contains("use https"), "{}", reply.body);
     assert!(client.try_get("/").is_none());
     eventually(|| weir.failures("not_tls") == 1);
+    let said = weir.running.log_until("not_tls");
+    for part in [
+        " DEBUG ",
+        "no TLS with a client",
+        "listener=\"in\"",
+        "peer=127.0.0.1",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
     // A health check by TCP is no failure.
     drop(weir.running.connect());
     let mut client = authority.client().connect(weir.address(), "a.test");

@@ -33,7 +33,7 @@ impl Weir {
         let upstream = Upstream::answering("ok");
         let config = configuration(&upstream.url(), listener, more);
         Weir {
-            running: Running::start(config.path()),
+            running: Running::start_in(config.path(), &[("WEIR_LOG", "info,weir=debug")]),
             upstream,
             _config: config,
         }
@@ -323,6 +323,15 @@ fn headers_are_believed_from_the_networks_that_the_file_names() {
     assert_eq!(weir.ask(line), None);
     assert_eq!(weir.ask(b""), None);
     eventually(|| weir.failures("untrusted") == 2);
+    let said = weir.running.log_until("no PROXY header");
+    for part in [
+        " DEBUG ",
+        "listener=\"in\"",
+        "peer=127.0.0.1",
+        "reason=\"untrusted\"",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
     // Others may come without one, and then it is no header.
     let weir = Weir::start(&format!("proxy_protocol: accept, {others}"), "");
     assert_eq!(weir.ask(b""), told("127.0.0.1"));

@@ -10,7 +10,7 @@ use hyper::{Method, StatusCode};
 use serde::Serialize;
 use tokio::time::timeout;
 
-use super::{Answer, Problem, Reply, decoded};
+use super::{Answer, Problem, Reply, pairs};
 use crate::clock;
 use crate::config::units::Span;
 use crate::plan::Plan;
@@ -121,9 +121,7 @@ fn asked(query: &str) -> Result<Asked, Problem> {
     };
     let mut after = None;
     let mut seen = Vec::new();
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let (name, value) = (decoded(name), decoded(value));
+    for (name, value) in pairs(query) {
         match name.as_str() {
             "since" => filter.since = Some(read::<When>(&name, &value)?.0),
             "until" => filter.until = Some(read::<When>(&name, &value)?.0),

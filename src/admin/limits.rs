@@ -6,7 +6,7 @@ use std::time::Duration;
 use hyper::Method;
 use serde_json::{Value, json};
 
-use super::{Answer, Problem, Reply, parameters};
+use super::{Answer, Problem, Reply, parameters, refuse_others};
 use crate::clock;
 use crate::config::check::limits::override_rules;
 use crate::config::limits::{KeyPart, Limit, Rule};
@@ -35,6 +35,11 @@ pub(super) async fn answer(
             Problem::not_found(format!("no limit \"{name}\": GET /v1/limits lists them"))
         })
     };
+    let known: &[&str] = match path {
+        [_] => &["key"],
+        _ => &[],
+    };
+    refuse_others(query, known)?;
     match (method, path) {
         (&Method::GET, []) => {
             let list: Vec<_> = plan
@@ -44,7 +49,7 @@ pub(super) async fn answer(
                 .map(|limit| describe(plan, limit))
                 .collect();
             Ok(Reply::Json(
-                json!({ "limits": list, "keys": plan.limits.len() }),
+                json!({ "limits": list, "keys": plan.held_keys() }),
             ))
         }
         (_, []) => Err(Problem::method("GET, HEAD")),
@@ -149,7 +154,11 @@ async fn one_key(
         let rules = limits::rules(limit, || parts.join(":"), &set);
         rules.map(<[Rule]>::to_vec)
     };
+    let uncounted = || Problem::not_found("nothing is counted for this key");
     let Some(rules) = rules else {
+        if *method == Method::DELETE {
+            return Err(uncounted());
+        }
         return Ok(Reply::Json(
             json!({ "limit": limit.name, "key": parts, "unlimited": true }),
         ));
@@ -162,7 +171,7 @@ async fn one_key(
         };
         return match here || known {
             true => Ok(Reply::Nothing),
-            false => Err(Problem::not_found("nothing is counted for this key")),
+            false => Err(uncounted()),
         };
     }
     let verdicts = match redis.filter(|_| plan.shares(limit)) {

@@ -1,16 +1,25 @@
 //! `/metrics`: the counters, and the gauges that are only known when asked.
 
-use super::Admin;
+use hyper::HeaderMap;
+
 use super::health::machine;
+use super::{Admin, Reply};
 use crate::audit::Counts;
 use crate::clock;
 use crate::config::limits::Mode;
 use crate::plan::Plan;
 use crate::policy::breaker::State;
 use crate::telemetry::metrics::audit::AuditMetrics;
+use crate::telemetry::metrics::format;
 
-/// The metrics, with the gauges that are only known when asked.
-pub(super) fn scrape(admin: &Admin, plan: &Plan) -> String {
+/// The metrics, in the format that these fields ask for.
+pub(super) fn answer(admin: &Admin, plan: &Plan, fields: &HeaderMap) -> Reply {
+    let (kind, text) = format::as_asked(fields, scrape(admin, plan));
+    Reply::Text(kind, text)
+}
+
+/// With the gauges that are only known when asked.
+fn scrape(admin: &Admin, plan: &Plan) -> String {
     let whole = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
     let process = &plan.metrics.process;
     process.note_use(machine::used(admin.health.started.elapsed()));
@@ -50,20 +59,15 @@ pub(super) fn scrape(admin: &Admin, plan: &Plan) -> String {
     if let Some(audit) = &plan.audit {
         bring(&plan.metrics.audit, &audit.counts(), audit.refuses());
     }
-    // Each of the tables has room for as many.
-    let (fullest, evicted) = match &plan.shared_limits {
-        None => (0, 0),
-        Some(shared) => (
-            shared.leases.len().max(shared.slots.len()),
-            shared.leases.evicted() + shared.slots.evicted(),
-        ),
-    };
-    let keys = plan.limits.len().max(fullest);
+    let evicted = plan
+        .shared_limits
+        .as_ref()
+        .map_or(0, |shared| shared.leases.evicted() + shared.slots.evicted());
     let limits = &plan.metrics.limits;
     let evicted = plan.limits.evicted() + evicted;
     let more = evicted.saturating_sub(limits.keys_evicted.get());
     limits.keys_evicted.inc_by(more);
-    limits.keys.set(whole(keys));
+    limits.keys.set(whole(plan.held_keys()));
     limits.keys_max.set(whole(plan.limits.max_keys));
     plan.metrics.text()
 }

@@ -11,7 +11,7 @@ mod sessions;
 
 use std::convert::Infallible;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +23,7 @@ use hyper::header::{
     ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, ORIGIN,
     WWW_AUTHENTICATE,
 };
+use hyper::http::request::Parts;
 use hyper::http::uri::Authority;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -33,6 +34,7 @@ use subtle::ConstantTimeEq;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
+use tracing::info;
 
 use crate::config::show;
 use crate::plan::Plan;
@@ -72,7 +74,8 @@ enum Reply {
     Json(Value),
     /// JSON, as it is to be sent.
     Written(String),
-    Metrics(String),
+    /// Of this MIME type.
+    Text(&'static str, String),
     /// JSON with a status other than 200.
     Status(StatusCode, Value),
     Nothing,
@@ -136,8 +139,8 @@ async fn accept(listener: TcpListener, admin: Arc<Admin>, metrics_alone: bool) -
         let place = places.clone().acquire_owned().await;
         let place = place.map_err(io::Error::other)?;
         match listener.accept().await {
-            Ok((stream, _)) => {
-                let connection = connection(stream, admin.clone(), metrics_alone);
+            Ok((stream, peer)) => {
+                let connection = connection(stream, peer, admin.clone(), metrics_alone);
                 tokio::spawn(async move {
                     connection.await;
                     drop(place);
@@ -149,10 +152,13 @@ async fn accept(listener: TcpListener, admin: Arc<Admin>, metrics_alone: bool) -
     }
 }
 
-async fn connection(stream: TcpStream, admin: Arc<Admin>, metrics_alone: bool) {
+async fn connection(stream: TcpStream, peer: SocketAddr, admin: Arc<Admin>, metrics_alone: bool) {
     let service = service_fn(|request: Request<Incoming>| {
         let admin = admin.clone();
-        async move { Ok::<_, Infallible>(render(answer(&admin, request, metrics_alone).await)) }
+        async move {
+            let answer = answer(&admin, request, peer, metrics_alone).await;
+            Ok::<_, Infallible>(render(answer))
+        }
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -166,12 +172,16 @@ async fn connection(stream: TcpStream, admin: Arc<Admin>, metrics_alone: bool) {
     }
 }
 
-async fn answer(admin: &Admin, request: Request<Incoming>, metrics_alone: bool) -> Answer {
+async fn answer(
+    admin: &Admin,
+    request: Request<Incoming>,
+    peer: SocketAddr,
+    metrics_alone: bool,
+) -> Answer {
     let plan = admin.plan.borrow().clone();
     let (parts, body) = request.into_parts();
     let path: Vec<_> = parts.uri.path().split('/').skip(1).map(decoded).collect();
     let path: Vec<_> = path.iter().map(String::as_str).collect();
-    let query = parts.uri.query().unwrap_or_default();
     // Whose answer is GET's; hyper leaves its body out.
     let method = match parts.method {
         Method::HEAD => &Method::GET,
@@ -186,7 +196,7 @@ async fn answer(admin: &Admin, request: Request<Incoming>, metrics_alone: bool) 
         ));
     }
     match (method, path.as_slice()) {
-        (&Method::GET, ["metrics"]) => Ok(Reply::Metrics(metrics::scrape(admin, &plan))),
+        (&Method::GET, ["metrics"]) => Ok(metrics::answer(admin, &plan, &parts.headers)),
         (&Method::GET, ["live"]) => Ok(admin.health.live()),
         (&Method::GET, ["ready"]) => Ok(admin.health.ready()),
         (&Method::GET, ["health"]) => Ok(admin.health.health().await),
@@ -194,20 +204,13 @@ async fn answer(admin: &Admin, request: Request<Incoming>, metrics_alone: bool) 
         (method, ["v1", rest @ ..]) => {
             refuse_pages(&plan, &parts.headers)?;
             authorise(&plan, parts.headers.get(AUTHORIZATION))?;
-            let body = Limited::new(body, MAX_BODY).collect().await;
-            let body = body.map_err(|_| {
-                Problem::bad(format!(
-                    "body is larger than {MAX_BODY} bytes, or cut short"
-                ))
-            })?;
-            let body = body.to_bytes();
-            if !body.is_empty() && !is_json(parts.headers.get(CONTENT_TYPE)) {
-                return Err(Problem::new(
-                    StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                    "send a body as \"Content-Type: application/json\"",
-                ));
+            let answer = asked(admin, &plan, method, rest, &parts, body).await;
+            if method != Method::GET {
+                // Not the query: it can have what a client is known by.
+                let (path, status) = (parts.uri.path(), status(&answer).as_u16());
+                info!(%method, path, %peer, status, "admin call");
             }
-            v1(admin, &plan, method, rest, query, &body).await
+            answer
         }
         _ => Err(Problem::not_found(
             "known here: /metrics /live /ready /health /v1/config /v1/limits /v1/breakers /v1/sessions /v1/audit",
@@ -226,6 +229,32 @@ async fn app_health(admin: &Admin, method: &Method, path: &str) -> Answer {
     }
 }
 
+/// The call of one who may.
+async fn asked(
+    admin: &Admin,
+    plan: &Plan,
+    method: &Method,
+    path: &[&str],
+    parts: &Parts,
+    body: Incoming,
+) -> Answer {
+    let body = Limited::new(body, MAX_BODY).collect().await;
+    let body = body.map_err(|_| {
+        Problem::bad(format!(
+            "body is larger than {MAX_BODY} bytes, or cut short"
+        ))
+    })?;
+    let body = body.to_bytes();
+    if !body.is_empty() && !is_json(parts.headers.get(CONTENT_TYPE)) {
+        return Err(Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "send a body as \"Content-Type: application/json\"",
+        ));
+    }
+    let query = parts.uri.query().unwrap_or_default();
+    v1(admin, plan, method, path, query, &body).await
+}
+
 async fn v1(
     admin: &Admin,
     plan: &Plan,
@@ -234,6 +263,9 @@ async fn v1(
     query: &str,
     body: &[u8],
 ) -> Answer {
+    if let ["config", ..] | ["breakers", ..] = path {
+        refuse_others(query, &[])?;
+    }
     match path {
         ["config"] => match *method {
             Method::GET => Ok(Reply::Json(show::json(&plan.config))),
@@ -309,33 +341,28 @@ fn authorise(plan: &Plan, given: Option<&HeaderValue>) -> Result<(), Problem> {
     ))
 }
 
+fn status(answer: &Answer) -> StatusCode {
+    match answer {
+        Ok(Reply::Json(_) | Reply::Written(_) | Reply::Text(..)) => StatusCode::OK,
+        Ok(Reply::Status(status, _)) => *status,
+        Ok(Reply::Nothing) => StatusCode::NO_CONTENT,
+        Err(problem) => problem.status,
+    }
+}
+
 fn render(answer: Answer) -> Response<Full<Bytes>> {
-    let (status, kind, body, problem) = match answer {
-        Ok(Reply::Json(value)) => (StatusCode::OK, "application/json", value.to_string(), None),
-        Ok(Reply::Written(json)) => (StatusCode::OK, "application/json", json, None),
-        Ok(Reply::Status(status, value)) => (status, "application/json", value.to_string(), None),
-        Ok(Reply::Nothing) => (
-            StatusCode::NO_CONTENT,
-            "application/json",
-            String::new(),
-            None,
-        ),
-        Ok(Reply::Metrics(text)) => (
-            StatusCode::OK,
-            "application/openmetrics-text; version=1.0.0; charset=utf-8",
-            text,
-            None,
-        ),
+    let status = status(&answer);
+    let mut allow = None;
+    let (kind, body) = match answer {
+        Ok(Reply::Json(value) | Reply::Status(_, value)) => ("application/json", value.to_string()),
+        Ok(Reply::Written(json)) => ("application/json", json),
+        Ok(Reply::Nothing) => ("application/json", String::new()),
+        Ok(Reply::Text(kind, text)) => (kind, text),
         Err(problem) => {
-            let title = problem.status.canonical_reason().unwrap_or_default();
-            let status = problem.status.as_u16();
-            let body = json!({"type": "about:blank", "title": title, "status": status, "detail": problem.detail});
-            (
-                problem.status,
-                "application/problem+json",
-                body.to_string(),
-                Some(problem),
-            )
+            allow = problem.allow;
+            let title = status.canonical_reason().unwrap_or_default();
+            let body = json!({"type": "about:blank", "title": title, "status": status.as_u16(), "detail": problem.detail});
+            ("application/problem+json", body.to_string())
         }
     };
     let mut response = Response::new(Full::new(Bytes::from(body)));
@@ -346,7 +373,7 @@ fn render(answer: Answer) -> Response<Full<Bytes>> {
     if status == StatusCode::UNAUTHORIZED {
         headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
-    if let Some(allow) = problem.and_then(|problem| problem.allow) {
+    if let Some(allow) = allow {
         headers.insert(ALLOW, HeaderValue::from_static(allow));
     }
     response
@@ -358,11 +385,33 @@ fn decoded(part: &str) -> String {
         .into_owned()
 }
 
+/// The parameters of a query, in the order sent, as forms write them: a `+` is a space.
+fn pairs(query: &str) -> impl Iterator<Item = (String, String)> {
+    let spaced = |text: &str| decoded(&text.replace('+', " "));
+    let pairs = query.split('&').filter(|pair| !pair.is_empty());
+    pairs.map(move |pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (spaced(name), spaced(value))
+    })
+}
+
+/// Refuses a query with other parameters than these: one that is misspelt would ask for something else.
+fn refuse_others(query: &str, known: &[&str]) -> Result<(), Problem> {
+    let Some((name, _)) = pairs(query).find(|(name, _)| !known.contains(&name.as_str())) else {
+        return Ok(());
+    };
+    let known = match known {
+        [] => "this path takes no parameters".to_owned(),
+        [only] => format!("known is {only}"),
+        [most @ .., last] => format!("known are {} and {last}", most.join(", ")),
+    };
+    Err(Problem::bad(format!(
+        "unknown parameter \"{name}\": {known}"
+    )))
+}
+
 /// The values of a query parameter, in the order sent.
 fn parameters(query: &str, name: &str) -> Vec<String> {
-    let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-    pairs
-        .filter(|(key, _)| decoded(key) == name)
-        .map(|(_, value)| decoded(value))
-        .collect()
+    let named = pairs(query).filter(|(key, _)| key == name);
+    named.map(|(_, value)| value).collect()
 }

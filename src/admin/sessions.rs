@@ -6,7 +6,7 @@ use hyper::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Answer, Problem, Reply, parameters};
+use super::{Answer, Problem, Reply, parameters, refuse_others};
 use crate::clock;
 use crate::config::sessions::Claims;
 use crate::plan::Plan;
@@ -51,6 +51,12 @@ pub(super) async fn answer(
         redis: redis.map(|redis| &redis.sessions),
         within: Some(WITHIN),
     };
+    let known: &[&str] = match (method, path) {
+        (&Method::GET, []) => &["user", "limit", "after", "sessions"],
+        (&Method::DELETE, []) => &["user", "sessions"],
+        _ => &["sessions"],
+    };
+    refuse_others(query, known)?;
     match (method, path) {
         (&Method::POST, []) => {
             let new: NewSession = serde_json::from_slice(body).map_err(|error| {

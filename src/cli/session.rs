@@ -1,6 +1,6 @@
 //! `weir session`: starts, lists, shows and ends sessions over the admin API.
 
-use std::io::Write as _;
+use std::io::{self, ErrorKind, Write as _};
 use std::net::SocketAddr;
 
 use anyhow::{Context, bail, ensure};
@@ -10,6 +10,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Map, Value, json};
 
 use super::client::{AdminPort, Call, WITHIN, call};
+use super::print;
 use crate::config::Secret;
 
 #[derive(Args)]
@@ -86,13 +87,13 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         token,
         sessions,
     };
-    let mut out = std::io::stdout();
+    let mut out = io::stdout();
     match command {
         Command::Create { user, claims } => {
             let claims: Map<_, _> = claims.into_iter().collect();
             let body = json!({ "user": user, "claims": claims });
             let created = port.ask(Method::POST, "", &[], body.to_string(), Some("token"))?;
-            writeln!(out, "{created:#}")?;
+            print(&format!("{created:#}\n"))?;
         }
         Command::List { user } => {
             let mut after: Option<String> = None;
@@ -102,7 +103,11 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
                 let query: Vec<_> = of_user.chain(from).collect();
                 let page = port.ask(Method::GET, "", &query, String::new(), Some("sessions"))?;
                 for session in page["sessions"].as_array().into_iter().flatten() {
-                    writeln!(out, "{session}")?;
+                    match writeln!(out, "{session}") {
+                        // The rest is not asked for.
+                        Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
+                        written => written?,
+                    }
                 }
                 match page["next"].as_str() {
                     Some(next) => after = Some(next.to_owned()),
@@ -113,18 +118,18 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Show { id } => {
             let path = format!("/{}", escaped(&id));
             let session = port.ask(Method::GET, &path, &[], String::new(), Some("id"))?;
-            writeln!(out, "{session:#}")?;
+            print(&format!("{session:#}\n"))?;
         }
         Command::Revoke(Revoked { id: Some(id), .. }) => {
             let path = format!("/{}", escaped(&id));
             port.ask(Method::DELETE, &path, &[], String::new(), None)?;
-            writeln!(out, "ended 1")?;
+            print("ended 1\n")?;
         }
         Command::Revoke(Revoked { id: None, user }) => {
             let user = user.unwrap_or_default();
             let of_user = [("user", user.as_str())];
             let said = port.ask(Method::DELETE, "", &of_user, String::new(), Some("ended"))?;
-            writeln!(out, "ended {}", said["ended"])?;
+            print(&format!("ended {}\n", said["ended"]))?;
         }
     }
     Ok(())

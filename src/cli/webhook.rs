@@ -34,6 +34,7 @@ use crate::config::tls::{Certificate, ClientAuth, ListenerTls, Version};
 use crate::config::units::Span;
 use crate::inject::review::{OnUnfit, Reviewed, Reviewer, Verdict};
 use crate::net::tls::{TlsError, server::ServerTls};
+use crate::telemetry::metrics::format;
 use crate::telemetry::metrics::webhook::WebhookMetrics;
 
 /// The API server's own bound on an object, and more than it.
@@ -340,11 +341,10 @@ impl Webhook {
                 text(StatusCode::SERVICE_UNAVAILABLE, "draining")
             }
             (&Method::GET, "/ready") => text(StatusCode::OK, "ready"),
-            (&Method::GET, "/metrics") => response(
-                StatusCode::OK,
-                "application/openmetrics-text; version=1.0.0; charset=utf-8",
-                self.metrics.text().into(),
-            ),
+            (&Method::GET, "/metrics") => {
+                let (kind, text) = format::as_asked(request.headers(), self.metrics.text());
+                response(StatusCode::OK, kind, text.into())
+            }
             (_, _) => text(
                 StatusCode::NOT_FOUND,
                 "GET /live, /ready and /metrics are here",

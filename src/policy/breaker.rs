@@ -292,20 +292,32 @@ impl Breaker {
         self.restart(Phase::Closed);
     }
 
+    /// As of the last call of another method.
+    pub fn state(&self) -> State {
+        match &self.phase {
+            Phase::Closed => State::Closed,
+            Phase::Open { .. } => State::Open,
+            Phase::HalfOpen(_) => State::HalfOpen,
+            Phase::Recovering(_) => State::Recovering,
+            Phase::ForcedOpen => State::ForcedOpen,
+            Phase::ForcedClosed => State::ForcedClosed,
+        }
+    }
+
     /// What is so at `now`: an opening that has ended is half-open, even when no call has come since.
     pub fn snapshot(&mut self, now: Duration) -> Snapshot {
         self.advance(now, 0.0);
         let counts = self.calls.counts(now);
-        let (state, open_until) = match &self.phase {
-            Phase::Closed => (State::Closed, None),
-            Phase::Open { until } => (State::Open, Some(*until)),
-            Phase::HalfOpen(_) => (State::HalfOpen, None),
-            Phase::Recovering(_) => (State::Recovering, None),
-            Phase::ForcedOpen => (State::ForcedOpen, None),
-            Phase::ForcedClosed => (State::ForcedClosed, None),
+        let open_until = match &self.phase {
+            Phase::Open { until } => Some(*until),
+            Phase::Closed
+            | Phase::HalfOpen(_)
+            | Phase::Recovering(_)
+            | Phase::ForcedOpen
+            | Phase::ForcedClosed => None,
         };
         Snapshot {
-            state,
+            state: self.state(),
             calls: counts.calls,
             failures: counts.failures,
             slow: counts.slow,

@@ -93,7 +93,7 @@ impl Draft {
         &self.texts[span.clone()]
     }
 
-    /// The request belongs to the session of this user.
+    /// The request belongs to the session of this user, or was to begin one.
     pub(super) fn set_user(&mut self, user: &str) {
         self.user = Some(put(&mut self.texts, user));
     }

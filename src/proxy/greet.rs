@@ -13,6 +13,7 @@ use rustls::{HandshakeKind, ServerConnection};
 use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
+use tracing::debug;
 
 use super::handle::{self, Peer, Redirected};
 use super::lane::Lane;
@@ -72,7 +73,9 @@ async fn meet(
         let contains = |network: &IpNet| network.contains(&ip.to_canonical());
         from.is_none_or(|networks| networks.iter().any(contains))
     };
+    let near = ip;
     let failed = |reason| {
+        debug!(listener = listener.name, peer = %near, reason, "no PROXY header");
         let failures = &view.plan.metrics.proxy_failures;
         failures.count(&listener.name, reason);
         None
@@ -227,7 +230,7 @@ async fn secure(
     };
     if !guest.ahead.is_empty() {
         // It began as a PROXY header does, and so not as TLS.
-        greeting.metrics.failures[Trouble::NotTls as usize].inc();
+        not_secured(listener, greeting, &guest.peer, Trouble::NotTls);
         tell_of_tls(lane, socket).await;
         return None;
     }
@@ -238,7 +241,7 @@ async fn secure(
         Ok(stream) => stream,
         Err(trouble) => {
             if let Some(trouble) = trouble {
-                greeting.metrics.failures[trouble as usize].inc();
+                not_secured(listener, greeting, &guest.peer, trouble);
             }
             return None;
         }
@@ -281,6 +284,11 @@ async fn shake_hands(
     // The hello is looked at before the future is polled.
     let shaken = with_ends(async { hello.into_stream(config).await }).await;
     shaken.map_err(failed)
+}
+
+fn not_secured(listener: &Listener, greeting: &Greeting, peer: &Peer, trouble: Trouble) {
+    greeting.metrics.failures[trouble as usize].inc();
+    debug!(listener = listener.name, peer = %peer.ip, reason = trouble.name(), "no TLS with a client");
 }
 
 fn count(greeting: &Greeting, connection: &ServerConnection, began: Instant) {

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::runtime;
 use tokio::sync::{oneshot, watch};
@@ -25,6 +25,7 @@ use crate::clock;
 use crate::net::listen::{Accepting, Bound};
 use crate::plan::Plan;
 use crate::store::fleet::FleetConnections;
+use crate::telemetry::log::Sparing;
 use crate::telemetry::metrics::Metrics;
 
 /// What the connections of one lane share.
@@ -48,9 +49,6 @@ const BEAT_EVERY: Duration = Duration::from_secs(1);
 
 /// How much longer than it should a connection to an upstream stays open without a request, at most.
 const CLOSE_IDLE_EVERY: Duration = Duration::from_secs(1);
-
-/// How often a listener says that it cannot accept, at most.
-const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// Starts the lane of this number on `listeners`, one for each listener of the configuration, in its order, or several rows of them. Once `draining` turns true it
 /// stops accepting, closes idle connections, lets requests in flight end for at most the drain time, and its thread ends. It beats `heartbeat` while it turns,
@@ -166,7 +164,7 @@ async fn accept(lane: Rc<Lane>, listener_index: usize, listener: Accepting) {
     let mut draining = lane.draining.clone();
     let metrics = lane.following.current().plan.metrics.clone();
     let mut connections = JoinSet::new();
-    let mut told: Option<Instant> = None;
+    let mut lines = Sparing::default();
     loop {
         tokio::select! {
             _ = draining.wait_for(|draining| *draining) => break,
@@ -186,8 +184,7 @@ async fn accept(lane: Rc<Lane>, listener_index: usize, listener: Accepting) {
                 // Out of descriptors, or the client is gone already: others must still be served.
                 Err(error) => {
                     metrics.connections.accept_failures.inc();
-                    if told.is_none_or(|told| told.elapsed() > TELL_EVERY) {
-                        told = Some(clock::now());
+                    if lines.next(clock::mono()).is_some() {
                         let listener = &lane.following.current().plan.config.listeners[listener_index].name;
                         warn!(%listener, %error, "a connection cannot be accepted, and waits; has the process as many files open as it may?");
                     }

@@ -153,8 +153,8 @@ impl Outgoing<'_, '_> {
             conn.lane,
             self.route,
             self.session.as_deref(),
-            answer,
-            head,
+            (answer, head),
+            record.draft.as_deref_mut(),
             &mut self.quota.waited,
         );
         let told = match told.await {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 use tracing::warn;
 
+use super::draft::Draft;
 use super::lane::Lane;
 use super::reply::{Rejection, Unauthenticated};
 use crate::clock;
@@ -18,6 +19,7 @@ use crate::policy::session::{
     self, END_HEADER, START_HEADER, Session, SessionStart, Verdict, judge,
 };
 use crate::store::sessions::{CreateError, Known, LiveSessions, Reach};
+use crate::upstream::LiveUpstream;
 
 /// Tells the client its token where no cookie or header of the configuration can.
 const TOKEN_HEADER: &str = "X-Weir-Session-Token";
@@ -145,14 +147,14 @@ fn reach(lane: &Lane) -> Reach<'_> {
 /// Starts or ends a session, where the response's session headers say so and the upstream may, and gives the fields that tell the client of
 /// it; `None` where nothing was done. `current` is the request's own session. A log-in or log-out that Redis does not answer is refused, and
 /// leaves the client with what it has: it must not believe that a session has ended which has not. It waits for what is left of the
-/// request's time to wait for Redis.
+/// request's time to wait for Redis. `draft` is told whose log-in was refused.
 pub(super) async fn start_or_end(
     plan: &Plan,
     lane: &Lane,
     route: &Route,
     current: Option<&Session>,
-    answer: &[u8],
-    response: &ResponseHead,
+    (answer, response): (&[u8], &ResponseHead),
+    draft: Option<&mut Draft>,
     waited: &mut Duration,
 ) -> Result<Option<Vec<u8>>, Rejection> {
     let mut values = response.fields.iter().filter_map(|(name, value)| {
@@ -163,22 +165,28 @@ pub(super) async fn start_or_end(
     let Some(first) = values.next() else {
         return Ok(None);
     };
-    let Some(upstream) = route.upstream().map(|index| &plan.config.upstreams[index]) else {
+    let Some(index) = route.upstream() else {
         return Ok(None);
     };
-    let (Some(asks), true) = (&route.session, upstream.trust_session_headers) else {
-        warn!(
-            upstream = upstream.name,
-            "a session header was ignored: the route needs \"session\", the upstream \"trust_session_headers: true\""
-        );
+    let (settings, upstream) = (&plan.config.upstreams[index], &*plan.upstreams[index]);
+    let (Some(asks), true) = (&route.session, settings.trust_session_headers) else {
+        say(upstream, Line::Ignored, |upstream, left_out| {
+            warn!(
+                upstream,
+                left_out,
+                "a session header was ignored: the route needs \"session\", the upstream \"trust_session_headers: true\""
+            );
+        });
         return Ok(None);
     };
     let live = &plan.sessions[asks.sessions];
     if values.next().is_some() {
-        warn!(
-            upstream = upstream.name,
-            "several session headers in one response"
-        );
+        say(upstream, Line::Several, |upstream, left_out| {
+            warn!(
+                upstream,
+                left_out, "several session headers in one response"
+            );
+        });
         return Err(Rejection::UpstreamBroken);
     }
     // The old session ends even when a new one starts: a token from before a log-in must be worth nothing after it.
@@ -191,7 +199,7 @@ pub(super) async fn start_or_end(
     match first {
         (true, value) => {
             let start = async |reach: Reach<'_>| {
-                Box::pin(start(live, reach, value, &upstream.name, &mut told)).await
+                Box::pin(start(live, reach, value, upstream, draft, &mut told)).await
             };
             in_time(lane, waited, start).await?;
         }
@@ -211,18 +219,28 @@ async fn start(
     live: &LiveSessions,
     reach: Reach<'_>,
     value: &[u8],
-    upstream: &str,
+    upstream: &LiveUpstream,
+    draft: Option<&mut Draft>,
     told: &mut Vec<u8>,
 ) -> Result<(), Rejection> {
     let start = SessionStart::parse(value).map_err(|error| {
-        warn!(upstream, %error, "a session was not started");
+        say(upstream, Line::Unread, |upstream, left_out| {
+            warn!(upstream, %error, left_out, "a session was not started");
+        });
         Rejection::UpstreamBroken
     })?;
+    let user = start.user.clone();
     let created = live.create(start.user, start.claims, reach).await;
+    if let (Err(_), Some(draft)) = (&created, draft) {
+        // Who was refused is in no session.
+        draft.set_user(&user);
+    }
     let created = created.map_err(|error| match error {
         CreateError::MaxReached => Rejection::TooManySessions,
         CreateError::Full | CreateError::Random(_) => {
-            warn!(upstream, %error, "a session was not started");
+            say(upstream, Line::Full, |upstream, left_out| {
+                warn!(upstream, %error, left_out, "a session was not started");
+            });
             Rejection::SessionsFull
         }
         // Told by the client of Redis, once.
@@ -241,6 +259,23 @@ async fn start(
         Some(TokenSource::Bearer) | None => put(told, TOKEN_HEADER, token),
     }
     Ok(())
+}
+
+/// A line that each response can be the reason of.
+#[derive(Clone, Copy)]
+enum Line {
+    Ignored,
+    Several,
+    Unread,
+    Full,
+}
+
+/// Writes a line of the upstream's name, and of how many such were left out, if there is any; or leaves it out as well.
+fn say(upstream: &LiveUpstream, line: Line, write: impl FnOnce(&str, Option<u64>)) {
+    let left_out = upstream.lines[line as usize].lock().next(clock::mono());
+    if let Some(left_out) = left_out {
+        write(&upstream.settings.name, (left_out > 0).then_some(left_out));
+    }
 }
 
 fn put(told: &mut Vec<u8>, name: &str, value: &str) {

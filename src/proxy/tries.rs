@@ -20,7 +20,9 @@ use crate::config::upstreams::Retries;
 use crate::http1::head::BodyLength;
 use crate::http1::response::ResponseBody;
 use crate::store::breakers::End;
-use crate::upstream::{Aim, Connected, LaneUpstream, Outcome, Picked, Retrying, Slot, Unreached};
+use crate::upstream::{
+    Aim, Connected, Fault, LaneUpstream, Outcome, Picked, Retrying, Slot, Unreached,
+};
 
 /// The endpoint that has answered, over this connection.
 pub(super) struct Answerer<'c> {
@@ -184,7 +186,10 @@ pub(super) fn outcome(tried: Result<u16, &Failure>, record: &Record) -> Option<O
         Err(failure) => end_of(failure, record)?,
     };
     Some(match end {
-        End::Status(500..=599) | End::ConnectFailed | End::TimedOut | End::Reset => Outcome::Failed,
+        End::Status(status @ 500..=599) => Outcome::Failed(Fault::Status(status)),
+        End::ConnectFailed => Outcome::Failed(Fault::Unreached),
+        End::TimedOut => Outcome::Failed(Fault::TimedOut),
+        End::Reset => Outcome::Failed(Fault::Reset),
         End::Status(_) | End::Grpc(_) => Outcome::Served,
         // The client's patience says nothing of the endpoint.
         End::Deadline => return None,

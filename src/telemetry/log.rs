@@ -2,6 +2,7 @@
 
 use std::env;
 use std::io::{self, IsTerminal};
+use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
@@ -23,6 +24,49 @@ pub fn init(settings: Log) {
     };
 }
 
+/// Holds back the lines of one kind that can come with each request or connection: so many in ten seconds, and a count of the others.
+#[derive(Debug)]
+pub struct Sparing {
+    at_most: u32,
+    since: Option<Duration>,
+    told: u32,
+    left_out: u64,
+}
+
+impl Sparing {
+    const WITHIN: Duration = Duration::from_secs(10);
+
+    pub fn new(at_most: u32) -> Sparing {
+        Sparing {
+            at_most,
+            since: None,
+            told: 0,
+            left_out: 0,
+        }
+    }
+
+    /// `None` where the line is to be left out, else how many were since the last that was not. `now` is by the monotonic clock.
+    pub fn next(&mut self, now: Duration) -> Option<u64> {
+        let over = |since| now.saturating_sub(since) >= Sparing::WITHIN;
+        if self.since.is_none_or(over) {
+            (self.since, self.told) = (Some(now), 0);
+        }
+        if self.told == self.at_most {
+            self.left_out += 1;
+            return None;
+        }
+        self.told += 1;
+        Some(std::mem::take(&mut self.left_out))
+    }
+}
+
+/// One line.
+impl Default for Sparing {
+    fn default() -> Sparing {
+        Sparing::new(1)
+    }
+}
+
 /// A variable that says nothing, or nothing that can be read, leaves the level to the file.
 fn filter(variable: Option<&str>, level: LogLevel) -> EnvFilter {
     let level = match level {
@@ -41,6 +85,16 @@ fn filter(variable: Option<&str>, level: LogLevel) -> EnvFilter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_beyond_what_ten_seconds_take_are_counted() {
+        let mut lines = Sparing::new(2);
+        let mut next = |seconds| lines.next(Duration::from_secs(seconds));
+        assert_eq!([next(100), next(103)], [Some(0), Some(0)]);
+        assert_eq!([next(103), next(109)], [None, None]);
+        assert_eq!([next(110), next(111), next(112)], [Some(2), Some(0), None]);
+        assert_eq!(next(200), Some(1));
+    }
 
     #[test]
     fn the_environment_goes_before_the_file() {

@@ -5,6 +5,7 @@ pub mod breakers;
 pub mod connections;
 pub mod drain;
 mod durations;
+pub mod format;
 mod http2;
 pub mod limits;
 pub mod process;

@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 use tokio::task::AbortHandle;
 
 use super::caps::{Caps, Full, Turn};
-use super::live::{Endpoint, LiveUpstream, Picture};
+use super::live::{Endpoint, LiveUpstream, Outcome, Picture};
 use super::pool::Pool;
 use crate::clock;
 use crate::config::upstreams::Balancing;
@@ -70,14 +70,6 @@ pub struct Slot<'c> {
 pub struct Picked<'c> {
     pub pool: Rc<Pool>,
     upstream: &'c LaneUpstream,
-}
-
-/// What an endpoint made of a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    Served,
-    /// A 5xx, no connection, a reset or no answer in time.
-    Failed,
 }
 
 impl LaneUpstream {
@@ -326,11 +318,7 @@ impl Drop for Slot<'_> {
 impl Picked<'_> {
     /// What the endpoint made of the request.
     pub fn tell(&self, outcome: Outcome) {
-        let failed = match outcome {
-            Outcome::Served => false,
-            Outcome::Failed => true,
-        };
-        self.upstream.shared.tell(&self.pool.endpoint, failed);
+        self.upstream.shared.tell(&self.pool.endpoint, outcome);
     }
 }
 

@@ -2,6 +2,7 @@
 //! what changes it is rare, and makes the picture that they read anew.
 
 use std::collections::BTreeMap;
+use std::fmt::{self, Display};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -24,6 +25,7 @@ use crate::net::tls::client::ClientTls;
 use crate::policy::balance::{self, Ring};
 use crate::policy::outlier::{Checks, Ejections, may_eject};
 use crate::policy::retry::within_budget;
+use crate::telemetry::log::Sparing;
 use crate::telemetry::metrics::upstreams::UpstreamMetrics;
 
 /// An upstream of the configuration made live. All lanes share it.
@@ -48,6 +50,8 @@ pub struct LiveUpstream {
     /// Requests under way by lane; each is written by its lane alone, so that lanes do not wait for each other's counts.
     lanes: Mutex<Vec<Arc<AtomicU32>>>,
     pub metrics: UpstreamMetrics,
+    /// One for each kind of line that its responses can make the log say.
+    pub lines: [Mutex<Sparing>; 4],
 }
 
 /// Where requests can go.
@@ -67,6 +71,35 @@ pub struct Endpoint {
     /// When it came or came back, in milliseconds of [`clock::mono`]; 0 for one that was there from the start.
     came: AtomicU64,
     pub(super) reach: Arc<Reach>,
+}
+
+/// What an endpoint made of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    Served,
+    Failed(Fault),
+}
+
+/// What tells against an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// A 5xx.
+    Status(u16),
+    Unreached,
+    TimedOut,
+    /// It broke off, or sent nonsense.
+    Reset,
+}
+
+impl Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fault::Status(status) => write!(f, "status {status}"),
+            Fault::Unreached => f.write_str("no connection"),
+            Fault::TimedOut => f.write_str("no answer in time"),
+            Fault::Reset => f.write_str("it broke off"),
+        }
+    }
 }
 
 /// The right to try a request again, until it is dropped.
@@ -201,6 +234,7 @@ impl LiveUpstream {
             settings,
             tls,
             metrics,
+            lines: Default::default(),
         };
         let mut members = live.members.lock();
         live.gather(&mut members, old.is_some());
@@ -326,44 +360,47 @@ impl LiveUpstream {
         Some((found, Look::like(&self.looks[index])))
     }
 
-    /// Notes the result of an active check.
-    pub fn note_check(&self, endpoint: &Arc<Endpoint>, passed: bool) {
+    /// Notes the result of an active check: that it passed, or why not.
+    pub fn note_check(&self, endpoint: &Arc<Endpoint>, result: Result<(), String>) {
         let Some(health) = &self.settings.health else {
             return;
         };
-        match passed {
-            true => self.metrics.checks_passed.inc(),
-            false => self.metrics.checks_failed.inc(),
+        match &result {
+            Ok(()) => self.metrics.checks_passed.inc(),
+            Err(_) => self.metrics.checks_failed.inc(),
         };
         let mut members = self.members.lock();
         let Some(member) = member(&mut members, endpoint) else {
             return;
         };
         let (down_after, up_after) = (health.unhealthy_after, health.healthy_after);
-        if member.checks.note(passed, down_after, up_after) {
+        if member.checks.note(result.is_ok(), down_after, up_after) {
             let upstream = &self.settings.name;
-            if passed {
-                endpoint.note_coming(clock::mono());
-                info!(%upstream, endpoint = endpoint.place, "endpoint is healthy again");
-            } else {
-                warn!(%upstream, endpoint = endpoint.place, "endpoint is unhealthy, by its checks");
+            match result {
+                Ok(()) => {
+                    endpoint.note_coming(clock::mono());
+                    info!(%upstream, endpoint = endpoint.place, "endpoint is healthy again");
+                }
+                Err(why) => {
+                    warn!(%upstream, endpoint = endpoint.place, why, "endpoint is unhealthy, by its checks");
+                }
             }
             self.publish(&members);
         }
     }
 
     /// Notes what an endpoint made of a request; ejects it where that is one failure too many.
-    pub(super) fn tell(&self, endpoint: &Arc<Endpoint>, failed: bool) {
+    pub(super) fn tell(&self, endpoint: &Arc<Endpoint>, outcome: Outcome) {
         if !self.judges() {
             return;
         }
-        if !failed {
+        let Outcome::Failed(last) = outcome else {
             // Nearly always so already, and then no line of memory changes hands.
             if endpoint.failures.load(Ordering::Relaxed) > 0 {
                 endpoint.failures.store(0, Ordering::Relaxed);
             }
             return;
-        }
+        };
         let Some(settings) = &self.settings.outlier_detection else {
             return;
         };
@@ -384,7 +421,7 @@ impl LiveUpstream {
             member.ejections.eject(clock::mono());
             self.metrics.ejections.inc();
             let upstream = &self.settings.name;
-            warn!(%upstream, endpoint = endpoint.place, failures, "endpoint is ejected for a while");
+            warn!(%upstream, endpoint = endpoint.place, failures, last = last.to_string(), "endpoint is ejected for a while");
             self.publish(&members);
         }
     }

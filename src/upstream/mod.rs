@@ -16,7 +16,7 @@ pub mod probe;
 mod reach;
 mod resolve;
 
-pub use lane::{Aim, LaneUpstream, NoEndpoint, Outcome, Picked, Slot};
-pub use live::{Counts, Endpoint, LiveUpstream, Retrying};
+pub use lane::{Aim, LaneUpstream, NoEndpoint, Picked, Slot};
+pub use live::{Counts, Endpoint, Fault, LiveUpstream, Outcome, Retrying};
 pub use pool::{Connected, Pool, Reached, Until};
 pub use reach::{Cause, Stage, Unreached};

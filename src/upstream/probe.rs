@@ -20,18 +20,22 @@ use crate::net::tls::client::Offer;
 /// What a check says that it is.
 const NAME: &str = "weir-health";
 
-/// Whether the endpoint answers in time, with a status from 200 to 399, as Kubernetes' probes want it.
-pub async fn passes(live: &LiveUpstream, endpoint: &Endpoint, check: &HealthCheck) -> bool {
-    let answered = timeout(check.timeout, ask(live, endpoint, check)).await;
-    matches!(answered, Ok(Ok(Some(200..=399))))
-}
-
-/// The status of the answer; `None` for nonsense.
-async fn ask(
+/// Whether the endpoint answers in time, with a status from 200 to 399, as Kubernetes' probes want it; or why that is not so.
+pub async fn passes(
     live: &LiveUpstream,
     endpoint: &Endpoint,
     check: &HealthCheck,
-) -> io::Result<Option<u16>> {
+) -> Result<(), String> {
+    match timeout(check.timeout, ask(live, endpoint, check)).await {
+        Ok(Ok(200..=399)) => Ok(()),
+        Ok(Ok(status)) => Err(format!("status {status}")),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("no answer within {:?}", check.timeout)),
+    }
+}
+
+/// The status of the answer.
+async fn ask(live: &LiveUpstream, endpoint: &Endpoint, check: &HealthCheck) -> io::Result<u16> {
     let (settings, tls) = (&live.settings, live.tls.as_deref());
     let is_secure = settings.tls.is_some();
     let way = Way::new(is_secure, tls, &endpoint.name, Offer::All);
@@ -47,7 +51,7 @@ async fn ask(
     by_http1(stream, &request).await
 }
 
-async fn by_http2(stream: Stream, uri: &str) -> io::Result<Option<u16>> {
+async fn by_http2(stream: Stream, uri: &str) -> io::Result<u16> {
     let request = Request::get(uri).header(USER_AGENT, NAME).body(());
     let request = request.map_err(io::Error::other)?;
     let handshake = h2::client::Builder::new()
@@ -56,7 +60,7 @@ async fn by_http2(stream: Stream, uri: &str) -> io::Result<Option<u16>> {
     let (requests, connection) = handshake.await.map_err(io::Error::other)?;
     let mut asking = pin!(async {
         let (response, _) = requests.ready().await?.send_request(request, true)?;
-        Ok(Some(response.await?.status().as_u16()))
+        Ok(response.await?.status().as_u16())
     });
     let answered = tokio::select! {
         answered = &mut asking => answered,
@@ -66,20 +70,20 @@ async fn by_http2(stream: Stream, uri: &str) -> io::Result<Option<u16>> {
     answered.map_err(|error: h2::Error| io::Error::other(error))
 }
 
-async fn by_http1(mut stream: Stream, request: &str) -> io::Result<Option<u16>> {
+async fn by_http1(mut stream: Stream, request: &str) -> io::Result<u16> {
     stream.write_all(request.as_bytes()).await?;
     stream.flush().await?;
     let mut answer = Vec::with_capacity(1024);
     loop {
         match parse_response(&answer, false, HeadLimits::default()) {
             Ok(Some(head)) if head.status < 200 => drop(answer.drain(..head.len)),
-            Ok(Some(head)) => return Ok(Some(head.status)),
+            Ok(Some(head)) => return Ok(head.status),
             Ok(None) => {
                 if stream.read_buf(&mut answer).await? == 0 {
-                    return Ok(None);
+                    return Err(io::Error::other("the connection ended without an answer"));
                 }
             }
-            Err(_) => return Ok(None),
+            Err(_) => return Err(io::Error::other("an answer that is not HTTP")),
         }
     }
 }

@@ -3,16 +3,15 @@
 use std::error::Error;
 use std::fmt::{self, Display};
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::caps::Full;
 use crate::net::tls::Trouble;
-
-/// Between two times that one endpoint is told to be out of reach, at least: some come and go with each connection.
-const QUIET: Duration = Duration::from_secs(10);
+use crate::telemetry::log::Sparing;
 
 /// Why there is no connection.
 #[derive(Debug)]
@@ -140,30 +139,18 @@ pub(super) fn too_late(stage: Stage, within: Duration) -> io::Error {
 #[derive(Debug, Default)]
 pub(super) struct Reach {
     out: AtomicBool,
-    /// When that was told last, in milliseconds of [`crate::clock::mono`]; 0: never.
-    told_at: AtomicU64,
+    /// Some come and go with each connection.
+    lines: Mutex<Sparing>,
 }
 
 impl Reach {
     /// It could not be reached; whether that is to be told.
     pub(super) fn note_lost(&self, now: Duration) -> bool {
         let relaxed = Ordering::Relaxed;
-        if self.out.load(relaxed) {
-            return false;
-        }
-        let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX).max(1);
-        let told_at = self.told_at.load(relaxed);
-        if told_at > 0 && u128::from(now.saturating_sub(told_at)) < QUIET.as_millis() {
-            return false;
-        }
         // One lane tells.
-        let exchanged = self
-            .told_at
-            .compare_exchange(told_at, now, relaxed, relaxed);
-        if exchanged.is_ok() {
-            self.out.store(true, relaxed);
-        }
-        exchanged.is_ok()
+        !self.out.load(relaxed)
+            && self.lines.lock().next(now).is_some()
+            && !self.out.swap(true, relaxed)
     }
 
     /// It was reached; whether that is to be told.

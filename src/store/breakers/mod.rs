@@ -2,6 +2,7 @@
 //! states are `policy::breaker`'s, and `store::breakers::shared` speaks with Redis.
 
 pub mod shared;
+mod telling;
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,13 +12,15 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::clock;
 use crate::config::breakers::{CircuitBreaker, FailureOn, Scope};
 use crate::config::limits::Mode;
 use crate::http2::grpc::GrpcStatus;
 use crate::keys::{BreakerKeys, Keys};
 use crate::policy::breaker::shared::{Member, Permit};
-use crate::policy::breaker::{Breaker, Outcome, Refused, Snapshot, Stage};
+use crate::policy::breaker::{self as policy, Breaker, Outcome, Refused, Snapshot, Stage};
 use shared::Forced;
+use telling::Telling;
 
 /// How an exchange with an upstream ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +43,7 @@ pub struct LiveBreaker {
     pub upstream: String,
     pub settings: CircuitBreaker,
     state: State,
+    telling: Telling,
 }
 
 // A lock, since an outcome can change the state, the window and the probes together. It is held for tens of nanoseconds,
@@ -86,6 +90,7 @@ impl LiveBreaker {
             upstream,
             settings,
             state,
+            telling: Telling::from(policy::State::Closed),
         }
     }
 
@@ -97,8 +102,9 @@ impl LiveBreaker {
         settings: CircuitBreaker,
         keys: Option<&Keys>,
     ) -> LiveBreaker {
-        let new = LiveBreaker::new(upstream, settings, keys);
+        let mut new = LiveBreaker::new(upstream, settings, keys);
         if let Some(old) = old {
+            new.telling = Telling::from(old.telling.seen());
             match (&old.state, &new.state) {
                 (State::Local(old), State::Local(new)) => new.lock().succeed(&old.lock()),
                 (State::Local(old), State::Shared(new, _)) => new.lock().succeed_local(&old.lock()),
@@ -119,7 +125,9 @@ impl LiveBreaker {
         jitter: f64,
     ) -> Result<(Entry, Option<Refused>), Refused> {
         let asked = match &self.state {
-            State::Local(breaker) => breaker.lock().try_enter(now, jitter).map(Permit::Local),
+            State::Local(breaker) => self
+                .act(breaker, now, |it| it.try_enter(now, jitter))
+                .map(Permit::Local),
             State::Shared(member, sharing) => {
                 let (asked, wake) = member.lock().try_enter(now, jitter);
                 sharing.wake_if(wake);
@@ -139,8 +147,39 @@ impl LiveBreaker {
 
     pub fn snapshot(&self, now: Duration) -> Snapshot {
         match &self.state {
-            State::Local(breaker) => breaker.lock().snapshot(now),
+            State::Local(breaker) => self.act(breaker, now, |it| it.snapshot(now)),
             State::Shared(member, _) => member.lock().snapshot(now),
+        }
+    }
+
+    /// What a call does to one that is this process's, of which the log is told.
+    fn act<T>(
+        &self,
+        breaker: &Mutex<Breaker>,
+        now: Duration,
+        does: impl FnOnce(&mut Breaker) -> T,
+    ) -> T {
+        let (done, state) = {
+            let mut breaker = breaker.lock();
+            (does(&mut breaker), breaker.state())
+        };
+        if self.telling.is_news(state) {
+            self.say(now, || breaker.lock().snapshot(now));
+        }
+        done
+    }
+
+    #[cold]
+    fn say(&self, now: Duration, look: impl FnOnce() -> Snapshot) {
+        let mode = self.settings.mode;
+        self.telling.tell(&self.upstream, mode, now, look);
+    }
+
+    /// Tells the log of one that is shared. Its tasks do: what lanes go by comes to them first.
+    fn say_shared(&self, now: Duration) {
+        let look = || self.with_member(|member| member.snapshot(now));
+        if let Some(shown) = look().filter(|shown| self.telling.is_news(shown.state)) {
+            self.say(now, || look().unwrap_or(shown));
         }
     }
 
@@ -163,12 +202,11 @@ impl LiveBreaker {
     /// Makes it so, unless it is shared; then [`LiveBreaker::force_all`] does.
     pub fn force(&self, forced: Forced) {
         if let State::Local(breaker) = &self.state {
-            let mut breaker = breaker.lock();
-            match forced {
+            self.act(breaker, clock::mono(), |breaker| match forced {
                 Forced::Open => breaker.force_open(),
                 Forced::Closed => breaker.force_closed(),
                 Forced::Reset => breaker.reset(),
-            }
+            });
         }
     }
 
@@ -181,9 +219,9 @@ impl LiveBreaker {
         jitter: f64,
     ) {
         match (&self.state, permit) {
-            (State::Local(breaker), Permit::Local(permit)) => {
-                breaker.lock().record(permit, outcome, elapsed, now, jitter)
-            }
+            (State::Local(breaker), Permit::Local(permit)) => self.act(breaker, now, |it| {
+                it.record(permit, outcome, elapsed, now, jitter);
+            }),
             (State::Shared(member, sharing), permit) => {
                 let wake = member.lock().record(permit, outcome, elapsed, now, jitter);
                 sharing.wake_if(wake);
@@ -196,7 +234,7 @@ impl LiveBreaker {
     fn come(&self, permit: Permit, stage: Stage, now: Duration, jitter: f64) {
         match (&self.state, permit) {
             (State::Local(breaker), Permit::Local(permit)) => {
-                breaker.lock().come(permit, stage, now, jitter)
+                self.act(breaker, now, |it| it.come(permit, stage, now, jitter))
             }
             (State::Shared(member, _), permit) => member.lock().come(permit, stage, now, jitter),
             (State::Local(_), Permit::Shared { .. }) => {}

@@ -56,6 +56,7 @@ impl LiveBreaker {
             Err(error) => member.unanswered(!matches!(error, CallError::Refused(_)), now),
         });
         sharing.tried.store(true, Ordering::Release);
+        self.say_shared(now);
         change.flatten()
     }
 
@@ -165,7 +166,12 @@ impl LiveBreaker {
 
     /// A message told of a transition.
     pub fn heard(&self, word: Word) {
-        let wake = self.with_member(|member| member.heard(word, clock::mono()));
+        let now = clock::mono();
+        let wake = self.with_member(|member| member.heard(word, now));
+        // Of an opening by the next answer, which has the calls that led to it.
+        if word.state != State::Open {
+            self.say_shared(now);
+        }
         if let Some(sharing) = self.sharing() {
             sharing.wake_if(wake == Some(true));
         }
