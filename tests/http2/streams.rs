@@ -173,7 +173,7 @@ fn what_is_left_of_an_upload_takes_its_time() {
         eprintln!("from {asks:?} to {serves:?}");
         run(async {
             let origin = Origin::start(serves).await;
-            let timeouts = "stream_idle: 2s, request_read: 500ms";
+            let timeouts = "stream_idle: 8s, request_read: 500ms";
             let mut world = World::behind(timeouts, asks, serves, origin, "timeout: 300ms").await;
             let length = Length::Known(10 << 20);
             let mut call = world.client.call("POST", "/", &[], length).await;
