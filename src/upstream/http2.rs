@@ -33,6 +33,11 @@ const SMALL_FRAMES: usize = 32 * 1024 * 1024;
 /// What waits to be sent of one body, in bytes; capacity is asked for first, so that it is no more than a frame or two.
 const SEND_BUFFER: usize = 64 * 1024;
 
+/// Streams that weir has reset and whose late frames are passed over, for a second each: clients may leave in crowds.
+const REMEMBERED: usize = 10_000;
+/// Frames of streams that were forgotten, over a connection's life, until that ends: each holds up to half a KiB until it is answered.
+const FORGOTTEN: usize = 100_000;
+
 /// How many requests a connection takes whose settings are not here.
 const UNSETTLED: usize = 0;
 
@@ -160,6 +165,8 @@ impl Multiplexed {
                 .data_frame_budget(SMALL_FRAMES)
                 .max_send_buffer_size(SEND_BUFFER)
                 .max_header_list_size(64 * 1024)
+                .max_concurrent_reset_streams(REMEMBERED)
+                .max_local_error_reset_streams(Some(FORGOTTEN))
                 .enable_push(false)
                 .initial_max_send_streams(UNSETTLED)
                 .handshake(stream);

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use h2::Reason;
 
 use super::harness::frames::{
-    self, CANCEL, END_HEADERS, END_STREAM, HEADERS, NO_ERROR, PING, PROTOCOL_ERROR, RST_STREAM, Raw,
+    self, CANCEL, DATA, END_HEADERS, END_STREAM, HEADERS, NO_ERROR, PING, PROTOCOL_ERROR,
+    RST_STREAM, Raw,
 };
 use super::harness::process::{Running, file};
 use super::harness::raw::scripted;
@@ -60,6 +61,12 @@ fn answer(raw: &mut Raw, stream: u32) {
         stream,
         &head,
     ));
+}
+
+/// Begins to answer with a 200, whose body follows.
+fn begin(raw: &mut Raw, stream: u32) {
+    let head = frames::block(&[(":status", "200")]);
+    raw.send(&frames::frame(HEADERS, END_HEADERS, stream, &head));
 }
 
 fn answer_all(mut raw: Raw) {
@@ -257,6 +264,60 @@ fn a_connection_closed_under_a_request_costs_only_what_does_harm() {
     assert_eq!(lane.connect().get("/").status, 200);
     assert_eq!(lane.connect().get("/").status, 200);
     assert_eq!(lane.connect().send("POST", "/", &[], "").status, 502);
+}
+
+/// RFC 9113 section 5.1: what was under way when weir took a stream back is no error.
+#[test]
+fn late_frames_of_what_was_taken_back_end_no_other() {
+    const CLIENTS: usize = 14;
+    let (upstream, opened) = numbered(&[], |_, mut raw| {
+        let held = next_request(&mut raw).unwrap();
+        begin(&mut raw, held);
+        let mut taken_back = 0;
+        while taken_back < CLIENTS * 100 {
+            let Ok(frame) = raw.next() else {
+                return;
+            };
+            match frame.kind {
+                HEADERS => begin(&mut raw, frame.stream),
+                RST_STREAM => {
+                    taken_back += 1;
+                    raw.send(&frames::frame(DATA, 0, frame.stream, b"late"));
+                }
+                _ => {}
+            }
+        }
+        raw.send(&frames::frame(DATA, END_STREAM, held, b"whole"));
+        let _ = raw.farewell();
+    });
+    let lane = lane(upstream);
+    let mut held = Raw::client(lane.address, &[]);
+    held.send(&frames::get(1, "/held"));
+    held.until(|frame| frame.kind == HEADERS);
+    let streams = || (0..100).map(|n| n * 2 + 1);
+    let gets: Vec<u8> = streams()
+        .flat_map(|stream| frames::get(stream, "/"))
+        .collect();
+    let resets: Vec<u8> = streams()
+        .flat_map(|stream| frames::reset(stream, CANCEL))
+        .collect();
+    let mut clients: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let mut client = Raw::client(lane.address, &[]);
+            client.send(&gets);
+            for _ in streams() {
+                client.until(|frame| frame.kind == HEADERS);
+            }
+            client
+        })
+        .collect();
+    for client in &mut clients {
+        client.send(&resets);
+    }
+    let answer = held.answer(1);
+    assert!(answer.whole, "{answer:?}");
+    assert_eq!(answer.body, b"whole");
+    assert_eq!(opened.load(Ordering::Relaxed), 1);
 }
 
 /// The network took it away without a word: no request is to wait for what never answers, again and again.
