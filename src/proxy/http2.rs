@@ -32,7 +32,7 @@ use crate::clock;
 use crate::config::Listener;
 use crate::http1::websocket::{self, WEBSOCKET};
 use crate::http2::errors;
-use crate::http2::grpc::{self, GrpcStatus};
+use crate::http2::grpc;
 use crate::http2::head::{downgrade_request, upgrade_response, websocket_request};
 use crate::net::gather::{Gathered, Sender, gather};
 use crate::net::stream::{Ahead, Stream};
@@ -247,7 +247,7 @@ async fn serve(
         Err(Failure::Reply(rejection, _)) => {
             let body = !to.by_head && !to.grpc;
             let rejection = on_record(&conn, &plan, rejection, body, record).await;
-            record.grpc = to.grpc.then(|| GrpcStatus::of_refusal(rejection.status()));
+            record.grpc = to.grpc.then(|| rejection.grpc());
             refuse(&conn, &mut respond, &rejection, to);
         }
         Err(failure @ Failure::ClientGone) => {
@@ -367,8 +367,7 @@ fn refuse(conn: &Conn<'_>, respond: &mut SendResponse<Bytes>, rejection: &Reject
         fields.remove(http::header::CONTENT_LENGTH);
         let content_type = http::HeaderValue::from_static("application/grpc");
         fields.insert(http::header::CONTENT_TYPE, content_type);
-        let status = GrpcStatus::of_refusal(rejection.status());
-        fields.extend(status.trailers(&rejection.detail()));
+        fields.extend(rejection.grpc().trailers(&rejection.detail()));
         *response.status_mut() = http::StatusCode::OK;
     });
 }

@@ -118,6 +118,24 @@ fn a_body_over_the_limit_is_a_413() {
 }
 
 #[test]
+fn a_fallback_is_no_success_of_grpc() {
+    let lane = Lane::start(
+        "listen: '127.0.0.1:0'\n\
+         upstreams: {app: {endpoints: 'http://127.0.0.1:1', circuit_breaker: b}}\n\
+         circuit_breakers: {b: {consecutive_failures: 1, open_for: 1h, fallback: {status: 200, body: '[]'}}}\n",
+    );
+    assert_eq!(lane.connect().get("/").status, 502);
+    assert_eq!(lane.connect().get("/").status, 200);
+    run(async {
+        let mut client = Client::connect(Version::Two, lane.address).await;
+        let fields = [("content-type", "application/grpc"), ("te", "trailers")];
+        let call = client.call("POST", "/", &fields, Length::None).await;
+        let answer = call.answer().await;
+        assert_eq!(field(&answer.fields, "grpc-status"), Some("14"));
+    });
+}
+
+#[test]
 fn a_drain_ends_what_has_begun_and_begins_nothing() {
     on_each_pairing(async |mut world| {
         let mut call = world.client.call("POST", "/", &[], Length::Unknown).await;

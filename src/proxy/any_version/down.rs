@@ -308,7 +308,7 @@ impl<'c> Down<'_, 'c> {
             return failure;
         }
         let why = ours.unwrap_or(Rejection::UpstreamBroken);
-        let status = GrpcStatus::of_refusal(why.status());
+        let status = why.grpc();
         // This, too, is an answer: its event comes first, and says so.
         record.aborted(failure.reason());
         record.grpc = Some(status);
