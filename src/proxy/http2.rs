@@ -93,7 +93,7 @@ pub(super) async fn connection(
             true => FAREWELL,
             false => listener.keep_alive,
         };
-        let idle = sleep_until(idle_since.max(sender.took()) + span);
+        let idle = sleep_until(idle_since.max(patience.took()) + span);
         let many = requests.len() > 1;
         let heard = poll_fn(
             |cx| match sender.poll_by(cx, many, |cx| connection.poll_accept(cx)) {
@@ -138,7 +138,7 @@ pub(super) async fn connection(
                 }
             }
             () = idle, if requests.is_empty() => {
-                if sender.took() + span > Instant::now() {
+                if patience.took() + span > Instant::now() {
                     // The client still takes in what it was answered.
                     continue;
                 }

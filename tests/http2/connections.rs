@@ -3,7 +3,9 @@
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use super::harness::frames::{self, Ended, NO_ERROR, Raw};
+use super::harness::frames::{
+    self, CANCEL, DATA, END_STREAM, Ended, NO_ERROR, PING, RST_STREAM, Raw,
+};
 use super::harness::versions::{Answer, Client, Length, Origin, Outgoing, Version, field, run};
 use super::harness::{Lane, Upstream, eventually};
 use super::{World, on_each_pairing};
@@ -232,6 +234,22 @@ fn a_connection_without_requests_ends_with_its_time() {
         assert_eq!(raw.answer(stream).status, Some(502), "{stream}");
     }
     assert_eq!(raw.farewell(), (Some(NO_ERROR), Ended::Closed));
+}
+
+/// Answers to pings are no bodies that a client takes.
+#[test]
+fn pings_do_not_keep_a_connection() {
+    let lane = Lane::start(
+        "listeners: [{address: '127.0.0.1:0', timeouts: {keep_alive: 1s}}]\nupstream: http://127.0.0.1:1\n",
+    );
+    let mut raw = Raw::client(lane.address, &[]);
+    raw.patience(Duration::from_millis(300));
+    let pings = frames::frame(PING, 0, 0, b"are you?").repeat(20);
+    let ends = (0..15).any(|_| {
+        raw.send(&pings);
+        raw.farewell().1 == Ended::Closed
+    });
+    assert!(ends);
 }
 
 /// Reads without a word until the connection ends.
