@@ -96,6 +96,54 @@ fn names(answer: &Answer) -> Vec<&str> {
     names
 }
 
+/// Those that a proxy's clients are refused must not cost all of them its connection.
+#[test]
+fn bodies_behind_refusals_end_no_connection() {
+    let lane = Lane::start(
+        "listen: '127.0.0.1:0'\nupstreams: {app: {endpoints: 'http://127.0.0.1:1'}}\n\
+         rate_limits: {none: {limit: 0/h, by: constant}}\n\
+         routes: [{upstream: app, rate_limits: [none]}]\n",
+    );
+    let mut raw = Raw::client(lane.address, &[]);
+    raw.send(&frames::window_update(0, 1 << 30));
+    let mut next = (0..).map(|n| n * 2 + 1);
+    for _ in 0..15 {
+        let streams: Vec<u32> = next.by_ref().take(100).collect();
+        let heads = streams
+            .iter()
+            .flat_map(|stream| frames::request(*stream, 0, "POST", "/", &[]));
+        assert!(raw.send(&heads.collect::<Vec<_>>()));
+        for _ in &streams {
+            raw.until(frames::Frame::ends_stream);
+        }
+        let bodies = streams
+            .iter()
+            .flat_map(|stream| frames::frame(DATA, END_STREAM, *stream, b"abc"));
+        assert!(raw.send(&bodies.collect::<Vec<_>>()));
+    }
+    let last = next.next().unwrap();
+    raw.send(&frames::request(last, 0, "POST", "/", &[]));
+    let answer = raw.answer(last);
+    assert_eq!(answer.status, Some(429), "{answer:?}");
+    // One that does not come is not waited for for ever.
+    let reset = raw.until(|frame| frame.kind == RST_STREAM);
+    assert_eq!((reset.stream, reset.code()), (last, Some(NO_ERROR)));
+}
+
+/// A page that a browser leaves.
+#[test]
+fn many_requests_may_be_taken_back_at_once() {
+    let lane = Lane::start("listen: '127.0.0.1:0'\nupstream: http://127.0.0.1:1\n");
+    let mut raw = Raw::client(lane.address, &[]);
+    let streams = || (0..90).map(|n| n * 2 + 1);
+    let all = streams().map(|stream| frames::get(stream, "/"));
+    let all = all.chain(streams().map(|stream| frames::reset(stream, CANCEL)));
+    raw.send(&all.flatten().collect::<Vec<_>>());
+    raw.send(&frames::get(1001, "/"));
+    let answer = raw.answer(1001);
+    assert_eq!(answer.status, Some(502), "{answer:?}");
+}
+
 #[test]
 fn a_body_over_the_limit_is_a_413() {
     on_each_pairing(async |mut world| {

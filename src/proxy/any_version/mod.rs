@@ -44,7 +44,7 @@ use trying::Trying;
 pub(super) enum Client<'a, 'b> {
     Http1(&'a mut Ends<'b>),
     Http2 {
-        body: RecvStream,
+        body: &'a mut RecvStream,
         respond: &'a mut SendResponse<Bytes>,
     },
 }
@@ -308,7 +308,7 @@ async fn tunnel(
     let (Source::Http2 { stream: body, .. }, Back::Http2(respond)) = (source, back) else {
         return Err(Rejection::UpstreamBroken.into());
     };
-    let client = (body, &mut **respond);
+    let client = (&mut **body, &mut **respond);
     let switched = upgrade::switched_http2(conn, outgoing, client, upstream, answer, record);
     // Apart, so that others have no room for it.
     Box::pin(switched).await?;
