@@ -370,10 +370,10 @@ async fn by_http2(
     let mut answer = conn.lane.buffers.take();
     let run = run(conn, outgoing, body, upstream, back, &mut answer, record);
     let ran = run.await;
-    if let Err(failure) = &ran
-        && waited_in_vain(failure, record)
-    {
-        place.doubt();
+    match &ran {
+        Ok(_) => place.answered(),
+        Err(failure) if waited_in_vain(failure, record) => place.doubt(),
+        Err(_) => {}
     }
     trying.point = match fate.get() {
         Fate::Unseen => Point::Unseen,
