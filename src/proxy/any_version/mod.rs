@@ -141,13 +141,13 @@ async fn exchange(
             let failure = match attempt(conn, outgoing, &mut body, &mut trying, back, record).await
             {
                 Ok(Ended::Whole(next)) => {
-                    trying.tell(Ok(record.status), record);
+                    trying.tell(Ok(record.status), &outgoing.request, record);
                     return Ok(next);
                 }
                 Ok(Ended::Again) => continue,
                 Err(failure) => failure,
             };
-            trying.tell(Err(&failure), record);
+            trying.tell(Err(&failure), &outgoing.request, record);
             // An answer has told it already.
             if record.answered.is_none() {
                 learn(&trying.slot, Err(&failure), record);
