@@ -92,6 +92,7 @@ pub(super) async fn run(
     let (head, mut body) = answered?;
     record.answers(head.status);
     progress.answered.set(true);
+    progress.made();
     let status = head.status;
     let answered = Answered {
         head,
