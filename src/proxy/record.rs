@@ -57,7 +57,7 @@ pub(super) struct Record {
     pub tried_again: u32,
     /// The tries before the last, where spans tell of them.
     pub before: Vec<Try>,
-    /// Whom the last try of several goes to.
+    /// Whom the last try goes to, where spans tell of it.
     pub aimed_at: Option<Rc<Pool>>,
     /// Of the endpoint that was reached, the last one of several.
     pub reached: Option<Rc<Pool>>,
@@ -150,6 +150,13 @@ impl Record {
         self.sent.map(|sent| until.saturating_sub(sent))
     }
 
+    /// It is to go to this endpoint.
+    pub(super) fn aims_at(&mut self, pool: &Rc<Pool>) {
+        if self.forwarded.is_some() {
+            self.aimed_at = Some(pool.clone());
+        }
+    }
+
     /// A try at this endpoint is over; another may follow. `None` where nothing tells of it.
     pub(super) fn tried(
         &self,
@@ -181,8 +188,8 @@ impl Record {
         if let Some(tried) = tried {
             self.before.push(tried);
             self.forwarded = Some(clock::mono());
-            self.aimed_at = Some(next.clone());
         }
+        self.aims_at(next);
         let renamed = self.trace.as_mut().map(Trace::call_again)?;
         renamed.put(head);
         Some(renamed)

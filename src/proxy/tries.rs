@@ -66,6 +66,7 @@ pub(super) async fn ask<'c>(
     record.works();
     let picked = upstream.pick(aim, &[]);
     let mut picked = picked.map_err(|_| Rejection::NoEndpoint)?;
+    record.aims_at(&picked.pool);
     let mut retrying = None;
     let tried = match retries {
         None => {

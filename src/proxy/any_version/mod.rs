@@ -133,7 +133,9 @@ async fn exchange(
         let settings = &outgoing.shared.config.upstreams[outgoing.upstream];
         let (retries, within) = (settings.retries.as_ref(), outgoing.request.within);
         let picked = upstream.pick(outgoing.aim, &[]);
-        let to = (slot, picked.map_err(|_| Rejection::NoEndpoint)?);
+        let picked = picked.map_err(|_| Rejection::NoEndpoint)?;
+        record.aims_at(&picked.pool);
+        let to = (slot, picked);
         let mut trying = Trying::new(upstream, to, (retries, within), &is_lost);
         let keep = retries.map_or(0, |retries| retries.buffer);
         let mut body = Body::new(source, (outgoing.request.body, keep), &is_lost);
