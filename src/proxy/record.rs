@@ -52,7 +52,7 @@ pub(super) struct Record {
     /// When its response's head was here.
     pub answered: Option<Duration>,
     /// Where it is a probe of a half-open breaker.
-    pub probe: Option<Probe>,
+    pub probe: Option<Rc<Probe>>,
     /// How often it was tried again at the upstream.
     pub tried_again: u32,
     /// The tries before the last, where spans tell of them.
@@ -109,7 +109,7 @@ impl Record {
         clock::mono().saturating_sub(self.began)
     }
 
-    /// It waits for its turn, or for what the client sends.
+    /// It waits for its turn.
     pub(super) fn waits(&self) {
         if let Some(probe) = &self.probe {
             probe.waits(clock::mono(), fastrand::f64());

@@ -127,11 +127,36 @@ fn calls_that_are_open_count_where_they_are_reset() {
             origin.asked().await.reset(Reason::INTERNAL_ERROR);
             assert_eq!(call.answer().await.status, 200);
         }
-        eventually(|| {
-            let plan = lane.plan.borrow();
-            let now = weir::clock::moment().mono;
-            let breaker = plan.breakers[0].as_ref().unwrap();
-            breaker.snapshot(now).state.as_str() == "open"
-        });
+        eventually(|| state(&lane) == "open");
     });
+}
+
+/// Only the client's part of the time is not the upstream's.
+#[test]
+fn a_probe_whose_body_is_not_read_fails_by_its_time() {
+    run(async {
+        let mut origin = Origin::start(Version::Two).await;
+        let lane = Lane::start(&format!(
+            "listen: '127.0.0.1:0'\n\
+             upstreams: {{app: {{endpoints: ['http://{}'], protocol: http2, timeout: 10m, circuit_breaker: b}}}}\n\
+             circuit_breakers: {{b: {{consecutive_failures: 1, open_for: 1s, jitter: 0%, half_open: {{probes: 1, probe_timeout: 1s}}}}}}\n",
+            origin.address
+        ));
+        let mut client = Client::connect(Version::Two, lane.address).await;
+        let call = client.get("/").await;
+        origin.asked().await.reply(500, &[], Length::None).await;
+        assert_eq!(call.answer().await.status, 500);
+        eventually(|| state(&lane) == "half_open");
+        let mut call = client.call("POST", "/", &[], Length::Unknown).await;
+        let _asked = origin.asked().await;
+        call.body.pour().await;
+        eventually(|| state(&lane) == "open");
+    });
+}
+
+fn state(lane: &Lane) -> &'static str {
+    let plan = lane.plan.borrow();
+    let now = weir::clock::moment().mono;
+    let breaker = plan.breakers[0].as_ref().unwrap();
+    breaker.snapshot(now).state.as_str()
 }

@@ -66,10 +66,7 @@ pub(super) async fn run(
         trying,
     } = upstream;
     record.sent = None;
-    if outgoing.request.body != BodyLength::None {
-        record.waits();
-    }
-    let progress = Progress::begin(trying.waited);
+    let progress = Progress::begin(trying.waited, record.probe.clone());
     let request = outgoing.request;
     let shared = outgoing.shared;
     let mut uploading = Uploading {
