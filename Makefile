@@ -40,10 +40,13 @@ kube-venv:
 		cp tests/kube/requirements.txt target/kube-venv/; }
 
 ENGINE ?= $(shell command -v docker || command -v podman)
-image: ## Build the image by docker or podman (ENGINE=podman, IMAGE=weir:0.1.0)
-	$(ENGINE) build -f Dockerfile.production -t $(IMAGE) \
-		--build-arg REVISION=$(shell git rev-parse HEAD) --build-arg CREATED=$(shell date -u +%Y-%m-%dT%H:%M:%SZ) .
 IMAGE ?= weir:0.1.0
+# The name of the other and -redirect, with its tag.
+REDIRECT_IMAGE ?= $(shell echo '$(IMAGE)' | sed -E 's/(:[^:/]*)?$$/-redirect\1/')
+LABELS = --build-arg REVISION=$(shell git rev-parse HEAD) --build-arg CREATED=$(shell date -u +%Y-%m-%dT%H:%M:%SZ)
+image: ## Build the images of weir and, with nft, of redirect mode by docker or podman (ENGINE=podman, IMAGE=weir:0.1.0)
+	$(ENGINE) build -f Dockerfile.production -t $(IMAGE) $(LABELS) .
+	$(ENGINE) build -f Dockerfile.production --target redirect -t $(REDIRECT_IMAGE) $(LABELS) .
 
 image-local: ## Build the image with no daemon and no registry of images, as root, and check what it is
 	@tests/need.sh podman buildah runc debootstrap curl

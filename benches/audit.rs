@@ -339,7 +339,7 @@ fn produce(
             Delivery::BestEffort => {
                 let mut encoded = Encoded::default();
                 burst.for_each(|event| encoded.push(event));
-                recorder.record(encoded, None);
+                recorder.record(encoded);
             }
             Delivery::Guaranteed => burst.for_each(|event| drop(tray.lay(event))),
         }

@@ -11,7 +11,7 @@ use crate::policy::limit::Now;
 /// What monotonic times of policy are counted from.
 static ORIGIN: LazyLock<Instant> = LazyLock::new(now);
 
-/// The monotonic clock.
+/// The monotonic clock, for differences and deadlines alone.
 #[expect(
     clippy::disallowed_methods,
     reason = "this is the module that reads the clocks"

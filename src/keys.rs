@@ -118,10 +118,12 @@ impl Keys {
         format!("{}:c:{{{}}}", self.prefix, tag.as_str())
     }
 
+    /// The processes that live, and when each was last heard of.
     pub fn processes(&self) -> String {
         format!("{}:p:{{live}}", self.prefix)
     }
 
+    /// The overrides of limits.
     pub fn overrides(&self) -> String {
         format!("{}:o:{{overrides}}", self.prefix)
     }
@@ -212,6 +214,7 @@ impl Keys {
 }
 
 impl UserTag {
+    /// Its length as text.
     pub const CHARS: usize = 16;
 
     /// Of the user of this name.

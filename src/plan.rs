@@ -29,9 +29,11 @@ use crate::store::limits::slots::{self, Slots};
 use crate::store::limits::{Key, LimitKeys, Limits};
 use crate::store::sessions::LiveSessions;
 use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::metrics::Metrics;
 use crate::telemetry::metrics::breakers::BreakerMetrics;
+use crate::telemetry::metrics::limits::LimitMetrics;
+use crate::telemetry::metrics::requests::RouteMetrics;
 use crate::telemetry::metrics::tls::HandshakeMetrics;
-use crate::telemetry::metrics::{LimitMetrics, Metrics, RouteMetrics};
 use crate::telemetry::traces::Traces;
 use crate::upstream::LiveUpstream;
 use make::Carried;
@@ -252,7 +254,7 @@ impl Plan {
     pub fn tell_sharing(&self, now: Duration) {
         let limits = self.sharing.iter();
         let limits = limits.map(|sharing| (sharing.limit(), sharing.is_alone(now)));
-        self.metrics.limits_alone(limits);
+        self.metrics.limits.note_alone(limits);
     }
 }
 

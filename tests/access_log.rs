@@ -234,3 +234,22 @@ fn a_reload_begins_changes_and_ends_it() {
     let mut rest = lines.iter();
     assert_eq!(rest.find(|line| line.contains("/over")), None);
 }
+
+#[test]
+fn a_password_in_a_target_is_not_written_down() {
+    let upstream = Upstream::answering("x");
+    let mut weir = weir("access_log: {format: json}", &upstream);
+    let lines = lines(&mut weir);
+    for (line, path) in [
+        ("GET http://ann:hunter2@x/a@b?c=1", "http://x/a@b"),
+        ("GET ann:hunter2@x/a", "x/a"),
+        ("CONNECT ann:hunter2@x:443", "x:443"),
+    ] {
+        let request = format!("{line} HTTP/1.1\r\nHost: x\r\n\r\n");
+        weir.client().write(request.as_bytes());
+        let told = next(&lines);
+        assert_eq!(told["status"], 400, "{told}");
+        assert!(!told.to_string().contains("hunter2"), "{told}");
+        assert!(told["path"] == path || told["path"] == "", "{told}");
+    }
+}

@@ -426,6 +426,36 @@ fn a_boot_that_lost_all_it_had_is_named() {
     assert_eq!((report.faults, report.open.len()), (vec![], 1));
 }
 
+#[test]
+fn batches_follow_a_clock_that_is_set_right() {
+    let kept = Kept::new(Kind::Postgres);
+    let mut process = kept.process("a");
+    for (first, ahead) in [(1, 0), (101, 3), (201, 0), (301, 1)] {
+        kept.append(&mut process, first..=first + 99, noon() + ahead * DAY);
+    }
+    kept.end(process);
+    let database = kept.database.as_ref().unwrap();
+    let day = Day::of(noon());
+    let days = database.one(&format!(
+        "SELECT string_agg((day - DATE '{day}')::text, ' ' ORDER BY first, is_end) FROM weir.audit_batches"
+    ));
+    assert_eq!(days, "0 3 0 1 1");
+    let read = || {
+        let report = kept.verify(KEY);
+        (report.events, report.faults)
+    };
+    assert_eq!(read(), (400, vec![]));
+    for (day, left) in [(day.0, 200), (day.0 + 1, 100), (day.0 + 3, 0)] {
+        kept.block(async {
+            let mut connection = kept.pools().write().await.unwrap();
+            partitions::remove(&mut connection, Day(day), &Hasher::new(Some(KEY)))
+                .await
+                .unwrap();
+        });
+        assert_eq!(read(), (left, vec![]));
+    }
+}
+
 fn days_that_retention_removed_are_not_missed(kind: Kind) {
     let kept = Kept::new(kind);
     let mut process = kept.process("a");

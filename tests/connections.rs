@@ -406,6 +406,14 @@ fn who_has_begun_nothing_does_not_hold_the_drain_up() {
     }
 }
 
+/// How many files a process may have open from here on.
+fn may_open(running: &Running, count: usize) {
+    let limit = format!("--nofile={count}:4096");
+    let pid = format!("--pid={}", running.child.id());
+    let set = Command::new("prlimit").args([pid, limit]).status();
+    assert!(set.unwrap().success());
+}
+
 #[test]
 fn a_connection_that_finds_no_descriptor_waits_and_is_counted() {
     let config = file(
@@ -420,21 +428,36 @@ fn a_connection_that_finds_no_descriptor_waits_and_is_counted() {
         count.lines().next().unwrap().parse::<u64>().unwrap()
     };
     assert_eq!(failures(), 0);
-    let pid = running.child.id();
-    let may_open = |count: usize| {
-        let limit = format!("--nofile={count}:4096");
-        let pid = format!("--pid={pid}");
-        let set = Command::new("prlimit").args([pid, limit]).status();
-        assert!(set.unwrap().success());
-    };
     // It has more open already, and keeps them.
-    may_open(3);
+    may_open(&running, 3);
     let mut client = running.client();
     client.begin("GET", "/", &[], "");
     running.log_until("cannot be accepted");
-    may_open(4_096);
+    may_open(&running, 4_096);
     assert_eq!(client.finish().status, 200);
     assert!(failures() > 0);
+}
+
+#[test]
+fn what_weir_lacks_opens_no_breaker_and_ejects_no_endpoint() {
+    let upstream = Upstream::answering("ok");
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nruntime: {{lanes: 1}}\ncircuit_breakers: {{b: {{consecutive_failures: 1, open_for: 1h}}}}\n\
+         upstreams: {{app: {{endpoints: ['{}'], circuit_breaker: b, panic_threshold: 0%,\n  \
+         outlier_detection: {{consecutive_5xx: 1, max_ejection_percent: 100, base_ejection_time: 1h}}}}}}\n\
+         routes: [{{match: {{path: /here}}, reply: {{status: 200}}}}, {{upstream: app}}]\n",
+        upstream.url()
+    ));
+    let running = Running::start(config.path());
+    let mut client = running.client();
+    assert_eq!(client.get("/here").status, 200);
+    // It has more open already, and keeps them.
+    may_open(&running, 3);
+    for _ in 0..3 {
+        assert_eq!(client.get("/").status, 502);
+    }
+    may_open(&running, 4_096);
+    assert_eq!(client.get("/").status, 200);
 }
 
 #[test]

@@ -15,6 +15,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use harness::process::{Running, file};
+use harness::raw::Recorder;
 use harness::servers::{NameServer, Server};
 use harness::{Client, DEADLINE, Lane, Upstream, eventually, ok, raw};
 
@@ -405,6 +406,42 @@ fn a_name_that_changes_is_followed() {
     names.says("app.test", &[servers[0].ip()], 60);
     until_gone(&mut client, &servers[2]);
     assert_eq!(spread(&mut client, 10).len(), 1);
+}
+
+#[test]
+fn a_check_names_what_the_file_names() {
+    let upstream = Recorder::start();
+    let names = NameServer::start();
+    names.says("app.test", &[upstream.address.ip()], 60);
+    let port = upstream.address.port();
+    let endpoints = format!("{{dns: 'app.test:{port}', servers: ['{}']}}", names.address);
+    let _lane = Lane::start(&of_endpoints(&endpoints, "health: {path: /healthz}"));
+    eventually(|| !upstream.whole().is_empty());
+    let asked = upstream.whole().swap_remove(0);
+    let host = format!("\r\nHost: app.test:{port}\r\n");
+    assert!(asked.contains(&host), "{asked}");
+}
+
+#[test]
+fn a_name_that_is_gone_takes_its_endpoints_with_it() {
+    let server = Server::start();
+    let names = NameServer::start();
+    let port = server.address.port();
+    names.says("app.test", &[server.ip()], 60);
+    let endpoints = format!(
+        "[{{dns: 'app.test:{port}', refresh: 20ms, servers: ['{}']}}]",
+        names.address
+    );
+    let lane = Lane::start(&of_endpoints(&endpoints, ""));
+    let mut client = lane.connect();
+    assert_eq!(client.get("/").status, 200);
+    // It is there, and has nothing.
+    names.says("app.test", &[], 0);
+    eventually(|| client.get("/").status == 503);
+    names.says("app.test", &[server.ip()], 60);
+    eventually(|| client.get("/").status == 200);
+    names.forgets("app.test");
+    eventually(|| client.get("/").status == 503);
 }
 
 /// Until the last answers are others'.

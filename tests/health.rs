@@ -13,8 +13,11 @@ use std::time::{Duration, Instant};
 use harness::postgres;
 use harness::process::{Running, file};
 use harness::redis::{Server, key_prefix};
+use harness::sqlite::DAY;
 use harness::{Client, Reply, eventually, eventually_within};
 use serde_json::Value;
+use weir::clock;
+use weir::store::sqlite::Writer;
 
 /// A proxy whose checks are made anew for each call.
 fn proxy(more: &str) -> Running {
@@ -47,6 +50,24 @@ fn every_check_tells_its_status_and_what_it_took() {
     assert!(health["checks"]["disk"]["disks"][0]["free_bytes"].is_u64());
     assert!(health["checks"]["memory"]["resident_bytes"].as_u64() > Some(1 << 20));
     assert_eq!(health["stale"], false);
+}
+
+#[test]
+fn files_of_the_audit_that_need_a_human_are_told_with_the_mend() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.db");
+    drop(Writer::open(&path, "a", None, clock::wall() + DAY * 9).unwrap());
+    let weir = proxy(&format!(
+        "worker: {{health: {{cache: 0s}}}}\naudit: {{sqlite: {{path: {}}}}}\n",
+        path.display()
+    ));
+    eventually(|| {
+        let (_, health) = get(&weir, "/health");
+        let audit = &health["checks"]["audit"];
+        let said = audit["ahead"].as_str().unwrap_or_default();
+        audit["status"] == "degraded"
+            && said.contains("move all files of the audit to another folder")
+    });
 }
 
 #[test]

@@ -563,6 +563,39 @@ fn no_spelling_of_a_path_walks_around_its_route() {
     assert_eq!(status("/open"), 200);
 }
 
+/// As many apps serve them alike.
+#[test]
+fn neither_case_nor_a_slash_walks_around_a_route_that_says_so() {
+    let upstream = Recorder::start();
+    let lane = Lane::start(&format!(
+        "listen: 127.0.0.1:0\nupstreams: {{app: {{endpoints: ['http://{}']}}}}\n\
+         rate_limits: {{none: {{limit: 1/h, by: route}}, each: {{limit: 1/h, by: [client.ip, path]}}}}\n\
+         routes:\n  - {{match: {{path: /login/**, ignore_case: true}}, upstream: app, rate_limits: [none]}}\n\
+         \x20 - {{match: {{path: /Each/*, ignore_case: true}}, upstream: app, rate_limits: [each]}}\n  - {{upstream: app}}\n",
+        upstream.address
+    ));
+    let status = |path: &str| lane.connect().get(path).status;
+    assert_eq!(status("/login"), 200);
+    for path in [
+        "/login",
+        "/login/",
+        "/LOGIN",
+        "/Login//",
+        "/lOGIN/x",
+        "/%4Cogin",
+        "/login/;x",
+        "/LOGIN?q",
+    ] {
+        assert_eq!(status(path), 429, "{path}");
+    }
+    assert_eq!(status("/LOGIN;a=b"), 400);
+    assert_eq!([status("/loginn"), status("/log"), status("/")], [200; 3]);
+    let of_each = ["/each/A", "/EACH/a", "/each/b"].map(status);
+    assert_eq!(of_each, [200, 429, 200]);
+    // The app decides what a path means, so that it gets the one that was asked for.
+    assert!(upstream.bytes().contains("GET /each/A HTTP/1.1"));
+}
+
 #[test]
 fn parameters_of_a_path_walk_around_no_route() {
     let upstream = Recorder::start();

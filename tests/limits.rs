@@ -23,6 +23,7 @@ on_each_store!(
     a_refused_head_has_no_body_that_the_next_reply_could_be_taken_for,
     requests_near_the_limit_are_counted,
     a_value_that_is_not_utf_8_makes_a_key_as_any_other,
+    no_one_chooses_under_which_of_several_values_it_is_counted,
     no_client_asks_for_nothing,
     a_cost_beyond_reason_is_refused_and_breaks_nothing,
     a_request_of_no_cost_is_never_refused,
@@ -383,6 +384,68 @@ fn a_value_that_is_not_utf_8_makes_a_key_as_any_other(store: Store) {
             "{by}"
         );
     }
+}
+
+/// Whichever of several values the application takes, and however it is spelt.
+fn no_one_chooses_under_which_of_several_values_it_is_counted(store: Store) {
+    let several: [(&str, &[&[&str]]); 4] = [
+        (
+            "header:x-key",
+            &[
+                &["/", "X-Key: 1", "X-Key: 2"],
+                &["/", "X-Key: 1", "x_key: 2"],
+            ],
+        ),
+        (
+            "cookie:k",
+            &[
+                &["/", "Cookie: k=1; k=2"],
+                &["/", "Cookie: k=1", "Cookie: k=2"],
+            ],
+        ),
+        ("query:k", &[&["/?k=1&k=2"]]),
+        ("[path, 'query:k']", &[&["/?k=1&k=2"]]),
+    ];
+    for (by, requests) in several {
+        let lane = limited(store, &format!("{{limit: 9/h, by: {by}}}"));
+        for request in requests {
+            let status = lane
+                .connect()
+                .send("GET", request[0], &request[1..], "")
+                .status;
+            assert_eq!(status, 429, "{by}: {request:?}");
+        }
+    }
+    let same: [(&str, &[&[&str]]); 4] = [
+        (
+            "header:x-key",
+            &[&["/", "X-Key: 1", "X-Key: 1"], &["/", "x_key: 1"]],
+        ),
+        (
+            "cookie:k",
+            &[&["/", "Cookie: k=1; k=1"], &["/", "Cookie: k=1"]],
+        ),
+        ("query:k", &[&["/?k=1&k=%31"], &["/?k=1"]]),
+        (
+            "header:authorization",
+            &[
+                &["/", "Authorization: Bearer t"],
+                &["/", "authorization: bearer   t"],
+            ],
+        ),
+    ];
+    for (by, requests) in same {
+        let lane = limited(store, &format!("{{limit: 1/h, by: {by}}}"));
+        let statuses = requests.iter().map(|request| {
+            lane.connect()
+                .send("GET", request[0], &request[1..], "")
+                .status
+        });
+        assert_eq!(statuses.collect::<Vec<_>>(), [200, 429], "{by}");
+    }
+    // Where it only counts, nobody is refused.
+    let lane = limited(store, "{limit: 1/h, by: 'query:k', mode: shadow}");
+    assert_eq!(lane.connect().get("/?k=1&k=2").status, 200);
 }
 
 fn no_client_asks_for_nothing(store: Store) {

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use harness::kept::{DAY, KEY, Kept, Kind, RETENTION, pools};
 use harness::postgres::{Database, Server};
+use harness::raw::Silent;
 use harness::redis::Certificates;
 use serde_json::Value;
 use tokio::runtime::Handle;
@@ -87,6 +88,34 @@ fn reads_are_bounded_and_change_nothing() {
             .batch_execute("CREATE TABLE a (); SELECT pg_sleep(3)")
             .await
             .unwrap();
+    });
+}
+
+#[test]
+fn a_server_that_is_to_be_written_to_is_read_as_well() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let url = format!("{}&target_session_attrs=read-write", database.url());
+        let postgres = Postgres::new(&config(&url, &[])).unwrap();
+        let write = postgres.write().await.unwrap();
+        write.batch_execute("CREATE TABLE a ()").await.unwrap();
+        let read = postgres.read().await.unwrap();
+        read.batch_execute("TABLE a").await.unwrap();
+        let change = read.batch_execute("CREATE TABLE b ()").await.unwrap_err();
+        assert_eq!(change.code().unwrap().code(), "25006");
+    });
+}
+
+#[test]
+fn a_host_that_is_silent_leaves_time_for_the_next() {
+    let database = Database::new();
+    let silent = Silent::new();
+    on_a_runtime(async {
+        let both = format!("@{},", silent.address);
+        let url = database.url().replacen('@', &both, 1);
+        let postgres = Postgres::new(&config(&url, &[])).unwrap();
+        let read = postgres.read().await.unwrap();
+        read.batch_execute("SELECT 1").await.unwrap();
     });
 }
 

@@ -316,3 +316,38 @@ fn an_upgraded_connection_passes_bytes_both_ways_until_both_sides_end() {
             .contains("Connection: upgrade\r\nUpgrade: x/1, websocket\r\n")
     );
 }
+
+#[test]
+fn trace_goes_no_further_and_options_as_far_as_it_may() {
+    let ok = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    let (up, seen) = upstream(vec![ok; 4], "\r\n\r\n");
+    let weir = weir(up);
+    let ask = |method: &str, fields: &str| {
+        let head = format!("{method} / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{fields}\r\n");
+        ask(&weir, &head)
+    };
+    let refused = ask("TRACE", "");
+    assert!(
+        refused.starts_with("HTTP/1.1 405 Method Not Allowed\r\n")
+            && refused.contains("details=\"trace\"\r\n")
+            && refused.contains("\r\nAllow: GET, HEAD, "),
+        "{refused}"
+    );
+    let answered = ask("OPTIONS", "Max-Forwards: 0\r\n");
+    assert!(answered.starts_with("HTTP/1.1 204 "), "{answered}");
+    for (method, sent, passed) in [
+        ("OPTIONS", "Max-Forwards: 1", "Max-Forwards: 0"),
+        ("OPTIONS", "max-forwards: 070", "Max-Forwards: 69"),
+        ("OPTIONS", "Max-Forwards: +1", "Max-Forwards: +1"),
+        ("GET", "Max-Forwards: 0", "Max-Forwards: 0"),
+    ] {
+        let answered = ask(method, &format!("{sent}\r\n"));
+        assert!(answered.starts_with("HTTP/1.1 200 "), "{sent}: {answered}");
+        let seen = seen.recv().unwrap();
+        let told: Vec<_> = seen
+            .lines()
+            .filter(|line| line.to_ascii_lowercase().starts_with("max-forwards:"))
+            .collect();
+        assert_eq!(told, [passed], "{method} {sent}: {seen}");
+    }
+}

@@ -226,6 +226,11 @@ fn check(yaml: &str) {
         .output()
         .unwrap();
     assert!(output.status.success(), "{output:?}\n{text}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !said.contains("which many apps take for the same"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -352,8 +357,61 @@ fn the_forwarding_fields_that_an_app_gets_are_those_of_the_readme() {
 }
 
 #[test]
-fn the_file_for_production_is_accepted() {
+fn make_image_builds_both_images_that_are_injected() {
+    let made = |image: &str| {
+        let asked = ["-n", "image", "ENGINE=engine"].into_iter();
+        let image = format!("IMAGE={image}");
+        let image = Some(image.as_str()).filter(|image| !image.ends_with('='));
+        let output = Command::new("make")
+            .args(asked.chain(image))
+            .env_remove("MAKEFLAGS")
+            .env_remove("IMAGE")
+            .env_remove("REDIRECT_IMAGE")
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        let images = said.lines().filter_map(|line| {
+            let (options, image) = line.split_once(" -t ")?;
+            let target = options.contains(" --target redirect");
+            Some((target, image.split(' ').next()?.to_owned()))
+        });
+        images.collect::<Vec<_>>()
+    };
+    let version = env!("CARGO_PKG_VERSION");
+    let both = |weir: String, redirect: String| [(false, weir), (true, redirect)];
+    let unless_told = both(
+        format!("weir:{version}"),
+        format!("weir-redirect:{version}"),
+    );
+    assert_eq!(made(""), unless_told);
+    let named = both(
+        "r.org:5000/a/weir".into(),
+        "r.org:5000/a/weir-redirect".into(),
+    );
+    assert_eq!(made("r.org:5000/a/weir"), named);
+}
+
+#[test]
+fn the_files_that_come_with_weir_are_accepted_and_not_gone_round() {
     check(include_str!("../config/production.yaml"));
+    check(include_str!("../config/weir.yaml"));
+    let of_database = |text: &str| {
+        let text = text.replace("${file:/etc/weir/secrets/database-url}", "${DATABASE_URL}");
+        let text = text.replace("${file:/run/secrets/database-url}", "${DATABASE_URL}");
+        check(&text.replace(
+            "${file:/run/secrets/database-read-url}",
+            "${DATABASE_READ_URL}",
+        ));
+    };
+    of_database(include_str!("../deploy/compose/weir.yaml"));
+    let (_, map) = include_str!("../deploy/k8s/03-configmap.yaml")
+        .split_once("  weir.yaml: |\n")
+        .unwrap();
+    of_database(&format!("\n{map}").replace("\n    ", "\n"));
+    for (yaml, _) in blocks(SESSIONS, "yaml") {
+        check(yaml);
+    }
 }
 
 #[test]

@@ -9,14 +9,17 @@
 mod harness;
 
 use std::io::{BufRead, BufReader, Write};
-use std::sync::atomic::Ordering;
+use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use harness::calls::{Call, Ear, Load, Tally, add, on_a_lane, soon};
 use harness::process::{Running, file};
-use harness::raw::SlowNetwork;
-use harness::redis::{Certificates, Cluster, Sentinels, Server, key_prefix};
+use harness::raw::{SlowNetwork, scripted};
+use harness::redis::{Answer, Certificates, Cluster, Sentinels, Server, key_prefix};
 use harness::{DEADLINE, eventually};
 use weir::keys;
 use weir::store::redis::{CallError, Script};
@@ -599,4 +602,69 @@ fn a_master_under_sentinels_is_followed() {
         nodes.len() == 1 && nodes[0].up && nodes[0].address == new
     });
     println!("new master after {:?}", killed.elapsed());
+}
+
+/// The master of before lives on: what it took meanwhile it would lose.
+#[test]
+fn a_failover_that_sentinels_are_asked_for_is_followed_at_once() {
+    let sentinels = Sentinels::start();
+    let load = Load::start(&patient(&sentinels.yaml("t")), some_keys());
+    load.until(|calls| calls.iter().any(|call| call.answer.is_ok()));
+    sentinels.sentinels[0].cli(&["SENTINEL", "FAILOVER", "mymaster"]);
+    let new = &sentinels.servers[1];
+    let of = |sentinel: &Server| sentinel.cli(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"]);
+    let named = Answer::List(vec![
+        Answer::Text("127.0.0.1".to_owned()),
+        Answer::Text(new.port.to_string()),
+    ]);
+    eventually(|| {
+        sentinels
+            .sentinels
+            .iter()
+            .all(|sentinel| of(sentinel) == named)
+    });
+    let told = now();
+    let address = format!("127.0.0.1:{}", new.port);
+    eventually(|| load.health().iter().all(|node| node.address == address));
+    let took = told.elapsed();
+    println!("followed {took:?} after all sentinels had told");
+    // Its connection is closed by force once the old one is a replica, some ten seconds later.
+    assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+/// The bytes of a client to a server of this port, and back.
+fn relay(client: TcpStream, port: u16) {
+    let server = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let (mut from, mut up) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+    thread::spawn(move || {
+        let _ = std::io::copy(&mut from, &mut up);
+        let _ = up.shutdown(Shutdown::Both);
+    });
+    let (mut server, mut client) = (server, client);
+    let _ = std::io::copy(&mut server, &mut client);
+    let _ = client.shutdown(Shutdown::Both);
+}
+
+/// An address behind which another server becomes the master, while the connection to the one of before stays.
+#[test]
+fn a_master_that_becomes_a_replica_is_left() {
+    let servers = [Server::single(), Server::single()];
+    let leads_to = Arc::new(AtomicU16::new(servers[0].port));
+    let now_to = leads_to.clone();
+    let address = scripted(move |client| relay(client, now_to.load(Ordering::Relaxed)));
+    let yaml = format!("redis: {{urls: 'redis://{address}', mode: single, key_prefix: t}}\n");
+    let load = Load::start(&patient(&yaml), some_keys());
+    load.until(|calls| calls.iter().any(|call| call.answer.is_ok()));
+    leads_to.store(servers[1].port, Ordering::Relaxed);
+    let port = servers[1].port.to_string();
+    servers[0].cli(&["REPLICAOF", "127.0.0.1", &port]);
+    let demoted = now();
+    load.until(|calls| calls.last().is_some_and(|call| call.answer.is_ok()));
+    let refused = load.since(demoted);
+    let refused = refused.iter().filter(|call| call.answer.is_err()).count();
+    println!(
+        "another master after {:?}, {refused} calls refused",
+        demoted.elapsed()
+    );
+    assert!(refused > 0);
 }

@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use harness::sqlite::{Audit, DAY, KEY, NOW, RETENTION, batch, event, events, lock, seqs};
-use harness::{eventually, process};
+use harness::sqlite::{Audit, DAY, KEY, NOW, RETENTION, batch, event, events, lock, seqs, today};
+use harness::{DEADLINE, PATIENCE, eventually, process};
 use rusqlite::Connection;
 use weir::clock;
 use weir::config::audit::Delivery;
@@ -371,17 +371,17 @@ fn a_file_of_all_days_from_before_is_refused_and_left_alone() {
 fn recorded_events_are_written_soon_and_in_order() {
     let audit = Audit::empty();
     let (recorder, worker) = weir::audit::sqlite::start(
-        audit.writer_at(clock::wall()),
+        audit.writer_at(today()),
         5_000,
         Delivery::BestEffort,
         RETENTION,
     )
     .unwrap();
-    recorder.record(batch(1..=1), None);
+    recorder.record(batch(1..=1));
     eventually(|| recorder.counts().written == 1);
-    recorder.record(batch(2..=1_200), None);
-    recorder.record(batch(1_201..=1_201), None);
-    let counts = worker.stop(Duration::from_secs(5));
+    recorder.record(batch(2..=1_200));
+    recorder.record(batch(1_201..=1_201));
+    let counts = worker.stop(PATIENCE);
     assert_eq!(
         (counts.written, counts.queued, counts.dropped),
         (1_201, 0, 0)
@@ -393,7 +393,7 @@ fn recorded_events_are_written_soon_and_in_order() {
             .zip(1..)
             .all(|(stored, n)| stored.event == AuditEvent { seq: n, ..event(n) })
     );
-    recorder.record(batch(1..=1), None);
+    recorder.record(batch(1..=1));
     assert_eq!(recorder.counts().dropped, 1);
     assert_eq!(audit.faults(), []);
 }
@@ -401,21 +401,23 @@ fn recorded_events_are_written_soon_and_in_order() {
 #[test]
 fn a_locked_database_blocks_no_sender_and_is_caught_up_with() {
     let audit = Audit::empty();
+    let today = today();
     let (recorder, worker) = weir::audit::sqlite::start(
-        audit.writer_at(clock::wall()),
+        audit.writer_at(today),
         2_000,
         Delivery::BestEffort,
         RETENTION,
     )
     .unwrap();
-    let other = lock(&audit.file(clock::wall()));
+    let other = lock(&audit.file(today));
     let start = clock::now();
     for n in 1..=1_990 {
-        recorder.record(batch(n..=n), None);
+        recorder.record(batch(n..=n));
     }
-    recorder.record(batch(1_991..=2_005), None);
-    recorder.record(batch(2_006..=2_006), None);
-    assert!(start.elapsed() < Duration::from_secs(1));
+    recorder.record(batch(1_991..=2_005));
+    recorder.record(batch(2_006..=2_006));
+    // One that waited for the lock would have waited for two thousand.
+    assert!(start.elapsed() < DEADLINE);
     eventually(|| recorder.counts().errors >= 2);
     let counts = recorder.counts();
     assert_eq!(
@@ -424,8 +426,8 @@ fn a_locked_database_blocks_no_sender_and_is_caught_up_with() {
     );
     drop(other);
     eventually(|| recorder.counts().written == 2_000);
-    recorder.record(batch(2_001..=2_001), None);
-    let counts = worker.stop(Duration::from_secs(5));
+    recorder.record(batch(2_001..=2_001));
+    let counts = worker.stop(PATIENCE);
     assert_eq!((counts.written, counts.dropped), (2_001, 6));
     assert_eq!(audit.faults(), []);
 }
@@ -433,15 +435,15 @@ fn a_locked_database_blocks_no_sender_and_is_caught_up_with() {
 #[test]
 fn stopping_gives_up_at_its_deadline_and_counts_what_is_lost() {
     let audit = Audit::empty();
-    let writer = audit.writer_at(clock::wall());
+    let writer = audit.writer_at(today());
     writer.limit_pages(1).unwrap();
     let (recorder, worker) =
         weir::audit::sqlite::start(writer, 2_000, Delivery::BestEffort, RETENTION).unwrap();
-    recorder.record(batch(1..=1_000), None);
+    recorder.record(batch(1..=1_000));
     eventually(|| recorder.counts().errors > 0);
     let start = clock::now();
     let counts = worker.stop(Duration::from_millis(100));
-    assert!(start.elapsed() < Duration::from_secs(5));
+    assert!(start.elapsed() < DEADLINE);
     assert_eq!(
         (counts.written, counts.queued, counts.dropped),
         (0, 0, 1_000)
@@ -462,11 +464,11 @@ fn events_wait_for_a_disk_that_is_full_at_the_start() {
     };
     let (recorder, writers) =
         weir::audit::sqlite::start_once_there_is_room(files, open, 2_000, RETENTION).unwrap();
-    recorder.record(batch(1..=2_005), None);
+    recorder.record(batch(1..=2_005));
     eventually(|| recorder.counts().errors > 1);
     has_room.store(true, Ordering::Relaxed);
     eventually(|| recorder.counts().written == 2_000);
-    let counts = writers.stop(Duration::from_secs(5));
+    let counts = writers.stop(PATIENCE);
     assert_eq!((counts.written, counts.dropped), (2_000, 5));
     assert_eq!(audit.faults(), []);
 
@@ -475,7 +477,7 @@ fn events_wait_for_a_disk_that_is_full_at_the_start() {
     let full = || Err(StoreError::Full);
     let (recorder, writers) =
         weir::audit::sqlite::start_once_there_is_room(files, full, 2_000, RETENTION).unwrap();
-    recorder.record(batch(1..=10), None);
+    recorder.record(batch(1..=10));
     let counts = writers.stop(Duration::ZERO);
     assert_eq!((counts.written, counts.dropped), (0, 10));
 }

@@ -11,12 +11,11 @@ mod harness;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use harness::eventually;
 use harness::sqlite::{
-    Audit, DAY, KEY, NOW, RETENTION, batch, close, event, events, lock, remove_old, seqs,
+    Audit, DAY, KEY, NOW, RETENTION, batch, close, event, events, lock, remove_old, seqs, today,
 };
+use harness::{PATIENCE, eventually};
 use rusqlite::Connection;
-use weir::clock;
 use weir::config::audit::Delivery;
 use weir::store::audit::chain::Keys;
 use weir::store::audit::days::{self, Day};
@@ -324,19 +323,19 @@ fn a_closed_day_proves_that_the_newest_file_is_gone() {
 #[test]
 fn days_that_are_over_are_closed_beside_the_writing() {
     let audit = Audit::empty();
-    let today = clock::wall();
+    let today = today();
     let mut writer = audit.writer_at(today - DAY);
     writer.append(&mut events(1..=5), today - DAY).unwrap();
     let (recorder, worker) =
         weir::audit::sqlite::start(writer, 2_000, Delivery::BestEffort, RETENTION).unwrap();
-    recorder.record(batch(6..=6), None);
+    recorder.record(batch(6..=6));
     let indexes = || {
         let file = Connection::open(audit.file(today - DAY)).unwrap();
         let sql = "SELECT count(*) FROM sqlite_schema WHERE type = 'index'";
         file.query_row(sql, [], |row| row.get::<_, u32>(0)).unwrap()
     };
     eventually(|| indexes() > 0);
-    worker.stop(Duration::from_secs(5));
+    worker.stop(PATIENCE);
     assert_eq!(audit.faults(), []);
     assert_eq!(audit.reader().query(&Filter::default()).unwrap().len(), 6);
 }
@@ -397,7 +396,7 @@ fn a_file_that_another_hand_removed_is_told_from_those_of_the_retention() {
 #[test]
 fn the_retention_is_heeded_beside_the_writing() {
     let audit = Audit::empty();
-    let today = clock::wall();
+    let today = today();
     let mut writer = audit.writer_at(today - 9 * DAY);
     for ago in [9, 4, 3] {
         let now = today - ago * DAY;
@@ -406,9 +405,9 @@ fn the_retention_is_heeded_beside_the_writing() {
     let (recorder, worker) =
         weir::audit::sqlite::start(writer, 2_000, Delivery::BestEffort, RETENTION).unwrap();
     eventually(|| recorder.counts().removed_files == 2);
-    recorder.record(batch(6..=6), None);
+    recorder.record(batch(6..=6));
     eventually(|| recorder.counts().written == 1);
-    worker.stop(Duration::from_secs(5));
+    worker.stop(PATIENCE);
     assert_eq!(days::list(&audit.path).unwrap().len(), 2);
     assert_eq!(audit.faults(), []);
 }

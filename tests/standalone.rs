@@ -147,3 +147,35 @@ fn an_auditor_finds_each_request_and_proof_that_none_is_missing() {
     ]));
     assert_eq!(by_user.lines().count(), 1);
 }
+
+#[test]
+fn a_route_keeps_a_share_of_its_own_and_nothing_that_a_pattern_hides() {
+    let (echo, folder) = (Echo::start(), tempfile::tempdir().unwrap());
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nupstream: http://{}\n\
+         routes:\n  - {{match: {{path: /kept/*}}, upstream: upstream, audit: {{level: headers, sample: 100%}}}}\n\
+         \x20 - {{match: {{path: /left/*}}, upstream: upstream, audit: {{sample: 0%}}}}\n  - {{upstream: upstream}}\n\
+         audit: {{sample: 0%, sqlite: {{path: '{}'}}, capture: {{request_headers: [x-s-1]}},\n\
+         \x20 redact: {{headers: ['x-s-*'], query: ['*_key'], paths: [/kept/*/keys/*]}}}}\n",
+        echo.address,
+        folder.path().join("audit.db").display()
+    ));
+    let mut running = Running::start(config.path());
+    let mut client = running.client();
+    for path in [
+        "/left/a",
+        "/other",
+        "/kept/ann/keys/hunter2?my_key=hunter2&a=1",
+    ] {
+        let reply = client.send("GET", path, &["X-S-1: hunter2"], "");
+        assert_eq!(reply.status, 200, "{path}");
+    }
+    running.signal("TERM");
+    assert!(running.child.wait().unwrap().success());
+    let path = config.path().to_str().unwrap();
+    let queried = said(weir(&["audit", "-c", path, "query", "--format", "jsonl"]));
+    let event = json(&queried);
+    assert_eq!(event["path"], "/kept/***/keys/***", "{event}");
+    assert_eq!(event["query"], "my_key=***&a=1", "{event}");
+    assert_eq!(event["headers"].to_string(), r#"[["x-s-1","***"]]"#);
+}

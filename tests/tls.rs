@@ -319,8 +319,16 @@ fn the_upstream_is_told_whose_certificate_it_was_and_no_client_can_say_so() {
     let shown = ask(&weir, authority.client_showing(&authority, "web"));
     assert_eq!(shown, [format!("X-Forwarded-Client-Cert: {element}")]);
     assert_eq!(ask(&weir, authority.client()), Vec::<String>::new());
+    // Load balancers pass on what they do not know of: that they are trusted for addresses says nothing of certificates.
     let weir = Weir::start(
         &format!("{tls}, client_ip: {{trusted_proxies: [127.0.0.1]}}"),
+        "",
+    );
+    let shown = ask(&weir, authority.client_showing(&authority, "web"));
+    assert_eq!(shown, [format!("X-Forwarded-Client-Cert: {element}")]);
+    assert_eq!(ask(&weir, authority.client()), Vec::<String>::new());
+    let weir = Weir::start(
+        &format!("{tls}, client_ip: {{trusted_proxies: [127.0.0.1], trust_client_cert: true}}"),
         "",
     );
     let shown = ask(&weir, authority.client_showing(&authority, "web"));
@@ -474,6 +482,12 @@ fn a_new_certificate_is_shown_and_no_request_fails_meanwhile() {
     let authority = Authority::new();
     let weir = weir_of(&authority, "");
     let address = weir.address().to_owned();
+    let begin = weir.metric("weir_tls_certificate_not_before_timestamp_seconds");
+    let now = weir::clock::wall().as_secs();
+    assert!(
+        begin.is_some_and(|begin| begin > 0 && begin <= now),
+        "{begin:?}"
+    );
     let end = |weir: &Weir| {
         weir.metric("weir_tls_certificate_not_after_timestamp_seconds")
             .unwrap()

@@ -582,3 +582,26 @@ fn a_reload_sends_spans_to_another_collector() {
     reaches(&mut client, &one);
     reaches(&mut client, &other);
 }
+
+#[test]
+fn hidden_segments_of_a_path_are_in_no_span() {
+    let (upstream, collector) = (Upstream::answering(""), Collector::start(None));
+    let folder = tempfile::tempdir().unwrap();
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\n\
+         telemetry: {{traces: {{otlp: '{}', sample: 100%}}}}\nupstreams: {{app: {{endpoints: ['{}']}}}}\n\
+         routes: [{{match: {{path: /pay/*}}, upstream: app, rewrite: {{path_prefix: /v2}}}}]\n\
+         audit: {{sqlite: {{path: '{}'}}, redact: {{paths: [/pay/*]}}}}\n",
+        collector.url(),
+        upstream.url(),
+        folder.path().join("audit.db").display()
+    ));
+    let weir = Running::start(config.path());
+    assert_eq!(weir.client().get("/pay/hunter2/x").status, 200);
+    let head = upstream.wait_for_request();
+    assert!(head.starts_with("GET /v2/hunter2/x "), "{head}");
+    let (server, call) = pair(&collector);
+    assert_eq!(server["attributes"]["url.path"], "/pay/***", "{server}");
+    let url = format!("{}/v2/***", upstream.url());
+    assert_eq!(call["attributes"]["url.full"], url, "{call}");
+}

@@ -580,7 +580,7 @@ fn a_client_that_does_not_read_is_let_go() {
         client.set_write_timeout(Some(BOUND)).unwrap();
         // Ends early when weir closes.
         let _ = client.write_all(request.repeat(100_000).as_bytes());
-        eventually(|| metrics.connections_open.get() == 0);
+        eventually(|| metrics.connections.open.get() == 0);
     }
 }
 

@@ -16,6 +16,7 @@ use harness::process::{Log, Running, faketime, file, signal};
 use harness::redis::{Server, key_prefix};
 use harness::{eventually, eventually_within};
 use tempfile::NamedTempFile;
+use weir::clock;
 
 const BESIDE: &str = "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\nadmin: {address: 127.0.0.1:0}\nruntime: {lanes: 1}\n";
 
@@ -282,6 +283,37 @@ fn lanes_begin_and_serve_whatever_postgres_refuses_and_the_audit_follows() {
     }
 }
 
+/// One that takes connections and says nothing holds nobody up for the time that it has.
+#[test]
+fn lanes_begin_though_postgres_hangs_and_the_audit_follows() {
+    let (redis, postgres) = (Server::single(), postgres::Server::start());
+    let folder = tempfile::tempdir().unwrap();
+    let config = draining(&redis, &postgres.url(), "", folder.path());
+    let text = std::fs::read_to_string(config.path()).unwrap();
+    let config = file(&text.replace("timeout: 500ms", "timeout: 30s"));
+    postgres.pause();
+    let start = clock::now();
+    let mut weir = Running::start(config.path());
+    assert!(start.elapsed() < Duration::from_secs(9));
+    assert_eq!(weir.client().get("/").status, 502);
+    assert_eq!(weir.admin().get("/ready").status, 200);
+    let health = weir.admin().get("/health").body;
+    let health: serde_json::Value = serde_json::from_str(&health).unwrap();
+    let schema = &health["checks"]["postgres_schema"];
+    assert_eq!(schema["status"], "degraded", "{health}");
+    assert_eq!(schema["error"], "postgres did not answer yet", "{health}");
+    postgres.resume();
+    eventually_within(Duration::from_secs(60), || {
+        weir.admin()
+            .get("/metrics")
+            .body
+            .contains("\nweir_drain_schema_missing 0\n")
+    });
+    eventually(|| postgres.one("SELECT count(*) FROM weir.audit_events") == "1");
+    weir.signal("TERM");
+    assert_eq!(weir.child.wait().unwrap().code(), Some(0));
+}
+
 #[test]
 fn a_worker_that_does_not_migrate_says_what_to_do() {
     let (redis, database) = (Server::single(), Database::new());
@@ -351,6 +383,9 @@ fn a_worker_that_waits_begins_once_its_stores_are_there() {
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
+/// Long enough for what is there to be found, on a slow machine too.
+const IN_VAIN: &str = "5s";
+
 /// A worker that waits for its stores for so long.
 fn waiting(config: &Path, within: &str) -> Child {
     let mut weir = Command::new(env!("CARGO_BIN_EXE_weir"));
@@ -366,14 +401,12 @@ fn a_worker_that_waits_in_vain_says_what_is_missing() {
     let url = "postgres://weir:hunter2@127.0.0.1:1/weir?sslmode=disable";
     let config = draining(&redis, url, "", folder.path());
     let waiting = |within: &str| waiting(config.path(), within);
-    let output = waiting("300ms").wait_with_output().unwrap();
+    let output = waiting(IN_VAIN).wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     let error = said.split("error: ").last().unwrap();
-    assert!(
-        error.starts_with("after 300ms this is still missing:"),
-        "{said}"
-    );
+    let missing = format!("after {IN_VAIN} this is still missing:");
+    assert!(error.starts_with(&missing), "{said}");
     assert!(
         error.contains("postgres.write (127.0.0.1:1/weir): "),
         "{said}"
@@ -403,12 +436,13 @@ fn a_worker_that_waits_waits_for_the_schema_but_not_for_an_older_one() {
     let (redis, database) = (Server::single(), Database::new());
     let folder = tempfile::tempdir().unwrap();
     let config = draining(&redis, &database.url(), ", migrate: false", folder.path());
-    let output = waiting(config.path(), "300ms").wait_with_output().unwrap();
+    let output = waiting(config.path(), IN_VAIN).wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     let error = said.split("error: ").last().unwrap();
+    let missing = format!("after {IN_VAIN} this is still missing:");
     for part in [
-        "after 300ms this is still missing:",
+        missing.as_str(),
         "the schema in postgres: ",
         "run `weir migrate`",
     ] {
@@ -443,7 +477,7 @@ fn a_cluster_that_is_not_formed_is_waited_for() {
         redis.port
     ));
     let waiting = |within: &str| waiting(config.path(), within);
-    let output = waiting("300ms").wait_with_output().unwrap();
+    let output = waiting(IN_VAIN).wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     let why = "not all slots have a server yet";

@@ -33,6 +33,17 @@ def share(part: str, whole: str) -> str:
 
 
 REQUESTS, ERRORS = rate("weir_requests_total"), rate("weir_requests_total", 'class="5xx"')
+REFUSED = rate("weir_rejections_total", 'reason!~"client_left|upstream_aborted|cut_off"')
+
+
+def of_containers(expression: str) -> str:
+    """Of what the kubelet tells, that of the pods whose weir is chosen: other people's containers have such names, too."""
+    return f"{expression} and on (namespace, pod) {now('weir_build_info')}"
+
+
+def used(metric: str) -> str:
+    return f'sum by (namespace, pod) (rate({metric}{{namespace=~"$namespace",container=~"weir|proxy|worker|injector"}}[{RATE}]))'
+
 
 # Each row: (title, [panel…]); a panel: (title, kind, unit, width, what it says, [(expression, legend)…]). 24 columns a line.
 ROWS = [
@@ -40,7 +51,7 @@ ROWS = [
         ("Requests a second", "stat", "reqps", 4, "Of all instances that are chosen.", [(f"sum({REQUESTS})", "")]),
         ("Errors", "stat", "percentunit", 4, "5xx, weir's own refusals with 503 included.", [(share(f"sum({ERRORS})", f"sum({REQUESTS})"), "")]),
         ("p99", "stat", "s", 4, "From a request's head to the end of its response.", [(quantile(0.99, "", "weir_request_duration_seconds"), "")]),
-        ("Refused by weir", "stat", "reqps", 4, "Limits, breakers, sessions, no route and the rest.", [(f"sum({rate('weir_rejections_total')})", "")]),
+        ("Refused by weir", "stat", "reqps", 4, "Limits, breakers, sessions, no route and the rest; not what broke off.", [(f"sum({REFUSED})", "")]),
         ("Connections open", "stat", "short", 4, "", [(f"sum({now('weir_connections_open')})", "")]),
         ("Processes", "stat", "short", 4, "That are scraped: proxies and workers; and those of them that are ready.", [
             (f"count({now('weir_ready')})", "all"), (f"sum({now('weir_ready')})", "ready")]),
@@ -49,7 +60,7 @@ ROWS = [
         ("Time of requests", "timeseries", "s", 12, "The upstream's time included.", [
             (quantile(q, "", "weir_request_duration_seconds"), name) for q, name in ((0.5, "p50"), (0.9, "p90"), (0.99, "p99"))]),
         ("p99 by route", "timeseries", "s", 12, "", [(f"topk(10, {quantile(0.99, 'route', 'weir_request_duration_seconds')})", "{{route}}")]),
-        ("Why weir refused", "timeseries", "reqps", 12, "By the label that Proxy-Status and the audit have too.", [(by("reason", rate("weir_rejections_total")), "{{reason}}")]),
+        ("Refused, or broken off", "timeseries", "reqps", 12, "By the label that Proxy-Status and the audit have too. Broken off: client_left, upstream_aborted, cut_off.", [(by("reason", rate("weir_rejections_total")), "{{reason}}")]),
         ("gRPC by status", "timeseries", "reqps", 12, "", [(by("status", rate("weir_grpc_responses_total")) + " > 0", "{{status}}")]),
     ]),
     ("Processes and lanes", [
@@ -61,12 +72,11 @@ ROWS = [
         ("Time that lanes are late", "timeseries", "s", 8, "Kept where runtime.shed.loop_delay is set.", [(quantile(0.99, "instance", "weir_lane_delay_seconds"), "{{instance}} p99")]),
         ("Versions", "timeseries", "short", 8, "Instances by version.", [(by("version", now("weir_build_info")), "{{version}}")]),
         ("CPU", "timeseries", "short", 8, "Cores, as the kubelet counts them. A lane is a thread: it has one at most.", [
-            ('sum by (pod) (rate(container_cpu_usage_seconds_total{namespace=~"$namespace",container=~"weir|proxy|worker"}[$__rate_interval]))', "{{pod}}")]),
+            (of_containers(used("container_cpu_usage_seconds_total")), "{{pod}}")]),
         ("CPU held back", "timeseries", "percentunit", 8, "Share of periods in which the container had used up its limit: a cause of slow requests.", [
-            ('sum by (pod) (rate(container_cpu_cfs_throttled_periods_total{namespace=~"$namespace",container=~"weir|proxy|worker"}[$__rate_interval]))'
-             ' / sum by (pod) (rate(container_cpu_cfs_periods_total{namespace=~"$namespace",container=~"weir|proxy|worker"}[$__rate_interval]))', "{{pod}}")]),
+            (of_containers(f"{used('container_cpu_cfs_throttled_periods_total')} / {used('container_cpu_cfs_periods_total')}"), "{{pod}}")]),
         ("Memory", "timeseries", "bytes", 8, "", [
-            ('sum by (pod) (container_memory_working_set_bytes{namespace=~"$namespace",container=~"weir|proxy|worker"})', "{{pod}}")]),
+            (of_containers('sum by (namespace, pod) (container_memory_working_set_bytes{namespace=~"$namespace",container=~"weir|proxy|worker|injector"})'), "{{pod}}")]),
         ("Tasks begun again, and panics", "timeseries", "short", 8, "", [
             (f"sum by (task) (increase({now('weir_task_restarts_total')}[{RATE}])) > 0", "{{task}}"), (f"sum(increase({now('weir_panics_total')}[{RATE}]))", "panics")]),
         ("Reloads of the configuration", "timeseries", "short", 8, "", [(f"sum by (result) (increase({now('weir_config_reloads_total')}[{RATE}]))", "{{result}}")]),

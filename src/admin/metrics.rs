@@ -11,32 +11,32 @@ use crate::telemetry::metrics::audit::AuditMetrics;
 
 /// The metrics, with the gauges that are only known when asked.
 pub(super) fn scrape(admin: &Admin, plan: &Plan) -> String {
+    let whole = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
     let process = &plan.metrics.process;
-    process.used(machine::used(admin.health.started.elapsed()));
+    process.note_use(machine::used(admin.health.started.elapsed()));
     process.ready.set(i64::from(admin.health.is_ready()));
     if let Some(writes) = &admin.writes {
-        process.pool("write", writes.write_use());
+        process.note_pool("write", writes.write_use());
     }
     if let Some(reads) = &admin.postgres {
-        process.pool("read", reads.replicas_use());
-        process.pool("read_primary", reads.read_primary_use());
+        process.note_pool("read", reads.replicas_use());
+        process.note_pool("read_primary", reads.read_primary_use());
     }
     let now = clock::moment().mono;
     let breakers = &plan.metrics.breakers;
     breakers.forget_states();
     for breaker in plan.breakers.iter().flatten() {
         let state = breaker.snapshot(now).state.as_str();
-        breakers.is(&breaker.upstream, state, &State::ALL.map(State::as_str));
+        breakers.set_state(&breaker.upstream, state, &State::ALL.map(State::as_str));
         let enforced = breaker.settings.mode == Mode::Enforce;
-        breakers.is_enforced(&breaker.upstream, enforced);
+        breakers.set_enforced(&breaker.upstream, enforced);
         if let Some(shared) = breaker.with_member(|member| member.is_together()) {
-            breakers.is_shared(&breaker.upstream, shared);
+            breakers.set_shared(&breaker.upstream, shared);
         }
     }
     plan.tell_sharing(now);
     for upstream in &plan.upstreams {
         let (counts, metrics) = (upstream.counts(), &upstream.metrics);
-        let whole = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         metrics.up.set(whole(counts.up));
         metrics.unhealthy.set(whole(counts.unhealthy));
         metrics.ejected.set(whole(counts.ejected));
@@ -45,8 +45,7 @@ pub(super) fn scrape(admin: &Admin, plan: &Plan) -> String {
         metrics.bound.set(upstream.bound().unwrap_or(0).into());
     }
     for live in &plan.sessions {
-        let held = i64::try_from(live.held()).unwrap_or(i64::MAX);
-        live.metrics.held.set(held);
+        live.metrics.held.set(whole(live.held()));
     }
     if let Some(audit) = &plan.audit {
         bring(&plan.metrics.audit, &audit.counts(), audit.refuses());
@@ -60,14 +59,12 @@ pub(super) fn scrape(admin: &Admin, plan: &Plan) -> String {
         ),
     };
     let keys = plan.limits.len().max(fullest);
-    let counted = &plan.metrics.limit_keys_evicted;
-    counted.inc_by((plan.limits.evicted() + evicted).saturating_sub(counted.get()));
-    plan.metrics
-        .limit_keys
-        .set(i64::try_from(keys).unwrap_or(i64::MAX));
-    plan.metrics
-        .limit_keys_max
-        .set(i64::try_from(plan.limits.max_keys).unwrap_or(i64::MAX));
+    let limits = &plan.metrics.limits;
+    let evicted = plan.limits.evicted() + evicted;
+    let more = evicted.saturating_sub(limits.keys_evicted.get());
+    limits.keys_evicted.inc_by(more);
+    limits.keys.set(whole(keys));
+    limits.keys_max.set(whole(plan.limits.max_keys));
     plan.metrics.text()
 }
 
@@ -80,6 +77,7 @@ fn bring(metrics: &AuditMetrics, counts: &Counts, refuses: bool) {
     metrics.files_removed_total(counts.removed_files);
     metrics.resent_total(counts.resent);
     metrics.queued.set(whole(counts.queued));
+    metrics.queued_bytes.set(whole(counts.queued_bytes));
     metrics.underway.set(whole(counts.underway));
     metrics.refuses.set(i64::from(refuses));
     let spool = counts.spool.unwrap_or_default();

@@ -1,5 +1,5 @@
 //! From the lanes to where events are kept: a bounded queue that never makes a sender wait, trays beside it for what requests wait for ([`tray`]), and the threads behind it, which
-//! write events to SQLite ([`sqlite`]), or pack and ship them to the worker ([`ship`]). Must not know what an event means.
+//! write events to SQLite ([`sqlite`]) and keep its days up ([`upkeep`]), or pack and ship them to the worker ([`ship`]). Must not know what an event means.
 
 pub mod receipt;
 mod send;
@@ -7,6 +7,7 @@ pub mod ship;
 pub mod sqlite;
 pub mod tray;
 mod uncommitted;
+mod upkeep;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -27,7 +28,7 @@ use crate::event::Encoded;
 const STUCK: u64 = 1_000;
 /// Bytes of events in the queue, from which on it takes no more: as many events as may wait would take hundreds of megabytes where
 /// clients have long paths and queries. They are counted as groups are sent, not as each event is laid.
-const BYTES: u64 = 32 << 20;
+pub const BYTES: u64 = 32 << 20;
 /// Bytes that are taken from it at once, about.
 const HANDFUL: usize = 8 << 20;
 
@@ -55,6 +56,8 @@ pub struct Counts {
     pub written: u64,
     /// In the queue, or in the batch being written.
     pub queued: u64,
+    /// Of the queue, which is full at [`BYTES`] whatever its number of events.
+    pub queued_bytes: u64,
     /// On their way to the worker and not known to be committed.
     pub underway: u64,
     /// Lost: the queue was full, or the threads had stopped.
@@ -66,6 +69,15 @@ pub struct Counts {
     /// Batches that were lost in Redis and sent again.
     pub resent: u64,
     pub spool: Option<SpoolCounts>,
+}
+
+/// What is wrong with SQLite's files beside the writing, each with its mend.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Troubles {
+    /// The newest is of a day to come.
+    pub ahead: Option<String>,
+    /// Days are neither closed nor removed.
+    pub upkeep: Option<String>,
 }
 
 /// How the spool is.
@@ -119,6 +131,7 @@ struct Shared {
     spool_age: AtomicU64,
     spool_corrupt: AtomicU64,
     spool_refuses: AtomicBool,
+    troubles: Mutex<Troubles>,
     /// Set by `stop`: when to give up.
     deadline: OnceLock<Instant>,
     ended: AtomicBool,
@@ -143,13 +156,12 @@ struct Taken {
 }
 
 impl Recorder {
-    /// Takes the events; those of the last ones that do not fit into the queue are counted as dropped. Never waits. Where there
-    /// is a duty, all fit or none do, and then it is not fulfilled.
-    pub fn record(&self, mut events: Encoded, duty: Option<Duty>) {
-        let fits = self.shared.reserve(events.len(), duty.is_some());
+    /// Takes events that no request waits for; those of the last ones that do not fit into the queue are counted as dropped. Never waits.
+    pub fn record(&self, mut events: Encoded) {
+        let fits = self.shared.reserve(events.len());
         events.truncate(fits);
         if !events.is_empty() {
-            self.send(events, duty);
+            self.send(events, None);
         }
     }
 
@@ -182,6 +194,10 @@ impl Recorder {
         self.shared.counts()
     }
 
+    pub fn troubles(&self) -> Troubles {
+        self.shared.troubles.lock().clone()
+    }
+
     /// Events that can wait.
     pub fn capacity(&self) -> u64 {
         self.shared.capacity
@@ -210,8 +226,8 @@ impl Writers {
 }
 
 impl Shared {
-    /// Makes room for up to `wanted` events, or for all of them or none; how many it is.
-    fn reserve(&self, wanted: usize, all: bool) -> usize {
+    /// Makes room for up to `wanted` events; how many it is.
+    fn reserve(&self, wanted: usize) -> usize {
         let wanted_count = u64::try_from(wanted).unwrap_or(u64::MAX);
         let is_heavy = self.bytes.load(Ordering::Relaxed) >= BYTES;
         if is_heavy || self.is_stopping() {
@@ -224,9 +240,6 @@ impl Shared {
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |accepted| {
                 let queued = accepted.saturating_sub(self.left.load(Ordering::Acquire));
                 fits = wanted_count.min(self.capacity.saturating_sub(queued));
-                if all && fits < wanted_count {
-                    fits = 0;
-                }
                 Some(accepted + fits)
             });
         if fits < wanted_count {
@@ -253,6 +266,7 @@ impl Shared {
         Counts {
             written: read(&self.written),
             queued,
+            queued_bytes: if ended { 0 } else { read(&self.bytes) },
             underway: read(&self.underway),
             dropped: read(&self.dropped) + lost,
             errors: read(&self.errors),
@@ -263,7 +277,7 @@ impl Shared {
     }
 
     /// The queue is being emptied.
-    fn moves(&self) {
+    fn note_move(&self) {
         self.moved.store(millis(), Ordering::Relaxed);
     }
 
@@ -311,6 +325,7 @@ impl Queue {
             spool_age: AtomicU64::new(0),
             spool_corrupt: AtomicU64::new(0),
             spool_refuses: AtomicBool::new(false),
+            troubles: Mutex::default(),
             deadline: OnceLock::new(),
             ended: AtomicBool::new(false),
         });
@@ -466,9 +481,11 @@ mod tests {
                     sent += 1;
                     assert!(sent <= 50_000, "all are let in");
                 }
-                let queued = recorder.counts().queued as usize * size / GROUP;
+                let counts = recorder.counts();
+                let queued = counts.queued as usize * size / GROUP;
                 let most = BYTES as usize + 2 * size;
                 assert!((BYTES as usize..most).contains(&queued), "{queued}");
+                assert!((BYTES..most as u64).contains(&counts.queued_bytes));
                 // It is emptied a handful at a time, to the last one.
                 let mut left = queued;
                 while left > 0 {
@@ -479,9 +496,10 @@ mod tests {
                     recorder.shared.left.fetch_add(count, Ordering::AcqRel);
                     taken.clear();
                 }
+                assert_eq!(recorder.counts().queued_bytes, 0);
             }
         };
-        fills(&|recorder, _| recorder.record(group(), None));
+        fills(&|recorder, _| recorder.record(group()));
         fills(&|_, tray| drop(tray.lay(&event)));
     }
 }

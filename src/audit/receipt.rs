@@ -21,7 +21,7 @@ struct Slip {
 
 /// The duty to settle a receipt. Dropped without that, the events count as lost.
 #[derive(Debug, Default)]
-pub struct Duty(Receipt);
+pub(super) struct Duty(Receipt);
 
 impl Receipt {
     /// Waits until it is known whether the events are safe.
@@ -49,12 +49,12 @@ impl Receipt {
 
 impl Duty {
     /// For those who wait.
-    pub fn receipt(&self) -> Receipt {
+    pub(super) fn receipt(&self) -> Receipt {
         self.0.clone()
     }
 
     /// The events survive the end of the process.
-    pub fn safe(self) {
+    pub(super) fn safe(self) {
         self.0.settle(SAFE);
     }
 }

@@ -270,7 +270,7 @@ impl Packing {
                 true => TAKE,
                 false => self.stream.batch_events,
             };
-            self.queue.shared.moves();
+            self.queue.shared.note_move();
             more = self.queue.fill(&mut taken, enough, linger, patience);
             self.queue.take_there(&mut taken, TAKE);
             not_before = clock::now();

@@ -57,7 +57,7 @@ impl Tray {
 
     /// Lays an event there. Never waits for the disk.
     pub fn lay<T: Serialize>(&self, event: &AuditEvent<T>) -> Laid {
-        if self.recorder.shared.reserve(1, true) == 0 {
+        if self.recorder.shared.reserve(1) == 0 {
             return Laid::Refused;
         }
         let mut contents = self.slot.0.lock();

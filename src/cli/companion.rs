@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::store::fleet::Fleet;
 use crate::store::postgres::migrate::{check_version, migrate};
 use crate::store::postgres::{Postgres, PostgresError};
+use crate::store::redis::Connections;
 use crate::store::streams::consume::Streams;
 use crate::telemetry::metrics::Metrics;
 use crate::worker::supervise::{AtStop, Supervisor};
@@ -29,8 +30,9 @@ use crate::worker::{self, drain, partitions};
 const TRY_EVERY: Duration = Duration::from_secs(1);
 /// Between tries, at most, while it refuses: each leaves a line in its log.
 const REFUSED_EVERY: Duration = Duration::from_secs(10);
-/// For Postgres to be there when the process starts; it goes on without.
+/// For Postgres to be there when the process starts; it goes on without. Lanes need it for nothing, and begin once it had time to answer.
 const START: Duration = Duration::from_secs(10);
+const START_BESIDE_LANES: Duration = Duration::from_secs(1);
 
 /// In what company the tasks run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,63 +74,37 @@ impl Companion {
         };
         schema.begin(handle).await?;
         let mut supervisor = Supervisor::new(handle.clone(), metrics.clone());
-        let stopping = supervisor.stopping();
         let redis = {
             let _within = handle.enter();
             fleet.connect(false)
         };
-        supervisor.keep("drain", worker::SHORT_SILENCE, AtStop::Finish, {
-            let (schema, stopping, fleet) = (schema.clone(), stopping.clone(), fleet.clone());
-            let (redis, drain) = (redis.main.clone(), metrics.drain.clone());
-            let settings = drain::Settings {
-                stream: audit.stream.clone(),
-                worker: config.worker.clone(),
-            };
-            move |heartbeat| {
-                let run = drain::run(
-                    settings.clone(),
-                    fleet.clone(),
-                    redis.clone(),
-                    schema.postgres.clone(),
-                    drain.clone(),
-                    heartbeat.clone(),
-                    stopping.clone(),
-                );
-                schema.clone().then(run, heartbeat, stopping.clone())
-            }
-        });
+        let settings = drain::Settings {
+            stream: audit.stream.clone(),
+            worker: config.worker.clone(),
+        };
+        let (drained, connections) = (schema.clone(), redis.main.clone());
+        keep_drained(
+            &mut supervisor,
+            drained,
+            settings,
+            fleet.clone(),
+            connections,
+            metrics,
+        );
         let days = partitions::Settings {
             retention: config.worker.retention,
             key: audit.key.clone(),
             every: partitions::EVERY,
         };
-        let silence = days.silence(schema.postgres.timeout);
-        supervisor.keep("partitions", silence, AtStop::Finish, {
-            let (schema, drain) = (schema.clone(), metrics.drain.clone());
-            move |heartbeat| {
-                let run = partitions::run(
-                    days.clone(),
-                    schema.postgres.clone(),
-                    drain.clone(),
-                    heartbeat.clone(),
-                    stopping.clone(),
-                );
-                schema.clone().then(run, heartbeat, stopping.clone())
-            }
-        });
+        keep_days(&mut supervisor, schema.clone(), days, metrics);
         worker::look_at_replicas(&mut supervisor, "replicas", schema.postgres.clone());
         let health = config.worker.health;
-        let check = |down| stores::postgres(schema.postgres.clone(), health.timeout, down);
-        let check = match runs {
-            Runs::BesideLanes => check(Status::Degraded),
-            Runs::Alone => check(Status::Critical).gating(),
-        };
         let group = &config.worker.group;
         let streams = Streams::new(redis.main, &fleet.keys, &audit.stream, group);
         let lag = stores::audit_lag(Arc::new(streams), health);
         Ok(Companion {
             supervisor,
-            checks: vec![check, schema.check(), lag],
+            checks: vec![schema.servers_check(health.timeout), schema.check(), lag],
             postgres: schema.postgres,
             runtime,
         })
@@ -143,6 +119,53 @@ impl Companion {
     pub(super) async fn stop(self, within: Duration) {
         self.supervisor.stop(within).await;
     }
+}
+
+/// Brings batches from the streams into Postgres.
+fn keep_drained(
+    supervisor: &mut Supervisor,
+    schema: Schema,
+    settings: drain::Settings,
+    fleet: Arc<Fleet>,
+    redis: Arc<Connections>,
+    metrics: &Metrics,
+) {
+    let (metrics, stopping) = (metrics.drain.clone(), supervisor.stopping());
+    let begin = move |heartbeat: Heartbeat| {
+        let run = drain::run(
+            settings.clone(),
+            fleet.clone(),
+            redis.clone(),
+            schema.postgres.clone(),
+            metrics.clone(),
+            heartbeat.clone(),
+            stopping.clone(),
+        );
+        schema.clone().then(run, heartbeat, stopping.clone())
+    };
+    supervisor.keep("drain", worker::SHORT_SILENCE, AtStop::Finish, begin);
+}
+
+/// Makes the tables of days ahead, and removes old ones.
+fn keep_days(
+    supervisor: &mut Supervisor,
+    schema: Schema,
+    settings: partitions::Settings,
+    metrics: &Metrics,
+) {
+    let silence = settings.silence(schema.postgres.timeout);
+    let (metrics, stopping) = (metrics.drain.clone(), supervisor.stopping());
+    let begin = move |heartbeat: Heartbeat| {
+        let run = partitions::run(
+            settings.clone(),
+            schema.postgres.clone(),
+            metrics.clone(),
+            heartbeat.clone(),
+            stopping.clone(),
+        );
+        schema.clone().then(run, heartbeat, stopping.clone())
+    };
+    supervisor.keep("partitions", silence, AtStop::Finish, begin);
 }
 
 /// The schema that the tasks work with.
@@ -174,7 +197,11 @@ impl Schema {
         let schema = self.clone();
         // A task of its own, which goes on: a connection that is let go of in the middle would keep its lock.
         let bring = runtime.spawn(async move { schema.bring().await });
-        match timeout(START, bring).await {
+        let within = match self.runs {
+            Runs::BesideLanes => START_BESIDE_LANES,
+            Runs::Alone => START,
+        };
+        match timeout(within, bring).await {
             Ok(brought) => match (brought?, self.runs) {
                 (Ok(()), _) => {}
                 (Err(error), _) if may_pass(&error) => {
@@ -231,6 +258,15 @@ impl Schema {
             };
             async move { found }
         })
+    }
+
+    /// Likewise, of the servers; without lanes the process is ready only with the primary.
+    fn servers_check(&self, within: Duration) -> Check {
+        let check = |down| stores::postgres(self.postgres.clone(), within, down);
+        match self.runs {
+            Runs::BesideLanes => check(Status::Degraded),
+            Runs::Alone => check(Status::Critical).gating(),
+        }
     }
 
     async fn bring(&self) -> Result<(), PostgresError> {

@@ -5,6 +5,7 @@ pub mod r#await;
 pub mod check;
 mod client;
 mod companion;
+mod control;
 mod dependencies;
 pub mod echo;
 pub mod healthcheck;

@@ -12,26 +12,22 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::bail;
-use tokio::net::TcpListener;
-use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use super::companion::{Companion, Runs};
+use super::companion::Runs;
+use super::control::{self, Tasks};
 use super::read;
 use super::signals::Signals;
 use super::take_over::{self, Offer};
+use crate::admin::Admin;
 use crate::admin::app_health::AppProbes;
-use crate::admin::health::check::Check;
-use crate::admin::health::{Board, Health, Heartbeat, Watched, machine};
-use crate::admin::{self, Admin};
+use crate::admin::health::{Heartbeat, machine};
 use crate::audit;
-use crate::clock;
 use crate::config::Config;
 use crate::config::check::Checked;
-use crate::config::worker::Health as Bounds;
 use crate::config::yaml::Mistake;
 use crate::net::listen::{Bound, SocketFiles};
 use crate::net::tls::Secured;
@@ -39,12 +35,10 @@ use crate::plan::{Plan, Process};
 use crate::proxy::reload::Fingerprint;
 use crate::proxy::{lane, reload};
 use crate::store::fleet::FleetConnections;
-use crate::store::sessions::Sweeper;
 use crate::telemetry::log;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::names::first_look;
 use crate::worker;
-use crate::worker::sessions::SharedSweep;
 use crate::worker::supervise::{GaveUp, Supervisor};
 use ports::Ports;
 pub(super) use ports::bind;
@@ -83,11 +77,8 @@ pub fn run(file: PathBuf, parts: Parts, takes_over: TakesOver) -> anyhow::Result
     } = read(&file)?;
     log::init(config.log);
     warn_of(&warnings, &file);
-    // The control thread: signals, reloads and the admin port, apart from the lanes.
-    let control = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    control.block_on(supervise(config, file, seen, parts, takes_over))
+    // Signals, reloads and the admin port, apart from the lanes.
+    control::run(supervise(config, file, seen, parts, takes_over))
 }
 
 /// As a file is read again.
@@ -122,17 +113,15 @@ async fn supervise(
     let mut ports = Ports::open(&config, takes_over).await?;
 
     let metrics = Arc::<Metrics>::default();
-    let mut control = Supervisor::new(Handle::current(), metrics.clone());
+    let mut tasks = Tasks::new(&metrics);
     let stores = Stores::begin(&config, &metrics).await?;
     secured.stores = stores.tls();
     if let Some(postgres) = &stores.postgres {
-        // Apart from the worker's own view, which has connections of another runtime.
-        worker::look_at_replicas(&mut control, "query_replicas", postgres.clone());
+        tasks.look_at_replicas(postgres);
     }
-    let mut companion = None;
     if let (Some(fleet), Some(postgres), Parts::All) = (&stores.fleet, &stores.postgres, parts) {
-        let begin = Companion::begin(&config, postgres, fleet, &metrics, Runs::BesideLanes);
-        companion = Some(begin.await?);
+        let begin = tasks.begin_companion(&config, postgres, fleet, Runs::BesideLanes);
+        begin.await?;
     }
     let checks = stores.checks(&config);
     let (lane_count, bounds) = (lane_count(&config), config.worker.health);
@@ -151,7 +140,7 @@ async fn supervise(
         fleet,
     };
     let (plan, following) = watch::channel(Plan::first(config, secured, process));
-    tend(&mut control, &following, redis.as_ref(), parts).await;
+    tend(&mut tasks.control, &following, redis.as_ref(), parts).await;
 
     let sockets = ports.lanes.bind(lane_count)?;
     let socket_files = SocketFiles::of(sockets.iter().take(1).flatten());
@@ -160,35 +149,20 @@ async fn supervise(
         TakesOver::No => Vec::new(),
     };
     let lanes = Lanes::begin(sockets, &following)?;
-    let admin_at = ports.admin.local_addr()?;
-    let metrics_at = ports.metrics.as_ref().map(TcpListener::local_addr);
-    let metrics_at = metrics_at.transpose()?.map(tracing::field::display);
+    let (admin_at, metrics_at) = ports.control.addresses()?;
+    let metrics_at = metrics_at.map(tracing::field::display);
     info!(addresses = %ports.lanes.addresses(), admin = %admin_at, metrics = metrics_at, lanes = lanes.threads.len(), "listening");
 
-    let (unready, is_unready) = watch::channel(false);
-    let (board, tasks) = watched(checks, bounds, &control, companion.as_mut());
-    let health = Health {
-        started: clock::now(),
-        lanes: lanes.heartbeats,
-        tasks,
-        draining: is_unready,
-        board,
-    };
-    let admin = Arc::new(Admin {
+    let board = tasks.board(checks, bounds);
+    let (health, unready) = tasks.health(board, lanes.heartbeats);
+    let admin_ports = ports.control.serve(Admin {
         plan: following.clone(),
         redis: redis.clone(),
         postgres,
-        writes: companion
-            .as_ref()
-            .map(|companion| companion.postgres.clone()),
+        writes: tasks.writes(),
         health,
         app_probes,
     });
-    let mut admin_ports = JoinSet::new();
-    admin_ports.spawn(admin::serve(ports.admin, admin.clone()));
-    if let Some(metrics) = ports.metrics {
-        admin_ports.spawn(admin::serve_metrics(metrics, admin));
-    }
 
     ports.lanes.serve(lanes.accepting).await?;
     let offer = match takes_over {
@@ -198,7 +172,7 @@ async fn supervise(
         TakesOver::No => None,
     };
     let reloads = reload::on_change(file, seen, tls_files, load_and_warn, plan, hangup);
-    let why = until_the_end(signals, reloads, &mut control, companion.as_mut(), offer).await?;
+    let why = until_the_end(signals, reloads, &mut tasks, offer).await?;
     let running = Running {
         admin_ports,
         unready,
@@ -206,7 +180,7 @@ async fn supervise(
         lanes: lanes.threads,
         audit,
         redis,
-        companion,
+        tasks,
         socket_files,
         plan: following.borrow().clone(),
     };
@@ -232,26 +206,14 @@ async fn tend(
     parts: Parts,
 ) {
     let first = following.borrow().clone();
-    if let (Some(fleet), Some(redis), Parts::All) = (&first.fleet, redis, parts) {
-        let following = following.clone();
-        let names = move || {
-            let plan = following.borrow().clone();
-            plan.sessions.iter().map(|it| it.name.clone()).collect()
-        };
-        let sweep = SharedSweep {
-            redis: redis.sessions.clone(),
-            sweeper: Sweeper::new(fleet),
-            names: Box::new(names),
-            metrics: first.metrics.clone(),
-            every: first.config.worker.session_sweep,
-        };
-        worker::sweep_shared_sessions(control, sweep);
+    if let (Some(redis), Parts::All) = (redis, parts) {
+        worker::sweep_shared_sessions(control, following, redis);
     }
     first_look(&first.upstreams, reload::NAMES_WITHIN).await;
     worker::tend_endpoints(control, following.clone());
     if let (Some(redis), Some(settings)) = (redis, &first.config.redis) {
-        worker::join(control, following, redis);
-        worker::breakers::asked(&first, settings.connect_timeout).await;
+        worker::tend_shared_state(control, following, redis);
+        worker::breakers::first_look(&first, settings.connect_timeout).await;
     }
     worker::sweep_sessions(control, following.clone());
 }
@@ -297,24 +259,6 @@ impl Lanes {
     }
 }
 
-/// What `/health` looks at beside the lanes: the checks, and the tasks of both runtimes.
-fn watched(
-    mut checks: Vec<Check>,
-    bounds: Bounds,
-    control: &Supervisor,
-    companion: Option<&mut Companion>,
-) -> (Arc<Board>, Vec<Watched>) {
-    let mut tasks = control.watched();
-    let mut runtime = Handle::current();
-    if let Some(companion) = companion {
-        tasks.extend(companion.supervisor.watched());
-        checks.append(&mut companion.checks);
-        runtime = companion.runtime().clone();
-    }
-    let board = Board::new(checks, bounds.timeout, bounds.cache, runtime);
-    (board, tasks)
-}
-
 /// Why a process ends.
 enum Why {
     /// By a signal.
@@ -329,23 +273,14 @@ enum Why {
 async fn until_the_end(
     mut signals: Signals,
     reloads: impl Future<Output = Infallible>,
-    control: &mut Supervisor,
-    companion: Option<&mut Companion>,
+    tasks: &mut Tasks,
     offer: Option<Offer>,
 ) -> anyhow::Result<Why> {
     tokio::select! {
         stopped = signals.stopped() => stopped.map(|()| Why::Asked),
         never = reloads => match never {},
-        gave_up = control.gave_up() => Ok(Why::GaveUp(gave_up)),
-        gave_up = companion_gave_up(companion) => Ok(Why::GaveUp(gave_up)),
+        gave_up = tasks.gave_up() => Ok(Why::GaveUp(gave_up)),
         () = take_over::taken(offer) => Ok(Why::Replaced),
-    }
-}
-
-async fn companion_gave_up(companion: Option<&mut Companion>) -> GaveUp {
-    match companion {
-        Some(companion) => companion.supervisor.gave_up().await,
-        None => std::future::pending().await,
     }
 }
 
@@ -359,7 +294,7 @@ struct Running {
     lanes: Vec<JoinHandle<io::Result<()>>>,
     audit: Option<audit::Writers>,
     redis: Option<FleetConnections>,
-    companion: Option<Companion>,
+    tasks: Tasks,
     socket_files: SocketFiles,
     /// The last one.
     plan: Arc<Plan>,
@@ -389,7 +324,7 @@ impl Running {
             );
         }
         // Behind the audit, whose last events are on their way to it.
-        if let Some(companion) = self.companion {
+        if let Some(companion) = self.tasks.companion {
             companion.stop(self.plan.config.drain).await;
         }
         match is_replaced {

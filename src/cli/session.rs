@@ -1,6 +1,7 @@
 //! `weir session`: starts, lists, shows and ends sessions over the admin API.
 
 use std::io::Write as _;
+use std::net::SocketAddr;
 
 use anyhow::{Context, bail, ensure};
 use clap::{Args, Subcommand};
@@ -80,54 +81,17 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     } = arguments;
     let (address, of_file) = admin.find()?;
     let token = token.or(of_file.map(|Secret(token)| token));
-    // `has` is what an answer of the admin port has; another server may have one of its own to each path.
-    let ask =
-        |method: Method, path: &str, query: &[(&str, &str)], body: String, has: Option<&str>| {
-            let named = sessions.iter().map(|name| ("sessions", name.as_str()));
-            let pairs = query.iter().copied().chain(named);
-            let query: Vec<_> = pairs
-                .map(|(key, value)| format!("{key}={}", escaped(value)))
-                .collect();
-            let (status, answer) = call(Call {
-                address,
-                method,
-                path: &format!("/v1/sessions{path}?{}", query.join("&")),
-                token: token.as_deref(),
-                body,
-                within: WITHIN,
-            })?;
-            let answer: Value = match answer.as_str() {
-                "" => Value::Null,
-                json => serde_json::from_str(json).with_context(|| {
-                    format!("{address} did not answer in JSON ({status}): is it weir's admin port?")
-                })?,
-            };
-            if !(200..300).contains(&status) {
-                let detail = answer["detail"].as_str();
-                let detail = detail.unwrap_or("without a word why: is it weir's admin port?");
-                let mend = match status {
-                    401 => "; here by -c FILE, --token or WEIR_ADMIN_TOKEN",
-                    400 if detail.contains("sessions=NAME") => "; here by --sessions NAME",
-                    _ => "",
-                };
-                bail!("{address} says {status}: {detail}{mend}");
-            }
-            let is_there = match has {
-                Some(key) => !answer[key].is_null(),
-                None => answer.is_null(),
-            };
-            ensure!(
-                is_there,
-                "{address} answered something else ({status}): is it weir's admin port?"
-            );
-            Ok(answer)
-        };
+    let port = Port {
+        address,
+        token,
+        sessions,
+    };
     let mut out = std::io::stdout();
     match command {
         Command::Create { user, claims } => {
             let claims: Map<_, _> = claims.into_iter().collect();
             let body = json!({ "user": user, "claims": claims });
-            let created = ask(Method::POST, "", &[], body.to_string(), Some("token"))?;
+            let created = port.ask(Method::POST, "", &[], body.to_string(), Some("token"))?;
             writeln!(out, "{created:#}")?;
         }
         Command::List { user } => {
@@ -136,7 +100,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
                 let of_user = user.iter().map(|user| ("user", user.as_str()));
                 let from = after.iter().map(|id| ("after", id.as_str()));
                 let query: Vec<_> = of_user.chain(from).collect();
-                let page = ask(Method::GET, "", &query, String::new(), Some("sessions"))?;
+                let page = port.ask(Method::GET, "", &query, String::new(), Some("sessions"))?;
                 for session in page["sessions"].as_array().into_iter().flatten() {
                     writeln!(out, "{session}")?;
                 }
@@ -147,38 +111,85 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
             }
         }
         Command::Show { id } => {
-            let session = ask(
-                Method::GET,
-                &format!("/{}", escaped(&id)),
-                &[],
-                String::new(),
-                Some("id"),
-            )?;
+            let path = format!("/{}", escaped(&id));
+            let session = port.ask(Method::GET, &path, &[], String::new(), Some("id"))?;
             writeln!(out, "{session:#}")?;
         }
         Command::Revoke(Revoked { id: Some(id), .. }) => {
-            ask(
-                Method::DELETE,
-                &format!("/{}", escaped(&id)),
-                &[],
-                String::new(),
-                None,
-            )?;
+            let path = format!("/{}", escaped(&id));
+            port.ask(Method::DELETE, &path, &[], String::new(), None)?;
             writeln!(out, "ended 1")?;
         }
         Command::Revoke(Revoked { id: None, user }) => {
             let user = user.unwrap_or_default();
-            let said = ask(
-                Method::DELETE,
-                "",
-                &[("user", &user)],
-                String::new(),
-                Some("ended"),
-            )?;
+            let of_user = [("user", user.as_str())];
+            let said = port.ask(Method::DELETE, "", &of_user, String::new(), Some("ended"))?;
             writeln!(out, "ended {}", said["ended"])?;
         }
     }
     Ok(())
+}
+
+/// The admin port, and what each call of it has.
+struct Port {
+    address: SocketAddr,
+    token: Option<String>,
+    /// The name of the entry.
+    sessions: Option<String>,
+}
+
+impl Port {
+    /// Asks below `/v1/sessions`. `has` is a key of the answer; `None` where it is to be empty: another server may have an answer of its own to
+    /// each path.
+    fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        query: &[(&str, &str)],
+        body: String,
+        has: Option<&str>,
+    ) -> anyhow::Result<Value> {
+        let address = self.address;
+        let named = self.sessions.iter();
+        let named = named.map(|name| ("sessions", name.as_str()));
+        let pairs = query.iter().copied().chain(named);
+        let query: Vec<_> = pairs
+            .map(|(key, value)| format!("{key}={}", escaped(value)))
+            .collect();
+        let (status, answer) = call(Call {
+            address,
+            method,
+            path: &format!("/v1/sessions{path}?{}", query.join("&")),
+            token: self.token.as_deref(),
+            body,
+            within: WITHIN,
+        })?;
+        let answer: Value = match answer.as_str() {
+            "" => Value::Null,
+            json => serde_json::from_str(json).with_context(|| {
+                format!("{address} did not answer in JSON ({status}): is it weir's admin port?")
+            })?,
+        };
+        if !(200..300).contains(&status) {
+            let detail = answer["detail"].as_str();
+            let detail = detail.unwrap_or("without a word why: is it weir's admin port?");
+            let mend = match status {
+                401 => "; here by -c FILE, --token or WEIR_ADMIN_TOKEN",
+                400 if detail.contains("sessions=NAME") => "; here by --sessions NAME",
+                _ => "",
+            };
+            bail!("{address} says {status}: {detail}{mend}");
+        }
+        let is_there = match has {
+            Some(key) => !answer[key].is_null(),
+            None => answer.is_null(),
+        };
+        ensure!(
+            is_there,
+            "{address} answered something else ({status}): is it weir's admin port?"
+        );
+        Ok(answer)
+    }
 }
 
 fn escaped(text: &str) -> String {

@@ -108,7 +108,7 @@ impl Taken {
 
     /// Tells the process that was taken over from that this one serves, so that it drains; sockets that are not used are let go of.
     /// Returns once that offers nothing any more.
-    pub(super) async fn serves(self) {
+    pub(super) async fn say_serving(self) {
         let Some(mut from) = self.from else { return };
         let farewell = async {
             from.write_u8(SERVES).await?;
@@ -280,7 +280,7 @@ mod tests {
         let same = got.port(address).unwrap();
         assert!(!got.has(&at) && got.listener(&at).is_none());
         drop(listener);
-        got.serves().await;
+        got.say_serving().await;
         giving.await.unwrap();
         let (_, peer) = same.accept().unwrap();
         assert_eq!(peer, waits.local_addr().unwrap());
@@ -296,7 +296,7 @@ mod tests {
             drop(Taken::from(address).await.unwrap());
         }
         assert!(!giving.is_finished());
-        Taken::from(address).await.unwrap().serves().await;
+        Taken::from(address).await.unwrap().say_serving().await;
         giving.await.unwrap();
     }
 

@@ -116,7 +116,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
     let seen = contents(&settings);
     let first = read(&settings, None).context("cannot serve by TLS")?;
     let metrics = WebhookMetrics::default();
-    metrics.certificates.end(first.expiries());
+    metrics.certificates.note_lifetimes(first.certificates());
     let (reread, tls) = watch::channel(Arc::new(first));
     let (told, stage) = watch::channel(Stage::Serving);
     let (listener, admin) = (bind(arguments.address)?, bind(arguments.admin)?);
@@ -187,7 +187,10 @@ async fn follow(
         let read = read(&settings, Some(&reread.borrow()));
         match read {
             Ok(tls) => {
-                webhook.metrics.certificates.end(tls.expiries());
+                webhook
+                    .metrics
+                    .certificates
+                    .note_lifetimes(tls.certificates());
                 reread.send_replace(Arc::new(tls));
                 webhook.metrics.reloaded.inc();
                 info!("the certificate was read again");

@@ -5,33 +5,30 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use tokio::net::TcpListener;
-use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::companion::{Companion, Runs};
+use super::companion::Runs;
+use super::control::{self, AdminPorts, Tasks, tls_of};
 use super::run::bind;
 use super::signals::Signals;
 use super::{dependencies, load};
+use crate::admin::Admin;
 use crate::admin::app_health::AppProbes;
 use crate::admin::health::check::Status;
-use crate::admin::health::{Board, Health, machine, stores};
-use crate::admin::{self, Admin};
-use crate::clock;
+use crate::admin::health::{Board, machine, stores};
 use crate::config::Config;
 use crate::config::redis::Redis;
+use crate::config::worker::Health as Bounds;
 use crate::net::tls::Secured;
 use crate::plan::{Plan, Process};
 use crate::proxy::reload;
 use crate::store::fleet::Fleet;
 use crate::store::postgres::Postgres;
-use crate::store::sessions::Sweeper;
 use crate::telemetry::log;
 use crate::telemetry::metrics::Metrics;
 use crate::worker;
-use crate::worker::sessions::SharedSweep;
 use crate::worker::supervise::{AtStop, Supervisor};
 
 /// Runs until SIGTERM, SIGQUIT or SIGINT, and then ends what is under way. `migrate`: brings the schema up to date whatever the file says.
@@ -51,10 +48,7 @@ pub fn run(file: PathBuf, migrate: bool, wait_for_deps: Option<Duration>) -> any
     for upstream in &mut config.upstreams {
         upstream.circuit_breaker = None;
     }
-    let control = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    control.block_on(supervise(config, redis, wait_for_deps))
+    control::run(supervise(config, redis, wait_for_deps))
 }
 
 fn missing(file: &Path, section: &str) -> String {
@@ -72,21 +66,13 @@ async fn supervise(
     // Listening to signals begins before the line that says the worker is up, so that none is missed.
     let mut signals = Signals::listen()?;
     let hangup = signal(SignalKind::hangup())?;
-    let admin = bind(config.admin.address)?;
-    let metrics_at = match config.metrics_address {
-        Some(address) => Some(bind(address)?),
-        None => None,
-    };
+    let ports = AdminPorts::open(&config, bind)?;
     let metrics = Arc::<Metrics>::default();
     let tls_files = reload::TlsFiles::of_stores(&config);
     let fleet = Fleet::new(&redis, &metrics)?;
     let postgres = Postgres::new(config.postgres.as_ref().context("no \"postgres\"")?)?;
     let secured = Secured {
-        stores: [&fleet.tls, &postgres.tls]
-            .into_iter()
-            .flatten()
-            .cloned()
-            .collect(),
+        stores: tls_of(Some(&fleet), Some(&postgres)),
         ..Secured::default()
     };
     let process = Process {
@@ -97,7 +83,7 @@ async fn supervise(
     let plan = Plan::first(config, secured, process);
     let config = &plan.config;
     // From here on: what is waited for may be kept away by a certificate that has ended.
-    let mut following = tokio::spawn(reload::stores_on_change(plan.clone(), tls_files));
+    let mut renewing = tokio::spawn(reload::stores_on_change(plan.clone(), tls_files));
     let redis_is_there = redis.connect_timeout;
     let redis = fleet.watch();
     if let Some(within) = wait_for_deps {
@@ -108,90 +94,62 @@ async fn supervise(
     } else if !redis.ready(redis_is_there).await {
         warn!("redis is not there yet; going on without");
     }
-    let begin = Companion::begin(config, &postgres, &fleet, &metrics, Runs::Alone);
-    let mut companion = begin.await?;
-    let mut control = Supervisor::new(Handle::current(), metrics.clone());
-    let names: Vec<_> = config.sessions.iter().map(|it| it.name.clone()).collect();
-    let sweep = SharedSweep {
-        redis: redis.sessions.clone(),
-        sweeper: Sweeper::new(&fleet),
-        names: Box::new(move || names.clone()),
-        metrics: metrics.clone(),
-        every: config.worker.session_sweep,
-    };
-    worker::sweep_shared_sessions(&mut control, sweep);
 
+    // No other plan comes: nothing is reloaded.
+    let plans = watch::Sender::new(plan.clone()).subscribe();
+    let mut tasks = Tasks::new(&metrics);
+    let begin = tasks.begin_companion(config, &postgres, &fleet, Runs::Alone);
+    begin.await?;
+    worker::sweep_shared_sessions(&mut tasks.control, &plans, &redis);
+    tasks.look_at_replicas(&postgres);
     let mut checks = vec![machine::memory()];
     checks.extend(stores::redis(&redis, Status::Critical));
-    checks.append(&mut companion.checks);
-    let (bounds, drain) = (config.worker.health, config.drain);
-    let board = Board::new(
-        checks,
-        bounds.timeout,
-        bounds.cache,
-        companion.runtime().clone(),
-    );
-    control.keep(
-        "readiness",
-        2 * bounds.interval + 2 * bounds.timeout,
-        AtStop::Drop,
-        {
-            let board = board.clone();
-            move |heartbeat| {
-                let keep = board.clone().keep_ready(bounds.interval, heartbeat);
-                async move { match keep.await {} }
-            }
-        },
-    );
-    // Apart from the companion's own view, which has connections of another runtime.
-    worker::look_at_replicas(&mut control, "query_replicas", postgres.clone());
-    let (unready, draining) = watch::channel(false);
-    let mut tasks = control.watched();
-    tasks.extend(companion.supervisor.watched());
-    let health = Health {
-        started: clock::now(),
-        lanes: Vec::new(),
-        tasks,
-        draining,
-        board,
-    };
-    let state = Arc::new(Admin {
-        plan: watch::Sender::new(plan.clone()).subscribe(),
+    let board = tasks.board(checks, config.worker.health);
+    keep_ready(&mut tasks.control, &board, config.worker.health);
+
+    let (health, unready) = tasks.health(board, Vec::new());
+    let (admin_at, metrics_at) = ports.addresses()?;
+    let metrics_at = metrics_at.map(tracing::field::display);
+    info!(admin = %admin_at, metrics = metrics_at, "working");
+    let _serving = ports.serve(Admin {
+        plan: plans,
         redis: Some(redis),
         postgres: Some(postgres),
-        writes: Some(companion.postgres.clone()),
+        writes: tasks.writes(),
         health,
         app_probes: AppProbes::default(),
     });
-    let metrics_address = metrics_at
-        .as_ref()
-        .map(TcpListener::local_addr)
-        .transpose()?;
-    info!(admin = %admin.local_addr()?, metrics = metrics_address.map(tracing::field::display), "working");
-    tokio::spawn(admin::serve(admin, state.clone()));
-    if let Some(metrics) = metrics_at {
-        tokio::spawn(admin::serve_metrics(metrics, state));
-    }
     tokio::spawn(say_why_not_reload(hangup));
     let gave_up = tokio::select! {
         stopped = signals.stopped() => {
             stopped?;
             None
         }
-        gave_up = control.gave_up() => Some(gave_up.into()),
-        gave_up = companion.supervisor.gave_up() => Some(gave_up.into()),
-        ended = &mut following => match ended {
+        gave_up = tasks.gave_up() => Some(gave_up.into()),
+        ended = &mut renewing => match ended {
             Ok(never) => match never {},
             Err(error) => Some(anyhow::Error::from(error)),
         },
     };
     info!("stopping");
     unready.send_replace(true);
-    companion.stop(drain).await;
+    if let Some(companion) = tasks.companion {
+        companion.stop(config.drain).await;
+    }
     match gave_up {
         Some(gave_up) => Err(gave_up),
         None => Ok(()),
     }
+}
+
+/// Keeps it known whether what the worker needs is there.
+fn keep_ready(control: &mut Supervisor, board: &Arc<Board>, bounds: Bounds) {
+    let silence = 2 * bounds.interval + 2 * bounds.timeout;
+    let board = board.clone();
+    control.keep("readiness", silence, AtStop::Drop, move |heartbeat| {
+        let keep = board.clone().keep_ready(bounds.interval, heartbeat);
+        async move { match keep.await {} }
+    });
 }
 
 /// Nothing that a worker goes by can change while it runs, but for the files of its stores' TLS.

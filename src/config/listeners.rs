@@ -65,6 +65,8 @@ pub struct Listener {
     pub tls_handshake: Duration,
     /// Whose X-Forwarded-For is believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// Whether their X-Forwarded-Client-Cert goes on.
+    pub trust_client_cert: bool,
     /// Bits by which limits tell clients with IPv6 addresses apart.
     pub ipv6_prefix: u8,
 }

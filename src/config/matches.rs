@@ -10,6 +10,8 @@ pub struct Match {
     pub host: Option<HostMatch>,
     /// On the normalised path.
     pub path: Option<PathMatch>,
+    /// Whether the case of the path's ASCII letters does not count.
+    pub ignore_case: bool,
     /// Any of these.
     pub methods: Vec<String>,
     /// All of these: a field name in lower case and its exact value.
@@ -30,6 +32,8 @@ pub enum PathMatch {
     Exact(String),
     /// `/pay/*`, kept as `/pay/`; matches `/pay/` and all below it, and not `/pay` nor `/payroll`.
     Below(String),
+    /// `/pay/**`, kept as `/pay`; matches `/pay`, too.
+    Tree(String),
 }
 
 impl HostMatch {
@@ -81,27 +85,47 @@ impl HostMatch {
 }
 
 impl PathMatch {
-    /// Reads `/pay` or `/pay/*`.
+    /// Reads `/pay`, `/pay/*` or `/pay/**`.
     pub fn parse(text: &str) -> Result<PathMatch, String> {
         if !text.starts_with('/') {
             return Err(format!("path must begin with \"/\": use \"/{text}\""));
         }
-        match text.strip_suffix("/*") {
-            Some(below) if !below.contains('*') => Ok(PathMatch::Below(format!("{below}/"))),
-            None if !text.contains('*') => Ok(PathMatch::Exact(text.to_owned())),
-            _ => Err("\"*\" may stand only at the end, behind a \"/\"".to_owned()),
+        let plain = text.trim_end_matches('*');
+        let folder = plain.strip_suffix('/');
+        match (&text[plain.len()..], folder) {
+            _ if plain.contains('*') => None,
+            ("", _) => Some(PathMatch::Exact(text.to_owned())),
+            // Nothing is above "/", so that it is all below it.
+            ("*", Some(_)) | ("**", Some("")) => Some(PathMatch::Below(plain.to_owned())),
+            ("**", Some(folder)) => Some(PathMatch::Tree(folder.to_owned())),
+            _ => None,
+        }
+        .ok_or_else(|| {
+            "\"*\" may stand only at the end, behind a \"/\", and \"**\" likewise".to_owned()
+        })
+    }
+
+    /// The same pattern in small letters.
+    pub fn folded(&self) -> PathMatch {
+        match self {
+            PathMatch::Exact(path) => PathMatch::Exact(path.to_ascii_lowercase()),
+            PathMatch::Below(folder) => PathMatch::Below(folder.to_ascii_lowercase()),
+            PathMatch::Tree(path) => PathMatch::Tree(path.to_ascii_lowercase()),
         }
     }
 
     /// Every pattern that means all that this one does, itself among them.
     pub fn wider(&self) -> Vec<PathMatch> {
         let (itself, text) = match self {
-            PathMatch::Exact(path) => (Some(self.clone()), path),
-            PathMatch::Below(folder) => (None, folder),
+            PathMatch::Exact(path) => (vec![self.clone(), PathMatch::Tree(path.clone())], path),
+            PathMatch::Below(folder) => (vec![], folder),
+            PathMatch::Tree(path) => (vec![self.clone()], path),
         };
-        let folders = text.match_indices('/').map(|(at, _)| &text[..=at]);
-        let folders = folders.map(|folder| PathMatch::Below(folder.to_owned()));
-        folders.chain(itself).collect()
+        let above = text.match_indices('/').flat_map(|(at, _)| {
+            let tree = PathMatch::Tree(text[..at].to_owned());
+            [PathMatch::Below(text[..=at].to_owned()), tree]
+        });
+        above.chain(itself).collect()
     }
 
     /// Whether `path`, normalised, is meant.
@@ -109,6 +133,10 @@ impl PathMatch {
         match self {
             PathMatch::Exact(wanted) => path == wanted,
             PathMatch::Below(folder) => path.starts_with(folder.as_str()),
+            PathMatch::Tree(wanted) => {
+                let rest = path.strip_prefix(wanted.as_str());
+                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            }
         }
     }
 }
@@ -127,6 +155,7 @@ impl fmt::Display for PathMatch {
         match self {
             PathMatch::Exact(path) => f.write_str(path),
             PathMatch::Below(folder) => write!(f, "{folder}*"),
+            PathMatch::Tree(path) => write!(f, "{path}/**"),
         }
     }
 }
@@ -140,7 +169,7 @@ mod tests {
         for host in ["", "*", "*.", "*example.com", "a.*.com", "example.com:80"] {
             assert!(HostMatch::parse(host).is_err(), "{host}");
         }
-        for path in ["pay", "/pay*", "/*/x", "/a*/*"] {
+        for path in ["pay", "/pay*", "/pay**", "/*/x", "/a*/*", "/**/x", "/a/***"] {
             assert!(PathMatch::parse(path).is_err(), "{path}");
         }
     }

@@ -109,7 +109,7 @@ impl fmt::Debug for Secret {
 }
 
 /// Which requests are answered by whom, and how.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Route {
     pub matches: Match,
     pub to: To,
@@ -118,12 +118,16 @@ pub struct Route {
     /// Likewise.
     pub request_headers: HeaderChanges,
     pub response_headers: HeaderChanges,
+    /// The fields, in lower case, whose values it asks for or puts in are not shown: variables and files brought them in.
+    pub hidden: BTreeSet<String>,
     /// Indexes into [`Config::limits`]; every one must admit. These need no session, and are asked first.
     pub limits: Vec<usize>,
     /// Likewise, of the limits whose key has a part of the session.
     pub session_limits: Vec<usize>,
     pub session: Option<RouteSession>,
     pub audit: Level,
+    /// The share of its requests that the audit keeps, in place of the audit's own.
+    pub audit_sample: Option<f64>,
     /// In place of the upstream's.
     pub timeout: Option<Duration>,
     /// Whether its requests may be refused for the process's own sake.
@@ -155,7 +159,7 @@ impl Route {
     }
 
     /// What `by: route` counts it by: all that it matches, wherever in the file it stands. `api.example.com/pay/*`; with methods and
-    /// headers, `GET,HEAD /pay/* x-env=test`. Of routes with the same one, only the first ever serves requests.
+    /// headers, `GET,HEAD /pay/* x-env=test`; `/pay/* ignore_case` where that is so. Of routes with the same one, only the first ever serves requests.
     pub fn key(&self) -> String {
         let methods: BTreeSet<_> = self.matches.methods.iter().map(String::as_str).collect();
         let methods = methods.into_iter().collect::<Vec<_>>().join(",");
@@ -168,7 +172,10 @@ impl Route {
             }
         });
         let methods = [methods].into_iter().filter(|methods| !methods.is_empty());
-        let words = methods.chain([self.label()]).chain(headers);
+        // No header is written so.
+        let ignore_case = self.matches.ignore_case.then(|| "ignore_case".to_owned());
+        let words = methods.chain([self.label()]).chain(ignore_case);
+        let words = words.chain(headers);
         words.collect::<Vec<_>>().join(" ")
     }
 }

@@ -18,6 +18,26 @@ pub fn client_key(ip: IpAddr, ipv6_prefix: u8) -> String {
     }
 }
 
+/// Whether a field of this name has a scheme and its credentials (RFC 9110, section 11.4).
+pub fn has_credentials(name: &str) -> bool {
+    ["authorization", "proxy-authorization"]
+        .iter()
+        .any(|other| name.eq_ignore_ascii_case(other))
+}
+
+/// Credentials as limits know them: the scheme in small letters, and one space behind it, however a client spells both.
+pub fn credentials_key(value: &[u8]) -> Cow<'_, [u8]> {
+    let at = value.iter().position(|byte| *byte == b' ');
+    let (scheme, rest) = value.split_at(at.unwrap_or(value.len()));
+    let rest = rest.trim_ascii_start();
+    let is_so =
+        !scheme.iter().any(u8::is_ascii_uppercase) && scheme.len() + 1 + rest.len() == value.len();
+    match is_so || at.is_none() {
+        true => Cow::Borrowed(value),
+        false => Cow::Owned([&scheme.to_ascii_lowercase(), &b" "[..], rest].concat()),
+    }
+}
+
 /// A part of a key as requests have it, but for a client: a host's letters are small, a path is in its normal form and without
 /// parameters. What can be none of a request's stays as it is.
 pub fn as_counted(by: &KeyPart, text: String) -> String {
@@ -28,6 +48,10 @@ pub fn as_counted(by: &KeyPart, text: String) -> String {
             let normal = normal.ok().and_then(|path| String::from_utf8(path).ok());
             let normal = normal.unwrap_or(text);
             path::without_parameters(&normal).unwrap_or(normal)
+        }
+        KeyPart::Header(name) if has_credentials(name) => {
+            let counted = credentials_key(text.as_bytes()).into_owned();
+            String::from_utf8(counted).unwrap_or(text)
         }
         KeyPart::ClientIp
         | KeyPart::ClientCertSubject

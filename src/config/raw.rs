@@ -21,8 +21,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::units::{Percent, Span};
 use super::yaml::At;
 pub use audit::{
-    Audit, AuditLevel, AuditStream, Capture, Delivery, Integrity, Redact, Spool, Sqlite,
-    StreamBatch,
+    Audit, AuditLevel, AuditStream, Capture, Delivery, Integrity, Redact, RouteAudit, Spool,
+    Sqlite, StreamBatch,
 };
 pub use limits::{
     Accuracy, Algorithm, Cost, IfMissing, Lease, LimitHeaders, MaxKeys, OnLoss, OneOrMany,
@@ -105,8 +105,8 @@ pub struct Route {
     pub session: Option<At<RouteSession>>,
     /// How often the session of a switched connection (WebSocket) is looked at again [default: 30s].
     pub revalidate_every: Option<At<Span>>,
-    /// How much is kept of its requests [default: the level of `audit`].
-    pub audit: Option<At<AuditLevel>>,
+    /// How much is kept of its requests: a level, or {level, sample} [default: that of `audit`].
+    pub audit: Option<At<RouteAudit>>,
     /// In place of the upstream's.
     pub timeout: Option<At<Span>>,
     /// Whether its requests may be refused as `runtime.shed` says [default: true].
@@ -240,8 +240,10 @@ pub enum SameSite {
 pub struct Match {
     /// `api.example.com`, or `*.example.com` for any name below it.
     pub host: Option<At<String>>,
-    /// `/pay`, or `/pay/*` for all below it.
+    /// `/pay`; `/pay/*` for `/pay/` and all below it; `/pay/**` for `/pay`, too.
     pub path: Option<At<String>>,
+    /// Whether `/PAY` is `/pay`, as to many apps [default: false].
+    pub ignore_case: Option<At<bool>>,
     /// Any of these; empty: every method.
     #[serde(default)]
     pub methods: Vec<At<String>>,
@@ -374,7 +376,7 @@ pub struct Admin {
 pub struct MetricsAt {
     /// Where /metrics is served beside the admin port.
     pub address: Option<At<String>>,
-    /// How many series routes may make, some 22 each; routes beyond are counted together, as "other" [default: 2000].
+    /// How many series routes may make, some 26 each; routes beyond are counted together, as "other" [default: 2000].
     pub max_series: Option<At<u32>>,
 }
 

@@ -48,6 +48,7 @@ impl HeaderChanges {
         }
     }
 
+    /// Whether all fields go on as they are.
     pub fn is_empty(&self) -> bool {
         self.add.is_empty() && self.dropped.is_empty()
     }
@@ -63,14 +64,17 @@ impl HeaderChanges {
         self.set.iter().chain(&self.add)
     }
 
+    /// Put in place of any of the same name.
     pub fn set(&self) -> &[(String, String)] {
         &self.set
     }
 
+    /// Put in beside any that are there.
     pub fn added(&self) -> &[(String, String)] {
         &self.add
     }
 
+    /// The names of fields that do not go on, as the file has them.
     pub fn removed(&self) -> &[String] {
         &self.remove
     }

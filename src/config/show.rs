@@ -27,12 +27,13 @@ use super::rewrite::To;
 use super::sessions::{OnMax, SameSite, TokenSource};
 use super::units::{Percent, Span};
 use super::{Config, breakers, sessions};
-use audit::{Audit, level};
+use crate::event::Redaction;
+use audit::{Audit, RouteAudit};
 use limits::{RateLimit, RateLimitDefaults};
 use listeners::Listener;
 use postgres::Postgres;
 use redis::Redis;
-use rewrite::{Changes, Redirect, Reply, Rewrite};
+use rewrite::{Changes, Redirect, Reply, Rewrite, fields};
 use runtime::Runtime;
 use telemetry::Telemetry;
 use upstreams::Upstream;
@@ -153,7 +154,7 @@ struct Route<'c> {
     #[serde(skip_serializing_if = "Option::is_none")]
     revalidate_every: Option<Span>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    audit: Option<&'static str>,
+    audit: Option<RouteAudit>,
     #[serde(skip_serializing_if = "Option::is_none")]
     timeout: Option<Span>,
     shed: bool,
@@ -171,6 +172,8 @@ struct Match<'c> {
     host: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ignore_case: Option<bool>,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     methods: &'c [String],
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -189,20 +192,24 @@ impl Match<'_> {
 impl<'c> Route<'c> {
     fn new(route: &'c super::Route, config: &'c Config) -> Route<'c> {
         let matches = &route.matches;
-        let headers = matches.headers.iter();
+        let usual = Redaction::default();
+        let audit = config.audit.as_ref();
+        let redaction = audit.map_or(&usual, |audit| &audit.redaction);
+        // What the audit would redact may hold a secret, too.
+        let hides =
+            |name: &str| redaction.hides(name) || route.hidden.contains(&name.to_ascii_lowercase());
         let (upstream, redirect, reply) = match &route.to {
             To::Upstream(index) => (Some(&*config.upstreams[*index].name), None, None),
             To::Redirect(redirect) => (None, Some(Redirect::new(redirect)), None),
-            To::Reply(reply) => (None, None, Some(Reply::new(reply))),
+            To::Reply(reply) => (None, None, Some(Reply::new(reply, hides))),
         };
         Route {
             matches: Match {
                 host: matches.host.as_ref().map(ToString::to_string),
                 path: matches.path.as_ref().map(ToString::to_string),
+                ignore_case: matches.path.as_ref().map(|_| matches.ignore_case),
                 methods: &matches.methods,
-                headers: headers
-                    .map(|(name, value)| (name.as_str(), value.as_str()))
-                    .collect(),
+                headers: fields(&matches.headers, hides),
             },
             upstream,
             redirect,
@@ -223,12 +230,12 @@ impl<'c> Route<'c> {
                 .as_ref()
                 .map(|session| Span(session.revalidate_every)),
             // Where the file has no audit, a route cannot ask for one.
-            audit: config.audit.as_ref().map(|_| level(route.audit)),
+            audit: audit.map(|_| RouteAudit::new(route)),
             timeout: route.timeout.map(Span),
             shed: route.shed,
             rewrite: Rewrite::new(&route.rewrite),
-            request_headers: Changes::new(&route.request_headers),
-            response_headers: Changes::new(&route.response_headers),
+            request_headers: Changes::new(&route.request_headers, hides),
+            response_headers: Changes::new(&route.response_headers, hides),
         }
     }
 }

@@ -9,6 +9,7 @@ mod words;
 
 use std::borrow::Cow;
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::marker::PhantomData;
 
@@ -20,7 +21,7 @@ use serde::de::{
 };
 use serde_saphyr::Spanned;
 
-use tree::{Node, Value, expand, tree};
+use tree::{Node, Value, brought_in, expand, tree};
 
 pub use tree::names_files;
 pub use words::did_you_mean;
@@ -77,6 +78,9 @@ impl<T: JsonSchema> JsonSchema for At<T> {
     }
 }
 
+/// Lines and columns of values.
+pub type Places = BTreeSet<(u64, u64)>;
+
 /// An environment variable's value.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 
@@ -85,7 +89,12 @@ pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 ///
 /// In values, `${NAME}` and `${NAME:-default}` become what `lookup` gives and `${file:/path}` becomes that file's text
 /// without its last line end; what comes in so is never read as YAML, and no message shows it. `$${` is `${` itself.
-pub fn parse<T: DeserializeOwned>(text: &str, lookup: Lookup<'_>) -> (Option<T>, Vec<Mistake>) {
+///
+/// Beside them the places of what came in so: it may be secret.
+pub fn parse<T: DeserializeOwned>(
+    text: &str,
+    lookup: Lookup<'_>,
+) -> (Option<T>, Vec<Mistake>, Places) {
     let mut node: Node = match tree(text) {
         Ok(node) => node,
         Err(error) => {
@@ -98,7 +107,7 @@ pub fn parse<T: DeserializeOwned>(text: &str, lookup: Lookup<'_>) -> (Option<T>,
                 column,
                 message: in_our_words(&error.to_string()),
             };
-            return (None, vec![mistake]);
+            return (None, vec![mistake], Places::new());
         }
     };
     let mistakes = RefCell::new(Vec::new());
@@ -111,7 +120,7 @@ pub fn parse<T: DeserializeOwned>(text: &str, lookup: Lookup<'_>) -> (Option<T>,
     let value = T::deserialize(cursor).map_err(|error| cursor.note(error));
     let mut mistakes = mistakes.into_inner();
     mistakes.sort_by_key(|mistake| (mistake.line, mistake.column));
-    (value.ok(), mistakes)
+    (value.ok(), mistakes, brought_in(&node))
 }
 
 enum Path<'a> {

@@ -65,6 +65,7 @@ impl Encoded {
         }
     }
 
+    /// Encodes one more event behind the others.
     pub fn push<T: Serialize>(&mut self, event: &AuditEvent<T>) {
         self.bytes = event.encode_into(std::mem::take(&mut self.bytes));
         self.places.push(Place {
@@ -73,6 +74,7 @@ impl Encoded {
         });
     }
 
+    /// How many events there are.
     pub fn len(&self) -> usize {
         self.places.len()
     }

@@ -46,6 +46,52 @@ pub struct RequestHead {
     pub keep_alive: bool,
 }
 
+impl RequestHead {
+    /// The value of the first field of this name, in any case. The head stands in `buffer`.
+    pub fn field<'b>(&self, buffer: &'b [u8], name: &str) -> Option<&'b [u8]> {
+        self.values(buffer, name).next()
+    }
+
+    /// The values of all fields of this name.
+    pub fn values<'b>(
+        &self,
+        buffer: &'b [u8],
+        name: &str,
+    ) -> impl DoubleEndedIterator<Item = &'b [u8]> {
+        values(buffer, &self.fields, name)
+    }
+
+    /// The names and values of all fields.
+    pub fn lines<'b>(
+        &self,
+        buffer: &'b [u8],
+    ) -> impl Iterator<Item = (&'b [u8], &'b [u8])> + Clone {
+        let fields = self.fields.iter();
+        fields.map(|(name, value)| (&buffer[name.clone()], &buffer[value.clone()]))
+    }
+}
+
+/// Names and values, as places in a buffer.
+pub type Fields = [(Range<usize>, Range<usize>)];
+
+/// The values of those `fields` that have this name in any case, as sent.
+pub fn values<'b>(
+    buffer: &'b [u8],
+    fields: &Fields,
+    name: &str,
+) -> impl DoubleEndedIterator<Item = &'b [u8]> {
+    let is_named =
+        |place: &Range<usize>| buffer[place.clone()].eq_ignore_ascii_case(name.as_bytes());
+    let named = fields.iter().filter(move |(place, _)| is_named(place));
+    named.map(|(_, value)| &buffer[value.clone()])
+}
+
+/// The path of a target, and its query with the `?`, or empty.
+pub fn path_and_query(target: &[u8]) -> (&[u8], &[u8]) {
+    let end = target.iter().position(|byte| *byte == b'?');
+    target.split_at(end.unwrap_or(target.len()))
+}
+
 /// How a message's body is framed (RFC 9112 section 6.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BodyLength {
@@ -345,6 +391,8 @@ mod tests {
         assert_eq!(&bytes[head.fields[1].1.clone()], b"3");
         assert_eq!(&bytes[head.len..], b"abc");
         assert_eq!(head.body, BodyLength::Fixed(3));
+        assert_eq!(head.field(bytes, "content-length"), Some(&b"3"[..]));
+        assert_eq!(head.field(bytes, "content"), None);
     }
 
     #[test]

@@ -59,6 +59,16 @@ pub fn begins_folded(name: &[u8], known: &[u8]) -> bool {
         .is_some_and(|start| is_folded(start, known))
 }
 
+/// Whether two names are one once they are [`folded`].
+pub fn fold_to_one(one: &[u8], other: &[u8]) -> bool {
+    one.len() == other.len()
+        && one
+            .iter()
+            .copied()
+            .map(fold)
+            .eq(other.iter().copied().map(fold))
+}
+
 fn fold(byte: u8) -> u8 {
     match byte {
         byte if byte.is_ascii_alphanumeric() => byte.to_ascii_lowercase(),

@@ -23,6 +23,7 @@ pub struct ProxyHeader {
     pub client: Option<SocketAddr>,
 }
 
+/// Why the connection is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum ProxyError {
     #[error("the connection does not begin with a PROXY header")]

@@ -5,6 +5,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sha1_smol::Sha1;
 
+use super::head::values;
 use super::hygiene::connection_options;
 use super::response::ResponseHead;
 
@@ -33,12 +34,7 @@ pub fn accept(key: &str) -> String {
 
 /// Whether a 101, whose head stands in `answer`, opens the connection that this key asked for (section 4.1).
 pub fn is_opened(answer: &[u8], head: &ResponseHead, key: &str) -> bool {
-    let values = |wanted: &'static str| {
-        let fields = head.fields.iter();
-        let named = fields
-            .filter(move |(name, _)| answer[name.clone()].eq_ignore_ascii_case(wanted.as_bytes()));
-        named.map(|(_, value)| &answer[value.clone()])
-    };
+    let values = |name: &'static str| values(answer, &head.fields, name);
     let mut options = values("connection").flat_map(connection_options);
     let (mut protocols, mut accepts) = (values("upgrade"), values("sec-websocket-accept"));
     let is_one = |value: Option<&[u8]>, wanted: &[u8]| {

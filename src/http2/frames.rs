@@ -62,6 +62,7 @@ impl Frames {
         self.bodies
     }
 
+    /// Takes the bytes that came next, from the preface on, however they are cut.
     pub fn read(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let due = match (self.preface, self.payload) {

@@ -50,6 +50,7 @@ impl GrpcStatus {
         Some(GrpcStatus(u8::try_from(number).expect("there are 17")))
     }
 
+    /// Of all statuses, by their numbers.
     pub fn names() -> &'static [&'static str] {
         &NAMES
     }
@@ -78,7 +79,7 @@ impl GrpcStatus {
             400 | 431 => 13,
             401 => 16,
             403 => 7,
-            404 => 12,
+            404 | 405 => 12,
             408 | 504 => 4,
             413 | 429 => 8,
             502 | 503 => 14,

@@ -36,10 +36,13 @@ pub struct Reviewed {
     pub pod: String,
 }
 
+/// What became of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     Injected,
+    /// It is let in as it is, for this reason.
     Skipped(String),
+    /// It cannot be injected, for this reason: it is refused, or let in with a warning.
     Unfit(String),
 }
 

@@ -62,7 +62,7 @@ pub fn gather<S>(stream: S) -> (Gathered<S>, Sender<S>) {
 
 impl<S: AsyncWrite + Unpin> Sender<S> {
     /// Whether what is written is held from here on, until [`Sender::poll_by`] sends it.
-    pub fn holds(&self, holds: bool) {
+    pub fn hold(&self, holds: bool) {
         self.shared.holds.set(holds);
     }
 
@@ -202,7 +202,7 @@ mod tests {
         let (mut stream, mut sender) = gather(stream);
         stream.write_all(b"settings").await.unwrap();
         assert_eq!(read(&mut other, 100).await, 8);
-        sender.holds(true);
+        sender.hold(true);
         for _ in 0..3 {
             stream.write_all(b"frame").await.unwrap();
             stream.flush().await.unwrap();
@@ -221,7 +221,7 @@ mod tests {
     async fn what_is_longer_than_is_held_keeps_its_place() {
         let (stream, mut other) = duplex(1 << 20);
         let (mut stream, sender) = gather(stream);
-        sender.holds(true);
+        sender.hold(true);
         stream.write_all(b"ab").await.unwrap();
         stream.write_all(&[b'c'; ROOM + 1]).await.unwrap();
         let mut bytes = vec![0; ROOM + 3];
@@ -233,7 +233,7 @@ mod tests {
     async fn one_that_takes_little_is_sent_the_rest_later_and_holds_the_writer_up() {
         let (stream, mut other) = duplex(10);
         let (mut stream, mut sender) = gather(stream);
-        sender.holds(true);
+        sender.hold(true);
         stream.write_all(&[b'x'; ROOM]).await.unwrap();
         let more = stream.write(b"y");
         let more = timeout(Duration::ZERO, more).await;
@@ -250,7 +250,7 @@ mod tests {
     async fn the_connection_hears_of_a_write_that_failed() {
         let (stream, other) = duplex(10);
         let (mut stream, mut sender) = gather(stream);
-        sender.holds(true);
+        sender.hold(true);
         stream.write_all(b"frame").await.unwrap();
         drop(other);
         send(&mut sender).await;

@@ -338,9 +338,11 @@ pass_on!(Stream { Stream::Plain, Stream::Tls });
 #[derive(Debug)]
 pub struct BothWays<'s>(RefCell<&'s mut Stream>);
 
+/// The end that reads.
 #[derive(Debug, Clone, Copy)]
 pub struct Reading<'b, 's>(&'b BothWays<'s>);
 
+/// The end that writes.
 #[derive(Debug)]
 pub struct Writing<'b, 's>(&'b BothWays<'s>);
 

@@ -9,7 +9,9 @@ use tokio::sync::Semaphore;
 use super::{Greeting, Names, Plan, Process, SharedLimits};
 use crate::audit::Recorder;
 use crate::config::limits::Mode;
+use crate::config::sessions::TokenSource;
 use crate::config::{self, Config, Listener, Route};
+use crate::event::Redaction;
 use crate::net::tls::{Secured, Trouble};
 use crate::policy::routes::Index;
 use crate::policy::session;
@@ -20,12 +22,13 @@ use crate::store::limits::slots::Slots;
 use crate::store::limits::{Limits, room_for_keys};
 use crate::store::sessions::{LiveSessions, Sessions, SharedSessions, Store};
 use crate::telemetry::access_log::AccessLog;
-use crate::telemetry::metrics::{Metrics, RouteMetrics};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::requests::RouteMetrics;
 use crate::telemetry::traces::Traces;
 use crate::upstream::LiveUpstream;
 
 /// Series that a route makes, or some more.
-const SERIES_OF_A_ROUTE: usize = 22;
+const SERIES_OF_A_ROUTE: usize = 26;
 
 /// What each plan of a process has from the one before, whatever the configuration says.
 pub(super) struct Carried {
@@ -90,17 +93,19 @@ pub(super) fn plan(
     if config.access_log.is_some() {
         access_log.start();
     }
-    metrics.tls.certificates.end(secured.expiries());
+    metrics
+        .tls
+        .certificates
+        .note_lifetimes(secured.certificates());
     secured.take_effect();
     let of_limits = || config.limits.iter();
     let of_upstreams = || config.upstreams.iter();
     let identities = config.sessions.iter().map(|entry| &entry.settings);
-    let audit_hides = config.audit.as_ref().map(|audit| audit.redaction.clone());
     Arc::new(Plan {
         index: Index::new(config.routes.iter().map(|route| &route.matches)),
         limit_keys: of_limits().map(|it| limits.keys_of(&it.name)).collect(),
         sharing: of_limits().map(|it| Sharing::new(&it.name)).collect(),
-        limit_metrics: of_limits().map(|it| metrics.limit(&it.name)).collect(),
+        limit_metrics: of_limits().map(|it| metrics.limits.of(&it.name)).collect(),
         sessions: sessions(&config, fleet.as_ref(), &metrics, old),
         identity_fields: session::identity_fields(identities),
         upstreams: upstreams(&config, &secured, &metrics, old),
@@ -112,7 +117,7 @@ pub(super) fn plan(
         route_keys: config.routes.iter().map(Route::key).collect(),
         names: Names::new(&config),
         traces: traces(&config, &metrics, old),
-        redaction: audit_hides.unwrap_or_default(),
+        redaction: redaction(&config),
         // A running process has the listeners that it began with.
         open: match old {
             Some(old) => old.open.clone(),
@@ -143,7 +148,7 @@ fn upstreams(
         match old.filter(|old| old.serves(upstream, tls.as_ref())) {
             Some(old) => old.clone(),
             None => {
-                let metrics = metrics.upstream(&upstream.name);
+                let metrics = metrics.upstreams.of(&upstream.name);
                 LiveUpstream::new(upstream.clone(), tls, old.map(|old| &**old), metrics)
             }
         }
@@ -195,12 +200,26 @@ fn sessions(
             shared: entry.shared,
             store: old.map_or_else(new, |old| old.store.clone()),
             watchers: old.map(|old| old.watchers.clone()).unwrap_or_default(),
-            metrics: metrics.sessions(&entry.name),
+            metrics: metrics.sessions.of(&entry.name),
         };
         live.resize(entry.max_sessions);
         live
     };
     config.sessions.iter().map(live).collect()
+}
+
+/// What the audit is to hide, and the headers in which sessions' tokens are.
+fn redaction(config: &Config) -> Redaction {
+    let audit = config.audit.as_ref();
+    let mut redaction = audit.map_or_else(Redaction::default, |audit| audit.redaction.clone());
+    let entries = config.sessions.iter();
+    let sources = entries.flat_map(|entry| &entry.settings.sources);
+    let headers = sources.filter_map(|source| match source {
+        TokenSource::Header(name) => Some(name),
+        TokenSource::Cookie(_) | TokenSource::Bearer => None,
+    });
+    redaction.add(headers, []);
+    redaction
 }
 
 /// Routes over the bound of series are counted together, as `other`.
@@ -215,7 +234,7 @@ fn route_metrics(config: &Config, metrics: &Metrics) -> Vec<RouteMetrics> {
         labels.insert(label.clone());
         // A route that weir answers has none.
         let upstream = route.upstream().map(|index| &*config.upstreams[index].name);
-        metrics.route(&label, upstream.unwrap_or_default())
+        metrics.requests.route(&label, upstream.unwrap_or_default())
     };
     config.routes.iter().map(of_route).collect()
 }
@@ -261,4 +280,30 @@ fn secret() -> [u8; 16] {
     let mut secret = [0; 16];
     getrandom::fill(&mut secret).expect("the kernel gives random bytes");
     secret
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::check;
+
+    #[test]
+    fn headers_that_have_tokens_are_redacted() {
+        let text = "listen: 127.0.0.1:1\nupstream: http://x:1\nsessions: {web: {token: [{bearer: true}, {header: X-Session}]}}\n";
+        for audit in ["", "audit: {redact: {headers: [x-pin]}}\n"] {
+            let config = check::parse(&format!("{text}{audit}"), &|_| None).unwrap();
+            let redaction = redaction(&config);
+            assert!(redaction.hides("X-Session") && redaction.hides("authorization"));
+            assert_eq!(redaction.hides("x-pin"), !audit.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_route_makes_as_many_series_as_it_is_counted_for() {
+        let metrics = Metrics::default();
+        drop(metrics.requests.route("/a", "app"));
+        let text = metrics.text();
+        let of_route = text.lines().filter(|line| line.contains(r#"route="/a""#));
+        assert_eq!(of_route.count(), SERIES_OF_A_ROUTE);
+    }
 }

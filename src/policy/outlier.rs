@@ -15,10 +15,12 @@ pub struct Ejections {
 }
 
 impl Ejections {
+    /// Whether it takes no requests.
     pub fn is_ejected(&self) -> bool {
         self.since.is_some()
     }
 
+    /// Takes it out from `now` on, for longer than the last time.
     pub fn eject(&mut self, now: Duration) {
         self.in_a_row = self.in_a_row.saturating_add(1);
         self.since = Some(now);
@@ -56,6 +58,7 @@ pub struct Checks {
 }
 
 impl Checks {
+    /// By the last verdict.
     pub fn is_healthy(&self) -> bool {
         !self.unhealthy
     }

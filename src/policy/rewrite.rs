@@ -11,6 +11,7 @@ pub fn with_prefix(pattern: Option<&PathMatch>, path: &str, prefix: &str) -> Str
         Some(PathMatch::Exact(_)) => "",
         // What is left begins with the "/" that the pattern ends in.
         Some(PathMatch::Below(folder)) => path.get(folder.len() - 1..).unwrap_or_default(),
+        Some(PathMatch::Tree(wanted)) => path.get(wanted.len()..).unwrap_or_default(),
     };
     match rest {
         "" => prefix.to_owned(),
@@ -99,6 +100,10 @@ mod tests {
         check(Some("/pay"), "/pay", "/v2", "/v2");
         check(Some("/pay"), "/pay", "/v2/", "/v2/");
         check(Some("/pay"), "/pay", "/", "/");
+        check(Some("/pay/**"), "/pay", "/v2", "/v2");
+        check(Some("/pay/**"), "/pay/", "/v2", "/v2/");
+        check(Some("/pay/**"), "/pay/pay", "/v2", "/v2/pay");
+        check(Some("/pay/**"), "/pay/x", "/", "/x");
         check(Some("/*"), "/x", "/v2", "/v2/x");
         check(Some("/*"), "/", "/v2", "/v2/");
         check(None, "/x", "/v2", "/v2/x");

@@ -36,16 +36,24 @@ pub struct Index {
 /// The routes of one host pattern.
 #[derive(Debug, Default)]
 struct Paths {
-    exact: HashMap<Box<str>, Vec<Candidate>>,
-    /// Below a folder; the key ends with its slash.
-    below: HashMap<Box<str>, Vec<Candidate>>,
-    /// The most slashes in a key of `below`.
-    most_slashes: usize,
+    as_spelt: Patterns<Box<str>>,
+    /// Whatever the case; few have any.
+    folded: Option<Box<Patterns<Name>>>,
     any: Vec<Candidate>,
 }
 
-/// A route whose host and path match, and what else it asks for. Candidates stand in the order of their routes.
+/// Routes by their path patterns. One that is for a path and all below it stands in both maps.
 #[derive(Debug)]
+struct Patterns<K> {
+    exact: HashMap<K, Vec<Candidate>>,
+    /// Below a folder; the key ends with its slash.
+    below: HashMap<K, Vec<Candidate>>,
+    /// The most slashes in a key of `below`.
+    most_slashes: usize,
+}
+
+/// A route whose host and path match, and what else it asks for. Candidates stand in the order of their routes.
+#[derive(Debug, Clone)]
 struct Candidate {
     route: usize,
     methods: Vec<String>,
@@ -65,11 +73,19 @@ impl Index {
                 }
                 None => &mut index.any,
             };
-            paths.bucket(matches.path.as_ref()).push(Candidate {
+            let candidate = Candidate {
                 route,
                 methods: matches.methods.clone(),
                 headers: matches.headers.clone(),
-            });
+            };
+            match &matches.path {
+                None => paths.any.push(candidate),
+                Some(path) if matches.ignore_case => {
+                    let folded = paths.folded.get_or_insert_default();
+                    folded.put(path, candidate, Name::new);
+                }
+                Some(path) => paths.as_spelt.put(path, candidate, |path| path.into()),
+            }
         }
         index
     }
@@ -100,28 +116,57 @@ impl Index {
 }
 
 impl Paths {
-    fn bucket(&mut self, pattern: Option<&PathMatch>) -> &mut Vec<Candidate> {
-        match pattern {
-            Some(PathMatch::Exact(path)) => self.exact.entry(path.as_str().into()).or_default(),
-            Some(PathMatch::Below(folder)) => {
-                self.most_slashes = self.most_slashes.max(folder.matches('/').count());
-                self.below.entry(folder.as_str().into()).or_default()
-            }
-            None => &mut self.any,
+    fn search(&self, request: &Request<'_>, first: &mut First) {
+        self.as_spelt.search(request, Spelt, first);
+        if let Some(folded) = &self.folded {
+            folded.search(request, Folded, first);
+        }
+        first.among(&self.any, request);
+    }
+}
+
+impl<K: Hash + Eq> Patterns<K> {
+    fn put(&mut self, pattern: &PathMatch, candidate: Candidate, key: impl Fn(&str) -> K) {
+        let (exact, below) = match pattern {
+            PathMatch::Exact(path) => (Some(path), None),
+            PathMatch::Below(folder) => (None, Some(folder.clone())),
+            PathMatch::Tree(path) => (Some(path), Some(format!("{path}/"))),
+        };
+        if let Some(path) = exact {
+            let candidates = self.exact.entry(key(path)).or_default();
+            candidates.push(candidate.clone());
+        }
+        if let Some(folder) = below {
+            self.most_slashes = self.most_slashes.max(folder.matches('/').count());
+            self.below.entry(key(&folder)).or_default().push(candidate);
         }
     }
 
-    fn search(&self, request: &Request<'_>, first: &mut First) {
+    fn search<'p, Q: Hash + Equivalent<K>>(
+        &self,
+        request: &Request<'p>,
+        as_key: impl Fn(&'p str) -> Q,
+        first: &mut First,
+    ) {
         let path = request.path;
-        if let Some(candidates) = self.exact.get(path) {
+        if let Some(candidates) = self.exact.get(&as_key(path)) {
             first.among(candidates, request);
         }
         for (slash, _) in path.match_indices('/').take(self.most_slashes) {
-            if let Some(candidates) = self.below.get(&path[..=slash]) {
+            if let Some(candidates) = self.below.get(&as_key(&path[..=slash])) {
                 first.among(candidates, request);
             }
         }
-        first.among(&self.any, request);
+    }
+}
+
+impl<K> Default for Patterns<K> {
+    fn default() -> Patterns<K> {
+        Patterns {
+            exact: HashMap::default(),
+            below: HashMap::default(),
+            most_slashes: 0,
+        }
     }
 }
 
@@ -152,7 +197,17 @@ impl Candidate {
     }
 }
 
-/// A host name or the end of one, in lower case.
+/// A text looked up as it is spelt.
+#[derive(Hash)]
+struct Spelt<'a>(&'a str);
+
+impl Equivalent<Box<str>> for Spelt<'_> {
+    fn equivalent(&self, text: &Box<str>) -> bool {
+        *self.0 == **text
+    }
+}
+
+/// A host name, the end of one, or a path, in lower case.
 #[derive(Debug, PartialEq, Eq)]
 struct Name(Box<str>);
 
@@ -215,8 +270,10 @@ mod tests {
                 methods: route.methods.clone(),
                 headers: route.headers.clone(),
             };
-            route.path.iter().all(|path| path.matches(request.path))
-                && route.host.iter().all(|wanted| wanted.matches(host))
+            route.path.iter().all(|path| match route.ignore_case {
+                false => path.matches(request.path),
+                true => path.folded().matches(&request.path.to_ascii_lowercase()),
+            }) && route.host.iter().all(|wanted| wanted.matches(host))
                 && rest.serves(request)
         })
     }
@@ -228,9 +285,20 @@ mod tests {
     }
 
     fn serves(host: &str, path: &str, request_host: &str, request_path: &str) -> bool {
+        serves_case(host, path, false, request_host, request_path)
+    }
+
+    fn serves_case(
+        host: &str,
+        path: &str,
+        ignore_case: bool,
+        request_host: &str,
+        request_path: &str,
+    ) -> bool {
         let route = Match {
             host: Some(HostMatch::parse(host).unwrap()),
             path: Some(PathMatch::parse(path).unwrap()),
+            ignore_case,
             ..Match::default()
         };
         let request = Request {
@@ -261,6 +329,31 @@ mod tests {
         assert!(!serves("x", "/pay/*", "x", "/payroll"));
         assert!(serves("x", "/pay", "x", "/pay"));
         assert!(!serves("x", "/pay", "x", "/pay/"));
+    }
+
+    #[test]
+    fn a_tree_is_a_path_and_all_below_it() {
+        for path in ["/pay", "/pay/", "/pay/a/b"] {
+            assert!(serves("x", "/pay/**", "x", path), "{path}");
+        }
+        for path in ["/", "/payroll", "/PAY", "/a/pay"] {
+            assert!(!serves("x", "/pay/**", "x", path), "{path}");
+        }
+        assert!(serves("x", "/**", "x", "/") && serves("x", "/**", "x", "/a"));
+    }
+
+    #[test]
+    fn case_counts_unless_a_route_ignores_it() {
+        for (pattern, path) in [("/Pay", "/pAY"), ("/pay/*", "/PAY/a"), ("/pay/**", "/Pay")] {
+            assert!(!serves("x", pattern, "x", path), "{pattern} {path}");
+            assert!(
+                serves_case("x", pattern, true, "x", path),
+                "{pattern} {path}"
+            );
+        }
+        assert!(!serves_case("x", "/pay", true, "x", "/pays"));
+        // Only letters have a case: these differ in the same bit.
+        assert!(!serves_case("x", "/a@", true, "x", "/a`"));
     }
 
     #[test]
@@ -307,8 +400,8 @@ mod tests {
         let host = select(vec![
             "a.b", "*.b", "*.a.b", "b", "*.a.a.b", "[::1]", "*.c", "A.B",
         ]);
-        let path = vec(select(vec!["a", "b", "ab"]), 0..4);
-        let path = (path, select(vec!["", "/", "/*"]))
+        let path = vec(select(vec!["a", "b", "ab", "A"]), 0..4);
+        let path = (path, select(vec!["", "/", "/*", "/**"]))
             .prop_map(|(parts, end)| format!("/{}{end}", parts.join("/")).replace("//", "/"));
         let headers = vec(
             (
@@ -318,14 +411,20 @@ mod tests {
             0..2,
         );
         let methods = vec(select(vec!["GET".to_owned(), "PUT".to_owned()]), 0..2);
-        (option::of(host), option::of(path), methods, headers).prop_map(
-            |(host, path, methods, headers)| Match {
+        (
+            option::of(host),
+            option::of(path),
+            any::<bool>(),
+            methods,
+            headers,
+        )
+            .prop_map(|(host, path, ignore_case, methods, headers)| Match {
                 host: host.map(|host| HostMatch::parse(host).unwrap()),
                 path: path.map(|path| PathMatch::parse(&path).unwrap()),
+                ignore_case,
                 methods,
                 headers,
-            },
-        )
+            })
     }
 
     proptest! {
@@ -333,7 +432,7 @@ mod tests {
         fn the_index_finds_what_a_scan_finds(
             routes in vec(route(), 0..30),
             host in "(A|a|b|c|\\.){0,3}(\\.b|\\.a\\.b)?(:80|\\.)?",
-            path in "(/(a|b|ab)){0,4}/?",
+            path in "(/(a|b|ab|A|B)){0,4}/?",
             method in select(vec!["GET", "PUT", "POST"]),
             fields in vec((select(vec!["X-A", "x-b"]), select(vec!["1", "2"])), 0..3),
         ) {

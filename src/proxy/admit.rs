@@ -1,6 +1,7 @@
 //! The policies of a request, one after the other, cheap before dear. What passes is [`Admitted`], and only that can be
 //! sent on, or an [`Answer`], where weir itself has it.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::rc::Rc;
@@ -11,19 +12,19 @@ use smallvec::SmallVec;
 use super::answer::Answer;
 use super::audit;
 use super::draft::{self, Seen};
+use super::facts::Facts;
 use super::handle::{Conn, Redirected};
 use super::headers::{self, Client, RequestId};
-use super::quota::{self, Facts, Quota};
+use super::quota::{self, Quota};
 use super::record::Record;
 use super::reply::{CircuitOpen, Rejection};
 use super::sessions;
-use super::trace;
 use crate::clock;
 use crate::config::listeners::Address;
-use crate::config::rewrite::To;
+use crate::config::rewrite::{Redirect, To};
 use crate::config::upstreams::Balancing;
 use crate::config::{Listener, Route};
-use crate::http1::head::{BodyLength, HeadError, RequestHead};
+use crate::http1::head::{BodyLength, HeadError, RequestHead, path_and_query};
 use crate::http1::path::{self, PathError};
 use crate::net::stream::canonical;
 use crate::plan::Plan;
@@ -62,7 +63,7 @@ pub(super) enum Way<'p> {
     Answer(Answer<'p>),
 }
 
-/// Asks every policy about the request whose head stands in `buffer`.
+/// Asks every policy about the request whose head stands in `buffer`, in the order that is read here.
 pub(super) async fn admit<'p>(
     plan: &'p Plan,
     conn: &Conn<'_>,
@@ -71,83 +72,38 @@ pub(super) async fn admit<'p>(
     now: Now,
     record: &mut Record,
 ) -> Result<Way<'p>, Rejection> {
-    let target = origin_form(buffer, head)?;
-    let (path, query) = match target.iter().position(|byte| *byte == b'?') {
-        Some(at) => target.split_at(at),
-        None => (target, &[][..]),
-    };
-    if path.first() != Some(&b'/') {
-        return Err(Rejection::BadTarget);
+    if buffer[head.method.clone()] == *b"TRACE" {
+        return Err(Rejection::Trace);
     }
-    let path = path::normalise(path).map_err(Rejection::BadPath)?;
-    if let BodyLength::Fixed(bytes) = head.body
-        && bytes > conn.listener.max_body
-    {
-        return Err(Rejection::BodyTooLarge);
-    }
+    let (path, query) = normalised(buffer, head)?;
+    heed_length(conn.listener, head)?;
     let expects = headers::expects_continue(buffer, head)?;
-    let whole = std::str::from_utf8(&buffer[..head.len]).ok();
-    let text = |place: &Range<usize>| match whole {
-        Some(whole) => whole.get(place.clone()),
-        None => std::str::from_utf8(&buffer[place.clone()]).ok(),
-    };
-    // Fields that are not UTF-8 are not there: they match no pattern, which is text.
-    let fields: SmallVec<[_; 16]> = head
-        .fields
-        .iter()
-        .filter_map(|(name, value)| Some((text(name)?, text(value)?)))
-        .collect();
-    let host = fields
-        .iter()
-        .find(|(name, _)| name.eq_ignore_ascii_case("host"))
-        .map_or("", |(_, value)| value);
-    let path_text = std::str::from_utf8(&path).map_err(|_| Rejection::NoRoute)?;
+    let fields = texts(buffer, head);
+    let host = head.field(buffer, "host").unwrap_or_default();
     let request = routes::Request {
-        host,
-        path: path_text,
-        method: text(&head.method).unwrap_or_default(),
+        host: str::from_utf8(host).unwrap_or_default(),
+        path: str::from_utf8(&path).map_err(|_| Rejection::NoRoute)?,
+        method: str::from_utf8(&buffer[head.method.clone()]).unwrap_or_default(),
         fields: &fields,
     };
-    let index = plan.index.find(&request).ok_or(Rejection::NoRoute)?;
+    let index = find_route(plan, &request)?;
     let route = &plan.config.routes[index];
-    if let Some(bare) = path::without_parameters(path_text) {
-        let other = routes::Request {
-            path: &bare,
-            ..request
-        };
-        if plan.index.find(&other) != Some(index) && !asks_for_parameters(route) {
-            return Err(Rejection::BadPath(PathError::Parameters));
-        }
-    }
     record.route = Some(index);
     if audit::refuses(plan, route.audit) {
         return Err(Rejection::AuditUnavailable);
     }
-    let client = headers::client(buffer, head, conn.peer.ip, &conn.listener.trusted_proxies);
-    let id = clock::uuid(now.wall);
-    let given = fields
-        .iter()
-        .find(|(name, _)| client.behind_trusted && name.eq_ignore_ascii_case("x-request-id"));
-    let request_id = given.map_or_else(
-        || RequestId::new(id),
-        |(_, value)| RequestId::Given((*value).to_owned()),
-    );
-    let traces = plan.config.traces.as_ref();
-    record.trace = traces
-        .map(|traces| trace::begin(traces, conn.peer, buffer, Some(head), client.behind_trusted));
-    let seen = Seen {
-        path: &path,
+    let client = headers::client(buffer, head, conn.peer.ip, conn.listener);
+    let mut facts = Facts {
+        request,
+        head,
+        buffer,
         query,
-        host: host.as_bytes(),
-        method: &buffer[head.method.clone()],
-        client: client.ip,
-        time: now.wall,
-        id,
-        request_id: &request_id,
-        trace: record.trace.as_ref(),
+        client: &client,
+        conn,
+        route: index,
+        session: None,
     };
-    let spare = &conn.lane.outbox.spare;
-    record.draft = draft::begin(plan, spare, route.audit, seen, buffer, Some(head));
+    let request_id = begin(plan, route, &facts, now, record);
     // Before anything is charged or asked: what is refused for being too much must cost as little as can be.
     if route.shed
         && let Some(strain) = conn.lane.shed.refuses()
@@ -155,30 +111,10 @@ pub(super) async fn admit<'p>(
         return Err(Rejection::Shed(strain));
     }
     let original = original_destination(plan, conn)?;
-    let mut facts = Facts {
-        request,
-        head,
-        buffer,
-        query,
-        client: client.ip,
-        peer: conn.peer,
-        ipv6_prefix: conn.listener.ipv6_prefix,
-        route: index,
-        upstream: route.upstream(),
-        session: None,
-    };
     let mut quota = Quota::new(plan);
     // Limits that need no session come first: a flood from one address never reaches the session store.
-    if let Some(redis) = &conn.lane.redis {
-        quota
-            .share(redis, &route.limits, &facts, now, record)
-            .await?;
-    }
-    quota.charge(&route.limits, &facts, now, record)?;
-    let lines = head
-        .fields
-        .iter()
-        .map(|(name, value)| (&buffer[name.clone()], &buffer[value.clone()]));
+    quota.ask(&route.limits, &facts, now, record).await?;
+    let lines = head.lines(buffer);
     let waited = &mut quota.waited;
     let identified = sessions::identify(plan, conn.lane, route, lines, now.mono, waited).await;
     let session = identified.inspect_err(|_| quota.give_back(now, quota::is_common))?;
@@ -189,102 +125,90 @@ pub(super) async fn admit<'p>(
     };
     // The breaker is asked before the session's limits: a request that it refuses spends no quota of a user's. What it
     // gave comes back when they refuse, and so do concurrency slots.
-    let entry = match route.upstream() {
-        Some(upstream) => {
-            enter(plan, upstream, now, record).inspect_err(|_| quota.give_back(now, |_| true))?
-        }
-        None => None,
-    };
+    let ends_here = headers::max_forwards(buffer, head) == Some(0);
+    let entered = enter(plan, route.upstream().filter(|_| !ends_here), now, record);
+    let entry = entered.inspect_err(|_| quota.give_back(now, |_| true))?;
     facts.session = session.as_deref();
     if let (Some(draft), Some(session)) = (&mut record.draft, &session) {
         draft.set_user(&session.user);
     }
-    if !route.session_limits.is_empty()
-        && let Err(rejection) = ask_of_session(conn, route, &facts, now, &mut quota, record).await
-    {
-        quota.give_back(now, |_| true);
-        return Err(rejection);
-    }
-    let upstream = match &route.to {
-        To::Upstream(upstream) => *upstream,
+    let limits = &route.session_limits;
+    let asked = quota.ask(limits, &facts, now, record).await;
+    asked.inspect_err(|_| quota.give_back(now, |_| true))?;
+    Ok(match &route.to {
         To::Redirect(redirect) => {
-            let asked = Asked {
-                pattern: route.matches.path.as_ref(),
-                host,
-                path: path_text,
-                query: str::from_utf8(query).map_err(|_| Rejection::BadTarget)?,
-            };
-            let location = rewrite::location(redirect, &asked);
-            let location = location.ok_or(Rejection::BadHead(HeadError::HostMissing))?;
-            return Ok(Way::Answer(Answer::redirect(
-                route, redirect, location, quota,
-            )));
+            let location = location(redirect, route, &facts)?;
+            Way::Answer(Answer::redirect(route, redirect, location, quota))
         }
-        To::Reply(reply) => return Ok(Way::Answer(Answer::reply(route, reply, quota))),
-    };
-    let target = match &route.rewrite.path_prefix {
-        None => [&path, query].concat(),
-        Some(prefix) => {
-            let pattern = route.matches.path.as_ref();
-            let path = rewrite::with_prefix(pattern, path_text, prefix);
-            if let (Some(draft), Some(_)) = (&mut record.draft, &plan.traces) {
-                draft.set_sent_path(&path);
-            }
-            [path.as_bytes(), query].concat()
-        }
-    };
-    Ok(Way::Upstream(Admitted {
-        plan,
-        route,
-        upstream,
-        aim: Aim {
-            key: ring_key(plan, upstream, &facts),
-            original,
-        },
-        target,
-        client,
-        request_id,
-        expects,
-        session,
-        quota,
-        entry,
-    }))
+        To::Reply(reply) => Way::Answer(Answer::reply(route, reply, quota)),
+        To::Upstream(_) if ends_here => Way::Answer(Answer::options(route, quota)),
+        To::Upstream(upstream) => Way::Upstream(Admitted {
+            plan,
+            route,
+            upstream: *upstream,
+            aim: Aim {
+                key: ring_key(plan, *upstream, &facts),
+                original,
+            },
+            target: target(plan, route, &facts, record),
+            client,
+            request_id,
+            expects,
+            session,
+            quota,
+            entry,
+        }),
+    })
 }
 
-/// Asks the limits that count by the session.
-async fn ask_of_session(
-    conn: &Conn<'_>,
-    route: &Route,
-    facts: &Facts<'_>,
-    now: Now,
-    quota: &mut Quota<'_>,
-    record: &mut Record,
-) -> Result<(), Rejection> {
-    if let Some(redis) = &conn.lane.redis {
-        let limits = &route.session_limits;
-        quota.share(redis, limits, facts, now, record).await?;
+/// The normalised path, and the query with its `?`, or empty.
+fn normalised<'b>(
+    buffer: &'b [u8],
+    head: &RequestHead,
+) -> Result<(Cow<'b, [u8]>, &'b [u8]), Rejection> {
+    let (path, query) = path_and_query(origin_form(buffer, head)?);
+    if path.first() != Some(&b'/') {
+        return Err(Rejection::BadTarget);
     }
-    quota.charge(&route.session_limits, facts, now, record)
+    let path = path::normalise(path).map_err(Rejection::BadPath)?;
+    Ok((path, query))
 }
 
-/// Where a transparent listener's request goes. One that would come back to weir is refused: it would go round without end.
-fn original_destination(plan: &Plan, conn: &Conn<'_>) -> Result<Option<SocketAddr>, Rejection> {
-    let Some(Redirected { to, here, from }) = conn.peer.redirected.as_deref() else {
-        return Ok(None);
-    };
-    let to = to.ok_or(Rejection::NotRedirected)?;
-    let is_here = |listener: &Listener| match listener.address {
-        Address::Tcp(address) => address.port() == to.port(),
-        Address::Unix(_) => false,
-    };
-    let is_near = to.ip().is_loopback() || here.is_none_or(|here| here.ip() == to.ip());
-    if Some(canonical(to)) == *here || (is_near && plan.config.listeners.iter().any(is_here)) {
-        return Err(Rejection::NotRedirected);
+fn heed_length(listener: &Listener, head: &RequestHead) -> Result<(), Rejection> {
+    match head.body {
+        BodyLength::Fixed(bytes) if bytes > listener.max_body => Err(Rejection::BodyTooLarge),
+        BodyLength::Fixed(_) | BodyLength::Chunked | BodyLength::None => Ok(()),
     }
-    match from.is_some_and(ours::is_ours) {
-        true => Err(Rejection::Loop),
-        false => Ok(Some(to)),
+}
+
+/// The fields that are UTF-8. Others are not there: they match no pattern, which is text.
+fn texts<'b>(buffer: &'b [u8], head: &RequestHead) -> SmallVec<[(&'b str, &'b str); 16]> {
+    let whole = str::from_utf8(&buffer[..head.len]).ok();
+    let text = |place: &Range<usize>| match whole {
+        Some(whole) => whole.get(place.clone()),
+        None => str::from_utf8(&buffer[place.clone()]).ok(),
+    };
+    let fields = head.fields.iter();
+    fields
+        .filter_map(|(name, value)| Some((text(name)?, text(value)?)))
+        .collect()
+}
+
+/// The route that serves the request. With parameters in its path no other may be meant, unless the file names some in its pattern.
+fn find_route(plan: &Plan, request: &routes::Request<'_>) -> Result<usize, Rejection> {
+    let index = plan.index.find(request).ok_or(Rejection::NoRoute)?;
+    if let Some(bare) = path::without_parameters(request.path) {
+        let other = routes::Request {
+            path: &bare,
+            ..*request
+        };
+        if plan.index.find(&other) != Some(index)
+            && !asks_for_parameters(&plan.config.routes[index])
+        {
+            return Err(Rejection::BadPath(PathError::Parameters));
+        }
     }
+    Ok(index)
 }
 
 /// Whether the file names parameters in the route's path, so that with them no other route can be meant.
@@ -307,9 +231,7 @@ fn origin_form<'b>(buffer: &'b [u8], head: &RequestHead) -> Result<&'b [u8], Rej
     let rest = &target[scheme.len()..];
     let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?'));
     let (authority, rest) = rest.split_at(end.unwrap_or(rest.len()));
-    let mut fields = head.fields.iter();
-    let host = fields.find(|(name, _)| headers::is(buffer, name, "host"));
-    let host = host.map_or(&[][..], |(_, value)| &buffer[value.clone()]);
+    let host = head.field(buffer, "host").unwrap_or_default();
     match rest {
         _ if !authority.eq_ignore_ascii_case(host) => Err(Rejection::BadTarget),
         [] => Ok(b"/"),
@@ -319,22 +241,69 @@ fn origin_form<'b>(buffer: &'b [u8], head: &RequestHead) -> Result<&'b [u8], Rej
     }
 }
 
-fn ring_key(plan: &Plan, upstream: usize, facts: &Facts<'_>) -> Option<u64> {
-    match &plan.config.upstreams[upstream].load_balancing {
-        Balancing::RoundRobin | Balancing::LeastRequest => None,
-        Balancing::RingHash(by) => {
-            let parts = facts.parts(by, plan)?;
-            Some(balance::hash(parts.iter().map(|part| &**part)))
-        }
+/// Begins what is told of the request; the id that it goes by.
+fn begin(
+    plan: &Plan,
+    route: &Route,
+    facts: &Facts<'_>,
+    now: Now,
+    record: &mut Record,
+) -> RequestId {
+    let id = clock::uuid(now.wall);
+    let given = || {
+        let mut values = facts.head.values(facts.buffer, "x-request-id");
+        values.find_map(|value| str::from_utf8(value).ok())
+    };
+    let given = facts.client.behind_trusted.then(given).flatten();
+    let request_id = given.map_or_else(
+        || RequestId::new(id),
+        |given| RequestId::Given(given.to_owned()),
+    );
+    let seen = Seen {
+        buffer: facts.buffer,
+        head: Some(facts.head),
+        host: facts.request.host.as_bytes(),
+        path: facts.request.path.as_bytes(),
+        query: facts.query,
+        client: facts.client,
+        time: now.wall,
+        id,
+        request_id: &request_id,
+    };
+    draft::begin(plan, facts.conn, route.audit, &seen, record);
+    request_id
+}
+
+/// Where a transparent listener's request goes. One that would come back to weir is refused: it would go round without end.
+fn original_destination(plan: &Plan, conn: &Conn<'_>) -> Result<Option<SocketAddr>, Rejection> {
+    let Some(Redirected { to, here, from }) = conn.peer.redirected.as_deref() else {
+        return Ok(None);
+    };
+    let to = to.ok_or(Rejection::NotRedirected)?;
+    let is_here = |listener: &Listener| match listener.address {
+        Address::Tcp(address) => address.port() == to.port(),
+        Address::Unix(_) => false,
+    };
+    let is_near = to.ip().is_loopback() || here.is_none_or(|here| here.ip() == to.ip());
+    if Some(canonical(to)) == *here || (is_near && plan.config.listeners.iter().any(is_here)) {
+        return Err(Rejection::NotRedirected);
+    }
+    match from.is_some_and(ours::is_ours) {
+        true => Err(Rejection::Loop),
+        false => Ok(Some(to)),
     }
 }
 
+/// Asks the breaker of the upstream that is to be called, where there is one.
 fn enter(
     plan: &Plan,
-    upstream: usize,
+    upstream: Option<usize>,
     now: Now,
     record: &mut Record,
 ) -> Result<Option<Entry>, Rejection> {
+    let Some(upstream) = upstream else {
+        return Ok(None);
+    };
     let Some(breaker) = &plan.breakers[upstream] else {
         return Ok(None);
     };
@@ -364,6 +333,43 @@ fn enter(
                 retry_after: refused.retry_after,
                 fallback,
             })))
+        }
+    }
+}
+
+/// Where a redirect sends the client.
+fn location(redirect: &Redirect, route: &Route, facts: &Facts<'_>) -> Result<String, Rejection> {
+    let asked = Asked {
+        pattern: route.matches.path.as_ref(),
+        host: facts.request.host,
+        path: facts.request.path,
+        query: str::from_utf8(facts.query).map_err(|_| Rejection::BadTarget)?,
+    };
+    rewrite::location(redirect, &asked).ok_or(Rejection::BadHead(HeadError::HostMissing))
+}
+
+/// What the upstream is asked for.
+fn target(plan: &Plan, route: &Route, facts: &Facts<'_>, record: &mut Record) -> Vec<u8> {
+    let (path, query) = (facts.request.path, facts.query);
+    let Some(prefix) = &route.rewrite.path_prefix else {
+        return [path.as_bytes(), query].concat();
+    };
+    let pattern = route.matches.path.as_ref();
+    let path = rewrite::with_prefix(pattern, path, prefix);
+    if let (Some(draft), Some(_)) = (&mut record.draft, &plan.traces) {
+        // Without what is hidden of the one that was asked for.
+        let told = rewrite::with_prefix(pattern, draft.text(&draft.path), prefix);
+        draft.set_sent_path(&plan.redaction.redact_path(&told));
+    }
+    [path.as_bytes(), query].concat()
+}
+
+fn ring_key(plan: &Plan, upstream: usize, facts: &Facts<'_>) -> Option<u64> {
+    match &plan.config.upstreams[upstream].load_balancing {
+        Balancing::RoundRobin | Balancing::LeastRequest => None,
+        Balancing::RingHash(by) => {
+            let parts = facts.parts(by, plan).ok()?;
+            Some(balance::hash(parts.iter().map(|part| &**part)))
         }
     }
 }

@@ -47,6 +47,19 @@ impl<'p> Answer<'p> {
         }
     }
 
+    /// Of weir itself, to an OPTIONS that may go no further (RFC 9110 section 7.6.2).
+    pub(super) fn options(route: &'p Route, quota: Quota<'p>) -> Answer<'p> {
+        Answer {
+            status: 204,
+            body: "",
+            content_type: "",
+            location: None,
+            headers: &[],
+            route,
+            quota,
+        }
+    }
+
     /// Appends the whole answer to `out`.
     pub(super) fn put(&self, out: &mut Vec<u8>, to: Asker, date: &Date) {
         let mut number = itoa::Buffer::new();

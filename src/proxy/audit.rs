@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::draft::Draft;
+use super::draft::{Draft, Event};
 use super::gate::Gate;
 use super::outbox::Outbox;
 use super::record::Record;
@@ -47,7 +47,7 @@ pub(super) async fn secure(
 ) -> Result<(), NotSafe> {
     let guaranteed = |recorder: &Recorder| recorder.delivery == Delivery::Guaranteed;
     let draft = record.draft.as_mut();
-    let Some(draft) = draft.filter(|draft| draft.level != Level::None) else {
+    let Some(draft) = draft.filter(|draft| draft.event == Event::Due) else {
         return Ok(());
     };
     if !plan.audit.as_ref().is_some_and(guaranteed) {
@@ -55,7 +55,7 @@ pub(super) async fn secure(
     }
     if record.route.is_none() && refuses(plan, Level::Metadata) {
         // It has had no effect, and would only wait in vain.
-        draft.level = Level::None;
+        draft.event = Event::GivenUp;
         return Err(NotSafe);
     }
     let duration = record.elapsed();
@@ -79,10 +79,14 @@ pub(super) fn finish(
     let (Some(recorder), Some(audit)) = (&plan.audit, &plan.config.audit) else {
         return None;
     };
-    let mut draft = record.draft.take_if(|draft| draft.level != Level::None)?;
+    let mut draft = record.draft.take_if(|draft| draft.event == Event::Due)?;
+    let of_route = record
+        .route
+        .and_then(|route| plan.config.routes[route].audit_sample);
+    let sample = of_route.unwrap_or(audit.sample);
     // Rejections and errors are always kept.
     let went_well = record.reason.is_none() && record.status < 500;
-    let left_out = went_well && audit.sample < 1.0 && fastrand::f64() >= audit.sample;
+    let left_out = went_well && sample < 1.0 && fastrand::f64() >= sample;
     let gate = match left_out {
         true => None,
         false => {
@@ -93,7 +97,7 @@ pub(super) fn finish(
             outbox.push(&event, recorder)
         }
     };
-    draft.level = Level::None;
+    draft.event = Event::Made;
     record.draft = Some(draft);
     gate
 }

@@ -11,13 +11,13 @@ use smallvec::SmallVec;
 use uuid::Uuid;
 
 use super::handle::Conn;
-use super::headers::{self, RequestId, is};
+use super::headers::{self, Client, RequestId};
 use super::record::Record;
 use super::trace::{self, Trace};
 use crate::clock;
 use crate::config::audit::Level;
-use crate::event::Micros;
-use crate::http1::head::RequestHead;
+use crate::event::{self, Micros};
+use crate::http1::head::{Fields, RequestHead, path_and_query, values};
 use crate::http1::trace_context::TraceParent;
 use crate::plan::Plan;
 
@@ -50,8 +50,7 @@ impl Spare {
 /// What is known of a request whose event is not whole yet. Boxed, since most of its life is spent waiting for the upstream.
 #[derive(Debug)]
 pub(super) struct Draft {
-    /// What the audit keeps of it; none once its event is made.
-    pub level: Level,
+    pub event: Event,
     pub time: Micros,
     pub id: [u8; 16],
     pub client: IpAddr,
@@ -71,6 +70,19 @@ pub(super) struct Draft {
     pub headers: Vec<(Span, Span)>,
     pub limits: SmallVec<[&'static str; 4]>,
     pub breaker: Option<&'static str>,
+}
+
+/// Where the audit's event of a request stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Event {
+    /// The audit keeps none; others tell of the request.
+    NotKept,
+    /// Still to be made.
+    Due,
+    /// Made, or left out by sampling.
+    Made,
+    /// It could not be made safe, and its request is refused.
+    GivenUp,
 }
 
 /// A place in a draft's texts.
@@ -106,48 +118,61 @@ impl Draft {
         plan: &Plan,
         wanted: &[String],
         bytes: &[u8],
-        fields: &[(Range<usize>, Range<usize>)],
+        fields: &Fields,
     ) {
         for name in wanted {
-            for (_, value) in fields.iter().filter(|(field, _)| is(bytes, field, name)) {
-                let value = text(&bytes[value.clone()]);
+            for value in values(bytes, fields, name) {
+                let value = text(value);
                 let value = plan.redaction.redact_header(name, &value);
                 let name = put(&mut self.texts, name);
-                self.headers.push((name, put(&mut self.texts, value)));
+                self.headers.push((name, put(&mut self.texts, &value)));
             }
         }
     }
 }
 
-/// What is known of a request once its head is read: the ends of it are filled in by [`finish`]. `path` is normalised where
-/// it could be.
+/// What a request shows of itself before any policy is asked.
 pub(super) struct Seen<'a> {
-    pub path: &'a [u8],
-    pub query: &'a [u8],
+    /// Where its head stands.
+    pub buffer: &'a [u8],
+    /// Missing where it could not be read.
+    pub head: Option<&'a RequestHead>,
     pub host: &'a [u8],
-    pub method: &'a [u8],
-    pub client: IpAddr,
+    /// Normalised where it could be.
+    pub path: &'a [u8],
+    /// With its `?`, or empty.
+    pub query: &'a [u8],
+    pub client: &'a Client,
     /// Since the Unix epoch.
     pub time: Duration,
     pub id: Uuid,
     pub request_id: &'a RequestId,
-    pub trace: Option<&'a Trace>,
 }
 
-/// Begins the event of a request.
+/// Begins what is told of a request: its trace, and its draft where something tells of it.
 pub(super) fn begin(
+    plan: &Plan,
+    conn: &Conn<'_>,
+    level: Level,
+    seen: &Seen<'_>,
+    record: &mut Record,
+) {
+    let traces = plan.config.traces.as_ref();
+    let trusted = seen.client.behind_trusted;
+    record.trace =
+        traces.map(|traces| trace::begin(traces, conn.peer, seen.buffer, seen.head, trusted));
+    let spare = &conn.lane.outbox.spare;
+    record.draft = draft(plan, spare, level, seen, record.trace.as_ref());
+}
+
+fn draft(
     plan: &Plan,
     spare: &Spare,
     level: Level,
-    seen: Seen<'_>,
-    buffer: &[u8],
-    head: Option<&RequestHead>,
+    seen: &Seen<'_>,
+    trace: Option<&Trace>,
 ) -> Option<Box<Draft>> {
-    let level = match plan.config.audit {
-        Some(_) => level,
-        None => Level::None,
-    };
-    let traced = seen.trace.is_some_and(|trace| trace.is_kept(plan));
+    let traced = trace.is_some_and(|trace| trace.is_kept(plan));
     let told = plan.config.access_log.is_some() || traced;
     if level == Level::None && !told {
         return None;
@@ -156,17 +181,21 @@ pub(super) fn begin(
     let texts = spare.as_mut().map(|spare| std::mem::take(&mut spare.texts));
     let mut texts = texts.unwrap_or_default();
     texts.clear();
+    let method = seen.head.map(|head| &seen.buffer[head.method.clone()]);
     let kept = told || plan.config.audit.as_ref().is_some_and(|audit| audit.query);
     let query = seen.query.strip_prefix(b"?").filter(|_| kept);
     let mut draft = Draft {
-        level,
+        event: match level {
+            Level::None => Event::NotKept,
+            Level::Metadata | Level::Headers => Event::Due,
+        },
         time: Micros::from(seen.time),
         id: seen.id.into_bytes(),
-        client: seen.client,
-        trace_id: seen.trace.map(|trace| trace.told.trace_id),
-        method: put(&mut texts, &text(seen.method)),
+        client: seen.client.ip,
+        trace_id: trace.map(|trace| trace.told.trace_id),
+        method: put(&mut texts, &text(method.unwrap_or_default())),
         host: put(&mut texts, &text(seen.host)),
-        path: put(&mut texts, &text(seen.path)),
+        path: put(&mut texts, &plan.redaction.redact_path(&text(seen.path))),
         query: query.map(|query| put(&mut texts, &plan.redaction.redact_query(&text(query)))),
         request_id: match seen.request_id {
             RequestId::Given(given) => Some(put(&mut texts, given)),
@@ -180,22 +209,18 @@ pub(super) fn begin(
         limits: SmallVec::new(),
         breaker: None,
     };
-    if let Some(head) = head {
-        if seen.trace.is_none() {
+    if let Some(head) = seen.head {
+        if trace.is_none() {
             // Whoever sent it: weir passes it on as it is.
-            let mut fields = head.fields.iter();
-            let parent = fields.find(|(name, _)| is(buffer, name, "traceparent"));
-            let parent = parent.and_then(|(_, value)| TraceParent::parse(&buffer[value.clone()]));
+            let parent = head.field(seen.buffer, "traceparent");
+            let parent = parent.and_then(TraceParent::parse);
             draft.trace_id = parent.map(|parent| parent.trace_id);
         }
-        let agent = head.fields.iter();
-        let mut agent = agent.filter(|(name, _)| told && is(buffer, name, "user-agent"));
-        if let Some((_, agent)) = agent.next() {
-            let agent = text(&buffer[agent.clone()]);
-            draft.user_agent = Some(put(&mut draft.texts, &agent));
+        if told && let Some(agent) = head.field(seen.buffer, "user-agent") {
+            draft.user_agent = Some(put(&mut draft.texts, &text(agent)));
         }
         if let (Level::Headers, Some(audit)) = (level, &plan.config.audit) {
-            draft.capture(plan, &audit.request_headers, buffer, &head.fields);
+            draft.capture(plan, &audit.request_headers, seen.buffer, &head.fields);
         }
     }
     match spare {
@@ -215,47 +240,50 @@ pub(super) fn begin_unrouted(
     head: Option<&RequestHead>,
     record: &mut Record,
 ) {
-    let level = match &plan.config.audit {
-        Some(audit) => audit.level,
-        None => Level::None,
-    };
-    let traces = plan.config.traces.as_ref();
-    if level == Level::None && plan.config.access_log.is_none() && traces.is_none() {
+    let config = &plan.config;
+    let level = config.audit.as_ref().map_or(Level::None, |it| it.level);
+    if level == Level::None && config.access_log.is_none() && config.traces.is_none() {
         return;
     }
     let time = clock::wall();
     let id = clock::uuid(time);
     let target = head.map_or(&[][..], |head| &buffer[head.target.clone()]);
-    let end = target.iter().position(|byte| *byte == b'?');
-    let (path, query) = target.split_at(end.unwrap_or(target.len()));
-    let host = head.and_then(|head| {
-        let mut fields = head.fields.iter();
-        let (_, value) = fields.find(|(name, _)| is(buffer, name, "host"))?;
-        Some(&buffer[value.clone()])
-    });
-    let trusted = &conn.listener.trusted_proxies;
-    let client = head.map(|head| headers::client(buffer, head, conn.peer.ip, trusted));
-    let trusted = client.as_ref().is_some_and(|client| client.behind_trusted);
-    record.trace = traces.map(|traces| trace::begin(traces, conn.peer, buffer, head, trusted));
-    let given = head.filter(|_| trusted);
-    let given = given.and_then(|head| {
-        let mut fields = head.fields.iter();
-        let (_, value) = fields.find(|(name, _)| is(buffer, name, "x-request-id"))?;
-        Some(RequestId::Given(text(&buffer[value.clone()]).into_owned()))
-    });
+    let told = told_target(target);
+    let (path, query) = path_and_query(told.as_bytes());
+    let field = |name| head.and_then(|head| head.field(buffer, name));
+    let client = match head {
+        Some(head) => headers::client(buffer, head, conn.peer.ip, conn.listener),
+        None => Client {
+            ip: conn.peer.ip,
+            behind_trusted: false,
+            certificate_trusted: false,
+        },
+    };
+    // Unlike that of a request that goes on it need not be text, and is told in part where it is long.
+    let given = client.behind_trusted.then(|| field("x-request-id"));
+    let given = given.flatten().map(|given| text(given).into_owned());
     let seen = Seen {
+        buffer,
+        head,
+        host: field("host").unwrap_or_default(),
         path,
         query,
-        host: host.unwrap_or_default(),
-        method: head.map_or(&[][..], |head| &buffer[head.method.clone()]),
-        client: client.map_or(conn.peer.ip, |client| client.ip),
+        client: &client,
         time,
         id,
-        request_id: &given.unwrap_or_else(|| RequestId::new(id)),
-        trace: record.trace.as_ref(),
+        request_id: &given.map_or_else(|| RequestId::new(id), RequestId::Given),
     };
-    let draft = begin(plan, &conn.lane.outbox.spare, level, seen, buffer, head);
-    record.draft = draft;
+    begin(plan, conn, level, &seen, record);
+}
+
+/// A target as it is told, whatever its form: without a user and a password.
+fn told_target(target: &[u8]) -> Cow<'_, str> {
+    let target = String::from_utf8_lossy(target);
+    if target.starts_with('/') {
+        return target;
+    }
+    let authority = target.find("://").map_or(0, |at| at + "://".len());
+    Cow::Owned(event::without_userinfo(&target, authority).into_owned())
 }
 
 /// Appends a text; where it stands.

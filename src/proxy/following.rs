@@ -1,4 +1,4 @@
-//! One lane's view of the plan, and how it follows a reload.
+//! One lane's view of the plan, and how it follows a reload. `plan` is what all lanes share, a `view` is one lane's.
 
 use std::cell::RefCell;
 use std::rc::{Rc, Weak};
@@ -11,8 +11,8 @@ use crate::upstream::{LaneUpstream, LiveUpstream};
 
 /// One lane's view of the plan: with its own connections.
 #[derive(Debug)]
-pub(super) struct LanePlan {
-    pub shared: Arc<Plan>,
+pub(super) struct LaneView {
+    pub plan: Arc<Plan>,
     /// One for each upstream of the configuration, in its order.
     pub upstreams: Vec<Rc<LaneUpstream>>,
 }
@@ -21,25 +21,25 @@ pub(super) struct LanePlan {
 #[derive(Debug)]
 pub(super) struct Following {
     source: watch::Receiver<Arc<Plan>>,
-    current: RefCell<Rc<LanePlan>>,
+    current: RefCell<Rc<LaneView>>,
     /// Those of plans before, which requests and idle clients still have.
     left: RefCell<Vec<Weak<LaneUpstream>>>,
 }
 
 impl Following {
     pub(super) fn new(mut source: watch::Receiver<Arc<Plan>>) -> Following {
-        let shared = source.borrow_and_update().clone();
+        let plan = source.borrow_and_update().clone();
         let new = |live: &Arc<LiveUpstream>| LaneUpstream::new(live.clone(), None);
-        let upstreams = shared.upstreams.iter().map(new).collect();
+        let upstreams = plan.upstreams.iter().map(new).collect();
         Following {
             source,
-            current: RefCell::new(Rc::new(LanePlan { shared, upstreams })),
+            current: RefCell::new(Rc::new(LaneView { plan, upstreams })),
             left: RefCell::default(),
         }
     }
 
     /// The newest plan. The connections of an upstream whose settings allow it are carried over.
-    pub(super) fn current(&self) -> Rc<LanePlan> {
+    pub(super) fn current(&self) -> Rc<LaneView> {
         if self.source.has_changed().unwrap_or(false) {
             self.catch_up();
         }
@@ -59,9 +59,9 @@ impl Following {
 
     fn catch_up(&self) {
         let mut source = self.source.clone();
-        let shared = source.borrow_and_update().clone();
+        let plan = source.borrow_and_update().clone();
         let before = self.current.borrow().clone();
-        if Arc::ptr_eq(&shared, &before.shared) {
+        if Arc::ptr_eq(&plan, &before.plan) {
             return;
         }
         let upstream = |live: &Arc<LiveUpstream>| {
@@ -73,10 +73,10 @@ impl Following {
                 None => LaneUpstream::new(live.clone(), old.map(|old| &**old)),
             }
         };
-        let upstreams: Vec<_> = shared.upstreams.iter().map(upstream).collect();
+        let upstreams: Vec<_> = plan.upstreams.iter().map(upstream).collect();
         let is_kept = |old: &Rc<LaneUpstream>| upstreams.iter().any(|new| Rc::ptr_eq(new, old));
         let left = before.upstreams.iter().filter(|old| !is_kept(old));
         self.left.borrow_mut().extend(left.map(Rc::downgrade));
-        *self.current.borrow_mut() = Rc::new(LanePlan { shared, upstreams });
+        *self.current.borrow_mut() = Rc::new(LaneView { plan, upstreams });
     }
 }

@@ -10,7 +10,7 @@ use tokio::io::AsyncWriteExt;
 use super::admit::Admitted;
 use super::any_version;
 use super::audit;
-use super::following::LanePlan;
+use super::following::LaneView;
 use super::handle::{Conn, Ends, Failure, Next};
 use super::headers::{self, put_last_chunk};
 use super::interim::{Interims, is_interim};
@@ -35,7 +35,7 @@ use crate::store::breakers::End;
 /// buffer holds what the client sent behind the request.
 pub(super) async fn send(
     conn: &Conn<'_>,
-    plan: &LanePlan,
+    view: &LaneView,
     admitted: Admitted<'_>,
     ends: &mut Ends<'_>,
     head: &RequestHead,
@@ -57,7 +57,7 @@ pub(super) async fn send(
         // Apart, so that others have no room for it.
         let sent = any_version::send(
             conn,
-            plan,
+            view,
             &mut outgoing,
             any_version::Client::Http1(ends),
             record,
@@ -66,13 +66,13 @@ pub(super) async fn send(
         reset_if_cut(&outgoing.request, ends, &sent);
         return sent.map_err(|failure| outgoing.in_order(conn, failure, None));
     }
-    let upstream = &plan.upstreams[index];
+    let upstream = &view.upstreams[index];
     let mut answer = conn.lane.buffers.take();
     let request = &outgoing.request;
     let out = &outgoing.out;
-    let retries = outgoing.shared.config.upstreams[index].retries.as_ref();
+    let retries = outgoing.plan.config.upstreams[index].retries.as_ref();
     let keep = retries.map_or(0, |retries| retries.buffer);
-    let mut upload = Upload::new(request, out, keep, (outgoing.shared, outgoing.route));
+    let mut upload = Upload::new(request, out, keep, (outgoing.plan, outgoing.route));
     upload.probe.clone_from(&record.probe);
     let asked = ask(
         request,
@@ -106,7 +106,7 @@ pub(super) async fn send(
         return Ok(Next::Close);
     }
     let streamed = stream_back(
-        (outgoing.shared, &conn.lane.outbox),
+        (outgoing.plan, &conn.lane.outbox),
         &outgoing.request,
         &answered,
         &mut upload,

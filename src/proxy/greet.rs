@@ -61,8 +61,8 @@ async fn meet(
     peer: Option<SocketAddr>,
 ) -> Option<Guest> {
     socket.set_nodelay().ok()?;
-    let plan = lane.plan.current();
-    let listener = &plan.shared.config.listeners[listener_index];
+    let view = lane.following.current();
+    let listener = &view.plan.config.listeners[listener_index];
     let redirected = listener.transparent.then(|| redirected(&socket, peer));
     // Whoever reaches a Unix socket is of this machine.
     let mut ip = peer.map_or(Ipv4Addr::LOCALHOST.into(), |peer| peer.ip());
@@ -73,7 +73,7 @@ async fn meet(
         from.is_none_or(|networks| networks.iter().any(contains))
     };
     let failed = |reason| {
-        let failures = &plan.shared.metrics.proxy_failures;
+        let failures = &view.plan.metrics.proxy_failures;
         failures.count(&listener.name, reason);
         None
     };
@@ -110,7 +110,7 @@ async fn meet(
         peer,
         agreed,
     };
-    match (&listener.tls, &plan.shared.greetings[listener_index]) {
+    match (&listener.tls, &view.plan.greetings[listener_index]) {
         (None, _) => {}
         (Some(_), Some(greeting)) => {
             // Apart, so that plain connections have no room for it.

@@ -13,7 +13,7 @@ use super::admit::{self, Way};
 use super::answer::Answer;
 use super::audit;
 use super::draft;
-use super::following::LanePlan;
+use super::following::LaneView;
 use super::forward;
 use super::greet::Guest;
 use super::headers;
@@ -181,10 +181,10 @@ pub(super) fn connection(
         guest.ahead = Vec::new();
         let mut deadlines = Deadlines::new();
         loop {
-            let plan = lane.plan.current();
+            let view = lane.following.current();
             let opening = read_head(
                 lane,
-                &plan.shared.config.listeners[listener_index],
+                &view.plan.config.listeners[listener_index],
                 &mut guest.stream,
                 &mut buffer,
                 &mut deadlines,
@@ -211,7 +211,7 @@ pub(super) fn connection(
             let lives = match next {
                 Next::KeepAlive => true,
                 Next::Skip(unread) => {
-                    let within = plan.shared.config.listeners[listener_index].request_read;
+                    let within = view.plan.config.listeners[listener_index].request_read;
                     let ends = Ends {
                         client: &mut guest.stream,
                         buffer: &mut buffer,
@@ -247,13 +247,13 @@ async fn serve(
     head: Result<RequestHead, Rejection>,
 ) -> Next {
     // The plan may be another than when the connection was idle.
-    let plan = lane.plan.current();
+    let view = lane.following.current();
     let now = clock::moment();
-    let mut ongoing = Ongoing::begin(&plan.shared, &lane.outbox, now.mono);
+    let mut ongoing = Ongoing::begin(&view.plan, &lane.outbox, now.mono);
     let record = &mut ongoing.record;
     let conn = Conn {
         lane,
-        listener: &plan.shared.config.listeners[listener_index],
+        listener: &view.plan.config.listeners[listener_index],
         peer,
     };
     let (by_head, old) = head.as_ref().map_or((false, false), |head| {
@@ -261,9 +261,9 @@ async fn serve(
         (by_head, head.minor_version == 0)
     });
     let served = match head {
-        Ok(head) => one(&conn, &plan, &mut ends, &head, now, record).await,
+        Ok(head) => one(&conn, &view, &mut ends, &head, now, record).await,
         Err(rejection) => {
-            draft::begin_unrouted(&plan.shared, &conn, ends.buffer, None, record);
+            draft::begin_unrouted(&view.plan, &conn, ends.buffer, None, record);
             Err(rejection.into())
         }
     };
@@ -282,7 +282,7 @@ async fn serve(
             Next::Close
         }
         Err(Failure::Reply(rejection, next)) => {
-            let rejection = on_record(&conn, &plan, rejection, !by_head, record).await;
+            let rejection = on_record(&conn, &view, rejection, !by_head, record).await;
             let to = Asker {
                 keep_alive: next.lives(),
                 by_head,
@@ -302,13 +302,13 @@ async fn serve(
 /// The rejection once it is on record, or the one that says that it cannot be; the client gets its words where there is a `body`.
 pub(super) async fn on_record(
     conn: &Conn<'_>,
-    plan: &LanePlan,
+    view: &LaneView,
     rejection: Rejection,
     body: bool,
     record: &mut Record,
 ) -> Rejection {
     record.refused(&rejection, body);
-    match audit::secure(&plan.shared, &conn.lane.outbox, record).await {
+    match audit::secure(&view.plan, &conn.lane.outbox, record).await {
         Ok(()) => rejection,
         Err(audit::NotSafe) => {
             record.refused(&Rejection::AuditUnavailable, body);
@@ -356,20 +356,20 @@ pub(super) async fn close(client: &mut Stream) {
 
 async fn one(
     conn: &Conn<'_>,
-    plan: &LanePlan,
+    view: &LaneView,
     ends: &mut Ends<'_>,
     head: &RequestHead,
     now: Now,
     record: &mut Record,
 ) -> Result<Next, Failure> {
-    match admit::admit(&plan.shared, conn, ends.buffer, head, now, record).await {
+    match admit::admit(&view.plan, conn, ends.buffer, head, now, record).await {
         Ok(Way::Upstream(admitted)) => {
-            forward::send(conn, plan, admitted, ends, head, record).await
+            forward::send(conn, view, admitted, ends, head, record).await
         }
-        Ok(Way::Answer(answer)) => by_itself(conn, plan, answer, ends, head, record).await,
+        Ok(Way::Answer(answer)) => by_itself(conn, view, answer, ends, head, record).await,
         Err(rejection) => {
             if record.route.is_none() {
-                draft::begin_unrouted(&plan.shared, conn, ends.buffer, Some(head), record);
+                draft::begin_unrouted(&view.plan, conn, ends.buffer, Some(head), record);
             }
             let next = match rejection.is_policy() {
                 true => next_of(conn, ends, head),
@@ -420,7 +420,7 @@ fn end_of_body(length: BodyLength, bytes: &[u8]) -> Option<usize> {
 /// Gives the answer that the route has by itself.
 async fn by_itself(
     conn: &Conn<'_>,
-    plan: &LanePlan,
+    view: &LaneView,
     answer: Answer<'_>,
     ends: &mut Ends<'_>,
     head: &RequestHead,
@@ -432,7 +432,7 @@ async fn by_itself(
     if !by_head {
         record.bytes_out = answer.body.len() as u64;
     }
-    let safe = audit::secure(&plan.shared, &conn.lane.outbox, record).await;
+    let safe = audit::secure(&view.plan, &conn.lane.outbox, record).await;
     safe.map_err(|audit::NotSafe| Failure::Reply(Rejection::AuditUnavailable, next))?;
     let to = Asker {
         keep_alive: next.lives(),

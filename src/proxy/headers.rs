@@ -9,24 +9,20 @@ use super::handle::{Next, Peer};
 use super::reply::Rejection;
 use super::trace::Trace;
 use super::upgrade::Spoken;
-use crate::config::Route;
 use crate::config::rewrite::HeaderChanges;
 use crate::config::sessions::Settings;
+use crate::config::{Listener, Route};
 use crate::http1::body::BodyError;
-use crate::http1::head::{BodyLength, RequestHead};
+use crate::http1::head::{BodyLength, Fields, RequestHead, values};
 use crate::http1::hygiene::{begins_folded, connection_options, is_folded, is_hop_by_hop};
 use crate::http1::response::ResponseHead;
 use crate::http1::trailers::{self, may_follow_a_body};
 use crate::http1::websocket::WEBSOCKET;
 use crate::plan::Plan;
 use crate::policy::session::{self, END_HEADER, START_HEADER, Session};
-use ipnet::IpNet;
 use smallvec::SmallVec;
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
-
-/// Names and values as places in the buffer they were read from.
-type Fields = [(Range<usize>, Range<usize>)];
 
 /// What forwarding fields say of the client, as far as the peer is trusted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,25 +31,29 @@ pub(super) struct Client {
     pub ip: IpAddr,
     /// Whether the peer is a trusted proxy, so that its forwarding fields are kept.
     pub behind_trusted: bool,
+    /// Whether it is also believed about its clients' certificates.
+    pub certificate_trusted: bool,
 }
 
 /// Walks X-Forwarded-For from the right, past trusted proxies, to the first address that none of them is.
-pub(super) fn client(buffer: &[u8], head: &RequestHead, peer: IpAddr, trusted: &[IpNet]) -> Client {
+pub(super) fn client(
+    buffer: &[u8],
+    head: &RequestHead,
+    peer: IpAddr,
+    listener: &Listener,
+) -> Client {
+    let trusted = &listener.trusted_proxies;
     let is_trusted = |ip: &IpAddr| trusted.iter().any(|net| net.contains(ip));
     let mut ip = peer;
     if trusted.is_empty() || !is_trusted(&ip) {
         return Client {
             ip,
             behind_trusted: false,
+            certificate_trusted: false,
         };
     }
-    let values = head
-        .fields
-        .iter()
-        .filter(|(name, _)| is(buffer, name, "x-forwarded-for"));
-    let hops = values
-        .rev()
-        .flat_map(|(_, value)| buffer[value.clone()].rsplit(|byte| *byte == b','));
+    let values = head.values(buffer, "x-forwarded-for").rev();
+    let hops = values.flat_map(|value| value.rsplit(|byte| *byte == b','));
     for hop in hops {
         let Some(hop) = std::str::from_utf8(hop).ok().and_then(hop_address) else {
             break;
@@ -66,6 +66,7 @@ pub(super) fn client(buffer: &[u8], head: &RequestHead, peer: IpAddr, trusted: &
     Client {
         ip,
         behind_trusted: true,
+        certificate_trusted: listener.trust_client_cert,
     }
 }
 
@@ -82,12 +83,8 @@ fn hop_address(hop: &str) -> Option<IpAddr> {
 /// Whether the client waits for `100 Continue` before it sends the body.
 pub(super) fn expects_continue(buffer: &[u8], head: &RequestHead) -> Result<bool, Rejection> {
     let mut expects = false;
-    for (_, value) in head
-        .fields
-        .iter()
-        .filter(|(name, _)| is(buffer, name, "expect"))
-    {
-        if !buffer[value.clone()].eq_ignore_ascii_case(b"100-continue") {
+    for value in head.values(buffer, "expect") {
+        if !value.eq_ignore_ascii_case(b"100-continue") {
             return Err(Rejection::Expectation);
         }
         expects = head.body != BodyLength::None && head.minor_version == 1;
@@ -95,22 +92,31 @@ pub(super) fn expects_continue(buffer: &[u8], head: &RequestHead) -> Result<bool
     Ok(expects)
 }
 
+/// How many proxies an OPTIONS may go on to, where it says so (RFC 9110 section 7.6.2).
+pub(super) fn max_forwards(buffer: &[u8], head: &RequestHead) -> Option<u64> {
+    if buffer[head.method.clone()] != *b"OPTIONS" {
+        return None;
+    }
+    let value = str::from_utf8(head.field(buffer, MAX_FORWARDS)?).ok()?;
+    let is_number = value.bytes().all(|byte| byte.is_ascii_digit());
+    value.parse().ok().filter(|_| is_number)
+}
+
+const MAX_FORWARDS: &str = "max-forwards";
+
 /// The protocol that the client wants to switch to (RFC 9110 section 7.8), for example `websocket`. HTTP in another form
 /// is none of them: requests within a tunnel would pass no policy.
 pub(super) fn upgrade(buffer: &[u8], head: &RequestHead) -> Option<Vec<u8>> {
     let asked = head.minor_version == 1
         && head.body == BodyLength::None
         && head
-            .fields
-            .iter()
-            .filter(|(name, _)| is(buffer, name, "connection"))
-            .flat_map(|(_, value)| connection_options(&buffer[value.clone()]))
+            .values(buffer, "connection")
+            .flat_map(connection_options)
             .any(|option| option.eq_ignore_ascii_case(b"upgrade"));
-    let (_, protocol) = head
-        .fields
-        .iter()
-        .find(|(name, _)| asked && is(buffer, name, "upgrade"))?;
-    let protocols = &buffer[protocol.clone()];
+    if !asked {
+        return None;
+    }
+    let protocols = head.field(buffer, "upgrade")?;
     protocols
         .split(|byte| *byte == b',')
         .all(is_other_than_http)
@@ -162,20 +168,14 @@ pub(super) struct Passed<'a> {
     pub identity: Option<(&'a Settings, &'a Session)>,
 }
 
-/// weir answers an expectation itself; and applications that speak CGI's way take `Proxy` for the proxy that they shall use
-/// ("httpoxy").
-const NEVER_PASSED: [&[u8]; 2] = [b"expect", b"proxy"];
+/// weir answers an expectation itself; applications that speak CGI's way take `Proxy` for the proxy that they shall use
+/// ("httpoxy"); and by the last two, proxies that rewrite paths say what was asked for: frameworks route by them in the path's place,
+/// and a proxy that is trusted for the client's address passes on a client's own.
+const NEVER_PASSED: [&[u8]; 4] = [b"expect", b"proxy", b"x-original-url", b"x-rewrite-url"];
 /// What trusted proxies say goes on with this hop behind it.
 const CHAINS: [&[u8]; 3] = [b"x-forwarded-for", b"x-forwarded-client-cert", b"forwarded"];
-/// What a peer says of itself is not believed: all that begins as [`FORWARDED`], and these. By the last two, proxies that rewrite
-/// paths say what was asked for, and frameworks route by them in the path's place.
-const PEERS_CLAIMS: [&[u8]; 5] = [
-    b"x-real-ip",
-    b"forwarded",
-    b"x-request-id",
-    b"x-original-url",
-    b"x-rewrite-url",
-];
+/// What a peer says of itself is not believed: all that begins as [`FORWARDED`], and these.
+const PEERS_CLAIMS: [&[u8]; 3] = [b"x-real-ip", b"forwarded", b"x-request-id"];
 /// What proxies say of a request is named so: `X-Forwarded-For`, `-Prefix`, `-Port`, and others that an application may believe.
 const FORWARDED: &[u8] = b"x-forwarded-";
 
@@ -205,6 +205,7 @@ pub(super) fn put_request_head(
         true => CHAINS.iter().any(|other| is_folded(name, other)),
         false => is_peers_claim(name),
     };
+    let left = max_forwards(buffer, head).map(|may| may.saturating_sub(1));
     let (new_host, changes) = (route.rewrite.host.as_ref(), &route.request_headers);
     let dropped = |name: &[u8]| {
         NEVER_PASSED.iter().any(|other| is_folded(name, other))
@@ -213,13 +214,18 @@ pub(super) fn put_request_head(
             || is_misspelt(name)
             || trace.is_some_and(|trace| is_of_trace(name, trace))
             || changes.drops(name)
+            || (left.is_some() && name.eq_ignore_ascii_case(MAX_FORWARDS.as_bytes()))
             || (new_host.is_some() && name.eq_ignore_ascii_case(b"host"))
     };
     put_fields(out, buffer, &head.fields, dropped);
     for (name, value) in changes.put_in() {
         put(out, name.as_bytes(), value.as_bytes());
     }
-    let has = |wanted: &str| head.fields.iter().any(|(name, _)| is(buffer, name, wanted));
+    if let Some(left) = left {
+        let mut text = itoa::Buffer::new();
+        put(out, b"Max-Forwards", text.format(left).as_bytes());
+    }
+    let has = |wanted: &str| head.field(buffer, wanted).is_some();
     if let Some(host) = new_host {
         put(out, b"Host", host.as_bytes());
     } else if !has("host") {
@@ -233,10 +239,11 @@ pub(super) fn put_request_head(
         put(out, b"Upgrade", protocol);
     }
     let put_chain = |out: &mut Vec<u8>, wanted: &str| {
-        let trusted = |name: &Range<usize>| client.behind_trusted && is(buffer, name, wanted);
-        for (_, value) in head.fields.iter().filter(|(name, _)| trusted(name)) {
-            out.extend_from_slice(&buffer[value.clone()]);
-            out.extend_from_slice(b", ");
+        if client.behind_trusted {
+            for value in head.values(buffer, wanted) {
+                out.extend_from_slice(value);
+                out.extend_from_slice(b", ");
+            }
         }
     };
     out.extend_from_slice(b"X-Forwarded-For: ");
@@ -253,16 +260,22 @@ pub(super) fn put_request_head(
             IpAddr::V6(peer) => write!(out, "for=\"[{peer}]\"\r\n"),
         };
     }
-    if new_host.is_some() && !(client.behind_trusted && has("x-forwarded-host")) {
-        put_sent_host(out, buffer, head);
+    // The host that the client asked for, where the upstream is told another.
+    if new_host.is_some()
+        && !(client.behind_trusted && has("x-forwarded-host"))
+        && let Some(host) = head.field(buffer, "host")
+    {
+        put(out, b"X-Forwarded-Host", host);
     }
     let certificate = peer.tls.as_ref().and_then(|tls| tls.certificate.as_ref());
     if let Some(certificate) = certificate {
         out.extend_from_slice(b"X-Forwarded-Client-Cert: ");
-        put_chain(out, "x-forwarded-client-cert");
+        if client.certificate_trusted {
+            put_chain(out, "x-forwarded-client-cert");
+        }
         out.extend_from_slice(certificate.element.as_bytes());
         out.extend_from_slice(b"\r\n");
-    } else if client.behind_trusted {
+    } else if client.certificate_trusted {
         let fields = head.fields.iter();
         for (name, value) in fields.filter(|(name, _)| is(buffer, name, "x-forwarded-client-cert"))
         {
@@ -328,14 +341,6 @@ fn is_of_trace(name: &[u8], trace: &Trace) -> bool {
         || (!trace.keeps_state && name.eq_ignore_ascii_case(b"tracestate"))
 }
 
-/// The host that the client asked for, where the upstream is told another.
-fn put_sent_host(out: &mut Vec<u8>, buffer: &[u8], head: &RequestHead) {
-    let mut fields = head.fields.iter();
-    if let Some((_, host)) = fields.find(|(name, _)| is(buffer, name, "host")) {
-        put(out, b"X-Forwarded-Host", &buffer[host.clone()]);
-    }
-}
-
 /// Whether only a trusted proxy may say it, however it is spelt.
 fn is_peers_claim(name: &[u8]) -> bool {
     begins_folded(name, FORWARDED) || PEERS_CLAIMS.iter().any(|other| is_folded(name, other))
@@ -380,9 +385,8 @@ pub(super) fn switched_to(
 
 /// An upstream that does not say what it chose took what it was offered.
 fn chosen<'b>(answer: &'b [u8], response: &ResponseHead, offered: &'b [u8]) -> &'b [u8] {
-    let mut fields = response.fields.iter();
-    let chosen = fields.find(|(name, _)| is(answer, name, "upgrade"));
-    chosen.map_or(offered, |(_, value)| &answer[value.clone()])
+    let mut chosen = values(answer, &response.fields, "upgrade");
+    chosen.next().unwrap_or(offered)
 }
 
 /// Appends the response's head for the client, with the fields that `tell` puts; what then becomes of its connection.
@@ -472,10 +476,8 @@ fn is_cache_control(name: &[u8]) -> bool {
 
 /// Copies the end-to-end fields but for those `dropped`.
 fn put_fields(out: &mut Vec<u8>, bytes: &[u8], fields: &Fields, dropped: impl Fn(&[u8]) -> bool) {
-    let options: SmallVec<[&[u8]; 4]> = fields
-        .iter()
-        .filter(|(name, _)| is(bytes, name, "connection"))
-        .flat_map(|(_, value)| connection_options(&bytes[value.clone()]))
+    let options: SmallVec<[&[u8]; 4]> = values(bytes, fields, "connection")
+        .flat_map(connection_options)
         .collect();
     for (name, value) in fields {
         let name_bytes = &bytes[name.clone()];

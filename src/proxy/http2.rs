@@ -23,7 +23,7 @@ use super::answer::Answer;
 use super::any_version::{self, Client};
 use super::audit;
 use super::draft;
-use super::following::LanePlan;
+use super::following::LaneView;
 use super::handle::{Conn, Failure, Peer, on_record};
 use super::lane::Lane;
 use super::outgoing::prepare;
@@ -67,10 +67,10 @@ pub(super) async fn connection(
     stream: Ahead<Stream>,
     peer: Peer,
 ) {
-    let plan = lane.plan.current();
-    let listener = plan.shared.config.listeners[listener_index].clone();
-    let metrics = plan.shared.metrics.clone();
-    drop(plan);
+    let view = lane.following.current();
+    let listener = view.plan.config.listeners[listener_index].clone();
+    let metrics = view.plan.metrics.clone();
+    drop(view);
     let peer = Rc::new(peer);
     let ended_by = |code: Reason| {
         let code = errors::name(code.into());
@@ -88,7 +88,7 @@ pub(super) async fn connection(
         Err(_) => return ended_by(Reason::ENHANCE_YOUR_CALM),
     };
     let mut requests = JoinSet::new();
-    sender.holds(true);
+    sender.hold(true);
     let mut draining = lane.draining.clone();
     let mut ending = false;
     let mut resets = Resets::default();
@@ -138,7 +138,7 @@ pub(super) async fn connection(
                     }
                     Ok(Served::TakenBack | Served::BrokenOff | Served::Answered) => {}
                     // A panic ends its request, and no other.
-                    Err(error) if error.is_panic() => { metrics.panics.inc(); }
+                    Err(error) if error.is_panic() => { metrics.tasks.panics.inc(); }
                     Err(_) => {}
                 }
             }
@@ -197,7 +197,7 @@ async fn part(
     connection: &mut server::Connection<Gathered<Heard<Ahead<Stream>>>, Bytes>,
     sender: &Sender<Heard<Ahead<Stream>>>,
 ) {
-    sender.holds(false);
+    sender.hold(false);
     connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
     let _ = timeout(FAREWELL, poll_fn(|cx| connection.poll_closed(cx))).await;
 }
@@ -266,12 +266,12 @@ async fn answer(
     head: Parts,
     (body, respond): (&mut RecvStream, &mut SendResponse<Bytes>),
 ) -> Served {
-    let plan = lane.plan.current();
+    let view = lane.following.current();
     let now = clock::moment();
-    let mut ongoing = Ongoing::begin(&plan.shared, &lane.outbox, now.mono);
+    let mut ongoing = Ongoing::begin(&view.plan, &lane.outbox, now.mono);
     let conn = Conn {
         lane,
-        listener: &plan.shared.config.listeners[listener_index],
+        listener: &view.plan.config.listeners[listener_index],
         peer,
     };
     let content_type = head.headers.get(http::header::CONTENT_TYPE);
@@ -283,13 +283,13 @@ async fn answer(
     let record = &mut ongoing.record;
     // Apart, since what a task is made of is moved several times until it runs.
     let client = (body, &mut *respond);
-    let served = Box::pin(one(&conn, &plan, head, client, now, record)).await;
+    let served = Box::pin(one(&conn, &view, head, client, now, record)).await;
     let outcome = match served {
         Ok(()) if is_tunnel => Served::BrokenOff,
         Ok(()) => Served::Answered,
         Err(Failure::Reply(rejection, _)) => {
             let body = !to.by_head && !to.grpc;
-            let rejection = on_record(&conn, &plan, rejection, body, record).await;
+            let rejection = on_record(&conn, &view, rejection, body, record).await;
             record.grpc = to.grpc.then(|| rejection.grpc());
             refuse(&conn, respond, &rejection, to);
             Served::Answered
@@ -308,7 +308,7 @@ async fn answer(
 
 async fn one(
     conn: &Conn<'_>,
-    plan: &LanePlan,
+    view: &LaneView,
     mut parts: Parts,
     (body, respond): (&mut RecvStream, &mut SendResponse<Bytes>),
     now: Now,
@@ -323,7 +323,7 @@ async fn one(
             Some(websocket::key(fastrand::u128(..)))
         }
         Some(_) => {
-            draft::begin_unrouted(&plan.shared, conn, &buffer, None, record);
+            draft::begin_unrouted(&view.plan, conn, &buffer, None, record);
             return Err(Rejection::OtherProtocol.into());
         }
     };
@@ -335,12 +335,12 @@ async fn one(
     let head = match downgrade_request(&mut buffer, &parts, has_body, limits) {
         Ok(head) => head,
         Err(error) => {
-            draft::begin_unrouted(&plan.shared, conn, &buffer, None, record);
+            draft::begin_unrouted(&view.plan, conn, &buffer, None, record);
             return Err(Rejection::BadHead(error).into());
         }
     };
     drop(parts);
-    let admitted = admit::admit(&plan.shared, conn, &buffer, &head, now, record).await;
+    let admitted = admit::admit(&view.plan, conn, &buffer, &head, now, record).await;
     let admitted = match admitted {
         Ok(Way::Upstream(admitted)) => admitted,
         // The client would take it for the WebSocket.
@@ -349,11 +349,11 @@ async fn one(
         }
         Ok(Way::Answer(answer)) => {
             let by_head = buffer[head.method.clone()] == *b"HEAD";
-            return by_itself(conn, plan, &answer, respond, by_head, record).await;
+            return by_itself(conn, view, &answer, respond, by_head, record).await;
         }
         Err(rejection) => {
             if record.route.is_none() {
-                draft::begin_unrouted(&plan.shared, conn, &buffer, Some(&head), record);
+                draft::begin_unrouted(&view.plan, conn, &buffer, Some(&head), record);
             }
             return Err(rejection.into());
         }
@@ -362,14 +362,14 @@ async fn one(
     outgoing.websocket_key = websocket_key;
     drop(buffer);
     let client = Client::Http2 { body, respond };
-    any_version::send(conn, plan, &mut outgoing, client, record).await?;
+    any_version::send(conn, view, &mut outgoing, client, record).await?;
     Ok(())
 }
 
 /// Gives the answer that the route has by itself.
 async fn by_itself(
     conn: &Conn<'_>,
-    plan: &LanePlan,
+    view: &LaneView,
     answer: &Answer<'_>,
     respond: &mut SendResponse<Bytes>,
     by_head: bool,
@@ -379,7 +379,7 @@ async fn by_itself(
     if !by_head {
         record.bytes_out = answer.body.len() as u64;
     }
-    let safe = audit::secure(&plan.shared, &conn.lane.outbox, record).await;
+    let safe = audit::secure(&view.plan, &conn.lane.outbox, record).await;
     safe.map_err(|audit::NotSafe| Rejection::AuditUnavailable)?;
     let mut out = conn.lane.buffers.take();
     answer.put(&mut out, asker(by_head), &conn.lane.date);

@@ -30,7 +30,7 @@ use crate::telemetry::metrics::Metrics;
 /// What the connections of one lane share.
 #[derive(Debug)]
 pub(super) struct Lane {
-    pub plan: Following,
+    pub following: Following,
     pub outbox: Outbox,
     pub buffers: Buffers,
     pub date: Date,
@@ -58,7 +58,7 @@ const TELL_EVERY: Duration = Duration::from_secs(10);
 pub fn spawn(
     number: usize,
     listeners: Vec<Bound>,
-    plan: watch::Receiver<Arc<Plan>>,
+    plans: watch::Receiver<Arc<Plan>>,
     draining: watch::Receiver<bool>,
     heartbeat: Heartbeat,
     accepts: oneshot::Sender<()>,
@@ -72,7 +72,7 @@ pub fn spawn(
                 .build()?;
             LocalSet::new().block_on(
                 &runtime,
-                serve(number, listeners, plan, draining, heartbeat, accepts),
+                serve(number, listeners, plans, draining, heartbeat, accepts),
             )
         })
 }
@@ -80,13 +80,13 @@ pub fn spawn(
 async fn serve(
     number: usize,
     listeners: Vec<Bound>,
-    plan: watch::Receiver<Arc<Plan>>,
+    plans: watch::Receiver<Arc<Plan>>,
     draining: watch::Receiver<bool>,
     heartbeat: Heartbeat,
     accepts: oneshot::Sender<()>,
 ) -> io::Result<()> {
-    let plan = Following::new(plan);
-    let redis = match &plan.current().shared.fleet {
+    let following = Following::new(plans);
+    let redis = match &following.current().plan.fleet {
         Some(fleet) => {
             let redis = fleet.connect(false);
             // Whoever comes first is not to be told that Redis is away.
@@ -96,7 +96,7 @@ async fn serve(
         None => None,
     };
     let lane = Rc::new(Lane {
-        plan,
+        following,
         redis,
         outbox: Outbox::default(),
         buffers: Buffers::default(),
@@ -107,7 +107,7 @@ async fn serve(
     });
     let mut accepting = JoinSet::new();
     // A reload changes neither their number nor their order.
-    let configured = lane.plan.current().shared.config.listeners.len();
+    let configured = lane.following.current().plan.config.listeners.len();
     for (index, listener) in listeners.into_iter().enumerate() {
         let index = index % configured;
         accepting.spawn_local(accept(lane.clone(), index, listener.accepting()?));
@@ -115,7 +115,13 @@ async fn serve(
     // No one may wait for it.
     let _ = accepts.send(());
     let mut beside = JoinSet::new();
-    let cpu = lane.plan.current().shared.metrics.process.lane_cpu(number);
+    let cpu = lane
+        .following
+        .current()
+        .plan
+        .metrics
+        .process
+        .lane_cpu(number);
     beside.spawn_local(async move {
         loop {
             heartbeat.beat();
@@ -130,12 +136,12 @@ async fn serve(
     beside.spawn_local(close_idle(lane.clone()));
     let drained = lane.clone();
     beside.spawn_local(async move {
-        let time = || drained.plan.current().shared.config.drain;
+        let time = || drained.following.current().plan.config.drain;
         drained.drain.when(drained.draining.clone(), time).await
     });
     while accepting.join_next().await.is_some() {}
     drop(beside);
-    lane.outbox.flush(&lane.plan.current().shared);
+    lane.outbox.flush(&lane.following.current().plan);
     Ok(())
 }
 
@@ -143,7 +149,7 @@ async fn serve(
 async fn flush(lane: Rc<Lane>) {
     loop {
         lane.outbox.due().await;
-        lane.outbox.flush(&lane.plan.current().shared);
+        lane.outbox.flush(&lane.following.current().plan);
     }
 }
 
@@ -151,14 +157,14 @@ async fn flush(lane: Rc<Lane>) {
 async fn close_idle(lane: Rc<Lane>) {
     loop {
         tokio::time::sleep(CLOSE_IDLE_EVERY).await;
-        lane.plan.close_idle();
+        lane.following.close_idle();
     }
 }
 
 /// Serves one listener until the drain, and its connections until they end or the drain's time is over.
 async fn accept(lane: Rc<Lane>, listener_index: usize, listener: Accepting) {
     let mut draining = lane.draining.clone();
-    let metrics = lane.plan.current().shared.metrics.clone();
+    let metrics = lane.following.current().plan.metrics.clone();
     let mut connections = JoinSet::new();
     let mut told: Option<Instant> = None;
     loop {
@@ -167,10 +173,10 @@ async fn accept(lane: Rc<Lane>, listener_index: usize, listener: Accepting) {
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
                     let Some(open) = Open::new(&lane, listener_index) else {
-                        metrics.connections_refused.inc();
+                        metrics.connections.refused.inc();
                         continue;
                     };
-                    metrics.connections.inc();
+                    metrics.connections.accepted.inc();
                     let lane = lane.clone();
                     connections.spawn_local(async move {
                         greet(&lane, listener_index, stream, peer).await;
@@ -179,10 +185,10 @@ async fn accept(lane: Rc<Lane>, listener_index: usize, listener: Accepting) {
                 }
                 // Out of descriptors, or the client is gone already: others must still be served.
                 Err(error) => {
-                    metrics.accept_failures.inc();
+                    metrics.connections.accept_failures.inc();
                     if told.is_none_or(|told| told.elapsed() > TELL_EVERY) {
                         told = Some(clock::now());
-                        let listener = &lane.plan.current().shared.config.listeners[listener_index].name;
+                        let listener = &lane.following.current().plan.config.listeners[listener_index].name;
                         warn!(%listener, %error, "a connection cannot be accepted, and waits; has the process as many files open as it may?");
                     }
                     tokio::time::sleep(Duration::from_millis(10)).await;
@@ -191,13 +197,13 @@ async fn accept(lane: Rc<Lane>, listener_index: usize, listener: Accepting) {
             Some(ended) = connections.join_next() => {
                 // A panic ends its connection, and no other.
                 if ended.is_err_and(|error| error.is_panic()) {
-                    metrics.panics.inc();
+                    metrics.tasks.panics.inc();
                 }
             }
         }
     }
     drop(listener);
-    let drained = timeout(lane.plan.current().shared.config.drain, async {
+    let drained = timeout(lane.following.current().plan.config.drain, async {
         while connections.join_next().await.is_some() {}
     });
     if drained.await.is_err() {
@@ -215,12 +221,12 @@ struct Open {
 impl Open {
     /// `None` where the listener has as many as it may.
     fn new(lane: &Lane, listener_index: usize) -> Option<Open> {
-        let plan = lane.plan.current();
-        let of_listener = plan.shared.open[listener_index].clone();
-        let max = plan.shared.config.listeners[listener_index].max_connections;
+        let view = lane.following.current();
+        let of_listener = view.plan.open[listener_index].clone();
+        let max = view.plan.config.listeners[listener_index].max_connections;
         let before = of_listener.fetch_add(1, Ordering::Relaxed);
-        let metrics = plan.shared.metrics.clone();
-        metrics.connections_open.inc();
+        let metrics = view.plan.metrics.clone();
+        metrics.connections.open.inc();
         let open = Open {
             of_listener,
             metrics,
@@ -232,6 +238,6 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.of_listener.fetch_sub(1, Ordering::Relaxed);
-        self.metrics.connections_open.dec();
+        self.metrics.connections.open.dec();
     }
 }

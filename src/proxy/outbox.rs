@@ -70,7 +70,7 @@ impl Outbox {
                 events.push(event);
                 if events.len() >= BATCH {
                     let next = Encoded::like(&events);
-                    recorder.record(std::mem::replace(&mut *events, next), None);
+                    recorder.record(std::mem::replace(&mut *events, next));
                 }
                 None
             }
@@ -158,7 +158,7 @@ impl Outbox {
     pub(super) fn flush(&self, plan: &Plan) {
         let events = self.events.take();
         if let (Some(recorder), false) = (&plan.audit, events.is_empty()) {
-            recorder.record(events, None);
+            recorder.record(events);
         }
         let lines = self.lines.take();
         if lines.lines > 0 {

@@ -24,11 +24,11 @@ use crate::http2::grpc;
 use crate::plan::Plan;
 use crate::policy::session::Session;
 use crate::store::breakers::{End, Entry};
-use crate::upstream::Aim;
+use crate::upstream::{Aim, Cause};
 
 /// A checked request with its head as it goes out, and what its answer will need.
 pub(super) struct Outgoing<'p, 'l> {
-    pub shared: &'p Plan,
+    pub plan: &'p Plan,
     pub route: &'p Route,
     /// An index into the configuration's upstreams.
     pub upstream: usize,
@@ -85,7 +85,7 @@ pub(super) fn prepare<'p, 'l>(
         switch_to.as_deref(),
     );
     let Admitted {
-        plan: shared,
+        plan,
         route,
         upstream: upstream_index,
         aim,
@@ -97,7 +97,7 @@ pub(super) fn prepare<'p, 'l>(
     } = admitted;
     let method = &buffer[head.method.clone()];
     let is_safe = [&b"GET"[..], b"HEAD", b"OPTIONS"].contains(&method);
-    let settings = &shared.config.upstreams[upstream_index];
+    let settings = &plan.config.upstreams[upstream_index];
     let retries = settings.retries.as_ref();
     let mut request = Request {
         body: head.body,
@@ -119,7 +119,7 @@ pub(super) fn prepare<'p, 'l>(
     }
     buffer.drain(..head.len);
     Outgoing {
-        shared,
+        plan,
         route,
         upstream: upstream_index,
         aim,
@@ -149,7 +149,7 @@ impl Outgoing<'_, '_> {
     ) -> Result<Next, Rejection> {
         let head = &answered.head;
         let told = sessions::start_or_end(
-            self.shared,
+            self.plan,
             conn.lane,
             self.route,
             self.session.as_deref(),
@@ -165,7 +165,7 @@ impl Outgoing<'_, '_> {
             }
         };
         record.status = head.status;
-        audit::responded(self.shared, self.route.audit, record, answer, head);
+        audit::responded(self.plan, self.route.audit, record, answer, head);
         let draining = conn.lane.drain.has_begun();
         let lives = self.keep_alive && may_live && head.status != 101 && !draining;
         let back = headers::Back {
@@ -262,6 +262,8 @@ pub(super) fn end_of(failure: &Failure, request: &Request, record: &Record) -> O
         return None;
     };
     match rejection {
+        // What weir lacks itself is not the upstream's fault.
+        Rejection::ConnectFailed(Cause::Own) => None,
         Rejection::ConnectFailed(_) | Rejection::ConnectTimeout(_) | Rejection::UpstreamTls(_) => {
             Some(End::ConnectFailed)
         }
@@ -291,6 +293,7 @@ pub(super) fn end_of(failure: &Failure, request: &Request, record: &Record) -> O
         | Rejection::NoEndpoint
         | Rejection::AuditUnavailable
         | Rejection::BodyTooLarge
+        | Rejection::Trace
         | Rejection::Expectation
         | Rejection::PlainOnTls
         | Rejection::OtherProtocol

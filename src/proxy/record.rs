@@ -226,9 +226,12 @@ impl Record {
             plan.routes[route].count(self.status, duration);
         }
         if let Some(reason) = self.reason {
-            plan.metrics.rejection(reason).inc();
+            plan.metrics.requests.rejection(reason).inc();
         }
-        if let Some(calls) = self.grpc.and_then(|status| plan.metrics.grpc(status)) {
+        if let Some(calls) = self
+            .grpc
+            .and_then(|status| plan.metrics.requests.grpc(status))
+        {
             calls.inc();
         }
         audit::finish(plan, outbox, self, duration);

@@ -51,7 +51,7 @@ pub async fn on_change(
                 now.is_some() && now != seen
             }
         };
-        let certificates_changed = tls_files.has_changed();
+        let certificates_changed = tls_files.look();
         if !file_changed && !certificates_changed {
             continue;
         }
@@ -67,7 +67,7 @@ pub async fn on_change(
         tls_files = tls_files.go_on_with(files);
         let Some(loaded) = loaded else {
             let wrong = renew(&plan).await;
-            plan.borrow().metrics.reloaded(wrong.is_empty());
+            plan.borrow().metrics.reloads.note(wrong.is_empty());
             tell(&wrong);
             continue;
         };
@@ -76,11 +76,11 @@ pub async fn on_change(
         match replaced {
             Ok(new) => {
                 go_on_with(&plan, new).await;
-                plan.borrow().metrics.reloaded(true);
+                plan.borrow().metrics.reloads.note(true);
                 info!(file = %path.display(), "configuration reloaded");
             }
             Err(error) => {
-                plan.borrow().metrics.reloaded(false);
+                plan.borrow().metrics.reloads.note(false);
                 error!(file = %path.display(), %error, "configuration not reloaded, the old one stays");
                 if certificates_changed {
                     // A new certificate does not wait until a file that is refused is mended.
@@ -124,14 +124,17 @@ pub async fn stores_on_change(plan: Arc<Plan>, mut tls_files: TlsFiles) -> Infal
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         look.tick().await;
-        if !tls_files.has_changed() {
+        if !tls_files.look() {
             continue;
         }
         let (renewed, wrong) = secured.renewed(&plan.config);
         secured = renewed;
         secured.take_effect();
-        plan.metrics.tls.certificates.end(secured.expiries());
-        plan.metrics.reloaded(wrong.is_empty());
+        plan.metrics
+            .tls
+            .certificates
+            .note_lifetimes(secured.certificates());
+        plan.metrics.reloads.note(wrong.is_empty());
         tell(&wrong);
     }
 }
@@ -153,7 +156,7 @@ fn forget_removed(old: &Plan, new: &Plan) {
     let stays: BTreeSet<_> = new.config.upstreams.iter().map(|up| &up.name).collect();
     let gone = old.config.upstreams.iter().map(|up| &up.name);
     for upstream in gone.filter(|name| !stays.contains(name)) {
-        new.metrics.forget_upstream(upstream);
+        new.metrics.upstreams.forget(upstream);
     }
 }
 
@@ -191,7 +194,7 @@ impl TlsFiles {
     }
 
     /// Looks at them: whether one is another than before, or gone for good. While one is gone for a moment the others wait for it.
-    fn has_changed(&mut self) -> bool {
+    fn look(&mut self) -> bool {
         let now = self.seen.keys();
         let now: BTreeMap<_, _> = now.map(|path| (path.clone(), fingerprint(path))).collect();
         let mut both = self.seen.values().zip(now.values());

@@ -11,7 +11,6 @@ use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
-use super::quota::seconds;
 use crate::clock;
 use crate::config::breakers::Fallback;
 use crate::http1::head::HeadError;
@@ -63,6 +62,8 @@ pub enum Rejection {
     BodyTooLarge,
     /// An Expect other than `100-continue`.
     Expectation,
+    /// TRACE: its answer would show a client what weir and its proxies put into requests.
+    Trace,
     /// Its connection came to a transparent listener and was meant for weir itself, or for no one knows whom.
     NotRedirected,
     /// It is weir's own, redirected back.
@@ -177,6 +178,7 @@ impl Rejection {
             }
             Rejection::Overloaded => (503, "Service Unavailable", "connection_limit_reached"),
             Rejection::BodyTooLarge => (413, "Content Too Large", "http_request_error"),
+            Rejection::Trace => (405, "Method Not Allowed", "http_request_denied"),
             Rejection::Expectation => (417, "Expectation Failed", "http_request_error"),
             Rejection::ConnectFailed(cause) => (502, "Bad Gateway", unreached::failed(*cause)),
             Rejection::NotRedirected => (502, "Bad Gateway", "destination_not_found"),
@@ -224,6 +226,7 @@ impl Rejection {
             Rejection::NoEndpoint => "upstream has no endpoint that could be asked",
             Rejection::AuditUnavailable => "the request cannot be put on record now",
             Rejection::BodyTooLarge => "request body is larger than the limit",
+            Rejection::Trace => "TRACE is not served",
             Rejection::Expectation => "only 100-continue can be expected",
             Rejection::PlainOnTls => "plain HTTP was sent to a port that speaks TLS: use https",
             Rejection::ConnectFailed(_) => "upstream cannot be reached",
@@ -273,6 +276,7 @@ impl Rejection {
             Rejection::NoEndpoint => "no_endpoint",
             Rejection::AuditUnavailable => "audit_unavailable",
             Rejection::BodyTooLarge => "body_too_large",
+            Rejection::Trace => "trace",
             Rejection::Expectation => "expectation",
             Rejection::PlainOnTls => "plain_on_tls",
             Rejection::ConnectFailed(_) => "connect_failed",
@@ -307,6 +311,7 @@ impl Rejection {
             | Rejection::BadBody
             | Rejection::BodyTimeout
             | Rejection::BodyTooLarge
+            | Rejection::Trace
             | Rejection::Expectation
             | Rejection::PlainOnTls
             | Rejection::NotRedirected
@@ -353,6 +358,10 @@ impl Rejection {
         out.extend_from_slice(&date.field());
         if let Rejection::QuotaExceeded(exceeded) = self {
             out.extend_from_slice(&exceeded.fields);
+        }
+        if *self == Rejection::Trace {
+            // RFC 9110 section 15.5.6 wants it; routes and upstreams may take fewer.
+            out.extend_from_slice(b"Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n");
         }
         if let Rejection::Unauthenticated(asked) = self {
             put_challenge(out, asked);
@@ -454,6 +463,11 @@ fn quota_problem<'a>(limits: &'a [&str]) -> impl Iterator<Item = &'a str> {
     let limits = limits.iter().enumerate();
     let limits = limits.flat_map(|(index, limit)| [if index > 0 { "," } else { "" }, limit]);
     head.into_iter().chain(limits).chain(["]}"])
+}
+
+/// Whole seconds, rounded up: a client that waits so long has waited long enough.
+pub(super) fn seconds(duration: Duration) -> u64 {
+    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }
 
 /// RFC 9110 section 11.6.1 wants a challenge in a 401; for cookies there is no registered scheme.

@@ -1,5 +1,5 @@
 //! The limits that a request has in common with those at other processes: asked of leases, and of Redis where those do not
-//! do; and what becomes of a request while Redis does not answer. The words for clients are `quota`'s.
+//! do; and what becomes of a request while Redis does not answer. The words for clients are `verdicts`'.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,9 +7,11 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use smallvec::SmallVec;
 
-use super::quota::{Facts, Parts, Quota, Said, cost, joined, refuses};
+use super::facts::{Facts, Parts, joined, refuses};
+use super::quota::Quota;
 use super::record::Record;
 use super::reply::Rejection;
+use super::verdicts::Said;
 use crate::clock;
 use crate::config::limits::{Mode, OnLoss, Rule};
 use crate::plan::{SharedAsk, SharedLimits};
@@ -76,7 +78,7 @@ impl<'p> Quota<'p> {
         if round.admitted && !open.is_empty() {
             let began = clock::mono();
             // Apart: most requests wait for no one, and an idle connection is to have no room for it.
-            Box::pin(self.ask(&open, &mut round)).await;
+            Box::pin(self.ask_redis(&open, &mut round)).await;
             self.waited += clock::mono().saturating_sub(began);
             // What clients are told stands in the order of the limits.
             let place = |limit| limits.iter().position(|other| *other == limit);
@@ -124,13 +126,13 @@ impl<'p> Quota<'p> {
             if limit.mode == Mode::Disabled || !plan.shares(limit) {
                 continue;
             }
-            let Some(parts) = self.key(limit_index, facts)? else {
+            let Some(parts) = facts.key(limit_index, plan)? else {
                 continue;
             };
             let Some(rules) = limits::rules(limit, || joined(&parts), &overrides) else {
                 continue;
             };
-            let cost = cost(limit, facts);
+            let cost = facts.cost(limit);
             let Some(ask) = plan.shared_ask(limit_index, &parts, rules, cost) else {
                 continue;
             };
@@ -155,7 +157,7 @@ impl<'p> Quota<'p> {
     }
 
     /// Asks Redis of all limits that are open, at one time.
-    async fn ask(&mut self, open: &[Open<'_>], round: &mut Round<'_>) {
+    async fn ask_redis(&mut self, open: &[Open<'_>], round: &mut Round<'_>) {
         let (plan, redis, shared) = (self.plan, round.redis, round.shared);
         let asks = open.iter().filter_map(|open| {
             let ask = plan.shared_ask(open.limit_index, &open.parts, &open.rules, open.cost)?;
@@ -202,8 +204,8 @@ impl<'p> Quota<'p> {
             Decision::Admitted(taken) => {
                 sharing.answered(now.mono);
                 match ask {
-                    SharedAsk::Tokens(ask) => self.taken.push((limit_index, ask.key, taken)),
-                    SharedAsk::Slots(ask) => self.slots.push((ask.key, ask.cost)),
+                    SharedAsk::Tokens(ask) => self.take(limit_index, ask.key, taken),
+                    SharedAsk::Slots(ask) => self.hold(ask.key, ask.cost),
                 }
                 None
             }
@@ -219,8 +221,7 @@ impl<'p> Quota<'p> {
                     OnLoss::Local => {
                         let alive = plan.fleet.as_ref().map_or(1, |fleet| fleet.alive());
                         let part = |rule| limit::share(rule, alive);
-                        self.alone
-                            .push((limit_index, rules.iter().map(part).collect()));
+                        self.leave_alone(limit_index, rules.iter().map(part).collect());
                     }
                     OnLoss::Allow => {}
                     OnLoss::Deny if enforced => round.lost = Some(Rejection::LimitUnknown),

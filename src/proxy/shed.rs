@@ -56,7 +56,7 @@ pub(super) async fn watch(lane: Rc<Lane>) {
     let mut memory = Memory::default();
     let mut told = Told::default();
     loop {
-        let shed = lane.plan.current().shared.config.shed;
+        let shed = lane.following.current().plan.config.shed;
         let Shed { loop_delay, .. } = shed;
         let pause = match (loop_delay, shed.memory) {
             (Some(_), _) => TICK,
@@ -69,8 +69,8 @@ pub(super) async fn watch(lane: Rc<Lane>) {
         match loop_delay {
             Some(target) => {
                 if let Some(least) = lateness.tick(late, target, now) {
-                    let metrics = &lane.plan.current().shared.metrics;
-                    metrics.lane_delays.observe(least);
+                    let metrics = &lane.following.current().plan.metrics;
+                    metrics.connections.lane_delays.observe(least);
                 }
             }
             None => lateness = Lateness::default(),

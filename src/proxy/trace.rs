@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::draft::{Draft, Span};
 use super::handle::Peer;
-use super::headers::is;
 use super::record::{Record, Try};
 use crate::config::telemetry::Traces;
 use crate::event::{AuditEvent, Micros};
@@ -116,7 +115,7 @@ pub(super) fn begin(
     behind_trusted: bool,
 ) -> Trace {
     let given = head.filter(|_| behind_trusted).and_then(|head| {
-        let mut values = values(buffer, head, "traceparent");
+        let mut values = head.values(buffer, "traceparent");
         // Of two it cannot be told which one is meant.
         let parent = TraceParent::parse(values.next()?)?;
         values.next().is_none().then_some((head, parent))
@@ -132,7 +131,7 @@ pub(super) fn begin(
             span_id: span_id(),
             parent_id: Some(parent.parent_id),
             secure,
-            keeps_state: is_tracestate(values(buffer, head, "tracestate")),
+            keeps_state: is_tracestate(head.values(buffer, "tracestate")),
         },
         None => Trace {
             told: TraceParent {
@@ -151,15 +150,4 @@ pub(super) fn begin(
 
 fn span_id() -> [u8; 8] {
     fastrand::u64(1..).to_be_bytes()
-}
-
-fn values<'b>(
-    buffer: &'b [u8],
-    head: &RequestHead,
-    wanted: &str,
-) -> impl Iterator<Item = &'b [u8]> {
-    let fields = head.fields.iter();
-    fields
-        .filter(move |(name, _)| is(buffer, name, wanted))
-        .map(|(_, value)| &buffer[value.clone()])
 }

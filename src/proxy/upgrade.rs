@@ -48,7 +48,7 @@ pub(super) async fn switched(
     spoken: Spoken,
     record: &mut Record,
 ) -> Result<(), Failure> {
-    secure((outgoing.shared, &conn.lane.outbox), record, false).await?;
+    secure((outgoing.plan, &conn.lane.outbox), record, false).await?;
     ends.write(&outgoing.out, outgoing.request.idle).await?;
     let to_upstream = std::mem::take(ends.buffer);
     let (mut client, mut upstream) = (BothWays::of(ends.client), BothWays::of(upstream));
@@ -78,7 +78,7 @@ pub(super) async fn switched_http2(
         head.headers_mut().remove(gone);
     }
     record.status = head.status().as_u16();
-    secure((outgoing.shared, &conn.lane.outbox), record, false).await?;
+    secure((outgoing.plan, &conn.lane.outbox), record, false).await?;
     let writes = respond.send_response(head, false);
     let writes = TunnelWriting(writes.map_err(|_| Failure::ClientGone)?);
     let client = Side::of((TunnelReading::of(body), writes), answer);
@@ -97,7 +97,7 @@ async fn live(
     record: &mut Record,
 ) {
     let session = outgoing.session.as_deref();
-    let session_over = sessions::over(outgoing.shared, conn.lane, outgoing.route, session);
+    let session_over = sessions::over(outgoing.plan, conn.lane, outgoing.route, session);
     let mut draining = conn.lane.draining.clone();
     let going_away = async {
         match spoken {

@@ -59,7 +59,7 @@ impl Fleet {
         let tls = clients.any(|client| client.tls).then(read).transpose()?;
         let client = |name: &'static str, settings: &Client| {
             let (timeout, connect_timeout) = (config.timeout, config.connect_timeout);
-            let metrics = metrics.redis(name);
+            let metrics = metrics.redis.of(name);
             let settings = settings.clone();
             let tls = tls.as_ref().map(|tls| tls.latest());
             Redis::new(name, settings, tls, timeout, connect_timeout, metrics)
@@ -151,10 +151,12 @@ impl Fleet {
 }
 
 impl Hearing {
+    /// It hears from now on; what was said before is unknown.
     pub fn begin(&self) {
         self.turn(true);
     }
 
+    /// It hears no more.
     pub fn end(&self) {
         self.turn(false);
     }

@@ -79,6 +79,7 @@ pub struct Place {
     serial: u64,
 }
 
+/// Why a spool takes or gives back nothing.
 #[derive(Debug, Error)]
 pub enum SpoolError {
     #[error(

@@ -9,6 +9,7 @@ use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::time::timeout;
 
 use super::reach::{Stage, no_address, too_late};
+use crate::net::any::connect_to_any;
 use crate::net::stream::{Socket, Stream};
 use crate::net::tls::client::{ClientTls, Offer};
 
@@ -63,7 +64,9 @@ pub async fn connect(target: &Target, way: Way<'_>, within: Duration) -> io::Res
                 let found = lookup_host(name).await;
                 let found = found.map_err(|error| no_address(&error))?;
                 stage = Stage::Connection;
-                Socket::from(connect_to_any(found).await?)
+                let connected = connect_to_any(found).await;
+                let nothing = || no_address(&io::Error::other("the name has no address"));
+                Socket::from(connected.map_err(|failed| failed.unwrap_or_else(nothing))?)
             }
             Target::Address(address) => Socket::from(TcpStream::connect(address).await?),
             Target::Unix(path) => Socket::from(UnixStream::connect(path).await?),
@@ -78,16 +81,4 @@ pub async fn connect(target: &Target, way: Way<'_>, within: Duration) -> io::Res
     };
     let connected = timeout(within, connecting).await;
     connected.unwrap_or_else(|_| Err(too_late(stage, within)))
-}
-
-/// The error is that of the last address.
-async fn connect_to_any(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<TcpStream> {
-    let mut failed = no_address(&io::Error::other("the name has no address"));
-    for address in addresses {
-        match TcpStream::connect(address).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) => failed = error,
-        }
-    }
-    Err(failed)
 }

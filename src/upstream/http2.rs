@@ -224,7 +224,7 @@ impl Multiplexed {
                 }
             };
             let _counted = (counted, ours);
-            sender.holds(true);
+            sender.hold(true);
             let sends = poll_fn(|cx| {
                 let many = usage.requests.get() > 1;
                 sender.poll_by(cx, many, |cx| Pin::new(&mut connection).poll(cx))

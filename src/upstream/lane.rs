@@ -157,10 +157,10 @@ impl LaneUpstream {
     /// would be closed.
     pub fn close_idle(&self) {
         for pool in &self.view().pools {
-            pool.keeps_connections();
+            pool.close_old();
         }
         let mut originals = self.originals.borrow_mut();
-        originals.retain(|_, pool| Rc::strong_count(pool) > 1 || pool.keeps_connections());
+        originals.retain(|_, pool| Rc::strong_count(pool) > 1 || pool.close_old());
     }
 
     /// Closes the idle connections that no other view has taken over. For one whose place another has taken: clients that wait with
@@ -180,9 +180,7 @@ impl LaneUpstream {
         if !originals.contains_key(&original) {
             // No one asks again for most: what they leave is not to stay open.
             let full = originals.len() >= MAX_ORIGINALS;
-            originals.retain(|_, pool| {
-                Rc::strong_count(pool) > 1 || (!full && pool.keeps_connections())
-            });
+            originals.retain(|_, pool| Rc::strong_count(pool) > 1 || (!full && pool.close_old()));
         }
         let pool = originals
             .entry(original)

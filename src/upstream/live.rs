@@ -57,6 +57,8 @@ pub struct Endpoint {
     pub place: String,
     /// What its certificate is to be for, unless the upstream says otherwise.
     pub(super) name: String,
+    /// As requests name it that name no host, and checks: of the name, where it is an address of one.
+    pub authority: String,
     pub(super) target: Target,
     /// Requests under way, of all lanes.
     pub(super) under_way: AtomicU32,
@@ -127,6 +129,7 @@ impl Endpoint {
         Endpoint {
             target: Target::new(&place),
             name: name.unwrap_or_else(|| host(&place)).to_owned(),
+            authority: authority(&place, name),
             place,
             under_way: AtomicU32::new(0),
             failures: AtomicU32::new(0),
@@ -141,15 +144,7 @@ impl Endpoint {
         (came > 0).then(|| now.saturating_sub(Duration::from_millis(came)))
     }
 
-    /// As requests name it that name no host.
-    pub fn authority(&self) -> &str {
-        match &self.target {
-            Target::Name(_) | Target::Address(_) => &self.place,
-            Target::Unix(_) => &self.name,
-        }
-    }
-
-    fn comes(&self, now: Duration) {
+    fn note_coming(&self, now: Duration) {
         let millis = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
         self.came.store(millis, Ordering::Relaxed);
     }
@@ -279,6 +274,7 @@ impl LiveUpstream {
         self.picture.load().endpoints.clone()
     }
 
+    /// How many endpoints are as they are, as of the last change.
     pub fn counts(&self) -> Counts {
         self.picture.load().counts
     }
@@ -307,7 +303,7 @@ impl LiveUpstream {
     }
 
     /// The name that is the source of this index has these addresses; whether they are others than before.
-    pub(super) fn found(&self, source: usize, mut addresses: Vec<SocketAddr>) -> bool {
+    pub(super) fn set_addresses(&self, source: usize, mut addresses: Vec<SocketAddr>) -> bool {
         addresses.sort_unstable();
         addresses.dedup();
         let mut members = self.members.lock();
@@ -331,7 +327,7 @@ impl LiveUpstream {
     }
 
     /// Notes the result of an active check.
-    pub fn checked(&self, endpoint: &Arc<Endpoint>, passed: bool) {
+    pub fn note_check(&self, endpoint: &Arc<Endpoint>, passed: bool) {
         let Some(health) = &self.settings.health else {
             return;
         };
@@ -347,7 +343,7 @@ impl LiveUpstream {
         if member.checks.note(passed, down_after, up_after) {
             let upstream = &self.settings.name;
             if passed {
-                endpoint.comes(clock::mono());
+                endpoint.note_coming(clock::mono());
                 info!(%upstream, endpoint = endpoint.place, "endpoint is healthy again");
             } else {
                 warn!(%upstream, endpoint = endpoint.place, "endpoint is unhealthy, by its checks");
@@ -404,7 +400,7 @@ impl LiveUpstream {
             if member.ejections.look(now, settings.base_ejection_time) {
                 changed = true;
                 member.endpoint.failures.store(0, Ordering::Relaxed);
-                member.endpoint.comes(now);
+                member.endpoint.note_coming(now);
                 let (upstream, endpoint) = (&self.settings.name, &member.endpoint.place);
                 info!(%upstream, endpoint, "endpoint is taken back");
             }
@@ -454,7 +450,7 @@ impl LiveUpstream {
             list.push(old.remove(&place).unwrap_or_else(|| {
                 let endpoint = Endpoint::new(place, name);
                 if late {
-                    endpoint.comes(now);
+                    endpoint.note_coming(now);
                 }
                 Member {
                     endpoint: Arc::new(endpoint),
@@ -522,6 +518,14 @@ fn host(place: &str) -> &str {
     }
     let host = place.rsplit_once(':').map_or(place, |(host, _)| host);
     host.trim_start_matches('[').trim_end_matches(']')
+}
+
+fn authority(place: &str, name: Option<&str>) -> String {
+    match (name, place.rsplit_once(':')) {
+        (Some(name), Some((_, port))) => format!("{name}:{port}"),
+        _ if place.starts_with("unix:") => host(place).to_owned(),
+        _ => place.to_owned(),
+    }
 }
 
 fn is_name(source: &Source) -> bool {

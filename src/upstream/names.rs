@@ -9,12 +9,16 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::live::LiveUpstream;
-use super::resolve::resolve;
+use super::resolve::{ResolveError, resolve};
 use crate::clock;
 use crate::config::upstreams::{DnsName, Source};
 
 /// The shortest wait that the TTL of an answer makes, and the first one behind a failure.
 const SOONEST: Duration = Duration::from_secs(1);
+
+/// A name has no address any more once so many looks in a row have found none. One alone may have come in between a service's end and
+/// its next start.
+const GONE_AFTER: u32 = 3;
 
 /// When a name is looked up next.
 #[derive(Debug, Default)]
@@ -23,6 +27,8 @@ pub(super) struct Look {
     due: AtomicU64,
     /// In a row.
     failures: AtomicU32,
+    /// Of those, in a row: looks by which it has no address.
+    nowhere: AtomicU32,
 }
 
 impl Look {
@@ -36,6 +42,7 @@ impl Look {
         Look {
             due: AtomicU64::new(old.due.load(relaxed)),
             failures: AtomicU32::new(old.failures.load(relaxed)),
+            nowhere: AtomicU32::new(old.nowhere.load(relaxed)),
         }
     }
 
@@ -61,17 +68,18 @@ pub fn due_in(live: &LiveUpstream, source: usize) -> Duration {
     due.saturating_sub(clock::mono())
 }
 
-/// Looks a name up. While that fails, its last addresses stay.
+/// Looks a name up. While that fails, its last addresses stay; they are gone once name servers say that it has none.
 pub async fn look_up(live: &LiveUpstream, source: usize, name: &DnsName) {
     let (upstream, look) = (&live.settings.name, &live.looks[source]);
     let wait = match resolve(name).await {
         Ok(found) => {
             live.metrics.resolved.inc();
+            look.nowhere.store(0, Ordering::Relaxed);
             if look.failures.swap(0, Ordering::Relaxed) > 0 {
                 info!(%upstream, name = name.name, "name is found again");
             }
             let count = found.addresses.len();
-            if live.found(source, found.addresses) {
+            if live.set_addresses(source, found.addresses) {
                 info!(%upstream, name = name.name, addresses = count, "endpoints have changed");
             }
             found.holds_for.max(SOONEST)
@@ -82,6 +90,15 @@ pub async fn look_up(live: &LiveUpstream, source: usize, name: &DnsName) {
             // The first of a row alone: the rest is in the metric.
             if before == 0 {
                 warn!(%upstream, name = name.name, %error, "name cannot be looked up; its last addresses stay");
+            }
+            let nowhere = match error {
+                ResolveError::Nothing => look.nowhere.fetch_add(1, Ordering::Relaxed) + 1,
+                ResolveError::Failed(_) | ResolveError::Late => 0,
+            };
+            look.nowhere.store(nowhere, Ordering::Relaxed);
+            // Others may have been given the addresses meanwhile.
+            if nowhere == GONE_AFTER && live.set_addresses(source, Vec::new()) {
+                warn!(%upstream, name = name.name, "name has no address any more: its endpoints are gone");
             }
             SOONEST.saturating_mul(1 << before.min(16))
         }

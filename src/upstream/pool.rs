@@ -143,7 +143,7 @@ impl Pool {
         let is_http2 = self.protocol == Protocol::Http2 || connected.stream.is_http2();
         self.agreed_on_http1.set(!is_http2);
         if !is_http2 {
-            self.is_reached();
+            self.note_reached();
             return Ok(Reached::Http1(connected));
         }
         let times = http2::Times {
@@ -152,8 +152,8 @@ impl Pool {
             idle: self.idle_timeout,
         };
         let begun = self.multiplexed.begin(connected, times).await;
-        let place = begun.map_err(|(unreached, error)| self.is_unreached(unreached, &error))?;
-        self.is_reached();
+        let place = begun.map_err(|(unreached, error)| self.note_unreached(unreached, &error))?;
+        self.note_reached();
         drop(alone);
         Ok(Reached::Http2(place))
     }
@@ -161,7 +161,7 @@ impl Pool {
     /// A new connection for HTTP/1.1.
     pub async fn connect(&self, until: &mut Option<Until>) -> Result<Connected, Unreached> {
         let connected = self.open(Offer::Http1, until).await?;
-        self.is_reached();
+        self.note_reached();
         Ok(connected)
     }
 
@@ -185,7 +185,8 @@ impl Pool {
         let Endpoint { target, name, .. } = &*self.endpoint;
         let way = Way::new(self.is_secure, self.tls.as_deref(), name, offer);
         let stream = connect(target, way, self.within(until)).await;
-        let stream = stream.map_err(|error| self.is_unreached(Unreached::from(&error), &error))?;
+        let stream =
+            stream.map_err(|error| self.note_unreached(Unreached::from(&error), &error))?;
         let near = self
             .is_original
             .then(|| stream.socket().local_address())
@@ -198,23 +199,24 @@ impl Pool {
         })
     }
 
-    /// Tells of it, where that is news.
-    fn is_unreached(&self, unreached: Unreached, error: &dyn Display) -> Unreached {
+    /// Tells of it in the log, where that is news; `unreached` again.
+    fn note_unreached(&self, unreached: Unreached, error: &dyn Display) -> Unreached {
         let Endpoint { place, reach, .. } = &*self.endpoint;
-        if reach.is_lost(clock::mono()) {
+        if reach.note_lost(clock::mono()) {
             let upstream = &self.upstream;
             warn!(%upstream, endpoint = place, %error, "endpoint cannot be reached");
             if self.is_original {
                 // The next that is reached may be another one.
-                reach.is_back();
+                reach.note_reached();
             }
         }
         unreached
     }
 
-    fn is_reached(&self) {
+    /// Tells of it in the log, where that is news.
+    fn note_reached(&self) {
         let Endpoint { place, reach, .. } = &*self.endpoint;
-        if reach.is_back() {
+        if reach.note_reached() {
             let upstream = &self.upstream;
             info!(%upstream, endpoint = place, "endpoint is reached again");
         }
@@ -264,7 +266,7 @@ impl Pool {
         }
         let mut idle = self.idle.borrow_mut();
         let now = clock::now();
-        self.close_old(&mut idle, now);
+        self.drop_old(&mut idle, now);
         if idle.len() < MAX_IDLE {
             let connected = Connected {
                 reused: true,
@@ -274,14 +276,14 @@ impl Pool {
         }
     }
 
-    /// Closes what has been idle for too long; whether anything is open.
-    pub(super) fn keeps_connections(&self) -> bool {
+    /// Closes what has been idle for too long; whether anything is open still.
+    pub(super) fn close_old(&self) -> bool {
         let mut idle = self.idle.borrow_mut();
-        self.close_old(&mut idle, clock::now());
+        self.drop_old(&mut idle, clock::now());
         !idle.is_empty() || self.multiplexed.is_open()
     }
 
-    fn close_old(&self, idle: &mut VecDeque<(Instant, Connected)>, now: Instant) {
+    fn drop_old(&self, idle: &mut VecDeque<(Instant, Connected)>, now: Instant) {
         while let Some((since, _)) = idle.front()
             && now.saturating_duration_since(*since) >= self.idle_timeout
         {

@@ -36,7 +36,7 @@ async fn ask(
     let is_secure = settings.tls.is_some();
     let way = Way::new(is_secure, tls, &endpoint.name, Offer::All);
     let stream = connect(&endpoint.target, way, check.timeout).await?;
-    let (path, host) = (&check.path, endpoint.authority());
+    let (path, host) = (&check.path, &endpoint.authority);
     if settings.protocol == Protocol::Http2 || stream.is_http2() {
         let scheme = if is_secure { "https" } else { "http" };
         return by_http2(stream, &format!("{scheme}://{host}{path}")).await;

@@ -146,7 +146,7 @@ pub(super) struct Reach {
 
 impl Reach {
     /// It could not be reached; whether that is to be told.
-    pub(super) fn is_lost(&self, now: Duration) -> bool {
+    pub(super) fn note_lost(&self, now: Duration) -> bool {
         let relaxed = Ordering::Relaxed;
         if self.out.load(relaxed) {
             return false;
@@ -167,7 +167,7 @@ impl Reach {
     }
 
     /// It was reached; whether that is to be told.
-    pub(super) fn is_back(&self) -> bool {
+    pub(super) fn note_reached(&self) -> bool {
         // Nearly always so already, and then no line of memory changes hands.
         self.out.load(Ordering::Relaxed) && self.out.swap(false, Ordering::Relaxed)
     }
@@ -180,13 +180,13 @@ mod tests {
     #[test]
     fn changes_of_reach_are_told_and_no_more_than_one_in_ten_seconds() {
         let (reach, at) = (Reach::default(), Duration::from_secs);
-        assert!(!reach.is_back());
-        assert!(reach.is_lost(at(0)) && !reach.is_lost(at(60)));
-        assert!(reach.is_back() && !reach.is_back());
-        assert!(reach.is_lost(at(61)) && reach.is_back());
+        assert!(!reach.note_reached());
+        assert!(reach.note_lost(at(0)) && !reach.note_lost(at(60)));
+        assert!(reach.note_reached() && !reach.note_reached());
+        assert!(reach.note_lost(at(61)) && reach.note_reached());
         // One that comes and goes.
-        assert!(!reach.is_lost(at(62)) && !reach.is_back() && !reach.is_lost(at(70)));
-        assert!(reach.is_lost(at(71)) && reach.is_back());
+        assert!(!reach.note_lost(at(62)) && !reach.note_reached() && !reach.note_lost(at(70)));
+        assert!(reach.note_lost(at(71)) && reach.note_reached());
     }
 
     #[test]

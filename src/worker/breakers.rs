@@ -98,7 +98,7 @@ pub async fn follow(
 
 /// Waits until the state of every shared breaker was asked for, so that a process does not begin with all closed; but not for
 /// ever.
-pub async fn asked(plan: &Plan, within: Duration) {
+pub async fn first_look(plan: &Plan, within: Duration) {
     let all = async {
         let untried =
             |breaker: &Arc<LiveBreaker>| breaker.sharing().is_some_and(|it| !it.was_tried());

@@ -325,7 +325,7 @@ impl Drain {
             let ids: Vec<_> = of_shard.map(|entry| entry.id.as_str()).collect();
             match ids.is_empty() {
                 true => Ok(()),
-                false => self.streams.stored(*shard, &ids).await,
+                false => self.streams.let_go(*shard, &ids).await,
             }
         });
         let gone = futures_util::future::join_all(each).await;

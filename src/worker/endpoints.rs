@@ -123,7 +123,7 @@ async fn check_on(
 ) -> Infallible {
     loop {
         let passed = probe::passes(&live, &endpoint, &check).await;
-        live.checked(&endpoint, passed);
+        live.note_check(&endpoint, passed);
         let share = 1.0 + JITTER * (2.0 * fastrand::f64() - 1.0);
         sleep(check.interval.mul_f64(share)).await;
     }

@@ -26,7 +26,7 @@ pub const SHORT_SILENCE: Duration = Duration::from_secs(30);
 
 /// Begins what a process does for the state that it shares with others. `supervisor` is to be of this thread's runtime, which is to
 /// be the control thread's, as `redis` is.
-pub fn join(
+pub fn tend_shared_state(
     supervisor: &mut Supervisor,
     plan: &watch::Receiver<Arc<Plan>>,
     redis: &FleetConnections,
@@ -96,8 +96,15 @@ pub fn sweep_sessions(supervisor: &mut Supervisor, plan: watch::Receiver<Arc<Pla
     });
 }
 
-/// Keeps sessions in Redis swept.
-pub fn sweep_shared_sessions(supervisor: &mut Supervisor, sweep: sessions::SharedSweep) {
+/// Keeps sessions in Redis swept, where the plan has a fleet. `redis` is to be of the supervisor's runtime.
+pub fn sweep_shared_sessions(
+    supervisor: &mut Supervisor,
+    plan: &watch::Receiver<Arc<Plan>>,
+    redis: &FleetConnections,
+) {
+    let Some(sweep) = sessions::SharedSweep::new(plan.clone(), redis) else {
+        return;
+    };
     let sweep = Arc::new(sweep);
     supervisor.keep(
         "shared_session_sweep",

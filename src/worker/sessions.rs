@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::fmt;
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,9 +15,11 @@ use tracing::warn;
 use crate::admin::health::Heartbeat;
 use crate::clock;
 use crate::plan::Plan;
+use crate::store::fleet::FleetConnections;
 use crate::store::redis::{CallError, Connections, Heard};
 use crate::store::sessions::{Store, Sweeper, Swept};
-use crate::telemetry::metrics::{Metrics, SweepMetrics};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::sessions::SweepMetrics;
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_secs(1);
@@ -39,15 +40,15 @@ const LEASE_MORE: Duration = Duration::from_secs(5);
 const BEAT_EVERY: Duration = Duration::from_secs(5);
 
 /// What is swept of sessions in Redis.
-pub struct SharedSweep {
+pub(super) struct SharedSweep {
     /// Of `redis.sessions`, on the runtime of the task.
-    pub redis: Arc<Connections>,
-    pub sweeper: Sweeper,
-    /// The names of the entries of `sessions`, as a sweep begins: a reload may bring others.
-    pub names: Box<dyn Fn() -> Vec<String> + Send + Sync>,
-    pub metrics: Arc<Metrics>,
+    redis: Arc<Connections>,
+    sweeper: Sweeper,
+    /// Has the entries of `sessions`, as a sweep begins: a reload may bring others.
+    plan: watch::Receiver<Arc<Plan>>,
+    metrics: Arc<Metrics>,
     /// Between two sweeps.
-    pub every: Duration,
+    every: Duration,
 }
 
 /// What is known from one sweep to the next.
@@ -60,8 +61,23 @@ struct Sweeping {
 }
 
 impl SharedSweep {
+    /// `None` where the plan has no fleet.
+    pub(super) fn new(
+        plan: watch::Receiver<Arc<Plan>>,
+        redis: &FleetConnections,
+    ) -> Option<SharedSweep> {
+        let first = plan.borrow().clone();
+        Some(SharedSweep {
+            redis: redis.sessions.clone(),
+            sweeper: Sweeper::new(first.fleet.as_ref()?),
+            plan,
+            metrics: first.metrics.clone(),
+            every: first.config.worker.session_sweep,
+        })
+    }
+
     /// Sweeps for ever, while no other process does.
-    pub async fn run(self: Arc<Self>, heartbeat: Heartbeat) -> Infallible {
+    pub(super) async fn run(self: Arc<Self>, heartbeat: Heartbeat) -> Infallible {
         let mut trouble = false;
         let mut sweeping = Sweeping::default();
         loop {
@@ -82,10 +98,12 @@ impl SharedSweep {
 
     /// Of all nodes that answer; an error is the last one's that does not.
     async fn sweep(&self, sweeping: &mut Sweeping, heartbeat: &Heartbeat) -> Result<(), CallError> {
-        let names = (self.names)();
+        let plan = self.plan.borrow().clone();
+        let names: Vec<_> = plan.sessions.iter().map(|it| it.name.clone()).collect();
+        drop(plan);
         for name in &names {
             if !sweeping.told.contains_key(name) {
-                let metrics = self.metrics.session_sweep(name);
+                let metrics = self.metrics.sessions.sweep(name);
                 sweeping.told.insert(name.clone(), metrics);
             }
         }
@@ -95,7 +113,7 @@ impl SharedSweep {
             .filter(|(name, _)| !names.contains(name));
         gone.for_each(|(_, metrics)| tell(metrics, Swept::default()));
         let mut asked = Instant::now();
-        if !self.is_mine(sweeping).await? {
+        if !self.claim(sweeping).await? {
             return Ok(());
         }
         let mut trouble = Ok(());
@@ -126,7 +144,7 @@ impl SharedSweep {
                 // A long sweep stays this process's.
                 if asked.elapsed() > self.holds() / 4 {
                     asked = Instant::now();
-                    if !self.is_mine(sweeping).await? {
+                    if !self.claim(sweeping).await? {
                         // Another has begun one of its own meanwhile.
                         return Ok(());
                     }
@@ -143,10 +161,10 @@ impl SharedSweep {
         2 * self.every + LEASE_MORE
     }
 
-    /// Whether this process sweeps. Where another does, or may, what that one tells counts, and no sum counts twice.
-    async fn is_mine(&self, sweeping: &mut Sweeping) -> Result<bool, CallError> {
+    /// Asks to be the process that sweeps; whether it is. Where another does, or may, what that one tells counts, and no sum counts twice.
+    async fn claim(&self, sweeping: &mut Sweeping) -> Result<bool, CallError> {
         let asked = Instant::now();
-        let mine = self.sweeper.is_mine(&self.redis, self.holds()).await;
+        let mine = self.sweeper.claim(&self.redis, self.holds()).await;
         if mine == Ok(true) {
             sweeping.mine_until = Some(asked + self.holds());
         } else if mine.is_ok() || sweeping.mine_until.is_none_or(|until| asked >= until) {
@@ -154,12 +172,6 @@ impl SharedSweep {
             told.for_each(|metrics| tell(metrics, Swept::default()));
         }
         mine
-    }
-}
-
-impl fmt::Debug for SharedSweep {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SharedSweep").finish_non_exhaustive()
     }
 }
 

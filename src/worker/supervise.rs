@@ -91,8 +91,8 @@ impl Supervisor {
         let keeper = Keeper {
             task: name,
             heartbeat,
-            restarts: self.metrics.task_restarts(name),
-            panics: self.metrics.panics.clone(),
+            restarts: self.metrics.tasks.restarts(name),
+            panics: self.metrics.tasks.panics.clone(),
         };
         let keep = keeper.keep(begin, self.stop.subscribe(), at_stop);
         self.keepers.spawn_on(keep, &self.runtime);

@@ -171,9 +171,9 @@ fn control(
             redis.ready(DEADLINE).await;
             let metrics = plan.borrow().metrics.clone();
             let mut supervisor = Supervisor::new(Handle::current(), metrics);
-            worker::join(&mut supervisor, &plan, &redis);
+            worker::tend_shared_state(&mut supervisor, &plan, &redis);
             let first = plan.borrow().clone();
-            worker::breakers::asked(&first, DEADLINE).await;
+            worker::breakers::first_look(&first, DEADLINE).await;
             drop(first);
             let _ = joined.send(());
             let _ = draining.changed().await;

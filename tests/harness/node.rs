@@ -41,7 +41,7 @@ impl Node {
         let redis = fleet.join();
         let mut supervisor = Supervisor::new(Handle::current(), plan.metrics.clone());
         let following = watch::Sender::new(plan.clone()).subscribe();
-        worker::join(&mut supervisor, &following, &redis);
+        worker::tend_shared_state(&mut supervisor, &following, &redis);
         assert!(redis.ready(DEADLINE).await);
         Node {
             plan,

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
@@ -87,16 +87,33 @@ impl Running {
 
     /// By this command: `run`, `proxy` or `worker`, which has no listener.
     pub fn start_as(command: &str, config: &Path, environment: &[(&str, &str)]) -> Running {
-        Running::begin(&[command], config, environment)
+        Running::begin(&[command], config, environment, None)
+    }
+
+    /// After these shell commands, in a mount namespace of its own.
+    pub fn start_after(script: &str, config: &Path, environment: &[(&str, &str)]) -> Running {
+        Running::begin(&["run"], config, environment, Some(script))
     }
 
     /// In the place of the one that runs at the same ports, if there is one.
     pub fn taking_over(config: &Path) -> Running {
-        Running::begin(&["run", "--take-over"], config, &[])
+        Running::begin(&["run", "--take-over"], config, &[], None)
     }
 
-    fn begin(command: &[&str], config: &Path, environment: &[(&str, &str)]) -> Running {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
+    fn begin(
+        command: &[&str],
+        config: &Path,
+        environment: &[(&str, &str)],
+        script: Option<&str>,
+    ) -> Running {
+        let program = env!("CARGO_BIN_EXE_weir");
+        let mut weir = Command::new(program);
+        if let Some(script) = script {
+            weir = Command::new("unshare");
+            let script = format!("set -e; {script}; exec \"$@\"");
+            weir.args(["-m", "sh", "-c", &script, "sh", program]);
+        }
+        let mut child = weir
             .args(command)
             .arg("-c")
             .arg(config)
@@ -146,6 +163,19 @@ impl Running {
 
     pub fn signal(&self, name: &str) {
         signal(&self.child, name);
+    }
+
+    /// 0 where it is not told.
+    pub fn metric(&self, name: &str) -> u64 {
+        let text = self.admin().get("/metrics").body;
+        let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok();
+        text.lines().find_map(value).unwrap_or(0)
+    }
+
+    /// A file in its own mounts.
+    pub fn sees(&self, path: &Path) -> PathBuf {
+        let root = PathBuf::from(format!("/proc/{}/root", self.child.id()));
+        root.join(path.strip_prefix("/").unwrap())
     }
 }
 

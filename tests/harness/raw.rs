@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use socket2::{Domain, Socket, Type};
+
 use super::DEADLINE;
 
 /// An upstream that keeps every byte it is sent and answers a request with a 200 once it is whole.
@@ -93,6 +95,35 @@ pub fn scripted(script: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAdd
         }
     });
     address
+}
+
+/// An address that answers no attempt to connect, neither with yes nor with no: its queue is full.
+pub struct Silent {
+    pub address: SocketAddr,
+    _listener: Socket,
+    _waiting: Vec<Socket>,
+}
+
+impl Silent {
+    pub fn new() -> Silent {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        listener.bind(&any.into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap();
+        // Linux queues one more than it is told to; what comes after is on its way for ever.
+        let waiting = (0..3).map(|_| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let _ = socket.connect(&address);
+            socket
+        });
+        Silent {
+            _waiting: waiting.collect(),
+            address: address.as_socket().unwrap(),
+            _listener: listener,
+        }
+    }
 }
 
 /// A network between a client and a server whose answers come late.

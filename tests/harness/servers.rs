@@ -197,6 +197,11 @@ impl NameServer {
         self.names.lock().unwrap().insert(name.to_owned(), answer);
     }
 
+    /// NXDOMAIN from here on.
+    pub fn forgets(&self, name: &str) {
+        self.names.lock().unwrap().remove(name);
+    }
+
     pub fn fails(&self, name: &str) {
         let mut names = self.names.lock().unwrap();
         names.insert(name.to_owned(), Answer::ServerFailure);

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use uuid::Uuid;
-use weir::audit::receipt::{Duty, Receipt};
+use weir::audit::receipt::Receipt;
 use weir::audit::ship::{self, Shipping};
+use weir::audit::tray::{Laid, Tray};
 use weir::audit::{Recorder, Writers};
 use weir::clock;
 use weir::config::audit::{Delivery, Stream};
@@ -31,6 +32,7 @@ pub const WITHIN: Duration = Duration::from_secs(5);
 /// A process, as far as its audit goes.
 pub struct Process {
     pub recorder: Recorder,
+    tray: Tray,
     pub worker: Option<Writers>,
     pub boot: Uuid,
     pub keys: Keys,
@@ -90,6 +92,7 @@ impl Process {
         };
         let (recorder, writers) = ship::start(shipping, 1_000).unwrap();
         Process {
+            tray: recorder.tray(),
             recorder,
             worker: Some(writers),
             boot,
@@ -100,14 +103,18 @@ impl Process {
     }
 
     pub fn record(&self, count: usize) {
-        self.recorder.record(events(count), None);
+        self.recorder.record(events(count));
     }
 
-    pub fn record_awaited(&self, count: usize) -> Receipt {
-        let duty = Duty::default();
-        let receipt = duty.receipt();
-        self.recorder.record(events(count), Some(duty));
-        receipt
+    /// As a lane lays events that requests wait for; the receipt of each group.
+    pub fn record_awaited(&self, count: usize) -> Vec<Receipt> {
+        let laid = (0..count).map(|_| self.tray.lay(&event("/")));
+        laid.filter_map(|laid| match laid {
+            Laid::First(receipt) => Some(receipt),
+            Laid::Along => None,
+            Laid::Refused => panic!("there is no room for an event"),
+        })
+        .collect()
     }
 
     /// The batches in the streams, by boot and number of the first event, with their streams.
@@ -217,8 +224,10 @@ pub fn numbers(last: u64) -> Vec<u64> {
     (1..=last).collect()
 }
 
-pub fn is_safe(receipt: &Receipt) -> bool {
+/// Whether all are.
+pub fn is_safe(receipts: &[Receipt]) -> bool {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_all().build().unwrap();
-    runtime.block_on(receipt.is_safe())
+    let mut receipts = receipts.iter();
+    receipts.all(|receipt| runtime.block_on(receipt.is_safe()))
 }

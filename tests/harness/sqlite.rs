@@ -7,17 +7,27 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 use tempfile::TempDir;
+use weir::clock;
 use weir::event::{AuditEvent, Encoded, Micros};
 use weir::store::audit::FaultKind;
 use weir::store::audit::chain::Keys;
 use weir::store::audit::days::{self, Day};
 use weir::store::sqlite::{Files, Reader, Writer};
 
+use super::eventually_within;
+
 pub const KEY: &[u8] = b"a key";
 /// On 2023-11-15, later than any of the tests' events.
 pub const NOW: Duration = Duration::from_secs(1_700_020_000);
 pub const RETENTION: Duration = Duration::from_secs(3 * 86_400);
 pub const DAY: Duration = Duration::from_secs(86_400);
+
+/// Now, with minutes to go on the same day in UTC: for tests that name the file that weir writes to by its clock.
+pub fn today() -> Duration {
+    let is_near_midnight = || clock::wall().as_secs() % 86_400 > 86_400 - 120;
+    eventually_within(Duration::from_secs(180), || !is_near_midnight());
+    clock::wall()
+}
 
 /// The `n`th of the tests' events.
 pub fn event(n: u64) -> AuditEvent {

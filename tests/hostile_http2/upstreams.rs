@@ -146,7 +146,7 @@ fn check(name: &str, frames: &[u8], verdict: Verdict) {
 
 fn lane_is_fine(name: &str, lane: &Lane) {
     assert_eq!(lane.connect().get("/").status, 200, "{name}");
-    assert_eq!(lane.plan.borrow().metrics.panics.get(), 0, "{name}");
+    assert_eq!(lane.plan.borrow().metrics.tasks.panics.get(), 0, "{name}");
 }
 
 #[test]

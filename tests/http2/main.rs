@@ -70,7 +70,13 @@ impl World {
 
     /// How many requests ended for this reason.
     fn ended(&self, reason: &'static str) -> u64 {
-        self.lane.plan.borrow().metrics.rejection(reason).get()
+        self.lane
+            .plan
+            .borrow()
+            .metrics
+            .requests
+            .rejection(reason)
+            .get()
     }
 }
 

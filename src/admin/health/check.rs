@@ -34,6 +34,7 @@ pub struct Check {
 }
 
 impl Status {
+    /// As answers have it.
     pub fn as_str(self) -> &'static str {
         match self {
             Status::Ok => "ok",
@@ -61,6 +62,7 @@ impl Found {
         Found { status, details }
     }
 
+    /// Without details but the error.
     pub fn error(status: Status, error: impl fmt::Display) -> Found {
         Found::new(status, json!({ "error": error.to_string() }))
     }

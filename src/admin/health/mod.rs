@@ -28,6 +28,7 @@ const STUCK: Duration = Duration::from_secs(5);
 pub struct Heartbeat(Arc<AtomicU64>);
 
 impl Heartbeat {
+    /// It goes on, now.
     pub fn beat(&self) {
         self.0.store(millis(), Ordering::Relaxed);
     }
@@ -60,6 +61,7 @@ pub struct Watched {
 }
 
 impl Watched {
+    /// Whether it has been silent for longer than it may.
     pub fn is_stuck(&self) -> bool {
         self.heartbeat.age() > self.bound
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::check::{Check, Found, Status};
-use crate::audit::{Counts, SpoolCounts};
+use crate::audit::{self, Counts, SpoolCounts, Troubles};
 use crate::config::audit::Delivery;
 use crate::config::worker;
 use crate::store::fleet::FleetConnections;
@@ -62,19 +62,32 @@ pub fn postgres(postgres: Arc<Postgres>, within: Duration, write_down: Status) -
     })
 }
 
-/// Degraded once events wait that could be lost: the store is slow, or cannot be written.
-pub fn queue(counts: Counts, capacity: u64) -> Found {
-    Found::new(
-        Status::Degraded.when(counts.queued > capacity / 2),
+/// Degraded once events wait that could be lost: the store is slow, or cannot be written; and while its files need a human. `capacity` is
+/// of events; few large ones fill the queue by their bytes.
+pub fn queue(counts: Counts, capacity: u64, troubles: Troubles) -> Found {
+    let is_filling = counts.queued > capacity / 2 || counts.queued_bytes > audit::BYTES / 2;
+    let has_trouble = troubles != Troubles::default();
+    let mut found = Found::new(
+        Status::Degraded.when(is_filling || has_trouble),
         json!({
             "written": counts.written,
             "queued": counts.queued,
+            "max_queued": capacity,
+            "queued_bytes": counts.queued_bytes,
+            "max_queued_bytes": audit::BYTES,
             "underway": counts.underway,
             "resent": counts.resent,
             "dropped": counts.dropped,
             "failed_writes": counts.errors,
         }),
-    )
+    );
+    let told = [("ahead", troubles.ahead), ("upkeep", troubles.upkeep)];
+    for (name, said) in told {
+        found
+            .details
+            .extend(said.map(|it| (name.to_owned(), it.into())));
+    }
+    found
 }
 
 /// What does not fit is dropped and counted, or under `guaranteed` its request is refused.
@@ -161,6 +174,42 @@ fn target(target: &TargetHealth) -> (bool, Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_queue_is_as_full_as_its_events_or_its_bytes_make_it() {
+        for (queued, queued_bytes, expected) in [
+            (50, audit::BYTES / 2, Status::Ok),
+            (51, 0, Status::Degraded),
+            (1, audit::BYTES / 2 + 1, Status::Degraded),
+        ] {
+            let counts = Counts {
+                queued,
+                queued_bytes,
+                ..Counts::default()
+            };
+            let found = queue(counts, 100, Troubles::default());
+            assert_eq!(found.status, expected, "{queued}, {queued_bytes}");
+            assert_eq!(found.details["max_queued"], 100);
+            assert_eq!(found.details["queued_bytes"], queued_bytes);
+            assert_eq!(found.details["max_queued_bytes"], audit::BYTES);
+            assert!(!found.details.contains_key("upkeep"));
+        }
+    }
+
+    #[test]
+    fn files_that_need_a_human_are_told_with_the_mend() {
+        for name in ["ahead", "upkeep"] {
+            let mut troubles = Troubles::default();
+            let trouble = match name {
+                "ahead" => &mut troubles.ahead,
+                _ => &mut troubles.upkeep,
+            };
+            *trouble = Some("make room".to_owned());
+            let found = queue(Counts::default(), 100, troubles);
+            assert_eq!(found.status, Status::Degraded);
+            assert_eq!(found.details[name], "make room");
+        }
+    }
 
     #[test]
     fn a_full_spool_is_critical_where_requests_are_refused_for_it() {

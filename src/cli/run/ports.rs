@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use tracing::warn;
 
 use super::TakesOver;
+use crate::cli::control::AdminPorts;
 use crate::cli::take_over::Taken;
 use crate::config::Config;
 use crate::config::listeners::Address;
@@ -18,8 +19,7 @@ use crate::net::listen::{self, Bound};
 
 /// The sockets of the control thread, and where the lanes are to listen.
 pub(super) struct Ports {
-    pub admin: TcpListener,
-    pub metrics: Option<TcpListener>,
+    pub control: AdminPorts,
     pub lanes: LanePorts,
 }
 
@@ -44,10 +44,7 @@ impl Ports {
                 "sessions are in memory, and end with the process that is replaced; with redis they would not"
             );
         }
-        let admin = take_or_bind(&mut taken, config.admin.address)?;
-        let metrics = config.metrics_address;
-        let metrics = metrics.map(|address| take_or_bind(&mut taken, address));
-        let metrics = metrics.transpose()?;
+        let control = AdminPorts::open(config, |address| take_or_bind(&mut taken, address))?;
         let listeners = config.listeners.iter().map(|listener| {
             let address = match &listener.address {
                 Address::Tcp(address) => Address::Tcp(listen::here(*address)),
@@ -57,15 +54,15 @@ impl Ports {
         });
         let listeners = listeners.collect();
         Ok(Ports {
-            admin,
-            metrics,
+            control,
             lanes: LanePorts { listeners, taken },
         })
     }
 
     /// All sockets that the process listens on, once more; those of its lanes are given.
     pub(super) fn copies(&self, of_lanes: &[Vec<Bound>]) -> std::io::Result<Vec<OwnedFd>> {
-        let of_control = [&self.admin].into_iter().chain(&self.metrics);
+        let AdminPorts { admin, metrics } = &self.control;
+        let of_control = [admin].into_iter().chain(metrics);
         let of_control = of_control.map(|socket| socket.as_fd().try_clone_to_owned());
         let of_lanes = of_lanes.iter().flatten();
         let of_lanes = of_lanes.map(|socket| socket.as_fd().try_clone_to_owned());
@@ -120,7 +117,7 @@ impl LanePorts {
                 let _ = set.inspect_err(|error| warn!(%address, %error, "socket_mode is not set"));
             }
         }
-        self.taken.serves().await;
+        self.taken.say_serving().await;
         Ok(())
     }
 }

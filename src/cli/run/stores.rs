@@ -9,6 +9,7 @@ use crate::admin::health::check::{Check, Status};
 use crate::admin::health::{machine, stores};
 use crate::audit::ship::{MEMORY, Shipping};
 use crate::audit::{self, Recorder};
+use crate::cli::control::tls_of;
 use crate::clock;
 use crate::config::Config;
 use crate::config::audit::{Audit, Delivery};
@@ -60,10 +61,7 @@ impl Stores {
 
     /// What they are spoken to by, where that is TLS.
     pub(super) fn tls(&self) -> Vec<Arc<StoreTls>> {
-        let fleet = self.fleet.as_ref().and_then(|fleet| fleet.tls.clone());
-        let postgres = self.postgres.as_ref();
-        let postgres = postgres.and_then(|postgres| postgres.tls.clone());
-        fleet.into_iter().chain(postgres).collect()
+        tls_of(self.fleet.as_deref(), self.postgres.as_deref())
     }
 
     /// What `/health` looks at in a process with lanes. Without Redis limits, breakers and sessions do what the file says: that is worse, and
@@ -77,7 +75,8 @@ impl Stores {
         if let Some(recorder) = recorder {
             let recorder = recorder.clone();
             checks.push(Check::new("audit", Status::Degraded, move || {
-                let found = stores::queue(recorder.counts(), recorder.capacity());
+                let found =
+                    stores::queue(recorder.counts(), recorder.capacity(), recorder.troubles());
                 async move { found }
             }));
         }

@@ -10,6 +10,7 @@ use crate::config::raw;
 use crate::config::units::{ByteSize, Span};
 use crate::config::yaml::At;
 use crate::event::Redaction;
+use crate::http1::path;
 
 /// Of a batch: beyond, an entry is megabytes.
 const MOST_EVENTS: u64 = 10_000;
@@ -25,15 +26,21 @@ impl Checker {
             .map_or((None, None, None), |raw| {
                 (raw.request_headers, raw.response_headers, raw.query)
             });
-        let (headers, parameters) = raw
+        let (headers, parameters, paths) = raw
             .redact
             .and_then(|at| at.value)
-            .map_or((None, None), |raw| (raw.headers, raw.query));
+            .map_or((None, None, None), |raw| {
+                (raw.headers, raw.query, raw.paths)
+            });
         let mut redaction = Redaction::default();
         redaction.add(
             self.header_names("audit.redact.headers", headers),
             texts(parameters),
         );
+        let paths = paths.and_then(|at| at.value).unwrap_or_default();
+        redaction.add_paths(paths.into_iter().enumerate().filter_map(|(index, at)| {
+            self.read(&format!("audit.redact.paths[{index}]"), at, hidden_path)
+        }));
         let key = raw.integrity.and_then(|at| at.value).and_then(|raw| {
             self.read("audit.integrity.key", raw.key, |text| match text {
                 "" => Err("an empty key proves nothing: set one, or leave the key out".to_owned()),
@@ -56,7 +63,10 @@ impl Checker {
             .map_or((None, None), |raw| (raw.path, raw.retention));
         let path = path.and_then(|at| at.value);
         Audit {
-            level: level(raw.level).unwrap_or(Level::Metadata),
+            level: raw
+                .level
+                .and_then(|at| at.value)
+                .map_or(Level::Metadata, level),
             sample: raw
                 .sample
                 .and_then(|at| at.value)
@@ -143,17 +153,29 @@ impl Checker {
         }
     }
 
-    /// How much is kept of a route's requests.
-    pub(super) fn route_level(&mut self, path: &str, at: Option<At<raw::AuditLevel>>) -> Level {
+    /// How much is kept of a route's requests, and of which share.
+    pub(super) fn route_audit(
+        &mut self,
+        path: &str,
+        at: Option<At<raw::RouteAudit>>,
+    ) -> (Level, Option<f64>) {
         let place = at.as_ref().map(|at| (at.line, at.column));
-        let told = level(at);
-        if let (Some(Level::Metadata | Level::Headers), None, Some((line, column))) =
-            (told, self.audit_level, place)
-        {
+        let (told, sample) = match at.and_then(|at| at.value) {
+            None => (None, None),
+            Some(raw::RouteAudit::Level(told)) => (Some(level(told)), None),
+            Some(raw::RouteAudit::Sampled(raw)) => {
+                let sample = raw.sample.and_then(|at| at.value);
+                let told = raw.level.and_then(|at| at.value);
+                (told.map(level), sample.map(|percent| percent.0))
+            }
+        };
+        let asks = sample.is_some() || matches!(told, Some(Level::Metadata | Level::Headers));
+        if let (true, None, Some((line, column))) = (asks, self.audit_level, place) {
             let message = "the file has no \"audit\": add \"audit: {}\", or leave this out";
             self.say(&format!("{path}.audit"), line, column, message.to_owned());
         }
-        told.or(self.audit_level).unwrap_or(Level::None)
+        let level = told.or(self.audit_level).unwrap_or(Level::None);
+        (level, sample)
     }
 
     fn header_names(&mut self, path: &str, at: Option<At<Vec<At<String>>>>) -> Vec<String> {
@@ -166,12 +188,34 @@ impl Checker {
     }
 }
 
-fn level(at: Option<At<raw::AuditLevel>>) -> Option<Level> {
-    Some(match at?.value? {
+fn level(raw: raw::AuditLevel) -> Level {
+    match raw {
         raw::AuditLevel::None => Level::None,
         raw::AuditLevel::Metadata => Level::Metadata,
         raw::AuditLevel::Headers => Level::Headers,
-    })
+    }
+}
+
+/// A path of which segments are hidden.
+fn hidden_path(text: &str) -> Result<String, String> {
+    let mut segments = text.split('/');
+    let is_marked = segments.any(|segment| segment == "*");
+    let is_whole = text
+        .split('/')
+        .all(|segment| segment == "*" || !segment.contains('*'));
+    if !text.starts_with('/') || !is_marked || !is_whole {
+        return Err(format!(
+            "\"{text}\" hides no segment of a path: begin with \"/\", and have \"*\" for each that is hidden, as in /reset/* or /users/*/keys"
+        ));
+    }
+    match path::normalise(text.as_bytes()) {
+        Ok(normal) if *normal == *text.as_bytes() => Ok(text.to_owned()),
+        Ok(normal) => Err(format!(
+            "path would never match: use its normal form, \"{}\"",
+            String::from_utf8_lossy(&normal)
+        )),
+        Err(error) => Err(format!("{error}: such a request is refused")),
+    }
 }
 
 fn texts(at: Option<At<Vec<At<String>>>>) -> Vec<String> {
@@ -258,6 +302,23 @@ mod tests {
     }
 
     #[test]
+    fn a_route_has_a_level_and_a_share_of_its_own() {
+        let of_route = |audit: &str, route: &str| {
+            let routes = format!("routes: [{{upstream: upstream, audit: {route}}}]");
+            let config = read(&format!("audit: {audit}\n{routes}")).unwrap();
+            (config.routes[0].audit, config.routes[0].audit_sample)
+        };
+        let few = "{sample: 5%}";
+        assert_eq!(of_route(few, "headers"), (Level::Headers, None));
+        assert_eq!(of_route(few, "{sample: 50%}"), (Level::Metadata, Some(0.5)));
+        assert_eq!(
+            of_route(few, "{level: headers, sample: 100%}"),
+            (Level::Headers, Some(1.0))
+        );
+        assert_eq!(of_route(few, "{level: none}"), (Level::None, None));
+    }
+
+    #[test]
     fn headers_that_are_captured_at_no_level_are_warned_of() {
         let warned = |audit: &str, route: &str| {
             let text = format!(
@@ -326,9 +387,26 @@ mod tests {
             "audit: {integrity: {key: ''}}",
             "an empty key proves nothing",
         );
+        for audit in ["metadata", "{level: headers}", "{sample: 5%}"] {
+            check(
+                &format!("routes: [{{upstream: upstream, audit: {audit}}}]"),
+                "the file has no \"audit\"",
+            );
+        }
         check(
-            "routes: [{upstream: upstream, audit: metadata}]",
-            "the file has no \"audit\"",
+            "audit: {}\nroutes: [{upstream: upstream, audit: all}]",
+            "unknown variant `all`",
+        );
+        for path in ["reset/*", "/reset", "/reset*", "/re*/x"] {
+            let message = format!("audit.redact.paths[0]: \"{path}\" hides no segment of a path");
+            check(
+                &format!("audit: {{redact: {{paths: ['{path}']}}}}"),
+                &message,
+            );
+        }
+        check(
+            "audit: {redact: {paths: ['//a/*']}}",
+            "use its normal form, \"/a/*\"",
         );
     }
 }

@@ -133,6 +133,15 @@ impl Checker {
                 None
             }
         });
+        let trust_client_cert = client_ip.trust_client_cert.is_some_and(|at| {
+            let asked = at.value == Some(true);
+            if asked && trusted.is_empty() {
+                let message = "no proxy is trusted: name those that check clients' certificates in trusted_proxies, or leave this out";
+                let path = key("client_ip.trust_client_cert");
+                self.say(&path, at.line, at.column, message.to_owned());
+            }
+            asked
+        });
         let limits = raw.limits.and_then(|at| at.value).unwrap_or_default();
         let timeouts = raw.timeouts.and_then(|at| at.value).unwrap_or_default();
         let defaults = HeadLimits::default();
@@ -190,6 +199,7 @@ impl Checker {
                 MINUTE,
             ),
             trusted_proxies: trusted,
+            trust_client_cert,
             ipv6_prefix: prefix.unwrap_or(64),
         }
     }
@@ -450,6 +460,10 @@ mod tests {
             (
                 "address: 0.0.0.0:1, proxy_protocol: always",
                 "unknown variant `always`",
+            ),
+            (
+                "address: 0.0.0.0:1, client_ip: {trust_client_cert: true}",
+                "listeners[0].client_ip.trust_client_cert: no proxy is trusted",
             ),
             (
                 "address: nowhere",

@@ -5,6 +5,7 @@ mod audit;
 mod breakers;
 pub mod limits;
 mod listeners;
+mod places;
 mod postgres;
 mod redis;
 mod rewrite;
@@ -14,6 +15,7 @@ mod sessions;
 mod telemetry;
 mod unused;
 mod upstreams;
+mod ways_round;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,7 +34,7 @@ use crate::config::limits::Mode;
 use crate::config::raw;
 use crate::config::tls::PemFile;
 use crate::config::units::Span;
-use crate::config::yaml::{self, At, Lookup, Mistake};
+use crate::config::yaml::{self, At, Lookup, Mistake, Places};
 use crate::config::{Admin, Config, Secret};
 use crate::event::REDACTED;
 
@@ -68,12 +70,13 @@ pub fn parse(text: &str, lookup: Lookup<'_>) -> Result<Config, Vec<Mistake>> {
 
 /// Likewise, with the warnings.
 pub fn checked(text: &str, lookup: Lookup<'_>) -> Result<Checked, Vec<Mistake>> {
-    let (file, of_form) = yaml::parse::<raw::File>(text, lookup);
+    let (file, of_form, brought_in) = yaml::parse::<raw::File>(text, lookup);
     let Some(file) = file else {
         return Err(of_form);
     };
     let mut checker = Checker {
         of_form,
+        brought_in,
         ..Checker::default()
     };
     let config = checker.file(file);
@@ -97,6 +100,10 @@ pub fn checked(text: &str, lookup: Lookup<'_>) -> Result<Checked, Vec<Mistake>> 
 struct Checker {
     /// What the file's reader could not read, by place: left out of what is checked.
     of_form: Vec<Mistake>,
+    /// Where values stand that variables and files brought in.
+    brought_in: Places,
+    /// The fields of a route whose values are not shown, once they are read.
+    hidden: BTreeSet<String>,
     mistakes: Vec<Mistake>,
     warnings: Vec<Mistake>,
     pem_files: Vec<PemFile>,
@@ -517,10 +524,12 @@ mod tests {
                 rewrite: Rewrite::default(),
                 request_headers: HeaderChanges::default(),
                 response_headers: HeaderChanges::default(),
+                hidden: BTreeSet::new(),
                 limits: Vec::new(),
                 session_limits: Vec::new(),
                 session: None,
                 audit: Level::None,
+                audit_sample: None,
                 timeout: None,
                 shed: true
             }]

@@ -9,7 +9,6 @@ use crate::config::raw;
 use crate::config::rewrite::{HeaderChanges, NewPath, Redirect, Reply, Rewrite, To};
 use crate::config::sessions::Sessions;
 use crate::config::yaml::At;
-use crate::event::{REDACTED, Redaction};
 use crate::http1::head::is_host;
 use crate::http1::hygiene::{folded, is_folded, is_hop_by_hop};
 use crate::http1::path;
@@ -238,15 +237,27 @@ impl Checker {
                 self.say(&path, at.line, at.column, message);
                 continue;
             }
-            // Those that are masked where they are shown.
-            let is_secret = Redaction::default().redact_header(&name, "") == REDACTED;
-            let value = self.read(&path, at, |text| match is_secret && is_mask(text) {
-                true => Err(MASKED.to_owned()),
-                false => field_value(text),
-            });
+            let value = self.shown_value(&path, &name, at, field_value);
             fields.extend(value.map(|value| (name, value)));
         }
         fields
+    }
+
+    /// The value of a field that is shown as a mask where it may be secret; a mask is none.
+    pub(super) fn shown_value(
+        &mut self,
+        path: &str,
+        name: &str,
+        at: At<String>,
+        read: impl FnOnce(&str) -> Result<String, String>,
+    ) -> Option<String> {
+        if self.brought_in.contains(&(at.line, at.column)) {
+            self.hidden.insert(name.to_ascii_lowercase());
+        }
+        self.read(path, at, |text| match is_mask(text) {
+            true => Err(MASKED.to_owned()),
+            false => read(text),
+        })
     }
 
     /// A route that goes to no upstream has no use for these keys.

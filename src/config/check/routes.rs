@@ -1,5 +1,7 @@
 //! Routes, from the file as written to [`Route`]s.
 
+use std::collections::BTreeSet;
+
 use super::rewrite::{Message, RawTo};
 use super::sessions::field_name;
 use super::unused::RouteAt;
@@ -36,10 +38,12 @@ impl Checker {
                 rewrite: Rewrite::default(),
                 request_headers: HeaderChanges::default(),
                 response_headers: HeaderChanges::default(),
+                hidden: BTreeSet::new(),
                 limits,
                 session_limits,
                 session: None,
                 audit: self.audit_level.unwrap_or(Level::None),
+                audit_sample: None,
                 timeout: None,
                 shed: true,
             }];
@@ -53,9 +57,11 @@ impl Checker {
         let mut checked = Vec::with_capacity(routes.len());
         for (index, at) in routes.into_iter().enumerate() {
             let Some(raw) = at.value else { continue };
+            let matches = raw.matches.as_ref().and_then(|at| at.value.as_ref());
             self.routes_at.push(RouteAt {
                 index,
                 place: (at.line, at.column),
+                says_case: matches.is_some_and(|matches| matches.ignore_case.is_some()),
             });
             let path = format!("routes[{index}]");
             let answered = RawTo {
@@ -96,9 +102,10 @@ impl Checker {
                 limits,
                 session.is_some(),
             );
-            let audit = self.route_level(&path, raw.audit);
+            let (audit, audit_sample) = self.route_audit(&path, raw.audit);
             checked.push(Route {
                 audit,
+                audit_sample,
                 limits,
                 session_limits,
                 session,
@@ -107,6 +114,7 @@ impl Checker {
                 rewrite,
                 request_headers,
                 response_headers,
+                hidden: std::mem::take(&mut self.hidden),
                 timeout,
                 shed: raw.shed.and_then(|at| at.value).unwrap_or(true),
             });
@@ -118,6 +126,7 @@ impl Checker {
         let host = raw
             .host
             .and_then(|at| self.read(&format!("{path}.host"), at, HostMatch::parse));
+        let raw_path_is_absent = raw.path.is_none();
         let path_at = raw.path.as_ref().map_or((1, 1), |at| (at.line, at.column));
         let pattern = raw
             .path
@@ -129,6 +138,12 @@ impl Checker {
                 "a path has no parameters, so that {pattern} is matched letter by letter: use all below one, as in /users/*"
             );
             self.warn(&format!("{path}.path"), path_at, message);
+        }
+        if let Some(at) = &raw.ignore_case
+            && raw_path_is_absent
+        {
+            let message = "only a path's case can be ignored, and there is no \"path\"".to_owned();
+            self.say(&format!("{path}.ignore_case"), at.line, at.column, message);
         }
         let methods = raw
             .methods
@@ -150,15 +165,19 @@ impl Checker {
                 self.say(&format!("{path}.headers"), at.line, at.column, message);
             }
         }
-        let headers = raw
-            .headers
-            .into_iter()
-            .filter_map(|(name, at)| Some((name.to_ascii_lowercase(), at.value?)));
+        let mut headers = Vec::with_capacity(raw.headers.len());
+        for (name, at) in raw.headers {
+            let value = self.shown_value(&format!("{path}.headers.{name}"), &name, at, |text| {
+                Ok(text.to_owned())
+            });
+            headers.extend(value.map(|value| (name.to_ascii_lowercase(), value)));
+        }
         Match {
             host,
             path: pattern,
+            ignore_case: raw.ignore_case.and_then(|at| at.value).unwrap_or(false),
             methods,
-            headers: headers.collect(),
+            headers,
         }
     }
 }
@@ -180,7 +199,7 @@ fn path_pattern(text: &str) -> Result<PathMatch, String> {
 /// A pattern that is not in normal form would never match, since requests are matched in theirs.
 fn normal_pattern(text: &str) -> Result<PathMatch, String> {
     let pattern = PathMatch::parse(text)?;
-    let plain = text.strip_suffix('*').unwrap_or(text);
+    let plain = text.trim_end_matches('*');
     match path::normalise(plain.as_bytes()) {
         Ok(normal) if *normal == *plain.as_bytes() => Ok(pattern),
         Ok(normal) => Err(format!(
@@ -230,6 +249,18 @@ mod tests {
         }
         assert!(said("users").contains("use \"/users\""));
         assert!(said("/a//b").contains("use its normal form, \"/a/b\""));
+        assert!(said("/a//**").contains("use its normal form, \"/a/\""));
+    }
+
+    #[test]
+    fn a_case_to_ignore_needs_a_path() {
+        let text = "listen: 127.0.0.1:1\nroutes: [{match: {host: x.org, ignore_case: true}, reply: {status: 200}}]\n";
+        let said: Vec<_> = checked(text, &|_| None).err().unwrap_or_default();
+        let said: Vec<_> = said.iter().map(ToString::to_string).collect();
+        assert!(
+            said.len() == 1 && said[0].contains("routes[0].match.ignore_case: only a path's case"),
+            "{said:#?}"
+        );
     }
 
     #[test]

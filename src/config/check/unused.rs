@@ -1,12 +1,13 @@
 //! What of a file is without effect: names that nothing uses, routes that no request reaches. A policy that is written and not
 //! enforced is hardly meant.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::Checker;
+use super::places::Places;
 use crate::config::audit::Level;
-use crate::config::matches::{HostMatch, Match, PathMatch};
+use crate::config::matches::Match;
 use crate::config::yaml::At;
 use crate::config::{Config, Route};
 
@@ -41,6 +42,8 @@ pub(super) struct Named {
 pub(super) struct RouteAt {
     pub(super) index: usize,
     pub(super) place: (u64, u64),
+    /// Whether its `match` says if case counts.
+    pub(super) says_case: bool,
 }
 
 impl Checker {
@@ -111,7 +114,8 @@ impl Checker {
                 self.warn(&path, place, message.to_owned());
             }
         }
-        self.warn_of_unreached(&config.routes);
+        let reached = self.warn_of_unreached(&config.routes);
+        self.warn_of_ways_round(config, &reached);
         let keeps = |route: &Route| matches!(route.audit, Level::Headers);
         if let Some(place) = self.captures_at
             && !config.routes.iter().any(keeps)
@@ -121,45 +125,29 @@ impl Checker {
         }
     }
 
-    /// Says each route all of whose requests an earlier one takes.
-    fn warn_of_unreached(&mut self, routes: &[Route]) {
-        let places = std::mem::take(&mut self.routes_at);
-        // By host and path, since files have tens of thousands of routes.
-        let mut earlier: HashMap<Place, Vec<usize>> = HashMap::new();
-        for (index, (route, at)) in routes.iter().zip(&places).enumerate() {
-            let wider = wider_places(&route.matches);
-            let mut candidates = wider
-                .iter()
-                .filter_map(|place| earlier.get(place))
-                .flatten();
-            let taker =
-                candidates.find(|taker| takes_all(&routes[**taker].matches, &route.matches));
-            if let Some(taker) = taker {
-                let taker = &places[*taker];
-                let message = format!(
-                    "no request reaches it: routes[{}], at line {}, takes all of them before; put this one first, or narrow that one",
-                    taker.index, taker.place.0
-                );
-                self.warn(&format!("routes[{}]", at.index), at.place, message);
+    /// Says each route all of whose requests an earlier one takes; returns the others.
+    fn warn_of_unreached(&mut self, routes: &[Route]) -> Places {
+        let mut earlier = Places::default();
+        let mut said = Vec::new();
+        for (index, (route, at)) in routes.iter().zip(&self.routes_at).enumerate() {
+            let mut candidates = earlier.as_wide(&route.matches).into_iter();
+            let taker = candidates.find(|taker| takes_all(&routes[*taker].matches, &route.matches));
+            let Some(taker) = taker else {
+                earlier.put(&route.matches, index);
                 continue;
-            }
-            let place = (route.matches.host.clone(), route.matches.path.clone());
-            earlier.entry(place).or_default().push(index);
+            };
+            let taker = &self.routes_at[taker];
+            let message = format!(
+                "no request reaches it: routes[{}], at line {}, takes all of them before; put this one first, or narrow that one",
+                taker.index, taker.place.0
+            );
+            said.push((at.index, at.place, message));
         }
+        for (index, place, message) in said {
+            self.warn(&format!("routes[{index}]"), place, message);
+        }
+        earlier
     }
-}
-
-type Place = (Option<HostMatch>, Option<PathMatch>);
-
-/// Hosts and paths of routes that could take all that `matches` does.
-fn wider_places(matches: &Match) -> Vec<Place> {
-    let hosts = matches.host.iter().flat_map(HostMatch::wider).map(Some);
-    let paths = matches.path.iter().flat_map(PathMatch::wider).map(Some);
-    let paths: Vec<_> = paths.chain([None]).collect();
-    hosts
-        .chain([None])
-        .flat_map(|host| paths.iter().map(move |path| (host.clone(), path.clone())))
-        .collect()
 }
 
 /// Whether `earlier`, whose host and path are as wide, takes every request that is for `later`.
@@ -317,6 +305,31 @@ mod tests {
             &["path: /a/*", "path: /a/b/*", "path: /a", "path: /a/"],
             &[1, 3],
         );
+        unreached(
+            &[
+                "path: /a/**",
+                "path: /a",
+                "path: /a/",
+                "path: /a/b/**",
+                "path: /ab",
+            ],
+            &[1, 2, 3],
+        );
+        unreached(
+            &["path: /a/*", "path: /a/**", "path: /**", "path: /b"],
+            &[3],
+        );
+        unreached(
+            &[
+                "path: /A, ignore_case: true",
+                "path: /a",
+                "path: /a, ignore_case: true",
+                "path: /b",
+                "path: /b, ignore_case: true",
+            ],
+            &[1, 2],
+        );
+        unreached(&["path: /1/*", "path: /1/a, ignore_case: true"], &[1]);
         unreached(&["path: /admin", ""], &[]);
         unreached(&["path: /pay/*", "path: /payroll"], &[]);
         unreached(

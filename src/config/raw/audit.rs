@@ -1,7 +1,11 @@
 //! The audit as it is written.
 
+use std::fmt;
+
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::de::value::{MapAccessDeserializer, StrDeserializer};
+use serde::de::{Error, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use crate::config::units::{ByteSize, Percent, Span};
 use crate::config::yaml::At;
@@ -32,6 +36,48 @@ pub enum AuditLevel {
     Headers,
 }
 
+/// How much is kept of a route's requests: a level, or also a share of its own.
+#[derive(Debug, JsonSchema)]
+#[schemars(untagged)]
+pub enum RouteAudit {
+    Level(AuditLevel),
+    Sampled(SampledAudit),
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct SampledAudit {
+    /// [default: that of `audit`]
+    pub level: Option<At<AuditLevel>>,
+    /// The share of the route's requests kept; rejections and errors always are [default: that of `audit`].
+    pub sample: Option<At<Percent>>,
+}
+
+impl<'de> Deserialize<'de> for RouteAudit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<RouteAudit, D::Error> {
+        struct LevelOrSampled;
+
+        impl<'de> Visitor<'de> for LevelOrSampled {
+            type Value = RouteAudit;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("none, metadata, headers or {level: LEVEL, sample: PERCENT}")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<RouteAudit, E> {
+                AuditLevel::deserialize(StrDeserializer::new(text)).map(RouteAudit::Level)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RouteAudit, A::Error> {
+                SampledAudit::deserialize(MapAccessDeserializer::new(map)).map(RouteAudit::Sampled)
+            }
+        }
+
+        // As a struct, so that unknown keys are told.
+        deserializer.deserialize_struct("RouteAudit", &["level", "sample"], LevelOrSampled)
+    }
+}
+
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Capture {
@@ -43,13 +89,16 @@ pub struct Capture {
     pub query: Option<At<bool>>,
 }
 
-/// Names whose values are written as `***`, beside those that always are, such as Authorization, Cookie, token and password.
+/// Names whose values are written as `***`, beside those that always are, such as Authorization, Cookie, token and password. `*` in
+/// a name stands for any text.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Redact {
     pub headers: Option<At<Vec<At<String>>>>,
     /// Parameters of the query.
     pub query: Option<At<Vec<At<String>>>>,
+    /// Paths, with `*` for a segment that is written as `***`, or at the end for all that follow: `/reset/*`, `/users/*/keys` [default: none].
+    pub paths: Option<At<Vec<At<String>>>>,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]

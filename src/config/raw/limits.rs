@@ -18,8 +18,8 @@ pub struct RateLimit {
     pub limit: At<OneOrMany>,
     /// Token bucket of one window: how much can be taken at once [default: the limit's number].
     pub burst: Option<At<u64>>,
-    /// client.ip, header:NAME, cookie:NAME, query:NAME, path, host, method, route, upstream, session.user,
-    /// session.claims.NAME, constant; several make one key together.
+    /// client.ip, client.cert.subject, client.cert.san, header:NAME, cookie:NAME, query:NAME, path, host, method, route,
+    /// upstream, session.user, session.claims.NAME, constant; several make one key together.
     pub by: At<OneOrMany>,
     /// [default: token_bucket]
     pub algorithm: Option<At<Algorithm>>,

@@ -40,6 +40,8 @@ pub struct ClientIp {
     pub trusted_proxies: Vec<At<String>>,
     /// Bits by which limits tell clients with IPv6 addresses apart, 1 to 128: one client has as many addresses of its network as it likes [default: 64].
     pub ipv6_prefix: Option<At<u8>>,
+    /// Whether the X-Forwarded-Client-Cert of `trusted_proxies` goes on; it is dropped otherwise, as everyone's is [default: false].
+    pub trust_client_cert: Option<At<bool>>,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use crate::config::Route;
 use crate::config::audit::{self, Delivery, Level};
 use crate::config::units::{ByteSize, Percent, Span};
 
@@ -33,6 +34,7 @@ struct Capture<'c> {
 struct Redact<'c> {
     headers: Vec<&'c str>,
     query: Vec<&'c str>,
+    paths: Vec<&'c str>,
 }
 
 #[derive(Serialize)]
@@ -83,6 +85,7 @@ impl<'c> Audit<'c> {
             redact: Redact {
                 headers: audit.redaction.headers().collect(),
                 query: audit.redaction.query().collect(),
+                paths: audit.redaction.paths().collect(),
             },
             delivery: match audit.delivery {
                 Delivery::BestEffort => "best_effort",
@@ -112,7 +115,31 @@ impl<'c> Audit<'c> {
     }
 }
 
-pub(super) fn level(level: Level) -> &'static str {
+/// As short as it can be told.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(super) enum RouteAudit {
+    Level(&'static str),
+    Sampled {
+        level: &'static str,
+        sample: Percent,
+    },
+}
+
+impl RouteAudit {
+    pub(super) fn new(route: &Route) -> RouteAudit {
+        let level = level(route.audit);
+        match route.audit_sample {
+            None => RouteAudit::Level(level),
+            Some(sample) => RouteAudit::Sampled {
+                level,
+                sample: Percent(sample),
+            },
+        }
+    }
+}
+
+fn level(level: Level) -> &'static str {
     match level {
         Level::None => "none",
         Level::Metadata => "metadata",

@@ -33,6 +33,7 @@ pub(super) struct Listener<'c> {
 struct ClientIp {
     trusted_proxies: Vec<String>,
     ipv6_prefix: u8,
+    trust_client_cert: bool,
 }
 
 #[derive(Serialize)]
@@ -72,6 +73,7 @@ impl<'c> Listener<'c> {
             client_ip: ClientIp {
                 trusted_proxies: texts(&listener.trusted_proxies),
                 ipv6_prefix: listener.ipv6_prefix,
+                trust_client_cert: listener.trust_client_cert,
             },
             limits: HeadAndBody {
                 max_connections: listener.max_connections,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::config::rewrite::{self, HeaderChanges, NewPath, Scheme};
-use crate::event::Redaction;
+use crate::event::REDACTED;
 
 #[derive(Serialize)]
 pub(super) struct Rewrite<'c> {
@@ -35,10 +35,13 @@ pub(super) struct Changes<'c> {
 }
 
 impl<'c> Changes<'c> {
-    pub(super) fn new(changes: &'c HeaderChanges) -> Option<Changes<'c>> {
+    pub(super) fn new(
+        changes: &'c HeaderChanges,
+        hides: impl Fn(&str) -> bool,
+    ) -> Option<Changes<'c>> {
         (!changes.is_empty()).then(|| Changes {
-            set: fields(changes.set()),
-            add: fields(changes.added()),
+            set: fields(changes.set(), &hides),
+            add: fields(changes.added(), &hides),
             remove: changes.removed(),
         })
     }
@@ -89,21 +92,26 @@ pub(super) struct Reply<'c> {
 }
 
 impl<'c> Reply<'c> {
-    pub(super) fn new(reply: &'c rewrite::Reply) -> Reply<'c> {
+    pub(super) fn new(reply: &'c rewrite::Reply, hides: impl Fn(&str) -> bool) -> Reply<'c> {
         Reply {
             status: reply.status,
             body: &reply.body,
             content_type: &reply.content_type,
-            headers: fields(&reply.headers),
+            headers: fields(&reply.headers, hides),
         }
     }
 }
 
-/// Those that the audit would redact may hold a secret.
-fn fields(fields: &[(String, String)]) -> BTreeMap<&str, &str> {
-    let redaction = Redaction::default();
+/// Names and values; those that are hidden may hold a secret.
+pub(super) fn fields(
+    fields: &[(String, String)],
+    hides: impl Fn(&str) -> bool,
+) -> BTreeMap<&str, &str> {
     let shown = fields.iter();
     shown
-        .map(|(name, value)| (&**name, redaction.redact_header(name, value)))
+        .map(|(name, value)| match hides(name) {
+            true => (&**name, REDACTED),
+            false => (&**name, &**value),
+        })
         .collect()
 }

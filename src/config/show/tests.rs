@@ -136,6 +136,38 @@ fn secrets_are_masked() {
     }
 }
 
+#[test]
+fn values_of_fields_are_masked_by_where_they_are_from_and_by_name() {
+    let text = "listen: 127.0.0.1:1\nupstream: http://x\naudit: {redact: {headers: [x-pin]}}\nroutes:\n\
+        \x20 - match: {headers: {x-gate: '${SECRET}', x-pin: hunter2, x-on: beta}}\n\
+        \x20   upstream: upstream\n\
+        \x20   request_headers: {set: {X-Token: '${SECRET}', X-Pin: hunter2, x-env: prod}, add: {x-more: 'a ${SECRET}', x-text: '$${a}'}}\n\
+        \x20   response_headers: {set: {x-out: '${NONE:-hunter2}'}}\n\
+        \x20 - {reply: {headers: {x-gone: '${SECRET}', x-token: plain, Set-Cookie: hunter2}}}\n";
+    let lookup = |name: &str| (name == "SECRET").then(|| "hunter2".to_owned());
+    let config = check::parse(text, &lookup).unwrap();
+    let shown = json(&config);
+    assert!(!shown.to_string().contains("hunter2"), "{shown}");
+    let (first, second) = (&shown["routes"][0], &shown["routes"][1]);
+    assert_eq!(
+        first["match"]["headers"],
+        json!({"x-gate": "***", "x-pin": "***", "x-on": "beta"})
+    );
+    assert_eq!(
+        first["request_headers"],
+        json!({"set": {"X-Token": "***", "X-Pin": "***", "x-env": "prod"}, "add": {"x-more": "***", "x-text": "${a}"}})
+    );
+    assert_eq!(
+        second["reply"]["headers"],
+        json!({"x-gone": "***", "x-token": "plain", "Set-Cookie": "***"})
+    );
+    let mistakes = check::parse(&yaml(&config), &|_| None).unwrap_err();
+    let masked = mistakes
+        .iter()
+        .filter(|said| said.message.contains("a masked secret"));
+    assert_eq!((masked.count(), mistakes.len()), (8, 8), "{mistakes:#?}");
+}
+
 /// Fails when a key is added to the file and not here.
 #[test]
 fn every_key_of_the_schema_is_shown() {

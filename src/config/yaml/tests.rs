@@ -24,7 +24,7 @@ struct Route {
 
 /// A text without mistakes, or the mistakes of one that has some.
 fn whole<T: DeserializeOwned>(text: &str, lookup: Lookup<'_>) -> Result<T, Vec<String>> {
-    let (read, mistakes) = parse(text, lookup);
+    let (read, mistakes, _) = parse(text, lookup);
     match mistakes.is_empty() {
         true => Ok(read.unwrap()),
         false => Err(mistakes.iter().map(Mistake::to_string).collect()),
@@ -249,7 +249,7 @@ fn values_come_from_the_environment_and_are_never_shown() {
 
 #[test]
 fn what_is_right_is_read_beside_what_is_wrong() {
-    let (file, mistakes) = parse::<File>(
+    let (file, mistakes, _) = parse::<File>(
         "count: ${NONE}\nname: x\nroutes: [{path: /a, port: -1}, {port: 1}, {path: /b}]\n",
         &|_| None,
     );

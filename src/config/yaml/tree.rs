@@ -6,7 +6,7 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
-use super::{Lookup, Mistake, Path};
+use super::{Lookup, Mistake, Path, Places};
 
 /// YAML 1.2, in which `no` and `on` are texts: a country or a state, and no boolean.
 pub(super) fn tree(text: &str) -> Result<Node, serde_saphyr::Error> {
@@ -175,6 +175,31 @@ pub(super) fn expand(
         | Value::Signed(_)
         | Value::Float(_) => {}
     }
+}
+
+/// Where values stand that [`expand`] made of variables and files.
+pub(super) fn brought_in(node: &Node) -> Places {
+    let mut places = Places::new();
+    let mut nodes = vec![node];
+    while let Some(node) = nodes.pop() {
+        match &node.value {
+            // `$${` alone brings nothing in.
+            Value::Expanded { written, .. } if written.replace("$${", "").contains("${") => {
+                places.insert((node.line, node.column));
+            }
+            Value::List(items) => nodes.extend(items),
+            Value::Map(entries) => nodes.extend(entries.iter().map(|(_, item)| item)),
+            Value::Text(_)
+            | Value::Expanded { .. }
+            | Value::Unknown
+            | Value::Null
+            | Value::Bool(_)
+            | Value::Unsigned(_)
+            | Value::Signed(_)
+            | Value::Float(_) => {}
+        }
+    }
+    places
 }
 
 fn expanded(text: &str, lookup: Lookup<'_>) -> Result<String, String> {

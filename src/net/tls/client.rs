@@ -2,6 +2,7 @@
 //! certificates however often it connects.
 
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use rustls::{ClientConfig, RootCertStore};
 use sha2::{Digest, Sha256};
 use tokio_rustls::TlsConnector;
 
-use super::facts::not_after;
+use super::facts::holds;
 use super::{TlsError, authorities, certificates, private_key, provider, read, unusable};
 use crate::config::Protocol;
 use crate::config::tls::{Tls, UpstreamTls};
@@ -23,7 +24,7 @@ pub(super) struct Client {
     pub config: ClientConfig,
     /// The file of the certificate that it shows, and when that ends, since the epoch; `None` where it shows none, or one whose end
     /// cannot be read.
-    pub expiry: Option<(String, Duration)>,
+    pub holds: Option<(String, Range<Duration>)>,
 }
 
 impl Client {
@@ -74,15 +75,15 @@ fn with_roots(tls: &Tls, roots: RootCertStore) -> Result<Client, TlsError> {
     let Some(ours) = &tls.certificate else {
         return Ok(Client {
             config: builder.with_no_client_auth(),
-            expiry: None,
+            holds: None,
         });
     };
     let (key, chain) = (private_key(&ours.key)?, certificates(&ours.cert)?);
-    let end = not_after(&chain[0]);
+    let holds = holds(&chain[0]);
     let config = builder.with_client_auth_cert(chain, key);
     Ok(Client {
         config: config.map_err(unusable)?,
-        expiry: end.map(|end| (ours.cert.display().to_string(), end)),
+        holds: holds.map(|holds| (ours.cert.display().to_string(), holds)),
     })
 }
 
@@ -93,7 +94,7 @@ pub struct ClientTls {
     /// The same for HTTP/1.1 alone.
     http1: Arc<ClientConfig>,
     sni: Option<ServerName<'static>>,
-    expiry: Option<(String, Duration)>,
+    holds: Option<(String, Range<Duration>)>,
     /// Of what it was made from: what is made of the same is the same.
     source: Source,
 }
@@ -129,7 +130,7 @@ impl ClientTls {
         if let Some(old) = old.filter(|old| old.source == source) {
             return Ok(old.clone());
         }
-        let Client { config, expiry } = Client::read(&settings.tls)?;
+        let Client { config, holds } = Client::read(&settings.tls)?;
         let offering = |names: &[&[u8]]| {
             let mut config = config.clone();
             config.alpn_protocols = names.iter().map(|name| name.to_vec()).collect();
@@ -147,14 +148,14 @@ impl ClientTls {
             config,
             http1,
             sni,
-            expiry,
+            holds,
             source,
         }))
     }
 
     /// The file of the certificate that the upstream is shown, and when that ends, since the epoch.
-    pub(super) fn expiry(&self) -> Option<(String, Duration)> {
-        self.expiry.clone()
+    pub(super) fn holds(&self) -> Option<(String, Range<Duration>)> {
+        self.holds.clone()
     }
 
     /// Whether it was made for these settings, whatever their files said.

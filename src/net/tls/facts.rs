@@ -1,6 +1,7 @@
 //! What certificates say.
 
 use std::fmt::Write as _;
+use std::ops::Range;
 use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
@@ -9,6 +10,7 @@ use x509_cert::Certificate;
 use x509_cert::der::Decode;
 use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
+use x509_cert::time::Validity;
 
 /// What TLS tells of the client at the other end.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -37,7 +39,7 @@ pub(super) struct OwnFacts {
     pub dns_names: Vec<String>,
     pub uri: Option<String>,
     /// Since the epoch.
-    pub not_after: Duration,
+    pub holds: Range<Duration>,
 }
 
 impl ClientCertificate {
@@ -78,16 +80,14 @@ impl ClientCertificate {
     }
 }
 
-/// When it ends, since the epoch; `None` where it cannot be read.
-pub(super) fn not_after(der: &CertificateDer<'_>) -> Option<Duration> {
+/// From when till when it holds, since the epoch; `None` where it cannot be read.
+pub(super) fn holds(der: &CertificateDer<'_>) -> Option<Range<Duration>> {
     let certificate = Certificate::from_der(der).ok()?;
-    Some(
-        certificate
-            .tbs_certificate
-            .validity
-            .not_after
-            .to_unix_duration(),
-    )
+    Some(range(&certificate.tbs_certificate.validity))
+}
+
+fn range(validity: &Validity) -> Range<Duration> {
+    validity.not_before.to_unix_duration()..validity.not_after.to_unix_duration()
 }
 
 impl OwnFacts {
@@ -95,7 +95,6 @@ impl OwnFacts {
     pub(super) fn of(der: &CertificateDer<'_>) -> Result<OwnFacts, String> {
         let certificate = Certificate::from_der(der).map_err(|error| error.to_string())?;
         let names = Names::of(&certificate);
-        let validity = &certificate.tbs_certificate.validity;
         Ok(OwnFacts {
             dns_names: names
                 .dns
@@ -103,7 +102,7 @@ impl OwnFacts {
                 .map(|name| name.to_ascii_lowercase())
                 .collect(),
             uri: names.uris.into_iter().next(),
-            not_after: validity.not_after.to_unix_duration(),
+            holds: range(&certificate.tbs_certificate.validity),
         })
     }
 }

@@ -10,7 +10,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ProducesTickets, StoresServerSessions};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
-use super::facts::not_after;
+use super::facts::holds;
 use crate::clock;
 
 /// The end of a session whose client showed no certificate.
@@ -100,7 +100,7 @@ impl ClientCertVerifier for NotesEnds {
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.0.verify_client_cert(end_entity, intermediates, now)?;
         // Of what cannot be read here the end is not known: such a session is not resumed.
-        let end = not_after(end_entity).map_or(0, |end| end.as_secs());
+        let end = holds(end_entity).map_or(0, |holds| holds.end.as_secs());
         let _ = END.try_with(|of_handshake| of_handshake.set(end));
         Ok(verified)
     }

@@ -1,5 +1,6 @@
 //! The TLS of a whole configuration, as its files were when they were read.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -99,14 +100,14 @@ impl Secured {
         }
     }
 
-    /// The files of the certificates that weir shows, and when each ends, since the epoch.
-    pub fn expiries(&self) -> impl Iterator<Item = (String, Duration)> {
+    /// The files of the certificates that weir shows, and from when till when each holds, since the epoch.
+    pub fn certificates(&self) -> impl Iterator<Item = (String, Range<Duration>)> {
         let listeners = self.listeners.iter().flatten();
         let upstreams = self.upstreams.iter().flatten();
         listeners
-            .flat_map(|tls| tls.expiries())
-            .chain(upstreams.filter_map(|tls| tls.expiry()))
-            .chain(self.stores.iter().filter_map(|tls| tls.expiry()))
+            .flat_map(|tls| tls.certificates())
+            .chain(upstreams.filter_map(|tls| tls.holds()))
+            .chain(self.stores.iter().filter_map(|tls| tls.holds()))
     }
 
     /// Those that it reads, of stores too.

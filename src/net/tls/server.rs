@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,7 +67,7 @@ impl ServerTls {
         let all = settings.certificates.iter().map(Own::read);
         let chooser = Chooser::of(all.collect::<Result<_, _>>()?);
         let admission = Admission::read(&settings.client_auth)?;
-        ServerTls::made(settings, protocol, chooser, admission, old)
+        ServerTls::make(settings, protocol, chooser, admission, old)
     }
 
     /// What the files of the same `settings` hold now, if anything can be made of it. A certificate that cannot be used is as before, as is
@@ -89,12 +90,12 @@ impl ServerTls {
             wrong.push(error);
             self.admission.clone()
         });
-        let made = ServerTls::made(settings, protocol, chooser, admission, Some(self));
+        let made = ServerTls::make(settings, protocol, chooser, admission, Some(self));
         let made = made.map_err(|error| wrong.push(error)).ok();
         (made, wrong)
     }
 
-    fn made(
+    fn make(
         settings: &ListenerTls,
         protocol: ListenerProtocol,
         chooser: Chooser,
@@ -148,10 +149,10 @@ impl ServerTls {
         (facts, connection.alpn_protocol().and_then(Protocol::of))
     }
 
-    /// The files of the certificates that clients are shown, and when each ends, since the epoch.
-    pub fn expiries(&self) -> impl Iterator<Item = (String, Duration)> {
-        let expiry = |own: &Own| (own.file.display().to_string(), own.facts.not_after);
-        self.chooser.all.iter().map(expiry)
+    /// The files of the certificates that clients are shown, and from when till when each holds, since the epoch.
+    pub fn certificates(&self) -> impl Iterator<Item = (String, Range<Duration>)> {
+        let holds = |own: &Own| (own.file.display().to_string(), own.facts.holds.clone());
+        self.chooser.all.iter().map(holds)
     }
 }
 

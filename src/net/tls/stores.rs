@@ -2,6 +2,7 @@
 //! for connections from then on.
 
 use std::fmt;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +27,7 @@ pub enum Spoken {
 pub struct Latest(Arc<ArcSwap<ClientConfig>>);
 
 impl Latest {
+    /// For the next connection.
     pub fn get(&self) -> Arc<ClientConfig> {
         self.0.load_full()
     }
@@ -46,7 +48,7 @@ pub struct StoreTls {
     spoken: Spoken,
     files: [u8; 32],
     config: Arc<ClientConfig>,
-    expiry: Option<(String, Duration)>,
+    holds: Option<(String, Range<Duration>)>,
     latest: Latest,
 }
 
@@ -58,7 +60,7 @@ impl StoreTls {
         spoken: Spoken,
     ) -> Result<Arc<StoreTls>, TlsError> {
         let files = digest(settings.files())?;
-        let (config, expiry) = parse(settings, spoken)?;
+        let (config, holds) = parse(settings, spoken)?;
         Ok(Arc::new(StoreTls {
             place,
             settings: settings.clone(),
@@ -66,7 +68,7 @@ impl StoreTls {
             files,
             latest: Latest(Arc::new(ArcSwap::new(config.clone()))),
             config,
-            expiry,
+            holds,
         }))
     }
 
@@ -76,14 +78,14 @@ impl StoreTls {
         if files == self.files {
             return Ok(self.clone());
         }
-        let (config, expiry) = parse(&self.settings, self.spoken)?;
+        let (config, holds) = parse(&self.settings, self.spoken)?;
         Ok(Arc::new(StoreTls {
             place: self.place,
             settings: self.settings.clone(),
             spoken: self.spoken,
             files,
             config,
-            expiry,
+            holds,
             latest: self.latest.clone(),
         }))
     }
@@ -93,13 +95,14 @@ impl StoreTls {
         self.latest.0.store(self.config.clone());
     }
 
+    /// To be asked at each connection: it follows what takes effect.
     pub fn latest(&self) -> Latest {
         self.latest.clone()
     }
 
     /// The file of the certificate that the store is shown, and when that ends, since the epoch.
-    pub fn expiry(&self) -> Option<(String, Duration)> {
-        self.expiry.clone()
+    pub fn holds(&self) -> Option<(String, Range<Duration>)> {
+        self.holds.clone()
     }
 
     /// Those that it is read from.
@@ -108,12 +111,12 @@ impl StoreTls {
     }
 }
 
-type Parsed = (Arc<ClientConfig>, Option<(String, Duration)>);
+type Parsed = (Arc<ClientConfig>, Option<(String, Range<Duration>)>);
 
 fn parse(settings: &Tls, spoken: Spoken) -> Result<Parsed, TlsError> {
-    let Client { config, expiry } = match spoken {
+    let Client { config, holds } = match spoken {
         Spoken::Always => Client::read(settings)?,
         Spoken::IfOffered => Client::read_if_needed(settings)?,
     };
-    Ok((Arc::new(config), expiry))
+    Ok((Arc::new(config), holds))
 }

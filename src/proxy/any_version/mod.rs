@@ -17,7 +17,7 @@ use h2::server::SendResponse;
 use http::{Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::following::LanePlan;
+use super::following::LaneView;
 use super::handle::{Conn, Ends, Failure, Next};
 use super::outgoing::Outgoing;
 use super::record::Record;
@@ -52,7 +52,7 @@ pub(super) enum Client<'a, 'b> {
 /// Sends the request and streams the response back.
 pub(super) async fn send(
     conn: &Conn<'_>,
-    plan: &LanePlan,
+    view: &LaneView,
     outgoing: &mut Outgoing<'_, '_>,
     client: Client<'_, '_>,
     record: &mut Record,
@@ -66,7 +66,7 @@ pub(super) async fn send(
             }
             let mut source = Source::http2(body);
             let mut back = Back::Http2(respond);
-            exchange(conn, plan, outgoing, &mut source, &mut back, record).await
+            exchange(conn, view, outgoing, &mut source, &mut back, record).await
         }
         Client::Http1(ends) => {
             // gRPC is of HTTP/2 alone: how its calls end cannot be said in HTTP/1.1.
@@ -85,7 +85,7 @@ pub(super) async fn send(
                 writing: Some(writing),
                 ahead: &mut ahead,
             };
-            let sent = exchange(conn, plan, outgoing, &mut source, &mut back, record).await;
+            let sent = exchange(conn, view, outgoing, &mut source, &mut back, record).await;
             let whole = source.is_over();
             ends.buffer.extend_from_slice(&ahead);
             let next = sent?;
@@ -115,13 +115,13 @@ enum Used {
 
 async fn exchange(
     conn: &Conn<'_>,
-    plan: &LanePlan,
+    view: &LaneView,
     outgoing: &mut Outgoing<'_, '_>,
     source: &mut Source<'_, '_>,
     back: &mut Back<'_, '_>,
     record: &mut Record,
 ) -> Result<Next, Failure> {
-    let upstream = &plan.upstreams[outgoing.upstream];
+    let upstream = &view.upstreams[outgoing.upstream];
     let sent = async {
         record.waits();
         let entered = back
@@ -130,7 +130,7 @@ async fn exchange(
         let slot = entered.map_err(|_| Rejection::Overloaded)?;
         record.works();
         let is_lost = Cell::new(false);
-        let settings = &outgoing.shared.config.upstreams[outgoing.upstream];
+        let settings = &outgoing.plan.config.upstreams[outgoing.upstream];
         let (retries, within) = (settings.retries.as_ref(), outgoing.request.within);
         let picked = upstream.pick(outgoing.aim, &[]);
         let picked = picked.map_err(|_| Rejection::NoEndpoint)?;
@@ -192,7 +192,7 @@ async fn attempt(
             outgoing.request.within = until.left();
         }
         let can_repeat = outgoing.request.can_repeat;
-        let upstream = &outgoing.shared.config.upstreams[outgoing.upstream];
+        let upstream = &outgoing.plan.config.upstreams[outgoing.upstream];
         // What may be HTTP/2 may not take WebSockets by it.
         let http1_alone = outgoing.websocket_key.is_some() && upstream.protocol == Protocol::Auto;
         let at_hand = match (is_first, http1_alone) {
@@ -343,7 +343,7 @@ async fn by_http2(
     let bodiless = outgoing.request.body == BodyLength::None;
     let request = upgrade_request(
         &outgoing.out,
-        pool.endpoint.authority(),
+        &pool.endpoint.authority,
         pool.is_secure,
         outgoing.request.takes_trailers,
     );

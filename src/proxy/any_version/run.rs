@@ -68,11 +68,11 @@ pub(super) async fn run(
     record.sent = None;
     let progress = Progress::begin(trying.waited, record.probe.clone());
     let request = outgoing.request;
-    let shared = outgoing.shared;
+    let plan = outgoing.plan;
     let mut uploading = Uploading {
         rest: Some(pin!(upload(
             &request,
-            (shared, outgoing.route),
+            (plan, outgoing.route),
             body,
             sink,
             &progress
@@ -136,7 +136,7 @@ pub(super) async fn run(
         head: std::mem::take(&mut *outgoing.out),
         chunked: answered.chunked() && !request.old_client,
         sink: None,
-        audited: (shared, &conn.lane.outbox),
+        audited: (plan, &conn.lane.outbox),
         request: &request,
         changes: &outgoing.route.response_headers,
         progress: &progress,

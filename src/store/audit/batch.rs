@@ -39,6 +39,8 @@ const VERSION: u8 = 1;
 const NEWEST: u8 = 31;
 /// Of the version and the checksum.
 const PREFIX: usize = 5;
+/// How far a clock is set back, in microseconds, where it was wrong before and not merely off.
+const LEAP: u64 = 86_400_000_000;
 /// What a body may be; a length beyond is damage.
 const LONGEST: usize = 256 << 20;
 
@@ -54,7 +56,8 @@ pub struct Header {
     /// The number of its first event. In an end mark, which has none, the one that would have come next.
     pub first: u64,
     pub count: u64,
-    /// When it was made. Not before any of its events, nor before the batch before it: its day is that of all its rows.
+    /// When it was made. Not before any of its events, nor before the batch before it, unless that was made by a clock that has since been
+    /// set right: its day is that of all its rows.
     pub sealed: Micros,
     /// Events of this boot so far that were dropped before they had a number.
     pub dropped: u64,
@@ -75,6 +78,7 @@ pub struct Batch {
     body: Vec<u8>,
 }
 
+/// Why bytes are no batch.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum BatchError {
     #[error("batch of audit events has version {0}; this weir reads {VERSION}")]
@@ -156,7 +160,7 @@ impl Boot {
         let mut body = Vec::with_capacity(events.iter().map(|events| 4 * events.len()).sum());
         let first = self.last + 1;
         let mut next = first;
-        let mut latest = now.max(self.sealed);
+        let mut latest = self.not_before(now);
         for events in events {
             events.number(next);
             next += events.len() as u64;
@@ -171,8 +175,16 @@ impl Boot {
 
     /// The batch that says that the boot has no more events.
     pub fn end(&mut self, now: Micros, dropped: u64) -> (Header, Vec<u8>) {
-        self.sealed = now.max(self.sealed);
+        self.sealed = self.not_before(now);
         self.seal(self.last + 1, 0, dropped, true, &[])
+    }
+
+    /// By a clock that was more than a day ahead, batches would go to days to come until these are there.
+    fn not_before(&self, now: Micros) -> Micros {
+        match now.0.saturating_add(LEAP) < self.sealed.0 {
+            true => now,
+            false => now.max(self.sealed),
+        }
     }
 
     fn seal(
@@ -351,6 +363,21 @@ mod tests {
         assert_eq!(Batch::open(&bytes).unwrap().events().count(), 0);
         assert!(Boot::resume(&end, Hasher::new(Some(b"k"))).is_none());
         assert!(Boot::resume(&two, Hasher::new(None)).is_none());
+    }
+
+    #[test]
+    fn batches_follow_a_clock_that_is_set_right() {
+        let mut boot = boot();
+        let mut sealed = |now| boot.pack(&mut [events(&[60])], Micros(now), 0).0.sealed;
+        let wrong = 9 * LEAP;
+        assert_eq!(sealed(wrong), Micros(wrong));
+        // One that is off is no reason to go back,
+        assert_eq!(sealed(wrong - LEAP), Micros(wrong));
+        // nor is an event of before.
+        assert_eq!(sealed(LEAP), Micros(LEAP));
+        let (late, _) = boot.pack(&mut [events(&[wrong])], Micros(LEAP), 0);
+        assert_eq!(late.sealed, Micros(wrong));
+        assert_eq!(boot.end(Micros(LEAP), 0).0.sealed, Micros(LEAP));
     }
 
     #[test]

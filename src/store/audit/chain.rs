@@ -46,10 +46,12 @@ impl Hasher {
         }
     }
 
+    /// The link of the event of this number behind `before`; `body` is its encoding.
     pub fn row(&self, before: &Hash, seq: u64, body: &[u8]) -> Hash {
         self.hash(b"r", &[before, &seq.to_be_bytes(), body])
     }
 
+    /// Says that the chain that begins with `seal` ends with event `last`, and with `hash`.
     pub fn end_mark(&self, seal: &Hash, last: u64, hash: &Hash) -> Hash {
         self.hash(b"e", &[seal, &last.to_be_bytes(), hash])
     }
@@ -155,6 +157,7 @@ impl Keys {
         self.all().find(|hasher| hasher.key_check() == check)
     }
 
+    /// Each key that may have been used.
     pub fn all(&self) -> impl Iterator<Item = &Hasher> {
         self.0.iter()
     }

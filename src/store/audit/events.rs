@@ -123,6 +123,7 @@ pub fn may_pass(error: &StoreError) -> bool {
         StoreError::Other(error) => error
             .downcast_ref::<PostgresError>()
             .is_some_and(|error| error.is_of_the_server() || error.is_slow()),
+        StoreError::OfDay(_, error) => may_pass(error),
         StoreError::Full
         | StoreError::Version(_)
         | StoreError::Undated

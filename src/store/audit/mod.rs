@@ -19,6 +19,7 @@ pub use self::report::{Fault, FaultKind, Report};
 use crate::event::{AuditEvent, Micros, Traits};
 use days::Day;
 
+/// Why the audit cannot be written or read.
 #[derive(Debug, Error)]
 pub enum StoreError {
     /// Another process holds the lock for longer than the store waits.
@@ -52,6 +53,9 @@ pub enum StoreError {
         "the search came nowhere in its time: ask for less by \"since\", or give it longer by \"timeout\""
     )]
     OutOfTime,
+    /// What was to be done with the file of this day.
+    #[error("day {0}: {1}")]
+    OfDay(Day, Box<StoreError>),
     #[error("audit database: {0}")]
     Folder(io::Error),
     #[error("audit database: {0}")]

@@ -37,6 +37,7 @@ pub struct Fault {
     pub kind: FaultKind,
 }
 
+/// What is wrong with events, or with what is said of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FaultKind {
     /// The row is not what was written.

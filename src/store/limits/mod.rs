@@ -276,6 +276,7 @@ impl KeyBuilder {
         self.0.write_u64(number);
     }
 
+    /// The key of the parts so far.
     pub fn finish(self) -> Key {
         Key(self.0.finish128().as_u128())
     }

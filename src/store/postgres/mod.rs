@@ -23,7 +23,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use deadpool_postgres::{
-    Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, Timeouts,
+    ClientWrapper, Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError,
+    RecyclingMethod, Runtime, TimeoutType, Timeouts,
 };
 use futures_util::future::join_all;
 use thiserror::Error;
@@ -117,7 +118,7 @@ impl Postgres {
             .into_iter()
             .chain(read);
         let mode = |(place, url): (String, &Secret)| {
-            parse(&place, &url.0, "", config.timeout).map(|config| config.get_ssl_mode())
+            parse(&place, &url.0, config.timeout).map(|config| config.get_ssl_mode())
         };
         let modes = urls.map(mode).collect::<Result<Vec<_>, _>>()?;
         Postgres::by(config, tls::read(&config.tls, modes.into_iter())?)
@@ -133,21 +134,20 @@ impl Postgres {
         tls: Option<Arc<StoreTls>>,
     ) -> Result<Arc<Postgres>, OpenError> {
         let timeout = config.timeout;
+        // The proxy and the command line only look; no query of theirs is to run on when they have given up.
         let bounded = [
-            // The proxy and the command line only look; no query of theirs is to run on when they have given up.
-            format!("-c statement_timeout={}", timeout.as_millis().max(1)),
-            "-c default_transaction_read_only=on".to_owned(),
-        ]
-        .join(" ");
-        let target = |place: &str, url: &str, size: usize, options: &str| {
-            Target::new(place, url, size, options, tls.as_deref(), timeout)
+            ("statement_timeout", timeout.as_millis().max(1).to_string()),
+            ("default_transaction_read_only", "on".to_owned()),
+        ];
+        let target = |place: &str, url: &str, size: usize, settings: &[(&str, String)]| {
+            Target::new(place, url, size, settings, tls.as_deref(), timeout)
         };
         let each = (config.read_pool / config.read.len().max(1)).max(1);
         let replicas = config.read.iter().enumerate().map(|(n, url)| {
             let place = format!("postgres.read[{n}]");
             target(&place, &url.0, each, &bounded)
         });
-        let mut write = target("postgres.write", &config.write.0, config.write_pool, "")?;
+        let mut write = target("postgres.write", &config.write.0, config.write_pool, &[])?;
         write.writes = true;
         Ok(Arc::new(Postgres {
             timeout,
@@ -300,12 +300,14 @@ impl Target {
         place: &str,
         url: &str,
         size: usize,
-        options: &str,
+        settings: &[(&str, String)],
         tls: Option<&StoreTls>,
         timeout: Duration,
     ) -> Result<Target, OpenError> {
-        let config = parse(place, url, options, timeout)?;
+        let config = parse(place, url, timeout)?;
+        let set = set(&config, settings);
         let tls = tls.filter(|_| config.get_ssl_mode() != SslMode::Disable);
+        let within = timeout;
         let pool = |size: usize| {
             let recycling = ManagerConfig {
                 recycling_method: RecyclingMethod::Fast,
@@ -320,7 +322,17 @@ impl Target {
                 create: Some(timeout),
                 recycle: Some(timeout),
             };
+            let set: Arc<str> = set.as_str().into();
+            let prepare = Hook::async_fn(move |client: &mut ClientWrapper, _| {
+                let set = set.clone();
+                Box::pin(async move {
+                    let done = tokio::time::timeout(within, client.batch_execute(&set)).await;
+                    let late = || HookError::message("its settings were not taken in time");
+                    done.map_err(|_| late())?.map_err(HookError::Backend)
+                })
+            });
             Pool::builder(manager)
+                .post_create(prepare)
                 .max_size(size.max(1))
                 .timeouts(timeouts)
                 .runtime(Runtime::Tokio1)
@@ -343,11 +355,15 @@ impl Target {
 
     async fn take(&self, pool: &Pool) -> Result<Client, PostgresError> {
         pool.get().await.map_err(|error| match error {
-            PoolError::Backend(error) => match PostgresError::from(error) {
-                PostgresError::Lost(why) => PostgresError::Lost(format!("{}: {why}", self.name)),
-                other => other,
-            },
-            PoolError::Timeout(deadpool_postgres::TimeoutType::Wait) => PostgresError::Busy {
+            PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => {
+                match PostgresError::from(error) {
+                    PostgresError::Lost(why) => {
+                        PostgresError::Lost(format!("{}: {why}", self.name))
+                    }
+                    other => other,
+                }
+            }
+            PoolError::Timeout(TimeoutType::Wait) => PostgresError::Busy {
                 target: self.name.clone(),
                 within: self.timeout,
             },
@@ -431,12 +447,7 @@ pub(super) fn close(connection: Client) {
 }
 
 /// What the connections are made by.
-fn parse(
-    place: &str,
-    url: &str,
-    options: &str,
-    timeout: Duration,
-) -> Result<tokio_postgres::Config, OpenError> {
+fn parse(place: &str, url: &str, timeout: Duration) -> Result<tokio_postgres::Config, OpenError> {
     let wrong = |what| OpenError::Url {
         place: place.to_owned(),
         what,
@@ -458,7 +469,9 @@ fn parse(
         config.application_name("weir");
     }
     if config.get_connect_timeout().is_none() {
-        config.connect_timeout(timeout);
+        // It is for each host: one that is silent must leave time for the next.
+        let hosts = config.get_hosts().len().max(config.get_hostaddrs().len());
+        config.connect_timeout(timeout / u32::try_from(hosts.max(1)).unwrap_or(u32::MAX));
     }
     if config.get_tcp_user_timeout().is_none() {
         config.tcp_user_timeout(UNACKNOWLEDGED);
@@ -466,20 +479,27 @@ fn parse(
     config.keepalives_idle(KEEPALIVE_IDLE);
     config.keepalives_interval(KEEPALIVE_INTERVAL);
     config.keepalives_retries(KEEPALIVE_RETRIES);
-    // The server's side of the same: the locks of a worker whose machine vanished are free in good time.
-    let keepalives = format!(
-        "-c tcp_keepalives_idle={} -c tcp_keepalives_interval={} -c tcp_keepalives_count={KEEPALIVE_RETRIES}",
-        KEEPALIVE_IDLE.as_secs(),
-        KEEPALIVE_INTERVAL.as_secs()
-    );
-    let given = config.get_options().unwrap_or_default();
-    let options = [keepalives.as_str(), options, given]
-        .into_iter()
-        .filter(|part| !part.is_empty())
-        .collect::<Vec<_>>()
-        .join(" ");
-    config.options(options);
     Ok(config)
+}
+
+/// The statements by which a connection that was made gets its settings, but for those that the URL's `options` have. Not among the
+/// options themselves: poolers refuse or ignore those, and who asks for a server that can be written to
+/// (`target_session_attrs=read-write`) would find none where transactions are read-only.
+fn set(config: &tokio_postgres::Config, settings: &[(&str, String)]) -> String {
+    // The server's side of keepalives: the locks of a worker whose machine vanished are free in good time.
+    let keepalives = [
+        ("tcp_keepalives_idle", KEEPALIVE_IDLE.as_secs().to_string()),
+        (
+            "tcp_keepalives_interval",
+            KEEPALIVE_INTERVAL.as_secs().to_string(),
+        ),
+        ("tcp_keepalives_count", KEEPALIVE_RETRIES.to_string()),
+    ];
+    let given = config.get_options().unwrap_or_default();
+    let all = keepalives.iter().chain(settings);
+    all.filter(|(name, _)| !given.contains(name))
+        .map(|(name, value)| format!("SET {name} = {value};"))
+        .collect()
 }
 
 fn name(config: &tokio_postgres::Config) -> String {
@@ -512,7 +532,7 @@ mod tests {
     use super::*;
 
     fn parsed(url: &str) -> Result<tokio_postgres::Config, OpenError> {
-        parse("postgres.write", url, "-c a=b", Duration::from_secs(3))
+        parse("postgres.write", url, Duration::from_secs(3))
     }
 
     #[test]
@@ -528,7 +548,23 @@ mod tests {
         check("host=/run/postgresql user=u", "/run/postgresql:5432/u");
         let config = parsed("postgres://u:p@db/weir?sslmode=verify-ca&options=-c%20c%3Dd").unwrap();
         assert_eq!(config.get_ssl_mode(), SslMode::Require);
-        assert!(config.get_options().unwrap().ends_with(" -c a=b -c c=d"));
+        assert_eq!(config.get_options(), Some("-c c=d"));
+    }
+
+    #[test]
+    fn what_a_url_sets_is_left_alone() {
+        let config = parsed("postgres://u@a,b/weir?options=-c%20statement_timeout%3D9").unwrap();
+        assert_eq!(
+            config.get_connect_timeout(),
+            Some(&Duration::from_millis(1_500))
+        );
+        let settings = ["statement_timeout", "default_transaction_read_only"];
+        let said = set(&config, &settings.map(|name| (name, "on".to_owned())));
+        assert!(!said.contains("statement_timeout"), "{said}");
+        assert!(
+            said.ends_with("SET default_transaction_read_only = on;"),
+            "{said}"
+        );
     }
 
     #[test]

@@ -38,7 +38,7 @@ use crate::clock;
 use crate::config::redis::{Client, Mode};
 use crate::keys;
 use crate::net::tls::{Latest, TlsError};
-use crate::telemetry::metrics::RedisMetrics;
+use crate::telemetry::metrics::redis_calls::RedisMetrics;
 use node::Node;
 use topology::Topology;
 
@@ -138,9 +138,13 @@ impl Redis {
         Ok((connection, Driver(tokio::spawn(driver))))
     }
 
-    async fn connect_to_hear(&self, address: &Address) -> Result<PubSub, RedisError> {
+    async fn connect_to_hear(
+        &self,
+        address: &Address,
+        who: &RedisConnectionInfo,
+    ) -> Result<PubSub, RedisError> {
         let stream = dial::dial(address, self.tls.as_ref()).await?;
-        PubSub::new(&self.who(), stream).await
+        PubSub::new(who, stream).await
     }
 
     fn count(&self, answer: &Result<Value, CallError>, took: Duration) {
@@ -349,8 +353,12 @@ impl Connections {
                     redirected = Some((to, !moved));
                 }
                 ErrorKind::Server(ServerErrorKind::TryAgain) => sleep(TRY_AGAIN).await,
-                kind => {
-                    if is_about_topology(kind) {
+                _ => {
+                    let is_replica = is_read_only(&error);
+                    if is_replica {
+                        node.leave();
+                    }
+                    if is_replica || is_about_topology(&error) {
                         self.redis.suspect_topology();
                     }
                     return Err(CallError::Refused(error.to_string()));
@@ -428,14 +436,22 @@ impl Routing {
 }
 
 /// Whether a node that says so may not be the one to ask.
-fn is_about_topology(error: ErrorKind) -> bool {
-    matches!(
-        error,
+fn is_about_topology(error: &RedisError) -> bool {
+    let kind = matches!(
+        error.kind(),
         ErrorKind::Server(
-            ServerErrorKind::ReadOnly
-                | ServerErrorKind::ClusterDown
+            ServerErrorKind::ClusterDown
                 | ServerErrorKind::MasterDown
                 | ServerErrorKind::BusyLoading
         )
-    )
+    );
+    // A master that its replicas have left may be one of before.
+    kind || error.code() == Some("NOREPLICAS")
+}
+
+/// Whether the node has become a replica.
+fn is_read_only(error: &RedisError) -> bool {
+    // Redis 6.2 puts what a script's command was refused for into a text of its own.
+    let says = |text: &str| text.contains("-READONLY ");
+    error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly) || error.detail().is_some_and(says)
 }

@@ -49,6 +49,8 @@ struct State {
     /// `None` while calls are not to wait for it.
     connection: Mutex<Option<MultiplexedConnection>>,
     unanswered: AtomicU32,
+    /// Whether its connection is to be left for one that may lead to another server.
+    leaves: AtomicBool,
     /// Whether it is known by now if the node can be used.
     tried: AtomicBool,
     /// Told when the connection is lost, or calls get no answers.
@@ -64,6 +66,7 @@ impl Node {
         let state = Arc::new(State {
             connection: Mutex::new(None),
             unanswered: AtomicU32::new(0),
+            leaves: AtomicBool::new(false),
             tried: AtomicBool::new(false),
             doubted: Notify::new(),
             settled: Notify::new(),
@@ -106,7 +109,7 @@ impl Node {
         let Ok(answer) = timeout_at(deadline, exchange).await else {
             // Others have used up the budget of most calls that had less.
             if budget >= self.fair {
-                self.state.unanswered();
+                self.state.note_unanswered();
             }
             return Err(CallError::Timeout);
         };
@@ -114,7 +117,7 @@ impl Node {
         self.state.unanswered.store(0, Ordering::Relaxed);
         match answer {
             Err(error) if error.is_unrecoverable_error() || error.is_io_error() => {
-                self.state.lost();
+                self.state.note_lost();
                 Err(CallError::Down)
             }
             answer => Ok(answer),
@@ -137,6 +140,12 @@ impl Node {
         };
         let waited = timeout_at(deadline, waiting).await;
         waited.unwrap_or(Err(CallError::Timeout))
+    }
+
+    /// Leaves a server that takes no writes any more: its address, of a proxy or a service, may lead to another by now.
+    pub(super) fn leave(&self) {
+        self.state.leaves.store(true, Ordering::Relaxed);
+        self.state.note_lost();
     }
 
     pub(super) fn is_up(&self) -> bool {
@@ -165,19 +174,19 @@ impl fmt::Debug for Node {
 }
 
 impl State {
-    fn unanswered(&self) {
+    fn note_unanswered(&self) {
         if self.unanswered.fetch_add(1, Ordering::Relaxed) + 1 == SUSPECT_AFTER {
-            self.lost();
+            self.note_lost();
         }
     }
 
-    fn lost(&self) {
+    fn note_lost(&self) {
         if self.connection.lock().take().is_some() {
             self.doubted.notify_one();
         }
     }
 
-    fn found(&self, connection: &MultiplexedConnection) {
+    fn note_found(&self, connection: &MultiplexedConnection) {
         self.unanswered.store(0, Ordering::Relaxed);
         *self.connection.lock() = Some(connection.clone());
         self.settle();
@@ -204,7 +213,7 @@ async fn keep(redis: Arc<Redis>, address: Address, state: Arc<State>, speaks: bo
                     }
                 };
                 let (answered, error) = hold(&redis, &mut connection, &state, told).await;
-                state.lost();
+                state.note_lost();
                 // One that takes connections and answers a ping with an error, since it loads or wants a password, is as good
                 // as down.
                 if answered {
@@ -271,7 +280,11 @@ async fn hold(
             sleep(PING_AGAIN).await;
             continue;
         }
-        state.found(connection);
+        if state.leaves.swap(false, Ordering::Relaxed) {
+            // Not as one that answers: the address may lead to it again and again.
+            return (false, "it takes no writes: it is a replica now".to_owned());
+        }
+        state.note_found(connection);
         let _ = timeout(PING_EVERY, state.doubted.notified()).await;
     }
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use redis::RedisError;
 use redis::aio::{PubSubSink, PubSubStream};
+use redis::{RedisConnectionInfo, RedisError};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 use tracing::{info, warn};
 
@@ -32,11 +32,30 @@ pub enum Heard {
     Lost,
 }
 
+/// Who is listened to.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Speakers {
+    /// The nodes that have slots.
+    Nodes,
+    Sentinels,
+}
+
 impl Redis {
     /// Listens to these channels for ever and tells `heard`. Whatever the nodes do, `beat` is called again within
     /// `connect_timeout` and a second.
     pub async fn listen(
         self: Arc<Self>,
+        channels: Vec<String>,
+        heard: impl FnMut(Heard),
+        beat: impl Fn(),
+    ) -> Infallible {
+        self.listen_to(Speakers::Nodes, channels, heard, beat).await
+    }
+
+    /// As [`Redis::listen`], to any of these.
+    pub(super) async fn listen_to(
+        &self,
+        speakers: Speakers,
         channels: Vec<String>,
         mut heard: impl FnMut(Heard),
         beat: impl Fn(),
@@ -45,7 +64,7 @@ impl Redis {
         let (mut left, mut pause, mut told) = (None, first, false);
         loop {
             beat();
-            let mut nodes: Vec<_> = self.topology.borrow().nodes().cloned().collect();
+            let mut nodes = self.who_speaks(speakers);
             // The one that was just tried in vain or lost is tried again once there was another.
             if nodes.len() > 1 {
                 nodes.retain(|node| Some(node) != left.as_ref());
@@ -53,13 +72,14 @@ impl Redis {
             left = fastrand::choice(nodes);
             if let Some(node) = &left {
                 let mut answers = false;
-                match self.subscribe(node, &channels).await {
+                match self.subscribe(speakers, node, &channels).await {
                     Ok((sink, stream)) => {
                         heard(Heard::Listening);
                         if std::mem::take(&mut told) {
                             info!(client = self.name, %node, ?channels, "messages of redis are heard again");
                         }
-                        answers = self.hear(node, sink, stream, &mut heard, &beat).await;
+                        let stays = || self.who_speaks(speakers).contains(node);
+                        answers = self.hear(stays, sink, stream, &mut heard, &beat).await;
                         heard(Heard::Lost);
                     }
                     Err(error) => {
@@ -78,13 +98,25 @@ impl Redis {
         }
     }
 
+    fn who_speaks(&self, speakers: Speakers) -> Vec<Address> {
+        match speakers {
+            Speakers::Nodes => self.topology.borrow().nodes().cloned().collect(),
+            Speakers::Sentinels => self.settings.endpoints.clone(),
+        }
+    }
+
     async fn subscribe(
         &self,
+        speakers: Speakers,
         node: &Address,
         channels: &[String],
     ) -> Result<(PubSubSink, PubSubStream), String> {
+        let who = match speakers {
+            Speakers::Nodes => self.who(),
+            Speakers::Sentinels => RedisConnectionInfo::default(),
+        };
         let subscribe = async {
-            let (mut sink, stream) = self.connect_to_hear(node).await?.split();
+            let (mut sink, stream) = self.connect_to_hear(node, &who).await?.split();
             sink.subscribe(channels).await?;
             Ok((sink, stream))
         };
@@ -94,11 +126,11 @@ impl Redis {
         }
     }
 
-    /// Until the node is gone, hangs, or has no slots any more: one that left the cluster hears nothing of it. Whether it has answered a
-    /// ping.
+    /// Until the node is gone, hangs, or no longer `stays` one to listen to: one that left the cluster hears nothing of it. Whether it
+    /// has answered a ping.
     async fn hear(
         &self,
-        node: &Address,
+        stays: impl Fn() -> bool,
         mut sink: PubSubSink,
         mut stream: PubSubStream,
         heard: &mut impl FnMut(Heard),
@@ -118,7 +150,7 @@ impl Redis {
                     None => return answers,
                 },
                 _ = pings.tick() => {
-                    if !self.topology.borrow().nodes().any(|known| known == node) {
+                    if !stays() {
                         return answers;
                     }
                     let answered = timeout(self.connect_timeout, sink.ping::<redis::Value>()).await;

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::Redis;
+use super::push::Speakers;
 use crate::config::redis::{Client, Endpoint, Mode};
 use crate::keys::SLOTS;
 
@@ -136,6 +138,26 @@ impl Topology {
 impl Redis {
     /// Keeps the map of slots right, for ever.
     pub async fn keep_topology(self: Arc<Self>) -> Infallible {
+        tokio::select! {
+            never = self.look_for_ever() => never,
+            never = self.hear_of_failovers() => never,
+        }
+    }
+
+    /// A sentinel tells of a failover long before the master of before knows: what that one takes meanwhile is lost.
+    async fn hear_of_failovers(&self) -> Infallible {
+        match self.settings.mode {
+            Mode::Sentinel { .. } => {
+                let channels = vec!["+switch-master".to_owned()];
+                let look = |_| self.suspect_topology();
+                self.listen_to(Speakers::Sentinels, channels, look, || {})
+                    .await
+            }
+            Mode::Single { .. } | Mode::Cluster => pending().await,
+        }
+    }
+
+    async fn look_for_ever(&self) -> Infallible {
         let (first, longest) = LOOK_AGAIN;
         let mut trouble = false;
         let mut pause = first;

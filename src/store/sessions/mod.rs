@@ -22,7 +22,7 @@ use super::redis::{CallError, Connections};
 use crate::clock;
 use crate::config::sessions::{Claims, Settings, Shared};
 use crate::policy::session::{Session, SessionId};
-use crate::telemetry::metrics::SessionMetrics;
+use crate::telemetry::metrics::sessions::SessionMetrics;
 use cache::Recalled;
 
 /// The sessions of one entry of the configuration.

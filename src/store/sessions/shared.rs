@@ -20,7 +20,7 @@ use crate::keys::{Keys, UserTag};
 use crate::policy::session::{Session, SessionId, Times};
 use crate::store::fleet::Fleet;
 use crate::store::redis::{Arg, CallError, Connections, Place, Script, Value};
-use crate::telemetry::metrics::SessionMetrics;
+use crate::telemetry::metrics::sessions::SessionMetrics;
 
 /// The user's tag, and 32 random bytes as base64url without padding (RFC 4648 section 5).
 const TOKEN_CHARS: usize = UserTag::CHARS + 43;

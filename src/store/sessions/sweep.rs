@@ -47,8 +47,8 @@ impl Sweeper {
         }
     }
 
-    /// Whether this process sweeps, for the next `holds`: one of all does.
-    pub async fn is_mine(&self, redis: &Connections, holds: Duration) -> Result<bool, CallError> {
+    /// Asks to be the one of all processes that sweeps, for the next `holds`; whether this one is.
+    pub async fn claim(&self, redis: &Connections, holds: Duration) -> Result<bool, CallError> {
         let key = self.keys.sessions_sweeper();
         let holds = u64::try_from(holds.as_millis()).unwrap_or(u64::MAX);
         let args = [Arg::Text(&self.process), Arg::Int(holds)];

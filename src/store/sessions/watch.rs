@@ -21,6 +21,7 @@ pub struct Watch {
 }
 
 impl Watchers {
+    /// Begins to look out; a session that has ended already is never told.
     pub fn watch(self: &Arc<Self>, id: SessionId) -> Watch {
         let mut watched = self.0.lock();
         let sender = watched.entry(id).or_default();

@@ -13,6 +13,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use rusqlite::ffi::SQLITE_IOERR_SHMSIZE;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row};
 
 pub use self::read::Reader;
@@ -208,6 +209,13 @@ impl From<rusqlite::Error> for StoreError {
         match error.sqlite_error_code() {
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreError::Locked,
             Some(ErrorCode::DiskFull) => StoreError::Full,
+            // Of the index of a log, which is a file beside it.
+            _ if error
+                .sqlite_error()
+                .is_some_and(|it| it.extended_code == SQLITE_IOERR_SHMSIZE) =>
+            {
+                StoreError::Full
+            }
             // By the handler of a search alone.
             Some(ErrorCode::OperationInterrupted) => StoreError::OutOfTime,
             _ => StoreError::Other(Box::new(error)),

@@ -2,7 +2,8 @@
 //! writer.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,6 +21,9 @@ const BUSY: Duration = Duration::from_secs(5);
 const CACHE: i64 = 16 * 1024;
 
 const INDEXES: i64 = 4;
+
+/// What the reserve has: room for the pages of a note, and for the 32 KiB that SQLite wants where nobody else has the file open.
+const RESERVE: usize = 512 * 1024;
 
 /// A clock that is more days beyond the newest file before is doubted.
 const LEAP: u32 = 3;
@@ -61,7 +65,7 @@ impl Files {
     /// the indexes that queries want. Tells `done` of each. Can take seconds for a day of millions of events; a file
     /// that fails does not keep others from being closed.
     pub fn close_days(&self, mut done: impl FnMut(Day)) -> Result<(), StoreError> {
-        let files = self.made()?;
+        let files = self.databases()?;
         let mut failed = None;
         for ((day, file), (next_day, next)) in files.iter().zip(files.iter().skip(1)) {
             let close = || -> Result<bool, StoreError> {
@@ -75,7 +79,7 @@ impl Files {
             match close() {
                 Ok(true) => done(*day),
                 Ok(false) => {}
-                Err(error) => failed = Some(error),
+                Err(error) => failed = Some(StoreError::OfDay(*day, error.into())),
             }
         }
         failed.map_or(Ok(()), Err)
@@ -91,7 +95,7 @@ impl Files {
         mut done: impl FnMut(Day),
     ) -> Result<(), StoreError> {
         let kept_from = Day::of(now.saturating_sub(retention));
-        let made = self.made()?;
+        let made = self.databases()?;
         let mut failed = None;
         let Some(((_, newest), older)) = made.split_last() else {
             return Ok(());
@@ -99,7 +103,7 @@ impl Files {
         for (day, file) in older.iter().filter(|(day, _)| *day < kept_from) {
             match self.remove(file, newest) {
                 Ok(()) => done(*day),
-                Err(error) => failed = Some(error),
+                Err(error) => failed = Some(StoreError::OfDay(*day, error.into())),
             }
         }
         failed.map_or(Ok(()), Err)
@@ -110,7 +114,7 @@ impl Files {
     pub fn leap(&self, retention: Duration, now: Duration) -> Result<Option<Day>, StoreError> {
         let today = Day::of(now);
         let kept_from = Day::of(now.saturating_sub(retention));
-        let made = self.made()?;
+        let made = self.databases()?;
         let due = made.first().is_some_and(|(day, _)| *day < kept_from);
         let before = made.iter().map(|(day, _)| *day).rfind(|day| *day < today);
         Ok(before.filter(|day| due && today.0 - day.0 > LEAP))
@@ -118,11 +122,45 @@ impl Files {
 
     /// The newest file, if it is of a day that has not come yet by `now`, by more than a day.
     pub fn ahead(&self, now: Duration) -> Result<Option<(Day, PathBuf)>, StoreError> {
-        let newest = self.made()?.pop();
+        let newest = self.databases()?.pop();
         Ok(newest.filter(|(day, _)| day.0 > Day::of(now).0.saturating_add(1)))
     }
 
+    /// Keeps some room beside the files, which is let go where a full disk has not a page for the note of a removed day. Nothing is done
+    /// about a disk that has not so much: it is looked at with each day.
+    pub fn keep_reserve(&self) {
+        let path = self.reserve();
+        if path.exists() {
+            return;
+        }
+        let mut bytes = vec![0; RESERVE];
+        // Random: file systems that compress would keep no room for zeros.
+        fastrand::fill(&mut bytes);
+        let mut options = fs::OpenOptions::new();
+        let file = options.create_new(true).write(true).mode(0o600).open(&path);
+        if let Ok(mut file) = file
+            && file.write_all(&bytes).is_err()
+        {
+            let _ = fs::remove_file(path);
+        }
+    }
+
+    fn reserve(&self) -> PathBuf {
+        let mut name = self.path.as_os_str().to_owned();
+        name.push(".reserve");
+        PathBuf::from(name)
+    }
+
     fn remove(&self, file: &Path, newest: &Path) -> Result<(), StoreError> {
+        match self.try_to_remove(file, newest) {
+            Err(StoreError::Full) if fs::remove_file(self.reserve()).is_ok() => {
+                self.try_to_remove(file, newest)
+            }
+            done => done,
+        }
+    }
+
+    fn try_to_remove(&self, file: &Path, newest: &Path) -> Result<(), StoreError> {
         let old = Ledger::read(&open_to_read(file)?)?;
         let mut connection = open_to_write(newest)?;
         let this = Ledger::read(&connection)?.file;
@@ -147,7 +185,7 @@ impl Files {
     }
 
     /// The files that are databases, in the order of their days.
-    fn made(&self) -> Result<Vec<(Day, PathBuf)>, StoreError> {
+    fn databases(&self) -> Result<Vec<(Day, PathBuf)>, StoreError> {
         let mut made = Vec::new();
         for (day, file) in days::list(&self.path)? {
             // One that cannot be read fails when its turn comes.

@@ -272,7 +272,7 @@ impl Streams {
     }
 
     /// Lets go of entries of one stream whose batches are committed.
-    pub async fn stored(&self, shard: u16, ids: &[&str]) -> Result<(), CallError> {
+    pub async fn let_go(&self, shard: u16, ids: &[&str]) -> Result<(), CallError> {
         let stream = &self.shard(shard).stream;
         for ids in ids.chunks(AT_ONCE) {
             let mut args = vec![Arg::Text(&self.group)];

@@ -12,6 +12,7 @@ pub struct AuditMetrics {
     events: Family<ResultLabels, Counter>,
     /// Events that wait to be written, or to be packed for the worker.
     pub queued: Gauge,
+    pub queued_bytes: Gauge,
     /// Events on their way to the worker.
     pub underway: Gauge,
     files_removed: Counter,
@@ -35,6 +36,7 @@ impl AuditMetrics {
         let metrics = AuditMetrics {
             events: Family::default(),
             queued: Gauge::default(),
+            queued_bytes: Gauge::default(),
             underway: Gauge::default(),
             files_removed: Counter::default(),
             resent: Counter::default(),
@@ -70,6 +72,11 @@ impl AuditMetrics {
                 "audit_queued",
                 "Audit events that wait to be written",
                 &metrics.queued,
+            ),
+            (
+                "audit_queued_bytes",
+                "Bytes of the audit's queue, which takes no more from 32 MiB on",
+                &metrics.queued_bytes,
             ),
             (
                 "audit_underway",

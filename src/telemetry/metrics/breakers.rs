@@ -91,7 +91,7 @@ impl Breakers {
     }
 
     /// Notes the state that an upstream's is in, one of the closed set `states`.
-    pub fn is(&self, upstream: &str, state: &'static str, states: &[&'static str]) {
+    pub fn set_state(&self, upstream: &str, state: &'static str, states: &[&'static str]) {
         for other in states {
             let labels = StateLabels {
                 upstream: upstream.to_owned(),
@@ -103,7 +103,7 @@ impl Breakers {
     }
 
     /// Notes whether one that is to be shared goes by the shared state.
-    pub fn is_shared(&self, upstream: &str, shared: bool) {
+    pub fn set_shared(&self, upstream: &str, shared: bool) {
         let labels = UpstreamLabels {
             upstream: upstream.to_owned(),
         };
@@ -112,7 +112,7 @@ impl Breakers {
     }
 
     /// Notes whether an upstream's refuses requests.
-    pub fn is_enforced(&self, upstream: &str, enforced: bool) {
+    pub fn set_enforced(&self, upstream: &str, enforced: bool) {
         let labels = UpstreamLabels {
             upstream: upstream.to_owned(),
         };

@@ -9,9 +9,9 @@ use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::{MetricType, TypedMetric};
 
 /// Upper bounds of the buckets of request durations, in microseconds.
-const BUCKETS: [u64; 14] = [
-    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000,
-    5_000_000, 15_000_000,
+const BUCKETS: [u64; 18] = [
+    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
+    1_000_000, 2_500_000, 5_000_000, 10_000_000, 15_000_000, 60_000_000,
 ];
 
 /// A histogram of durations whose observation is two atomic additions; prometheus-client's takes a lock.
@@ -26,6 +26,7 @@ struct DurationCells {
 }
 
 impl Durations {
+    /// Counts one; it never waits.
     pub fn observe(&self, duration: Duration) {
         let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         let bucket = BUCKETS.partition_point(|bound| *bound < micros);
@@ -59,4 +60,24 @@ impl EncodeMetric for Durations {
 
 impl TypedMetric for Durations {
     const TYPE: MetricType = MetricType::Histogram;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A quantile is guessed between a bucket's bounds; a minute is four times the timeout of upstreams.
+    #[test]
+    fn no_bucket_spans_more_than_a_factor_of_four_nor_ends_with_a_usual_timeout() {
+        let are_near = |bounds: &[u64]| bounds[1] <= 4 * bounds[0];
+        assert!(BUCKETS.windows(2).all(are_near), "{BUCKETS:?}");
+        let of_second = BUCKETS
+            .iter()
+            .filter(|bound| (250_000..=1_000_000).contains(*bound));
+        assert_eq!(
+            of_second.collect::<Vec<_>>(),
+            [&250_000, &500_000, &1_000_000]
+        );
+        assert!(BUCKETS.last() > Some(&15_000_000));
+    }
 }

@@ -155,7 +155,8 @@ impl ProcessMetrics {
         self.lane_cpu.get_or_create_owned(&LaneLabels { lane })
     }
 
-    pub fn used(&self, used: Used) {
+    /// Notes what the process uses now.
+    pub fn note_use(&self, used: Used) {
         let whole = |count| i64::try_from(count).unwrap_or(i64::MAX);
         // It never goes back.
         let more = used.cpu.as_secs_f64() - self.cpu.get();
@@ -169,8 +170,8 @@ impl ProcessMetrics {
         }
     }
 
-    /// `pool` is one of a closed set.
-    pub fn pool(&self, pool: &'static str, now: PoolUse) {
+    /// Notes how a pool of connections is used now; `pool` is one of a closed set.
+    pub fn note_pool(&self, pool: &'static str, now: PoolUse) {
         let whole = |count| i64::try_from(count).unwrap_or(i64::MAX);
         for (state, count) in [("idle", now.idle), ("in_use", now.in_use)] {
             let gauge = self

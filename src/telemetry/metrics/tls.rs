@@ -1,5 +1,6 @@
 //! Metrics of TLS with clients, and of the certificates that weir shows.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -10,6 +11,7 @@ use prometheus_client::registry::Registry;
 
 use super::durations::Durations;
 
+/// Of all listeners, and of all certificates that are shown.
 #[derive(Debug)]
 pub struct TlsMetrics {
     handshakes: Family<HandshakeLabels, Counter>,
@@ -21,6 +23,7 @@ pub struct TlsMetrics {
 /// Of the certificates that weir shows: to clients, the API server among them, and to upstreams and stores.
 #[derive(Debug, Default)]
 pub struct CertificateMetrics {
+    not_before: Family<CertificateLabels, Gauge>,
     not_after: Family<CertificateLabels, Gauge>,
 }
 
@@ -123,6 +126,11 @@ impl CertificateMetrics {
     pub(super) fn register(registry: &mut Registry) -> CertificateMetrics {
         let metrics = CertificateMetrics::default();
         registry.register(
+            "tls_certificate_not_before_timestamp_seconds",
+            "When a certificate that weir shows begins to hold, by its file",
+            metrics.not_before.clone(),
+        );
+        registry.register(
             "tls_certificate_not_after_timestamp_seconds",
             "When a certificate that weir shows ends, by its file",
             metrics.not_after.clone(),
@@ -130,14 +138,19 @@ impl CertificateMetrics {
         metrics
     }
 
-    /// The files of certificates and when each ends, since the epoch; others than these are forgotten.
-    pub fn end(&self, certificates: impl Iterator<Item = (String, Duration)>) {
+    /// The files of certificates and from when till when each holds, since the epoch; others than these are forgotten.
+    pub fn note_lifetimes(&self, certificates: impl Iterator<Item = (String, Range<Duration>)>) {
+        self.not_before.clear();
         self.not_after.clear();
-        for (certificate, end) in certificates {
-            let gauge = self
-                .not_after
-                .get_or_create_owned(&CertificateLabels { certificate });
-            gauge.set(i64::try_from(end.as_secs()).unwrap_or(i64::MAX));
+        for (certificate, holds) in certificates {
+            let labels = CertificateLabels { certificate };
+            for (gauges, time) in [
+                (&self.not_before, holds.start),
+                (&self.not_after, holds.end),
+            ] {
+                let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+                gauges.get_or_create_owned(&labels).set(seconds);
+            }
         }
     }
 }

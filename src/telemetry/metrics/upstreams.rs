@@ -12,7 +12,7 @@ const STATES: [&str; 3] = ["up", "unhealthy", "ejected"];
 
 /// Of all upstreams.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Upstreams {
+pub struct Upstreams {
     endpoints: Family<StateLabels, Gauge>,
     panic: Family<UpstreamLabels, Gauge>,
     under_way: Family<UpstreamLabels, Gauge>,
@@ -88,7 +88,7 @@ struct ResultLabels {
 
 impl Upstreams {
     /// Takes out what says how an upstream is now. What was counted stays.
-    pub(super) fn forget(&self, upstream: &str) {
+    pub fn forget(&self, upstream: &str) {
         let upstream = upstream.to_owned();
         for state in STATES {
             let labels = StateLabels {
@@ -153,7 +153,8 @@ impl Upstreams {
         all
     }
 
-    pub(super) fn of(&self, upstream: &str) -> UpstreamMetrics {
+    /// The handles of an upstream.
+    pub fn of(&self, upstream: &str) -> UpstreamMetrics {
         let upstream = || upstream.to_owned();
         let labels = UpstreamLabels {
             upstream: upstream(),

@@ -12,6 +12,7 @@ use prometheus_client::registry::Registry;
 use super::durations::Durations;
 use super::tls::CertificateMetrics;
 
+/// All metrics of a webhook.
 #[derive(Debug)]
 pub struct WebhookMetrics {
     registry: Registry,
@@ -85,6 +86,7 @@ impl Default for WebhookMetrics {
 }
 
 impl WebhookMetrics {
+    /// Counts a review that was answered after so long.
     pub fn took(&self, duration: Duration) {
         self.durations.observe(duration);
     }

@@ -67,9 +67,9 @@ async fn a_panic_ends_one_task_is_counted_and_the_task_begins_again() {
         }
     });
     sleep(Duration::from_secs(1)).await;
-    assert_eq!((begun.get(), metrics.panics.get()), (3, 2));
-    assert_eq!(metrics.task_restarts("sweep").get(), 2);
-    assert_eq!(metrics.task_restarts("other").get(), 0);
+    assert_eq!((begun.get(), metrics.tasks.panics.get()), (3, 2));
+    assert_eq!(metrics.tasks.restarts("sweep").get(), 2);
+    assert_eq!(metrics.tasks.restarts("other").get(), 0);
     assert!(beats.get() >= 99, "{} beats of the other", beats.get());
 }
 
@@ -81,7 +81,7 @@ async fn a_panic_of_a_task_within_the_task_is_counted_as_one() {
         Ok(inner.await?)
     });
     sleep(Duration::from_millis(10)).await;
-    assert_eq!(metrics.panics.get(), 1);
+    assert_eq!(metrics.tasks.panics.get(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -117,7 +117,7 @@ async fn a_task_that_ran_well_for_a_minute_begins_a_new_row() {
     });
     let given_up = timeout(Duration::from_secs(3_600), supervisor.gave_up());
     assert_eq!(given_up.await.ok(), None);
-    assert!(metrics.task_restarts("drain").get() >= 59);
+    assert!(metrics.tasks.restarts("drain").get() >= 59);
 }
 
 #[tokio::test(start_paused = true)]
@@ -132,7 +132,7 @@ async fn a_task_that_ends_well_is_done() {
         }
     });
     sleep(Duration::from_secs(600)).await;
-    assert_eq!((begun.get(), metrics.task_restarts("once").get()), (1, 0));
+    assert_eq!((begun.get(), metrics.tasks.restarts("once").get()), (1, 0));
     assert!(!supervisor.watched()[0].is_stuck());
 }
 

@@ -296,3 +296,17 @@ fn a_wrong_limit_says_the_mend() {
         "named twice",
     );
 }
+
+#[test]
+fn the_schema_names_each_part_of_a_key() {
+    let said = read("rate_limits: {a: {limit: 1/s, by: nonsense}}\n").unwrap_err();
+    let (_, known) = said[0].split_once("known here: ").unwrap();
+    let schema = crate::config::schema();
+    let by = &schema["$defs"]["RateLimit"]["properties"]["by"]["description"];
+    let described: Vec<_> = by.as_str().unwrap().split([',', ';', ' ', '\n']).collect();
+    let missing: Vec<_> = known
+        .split(' ')
+        .filter(|part| !described.contains(part))
+        .collect();
+    assert!(missing.is_empty() && known.len() > 100, "{missing:?}: {by}");
+}

@@ -9,8 +9,8 @@ use crate::config::units::{ByteSize, Span};
 use crate::config::upstreams::{Backoff, Budget, Retries, RetryOn};
 use crate::config::yaml::{self, At};
 
-/// Methods that do the same however often they are done (RFC 9110 section 9.2.2).
-const IDEMPOTENT: [&str; 6] = ["GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"];
+/// Methods that do the same however often they are done (RFC 9110 section 9.2.2), but for TRACE, which goes to no upstream.
+const IDEMPOTENT: [&str; 5] = ["GET", "HEAD", "OPTIONS", "PUT", "DELETE"];
 /// What a request keeps for another try, at most.
 const MAX_BUFFER: u64 = 16 << 20;
 

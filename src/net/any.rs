@@ -1,0 +1,56 @@
+//! A connection to one of several addresses: that which answers first, of those that stand first.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::net::TcpStream;
+use tokio::time::sleep;
+
+/// How long an address is waited for before the next one is tried beside it (RFC 8305, section 5).
+const BESIDE_AFTER: Duration = Duration::from_millis(250);
+
+/// Connects to one of `addresses`. The next is tried once all before it have failed, or none has answered for a while. The error is that
+/// of the last address that failed; `None` for no address.
+pub async fn connect_to_any(
+    addresses: impl Iterator<Item = SocketAddr>,
+) -> Result<TcpStream, Option<io::Error>> {
+    let mut addresses = addresses.peekable();
+    let mut trying = FuturesUnordered::new();
+    let mut failed = None;
+    loop {
+        trying.extend(addresses.next().map(TcpStream::connect));
+        tokio::select! {
+            tried = trying.next() => match tried {
+                Some(Ok(stream)) => return Ok(stream),
+                Some(Err(error)) => failed = Some(error),
+                None => return Err(failed),
+            },
+            () = sleep(BESIDE_AFTER), if addresses.peek().is_some() => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_first_that_answers_is_taken() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let open = listener.local_addr().unwrap();
+        let closed = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+        let closed = closed.unwrap();
+        closed
+            .bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())
+            .unwrap();
+        let refuses = closed.local_addr().unwrap().as_socket().unwrap();
+        let stream = connect_to_any([refuses, open].into_iter()).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), open);
+        let refused = connect_to_any([refuses; 2].into_iter()).await.unwrap_err();
+        assert_eq!(refused.unwrap().kind(), io::ErrorKind::ConnectionRefused);
+        assert!(connect_to_any([].into_iter()).await.unwrap_err().is_none());
+    }
+}

@@ -1,0 +1,207 @@
+//! What limits look at in a request: the parts of their keys, and its cost. Charges nothing.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+
+use percent_encoding::percent_decode;
+use serde_json::Value;
+use smallvec::SmallVec;
+
+use super::handle::Conn;
+use super::headers::Client;
+use super::reply::{Exceeded, Rejection};
+use crate::config::limits::{Cost, KeyPart, Limit, Mode};
+use crate::config::override_keys::{client_key, credentials_key, has_credentials};
+use crate::http1::head::RequestHead;
+use crate::http1::hygiene::fold_to_one;
+use crate::http1::path;
+use crate::net::tls::ClientCertificate;
+use crate::plan::Plan;
+use crate::policy::balance::hash;
+use crate::policy::routes::Request;
+use crate::policy::session::Session;
+
+/// What limits look at in a request.
+pub(super) struct Facts<'a> {
+    pub request: Request<'a>,
+    /// Of the request, which may not be text as a whole.
+    pub head: &'a RequestHead,
+    /// Where the head stands.
+    pub buffer: &'a [u8],
+    /// With its `?`, or empty.
+    pub query: &'a [u8],
+    pub client: &'a Client,
+    pub conn: &'a Conn<'a>,
+    pub route: usize,
+    /// Once it is known.
+    pub session: Option<&'a Session>,
+}
+
+/// The parts of a limit's key.
+pub(super) type Parts<'a> = SmallVec<[Cow<'a, [u8]>; 4]>;
+
+/// Why a request has no key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NoKey {
+    /// It lacks a part.
+    Missing,
+    /// A part has several values that differ: which of them the application takes is not known.
+    Several,
+}
+
+impl<'a> Facts<'a> {
+    /// The parts of a limit's key; `None` when the request lacks one, and the limit does not mind. One that has several is refused: it
+    /// could be counted under any.
+    pub(super) fn key(
+        &self,
+        limit_index: usize,
+        plan: &'a Plan,
+    ) -> Result<Option<Parts<'a>>, Rejection> {
+        let limit = &plan.config.limits[limit_index];
+        let parts = self.parts(&limit.by, plan);
+        if let Err(why) = parts {
+            plan.limit_metrics[limit_index].missing.inc();
+            // Without a key there is nothing that tells requests apart.
+            let by_chance = || limit.enforced >= 1.0 || fastrand::f64() < limit.enforced;
+            let refuses = limit.deny_missing || why == NoKey::Several;
+            if refuses && limit.mode == Mode::Enforce && by_chance() {
+                return Err(Rejection::QuotaExceeded(Box::new(Exceeded {
+                    limits: vec![plan.names.limits[limit_index].json],
+                    retry_after: None,
+                    fields: Vec::new(),
+                })));
+            }
+        }
+        Ok(parts.ok())
+    }
+
+    /// What the request costs by this limit.
+    pub(super) fn cost(&self, limit: &Limit) -> u64 {
+        match &limit.cost {
+            Cost::Constant(cost) => *cost,
+            Cost::Header { name, default } => self
+                .head
+                .field(self.buffer, name)
+                .and_then(|value| std::str::from_utf8(value).ok()?.trim().parse().ok())
+                // A client's word may make a request dear, and never free.
+                .map_or(*default, |cost: u64| cost.max(1)),
+        }
+    }
+
+    pub(super) fn parts(&self, by: &[KeyPart], plan: &'a Plan) -> Result<Parts<'a>, NoKey> {
+        by.iter().map(|part| self.part(part, plan)).collect()
+    }
+
+    fn part(&self, part: &KeyPart, plan: &'a Plan) -> Result<Cow<'a, [u8]>, NoKey> {
+        match part {
+            KeyPart::Header(name) => {
+                let lines = self.head.lines(self.buffer);
+                // Servers that speak CGI or WSGI to applications take `x_api_key` for `x-api-key`.
+                let same = lines.filter(|(other, _)| fold_to_one(other, name.as_bytes()));
+                let value = one_of(same.map(|(_, value)| Cow::Borrowed(value)))?;
+                Ok(match (has_credentials(name), value) {
+                    (true, Cow::Borrowed(value)) => credentials_key(value),
+                    (_, value) => value,
+                })
+            }
+            KeyPart::Cookie(name) => {
+                // As sent: old applications' cookies are not all UTF-8.
+                let cookies = self.head.values(self.buffer, "cookie");
+                let pairs = cookies.flat_map(|value| value.split(|byte| *byte == b';'));
+                one_of(pairs.filter_map(|pair| {
+                    let value = pair.trim_ascii().strip_prefix(name.as_bytes())?;
+                    value.strip_prefix(b"=").map(Cow::Borrowed)
+                }))
+            }
+            KeyPart::Query(name) => {
+                let query = self.query.get(1..).unwrap_or_default();
+                one_of(query.split(|byte| *byte == b'&').filter_map(|pair| {
+                    let at = pair.iter().position(|byte| *byte == b'=');
+                    let at = at.unwrap_or(pair.len());
+                    let same = percent_decode(&pair[..at]).eq(name.bytes());
+                    same.then(|| percent_decode(pair.get(at + 1..).unwrap_or_default()).into())
+                }))
+            }
+            part => self.one_part(part, plan).ok_or(NoKey::Missing),
+        }
+    }
+
+    fn certificate(&self) -> Option<&'a ClientCertificate> {
+        self.conn.peer.tls.as_ref()?.certificate.as_ref()
+    }
+
+    /// Of what a request has one at most.
+    fn one_part(&self, part: &KeyPart, plan: &'a Plan) -> Option<Cow<'a, [u8]>> {
+        let text = |text: &'a str| Some(Cow::Borrowed(text.as_bytes()));
+        match part {
+            KeyPart::ClientIp => match self.client.ip {
+                ip @ IpAddr::V4(_) if ip == self.conn.peer.ip => text(&self.conn.peer.text),
+                ip => {
+                    let prefix = self.conn.listener.ipv6_prefix;
+                    Some(Cow::Owned(client_key(ip, prefix).into_bytes()))
+                }
+            },
+            KeyPart::ClientCertSubject => text(self.certificate()?.subject.as_deref()?),
+            KeyPart::ClientCertSan => text(self.certificate()?.san.as_deref()?),
+            KeyPart::Header(_) | KeyPart::Cookie(_) | KeyPart::Query(_) => None,
+            // With parameters a client would spell as many paths as it likes.
+            KeyPart::Path => {
+                let path = match path::without_parameters(self.request.path) {
+                    Some(bare) => Cow::Owned(bare.into_bytes()),
+                    None => Cow::Borrowed(self.request.path.as_bytes()),
+                };
+                // As many keys as spellings would be no limit.
+                Some(match plan.config.routes[self.route].matches.ignore_case {
+                    true => path.to_ascii_lowercase().into(),
+                    false => path,
+                })
+            }
+            KeyPart::Host => Some(Cow::Owned(
+                self.request.host_name().to_ascii_lowercase().into_bytes(),
+            )),
+            KeyPart::Method => text(self.request.method),
+            KeyPart::Route => text(&plan.route_keys[self.route]),
+            KeyPart::Upstream => {
+                let upstream = plan.config.routes[self.route].upstream()?;
+                text(&plan.config.upstreams[upstream].name)
+            }
+            KeyPart::SessionUser => text(&self.session?.user),
+            KeyPart::SessionClaim(name) => match self.session?.claims.get(name)? {
+                Value::String(value) => text(value),
+                value @ (Value::Null
+                | Value::Bool(_)
+                | Value::Number(_)
+                | Value::Array(_)
+                | Value::Object(_)) => Some(Cow::Owned(value.to_string().into_bytes())),
+            },
+        }
+    }
+}
+
+/// The one value that there is, however often.
+fn one_of<'a>(mut values: impl Iterator<Item = Cow<'a, [u8]>>) -> Result<Cow<'a, [u8]>, NoKey> {
+    let value = values.next().ok_or(NoKey::Missing)?;
+    match values.all(|other| other == value) {
+        true => Ok(value),
+        false => Err(NoKey::Several),
+    }
+}
+
+/// The parts of a key as overrides name it.
+pub(super) fn joined(parts: &[Cow<'_, [u8]>]) -> String {
+    String::from_utf8(parts.join(&b':')).unwrap_or_default()
+}
+
+/// Whether this limit refuses requests of this key, and does not only count them. The same keys by all processes, and others by
+/// another limit.
+pub(super) fn refuses(limit: &Limit, parts: &Parts<'_>) -> bool {
+    match limit.mode {
+        Mode::Enforce if limit.enforced >= 1.0 => true,
+        Mode::Enforce => {
+            let name = [limit.name.as_bytes()].into_iter();
+            let hash = hash(name.chain(parts.iter().map(|part| &**part)));
+            (hash as f64) < limit.enforced * 2f64.powi(64)
+        }
+        Mode::Shadow | Mode::Disabled => false,
+    }
+}

@@ -1,0 +1,249 @@
+//! What rules say of a request: counted, kept for the audit, and told to the client.
+
+use std::io::Write as _;
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+use super::record::Record;
+use super::reply::{Exceeded, Rejection, seconds};
+use crate::config::LimitDefaults;
+use crate::config::limits::{Limit, Rule};
+use crate::plan::{LimitNames, Plan};
+use crate::policy::limit::Verdict;
+use crate::store::limits::Key;
+
+/// What one rule said.
+pub(super) struct Said<'a> {
+    /// An index into the configuration's limits.
+    pub limit: usize,
+    pub rule: &'a Rule,
+    /// Whether its refusal refuses the request.
+    pub enforced: bool,
+    pub verdict: Verdict,
+    /// What it has taken, which comes back where the request is refused all the same.
+    pub charged: u64,
+    /// Its counter, where that is in memory.
+    pub key: Option<Key>,
+}
+
+/// What each rule said of a request, in the order asked.
+#[derive(Default)]
+pub(super) struct Verdicts<'p>(Vec<Told<'p>>);
+
+#[derive(Clone, Copy)]
+struct Told<'p> {
+    limit: &'p Limit,
+    /// Its name as a JSON string.
+    json: &'static str,
+    rule: Rule,
+    verdict: Verdict,
+    /// Whether its refusal refuses the request; clients are told of no others.
+    enforced: bool,
+    charged: u64,
+    /// Whose counter in memory was charged how much, until that is given back. A slot comes back with the request.
+    counter: Option<(Key, u64)>,
+}
+
+impl<'p> Verdicts<'p> {
+    /// Counts what rules said, and keeps it for the audit and the client.
+    pub(super) fn note<'a>(
+        &mut self,
+        plan: &'p Plan,
+        admitted: bool,
+        said: impl Iterator<Item = Said<'a>> + Clone,
+        record: &mut Record,
+    ) {
+        count_decisions(plan, admitted, said.clone());
+        if let Some(draft) = &mut record.draft {
+            let words = |said: Said<'_>| said_by(&plan.names.limits[said.limit], &said);
+            draft.add_limits(said.clone().map(words));
+        }
+        for said in said {
+            let is_slot = matches!(said.rule, Rule::Concurrency { .. });
+            let is_counted = admitted && said.verdict.admitted && !is_slot;
+            self.0.push(Told {
+                limit: &plan.config.limits[said.limit],
+                json: plan.names.limits[said.limit].json,
+                rule: *said.rule,
+                verdict: said.verdict,
+                enforced: said.enforced,
+                charged: said.charged,
+                counter: said.key.filter(|_| is_counted).zip(Some(said.charged)),
+            });
+        }
+    }
+
+    /// The counters in memory that limits of which `which` holds have charged, each once.
+    pub(super) fn take_counters(
+        &mut self,
+        which: fn(&Limit) -> bool,
+    ) -> impl Iterator<Item = (Rule, Key, u64)> {
+        let of_limits = self.0.iter_mut().filter(move |told| which(told.limit));
+        of_limits.filter_map(|told| {
+            let (key, cost) = told.counter.take()?;
+            Some((told.rule, key, cost))
+        })
+    }
+
+    /// What the client is told. Limits that would admit the request have back what they took, if not by now, before it is told.
+    pub(super) fn refusal(&mut self, defaults: &LimitDefaults) -> Rejection {
+        for told in self.0.iter_mut().filter(|told| told.verdict.admitted) {
+            let left = told.verdict.remaining.saturating_add(told.charged);
+            (told.verdict.remaining, told.charged) = (left, 0);
+        }
+        let violated = || self.enforced().filter(|told| !told.verdict.admitted);
+        let mut limits: Vec<_> = violated().map(|told| told.json).collect();
+        limits.dedup();
+        // Every refusing window must have time to pass; one that never admits gives no time at all.
+        let waits = violated()
+            .map(|told| told.verdict.retry_after)
+            .collect::<Option<SmallVec<[Duration; 4]>>>();
+        let jitter = 1.0 + fastrand::f64() * defaults.retry_jitter;
+        let retry_after = waits.and_then(|waits| waits.into_iter().max());
+        // A wait too long to be made longer stays as it is.
+        let longer = |wait: Duration| Duration::try_from_secs_f64(wait.as_secs_f64() * jitter);
+        let retry_after = retry_after.map(|wait| longer(wait).unwrap_or(wait));
+        let mut fields = Vec::with_capacity(128);
+        self.tell(defaults, &mut fields);
+        Rejection::QuotaExceeded(Box::new(Exceeded {
+            limits,
+            retry_after,
+            fields,
+        }))
+    }
+
+    /// Appends `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers-10), and the `X-RateLimit-*` of
+    /// older clients for the limit with the least left.
+    pub(super) fn tell(&self, defaults: &LimitDefaults, out: &mut Vec<u8>) {
+        let Some(tightest) = self.enforced().min_by_key(|told| told.verdict.remaining) else {
+            return;
+        };
+        if defaults.standard_headers {
+            out.extend_from_slice(b"RateLimit-Policy: ");
+            self.put_each(out, |out, told| {
+                put_parameter(out, b"q", quota(&told.rule));
+                if let Some(window) = window(&told.rule) {
+                    put_parameter(out, b"w", window);
+                }
+            });
+            out.extend_from_slice(b"RateLimit: ");
+            self.put_each(out, |out, told| {
+                put_parameter(out, b"r", told.verdict.remaining);
+                put_parameter(out, b"t", seconds(told.verdict.reset));
+            });
+        }
+        if defaults.legacy_headers {
+            let (limit, remaining) = (capacity(&tightest.rule), tightest.verdict.remaining);
+            let reset = seconds(tightest.verdict.reset);
+            let _ = write!(
+                out,
+                "X-RateLimit-Limit: {limit}\r\nX-RateLimit-Remaining: {remaining}\r\nX-RateLimit-Reset: {reset}\r\n"
+            );
+        }
+    }
+
+    /// A structured list (RFC 9651): each rule's name, then what `parameters` puts.
+    fn put_each(&self, out: &mut Vec<u8>, parameters: impl Fn(&mut Vec<u8>, &Told<'_>)) {
+        let mut before: Option<&str> = None;
+        let mut number = 1;
+        for told in self.enforced() {
+            let name = told.limit.name.as_str();
+            if before.is_some() {
+                out.extend_from_slice(b", ");
+            }
+            number = if before == Some(name) { number + 1 } else { 1 };
+            before = Some(name);
+            out.push(b'"');
+            out.extend_from_slice(told.limit.label.as_bytes());
+            // Several windows of one limit need names of their own: "login", "login.2".
+            if number > 1 {
+                let _ = write!(out, ".{number}");
+            }
+            out.push(b'"');
+            parameters(out, told);
+        }
+        out.extend_from_slice(b"\r\n");
+    }
+
+    /// What clients are told of.
+    fn enforced(&self) -> impl Iterator<Item = &Told<'p>> {
+        self.0.iter().filter(|told| told.enforced)
+    }
+}
+
+/// Counts a decision for each limit: several windows of one, which stand side by side, are one decision.
+fn count_decisions<'a>(plan: &Plan, admitted: bool, said: impl Iterator<Item = Said<'a>>) {
+    let mut said = said.peekable();
+    while let Some(first) = said.next() {
+        let near_limit = plan.config.limits[first.limit].near_limit;
+        let is_near = |said: &Said<'_>| {
+            let capacity = capacity(said.rule);
+            capacity.saturating_sub(said.verdict.remaining) as f64 >= capacity as f64 * near_limit
+        };
+        let mut passes = first.verdict.admitted;
+        let mut near = is_near(&first);
+        while let Some(said) = said.next_if(|said| said.limit == first.limit) {
+            passes &= said.verdict.admitted;
+            near |= is_near(&said);
+        }
+        let metrics = &plan.limit_metrics[first.limit];
+        match (passes, first.enforced) {
+            (true, _) if admitted => {
+                if near {
+                    metrics.near.inc();
+                }
+                metrics.admitted.inc()
+            }
+            // Another limit refuses the request, so this one is not charged and has decided nothing.
+            (true, _) => continue,
+            (false, true) => metrics.refused.inc(),
+            (false, false) => metrics.shadow_refused.inc(),
+        };
+    }
+}
+
+/// What one rule says, for the audit.
+fn said_by(names: &LimitNames, said: &Said<'_>) -> &'static str {
+    match (said.verdict.admitted, said.enforced) {
+        (true, _) => names.admitted,
+        (false, true) => names.refused,
+        (false, false) => names.shadow_refused,
+    }
+}
+
+fn quota(rule: &Rule) -> u64 {
+    match rule {
+        Rule::TokenBucket { count, .. } => *count,
+        Rule::SlidingWindow { limit, .. }
+        | Rule::FixedWindow { limit, .. }
+        | Rule::Concurrency { limit } => *limit,
+    }
+}
+
+/// What is left of a rule that nothing was taken of: of a bucket its burst, whatever the rate.
+fn capacity(rule: &Rule) -> u64 {
+    match rule {
+        Rule::TokenBucket { burst, .. } => *burst,
+        Rule::SlidingWindow { limit, .. }
+        | Rule::FixedWindow { limit, .. }
+        | Rule::Concurrency { limit } => *limit,
+    }
+}
+
+/// In whole seconds.
+fn window(rule: &Rule) -> Option<u64> {
+    match rule {
+        Rule::TokenBucket { per, .. } => Some(seconds(*per)),
+        Rule::SlidingWindow { window, .. } => Some(seconds(*window)),
+        Rule::FixedWindow { period, .. } => Some(seconds(period.at_most())),
+        Rule::Concurrency { .. } => None,
+    }
+}
+
+fn put_parameter(out: &mut Vec<u8>, name: &[u8], value: u64) {
+    out.push(b';');
+    out.extend_from_slice(name);
+    out.push(b'=');
+    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+}

@@ -1,0 +1,57 @@
+//! Metrics of clients' connections, and of how late the lanes are that they wait for.
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use super::durations::Durations;
+
+/// Of all listeners and lanes.
+#[derive(Debug)]
+pub struct ConnectionMetrics {
+    pub accepted: Counter,
+    /// Closed at once, since the listener had as many as it may.
+    pub refused: Counter,
+    pub accept_failures: Counter,
+    pub open: Gauge,
+    /// How late lanes were, where that is measured.
+    pub lane_delays: Durations,
+}
+
+impl ConnectionMetrics {
+    pub(super) fn register(registry: &mut Registry) -> ConnectionMetrics {
+        let metrics = ConnectionMetrics {
+            accepted: Counter::default(),
+            refused: Counter::default(),
+            accept_failures: Counter::default(),
+            open: Gauge::default(),
+            lane_delays: Durations::default(),
+        };
+        registry.register(
+            "connections",
+            "Connections accepted",
+            metrics.accepted.clone(),
+        );
+        registry.register(
+            "connections_refused",
+            "Connections closed at once, over max_connections",
+            metrics.refused.clone(),
+        );
+        registry.register(
+            "accept_failures",
+            "Tries to accept a connection that failed: for want of file descriptors, as a rule",
+            metrics.accept_failures.clone(),
+        );
+        registry.register(
+            "connections_open",
+            "Connections open now",
+            metrics.open.clone(),
+        );
+        registry.register(
+            "lane_delay_seconds",
+            "How long what is ready waits for its lane: the least of each tenth of a second, where runtime.shed.loop_delay is set",
+            metrics.lane_delays.clone(),
+        );
+        metrics
+    }
+}
