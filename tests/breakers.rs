@@ -323,6 +323,19 @@ fn a_probe_whose_client_sends_slowly_neither_fails_nor_keeps_others_out() {
 }
 
 #[test]
+fn a_probe_whose_body_is_not_read_fails_by_its_time() {
+    on_each_store(|store| {
+        let upstream = fails_once(|_| std::thread::sleep(Duration::from_secs(60)));
+        let lane = behind(store, upstream, "10m", ONE_PROBE);
+        let mut client = probing(&lane, "POST", &["Content-Length: 10000000"]);
+        let before = generation(&lane);
+        // More than the kernel takes by itself.
+        std::thread::spawn(move || client.write(&vec![b'x'; 10_000_000]));
+        eventually(|| generation(&lane) > before);
+    });
+}
+
+#[test]
 fn slow_clients_do_not_make_an_upstream_slow() {
     on_each_store(|store| {
         let upstream = harness::raw::scripted(|mut stream| {

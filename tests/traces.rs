@@ -258,13 +258,22 @@ fn a_collector_gets_a_request_and_its_call_with_what_was_decided() {
         assert_eq!(span["parent_id"], "");
     }
     // A call that failed is one, and an error on both sides.
-    weir.client().get("/broken");
-    let (server, client) = pair(&collector);
-    for span in [server, client] {
-        assert_eq!(span["status"], 2, "{span}");
-        assert_eq!(span["attributes"]["error.type"], "connect_failed", "{span}");
+    for asks in [Version::One, Version::Two] {
+        run(async {
+            let mut client = Caller::connect(asks, weir.address.parse().unwrap()).await;
+            assert_eq!(client.get("/broken").await.whole().await.0, 502);
+        });
+        let (server, client) = pair(&collector);
+        assert_eq!(
+            client["attributes"]["url.full"],
+            "http://127.0.0.1:1/broken"
+        );
+        for span in [server, client] {
+            assert_eq!(span["status"], 2, "{span}");
+            assert_eq!(span["attributes"]["error.type"], "connect_failed", "{span}");
+        }
     }
-    eventually(|| counted(&weir, "exported") == 7);
+    eventually(|| counted(&weir, "exported") == 9);
     assert_eq!(counted(&weir, "dropped"), 0);
 }
 

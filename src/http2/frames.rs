@@ -1,5 +1,6 @@
 //! Where in the frames of a connection its reader is (RFC 9113 sections 3.4, 4.1 and 4.3): so much as is needed to tell a client
-//! that is idle from one that has begun a head and does not go on. What the frames say is the `h2` crate's business.
+//! that is idle from one that has begun a head and does not go on, or that still takes in bodies. What the frames say is the `h2` crate's
+//! business.
 
 /// Of the preface, in bytes.
 const PREFACE: usize = 24;
@@ -13,7 +14,7 @@ const CONTINUATION: u8 = 9;
 const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
 
-/// Told of every byte that a client sends, in order.
+/// Told of every byte that one side sends, in order.
 #[derive(Debug)]
 pub struct Frames {
     /// Of the preface, still due.
@@ -28,6 +29,8 @@ pub struct Frames {
     goes_on: bool,
     /// How many things were whole: heads, and frames of other kinds. The first are the client's settings.
     whole: u64,
+    /// Bytes of bodies.
+    bodies: u64,
 }
 
 impl Default for Frames {
@@ -40,11 +43,25 @@ impl Default for Frames {
             kind: DATA,
             goes_on: false,
             whole: 0,
+            bodies: 0,
         }
     }
 }
 
 impl Frames {
+    /// Of a server, which says no preface.
+    pub fn of_server() -> Frames {
+        Frames {
+            preface: 0,
+            ..Frames::default()
+        }
+    }
+
+    /// How many bytes of bodies there were.
+    pub fn bodies(&self) -> u64 {
+        self.bodies
+    }
+
     /// Takes the bytes that came next, from the preface on, however they are cut.
     pub fn read(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
@@ -59,6 +76,9 @@ impl Frames {
                 self.preface -= here.len();
             } else if self.payload > 0 {
                 self.payload -= here.len();
+                if self.kind == DATA {
+                    self.bodies += here.len() as u64;
+                }
                 self.end();
             } else {
                 self.head[self.have..self.have + here.len()].copy_from_slice(here);
@@ -141,6 +161,20 @@ mod tests {
             bytes.chunks(step).for_each(|piece| frames.read(piece));
             assert_eq!(frames.due(), Some(4), "{step}");
         }
+    }
+
+    #[test]
+    fn bodies_alone_are_counted() {
+        let ping = [&[0, 0, 8, 6, 1, 0, 0, 0, 0][..], &[7; 8]].concat();
+        let head = [0, 0, 3, 1, 4, 0, 0, 0, 1, 7, 7, 7];
+        let data = [0, 0, 4, 0, 1, 0, 0, 0, 1, 7, 7, 7, 7];
+        let mut frames = Frames::of_server();
+        frames.read(&[SETTINGS, &ping, &head].concat());
+        assert_eq!(frames.bodies(), 0);
+        frames.read(&data[..10]);
+        assert_eq!(frames.bodies(), 1);
+        frames.read(&[&data[10..], &ping, &data].concat());
+        assert_eq!(frames.bodies(), 8);
     }
 
     #[test]

@@ -33,6 +33,7 @@ const NAMES: [&str; 17] = [
 
 impl GrpcStatus {
     pub const DEADLINE_EXCEEDED: GrpcStatus = GrpcStatus(4);
+    pub const UNAVAILABLE: GrpcStatus = GrpcStatus(14);
 
     /// The fields that end a response with this status and a message.
     pub fn trailers(self, text: &str) -> HeaderMap {

@@ -8,14 +8,11 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Instant;
 
 use super::turn::Turn;
 
 /// What is held at most, in bytes. What is longer goes out by itself, without a copy.
 const ROOM: usize = 16 * 1024;
-/// What answers pings and the like is no longer, in bytes: it says nothing of whether the other end takes what it asked for.
-const NO_BODY: usize = 64;
 
 /// A stream whose writes are held, once its [`Sender`] says so, until that sends them.
 #[derive(Debug)]
@@ -32,8 +29,6 @@ pub struct Sender<S> {
 struct Shared<S> {
     inner: RefCell<Inner<S>>,
     holds: Cell<bool>,
-    /// When the other end took some of a body last.
-    took: Cell<Instant>,
 }
 
 #[derive(Debug)]
@@ -57,7 +52,6 @@ pub fn gather<S>(stream: S) -> (Gathered<S>, Sender<S>) {
     let shared = Rc::new(Shared {
         inner,
         holds: Cell::new(false),
-        took: Cell::new(Instant::now()),
     });
     let sender = Sender {
         shared: shared.clone(),
@@ -82,7 +76,7 @@ impl<S: AsyncWrite + Unpin> Sender<S> {
     ) -> Poll<T> {
         let polled = self.turn.poll_by(cx, many, poll);
         let mut inner = self.shared.inner.borrow_mut();
-        if let Poll::Ready(Err(error)) = inner.poll_send(cx, &self.shared.took) {
+        if let Poll::Ready(Err(error)) = inner.poll_send(cx) {
             inner.failed = Some(error);
             // The connection hears of it when it is polled next.
             cx.waker().wake_by_ref();
@@ -93,16 +87,11 @@ impl<S: AsyncWrite + Unpin> Sender<S> {
         }
         polled
     }
-
-    /// When the other end took some of a body last.
-    pub fn took(&self) -> Instant {
-        self.shared.took.get()
-    }
 }
 
 impl<S: AsyncWrite + Unpin> Inner<S> {
     /// Sends what is held.
-    fn poll_send(&mut self, cx: &mut Context<'_>, took: &Cell<Instant>) -> Poll<io::Result<()>> {
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Some(error) = self.failed.take() {
             return Poll::Ready(Err(error));
         }
@@ -114,7 +103,6 @@ impl<S: AsyncWrite + Unpin> Inner<S> {
             if count == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            note(took, count);
             self.sent += count;
         }
         // By TLS, what is written is sent only then.
@@ -122,13 +110,6 @@ impl<S: AsyncWrite + Unpin> Inner<S> {
         self.held.clear();
         self.sent = 0;
         Poll::Ready(Ok(()))
-    }
-}
-
-/// The other end has taken so many bytes.
-fn note(took: &Cell<Instant>, count: usize) {
-    if count > NO_BODY {
-        took.set(Instant::now());
     }
 }
 
@@ -162,12 +143,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
         let length = parts.iter().map(|part| part.len()).sum::<usize>();
         let holds = self.0.holds.get();
         if !holds || inner.held.len() + length > ROOM {
-            ready!(inner.poll_send(cx, &self.0.took))?;
+            ready!(inner.poll_send(cx))?;
         }
         if !holds || length > ROOM {
-            let count = ready!(Pin::new(&mut inner.stream).poll_write_vectored(cx, parts))?;
-            note(&self.0.took, count);
-            return Poll::Ready(Ok(count));
+            return Pin::new(&mut inner.stream).poll_write_vectored(cx, parts);
         }
         parts
             .iter()
@@ -185,13 +164,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
             // The sender does.
             return Poll::Ready(inner.failed.take().map_or(Ok(()), Err));
         }
-        ready!(inner.poll_send(cx, &self.0.took))?;
+        ready!(inner.poll_send(cx))?;
         Pin::new(&mut inner.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut inner = self.0.inner.borrow_mut();
-        ready!(inner.poll_send(cx, &self.0.took))?;
+        ready!(inner.poll_send(cx))?;
         Pin::new(&mut inner.stream).poll_shutdown(cx)
     }
 }

@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -314,7 +315,7 @@ fn enter(
     };
     match breaker.try_enter(now.mono, fastrand::f64()) {
         Ok((entry, None)) => {
-            record.probe = entry.probe();
+            record.probe = entry.probe().map(Rc::new);
             decisions.admitted.inc();
             said("admitted");
             Ok(Some(entry))

@@ -73,6 +73,7 @@ pub(super) async fn send(
     let retries = outgoing.plan.config.upstreams[index].retries.as_ref();
     let keep = retries.map_or(0, |retries| retries.buffer);
     let mut upload = Upload::new(request, out, keep, (outgoing.plan, outgoing.route));
+    upload.probe.clone_from(&record.probe);
     let asked = ask(
         request,
         (upstream, retries),
@@ -175,9 +176,6 @@ pub(super) async fn both_ways(
     record: &mut Record,
 ) -> Result<Answered, Failure> {
     record.sent = None;
-    if request.body != BodyLength::None {
-        record.waits();
-    }
     let mut interims = Interims::new(request, &upload.route.response_headers);
     let mut upstream = BothWays::of(upstream);
     let (mut reading, mut writing) = upstream.split();

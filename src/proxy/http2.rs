@@ -12,6 +12,7 @@ use bytes::Bytes;
 use h2::ext::Protocol;
 use h2::server::{self, SendResponse};
 use h2::{Reason, RecvStream};
+use http::request::Parts;
 use http::{Request, Response};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -32,7 +33,7 @@ use crate::clock;
 use crate::config::Listener;
 use crate::http1::websocket::{self, WEBSOCKET};
 use crate::http2::errors;
-use crate::http2::grpc::{self, GrpcStatus};
+use crate::http2::grpc;
 use crate::http2::head::{downgrade_request, upgrade_response, websocket_request};
 use crate::net::gather::{Gathered, Sender, gather};
 use crate::net::stream::{Ahead, Stream};
@@ -52,6 +53,10 @@ const SEND_BUFFER: usize = 64 * 1024;
 const RESETS: usize = 100;
 /// "Soon", for a request that is taken back.
 const SOON: Duration = Duration::from_secs(1);
+/// What is read away of a body behind its answer, in bytes, and for how long: frames of a stream that weir has closed already are counted
+/// against their connection by `h2`.
+const REST: usize = STREAM_WINDOW as usize;
+const REST_WITHIN: Duration = Duration::from_secs(5);
 /// For a client to hear that its connection ends, and to end it.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -93,7 +98,7 @@ pub(super) async fn connection(
             true => FAREWELL,
             false => listener.keep_alive,
         };
-        let idle = sleep_until(idle_since.max(sender.took()) + span);
+        let idle = sleep_until(idle_since.max(patience.took()) + span);
         let many = requests.len() > 1;
         let heard = poll_fn(
             |cx| match sender.poll_by(cx, many, |cx| connection.poll_accept(cx)) {
@@ -131,14 +136,14 @@ pub(super) async fn connection(
                         part(&mut connection, &sender).await;
                         break;
                     }
-                    Ok(Served::TakenBack | Served::Answered) => {}
+                    Ok(Served::TakenBack | Served::BrokenOff | Served::Answered) => {}
                     // A panic ends its request, and no other.
                     Err(error) if error.is_panic() => { metrics.tasks.panics.inc(); }
                     Err(_) => {}
                 }
             }
             () = idle, if requests.is_empty() => {
-                if sender.took() + span > Instant::now() {
+                if patience.took() + span > Instant::now() {
                     // The client still takes in what it was answered.
                     continue;
                 }
@@ -165,12 +170,16 @@ fn bounds(listener: &Listener) -> server::Builder {
     let streams = listener.max_concurrent_streams;
     // Room for all: a body that its upstream does not read must not take the others'.
     let all = STREAM_WINDOW.saturating_mul(streams).min(LARGEST_WINDOW);
+    let at_once = usize::try_from(streams).unwrap_or(usize::MAX);
     let mut bounds = server::Builder::new();
     bounds
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(all)
         .data_frame_budget(SMALL_FRAMES)
         .max_concurrent_streams(streams)
+        .max_concurrent_reset_streams(at_once)
+        // Those that are taken back before they are looked at; `Resets` counts them, too.
+        .max_pending_accept_reset_streams(at_once.max(RESETS + 1))
         .max_header_list_size(u32::try_from(listener.head_limits.max_bytes).unwrap_or(u32::MAX))
         .max_send_buffer_size(SEND_BUFFER)
         .enable_connect_protocol();
@@ -211,7 +220,10 @@ impl Resets {
 /// How a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Served {
+    /// With the end of its stream.
     Answered,
+    /// Its stream is to be reset, where it is still open.
+    BrokenOff,
     /// Its client took it back soon after it had come.
     TakenBack,
 }
@@ -224,42 +236,72 @@ async fn serve(
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
 ) -> Served {
-    let lane = &*lane;
+    let (head, mut body) = request.into_parts();
+    let client = (&mut body, &mut respond);
+    let served = answer(&lane, listener_index, &peer, head, client).await;
+    if served == Served::Answered && !body.is_end_stream() {
+        Box::pin(read_away(&mut body)).await;
+    }
+    served
+}
+
+/// Reads away what still comes behind an answer.
+async fn read_away(body: &mut RecvStream) {
+    let rest = async {
+        let mut left = REST;
+        while left > 0
+            && let Some(Ok(bytes)) = body.data().await
+        {
+            left = left.saturating_sub(bytes.len());
+            let _ = body.flow_control().release_capacity(bytes.len());
+        }
+    };
+    let _ = timeout(REST_WITHIN, rest).await;
+}
+
+async fn answer(
+    lane: &Lane,
+    listener_index: usize,
+    peer: &Peer,
+    head: Parts,
+    (body, respond): (&mut RecvStream, &mut SendResponse<Bytes>),
+) -> Served {
     let view = lane.following.current();
     let now = clock::moment();
     let mut ongoing = Ongoing::begin(&view.plan, &lane.outbox, now.mono);
     let conn = Conn {
         lane,
         listener: &view.plan.config.listeners[listener_index],
-        peer: &peer,
+        peer,
     };
-    let content_type = request.headers().get(http::header::CONTENT_TYPE);
+    let content_type = head.headers.get(http::header::CONTENT_TYPE);
     let to = To {
         grpc: content_type.is_some_and(|value| grpc::is_grpc(value.as_bytes())),
-        by_head: request.method() == http::Method::HEAD,
+        by_head: head.method == http::Method::HEAD,
     };
+    let is_tunnel = head.method == http::Method::CONNECT;
     let record = &mut ongoing.record;
     // Apart, since what a task is made of is moved several times until it runs.
-    let served = Box::pin(one(&conn, &view, request, &mut respond, now, record)).await;
-    let mut outcome = Served::Answered;
-    match served {
-        Ok(()) => {}
+    let client = (body, &mut *respond);
+    let served = Box::pin(one(&conn, &view, head, client, now, record)).await;
+    let outcome = match served {
+        Ok(()) if is_tunnel => Served::BrokenOff,
+        Ok(()) => Served::Answered,
         Err(Failure::Reply(rejection, _)) => {
             let body = !to.by_head && !to.grpc;
             let rejection = on_record(&conn, &view, rejection, body, record).await;
-            record.grpc = to.grpc.then(|| GrpcStatus::of_refusal(rejection.status()));
-            refuse(&conn, &mut respond, &rejection, to);
+            record.grpc = to.grpc.then(|| rejection.grpc());
+            refuse(&conn, respond, &rejection, to);
+            Served::Answered
         }
-        Err(failure @ Failure::ClientGone) => {
+        Err(failure) => {
             record.aborted(failure.reason());
-            if record.elapsed() < SOON {
-                outcome = Served::TakenBack;
+            match failure {
+                Failure::ClientGone if record.elapsed() < SOON => Served::TakenBack,
+                _ => Served::BrokenOff,
             }
         }
-        Err(failure @ (Failure::UpstreamGone | Failure::NotSafe | Failure::CutShort(_))) => {
-            record.aborted(failure.reason());
-        }
-    }
+    };
     ongoing.ended = true;
     outcome
 }
@@ -267,13 +309,12 @@ async fn serve(
 async fn one(
     conn: &Conn<'_>,
     view: &LaneView,
-    request: Request<RecvStream>,
-    respond: &mut SendResponse<Bytes>,
+    mut parts: Parts,
+    (body, respond): (&mut RecvStream, &mut SendResponse<Bytes>),
     now: Now,
     record: &mut Record,
 ) -> Result<(), Failure> {
     let mut buffer = conn.lane.buffers.take();
-    let (mut parts, body) = request.into_parts();
     let limits = conn.listener.head_limits;
     let protocol = parts.extensions.remove::<Protocol>();
     let websocket_key = match &protocol {
@@ -367,8 +408,7 @@ fn refuse(conn: &Conn<'_>, respond: &mut SendResponse<Bytes>, rejection: &Reject
         fields.remove(http::header::CONTENT_LENGTH);
         let content_type = http::HeaderValue::from_static("application/grpc");
         fields.insert(http::header::CONTENT_TYPE, content_type);
-        let status = GrpcStatus::of_refusal(rejection.status());
-        fields.extend(status.trailers(&rejection.detail()));
+        fields.extend(rejection.grpc().trailers(&rejection.detail()));
         *response.status_mut() = http::StatusCode::OK;
     });
 }

@@ -200,7 +200,7 @@ impl Outgoing<'_, '_> {
 
     /// The upstream's part is over, without a whole response.
     pub(super) fn failed(&mut self, failure: &Failure, record: &Record) {
-        match end_of(failure, record) {
+        match end_of(failure, &self.request, record) {
             Some(end) => self.finish(end, record),
             None => {
                 if let Some(entry) = self.entry.take() {
@@ -257,7 +257,7 @@ impl Outgoing<'_, '_> {
 }
 
 /// What a failed exchange says of the upstream; `None` when it says nothing.
-pub(super) fn end_of(failure: &Failure, record: &Record) -> Option<End> {
+pub(super) fn end_of(failure: &Failure, request: &Request, record: &Record) -> Option<End> {
     let Failure::Reply(rejection, _) = failure else {
         return None;
     };
@@ -269,8 +269,10 @@ pub(super) fn end_of(failure: &Failure, record: &Record) -> Option<End> {
         }
         Rejection::UpstreamTimeout => Some(End::TimedOut),
         Rejection::DeadlineExceeded => Some(End::Deadline),
-        // One that gives up on a body may have had its reason in the client's pace.
-        Rejection::UpstreamBroken => record.sent.map(|_| End::Reset),
+        // One that gives up on a body may have had its reason in the client's pace; calls of gRPC stream at whatever pace they like.
+        Rejection::UpstreamBroken => {
+            (record.sent.is_some() || request.grpc.is_some()).then_some(End::Reset)
+        }
         Rejection::BadHead(_)
         | Rejection::BadPath(_)
         | Rejection::BadTarget

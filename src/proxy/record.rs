@@ -52,12 +52,12 @@ pub(super) struct Record {
     /// When its response's head was here.
     pub answered: Option<Duration>,
     /// Where it is a probe of a half-open breaker.
-    pub probe: Option<Probe>,
+    pub probe: Option<Rc<Probe>>,
     /// How often it was tried again at the upstream.
     pub tried_again: u32,
     /// The tries before the last, where spans tell of them.
     pub before: Vec<Try>,
-    /// Whom the last try of several goes to.
+    /// Whom the last try goes to, where spans tell of it.
     pub aimed_at: Option<Rc<Pool>>,
     /// Of the endpoint that was reached, the last one of several.
     pub reached: Option<Rc<Pool>>,
@@ -109,7 +109,7 @@ impl Record {
         clock::mono().saturating_sub(self.began)
     }
 
-    /// It waits for its turn, or for what the client sends.
+    /// It waits for its turn.
     pub(super) fn waits(&self) {
         if let Some(probe) = &self.probe {
             probe.waits(clock::mono(), fastrand::f64());
@@ -150,6 +150,13 @@ impl Record {
         self.sent.map(|sent| until.saturating_sub(sent))
     }
 
+    /// It is to go to this endpoint.
+    pub(super) fn aims_at(&mut self, pool: &Rc<Pool>) {
+        if self.forwarded.is_some() {
+            self.aimed_at = Some(pool.clone());
+        }
+    }
+
     /// A try at this endpoint is over; another may follow. `None` where nothing tells of it.
     pub(super) fn tried(
         &self,
@@ -181,8 +188,8 @@ impl Record {
         if let Some(tried) = tried {
             self.before.push(tried);
             self.forwarded = Some(clock::mono());
-            self.aimed_at = Some(next.clone());
         }
+        self.aims_at(next);
         let renamed = self.trace.as_mut().map(Trace::call_again)?;
         renamed.put(head);
         Some(renamed)

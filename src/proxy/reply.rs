@@ -15,6 +15,7 @@ use crate::clock;
 use crate::config::breakers::Fallback;
 use crate::http1::head::HeadError;
 use crate::http1::path::PathError;
+use crate::http2::grpc::GrpcStatus;
 use crate::net::tls::Trouble;
 use crate::policy::shed::Strain;
 use crate::upstream::{Cause, Stage};
@@ -374,6 +375,11 @@ impl Rejection {
         if !to.by_head {
             out.extend_from_slice(body);
         }
+    }
+
+    /// What it is to a client of gRPC, to which no fallback can be told.
+    pub(super) fn grpc(&self) -> GrpcStatus {
+        GrpcStatus::of_refusal(self.kind().0)
     }
 
     /// What an open breaker answers in place of a problem.

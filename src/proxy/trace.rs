@@ -55,7 +55,7 @@ impl Trace {
             span_id: self.told.parent_id,
             began: forwarded,
             ended: Duration::ZERO,
-            pool: record.aimed_at.clone().or_else(|| record.reached.clone()),
+            pool: record.aimed_at.clone(),
             status: answered.then_some(record.status),
             reason: record.reason,
             waited: record.waited(),

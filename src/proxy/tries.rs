@@ -19,6 +19,7 @@ use super::upload::Upload;
 use crate::config::upstreams::Retries;
 use crate::http1::head::BodyLength;
 use crate::http1::response::ResponseBody;
+use crate::http2::grpc::GrpcStatus;
 use crate::store::breakers::End;
 use crate::upstream::{
     Aim, Connected, Fault, LaneUpstream, Outcome, Picked, Retrying, Slot, Unreached,
@@ -67,11 +68,12 @@ pub(super) async fn ask<'c>(
     record.works();
     let picked = upstream.pick(aim, &[]);
     let mut picked = picked.map_err(|_| Rejection::NoEndpoint)?;
+    record.aims_at(&picked.pool);
     let mut retrying = None;
     let tried = match retries {
         None => {
             let tried = ask_one(request, None, &picked, ends, upload, head, answer, record).await;
-            tell(&picked, &tried, record);
+            tell(&picked, &tried, request, record);
             tried
         }
         Some(retries) => {
@@ -127,7 +129,7 @@ async fn try_and_again<'c>(
     let tried = loop {
         let all = Some(&tries);
         let tried = ask_one(request, all, picked, ends, upload, &head, answer, record).await;
-        tell(picked, &tried, record);
+        tell(picked, &tried, request, record);
         let over = Over {
             came: tried.as_ref().map(|(_, answered)| answered.head.status),
             point: Point::of(upload.begun, answer),
@@ -172,21 +174,28 @@ pub(super) fn is_over(answered: &Answered, answer: &[u8]) -> bool {
 }
 
 /// Says what the endpoint made of the request, where that is known.
-fn tell(picked: &Picked<'_>, tried: &Tried, record: &Record) {
+fn tell(picked: &Picked<'_>, tried: &Tried, request: &Request, record: &Record) {
     let status = tried.as_ref().map(|(_, answered)| answered.head.status);
-    if let Some(outcome) = outcome(status, record) {
+    if let Some(outcome) = outcome(status, request, record) {
         picked.tell(outcome);
     }
 }
 
 /// What the endpoint made of the request; `None` where that is not known.
-pub(super) fn outcome(tried: Result<u16, &Failure>, record: &Record) -> Option<Outcome> {
-    let end = match tried {
-        Ok(status) => End::Status(status),
-        Err(failure) => end_of(failure, record)?,
+pub(super) fn outcome(
+    tried: Result<u16, &Failure>,
+    request: &Request,
+    record: &Record,
+) -> Option<Outcome> {
+    let end = match (tried, record.grpc) {
+        (Ok(status @ 500..), _) | (Ok(status), None) => End::Status(status),
+        (Ok(_), Some(status)) => End::Grpc(status),
+        (Err(Failure::UpstreamGone), _) => End::Reset,
+        (Err(failure), _) => end_of(failure, request, record)?,
     };
     Some(match end {
         End::Status(status @ 500..=599) => Outcome::Failed(Fault::Status(status)),
+        End::Grpc(GrpcStatus::UNAVAILABLE) => Outcome::Failed(Fault::Unavailable),
         End::ConnectFailed => Outcome::Failed(Fault::Unreached),
         End::TimedOut => Outcome::Failed(Fault::TimedOut),
         End::Reset => Outcome::Failed(Fault::Reset),
@@ -201,7 +210,7 @@ pub(super) fn outcome(tried: Result<u16, &Failure>, record: &Record) -> Option<O
 pub(super) fn learn(slot: &Slot<'_>, tried: Result<u16, &Failure>, record: &Record) {
     let tells = match tried {
         Ok(status) => status < 500,
-        Err(failure) => end_of(failure, record) == Some(End::TimedOut),
+        Err(failure) => matches!(failure, Failure::Reply(Rejection::UpstreamTimeout, _)),
     };
     if tells && let Some(took) = record.waited() {
         slot.learn(took);

@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::ops::Range;
 use std::pin::pin;
+use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
@@ -20,6 +21,7 @@ use crate::http1::body::{BodyReader, Piece};
 use crate::http1::head::BodyLength;
 use crate::net::stream::{Reading, Writing};
 use crate::plan::Plan;
+use crate::store::breakers::Probe;
 
 /// A request with a body on its way up. It may be left at any wait and gone on with: what is not sent yet is kept here.
 pub(super) struct Upload<'p> {
@@ -45,6 +47,8 @@ pub(super) struct Upload<'p> {
     /// They say what must not come behind the body.
     plan: &'p Plan,
     pub route: &'p Route,
+    /// Where it is one: its time is the upstream's, but while the client is waited for.
+    pub probe: Option<Rc<Probe>>,
 }
 
 impl<'p> Upload<'p> {
@@ -74,6 +78,7 @@ impl<'p> Upload<'p> {
             written: 0,
             plan,
             route,
+            probe: None,
         }
     }
 
@@ -136,6 +141,9 @@ impl<'p> Upload<'p> {
                         self.written += written;
                         self.begun = true;
                         self.made();
+                        if let (Some(probe), None) = (&self.probe, self.moved) {
+                            probe.works(clock::mono(), fastrand::f64());
+                        }
                     }
                     Ok(Ok(0) | Err(_)) => return Err(Rejection::UpstreamBroken.into()),
                     Err(Elapsed) => return Err(Rejection::UpstreamTimeout.into()),
@@ -184,7 +192,8 @@ impl<'p> Upload<'p> {
             Some(_) => request.idle,
         };
         // Only the client's time counts, not that of an upstream which is slow to read.
-        let waiting = Waiting::begin(&mut self.waited);
+        let probe = self.probe.as_deref().filter(|_| self.moved.is_none());
+        let waiting = Waiting::begin(&mut self.waited, probe);
         let read = deadlines.within(span, self.room.read(from_client, buffer));
         let read = read.await;
         drop(waiting);
@@ -237,19 +246,31 @@ impl<'p> Upload<'p> {
 /// A wait, counted however it ends: who waits may be left for the upstream's answer.
 struct Waiting<'w> {
     waited: &'w mut Duration,
+    probe: Option<&'w Probe>,
     began: Duration,
 }
 
-impl Waiting<'_> {
-    fn begin(waited: &mut Duration) -> Waiting<'_> {
+impl<'w> Waiting<'w> {
+    fn begin(waited: &'w mut Duration, probe: Option<&'w Probe>) -> Waiting<'w> {
         let began = clock::mono();
-        Waiting { waited, began }
+        if let Some(probe) = probe {
+            probe.waits(began, fastrand::f64());
+        }
+        Waiting {
+            waited,
+            probe,
+            began,
+        }
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        *self.waited += clock::mono().saturating_sub(self.began);
+        let now = clock::mono();
+        *self.waited += now.saturating_sub(self.began);
+        if let Some(probe) = self.probe {
+            probe.works(now, fastrand::f64());
+        }
     }
 }
 

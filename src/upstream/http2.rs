@@ -1,14 +1,16 @@
 //! Connections to an upstream that speaks HTTP/2: each carries many requests at once, so a lane needs few.
 
 use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
 use std::future::{pending, poll_fn};
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use h2::client::{self, Connection, SendRequest};
 use h2::{Ping, PingPong};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -32,6 +34,11 @@ const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 const SMALL_FRAMES: usize = 32 * 1024 * 1024;
 /// What waits to be sent of one body, in bytes; capacity is asked for first, so that it is no more than a frame or two.
 const SEND_BUFFER: usize = 64 * 1024;
+
+/// Streams that weir has reset and whose late frames are passed over, for a second each: clients may leave in crowds.
+const REMEMBERED: usize = 10_000;
+/// Frames of streams that were forgotten, over a connection's life, until that ends: each holds up to half a KiB until it is answered.
+const FORGOTTEN: usize = 100_000;
 
 /// How many requests a connection takes whose settings are not here.
 const UNSETTLED: usize = 0;
@@ -69,6 +76,10 @@ struct Usage {
     heard: Rc<Cell<Instant>>,
     /// Told when one of them waited in vain.
     doubted: Notify,
+    /// How often it was asked for a sign of life since one of them was answered.
+    pings: Cell<u8>,
+    /// Whether it gives none, so that no other is to go by it.
+    silent: Cell<bool>,
 }
 
 /// How long a connection may take.
@@ -84,6 +95,8 @@ pub(super) struct Times {
 
 /// For how long what was heard of a connection is a sign of life.
 const LATELY: Duration = Duration::from_secs(1);
+/// How often it is asked for one between two answers: servers of gRPC end a connection for the fourth time.
+const PINGS: u8 = 2;
 
 /// A place for one request, until it is dropped.
 #[derive(Debug)]
@@ -108,9 +121,14 @@ impl Place {
         }
     }
 
-    /// The request waited in vain. Its connection may have gone without a word: it is asked for a sign of life, and given up where
-    /// there is none, or all later requests would wait for it, too. Where it has just given one it is not asked: servers of gRPC
-    /// count pings, and end a connection that has too many.
+    /// The request was answered.
+    pub fn answered(&self) {
+        self.usage.pings.set(0);
+        self.usage.silent.set(false);
+    }
+
+    /// The request waited in vain. Its connection may have gone without a word: it is asked for a sign of life, and left alone where
+    /// there is none, or all later requests would wait for it, too. Where it has just given one it is not asked.
     pub fn doubt(&self) {
         let heard = self.usage.heard.get();
         if heard <= self.begun || heard.elapsed() >= LATELY {
@@ -160,6 +178,8 @@ impl Multiplexed {
                 .data_frame_budget(SMALL_FRAMES)
                 .max_send_buffer_size(SEND_BUFFER)
                 .max_header_list_size(64 * 1024)
+                .max_concurrent_reset_streams(REMEMBERED)
+                .max_local_error_reset_streams(Some(FORGOTTEN))
                 .enable_push(false)
                 .initial_max_send_streams(UNSETTLED)
                 .handshake(stream);
@@ -184,6 +204,8 @@ impl Multiplexed {
             at: Cell::new(clock::now()),
             heard,
             doubted: Notify::new(),
+            pings: Cell::new(0),
+            silent: Cell::new(false),
         });
         let place = Place::new(requests.clone(), false, &usage);
         self.open.borrow_mut().push(Open {
@@ -211,7 +233,7 @@ impl Multiplexed {
             tokio::select! {
                 _ = sends => {}
                 () = unused => {}
-                () = silent(&usage.doubted, pings, times.answer) => {}
+                never = watch(&usage, pings, times.answer) => match never {},
             }
         });
         Ok(place)
@@ -237,6 +259,10 @@ impl Multiplexed {
         self.open.borrow_mut().retain(|open| {
             if found.is_some() {
                 return true;
+            }
+            if open.usage.silent.get() {
+                // It may only be slow, which is for those to see who still wait for it.
+                return open.usage.requests.get() > 0;
             }
             let mut requests = open.requests.clone();
             match requests.poll_ready(&mut Context::from_waker(Waker::noop())) {
@@ -355,16 +381,34 @@ async fn settled(connection: &mut Connection<Gathered<Noting<Stream>>>) -> Resul
     .await
 }
 
-/// Comes back once a doubt is confirmed: no answer to a ping `within` this time.
-async fn silent(doubted: &Notify, pings: Option<PingPong>, within: Duration) {
+/// Asks for a sign of life where there is a doubt, and notes while there is none `within` this time. Requests under way are left to their
+/// own times: an upstream that pauses may answer them yet.
+async fn watch(usage: &Usage, pings: Option<PingPong>, within: Duration) -> Infallible {
     let Some(mut pings) = pings else {
         return pending().await;
     };
     loop {
-        doubted.notified().await;
-        match timeout(within, pings.ping(Ping::opaque())).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(_)) | Err(_) => return,
+        usage.doubted.notified().await;
+        let asked = usage.pings.get();
+        if asked == PINGS {
+            usage.silent.set(true);
+            continue;
         }
+        usage.pings.set(asked + 1);
+        let mut pong = pin!(pings.ping(Ping::opaque()));
+        let heard = match timeout(within, pong.as_mut()).await {
+            Ok(heard) => heard,
+            Err(_) => {
+                usage.silent.set(true);
+                pong.await
+            }
+        };
+        if heard.is_err() {
+            // It is over, as its task sees.
+            return pending().await;
+        }
+        usage.silent.set(false);
+        // Whatever was doubted meanwhile.
+        let _ = usage.doubted.notified().now_or_never();
     }
 }

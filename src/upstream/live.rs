@@ -85,6 +85,8 @@ pub enum Outcome {
 pub enum Fault {
     /// A 5xx.
     Status(u16),
+    /// UNAVAILABLE of gRPC.
+    Unavailable,
     Unreached,
     TimedOut,
     /// It broke off, or sent nonsense.
@@ -95,6 +97,7 @@ impl Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Fault::Status(status) => write!(f, "status {status}"),
+            Fault::Unavailable => f.write_str("UNAVAILABLE"),
             Fault::Unreached => f.write_str("no connection"),
             Fault::TimedOut => f.write_str("no answer in time"),
             Fault::Reset => f.write_str("it broke off"),

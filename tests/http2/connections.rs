@@ -3,7 +3,9 @@
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use super::harness::frames::{self, Ended, NO_ERROR, Raw};
+use super::harness::frames::{
+    self, CANCEL, DATA, END_STREAM, Ended, NO_ERROR, PING, RST_STREAM, Raw,
+};
 use super::harness::versions::{Answer, Client, Length, Origin, Outgoing, Version, field, run};
 use super::harness::{Lane, Upstream, eventually};
 use super::{World, on_each_pairing};
@@ -94,6 +96,54 @@ fn names(answer: &Answer) -> Vec<&str> {
     names
 }
 
+/// Those that a proxy's clients are refused must not cost all of them its connection.
+#[test]
+fn bodies_behind_refusals_end_no_connection() {
+    let lane = Lane::start(
+        "listen: '127.0.0.1:0'\nupstreams: {app: {endpoints: 'http://127.0.0.1:1'}}\n\
+         rate_limits: {none: {limit: 0/h, by: constant}}\n\
+         routes: [{upstream: app, rate_limits: [none]}]\n",
+    );
+    let mut raw = Raw::client(lane.address, &[]);
+    raw.send(&frames::window_update(0, 1 << 30));
+    let mut next = (0..).map(|n| n * 2 + 1);
+    for _ in 0..15 {
+        let streams: Vec<u32> = next.by_ref().take(100).collect();
+        let heads = streams
+            .iter()
+            .flat_map(|stream| frames::request(*stream, 0, "POST", "/", &[]));
+        assert!(raw.send(&heads.collect::<Vec<_>>()));
+        for _ in &streams {
+            raw.until(frames::Frame::ends_stream);
+        }
+        let bodies = streams
+            .iter()
+            .flat_map(|stream| frames::frame(DATA, END_STREAM, *stream, b"abc"));
+        assert!(raw.send(&bodies.collect::<Vec<_>>()));
+    }
+    let last = next.next().unwrap();
+    raw.send(&frames::request(last, 0, "POST", "/", &[]));
+    let answer = raw.answer(last);
+    assert_eq!(answer.status, Some(429), "{answer:?}");
+    // One that does not come is not waited for for ever.
+    let reset = raw.until(|frame| frame.kind == RST_STREAM);
+    assert_eq!((reset.stream, reset.code()), (last, Some(NO_ERROR)));
+}
+
+/// A page that a browser leaves.
+#[test]
+fn many_requests_may_be_taken_back_at_once() {
+    let lane = Lane::start("listen: '127.0.0.1:0'\nupstream: http://127.0.0.1:1\n");
+    let mut raw = Raw::client(lane.address, &[]);
+    let streams = || (0..90).map(|n| n * 2 + 1);
+    let all = streams().map(|stream| frames::get(stream, "/"));
+    let all = all.chain(streams().map(|stream| frames::reset(stream, CANCEL)));
+    raw.send(&all.flatten().collect::<Vec<_>>());
+    raw.send(&frames::get(1001, "/"));
+    let answer = raw.answer(1001);
+    assert_eq!(answer.status, Some(502), "{answer:?}");
+}
+
 #[test]
 fn a_body_over_the_limit_is_a_413() {
     on_each_pairing(async |mut world| {
@@ -114,6 +164,24 @@ fn a_body_over_the_limit_is_a_413() {
         let (_body, taken, answer) = tokio::join!(send, take, call.answer());
         assert!(taken <= 10 << 20, "{taken}");
         assert_eq!(answer.status, 413);
+    });
+}
+
+#[test]
+fn a_fallback_is_no_success_of_grpc() {
+    let lane = Lane::start(
+        "listen: '127.0.0.1:0'\n\
+         upstreams: {app: {endpoints: 'http://127.0.0.1:1', circuit_breaker: b}}\n\
+         circuit_breakers: {b: {consecutive_failures: 1, open_for: 1h, fallback: {status: 200, body: '[]'}}}\n",
+    );
+    assert_eq!(lane.connect().get("/").status, 502);
+    assert_eq!(lane.connect().get("/").status, 200);
+    run(async {
+        let mut client = Client::connect(Version::Two, lane.address).await;
+        let fields = [("content-type", "application/grpc"), ("te", "trailers")];
+        let call = client.call("POST", "/", &fields, Length::None).await;
+        let answer = call.answer().await;
+        assert_eq!(field(&answer.fields, "grpc-status"), Some("14"));
     });
 }
 
@@ -214,6 +282,22 @@ fn a_connection_without_requests_ends_with_its_time() {
         assert_eq!(raw.answer(stream).status, Some(502), "{stream}");
     }
     assert_eq!(raw.farewell(), (Some(NO_ERROR), Ended::Closed));
+}
+
+/// Answers to pings are no bodies that a client takes.
+#[test]
+fn pings_do_not_keep_a_connection() {
+    let lane = Lane::start(
+        "listeners: [{address: '127.0.0.1:0', timeouts: {keep_alive: 1s}}]\nupstream: http://127.0.0.1:1\n",
+    );
+    let mut raw = Raw::client(lane.address, &[]);
+    raw.patience(Duration::from_millis(300));
+    let pings = frames::frame(PING, 0, 0, b"are you?").repeat(20);
+    let ends = (0..15).any(|_| {
+        raw.send(&pings);
+        raw.farewell().1 == Ended::Closed
+    });
+    assert!(ends);
 }
 
 /// Reads without a word until the connection ends.

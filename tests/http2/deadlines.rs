@@ -1,5 +1,10 @@
 //! A call's own deadline (`grpc-timeout`): it says nothing of the upstream, neither for nor against it.
 
+use std::io::Read;
+
+use h2::Reason;
+
+use super::harness::raw::scripted;
 use super::harness::versions::{Asked, Call, Client, Length, Origin, Version, field, run};
 use super::harness::{Lane, eventually};
 
@@ -131,5 +136,47 @@ fn a_deadline_is_no_success_of_an_endpoint() {
             }
         }
         assert_eq!(lane.plan.borrow().upstreams[0].counts().ejected, 1);
+    });
+}
+
+/// Nor does it wait for longer than that before it reaches an endpoint: for its turn, for a connection, or between two tries.
+#[test]
+fn a_deadline_is_kept_on_the_way() {
+    let deaf = scripted(|mut stream| {
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    run(async {
+        let mut origin = Origin::start(Version::Two).await;
+        let lane = |endpoint, keys: &str| {
+            Lane::start(&format!(
+                "listen: '127.0.0.1:0'\n\
+                 upstreams: {{app: {{endpoints: ['http://{endpoint}'], protocol: http2, connect_timeout: 5s, timeout: 10s{keys}}}}}\n"
+            ))
+        };
+        let full = lane(origin.address, ", concurrency: {max: 1, pending: 9}");
+        let mut client = Client::connect(Version::Two, full.address).await;
+        let held = client.get("/held").await;
+        let mut asked = origin.asked().await;
+        deadline_passes(&mut client).await;
+        asked.ok("held").await;
+        assert_eq!(held.whole().await.0, 200);
+
+        let silent = lane(deaf, "");
+        let mut client = Client::connect(Version::Two, silent.address).await;
+        deadline_passes(&mut client).await;
+
+        let backoff = ", retries: {attempts: 1, retry_on: [reset_before_request], backoff: {base: 5s, max: 5s}}";
+        let patient = lane(origin.address, backoff);
+        // It may be that the wait, which is by chance, is short.
+        loop {
+            let mut client = Client::connect(Version::Two, patient.address).await;
+            let call = call(&mut client).await;
+            origin.asked().await.reset(Reason::REFUSED_STREAM);
+            origin.asked().await.reset(Reason::REFUSED_STREAM);
+            let answer = call.answer().await;
+            if field(&answer.fields, "grpc-status") == Some("4") {
+                break;
+            }
+        }
     });
 }

@@ -13,6 +13,7 @@ mod beside;
 mod connections;
 mod crowds;
 mod deadlines;
+mod failures;
 mod messages;
 mod records;
 mod streams;

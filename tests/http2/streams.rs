@@ -167,6 +167,26 @@ fn an_upload_goes_on_beside_its_response_however_slow_either_side_is() {
 }
 
 /// The response is silent meanwhile.
+/// `stream_idle` begins with the response's head, however late that is.
+#[test]
+fn a_late_head_leaves_its_body_time() {
+    for (asks, serves) in PAIRINGS {
+        eprintln!("from {asks:?} to {serves:?}");
+        run(async {
+            let origin = Origin::start(serves).await;
+            let keys = "timeout: 20s";
+            let mut world = World::behind("stream_idle: 1s", asks, serves, origin, keys).await;
+            let call = world.client.get("/").await;
+            let mut asked = world.origin.asked().await;
+            tokio::time::sleep(Duration::from_millis(1_500)).await;
+            let mut out = asked.reply(200, &[], Length::Unknown).await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            out.finish(b"late").await.unwrap();
+            assert_eq!(call.whole().await, (200, "late".to_owned()));
+        });
+    }
+}
+
 #[test]
 fn what_is_left_of_an_upload_takes_its_time() {
     for (asks, serves) in PAIRINGS {

@@ -2,14 +2,15 @@
 
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use h2::Reason;
 
 use super::harness::frames::{
-    self, CANCEL, END_HEADERS, END_STREAM, HEADERS, NO_ERROR, PING, PROTOCOL_ERROR, RST_STREAM, Raw,
+    self, CANCEL, DATA, END_HEADERS, END_STREAM, HEADERS, NO_ERROR, PING, PROTOCOL_ERROR,
+    RST_STREAM, Raw,
 };
 use super::harness::process::{Running, file};
 use super::harness::raw::scripted;
@@ -60,6 +61,12 @@ fn answer(raw: &mut Raw, stream: u32) {
         stream,
         &head,
     ));
+}
+
+/// Begins to answer with a 200, whose body follows.
+fn begin(raw: &mut Raw, stream: u32) {
+    let head = frames::block(&[(":status", "200")]);
+    raw.send(&frames::frame(HEADERS, END_HEADERS, stream, &head));
 }
 
 fn answer_all(mut raw: Raw) {
@@ -259,6 +266,60 @@ fn a_connection_closed_under_a_request_costs_only_what_does_harm() {
     assert_eq!(lane.connect().send("POST", "/", &[], "").status, 502);
 }
 
+/// RFC 9113 section 5.1: what was under way when weir took a stream back is no error.
+#[test]
+fn late_frames_of_what_was_taken_back_end_no_other() {
+    const CLIENTS: usize = 14;
+    let (upstream, opened) = numbered(&[], |_, mut raw| {
+        let held = next_request(&mut raw).unwrap();
+        begin(&mut raw, held);
+        let mut taken_back = 0;
+        while taken_back < CLIENTS * 100 {
+            let Ok(frame) = raw.next() else {
+                return;
+            };
+            match frame.kind {
+                HEADERS => begin(&mut raw, frame.stream),
+                RST_STREAM => {
+                    taken_back += 1;
+                    raw.send(&frames::frame(DATA, 0, frame.stream, b"late"));
+                }
+                _ => {}
+            }
+        }
+        raw.send(&frames::frame(DATA, END_STREAM, held, b"whole"));
+        let _ = raw.farewell();
+    });
+    let lane = lane(upstream);
+    let mut held = Raw::client(lane.address, &[]);
+    held.send(&frames::get(1, "/held"));
+    held.until(|frame| frame.kind == HEADERS);
+    let streams = || (0..100).map(|n| n * 2 + 1);
+    let gets: Vec<u8> = streams()
+        .flat_map(|stream| frames::get(stream, "/"))
+        .collect();
+    let resets: Vec<u8> = streams()
+        .flat_map(|stream| frames::reset(stream, CANCEL))
+        .collect();
+    let mut clients: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let mut client = Raw::client(lane.address, &[]);
+            client.send(&gets);
+            for _ in streams() {
+                client.until(|frame| frame.kind == HEADERS);
+            }
+            client
+        })
+        .collect();
+    for client in &mut clients {
+        client.send(&resets);
+    }
+    let answer = held.answer(1);
+    assert!(answer.whole, "{answer:?}");
+    assert_eq!(answer.body, b"whole");
+    assert_eq!(opened.load(Ordering::Relaxed), 1);
+}
+
 /// The network took it away without a word: no request is to wait for what never answers, again and again.
 #[test]
 fn a_silent_connection_is_given_up() {
@@ -356,6 +417,84 @@ fn a_connection_that_is_heard_of_is_not_pinged() {
     assert_eq!(pings.recv_timeout(Duration::from_secs(5)), Ok("reset"));
     let more = pings.recv_timeout(Duration::from_millis(300));
     assert!(more.is_err(), "{more:?}");
+}
+
+/// A pause of the collector, say: who leaves meanwhile costs no one else their answer, and who comes does not wait for the end of it.
+#[test]
+fn a_stall_costs_no_other_request_and_is_passed_by() {
+    let (goes_on, stall) = mpsc::channel();
+    let stall = Mutex::new(stall);
+    let came = Arc::<AtomicUsize>::default();
+    let count = came.clone();
+    let (upstream, opened) = numbered(&[], move |number, mut raw| {
+        if number > 1 {
+            return answer_all(raw);
+        }
+        let slow = next_request(&mut raw).unwrap();
+        count.fetch_add(1, Ordering::Relaxed);
+        let () = stall.lock().unwrap().recv().unwrap();
+        answer(&mut raw, slow);
+        answer_all(raw);
+    });
+    let lane = Lane::start(&format!(
+        "listen: '127.0.0.1:0'\n\
+         upstreams: {{app: {{endpoints: ['http://{upstream}'], protocol: http2, timeout: 60s, connect_timeout: 300ms}}}}\n"
+    ));
+    let mut slow = lane.connect();
+    slow.begin("POST", "/", &[], "");
+    eventually(|| came.load(Ordering::Relaxed) == 1);
+    eventually(|| {
+        let mut client = lane.connect();
+        client.begin("GET", "/", &[], "");
+        client.status_within(100) == Some(200)
+    });
+    assert_eq!(opened.load(Ordering::Relaxed), 2);
+    goes_on.send(()).unwrap();
+    assert_eq!(slow.finish().status, 200);
+}
+
+/// grpc-go ends a connection with the fourth ping between two answers.
+#[test]
+fn a_connection_is_pinged_twice_between_two_answers() {
+    // How many of the requests are answered: none, and every other one.
+    for answers in [false, true] {
+        let pings = Arc::<Mutex<Vec<usize>>>::default();
+        let told = pings.clone();
+        let (upstream, opened) = numbered(&[], move |_, mut raw| {
+            let mine = told.lock().unwrap().len();
+            told.lock().unwrap().push(0);
+            let mut requests = 0;
+            while let Ok(frame) = raw.next() {
+                match frame.kind {
+                    HEADERS => {
+                        requests += 1;
+                        if answers && requests % 2 == 0 {
+                            answer(&mut raw, frame.stream);
+                        }
+                    }
+                    PING => told.lock().unwrap()[mine] += 1,
+                    _ => {}
+                }
+            }
+        });
+        let lane = Lane::start(&format!(
+            "listen: '127.0.0.1:0'\n\
+             upstreams: {{app: {{endpoints: ['http://{upstream}'], protocol: http2, timeout: 300ms, connect_timeout: 5s}}}}\n"
+        ));
+        for round in 0..8 {
+            let status = lane.connect().get("/").status;
+            assert_eq!(status == 200, answers && round % 2 == 1, "{status}");
+        }
+        let (pings, opened) = (pings.lock().unwrap(), opened.load(Ordering::Relaxed));
+        match answers {
+            true => assert!(opened == 1 && pings[0] > 2, "{opened} {pings:?}"),
+            // One of which nothing but that is heard is left alone.
+            false => assert!(
+                opened > 1 && pings.iter().all(|pings| *pings <= 2),
+                "{pings:?}"
+            ),
+        }
+    }
 }
 
 /// One request that takes too long says nothing of the others on its connection.

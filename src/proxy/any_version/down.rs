@@ -66,22 +66,27 @@ impl Back<'_, '_> {
         }
     }
 
-    /// What `waited` gives, unless the client leaves; before the request has gone out.
+    /// What `waited` gives, unless the client leaves or gives up; before the request has gone out.
     pub(super) async fn unless_gone<T>(
         &mut self,
         request: &Request,
         waited: impl Future<Output = T>,
     ) -> Result<T, Failure> {
         let mut waited = pin!(waited);
-        poll_fn(|cx| match (waited.as_mut().poll(cx), request.body) {
-            (Poll::Ready(output), _) => Poll::Ready(Ok(output)),
-            (Poll::Pending, BodyLength::None) => {
-                self.poll_gone(cx).map(|()| Err(Failure::ClientGone))
+        let mut until_deadline = pin!(request.until_deadline());
+        poll_fn(|cx| {
+            if let Poll::Ready(output) = waited.as_mut().poll(cx) {
+                return Poll::Ready(Ok(output));
             }
-            // What is heard of a client of HTTP/1.1 may be its body.
-            (Poll::Pending, BodyLength::Fixed(_) | BodyLength::Chunked) => {
-                self.poll_reset(cx).map(|()| Err(Failure::ClientGone))
+            if until_deadline.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(Rejection::DeadlineExceeded.into()));
             }
+            let gone = match request.body {
+                BodyLength::None => self.poll_gone(cx),
+                // What is heard of a client of HTTP/1.1 may be its body.
+                BodyLength::Fixed(_) | BodyLength::Chunked => self.poll_reset(cx),
+            };
+            gone.map(|()| Err(Failure::ClientGone))
         })
         .await
     }
@@ -308,7 +313,7 @@ impl<'c> Down<'_, 'c> {
             return failure;
         }
         let why = ours.unwrap_or(Rejection::UpstreamBroken);
-        let status = GrpcStatus::of_refusal(why.status());
+        let status = why.grpc();
         // This, too, is an answer: its event comes first, and says so.
         record.aborted(failure.reason());
         record.grpc = Some(status);

@@ -44,7 +44,7 @@ use trying::Trying;
 pub(super) enum Client<'a, 'b> {
     Http1(&'a mut Ends<'b>),
     Http2 {
-        body: RecvStream,
+        body: &'a mut RecvStream,
         respond: &'a mut SendResponse<Bytes>,
     },
 }
@@ -133,7 +133,9 @@ async fn exchange(
         let settings = &outgoing.plan.config.upstreams[outgoing.upstream];
         let (retries, within) = (settings.retries.as_ref(), outgoing.request.within);
         let picked = upstream.pick(outgoing.aim, &[]);
-        let to = (slot, picked.map_err(|_| Rejection::NoEndpoint)?);
+        let picked = picked.map_err(|_| Rejection::NoEndpoint)?;
+        record.aims_at(&picked.pool);
+        let to = (slot, picked);
         let mut trying = Trying::new(upstream, to, (retries, within), &is_lost);
         let keep = retries.map_or(0, |retries| retries.buffer);
         let mut body = Body::new(source, (outgoing.request.body, keep), &is_lost);
@@ -141,13 +143,13 @@ async fn exchange(
             let failure = match attempt(conn, outgoing, &mut body, &mut trying, back, record).await
             {
                 Ok(Ended::Whole(next)) => {
-                    trying.tell(Ok(record.status), record);
+                    trying.tell(Ok(record.status), &outgoing.request, record);
                     return Ok(next);
                 }
                 Ok(Ended::Again) => continue,
                 Err(failure) => failure,
             };
-            trying.tell(Err(&failure), record);
+            trying.tell(Err(&failure), &outgoing.request, record);
             // An answer has told it already.
             if record.answered.is_none() {
                 learn(&trying.slot, Err(&failure), record);
@@ -308,7 +310,7 @@ async fn tunnel(
     let (Source::Http2 { stream: body, .. }, Back::Http2(respond)) = (source, back) else {
         return Err(Rejection::UpstreamBroken.into());
     };
-    let client = (body, &mut **respond);
+    let client = (&mut **body, &mut **respond);
     let switched = upgrade::switched_http2(conn, outgoing, client, upstream, answer, record);
     // Apart, so that others have no room for it.
     Box::pin(switched).await?;
@@ -370,10 +372,10 @@ async fn by_http2(
     let mut answer = conn.lane.buffers.take();
     let run = run(conn, outgoing, body, upstream, back, &mut answer, record);
     let ran = run.await;
-    if let Err(failure) = &ran
-        && waited_in_vain(failure, record)
-    {
-        place.doubt();
+    match &ran {
+        Ok(_) => place.answered(),
+        Err(failure) if waited_in_vain(failure, record) => place.doubt(),
+        Err(_) => {}
     }
     trying.point = match fate.get() {
         Fate::Unseen => Point::Unseen,

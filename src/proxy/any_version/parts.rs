@@ -53,7 +53,7 @@ pub(super) enum Source<'a, 's> {
         until_close: bool,
     },
     Http2 {
-        stream: RecvStream,
+        stream: &'a mut RecvStream,
         /// Bytes of the part given last, which its sender may send anew once they are taken.
         taken: usize,
         /// What has come since, out of its frames.
@@ -61,8 +61,8 @@ pub(super) enum Source<'a, 's> {
     },
 }
 
-impl Source<'_, '_> {
-    pub(super) fn http2(stream: RecvStream) -> Self {
+impl<'a> Source<'a, '_> {
+    pub(super) fn http2(stream: &'a mut RecvStream) -> Self {
         Source::Http2 {
             stream,
             taken: 0,

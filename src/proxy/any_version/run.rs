@@ -66,10 +66,7 @@ pub(super) async fn run(
         trying,
     } = upstream;
     record.sent = None;
-    if outgoing.request.body != BodyLength::None {
-        record.waits();
-    }
-    let progress = Progress::begin(trying.waited);
+    let progress = Progress::begin(trying.waited, record.probe.clone());
     let request = outgoing.request;
     let plan = outgoing.plan;
     let mut uploading = Uploading {
@@ -89,9 +86,10 @@ pub(super) async fn run(
     let answered = answered.await;
     trying.waited = progress.waited();
     trying.point = Point::of(progress.begun.get(), answer);
-    let (head, body) = answered?;
+    let (head, mut body) = answered?;
     record.answers(head.status);
     progress.answered.set(true);
+    progress.made();
     let status = head.status;
     let answered = Answered {
         head,
@@ -133,7 +131,7 @@ pub(super) async fn run(
         return Ok(Ran::Switched(body));
     }
     let keep_alive = answered.head.keep_alive;
-    let mut body = source(body, answers, answer, &answered)?;
+    let mut body = source(body.as_mut(), answers, answer, &answered)?;
     let mut down = Down {
         head: std::mem::take(&mut *outgoing.out),
         chunked: answered.chunked() && !request.old_client,
@@ -255,7 +253,7 @@ async fn await_head<F: Future<Output = Result<(), Failure>>>(
 
 /// Where the response's body comes from, which begins at the front of `answer` or is a stream's `body`.
 fn source<'a, 's: 'a>(
-    body: Option<RecvStream>,
+    body: Option<&'a mut RecvStream>,
     answers: Answers<'s>,
     answer: &'a mut Vec<u8>,
     answered: &Answered,

@@ -57,9 +57,9 @@ impl<'r> Trying<'r> {
     }
 
     /// Says what the endpoint made of the request, once.
-    pub(super) fn tell(&mut self, came: Result<u16, &Failure>, record: &Record) {
+    pub(super) fn tell(&mut self, came: Result<u16, &Failure>, request: &Request, record: &Record) {
         if !self.told
-            && let Some(outcome) = outcome(came, record)
+            && let Some(outcome) = outcome(came, request, record)
         {
             self.picked.tell(outcome);
         }
@@ -90,7 +90,7 @@ impl<'r> Trying<'r> {
         back: &mut Back<'_, '_>,
         record: &mut Record,
     ) -> Result<bool, Failure> {
-        self.tell(came, record);
+        self.tell(came, &outgoing.request, record);
         let reason = came.err().map(Failure::reason);
         let over = record.tried(&self.picked.pool, came.ok(), reason);
         back.unless_gone(&outgoing.request, sleep(wait)).await?;

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use crate::proxy::headers;
 use crate::proxy::outgoing::Request;
 use crate::proxy::reply::Rejection;
 use crate::proxy::wire::{Deadlines, Elapsed};
+use crate::store::breakers::Probe;
 
 /// A request's body on its way, which may go on beside the response.
 pub(super) struct Uploading<'a, F> {
@@ -47,11 +49,13 @@ pub(super) struct Progress {
     pub begun: Cell<bool>,
     /// Whether the response's head has come: what is left goes on for as long as something moves.
     pub answered: Cell<bool>,
+    /// Where it is one: its time is the upstream's, but while the client is waited for.
+    probe: Option<Rc<Probe>>,
 }
 
 impl Progress {
     /// Of a try; in those before it the client was waited for so long.
-    pub(super) fn begin(waited: Duration) -> Progress {
+    pub(super) fn begin(waited: Duration, probe: Option<Rc<Probe>>) -> Progress {
         Progress {
             bytes_in: Cell::new(0),
             waited: Cell::new(waited),
@@ -59,6 +63,7 @@ impl Progress {
             moved: Cell::new(clock::mono()),
             begun: Cell::new(false),
             answered: Cell::new(false),
+            probe,
         }
     }
 
@@ -70,6 +75,14 @@ impl Progress {
     fn sent(&self) {
         self.begun.set(true);
         self.made();
+        self.works();
+    }
+
+    /// The upstream's time begins anew.
+    fn works(&self) {
+        if let (Some(probe), false) = (&self.probe, self.answered.get()) {
+            probe.works(clock::mono(), fastrand::f64());
+        }
     }
 
     /// For the client to send, so far.
@@ -80,12 +93,17 @@ impl Progress {
     }
 
     fn begin_waiting(&self) {
-        self.waiting.set(Some(clock::mono()));
+        let now = clock::mono();
+        self.waiting.set(Some(now));
+        if let (Some(probe), false) = (&self.probe, self.answered.get()) {
+            probe.waits(now, fastrand::f64());
+        }
     }
 
     fn end_waiting(&self) {
         self.waited.set(self.waited());
         self.waiting.set(None);
+        self.works();
     }
 
     /// What is left of `idle` since something moved.
@@ -201,6 +219,7 @@ pub(super) async fn upload(
                 reset_if_late(&mut sink, put)?;
                 // How long the upstream took to read it is not the client's time.
                 progress.made();
+                progress.works();
                 if last {
                     return Ok(());
                 }

@@ -1,19 +1,19 @@
-//! A client's connection of HTTP/2, with when it began what it has not ended: `h2` waits for ever for the rest of a frame or a head.
+//! A client's connection of HTTP/2, with when it began what it has not ended, since `h2` waits for ever for the rest of a frame or a head; and
+//! with when it last took some of a body, which it may still do once its requests are over for weir.
 
 use std::cell::RefCell;
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::http2::frames::Frames;
-use crate::net::stream::pass_writes_on;
 
-/// A stream whose bytes are followed as they are read.
+/// A stream whose bytes are followed as they are read and written.
 pub(super) struct Heard<S> {
     stream: S,
     due: Rc<RefCell<Due>>,
@@ -23,6 +23,9 @@ struct Due {
     frames: Frames,
     /// What is due, and since when.
     since: Option<(u64, Instant)>,
+    answers: Frames,
+    /// When some of a body was taken last.
+    took: Instant,
 }
 
 /// How long a client may take for what it has begun.
@@ -37,6 +40,8 @@ pub(super) fn hear<S>(stream: S, span: Duration) -> (Heard<S>, Patience) {
     let due = Rc::new(RefCell::new(Due {
         frames: Frames::default(),
         since: Some((0, Instant::now())),
+        answers: Frames::of_server(),
+        took: Instant::now(),
     }));
     let heard = Heard {
         stream,
@@ -47,6 +52,11 @@ pub(super) fn hear<S>(stream: S, span: Duration) -> (Heard<S>, Patience) {
 }
 
 impl Patience {
+    /// When the client took some of a body last.
+    pub(super) fn took(&self) -> Instant {
+        self.due.borrow().took
+    }
+
     /// Ready once something has been due for too long. Asked behind each read: it sees no other.
     pub(super) fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some((_, since)) = self.due.borrow().since else {
@@ -79,4 +89,44 @@ impl<S: AsyncRead + Unpin> AsyncRead for Heard<S> {
     }
 }
 
-pass_writes_on!(Heard);
+impl<S: AsyncWrite + Unpin> AsyncWrite for Heard<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let count = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, parts))?;
+        let mut due = self.due.borrow_mut();
+        let before = due.answers.bodies();
+        let mut left = count;
+        for part in parts {
+            let taken = &part[..left.min(part.len())];
+            due.answers.read(taken);
+            left -= taken.len();
+        }
+        if due.answers.bodies() > before {
+            due.took = Instant::now();
+        }
+        Poll::Ready(Ok(count))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,162 @@
+//! What endpoints and breakers are told of exchanges that fail where HTTP/2 is at a side.
+
+use std::time::Duration;
+
+use h2::Reason;
+
+use super::harness::versions::{Asked, Call, Client, Length, Origin, Version, run};
+use super::harness::{Lane, eventually};
+
+const GRPC: [(&str, &str); 2] = [("content-type", "application/grpc"), ("te", "trailers")];
+
+/// Two endpoints behind a lane that ejects one of them, once it fails three times in a row.
+struct World {
+    lane: Lane,
+    client: Client,
+    one: Origin,
+    two: Origin,
+}
+
+impl World {
+    async fn new(asks: Version) -> World {
+        let one = Origin::start(Version::Two).await;
+        let two = Origin::start(Version::Two).await;
+        let lane = Lane::start(&format!(
+            "listen: '127.0.0.1:0'\n\
+             upstreams: {{app: {{endpoints: ['http://{}', 'http://{}'], protocol: http2, load_balancing: round_robin, \
+             outlier_detection: {{consecutive_5xx: 3, base_ejection_time: 1h, max_ejection_percent: 50}}}}}}\n",
+            one.address, two.address
+        ));
+        let client = Client::connect(asks, lane.address).await;
+        World {
+            lane,
+            client,
+            one,
+            two,
+        }
+    }
+
+    async fn asked(&mut self) -> Asked {
+        tokio::select! {
+            asked = self.one.asked() => asked,
+            asked = self.two.asked() => asked,
+        }
+    }
+
+    async fn call(&mut self, length: Length) -> (Call, Asked) {
+        let call = self.client.call("POST", "/", &GRPC, length).await;
+        (call, self.asked().await)
+    }
+
+    fn ejected(&self) -> usize {
+        self.lane.plan.borrow().upstreams[0].counts().ejected
+    }
+}
+
+#[test]
+fn an_endpoint_that_breaks_off_its_bodies_is_ejected() {
+    for asks in [Version::One, Version::Two] {
+        run(async {
+            let mut world = World::new(asks).await;
+            for _ in 0..6 {
+                let call = world.client.get("/").await;
+                let mut asked = world.asked().await;
+                let mut out = asked.reply(200, &[], Length::Unknown).await;
+                out.send(b"part").await.unwrap();
+                let mut answer = call.answer().await;
+                answer.body.expect(b"part").await;
+                asked.reset(Reason::INTERNAL_ERROR);
+                out.reset();
+                assert!(answer.body.rest().await.is_err());
+            }
+            eventually(|| world.ejected() == 1);
+        });
+    }
+}
+
+#[test]
+fn an_endpoint_that_says_that_it_is_unavailable_is_ejected() {
+    let said = [("content-type", "application/grpc"), ("grpc-status", "14")];
+    run(async {
+        let mut world = World::new(Version::Two).await;
+        for _ in 0..6 {
+            let (call, mut asked) = world.call(Length::None).await;
+            asked.reply(200, &said, Length::None).await;
+            assert_eq!(call.answer().await.status, 200);
+        }
+        eventually(|| world.ejected() == 1);
+        // Behind a body likewise; what is wrong with a call says nothing of the endpoint.
+        for (status, ejected) in [("14", 1), ("3", 0), ("13", 0)] {
+            let mut world = World::new(Version::Two).await;
+            for _ in 0..6 {
+                let (call, mut asked) = world.call(Length::None).await;
+                let mut out = asked.reply(200, &said[..1], Length::Unknown).await;
+                out.send(b"part").await.unwrap();
+                out.end(&[("grpc-status", status)]).await.unwrap();
+                assert_eq!(call.whole().await.0, 200);
+            }
+            eventually(|| world.ejected() == ejected);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            assert_eq!(world.ejected(), ejected, "{status}");
+        }
+    });
+}
+
+/// A call of gRPC streams for as long as it likes: that it is not whole yet excuses no reset.
+#[test]
+fn calls_that_are_open_count_where_they_are_reset() {
+    run(async {
+        let mut world = World::new(Version::Two).await;
+        for _ in 0..6 {
+            let (call, mut asked) = world.call(Length::Unknown).await;
+            asked.reset(Reason::INTERNAL_ERROR);
+            assert_eq!(call.answer().await.status, 200);
+        }
+        eventually(|| world.ejected() == 1);
+
+        let mut origin = Origin::start(Version::Two).await;
+        let lane = Lane::start(&format!(
+            "listen: '127.0.0.1:0'\n\
+             upstreams: {{app: {{endpoints: ['http://{}'], protocol: http2, circuit_breaker: b}}}}\n\
+             circuit_breakers: {{b: {{consecutive_failures: 3, open_for: 1h}}}}\n",
+            origin.address
+        ));
+        let mut client = Client::connect(Version::Two, lane.address).await;
+        for _ in 0..3 {
+            let call = client.call("POST", "/", &GRPC, Length::Unknown).await;
+            origin.asked().await.reset(Reason::INTERNAL_ERROR);
+            assert_eq!(call.answer().await.status, 200);
+        }
+        eventually(|| state(&lane) == "open");
+    });
+}
+
+/// Only the client's part of the time is not the upstream's.
+#[test]
+fn a_probe_whose_body_is_not_read_fails_by_its_time() {
+    run(async {
+        let mut origin = Origin::start(Version::Two).await;
+        let lane = Lane::start(&format!(
+            "listen: '127.0.0.1:0'\n\
+             upstreams: {{app: {{endpoints: ['http://{}'], protocol: http2, timeout: 10m, circuit_breaker: b}}}}\n\
+             circuit_breakers: {{b: {{consecutive_failures: 1, open_for: 1s, jitter: 0%, half_open: {{probes: 1, probe_timeout: 1s}}}}}}\n",
+            origin.address
+        ));
+        let mut client = Client::connect(Version::Two, lane.address).await;
+        let call = client.get("/").await;
+        origin.asked().await.reply(500, &[], Length::None).await;
+        assert_eq!(call.answer().await.status, 500);
+        eventually(|| state(&lane) == "half_open");
+        let mut call = client.call("POST", "/", &[], Length::Unknown).await;
+        let _asked = origin.asked().await;
+        call.body.pour().await;
+        eventually(|| state(&lane) == "open");
+    });
+}
+
+fn state(lane: &Lane) -> &'static str {
+    let plan = lane.plan.borrow();
+    let now = weir::clock::moment().mono;
+    let breaker = plan.breakers[0].as_ref().unwrap();
+    breaker.snapshot(now).state.as_str()
+}
