@@ -11,7 +11,7 @@ run: ## Start the demo: weir in front of weir echo, until Ctrl-C (WEIR_PORT=8081
 	@config/demo.sh
 
 test: peers ## Run every test
-	@tests/need.sh curl openssl redis-server postgresql libfaketime iproute2 iptables nftables
+	@tests/need.sh curl openssl redis-server postgresql pgbouncer libfaketime iproute2 iptables nftables
 	@tests/otlp-venv.sh
 	cargo test --all-targets
 
@@ -78,7 +78,7 @@ test-redis-versions: ## Run what asks most of Redis on Redis 6.2 and 8.2 and on 
 	tests/redis-versions.sh
 
 test-postgres-version: ## Run what asks most of Postgres on Postgres 16
-	@tests/need.sh redis-server postgresql
+	@tests/need.sh redis-server postgresql pgbouncer
 	@test -x target/postgres-version/lib/*/site-packages/pgserver/pginstall/bin/postgres || \
 		{ python3 -m venv target/postgres-version && \
 			target/postgres-version/bin/pip install -q --no-deps --only-binary :all: pgserver==0.1.4; }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use harness::kept::{DAY, KEY, Kept, Kind, RETENTION, pools};
+use harness::pooler::Pooler;
 use harness::postgres::{Database, Server};
 use harness::raw::Silent;
 use harness::redis::Certificates;
@@ -74,8 +75,28 @@ async fn reads_from(postgres: &Postgres) -> u16 {
 #[test]
 fn reads_are_bounded_and_change_nothing() {
     let database = Database::new();
+    bounds_reads(&database.url());
+}
+
+/// One refuses the startup options that weir would set by.
+#[test]
+fn reads_through_a_pooler_are_bounded_and_change_nothing() {
+    let database = Database::new();
+    let pooler = Pooler::to(database.server);
+    let url = pooler.url_of(&database.name);
+    let by_options = format!("{url}&options=-c%20statement_timeout%3D9");
     on_a_runtime(async {
-        let mut config = config(&database.url(), &[]);
+        let postgres = Postgres::new(&config(&by_options, &[])).unwrap();
+        let refused = postgres.read().await.map(drop).unwrap_err().to_string();
+        assert!(refused.contains("startup parameter"), "{refused}");
+    });
+    bounds_reads(&url);
+}
+
+#[track_caller]
+fn bounds_reads(url: &str) {
+    on_a_runtime(async {
+        let mut config = config(url, &[]);
         config.timeout = Duration::from_secs(2);
         let postgres = Postgres::new(&config).unwrap();
         let read = postgres.read().await.unwrap();

@@ -16,6 +16,7 @@ pub mod netns;
 pub mod node;
 pub mod origin;
 pub mod peers;
+pub mod pooler;
 pub mod postgres;
 pub mod process;
 pub mod raw;
