@@ -619,7 +619,7 @@ fn what_operators_do_is_in_the_log() {
     let mut admin = running.admin();
     let mut check = |method: &str, path: &str, body: &str, parts: &[&str]| {
         let status = call(&mut admin, method, path, body).status;
-        let path = path.split('?').next().unwrap();
+        let path = path.split('?').next().unwrap().replace("acme", "***");
         for part in parts {
             running.log_until(part);
         }

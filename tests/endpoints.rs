@@ -133,7 +133,13 @@ fn a_key_stays_at_its_endpoint_until_that_is_down() {
     servers[0].says_of_its_health(200);
     until_up(&lane, 4);
     assert_eq!(all(&mut client), before);
-    // Without a key a request goes anywhere.
+    // The first of several is taken, and without a key a request goes anywhere.
+    let key = "X-Key: 7";
+    let one = client.send("GET", "/", &[key], "").body;
+    for other in 0..20 {
+        let two = [key, &format!("X-Key: {other}")];
+        assert_eq!(client.send("GET", "/", &two, "").body, one);
+    }
     assert_eq!(spread(&mut client, 60).len(), 4);
 }
 
@@ -472,6 +478,31 @@ fn a_check_names_what_the_file_names() {
     let asked = upstream.whole().swap_remove(0);
     let host = format!("\r\nHost: app.test:{port}\r\n");
     assert!(asked.contains(&host), "{asked}");
+}
+
+/// What one name server does not know, another may, which does not answer now.
+#[test]
+fn a_name_is_gone_once_no_name_server_has_it() {
+    let server = Server::start();
+    let (knows, other) = (NameServer::start(), NameServer::start());
+    let port = server.address.port();
+    knows.says("app.test", &[server.ip()], 60);
+    other.fails("app.test");
+    let endpoints = format!(
+        "[{{dns: 'app.test:{port}', refresh: 20ms, servers: ['{}', '{}']}}]",
+        other.address, knows.address
+    );
+    let lane = Lane::start(&of_endpoints(&endpoints, ""));
+    let mut client = lane.connect();
+    assert_eq!(client.get("/").status, 200);
+    knows.fails("app.test");
+    other.forgets("app.test");
+    let failed = r#"weir_upstream_dns_lookups_total{upstream="app",result="failed"}"#;
+    let before = metric(&lane, failed).unwrap_or_default();
+    eventually(|| metric(&lane, failed).unwrap() >= before + 6.0);
+    assert_eq!(client.get("/").status, 200);
+    knows.forgets("app.test");
+    eventually(|| client.get("/").status == 503);
 }
 
 #[test]

@@ -443,6 +443,24 @@ fn no_one_chooses_under_which_of_several_values_it_is_counted(store: Store) {
         });
         assert_eq!(statuses.collect::<Vec<_>>(), [200, 429], "{by}");
     }
+    // A route for `/login/**` has `/login` and `/login/` for one, and with `ignore_case` all spellings.
+    let upstream = Upstream::answering("hi");
+    let lane = Lane::start(&format!(
+        "listen: 127.0.0.1:0\nupstreams: {{a: {{endpoints: ['{}']}}}}\nrate_limits: {{one: {{limit: 1/h, by: path}}}}\n\
+         routes: [{{match: {{path: /login/**, ignore_case: true}}, upstream: a, rate_limits: [one]}}]\n{}",
+        upstream.url(),
+        store.block()
+    ));
+    let paths = [
+        "/login",
+        "/login/",
+        "/LOGIN",
+        "/Login/",
+        "/login/x",
+        "/login/x/",
+    ];
+    let statuses = paths.map(|path| lane.connect().get(path).status);
+    assert_eq!(statuses, [200, 429, 429, 429, 200, 429]);
     // Where it only counts, nobody is refused.
     let lane = limited(store, "{limit: 1/h, by: 'query:k', mode: shadow}");
     assert_eq!(lane.connect().get("/?k=1&k=2").status, 200);

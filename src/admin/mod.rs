@@ -206,8 +206,14 @@ async fn answer(
             authorise(&plan, parts.headers.get(AUTHORIZATION))?;
             let answer = asked(admin, &plan, method, rest, &parts, body).await;
             if method != Method::GET {
-                // Not the query: it can have what a client is known by.
-                let (path, status) = (parts.uri.path(), status(&answer).as_u16());
+                // Neither the query nor the key of an override: both can have what a client is known by.
+                let path = match rest {
+                    ["limits", name, "overrides", _] => {
+                        &*format!("/v1/limits/{name}/overrides/***")
+                    }
+                    _ => parts.uri.path(),
+                };
+                let status = status(&answer).as_u16();
                 info!(%method, path, %peer, status, "admin call");
             }
             answer

@@ -12,7 +12,7 @@ use tokio::time::sleep;
 /// How long an address is waited for before the next one is tried beside it (RFC 8305, section 5).
 const BESIDE_AFTER: Duration = Duration::from_millis(250);
 
-/// Connects to one of `addresses`. The next is tried once all before it have failed, or none has answered for a while. The error is that
+/// Connects to one of `addresses`. The next is tried as soon as one has failed, or none has answered for a while. The error is that
 /// of the last address that failed; `None` for no address.
 pub async fn connect_to_any(
     addresses: impl Iterator<Item = SocketAddr>,

@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 use super::answer::Answer;
 use super::audit;
 use super::draft::{self, Seen};
-use super::facts::Facts;
+use super::facts::{Facts, OfSeveral};
 use super::handle::{Conn, Redirected};
 use super::headers::{self, Client, RequestId};
 use super::quota::{self, Quota};
@@ -368,7 +368,7 @@ fn ring_key(plan: &Plan, upstream: usize, facts: &Facts<'_>) -> Option<u64> {
     match &plan.config.upstreams[upstream].load_balancing {
         Balancing::RoundRobin | Balancing::LeastRequest => None,
         Balancing::RingHash(by) => {
-            let parts = facts.parts(by, plan).ok()?;
+            let parts = facts.parts(by, plan, OfSeveral::First).ok()?;
             Some(balance::hash(parts.iter().map(|part| &**part)))
         }
     }

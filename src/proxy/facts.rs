@@ -11,6 +11,7 @@ use super::handle::Conn;
 use super::headers::Client;
 use super::reply::{Exceeded, Rejection};
 use crate::config::limits::{Cost, KeyPart, Limit, Mode};
+use crate::config::matches::PathMatch;
 use crate::config::override_keys::{client_key, credentials_key, has_credentials};
 use crate::http1::head::RequestHead;
 use crate::http1::hygiene::fold_to_one;
@@ -40,6 +41,13 @@ pub(super) struct Facts<'a> {
 /// The parts of a limit's key.
 pub(super) type Parts<'a> = SmallVec<[Cow<'a, [u8]>; 4]>;
 
+/// What is taken of several values for one part that differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OfSeveral {
+    First,
+    Nothing,
+}
+
 /// Why a request has no key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NoKey {
@@ -58,7 +66,7 @@ impl<'a> Facts<'a> {
         plan: &'a Plan,
     ) -> Result<Option<Parts<'a>>, Rejection> {
         let limit = &plan.config.limits[limit_index];
-        let parts = self.parts(&limit.by, plan);
+        let parts = self.parts(&limit.by, plan, OfSeveral::Nothing);
         if let Err(why) = parts {
             plan.limit_metrics[limit_index].missing.inc();
             // Without a key there is nothing that tells requests apart.
@@ -88,17 +96,28 @@ impl<'a> Facts<'a> {
         }
     }
 
-    pub(super) fn parts(&self, by: &[KeyPart], plan: &'a Plan) -> Result<Parts<'a>, NoKey> {
-        by.iter().map(|part| self.part(part, plan)).collect()
+    pub(super) fn parts(
+        &self,
+        by: &[KeyPart],
+        plan: &'a Plan,
+        of_several: OfSeveral,
+    ) -> Result<Parts<'a>, NoKey> {
+        let part = |part| self.part(part, plan, of_several);
+        by.iter().map(part).collect()
     }
 
-    fn part(&self, part: &KeyPart, plan: &'a Plan) -> Result<Cow<'a, [u8]>, NoKey> {
+    fn part(
+        &self,
+        part: &KeyPart,
+        plan: &'a Plan,
+        of_several: OfSeveral,
+    ) -> Result<Cow<'a, [u8]>, NoKey> {
         match part {
             KeyPart::Header(name) => {
                 let lines = self.head.lines(self.buffer);
                 // Servers that speak CGI or WSGI to applications take `x_api_key` for `x-api-key`.
                 let same = lines.filter(|(other, _)| fold_to_one(other, name.as_bytes()));
-                let value = one_of(same.map(|(_, value)| Cow::Borrowed(value)))?;
+                let value = one_of(same.map(|(_, value)| Cow::Borrowed(value)), of_several)?;
                 Ok(match (has_credentials(name), value) {
                     (true, Cow::Borrowed(value)) => credentials_key(value),
                     (_, value) => value,
@@ -108,19 +127,21 @@ impl<'a> Facts<'a> {
                 // As sent: old applications' cookies are not all UTF-8.
                 let cookies = self.head.values(self.buffer, "cookie");
                 let pairs = cookies.flat_map(|value| value.split(|byte| *byte == b';'));
-                one_of(pairs.filter_map(|pair| {
+                let values = pairs.filter_map(|pair| {
                     let value = pair.trim_ascii().strip_prefix(name.as_bytes())?;
                     value.strip_prefix(b"=").map(Cow::Borrowed)
-                }))
+                });
+                one_of(values, of_several)
             }
             KeyPart::Query(name) => {
                 let query = self.query.get(1..).unwrap_or_default();
-                one_of(query.split(|byte| *byte == b'&').filter_map(|pair| {
+                let values = query.split(|byte| *byte == b'&').filter_map(|pair| {
                     let at = pair.iter().position(|byte| *byte == b'=');
                     let at = at.unwrap_or(pair.len());
                     let same = percent_decode(&pair[..at]).eq(name.bytes());
                     same.then(|| percent_decode(pair.get(at + 1..).unwrap_or_default()).into())
-                }))
+                });
+                one_of(values, of_several)
             }
             part => self.one_part(part, plan).ok_or(NoKey::Missing),
         }
@@ -146,14 +167,22 @@ impl<'a> Facts<'a> {
             KeyPart::Header(_) | KeyPart::Cookie(_) | KeyPart::Query(_) => None,
             // With parameters a client would spell as many paths as it likes.
             KeyPart::Path => {
-                let path = match path::without_parameters(self.request.path) {
-                    Some(bare) => Cow::Owned(bare.into_bytes()),
-                    None => Cow::Borrowed(self.request.path.as_bytes()),
-                };
+                let bare = path::without_parameters(self.request.path);
+                let mut path = bare.map_or(Cow::Borrowed(self.request.path), Cow::Owned);
+                let matches = &plan.config.routes[self.route].matches;
                 // As many keys as spellings would be no limit.
-                Some(match plan.config.routes[self.route].matches.ignore_case {
-                    true => path.to_ascii_lowercase().into(),
-                    false => path,
+                if matches.ignore_case {
+                    path = path.to_ascii_lowercase().into();
+                }
+                if let (Some(PathMatch::Tree(_)), Some(folder)) =
+                    (&matches.path, path.strip_suffix('/'))
+                    && !folder.is_empty()
+                {
+                    path = folder.to_owned().into();
+                }
+                Some(match path {
+                    Cow::Borrowed(path) => Cow::Borrowed(path.as_bytes()),
+                    Cow::Owned(path) => Cow::Owned(path.into_bytes()),
                 })
             }
             KeyPart::Host => Some(Cow::Owned(
@@ -179,9 +208,12 @@ impl<'a> Facts<'a> {
 }
 
 /// The one value that there is, however often.
-fn one_of<'a>(mut values: impl Iterator<Item = Cow<'a, [u8]>>) -> Result<Cow<'a, [u8]>, NoKey> {
+fn one_of<'a>(
+    mut values: impl Iterator<Item = Cow<'a, [u8]>>,
+    of_several: OfSeveral,
+) -> Result<Cow<'a, [u8]>, NoKey> {
     let value = values.next().ok_or(NoKey::Missing)?;
-    match values.all(|other| other == value) {
+    match of_several == OfSeveral::First || values.all(|other| other == value) {
         true => Ok(value),
         false => Err(NoKey::Several),
     }

@@ -92,7 +92,7 @@ pub async fn look_up(live: &LiveUpstream, source: usize, name: &DnsName) {
                 warn!(%upstream, name = name.name, %error, "name cannot be looked up; its last addresses stay");
             }
             let nowhere = match error {
-                ResolveError::Nothing => look.nowhere.fetch_add(1, Ordering::Relaxed) + 1,
+                ResolveError::Nothing => look.nowhere.load(Ordering::Relaxed).saturating_add(1),
                 ResolveError::Failed(_) | ResolveError::Late => 0,
             };
             look.nowhere.store(nowhere, Ordering::Relaxed);

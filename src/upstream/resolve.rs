@@ -6,9 +6,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{
     ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig,
+    ResolverOpts,
 };
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
@@ -35,7 +37,7 @@ pub(super) struct Found {
 pub(super) enum ResolveError {
     #[error("{0}")]
     Failed(#[from] NetError),
-    /// Name servers say so: nobody has failed.
+    /// All name servers say so: none has failed.
     #[error("the name has no address")]
     Nothing,
     #[error("no name server answered in time")]
@@ -46,11 +48,12 @@ pub(super) enum ResolveError {
 pub(super) async fn resolve(name: &DnsName) -> Result<Found, ResolveError> {
     // Made for each look, which is rare: so a resolv.conf or hosts file that has changed is read, and nothing is remembered for longer than
     // the file of weir says.
-    let (resolver, suffixes) = resolver(name)?;
+    let (config, options) = configuration(name)?;
+    let resolver = resolver(config.clone(), options.clone())?;
     let look = async {
         match resolver.lookup_ip(name.name.as_str()).await {
             Err(error)
-                if error.is_no_records_found() && is_nowhere(&resolver, name, &suffixes).await =>
+                if error.is_no_records_found() && is_nowhere(&config, &options, name).await =>
             {
                 Err(ResolveError::Nothing)
             }
@@ -73,45 +76,41 @@ pub(super) async fn resolve(name: &DnsName) -> Result<Found, ResolveError> {
     }
 }
 
-/// Whether name servers say so of the name itself and of the name in each search domain: a look's own error is that of the last one
-/// tried, and another may have had no answer.
-async fn is_nowhere(resolver: &TokioResolver, name: &DnsName, suffixes: &[Name]) -> bool {
+/// Whether each name server says so, of the name itself and of the name in each search domain. A look's own error is not enough: it is that
+/// of the last name tried, and one server's "there is none" outweighs that another did not answer.
+async fn is_nowhere(config: &ResolverConfig, options: &ResolverOpts, name: &DnsName) -> bool {
     let Ok(relative) = Name::from_ascii(&name.name) else {
         return false;
     };
-    let suffixes = match relative.is_fqdn() {
-        true => &[],
-        false => suffixes,
-    };
-    let longer = suffixes
-        .iter()
-        .map(|suffix| relative.clone().append_domain(suffix));
-    for full in [relative.clone().append_domain(&Name::root())]
-        .into_iter()
-        .chain(longer)
-    {
-        // One that would be too long is not there.
-        let Ok(full) = full else { continue };
-        for kind in [RecordType::A, RecordType::AAAA] {
-            let looked = resolver.lookup(full.clone(), kind).await;
-            if !looked.is_err_and(|error| error.is_no_records_found()) {
-                return false;
+    let mut suffixes = vec![Name::root()];
+    if !relative.is_fqdn() {
+        suffixes.extend(config.search().iter().chain(config.domain()).cloned());
+    }
+    // One that would be too long is not there.
+    let full = |suffix| relative.clone().append_domain(suffix).ok();
+    let names: Vec<_> = suffixes.iter().filter_map(full).collect();
+    let servers = config.name_servers().iter().map(async |server| {
+        let alone = ResolverConfig::from_name_servers(vec![server.clone()]);
+        let Ok(resolver) = resolver(alone, options.clone()) else {
+            return false;
+        };
+        for name in &names {
+            for kind in [RecordType::A, RecordType::AAAA] {
+                let looked = resolver.lookup(name.clone(), kind).await;
+                if !looked.is_err_and(|error| error.is_no_records_found()) {
+                    return false;
+                }
             }
         }
-    }
-    true
+        true
+    });
+    join_all(servers).await.into_iter().all(|says_so| says_so)
 }
 
-/// And the domains that a name is searched in.
-fn resolver(name: &DnsName) -> Result<(TokioResolver, Vec<Name>), NetError> {
-    let mut suffixes = Vec::new();
-    let mut builder = match name.servers.as_slice() {
-        [] => {
-            let (config, options) = read_system_conf()?;
-            suffixes.extend(config.search().iter().chain(config.domain()).cloned());
-            let provider = TokioRuntimeProvider::default();
-            TokioResolver::builder_with_config(config, provider).with_options(options)
-        }
+/// Whom to ask, and how.
+fn configuration(name: &DnsName) -> Result<(ResolverConfig, ResolverOpts), NetError> {
+    let (config, mut options) = match name.servers.as_slice() {
+        [] => read_system_conf()?,
         servers => {
             let servers = servers.iter().map(|server| {
                 let by = |mut way: ConnectionConfig| {
@@ -121,14 +120,19 @@ fn resolver(name: &DnsName) -> Result<(TokioResolver, Vec<Name>), NetError> {
                 let ways = vec![by(ConnectionConfig::udp()), by(ConnectionConfig::tcp())];
                 NameServerConfig::new(server.ip(), true, ways)
             });
+            let mut options = ResolverOpts::default();
+            options.use_hosts_file = ResolveHosts::Never;
             let config = ResolverConfig::from_name_servers(servers.collect());
-            let provider = TokioRuntimeProvider::default();
-            let mut builder = TokioResolver::builder_with_config(config, provider);
-            builder.options_mut().use_hosts_file = ResolveHosts::Never;
-            builder
+            (config, options)
         }
     };
     // One address of a pod or server that has both is enough: two would count as two endpoints.
-    builder.options_mut().ip_strategy = LookupIpStrategy::Ipv4thenIpv6;
-    Ok((builder.build()?, suffixes))
+    options.ip_strategy = LookupIpStrategy::Ipv4thenIpv6;
+    Ok((config, options))
+}
+
+fn resolver(config: ResolverConfig, options: ResolverOpts) -> Result<TokioResolver, NetError> {
+    let provider = TokioRuntimeProvider::default();
+    let builder = TokioResolver::builder_with_config(config, provider);
+    builder.with_options(options).build()
 }

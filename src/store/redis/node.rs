@@ -203,7 +203,7 @@ impl State {
 async fn keep(redis: Arc<Redis>, address: Address, state: Arc<State>, speaks: bool) {
     let (first, longest) = BACK_OFF;
     let mut pause = first;
-    let mut told_down = false;
+    let (mut told_down, mut was_replica) = (false, false);
     loop {
         match connect(&redis, &address).await {
             Ok((mut connection, _driver)) => {
@@ -212,16 +212,16 @@ async fn keep(redis: Arc<Redis>, address: Address, state: Arc<State>, speaks: bo
                         info!(client = redis.name, node = %address, "redis node is connected");
                     }
                 };
-                let (answered, error) = hold(&redis, &mut connection, &state, told).await;
+                let ended = hold(&redis, &mut connection, &state, was_replica, told).await;
                 state.note_lost();
-                // One that takes connections and answers a ping with an error, since it loads or wants a password, is as good
-                // as down.
-                if answered {
+                was_replica = ended == Ended::Replica;
+                let worked = matches!(ended, Ended::Lost(_));
+                if worked {
                     (pause, told_down) = (first, false);
                 }
                 if speaks && !told_down {
-                    told_down = !answered;
-                    warn!(client = redis.name, node = %address, error, "redis node is lost");
+                    told_down = !worked;
+                    warn!(client = redis.name, node = %address, error = %ended, "redis node is lost");
                 }
             }
             Err(error) if speaks && !told_down => {
@@ -248,28 +248,53 @@ async fn connect(
     }
 }
 
+/// Why a connection ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Ended {
+    /// It never answered a ping but with an error, since it loads or wants a password: it is as good as down.
+    Mute(String),
+    Lost(String),
+    /// The server takes no writes. As good as down, too: its address may lead to it again and again.
+    Replica,
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Ended::Mute(why) | Ended::Lost(why) => f.write_str(why),
+            Ended::Replica => f.write_str("it takes no writes: it is a replica now"),
+        }
+    }
+}
+
 /// Pings the connection, now and then and whenever it is doubted, and lets calls use it while it answers. Where it was doubted,
 /// it must answer within a call's budget: a node that is slower would make calls wait in vain, again and again. Tells of the
-/// first answer; says whether there was one, and why it ended.
+/// first answer; where the one before led to a replica, of the second, as calls find out first whether this one does.
 async fn hold(
     redis: &Redis,
     connection: &mut MultiplexedConnection,
     state: &State,
+    was_replica: bool,
     tell: impl Fn(),
-) -> (bool, String) {
+) -> Ended {
     let ping = redis::cmd("PING");
-    let mut answered = false;
+    let (mut answers, told_at) = (0_u32, 1 + u32::from(was_replica));
+    let ended = |answers, why| match answers {
+        0 => Ended::Mute(why),
+        _ => Ended::Lost(why),
+    };
     loop {
         let began = clock::now();
         match timeout(redis.connect_timeout, ping.query_async::<Value>(connection)).await {
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => return (answered, error.to_string()),
+            Ok(Err(error)) => return ended(answers, error.to_string()),
             Err(_) => {
                 let error = format!("no answer within {:?}", redis.connect_timeout);
-                return (answered, error);
+                return ended(answers, error);
             }
         }
-        if !std::mem::replace(&mut answered, true) {
+        answers = answers.saturating_add(1);
+        if answers == told_at {
             tell();
         }
         let latency = began.elapsed();
@@ -281,8 +306,7 @@ async fn hold(
             continue;
         }
         if state.leaves.swap(false, Ordering::Relaxed) {
-            // Not as one that answers: the address may lead to it again and again.
-            return (false, "it takes no writes: it is a replica now".to_owned());
+            return Ended::Replica;
         }
         state.note_found(connection);
         let _ = timeout(PING_EVERY, state.doubted.notified()).await;
