@@ -253,3 +253,33 @@ fn a_password_in_a_target_is_not_written_down() {
         assert!(told["path"] == path || told["path"] == "", "{told}");
     }
 }
+
+#[test]
+fn a_hidden_path_is_not_written_down_however_it_is_spelt() {
+    let upstream = Upstream::answering("x");
+    let folder = tempfile::tempdir().unwrap();
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nupstream: {}\n\
+         telemetry: {{access_log: {{format: json}}}}\n\
+         audit: {{sqlite: {{path: '{}'}}, redact: {{paths: [/reset/*, /users/*/keys]}}}}\n",
+        upstream.url(),
+        folder.path().join("audit.db").display()
+    ));
+    let mut weir = Running::start(config.path());
+    let lines = lines(&mut weir);
+    let long = format!("/users/hunter2{}/keys", "x".repeat(5000));
+    for (target, status, path) in [
+        ("/Reset/hunter2", 200, "/Reset/***"),
+        ("/reset%3Bx/hunter2", 200, "/reset%3Bx/***"),
+        ("/reset%2Fhunter2", 400, "/reset/***"),
+        ("http://x/reset%2Fhunter2", 400, "http://x/reset/***"),
+        (&long, 200, "/users/***/keys"),
+    ] {
+        let request = format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n");
+        let mut client = weir.client();
+        client.write(request.as_bytes());
+        let told = next(&lines);
+        assert_eq!(told["status"], status, "{told}");
+        assert_eq!(told["path"], path, "{told}");
+    }
+}

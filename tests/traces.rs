@@ -605,3 +605,25 @@ fn hidden_segments_of_a_path_are_in_no_span() {
     let url = format!("{}/v2/***", upstream.url());
     assert_eq!(call["attributes"]["url.full"], url, "{call}");
 }
+
+#[test]
+fn hidden_segments_stay_hidden_behind_another_prefix() {
+    let (upstream, collector) = (Upstream::answering(""), Collector::start(None));
+    let folder = tempfile::tempdir().unwrap();
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\n\
+         telemetry: {{traces: {{otlp: '{}', sample: 100%}}}}\nupstreams: {{app: {{endpoints: ['{}']}}}}\n\
+         routes: [{{match: {{path: /users/me/*}}, upstream: app, rewrite: {{path_prefix: /v2}}}}]\n\
+         audit: {{sqlite: {{path: '{}'}}, redact: {{paths: [/users/*/keys/*]}}}}\n",
+        collector.url(),
+        upstream.url(),
+        folder.path().join("audit.db").display()
+    ));
+    let weir = Running::start(config.path());
+    assert_eq!(weir.client().get("/users/me/keys/s").status, 200);
+    let (server, call) = pair(&collector);
+    let asked = &server["attributes"]["url.path"];
+    assert_eq!(asked, "/users/***/keys/***", "{server}");
+    let url = format!("{}/v2/keys/***", upstream.url());
+    assert_eq!(call["attributes"]["url.full"], url, "{call}");
+}

@@ -3,6 +3,9 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
+use percent_encoding::percent_decode_str;
+use smallvec::SmallVec;
+
 use crate::http1::path;
 
 /// What stands in place of a redacted value.
@@ -96,28 +99,78 @@ impl Redaction {
         self.paths.extend(patterns);
     }
 
-    /// The path, or a URL up to its query, with `***` for what a pattern has a `*` for.
+    /// A request's path, or its URL up to the query, with `***` for what a pattern has a `*` for.
     pub fn redact_path<'a>(&self, path: &'a str) -> Cow<'a, str> {
-        if self.paths.is_empty() {
-            return Cow::Borrowed(path);
-        }
-        let start = match path.find("//").filter(|at| !path[..*at].contains('/')) {
-            Some(at) if at > 0 => path[at + 2..].find('/').map(|slash| at + 2 + slash),
-            _ => Some(0),
+        // Unlike in a header, `//` begins a path.
+        let start = match path.starts_with('/') {
+            true => 0,
+            false => origin_end(path),
         };
-        let (origin, asked) = path.split_at(start.unwrap_or(path.len()));
-        // What no route has taken is as it was sent.
-        let normal = path::normalise(asked.as_bytes()).ok();
-        let normal = normal.as_ref().and_then(|path| str::from_utf8(path).ok());
-        let mut redacted = None;
+        self.redact_behind(start, path)
+    }
+
+    /// Of a path that is `asked` for elsewhere, as `moved`, whose last segments, as many as are `kept`, are those of `asked`:
+    /// without what is hidden of either. Both are in normal form.
+    pub fn redact_moved<'a>(&self, asked: &str, moved: &'a str, kept: usize) -> Cow<'a, str> {
+        if self.paths.is_empty() {
+            return Cow::Borrowed(moved);
+        }
+        let mut mask = self.mask(moved);
+        let count = |path: &str| path.split('/').count();
+        let (before, now) = (count(asked), count(moved));
+        let start = before.saturating_sub(kept);
+        let moved_to = |n: usize| (n + now).saturating_sub(before);
+        let of_asked = self.mask(asked);
+        let behind = of_asked.hidden.into_iter().filter(|n| *n >= start);
+        mask.hidden.extend(behind.map(moved_to));
+        if let Some(rest) = of_asked.rest {
+            mask.hide_from(moved_to(rest.max(start)));
+        }
+        mask.put_on(moved).map_or(Cow::Borrowed(moved), Cow::Owned)
+    }
+
+    /// The URL up to its query, of which the path begins at `start`.
+    fn redact_behind<'a>(&self, start: usize, url: &'a str) -> Cow<'a, str> {
+        let (origin, path) = url.split_at(start);
+        if self.paths.is_empty() || path.is_empty() {
+            return Cow::Borrowed(url);
+        }
+        let normal = path::normalise(path.as_bytes()).ok();
+        let redacted = match normal.as_deref().map(str::from_utf8) {
+            Some(Ok(path)) => self.mask(path).put_on(path),
+            _ => self.unsure(path),
+        };
+        redacted.map_or(Cow::Borrowed(url), |path| {
+            Cow::Owned(origin.to_owned() + &path)
+        })
+    }
+
+    /// What of a path in normal form is hidden, by all patterns together.
+    fn mask(&self, path: &str) -> Mask {
+        let segments: SmallVec<[_; 16]> = path.split('/').enumerate().skip(1).collect();
+        // For servers that know parameters `/;x/a` is `/a`.
+        let is_named = |it: &str| it.is_empty() || !name(it).is_empty();
+        let named = segments.iter().copied().filter(|(_, it)| is_named(it));
+        let mut mask = Mask::default();
         for pattern in &self.paths {
-            let path = redacted.as_deref().or(normal).unwrap_or(asked);
-            redacted = hidden_by(pattern, path).or(redacted);
+            mask.add(pattern, segments.iter().copied());
+            mask.add(pattern, named.clone());
         }
-        match redacted {
-            Some(redacted) => Cow::Owned(origin.to_owned() + &redacted),
-            None => Cow::Borrowed(path),
-        }
+        mask
+    }
+
+    /// What is told of a path without a normal form, which one server reads so and another so, where it may have what is hidden:
+    /// nothing of it, but how the pattern begins.
+    fn unsure(&self, path: &str) -> Option<String> {
+        let read = decoded(path);
+        let is_in = |head: &str| {
+            let wanted = decoded(head.rsplit('/').next().unwrap_or_default());
+            let mut segments = read.split(['/', '\\']);
+            head.is_empty() || segments.any(|it| name(it).eq_ignore_ascii_case(name(&wanted)))
+        };
+        let mut heads = self.paths.iter().filter_map(|it| it.split_once("/*"));
+        let (head, _) = heads.find(|(head, _)| is_in(head))?;
+        Some(format!("{head}/{REDACTED}"))
     }
 
     /// The query with the values of the redacted names as `***`, however the name is percent-encoded. The rest stays
@@ -158,14 +211,19 @@ impl Redaction {
     /// The URL without a user and password, and with the redacted parameters of its query and its fragment as `***`: an
     /// authorization server puts tokens behind a `#`.
     fn redact_url(&self, url: &str) -> String {
-        let is_front = |at: &usize| !url[..*at].contains(['/', '?', '#']);
-        let url = match url.find("//").filter(is_front) {
-            Some(at) => without_userinfo(url, at + 2),
+        let url = match authority(url) {
+            Some(at) => without_userinfo(url, at),
             None => Cow::Borrowed(url),
         };
         let (whole, fragment) = parted(&url, '#');
         let (path, query) = parted(whole, '?');
-        let mut redacted = self.redact_path(path).into_owned();
+        let start = origin_end(path);
+        // What it is relative to is not known here.
+        let is_relative = start == 0 && !path.is_empty() && !path.starts_with('/');
+        let mut redacted = match is_relative && !self.paths.is_empty() {
+            true => REDACTED.to_owned(),
+            false => self.redact_behind(start, path).into_owned(),
+        };
         if let Some(query) = query {
             redacted.push('?');
             redacted += &self.redact_query(query);
@@ -263,32 +321,71 @@ fn is_like(pattern: &str, text: &str) -> bool {
     true
 }
 
-/// The path with `***` for what the pattern has a `*` for, where it begins as the pattern does. A segment's parameters do not count.
-fn hidden_by(pattern: &str, path: &str) -> Option<String> {
-    let mut wanted = pattern.strip_prefix('/')?.split('/').peekable();
-    let mut rest = Some(path.strip_prefix('/')?);
-    let mut redacted = String::with_capacity(path.len());
-    while let Some(wants) = wanted.next() {
-        let here = rest?;
-        redacted.push('/');
-        if wants == "*" && wanted.peek().is_none() {
-            redacted.push_str(REDACTED);
-            return (!here.is_empty()).then_some(redacted);
+/// Which segments of a path are hidden, counted from 1.
+#[derive(Debug, Default)]
+struct Mask {
+    hidden: SmallVec<[usize; 8]>,
+    /// The first of those at the end that are hidden together.
+    rest: Option<usize>,
+}
+
+impl Mask {
+    /// Hides what the pattern has a `*` for, where the segments begin as it does.
+    fn add<'a>(&mut self, pattern: &str, mut segments: impl Iterator<Item = (usize, &'a str)>) {
+        let before = self.hidden.len();
+        let mut wanted = pattern.split('/').skip(1).peekable();
+        while let Some(wants) = wanted.next() {
+            let is_last = wanted.peek().is_none();
+            match (segments.next(), wants) {
+                (Some((n, here)), "*") if is_last && !here.is_empty() => self.hide_from(n),
+                (Some((n, _)), "*") if !is_last => self.hidden.push(n),
+                (Some((_, here)), _) if name(here).eq_ignore_ascii_case(name(wants)) => {}
+                _ => return self.hidden.truncate(before),
+            }
         }
-        let (segment, behind) = parted(here, '/');
-        let name = segment.split(';').next().unwrap_or_default();
-        match wants {
-            "*" => redacted.push_str(REDACTED),
-            _ if name.eq_ignore_ascii_case(wants) => redacted.push_str(segment),
-            _ => return None,
+    }
+
+    fn hide_from(&mut self, n: usize) {
+        self.rest = Some(self.rest.map_or(n, |rest| rest.min(n)));
+    }
+
+    /// The path with `***` for what is hidden; `None` where nothing is.
+    fn put_on(&self, path: &str) -> Option<String> {
+        let mut shown = String::with_capacity(path.len());
+        let mut is_whole = true;
+        for (n, segment) in path.split('/').enumerate().skip(1) {
+            let is_rest = self.rest.is_some_and(|rest| n >= rest);
+            let is_hidden = is_rest || self.hidden.contains(&n);
+            shown.push('/');
+            shown.push_str(if is_hidden { REDACTED } else { segment });
+            is_whole &= !is_hidden;
+            if is_rest {
+                break;
+            }
         }
-        rest = behind;
+        (!is_whole).then_some(shown)
     }
-    if let Some(rest) = rest {
-        redacted.push('/');
-        redacted.push_str(rest);
-    }
-    Some(redacted)
+}
+
+/// A segment without its parameters.
+fn name(segment: &str) -> &str {
+    &segment[..path::parameters(segment).unwrap_or(segment.len())]
+}
+
+/// Where the host of a URL begins, or a user and password before it.
+fn authority(url: &str) -> Option<usize> {
+    let (scheme, _) = url.split_once("//")?;
+    let is_front = scheme.is_empty() || scheme.ends_with(':') && !scheme.contains(['/', '?', '#']);
+    is_front.then_some(scheme.len() + 2)
+}
+
+/// Where the path of a URL begins.
+fn origin_end(url: &str) -> usize {
+    authority(url).map_or(0, |at| {
+        // Browsers take a `\` for a `/`.
+        let slash = url[at..].find(['/', '\\']);
+        slash.map_or(url.len(), |slash| at + slash)
+    })
 }
 
 /// What stands before the mark, and what behind it, where it is there.
@@ -303,35 +400,17 @@ fn lower(name: impl AsRef<str>) -> String {
     name.as_ref().to_lowercase()
 }
 
-/// A parameter's name as a server reads it: `%XX` and `+` undone; a broken escape stands for itself.
+/// A parameter's name as a server reads it.
 fn decode_name(name: &str) -> Cow<'_, str> {
-    if !name.contains(['%', '+']) {
-        return Cow::Borrowed(name);
+    match name.contains(['%', '+']) {
+        true => Cow::Owned(decoded(&name.replace('+', " ")).into_owned()),
+        false => Cow::Borrowed(name),
     }
-    let mut decoded = Vec::with_capacity(name.len());
-    let mut rest = name.as_bytes();
-    while let [first, behind @ ..] = rest {
-        let (byte, behind) = match (first, behind) {
-            (b'%', [high, low, behind @ ..])
-                if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() =>
-            {
-                (hex(*high) << 4 | hex(*low), behind)
-            }
-            (b'+', behind) => (b' ', behind),
-            (byte, behind) => (*byte, behind),
-        };
-        decoded.push(byte);
-        rest = behind;
-    }
-    Cow::Owned(String::from_utf8_lossy(&decoded).into_owned())
 }
 
-/// The value of a hexadecimal digit.
-fn hex(digit: u8) -> u8 {
-    match digit {
-        b'0'..=b'9' => digit - b'0',
-        _ => (digit | 0x20) - b'a' + 10,
-    }
+/// With each `%XX` undone; a broken escape stands for itself.
+fn decoded(text: &str) -> Cow<'_, str> {
+    percent_decode_str(text).decode_utf8_lossy()
 }
 
 #[cfg(test)]
@@ -440,6 +519,75 @@ mod tests {
     }
 
     #[test]
+    fn no_pattern_of_paths_undoes_another() {
+        let mut redaction = Redaction::default();
+        let patterns = ["/users/*/profile", "/users/me/*", "/a/*/*", "/a/b/*/d"];
+        redaction.add_paths(patterns.map(str::to_owned));
+        let check = |path: &str, expected: &str| {
+            assert_eq!(redaction.redact_path(path), expected, "{path}");
+        };
+        check("/users/me/profile/s", "/users/***/***");
+        check("/users/me/x/y", "/users/me/***");
+        check("/users/ann/profile/x", "/users/***/profile/x");
+        check("/a/b/c/d", "/a/***/***");
+        check("/a/b", "/a/b");
+    }
+
+    #[test]
+    fn no_spelling_of_a_path_shows_what_is_hidden() {
+        let mut redaction = Redaction::default();
+        redaction.add_paths(["/reset/*", "/users/*/keys/*", "/p;x/*/y"].map(str::to_owned));
+        let check = |path: &str, expected: &str| {
+            assert_eq!(redaction.redact_path(path), expected, "{path}");
+        };
+        check("/reset%2Fs", "/reset/***");
+        check("/x/..%5creset\\s", "/reset/***");
+        check("/reset/s/..%2f", "/reset/***");
+        check("/RESET/%zz", "/reset/***");
+        check("/users/a%2Fb/%6Beys/s", "/users/***");
+        check("/reset%3Bx/s", "/reset%3Bx/***");
+        check("/;x/reset/s", "/;x/reset/***");
+        check("/p/s/y", "/p/***/y");
+        check("/other%2Fs", "/other%2Fs");
+        check("reset/s", "/reset/***");
+        check("*", "*");
+        check("x:443", "x:443");
+        let check = |url: &str, expected: &str| {
+            assert_eq!(redaction.redact_header("location", url), expected, "{url}");
+        };
+        check("//host/reset/s", "//host/reset/***");
+        check("//ann:s@host/reset/s?x", "//host/reset/***?x");
+        check("https://host\\reset/s", "https://host/reset/***");
+        check("https://host", "https://host");
+        check("/Reset/s", "/Reset/***");
+        // Below what it is, is not known.
+        check("s?code=s", "***?code=***");
+        check("reset//s", "***");
+        check("?a=1", "?a=1");
+    }
+
+    #[test]
+    fn what_is_hidden_of_a_path_is_hidden_where_it_moves() {
+        let mut redaction = Redaction::default();
+        let patterns = ["/users/*/keys/*", "/*/me/x", "/v2/keys/*/open", "/pay/*"];
+        redaction.add_paths(patterns.map(str::to_owned));
+        let check = |asked: &str, kept: usize, moved: &str, expected: &str| {
+            let told = redaction.redact_moved(asked, moved, kept);
+            assert_eq!(told, expected, "{asked} {moved}");
+        };
+        check("/users/me/keys/s", 2, "/v2/keys/s", "/v2/keys/***");
+        check("/users/me/keys/s/t", 3, "/keys/s/t", "/keys/***");
+        check("/users/me/x", 1, "/v2/x", "/v2/x");
+        check("/a/keys/s/open", 3, "/v2/keys/s/open", "/v2/keys/***/open");
+        check("/pay/s/t", 0, "/v2", "/v2");
+        check("/pay/s/t", 1, "/v2/t", "/v2/***");
+        check("/x/me/x", 3, "/v2/x/me/x", "/v2/***/me/x");
+        let none = Redaction::default();
+        let told = none.redact_moved("/pay/s", "/v2/s", 1);
+        assert!(matches!(told, Cow::Borrowed("/v2/s")));
+    }
+
+    #[test]
     fn what_signs_the_urls_of_clouds_is_hidden() {
         for name in [
             "X-Amz-Signature",
@@ -468,6 +616,39 @@ mod tests {
             let redacted = Redaction::default().redact_query(&format!("{before}&{name}={secret}&z=1"));
             prop_assert!(!redacted.contains(&secret), "{}", redacted);
             prop_assert!(redacted.ends_with(&format!("{name}=***&z=1")), "{}", redacted);
+        }
+
+        #[test]
+        fn no_spelling_of_a_path_shows_its_secret(
+            before in prop::sample::select(vec!["", "/x/..", "/..", "/;x", "/x%2f..", "//host", "https://a:1", "https://b@c"]),
+            part in prop::sample::select(vec!["/", "//", "/./", "/;x/", "%2f", "%2F", "\\", "%5c"]),
+            parameters in prop::sample::select(vec!["", ";x", "%3bx", "%3Bx;y"]),
+            escaped in prop::collection::vec(0..3, 5),
+            secret in "[0-9]{6,12}",
+            behind in prop::sample::select(vec!["", "/", "/x", "/..%2f", "%zz", "\u{e9}", ";x"]),
+        ) {
+            let name: String = "reset".chars().zip(escaped).map(|(c, escaped)| match escaped {
+                0 => c.to_string(),
+                1 => c.to_ascii_uppercase().to_string(),
+                _ => format!("%{:02x}", u32::from(c)),
+            }).collect();
+            let path = format!("/{name}{parameters}{part}{secret}{behind}");
+            let mut redaction = Redaction::default();
+            redaction.add_paths(["/reset/*".to_owned()]);
+            let url = format!("{before}{path}");
+            let told = redaction.redact_header("referer", &url);
+            prop_assert!(!told.contains(&secret), "{url}: {told}");
+            let told = redaction.redact_path(&path);
+            prop_assert!(!told.contains(&secret), "{path}: {told}");
+        }
+
+        #[test]
+        fn no_path_panics(url in "[/*a;%2fFkB:@.]{0,24}", moved in "(/[ab]){0,6}", kept in 0..9_usize) {
+            let mut redaction = Redaction::default();
+            redaction.add_paths(["/a/*", "/*/b"].map(str::to_owned));
+            redaction.redact_header("referer", &url);
+            redaction.redact_path(&url);
+            redaction.redact_moved(&url, &moved, kept);
         }
 
         #[test]

@@ -64,7 +64,8 @@ pub fn without_parameters(path: &str) -> Option<String> {
     Some(bare)
 }
 
-fn parameters(segment: &str) -> Option<usize> {
+/// Where the parameters of a segment begin, in normal form; such servers take an escaped `;` for a bare one.
+pub fn parameters(segment: &str) -> Option<usize> {
     let escaped = segment.find(ESCAPED_SEMICOLON);
     segment.find(';').into_iter().chain(escaped).min()
 }

@@ -6,16 +6,20 @@ use crate::config::rewrite::{NewPath, Redirect, Scheme};
 /// `path`, which `pattern` matches, with `prefix` in place of what the pattern names. Both are in normal form, and so is what
 /// comes of them.
 pub fn with_prefix(pattern: Option<&PathMatch>, path: &str, prefix: &str) -> String {
-    let rest = match pattern {
+    match behind(pattern, path) {
+        "" => prefix.to_owned(),
+        rest => prefix.strip_suffix('/').unwrap_or(prefix).to_owned() + rest,
+    }
+}
+
+/// What of `path`, which `pattern` matches, stays behind another prefix.
+pub fn behind<'a>(pattern: Option<&PathMatch>, path: &'a str) -> &'a str {
+    match pattern {
         None => path,
         Some(PathMatch::Exact(_)) => "",
         // What is left begins with the "/" that the pattern ends in.
         Some(PathMatch::Below(folder)) => path.get(folder.len() - 1..).unwrap_or_default(),
         Some(PathMatch::Tree(wanted)) => path.get(wanted.len()..).unwrap_or_default(),
-    };
-    match rest {
-        "" => prefix.to_owned(),
-        rest => prefix.strip_suffix('/').unwrap_or(prefix).to_owned() + rest,
     }
 }
 

@@ -355,13 +355,12 @@ fn target(plan: &Plan, route: &Route, facts: &Facts<'_>, record: &mut Record) ->
         return [path.as_bytes(), query].concat();
     };
     let pattern = route.matches.path.as_ref();
-    let path = rewrite::with_prefix(pattern, path, prefix);
+    let moved = rewrite::with_prefix(pattern, path, prefix);
     if let (Some(draft), Some(_)) = (&mut record.draft, &plan.traces) {
-        // Without what is hidden of the one that was asked for.
-        let told = rewrite::with_prefix(pattern, draft.text(&draft.path), prefix);
-        draft.set_sent_path(&plan.redaction.redact_path(&told));
+        let kept = rewrite::behind(pattern, path).matches('/').count();
+        draft.set_sent_path(plan.redaction.redact_moved(path, &moved, kept));
     }
-    [path.as_bytes(), query].concat()
+    [moved.as_bytes(), query].concat()
 }
 
 fn ring_key(plan: &Plan, upstream: usize, facts: &Facts<'_>) -> Option<u64> {

@@ -98,8 +98,8 @@ impl Draft {
         self.user = Some(put(&mut self.texts, user));
     }
 
-    pub(super) fn set_sent_path(&mut self, path: &str) {
-        self.sent_path = Some(put(&mut self.texts, path));
+    pub(super) fn set_sent_path(&mut self, path: Cow<'_, str>) {
+        self.sent_path = Some(put(&mut self.texts, &cut(path)));
     }
 
     /// The verdict of the upstream's breaker.
@@ -122,8 +122,8 @@ impl Draft {
     ) {
         for name in wanted {
             for value in values(bytes, fields, name) {
-                let value = text(value);
-                let value = plan.redaction.redact_header(name, &value);
+                let value = lossy(value);
+                let value = cut(plan.redaction.redact_header(name, &value));
                 let name = put(&mut self.texts, name);
                 self.headers.push((name, put(&mut self.texts, &value)));
             }
@@ -195,7 +195,11 @@ fn draft(
         trace_id: trace.map(|trace| trace.told.trace_id),
         method: put(&mut texts, &text(method.unwrap_or_default())),
         host: put(&mut texts, &text(seen.host)),
-        path: put(&mut texts, &plan.redaction.redact_path(&text(seen.path))),
+        // Cut short it might match no pattern.
+        path: put(
+            &mut texts,
+            &cut(plan.redaction.redact_path(&lossy(seen.path))),
+        ),
         query: query.map(|query| put(&mut texts, &plan.redaction.redact_query(&text(query)))),
         request_id: match seen.request_id {
             RequestId::Given(given) => Some(put(&mut texts, given)),
@@ -295,10 +299,19 @@ fn put(texts: &mut String, text: &str) -> Span {
 
 /// At most [`LONGEST`] bytes of it: what waits to be written is bounded by the number of events.
 fn text(bytes: &[u8]) -> Cow<'_, str> {
-    match bytes.get(..LONGEST) {
-        Some(start) if bytes.len() > LONGEST => {
-            Cow::Owned(String::from_utf8_lossy(start).into_owned() + "…")
-        }
-        _ => str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed),
+    cut(lossy(bytes))
+}
+
+fn lossy(bytes: &[u8]) -> Cow<'_, str> {
+    str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed)
+}
+
+/// Its first [`LONGEST`] bytes, where it has more.
+fn cut(text: Cow<'_, str>) -> Cow<'_, str> {
+    if text.len() <= LONGEST {
+        return text;
     }
+    let mut ends = (0..=LONGEST).rev();
+    let end = ends.find(|at| text.is_char_boundary(*at));
+    Cow::Owned(text[..end.unwrap_or_default()].to_owned() + "…")
 }

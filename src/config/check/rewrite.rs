@@ -281,12 +281,13 @@ pub(super) fn identity_fields(sessions: &[Sessions]) -> Vec<Vec<u8>> {
 /// A name of a field that a file may put in or take out: not of framing, and not what weir answers for.
 fn changeable(text: &str, of: Message, identity: &[Vec<u8>]) -> Result<String, String> {
     /// Beside those of a hop and weir's own.
-    const OF_REQUESTS: [&[u8]; 13] = [
+    const OF_REQUESTS: [&[u8]; 14] = [
         b"content-length",
         b"expect",
         b"forwarded",
         b"host",
         b"http2-settings",
+        b"max-forwards",
         b"proxy",
         b"traceparent",
         b"tracestate",
@@ -448,6 +449,7 @@ mod tests {
             "x.auth.claims",
             "expect",
             "traceparent",
+            "Max_Forwards",
         ] {
             let said = read(&format!(
                 "upstream: app, request_headers: {{remove: [{name}]}}"
