@@ -121,7 +121,7 @@ impl Tasks {
 /// The sockets of the control thread.
 pub(super) struct AdminPorts {
     pub admin: TcpListener,
-    /// Runs it, where the file has that.
+    /// Beside it, where the file has one.
     pub metrics: Option<TcpListener>,
 }
 

@@ -35,18 +35,43 @@ pub async fn connect_to_any(
 
 #[cfg(test)]
 mod tests {
+    use socket2::{Domain, Socket, Type};
+
     use super::*;
+
+    fn bound() -> (Socket, SocketAddr) {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        socket.bind(&any.into()).unwrap();
+        let address = socket.local_addr().unwrap().as_socket().unwrap();
+        (socket, address)
+    }
+
+    #[tokio::test]
+    async fn one_that_is_silent_is_not_waited_for() {
+        let (full, silent) = bound();
+        full.listen(0).unwrap();
+        // Linux queues one more than it is told to; what comes after is on its way for ever.
+        let waiting: Vec<_> = (0..3)
+            .map(|_| {
+                let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+                socket.set_nonblocking(true).unwrap();
+                let _ = socket.connect(&silent.into());
+                socket
+            })
+            .collect();
+        let (listening, open) = bound();
+        listening.listen(1).unwrap();
+        let stream = connect_to_any([silent, open].into_iter()).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), open);
+        drop(waiting);
+    }
 
     #[tokio::test]
     async fn the_first_that_answers_is_taken() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let open = listener.local_addr().unwrap();
-        let closed = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
-        let closed = closed.unwrap();
-        closed
-            .bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())
-            .unwrap();
-        let refuses = closed.local_addr().unwrap().as_socket().unwrap();
+        let (listening, open) = bound();
+        listening.listen(1).unwrap();
+        let (_closed, refuses) = bound();
         let stream = connect_to_any([refuses, open].into_iter()).await.unwrap();
         assert_eq!(stream.peer_addr().unwrap(), open);
         let refused = connect_to_any([refuses; 2].into_iter()).await.unwrap_err();

@@ -96,6 +96,7 @@ impl<'a> Facts<'a> {
         }
     }
 
+    /// The parts of a key of these.
     pub(super) fn parts(
         &self,
         by: &[KeyPart],
