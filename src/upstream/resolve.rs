@@ -6,12 +6,13 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::future::{join_all, select_ok};
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{
     ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig,
     ResolverOpts,
 };
+use hickory_resolver::lookup_ip::LookupIp;
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::{Name, RecordType};
@@ -51,13 +52,16 @@ pub(super) async fn resolve(name: &DnsName) -> Result<Found, ResolveError> {
     let (config, options) = configuration(name)?;
     let resolver = resolver(config.clone(), options.clone())?;
     let look = async {
-        match resolver.lookup_ip(name.name.as_str()).await {
-            Err(error)
-                if error.is_no_records_found() && is_nowhere(&config, &options, name).await =>
-            {
-                Err(ResolveError::Nothing)
-            }
-            looked => Ok(looked?),
+        let error = match resolver.lookup_ip(name.name.as_str()).await {
+            Ok(found) => return Ok(found),
+            Err(error) => error,
+        };
+        if let Some(found) = by_any(&config, &options, name).await {
+            return Ok(found);
+        }
+        match error.is_no_records_found() && is_nowhere(&config, &options, name).await {
+            true => Err(ResolveError::Nothing),
+            false => Err(error.into()),
         }
     };
     let found = timeout(WITHIN, look)
@@ -74,6 +78,26 @@ pub(super) async fn resolve(name: &DnsName) -> Result<Found, ResolveError> {
             holds_for: found.valid_until().saturating_duration_since(clock::now()),
         }),
     }
+}
+
+/// The first answer of several name servers, each asked by itself: where they are asked together, that of one which fails may end the look.
+async fn by_any(
+    config: &ResolverConfig,
+    options: &ResolverOpts,
+    name: &DnsName,
+) -> Option<LookupIp> {
+    if config.name_servers().len() < 2 {
+        return None;
+    }
+    let looks = config.name_servers().iter().map(|server| {
+        Box::pin(async {
+            let (domain, search) = (config.domain().cloned(), config.search().to_vec());
+            let alone = ResolverConfig::from_parts(domain, search, vec![server.clone()]);
+            let resolver = resolver(alone, options.clone())?;
+            resolver.lookup_ip(name.name.as_str()).await
+        })
+    });
+    select_ok(looks).await.ok().map(|(found, _)| found)
 }
 
 /// Whether each name server says so, of the name itself and of the name in each search domain. A look's own error is not enough: it is that
