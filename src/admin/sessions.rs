@@ -184,7 +184,7 @@ fn describe(session: &Session) -> Value {
     json!({
         "id": session.id.to_string(),
         "user": session.user,
-        "claims": session.claims,
+        "claims": session.claims(),
         "age_seconds": seconds(now.saturating_sub(session.created)),
         "idle_seconds": seconds(now.saturating_sub(session.last_seen())),
         "expires_in_seconds": seconds(idle_end.min(session.ends).saturating_sub(now)),

@@ -39,7 +39,8 @@ pub struct SessionId {
 pub struct Session {
     pub id: SessionId,
     pub user: String,
-    pub claims: Claims,
+    /// By name. A tree of one claim would take more room than all else of the session.
+    claims: Box<[(String, Value)]>,
     /// When it was created.
     pub created: Duration,
     /// When it is over, however busy it is.
@@ -125,13 +126,24 @@ impl Session {
         Self {
             id,
             user,
-            claims,
+            claims: claims.into_iter().collect(),
             created: times.created,
             ends: times.ends,
             idle_timeout: times.idle_timeout,
             last_seen: AtomicU64::new(nanoseconds(times.last_seen)),
             header_values,
         }
+    }
+
+    /// What is known of the user by this name.
+    pub fn claim(&self, name: &str) -> Option<&Value> {
+        let found = self.claims.binary_search_by(|(own, _)| own.as_str().cmp(name));
+        found.ok().map(|place| &self.claims[place].1)
+    }
+
+    /// All that is known of the user.
+    pub fn claims(&self) -> Claims {
+        self.claims.iter().cloned().collect()
     }
 
     /// Puts off the idle timeout: the session was used at `now`. Of two uses the later one counts, in whatever order
@@ -196,7 +208,7 @@ pub fn judge<'a>(session: &Session, required: &'a Claims, now: Duration) -> Verd
     if session.is_expired(now) {
         return Verdict::Expired;
     }
-    let holds = |claim: &str, value: &Value| match session.claims.get(claim) {
+    let holds = |claim: &str, value: &Value| match session.claim(claim) {
         Some(Value::Array(list)) if !value.is_array() => list.contains(value),
         claim => claim == Some(value),
     };

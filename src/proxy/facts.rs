@@ -196,7 +196,7 @@ impl<'a> Facts<'a> {
                 text(&plan.config.upstreams[upstream].name)
             }
             KeyPart::SessionUser => text(&self.session?.user),
-            KeyPart::SessionClaim(name) => match self.session?.claims.get(name)? {
+            KeyPart::SessionClaim(name) => match self.session?.claim(name)? {
                 Value::String(value) => text(value),
                 value @ (Value::Null
                 | Value::Bool(_)
