@@ -32,8 +32,23 @@ const NAMES: [&str; 17] = [
 ];
 
 impl GrpcStatus {
+    const UNKNOWN: GrpcStatus = GrpcStatus(2);
     pub const DEADLINE_EXCEEDED: GrpcStatus = GrpcStatus(4);
+    const INTERNAL: GrpcStatus = GrpcStatus(13);
     pub const UNAVAILABLE: GrpcStatus = GrpcStatus(14);
+    const DATA_LOSS: GrpcStatus = GrpcStatus(15);
+
+    /// Whether it says that the server is unwell, as a 500 or 503 does. UNIMPLEMENTED is not among them, which any client can bring about, and
+    /// DEADLINE_EXCEEDED tells of the client's patience.
+    pub fn is_servers_fault(self) -> bool {
+        let faults = [
+            GrpcStatus::UNKNOWN,
+            GrpcStatus::INTERNAL,
+            GrpcStatus::UNAVAILABLE,
+            GrpcStatus::DATA_LOSS,
+        ];
+        faults.contains(&self)
+    }
 
     /// The fields that end a response with this status and a message.
     pub fn trailers(self, text: &str) -> HeaderMap {
@@ -68,7 +83,7 @@ impl GrpcStatus {
         let known = number
             .map(GrpcStatus)
             .filter(|status| status.name().is_some());
-        known.unwrap_or(GrpcStatus(2))
+        known.unwrap_or(GrpcStatus::UNKNOWN)
     }
 
     /// What a refusal with this status of HTTP is to a gRPC client. As grpc's http-grpc-status-mapping.md, but for what weir

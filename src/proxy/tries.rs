@@ -19,7 +19,6 @@ use super::upload::Upload;
 use crate::config::upstreams::Retries;
 use crate::http1::head::BodyLength;
 use crate::http1::response::ResponseBody;
-use crate::http2::grpc::GrpcStatus;
 use crate::store::breakers::End;
 use crate::upstream::{
     Aim, Connected, Fault, LaneUpstream, Outcome, Picked, Retrying, Slot, Unreached,
@@ -195,7 +194,7 @@ pub(super) fn outcome(
     };
     Some(match end {
         End::Status(status @ 500..=599) => Outcome::Failed(Fault::Status(status)),
-        End::Grpc(GrpcStatus::UNAVAILABLE) => Outcome::Failed(Fault::Unavailable),
+        End::Grpc(status) if status.is_servers_fault() => Outcome::Failed(Fault::Grpc(status)),
         End::ConnectFailed => Outcome::Failed(Fault::Unreached),
         End::TimedOut => Outcome::Failed(Fault::TimedOut),
         End::Reset => Outcome::Failed(Fault::Reset),

@@ -21,6 +21,7 @@ use super::reach::Reach;
 use crate::clock;
 use crate::config::Upstream;
 use crate::config::upstreams::{Balancing, Budget, Source};
+use crate::http2::grpc::GrpcStatus;
 use crate::net::tls::client::ClientTls;
 use crate::policy::balance::{self, Ring};
 use crate::policy::outlier::{Checks, Ejections, may_eject};
@@ -85,8 +86,8 @@ pub enum Outcome {
 pub enum Fault {
     /// A 5xx.
     Status(u16),
-    /// UNAVAILABLE of gRPC.
-    Unavailable,
+    /// One of gRPC that [tells against the server](GrpcStatus::is_servers_fault).
+    Grpc(GrpcStatus),
     Unreached,
     TimedOut,
     /// It broke off, or sent nonsense.
@@ -97,7 +98,7 @@ impl Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Fault::Status(status) => write!(f, "status {status}"),
-            Fault::Unavailable => f.write_str("UNAVAILABLE"),
+            Fault::Grpc(status) => f.write_str(status.name().unwrap_or("UNKNOWN")),
             Fault::Unreached => f.write_str("no connection"),
             Fault::TimedOut => f.write_str("no answer in time"),
             Fault::Reset => f.write_str("it broke off"),

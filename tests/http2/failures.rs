@@ -75,7 +75,7 @@ fn an_endpoint_that_breaks_off_its_bodies_is_ejected() {
 }
 
 #[test]
-fn an_endpoint_that_says_that_it_is_unavailable_is_ejected() {
+fn an_endpoint_that_says_that_it_is_unwell_is_ejected() {
     let said = [("content-type", "application/grpc"), ("grpc-status", "14")];
     run(async {
         let mut world = World::new(Version::Two).await;
@@ -85,8 +85,10 @@ fn an_endpoint_that_says_that_it_is_unavailable_is_ejected() {
             assert_eq!(call.answer().await.status, 200);
         }
         eventually(|| world.ejected() == 1);
-        // Behind a body likewise; what is wrong with a call says nothing of the endpoint.
-        for (status, ejected) in [("14", 1), ("3", 0), ("13", 0)] {
+        // Behind a body likewise, and with what Envoy takes for a 500; what is wrong with a call says nothing of the endpoint.
+        let faults = [("14", 1), ("2", 1), ("13", 1), ("15", 1)];
+        let calls = [("3", 0), ("4", 0), ("12", 0)];
+        for (status, ejected) in faults.into_iter().chain(calls) {
             let mut world = World::new(Version::Two).await;
             for _ in 0..6 {
                 let (call, mut asked) = world.call(Length::None).await;
