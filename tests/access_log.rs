@@ -7,10 +7,8 @@
 
 mod harness;
 
-use std::io::{BufRead, BufReader, Read};
-use std::process::ChildStdout;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::thread;
+use std::io::Read;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use harness::process::{Running, file};
@@ -33,18 +31,6 @@ fn weir(telemetry: &str, upstream: &Upstream) -> Running {
     Running::start(config.path())
 }
 
-/// What comes on standard output, line by line.
-fn lines(weir: &mut Running) -> Receiver<String> {
-    let stdout: ChildStdout = weir.child.stdout.take().unwrap();
-    let (sender, lines) = mpsc::channel();
-    thread::spawn(move || {
-        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-            let _ = sender.send(line);
-        }
-    });
-    lines
-}
-
 /// The next line, as JSON.
 fn next(lines: &Receiver<String>) -> Value {
     serde_json::from_str(&lines.recv_timeout(DEADLINE).unwrap()).unwrap()
@@ -61,7 +47,7 @@ fn counted(weir: &Running, series: &str) -> u64 {
 fn each_request_is_a_line_that_says_what_became_of_it() {
     let upstream = Upstream::answering("hello");
     let mut weir = weir("access_log: {format: json}", &upstream);
-    let lines = lines(&mut weir);
+    let lines = weir.output();
     let mut client = weir.client();
     let fields = ["User-Agent: test/1", "Host: shop.example.com"];
     client.send("GET", "/a//b?x=1&token=secret", &fields, "");
@@ -122,7 +108,7 @@ fn each_request_is_a_line_that_says_what_became_of_it() {
 fn what_sampling_leaves_out_has_no_line_but_errors_and_refusals_have() {
     let upstream = Upstream::answering("hello");
     let mut weir = weir("access_log: {format: json, sample: 0%}", &upstream);
-    let lines = lines(&mut weir);
+    let lines = weir.output();
     for path in ["/a", "/limited", "/b", "/broken", "/c"] {
         weir.client().get(path);
     }
@@ -143,7 +129,7 @@ fn a_share_of_requests_is_a_share_of_lines() {
         "access_log: {format: pretty, sample: 10%, always: []}",
         &upstream,
     );
-    let lines = lines(&mut weir);
+    let lines = weir.output();
     let mut client = weir.client();
     for _ in 0..2_000 {
         client.get("/a");
@@ -190,7 +176,7 @@ fn standard_output_that_no_one_reads_costs_lines_and_no_request() {
     });
     // Read again, it goes on.
     weir.child.stdout = Some(unread);
-    let lines = lines(&mut weir);
+    let lines = weir.output();
     lines.recv_timeout(DEADLINE).unwrap();
     eventually(|| {
         let _ = client.get("/last");
@@ -209,7 +195,7 @@ fn a_reload_begins_changes_and_ends_it() {
     };
     let file = file(&config(""));
     let mut weir = Running::start(file.path());
-    let lines = lines(&mut weir);
+    let lines = weir.output();
     let mut client = weir.client();
     client.get("/before");
     std::fs::write(file.path(), config("access_log: {format: json}")).unwrap();
@@ -239,7 +225,7 @@ fn a_reload_begins_changes_and_ends_it() {
 fn a_password_in_a_target_is_not_written_down() {
     let upstream = Upstream::answering("x");
     let mut weir = weir("access_log: {format: json}", &upstream);
-    let lines = lines(&mut weir);
+    let lines = weir.output();
     for (line, path) in [
         ("GET http://ann:hunter2@x/a@b?c=1", "http://x/a@b"),
         ("GET ann:hunter2@x/a", "x/a"),
@@ -266,7 +252,7 @@ fn a_hidden_path_is_not_written_down_however_it_is_spelt() {
         folder.path().join("audit.db").display()
     ));
     let mut weir = Running::start(config.path());
-    let lines = lines(&mut weir);
+    let lines = weir.output();
     let long = format!("/users/hunter2{}/keys", "x".repeat(5000));
     for (target, status, path) in [
         ("/Reset/hunter2", 200, "/Reset/***"),

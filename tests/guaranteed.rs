@@ -10,6 +10,7 @@ mod harness;
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read as _, Write as _};
+use std::iter;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -140,11 +141,13 @@ fn no_answer_ends_before_its_event_is_safe() {
     let folder = tempfile::tempdir().unwrap();
     let database = folder.path().join("audit.db");
     let config = file(&format!(
-        "listen: 127.0.0.1:0\nupstream: {}\nadmin: {{address: 127.0.0.1:0}}\naudit: {{delivery: guaranteed, sqlite: {{path: {}}}}}\n",
+        "listen: 127.0.0.1:0\nupstream: {}\nadmin: {{address: 127.0.0.1:0}}\ntelemetry: {{access_log: {{format: json}}}}\n\
+         audit: {{delivery: guaranteed, sqlite: {{path: {}}}}}\n",
         upstream.url(),
         database.display()
     ));
-    let running = start(config.path());
+    let mut running = start(config.path());
+    let log = running.output();
     let locked = lock(&database);
     let mut client = running.client();
     client.begin("GET", "/held", &[], "");
@@ -163,6 +166,9 @@ fn no_answer_ends_before_its_event_is_safe() {
     let why = refused.field("proxy-status").unwrap();
     assert!(why.contains("audit_unavailable"), "{why}");
     assert!(refused.field("retry-after").is_some());
+    let is_told = |line: String| line.contains("audit_unavailable") && line.contains("/refused");
+    let mut lines = iter::from_fn(|| log.recv_timeout(DEADLINE).ok());
+    assert!(lines.any(is_told));
     assert_eq!(on_record(&database), [""; 0]);
     drop(locked);
     let body = client.finish_body();

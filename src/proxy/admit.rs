@@ -89,9 +89,6 @@ pub(super) async fn admit<'p>(
     let index = find_route(plan, &request)?;
     let route = &plan.config.routes[index];
     record.route = Some(index);
-    if audit::refuses(plan, route.audit) {
-        return Err(Rejection::AuditUnavailable);
-    }
     let client = headers::client(buffer, head, conn.peer.ip, conn.listener);
     let mut facts = Facts {
         request,
@@ -104,6 +101,10 @@ pub(super) async fn admit<'p>(
         session: None,
     };
     let request_id = begin(plan, route, &facts, now, record);
+    if audit::refuses(plan, route.audit) {
+        audit::give_up(record);
+        return Err(Rejection::AuditUnavailable);
+    }
     // Before anything is charged or asked: what is refused for being too much must cost as little as can be.
     if route.shed
         && let Some(strain) = conn.lane.shed.refuses()

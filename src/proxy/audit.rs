@@ -34,6 +34,13 @@ pub(super) fn refuses(plan: &Plan, level: Level) -> bool {
     level != Level::None && plan.audit.as_ref().is_some_and(Recorder::refuses)
 }
 
+/// No event is made of the request, which is told elsewhere all the same.
+pub(super) fn give_up(record: &mut Record) {
+    if let Some(draft) = &mut record.draft {
+        draft.event = Event::GivenUp;
+    }
+}
+
 /// The event of a request could not be made safe.
 #[derive(Debug)]
 pub(super) struct NotSafe;
@@ -46,16 +53,16 @@ pub(super) async fn secure(
     record: &mut Record,
 ) -> Result<(), NotSafe> {
     let guaranteed = |recorder: &Recorder| recorder.delivery == Delivery::Guaranteed;
-    let draft = record.draft.as_mut();
-    let Some(draft) = draft.filter(|draft| draft.event == Event::Due) else {
+    let draft = record.draft.as_ref();
+    if draft.is_none_or(|draft| draft.event != Event::Due) {
         return Ok(());
-    };
+    }
     if !plan.audit.as_ref().is_some_and(guaranteed) {
         return Ok(());
     }
     if record.route.is_none() && refuses(plan, Level::Metadata) {
         // It has had no effect, and would only wait in vain.
-        draft.event = Event::GivenUp;
+        give_up(record);
         return Err(NotSafe);
     }
     let duration = record.elapsed();

@@ -1,6 +1,6 @@
 //! weir as a process: `weir run` on ports of its choice, and the files that it reads.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,20 +11,24 @@ use serde_json::Value;
 
 use super::{Client, PATIENCE};
 
+/// The lines of a stream, which is read on when no one looks, so that who writes never waits.
+fn lines(stream: impl Read + Send + 'static) -> Receiver<String> {
+    let lines = BufReader::new(stream).lines();
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        for line in lines.map_while(Result::ok) {
+            let _ = sender.send(line);
+        }
+    });
+    receiver
+}
+
 /// A child's standard error, line by line.
 pub struct Log(Receiver<String>);
 
 impl Log {
     pub fn of(child: &mut Child) -> Log {
-        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let (sender, receiver) = mpsc::channel();
-        thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                // Read on when no one looks, so that the child never waits for its log.
-                let _ = sender.send(line);
-            }
-        });
-        Log(receiver)
+        Log(lines(child.stderr.take().unwrap()))
     }
 
     /// The next line with `part` in it.
@@ -147,6 +151,11 @@ impl Running {
     /// The next line of the log with `part` in it.
     pub fn log_until(&self, part: &str) -> String {
         self.log.until(part)
+    }
+
+    /// What comes on standard output from now on, line by line.
+    pub fn output(&mut self) -> Receiver<String> {
+        lines(self.child.stdout.take().unwrap())
     }
 
     pub fn connect(&self) -> TcpStream {
