@@ -4,6 +4,8 @@ use std::env;
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
+use tracing::error;
+use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::telemetry::{Log, LogFormat, LogLevel};
@@ -11,8 +13,10 @@ use crate::config::telemetry::{Log, LogFormat, LogLevel};
 /// Begins to log. Colours only on a terminal, and none where `NO_COLOR` is set (no-color.org); the environment variable
 /// `WEIR_LOG` goes before `settings.level`.
 pub fn init(settings: Log) {
+    let variable = env::var("WEIR_LOG").ok();
+    let (filter, misread) = filter(variable.as_deref(), settings.level);
     let log = tracing_subscriber::fmt()
-        .with_env_filter(filter(env::var("WEIR_LOG").ok().as_deref(), settings.level))
+        .with_env_filter(filter)
         .with_writer(io::stderr);
     let plain = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     // A second call changes nothing: the first subscriber stays.
@@ -22,6 +26,13 @@ pub fn init(settings: Log) {
             .with_ansi(io::stderr().is_terminal() && !plain)
             .try_init(),
     };
+    if misread {
+        // An error, since the file may let nothing less be told.
+        error!(
+            variable,
+            "WEIR_LOG is not understood, and telemetry.log.level is taken; write off, error, warn, info, debug or trace"
+        );
+    }
 }
 
 /// Holds back the lines of one kind that can come with each request or connection: so many in ten seconds, and a count of the others.
@@ -67,8 +78,8 @@ impl Default for Sparing {
     }
 }
 
-/// A variable that says nothing, or nothing that can be read, leaves the level to the file.
-fn filter(variable: Option<&str>, level: LogLevel) -> EnvFilter {
+/// What is told, and whether the variable could not be read. That leaves the level to the file, as one that says nothing does.
+fn filter(variable: Option<&str>, level: LogLevel) -> (EnvFilter, bool) {
     let level = match level {
         LogLevel::Error => "error",
         LogLevel::Warn => "warn",
@@ -76,10 +87,16 @@ fn filter(variable: Option<&str>, level: LogLevel) -> EnvFilter {
         LogLevel::Debug => "debug",
         LogLevel::Trace => "trace",
     };
-    variable
-        .filter(|variable| !variable.is_empty())
-        .and_then(|variable| EnvFilter::try_new(variable).ok())
-        .unwrap_or_else(|| EnvFilter::new(level))
+    let Some(variable) = variable.filter(|variable| !variable.is_empty()) else {
+        return (EnvFilter::new(level), false);
+    };
+    // A word of which EnvFilter knows no level is the name of a target to it, and silences all others.
+    let is_meant = |part: &str| part.contains(['=', '[']) || part.parse::<LevelFilter>().is_ok();
+    let meant = variable.split(',').all(|part| is_meant(part.trim()));
+    match EnvFilter::try_new(variable) {
+        Ok(filter) if meant => (filter, false),
+        Ok(_) | Err(_) => (EnvFilter::new(level), true),
+    }
 }
 
 #[cfg(test)]
@@ -98,22 +115,27 @@ mod tests {
 
     #[test]
     fn the_environment_goes_before_the_file() {
-        let check = |variable, level, expected| {
-            assert_eq!(
-                filter(variable, level).to_string(),
-                expected,
-                "{variable:?}"
-            );
+        let said = |variable, level| {
+            let (filter, misread) = filter(variable, level);
+            (filter.to_string(), misread)
+        };
+        let check = |variable, level, expected: &str| {
+            let said = said(variable, level);
+            assert_eq!(said, (expected.to_owned(), false), "{variable:?}");
         };
         check(None, LogLevel::Info, "info");
         check(None, LogLevel::Warn, "warn");
         check(Some(""), LogLevel::Warn, "warn");
-        check(Some("loud=1=2"), LogLevel::Warn, "warn");
         check(Some("debug"), LogLevel::Warn, "debug");
+        check(Some("debug,"), LogLevel::Warn, "debug");
         check(
             Some("weir::proxy=trace"),
             LogLevel::Warn,
             "weir::proxy=trace",
         );
+        for misread in ["warning", "verbose", "weir=dbg", "loud=1=2"] {
+            let said = said(Some(misread), LogLevel::Warn);
+            assert_eq!(said, ("warn".to_owned(), true), "{misread}");
+        }
     }
 }
