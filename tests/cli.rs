@@ -77,7 +77,10 @@ fn check_exits_1_and_tells_every_mistake_with_its_place() {
             .output()
             .unwrap()
     };
-    assert!(check(good.path()).status.success());
+    let output = check(good.path());
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(said, format!("{}: no mistakes\n", good.path().display()));
     let output = check(bad.path());
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8(output.stderr).unwrap();

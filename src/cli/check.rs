@@ -9,8 +9,8 @@ use crate::config::tls::PemFile;
 use crate::config::yaml::Mistake;
 use crate::net::tls::{self, Secured};
 
-/// An error tells every mistake in the file. What is warned of goes to standard error; with `print`, a right file is printed in its long
-/// form.
+/// An error tells every mistake in the file. What is warned of goes to standard error; of a right file standard output says so, or has its long
+/// form with `print`.
 pub fn run(file: &Path, print: bool) -> anyhow::Result<()> {
     let checked = super::read(file)?;
     look_at_pem_files(file, &checked.pem_files)?;
@@ -19,10 +19,10 @@ pub fn run(file: &Path, print: bool) -> anyhow::Result<()> {
     for warning in &checked.warnings {
         eprintln!("warning: {warning}");
     }
-    if print {
-        super::print(&show::yaml(&checked.config))?;
+    match print {
+        true => super::print(&show::yaml(&checked.config)),
+        false => super::print(&format!("{}: no mistakes\n", file.display())),
     }
-    Ok(())
 }
 
 fn look_at_pem_files(file: &Path, pem_files: &[PemFile]) -> anyhow::Result<()> {

@@ -41,7 +41,16 @@ pub fn read(path: &Path) -> anyhow::Result<Checked> {
 }
 
 fn text(path: &Path) -> anyhow::Result<String> {
-    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+    let cannot = || format!("cannot read {}", path.display());
+    let bytes = std::fs::read(path).with_context(cannot)?;
+    String::from_utf8(bytes).map_err(|error| {
+        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = 1 + good.iter().filter(|byte| **byte == b'\n').count();
+        anyhow!(
+            "{}: line {line} is not UTF-8: save the file as UTF-8",
+            cannot()
+        )
+    })
 }
 
 /// `text` is that of the file.

@@ -1,6 +1,7 @@
 //! What a request must be for a route to serve it, as the file says it. Owns the patterns' spelling; `policy::routes`
 //! asks them.
 
+use crate::http1::head::is_host;
 use std::fmt;
 
 /// What a request must be for a route to serve it. An empty list or a `None` asks for nothing.
@@ -38,19 +39,24 @@ pub enum PathMatch {
 
 impl HostMatch {
     /// Reads `api.example.com` or `*.example.com`.
-    pub fn parse(text: &str) -> Result<HostMatch, String> {
-        let (text, below) = match text.strip_prefix('*') {
+    pub fn parse(given: &str) -> Result<HostMatch, String> {
+        let (text, below) = match given.strip_prefix('*') {
             Some(rest) => (rest, true),
-            None => (text, false),
+            None => (given, false),
         };
         let name = text.strip_prefix('.').filter(|_| below).unwrap_or(text);
         let is_ipv6 = !below && name.starts_with('[') && name.ends_with(']');
+        // What no request's Host can be would match nothing, and guard nothing.
+        let is_a_host = is_host(name.as_bytes()) && !name.ends_with('.');
         if name.is_empty()
-            || name.contains(['*', '/'])
+            || !is_a_host
             || (name.contains(':') && !is_ipv6)
             || (below && !text.starts_with('.'))
         {
-            return Err("host must be a name, or \"*.\" and a name, without a port".to_owned());
+            return Err(format!(
+                "\"{given}\" is no host: use one name a route, such as shop.example.com, or \"*.\" and a name; no port, no dot at the end, no \
+                 regular expression, and other scripts as xn--"
+            ));
         }
         let text = text.to_ascii_lowercase();
         Ok(if below {
@@ -88,7 +94,17 @@ impl PathMatch {
     /// Reads `/pay`, `/pay/*` or `/pay/**`.
     pub fn parse(text: &str) -> Result<PathMatch, String> {
         if !text.starts_with('/') {
-            return Err(format!("path must begin with \"/\": use \"/{text}\""));
+            // As nginx spells an exact and a preferred match, and Spring and others a suffix.
+            let path = text.trim_start_matches(['=', '^', '~', '*', ' ']);
+            let mend = match path.strip_prefix('/') {
+                Some(path) => format!("use \"/{path}\""),
+                None if text.starts_with('*') => {
+                    "there are no suffixes: use a path, or all below one, such as \"/x/*\""
+                        .to_owned()
+                }
+                None => format!("use \"/{text}\""),
+            };
+            return Err(format!("path must begin with \"/\": {mend}"));
         }
         let plain = text.trim_end_matches('*');
         let folder = plain.strip_suffix('/');
@@ -101,7 +117,9 @@ impl PathMatch {
             _ => None,
         }
         .ok_or_else(|| {
-            "\"*\" may stand only at the end, behind a \"/\", and \"**\" likewise".to_owned()
+            format!(
+                "\"{text}\": \"*\" and \"**\" stand at the end alone, behind a \"/\": use, for example, \"/x/*\""
+            )
         })
     }
 
@@ -166,7 +184,21 @@ mod tests {
 
     #[test]
     fn a_pattern_that_could_mislead_is_refused() {
-        for host in ["", "*", "*.", "*example.com", "a.*.com", "example.com:80"] {
+        for host in [
+            "",
+            "*",
+            "*.",
+            "*example.com",
+            "a.*.com",
+            "example.com:80",
+            "example.com.",
+            "~^www\\d+\\.example\\.com$",
+            "(a|b).com",
+            "a.com b.com",
+            "a.com,b.com",
+            "b\u{fc}cher.example",
+            "[::1",
+        ] {
             assert!(HostMatch::parse(host).is_err(), "{host}");
         }
         for path in ["pay", "/pay*", "/pay**", "/*/x", "/a*/*", "/**/x", "/a/***"] {

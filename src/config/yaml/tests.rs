@@ -229,8 +229,22 @@ fn values_come_from_the_environment_and_are_never_shown() {
     let missing = read("count: 1\nname: ${NONE}\n").unwrap_err();
     assert_eq!(
         missing,
-        "line 2, column 7: name: NONE is not set: set it, or give a default as ${NONE:-default}"
+        "line 2, column 7: name: NONE is not set, or empty: set it, or give a default as ${NONE:-default}"
     );
+    for (written, mend) in [
+        (
+            "${NAME-x}",
+            "write ${NAME}, or with a default ${NAME:-default}",
+        ),
+        (
+            "${NAME:?}",
+            "write ${NAME}, or with a default ${NAME:-default}",
+        ),
+        ("${ NAME }", "names no variable: write ${NAME}"),
+    ] {
+        let said = read(&format!("count: 1\nname: '{written}'\n")).unwrap_err();
+        assert!(said.contains(mend), "{said}");
+    }
     let wrong = read("count: ${NAME}\n").unwrap_err();
     assert!(
         wrong.contains("${NAME}") && !wrong.contains("s3cret"),

@@ -231,12 +231,23 @@ fn expanded(text: &str, lookup: Lookup<'_>) -> Result<String, String> {
                 Some((name, default)) => (name, Some(default)),
                 None => (name, None),
             };
+            if let Some(end) = name.find(|c: char| !c.is_ascii_alphanumeric() && c != '_') {
+                return Err(match name[..end].is_empty() {
+                    true => format!(
+                        "\"${{{name}}}\" names no variable: write ${{NAME}}, or ${{NAME:-default}}"
+                    ),
+                    false => format!(
+                        "\"${{{name}}}\" is not known: write ${{{0}}}, or with a default ${{{0}:-default}}",
+                        &name[..end]
+                    ),
+                });
+            }
             match (lookup(name).filter(|value| !value.is_empty()), default) {
                 (Some(value), _) => out.push_str(&value),
                 (None, Some(default)) => out.push_str(default),
                 (None, None) => {
                     return Err(format!(
-                        "{name} is not set: set it, or give a default as ${{{name}:-default}}"
+                        "{name} is not set, or empty: set it, or give a default as ${{{name}:-default}}"
                     ));
                 }
             }
