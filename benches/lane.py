@@ -11,17 +11,14 @@ batches are small and Redis, worker and Postgres run on the lane's own core betw
 
 import argparse
 import os
-import re
 import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import bench
@@ -79,19 +76,6 @@ def events_beside(seconds: float) -> Iterator[None]:
         rest, _ = beside.communicate(timeout=60)
     if beside.returncode != 0:
         raise RuntimeError(f"events beside failed:\n{rest}")
-
-
-def until_stored(process: Process) -> None:
-    """Waits until no event of a proxy is on its way."""
-    address = f"http://127.0.0.1:{peers.beside(process.port, 'admin')}/metrics"
-    deadline, least = time.monotonic() + 60, time.monotonic() + 0.3  # a batch may still be packed
-    while time.monotonic() < deadline:
-        with urllib.request.urlopen(address, timeout=5) as answer:
-            underway = re.search(r"^weir_audit_underway (\d+)", answer.read().decode(), re.M)
-        if underway and underway[1] == "0" and time.monotonic() > least:
-            return
-        time.sleep(0.05)
-    raise RuntimeError(f"{process.name} has events on their way after a minute:\n{process.said.read_text(errors='replace')}")
 
 
 def stores(redis: int, postgres: int) -> str:
@@ -160,20 +144,17 @@ def measure(options: argparse.Namespace, paths: dict[str, str], directory: Path)
             config = proxy(redis, postgres, level, delivery)
             place = directory / name.replace(" ", "-")
             running[name] = stack.enter_context(Process(paths["weir"], "weir proxy", config, upstream, place))
+            running[name].audited = True
             running[name].probe(200)
             load(running[name], 1, paths["wrk"])  # to warm up
-            until_stored(running[name])
         for number, both in enumerate(zip(fast, paced)):
             for figures, by in zip(both, (None, pace)):
-                shift = number % len(running)  # nobody always goes first
-                for name in [*running][shift:] + [*running][:shift]:
-                    figures[name] = load(running[name], options.seconds, paths["wrk"], by)
-                    until_stored(running[name])
+                names = [*running, BESIDE] if by else [*running]
+                shift = number % len(names)  # nobody always goes first
+                for name in names[shift:] + names[:shift]:
+                    with events_beside(options.seconds) if name == BESIDE else nullcontext():
+                        figures[name] = load(running[NONE if name == BESIDE else name], options.seconds, paths["wrk"], by)
                     show(number, name, figures[name])
-                if by:
-                    with events_beside(options.seconds):
-                        figures[BESIDE] = load(running[NONE], options.seconds, paths["wrk"], by)
-                    show(number, BESIDE, figures[BESIDE])
                 for each in figures.values():
                     each["added"] = each["lane"] - figures[NONE]["lane"]
     return fast, paced

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 BODY = "x" * 1024
+STATUS = "/status"  # of the upstream: how many connections it has accepted
 CONNECTIONS = 64  # of the load generator
 HELD = 5000  # idle connections
 
@@ -142,12 +143,12 @@ http {{
 
 
 def nginx_upstream(port: int, _: int, directory: Path) -> str:
-    return nginx(directory, f'server {{ listen 127.0.0.1:{port}; location / {{ return 200 "{BODY}"; }} }}')
+    return nginx(directory, f'server {{ listen 127.0.0.1:{port}; location / {{ return 200 "{BODY}"; }} location = {STATUS} {{ stub_status; }} }}')
 
 
 def nginx_proxy(port: int, upstream: int, directory: Path, zone: str = "", limit: str = "") -> str:
     return nginx(directory, f"""{zone}
-  upstream app {{ server 127.0.0.1:{upstream}; keepalive {CONNECTIONS}; keepalive_requests 100000000; }}
+  upstream app {{ server 127.0.0.1:{upstream}; keepalive 256; keepalive_requests 100000000; }}
   server {{
     listen 127.0.0.1:{port};
     location / {{ {limit} proxy_pass http://app; proxy_http_version 1.1; proxy_set_header Connection ""; }}

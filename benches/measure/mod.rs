@@ -177,7 +177,12 @@ pub fn said(program: &str, args: &[&str]) -> String {
 /// What a page of results opens with. `servers`: which ones had a part in it.
 pub fn opening_with(title: &str, target: &str, what: &str, servers: &str) -> String {
     let commit = said("git", &["rev-parse", "--short", "HEAD"]);
-    let changed = match said("git", &["status", "--porcelain", "-uno"]).as_str() {
+    let changed = match said(
+        "git",
+        &["status", "--porcelain", "-uno", "--", ".", ":!benches/*.md"],
+    )
+    .as_str()
+    {
         "" => "",
         _ => ", changed since",
     };
