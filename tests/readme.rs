@@ -17,6 +17,7 @@ use harness::eventually;
 use harness::process::{Echo, Running, file, signal};
 use harness::tls::Authority;
 use harness::{Reply, Upstream};
+use weir::config;
 
 const README: &str = include_str!("../README.md");
 const CONFIGURATION: &str = include_str!("../docs/configuration.md");
@@ -239,9 +240,12 @@ fn check(yaml: &str) {
 
 #[test]
 fn every_file_that_is_shown_is_accepted() {
-    let pages = [README, CONFIGURATION, LIMITS, MACHINE].map(|page| blocks(page, "yaml"));
+    check(&long_form());
+    let (short, behind) = CONFIGURATION.split_once("\n## The long form\n").unwrap();
+    let (_, behind) = behind.split_once("\n## ").unwrap();
+    let pages = [README, short, behind, LIMITS, MACHINE].map(|page| blocks(page, "yaml"));
     let shown = pages.concat();
-    assert_eq!(shown.len(), 6);
+    assert_eq!(shown.len(), 5);
     for (yaml, _) in shown {
         check(yaml);
     }
@@ -249,6 +253,38 @@ fn every_file_that_is_shown_is_accepted() {
     let (_, shown) = COMING_FROM.split_once("  ```yaml\n  ").unwrap();
     let (yaml, _) = shown.split_once("  ```\n").unwrap();
     check(&yaml.replace("\n  ", "\n"));
+}
+
+/// The blocks of a section each, as the one file that they are.
+fn long_form() -> String {
+    let (_, behind) = CONFIGURATION.split_once("\n## The long form\n").unwrap();
+    let blocks = blocks(behind.split("\n## ").next().unwrap(), "yaml");
+    assert!(blocks.len() > 5);
+    blocks.into_iter().map(|(yaml, _)| yaml).collect()
+}
+
+#[test]
+fn values_of_the_long_form_are_defaults_unless_marked() {
+    let shown = long_form().replace("${file:", "${IN:-");
+    let parse = |text: &str| config::check::parse(text, &|_| None);
+    let whole = parse(&shown).unwrap();
+    let lines: Vec<_> = shown.lines().collect();
+    let mut defaults = 0;
+    for (at, line) in lines.iter().enumerate() {
+        let (key, comment) = line.split_once(" #").unwrap_or((line, ""));
+        let has_value = key
+            .split_once(": ")
+            .is_some_and(|it| !it.1.trim().is_empty());
+        if !has_value || key.trim_start().starts_with('#') || comment.contains("example") {
+            continue;
+        }
+        let mut less = lines.clone();
+        less[at] = "";
+        let less = parse(&less.join("\n"));
+        assert!(less.is_ok_and(|less| less == whole), "{line}");
+        defaults += 1;
+    }
+    assert!(defaults > 80, "{defaults}");
 }
 
 #[test]
