@@ -17,11 +17,16 @@ use harness::eventually;
 use harness::process::{Echo, Running, file, signal};
 use harness::tls::Authority;
 use harness::{Reply, Upstream};
+use weir::config;
 
 const README: &str = include_str!("../README.md");
 const CONFIGURATION: &str = include_str!("../docs/configuration.md");
+const COMING_FROM: &str = include_str!("../docs/coming-from.md");
+const LIMITS: &str = include_str!("../docs/limits.md");
+const MACHINE: &str = include_str!("../docs/machine.md");
 const ROLLOUT: &str = include_str!("../docs/rollout.md");
 const SESSIONS: &str = include_str!("../docs/sessions.md");
+const TLS: &str = include_str!("../docs/tls.md");
 const MAKEFILE: &str = include_str!("../Makefile");
 
 /// The fenced blocks of `text` in `language`, each with what stands from its end to the next such block.
@@ -235,11 +240,144 @@ fn check(yaml: &str) {
 
 #[test]
 fn every_file_that_is_shown_is_accepted() {
-    let shown = [blocks(README, "yaml"), blocks(CONFIGURATION, "yaml")].concat();
-    assert_eq!(shown.len(), 4);
+    check(&long_form());
+    let (short, behind) = CONFIGURATION.split_once("\n## The long form\n").unwrap();
+    let (_, behind) = behind.split_once("\n## ").unwrap();
+    let pages = [README, short, behind, LIMITS, MACHINE].map(|page| blocks(page, "yaml"));
+    let shown = pages.concat();
+    assert_eq!(shown.len(), 5);
     for (yaml, _) in shown {
         check(yaml);
     }
+    // Within a list, by two spaces.
+    let (_, shown) = COMING_FROM.split_once("  ```yaml\n  ").unwrap();
+    let (yaml, _) = shown.split_once("  ```\n").unwrap();
+    check(&yaml.replace("\n  ", "\n"));
+}
+
+/// The blocks of a section each, as the one file that they are.
+fn long_form() -> String {
+    let (_, behind) = CONFIGURATION.split_once("\n## The long form\n").unwrap();
+    let blocks = blocks(behind.split("\n## ").next().unwrap(), "yaml");
+    assert!(blocks.len() > 5);
+    blocks.into_iter().map(|(yaml, _)| yaml).collect()
+}
+
+#[test]
+fn values_of_the_long_form_are_defaults_unless_marked() {
+    let shown = long_form().replace("${file:", "${IN:-");
+    let parse = |text: &str| config::check::parse(text, &|_| None);
+    let whole = parse(&shown).unwrap();
+    let lines: Vec<_> = shown.lines().collect();
+    let mut defaults = 0;
+    for (at, line) in lines.iter().enumerate() {
+        let (key, comment) = line.split_once(" #").unwrap_or((line, ""));
+        let has_value = key
+            .split_once(": ")
+            .is_some_and(|it| !it.1.trim().is_empty());
+        if !has_value || key.trim_start().starts_with('#') || comment.contains("example") {
+            continue;
+        }
+        let mut less = lines.clone();
+        less[at] = "";
+        let less = parse(&less.join("\n"));
+        assert!(less.is_ok_and(|less| less == whole), "{line}");
+        defaults += 1;
+    }
+    assert!(defaults > 80, "{defaults}");
+}
+
+#[test]
+fn the_second_weir_sends_clients_to_https() {
+    let shown = blocks(TLS, "yaml");
+    let yaml = shown.iter().find(|(yaml, _)| yaml.contains("redirect:"));
+    let yaml = yaml.unwrap().0;
+    let yaml = yaml
+        .replace("[::]:80", "127.0.0.1:0")
+        .replace(":9911", ":0");
+    let weir = Running::start(file(&yaml).path());
+    let fields = ["Host: shop.example:80"];
+    let reply = weir.client().send("GET", "/a?b=c", &fields, "");
+    assert_eq!(
+        (reply.status, reply.field("location")),
+        (308, Some("https://shop.example/a?b=c"))
+    );
+}
+
+#[test]
+fn a_client_over_its_limit_is_told_what_the_limits_page_shows() {
+    let echo = Echo::start();
+    let [(yaml, _)] = blocks(LIMITS, "yaml")[..] else {
+        panic!("a file")
+    };
+    let yaml = yaml
+        .replace("127.0.0.1:3000", &echo.address.to_string())
+        .replace("127.0.0.1:8080", "127.0.0.1:0");
+    let weir = Running::start(file(&format!("{yaml}admin: {{address: 127.0.0.1:0}}\n")).path());
+    let mut client = weir.client();
+    assert!((0..5).all(|_| client.get("/").status == 200));
+    let reply = client.get("/");
+    let [(shown, _)] = blocks(LIMITS, "http")[..] else {
+        panic!("an answer")
+    };
+    let (head, body) = shown.split_once("\n\n").unwrap();
+    assert_eq!((reply.status, reply.body.trim()), (429, body.trim()));
+    for line in head.lines().skip(1) {
+        let (name, value) = line.split_once(": ").unwrap();
+        let told = reply.field(&name.to_ascii_lowercase()).unwrap();
+        match name {
+            // Of twelve seconds, with up to a tenth more.
+            "Retry-After" => assert!((11..=14).contains(&told.parse::<u64>().unwrap()), "{told}"),
+            _ => assert_eq!(told, value, "{name}"),
+        }
+    }
+}
+
+#[test]
+fn a_line_of_the_access_log_has_the_fields_that_the_page_shows() {
+    let echo = Echo::start();
+    let mut weir = Running::start(
+        file(&format!(
+            "listen: 127.0.0.1:0\nadmin: {{address: '127.0.0.1:0'}}\ntelemetry: {{access_log: {{format: json}}, traces: {{}}}}\n\
+             upstreams: {{app: {{endpoints: 'http://{}', circuit_breaker: one}}}}\ncircuit_breakers: {{one: {{}}}}\n\
+             rate_limits: {{few: {{limit: 0/s, by: client.ip}}}}\nsessions: {{web: {{token: [{{bearer: true}}]}}}}\n\
+             routes: [{{match: {{path: /few}}, upstream: app, rate_limits: [few]}}, {{upstream: app, session: {{use: web}}}}]\n",
+            echo.address
+        ))
+        .path(),
+    );
+    let lines = weir.output();
+    let json = ["Host: localhost", "Content-Type: application/json"];
+    let session = weir
+        .admin()
+        .send("POST", "/v1/sessions", &json, r#"{"user": "ann"}"#);
+    let session: serde_json::Value = serde_json::from_str(&session.body).unwrap();
+    let bearer = format!(
+        "Authorization: Bearer {}",
+        session["token"].as_str().unwrap()
+    );
+    let fields = [bearer.as_str(), "User-Agent: test/1"];
+    let mut client = weir.client();
+    assert_eq!(client.send("GET", "/?a=b", &fields, "").status, 200);
+    assert_eq!(client.get("/few").status, 429);
+    let mut names = std::collections::BTreeSet::new();
+    for _ in 0..2 {
+        let line = lines.recv_timeout(harness::DEADLINE).unwrap();
+        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+        names.extend(line.as_object().unwrap().keys().cloned());
+    }
+    let (_, page) = CONFIGURATION.split_once("\n## The access log\n").unwrap();
+    let page = page.split("\n## ").next().unwrap();
+    let [(shown, behind)] = blocks(page, "json")[..] else {
+        panic!("a line")
+    };
+    let shown: serde_json::Value = serde_json::from_str(shown).unwrap();
+    let shown = shown.as_object().unwrap().keys().cloned();
+    let shown = shown.chain(["label", "trace_id"].map(str::to_owned));
+    assert_eq!(names, shown.collect());
+    let explained = |name: &String| behind.contains(&format!("`{name}`"));
+    let unexplained: Vec<_> = names.iter().filter(|name| !explained(name)).collect();
+    assert!(unexplained.is_empty(), "{unexplained:?}");
 }
 
 #[test]
@@ -315,6 +453,9 @@ fn what_the_readme_says_is_not_there_is_not() {
         "upstream: app, limit_rate: 1MiB",
         "upstream: app, basic_auth: {ann: secret}",
         "upstream: app, auth_request: b",
+        "upstream: app, buffer: 1MiB",
+        "root: /srv",
+        "upstream: app, error_page: {status: 429, body: slow down}",
     ] {
         let output = Command::new(env!("CARGO_BIN_EXE_weir"))
             .args(["check", "-c"])
