@@ -20,6 +20,8 @@ use weir::config::breakers::Window;
 use weir::keys::{self, Keys};
 use weir::policy::breaker::Snapshot;
 
+const SHARED: &str = "weir_breaker_shared{upstream=\"app\"}";
+
 #[expect(clippy::disallowed_methods, reason = "what is measured")]
 fn now() -> Instant {
     Instant::now()
@@ -266,11 +268,7 @@ fn forced_states_are_seen_everywhere_and_outlive_who_forced_them() {
             .send("GET", "/v1/breakers/app", &["Host: 127.0.0.1"], "");
         said.body.contains("\"state\":\"forced_closed\"") && said.body.contains("\"by\":\"all\"")
     });
-    let metrics = new.admin().get("/metrics").body;
-    assert!(
-        metrics.contains("weir_breaker_shared{upstream=\"app\"} 1"),
-        "{metrics}"
-    );
+    assert_eq!(new.metric(SHARED), 1);
 }
 
 #[test]
@@ -288,11 +286,7 @@ fn nothing_is_forced_while_redis_is_away() {
         Some("application/problem+json")
     );
     weir.log_until("breaker goes on by itself");
-    let metrics = weir.admin().get("/metrics").body;
-    assert!(
-        metrics.contains("weir_breaker_shared{upstream=\"app\"} 0"),
-        "{metrics}"
-    );
+    assert_eq!(weir.told(SHARED), Some(0.0));
     assert_eq!(weir.client().get("/").status, 200);
     redis.restart();
     weir.log_until("breaker goes by the shared state");

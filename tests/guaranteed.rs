@@ -287,17 +287,7 @@ impl Held {
         };
         held.follow(name, pieces, next);
         // Only then is it the store that holds it back.
-        eventually(|| {
-            held.running
-                .admin()
-                .get("/metrics")
-                .body
-                .lines()
-                .any(|line| {
-                    line.strip_prefix("weir_audit_queued ")
-                        .is_some_and(|n| n != "0")
-                })
-        });
+        eventually(|| held.running.metric("weir_audit_queued") > 0);
         held
     }
 

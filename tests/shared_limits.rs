@@ -243,8 +243,7 @@ fn a_limit_does_what_it_says_while_redis_is_away_and_is_shared_again() {
     let alone = |lane: &Lane| {
         let plan = lane.plan.borrow().clone();
         plan.tell_sharing(clock::mono());
-        let metrics = plan.metrics.text();
-        metrics.contains("weir_limit_alone{limit=\"a\"} 1")
+        lane.told("weir_limit_alone{limit=\"a\"}") == Some(1.0)
     };
     assert!(lanes.iter().all(alone));
     server.restart();
@@ -313,20 +312,17 @@ fn a_limit_is_told_as_alone_for_a_minute_and_not_past_a_reload() {
     let told = |later: u64| {
         let plan = lane.plan.borrow().clone();
         plan.tell_sharing(clock::mono() + Duration::from_secs(later));
-        let text = plan.metrics.text();
-        let mut lines = text.lines();
-        let line = lines.find_map(|line| line.strip_prefix("weir_limit_alone{limit=\"a\"} "));
-        line.map(str::to_owned)
+        lane.told("weir_limit_alone{limit=\"a\"}")
     };
     server.kill();
     let lose = || {
         assert_eq!(lane.connect().get("/").status, 200);
-        assert_eq!(told(0).as_deref(), Some("1"));
+        assert_eq!(told(0), Some(1.0));
     };
     lose();
-    assert_eq!(told(61).as_deref(), Some("0"), "no one has asked since");
+    assert_eq!(told(61), Some(0.0), "no one has asked since");
     lane.reload(&file(&limit("local")));
-    assert_eq!(told(0).as_deref(), Some("0"));
+    assert_eq!(told(0), Some(0.0));
     lane.reload(&file(&limit("strict")));
     lose();
     lane.reload(&file(""));
@@ -362,10 +358,8 @@ fn a_key_that_was_refused_costs_redis_nothing_until_its_time() {
     let mut client = lane.connect();
     assert_eq!([client.get("/").status, client.get("/").status], [200, 429]);
     let calls = || {
-        let metrics = lane.plan.borrow().metrics.text();
-        let line = "weir_redis_calls_total{client=\"main\",result=\"answered\"} ";
-        let count = metrics.lines().find_map(|found| found.strip_prefix(line));
-        count.unwrap().parse::<u64>().unwrap()
+        let series = "weir_redis_calls_total{client=\"main\",result=\"answered\"}";
+        lane.told(series).unwrap() as u64
     };
     let (before, began) = (calls(), clock::now());
     for _ in 0..1_000 {
@@ -498,8 +492,7 @@ fn keys_of_shared_limits_are_counted() {
     for path in 0..50 {
         assert_eq!(client.get(&format!("/{path}")).status, 200);
     }
-    let metrics = weir.admin().get("/metrics").body;
-    assert!(metrics.contains("weir_limit_keys 50\n"), "{metrics}");
+    assert_eq!(weir.metric("weir_limit_keys"), 50);
     let local = ["Host: 127.0.0.1"];
     let shown = weir.admin().send("GET", "/v1/limits", &local, "").body;
     assert!(shown.contains("\"keys\":50"), "{shown}");

@@ -98,13 +98,8 @@ fn ask(weir: &Running, method: &str, path: &str, body: &str) -> Value {
 
 /// What a counter of looks at sessions says.
 fn looks(weir: &Running, outcome: &str) -> u64 {
-    let text = weir.admin().get("/metrics").body;
-    let line = format!("weir_session_lookups_total{{sessions=\"web\",outcome=\"{outcome}\"}} ");
-    let value = text.lines().find_map(|other| other.strip_prefix(&line));
-    value
-        .unwrap_or_else(|| panic!("no {line} in {text}"))
-        .parse()
-        .unwrap()
+    let series = format!("weir_session_lookups_total{{sessions=\"web\",outcome=\"{outcome}\"}}");
+    weir.told(&series).unwrap() as u64
 }
 
 #[expect(clippy::disallowed_methods, reason = "how long something takes")]
@@ -559,12 +554,8 @@ fn a_weir_that_cannot_hear_of_ended_sessions_asks_about_each() {
     let server = Server::with(|_, _| "user default on nopass ~* &* +@all -subscribe\n".to_owned());
     let redis = patient(&server.yaml("weir"));
     let [one, other] = [0; 2].map(|_| weir(&app, "{cache: {ttl: 1m}}", &redis));
-    let failures = || {
-        let text = one.admin().get("/metrics").body;
-        let line = "weir_redis_subscribe_failures_total{client=\"main\"} ";
-        let value = text.lines().find_map(|other| other.strip_prefix(line));
-        value.unwrap().parse::<u64>().unwrap()
-    };
+    let failed = "weir_redis_subscribe_failures_total{client=\"main\"}";
+    let failures = || one.told(failed).unwrap() as u64;
     let cookie = log_in(&one, "ann");
     let mut client = one.client();
     for _ in 0..3 {

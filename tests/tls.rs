@@ -48,11 +48,8 @@ impl Weir {
         &self.running.address
     }
 
-    /// The value of the series that begins with this.
     fn metric(&self, series: &str) -> Option<u64> {
-        let text = self.running.admin().get("/metrics").body;
-        let line = text.lines().find(|line| line.starts_with(series))?;
-        Some(line.rsplit(' ').next()?.parse().unwrap())
+        self.running.told(series).map(|value| value as u64)
     }
 
     fn failures(&self, reason: &str) -> u64 {
@@ -491,16 +488,20 @@ fn a_new_certificate_is_shown_and_no_request_fails_meanwhile() {
     let authority = Authority::new();
     let weir = weir_of(&authority, "");
     let address = weir.address().to_owned();
-    let begin = weir.metric("weir_tls_certificate_not_before_timestamp_seconds");
+    let of = |name: &str| {
+        let file = authority.path("a.crt");
+        format!(
+            "weir_tls_certificate_{name}_timestamp_seconds{{certificate=\"{}\"}}",
+            file.display()
+        )
+    };
+    let begin = weir.metric(&of("not_before"));
     let now = weir::clock::wall().as_secs();
     assert!(
         begin.is_some_and(|begin| begin > 0 && begin <= now),
         "{begin:?}"
     );
-    let end = |weir: &Weir| {
-        weir.metric("weir_tls_certificate_not_after_timestamp_seconds")
-            .unwrap()
-    };
+    let end = |weir: &Weir| weir.metric(&of("not_after")).unwrap();
     let (over, asked) = (
         Arc::new(AtomicBool::new(false)),
         Arc::new(AtomicUsize::new(0)),

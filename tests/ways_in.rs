@@ -70,10 +70,8 @@ impl Weir {
 
     fn failures(&self, reason: &str) -> u64 {
         let series =
-            format!("weir_proxy_protocol_failures_total{{listener=\"in\",reason=\"{reason}\"}} ");
-        let text = self.running.admin().get("/metrics").body;
-        let value = text.lines().find_map(|line| line.strip_prefix(&series));
-        value.map_or(0, |value| value.parse().unwrap())
+            format!("weir_proxy_protocol_failures_total{{listener=\"in\",reason=\"{reason}\"}}");
+        self.running.metric(&series)
     }
 }
 

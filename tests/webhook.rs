@@ -16,6 +16,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
+use harness::metrics::value;
 use harness::process::{Log, signal};
 use harness::tls::{Authority, Tls, TlsClient};
 use harness::{Client, DEADLINE, Reply, eventually};
@@ -81,11 +82,7 @@ impl Webhook {
 
     fn metric(&self, series: &str) -> f64 {
         let text = Client::to(&self.admin).get("/metrics").body;
-        let start = format!("{series} ");
-        let line = text.lines().find_map(|line| line.strip_prefix(&start));
-        line.unwrap_or_else(|| panic!("{series} in {text}"))
-            .parse()
-            .unwrap()
+        value(&text, series).unwrap_or_else(|| panic!("{series} in {text}"))
     }
 }
 

@@ -12,6 +12,7 @@ pub mod drain;
 pub mod frames;
 pub mod kept;
 pub mod load;
+pub mod metrics;
 pub mod netns;
 pub mod node;
 pub mod origin;
@@ -137,6 +138,11 @@ impl Lane {
 
     pub fn connect(&self) -> Client {
         Client::to(self.address)
+    }
+
+    /// What it tells of this series.
+    pub fn told(&self, series: &str) -> Option<f64> {
+        metrics::value(&self.plan.borrow().metrics.text(), series)
     }
 
     /// Begins the drain.

@@ -9,7 +9,7 @@ use std::thread;
 
 use serde_json::Value;
 
-use super::{Client, PATIENCE};
+use super::{Client, PATIENCE, metrics};
 
 /// A child's standard error, line by line.
 pub struct Log(Receiver<String>);
@@ -165,11 +165,14 @@ impl Running {
         signal(&self.child, name);
     }
 
+    /// What it tells of this series.
+    pub fn told(&self, series: &str) -> Option<f64> {
+        metrics::value(&self.admin().get("/metrics").body, series)
+    }
+
     /// 0 where it is not told.
-    pub fn metric(&self, name: &str) -> u64 {
-        let text = self.admin().get("/metrics").body;
-        let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok();
-        text.lines().find_map(value).unwrap_or(0)
+    pub fn metric(&self, series: &str) -> u64 {
+        self.told(series).map_or(0, |value| value as u64)
     }
 
     /// A file in its own mounts.

@@ -245,14 +245,7 @@ fn held(name: &str, method: &str, path: &str, pieces: Pieces, status: u16, whole
         }
     }
     drop(next);
-    eventually(|| {
-        let metrics = weir.admin().get("/metrics").body;
-        let mut lines = metrics.lines();
-        lines.any(|line| {
-            line.strip_prefix("weir_audit_queued ")
-                .is_some_and(|n| n != "0")
-        })
-    });
+    eventually(|| weir.metric("weir_audit_queued") > 0);
     raw.patience(std::time::Duration::from_millis(300));
     while let Ok(frame) = raw.next() {
         assert_ne!(frame.stream, 1, "{name}: {frame:?}");
