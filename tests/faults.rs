@@ -19,6 +19,7 @@ use harness::calls::waited_for_cpu;
 use harness::process::{Echo, Running, file};
 use harness::redis::{Cluster, Server, key_prefix};
 use harness::{Client, Lane, Upstream, eventually, eventually_within};
+use weir::clock::now;
 use weir::keys::{self, Keys, LimitTag};
 
 /// Of a call: longer than the default, since servers that a busy machine lets wait are to answer in time.
@@ -36,11 +37,6 @@ const SETTLED: Duration = Duration::from_millis(600);
 const LONG: Duration = Duration::from_secs(30);
 const SHARDS: usize = 3;
 const KEYS_OF_A_LIMIT: usize = 8;
-
-#[expect(clippy::disallowed_methods, reason = "what is measured")]
-fn now() -> Instant {
-    Instant::now()
-}
 
 /// A limit whose keys all lie in one shard, by the number of the master that it begins with.
 #[derive(Debug, Clone)]

@@ -20,6 +20,7 @@ use harness::calls::soon;
 use harness::node::Node;
 use harness::process::{Running, file};
 use harness::redis::{Cluster, Server, key_prefix};
+use harness::versions::run;
 use harness::{Client, Lane, Store, Upstream, eventually};
 use socket2::{Domain, Socket, Type};
 use weir::clock;
@@ -503,7 +504,7 @@ fn strict_takes_no_more_than_is_spent() {
     let server = Server::single();
     let limit = "{limit: 1000000/year, algorithm: fixed_window, by: constant, accuracy: strict}";
     let file = one_limit(&server, limit, 1_000);
-    let admitted = on_a_runtime(async {
+    let admitted = run(async {
         let node = Node::start(&file).await;
         let mut admitted = 0;
         for _ in 0..50 {
@@ -546,11 +547,6 @@ async fn ask(node: &Node) -> Decision {
     node.ask(&[], clock::mono()).await
 }
 
-fn on_a_runtime<T>(test: impl Future<Output = T>) -> T {
-    let mut builder = tokio::runtime::Builder::new_current_thread();
-    builder.enable_all().build().unwrap().block_on(test)
-}
-
 #[test]
 fn keys_without_a_slot_in_use_are_held_in_bounded_memory() {
     const KEYS: usize = 2_000;
@@ -559,7 +555,7 @@ fn keys_without_a_slot_in_use_are_held_in_bounded_memory() {
     let limit = "{limit: 3, algorithm: concurrency, by: 'header:t', hold_ttl: 1s}";
     let file = one_limit(&server, limit, MOST);
     let names: Vec<_> = (0..KEYS).map(|n| n.to_string()).collect();
-    on_a_runtime(async {
+    run(async {
         let node = Node::start(&file).await;
         let all = async |cost| join_all(names.iter().map(|key| node.take_slot(key, cost))).await;
         let never = Decision::Refused { retry_after: None };
@@ -593,7 +589,7 @@ fn a_dear_request_that_is_refused_leaves_the_free_slots_to_others() {
     let server = Server::single();
     let limit = "{limit: 10, algorithm: concurrency, by: 'header:t', hold_ttl: 1m}";
     let file = one_limit(&server, limit, 1_000);
-    on_a_runtime(async {
+    run(async {
         let [one, two, three] = [
             Node::start(&file).await,
             Node::start(&file).await,
@@ -618,7 +614,7 @@ fn slots_that_come_and_go_and_come_are_told_to_redis() {
     let file = one_limit(&server, limit, 10_000);
     let names: Vec<_> = (0..KEYS).map(|n| n.to_string()).collect();
     let known = || server.cli(&["KEYS", "*:c:*"]).list().len();
-    on_a_runtime(async {
+    run(async {
         let node = Node::start(&file).await;
         let (node, names) = (&node, &names);
         let until = clock::mono() + Duration::from_secs(2);

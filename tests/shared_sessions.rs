@@ -12,12 +12,13 @@ use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use harness::process::{Running, file};
 use harness::redis::{Answer, Cluster, Server, key_prefix};
 use harness::{Client, DEADLINE, Reply, Upstream, eventually};
 use serde_json::Value;
+use weir::clock::now;
 use weir::keys::{self, Keys, UserTag};
 
 /// How soon a session that has ended is refused everywhere.
@@ -100,11 +101,6 @@ fn ask(weir: &Running, method: &str, path: &str, body: &str) -> Value {
 fn looks(weir: &Running, outcome: &str) -> u64 {
     let series = format!("weir_session_lookups_total{{sessions=\"web\",outcome=\"{outcome}\"}}");
     weir.told(&series).unwrap() as u64
-}
-
-#[expect(clippy::disallowed_methods, reason = "how long something takes")]
-fn now() -> Instant {
-    Instant::now()
 }
 
 /// All keys of the prefix, with the node that has each.

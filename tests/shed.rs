@@ -43,14 +43,6 @@ fn is_shed(reply: &Reply, reason: &str) -> bool {
         && reply.field("proxy-status") == Some(&*status)
 }
 
-/// The process has so much memory, in bytes.
-fn resident(running: &Running) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", running.child.id())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let size = line.unwrap().trim().strip_suffix(" kB").unwrap();
-    size.parse::<u64>().unwrap() * 1024
-}
-
 #[test]
 fn what_is_shed_spends_no_quota_and_reaches_no_upstream() {
     let upstream = Upstream::answering("served");
@@ -135,7 +127,7 @@ fn memory_that_grows_to_its_bound_sheds_and_is_on_record() {
     write("");
     let running = Running::start(&path);
     assert_eq!(running.client().get("/").status, 200);
-    let bound = resident(&running) + 16 * 1024 * 1024;
+    let bound = running.memory("VmRSS") * 1024 + 16 * 1024 * 1024;
     write(&format!(", shed: {{memory: {bound}B}}"));
     running.signal("HUP");
     running.log_until("configuration reloaded");
@@ -154,7 +146,7 @@ fn memory_that_grows_to_its_bound_sheds_and_is_on_record() {
         })
         .collect();
     eventually(|| is_shed(&running.client().get("/"), "shed_memory"));
-    assert!(resident(&running) > bound);
+    assert!(running.memory("VmRSS") * 1024 > bound);
     let host = ["Host: 127.0.0.1"];
     let admin = |path: &str| running.admin().send("GET", path, &host, "");
     assert_eq!(admin("/ready").status, 200);

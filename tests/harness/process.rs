@@ -1,5 +1,6 @@
 //! weir as a process: `weir run` on ports of its choice, and the files that it reads.
 
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -173,6 +174,15 @@ impl Running {
     /// 0 where it is not told.
     pub fn metric(&self, series: &str) -> u64 {
         self.told(series).map_or(0, |value| value as u64)
+    }
+
+    /// This field of its status, such as `VmRSS`, in KiB.
+    pub fn memory(&self, field: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let mut lines = status.lines();
+        let value = lines.find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        let kib = value.unwrap().trim().strip_suffix(" kB");
+        kib.unwrap().parse().unwrap()
     }
 
     /// A file in its own mounts.
