@@ -381,3 +381,23 @@ fn a_certificate_that_cannot_be_read_is_named() {
     assert!(!output.status.success());
     assert!(said.contains("/none.crt"), "{said}");
 }
+
+#[test]
+fn a_certificate_that_is_gone_is_told_of_and_stays() {
+    let webhook = Webhook::start(&[]);
+    let first = webhook.connect().shown();
+    let (file, aside) = (
+        webhook.authority.path("tls.crt"),
+        webhook.authority.path("aside"),
+    );
+    fs::rename(&file, &aside).unwrap();
+    let reloads = |result| {
+        webhook.metric(&format!(
+            "weir_webhook_certificate_reloads_total{{result=\"{result}\"}}"
+        ))
+    };
+    eventually(|| reloads("refused") == 1.0);
+    assert!(webhook.connect().shown() == first);
+    fs::rename(&aside, &file).unwrap();
+    eventually(|| reloads("loaded") == 1.0);
+}
