@@ -1,22 +1,15 @@
 //! Certificates by which weir speaks to Redis and Postgres, replaced while it runs: real servers, which take no others from then on.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a broken step of a test is a failed test"
-)]
-
-mod harness;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use harness::eventually;
-use harness::postgres::{self, query};
-use harness::process::{Log, Running, file, signal};
-use harness::redis::{Certificates, Server, key_prefix, tls_server};
+use super::harness::eventually;
+use super::harness::postgres::{self, query};
+use super::harness::process::{Log, Running, file, signal};
+use super::harness::redis::{Certificates, Server, key_prefix, tls_server};
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 use tempfile::{NamedTempFile, TempDir, tempdir};

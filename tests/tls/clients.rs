@@ -1,12 +1,5 @@
 //! TLS with clients: which certificate is shown, who is let in, what the upstream is told, and what a change of files does.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a broken step of a test is a failed test"
-)]
-
-mod harness;
-
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -18,10 +11,10 @@ use std::thread;
 use rustls::ProtocolVersion;
 use rustls::version::{TLS12, TLS13};
 
-use harness::front::Weir;
-use harness::process::{Running, file};
-use harness::tls::{Authority, der};
-use harness::{DEADLINE, eventually};
+use super::harness::front::Weir;
+use super::harness::process::{Running, file};
+use super::harness::tls::{Authority, der};
+use super::harness::{DEADLINE, eventually};
 
 fn failures(weir: &Weir, reason: &str) -> u64 {
     let series =
@@ -224,7 +217,7 @@ fn only_certificates_of_the_authority_let_in() {
         )
     };
     // In TLS 1.3 the client learns that it is refused when it reads.
-    let ask = |weir: &Weir, client: &harness::tls::Tls| {
+    let ask = |weir: &Weir, client: &super::harness::tls::Tls| {
         let mut client = client.try_connect(weir.address(), "a.test").ok()?;
         client.try_get("/", &[]).ok().map(|reply| reply.status)
     };
@@ -258,7 +251,7 @@ fn the_upstream_is_told_whose_certificate_it_was_and_no_client_can_say_so() {
         authority.path("ca.crt").display()
     );
     let forged = "X-Forwarded-Client-Cert: Hash=forged";
-    let ask = |weir: &Weir, client: harness::tls::Tls| {
+    let ask = |weir: &Weir, client: super::harness::tls::Tls| {
         let mut client = client.connect(weir.address(), "a.test");
         assert_eq!(client.try_get("/", &[forged]).unwrap().status, 200);
         let seen = weir.upstream.wait_for_request();
@@ -325,7 +318,7 @@ fn limits_count_by_certificate() {
          routes:\n  - {match: {path: /san}, upstream: upstream, rate_limits: [san]}\n  \
          - {match: {path: /subject}, upstream: upstream, rate_limits: [subject]}\n",
     );
-    let status = |client: &harness::tls::Tls, path: &str| {
+    let status = |client: &super::harness::tls::Tls, path: &str| {
         client.connect(weir.address(), "a.test").get(path).status
     };
     let (one, two) = (

@@ -1,12 +1,5 @@
 //! Certificates that are replaced while weir runs or starts, whatever else lies in its files; and sessions, which end with the certificate of a client.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a broken step of a test is a failed test"
-)]
-
-mod harness;
-
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
@@ -18,9 +11,9 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{SignatureScheme, SupportedProtocolVersion};
 use socket2::{Domain, Socket, Type};
 
-use harness::eventually;
-use harness::process::{Running, file};
-use harness::tls::{Authority, Tls, der};
+use super::harness::eventually;
+use super::harness::process::{Running, file};
+use super::harness::tls::{Authority, Tls, der};
 
 const REFUSED: &str = "weir_config_reloads_total{result=\"refused\"}";
 const TAKEN: &str = "weir_config_last_reload_successful";

@@ -1,12 +1,5 @@
 //! TLS to upstreams: whom weir believes, what it shows, and what clients are told where there is none.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a broken step of a test is a failed test"
-)]
-
-mod harness;
-
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,10 +8,10 @@ use std::thread;
 
 use rustls::ServerConnection;
 
-use harness::process::{Running, file};
-use harness::raw::scripted;
-use harness::tls::Authority;
-use harness::{DEADLINE, Reply, Upstream, eventually};
+use super::harness::process::{Running, file};
+use super::harness::raw::scripted;
+use super::harness::tls::Authority;
+use super::harness::{DEADLINE, Reply, Upstream, eventually};
 
 /// Certificates of upstreams and of those who ask them.
 struct Authorities {
