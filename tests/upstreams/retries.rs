@@ -1,12 +1,5 @@
 //! Requests that are tried again: which, how often, and that none is done twice that must not be.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a broken step of a test is a failed test"
-)]
-
-mod harness;
-
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
@@ -15,13 +8,13 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::harness::process::{Running, file};
+use super::harness::raw::{Recorder, read_head, scripted, unchunk};
+use super::harness::servers::Server;
+use super::harness::tls::Authority;
+use super::harness::versions::{Client, Length, Origin, PAIRINGS, Version, field, run, soon};
+use super::harness::{Lane, Upstream, eventually, ok};
 use h2::Reason;
-use harness::process::{Running, file};
-use harness::raw::{Recorder, read_head, scripted, unchunk};
-use harness::servers::Server;
-use harness::tls::Authority;
-use harness::versions::{Client, Length, Origin, PAIRINGS, Version, field, run, soon};
-use harness::{Lane, Upstream, eventually, ok};
 use socket2::{Domain, Socket, Type};
 
 /// A lane before these endpoints in turn, with `settings` of the upstream.

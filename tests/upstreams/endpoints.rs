@@ -1,12 +1,5 @@
 //! Upstreams of several endpoints: which of them takes a request, what becomes of those that are down, names that change, and caps.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a broken step of a test is a failed test"
-)]
-
-mod harness;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -14,10 +7,10 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
-use harness::process::{Running, file};
-use harness::raw::Recorder;
-use harness::servers::{NameServer, Server};
-use harness::{Client, DEADLINE, Lane, Upstream, eventually, ok, raw};
+use super::harness::process::{Running, file};
+use super::harness::raw::Recorder;
+use super::harness::servers::{NameServer, Server};
+use super::harness::{Client, DEADLINE, Lane, Upstream, eventually, ok, raw};
 
 /// A lane before these endpoints, with `settings` of the upstream.
 fn lane(servers: &[Server], settings: &str) -> Lane {
@@ -620,7 +613,7 @@ fn telling_of_ends() -> (SocketAddr, Receiver<()>) {
     let (ended, ends) = mpsc::channel();
     let address = raw::scripted(move |mut stream| {
         while raw::read_head(&mut stream).is_some() {
-            let _ = stream.write_all(harness::ok("ok").as_bytes());
+            let _ = stream.write_all(super::harness::ok("ok").as_bytes());
         }
         let _ = ended.send(());
     });

@@ -1,13 +1,5 @@
 //! `audit.delivery: guaranteed`: whoever has a whole answer is on record, however the process ends.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "a broken step of a test is a failed test; what a test measures is printed"
-)]
-
-mod harness;
-
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
@@ -16,10 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use harness::held::{Locked, lock, on_record, start};
-use harness::process::{Running, file};
-use harness::raw::{End, Wire, read_to_end};
-use harness::{Client, DEADLINE, Upstream, eventually, ok};
+use super::harness::held::{Locked, lock, on_record, start};
+use super::harness::process::{Running, file};
+use super::harness::raw::{End, Wire, read_to_end};
+use super::harness::{Client, DEADLINE, Upstream, eventually, ok};
 use weir::store::audit::Filter;
 use weir::store::audit::chain::Keys;
 use weir::store::sqlite::Reader;

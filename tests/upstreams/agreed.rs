@@ -1,20 +1,13 @@
 //! What is spoken with an upstream: as the file says, or as each connection agrees on it under TLS (ALPN).
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a broken step of a test is a failed test"
-)]
-
-mod harness;
-
 use std::io::{Read as _, Write as _};
 use std::thread;
 
-use harness::origin::Origin;
-use harness::process::{Running, file};
-use harness::raw;
-use harness::tls::Authority;
-use harness::{DEADLINE, eventually};
+use super::harness::origin::Origin;
+use super::harness::process::{Running, file};
+use super::harness::raw;
+use super::harness::tls::Authority;
+use super::harness::{DEADLINE, eventually};
 
 const BOTH: &[&str] = &["h2", "http/1.1"];
 
