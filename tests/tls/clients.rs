@@ -225,9 +225,9 @@ fn only_certificates_of_the_authority_let_in() {
     for weir in [&required, &optional] {
         assert_eq!(ask(weir, &ours.client_showing(&ours, "good")), Some(200));
         assert_eq!(ask(weir, &ours.client_showing(&ours, "old")), None);
-        eventually(|| failures(&weir, "expired_certificate") == 1);
+        eventually(|| failures(weir, "expired_certificate") == 1);
         assert_eq!(ask(weir, &ours.client_showing(&theirs, "stranger")), None);
-        eventually(|| failures(&weir, "unknown_authority") == 1);
+        eventually(|| failures(weir, "unknown_authority") == 1);
     }
     assert_eq!(ask(&required, &ours.client()), None);
     eventually(|| failures(&required, "no_certificate") == 1);
