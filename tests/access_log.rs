@@ -36,13 +36,6 @@ fn next(lines: &Receiver<String>) -> Value {
     serde_json::from_str(&lines.recv_timeout(DEADLINE).unwrap()).unwrap()
 }
 
-/// The value of a series of /metrics.
-fn counted(weir: &Running, series: &str) -> u64 {
-    let text = weir.admin().get("/metrics").body;
-    let line = text.lines().find_map(|line| line.strip_prefix(series));
-    line.map_or(0, |value| value.trim().parse().unwrap())
-}
-
 #[test]
 fn each_request_is_a_line_that_says_what_became_of_it() {
     let upstream = Upstream::answering("hello");
@@ -101,7 +94,7 @@ fn each_request_is_a_line_that_says_what_became_of_it() {
         (&line["status"], &line["label"]),
         (&400.into(), &"bad_head".into())
     );
-    eventually(|| counted(&weir, "weir_access_log_lines_total{result=\"written\"}") == 7);
+    eventually(|| weir.metric("weir_access_log_lines_total{result=\"written\"}") == 7);
 }
 
 #[test]
@@ -172,7 +165,7 @@ fn standard_output_that_no_one_reads_costs_lines_and_no_request() {
         for _ in 0..200 {
             assert_eq!(client.send("GET", "/a", &[&agent], "").status, 200);
         }
-        counted(&weir, dropped) > 0
+        weir.metric(dropped) > 0
     });
     // Read again, it goes on.
     weir.child.stdout = Some(unread);
@@ -206,7 +199,7 @@ fn a_reload_begins_changes_and_ends_it() {
     });
     std::fs::write(file.path(), config("")).unwrap();
     weir.signal("HUP");
-    eventually(|| counted(&weir, "weir_config_reloads_total{result=\"loaded\"}") >= 2);
+    eventually(|| weir.metric("weir_config_reloads_total{result=\"loaded\"}") >= 2);
     // A lane takes the new configuration a little later.
     eventually(|| {
         client.get("/quiet");

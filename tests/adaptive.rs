@@ -291,12 +291,9 @@ fn the_metric_goes_with_what_is_learnt() {
     };
     let config = file(&text("concurrency: {adaptive: gradient}"));
     let running = Running::start(config.path());
-    let says = |bound| {
-        let line = format!("weir_upstream_concurrency_limit{{upstream=\"app\"}} {bound}\n");
-        running.admin().get("/metrics").body.contains(&line)
-    };
-    assert!(says(20));
+    let bound = || running.told("weir_upstream_concurrency_limit{upstream=\"app\"}");
+    assert_eq!(bound(), Some(20.0));
     std::fs::write(config.path(), text("timeout: 9s")).unwrap();
     running.signal("HUP");
-    eventually(|| says(0));
+    eventually(|| bound() == Some(0.0));
 }

@@ -9,6 +9,7 @@ mod harness;
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use harness::kept::{
@@ -443,29 +444,35 @@ impl Drop for Ended {
     }
 }
 
-fn a_tail_shows_what_arrives(kind: Kind) {
-    let (kept, mut process) = Kept::with(kind, 20);
-    kept.settle();
-    let config = kept.config("listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\n");
-    let child = Command::new(env!("CARGO_BIN_EXE_weir"))
-        .args(["audit", "tail", "-n", "2", "--format", "jsonl", "-c"])
-        .arg(config.path())
+/// `weir audit tail` from the last `count` events on, and the number of the next one that it shows.
+fn tail(config: &Path, count: &str) -> (Ended, impl FnMut() -> u64 + use<>) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["audit", "tail", "-n", count, "--format", "jsonl", "-c"])
+        .arg(config)
         .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut child = Ended(child);
-    let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
-    let mut next = || {
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let next = move || {
         let line = lines.next().unwrap().unwrap();
         let line: Value = serde_json::from_str(&line).unwrap();
         line["seq"].as_u64().unwrap()
     };
+    (Ended(child), next)
+}
+
+fn a_tail_shows_what_arrives(kind: Kind) {
+    let (kept, mut process) = Kept::with(kind, 20);
+    kept.settle();
+    let config = kept.config("listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\n");
+    let (mut child, mut next) = tail(config.path(), "2");
     assert_eq!((next(), next()), (19, 20));
     kept.append(&mut process, 21..=22, noon());
     assert_eq!((next(), next()), (21, 22));
     kept.append(&mut process, 23..=24, noon() + DAY);
     assert_eq!((next(), next()), (23, 24));
-    drop(lines);
+    drop(next);
     kept.append(&mut process, 25..=25, noon() + DAY);
     let mut status = None;
     eventually(|| {
@@ -617,20 +624,7 @@ fn a_tail_goes_on_once_its_server_is_back() {
         "audit: {{}}\nredis: {{urls: 'redis://127.0.0.1:1'}}\npostgres: {{write: '{}'}}\nlisten: 127.0.0.1:0\nupstream: http://127.0.0.1:1\n",
         server.url()
     ));
-    let child = Command::new(env!("CARGO_BIN_EXE_weir"))
-        .args(["audit", "tail", "-n", "1", "--format", "jsonl", "-c"])
-        .arg(config.path())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut child = Ended(child);
-    let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
-    let mut next = || {
-        let line = lines.next().unwrap().unwrap();
-        let line: Value = serde_json::from_str(&line).unwrap();
-        line["seq"].as_u64().unwrap()
-    };
+    let (mut child, mut next) = tail(config.path(), "1");
     let mut said = BufReader::new(child.0.stderr.take().unwrap()).lines();
     assert_eq!(next(), 10);
     server.stop();

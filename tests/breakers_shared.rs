@@ -11,19 +11,16 @@ mod harness;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use harness::process::{Running, file};
 use harness::redis::{Cluster, Server, key_prefix};
 use harness::{Client, Lane, Upstream, eventually, eventually_within, ok};
+use weir::clock::now;
 use weir::config::breakers::Window;
 use weir::keys::{self, Keys};
-use weir::policy::breaker::Snapshot;
 
-#[expect(clippy::disallowed_methods, reason = "what is measured")]
-fn now() -> Instant {
-    Instant::now()
-}
+const SHARED: &str = "weir_breaker_shared{upstream=\"app\"}";
 
 const BROKEN: &str = "HTTP/1.1 500 Broken\r\nContent-Length: 0\r\n\r\n";
 
@@ -47,16 +44,6 @@ fn guarded(store: &str, upstream: &str, breaker: &str) -> String {
 
 fn cluster() -> String {
     Cluster::shared().yaml(&key_prefix())
-}
-
-fn snapshot(lane: &Lane) -> Snapshot {
-    let plan = lane.plan.borrow();
-    let now = weir::clock::moment().mono;
-    plan.breakers[0].as_ref().unwrap().snapshot(now)
-}
-
-fn state(lane: &Lane) -> &'static str {
-    snapshot(lane).state.as_str()
 }
 
 fn is_shared(lane: &Lane) -> bool {
@@ -111,12 +98,12 @@ fn one_sick_process_trips_no_quorum_of_two_and_two_do() {
     eventually(|| processes(&one) == 2);
     assert_eq!(statuses(&one, 40), [502; 40]);
     assert_eq!(statuses(&healthy, 3), [200; 3]);
-    eventually(|| snapshot(&one).calls == 43 && snapshot(&healthy).calls == 43);
-    assert_eq!((state(&one), state(&healthy)), ("closed", "closed"));
+    eventually(|| one.breaker().calls == 43 && healthy.breaker().calls == 43);
+    assert_eq!((one.state(), healthy.state()), ("closed", "closed"));
     let other = sick();
     assert_eq!(other.connect().get("/").status, 502);
     for lane in [&one, &healthy, &other] {
-        eventually(|| state(lane) == "open");
+        eventually(|| lane.state() == "open");
     }
     assert_eq!(healthy.connect().get("/").status, 503);
 }
@@ -143,19 +130,19 @@ fn a_late_result_of_an_older_generation_counts_for_nothing() {
     late.begin("GET", "/late", &[], "");
     upstream.wait_for_request();
     assert_eq!(statuses(&one, 1), [500]);
-    eventually(|| state(&other) != "closed");
+    eventually(|| other.state() != "closed");
     failing.store(false, Ordering::Relaxed);
     eventually(|| {
         one.connect().get("/");
-        state(&one) == "closed" && state(&other) == "closed"
+        one.state() == "closed" && other.state() == "closed"
     });
-    let generation = snapshot(&other).generation;
+    let generation = other.breaker().generation;
     answer.send(BROKEN.to_owned()).unwrap();
     assert_eq!(late.finish().status, 500);
     // What comes after it is counted, and it is not.
     assert_eq!(statuses(&other, 2), [200; 2]);
-    eventually(|| snapshot(&other).calls >= 2);
-    let after = snapshot(&other);
+    eventually(|| other.breaker().calls >= 2);
+    let after = other.breaker();
     assert_eq!((after.failures, after.generation), (0, generation));
 }
 
@@ -182,7 +169,7 @@ fn probes_of_all_processes_together_are_those_of_one() {
     let lanes = [0; 4].map(|_| Lane::start(&file));
     assert_eq!(statuses(&lanes[0], 4), [500; 4]);
     for lane in &lanes {
-        eventually(|| state(lane) == "open");
+        eventually(|| lane.state() == "open");
     }
     phase.store(1, Ordering::SeqCst);
     let stop = AtomicBool::new(false);
@@ -211,7 +198,7 @@ fn probes_of_all_processes_together_are_those_of_one() {
         gate.store(true, Ordering::SeqCst);
     });
     for lane in &lanes {
-        eventually(|| state(lane) == "recovering");
+        eventually(|| lane.state() == "recovering");
     }
 }
 
@@ -226,11 +213,11 @@ fn a_process_that_starts_joins_an_open_breaker() {
     );
     let one = Lane::start(&file);
     assert_eq!(statuses(&one, 4), [500; 4]);
-    eventually(|| state(&one) == "open");
+    eventually(|| one.state() == "open");
     let new = Lane::start(&file);
     assert_eq!(statuses(&new, 3), [503; 3], "from its first request on");
-    assert_eq!(state(&one), "open");
-    assert_eq!(snapshot(&new).generation, snapshot(&one).generation);
+    assert_eq!(one.state(), "open");
+    assert_eq!(new.breaker().generation, one.breaker().generation);
 }
 
 fn post(weir: &Running, what: &str) -> harness::Reply {
@@ -266,11 +253,7 @@ fn forced_states_are_seen_everywhere_and_outlive_who_forced_them() {
             .send("GET", "/v1/breakers/app", &["Host: 127.0.0.1"], "");
         said.body.contains("\"state\":\"forced_closed\"") && said.body.contains("\"by\":\"all\"")
     });
-    let metrics = new.admin().get("/metrics").body;
-    assert!(
-        metrics.contains("weir_breaker_shared{upstream=\"app\"} 1"),
-        "{metrics}"
-    );
+    assert_eq!(new.metric(SHARED), 1);
 }
 
 #[test]
@@ -288,11 +271,7 @@ fn nothing_is_forced_while_redis_is_away() {
         Some("application/problem+json")
     );
     weir.log_until("breaker goes on by itself");
-    let metrics = weir.admin().get("/metrics").body;
-    assert!(
-        metrics.contains("weir_breaker_shared{upstream=\"app\"} 0"),
-        "{metrics}"
-    );
+    assert_eq!(weir.told(SHARED), Some(0.0));
     assert_eq!(weir.client().get("/").status, 200);
     redis.restart();
     weir.log_until("breaker goes by the shared state");
@@ -307,7 +286,7 @@ fn settings_of_a_reload_join_the_state_that_there_is() {
     let text = |breaker: &str| guarded(&store, &upstream.url(), breaker);
     let lane = Lane::start(&text("{quorum: 1, minimum_calls: 4, open_for: 1h}"));
     assert_eq!(statuses(&lane, 4), [500; 4]);
-    eventually(|| state(&lane) == "open");
+    eventually(|| lane.state() == "open");
     let other = "{minimum_calls: 9, window: {type: count, size: 50}, open_for: 1h}";
     lane.reload(&text(other));
     assert_eq!(statuses(&lane, 3), [503; 3]);
@@ -334,16 +313,16 @@ fn without_redis_each_process_goes_on_by_what_it_has_seen() {
     assert_eq!(statuses(&one, 3), [500; 3]);
     redis.kill();
     eventually(|| !is_shared(&one) && !is_shared(&other));
-    assert_eq!(state(&one), "closed");
+    assert_eq!(one.state(), "closed");
     assert_eq!(
         statuses(&one, 2),
         [500, 503],
         "what it saw before still counts"
     );
-    assert_eq!(state(&other), "closed");
+    assert_eq!(other.state(), "closed");
     redis.restart();
     eventually(|| is_shared(&one) && is_shared(&other));
-    assert_eq!((state(&one), state(&other)), ("closed", "closed"));
+    assert_eq!((one.state(), other.state()), ("closed", "closed"));
 }
 
 #[test]
@@ -355,7 +334,7 @@ fn a_frozen_breaker_stays_as_it_was_without_redis() {
     redis.kill();
     eventually(|| !is_shared(&one) && !is_shared(&other));
     assert_eq!(statuses(&one, 10), [500; 10]);
-    assert_eq!(state(&one), "closed");
+    assert_eq!(one.state(), "closed");
 }
 
 #[test]
@@ -365,15 +344,15 @@ fn a_redis_that_forgot_everything_is_told_the_state() {
     let upstream = upstream(&failing);
     let [one, other] = pair(&redis, &upstream, "local");
     assert_eq!(statuses(&one, 4), [500; 4]);
-    eventually(|| [&one, &other].map(state) == ["open"; 2]);
-    let generation = snapshot(&one).generation;
+    eventually(|| [&one, &other].map(Lane::state) == ["open"; 2]);
+    let generation = one.breaker().generation;
     redis.kill();
     eventually(|| !is_shared(&one) && !is_shared(&other));
     assert_eq!(statuses(&other, 2), [503; 2], "it stays open for its time");
     // It comes back empty.
     redis.restart();
     eventually(|| is_shared(&one) && is_shared(&other));
-    let after = [&one, &other].map(|lane| (state(lane), snapshot(lane).generation));
+    let after = [&one, &other].map(|lane| (lane.state(), lane.breaker().generation));
     assert_eq!(after, [("open", generation); 2]);
     let new = Lane::start(&guarded(
         &redis.yaml("t"),
@@ -392,8 +371,8 @@ fn a_failover_closes_no_breaker() {
     let file = guarded(&cluster.yaml("t"), &upstream.url(), breaker);
     let [one, other] = [0; 2].map(|_| Lane::start(&file));
     assert_eq!(statuses(&one, 4), [500; 4]);
-    eventually(|| [&one, &other].map(state) == ["open"; 2]);
-    let generation = snapshot(&one).generation;
+    eventually(|| [&one, &other].map(Lane::state) == ["open"; 2]);
+    let generation = one.breaker().generation;
     let window = Window::Time(Duration::from_secs(10));
     let key = Keys::new("t").breaker("app", window).state;
     cluster.kill(cluster.master_of(keys::slot(key.as_bytes())));
@@ -406,7 +385,7 @@ fn a_failover_closes_no_breaker() {
         assert_eq!(client.get("/").status, 503);
         is_shared(&one) && is_shared(&other)
     });
-    let after = [&one, &other].map(|lane| (state(lane), snapshot(lane).generation));
+    let after = [&one, &other].map(|lane| (lane.state(), lane.breaker().generation));
     assert_eq!(after, [("open", generation); 2]);
 }
 
@@ -420,10 +399,10 @@ fn databases_of_one_redis_share_nothing() {
     let yaml = redis.yaml("t").replace(&redis.url(), &(redis.url() + "/1"));
     let [one, other_one] = [0; 2].map(|_| Lane::start(&guarded(&yaml, &upstream.url(), breaker)));
     assert_eq!(statuses(&one, 4), [500; 4]);
-    eventually(|| [&one, &other_one].map(state) == ["open"; 2]);
+    eventually(|| [&one, &other_one].map(Lane::state) == ["open"; 2]);
     assert_eq!(statuses(&zero, 4), [500; 4]);
-    eventually(|| [&zero, &other_zero].map(state) == ["open"; 2]);
-    let generations = [&zero, &other_zero, &one, &other_one].map(|lane| snapshot(lane).generation);
+    eventually(|| [&zero, &other_zero].map(Lane::state) == ["open"; 2]);
+    let generations = [&zero, &other_zero, &one, &other_one].map(|lane| lane.breaker().generation);
     assert_eq!(generations, [1; 4]);
     eventually(|| {
         let channels = redis.cli(&["PUBSUB", "CHANNELS"]);
@@ -448,7 +427,7 @@ fn no_key_lives_for_ever() {
     let breaker = "{minimum_calls: 4, open_for: 50ms, jitter: 0%, window: {type: count, size: 8}, half_open: {probe_timeout: 1m}}";
     let lane = Lane::start(&guarded(&redis.yaml("t"), &upstream.url(), breaker));
     assert_eq!(statuses(&lane, 4), [500; 4]);
-    eventually(|| state(&lane) == "half_open");
+    eventually(|| lane.state() == "half_open");
     eventually(|| redis.cli(&["KEYS", "t:b:*"]).list().len() == 4);
     for key in redis.cli(&["KEYS", "*"]).list() {
         let lives = redis.cli(&["PTTL", key.text()]).int();
@@ -468,17 +447,17 @@ fn a_server_whose_clock_is_set_back_neither_keeps_a_breaker_open_nor_its_ramp_go
     let window = Window::Time(Duration::from_secs(10));
     let key = Keys::new("t").breaker("app", window).state;
     let in_an_hour = |name: &str| {
-        eventually(|| state(&lane) == name);
+        eventually(|| lane.state() == name);
         let ends: u64 = redis.cli(&["HGET", &key, "e"]).text().parse().unwrap();
         let ends = (ends + 3_600_000).to_string();
         redis.cli(&["HSET", &key, "e", &ends]);
     };
     in_an_hour("open");
     failing.store(false, Ordering::Relaxed);
-    eventually(|| state(&lane) == "half_open");
+    eventually(|| lane.state() == "half_open");
     eventually(|| lane.connect().get("/").status == 200);
     in_an_hour("recovering");
-    eventually(|| state(&lane) == "closed");
+    eventually(|| lane.state() == "closed");
 }
 
 #[test]
@@ -489,15 +468,15 @@ fn a_count_window_of_the_fleet_forgets_its_oldest_calls() {
     let file = guarded(&cluster(), &upstream.url(), breaker);
     let lanes = [0; 2].map(|_| Lane::start(&file));
     assert_eq!(statuses(&lanes[0], 10), [500; 10]);
-    eventually(|| snapshot(&lanes[0]).failures == 10);
+    eventually(|| lanes[0].breaker().failures == 10);
     failing.store(false, Ordering::Relaxed);
     for round in 0..6 {
         assert_eq!(statuses(&lanes[round % 2], 5), [200; 5]);
-        let calls = snapshot(&lanes[round % 2]).calls;
-        eventually(|| snapshot(&lanes[round % 2]).calls != calls || calls >= 20);
+        let calls = lanes[round % 2].breaker().calls;
+        eventually(|| lanes[round % 2].breaker().calls != calls || calls >= 20);
     }
     eventually(|| {
-        let (one, other) = (snapshot(&lanes[0]), snapshot(&lanes[1]));
+        let (one, other) = (lanes[0].breaker(), lanes[1].breaker());
         one.failures == 0 && other.failures == 0 && one.calls >= 20
     });
     let mut client: Client = lanes[0].connect();

@@ -98,13 +98,9 @@ fn a_request_is_over_with_its_answer_and_holds_nothing_while_its_connection_clos
     ));
     let weir = Running::start(config.path());
     for (path, status) in [("/one", 413), ("/two", 413), ("/none", 429)] {
-        let count = format!("weir_request_duration_seconds_count{{route=\"{path}\"}} ");
+        let count = format!("weir_request_duration_seconds_count{{route=\"{path}\"}}");
         let sum = count.replace("_count", "_sum");
-        let told = |series: &str| -> f64 {
-            let text = weir.admin().get("/metrics").body;
-            let line = text.lines().find_map(|line| line.strip_prefix(series));
-            line.map_or(0.0, |value| value.parse().unwrap())
-        };
+        let told = |series: &str| weir.told(series).unwrap_or_default();
         let mut requests = 0.0;
         // How long the next one waits, and what all requests take, in seconds.
         let mut times = || {
@@ -392,10 +388,7 @@ fn who_has_begun_nothing_does_not_hold_the_drain_up() {
         ));
         let mut running = Running::start(config.path());
         let silent = running.connect();
-        eventually(|| {
-            let metrics = running.admin().get("/metrics").body;
-            metrics.contains("weir_connections_open 1\n")
-        });
+        eventually(|| running.metric("weir_connections_open") == 1);
         let began = weir::clock::now();
         running.signal("TERM");
         assert!(running.child.wait().unwrap().success());
@@ -421,13 +414,8 @@ fn a_connection_that_finds_no_descriptor_waits_and_is_counted() {
          admin: {address: '127.0.0.1:0'}\nruntime: {lanes: 1}\n",
     );
     let running = Running::start(config.path());
-    let mut admin = running.admin();
-    let mut failures = || {
-        let text = admin.get("/metrics").body;
-        let count = text.split_once("\nweir_accept_failures_total ").unwrap().1;
-        count.lines().next().unwrap().parse::<u64>().unwrap()
-    };
-    assert_eq!(failures(), 0);
+    let failures = || running.told("weir_accept_failures_total");
+    assert_eq!(failures(), Some(0.0));
     // It has more open already, and keeps them.
     may_open(&running, 3);
     let mut client = running.client();
@@ -435,7 +423,7 @@ fn a_connection_that_finds_no_descriptor_waits_and_is_counted() {
     running.log_until("cannot be accepted");
     may_open(&running, 4_096);
     assert_eq!(client.finish().status, 200);
-    assert!(failures() > 0);
+    assert!(failures() > Some(0.0));
 }
 
 #[test]

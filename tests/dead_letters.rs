@@ -174,10 +174,8 @@ fn what_can_never_be_stored_goes_to_the_dead_letters_with_its_reason() {
                 .iter()
                 .all(|letter| letter.at > now.into() && !letter.entry.is_empty())
         );
-        assert_eq!(
-            worker.counted(r#"weir_drain_batches_total{result="buried"} "#),
-            6
-        );
+        let buried = r#"weir_drain_batches_total{result="buried"}"#;
+        assert_eq!(worker.counted(buried), 6);
 
         // Whose events are with the dead letters alone is named, should they be dropped; not a boot whose name cannot be kept.
         let reader = Reader::new(world.postgres.clone());
@@ -336,7 +334,7 @@ fn a_batch_that_vanishes_before_it_is_buried_is_not_said_to_be_done() {
         world.is_whole(10);
         assert!(world.done(&first) && !world.done(&other));
         assert_eq!(world.dead_letters().await, 0);
-        let buried = r#"weir_drain_batches_total{result="buried"} "#;
+        let buried = r#"weir_drain_batches_total{result="buried"}"#;
         assert_eq!(worker.counted(buried), 0);
         worker.stop().await;
     });

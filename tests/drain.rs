@@ -66,9 +66,9 @@ fn two_workers_store_each_batch_once_however_often_it_is_sent() {
                 .map(|worker| worker.counted(metric))
                 .sum::<u64>()
         };
-        assert_eq!(each("weir_drain_events_total "), 4_000);
-        assert_eq!(each(r#"weir_drain_batches_total{result="stored"} "#), 204);
-        assert_eq!(each(r#"weir_drain_batches_total{result="known"} "#), 104);
+        assert_eq!(each("weir_drain_events_total"), 4_000);
+        assert_eq!(each(r#"weir_drain_batches_total{result="stored"}"#), 204);
+        assert_eq!(each(r#"weir_drain_batches_total{result="known"}"#), 104);
 
         // What is read back is what was sent, byte for byte.
         let connection = world.postgres.read().await.unwrap();
@@ -537,11 +537,9 @@ fn a_worker_that_begins_takes_over_nothing_that_it_cannot_store() {
         // It has seen what is new, and could not store that.
         let (_, bytes) = pack(&mut boot, 5, clock::wall());
         world.add(0, &bytes).await;
-        eventually(async || {
-            worker.counted("weir_drain_transactions_total{result=\"failed\"} ") > 0
-        })
-        .await;
-        assert_eq!(worker.counted("weir_drain_claimed_total "), 0);
+        eventually(async || worker.counted("weir_drain_transactions_total{result=\"failed\"}") > 0)
+            .await;
+        assert_eq!(worker.counted("weir_drain_claimed_total"), 0);
         server.set_read_only(false);
         world.drained().await;
         world.is_whole(10);
@@ -560,7 +558,7 @@ fn a_stream_that_cannot_be_asked_hides_no_other() {
         world.add(0, &other).await;
         world.cli(&["SET", &world.key(2), "no stream"]);
         let worker = world.work();
-        eventually(async || worker.counted("weir_drain_waiting ") == 1).await;
+        eventually(async || worker.counted("weir_drain_waiting") == 1).await;
         worker.stop().await;
     });
 }
@@ -581,7 +579,7 @@ fn what_another_weir_has_made_is_left_to_its_worker() {
         world.add(0, &bytes).await;
         let worker = world.work();
         eventually(async || world.done(&ours)).await;
-        eventually(async || worker.counted("weir_drain_claimed_total ") > 0).await;
+        eventually(async || worker.counted("weir_drain_claimed_total") > 0).await;
         eventually(async || world.cli(&["XLEN", &world.key(0)]).int() == 1).await;
         // A worker that reads it gets it though this one runs, and does not take it for what brings workers down.
         let after = world.settings.worker.claim_after;

@@ -19,6 +19,7 @@ use harness::calls::waited_for_cpu;
 use harness::process::{Echo, Running, file};
 use harness::redis::{Cluster, Server, key_prefix};
 use harness::{Client, Lane, Upstream, eventually, eventually_within};
+use weir::clock::now;
 use weir::keys::{self, Keys, LimitTag};
 
 /// Of a call: longer than the default, since servers that a busy machine lets wait are to answer in time.
@@ -36,11 +37,6 @@ const SETTLED: Duration = Duration::from_millis(600);
 const LONG: Duration = Duration::from_secs(30);
 const SHARDS: usize = 3;
 const KEYS_OF_A_LIMIT: usize = 8;
-
-#[expect(clippy::disallowed_methods, reason = "what is measured")]
-fn now() -> Instant {
-    Instant::now()
-}
 
 /// A limit whose keys all lie in one shard, by the number of the master that it begins with.
 #[derive(Debug, Clone)]
@@ -357,23 +353,12 @@ impl Report {
     }
 }
 
-fn metric(weir: &Running, line: &str) -> u64 {
-    let metrics = weir.admin().get("/metrics").body;
-    let found = metrics
-        .lines()
-        .find_map(|found| found.strip_prefix(line)?.strip_prefix(' '));
-    found.map_or(0, |count| count.parse().unwrap())
-}
-
 fn lost(weir: &Running, limits: &[Limit]) -> Vec<u64> {
-    let metrics = weir.admin().get("/metrics").body;
     let of = |limit: &Limit| {
-        let line = format!(
-            "weir_limit_decisions_total{{limit=\"{}\",decision=\"redis_lost\"}} ",
+        weir.metric(&format!(
+            "weir_limit_decisions_total{{limit=\"{}\",decision=\"redis_lost\"}}",
             limit.name
-        );
-        let found = metrics.lines().find_map(|found| found.strip_prefix(&line));
-        found.map_or(0, |count| count.parse().unwrap())
+        ))
     };
     limits.iter().map(of).collect()
 }
@@ -562,7 +547,7 @@ fn a_failover_gives_out_again_what_the_replica_lacks_and_no_more() {
             let lately = now() - Duration::from_millis(700);
             let shared = weirs
                 .iter()
-                .all(|weir| metric(weir, "weir_limit_alone{limit=\"a\"}") == 0);
+                .all(|weir| weir.metric("weir_limit_alone{limit=\"a\"}") == 0);
             shared && loads.iter().all(|load| used_up(load, lately))
         });
         let all = admitted();
@@ -664,10 +649,8 @@ fn a_request_that_waits_twice_has_one_budget() {
     let shared = || {
         let plan = lane.plan.borrow().clone();
         plan.tell_sharing(weir::clock::mono());
-        let metrics = plan.metrics.text();
-        ["a", "b"]
-            .iter()
-            .all(|limit| metrics.contains(&format!("weir_limit_alone{{limit=\"{limit}\"}} 0")))
+        let alone = |limit| lane.told(&format!("weir_limit_alone{{limit=\"{limit}\"}}"));
+        [alone("a"), alone("b")] == [Some(0.0); 2]
     };
     eventually(|| ask() == 200 && shared());
 }

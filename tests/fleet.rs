@@ -8,18 +8,12 @@
 
 mod harness;
 
-use std::time::Instant;
-
 use harness::process::{Echo, Running, faketime, file};
 use harness::redis::{Answer, Cluster, Server, key_prefix};
 use harness::{Reply, eventually};
 use serde_json::Value;
+use weir::clock::now;
 use weir::keys::Keys;
-
-#[expect(clippy::disallowed_methods, reason = "what is measured")]
-fn now() -> Instant {
-    Instant::now()
-}
 
 /// The configuration of a process whose limit `a`, by the header `t`, is shared by way of `redis`.
 fn config(echo: &Echo, limit: &str, redis: &str) -> tempfile::NamedTempFile {

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use harness::drain::{eventually, on_a_runtime};
 use harness::kept::{DAY, KEY, Kept, Kind, RETENTION, pools};
 use harness::pooler::Pooler;
 use harness::postgres::{Database, Server};
@@ -45,24 +46,6 @@ fn config(write: &str, read: &[String]) -> postgres::Postgres {
         migrate: true,
         tls: Tls::default(),
     }
-}
-
-fn on_a_runtime<T>(test: impl Future<Output = T>) -> T {
-    let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(test)
-}
-
-/// Waits for what another task brings about.
-async fn eventually(mut yes: impl AsyncFnMut() -> bool) {
-    let all = async {
-        while !yes().await {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(harness::DEADLINE * 3, all)
-        .await
-        .unwrap();
 }
 
 /// The port that a read goes to.

@@ -118,11 +118,7 @@ impl Pod {
     /// What weir has been asked.
     fn requests(&self) -> f64 {
         let metrics = self.0.curl("b", &["http://127.0.0.1:9901/metrics"]);
-        let counts = metrics
-            .lines()
-            .filter(|line| line.starts_with("weir_requests_total{"))
-            .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap());
-        counts.sum()
+        harness::metrics::sum(&metrics, "weir_requests_total")
     }
 }
 

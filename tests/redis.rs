@@ -21,6 +21,7 @@ use harness::process::{Running, file};
 use harness::raw::{SlowNetwork, scripted};
 use harness::redis::{Answer, Certificates, Cluster, Sentinels, Server, key_prefix};
 use harness::{DEADLINE, eventually};
+use weir::clock::now;
 use weir::keys;
 use weir::store::redis::{CallError, Script};
 
@@ -28,11 +29,6 @@ use weir::store::redis::{CallError, Script};
 const GRACE: Duration = Duration::from_millis(5);
 /// What a call takes at most that waits for nothing.
 const AT_ONCE: Duration = Duration::from_millis(10);
-
-#[expect(clippy::disallowed_methods, reason = "what is measured")]
-fn now() -> Instant {
-    Instant::now()
-}
 
 fn with(yaml: &str, more: &str) -> String {
     yaml.replace('}', &format!(", {more}}}"))

@@ -20,6 +20,7 @@ use harness::calls::soon;
 use harness::node::Node;
 use harness::process::{Running, file};
 use harness::redis::{Cluster, Server, key_prefix};
+use harness::versions::run;
 use harness::{Client, Lane, Store, Upstream, eventually};
 use socket2::{Domain, Socket, Type};
 use weir::clock;
@@ -243,8 +244,7 @@ fn a_limit_does_what_it_says_while_redis_is_away_and_is_shared_again() {
     let alone = |lane: &Lane| {
         let plan = lane.plan.borrow().clone();
         plan.tell_sharing(clock::mono());
-        let metrics = plan.metrics.text();
-        metrics.contains("weir_limit_alone{limit=\"a\"} 1")
+        lane.told("weir_limit_alone{limit=\"a\"}") == Some(1.0)
     };
     assert!(lanes.iter().all(alone));
     server.restart();
@@ -313,20 +313,17 @@ fn a_limit_is_told_as_alone_for_a_minute_and_not_past_a_reload() {
     let told = |later: u64| {
         let plan = lane.plan.borrow().clone();
         plan.tell_sharing(clock::mono() + Duration::from_secs(later));
-        let text = plan.metrics.text();
-        let mut lines = text.lines();
-        let line = lines.find_map(|line| line.strip_prefix("weir_limit_alone{limit=\"a\"} "));
-        line.map(str::to_owned)
+        lane.told("weir_limit_alone{limit=\"a\"}")
     };
     server.kill();
     let lose = || {
         assert_eq!(lane.connect().get("/").status, 200);
-        assert_eq!(told(0).as_deref(), Some("1"));
+        assert_eq!(told(0), Some(1.0));
     };
     lose();
-    assert_eq!(told(61).as_deref(), Some("0"), "no one has asked since");
+    assert_eq!(told(61), Some(0.0), "no one has asked since");
     lane.reload(&file(&limit("local")));
-    assert_eq!(told(0).as_deref(), Some("0"));
+    assert_eq!(told(0), Some(0.0));
     lane.reload(&file(&limit("strict")));
     lose();
     lane.reload(&file(""));
@@ -362,10 +359,8 @@ fn a_key_that_was_refused_costs_redis_nothing_until_its_time() {
     let mut client = lane.connect();
     assert_eq!([client.get("/").status, client.get("/").status], [200, 429]);
     let calls = || {
-        let metrics = lane.plan.borrow().metrics.text();
-        let line = "weir_redis_calls_total{client=\"main\",result=\"answered\"} ";
-        let count = metrics.lines().find_map(|found| found.strip_prefix(line));
-        count.unwrap().parse::<u64>().unwrap()
+        let series = "weir_redis_calls_total{client=\"main\",result=\"answered\"}";
+        lane.told(series).unwrap() as u64
     };
     let (before, began) = (calls(), clock::now());
     for _ in 0..1_000 {
@@ -498,8 +493,7 @@ fn keys_of_shared_limits_are_counted() {
     for path in 0..50 {
         assert_eq!(client.get(&format!("/{path}")).status, 200);
     }
-    let metrics = weir.admin().get("/metrics").body;
-    assert!(metrics.contains("weir_limit_keys 50\n"), "{metrics}");
+    assert_eq!(weir.metric("weir_limit_keys"), 50);
     let local = ["Host: 127.0.0.1"];
     let shown = weir.admin().send("GET", "/v1/limits", &local, "").body;
     assert!(shown.contains("\"keys\":50"), "{shown}");
@@ -510,7 +504,7 @@ fn strict_takes_no_more_than_is_spent() {
     let server = Server::single();
     let limit = "{limit: 1000000/year, algorithm: fixed_window, by: constant, accuracy: strict}";
     let file = one_limit(&server, limit, 1_000);
-    let admitted = on_a_runtime(async {
+    let admitted = run(async {
         let node = Node::start(&file).await;
         let mut admitted = 0;
         for _ in 0..50 {
@@ -553,11 +547,6 @@ async fn ask(node: &Node) -> Decision {
     node.ask(&[], clock::mono()).await
 }
 
-fn on_a_runtime<T>(test: impl Future<Output = T>) -> T {
-    let mut builder = tokio::runtime::Builder::new_current_thread();
-    builder.enable_all().build().unwrap().block_on(test)
-}
-
 #[test]
 fn keys_without_a_slot_in_use_are_held_in_bounded_memory() {
     const KEYS: usize = 2_000;
@@ -566,7 +555,7 @@ fn keys_without_a_slot_in_use_are_held_in_bounded_memory() {
     let limit = "{limit: 3, algorithm: concurrency, by: 'header:t', hold_ttl: 1s}";
     let file = one_limit(&server, limit, MOST);
     let names: Vec<_> = (0..KEYS).map(|n| n.to_string()).collect();
-    on_a_runtime(async {
+    run(async {
         let node = Node::start(&file).await;
         let all = async |cost| join_all(names.iter().map(|key| node.take_slot(key, cost))).await;
         let never = Decision::Refused { retry_after: None };
@@ -600,7 +589,7 @@ fn a_dear_request_that_is_refused_leaves_the_free_slots_to_others() {
     let server = Server::single();
     let limit = "{limit: 10, algorithm: concurrency, by: 'header:t', hold_ttl: 1m}";
     let file = one_limit(&server, limit, 1_000);
-    on_a_runtime(async {
+    run(async {
         let [one, two, three] = [
             Node::start(&file).await,
             Node::start(&file).await,
@@ -625,7 +614,7 @@ fn slots_that_come_and_go_and_come_are_told_to_redis() {
     let file = one_limit(&server, limit, 10_000);
     let names: Vec<_> = (0..KEYS).map(|n| n.to_string()).collect();
     let known = || server.cli(&["KEYS", "*:c:*"]).list().len();
-    on_a_runtime(async {
+    run(async {
         let node = Node::start(&file).await;
         let (node, names) = (&node, &names);
         let until = clock::mono() + Duration::from_secs(2);

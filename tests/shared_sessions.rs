@@ -12,12 +12,13 @@ use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use harness::process::{Running, file};
 use harness::redis::{Answer, Cluster, Server, key_prefix};
 use harness::{Client, DEADLINE, Reply, Upstream, eventually};
 use serde_json::Value;
+use weir::clock::now;
 use weir::keys::{self, Keys, UserTag};
 
 /// How soon a session that has ended is refused everywhere.
@@ -98,18 +99,8 @@ fn ask(weir: &Running, method: &str, path: &str, body: &str) -> Value {
 
 /// What a counter of looks at sessions says.
 fn looks(weir: &Running, outcome: &str) -> u64 {
-    let text = weir.admin().get("/metrics").body;
-    let line = format!("weir_session_lookups_total{{sessions=\"web\",outcome=\"{outcome}\"}} ");
-    let value = text.lines().find_map(|other| other.strip_prefix(&line));
-    value
-        .unwrap_or_else(|| panic!("no {line} in {text}"))
-        .parse()
-        .unwrap()
-}
-
-#[expect(clippy::disallowed_methods, reason = "how long something takes")]
-fn now() -> Instant {
-    Instant::now()
+    let series = format!("weir_session_lookups_total{{sessions=\"web\",outcome=\"{outcome}\"}}");
+    weir.told(&series).unwrap() as u64
 }
 
 /// All keys of the prefix, with the node that has each.
@@ -559,12 +550,8 @@ fn a_weir_that_cannot_hear_of_ended_sessions_asks_about_each() {
     let server = Server::with(|_, _| "user default on nopass ~* &* +@all -subscribe\n".to_owned());
     let redis = patient(&server.yaml("weir"));
     let [one, other] = [0; 2].map(|_| weir(&app, "{cache: {ttl: 1m}}", &redis));
-    let failures = || {
-        let text = one.admin().get("/metrics").body;
-        let line = "weir_redis_subscribe_failures_total{client=\"main\"} ";
-        let value = text.lines().find_map(|other| other.strip_prefix(line));
-        value.unwrap().parse::<u64>().unwrap()
-    };
+    let failed = "weir_redis_subscribe_failures_total{client=\"main\"}";
+    let failures = || one.told(failed).unwrap() as u64;
     let cookie = log_in(&one, "ann");
     let mut client = one.client();
     for _ in 0..3 {

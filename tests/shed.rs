@@ -16,6 +16,7 @@ use std::sync::{Barrier, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use harness::metrics::value;
 use harness::process::{Running, file};
 use harness::{Client, Lane, Reply, Upstream, eventually, eventually_within};
 use http::Request;
@@ -30,11 +31,9 @@ fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn rejections(metrics: &str, reason: &str) -> u64 {
-    let name = format!("weir_rejections_total{{reason=\"{reason}\"}} ");
-    let mut lines = metrics.lines();
-    let count = lines.find_map(|line| line.strip_prefix(&name));
-    count.map_or(0, |count| count.parse().unwrap())
+fn rejections(metrics: &str, reason: &str) -> f64 {
+    let series = format!("weir_rejections_total{{reason=\"{reason}\"}}");
+    value(metrics, &series).unwrap_or_default()
 }
 
 fn is_shed(reply: &Reply, reason: &str) -> bool {
@@ -42,14 +41,6 @@ fn is_shed(reply: &Reply, reason: &str) -> bool {
     reply.status == 503
         && reply.field("retry-after") == Some("1")
         && reply.field("proxy-status") == Some(&*status)
-}
-
-/// The process has so much memory, in bytes.
-fn resident(running: &Running) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", running.child.id())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let size = line.unwrap().trim().strip_suffix(" kB").unwrap();
-    size.parse::<u64>().unwrap() * 1024
 }
 
 #[test]
@@ -80,8 +71,8 @@ fn what_is_shed_spends_no_quota_and_reaches_no_upstream() {
     // What must be answered is, for example checks that restart a pod.
     assert_eq!(lane.connect().get("/healthz").status, 200);
     let metrics = lane.plan.borrow().metrics.text();
-    assert!(rejections(&metrics, "shed_memory") >= 11, "{metrics}");
-    assert_eq!(rejections(&metrics, "quota_exceeded"), 0);
+    assert!(rejections(&metrics, "shed_memory") >= 11.0, "{metrics}");
+    assert_eq!(rejections(&metrics, "quota_exceeded"), 0.0);
 }
 
 #[test]
@@ -136,7 +127,7 @@ fn memory_that_grows_to_its_bound_sheds_and_is_on_record() {
     write("");
     let running = Running::start(&path);
     assert_eq!(running.client().get("/").status, 200);
-    let bound = resident(&running) + 16 * 1024 * 1024;
+    let bound = running.memory("VmRSS") * 1024 + 16 * 1024 * 1024;
     write(&format!(", shed: {{memory: {bound}B}}"));
     running.signal("HUP");
     running.log_until("configuration reloaded");
@@ -155,12 +146,12 @@ fn memory_that_grows_to_its_bound_sheds_and_is_on_record() {
         })
         .collect();
     eventually(|| is_shed(&running.client().get("/"), "shed_memory"));
-    assert!(resident(&running) > bound);
+    assert!(running.memory("VmRSS") * 1024 > bound);
     let host = ["Host: 127.0.0.1"];
     let admin = |path: &str| running.admin().send("GET", path, &host, "");
     assert_eq!(admin("/ready").status, 200);
     // It is counted once it has gone out.
-    eventually(|| rejections(&admin("/metrics").body, "shed_memory") > 0);
+    eventually(|| rejections(&admin("/metrics").body, "shed_memory") > 0.0);
     eventually(|| {
         let page: Value = serde_json::from_str(&admin("/v1/audit?status=503").body).unwrap();
         page["events"].as_array().is_some_and(|events| {
@@ -212,14 +203,14 @@ fn a_lane_that_is_late_all_the_time_sheds_and_one_pause_is_no_reason() {
     for _ in 0..200 {
         assert_eq!(client.get("/").status, 200);
     }
-    assert_eq!(shed(), 0);
+    assert_eq!(shed(), 0.0);
 
     let starved = Starved::begin(&running);
     eventually_within(Duration::from_secs(60), || {
         is_shed(&client.get("/"), "shed_loop_delay")
     });
     drop(starved);
-    assert!(shed() > 0);
+    assert!(shed() > 0.0);
     let in_a_row = AtomicU64::new(0);
     eventually_within(Duration::from_secs(60), || {
         match client.get("/").status {

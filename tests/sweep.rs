@@ -23,18 +23,8 @@ fn start(command: &str, redis: &str) -> Running {
     Running::start_as(command, config.path(), &[])
 }
 
-/// The value of a metric of this process.
-fn metric(weir: &Running, name: &str) -> Option<i64> {
-    let text = weir.admin().get("/metrics").body;
-    let line = text.lines().find(|line| line.starts_with(name))?;
-    line.rsplit(' ').next()?.parse().ok()
-}
-
-fn live(weir: &Running, sessions: &str) -> Option<i64> {
-    metric(
-        weir,
-        &format!("weir_sessions_live{{sessions=\"{sessions}\"}}"),
-    )
+fn live(weir: &Running, sessions: &str) -> Option<f64> {
+    weir.told(&format!("weir_sessions_live{{sessions=\"{sessions}\"}}"))
 }
 
 /// A record as session_create.lua has it, of a session that began so long ago.
@@ -71,15 +61,12 @@ fn sessions_that_are_over_go_and_those_that_live_are_counted() {
         server.cli(&["HSET", &many, "u", "eve", &n.to_string(), record]);
     }
     let weir = start("run", &server.yaml(&prefix));
-    eventually(|| live(&weir, "web") == Some(501));
-    assert_eq!(live(&weir, "a*b"), Some(1));
+    eventually(|| live(&weir, "web") == Some(501.0));
+    assert_eq!(live(&weir, "a*b"), Some(1.0));
+    assert_eq!(weir.told("weir_session_users{sessions=\"web\"}"), Some(2.0));
     assert_eq!(
-        metric(&weir, "weir_session_users{sessions=\"web\"}"),
-        Some(2)
-    );
-    assert_eq!(
-        metric(&weir, "weir_sessions_swept_total{sessions=\"web\"}"),
-        Some(503)
+        weir.told("weir_sessions_swept_total{sessions=\"web\"}"),
+        Some(503.0)
     );
     assert_eq!(server.cli(&["HLEN", &mixed]).int(), 2);
     assert_eq!(server.cli(&["HLEN", &many]).int(), 501);
@@ -93,14 +80,14 @@ fn one_process_of_all_sweeps_and_another_takes_over() {
     let key = format!("{prefix}:s:web:{{AAAAAAAAAAAAAAAA}}");
     server.cli(&["HSET", &key, "u", "ann", "one", &record(0, 5_000)]);
     let first = start("run", &server.yaml(&prefix));
-    eventually(|| live(&first, "web") == Some(1));
+    eventually(|| live(&first, "web") == Some(1.0));
     let second = start("run", &server.yaml(&prefix));
     let proxy = start("proxy", &server.yaml(&prefix));
     let lease = format!("{prefix}:s:{{sweep}}");
     let holder = server.cli(&["GET", &lease]);
-    eventually(|| live(&second, "web") == Some(0));
+    eventually(|| live(&second, "web") == Some(0.0));
     drop(first);
-    eventually(|| live(&second, "web") == Some(1));
+    eventually(|| live(&second, "web") == Some(1.0));
     assert_ne!(server.cli(&["GET", &lease]).text(), holder.text());
     assert_eq!(live(&proxy, "web"), None, "a proxy leaves it to others");
 }
@@ -116,10 +103,10 @@ fn a_sweep_goes_over_all_nodes() {
         let created = weir.admin().send("POST", "/v1/sessions", &fields, &body);
         assert_eq!(created.status, 201, "{created:?}");
     }
-    eventually(|| live(&weir, "web") == Some(30));
+    eventually(|| live(&weir, "web") == Some(30.0));
     assert_eq!(
-        metric(&weir, "weir_session_users{sessions=\"web\"}"),
-        Some(30)
+        weir.told("weir_session_users{sessions=\"web\"}"),
+        Some(30.0)
     );
     assert_eq!(weir.admin().get("/live").status, 200);
 }
@@ -129,7 +116,7 @@ fn a_node_that_is_down_keeps_no_other_from_being_swept() {
     let cluster = Cluster::start();
     let prefix = key_prefix();
     let weir = start("run", &cluster.yaml(&prefix));
-    eventually(|| live(&weir, "web") == Some(0));
+    eventually(|| live(&weir, "web") == Some(0.0));
     // The sweep's own key is elsewhere.
     let sweeper = cluster.master_of(slot(b"sweep"));
     let mut nodes: Vec<_> = (0..3).filter(|node| *node != sweeper).collect();
@@ -166,8 +153,8 @@ fn an_entry_that_a_reload_brings_is_swept() {
     }
     let config = file(&text("web"));
     let weir = Running::start(config.path());
-    eventually(|| live(&weir, "web") == Some(1));
+    eventually(|| live(&weir, "web") == Some(1.0));
     std::fs::write(config.path(), text("shop")).unwrap();
     weir.signal("HUP");
-    eventually(|| live(&weir, "shop") == Some(1) && live(&weir, "web") == Some(0));
+    eventually(|| live(&weir, "shop") == Some(1.0) && live(&weir, "web") == Some(0.0));
 }

@@ -17,80 +17,44 @@ use std::process::{Command, Output};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use harness::front::{Weir, configuration};
 use harness::process::{Running, audited, file};
 use harness::tls::Authority;
 use harness::{Client, DEADLINE, Upstream, eventually, eventually_within, ok, read_reply};
 
-/// weir in front of an upstream, with these keys of its listener and of the file.
-struct Weir {
-    running: Running,
-    upstream: Upstream,
-    _config: tempfile::NamedTempFile,
+/// The status of the answer to `bytes` and a request behind them, and whom the upstream was told of; `None` where the
+/// connection was closed.
+fn ask(weir: &Weir, bytes: &[u8]) -> Option<(u16, Option<String>)> {
+    let tcp = weir.running.connect();
+    tcp.set_read_timeout(Some(DEADLINE)).unwrap();
+    ask_over(weir, tcp, bytes)
 }
 
-impl Weir {
-    fn start(listener: &str, more: &str) -> Weir {
-        let upstream = Upstream::answering("ok");
-        let config = configuration(&upstream.url(), listener, more);
-        Weir {
-            running: Running::start_in(config.path(), &[("WEIR_LOG", "info,weir=debug")]),
-            upstream,
-            _config: config,
-        }
+fn ask_over(
+    weir: &Weir,
+    mut stream: impl Read + Write,
+    bytes: &[u8],
+) -> Option<(u16, Option<String>)> {
+    let request = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n";
+    stream.write_all(&[bytes, request].concat()).ok()?;
+    let mut reader = BufReader::new(stream);
+    if reader.fill_buf().map_or(true, <[u8]>::is_empty) {
+        return None;
     }
-
-    /// The status of the answer to `bytes` and a request behind them, and whom the upstream was told of; `None` where the
-    /// connection was closed.
-    fn ask(&self, bytes: &[u8]) -> Option<(u16, Option<String>)> {
-        let tcp = self.running.connect();
-        tcp.set_read_timeout(Some(DEADLINE)).unwrap();
-        self.ask_over(tcp, bytes)
-    }
-
-    fn ask_over(
-        &self,
-        mut stream: impl Read + Write,
-        bytes: &[u8],
-    ) -> Option<(u16, Option<String>)> {
-        let request = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n";
-        stream.write_all(&[bytes, request].concat()).ok()?;
-        let mut reader = BufReader::new(stream);
-        if reader.fill_buf().map_or(true, <[u8]>::is_empty) {
-            return None;
-        }
-        let status = read_reply(&mut reader, true).status;
-        let told = (status == 200).then(|| {
-            let seen = self.upstream.wait_for_request();
-            let mut lines = seen.lines();
-            let line = lines.find_map(|line| line.strip_prefix("X-Forwarded-For: "));
-            line.unwrap().to_owned()
-        });
-        Some((status, told))
-    }
-
-    fn failures(&self, reason: &str) -> u64 {
-        let series =
-            format!("weir_proxy_protocol_failures_total{{listener=\"in\",reason=\"{reason}\"}} ");
-        let text = self.running.admin().get("/metrics").body;
-        let value = text.lines().find_map(|line| line.strip_prefix(&series));
-        value.map_or(0, |value| value.parse().unwrap())
-    }
+    let status = read_reply(&mut reader, true).status;
+    let told = (status == 200).then(|| {
+        let seen = weir.upstream.wait_for_request();
+        let mut lines = seen.lines();
+        let line = lines.find_map(|line| line.strip_prefix("X-Forwarded-For: "));
+        line.unwrap().to_owned()
+    });
+    Some((status, told))
 }
 
-fn configuration(upstream: &str, listener: &str, more: &str) -> tempfile::NamedTempFile {
-    let address = match listener.contains("address:") {
-        true => "",
-        false => "address: '127.0.0.1:0', ",
-    };
-    file(&format!(
-        "listeners: [{{name: in, {address}{listener}}}]\nupstreams: {{app: {{endpoints: ['{upstream}']}}}}\n\
-         routes: [{{upstream: app, rate_limits: [{}]}}]\nadmin: {{address: '127.0.0.1:0'}}\nruntime: {{lanes: 2}}\n{more}",
-        if more.contains("per_client") {
-            "per_client"
-        } else {
-            ""
-        }
-    ))
+fn failures(weir: &Weir, reason: &str) -> u64 {
+    let series =
+        format!("weir_proxy_protocol_failures_total{{listener=\"in\",reason=\"{reason}\"}}");
+    weir.running.metric(&series)
 }
 
 fn run(config: &Path) -> Output {
@@ -121,7 +85,7 @@ fn a_socket_is_a_way_in_and_is_cleared_away_before_and_after() {
     for _ in 0..20 {
         let stream = UnixStream::connect(&path).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        assert_eq!(weir.ask_over(stream, b""), told("127.0.0.1"));
+        assert_eq!(ask_over(&weir, stream, b""), told("127.0.0.1"));
     }
     // A second weir is told so, and leaves it.
     let second = configuration("http://127.0.0.1:1", &listener, "");
@@ -200,28 +164,28 @@ fn a_header_says_whose_connection_it_is() {
     let six = b"PROXY TCP6 fd00::1 ::1 9 10\r\n";
     for mode in ["require", "accept"] {
         let weir = Weir::start(&format!("proxy_protocol: {mode}"), "");
-        assert_eq!(weir.ask(line), told("1.2.3.4"));
-        assert_eq!(weir.ask(six), told("fd00::1"));
-        assert_eq!(weir.ask(&block()), told("9.8.7.6"));
-        assert_eq!(weir.ask(b"PROXY UNKNOWN\r\n"), told("127.0.0.1"));
-        assert_eq!(weir.ask(LOCAL), told("127.0.0.1"));
-        assert_eq!(weir.ask(b"PROXY TCP4 1.2.3.4\r\n"), None);
-        eventually(|| weir.failures("malformed") == 1);
+        assert_eq!(ask(&weir, line), told("1.2.3.4"));
+        assert_eq!(ask(&weir, six), told("fd00::1"));
+        assert_eq!(ask(&weir, &block()), told("9.8.7.6"));
+        assert_eq!(ask(&weir, b"PROXY UNKNOWN\r\n"), told("127.0.0.1"));
+        assert_eq!(ask(&weir, LOCAL), told("127.0.0.1"));
+        assert_eq!(ask(&weir, b"PROXY TCP4 1.2.3.4\r\n"), None);
+        eventually(|| failures(&weir, "malformed") == 1);
         assert_eq!(
-            weir.ask(&[b"PROXY UNKNOWN ", &[b'a'; 200][..]].concat()),
+            ask(&weir, &[b"PROXY UNKNOWN ", &[b'a'; 200][..]].concat()),
             None
         );
-        eventually(|| weir.failures("too_long") == 1);
+        eventually(|| failures(&weir, "too_long") == 1);
     }
     // Unless the file says so, no one is believed.
     let weir = Weir::start("", "");
-    assert_eq!(weir.ask(line), Some((505, None)));
+    assert_eq!(ask(&weir, line), Some((505, None)));
     let weir = Weir::start("proxy_protocol: require", "");
-    assert_eq!(weir.ask(b""), None);
-    eventually(|| weir.failures("absent") == 1);
+    assert_eq!(ask(&weir, b""), None);
+    eventually(|| failures(&weir, "absent") == 1);
     let weir = Weir::start("proxy_protocol: accept", "");
-    assert_eq!(weir.ask(b""), told("127.0.0.1"));
-    assert_eq!(weir.failures("absent"), 0);
+    assert_eq!(ask(&weir, b""), told("127.0.0.1"));
+    assert_eq!(failures(&weir, "absent"), 0);
 }
 
 #[test]
@@ -243,7 +207,7 @@ fn a_header_in_pieces_is_read_and_what_only_looks_like_one_is_not_lost() {
         } else {
             "9.8.7.6"
         };
-        assert_eq!(weir.ask_over(tcp, b""), told(expected));
+        assert_eq!(ask_over(&weir, tcp, b""), told(expected));
     }
     // It begins as PROXY does.
     let mut tcp = pieces(b"PRO");
@@ -265,18 +229,18 @@ fn a_header_that_does_not_come_is_not_waited_for_long() {
         tcp.write_all(begun).unwrap();
         assert!(matches!(tcp.read(&mut [0]), Ok(0) | Err(_)));
     }
-    eventually(|| weir.failures("timed_out") == 2);
+    eventually(|| failures(&weir, "timed_out") == 2);
     // One who goes before a byte came is a health check.
     drop(TcpStream::connect(&weir.running.address).unwrap());
-    drop(weir.ask(b"PROXY UNKNOWN\r\n").unwrap());
-    assert_eq!(weir.failures("gone"), 0);
+    drop(ask(&weir, b"PROXY UNKNOWN\r\n").unwrap());
+    assert_eq!(failures(&weir, "gone"), 0);
 }
 
 #[test]
 fn limits_and_trust_go_by_whom_the_header_names() {
     let weir = Weir::start(
         "proxy_protocol: require, client_ip: {trusted_proxies: [9.0.0.0/8]}",
-        "rate_limits: {per_client: {limit: 1/h, by: client.ip}}\n",
+        "rate_limits: {per_client: {limit: 1/h, by: client.ip}}\nroutes: [{upstream: upstream, rate_limits: [per_client]}]\n",
     );
     let from = |ip: &str, more: &str| {
         let header = format!("PROXY TCP4 {ip} 5.6.7.8 9 10\r\n");
@@ -320,9 +284,9 @@ fn headers_are_believed_from_the_networks_that_the_file_names() {
     let line = b"PROXY TCP4 1.2.3.4 5.6.7.8 9 10\r\n";
     let others = "proxy_protocol_from: [10.0.0.0/8, '::1']";
     let weir = Weir::start(&format!("proxy_protocol: require, {others}"), "");
-    assert_eq!(weir.ask(line), None);
-    assert_eq!(weir.ask(b""), None);
-    eventually(|| weir.failures("untrusted") == 2);
+    assert_eq!(ask(&weir, line), None);
+    assert_eq!(ask(&weir, b""), None);
+    eventually(|| failures(&weir, "untrusted") == 2);
     let said = weir.running.log_until("no PROXY header");
     for part in [
         " DEBUG ",
@@ -334,23 +298,23 @@ fn headers_are_believed_from_the_networks_that_the_file_names() {
     }
     // Others may come without one, and then it is no header.
     let weir = Weir::start(&format!("proxy_protocol: accept, {others}"), "");
-    assert_eq!(weir.ask(b""), told("127.0.0.1"));
-    assert_eq!(weir.ask(line), Some((505, None)));
+    assert_eq!(ask(&weir, b""), told("127.0.0.1"));
+    assert_eq!(ask(&weir, line), Some((505, None)));
     let near = "proxy_protocol: require, proxy_protocol_from: [127.0.0.0/8]";
     let weir = Weir::start(near, "");
-    assert_eq!(weir.ask(line), told("1.2.3.4"));
+    assert_eq!(ask(&weir, line), told("1.2.3.4"));
     // Also where IPv4 comes mapped to IPv6, and by a socket.
     let weir = Weir::start(&format!("address: '[::]:0', {near}"), "");
     let port = weir.running.address.rsplit(':').next().unwrap();
     let tcp = TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
     tcp.set_read_timeout(Some(DEADLINE)).unwrap();
-    assert_eq!(weir.ask_over(tcp, line), told("1.2.3.4"));
+    assert_eq!(ask_over(&weir, tcp, line), told("1.2.3.4"));
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("in.sock");
     let weir = Weir::start(&format!("address: 'unix:{}', {near}", path.display()), "");
     let stream = UnixStream::connect(&path).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    assert_eq!(weir.ask_over(stream, line), told("1.2.3.4"));
+    assert_eq!(ask_over(&weir, stream, line), told("1.2.3.4"));
 }
 
 #[test]
@@ -359,9 +323,9 @@ fn the_audit_keeps_whom_the_header_names() {
     let file = folder.path().join("audit.db");
     let audit = format!("audit: {{sqlite: {{path: '{}'}}}}\n", file.display());
     let weir = Weir::start("proxy_protocol: require", &audit);
-    assert_eq!(weir.ask(&block()), told("9.8.7.6"));
+    assert_eq!(ask(&weir, &block()), told("9.8.7.6"));
     eventually(|| {
-        let events = audited(weir._config.path(), &[]);
+        let events = audited(weir.config.path(), &[]);
         events.len() == 1 && events[0]["client"] == "9.8.7.6"
     });
 }

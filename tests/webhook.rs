@@ -16,6 +16,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
+use harness::metrics::value;
 use harness::process::{Log, signal};
 use harness::tls::{Authority, Tls, TlsClient};
 use harness::{Client, DEADLINE, Reply, eventually};
@@ -81,11 +82,7 @@ impl Webhook {
 
     fn metric(&self, series: &str) -> f64 {
         let text = Client::to(&self.admin).get("/metrics").body;
-        let start = format!("{series} ");
-        let line = text.lines().find_map(|line| line.strip_prefix(&start));
-        line.unwrap_or_else(|| panic!("{series} in {text}"))
-            .parse()
-            .unwrap()
+        value(&text, series).unwrap_or_else(|| panic!("{series} in {text}"))
     }
 }
 
@@ -383,4 +380,24 @@ fn a_certificate_that_cannot_be_read_is_named() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success());
     assert!(said.contains("/none.crt"), "{said}");
+}
+
+#[test]
+fn a_certificate_that_is_gone_is_told_of_and_stays() {
+    let webhook = Webhook::start(&[]);
+    let first = webhook.connect().shown();
+    let (file, aside) = (
+        webhook.authority.path("tls.crt"),
+        webhook.authority.path("aside"),
+    );
+    fs::rename(&file, &aside).unwrap();
+    let reloads = |result| {
+        webhook.metric(&format!(
+            "weir_webhook_certificate_reloads_total{{result=\"{result}\"}}"
+        ))
+    };
+    eventually(|| reloads("refused") == 1.0);
+    assert!(webhook.connect().shown() == first);
+    fs::rename(&aside, &file).unwrap();
+    eventually(|| reloads("loaded") == 1.0);
 }

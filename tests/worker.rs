@@ -171,13 +171,9 @@ fn a_worker_that_cannot_keep_its_work_up_exits_1_and_lanes_serve_on() {
 }
 
 /// How often the tasks that wait for the schema were begun again.
-fn restarts(weir: &Running) -> usize {
-    let metrics = weir.admin().get("/metrics").body;
-    let of_tasks = metrics.lines().filter(|line| {
-        line.starts_with("weir_task_restarts_total{task=\"drain\"}")
-            || line.starts_with("weir_task_restarts_total{task=\"partitions\"}")
-    });
-    of_tasks.filter(|line| !line.ends_with(" 0")).count()
+fn restarts(weir: &Running) -> u64 {
+    let of = |task| weir.metric(&format!("weir_task_restarts_total{{task=\"{task}\"}}"));
+    of("drain") + of("partitions")
 }
 
 /// What Postgres may refuse at the start, and how it is mended.
@@ -269,10 +265,7 @@ fn lanes_begin_and_serve_whatever_postgres_refuses_and_the_audit_follows() {
         assert_eq!(body["status"], "degraded", "{body}");
         let schema = &body["checks"]["postgres_schema"];
         assert!(schema["error"].as_str().unwrap().contains(told), "{body}");
-        let missing = |weir: &Running| {
-            let metrics = weir.admin().get("/metrics").body;
-            metrics.contains("\nweir_drain_schema_missing 1\n")
-        };
+        let missing = |weir: &Running| weir.metric("weir_drain_schema_missing") == 1;
         assert!(missing(&weir), "{told}");
         mend(&database, &config);
         eventually_within(Duration::from_secs(30), || !missing(&weir));
@@ -304,10 +297,7 @@ fn lanes_begin_though_postgres_hangs_and_the_audit_follows() {
     assert_eq!(schema["error"], "postgres did not answer yet", "{health}");
     postgres.resume();
     eventually_within(Duration::from_secs(60), || {
-        weir.admin()
-            .get("/metrics")
-            .body
-            .contains("\nweir_drain_schema_missing 0\n")
+        weir.told("weir_drain_schema_missing") == Some(0.0)
     });
     eventually(|| postgres.one("SELECT count(*) FROM weir.audit_events") == "1");
     weir.signal("TERM");

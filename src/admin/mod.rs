@@ -37,6 +37,7 @@ use tokio::time::timeout;
 use tracing::info;
 
 use crate::config::show;
+use crate::net;
 use crate::plan::Plan;
 use crate::store::fleet::FleetConnections;
 use crate::store::postgres::Postgres;
@@ -135,21 +136,10 @@ pub async fn serve_metrics(listener: TcpListener, admin: Arc<Admin>) -> io::Resu
 
 async fn accept(listener: TcpListener, admin: Arc<Admin>, metrics_alone: bool) -> io::Result<()> {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let place = places.clone().acquire_owned().await;
-        let place = place.map_err(io::Error::other)?;
-        match listener.accept().await {
-            Ok((stream, peer)) => {
-                let connection = connection(stream, peer, admin.clone(), metrics_alone);
-                tokio::spawn(async move {
-                    connection.await;
-                    drop(place);
-                });
-            }
-            // Out of descriptors, or the caller is gone already.
-            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-        }
-    }
+    let serve = net::serve(listener, places, |stream, peer| {
+        connection(stream, peer, admin.clone(), metrics_alone)
+    });
+    match serve.await {}
 }
 
 async fn connection(stream: TcpStream, peer: SocketAddr, admin: Arc<Admin>, metrics_alone: bool) {

@@ -101,7 +101,7 @@ enum Message {
     Look,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Shared {
     capacity: u64,
     trays: Mutex<Vec<Arc<Slot>>>,
@@ -305,29 +305,8 @@ impl Queue {
         let (sender, receiver) = mpsc::channel();
         let shared = Arc::new(Shared {
             capacity: u64::try_from(capacity).unwrap_or(u64::MAX),
-            trays: Mutex::default(),
-            sleeps: AtomicBool::new(false),
-            accepted: AtomicU64::new(0),
-            left: AtomicU64::new(0),
-            bytes: AtomicU64::new(0),
-            written: AtomicU64::new(0),
-            underway: AtomicU64::new(0),
-            dropped: AtomicU64::new(0),
-            errors: AtomicU64::new(0),
-            removed_files: AtomicU64::new(0),
-            resent: AtomicU64::new(0),
-            refuses: AtomicBool::new(false),
             moved: AtomicU64::new(millis()),
-            has_spool: AtomicBool::new(false),
-            spool_bytes: AtomicU64::new(0),
-            spool_max: AtomicU64::new(0),
-            spool_batches: AtomicU64::new(0),
-            spool_age: AtomicU64::new(0),
-            spool_corrupt: AtomicU64::new(0),
-            spool_refuses: AtomicBool::new(false),
-            troubles: Mutex::default(),
-            deadline: OnceLock::new(),
-            ended: AtomicBool::new(false),
+            ..Shared::default()
         });
         let recorder = Recorder {
             sender,

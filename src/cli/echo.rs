@@ -2,7 +2,6 @@
 //! what any caller asks.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -23,7 +22,7 @@ use tracing::info;
 
 use super::signals::Signals;
 use crate::config::units::Span;
-use crate::net::listen;
+use crate::net::{self, listen};
 use crate::policy::session::{END_HEADER, START_HEADER};
 
 /// Serves on `address` until SIGTERM, SIGQUIT or SIGINT.
@@ -39,19 +38,9 @@ pub fn run(address: SocketAddr) -> anyhow::Result<()> {
         info!(address = %listener.local_addr()?, "echoing");
         tokio::select! {
             stopped = signals.stopped() => stopped,
-            never = accept(listener) => match never {},
+            never = net::serve(listener, net::unbounded(), |stream, _| connection(stream)) => match never {},
         }
     })
-}
-
-async fn accept(listener: TcpListener) -> Infallible {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => drop(tokio::spawn(connection(stream))),
-            // Out of descriptors, or the caller is gone already.
-            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-        }
-    }
 }
 
 async fn connection(stream: TcpStream) {

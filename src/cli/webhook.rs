@@ -2,9 +2,8 @@
 //! `inject::review`'s.
 
 use std::convert::Infallible;
-use std::future::pending;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +17,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::{interval, sleep, timeout};
@@ -33,7 +32,9 @@ use crate::config::listeners::ListenerProtocol;
 use crate::config::tls::{Certificate, ClientAuth, ListenerTls, Version};
 use crate::config::units::Span;
 use crate::inject::review::{OnUnfit, Reviewed, Reviewer, Verdict};
+use crate::net;
 use crate::net::tls::{TlsError, server::ServerTls};
+use crate::proxy::reload::{LOOK_EVERY, TlsFiles};
 use crate::telemetry::metrics::format;
 use crate::telemetry::metrics::webhook::WebhookMetrics;
 
@@ -45,8 +46,6 @@ const WITHIN: Duration = Duration::from_secs(8);
 const MAX_CONNECTIONS: usize = 1000;
 /// Whose bodies are read at a time: these bound the memory.
 const MAX_REVIEWS: usize = 16;
-/// How often the certificate's files are looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// For what is under way at the end.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -114,7 +113,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
         client_auth: ClientAuth::None,
         min_version: Version::Tls12,
     };
-    let seen = contents(&settings);
+    let files = TlsFiles::at(settings.files().cloned());
     let first = read(&settings, None).context("cannot serve by TLS")?;
     let metrics = WebhookMetrics::default();
     metrics.certificates.note_lifetimes(first.certificates());
@@ -134,11 +133,14 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
         reviews: Semaphore::new(MAX_REVIEWS),
     });
     info!(address = %listener.local_addr()?, admin = %admin.local_addr()?, "reviewing pods");
-    tokio::spawn(follow(settings, seen, reread, webhook.clone()));
-    tokio::spawn(serve_admin(admin, webhook.clone()));
+    tokio::spawn(follow(settings, files, reread, webhook.clone()));
+    let of_admin = webhook.clone();
+    tokio::spawn(net::serve(admin, net::unbounded(), move |stream, _| {
+        admin_connection(stream, of_admin.clone())
+    }));
     let Span(delay) = arguments.propagation_delay;
     tokio::select! {
-        never = accept(listener, webhook.clone()) => match never {},
+        never = net::serve(listener, webhook.places.clone(), |stream, _| greet(stream, webhook.clone())) => match never {},
         stopped = async {
             let stopped = signals.stopped().await;
             told.send_replace(Stage::Leaving);
@@ -162,29 +164,19 @@ fn read(settings: &ListenerTls, old: Option<&ServerTls>) -> Result<ServerTls, Tl
     ServerTls::read(settings, ListenerProtocol::Http1, old)
 }
 
-/// What the files hold; `None` for one that cannot be read, as while it is swapped.
-fn contents(settings: &ListenerTls) -> Vec<Option<Vec<u8>>> {
-    let files = settings.files();
-    files
-        .map(|file: &PathBuf| std::fs::read(Path::new(file)).ok())
-        .collect()
-}
-
 /// Reads the certificate again for ever, when its files change. Bad files change nothing.
 async fn follow(
     settings: ListenerTls,
-    mut seen: Vec<Option<Vec<u8>>>,
+    mut files: TlsFiles,
     reread: watch::Sender<Arc<ServerTls>>,
     webhook: Arc<Webhook>,
 ) {
     let mut look = interval(LOOK_EVERY);
     loop {
         look.tick().await;
-        let now = contents(&settings);
-        if now == seen || now.iter().any(Option::is_none) {
+        if !files.look() {
             continue;
         }
-        seen = now;
         let read = read(&settings, Some(&reread.borrow()));
         match read {
             Ok(tls) => {
@@ -204,27 +196,12 @@ async fn follow(
     }
 }
 
-async fn accept(listener: TcpListener, webhook: Arc<Webhook>) -> Infallible {
-    loop {
-        let Ok(place) = webhook.places.clone().acquire_owned().await else {
-            return pending().await;
-        };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let webhook = webhook.clone();
-                let acceptor = TlsAcceptor::from(webhook.tls.borrow().config.clone());
-                tokio::spawn(async move {
-                    let _place = place;
-                    match timeout(WITHIN, acceptor.accept(stream)).await {
-                        Ok(Ok(stream)) => connection(stream, webhook).await,
-                        Ok(Err(error)) => debug!(%error, "no TLS"),
-                        Err(_) => debug!("no TLS in time"),
-                    }
-                });
-            }
-            // Out of descriptors, or the caller is gone already.
-            Err(_) => sleep(Duration::from_millis(50)).await,
-        }
+async fn greet(stream: TcpStream, webhook: Arc<Webhook>) {
+    let acceptor = TlsAcceptor::from(webhook.tls.borrow().config.clone());
+    match timeout(WITHIN, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => connection(stream, webhook).await,
+        Ok(Err(error)) => debug!(%error, "no TLS"),
+        Err(_) => debug!("no TLS in time"),
     }
 }
 
@@ -349,15 +326,6 @@ impl Webhook {
                 StatusCode::NOT_FOUND,
                 "GET /live, /ready and /metrics are here",
             ),
-        }
-    }
-}
-
-async fn serve_admin(listener: TcpListener, webhook: Arc<Webhook>) -> Infallible {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => drop(tokio::spawn(admin_connection(stream, webhook.clone()))),
-            Err(_) => sleep(Duration::from_millis(50)).await,
         }
     }
 }

@@ -29,7 +29,7 @@ use crate::store::postgres::Postgres;
 use crate::telemetry::log;
 use crate::telemetry::metrics::Metrics;
 use crate::worker;
-use crate::worker::supervise::{AtStop, Supervisor};
+use crate::worker::supervise::Supervisor;
 
 /// Runs until SIGTERM, SIGQUIT or SIGINT, and then ends what is under way. `migrate`: brings the schema up to date whatever the file says.
 /// `wait_for_deps`: how long Redis and Postgres are waited for; without, it begins before they are there. An error too once a task
@@ -146,9 +146,8 @@ async fn supervise(
 fn keep_ready(control: &mut Supervisor, board: &Arc<Board>, bounds: Bounds) {
     let silence = 2 * bounds.interval + 2 * bounds.timeout;
     let board = board.clone();
-    control.keep("readiness", silence, AtStop::Drop, move |heartbeat| {
-        let keep = board.clone().keep_ready(bounds.interval, heartbeat);
-        async move { match keep.await {} }
+    control.keep_forever("readiness", silence, move |heartbeat| {
+        board.clone().keep_ready(bounds.interval, heartbeat)
     });
 }
 

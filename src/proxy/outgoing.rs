@@ -261,46 +261,25 @@ pub(super) fn end_of(failure: &Failure, request: &Request, record: &Record) -> O
     let Failure::Reply(rejection, _) = failure else {
         return None;
     };
-    match rejection {
-        // What weir lacks itself is not the upstream's fault.
-        Rejection::ConnectFailed(Cause::Own) => None,
-        Rejection::ConnectFailed(_) | Rejection::ConnectTimeout(_) | Rejection::UpstreamTls(_) => {
-            Some(End::ConnectFailed)
-        }
-        Rejection::UpstreamTimeout => Some(End::TimedOut),
-        Rejection::DeadlineExceeded => Some(End::Deadline),
-        // One that gives up on a body may have had its reason in the client's pace; calls of gRPC stream at whatever pace they like.
-        Rejection::UpstreamBroken => {
-            (record.sent.is_some() || request.grpc.is_some()).then_some(End::Reset)
-        }
-        Rejection::BadHead(_)
-        | Rejection::BadPath(_)
-        | Rejection::BadTarget
-        | Rejection::HeadTimeout
-        | Rejection::BadBody
-        | Rejection::BodyTimeout
-        | Rejection::NoRoute
-        | Rejection::QuotaExceeded(_)
-        | Rejection::LimitUnknown
-        | Rejection::CircuitOpen(_)
-        | Rejection::Unauthenticated(_)
-        | Rejection::Forbidden(_)
-        | Rejection::TooManySessions
-        | Rejection::SessionsFull
-        | Rejection::SessionStoreDown
-        | Rejection::Overloaded
-        | Rejection::Shed(_)
-        | Rejection::NoEndpoint
-        | Rejection::AuditUnavailable
-        | Rejection::BodyTooLarge
-        | Rejection::Trace
-        | Rejection::Expectation
-        | Rejection::PlainOnTls
-        | Rejection::OtherProtocol
-        | Rejection::NotSwitched
-        | Rejection::NotRedirected
-        | Rejection::Loop => None,
+    // What weir lacks itself is not the upstream's fault.
+    if matches!(rejection, Rejection::ConnectFailed(Cause::Own)) {
+        return None;
     }
+    if matches!(
+        rejection,
+        Rejection::ConnectFailed(_) | Rejection::ConnectTimeout(_) | Rejection::UpstreamTls(_)
+    ) {
+        return Some(End::ConnectFailed);
+    }
+    if matches!(rejection, Rejection::UpstreamTimeout) {
+        return Some(End::TimedOut);
+    }
+    if matches!(rejection, Rejection::DeadlineExceeded) {
+        return Some(End::Deadline);
+    }
+    // One that gives up on a body may have had its reason in the client's pace; calls of gRPC stream at whatever pace they like.
+    let is_its_own = record.sent.is_some() || request.grpc.is_some();
+    (is_its_own && matches!(rejection, Rejection::UpstreamBroken)).then_some(End::Reset)
 }
 
 /// A checked request as it goes out.

@@ -21,7 +21,7 @@ use crate::upstream::names::first_look;
 
 /// How often the file is looked at. Asked by its path, so that it is seen when a symbolic link on the way is swapped,
 /// as Kubernetes does with a ConfigMap; notifications of file systems miss that, and network mounts send none.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+pub const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// For how many looks a certificate may be gone: one that is replaced is for a moment, as is one whose symbolic link is swapped.
 const GONE_FOR: u32 = 3;
@@ -171,18 +171,23 @@ pub struct TlsFiles {
 impl TlsFiles {
     /// Those of `config`, as they are now.
     pub fn of(config: &Config) -> TlsFiles {
-        TlsFiles::default().go_on_with(Secured::files(config))
+        TlsFiles::at(Secured::files(config))
     }
 
     /// Those of the stores of `config` alone, likewise.
     pub fn of_stores(config: &Config) -> TlsFiles {
-        TlsFiles::default().go_on_with(Secured::files_of_stores(config))
+        TlsFiles::at(Secured::files_of_stores(config))
+    }
+
+    /// Those at these paths, likewise.
+    pub fn at(paths: impl IntoIterator<Item = PathBuf>) -> TlsFiles {
+        TlsFiles::default().go_on_with(paths)
     }
 
     /// These files, as they were seen last, so that what has changed since is seen; what was not looked at yet, as it is now. So is one that is gone,
     /// since what is about to be read lacks it.
-    fn go_on_with(self, files: Vec<PathBuf>) -> TlsFiles {
-        let seen = files.into_iter().map(|path| {
+    fn go_on_with(self, paths: impl IntoIterator<Item = PathBuf>) -> TlsFiles {
+        let seen = paths.into_iter().map(|path| {
             let now = fingerprint(&path);
             let seen = now.and_then(|now| self.seen.get(&path).cloned().unwrap_or(Some(now)));
             (path, seen)
@@ -194,7 +199,7 @@ impl TlsFiles {
     }
 
     /// Looks at them: whether one is another than before, or gone for good. While one is gone for a moment the others wait for it.
-    fn look(&mut self) -> bool {
+    pub fn look(&mut self) -> bool {
         let now = self.seen.keys();
         let now: BTreeMap<_, _> = now.map(|path| (path.clone(), fingerprint(path))).collect();
         let mut both = self.seen.values().zip(now.values());

@@ -294,41 +294,18 @@ impl Rejection {
 
     /// Whether it is a policy's word on a request that is in order.
     pub fn is_policy(&self) -> bool {
-        match self {
+        matches!(
+            self,
             Rejection::NoRoute
-            | Rejection::QuotaExceeded(_)
-            | Rejection::LimitUnknown
-            | Rejection::Unauthenticated(_)
-            | Rejection::Forbidden(_)
-            | Rejection::SessionStoreDown
-            | Rejection::AuditUnavailable
-            | Rejection::Shed(_)
-            | Rejection::CircuitOpen(_) => true,
-            Rejection::BadHead(_)
-            | Rejection::BadPath(_)
-            | Rejection::BadTarget
-            | Rejection::HeadTimeout
-            | Rejection::BadBody
-            | Rejection::BodyTimeout
-            | Rejection::BodyTooLarge
-            | Rejection::Trace
-            | Rejection::Expectation
-            | Rejection::PlainOnTls
-            | Rejection::NotRedirected
-            | Rejection::Loop
-            | Rejection::TooManySessions
-            | Rejection::SessionsFull
-            | Rejection::Overloaded
-            | Rejection::NoEndpoint
-            | Rejection::ConnectFailed(_)
-            | Rejection::UpstreamTls(_)
-            | Rejection::ConnectTimeout(_)
-            | Rejection::UpstreamBroken
-            | Rejection::UpstreamTimeout
-            | Rejection::DeadlineExceeded
-            | Rejection::OtherProtocol
-            | Rejection::NotSwitched => false,
-        }
+                | Rejection::QuotaExceeded(_)
+                | Rejection::LimitUnknown
+                | Rejection::Unauthenticated(_)
+                | Rejection::Forbidden(_)
+                | Rejection::SessionStoreDown
+                | Rejection::AuditUnavailable
+                | Rejection::Shed(_)
+                | Rejection::CircuitOpen(_)
+        )
     }
 
     /// Appends the whole reply to `out`; `body` is room for what it says.

@@ -13,6 +13,7 @@ use serde::{Serialize, Serializer};
 use tracing::{error, warn};
 
 use super::metrics::told::Told;
+use super::until_sent;
 use crate::config::telemetry::LogFormat;
 use crate::event::{AuditEvent, Micros};
 
@@ -20,7 +21,6 @@ use crate::event::{AuditEvent, Micros};
 const QUEUE: usize = 128;
 /// Bytes at which a batch is full.
 pub const BATCH: usize = 32 * 1024;
-const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Lines on their way out.
 #[derive(Debug, Default)]
@@ -107,14 +107,10 @@ impl AccessLog {
             return;
         };
         let (done, is_done) = sync_channel(1);
-        let mut left = within;
-        while sender.try_send(Message::Stop(done.clone())).is_err() {
-            let Some(less) = left.checked_sub(LOOK_EVERY) else {
-                return;
-            };
-            left = less;
-            thread::sleep(LOOK_EVERY);
-        }
+        let sent = || sender.try_send(Message::Stop(done.clone())).is_ok();
+        let Some(left) = until_sent(within, sent) else {
+            return;
+        };
         drop(done);
         match is_done.recv_timeout(left) {
             Ok(()) | Err(RecvTimeoutError::Disconnected) => {}

@@ -21,7 +21,7 @@ pub mod upstreams;
 pub mod webhook;
 
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Metric, Registry};
 
 use audit::AuditMetrics;
 use breakers::Breakers;
@@ -101,6 +101,13 @@ impl Metrics {
             .expect("writing to a string does not fail");
         text
     }
+}
+
+/// A metric of this name, which the registry has, too.
+fn add<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
 }
 
 #[cfg(test)]

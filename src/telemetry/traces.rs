@@ -18,6 +18,7 @@ use tracing::{error, info, warn};
 
 use super::metrics::told::Told;
 use super::spans::{self, Traced};
+use super::until_sent;
 
 /// Requests of a batch, at most.
 pub const BATCH: usize = 64;
@@ -29,7 +30,6 @@ const EXPORT: usize = 512;
 const GATHER: Duration = Duration::from_millis(500);
 /// For a call of the collector, tries again included.
 const EXPORT_WITHIN: Duration = Duration::from_secs(10);
-const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// The queue of one collector; its thread ends when this is dropped, once what waits is out.
 #[derive(Debug)]
@@ -84,17 +84,13 @@ impl Traces {
     /// Waits until all spans are out, for at most `within`.
     pub fn stop(&self, within: Duration) {
         let (done, is_done) = sync_channel(1);
-        let mut left = within;
-        while self.sender.try_send(Message::Stop(done.clone())).is_err() {
-            let Some(less) = left.checked_sub(LOOK_EVERY) else {
-                return;
-            };
-            left = less;
-            if self.sender.is_closed() {
-                return;
-            }
-            thread::sleep(LOOK_EVERY);
-        }
+        let sent = || {
+            let sent = self.sender.try_send(Message::Stop(done.clone()));
+            sent.is_ok() || self.sender.is_closed()
+        };
+        let Some(left) = until_sent(within, sent) else {
+            return;
+        };
         drop(done);
         // Whatever is not out by then is lost; it was best effort.
         let _ = is_done.recv_timeout(left);

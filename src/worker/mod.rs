@@ -50,33 +50,27 @@ pub fn tend_shared_state(
                 async move { Ok(follow.await?) }
             }
         });
-        supervisor.keep("session_uses", SILENCE, AtStop::Drop, {
+        supervisor.keep_forever("session_uses", SILENCE, {
             let plans = plans.clone();
-            move |heartbeat| {
-                let write = sessions::write_uses(plans.clone(), redis.sessions.clone(), heartbeat);
-                async move { match write.await {} }
-            }
+            move |heartbeat| sessions::write_uses(plans.clone(), redis.sessions.clone(), heartbeat)
         });
-        supervisor.keep("session_ends", SILENCE, AtStop::Drop, move |heartbeat| {
-            let hear = sessions::hear(plans.clone(), heartbeat);
-            async move { match hear.await {} }
+        supervisor.keep_forever("session_ends", SILENCE, move |heartbeat| {
+            sessions::hear(plans.clone(), heartbeat)
         });
     }
     if let Some(shared) = &now.shared_limits {
         let (slots, redis) = (shared.slots.clone(), redis.rate_limit.clone());
-        supervisor.keep("slots", SILENCE, AtStop::Drop, move |heartbeat| {
+        supervisor.keep_forever("slots", SILENCE, move |heartbeat| {
             let beat = move || heartbeat.beat();
-            let keep = slots.clone().keep(redis.clone(), beat);
-            async move { match keep.await {} }
+            slots.clone().keep(redis.clone(), beat)
         });
     }
 }
 
 /// Keeps it known which replicas of Postgres are well.
 pub fn look_at_replicas(supervisor: &mut Supervisor, name: &'static str, postgres: Arc<Postgres>) {
-    supervisor.keep(name, SILENCE, AtStop::Drop, move |heartbeat| {
-        let keep = postgres.clone().keep(move || heartbeat.beat());
-        async move { match keep.await {} }
+    supervisor.keep_forever(name, SILENCE, move |heartbeat| {
+        postgres.clone().keep(move || heartbeat.beat())
     });
 }
 
@@ -90,9 +84,8 @@ pub fn tend_endpoints(supervisor: &mut Supervisor, plan: watch::Receiver<Arc<Pla
 
 /// Keeps sessions in memory swept.
 pub fn sweep_sessions(supervisor: &mut Supervisor, plan: watch::Receiver<Arc<Plan>>) {
-    supervisor.keep("session_sweep", SILENCE, AtStop::Drop, move |heartbeat| {
-        let sweep = sessions::sweep(plan.clone(), heartbeat);
-        async move { match sweep.await {} }
+    supervisor.keep_forever("session_sweep", SILENCE, move |heartbeat| {
+        sessions::sweep(plan.clone(), heartbeat)
     });
 }
 
@@ -106,13 +99,7 @@ pub fn sweep_shared_sessions(
         return;
     };
     let sweep = Arc::new(sweep);
-    supervisor.keep(
-        "shared_session_sweep",
-        SILENCE,
-        AtStop::Drop,
-        move |heartbeat| {
-            let sweep = sweep.clone().run(heartbeat);
-            async move { match sweep.await {} }
-        },
-    );
+    supervisor.keep_forever("shared_session_sweep", SILENCE, move |heartbeat| {
+        sweep.clone().run(heartbeat)
+    });
 }

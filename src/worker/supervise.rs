@@ -1,6 +1,7 @@
 //! Keeps named tasks up: one that ends with an error or a panic is begun again after a wait that grows, and one that cannot be
 //! kept up is given up loudly, for the process to end by. Owns when a task is begun again; must not know what tasks do.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
@@ -96,6 +97,21 @@ impl Supervisor {
         };
         let keep = keeper.keep(begin, self.stop.subscribe(), at_stop);
         self.keepers.spawn_on(keep, &self.runtime);
+    }
+
+    /// As [`Supervisor::keep`], for a task that does not end by itself: it is dropped when the process stops.
+    pub fn keep_forever<T>(
+        &mut self,
+        name: &'static str,
+        silence: Duration,
+        mut begin: impl FnMut(Heartbeat) -> T + Send + 'static,
+    ) where
+        T: Future<Output = Infallible> + Send + 'static,
+    {
+        self.keep(name, silence, AtStop::Drop, move |heartbeat| {
+            let task = begin(heartbeat);
+            async move { match task.await {} }
+        });
     }
 
     /// The tasks, for `/live`.

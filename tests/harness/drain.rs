@@ -20,9 +20,9 @@ use weir::store::streams::consume::Streams;
 use weir::telemetry::metrics::Metrics;
 use weir::worker::drain::{self, Settings};
 
-use super::DEADLINE;
 use super::postgres::query;
 use super::redis::{self, Answer};
+use super::{DEADLINE, metrics};
 
 pub const DAY: Duration = Duration::from_secs(86_400);
 pub const BUDGET: Duration = Duration::from_secs(5);
@@ -196,11 +196,8 @@ impl World {
 impl Running {
     pub fn counted(&self, metric: &str) -> u64 {
         let text = self.metrics.text();
-        let line = text.lines().find_map(|line| line.strip_prefix(metric));
-        line.unwrap_or_else(|| panic!("{metric} in {text}"))
-            .trim()
-            .parse()
-            .unwrap()
+        let value = metrics::value(&text, metric);
+        value.unwrap_or_else(|| panic!("{metric} in {text}")) as u64
     }
 
     pub async fn stop(self) {

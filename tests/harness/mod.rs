@@ -10,8 +10,12 @@ pub mod calls;
 pub mod collector;
 pub mod drain;
 pub mod frames;
+pub mod front;
+pub mod held;
+pub mod keeper;
 pub mod kept;
 pub mod load;
+pub mod metrics;
 pub mod netns;
 pub mod node;
 pub mod origin;
@@ -38,11 +42,13 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use weir::admin::health::Heartbeat;
+use weir::clock;
 use weir::config::check;
 use weir::config::listeners::Address;
 use weir::net::listen::Bound;
 use weir::net::tls::Secured;
 use weir::plan::{Plan, Process};
+use weir::policy::breaker::Snapshot;
 use weir::proxy::lane;
 use weir::store::fleet::Fleet;
 use weir::telemetry::metrics::Metrics;
@@ -137,6 +143,22 @@ impl Lane {
 
     pub fn connect(&self) -> Client {
         Client::to(self.address)
+    }
+
+    /// How the breaker of its first upstream is.
+    pub fn breaker(&self) -> Snapshot {
+        let plan = self.plan.borrow();
+        plan.breakers[0].as_ref().unwrap().snapshot(clock::mono())
+    }
+
+    /// The state of that breaker.
+    pub fn state(&self) -> &'static str {
+        self.breaker().state.as_str()
+    }
+
+    /// What it tells of this series.
+    pub fn told(&self, series: &str) -> Option<f64> {
+        metrics::value(&self.plan.borrow().metrics.text(), series)
     }
 
     /// Begins the drain.

@@ -16,7 +16,7 @@ use weir::store::limits::leases::Decision;
 use weir::worker;
 use weir::worker::supervise::Supervisor;
 
-use super::DEADLINE;
+use super::{DEADLINE, metrics};
 
 /// What a node has of a process: a plan, and connections.
 pub struct Node {
@@ -70,12 +70,7 @@ impl Node {
 
     /// Calls of Redis so far, signs of life among them.
     pub fn calls(&self) -> u64 {
-        let metrics = self.plan.metrics.text();
-        let calls = metrics
-            .lines()
-            .filter(|line| line.starts_with("weir_redis_calls_total"));
-        let counts = calls.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
-        counts.sum()
+        metrics::sum(&self.plan.metrics.text(), "weir_redis_calls_total") as u64
     }
 
     /// Takes slots of the first limit, which is of concurrency.

@@ -1,19 +1,18 @@
 //! Real Postgres servers of a test's own, on ports and in folders of their own: primaries, replicas that stream from them, and
 //! servers with TLS. `WEIR_TEST_POSTGRES` is the folder of another version's programs than Debian's.
 //!
-//! A database cluster is made once by `initdb` and copied for each server. Each server is the child of a shell that waits on
-//! a pipe from the test process, as those of [`super::redis`] are: however that process ends, nothing is left. Postgres
-//! refuses to run as root; as root, tests run it as the user `postgres`.
+//! A database cluster is made once by `initdb` and copied for each server. Postgres refuses to run as root; as root, tests run it
+//! as the user `postgres`.
 
-use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use tokio_postgres::{NoTls, SimpleQueryMessage};
 
 use super::eventually_within;
+use super::keeper::Keeper;
 use super::redis::{Certificates, free_port, has_ended};
 
 /// For a start, which may have to recover first.
@@ -21,8 +20,7 @@ const START: Duration = Duration::from_secs(30);
 /// Debian's, which are not in PATH.
 const BINARIES: &str = "/usr/lib/postgresql/15/bin";
 
-/// Reads a line for each start, answers with the server's process id, and ends all when there is nothing more to read. A backend
-/// that is paused would outlive its server.
+/// The script of its [`Keeper`]. A backend that is paused would outlive its server.
 const KEEPER: &str = r#"
 trap '' INT TERM HUP
 dir=$1
@@ -48,14 +46,6 @@ pub struct Server {
     pub port: u16,
     folder: PathBuf,
     keeper: Mutex<Keeper>,
-}
-
-#[derive(Debug)]
-struct Keeper {
-    shell: Child,
-    orders: Option<ChildStdin>,
-    pids: BufReader<ChildStdout>,
-    pid: u32,
 }
 
 /// A database of a server that the tests of a program share.
@@ -203,21 +193,9 @@ impl Server {
             shell.args(["-m", "sh"]);
         }
         let script = format!("{}\n{KEEPER}", mount.unwrap_or_default());
-        let mut shell = shell
-            .args(["-c", &script, "sh"])
-            .arg(&folder)
-            .arg(command.get_program())
-            .args(command.get_args())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let keeper = Keeper {
-            orders: shell.stdin.take(),
-            pids: BufReader::new(shell.stdout.take().unwrap()),
-            shell,
-            pid: 0,
-        };
+        shell.args(["-c", &script, "sh"]).arg(&folder);
+        shell.arg(command.get_program()).args(command.get_args());
+        let keeper = Keeper::new(&mut shell);
         let server = Server {
             port,
             folder,
@@ -241,12 +219,7 @@ impl Server {
     }
 
     fn begin(&self) -> u32 {
-        let mut keeper = self.keeper.lock().unwrap();
-        keeper.orders.as_mut().unwrap().write_all(b"\n").unwrap();
-        let mut pid = String::new();
-        keeper.pids.read_line(&mut pid).unwrap();
-        keeper.pid = pid.trim().parse().unwrap();
-        keeper.pid
+        self.keeper.lock().unwrap().begin()
     }
 
     /// One that refuses clients without TLS is up all the same.
@@ -322,14 +295,6 @@ impl Server {
     /// The one value that it answers.
     pub fn one(&self, sql: &str) -> String {
         one(&self.url(), sql)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let keeper = self.keeper.get_mut().unwrap();
-        drop(keeper.orders.take());
-        let _ = keeper.shell.wait();
     }
 }
 

@@ -1,5 +1,6 @@
 //! weir as a process: `weir run` on ports of its choice, and the files that it reads.
 
+use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use std::thread;
 
 use serde_json::Value;
 
-use super::{Client, PATIENCE};
+use super::{Client, PATIENCE, metrics};
 
 /// The lines of a stream, which is read on when no one looks, so that who writes never waits.
 fn lines(stream: impl Read + Send + 'static) -> Receiver<String> {
@@ -174,11 +175,23 @@ impl Running {
         signal(&self.child, name);
     }
 
+    /// What it tells of this series.
+    pub fn told(&self, series: &str) -> Option<f64> {
+        metrics::value(&self.admin().get("/metrics").body, series)
+    }
+
     /// 0 where it is not told.
-    pub fn metric(&self, name: &str) -> u64 {
-        let text = self.admin().get("/metrics").body;
-        let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok();
-        text.lines().find_map(value).unwrap_or(0)
+    pub fn metric(&self, series: &str) -> u64 {
+        self.told(series).map_or(0, |value| value as u64)
+    }
+
+    /// This field of its status, such as `VmRSS`, in KiB.
+    pub fn memory(&self, field: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let mut lines = status.lines();
+        let value = lines.find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        let kib = value.unwrap().trim().strip_suffix(" kB");
+        kib.unwrap().parse().unwrap()
     }
 
     /// A file in its own mounts.

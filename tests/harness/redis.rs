@@ -1,19 +1,16 @@
 //! Real Redis servers of a test's own, on ports of their own: single ones, clusters, and sentinels. `WEIR_TEST_REDIS` is the path of
 //! another server than the installed one, of Redis 6.2 or newer or of Valkey.
-//!
-//! Each server is the child of a shell that waits on a pipe from the test process. However that process ends, the pipe ends
-//! with it, and the shell kills its own child and removes the server's folder: nothing is left by a panic, a kill or a
-//! cluster in a static.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::{LazyLock, Mutex, OnceLock};
 use std::time::Duration;
 
+use super::keeper::Keeper;
 use super::{DEADLINE, eventually_within};
 
 /// Long enough for a failover on a machine that has much else to do.
@@ -25,7 +22,7 @@ const BUS: u16 = 10_000;
 /// A start that finds its port taken is tried anew with another.
 const STARTS: usize = 5;
 
-/// Reads a line for each start, answers with the server's process id, and ends all when there is nothing more to read.
+/// The script of its [`Keeper`].
 const KEEPER: &str = r#"
 trap '' INT TERM HUP
 while read -r _; do
@@ -95,14 +92,6 @@ pub struct Server {
     keeper: Mutex<Keeper>,
 }
 
-#[derive(Debug)]
-struct Keeper {
-    shell: Child,
-    orders: Option<ChildStdin>,
-    pids: BufReader<ChildStdout>,
-    pid: u32,
-}
-
 impl Server {
     /// One server that keeps nothing on disk.
     pub fn single() -> Server {
@@ -149,21 +138,9 @@ impl Server {
         };
         let text = common + &lines(port, second_port);
         std::fs::write(folder.join("redis.conf"), text).unwrap();
-        let mut shell = Command::new("sh")
-            .args(["-c", KEEPER, "sh"])
-            .arg(&folder)
-            .arg(mode)
-            .arg(program())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let keeper = Keeper {
-            orders: shell.stdin.take(),
-            pids: BufReader::new(shell.stdout.take().unwrap()),
-            shell,
-            pid: 0,
-        };
+        let mut shell = Command::new("sh");
+        shell.args(["-c", KEEPER, "sh"]).arg(&folder);
+        let keeper = Keeper::new(shell.arg(mode).arg(program()));
         Server {
             port,
             second_port,
@@ -176,14 +153,7 @@ impl Server {
     fn begin(&self, ready: &str) -> Result<(), String> {
         // What the last one said is not this one's.
         let _ = std::fs::remove_file(self.folder.join("log"));
-        let pid = {
-            let mut keeper = self.keeper.lock().unwrap();
-            keeper.orders.as_mut().unwrap().write_all(b"\n").unwrap();
-            let mut pid = String::new();
-            keeper.pids.read_line(&mut pid).unwrap();
-            keeper.pid = pid.trim().parse().unwrap();
-            keeper.pid
-        };
+        let pid = self.keeper.lock().unwrap().begin();
         let mut ended = false;
         eventually_within(DEADLINE, || {
             // Looked at first, so that what is read afterwards is all it said.
@@ -279,14 +249,6 @@ impl Server {
             .stderr(Stdio::null())
             .status();
         pid
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let keeper = self.keeper.get_mut().unwrap();
-        drop(keeper.orders.take());
-        let _ = keeper.shell.wait();
     }
 }
 

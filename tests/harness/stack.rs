@@ -18,7 +18,7 @@ use super::load::{Load, Noted};
 use super::postgres;
 use super::process::signal;
 use super::redis::{Answer, Cluster, Server, key_prefix};
-use super::{Client, Upstream, eventually_within};
+use super::{Client, Upstream, eventually_within, metrics};
 
 /// For all that is under way to be stored, on a machine that has much else to do.
 pub const STORED: Duration = Duration::from_secs(60);
@@ -407,8 +407,7 @@ impl Process {
     /// 0 where it is not told.
     pub fn metric(&self, name: &str) -> u64 {
         let text = Client::to(&self.admin).get("/metrics").body;
-        let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok();
-        text.lines().find_map(value).unwrap_or(0)
+        metrics::value(&text, name).map_or(0, |value| value as u64)
     }
 
     /// Until nothing is known to the proxy that is not stored.

@@ -1,7 +1,6 @@
 //! Floods: much work for little, of the attacks that have a name. weir's memory stays within a few MiB, others are served meanwhile,
 //! and the upstream sees few.
 
-use std::fs;
 use std::io::{Read, Write as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -73,7 +72,7 @@ impl World {
         for _ in 0..20 {
             world.is_fine("at first");
         }
-        world.at_first = world.memory("VmRSS:");
+        world.at_first = world.weir.memory("VmRSS");
         world
     }
 
@@ -96,13 +95,6 @@ impl World {
         assert_eq!(raw.answer(1).status, Some(200), "{name}");
     }
 
-    fn memory(&self, name: &str) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.weir.child.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix(name));
-        let size = line.unwrap().trim().strip_suffix(" kB").unwrap();
-        size.parse().unwrap()
-    }
-
     /// Behind a flood: at no time did it take much, and others are served.
     #[track_caller]
     fn bore(&self, name: &str) {
@@ -113,14 +105,13 @@ impl World {
     #[track_caller]
     fn bore_within(&self, name: &str, room: u64) {
         self.is_fine(name);
-        let took = self.memory("VmHWM:").saturating_sub(self.at_first);
+        let took = self.weir.memory("VmHWM").saturating_sub(self.at_first);
         println!(
             "{name}: {took} KiB, {} requests",
             self.reached.load(Ordering::Relaxed)
         );
         assert!(took < room, "{name}: {took} KiB");
-        let metrics = self.weir.admin().get("/metrics").body;
-        assert!(metrics.contains("weir_panics_total 0"), "{metrics}");
+        assert_eq!(self.weir.told("weir_panics_total"), Some(0.0), "{name}");
     }
 }
 

@@ -38,17 +38,6 @@ fn guarded(origin: &Origin, breaker: &str) -> Lane {
     ))
 }
 
-fn state(lane: &Lane) -> &'static str {
-    let plan = lane.plan.borrow();
-    let now = weir::clock::moment().mono;
-    plan.breakers[0]
-        .as_ref()
-        .unwrap()
-        .snapshot(now)
-        .state
-        .as_str()
-}
-
 #[test]
 fn a_deadline_is_no_success_to_a_breaker() {
     run(async {
@@ -70,7 +59,7 @@ fn a_deadline_is_no_success_to_a_breaker() {
             let (_, trailers) = call.answer().await.body.rest().await.unwrap();
             assert_eq!(field(&trailers, "grpc-status"), Some("4"));
         }
-        eventually(|| state(&lane) == "open");
+        eventually(|| lane.state() == "open");
         // As a probe it closes nothing.
         loop {
             let answer = call(&mut client).await.answer().await;
@@ -78,13 +67,13 @@ fn a_deadline_is_no_success_to_a_breaker() {
                 break;
             }
         }
-        assert_ne!(state(&lane), "closed");
+        assert_ne!(lane.state(), "closed");
         drop(origin.asked().await);
         // The next one does.
         let served = async { while client.get("/").await.whole().await.0 != 200 {} };
         let serves = async { origin.asked().await.ok("served").await };
         tokio::join!(served, serves);
-        eventually(|| state(&lane) == "closed");
+        eventually(|| lane.state() == "closed");
     });
 }
 
@@ -99,10 +88,10 @@ fn a_deadline_that_the_file_names_is_a_failure() {
             let lane = guarded(&origin, breaker);
             let mut client = Client::connect(Version::Two, lane.address).await;
             for _ in 0..3 {
-                assert_eq!(state(&lane), "closed");
+                assert_eq!(lane.state(), "closed");
                 deadline_passes(&mut client).await;
             }
-            eventually(|| state(&lane) == "open");
+            eventually(|| lane.state() == "open");
         }
     });
 }

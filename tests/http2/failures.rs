@@ -129,7 +129,7 @@ fn calls_that_are_open_count_where_they_are_reset() {
             origin.asked().await.reset(Reason::INTERNAL_ERROR);
             assert_eq!(call.answer().await.status, 200);
         }
-        eventually(|| state(&lane) == "open");
+        eventually(|| lane.state() == "open");
     });
 }
 
@@ -148,17 +148,10 @@ fn a_probe_whose_body_is_not_read_fails_by_its_time() {
         let call = client.get("/").await;
         origin.asked().await.reply(500, &[], Length::None).await;
         assert_eq!(call.answer().await.status, 500);
-        eventually(|| state(&lane) == "half_open");
+        eventually(|| lane.state() == "half_open");
         let mut call = client.call("POST", "/", &[], Length::Unknown).await;
         let _asked = origin.asked().await;
         call.body.pour().await;
-        eventually(|| state(&lane) == "open");
+        eventually(|| lane.state() == "open");
     });
-}
-
-fn state(lane: &Lane) -> &'static str {
-    let plan = lane.plan.borrow();
-    let now = weir::clock::moment().mono;
-    let breaker = plan.breakers[0].as_ref().unwrap();
-    breaker.snapshot(now).state.as_str()
 }

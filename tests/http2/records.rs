@@ -1,21 +1,12 @@
 //! What is on record of requests by HTTP/2: events, metrics, and answers held back until their event is safe.
 
-use std::io::Write as _;
-use std::path::Path;
-use std::sync::Mutex;
-use std::sync::mpsc;
-
-use rusqlite::Connection;
 use serde_json::{Value, json};
-use weir::clock;
-use weir::store::audit::Filter;
-use weir::store::audit::days::{self, Day};
-use weir::store::sqlite::Reader;
 
 use super::harness::eventually;
 use super::harness::frames::{self, DATA, END_HEADERS, END_STREAM, HEADERS, Raw};
+use super::harness::held::{Locked, lock, on_record, start};
 use super::harness::process::{Running, audited, file};
-use super::harness::raw::{read_head, scripted};
+use super::harness::raw::scripted;
 use super::harness::versions::{Client, Length, Origin, Outgoing, PAIRINGS, Version, run, soon};
 
 #[test]
@@ -189,51 +180,18 @@ async fn count(asks: Version, serves: Version, delivery: &str) {
     assert_eq!(said, expected);
 }
 
-/// The paths on record.
-fn on_record(database: &Path) -> Vec<String> {
-    let events = Reader::open(database).unwrap().query(&Filter::default());
-    let paths = events.unwrap().into_iter().map(|stored| stored.event.path);
-    paths.collect()
-}
-
-/// Keeps everyone else from writing to the database while it lives.
-fn lock(database: &Path) -> Connection {
-    let today = days::file(database, Day::of(clock::wall()));
-    let connection = Connection::open(today).unwrap();
-    connection.execute_batch("BEGIN IMMEDIATE").unwrap();
-    connection
-}
-
 /// What an upstream of HTTP/1.1 sends, piece by piece, and what the client has of the body behind each while the store is
 /// locked; `None`: not even the head.
 type Pieces = &'static [(&'static str, Option<&'static str>)];
 
 /// The answer ends once its event is safe, and not before.
 fn held(name: &str, method: &str, path: &str, pieces: Pieces, status: u16, whole: &str) {
-    let (next, given) = mpsc::channel::<&str>();
-    let given = Mutex::new(given);
-    let upstream = scripted(move |mut stream| {
-        if read_head(&mut stream).is_some() {
-            for piece in given.lock().unwrap().iter() {
-                let _ = stream.write_all(piece.as_bytes());
-            }
-        }
-    });
-    let folder = tempfile::tempdir().unwrap();
-    let database = folder.path().join("audit.db");
-    let config = file(&format!(
-        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nupstreams: {{app: {{endpoints: ['http://{upstream}']}}}}\n\
-         routes: [{{match: {{path: /held}}, upstream: app}}, {{match: {{path: /limited}}, upstream: app, rate_limits: [none]}}]\n\
-         rate_limits: {{none: {{limit: 0/s, by: client.ip}}}}\naudit: {{delivery: guaranteed, sqlite: {{path: {}}}}}\n",
-        database.display()
-    ));
-    let weir = Running::start(config.path());
-    let locked = lock(&database);
-    let mut raw = Raw::client(weir.address.parse().unwrap(), &[]);
+    let mut locked = Locked::start();
+    let mut raw = Raw::client(locked.weir.address.parse().unwrap(), &[]);
     raw.send(&frames::request(1, END_STREAM, method, path, &[]));
     let (mut seen, mut head) = (String::new(), None);
     for (piece, due) in pieces {
-        next.send(piece).unwrap();
+        locked.send(piece);
         while due.is_some_and(|due| seen != due || head.is_none()) {
             let frame = raw.until(|frame| frame.stream == 1);
             assert!(!frame.ends_stream(), "{name}: {frame:?}");
@@ -244,22 +202,14 @@ fn held(name: &str, method: &str, path: &str, pieces: Pieces, status: u16, whole
             }
         }
     }
-    drop(next);
-    eventually(|| {
-        let metrics = weir.admin().get("/metrics").body;
-        let mut lines = metrics.lines();
-        lines.any(|line| {
-            line.strip_prefix("weir_audit_queued ")
-                .is_some_and(|n| n != "0")
-        })
-    });
+    locked.close();
     raw.patience(std::time::Duration::from_millis(300));
     while let Ok(frame) = raw.next() {
         assert_ne!(frame.stream, 1, "{name}: {frame:?}");
     }
-    assert_eq!(on_record(&database), [""; 0], "{name}");
+    assert_eq!(locked.on_record(), [""; 0], "{name}");
     raw.patience(super::harness::DEADLINE);
-    locked.execute_batch("ROLLBACK").unwrap();
+    locked.unlock();
     let rest = raw.answer(1);
     assert_eq!(rest.status.or(head), Some(status), "{name}");
     assert!(rest.whole, "{name}: {rest:?}");
@@ -267,7 +217,7 @@ fn held(name: &str, method: &str, path: &str, pieces: Pieces, status: u16, whole
     if !seen.starts_with('{') {
         assert_eq!(seen, whole, "{name}");
     }
-    assert_eq!(on_record(&database), [path], "{name}");
+    assert_eq!(locked.on_record(), [path], "{name}");
 }
 
 const CHUNKS: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n";
@@ -355,7 +305,7 @@ fn no_answer_of_an_upstream_of_http2_ends_before_its_event_is_safe() {
              audit: {{delivery: guaranteed, sqlite: {{path: {}}}}}\n",
             database.display()
         ));
-        let weir = Running::start(config.path());
+        let weir = start(config.path());
         let locked = lock(&database);
         run(async {
             let mut client = Client::connect(asks, weir.address.parse().unwrap()).await;

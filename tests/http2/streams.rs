@@ -600,25 +600,17 @@ fn what_no_one_reads_takes_no_memory() {
             let call = client.get("/").await;
             origin.asked().await.ok("done").await;
             call.whole().await;
-            let before = resident(&weir);
+            let before = weir.memory("VmRSS");
             let mut call = client.call("POST", "/", &[], Length::Unknown).await;
             let mut asked = origin.asked().await;
             call.body.pour().await;
-            let up = resident(&weir).saturating_sub(before);
+            let up = weir.memory("VmRSS").saturating_sub(before);
             let mut out = asked.reply(200, &[], Length::Unknown).await;
             let _answer = call.answer().await;
             out.pour().await;
-            let both = resident(&weir).saturating_sub(before);
+            let both = weir.memory("VmRSS").saturating_sub(before);
             println!("{asks:?} to {serves:?}: {up} KiB up, {both} KiB both ways");
             assert!(both < 1536, "{asks:?} to {serves:?}: {both} KiB");
         });
     }
-}
-
-/// weir's memory, in KiB.
-fn resident(weir: &Running) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", weir.child.id())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let size = line.unwrap().trim().strip_suffix(" kB").unwrap();
-    size.parse().unwrap()
 }

@@ -6,6 +6,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::add;
+
 /// The handles.
 #[derive(Debug)]
 pub struct AuditMetrics {
@@ -33,85 +35,68 @@ struct ResultLabels {
 
 impl AuditMetrics {
     pub(super) fn register(registry: &mut Registry) -> AuditMetrics {
-        let metrics = AuditMetrics {
-            events: Family::default(),
-            queued: Gauge::default(),
-            queued_bytes: Gauge::default(),
-            underway: Gauge::default(),
-            files_removed: Counter::default(),
-            resent: Counter::default(),
-            refuses: Gauge::default(),
-            spool_bytes: Gauge::default(),
-            spool_max_bytes: Gauge::default(),
-            spool_batches: Gauge::default(),
-            spool_oldest_seconds: Gauge::default(),
-            spool_corrupt: Counter::default(),
-        };
-        registry.register(
-            "audit_events",
-            "Audit events written and dropped, and writes that failed and are tried again",
-            metrics.events.clone(),
-        );
-        registry.register(
-            "audit_files_removed",
-            "Files of days of the audit that were removed after the retention",
-            metrics.files_removed.clone(),
-        );
-        registry.register(
-            "audit_resent_batches",
-            "Batches of audit events that redis has lost, and that were sent again",
-            metrics.resent.clone(),
-        );
-        registry.register(
-            "audit_spool_corrupt",
-            "Stretches of damage found in what processes left in the spool",
-            metrics.spool_corrupt.clone(),
-        );
-        for (name, help, gauge) in [
-            (
+        AuditMetrics {
+            events: add(
+                registry,
+                "audit_events",
+                "Audit events written and dropped, and writes that failed and are tried again",
+            ),
+            files_removed: add(
+                registry,
+                "audit_files_removed",
+                "Files of days of the audit that were removed after the retention",
+            ),
+            resent: add(
+                registry,
+                "audit_resent_batches",
+                "Batches of audit events that redis has lost, and that were sent again",
+            ),
+            spool_corrupt: add(
+                registry,
+                "audit_spool_corrupt",
+                "Stretches of damage found in what processes left in the spool",
+            ),
+            queued: add(
+                registry,
                 "audit_queued",
                 "Audit events that wait to be written",
-                &metrics.queued,
             ),
-            (
+            queued_bytes: add(
+                registry,
                 "audit_queued_bytes",
                 "Bytes of the audit's queue, which takes no more from 32 MiB on",
-                &metrics.queued_bytes,
             ),
-            (
+            underway: add(
+                registry,
                 "audit_underway",
                 "Audit events on their way to the worker that are not known to be committed",
-                &metrics.underway,
             ),
-            (
+            refuses: add(
+                registry,
                 "audit_refuses",
                 "1 while requests are refused since their audit events could not be made safe",
-                &metrics.refuses,
             ),
-            (
+            spool_bytes: add(
+                registry,
                 "audit_spool_bytes",
                 "Bytes of the audit's spool on disk",
-                &metrics.spool_bytes,
             ),
-            (
+            spool_max_bytes: add(
+                registry,
                 "audit_spool_max_bytes",
                 "Bytes that the spool may have: audit.spool.max",
-                &metrics.spool_max_bytes,
             ),
-            (
+            spool_batches: add(
+                registry,
                 "audit_spool_batches",
                 "Batches of this process in the spool that are not known to be committed",
-                &metrics.spool_batches,
             ),
-            (
+            spool_oldest_seconds: add(
+                registry,
                 "audit_spool_oldest_seconds",
                 "Age of the oldest of them",
-                &metrics.spool_oldest_seconds,
             ),
-        ] {
-            registry.register(name, help, gauge.clone());
         }
-        metrics
     }
 
     /// Notes how many events came to this `result`, one of a closed set, since the process began.

@@ -6,8 +6,10 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::add;
+
 /// Of all upstreams that have one.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Breakers {
     decisions: Family<DecisionLabels, Counter>,
     state: Family<StateLabels, Gauge>,
@@ -43,28 +45,28 @@ struct UpstreamLabels {
 
 impl Breakers {
     pub(super) fn register(registry: &mut Registry) -> Breakers {
-        let all = Breakers::default();
-        registry.register(
-            "breaker_decisions",
-            "Decisions of circuit breakers",
-            all.decisions.clone(),
-        );
-        registry.register(
-            "breaker_state",
-            "1 for the state that a breaker is in",
-            all.state.clone(),
-        );
-        registry.register(
-            "breaker_shared",
-            "1 where a breaker goes by the state in Redis, 0 where it goes on by itself",
-            all.shared.clone(),
-        );
-        registry.register(
-            "breaker_enforced",
-            "1 where a breaker refuses requests, 0 where its mode is shadow",
-            all.enforced.clone(),
-        );
-        all
+        Breakers {
+            decisions: add(
+                registry,
+                "breaker_decisions",
+                "Decisions of circuit breakers",
+            ),
+            state: add(
+                registry,
+                "breaker_state",
+                "1 for the state that a breaker is in",
+            ),
+            shared: add(
+                registry,
+                "breaker_shared",
+                "1 where a breaker goes by the state in Redis, 0 where it goes on by itself",
+            ),
+            enforced: add(
+                registry,
+                "breaker_enforced",
+                "1 where a breaker refuses requests, 0 where its mode is shadow",
+            ),
+        }
     }
 
     /// The handles of an upstream's.

@@ -4,6 +4,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::add;
 use super::durations::Durations;
 
 /// Of all listeners and lanes.
@@ -20,38 +21,24 @@ pub struct ConnectionMetrics {
 
 impl ConnectionMetrics {
     pub(super) fn register(registry: &mut Registry) -> ConnectionMetrics {
-        let metrics = ConnectionMetrics {
-            accepted: Counter::default(),
-            refused: Counter::default(),
-            accept_failures: Counter::default(),
-            open: Gauge::default(),
-            lane_delays: Durations::default(),
-        };
-        registry.register(
-            "connections",
-            "Connections accepted",
-            metrics.accepted.clone(),
-        );
-        registry.register(
-            "connections_refused",
-            "Connections closed at once, over max_connections",
-            metrics.refused.clone(),
-        );
-        registry.register(
-            "accept_failures",
-            "Tries to accept a connection that failed: for want of file descriptors, as a rule",
-            metrics.accept_failures.clone(),
-        );
-        registry.register(
-            "connections_open",
-            "Connections open now",
-            metrics.open.clone(),
-        );
-        registry.register(
-            "lane_delay_seconds",
-            "How long what is ready waits for its lane: the least of each tenth of a second, where runtime.shed.loop_delay is set",
-            metrics.lane_delays.clone(),
-        );
-        metrics
+        ConnectionMetrics {
+            accepted: add(registry, "connections", "Connections accepted"),
+            refused: add(
+                registry,
+                "connections_refused",
+                "Connections closed at once, over max_connections",
+            ),
+            accept_failures: add(
+                registry,
+                "accept_failures",
+                "Tries to accept a connection that failed: for want of file descriptors, as a rule",
+            ),
+            open: add(registry, "connections_open", "Connections open now"),
+            lane_delays: add(
+                registry,
+                "lane_delay_seconds",
+                "How long what is ready waits for its lane: the least of each tenth of a second, where runtime.shed.loop_delay is set",
+            ),
+        }
     }
 }

@@ -8,6 +8,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::add;
+
 /// The handles. Clones count together.
 #[derive(Debug, Clone)]
 pub struct DrainMetrics {
@@ -42,70 +44,56 @@ struct ResultLabels {
 
 impl DrainMetrics {
     pub(super) fn register(registry: &mut Registry) -> DrainMetrics {
-        let batches = Family::<ResultLabels, Counter>::default();
-        let transactions = Family::<ResultLabels, Counter>::default();
+        let batches = add::<Family<ResultLabels, Counter>>(
+            registry,
+            "drain_batches",
+            "Batches of audit events read from redis, by what became of them",
+        );
+        let transactions = add::<Family<ResultLabels, Counter>>(
+            registry,
+            "drain_transactions",
+            "Transactions that store audit events; those that failed are tried again",
+        );
         let of = |family: &Family<ResultLabels, Counter>, result| {
             family.get_or_create_owned(&ResultLabels { result })
         };
-        let metrics = DrainMetrics {
-            events: Counter::default(),
+        DrainMetrics {
             stored: of(&batches, "stored"),
             known: of(&batches, "known"),
             buried: of(&batches, "buried"),
             transactions: of(&transactions, "committed"),
             failed: of(&transactions, "failed"),
-            claimed: Counter::default(),
-            lag_seconds: Gauge::default(),
-            waiting: Gauge::default(),
-            dead_letters: Gauge::default(),
-            schema_missing: Gauge::default(),
-            days_removed: Counter::default(),
-        };
-        registry.register(
-            "drain_events",
-            "Audit events stored in postgres",
-            metrics.events.clone(),
-        );
-        registry.register(
-            "drain_batches",
-            "Batches of audit events read from redis, by what became of them",
-            batches,
-        );
-        registry.register(
-            "drain_transactions",
-            "Transactions that store audit events; those that failed are tried again",
-            transactions,
-        );
-        registry.register(
-            "drain_claimed",
-            "Entries taken over from workers that did not store them",
-            metrics.claimed.clone(),
-        );
-        registry.register(
-            "drain_lag_seconds",
-            "Age of the oldest audit event in redis that is not stored",
-            metrics.lag_seconds.clone(),
-        );
-        registry.register(
-            "drain_waiting",
-            "Batches of audit events in redis that are not stored",
-            metrics.waiting.clone(),
-        );
-        registry.register(
-            "drain_dead_letters",
-            "Batches that could not be stored, and wait for an operator",
-            metrics.dead_letters.clone(),
-        );
-        registry.register(
-            "drain_schema_missing",
-            "1 while audit events are not stored since postgres has not the schema, or refuses to say",
-            metrics.schema_missing.clone(),
-        );
-        registry.register(
-            "drain_days_removed",
-            "Days of the audit that retention removed from postgres",
-            metrics.days_removed.clone(),
-        );
-        metrics
+            events: add(registry, "drain_events", "Audit events stored in postgres"),
+            claimed: add(
+                registry,
+                "drain_claimed",
+                "Entries taken over from workers that did not store them",
+            ),
+            lag_seconds: add(
+                registry,
+                "drain_lag_seconds",
+                "Age of the oldest audit event in redis that is not stored",
+            ),
+            waiting: add(
+                registry,
+                "drain_waiting",
+                "Batches of audit events in redis that are not stored",
+            ),
+            dead_letters: add(
+                registry,
+                "drain_dead_letters",
+                "Batches that could not be stored, and wait for an operator",
+            ),
+            schema_missing: add(
+                registry,
+                "drain_schema_missing",
+                "1 while audit events are not stored since postgres has not the schema, or refuses to say",
+            ),
+            days_removed: add(
+                registry,
+                "drain_days_removed",
+                "Days of the audit that retention removed from postgres",
+            ),
+        }
     }
 }

@@ -5,6 +5,8 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 
+use super::add;
+
 /// Connections that weir ended for what their client sent, or began and did not go on with.
 #[derive(Debug)]
 pub struct Http2Errors(Family<Labels, Counter>);
@@ -17,13 +19,11 @@ struct Labels {
 
 impl Http2Errors {
     pub(super) fn register(registry: &mut Registry) -> Http2Errors {
-        let errors = Http2Errors(Family::default());
-        registry.register(
+        Http2Errors(add(
+            registry,
             "http2_connection_errors",
             "Connections by HTTP/2 that weir ended for what their client did, by the error code",
-            errors.0.clone(),
-        );
-        errors
+        ))
     }
 
     /// `code` is one of a closed set. For a connection that ends, so rarely that it is looked up each time.

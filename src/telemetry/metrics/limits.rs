@@ -6,6 +6,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::add;
+
 /// Of all limits.
 #[derive(Debug)]
 pub struct Limits {
@@ -45,39 +47,29 @@ struct LimitLabels {
 
 impl Limits {
     pub(super) fn register(registry: &mut Registry) -> Limits {
-        let all = Limits {
-            decisions: Family::default(),
-            alone: Family::default(),
-            keys: Gauge::default(),
-            keys_max: Gauge::default(),
-            keys_evicted: Counter::default(),
-        };
-        registry.register(
-            "limit_decisions",
-            "Decisions of rate limits",
-            all.decisions.clone(),
-        );
-        registry.register(
-            "limit_alone",
-            "1 while a shared limit is kept by this process alone: Redis does not answer",
-            all.alone.clone(),
-        );
-        registry.register(
-            "limit_keys",
-            "Keys that rate limits hold in memory",
-            all.keys.clone(),
-        );
-        registry.register(
-            "limit_keys_max",
-            "The most keys that rate limits hold in memory: the least used is let go of",
-            all.keys_max.clone(),
-        );
-        registry.register(
-            "limit_keys_evicted",
-            "Keys of rate limits that were let go of for others, with what they had used",
-            all.keys_evicted.clone(),
-        );
-        all
+        Limits {
+            decisions: add(registry, "limit_decisions", "Decisions of rate limits"),
+            alone: add(
+                registry,
+                "limit_alone",
+                "1 while a shared limit is kept by this process alone: Redis does not answer",
+            ),
+            keys: add(
+                registry,
+                "limit_keys",
+                "Keys that rate limits hold in memory",
+            ),
+            keys_max: add(
+                registry,
+                "limit_keys_max",
+                "The most keys that rate limits hold in memory: the least used is let go of",
+            ),
+            keys_evicted: add(
+                registry,
+                "limit_keys_evicted",
+                "Keys of rate limits that were let go of for others, with what they had used",
+            ),
+        }
     }
 
     /// The handles of the limit of this name.

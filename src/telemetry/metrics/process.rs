@@ -9,7 +9,9 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::{Metric, Registry, Unit};
+
+use super::add;
 
 /// Seconds, counted in parts of one.
 type Seconds = Counter<f64, AtomicU64>;
@@ -71,77 +73,61 @@ pub struct PoolUse {
 
 impl ProcessMetrics {
     pub(super) fn register(weirs: &mut Registry) -> ProcessMetrics {
-        let mut metrics = ProcessMetrics {
-            registry: Registry::default(),
-            cpu: Seconds::default(),
-            resident: Gauge::default(),
-            open_files: Gauge::default(),
-            max_files: Gauge::default(),
-            started: Gauge::default(),
-            ready: Gauge::default(),
-            lane_cpu: Family::default(),
-            connections: Family::default(),
-            connections_max: Family::default(),
-            waiting: Family::default(),
-        };
         let mut common = Registry::default();
-        common.register_with_unit(
-            "process_cpu",
-            "User and system CPU time spent",
-            Unit::Seconds,
-            metrics.cpu.clone(),
-        );
-        common.register_with_unit(
-            "process_resident_memory",
-            "Resident memory size",
-            Unit::Bytes,
-            metrics.resident.clone(),
-        );
-        common.register(
-            "process_open_fds",
-            "Open file descriptors",
-            metrics.open_files.clone(),
-        );
-        common.register(
-            "process_max_fds",
-            "Most file descriptors that may be open",
-            metrics.max_files.clone(),
-        );
-        common.register_with_unit(
-            "process_start_time",
-            "When the process began, since the Unix epoch",
-            Unit::Seconds,
-            metrics.started.clone(),
-        );
-        metrics.registry = common;
         weirs.register(
             "build",
             "The version of weir",
             Info::new([("version", env!("CARGO_PKG_VERSION"))]),
         );
-        weirs.register("ready", "1 while /ready says so", metrics.ready.clone());
-        weirs.register_with_unit(
-            "lane_cpu",
-            "CPU time of a lane's thread, which has one core at most",
-            Unit::Seconds,
-            metrics.lane_cpu.clone(),
-        );
-        weirs.register(
-            "postgres_connections",
-            "Connections to Postgres, by pool: to write, and to read on a replica or on the primary",
-            metrics.connections.clone(),
-        );
-        weirs.register(
-            "postgres_connections_max",
-            "The most connections that a pool may have",
-            metrics.connections_max.clone(),
-        );
-        weirs.register(
-            "postgres_waiting",
-            "Callers that wait for a connection to Postgres",
-            metrics.waiting.clone(),
-        );
-        metrics
+        ProcessMetrics {
+            cpu: add_in(
+                &mut common,
+                "process_cpu",
+                "User and system CPU time spent",
+                Unit::Seconds,
+            ),
+            resident: add_in(
+                &mut common,
+                "process_resident_memory",
+                "Resident memory size",
+                Unit::Bytes,
+            ),
+            open_files: add(&mut common, "process_open_fds", "Open file descriptors"),
+            max_files: add(
+                &mut common,
+                "process_max_fds",
+                "Most file descriptors that may be open",
+            ),
+            started: add_in(
+                &mut common,
+                "process_start_time",
+                "When the process began, since the Unix epoch",
+                Unit::Seconds,
+            ),
+            ready: add(weirs, "ready", "1 while /ready says so"),
+            lane_cpu: add_in(
+                weirs,
+                "lane_cpu",
+                "CPU time of a lane's thread, which has one core at most",
+                Unit::Seconds,
+            ),
+            connections: add(
+                weirs,
+                "postgres_connections",
+                "Connections to Postgres, by pool: to write, and to read on a replica or on the primary",
+            ),
+            connections_max: add(
+                weirs,
+                "postgres_connections_max",
+                "The most connections that a pool may have",
+            ),
+            waiting: add(
+                weirs,
+                "postgres_waiting",
+                "Callers that wait for a connection to Postgres",
+            ),
+            registry: common,
+        }
     }
 
     /// Those without weir's prefix.
@@ -187,4 +173,16 @@ impl ProcessMetrics {
             .get_or_create_owned(&labels)
             .set(whole(now.waiting));
     }
+}
+
+/// As [`add`], of this unit.
+fn add_in<M: Metric + Clone + Default>(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+    unit: Unit,
+) -> M {
+    let metric = M::default();
+    registry.register_with_unit(name, help, unit, metric.clone());
+    metric
 }

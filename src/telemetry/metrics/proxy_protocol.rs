@@ -5,6 +5,8 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 
+use super::add;
+
 /// PROXY headers that did not come, or were none.
 #[derive(Debug)]
 pub struct ProxyFailures(Family<Labels, Counter>);
@@ -17,13 +19,11 @@ struct Labels {
 
 impl ProxyFailures {
     pub(super) fn register(registry: &mut Registry) -> ProxyFailures {
-        let failures = ProxyFailures(Family::default());
-        registry.register(
+        ProxyFailures(add(
+            registry,
             "proxy_protocol_failures",
             "Connections closed for want of a PROXY header that can be read, by reason",
-            failures.0.clone(),
-        );
-        failures
+        ))
     }
 
     /// `reason` is one of a closed set. For a connection that is closed, so rarely that it is looked up each time.

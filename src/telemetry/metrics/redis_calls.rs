@@ -7,6 +7,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 
+use super::add;
 use super::durations::Durations;
 
 /// Of all clients.
@@ -45,27 +46,23 @@ struct ClientLabels {
 
 impl Redis {
     pub(super) fn register(registry: &mut Registry) -> Redis {
-        let all = Redis {
-            calls: Family::default(),
-            durations: Family::default(),
-            unheard: Family::default(),
-        };
-        registry.register(
-            "redis_calls",
-            "Calls of Redis, by client and result",
-            all.calls.clone(),
-        );
-        registry.register(
-            "redis_call_duration_seconds",
-            "Time that calls of Redis took, answered or not",
-            all.durations.clone(),
-        );
-        registry.register(
-            "redis_subscribe_failures",
-            "Tries to subscribe to channels of Redis that failed; messages are not heard until one succeeds",
-            all.unheard.clone(),
-        );
-        all
+        Redis {
+            calls: add(
+                registry,
+                "redis_calls",
+                "Calls of Redis, by client and result",
+            ),
+            durations: add(
+                registry,
+                "redis_call_duration_seconds",
+                "Time that calls of Redis took, answered or not",
+            ),
+            unheard: add(
+                registry,
+                "redis_subscribe_failures",
+                "Tries to subscribe to channels of Redis that failed; messages are not heard until one succeeds",
+            ),
+        }
     }
 
     /// The handles of a client; `client` is one of a closed set.

@@ -6,6 +6,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::add;
+
 /// Of all reloads, and whether the last one was taken.
 #[derive(Debug)]
 pub struct Reloads {
@@ -21,20 +23,18 @@ struct ResultLabels {
 impl Reloads {
     pub(super) fn register(registry: &mut Registry) -> Reloads {
         let reloads = Reloads {
-            all: Family::default(),
-            last_loaded: Gauge::default(),
+            all: add(
+                registry,
+                "config_reloads",
+                "Reloads of the configuration, by result",
+            ),
+            last_loaded: add(
+                registry,
+                "config_last_reload_successful",
+                "1, or 0 where the last reload of the configuration was refused and the one before it stays",
+            ),
         };
         reloads.last_loaded.set(1);
-        registry.register(
-            "config_reloads",
-            "Reloads of the configuration, by result",
-            reloads.all.clone(),
-        );
-        registry.register(
-            "config_last_reload_successful",
-            "1, or 0 where the last reload of the configuration was refused and the one before it stays",
-            reloads.last_loaded.clone(),
-        );
         reloads
     }
 

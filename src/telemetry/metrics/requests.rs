@@ -7,6 +7,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 
+use super::add;
 use super::durations::Durations;
 use crate::http2::grpc::GrpcStatus;
 
@@ -52,37 +53,32 @@ pub struct RouteMetrics {
 
 impl RequestMetrics {
     pub(super) fn register(registry: &mut Registry) -> RequestMetrics {
-        let calls = Family::<GrpcLabels, Counter>::default();
-        let metrics = RequestMetrics {
-            served: Family::default(),
-            durations: Family::default(),
-            rejections: Family::default(),
+        let calls = add::<Family<GrpcLabels, Counter>>(
+            registry,
+            "grpc_responses",
+            "Calls of gRPC that ended with a status, weir's own included",
+        );
+        RequestMetrics {
             grpc: std::array::from_fn(|number| {
                 let status = GrpcStatus::names()[number];
                 calls.get_or_create_owned(&GrpcLabels { status })
             }),
-        };
-        registry.register(
-            "requests",
-            "Requests that a route served, by class of status",
-            metrics.served.clone(),
-        );
-        registry.register(
-            "request_duration_seconds",
-            "Time from a request's head to the end of its response",
-            metrics.durations.clone(),
-        );
-        registry.register(
-            "rejections",
-            "Requests that weir refused or that broke off, by reason",
-            metrics.rejections.clone(),
-        );
-        registry.register(
-            "grpc_responses",
-            "Calls of gRPC that ended with a status, weir's own included",
-            calls,
-        );
-        metrics
+            served: add(
+                registry,
+                "requests",
+                "Requests that a route served, by class of status",
+            ),
+            durations: add(
+                registry,
+                "request_duration_seconds",
+                "Time from a request's head to the end of its response",
+            ),
+            rejections: add(
+                registry,
+                "rejections",
+                "Requests that weir refused or that broke off, by reason",
+            ),
+        }
     }
 
     /// The handles of a route; `upstream` is empty where weir answers itself.

@@ -6,6 +6,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::add;
+
 /// Of all entries of `sessions`.
 #[derive(Debug)]
 pub struct Sessions {
@@ -79,51 +81,39 @@ struct EntryLabels {
 
 impl Sessions {
     pub(super) fn register(registry: &mut Registry) -> Sessions {
-        let all = Sessions {
-            checks: Family::default(),
-            events: Family::default(),
-            held: Family::default(),
-            lookups: Family::default(),
-            live: Family::default(),
-            users: Family::default(),
-            swept: Family::default(),
-        };
-        registry.register(
-            "session_checks",
-            "Requests to routes with sessions, by what was found",
-            all.checks.clone(),
-        );
-        registry.register(
-            "session_events",
-            "Sessions that began or ended",
-            all.events.clone(),
-        );
-        registry.register(
-            "sessions_held",
-            "Sessions in memory; with redis, those that are remembered",
-            all.held.clone(),
-        );
-        registry.register(
-            "session_lookups",
-            "Looks at sessions in redis, by where the answer came from",
-            all.lookups.clone(),
-        );
-        registry.register(
-            "sessions_live",
-            "Sessions in redis that live, as the last sweep counted them",
-            all.live.clone(),
-        );
-        registry.register(
-            "session_users",
-            "Users with live sessions in redis, as the last sweep counted them",
-            all.users.clone(),
-        );
-        registry.register(
-            "sessions_swept",
-            "Sessions in redis that were over and that a sweep removed",
-            all.swept.clone(),
-        );
-        all
+        Sessions {
+            checks: add(
+                registry,
+                "session_checks",
+                "Requests to routes with sessions, by what was found",
+            ),
+            events: add(registry, "session_events", "Sessions that began or ended"),
+            held: add(
+                registry,
+                "sessions_held",
+                "Sessions in memory; with redis, those that are remembered",
+            ),
+            lookups: add(
+                registry,
+                "session_lookups",
+                "Looks at sessions in redis, by where the answer came from",
+            ),
+            live: add(
+                registry,
+                "sessions_live",
+                "Sessions in redis that live, as the last sweep counted them",
+            ),
+            users: add(
+                registry,
+                "session_users",
+                "Users with live sessions in redis, as the last sweep counted them",
+            ),
+            swept: add(
+                registry,
+                "sessions_swept",
+                "Sessions in redis that were over and that a sweep removed",
+            ),
+        }
     }
 
     /// The handles of the entry of this name.

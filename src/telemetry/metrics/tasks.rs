@@ -5,6 +5,8 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 
+use super::add;
+
 /// Of all tasks.
 #[derive(Debug)]
 pub struct Tasks {
@@ -20,17 +22,14 @@ struct TaskLabels {
 
 impl Tasks {
     pub(super) fn register(registry: &mut Registry) -> Tasks {
-        let all = Tasks {
-            restarts: Family::default(),
-            panics: Counter::default(),
-        };
-        registry.register(
-            "task_restarts",
-            "Supervised tasks that failed and were begun again",
-            all.restarts.clone(),
-        );
-        registry.register("panics", "Tasks that ended by a panic", all.panics.clone());
-        all
+        Tasks {
+            restarts: add(
+                registry,
+                "task_restarts",
+                "Supervised tasks that failed and were begun again",
+            ),
+            panics: add(registry, "panics", "Tasks that ended by a panic"),
+        }
     }
 
     /// Of a supervised task; its name is one of a closed set.

@@ -9,6 +9,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::add;
 use super::durations::Durations;
 
 /// Of all listeners, and of all certificates that are shown.
@@ -21,7 +22,7 @@ pub struct TlsMetrics {
 }
 
 /// Of the certificates that weir shows: to clients, the API server among them, and to upstreams and stores.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct CertificateMetrics {
     not_before: Family<CertificateLabels, Gauge>,
     not_after: Family<CertificateLabels, Gauge>,
@@ -68,28 +69,24 @@ struct BySession {
 
 impl TlsMetrics {
     pub(super) fn register(registry: &mut Registry) -> TlsMetrics {
-        let metrics = TlsMetrics {
-            handshakes: Family::default(),
-            failures: Family::default(),
-            durations: Family::default(),
+        TlsMetrics {
             certificates: CertificateMetrics::register(registry),
-        };
-        registry.register(
-            "tls_handshakes",
-            "TLS handshakes with clients, by version, and by whether a session was resumed",
-            metrics.handshakes.clone(),
-        );
-        registry.register(
-            "tls_handshake_failures",
-            "TLS handshakes with clients that failed, by reason",
-            metrics.failures.clone(),
-        );
-        registry.register(
-            "tls_handshake_duration_seconds",
-            "Time from a connection's start to the end of its handshake",
-            metrics.durations.clone(),
-        );
-        metrics
+            handshakes: add(
+                registry,
+                "tls_handshakes",
+                "TLS handshakes with clients, by version, and by whether a session was resumed",
+            ),
+            failures: add(
+                registry,
+                "tls_handshake_failures",
+                "TLS handshakes with clients that failed, by reason",
+            ),
+            durations: add(
+                registry,
+                "tls_handshake_duration_seconds",
+                "Time from a connection's start to the end of its handshake",
+            ),
+        }
     }
 
     /// `reasons` are one of a closed set.
@@ -124,18 +121,18 @@ impl TlsMetrics {
 
 impl CertificateMetrics {
     pub(super) fn register(registry: &mut Registry) -> CertificateMetrics {
-        let metrics = CertificateMetrics::default();
-        registry.register(
-            "tls_certificate_not_before_timestamp_seconds",
-            "When a certificate that weir shows begins to hold, by its file",
-            metrics.not_before.clone(),
-        );
-        registry.register(
-            "tls_certificate_not_after_timestamp_seconds",
-            "When a certificate that weir shows ends, by its file",
-            metrics.not_after.clone(),
-        );
-        metrics
+        CertificateMetrics {
+            not_before: add(
+                registry,
+                "tls_certificate_not_before_timestamp_seconds",
+                "When a certificate that weir shows begins to hold, by its file",
+            ),
+            not_after: add(
+                registry,
+                "tls_certificate_not_after_timestamp_seconds",
+                "When a certificate that weir shows ends, by its file",
+            ),
+        }
     }
 
     /// The files of certificates and from when till when each holds, since the epoch; others than these are forgotten.

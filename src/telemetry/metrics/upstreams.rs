@@ -7,11 +7,13 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::add;
+
 /// Of endpoints.
 const STATES: [&str; 3] = ["up", "unhealthy", "ejected"];
 
 /// Of all upstreams.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Upstreams {
     endpoints: Family<StateLabels, Gauge>,
     panic: Family<UpstreamLabels, Gauge>,
@@ -104,53 +106,53 @@ impl Upstreams {
     }
 
     pub(super) fn register(registry: &mut Registry) -> Upstreams {
-        let all = Upstreams::default();
-        registry.register(
-            "upstream_endpoints",
-            "Endpoints, by whether they are up",
-            all.endpoints.clone(),
-        );
-        registry.register(
-            "upstream_panic",
-            "1 while so few endpoints are up that all are used",
-            all.panic.clone(),
-        );
-        registry.register(
-            "upstream_requests_in_flight",
-            "Requests under way to an upstream, those that wait for their turn too",
-            all.under_way.clone(),
-        );
-        registry.register(
-            "upstream_ejections",
-            "Endpoints taken out for what they made of requests",
-            all.ejections.clone(),
-        );
-        registry.register(
-            "upstream_overloads",
-            "Requests refused since an upstream was asked for as much as it may be, by cap",
-            all.over.clone(),
-        );
-        registry.register(
-            "upstream_concurrency_limit",
-            "Requests to an upstream that may wait for the head of their response, where that is learnt",
-            all.bound.clone(),
-        );
-        registry.register(
-            "upstream_dns_lookups",
-            "Looks at the names of endpoints, by result",
-            all.dns.clone(),
-        );
-        registry.register(
-            "upstream_health_checks",
-            "Checks of endpoints, by result",
-            all.checks.clone(),
-        );
-        registry.register(
-            "upstream_retries",
-            "Tries beside the first, and what became of requests that were to be tried again",
-            all.retries.clone(),
-        );
-        all
+        Upstreams {
+            endpoints: add(
+                registry,
+                "upstream_endpoints",
+                "Endpoints, by whether they are up",
+            ),
+            panic: add(
+                registry,
+                "upstream_panic",
+                "1 while so few endpoints are up that all are used",
+            ),
+            under_way: add(
+                registry,
+                "upstream_requests_in_flight",
+                "Requests under way to an upstream, those that wait for their turn too",
+            ),
+            ejections: add(
+                registry,
+                "upstream_ejections",
+                "Endpoints taken out for what they made of requests",
+            ),
+            over: add(
+                registry,
+                "upstream_overloads",
+                "Requests refused since an upstream was asked for as much as it may be, by cap",
+            ),
+            bound: add(
+                registry,
+                "upstream_concurrency_limit",
+                "Requests to an upstream that may wait for the head of their response, where that is learnt",
+            ),
+            dns: add(
+                registry,
+                "upstream_dns_lookups",
+                "Looks at the names of endpoints, by result",
+            ),
+            checks: add(
+                registry,
+                "upstream_health_checks",
+                "Checks of endpoints, by result",
+            ),
+            retries: add(
+                registry,
+                "upstream_retries",
+                "Tries beside the first, and what became of requests that were to be tried again",
+            ),
+        }
     }
 
     /// The handles of an upstream.

@@ -9,6 +9,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use super::add;
 use super::durations::Durations;
 use super::tls::CertificateMetrics;
 
@@ -42,29 +43,26 @@ struct ResultLabels {
 impl Default for WebhookMetrics {
     fn default() -> WebhookMetrics {
         let mut registry = Registry::with_prefix("weir");
-        let requests = Family::<OutcomeLabels, Counter>::default();
+        let requests = add::<Family<OutcomeLabels, Counter>>(
+            &mut registry,
+            "webhook_requests",
+            "Reviews of pods, by what became of them",
+        );
         let outcome = |outcome| requests.get_or_create_owned(&OutcomeLabels { outcome });
-        let reloads = Family::<ResultLabels, Counter>::default();
+        let reloads = add::<Family<ResultLabels, Counter>>(
+            &mut registry,
+            "webhook_certificate_reloads",
+            "Changes of the certificate's files, by result",
+        );
         let result = |result| reloads.get_or_create_owned(&ResultLabels { result });
-        let durations = Durations::default();
+        let durations = add::<Durations>(
+            &mut registry,
+            "webhook_duration_seconds",
+            "Time from a review's head to its answer",
+        );
         let [injected, skipped, unfit, error] =
             ["injected", "skipped", "unfit", "error"].map(outcome);
         let [reloaded, refused] = ["loaded", "refused"].map(result);
-        registry.register(
-            "webhook_requests",
-            "Reviews of pods, by what became of them",
-            requests.clone(),
-        );
-        registry.register(
-            "webhook_duration_seconds",
-            "Time from a review's head to its answer",
-            durations.clone(),
-        );
-        registry.register(
-            "webhook_certificate_reloads",
-            "Changes of the certificate's files, by result",
-            reloads.clone(),
-        );
         let certificates = CertificateMetrics::register(&mut registry);
         registry.register(
             "build",

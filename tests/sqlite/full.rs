@@ -1,21 +1,14 @@
 //! Retention of the audit in SQLite on a disk that is full to the last byte: the days that it removes are what makes room.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a broken step of a test is a failed test"
-)]
-
-mod harness;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use harness::process::{Running, faketime, file};
-use harness::sqlite::{DAY, batch};
-use harness::stack::fill;
-use harness::{PATIENCE, Upstream, eventually_within};
+use super::harness::process::{Running, faketime, file};
+use super::harness::sqlite::{DAY, batch};
+use super::harness::stack::fill;
+use super::harness::{PATIENCE, Upstream, eventually_within};
 use tempfile::{NamedTempFile, TempDir};
 use weir::clock;
 use weir::store::sqlite::{Files, Writer};

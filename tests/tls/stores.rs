@@ -1,22 +1,15 @@
 //! Certificates by which weir speaks to Redis and Postgres, replaced while it runs: real servers, which take no others from then on.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a broken step of a test is a failed test"
-)]
-
-mod harness;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use harness::eventually;
-use harness::postgres::{self, query};
-use harness::process::{Log, Running, file, signal};
-use harness::redis::{Certificates, Server, key_prefix, tls_server};
+use super::harness::eventually;
+use super::harness::postgres::{self, query};
+use super::harness::process::{Log, Running, file, signal};
+use super::harness::redis::{Certificates, Server, key_prefix, tls_server};
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 use tempfile::{NamedTempFile, TempDir, tempdir};
@@ -126,16 +119,16 @@ impl Drop for Waiting {
     }
 }
 
-fn metric(weir: &Running, series: &str) -> u64 {
-    let text = weir.admin().get("/metrics").body;
-    let line = text.lines().find(|line| line.starts_with(series));
-    line.map_or(0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
+/// When the certificate of this folder ends, that weir shows.
+fn ends(weir: &Running, folder: &TempDir) -> u64 {
+    let file = folder.path().join("server.pem");
+    weir.metric(&format!("{ENDS}{{certificate=\"{}\"}}", file.display()))
 }
 
 /// In how many days the certificate ends that it shows, rounded.
-fn days_left(weir: &Running) -> u64 {
+fn days_left(weir: &Running, ours: &TempDir) -> u64 {
     const DAY: u64 = 86_400;
-    let left = metric(weir, ENDS).saturating_sub(clock::wall().as_secs());
+    let left = ends(weir, ours).saturating_sub(clock::wall().as_secs());
     (left + DAY / 2) / DAY
 }
 
@@ -149,14 +142,14 @@ fn stores_that_take_new_certificates_alone_are_met_with_them() {
     let weirs = ["run", "proxy", "worker"].map(|it| Running::start_as(it, config.path(), &[]));
     for weir in &weirs {
         eventually(|| works(weir));
-        assert_eq!(days_left(weir), 2);
+        assert_eq!(days_left(weir, &ours), 2);
     }
     let before = stores.connections();
     assert!(before.iter().all(|each| !each.is_empty()), "{before:?}");
 
     new.replace(ours.path());
     for weir in &weirs {
-        eventually(|| days_left(weir) == 3 && metric(weir, TAKEN) == 1);
+        eventually(|| days_left(weir, &ours) == 3 && weir.metric(TAKEN) == 1);
         assert!(works(weir));
     }
     let now = stores.connections();
@@ -193,13 +186,13 @@ fn a_file_of_a_store_that_is_gone_or_wrong_leaves_what_was_read_before() {
     let weirs = ["run", "proxy", "worker"].map(|it| Running::start_as(it, config.path(), &[]));
     let (cert, aside) = (ours.path().join("server.pem"), ours.path().join("aside"));
     for wrong in [None, Some("no certificate")] {
-        let refused = weirs.each_ref().map(|weir| metric(weir, REFUSED));
+        let refused = weirs.each_ref().map(|weir| weir.metric(REFUSED));
         fs::rename(&cert, &aside).unwrap();
         if let Some(wrong) = wrong {
             fs::write(&cert, wrong).unwrap();
         }
         for (weir, before) in weirs.iter().zip(refused) {
-            eventually(|| metric(weir, REFUSED) > before && metric(weir, TAKEN) == 0);
+            eventually(|| weir.metric(REFUSED) > before && weir.metric(TAKEN) == 0);
             for store in ["redis.tls", "postgres.tls"] {
                 let said = weir.log_until(store);
                 assert!(
@@ -214,11 +207,11 @@ fn a_file_of_a_store_that_is_gone_or_wrong_leaves_what_was_read_before() {
         }
         for weir in &weirs {
             eventually(|| works(weir));
-            assert_eq!(days_left(weir), 2);
+            assert_eq!(days_left(weir, &ours), 2);
         }
         fs::rename(&aside, &cert).unwrap();
         for weir in &weirs {
-            eventually(|| metric(weir, TAKEN) == 1);
+            eventually(|| weir.metric(TAKEN) == 1);
         }
     }
 }
@@ -277,24 +270,19 @@ fn a_store_whose_file_is_wrong_holds_up_no_other() {
             old.replace(folder.path());
         }
         let weirs = ["run", "proxy", "worker"].map(|it| Running::start_as(it, config.path(), &[]));
-        let ends = |weir: &Running, folder: &TempDir| {
-            let file = folder.path().join("server.pem");
-            let series = format!("{ENDS}{{certificate=\"{}\"}}", file.display());
-            metric(weir, &series)
-        };
         let before = ends(&weirs[0], broken);
         fs::remove_file(broken.path().join("ca.pem")).unwrap();
         for weir in &weirs {
-            eventually(|| metric(weir, TAKEN) == 0);
+            eventually(|| weir.metric(TAKEN) == 0);
         }
         new.replace(other.path());
         for weir in &weirs {
             eventually(|| ends(weir, other) > before);
-            assert_eq!((ends(weir, broken), metric(weir, TAKEN)), (before, 0));
+            assert_eq!((ends(weir, broken), weir.metric(TAKEN)), (before, 0));
         }
         new.replace(broken.path());
         for weir in &weirs {
-            eventually(|| ends(weir, broken) > before && metric(weir, TAKEN) == 1);
+            eventually(|| ends(weir, broken) > before && weir.metric(TAKEN) == 1);
         }
     }
 }

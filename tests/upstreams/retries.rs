@@ -1,12 +1,5 @@
 //! Requests that are tried again: which, how often, and that none is done twice that must not be.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a broken step of a test is a failed test"
-)]
-
-mod harness;
-
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
@@ -15,13 +8,13 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::harness::process::{Running, file};
+use super::harness::raw::{Recorder, read_head, scripted, unchunk};
+use super::harness::servers::Server;
+use super::harness::tls::Authority;
+use super::harness::versions::{Client, Length, Origin, PAIRINGS, Version, field, run, soon};
+use super::harness::{Lane, Upstream, eventually, ok};
 use h2::Reason;
-use harness::process::{Running, file};
-use harness::raw::{Recorder, read_head, scripted, unchunk};
-use harness::servers::Server;
-use harness::tls::Authority;
-use harness::versions::{Client, Length, Origin, PAIRINGS, Version, field, run, soon};
-use harness::{Lane, Upstream, eventually, ok};
 use socket2::{Domain, Socket, Type};
 
 /// A lane before these endpoints in turn, with `settings` of the upstream.
@@ -35,10 +28,8 @@ fn lane(endpoints: &[SocketAddr], settings: &str) -> Lane {
 
 /// The value of `weir_upstream_retries_total` for this result.
 fn retries(lane: &Lane, result: &str) -> usize {
-    let text = lane.plan.borrow().metrics.text();
-    let line = format!("weir_upstream_retries_total{{upstream=\"app\",result=\"{result}\"}} ");
-    let value = text.lines().find_map(|it| it.strip_prefix(&line));
-    value.unwrap().parse().unwrap()
+    let series = format!("weir_upstream_retries_total{{upstream=\"app\",result=\"{result}\"}}");
+    lane.told(&series).unwrap() as usize
 }
 
 /// An upstream that reads the head of each request and goes.
@@ -605,9 +596,8 @@ fn a_wait_for_the_place_of_a_connection_is_no_failure_of_the_upstream() {
             let mut asked = origin.asked().await;
             let mut body = asked.reply(200, &[], Length::Known(2)).await;
             assert_eq!(client.get("/").await.whole().await.0, 503);
-            let metrics = lane.plan.borrow().metrics.text();
-            let over = r#"weir_upstream_overloads_total{upstream="app",cap="connections"} 1"#;
-            assert!(metrics.lines().any(|line| line == over));
+            let over = r#"weir_upstream_overloads_total{upstream="app",cap="connections"}"#;
+            assert_eq!(lane.told(over), Some(1.0));
             // Longer than a try may take.
             let third = client.get("/").await;
             assert!(origin.is_quiet().await && origin.is_quiet().await);

@@ -1,13 +1,6 @@
 //! Upstreams that stall, break off, lie or talk nonsense: the client gets a reply or an abort in a bounded time, the right
 //! bytes or none, and the lane still serves afterwards.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a broken step of a test is a failed test"
-)]
-
-mod harness;
-
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -15,8 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use harness::raw::{self, End, Wire, scripted, unchunk};
-use harness::{Lane, eventually, ok};
+use super::harness::raw::{self, End, Wire, scripted, unchunk};
+use super::harness::{Lane, eventually, ok};
 use socket2::{Domain, SockRef, Socket, Type};
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";

@@ -1,12 +1,5 @@
 //! Upstreams of several endpoints: which of them takes a request, what becomes of those that are down, names that change, and caps.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a broken step of a test is a failed test"
-)]
-
-mod harness;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -14,10 +7,10 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
-use harness::process::{Running, file};
-use harness::raw::Recorder;
-use harness::servers::{NameServer, Server};
-use harness::{Client, DEADLINE, Lane, Upstream, eventually, ok, raw};
+use super::harness::process::{Running, file};
+use super::harness::raw::Recorder;
+use super::harness::servers::{NameServer, Server};
+use super::harness::{Client, DEADLINE, Lane, Upstream, eventually, ok, raw};
 
 /// A lane before these endpoints, with `settings` of the upstream.
 fn lane(servers: &[Server], settings: &str) -> Lane {
@@ -50,14 +43,6 @@ fn spread(client: &mut Client, count: usize) -> BTreeMap<String, usize> {
         *answered.entry(reply.body).or_default() += 1;
     }
     answered
-}
-
-fn metric(lane: &Lane, line: &str) -> Option<f64> {
-    let text = lane.plan.borrow().metrics.text();
-    let line = text
-        .lines()
-        .find_map(|it| it.strip_prefix(line)?.strip_prefix(' '));
-    line.and_then(|value| value.parse().ok())
 }
 
 /// Waits until so many endpoints are up.
@@ -167,7 +152,7 @@ fn an_unhealthy_endpoint_gets_no_requests_until_it_is_well() {
     servers[2].kill();
     until_up(&lane, 2);
     let failed = r#"weir_upstream_health_checks_total{upstream="app",result="failed"}"#;
-    assert!(metric(&lane, failed).unwrap() >= 4.0);
+    assert!(lane.told(failed).unwrap() >= 4.0);
 }
 
 #[test]
@@ -209,8 +194,7 @@ fn the_log_says_why_an_endpoint_is_out() {
     let mut client = weir.client();
     eventually(|| {
         client.get("/");
-        let metrics = weir.admin().get("/metrics").body;
-        metrics.contains("weir_upstream_ejections_total{upstream=\"app\"} 1\n")
+        weir.metric("weir_upstream_ejections_total{upstream=\"app\"}") == 1
     });
     let line = weir.log_until("endpoint is ejected for a while");
     for part in [
@@ -238,7 +222,7 @@ fn an_endpoint_that_fails_requests_is_ejected_and_taken_back() {
     assert_eq!((counts.ejected, counts.up), (1, 2));
     assert!(failures >= 3 + 20, "{failures}");
     assert_eq!(
-        metric(&lane, r#"weir_upstream_ejections_total{upstream="app"}"#),
+        lane.told(r#"weir_upstream_ejections_total{upstream="app"}"#),
         Some(1.0)
     );
     servers[0].answers(200);
@@ -352,10 +336,9 @@ fn requests_over_the_cap_wait_and_then_are_refused() {
     upstream.answer("third");
     assert_eq!(first.finish().body, "third");
     let over = |cap| {
-        metric(
-            &lane,
-            &format!(r#"weir_upstream_overloads_total{{upstream="app",cap="{cap}"}}"#),
-        )
+        lane.told(&format!(
+            r#"weir_upstream_overloads_total{{upstream="app",cap="{cap}"}}"#
+        ))
     };
     assert_eq!((over("pending"), over("requests")), (Some(2.0), Some(1.0)));
     eventually(|| lane.plan.borrow().upstreams[0].under_way() == 0);
@@ -419,7 +402,7 @@ fn connections_over_the_cap_are_refused() {
     upstream.wait_for_request();
     assert_eq!(lane.connect().get("/").status, 503);
     let over = r#"weir_upstream_overloads_total{upstream="app",cap="connections"}"#;
-    assert_eq!(metric(&lane, over), Some(1.0));
+    assert_eq!(lane.told(over), Some(1.0));
     let mut second = lane.connect();
     second.begin("GET", "/", &[], "");
     assert_eq!(second.status_within(50), None);
@@ -459,7 +442,7 @@ fn a_name_that_changes_is_followed() {
     // What cannot be looked up stays as it was.
     names.fails("app.test");
     let failed = r#"weir_upstream_dns_lookups_total{upstream="app",result="failed"}"#;
-    eventually(|| metric(&lane, failed).unwrap() >= 2.0);
+    eventually(|| lane.told(failed).unwrap() >= 2.0);
     assert_eq!(spread(&mut client, 10), answered);
     names.says("app.test", &[servers[0].ip()], 60);
     until_gone(&mut client, &servers[2]);
@@ -498,8 +481,8 @@ fn a_name_is_gone_once_no_name_server_has_it() {
     knows.fails("app.test");
     other.forgets("app.test");
     let failed = r#"weir_upstream_dns_lookups_total{upstream="app",result="failed"}"#;
-    let before = metric(&lane, failed).unwrap_or_default();
-    eventually(|| metric(&lane, failed).unwrap() >= before + 6.0);
+    let before = lane.told(failed).unwrap_or_default();
+    eventually(|| lane.told(failed).unwrap() >= before + 6.0);
     assert_eq!(client.get("/").status, 200);
     knows.forgets("app.test");
     eventually(|| client.get("/").status == 503);
@@ -568,7 +551,7 @@ fn an_answer_is_held_no_longer_than_its_time() {
     );
     eventually(|| names.asked.load(Ordering::Relaxed) >= 4);
     let found = r#"weir_upstream_dns_lookups_total{upstream="app",result="found"}"#;
-    eventually(|| metric(&lane, found).unwrap() >= 3.0);
+    eventually(|| lane.told(found).unwrap() >= 3.0);
 }
 
 #[test]
@@ -630,7 +613,7 @@ fn telling_of_ends() -> (SocketAddr, Receiver<()>) {
     let (ended, ends) = mpsc::channel();
     let address = raw::scripted(move |mut stream| {
         while raw::read_head(&mut stream).is_some() {
-            let _ = stream.write_all(harness::ok("ok").as_bytes());
+            let _ = stream.write_all(super::harness::ok("ok").as_bytes());
         }
         let _ = ended.send(());
     });
@@ -717,20 +700,17 @@ fn a_process_looks_names_up_before_it_serves_and_tells_of_its_endpoints() {
     assert_eq!(spread(&mut client, 20).len(), 2);
     servers[0].kill();
     let began = Instant::now();
-    let mut admin = Client::to(&*running.admin);
-    eventually(|| {
-        let text = admin.get("/metrics").body;
-        text.contains(r#"weir_upstream_endpoints{upstream="app",state="unhealthy"} 1"#)
-    });
+    let unhealthy = r#"weir_upstream_endpoints{upstream="app",state="unhealthy"}"#;
+    eventually(|| running.metric(unhealthy) == 1);
     // By the first row of failures, not by an ejection or a look at the name.
     assert!(began.elapsed() < Duration::from_secs(8));
     assert_eq!(spread(&mut client, 20).len(), 1);
-    for line in [
-        r#"weir_upstream_endpoints{upstream="app",state="up"} 1"#,
-        r#"weir_upstream_panic{upstream="app"} 0"#,
-        r#"weir_upstream_requests_in_flight{upstream="app"} 0"#,
+    for (series, value) in [
+        (r#"weir_upstream_endpoints{upstream="app",state="up"}"#, 1.0),
+        (r#"weir_upstream_panic{upstream="app"}"#, 0.0),
+        (r#"weir_upstream_requests_in_flight{upstream="app"}"#, 0.0),
     ] {
         // A request's end is counted behind its answer.
-        eventually(|| admin.get("/metrics").body.contains(line));
+        eventually(|| running.told(series) == Some(value));
     }
 }

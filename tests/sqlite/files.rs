@@ -1,12 +1,5 @@
 //! The audit in SQLite's files as a whole: what is written is found and shown, and what is tampered with is named.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a broken step of a test is a failed test"
-)]
-
-mod harness;
-
 use std::io::{BufRead, BufReader};
 use std::ops::RangeInclusive;
 use std::os::unix::fs::PermissionsExt as _;
@@ -15,8 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use harness::sqlite::{Audit, DAY, KEY, NOW, RETENTION, batch, event, events, lock, seqs, today};
-use harness::{DEADLINE, PATIENCE, eventually, process};
+use super::harness::sqlite::{
+    Audit, DAY, KEY, NOW, RETENTION, batch, event, events, lock, seqs, today,
+};
+use super::harness::{DEADLINE, PATIENCE, eventually, process};
 use rusqlite::Connection;
 use weir::clock;
 use weir::config::audit::Delivery;

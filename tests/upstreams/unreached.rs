@@ -1,20 +1,13 @@
 //! Upstreams that cannot be reached: what the client is told, what the log says, and that the client's connection lives on.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a broken step of a test is a failed test"
-)]
-
-mod harness;
-
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-use harness::process::{Running, file};
-use harness::raw::{self, scripted};
-use harness::{Lane, ok};
+use super::harness::process::{Running, file};
+use super::harness::raw::{self, scripted};
+use super::harness::{Lane, ok};
 use socket2::{Domain, Socket, Type};
 
 /// A socket that nobody listens at, kept so that no one else gets its port.

@@ -1,12 +1,5 @@
 //! TLS with clients: which certificate is shown, who is let in, what the upstream is told, and what a change of files does.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a broken step of a test is a failed test"
-)]
-
-mod harness;
-
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -18,48 +11,15 @@ use std::thread;
 use rustls::ProtocolVersion;
 use rustls::version::{TLS12, TLS13};
 
-use harness::process::{Running, file};
-use harness::tls::{Authority, der};
-use harness::{DEADLINE, Upstream, eventually};
+use super::harness::front::Weir;
+use super::harness::process::{Running, file};
+use super::harness::tls::{Authority, der};
+use super::harness::{DEADLINE, eventually};
 
-/// weir in front of an upstream, with these keys of its listener and of the file.
-struct Weir {
-    running: Running,
-    upstream: Upstream,
-    _config: tempfile::NamedTempFile,
-}
-
-impl Weir {
-    fn start(listener: &str, more: &str) -> Weir {
-        let upstream = Upstream::answering("ok");
-        let config = file(&format!(
-            "listeners: [{{name: in, address: '127.0.0.1:0', {listener}}}]\nupstream: {}\n\
-             admin: {{address: '127.0.0.1:0'}}\nruntime: {{lanes: 2}}\n{more}",
-            upstream.url()
-        ));
-        Weir {
-            running: Running::start_in(config.path(), &[("WEIR_LOG", "info,weir=debug")]),
-            upstream,
-            _config: config,
-        }
-    }
-
-    fn address(&self) -> &str {
-        &self.running.address
-    }
-
-    /// The value of the series that begins with this.
-    fn metric(&self, series: &str) -> Option<u64> {
-        let text = self.running.admin().get("/metrics").body;
-        let line = text.lines().find(|line| line.starts_with(series))?;
-        Some(line.rsplit(' ').next()?.parse().unwrap())
-    }
-
-    fn failures(&self, reason: &str) -> u64 {
-        let series =
-            format!("weir_tls_handshake_failures_total{{listener=\"in\",reason=\"{reason}\"}}");
-        self.metric(&series).unwrap()
-    }
+fn failures(weir: &Weir, reason: &str) -> u64 {
+    let series =
+        format!("weir_tls_handshake_failures_total{{listener=\"in\",reason=\"{reason}\"}}");
+    weir.running.told(&series).unwrap() as u64
 }
 
 /// With the certificate `a` for a.test.
@@ -132,17 +92,18 @@ fn both_versions_are_spoken_unless_the_file_says_otherwise() {
         let series = format!(
             "weir_tls_handshakes_total{{listener=\"in\",version=\"{version}\",session=\"full\"}}"
         );
-        assert_eq!(both.metric(&series), Some(1));
+        assert_eq!(both.running.told(&series), Some(1.0));
     }
     assert_eq!(
-        both.metric("weir_tls_handshake_duration_seconds_count{listener=\"in\"}"),
-        Some(2)
+        both.running
+            .told("weir_tls_handshake_duration_seconds_count{listener=\"in\"}"),
+        Some(2.0)
     );
     let new = weir_of(&authority, ", min_version: '1.3'");
     let old = authority.client_of(&TLS12);
     let said = old.try_connect(new.address(), "a.test").err().unwrap();
     assert!(said.contains("ProtocolVersion"), "{said}");
-    eventually(|| new.failures("nothing_in_common") == 1);
+    eventually(|| failures(&new, "nothing_in_common") == 1);
 }
 
 #[test]
@@ -157,7 +118,7 @@ fn sessions_are_resumed_by_ticket_and_from_memory() {
         assert_eq!((second.get("/").status, second.resumed()), (200, true));
     }
     let series = "weir_tls_handshakes_total{listener=\"in\",version=\"1.3\",session=\"resumed\"}";
-    assert_eq!(weir.metric(series), Some(1));
+    assert_eq!(weir.running.told(series), Some(1.0));
     // A client that takes no tickets has its session remembered (TLS 1.2).
     let mut openssl = Command::new("openssl")
         .args([
@@ -256,7 +217,7 @@ fn only_certificates_of_the_authority_let_in() {
         )
     };
     // In TLS 1.3 the client learns that it is refused when it reads.
-    let ask = |weir: &Weir, client: &harness::tls::Tls| {
+    let ask = |weir: &Weir, client: &super::harness::tls::Tls| {
         let mut client = client.try_connect(weir.address(), "a.test").ok()?;
         client.try_get("/", &[]).ok().map(|reply| reply.status)
     };
@@ -264,12 +225,12 @@ fn only_certificates_of_the_authority_let_in() {
     for weir in [&required, &optional] {
         assert_eq!(ask(weir, &ours.client_showing(&ours, "good")), Some(200));
         assert_eq!(ask(weir, &ours.client_showing(&ours, "old")), None);
-        eventually(|| weir.failures("expired_certificate") == 1);
+        eventually(|| failures(weir, "expired_certificate") == 1);
         assert_eq!(ask(weir, &ours.client_showing(&theirs, "stranger")), None);
-        eventually(|| weir.failures("unknown_authority") == 1);
+        eventually(|| failures(weir, "unknown_authority") == 1);
     }
     assert_eq!(ask(&required, &ours.client()), None);
-    eventually(|| required.failures("no_certificate") == 1);
+    eventually(|| failures(&required, "no_certificate") == 1);
     assert_eq!(ask(&optional, &ours.client()), Some(200));
     // A connection that a server's file does not know of is no connection of TLS.
     let none = start("none");
@@ -290,7 +251,7 @@ fn the_upstream_is_told_whose_certificate_it_was_and_no_client_can_say_so() {
         authority.path("ca.crt").display()
     );
     let forged = "X-Forwarded-Client-Cert: Hash=forged";
-    let ask = |weir: &Weir, client: harness::tls::Tls| {
+    let ask = |weir: &Weir, client: super::harness::tls::Tls| {
         let mut client = client.connect(weir.address(), "a.test");
         assert_eq!(client.try_get("/", &[forged]).unwrap().status, 200);
         let seen = weir.upstream.wait_for_request();
@@ -357,7 +318,7 @@ fn limits_count_by_certificate() {
          routes:\n  - {match: {path: /san}, upstream: upstream, rate_limits: [san]}\n  \
          - {match: {path: /subject}, upstream: upstream, rate_limits: [subject]}\n",
     );
-    let status = |client: &harness::tls::Tls, path: &str| {
+    let status = |client: &super::harness::tls::Tls, path: &str| {
         client.connect(weir.address(), "a.test").get(path).status
     };
     let (one, two) = (
@@ -386,7 +347,7 @@ fn plain_http_is_told_that_it_is_not_tls() {
     assert_eq!(reply.status, 400);
     assert!(reply.body.contains("use https"), "{}", reply.body);
     assert!(client.try_get("/").is_none());
-    eventually(|| weir.failures("not_tls") == 1);
+    eventually(|| failures(&weir, "not_tls") == 1);
     let said = weir.running.log_until("not_tls");
     for part in [
         " DEBUG ",
@@ -400,7 +361,7 @@ fn plain_http_is_told_that_it_is_not_tls() {
     drop(weir.running.connect());
     let mut client = authority.client().connect(weir.address(), "a.test");
     assert_eq!(client.get("/").status, 200);
-    assert_eq!(weir.failures("gone"), 0);
+    assert_eq!(failures(&weir, "gone"), 0);
 }
 
 #[test]
@@ -423,7 +384,7 @@ fn a_slow_handshake_is_ended() {
     ends(b"");
     // The beginning of a record that is never whole.
     ends(&[22, 3, 1, 2, 0, 1]);
-    eventually(|| weir.failures("timed_out") == 2);
+    eventually(|| failures(&weir, "timed_out") == 2);
 }
 
 #[test]
@@ -451,7 +412,7 @@ fn handshakes_beyond_the_bound_wait_their_turn() {
         let reply = client.and_then(|mut client| client.try_get("/", &[]));
         reply.is_ok_and(|reply| reply.status == 200)
     });
-    assert!(weir.failures("timed_out") >= 1);
+    assert!(failures(&weir, "timed_out") >= 1);
 }
 
 #[test]
@@ -491,16 +452,20 @@ fn a_new_certificate_is_shown_and_no_request_fails_meanwhile() {
     let authority = Authority::new();
     let weir = weir_of(&authority, "");
     let address = weir.address().to_owned();
-    let begin = weir.metric("weir_tls_certificate_not_before_timestamp_seconds");
-    let now = weir::clock::wall().as_secs();
+    let of = |name: &str| {
+        let file = authority.path("a.crt");
+        format!(
+            "weir_tls_certificate_{name}_timestamp_seconds{{certificate=\"{}\"}}",
+            file.display()
+        )
+    };
+    let begin = weir.running.told(&of("not_before"));
+    let now = weir::clock::wall().as_secs_f64();
     assert!(
-        begin.is_some_and(|begin| begin > 0 && begin <= now),
+        begin.is_some_and(|begin| begin > 0.0 && begin <= now),
         "{begin:?}"
     );
-    let end = |weir: &Weir| {
-        weir.metric("weir_tls_certificate_not_after_timestamp_seconds")
-            .unwrap()
-    };
+    let end = |weir: &Weir| weir.running.told(&of("not_after")).unwrap();
     let (over, asked) = (
         Arc::new(AtomicBool::new(false)),
         Arc::new(AtomicUsize::new(0)),
@@ -535,13 +500,13 @@ fn a_new_certificate_is_shown_and_no_request_fails_meanwhile() {
         eventually(|| shown(&weir) == new);
         until_more();
     }
-    assert!(shown(&weir) != first && end(&weir) > first_end + 86_400);
+    assert!(shown(&weir) != first && end(&weir) > first_end + 86_400.0);
     over.store(true, Ordering::Relaxed);
     for client in clients {
         client.join().unwrap();
     }
     let reloads = "weir_config_reloads_total{result=\"loaded\"}";
-    assert!(weir.metric(reloads) >= Some(3));
+    assert!(weir.running.told(reloads) >= Some(3.0));
 }
 
 #[test]
@@ -576,18 +541,21 @@ fn sessions_outlive_a_reload_that_lets_in_the_same_clients() {
         let again = client.try_connect(weir.address(), "a.test");
         again.and_then(|mut again| again.try_get("/", &[])).is_err()
     });
-    eventually(|| weir.failures("unknown_authority") >= 1);
+    eventually(|| failures(&weir, "unknown_authority") >= 1);
 }
 
 #[test]
 fn a_bad_certificate_changes_nothing_and_is_counted() {
     let authority = Authority::new();
     let weir = weir_of(&authority, "");
-    let refused = || weir.metric("weir_config_reloads_total{result=\"refused\"}");
+    let refused = || {
+        weir.running
+            .told("weir_config_reloads_total{result=\"refused\"}")
+    };
     let mut client = authority.client().connect(weir.address(), "a.test");
     let good = client.shown();
     fs::write(authority.path("a.crt"), "nonsense").unwrap();
-    eventually(|| refused() == Some(1));
+    eventually(|| refused() == Some(1.0));
     let said = weir.running.log_until("certificates not reloaded");
     assert!(
         said.contains("listener") && said.contains("a.crt"),
@@ -599,7 +567,7 @@ fn a_bad_certificate_changes_nothing_and_is_counted() {
     // The key of another certificate.
     authority.issue("b", "DNS:a.test");
     fs::copy(authority.path("b.crt"), authority.path("a.crt")).unwrap();
-    eventually(|| refused() >= Some(2));
+    eventually(|| refused() >= Some(2.0));
     fs::copy(authority.path("b.key"), authority.path("a.key")).unwrap();
     let new = der(authority.path("b.crt"));
     eventually(|| {
@@ -634,15 +602,7 @@ fn an_idle_connection_takes_little_memory() {
     const MANY: u64 = 400;
     let authority = Authority::new();
     let weir = weir_of(&authority, "");
-    let path = format!("/proc/{}/status", weir.running.child.id());
-    let resident = || -> u64 {
-        let status = fs::read_to_string(&path).unwrap();
-        let line = status
-            .lines()
-            .find(|line| line.starts_with("VmRSS:"))
-            .unwrap();
-        line.split_whitespace().nth(1).unwrap().parse().unwrap()
-    };
+    let resident = || weir.running.memory("VmRSS");
     let client = authority.client();
     let open = || {
         let mut client = client.connect(weir.address(), "a.test");

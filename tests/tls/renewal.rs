@@ -1,12 +1,5 @@
 //! Certificates that are replaced while weir runs or starts, whatever else lies in its files; and sessions, which end with the certificate of a client.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a broken step of a test is a failed test"
-)]
-
-mod harness;
-
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
@@ -18,9 +11,9 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{SignatureScheme, SupportedProtocolVersion};
 use socket2::{Domain, Socket, Type};
 
-use harness::eventually;
-use harness::process::{Running, file};
-use harness::tls::{Authority, Tls, der};
+use super::harness::eventually;
+use super::harness::process::{Running, file};
+use super::harness::tls::{Authority, Tls, der};
 
 const REFUSED: &str = "weir_config_reloads_total{result=\"refused\"}";
 const TAKEN: &str = "weir_config_last_reload_successful";
@@ -31,13 +24,6 @@ fn text(tls: &str, more: &str) -> String {
         "listeners: [{{name: in, address: '127.0.0.1:0', tls: {{{tls}}}}}]\nroutes: [{{reply: {{status: 200, body: ok}}}}]\n\
          admin: {{address: '127.0.0.1:0'}}\n{more}"
     )
-}
-
-/// The value of the series that begins with this.
-fn metric(weir: &Running, series: &str) -> u64 {
-    let text = weir.admin().get("/metrics").body;
-    let line = text.lines().find(|line| line.starts_with(series));
-    line.map_or(0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
 }
 
 fn shown(authority: &Authority, weir: &Running) -> Vec<u8> {
@@ -66,13 +52,13 @@ fn a_renewed_certificate_does_not_wait_for_a_refused_file() {
         text(&other, "runtime: {lanes: 2}\n"),
     ] {
         write(&refused);
-        eventually(|| metric(&weir, TAKEN) == 0);
+        eventually(|| weir.metric(TAKEN) == 0);
         let new = der(authority.issue("a", "DNS:a.test"));
         eventually(|| shown(&authority, &weir) == new);
         // The file is as bad as it was.
-        assert_eq!(metric(&weir, TAKEN), 0);
+        assert_eq!(weir.metric(TAKEN), 0);
         write(&good);
-        eventually(|| metric(&weir, TAKEN) == 1);
+        eventually(|| weir.metric(TAKEN) == 1);
         assert!(shown(&authority, &weir) == new);
     }
 }
@@ -88,15 +74,15 @@ fn a_certificate_that_is_gone_is_told_of() {
     let weir = Running::start(config.path());
     let (gone, aside) = (authority.path("b.crt"), authority.path("b.aside"));
     fs::rename(&gone, &aside).unwrap();
-    eventually(|| metric(&weir, REFUSED) == 1);
+    eventually(|| weir.metric(REFUSED) == 1);
     let said = weir.log_until("certificates not reloaded");
     assert!(said.contains("b.crt"), "{said}");
     // Whoever renews another one is told, too.
     let new = der(authority.issue("a", "DNS:a.test"));
-    eventually(|| metric(&weir, REFUSED) >= 2 && shown(&authority, &weir) == new);
-    assert_eq!(metric(&weir, TAKEN), 0);
+    eventually(|| weir.metric(REFUSED) >= 2 && shown(&authority, &weir) == new);
+    assert_eq!(weir.metric(TAKEN), 0);
     fs::rename(&aside, &gone).unwrap();
-    eventually(|| metric(&weir, TAKEN) == 1);
+    eventually(|| weir.metric(TAKEN) == 1);
 }
 
 /// What comes of a hello for this name by who shows this certificate.
@@ -156,7 +142,7 @@ fn a_certificate_that_cannot_be_used_holds_up_no_other() {
             let series = format!(
                 "weir_tls_certificate_not_after_timestamp_seconds{{certificate=\"{file}\"}}"
             );
-            metric(&weir, &series)
+            weir.metric(&series)
         };
         let greeted = |of: &Authority, name: &str| greeted(&authority, of, &weir.address, name);
         let shown = ["a", "b"].map(|name| greeted(&before, &format!("{name}.test")).unwrap());
@@ -168,7 +154,7 @@ fn a_certificate_that_cannot_be_used_holds_up_no_other() {
             authority.path(&format!("{broken}.crt")),
         )
         .unwrap();
-        eventually(|| metric(&weir, TAKEN) == 0);
+        eventually(|| weir.metric(TAKEN) == 0);
         let said = weir.log_until("certificates not reloaded");
         assert!(said.contains(&format!("{broken}.crt")), "{said}");
         for name in renewed.into_iter().filter(|name| *name != broken) {
@@ -190,9 +176,9 @@ fn a_certificate_that_cannot_be_used_holds_up_no_other() {
             assert_eq!(now == before, name == broken, "{broken}: {name}");
         }
         assert_eq!(greeted(come, "a.test"), None, "{broken}");
-        assert_eq!(metric(&weir, TAKEN), 0);
+        assert_eq!(weir.metric(TAKEN), 0);
         issue(broken, "-days 3", &after);
-        eventually(|| metric(&weir, TAKEN) == 1);
+        eventually(|| weir.metric(TAKEN) == 1);
         assert!(greeted(&after, "a.test").is_some());
     }
 }
@@ -221,21 +207,21 @@ fn a_file_that_names_a_certificate_that_cannot_be_used_is_refused_whole() {
     let new = text(&tls(&["a", "b"]), "").replace("body: ok", "body: new");
     fs::write(config.path().with_extension("new"), new).unwrap();
     fs::rename(config.path().with_extension("new"), config.path()).unwrap();
-    eventually(|| metric(&weir, TAKEN) == 0);
+    eventually(|| weir.metric(TAKEN) == 0);
     weir.log_until("configuration not reloaded");
     assert_eq!(body(), "ok");
     // What runs is renewed, and the file taken once that is there which it names.
     let renewed = der(authority.issue("a", "DNS:a.test"));
     eventually(|| shown(&authority, &weir) == renewed);
-    assert_eq!((body().as_str(), metric(&weir, TAKEN)), ("ok", 0));
+    assert_eq!((body().as_str(), weir.metric(TAKEN)), ("ok", 0));
     fs::rename(&aside, &gone).unwrap();
-    eventually(|| metric(&weir, TAKEN) == 1 && body() == "new");
+    eventually(|| weir.metric(TAKEN) == 1 && body() == "new");
     weir.log_until("configuration reloaded");
     // Asked to, it reads all, and takes nothing where one is gone.
     fs::rename(&gone, &aside).unwrap();
     weir.signal("HUP");
     weir.log_until("configuration not reloaded");
-    assert_eq!((body().as_str(), metric(&weir, TAKEN)), ("new", 0));
+    assert_eq!((body().as_str(), weir.metric(TAKEN)), ("new", 0));
 }
 
 #[test]
@@ -311,7 +297,7 @@ fn a_session_ends_with_the_certificate_of_its_client() {
     }
     let expired =
         "weir_tls_handshake_failures_total{listener=\"in\",reason=\"expired_certificate\"}";
-    eventually(|| metric(&weir, expired) == 3);
+    eventually(|| weir.metric(expired) == 3);
     // Who has a new one by then is let in, with what is left of the old session.
     authority.issue("web", "DNS:web.test");
     *shows.0.lock().unwrap() = authority.key("web");

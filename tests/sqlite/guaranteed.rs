@@ -1,42 +1,23 @@
 //! `audit.delivery: guaranteed`: whoever has a whole answer is on record, however the process ends.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "a broken step of a test is a failed test; what a test measures is printed"
-)]
-
-mod harness;
-
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::iter;
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::Duration;
 
-use harness::process::{Running, file};
-use harness::raw::{End, Wire, read_head, read_to_end, scripted};
-use harness::sqlite::{self, today};
-use harness::{Client, DEADLINE, Upstream, eventually, ok};
-use rusqlite::Connection;
+use super::harness::held::{Locked, lock, on_record, start};
+use super::harness::process::{Running, file};
+use super::harness::raw::{End, Wire, read_to_end};
+use super::harness::{Client, DEADLINE, Upstream, eventually, ok};
 use weir::store::audit::Filter;
 use weir::store::audit::chain::Keys;
-use weir::store::audit::days;
 use weir::store::sqlite::Reader;
 
 const CLIENTS: usize = 8;
-
-/// The paths on record.
-fn on_record(database: &Path) -> Vec<String> {
-    let events = Reader::open(database).unwrap().query(&Filter::default());
-    let paths = events.unwrap().into_iter().map(|stored| stored.event.path);
-    paths.collect()
-}
 
 /// Clients that ask for one path after the other until the process is gone; the paths that were answered with `status`.
 fn ask(address: &str, over: &AtomicBool, answered: &Mutex<Vec<String>>, client: usize) {
@@ -116,18 +97,6 @@ fn refusals_are_on_record_once_they_are_told() {
     assert_eq!(on_record(&database).len(), 3);
     running.child.kill().unwrap();
     running.child.wait().unwrap();
-}
-
-/// Starts weir with minutes to go until it writes to another file.
-fn start(config: &Path) -> Running {
-    today();
-    Running::start(config)
-}
-
-/// Keeps everyone else from writing to the newest file while it lives.
-fn lock(database: &Path) -> Connection {
-    let (_, newest) = days::list(database).unwrap().pop().unwrap();
-    sqlite::lock(&newest)
 }
 
 #[test]
@@ -251,71 +220,34 @@ const SWITCHED: Pieces = &[
 
 /// A request whose event waits for the store, which is locked.
 struct Held {
-    running: Running,
-    database: PathBuf,
-    locked: Connection,
+    locked: Locked,
     client: TcpStream,
     /// What the client has so far.
     seen: String,
-    _folder: tempfile::TempDir,
 }
 
 impl Held {
     /// Sends `request`. The upstream sends each piece of its answer once the client has what it is to see of the one before, then
     /// it closes.
     fn begin(name: &str, pieces: Pieces, request: &str) -> Held {
-        let (next, given) = mpsc::channel::<&str>();
-        let given = Mutex::new(given);
-        let upstream = scripted(move |mut stream| {
-            if read_head(&mut stream).is_some() {
-                for piece in given.lock().unwrap().iter() {
-                    let _ = stream.write_all(piece.as_bytes());
-                }
-            }
-        });
-        let folder = tempfile::tempdir().unwrap();
-        let database = folder.path().join("audit.db");
-        let config = file(&format!(
-            "listen: 127.0.0.1:0\nupstreams: {{app: {{endpoints: [\"http://{upstream}\"]}}}}\nroutes: [{{match: {{path: /held}}, upstream: app}}, {{match: {{path: /limited}}, upstream: app, rate_limits: [none]}}]\nrate_limits: {{none: {{limit: 0/s, by: client.ip}}}}\nadmin: {{address: 127.0.0.1:0}}\naudit: {{delivery: guaranteed, sqlite: {{path: {}}}}}\n",
-            database.display()
-        ));
-        let running = start(config.path());
-        let locked = lock(&database);
-        let mut client = running.connect();
+        let locked = Locked::start();
+        let mut client = locked.weir.connect();
         client.write_all(request.as_bytes()).unwrap();
         let mut held = Held {
-            running,
-            database,
             locked,
             client,
             seen: String::new(),
-            _folder: folder,
         };
-        held.follow(name, pieces, next);
-        // Only then is it the store that holds it back.
-        eventually(|| {
-            held.running
-                .admin()
-                .get("/metrics")
-                .body
-                .lines()
-                .any(|line| {
-                    line.strip_prefix("weir_audit_queued ")
-                        .is_some_and(|n| n != "0")
-                })
-        });
-        held
-    }
-
-    fn follow(&mut self, name: &str, pieces: Pieces, next: Sender<&'static str>) {
         for (piece, seen) in pieces {
-            next.send(piece).unwrap();
-            self.client.set_read_timeout(Some(DEADLINE)).unwrap();
-            while outline(&self.seen) != *seen {
-                let read = self.read();
-                assert!(read, "{name}: {:?} came, not {seen:?}", self.seen);
+            held.locked.send(piece);
+            held.client.set_read_timeout(Some(DEADLINE)).unwrap();
+            while outline(&held.seen) != *seen {
+                let read = held.read();
+                assert!(read, "{name}: {:?} came, not {seen:?}", held.seen);
             }
         }
+        held.locked.close();
+        held
     }
 
     /// Whether something came in time.
@@ -344,7 +276,7 @@ impl Held {
             "{name}: {peeked:?} behind {:?}",
             self.seen
         );
-        assert_eq!(on_record(&self.database), [""; 0], "{name}");
+        assert_eq!(self.locked.on_record(), [""; 0], "{name}");
     }
 
     /// Everything that the client got in the end.
@@ -352,11 +284,6 @@ impl Held {
         let mut wire = read_to_end(&mut self.client);
         wire.text.insert_str(0, &self.seen);
         wire
-    }
-
-    /// Lets go of the store.
-    fn unlock(&self) {
-        self.locked.execute_batch("ROLLBACK").unwrap();
     }
 }
 
@@ -377,11 +304,11 @@ fn on_no_path_does_an_answer_end_before_its_event_is_safe() {
     let check = |name: &str, request: &str, pieces: Pieces, whole: &str| {
         let mut held = Held::begin(name, pieces, request);
         held.is_quiet(name);
-        held.unlock();
+        held.locked.unlock();
         let wire = held.finish();
         assert_eq!(outline(&wire.text), whole, "{name}");
         assert_eq!(wire.end, End::Closed, "{name}");
-        assert_eq!(on_record(&held.database).len(), 1, "{name}");
+        assert_eq!(held.locked.on_record().len(), 1, "{name}");
     };
     check("at once", GET, AT_ONCE, "200 first");
     check("in pieces", GET, IN_PIECES, "200 firstother");
@@ -409,7 +336,7 @@ fn an_answer_whose_event_stays_unsafe_is_cut_off_or_a_503() {
         assert_eq!(wire.end, end, "{name}");
         let is_told = wire.parts().0.contains("audit_unavailable");
         assert_eq!(is_told, whole.starts_with("503"), "{name}: {}", wire.text);
-        assert_eq!(on_record(&held.database), [""; 0], "{name}");
+        assert_eq!(held.locked.on_record(), [""; 0], "{name}");
     }
     // Beside one another: each of them waits for five seconds.
     thread::scope(|scope| {
@@ -437,13 +364,13 @@ fn an_answer_whose_event_stays_unsafe_is_cut_off_or_a_503() {
 fn a_drain_waits_for_an_event_that_waits() {
     let keep_alive = "GET /held HTTP/1.1\r\nHost: test\r\n\r\n";
     let mut held = Held::begin("drain", CHUNKED, keep_alive);
-    held.running.signal("TERM");
-    held.running.log_until("draining");
+    held.locked.weir.signal("TERM");
+    held.locked.weir.log_until("draining");
     held.is_quiet("drain");
-    held.unlock();
+    held.locked.unlock();
     let wire = held.finish();
     assert_eq!(outline(&wire.text), WHOLE);
     assert_eq!(wire.end, End::Closed);
-    assert_eq!(held.running.child.wait().unwrap().code(), Some(0));
-    assert_eq!(on_record(&held.database), ["/held"]);
+    assert_eq!(held.locked.weir.child.wait().unwrap().code(), Some(0));
+    assert_eq!(held.locked.on_record(), ["/held"]);
 }

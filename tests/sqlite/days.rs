@@ -1,20 +1,13 @@
 //! The audit's files of several days: each event in its day's, in order over all, and what retention removed told from what others
 //! did.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a broken step of a test is a failed test"
-)]
-
-mod harness;
-
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use harness::sqlite::{
+use super::harness::sqlite::{
     Audit, DAY, KEY, NOW, RETENTION, batch, close, event, events, lock, remove_old, seqs, today,
 };
-use harness::{PATIENCE, eventually};
+use super::harness::{PATIENCE, eventually};
 use rusqlite::Connection;
 use weir::config::audit::Delivery;
 use weir::store::audit::chain::Keys;

@@ -1,20 +1,13 @@
 //! What is spoken with an upstream: as the file says, or as each connection agrees on it under TLS (ALPN).
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a broken step of a test is a failed test"
-)]
-
-mod harness;
-
 use std::io::{Read as _, Write as _};
 use std::thread;
 
-use harness::origin::Origin;
-use harness::process::{Running, file};
-use harness::raw;
-use harness::tls::Authority;
-use harness::{DEADLINE, eventually};
+use super::harness::origin::Origin;
+use super::harness::process::{Running, file};
+use super::harness::raw;
+use super::harness::tls::Authority;
+use super::harness::{DEADLINE, eventually};
 
 const BOTH: &[&str] = &["h2", "http/1.1"];
 
@@ -140,13 +133,8 @@ fn checks_speak_what_requests_do() {
         )
     };
     let passed = |running: &Running| {
-        let series = "weir_upstream_health_checks_total{upstream=\"app\",result=\"passed\"} ";
-        eventually(|| {
-            let text = running.admin().get("/metrics").body;
-            let mut lines = text.lines();
-            let count = lines.find_map(|line| line.strip_prefix(series)?.parse::<u64>().ok());
-            count.is_some_and(|count| count >= 2)
-        });
+        let series = "weir_upstream_health_checks_total{upstream=\"app\",result=\"passed\"}";
+        eventually(|| running.metric(series) >= 2);
         assert_eq!(running.client().get("/").status, 200);
     };
     let plain = Origin::by_http2();

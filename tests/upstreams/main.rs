@@ -1,0 +1,15 @@
+//! Upstreams: which endpoint takes a request, how it is reached, and what becomes of a request that fails there.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a broken step of a test is a failed test"
+)]
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod agreed;
+mod endpoints;
+mod exchanges;
+mod retries;
+mod unreached;
