@@ -114,14 +114,12 @@ pub fn inject(text: &str, settings: &Settings) -> Result<Manifest, Fault> {
             }
         }
     }
-    if !unfit.is_empty() {
-        return Err(Fault::Unfit(unfit));
-    }
     for place in places {
         let object = at_mut(&mut values, place);
         let named = named(object);
         match (object["apiVersion"].as_str(), object["kind"].as_str()) {
             (Some("v1"), Some("Service")) => {
+                unfit.extend(services::other_protocols(object, &named, &workloads));
                 report.extend(services::follow(object, &named, &workloads));
             }
             (_, Some("NetworkPolicy")) => {
@@ -129,6 +127,9 @@ pub fn inject(text: &str, settings: &Settings) -> Result<Manifest, Fault> {
             }
             _ => (),
         }
+    }
+    if !unfit.is_empty() {
+        return Err(Fault::Unfit(unfit));
     }
     Ok(Manifest {
         text: text.to_owned(),

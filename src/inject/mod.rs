@@ -120,6 +120,8 @@ pub struct Injected {
     pub app_port_name: Option<String>,
     /// Where weir takes requests.
     pub port: u16,
+    /// Whether no one has said that the app's port speaks HTTP, nor how it is asked.
+    pub guessed: bool,
     /// What its owner should know, a sentence each.
     pub warnings: Vec<String>,
 }
@@ -224,6 +226,9 @@ fn inject(
     if app.is_none() && asked.mode == Mode::Port {
         return Ok(Outcome::Skipped(Skipped::NoPort));
     }
+    if let Some(app) = &app {
+        ports::refuse_others(pod, &asked, app)?;
+    }
     let before = pod.clone();
     let http2 = app.as_ref().is_some_and(|app| app.is_http2(pod));
     let mut probes = Map::new();
@@ -267,6 +272,7 @@ fn inject(
         app_port: made.app_port,
         app_port_name: app.and_then(|app| app.declared?.name),
         port: settings.port,
+        guessed: ports::is_guessed(&asked),
         warnings: asked.warnings,
     }))
 }

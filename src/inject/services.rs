@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use super::Unfit;
 use super::annotations::{INJECTED, strings};
 use super::manifest::Workload;
+use super::{Unfit, ports};
 
 /// The key of the annotation's content: by the index of a port, its `targetPort` as it was, null for none.
 const TARGETS: &str = "targetPorts";
@@ -77,6 +77,39 @@ pub(super) fn follow(service: &mut Value, named: &str, workloads: &[Workload]) -
         service["metadata"]["annotations"][INJECTED] = json!(record);
     }
     said
+}
+
+/// Ports of a Service whose `appProtocol` says that the app's port is none of HTTP, where its owner has not said otherwise.
+pub(super) fn other_protocols(service: &Value, named: &str, workloads: &[Workload]) -> Vec<String> {
+    let Some(selector) = service["spec"]["selector"].as_object() else {
+        return Vec::new();
+    };
+    let guessed: Vec<_> = of(service, selector, workloads)
+        .filter_map(|workload| Some((workload, workload.injected.as_ref()?)))
+        .filter(|(_, injected)| injected.guessed)
+        .collect();
+    let mut unfit = Vec::new();
+    for port in service["spec"]["ports"].as_array().into_iter().flatten() {
+        let protocol = port["appProtocol"].as_str().unwrap_or_default();
+        if !ports::is_other(protocol) {
+            continue;
+        }
+        let target = port.get("targetPort").unwrap_or(&port["port"]);
+        for (workload, injected) in &guessed {
+            let is_named =
+                target.is_string() && target.as_str() == injected.app_port_name.as_deref();
+            if let Some(app) = injected.app_port
+                && (is_named || target.as_u64() == Some(app.into()))
+            {
+                unfit.push(format!(
+                    "{}: {named} says appProtocol: {protocol} of its port {app}, and weir speaks HTTP: {}",
+                    workload.named,
+                    ports::mend(app)
+                ));
+            }
+        }
+    }
+    unfit
 }
 
 /// Takes back what [`follow`] has changed.
