@@ -412,6 +412,21 @@ fn resolve(container: &Value, port: &Value) -> Option<u64> {
     port["containerPort"].as_u64()
 }
 
+/// A selector may name it, and then a ReplicaSet lets go of each pod that has another value, and makes the next.
+#[test]
+fn a_label_that_says_yes_already_stays_as_it_is() {
+    for said in ["true", "enabled"] {
+        let pod = format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: a, labels: {{weir.dev/inject: '{said}'}}}}, \
+             spec: {{containers: [{{name: a, ports: [{{containerPort: 80}}]}}]}}}}"
+        );
+        let done = weir(&[], &pod);
+        assert!(done.said.contains("injected"), "{}", done.said);
+        let label = &pods(&done.out)[0]["metadata"]["labels"]["weir.dev/inject"];
+        assert_eq!(label, said);
+    }
+}
+
 #[test]
 fn a_broken_text_is_told_with_its_place() {
     let done = weir(&[], "kind: Pod\nspec: [\n");

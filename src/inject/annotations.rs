@@ -10,7 +10,7 @@ use crate::config::yaml::did_you_mean;
 pub(super) const PREFIX: &str = "weir.dev/";
 /// As a label, it is what `PodMonitor`s find pods by, and what the webhook is asked about.
 pub(super) const INJECT: &str = "weir.dev/inject";
-/// The value of the label of an injected pod.
+/// The value of the label of an injected pod, unless it says yes by another.
 pub(super) const ENABLED: &str = "enabled";
 pub(super) const CONFIG_INLINE: &str = "weir.dev/config-inline";
 /// What was changed, to be undone by.

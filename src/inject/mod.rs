@@ -347,7 +347,11 @@ fn add(pod: &mut Value, made: &Made) {
     let last = spec["volumes"].as_array().map_or(0, Vec::len);
     insert(spec, "volumes", last, sidecar::volumes(made));
     let metadata = &mut pod["metadata"];
-    metadata["labels"][INJECT] = json!(annotations::ENABLED);
+    // One that is there says yes, and may be in a selector.
+    let label = &mut metadata["labels"][INJECT];
+    if !label.is_string() {
+        *label = json!(annotations::ENABLED);
+    }
     if made.asked.config == Source::Made {
         metadata["annotations"][CONFIG_INLINE] = json!(sidecar::configuration(made));
     }

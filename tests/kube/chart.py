@@ -537,6 +537,12 @@ def configured(weir: Path) -> Iterator[str]:
                     yield f"{profile}: {said.stdout}{said.stderr}"
 
 
+def selects(selector: dict, labels: dict) -> bool:
+    """Whether what the chart's PodMonitor is given selects a pod."""
+    among = all(labels.get(it["key"]) in it["values"] for it in selector["matchExpressions"] if it["operator"] == "In")
+    return among and selector["matchLabels"].items() <= labels.items()
+
+
 def beside() -> Iterator[str]:
     """The patch in docs/kubernetes.md makes a Deployment with a sidecar that Kubernetes takes, `restricted`."""
     page = (ROOT / "docs/kubernetes.md").read_text()
@@ -549,7 +555,7 @@ def beside() -> Iterator[str]:
     sidecar = template["spec"]["initContainers"][0]
     yield from unrestricted({**template["spec"], "initContainers": [], "containers": [sidecar]})
     monitor = values_of_chart()["monitoring"]["podMonitor"]
-    if not monitor["matchLabels"].items() <= template["metadata"]["labels"].items() or monitor["port"] not in [port["name"] for port in sidecar["ports"]]:
+    if not selects(monitor, template["metadata"]["labels"]) or monitor["port"] not in [port["name"] for port in sidecar["ports"]]:
         yield "the chart's PodMonitor does not see it"
 
 

@@ -79,7 +79,7 @@ def monitored() -> Iterator[str]:
         for document in documents(path):
             if container := sidecar(document):
                 labels = template(document)["metadata"]["labels"]
-                if not monitor["matchLabels"].items() <= labels.items() or monitor["port"] not in [port["name"] for port in container["ports"]]:
+                if not chart.selects(monitor, labels) or monitor["port"] not in [port["name"] for port in container["ports"]]:
                     yield f"{name(path)}: {chart.named(document)}"
 
 
