@@ -428,6 +428,44 @@ fn a_label_that_says_yes_already_stays_as_it_is() {
 }
 
 #[test]
+fn lists_that_are_none_and_maps_that_are_none_are_told() {
+    let selected = "{apiVersion: v1, kind: Pod, metadata: {name: a, labels: {a: b}}, spec: {containers: [{name: a, ports: [{containerPort: 80}]}]}}";
+    for (key, metadata, spec) in [
+        ("metadata.annotations", "annotations: [x]", ""),
+        ("metadata.annotations", "annotations: x", ""),
+        ("metadata.labels", "labels: [x]", ""),
+        ("spec.volumes", "", "volumes: {}, "),
+        ("spec.initContainers", "", "initContainers: {a: b}, "),
+        ("spec.initContainers", "", "initContainers: x, "),
+    ] {
+        let pod = format!(
+            "{{metadata: {{{metadata}}}, spec: {{{spec}containers: [{{name: a, ports: [{{containerPort: 80}}]}}]}}}}"
+        );
+        let text = format!(
+            "{{apiVersion: apps/v1, kind: Deployment, metadata: {{name: a}}, spec: {{template: {pod}}}}}"
+        );
+        let wanted = format!("error: Deployment a: spec.template.{key}: no ");
+        let done = weir(&[], &text);
+        assert!(done.said.starts_with(&wanted), "{text}: {}", done.said);
+    }
+    for (text, wanted) in [
+        ("{apiVersion: apps/v1, kind: Deployment, metadata: {name: a}, spec: [x]}".to_owned(), "error: Deployment a: spec.template.spec.containers: missing"),
+        ("{apiVersion: v1, kind: Pod, metadata: [x], spec: {containers: [{ports: [{containerPort: 80}]}]}}".to_owned(), "error: Pod without a name: metadata: no map"),
+        (
+            format!("{selected}\n---\n{{apiVersion: v1, kind: Service, metadata: {{name: a, annotations: [x]}}, spec: {{selector: {{a: b}}, ports: [{{port: 80}}]}}}}"),
+            "error: Service a: metadata.annotations: no map",
+        ),
+    ] {
+        let done = weir(&[], &text);
+        assert!(done.said.starts_with(wanted), "{text}: {}", done.said);
+    }
+    for malformed in ["spec: [x]", "spec: {template: [x]}", "metadata: [x]"] {
+        let text = format!("{{apiVersion: apps/v1, kind: Deployment, {malformed}}}");
+        assert!(weir(&["--uninject"], &text).ok, "{text}");
+    }
+}
+
+#[test]
 fn a_broken_text_is_told_with_its_place() {
     let done = weir(&[], "kind: Pod\nspec: [\n");
     assert!(!done.ok && done.out.is_empty());

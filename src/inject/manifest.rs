@@ -76,7 +76,13 @@ pub fn inject(text: &str, settings: &Settings) -> Result<Manifest, Fault> {
         let namespace = object["metadata"]["namespace"].as_str().map(str::to_owned);
         let defaults = namespaces.get(&namespace).cloned().unwrap_or_default();
         let workload = sidecar::workload(object);
-        let pod = follow(object, path);
+        let Some(pod) = follow(object, path) else {
+            let at = path.join(".");
+            unfit.push(format!(
+                "{named}: {at}.spec.containers: missing: this is no pod"
+            ));
+            continue;
+        };
         match inject_pod_of(workload.as_deref(), pod, &defaults, settings) {
             Ok(Outcome::Injected(injected)) => {
                 report.push(format!("{named}: injected, {}", told(&injected)));
@@ -119,7 +125,7 @@ pub fn inject(text: &str, settings: &Settings) -> Result<Manifest, Fault> {
         let named = named(object);
         match (object["apiVersion"].as_str(), object["kind"].as_str()) {
             (Some("v1"), Some("Service")) => {
-                unfit.extend(services::other_protocols(object, &named, &workloads));
+                unfit.extend(services::refusals(object, &named, &workloads));
                 report.extend(services::follow(object, &named, &workloads));
             }
             (_, Some("NetworkPolicy")) => {
@@ -147,7 +153,12 @@ pub fn uninject(text: &str) -> Result<Manifest, Fault> {
         let object = at_mut(&mut values, place);
         let named = named(object);
         let done = match pods_path(object) {
-            Template::At(path) => uninject_pod(follow(object, path)),
+            Template::At(path) => match follow(object, path) {
+                Some(pod) if pod["metadata"]["annotations"][INJECTED].is_string() => {
+                    uninject_pod(pod)
+                }
+                Some(_) | None => Ok(false),
+            },
             Template::Unsupported => continue,
             Template::None if object["metadata"]["annotations"][INJECTED].is_string() => {
                 services::restore(object).map(|()| true)
@@ -334,8 +345,9 @@ fn pods_path(object: &Value) -> Template {
     }
 }
 
-fn follow<'a>(object: &'a mut Value, path: &[&str]) -> &'a mut Value {
-    path.iter().fold(object, |value, key| &mut value[*key])
+fn follow<'a>(object: &'a mut Value, path: &[&str]) -> Option<&'a mut Value> {
+    path.iter()
+        .try_fold(object, |value, key| value.get_mut(*key))
 }
 
 /// Annotations that would be the pod's, on the workload itself.

@@ -206,6 +206,7 @@ fn inject(
     if !pod["spec"]["containers"].is_array() {
         return Err(Unfit::new("spec.containers", "missing: this is no pod"));
     }
+    refuse_malformed(pod)?;
     if let Some(reason) = skipped(pod, namespace)? {
         return Ok(Outcome::Skipped(reason));
     }
@@ -279,6 +280,7 @@ fn inject(
 
 /// Takes weir out of a pod that [`inject_pod`] has put it into; false where there is none.
 pub fn uninject_pod(pod: &mut Value) -> Result<bool, Unfit> {
+    refuse_malformed(pod)?;
     undo::undo(pod)
 }
 
@@ -307,6 +309,33 @@ fn skipped(pod: &Value, namespace: &Namespace) -> Result<Option<Skipped>, Unfit>
     } else {
         None
     })
+}
+
+/// What Kubernetes would refuse, and weir could not add to.
+fn refuse_malformed(pod: &Value) -> Result<(), Unfit> {
+    for at in ["metadata", "metadata.labels", "metadata.annotations"] {
+        refuse_unless(pod, at, "map", Value::is_object)?;
+    }
+    for at in ["spec.volumes", "spec.initContainers"] {
+        refuse_unless(pod, at, "list", Value::is_array)?;
+    }
+    Ok(())
+}
+
+fn refuse_unless(
+    of: &Value,
+    at: &str,
+    kind: &str,
+    is_it: impl Fn(&Value) -> bool,
+) -> Result<(), Unfit> {
+    let value = at.split('.').fold(of, |value, key| &value[key]);
+    match value.is_null() || is_it(value) {
+        true => Ok(()),
+        false => Err(Unfit::new(
+            at,
+            format!("no {kind}: write it as one, or leave it out"),
+        )),
+    }
 }
 
 fn refuse_names(pod: &Value) -> Result<(), Unfit> {
