@@ -125,8 +125,11 @@ pub fn inject(text: &str, settings: &Settings) -> Result<Manifest, Fault> {
         let named = named(object);
         match (object["apiVersion"].as_str(), object["kind"].as_str()) {
             (Some("v1"), Some("Service")) => {
-                unfit.extend(services::refusals(object, &named, &workloads));
-                report.extend(services::follow(object, &named, &workloads));
+                let refusals = services::refusals(object, &named, &workloads);
+                if refusals.is_empty() {
+                    report.extend(services::follow(object, &named, &workloads));
+                }
+                unfit.extend(refusals);
             }
             (_, Some("NetworkPolicy")) => {
                 report.extend(services::shut_out(object, &named, &workloads));
