@@ -347,6 +347,27 @@ fn an_injected_pod_meets_the_restricted_standard_but_for_the_redirect_step() {
     }
 }
 
+/// Kubernetes tells it to end by SIGTERM once the app has ended: by then, whoever kept a connection must have left.
+#[test]
+fn a_native_sidecar_has_its_clients_leave_as_the_pod_begins_to_end() {
+    let mut seen = 0;
+    for (case, done) in fit() {
+        for container in pods(&done.out).iter().filter_map(weir_in) {
+            if container["env"].is_null() {
+                continue; // Put in by hand.
+            }
+            let told = &container["lifecycle"]["preStop"]["exec"]["command"];
+            let wanted = match container["restartPolicy"] == "Always" {
+                true => serde_json::json!(["weir", "drain", "-c", "/etc/weir/config/weir.yaml"]),
+                false => Value::Null,
+            };
+            assert_eq!(*told, wanted, "{}", case.name());
+            seen += 1;
+        }
+    }
+    assert!(seen >= 20, "{seen}");
+}
+
 /// Kubernetes finds the port that a name stands for in the containers first, and in init containers from 1.32 alone.
 #[test]
 fn names_of_ports_lead_to_weir_and_probes_to_the_app() {

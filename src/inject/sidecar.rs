@@ -236,6 +236,9 @@ pub(super) fn container(made: &Made) -> Value {
     });
     if asked.native_sidecar {
         container["restartPolicy"] = json!("Always");
+        // Run as the pod begins to end; SIGTERM comes once the app has ended, and nothing can be asked of it any more. By the file, for its token.
+        container["lifecycle"] =
+            json!({"preStop": {"exec": {"command": ["weir", "drain", "-c", CONFIG_FILE]}}});
     } else {
         // The kubelet starts the next container once this has ended.
         container["lifecycle"] = json!({"postStart": {"exec": {"command": ["weir", "await", "--address", admin, "--timeout", "2m"]}}});
