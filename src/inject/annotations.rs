@@ -17,6 +17,8 @@ pub(super) const CONFIG_INLINE: &str = "weir.dev/config-inline";
 pub(super) const INJECTED: &str = "weir.dev/injected";
 const APP_PORT: &str = "weir.dev/app-port";
 
+/// Of what is unknown.
+const MAX_TOLD: usize = 20;
 const KNOWN: [&str; 12] = [
     INJECT,
     INJECTED,
@@ -179,7 +181,8 @@ pub(super) fn strings(pod: &Value, what: &str) -> BTreeMap<String, String> {
 pub(super) fn unknown(own: &BTreeMap<String, String>) -> Vec<String> {
     let unknown = own
         .keys()
-        .filter(|name| name.starts_with(PREFIX) && !KNOWN.contains(&name.as_str()));
+        .filter(|name| name.starts_with(PREFIX) && !KNOWN.contains(&name.as_str()))
+        .take(MAX_TOLD);
     unknown
         .map(|name| {
             format!(

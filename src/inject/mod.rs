@@ -191,30 +191,41 @@ fn inject_pod_of(
     namespace: &Namespace,
     settings: &Settings,
 ) -> Result<Outcome, Unfit> {
-    let mut changed = pod.clone();
-    let outcome = inject(workload, &mut changed, namespace, settings)?;
-    *pod = changed;
-    Ok(outcome)
+    Ok(match inject(workload, pod, namespace, settings)? {
+        Changed::Injected(changed, injected) => {
+            *pod = changed;
+            Outcome::Injected(injected)
+        }
+        Changed::No(reason) => Outcome::Skipped(reason),
+    })
 }
 
+/// What becomes of a pod.
+enum Changed {
+    /// The pod with weir in it.
+    Injected(Value, Injected),
+    No(Skipped),
+}
+
+/// `before` is copied once, and only where it is injected: it is as large as whoever sends it likes.
 fn inject(
     workload: Option<&str>,
-    pod: &mut Value,
+    before: &Value,
     namespace: &Namespace,
     settings: &Settings,
-) -> Result<Outcome, Unfit> {
-    if !pod["spec"]["containers"].is_array() {
+) -> Result<Changed, Unfit> {
+    if !before["spec"]["containers"].is_array() {
         return Err(Unfit::new("spec.containers", "missing: this is no pod"));
     }
-    refuse_malformed(pod)?;
-    if let Some(reason) = skipped(pod, namespace)? {
-        return Ok(Outcome::Skipped(reason));
+    refuse_malformed(before)?;
+    if let Some(reason) = skipped(before, namespace)? {
+        return Ok(Changed::No(reason));
     }
-    let asked = annotations::read(pod, namespace, settings)?;
-    ports::refuse_taken(pod, &asked, settings)?;
-    refuse_names(pod)?;
+    let asked = annotations::read(before, namespace, settings)?;
+    ports::refuse_taken(before, &asked, settings)?;
+    refuse_names(before)?;
     let ends = matches!(
-        pod["spec"]["restartPolicy"].as_str(),
+        before["spec"]["restartPolicy"].as_str(),
         Some("Never" | "OnFailure")
     );
     if ends && !asked.native_sidecar {
@@ -223,15 +234,16 @@ fn inject(
             "a container beside the app's would keep this pod from ever ending: use native sidecars (Kubernetes 1.29 and later), or leave it out by weir.dev/inject: disabled",
         ));
     }
-    let app = ports::find(pod, &asked)?;
+    let app = ports::find(before, &asked)?;
     if app.is_none() && asked.mode == Mode::Port {
-        return Ok(Outcome::Skipped(Skipped::NoPort));
+        return Ok(Changed::No(Skipped::NoPort));
     }
     if let Some(app) = &app {
-        ports::refuse_others(pod, &asked, app)?;
+        ports::refuse_others(before, &asked, app)?;
     }
-    let before = pod.clone();
-    let http2 = app.as_ref().is_some_and(|app| app.is_http2(pod));
+    let http2 = app.as_ref().is_some_and(|app| app.is_http2(before));
+    let mut changed = before.clone();
+    let pod = &mut changed;
     let mut probes = Map::new();
     match asked.mode {
         Mode::Port => {
@@ -267,15 +279,16 @@ fn inject(
         given::refuse_wrong(text.unwrap_or_default(), &told, (asked.mode, settings))?;
     }
     add(pod, &made);
-    undo::note(pod, &before, asked.mode);
-    Ok(Outcome::Injected(Injected {
+    undo::note(pod, before, asked.mode);
+    let injected = Injected {
         mode: asked.mode,
         app_port: made.app_port,
         app_port_name: app.and_then(|app| app.declared?.name),
         port: settings.port,
         guessed: ports::is_guessed(&asked),
         warnings: asked.warnings,
-    }))
+    };
+    Ok(Changed::Injected(changed, injected))
 }
 
 /// Takes weir out of a pod that [`inject_pod`] has put it into; false where there is none.

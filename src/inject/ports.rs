@@ -9,6 +9,9 @@ use crate::config::yaml::did_you_mean;
 
 const PROBES: [&str; 3] = ["readinessProbe", "livenessProbe", "startupProbe"];
 
+/// Of ports, each with its container's name.
+const MAX_TOLD: usize = 8;
+
 /// What ports are named for that are none of HTTP without TLS.
 const OTHERS: [&str; 19] = [
     "https",
@@ -43,7 +46,7 @@ fn speaks(name: &str, protocols: &[&str]) -> bool {
         let more = name.strip_prefix(*known);
         more.is_some_and(|more| more.is_empty() || more.starts_with('-'))
     };
-    protocols.iter().any(|known| protocol(known))
+    protocols.iter().any(protocol)
 }
 
 /// The app's port.
@@ -161,7 +164,10 @@ pub(super) fn find(pod: &Value, asked: &Asked) -> Result<Option<Found>, Unfit> {
             [only] => only,
             [_, _, ..] if asked.mode == Mode::Redirect => return Ok(None),
             [_, _, ..] => {
-                let ports: Vec<_> = entries.iter().map(Entry::told).collect();
+                let mut ports: Vec<_> = entries.iter().take(MAX_TOLD).map(Entry::told).collect();
+                if entries.len() > MAX_TOLD {
+                    ports.push(format!("and {} more", entries.len() - MAX_TOLD));
+                }
                 let is_http = |entry: &&Entry| !entry.name.is_some_and(is_other);
                 let example = entries.iter().find(is_http).unwrap_or(&entries[0]);
                 return Err(Unfit::new(
@@ -250,9 +256,14 @@ pub(super) fn number(port: &Value, of_container: &Value) -> Option<u64> {
 
 impl Entry<'_> {
     fn told(&self) -> String {
+        // No longer than Kubernetes takes them.
+        let container: String = self.container_name.chars().take(63).collect();
         match self.name {
-            Some(name) => format!("{} ({name:?} of {})", self.number, self.container_name),
-            None => format!("{} (of {})", self.number, self.container_name),
+            Some(name) => {
+                let name: String = name.chars().take(63).collect();
+                format!("{} ({name:?} of {container})", self.number)
+            }
+            None => format!("{} (of {container})", self.number),
         }
     }
 }
