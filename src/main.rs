@@ -33,6 +33,11 @@ const HEALTHCHECK: &str = "\
 Example: weir healthcheck -c /etc/weir/weir.yaml --ready
 Asks /health, or /ready or /live, and is done within 5 s.";
 
+const DRAIN: &str = "\
+Example: weir drain -c /etc/weir/weir.yaml
+For the preStop hook of a native sidecar in Kubernetes: a weir that is to be ended later begins to tell its clients, and is unready.
+With -c address and token are those of the file. Environment: WEIR_ADMIN_TOKEN goes for --token.";
+
 const AWAIT: &str = "\
 Example: weir await -c /etc/weir/weir.yaml --timeout 30s
 Asks /ready each 100 ms: for scripts, and for a postStart hook that holds the app back until weir is there.";
@@ -121,6 +126,9 @@ enum Command {
     /// Wait until a running weir is ready; exit 1 if that takes too long.
     #[command(after_help = AWAIT)]
     Await(cli::r#await::Arguments),
+    /// Have a running weir tell its clients to leave, while it serves on; SIGTERM ends it, as ever.
+    #[command(after_help = DRAIN)]
+    Drain(cli::drain::Arguments),
     /// Start, list, show and end sessions of a running weir.
     #[command(after_help = SESSION)]
     Session(cli::session::Arguments),
@@ -206,6 +214,7 @@ fn main() -> ExitCode {
         Command::Redirect(arguments) => cli::redirect::run(arguments),
         Command::Echo { address } => cli::echo::run(address),
         Command::Await(arguments) => cli::r#await::run(arguments),
+        Command::Drain(arguments) => cli::drain::run(arguments),
         Command::Healthcheck(arguments) => cli::healthcheck::run(arguments),
     };
     match done {

@@ -38,6 +38,17 @@ use crate::telemetry::traces::Traces;
 use crate::upstream::LiveUpstream;
 use make::Carried;
 
+/// How far a process has come with its end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    #[default]
+    Serving,
+    /// Clients are told to leave. Who comes all the same is served.
+    Leaving,
+    /// No connection is taken any more.
+    Draining,
+}
+
 /// What all lanes share.
 #[derive(Debug)]
 pub struct Plan {

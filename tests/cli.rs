@@ -15,7 +15,7 @@ use std::thread;
 
 use harness::process::{Echo, Log, Running, file, signal};
 use harness::tls::Authority;
-use harness::{Client, Reply};
+use harness::{Client, Reply, eventually};
 
 /// An upstream that answers every request on every connection with `body`.
 fn answering(body: &'static str) -> SocketAddr {
@@ -336,6 +336,45 @@ fn healthcheck_says_how_a_running_weir_is() {
     assert_eq!(check(&closed.to_string()).status.code(), Some(1));
 }
 
+#[test]
+fn drain_has_clients_leave_a_weir_that_serves_until_it_is_ended() {
+    let upstream = answering("hi");
+    let config = file(&short_form(upstream));
+    let mut running = Running::start(config.path());
+    let told = format!("admin: {{address: {}", running.admin);
+    let as_it_runs = short_form(upstream).replace("admin: {address: 127.0.0.1:0", &told);
+    let drain = |arguments: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_weir"))
+            .arg("drain")
+            .args(arguments)
+            .output()
+            .unwrap()
+    };
+    let refused = drain(&["--address", &running.admin]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("says 401") && said.contains("WEIR_ADMIN_TOKEN"),
+        "{said}"
+    );
+    assert_eq!(running.client().get("/").field("connection"), None);
+    // Twice, which is once; and by a file that has got mistakes.
+    for text in [&*as_it_runs, &format!("{as_it_runs}upstreem: x\n")] {
+        let done = drain(&["-c", file(text).path().to_str().unwrap()]);
+        assert!(done.status.success(), "{done:?}");
+    }
+    eventually(|| running.client().get("/").field("connection") == Some("close"));
+    let unready = running.admin().get("/ready");
+    assert_eq!(unready.status, 503);
+    assert_eq!(json(&unready)["draining"], true);
+    running.signal("TERM");
+    assert_eq!(running.child.wait().unwrap().code(), Some(0));
+    let nobody = drain(&["--address", &running.admin]);
+    let said = String::from_utf8_lossy(&nobody.stderr);
+    assert_eq!(nobody.status.code(), Some(1), "{said}");
+    assert!(said.contains("is weir running?"), "{said}");
+}
+
 /// A weir that runs goes on by what it read before.
 #[test]
 fn healthcheck_asks_by_a_file_that_has_got_mistakes() {
@@ -504,7 +543,7 @@ fn every_command_has_an_example_and_mends_a_misspelt_flag() {
         );
         seen += 1;
     }
-    assert_eq!(seen, 26);
+    assert_eq!(seen, 27);
     for (arguments, mend) in [
         (["run", "--confg"], "'--config'"),
         (["check", "--prnt"], "'--print'"),

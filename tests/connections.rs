@@ -376,6 +376,38 @@ fn a_reply_during_the_drain_says_that_the_connection_closes() {
 }
 
 #[test]
+fn clients_are_told_to_leave_and_served_until_the_drain() {
+    let lane = lane(&Upstream::answering("ok"), "");
+    let (mut idle, mut busy, mut silent) = (lane.connect(), lane.connect(), lane.connect());
+    assert_eq!(idle.get("/").field("connection"), None);
+    assert_eq!(busy.get("/").field("connection"), None);
+    lane.leave();
+    let mut told = busy.get("/");
+    eventually(|| {
+        if told.field("connection").is_none() {
+            told = busy.get("/");
+        }
+        told.field("connection") == Some("close")
+    });
+    assert!(busy.try_get("/").is_none());
+    let mut newcomer = lane.connect();
+    assert!(idle.closes());
+    // Who has not asked yet is served, whenever that is.
+    for client in [&mut silent, &mut newcomer] {
+        let reply = client.get("/");
+        assert_eq!(
+            (reply.status, reply.field("connection")),
+            (200, Some("close"))
+        );
+    }
+    let mut silent = lane.connect();
+    assert_eq!(lane.connect().get("/").status, 200);
+    lane.drain();
+    assert!(silent.closes());
+    eventually(|| TcpStream::connect(lane.address).is_err());
+}
+
+#[test]
 fn who_has_begun_nothing_does_not_hold_the_drain_up() {
     let authority = Authority::new();
     authority.issue("a", "DNS:a.test");

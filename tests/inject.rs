@@ -347,6 +347,27 @@ fn an_injected_pod_meets_the_restricted_standard_but_for_the_redirect_step() {
     }
 }
 
+/// Kubernetes tells it to end by SIGTERM once the app has ended: by then, whoever kept a connection must have left.
+#[test]
+fn a_native_sidecar_has_its_clients_leave_as_the_pod_begins_to_end() {
+    let mut seen = 0;
+    for (case, done) in fit() {
+        for container in pods(&done.out).iter().filter_map(weir_in) {
+            if container["env"].is_null() {
+                continue; // Put in by hand.
+            }
+            let told = &container["lifecycle"]["preStop"]["exec"]["command"];
+            let wanted = match container["restartPolicy"] == "Always" {
+                true => serde_json::json!(["weir", "drain", "-c", "/etc/weir/config/weir.yaml"]),
+                false => Value::Null,
+            };
+            assert_eq!(*told, wanted, "{}", case.name());
+            seen += 1;
+        }
+    }
+    assert!(seen >= 20, "{seen}");
+}
+
 /// Kubernetes finds the port that a name stands for in the containers first, and in init containers from 1.32 alone.
 #[test]
 fn names_of_ports_lead_to_weir_and_probes_to_the_app() {
@@ -410,6 +431,59 @@ fn resolve(container: &Value, port: &Value) -> Option<u64> {
     let ports = container["ports"].as_array()?;
     let port = ports.iter().find(|port| port["name"] == name.as_str())?;
     port["containerPort"].as_u64()
+}
+
+/// A selector may name it, and then a ReplicaSet lets go of each pod that has another value, and makes the next.
+#[test]
+fn a_label_that_says_yes_already_stays_as_it_is() {
+    for said in ["true", "enabled"] {
+        let pod = format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: a, labels: {{weir.dev/inject: '{said}'}}}}, \
+             spec: {{containers: [{{name: a, ports: [{{containerPort: 80}}]}}]}}}}"
+        );
+        let done = weir(&[], &pod);
+        assert!(done.said.contains("injected"), "{}", done.said);
+        let label = &pods(&done.out)[0]["metadata"]["labels"]["weir.dev/inject"];
+        assert_eq!(label, said);
+    }
+}
+
+#[test]
+fn lists_that_are_none_and_maps_that_are_none_are_told() {
+    let selected = "{apiVersion: v1, kind: Pod, metadata: {name: a, labels: {a: b}}, spec: {containers: [{name: a, ports: [{containerPort: 80}]}]}}";
+    for (key, metadata, spec) in [
+        ("metadata.annotations", "annotations: [x]", ""),
+        ("metadata.annotations", "annotations: x", ""),
+        ("metadata.labels", "labels: [x]", ""),
+        ("spec.volumes", "", "volumes: {}, "),
+        ("spec.initContainers", "", "initContainers: {a: b}, "),
+        ("spec.initContainers", "", "initContainers: x, "),
+    ] {
+        let pod = format!(
+            "{{metadata: {{{metadata}}}, spec: {{{spec}containers: [{{name: a, ports: [{{containerPort: 80}}]}}]}}}}"
+        );
+        let text = format!(
+            "{{apiVersion: apps/v1, kind: Deployment, metadata: {{name: a}}, spec: {{template: {pod}}}}}"
+        );
+        let wanted = format!("error: Deployment a: spec.template.{key}: no ");
+        let done = weir(&[], &text);
+        assert!(done.said.starts_with(&wanted), "{text}: {}", done.said);
+    }
+    for (text, wanted) in [
+        ("{apiVersion: apps/v1, kind: Deployment, metadata: {name: a}, spec: [x]}".to_owned(), "error: Deployment a: spec.template.spec.containers: missing"),
+        ("{apiVersion: v1, kind: Pod, metadata: [x], spec: {containers: [{ports: [{containerPort: 80}]}]}}".to_owned(), "error: Pod without a name: metadata: no map"),
+        (
+            format!("{selected}\n---\n{{apiVersion: v1, kind: Service, metadata: {{name: a, annotations: [x]}}, spec: {{selector: {{a: b}}, ports: [{{port: 80}}]}}}}"),
+            "error: Service a: metadata.annotations: no map",
+        ),
+    ] {
+        let done = weir(&[], &text);
+        assert!(done.said.starts_with(wanted), "{text}: {}", done.said);
+    }
+    for malformed in ["spec: [x]", "spec: {template: [x]}", "metadata: [x]"] {
+        let text = format!("{{apiVersion: apps/v1, kind: Deployment, {malformed}}}");
+        assert!(weir(&["--uninject"], &text).ok, "{text}");
+    }
 }
 
 #[test]

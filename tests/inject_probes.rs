@@ -1,4 +1,5 @@
-//! An app's probes in redirect mode: what `weir inject` makes of them, asked of a weir that runs, in front of an app that runs.
+//! What `weir inject` makes, with a weir that runs by it, in front of an app that runs: the file of a pod that has none, and an app's probes in redirect
+//! mode.
 
 #![expect(
     clippy::unwrap_used,
@@ -91,6 +92,39 @@ fn closed() -> u16 {
 fn port(upstream: &Upstream) -> u16 {
     let url = upstream.url();
     url.rsplit_once(':').unwrap().1.parse().unwrap()
+}
+
+/// An app that forces HTTPS would send each request round for ever, if the word of the ingress that ends TLS did not reach it.
+#[test]
+fn what_an_ingress_says_reaches_the_app_by_the_file_that_is_made() {
+    let app = Upstream::answering("");
+    let ports = json!([{"name": "http", "containerPort": port(&app)}]);
+    let mut pod =
+        json!({"metadata": {}, "spec": {"containers": [{"name": "web", "ports": ports}]}});
+    let settings = Settings::default();
+    inject_pod(&mut pod, &Namespace::default(), &settings).unwrap();
+    let made = &pod["metadata"]["annotations"]["weir.dev/config-inline"];
+    let mut text = made.as_str().unwrap().replace("[::]", "127.0.0.1");
+    for port in [settings.port, settings.admin_port, settings.metrics_port] {
+        text = text.replace(&format!("127.0.0.1:{port}\""), "127.0.0.1:0\"");
+    }
+    let config = file(&text);
+    let weir = Running::start_as("proxy", config.path(), &[]);
+    let said = [
+        "X-Forwarded-For: 203.0.113.7, 127.0.0.1",
+        "X-Forwarded-Proto: https",
+        "X-Forwarded-Host: shop.example",
+        "X-Forwarded-Port: 443",
+        "X-Real-IP: 203.0.113.7",
+        "X-Request-Id: 4711",
+    ];
+    let sent = said.map(|field| field.trim_end_matches(", 127.0.0.1"));
+    assert_eq!(weir.client().send("GET", "/", &sent, "").status, 200);
+    let head = app.wait_for_request().to_lowercase();
+    for field in said {
+        let line = format!("\r\n{}\r\n", field.to_lowercase());
+        assert!(head.contains(&line), "{field}: {head}");
+    }
 }
 
 #[test]

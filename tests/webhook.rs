@@ -293,6 +293,67 @@ fn what_is_no_review_is_refused_with_the_reason() {
     assert_eq!(webhook.review(&no_pod)["allowed"], true);
 }
 
+/// The chart gives it 128 MiB, and whoever reaches its port may ask.
+#[test]
+fn reviews_of_whatever_sort_fit_the_memory_that_the_chart_gives() {
+    let webhook = Webhook::start(&[]);
+    let ask = |request: &Value| {
+        let reply = webhook.connect().try_ask(&post(&body(request))).unwrap();
+        (reply.status, reply.body)
+    };
+    let with = |key: &str, value: Value| {
+        let mut request = request();
+        request["object"]["spec"][key] = value;
+        request
+    };
+    let many = with("volumes", json!(vec![json!({"a": 0}); 370_000]));
+    let (status, said) = ask(&many);
+    assert!(status == 413 && said.contains("JSON values"), "{said}");
+
+    // Each of these makes more of itself, if every value is told, moved or kept.
+    let (long, short) = ("k".repeat(1 << 20), "k".repeat(500));
+    let steps: Vec<_> = (0..4500)
+        .map(|at| json!({"name": at.to_string(), "image": short}))
+        .collect();
+    let keyed = |from: u32| json!({ long.as_str(): (from..from + 4000).collect::<Vec<_>>() });
+    let ports: Vec<_> = (1..4000)
+        .map(|port| json!({"containerPort": port}))
+        .collect();
+    let annotated = |annotations: Value| {
+        let mut request = request();
+        request["object"]["metadata"]["annotations"] = annotations;
+        request
+    };
+    let unknown: serde_json::Map<_, _> = (0..15_000)
+        .map(|at| (format!("weir.dev/{at}"), json!("")))
+        .collect();
+    let lines: String = (0..30_000).map(|at| format!("a{at}: 1\n")).collect();
+    let requests = [
+        with("initContainers", json!(steps)),
+        with("initContainers", json!([keyed(0), keyed(1)])),
+        with("containers", json!([{"name": long, "ports": ports}])),
+        annotated(json!(unknown)),
+        annotated(json!({"weir.dev/config-inline": lines})),
+        annotated(json!({"weir.dev/config-inline": "[a, ".repeat(60_000)})),
+        annotated(json!({"weir.dev/config-inline": "[".repeat(2 << 20)})),
+    ];
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for request in &requests {
+                    let (status, said) = ask(request);
+                    assert_eq!(status, 200, "{said}");
+                }
+            });
+        }
+    });
+    let status = fs::read_to_string(format!("/proc/{}/status", webhook.child.id())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let peak = peak.unwrap().trim().strip_suffix(" kB").unwrap();
+    println!("at most {peak} KiB of memory");
+    assert!(peak.parse::<u64>().unwrap() < 128 << 10, "{peak}");
+}
+
 #[test]
 fn a_certificate_is_replaced_and_a_stop_comes_with_no_review_lost() {
     let mut webhook = Webhook::start(&[]);

@@ -4,6 +4,7 @@
 pub mod app_health;
 mod audit;
 mod breakers;
+pub mod drain;
 pub mod health;
 mod limits;
 mod metrics;
@@ -43,6 +44,7 @@ use crate::store::fleet::FleetConnections;
 use crate::store::postgres::Postgres;
 use crate::store::redis::CallError;
 use app_health::AppProbes;
+use drain::Leave;
 use health::Health;
 
 /// The largest body that a call takes, in bytes.
@@ -65,6 +67,8 @@ pub struct Admin {
     pub writes: Option<Arc<Postgres>>,
     pub health: Health,
     pub app_probes: AppProbes,
+    /// Where there are lanes.
+    pub leave: Option<Leave>,
 }
 
 /// A reply, or the problem in its place.
@@ -209,7 +213,7 @@ async fn answer(
             answer
         }
         _ => Err(Problem::not_found(
-            "known here: /metrics /live /ready /health /v1/config /v1/limits /v1/breakers /v1/sessions /v1/audit",
+            "known here: /metrics /live /ready /health /v1/config /v1/limits /v1/breakers /v1/sessions /v1/audit /v1/drain",
         )),
     }
 }
@@ -259,7 +263,7 @@ async fn v1(
     query: &str,
     body: &[u8],
 ) -> Answer {
-    if let ["config", ..] | ["breakers", ..] = path {
+    if let ["config", ..] | ["breakers", ..] | ["drain", ..] = path {
         refuse_others(query, &[])?;
     }
     match path {
@@ -277,8 +281,9 @@ async fn v1(
         ["audit", rest @ ..] => {
             audit::answer(plan, admin.postgres.as_ref(), method, rest, query).await
         }
+        ["drain"] => drain::answer(admin.leave.as_ref(), method),
         _ => Err(Problem::not_found(
-            "known here: /v1/config /v1/limits /v1/breakers /v1/sessions /v1/audit",
+            "known here: /v1/config /v1/limits /v1/breakers /v1/sessions /v1/audit /v1/drain",
         )),
     }
 }

@@ -15,10 +15,13 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::{load, parsed, text};
-use crate::config::{Secret, check};
+use crate::config::{Admin, Secret, check};
 
 /// All of a call, from the connection to the answer's last byte, unless the caller has less time.
 pub(super) const WITHIN: Duration = Duration::from_secs(5);
+
+/// How the admin token is given to a command.
+pub(super) const MEND_OF_401: &str = "; here by -c FILE, --token or WEIR_ADMIN_TOKEN";
 
 /// The admin port of a weir on this machine.
 #[derive(clap::Args)]
@@ -49,32 +52,37 @@ impl AdminPort {
         Ok(self.find()?.0)
     }
 
-    /// Where it is asked though the file may have mistakes: whoever runs goes on by what it read before those were made. An error for a
-    /// file that cannot be read at all.
-    pub(super) fn address_at_least(&self) -> anyhow::Result<SocketAddr> {
+    /// As [`AdminPort::find`], though the file may have mistakes: whoever runs goes on by what it read before those were made. An error for
+    /// a file that cannot be read at all.
+    pub(super) fn find_at_least(&self) -> anyhow::Result<(SocketAddr, Option<Secret>)> {
         let Some(file) = &self.config else {
-            return Ok(self.address);
+            return Ok((self.address, None));
         };
         let text = text(file)?;
-        let address = match parsed(file, &text) {
-            Ok(checked) => checked.config.admin.address,
+        let (address, token) = match parsed(file, &text) {
+            Ok(checked) => {
+                let admin = checked.config.admin;
+                (admin.address, admin.token)
+            }
             Err(error) => {
                 let has_admin = text.lines().any(|line| line.starts_with("admin:"));
-                let (address, why) = match of_admin_alone(&text) {
-                    Some(address) if has_admin => (address, "as its `admin` says"),
-                    Some(address) => (address, "the default"),
-                    None => (
-                        self.address,
-                        "the default, as its `admin` has mistakes, too",
-                    ),
+                let admin = of_admin_alone(&text);
+                let why = match &admin {
+                    Some(_) if has_admin => "as its `admin` says",
+                    Some(_) => "the default",
+                    None => "the default, as its `admin` has mistakes, too",
+                };
+                let (address, token) = match admin {
+                    Some(admin) => (admin.address, admin.token),
+                    None => (self.address, None),
                 };
                 eprintln!(
                     "warning: {error:#}\n  a weir that runs goes on by what it read before; asking {address}, {why}"
                 );
-                address
+                (address, token)
             }
         };
-        Ok(reachable(address))
+        Ok((reachable(address), token))
     }
 
     /// Where it is asked, and the token that it wants as far as the file says; an error if that has mistakes.
@@ -141,7 +149,7 @@ async fn exchange(stream: TcpStream, call: Call<'_>) -> anyhow::Result<(u16, Str
 }
 
 /// What the file's key `admin` says by itself, or the default where there is none; `None` where that has mistakes, too.
-fn of_admin_alone(text: &str) -> Option<SocketAddr> {
+fn of_admin_alone(text: &str) -> Option<Admin> {
     let is_within = |line: &&str| line.is_empty() || line.starts_with([' ', '\t', '#', '}']);
     let mut lines = text.lines().skip_while(|line| !line.starts_with("admin:"));
     let first = lines.next();
@@ -154,7 +162,7 @@ fn of_admin_alone(text: &str) -> Option<SocketAddr> {
         block.join("\n")
     );
     let parsed = check::parse(&alone, &|name| std::env::var(name).ok());
-    parsed.ok().map(|config| config.admin.address)
+    parsed.ok().map(|config| config.admin)
 }
 
 /// Where a port that listens on all addresses is asked from its own machine: `[::]` takes IPv4 as well, and not every machine has `::1`.
@@ -183,7 +191,7 @@ mod tests {
     #[test]
     fn the_admin_port_is_found_in_a_file_with_mistakes() {
         let check = |text: &str, expected: Option<&str>| {
-            let found = of_admin_alone(text).map(|address| address.to_string());
+            let found = of_admin_alone(text).map(|admin| admin.address.to_string());
             assert_eq!(found.as_deref(), expected, "{text:?}");
         };
         let port = Some("127.0.0.1:7");

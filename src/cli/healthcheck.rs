@@ -21,7 +21,7 @@ pub struct Arguments {
 
 /// Prints what is said; an error unless that is 200, in time. A file that has got mistakes takes nothing that runs out of service: they are warned of.
 pub fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let address = arguments.admin.address_at_least()?;
+    let address = arguments.admin.find_at_least()?.0;
     let path = match (arguments.ready, arguments.live) {
         (true, _) => "/ready",
         (_, true) => "/live",

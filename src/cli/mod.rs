@@ -7,6 +7,7 @@ mod client;
 mod companion;
 mod control;
 mod dependencies;
+pub mod drain;
 pub mod echo;
 pub mod healthcheck;
 pub mod inject;

@@ -24,6 +24,7 @@ use super::signals::Signals;
 use super::take_over::{self, Offer};
 use crate::admin::Admin;
 use crate::admin::app_health::AppProbes;
+use crate::admin::drain::Leave;
 use crate::admin::health::{Heartbeat, machine};
 use crate::audit;
 use crate::config::Config;
@@ -31,7 +32,7 @@ use crate::config::check::Checked;
 use crate::config::yaml::Mistake;
 use crate::net::listen::{Bound, SocketFiles};
 use crate::net::tls::Secured;
-use crate::plan::{Plan, Process};
+use crate::plan::{Phase, Plan, Process};
 use crate::proxy::reload::Fingerprint;
 use crate::proxy::{lane, reload};
 use crate::store::fleet::FleetConnections;
@@ -162,6 +163,10 @@ async fn supervise(
         writes: tasks.writes(),
         health,
         app_probes,
+        leave: Some(Leave {
+            unready: unready.clone(),
+            phases: lanes.phases.clone(),
+        }),
     });
 
     ports.lanes.serve(lanes.accepting).await?;
@@ -176,7 +181,7 @@ async fn supervise(
     let running = Running {
         admin_ports,
         unready,
-        drain: lanes.drain,
+        phases: lanes.phases,
         lanes: lanes.threads,
         audit,
         redis,
@@ -224,8 +229,8 @@ struct Lanes {
     heartbeats: Vec<Heartbeat>,
     /// One for each, told once it accepts connections.
     accepting: Vec<oneshot::Receiver<()>>,
-    /// True has them all drain.
-    drain: watch::Sender<bool>,
+    /// What they all go by.
+    phases: watch::Sender<Phase>,
 }
 
 impl Lanes {
@@ -234,12 +239,12 @@ impl Lanes {
         sockets: Vec<Vec<Bound>>,
         following: &watch::Receiver<Arc<Plan>>,
     ) -> io::Result<Lanes> {
-        let (drain, draining) = watch::channel(false);
+        let (phases, following_phases) = watch::channel(Phase::default());
         let mut lanes = Lanes {
             threads: Vec::new(),
             heartbeats: Vec::new(),
             accepting: Vec::new(),
-            drain,
+            phases,
         };
         for (number, sockets) in sockets.into_iter().enumerate() {
             let heartbeat = Heartbeat::default();
@@ -248,7 +253,7 @@ impl Lanes {
                 number,
                 sockets,
                 following.clone(),
-                draining.clone(),
+                following_phases.clone(),
                 heartbeat.clone(),
                 accepts,
             )?);
@@ -289,8 +294,8 @@ struct Running {
     admin_ports: JoinSet<io::Result<()>>,
     /// True has `/ready` say so.
     unready: watch::Sender<bool>,
-    /// True has the lanes drain.
-    drain: watch::Sender<bool>,
+    /// What the lanes go by.
+    phases: watch::Sender<Phase>,
     lanes: Vec<JoinHandle<io::Result<()>>>,
     audit: Option<audit::Writers>,
     redis: Option<FleetConnections>,
@@ -314,7 +319,7 @@ impl Running {
             self.unready.send_replace(true);
             tokio::time::sleep(self.plan.config.propagation_delay).await;
         }
-        self.drain.send_replace(true);
+        self.phases.send_replace(Phase::Draining);
         let (lanes, audit, plan) = (self.lanes, self.audit, self.plan.clone());
         let ended = tokio::task::spawn_blocking(move || end_threads(lanes, audit, &plan)).await?;
         if let Some(redis) = &self.redis {

@@ -9,7 +9,7 @@ use hyper::Method;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Map, Value, json};
 
-use super::client::{AdminPort, Call, WITHIN, call};
+use super::client::{AdminPort, Call, MEND_OF_401, WITHIN, call};
 use super::print;
 use crate::config::Secret;
 
@@ -179,7 +179,7 @@ impl Port {
             let detail = answer["detail"].as_str();
             let detail = detail.unwrap_or("without a word why: is it weir's admin port?");
             let mend = match status {
-                401 => "; here by -c FILE, --token or WEIR_ADMIN_TOKEN",
+                401 => MEND_OF_401,
                 400 if detail.contains("sessions=NAME") => "; here by --sessions NAME",
                 _ => "",
             };

@@ -31,7 +31,7 @@ use crate::clock;
 use crate::config::listeners::ListenerProtocol;
 use crate::config::tls::{Certificate, ClientAuth, ListenerTls, Version};
 use crate::config::units::Span;
-use crate::inject::review::{OnUnfit, Reviewed, Reviewer, Verdict};
+use crate::inject::review::{NoReview, OnUnfit, Reviewer, Verdict};
 use crate::net;
 use crate::net::tls::{TlsError, server::ServerTls};
 use crate::proxy::reload::{LOOK_EVERY, TlsFiles};
@@ -44,8 +44,8 @@ const MAX_BODY: usize = 3 << 20;
 const WITHIN: Duration = Duration::from_secs(8);
 /// API servers keep a few connections each.
 const MAX_CONNECTIONS: usize = 1000;
-/// Whose bodies are read at a time: these bound the memory.
-const MAX_REVIEWS: usize = 16;
+/// Bodies that are here or come at a time: with one review of them made at a time, this bounds the memory.
+const MAX_BODIES: usize = 8;
 /// For what is under way at the end.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -82,7 +82,8 @@ struct Webhook {
     tls: watch::Receiver<Arc<ServerTls>>,
     stage: watch::Receiver<Stage>,
     places: Arc<Semaphore>,
-    reviews: Semaphore,
+    bodies: Arc<Semaphore>,
+    reviews: Arc<Semaphore>,
 }
 
 /// How far the end has come.
@@ -130,7 +131,8 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
         tls,
         stage,
         places: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
-        reviews: Semaphore::new(MAX_REVIEWS),
+        bodies: Arc::new(Semaphore::new(MAX_BODIES)),
+        reviews: Arc::new(Semaphore::new(1)),
     });
     info!(address = %listener.local_addr()?, admin = %admin.local_addr()?, "reviewing pods");
     tokio::spawn(follow(settings, files, reread, webhook.clone()));
@@ -261,13 +263,12 @@ impl Webhook {
         request: Request<Incoming>,
     ) -> Result<Bytes, (StatusCode, String)> {
         let body = async {
-            let turn = self.reviews.acquire().await;
+            let room = self.bodies.clone().acquire_owned().await;
             let body = Limited::new(request.into_body(), MAX_BODY).collect();
-            (body.await, turn)
+            (body.await, room)
         };
-        // It is held until the answer is made.
-        let (body, _turn) = match timeout(WITHIN, body).await {
-            Ok((body, turn)) => (Ok(body), Some(turn)),
+        let (body, room) = match timeout(WITHIN, body).await {
+            Ok((body, room)) => (Ok(body), Some(room)),
             Err(elapsed) => (Err(elapsed), None),
         };
         let body = match body {
@@ -284,16 +285,25 @@ impl Webhook {
         };
         // Apart, since a review takes as long as what it reads has it take.
         let webhook = self.clone();
-        let reviewed = spawn_blocking(move || webhook.reviewer.review(&body)).await;
-        let reviewed = reviewed.map_err(|error| {
+        let turn = self.reviews.clone().acquire_owned().await;
+        let reviewed = spawn_blocking(move || {
+            // A caller that goes does not end it.
+            let _held = (room, turn);
+            let reviewed = webhook.reviewer.review(&body)?;
+            let answer = Bytes::from(reviewed.answer.to_string());
+            Ok::<_, NoReview>((answer, reviewed.verdict, reviewed.pod))
+        });
+        let reviewed = reviewed.await.map_err(|error| {
             let why = format!("the review came to nothing: {error}");
             (StatusCode::INTERNAL_SERVER_ERROR, why)
         })?;
-        let Reviewed {
-            answer,
-            verdict,
-            pod,
-        } = reviewed.map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))?;
+        let (answer, verdict, pod) = reviewed.map_err(|error| {
+            let status = match error {
+                NoReview::TooMuch => StatusCode::PAYLOAD_TOO_LARGE,
+                NoReview::Other(_) => StatusCode::BAD_REQUEST,
+            };
+            (status, error.to_string())
+        })?;
         match verdict {
             Verdict::Injected => {
                 self.metrics.injected.inc();
@@ -308,7 +318,7 @@ impl Webhook {
                 warn!(pod, reason, "unfit");
             }
         }
-        Ok(answer.to_string().into())
+        Ok(answer)
     }
 
     fn admin(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {

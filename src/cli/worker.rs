@@ -118,6 +118,7 @@ async fn supervise(
         writes: tasks.writes(),
         health,
         app_probes: AppProbes::default(),
+        leave: None,
     });
     tokio::spawn(say_why_not_reload(hangup));
     let gave_up = tokio::select! {

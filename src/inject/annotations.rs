@@ -10,13 +10,15 @@ use crate::config::yaml::did_you_mean;
 pub(super) const PREFIX: &str = "weir.dev/";
 /// As a label, it is what `PodMonitor`s find pods by, and what the webhook is asked about.
 pub(super) const INJECT: &str = "weir.dev/inject";
-/// The value of the label of an injected pod.
+/// The value of the label of an injected pod, unless it says yes by another.
 pub(super) const ENABLED: &str = "enabled";
 pub(super) const CONFIG_INLINE: &str = "weir.dev/config-inline";
 /// What was changed, to be undone by.
 pub(super) const INJECTED: &str = "weir.dev/injected";
 const APP_PORT: &str = "weir.dev/app-port";
 
+/// Of what is unknown.
+const MAX_TOLD: usize = 20;
 const KNOWN: [&str; 12] = [
     INJECT,
     INJECTED,
@@ -179,7 +181,8 @@ pub(super) fn strings(pod: &Value, what: &str) -> BTreeMap<String, String> {
 pub(super) fn unknown(own: &BTreeMap<String, String>) -> Vec<String> {
     let unknown = own
         .keys()
-        .filter(|name| name.starts_with(PREFIX) && !KNOWN.contains(&name.as_str()));
+        .filter(|name| name.starts_with(PREFIX) && !KNOWN.contains(&name.as_str()))
+        .take(MAX_TOLD);
     unknown
         .map(|name| {
             format!(

@@ -5,20 +5,31 @@ use super::{Mode, Settings, Unfit};
 use crate::config::listeners::Address;
 use crate::config::{Config, check, yaml};
 
+/// Kubernetes takes 256 KiB of annotations; what is made of a text while it is looked at is many times as large.
+const MAX_TEXT: usize = 64 << 10;
+/// Of a file's mistakes, how many are told at a time.
+const MAX_TOLD: usize = 20;
+
 /// `env` is weir's environment in the pod. A text that names files is not looked at: what is in them is the pod's, and not to be read here.
 pub(super) fn refuse_wrong(
     text: &str,
     env: &dyn Fn(&str) -> Option<String>,
     (mode, settings): (Mode, &Settings),
 ) -> Result<(), Unfit> {
+    let unfit =
+        |problem: String| Unfit::new(format!("metadata.annotations[{CONFIG_INLINE:?}]"), problem);
+    if text.len() > MAX_TEXT {
+        let problem = format!(
+            "longer than {MAX_TEXT} bytes: put it into a ConfigMap, and name that by weir.dev/config"
+        );
+        return Err(unfit(problem));
+    }
     if yaml::names_files(text) {
         return Ok(());
     }
-    let unfit =
-        |problem: String| Unfit::new(format!("metadata.annotations[{CONFIG_INLINE:?}]"), problem);
     let config = check::parse(text, env).map_err(|mistakes| {
-        let mistakes: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
-        unfit(mistakes.join("; "))
+        let told = mistakes.iter().take(MAX_TOLD).map(ToString::to_string);
+        unfit(told.collect::<Vec<_>>().join("; "))
     })?;
     disagreement(&config, mode, settings).map_or(Ok(()), |problem| Err(unfit(problem)))
 }

@@ -76,7 +76,13 @@ pub fn inject(text: &str, settings: &Settings) -> Result<Manifest, Fault> {
         let namespace = object["metadata"]["namespace"].as_str().map(str::to_owned);
         let defaults = namespaces.get(&namespace).cloned().unwrap_or_default();
         let workload = sidecar::workload(object);
-        let pod = follow(object, path);
+        let Some(pod) = follow(object, path) else {
+            let at = path.join(".");
+            unfit.push(format!(
+                "{named}: {at}.spec.containers: missing: this is no pod"
+            ));
+            continue;
+        };
         match inject_pod_of(workload.as_deref(), pod, &defaults, settings) {
             Ok(Outcome::Injected(injected)) => {
                 report.push(format!("{named}: injected, {}", told(&injected)));
@@ -114,21 +120,25 @@ pub fn inject(text: &str, settings: &Settings) -> Result<Manifest, Fault> {
             }
         }
     }
-    if !unfit.is_empty() {
-        return Err(Fault::Unfit(unfit));
-    }
     for place in places {
         let object = at_mut(&mut values, place);
         let named = named(object);
         match (object["apiVersion"].as_str(), object["kind"].as_str()) {
             (Some("v1"), Some("Service")) => {
-                report.extend(services::follow(object, &named, &workloads));
+                let refusals = services::refusals(object, &named, &workloads);
+                if refusals.is_empty() {
+                    report.extend(services::follow(object, &named, &workloads));
+                }
+                unfit.extend(refusals);
             }
             (_, Some("NetworkPolicy")) => {
                 report.extend(services::shut_out(object, &named, &workloads));
             }
             _ => (),
         }
+    }
+    if !unfit.is_empty() {
+        return Err(Fault::Unfit(unfit));
     }
     Ok(Manifest {
         text: text.to_owned(),
@@ -146,7 +156,12 @@ pub fn uninject(text: &str) -> Result<Manifest, Fault> {
         let object = at_mut(&mut values, place);
         let named = named(object);
         let done = match pods_path(object) {
-            Template::At(path) => uninject_pod(follow(object, path)),
+            Template::At(path) => match follow(object, path) {
+                Some(pod) if pod["metadata"]["annotations"][INJECTED].is_string() => {
+                    uninject_pod(pod)
+                }
+                Some(_) | None => Ok(false),
+            },
             Template::Unsupported => continue,
             Template::None if object["metadata"]["annotations"][INJECTED].is_string() => {
                 services::restore(object).map(|()| true)
@@ -333,8 +348,9 @@ fn pods_path(object: &Value) -> Template {
     }
 }
 
-fn follow<'a>(object: &'a mut Value, path: &[&str]) -> &'a mut Value {
-    path.iter().fold(object, |value, key| &mut value[*key])
+fn follow<'a>(object: &'a mut Value, path: &[&str]) -> Option<&'a mut Value> {
+    path.iter()
+        .try_fold(object, |value, key| value.get_mut(*key))
 }
 
 /// Annotations that would be the pod's, on the workload itself.

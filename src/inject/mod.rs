@@ -120,6 +120,8 @@ pub struct Injected {
     pub app_port_name: Option<String>,
     /// Where weir takes requests.
     pub port: u16,
+    /// Whether no one has said that the app's port speaks HTTP, nor how it is asked.
+    pub guessed: bool,
     /// What its owner should know, a sentence each.
     pub warnings: Vec<String>,
 }
@@ -189,29 +191,41 @@ fn inject_pod_of(
     namespace: &Namespace,
     settings: &Settings,
 ) -> Result<Outcome, Unfit> {
-    let mut changed = pod.clone();
-    let outcome = inject(workload, &mut changed, namespace, settings)?;
-    *pod = changed;
-    Ok(outcome)
+    Ok(match inject(workload, pod, namespace, settings)? {
+        Changed::Injected(changed, injected) => {
+            *pod = changed;
+            Outcome::Injected(injected)
+        }
+        Changed::No(reason) => Outcome::Skipped(reason),
+    })
 }
 
+/// What becomes of a pod.
+enum Changed {
+    /// The pod with weir in it.
+    Injected(Value, Injected),
+    No(Skipped),
+}
+
+/// `before` is copied once, and only where it is injected: it is as large as whoever sends it likes.
 fn inject(
     workload: Option<&str>,
-    pod: &mut Value,
+    before: &Value,
     namespace: &Namespace,
     settings: &Settings,
-) -> Result<Outcome, Unfit> {
-    if !pod["spec"]["containers"].is_array() {
+) -> Result<Changed, Unfit> {
+    if !before["spec"]["containers"].is_array() {
         return Err(Unfit::new("spec.containers", "missing: this is no pod"));
     }
-    if let Some(reason) = skipped(pod, namespace)? {
-        return Ok(Outcome::Skipped(reason));
+    refuse_malformed(before)?;
+    if let Some(reason) = skipped(before, namespace)? {
+        return Ok(Changed::No(reason));
     }
-    let asked = annotations::read(pod, namespace, settings)?;
-    ports::refuse_taken(pod, &asked, settings)?;
-    refuse_names(pod)?;
+    let asked = annotations::read(before, namespace, settings)?;
+    ports::refuse_taken(before, &asked, settings)?;
+    refuse_names(before)?;
     let ends = matches!(
-        pod["spec"]["restartPolicy"].as_str(),
+        before["spec"]["restartPolicy"].as_str(),
         Some("Never" | "OnFailure")
     );
     if ends && !asked.native_sidecar {
@@ -220,12 +234,16 @@ fn inject(
             "a container beside the app's would keep this pod from ever ending: use native sidecars (Kubernetes 1.29 and later), or leave it out by weir.dev/inject: disabled",
         ));
     }
-    let app = ports::find(pod, &asked)?;
+    let app = ports::find(before, &asked)?;
     if app.is_none() && asked.mode == Mode::Port {
-        return Ok(Outcome::Skipped(Skipped::NoPort));
+        return Ok(Changed::No(Skipped::NoPort));
     }
-    let before = pod.clone();
-    let http2 = app.as_ref().is_some_and(|app| app.is_http2(pod));
+    if let Some(app) = &app {
+        ports::refuse_others(before, &asked, app)?;
+    }
+    let http2 = app.as_ref().is_some_and(|app| app.is_http2(before));
+    let mut changed = before.clone();
+    let pod = &mut changed;
     let mut probes = Map::new();
     match asked.mode {
         Mode::Port => {
@@ -261,18 +279,21 @@ fn inject(
         given::refuse_wrong(text.unwrap_or_default(), &told, (asked.mode, settings))?;
     }
     add(pod, &made);
-    undo::note(pod, &before, asked.mode);
-    Ok(Outcome::Injected(Injected {
+    undo::note(pod, before, asked.mode);
+    let injected = Injected {
         mode: asked.mode,
         app_port: made.app_port,
         app_port_name: app.and_then(|app| app.declared?.name),
         port: settings.port,
+        guessed: ports::is_guessed(&asked),
         warnings: asked.warnings,
-    }))
+    };
+    Ok(Changed::Injected(changed, injected))
 }
 
 /// Takes weir out of a pod that [`inject_pod`] has put it into; false where there is none.
 pub fn uninject_pod(pod: &mut Value) -> Result<bool, Unfit> {
+    refuse_malformed(pod)?;
     undo::undo(pod)
 }
 
@@ -301,6 +322,33 @@ fn skipped(pod: &Value, namespace: &Namespace) -> Result<Option<Skipped>, Unfit>
     } else {
         None
     })
+}
+
+/// What Kubernetes would refuse, and weir could not add to.
+fn refuse_malformed(pod: &Value) -> Result<(), Unfit> {
+    for at in ["metadata", "metadata.labels", "metadata.annotations"] {
+        refuse_unless(pod, at, "map", Value::is_object)?;
+    }
+    for at in ["spec.volumes", "spec.initContainers"] {
+        refuse_unless(pod, at, "list", Value::is_array)?;
+    }
+    Ok(())
+}
+
+fn refuse_unless(
+    of: &Value,
+    at: &str,
+    kind: &str,
+    is_it: impl Fn(&Value) -> bool,
+) -> Result<(), Unfit> {
+    let value = at.split('.').fold(of, |value, key| &value[key]);
+    match value.is_null() || is_it(value) {
+        true => Ok(()),
+        false => Err(Unfit::new(
+            at,
+            format!("no {kind}: write it as one, or leave it out"),
+        )),
+    }
 }
 
 fn refuse_names(pod: &Value) -> Result<(), Unfit> {
@@ -341,7 +389,11 @@ fn add(pod: &mut Value, made: &Made) {
     let last = spec["volumes"].as_array().map_or(0, Vec::len);
     insert(spec, "volumes", last, sidecar::volumes(made));
     let metadata = &mut pod["metadata"];
-    metadata["labels"][INJECT] = json!(annotations::ENABLED);
+    // One that is there says yes, and may be in a selector.
+    let label = &mut metadata["labels"][INJECT];
+    if !label.is_string() {
+        *label = json!(annotations::ENABLED);
+    }
     if made.asked.config == Source::Made {
         metadata["annotations"][CONFIG_INLINE] = json!(sidecar::configuration(made));
     }

@@ -3,9 +3,51 @@
 
 use serde_json::{Map, Value, json};
 
-use super::annotations::{AppPort, Asked};
+use super::annotations::{AppPort, Asked, Source};
 use super::{Mode, Settings, Unfit};
 use crate::config::yaml::did_you_mean;
+
+const PROBES: [&str; 3] = ["readinessProbe", "livenessProbe", "startupProbe"];
+
+/// Of ports, each with its container's name.
+const MAX_TOLD: usize = 8;
+
+/// What ports are named for that are none of HTTP without TLS.
+const OTHERS: [&str; 19] = [
+    "https",
+    "tls",
+    "tcp",
+    "udp",
+    "mysql",
+    "postgres",
+    "postgresql",
+    "redis",
+    "mongo",
+    "mongodb",
+    "amqp",
+    "kafka",
+    "memcached",
+    "ldap",
+    "ldaps",
+    "smtp",
+    "ssh",
+    "dns",
+    "kubernetes.io/wss",
+];
+
+/// Whether a port's name, or a Service's `appProtocol`, says that it is none of HTTP without TLS.
+pub(super) fn is_other(name: &str) -> bool {
+    speaks(&name.to_ascii_lowercase(), &OTHERS)
+}
+
+/// By the convention of names: a protocol, or that and more behind a hyphen.
+fn speaks(name: &str, protocols: &[&str]) -> bool {
+    let protocol = |known: &&str| {
+        let more = name.strip_prefix(*known);
+        more.is_some_and(|more| more.is_empty() || more.starts_with('-'))
+    };
+    protocols.iter().any(protocol)
+}
 
 /// The app's port.
 #[derive(Debug)]
@@ -30,14 +72,10 @@ impl Found {
             .declared
             .as_ref()
             .and_then(|declared| declared.name.as_deref());
-        let named = name.is_some_and(|name| {
-            ["grpc", "h2c", "http2"]
-                .iter()
-                .any(|prefix| name == *prefix || name.starts_with(&format!("{prefix}-")))
-        });
+        let named = name.is_some_and(|name| speaks(name, &["grpc", "h2c", "http2"]));
         let containers = pod["spec"]["containers"].as_array();
         let asked = containers.into_iter().flatten().any(|container| {
-            ["readinessProbe", "livenessProbe", "startupProbe"]
+            PROBES
                 .iter()
                 .any(|probe| container[probe]["grpc"]["port"].as_u64() == Some(self.number.into()))
         });
@@ -126,15 +164,20 @@ pub(super) fn find(pod: &Value, asked: &Asked) -> Result<Option<Found>, Unfit> {
             [only] => only,
             [_, _, ..] if asked.mode == Mode::Redirect => return Ok(None),
             [_, _, ..] => {
-                let ports: Vec<_> = entries.iter().map(Entry::told).collect();
+                let mut ports: Vec<_> = entries.iter().take(MAX_TOLD).map(Entry::told).collect();
+                if entries.len() > MAX_TOLD {
+                    ports.push(format!("and {} more", entries.len() - MAX_TOLD));
+                }
+                let is_http = |entry: &&Entry| !entry.name.is_some_and(is_other);
+                let example = entries.iter().find(is_http).unwrap_or(&entries[0]);
                 return Err(Unfit::new(
                     "spec.containers",
                     format!(
                         "which port is the app's? There are {}; annotate the pod with one, as in weir.dev/app-port: \"{}\"",
                         ports.join(", "),
-                        entries[0]
+                        example
                             .name
-                            .map_or(entries[0].number.to_string(), str::to_owned)
+                            .map_or(example.number.to_string(), str::to_owned)
                     ),
                 ));
             }
@@ -150,11 +193,77 @@ pub(super) fn find(pod: &Value, asked: &Asked) -> Result<Option<Found>, Unfit> {
     }))
 }
 
+/// Whether it is only taken for granted that the app's port speaks HTTP without TLS: no annotation names it, and no file of the pod's own says how it
+/// is asked.
+pub(super) fn is_guessed(asked: &Asked) -> bool {
+    asked.mode == Mode::Port && asked.config == Source::Made && asked.app_port.is_none()
+}
+
+/// A port that is told to speak something else: all that came to it would fail, and the pod be ready.
+pub(super) fn refuse_others(pod: &Value, asked: &Asked, found: &Found) -> Result<(), Unfit> {
+    if !is_guessed(asked) {
+        return Ok(());
+    }
+    let unfit = |at: String, why: String| {
+        let mend = mend(found.number);
+        Err(Unfit::new(
+            at,
+            format!("{why}, and weir speaks HTTP: {mend}"),
+        ))
+    };
+    let name = found
+        .declared
+        .as_ref()
+        .and_then(|port| port.name.as_deref());
+    if let Some(name) = name.filter(|name| is_other(name)) {
+        let why = format!(
+            "port {} is none of HTTP by its name, {name:?}",
+            found.number
+        );
+        return unfit("spec.containers".to_owned(), why);
+    }
+    for container in pod["spec"]["containers"].as_array().into_iter().flatten() {
+        for probe in PROBES {
+            let get = &container[probe]["httpGet"];
+            let is_here = get["host"].as_str().unwrap_or_default().is_empty();
+            if get["scheme"] == "HTTPS"
+                && is_here
+                && number(&get["port"], &container["ports"]) == Some(found.number.into())
+            {
+                let container = container["name"].as_str().unwrap_or_default();
+                let at = format!("spec.containers[{container}].{probe}");
+                return unfit(at, format!("asks port {} by HTTPS", found.number));
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn mend(port: u16) -> String {
+    format!(
+        "leave the pod out by weir.dev/inject: disabled, or say by a file of its own (weir.dev/config) how it is asked; if it speaks HTTP without TLS all the same, annotate the pod with weir.dev/app-port: \"{port}\""
+    )
+}
+
+/// The number of a port that a probe asks, by which of the container's it names.
+pub(super) fn number(port: &Value, of_container: &Value) -> Option<u64> {
+    let Some(name) = port.as_str() else {
+        return port.as_u64();
+    };
+    let mut ports = of_container.as_array()?.iter();
+    ports.find(|port| port["name"] == name)?["containerPort"].as_u64()
+}
+
 impl Entry<'_> {
     fn told(&self) -> String {
+        // No longer than Kubernetes takes them.
+        let container: String = self.container_name.chars().take(63).collect();
         match self.name {
-            Some(name) => format!("{} ({name:?} of {})", self.number, self.container_name),
-            None => format!("{} (of {})", self.number, self.container_name),
+            Some(name) => {
+                let name: String = name.chars().take(63).collect();
+                format!("{} ({name:?} of {container})", self.number)
+            }
+            None => format!("{} (of {container})", self.number),
         }
     }
 }
@@ -249,4 +358,69 @@ fn handlers(container: &mut Value) -> Vec<&mut Value> {
         .filter(|(kind, _)| matches!(kind.as_str(), "httpGet" | "tcpSocket"))
         .map(|(_, handler)| handler)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Namespace, Outcome, inject_pod};
+    use super::*;
+
+    #[test]
+    fn a_port_that_is_none_of_http_is_weirs_only_where_its_owner_says_so() {
+        let check = |mut container: Value, annotations: Value, injected: bool| {
+            container["name"] = json!("app");
+            let mut pod = json!({"metadata": {"annotations": annotations}, "spec": {"containers": [container]}});
+            let outcome = inject_pod(&mut pod, &Namespace::default(), &Settings::default());
+            let is_injected = matches!(outcome, Ok(Outcome::Injected(_)));
+            assert_eq!(is_injected, injected, "{container}: {outcome:?}");
+        };
+        let named = |name: &str| json!({"ports": [{"name": name, "containerPort": 8080}]});
+        for name in [
+            "https",
+            "https-web",
+            "tls",
+            "tcp-app",
+            "udp",
+            "mysql",
+            "postgres",
+            "postgresql",
+            "redis",
+            "mongo",
+            "mongodb",
+            "amqp",
+            "kafka-0",
+            "memcached",
+            "ldap",
+            "smtp",
+            "ssh",
+            "dns-tcp",
+        ] {
+            check(named(name), json!({}), false);
+            check(named(name), json!({"weir.dev/app-port": "8080"}), true);
+            check(named(name), json!({"weir.dev/app-port": name}), true);
+            check(named(name), json!({"weir.dev/config": "own"}), true);
+            check(named(name), json!({"weir.dev/mode": "redirect"}), true);
+        }
+        for name in ["http", "web", "grpc", "tcpdump", "redistribute", "httpsx"] {
+            check(named(name), json!({}), true);
+        }
+        let probed = |kind: &str, probe: Value| {
+            let mut container = named("web");
+            container[kind] = json!({"httpGet": probe});
+            container
+        };
+        let https = |port: Value| json!({"port": port, "scheme": "HTTPS"});
+        for kind in ["readinessProbe", "livenessProbe", "startupProbe"] {
+            for port in [json!("web"), json!(8080)] {
+                check(probed(kind, https(port.clone())), json!({}), false);
+                let own = json!({"weir.dev/app-port": "web"});
+                check(probed(kind, https(port)), own, true);
+            }
+            check(probed(kind, https(json!(8081))), json!({}), true);
+            check(probed(kind, json!({"port": "web"})), json!({}), true);
+            let mut elsewhere = https(json!(8080));
+            elsewhere["host"] = json!("shop.example");
+            check(probed(kind, elsewhere), json!({}), true);
+        }
+    }
 }

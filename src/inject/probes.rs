@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::Unfit;
+use super::{Unfit, ports};
 
 const KINDS: [(&str, &str); 3] = [
     ("readinessProbe", "readyz"),
@@ -25,13 +25,13 @@ pub(super) fn rewrite(
         };
         for container in containers {
             let name = container["name"].as_str().unwrap_or_default().to_owned();
-            let names = container["ports"].as_array().cloned().unwrap_or_default();
+            let ports = container["ports"].clone();
             for (kind, path) in KINDS {
                 let Some(probe) = container.get_mut(kind).and_then(Value::as_object_mut) else {
                     continue;
                 };
                 let path = format!("/app-health/{name}/{path}");
-                if let Some(asks) = redirected(probe, &names, skipped) {
+                if let Some(asks) = redirected(probe, &ports, skipped) {
                     if asks
                         .get("httpGet")
                         .is_some_and(|get| get["scheme"] == "HTTPS")
@@ -60,20 +60,14 @@ pub(super) fn rewrite(
 /// What a probe asks, its port as a number, if that would be redirected.
 fn redirected(
     probe: &Map<String, Value>,
-    names: &[Value],
+    ports: &Value,
     skipped: &[u16],
 ) -> Option<Map<String, Value>> {
     let kind = ["httpGet", "tcpSocket", "grpc"]
         .into_iter()
         .find(|kind| probe.contains_key(*kind))?;
     let mut asks = probe[kind].clone();
-    let number = match &asks["port"] {
-        Value::String(name) => {
-            let named = names.iter().find(|port| port["name"] == name.as_str())?;
-            named["containerPort"].as_u64()?
-        }
-        number => number.as_u64()?,
-    };
+    let number = ports::number(&asks["port"], ports)?;
     let elsewhere = asks.get("host").is_some_and(|host| host != "");
     if elsewhere || skipped.iter().any(|skip| u64::from(*skip) == number) {
         return None;

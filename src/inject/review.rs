@@ -5,9 +5,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use super::{Namespace, Outcome, Settings, inject_pod};
+use super::{Changed, Namespace, Settings, inject, sidecar};
 
 const VERSION: &str = "admission.k8s.io/v1";
+/// Of JSON, in a review: a pod has some hundreds. One may take a hundred times the memory that it takes in the text.
+const MAX_VALUES: usize = 20_000;
 
 /// What becomes of a pod that weir cannot be put into as it is asked to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -46,29 +48,38 @@ pub enum Verdict {
     Unfit(String),
 }
 
-/// No review of this kind, as a sentence for whoever sent it.
+/// Why there is no review, as a sentence for whoever sent it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct NoReview(String);
+pub enum NoReview {
+    #[error("the review has more than {MAX_VALUES} JSON values")]
+    TooMuch,
+    #[error("{0}")]
+    Other(String),
+}
 
 impl Reviewer {
     /// Answers an AdmissionReview.
     pub fn review(&self, body: &[u8]) -> Result<Reviewed, NoReview> {
+        if values(body) > MAX_VALUES {
+            return Err(NoReview::TooMuch);
+        }
         let review: Value = serde_json::from_slice(body)
-            .map_err(|error| NoReview(format!("the body is no JSON: {error}")))?;
+            .map_err(|error| NoReview::Other(format!("the body is no JSON: {error}")))?;
         if review["kind"] != "AdmissionReview" || review["apiVersion"] != VERSION {
-            return Err(NoReview(format!(
+            return Err(NoReview::Other(format!(
                 "not an AdmissionReview of {VERSION}: the webhook's admissionReviewVersions must be [v1]"
             )));
         }
         let request = &review["request"];
         let Some(uid) = request["uid"].as_str() else {
-            return Err(NoReview("request.uid is missing".to_owned()));
+            return Err(NoReview::Other("request.uid is missing".to_owned()));
         };
         let mut response = json!({"uid": uid, "allowed": true});
         let verdict = self.judge(request, &mut response);
+        let mut answer = json!({"apiVersion": VERSION, "kind": "AdmissionReview"});
+        answer["response"] = response;
         Ok(Reviewed {
-            answer: json!({"apiVersion": VERSION, "kind": "AdmissionReview", "response": response}),
+            answer,
             verdict,
             pod: name(request),
         })
@@ -79,21 +90,21 @@ impl Reviewer {
             return Verdict::Skipped(reason);
         }
         let before = &request["object"];
-        let mut pod = before.clone();
+        let workload = sidecar::workload(before);
         // Its namespace's annotations would have to be asked of the API server.
-        match inject_pod(&mut pod, &Namespace::default(), &self.settings) {
-            Ok(Outcome::Injected(injected)) => {
-                let patch = json_patch::diff(before, &pod);
-                let patch = serde_json::to_vec(&patch).unwrap_or_default();
+        let namespace = Namespace::default();
+        match inject(workload.as_deref(), before, &namespace, &self.settings) {
+            Ok(Changed::Injected(pod, injected)) => {
+                let patch = patch(before, pod).to_string();
                 response["patchType"] = json!("JSONPatch");
-                response["patch"] = json!(STANDARD.encode(patch));
+                response["patch"] = Value::String(STANDARD.encode(patch));
                 if !injected.warnings.is_empty() {
                     let warnings = injected.warnings.iter().map(|said| format!("weir: {said}"));
                     response["warnings"] = warnings.collect();
                 }
                 Verdict::Injected
             }
-            Ok(Outcome::Skipped(reason)) => Verdict::Skipped(reason.to_string()),
+            Ok(Changed::No(reason)) => Verdict::Skipped(reason.to_string()),
             Err(unfit) => {
                 let said = format!("weir is not injected: {unfit}");
                 match self.on_unfit {
@@ -122,6 +133,45 @@ impl Reviewer {
     }
 }
 
+/// How many values a JSON text has, unless it is none: each but the first comes behind a comma, or begins a list or a map.
+fn values(text: &[u8]) -> usize {
+    let (mut values, mut quoted, mut escaped) = (1, false, false);
+    for byte in text {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = quoted,
+            b'"' => quoted = !quoted,
+            b',' | b'[' | b'{' if !quoted => values += 1,
+            _ => (),
+        }
+    }
+    values
+}
+
+/// What makes `after` of `before`: the lists and maps that have changed, as wholes. Told value by value, each with its path, they could take any
+/// multiple of what was sent.
+fn patch(before: &Value, mut after: Value) -> Value {
+    let mut patch = Vec::new();
+    let mut add = |path: String, value: &mut Value| {
+        let mut change = json!({"op": "add", "path": path});
+        change["value"] = value.take();
+        patch.push(change);
+    };
+    for part in ["metadata", "spec"] {
+        if before[part].is_null() {
+            add(format!("/{part}"), &mut after[part]);
+            continue;
+        }
+        let now = after[part].as_object_mut().into_iter().flatten();
+        for (key, value) in now {
+            if before[part].get(key) != Some(&*value) {
+                add(format!("/{part}/{key}"), value);
+            }
+        }
+    }
+    Value::Array(patch)
+}
+
 /// `NAMESPACE/NAME`. Pods of a ReplicaSet have no name yet, only the beginning of one.
 fn name(request: &Value) -> String {
     let object = &request["object"]["metadata"];
@@ -135,6 +185,7 @@ fn name(request: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::inject_pod;
     use super::*;
 
     fn request(pod: Value) -> Value {
@@ -210,6 +261,27 @@ mod tests {
         let refused = &reviewed(&request(unfit), OnUnfit::Refuse).answer["response"];
         assert_eq!(refused["allowed"], false);
         assert_eq!(refused["status"]["message"], warning);
+    }
+
+    #[test]
+    fn values_are_counted_but_not_in_texts() {
+        for (text, count) in [
+            ("1", 1),
+            ("[1, 2]", 3),
+            (r#"{"a": "[,{", "b\",": []}"#, 4),
+            (r#"["\\", "\"", {}]"#, 5),
+        ] {
+            assert_eq!(values(text.as_bytes()), count, "{text}");
+        }
+        let reviewer = Reviewer {
+            settings: Settings::default(),
+            on_unfit: OnUnfit::Refuse,
+            own_namespace: None,
+        };
+        let text = |items| json!(vec![0; items]).to_string();
+        let review = |items| reviewer.review(text(items).as_bytes()).unwrap_err();
+        assert_eq!(review(MAX_VALUES), NoReview::TooMuch);
+        assert_ne!(review(MAX_VALUES - 2), NoReview::TooMuch);
     }
 
     #[test]

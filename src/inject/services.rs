@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use super::Unfit;
 use super::annotations::{INJECTED, strings};
 use super::manifest::Workload;
+use super::{Unfit, ports, refuse_unless};
 
 /// The key of the annotation's content: by the index of a port, its `targetPort` as it was, null for none.
 const TARGETS: &str = "targetPorts";
@@ -79,6 +79,45 @@ pub(super) fn follow(service: &mut Value, named: &str, workloads: &[Workload]) -
     said
 }
 
+/// What keeps weir out: a Service that it could not note in what it has changed, or ports whose `appProtocol` says that the app's is none of HTTP,
+/// where its owner has not said otherwise.
+pub(super) fn refusals(service: &Value, named: &str, workloads: &[Workload]) -> Vec<String> {
+    let Some(selector) = service["spec"]["selector"].as_object() else {
+        return Vec::new();
+    };
+    let injected: Vec<_> = of(service, selector, workloads)
+        .filter_map(|workload| Some((workload, workload.injected.as_ref()?)))
+        .collect();
+    let mut unfit = Vec::new();
+    if !injected.is_empty()
+        && let Err(malformed) =
+            refuse_unless(service, "metadata.annotations", "map", Value::is_object)
+    {
+        unfit.push(format!("{named}: {malformed}"));
+    }
+    for port in service["spec"]["ports"].as_array().into_iter().flatten() {
+        let protocol = port["appProtocol"].as_str().unwrap_or_default();
+        if !ports::is_other(protocol) {
+            continue;
+        }
+        let target = port.get("targetPort").unwrap_or(&port["port"]);
+        for (workload, injected) in injected.iter().filter(|(_, it)| it.guessed) {
+            let is_named =
+                target.is_string() && target.as_str() == injected.app_port_name.as_deref();
+            if let Some(app) = injected.app_port
+                && (is_named || target.as_u64() == Some(app.into()))
+            {
+                unfit.push(format!(
+                    "{}: {named} says appProtocol: {protocol} of its port {app}, and weir speaks HTTP: {}",
+                    workload.named,
+                    ports::mend(app)
+                ));
+            }
+        }
+    }
+    unfit
+}
+
 /// Takes back what [`follow`] has changed.
 pub(super) fn restore(service: &mut Value) -> Result<(), Unfit> {
     let text = service["metadata"]["annotations"][INJECTED].as_str();
@@ -90,9 +129,8 @@ pub(super) fn restore(service: &mut Value) -> Result<(), Unfit> {
             )
         })?;
     for (at, was) in record.get(TARGETS).into_iter().flatten() {
-        let port = service["spec"]["ports"]
-            .get_mut(*at)
-            .and_then(Value::as_object_mut);
+        let port = service.pointer_mut(&format!("/spec/ports/{at}"));
+        let port = port.and_then(Value::as_object_mut);
         match (port, was) {
             (Some(port), Value::Null) => drop(port.remove("targetPort")),
             (Some(port), was) => drop(port.insert("targetPort".to_owned(), was.clone())),

@@ -135,7 +135,8 @@ fn environment(made: &Made) -> Value {
         .collect()
 }
 
-/// The configuration of a pod that names none: everything goes to the app.
+/// The configuration of a pod that names none: everything goes to the app, and what whoever calls says of its clients, too, as it did without weir.
+/// There is nothing here that goes by it: no limit, and no audit.
 pub(super) fn configuration(made: &Made) -> String {
     let settings = made.settings;
     let transparent = match made.asked.mode {
@@ -151,7 +152,7 @@ pub(super) fn configuration(made: &Made) -> String {
     } = made.shutdown;
     format!(
         "version: 1\n\
-         listeners: [{{name: inbound, address: \"[::]:{}\"{transparent}}}]\n\
+         listeners: [{{name: inbound, address: \"[::]:{}\"{transparent}, client_ip: {{trusted_proxies: [\"0.0.0.0/0\", \"::/0\"]}}}}]\n\
          upstreams: {{app: {{endpoints: [\"http://127.0.0.1:{app_port}\"]{protocol}}}}}\n\
          admin: {{address: \"127.0.0.1:{}\"}}\n\
          metrics: {{address: \"[::]:{}\"}}\n\
@@ -235,6 +236,9 @@ pub(super) fn container(made: &Made) -> Value {
     });
     if asked.native_sidecar {
         container["restartPolicy"] = json!("Always");
+        // Run as the pod begins to end; SIGTERM comes once the app has ended, and nothing can be asked of it any more. By the file, for its token.
+        container["lifecycle"] =
+            json!({"preStop": {"exec": {"command": ["weir", "drain", "-c", CONFIG_FILE]}}});
     } else {
         // The kubelet starts the next container once this has ended.
         container["lifecycle"] = json!({"postStart": {"exec": {"command": ["weir", "await", "--address", admin, "--timeout", "2m"]}}});

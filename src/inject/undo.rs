@@ -28,22 +28,28 @@ struct Record {
 
 /// Notes in `pod` how it differs from `before`.
 pub(super) fn note(pod: &mut Value, before: &Value, mode: Mode) {
-    let keys = |value: &Value| value.as_object().cloned().unwrap_or_default();
-    let annotations = keys(&before["metadata"]["annotations"]);
-    let added = keys(&pod["metadata"]["annotations"])
-        .keys()
-        .filter(|name| !annotations.contains_key(*name))
+    let had = before["metadata"]["annotations"].as_object();
+    let annotations = pod["metadata"]["annotations"].as_object();
+    let added = annotations
+        .into_iter()
+        .flat_map(Map::keys)
+        .filter(|name| !had.is_some_and(|had| had.contains_key(*name)))
         .cloned()
         .collect();
     let mut was = BTreeMap::new();
     for list in ["containers", "initContainers"] {
+        let now = pod["spec"][list].as_array().into_iter().flatten();
+        let now: BTreeMap<_, _> = now
+            .rev()
+            .filter_map(|container| Some((container["name"].as_str()?, container)))
+            .collect();
         for old in before["spec"][list].as_array().into_iter().flatten() {
             let name = old["name"].as_str().unwrap_or_default();
-            if let Some(new) = find(&pod["spec"][list], name) {
-                let old = keys(old);
+            if let Some(new) = now.get(name) {
+                let old = old.as_object().into_iter().flatten();
                 let changed: Map<_, _> = old
-                    .into_iter()
                     .filter(|(key, value)| new.get(key) != Some(value))
+                    .map(|(key, value)| (key.clone(), value.clone()))
                     .collect();
                 if !changed.is_empty() {
                     was.insert(name.to_owned(), changed);
@@ -61,13 +67,6 @@ pub(super) fn note(pod: &mut Value, before: &Value, mode: Mode) {
         annotations: added,
     };
     pod["metadata"]["annotations"][INJECTED] = json!(json!(record).to_string());
-}
-
-fn find<'a>(containers: &'a Value, name: &str) -> Option<&'a Value> {
-    containers
-        .as_array()?
-        .iter()
-        .find(|container| container["name"] == name)
 }
 
 /// Takes out of `pod` what was put in; false where there is nothing of it.

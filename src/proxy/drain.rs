@@ -1,5 +1,5 @@
-//! Whether a lane drains, and the last call of its idle connections. A lane's own: what all lanes share would be asked about by each
-//! request of each of them.
+//! Whether a phase of a lane's end has begun, and the last call of those that are idle then. A lane's own: what all lanes share would be
+//! asked about by each request of each of them.
 
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
@@ -10,7 +10,9 @@ use slab::Slab;
 use tokio::sync::watch;
 use tokio::time::{Sleep, sleep};
 
-/// How long an idle connection lives on in a drain, or a quarter of its time where that is less.
+use crate::plan::Phase;
+
+/// How long an idle connection lives on, or a quarter of the drain's time where that is less.
 const LAST_CALL: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
@@ -34,7 +36,6 @@ pub(super) struct LastCall<'d> {
 }
 
 impl Drain {
-    /// Whether connections are to close behind their next reply.
     pub(super) fn has_begun(&self) -> bool {
         self.begun.get()
     }
@@ -47,17 +48,19 @@ impl Drain {
         }
     }
 
-    /// Drains once `draining` turns true, for `time` together.
+    /// Begins with `phase`, or with the drain, which has `time` together.
     pub(super) async fn when(
         &self,
-        mut draining: watch::Receiver<bool>,
+        mut phases: watch::Receiver<Phase>,
+        phase: Phase,
         time: impl Fn() -> Duration,
     ) {
-        if draining.wait_for(|draining| *draining).await.is_err() {
-            return;
-        }
+        let lasts = match phases.wait_for(|now| *now >= phase).await.as_deref() {
+            Ok(Phase::Draining) => LAST_CALL.min(time() / 4),
+            Ok(Phase::Serving | Phase::Leaving) => LAST_CALL,
+            Err(_) => return,
+        };
         self.begun.set(true);
-        let lasts = LAST_CALL.min(time() / 4);
         sleep(lasts).await;
         self.called.set(Some(lasts));
         for waker in self.idle.borrow_mut().drain() {
@@ -117,7 +120,7 @@ mod tests {
             .unwrap();
         runtime.block_on(async {
             let drain = Drain::default();
-            let (tell, draining) = watch::channel(false);
+            let (tell, phases) = watch::channel(Phase::Serving);
             let began = Instant::now();
             let waiting = async {
                 drain.last_call().await;
@@ -125,8 +128,9 @@ mod tests {
             };
             let draining = async {
                 sleep(Duration::from_secs(60)).await;
-                tell.send_replace(true);
-                drain.when(draining, || Duration::from_secs(2)).await;
+                tell.send_replace(Phase::Draining);
+                let time = || Duration::from_secs(2);
+                drain.when(phases, Phase::Leaving, time).await;
             };
             let (called, ()) = tokio::join!(waiting, draining);
             // A quarter of the drain's time.

@@ -13,6 +13,7 @@ use super::admit::{self, Way};
 use super::answer::Answer;
 use super::audit;
 use super::draft;
+use super::drain::Drain;
 use super::following::LaneView;
 use super::forward;
 use super::greet::Guest;
@@ -172,6 +173,8 @@ pub(super) fn connection(
 ) -> impl Future<Output = ()> {
     async move {
         let mut may_switch = guest.agreed.is_none();
+        // Who has asked for nothing yet was told nothing, and may be about to ask.
+        let mut last_call = &lane.drain;
         if guest.agreed == Some(Protocol::Http2) {
             // Apart, as below, so that others have no room for it.
             return Box::pin(http2_from(lane, listener_index, guest)).await;
@@ -183,12 +186,12 @@ pub(super) fn connection(
         loop {
             let view = lane.following.current();
             let opening = read_head(
-                lane,
                 &view.plan.config.listeners[listener_index],
                 &mut guest.stream,
                 &mut buffer,
                 &mut deadlines,
                 std::mem::take(&mut may_switch),
+                std::mem::replace(&mut last_call, &lane.leave),
             );
             let head = match opening.await {
                 Ok(Opening::Head(head)) => Ok(head),
@@ -383,7 +386,7 @@ async fn one(
 /// Of a connection on which the request that weir answers was in order: another may follow behind its body, unless that is too
 /// long, or may never come. Then the head is taken off, and the body where it is whole.
 fn next_of(conn: &Conn<'_>, ends: &mut Ends<'_>, head: &RequestHead) -> Next {
-    if !head.keep_alive || conn.lane.drain.has_begun() {
+    if !head.keep_alive || conn.lane.leave.has_begun() {
         return Next::Close;
     }
     let here = &ends.buffer[head.len..];
@@ -487,23 +490,23 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Reads until a head is whole, or it is clear that the client speaks HTTP/2, where it still `may_switch`.
 async fn read_head(
-    lane: &Lane,
     listener: &Listener,
     client: &mut Stream,
     buffer: &mut Buffer<'_>,
     deadlines: &mut Deadlines,
     may_switch: bool,
+    end: &Drain,
 ) -> Result<Opening, Rejection> {
     if buffer.is_empty() {
         buffer.rest();
-        // A request that is here already is served, even at the end of the drain's last call.
+        // A request that is here already is served, even at the end of the last call.
         tokio::select! {
             biased;
             read = deadlines.within(listener.keep_alive, read_first(client, buffer)) => match read {
                 Ok(Ok(1..)) => {}
                 Ok(Ok(0) | Err(_)) | Err(Elapsed) => return Ok(Opening::Closed),
             },
-            () = lane.drain.last_call() => return Ok(Opening::Closed),
+            () = end.last_call() => return Ok(Opening::Closed),
         }
     }
     let whole = async {

@@ -37,6 +37,7 @@ use crate::http2::grpc;
 use crate::http2::head::{downgrade_request, upgrade_response, websocket_request};
 use crate::net::gather::{Gathered, Sender, gather};
 use crate::net::stream::{Ahead, Stream};
+use crate::plan::Phase;
 use crate::policy::limit::Now;
 use heard::{Heard, hear};
 
@@ -89,7 +90,7 @@ pub(super) async fn connection(
     };
     let mut requests = JoinSet::new();
     sender.hold(true);
-    let mut draining = lane.draining.clone();
+    let mut phases = lane.phases.clone();
     let mut ending = false;
     let mut resets = Resets::default();
     let mut idle_since = Instant::now();
@@ -99,6 +100,11 @@ pub(super) async fn connection(
             false => listener.keep_alive,
         };
         let idle = sleep_until(idle_since.max(patience.took()) + span);
+        // One that was told before its first request might never get to it: clients try to connect anew until they may ask.
+        let told_from = match resets.opened {
+            0 => Phase::Draining,
+            _ => Phase::Leaving,
+        };
         let many = requests.len() > 1;
         let heard = poll_fn(
             |cx| match sender.poll_by(cx, many, |cx| connection.poll_accept(cx)) {
@@ -154,7 +160,7 @@ pub(super) async fn connection(
                 connection.graceful_shutdown();
                 (ending, idle_since) = (true, Instant::now());
             }
-            _ = draining.wait_for(|draining| *draining), if !ending => {
+            _ = phases.wait_for(|now| *now >= told_from), if !ending => {
                 connection.graceful_shutdown();
                 (ending, idle_since) = (true, Instant::now());
             }

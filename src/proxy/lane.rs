@@ -23,7 +23,7 @@ use super::wire::Buffers;
 use crate::admin::health::Heartbeat;
 use crate::clock;
 use crate::net::listen::{Accepting, Bound};
-use crate::plan::Plan;
+use crate::plan::{Phase, Plan};
 use crate::store::fleet::FleetConnections;
 use crate::telemetry::log::Sparing;
 use crate::telemetry::metrics::Metrics;
@@ -38,9 +38,10 @@ pub(super) struct Lane {
     pub shed: Shedding,
     /// Where the plan has a fleet.
     pub redis: Option<FleetConnections>,
-    /// Turns true when the process drains: no new connection is taken then.
-    pub draining: watch::Receiver<bool>,
-    /// Likewise: each connection closes behind its next reply.
+    pub phases: watch::Receiver<Phase>,
+    /// Since clients are told to leave: each connection closes behind its next reply.
+    pub leave: Drain,
+    /// Since no connection is taken any more: those that have asked for nothing yet close, too.
     pub drain: Drain,
 }
 
@@ -50,14 +51,14 @@ const BEAT_EVERY: Duration = Duration::from_secs(1);
 /// How much longer than it should a connection to an upstream stays open without a request, at most.
 const CLOSE_IDLE_EVERY: Duration = Duration::from_secs(1);
 
-/// Starts the lane of this number on `listeners`, one for each listener of the configuration, in its order, or several rows of them. Once `draining` turns true it
-/// stops accepting, closes idle connections, lets requests in flight end for at most the drain time, and its thread ends. It beats `heartbeat` while it turns,
+/// Starts the lane of this number on `listeners`, one for each listener of the configuration, in its order, or several rows of them. Once `phases` says
+/// that it drains it stops accepting, closes idle connections, lets requests in flight end for at most the drain time, and its thread ends. It beats `heartbeat` while it turns,
 /// and tells `accepts` once it does.
 pub fn spawn(
     number: usize,
     listeners: Vec<Bound>,
     plans: watch::Receiver<Arc<Plan>>,
-    draining: watch::Receiver<bool>,
+    phases: watch::Receiver<Phase>,
     heartbeat: Heartbeat,
     accepts: oneshot::Sender<()>,
 ) -> io::Result<JoinHandle<io::Result<()>>> {
@@ -70,7 +71,7 @@ pub fn spawn(
                 .build()?;
             LocalSet::new().block_on(
                 &runtime,
-                serve(number, listeners, plans, draining, heartbeat, accepts),
+                serve(number, listeners, plans, phases, heartbeat, accepts),
             )
         })
 }
@@ -79,7 +80,7 @@ async fn serve(
     number: usize,
     listeners: Vec<Bound>,
     plans: watch::Receiver<Arc<Plan>>,
-    draining: watch::Receiver<bool>,
+    phases: watch::Receiver<Phase>,
     heartbeat: Heartbeat,
     accepts: oneshot::Sender<()>,
 ) -> io::Result<()> {
@@ -100,7 +101,8 @@ async fn serve(
         buffers: Buffers::default(),
         date: Date::default(),
         shed: Shedding::default(),
-        draining,
+        phases,
+        leave: Drain::default(),
         drain: Drain::default(),
     });
     let mut accepting = JoinSet::new();
@@ -132,10 +134,14 @@ async fn serve(
     beside.spawn_local(async move { awaiting.outbox.secure().await });
     beside.spawn_local(shed::watch(lane.clone()));
     beside.spawn_local(close_idle(lane.clone()));
-    let drained = lane.clone();
+    let ending = lane.clone();
     beside.spawn_local(async move {
-        let time = || drained.following.current().plan.config.drain;
-        drained.drain.when(drained.draining.clone(), time).await
+        let time = || ending.following.current().plan.config.drain;
+        let phases = || ending.phases.clone();
+        tokio::join!(
+            ending.leave.when(phases(), Phase::Leaving, time),
+            ending.drain.when(phases(), Phase::Draining, time),
+        );
     });
     while accepting.join_next().await.is_some() {}
     drop(beside);
@@ -161,13 +167,13 @@ async fn close_idle(lane: Rc<Lane>) {
 
 /// Serves one listener until the drain, and its connections until they end or the drain's time is over.
 async fn accept(lane: Rc<Lane>, listener_index: usize, listener: Accepting) {
-    let mut draining = lane.draining.clone();
+    let mut phases = lane.phases.clone();
     let metrics = lane.following.current().plan.metrics.clone();
     let mut connections = JoinSet::new();
     let mut lines = Sparing::default();
     loop {
         tokio::select! {
-            _ = draining.wait_for(|draining| *draining) => break,
+            _ = phases.wait_for(|phase| *phase == Phase::Draining) => break,
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
                     let Some(open) = Open::new(&lane, listener_index) else {

@@ -27,6 +27,7 @@ use crate::http1::websocket::{self, Frames, GOING_AWAY, POLICY_VIOLATION};
 use crate::http2::head::upgrade_response;
 use crate::net::stream::{BothWays, Stream};
 use crate::net::tunnel::{TunnelReading, TunnelWriting};
+use crate::plan::Phase;
 
 /// How long a WebSocket may take to close in order.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
@@ -98,10 +99,10 @@ async fn live(
 ) {
     let session = outgoing.session.as_deref();
     let session_over = sessions::over(outgoing.plan, conn.lane, outgoing.route, session);
-    let mut draining = conn.lane.draining.clone();
+    let mut phases = conn.lane.phases.clone();
     let going_away = async {
         match spoken {
-            Spoken::WebSocket => drop(draining.wait_for(|draining| *draining).await),
+            Spoken::WebSocket => drop(phases.wait_for(|phase| *phase == Phase::Draining).await),
             // It lives on during the drain, until its end.
             Spoken::Other => pending().await,
         }

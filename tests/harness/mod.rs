@@ -47,7 +47,7 @@ use weir::config::check;
 use weir::config::listeners::Address;
 use weir::net::listen::Bound;
 use weir::net::tls::Secured;
-use weir::plan::{Plan, Process};
+use weir::plan::{Phase, Plan, Process};
 use weir::policy::breaker::Snapshot;
 use weir::proxy::lane;
 use weir::store::fleet::Fleet;
@@ -98,7 +98,7 @@ macro_rules! on_each_store {
 pub struct Lane {
     pub address: SocketAddr,
     pub plan: watch::Sender<Arc<Plan>>,
-    drain: watch::Sender<bool>,
+    phases: watch::Sender<Phase>,
 }
 
 impl Lane {
@@ -119,17 +119,17 @@ impl Lane {
         };
         let plan = Plan::first(config, Secured::default(), process);
         let (plan, following) = watch::channel(plan);
-        let (drain, draining) = watch::channel(false);
+        let (phases, following_phases) = watch::channel(Phase::default());
         if let Some(fleet) = fleet {
-            control(fleet, following.clone(), draining.clone());
+            control(fleet, following.clone(), following_phases.clone());
         }
-        tend(following.clone(), draining.clone());
+        tend(following.clone(), following_phases.clone());
         let (accepts, _) = oneshot::channel();
         lane::spawn(
             0,
             vec![listener],
             following,
-            draining,
+            following_phases,
             Heartbeat::default(),
             accepts,
         )
@@ -137,7 +137,7 @@ impl Lane {
         Lane {
             address,
             plan,
-            drain,
+            phases,
         }
     }
 
@@ -163,7 +163,12 @@ impl Lane {
 
     /// Begins the drain.
     pub fn drain(&self) {
-        self.drain.send_replace(true);
+        self.phases.send_replace(Phase::Draining);
+    }
+
+    /// Has clients told to leave.
+    pub fn leave(&self) {
+        self.phases.send_replace(Phase::Leaving);
     }
 
     /// Goes on with another configuration.
@@ -183,7 +188,7 @@ impl Lane {
 fn control(
     fleet: Arc<Fleet>,
     plan: watch::Receiver<Arc<Plan>>,
-    mut draining: watch::Receiver<bool>,
+    mut phases: watch::Receiver<Phase>,
 ) {
     let (joined, joins) = mpsc::channel();
     thread::spawn(move || {
@@ -199,14 +204,14 @@ fn control(
             worker::breakers::first_look(&first, DEADLINE).await;
             drop(first);
             let _ = joined.send(());
-            let _ = draining.changed().await;
+            let _ = phases.wait_for(|phase| *phase == Phase::Draining).await;
         });
     });
     joins.recv().unwrap();
 }
 
 /// Has endpoints looked up, checked and taken back, as `weir run` has, until the lane is gone.
-fn tend(plan: watch::Receiver<Arc<Plan>>, mut draining: watch::Receiver<bool>) {
+fn tend(plan: watch::Receiver<Arc<Plan>>, mut phases: watch::Receiver<Phase>) {
     let (begun, begins) = mpsc::channel();
     thread::spawn(move || {
         let mut runtime = tokio::runtime::Builder::new_current_thread();
@@ -219,7 +224,7 @@ fn tend(plan: watch::Receiver<Arc<Plan>>, mut draining: watch::Receiver<bool>) {
             drop(first);
             worker::tend_endpoints(&mut supervisor, plan.clone());
             let _ = begun.send(());
-            let _ = draining.changed().await;
+            let _ = phases.wait_for(|phase| *phase == Phase::Draining).await;
         });
     });
     begins.recv().unwrap();
@@ -308,6 +313,11 @@ impl Client {
         self.reader.get_mut().write_all(request.as_bytes()).ok()?;
         let begun = self.reader.fill_buf().is_ok_and(|bytes| !bytes.is_empty());
         begun.then(|| self.finish())
+    }
+
+    /// Whether the server closes without a word more.
+    pub fn closes(&mut self) -> bool {
+        self.reader.fill_buf().is_ok_and(<[u8]>::is_empty)
     }
 
     /// The status of the reply that is due, if its first line comes within `millis`.

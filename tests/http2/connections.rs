@@ -214,6 +214,28 @@ fn a_drain_is_said_by_a_farewell() {
     assert_eq!(idle.farewell(), (Some(NO_ERROR), Ended::Closed));
 }
 
+#[test]
+fn who_is_told_to_leave_has_asked_and_is_answered() {
+    let lane = Lane::start("listen: '127.0.0.1:0'\nupstream: http://127.0.0.1:1\n");
+    let client = || {
+        let mut raw = Raw::client(lane.address, &[]);
+        raw.until(|frame| frame.kind == frames::SETTINGS);
+        raw
+    };
+    let ask = |raw: &mut Raw| {
+        raw.send(&frames::get(1, "/"));
+        assert_eq!(raw.answer(1).status, Some(502));
+    };
+    let (mut idle, silent) = (client(), client());
+    ask(&mut idle);
+    lane.leave();
+    assert_eq!(idle.farewell(), (Some(NO_ERROR), Ended::Closed));
+    for mut raw in [client(), silent] {
+        ask(&mut raw);
+        assert_eq!(raw.farewell().1, Ended::Closed);
+    }
+}
+
 /// Its requests have ended once their last bytes wait to be sent, which takes as long as the client likes.
 #[test]
 fn a_client_that_reads_slowly_gets_all_of_its_responses_though_the_connection_is_to_end() {

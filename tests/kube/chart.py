@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -57,15 +58,15 @@ def packed() -> Path:
     return target
 
 
-def render(given: dict) -> dict[str, str]:
+def render(given: dict, name: str = "weir") -> dict[str, str]:
     """Each template's text by its path in the chart."""
     with Chart.load(packed()) as chart:
-        made = chart.render(given, name="weir", namespace=NAMESPACE)
+        made = chart.render(given, name=name, namespace=NAMESPACE)
     return {name.removeprefix("weir/templates/"): text for name, text in sorted(made.items())}
 
 
-def objects(given: dict) -> list[Object]:
-    texts = (text for name, text in render(given).items() if name.endswith(".yaml"))
+def objects(given: dict, name: str = "weir") -> list[Object]:
+    texts = (text for path, text in render(given, name).items() if path.endswith(".yaml"))
     return [document for text in texts for document in yaml.safe_load_all(text) if document]
 
 
@@ -536,6 +537,12 @@ def configured(weir: Path) -> Iterator[str]:
                     yield f"{profile}: {said.stdout}{said.stderr}"
 
 
+def selects(selector: dict, labels: dict) -> bool:
+    """Whether what the chart's PodMonitor is given selects a pod."""
+    among = all(labels.get(it["key"]) in it["values"] for it in selector["matchExpressions"] if it["operator"] == "In")
+    return among and selector["matchLabels"].items() <= labels.items()
+
+
 def beside() -> Iterator[str]:
     """The patch in docs/kubernetes.md makes a Deployment with a sidecar that Kubernetes takes, `restricted`."""
     page = (ROOT / "docs/kubernetes.md").read_text()
@@ -548,8 +555,43 @@ def beside() -> Iterator[str]:
     sidecar = template["spec"]["initContainers"][0]
     yield from unrestricted({**template["spec"], "initContainers": [], "containers": [sidecar]})
     monitor = values_of_chart()["monitoring"]["podMonitor"]
-    if not monitor["matchLabels"].items() <= template["metadata"]["labels"].items() or monitor["port"] not in [port["name"] for port in sidecar["ports"]]:
+    if not selects(monitor, template["metadata"]["labels"]) or monitor["port"] not in [port["name"] for port in sidecar["ports"]]:
         yield "the chart's PodMonitor does not see it"
+
+
+def canary() -> Iterator[str]:
+    """The command in docs/rollout.md, beside the production profile: one proxy that enforces, a share of the host's traffic, and nothing that the first release has."""
+    page = (ROOT / "docs/rollout.md").read_text()
+    shown, command = re.search(r"^\$ cat canary.yaml\n(.*?)^\$ (helm install weir-canary .*?)^```", page, re.M | re.S).groups()
+    words = shlex.split(command.replace("\\\n", " "))
+    given: dict = {}
+    for flag, word in zip(words, words[1:]):
+        if flag == "-f":
+            given = merged({"mine.yaml": values("production"), "canary.yaml": yaml.safe_load(shown)}[word], given)
+        elif flag in ("--set", "--set-string"):
+            for assignment in word.split(","):
+                key, _, value = assignment.partition("=")
+                told: object = value if flag == "--set-string" else yaml.safe_load(value)
+                for part in reversed(re.split(r"(?<!\\)\.", key)):
+                    told = {part.replace("\\.", "."): told}
+                given = merged(told, given)
+    made, first = objects(given, words[2]), objects(values("production"))
+    twice = {(it["kind"], it["metadata"]["name"]) for it in made} & {(it["kind"], it["metadata"]["name"]) for it in first}
+    yield from (f"{' '.join(it)} is of both releases" for it in sorted(twice))
+    for kind in ("HorizontalPodAutoscaler", "MutatingWebhookConfiguration", "ResourceQuota", "LimitRange", "PodMonitor", "PrometheusRule", "Certificate"):
+        yield from (f"{named(document)} is there" for document in of_kind(made, kind))
+    deployments = {document["metadata"]["name"]: document["spec"].get("replicas") for document in of_kind(made, "Deployment")}
+    if deployments != {"weir-canary-proxy": 1}:
+        yield f"the Deployments are {deployments}"
+    [ingress], [main] = of_kind(made, "Ingress"), of_kind(first, "Ingress")
+    said = ingress["metadata"]["annotations"]
+    if (said.get("nginx.ingress.kubernetes.io/canary"), said.get("nginx.ingress.kubernetes.io/canary-weight")) != ("true", "5"):
+        yield f"the Ingress has {said}"
+    if "cert-manager.io/cluster-issuer" in said or [rule["host"] for rule in ingress["spec"]["rules"]] != [rule["host"] for rule in main["spec"]["rules"]]:
+        yield "the Ingress is not beside the first one's"
+    if "enforce" not in json.dumps([document for document in made if document["kind"] == "ConfigMap"]):
+        yield "nothing is enforced"
+    yield from (fault for document in made if not is_custom(document) for fault in invalid(document, {}))
 
 
 def values_of_chart() -> dict:

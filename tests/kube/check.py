@@ -147,6 +147,7 @@ def main() -> None:
         "an injected sidecar": lambda: inject.started(options.weir),
         "injected, checkov": inject.policy,
         "the pod's command": lambda: chart.started(options.weir),
+        "docs/rollout.md's canary": chart.canary,
         "IPv4 and IPv6": lambda: chart.every_family(options.weir),
         "the injector's arguments": lambda: inject.taken(options.weir),
         "the injector's command": lambda: inject.reviewed(options.weir),

@@ -79,7 +79,7 @@ def monitored() -> Iterator[str]:
         for document in documents(path):
             if container := sidecar(document):
                 labels = template(document)["metadata"]["labels"]
-                if not monitor["matchLabels"].items() <= labels.items() or monitor["port"] not in [port["name"] for port in container["ports"]]:
+                if not chart.selects(monitor, labels) or monitor["port"] not in [port["name"] for port in container["ports"]]:
                     yield f"{name(path)}: {chart.named(document)}"
 
 
@@ -164,6 +164,12 @@ def started(weir: Path) -> Iterator[str]:
             yield "the app is not served"
         if running.get(f"http://127.0.0.1:{ports[9902]}/metrics")[0] != 200:
             yield "the metrics port does not serve metrics"
+        said = subprocess.run([weir, *(word.replace("/etc/weir/config", folder) for word in container["lifecycle"]["preStop"]["exec"]["command"][1:])], capture_output=True, text=True)
+        connection = http.client.HTTPConnection("127.0.0.1", ports[9900], timeout=10)
+        connection.request("GET", "/")
+        answer = connection.getresponse()
+        if said.returncode != 0 or (answer.status, answer.getheader("connection")) != (200, "close"):
+            yield f"preStop does not have clients leave: {answer.status} {answer.getheaders()} {said.stderr}"
         proxy.terminate()
         if proxy.wait(30) != 0:
             yield f"the sidecar ends with {proxy.returncode}"
