@@ -529,6 +529,36 @@ fn a_parameter_that_is_not_known_is_refused() {
 }
 
 #[test]
+fn a_parameter_that_says_two_things_or_nothing_is_refused() {
+    let running = start(&Upstream::answering("hi"));
+    let mut admin = running.admin();
+    for (method, path, why) in [
+        (
+            "DELETE",
+            "/v1/sessions?user=bob&user=ann",
+            "user: given twice",
+        ),
+        ("DELETE", "/v1/sessions?user=", "user: is empty"),
+        ("DELETE", "/v1/sessions?user", "user: is empty"),
+        ("DELETE", "/v1/sessions?user=%ff", "%ff\\\" is not UTF-8"),
+        ("GET", "/v1/sessions?user=", "user: is empty"),
+        ("GET", "/v1/sessions?limit=1&limit=2", "limit: given twice"),
+        ("GET", "/v1/audit?user=", "user: is empty"),
+        ("GET", "/v1/audit?path=/a%ff", "/a%ff\\\" is not UTF-8"),
+        ("GET", "/v1/limits/per_tenant?key=%ff", "is not UTF-8"),
+        (
+            "DELETE",
+            "/v1/limits/per_tenant/overrides/%ff",
+            "is not UTF-8",
+        ),
+    ] {
+        let reply = call(&mut admin, method, path, "");
+        assert_eq!(reply.status, 400, "{path}: {reply:?}");
+        assert!(reply.body.contains(why), "{path}: {reply:?}");
+    }
+}
+
+#[test]
 fn an_override_at_run_time_goes_before_the_file_until_it_is_taken_back() {
     let running = start(&Upstream::answering("hi"));
     let (mut admin, mut client) = (running.admin(), running.client());

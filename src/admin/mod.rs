@@ -180,7 +180,8 @@ async fn answer(
 ) -> Answer {
     let plan = admin.plan.borrow().clone();
     let (parts, body) = request.into_parts();
-    let path: Vec<_> = parts.uri.path().split('/').skip(1).map(decoded).collect();
+    let path = parts.uri.path().split('/').skip(1).map(decoded);
+    let path = path.collect::<Result<Vec<_>, _>>()?;
     let path: Vec<_> = path.iter().map(String::as_str).collect();
     // Whose answer is GET's; hyper leaves its body out.
     let method = match parts.method {
@@ -270,7 +271,7 @@ async fn v1(
     body: &[u8],
 ) -> Answer {
     if let ["config", ..] | ["breakers", ..] = path {
-        refuse_others(query, &[])?;
+        parameters(query, &[])?;
     }
     match path {
         ["config"] => match *method {
@@ -385,26 +386,39 @@ fn render(answer: Answer) -> Response<Full<Bytes>> {
     response
 }
 
-fn decoded(part: &str) -> String {
-    percent_encoding::percent_decode_str(part)
-        .decode_utf8_lossy()
-        .into_owned()
+fn decoded(part: &str) -> Result<String, Problem> {
+    let text = percent_encoding::percent_decode_str(part).decode_utf8();
+    let text = text.map_err(|_| Problem::bad(format!("\"{part}\" is not UTF-8")));
+    Ok(text?.into_owned())
 }
 
-/// The parameters of a query, in the order sent, as forms write them: a `+` is a space.
-fn pairs(query: &str) -> impl Iterator<Item = (String, String)> {
+/// The parameters of a query, in the order sent, as forms write them: a `+` is a space. Each may be given once, but for the parts
+/// of a key; and no one is `user=`, which is what a script sends whose variable is empty.
+fn pairs(query: &str) -> Result<Vec<(String, String)>, Problem> {
     let spaced = |text: &str| decoded(&text.replace('+', " "));
-    let pairs = query.split('&').filter(|pair| !pair.is_empty());
-    pairs.map(move |pair| {
+    let mut pairs: Vec<(String, String)> = Vec::new();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (spaced(name), spaced(value))
-    })
+        let (name, value) = (spaced(name)?, spaced(value)?);
+        if name != "key" && pairs.iter().any(|(other, _)| *other == name) {
+            return Err(Problem::bad(format!("{name}: given twice; give it once")));
+        }
+        if name == "user" && value.is_empty() {
+            return Err(Problem::bad("user: is empty; say whose"));
+        }
+        pairs.push((name, value));
+    }
+    Ok(pairs)
 }
 
-/// Refuses a query with other parameters than these: one that is misspelt would ask for something else.
-fn refuse_others(query: &str, known: &[&str]) -> Result<(), Problem> {
-    let Some((name, _)) = pairs(query).find(|(name, _)| !known.contains(&name.as_str())) else {
-        return Ok(());
+/// The parameters of a query, of which these are known: one that is misspelt would ask for something else.
+fn parameters(query: &str, known: &[&str]) -> Result<Vec<(String, String)>, Problem> {
+    let pairs = pairs(query)?;
+    let Some((name, _)) = pairs
+        .iter()
+        .find(|(name, _)| !known.contains(&name.as_str()))
+    else {
+        return Ok(pairs);
     };
     let known = match known {
         [] => "this path takes no parameters".to_owned(),
@@ -414,10 +428,4 @@ fn refuse_others(query: &str, known: &[&str]) -> Result<(), Problem> {
     Err(Problem::bad(format!(
         "unknown parameter \"{name}\": {known}"
     )))
-}
-
-/// The values of a query parameter, in the order sent.
-fn parameters(query: &str, name: &str) -> Vec<String> {
-    let named = pairs(query).filter(|(key, _)| key == name);
-    named.map(|(_, value)| value).collect()
 }
