@@ -1,0 +1,137 @@
+//! The audit's files where something is wrong with one, with the disk or with where they were copied: what is sound is read, and what is not is
+//! named.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a broken step of a test is a failed test"
+)]
+
+mod harness;
+
+use std::fs;
+use std::path::Path;
+
+use harness::process::{Running, file, weir};
+use harness::sqlite::{Audit, DAY, KEY, NOW, batch};
+use harness::{PATIENCE, Upstream, eventually, eventually_within};
+use weir::clock;
+use weir::store::audit::chain::Keys;
+use weir::store::audit::days::{self, Day};
+use weir::store::audit::{Filter, Order};
+use weir::store::sqlite::Writer;
+
+/// Three days of 1,000 events each.
+fn three_days() -> Audit {
+    let audit = Audit::empty();
+    let mut writer = audit.writer();
+    for day in 0..3 {
+        let first = u64::from(day) * 1_000 + 1;
+        let mut events = [batch(first..=first + 999)];
+        writer.append(&mut events, NOW + day * DAY).unwrap();
+    }
+    audit
+}
+
+/// Of all that a file can suffer.
+fn damages() -> [fn(&mut Vec<u8>); 2] {
+    [
+        |bytes| bytes[20 * 8_192..21 * 8_192].fill(0xff),
+        |bytes| *bytes = b"no database at all".repeat(1_000),
+    ]
+}
+
+fn damage(file: &Path, how: fn(&mut Vec<u8>)) {
+    let mut bytes = fs::read(file).unwrap();
+    how(&mut bytes);
+    fs::write(file, bytes).unwrap();
+}
+
+#[test]
+fn a_damaged_day_is_a_fault_of_its_own_and_the_others_are_checked() {
+    for how in damages() {
+        let audit = three_days();
+        audit.sql("DELETE FROM events WHERE seq = 7");
+        damage(&audit.file(NOW + DAY), how);
+        let report = audit.reader().verify(&Keys::new(&[KEY])).unwrap();
+        let said: Vec<_> = report.faults.iter().map(ToString::to_string).collect();
+        assert_eq!(said.len(), 2, "{said:#?}");
+        assert!(said[0].ends_with("event 7: missing"), "{said:#?}");
+        assert!(said[1].starts_with("2023-11-16: a/"), "{said:#?}");
+        assert!(
+            said[1].ends_with("events 1001 to 2000: cannot be read"),
+            "{said:#?}"
+        );
+        assert!(report.events >= 1_999, "{report:?}");
+
+        // The newest, of which no other file tells.
+        let audit = three_days();
+        damage(&audit.file(NOW + 2 * DAY), how);
+        let (code, said) = weir(&["audit", "verify", "--database"], &audit.path);
+        assert_eq!(code, Some(1));
+        assert!(said.contains("2023-11-17: cannot be read\n"), "{said}");
+    }
+}
+
+#[test]
+fn a_query_names_the_day_that_it_cannot_read() {
+    for how in damages() {
+        let audit = three_days();
+        damage(&audit.file(NOW), how);
+        let reader = audit.reader();
+        let rare = Filter {
+            user: Some("nobody".to_owned()),
+            ..Filter::default()
+        };
+        let said = reader.query(&rare).unwrap_err().to_string();
+        assert!(said.contains("2023-11-15"), "{said}");
+        let sound = Filter {
+            limit: Some(2_000),
+            order: Order::NewestFirst,
+            ..Filter::default()
+        };
+        assert_eq!(reader.query(&sound).unwrap().len(), 2_000);
+    }
+}
+
+/// A weir whose audit has a damaged file of yesterday, with this delivery.
+fn damaged_yesterday(delivery: &str) -> (Audit, Upstream, tempfile::NamedTempFile) {
+    let audit = Audit::empty();
+    let yesterday = clock::wall() - DAY;
+    let mut writer = Writer::open(&audit.path, "a", None, yesterday).unwrap();
+    writer.append(&mut [batch(1..=1_000)], yesterday).unwrap();
+    drop(writer);
+    damage(&audit.file(yesterday), damages()[1]);
+    let app = Upstream::answering("hi");
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nupstream: {}\nadmin: {{address: 127.0.0.1:0}}\nruntime: {{lanes: 1}}\n\
+         audit: {{delivery: {delivery}, sqlite: {{path: {}}}}}\n",
+        app.url(),
+        audit.path.display()
+    ));
+    (audit, app, config)
+}
+
+#[test]
+fn weir_starts_beside_a_damaged_day_and_writes_once_that_is_moved_away() {
+    let (audit, _app, config) = damaged_yesterday("best_effort");
+    let yesterday = Day::of(clock::wall() - DAY);
+    let running = Running::start(config.path());
+    assert_eq!(running.client().get("/").status, 200);
+    eventually(|| running.metric("weir_audit_events_total{result=\"failed_write\"}") > 0);
+    fs::remove_file(days::file(&audit.path, yesterday)).unwrap();
+    eventually_within(PATIENCE, || {
+        running.metric("weir_audit_events_total{result=\"written\"}") == 1
+    });
+}
+
+#[test]
+fn guaranteed_delivery_does_not_begin_beside_a_damaged_day_and_names_the_file() {
+    let (audit, _app, config) = damaged_yesterday("guaranteed");
+    let (code, said) = weir(&["run", "-c"], config.path());
+    assert_eq!(code, Some(1), "{said}");
+    let yesterday = days::file(&audit.path, Day::of(clock::wall() - DAY));
+    assert!(
+        said.contains(&format!("{}", yesterday.display())) && said.contains("move it away"),
+        "{said}"
+    );
+}
