@@ -737,6 +737,27 @@ fn metrics_say_nothing_of_what_a_reload_took_away_and_whether_one_was_refused() 
 }
 
 #[test]
+fn callers_without_a_whole_head_keep_no_probe_waiting() {
+    let running = start(&Upstream::answering(""));
+    let metrics = running.metrics.as_ref().unwrap();
+    for (port, path) in [(&running.admin, "/live"), (metrics, "/ready")] {
+        let unfinished: Vec<_> = (0..400)
+            .map(|_| {
+                let mut caller = Client::to(port);
+                caller.write(b"GET /live HTTP/1.1\r\nHost: a\r\nX: ");
+                caller
+            })
+            .collect();
+        for _ in 0..4 {
+            let mut probe = Client::to(port);
+            probe.begin("GET", path, &[], "");
+            assert_eq!(probe.status_within(5_000), Some(200), "{path}");
+        }
+        drop(unfinished);
+    }
+}
+
+#[test]
 fn callers_that_take_every_place_of_the_metrics_wait_for_each_other_alone() {
     const PLACES: usize = 128;
     let upstream = Upstream::answering("");

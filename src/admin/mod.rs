@@ -7,6 +7,7 @@ mod breakers;
 pub mod health;
 mod limits;
 mod metrics;
+mod places;
 mod sessions;
 
 use std::convert::Infallible;
@@ -32,7 +33,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 use tracing::info;
 
@@ -43,10 +44,11 @@ use crate::store::postgres::Postgres;
 use crate::store::redis::CallError;
 use app_health::AppProbes;
 use health::Health;
+use places::{Place, Places};
 
 /// The largest body that a call takes, in bytes.
 const MAX_BODY: usize = 64 * 1024;
-/// Connections of one port at a time; others wait to be taken.
+/// Connections of one port at a time; see [`Places`].
 const MAX_CONNECTIONS: usize = 128;
 /// After that a connection ends with the answer under way, which has so long to be made and taken: the slowest is a query of the audit.
 const LIFE: Duration = Duration::from_secs(60);
@@ -134,17 +136,13 @@ pub async fn serve_metrics(listener: TcpListener, admin: Arc<Admin>) -> io::Resu
 }
 
 async fn accept(listener: TcpListener, admin: Arc<Admin>, metrics_alone: bool) -> io::Result<()> {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut places = Places::new(MAX_CONNECTIONS);
     loop {
-        let place = places.clone().acquire_owned().await;
-        let place = place.map_err(io::Error::other)?;
         match listener.accept().await {
             Ok((stream, peer)) => {
-                let connection = connection(stream, peer, admin.clone(), metrics_alone);
-                tokio::spawn(async move {
-                    connection.await;
-                    drop(place);
-                });
+                let place = places.take().await.map_err(io::Error::other)?;
+                let caller = (stream, peer);
+                tokio::spawn(connection(caller, place, admin.clone(), metrics_alone));
             }
             // Out of descriptors, or the caller is gone already.
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
@@ -152,8 +150,14 @@ async fn accept(listener: TcpListener, admin: Arc<Admin>, metrics_alone: bool) -
     }
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, admin: Arc<Admin>, metrics_alone: bool) {
+async fn connection(
+    (stream, peer): (TcpStream, SocketAddr),
+    (place, left): (Place, oneshot::Receiver<()>),
+    admin: Arc<Admin>,
+    metrics_alone: bool,
+) {
     let service = service_fn(|request: Request<Incoming>| {
+        place.heard();
         let admin = admin.clone();
         async move {
             let answer = answer(&admin, request, peer, metrics_alone).await;
@@ -164,11 +168,17 @@ async fn connection(stream: TcpStream, peer: SocketAddr, admin: Arc<Admin>, metr
         .timer(TokioTimer::new())
         .header_read_timeout(Duration::from_secs(10))
         .serve_connection(TokioIo::new(stream), service);
-    let mut served = pin!(served);
-    // A caller that breaks off is its own affair; so is one that does not take its answer.
-    if timeout(LIFE, served.as_mut()).await.is_err() {
-        served.as_mut().graceful_shutdown();
-        let _ = timeout(LAST_ANSWER, served).await;
+    let serve = async {
+        let mut served = pin!(served);
+        // A caller that breaks off is its own affair; so is one that does not take its answer.
+        if timeout(LIFE, served.as_mut()).await.is_err() {
+            served.as_mut().graceful_shutdown();
+            let _ = timeout(LAST_ANSWER, served).await;
+        }
+    };
+    tokio::select! {
+        () = serve => {}
+        Ok(()) = left => {}
     }
 }
 
