@@ -758,6 +758,56 @@ fn callers_without_a_whole_head_keep_no_probe_waiting() {
 }
 
 #[test]
+fn calls_that_are_refused_are_counted_and_in_the_log() {
+    let running = start(&Upstream::answering(""));
+    let refused = |status| {
+        let name = format!("weir_admin_refused_total{{status=\"{status}\"}}");
+        running.metric(&name)
+    };
+    assert_eq!((refused(401), refused(403)), (0, 0));
+    let mut admin = running.admin();
+    for _ in 0..20 {
+        assert_eq!(admin.get("/v1/config?user=ann").status, 401);
+    }
+    let line = running.log_until("call refused");
+    for part in [
+        "WARN",
+        "path=\"/v1/config\"",
+        "peer=127.0.0.1:",
+        "status=401",
+    ] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    let of_page = [TOKEN, "Origin: http://evil.org"];
+    assert_eq!(admin.send("GET", "/v1/config", &of_page, "").status, 403);
+    assert_eq!((refused(401), refused(403)), (20, 1));
+    // Some of the twenty, and then others after ten seconds.
+    assert!(!running.log_until("call refused").contains("status=403"));
+}
+
+#[test]
+fn the_scheme_of_the_token_is_written_in_any_case() {
+    let running = start(&Upstream::answering(""));
+    let mut admin = running.admin();
+    let mut status = |value: &str| {
+        let field = format!("Authorization: {value}");
+        admin.send("GET", "/v1/config", &[&field], "").status
+    };
+    for value in ["bearer secret", "BEARER secret", "Bearer  secret"] {
+        assert_eq!(status(value), 200, "{value}");
+    }
+    for value in [
+        "Basic secret",
+        "Bearersecret",
+        "secret",
+        "bearer Secret",
+        "ä",
+    ] {
+        assert_eq!(status(value), 401, "{value}");
+    }
+}
+
+#[test]
 fn callers_that_take_every_place_of_the_metrics_wait_for_each_other_alone() {
     const PLACES: usize = 128;
     let upstream = Upstream::answering("");

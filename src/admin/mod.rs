@@ -30,18 +30,22 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
-use tracing::info;
+use tracing::{info, warn};
 
+use crate::clock;
 use crate::config::show;
 use crate::plan::Plan;
+use crate::policy::session::bearer;
 use crate::store::fleet::FleetConnections;
 use crate::store::postgres::Postgres;
 use crate::store::redis::CallError;
+use crate::telemetry::log::Sparing;
 use app_health::AppProbes;
 use health::Health;
 use places::{Place, Places};
@@ -53,6 +57,8 @@ const MAX_CONNECTIONS: usize = 128;
 /// After that a connection ends with the answer under way, which has so long to be made and taken: the slowest is a query of the audit.
 const LIFE: Duration = Duration::from_secs(60);
 const LAST_ANSWER: Duration = Duration::from_secs(40);
+/// Bytes of a path that a refusal's line has.
+const LOGGED: usize = 200;
 
 /// What the admin port sees of the process.
 #[derive(Debug)]
@@ -66,6 +72,17 @@ pub struct Admin {
     pub writes: Option<Arc<Postgres>>,
     pub health: Health,
     pub app_probes: AppProbes,
+    pub refusals: Refusals,
+}
+
+/// When the log is told of calls that are refused: of some, whoever makes them.
+#[derive(Debug)]
+pub struct Refusals(Mutex<Sparing>);
+
+impl Default for Refusals {
+    fn default() -> Refusals {
+        Refusals(Mutex::new(Sparing::new(5)))
+    }
 }
 
 /// A reply, or the problem in its place.
@@ -213,17 +230,19 @@ async fn answer(
         (&Method::GET, ["health"]) => Ok(admin.health.health().await),
         (_, ["metrics" | "live" | "ready" | "health"]) => Err(Problem::method("GET, HEAD")),
         (method, ["v1", rest @ ..]) => {
-            refuse_pages(&plan, &parts.headers)?;
-            authorise(&plan, parts.headers.get(AUTHORIZATION))?;
+            // Neither the query nor the key of an override: both can have what a client is known by.
+            let path = match rest {
+                ["limits", name, "overrides", _] => &*format!("/v1/limits/{name}/overrides/***"),
+                _ => parts.uri.path(),
+            };
+            let may = refuse_pages(&plan, &parts.headers)
+                .and_then(|()| authorise(&plan, parts.headers.get(AUTHORIZATION)));
+            if let Err(problem) = may {
+                refused(admin, &plan, method, path, peer, &problem);
+                return Err(problem);
+            }
             let answer = asked(admin, &plan, method, rest, &parts, body).await;
             if method != Method::GET {
-                // Neither the query nor the key of an override: both can have what a client is known by.
-                let path = match rest {
-                    ["limits", name, "overrides", _] => {
-                        &*format!("/v1/limits/{name}/overrides/***")
-                    }
-                    _ => parts.uri.path(),
-                };
                 let status = status(&answer).as_u16();
                 info!(%method, path, %peer, status, "admin call");
             }
@@ -232,6 +251,25 @@ async fn answer(
         _ => Err(Problem::not_found(
             "known here: /metrics /live /ready /health /v1/config /v1/limits /v1/breakers /v1/sessions /v1/audit",
         )),
+    }
+}
+
+/// Counts the call of one who may not, and tells of it: it may be the first of many guesses.
+fn refused(
+    admin: &Admin,
+    plan: &Plan,
+    method: &Method,
+    path: &str,
+    peer: SocketAddr,
+    problem: &Problem,
+) {
+    let status = problem.status.as_u16();
+    plan.metrics.admin.refused(status);
+    if let Some(left_out) = admin.refusals.0.lock().next(clock::mono()) {
+        let left_out = (left_out > 0).then_some(left_out);
+        // Of any length.
+        let path = path.get(..LOGGED).unwrap_or(path);
+        warn!(%method, path, %peer, status, left_out, "call refused at the admin port");
     }
 }
 
@@ -346,7 +384,7 @@ fn authorise(plan: &Plan, given: Option<&HeaderValue>) -> Result<(), Problem> {
         return Ok(());
     };
     let given = given
-        .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "))
+        .and_then(|value| bearer(value.as_bytes()))
         .unwrap_or_default();
     // Constant time, so that the token cannot be found byte by byte.
     if bool::from(given.ct_eq(token.0.as_bytes())) {

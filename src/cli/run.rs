@@ -22,9 +22,9 @@ use super::control::{self, Tasks};
 use super::read;
 use super::signals::Signals;
 use super::take_over::{self, Offer};
-use crate::admin::Admin;
 use crate::admin::app_health::AppProbes;
 use crate::admin::health::{Heartbeat, machine};
+use crate::admin::{Admin, Refusals};
 use crate::audit;
 use crate::config::Config;
 use crate::config::check::Checked;
@@ -162,6 +162,7 @@ async fn supervise(
         writes: tasks.writes(),
         health,
         app_probes,
+        refusals: Refusals::default(),
     });
 
     ports.lanes.serve(lanes.accepting).await?;

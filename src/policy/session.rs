@@ -411,7 +411,7 @@ fn bearers<'a>(
 }
 
 /// The token of one `Authorization`, if its scheme is `Bearer`, in any case (RFC 9110 section 11.1).
-fn bearer(value: &[u8]) -> Option<&[u8]> {
+pub fn bearer(value: &[u8]) -> Option<&[u8]> {
     let value = value.trim_ascii();
     let (scheme, token) = value.split_at_checked(b"Bearer".len())?;
     (scheme.eq_ignore_ascii_case(b"Bearer") && token.first() == Some(&b' '))
