@@ -135,3 +135,10 @@ fn guaranteed_delivery_does_not_begin_beside_a_damaged_day_and_names_the_file() 
         "{said}"
     );
 }
+
+#[test]
+fn what_verify_of_files_cannot_know_is_told() {
+    let audit = Audit::with(10);
+    let (_, said) = weir(&["audit", "verify", "--database"], &audit.path);
+    assert!(said.contains("how many events were dropped"), "{said}");
+}
