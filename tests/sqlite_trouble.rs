@@ -10,6 +10,7 @@ mod harness;
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use harness::process::{Running, file, weir};
 use harness::sqlite::{Audit, DAY, KEY, NOW, batch};
@@ -132,6 +133,50 @@ fn guaranteed_delivery_does_not_begin_beside_a_damaged_day_and_names_the_file() 
     let yesterday = days::file(&audit.path, Day::of(clock::wall() - DAY));
     assert!(
         said.contains(&format!("{}", yesterday.display())) && said.contains("move it away"),
+        "{said}"
+    );
+}
+
+/// `weir audit` with these arguments where no folder can be written to but that of `audit`, or not even that.
+fn where_nothing_can_be_written(arguments: &[&str], audit: &Audit, options: &str) -> String {
+    let folder = audit.path.parent().unwrap().display();
+    let script = format!(
+        "set -e; mount --bind {folder} {folder}; mount -o remount,bind,{options} {folder}; \
+         for each in /tmp /var/tmp /usr/tmp; do test -d $each && mount -t tmpfs -o ro tmpfs $each; done; \
+         cd /proc; exec \"$@\""
+    );
+    let output = Command::new("unshare")
+        .args(["-m", "sh", "-c", &script, "sh"])
+        .args([env!("CARGO_BIN_EXE_weir"), "audit"])
+        .args(arguments)
+        .arg("--database")
+        .arg(&audit.path)
+        .env_remove("TMPDIR")
+        .output()
+        .unwrap();
+    String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
+}
+
+/// Of a folder that stays where /tmp does not.
+fn beside_tmp() -> Audit {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = directory.path().join("audit.db");
+    Audit { directory, path }
+}
+
+#[test]
+fn a_large_day_is_verified_where_only_its_folder_can_be_written() {
+    let audit = beside_tmp();
+    let mut writer = Writer::open(&audit.path, "a", None, NOW).unwrap();
+    for part in 0..20 {
+        let first = part * 1_000 + 1;
+        let mut events = [batch(first..=first + 999)];
+        writer.append(&mut events, NOW).unwrap();
+    }
+    drop(writer);
+    let said = where_nothing_can_be_written(&["verify"], &audit, "rw");
+    assert!(
+        said.contains("20000 events, 1 boots, 1 files: nothing"),
         "{said}"
     );
 }

@@ -10,7 +10,7 @@ mod verify;
 mod write;
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::ffi::SQLITE_IOERR_SHMSIZE;
@@ -165,7 +165,25 @@ fn open_to_read(path: &Path) -> Result<Connection, StoreError> {
     // A reader waits only while a file is being recovered after a crash.
     connection.busy_timeout(Duration::from_secs(5))?;
     check_version(&connection)?;
+    sort_beside(&connection, path);
     Ok(connection)
+}
+
+/// What does not fit into memory while rows are sorted goes to the folder of the file: no other may be there to write to. SQLite has one
+/// folder for a process; where it cannot be written to, others are tried.
+fn sort_beside(connection: &Connection, path: &Path) {
+    let folder = path.parent().and_then(Path::to_str);
+    let folder = folder.map(|folder| if folder.is_empty() { "." } else { folder });
+    if let Some(folder) = folder {
+        let _ = connection.pragma_update(None, "temp_store_directory", folder);
+    }
+}
+
+/// `audit-2026-11-25.db-wal`
+fn with_ending(file: &Path, ending: &str) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(ending);
+    PathBuf::from(name)
 }
 
 fn check_version(connection: &Connection) -> Result<(), StoreError> {
