@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use super::rewrite::{Message, is_weirs};
 use super::unused::Kind;
 use super::{Checker, SECOND, span};
 use crate::config::raw;
@@ -93,7 +94,7 @@ impl Checker {
             }
             Some(raw) => {
                 let mut name = |key: &str, at: Option<At<String>>| {
-                    at.and_then(|at| self.read(&format!("{path}.forward.{key}"), at, field_name))
+                    at.and_then(|at| self.read(&format!("{path}.forward.{key}"), at, forwarded))
                 };
                 Forward {
                     user: name("user", raw.user),
@@ -321,6 +322,17 @@ fn cookie(raw: Option<raw::Cookie>) -> CookieAttributes {
     }
 }
 
+/// A field that tells who asks.
+fn forwarded(text: &str) -> Result<String, String> {
+    let name = field_name(text)?;
+    match is_weirs(name.as_bytes(), Message::Request) {
+        true => Err(format!(
+            "\"{name}\" has a meaning of its own, of framing or of what weir says: use another, for example X-Auth-User"
+        )),
+        false => Ok(name),
+    }
+}
+
 /// Whether a request can have both cookies, by the paths that they are set with (RFC 6265 section 5.1.4).
 fn meet(one: &str, other: &str) -> bool {
     let covers = |path: &str, below: &str| {
@@ -477,6 +489,30 @@ mod tests {
         ] {
             assert_eq!(warned(web, ops), [""; 0], "{web} {ops}");
         }
+    }
+
+    #[test]
+    fn identity_is_forwarded_in_no_field_that_weir_or_a_hop_answers_for() {
+        for name in [
+            "Content-Length",
+            "transfer_encoding",
+            "Host",
+            "Connection",
+            "X-Forwarded-For",
+            "traceparent",
+            "X-Weir-User",
+        ] {
+            for key in ["user", "session", "claims"] {
+                let said = read(&format!(
+                    "sessions: {{web: {{forward: {{{key}: {name}}}}}}}"
+                ));
+                let said = said.map(|_| ()).unwrap_err().join("\n");
+                let path = format!("sessions.web.forward.{key}: \"{name}\" ");
+                assert!(said.contains(&path), "{said}");
+            }
+        }
+        read("sessions: {web: {forward: {user: X-User, session: X-Session, claims: Remote-Claims}}}\nroutes: [{upstream: app, session: {use: web}}]")
+            .unwrap();
     }
 
     #[test]
