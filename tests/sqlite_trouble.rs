@@ -9,8 +9,9 @@
 mod harness;
 
 use std::fs;
+use std::io::Read as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use harness::process::{Running, file, weir};
 use harness::sqlite::{Audit, DAY, KEY, NOW, batch};
@@ -179,6 +180,31 @@ fn a_large_day_is_verified_where_only_its_folder_can_be_written() {
         said.contains("20000 events, 1 boots, 1 files: nothing"),
         "{said}"
     );
+}
+
+#[test]
+fn an_export_ends_with_what_was_there_when_it_began() {
+    let audit = Audit::empty();
+    let mut writer = audit.writer();
+    writer.append(&mut [batch(1..=6_000)], NOW).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["audit", "export", "--database"])
+        .arg(&audit.path)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = child.stdout.take().unwrap();
+    let mut said = vec![0];
+    // It has begun, and waits for its reader long before the end of its first page.
+    out.read_exact(&mut said).unwrap();
+    writer.append(&mut [batch(6_001..=9_000)], NOW).unwrap();
+    writer
+        .append(&mut [batch(9_001..=9_500)], NOW + DAY)
+        .unwrap();
+    out.read_to_end(&mut said).unwrap();
+    assert!(child.wait().unwrap().success());
+    let lines = String::from_utf8(said).unwrap();
+    assert_eq!(lines.lines().count(), 6_000);
 }
 
 #[test]
