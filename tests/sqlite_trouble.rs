@@ -183,6 +183,21 @@ fn a_large_day_is_verified_where_only_its_folder_can_be_written() {
 }
 
 #[test]
+fn a_day_that_was_not_closed_is_read_from_a_folder_that_cannot_be_written() {
+    let audit = beside_tmp();
+    let mut writer = Writer::open(&audit.path, "a b%?#", None, NOW).unwrap();
+    writer.append(&mut [batch(1..=5)], NOW).unwrap();
+    drop(writer);
+    let said = where_nothing_can_be_written(&["export"], &audit, "ro");
+    assert_eq!(said.lines().count(), 5, "{said}");
+    let said = where_nothing_can_be_written(&["verify"], &audit, "ro");
+    assert!(
+        said.contains("5 events, 1 boots, 1 files: nothing"),
+        "{said}"
+    );
+}
+
+#[test]
 fn an_export_ends_with_what_was_there_when_it_began() {
     let audit = Audit::empty();
     let mut writer = audit.writer();

@@ -10,9 +10,11 @@ mod verify;
 mod write;
 
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use rusqlite::ffi::SQLITE_IOERR_SHMSIZE;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row};
 
@@ -161,12 +163,39 @@ fn is_empty(connection: &Connection) -> Result<bool, StoreError> {
 /// Opens an existing file, to which nothing will be written.
 fn open_to_read(path: &Path) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags)?;
+    let opened = Connection::open_with_flags(path, flags).map_err(StoreError::from);
+    match opened.and_then(ready_to_read) {
+        Err(error @ StoreError::Other(_)) if !with_ending(path, "-wal").exists() => {
+            // Even to read a day that was not closed, SQLite makes files beside it. A copy in a folder where that cannot be done is one that
+            // nobody writes to.
+            let flags = flags | OpenFlags::SQLITE_OPEN_URI;
+            let copy = Connection::open_with_flags(immutable(path), flags);
+            copy.map_err(StoreError::from)
+                .and_then(ready_to_read)
+                .map_err(|_| error)
+        }
+        opened => opened,
+    }
+    .inspect(|connection| sort_beside(connection, path))
+}
+
+fn ready_to_read(connection: Connection) -> Result<Connection, StoreError> {
     // A reader waits only while a file is being recovered after a crash.
     connection.busy_timeout(Duration::from_secs(5))?;
     check_version(&connection)?;
-    sort_beside(&connection, path);
     Ok(connection)
+}
+
+/// A file as SQLite's URI of what does not change.
+fn immutable(path: &Path) -> String {
+    const KEPT: &AsciiSet = &NON_ALPHANUMERIC
+        .remove(b'/')
+        .remove(b'.')
+        .remove(b'-')
+        .remove(b'_');
+    let name = percent_encode(path.as_os_str().as_bytes(), KEPT);
+    let authority = if path.is_absolute() { "//" } else { "" };
+    format!("file:{authority}{name}?immutable=1")
 }
 
 /// What does not fit into memory while rows are sorted goes to the folder of the file: no other may be there to write to. SQLite has one
