@@ -521,6 +521,36 @@ fn a_parameter_that_is_not_known_is_refused() {
 }
 
 #[test]
+fn a_parameter_that_says_two_things_or_nothing_is_refused() {
+    let running = start(&Upstream::answering("hi"));
+    let mut admin = running.admin();
+    for (method, path, why) in [
+        (
+            "DELETE",
+            "/v1/sessions?user=bob&user=ann",
+            "user: given twice",
+        ),
+        ("DELETE", "/v1/sessions?user=", "user: is empty"),
+        ("DELETE", "/v1/sessions?user", "user: is empty"),
+        ("DELETE", "/v1/sessions?user=%ff", "%ff\\\" is not UTF-8"),
+        ("GET", "/v1/sessions?user=", "user: is empty"),
+        ("GET", "/v1/sessions?limit=1&limit=2", "limit: given twice"),
+        ("GET", "/v1/audit?user=", "user: is empty"),
+        ("GET", "/v1/audit?path=/a%ff", "/a%ff\\\" is not UTF-8"),
+        ("GET", "/v1/limits/per_tenant?key=%ff", "is not UTF-8"),
+        (
+            "DELETE",
+            "/v1/limits/per_tenant/overrides/%ff",
+            "is not UTF-8",
+        ),
+    ] {
+        let reply = call(&mut admin, method, path, "");
+        assert_eq!(reply.status, 400, "{path}: {reply:?}");
+        assert!(reply.body.contains(why), "{path}: {reply:?}");
+    }
+}
+
+#[test]
 fn an_override_at_run_time_goes_before_the_file_until_it_is_taken_back() {
     let running = start(&Upstream::answering("hi"));
     let (mut admin, mut client) = (running.admin(), running.client());
@@ -692,6 +722,77 @@ fn metrics_say_nothing_of_what_a_reload_took_away_and_whether_one_was_refused() 
     std::fs::write(file.path(), config(&app, "")).unwrap();
     running.log_until("configuration reloaded");
     assert_eq!(loaded(), Some(1.0));
+}
+
+#[test]
+fn callers_without_a_whole_head_keep_no_probe_waiting() {
+    let running = start(&Upstream::answering(""));
+    let metrics = running.metrics.as_ref().unwrap();
+    for (port, path) in [(&running.admin, "/live"), (metrics, "/ready")] {
+        let unfinished: Vec<_> = (0..400)
+            .map(|_| {
+                let mut caller = Client::to(port);
+                caller.write(b"GET /live HTTP/1.1\r\nHost: a\r\nX: ");
+                caller
+            })
+            .collect();
+        for _ in 0..4 {
+            let mut probe = Client::to(port);
+            probe.begin("GET", path, &[], "");
+            assert_eq!(probe.status_within(5_000), Some(200), "{path}");
+        }
+        drop(unfinished);
+    }
+}
+
+#[test]
+fn calls_that_are_refused_are_counted_and_in_the_log() {
+    let running = start(&Upstream::answering(""));
+    let refused = |status| {
+        let name = format!("weir_admin_refused_total{{status=\"{status}\"}}");
+        running.metric(&name)
+    };
+    assert_eq!((refused(401), refused(403)), (0, 0));
+    let mut admin = running.admin();
+    for _ in 0..20 {
+        assert_eq!(admin.get("/v1/config?user=ann").status, 401);
+    }
+    let line = running.log_until("call refused");
+    for part in [
+        "WARN",
+        "path=\"/v1/config\"",
+        "peer=127.0.0.1:",
+        "status=401",
+    ] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    let of_page = [TOKEN, "Origin: http://evil.org"];
+    assert_eq!(admin.send("GET", "/v1/config", &of_page, "").status, 403);
+    assert_eq!((refused(401), refused(403)), (20, 1));
+    // Some of the twenty, and then others after ten seconds.
+    assert!(!running.log_until("call refused").contains("status=403"));
+}
+
+#[test]
+fn the_scheme_of_the_token_is_written_in_any_case() {
+    let running = start(&Upstream::answering(""));
+    let mut admin = running.admin();
+    let mut status = |value: &str| {
+        let field = format!("Authorization: {value}");
+        admin.send("GET", "/v1/config", &[&field], "").status
+    };
+    for value in ["bearer secret", "BEARER secret", "Bearer  secret"] {
+        assert_eq!(status(value), 200, "{value}");
+    }
+    for value in [
+        "Basic secret",
+        "Bearersecret",
+        "secret",
+        "bearer Secret",
+        "ä",
+    ] {
+        assert_eq!(status(value), 401, "{value}");
+    }
 }
 
 #[test]

@@ -41,6 +41,9 @@ on_both_stores! {
     what_starts_or_ends_a_session_is_kept_by_no_cache,
     identity_headers_of_clients_never_reach_the_upstream,
     a_new_log_in_ends_the_session_before_it,
+    a_cookie_of_someone_elses_keeps_no_session_alive,
+    a_log_out_ends_every_session_that_the_request_names,
+    a_log_out_with_a_crowd_of_tokens_is_refused,
     tokens_are_taken_as_bearer_and_header_too,
     a_user_at_the_maximum_is_refused_or_loses_the_oldest,
     an_idle_session_is_over,
@@ -187,6 +190,60 @@ fn a_new_log_in_ends_the_session_before_it(store: Store) {
     let second = cookie_of(&get(&mut client, "/login/ann", &[&first]));
     assert_eq!(get(&mut client, "/me", &[&first]).status, 401);
     assert_eq!(get(&mut client, "/me", &[&second]).status, 200);
+}
+
+fn a_cookie_of_someone_elses_keeps_no_session_alive(store: Store) {
+    let app = app();
+    let weir = weir(store, &app, "{}");
+    let mut client = weir.client();
+    for path in ["/logout", "/login/ann"] {
+        let own = cookie_of(&client.get("/login/ann"));
+        assert_eq!(get(&mut client, "/me", &[&own]).status, 200);
+        // A sibling domain can plant it, before or behind.
+        for both in [
+            format!("{own}; sid=x"),
+            own.replacen("sid", "sid=x; sid", 1),
+        ] {
+            assert_eq!(get(&mut client, "/me", &[&both]).status, 401);
+        }
+        let reply = get(&mut client, path, &[&format!("{own}; sid=x")]);
+        assert_eq!(reply.status, 200, "{path}");
+        assert_eq!(get(&mut client, "/me", &[&own]).status, 401, "{path}");
+    }
+}
+
+fn a_log_out_ends_every_session_that_the_request_names(store: Store) {
+    let app = app();
+    let weir = weir(store, &app, "{token: [{cookie: sid}, {bearer: true}]}");
+    let mut client = weir.client();
+    let cookies =
+        ["ann", "bob", "eve"].map(|user| cookie_of(&client.get(&format!("/login/{user}"))));
+    let [ann, bob, eve] = &cookies;
+    let bearer = format!(
+        "Authorization: Bearer {}",
+        eve.trim_start_matches("Cookie: sid=")
+    );
+    assert_eq!(
+        get(&mut client, "/logout", &[ann, bob, &bearer]).status,
+        200
+    );
+    for cookie in &cookies {
+        assert_eq!(get(&mut client, "/me", &[cookie]).status, 401);
+    }
+}
+
+fn a_log_out_with_a_crowd_of_tokens_is_refused(store: Store) {
+    let app = app();
+    let weir = weir(store, &app, "{}");
+    let mut client = weir.client();
+    let own = cookie_of(&client.get("/login/ann"));
+    let token = own.trim_start_matches("Cookie: sid=");
+    let crowd: Vec<_> = (10..30)
+        .map(|n| format!("sid={}{n}", &token[..token.len() - 2]))
+        .collect();
+    let planted = format!("Cookie: {}", crowd.join("; "));
+    // Success would say that the session is over.
+    assert_eq!(get(&mut client, "/logout", &[&planted, &own]).status, 431);
 }
 
 fn tokens_are_taken_as_bearer_and_header_too(store: Store) {

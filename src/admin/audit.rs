@@ -120,8 +120,7 @@ fn asked(query: &str) -> Result<Asked, Problem> {
         ..Filter::default()
     };
     let mut after = None;
-    let mut seen = Vec::new();
-    for (name, value) in pairs(query) {
+    for (name, value) in pairs(query)? {
         match name.as_str() {
             "since" => filter.since = Some(read::<When>(&name, &value)?.0),
             "until" => filter.until = Some(read::<When>(&name, &value)?.0),
@@ -174,10 +173,6 @@ fn asked(query: &str) -> Result<Asked, Problem> {
                 return Err(Problem::bad(detail));
             }
         }
-        if seen.contains(&name) {
-            return Err(Problem::bad(format!("{name}: given twice; give it once")));
-        }
-        seen.push(name);
     }
     match filter.order {
         Order::OldestFirst => {

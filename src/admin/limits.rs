@@ -6,7 +6,7 @@ use std::time::Duration;
 use hyper::Method;
 use serde_json::{Value, json};
 
-use super::{Answer, Problem, Reply, parameters, refuse_others};
+use super::{Answer, Problem, Reply, parameters};
 use crate::clock;
 use crate::config::check::limits::override_rules;
 use crate::config::limits::{KeyPart, Limit, Rule};
@@ -39,7 +39,7 @@ pub(super) async fn answer(
         [_] => &["key"],
         _ => &[],
     };
-    refuse_others(query, known)?;
+    let parameters = parameters(query, known)?;
     match (method, path) {
         (&Method::GET, []) => {
             let list: Vec<_> = plan
@@ -54,7 +54,8 @@ pub(super) async fn answer(
         }
         (_, []) => Err(Problem::method("GET, HEAD")),
         (&Method::GET | &Method::DELETE, [name]) => {
-            one_key(plan, redis, find(name)?, method, parameters(query, "key")).await
+            let key = parameters.into_iter().map(|(_, part)| part).collect();
+            one_key(plan, redis, find(name)?, method, key).await
         }
         (_, [_]) => Err(Problem::method("GET, HEAD, DELETE")),
         (&Method::PUT, [name, "overrides", key]) => {

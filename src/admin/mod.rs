@@ -8,6 +8,7 @@ pub mod drain;
 pub mod health;
 mod limits;
 mod metrics;
+mod places;
 mod sessions;
 
 use std::convert::Infallible;
@@ -30,30 +31,36 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
-use tracing::info;
+use tracing::{info, warn};
 
+use crate::clock;
 use crate::config::show;
-use crate::net;
 use crate::plan::Plan;
+use crate::policy::session::bearer;
 use crate::store::fleet::FleetConnections;
 use crate::store::postgres::Postgres;
 use crate::store::redis::CallError;
+use crate::telemetry::log::Sparing;
 use app_health::AppProbes;
 use drain::Leave;
 use health::Health;
+use places::{Place, Places};
 
 /// The largest body that a call takes, in bytes.
 const MAX_BODY: usize = 64 * 1024;
-/// Connections of one port at a time; others wait to be taken.
+/// Connections of one port at a time; see [`Places`].
 const MAX_CONNECTIONS: usize = 128;
 /// After that a connection ends with the answer under way, which has so long to be made and taken: the slowest is a query of the audit.
 const LIFE: Duration = Duration::from_secs(60);
 const LAST_ANSWER: Duration = Duration::from_secs(40);
+/// Bytes of a path that a refusal's line has.
+const LOGGED: usize = 200;
 
 /// What the admin port sees of the process.
 #[derive(Debug)]
@@ -69,6 +76,17 @@ pub struct Admin {
     pub app_probes: AppProbes,
     /// Where there are lanes.
     pub leave: Option<Leave>,
+    pub refusals: Refusals,
+}
+
+/// When the log is told of calls that are refused: of some, whoever makes them.
+#[derive(Debug)]
+pub struct Refusals(Mutex<Sparing>);
+
+impl Default for Refusals {
+    fn default() -> Refusals {
+        Refusals(Mutex::new(Sparing::new(5)))
+    }
 }
 
 /// A reply, or the problem in its place.
@@ -139,15 +157,28 @@ pub async fn serve_metrics(listener: TcpListener, admin: Arc<Admin>) -> io::Resu
 }
 
 async fn accept(listener: TcpListener, admin: Arc<Admin>, metrics_alone: bool) -> io::Result<()> {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let serve = net::serve(listener, places, |stream, peer| {
-        connection(stream, peer, admin.clone(), metrics_alone)
-    });
-    match serve.await {}
+    let mut places = Places::new(MAX_CONNECTIONS);
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let place = places.take().await.map_err(io::Error::other)?;
+                let caller = (stream, peer);
+                tokio::spawn(connection(caller, place, admin.clone(), metrics_alone));
+            }
+            // Out of descriptors, or the caller is gone already.
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, admin: Arc<Admin>, metrics_alone: bool) {
+async fn connection(
+    (stream, peer): (TcpStream, SocketAddr),
+    (place, left): (Place, oneshot::Receiver<()>),
+    admin: Arc<Admin>,
+    metrics_alone: bool,
+) {
     let service = service_fn(|request: Request<Incoming>| {
+        place.heard();
         let admin = admin.clone();
         async move {
             let answer = answer(&admin, request, peer, metrics_alone).await;
@@ -158,11 +189,17 @@ async fn connection(stream: TcpStream, peer: SocketAddr, admin: Arc<Admin>, metr
         .timer(TokioTimer::new())
         .header_read_timeout(Duration::from_secs(10))
         .serve_connection(TokioIo::new(stream), service);
-    let mut served = pin!(served);
-    // A caller that breaks off is its own affair; so is one that does not take its answer.
-    if timeout(LIFE, served.as_mut()).await.is_err() {
-        served.as_mut().graceful_shutdown();
-        let _ = timeout(LAST_ANSWER, served).await;
+    let serve = async {
+        let mut served = pin!(served);
+        // A caller that breaks off is its own affair; so is one that does not take its answer.
+        if timeout(LIFE, served.as_mut()).await.is_err() {
+            served.as_mut().graceful_shutdown();
+            let _ = timeout(LAST_ANSWER, served).await;
+        }
+    };
+    tokio::select! {
+        () = serve => {}
+        Ok(()) = left => {}
     }
 }
 
@@ -174,7 +211,8 @@ async fn answer(
 ) -> Answer {
     let plan = admin.plan.borrow().clone();
     let (parts, body) = request.into_parts();
-    let path: Vec<_> = parts.uri.path().split('/').skip(1).map(decoded).collect();
+    let path = parts.uri.path().split('/').skip(1).map(decoded);
+    let path = path.collect::<Result<Vec<_>, _>>()?;
     let path: Vec<_> = path.iter().map(String::as_str).collect();
     // Whose answer is GET's; hyper leaves its body out.
     let method = match parts.method {
@@ -196,17 +234,19 @@ async fn answer(
         (&Method::GET, ["health"]) => Ok(admin.health.health().await),
         (_, ["metrics" | "live" | "ready" | "health"]) => Err(Problem::method("GET, HEAD")),
         (method, ["v1", rest @ ..]) => {
-            refuse_pages(&plan, &parts.headers)?;
-            authorise(&plan, parts.headers.get(AUTHORIZATION))?;
+            // Neither the query nor the key of an override: both can have what a client is known by.
+            let path = match rest {
+                ["limits", name, "overrides", _] => &*format!("/v1/limits/{name}/overrides/***"),
+                _ => parts.uri.path(),
+            };
+            let may = refuse_pages(&plan, &parts.headers)
+                .and_then(|()| authorise(&plan, parts.headers.get(AUTHORIZATION)));
+            if let Err(problem) = may {
+                refused(admin, &plan, method, path, peer, &problem);
+                return Err(problem);
+            }
             let answer = asked(admin, &plan, method, rest, &parts, body).await;
             if method != Method::GET {
-                // Neither the query nor the key of an override: both can have what a client is known by.
-                let path = match rest {
-                    ["limits", name, "overrides", _] => {
-                        &*format!("/v1/limits/{name}/overrides/***")
-                    }
-                    _ => parts.uri.path(),
-                };
                 let status = status(&answer).as_u16();
                 info!(%method, path, %peer, status, "admin call");
             }
@@ -215,6 +255,25 @@ async fn answer(
         _ => Err(Problem::not_found(
             "known here: /metrics /live /ready /health /v1/config /v1/limits /v1/breakers /v1/sessions /v1/audit /v1/drain",
         )),
+    }
+}
+
+/// Counts the call of one who may not, and tells of it: it may be the first of many guesses.
+fn refused(
+    admin: &Admin,
+    plan: &Plan,
+    method: &Method,
+    path: &str,
+    peer: SocketAddr,
+    problem: &Problem,
+) {
+    let status = problem.status.as_u16();
+    plan.metrics.admin.refused(status);
+    if let Some(left_out) = admin.refusals.0.lock().next(clock::mono()) {
+        let left_out = (left_out > 0).then_some(left_out);
+        // Of any length.
+        let path = path.get(..LOGGED).unwrap_or(path);
+        warn!(%method, path, %peer, status, left_out, "call refused at the admin port");
     }
 }
 
@@ -264,7 +323,7 @@ async fn v1(
     body: &[u8],
 ) -> Answer {
     if let ["config", ..] | ["breakers", ..] | ["drain", ..] = path {
-        refuse_others(query, &[])?;
+        parameters(query, &[])?;
     }
     match path {
         ["config"] => match *method {
@@ -330,7 +389,7 @@ fn authorise(plan: &Plan, given: Option<&HeaderValue>) -> Result<(), Problem> {
         return Ok(());
     };
     let given = given
-        .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "))
+        .and_then(|value| bearer(value.as_bytes()))
         .unwrap_or_default();
     // Constant time, so that the token cannot be found byte by byte.
     if bool::from(given.ct_eq(token.0.as_bytes())) {
@@ -380,26 +439,39 @@ fn render(answer: Answer) -> Response<Full<Bytes>> {
     response
 }
 
-fn decoded(part: &str) -> String {
-    percent_encoding::percent_decode_str(part)
-        .decode_utf8_lossy()
-        .into_owned()
+fn decoded(part: &str) -> Result<String, Problem> {
+    let text = percent_encoding::percent_decode_str(part).decode_utf8();
+    let text = text.map_err(|_| Problem::bad(format!("\"{part}\" is not UTF-8")));
+    Ok(text?.into_owned())
 }
 
-/// The parameters of a query, in the order sent, as forms write them: a `+` is a space.
-fn pairs(query: &str) -> impl Iterator<Item = (String, String)> {
+/// The parameters of a query, in the order sent, as forms write them: a `+` is a space. Each may be given once, but for the parts
+/// of a key; and no one is `user=`, which is what a script sends whose variable is empty.
+fn pairs(query: &str) -> Result<Vec<(String, String)>, Problem> {
     let spaced = |text: &str| decoded(&text.replace('+', " "));
-    let pairs = query.split('&').filter(|pair| !pair.is_empty());
-    pairs.map(move |pair| {
+    let mut pairs: Vec<(String, String)> = Vec::new();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (spaced(name), spaced(value))
-    })
+        let (name, value) = (spaced(name)?, spaced(value)?);
+        if name != "key" && pairs.iter().any(|(other, _)| *other == name) {
+            return Err(Problem::bad(format!("{name}: given twice; give it once")));
+        }
+        if name == "user" && value.is_empty() {
+            return Err(Problem::bad("user: is empty; say whose"));
+        }
+        pairs.push((name, value));
+    }
+    Ok(pairs)
 }
 
-/// Refuses a query with other parameters than these: one that is misspelt would ask for something else.
-fn refuse_others(query: &str, known: &[&str]) -> Result<(), Problem> {
-    let Some((name, _)) = pairs(query).find(|(name, _)| !known.contains(&name.as_str())) else {
-        return Ok(());
+/// The parameters of a query, of which these are known: one that is misspelt would ask for something else.
+fn parameters(query: &str, known: &[&str]) -> Result<Vec<(String, String)>, Problem> {
+    let pairs = pairs(query)?;
+    let Some((name, _)) = pairs
+        .iter()
+        .find(|(name, _)| !known.contains(&name.as_str()))
+    else {
+        return Ok(pairs);
     };
     let known = match known {
         [] => "this path takes no parameters".to_owned(),
@@ -409,10 +481,4 @@ fn refuse_others(query: &str, known: &[&str]) -> Result<(), Problem> {
     Err(Problem::bad(format!(
         "unknown parameter \"{name}\": {known}"
     )))
-}
-
-/// The values of a query parameter, in the order sent.
-fn parameters(query: &str, name: &str) -> Vec<String> {
-    let named = pairs(query).filter(|(key, _)| key == name);
-    named.map(|(_, value)| value).collect()
 }

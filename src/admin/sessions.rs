@@ -6,7 +6,7 @@ use hyper::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Answer, Problem, Reply, parameters, refuse_others};
+use super::{Answer, Problem, Reply, parameters};
 use crate::clock;
 use crate::config::sessions::Claims;
 use crate::plan::Plan;
@@ -46,7 +46,6 @@ pub(super) async fn answer(
     query: &str,
     body: &[u8],
 ) -> Answer {
-    let parameter = |name: &str| parameters(query, name).into_iter().next();
     let reach = Reach {
         redis: redis.map(|redis| &redis.sessions),
         within: Some(WITHIN),
@@ -56,7 +55,11 @@ pub(super) async fn answer(
         (&Method::DELETE, []) => &["user", "sessions"],
         _ => &["sessions"],
     };
-    refuse_others(query, known)?;
+    let parameters = parameters(query, known)?;
+    let parameter = |name: &str| {
+        let found = parameters.iter().find(|(key, _)| key == name);
+        found.map(|(_, value)| value.clone())
+    };
     match (method, path) {
         (&Method::POST, []) => {
             let new: NewSession = serde_json::from_slice(body).map_err(|error| {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tracing::{error, info, warn};
 
 use super::receipt::Duty;
-use super::upkeep::Daily;
+use super::upkeep::{Daily, mend};
 use super::{Queue, Recorder, Shared, Taken, Writers};
 use crate::clock;
 use crate::config::audit::Delivery;
@@ -42,15 +42,15 @@ pub fn start(
     begin(files, |_, _| Some(writer), capacity, delivery, retention)
 }
 
-/// As [`start`], where the disk is full: events wait in memory, and what does not fit there is dropped, until `open` finds room. Days that
-/// are to be removed may be what makes it. Delivery is best effort.
-pub fn start_once_there_is_room(
+/// As [`start`], where the disk is full or a file damaged: events wait in memory, and what does not fit there is dropped, until `open` succeeds.
+/// Days that are to be removed may be what makes room. Delivery is best effort.
+pub fn start_once_mended(
     files: Files,
     open: impl Fn() -> Result<Writer, StoreError> + Send + 'static,
     capacity: usize,
     retention: Duration,
 ) -> io::Result<(Recorder, Writers)> {
-    let wait = move |shared: &Shared, upkeep: &mut Daily| wait_for_room(open, shared, upkeep);
+    let wait = move |shared: &Shared, upkeep: &mut Daily| wait_for_mend(open, shared, upkeep);
     begin(files, wait, capacity, Delivery::BestEffort, retention)
 }
 
@@ -208,22 +208,19 @@ fn rest(shared: &Shared, pause: Duration) -> bool {
 }
 
 /// Tries until the writer is there; `None` if the process ends before.
-fn wait_for_room(
+fn wait_for_mend(
     open: impl Fn() -> Result<Writer, StoreError>,
     shared: &Shared,
     upkeep: &mut Daily,
 ) -> Option<Writer> {
     let (_, pause) = BACK_OFF;
-    let mut trouble = StoreError::Full.to_string();
+    let mut trouble = String::new();
     loop {
         upkeep.look(None);
-        if !rest(shared, pause) {
-            return None;
-        }
         shared.note_move();
         match open() {
             Ok(writer) => {
-                info!("audit events are written: there is room again");
+                info!("audit events are written");
                 return Some(writer);
             }
             Err(error) => {
@@ -232,11 +229,15 @@ fn wait_for_room(
                 if said != trouble {
                     error!(
                         error = said,
+                        mend = mend(&error),
                         "audit events cannot be written; they wait in memory"
                     );
                     trouble = said;
                 }
             }
+        }
+        if !rest(shared, pause) {
+            return None;
         }
     }
 }

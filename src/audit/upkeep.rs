@@ -199,7 +199,7 @@ impl Upkeep {
 }
 
 /// What a human is to do.
-fn mend(error: &StoreError) -> &'static str {
+pub(super) fn mend(error: &StoreError) -> &'static str {
     match error {
         StoreError::OfDay(_, error) => mend(error),
         StoreError::Full => "make room on the disk",
@@ -212,6 +212,7 @@ fn mend(error: &StoreError) -> &'static str {
         | StoreError::Moved
         | StoreError::OutOfTime
         | StoreError::Folder(_)
+        | StoreError::Damaged(_)
         | StoreError::Other(_) => {
             "let weir write to the folder and its files, and move a file away that is damaged"
         }

@@ -22,10 +22,10 @@ use super::control::{self, Tasks};
 use super::read;
 use super::signals::Signals;
 use super::take_over::{self, Offer};
-use crate::admin::Admin;
 use crate::admin::app_health::AppProbes;
 use crate::admin::drain::Leave;
 use crate::admin::health::{Heartbeat, machine};
+use crate::admin::{Admin, Refusals};
 use crate::audit;
 use crate::config::Config;
 use crate::config::check::Checked;
@@ -167,6 +167,7 @@ async fn supervise(
             unready: unready.clone(),
             phases: lanes.phases.clone(),
         }),
+        refusals: Refusals::default(),
     });
 
     ports.lanes.serve(lanes.accepting).await?;

@@ -14,10 +14,10 @@ use super::control::{self, AdminPorts, Tasks, tls_of};
 use super::run::bind;
 use super::signals::Signals;
 use super::{dependencies, load};
-use crate::admin::Admin;
 use crate::admin::app_health::AppProbes;
 use crate::admin::health::check::Status;
 use crate::admin::health::{Board, machine, stores};
+use crate::admin::{Admin, Refusals};
 use crate::config::Config;
 use crate::config::redis::Redis;
 use crate::config::worker::Health as Bounds;
@@ -119,6 +119,7 @@ async fn supervise(
         health,
         app_probes: AppProbes::default(),
         leave: None,
+        refusals: Refusals::default(),
     });
     tokio::spawn(say_why_not_reload(hangup));
     let gave_up = tokio::select! {

@@ -192,8 +192,8 @@ pub fn token_from<'a>(
     for source in &settings.sources {
         let found = match source {
             TokenSource::Cookie(name) => only(cookies(name, fields.clone())),
-            TokenSource::Bearer => only(named("authorization", fields.clone()).filter_map(bearer)),
-            TokenSource::Header(name) => only(named(name, fields.clone()).map(<[u8]>::trim_ascii)),
+            TokenSource::Bearer => only(bearers(fields.clone())),
+            TokenSource::Header(name) => only(headers(name, fields.clone())),
         };
         match found {
             Found::Nothing => {}
@@ -202,6 +202,23 @@ pub fn token_from<'a>(
         }
     }
     None
+}
+
+/// All that can be tokens of a request, whichever of them [`token_from`] believes.
+pub fn tokens_in<'a>(
+    settings: &Settings,
+    fields: impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
+) -> Vec<&'a str> {
+    let mut tokens = Vec::new();
+    for source in &settings.sources {
+        let fields = fields.clone();
+        match source {
+            TokenSource::Cookie(name) => tokens.extend(cookies(name, fields).filter_map(token)),
+            TokenSource::Bearer => tokens.extend(bearers(fields).filter_map(token)),
+            TokenSource::Header(name) => tokens.extend(headers(name, fields).filter_map(token)),
+        }
+    }
+    tokens
 }
 
 /// Whether `session` lets a request through at `now` to a route that asks for these claims. A claim is there when it is
@@ -357,7 +374,7 @@ enum Found<'a> {
     Several,
 }
 
-/// The one value that can be a token: not empty, and visible ASCII.
+/// The one value, where it can be a token: not empty, and visible ASCII.
 fn only<'a>(mut values: impl Iterator<Item = &'a [u8]>) -> Found<'a> {
     let Some(value) = values.next() else {
         return Found::Nothing;
@@ -365,12 +382,12 @@ fn only<'a>(mut values: impl Iterator<Item = &'a [u8]>) -> Found<'a> {
     if values.next().is_some() {
         return Found::Several;
     }
-    match str::from_utf8(value) {
-        Ok(token) if !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic()) => {
-            Found::One(token)
-        }
-        Ok(_) | Err(_) => Found::Nothing,
-    }
+    token(value).map_or(Found::Nothing, Found::One)
+}
+
+fn token(value: &[u8]) -> Option<&str> {
+    let is_token = !value.is_empty() && value.iter().all(u8::is_ascii_graphic);
+    str::from_utf8(value).ok().filter(|_| is_token)
 }
 
 fn named<'a>(
@@ -380,8 +397,21 @@ fn named<'a>(
     fields.filter_map(|(field, value)| field.eq_ignore_ascii_case(name.as_bytes()).then_some(value))
 }
 
+fn headers<'a>(
+    name: &str,
+    fields: impl Iterator<Item = (&'a [u8], &'a [u8])>,
+) -> impl Iterator<Item = &'a [u8]> {
+    named(name, fields).map(<[u8]>::trim_ascii)
+}
+
+fn bearers<'a>(
+    fields: impl Iterator<Item = (&'a [u8], &'a [u8])>,
+) -> impl Iterator<Item = &'a [u8]> {
+    named("authorization", fields).filter_map(bearer)
+}
+
 /// The token of one `Authorization`, if its scheme is `Bearer`, in any case (RFC 9110 section 11.1).
-fn bearer(value: &[u8]) -> Option<&[u8]> {
+pub fn bearer(value: &[u8]) -> Option<&[u8]> {
     let value = value.trim_ascii();
     let (scheme, token) = value.split_at_checked(b"Bearer".len())?;
     (scheme.eq_ignore_ascii_case(b"Bearer") && token.first() == Some(&b' '))

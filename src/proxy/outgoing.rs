@@ -22,7 +22,7 @@ use crate::config::Route;
 use crate::http1::head::{BodyLength, RequestHead};
 use crate::http2::grpc;
 use crate::plan::Plan;
-use crate::policy::session::Session;
+use crate::policy::session::{Session, SessionId};
 use crate::store::breakers::{End, Entry};
 use crate::upstream::{Aim, Cause};
 
@@ -46,6 +46,8 @@ pub(super) struct Outgoing<'p, 'l> {
     /// The key of a WebSocket that the client asked for by HTTP/2.
     pub websocket_key: Option<String>,
     pub session: Option<Arc<Session>>,
+    /// Those of [`sessions::others`].
+    other_sessions: Vec<SessionId>,
     quota: Quota<'p>,
     entry: Option<Entry>,
 }
@@ -117,6 +119,7 @@ pub(super) fn prepare<'p, 'l>(
     if over_http2 {
         request.heed(buffer, head, record);
     }
+    let other_sessions = sessions::others(plan, route, session.as_deref(), head.lines(buffer));
     buffer.drain(..head.len);
     Outgoing {
         plan,
@@ -130,6 +133,7 @@ pub(super) fn prepare<'p, 'l>(
         expects,
         websocket_key: None,
         session,
+        other_sessions,
         quota,
         entry,
     }
@@ -152,7 +156,7 @@ impl Outgoing<'_, '_> {
             self.plan,
             conn.lane,
             self.route,
-            self.session.as_deref(),
+            (self.session.as_deref(), &self.other_sessions),
             (answer, head),
             record.draft.as_deref_mut(),
             &mut self.quota.waited,

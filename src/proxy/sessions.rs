@@ -13,10 +13,11 @@ use super::reply::{Rejection, Unauthenticated};
 use crate::clock;
 use crate::config::Route;
 use crate::config::sessions::TokenSource;
+use crate::http1::head::HeadError;
 use crate::http1::response::ResponseHead;
 use crate::plan::Plan;
 use crate::policy::session::{
-    self, END_HEADER, START_HEADER, Session, SessionStart, Verdict, judge,
+    self, END_HEADER, START_HEADER, Session, SessionId, SessionStart, Verdict, judge,
 };
 use crate::store::sessions::{CreateError, Known, LiveSessions, Reach};
 use crate::upstream::LiveUpstream;
@@ -26,6 +27,9 @@ const TOKEN_HEADER: &str = "X-Weir-Session-Token";
 
 /// Between looks at the session of a switched connection while Redis does not answer, at most.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Tokens of one request beside the one that is believed: each can be a call of Redis.
+const TOKENS: usize = 16;
 
 /// The session of a request to `route`: `None` where the route asks for none, or takes a request without. Waits for Redis
 /// alone, only where this process does not know, and for what is left of the request's time once it has `waited` so long.
@@ -144,15 +148,44 @@ fn reach(lane: &Lane) -> Reach<'_> {
     }
 }
 
+/// The sessions beside its own that a log-in or log-out ends where a request says several tokens, at most [`TOKENS`] and one. Who
+/// plants a second cookie, as a sibling domain can, takes a request its session, and must not keep that alive.
+pub(super) fn others<'a>(
+    plan: &Plan,
+    route: &Route,
+    own: Option<&Session>,
+    fields: impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
+) -> Vec<SessionId> {
+    let mut ids = Vec::new();
+    let trusted = route
+        .upstream()
+        .is_some_and(|index| plan.config.upstreams[index].trust_session_headers);
+    let (Some(asks), true) = (&route.session, trusted) else {
+        return ids;
+    };
+    let live = &plan.sessions[asks.sessions];
+    let tokens = session::tokens_in(&live.settings, fields);
+    // What one token alone is of is known.
+    if tokens.len() < 2 {
+        return ids;
+    }
+    for id in tokens.into_iter().filter_map(|token| live.id_of(token)) {
+        if own.is_none_or(|own| own.id != id) && !ids.contains(&id) && ids.len() <= TOKENS {
+            ids.push(id);
+        }
+    }
+    ids
+}
+
 /// Starts or ends a session, where the response's session headers say so and the upstream may, and gives the fields that tell the client of
-/// it; `None` where nothing was done. `current` is the request's own session. A log-in or log-out that Redis does not answer is refused, and
+/// it; `None` where nothing was done. `current` is the request's own session, `others` are those of [`others`]. A log-in or log-out that Redis does not answer is refused, and
 /// leaves the client with what it has: it must not believe that a session has ended which has not. It waits for what is left of the
 /// request's time to wait for Redis. `draft` is told whose log-in was refused.
 pub(super) async fn start_or_end(
     plan: &Plan,
     lane: &Lane,
     route: &Route,
-    current: Option<&Session>,
+    (current, others): (Option<&Session>, &[SessionId]),
     (answer, response): (&[u8], &ResponseHead),
     draft: Option<&mut Draft>,
     waited: &mut Duration,
@@ -190,8 +223,11 @@ pub(super) async fn start_or_end(
         return Err(Rejection::UpstreamBroken);
     }
     // The old session ends even when a new one starts: a token from before a log-in must be worth nothing after it.
-    if let Some(current) = current {
-        let revoke = async |reach: Reach<'_>| Box::pin(live.revoke(current.id, reach)).await;
+    if others.len() > TOKENS {
+        return Err(Rejection::BadHead(HeadError::TooLarge));
+    }
+    for id in current.iter().map(|own| &own.id).chain(others) {
+        let revoke = async |reach: Reach<'_>| Box::pin(live.revoke(*id, reach)).await;
         let revoked = in_time(lane, waited, revoke).await;
         revoked.map_err(|_| Rejection::SessionStoreDown)?;
     }

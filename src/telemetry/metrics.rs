@@ -1,5 +1,6 @@
 //! Metrics. Label sets are bounded by the configuration, and handles are resolved when a plan is made, not per request.
 
+pub mod admin;
 pub mod audit;
 pub mod breakers;
 pub mod connections;
@@ -23,6 +24,7 @@ pub mod webhook;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::registry::{Metric, Registry};
 
+use admin::AdminMetrics;
 use audit::AuditMetrics;
 use breakers::Breakers;
 use connections::ConnectionMetrics;
@@ -45,6 +47,7 @@ use upstreams::Upstreams;
 pub struct Metrics {
     registry: Registry,
     pub process: ProcessMetrics,
+    pub admin: AdminMetrics,
     pub breakers: Breakers,
     /// Of the audit, up to where it is kept.
     pub audit: AuditMetrics,
@@ -70,6 +73,7 @@ impl Default for Metrics {
         let mut registry = Registry::with_prefix("weir");
         Metrics {
             process: ProcessMetrics::register(&mut registry),
+            admin: AdminMetrics::register(&mut registry),
             breakers: Breakers::register(&mut registry),
             audit: AuditMetrics::register(&mut registry),
             drain: DrainMetrics::register(&mut registry),

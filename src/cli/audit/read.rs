@@ -79,17 +79,27 @@ pub(super) async fn export(
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitCode> {
     let mut out = io::BufWriter::new(out);
+    // What arrives meanwhile may do so faster than it is read.
+    let newest = Filter {
+        limit: Some(1),
+        order: Order::NewestFirst,
+        ..Filter::default()
+    };
+    let newest = store.query(&newest).await?;
+    let end = newest.first().map(|newest| newest.cursor);
     let mut filter = Filter {
         limit: Some(PAGE),
         ..flags.filter()
     };
     loop {
-        let events = store.query(&filter).await?;
+        let mut events = store.query(&filter).await?;
+        let last = events.last().map(|last| last.cursor);
+        events.retain(|event| Some(event.cursor) <= end);
         print(&events, format, filter.after.is_none(), &mut out)?;
-        match events.last() {
-            Some(last) => filter.after = Some(last.cursor),
-            None => break,
+        if last.is_none() || last >= end {
+            break;
         }
+        filter.after = last;
     }
     out.flush()?;
     Ok(ExitCode::SUCCESS)

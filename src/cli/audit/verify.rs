@@ -14,6 +14,8 @@ use crate::store::audit::events::Events;
 
 /// The boots without an end mark that are named; of more than these only the number is told.
 const NAMED: usize = 20;
+/// What SQLite keeps days in.
+const FILES: &str = "files";
 
 /// Prints each fault, then the verdict, which the exit code tells too.
 pub(super) async fn run(
@@ -38,7 +40,7 @@ pub(super) async fn run(
     let keys = Keys::new(&Vec::from_iter(trimmed(&keys)));
     let report = store.verify(&keys).await?;
     let kept_in = match store {
-        Events::Sqlite(_) => "files",
+        Events::Sqlite(_) => FILES,
         Events::Postgres(_) => "days",
     };
     let code = match report.faults.is_empty() {
@@ -82,6 +84,11 @@ fn said(report: &Report, kept_in: &str) -> String {
             "{} events were dropped before they could be numbered, as their processes say\n",
             report.dropped
         ));
+    }
+    if kept_in == FILES {
+        said.push_str(
+            "files do not tell how many events were dropped before they could be numbered: weir_audit_events_total does\n",
+        );
     }
     said.push_str(&format!(
         "{} events, {} boots, {} {}: {}\n",

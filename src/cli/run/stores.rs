@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use tracing::{error, warn};
+use tracing::warn;
 
 use crate::admin::health::check::{Check, Status};
 use crate::admin::health::{machine, stores};
@@ -18,6 +18,7 @@ use crate::net::tls::StoreTls;
 use crate::store::audit::StoreError;
 use crate::store::audit::batch::Boot;
 use crate::store::audit::chain::Hasher;
+use crate::store::audit::days;
 use crate::store::fleet::{Fleet, FleetConnections};
 use crate::store::postgres::Postgres;
 use crate::store::spool::Spool;
@@ -139,17 +140,28 @@ fn write_audit(config: &Audit) -> anyhow::Result<(Recorder, audit::Writers)> {
         }
     };
     let (recorder, writers) = match (open(), delivery) {
-        (Err(error @ StoreError::Full), Delivery::BestEffort) => {
-            error!(%error, "audit events wait in memory until there is room");
-            audit::sqlite::start_once_there_is_room(files, open, AUDIT_QUEUE, retention)?
+        (Ok(writer), _) => audit::sqlite::start(writer, AUDIT_QUEUE, delivery, retention)?,
+        (Err(error), Delivery::BestEffort) if may_be_mended(&error) => {
+            audit::sqlite::start_once_mended(files, open, AUDIT_QUEUE, retention)?
         }
-        (opened, _) => {
-            let cannot = || format!("cannot write the audit to {}", config.sqlite.display());
-            let writer = opened.with_context(cannot)?;
-            audit::sqlite::start(writer, AUDIT_QUEUE, delivery, retention)?
+        (Err(StoreError::OfDay(day, error)), _) => {
+            let file = days::file(&config.sqlite, day);
+            let cannot = "cannot write the audit; if its file is damaged, move it away";
+            return Err(error).context(format!("{cannot}: {}", file.display()));
+        }
+        (Err(error), _) => {
+            let cannot = format!("cannot write the audit to {}", config.sqlite.display());
+            return Err(error).context(cannot);
         }
     };
     Ok((recorder, writers))
+}
+
+/// While weir runs: by retention, or by whoever moves a file away.
+fn may_be_mended(error: &StoreError) -> bool {
+    let of_day = |error: &StoreError| matches!(error, StoreError::Damaged(_));
+    matches!(error, StoreError::Full)
+        || matches!(error, StoreError::OfDay(_, error) if of_day(error))
 }
 
 fn ship_audit(config: &Audit, fleet: &Arc<Fleet>) -> anyhow::Result<(Recorder, audit::Writers)> {

@@ -278,8 +278,8 @@ pub(super) fn identity_fields(sessions: &[Sessions]) -> Vec<Vec<u8>> {
     told.flatten().map(|name| folded(name.as_bytes())).collect()
 }
 
-/// A name of a field that a file may put in or take out: not of framing, and not what weir answers for.
-fn changeable(text: &str, of: Message, identity: &[Vec<u8>]) -> Result<String, String> {
+/// Whether a field is weir's to say: one of framing or of a hop, or one that weir answers for.
+pub(super) fn is_weirs(name: &[u8], of: Message) -> bool {
     /// Beside those of a hop and weir's own.
     const OF_REQUESTS: [&[u8]; 14] = [
         b"content-length",
@@ -298,11 +298,21 @@ fn changeable(text: &str, of: Message, identity: &[Vec<u8>]) -> Result<String, S
         b"x-request-id",
     ];
     const OF_RESPONSES: [&[u8]; 2] = [b"content-length", b"date"];
+    let answered_for: &[&[u8]] = match of {
+        Message::Request => &OF_REQUESTS,
+        Message::Response => &OF_RESPONSES,
+    };
+    let name = folded(name);
+    name.starts_with(b"x-weir-")
+        || answered_for.contains(&name.as_slice())
+        || is_hop_by_hop(&name, &[])
+}
+
+/// A name of a field that a file may put in or take out.
+fn changeable(text: &str, of: Message, identity: &[Vec<u8>]) -> Result<String, String> {
     let name = field_name(text)?;
     let bytes = name.as_bytes();
-    let of_weir = folded(bytes).starts_with(b"x-weir-");
-    let is_one_of = |names: &[&[u8]]| names.iter().any(|other| is_folded(bytes, other));
-    let answered_for = match of {
+    let tells_who_asks = match of {
         Message::Request if name.eq_ignore_ascii_case("host") => {
             return Err("\"host\" is changed by rewrite: use rewrite.host".to_owned());
         }
@@ -311,12 +321,10 @@ fn changeable(text: &str, of: Message, identity: &[Vec<u8>]) -> Result<String, S
                 "\"{name}\" cannot be changed, since a value of the file is one for all clients: take it out; apps find the client's address in X-Forwarded-For, which weir answers for"
             ));
         }
-        Message::Request => {
-            is_one_of(&OF_REQUESTS) || identity.iter().any(|other| is_folded(bytes, other))
-        }
-        Message::Response => is_one_of(&OF_RESPONSES),
+        Message::Request => identity.iter().any(|other| is_folded(bytes, other)),
+        Message::Response => false,
     };
-    match of_weir || answered_for || is_hop_by_hop(&folded(bytes), &[]) {
+    match tells_who_asks || is_weirs(bytes, of) {
         true => Err(format!(
             "\"{name}\" is weir's to say, and cannot be changed: take it out"
         )),

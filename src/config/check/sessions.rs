@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use super::rewrite::{Message, is_weirs};
 use super::unused::Kind;
 use super::{Checker, SECOND, span};
 use crate::config::raw;
@@ -24,15 +25,42 @@ impl Checker {
     /// Reads all sessions, for routes to name.
     pub(super) fn sessions(&mut self, raw: BTreeMap<String, At<raw::Sessions>>) -> Vec<Sessions> {
         let mut sessions = Vec::new();
+        let mut places = Vec::new();
         for (name, at) in raw {
             let (line, column) = (at.line, at.column);
             if let Some(raw) = at.value {
                 self.sessions.insert(name.clone(), sessions.len());
                 let entry = self.session_entry(name, raw, line, column);
                 sessions.push(entry);
+                places.push((line, column));
             }
         }
+        self.warn_of_shared_cookies(&sessions, &places);
         sessions
+    }
+
+    /// Of two cookies of a name a browser keeps one, or sends both, which are no token.
+    fn warn_of_shared_cookies(&mut self, sessions: &[Sessions], places: &[(u64, u64)]) {
+        for (index, one) in sessions.iter().enumerate() {
+            let path = &one.settings.cookie.path;
+            for (other, (line, _)) in sessions.iter().zip(places).skip(index + 1) {
+                let shared = one.settings.sources.iter().find_map(|source| match source {
+                    TokenSource::Cookie(name) if other.settings.sources.contains(source) => {
+                        Some(name)
+                    }
+                    TokenSource::Cookie(_) | TokenSource::Bearer | TokenSource::Header(_) => None,
+                });
+                if let Some(cookie) = shared
+                    && meet(path, &other.settings.cookie.path)
+                {
+                    let message = format!(
+                        "on one host its cookie \"{cookie}\" (path {path}) stands in the way of that of sessions.{}, at line {line} (path {}): a log-in to one ends or hides the other; give it a name of its own",
+                        other.name, other.settings.cookie.path
+                    );
+                    self.warn(&format!("sessions.{}", one.name), places[index], message);
+                }
+            }
+        }
     }
 
     fn session_entry(
@@ -66,7 +94,7 @@ impl Checker {
             }
             Some(raw) => {
                 let mut name = |key: &str, at: Option<At<String>>| {
-                    at.and_then(|at| self.read(&format!("{path}.forward.{key}"), at, field_name))
+                    at.and_then(|at| self.read(&format!("{path}.forward.{key}"), at, forwarded))
                 };
                 Forward {
                     user: name("user", raw.user),
@@ -294,6 +322,26 @@ fn cookie(raw: Option<raw::Cookie>) -> CookieAttributes {
     }
 }
 
+/// A field that tells who asks.
+fn forwarded(text: &str) -> Result<String, String> {
+    let name = field_name(text)?;
+    match is_weirs(name.as_bytes(), Message::Request) {
+        true => Err(format!(
+            "\"{name}\" has a meaning of its own, of framing or of what weir says: use another, for example X-Auth-User"
+        )),
+        false => Ok(name),
+    }
+}
+
+/// Whether a request can have both cookies, by the paths that they are set with (RFC 6265 section 5.1.4).
+fn meet(one: &str, other: &str) -> bool {
+    let covers = |path: &str, below: &str| {
+        let rest = below.strip_prefix(path);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || path.ends_with('/'))
+    };
+    covers(one, other) || covers(other, one)
+}
+
 /// A field name (RFC 9110 section 5.6.2).
 pub(super) fn field_name(text: &str) -> Result<String, String> {
     let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
@@ -413,6 +461,58 @@ mod tests {
         check(", session: {use: web}", Some(30 * SECOND));
         let told = ", session: {use: web, require: false}, revalidate_every: 5s";
         check(told, Some(5 * SECOND));
+    }
+
+    #[test]
+    fn two_entries_that_would_overwrite_each_others_cookie_are_warned_of() {
+        let warned = |web: &str, ops: &str| {
+            let text = format!(
+                "listen: 127.0.0.1:1\nupstreams: {{app: {{endpoints: ['http://x:1']}}}}\nsessions:\n  web: {{{web}}}\n  ops: {{{ops}}}\n\
+                 routes: [{{match: {{path: /a}}, upstream: app, session: {{use: web}}}}, {{upstream: app, session: {{use: ops}}}}]\n"
+            );
+            let warnings = super::super::checked(&text, &|_| None).unwrap().warnings;
+            let said = warnings.iter().map(ToString::to_string);
+            said.filter(|said| said.contains("cookie"))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            warned("", "token: [{bearer: true}, {cookie: sid}]"),
+            [
+                "line 5, column 8: sessions.ops: on one host its cookie \"sid\" (path /) stands in the way of that of sessions.web, at line 4 (path /): a log-in to one ends or hides the other; give it a name of its own"
+            ]
+        );
+        assert_eq!(warned("", "cookie: {path: /ops}").len(), 1);
+        for (web, ops) in [
+            ("", "token: [{cookie: ops}]"),
+            ("", "token: [{bearer: true}]"),
+            ("cookie: {path: /op}", "cookie: {path: /ops}"),
+        ] {
+            assert_eq!(warned(web, ops), [""; 0], "{web} {ops}");
+        }
+    }
+
+    #[test]
+    fn identity_is_forwarded_in_no_field_that_weir_or_a_hop_answers_for() {
+        for name in [
+            "Content-Length",
+            "transfer_encoding",
+            "Host",
+            "Connection",
+            "X-Forwarded-For",
+            "traceparent",
+            "X-Weir-User",
+        ] {
+            for key in ["user", "session", "claims"] {
+                let said = read(&format!(
+                    "sessions: {{web: {{forward: {{{key}: {name}}}}}}}"
+                ));
+                let said = said.map(|_| ()).unwrap_err().join("\n");
+                let path = format!("sessions.web.forward.{key}: \"{name}\" ");
+                assert!(said.contains(&path), "{said}");
+            }
+        }
+        read("sessions: {web: {forward: {user: X-User, session: X-Session, claims: Remote-Claims}}}\nroutes: [{upstream: app, session: {use: web}}]")
+            .unwrap();
     }
 
     #[test]

@@ -98,6 +98,25 @@ fn token_said_twice_is_none() {
 }
 
 #[test]
+fn all_tokens_are_of_every_source_however_often_each_is_said() {
+    let check = |fields: &[(&str, &str)], expected: &[&str]| {
+        let fields = fields.iter();
+        let fields = fields.map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+        assert_eq!(tokens_in(&settings(), fields), expected);
+    };
+    check(&[("cookie", "x=1")], &[]);
+    check(&[("cookie", "sid=a")], &["a"]);
+    check(&[("cookie", "sid=a; sid=; sid=b c; sid=b")], &["a", "b"]);
+    let all = [
+        ("x-session", "h"),
+        ("authorization", "Bearer b"),
+        ("cookie", "sid=c"),
+        ("cookie", "sid=d"),
+    ];
+    check(&all, &["c", "d", "b", "h"]);
+}
+
+#[test]
 fn what_only_looks_like_a_token_is_none() {
     check_token(&[], None);
     check_token(&[("cookie", "SID=a; sidx=b; xsid=c; sid; =sid")], None);

@@ -131,6 +131,7 @@ pub fn may_pass(error: &StoreError) -> bool {
         | StoreError::Key
         | StoreError::Changed
         | StoreError::Moved
+        | StoreError::Damaged(_)
         | StoreError::Folder(_) => false,
     }
 }

@@ -58,8 +58,32 @@ pub enum StoreError {
     OfDay(Day, Box<StoreError>),
     #[error("audit database: {0}")]
     Folder(io::Error),
+    /// A file is not what SQLite wrote.
+    #[error("audit database: {0}")]
+    Damaged(Box<dyn Error + Send + Sync>),
     #[error("audit database: {0}")]
     Other(Box<dyn Error + Send + Sync>),
+}
+
+impl StoreError {
+    /// Where it is of a day's file, not of a lock, the disk or the time.
+    pub fn of_day(self, day: Day) -> StoreError {
+        match self {
+            StoreError::Version(_)
+            | StoreError::Undated
+            | StoreError::Folder(_)
+            | StoreError::Damaged(_)
+            | StoreError::Other(_) => StoreError::OfDay(day, self.into()),
+            StoreError::Locked
+            | StoreError::Full
+            | StoreError::Absent
+            | StoreError::Key
+            | StoreError::Changed
+            | StoreError::Moved
+            | StoreError::OutOfTime
+            | StoreError::OfDay(..) => self,
+        }
+    }
 }
 
 impl From<io::Error> for StoreError {

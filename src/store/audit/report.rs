@@ -62,6 +62,8 @@ pub enum FaultKind {
     File,
     /// A file is gone as a whole, and not by retention.
     FileMissing,
+    /// The file is there, and is damaged, of another weir, or shut to the reader: not checked.
+    Unreadable,
     /// Written under another key than the one given, or with a key and none was given, or the reverse: not checked.
     Key,
 }
@@ -78,8 +80,8 @@ impl Fault {
     }
 
     /// A fault of the file as a whole.
-    pub fn of_file(day: Day) -> Fault {
-        Fault::of_instance(day, String::new(), FaultKind::File)
+    pub fn of_file(day: Day, kind: FaultKind) -> Fault {
+        Fault::of_instance(day, String::new(), kind)
     }
 }
 
@@ -97,6 +99,7 @@ impl fmt::Display for FaultKind {
             FaultKind::Chain => "does not go on from the batch before",
             FaultKind::File => "what describes the file was changed",
             FaultKind::FileMissing => "missing",
+            FaultKind::Unreadable => "cannot be read",
             FaultKind::Key => "not checked: written under another key",
         })
     }

@@ -156,7 +156,7 @@ impl Look<'_> {
                 (day, _) => self
                     .report
                     .faults
-                    .push(Fault::of_file(day.unwrap_or_default())),
+                    .push(Fault::of_file(day.unwrap_or_default(), FaultKind::File)),
             }
         }
         Ok(days)

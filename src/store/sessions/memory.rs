@@ -402,6 +402,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The session that a token is of, if it is a token at all.
+pub(super) fn id_of_token(token: &str) -> Option<SessionId> {
+    token_digest(token).map(|digest| id_of(&digest))
+}
+
 /// The hash of what can be a token: anything else is not worth hashing.
 fn token_digest(token: &str) -> Option<[u8; 32]> {
     (token.len() == TOKEN_CHARS).then(|| digest(token))

@@ -128,6 +128,14 @@ impl LiveSessions {
         }
     }
 
+    /// What the session is called that a token is of, if it is a token at all; whether there is one is not looked at.
+    pub fn id_of(&self, token: &str) -> Option<SessionId> {
+        match &self.store {
+            Store::Memory(_) => memory::id_of_token(token),
+            Store::Redis(_) => shared::id_of_token(token),
+        }
+    }
+
     /// Asks Redis about a token of which nothing is known; calls about one token at a time are one call. Without an answer,
     /// what was known holds for the grace. A session that is found was used.
     pub async fn ask(

@@ -10,9 +10,11 @@ mod verify;
 mod write;
 
 use std::io;
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use rusqlite::ffi::SQLITE_IOERR_SHMSIZE;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row};
 
@@ -161,11 +163,56 @@ fn is_empty(connection: &Connection) -> Result<bool, StoreError> {
 /// Opens an existing file, to which nothing will be written.
 fn open_to_read(path: &Path) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags)?;
+    let opened = Connection::open_with_flags(path, flags).map_err(StoreError::from);
+    match opened.and_then(ready_to_read) {
+        Err(error @ StoreError::Other(_)) if !with_ending(path, "-wal").exists() => {
+            // Even to read a day that was not closed, SQLite makes files beside it. A copy in a folder where that cannot be done is one that
+            // nobody writes to.
+            let flags = flags | OpenFlags::SQLITE_OPEN_URI;
+            let copy = Connection::open_with_flags(immutable(path), flags);
+            copy.map_err(StoreError::from)
+                .and_then(ready_to_read)
+                .map_err(|_| error)
+        }
+        opened => opened,
+    }
+    .inspect(|connection| sort_beside(connection, path))
+}
+
+fn ready_to_read(connection: Connection) -> Result<Connection, StoreError> {
     // A reader waits only while a file is being recovered after a crash.
     connection.busy_timeout(Duration::from_secs(5))?;
     check_version(&connection)?;
     Ok(connection)
+}
+
+/// A file as SQLite's URI of what does not change.
+fn immutable(path: &Path) -> String {
+    const KEPT: &AsciiSet = &NON_ALPHANUMERIC
+        .remove(b'/')
+        .remove(b'.')
+        .remove(b'-')
+        .remove(b'_');
+    let name = percent_encode(path.as_os_str().as_bytes(), KEPT);
+    let authority = if path.is_absolute() { "//" } else { "" };
+    format!("file:{authority}{name}?immutable=1")
+}
+
+/// What does not fit into memory while rows are sorted goes to the folder of the file: no other may be there to write to. SQLite has one
+/// folder for a process; where it cannot be written to, others are tried.
+fn sort_beside(connection: &Connection, path: &Path) {
+    let folder = path.parent().and_then(Path::to_str);
+    let folder = folder.map(|folder| if folder.is_empty() { "." } else { folder });
+    if let Some(folder) = folder {
+        let _ = connection.pragma_update(None, "temp_store_directory", folder);
+    }
+}
+
+/// `audit-2026-11-25.db-wal`
+fn with_ending(file: &Path, ending: &str) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(ending);
+    PathBuf::from(name)
 }
 
 fn check_version(connection: &Connection) -> Result<(), StoreError> {
@@ -209,6 +256,9 @@ impl From<rusqlite::Error> for StoreError {
         match error.sqlite_error_code() {
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreError::Locked,
             Some(ErrorCode::DiskFull) => StoreError::Full,
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+                StoreError::Damaged(Box::new(error))
+            }
             // Of the index of a log, which is a file beside it.
             _ if error
                 .sqlite_error()

@@ -1,5 +1,6 @@
 //! Reads the audit's files, which others may be writing to.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +12,9 @@ use crate::event::{AuditEvent, Traits};
 use crate::store::audit::chain::Keys;
 use crate::store::audit::days::{self, Day};
 use crate::store::audit::links;
-use crate::store::audit::{Cursor, Filter, Found, Order, Report, StoreError, Stored};
+use crate::store::audit::{
+    Cursor, Fault, FaultKind, Filter, Found, Order, Report, StoreError, Stored,
+};
 
 /// Instructions of SQLite between questions whether a search goes on: of some 1,000 rows, which is less than a millisecond.
 const ASK_EVERY: i32 = 10_000;
@@ -32,9 +35,12 @@ impl Reader {
             return Ok(Reader { path, alone });
         }
         let reader = Reader { path, alone: None };
-        for (_, file) in reader.files()?.iter().rev() {
-            if open_if_made(file)?.is_some() {
-                return Ok(reader);
+        for (day, file) in reader.files()?.iter().rev() {
+            match open_if_made(file) {
+                // Whoever reads it is told of its damage, and of the other days first.
+                Ok(Some(_)) | Err(StoreError::Damaged(_)) => return Ok(reader),
+                Ok(None) => {}
+                Err(error) => return Err(error.of_day(*day)),
             }
         }
         Err(StoreError::Absent)
@@ -72,28 +78,11 @@ impl Reader {
             if too_old || passed {
                 continue;
             }
-            let Some(mut connection) = open_if_made(&path)? else {
-                continue;
-            };
-            let earliest = Ledger::read(&connection)?.earliest;
-            let too_new = |until| earliest.is_some_and(|earliest| earliest >= until);
-            if filter.until.is_some_and(|until| too_new(until.0)) {
-                continue;
-            }
-            let end = end(&connection, filter.order)?;
-            let goes_on = goes_on.clone();
-            connection.progress_handler(ASK_EVERY, Some(move || !goes_on()))?;
-            match search.file(&connection, day) {
+            match search.file(&path, day, goes_on.clone()) {
                 Ok(()) => {}
                 Err(StoreError::OutOfTime) => return search.stopped(),
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.of_day(day)),
             }
-            let end = end.map(|arrival| place(day, arrival));
-            search.place = match filter.order {
-                // More may have arrived, and been read.
-                Order::OldestFirst => search.place.max(end),
-                Order::NewestFirst => end.or(search.place),
-            };
         }
         Ok(Found {
             events: search.stored,
@@ -105,13 +94,41 @@ impl Reader {
     pub fn verify(&self, keys: &Keys) -> Result<Report, StoreError> {
         let mut report = Report::default();
         let mut seen = Vec::new();
+        let mut unreadable = BTreeSet::new();
         for (day, path) in self.files()? {
-            if let Some(connection) = open_if_made(&path)? {
-                seen.push(verify::file(&connection, day, keys, &mut report)?);
+            let checked = open_if_made(&path).and_then(|opened| match opened {
+                Some(connection) => verify::file(&connection, day, keys, &mut report).map(Some),
+                None => Ok(None),
+            });
+            match checked.map_err(|error| error.of_day(day)) {
+                Ok(file) => seen.extend(file),
+                Err(StoreError::OfDay(_, error)) => {
+                    tracing::warn!(%day, %error, "not checked");
+                    unreadable.insert(day);
+                }
+                Err(error) => return Err(error),
             }
         }
         if self.alone.is_none() {
-            report.faults.extend(links::check(&seen));
+            let mut faults = links::check(&seen);
+            // What others say that a file held, which is there and says nothing.
+            for fault in &mut faults {
+                let mut days = fault.days.start().0..=fault.days.end().0;
+                if fault.kind == FaultKind::FileMissing
+                    && days.all(|day| unreadable.contains(&Day(day)))
+                {
+                    fault.kind = FaultKind::Unreadable;
+                }
+            }
+            report.faults.extend(faults);
+        }
+        for day in unreadable {
+            let is_told =
+                |fault: &Fault| fault.kind == FaultKind::Unreadable && fault.days.contains(&day);
+            if !report.faults.iter().any(is_told) {
+                let fault = Fault::of_file(day, FaultKind::Unreadable);
+                report.faults.push(fault);
+            }
         }
         Ok(report)
     }
@@ -139,8 +156,35 @@ impl Search<'_> {
         limit.is_some_and(|limit| self.stored.len() >= limit as usize)
     }
 
-    /// Adds the events of a day's file that pass.
-    fn file(&mut self, connection: &Connection, day: Day) -> Result<(), StoreError> {
+    /// Adds the events of a day's file that pass, unless all are too new.
+    fn file(
+        &mut self,
+        path: &Path,
+        day: Day,
+        goes_on: impl Fn() -> bool + Send + 'static,
+    ) -> Result<(), StoreError> {
+        let filter = self.filter;
+        let Some(mut connection) = open_if_made(path)? else {
+            return Ok(());
+        };
+        let earliest = Ledger::read(&connection)?.earliest;
+        let too_new = |until| earliest.is_some_and(|earliest| earliest >= until);
+        if filter.until.is_some_and(|until| too_new(until.0)) {
+            return Ok(());
+        }
+        let end = end(&connection, filter.order)?;
+        connection.progress_handler(ASK_EVERY, Some(move || !goes_on()))?;
+        self.rows(&connection, day)?;
+        let end = end.map(|arrival| place(day, arrival));
+        self.place = match filter.order {
+            // More may have arrived, and been read.
+            Order::OldestFirst => self.place.max(end),
+            Order::NewestFirst => end.or(self.place),
+        };
+        Ok(())
+    }
+
+    fn rows(&mut self, connection: &Connection, day: Day) -> Result<(), StoreError> {
         let filter = self.filter;
         let within = |place: Option<Cursor>| place.filter(|place| place.day == day);
         let after = within(filter.after).map(|after| after.arrival);

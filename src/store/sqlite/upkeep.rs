@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior, params};
 
-use super::{Ledger, check_version, open_if_made, open_to_read, signed};
+use super::{Ledger, check_version, open_if_made, open_to_read, signed, sort_beside, with_ending};
 use crate::store::audit::StoreError;
 use crate::store::audit::chain::{FileId, Hasher};
 use crate::store::audit::days::{self, Day};
@@ -146,9 +146,7 @@ impl Files {
     }
 
     fn reserve(&self) -> PathBuf {
-        let mut name = self.path.as_os_str().to_owned();
-        name.push(".reserve");
-        PathBuf::from(name)
+        with_ending(&self.path, ".reserve")
     }
 
     fn remove(&self, file: &Path, newest: &Path) -> Result<(), StoreError> {
@@ -174,9 +172,7 @@ impl Files {
         transaction.commit()?;
         // The database last: without it, nobody would find the others again.
         for ending in ["-wal", "-shm", ""] {
-            let mut name = file.as_os_str().to_owned();
-            name.push(ending);
-            match fs::remove_file(Path::new(&name)) {
+            match fs::remove_file(with_ending(file, ending)) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 removed => removed?,
             }
@@ -231,6 +227,7 @@ fn open_to_write(path: &Path) -> Result<Connection, StoreError> {
     // What is noted here must outlive a power cut: the file that it is about is unlinked next, and `verify` would miss it.
     connection.pragma_update(None, "synchronous", "FULL")?;
     check_version(&connection)?;
+    sort_beside(&connection, path);
     Ok(connection)
 }
 

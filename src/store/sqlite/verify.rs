@@ -105,7 +105,7 @@ pub(super) fn file(
     // Queries leave out a file whose events are said to be later than what they ask for.
     let hidden = ledger.earliest.is_some_and(|said| said > earliest);
     if !marks || ledger.day != named || hidden {
-        report.faults.push(Fault::of_file(named));
+        report.faults.push(Fault::of_file(named, FaultKind::File));
     }
     report.files += 1;
     Ok(Seen {

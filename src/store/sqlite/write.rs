@@ -84,7 +84,8 @@ impl Writer {
         let day = newest.map_or(Day::of(now), |newest| newest.max(Day::of(now)));
         let previous = || previous(&files, day, None);
         let end = End::default();
-        let file = join(&files, day, previous, &instance, None, end, FIRST)?;
+        let file = join(&files, day, previous, &instance, None, end, FIRST)
+            .map_err(|error| error.of_day(day))?;
         Ok(Writer {
             files,
             instance,
@@ -195,7 +196,8 @@ impl Writer {
             from,
             self.end,
             BUSY,
-        )?;
+        )
+        .map_err(|error| error.of_day(day))?;
         if self.syncs {
             file.sync_each()?;
         }
@@ -272,11 +274,15 @@ fn previous(
     // of the file even if another hand has removed it.
     let behind = |other: Day| current.is_none_or(|current| other > current.day);
     for (other, file) in days::list(&files.path)?.iter().rev() {
-        if *other < day
-            && behind(*other)
-            && let Some(connection) = open_if_made(file)?
-        {
-            return describe(&connection, &files.hasher).map(Some);
+        if *other >= day || !behind(*other) {
+            continue;
+        }
+        let described = open_if_made(file).and_then(|opened| match opened {
+            Some(connection) => describe(&connection, &files.hasher).map(Some),
+            None => Ok(None),
+        });
+        if let Some(previous) = described.map_err(|error| error.of_day(*other))? {
+            return Ok(Some(previous));
         }
     }
     current
