@@ -13,11 +13,11 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use harness::process::{Running, audited, file};
+use harness::process::{Running, audited, file, signal};
 use harness::tls::Authority;
 use harness::{Client, DEADLINE, Upstream, eventually, eventually_within, ok, read_reply};
 
@@ -457,6 +457,53 @@ fn a_take_over_that_is_under_way_or_fails_leaves_the_socket_to_who_listens() {
     new.signal("TERM");
     assert!(new.child.wait().unwrap().success());
     assert!(!path.exists());
+}
+
+#[test]
+fn a_take_over_that_is_told_to_end_before_it_serves_leaves_the_old_process() {
+    let text = |listener: &str, admin: &str, lanes: usize, more: &str| {
+        file(&format!(
+            "listen: {listener}\nroutes: [{{reply: {{status: 200, body: ok}}}}]\nadmin: {{address: '{admin}'}}\n\
+             runtime: {{lanes: {lanes}}}\n{more}"
+        ))
+    };
+    let config = text("127.0.0.1:0", "127.0.0.1:0", 1, "");
+    let mut old = Running::taking_over(config.path());
+    // While it waits for Redis with no lane yet, and while its lanes do.
+    for (name, has_lanes) in [
+        ("TERM", false),
+        ("INT", false),
+        ("TERM", true),
+        ("INT", true),
+    ] {
+        let (redis, section) = silent_redis();
+        let config = text(&old.address, &old.admin, 1, &section);
+        let ended = if has_lanes {
+            let mut new = Running::taking_over(config.path());
+            new.signal(name);
+            new.child.wait().unwrap()
+        } else {
+            let mut new = Command::new(env!("CARGO_BIN_EXE_weir"))
+                .args(["run", "--take-over", "-c"])
+                .arg(config.path())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            let _waits = redis.accept().unwrap();
+            signal(&new, name);
+            new.wait().unwrap()
+        };
+        assert_eq!(ended.code(), Some(0), "{name} {has_lanes}");
+        old.log_until("not taken over, and so going on");
+        assert!(old.child.try_wait().unwrap().is_none());
+        assert_eq!(old.client().get("/").status, 200);
+        assert_eq!(old.admin().get("/ready").status, 200);
+    }
+    // It can be replaced still.
+    let config = text(&old.address, &old.admin, 2, "");
+    let new = Running::taking_over(config.path());
+    assert!(old.child.wait().unwrap().success());
+    assert_eq!(new.client().get("/").status, 200);
 }
 
 #[test]

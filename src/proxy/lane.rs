@@ -88,8 +88,12 @@ async fn serve(
     let redis = match &following.current().plan.fleet {
         Some(fleet) => {
             let redis = fleet.connect(false);
-            // Whoever comes first is not to be told that Redis is away.
-            redis.ready(fleet.main.connect_timeout).await;
+            let mut phases = phases.clone();
+            tokio::select! {
+                // Whoever comes first is not to be told that Redis is away.
+                _ = redis.ready(fleet.main.connect_timeout) => {}
+                _ = phases.wait_for(|phase| *phase == Phase::Draining) => return Ok(()),
+            }
             Some(redis)
         }
         None => None,
