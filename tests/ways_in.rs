@@ -507,18 +507,28 @@ fn a_take_over_that_is_told_to_end_before_it_serves_leaves_the_old_process() {
 }
 
 #[test]
-#[expect(clippy::disallowed_methods, reason = "a bound on time")]
 fn the_old_process_serves_until_the_lanes_of_the_new_one_do() {
-    let text = |listener: &str, admin: &str, more: &str| {
+    serves_until_others_do(2);
+}
+
+/// A new socket of theirs beside the old one's must not be given connections before they accept.
+#[test]
+fn so_it_does_where_the_new_one_has_more_lanes() {
+    serves_until_others_do(1);
+}
+
+#[expect(clippy::disallowed_methods, reason = "a bound on time")]
+fn serves_until_others_do(lanes: usize) {
+    let text = |listener: &str, admin: &str, lanes: usize, more: &str| {
         file(&format!(
             "listen: {listener}\nroutes: [{{reply: {{status: 200, body: ok}}}}]\nadmin: {{address: '{admin}'}}\n\
-             runtime: {{lanes: 2}}\n{more}"
+             runtime: {{lanes: {lanes}}}\n{more}"
         ))
     };
-    let config = text("127.0.0.1:0", "127.0.0.1:0", "");
+    let config = text("127.0.0.1:0", "127.0.0.1:0", lanes, "");
     let mut old = Running::taking_over(config.path());
     let (_redis, section) = silent_redis();
-    let config = text(&old.address, &old.admin, &section);
+    let config = text(&old.address, &old.admin, 2, &section);
     let config_path = config.path().to_owned();
     let starting = thread::spawn(move || Running::taking_over(&config_path));
     let address = old.address.clone();
