@@ -507,6 +507,45 @@ fn a_take_over_that_is_told_to_end_before_it_serves_leaves_the_old_process() {
 }
 
 #[test]
+fn a_process_of_another_user_neither_takes_over_nor_is_taken_over() {
+    let as_nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+    let config = |address: &str, admin: &str| {
+        let config = file(&format!(
+            "listen: {address}\nroutes: [{{reply: {{status: 200, body: ok}}}}]\nadmin: {{address: '{admin}'}}\n"
+        ));
+        fs::set_permissions(config.path(), fs::Permissions::from_mode(0o644)).unwrap();
+        config
+    };
+    let any = config("127.0.0.1:0", "127.0.0.1:0");
+    let script = format!("exec setpriv {} \"$@\" --take-over", as_nobody.join(" "));
+    for (old, user, mut new) in [
+        (Running::taking_over(any.path()), 0, {
+            let mut new = Command::new("setpriv");
+            new.args(as_nobody).arg(env!("CARGO_BIN_EXE_weir"));
+            new
+        }),
+        (
+            Running::start_after(&script, any.path(), &[]),
+            65534,
+            Command::new(env!("CARGO_BIN_EXE_weir")),
+        ),
+    ] {
+        let config = config(&old.address, &old.admin);
+        let output = new.args(["run", "--take-over", "-c"]).arg(config.path());
+        let output = output.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        let why = format!(
+            "cannot take over: the other process is of user {user}, and this one of {}: start both as one user",
+            65534 - user
+        );
+        assert!(said.contains(&why), "{said}");
+        old.log_until(&format!("is of user {}", 65534 - user));
+        assert_eq!(old.client().get("/").status, 200);
+    }
+}
+
+#[test]
 fn the_old_process_serves_until_the_lanes_of_the_new_one_do() {
     serves_until_others_do(2);
 }
