@@ -5,6 +5,7 @@ mod ports;
 mod stores;
 
 use std::convert::Infallible;
+use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -17,6 +18,7 @@ use anyhow::bail;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::companion::Runs;
@@ -147,7 +149,7 @@ async fn supervise(
             Why::Aborted
         }
     };
-    running.end(&why).await?;
+    running.end(&why, &mut signals).await?;
     match why {
         Why::GaveUp(gave_up) => Err(gave_up.into()),
         Why::Asked | Why::Replaced | Why::Aborted => Ok(()),
@@ -358,9 +360,31 @@ struct Running {
 }
 
 impl Running {
-    /// Ends all of it; an error is that of a lane.
-    async fn end(mut self, why: &Why) -> anyhow::Result<()> {
+    /// Ends all of it, at once where a signal comes that is not the one that it ends by; an error is that of a lane.
+    async fn end(self, why: &Why, signals: &mut Signals) -> anyhow::Result<()> {
+        let phases = self.phases.clone();
+        let hurry = async {
+            let asked = matches!(why, Why::Asked | Why::Aborted);
+            // The first asks one that ends by itself for no more than that.
+            for _ in usize::from(asked)..2 {
+                if signals.stopped().await.is_err() {
+                    return pending().await;
+                }
+            }
+            warn!("told to end once more: what is under way is cut off");
+            phases.send_replace(Phase::Over);
+            pending().await
+        };
+        tokio::select! {
+            ended = self.drain(why) => ended,
+            never = hurry => never,
+        }
+    }
+
+    async fn drain(mut self, why: &Why) -> anyhow::Result<()> {
         info!("draining");
+        let mut over = self.phases.subscribe();
+        let is_over = |phase: &Phase| *phase == Phase::Over;
         // No other comes: what would bring one has ended.
         let plan = self.plans.borrow().clone();
         if let Why::Replaced | Why::Aborted = why {
@@ -370,9 +394,10 @@ impl Running {
         } else {
             // Unready first, so that others stop sending before weir stops taking.
             self.unready.send_replace(true);
-            tokio::time::sleep(plan.config.propagation_delay).await;
+            let _ = timeout(plan.config.propagation_delay, over.wait_for(is_over)).await;
         }
-        self.phases.send_replace(Phase::Draining);
+        let begin = |phase: &mut Phase| *phase = Phase::Draining.max(*phase);
+        self.phases.send_modify(begin);
         let (lanes, audit, last) = (self.lanes, self.audit, plan.clone());
         let ended = tokio::task::spawn_blocking(move || end_threads(lanes, audit, &last)).await?;
         if let Some(redis) = &self.redis {
@@ -383,7 +408,10 @@ impl Running {
         }
         // Behind the audit, whose last events are on their way to it.
         if let Some(companion) = self.tasks.companion {
-            companion.stop(plan.config.drain).await;
+            tokio::select! {
+                () = companion.stop(plan.config.drain) => {}
+                _ = over.wait_for(is_over) => {}
+            }
         }
         if let Why::Replaced = why {
             // They are the other process's.
