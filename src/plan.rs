@@ -47,6 +47,8 @@ pub enum Phase {
     Leaving,
     /// No connection is taken any more.
     Draining,
+    /// Nothing is waited for any more.
+    Over,
 }
 
 /// What all lanes share.

@@ -507,6 +507,37 @@ fn a_second_weir_on_the_same_port_says_that_it_is_taken() {
 }
 
 #[test]
+fn a_second_signal_ends_the_drain_at_once() {
+    let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
+    for (delay, drain) in [("0s", "2m"), ("2m", "0s")] {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("in.sock");
+        let config = file(&format!(
+            "listeners: [{{address: '127.0.0.1:0'}}, {{address: 'unix:{}'}}]\nupstream: http://{}\nadmin: {{address: 127.0.0.1:0}}\n\
+             shutdown: {{propagation_delay: {delay}, drain: {drain}}}\naudit: {{sqlite: {{path: '{}'}}}}\n",
+            socket.display(),
+            upstream.local_addr().unwrap(),
+            folder.path().join("audit.db").display()
+        ));
+        let mut running = Running::start(config.path());
+        let mut client = Client::to(running.address.trim_end_matches(','));
+        client.begin("GET", "/cut", &[], "");
+        let _held = upstream.accept().unwrap();
+        running.signal("TERM");
+        running.log_until("draining");
+        let told_again = weir::clock::now();
+        running.signal("INT");
+        assert!(running.child.wait().unwrap().success());
+        let took = told_again.elapsed();
+        assert!(took < Duration::from_secs(10), "{delay} {drain}: {took:?}");
+        assert!(!socket.exists());
+        let events = audited(config.path(), &[]);
+        assert_eq!(events.len(), 1, "{events:?}");
+        assert_eq!(events[0]["label"], "cut_off");
+    }
+}
+
+#[test]
 fn everything_that_the_drain_cuts_off_is_audited() {
     let (upstream, _folder, config, mut running) = silent();
     let many = 300;

@@ -13,12 +13,12 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use harness::front::{Weir, configuration};
-use harness::process::{Running, audited, file};
+use harness::process::{Running, audited, file, signal};
 use harness::tls::Authority;
 use harness::{Client, DEADLINE, Upstream, eventually, eventually_within, ok, read_reply};
 
@@ -424,18 +424,114 @@ fn a_take_over_that_is_under_way_or_fails_leaves_the_socket_to_who_listens() {
 }
 
 #[test]
-#[expect(clippy::disallowed_methods, reason = "a bound on time")]
-fn the_old_process_serves_until_the_lanes_of_the_new_one_do() {
-    let text = |listener: &str, admin: &str, more: &str| {
+fn a_take_over_that_is_told_to_end_before_it_serves_leaves_the_old_process() {
+    let text = |listener: &str, admin: &str, lanes: usize, more: &str| {
         file(&format!(
             "listen: {listener}\nroutes: [{{reply: {{status: 200, body: ok}}}}]\nadmin: {{address: '{admin}'}}\n\
-             runtime: {{lanes: 2}}\n{more}"
+             runtime: {{lanes: {lanes}}}\n{more}"
         ))
     };
-    let config = text("127.0.0.1:0", "127.0.0.1:0", "");
+    let config = text("127.0.0.1:0", "127.0.0.1:0", 1, "");
+    let mut old = Running::taking_over(config.path());
+    // While it waits for Redis with no lane yet, and while its lanes do.
+    for (name, has_lanes) in [
+        ("TERM", false),
+        ("INT", false),
+        ("TERM", true),
+        ("INT", true),
+    ] {
+        let (redis, section) = silent_redis();
+        let config = text(&old.address, &old.admin, 1, &section);
+        let ended = if has_lanes {
+            let mut new = Running::taking_over(config.path());
+            new.signal(name);
+            new.child.wait().unwrap()
+        } else {
+            let mut new = Command::new(env!("CARGO_BIN_EXE_weir"))
+                .args(["run", "--take-over", "-c"])
+                .arg(config.path())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            let _waits = redis.accept().unwrap();
+            signal(&new, name);
+            new.wait().unwrap()
+        };
+        assert_eq!(ended.code(), Some(0), "{name} {has_lanes}");
+        old.log_until("not taken over, and so going on");
+        assert!(old.child.try_wait().unwrap().is_none());
+        assert_eq!(old.client().get("/").status, 200);
+        assert_eq!(old.admin().get("/ready").status, 200);
+    }
+    // It can be replaced still.
+    let config = text(&old.address, &old.admin, 2, "");
+    let new = Running::taking_over(config.path());
+    assert!(old.child.wait().unwrap().success());
+    assert_eq!(new.client().get("/").status, 200);
+}
+
+#[test]
+fn a_process_of_another_user_neither_takes_over_nor_is_taken_over() {
+    let as_nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+    let config = |address: &str, admin: &str| {
+        let config = file(&format!(
+            "listen: {address}\nroutes: [{{reply: {{status: 200, body: ok}}}}]\nadmin: {{address: '{admin}'}}\n"
+        ));
+        fs::set_permissions(config.path(), fs::Permissions::from_mode(0o644)).unwrap();
+        config
+    };
+    let any = config("127.0.0.1:0", "127.0.0.1:0");
+    let script = format!("exec setpriv {} \"$@\" --take-over", as_nobody.join(" "));
+    for (old, user, mut new) in [
+        (Running::taking_over(any.path()), 0, {
+            let mut new = Command::new("setpriv");
+            new.args(as_nobody).arg(env!("CARGO_BIN_EXE_weir"));
+            new
+        }),
+        (
+            Running::start_after(&script, any.path(), &[]),
+            65534,
+            Command::new(env!("CARGO_BIN_EXE_weir")),
+        ),
+    ] {
+        let config = config(&old.address, &old.admin);
+        let output = new.args(["run", "--take-over", "-c"]).arg(config.path());
+        let output = output.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        let why = format!(
+            "cannot take over: the other process is of user {user}, and this one of {}: start both as one user",
+            65534 - user
+        );
+        assert!(said.contains(&why), "{said}");
+        old.log_until(&format!("is of user {}", 65534 - user));
+        assert_eq!(old.client().get("/").status, 200);
+    }
+}
+
+#[test]
+fn the_old_process_serves_until_the_lanes_of_the_new_one_do() {
+    serves_until_others_do(2);
+}
+
+/// A new socket of theirs beside the old one's must not be given connections before they accept.
+#[test]
+fn so_it_does_where_the_new_one_has_more_lanes() {
+    serves_until_others_do(1);
+}
+
+#[expect(clippy::disallowed_methods, reason = "a bound on time")]
+fn serves_until_others_do(lanes: usize) {
+    let text = |listener: &str, admin: &str, lanes: usize, more: &str| {
+        file(&format!(
+            "listen: {listener}\nroutes: [{{reply: {{status: 200, body: ok}}}}]\nadmin: {{address: '{admin}'}}\n\
+             runtime: {{lanes: {lanes}}}\n{more}"
+        ))
+    };
+    let config = text("127.0.0.1:0", "127.0.0.1:0", lanes, "");
     let mut old = Running::taking_over(config.path());
     let (_redis, section) = silent_redis();
-    let config = text(&old.address, &old.admin, &section);
+    let config = text(&old.address, &old.admin, 2, &section);
     let config_path = config.path().to_owned();
     let starting = thread::spawn(move || Running::taking_over(&config_path));
     let address = old.address.clone();

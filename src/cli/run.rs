@@ -5,7 +5,10 @@ mod ports;
 mod stores;
 
 use std::convert::Infallible;
+use std::future::pending;
 use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -15,6 +18,7 @@ use anyhow::bail;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::companion::Runs;
@@ -41,8 +45,8 @@ use crate::telemetry::metrics::Metrics;
 use crate::upstream::names::first_look;
 use crate::worker;
 use crate::worker::supervise::{GaveUp, Supervisor};
-use ports::Ports;
 pub(super) use ports::bind;
+use ports::{LanePorts, Ports};
 use stores::Stores;
 
 /// For the last events to be written, once no request is in flight.
@@ -97,7 +101,8 @@ fn warn_of(warnings: &[Mistake], file: &Path) {
     }
 }
 
-/// Begins what there is to run, each part before those that need it, and ends it the other way round.
+/// Begins what there is to run, and ends it the other way round. A signal ends it at any time: the process that is to be replaced goes on,
+/// unless it has heard that this one serves.
 async fn supervise(
     config: Config,
     file: PathBuf,
@@ -105,12 +110,67 @@ async fn supervise(
     parts: Parts,
     takes_over: TakesOver,
 ) -> anyhow::Result<()> {
+    let mut signals = Signals::listen()?;
+    let hangup = signal(SignalKind::hangup())?;
     let tls_files = reload::TlsFiles::of(&config);
+    let begun = tokio::select! {
+        begun = begin(config, parts, takes_over) => begun?,
+        stopped = signals.stopped() => {
+            info!("told to end before it served");
+            return stopped;
+        }
+    };
+    let Begun {
+        mut running,
+        ports,
+        accepting,
+        offered,
+        plan,
+    } = begun;
+    let why = tokio::select! {
+        // At once, where no process is replaced.
+        biased;
+        served = ports.serve(accepting) => {
+            served?;
+            let offer = offered.and_then(|(admin, sockets)| {
+                let offer = Offer::new(admin, sockets);
+                let warned = offer.inspect_err(|error| {
+                    warn!(error = format!("{error:#}"), "nobody can take over");
+                });
+                warned.ok()
+            });
+            let reloads = reload::on_change(file, seen, tls_files, load_and_warn, plan, hangup);
+            until_the_end(&mut signals, reloads, &mut running.tasks, offer).await?
+        }
+        stopped = signals.stopped() => {
+            stopped?;
+            // Else clients would wait there for nobody.
+            drop(offered);
+            Why::Aborted
+        }
+    };
+    running.end(&why, &mut signals).await?;
+    match why {
+        Why::GaveUp(gave_up) => Err(gave_up.into()),
+        Why::Asked | Why::Replaced | Why::Aborted => Ok(()),
+    }
+}
+
+/// A start, but for what other processes hear of it.
+struct Begun {
+    running: Running,
+    ports: LanePorts,
+    /// One for each lane, told once it accepts connections.
+    accepting: Vec<oneshot::Receiver<()>>,
+    /// For the process that is to replace this one: the admin port's address, and all sockets.
+    offered: Option<(SocketAddr, Vec<OwnedFd>)>,
+    plan: watch::Sender<Arc<Plan>>,
+}
+
+/// Begins each part before those that need it.
+async fn begin(config: Config, parts: Parts, takes_over: TakesOver) -> anyhow::Result<Begun> {
     let mut secured = Secured::read(&config, &Secured::default()).map_err(anyhow::Error::msg)?;
     let app_probes = AppProbes::of_environment().map_err(anyhow::Error::msg)?;
-    // Listening to the signals begins before the line that says weir is up, so that none is missed, or ends the process.
-    let signals = Signals::listen()?;
-    let hangup = signal(SignalKind::hangup())?;
     let mut ports = Ports::open(&config, takes_over).await?;
 
     let metrics = Arc::<Metrics>::default();
@@ -146,8 +206,8 @@ async fn supervise(
     let sockets = ports.lanes.bind(lane_count)?;
     let socket_files = SocketFiles::of(sockets.iter().take(1).flatten());
     let offered = match takes_over {
-        TakesOver::Yes => ports.copies(&sockets)?,
-        TakesOver::No => Vec::new(),
+        TakesOver::Yes => Some(ports.copies(&sockets)?),
+        TakesOver::No => None,
     };
     let lanes = Lanes::begin(sockets, &following)?;
     let (admin_at, metrics_at) = ports.control.addresses()?;
@@ -170,15 +230,6 @@ async fn supervise(
         refusals: Refusals::default(),
     });
 
-    ports.lanes.serve(lanes.accepting).await?;
-    let offer = match takes_over {
-        TakesOver::Yes => Offer::new(admin_at, offered)
-            .inspect_err(|error| warn!(error = format!("{error:#}"), "nobody can take over"))
-            .ok(),
-        TakesOver::No => None,
-    };
-    let reloads = reload::on_change(file, seen, tls_files, load_and_warn, plan, hangup);
-    let why = until_the_end(signals, reloads, &mut tasks, offer).await?;
     let running = Running {
         admin_ports,
         unready,
@@ -188,13 +239,15 @@ async fn supervise(
         redis,
         tasks,
         socket_files,
-        plan: following.borrow().clone(),
+        plans: following,
     };
-    running.end(&why).await?;
-    match why {
-        Why::GaveUp(gave_up) => Err(gave_up.into()),
-        Why::Asked | Why::Replaced => Ok(()),
-    }
+    Ok(Begun {
+        running,
+        ports: ports.lanes,
+        accepting: lanes.accepting,
+        offered: offered.map(|sockets| (admin_at, sockets)),
+        plan,
+    })
 }
 
 /// How many lanes there are.
@@ -271,13 +324,15 @@ enum Why {
     Asked,
     /// Another process has taken over.
     Replaced,
+    /// By a signal, before the process that was to be replaced heard that this one serves: that one goes on.
+    Aborted,
     GaveUp(GaveUp),
 }
 
 /// Whichever comes first. All that is passed by value ends with it: the file is not read again, and the sockets that are offered are
 /// closed, else clients would wait at them for nobody.
 async fn until_the_end(
-    mut signals: Signals,
+    signals: &mut Signals,
     reloads: impl Future<Output = Infallible>,
     tasks: &mut Tasks,
     offer: Option<Offer>,
@@ -302,41 +357,66 @@ struct Running {
     redis: Option<FleetConnections>,
     tasks: Tasks,
     socket_files: SocketFiles,
-    /// The last one.
-    plan: Arc<Plan>,
+    plans: watch::Receiver<Arc<Plan>>,
 }
 
 impl Running {
-    /// Ends all of it; an error is that of a lane.
-    async fn end(mut self, why: &Why) -> anyhow::Result<()> {
+    /// Ends all of it, at once where a signal comes that is not the one that it ends by; an error is that of a lane.
+    async fn end(self, why: &Why, signals: &mut Signals) -> anyhow::Result<()> {
+        let phases = self.phases.clone();
+        let hurry = async {
+            let asked = matches!(why, Why::Asked | Why::Aborted);
+            // The first asks one that ends by itself for no more than that.
+            for _ in usize::from(asked)..2 {
+                if signals.stopped().await.is_err() {
+                    return pending().await;
+                }
+            }
+            warn!("told to end once more: what is under way is cut off");
+            phases.send_replace(Phase::Over);
+            pending().await
+        };
+        tokio::select! {
+            ended = self.drain(why) => ended,
+            never = hurry => never,
+        }
+    }
+
+    async fn drain(mut self, why: &Why) -> anyhow::Result<()> {
         info!("draining");
-        let is_replaced = matches!(why, Why::Replaced);
-        if is_replaced {
+        let mut over = self.phases.subscribe();
+        let is_over = |phase: &Phase| *phase == Phase::Over;
+        // No other comes: what would bring one has ended.
+        let plan = self.plans.borrow().clone();
+        if let Why::Replaced | Why::Aborted = why {
             // The other process is ready at the same ports, and is to be heard there alone; who has been let in is answered.
             self.admin_ports.abort_all();
             tokio::time::sleep(ANSWERS_WITHIN).await;
         } else {
             // Unready first, so that others stop sending before weir stops taking.
             self.unready.send_replace(true);
-            tokio::time::sleep(self.plan.config.propagation_delay).await;
+            let _ = timeout(plan.config.propagation_delay, over.wait_for(is_over)).await;
         }
-        self.phases.send_replace(Phase::Draining);
-        let (lanes, audit, plan) = (self.lanes, self.audit, self.plan.clone());
-        let ended = tokio::task::spawn_blocking(move || end_threads(lanes, audit, &plan)).await?;
+        let begin = |phase: &mut Phase| *phase = Phase::Draining.max(*phase);
+        self.phases.send_modify(begin);
+        let (lanes, audit, last) = (self.lanes, self.audit, plan.clone());
+        let ended = tokio::task::spawn_blocking(move || end_threads(lanes, audit, &last)).await?;
         if let Some(redis) = &self.redis {
             tokio::join!(
-                worker::sessions::write_last_uses(&self.plan, &redis.sessions),
-                worker::limits::give_back_slots(&self.plan, &redis.rate_limit),
+                worker::sessions::write_last_uses(&plan, &redis.sessions),
+                worker::limits::give_back_slots(&plan, &redis.rate_limit),
             );
         }
         // Behind the audit, whose last events are on their way to it.
         if let Some(companion) = self.tasks.companion {
-            companion.stop(self.plan.config.drain).await;
+            tokio::select! {
+                () = companion.stop(plan.config.drain) => {}
+                _ = over.wait_for(is_over) => {}
+            }
         }
-        match is_replaced {
+        if let Why::Replaced = why {
             // They are the other process's.
-            true => self.socket_files.leave(),
-            false => drop(self.socket_files),
+            self.socket_files.leave();
         }
         ended
     }

@@ -9,6 +9,7 @@ use tracing::warn;
 /// From the time that it is made, none of them ends the process at once.
 pub(super) struct Signals {
     terminate: Signal,
+    interrupt: Signal,
     /// nginx's graceful stop.
     quit: Signal,
     /// nginx's new log files, and its new binary.
@@ -19,6 +20,7 @@ impl Signals {
     pub(super) fn listen() -> io::Result<Signals> {
         Ok(Signals {
             terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
             quit: signal(SignalKind::quit())?,
             user: [
                 signal(SignalKind::user_defined1())?,
@@ -35,7 +37,7 @@ impl Signals {
             let ignored = tokio::select! {
                 received = self.terminate.recv() => return received.with_context(gone),
                 received = self.quit.recv() => return received.with_context(gone),
-                interrupted = tokio::signal::ctrl_c() => return Ok(interrupted?),
+                received = self.interrupt.recv() => return received.with_context(gone),
                 received = first.recv() => received.map(|()| "SIGUSR1"),
                 received = second.recv() => received.map(|()| "SIGUSR2"),
             };

@@ -187,14 +187,14 @@ fn name(admin: SocketAddr) -> String {
     format!("weir/take-over/{admin}")
 }
 
-/// The other end is of this process's user, or root's.
+/// The other end is of this process's user. Another's sockets are not served, root's neither: ports and files that both use are one user's.
 fn is_trusted(stream: &UnixStream) -> anyhow::Result<()> {
     let other = stream.peer_cred()?.uid();
     // The other end of a pair is one's own.
     let own = UnixStream::pair()?.0.peer_cred()?.uid();
     ensure!(
-        other == own || other == 0,
-        "the other process is of user {other}, and this one of {own}"
+        other == own,
+        "the other process is of user {other}, and this one of {own}: start both as one user"
     );
     Ok(())
 }

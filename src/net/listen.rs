@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, fchmod};
 use rustix::io::Errno;
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 use super::stream;
 use crate::config::listeners::Address;
@@ -37,10 +37,12 @@ fn is_all(address: SocketAddr) -> bool {
 
 /// A socket at [`here`], at a port that nobody shares.
 pub fn alone(address: SocketAddr) -> io::Result<TcpListener> {
-    tcp(here(address), Port::Alone)
+    let socket = tcp(here(address), Port::Alone)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
-/// A socket that listens, for one lane.
+/// A socket for one lane.
 #[derive(Debug)]
 pub enum Bound {
     Tcp(TcpListener),
@@ -55,19 +57,25 @@ pub enum Accepting {
 }
 
 impl Bound {
-    /// A socket at `address`, made with `mode` where it is a file. A TCP one, which must be [`here`], shares its port with those of other
-    /// lanes (SO_REUSEPORT).
+    /// A socket that listens at `address`, made with `mode` where it is a file. A TCP one, which must be [`here`], shares its port with those
+    /// of other lanes (SO_REUSEPORT).
     pub fn new(address: &Address, mode: u32) -> io::Result<Bound> {
-        match address {
-            Address::Tcp(address) => tcp(*address, Port::Shared).map(Bound::Tcp),
-            Address::Unix(path) => unix(path, mode).map(Bound::Unix),
-        }
+        let bound = match address {
+            Address::Tcp(address) => Bound::Tcp(tcp(*address, Port::Shared)?.into()),
+            Address::Unix(path) => return unix(path, mode).map(Bound::Unix),
+        };
+        bound.listen()?;
+        Ok(bound)
     }
 
-    /// Another one at the same place, for another lane: of a port each lane has a queue of its own, of a file all have one.
+    /// Another one at the same place, for another lane: of a port each lane has a queue of its own, which gets no connections until it
+    /// [listens](Bound::listen); of a file all have one.
     pub fn again(&self) -> io::Result<Bound> {
         match self {
-            Bound::Tcp(listener) => tcp(listener.local_addr()?, Port::Shared).map(Bound::Tcp),
+            Bound::Tcp(listener) => {
+                let socket = tcp(listener.local_addr()?, Port::Shared)?;
+                Ok(Bound::Tcp(socket.into()))
+            }
             Bound::Unix(listener) => listener.try_clone().map(Bound::Unix),
         }
     }
@@ -84,8 +92,17 @@ impl Bound {
         }
     }
 
-    /// To be called within a runtime.
+    /// Has connections wait here to be accepted.
+    pub fn listen(&self) -> io::Result<()> {
+        match self {
+            Bound::Tcp(listener) => SockRef::from(listener).listen(BACKLOG),
+            Bound::Unix(_) => Ok(()),
+        }
+    }
+
+    /// To be called within a runtime. From then on it listens.
     pub fn accepting(self) -> io::Result<Accepting> {
+        self.listen()?;
         Ok(match self {
             Bound::Tcp(listener) => Accepting::Tcp(tokio::net::TcpListener::from_std(listener)?),
             Bound::Unix(listener) => Accepting::Unix(tokio::net::UnixListener::from_std(listener)?),
@@ -175,7 +192,8 @@ enum Port {
     Alone,
 }
 
-fn tcp(address: SocketAddr, port: Port) -> io::Result<TcpListener> {
+/// A socket that does not listen yet.
+fn tcp(address: SocketAddr, port: Port) -> io::Result<Socket> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -189,8 +207,7 @@ fn tcp(address: SocketAddr, port: Port) -> io::Result<TcpListener> {
     }
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
+    Ok(socket)
 }
 
 fn unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
@@ -230,8 +247,6 @@ fn is_left_behind(path: &Path) -> io::Result<bool> {
 mod tests {
     use std::io::ErrorKind;
     use std::net::TcpStream;
-
-    use socket2::SockRef;
 
     use super::*;
 
@@ -300,7 +315,11 @@ mod tests {
 
     #[test]
     fn the_more_specific_of_two_listeners_gets_the_connections() {
-        let bound = |address: &str| tcp(address.parse().unwrap(), Port::Shared).unwrap();
+        let bound = |address: &str| {
+            let socket = tcp(address.parse().unwrap(), Port::Shared).unwrap();
+            socket.listen(BACKLOG).unwrap();
+            TcpListener::from(socket)
+        };
         let all = bound("0.0.0.0:0");
         let port = all.local_addr().unwrap().port();
         let one = bound(&format!("127.0.0.1:{port}"));

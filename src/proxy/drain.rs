@@ -56,7 +56,7 @@ impl Drain {
         time: impl Fn() -> Duration,
     ) {
         let lasts = match phases.wait_for(|now| *now >= phase).await.as_deref() {
-            Ok(Phase::Draining) => LAST_CALL.min(time() / 4),
+            Ok(Phase::Draining | Phase::Over) => LAST_CALL.min(time() / 4),
             Ok(Phase::Serving | Phase::Leaving) => LAST_CALL,
             Err(_) => return,
         };

@@ -88,8 +88,12 @@ async fn serve(
     let redis = match &following.current().plan.fleet {
         Some(fleet) => {
             let redis = fleet.connect(false);
-            // Whoever comes first is not to be told that Redis is away.
-            redis.ready(fleet.main.connect_timeout).await;
+            let mut phases = phases.clone();
+            tokio::select! {
+                // Whoever comes first is not to be told that Redis is away.
+                _ = redis.ready(fleet.main.connect_timeout) => {}
+                _ = phases.wait_for(|phase| *phase >= Phase::Draining) => return Ok(()),
+            }
             Some(redis)
         }
         None => None,
@@ -173,7 +177,7 @@ async fn accept(lane: Rc<Lane>, listener_index: usize, listener: Accepting) {
     let mut lines = Sparing::default();
     loop {
         tokio::select! {
-            _ = phases.wait_for(|phase| *phase == Phase::Draining) => break,
+            _ = phases.wait_for(|phase| *phase >= Phase::Draining) => break,
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
                     let Some(open) = Open::new(&lane, listener_index) else {
@@ -206,10 +210,12 @@ async fn accept(lane: Rc<Lane>, listener_index: usize, listener: Accepting) {
         }
     }
     drop(listener);
-    let drained = timeout(lane.following.current().plan.config.drain, async {
-        while connections.join_next().await.is_some() {}
-    });
-    if drained.await.is_err() {
+    let time = lane.following.current().plan.config.drain;
+    let drained = tokio::select! {
+        drained = timeout(time, async { while connections.join_next().await.is_some() {} }) => drained.is_ok(),
+        _ = phases.wait_for(|phase| *phase == Phase::Over) => false,
+    };
+    if !drained {
         // Waited for, so that what is cut off is in the outbox before its last flush.
         connections.shutdown().await;
     }

@@ -102,7 +102,7 @@ async fn live(
     let mut phases = conn.lane.phases.clone();
     let going_away = async {
         match spoken {
-            Spoken::WebSocket => drop(phases.wait_for(|phase| *phase == Phase::Draining).await),
+            Spoken::WebSocket => drop(phases.wait_for(|phase| *phase >= Phase::Draining).await),
             // It lives on during the drain, until its end.
             Spoken::Other => pending().await,
         }

@@ -204,7 +204,7 @@ fn control(
             worker::breakers::first_look(&first, DEADLINE).await;
             drop(first);
             let _ = joined.send(());
-            let _ = phases.wait_for(|phase| *phase == Phase::Draining).await;
+            let _ = phases.wait_for(|phase| *phase >= Phase::Draining).await;
         });
     });
     joins.recv().unwrap();
@@ -224,7 +224,7 @@ fn tend(plan: watch::Receiver<Arc<Plan>>, mut phases: watch::Receiver<Phase>) {
             drop(first);
             worker::tend_endpoints(&mut supervisor, plan.clone());
             let _ = begun.send(());
-            let _ = phases.wait_for(|phase| *phase == Phase::Draining).await;
+            let _ = phases.wait_for(|phase| *phase >= Phase::Draining).await;
         });
     });
     begins.recv().unwrap();

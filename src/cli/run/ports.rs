@@ -72,9 +72,11 @@ impl Ports {
 
 impl LanePorts {
     /// The sockets of each lane, in rows of one for each listener: all that were taken over, since clients wait at each, and new ones
-    /// where there are too few. All lanes share the ports that the first one was given, which matters when the file asks for port 0.
+    /// where there are too few. Beside those that were taken over new ones do not listen yet: the old process is to get all connections until
+    /// the lanes accept. All lanes share the ports that the first one was given, which matters when the file asks for port 0.
     pub(super) fn bind(&mut self, lanes: usize) -> anyhow::Result<Vec<Vec<Bound>>> {
         let LanePorts { listeners, taken } = self;
+        let is_served = taken.is_some();
         for (address, _) in &*listeners {
             if !taken.has(address) {
                 is_free(address)?;
@@ -89,6 +91,10 @@ impl LanePorts {
                     (None, Some(first)) => first.again(),
                     (None, None) => Bound::new(address, *mode),
                 };
+                let made = made.and_then(|socket| match is_served {
+                    true => Ok(socket),
+                    false => socket.listen().map(|()| socket),
+                });
                 let socket = made.map_err(|error| cannot_listen(address, error))?;
                 *address = socket.address()?;
                 of_lanes[row % lanes].push(socket);
