@@ -195,10 +195,14 @@ pub struct TokenSource {
     pub header: Option<At<String>>,
 }
 
-#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+/// What happens to a user at the maximum who starts one more session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnMax {
+    /// The session that was created first goes.
+    #[default]
     EvictOldest,
+    /// The new one is refused.
     RejectNew,
 }
 
@@ -227,9 +231,10 @@ pub struct Cookie {
     pub path: Option<At<String>>,
 }
 
-#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SameSite {
+    #[default]
     Lax,
     Strict,
     None,
@@ -252,10 +257,13 @@ pub struct Match {
     pub headers: BTreeMap<String, At<String>>,
 }
 
-#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+/// What becomes of a refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
+    #[default]
     Enforce,
+    /// Decides and counts, and admits all the same.
     Shadow,
     Disabled,
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::redis::{key_prefix, not_empty};
 use super::sessions::field_name;
 use super::{Checker, SECOND, secret};
-use crate::config::audit::{self, Audit, Delivery, Level, Spool, Stream};
+use crate::config::audit::{self, Audit, Level, Spool, Stream};
 use crate::config::raw;
 use crate::config::units::{ByteSize, Span};
 use crate::config::yaml::At;
@@ -63,10 +63,7 @@ impl Checker {
             .map_or((None, None), |raw| (raw.path, raw.retention));
         let path = path.and_then(|at| at.value);
         Audit {
-            level: raw
-                .level
-                .and_then(|at| at.value)
-                .map_or(Level::Metadata, level),
+            level: raw.level.and_then(|at| at.value).unwrap_or_default(),
             sample: raw
                 .sample
                 .and_then(|at| at.value)
@@ -75,10 +72,7 @@ impl Checker {
             response_headers,
             query: query.and_then(|at| at.value).unwrap_or(true),
             redaction,
-            delivery: match raw.delivery.and_then(|at| at.value) {
-                None | Some(raw::Delivery::BestEffort) => Delivery::BestEffort,
-                Some(raw::Delivery::Guaranteed) => Delivery::Guaranteed,
-            },
+            delivery: raw.delivery.and_then(|at| at.value).unwrap_or_default(),
             stream: self.stream(raw.stream.and_then(|at| at.value)),
             spool: self.spool(raw.spool.and_then(|at| at.value)),
             sqlite: path.map_or_else(|| PathBuf::from(audit::DATABASE), PathBuf::from),
@@ -162,11 +156,11 @@ impl Checker {
         let place = at.as_ref().map(|at| (at.line, at.column));
         let (told, sample) = match at.and_then(|at| at.value) {
             None => (None, None),
-            Some(raw::RouteAudit::Level(told)) => (Some(level(told)), None),
+            Some(raw::RouteAudit::Level(told)) => (Some(told), None),
             Some(raw::RouteAudit::Sampled(raw)) => {
                 let sample = raw.sample.and_then(|at| at.value);
                 let told = raw.level.and_then(|at| at.value);
-                (told.map(level), sample.map(|percent| percent.0))
+                (told, sample.map(|percent| percent.0))
             }
         };
         let asks = sample.is_some() || matches!(told, Some(Level::Metadata | Level::Headers));
@@ -185,14 +179,6 @@ impl Checker {
             .filter_map(|(index, at)| self.read(&format!("{path}[{index}]"), at, field_name))
             .map(|name| name.to_ascii_lowercase())
             .collect()
-    }
-}
-
-fn level(raw: raw::AuditLevel) -> Level {
-    match raw {
-        raw::AuditLevel::None => Level::None,
-        raw::AuditLevel::Metadata => Level::Metadata,
-        raw::AuditLevel::Headers => Level::Headers,
     }
 }
 
@@ -230,6 +216,7 @@ mod tests {
     use super::super::{DAY, checked, parse};
     use super::*;
     use crate::config::Config;
+    use crate::config::audit::Delivery;
     use crate::config::yaml::Mistake;
 
     fn read(audit: &str) -> Result<Config, Vec<String>> {

@@ -117,7 +117,7 @@ impl Checker {
             settings,
             failure_on,
             fallback,
-            mode: super::mode(raw.mode),
+            mode: raw.mode.and_then(|at| at.value).unwrap_or_default(),
         }
     }
 

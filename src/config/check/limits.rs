@@ -109,7 +109,6 @@ impl Checker {
             true => self.overrides(&path, overrides, &by, algorithm, rules.as_deref()),
             false => BTreeMap::new(),
         };
-        let mode = super::mode(raw.mode);
         let cost = match raw.cost.and_then(|at| at.value) {
             None => Cost::Constant(1),
             Some(raw::Cost {
@@ -145,7 +144,7 @@ impl Checker {
             hold_ttl,
             rules,
             by,
-            mode,
+            mode: raw.mode.and_then(|at| at.value).unwrap_or_default(),
             deny_missing,
             overrides,
             cost,

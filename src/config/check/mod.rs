@@ -30,7 +30,6 @@ use unused::{Kind, Named, RouteAt};
 
 use crate::config::audit::Level;
 use crate::config::breakers::CircuitBreaker;
-use crate::config::limits::Mode;
 use crate::config::raw;
 use crate::config::tls::PemFile;
 use crate::config::units::Span;
@@ -470,14 +469,6 @@ fn entry(path: &str) -> &str {
     let name = section + 1;
     let end = path[name..].find(['.', '[', ']']);
     end.map_or(path, |length| &path[..name + length])
-}
-
-fn mode(at: Option<At<raw::Mode>>) -> Mode {
-    match at.and_then(|at| at.value).unwrap_or(raw::Mode::Enforce) {
-        raw::Mode::Enforce => Mode::Enforce,
-        raw::Mode::Shadow => Mode::Shadow,
-        raw::Mode::Disabled => Mode::Disabled,
-    }
 }
 
 fn span(at: Option<At<Span>>, default: Duration) -> Duration {

@@ -8,8 +8,8 @@ use super::unused::Kind;
 use super::{Checker, SECOND, span};
 use crate::config::raw;
 use crate::config::sessions::{
-    Cache, CookieAttributes, Forward, OnMax, RouteSession, SameSite, Sessions, Settings, Shared,
-    TokenSource, check_cookie,
+    Cache, CookieAttributes, Forward, RouteSession, Sessions, Settings, Shared, TokenSource,
+    check_cookie,
 };
 use crate::config::units::Span;
 use crate::config::yaml::At;
@@ -121,10 +121,7 @@ impl Checker {
                 idle_timeout: idle,
                 absolute_timeout: absolute,
                 max_per_user,
-                on_max: match raw.on_max.and_then(|at| at.value) {
-                    Some(raw::OnMax::RejectNew) => OnMax::RejectNew,
-                    Some(raw::OnMax::EvictOldest) | None => OnMax::EvictOldest,
-                },
+                on_max: raw.on_max.and_then(|at| at.value).unwrap_or_default(),
                 forward,
                 cookie,
             },
@@ -283,11 +280,7 @@ fn cookie(raw: Option<raw::Cookie>) -> CookieAttributes {
     CookieAttributes {
         secure: secure.and_then(|at| at.value).unwrap_or(true),
         http_only: http_only.and_then(|at| at.value).unwrap_or(true),
-        same_site: match same_site.and_then(|at| at.value) {
-            Some(raw::SameSite::Lax) | None => SameSite::Lax,
-            Some(raw::SameSite::Strict) => SameSite::Strict,
-            Some(raw::SameSite::None) => SameSite::None,
-        },
+        same_site: same_site.and_then(|at| at.value).unwrap_or_default(),
         path: path
             .and_then(|at| at.value)
             .unwrap_or_else(|| "/".to_owned()),
@@ -312,6 +305,7 @@ mod tests {
     use super::super::parse;
     use super::*;
     use crate::config::Config;
+    use crate::config::sessions::OnMax;
     use crate::config::yaml::Mistake;
 
     fn read(text: &str) -> Result<Config, Vec<String>> {

@@ -5,7 +5,7 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::de::value::{MapAccessDeserializer, StrDeserializer};
 use serde::de::{Error, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::config::units::{ByteSize, Percent, Span};
 use crate::config::yaml::At;
@@ -27,10 +27,12 @@ pub struct Audit {
     pub integrity: Option<At<Integrity>>,
 }
 
-#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+/// How much of a request is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AuditLevel {
     None,
+    #[default]
     Metadata,
     /// And the headers of `capture`.
     Headers,
@@ -101,12 +103,14 @@ pub struct Redact {
     pub paths: Option<At<Vec<At<String>>>>,
 }
 
-#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+/// When a request is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Delivery {
-    /// A request is answered at once; what a full queue drops is counted.
+    /// At once; what a full queue drops is counted.
+    #[default]
     BestEffort,
-    /// A request is answered once its event is safe from the end of weir; where none can be, with 503.
+    /// Once its event is safe from the end of weir; where none can be, with 503.
     Guaranteed,
 }
 
