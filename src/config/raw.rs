@@ -157,7 +157,7 @@ pub struct Sessions {
 }
 
 /// With `redis`: what a process remembers of its answers.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct SessionCache {
     /// For a session [default: 2s].
@@ -169,7 +169,7 @@ pub struct SessionCache {
 }
 
 /// While `redis` does not answer.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct SessionLoss {
     /// [default: deny, the only one]
@@ -218,7 +218,7 @@ pub struct Forward {
     pub claims: Option<At<String>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Cookie {
     /// [default: true]
@@ -349,7 +349,7 @@ pub struct SlowCall {
     pub rate: At<Percent>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct HalfOpen {
     /// Results that decide, and the most that are outstanding [default: 5].
@@ -370,7 +370,7 @@ pub struct Fallback {
     pub content_type: Option<At<String>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Admin {
     /// [default: 127.0.0.1:9901]
@@ -379,7 +379,7 @@ pub struct Admin {
     pub token: Option<At<String>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct MetricsAt {
     /// Where /metrics is served beside the admin port.
@@ -388,7 +388,7 @@ pub struct MetricsAt {
     pub max_series: Option<At<u32>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Runtime {
     /// Threads that serve requests [default: auto, one a core].
@@ -434,7 +434,7 @@ impl<'de> Deserialize<'de> for Lanes {
     }
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Shutdown {
     /// Between saying unready and taking no more requests; for load balancers to notice [default: 0s].

@@ -60,6 +60,11 @@ pub struct At<T> {
     pub column: u64,
 }
 
+/// What a key says, where it is there and right.
+pub fn told<T>(at: Option<At<T>>) -> Option<T> {
+    at?.value
+}
+
 impl<T: JsonSchema> JsonSchema for At<T> {
     fn inline_schema() -> bool {
         T::inline_schema()

@@ -80,7 +80,7 @@ impl<'de> Deserialize<'de> for RouteAudit {
     }
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Capture {
     /// [default: none]
@@ -93,7 +93,7 @@ pub struct Capture {
 
 /// Names whose values are written as `***`, beside those that always are, such as Authorization, Cookie, token and password. `*` in
 /// a name stands for any text.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Redact {
     pub headers: Option<At<Vec<At<String>>>>,
@@ -115,7 +115,7 @@ pub enum Delivery {
 }
 
 /// With `postgres`: the streams of Redis that carry events to the worker.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct AuditStream {
     /// What their keys have in common [default: audit].
@@ -128,7 +128,7 @@ pub struct AuditStream {
 }
 
 /// An entry of a stream.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct StreamBatch {
     /// At most, 1 to 10000 [default: 200].
@@ -139,7 +139,7 @@ pub struct StreamBatch {
 
 /// With `postgres`: where events wait on disk while Redis does not take them, and under `delivery: guaranteed` all of them until
 /// they are stored.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Spool {
     /// A folder; each weir has one of its own within [default: /var/lib/weir/spool].
@@ -148,7 +148,7 @@ pub struct Spool {
     pub max: Option<At<ByteSize>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Sqlite {
     /// The database; a day's file has the day before the extension, such as weir-audit-2026-11-25.db [default: weir-audit.db].

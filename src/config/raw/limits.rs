@@ -93,7 +93,7 @@ pub struct Cost {
     pub default: Option<At<u64>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct RateLimitDefaults {
     /// Of limits that do not say [default: local].
@@ -129,7 +129,7 @@ impl<'de> Deserialize<'de> for MaxKeys {
 }
 
 /// What a process takes of a shared limit at a time.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Lease {
     /// How long it lives; so much of the limit's rate can be admitted beyond it [default: 50ms].
@@ -138,7 +138,7 @@ pub struct Lease {
     pub max_share: Option<At<Percent>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct RetryAfter {
     /// The most that is added to Retry-After, so that refused clients do not come back all at once [default: 10%].

@@ -22,7 +22,7 @@ pub struct Postgres {
 }
 
 /// Connections are made when they are needed, and kept.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Pool {
     /// Connections to the primary, at most [default: 40].

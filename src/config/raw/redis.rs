@@ -58,7 +58,7 @@ pub enum RedisMode {
 }
 
 /// Of Redis, and of Postgres.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Tls {
     /// The authorities that are believed, a PEM file, in place of the public ones.

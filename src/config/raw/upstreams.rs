@@ -298,7 +298,7 @@ pub struct Retries {
 }
 
 /// A random wait, of at most `base`, doubled with each try.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Backoff {
     /// [default: 25ms]
@@ -308,7 +308,7 @@ pub struct Backoff {
 }
 
 /// How many retries this process has under way, so that they do not finish off an upstream in trouble.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Budget {
     /// Of the requests under way [default: 20].
