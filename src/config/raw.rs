@@ -25,8 +25,8 @@ pub use audit::{
     Sqlite, StreamBatch,
 };
 pub use limits::{
-    Accuracy, Algorithm, Cost, IfMissing, Lease, LimitHeaders, MaxKeys, OnLoss, OneOrMany,
-    OneOrManySchema, RateLimit, RateLimitDefaults, RetryAfter,
+    Accuracy, Algorithm, Cost, IfMissing, Lease, LimitHeaders, MaxKeys, OnLoss, RateLimit,
+    RateLimitDefaults, RetryAfter,
 };
 pub use listeners::{
     ClientAuth, ClientIp, Limits, Listener, ListenerProtocol, ListenerTls, ProxyProtocol, Timeouts,
@@ -37,9 +37,9 @@ pub use redis::{Certificate, Redis, RedisClient, RedisMode, Tls};
 pub use rewrite::{HeaderChanges, Redirect, Reply, Rewrite, Scheme};
 pub use telemetry::{AccessLog, Always, Log, LogFormat, LogLevel, Telemetry, Traces};
 pub use upstreams::{
-    Adaptive, Backoff, Budget, Concurrency, DnsEndpoint, Endpoint, Endpoints, HealthCheck,
-    LoadBalancing, OutlierDetection, Retries, RingHash, RingKey, SlowStart, Upstream,
-    UpstreamProtocol, UpstreamTls,
+    Adaptive, Backoff, Budget, Concurrency, DnsEndpoint, Endpoint, HealthCheck, LoadBalancing,
+    OutlierDetection, Retries, RingHash, RingKey, SlowStart, Upstream, UpstreamProtocol,
+    UpstreamTls,
 };
 pub use worker::{AuditLag, HealthChecks, Partition, Worker, WorkerBatch, WorkerHealth};
 

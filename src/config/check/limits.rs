@@ -14,7 +14,7 @@ use crate::config::limits::{
 use crate::config::override_keys::override_keys;
 use crate::config::raw::{self, Algorithm};
 use crate::config::units::{Percent, Span};
-use crate::config::yaml::{At, told};
+use crate::config::yaml::{At, OneOrMany, told};
 
 /// The name of the limit that the short form makes.
 const SHORT_LIMIT: &str = "rate_limit";
@@ -159,12 +159,7 @@ impl Checker {
         for (written, at) in raw {
             let (line, column) = (at.line, at.column);
             let at = At {
-                value: at.value.map(|text| {
-                    vec![At {
-                        value: Some(text),
-                        ..at
-                    }]
-                }),
+                value: Some(OneOrMany::One(at)),
                 line,
                 column,
             };
@@ -191,14 +186,11 @@ impl Checker {
         overrides
     }
 
-    pub(super) fn key_parts(&mut self, path: &str, by: At<raw::OneOrMany>) -> Vec<KeyPart> {
-        let parts = At::<Vec<At<String>>>::from(by).value.unwrap_or_default();
+    pub(super) fn key_parts(&mut self, path: &str, by: At<OneOrMany<String>>) -> Vec<KeyPart> {
+        let parts = by.value.map(|parts| parts.each(path));
         let mut key = Vec::new();
-        for (index, at) in parts.into_iter().enumerate() {
-            key.extend(
-                self.read(&format!("{path}[{index}]"), at, key_part)
-                    .flatten(),
-            );
+        for (path, at) in parts.into_iter().flatten() {
+            key.extend(self.read(&path, at, key_part).flatten());
         }
         key
     }
@@ -287,16 +279,11 @@ impl Checker {
     fn rules(
         &mut self,
         path: &str,
-        at: impl Into<At<Vec<At<String>>>>,
+        at: At<OneOrMany<String>>,
         algorithm: Algorithm,
         burst: Option<u64>,
     ) -> Option<Vec<Rule>> {
-        let At {
-            value,
-            line,
-            column,
-        } = at.into();
-        let texts = value?;
+        let texts = at.value?.list();
         if let [
             At {
                 value: Some(only), ..
@@ -309,8 +296,8 @@ impl Checker {
         if texts.is_empty() {
             self.say(
                 path,
-                line,
-                column,
+                at.line,
+                at.column,
                 "no window: add one, for example 100/s".to_owned(),
             );
         }

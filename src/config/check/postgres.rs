@@ -36,12 +36,9 @@ impl Checker {
         let raw = at.value?;
         let write = self.read("postgres.write", raw.write, address);
         let read = raw.read.map_or(Vec::new(), |at| {
-            let list = At::<Vec<At<String>>>::from(at).value.unwrap_or_default();
-            list.into_iter()
-                .enumerate()
-                .filter_map(|(index, at)| {
-                    self.read(&format!("postgres.read[{index}]"), at, address)
-                })
+            let list = at.value.map(|list| list.each("postgres.read"));
+            let list = list.into_iter().flatten();
+            list.filter_map(|(path, at)| self.read(&path, at, address))
                 .collect()
         });
         let pool = told(raw.pool).unwrap_or_default();

@@ -7,11 +7,11 @@ use percent_encoding::percent_decode_str;
 
 use super::{Checker, MASKED, SECOND, is_mask, secret};
 use crate::config::Secret;
-use crate::config::raw::{self, OneOrMany, RedisMode};
+use crate::config::raw::{self, RedisMode};
 use crate::config::redis::{Client, Endpoint, Mode, Redis, Tls};
 use crate::config::tls::Holds;
 use crate::config::units::Span;
-use crate::config::yaml::{At, told};
+use crate::config::yaml::{At, OneOrMany, told};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 
@@ -93,7 +93,7 @@ impl Checker {
         let has_urls = raw
             .urls
             .as_ref()
-            .is_some_and(|at| at.value.as_ref().is_none_or(|urls| !urls.0.is_empty()));
+            .is_some_and(|at| at.value.as_ref().is_none_or(|urls| !urls.is_empty()));
         if has_urls {
             return self.redis_client(path, raw, place);
         }
@@ -201,22 +201,17 @@ impl Checker {
     }
 
     /// Each with its place, all of one scheme; `None` once a mistake is told.
-    fn urls(&mut self, path: &str, at: At<OneOrMany>) -> Option<Vec<(Url, Place)>> {
-        let At {
-            value,
-            line,
-            column,
-        } = At::<Vec<At<String>>>::from(at);
-        let texts = value?;
+    fn urls(&mut self, path: &str, at: At<OneOrMany<String>>) -> Option<Vec<(Url, Place)>> {
+        let texts = at.value?.each(path);
         if texts.is_empty() {
             let message = "no URL: add one, for example redis://127.0.0.1:6379";
-            self.say(path, line, column, message);
+            self.say(path, at.line, at.column, message);
         }
         let count = texts.len();
         let mut urls = Vec::with_capacity(count);
-        for (index, at) in texts.into_iter().enumerate() {
+        for (path, at) in texts {
             let place = (at.line, at.column);
-            let url = self.read(&format!("{path}[{index}]"), at, url);
+            let url = self.read(&path, at, url);
             urls.extend(url.map(|url| (url, place)));
         }
         let (first, _) = urls.first()?;

@@ -15,7 +15,7 @@ use crate::config::units::{Percent, Span};
 use crate::config::upstreams::{
     Balancing, Concurrency, DnsName, HealthCheck, OutlierDetection, SlowStart, Source, Upstream,
 };
-use crate::config::yaml::{self, At, told};
+use crate::config::yaml::{self, At, OneOrMany, told};
 use tls::Security;
 
 /// The name of the upstream that the short form makes.
@@ -133,21 +133,20 @@ impl Checker {
     }
 
     /// With what each says of TLS.
-    fn endpoints(&mut self, path: &str, at: At<raw::Endpoints>) -> (Vec<Source>, Vec<Security>) {
-        let (line, column) = (at.line, at.column);
-        let Some(raw::Endpoints(list)) = at.value else {
+    fn endpoints(
+        &mut self,
+        path: &str,
+        at: At<OneOrMany<raw::Endpoint>>,
+    ) -> (Vec<Source>, Vec<Security>) {
+        let Some(list) = at.value else {
             return (Vec::new(), Vec::new());
         };
         if list.is_empty() {
-            self.say(path, line, column, NO_ENDPOINT.to_owned());
+            self.say(path, at.line, at.column, NO_ENDPOINT.to_owned());
         }
         let (mut sources, mut found) = (Vec::new(), Vec::new());
-        for (index, at) in list.into_iter().enumerate() {
-            // One that stands alone stands where the whole stands.
-            let (path, line, column) = match at.line {
-                0 => (path.to_owned(), line, column),
-                _ => (format!("{path}[{index}]"), at.line, at.column),
-            };
+        for (path, at) in list.each(path) {
+            let (line, column) = (at.line, at.column);
             let source = match at.value {
                 None => continue,
                 Some(raw::Endpoint::Url(text)) => {
