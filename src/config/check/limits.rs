@@ -8,10 +8,10 @@ use super::sessions::field_name;
 use super::unused::Kind;
 use super::{Checker, SECOND, share};
 use crate::config::LimitDefaults;
+use crate::config::limit_keys::override_keys;
 use crate::config::limits::{
     Accuracy, Cost, KeyPart, Lease, Limit, MAX_RULES, Mode, OnLoss, Period, Rule,
 };
-use crate::config::override_keys::override_keys;
 use crate::config::raw::{self, Algorithm};
 use crate::config::units::{Percent, Span};
 use crate::config::yaml::{At, OneOrMany, told};
