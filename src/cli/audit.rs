@@ -15,6 +15,7 @@ use clap::{Args, Subcommand};
 use super::load;
 use super::show::Format;
 use crate::config::Config;
+use crate::config::audit::DATABASE;
 use crate::store::audit::events::Events;
 use crate::store::audit::words::{Statuses, When};
 use crate::store::audit::{Filter, StoreError};
@@ -206,7 +207,7 @@ async fn command(arguments: Arguments) -> anyhow::Result<ExitCode> {
 async fn open(database: Option<PathBuf>, configured: Configured<'_>) -> anyhow::Result<Events> {
     let path = match (database, configured) {
         (Some(path), _) => path,
-        (None, None) => PathBuf::from("weir-audit.db"),
+        (None, None) => PathBuf::from(DATABASE),
         (None, Some((file, config))) => match (&config.postgres, &config.audit) {
             (Some(postgres), _) => {
                 let reader = postgres::Reader::open(postgres)

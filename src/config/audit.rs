@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Secret;
+pub use super::raw::{AuditLevel as Level, Delivery};
 use crate::event::Redaction;
 
 /// The database of SQLite, unless told.
@@ -34,24 +35,6 @@ pub struct Audit {
     pub retention: Duration,
     /// The hash chain's key.
     pub key: Option<Secret>,
-}
-
-/// How much of a request is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Level {
-    None,
-    Metadata,
-    /// And the headers that are to be captured.
-    Headers,
-}
-
-/// When a request is answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Delivery {
-    /// At once: what a full queue drops is counted.
-    BestEffort,
-    /// Once its event is safe from the end of the process; refused where none can be.
-    Guaranteed,
 }
 
 /// The streams of Redis that carry events to the worker.

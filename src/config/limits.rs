@@ -4,10 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use serde::Serialize;
-
 use super::raw::Algorithm;
-pub use super::raw::{Accuracy, OnLoss};
+pub use super::raw::{Accuracy, Mode, OnLoss};
 use super::units::Span;
 
 /// The most rules that a route's limits can have together.
@@ -133,16 +131,6 @@ pub enum KeyPart {
     Upstream,
     SessionUser,
     SessionClaim(String),
-}
-
-/// What becomes of a refusal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Mode {
-    Enforce,
-    /// Decides and counts, and admits all the same.
-    Shadow,
-    Disabled,
 }
 
 /// What a process takes of a shared limit at a time.

@@ -4,10 +4,10 @@
 pub mod audit;
 pub mod breakers;
 pub mod check;
+pub mod limit_keys;
 pub mod limits;
 pub mod listeners;
 pub mod matches;
-pub mod override_keys;
 pub mod postgres;
 pub mod raw;
 pub mod redis;

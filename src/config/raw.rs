@@ -25,8 +25,8 @@ pub use audit::{
     Sqlite, StreamBatch,
 };
 pub use limits::{
-    Accuracy, Algorithm, Cost, IfMissing, Lease, LimitHeaders, MaxKeys, OnLoss, OneOrMany,
-    OneOrManySchema, RateLimit, RateLimitDefaults, RetryAfter,
+    Accuracy, Algorithm, Cost, IfMissing, Lease, LimitHeaders, MaxKeys, OnLoss, RateLimit,
+    RateLimitDefaults, RetryAfter,
 };
 pub use listeners::{
     ClientAuth, ClientIp, Limits, Listener, ListenerProtocol, ListenerTls, ProxyProtocol, Timeouts,
@@ -37,9 +37,9 @@ pub use redis::{Certificate, Redis, RedisClient, RedisMode, Tls};
 pub use rewrite::{HeaderChanges, Redirect, Reply, Rewrite, Scheme};
 pub use telemetry::{AccessLog, Always, Log, LogFormat, LogLevel, Telemetry, Traces};
 pub use upstreams::{
-    Adaptive, Backoff, Budget, Concurrency, DnsEndpoint, Endpoint, Endpoints, HealthCheck,
-    LoadBalancing, OutlierDetection, Retries, RingHash, RingKey, SlowStart, Upstream,
-    UpstreamProtocol, UpstreamTls,
+    Adaptive, Backoff, Budget, Concurrency, DnsEndpoint, Endpoint, HealthCheck, LoadBalancing,
+    OutlierDetection, Retries, RingHash, RingKey, SlowStart, Upstream, UpstreamProtocol,
+    UpstreamTls,
 };
 pub use worker::{AuditLag, HealthChecks, Partition, Worker, WorkerBatch, WorkerHealth};
 
@@ -157,7 +157,7 @@ pub struct Sessions {
 }
 
 /// With `redis`: what a process remembers of its answers.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct SessionCache {
     /// For a session [default: 2s].
@@ -169,7 +169,7 @@ pub struct SessionCache {
 }
 
 /// While `redis` does not answer.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct SessionLoss {
     /// [default: deny, the only one]
@@ -195,10 +195,14 @@ pub struct TokenSource {
     pub header: Option<At<String>>,
 }
 
-#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+/// What happens to a user at the maximum who starts one more session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnMax {
+    /// The session that was created first goes.
+    #[default]
     EvictOldest,
+    /// The new one is refused.
     RejectNew,
 }
 
@@ -214,7 +218,7 @@ pub struct Forward {
     pub claims: Option<At<String>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Cookie {
     /// [default: true]
@@ -227,9 +231,10 @@ pub struct Cookie {
     pub path: Option<At<String>>,
 }
 
-#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SameSite {
+    #[default]
     Lax,
     Strict,
     None,
@@ -252,10 +257,13 @@ pub struct Match {
     pub headers: BTreeMap<String, At<String>>,
 }
 
-#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+/// What becomes of a refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
+    #[default]
     Enforce,
+    /// Decides and counts, and admits all the same.
     Shadow,
     Disabled,
 }
@@ -341,7 +349,7 @@ pub struct SlowCall {
     pub rate: At<Percent>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct HalfOpen {
     /// Results that decide, and the most that are outstanding [default: 5].
@@ -362,7 +370,7 @@ pub struct Fallback {
     pub content_type: Option<At<String>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Admin {
     /// [default: 127.0.0.1:9901]
@@ -371,7 +379,7 @@ pub struct Admin {
     pub token: Option<At<String>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct MetricsAt {
     /// Where /metrics is served beside the admin port.
@@ -380,7 +388,7 @@ pub struct MetricsAt {
     pub max_series: Option<At<u32>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Runtime {
     /// Threads that serve requests [default: auto, one a core].
@@ -426,7 +434,7 @@ impl<'de> Deserialize<'de> for Lanes {
     }
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Shutdown {
     /// Between saying unready and taking no more requests; for load balancers to notice [default: 0s].

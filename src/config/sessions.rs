@@ -7,6 +7,8 @@ use std::time::Duration;
 use serde_json::Value;
 use thiserror::Error;
 
+pub use super::raw::{OnMax, SameSite};
+
 /// One entry of `sessions`, with its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sessions {
@@ -82,15 +84,6 @@ pub enum TokenSource {
     Header(String),
 }
 
-/// What happens to a user at the maximum who starts one more session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnMax {
-    /// The session that was created first goes.
-    EvictOldest,
-    /// The new one is refused.
-    RejectNew,
-}
-
 /// The request headers that tell the upstream who asks; `None`: not told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Forward {
@@ -111,13 +104,6 @@ pub struct CookieAttributes {
     pub http_only: bool,
     pub same_site: SameSite,
     pub path: String,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SameSite {
-    Lax,
-    Strict,
-    None,
 }
 
 /// Why a browser would not keep a cookie, or would keep another one than meant.

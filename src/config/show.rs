@@ -361,7 +361,7 @@ struct Sessions<'c> {
     touch_every: Span,
     #[serde(skip_serializing_if = "Option::is_none")]
     max_per_user: Option<NonZeroU32>,
-    on_max: &'static str,
+    on_max: OnMax,
     max_sessions: usize,
     cache: SessionCache,
     forward: Forward<'c>,
@@ -396,7 +396,7 @@ struct Forward<'c> {
 struct Cookie<'c> {
     secure: bool,
     http_only: bool,
-    same_site: &'static str,
+    same_site: SameSite,
     path: &'c str,
 }
 
@@ -414,10 +414,7 @@ impl<'c> Sessions<'c> {
             absolute_timeout: Span(settings.absolute_timeout),
             touch_every: Span(shared.touch_every),
             max_per_user: settings.max_per_user,
-            on_max: match settings.on_max {
-                OnMax::EvictOldest => "evict_oldest",
-                OnMax::RejectNew => "reject_new",
-            },
+            on_max: settings.on_max,
             max_sessions: sessions.max_sessions,
             cache: SessionCache {
                 ttl: Span(shared.cache.ttl),
@@ -432,11 +429,7 @@ impl<'c> Sessions<'c> {
             cookie: Cookie {
                 secure: settings.cookie.secure,
                 http_only: settings.cookie.http_only,
-                same_site: match settings.cookie.same_site {
-                    SameSite::Lax => "lax",
-                    SameSite::Strict => "strict",
-                    SameSite::None => "none",
-                },
+                same_site: settings.cookie.same_site,
                 path: &settings.cookie.path,
             },
             on_redis_loss: SessionLoss {

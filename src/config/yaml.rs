@@ -4,6 +4,7 @@
 //! The text becomes a tree of nodes with places (`tree`); a serde deserializer over it notes what is wrong and goes on. A
 //! field wrapped in [`At`] never fails: its mistake is noted and its value left out, so that the rest can be judged, too.
 
+mod one_or_many;
 mod tree;
 mod words;
 
@@ -21,8 +22,10 @@ use serde::de::{
 };
 use serde_saphyr::Spanned;
 
+use one_or_many::ONE_OR_MANY;
 use tree::{Node, Value, brought_in, expand, tree};
 
+pub use one_or_many::OneOrMany;
 pub use tree::names_files;
 pub use words::did_you_mean;
 use words::{
@@ -58,6 +61,11 @@ pub struct At<T> {
     pub value: Option<T>,
     pub line: u64,
     pub column: u64,
+}
+
+/// What a key says, where it is there and right.
+pub fn told<T>(at: Option<At<T>>) -> Option<T> {
+    at?.value
 }
 
 impl<T: JsonSchema> JsonSchema for At<T> {
@@ -219,6 +227,20 @@ impl<'a> Cursor<'a> {
             place: Some(error.place.unwrap_or_else(here)),
             ..error
         }
+    }
+
+    /// What stands where a list of such may stand, too; a mistake in its kind says so.
+    fn alone<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        let before = self.mistakes.borrow().len();
+        let value = visitor.visit_newtype_struct(self);
+        let here = self.path.to_string();
+        for mistake in &mut self.mistakes.borrow_mut()[before..] {
+            if mistake.path == here {
+                let needed = " or a list of them is needed";
+                mistake.message = mistake.message.replace(" is needed", needed);
+            }
+        }
+        value
     }
 
     fn list<'de, V: Visitor<'de>>(self, items: &'a [Node], visitor: V) -> Result<V::Value, Error> {
@@ -391,6 +413,10 @@ impl<'de> Deserializer<'de> for Cursor<'_> {
                 cursor: self,
                 next: 0,
             }),
+            ONE_OR_MANY => match &self.node.value {
+                Value::List(items) => self.list(items, visitor),
+                _ => self.alone(visitor),
+            },
             _ => visitor.visit_newtype_struct(self),
         }
     }

@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use super::redis::{key_prefix, not_empty};
 use super::sessions::field_name;
-use super::{Checker, SECOND, secret};
-use crate::config::audit::{self, Audit, Delivery, Level, Spool, Stream};
+use super::{Checker, SECOND, secret, share};
+use crate::config::audit::{self, Audit, Level, Spool, Stream};
 use crate::config::raw;
 use crate::config::units::{ByteSize, Span};
-use crate::config::yaml::At;
+use crate::config::yaml::{At, told};
 use crate::event::Redaction;
 use crate::http1::path;
 
@@ -20,86 +20,61 @@ const LEAST_SPOOL: ByteSize = ByteSize(16 << 20);
 impl Checker {
     pub(super) fn audit(&mut self, raw: raw::Audit) -> Audit {
         let captures_at = raw.capture.as_ref().map(|at| (at.line, at.column));
-        let (request_headers, response_headers, query) = raw
-            .capture
-            .and_then(|at| at.value)
-            .map_or((None, None, None), |raw| {
-                (raw.request_headers, raw.response_headers, raw.query)
-            });
-        let (headers, parameters, paths) = raw
-            .redact
-            .and_then(|at| at.value)
-            .map_or((None, None, None), |raw| {
-                (raw.headers, raw.query, raw.paths)
-            });
+        let capture = told(raw.capture).unwrap_or_default();
+        let redact = told(raw.redact).unwrap_or_default();
         let mut redaction = Redaction::default();
         redaction.add(
-            self.header_names("audit.redact.headers", headers),
-            texts(parameters),
+            self.header_names("audit.redact.headers", redact.headers),
+            texts(redact.query),
         );
-        let paths = paths.and_then(|at| at.value).unwrap_or_default();
+        let paths = told(redact.paths).unwrap_or_default();
         redaction.add_paths(paths.into_iter().enumerate().filter_map(|(index, at)| {
             self.read(&format!("audit.redact.paths[{index}]"), at, hidden_path)
         }));
-        let key = raw.integrity.and_then(|at| at.value).and_then(|raw| {
+        let key = told(raw.integrity).and_then(|raw| {
             self.read("audit.integrity.key", raw.key, |text| match text {
                 "" => Err("an empty key proves nothing: set one, or leave the key out".to_owned()),
                 key => secret(key),
             })
         });
-        let request_headers = self.header_names("audit.capture.request_headers", request_headers);
+        let request_headers =
+            self.header_names("audit.capture.request_headers", capture.request_headers);
         let response_headers =
-            self.header_names("audit.capture.response_headers", response_headers);
+            self.header_names("audit.capture.response_headers", capture.response_headers);
         let names_headers = !request_headers.is_empty() || !response_headers.is_empty();
         self.captures_at = captures_at.filter(|_| names_headers);
         if let (Some(at), true) = (&raw.sqlite, self.has_postgres) {
             let message =
                 "the audit goes to postgres, so that this does nothing: leave one of them out";
-            self.warn("audit.sqlite", (at.line, at.column), message.to_owned());
+            self.warn("audit.sqlite", (at.line, at.column), message);
         }
-        let (path, retention) = raw
-            .sqlite
-            .and_then(|at| at.value)
-            .map_or((None, None), |raw| (raw.path, raw.retention));
-        let path = path.and_then(|at| at.value);
+        let sqlite = told(raw.sqlite).unwrap_or_default();
+        let path = told(sqlite.path);
         Audit {
-            level: raw
-                .level
-                .and_then(|at| at.value)
-                .map_or(Level::Metadata, level),
-            sample: raw
-                .sample
-                .and_then(|at| at.value)
-                .map_or(1.0, |percent| percent.0),
+            level: told(raw.level).unwrap_or_default(),
+            sample: share(raw.sample, 1.0),
             request_headers,
             response_headers,
-            query: query.and_then(|at| at.value).unwrap_or(true),
+            query: told(capture.query).unwrap_or(true),
             redaction,
-            delivery: match raw.delivery.and_then(|at| at.value) {
-                None | Some(raw::Delivery::BestEffort) => Delivery::BestEffort,
-                Some(raw::Delivery::Guaranteed) => Delivery::Guaranteed,
-            },
-            stream: self.stream(raw.stream.and_then(|at| at.value)),
-            spool: self.spool(raw.spool.and_then(|at| at.value)),
+            delivery: told(raw.delivery).unwrap_or_default(),
+            stream: self.stream(told(raw.stream).unwrap_or_default()),
+            spool: self.spool(told(raw.spool).unwrap_or_default()),
             sqlite: path.map_or_else(|| PathBuf::from(audit::DATABASE), PathBuf::from),
-            retention: self.days("audit.sqlite.retention", retention, audit::RETENTION),
+            retention: self.days("audit.sqlite.retention", sqlite.retention, audit::RETENTION),
             key,
         }
     }
 
-    fn stream(&mut self, raw: Option<raw::AuditStream>) -> Stream {
+    fn stream(&mut self, raw: raw::AuditStream) -> Stream {
         let default = Stream::default();
-        let Some(raw) = raw else { return default };
-        let (events, wait) = raw
-            .batch
-            .and_then(|at| at.value)
-            .map_or((None, None), |raw| (raw.events, raw.wait));
+        let batch = told(raw.batch).unwrap_or_default();
         let name = raw
             .name
             .and_then(|at| self.read("audit.stream.name", at, key_prefix));
-        let events = self.count_within(
+        let batch_events = self.count_within(
             "audit.stream.batch.events",
-            events,
+            batch.events,
             default.batch_events as u64,
             1..=MOST_EVENTS,
         );
@@ -111,26 +86,25 @@ impl Checker {
         );
         Stream {
             name: name.unwrap_or(default.name),
-            shards: u16::try_from(shards).unwrap_or(default.shards),
+            shards,
             max_length: self.count_within(
                 "audit.stream.max_length",
                 raw.max_length,
                 default.max_length,
                 1..=u64::MAX,
             ),
-            batch_events: usize::try_from(events).unwrap_or(default.batch_events),
+            batch_events,
             batch_wait: self.span_within(
                 "audit.stream.batch.wait",
-                wait,
+                batch.wait,
                 Span(default.batch_wait),
                 10 * SECOND,
             ),
         }
     }
 
-    fn spool(&mut self, raw: Option<raw::Spool>) -> Spool {
+    fn spool(&mut self, raw: raw::Spool) -> Spool {
         let default = Spool::default();
-        let Some(raw) = raw else { return default };
         let path = raw.path.and_then(|at| {
             self.read("audit.spool.path", at, |text| {
                 not_empty(text).map(PathBuf::from)
@@ -160,39 +134,30 @@ impl Checker {
         at: Option<At<raw::RouteAudit>>,
     ) -> (Level, Option<f64>) {
         let place = at.as_ref().map(|at| (at.line, at.column));
-        let (told, sample) = match at.and_then(|at| at.value) {
+        let (asked, sample) = match told(at) {
             None => (None, None),
-            Some(raw::RouteAudit::Level(told)) => (Some(level(told)), None),
+            Some(raw::RouteAudit::Level(level)) => (Some(level), None),
             Some(raw::RouteAudit::Sampled(raw)) => {
-                let sample = raw.sample.and_then(|at| at.value);
-                let told = raw.level.and_then(|at| at.value);
-                (told.map(level), sample.map(|percent| percent.0))
+                let sample = told(raw.sample);
+                (told(raw.level), sample.map(|percent| percent.0))
             }
         };
-        let asks = sample.is_some() || matches!(told, Some(Level::Metadata | Level::Headers));
+        let asks = sample.is_some() || matches!(asked, Some(Level::Metadata | Level::Headers));
         if let (true, None, Some((line, column))) = (asks, self.audit_level, place) {
             let message = "the file has no \"audit\": add \"audit: {}\", or leave this out";
-            self.say(&format!("{path}.audit"), line, column, message.to_owned());
+            self.say(&format!("{path}.audit"), line, column, message);
         }
-        let level = told.or(self.audit_level).unwrap_or(Level::None);
+        let level = asked.or(self.audit_level).unwrap_or(Level::None);
         (level, sample)
     }
 
     fn header_names(&mut self, path: &str, at: Option<At<Vec<At<String>>>>) -> Vec<String> {
-        let list = at.and_then(|at| at.value).unwrap_or_default();
+        let list = told(at).unwrap_or_default();
         list.into_iter()
             .enumerate()
             .filter_map(|(index, at)| self.read(&format!("{path}[{index}]"), at, field_name))
             .map(|name| name.to_ascii_lowercase())
             .collect()
-    }
-}
-
-fn level(raw: raw::AuditLevel) -> Level {
-    match raw {
-        raw::AuditLevel::None => Level::None,
-        raw::AuditLevel::Metadata => Level::Metadata,
-        raw::AuditLevel::Headers => Level::Headers,
     }
 }
 
@@ -219,7 +184,7 @@ fn hidden_path(text: &str) -> Result<String, String> {
 }
 
 fn texts(at: Option<At<Vec<At<String>>>>) -> Vec<String> {
-    let list = at.and_then(|at| at.value).unwrap_or_default();
+    let list = told(at).unwrap_or_default();
     list.into_iter().filter_map(|at| at.value).collect()
 }
 
@@ -230,6 +195,7 @@ mod tests {
     use super::super::{DAY, checked, parse};
     use super::*;
     use crate::config::Config;
+    use crate::config::audit::Delivery;
     use crate::config::yaml::Mistake;
 
     fn read(audit: &str) -> Result<Config, Vec<String>> {

@@ -5,13 +5,13 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::unused::Kind;
-use super::{Checker, span};
+use super::{Checker, share, span};
 use crate::config::breakers::{
     CircuitBreaker, FailureOn, Fallback, HalfOpen, OnLoss, Scope, Settings, SlowCall, Window,
 };
 use crate::config::raw::{self, WindowKind};
-use crate::config::units::{Percent, Span};
-use crate::config::yaml::{self, At};
+use crate::config::units::Span;
+use crate::config::yaml::{self, At, told};
 use crate::http2::grpc::GrpcStatus;
 
 impl Checker {
@@ -37,17 +37,9 @@ impl Checker {
     fn breaker(&mut self, name: String, raw: raw::CircuitBreaker) -> CircuitBreaker {
         let path = format!("circuit_breakers.{name}");
         let seconds = Duration::from_secs;
-        let window = raw
-            .window
-            .and_then(|at| at.value)
-            .and_then(|window| self.window(&path, window));
-        let (probes, success_rate, probe_timeout) = raw
-            .half_open
-            .and_then(|at| at.value)
-            .map_or((None, None, None), |raw| {
-                (raw.probes, raw.success_rate, raw.probe_timeout)
-            });
-        let slow_call = raw.slow_call.and_then(|at| at.value).and_then(|raw| {
+        let window = told(raw.window).and_then(|window| self.window(&path, window));
+        let half_open = told(raw.half_open).unwrap_or_default();
+        let slow_call = told(raw.slow_call).and_then(|raw| {
             Some(SlowCall {
                 duration: raw.duration.value?.0,
                 rate: raw.rate.value?.0,
@@ -57,22 +49,19 @@ impl Checker {
         let open_at = open_at.map(|at| (at.line, at.column));
         let settings = Settings {
             window: window.unwrap_or(Window::Time(seconds(10))),
-            minimum_calls: raw.minimum_calls.and_then(|at| at.value).unwrap_or(20),
+            minimum_calls: told(raw.minimum_calls).unwrap_or(20),
             failure_rate: share(raw.failure_rate, 0.5),
-            consecutive_failures: raw
-                .consecutive_failures
-                .and_then(|at| at.value)
-                .unwrap_or(0),
+            consecutive_failures: told(raw.consecutive_failures).unwrap_or(0),
             slow_call,
             open_for: span(raw.open_for, seconds(10)),
             max_open_for: span(raw.max_open_for, seconds(300)),
             jitter: share(raw.jitter, 0.1),
             half_open: HalfOpen {
-                probes: probes.and_then(|at| at.value).unwrap_or(5),
-                success_rate: share(success_rate, 0.8),
+                probes: told(half_open.probes).unwrap_or(5),
+                success_rate: share(half_open.success_rate, 0.8),
                 probe_timeout: self.timeout(
                     &format!("{path}.half_open.probe_timeout"),
-                    probe_timeout,
+                    half_open.probe_timeout,
                     seconds(5),
                 ),
             },
@@ -86,7 +75,7 @@ impl Checker {
             );
             self.warn(&format!("{path}.open_for"), place, message);
         }
-        let failure_on = match raw.failure_on.and_then(|at| at.value) {
+        let failure_on = match told(raw.failure_on) {
             Some(list) => self.failure_on(&path, list),
             None => FailureOn {
                 connect_failure: true,
@@ -97,12 +86,9 @@ impl Checker {
                 grpc: Vec::new(),
             },
         };
-        let fallback = raw
-            .fallback
-            .and_then(|at| at.value)
-            .and_then(|raw| self.fallback(&path, raw));
+        let fallback = told(raw.fallback).and_then(|raw| self.fallback(&path, raw));
         let scope = match self.has_redis {
-            true => raw.scope.and_then(|at| at.value).unwrap_or(Scope::Shared),
+            true => told(raw.scope).unwrap_or(Scope::Shared),
             // The same file serves a laptop.
             false => Scope::Local,
         };
@@ -110,14 +96,11 @@ impl Checker {
             name,
             scope,
             quorum: self.quorum(&path, raw.quorum),
-            on_redis_loss: raw
-                .on_redis_loss
-                .and_then(|at| at.value)
-                .unwrap_or(OnLoss::Local),
+            on_redis_loss: told(raw.on_redis_loss).unwrap_or(OnLoss::Local),
             settings,
             failure_on,
             fallback,
-            mode: super::mode(raw.mode),
+            mode: told(raw.mode).unwrap_or_default(),
         }
     }
 
@@ -128,7 +111,7 @@ impl Checker {
         NonZeroU32::new(told).unwrap_or_else(|| {
             let message = "a quorum of none would trip at once: use 1 or more, for example 2";
             let path = format!("{path}.quorum");
-            self.say(&path, at.line, at.column, message.to_owned());
+            self.say(&path, at.line, at.column, message);
             QUORUM
         })
     }
@@ -225,11 +208,6 @@ impl Checker {
             content_type,
         })
     }
-}
-
-fn share(at: Option<At<Percent>>, default: f64) -> f64 {
-    at.and_then(|at| at.value)
-        .map_or(default, |percent| percent.0)
 }
 
 #[cfg(test)]

@@ -156,7 +156,7 @@ fn a_name_that_no_header_has_is_refused() {
         ),
         (
             "rate_limits: {a: {limit: 1/s, by: 'header:x a'}}",
-            "rate_limits.a.by[0]: ",
+            "rate_limits.a.by: ",
         ),
         (
             "rate_limits: {a: {limit: 1/s, by: path, cost: {header: x a}}}",

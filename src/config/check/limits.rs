@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use super::sessions::field_name;
 use super::unused::Kind;
-use super::{Checker, SECOND};
+use super::{Checker, SECOND, share};
 use crate::config::LimitDefaults;
+use crate::config::limit_keys::override_keys;
 use crate::config::limits::{
     Accuracy, Cost, KeyPart, Lease, Limit, MAX_RULES, Mode, OnLoss, Period, Rule,
 };
-use crate::config::override_keys::override_keys;
 use crate::config::raw::{self, Algorithm};
 use crate::config::units::{Percent, Span};
-use crate::config::yaml::At;
+use crate::config::yaml::{At, OneOrMany, told};
 
 /// The name of the limit that the short form makes.
 const SHORT_LIMIT: &str = "rate_limit";
@@ -72,33 +72,30 @@ impl Checker {
 
     fn limit(&mut self, name: String, raw: raw::RateLimit, on_loss: OnLoss) -> Limit {
         let path = format!("rate_limits.{name}");
-        let algorithm = raw
-            .algorithm
-            .and_then(|at| at.value)
-            .unwrap_or(Algorithm::TokenBucket);
+        let algorithm = told(raw.algorithm).unwrap_or(Algorithm::TokenBucket);
         let accuracy = self.accuracy(&path, raw.accuracy, algorithm);
         let hold_ttl = self.hold_ttl(&format!("{path}.hold_ttl"), raw.hold_ttl, algorithm);
         let burst_at = raw.burst.as_ref().map(|at| (at.line, at.column));
-        let burst = raw.burst.and_then(|at| at.value);
+        let burst = told(raw.burst);
         let rules = self.rules(&format!("{path}.limit"), raw.limit, algorithm, burst);
         if let (Some(_), Some(place), true) = (burst, burst_at, algorithm != Algorithm::TokenBucket)
         {
             let message = "only token_bucket has a burst, so that this one does nothing: leave it out, or use that algorithm";
-            self.warn(&format!("{path}.burst"), place, message.to_owned());
+            self.warn(&format!("{path}.burst"), place, message);
         }
         if let (Some(_), Some((line, column))) = (burst, burst_at)
             && algorithm == Algorithm::TokenBucket
             && rules.as_ref().is_some_and(|rules| rules.len() > 1)
         {
             let message = "one burst for several windows would be the most that each admits at once: put them into two limits, or leave it out for the number of each";
-            self.say(&format!("{path}.burst"), line, column, message.to_owned());
+            self.say(&format!("{path}.burst"), line, column, message);
         }
         let admits = |rule: &Rule| matches!(rule, Rule::TokenBucket { count: 1.., .. });
         if let (Some(0), Some((line, column))) = (burst, burst_at)
             && rules.iter().flatten().any(admits)
         {
             let message = "a bucket of nothing admits nothing: use 1 or more, or leave it out for the limit's number; to refuse all, use \"limit: 0/s\"";
-            self.say(&format!("{path}.burst"), line, column, message.to_owned());
+            self.say(&format!("{path}.burst"), line, column, message);
         }
         let before = self.mistakes.len();
         let by = self.key_parts(&format!("{path}.by"), raw.by);
@@ -109,8 +106,7 @@ impl Checker {
             true => self.overrides(&path, overrides, &by, algorithm, rules.as_deref()),
             false => BTreeMap::new(),
         };
-        let mode = super::mode(raw.mode);
-        let cost = match raw.cost.and_then(|at| at.value) {
+        let cost = match told(raw.cost) {
             None => Cost::Constant(1),
             Some(raw::Cost {
                 header: None,
@@ -128,35 +124,26 @@ impl Checker {
                 let name = self.read(&format!("{path}.cost.header"), header, field_name);
                 Cost::Header {
                     name: name.unwrap_or_default().to_ascii_lowercase(),
-                    default: default.and_then(|at| at.value).unwrap_or(1),
+                    default: told(default).unwrap_or(1),
                 }
             }
         };
-        let deny_missing = matches!(
-            raw.if_missing.and_then(|at| at.value),
-            Some(raw::IfMissing::Deny)
-        );
+        let deny_missing = matches!(told(raw.if_missing), Some(raw::IfMissing::Deny));
         Limit {
             label: Limit::label(&name),
             name,
             algorithm,
             accuracy,
-            on_redis_loss: raw.on_redis_loss.and_then(|at| at.value).unwrap_or(on_loss),
+            on_redis_loss: told(raw.on_redis_loss).unwrap_or(on_loss),
             hold_ttl,
             rules,
             by,
-            mode,
+            mode: told(raw.mode).unwrap_or_default(),
             deny_missing,
             overrides,
             cost,
-            near_limit: raw
-                .near_limit
-                .and_then(|at| at.value)
-                .map_or(NEAR_LIMIT, |percent| percent.0),
-            enforced: raw
-                .enforced
-                .and_then(|at| at.value)
-                .map_or(1.0, |percent| percent.0),
+            near_limit: share(raw.near_limit, NEAR_LIMIT),
+            enforced: share(raw.enforced, 1.0),
         }
     }
 
@@ -172,12 +159,7 @@ impl Checker {
         for (written, at) in raw {
             let (line, column) = (at.line, at.column);
             let at = At {
-                value: at.value.map(|text| {
-                    vec![At {
-                        value: Some(text),
-                        ..at
-                    }]
-                }),
+                value: Some(OneOrMany::One(at)),
                 line,
                 column,
             };
@@ -204,14 +186,11 @@ impl Checker {
         overrides
     }
 
-    pub(super) fn key_parts(&mut self, path: &str, by: At<raw::OneOrMany>) -> Vec<KeyPart> {
-        let parts = At::<Vec<At<String>>>::from(by).value.unwrap_or_default();
+    pub(super) fn key_parts(&mut self, path: &str, by: At<OneOrMany<String>>) -> Vec<KeyPart> {
+        let parts = by.value.map(|parts| parts.each(path));
         let mut key = Vec::new();
-        for (index, at) in parts.into_iter().enumerate() {
-            key.extend(
-                self.read(&format!("{path}[{index}]"), at, key_part)
-                    .flatten(),
-            );
+        for (path, at) in parts.into_iter().flatten() {
+            key.extend(self.read(&path, at, key_part).flatten());
         }
         key
     }
@@ -228,12 +207,7 @@ impl Checker {
         };
         if let (Some(Accuracy::Lease), Algorithm::Concurrency) = (at.value, algorithm) {
             let message = "concurrency has no lease: use strict or local";
-            self.say(
-                &format!("{path}.accuracy"),
-                at.line,
-                at.column,
-                message.to_owned(),
-            );
+            self.say(&format!("{path}.accuracy"), at.line, at.column, message);
         }
         self.shared(at.value.unwrap_or(default))
     }
@@ -252,7 +226,7 @@ impl Checker {
             return HOLD_TTL;
         };
         if algorithm != Algorithm::Concurrency {
-            let message = "hold_ttl is for algorithm concurrency: leave it out".to_owned();
+            let message = "hold_ttl is for algorithm concurrency: leave it out";
             self.say(path, at.line, at.column, message);
         } else if ttl < SECOND {
             let message = format!(
@@ -265,53 +239,34 @@ impl Checker {
     }
 
     /// And what limits do while Redis does not answer, unless they say.
-    pub(super) fn limit_defaults(&mut self, raw: Option<raw::RateLimitDefaults>) -> LimitDefaults {
-        let (on_loss, lease, max_keys, retry_after, headers) =
-            raw.map_or((None, None, None, None, None), |raw| {
-                (
-                    raw.on_redis_loss,
-                    raw.lease,
-                    raw.max_keys,
-                    raw.retry_after,
-                    raw.headers,
-                )
-            });
-        let jitter = retry_after.and_then(|at| at.value?.jitter);
-        let headers = headers
-            .and_then(|at| at.value)
-            .map(|list| list.into_iter().filter_map(|at| at.value).collect());
+    pub(super) fn limit_defaults(&mut self, raw: raw::RateLimitDefaults) -> LimitDefaults {
+        let retry_after = told(raw.retry_after).unwrap_or_default();
+        let headers =
+            told(raw.headers).map(|list| list.into_iter().filter_map(|at| at.value).collect());
         let headers: Vec<_> = headers.unwrap_or_else(|| vec![raw::LimitHeaders::Standard]);
         LimitDefaults {
-            max_keys: max_keys.and_then(|at| match at.value? {
+            max_keys: told(raw.max_keys).and_then(|keys| match keys {
                 raw::MaxKeys::Count(keys) => Some(keys as usize),
                 raw::MaxKeys::Auto(raw::Auto::Auto) => None,
             }),
-            lease: self.lease(lease.and_then(|at| at.value)),
-            on_redis_loss: on_loss.and_then(|at| at.value).unwrap_or(OnLoss::Local),
-            retry_jitter: jitter
-                .and_then(|at| at.value)
-                .map_or(0.1, |percent| percent.0),
+            lease: self.lease(told(raw.lease).unwrap_or_default()),
+            on_redis_loss: told(raw.on_redis_loss).unwrap_or(OnLoss::Local),
+            retry_jitter: share(retry_after.jitter, 0.1),
             standard_headers: headers.contains(&raw::LimitHeaders::Standard),
             legacy_headers: headers.contains(&raw::LimitHeaders::Legacy),
         }
     }
 
-    fn lease(&mut self, raw: Option<raw::Lease>) -> Lease {
-        let (ttl, max_share) = raw.map_or((None, None), |raw| (raw.ttl, raw.max_share));
+    fn lease(&mut self, raw: raw::Lease) -> Lease {
         let path = "rate_limit_defaults.lease";
         let default = Span(Duration::from_millis(50));
-        let ttl = self.span_within(&format!("{path}.ttl"), ttl, default, 10 * SECOND);
-        let max_share = max_share.map_or(0.1, |at| match at.value {
+        let ttl = self.span_within(&format!("{path}.ttl"), raw.ttl, default, 10 * SECOND);
+        let max_share = raw.max_share.map_or(0.1, |at| match at.value {
             Some(Percent(share)) => {
                 if share <= 0.0 {
                     let message =
                         "a lease of nothing admits nothing: use more than 0%, for example 10%";
-                    self.say(
-                        &format!("{path}.max_share"),
-                        at.line,
-                        at.column,
-                        message.to_owned(),
-                    );
+                    self.say(&format!("{path}.max_share"), at.line, at.column, message);
                 }
                 share
             }
@@ -324,16 +279,11 @@ impl Checker {
     fn rules(
         &mut self,
         path: &str,
-        at: impl Into<At<Vec<At<String>>>>,
+        at: At<OneOrMany<String>>,
         algorithm: Algorithm,
         burst: Option<u64>,
     ) -> Option<Vec<Rule>> {
-        let At {
-            value,
-            line,
-            column,
-        } = at.into();
-        let texts = value?;
+        let texts = at.value?.list();
         if let [
             At {
                 value: Some(only), ..
@@ -346,8 +296,8 @@ impl Checker {
         if texts.is_empty() {
             self.say(
                 path,
-                line,
-                column,
+                at.line,
+                at.column,
                 "no window: add one, for example 100/s".to_owned(),
             );
         }

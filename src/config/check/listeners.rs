@@ -13,7 +13,7 @@ use crate::config::listeners::{Address, ProxyProtocol};
 use crate::config::raw;
 use crate::config::tls::{Certificate, ClientAuth, Holds, ListenerTls, PemFile};
 use crate::config::units::{ByteSize, FileMode, Span};
-use crate::config::yaml::At;
+use crate::config::yaml::{At, told};
 use crate::http1::head::HeadLimits;
 
 /// The longest that a handshake may take.
@@ -58,19 +58,10 @@ impl Checker {
             };
             listeners.push(self.listener("listen", None, "inbound".to_owned(), plain));
         }
-        for (index, at) in long
-            .and_then(|at| at.value)
-            .unwrap_or_default()
-            .into_iter()
-            .enumerate()
-        {
+        for (index, at) in told(long).unwrap_or_default().into_iter().enumerate() {
             let Some(mut raw) = at.value else { continue };
             let path = format!("listeners[{index}]");
-            let name = raw
-                .name
-                .take()
-                .and_then(|at| at.value)
-                .unwrap_or_else(|| format!("listener-{index}"));
+            let name = told(raw.name.take()).unwrap_or_else(|| format!("listener-{index}"));
             if listeners.iter().any(|other: &Listener| other.name == name) {
                 let message =
                     format!("name \"{name}\" is taken by an earlier listener: use another");
@@ -108,22 +99,22 @@ impl Checker {
             let (line, column) = (at.line, at.column);
             if !is_file {
                 let message = "a mode is for the file of a Unix socket: leave it out";
-                self.say(&key("socket_mode"), line, column, message.to_owned());
+                self.say(&key("socket_mode"), line, column, message);
             }
             at.value
         });
-        let transparent = raw.transparent.and_then(|at| at.value).unwrap_or(false);
+        let transparent = told(raw.transparent).unwrap_or(false);
         if transparent && is_file {
             let message = "connections are redirected to a port, never to a socket: use IP:PORT";
-            self.say(&key("address"), place.0, place.1, message.to_owned());
+            self.say(&key("address"), place.0, place.1, message);
         }
-        let proxy_protocol = raw.proxy_protocol.and_then(|at| at.value);
+        let proxy_protocol = told(raw.proxy_protocol);
         let proxy_protocol = proxy_protocol.unwrap_or_default();
         let from = raw.proxy_protocol_from;
         let from =
             from.and_then(|at| self.believed(&key("proxy_protocol_from"), proxy_protocol, at));
         let tls = raw.tls.and_then(|at| self.listener_tls(&key("tls"), at));
-        let client_ip = raw.client_ip.and_then(|at| at.value).unwrap_or_default();
+        let client_ip = told(raw.client_ip).unwrap_or_default();
         let trusted = self.networks(&key("client_ip.trusted_proxies"), client_ip.trusted_proxies);
         let prefix = client_ip.ipv6_prefix.and_then(|at| match at.value? {
             bits @ 1..=128 => Some(bits),
@@ -138,12 +129,12 @@ impl Checker {
             if asked && trusted.is_empty() {
                 let message = "no proxy is trusted: name those that check clients' certificates in trusted_proxies, or leave this out";
                 let path = key("client_ip.trust_client_cert");
-                self.say(&path, at.line, at.column, message.to_owned());
+                self.say(&path, at.line, at.column, message);
             }
             asked
         });
-        let limits = raw.limits.and_then(|at| at.value).unwrap_or_default();
-        let timeouts = raw.timeouts.and_then(|at| at.value).unwrap_or_default();
+        let limits = told(raw.limits).unwrap_or_default();
+        let timeouts = told(raw.timeouts).unwrap_or_default();
         let defaults = HeadLimits::default();
         let limit = |name: &str| key(&format!("limits.{name}"));
         let bytes = self.room(
@@ -152,11 +143,11 @@ impl Checker {
             defaults.max_bytes as u64,
         );
         let max_body = self.room(&limit("max_body"), limits.max_body, 10 << 20);
-        let max_fields = defaults.max_fields as u64;
+        let most_fields = defaults.max_fields as u64;
         let max_fields = self.count_within(
             &limit("max_headers"),
             limits.max_headers,
-            max_fields,
+            most_fields,
             1..=u64::from(u16::MAX),
         );
         let max_connections = self.count_within(
@@ -165,9 +156,8 @@ impl Checker {
             10_000,
             1..=u64::from(u32::MAX),
         );
-        let number = |at: Option<At<NonZeroU32>>, default: u32| {
-            at.and_then(|at| at.value).map_or(default, NonZeroU32::get)
-        };
+        let number =
+            |at: Option<At<NonZeroU32>>, default: u32| told(at).map_or(default, NonZeroU32::get);
         let mut timeout = |name: &str, at: Option<At<Span>>, default| {
             self.timeout(&key(&format!("timeouts.{name}")), at, default * SECOND)
         };
@@ -178,13 +168,13 @@ impl Checker {
             proxy_protocol,
             proxy_protocol_from: from,
             transparent,
-            protocol: raw.protocol.and_then(|at| at.value).unwrap_or_default(),
+            protocol: told(raw.protocol).unwrap_or_default(),
             tls,
             head_limits: HeadLimits {
                 max_bytes: usize::try_from(bytes).unwrap_or(usize::MAX),
-                max_fields: usize::try_from(max_fields).unwrap_or(usize::MAX),
+                max_fields,
             },
-            max_connections: usize::try_from(max_connections).unwrap_or(usize::MAX),
+            max_connections,
             max_body,
             max_concurrent_streams: number(limits.max_concurrent_streams, 128),
             max_handshakes: number(limits.max_handshakes, 1000) as usize,
@@ -236,8 +226,7 @@ impl Checker {
             return Address::Tcp(self.address(path, at));
         };
         if !file.is_absolute() {
-            let message = "a socket has an absolute path: use, for example, unix:/run/weir/in.sock"
-                .to_owned();
+            let message = "a socket has an absolute path: use, for example, unix:/run/weir/in.sock";
             self.say(path, at.line, at.column, message);
         }
         Address::Unix(file)
@@ -251,49 +240,39 @@ impl Checker {
         if pairs.is_empty() {
             let message =
                 "no certificate: add one, for example {cert: /tls/tls.crt, key: /tls/tls.key}";
-            self.say(&list, line, column, message.to_owned());
+            self.say(&list, line, column, message);
         }
         let mut certificates = Vec::with_capacity(pairs.len());
         for (index, at) in pairs.into_iter().enumerate() {
             let path = format!("{list}[{index}]");
             certificates.extend(at.value.and_then(|raw| self.certificate(&path, raw)));
         }
-        let told = raw
+        let asked = raw
             .client_auth
             .and_then(|at| Some((at.value?, at.line, at.column)));
         let ca = raw
             .client_ca
             .and_then(|at| self.pem_file(&format!("{path}.client_ca"), at, Holds::Authorities));
-        let client_auth = match (told, ca) {
+        let client_auth = match (asked, ca) {
             (None, None) => ClientAuth::None,
             (None | Some((raw::ClientAuth::Required, ..)), Some(ca)) => ClientAuth::Required(ca),
             (Some((raw::ClientAuth::Optional, ..)), Some(ca)) => ClientAuth::Optional(ca),
             (Some((raw::ClientAuth::None, ..)), None) => ClientAuth::None,
             (Some((raw::ClientAuth::None, line, column)), Some(_)) => {
                 let message = "no certificate would be asked for, and client_ca says whose are believed: use required or optional, or leave client_ca out";
-                self.say(
-                    &format!("{path}.client_auth"),
-                    line,
-                    column,
-                    message.to_owned(),
-                );
+                self.say(&format!("{path}.client_auth"), line, column, message);
                 ClientAuth::None
             }
             (Some((raw::ClientAuth::Required | raw::ClientAuth::Optional, line, column)), None) => {
                 let message = "no authority to believe clients' certificates from: add client_ca, or use none";
-                self.say(
-                    &format!("{path}.client_auth"),
-                    line,
-                    column,
-                    message.to_owned(),
-                );
+                self.say(&format!("{path}.client_auth"), line, column, message);
                 ClientAuth::None
             }
         };
         Some(ListenerTls {
             certificates,
             client_auth,
-            min_version: raw.min_version.and_then(|at| at.value).unwrap_or_default(),
+            min_version: told(raw.min_version).unwrap_or_default(),
         })
     }
 

@@ -30,11 +30,10 @@ use unused::{Kind, Named, RouteAt};
 
 use crate::config::audit::Level;
 use crate::config::breakers::CircuitBreaker;
-use crate::config::limits::Mode;
 use crate::config::raw;
 use crate::config::tls::PemFile;
-use crate::config::units::Span;
-use crate::config::yaml::{self, At, Lookup, Mistake, Places};
+use crate::config::units::{Percent, Span};
+use crate::config::yaml::{self, At, Lookup, Mistake, Places, told};
 use crate::config::{Admin, Config, Secret};
 use crate::event::REDACTED;
 
@@ -179,7 +178,7 @@ impl Checker {
             .iter()
             .map(|listener| listener.ipv6_prefix)
             .collect();
-        let defaults = file.rate_limit_defaults.and_then(|at| at.value);
+        let defaults = told(file.rate_limit_defaults).unwrap_or_default();
         let limit_defaults = self.limit_defaults(defaults);
         let on_loss = limit_defaults.on_redis_loss;
         let (limits, on_every_route) = self.limits(file.rate_limit, file.rate_limits, on_loss);
@@ -187,34 +186,17 @@ impl Checker {
         self.identity_fields = rewrite::identity_fields(&sessions);
         let has_audit = file.audit.is_some();
         let postgres = file.postgres.and_then(|at| self.postgres(at, has_audit));
-        let worker = self.worker(file.worker.and_then(|at| at.value));
-        let audit = file
-            .audit
-            .and_then(|at| at.value)
-            .map(|raw| self.audit(raw));
+        let worker = self.worker(told(file.worker).unwrap_or_default());
+        let audit = told(file.audit).map(|raw| self.audit(raw));
         self.audit_level = audit.as_ref().map(|audit| audit.level);
         let routes = self.routes(file.routes, upstreams.len(), &on_every_route);
-        let (lanes, shed) = self.runtime(file.runtime.and_then(|at| at.value));
-        let (propagation_delay, drain) = file
-            .shutdown
-            .and_then(|at| at.value)
-            .map_or((None, None), |raw| (raw.propagation_delay, raw.drain));
-        let (propagation_delay, drain) = (
-            span(propagation_delay, Duration::ZERO),
-            span(drain, 25 * SECOND),
-        );
-        let admin = self.admin(file.admin.and_then(|at| at.value));
-        let (metrics_address, max_series) = match file.metrics.and_then(|at| at.value) {
-            Some(raw) => (
-                raw.address
-                    .map(|at| self.control_address("metrics.address", at)),
-                raw.max_series
-                    .and_then(|at| at.value)
-                    .map_or(2_000, |series| series as usize),
-            ),
-            None => (None, 2_000),
-        };
-        let telemetry = self.telemetry(file.telemetry.and_then(|at| at.value));
+        let (lanes, shed) = self.runtime(told(file.runtime).unwrap_or_default());
+        let shutdown = told(file.shutdown).unwrap_or_default();
+        let admin = self.admin(told(file.admin).unwrap_or_default());
+        let metrics = told(file.metrics).unwrap_or_default();
+        let metrics_address = metrics.address;
+        let metrics_address = metrics_address.map(|at| self.control_address("metrics.address", at));
+        let telemetry = self.telemetry(told(file.telemetry).unwrap_or_default());
         let listening = std::mem::take(&mut self.listening);
         self.one_place_each(&listening);
         self.warn_of_circles(&listening);
@@ -224,7 +206,7 @@ impl Checker {
             traces: telemetry.traces,
             admin,
             metrics_address,
-            max_series,
+            max_series: told(metrics.max_series).map_or(2_000, |series| series as usize),
             listeners,
             upstreams,
             routes,
@@ -237,17 +219,16 @@ impl Checker {
             worker,
             lanes,
             shed,
-            propagation_delay,
-            drain,
+            propagation_delay: span(shutdown.propagation_delay, Duration::ZERO),
+            drain: span(shutdown.drain, 25 * SECOND),
         };
         self.warn_of_unused(&config);
         config
     }
 
-    fn admin(&mut self, raw: Option<raw::Admin>) -> Admin {
-        let (address, token) = raw.map_or((None, None), |raw| (raw.address, raw.token));
-        let has_token = token.is_some();
-        let token = token.and_then(|at| {
+    fn admin(&mut self, raw: raw::Admin) -> Admin {
+        let has_token = raw.token.is_some();
+        let token = raw.token.and_then(|at| {
             self.read("admin.token", at, |text| match text {
                 "" => {
                     Err("an empty token guards nothing: set one, or leave the key out".to_owned())
@@ -255,7 +236,7 @@ impl Checker {
                 token => secret(token),
             })
         });
-        let Some(at) = address else {
+        let Some(at) = raw.address else {
             let address = SocketAddr::from(([127, 0, 0, 1], 9901));
             let default = Listening::port("admin.address", None, address);
             self.listening.push(default);
@@ -268,8 +249,7 @@ impl Checker {
         let address = self.control_address("admin.address", at);
         if is_address && !address.ip().is_loopback() && !has_token {
             let message =
-                "an address that others reach needs admin.token: set one, or use 127.0.0.1"
-                    .to_owned();
+                "an address that others reach needs admin.token: set one, or use 127.0.0.1";
             self.say("admin.address", line, column, message);
         }
         Admin { address, token }
@@ -364,17 +344,16 @@ impl Checker {
     }
 
     /// A number within `bounds`, of which the upper may be none.
-    fn count_within<T: Into<u64>>(
+    fn count_within<T: Into<u64>, N: TryFrom<u64> + Default>(
         &mut self,
         path: &str,
         at: Option<At<T>>,
         default: u64,
         bounds: RangeInclusive<u64>,
-    ) -> u64 {
-        let told = at.and_then(|at| Some((at.value?.into(), at.line, at.column)));
-        let Some((count, line, column)) = told else {
-            return default;
-        };
+    ) -> N {
+        let (count, line, column) = at
+            .and_then(|at| Some((at.value?.into(), at.line, at.column)))
+            .unwrap_or((default, 0, 0));
         if !bounds.contains(&count) {
             let (least, most) = bounds.into_inner();
             let message = match most {
@@ -387,7 +366,8 @@ impl Checker {
             };
             self.refuse(path, line, column, message);
         }
-        count
+        // One that does not fit is out of bounds.
+        N::try_from(count).unwrap_or_default()
     }
 
     fn read<T>(
@@ -402,18 +382,18 @@ impl Checker {
             .ok()
     }
 
-    fn warn(&mut self, path: &str, (line, column): (u64, u64), message: String) {
+    fn warn(&mut self, path: &str, (line, column): (u64, u64), message: impl Into<String>) {
         self.warnings.push(Mistake {
             path: path.to_owned(),
             line,
             column,
-            message,
+            message: message.into(),
         });
     }
 
     /// Says what is wrong with a value beside others, or that one lacks: unless that may be because of what was not read, in the
     /// same entry or among the file's own keys; anywhere, if it is about the file as a whole.
-    fn say(&mut self, path: &str, line: u64, column: u64, message: String) {
+    fn say(&mut self, path: &str, line: u64, column: u64, message: impl Into<String>) {
         let may_follow = |told: &Mistake| {
             is_own_key(path) || is_own_key(&told.path) || entry(&told.path) == entry(path)
         };
@@ -438,12 +418,12 @@ impl Checker {
     }
 
     /// Says what is wrong with a value by itself.
-    fn refuse(&mut self, path: &str, line: u64, column: u64, message: String) {
+    fn refuse(&mut self, path: &str, line: u64, column: u64, message: impl Into<String>) {
         self.mistakes.push(Mistake {
             path: path.to_owned(),
             line,
             column,
-            message,
+            message: message.into(),
         });
     }
 }
@@ -472,16 +452,12 @@ fn entry(path: &str) -> &str {
     end.map_or(path, |length| &path[..name + length])
 }
 
-fn mode(at: Option<At<raw::Mode>>) -> Mode {
-    match at.and_then(|at| at.value).unwrap_or(raw::Mode::Enforce) {
-        raw::Mode::Enforce => Mode::Enforce,
-        raw::Mode::Shadow => Mode::Shadow,
-        raw::Mode::Disabled => Mode::Disabled,
-    }
+fn span(at: Option<At<Span>>, default: Duration) -> Duration {
+    told(at).map_or(default, |Span(span)| span)
 }
 
-fn span(at: Option<At<Span>>, default: Duration) -> Duration {
-    at.and_then(|at| at.value).map_or(default, |span| span.0)
+fn share(at: Option<At<Percent>>, default: f64) -> f64 {
+    told(at).map_or(default, |Percent(share)| share)
 }
 
 #[cfg(test)]

@@ -7,9 +7,8 @@ use super::{Checker, MASKED, SECOND, is_mask};
 use crate::config::Secret;
 use crate::config::postgres::Postgres;
 use crate::config::raw;
-use crate::config::redis::Tls;
 use crate::config::units::Span;
-use crate::config::yaml::At;
+use crate::config::yaml::{At, told};
 
 /// Of each pool: more than a server has.
 const MOST_CONNECTIONS: u64 = 10_000;
@@ -37,36 +36,31 @@ impl Checker {
         let raw = at.value?;
         let write = self.read("postgres.write", raw.write, address);
         let read = raw.read.map_or(Vec::new(), |at| {
-            let list = At::<Vec<At<String>>>::from(at).value.unwrap_or_default();
-            list.into_iter()
-                .enumerate()
-                .filter_map(|(index, at)| {
-                    self.read(&format!("postgres.read[{index}]"), at, address)
-                })
+            let list = at.value.map(|list| list.each("postgres.read"));
+            let list = list.into_iter().flatten();
+            list.filter_map(|(path, at)| self.read(&path, at, address))
                 .collect()
         });
-        let (write_pool, read_pool, timeout) = raw
-            .pool
-            .and_then(|at| at.value)
-            .map_or((None, None, None), |raw| (raw.write, raw.read, raw.timeout));
+        let pool = told(raw.pool).unwrap_or_default();
         let mut connections = |key: &str, at, default| {
             let path = format!("postgres.pool.{key}");
-            let count = self.count_within(&path, at, default, 1..=MOST_CONNECTIONS);
-            usize::try_from(count).unwrap_or(usize::MAX)
+            self.count_within(&path, at, default, 1..=MOST_CONNECTIONS)
         };
-        let write_pool = connections("write", write_pool, 40);
-        let read_pool = connections("read", read_pool, 60);
+        let write_pool = connections("write", pool.write, 40);
+        let read_pool = connections("read", pool.read, 60);
         Some(Postgres {
             write: write?,
             read,
             write_pool,
             read_pool,
-            timeout: self.span_within("postgres.pool.timeout", timeout, Span(TIMEOUT), 60 * SECOND),
-            migrate: raw.migrate.and_then(|at| at.value).unwrap_or(true),
-            tls: raw
-                .tls
-                .and_then(|at| at.value)
-                .map_or(Tls::default(), |raw| self.tls("postgres.tls", raw)),
+            timeout: self.span_within(
+                "postgres.pool.timeout",
+                pool.timeout,
+                Span(TIMEOUT),
+                60 * SECOND,
+            ),
+            migrate: told(raw.migrate).unwrap_or(true),
+            tls: self.tls("postgres.tls", told(raw.tls).unwrap_or_default()),
         })
     }
 }
@@ -137,6 +131,7 @@ fn has_words(text: &str) -> bool {
 mod tests {
     use super::super::parse;
     use super::*;
+    use crate::config::redis::Tls;
     use crate::config::yaml::Mistake;
 
     const BESIDE: &str = "listen: 127.0.0.1:1\nupstream: http://x:1\n";

@@ -7,11 +7,11 @@ use percent_encoding::percent_decode_str;
 
 use super::{Checker, MASKED, SECOND, is_mask, secret};
 use crate::config::Secret;
-use crate::config::raw::{self, OneOrMany, RedisMode};
+use crate::config::raw::{self, RedisMode};
 use crate::config::redis::{Client, Endpoint, Mode, Redis, Tls};
 use crate::config::tls::Holds;
 use crate::config::units::Span;
-use crate::config::yaml::At;
+use crate::config::yaml::{At, OneOrMany, told};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 
@@ -72,7 +72,7 @@ impl Checker {
             if !uses_tls && main.is_some() {
                 let message =
                     "no URL uses TLS: write rediss:// in place of redis://, or leave this out";
-                self.say("redis.tls", at.line, at.column, message.to_owned());
+                self.say("redis.tls", at.line, at.column, message);
             }
             at.value
                 .map_or(Tls::default(), |raw| self.tls("redis.tls", raw))
@@ -93,7 +93,7 @@ impl Checker {
         let has_urls = raw
             .urls
             .as_ref()
-            .is_some_and(|at| at.value.as_ref().is_none_or(|urls| !urls.0.is_empty()));
+            .is_some_and(|at| at.value.as_ref().is_none_or(|urls| !urls.is_empty()));
         if has_urls {
             return self.redis_client(path, raw, place);
         }
@@ -125,10 +125,10 @@ impl Checker {
             true => RedisMode::Cluster,
             false => RedisMode::Single,
         };
-        let mode = raw.mode.and_then(|at| at.value).unwrap_or(default);
+        let mode = told(raw.mode).unwrap_or(default);
         if mode == RedisMode::Single && several {
             let message = "mode single has one URL: keep one, or use mode cluster or sentinel";
-            self.say(&urls_path, first_place.0, first_place.1, message.to_owned());
+            self.say(&urls_path, first_place.0, first_place.1, message);
         }
         for (url, (line, column)) in &urls {
             if mode != RedisMode::Single && url.database != 0 {
@@ -139,7 +139,7 @@ impl Checker {
         let name_path = format!("{path}.master_name");
         let master_name = raw.master_name.and_then(|at| {
             if mode != RedisMode::Sentinel {
-                let message = "master_name is for mode sentinel: leave it out".to_owned();
+                let message = "master_name is for mode sentinel: leave it out";
                 self.say(&name_path, at.line, at.column, message);
             }
             self.read(&name_path, at, not_empty)
@@ -159,13 +159,13 @@ impl Checker {
         let login = login.unwrap_or_default();
         if let Some((_, (line, column))) = logins.find(|(url, _)| url.login != login) {
             let message = "the URLs have several users or passwords: write one username and password beside them";
-            self.say(&urls_path, *line, *column, message.to_owned());
+            self.say(&urls_path, *line, *column, message);
         }
         let username = username.or(login.username);
         let password = password.or(login.password);
         if username.is_some() && password.is_none() && !has_password {
             let message = "a username needs a password: add one, or leave the username out";
-            self.say(path, place.0, place.1, message.to_owned());
+            self.say(path, place.0, place.1, message);
         }
         let port = match mode {
             RedisMode::Sentinel => 26_379,
@@ -201,28 +201,23 @@ impl Checker {
     }
 
     /// Each with its place, all of one scheme; `None` once a mistake is told.
-    fn urls(&mut self, path: &str, at: At<OneOrMany>) -> Option<Vec<(Url, Place)>> {
-        let At {
-            value,
-            line,
-            column,
-        } = At::<Vec<At<String>>>::from(at);
-        let texts = value?;
+    fn urls(&mut self, path: &str, at: At<OneOrMany<String>>) -> Option<Vec<(Url, Place)>> {
+        let texts = at.value?.each(path);
         if texts.is_empty() {
             let message = "no URL: add one, for example redis://127.0.0.1:6379";
-            self.say(path, line, column, message.to_owned());
+            self.say(path, at.line, at.column, message);
         }
         let count = texts.len();
         let mut urls = Vec::with_capacity(count);
-        for (index, at) in texts.into_iter().enumerate() {
+        for (path, at) in texts {
             let place = (at.line, at.column);
-            let url = self.read(&format!("{path}[{index}]"), at, url);
+            let url = self.read(&path, at, url);
             urls.extend(url.map(|url| (url, place)));
         }
         let (first, _) = urls.first()?;
         if let Some((_, (line, column))) = urls.iter().find(|(url, _)| url.tls != first.tls) {
             let message = "some URLs use TLS and some do not: write redis:// or rediss:// in all";
-            self.say(path, *line, *column, message.to_owned());
+            self.say(path, *line, *column, message);
         }
         (urls.len() == count).then_some(urls)
     }
@@ -231,7 +226,7 @@ impl Checker {
         let ca = raw
             .ca
             .and_then(|at| self.pem_file(&format!("{path}.ca"), at, Holds::Authorities));
-        let certificate = raw.certificate.and_then(|at| at.value);
+        let certificate = told(raw.certificate);
         let certificate =
             certificate.and_then(|raw| self.certificate(&format!("{path}.certificate"), raw));
         Tls { ca, certificate }

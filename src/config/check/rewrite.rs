@@ -8,7 +8,7 @@ use super::{Checker, MASKED, is_mask};
 use crate::config::raw;
 use crate::config::rewrite::{HeaderChanges, NewPath, Redirect, Reply, Rewrite, To};
 use crate::config::sessions::Sessions;
-use crate::config::yaml::At;
+use crate::config::yaml::{At, told};
 use crate::http1::head::is_host;
 use crate::http1::hygiene::{folded, is_folded, is_hop_by_hop};
 use crate::http1::path;
@@ -58,7 +58,7 @@ impl Checker {
                 reply: None,
             } => {
                 let message = "has none of upstream, redirect and reply: say who answers";
-                self.say(path, line, column, message.to_owned());
+                self.say(path, line, column, message);
                 To::Upstream(0)
             }
         }
@@ -85,11 +85,11 @@ impl Checker {
         if !goes_elsewhere {
             let message =
                 "would send clients to where they are: add host, scheme, port, path or path_prefix";
-            self.say(path, line, column, message.to_owned());
+            self.say(path, line, column, message);
         }
         if raw.path.is_some() && raw.path_prefix.is_some() {
             let message = "has path and path_prefix: keep one of them";
-            self.say(path, line, column, message.to_owned());
+            self.say(path, line, column, message);
         }
         if let Some(at) = raw.status
             && let Some(status) = at.value
@@ -100,15 +100,13 @@ impl Checker {
                 self.say(&format!("{path}.status"), at.line, at.column, message);
             }
         }
-        redirect.scheme = raw.scheme.and_then(|at| at.value);
+        redirect.scheme = told(raw.scheme);
         redirect.host = raw
             .host
             .and_then(|at| self.read(&format!("{path}.host"), at, host_alone));
-        let port = raw.port.map(|at| {
-            let port = self.count_within(&format!("{path}.port"), Some(at), 443, 1..=65_535);
-            u16::try_from(port).unwrap_or_default()
-        });
-        redirect.port = port;
+        redirect.port = raw
+            .port
+            .map(|at| self.count_within(&format!("{path}.port"), Some(at), 443, 1..=65_535));
         let whole = raw
             .path
             .and_then(|at| self.read(&format!("{path}.path"), at, normal_path))
@@ -118,7 +116,7 @@ impl Checker {
             .and_then(|at| self.read(&format!("{path}.path_prefix"), at, normal_path))
             .map(NewPath::Prefix);
         redirect.path = whole.or(prefix);
-        redirect.strip_query = raw.strip_query.and_then(|at| at.value).unwrap_or(false);
+        redirect.strip_query = told(raw.strip_query).unwrap_or(false);
         redirect
     }
 
@@ -132,7 +130,7 @@ impl Checker {
         let Some(raw) = raw else {
             return reply;
         };
-        reply.body = raw.body.and_then(|at| at.value).unwrap_or_default();
+        reply.body = told(raw.body).unwrap_or_default();
         if let Some(at) = raw.status
             && let Some(status) = at.value
         {
@@ -157,7 +155,7 @@ impl Checker {
         for name in raw.headers.keys() {
             let at = &raw.headers[name];
             if name.eq_ignore_ascii_case("content-type") {
-                let message = "use content_type".to_owned();
+                let message = "use content_type";
                 self.say(&format!("{path}.{name}"), at.line, at.column, message);
             }
         }
@@ -165,10 +163,7 @@ impl Checker {
         reply
     }
 
-    pub(super) fn rewrite(&mut self, path: &str, raw: Option<raw::Rewrite>) -> Rewrite {
-        let Some(raw) = raw else {
-            return Rewrite::default();
-        };
+    pub(super) fn rewrite(&mut self, path: &str, raw: raw::Rewrite) -> Rewrite {
         Rewrite {
             path_prefix: raw
                 .path_prefix
@@ -191,12 +186,9 @@ impl Checker {
     pub(super) fn header_changes(
         &mut self,
         path: &str,
-        raw: Option<raw::HeaderChanges>,
+        raw: raw::HeaderChanges,
         of: Message,
     ) -> HeaderChanges {
-        let Some(raw) = raw else {
-            return HeaderChanges::default();
-        };
         let mut names = BTreeSet::new();
         let (set, add) = (raw.set.iter(), raw.add.iter());
         for (name, at) in set.chain(add) {
@@ -263,7 +255,7 @@ impl Checker {
     /// A route that goes to no upstream has no use for these keys.
     pub(super) fn only_with_upstream<T>(&mut self, path: &str, at: Option<&At<T>>) {
         if let Some(at) = at {
-            let message = "is for a route with an upstream: take it out".to_owned();
+            let message = "is for a route with an upstream: take it out";
             self.say(path, at.line, at.column, message);
         }
     }

@@ -11,7 +11,7 @@ use crate::config::audit::Level;
 use crate::config::matches::{HostMatch, Match, PathMatch};
 use crate::config::raw;
 use crate::config::rewrite::{HeaderChanges, Rewrite, To};
-use crate::config::yaml::At;
+use crate::config::yaml::{At, told};
 use crate::http1::path;
 
 impl Checker {
@@ -52,7 +52,7 @@ impl Checker {
         let routes = routes.value.unwrap_or_default();
         if routes.is_empty() {
             let message = "no route: every request is answered with 404; add one, or leave the key out for all requests to go to the one upstream";
-            self.warn("routes", place, message.to_owned());
+            self.warn("routes", place, message);
         }
         let mut checked = Vec::with_capacity(routes.len());
         for (index, at) in routes.into_iter().enumerate() {
@@ -76,19 +76,16 @@ impl Checker {
                 let headers = raw.request_headers.as_ref();
                 self.only_with_upstream(&format!("{path}.request_headers"), headers);
             }
-            let rewrite = raw.rewrite.and_then(|at| at.value);
+            let rewrite = told(raw.rewrite).unwrap_or_default();
             let rewrite = self.rewrite(&format!("{path}.rewrite"), rewrite);
             let mut changes = |key: &str, raw: Option<At<raw::HeaderChanges>>, of| {
-                let raw = raw.and_then(|at| at.value);
+                let raw = told(raw).unwrap_or_default();
                 self.header_changes(&format!("{path}.{key}"), raw, of)
             };
             let request_headers = changes("request_headers", raw.request_headers, Message::Request);
             let response_headers =
                 changes("response_headers", raw.response_headers, Message::Response);
-            let matches = raw
-                .matches
-                .and_then(|at| at.value)
-                .map(|raw| self.matches(&format!("{path}.match"), raw));
+            let matches = told(raw.matches).map(|raw| self.matches(&format!("{path}.match"), raw));
             let timeout = raw
                 .timeout
                 .map(|at| self.timeout(&format!("{path}.timeout"), Some(at), 5 * SECOND));
@@ -116,7 +113,7 @@ impl Checker {
                 response_headers,
                 hidden: std::mem::take(&mut self.hidden),
                 timeout,
-                shed: raw.shed.and_then(|at| at.value).unwrap_or(true),
+                shed: told(raw.shed).unwrap_or(true),
             });
         }
         checked
@@ -142,7 +139,7 @@ impl Checker {
         if let Some(at) = &raw.ignore_case
             && raw_path_is_absent
         {
-            let message = "only a path's case can be ignored, and there is no \"path\"".to_owned();
+            let message = "only a path's case can be ignored, and there is no \"path\"";
             self.say(&format!("{path}.ignore_case"), at.line, at.column, message);
         }
         let methods = raw
@@ -175,7 +172,7 @@ impl Checker {
         Match {
             host,
             path: pattern,
-            ignore_case: raw.ignore_case.and_then(|at| at.value).unwrap_or(false),
+            ignore_case: told(raw.ignore_case).unwrap_or(false),
             methods,
             headers,
         }

@@ -7,18 +7,15 @@ use super::Checker;
 use crate::config::raw::{self, Lanes};
 use crate::config::runtime::{MemoryBound, Shed};
 use crate::config::units::{ByteSize, Percent, Span};
-use crate::config::yaml::At;
+use crate::config::yaml::{At, told};
 
 /// The shares of memory that may be named: more leaves no room for what is on its way.
 const MOST: f64 = 0.95;
 
 impl Checker {
     /// Threads, `None` for one a core; and when requests are refused.
-    pub(super) fn runtime(&mut self, raw: Option<raw::Runtime>) -> (Option<NonZeroUsize>, Shed) {
-        let Some(raw) = raw else {
-            return (None, Shed::default());
-        };
-        let lanes = raw.lanes.and_then(|at| match at.value? {
+    pub(super) fn runtime(&mut self, raw: raw::Runtime) -> (Option<NonZeroUsize>, Shed) {
+        let lanes = told(raw.lanes).and_then(|lanes| match lanes {
             Lanes::Count(count) => Some(count),
             Lanes::Auto(raw::Auto::Auto) => None,
         });
@@ -32,7 +29,7 @@ impl Checker {
         };
         if raw.loop_delay.is_none() && raw.memory.is_none() {
             let message = "this names nothing to shed by: use loop_delay, memory or both, for example {loop_delay: 100ms, memory: 90%}";
-            self.say("runtime.shed", at.line, at.column, message.to_owned());
+            self.say("runtime.shed", at.line, at.column, message);
         }
         let (usual, most) = (Span(Duration::from_millis(100)), Duration::from_secs(60));
         Shed {

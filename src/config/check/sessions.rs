@@ -9,11 +9,11 @@ use super::unused::Kind;
 use super::{Checker, SECOND, span};
 use crate::config::raw;
 use crate::config::sessions::{
-    Cache, CookieAttributes, Forward, OnMax, RouteSession, SameSite, Sessions, Settings, Shared,
-    TokenSource, check_cookie,
+    Cache, CookieAttributes, Forward, RouteSession, Sessions, Settings, Shared, TokenSource,
+    check_cookie,
 };
 use crate::config::units::Span;
-use crate::config::yaml::At;
+use crate::config::yaml::{At, told};
 
 /// The cookie that holds the token, unless told.
 const COOKIE: &str = "sid";
@@ -75,7 +75,7 @@ impl Checker {
             None => vec![TokenSource::Cookie(COOKIE.to_owned())],
             Some(at) => self.token_sources(&path, at),
         };
-        let cookie = cookie(raw.cookie.and_then(|at| at.value));
+        let cookie = cookie(told(raw.cookie).unwrap_or_default());
         for source in &sources {
             if let TokenSource::Cookie(name) = source
                 && let Err(error) = check_cookie(name, &cookie)
@@ -83,7 +83,7 @@ impl Checker {
                 self.say(&path, line, column, format!("cookie \"{name}\": {error}"));
             }
         }
-        let forward = match raw.forward.and_then(|at| at.value) {
+        let forward = match told(raw.forward) {
             None => {
                 let [user, session, claims] = Forward::NAMES.map(|name| Some(name.to_owned()));
                 Forward {
@@ -123,15 +123,15 @@ impl Checker {
         }
         let shared = Shared {
             touch_every: self.touch_every(&path, raw.touch_every, idle),
-            cache: self.session_cache(&path, raw.cache.and_then(|at| at.value)),
-            grace: grace(raw.on_redis_loss.and_then(|at| at.value)),
+            cache: self.session_cache(&path, told(raw.cache).unwrap_or_default()),
+            grace: grace(told(raw.on_redis_loss).unwrap_or_default()),
         };
         let max_per_user = raw.max_per_user.and_then(|at| {
             let max = NonZeroU32::new(at.value?);
             if max.is_none() {
                 let message = "a user with no session cannot log in: use 1 or more, or leave it out for any number";
                 let path = format!("{path}.max_per_user");
-                self.say(&path, at.line, at.column, message.to_owned());
+                self.say(&path, at.line, at.column, message);
             }
             max
         });
@@ -149,14 +149,11 @@ impl Checker {
                 idle_timeout: idle,
                 absolute_timeout: absolute,
                 max_per_user,
-                on_max: match raw.on_max.and_then(|at| at.value) {
-                    Some(raw::OnMax::RejectNew) => OnMax::RejectNew,
-                    Some(raw::OnMax::EvictOldest) | None => OnMax::EvictOldest,
-                },
+                on_max: told(raw.on_max).unwrap_or_default(),
                 forward,
                 cookie,
             },
-            max_sessions: usize::try_from(max_sessions).unwrap_or(usize::MAX),
+            max_sessions,
         }
     }
 
@@ -180,22 +177,19 @@ impl Checker {
         every
     }
 
-    fn session_cache(&mut self, path: &str, raw: Option<raw::SessionCache>) -> Cache {
+    fn session_cache(&mut self, path: &str, raw: raw::SessionCache) -> Cache {
         const ENTRIES: usize = 100_000;
-        let (ttl, negative_ttl, max_entries) = raw.map_or((None, None, None), |raw| {
-            (raw.ttl, raw.negative_ttl, raw.max_entries)
-        });
-        let max_entries = max_entries.map_or(ENTRIES, |at| {
+        let max_entries = raw.max_entries.map_or(ENTRIES, |at| {
             if at.value == Some(0) {
                 let message = "a cache of no entries: use 1 or more, or ttl and negative_ttl 0s to remember nothing";
                 let path = format!("{path}.cache.max_entries");
-                self.say(&path, at.line, at.column, message.to_owned());
+                self.say(&path, at.line, at.column, message);
             }
             at.value.map_or(ENTRIES, |max| max as usize)
         });
         Cache {
-            ttl: span(ttl, 2 * SECOND),
-            negative_ttl: span(negative_ttl, SECOND),
+            ttl: span(raw.ttl, 2 * SECOND),
+            negative_ttl: span(raw.negative_ttl, SECOND),
             max_entries,
         }
     }
@@ -207,7 +201,7 @@ impl Checker {
             let (line, column) = (at.line, at.column);
             let path = format!("{path}.token[{index}]");
             let Some(raw) = at.value else { continue };
-            let source = match (raw.cookie, raw.bearer.and_then(|at| at.value), raw.header) {
+            let source = match (raw.cookie, told(raw.bearer), raw.header) {
                 (Some(name), None, None) => name.value.map(TokenSource::Cookie),
                 (None, Some(true), None) => Some(TokenSource::Bearer),
                 (None, None, Some(name)) => {
@@ -215,7 +209,7 @@ impl Checker {
                 }
                 _ => {
                     let message = "use one of {cookie: NAME}, {bearer: true} and {header: NAME}";
-                    self.say(&path, line, column, message.to_owned());
+                    self.say(&path, line, column, message);
                     None
                 }
             };
@@ -223,7 +217,7 @@ impl Checker {
         }
         if sources.is_empty() {
             let message = "no place to find a token: add one, for example {cookie: sid}";
-            self.say(&format!("{path}.token"), line, column, message.to_owned());
+            self.say(&format!("{path}.token"), line, column, message);
         }
         sources
     }
@@ -241,10 +235,10 @@ impl Checker {
             let told = at.value.map_or(REVALIDATE_EVERY, |span| span.0);
             if !has_session {
                 let message = "this route has no session to look at again: add \"session: {use: NAME}\", or leave this out";
-                self.say(&path, at.line, at.column, message.to_owned());
+                self.say(&path, at.line, at.column, message);
             } else if told.is_zero() {
                 let message = "0s would look without end: use, for example, 30s";
-                self.say(&path, at.line, at.column, message.to_owned());
+                self.say(&path, at.line, at.column, message);
             }
             told
         });
@@ -257,10 +251,10 @@ impl Checker {
             .into_iter()
             .filter_map(|(claim, at)| Some((claim, at.value?)))
             .collect();
-        let require = raw.require.and_then(|at| at.value);
+        let require = told(raw.require);
         if require == Some(false) && !claims.is_empty() {
             let message = "claims need a session: leave out \"require: false\", or the claims";
-            self.say(path, at.line, at.column, message.to_owned());
+            self.say(path, at.line, at.column, message);
         }
         let Some(sessions) = self.sessions.get(&name).copied() else {
             let place = (raw.uses.line, raw.uses.column);
@@ -297,28 +291,18 @@ impl Checker {
     }
 }
 
-fn grace(raw: Option<raw::SessionLoss>) -> Duration {
-    let (action, grace) = raw.map_or((None, None), |raw| (raw.action, raw.grace));
-    match action.and_then(|at| at.value) {
-        Some(raw::SessionLossAction::Deny) | None => span(grace, 30 * SECOND),
+fn grace(raw: raw::SessionLoss) -> Duration {
+    match told(raw.action) {
+        Some(raw::SessionLossAction::Deny) | None => span(raw.grace, 30 * SECOND),
     }
 }
 
-fn cookie(raw: Option<raw::Cookie>) -> CookieAttributes {
-    let (secure, http_only, same_site, path) = raw.map_or((None, None, None, None), |raw| {
-        (raw.secure, raw.http_only, raw.same_site, raw.path)
-    });
+fn cookie(raw: raw::Cookie) -> CookieAttributes {
     CookieAttributes {
-        secure: secure.and_then(|at| at.value).unwrap_or(true),
-        http_only: http_only.and_then(|at| at.value).unwrap_or(true),
-        same_site: match same_site.and_then(|at| at.value) {
-            Some(raw::SameSite::Lax) | None => SameSite::Lax,
-            Some(raw::SameSite::Strict) => SameSite::Strict,
-            Some(raw::SameSite::None) => SameSite::None,
-        },
-        path: path
-            .and_then(|at| at.value)
-            .unwrap_or_else(|| "/".to_owned()),
+        secure: told(raw.secure).unwrap_or(true),
+        http_only: told(raw.http_only).unwrap_or(true),
+        same_site: told(raw.same_site).unwrap_or_default(),
+        path: told(raw.path).unwrap_or_else(|| "/".to_owned()),
     }
 }
 
@@ -360,6 +344,7 @@ mod tests {
     use super::super::parse;
     use super::*;
     use crate::config::Config;
+    use crate::config::sessions::OnMax;
     use crate::config::yaml::Mistake;
 
     fn read(text: &str) -> Result<Config, Vec<String>> {

@@ -1,10 +1,9 @@
 //! What weir tells of itself, from the file as written to [`Log`], [`AccessLog`] and [`Traces`].
 
-use super::Checker;
+use super::{Checker, share};
 use crate::config::raw::{self, Always};
 use crate::config::telemetry::{AccessLog, Log, Traces};
-use crate::config::units::Percent;
-use crate::config::yaml::At;
+use crate::config::yaml::told;
 use crate::http1::head::is_host;
 
 pub(super) struct Telemetry {
@@ -14,23 +13,16 @@ pub(super) struct Telemetry {
 }
 
 impl Checker {
-    pub(super) fn telemetry(&mut self, raw: Option<raw::Telemetry>) -> Telemetry {
-        let (log, access_log, traces) = raw.map_or((None, None, None), |raw| {
-            (raw.log, raw.access_log, raw.traces)
-        });
-        let log = log
-            .and_then(|at| at.value)
-            .map_or((None, None), |raw| (raw.format, raw.level));
+    pub(super) fn telemetry(&mut self, raw: raw::Telemetry) -> Telemetry {
+        let log = told(raw.log).unwrap_or_default();
         let log = Log {
-            format: log.0.and_then(|at| at.value).unwrap_or_default(),
-            level: log.1.and_then(|at| at.value).unwrap_or_default(),
+            format: told(log.format).unwrap_or_default(),
+            level: told(log.level).unwrap_or_default(),
         };
         Telemetry {
-            access_log: access_log
-                .and_then(|at| at.value)
-                .map(|raw| access_log_of(raw, log)),
+            access_log: told(raw.access_log).map(|raw| access_log_of(raw, log)),
             log,
-            traces: traces.and_then(|at| at.value).map(|raw| self.traces(raw)),
+            traces: told(raw.traces).map(|raw| self.traces(raw)),
         }
     }
 
@@ -60,21 +52,16 @@ fn collector(text: &str) -> Result<String, String> {
 }
 
 fn access_log_of(raw: raw::AccessLog, log: Log) -> AccessLog {
-    let always = match raw.always.and_then(|at| at.value) {
+    let always = match told(raw.always) {
         Some(list) => list.into_iter().filter_map(|at| at.value).collect(),
         None => vec![Always::Errors, Always::Rejected],
     };
     AccessLog {
-        format: raw.format.and_then(|at| at.value).unwrap_or(log.format),
+        format: told(raw.format).unwrap_or(log.format),
         sample: share(raw.sample, 1.0),
         errors: always.contains(&Always::Errors),
         rejected: always.contains(&Always::Rejected),
     }
-}
-
-fn share(at: Option<At<Percent>>, default: f64) -> f64 {
-    at.and_then(|at| at.value)
-        .map_or(default, |percent| percent.0)
 }
 
 #[cfg(test)]

@@ -111,7 +111,7 @@ impl Checker {
             if used.upstreams.contains(name.as_str()) && !used.asked.contains(name.as_str()) {
                 let message = "no route to it has a session, so that its responses start and end none: add \"session: {use: NAME, require: false}\" to the route of its log-in, or take this out";
                 let path = format!("upstreams.{name}.trust_session_headers");
-                self.warn(&path, place, message.to_owned());
+                self.warn(&path, place, message);
             }
         }
         let reached = self.warn_of_unreached(&config.routes);
@@ -121,7 +121,7 @@ impl Checker {
             && !config.routes.iter().any(keeps)
         {
             let message = "no request is kept with its headers, since no level is headers: add \"level: headers\" to the audit, or \"audit: headers\" to a route";
-            self.warn("audit.capture", place, message.to_owned());
+            self.warn("audit.capture", place, message);
         }
     }
 

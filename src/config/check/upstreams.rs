@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use super::unused::Kind;
-use super::{Checker, DAY, SECOND, span};
+use super::{Checker, DAY, SECOND, share, span};
 use crate::config::Protocol;
 use crate::config::raw;
 use crate::config::tls::UpstreamTls;
@@ -15,7 +15,7 @@ use crate::config::units::{Percent, Span};
 use crate::config::upstreams::{
     Balancing, Concurrency, DnsName, HealthCheck, OutlierDetection, SlowStart, Source, Upstream,
 };
-use crate::config::yaml::{self, At};
+use crate::config::yaml::{self, At, OneOrMany, told};
 use tls::Security;
 
 /// The name of the upstream that the short form makes.
@@ -76,7 +76,7 @@ impl Checker {
         let protocol = raw.protocol.and_then(|at| {
             if at.value == Some(Protocol::Auto) && tls.is_none() {
                 let message = "without TLS there is nothing to agree on it by: use http1 or http2, or write https:// in the endpoints";
-                self.say(&key("protocol"), at.line, at.column, message.to_owned());
+                self.say(&key("protocol"), at.line, at.column, message);
             }
             at.value
         });
@@ -103,37 +103,18 @@ impl Checker {
             ),
             timeout: self.timeout(&key("timeout"), raw.timeout, plain.timeout),
             idle_timeout: span(raw.idle_timeout, plain.idle_timeout),
-            concurrency: raw
-                .concurrency
-                .and_then(|at| at.value)
+            concurrency: told(raw.concurrency)
                 .map(|raw| self.concurrency(&key("concurrency"), raw)),
-            retries: raw
-                .retries
-                .and_then(|at| at.value)
-                .map(|raw| self.retries(&key("retries"), raw)),
-            health: raw
-                .health
-                .and_then(|at| at.value)
-                .and_then(|raw| self.health_check(&key("health"), raw)),
-            outlier_detection: raw
-                .outlier_detection
-                .and_then(|at| at.value)
+            retries: told(raw.retries).map(|raw| self.retries(&key("retries"), raw)),
+            health: told(raw.health).and_then(|raw| self.health_check(&key("health"), raw)),
+            outlier_detection: told(raw.outlier_detection)
                 .map(|raw| self.outlier_detection(&key("outlier_detection"), raw)),
-            slow_start: raw
-                .slow_start
-                .and_then(|at| at.value)
-                .map(|raw| self.slow_start(&key("slow_start"), raw)),
-            panic_threshold: raw
-                .panic_threshold
-                .and_then(|at| at.value)
-                .map_or(PANIC_THRESHOLD, |Percent(share)| share),
+            slow_start: told(raw.slow_start).map(|raw| self.slow_start(&key("slow_start"), raw)),
+            panic_threshold: share(raw.panic_threshold, PANIC_THRESHOLD),
             circuit_breaker: raw
                 .circuit_breaker
                 .and_then(|at| self.breaker_named(&key("circuit_breaker"), at)),
-            trust_session_headers: raw
-                .trust_session_headers
-                .and_then(|at| at.value)
-                .unwrap_or(false),
+            trust_session_headers: told(raw.trust_session_headers).unwrap_or(false),
             ..plain
         };
         let retries = upstream.retries.as_ref();
@@ -152,21 +133,20 @@ impl Checker {
     }
 
     /// With what each says of TLS.
-    fn endpoints(&mut self, path: &str, at: At<raw::Endpoints>) -> (Vec<Source>, Vec<Security>) {
-        let (line, column) = (at.line, at.column);
-        let Some(raw::Endpoints(list)) = at.value else {
+    fn endpoints(
+        &mut self,
+        path: &str,
+        at: At<OneOrMany<raw::Endpoint>>,
+    ) -> (Vec<Source>, Vec<Security>) {
+        let Some(list) = at.value else {
             return (Vec::new(), Vec::new());
         };
         if list.is_empty() {
-            self.say(path, line, column, NO_ENDPOINT.to_owned());
+            self.say(path, at.line, at.column, NO_ENDPOINT.to_owned());
         }
         let (mut sources, mut found) = (Vec::new(), Vec::new());
-        for (index, at) in list.into_iter().enumerate() {
-            // One that stands alone stands where the whole stands.
-            let (path, line, column) = match at.line {
-                0 => (path.to_owned(), line, column),
-                _ => (format!("{path}[{index}]"), at.line, at.column),
-            };
+        for (path, at) in list.each(path) {
+            let (line, column) = (at.line, at.column);
             let source = match at.value {
                 None => continue,
                 Some(raw::Endpoint::Url(text)) => {
@@ -189,7 +169,7 @@ impl Checker {
             found.push(security);
             self.note_endpoint(&path, (line, column), &source);
             if sources.contains(&source) {
-                let message = "this endpoint is in the list already: keep one".to_owned();
+                let message = "this endpoint is in the list already: keep one";
                 self.say(&path, line, column, message);
             }
             sources.push(source);
@@ -218,7 +198,7 @@ impl Checker {
         });
         let path_of = |key: &str| format!("{path}.{key}");
         let refresh = self.span_within(&path_of("refresh"), raw.refresh, Span(10 * SECOND), DAY);
-        let list = raw.servers.and_then(|at| at.value).unwrap_or_default();
+        let list = told(raw.servers).unwrap_or_default();
         let servers = list.into_iter().enumerate().filter_map(|(index, at)| {
             self.read(&format!("{path}.servers[{index}]"), at, |text| {
                 let alone = || text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53));
@@ -264,7 +244,7 @@ impl Checker {
                 let parts = self.key_parts(&path, by);
                 if parts.is_empty() && self.mistakes.len() == before {
                     let message = "a key of nothing sends every request to one endpoint: use, for example, client.ip";
-                    self.say(&path, line, column, message.to_owned());
+                    self.say(&path, line, column, message);
                 }
                 Some(Balancing::RingHash(parts))
             }
@@ -275,7 +255,7 @@ impl Checker {
         let mut count = |key: &str, at: Option<At<u32>>, default: u64, least: u64| {
             let path = format!("{path}.{key}");
             let most = u64::from(u32::MAX);
-            number(self.count_within(&path, at, default, least..=most))
+            self.count_within(&path, at, default, least..=most)
         };
         let adaptive = raw.adaptive.is_some();
         let min = raw.min.as_ref().map(|at| (at.line, at.column));
@@ -332,7 +312,7 @@ impl Checker {
             self.warn(&format!("{path}.timeout"), place, message);
         }
         let mut in_a_row = |key: &str, at: Option<At<u32>>, default| {
-            number(self.count_within(&format!("{path}.{key}"), at, default, 1..=1000))
+            self.count_within(&format!("{path}.{key}"), at, default, 1..=1000)
         };
         Some(HealthCheck {
             unhealthy_after: in_a_row("unhealthy_after", raw.unhealthy_after, 3),
@@ -345,13 +325,13 @@ impl Checker {
 
     fn outlier_detection(&mut self, path: &str, raw: raw::OutlierDetection) -> OutlierDetection {
         let key = |key: &str| format!("{path}.{key}");
-        let in_a_row = self.count_within(
+        let consecutive_5xx = self.count_within(
             &key("consecutive_5xx"),
             raw.consecutive_5xx,
             5,
             1..=1_000_000,
         );
-        let percent = self.count_within(
+        let max_ejection_percent = self.count_within(
             &key("max_ejection_percent"),
             raw.max_ejection_percent,
             10,
@@ -359,8 +339,8 @@ impl Checker {
         );
         let base = raw.base_ejection_time;
         OutlierDetection {
-            consecutive_5xx: number(in_a_row),
-            max_ejection_percent: number(percent),
+            consecutive_5xx,
+            max_ejection_percent,
             interval: self.span_within(&key("interval"), raw.interval, Span(10 * SECOND), DAY),
             base_ejection_time: self.span_within(
                 &key("base_ejection_time"),
@@ -386,7 +366,7 @@ impl Checker {
             if share <= 0.0 {
                 let path = format!("{path}.min_weight");
                 let message = "an endpoint with no part at all would never begin: use more than 0%, for example 10%";
-                self.say(&path, at.line, at.column, message.to_owned());
+                self.say(&path, at.line, at.column, message);
             }
             share
         });
@@ -441,11 +421,6 @@ fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
 
 fn bad_name(text: &str) -> String {
     format!("\"{text}\" is not a name with a port: use NAME:PORT, for example app.svc:443")
-}
-
-/// What was checked to fit.
-fn number(count: u64) -> u32 {
-    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

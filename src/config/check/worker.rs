@@ -7,28 +7,25 @@ use super::{Checker, DAY, SECOND};
 use crate::config::raw;
 use crate::config::units::Span;
 use crate::config::worker::{Health, Worker};
+use crate::config::yaml::told;
 
 /// Of a transaction; it is in memory as a whole.
 const MOST_EVENTS: u64 = 1_000_000;
 const HOUR: Duration = Duration::from_secs(3_600);
 
 impl Checker {
-    pub(super) fn worker(&mut self, raw: Option<raw::Worker>) -> Worker {
+    pub(super) fn worker(&mut self, raw: raw::Worker) -> Worker {
         let default = Worker::default();
-        let Some(raw) = raw else { return default };
-        match raw.partition.and_then(|at| at.value) {
+        match told(raw.partition) {
             None | Some(raw::Partition::Day) => {}
         }
         let group = raw
             .group
             .and_then(|at| self.read("worker.group", at, key_prefix));
-        let (max, wait) = raw
-            .batch
-            .and_then(|at| at.value)
-            .map_or((None, None), |raw| (raw.max, raw.wait));
+        let batch = told(raw.batch).unwrap_or_default();
         let batch_max = self.count_within(
             "worker.batch.max",
-            max,
+            batch.max,
             default.batch_max as u64,
             1..=MOST_EVENTS,
         );
@@ -43,10 +40,10 @@ impl Checker {
         };
         Worker {
             group: group.unwrap_or(default.group),
-            batch_max: usize::try_from(batch_max).unwrap_or(default.batch_max),
-            batch_wait: span("batch.wait", wait, default.batch_wait, 60 * SECOND),
+            batch_max,
+            batch_wait: span("batch.wait", batch.wait, default.batch_wait, 60 * SECOND),
             claim_after: span("claim_after", raw.claim_after, default.claim_after, DAY),
-            max_deliveries: u32::try_from(max_deliveries).unwrap_or(default.max_deliveries),
+            max_deliveries,
             session_sweep: span(
                 "session_sweep",
                 raw.session_sweep,
@@ -54,21 +51,18 @@ impl Checker {
                 DAY,
             ),
             retention: self.days("worker.retention", raw.retention, default.retention),
-            health: self.health(raw.health.and_then(|at| at.value)),
+            health: self.health(told(raw.health).unwrap_or_default()),
         }
     }
 
-    fn health(&mut self, raw: Option<raw::WorkerHealth>) -> Health {
+    fn health(&mut self, raw: raw::WorkerHealth) -> Health {
         let default = Health::default();
-        let Some(raw) = raw else { return default };
-        let lag = raw
-            .checks
-            .and_then(|at| at.value?.audit_lag)
-            .and_then(|at| at.value);
-        let (degraded, critical) = lag.map_or((None, None), |raw| (raw.degraded, raw.critical));
-        let place = critical
+        let checks = told(raw.checks).unwrap_or_default();
+        let told_lag = told(checks.audit_lag).unwrap_or_default();
+        let place = told_lag
+            .critical
             .as_ref()
-            .or(degraded.as_ref())
+            .or(told_lag.degraded.as_ref())
             .map_or((0, 0), |at| (at.line, at.column));
         let mut span = |key: &str, at, default, most| {
             self.span_within(&format!("worker.health.{key}"), at, Span(default), most)
@@ -78,19 +72,16 @@ impl Checker {
             interval: span("interval", raw.interval, default.interval, HOUR),
             timeout: span("timeout", raw.timeout, default.timeout, 60 * SECOND),
             // None is no mistake: each call of /health makes the checks then.
-            cache: raw
-                .cache
-                .and_then(|at| at.value)
-                .map_or(default.cache, |span| span.0),
+            cache: super::span(raw.cache, default.cache),
             lag_degraded: span(
                 &format!("{lag}.degraded"),
-                degraded,
+                told_lag.degraded,
                 default.lag_degraded,
                 DAY,
             ),
             lag_critical: span(
                 &format!("{lag}.critical"),
-                critical,
+                told_lag.critical,
                 default.lag_critical,
                 DAY,
             ),

@@ -5,7 +5,7 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::de::value::{MapAccessDeserializer, StrDeserializer};
 use serde::de::{Error, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::config::units::{ByteSize, Percent, Span};
 use crate::config::yaml::At;
@@ -27,10 +27,12 @@ pub struct Audit {
     pub integrity: Option<At<Integrity>>,
 }
 
-#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+/// How much of a request is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AuditLevel {
     None,
+    #[default]
     Metadata,
     /// And the headers of `capture`.
     Headers,
@@ -78,7 +80,7 @@ impl<'de> Deserialize<'de> for RouteAudit {
     }
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Capture {
     /// [default: none]
@@ -91,7 +93,7 @@ pub struct Capture {
 
 /// Names whose values are written as `***`, beside those that always are, such as Authorization, Cookie, token and password. `*` in
 /// a name stands for any text.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Redact {
     pub headers: Option<At<Vec<At<String>>>>,
@@ -101,17 +103,19 @@ pub struct Redact {
     pub paths: Option<At<Vec<At<String>>>>,
 }
 
-#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+/// When a request is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Delivery {
-    /// A request is answered at once; what a full queue drops is counted.
+    /// At once; what a full queue drops is counted.
+    #[default]
     BestEffort,
-    /// A request is answered once its event is safe from the end of weir; where none can be, with 503.
+    /// Once its event is safe from the end of weir; where none can be, with 503.
     Guaranteed,
 }
 
 /// With `postgres`: the streams of Redis that carry events to the worker.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct AuditStream {
     /// What their keys have in common [default: audit].
@@ -124,7 +128,7 @@ pub struct AuditStream {
 }
 
 /// An entry of a stream.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct StreamBatch {
     /// At most, 1 to 10000 [default: 200].
@@ -135,7 +139,7 @@ pub struct StreamBatch {
 
 /// With `postgres`: where events wait on disk while Redis does not take them, and under `delivery: guaranteed` all of them until
 /// they are stored.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Spool {
     /// A folder; each weir has one of its own within [default: /var/lib/weir/spool].
@@ -144,7 +148,7 @@ pub struct Spool {
     pub max: Option<At<ByteSize>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Sqlite {
     /// The database; a day's file has the day before the extension, such as weir-audit-2026-11-25.db [default: weir-audit.db].

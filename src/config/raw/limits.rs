@@ -1,26 +1,25 @@
-//! Rate limits as they are written, and a text that may be a list.
+//! Rate limits as they are written.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use schemars::JsonSchema;
-use serde::de::{Error, SeqAccess, Visitor};
+use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Auto, Mode};
 use crate::config::units::{Percent, Span};
-use crate::config::yaml::At;
+use crate::config::yaml::{At, OneOrMany};
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct RateLimit {
     /// `100/s`, `10/30s`, `1000/month`, several of them, or `unlimited`; a number for concurrency.
-    pub limit: At<OneOrMany>,
+    pub limit: At<OneOrMany<String>>,
     /// Token bucket of one window: how much can be taken at once [default: the limit's number].
     pub burst: Option<At<u64>>,
     /// client.ip, client.cert.subject, client.cert.san, header:NAME, cookie:NAME, query:NAME, path, host, method, route,
     /// upstream, session.user, session.claims.NAME, constant; several make one key together.
-    pub by: At<OneOrMany>,
+    pub by: At<OneOrMany<String>>,
     /// [default: token_bucket]
     pub algorithm: Option<At<Algorithm>>,
     /// How exactly processes that have one `redis` count together [default: lease; strict for concurrency, which knows no
@@ -93,7 +92,7 @@ pub struct Cost {
     pub default: Option<At<u64>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct RateLimitDefaults {
     /// Of limits that do not say [default: local].
@@ -129,7 +128,7 @@ impl<'de> Deserialize<'de> for MaxKeys {
 }
 
 /// What a process takes of a shared limit at a time.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Lease {
     /// How long it lives; so much of the limit's rate can be admitted beyond it [default: 50ms].
@@ -138,7 +137,7 @@ pub struct Lease {
     pub max_share: Option<At<Percent>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct RetryAfter {
     /// The most that is added to Retry-After, so that refused clients do not come back all at once [default: 10%].
@@ -152,80 +151,4 @@ pub enum LimitHeaders {
     Standard,
     /// `X-RateLimit-Limit`, `-Remaining` and `-Reset`.
     Legacy,
-}
-
-/// A text, or a list of texts.
-#[derive(Debug, JsonSchema)]
-#[schemars(untagged)]
-pub enum OneOrManySchema {
-    One(String),
-    Many(Vec<String>),
-}
-
-/// A text, or a list of texts.
-#[derive(Debug, JsonSchema)]
-#[schemars(with = "OneOrManySchema")]
-pub struct OneOrMany(pub Vec<At<String>>);
-
-impl<'de> Deserialize<'de> for OneOrMany {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<OneOrMany, D::Error> {
-        struct TextOrList;
-
-        impl<'de> Visitor<'de> for TextOrList {
-            type Value = OneOrMany;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a text or a list of texts")
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<OneOrMany, E> {
-                Ok(OneOrMany(vec![At {
-                    value: Some(text.to_owned()),
-                    line: 0,
-                    column: 0,
-                }]))
-            }
-
-            fn visit_u64<E: Error>(self, number: u64) -> Result<OneOrMany, E> {
-                self.visit_str(&number.to_string())
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<OneOrMany, A::Error> {
-                let mut texts = Vec::new();
-                while let Some(text) = list.next_element()? {
-                    texts.push(text);
-                }
-                Ok(OneOrMany(texts))
-            }
-        }
-
-        deserializer.deserialize_any(TextOrList)
-    }
-}
-
-impl From<At<OneOrMany>> for At<Vec<At<String>>> {
-    /// A text alone stands where the whole stands.
-    fn from(at: At<OneOrMany>) -> At<Vec<At<String>>> {
-        let At {
-            value,
-            line,
-            column,
-        } = at;
-        let placed = |text: At<String>| {
-            if text.line == 0 {
-                At {
-                    value: text.value,
-                    line,
-                    column,
-                }
-            } else {
-                text
-            }
-        };
-        At {
-            value: value.map(|list| list.0.into_iter().map(placed).collect()),
-            line,
-            column,
-        }
-    }
 }

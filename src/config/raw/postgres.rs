@@ -3,9 +3,9 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{OneOrMany, Tls};
+use super::Tls;
 use crate::config::units::Span;
-use crate::config::yaml::At;
+use crate::config::yaml::{At, OneOrMany};
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
@@ -13,7 +13,7 @@ pub struct Postgres {
     /// The primary: `postgres://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=require`, or libpq's `host=HOST dbname=DATABASE`.
     pub write: At<String>,
     /// Replicas, asked in turn [default: none, the primary is asked].
-    pub read: Option<At<OneOrMany>>,
+    pub read: Option<At<OneOrMany<String>>>,
     pub pool: Option<At<Pool>>,
     /// Whether a worker brings the schema up to date when it starts, as `weir migrate` does [default: true].
     pub migrate: Option<At<bool>>,
@@ -22,7 +22,7 @@ pub struct Postgres {
 }
 
 /// Connections are made when they are needed, and kept.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Pool {
     /// Connections to the primary, at most [default: 40].

@@ -3,15 +3,14 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::OneOrMany;
 use crate::config::units::Span;
-use crate::config::yaml::At;
+use crate::config::yaml::{At, OneOrMany};
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Redis {
     /// `redis://HOST:PORT`, or `rediss://` for TLS; `/N` behind it is the database of mode single.
-    pub urls: At<OneOrMany>,
+    pub urls: At<OneOrMany<String>>,
     /// [default: single for one URL, cluster for several]
     pub mode: Option<At<RedisMode>>,
     /// The master's name among sentinels [default: mymaster].
@@ -38,7 +37,7 @@ pub struct Redis {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct RedisClient {
-    pub urls: Option<At<OneOrMany>>,
+    pub urls: Option<At<OneOrMany<String>>>,
     /// [default: single for one URL, cluster for several]
     pub mode: Option<At<RedisMode>>,
     /// The master's name among sentinels [default: mymaster].
@@ -58,7 +57,7 @@ pub enum RedisMode {
 }
 
 /// Of Redis, and of Postgres.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Tls {
     /// The authorities that are believed, a PEM file, in place of the public ones.

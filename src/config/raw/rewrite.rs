@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::yaml::At;
 
 /// What of a request goes to the upstream in another form. Limits, audit and metrics see it as it was sent.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Rewrite {
     /// In place of what `match.path` names: `/v2` makes `/v2/x` of `/pay/x` for `/pay/*`, and `/v2` of `/pay` for `/pay`.
@@ -18,7 +18,7 @@ pub struct Rewrite {
 }
 
 /// Fields of a message that change on the way.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct HeaderChanges {
     /// In place of any that are there.

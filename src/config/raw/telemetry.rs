@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::units::Percent;
 use crate::config::yaml::At;
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Telemetry {
     pub log: Option<At<Log>>,
@@ -16,7 +16,7 @@ pub struct Telemetry {
     pub traces: Option<At<Traces>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Log {
     /// [default: pretty]

@@ -4,18 +4,18 @@ use std::fmt;
 
 use schemars::JsonSchema;
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{Certificate, OneOrMany};
+use super::Certificate;
 use crate::config::units::{ByteSize, Percent, Span};
-use crate::config::yaml::At;
+use crate::config::yaml::{At, OneOrMany};
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Upstream {
     /// `["http://127.0.0.1:3000"]`, or `{dns: app.svc:443, refresh: 10s}`; several of both in a list.
-    pub endpoints: At<Endpoints>,
+    pub endpoints: At<OneOrMany<Endpoint>>,
     /// [default: http1]
     pub protocol: Option<At<UpstreamProtocol>>,
     /// For `https://` endpoints and names [default: the public authorities, the endpoint's own name, no certificate of ours].
@@ -70,19 +70,6 @@ pub enum UpstreamProtocol {
     Auto,
 }
 
-/// One endpoint, or a list of them.
-#[derive(Debug, JsonSchema)]
-#[schemars(with = "EndpointsSchema")]
-pub struct Endpoints(pub Vec<At<Endpoint>>);
-
-#[derive(Debug, JsonSchema)]
-#[schemars(untagged)]
-#[expect(dead_code, reason = "the form for editors alone")]
-enum EndpointsSchema {
-    One(Endpoint),
-    Many(Vec<Endpoint>),
-}
-
 /// `http://HOST:PORT`, `https://HOST:PORT`, `unix:/PATH`, or a name with many addresses.
 #[derive(Debug, JsonSchema)]
 #[schemars(untagged)]
@@ -102,8 +89,6 @@ pub struct DnsEndpoint {
     /// The name servers to ask, as IP or IP:PORT [default: the system's, and its hosts file].
     pub servers: Option<At<Vec<At<String>>>>,
 }
-
-const DNS_KEYS: &[&str] = &["dns", "refresh", "servers"];
 
 impl<'de> Deserialize<'de> for Endpoint {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Endpoint, D::Error> {
@@ -126,49 +111,7 @@ impl<'de> Deserialize<'de> for Endpoint {
         }
 
         // As a struct, so that unknown keys are told.
-        deserializer.deserialize_struct("Endpoint", DNS_KEYS, UrlOrDns)
-    }
-}
-
-impl<'de> Deserialize<'de> for Endpoints {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Endpoints, D::Error> {
-        struct OneOrList;
-
-        /// It stands where the whole stands.
-        fn alone(endpoint: Endpoint) -> Endpoints {
-            Endpoints(vec![At {
-                value: Some(endpoint),
-                line: 0,
-                column: 0,
-            }])
-        }
-
-        impl<'de> Visitor<'de> for OneOrList {
-            type Value = Endpoints;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("http://HOST:PORT, {dns: NAME:PORT} or a list of them")
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Endpoints, E> {
-                Ok(alone(Endpoint::Url(text.to_owned())))
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Endpoints, A::Error> {
-                let dns = DnsEndpoint::deserialize(MapAccessDeserializer::new(map))?;
-                Ok(alone(Endpoint::Dns(dns)))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Endpoints, A::Error> {
-                let mut endpoints = Vec::new();
-                while let Some(endpoint) = list.next_element()? {
-                    endpoints.push(endpoint);
-                }
-                Ok(Endpoints(endpoints))
-            }
-        }
-
-        deserializer.deserialize_struct("Endpoints", DNS_KEYS, OneOrList)
+        deserializer.deserialize_struct("Endpoint", &["dns", "refresh", "servers"], UrlOrDns)
     }
 }
 
@@ -192,7 +135,7 @@ pub struct RingHash {
 #[schemars(deny_unknown_fields)]
 pub struct RingKey {
     /// As that of rate limits: client.ip, header:NAME, cookie:NAME, session.user and more.
-    pub by: At<OneOrMany>,
+    pub by: At<OneOrMany<String>>,
 }
 
 impl<'de> Deserialize<'de> for LoadBalancing {
@@ -298,7 +241,7 @@ pub struct Retries {
 }
 
 /// A random wait, of at most `base`, doubled with each try.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Backoff {
     /// [default: 25ms]
@@ -308,7 +251,7 @@ pub struct Backoff {
 }
 
 /// How many retries this process has under way, so that they do not finish off an upstream in trouble.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Budget {
     /// Of the requests under way [default: 20].

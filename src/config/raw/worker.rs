@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::units::Span;
 use crate::config::yaml::At;
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Worker {
     /// The consumer group that workers share the streams by [default: weir].
@@ -26,7 +26,7 @@ pub struct Worker {
 }
 
 /// A transaction.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct WorkerBatch {
     /// Events, at most [default: 10000].
@@ -42,7 +42,7 @@ pub enum Partition {
 }
 
 /// Of the proxy too.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct WorkerHealth {
     /// Between checks made unasked, which /ready goes by [default: 10s].
@@ -54,14 +54,14 @@ pub struct WorkerHealth {
     pub checks: Option<At<HealthChecks>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct HealthChecks {
     pub audit_lag: Option<At<AuditLag>>,
 }
 
 /// The age of the oldest event that is not stored.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct AuditLag {
     /// [default: 30s]

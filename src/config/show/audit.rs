@@ -10,11 +10,11 @@ use crate::config::units::{ByteSize, Percent, Span};
 
 #[derive(Serialize)]
 pub(super) struct Audit<'c> {
-    level: &'static str,
+    level: Level,
     sample: Percent,
     capture: Capture<'c>,
     redact: Redact<'c>,
-    delivery: &'static str,
+    delivery: Delivery,
     stream: Stream<'c>,
     spool: Spool<'c>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -75,7 +75,7 @@ impl<'c> Audit<'c> {
         let is_set =
             audit.sqlite != Path::new(audit::DATABASE) || audit.retention != audit::RETENTION;
         Audit {
-            level: level(audit.level),
+            level: audit.level,
             sample: Percent(audit.sample),
             capture: Capture {
                 request_headers: &audit.request_headers,
@@ -87,10 +87,7 @@ impl<'c> Audit<'c> {
                 query: audit.redaction.query().collect(),
                 paths: audit.redaction.paths().collect(),
             },
-            delivery: match audit.delivery {
-                Delivery::BestEffort => "best_effort",
-                Delivery::Guaranteed => "guaranteed",
-            },
+            delivery: audit.delivery,
             stream: Stream {
                 name: &stream.name,
                 shards: stream.shards,
@@ -119,16 +116,13 @@ impl<'c> Audit<'c> {
 #[derive(Serialize)]
 #[serde(untagged)]
 pub(super) enum RouteAudit {
-    Level(&'static str),
-    Sampled {
-        level: &'static str,
-        sample: Percent,
-    },
+    Level(Level),
+    Sampled { level: Level, sample: Percent },
 }
 
 impl RouteAudit {
     pub(super) fn new(route: &Route) -> RouteAudit {
-        let level = level(route.audit);
+        let level = route.audit;
         match route.audit_sample {
             None => RouteAudit::Level(level),
             Some(sample) => RouteAudit::Sampled {
@@ -136,13 +130,5 @@ impl RouteAudit {
                 sample: Percent(sample),
             },
         }
-    }
-}
-
-fn level(level: Level) -> &'static str {
-    match level {
-        Level::None => "none",
-        Level::Metadata => "metadata",
-        Level::Headers => "headers",
     }
 }

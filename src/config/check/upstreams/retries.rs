@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use super::number;
 use crate::config::check::{Checker, DAY};
 use crate::config::raw;
 use crate::config::units::{ByteSize, Span};
 use crate::config::upstreams::{Backoff, Budget, Retries, RetryOn};
-use crate::config::yaml::{self, At};
+use crate::config::yaml::{self, At, told};
 
 /// Methods that do the same however often they are done (RFC 9110 section 9.2.2), but for TRACE, which goes to no upstream.
 const IDEMPOTENT: [&str; 5] = ["GET", "HEAD", "OPTIONS", "PUT", "DELETE"];
@@ -17,7 +16,7 @@ const MAX_BUFFER: u64 = 16 << 20;
 impl Checker {
     pub(super) fn retries(&mut self, path: &str, raw: raw::Retries) -> Retries {
         let attempts = self.count_within(&format!("{path}.attempts"), raw.attempts, 1, 0..=10);
-        let retry_on = match raw.retry_on.and_then(|at| at.value) {
+        let retry_on = match told(raw.retry_on) {
             Some(list) => self.retry_on(path, list),
             None => RetryOn {
                 connect_failure: true,
@@ -26,7 +25,7 @@ impl Checker {
                 ..RetryOn::default()
             },
         };
-        let methods = match raw.methods.and_then(|at| at.value) {
+        let methods = match told(raw.methods) {
             Some(list) => self.idempotent(path, list),
             None => ["GET", "HEAD", "OPTIONS"].map(str::to_owned).to_vec(),
         };
@@ -35,10 +34,10 @@ impl Checker {
             let span = self.span_within(&path, Some(at), Span(Duration::from_secs(5)), DAY);
             (!span.is_zero()).then_some(span)
         });
-        let backoff = raw.backoff.and_then(|at| at.value);
-        let budget = raw.budget.and_then(|at| at.value);
+        let backoff = told(raw.backoff).unwrap_or_default();
+        let budget = told(raw.budget).unwrap_or_default();
         Retries {
-            attempts: number(attempts),
+            attempts,
             retry_on,
             methods,
             per_try_timeout: per_try,
@@ -95,26 +94,25 @@ impl Checker {
             .collect()
     }
 
-    fn backoff(&mut self, path: &str, raw: Option<raw::Backoff>) -> Backoff {
-        let (base, max) = raw.map_or((None, None), |raw| (raw.base, raw.max));
+    fn backoff(&mut self, path: &str, raw: raw::Backoff) -> Backoff {
         let mut time = |key: &str, at: Option<At<Span>>, millis| {
             let default = Span(Duration::from_millis(millis));
             self.span_within(&format!("{path}.backoff.{key}"), at, default, DAY)
         };
         Backoff {
-            base: time("base", base, 25),
-            max: time("max", max, 250),
+            base: time("base", raw.base, 25),
+            max: time("max", raw.max, 250),
         }
     }
 
-    fn budget(&mut self, path: &str, raw: Option<raw::Budget>) -> Budget {
-        let (percent, least) = raw.map_or((None, None), |raw| (raw.percent, raw.min_concurrent));
-        let percent = self.count_within(&format!("{path}.budget.percent"), percent, 20, 0..=100);
+    fn budget(&mut self, path: &str, raw: raw::Budget) -> Budget {
+        let percent =
+            self.count_within(&format!("{path}.budget.percent"), raw.percent, 20, 0..=100);
         let path = format!("{path}.budget.min_concurrent");
-        let least = self.count_within(&path, least, 3, 0..=1_000_000);
+        let min_concurrent = self.count_within(&path, raw.min_concurrent, 3, 0..=1_000_000);
         Budget {
-            percent: number(percent),
-            min_concurrent: number(least),
+            percent,
+            min_concurrent,
         }
     }
 

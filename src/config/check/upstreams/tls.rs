@@ -62,12 +62,7 @@ impl Checker {
         if says(Security::Tls) && says(Security::Plain) {
             let message =
                 "some endpoints use TLS and some do not: write http:// or https:// in all";
-            self.say(
-                &format!("{path}.endpoints"),
-                line,
-                column,
-                message.to_owned(),
-            );
+            self.say(&format!("{path}.endpoints"), line, column, message);
         }
         let path = format!("{path}.tls");
         let Some(at) = raw else {
@@ -76,7 +71,7 @@ impl Checker {
         if says(Security::Plain) {
             let message =
                 "no endpoint uses TLS: write https:// in place of http://, or leave this out";
-            self.say(&path, at.line, at.column, message.to_owned());
+            self.say(&path, at.line, at.column, message);
         }
         let raw = at.value.unwrap_or_default();
         let sni = raw.sni.and_then(|at| {

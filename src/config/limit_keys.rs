@@ -1,4 +1,4 @@
-//! How the keys of a limit's overrides are spelt, and which keys of requests they are. What could never be a request's key is a mistake.
+//! How the keys of limits are written: those of requests, and those that overrides name. What could never be a request's key is a mistake.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
