@@ -21,11 +21,11 @@ peers:
 		{ python3 -m venv target/peers-venv && target/peers-venv/bin/pip install -q -r tests/peers/requirements.txt && \
 		cp tests/peers/requirements.txt target/peers-venv/; }
 
-# The venv is made anew when what it has to have changes, by uv: pip takes three times as long. Without a weir of a build before, one is built.
+# The venv is made anew when what it has to have changes, by uv: pip takes three times as long.
 KUBE := target/kube-venv/bin/python
 chart: kube-venv ## Check the Helm chart, the manifests, the dashboard, the alerts and the file's schema
 	@tests/need.sh openssl prometheus redis-server postgresql
-	@test -x $(WEIR) || cargo build
+	cargo build
 	$(KUBE) tests/kube/check.py --weir $(WEIR)
 
 manifests: kube-venv ## Write what is made of others: deploy/k8s, the chart's README, golden files, the dashboard
@@ -60,7 +60,7 @@ compose-check: stack-venv ## Check the Dockerfile, the stack of Docker Compose a
 
 stack-test: compose-check ## Run the stack of Docker Compose as processes, under load, and kill parts of it
 	@tests/need.sh nginx redis-server postgresql prometheus
-	@test -x $(WEIR) || cargo build
+	cargo build
 	target/stack-venv/bin/python tests/stack/stack.py --weir $(WEIR)
 
 .PHONY: stack-venv
@@ -87,7 +87,7 @@ test-postgres-version: ## Run what asks most of Postgres on Postgres 16
 # The suite is written in Python 2, for which its packages come without what makes zope a package.
 PYTHON2 ?= python2.7
 test-autobahn: peers ## Run the Autobahn Testsuite for WebSockets past weir and through it, 25 minutes (PYTHON2=...: where Python 2.7 is)
-	@test -x $(WEIR) || cargo build
+	cargo build
 	@test -d target/autobahn/autobahntestsuite || \
 		{ $(PYTHON2) -m pip install -q --target target/autobahn autobahntestsuite==0.8.2 && touch target/autobahn/zope/__init__.py; }
 	python3 tests/autobahn.py --weir $(WEIR) --python2 $(PYTHON2)
