@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 WEIR ?= target/debug/weir
-.PHONY: help run test peers test-redis-versions test-postgres-version test-autobahn check deny fuzz bench bench-tools bench-shared bench-limits bench-scale bench-audit bench-protocols bench-lane chart manifests image image-local compose-check stack-test
+.PHONY: help run test peers test-redis-versions test-postgres-version test-autobahn check deny fuzz bench bench-tools bench-shared bench-limits bench-scale bench-audit bench-protocols bench-lane chart manifests image licenses image-local compose-check stack-test
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,13 +40,17 @@ kube-venv:
 		cp tests/kube/requirements.txt target/kube-venv/; }
 
 ENGINE ?= $(shell command -v docker || command -v podman)
-IMAGE ?= weir:0.1.0
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+IMAGE ?= weir:$(VERSION)
 # The name of the other and -redirect, with its tag.
 REDIRECT_IMAGE ?= $(shell echo '$(IMAGE)' | sed -E 's/(:[^:/]*)?$$/-redirect\1/')
-LABELS = --build-arg REVISION=$(shell git rev-parse HEAD) --build-arg CREATED=$(shell date -u +%Y-%m-%dT%H:%M:%SZ)
-image: ## Build the images of weir and, with nft, of redirect mode by docker or podman (ENGINE=podman, IMAGE=weir:0.1.0)
+LABELS = --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD) --build-arg CREATED=$(shell date -u +%Y-%m-%dT%H:%M:%SZ)
+image: ## Build the images of weir and, with nft, of redirect mode by docker or podman (ENGINE=podman, IMAGE=REGISTRY/weir:TAG)
 	$(ENGINE) build -f Dockerfile.production -t $(IMAGE) $(LABELS) .
 	$(ENGINE) build -f Dockerfile.production --target redirect -t $(REDIRECT_IMAGE) $(LABELS) .
+
+licenses: ## Write the notices of the crates that weir links to target/THIRD-PARTY.txt, as its image has them
+	deploy/third-party.sh >target/THIRD-PARTY.txt
 
 image-local: ## Build the image with no daemon and no registry of images, as root, and check what it is
 	@tests/need.sh podman buildah runc debootstrap curl
