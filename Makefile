@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 WEIR ?= target/debug/weir
-.PHONY: help run test peers test-redis-versions test-postgres-version test-autobahn check deny fuzz bench bench-tools bench-shared bench-limits bench-scale bench-audit bench-protocols bench-lane chart manifests image image-local compose-check stack-test
+.PHONY: help run test peers test-redis-versions test-postgres-version test-autobahn check deny fuzz bench bench-tools bench-shared bench-limits bench-scale bench-audit bench-protocols bench-lane chart manifests image licenses image-local compose-check stack-test
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,11 +21,11 @@ peers:
 		{ python3 -m venv target/peers-venv && target/peers-venv/bin/pip install -q -r tests/peers/requirements.txt && \
 		cp tests/peers/requirements.txt target/peers-venv/; }
 
-# The venv is made anew when what it has to have changes, by uv: pip takes three times as long. Without a weir of a build before, one is built.
+# The venv is made anew when what it has to have changes, by uv: pip takes three times as long.
 KUBE := target/kube-venv/bin/python
 chart: kube-venv ## Check the Helm chart, the manifests, the dashboard, the alerts and the file's schema
 	@tests/need.sh openssl prometheus redis-server postgresql
-	@test -x $(WEIR) || cargo build
+	cargo build
 	$(KUBE) tests/kube/check.py --weir $(WEIR)
 
 manifests: kube-venv ## Write what is made of others: deploy/k8s, the chart's README, golden files, the dashboard
@@ -40,13 +40,17 @@ kube-venv:
 		cp tests/kube/requirements.txt target/kube-venv/; }
 
 ENGINE ?= $(shell command -v docker || command -v podman)
-IMAGE ?= weir:0.1.0
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+IMAGE ?= weir:$(VERSION)
 # The name of the other and -redirect, with its tag.
 REDIRECT_IMAGE ?= $(shell echo '$(IMAGE)' | sed -E 's/(:[^:/]*)?$$/-redirect\1/')
-LABELS = --build-arg REVISION=$(shell git rev-parse HEAD) --build-arg CREATED=$(shell date -u +%Y-%m-%dT%H:%M:%SZ)
-image: ## Build the images of weir and, with nft, of redirect mode by docker or podman (ENGINE=podman, IMAGE=weir:0.1.0)
+LABELS = --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD) --build-arg CREATED=$(shell date -u +%Y-%m-%dT%H:%M:%SZ)
+image: ## Build the images of weir and, with nft, of redirect mode by docker or podman (ENGINE=podman, IMAGE=REGISTRY/weir:TAG)
 	$(ENGINE) build -f Dockerfile.production -t $(IMAGE) $(LABELS) .
 	$(ENGINE) build -f Dockerfile.production --target redirect -t $(REDIRECT_IMAGE) $(LABELS) .
+
+licenses: ## Write the notices of the crates that weir links to target/THIRD-PARTY.txt, as its image has them
+	deploy/third-party.sh >target/THIRD-PARTY.txt
 
 image-local: ## Build the image with no daemon and no registry of images, as root, and check what it is
 	@tests/need.sh podman buildah runc debootstrap curl
@@ -60,7 +64,7 @@ compose-check: stack-venv ## Check the Dockerfile, the stack of Docker Compose a
 
 stack-test: compose-check ## Run the stack of Docker Compose as processes, under load, and kill parts of it
 	@tests/need.sh nginx redis-server postgresql prometheus
-	@test -x $(WEIR) || cargo build
+	cargo build
 	target/stack-venv/bin/python tests/stack/stack.py --weir $(WEIR)
 
 .PHONY: stack-venv
@@ -87,7 +91,7 @@ test-postgres-version: ## Run what asks most of Postgres on Postgres 16
 # The suite is written in Python 2, for which its packages come without what makes zope a package.
 PYTHON2 ?= python2.7
 test-autobahn: peers ## Run the Autobahn Testsuite for WebSockets past weir and through it, 25 minutes (PYTHON2=...: where Python 2.7 is)
-	@test -x $(WEIR) || cargo build
+	cargo build
 	@test -d target/autobahn/autobahntestsuite || \
 		{ $(PYTHON2) -m pip install -q --target target/autobahn autobahntestsuite==0.8.2 && touch target/autobahn/zope/__init__.py; }
 	python3 tests/autobahn.py --weir $(WEIR) --python2 $(PYTHON2)

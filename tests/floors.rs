@@ -129,10 +129,70 @@ fn one_module_knows_redis() {
     for source in sources() {
         // The configuration has a module of that name.
         let may = ["src/store/redis", "src/config"].map(|path| source.path.starts_with(path));
-        let mut lines = source.code.lines().map(str::trim_start);
         assert!(
-            may.contains(&true) || !lines.any(|line| line.starts_with("use redis::")),
+            may.contains(&true) || !names_redis_crate(&source.code),
             "{} names the Redis crate",
+            source.path.display()
+        );
+    }
+}
+
+/// A path that begins with `redis`, unless one of weir's modules of that name is imported as such.
+fn names_redis_crate(code: &str) -> bool {
+    let is_ours = code.contains("config::redis::{self");
+    let is_head = |at: usize| {
+        let before = &code[..at];
+        let goes_on = |c: char| c.is_alphanumeric() || c == '_';
+        // `::redis` is the crate's own path.
+        let path = before.strip_suffix("::").unwrap_or_default();
+        !before.ends_with(goes_on) && !path.ends_with(goes_on)
+    };
+    let mut heads = code
+        .match_indices("redis")
+        .map(|(at, _)| at)
+        .filter(|at| is_head(*at));
+    heads.any(|at| {
+        let rest = &code[at + "redis".len()..];
+        let from_root = code[..at].ends_with("::");
+        let imported = ["use ", "extern crate "]
+            .iter()
+            .any(|word| code[..at].ends_with(word));
+        (rest.starts_with("::") && (from_root || !is_ours))
+            || (imported && rest.starts_with([';', ' ']))
+    })
+}
+
+#[test]
+fn the_redis_crate_is_seen_in_every_form() {
+    for code in [
+        "use redis::Cmd;",
+        "pub use redis::Cmd;",
+        "use redis;",
+        "use redis as r;",
+        "use ::redis::Cmd;",
+        "let ping = redis::cmd(\"PING\");",
+        "fn f(x: &redis::Value)",
+    ] {
+        assert!(names_redis_crate(code), "{code}");
+    }
+    for code in [
+        "use crate::store::redis::Connections;",
+        "use super::redis::{Arg, Script};",
+        "mod redis;",
+        "use crate::config::redis::{self, Client};\nfn new(config: &redis::Redis)",
+    ] {
+        assert!(!names_redis_crate(code), "{code}");
+    }
+}
+
+#[test]
+fn two_modules_know_opentelemetry() {
+    for source in sources() {
+        let may = ["src/telemetry/spans.rs", "src/telemetry/traces.rs"];
+        assert!(
+            may.iter().any(|path| source.path.ends_with(path))
+                || !source.code.contains("opentelemetry"),
+            "{} names a crate of OpenTelemetry",
             source.path.display()
         );
     }

@@ -499,6 +499,8 @@ fn the_forwarding_fields_that_an_app_gets_are_those_of_the_readme() {
 
 #[test]
 fn make_image_builds_both_images_that_are_injected() {
+    let version = env!("CARGO_PKG_VERSION");
+    let labelled = format!(" --build-arg VERSION={version} ");
     let made = |image: &str| {
         let asked = ["-n", "image", "ENGINE=engine"].into_iter();
         let image = format!("IMAGE={image}");
@@ -514,12 +516,12 @@ fn make_image_builds_both_images_that_are_injected() {
         let said = String::from_utf8(output.stdout).unwrap();
         let images = said.lines().filter_map(|line| {
             let (options, image) = line.split_once(" -t ")?;
+            assert!(line.contains(&labelled), "{line}");
             let target = options.contains(" --target redirect");
             Some((target, image.split(' ').next()?.to_owned()))
         });
         images.collect::<Vec<_>>()
     };
-    let version = env!("CARGO_PKG_VERSION");
     let both = |weir: String, redirect: String| [(false, weir), (true, redirect)];
     let unless_told = both(
         format!("weir:{version}"),
@@ -531,6 +533,57 @@ fn make_image_builds_both_images_that_are_injected() {
         "r.org:5000/a/weir-redirect".into(),
     );
     assert_eq!(made("r.org:5000/a/weir"), named);
+}
+
+#[test]
+fn the_image_that_is_named_has_this_version() {
+    for text in [
+        include_str!("../deploy/docker-compose.production.yml"),
+        include_str!("../docs/docker.md"),
+        include_str!("../docs/inject.md"),
+        include_str!("../docs/kubernetes.md"),
+    ] {
+        let named = text.split("weir:").skip(1).map(|rest| {
+            let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.');
+            &rest[..end.unwrap_or(rest.len())]
+        });
+        // Others are ports.
+        let tags: Vec<_> = named.filter(|named| named.contains('.')).collect();
+        assert!(!tags.is_empty());
+        for tag in tags {
+            assert_eq!(tag, env!("CARGO_PKG_VERSION"));
+        }
+    }
+}
+
+#[test]
+fn the_notices_of_all_crates_are_gathered() {
+    let output = Command::new("deploy/third-party.sh")
+        .arg("--offline")
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let notices = String::from_utf8_lossy(&output.stdout);
+    let (_, dependencies) = include_str!("../Cargo.toml")
+        .split_once("\n[dependencies]\n")
+        .unwrap();
+    let dependencies = dependencies.lines().take_while(|line| !line.is_empty());
+    for crate_name in dependencies.map(|line| line.split(' ').next().unwrap()) {
+        assert!(
+            notices.contains(&format!("\n{crate_name} ")),
+            "{crate_name}"
+        );
+    }
+    for text in [
+        "Copyright (c) Tokio Contributors",
+        "Redistribution and use in source",
+    ] {
+        assert!(notices.contains(text), "{text}");
+    }
 }
 
 #[test]

@@ -213,6 +213,7 @@ fn by_http2(address: &str, over: &AtomicBool, answered: &AtomicUsize) {
                     }
                     Err(error) => panic!("{error}"),
                 };
+                assert_eq!(response.status(), 200);
                 let mut body = response.into_body();
                 assert_eq!(&*body.data().await.unwrap().unwrap(), b"served");
                 answered.fetch_add(1, Ordering::Relaxed);
@@ -311,8 +312,8 @@ fn take_over(delivery: &str) {
     let [once_each, kept, told, looks, streams] =
         [once_each, kept, told, looks, streams].map(AtomicUsize::into_inner);
     assert!(
-        told >= 10 && looks > 10,
-        "{told} told to close, {looks} looks"
+        told >= 10 && looks > 10 && streams > 10,
+        "{told} told to close, {looks} looks, {streams} streams"
     );
     running.signal("TERM");
     assert_eq!(running.child.wait().unwrap().code(), Some(0));

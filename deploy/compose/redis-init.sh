@@ -6,8 +6,10 @@ export REDISCLI_AUTH
 # shellcheck disable=SC2086 # a node each
 set -- $REDIS_NODES
 host=${1%:*} port=${1#*:}
-is_whole() { redis-cli -h "$host" -p "$port" cluster info | grep -q '^cluster_state:ok'; }
-if ! is_whole; then
+says() { redis-cli -h "$host" -p "$port" cluster info | grep -q "^$1"; }
+# Its state alone is ok with some of the slots, too.
+is_whole() { says cluster_state:ok && says cluster_slots_ok:16384; }
+if ! says cluster_slots_assigned:16384; then
     redis-cli --cluster create "$@" --cluster-replicas 1 --cluster-yes
 fi
 tries=0

@@ -1,5 +1,5 @@
-//! A request's or a response's head and the body behind it: places lie within the bytes, a head means the same when it
-//! is written anew, and a body is the same in whatever pieces it comes.
+//! A request's or a response's head, the body and the trailers behind it: places lie within the bytes, a head and trailers mean the same
+//! when they are written anew, and a body is the same in whatever pieces it comes.
 #![no_main]
 
 use std::ops::Range;
@@ -8,6 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use weir::http1::body::{BodyError, BodyReader, Piece};
 use weir::http1::head::{BodyLength, HeadLimits, parse_request};
 use weir::http1::response::{ResponseBody, parse_response};
+use weir::http1::trailers;
 
 fuzz_target!(|bytes: &[u8]| {
     let limits = HeadLimits::default();
@@ -48,7 +49,18 @@ fuzz_target!(|bytes: &[u8]| {
         }
     }
     body(BodyLength::Chunked, bytes);
+    section(bytes);
 });
+
+fn section(bytes: &[u8]) {
+    let Ok(places) = trailers::parse(bytes) else {
+        return;
+    };
+    let anew = fields(bytes, &places);
+    let anew = anew.strip_suffix(b"\r\n").expect("an empty line ends it");
+    let again = trailers::parse(anew).expect("well formed");
+    assert_eq!(fields(anew, &again), fields(bytes, &places));
+}
 
 fn fields(bytes: &[u8], fields: &[(Range<usize>, Range<usize>)]) -> Vec<u8> {
     let mut out = Vec::new();
@@ -66,12 +78,12 @@ fn body(length: BodyLength, wire: &[u8]) {
     assert_eq!(read(length, wire, wire.len().max(1)), read(length, wire, 1));
 }
 
-/// The body and the length of what it took, or `None` while it is not whole, from pieces of `step` bytes.
+/// The body, its trailers and the length of what it took, or `None` while it is not whole, from pieces of `step` bytes.
 fn read(
     length: BodyLength,
     wire: &[u8],
     step: usize,
-) -> Result<Option<(Vec<u8>, usize)>, BodyError> {
+) -> Result<Option<(Vec<u8>, Vec<u8>, usize)>, BodyError> {
     let mut reader = BodyReader::new(length);
     let (mut out, mut start, mut end) = (Vec::new(), 0, 0);
     loop {
@@ -80,7 +92,10 @@ fn read(
                 out.extend_from_slice(&wire[start..end][data]);
                 start += consumed;
             }
-            Piece::End { consumed } => return Ok(Some((out, start + consumed))),
+            Piece::End { consumed } => {
+                section(reader.trailers());
+                return Ok(Some((out, reader.trailers().to_vec(), start + consumed)));
+            }
             Piece::NeedMore { .. } if end == wire.len() => return Ok(None),
             Piece::NeedMore { consumed } => {
                 start += consumed;

@@ -68,6 +68,8 @@ pub fn may_follow_a_body(name: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -111,6 +113,21 @@ mod tests {
         }
         for name in ["grpc-status", "Server-Timing", "X-Checksum"] {
             assert!(may_follow_a_body(name.as_bytes()), "{name}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn fields_are_lines_of_the_section(
+            random in prop::collection::vec(any::<u8>(), 0..64),
+            likely in "([ab]{1,3}:[ -~\t]{0,5}\r\n){0,4}(\r\n)?",
+        ) {
+            for section in [&random[..], likely.as_bytes()] {
+                for (name, value) in parse(section).unwrap_or_default() {
+                    prop_assert!(!section[name].is_empty());
+                    prop_assert!(!section[value].iter().any(|byte| b"\r\n\0".contains(byte)));
+                }
+            }
         }
     }
 }

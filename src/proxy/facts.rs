@@ -125,24 +125,12 @@ impl<'a> Facts<'a> {
                 })
             }
             KeyPart::Cookie(name) => {
-                // As sent: old applications' cookies are not all UTF-8.
-                let cookies = self.head.values(self.buffer, "cookie");
-                let pairs = cookies.flat_map(|value| value.split(|byte| *byte == b';'));
-                let values = pairs.filter_map(|pair| {
-                    let value = pair.trim_ascii().strip_prefix(name.as_bytes())?;
-                    value.strip_prefix(b"=").map(Cow::Borrowed)
-                });
-                one_of(values, of_several)
+                let fields = self.head.values(self.buffer, "cookie");
+                one_of(cookies(fields, name), of_several)
             }
             KeyPart::Query(name) => {
                 let query = self.query.get(1..).unwrap_or_default();
-                let values = query.split(|byte| *byte == b'&').filter_map(|pair| {
-                    let at = pair.iter().position(|byte| *byte == b'=');
-                    let at = at.unwrap_or(pair.len());
-                    let same = percent_decode(&pair[..at]).eq(name.bytes());
-                    same.then(|| percent_decode(pair.get(at + 1..).unwrap_or_default()).into())
-                });
-                one_of(values, of_several)
+                one_of(parameters(query, name), of_several)
             }
             part => self.one_part(part, plan).ok_or(NoKey::Missing),
         }
@@ -208,6 +196,28 @@ impl<'a> Facts<'a> {
     }
 }
 
+/// The values of the cookies of this name, as sent: old applications' cookies are not all UTF-8.
+fn cookies<'a>(
+    fields: impl Iterator<Item = &'a [u8]>,
+    name: &str,
+) -> impl Iterator<Item = Cow<'a, [u8]>> {
+    let pairs = fields.flat_map(|field| field.split(|byte| *byte == b';'));
+    pairs.filter_map(move |pair| {
+        let value = pair.trim_ascii().strip_prefix(name.as_bytes())?;
+        value.strip_prefix(b"=").map(Cow::Borrowed)
+    })
+}
+
+/// The values of the parameters of this name, without escapes.
+fn parameters<'a>(query: &'a [u8], name: &str) -> impl Iterator<Item = Cow<'a, [u8]>> {
+    query.split(|byte| *byte == b'&').filter_map(move |pair| {
+        let at = pair.iter().position(|byte| *byte == b'=');
+        let at = at.unwrap_or(pair.len());
+        let same = percent_decode(&pair[..at]).eq(name.bytes());
+        same.then(|| percent_decode(pair.get(at + 1..).unwrap_or_default()).into())
+    })
+}
+
 /// The one value that there is, however often.
 fn one_of<'a>(
     mut values: impl Iterator<Item = Cow<'a, [u8]>>,
@@ -236,5 +246,53 @@ pub(super) fn refuses(limit: &Limit, parts: &Parts<'_>) -> bool {
             (hash as f64) < limit.enforced * 2f64.powi(64)
         }
         Mode::Shadow | Mode::Disabled => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// With escapes where a byte must have one, and for those chosen.
+    fn escaped(text: &[u8], chosen: u64) -> String {
+        let byte = |(at, byte): (usize, &u8)| match byte.is_ascii_alphanumeric()
+            && chosen >> (at % 64) & 1 == 0
+        {
+            true => char::from(*byte).to_string(),
+            false => format!("%{byte:02X}"),
+        };
+        text.iter().enumerate().map(byte).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn a_parameter_is_found_however_it_is_escaped(
+            before in "([A-Z]{1,3}=[a-z=%]{0,4}&){0,3}",
+            name in "[a-z]{1,5}",
+            value: Vec<u8>,
+            chosen: u64,
+            after in "(&[A-Z]{1,3}=[a-z=%]{0,4}){0,3}",
+        ) {
+            let (escaped_name, escaped_value) = (escaped(name.as_bytes(), chosen), escaped(&value, chosen));
+            let query = format!("{before}{escaped_name}={escaped_value}{after}");
+            let found: Vec<_> = parameters(query.as_bytes(), &name).collect();
+            prop_assert_eq!(found, [Cow::<[u8]>::Owned(value)]);
+        }
+
+        #[test]
+        fn no_bytes_panic(
+            random in prop::collection::vec(any::<u8>(), 0..64),
+            likely in "[ab=;& %2f]{0,40}",
+        ) {
+            for text in [&random[..], likely.as_bytes()] {
+                let pairs = |between: u8| text.split(|byte| *byte == between).count();
+                prop_assert!(parameters(text, "a").count() <= pairs(b'&'));
+                for value in cookies([text].into_iter(), "a") {
+                    prop_assert!(!value.contains(&b';'));
+                }
+            }
+        }
     }
 }

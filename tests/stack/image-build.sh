@@ -37,6 +37,7 @@ fi
 # shellcheck disable=SC2086 # words
 buildah bud --isolation chroot --pull-never --layers --format docker -f Dockerfile.production -t "$image" ${1:+--target "$1"} \
     --build-arg BUILD_BASE=localhost/weir-build-base:local --build-arg RUNTIME_BASE=localhost/weir-runtime-base:local \
-    --build-arg NFT_BASE=localhost/weir-build-base:local --build-arg REVISION="$(git rev-parse HEAD)" \
+    --build-arg NFT_BASE=localhost/weir-build-base:local --build-arg VERSION="$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)" \
+    --build-arg REVISION="$(git rev-parse HEAD)" \
     ${BUILD_ARGS---build-arg CARGO_PROFILE_RELEASE_LTO=off --build-arg CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 --build-arg CARGO_PROFILE_RELEASE_OPT_LEVEL=1} \
     --volume "$(rustc --print sysroot):/usr/local/rust:ro" --volume "${CARGO_HOME:-$HOME/.cargo}/registry:/usr/local/cargo/registry" .

@@ -22,6 +22,7 @@ of '{{json .Config.Healthcheck}}' | grep -q '"healthcheck"' || fail "it has no h
 of '{{json .Config.Labels}}' | grep -q org.opencontainers.image.revision || fail "it has no labels"
 podman save -q "$image" | tar -xO --wildcards '*.tar' 2>/dev/null | tar -ti -f - 2>/dev/null >"$work/files" || true
 grep -q usr/local/bin/weir "$work/files" || fail "its files cannot be listed"
+grep -q usr/share/doc/weir/THIRD-PARTY.txt "$work/files" || fail "the notices of its crates are not in it"
 ! grep -E '(^|/)(ba|da|a)?sh$|busybox' "$work/files" || fail "there is a shell in it"
 
 read -r app_port port admin < <(python3 -c '

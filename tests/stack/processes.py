@@ -170,19 +170,25 @@ class Stack:
 
     def start_redis(self):
         for n in REDIS:
-            data = self.folder / f"redis-{n}"
-            data.mkdir()
-            env = self.redis_env() | {"REDIS_PORT": self.port[f"redis-{n}:6379"], "REDIS_DATA": str(data), "REDIS_IP": "127.0.0.1"}
-            self.start(f"redis-{n}", [COMPOSE / "redis-node.sh"], env)
-        password = (self.secrets / "redis-password").read_text()
+            self.start_redis_node(n)
         for n in REDIS:
-            ping = ["redis-cli", "-p", self.port[f"redis-{n}:6379"], "ping"]
-            asks = lambda: subprocess.run(ping, env=os.environ | {"REDISCLI_AUTH": password}, capture_output=True).stdout == b"PONG\n"
-            eventually(f"redis-{n} answers", asks)
+            eventually(f"redis-{n} answers", lambda: self.redis(n, "ping") == "PONG\n")
         nodes = " ".join(self.at[f"redis-{n}:6379"] for n in REDIS)
         for _ in range(2):
             # The second time there is nothing to do.
             self.run([COMPOSE / "redis-init.sh"], self.redis_env() | {"REDIS_NODES": nodes})
+
+    def start_redis_node(self, n):
+        data = self.folder / f"redis-{n}"
+        data.mkdir(exist_ok=True)
+        env = self.redis_env() | {"REDIS_PORT": self.port[f"redis-{n}:6379"], "REDIS_DATA": str(data), "REDIS_IP": "127.0.0.1"}
+        self.start(f"redis-{n}", [COMPOSE / "redis-node.sh"], env)
+
+    def redis(self, n, *command):
+        """What a node answers, nothing where it cannot be reached."""
+        env = os.environ | {"REDISCLI_AUTH": (self.secrets / "redis-password").read_text()}
+        command = ["redis-cli", "-p", self.port[f"redis-{n}:6379"], *command]
+        return subprocess.run(command, env=env, capture_output=True, text=True).stdout
 
     def as_postgres(self, command):
         """Postgres refuses to be root's."""

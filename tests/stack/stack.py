@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
-"""The production stack on this machine, under load, with a worker and a weir killed in the middle of it.
+"""The production stack on this machine, under load, with a worker, a weir and a master of Redis killed in the middle of it.
 
 What docs/docker.md promises of deploy/docker-compose.production.yml is asserted here, each with its count. `make stack-test` runs it.
 """
 
 import argparse
 import http.client
+import itertools
 import json
 import threading
 import time
 
-from processes import WEIRS, WORKERS, Stack, eventually, get
+from processes import REDIS, WEIRS, WORKERS, Stack, eventually, get
 
 THREADS = 8
 LIMIT = 20
@@ -161,6 +162,8 @@ def load(stack, seconds):
     began = time.monotonic()
     again = eventually("weir-2 is asked again", lambda: served_by(stack)["weir-2"])
     load.until(300)
+    limited = lose_a_master(stack)
+    load.until(300)
     eventually("the load lasts", lambda: time.monotonic() - began > seconds)
     load.stop()
     refused = {status: count for status, count in load.statuses.items() if status != 200}
@@ -171,7 +174,35 @@ def load(stack, seconds):
         f"of {load.answered()} requests {failed} failed ({refused or 'none'} by status, {load.broken} broken off), at most {THREADS} were under way; "
         f"the longest took {load.longest:.2f} s; weir-2 was asked again ({again})"
     )
-    return load.answered(), failed
+    return load.answered() + limited
+
+
+def lose_a_master(stack):
+    """A master of Redis is gone until its replica has taken over. Meanwhile the other shards serve their keys."""
+    role = lambda n: stack.redis(n, "role").split("\n")[0]
+    lost, *others = [n for n in REDIS if role(n) == "master"]
+    began = time.monotonic()
+    stack.kill(f"redis-{lost}")
+    clients = itertools.count(1)
+
+    def replaced():
+        client = next(clients)
+        # Each client has a counter, in any of the shards.
+        fields = {"X-Forwarded-For": f"10.0.{client // 250}.{client % 250}"}
+        status = ask(stack.at[f"weir-{client % len(WEIRS) + 1}:8080"], "/export", fields)[0]
+        assert status == 200, status
+        for n in others:
+            info = stack.redis(n, "cluster", "info")
+            assert "cluster_state:ok" in info, info
+        return sum(role(n) == "master" for n in REDIS) == len(others) + 1
+
+    eventually("a replica takes over", replaced)
+    took = time.monotonic() - began
+    asked = next(clients) - 1
+    stack.start_redis_node(lost)
+    eventually("the lost master follows", lambda: stack.redis(lost, "role").split("\n")[3:4] == ["connected"])
+    say(f"redis-{lost}, a master, was killed; {asked} requests with an exact limit were answered until its replica took over after {took:.1f} s")
+    return asked
 
 
 def audited(stack, answered):
@@ -226,7 +257,7 @@ def main():
         try:
             begin(stack)
             answered = sessions(stack) + limits(stack)
-            of_load, _ = load(stack, arguments.seconds)
+            of_load = load(stack, arguments.seconds)
             # Those by which nginx was found to be up are in the audit, too.
             probes = int(stack.query("postgres-primary", "SELECT count(*) FROM weir.audit_events WHERE path = '/'"))
             audited(stack, answered + of_load + probes)

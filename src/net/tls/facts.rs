@@ -148,3 +148,52 @@ fn escaped(text: &str) -> String {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use base64::prelude::{BASE64_STANDARD, Engine as _};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Of `O=a "b", CN=c`, `URI:spiffe://a/b` and `DNS:a.test`.
+    const CERTIFICATE: &str = "MIIBajCCARygAwIBAgIUVjdMk4YMScmjRfkBsBPUbm8hwuQwBQYDK2VwMBwxDjAMBgNVBAoMBWEgImIiMQowCAYDVQQDDAFjMCAXDTI2MTEyNz\
+        A4MjYxMloYDzIxMjYxMTAzMDgyNjEyWjAcMQ4wDAYDVQQKDAVhICJiIjEKMAgGA1UEAwwBYzAqMAUGAytlcAMhALeTR2jfzBECuZX70XEgroz1\
+        EQt1oyAT/dTpefibbw/zo24wbDAdBgNVHQ4EFgQUYuk2AQNeVPEDNgYxjMo8WS7rd1owHwYDVR0jBBgwFoAUYuk2AQNeVPEDNgYxjMo8WS7rd1\
+        owHwYDVR0RBBgwFoYMc3BpZmZlOi8vYS9iggZhLnRlc3QwCQYDVR0TBAIwADAFBgMrZXADQQCct7CtzIEOIJ4E5Abqwg0ToQZlSqvkG38D7DyY\
+        svhUO/HjWkg+/TnxX3s0M2oSXsHVL9elRc0acoX8bUuvAtkD";
+
+    #[test]
+    fn what_a_certificate_says_is_told() {
+        let der = BASE64_STANDARD.decode(CERTIFICATE).unwrap();
+        let told = ClientCertificate::new(&CertificateDer::from(der), Some("a;b"));
+        assert_eq!(told.subject.as_deref(), Some(r#"CN=c,O=a \"b\""#));
+        assert_eq!(told.san.as_deref(), Some("spiffe://a/b"));
+        let rest = r#";Subject="CN=c,O=a \"b\"";URI=spiffe://a/b;DNS=a.test"#;
+        assert!(
+            told.element.starts_with("By=a%3Bb;Hash=") && told.element.ends_with(rest),
+            "{told:?}"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_it_says_is_one_element_of_a_field(
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+            random in prop::collection::vec(any::<u8>(), 0..64),
+        ) {
+            let mut der = BASE64_STANDARD.decode(CERTIFICATE).unwrap();
+            for (at, byte) in changes {
+                let at = at.index(der.len());
+                der[at] = byte;
+            }
+            for der in [der, random] {
+                let der = CertificateDer::from(der);
+                let told = ClientCertificate::new(&der, None);
+                prop_assert!(!told.element.bytes().any(|byte| byte.is_ascii_control()), "{:?}", told);
+                prop_assert!(told.san.is_none_or(|san| san.bytes().all(|byte| byte.is_ascii_graphic())));
+                prop_assert_eq!(OwnFacts::of(&der).is_ok(), holds(&der).is_some());
+            }
+        }
+    }
+}
