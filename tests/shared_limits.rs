@@ -23,6 +23,7 @@ use harness::redis::{Cluster, Server, key_prefix};
 use harness::{Client, Lane, Store, Upstream, eventually};
 use socket2::{Domain, Socket, Type};
 use weir::clock;
+use weir::config::limits::{Period, Rule};
 use weir::store::limits::leases::Decision;
 
 /// Processes that share a limit.
@@ -351,6 +352,41 @@ fn processes_alone_keep_to_their_part() {
         statuses.filter(|status| *status == 200).count()
     };
     assert_eq!(lanes.each_ref().map(admitted), [2; 4]);
+}
+
+/// In this process's memory and in Redis.
+#[test]
+fn a_window_goes_on_whatever_others_come_and_go_beside_it() {
+    let (server, upstream) = (Server::single(), Upstream::answering("ok"));
+    for accuracy in ["local", "strict", "lease"] {
+        let redis = server.yaml(&key_prefix());
+        let file = |windows: &str| {
+            format!(
+                "listen: 127.0.0.1:0\nupstream: {}\n\
+                 rate_limits: {{a: {{limit: {windows}, algorithm: fixed_window, by: 'header:t', accuracy: {accuracy}}}}}\n\
+                 routes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
+                upstream.url(),
+                redis.replace("{urls", "{timeout: 5s, urls")
+            )
+        };
+        let lane = Lane::start(&file("[1000/s, 5/year]"));
+        let status = |lane: &Lane| lane.connect().send("GET", "/", &["t: k"], "").status;
+        let statuses = [(); 6].map(|()| status(&lane));
+        assert_eq!(statuses, [200, 200, 200, 200, 200, 429], "{accuracy}");
+        lane.reload(&file("5/year"));
+        assert_eq!(status(&lane), 429, "{accuracy}: one window less");
+        lane.reload(&file("[5/year, 1000/m]"));
+        assert_eq!(status(&lane), 429, "{accuracy}: another one");
+        let year = |limit| {
+            let period = Period::Year;
+            vec![Rule::FixedWindow { limit, period }]
+        };
+        let limits = lane.plan.borrow().limits.clone();
+        limits.set_override("a", "k", Some(Some(year(6))));
+        // A refusal is believed for a second.
+        eventually(|| status(&lane) == 200);
+        assert_eq!(status(&lane), 429, "{accuracy}: an override");
+    }
 }
 
 #[test]

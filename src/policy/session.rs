@@ -137,7 +137,9 @@ impl Session {
 
     /// What is known of the user by this name.
     pub fn claim(&self, name: &str) -> Option<&Value> {
-        let found = self.claims.binary_search_by(|(own, _)| own.as_str().cmp(name));
+        let found = self
+            .claims
+            .binary_search_by(|(own, _)| own.as_str().cmp(name));
         found.ok().map(|place| &self.claims[place].1)
     }
 

@@ -125,7 +125,7 @@ impl<'p> Quota<'p> {
             };
             let cost = facts.cost(limit);
             for (index, rule) in rules.iter().enumerate() {
-                let mut key = plan.limit_keys[limit_index].of_rule(index, rule);
+                let mut key = plan.limit_keys[limit_index].of_rule(rules, index);
                 parts.iter().for_each(|part| key.part(part));
                 asks.push(Ask {
                     key: key.finish(),
