@@ -390,6 +390,50 @@ fn a_window_goes_on_whatever_others_come_and_go_beside_it() {
 }
 
 #[test]
+fn a_dear_request_passes_a_process_that_is_alone() {
+    let server = Server::single();
+    let cost = |algorithm: &str| {
+        let file = format!(
+            "listen: 127.0.0.1:0\nupstream: {}\n\
+             rate_limits: {{a: {{limit: {algorithm}, by: constant, cost: {{header: cost}}}}}}\n\
+             routes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
+            Upstream::answering("ok").url(),
+            server.yaml(&key_prefix())
+        );
+        let lanes = [(); 3].map(|()| Lane::start(&file));
+        let alive = |lane: &Lane| lane.plan.borrow().fleet.as_ref().unwrap().alive();
+        eventually(|| lanes.iter().all(|lane| alive(lane) == 3));
+        lanes
+    };
+    let kinds = [
+        "12/h",
+        "12/year, algorithm: fixed_window",
+        "12/h, algorithm: sliding_window",
+    ];
+    let lanes = kinds.map(cost);
+    server.kill();
+    for (lane, kind) in lanes
+        .iter()
+        .flatten()
+        .zip(kinds.iter().flat_map(|kind| [kind; 3]))
+    {
+        let ask = |cost: u64| {
+            lane.connect()
+                .send("GET", "/", &[&format!("cost: {cost}")], "")
+        };
+        // More than a third, more than what is left then, and more than there ever is.
+        let [first, second, never] = [6, 6, 13].map(ask);
+        assert_eq!(
+            [first.status, second.status, never.status],
+            [200, 429, 429],
+            "{kind}"
+        );
+        assert!(second.field("retry-after").is_some(), "{kind}");
+        assert_eq!(never.field("retry-after"), None, "{kind}");
+    }
+}
+
+#[test]
 fn a_key_that_was_refused_costs_redis_nothing_until_its_time() {
     let lane = on_one_server(
         &Server::single(),

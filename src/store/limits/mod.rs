@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::Hasher;
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
@@ -150,11 +149,11 @@ impl Limits {
         admitted
     }
 
-    /// Gives back what an admitted request was charged that is refused elsewhere.
-    pub fn give_back(&self, key: Key, rule: &Rule, cost: u64, now: Now) {
+    /// Gives back what an admitted request was charged at `charged` that is refused elsewhere.
+    pub fn give_back(&self, key: Key, rule: &Rule, cost: u64, charged: Now, now: Now) {
         let mut shard = self.shards[key.shard()].lock();
         if let Some(state) = shard.get_mut(key) {
-            limit::give_back(rule, state, cost, now);
+            limit::give_back(rule, state, cost, charged, now);
         }
     }
 
@@ -293,6 +292,7 @@ fn state(shard: &Shard<State>, key: Key) -> State {
 #[cfg(test)]
 mod tests {
     use std::thread;
+    use std::time::Duration;
 
     use super::*;
     use crate::config::limits::Period;
