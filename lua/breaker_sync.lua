@@ -36,7 +36,7 @@ local field = redis.call('HMGET', KEYS[1], 'g', 's', 'e', 'n', 'k', 'o', 'b', 'p
 local generation, state = tonumber(field[1] or 0), field[2] or 'closed'
 local ends, next_open_for = tonumber(field[3] or 0), tonumber(field[4] or open_for)
 local row, good, bad = tonumber(field[5] or 0), tonumber(field[6] or 0), tonumber(field[7] or 0)
-local last, wanted, window = tonumber(field[8] or 0), tonumber(field[9] or 0), tonumber(field[10] or 0)
+local last, wanted, window = tonumber(field[8] or 0), math.min(tonumber(field[9] or 0), now), tonumber(field[10] or 0)
 local changed, dirty = false, false
 
 local function go(to, lasts)
@@ -65,6 +65,9 @@ if known > generation then
   redis.call('DEL', KEYS[4], KEYS[5])
   dirty = true
 end
+-- Settings of a reload hold for the next opening, as they do where a breaker is local.
+if state == 'closed' then next_open_for = open_for end
+next_open_for = math.max(open_for, math.min(next_open_for, max_open_for))
 -- A clock that was set back must not make either last longer than it could.
 local longest = recover_over
 if state == 'open' then longest = math.ceil(max_open_for * (1 + tonumber(ARGV[32]))) end
@@ -81,6 +84,8 @@ local counts = known == generation
 
 redis.call('ZADD', KEYS[3], now, process)
 redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now - DEAD_AFTER)
+-- From before a clock was set back. By less, those who live are to stay.
+redis.call('ZREMRANGEBYSCORE', KEYS[3], now + DEAD_AFTER, '+inf')
 redis.call('PEXPIRE', KEYS[3], DEAD_AFTER)
 local processes = redis.call('ZCARD', KEYS[3])
 if ARGV[10] == '1' and counts then
@@ -90,6 +95,7 @@ else
   redis.call('ZREM', KEYS[4], process)
 end
 redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', now - DOUBT_FOR)
+redis.call('ZREMRANGEBYSCORE', KEYS[4], now + DOUBT_FOR, '+inf')
 local doubt = redis.call('ZCARD', KEYS[4])
 
 -- The window, in steps: tenths of its time, or about twentieths of its calls.
@@ -104,7 +110,7 @@ end
 if number and tonumber(number) == window then
   for s, c, f, w in string.gmatch(rest, '(%d+):(%d+):(%d+):(%d+)') do
     s = tonumber(s)
-    if width == 0 or s > step - 10 then
+    if width == 0 or s > step - 10 and s <= step + 1 then
       parts[#parts + 1] = { s, tonumber(c), tonumber(f), tonumber(w) }
     end
   end
@@ -152,6 +158,10 @@ local given, recall, starved = {}, 0, 0
 if state == 'half_open' then
   redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', now)
   local lasts = tonumber(ARGV[27])
+  -- From before a clock was set back; who lives says so again.
+  for _, slot in ipairs(redis.call('ZRANGEBYSCORE', KEYS[5], '(' .. now + lasts, '+inf')) do
+    redis.call('ZADD', KEYS[5], now + lasts, slot)
+  end
   local mine = 0
   if counts then
     for id, mark in string.gmatch(ARGV[14], '(%d+)([+-])') do

@@ -9,11 +9,12 @@
 --         6 when those were debited: µs since the Unix epoch, by this server's clock
 --         then for each rule: µs that a token takes to come back, and the burst
 -- reply   granted, now (µs since the Unix epoch), then for each rule: remaining, µs until the bucket is full,
---         µs until `first` can be granted (0: it can; -1: never), 0
+--         µs until `first` can be granted, or where that was granted and less than `need`, one token more (0: now; -1: never), 0
 --
 -- A bucket is when it will be full (the theoretical arrival time of GCRA, ITU-T I.371 annex A): µs since 2025, which a double
--- holds to 1/64 µs for decades. Absent: full. What another burst or rate left, before a reload or an override, empties this bucket
--- and no more: a client would else wait for longer than it ever takes to fill. No time that is told is above MOST, 285 years. Atomic, since all rules must be debited together. Rounded up, against the client.
+-- holds to 1/64 µs for decades; and the µs of a token by which that was found, `FULL:INTERVAL`. Absent: full. At another rate, after
+-- a reload or an override, as many tokens are used; what another burst left empties this bucket and no more: a client would else wait
+-- for longer than it ever takes to fill. Versions before wrote no interval. No time that is told is above MOST, 285 years. Atomic, since all rules must be debited together. Rounded up, against the client.
 --
 -- A tenth of its time is saved by `+ 0`, which makes a number of a text as tonumber does without a call, and by tables that are made
 -- with room for one rule.
@@ -25,11 +26,21 @@ local first, need, want = ARGV[1] + 0, ARGV[2] + 0, ARGV[3] + 0
 local share, back = ARGV[4] + 0, ARGV[5] + 0
 local since_taken = now + EPOCH * 1000000 - ARGV[6]
 
-local full, held, slack, shrunk, free = { 0 }, { 0 }, { 0 }, { 0 }, math.huge
+local full, held, slack, changed, free = { 0 }, { 0 }, { 0 }, { false }, math.huge
 for i = 1, #KEYS do
   local interval, burst = ARGV[5 + 2 * i] + 0, ARGV[6 + 2 * i] + 0
-  held[i] = (redis.call('GET', KEYS[i]) or 0) + 0
-  full[i] = held[i]
+  local stored = redis.call('GET', KEYS[i])
+  if stored then
+    local at, rate = string.match(stored, '^([^:]*):?(.*)$')
+    held[i] = at + 0
+    full[i] = held[i]
+    if rate ~= ARGV[5 + 2 * i] and rate ~= '' and burst > 0 and full[i] > now then
+      full[i] = now + (full[i] - now) * interval / rate
+      changed[i] = true
+    end
+  else
+    held[i], full[i] = now, now
+  end
   -- What time has made good since cannot be given back as well.
   local owed = back * interval - math.max(0, since_taken)
   if back > 0 and owed > 0 then full[i] = full[i] - owed end
@@ -37,8 +48,10 @@ for i = 1, #KEYS do
   -- What rounding may have added to a backlog, by a hundred calls: it is to cost no token.
   slack[i] = math.min(1, interval / 100)
   -- Written down, or the bound would go along with the time. A burst of 0 says nothing of what was used.
-  shrunk[i] = burst > 0 and full[i] - now > burst * interval + slack[i]
-  if shrunk[i] then full[i] = now + burst * interval end
+  if burst > 0 and full[i] - now > burst * interval + slack[i] then
+    full[i] = now + burst * interval
+    changed[i] = true
+  end
   free = math.min(free, burst - math.ceil((full[i] - now - slack[i]) / interval))
 end
 
@@ -48,24 +61,26 @@ if free >= first then
   granted = math.min(free, math.max(need, math.min(want, math.floor(free * share))))
 end
 
+-- Who waits behind the last tokens is to know when there are more.
+local lacking = 0
+if granted < need then lacking = granted == 0 and first > 1 and first or 1 end
+
 local reply = { granted, now + EPOCH * 1000000 }
 for i = 1, #KEYS do
   local interval, burst = ARGV[5 + 2 * i] + 0, ARGV[6 + 2 * i] + 0
   local backlog = full[i] - now
-  local wait = 0
-  if granted == 0 and first > 0 then
-    if first > burst then
-      wait = -1
-    else
-      wait = math.max(0, math.ceil(backlog + (first - burst) * interval - slack[i]))
-    end
-  end
   if granted > 0 then
     backlog = backlog + math.ceil(granted * interval * 100) / 100
   end
-  if now + backlog ~= held[i] and (granted > 0 or back > 0 or shrunk[i]) then
+  local wait = 0
+  if lacking > burst then
+    wait = -1
+  elseif lacking > 0 then
+    wait = math.max(0, math.ceil(backlog + (lacking - burst) * interval - slack[i]))
+  end
+  if burst > 0 and now + backlog ~= held[i] and (granted > 0 or back > 0 or changed[i]) then
     if backlog > 0 then
-      redis.call('SET', KEYS[i], string.format('%.2f', now + backlog), 'PX', math.min(MOST, math.ceil(backlog / 1000) + 1))
+      redis.call('SET', KEYS[i], string.format('%.2f:%s', now + backlog, ARGV[5 + 2 * i]), 'PX', math.min(MOST, math.ceil(backlog / 1000) + 1))
     else
       redis.call('DEL', KEYS[i])
     end

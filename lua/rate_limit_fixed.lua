@@ -44,15 +44,17 @@ if free >= first then
   granted = math.min(free, math.max(need, math.min(want, math.floor(free * share))))
 end
 
+-- Who waits behind the last tokens is to know when there are more.
+local lacking = 0
+if granted < need then lacking = granted == 0 and first > 1 and first or 1 end
+
 local reply = { granted, now }
 for i = 1, #KEYS do
   local limit = ARGV[3 + 4 * i] + 0
   local left = math.ceil(ends[i] - now)
-  local wait = 0
-  if granted == 0 and first > 0 then
-    if first > limit then wait = -1 elseif limit - used[i] < first then wait = left end
-  end
   used[i] = used[i] + granted
+  local wait = 0
+  if lacking > limit then wait = -1 elseif limit - used[i] < lacking then wait = left end
   if used[i] ~= (held[i] or 0) then
     redis.call('SET', KEYS[i], string.format('%.0f:%.0f', ends[i], used[i]), 'PX', math.ceil(left / 1000) + 1)
   end

@@ -48,30 +48,31 @@ if free >= first then
   granted = math.min(free, math.max(need, math.min(want, math.floor(free * share))))
 end
 
+-- Who waits behind the last tokens is to know when there are more.
+local lacking = 0
+if granted < need then lacking = granted == 0 and first > 1 and first or 1 end
+
 local reply = { granted, now }
 for i = 1, #KEYS do
   local limit, length = ARGV[5 + 2 * i] + 0, ARGV[6 + 2 * i] + 0
-  local wait = 0
-  if granted == 0 and first > 0 then
-    local estimate = before[i] * (length - into[i]) / length + used[i]
-    if first > limit then
-      wait = -1
-    elseif estimate + first <= limit then
-      wait = 0
-    elseif used[i] + first <= limit then
-      -- Within this window, once enough of the last one is out of sight.
-      wait = math.ceil((length - into[i]) - (limit - used[i] - first) * length / before[i])
-    else
-      -- In the next, where this window is the last one.
-      wait = math.ceil((length - into[i]) + length - (limit - first) * length / used[i])
-    end
-  end
   used[i] = used[i] + granted
+  local estimate = before[i] * (length - into[i]) / length + used[i]
+  local wait = 0
+  if lacking > limit then
+    wait = -1
+  elseif lacking == 0 or estimate + lacking <= limit then
+    wait = 0
+  elseif used[i] + lacking <= limit then
+    -- Within this window, once enough of the last one is out of sight.
+    wait = math.ceil((length - into[i]) - (limit - used[i] - lacking) * length / before[i])
+  else
+    -- In the next, where this window is the last one.
+    wait = math.ceil((length - into[i]) + length - (limit - lacking) * length / used[i])
+  end
   local value = string.format('%.0f:%.0f:%.0f', number[i], used[i], before[i])
   if value ~= held[i] and (granted > 0 or back > 0) then
     redis.call('SET', KEYS[i], value, 'PX', math.ceil((2 * length - into[i]) / 1000) + 1)
   end
-  local estimate = before[i] * (length - into[i]) / length + used[i]
   local reset = 0
   if used[i] > 0 then reset = 2 * length - into[i] elseif before[i] > 0 then reset = length - into[i] end
   reply[#reply + 1] = math.max(0, math.floor(limit - estimate + 0.000001))

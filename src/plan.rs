@@ -253,7 +253,7 @@ impl Plan {
 
     /// All rules of a limit lie together.
     fn shared_key(&self, limit_index: usize, parts: &[Cow<'_, [u8]>], rules: &[Rule]) -> Key {
-        let mut key = self.limit_keys[limit_index].of_rule(0, &rules[0]);
+        let mut key = self.limit_keys[limit_index].of_rule(rules, 0);
         parts.iter().for_each(|part| key.part(part));
         key.finish()
     }

@@ -461,6 +461,53 @@ fn a_server_whose_clock_is_set_back_neither_keeps_a_breaker_open_nor_its_ramp_go
 }
 
 #[test]
+fn an_opening_lasts_as_long_as_a_reload_says() {
+    let failing = Arc::new(AtomicBool::new(true));
+    let (upstream, store) = (upstream(&failing), cluster());
+    let text = |open_for: &str| {
+        let breaker = format!(
+            "{{quorum: 1, minimum_calls: 4, consecutive_failures: 99, jitter: 0%, open_for: {open_for}, max_open_for: 1h}}"
+        );
+        guarded(&store, &upstream.url(), &breaker)
+    };
+    let lane = Lane::start(&text("1h"));
+    assert_eq!(statuses(&lane, 2), [500; 2]);
+    eventually(|| snapshot(&lane).failures == 2);
+    lane.reload(&text("300ms"));
+    eventually(|| is_shared(&lane));
+    assert_eq!(statuses(&lane, 2), [500; 2]);
+    eventually(|| state(&lane) == "half_open");
+}
+
+/// What it wrote before lies far off then.
+#[test]
+fn a_server_whose_clock_is_set_back_forgets_calls_processes_and_slots_all_the_same() {
+    let redis = Server::single();
+    let failing = Arc::new(AtomicBool::new(false));
+    let upstream = upstream(&failing);
+    let breaker = "{quorum: 1, minimum_calls: 99, consecutive_failures: 2, open_for: 50ms, jitter: 0%, half_open: {probes: 1}}";
+    let lane = Lane::start(&guarded(&redis.yaml("t"), &upstream.url(), breaker));
+    eventually(|| is_shared(&lane));
+    let later = weir::clock::wall() + Duration::from_secs(3_600);
+    let keys = Keys::new("t").breaker("app", Window::Time(Duration::from_secs(10)));
+    let window = format!("0 {}:50:50:0", later.as_secs());
+    redis.cli(&["SET", &keys.window, &window, "PX", "60000"]);
+    let later = later.as_millis().to_string();
+    redis.cli(&["ZADD", &keys.members, &later, "dead"]);
+    redis.cli(&["ZADD", &keys.doubters, &later, "dead"]);
+    assert_eq!(statuses(&lane, 3), [200; 3]);
+    eventually(|| (snapshot(&lane).calls, processes(&lane)) == (3, 1));
+    eventually(|| redis.cli(&["ZCARD", &keys.doubters]).int() == 0);
+
+    // A slot that a process holds which is gone by then.
+    failing.store(true, Ordering::Relaxed);
+    assert_eq!(statuses(&lane, 2), [500; 2]);
+    eventually(|| state(&lane) == "half_open");
+    redis.cli(&["ZADD", &keys.probes, &later, "dead/7"]);
+    eventually(|| redis.cli(&["ZSCORE", &keys.probes, "dead/7"]).text() < later.as_str());
+}
+
+#[test]
 fn a_count_window_of_the_fleet_forgets_its_oldest_calls() {
     let failing = Arc::new(AtomicBool::new(true));
     let upstream = upstream(&failing);

@@ -468,6 +468,160 @@ fn a_bucket_of_another_rule_is_full_again_in_its_own_time() {
     );
 }
 
+/// Of the one before: a time alone.
+#[test]
+fn a_bucket_of_another_rate_keeps_what_was_used() {
+    let server = Server::single();
+    let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
+    let bucket = |count, per, burst| Rule::TokenBucket { count, per, burst };
+    on_a_lane(
+        &server.yaml("t").replace("{urls", "{timeout: 5s, urls"),
+        async |redis| {
+            assert!(redis.ready(DEADLINE).await);
+            for (before, used, after, left) in [
+                (bucket(60, minute, 100), 12, bucket(10, second, 100), 88),
+                (bucket(1, second, 20), 20, bucket(1, minute, 20), 0),
+                (bucket(1, second, 20), 5, bucket(1, minute, 20), 15),
+                (bucket(1, minute, 50), 10, bucket(7, minute, 20), 10),
+                (bucket(1, minute, 50), 50, bucket(7, minute, 20), 0),
+            ] {
+                let mut counter = Counter::new(&redis, Kind::Bucket, vec![before]);
+                let request = |tokens| Request {
+                    first: tokens,
+                    need: tokens,
+                    want: tokens,
+                    ..Request::default()
+                };
+                assert_eq!(counter.ask(request(used)).await.granted, used);
+                counter.rules = vec![after];
+                // Twice, since it is the new rate that counts from then on.
+                for _ in 0..2 {
+                    let reply = counter.ask(request(0)).await;
+                    assert_eq!(reply.rules[0][0], left, "{before:?} {after:?}");
+                }
+                counter.rules = vec![before];
+                let Rule::TokenBucket { burst, .. } = before else {
+                    unreachable!()
+                };
+                let left = left + i64::try_from(burst).unwrap();
+                let Rule::TokenBucket { burst, .. } = after else {
+                    unreachable!()
+                };
+                let reply = counter.ask(request(0)).await;
+                let left = left - i64::try_from(burst).unwrap();
+                assert_eq!(reply.rules[0][0], left, "{after:?} {before:?}");
+            }
+
+            let rule = bucket(1, minute, 50);
+            let counter = Counter::new(&redis, Kind::Bucket, vec![rule]);
+            let full = weir::clock::wall() + 10 * minute - Duration::from_secs(1_735_689_600);
+            let full = full.as_micros().to_string();
+            server.cli(&["SET", &counter.keys[0], &full, "PX", "50000"]);
+            let reply = counter.ask(Request::default()).await;
+            assert_eq!(reply.rules[0][0], 40, "as the version before wrote it");
+        },
+    );
+}
+
+#[test]
+fn a_server_whose_clock_is_years_behind_has_full_buckets() {
+    let server = Server::single();
+    let bucket = Rule::TokenBucket {
+        count: 1,
+        per: Duration::from_secs(1),
+        burst: 20,
+    };
+    on_a_lane(
+        &server.yaml("t").replace("{urls", "{timeout: 5s, urls"),
+        async |redis| {
+            assert!(redis.ready(DEADLINE).await);
+            let mut counter = Counter::new(&redis, Kind::Bucket, vec![bucket]);
+            let behind = include_str!("../lua/rate_limit_bucket.lua").replace("1735689600", "7e9");
+            assert!(behind.contains("7e9"));
+            counter.script = Script::new(behind.leak());
+            for left in [19, 18] {
+                let one = Request {
+                    first: 1,
+                    need: 1,
+                    want: 1,
+                    ..Request::default()
+                };
+                let reply = counter.ask(one).await;
+                assert_eq!((reply.granted, reply.rules[0][0]), (1, left), "{reply:?}");
+            }
+        },
+    );
+}
+
+/// They are refused the rest, and told when one more is there.
+#[test]
+fn those_who_wait_behind_the_last_tokens_are_told_how_long() {
+    let server = Server::single();
+    let hour = Duration::from_secs(3_600);
+    let rules = [
+        Rule::TokenBucket {
+            count: 1,
+            per: hour,
+            burst: 2,
+        },
+        Rule::SlidingWindow {
+            limit: 2,
+            window: hour,
+        },
+        Rule::FixedWindow {
+            limit: 2,
+            period: Period::Year,
+        },
+    ];
+    on_a_lane(
+        &server.yaml("t").replace("{urls", "{timeout: 5s, urls"),
+        async |redis| {
+            assert!(redis.ready(DEADLINE).await);
+            for (kind, rule) in [Kind::Bucket, Kind::Sliding, Kind::Fixed]
+                .into_iter()
+                .zip(rules)
+            {
+                let counter = Counter::new(&redis, kind, vec![rule]);
+                let all = Request {
+                    first: 1,
+                    need: 3,
+                    want: 3,
+                    ..Request::default()
+                };
+                let reply = counter.ask(all).await;
+                let states = states(&[rule], [(reply.now, 2)].into_iter());
+                let again = limit::check(&rule, &states[0], 1, at(reply.now)).retry_after;
+                let off = again
+                    .unwrap()
+                    .as_micros()
+                    .abs_diff(reply.rules[0][2] as u128);
+                assert!(reply.granted == 2 && off <= 4, "{again:?}: {reply:?}");
+                // With nobody first, as a lease is renewed.
+                let reply = counter.ask(Request { first: 0, ..all }).await;
+                assert!(reply.granted == 0 && reply.rules[0][2] > 0, "{reply:?}");
+            }
+        },
+    );
+}
+
+/// As it is once the server's clock has been set back.
+#[test]
+fn a_process_that_was_heard_in_a_time_to_come_is_given_up() {
+    let server = Server::single();
+    on_a_lane(
+        &server.yaml("t").replace("{urls", "{timeout: 5s, urls"),
+        async |redis| {
+            assert!(redis.ready(DEADLINE).await);
+            let beat = Script::new(include_str!("../lua/process_beat.lua"));
+            let until = micros(weir::clock::wall()) / 1_000 + 3_600_000;
+            server.cli(&["ZADD", "live", &until.to_string(), "dead"]);
+            let args = [Arg::Text("alive"), Arg::Int(5_000)];
+            let living = redis.run(&beat, &["live"], &args).await.unwrap();
+            assert_eq!(int(&living), 1);
+        },
+    );
+}
+
 /// The stored value is of a time to come, as it is once the server's clock has been set back.
 #[test]
 fn a_server_whose_clock_is_set_back_stays_in_its_window() {

@@ -24,6 +24,7 @@ use harness::versions::run;
 use harness::{Client, Lane, Store, Upstream, eventually};
 use socket2::{Domain, Socket, Type};
 use weir::clock;
+use weir::config::limits::{Period, Rule};
 use weir::store::limits::leases::Decision;
 
 /// Processes that share a limit.
@@ -348,6 +349,87 @@ fn processes_alone_keep_to_their_part() {
         statuses.filter(|status| *status == 200).count()
     };
     assert_eq!(lanes.each_ref().map(admitted), [2; 4]);
+}
+
+/// In this process's memory and in Redis.
+#[test]
+fn a_window_goes_on_whatever_others_come_and_go_beside_it() {
+    let (server, upstream) = (Server::single(), Upstream::answering("ok"));
+    for accuracy in ["local", "strict", "lease"] {
+        let redis = server.yaml(&key_prefix());
+        let file = |windows: &str| {
+            format!(
+                "listen: 127.0.0.1:0\nupstream: {}\n\
+                 rate_limits: {{a: {{limit: {windows}, algorithm: fixed_window, by: 'header:t', accuracy: {accuracy}}}}}\n\
+                 routes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
+                upstream.url(),
+                redis.replace("{urls", "{timeout: 5s, urls")
+            )
+        };
+        let lane = Lane::start(&file("[1000/s, 5/year]"));
+        let status = |lane: &Lane| lane.connect().send("GET", "/", &["t: k"], "").status;
+        let statuses = [(); 6].map(|()| status(&lane));
+        assert_eq!(statuses, [200, 200, 200, 200, 200, 429], "{accuracy}");
+        lane.reload(&file("5/year"));
+        assert_eq!(status(&lane), 429, "{accuracy}: one window less");
+        lane.reload(&file("[5/year, 1000/m]"));
+        assert_eq!(status(&lane), 429, "{accuracy}: another one");
+        let year = |limit| {
+            let period = Period::Year;
+            vec![Rule::FixedWindow { limit, period }]
+        };
+        let limits = lane.plan.borrow().limits.clone();
+        // A refusal is believed for a second; and what Redis has of overrides, none, may just be read.
+        eventually(|| {
+            limits.set_override("a", "k", Some(Some(year(6))));
+            status(&lane) == 200
+        });
+        assert_eq!(status(&lane), 429, "{accuracy}: an override");
+    }
+}
+
+#[test]
+fn a_dear_request_passes_a_process_that_is_alone() {
+    let server = Server::single();
+    let cost = |algorithm: &str| {
+        let file = format!(
+            "listen: 127.0.0.1:0\nupstream: {}\n\
+             rate_limits: {{a: {{limit: {algorithm}, by: constant, cost: {{header: cost}}}}}}\n\
+             routes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
+            Upstream::answering("ok").url(),
+            server.yaml(&key_prefix())
+        );
+        let lanes = [(); 3].map(|()| Lane::start(&file));
+        let alive = |lane: &Lane| lane.plan.borrow().fleet.as_ref().unwrap().alive();
+        eventually(|| lanes.iter().all(|lane| alive(lane) == 3));
+        lanes
+    };
+    let kinds = [
+        "12/h",
+        "12/year, algorithm: fixed_window",
+        "12/h, algorithm: sliding_window",
+    ];
+    let lanes = kinds.map(cost);
+    server.kill();
+    for (lane, kind) in lanes
+        .iter()
+        .flatten()
+        .zip(kinds.iter().flat_map(|kind| [kind; 3]))
+    {
+        let ask = |cost: u64| {
+            lane.connect()
+                .send("GET", "/", &[&format!("cost: {cost}")], "")
+        };
+        // More than a third, more than what is left then, and more than there ever is.
+        let [first, second, never] = [6, 6, 13].map(ask);
+        assert_eq!(
+            [first.status, second.status, never.status],
+            [200, 429, 429],
+            "{kind}"
+        );
+        assert!(second.field("retry-after").is_some(), "{kind}");
+        assert_eq!(never.field("retry-after"), None, "{kind}");
+    }
 }
 
 #[test]

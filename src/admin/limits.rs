@@ -209,12 +209,12 @@ fn counted_parts(plan: &Plan, limit: &Limit, parts: Vec<String>) -> Result<Vec<S
 
 /// The keys of each rule in this process's memory.
 fn keys(plan: &Plan, limit: &Limit, rules: &[Rule], parts: &[String]) -> Vec<Key> {
-    let key = |(index, rule)| {
-        let mut key = plan.limits.keys_of(&limit.name).of_rule(index, rule);
+    let key = |index| {
+        let mut key = plan.limits.keys_of(&limit.name).of_rule(rules, index);
         parts.iter().for_each(|part| key.part(part.as_bytes()));
         key.finish()
     };
-    rules.iter().enumerate().map(key).collect()
+    (0..rules.len()).map(key).collect()
 }
 
 fn reset_here(plan: &Plan, limit: &Limit, rules: &[Rule], parts: &[String]) -> bool {

@@ -84,6 +84,30 @@ pub enum Rule {
     Concurrency { limit: u64 },
 }
 
+impl Rule {
+    /// Its kind and the length of its window: what a rule of another shape has counted is nonsense to it.
+    pub fn shape(&self) -> (u8, Duration) {
+        match *self {
+            Rule::TokenBucket { .. } => (0, Duration::ZERO),
+            Rule::SlidingWindow { window, .. } => (1, window),
+            Rule::FixedWindow {
+                period: Period::Fixed(length),
+                ..
+            } => (2, length),
+            Rule::Concurrency { .. } => (3, Duration::ZERO),
+            Rule::FixedWindow { period, .. } => (4, period.at_most()),
+        }
+    }
+
+    /// What tells the counter of the `index`th of a limit's rules from those of others of its shape: its number among them. So it
+    /// stays where others come or go beside it.
+    pub fn number(rules: &[Rule], index: usize) -> usize {
+        let shape = rules[index].shape();
+        let like = rules[..index].iter().filter(|rule| rule.shape() == shape);
+        like.count()
+    }
+}
+
 /// How long a window is, and when it begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Period {

@@ -72,7 +72,7 @@ pub struct RuleState {
     pub void_after: Option<Duration>,
 }
 
-/// Why a rule does not grant what the first of those who wait needs.
+/// Why a rule does not grant what the first of those who wait needs; or, where that was granted and less than all need, one token more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
     /// Until it can.
@@ -346,7 +346,7 @@ impl Lease {
             // It was the last there was.
             (true, true) => Some(Refused {
                 until: asked + breather,
-                retry_at: asked + breather,
+                retry_at: asked + waits.max().unwrap_or_default().max(breather),
                 cost: 0,
                 ever: false,
             }),

@@ -93,31 +93,37 @@ pub fn take(rule: &Rule, state: &mut State, cost: u64, now: Now) {
     }
 }
 
-/// Gives back what an admitted request of `cost` was charged that is refused elsewhere: no more than its window still counts.
-pub fn give_back(rule: &Rule, state: &mut State, cost: u64, now: Now) {
+/// Gives back what an admitted request of `cost` was charged at `charged` that is refused elsewhere: no more than its window still
+/// counts, and nothing of what others were charged since.
+pub fn give_back(rule: &Rule, state: &mut State, cost: u64, charged: Now, now: Now) {
     match *rule {
         Rule::TokenBucket { count, per, burst } => {
             let (per, level) = (nanos(per), level(count, per, burst, state, now.mono));
-            let level = level.saturating_sub(u128::from(cost).saturating_mul(per));
-            state.a = state.a.max(clamp(now.mono.as_nanos()));
+            // What time has made good since cannot be given back as well.
+            let at = state.a.max(clamp(now.mono.as_nanos()));
+            let elapsed = at.saturating_sub(clamp(charged.mono.as_nanos()));
+            let owed = u128::from(cost).saturating_mul(per);
+            let owed = owed.saturating_sub(u128::from(elapsed) * u128::from(count));
+            let level = level.saturating_sub(owed);
+            state.a = at;
             state.b = clamp(level / per);
             state.c = clamp(level % per);
         }
         Rule::SlidingWindow { window, .. } => {
             let (number, _, current, previous) = windows(window, state, now.mono);
-            let of_this = cost.min(current);
+            let before = number.saturating_sub(clamp(charged.mono.as_nanos() / nanos(window)));
             *state = State {
                 a: number,
-                b: current - of_this,
-                // It was charged at the end of the window before.
-                c: previous.saturating_sub(cost - of_this),
+                b: current.saturating_sub(if before == 0 { cost } else { 0 }),
+                c: previous.saturating_sub(if before == 1 { cost } else { 0 }),
             };
         }
         Rule::FixedWindow { period, .. } => {
             let (end, used) = window_of(period, state, now.wall);
+            let (of_charge, _) = window_of(period, &State::default(), charged.wall);
             *state = State {
                 a: end,
-                b: used.saturating_sub(cost),
+                b: used.saturating_sub(if end == of_charge { cost } else { 0 }),
                 c: 0,
             };
         }
@@ -131,10 +137,14 @@ pub fn release(state: &mut State, cost: u64) -> bool {
     state.b == 0
 }
 
-/// The rule that each of `processes` keeps to alone, so that together they keep to `rule`: a share of it, and at least one.
-pub fn share(rule: &Rule, processes: usize) -> Rule {
+/// The rule that each of `processes` keeps to alone, so that together they keep to `rule`: a share of it, and room for one request
+/// of `cost` at least.
+pub fn share(rule: &Rule, processes: usize, cost: u64) -> Rule {
     let processes = u64::try_from(processes).unwrap_or(u64::MAX).max(1);
-    let part = |whole: u64| (whole / processes).max(whole.min(1));
+    let part = |whole: u64| {
+        let least = if cost <= whole { cost } else { 0 };
+        (whole / processes).max(least).max(whole.min(1))
+    };
     match *rule {
         Rule::TokenBucket { count, per, burst } => Rule::TokenBucket {
             count,
@@ -205,7 +215,8 @@ fn bucket(
 fn level(count: u64, per: Duration, burst: u64, state: &State, mono: Duration) -> u128 {
     let elapsed = clamp(mono.as_nanos()).saturating_sub(state.a);
     let level = u128::from(state.b).saturating_mul(nanos(per));
-    let level = level.saturating_add(u128::from(state.c));
+    // Less than a token, whatever a token was to the rule that wrote it down.
+    let level = level.saturating_add(u128::from(state.c).min(nanos(per) - 1));
     let level = level.min(u128::from(burst).saturating_mul(nanos(per)));
     level.saturating_sub(u128::from(elapsed) * u128::from(count))
 }

@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 use super::facts::{Facts, joined, refuses};
 use super::record::Record;
 use super::reply::Rejection;
-use super::verdicts::{Said, Verdicts};
+use super::verdicts::{Charge, Said, Verdicts};
 use crate::config::limits::{KeyPart, Limit, Mode, Rule};
 use crate::plan::Plan;
 use crate::policy::lease::Batch;
@@ -125,7 +125,7 @@ impl<'p> Quota<'p> {
             };
             let cost = facts.cost(limit);
             for (index, rule) in rules.iter().enumerate() {
-                let mut key = plan.limit_keys[limit_index].of_rule(index, rule);
+                let mut key = plan.limit_keys[limit_index].of_rule(rules, index);
                 parts.iter().for_each(|part| key.part(part));
                 asks.push(Ask {
                     key: key.finish(),
@@ -154,7 +154,7 @@ impl<'p> Quota<'p> {
             enforced: ask.enforced,
             verdict: *verdict,
             charged: if admitted { ask.cost } else { 0 },
-            key: Some(ask.key),
+            counter: Some((ask.key, now)),
         });
         self.verdicts.note(plan, admitted, said, record);
         let slots = asked.filter(|((ask, _), _)| matches!(ask.rule, Rule::Concurrency { .. }));
@@ -192,8 +192,9 @@ impl<'p> Quota<'p> {
                 !gives
             });
         }
-        for (rule, key, cost) in self.verdicts.take_counters(which) {
-            plan.limits.give_back(key, &rule, cost, now);
+        for (rule, charge) in self.verdicts.take_charges(which) {
+            let Charge { key, cost, at } = charge;
+            plan.limits.give_back(key, &rule, cost, at, now);
         }
     }
 

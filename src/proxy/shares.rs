@@ -97,7 +97,7 @@ impl<'p> Quota<'p> {
             enforced: said.enforced,
             verdict: said.verdict,
             charged: said.charged,
-            key: None,
+            counter: None,
         });
         self.note(passes, said, record);
         if passes {
@@ -200,6 +200,10 @@ impl<'p> Quota<'p> {
         let limit = &plan.config.limits[limit_index];
         let enforced = refuses(limit, parts);
         let sharing = &plan.sharing[limit_index];
+        let cost = match ask {
+            SharedAsk::Tokens(ask) => ask.cost,
+            SharedAsk::Slots(ask) => ask.cost,
+        };
         let refused = match decision {
             Decision::Admitted(taken) => {
                 sharing.answered(now.mono);
@@ -220,7 +224,7 @@ impl<'p> Quota<'p> {
                 match limit.on_redis_loss {
                     OnLoss::Local => {
                         let alive = plan.fleet.as_ref().map_or(1, |fleet| fleet.alive());
-                        let part = |rule| limit::share(rule, alive);
+                        let part = |rule| limit::share(rule, alive, cost);
                         self.leave_alone(limit_index, rules.iter().map(part).collect());
                     }
                     OnLoss::Allow => {}
@@ -231,11 +235,7 @@ impl<'p> Quota<'p> {
             }
         };
         let shared = round.shared;
-        let charged = match (refused, ask) {
-            (Some(_), _) => 0,
-            (None, SharedAsk::Tokens(ask)) => ask.cost,
-            (None, SharedAsk::Slots(ask)) => ask.cost,
-        };
+        let charged = if refused.is_some() { 0 } else { cost };
         let mut say = |rule: &Rule, verdict| {
             round.said.push(OfRule {
                 limit_index,

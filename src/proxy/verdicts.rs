@@ -10,7 +10,7 @@ use super::reply::{Exceeded, Rejection, seconds};
 use crate::config::LimitDefaults;
 use crate::config::limits::{Limit, Rule};
 use crate::plan::{LimitNames, Plan};
-use crate::policy::limit::Verdict;
+use crate::policy::limit::{Now, Verdict};
 use crate::store::limits::Key;
 
 /// What one rule said.
@@ -23,8 +23,16 @@ pub(super) struct Said<'a> {
     pub verdict: Verdict,
     /// What it has taken, which comes back where the request is refused all the same.
     pub charged: u64,
-    /// Its counter, where that is in memory.
-    pub key: Option<Key>,
+    /// Its counter, where that is in memory, and when it was asked.
+    pub counter: Option<(Key, Now)>,
+}
+
+/// What a counter in memory was charged, and when.
+#[derive(Clone, Copy)]
+pub(super) struct Charge {
+    pub key: Key,
+    pub cost: u64,
+    pub at: Now,
 }
 
 /// What each rule said of a request, in the order asked.
@@ -41,8 +49,8 @@ struct Told<'p> {
     /// Whether its refusal refuses the request; clients are told of no others.
     enforced: bool,
     charged: u64,
-    /// Whose counter in memory was charged how much, until that is given back. A slot comes back with the request.
-    counter: Option<(Key, u64)>,
+    /// Until it is given back. A slot comes back with the request.
+    charge: Option<Charge>,
 }
 
 impl<'p> Verdicts<'p> {
@@ -62,6 +70,8 @@ impl<'p> Verdicts<'p> {
         for said in said {
             let is_slot = matches!(said.rule, Rule::Concurrency { .. });
             let is_counted = admitted && said.verdict.admitted && !is_slot;
+            let cost = said.charged;
+            let charge = said.counter.filter(|_| is_counted);
             self.0.push(Told {
                 limit: &plan.config.limits[said.limit],
                 json: plan.names.limits[said.limit].json,
@@ -69,21 +79,18 @@ impl<'p> Verdicts<'p> {
                 verdict: said.verdict,
                 enforced: said.enforced,
                 charged: said.charged,
-                counter: said.key.filter(|_| is_counted).zip(Some(said.charged)),
+                charge: charge.map(|(key, at)| Charge { key, cost, at }),
             });
         }
     }
 
-    /// The counters in memory that limits of which `which` holds have charged, each once.
-    pub(super) fn take_counters(
+    /// What counters in memory were charged by limits of which `which` holds, each once.
+    pub(super) fn take_charges(
         &mut self,
         which: fn(&Limit) -> bool,
-    ) -> impl Iterator<Item = (Rule, Key, u64)> {
+    ) -> impl Iterator<Item = (Rule, Charge)> {
         let of_limits = self.0.iter_mut().filter(move |told| which(told.limit));
-        of_limits.filter_map(|told| {
-            let (key, cost) = told.counter.take()?;
-            Some((told.rule, key, cost))
-        })
+        of_limits.filter_map(|told| Some((told.rule, told.charge.take()?)))
     }
 
     /// What the client is told. Limits that would admit the request have back what they took, if not by now, before it is told.
@@ -241,9 +248,30 @@ fn window(rule: &Rule) -> Option<u64> {
     }
 }
 
+/// A larger number is no integer of a structured field (RFC 9651 section 3.3.1).
+const MOST: u64 = 999_999_999_999_999;
+
 fn put_parameter(out: &mut Vec<u8>, name: &[u8], value: u64) {
     out.push(b';');
     out.extend_from_slice(name);
     out.push(b'=');
-    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+    out.extend_from_slice(itoa::Buffer::new().format(value.min(MOST)).as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_such_as_structured_fields_have() {
+        let check = |value, expected: &str| {
+            let mut out = Vec::new();
+            put_parameter(&mut out, b"r", value);
+            assert_eq!(String::from_utf8(out).unwrap(), expected);
+        };
+        check(7, ";r=7");
+        check(999_999_999_999_999, ";r=999999999999999");
+        check(1_000_000_000_000_000, ";r=999999999999999");
+        check(u64::MAX, ";r=999999999999999");
+    }
 }

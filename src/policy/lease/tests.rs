@@ -34,20 +34,21 @@ impl Authority {
             true => free.min(request.need.max(ahead)),
             false => 0,
         };
-        let refused = limit::check(&self.rule, &self.state, request.first.max(1), moment);
+        if tokens > 0 {
+            limit::take(&self.rule, &mut self.state, tokens, moment);
+        }
+        let lacking = if tokens == 0 { request.first.max(1) } else { 1 };
+        let refused = limit::check(&self.rule, &self.state, lacking, moment);
         let refusal = match refused.retry_after {
             Some(wait) => Refusal::For(wait),
             None => Refusal::Ever,
         };
-        if tokens > 0 {
-            limit::take(&self.rule, &mut self.state, tokens, moment);
-        }
         let after = limit::check(&self.rule, &self.state, 0, moment);
         let void_after = matches!(self.rule, Rule::FixedWindow { .. }).then_some(after.reset);
         let rule = RuleState {
             remaining: after.remaining,
             reset: after.reset,
-            refusal: (tokens == 0 && request.first > 0).then_some(refusal),
+            refusal: (tokens < request.need && !refused.admitted).then_some(refusal),
             void_after,
         };
         Grant {
@@ -368,6 +369,34 @@ fn grant_of_a_window(
         rules: [rule].into_iter().collect(),
     };
     lease.granted(&request, &grant, &TERMS, now).unwrap()
+}
+
+#[test]
+fn who_waits_behind_the_last_token_is_told_when_the_next_one_comes() {
+    let rule = Rule::FixedWindow {
+        limit: 1,
+        period: Period::Fixed(3_600 * SECOND),
+    };
+    let (mut lease, state) = (Lease::default(), State::default());
+    let mut authority = Authority { rule, state };
+    assert_eq!(lease.take(1, SECOND), Answer::Ask);
+    // One that waits is asked for by the next question, and both see the answer to that.
+    let request = Request {
+        need: 2,
+        ..lease.ask(1, &TERMS, SECOND)
+    };
+    let grant = authority.grant(&request, SECOND);
+    assert!(
+        lease
+            .granted(&request, &grant, &TERMS, SECOND + MS)
+            .is_some()
+    );
+    let told = lease.take(1, SECOND + MS);
+    let wait = 3_599 * SECOND - MS;
+    let retry_after = Some(wait);
+    assert_eq!(told, Answer::Refused { retry_after });
+    // Which is believed for a moment.
+    assert_eq!(lease.take(1, SECOND + 20 * MS), Answer::Ask);
 }
 
 #[test]

@@ -198,10 +198,12 @@ fn shares_together_are_the_whole_and_no_share_is_nothing() {
         limit,
         period: Period::Day,
     };
-    assert_eq!(share(&window(100), 8), window(12));
-    assert_eq!(share(&window(3), 8), window(1));
-    assert_eq!(share(&window(0), 8), window(0));
-    assert_eq!(share(&window(100), 0), window(100));
+    assert_eq!(share(&window(100), 8, 1), window(12));
+    assert_eq!(share(&window(3), 8, 1), window(1));
+    assert_eq!(share(&window(0), 8, 1), window(0));
+    assert_eq!(share(&window(100), 0, 1), window(100));
+    assert_eq!(share(&window(100), 8, 20), window(20));
+    assert_eq!(share(&window(100), 8, 101), window(12));
     let bucket = Rule::TokenBucket {
         count: 100,
         per: SECOND,
@@ -212,7 +214,7 @@ fn shares_together_are_the_whole_and_no_share_is_nothing() {
         per: 8 * SECOND,
         burst: 25,
     };
-    assert_eq!(share(&bucket, 8), part);
+    assert_eq!(share(&bucket, 8, 1), part);
 }
 
 #[test]
@@ -403,12 +405,62 @@ fn what_is_given_back_can_be_had_again_and_no_more() {
         ask(&rule, &mut state, 4, 1_000);
         let before = check(&rule, &state, 0, at(1_000));
         ask(&rule, &mut state, 6, 1_000);
-        give_back(&rule, &mut state, 6, at(1_000));
+        give_back(&rule, &mut state, 6, at(1_000), at(1_000));
         assert_eq!(check(&rule, &state, 0, at(1_000)), before, "{rule:?}");
         // What time has given back already is not given twice.
         ask(&rule, &mut state, 6, 1_000);
-        give_back(&rule, &mut state, 100, at(180_000));
+        give_back(&rule, &mut state, 100, at(1_000), at(180_000));
         let after = check(&rule, &state, 0, at(180_000));
         assert_eq!(after.remaining, limit, "{rule:?}");
     }
+}
+
+#[test]
+fn a_bucket_of_another_period_keeps_what_was_used() {
+    let bucket = |count, per| Rule::TokenBucket {
+        count,
+        per,
+        burst: 100,
+    };
+    let mut state = State::default();
+    let hour = bucket(3_600, 3_600 * SECOND);
+    // The second finds the first in part drained.
+    ask(&hour, &mut state, 1, 1_000);
+    ask(&hour, &mut state, 1, 1_001);
+    let minute = ask(&bucket(60, 60 * SECOND), &mut state, 1, 1_001);
+    assert_eq!(minute.remaining, 97);
+}
+
+#[test]
+fn what_comes_back_late_is_not_taken_from_what_others_used_since() {
+    let (limit, window) = (10, SECOND);
+    let period = Period::Fixed(window);
+    let check = |rule, late: u64, left: u64| {
+        let mut state = State::default();
+        ask(&rule, &mut state, 4, 1_900);
+        ask(&rule, &mut state, 3, late);
+        give_back(&rule, &mut state, 4, at(1_900), at(late));
+        let after = super::check(&rule, &state, 0, at(late)).remaining;
+        assert_eq!(after, left, "{rule:?} {late}");
+        if matches!(rule, Rule::TokenBucket { .. }) {
+            return;
+        }
+        // By a clock that was read before the others came.
+        ask(&rule, &mut state, 4, late);
+        give_back(&rule, &mut state, 4, at(1_900), at(1_900));
+        let after = super::check(&rule, &state, 0, at(late)).remaining;
+        assert!(after <= left - 4, "{rule:?} {late}");
+    };
+    check(Rule::FixedWindow { limit, period }, 2_100, 7);
+    check(Rule::FixedWindow { limit, period }, 3_100, 7);
+    check(Rule::SlidingWindow { limit, window }, 2_100, 7);
+    check(Rule::SlidingWindow { limit, window }, 3_100, 7);
+    let bucket = Rule::TokenBucket {
+        count: 10,
+        per: window,
+        burst: limit,
+    };
+    // Of which time has made good a part.
+    check(bucket, 2_100, 7);
+    check(bucket, 3_100, 7);
 }

@@ -133,9 +133,12 @@ impl Grants {
     }
 
     fn counters(&self, tag: LimitTag, rules: &[Rule]) -> SmallVec<[String; 1]> {
-        let rules = rules.iter().take(MAX_RULES).enumerate();
-        rules
-            .map(|(index, rule)| self.keys.counter(tag, index, &kind(rule)))
+        let numbered = rules.iter().take(MAX_RULES).enumerate();
+        numbered
+            .map(|(index, rule)| {
+                let number = Rule::number(rules, index);
+                self.keys.counter(tag, number, &kind(rule))
+            })
             .collect()
     }
 

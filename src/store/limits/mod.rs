@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::Hasher;
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
@@ -150,11 +149,11 @@ impl Limits {
         admitted
     }
 
-    /// Gives back what an admitted request was charged that is refused elsewhere.
-    pub fn give_back(&self, key: Key, rule: &Rule, cost: u64, now: Now) {
+    /// Gives back what an admitted request was charged at `charged` that is refused elsewhere.
+    pub fn give_back(&self, key: Key, rule: &Rule, cost: u64, charged: Now, now: Now) {
         let mut shard = self.shards[key.shard()].lock();
         if let Some(state) = shard.get_mut(key) {
-            limit::give_back(rule, state, cost, now);
+            limit::give_back(rule, state, cost, charged, now);
         }
     }
 
@@ -241,15 +240,10 @@ pub struct LimitKeys(KeyBuilder);
 impl LimitKeys {
     /// Begins the key of the limit's `index`th rule. Rules of other kinds, or with windows of other lengths, never share a
     /// counter, not even when a reload changes them: a second would else go on until the month is over that it was before.
-    pub fn of_rule(&self, index: usize, rule: &Rule) -> KeyBuilder {
+    pub fn of_rule(&self, rules: &[Rule], index: usize) -> KeyBuilder {
         let mut builder = self.0.clone();
-        let (kind, window) = match rule {
-            Rule::TokenBucket { .. } => (0, Duration::ZERO),
-            Rule::SlidingWindow { window, .. } => (1, *window),
-            Rule::FixedWindow { period, .. } => (2, period.at_most()),
-            Rule::Concurrency { .. } => (3, Duration::ZERO),
-        };
-        builder.part(&[kind, index as u8]);
+        let (kind, window) = rules[index].shape();
+        builder.part(&[kind, Rule::number(rules, index) as u8]);
         builder.number(window.as_nanos() as u64);
         builder
     }
@@ -298,6 +292,7 @@ fn state(shard: &Shard<State>, key: Key) -> State {
 #[cfg(test)]
 mod tests {
     use std::thread;
+    use std::time::Duration;
 
     use super::*;
     use crate::config::limits::Period;
@@ -318,7 +313,7 @@ mod tests {
     };
 
     fn key(limits: &Limits, name: &str) -> Key {
-        let mut builder = limits.keys_of("limit").of_rule(0, &TWO);
+        let mut builder = limits.keys_of("limit").of_rule(&[TWO], 0);
         builder.part(name.as_bytes());
         builder.finish()
     }
@@ -373,7 +368,7 @@ mod tests {
         let window = |limit, period| Rule::FixedWindow { limit, period };
         let admits = |rule: &Rule| {
             let ask = Ask {
-                key: limits.keys_of("limit").of_rule(0, rule).finish(),
+                key: limits.keys_of("limit").of_rule(&[*rule], 0).finish(),
                 rule,
                 cost: 1,
                 enforced: true,
