@@ -472,11 +472,11 @@ fn an_opening_lasts_as_long_as_a_reload_says() {
     };
     let lane = Lane::start(&text("1h"));
     assert_eq!(statuses(&lane, 2), [500; 2]);
-    eventually(|| snapshot(&lane).failures == 2);
+    eventually(|| lane.breaker().failures == 2);
     lane.reload(&text("300ms"));
     eventually(|| is_shared(&lane));
     assert_eq!(statuses(&lane, 2), [500; 2]);
-    eventually(|| state(&lane) == "half_open");
+    eventually(|| lane.state() == "half_open");
 }
 
 /// What it wrote before lies far off then.
@@ -496,13 +496,13 @@ fn a_server_whose_clock_is_set_back_forgets_calls_processes_and_slots_all_the_sa
     redis.cli(&["ZADD", &keys.members, &later, "dead"]);
     redis.cli(&["ZADD", &keys.doubters, &later, "dead"]);
     assert_eq!(statuses(&lane, 3), [200; 3]);
-    eventually(|| (snapshot(&lane).calls, processes(&lane)) == (3, 1));
+    eventually(|| (lane.breaker().calls, processes(&lane)) == (3, 1));
     eventually(|| redis.cli(&["ZCARD", &keys.doubters]).int() == 0);
 
     // A slot that a process holds which is gone by then.
     failing.store(true, Ordering::Relaxed);
     assert_eq!(statuses(&lane, 2), [500; 2]);
-    eventually(|| state(&lane) == "half_open");
+    eventually(|| lane.state() == "half_open");
     redis.cli(&["ZADD", &keys.probes, &later, "dead/7"]);
     eventually(|| redis.cli(&["ZSCORE", &keys.probes, "dead/7"]).text() < later.as_str());
 }
