@@ -1,6 +1,6 @@
 //! weir: a sidecar reverse proxy with rate limits, circuit breakers, sessions and audit.
 //!
-//! The modules in reading order; see `ARCHITECTURE.md` for how they hang together.
+//! `ARCHITECTURE.md` says in which order to read the modules, and how they hang together.
 
 pub mod admin;
 pub mod audit;

@@ -115,7 +115,8 @@ fn each_label_stands_there_with_its_status() {
     let recorded = ["client_left", "upstream_aborted", "cut_off"];
     assert_eq!(untold, recorded.into());
     let sources = [
-        include_str!("../src/proxy/handle.rs"),
+        include_str!("../src/proxy/exchange.rs"),
+        include_str!("../src/proxy/http1.rs"),
         include_str!("../src/proxy/record.rs"),
     ];
     for label in recorded {

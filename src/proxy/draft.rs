@@ -10,7 +10,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use uuid::Uuid;
 
-use super::handle::Conn;
+use super::exchange::Conn;
 use super::headers::{self, Client, RequestId};
 use super::record::Record;
 use super::trace::{self, Trace};

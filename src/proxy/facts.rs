@@ -7,7 +7,7 @@ use percent_encoding::percent_decode;
 use serde_json::Value;
 use smallvec::SmallVec;
 
-use super::handle::Conn;
+use super::exchange::Conn;
 use super::headers::Client;
 use super::reply::{Exceeded, Rejection};
 use crate::config::limit_keys::{client_key, credentials_key, has_credentials};

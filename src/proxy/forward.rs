@@ -9,9 +9,8 @@ use tokio::io::AsyncWriteExt;
 
 use super::admit::Admitted;
 use super::any_version;
-use super::audit;
+use super::exchange::{Answered, Conn, Ends, Failure, Next, secure};
 use super::following::LaneView;
-use super::handle::{Conn, Ends, Failure, Next};
 use super::headers::{self, put_last_chunk};
 use super::interim::{Interims, is_interim};
 use super::outbox::Outbox;
@@ -23,9 +22,9 @@ use super::upgrade;
 use super::upload::{Front, Responding, Rest, Upload};
 use super::wire::{Deadlines, Elapsed, Room, read_some};
 use crate::config::Protocol;
-use crate::http1::body::{BodyReader, Piece};
+use crate::http1::body::Piece;
 use crate::http1::head::{BodyLength, HeadLimits, RequestHead};
-use crate::http1::response::{ResponseBody, ResponseHead, parse_response};
+use crate::http1::response::{ResponseHead, parse_response};
 use crate::net::stream::{BothWays, Reading, Stream, Writing};
 use crate::net::tls::Trouble;
 use crate::plan::Plan;
@@ -137,30 +136,6 @@ fn reset_if_cut<T>(request: &Request, ends: &mut Ends<'_>, sent: &Result<T, Fail
     );
     if request.old_client && is_cut {
         ends.client.reset_on_close();
-    }
-}
-
-/// A response's head, and whether the whole request was sent before it came.
-pub(super) struct Answered {
-    pub head: ResponseHead,
-    pub uploaded: bool,
-}
-
-impl Answered {
-    /// Whether the body goes out in chunks, to a client that knows them.
-    pub(super) fn chunked(&self) -> bool {
-        match self.head.body {
-            ResponseBody::Length(BodyLength::Chunked) | ResponseBody::UntilClose => true,
-            ResponseBody::Length(BodyLength::None | BodyLength::Fixed(_)) => false,
-        }
-    }
-
-    /// What reads the body from HTTP/1.1, and whether the end of the connection ends it.
-    pub(super) fn reader(&self) -> (BodyReader, bool) {
-        match self.head.body {
-            ResponseBody::Length(length) => (BodyReader::new(length), false),
-            ResponseBody::UntilClose => (BodyReader::new(BodyLength::Fixed(u64::MAX)), true),
-        }
     }
 }
 
@@ -429,17 +404,4 @@ fn broken_off(told: bool) -> Failure {
         true => Failure::UpstreamGone,
         false => Rejection::UpstreamBroken.into(),
     }
-}
-
-/// Before the end of the response goes out; `told` once its head has.
-pub(super) async fn secure(
-    (plan, outbox): (&Plan, &Outbox),
-    record: &mut Record,
-    told: bool,
-) -> Result<(), Failure> {
-    let safe = audit::secure(plan, outbox, record).await;
-    safe.map_err(|audit::NotSafe| match told {
-        true => Failure::NotSafe,
-        false => Rejection::AuditUnavailable.into(),
-    })
 }

@@ -15,7 +15,8 @@ use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tracing::debug;
 
-use super::handle::{self, Peer, Redirected};
+use super::exchange::{Peer, Redirected};
+use super::http1;
 use super::lane::Lane;
 use super::reply::{Asker, Rejection};
 use super::wire::write;
@@ -51,7 +52,7 @@ pub(super) async fn greet(
     let Some(guest) = Box::pin(meet(lane, listener_index, socket, peer)).await else {
         return;
     };
-    handle::connection(lane, listener_index, guest).await;
+    http1::connection(lane, listener_index, guest).await;
 }
 
 /// What the connection is, and whose; `None` where it is not to be served.
@@ -309,6 +310,6 @@ async fn tell_of_tls(lane: &Lane, socket: Socket) {
     Rejection::PlainOnTls.put(&mut out, &mut body, to, &lane.date);
     let mut stream = Stream::Plain(socket);
     if write(&mut stream, &out).await.is_ok() {
-        handle::close(&mut stream).await;
+        http1::close(&mut stream).await;
     }
 }

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
-use super::handle::{Next, Peer};
+use super::exchange::{Next, Peer};
 use super::reply::Rejection;
 use super::trace::Trace;
 use super::upgrade::Spoken;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
-use super::handle::Failure;
+use super::exchange::Failure;
 use super::headers;
 use super::outgoing::Request;
 use super::reply::Rejection;

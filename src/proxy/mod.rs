@@ -1,4 +1,6 @@
-//! The data plane: a request is served start to finish on one lane's thread.
+//! The data plane: a request is served start to finish on one lane's thread. In the order of the calls: `lane` accepts, `greet` reads what comes before
+//! HTTP, `http1` or `http2` has the connection, `admit` asks the policies, `outgoing` makes the request that goes out, `forward` or
+//! `any_version` exchanges it with the upstream, and `record` tells of it. ARCHITECTURE.md has the whole way.
 
 mod admit;
 mod answer;
@@ -6,13 +8,14 @@ mod any_version;
 mod audit;
 mod draft;
 mod drain;
+mod exchange;
 mod facts;
 mod following;
 mod forward;
 mod gate;
 mod greet;
-pub mod handle;
 mod headers;
+pub mod http1;
 mod http2;
 mod interim;
 pub mod lane;

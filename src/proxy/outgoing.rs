@@ -8,8 +8,7 @@ use tokio::time::sleep;
 
 use super::admit::Admitted;
 use super::audit;
-use super::forward::Answered;
-use super::handle::{Conn, Failure, Next};
+use super::exchange::{Answered, Conn, Failure, Next};
 use super::headers;
 use super::quota::Quota;
 use super::record::Record;

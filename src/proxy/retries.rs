@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::handle::Failure;
+use super::exchange::Failure;
 use super::outgoing::Request;
 use super::reply::Rejection;
 use crate::clock;

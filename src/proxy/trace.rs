@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::draft::{Draft, Span};
-use super::handle::Peer;
+use super::exchange::Peer;
 use super::record::{Record, Try};
 use crate::config::telemetry::Traces;
 use crate::event::{AuditEvent, Micros};

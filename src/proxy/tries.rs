@@ -9,20 +9,15 @@ use std::borrow::Cow;
 
 use tokio::time::sleep;
 
-use super::forward::{Answered, both_ways, unless_gone};
-use super::handle::{Ends, Failure};
-use super::outgoing::{Request, end_of};
+use super::exchange::{Answered, Ends, Failure, is_over, learn, outcome, unreached};
+use super::forward::{both_ways, unless_gone};
+use super::outgoing::Request;
 use super::record::Record;
 use super::reply::Rejection;
 use super::retries::{Over, Point, Tries};
 use super::upload::Upload;
 use crate::config::upstreams::Retries;
-use crate::http1::head::BodyLength;
-use crate::http1::response::ResponseBody;
-use crate::store::breakers::End;
-use crate::upstream::{
-    Aim, Connected, Fault, LaneUpstream, Outcome, Picked, Retrying, Slot, Unreached,
-};
+use crate::upstream::{Aim, Connected, LaneUpstream, Picked, Retrying, Slot, Unreached};
 
 /// The endpoint that has answered, over this connection.
 pub(super) struct Answerer<'c> {
@@ -161,58 +156,11 @@ async fn try_and_again<'c>(
     tried
 }
 
-/// Whether all of the response stands in `answer`, and its connection can serve another request.
-pub(super) fn is_over(answered: &Answered, answer: &[u8]) -> bool {
-    let body = match answered.head.body {
-        ResponseBody::Length(BodyLength::None) => 0,
-        ResponseBody::Length(BodyLength::Fixed(bytes)) => bytes,
-        ResponseBody::Length(BodyLength::Chunked) | ResponseBody::UntilClose => return false,
-    };
-    let whole = (answered.head.len as u64).saturating_add(body);
-    answered.head.keep_alive && answered.uploaded && answer.len() as u64 == whole
-}
-
 /// Says what the endpoint made of the request, where that is known.
 fn tell(picked: &Picked<'_>, tried: &Tried, request: &Request, record: &Record) {
     let status = tried.as_ref().map(|(_, answered)| answered.head.status);
     if let Some(outcome) = outcome(status, request, record) {
         picked.tell(outcome);
-    }
-}
-
-/// What the endpoint made of the request; `None` where that is not known.
-pub(super) fn outcome(
-    tried: Result<u16, &Failure>,
-    request: &Request,
-    record: &Record,
-) -> Option<Outcome> {
-    let end = match (tried, record.grpc) {
-        (Ok(status @ 500..), _) | (Ok(status), None) => End::Status(status),
-        (Ok(_), Some(status)) => End::Grpc(status),
-        (Err(Failure::UpstreamGone), _) => End::Reset,
-        (Err(failure), _) => end_of(failure, request, record)?,
-    };
-    Some(match end {
-        End::Status(status @ 500..=599) => Outcome::Failed(Fault::Status(status)),
-        End::Grpc(status) if status.is_servers_fault() => Outcome::Failed(Fault::Grpc(status)),
-        End::ConnectFailed => Outcome::Failed(Fault::Unreached),
-        End::TimedOut => Outcome::Failed(Fault::TimedOut),
-        End::Reset => Outcome::Failed(Fault::Reset),
-        End::Status(_) | End::Grpc(_) => Outcome::Served,
-        // The client's patience says nothing of the endpoint.
-        End::Deadline => return None,
-    })
-}
-
-/// Learns from this try how many requests the upstream takes at a time, where it says something of that: a reset or a 5xx would pass for
-/// a quick answer, and one that did not come in time was that slow at least.
-pub(super) fn learn(slot: &Slot<'_>, tried: Result<u16, &Failure>, record: &Record) {
-    let tells = match tried {
-        Ok(status) => status < 500,
-        Err(failure) => matches!(failure, Failure::Reply(Rejection::UpstreamTimeout, _)),
-    };
-    if tells && let Some(took) = record.waited() {
-        slot.learn(took);
     }
 }
 
@@ -277,13 +225,4 @@ async fn unless_left(
     let connected =
         connected.ok_or_else(|| upload.left_by_client(ends.buffer, &mut record.bytes_in))?;
     Ok(connected.map_err(unreached)?)
-}
-
-pub(super) fn unreached(unreached: Unreached) -> Rejection {
-    match unreached {
-        Unreached::Failed(cause) => Rejection::ConnectFailed(cause),
-        Unreached::TimedOut(stage) => Rejection::ConnectTimeout(stage),
-        Unreached::Insecure(trouble) => Rejection::UpstreamTls(trouble),
-        Unreached::Full => Rejection::Overloaded,
-    }
 }

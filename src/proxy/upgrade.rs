@@ -15,8 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::forward::secure;
-use super::handle::{Conn, Ends, Failure};
+use super::exchange::{Conn, Ends, Failure, secure};
 use super::outgoing::Outgoing;
 use super::record::Record;
 use super::reply::Rejection;

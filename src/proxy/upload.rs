@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 
-use super::handle::Failure;
+use super::exchange::Failure;
 use super::headers::{may_trail_up, put_last_chunk};
 use super::outgoing::Request;
 use super::reply::Rejection;

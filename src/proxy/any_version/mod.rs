@@ -18,13 +18,12 @@ use h2::server::SendResponse;
 use http::{Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::exchange::{Conn, Ends, Failure, Next, learn, unreached};
 use super::following::LaneView;
-use super::handle::{Conn, Ends, Failure, Next};
 use super::outgoing::Outgoing;
 use super::record::Record;
 use super::reply::Rejection;
 use super::retries::Point;
-use super::tries::{learn, unreached};
 use super::upgrade::{self, Side};
 use crate::config::Protocol;
 use crate::http1::body::BodyReader;

@@ -20,14 +20,12 @@ use crate::http1::head::BodyLength;
 use crate::http1::response::{ResponseBody, ResponseHead};
 use crate::http1::websocket;
 use crate::http2::grpc::GrpcStatus;
-use crate::proxy::forward::Answered;
-use crate::proxy::handle::{Conn, Failure};
+use crate::proxy::exchange::{Answered, Conn, Failure, is_over, learn};
 use crate::proxy::interim::{Interims, is_interim};
 use crate::proxy::outgoing::{Outgoing, Request};
 use crate::proxy::record::Record;
 use crate::proxy::reply::Rejection;
 use crate::proxy::retries::Point;
-use crate::proxy::tries::{is_over, learn};
 use crate::proxy::wire::{Deadlines, Elapsed};
 use crate::store::breakers::End;
 

@@ -7,11 +7,10 @@ use tokio::time::sleep;
 
 use super::down::Back;
 use crate::config::upstreams::Retries;
-use crate::proxy::handle::Failure;
+use crate::proxy::exchange::{Failure, outcome};
 use crate::proxy::outgoing::{Outgoing, Request};
 use crate::proxy::record::Record;
 use crate::proxy::retries::{Over, Point, Tries};
-use crate::proxy::tries::outcome;
 use crate::upstream::{LaneUpstream, Picked, Slot, Until};
 
 /// A request whose response has not begun.

@@ -16,7 +16,7 @@ use crate::clock;
 use crate::config::Route;
 use crate::http1::head::BodyLength;
 use crate::plan::Plan;
-use crate::proxy::handle::Failure;
+use crate::proxy::exchange::Failure;
 use crate::proxy::headers;
 use crate::proxy::outgoing::Request;
 use crate::proxy::reply::Rejection;

@@ -1,8 +1,7 @@
-//! The life of a client's connection: heads are read, checked and handed to `forward`; what is refused is answered by
+//! The life of a client's connection that speaks HTTP/1.1: heads are read, checked and handed to `forward`; what is refused is answered by
 //! `reply`. Each exchange says by `Next` whether the connection lives on.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -14,151 +13,28 @@ use super::answer::Answer;
 use super::audit;
 use super::draft;
 use super::drain::Drain;
+use super::exchange::{Conn, Ends, Failure, Next, Peer, on_record};
 use super::following::LaneView;
 use super::forward;
 use super::greet::Guest;
 use super::headers;
 use super::http2;
 use super::lane::Lane;
-use super::record::{Ongoing, Record, UPSTREAM_LEFT};
+use super::record::{Ongoing, Record};
 use super::reply::{Asker, Rejection};
-use super::wire::{Buffer, Deadlines, Elapsed, read_first, read_some, write};
+use super::wire::{Buffer, Deadlines, Elapsed, read_first, read_some};
 use crate::clock;
 use crate::config::Listener;
 use crate::http1::body::{BodyReader, Piece};
 use crate::http1::head::{self, BodyLength, RequestHead};
 use crate::net::stream::{Ahead, Stream};
-use crate::net::tls::{ClientFacts, Protocol};
+use crate::net::tls::Protocol;
 use crate::policy::limit::Now;
 
 /// How long a client that may still be sending is read from before its connection closes.
 const LINGER: Duration = Duration::from_secs(1);
-/// The longest body that weir answers without and reads away, in bytes.
-const MOST_SKIPPED: u32 = 64 * 1024;
 /// How long it may take to come, where bodies may take no less.
 const SKIPPED_WITHIN: Duration = Duration::from_secs(5);
-
-/// Whether a client's connection can carry another request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Next {
-    KeepAlive,
-    /// As `KeepAlive`, once so many bytes of the request's body, which nobody wants, were read away.
-    Skip(u32),
-    Close,
-    /// As `Close`, once what the client may still be sending was read away for a while.
-    Linger,
-}
-
-impl Next {
-    /// Behind a request of whose body so many bytes are not read.
-    pub(super) fn behind(unread: u64) -> Next {
-        match u32::try_from(unread) {
-            Ok(0) => Next::KeepAlive,
-            Ok(unread @ ..=MOST_SKIPPED) => Next::Skip(unread),
-            Ok(_) | Err(_) => Next::Close,
-        }
-    }
-
-    /// Whether the client is told that its connection stays open.
-    fn lives(self) -> bool {
-        match self {
-            Next::KeepAlive | Next::Skip(_) => true,
-            Next::Close | Next::Linger => false,
-        }
-    }
-}
-
-/// How an exchange failed: before the response's head went out there can be a reply, afterwards only an abort.
-#[derive(Debug)]
-pub(super) enum Failure {
-    Reply(Rejection, Next),
-    /// The client broke off or stopped reading.
-    ClientGone,
-    /// The upstream broke off, stalled or sent nonsense within its response.
-    UpstreamGone,
-    /// The response's event could not be made safe, so that its end was held back.
-    NotSafe,
-    /// weir ended the response within its body, for this reason.
-    CutShort(&'static str),
-}
-
-impl Failure {
-    /// A name for metrics and audit.
-    pub(super) fn reason(&self) -> &'static str {
-        match self {
-            Failure::Reply(rejection, _) => rejection.reason(),
-            Failure::ClientGone => "client_left",
-            Failure::UpstreamGone => UPSTREAM_LEFT,
-            Failure::NotSafe => Rejection::AuditUnavailable.reason(),
-            Failure::CutShort(reason) => reason,
-        }
-    }
-}
-
-impl From<Rejection> for Failure {
-    fn from(rejection: Rejection) -> Failure {
-        Failure::Reply(rejection, Next::Close)
-    }
-}
-
-/// A client's connection, as a request sees it.
-pub(super) struct Conn<'a> {
-    pub lane: &'a Lane,
-    pub listener: &'a Listener,
-    pub peer: &'a Peer,
-}
-
-/// Who is at the other end of a connection.
-pub(super) struct Peer {
-    /// IPv4 as such, also where it came mapped to IPv6.
-    pub ip: IpAddr,
-    /// As it is written, since each request says it.
-    pub text: String,
-    /// Where the connection is under TLS.
-    pub tls: Option<Box<ClientFacts>>,
-    /// Where the listener is transparent.
-    pub redirected: Option<Box<Redirected>>,
-}
-
-/// A connection that was redirected here, or should have been.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Redirected {
-    /// Where it was to go, if that is known.
-    pub to: Option<SocketAddr>,
-    /// Where it came to.
-    pub here: Option<SocketAddr>,
-    pub from: Option<SocketAddr>,
-}
-
-impl Peer {
-    pub(super) fn new(ip: IpAddr) -> Peer {
-        let ip = ip.to_canonical();
-        Peer {
-            ip,
-            text: ip.to_string(),
-            tls: None,
-            redirected: None,
-        }
-    }
-}
-
-/// The client's end of a connection, with what was read from it and not used.
-pub(super) struct Ends<'a> {
-    pub client: &'a mut Stream,
-    pub buffer: &'a mut Vec<u8>,
-    pub deadlines: &'a mut Deadlines,
-}
-
-impl Ends<'_> {
-    /// Writes all of `bytes` to the client, for at most `within`.
-    pub(super) async fn write(&mut self, bytes: &[u8], within: Duration) -> Result<(), Failure> {
-        let written = self.deadlines.within(within, write(self.client, bytes));
-        match written.await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) | Err(Elapsed) => Err(Failure::ClientGone),
-        }
-    }
-}
 
 /// Serves a client until it closes, breaks, is refused or stays idle too long. One that begins as HTTP/2 does is served as
 /// that (RFC 9113 section 3.3), unless HTTP/1.1 was agreed on.
@@ -300,24 +176,6 @@ async fn serve(
         ends.client.say_all_was_said();
     }
     next
-}
-
-/// The rejection once it is on record, or the one that says that it cannot be; the client gets its words where there is a `body`.
-pub(super) async fn on_record(
-    conn: &Conn<'_>,
-    view: &LaneView,
-    rejection: Rejection,
-    body: bool,
-    record: &mut Record,
-) -> Rejection {
-    record.refused(&rejection, body);
-    match audit::secure(&view.plan, &conn.lane.outbox, record).await {
-        Ok(()) => rejection,
-        Err(audit::NotSafe) => {
-            record.refused(&Rejection::AuditUnavailable, body);
-            Rejection::AuditUnavailable
-        }
-    }
 }
 
 /// Replies, for a bounded time: a client that asks on and on without reading must not keep its connection.
@@ -536,6 +394,8 @@ async fn read_head(
 #[cfg(test)]
 mod tests {
     use super::super::greet::greet;
+    use std::net::SocketAddr;
+
     use super::*;
     use crate::net::stream::Socket;
 

@@ -1,0 +1,259 @@
+//! What an exchange is made of, whichever version of HTTP each side speaks: who asks, how the client's connection goes on, how an exchange fails,
+//! what the upstream has answered, and what all of that says of the endpoint.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use super::audit;
+use super::following::LaneView;
+use super::lane::Lane;
+use super::outbox::Outbox;
+use super::outgoing::{Request, end_of};
+use super::record::{Record, UPSTREAM_LEFT};
+use super::reply::Rejection;
+use super::wire::{Deadlines, Elapsed, write};
+use crate::config::Listener;
+use crate::http1::body::BodyReader;
+use crate::http1::head::BodyLength;
+use crate::http1::response::{ResponseBody, ResponseHead};
+use crate::net::stream::Stream;
+use crate::net::tls::ClientFacts;
+use crate::plan::Plan;
+use crate::store::breakers::End;
+use crate::upstream::{Fault, Outcome, Slot, Unreached};
+
+/// The longest body that weir answers without and reads away, in bytes.
+const MOST_SKIPPED: u32 = 64 * 1024;
+
+/// Whether a client's connection can carry another request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    KeepAlive,
+    /// As `KeepAlive`, once so many bytes of the request's body, which nobody wants, were read away.
+    Skip(u32),
+    Close,
+    /// As `Close`, once what the client may still be sending was read away for a while.
+    Linger,
+}
+
+impl Next {
+    /// Behind a request of whose body so many bytes are not read.
+    pub(super) fn behind(unread: u64) -> Next {
+        match u32::try_from(unread) {
+            Ok(0) => Next::KeepAlive,
+            Ok(unread @ ..=MOST_SKIPPED) => Next::Skip(unread),
+            Ok(_) | Err(_) => Next::Close,
+        }
+    }
+
+    /// Whether the client is told that its connection stays open.
+    pub(super) fn lives(self) -> bool {
+        match self {
+            Next::KeepAlive | Next::Skip(_) => true,
+            Next::Close | Next::Linger => false,
+        }
+    }
+}
+
+/// How an exchange failed: before the response's head went out there can be a reply, afterwards only an abort.
+#[derive(Debug)]
+pub(super) enum Failure {
+    Reply(Rejection, Next),
+    /// The client broke off or stopped reading.
+    ClientGone,
+    /// The upstream broke off, stalled or sent nonsense within its response.
+    UpstreamGone,
+    /// The response's event could not be made safe, so that its end was held back.
+    NotSafe,
+    /// weir ended the response within its body, for this reason.
+    CutShort(&'static str),
+}
+
+impl Failure {
+    /// A name for metrics and audit.
+    pub(super) fn reason(&self) -> &'static str {
+        match self {
+            Failure::Reply(rejection, _) => rejection.reason(),
+            Failure::ClientGone => "client_left",
+            Failure::UpstreamGone => UPSTREAM_LEFT,
+            Failure::NotSafe => Rejection::AuditUnavailable.reason(),
+            Failure::CutShort(reason) => reason,
+        }
+    }
+}
+
+impl From<Rejection> for Failure {
+    fn from(rejection: Rejection) -> Failure {
+        Failure::Reply(rejection, Next::Close)
+    }
+}
+
+/// A client's connection, as a request sees it.
+pub(super) struct Conn<'a> {
+    pub lane: &'a Lane,
+    pub listener: &'a Listener,
+    pub peer: &'a Peer,
+}
+
+/// Who is at the other end of a connection.
+pub(super) struct Peer {
+    /// IPv4 as such, also where it came mapped to IPv6.
+    pub ip: IpAddr,
+    /// As it is written, since each request says it.
+    pub text: String,
+    /// Where the connection is under TLS.
+    pub tls: Option<Box<ClientFacts>>,
+    /// Where the listener is transparent.
+    pub redirected: Option<Box<Redirected>>,
+}
+
+/// A connection that was redirected here, or should have been.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Redirected {
+    /// Where it was to go, if that is known.
+    pub to: Option<SocketAddr>,
+    /// Where it came to.
+    pub here: Option<SocketAddr>,
+    pub from: Option<SocketAddr>,
+}
+
+impl Peer {
+    pub(super) fn new(ip: IpAddr) -> Peer {
+        let ip = ip.to_canonical();
+        Peer {
+            ip,
+            text: ip.to_string(),
+            tls: None,
+            redirected: None,
+        }
+    }
+}
+
+/// The client's end of a connection, with what was read from it and not used.
+pub(super) struct Ends<'a> {
+    pub client: &'a mut Stream,
+    pub buffer: &'a mut Vec<u8>,
+    pub deadlines: &'a mut Deadlines,
+}
+
+impl Ends<'_> {
+    /// Writes all of `bytes` to the client, for at most `within`.
+    pub(super) async fn write(&mut self, bytes: &[u8], within: Duration) -> Result<(), Failure> {
+        let written = self.deadlines.within(within, write(self.client, bytes));
+        match written.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(Elapsed) => Err(Failure::ClientGone),
+        }
+    }
+}
+
+/// The rejection once it is on record, or the one that says that it cannot be; the client gets its words where there is a `body`.
+pub(super) async fn on_record(
+    conn: &Conn<'_>,
+    view: &LaneView,
+    rejection: Rejection,
+    body: bool,
+    record: &mut Record,
+) -> Rejection {
+    record.refused(&rejection, body);
+    match audit::secure(&view.plan, &conn.lane.outbox, record).await {
+        Ok(()) => rejection,
+        Err(audit::NotSafe) => {
+            record.refused(&Rejection::AuditUnavailable, body);
+            Rejection::AuditUnavailable
+        }
+    }
+}
+
+/// A response's head, and whether the whole request was sent before it came.
+pub(super) struct Answered {
+    pub head: ResponseHead,
+    pub uploaded: bool,
+}
+
+impl Answered {
+    /// Whether the body goes out in chunks, to a client that knows them.
+    pub(super) fn chunked(&self) -> bool {
+        match self.head.body {
+            ResponseBody::Length(BodyLength::Chunked) | ResponseBody::UntilClose => true,
+            ResponseBody::Length(BodyLength::None | BodyLength::Fixed(_)) => false,
+        }
+    }
+
+    /// What reads the body from HTTP/1.1, and whether the end of the connection ends it.
+    pub(super) fn reader(&self) -> (BodyReader, bool) {
+        match self.head.body {
+            ResponseBody::Length(length) => (BodyReader::new(length), false),
+            ResponseBody::UntilClose => (BodyReader::new(BodyLength::Fixed(u64::MAX)), true),
+        }
+    }
+}
+
+/// Before the end of the response goes out; `told` once its head has.
+pub(super) async fn secure(
+    (plan, outbox): (&Plan, &Outbox),
+    record: &mut Record,
+    told: bool,
+) -> Result<(), Failure> {
+    let safe = audit::secure(plan, outbox, record).await;
+    safe.map_err(|audit::NotSafe| match told {
+        true => Failure::NotSafe,
+        false => Rejection::AuditUnavailable.into(),
+    })
+}
+
+/// Whether all of the response stands in `answer`, and its connection can serve another request.
+pub(super) fn is_over(answered: &Answered, answer: &[u8]) -> bool {
+    let body = match answered.head.body {
+        ResponseBody::Length(BodyLength::None) => 0,
+        ResponseBody::Length(BodyLength::Fixed(bytes)) => bytes,
+        ResponseBody::Length(BodyLength::Chunked) | ResponseBody::UntilClose => return false,
+    };
+    let whole = (answered.head.len as u64).saturating_add(body);
+    answered.head.keep_alive && answered.uploaded && answer.len() as u64 == whole
+}
+
+/// What the endpoint made of the request; `None` where that is not known.
+pub(super) fn outcome(
+    tried: Result<u16, &Failure>,
+    request: &Request,
+    record: &Record,
+) -> Option<Outcome> {
+    let end = match (tried, record.grpc) {
+        (Ok(status @ 500..), _) | (Ok(status), None) => End::Status(status),
+        (Ok(_), Some(status)) => End::Grpc(status),
+        (Err(Failure::UpstreamGone), _) => End::Reset,
+        (Err(failure), _) => end_of(failure, request, record)?,
+    };
+    Some(match end {
+        End::Status(status @ 500..=599) => Outcome::Failed(Fault::Status(status)),
+        End::Grpc(status) if status.is_servers_fault() => Outcome::Failed(Fault::Grpc(status)),
+        End::ConnectFailed => Outcome::Failed(Fault::Unreached),
+        End::TimedOut => Outcome::Failed(Fault::TimedOut),
+        End::Reset => Outcome::Failed(Fault::Reset),
+        End::Status(_) | End::Grpc(_) => Outcome::Served,
+        // The client's patience says nothing of the endpoint.
+        End::Deadline => return None,
+    })
+}
+
+/// Learns from this try how many requests the upstream takes at a time, where it says something of that: a reset or a 5xx would pass for
+/// a quick answer, and one that did not come in time was that slow at least.
+pub(super) fn learn(slot: &Slot<'_>, tried: Result<u16, &Failure>, record: &Record) {
+    let tells = match tried {
+        Ok(status) => status < 500,
+        Err(failure) => matches!(failure, Failure::Reply(Rejection::UpstreamTimeout, _)),
+    };
+    if tells && let Some(took) = record.waited() {
+        slot.learn(took);
+    }
+}
+
+pub(super) fn unreached(unreached: Unreached) -> Rejection {
+    match unreached {
+        Unreached::Failed(cause) => Rejection::ConnectFailed(cause),
+        Unreached::TimedOut(stage) => Rejection::ConnectTimeout(stage),
+        Unreached::Insecure(trouble) => Rejection::UpstreamTls(trouble),
+        Unreached::Full => Rejection::Overloaded,
+    }
+}
