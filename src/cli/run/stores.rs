@@ -146,8 +146,17 @@ fn write_audit(config: &Audit) -> anyhow::Result<(Recorder, audit::Writers)> {
         }
         (Err(StoreError::OfDay(day, error)), _) => {
             let file = days::file(&config.sqlite, day);
-            let cannot = "cannot write the audit; if its file is damaged, move it away";
-            return Err(error).context(format!("{cannot}: {}", file.display()));
+            let folder = file
+                .parent()
+                .filter(|folder| !folder.as_os_str().is_empty());
+            let mend = match folder {
+                Some(folder) if !folder.exists() => "make its folder, writable by weir's user",
+                Some(_) | None => "if the file is damaged, move it away",
+            };
+            return Err(error).context(format!(
+                "cannot write the audit to {}; {mend}",
+                file.display()
+            ));
         }
         (Err(error), _) => {
             let cannot = format!("cannot write the audit to {}", config.sqlite.display());

@@ -56,9 +56,27 @@ fn is_mask(text: &str) -> bool {
 }
 
 fn secret(text: &str) -> Result<Secret, String> {
-    match is_mask(text) {
-        true => Err(MASKED.to_owned()),
-        false => Ok(Secret(text.to_owned())),
+    if is_mask(text) {
+        return Err(MASKED.to_owned());
+    }
+    // As shells and Kubernetes spell a variable. Taken for the secret itself, anyone could guess it.
+    let name = text.strip_prefix('$').map(|rest| {
+        let inner = rest
+            .strip_prefix('(')
+            .and_then(|rest| rest.strip_suffix(')'));
+        inner.unwrap_or(rest)
+    });
+    let is_name = |name: &str| {
+        !name.is_empty()
+            && name
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+    };
+    match name.filter(|name| is_name(name)) {
+        Some(name) => Err(format!(
+            "stands for itself here, not for a variable: write ${{{name}}}"
+        )),
+        None => Ok(Secret(text.to_owned())),
     }
 }
 
@@ -408,7 +426,12 @@ impl Checker {
         if known.contains(name) || self.of_form.iter().any(|told| is_own_key(&told.path)) {
             return;
         }
-        let mend = yaml::did_you_mean(name, &Vec::from_iter(known));
+        let mend = match kind {
+            Kind::Limit if name.contains('/') => {
+                "a route names limits: define one under rate_limits, such as \"per_client: {limit: 100/s, by: client.ip}\"".to_owned()
+            }
+            _ => yaml::did_you_mean(name, &Vec::from_iter(known)),
+        };
         self.refuse(
             path,
             line,
@@ -578,6 +601,8 @@ mod tests {
             ),
             ("{address: 0.0.0.0:2, token: ''}", "an empty token"),
             ("{address: 0.0.0.0:2, token: '***'}", "a masked secret"),
+            ("{address: 0.0.0.0:2, token: $TOKEN}", "write ${TOKEN}"),
+            ("{address: 0.0.0.0:2, token: $(TOKEN)}", "write ${TOKEN}"),
             ("{address: 0.0.0.0:2}", "needs admin.token"),
         ] {
             let text = format!("listen: 127.0.0.1:1\nupstream: http://x\nadmin: {admin}\n");

@@ -8,6 +8,7 @@ use super::Checker;
 use super::places::Places;
 use crate::config::audit::Level;
 use crate::config::matches::Match;
+use crate::config::rewrite::{Scheme, To};
 use crate::config::yaml::At;
 use crate::config::{Config, Route};
 
@@ -116,12 +117,44 @@ impl Checker {
         }
         let reached = self.warn_of_unreached(&config.routes);
         self.warn_of_ways_round(config, &reached);
+        self.warn_of_round_redirects(config);
         let keeps = |route: &Route| matches!(route.audit, Level::Headers);
         if let Some(place) = self.captures_at
             && !config.routes.iter().any(keeps)
         {
             let message = "no request is kept with its headers, since no level is headers: add \"level: headers\" to the audit, or \"audit: headers\" to a route";
             self.warn("audit.capture", place, message);
+        }
+    }
+
+    /// Says each redirect to HTTPS that clients of a listener with TLS get as well: it sends them to where they are.
+    fn warn_of_round_redirects(&mut self, config: &Config) {
+        if !config
+            .listeners
+            .iter()
+            .any(|listener| listener.tls.is_some())
+        {
+            return;
+        }
+        let goes_round = |route: &Route| match &route.to {
+            To::Redirect(to) => {
+                to.scheme == Some(Scheme::Https)
+                    && to.host.is_none()
+                    && to.port.is_none()
+                    && to.path.is_none()
+                    && route.matches.headers.is_empty()
+            }
+            To::Upstream(_) | To::Reply(_) => false,
+        };
+        let round = config
+            .routes
+            .iter()
+            .zip(&self.routes_at)
+            .filter(|(route, _)| goes_round(route));
+        let places: Vec<_> = round.map(|(_, at)| (at.index, at.place)).collect();
+        for (index, place) in places {
+            let message = "clients of the listener with tls are sent to where they are, again and again: routes are of all listeners, so redirect from HTTP by a weir of its own";
+            self.warn(&format!("routes[{index}].redirect"), place, message);
         }
     }
 
@@ -217,6 +250,7 @@ impl<'c> Used<'c> {
 #[cfg(test)]
 mod tests {
     use crate::config::check::checked;
+    use crate::config::yaml::Mistake;
 
     fn warned(text: &str) -> Vec<String> {
         let text = format!("listen: 127.0.0.1:1\n{text}");
@@ -247,6 +281,23 @@ mod tests {
             said.len() == 1 && said[0].contains("upstreams.b: no route names it"),
             "{said:#?}"
         );
+    }
+
+    #[test]
+    fn a_redirect_to_where_clients_are_is_warned_of() {
+        let file = |address: &str, redirect: &str| {
+            let text = format!(
+                "listeners: [{{address: '127.0.0.1:2'{address}}}]\nupstream: http://x:1\nroutes: [{{redirect: {redirect}}}, {{upstream: upstream}}]\n"
+            );
+            let checked = checked(&text, &|_| None);
+            let checked = checked.unwrap_or_else(|mistakes| panic!("{mistakes:#?}\n{text}"));
+            let said = |warning: &Mistake| warning.to_string().contains("again and again");
+            checked.warnings.iter().any(said)
+        };
+        let tls = ", tls: {certificates: [{cert: a, key: b}]}";
+        assert!(file(tls, "{scheme: https}"));
+        assert!(!file("", "{scheme: https}"));
+        assert!(!file(tls, "{scheme: https, host: www.example.com}"));
     }
 
     #[test]

@@ -233,6 +233,10 @@ fn a_wrong_limit_says_the_mend() {
         "unknown limit \"a\"; none is in the file: add it",
     );
     says(
+        "routes: [{upstream: upstream, rate_limits: [100/s by client.ip]}]\n",
+        "a route names limits: define one under rate_limits",
+    );
+    says(
         "circuit_breakers: {a: {failure_rate: 0.5}}\n",
         "\"0.5\" is not a percentage: use 50%",
     );
