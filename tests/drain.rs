@@ -424,12 +424,13 @@ fn days_are_made_ahead_indexed_once_over_and_removed_with_a_mark() {
         database.query(&format!(
             "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'weir.{broken}'::regclass"
         ));
-        assert_eq!(keep(9).await, [-9, -8, -1, 0, 1, 2]);
+        // Whoever had its turn before may only be leaving it.
+        eventually(async || keep(9).await == [-9, -8, -1, 0, 1, 2]).await;
         let indexed = "SELECT count(*) FROM pg_index JOIN pg_class ON oid = indexrelid
             WHERE relname LIKE 'audit\\_events\\_%\\_by\\_user' AND indisvalid";
         assert_eq!(database.one(indexed), "3");
 
-        assert_eq!(keep(8).await, [-8, -1, 0, 1, 2]);
+        eventually(async || keep(8).await == [-8, -1, 0, 1, 2]).await;
         assert_eq!(world.rows(), 20);
         let connection = world.postgres.write().await.unwrap();
         let boots = "SELECT boot, removed_to, removed_hash, removed_mark FROM weir.audit_boots";
@@ -516,7 +517,7 @@ fn old_days_go_though_no_new_one_can_be_made() {
             Day(last),
             Day(last + 1)
         ));
-        assert!(keep(0).await.is_err());
+        eventually(async || keep(0).await.is_err()).await;
         let connection = world.postgres.write().await.unwrap();
         let listed = partitions::list(&connection).await.unwrap();
         assert_eq!(listed, [Day(today.0), Day(today.0 + 1)]);
