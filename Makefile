@@ -50,6 +50,7 @@ image: ## Build the images of weir and, with nft, of redirect mode by docker or 
 	$(ENGINE) build -f Dockerfile.production --target redirect -t $(REDIRECT_IMAGE) $(LABELS) .
 
 licenses: ## Write the notices of the crates that weir links to target/THIRD-PARTY.txt, as its image has them
+	mkdir -p target
 	deploy/third-party.sh >target/THIRD-PARTY.txt
 
 image-local: ## Build the image with no daemon and no registry of images, as root, and check what it is

@@ -14,7 +14,7 @@
 -- A bucket is when it will be full (the theoretical arrival time of GCRA, ITU-T I.371 annex A): µs since 2025, which a double
 -- holds to 1/64 µs for decades; and the µs of a token by which that was found, `FULL:INTERVAL`. Absent: full. At another rate, after
 -- a reload or an override, as many tokens are used; what another burst left empties this bucket and no more: a client would else wait
--- for longer than it ever takes to fill. Versions before wrote no interval. No time that is told is above MOST, 285 years. Atomic, since all rules must be debited together. Rounded up, against the client.
+-- for longer than it ever takes to fill. No time that is told is above MOST, 285 years. Atomic, since all rules must be debited together. Rounded up, against the client.
 --
 -- A tenth of its time is saved by `+ 0`, which makes a number of a text as tonumber does without a call, and by tables that are made
 -- with room for one rule.
@@ -31,10 +31,10 @@ for i = 1, #KEYS do
   local interval, burst = ARGV[5 + 2 * i] + 0, ARGV[6 + 2 * i] + 0
   local stored = redis.call('GET', KEYS[i])
   if stored then
-    local at, rate = string.match(stored, '^([^:]*):?(.*)$')
+    local at, rate = string.match(stored, '^([^:]*):(.*)$')
     held[i] = at + 0
     full[i] = held[i]
-    if rate ~= ARGV[5 + 2 * i] and rate ~= '' and burst > 0 and full[i] > now then
+    if rate ~= ARGV[5 + 2 * i] and burst > 0 and full[i] > now then
       full[i] = now + (full[i] - now) * interval / rate
       changed[i] = true
     end

@@ -3,7 +3,7 @@
 //!
 //! | key | is | lives |
 //! |---|---|---|
-//! | `weir:l:{KEY}:NKIND` | a counter of a limit's rule: its kind is `t`, `s` with the µs of its window, or `f` with its period, and it is the `N`th of that kind, from 0; `KEY` hashes the limit's name and the key's parts | until it is as new |
+//! | `weir:l:{KEY}:NKIND` | a counter of a limit's rule: its kind is `b`, `s` with the µs of its window, or `f` with its period, and it is the `N`th of that kind, from 0; `KEY` hashes the limit's name and the key's parts | until it is as new |
 //! | `weir:c:{KEY}` | a concurrency limit's slots: how many each process has, and until when | `hold_ttl` past the last call, or 2 s once none is taken |
 //! | `weir:p:{live}` | the processes that are alive: a sorted set of ids by when they are given up | a minute past the last beat |
 //! | `weir:o:{overrides}` | overrides of limits set at run time, by limit and key | 30 days after the last look |

@@ -75,6 +75,25 @@ fn a_damaged_day_is_a_fault_of_its_own_and_the_others_are_checked() {
 }
 
 #[test]
+fn what_comes_before_a_damaged_day_is_exported() {
+    for (day, lines) in [(1, 1_000), (2, 2_000)] {
+        let audit = three_days();
+        damage(&audit.file(NOW + day * DAY), damages()[1]);
+        let mut weir = Command::new(env!("CARGO_BIN_EXE_weir"));
+        let output = weir
+            .args(["audit", "export", "--database"])
+            .arg(&audit.path)
+            .output()
+            .unwrap();
+        let exported = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(exported.lines().count(), lines, "{day}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        let damaged = ["2023-11-16", "2023-11-17"][day as usize - 1];
+        assert!(!output.status.success() && said.contains(damaged), "{said}");
+    }
+}
+
+#[test]
 fn a_query_names_the_day_that_it_cannot_read() {
     for how in damages() {
         let audit = three_days();

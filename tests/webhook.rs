@@ -11,6 +11,7 @@ mod harness;
 use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -352,6 +353,26 @@ fn reviews_of_whatever_sort_fit_the_memory_that_the_chart_gives() {
     let peak = peak.unwrap().trim().strip_suffix(" kB").unwrap();
     println!("at most {peak} KiB of memory");
     assert!(peak.parse::<u64>().unwrap() < 128 << 10, "{peak}");
+}
+
+#[test]
+fn who_sends_slowly_keeps_no_review_waiting() {
+    let webhook = Webhook::start(&[]);
+    let held: Vec<_> = (0..20)
+        .map(|_| {
+            let mut client = webhook.connect();
+            let begun = format!(
+                "POST /inject HTTP/1.1\r\nHost: {NAME}\r\nContent-Length: 3000000\r\n\r\n{{"
+            );
+            client.write(&begun).unwrap();
+            client
+        })
+        .collect();
+    let began = weir::clock::now();
+    webhook.review(&request());
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    drop(held);
 }
 
 #[test]

@@ -8,7 +8,6 @@ pub mod drain;
 pub mod health;
 mod limits;
 mod metrics;
-mod places;
 mod sessions;
 
 use std::convert::Infallible;
@@ -41,6 +40,7 @@ use tracing::{info, warn};
 
 use crate::clock;
 use crate::config::show;
+use crate::net::places::{Place, Places};
 use crate::plan::Plan;
 use crate::policy::session::bearer;
 use crate::store::fleet::FleetConnections;
@@ -50,7 +50,6 @@ use crate::telemetry::log::Sparing;
 use app_health::AppProbes;
 use drain::Leave;
 use health::Health;
-use places::{Place, Places};
 
 /// The largest body that a call takes, in bytes.
 const MAX_BODY: usize = 64 * 1024;
@@ -157,7 +156,7 @@ pub async fn serve_metrics(listener: TcpListener, admin: Arc<Admin>) -> io::Resu
 }
 
 async fn accept(listener: TcpListener, admin: Arc<Admin>, metrics_alone: bool) -> io::Result<()> {
-    let mut places = Places::new(MAX_CONNECTIONS);
+    let places = Places::new(MAX_CONNECTIONS);
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
@@ -177,11 +176,14 @@ async fn connection(
     admin: Arc<Admin>,
     metrics_alone: bool,
 ) {
+    let place = &place;
     let service = service_fn(|request: Request<Incoming>| {
         place.heard();
         let admin = admin.clone();
         async move {
             let answer = answer(&admin, request, peer, metrics_alone).await;
+            // Until it asks again, or while it does not take its answer.
+            place.silent();
             Ok::<_, Infallible>(render(answer))
         }
     });
@@ -236,7 +238,9 @@ async fn answer(
         (method, ["v1", rest @ ..]) => {
             // Neither the query nor the key of an override: both can have what a client is known by.
             let path = match rest {
-                ["limits", name, "overrides", _] => &*format!("/v1/limits/{name}/overrides/***"),
+                ["limits", name, "overrides", _, ..] => {
+                    &*format!("/v1/limits/{name}/overrides/***")
+                }
                 _ => parts.uri.path(),
             };
             let may = refuse_pages(&plan, &parts.headers)
@@ -272,7 +276,7 @@ fn refused(
     if let Some(left_out) = admin.refusals.0.lock().next(clock::mono()) {
         let left_out = (left_out > 0).then_some(left_out);
         // Of any length.
-        let path = path.get(..LOGGED).unwrap_or(path);
+        let path: String = path.chars().take(LOGGED).collect();
         warn!(%method, path, %peer, status, left_out, "call refused at the admin port");
     }
 }

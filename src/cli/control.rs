@@ -27,7 +27,10 @@ use crate::worker::supervise::{GaveUp, Supervisor};
 /// Runs `main` on a control thread, which is this one.
 pub(super) fn run(main: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(main)
+    let ended = runtime.block_on(main);
+    // Not for a look-up of a name that takes its time.
+    runtime.shutdown_background();
+    ended
 }
 
 /// The tasks that are kept up.

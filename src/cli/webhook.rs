@@ -33,6 +33,7 @@ use crate::config::tls::{Certificate, ClientAuth, ListenerTls, Version};
 use crate::config::units::Span;
 use crate::inject::review::{NoReview, OnUnfit, Reviewer, Verdict};
 use crate::net;
+use crate::net::places::Places;
 use crate::net::tls::{TlsError, server::ServerTls};
 use crate::proxy::reload::{LOOK_EVERY, TlsFiles};
 use crate::telemetry::metrics::format;
@@ -82,7 +83,7 @@ struct Webhook {
     tls: watch::Receiver<Arc<ServerTls>>,
     stage: watch::Receiver<Stage>,
     places: Arc<Semaphore>,
-    bodies: Arc<Semaphore>,
+    bodies: Places,
     reviews: Arc<Semaphore>,
 }
 
@@ -131,7 +132,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
         tls,
         stage,
         places: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
-        bodies: Arc::new(Semaphore::new(MAX_BODIES)),
+        bodies: Places::new(MAX_BODIES),
         reviews: Arc::new(Semaphore::new(1)),
     });
     info!(address = %listener.local_addr()?, admin = %admin.local_addr()?, "reviewing pods");
@@ -262,33 +263,37 @@ impl Webhook {
         self: &Arc<Self>,
         request: Request<Incoming>,
     ) -> Result<Bytes, (StatusCode, String)> {
-        let body = async {
-            let room = self.bodies.clone().acquire_owned().await;
-            let body = Limited::new(request.into_body(), MAX_BODY).collect();
-            (body.await, room)
-        };
-        let (body, room) = match timeout(WITHIN, body).await {
-            Ok((body, room)) => (Ok(body), Some(room)),
-            Err(elapsed) => (Err(elapsed), None),
-        };
-        let body = match body {
-            Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => {
-                let why = format!("the review is larger than {MAX_BODY} bytes");
-                return Err((StatusCode::PAYLOAD_TOO_LARGE, why));
+        let unavailable = |why: &str| (StatusCode::SERVICE_UNAVAILABLE, why.to_owned());
+        let came = async {
+            let taken = self.bodies.take().await;
+            let (place, left) = taken.map_err(|_| unavailable("no reviews are made any more"))?;
+            let body = tokio::select! {
+                body = Limited::new(request.into_body(), MAX_BODY).collect() => body,
+                Ok(()) = left => return Err(unavailable("the review made room for others before it was here")),
+            };
+            match body {
+                Ok(body) => {
+                    place.heard();
+                    Ok((body.to_bytes(), place))
+                }
+                Err(error) if error.is::<LengthLimitError>() => {
+                    let why = format!("the review is larger than {MAX_BODY} bytes");
+                    Err((StatusCode::PAYLOAD_TOO_LARGE, why))
+                }
+                Err(error) => Err((StatusCode::BAD_REQUEST, error.to_string())),
             }
-            Ok(Err(error)) => return Err((StatusCode::BAD_REQUEST, error.to_string())),
-            Err(_) => {
-                let why = format!("the review was not here within {WITHIN:?}");
-                return Err((StatusCode::REQUEST_TIMEOUT, why));
-            }
         };
+        let (body, place) = timeout(WITHIN, came).await.map_err(|_| {
+            let why = format!("the review was not here within {WITHIN:?}");
+            (StatusCode::REQUEST_TIMEOUT, why)
+        })??;
+        let turn = timeout(WITHIN, self.reviews.clone().acquire_owned()).await;
+        let turn = turn.map_err(|_| unavailable("others' reviews take too long"))?;
         // Apart, since a review takes as long as what it reads has it take.
         let webhook = self.clone();
-        let turn = self.reviews.clone().acquire_owned().await;
         let reviewed = spawn_blocking(move || {
             // A caller that goes does not end it.
-            let _held = (room, turn);
+            let _held = (place, turn);
             let reviewed = webhook.reviewer.review(&body)?;
             let answer = Bytes::from(reviewed.answer.to_string());
             Ok::<_, NoReview>((answer, reviewed.verdict, reviewed.pod))

@@ -38,7 +38,7 @@ impl GrpcStatus {
     pub const UNAVAILABLE: GrpcStatus = GrpcStatus(14);
     const DATA_LOSS: GrpcStatus = GrpcStatus(15);
 
-    /// Whether it says that the server is unwell, as a 500 or 503 does. UNIMPLEMENTED is not among them, which any client can bring about, and
+    /// Whether it says that the server is unwell, as a 500 or 503 does. UNIMPLEMENTED is not among them, which says that the method is not there, and
     /// DEADLINE_EXCEEDED tells of the client's patience.
     pub fn is_servers_fault(self) -> bool {
         let faults = [

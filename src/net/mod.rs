@@ -3,6 +3,7 @@
 pub mod any;
 pub mod gather;
 pub mod listen;
+pub mod places;
 pub mod stream;
 pub mod tls;
 pub mod tunnel;

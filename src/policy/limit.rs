@@ -93,17 +93,35 @@ pub fn take(rule: &Rule, state: &mut State, cost: u64, now: Now) {
     }
 }
 
-/// Gives back what an admitted request of `cost` was charged at `charged` that is refused elsewhere: no more than its window still
-/// counts, and nothing of what others were charged since.
-pub fn give_back(rule: &Rule, state: &mut State, cost: u64, charged: Now, now: Now) {
+/// What an admitted request was charged.
+#[derive(Debug, Clone, Copy)]
+pub struct Charged {
+    pub cost: u64,
+    pub at: Now,
+    /// What was left behind it, as its verdict said.
+    pub remaining: u64,
+}
+
+/// Gives back what an admitted request was charged that is refused elsewhere: no more than its window still counts, and nothing of
+/// what others were charged since.
+pub fn give_back(rule: &Rule, state: &mut State, charged: Charged, now: Now) {
+    let Charged {
+        cost,
+        at: then,
+        remaining,
+    } = charged;
     match *rule {
         Rule::TokenBucket { count, per, burst } => {
             let (per, level) = (nanos(per), level(count, per, burst, state, now.mono));
-            // What time has made good since cannot be given back as well.
             let at = state.a.max(clamp(now.mono.as_nanos()));
-            let elapsed = at.saturating_sub(clamp(charged.mono.as_nanos()));
-            let owed = u128::from(cost).saturating_mul(per);
-            let owed = owed.saturating_sub(u128::from(elapsed) * u128::from(count));
+            let elapsed = at.saturating_sub(clamp(then.mono.as_nanos()));
+            // What time has made good since cannot be given back as well; it made good first what was charged before.
+            let before = burst.saturating_sub(remaining).saturating_sub(cost);
+            let before = u128::from(before).saturating_mul(per);
+            let made_good = (u128::from(elapsed) * u128::from(count)).saturating_sub(before);
+            let owed = u128::from(cost)
+                .saturating_mul(per)
+                .saturating_sub(made_good);
             let level = level.saturating_sub(owed);
             state.a = at;
             state.b = clamp(level / per);
@@ -111,7 +129,7 @@ pub fn give_back(rule: &Rule, state: &mut State, cost: u64, charged: Now, now: N
         }
         Rule::SlidingWindow { window, .. } => {
             let (number, _, current, previous) = windows(window, state, now.mono);
-            let before = number.saturating_sub(clamp(charged.mono.as_nanos() / nanos(window)));
+            let before = number.saturating_sub(clamp(then.mono.as_nanos() / nanos(window)));
             *state = State {
                 a: number,
                 b: current.saturating_sub(if before == 0 { cost } else { 0 }),
@@ -120,7 +138,7 @@ pub fn give_back(rule: &Rule, state: &mut State, cost: u64, charged: Now, now: N
         }
         Rule::FixedWindow { period, .. } => {
             let (end, used) = window_of(period, state, now.wall);
-            let (of_charge, _) = window_of(period, &State::default(), charged.wall);
+            let (of_charge, _) = window_of(period, &State::default(), then.wall);
             *state = State {
                 a: end,
                 b: used.saturating_sub(if end == of_charge { cost } else { 0 }),
@@ -138,7 +156,7 @@ pub fn release(state: &mut State, cost: u64) -> bool {
 }
 
 /// The rule that each of `processes` keeps to alone, so that together they keep to `rule`: a share of it, and room for one request
-/// of `cost` at least.
+/// of `cost` at least, which is to be the same each time: a bucket that is smaller the next time forgets what it cannot hold.
 pub fn share(rule: &Rule, processes: usize, cost: u64) -> Rule {
     let processes = u64::try_from(processes).unwrap_or(u64::MAX).max(1);
     let part = |whole: u64| {

@@ -46,7 +46,7 @@ pub(super) struct Outgoing<'p, 'l> {
     pub websocket_key: Option<String>,
     pub session: Option<Arc<Session>>,
     /// Those of [`sessions::others`].
-    other_sessions: Vec<SessionId>,
+    other_sessions: Option<Vec<SessionId>>,
     quota: Quota<'p>,
     entry: Option<Entry>,
 }
@@ -155,7 +155,7 @@ impl Outgoing<'_, '_> {
             self.plan,
             conn.lane,
             self.route,
-            (self.session.as_deref(), &self.other_sessions),
+            (self.session.as_deref(), self.other_sessions.as_deref()),
             (answer, head),
             record.draft.as_deref_mut(),
             &mut self.quota.waited,

@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 use super::facts::{Facts, joined, refuses};
 use super::record::Record;
 use super::reply::Rejection;
-use super::verdicts::{Charge, Said, Verdicts};
+use super::verdicts::{Said, Verdicts};
 use crate::config::limits::{KeyPart, Limit, Mode, Rule};
 use crate::plan::Plan;
 use crate::policy::lease::Batch;
@@ -147,6 +147,12 @@ impl<'p> Quota<'p> {
         };
         let mut verdicts = SmallVec::<[_; 4]>::from_elem(BLANK, asks.len());
         let admitted = plan.limits.ask(&asks, now, &mut verdicts);
+        for (limit_index, verdict) in limit_of.iter().zip(&mut verdicts) {
+            // What is too much for this process's part may pass once Redis answers.
+            if !verdict.admitted && alone.iter().any(|(lost, _)| lost == limit_index) {
+                verdict.retry_after.get_or_insert(Duration::from_secs(1));
+            }
+        }
         let asked = asks.iter().zip(&limit_of).zip(&verdicts);
         let said = asked.clone().map(|((ask, limit), verdict)| Said {
             limit: *limit,
@@ -192,9 +198,8 @@ impl<'p> Quota<'p> {
                 !gives
             });
         }
-        for (rule, charge) in self.verdicts.take_charges(which) {
-            let Charge { key, cost, at } = charge;
-            plan.limits.give_back(key, &rule, cost, at, now);
+        for (rule, (key, charged)) in self.verdicts.take_charges(which) {
+            plan.limits.give_back(key, &rule, charged, now);
         }
     }
 

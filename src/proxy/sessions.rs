@@ -148,33 +148,45 @@ fn reach(lane: &Lane) -> Reach<'_> {
     }
 }
 
-/// The sessions beside its own that a log-in or log-out ends where a request says several tokens, at most [`TOKENS`] and one. Who
-/// plants a second cookie, as a sibling domain can, takes a request its session, and must not keep that alive.
+/// The sessions beside its own that a log-in or log-out ends where a request says several tokens; `None` where those are more than [`TOKENS`]
+/// and one. Who plants a second cookie, as a sibling domain can, takes a request its session, and must not keep that alive.
 pub(super) fn others<'a>(
     plan: &Plan,
     route: &Route,
     own: Option<&Session>,
     fields: impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
-) -> Vec<SessionId> {
+) -> Option<Vec<SessionId>> {
     let mut ids = Vec::new();
     let trusted = route
         .upstream()
         .is_some_and(|index| plan.config.upstreams[index].trust_session_headers);
     let (Some(asks), true) = (&route.session, trusted) else {
-        return ids;
+        return Some(ids);
     };
     let live = &plan.sessions[asks.sessions];
     let tokens = session::tokens_in(&live.settings, fields);
     // What one token alone is of is known.
     if tokens.len() < 2 {
-        return ids;
+        return Some(ids);
     }
-    for id in tokens.into_iter().filter_map(|token| live.id_of(token)) {
-        if own.is_none_or(|own| own.id != id) && !ids.contains(&id) && ids.len() <= TOKENS {
+    let mut seen = Vec::new();
+    for token in tokens {
+        if seen.contains(&token) {
+            continue;
+        }
+        // Each is hashed, whoever sends them.
+        if seen.len() > TOKENS {
+            return None;
+        }
+        seen.push(token);
+        if let Some(id) = live.id_of(token)
+            && own.is_none_or(|own| own.id != id)
+            && !ids.contains(&id)
+        {
             ids.push(id);
         }
     }
-    ids
+    Some(ids)
 }
 
 /// Starts or ends a session, where the response's session headers say so and the upstream may, and gives the fields that tell the client of
@@ -185,7 +197,7 @@ pub(super) async fn start_or_end(
     plan: &Plan,
     lane: &Lane,
     route: &Route,
-    (current, others): (Option<&Session>, &[SessionId]),
+    (current, others): (Option<&Session>, Option<&[SessionId]>),
     (answer, response): (&[u8], &ResponseHead),
     draft: Option<&mut Draft>,
     waited: &mut Duration,
@@ -223,10 +235,9 @@ pub(super) async fn start_or_end(
         return Err(Rejection::UpstreamBroken);
     }
     // The old session ends even when a new one starts: a token from before a log-in must be worth nothing after it.
-    if others.len() > TOKENS {
-        return Err(Rejection::BadHead(HeadError::TooLarge));
-    }
-    for id in current.iter().map(|own| &own.id).chain(others) {
+    let others = others.ok_or(Rejection::BadHead(HeadError::TooLarge))?;
+    // Its own last: if one cannot be ended, it can still ask again.
+    for id in others.iter().chain(current.map(|own| &own.id)) {
         let revoke = async |reach: Reach<'_>| Box::pin(live.revoke(*id, reach)).await;
         let revoked = in_time(lane, waited, revoke).await;
         revoked.map_err(|_| Rejection::SessionStoreDown)?;

@@ -13,7 +13,7 @@ use super::record::Record;
 use super::reply::Rejection;
 use super::verdicts::Said;
 use crate::clock;
-use crate::config::limits::{Mode, OnLoss, Rule};
+use crate::config::limits::{Cost, Mode, OnLoss, Rule};
 use crate::plan::{SharedAsk, SharedLimits};
 use crate::policy::lease::RuleView;
 use crate::policy::limit::{self, Now, Verdict};
@@ -224,7 +224,11 @@ impl<'p> Quota<'p> {
                 match limit.on_redis_loss {
                     OnLoss::Local => {
                         let alive = plan.fleet.as_ref().map_or(1, |fleet| fleet.alive());
-                        let part = |rule| limit::share(rule, alive, cost);
+                        let room_for = match &limit.cost {
+                            Cost::Constant(cost) => *cost,
+                            Cost::Header { default, .. } => *default,
+                        };
+                        let part = |rule| limit::share(rule, alive, room_for);
                         self.leave_alone(limit_index, rules.iter().map(part).collect());
                     }
                     OnLoss::Allow => {}

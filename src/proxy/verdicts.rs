@@ -10,7 +10,7 @@ use super::reply::{Exceeded, Rejection, seconds};
 use crate::config::LimitDefaults;
 use crate::config::limits::{Limit, Rule};
 use crate::plan::{LimitNames, Plan};
-use crate::policy::limit::{Now, Verdict};
+use crate::policy::limit::{Charged, Now, Verdict};
 use crate::store::limits::Key;
 
 /// What one rule said.
@@ -25,14 +25,6 @@ pub(super) struct Said<'a> {
     pub charged: u64,
     /// Its counter, where that is in memory, and when it was asked.
     pub counter: Option<(Key, Now)>,
-}
-
-/// What a counter in memory was charged, and when.
-#[derive(Clone, Copy)]
-pub(super) struct Charge {
-    pub key: Key,
-    pub cost: u64,
-    pub at: Now,
 }
 
 /// What each rule said of a request, in the order asked.
@@ -50,7 +42,7 @@ struct Told<'p> {
     enforced: bool,
     charged: u64,
     /// Until it is given back. A slot comes back with the request.
-    charge: Option<Charge>,
+    charge: Option<(Key, Charged)>,
 }
 
 impl<'p> Verdicts<'p> {
@@ -70,8 +62,15 @@ impl<'p> Verdicts<'p> {
         for said in said {
             let is_slot = matches!(said.rule, Rule::Concurrency { .. });
             let is_counted = admitted && said.verdict.admitted && !is_slot;
-            let cost = said.charged;
             let charge = said.counter.filter(|_| is_counted);
+            let charge = charge.map(|(key, at)| {
+                let charged = Charged {
+                    cost: said.charged,
+                    at,
+                    remaining: said.verdict.remaining,
+                };
+                (key, charged)
+            });
             self.0.push(Told {
                 limit: &plan.config.limits[said.limit],
                 json: plan.names.limits[said.limit].json,
@@ -79,7 +78,7 @@ impl<'p> Verdicts<'p> {
                 verdict: said.verdict,
                 enforced: said.enforced,
                 charged: said.charged,
-                charge: charge.map(|(key, at)| Charge { key, cost, at }),
+                charge,
             });
         }
     }
@@ -88,7 +87,7 @@ impl<'p> Verdicts<'p> {
     pub(super) fn take_charges(
         &mut self,
         which: fn(&Limit) -> bool,
-    ) -> impl Iterator<Item = (Rule, Charge)> {
+    ) -> impl Iterator<Item = (Rule, (Key, Charged))> {
         let of_limits = self.0.iter_mut().filter(move |told| which(told.limit));
         of_limits.filter_map(|told| Some((told.rule, told.charge.take()?)))
     }

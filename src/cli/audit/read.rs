@@ -85,8 +85,9 @@ pub(super) async fn export(
         order: Order::NewestFirst,
         ..Filter::default()
     };
-    let newest = store.query(&newest).await?;
-    let end = newest.first().map(|newest| newest.cursor);
+    // Where the newest day cannot be read, what comes before it can.
+    let newest = store.query(&newest).await.ok();
+    let end = newest.map(|newest| newest.first().map(|newest| newest.cursor));
     let mut filter = Filter {
         limit: Some(PAGE),
         ..flags.filter()
@@ -94,9 +95,9 @@ pub(super) async fn export(
     loop {
         let mut events = store.query(&filter).await?;
         let last = events.last().map(|last| last.cursor);
-        events.retain(|event| Some(event.cursor) <= end);
+        events.retain(|event| end.is_none_or(|end| Some(event.cursor) <= end));
         print(&events, format, filter.after.is_none(), &mut out)?;
-        if last.is_none() || last >= end {
+        if last.is_none() || end.is_some_and(|end| last >= end) {
             break;
         }
         filter.after = last;

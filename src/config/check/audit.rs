@@ -32,9 +32,10 @@ impl Checker {
             self.read(&format!("audit.redact.paths[{index}]"), at, hidden_path)
         }));
         let key = told(raw.integrity).and_then(|raw| {
+            let spelt = self.is_spelt(&raw.key);
             self.read("audit.integrity.key", raw.key, |text| match text {
                 "" => Err("an empty key proves nothing: set one, or leave the key out".to_owned()),
-                key => secret(key),
+                key => secret(key, spelt),
             })
         });
         let request_headers =

@@ -55,7 +55,8 @@ fn is_mask(text: &str) -> bool {
     text == REDACTED
 }
 
-fn secret(text: &str) -> Result<Secret, String> {
+/// `spelt`: whether the file itself has the text, which no variable or file brought in.
+fn secret(text: &str, spelt: bool) -> Result<Secret, String> {
     if is_mask(text) {
         return Err(MASKED.to_owned());
     }
@@ -72,7 +73,7 @@ fn secret(text: &str) -> Result<Secret, String> {
                 .bytes()
                 .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
     };
-    match name.filter(|name| is_name(name)) {
+    match name.filter(|name| spelt && is_name(name)) {
         Some(name) => Err(format!(
             "stands for itself here, not for a variable: write ${{{name}}}"
         )),
@@ -244,14 +245,20 @@ impl Checker {
         config
     }
 
+    /// Whether the file itself has the value, which no variable or file brought in.
+    fn is_spelt<T>(&self, at: &At<T>) -> bool {
+        !self.brought_in.contains(&(at.line, at.column))
+    }
+
     fn admin(&mut self, raw: raw::Admin) -> Admin {
         let has_token = raw.token.is_some();
         let token = raw.token.and_then(|at| {
+            let spelt = self.is_spelt(&at);
             self.read("admin.token", at, |text| match text {
                 "" => {
                     Err("an empty token guards nothing: set one, or leave the key out".to_owned())
                 }
-                token => secret(token),
+                token => secret(token, spelt),
             })
         });
         let Some(at) = raw.address else {
@@ -609,6 +616,9 @@ mod tests {
             let said = read(&text).unwrap_err();
             assert!(said.len() == 1 && said[0].contains(part), "{said:#?}");
         }
+        // What a variable brings in may look like one.
+        let text = "listen: 127.0.0.1:1\nupstream: http://x\nadmin: {address: 0.0.0.0:2, token: '${TOKEN}'}\n";
+        assert!(parse(text, &|_| Some("$ecret".to_owned())).is_ok());
     }
 
     #[test]

@@ -150,8 +150,9 @@ impl Checker {
             .and_then(|at| self.read(&username_path, at, not_empty));
         let has_password = raw.password.is_some();
         let password = raw.password.and_then(|at| {
+            let spelt = self.is_spelt(&at);
             self.read(&format!("{path}.password"), at, |text| {
-                not_empty(text).and_then(|text| secret(&text))
+                not_empty(text).and_then(|text| secret(&text, spelt))
             })
         });
         let mut logins = urls.iter().filter(|(url, _)| url.login != Login::default());

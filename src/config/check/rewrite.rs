@@ -243,7 +243,7 @@ impl Checker {
         at: At<String>,
         read: impl FnOnce(&str) -> Result<String, String>,
     ) -> Option<String> {
-        if self.brought_in.contains(&(at.line, at.column)) {
+        if !self.is_spelt(&at) {
             self.hidden.insert(name.to_ascii_lowercase());
         }
         self.read(path, at, |text| match is_mask(text) {

@@ -405,11 +405,11 @@ fn what_is_given_back_can_be_had_again_and_no_more() {
         ask(&rule, &mut state, 4, 1_000);
         let before = check(&rule, &state, 0, at(1_000));
         ask(&rule, &mut state, 6, 1_000);
-        give_back(&rule, &mut state, 6, at(1_000), at(1_000));
+        give_back(&rule, &mut state, charged(6, 1_000, 0), at(1_000));
         assert_eq!(check(&rule, &state, 0, at(1_000)), before, "{rule:?}");
         // What time has given back already is not given twice.
         ask(&rule, &mut state, 6, 1_000);
-        give_back(&rule, &mut state, 100, at(1_000), at(180_000));
+        give_back(&rule, &mut state, charged(100, 1_000, 0), at(180_000));
         let after = check(&rule, &state, 0, at(180_000));
         assert_eq!(after.remaining, limit, "{rule:?}");
     }
@@ -431,6 +431,38 @@ fn a_bucket_of_another_period_keeps_what_was_used() {
     assert_eq!(minute.remaining, 97);
 }
 
+fn charged(cost: u64, then: u64, remaining: u64) -> Charged {
+    let at = at(then);
+    Charged {
+        cost,
+        at,
+        remaining,
+    }
+}
+
+#[test]
+fn what_a_busy_bucket_was_charged_comes_back_whole() {
+    let rule = Rule::TokenBucket {
+        count: 10,
+        per: SECOND,
+        burst: 100,
+    };
+    let mut state = State::default();
+    ask(&rule, &mut state, 50, 1_000);
+    // A flood of requests that wait for half a second and are then refused elsewhere takes nothing.
+    for round in 0..20 {
+        let then = 1_000 + 10 * round;
+        let said = ask(&rule, &mut state, 1, then);
+        give_back(
+            &rule,
+            &mut state,
+            charged(1, then, said.remaining),
+            at(then + 5),
+        );
+    }
+    assert_eq!(check(&rule, &state, 0, at(2_000)).remaining, 60);
+}
+
 #[test]
 fn what_comes_back_late_is_not_taken_from_what_others_used_since() {
     let (limit, window) = (10, SECOND);
@@ -439,7 +471,7 @@ fn what_comes_back_late_is_not_taken_from_what_others_used_since() {
         let mut state = State::default();
         ask(&rule, &mut state, 4, 1_900);
         ask(&rule, &mut state, 3, late);
-        give_back(&rule, &mut state, 4, at(1_900), at(late));
+        give_back(&rule, &mut state, charged(4, 1_900, 6), at(late));
         let after = super::check(&rule, &state, 0, at(late)).remaining;
         assert_eq!(after, left, "{rule:?} {late}");
         if matches!(rule, Rule::TokenBucket { .. }) {
@@ -447,7 +479,7 @@ fn what_comes_back_late_is_not_taken_from_what_others_used_since() {
         }
         // By a clock that was read before the others came.
         ask(&rule, &mut state, 4, late);
-        give_back(&rule, &mut state, 4, at(1_900), at(1_900));
+        give_back(&rule, &mut state, charged(4, 1_900, 6), at(1_900));
         let after = super::check(&rule, &state, 0, at(late)).remaining;
         assert!(after <= left - 4, "{rule:?} {late}");
     };

@@ -159,7 +159,7 @@ enum Answer {
 /// Rules of other kinds, or with windows of other lengths, share no counter: what one means is nonsense to the other.
 fn kind(rule: &Rule) -> String {
     match rule {
-        Rule::TokenBucket { .. } => "t".to_owned(),
+        Rule::TokenBucket { .. } => "b".to_owned(),
         Rule::SlidingWindow { window, .. } => format!("s{}", micros(*window)),
         Rule::FixedWindow { period, .. } => format!("f{period}"),
         Rule::Concurrency { .. } => "c".to_owned(),

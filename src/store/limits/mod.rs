@@ -17,7 +17,7 @@ use siphasher::sip128::{Hasher128, SipHasher13};
 use smallvec::SmallVec;
 
 use crate::config::limits::{Limit, Rule};
-use crate::policy::limit::{self, Now, State, Verdict};
+use crate::policy::limit::{self, Charged, Now, State, Verdict};
 use crate::store::table::{SHARDS, Shard};
 
 pub use crate::store::table::Key;
@@ -149,11 +149,11 @@ impl Limits {
         admitted
     }
 
-    /// Gives back what an admitted request was charged at `charged` that is refused elsewhere.
-    pub fn give_back(&self, key: Key, rule: &Rule, cost: u64, charged: Now, now: Now) {
+    /// Gives back what an admitted request was charged that is refused elsewhere.
+    pub fn give_back(&self, key: Key, rule: &Rule, charged: Charged, now: Now) {
         let mut shard = self.shards[key.shard()].lock();
         if let Some(state) = shard.get_mut(key) {
-            limit::give_back(rule, state, cost, charged, now);
+            limit::give_back(rule, state, charged, now);
         }
     }
 

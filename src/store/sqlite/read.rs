@@ -81,6 +81,8 @@ impl Reader {
             match search.file(&path, day, goes_on.clone()) {
                 Ok(()) => {}
                 Err(StoreError::OutOfTime) => return search.stopped(),
+                // Whoever asks for more meets it again.
+                Err(_) if !search.stored.is_empty() => return search.stopped(),
                 Err(error) => return Err(error.of_day(day)),
             }
         }

@@ -72,14 +72,15 @@ impl Files {
                 if is_closed(&open_to_read(file)?)? {
                     return Ok(false);
                 }
-                let next = Ledger::read(&open_to_read(next)?)?.file;
+                let next = open_to_read(next).and_then(|next| Ledger::read(&next));
+                let next = next.map_err(|error| error.of_day(*next_day))?.file;
                 self.close(file, *next_day, &next)?;
                 Ok(true)
             };
             match close() {
                 Ok(true) => done(*day),
                 Ok(false) => {}
-                Err(error) => failed = Some(StoreError::OfDay(*day, error.into())),
+                Err(error) => failed = Some(told_of(*day, error)),
             }
         }
         failed.map_or(Ok(()), Err)
@@ -97,13 +98,13 @@ impl Files {
         let kept_from = Day::of(now.saturating_sub(retention));
         let made = self.databases()?;
         let mut failed = None;
-        let Some(((_, newest), older)) = made.split_last() else {
+        let Some((newest, older)) = made.split_last() else {
             return Ok(());
         };
         for (day, file) in older.iter().filter(|(day, _)| *day < kept_from) {
             match self.remove(file, newest) {
                 Ok(()) => done(*day),
-                Err(error) => failed = Some(StoreError::OfDay(*day, error.into())),
+                Err(error) => failed = Some(told_of(*day, error)),
             }
         }
         failed.map_or(Ok(()), Err)
@@ -149,7 +150,7 @@ impl Files {
         with_ending(&self.path, ".reserve")
     }
 
-    fn remove(&self, file: &Path, newest: &Path) -> Result<(), StoreError> {
+    fn remove(&self, file: &Path, newest: &(Day, PathBuf)) -> Result<(), StoreError> {
         match self.try_to_remove(file, newest) {
             Err(StoreError::Full) if fs::remove_file(self.reserve()).is_ok() => {
                 self.try_to_remove(file, newest)
@@ -158,8 +159,22 @@ impl Files {
         }
     }
 
-    fn try_to_remove(&self, file: &Path, newest: &Path) -> Result<(), StoreError> {
+    fn try_to_remove(&self, file: &Path, (day, newest): &(Day, PathBuf)) -> Result<(), StoreError> {
         let old = Ledger::read(&open_to_read(file)?)?;
+        let noted = self.note_removed(&old, newest);
+        noted.map_err(|error| error.of_day(*day))?;
+        // The database last: without it, nobody would find the others again.
+        for ending in ["-wal", "-shm", ""] {
+            match fs::remove_file(with_ending(file, ending)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                removed => removed?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Says in the newest file that one goes.
+    fn note_removed(&self, old: &Ledger, newest: &Path) -> Result<(), StoreError> {
         let mut connection = open_to_write(newest)?;
         let this = Ledger::read(&connection)?.file;
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -170,13 +185,6 @@ impl Files {
             params![old.day.0, signed(old.place), old.file, mark],
         )?;
         transaction.commit()?;
-        // The database last: without it, nobody would find the others again.
-        for ending in ["-wal", "-shm", ""] {
-            match fs::remove_file(with_ending(file, ending)) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                removed => removed?,
-            }
-        }
         Ok(())
     }
 
@@ -229,6 +237,14 @@ fn open_to_write(path: &Path) -> Result<Connection, StoreError> {
     check_version(&connection)?;
     sort_beside(&connection, path);
     Ok(connection)
+}
+
+/// An error that is of a day, of this one where it has none.
+fn told_of(day: Day, error: StoreError) -> StoreError {
+    match error {
+        StoreError::OfDay(..) => error,
+        error => StoreError::OfDay(day, error.into()),
+    }
 }
 
 #[cfg(test)]
