@@ -486,8 +486,8 @@ def untrue(documents: list[Object]) -> Iterator[str]:
         services = [found for found in of_kind(documents, "Service") if found["metadata"]["name"] == asked["name"]]
         if [port["port"] for service in services for port in service["spec"]["ports"]] != [asked["port"]] or asked["namespace"] != NAMESPACE:
             yield f"{named(configuration)} asks {asked}, which is no Service"
-        excluded = hook["namespaceSelector"]["matchExpressions"][0]
-        if (excluded["key"], excluded["operator"]) != ("kubernetes.io/metadata.name", "NotIn") or not {NAMESPACE, "kube-system"} <= set(excluded["values"]):
+        by_name = [its for its in hook["namespaceSelector"]["matchExpressions"] if (its["key"], its["operator"]) == ("kubernetes.io/metadata.name", "NotIn")]
+        if not any({NAMESPACE, "kube-system"} <= set(excluded["values"]) for excluded in by_name):
             yield f"{named(configuration)} holds for the namespace of its own pods"
         mounted = next(volume["secret"]["secretName"] for volume in spec["volumes"] if volume["name"] == "tls")
         source = configuration["metadata"].get("annotations", {}).get("cert-manager.io/inject-ca-from")

@@ -28,7 +28,7 @@ def samples() -> Iterator[tuple[str, object]]:
     for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
         for number, block in enumerate(re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.M | re.S), 1):
             sample = yaml.safe_load(block)
-            if not {"apiVersion", "scrape_configs"} & set(sample):
+            if not {"apiVersion", "scrape_configs", "services"} & set(sample):
                 yield f"{page.relative_to(ROOT)}, YAML {number}", sample
 
 
