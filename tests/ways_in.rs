@@ -481,11 +481,20 @@ fn a_process_of_another_user_neither_takes_over_nor_is_taken_over() {
         config
     };
     let any = config("127.0.0.1:0", "127.0.0.1:0");
-    let script = format!("exec setpriv {} \"$@\" --take-over", as_nobody.join(" "));
+    // Where every user may read it.
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let weir = folder.path().join("weir");
+    fs::copy(env!("CARGO_BIN_EXE_weir"), &weir).unwrap();
+    let script = format!(
+        "shift; exec setpriv {} {} \"$@\" --take-over",
+        as_nobody.join(" "),
+        weir.display()
+    );
     for (old, user, mut new) in [
         (Running::taking_over(any.path()), 0, {
             let mut new = Command::new("setpriv");
-            new.args(as_nobody).arg(env!("CARGO_BIN_EXE_weir"));
+            new.args(as_nobody).arg(&weir);
             new
         }),
         (
