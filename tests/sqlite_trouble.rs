@@ -161,8 +161,11 @@ fn guaranteed_delivery_does_not_begin_beside_a_damaged_day_and_names_the_file() 
 fn where_nothing_can_be_written(arguments: &[&str], audit: &Audit, options: &str) -> String {
     let folder = audit.path.parent().unwrap().display();
     let script = format!(
-        "set -e; mount --bind {folder} {folder}; mount -o remount,bind,{options} {folder}; \
-         for each in /tmp /var/tmp /usr/tmp; do test -d $each && mount -t tmpfs -o ro tmpfs $each; done; \
+        "set -e; \
+         for each in /tmp /var/tmp /usr/tmp; do \
+         if test -d $each; then mount --bind $each $each; mount -o remount,bind,ro $each; fi; \
+         done; \
+         mount --bind {folder} {folder}; mount -o remount,bind,{options} {folder}; \
          cd /proc; exec \"$@\""
     );
     let output = Command::new("unshare")
@@ -177,7 +180,7 @@ fn where_nothing_can_be_written(arguments: &[&str], audit: &Audit, options: &str
     String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
 }
 
-/// Of a folder that stays where /tmp does not.
+/// In a folder that is not in /tmp.
 fn beside_tmp() -> Audit {
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = directory.path().join("audit.db");
