@@ -111,6 +111,14 @@ fn a_query_names_the_day_that_it_cannot_read() {
             ..Filter::default()
         };
         assert_eq!(reader.query(&sound).unwrap().len(), 2_000);
+        // Not an answer that looks whole.
+        let more = Filter {
+            limit: Some(3_000),
+            ..sound
+        };
+        let said = reader.query(&more).map(|all| all.len());
+        let said = said.unwrap_err().to_string();
+        assert!(said.contains("2023-11-15"), "{said}");
     }
 }
 

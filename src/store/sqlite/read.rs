@@ -81,8 +81,10 @@ impl Reader {
             match search.file(&path, day, goes_on.clone()) {
                 Ok(()) => {}
                 Err(StoreError::OutOfTime) => return search.stopped(),
-                // Whoever asks for more meets it again.
-                Err(_) if !search.stored.is_empty() => return search.stopped(),
+                // Whoever reads on from there meets it again; of the newest, fewer would look like all there are.
+                Err(_) if filter.order == Order::OldestFirst && !search.stored.is_empty() => {
+                    return search.stopped();
+                }
                 Err(error) => return Err(error.of_day(day)),
             }
         }
