@@ -1,5 +1,7 @@
 .DEFAULT_GOAL := help
 WEIR ?= target/debug/weir
+# weir of the crates that the tests are built of. `cargo build` compiles thirty of them once more: without what dev-dependencies ask of tokio.
+BUILD := cargo test --no-run --test floors
 .PHONY: help run test peers test-redis-versions test-postgres-version test-autobahn check deny fuzz bench bench-tools bench-shared bench-limits bench-scale bench-audit bench-protocols bench-lane chart manifests image licenses image-local compose-check stack-test
 
 help: ## List the targets
@@ -25,7 +27,7 @@ peers:
 KUBE := target/kube-venv/bin/python
 chart: kube-venv ## Check the Helm chart, the manifests, the dashboard, the alerts and the file's schema
 	@tests/need.sh openssl prometheus redis-server postgresql
-	cargo build
+	$(BUILD)
 	$(KUBE) tests/kube/check.py --weir $(WEIR)
 
 manifests: kube-venv ## Write what is made of others: deploy/k8s, the chart's README, golden files, the dashboard
@@ -65,7 +67,7 @@ compose-check: stack-venv ## Check the Dockerfile, the stack of Docker Compose a
 
 stack-test: compose-check ## Run the stack of Docker Compose as processes, under load, and kill parts of it
 	@tests/need.sh nginx redis-server postgresql prometheus
-	cargo build
+	$(BUILD)
 	target/stack-venv/bin/python tests/stack/stack.py --weir $(WEIR)
 
 .PHONY: stack-venv
@@ -92,7 +94,7 @@ test-postgres-version: ## Run what asks most of Postgres on Postgres 16
 # The suite is written in Python 2, for which its packages come without what makes zope a package.
 PYTHON2 ?= python2.7
 test-autobahn: peers ## Run the Autobahn Testsuite for WebSockets past weir and through it, 25 minutes (PYTHON2=...: where Python 2.7 is)
-	cargo build
+	$(BUILD)
 	@test -d target/autobahn/autobahntestsuite || \
 		{ $(PYTHON2) -m pip install -q --target target/autobahn autobahntestsuite==0.8.2 && touch target/autobahn/zope/__init__.py; }
 	python3 tests/autobahn.py --weir $(WEIR) --python2 $(PYTHON2)
