@@ -279,7 +279,7 @@ fn every_task_has_a_bound_on_its_silence() {
 }
 
 /// How a task goes on is the same however long its stores are away, so it is enough that each beats anew meanwhile. Two look once in
-/// half a minute and more; tests/postgres.rs has that of the days look more often.
+/// half a minute and more; tests/audit/postgres.rs has that of the days look more often.
 #[test]
 #[expect(clippy::disallowed_methods, reason = "what is measured")]
 fn every_task_goes_on_while_redis_and_postgres_hang_or_are_gone() {

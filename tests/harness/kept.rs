@@ -41,10 +41,10 @@ pub enum Kind {
 macro_rules! in_each_store {
     ($($name:ident),+ $(,)?) => {
         mod in_sqlite {
-            $(#[test] fn $name() { super::$name(super::harness::kept::Kind::Sqlite) })+
+            $(#[test] fn $name() { super::$name($crate::harness::kept::Kind::Sqlite) })+
         }
         mod in_postgres {
-            $(#[test] fn $name() { super::$name(super::harness::kept::Kind::Postgres) })+
+            $(#[test] fn $name() { super::$name($crate::harness::kept::Kind::Postgres) })+
         }
     };
 }

@@ -86,10 +86,10 @@ impl Store {
 macro_rules! on_each_store {
     ($($name:ident),+ $(,)?) => {
         mod in_memory {
-            $(#[test] fn $name() { super::$name(super::harness::Store::Memory) })+
+            $(#[test] fn $name() { super::$name($crate::harness::Store::Memory) })+
         }
         mod on_redis {
-            $(#[test] fn $name() { super::$name(super::harness::Store::Redis) })+
+            $(#[test] fn $name() { super::$name($crate::harness::Store::Redis) })+
         }
     };
 }

@@ -13,3 +13,4 @@ mod days;
 mod files;
 mod full;
 mod guaranteed;
+mod trouble;

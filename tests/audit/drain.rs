@@ -1,0 +1,589 @@
+//! The audit from Redis's streams into Postgres: each event once, whatever dies, hangs or is sent again.
+
+use super::harness;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::harness::drain::{DAY, World, boot, eventually, on_a_runtime, pack};
+use super::harness::postgres::{Database, Server};
+use super::harness::redis::Answer;
+use uuid::Uuid;
+use weir::admin::health::Heartbeat;
+use weir::clock;
+use weir::store::audit::batch::Batch;
+use weir::store::audit::chain::Hasher;
+use weir::store::audit::days::Day;
+use weir::store::postgres::{partitions, row};
+use weir::telemetry::metrics::Metrics;
+use weir::worker::partitions::{Unindexed, keep_once};
+
+#[test]
+fn two_workers_store_each_batch_once_however_often_it_is_sent() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let workers = [world.work(), world.work()];
+        let mut encodings = BTreeMap::new();
+        let mut headers = Vec::new();
+        for n in 1..=4 {
+            let mut boot = boot(n, clock::wall());
+            let mut batches: Vec<_> = (0..50)
+                .map(|_| pack(&mut boot, 20, clock::wall()))
+                .collect();
+            batches.push(boot.end(clock::wall().into(), 0));
+            // Out of order, on several streams, and sent again.
+            batches.reverse();
+            for (at, (header, bytes)) in batches.into_iter().enumerate() {
+                let batch = Batch::open(&bytes).unwrap();
+                for (encoding, seq) in batch.events().zip(header.first..) {
+                    encodings.insert((header.boot, seq), encoding.to_vec());
+                }
+                world.add((at % 3) as u16, &bytes).await;
+                if at % 2 == 0 {
+                    world.add((at % 2) as u16, &bytes).await;
+                }
+                headers.push(header);
+            }
+        }
+        world.drained().await;
+        world.is_whole(4_000);
+        assert!(headers.iter().all(|header| world.done(header)));
+        assert_eq!(
+            world.one("SELECT count(*) FROM weir.audit_batches WHERE is_end"),
+            "4"
+        );
+        assert_eq!(world.one("SELECT count(*) FROM weir.audit_boots"), "4");
+        assert_eq!(world.dead_letters().await, 0);
+        let each = |metric| {
+            workers
+                .iter()
+                .map(|worker| worker.counted(metric))
+                .sum::<u64>()
+        };
+        assert_eq!(each("weir_drain_events_total"), 4_000);
+        assert_eq!(each(r#"weir_drain_batches_total{result="stored"}"#), 204);
+        assert_eq!(each(r#"weir_drain_batches_total{result="known"}"#), 104);
+
+        // What is read back is what was sent, byte for byte.
+        let connection = world.postgres.read().await.unwrap();
+        let select = format!(
+            "SELECT a.boot, {} FROM weir.audit_events e JOIN weir.audit_boots a ON a.id = e.boot_id",
+            row::COLUMNS
+        );
+        let found = connection.query(&select, &[]).await.unwrap();
+        assert_eq!(found.len(), encodings.len());
+        for found in &found {
+            let fields = row::Fields::of(found, 1).unwrap();
+            let mut encoding = Vec::new();
+            fields.encoding_into(&mut encoding).unwrap();
+            let key = (found.get::<_, Uuid>(0).into_bytes(), fields.seq as u64);
+            assert_eq!(encodings.get(&key), Some(&encoding));
+        }
+        for worker in workers {
+            worker.stop().await;
+        }
+    });
+}
+
+/// Only a worker can make room in it: each of its calls is to be let go on.
+#[test]
+fn a_worker_that_comes_when_redis_is_full_empties_it() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let mut boot = boot(1, clock::wall());
+        let mut headers = Vec::new();
+        for at in 0..60 {
+            let (header, bytes) = pack(&mut boot, 20, clock::wall());
+            world.add(at % 3, &bytes).await;
+            headers.push(header);
+        }
+        world.add(0, b"no batch").await;
+        world.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+        let worker = world.work();
+        world.drained().await;
+        world.is_whole(1_200);
+        assert!(headers.iter().all(|header| world.done(header)));
+        assert_eq!(world.dead_letters().await, 1);
+        worker.stop().await;
+    });
+}
+
+#[test]
+fn entries_of_a_killed_worker_are_taken_over() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let mut boot = boot(1, clock::wall());
+        let mut sent = 0;
+        for round in 0..20 {
+            let worker = world.work();
+            for at in 0..20 {
+                let (_, bytes) = pack(&mut boot, 50, clock::wall());
+                world.add(at % 3, &bytes).await;
+                sent += 50;
+            }
+            // Somewhere in the middle of it.
+            tokio::time::sleep(Duration::from_millis(5 * round)).await;
+            worker.kill().await;
+        }
+        let last = world.work();
+        world.drained().await;
+        world.is_whole(sent);
+        eprintln!("{sent} events, {} rows", world.rows());
+        last.stop().await;
+        // Those who have died are forgotten, and no one who has entries.
+        for shard in 0..3 {
+            world
+                .streams
+                .forget_consumers(shard, Duration::ZERO)
+                .await
+                .unwrap();
+            let consumers = world.cli(&["XINFO", "CONSUMERS", &world.key(shard), "weir"]);
+            assert_eq!(consumers.list(), []);
+        }
+        let (_, bytes) = pack(&mut boot, 1, clock::wall());
+        world.add(0, &bytes).await;
+        let read = world.streams.read(0, "holder", 10).await.unwrap();
+        assert_eq!(read.len(), 1);
+        let forgotten = world.streams.forget_consumers(0, Duration::ZERO).await;
+        assert_eq!(forgotten, Ok(0));
+    });
+}
+
+/// Redis 6.2 gives out nothing in the place of each, and keeps it as given out; later ones leave it out, and forget it.
+#[test]
+fn entries_that_were_removed_behind_a_worker_hold_up_no_others() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        for n in 1..=3 {
+            let (_, bytes) = pack(&mut boot(n, clock::wall()), 5, clock::wall());
+            world.add(0, &bytes).await;
+        }
+        world.given_out("1").await;
+        let key = world.key(0);
+        let entries = world.cli(&["XRANGE", &key, "-", "+"]);
+        let middle = entries.list()[1].list()[0].text();
+        world.cli(&["XDEL", &key, middle]);
+        let worker = world.work();
+        world.drained().await;
+        assert_eq!(world.rows(), 10);
+        // What comes behind them is stored, too.
+        let (_, bytes) = pack(&mut boot(4, clock::wall()), 5, clock::wall());
+        world.add(0, &bytes).await;
+        world.drained().await;
+        assert_eq!(world.rows(), 15);
+        worker.stop().await;
+    });
+}
+
+#[test]
+fn what_boots_are_told_is_kept_for_an_hour_and_batches_for_ever() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let now = clock::wall();
+        let mut boot = boot(1, now);
+        let told = world.fleet.keys.audit_done(&boot.id.to_string());
+        let lives = |key: &str| match world.cli(&["TTL", key]) {
+            Answer::Int(seconds) => seconds,
+            other => panic!("{other:?}"),
+        };
+        let worker = world.work();
+        for _ in 0..2 {
+            let (_, bytes) = pack(&mut boot, 5, now);
+            world.add(0, &bytes).await;
+            // Said before the entry is let go of.
+            world.drained().await;
+            assert!((3_500..=3_600).contains(&lives(&told)), "{}", lives(&told));
+            // From the last word on.
+            world.cli(&["EXPIRE", &told, "60"]);
+        }
+        worker.stop().await;
+        world.add(0, b"noise").await;
+        world.given_out("1").await;
+        world
+            .streams
+            .bury(0, &world.ids(0)[0], "no good")
+            .await
+            .unwrap();
+        world.add(0, b"noise").await;
+        let dead = world.fleet.keys.audit_dead("audit", 0);
+        assert_eq!((lives(&world.key(0)), lives(&dead)), (-1, -1));
+    });
+}
+
+#[test]
+fn a_batch_that_postgres_will_not_take_holds_up_no_other() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let mut world = World::new(database.url()).await;
+        world.settings.worker.claim_after = Duration::from_millis(300);
+        database.query(
+            "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS
+                 $$ BEGIN IF NEW.first = 11 THEN RAISE EXCEPTION 'not this one'; END IF; RETURN NEW; END $$;
+             CREATE TRIGGER no BEFORE INSERT ON weir.audit_batches FOR EACH ROW EXECUTE FUNCTION no()",
+        );
+        let now = clock::wall();
+        let mut boot = boot(1, now);
+        for at in 0..9 {
+            let (_, bytes) = pack(&mut boot, 5, now);
+            world.add(at % 3, &bytes).await;
+        }
+        let worker = world.work();
+        world.drained().await;
+        assert_eq!(world.rows(), 40);
+        assert_eq!(world.dead_letters().await, 1);
+        worker.stop().await;
+    });
+}
+
+#[test]
+fn a_batch_that_another_transaction_holds_waits_for_it_alone() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let mut world = World::new(database.url()).await;
+        world.settings.worker.max_deliveries = 20;
+        let worker = world.work();
+        let now = clock::wall();
+        let mut boot = boot(1, now);
+        let (_, bytes) = pack(&mut boot, 5, now);
+        world.add(0, &bytes).await;
+        world.drained().await;
+        // As a worker that hangs has it, or one that is about to commit.
+        let mut other = world.postgres.write().await.unwrap();
+        let held = other.transaction().await.unwrap();
+        let claim = "INSERT INTO weir.audit_batches SELECT day, boot_id, 6, 10, sealed, stored, arrival, dropped, is_end, before, hash
+            FROM weir.audit_batches";
+        assert_eq!(held.execute(claim, &[]).await.unwrap(), 1);
+        for _ in 0..5 {
+            let (_, bytes) = pack(&mut boot, 5, now);
+            world.add(0, &bytes).await;
+        }
+        eventually(async || world.rows() == 25).await;
+        held.rollback().await.unwrap();
+        world.drained().await;
+        world.is_whole(30);
+        assert_eq!(world.dead_letters().await, 0);
+        worker.stop().await;
+    });
+}
+
+#[test]
+fn a_redis_that_comes_back_empty_is_used_again() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let worker = world.work();
+        let mut boot = boot(1, clock::wall());
+        let (_, bytes) = pack(&mut boot, 5, clock::wall());
+        world.add(0, &bytes).await;
+        world.drained().await;
+        world.cli(&["FLUSHALL"]);
+        let (_, bytes) = pack(&mut boot, 5, clock::wall());
+        world.add(0, &bytes).await;
+        world.drained().await;
+        world.redis.kill();
+        world.redis.restart();
+        assert!(world.connections.ready(harness::DEADLINE).await);
+        let (header, bytes) = pack(&mut boot, 5, clock::wall());
+        world.add(2, &bytes).await;
+        world.drained().await;
+        world.is_whole(15);
+        assert!(world.done(&header));
+        worker.stop().await;
+    });
+}
+
+#[test]
+fn whatever_becomes_of_postgres_each_event_is_stored_once() {
+    let server = Server::with(&["fsync=on"]);
+    on_a_runtime(async {
+        let world = World::new(server.url()).await;
+        let workers = [world.work(), world.work()];
+        let mut boot = boot(1, clock::wall());
+        let mut sent = 0;
+        for (round, harm) in ["stop", "kill", "read only", "pause", "drop"]
+            .iter()
+            .enumerate()
+        {
+            for at in 0..60 {
+                let (_, bytes) = pack(&mut boot, 20, clock::wall());
+                world.add((at % 3) as u16, &bytes).await;
+                sent += 20;
+                if at == 10 + round {
+                    match *harm {
+                        "stop" => server.stop(),
+                        "kill" => server.kill(),
+                        "read only" => server.set_read_only(true),
+                        "pause" => server.pause(),
+                        _ => drop(server.query(
+                            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                             WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()",
+                        )),
+                    }
+                }
+            }
+            // For as long as it takes to be taken over, were it counted.
+            tokio::time::sleep(world.settings.worker.claim_after * 3 / 2).await;
+            match *harm {
+                "stop" | "kill" => server.restart(),
+                "read only" => server.set_read_only(false),
+                "pause" => server.resume(),
+                _ => {}
+            }
+            world.drained().await;
+            world.is_whole(sent);
+            eprintln!("{harm}: {sent} events, {} rows", world.rows());
+        }
+        assert_eq!(world.dead_letters().await, 0);
+        for worker in workers {
+            worker.stop().await;
+        }
+    });
+}
+
+#[test]
+fn a_worker_that_is_told_to_end_leaves_nothing_unsettled() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let worker = world.work();
+        let mut boot = boot(1, clock::wall());
+        for at in 0..150 {
+            let (_, bytes) = pack(&mut boot, 50, clock::wall());
+            world.add(at % 3, &bytes).await;
+        }
+        worker.stop().await;
+        let lag = world.streams.lag().await.unwrap();
+        assert_eq!(lag.pending, 0);
+        // What is not stored was not read.
+        assert_eq!(world.rows() + 50 * lag.waiting, 7_500);
+        let next = world.work();
+        world.drained().await;
+        world.is_whole(7_500);
+        next.stop().await;
+    });
+}
+
+#[test]
+fn days_are_made_ahead_indexed_once_over_and_removed_with_a_mark() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let mut world = World::new(database.url()).await;
+        world.settings.worker.retention = DAY * 9;
+        let now = clock::wall();
+        let today = Day::of(now);
+        let mut boot = boot(1, now - DAY * 9);
+        for days in [9, 8, 0] {
+            for _ in 0..2 {
+                let (_, bytes) = pack(&mut boot, 5, now - DAY * days);
+                world.add(0, &bytes).await;
+            }
+        }
+        let worker = world.work();
+        world.drained().await;
+        world.is_whole(30);
+        let hasher = Hasher::new(Some(b"key"));
+        let metrics = Metrics::default();
+        let keep = async |days: u32| {
+            let mut unindexed = Unindexed::new();
+            keep_once(
+                &world.postgres,
+                DAY * days,
+                &hasher,
+                &metrics.drain,
+                &mut unindexed,
+                &Heartbeat::default(),
+            )
+            .await
+            .unwrap();
+            let connection = world.postgres.write().await.unwrap();
+            let listed = partitions::list(&connection).await.unwrap();
+            listed
+                .iter()
+                .map(|day| i64::from(day.0) - i64::from(today.0))
+                .collect::<Vec<_>>()
+        };
+        // One whose making was cut short.
+        let name = (today.0 - 9..)
+            .map(|day| Day(day).to_string().replace('-', "_"))
+            .next()
+            .unwrap();
+        let broken = format!("audit_events_{name}_by_user");
+        database.query(&format!(
+            "CREATE INDEX {broken} ON weir.audit_events_{name} (username, time)"
+        ));
+        database.query(&format!(
+            "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'weir.{broken}'::regclass"
+        ));
+        // Whoever had its turn before may only be leaving it.
+        eventually(async || keep(9).await == [-9, -8, -1, 0, 1, 2]).await;
+        let indexed = "SELECT count(*) FROM pg_index JOIN pg_class ON oid = indexrelid
+            WHERE relname LIKE 'audit\\_events\\_%\\_by\\_user' AND indisvalid";
+        assert_eq!(database.one(indexed), "3");
+
+        eventually(async || keep(8).await == [-8, -1, 0, 1, 2]).await;
+        assert_eq!(world.rows(), 20);
+        let connection = world.postgres.write().await.unwrap();
+        let boots = "SELECT boot, removed_to, removed_hash, removed_mark FROM weir.audit_boots";
+        let removed = connection.query_one(boots, &[]).await.unwrap();
+        let (id, last): (Uuid, i64) = (removed.get(0), removed.get(1));
+        let hash: Vec<u8> = removed.get(2);
+        assert_eq!(last, 10);
+        let mark = hasher.removed_to(id.as_bytes(), 10, &hash.clone().try_into().unwrap());
+        assert_eq!(removed.get::<_, Vec<u8>>(3), mark);
+        let next = "SELECT before FROM weir.audit_batches WHERE first = 11";
+        assert_eq!(
+            connection
+                .query_one(next, &[])
+                .await
+                .unwrap()
+                .get::<_, Vec<u8>>(0),
+            hash
+        );
+        // A day that was removed comes back only if retention is longer again: the worker remembers that it was there.
+        let (_, bytes) = pack(&mut boot, 1, now);
+        world.add(0, &bytes).await;
+        world.drained().await;
+        assert_eq!(world.rows(), 21);
+        worker.stop().await;
+    });
+}
+
+#[test]
+fn a_boot_goes_with_the_last_day_of_what_it_left() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let now = clock::wall();
+        let today = Day::of(now);
+        let worker = world.work();
+        // The clock of the second was set back by a day; the third has not ended.
+        for (n, first) in [(1, now), (2, now + DAY), (3, now)] {
+            let mut boot = boot(n, now);
+            let batches = [pack(&mut boot, 5, first), pack(&mut boot, 5, now)];
+            for (_, bytes) in batches {
+                world.add(0, &bytes).await;
+            }
+            if n < 3 {
+                world.add(0, &boot.end(now.into(), 0).1).await;
+            }
+        }
+        world.drained().await;
+        worker.stop().await;
+        let mut connection = world.postgres.write().await.unwrap();
+        partitions::remove(&mut connection, today, &Hasher::new(Some(b"key")))
+            .await
+            .unwrap();
+        let left = "SELECT string_agg(instance, ' ' ORDER BY instance) FROM weir.audit_boots";
+        assert_eq!(world.one(left), "instance-2 instance-3");
+    });
+}
+
+#[test]
+fn old_days_go_though_no_new_one_can_be_made() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let keep = async |days: u32| {
+            keep_once(
+                &world.postgres,
+                DAY * days,
+                &Hasher::new(None),
+                &Metrics::default().drain,
+                &mut Unindexed::new(),
+                &Heartbeat::default(),
+            )
+            .await
+        };
+        keep(9).await.unwrap();
+        let today = Day::of(clock::wall());
+        let name = |day: u32| Day(day).to_string().replace('-', "_");
+        // As on a full volume, the last of the days made ahead cannot be made anew.
+        let last = today.0 + 2;
+        for table in ["audit_events", "audit_batches"] {
+            database.query(&format!("DROP TABLE weir.{table}_{}", name(last)));
+        }
+        database.query(&format!(
+            "CREATE TABLE weir.in_its_way PARTITION OF weir.audit_batches FOR VALUES FROM ('{}') TO ('{}')",
+            Day(last),
+            Day(last + 1)
+        ));
+        eventually(async || keep(0).await.is_err()).await;
+        let connection = world.postgres.write().await.unwrap();
+        let listed = partitions::list(&connection).await.unwrap();
+        assert_eq!(listed, [Day(today.0), Day(today.0 + 1)]);
+    });
+}
+
+#[test]
+fn a_worker_that_begins_takes_over_nothing_that_it_cannot_store() {
+    let server = Server::with(&[]);
+    on_a_runtime(async {
+        let world = World::new(server.url()).await;
+        let mut boot = boot(1, clock::wall());
+        let (_, bytes) = pack(&mut boot, 5, clock::wall());
+        world.add(0, &bytes).await;
+        world.given_out("1").await;
+        server.set_read_only(true);
+        let worker = world.work();
+        // It has seen what is new, and could not store that.
+        let (_, bytes) = pack(&mut boot, 5, clock::wall());
+        world.add(0, &bytes).await;
+        eventually(async || worker.counted("weir_drain_transactions_total{result=\"failed\"}") > 0)
+            .await;
+        assert_eq!(worker.counted("weir_drain_claimed_total"), 0);
+        server.set_read_only(false);
+        world.drained().await;
+        world.is_whole(10);
+        worker.stop().await;
+    });
+}
+
+#[test]
+fn a_stream_that_cannot_be_asked_hides_no_other() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let (_, mut other) = pack(&mut boot(1, clock::wall()), 3, clock::wall());
+        // Of a version that is left alone.
+        other[0] = 9;
+        world.add(0, &other).await;
+        world.cli(&["SET", &world.key(2), "no stream"]);
+        let worker = world.work();
+        eventually(async || worker.counted("weir_drain_waiting") == 1).await;
+        worker.stop().await;
+    });
+}
+
+#[test]
+fn what_another_weir_has_made_is_left_to_its_worker() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let mut boot = boot(1, clock::wall());
+        let (_, mut other) = pack(&mut boot, 3, clock::wall());
+        // The version.
+        other[0] = 9;
+        world.add(0, &other).await;
+        // Given out more often than any other batch may be.
+        world.given_out("9").await;
+        let (ours, bytes) = pack(&mut boot, 5, clock::wall());
+        world.add(0, &bytes).await;
+        let worker = world.work();
+        eventually(async || world.done(&ours)).await;
+        eventually(async || worker.counted("weir_drain_claimed_total") > 0).await;
+        eventually(async || world.cli(&["XLEN", &world.key(0)]).int() == 1).await;
+        // A worker that reads it gets it though this one runs, and does not take it for what brings workers down.
+        let after = world.settings.worker.claim_after;
+        eventually(async || {
+            let claimed = world.streams.claim(0, "newer", after, None, 10).await;
+            let mut entries = claimed.unwrap().entries.into_iter();
+            entries.any(|(entry, deliveries)| entry.bytes == other && deliveries == 1)
+        })
+        .await;
+        assert_eq!(world.dead_letters().await, 0);
+    });
+}

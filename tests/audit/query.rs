@@ -1,0 +1,636 @@
+//! What is kept of the audit is found and followed alike in SQLite's files and in Postgres.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use super::harness::kept::{
+    DAY, KEY, Kept, Kind, Process, encoded, event, noon, pools, pools_with, seqs, servers,
+};
+use super::harness::postgres::Server;
+use super::harness::process::{Running, file};
+use super::harness::{Upstream, eventually};
+use serde_json::Value;
+use weir::config::Secret;
+use weir::event::{AuditEvent, Micros};
+use weir::store::audit::batch::Batch;
+use weir::store::audit::events::Events;
+use weir::store::audit::{Cursor, Filter, Order};
+use weir::store::postgres::{Reader, migrate};
+
+crate::in_each_store!(
+    each_filter_finds_what_it_names_and_nothing_else,
+    pages_of_either_order_join_without_a_gap,
+    what_two_writers_commit_is_followed_without_a_gap,
+    what_does_not_pass_is_not_looked_at_again,
+    the_command_and_the_admin_port_show_the_same_events,
+    a_tail_shows_what_arrives,
+);
+
+fn each_filter_finds_what_it_names_and_nothing_else(kind: Kind) {
+    let (kept, mut process) = Kept::with(kind, 1_000);
+    // The next day's has another partition, and another file.
+    kept.append(&mut process, 1_001..=2_000, noon() + DAY);
+    let check = |filter: Filter, expected: &dyn Fn(&AuditEvent) -> bool| {
+        let all = (1..=2_000).map(|n| AuditEvent { seq: n, ..event(n) });
+        let expected: Vec<_> = all.filter(expected).collect();
+        let found = kept.query(&filter);
+        assert!(found.iter().all(|stored| stored.instance == "a"));
+        let found: Vec<_> = found.into_iter().map(|stored| stored.event).collect();
+        assert_eq!(found.len(), expected.len(), "{filter:?}");
+        assert_eq!(found, expected, "{filter:?}");
+        let newest = Filter {
+            order: Order::NewestFirst,
+            limit: Some(7),
+            ..filter
+        };
+        let found: Vec<_> = kept.query(&newest).into_iter().map(|it| it.event).collect();
+        let expected: Vec<_> = expected.into_iter().rev().take(7).collect();
+        assert_eq!(found, expected, "{newest:?}");
+    };
+    let any = Filter::default;
+    let text = |text: &str| Some(text.to_owned());
+    check(any(), &|_| true);
+    for user in ["bob", "nobody", "nul\0", "nul\u{fffd}", "' OR 1=1 --"] {
+        let filter = Filter {
+            user: text(user),
+            ..any()
+        };
+        check(filter, &|event| event.user.as_deref() == Some(user));
+    }
+    let route = Filter {
+        route: text("pay"),
+        ..any()
+    };
+    check(route, &|event| event.route.as_deref() == Some("pay"));
+    let client = Filter {
+        client: text("10.0.0.1"),
+        ..any()
+    };
+    check(client, &|event| event.client.to_string() == "10.0.0.1");
+    for statuses in [400..=499, 201..=428, 429..=429, 0..=u16::MAX] {
+        let filter = Filter {
+            status: Some(statuses.clone()),
+            ..any()
+        };
+        check(filter, &|event| statuses.contains(&event.status));
+    }
+    let label = Filter {
+        label: text("rate_limited"),
+        ..any()
+    };
+    check(label, &|event| event.label.is_some());
+    let method = Filter {
+        method: text("POST"),
+        ..any()
+    };
+    check(method, &|event| event.method == "POST");
+    for prefix in ["/items/99", "/items/%", "/items/_9", "", "/items/1000"] {
+        let filter = Filter {
+            path_prefix: text(prefix),
+            ..any()
+        };
+        check(filter, &|event| event.path.starts_with(prefix));
+    }
+    let since = event(1_500).time;
+    let filter = Filter {
+        since: Some(since),
+        ..any()
+    };
+    check(filter, &|event| event.time >= since);
+    let until = event(11).time;
+    let filter = Filter {
+        until: Some(until),
+        ..any()
+    };
+    check(filter, &|event| event.time < until);
+    let filter = Filter {
+        since: Some(event(5).time),
+        until: Some(event(9).time),
+        route: text("web"),
+        ..any()
+    };
+    check(filter, &|event| {
+        (5..9).contains(&event.seq) && event.seq % 2 == 1
+    });
+    let end_of_time = Filter {
+        since: Some(Micros(u64::MAX)),
+        ..any()
+    };
+    check(end_of_time, &|_| false);
+}
+
+fn pages_of_either_order_join_without_a_gap(kind: Kind) {
+    let (kept, mut process) = Kept::with(kind, 900);
+    kept.append(&mut process, 901..=1_000, noon() + DAY);
+    for limit in [1, 7, 200, 999, 1_000, 5_000] {
+        let pages = |order: Order| {
+            let mut filter = Filter {
+                limit: Some(limit),
+                order,
+                ..Filter::default()
+            };
+            if limit == 1 {
+                // Each is a query of its own; a few will do.
+                filter.since = Some(event(980).time);
+            }
+            let mut all = Vec::new();
+            loop {
+                let page = kept.query(&filter);
+                let Some(last) = page.last() else {
+                    return all;
+                };
+                // As it travels through the hands of others.
+                let place: Cursor = last.cursor.to_string().parse().unwrap();
+                match order {
+                    Order::OldestFirst => filter.after = Some(place),
+                    Order::NewestFirst => filter.before = Some(place),
+                }
+                all.extend(seqs(&page));
+            }
+        };
+        let first = if limit == 1 { 980 } else { 1 };
+        let expected: Vec<u64> = (first..=1_000).collect();
+        assert_eq!(pages(Order::OldestFirst), expected, "{limit}");
+        let mut newest = pages(Order::NewestFirst);
+        newest.reverse();
+        assert_eq!(newest, expected, "{limit}");
+    }
+}
+
+/// Each by a thread of its own; those of Postgres leave transactions open for a while, so that they commit out of order.
+fn what_two_writers_commit_is_followed_without_a_gap(kind: Kind) {
+    const EACH: u64 = 40;
+    let kept = Kept::new(kind);
+    let mut first = kept.process("z");
+    kept.append(&mut first, 1..=1, noon());
+    kept.settle();
+    let events = kept.events();
+    let mut filter = Filter {
+        after: Some(kept.block(events.end()).unwrap()),
+        settled: true,
+        limit: Some(7),
+        ..Filter::default()
+    };
+    std::thread::scope(|scope| {
+        for instance in ["a", "b"] {
+            let kept = &kept;
+            scope.spawn(move || {
+                let other = Kept {
+                    kind: kept.kind,
+                    runtime: tokio::runtime::Builder::new_current_thread()
+                        .enable_all()
+                        .build()
+                        .unwrap(),
+                    folder: tempfile::tempdir().unwrap(),
+                    path: kept.path.clone(),
+                    database: None,
+                    pools: kept
+                        .database
+                        .as_ref()
+                        .map(|database| pools(&database.url())),
+                };
+                let mut process = other.process(instance);
+                for n in 1..=EACH {
+                    other.append(&mut process, n..=n, noon());
+                }
+            });
+        }
+        let mut seen = BTreeSet::new();
+        eventually(|| {
+            let (found, next) = kept.block(events.follow(&filter, None)).unwrap();
+            filter.after = Some(next);
+            for stored in found {
+                assert!(
+                    seen.insert((stored.instance, stored.event.seq)),
+                    "shown twice"
+                );
+            }
+            seen.len() as u64 == 2 * EACH
+        });
+    });
+}
+
+fn what_does_not_pass_is_not_looked_at_again(kind: Kind) {
+    let (kept, mut process) = Kept::with(kind, 600);
+    kept.settle();
+    let events = kept.events();
+    let mut filter = Filter {
+        path_prefix: Some("/nowhere".to_owned()),
+        settled: true,
+        limit: Some(5),
+        ..Filter::default()
+    };
+    let newest = Filter {
+        limit: Some(1),
+        order: Order::NewestFirst,
+        ..Filter::default()
+    };
+    let newest = kept.query(&newest)[0].cursor;
+    let (found, next) = kept.block(events.follow(&filter, None)).unwrap();
+    assert_eq!(found.len(), 0);
+    assert!(next >= newest, "{next:?} is ahead of {newest:?}");
+    // What comes later is found from there on, and where a page is full it goes on behind its last.
+    kept.append(&mut process, 601..=607, noon());
+    filter.path_prefix = None;
+    filter.after = Some(next);
+    let mut seen = Vec::new();
+    eventually(|| {
+        let (found, next) = kept.block(events.follow(&filter, None)).unwrap();
+        filter.after = Some(next);
+        seen.extend(seqs(&found));
+        seen.len() == 7
+    });
+    assert_eq!(seen, [601, 602, 603, 604, 605, 606, 607]);
+}
+
+/// What is stored while an earlier transaction is open is shown once nothing can come before it any more.
+#[test]
+fn a_transaction_that_is_open_holds_back_what_would_stand_behind_it() {
+    let (kept, mut process) = Kept::with(Kind::Postgres, 10);
+    kept.settle();
+    let end = kept.block(kept.events().end()).unwrap();
+    let after = Filter {
+        after: Some(end),
+        settled: true,
+        ..Filter::default()
+    };
+    kept.block(async {
+        let mut connection = kept.pools().write().await.unwrap();
+        let open = connection.transaction().await.unwrap();
+        open.batch_execute("SELECT pg_current_xact_id()")
+            .await
+            .unwrap();
+        let Process::Postgres(boot, writer) = &mut process else {
+            unreachable!()
+        };
+        let (_, bytes) = boot.pack(&mut [encoded(11..=12)], noon().into(), 0);
+        writer
+            .store(&[&Batch::open(&bytes).unwrap()])
+            .await
+            .unwrap();
+        let events = kept.events();
+        assert_eq!(seqs(&events.query(&after).await.unwrap()), [0; 0]);
+        // Who only looks sees it.
+        let newest = Filter {
+            limit: Some(1),
+            order: Order::NewestFirst,
+            ..Filter::default()
+        };
+        assert_eq!(seqs(&events.query(&newest).await.unwrap()), [12]);
+        // So does who reads once and does not follow.
+        let all = Filter {
+            settled: false,
+            ..after.clone()
+        };
+        assert_eq!(seqs(&events.query(&all).await.unwrap()), [11, 12]);
+        open.rollback().await.unwrap();
+    });
+    eventually(|| seqs(&kept.query(&after)) == [11, 12]);
+}
+
+/// Out of the spool of a process that could not send for a day.
+#[test]
+fn what_comes_late_is_followed_though_it_is_kept_with_an_earlier_day() {
+    let kept = Kept::new(Kind::Postgres);
+    let (mut late, mut other) = (kept.process("late"), kept.process("other"));
+    kept.append(&mut other, 1..=3, noon() + DAY);
+    kept.settle();
+    let end = kept.block(kept.events().end()).unwrap();
+    kept.append(&mut late, 1..=2, noon());
+    let after = Filter {
+        after: Some(end),
+        settled: true,
+        ..Filter::default()
+    };
+    let mut found = Vec::new();
+    eventually(|| {
+        found = kept.query(&after);
+        seqs(&found) == [1, 2]
+    });
+    assert!(found.iter().all(|stored| stored.instance == "late"));
+}
+
+#[test]
+fn an_audit_of_another_cluster_is_refused_rather_than_shown_in_part() {
+    let (kept, _process) = Kept::with(Kind::Postgres, 10);
+    kept.sql("", "UPDATE weir.audit_batches SET arrival = arrival + 1e12; UPDATE weir.audit_events SET arrival = arrival + 1e12;
+        UPDATE weir.audit_spans SET span = (1e12::bigint >> 17)");
+    let error = kept.block(kept.events().query(&Filter::default()));
+    assert!(error.unwrap_err().to_string().contains("docs/audit.md"));
+    assert_eq!(kept.faults(), []);
+    // What is said there mends it.
+    let (_, moving) = include_str!("../../docs/audit.md")
+        .split_once("```sql\nBEGIN;")
+        .unwrap();
+    let (moving, _) = moving.split_once("```").unwrap();
+    kept.sql("", &format!("BEGIN;{moving}"));
+    assert_eq!(kept.query(&Filter::default()).len(), 10);
+    assert_eq!(kept.faults(), []);
+}
+
+fn the_command_and_the_admin_port_show_the_same_events(kind: Kind) {
+    let (kept, process) = Kept::with(kind, 2_500);
+    kept.end(process);
+    let (code, said) = kept.weir(&["export", "--format", "jsonl"]);
+    let lines: Vec<Value> = said
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!((code, lines.len()), (Some(0), 2_500), "{said}");
+    let numbers: Vec<_> = lines
+        .iter()
+        .map(|line| line["seq"].as_u64().unwrap())
+        .collect();
+    assert_eq!(numbers, (1..=2_500).collect::<Vec<_>>());
+    let (code, table) = kept.weir(&["query", "--status", "4xx", "--user", "bob", "-n", "2"]);
+    assert_eq!((code, table.lines().count()), (Some(0), 3), "{table}");
+    assert!(
+        table.contains("/items/2500") && table.contains("rate_limited"),
+        "{table}"
+    );
+    assert_eq!(kept.weir(&["query", "--client", "10.0.0.300"]).0, Some(2));
+    let (code, said) = kept.weir(&["verify"]);
+    let expected = match kind {
+        Kind::Sqlite => {
+            "files do not tell how many events were dropped before they could be numbered: weir_audit_events_total does\n\
+             2500 events, 1 boots, 1 files: nothing is missing or changed\n"
+        }
+        Kind::Postgres => {
+            "3 events were dropped before they could be numbered, as their processes say\n\
+             2500 events, 1 boots, 1 days: nothing is missing or changed\n"
+        }
+    };
+    assert_eq!((code, said.as_str()), (Some(0), expected));
+
+    let upstream = Upstream::answering("hi");
+    kept.settle();
+    let config = kept.config(&format!(
+        "listen: 127.0.0.1:0\nupstream: {}\nadmin: {{address: 127.0.0.1:0, token: secret}}\n",
+        upstream.url()
+    ));
+    let running = Running::start(config.path());
+    let mut admin = running.admin();
+    assert_eq!(admin.send("GET", "/v1/audit", &[], "").status, 401);
+    let mut page = |query: &str| {
+        let path = format!("/v1/audit?{query}");
+        let reply = admin.send("GET", &path, &["Authorization: Bearer secret"], "");
+        let value: Value = serde_json::from_str(&reply.body).unwrap();
+        (reply, value)
+    };
+    let mut found = Vec::new();
+    let mut after = String::new();
+    loop {
+        let (reply, value) = page(&format!("order=oldest&limit=1000{after}"));
+        assert_eq!(reply.status, 200, "{reply:?}");
+        let events = value["events"].as_array().unwrap().clone();
+        after = format!("&after={}", value["next"].as_str().unwrap());
+        if events.is_empty() {
+            break;
+        }
+        found.extend(events);
+    }
+    assert_eq!(found, lines);
+    let (reply, newest) = page("user=bob&status=4xx&limit=2");
+    assert_eq!(
+        newest["events"],
+        serde_json::json!([lines[2_499], lines[2_399]])
+    );
+    // The same text, not only the same values.
+    let line = said_line(&kept, 2_500);
+    assert!(
+        reply.body.starts_with(&format!("{{\"events\":[{line},")),
+        "{reply:?}"
+    );
+    let next = newest["next"].as_str().unwrap();
+    let (_, older) = page(&format!("user=bob&status=4xx&limit=2&after={next}"));
+    assert_eq!(older["events"][0], lines[2_299]);
+    let (_, last) = page("path=/items/7&until=2001-01-01T00:00:00Z");
+    assert_eq!(last, serde_json::json!({"events": [], "next": null}));
+    let (bad, problem) = page("usr=bob");
+    assert_eq!(bad.status, 400);
+    assert!(
+        problem["detail"]
+            .as_str()
+            .unwrap()
+            .starts_with("usr: unknown parameter")
+    );
+    let posted = admin.send("POST", "/v1/audit", &["Authorization: Bearer secret"], "");
+    assert_eq!(
+        (posted.status, posted.field("allow")),
+        (405, Some("GET, HEAD"))
+    );
+}
+
+/// The line of the event of this number.
+fn said_line(kept: &Kept, seq: u64) -> String {
+    let path = format!("/items/{seq}");
+    let (_, said) = kept.weir(&["export", "--path", &path]);
+    said.trim_end().to_owned()
+}
+
+/// A child that is ended when the test lets go of it.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// `weir audit tail` from the last `count` events on, and the number of the next one that it shows.
+fn tail(config: &Path, count: &str) -> (Ended, impl FnMut() -> u64 + use<>) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["audit", "tail", "-n", count, "--format", "jsonl", "-c"])
+        .arg(config)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let next = move || {
+        let line = lines.next().unwrap().unwrap();
+        let line: Value = serde_json::from_str(&line).unwrap();
+        line["seq"].as_u64().unwrap()
+    };
+    (Ended(child), next)
+}
+
+fn a_tail_shows_what_arrives(kind: Kind) {
+    let (kept, mut process) = Kept::with(kind, 20);
+    kept.settle();
+    let config = kept.config("listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\n");
+    let (mut child, mut next) = tail(config.path(), "2");
+    assert_eq!((next(), next()), (19, 20));
+    kept.append(&mut process, 21..=22, noon());
+    assert_eq!((next(), next()), (21, 22));
+    kept.append(&mut process, 23..=24, noon() + DAY);
+    assert_eq!((next(), next()), (23, 24));
+    drop(next);
+    kept.append(&mut process, 25..=25, noon() + DAY);
+    let mut status = None;
+    eventually(|| {
+        status = child.0.try_wait().unwrap();
+        status.is_some()
+    });
+    assert!(status.unwrap().success());
+}
+
+#[test]
+fn a_replica_answers_as_its_primary_does() {
+    let primary = Server::start();
+    let replica = primary.replica();
+    let mut kept = Kept::new(Kind::Sqlite);
+    kept.kind = Kind::Postgres;
+    kept.pools = Some(pools_with(&primary.url(), vec![Secret(replica.url())]));
+    kept.block(async {
+        let connection = kept.pools().write().await.unwrap();
+        migrate::migrate(connection).await.unwrap();
+    });
+    let mut process = kept.process("a");
+    kept.append(&mut process, 1..=300, noon());
+    kept.end(process);
+    let followed = Filter {
+        settled: true,
+        ..Filter::default()
+    };
+    let events = kept.events();
+    // It has the tables once it has caught up.
+    eventually(|| {
+        let found = kept.block(events.query(&followed));
+        found.is_ok_and(|found| seqs(&found) == (1..=300).collect::<Vec<_>>())
+    });
+    // Nothing is left of the primary to ask.
+    primary.stop();
+    let report = kept.verify(KEY);
+    assert_eq!((report.events, report.faults), (300, vec![]));
+    assert!(kept.block(events.end()).unwrap() > kept.query(&followed)[299].cursor);
+}
+
+#[test]
+fn replicas_of_uneven_lag_leave_nothing_out_of_a_listing() {
+    let primary = Server::start();
+    let (ahead, lagging) = (primary.replica(), primary.replica());
+    let urls = |servers: [&Server; 2]| servers.map(|server| Secret(server.url())).to_vec();
+    let mut kept = Kept::new(Kind::Sqlite);
+    kept.kind = Kind::Postgres;
+    kept.pools = Some(pools_with(&primary.url(), urls([&ahead, &lagging])));
+    kept.block(async {
+        let connection = kept.pools().write().await.unwrap();
+        migrate::migrate(connection).await.unwrap();
+    });
+    let has = |server: &Server, count: usize| {
+        let events = Events::Postgres(Reader::new(pools(&server.url())));
+        let settled = Filter {
+            settled: true,
+            ..Filter::default()
+        };
+        let found = kept.block(events.query(&settled));
+        found.is_ok_and(|found| found.len() == count)
+    };
+    let mut process = kept.process("a");
+    kept.append(&mut process, 1..=100, noon());
+    eventually(|| has(&lagging, 100));
+    lagging.query("SELECT pg_wal_replay_pause()");
+    kept.append(&mut process, 101..=1_000, noon());
+    eventually(|| has(&ahead, 1_000));
+
+    let pages = |events: &Events, order: Order| {
+        let mut filter = Filter {
+            order,
+            limit: Some(50),
+            ..Filter::default()
+        };
+        let mut found = Vec::new();
+        loop {
+            let page = kept.block(events.query(&filter)).unwrap();
+            let Some(last) = page.last() else {
+                return found;
+            };
+            match order {
+                Order::OldestFirst => filter.after = Some(last.cursor),
+                Order::NewestFirst => filter.before = Some(last.cursor),
+            }
+            found.extend(seqs(&page));
+        }
+    };
+    // As the admin port reads: the first page is of either replica.
+    let mut lengths = BTreeSet::new();
+    for _ in 0..2 {
+        let found = pages(&kept.events(), Order::NewestFirst);
+        let newest = found.len() as u64;
+        assert_eq!(found, (1..=newest).rev().collect::<Vec<_>>());
+        lengths.insert(newest);
+        let found = pages(&kept.events(), Order::OldestFirst);
+        assert_eq!(found, (1..=1_000).collect::<Vec<_>>());
+        // The next listing begins at the other one.
+        drop(kept.block(kept.pools().read()).unwrap());
+    }
+    assert_eq!(lengths, BTreeSet::from([100, 1_000]));
+    // As a command reads: all of one server, and of the primary once that is gone.
+    let alone = |replicas| {
+        let reader = Reader::open(&servers(&primary.url(), urls(replicas)));
+        Events::Postgres(reader.unwrap())
+    };
+    for (replicas, count) in [([&ahead, &lagging], 1_000), ([&lagging, &ahead], 100)] {
+        for order in [Order::OldestFirst, Order::NewestFirst] {
+            let found = pages(&alone(replicas), order);
+            assert_eq!(found.len(), count);
+        }
+    }
+    let command = alone([&ahead, &lagging]);
+    let first = Filter {
+        limit: Some(50),
+        ..Filter::default()
+    };
+    let first = kept.block(command.query(&first)).unwrap();
+    ahead.stop();
+    let rest = Filter {
+        after: Some(first[49].cursor),
+        ..Filter::default()
+    };
+    // A connection that was open is found broken by the first who uses it.
+    let mut found = Vec::new();
+    eventually(|| {
+        let answer = kept.block(command.query(&rest));
+        answer.is_ok_and(|rest| {
+            found = seqs(&rest);
+            true
+        })
+    });
+    assert_eq!(found, (51..=1_000).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_tail_goes_on_once_its_server_is_back() {
+    let server = Server::start();
+    let mut kept = Kept::new(Kind::Sqlite);
+    kept.kind = Kind::Postgres;
+    kept.pools = Some(pools(&server.url()));
+    kept.block(async {
+        let connection = kept.pools().write().await.unwrap();
+        migrate::migrate(connection).await.unwrap();
+    });
+    let mut process = kept.process("a");
+    kept.append(&mut process, 1..=10, noon());
+    kept.settle();
+    let config = file(&format!(
+        "audit: {{}}\nredis: {{urls: 'redis://127.0.0.1:1'}}\npostgres: {{write: '{}'}}\nlisten: 127.0.0.1:0\nupstream: http://127.0.0.1:1\n",
+        server.url()
+    ));
+    let (mut child, mut next) = tail(config.path(), "1");
+    let mut said = BufReader::new(child.0.stderr.take().unwrap()).lines();
+    assert_eq!(next(), 10);
+    server.stop();
+    // Others have a word to say of it too.
+    assert!(said.any(|line| line.unwrap().contains("cannot be read now")));
+    server.restart();
+    kept.pools = Some(pools(&server.url()));
+    let mut process = kept.process("b");
+    kept.append(&mut process, 1..=3, noon());
+    assert_eq!([next(), next(), next()], [1, 2, 3]);
+    kept.append(&mut process, 4..=4, noon());
+    assert_eq!(next(), 4);
+}

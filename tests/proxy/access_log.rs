@@ -1,0 +1,257 @@
+//! The access log on standard output, over sockets and a real process.
+
+use std::io::Read;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use super::harness::process::{Running, file};
+use super::harness::{DEADLINE, Upstream, eventually};
+use serde_json::Value;
+
+/// weir with this `telemetry`, a limit on /limited and no upstream behind /broken.
+fn weir(telemetry: &str, upstream: &Upstream) -> Running {
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\ntelemetry: {{{telemetry}}}\n\
+         upstreams: {{app: {{endpoints: ['{}']}}, gone: {{endpoints: ['http://127.0.0.1:1']}},\n\
+         \x20 guarded: {{endpoints: ['http://127.0.0.1:1'], circuit_breaker: one}}}}\n\
+         circuit_breakers: {{one: {{consecutive_failures: 1, open_for: 1h, fallback: {{body: busy}}}}}}\n\
+         rate_limits: {{none: {{limit: 0/s, by: constant}}}}\n\
+         routes:\n  - {{match: {{path: /limited}}, upstream: app, rate_limits: [none]}}\n\
+         \x20 - {{match: {{path: /broken}}, upstream: gone}}\n\
+         \x20 - {{match: {{path: /guarded}}, upstream: guarded}}\n  - {{upstream: app}}\n",
+        upstream.url()
+    ));
+    Running::start(config.path())
+}
+
+/// The next line, as JSON.
+fn next(lines: &Receiver<String>) -> Value {
+    serde_json::from_str(&lines.recv_timeout(DEADLINE).unwrap()).unwrap()
+}
+
+#[test]
+fn each_request_is_a_line_that_says_what_became_of_it() {
+    let upstream = Upstream::answering("hello");
+    let mut weir = weir("access_log: {format: json}", &upstream);
+    let lines = weir.output();
+    let mut client = weir.client();
+    let fields = ["User-Agent: test/1", "Host: shop.example.com"];
+    client.send("GET", "/a//b?x=1&token=secret", &fields, "");
+    let line = next(&lines);
+    for (key, value) in [
+        ("method", "GET"),
+        ("host", "shop.example.com"),
+        ("path", "/a/b"),
+        ("query", "x=1&token=***"),
+        ("client", "127.0.0.1"),
+        ("route", "/*"),
+        ("upstream", "app"),
+        ("user_agent", "test/1"),
+    ] {
+        assert_eq!(line[key], value, "{line}");
+    }
+    assert_eq!(
+        (&line["status"], &line["bytes_out"]),
+        (&200.into(), &5.into())
+    );
+    assert!(line.get("label").is_none(), "{line}");
+    let refused = client.get("/limited");
+    let line = next(&lines);
+    assert_eq!(
+        (&line["status"], &line["label"], &line["bytes_out"]),
+        (
+            &429.into(),
+            &"quota_exceeded".into(),
+            &refused.body.len().into()
+        )
+    );
+    let refused = client.get("/broken");
+    let line = next(&lines);
+    assert_eq!(
+        (&line["label"], &line["bytes_out"]),
+        (&"connect_failed".into(), &refused.body.len().into())
+    );
+    client.begin("HEAD", "/limited", &[], "");
+    assert_eq!(client.finish_head().status, 429);
+    assert_eq!(next(&lines)["bytes_out"], 0);
+    // The second is refused by the breaker, which has words of its own.
+    for (status, body) in [(502, None), (503, Some("busy"))] {
+        let reply = client.get("/guarded");
+        assert_eq!(reply.status, status);
+        assert!(body.is_none_or(|body| reply.body == body), "{reply:?}");
+        assert_eq!(next(&lines)["bytes_out"], reply.body.len());
+    }
+    weir.client().write(b"nonsense\r\n\r\n");
+    let line = next(&lines);
+    assert_eq!(
+        (&line["status"], &line["label"]),
+        (&400.into(), &"bad_head".into())
+    );
+    eventually(|| weir.metric("weir_access_log_lines_total{result=\"written\"}") == 7);
+}
+
+#[test]
+fn what_sampling_leaves_out_has_no_line_but_errors_and_refusals_have() {
+    let upstream = Upstream::answering("hello");
+    let mut weir = weir("access_log: {format: json, sample: 0%}", &upstream);
+    let lines = weir.output();
+    for path in ["/a", "/limited", "/b", "/broken", "/c"] {
+        weir.client().get(path);
+    }
+    assert_eq!(
+        (next(&lines)["path"].clone(), next(&lines)["path"].clone()),
+        ("/limited".into(), "/broken".into())
+    );
+    weir.signal("TERM");
+    assert!(weir.child.wait().unwrap().success());
+    // Nothing else came until the end.
+    assert!(lines.recv_timeout(DEADLINE).is_err());
+}
+
+#[test]
+fn a_share_of_requests_is_a_share_of_lines() {
+    let upstream = Upstream::answering("x");
+    let mut weir = weir(
+        "access_log: {format: pretty, sample: 10%, always: []}",
+        &upstream,
+    );
+    let lines = weir.output();
+    let mut client = weir.client();
+    for _ in 0..2_000 {
+        client.get("/a");
+    }
+    client.get("/limited");
+    weir.signal("TERM");
+    assert!(weir.child.wait().unwrap().success());
+    let found = lines.iter().count();
+    // Within ten standard deviations, some 13 each.
+    assert!((66..=334).contains(&found), "{found}");
+}
+
+#[test]
+fn the_last_lines_are_out_before_the_process_ends() {
+    let upstream = Upstream::answering("x");
+    let mut weir = weir("access_log: {}", &upstream);
+    let mut stdout = weir.child.stdout.take().unwrap();
+    let mut client = weir.client();
+    for _ in 0..50 {
+        client.get("/a");
+    }
+    weir.signal("TERM");
+    assert!(weir.child.wait().unwrap().success());
+    let mut text = String::new();
+    stdout.read_to_string(&mut text).unwrap();
+    assert_eq!(text.lines().count(), 50, "{text}");
+    assert!(text.contains("\"GET test/a\" 200 - 1B "), "{text}");
+}
+
+#[test]
+fn standard_output_that_no_one_reads_costs_lines_and_no_request() {
+    let upstream = Upstream::answering("x");
+    let mut weir = weir("access_log: {format: json}", &upstream);
+    // A pipe holds 64 KiB, and the queue 4 MiB.
+    let unread = weir.child.stdout.take().unwrap();
+    let mut client = weir.client();
+    let agent = format!("User-Agent: {}", "x".repeat(4_000));
+    let dropped = "weir_access_log_lines_total{result=\"dropped\"}";
+    eventually(|| {
+        for _ in 0..200 {
+            assert_eq!(client.send("GET", "/a", &[&agent], "").status, 200);
+        }
+        weir.metric(dropped) > 0
+    });
+    // Read again, it goes on.
+    weir.child.stdout = Some(unread);
+    let lines = weir.output();
+    lines.recv_timeout(DEADLINE).unwrap();
+    eventually(|| {
+        let _ = client.get("/last");
+        lines.try_iter().any(|line| line.contains("\"/last\""))
+    });
+}
+
+#[test]
+fn a_reload_begins_changes_and_ends_it() {
+    let upstream = Upstream::answering("x");
+    let config = |telemetry: &str| {
+        format!(
+            "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nupstream: {}\ntelemetry: {{{telemetry}}}\n",
+            upstream.url()
+        )
+    };
+    let file = file(&config(""));
+    let mut weir = Running::start(file.path());
+    let lines = weir.output();
+    let mut client = weir.client();
+    client.get("/before");
+    std::fs::write(file.path(), config("access_log: {format: json}")).unwrap();
+    weir.signal("HUP");
+    eventually(|| {
+        client.get("/after");
+        lines.try_iter().any(|line| line.contains("\"/after\""))
+    });
+    std::fs::write(file.path(), config("")).unwrap();
+    weir.signal("HUP");
+    eventually(|| weir.metric("weir_config_reloads_total{result=\"loaded\"}") >= 2);
+    // A lane takes the new configuration a little later.
+    eventually(|| {
+        client.get("/quiet");
+        lines.recv_timeout(Duration::from_secs(1)) == Err(RecvTimeoutError::Timeout)
+    });
+    for _ in 0..10 {
+        assert_eq!(client.get("/over").status, 200);
+    }
+    weir.signal("TERM");
+    assert!(weir.child.wait().unwrap().success());
+    let mut rest = lines.iter();
+    assert_eq!(rest.find(|line| line.contains("/over")), None);
+}
+
+#[test]
+fn a_password_in_a_target_is_not_written_down() {
+    let upstream = Upstream::answering("x");
+    let mut weir = weir("access_log: {format: json}", &upstream);
+    let lines = weir.output();
+    for (line, path) in [
+        ("GET http://ann:hunter2@x/a@b?c=1", "http://x/a@b"),
+        ("GET ann:hunter2@x/a", "x/a"),
+        ("CONNECT ann:hunter2@x:443", "x:443"),
+    ] {
+        let request = format!("{line} HTTP/1.1\r\nHost: x\r\n\r\n");
+        weir.client().write(request.as_bytes());
+        let told = next(&lines);
+        assert_eq!(told["status"], 400, "{told}");
+        assert!(!told.to_string().contains("hunter2"), "{told}");
+        assert!(told["path"] == path || told["path"] == "", "{told}");
+    }
+}
+
+#[test]
+fn a_hidden_path_is_not_written_down_however_it_is_spelt() {
+    let upstream = Upstream::answering("x");
+    let folder = tempfile::tempdir().unwrap();
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nupstream: {}\n\
+         telemetry: {{access_log: {{format: json}}}}\n\
+         audit: {{sqlite: {{path: '{}'}}, redact: {{paths: [/reset/*, /users/*/keys]}}}}\n",
+        upstream.url(),
+        folder.path().join("audit.db").display()
+    ));
+    let mut weir = Running::start(config.path());
+    let lines = weir.output();
+    let long = format!("/users/hunter2{}/keys", "x".repeat(5000));
+    for (target, status, path) in [
+        ("/Reset/hunter2", 200, "/Reset/***"),
+        ("/reset%3Bx/hunter2", 200, "/reset%3Bx/***"),
+        ("/reset%2Fhunter2", 400, "/reset/***"),
+        ("http://x/reset%2Fhunter2", 400, "http://x/reset/***"),
+        (&long, 200, "/users/***/keys"),
+    ] {
+        let request = format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n");
+        let mut client = weir.client();
+        client.write(request.as_bytes());
+        let told = next(&lines);
+        assert_eq!(told["status"], status, "{told}");
+        assert_eq!(told["path"], path, "{told}");
+    }
+}

@@ -1,0 +1,721 @@
+//! Limits that processes have in common on a real Redis Cluster: how exactly they keep them, and what it costs Redis.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::Duration;
+
+use super::harness::calls::soon;
+use super::harness::node::Node;
+use super::harness::process::{Running, file};
+use super::harness::redis::{Cluster, Server, key_prefix};
+use super::harness::versions::run;
+use super::harness::{Client, Lane, Store, Upstream, eventually};
+use futures_util::FutureExt as _;
+use futures_util::future::join_all;
+use socket2::{Domain, Socket, Type};
+use weir::clock;
+use weir::config::limits::{Period, Rule};
+use weir::store::limits::leases::Decision;
+
+/// Processes that share a limit.
+const NODES: usize = 8;
+/// Requests that a process has under way at a time.
+const AT_A_TIME: usize = 8;
+
+/// Asks the first limit, whose key is constant, on and on: [`AT_A_TIME`] requests at once, with a rest after `burst` of each.
+async fn flood_from(node: &Node, until: Duration, burst: usize) -> Flood {
+    let floods = join_all((0..AT_A_TIME).map(|_| ask_on(node, until, burst))).await;
+    let mut all = floods.into_iter().fold(Flood::default(), Flood::and);
+    all.calls = node.calls();
+    all
+}
+
+async fn ask_on(node: &Node, until: Duration, burst: usize) -> Flood {
+    let mut flood = Flood::default();
+    while clock::wall() < until {
+        for _ in 0..burst {
+            let began = clock::wall();
+            let decision = node.ask(&[], clock::mono()).await;
+            flood.asked += 1;
+            match decision {
+                Decision::Admitted(_) => flood.admitted.push((began, clock::wall())),
+                Decision::Refused { .. } => {}
+                Decision::Lost => flood.lost += 1,
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    flood
+}
+
+/// What became of many requests.
+#[derive(Debug, Default)]
+struct Flood {
+    asked: u64,
+    /// Each with when it was asked, and when it was answered, since the Unix epoch.
+    admitted: Vec<(Duration, Duration)>,
+    lost: u64,
+    calls: u64,
+}
+
+impl Flood {
+    fn and(mut self, other: Flood) -> Flood {
+        self.asked += other.asked;
+        self.admitted.extend(other.admitted);
+        self.lost += other.lost;
+        self.calls += other.calls;
+        self
+    }
+}
+
+/// Floods the limit from `nodes` processes at a time, for `time`.
+fn flood(limit: &str, nodes: usize, time: Duration, burst: usize) -> Flood {
+    let file = format!(
+        "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\nrate_limits: {{a: {limit}}}\n\
+         routes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
+        Store::Redis.block()
+    );
+    let together = Arc::new(Barrier::new(nodes));
+    let node = |_| {
+        let (file, together) = (file.clone(), together.clone());
+        thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let node = Node::start(&file).await;
+                // Until each knows of all the others.
+                let fleet = node.plan.fleet.as_ref().unwrap();
+                while fleet.alive() < nodes {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                together.wait();
+                flood_from(&node, clock::wall() + time, burst).await
+            })
+        })
+    };
+    let nodes: Vec<_> = (0..nodes).map(node).collect();
+    let floods = nodes.into_iter().map(|node| node.join().unwrap());
+    floods.fold(Flood::default(), Flood::and)
+}
+
+/// Rounds of a flood, of which one is to use up what it may: a machine that is busy just then asks for less.
+const ROUNDS: usize = 3;
+
+#[test]
+fn a_fixed_window_is_never_exceeded() {
+    const WINDOW: Duration = Duration::from_millis(100);
+    const LIMIT: u64 = 40;
+    let used_up = |accuracy: &str| {
+        let limit = format!(
+            "{{limit: {LIMIT}/100ms, algorithm: fixed_window, by: constant, accuracy: {accuracy}}}"
+        );
+        let flood = flood(&limit, NODES, WINDOW * 105, 10);
+        let number = |time: Duration| time.as_nanos() / WINDOW.as_nanos();
+        let (mut sums, mut between) = (BTreeMap::new(), 0);
+        for (asked, answered) in &flood.admitted {
+            // One that was answered in another window than it was asked in may be of either.
+            match number(*asked) == number(*answered) {
+                true => *sums.entry(number(*asked)).or_insert(0u64) += 1,
+                false => between += 1,
+            }
+        }
+        let over = sums.values().filter(|sum| **sum > LIMIT).count();
+        let whole = sums.len().saturating_sub(2) as u64;
+        let total = flood.admitted.len() as u64;
+        println!(
+            "{accuracy}: {over} of {} windows over; {total} admitted of {} asked, {between} of them between two windows; \
+             {} allowed in whole windows; {} calls, {} lost",
+            sums.len(),
+            flood.asked,
+            whole * LIMIT,
+            flood.calls,
+            flood.lost
+        );
+        assert_eq!(over, 0, "{sums:?}");
+        total * 100 >= whole * LIMIT * 98 && flood.asked > 50 * total
+    };
+    for accuracy in ["lease", "strict"] {
+        assert!((0..ROUNDS).any(|_| used_up(accuracy)), "{accuracy}");
+    }
+}
+
+#[test]
+fn a_bucket_is_never_exceeded_and_used_up() {
+    const TIME: Duration = Duration::from_secs(5);
+    let used_up = |accuracy: &str, ttl: f64| {
+        let limit = format!("{{limit: 200/s, burst: 100, by: constant, accuracy: {accuracy}}}");
+        let flood = flood(&limit, NODES, TIME, 10);
+        let first = flood
+            .admitted
+            .iter()
+            .map(|(asked, _)| *asked)
+            .min()
+            .unwrap();
+        let last = flood
+            .admitted
+            .iter()
+            .map(|(_, answered)| *answered)
+            .max()
+            .unwrap();
+        let span = (last - first).as_secs_f64();
+        let total = flood.admitted.len() as f64;
+        let most = 100.0 + 200.0 * (span + ttl);
+        println!(
+            "{accuracy}: {total} admitted of {} asked in {span:.3} s, at most {most:.0} allowed; {} calls, {} lost",
+            flood.asked, flood.calls, flood.lost
+        );
+        assert!(total <= most);
+        total >= 0.98 * (100.0 + 200.0 * TIME.as_secs_f64())
+            && flood.asked > 20 * flood.admitted.len() as u64
+    };
+    for (accuracy, ttl) in [("lease", 0.05), ("strict", 0.0)] {
+        assert!((0..ROUNDS).any(|_| used_up(accuracy, ttl)), "{accuracy}");
+    }
+}
+
+#[test]
+fn a_hot_key_costs_less_than_a_call_in_a_hundred_requests() {
+    for limit in ["10000000/s", "1000/s"] {
+        let limit = format!("{{limit: {limit}, by: constant}}");
+        let flood = flood(&limit, 1, Duration::from_secs(3), 20);
+        println!(
+            "{limit}: {} admitted of {} asked, for {} calls",
+            flood.admitted.len(),
+            flood.asked,
+            flood.calls
+        );
+        assert!(flood.calls * 100 < flood.asked, "{} calls", flood.calls);
+    }
+}
+
+#[test]
+fn those_who_ask_strictly_of_a_hot_key_share_calls() {
+    let limit = "{limit: 10000000/s, by: constant, accuracy: strict}";
+    let flood = flood(limit, 1, Duration::from_secs(2), 20);
+    println!("{} asked, for {} calls", flood.asked, flood.calls);
+    assert!(flood.calls * 4 < flood.asked, "of {AT_A_TIME} at a time");
+}
+
+/// A lane whose only limit is `limit`, on a server of its own.
+fn on_one_server(server: &Server, limit: &str) -> Lane {
+    Lane::start(&format!(
+        "listen: 127.0.0.1:0\nupstream: {}\nrate_limits: {{a: {limit}}}\n\
+         routes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
+        Upstream::answering("ok").url(),
+        server
+            .yaml(&key_prefix())
+            .replace("{urls", "{timeout: 5s, urls")
+    ))
+}
+
+#[test]
+fn a_limit_does_what_it_says_while_redis_is_away_and_is_shared_again() {
+    let server = Server::single();
+    let limit = |on_loss: &str| {
+        on_one_server(
+            &server,
+            &format!("{{limit: 3/h, by: constant, accuracy: strict, on_redis_loss: {on_loss}}}"),
+        )
+    };
+    let lanes = ["local", "allow", "deny"].map(limit);
+    let ask = |lane: &Lane| lane.connect().get("/");
+    assert_eq!([0, 1, 2].map(|n| ask(&lanes[n]).status), [200; 3]);
+    server.kill();
+    let five = |lane: &Lane| [(); 5].map(|()| ask(lane).status);
+    // In memory the process begins anew: it knows only what it was asked alone.
+    assert_eq!(five(&lanes[0]), [200, 200, 200, 429, 429]);
+    assert_eq!(five(&lanes[1]), [200; 5]);
+    let refused = ask(&lanes[2]);
+    assert_eq!(refused.status, 503);
+    assert_eq!(refused.field("retry-after"), Some("1"));
+    let label = "weir; error=proxy_internal_error; details=\"limit_unknown\"";
+    assert_eq!(refused.field("proxy-status"), Some(label));
+    let alone = |lane: &Lane| {
+        let plan = lane.plan.borrow().clone();
+        plan.tell_sharing(clock::mono());
+        lane.told("weir_limit_alone{limit=\"a\"}") == Some(1.0)
+    };
+    assert!(lanes.iter().all(alone));
+    server.restart();
+    // Redis has lost what it had, so the quota is whole, and used up by those who ask on.
+    for lane in &lanes {
+        eventually(|| ask(lane).status == 429 && !alone(lane));
+    }
+}
+
+#[test]
+fn what_another_policy_refuses_costs_no_quota_while_redis_is_away() {
+    let server = Server::single();
+    server.kill();
+    let upstream = Upstream::answering("ok");
+    // Kept, so that no other test gets its port.
+    let closed = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+    closed.bind(&loopback.into()).unwrap();
+    let gone = closed.local_addr().unwrap().as_socket().unwrap();
+    for accuracy in ["lease", "strict"] {
+        let limit = |limit: &str, by: &str| {
+            format!("{{limit: {limit}, by: {by}, accuracy: {accuracy}, on_redis_loss: local}}")
+        };
+        let lane = Lane::start(&format!(
+            "listen: 127.0.0.1:0\nsessions: {{web: {{}}}}\n\
+             upstreams: {{app: {{endpoints: ['{}']}}, gone: {{endpoints: ['http://{gone}'], circuit_breaker: b}}}}\n\
+             circuit_breakers: {{b: {{scope: local, window: {{type: count, size: 2}}, minimum_calls: 2, open_for: 1h}}}}\n\
+             rate_limits: {{broken: {}, all: {}, each: {}}}\nroutes:\n\
+             - {{match: {{path: /gone}}, upstream: gone, rate_limits: [broken]}}\n\
+             - {{match: {{path: /broken}}, upstream: app, rate_limits: [broken]}}\n\
+             - {{match: {{path: /in}}, upstream: app, rate_limits: [all, each], session: {{use: web}}}}\n\
+             - {{match: {{path: /all}}, upstream: app, rate_limits: [all]}}\n{}",
+            upstream.url(),
+            limit("8/h", "client.ip"),
+            limit("3/h", "constant"),
+            limit("3/h", "client.ip"),
+            server.yaml(&key_prefix())
+        ));
+        let status = |path: &str| lane.connect().get(path).status;
+        let statuses =
+            |path: &str, count: usize| -> Vec<_> { (0..count).map(|_| status(path)).collect() };
+        // By a breaker: the two that tripped it were tried, and no other was.
+        assert_eq!(statuses("/gone", 12)[..3], [502, 502, 503], "{accuracy}");
+        assert_eq!(statuses("/gone", 10), [503; 10], "{accuracy}");
+        let left = [200, 200, 200, 200, 200, 200, 429];
+        assert_eq!(statuses("/broken", 7), left, "{accuracy}");
+        // By the want of a session: a limit that tells clients apart bounds how often one can try.
+        assert_eq!(statuses("/in", 4), [401, 401, 401, 429], "{accuracy}");
+        assert_eq!(statuses("/all", 4), [200, 200, 200, 429], "{accuracy}");
+    }
+}
+
+#[test]
+fn a_limit_is_told_as_alone_for_a_minute_and_not_past_a_reload() {
+    let server = Server::single();
+    let (redis, upstream) = (server.yaml(&key_prefix()), Upstream::answering("ok").url());
+    let file = |limits: &str| {
+        let on = if limits.is_empty() { "" } else { "a" };
+        format!(
+            "listen: 127.0.0.1:0\nupstream: {upstream}\nrate_limits: {{{limits}}}\n\
+             routes: [{{upstream: upstream, rate_limits: [{on}]}}]\n{redis}"
+        )
+    };
+    let limit = |accuracy: &str| format!("a: {{limit: 3/h, by: constant, accuracy: {accuracy}}}");
+    let lane = Lane::start(&file(&limit("strict")));
+    let told = |later: u64| {
+        let plan = lane.plan.borrow().clone();
+        plan.tell_sharing(clock::mono() + Duration::from_secs(later));
+        lane.told("weir_limit_alone{limit=\"a\"}")
+    };
+    server.kill();
+    let lose = || {
+        assert_eq!(lane.connect().get("/").status, 200);
+        assert_eq!(told(0), Some(1.0));
+    };
+    lose();
+    assert_eq!(told(61), Some(0.0), "no one has asked since");
+    lane.reload(&file(&limit("local")));
+    assert_eq!(told(0), Some(0.0));
+    lane.reload(&file(&limit("strict")));
+    lose();
+    lane.reload(&file(""));
+    assert_eq!(told(0), None);
+}
+
+#[test]
+fn processes_alone_keep_to_their_part() {
+    let server = Server::single();
+    let file = format!(
+        "listen: 127.0.0.1:0\nupstream: {}\nrate_limits: {{a: {{limit: 8/h, by: constant}}}}\n\
+         routes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
+        Upstream::answering("ok").url(),
+        server.yaml(&key_prefix())
+    );
+    let lanes = [(); 4].map(|()| Lane::start(&file));
+    let alive = |lane: &Lane| lane.plan.borrow().fleet.as_ref().unwrap().alive();
+    eventually(|| lanes.iter().all(|lane| alive(lane) == 4));
+    server.kill();
+    let admitted = |lane: &Lane| {
+        let statuses = (0..8).map(|_| lane.connect().get("/").status);
+        statuses.filter(|status| *status == 200).count()
+    };
+    assert_eq!(lanes.each_ref().map(admitted), [2; 4]);
+}
+
+/// In this process's memory and in Redis.
+#[test]
+fn a_window_goes_on_whatever_others_come_and_go_beside_it() {
+    let (server, upstream) = (Server::single(), Upstream::answering("ok"));
+    for accuracy in ["local", "strict", "lease"] {
+        let redis = server.yaml(&key_prefix());
+        let file = |windows: &str| {
+            format!(
+                "listen: 127.0.0.1:0\nupstream: {}\n\
+                 rate_limits: {{a: {{limit: {windows}, algorithm: fixed_window, by: 'header:t', accuracy: {accuracy}}}}}\n\
+                 routes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
+                upstream.url(),
+                redis.replace("{urls", "{timeout: 5s, urls")
+            )
+        };
+        let lane = Lane::start(&file("[1000/s, 5/year]"));
+        let status = |lane: &Lane| lane.connect().send("GET", "/", &["t: k"], "").status;
+        let statuses = [(); 6].map(|()| status(&lane));
+        assert_eq!(statuses, [200, 200, 200, 200, 200, 429], "{accuracy}");
+        lane.reload(&file("5/year"));
+        assert_eq!(status(&lane), 429, "{accuracy}: one window less");
+        lane.reload(&file("[5/year, 1000/m]"));
+        assert_eq!(status(&lane), 429, "{accuracy}: another one");
+        let year = |limit| {
+            let period = Period::Year;
+            vec![Rule::FixedWindow { limit, period }]
+        };
+        let limits = lane.plan.borrow().limits.clone();
+        // A refusal is believed for a second; and what Redis has of overrides, none, may just be read.
+        eventually(|| {
+            limits.set_override("a", "k", Some(Some(year(6))));
+            status(&lane) == 200
+        });
+        assert_eq!(status(&lane), 429, "{accuracy}: an override");
+    }
+}
+
+#[test]
+fn a_dear_request_passes_a_process_that_is_alone() {
+    let server = Server::single();
+    let costing = |cost: &str, algorithm: &str| {
+        let file = format!(
+            "listen: 127.0.0.1:0\nupstream: {}\n\
+             rate_limits: {{a: {{limit: {algorithm}, by: constant, cost: {cost}}}}}\n\
+             routes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
+            Upstream::answering("ok").url(),
+            server.yaml(&key_prefix())
+        );
+        let lanes = [(); 3].map(|()| Lane::start(&file));
+        let alive = |lane: &Lane| lane.plan.borrow().fleet.as_ref().unwrap().alive();
+        eventually(|| lanes.iter().all(|lane| alive(lane) == 3));
+        lanes
+    };
+    let kinds = [
+        "12/h",
+        "12/year, algorithm: fixed_window",
+        "12/h, algorithm: sliding_window",
+    ];
+    // More than a third.
+    let lanes = kinds.map(|kind| costing("{default: 6}", kind));
+    let by_header = kinds.map(|kind| costing("{header: cost}", kind));
+    server.kill();
+    let each = |lanes: &[[Lane; 3]; 3], ask: &dyn Fn(&Lane, &str)| {
+        for (lanes, kind) in lanes.iter().zip(kinds) {
+            lanes.iter().for_each(|lane| ask(lane, kind));
+        }
+    };
+    each(&lanes, &|lane, kind| {
+        let [first, second] = [(); 2].map(|()| lane.connect().get("/"));
+        assert_eq!([first.status, second.status], [200, 429], "{kind}");
+        assert!(second.field("retry-after").is_some(), "{kind}");
+    });
+    // What one request makes room for, another would forget the use of.
+    each(&by_header, &|lane, kind| {
+        let ask = |cost: u64| {
+            lane.connect()
+                .send("GET", "/", &[&format!("cost: {cost}")], "")
+        };
+        let [dear, cheap] = [6, 4].map(ask);
+        assert_eq!([dear.status, cheap.status], [429, 200], "{kind}");
+        assert!(dear.field("retry-after").is_some(), "{kind}");
+    });
+}
+
+#[test]
+fn a_key_that_was_refused_costs_redis_nothing_until_its_time() {
+    let lane = on_one_server(
+        &Server::single(),
+        "{limit: 1/h, by: constant, accuracy: strict}",
+    );
+    let mut client = lane.connect();
+    assert_eq!([client.get("/").status, client.get("/").status], [200, 429]);
+    let calls = || {
+        let series = "weir_redis_calls_total{client=\"main\",result=\"answered\"}";
+        lane.told(series).unwrap() as u64
+    };
+    let (before, began) = (calls(), clock::now());
+    for _ in 0..1_000 {
+        assert_eq!(client.get("/").status, 429);
+    }
+    let beats = calls() - before;
+    println!("1,000 refusals, {beats} calls, which are signs of life");
+    let most = 10 + 3 * began.elapsed().as_secs();
+    assert!(beats < most, "{beats} of {most}");
+}
+
+#[test]
+fn a_flood_of_a_refused_key_costs_no_calls_by_another_key() {
+    let server = Server::single();
+    let lane = Lane::start(&format!(
+        "listen: 127.0.0.1:0\nupstream: {}\nrate_limits:\n  a: {{limit: 1/h, by: constant}}\n  b: {{limit: 9/h, by: 'header:t'}}\n\
+         routes: [{{upstream: upstream, rate_limits: [a, b]}}]\n{}",
+        Upstream::answering("ok").url(),
+        server
+            .yaml(&key_prefix())
+            .replace("{urls", "{timeout: 5s, urls")
+    ));
+    let mut client = lane.connect();
+    let mut ask = |n: usize| client.send("GET", "/", &[&format!("t: {n}")], "").status;
+    assert_eq!([ask(0), ask(1)], [200, 429]);
+    for n in 2..300 {
+        assert_eq!(ask(n), 429);
+    }
+    let keys = server.cli(&["KEYS", "*:l:*"]);
+    println!(
+        "300 keys asked about in a flood, {} known to redis",
+        keys.list().len()
+    );
+    // Those of the two requests before it was known that the first limit refuses.
+    // A refusal is believed for a second.
+    assert!(keys.list().len() <= 6);
+}
+
+#[test]
+fn slots_are_never_more_than_the_limit_and_come_back() {
+    let upstream = Upstream::held();
+    let file = |prefix: &str| {
+        format!(
+            "listen: 127.0.0.1:0\nupstream: {}\n\
+             rate_limits: {{a: {{limit: 2, by: constant, algorithm: concurrency, hold_ttl: 5s}}}}\n\
+             routes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
+            upstream.url(),
+            Cluster::shared()
+                .yaml(prefix)
+                .replace("{urls", "{timeout: 5s, urls")
+        )
+    };
+    let prefix = key_prefix();
+    let lanes = [(); 3].map(|()| Lane::start(&file(&prefix)));
+    let begin = |lane: &Lane| {
+        let mut client = lane.connect();
+        client.begin("GET", "/", &[], "");
+        upstream.wait_for_request();
+        client
+    };
+    let (mut first, mut second) = (begin(&lanes[0]), begin(&lanes[1]));
+    for lane in &lanes {
+        assert_eq!(lane.connect().get("/").status, 429);
+    }
+    // Longer than an unheard process would keep its slots.
+    thread::sleep(Duration::from_secs(7));
+    assert_eq!(
+        lanes[2].connect().get("/").status,
+        429,
+        "slots in use are kept"
+    );
+    upstream.answer("done");
+    assert_eq!(first.finish().body, "done");
+    let mut third: Option<Client> = None;
+    eventually(|| {
+        let mut client = lanes[2].connect();
+        client.begin("GET", "/", &[], "");
+        let admitted = client.status_within(50) != Some(429);
+        if admitted {
+            third = Some(client);
+        }
+        admitted
+    });
+    upstream.answer("done");
+    assert_eq!(second.finish().body, "done");
+    drop(third);
+}
+
+#[test]
+fn a_weir_that_is_stopped_leaves_its_slots_to_others() {
+    let (upstream, server) = (Upstream::held(), Server::single());
+    let text = format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nupstream: {}\nshutdown: {{drain: 50ms}}\n\
+         rate_limits: {{a: {{limit: 2, by: constant, algorithm: concurrency, hold_ttl: 1m}}}}\n\
+         routes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
+        upstream.url(),
+        server.yaml("t").replace("{urls", "{timeout: 5s, urls")
+    );
+    // Whether a round is due just then is chance.
+    for _ in 0..5 {
+        let mut weir = Running::start(file(&text).path());
+        let mut client = weir.client();
+        client.begin("GET", "/", &[], "");
+        upstream.wait_for_request();
+        weir.signal("TERM");
+        assert!(weir.child.wait().unwrap().success());
+        let keys = server.cli(&["KEYS", "t:c:*"]);
+        for key in keys.list() {
+            let slots = server.cli(&["HVALS", key.text()]);
+            let taken = slots
+                .list()
+                .iter()
+                .filter(|it| !it.text().starts_with("0:"));
+            assert_eq!(taken.count(), 0, "{slots:?}");
+        }
+    }
+}
+
+#[test]
+fn keys_of_shared_limits_are_counted() {
+    let (upstream, server) = (Upstream::answering("ok"), Server::single());
+    let text = format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nupstream: {}\n\
+         rate_limits: {{a: {{limit: 10/h, by: path}}}}\nroutes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
+        upstream.url(),
+        server.yaml("t")
+    );
+    let weir = Running::start(file(&text).path());
+    let mut client = weir.client();
+    for path in 0..50 {
+        assert_eq!(client.get(&format!("/{path}")).status, 200);
+    }
+    assert_eq!(weir.metric("weir_limit_keys"), 50);
+    let local = ["Host: 127.0.0.1"];
+    let shown = weir.admin().send("GET", "/v1/limits", &local, "").body;
+    assert!(shown.contains("\"keys\":50"), "{shown}");
+}
+
+#[test]
+fn strict_takes_no_more_than_is_spent() {
+    let server = Server::single();
+    let limit = "{limit: 1000000/year, algorithm: fixed_window, by: constant, accuracy: strict}";
+    let file = one_limit(&server, limit, 1_000);
+    let admitted = run(async {
+        let node = Node::start(&file).await;
+        let mut admitted = 0;
+        for _ in 0..50 {
+            let decisions = join_all((0..16).map(|_| ask(&node))).await;
+            let is_admitted = |decision: &&Decision| matches!(decision, Decision::Admitted(_));
+            admitted += decisions.iter().filter(is_admitted).count();
+            // Some wait for the answer to another, and their clients leave.
+            let mut asks = std::pin::pin!(ask(&node));
+            assert_eq!((&mut asks).now_or_never(), None);
+            let leave = join_all((0..15).map(|_| ask(&node)));
+            assert_eq!(leave.now_or_never(), None);
+            for decision in [asks.await, ask(&node).await] {
+                assert!(is_admitted(&&decision));
+                admitted += 1;
+            }
+        }
+        admitted
+    });
+    let keys = server.cli(&["KEYS", "*:l:*"]);
+    let counter = server.cli(&["GET", keys.list()[0].text()]);
+    let (_, used) = counter.text().split_once(':').unwrap();
+    println!("{admitted} admitted, {used} taken of the limit");
+    assert_eq!(used, admitted.to_string());
+}
+
+/// The file of a process with this limit alone, on a server of its own.
+fn one_limit(server: &Server, limit: &str, max_keys: usize) -> String {
+    format!(
+        "listen: 127.0.0.1:0\nupstream: http://127.0.0.1:1\nrate_limits: {{a: {limit}}}\n\
+         rate_limit_defaults: {{max_keys: {max_keys}}}\n\
+         routes: [{{upstream: upstream, rate_limits: [a]}}]\n{}",
+        server
+            .yaml(&key_prefix())
+            .replace("{urls", "{timeout: 5s, urls")
+    )
+}
+
+/// A request to a limit whose key is constant.
+async fn ask(node: &Node) -> Decision {
+    node.ask(&[], clock::mono()).await
+}
+
+#[test]
+fn keys_without_a_slot_in_use_are_held_in_bounded_memory() {
+    const KEYS: usize = 2_000;
+    const MOST: usize = 64;
+    let server = Server::single();
+    let limit = "{limit: 3, algorithm: concurrency, by: 'header:t', hold_ttl: 1s}";
+    let file = one_limit(&server, limit, MOST);
+    let names: Vec<_> = (0..KEYS).map(|n| n.to_string()).collect();
+    run(async {
+        let node = Node::start(&file).await;
+        let all = async |cost| join_all(names.iter().map(|key| node.take_slot(key, cost))).await;
+        let never = Decision::Refused { retry_after: None };
+        assert!(all(4).await.iter().all(|decision| *decision == never));
+        let refused = node.keys_of_slots();
+
+        let admitted = |decision: &Decision| matches!(decision, Decision::Admitted(_));
+        assert!(all(1).await.iter().all(admitted));
+        let in_use = node.keys_of_slots();
+        names.iter().for_each(|key| node.release_slot(key));
+        soon(|| node.keys_of_slots() == 0).await;
+
+        server.kill();
+        let lost = all(1).await;
+        assert!(lost.iter().all(|decision| *decision == Decision::Lost));
+        for n in 0..1_000 {
+            let lost = node.take_slot(&format!("other {n}"), 1).await;
+            assert_eq!(lost, Decision::Lost);
+        }
+        let away = node.keys_of_slots();
+        println!("{KEYS} keys: {refused} held when refused, {in_use} in use, {away} without redis");
+        assert_eq!(in_use, KEYS);
+        assert!(refused <= MOST && away <= MOST);
+        server.restart();
+        soon(|| node.keys_of_slots() == 0).await;
+    });
+}
+
+#[test]
+fn a_dear_request_that_is_refused_leaves_the_free_slots_to_others() {
+    let server = Server::single();
+    let limit = "{limit: 10, algorithm: concurrency, by: 'header:t', hold_ttl: 1m}";
+    let file = one_limit(&server, limit, 1_000);
+    run(async {
+        let [one, two, three] = [
+            Node::start(&file).await,
+            Node::start(&file).await,
+            Node::start(&file).await,
+        ];
+        let admitted = |decision: Decision| matches!(decision, Decision::Admitted(_));
+        assert!(admitted(one.take_slot("k", 6).await));
+        assert!(!admitted(two.take_slot("k", 5).await));
+        assert!(admitted(three.take_slot("k", 3).await));
+        // The refusal is of dear ones alone, and of those who ask at one time each gets what there is.
+        let asks = [5, 5, 1].map(|cost| two.take_slot("k", cost));
+        let decided = join_all(asks).await.into_iter().map(admitted);
+        assert_eq!(decided.collect::<Vec<_>>(), [false, false, true]);
+    });
+}
+
+#[test]
+fn slots_that_come_and_go_and_come_are_told_to_redis() {
+    const KEYS: usize = 500;
+    let server = Server::single();
+    let limit = "{limit: 3, algorithm: concurrency, by: 'header:t', hold_ttl: 1s}";
+    let file = one_limit(&server, limit, 10_000);
+    let names: Vec<_> = (0..KEYS).map(|n| n.to_string()).collect();
+    let known = || server.cli(&["KEYS", "*:c:*"]).list().len();
+    run(async {
+        let node = Node::start(&file).await;
+        let (node, names) = (&node, &names);
+        let until = clock::mono() + Duration::from_secs(2);
+        let churn = async |_| {
+            while clock::mono() < until {
+                let key = &names[fastrand::usize(..KEYS)];
+                let taken = node.take_slot(key, 1).await;
+                tokio::time::sleep(Duration::from_micros(fastrand::u64(..2_000))).await;
+                if matches!(taken, Decision::Admitted(_)) {
+                    node.release_slot(key);
+                }
+            }
+        };
+        join_all((0..32).map(churn)).await;
+        for key in names {
+            let taken = node.take_slot(key, 1).await;
+            assert!(matches!(taken, Decision::Admitted(_)), "{taken:?}");
+        }
+        // Longer than slots last of which Redis hears nothing.
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        let held = known();
+        println!("{held} of {KEYS} slots in use are known to redis");
+        assert_eq!(held, KEYS);
+        names.iter().for_each(|key| node.release_slot(key));
+        soon(|| known() == 0 && node.keys_of_slots() == 0).await;
+    });
+}

@@ -1,0 +1,17 @@
+//! State that processes share through Redis: its scripts, limits, breakers and sessions, and several processes at once.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a broken step of a test is a failed test; what a test measures is printed"
+)]
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod breakers;
+mod fleet;
+mod limits;
+mod scripts;
+mod sessions;
+mod sweep;
