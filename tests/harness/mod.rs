@@ -32,6 +32,7 @@ pub mod stack;
 pub mod tls;
 pub mod versions;
 
+use std::fmt::Debug;
 use std::io::{BufRead, BufReader, Read as _, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -79,6 +80,16 @@ impl Store {
                 .replace("{urls", "{timeout: 5s, urls"),
         }
     }
+}
+
+/// Runs a test's cases beside each other, since most of their time they wait. The thread of each has its name.
+pub fn at_once<T: Debug + Send>(cases: impl IntoIterator<Item = T>, test: impl Fn(T) + Sync) {
+    thread::scope(|scope| {
+        for case in cases {
+            let named = thread::Builder::new().name(format!("{case:?}"));
+            named.spawn_scoped(scope, || test(case)).unwrap();
+        }
+    });
 }
 
 /// Runs each of these functions of a [`Store`] as a test of each store.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::timeout;
 
+use super::harness::at_once;
 use super::harness::versions::{
     Broken, Client, Incoming, Length, Origin, Outgoing, PAIRINGS, Version, run,
 };
@@ -53,7 +54,7 @@ fn a_slow_reader_gets_what_it_reads() {
         }
         came
     }
-    for other in [Version::One, Version::Two] {
+    at_once([Version::One, Version::Two], |other| {
         eprintln!("to a client, from {other:?}");
         run(async {
             let mut world = World::new(Version::Two, other).await;
@@ -67,7 +68,7 @@ fn a_slow_reader_gets_what_it_reads() {
             let mut answer = call.answer().await;
             assert_eq!(read(&mut answer.body).await, body.len());
         });
-        for early in [false, true] {
+        at_once([false, true], |early| {
             eprintln!("to an upstream, from {other:?}, early: {early}");
             run(async {
                 let mut settings = h2::server::Builder::new();
@@ -89,8 +90,8 @@ fn a_slow_reader_gets_what_it_reads() {
                 }
                 assert_eq!(call.whole().await.0, 200);
             });
-        }
-    }
+        });
+    });
 }
 
 /// Why a body that is sent beside its response is one no more.

@@ -20,8 +20,8 @@ mod streams;
 mod tries;
 mod upstreams;
 
-use harness::Lane;
 use harness::versions::{Client, Origin, PAIRINGS, Version, run};
+use harness::{Lane, at_once};
 
 /// A lane between a client and an upstream that the test plays.
 struct World {
@@ -81,10 +81,8 @@ impl World {
 }
 
 /// Runs a test for each pairing of versions.
-fn on_each_pairing(test: impl AsyncFn(World)) {
-    for (asks, serves) in PAIRINGS {
-        // Shown where it fails.
-        eprintln!("from {asks:?} to {serves:?}");
+fn on_each_pairing(test: impl AsyncFn(World) + Sync) {
+    at_once(PAIRINGS, |(asks, serves)| {
         run(async { test(World::new(asks, serves).await).await });
-    }
+    });
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use h2::Reason;
 use tokio::time::timeout;
 
+use super::harness::at_once;
 use super::harness::process::{Running, file};
 use super::harness::versions::{
     Broken, Client, Length, Origin, Outgoing, PAIRINGS, Version, field, run,
@@ -35,14 +36,13 @@ pub(super) const SOON: Duration = Duration::from_secs(20);
 const NO_SECOND_TIME: Duration = Duration::from_secs(1);
 
 /// As [`on_each_pairing`], where no time is over within [`SOON`].
-fn on_each_patient_pairing(test: impl AsyncFn(World)) {
-    for (asks, serves) in PAIRINGS {
-        eprintln!("from {asks:?} to {serves:?}");
+fn on_each_patient_pairing(test: impl AsyncFn(World) + Sync) {
+    at_once(PAIRINGS, |(asks, serves)| {
         run(async {
             let origin = Origin::start(serves).await;
             test(World::behind(PATIENT, asks, serves, origin, "timeout: 60s").await).await;
         });
-    }
+    });
 }
 
 const PATIENT: &str = "stream_idle: 60s, request_read: 60s";
@@ -129,8 +129,8 @@ fn one_way_may_be_silent_while_the_other_moves() {
 #[test]
 fn an_upload_goes_on_beside_its_response_however_slow_either_side_is() {
     const LONG: usize = 400_000;
-    run(async {
-        for (asks, serves) in PAIRINGS {
+    at_once(PAIRINGS, |(asks, serves)| {
+        run(async {
             let origin = Origin::start(serves).await;
             let timeouts = "stream_idle: 2s, request_read: 1s";
             let mut world = World::behind(timeouts, asks, serves, origin, "timeout: 1s").await;
@@ -162,7 +162,7 @@ fn an_upload_goes_on_beside_its_response_however_slow_either_side_is() {
             out.end(&[]).await.unwrap();
             let (down, _) = answer.body.rest().await.unwrap();
             assert_eq!(down.len(), 10 * b"down".len(), "{asks:?} to {serves:?}");
-        }
+        });
     });
 }
 
@@ -170,8 +170,7 @@ fn an_upload_goes_on_beside_its_response_however_slow_either_side_is() {
 /// `stream_idle` begins with the response's head, however late that is.
 #[test]
 fn a_late_head_leaves_its_body_time() {
-    for (asks, serves) in PAIRINGS {
-        eprintln!("from {asks:?} to {serves:?}");
+    at_once(PAIRINGS, |(asks, serves)| {
         run(async {
             let origin = Origin::start(serves).await;
             let keys = "timeout: 20s";
@@ -184,13 +183,12 @@ fn a_late_head_leaves_its_body_time() {
             out.finish(b"late").await.unwrap();
             assert_eq!(call.whole().await, (200, "late".to_owned()));
         });
-    }
+    });
 }
 
 #[test]
 fn what_is_left_of_an_upload_takes_its_time() {
-    for (asks, serves) in PAIRINGS {
-        eprintln!("from {asks:?} to {serves:?}");
+    at_once(PAIRINGS, |(asks, serves)| {
         run(async {
             let origin = Origin::start(serves).await;
             let timeouts = "stream_idle: 8s, request_read: 500ms";
@@ -215,7 +213,7 @@ fn what_is_left_of_an_upload_takes_its_time() {
                 came += more.expect("what was taken arrives").len();
             }
         });
-    }
+    });
 }
 
 #[test]
