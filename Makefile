@@ -15,7 +15,7 @@ run: ## Start the demo: weir in front of weir echo, until Ctrl-C (WEIR_PORT=8081
 test: peers ## Run every test
 	@tests/need.sh curl openssl redis-server postgresql pgbouncer libfaketime iproute2 iptables nftables
 	@tests/otlp-venv.sh
-	cargo test --all-targets
+	cargo test --all-targets --config "target.'cfg(all())'.runner = 'tests/threads.sh'"
 
 # What tests/peers is written in: gRPC and WebSocket as others have built them.
 peers:
