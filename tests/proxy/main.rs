@@ -19,4 +19,3 @@ mod standalone;
 mod traces;
 mod transparent;
 mod ways_in;
-mod websocket;

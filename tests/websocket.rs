@@ -1,18 +1,25 @@
 //! WebSocket through weir, with `websockets` at the server's end: the same as without weir, by HTTP/1.1 and by HTTP/2, until weir
 //! closes it with a word.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a broken step of a test is a failed test"
+)]
+
+mod harness;
+
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 
-use super::harness::peers::Peer;
-use super::harness::process::{Running, audited, file};
-use super::harness::raw::{read_head, scripted};
-use super::harness::versions::run;
-use super::harness::{DEADLINE, eventually};
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::ext::Protocol;
 use h2::server::SendResponse;
+use harness::peers::Peer;
+use harness::process::{Running, audited, file};
+use harness::raw::{read_head, scripted};
+use harness::versions::run;
+use harness::{DEADLINE, eventually};
 use http::{Request, Response};
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
