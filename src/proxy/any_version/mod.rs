@@ -53,7 +53,7 @@ pub(super) enum Client<'a, 'b> {
 pub(super) async fn send(
     conn: &Conn<'_>,
     view: &LaneView,
-    outgoing: &mut Outgoing<'_, '_>,
+    outgoing: &mut Outgoing<'_>,
     client: Client<'_, '_>,
     record: &mut Record,
 ) -> Result<Next, Failure> {
@@ -116,7 +116,7 @@ enum Used {
 async fn exchange(
     conn: &Conn<'_>,
     view: &LaneView,
-    outgoing: &mut Outgoing<'_, '_>,
+    outgoing: &mut Outgoing<'_>,
     source: &mut Source<'_, '_>,
     back: &mut Back<'_, '_>,
     record: &mut Record,
@@ -130,15 +130,15 @@ async fn exchange(
         let slot = entered.map_err(|_| Rejection::Overloaded)?;
         record.works();
         let is_lost = Cell::new(false);
-        let settings = &outgoing.plan.config.upstreams[outgoing.upstream];
-        let (retries, within) = (settings.retries.as_ref(), outgoing.request.within);
+        let retries = outgoing.settings().retries.as_ref();
+        let within = outgoing.request.within;
         let picked = upstream.pick(outgoing.aim, &[]);
         let picked = picked.map_err(|_| Rejection::NoEndpoint)?;
         record.aims_at(&picked.pool);
         let to = (slot, picked);
         let mut trying = Trying::new(upstream, to, (retries, within), &is_lost);
-        let keep = retries.map_or(0, |retries| retries.buffer);
-        let mut body = Body::new(source, (outgoing.request.body, keep), &is_lost);
+        let length = outgoing.request.body;
+        let mut body = Body::new(source, (length, outgoing.keep()), &is_lost);
         loop {
             let failure = match attempt(conn, outgoing, &mut body, &mut trying, back, record).await
             {
@@ -177,7 +177,7 @@ async fn exchange(
 /// Sends the request to one endpoint, over a connection that is open already or a new one.
 async fn attempt(
     conn: &Conn<'_>,
-    outgoing: &mut Outgoing<'_, '_>,
+    outgoing: &mut Outgoing<'_>,
     body: &mut Body<'_, '_, '_>,
     trying: &mut Trying<'_>,
     back: &mut Back<'_, '_>,
@@ -192,9 +192,9 @@ async fn attempt(
             outgoing.request.within = until.left();
         }
         let can_repeat = outgoing.request.can_repeat;
-        let upstream = &outgoing.plan.config.upstreams[outgoing.upstream];
         // What may be HTTP/2 may not take WebSockets by it.
-        let http1_alone = outgoing.websocket_key.is_some() && upstream.protocol == Protocol::Auto;
+        let may_be_http2 = outgoing.settings().protocol == Protocol::Auto;
+        let http1_alone = outgoing.websocket_key.is_some() && may_be_http2;
         let at_hand = match (is_first, http1_alone) {
             (true, true) => pool.idle(can_repeat).map(Reached::Http1),
             (true, false) => pool.at_hand(can_repeat),
@@ -247,7 +247,7 @@ async fn attempt(
 async fn by_http1(
     conn: &Conn<'_>,
     (pool, mut connected): (&Pool, Connected),
-    outgoing: &mut Outgoing<'_, '_>,
+    outgoing: &mut Outgoing<'_>,
     body: &mut Body<'_, '_, '_>,
     trying: &mut Trying<'_>,
     back: &mut Back<'_, '_>,
@@ -300,7 +300,7 @@ async fn by_http1(
 /// Relays what follows the heads of a WebSocket that a client has asked for by HTTP/2.
 async fn tunnel(
     conn: &Conn<'_>,
-    outgoing: &Outgoing<'_, '_>,
+    outgoing: &Outgoing<'_>,
     source: &mut Source<'_, '_>,
     back: &mut Back<'_, '_>,
     upstream: Side<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>,
@@ -334,7 +334,7 @@ fn waited_in_vain(failure: &Failure, record: &Record) -> bool {
 async fn by_http2(
     conn: &Conn<'_>,
     (pool, mut place): (&Pool, Place),
-    outgoing: &mut Outgoing<'_, '_>,
+    outgoing: &mut Outgoing<'_>,
     body: &mut Body<'_, '_, '_>,
     trying: &mut Trying<'_>,
     back: &mut Back<'_, '_>,

@@ -51,7 +51,7 @@ pub(super) enum Ran {
 /// Sends the request by one connection and streams the response back.
 pub(super) async fn run(
     conn: &Conn<'_>,
-    outgoing: &mut Outgoing<'_, '_>,
+    outgoing: &mut Outgoing<'_>,
     body: &mut Body<'_, '_, '_>,
     upstream: Upstream<'_, '_>,
     back: &mut Back<'_, '_>,
