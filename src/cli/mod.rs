@@ -13,6 +13,7 @@ pub mod healthcheck;
 pub mod inject;
 pub mod migrate;
 pub mod redirect;
+mod reload;
 pub mod run;
 pub mod session;
 mod show;
