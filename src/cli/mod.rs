@@ -16,7 +16,6 @@ pub mod redirect;
 mod reload;
 pub mod run;
 pub mod session;
-mod show;
 mod signals;
 mod take_over;
 pub mod webhook;
