@@ -28,6 +28,7 @@ use tokio::sync::{oneshot, watch};
 use weir::admin::health::Heartbeat;
 use weir::audit::ship::{self, Shipping};
 use weir::audit::{self, Recorder};
+use weir::background::drain::{self, Settings};
 use weir::clock;
 use weir::config::audit::{Delivery, Stream};
 use weir::config::redis::Tls;
@@ -40,7 +41,6 @@ use weir::store::fleet::Fleet;
 use weir::store::postgres::{Postgres, migrate};
 use weir::store::spool::Spool;
 use weir::telemetry::metrics::Metrics;
-use weir::worker::drain::{self, Settings};
 
 /// Events that a lane hands on at once, where no request waits for them.
 const LANE_BATCH: usize = 64;

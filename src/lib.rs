@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod audit;
+pub mod background;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -21,4 +22,3 @@ pub mod redirect;
 pub mod store;
 pub mod telemetry;
 pub mod upstream;
-pub mod worker;

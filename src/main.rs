@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use weir::cli::run::{Parts, TakesOver};
+use weir::cli::run::{Role, TakesOver};
 use weir::config::units::Span;
 use weir::{cli, config, telemetry};
 
@@ -171,12 +171,12 @@ struct Serve {
 }
 
 impl Serve {
-    fn run(self, parts: Parts) -> anyhow::Result<()> {
+    fn run(self, role: Role) -> anyhow::Result<()> {
         let takes_over = match self.take_over {
             true => TakesOver::Yes,
             false => TakesOver::No,
         };
-        cli::run::run(self.file.config, parts, takes_over)
+        cli::run::run(self.file.config, role, takes_over)
     }
 }
 
@@ -194,8 +194,8 @@ fn main() -> ExitCode {
             Ok(code) => return code,
             Err(error) => Err(error),
         },
-        Command::Run(serve) => serve.run(Parts::All),
-        Command::Proxy(serve) => serve.run(Parts::Proxy),
+        Command::Run(serve) => serve.run(Role::All),
+        Command::Proxy(serve) => serve.run(Role::Proxy),
         Command::Worker {
             file,
             migrate,

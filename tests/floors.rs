@@ -24,7 +24,7 @@ const FLOORS: [&[&str]; 4] = [
     ],
     &["clock", "inject", "net", "policy"],
     &["admin", "audit", "plan", "store", "upstream"],
-    &["cli", "proxy", "worker"],
+    &["background", "cli", "proxy"],
 ];
 
 /// No I/O, no clock, no randomness.

@@ -2,6 +2,7 @@
 //! to what is kept.
 
 mod dead_letters;
+mod format;
 mod read;
 mod verify;
 
@@ -13,13 +14,13 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 
 use super::load;
-use super::show::Format;
 use crate::config::Config;
 use crate::config::audit::DATABASE;
 use crate::store::audit::events::Events;
 use crate::store::audit::words::{Statuses, When};
 use crate::store::audit::{Filter, StoreError};
 use crate::store::postgres::{self, PostgresError};
+use format::Format;
 
 /// Reads the audit database.
 #[derive(Args)]

@@ -14,8 +14,10 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use crate::admin::health::Heartbeat;
-use crate::admin::health::check::{Check, Found, Status};
+use crate::admin::health::check::{Check, Finding, Status};
 use crate::admin::health::stores;
+use crate::background::supervise::{AtStop, Supervisor};
+use crate::background::{self, drain, partitions};
 use crate::config::Config;
 use crate::store::fleet::Fleet;
 use crate::store::postgres::migrate::{check_version, migrate};
@@ -23,8 +25,6 @@ use crate::store::postgres::{Postgres, PostgresError};
 use crate::store::redis::Connections;
 use crate::store::streams::consume::Streams;
 use crate::telemetry::metrics::Metrics;
-use crate::worker::supervise::{AtStop, Supervisor};
-use crate::worker::{self, drain, partitions};
 
 /// Between tries to reach Postgres, and to find its schema.
 const TRY_EVERY: Duration = Duration::from_secs(1);
@@ -97,7 +97,7 @@ impl Companion {
             every: partitions::EVERY,
         };
         keep_days(&mut supervisor, schema.clone(), days, metrics);
-        worker::look_at_replicas(&mut supervisor, "replicas", schema.postgres.clone());
+        background::look_at_replicas(&mut supervisor, "replicas", schema.postgres.clone());
         let health = config.worker.health;
         let group = &config.worker.group;
         let streams = Streams::new(redis.main, &fleet.keys, &audit.stream, group);
@@ -143,7 +143,7 @@ fn keep_drained(
         );
         schema.clone().then(run, heartbeat, stopping.clone())
     };
-    supervisor.keep("drain", worker::SHORT_SILENCE, AtStop::Finish, begin);
+    supervisor.keep("drain", background::SHORT_SILENCE, AtStop::Finish, begin);
 }
 
 /// Makes the tables of days ahead, and removes old ones.
@@ -252,9 +252,9 @@ impl Schema {
         let state = self.state.clone();
         Check::new("postgres_schema", missing, move || {
             let found = match &*state.lock() {
-                State::There => Found::new(Status::Ok, json!({})),
-                State::Missing(error) => Found::error(missing, error),
-                State::Unknown => Found::error(missing, "postgres did not answer yet"),
+                State::There => Finding::new(Status::Ok, json!({})),
+                State::Missing(error) => Finding::error(missing, error),
+                State::Unknown => Finding::error(missing, "postgres did not answer yet"),
             };
             async move { found }
         })

@@ -14,6 +14,8 @@ use super::companion::{Companion, Runs};
 use crate::admin::health::check::Check;
 use crate::admin::health::{Board, Health, Heartbeat};
 use crate::admin::{self, Admin};
+use crate::background;
+use crate::background::supervise::{GaveUp, Supervisor};
 use crate::clock;
 use crate::config::Config;
 use crate::config::worker::Health as Bounds;
@@ -21,8 +23,6 @@ use crate::net::tls::StoreTls;
 use crate::store::fleet::Fleet;
 use crate::store::postgres::Postgres;
 use crate::telemetry::metrics::Metrics;
-use crate::worker;
-use crate::worker::supervise::{GaveUp, Supervisor};
 
 /// Runs `main` on a control thread, which is this one.
 pub(super) fn run(main: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
@@ -54,7 +54,7 @@ impl Tasks {
     /// Keeps up what the admin port reads by.
     pub(super) fn look_at_replicas(&mut self, postgres: &Arc<Postgres>) {
         // Apart from the companion's own view, which has connections of another runtime.
-        worker::look_at_replicas(&mut self.control, "query_replicas", postgres.clone());
+        background::look_at_replicas(&mut self.control, "query_replicas", postgres.clone());
     }
 
     /// Begins to drain the audit, as [`Companion::begin`].

@@ -24,6 +24,7 @@ use tracing::{info, warn};
 use super::companion::Runs;
 use super::control::{self, Tasks};
 use super::read;
+use super::reload::{self, Fingerprint};
 use super::signals::Signals;
 use super::take_over::{self, Offer};
 use crate::admin::app_health::AppProbes;
@@ -31,20 +32,19 @@ use crate::admin::drain::Leave;
 use crate::admin::health::{Heartbeat, machine};
 use crate::admin::{Admin, Refusals};
 use crate::audit;
+use crate::background;
+use crate::background::supervise::{GaveUp, Supervisor};
 use crate::config::Config;
 use crate::config::check::Checked;
 use crate::config::yaml::Mistake;
 use crate::net::listen::{Bound, SocketFiles};
 use crate::net::tls::Secured;
 use crate::plan::{Phase, Plan, Process};
-use crate::proxy::reload::Fingerprint;
-use crate::proxy::{lane, reload};
+use crate::proxy::lane;
 use crate::store::fleet::FleetConnections;
 use crate::telemetry::log;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::names::first_look;
-use crate::worker;
-use crate::worker::supervise::{GaveUp, Supervisor};
 pub(super) use ports::bind;
 use ports::{LanePorts, Ports};
 use stores::Stores;
@@ -60,7 +60,7 @@ const ANSWERS_WITHIN: Duration = Duration::from_millis(250);
 
 /// What of weir runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Parts {
+pub enum Role {
     /// `weir run`.
     All,
     /// `weir proxy`: what a worker elsewhere does is left to it.
@@ -75,7 +75,7 @@ pub enum TakesOver {
 }
 
 /// Runs until SIGTERM, SIGQUIT or SIGINT, or until another process has taken over; then drains. An error too once a task cannot be kept up.
-pub fn run(file: PathBuf, parts: Parts, takes_over: TakesOver) -> anyhow::Result<()> {
+pub fn run(file: PathBuf, role: Role, takes_over: TakesOver) -> anyhow::Result<()> {
     let seen = reload::fingerprint(&file);
     let Checked {
         config, warnings, ..
@@ -83,7 +83,7 @@ pub fn run(file: PathBuf, parts: Parts, takes_over: TakesOver) -> anyhow::Result
     log::init(config.log);
     warn_of(&warnings, &file);
     // Signals, reloads and the admin port, apart from the lanes.
-    control::run(supervise(config, file, seen, parts, takes_over))
+    control::run(supervise(config, file, seen, role, takes_over))
 }
 
 /// As a file is read again.
@@ -107,14 +107,14 @@ async fn supervise(
     config: Config,
     file: PathBuf,
     seen: Option<Fingerprint>,
-    parts: Parts,
+    role: Role,
     takes_over: TakesOver,
 ) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
     let hangup = signal(SignalKind::hangup())?;
     let tls_files = reload::TlsFiles::of(&config);
     let begun = tokio::select! {
-        begun = begin(config, parts, takes_over) => begun?,
+        begun = begin(config, role, takes_over) => begun?,
         stopped = signals.stopped() => {
             info!("told to end before it served");
             return stopped;
@@ -168,7 +168,7 @@ struct Begun {
 }
 
 /// Begins each part before those that need it.
-async fn begin(config: Config, parts: Parts, takes_over: TakesOver) -> anyhow::Result<Begun> {
+async fn begin(config: Config, role: Role, takes_over: TakesOver) -> anyhow::Result<Begun> {
     let mut secured = Secured::read(&config, &Secured::default()).map_err(anyhow::Error::msg)?;
     let app_probes = AppProbes::of_environment().map_err(anyhow::Error::msg)?;
     let mut ports = Ports::open(&config, takes_over).await?;
@@ -180,7 +180,7 @@ async fn begin(config: Config, parts: Parts, takes_over: TakesOver) -> anyhow::R
     if let Some(postgres) = &stores.postgres {
         tasks.look_at_replicas(postgres);
     }
-    if let (Some(fleet), Some(postgres), Parts::All) = (&stores.fleet, &stores.postgres, parts) {
+    if let (Some(fleet), Some(postgres), Role::All) = (&stores.fleet, &stores.postgres, role) {
         let begin = tasks.begin_companion(&config, postgres, fleet, Runs::BesideLanes);
         begin.await?;
     }
@@ -201,7 +201,7 @@ async fn begin(config: Config, parts: Parts, takes_over: TakesOver) -> anyhow::R
         fleet,
     };
     let (plan, following) = watch::channel(Plan::first(config, secured, process));
-    tend(&mut tasks.control, &following, redis.as_ref(), parts).await;
+    tend(&mut tasks.control, &following, redis.as_ref(), role).await;
 
     let sockets = ports.lanes.bind(lane_count)?;
     let socket_files = SocketFiles::of(sockets.iter().take(1).flatten());
@@ -262,19 +262,19 @@ async fn tend(
     control: &mut Supervisor,
     following: &watch::Receiver<Arc<Plan>>,
     redis: Option<&FleetConnections>,
-    parts: Parts,
+    role: Role,
 ) {
     let first = following.borrow().clone();
-    if let (Some(redis), Parts::All) = (redis, parts) {
-        worker::sweep_shared_sessions(control, following, redis);
+    if let (Some(redis), Role::All) = (redis, role) {
+        background::sweep_shared_sessions(control, following, redis);
     }
     first_look(&first.upstreams, reload::NAMES_WITHIN).await;
-    worker::tend_endpoints(control, following.clone());
+    background::tend_endpoints(control, following.clone());
     if let (Some(redis), Some(settings)) = (redis, &first.config.redis) {
-        worker::tend_shared_state(control, following, redis);
-        worker::breakers::first_look(&first, settings.connect_timeout).await;
+        background::tend_shared_state(control, following, redis);
+        background::breakers::first_look(&first, settings.connect_timeout).await;
     }
-    worker::sweep_sessions(control, following.clone());
+    background::sweep_sessions(control, following.clone());
 }
 
 /// The lanes, as they begin.
@@ -403,8 +403,8 @@ impl Running {
         let ended = tokio::task::spawn_blocking(move || end_threads(lanes, audit, &last)).await?;
         if let Some(redis) = &self.redis {
             tokio::join!(
-                worker::sessions::write_last_uses(&plan, &redis.sessions),
-                worker::limits::give_back_slots(&plan, &redis.rate_limit),
+                background::sessions::write_last_uses(&plan, &redis.sessions),
+                background::limits::give_back_slots(&plan, &redis.rate_limit),
             );
         }
         // Behind the audit, whose last events are on their way to it.

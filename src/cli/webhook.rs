@@ -25,6 +25,7 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
 use super::inject::Sidecar;
+use super::reload::{LOOK_EVERY, TlsFiles};
 use super::run::bind;
 use super::signals::Signals;
 use crate::clock;
@@ -35,7 +36,6 @@ use crate::inject::review::{NoReview, OnUnfit, Reviewer, Verdict};
 use crate::net;
 use crate::net::places::Places;
 use crate::net::tls::{TlsError, server::ServerTls};
-use crate::proxy::reload::{LOOK_EVERY, TlsFiles};
 use crate::telemetry::metrics::format;
 use crate::telemetry::metrics::webhook::WebhookMetrics;
 

@@ -13,23 +13,22 @@ use super::companion::Runs;
 use super::control::{self, AdminPorts, Tasks, tls_of};
 use super::run::bind;
 use super::signals::Signals;
-use super::{dependencies, load};
+use super::{dependencies, load, reload};
 use crate::admin::app_health::AppProbes;
 use crate::admin::health::check::Status;
 use crate::admin::health::{Board, machine, stores};
 use crate::admin::{Admin, Refusals};
+use crate::background;
+use crate::background::supervise::Supervisor;
 use crate::config::Config;
 use crate::config::redis::Redis;
 use crate::config::worker::Health as Bounds;
 use crate::net::tls::Secured;
 use crate::plan::{Plan, Process};
-use crate::proxy::reload;
 use crate::store::fleet::Fleet;
 use crate::store::postgres::Postgres;
 use crate::telemetry::log;
 use crate::telemetry::metrics::Metrics;
-use crate::worker;
-use crate::worker::supervise::Supervisor;
 
 /// Runs until SIGTERM, SIGQUIT or SIGINT, and then ends what is under way. `migrate`: brings the schema up to date whatever the file says.
 /// `wait_for_deps`: how long Redis and Postgres are waited for; without, it begins before they are there. An error too once a task
@@ -100,7 +99,7 @@ async fn supervise(
     let mut tasks = Tasks::new(&metrics);
     let begin = tasks.begin_companion(config, &postgres, &fleet, Runs::Alone);
     begin.await?;
-    worker::sweep_shared_sessions(&mut tasks.control, &plans, &redis);
+    background::sweep_shared_sessions(&mut tasks.control, &plans, &redis);
     tasks.look_at_replicas(&postgres);
     let mut checks = vec![machine::memory()];
     checks.extend(stores::redis(&redis, Status::Critical));

@@ -13,22 +13,33 @@ use super::exchange::{Answered, Conn, Ends, Failure, Next, secure};
 use super::following::LaneView;
 use super::headers::{self, put_last_chunk};
 use super::interim::{Interims, is_interim};
-use super::outbox::Outbox;
-use super::outgoing::{Request, prepare};
+use super::outgoing::{Outgoing, Request, prepare};
 use super::record::Record;
 use super::reply::Rejection;
-use super::tries::ask;
 use super::upgrade;
 use super::upload::{Front, Responding, Rest, Upload};
-use super::wire::{Deadlines, Elapsed, Room, read_some};
+use super::wire::{Buffer, Deadlines, Elapsed, Room, read_some};
 use crate::config::Protocol;
 use crate::http1::body::Piece;
 use crate::http1::head::{BodyLength, HeadLimits, RequestHead};
 use crate::http1::response::{ResponseHead, parse_response};
 use crate::net::stream::{BothWays, Reading, Stream, Writing};
 use crate::net::tls::Trouble;
-use crate::plan::Plan;
 use crate::store::breakers::End;
+use crate::upstream::LaneUpstream;
+
+/// A request between two sides of HTTP/1.1, from its first try to the end of its response.
+pub(super) struct Exchange<'x, 'p> {
+    conn: &'x Conn<'x>,
+    pub upstream: &'p LaneUpstream,
+    pub outgoing: &'x mut Outgoing<'p>,
+    /// The client's side.
+    ends: Ends<'x>,
+    pub upload: Upload<'p>,
+    /// What the upstream has answered, as far as it was read and not used.
+    pub answer: Buffer<'p>,
+    pub record: &'x mut Record,
+}
 
 /// Sends the request whose head stands at the front of the client's buffer and streams the response back. On return the
 /// buffer holds what the client sent behind the request.
@@ -62,158 +73,265 @@ pub(super) async fn send(
             record,
         );
         let sent = Box::pin(sent).await;
-        reset_if_cut(&outgoing.request, ends, &sent);
+        reset_if_cut(&outgoing.request, ends.client, &sent);
         return sent.map_err(|failure| outgoing.in_order(conn, failure, None));
     }
-    let upstream = &view.upstreams[index];
-    let mut answer = conn.lane.buffers.take();
-    let request = &outgoing.request;
-    let out = &outgoing.out;
-    let retries = outgoing.plan.config.upstreams[index].retries.as_ref();
-    let keep = retries.map_or(0, |retries| retries.buffer);
-    let mut upload = Upload::new(request, out, keep, (outgoing.plan, outgoing.route));
-    upload.probe.clone_from(&record.probe);
-    let asked = ask(
-        request,
-        (upstream, retries),
-        outgoing.aim,
-        ends,
-        &mut upload,
-        out,
-        &mut answer,
+    let mut exchange = Exchange {
+        conn,
+        upstream: &view.upstreams[index],
+        upload: Upload::new(&outgoing, record.probe.clone()),
+        outgoing: &mut outgoing,
+        ends: Ends {
+            client: ends.client,
+            buffer: ends.buffer,
+            deadlines: ends.deadlines,
+        },
+        answer: conn.lane.buffers.take(),
         record,
-    );
-    let (mut answerer, answered) = match asked.await {
-        Ok(asked) => asked,
-        Err(failure) => {
-            outgoing.failed(&failure, record);
-            return Err(outgoing.in_order(conn, failure, Some(record.bytes_in)));
-        }
     };
-    let status = answered.head.status;
-    // What is left of a body cut off by an early response cannot be told from a next request.
-    let turned = outgoing.turn_back(conn, &answer, &answered, answered.uploaded, record);
-    let next = turned.await?;
-    let spoken = headers::switched_to(&answer, &answered.head, outgoing.switch_to.as_deref());
-    answer.drain(..answered.head.len);
-    if status == 101 {
-        outgoing.finish(End::Status(101), record);
-        let upstream = (&mut answerer.connected.stream, std::mem::take(&mut *answer));
-        // Apart, so that others have no room for it.
-        let switched = upgrade::switched(conn, &outgoing, ends, upstream, spoken, record);
-        Box::pin(switched).await?;
-        return Ok(Next::Close);
-    }
-    let streamed = stream_back(
-        (outgoing.plan, &conn.lane.outbox),
-        &outgoing.request,
-        &answered,
-        &mut upload,
-        &mut outgoing.out,
-        &mut answer,
-        &mut answerer.connected.stream,
-        ends,
-        record,
-    )
-    .await;
-    outgoing.streamed(End::Status(status), &streamed, record);
-    reset_if_cut(&outgoing.request, ends, &streamed);
-    let reusable = streamed?;
-    if reusable {
-        answerer.give_back();
-    }
-    Ok(match answered.uploaded {
-        true => next,
-        false => Next::Linger,
-    })
+    exchange.run().await
 }
 
 /// For a client of HTTP/1.0: without chunks a plain close would say that a body which was cut short is whole; a reset does not.
-fn reset_if_cut<T>(request: &Request, ends: &mut Ends<'_>, sent: &Result<T, Failure>) {
+fn reset_if_cut<T>(request: &Request, client: &mut Stream, sent: &Result<T, Failure>) {
     let is_cut = matches!(
         sent,
         Err(Failure::UpstreamGone | Failure::NotSafe | Failure::CutShort(_))
     );
     if request.old_client && is_cut {
-        ends.client.reset_on_close();
+        client.reset_on_close();
     }
 }
 
-/// Uploads the request while it waits for the response's head, and tells the client of interim ones. When the head comes early, what is
-/// left of the upload goes on beside the response.
-pub(super) async fn both_ways(
-    request: &Request,
-    ends: &mut Ends<'_>,
-    upload: &mut Upload<'_>,
-    head: &[u8],
-    upstream: &mut Stream,
-    answer: &mut Vec<u8>,
-    record: &mut Record,
-) -> Result<Answered, Failure> {
-    record.sent = None;
-    let mut interims = Interims::new(request, &upload.route.response_headers);
-    let mut upstream = BothWays::of(upstream);
-    let (mut reading, mut writing) = upstream.split();
-    let sent = if request.body == BodyLength::None {
-        put(request, ends, &mut writing, head, &mut upload.begun)
+impl<'p> Exchange<'_, 'p> {
+    async fn run(&mut self) -> Result<Next, Failure> {
+        let (mut answerer, answered) = match self.ask().await {
+            Ok(asked) => asked,
+            Err(failure) => {
+                self.outgoing.failed(&failure, self.record);
+                let read = Some(self.record.bytes_in);
+                return Err(self.outgoing.in_order(self.conn, failure, read));
+            }
+        };
+        let Exchange {
+            conn,
+            outgoing,
+            answer,
+            record,
+            ..
+        } = self;
+        let status = answered.head.status;
+        // What is left of a body cut off by an early response cannot be told from a next request.
+        let turned = outgoing.turn_back(conn, answer, &answered, answered.uploaded, record);
+        let next = turned.await?;
+        let spoken = headers::switched_to(answer, &answered.head, outgoing.switch_to.as_deref());
+        answer.drain(..answered.head.len);
+        let upstream = &mut answerer.connected.stream;
+        if status == 101 {
+            outgoing.finish(End::Status(101), record);
+            let upstream = (upstream, std::mem::take(&mut **answer));
+            // Apart, so that others have no room for it.
+            let switched =
+                upgrade::switched(conn, outgoing, &mut self.ends, upstream, spoken, record);
+            Box::pin(switched).await?;
+            return Ok(Next::Close);
+        }
+        let streamed = self.stream_back(&answered, upstream).await;
+        let end = End::Status(status);
+        self.outgoing.streamed(end, &streamed, self.record);
+        reset_if_cut(&self.outgoing.request, self.ends.client, &streamed);
+        let reusable = streamed?;
+        if reusable {
+            answerer.give_back();
+        }
+        Ok(match answered.uploaded {
+            true => next,
+            false => Next::Linger,
+        })
+    }
+
+    /// What `waited` gives, before the request has gone out; unless the client leaves.
+    pub(super) async fn unless_left<T>(
+        &mut self,
+        waited: impl Future<Output = T>,
+    ) -> Result<T, Failure> {
+        let Ends { client, buffer, .. } = &mut self.ends;
+        let output = unless_gone(client, buffer, waited).await;
+        output.ok_or_else(|| {
+            let bytes_in = &mut self.record.bytes_in;
+            self.upload.left_by_client(self.ends.buffer, bytes_in)
+        })
+    }
+
+    /// Uploads the request while it waits for the response's head, and tells the client of interim ones. When the head comes early, what is
+    /// left of the upload goes on beside the response.
+    pub(super) async fn both_ways(&mut self, upstream: &mut Stream) -> Result<Answered, Failure> {
+        let Exchange {
+            outgoing,
+            ends,
+            upload,
+            answer,
+            record,
+            ..
+        } = self;
+        let request = &outgoing.request;
+        record.sent = None;
+        let mut interims = Interims::new(request, &outgoing.route.response_headers);
+        let mut upstream = BothWays::of(upstream);
+        let (mut reading, mut writing) = upstream.split();
+        let sent = if request.body == BodyLength::None {
+            put(
+                request,
+                ends,
+                &mut writing,
+                &outgoing.out,
+                &mut upload.begun,
+            )
             .await
             .map_err(Failure::from)
-    } else {
-        let mut client = BothWays::of(ends.client);
-        let (mut from_client, mut to_client) = client.split();
-        let sent = tokio::select! {
-            biased;
-            head = early_head(request, &mut reading, answer, &mut interims, &mut to_client) => {
-                let head = head?;
-                record.answers(head.status);
-                return Ok(Answered { head, uploaded: false });
-            }
-            sent = upload.go_on(
-                request,
-                &mut from_client,
-                ends.buffer,
-                ends.deadlines,
-                &mut writing,
-                &mut record.bytes_in,
-            ) => sent,
+        } else {
+            let mut client = BothWays::of(ends.client);
+            let (mut from_client, mut to_client) = client.split();
+            let sent = tokio::select! {
+                biased;
+                head = early_head(request, &mut reading, answer, &mut interims, &mut to_client) => {
+                    let head = head?;
+                    record.answers(head.status);
+                    return Ok(Answered { head, uploaded: false });
+                }
+                sent = upload.go_on(
+                    request,
+                    &mut from_client,
+                    ends.buffer,
+                    ends.deadlines,
+                    &mut writing,
+                    &mut record.bytes_in,
+                ) => sent,
+            };
+            // What is begun of one is to have its end, whatever is said next.
+            interims
+                .tell_within(request.idle, ends.deadlines, &mut to_client)
+                .await?;
+            sent
         };
-        // What is begun of one is to have its end, whatever is said next.
-        interims
-            .tell_within(request.idle, ends.deadlines, &mut to_client)
-            .await?;
-        sent
-    };
-    let uploaded = match sent {
-        Ok(()) => true,
-        // The upstream may have answered before it stopped reading: its answer is worth more than a 502.
-        Err(Failure::Reply(Rejection::UpstreamBroken, _)) => false,
-        Err(failure) => return Err(failure),
-    };
-    // Its time begins here: how long the client takes to send says nothing of the upstream.
-    let pace_is_ours = request.body == BodyLength::None;
-    record.sends(uploaded || pace_is_ours);
-    loop {
-        let response = unless_gone(
-            ends.client,
-            ends.buffer,
-            read_head(request, &mut reading, answer),
-        );
-        let head = ends.deadlines.within(request.within, response).await;
-        let head = head.map_err(|Elapsed| Rejection::UpstreamTimeout)?;
-        let head = head.ok_or(Failure::ClientGone)??;
-        if !is_interim(&head) {
-            record.answers(head.status);
-            return Ok(Answered { head, uploaded });
+        let uploaded = match sent {
+            Ok(()) => true,
+            // The upstream may have answered before it stopped reading: its answer is worth more than a 502.
+            Err(Failure::Reply(Rejection::UpstreamBroken, _)) => false,
+            Err(failure) => return Err(failure),
+        };
+        // Its time begins here: how long the client takes to send says nothing of the upstream.
+        let pace_is_ours = request.body == BodyLength::None;
+        record.sends(uploaded || pace_is_ours);
+        loop {
+            let response = unless_gone(
+                ends.client,
+                ends.buffer,
+                read_head(request, &mut reading, answer),
+            );
+            let head = ends.deadlines.within(request.within, response).await;
+            let head = head.map_err(|Elapsed| Rejection::UpstreamTimeout)?;
+            let head = head.ok_or(Failure::ClientGone)??;
+            if !is_interim(&head) {
+                record.answers(head.status);
+                return Ok(Answered { head, uploaded });
+            }
+            interims.take(answer, &head)?;
+            interims
+                .tell_within(request.idle, ends.deadlines, ends.client)
+                .await?;
         }
-        interims.take(answer, &head)?;
-        interims
-            .tell_within(request.idle, ends.deadlines, ends.client)
-            .await?;
+    }
+
+    /// Streams the body that begins at the front of `answer` behind the head in `out`; says whether the upstream's connection can
+    /// serve another request.
+    async fn stream_back(
+        &mut self,
+        answered: &Answered,
+        upstream: &mut Stream,
+    ) -> Result<bool, Failure> {
+        let Exchange {
+            conn,
+            outgoing,
+            ends,
+            upload,
+            answer,
+            record,
+            ..
+        } = self;
+        let audited = (outgoing.plan, &conn.lane.outbox);
+        let (request, out) = (&outgoing.request, &mut *outgoing.out);
+        let (mut reader, until_close) = answered.reader();
+        let chunked = answered.chunked() && !request.old_client;
+        let changes = &outgoing.route.response_headers;
+        let Ends {
+            client,
+            buffer,
+            deadlines,
+        } = ends;
+        let (mut client, mut upstream) = (BothWays::of(client), BothWays::of(upstream));
+        let (from_client, mut to_client) = client.split();
+        let (mut from_upstream, to_upstream) = upstream.split();
+        let client_sends = (from_client, &mut **buffer);
+        let mut responding = Responding {
+            rest: match answered.uploaded {
+                true => None,
+                false => Some(Rest::of(upload, request, client_sends, to_upstream)),
+            },
+            deadlines,
+            idle: request.idle,
+        };
+        let (mut told, mut room) = (false, Room::new());
+        loop {
+            let mut front = Front::of(answer);
+            while !front.rest().is_empty() && !reader.is_done() {
+                match reader.next(front.rest()).map_err(|_| broken_off(told))? {
+                    Piece::Data { data, consumed } => {
+                        record.bytes_out += data.len() as u64;
+                        front.move_piece((data, consumed), out, chunked);
+                    }
+                    Piece::NeedMore { consumed } | Piece::End { consumed } => front.take(consumed),
+                }
+            }
+            drop(front);
+            let done = reader.is_done();
+            if done {
+                if chunked {
+                    let may = |name: &[u8]| headers::may_trail_down(name, changes);
+                    let end = put_last_chunk(out, reader.trailers(), may);
+                    end.map_err(|_| broken_off(told))?;
+                }
+                secure(audited, record, told).await?;
+            }
+            let bytes_in = &mut record.bytes_in;
+            responding.write(bytes_in, &mut to_client, out).await?;
+            told = true;
+            out.clear();
+            if done {
+                break;
+            }
+            let read = async || room.read(&mut from_upstream, answer).await;
+            match responding.step(bytes_in, read).await? {
+                Ok(Ok(1..)) => {}
+                Ok(Ok(0)) if until_close => {
+                    secure(audited, record, told).await?;
+                    if chunked {
+                        let bytes_in = &mut record.bytes_in;
+                        let end = responding.write(bytes_in, &mut to_client, b"0\r\n\r\n");
+                        end.await?;
+                    }
+                    return Ok(false);
+                }
+                // Cut short: only an abort tells the client, since the head is out.
+                Ok(Ok(0) | Err(_)) | Err(Elapsed) => return Err(Failure::UpstreamGone),
+            }
+        }
+        Ok(answered.head.keep_alive && answered.uploaded && answer.is_empty())
     }
 }
 
 /// What `waited` gives; `None` once the client has left. A client that sends on is there, and is not looked at again.
-pub(super) async fn unless_gone<F: Future>(
+async fn unless_gone<F: Future>(
     client: &mut Stream,
     buffer: &mut Vec<u8>,
     waited: F,
@@ -311,91 +429,6 @@ pub(super) async fn read_head(
             Ok(0) | Err(_) => return Err(Rejection::UpstreamBroken),
         }
     }
-}
-
-/// Streams the body that begins at the front of `answer` behind the head in `out`; says whether the upstream's connection can
-/// serve another request.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the request and the response, and both ends of each"
-)]
-async fn stream_back(
-    audited: (&Plan, &Outbox),
-    request: &Request,
-    answered: &Answered,
-    upload: &mut Upload<'_>,
-    out: &mut Vec<u8>,
-    answer: &mut Vec<u8>,
-    upstream: &mut Stream,
-    ends: &mut Ends<'_>,
-    record: &mut Record,
-) -> Result<bool, Failure> {
-    let (mut reader, until_close) = answered.reader();
-    let chunked = answered.chunked() && !request.old_client;
-    let changes = &upload.route.response_headers;
-    let Ends {
-        client,
-        buffer,
-        deadlines,
-    } = ends;
-    let (mut client, mut upstream) = (BothWays::of(client), BothWays::of(upstream));
-    let (from_client, mut to_client) = client.split();
-    let (mut from_upstream, to_upstream) = upstream.split();
-    let client_sends = (from_client, &mut **buffer);
-    let mut responding = Responding {
-        rest: match answered.uploaded {
-            true => None,
-            false => Some(Rest::of(upload, request, client_sends, to_upstream)),
-        },
-        deadlines,
-        idle: request.idle,
-    };
-    let (mut told, mut room) = (false, Room::new());
-    loop {
-        let mut front = Front::of(answer);
-        while !front.rest().is_empty() && !reader.is_done() {
-            match reader.next(front.rest()).map_err(|_| broken_off(told))? {
-                Piece::Data { data, consumed } => {
-                    record.bytes_out += data.len() as u64;
-                    front.move_piece((data, consumed), out, chunked);
-                }
-                Piece::NeedMore { consumed } | Piece::End { consumed } => front.take(consumed),
-            }
-        }
-        drop(front);
-        let done = reader.is_done();
-        if done {
-            if chunked {
-                let may = |name: &[u8]| headers::may_trail_down(name, changes);
-                let end = put_last_chunk(out, reader.trailers(), may);
-                end.map_err(|_| broken_off(told))?;
-            }
-            secure(audited, record, told).await?;
-        }
-        let bytes_in = &mut record.bytes_in;
-        responding.write(bytes_in, &mut to_client, out).await?;
-        told = true;
-        out.clear();
-        if done {
-            break;
-        }
-        let read = async || room.read(&mut from_upstream, answer).await;
-        match responding.step(bytes_in, read).await? {
-            Ok(Ok(1..)) => {}
-            Ok(Ok(0)) if until_close => {
-                secure(audited, record, told).await?;
-                if chunked {
-                    let bytes_in = &mut record.bytes_in;
-                    let end = responding.write(bytes_in, &mut to_client, b"0\r\n\r\n");
-                    end.await?;
-                }
-                return Ok(false);
-            }
-            // Cut short: only an abort tells the client, since the head is out.
-            Ok(Ok(0) | Err(_)) | Err(Elapsed) => return Err(Failure::UpstreamGone),
-        }
-    }
-    Ok(answered.head.keep_alive && answered.uploaded && answer.is_empty())
 }
 
 /// The upstream's response is not whole; `told` once its head is out.

@@ -23,7 +23,6 @@ mod outbox;
 mod outgoing;
 mod quota;
 mod record;
-pub mod reload;
 pub mod reply;
 mod retries;
 mod sessions;

@@ -18,6 +18,7 @@ use super::trace::Trace;
 use super::wire::Buffer;
 use crate::clock;
 use crate::config::Route;
+use crate::config::upstreams::Upstream;
 use crate::http1::head::{BodyLength, RequestHead};
 use crate::http2::grpc;
 use crate::plan::Plan;
@@ -26,7 +27,7 @@ use crate::store::breakers::{End, Entry};
 use crate::upstream::{Aim, Cause};
 
 /// A checked request with its head as it goes out, and what its answer will need.
-pub(super) struct Outgoing<'p, 'l> {
+pub(super) struct Outgoing<'p> {
     pub plan: &'p Plan,
     pub route: &'p Route,
     /// An index into the configuration's upstreams.
@@ -35,7 +36,7 @@ pub(super) struct Outgoing<'p, 'l> {
     pub aim: Aim,
     pub request: Request,
     /// Its head as HTTP/1.1; later the response's.
-    pub out: Buffer<'l>,
+    pub out: Buffer<'p>,
     /// Whether the client lets its connection live.
     pub keep_alive: bool,
     /// The protocols that the client offers to switch to.
@@ -53,14 +54,14 @@ pub(super) struct Outgoing<'p, 'l> {
 
 /// The request whose head stands at the front of the client's `buffer`, which is taken off there. `over_http2`: where one side
 /// speaks that.
-pub(super) fn prepare<'p, 'l>(
-    conn: &Conn<'l>,
+pub(super) fn prepare<'p>(
+    conn: &Conn<'p>,
     admitted: Admitted<'p>,
     buffer: &mut Vec<u8>,
     head: &RequestHead,
     over_http2: bool,
     record: &mut Record,
-) -> Outgoing<'p, 'l> {
+) -> Outgoing<'p> {
     let is_kept = |trace: &Trace| trace.is_kept(admitted.plan);
     record.forwarded = record.trace.as_ref().is_some_and(is_kept).then(clock::mono);
     let switch_to = headers::upgrade(buffer, head);
@@ -138,7 +139,17 @@ pub(super) fn prepare<'p, 'l>(
     }
 }
 
-impl Outgoing<'_, '_> {
+impl<'p> Outgoing<'p> {
+    pub(super) fn settings(&self) -> &'p Upstream {
+        &self.plan.config.upstreams[self.upstream]
+    }
+
+    /// How many bytes of its body may be kept to be sent again.
+    pub(super) fn keep(&self) -> usize {
+        let retries = self.settings().retries.as_ref();
+        retries.map_or(0, |retries| retries.buffer)
+    }
+
     /// Does what the upstream's response says to weir, and puts its head for the client in place of the request's in `out`. Says
     /// what becomes of the client's connection, which may live on where it `may_live`. A refusal is no failure of the upstream's, whose
     /// part is over with it.

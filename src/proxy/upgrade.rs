@@ -42,7 +42,7 @@ pub(super) enum Spoken {
 /// Tells the client of the switch and relays until the end. `answer` came behind the upstream's head.
 pub(super) async fn switched(
     conn: &Conn<'_>,
-    outgoing: &Outgoing<'_, '_>,
+    outgoing: &Outgoing<'_>,
     ends: &mut Ends<'_>,
     (upstream, answer): (&mut Stream, Vec<u8>),
     spoken: Spoken,
@@ -61,7 +61,7 @@ pub(super) async fn switched(
 /// As [`switched`], for a client that asked for a WebSocket by HTTP/2 (RFC 8441 section 5), with an upstream of either version.
 pub(super) async fn switched_http2(
     conn: &Conn<'_>,
-    outgoing: &Outgoing<'_, '_>,
+    outgoing: &Outgoing<'_>,
     (body, respond): (&mut RecvStream, &mut SendResponse<Bytes>),
     upstream: Side<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>,
     answer: Vec<u8>,
@@ -90,7 +90,7 @@ pub(super) async fn switched_http2(
 /// Relays until the end, of which weir's part is told here.
 async fn live(
     conn: &Conn<'_>,
-    outgoing: &Outgoing<'_, '_>,
+    outgoing: &Outgoing<'_>,
     client: Side<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>,
     upstream: Side<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>,
     spoken: Spoken,

@@ -10,7 +10,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::exchange::Failure;
 use super::headers::{may_trail_up, put_last_chunk};
-use super::outgoing::Request;
+use super::outgoing::{Outgoing, Request};
 use super::reply::Rejection;
 use super::retries::may_be_kept;
 use super::trace::Renamed;
@@ -46,19 +46,15 @@ pub(super) struct Upload<'p> {
     kept: Option<(Vec<u8>, u64)>,
     /// They say what must not come behind the body.
     plan: &'p Plan,
-    pub route: &'p Route,
+    route: &'p Route,
     /// Where it is one: its time is the upstream's, but while the client is waited for.
-    pub probe: Option<Rc<Probe>>,
+    probe: Option<Rc<Probe>>,
 }
 
 impl<'p> Upload<'p> {
-    /// With nothing sent yet, `head` neither. A body of up to `keep` bytes can be sent again.
-    pub(super) fn new(
-        request: &Request,
-        head: &[u8],
-        keep: usize,
-        (plan, route): (&'p Plan, &'p Route),
-    ) -> Upload<'p> {
+    /// With nothing sent yet.
+    pub(super) fn new(outgoing: &Outgoing<'p>, probe: Option<Rc<Probe>>) -> Upload<'p> {
+        let (request, head, keep) = (&outgoing.request, &outgoing.out, outgoing.keep());
         let out = match request.body {
             BodyLength::None => Vec::new(),
             BodyLength::Fixed(_) | BodyLength::Chunked => head.to_vec(),
@@ -76,9 +72,9 @@ impl<'p> Upload<'p> {
             moved: None,
             out,
             written: 0,
-            plan,
-            route,
-            probe: None,
+            plan: outgoing.plan,
+            route: outgoing.route,
+            probe,
         }
     }
 

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 use tracing::{error, warn};
 
-use super::metrics::told::Told;
+use super::metrics::outlets::Outlet;
 use super::until_sent;
 use crate::config::telemetry::LogFormat;
 use crate::event::{AuditEvent, Micros};
@@ -52,7 +52,7 @@ pub struct Line<'a, 't> {
 #[derive(Debug)]
 pub struct AccessLog {
     sender: OnceLock<SyncSender<Message>>,
-    told: Told,
+    told: Outlet,
 }
 
 #[derive(Debug)]
@@ -64,7 +64,7 @@ enum Message {
 
 impl AccessLog {
     /// Nothing is written yet.
-    pub fn new(told: Told) -> AccessLog {
+    pub fn new(told: Outlet) -> AccessLog {
         AccessLog {
             sender: OnceLock::new(),
             told,
@@ -121,7 +121,7 @@ impl AccessLog {
     }
 }
 
-fn write(batches: &Receiver<Message>, mut out: impl Write, told: &Told) {
+fn write(batches: &Receiver<Message>, mut out: impl Write, told: &Outlet) {
     let mut fails = false;
     while let Ok(message) = batches.recv() {
         let batch = match message {

@@ -9,6 +9,7 @@ mod durations;
 pub mod format;
 mod http2;
 pub mod limits;
+pub mod outlets;
 pub mod process;
 mod proxy_protocol;
 pub mod redis_calls;
@@ -17,7 +18,6 @@ pub mod requests;
 pub mod sessions;
 mod tasks;
 pub mod tls;
-pub mod told;
 pub mod upstreams;
 pub mod webhook;
 
@@ -31,6 +31,7 @@ use connections::ConnectionMetrics;
 use drain::DrainMetrics;
 use http2::Http2Errors;
 use limits::Limits;
+use outlets::Outlet;
 use process::ProcessMetrics;
 use proxy_protocol::ProxyFailures;
 use redis_calls::Redis;
@@ -39,7 +40,6 @@ use requests::RequestMetrics;
 use sessions::Sessions;
 use tasks::Tasks;
 use tls::TlsMetrics;
-use told::Told;
 use upstreams::Upstreams;
 
 /// All metrics of a process.
@@ -57,8 +57,8 @@ pub struct Metrics {
     pub proxy_failures: ProxyFailures,
     pub http2_errors: Http2Errors,
     pub upstreams: Upstreams,
-    pub access_log: Told,
-    pub traces: Told,
+    pub access_log: Outlet,
+    pub traces: Outlet,
     pub requests: RequestMetrics,
     pub connections: ConnectionMetrics,
     pub limits: Limits,
@@ -81,8 +81,8 @@ impl Default for Metrics {
             proxy_failures: ProxyFailures::register(&mut registry),
             http2_errors: Http2Errors::register(&mut registry),
             upstreams: Upstreams::register(&mut registry),
-            access_log: told::access_log(&mut registry),
-            traces: told::traces(&mut registry),
+            access_log: outlets::access_log(&mut registry),
+            traces: outlets::traces(&mut registry),
             requests: RequestMetrics::register(&mut registry),
             connections: ConnectionMetrics::register(&mut registry),
             limits: Limits::register(&mut registry),

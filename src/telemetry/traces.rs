@@ -16,7 +16,7 @@ use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::time::{timeout, timeout_at};
 use tracing::{error, info, warn};
 
-use super::metrics::told::Told;
+use super::metrics::outlets::Outlet;
 use super::spans::{self, Traced};
 use super::until_sent;
 
@@ -37,7 +37,7 @@ pub struct Traces {
     /// Its URL.
     pub otlp: String,
     sender: Sender<Message>,
-    told: Told,
+    told: Outlet,
 }
 
 #[derive(Debug)]
@@ -49,7 +49,7 @@ enum Message {
 
 impl Traces {
     /// Begins the thread.
-    pub fn start(otlp: &str, told: Told) -> Arc<Traces> {
+    pub fn start(otlp: &str, told: Outlet) -> Arc<Traces> {
         let (sender, messages) = mpsc::channel(QUEUE);
         let (endpoint, counted) = (otlp.to_owned(), told.clone());
         let begun = thread::Builder::new()
@@ -97,7 +97,7 @@ impl Traces {
     }
 }
 
-fn run(otlp: &str, messages: Receiver<Message>, told: &Told) -> anyhow::Result<()> {
+fn run(otlp: &str, messages: Receiver<Message>, told: &Outlet) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -139,7 +139,7 @@ fn resource() -> Resource {
     }
 }
 
-async fn send(mut messages: Receiver<Message>, exporter: &impl SpanExporter, told: &Told) {
+async fn send(mut messages: Receiver<Message>, exporter: &impl SpanExporter, told: &Outlet) {
     let mut fails = false;
     while let Some(message) = messages.recv().await {
         let mut spans = Vec::new();

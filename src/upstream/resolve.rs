@@ -28,7 +28,7 @@ const WITHIN: Duration = Duration::from_secs(10);
 
 /// What a name stands for.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct Resolved {
     /// IPv4 ones, or IPv6 ones where there are no others; at least one.
     pub addresses: Vec<SocketAddr>,
     pub holds_for: Duration,
@@ -46,7 +46,7 @@ pub(super) enum ResolveError {
 }
 
 /// Looks the name up.
-pub(super) async fn resolve(name: &DnsName) -> Result<Found, ResolveError> {
+pub(super) async fn resolve(name: &DnsName) -> Result<Resolved, ResolveError> {
     // Made for each look, which is rare: so a resolv.conf or hosts file that has changed is read, and nothing is remembered for longer than
     // the file of weir says.
     let (config, options) = configuration(name)?;
@@ -73,7 +73,7 @@ pub(super) async fn resolve(name: &DnsName) -> Result<Found, ResolveError> {
         .collect();
     match addresses.is_empty() {
         true => Err(ResolveError::Nothing),
-        false => Ok(Found {
+        false => Ok(Resolved {
             addresses,
             holds_for: found.valid_until().saturating_duration_since(clock::now()),
         }),

@@ -9,13 +9,13 @@ use super::harness::postgres::{Database, Server};
 use super::harness::redis::Answer;
 use uuid::Uuid;
 use weir::admin::health::Heartbeat;
+use weir::background::partitions::{Unindexed, keep_once};
 use weir::clock;
 use weir::store::audit::batch::Batch;
 use weir::store::audit::chain::Hasher;
 use weir::store::audit::days::Day;
 use weir::store::postgres::{partitions, row};
 use weir::telemetry::metrics::Metrics;
-use weir::worker::partitions::{Unindexed, keep_once};
 
 #[test]
 fn two_workers_store_each_batch_once_however_often_it_is_sent() {

@@ -14,6 +14,9 @@ use super::harness::redis::Certificates;
 use serde_json::Value;
 use tokio::runtime::Handle;
 use weir::admin::health::Heartbeat;
+use weir::background::partitions as keeping;
+use weir::background::partitions::{Unindexed, keep_once};
+use weir::background::supervise::{AtStop, Supervisor};
 use weir::clock;
 use weir::config::redis::{Certificate, Tls};
 use weir::config::{Secret, postgres};
@@ -23,9 +26,6 @@ use weir::store::audit::{Filter, Order};
 use weir::store::postgres::partitions::list as days_of;
 use weir::store::postgres::{Postgres, PostgresError, Reader, migrate, partitions};
 use weir::telemetry::metrics::Metrics;
-use weir::worker::partitions as keeping;
-use weir::worker::partitions::{Unindexed, keep_once};
-use weir::worker::supervise::{AtStop, Supervisor};
 
 const WITHIN: Duration = Duration::from_secs(5);
 

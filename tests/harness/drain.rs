@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 use weir::admin::health::Heartbeat;
+use weir::background::drain::{self, Settings};
 use weir::config::redis::Tls;
 use weir::config::worker::Worker;
 use weir::config::{Secret, audit, check, postgres};
@@ -18,7 +19,6 @@ use weir::store::postgres::{Postgres, migrate};
 use weir::store::redis::{Arg, Connections};
 use weir::store::streams::consume::Streams;
 use weir::telemetry::metrics::Metrics;
-use weir::worker::drain::{self, Settings};
 
 use super::postgres::query;
 use super::redis::{self, Answer};

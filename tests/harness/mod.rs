@@ -43,6 +43,8 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use weir::admin::health::Heartbeat;
+use weir::background;
+use weir::background::supervise::Supervisor;
 use weir::clock;
 use weir::config::check;
 use weir::config::listeners::Address;
@@ -54,8 +56,6 @@ use weir::proxy::lane;
 use weir::store::fleet::Fleet;
 use weir::telemetry::metrics::Metrics;
 use weir::upstream::names::first_look;
-use weir::worker;
-use weir::worker::supervise::Supervisor;
 
 /// Longer than anything that works takes.
 pub const DEADLINE: Duration = Duration::from_secs(10);
@@ -210,9 +210,9 @@ fn control(
             redis.ready(DEADLINE).await;
             let metrics = plan.borrow().metrics.clone();
             let mut supervisor = Supervisor::new(Handle::current(), metrics);
-            worker::tend_shared_state(&mut supervisor, &plan, &redis);
+            background::tend_shared_state(&mut supervisor, &plan, &redis);
             let first = plan.borrow().clone();
-            worker::breakers::first_look(&first, DEADLINE).await;
+            background::breakers::first_look(&first, DEADLINE).await;
             drop(first);
             let _ = joined.send(());
             let _ = phases.wait_for(|phase| *phase >= Phase::Draining).await;
@@ -233,7 +233,7 @@ fn tend(plan: watch::Receiver<Arc<Plan>>, mut phases: watch::Receiver<Phase>) {
             let first = plan.borrow().clone();
             first_look(&first.upstreams, DEADLINE).await;
             drop(first);
-            worker::tend_endpoints(&mut supervisor, plan.clone());
+            background::tend_endpoints(&mut supervisor, plan.clone());
             let _ = begun.send(());
             let _ = phases.wait_for(|phase| *phase >= Phase::Draining).await;
         });

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::watch;
+use weir::background;
+use weir::background::supervise::Supervisor;
 use weir::config::check;
 use weir::net::tls::Secured;
 use weir::plan::{Plan, Process, SharedAsk};
 use weir::store::fleet::{Fleet, FleetConnections};
 use weir::store::limits::leases::Decision;
-use weir::worker;
-use weir::worker::supervise::Supervisor;
 
 use super::{DEADLINE, metrics};
 
@@ -41,7 +41,7 @@ impl Node {
         let redis = fleet.join();
         let mut supervisor = Supervisor::new(Handle::current(), plan.metrics.clone());
         let following = watch::Sender::new(plan.clone()).subscribe();
-        worker::tend_shared_state(&mut supervisor, &following, &redis);
+        background::tend_shared_state(&mut supervisor, &following, &redis);
         assert!(redis.ready(DEADLINE).await);
         Node {
             plan,

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Heartbeat;
-use super::check::{Check, Found, Status};
+use super::check::{Check, Finding, Status};
 
 /// The checks, and the last answer.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ pub struct Report {
 #[derive(Debug)]
 pub struct Entry {
     pub name: String,
-    pub found: Found,
+    pub found: Finding,
     /// How long the look took.
     pub latency: Duration,
 }
@@ -181,7 +181,7 @@ impl Board {
         };
         let latency = began.elapsed();
         let all = |error: &String| {
-            let found = Found::error(check.unanswered, error);
+            let found = Finding::error(check.unanswered, error);
             vec![found; check.names.len()]
         };
         let found = found.unwrap_or_else(|error| all(&error));
@@ -199,7 +199,7 @@ impl Board {
         let names = self.checks.iter().flat_map(|check| &check.names);
         let entry = |name: &String| Entry {
             name: name.clone(),
-            found: Found::error(Status::Critical, "weir ends"),
+            found: Finding::error(Status::Critical, "weir ends"),
             latency: Duration::ZERO,
         };
         Report {
@@ -232,7 +232,7 @@ mod tests {
     fn takes(name: &str, time: Duration) -> Check {
         Check::new(name, Status::Degraded, move || async move {
             sleep(time).await;
-            Found::new(Status::Ok, json!({}))
+            Finding::new(Status::Ok, json!({}))
         })
     }
 
@@ -314,7 +314,7 @@ mod tests {
         let (turn, turned) = watch::channel(Status::Critical);
         let gate = Check::new("postgres_write", Status::Critical, move || {
             let status = *turned.borrow();
-            async move { Found::new(status, json!({})) }
+            async move { Finding::new(status, json!({})) }
         });
         let board = board(vec![gate.gating()], SECOND);
         let unready = Some(vec!["postgres_write".to_owned()]);

@@ -17,7 +17,7 @@ pub enum Status {
 
 /// What a look has found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
+pub struct Finding {
     pub status: Status,
     /// What was measured, by name.
     pub details: Map<String, Value>,
@@ -30,7 +30,7 @@ pub struct Check {
     pub unanswered: Status,
     /// Whether the process is ready only while this is not critical.
     pub gates: bool,
-    pub(super) look: Box<dyn Fn() -> BoxFuture<'static, Vec<Found>> + Send + Sync>,
+    pub(super) look: Box<dyn Fn() -> BoxFuture<'static, Vec<Finding>> + Send + Sync>,
 }
 
 impl Status {
@@ -52,19 +52,19 @@ impl Status {
     }
 }
 
-impl Found {
+impl Finding {
     /// `details` is to be a JSON object.
-    pub fn new(status: Status, details: Value) -> Found {
+    pub fn new(status: Status, details: Value) -> Finding {
         let details = match details {
             Value::Object(details) => details,
             other => Map::from_iter([("details".to_owned(), other)]),
         };
-        Found { status, details }
+        Finding { status, details }
     }
 
     /// Without details but the error.
-    pub fn error(status: Status, error: impl fmt::Display) -> Found {
-        Found::new(status, json!({ "error": error.to_string() }))
+    pub fn error(status: Status, error: impl fmt::Display) -> Finding {
+        Finding::new(status, json!({ "error": error.to_string() }))
     }
 }
 
@@ -76,7 +76,7 @@ impl Check {
         look: impl Fn() -> F + Send + Sync + 'static,
     ) -> Check
     where
-        F: Future<Output = Found> + Send + 'static,
+        F: Future<Output = Finding> + Send + 'static,
     {
         Check::several(vec![name.to_owned()], unanswered, move || {
             let found = look();
@@ -91,7 +91,7 @@ impl Check {
         look: impl Fn() -> F + Send + Sync + 'static,
     ) -> Check
     where
-        F: Future<Output = Vec<Found>> + Send + 'static,
+        F: Future<Output = Vec<Finding>> + Send + 'static,
     {
         Check {
             names,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::task::spawn_blocking;
 
-use super::check::{Check, Found, Status};
+use super::check::{Check, Finding, Status};
 use crate::clock;
 use crate::telemetry::metrics::process::Used;
 
@@ -20,7 +20,7 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 pub fn memory() -> Check {
     Check::new("memory", Status::Degraded, || async {
         let looked = spawn_blocking(|| memory_found(resident_bytes(), limit_bytes())).await;
-        looked.unwrap_or_else(|error| Found::error(Status::Degraded, error))
+        looked.unwrap_or_else(|error| Finding::error(Status::Degraded, error))
     })
 }
 
@@ -31,21 +31,21 @@ pub fn disk(paths: Vec<PathBuf>) -> Check {
         async move {
             // A mount whose server is gone keeps its callers.
             let looked = spawn_blocking(move || disks_found(&paths)).await;
-            looked.unwrap_or_else(|error| Found::error(Status::Degraded, error))
+            looked.unwrap_or_else(|error| Finding::error(Status::Degraded, error))
         }
     })
 }
 
-fn memory_found(resident: Option<u64>, limit: Option<u64>) -> Found {
+fn memory_found(resident: Option<u64>, limit: Option<u64>) -> Finding {
     let tight = |(resident, limit): (u64, u64)| resident >= limit / 10 * 9;
     let is_tight = resident.zip(limit).is_some_and(tight);
-    Found::new(
+    Finding::new(
         Status::Degraded.when(is_tight),
         json!({ "resident_bytes": resident, "limit_bytes": limit }),
     )
 }
 
-fn disks_found(paths: &[PathBuf]) -> Found {
+fn disks_found(paths: &[PathBuf]) -> Finding {
     let mut worst = Status::Ok;
     let mut disks = Vec::new();
     for path in paths {
@@ -62,7 +62,7 @@ fn disks_found(paths: &[PathBuf]) -> Found {
         worst = worst.max(status);
         disks.push(details);
     }
-    Found::new(worst, json!({ "disks": disks }))
+    Finding::new(worst, json!({ "disks": disks }))
 }
 
 /// Shares alone say little of a large disk, and bytes alone of a small one.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::check::{Check, Found, Status};
+use super::check::{Check, Finding, Status};
 use crate::audit::{self, Counts, SpoolCounts, Troubles};
 use crate::config::audit::Delivery;
 use crate::config::worker;
@@ -52,8 +52,8 @@ pub fn postgres(postgres: Arc<Postgres>, within: Duration, write_down: Status) -
             let (well, servers): (Vec<_>, Vec<_>) = health.read.iter().map(target).unzip();
             let all_well = well.iter().all(|well| *well);
             vec![
-                Found::new(write_down.when(!write_ok), write),
-                Found::new(
+                Finding::new(write_down.when(!write_ok), write),
+                Finding::new(
                     Status::Degraded.when(!all_well),
                     json!({ "servers": servers }),
                 ),
@@ -64,10 +64,10 @@ pub fn postgres(postgres: Arc<Postgres>, within: Duration, write_down: Status) -
 
 /// Degraded once events wait that could be lost: the store is slow, or cannot be written; and while its files need a human. `capacity` is
 /// of events; few large ones fill the queue by their bytes.
-pub fn queue(counts: Counts, capacity: u64, troubles: Troubles) -> Found {
+pub fn queue(counts: Counts, capacity: u64, troubles: Troubles) -> Finding {
     let is_filling = counts.queued > capacity / 2 || counts.queued_bytes > audit::BYTES / 2;
     let has_trouble = troubles != Troubles::default();
-    let mut found = Found::new(
+    let mut found = Finding::new(
         Status::Degraded.when(is_filling || has_trouble),
         json!({
             "written": counts.written,
@@ -91,13 +91,13 @@ pub fn queue(counts: Counts, capacity: u64, troubles: Troubles) -> Found {
 }
 
 /// What does not fit is dropped and counted, or under `guaranteed` its request is refused.
-pub fn spool(counts: SpoolCounts, delivery: Delivery) -> Found {
+pub fn spool(counts: SpoolCounts, delivery: Delivery) -> Finding {
     let full = match delivery {
         Delivery::BestEffort => Status::Degraded,
         Delivery::Guaranteed => Status::Critical,
     };
     let is_filling = counts.bytes > counts.max / 2 || counts.corrupt > 0;
-    Found::new(
+    Finding::new(
         full.when(counts.refuses)
             .max(Status::Degraded.when(is_filling)),
         json!({
@@ -118,20 +118,20 @@ pub fn audit_lag(streams: Arc<Streams>, bounds: worker::Health) -> Check {
         async move {
             match streams.lag().await {
                 Ok(measured) => lag(&measured, &bounds),
-                Err(error) => Found::error(Status::Degraded, error),
+                Err(error) => Finding::error(Status::Degraded, error),
             }
         }
     })
 }
 
 /// Dead letters wait for an operator.
-fn lag(lag: &Lag, bounds: &worker::Health) -> Found {
+fn lag(lag: &Lag, bounds: &worker::Health) -> Finding {
     let status = if lag.oldest >= bounds.lag_critical {
         Status::Critical
     } else {
         Status::Degraded.when(lag.oldest >= bounds.lag_degraded || lag.dead_letters > 0)
     };
-    Found::new(
+    Finding::new(
         status,
         json!({
             "oldest_seconds": lag.oldest.as_secs_f64(),
@@ -142,7 +142,7 @@ fn lag(lag: &Lag, bounds: &worker::Health) -> Found {
     )
 }
 
-fn nodes(connections: &Connections, down: Status) -> Found {
+fn nodes(connections: &Connections, down: Status) -> Finding {
     let nodes = connections.health();
     let up = nodes.iter().filter(|node| node.up).count();
     let is_well = up == nodes.len() && connections.knows_all_slots();
@@ -154,7 +154,7 @@ fn nodes(connections: &Connections, down: Status) -> Found {
     let nodes = nodes.iter().map(|node| {
         json!({ "address": node.address, "up": node.up, "latency_seconds": node.latency.as_secs_f64() })
     });
-    Found::new(status, json!({ "nodes": nodes.collect::<Vec<_>>() }))
+    Finding::new(status, json!({ "nodes": nodes.collect::<Vec<_>>() }))
 }
 
 /// Whether it answered, and what is told of it.

@@ -11,7 +11,7 @@ use comfy_table::{Table, presets};
 use uuid::Uuid;
 
 use super::Configured;
-use crate::cli::show::printable;
+use super::format::printable;
 use crate::clock;
 use crate::store::audit::batch;
 use crate::store::fleet::Fleet;

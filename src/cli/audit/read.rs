@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::FilterFlags;
-use crate::cli::show::{Format, print};
+use super::format::{Format, print};
 use crate::store::audit::events::{Events, may_pass};
 use crate::store::audit::{Filter, Order, Stored};
 

@@ -37,7 +37,7 @@ use answers::{Answers, Fate};
 use down::Back;
 use kept::Body;
 use parts::{Sink, Source};
-use run::{Ran, Upstream, run};
+use run::{Ran, Upstream};
 use trying::Trying;
 
 /// Whoever asks.
@@ -49,11 +49,20 @@ pub(super) enum Client<'a, 'b> {
     },
 }
 
+/// A request on its way, from its first try to the end of its response.
+struct Exchange<'x, 'c, 'p> {
+    conn: &'x Conn<'x>,
+    outgoing: &'x mut Outgoing<'p>,
+    /// The way back to the client.
+    back: Back<'x, 'c>,
+    record: &'x mut Record,
+}
+
 /// Sends the request and streams the response back.
 pub(super) async fn send(
     conn: &Conn<'_>,
     view: &LaneView,
-    outgoing: &mut Outgoing<'_, '_>,
+    outgoing: &mut Outgoing<'_>,
     client: Client<'_, '_>,
     record: &mut Record,
 ) -> Result<Next, Failure> {
@@ -65,8 +74,13 @@ pub(super) async fn send(
                 let _ = respond.send_informational(go_on);
             }
             let mut source = Source::http2(body);
-            let mut back = Back::Http2(respond);
-            exchange(conn, view, outgoing, &mut source, &mut back, record).await
+            let mut exchange = Exchange {
+                conn,
+                outgoing,
+                back: Back::Http2(respond),
+                record,
+            };
+            exchange.through(view, &mut source).await
         }
         Client::Http1(ends) => {
             // gRPC is of HTTP/2 alone: how its calls end cannot be said in HTTP/1.1.
@@ -80,12 +94,17 @@ pub(super) async fn send(
                 reader: BodyReader::new(outgoing.request.body),
                 until_close: false,
             };
-            let mut back = Back::Http1 {
-                reading,
-                writing: Some(writing),
-                ahead: &mut ahead,
+            let mut exchange = Exchange {
+                conn,
+                outgoing,
+                back: Back::Http1 {
+                    reading,
+                    writing: Some(writing),
+                    ahead: &mut ahead,
+                },
+                record,
             };
-            let sent = exchange(conn, view, outgoing, &mut source, &mut back, record).await;
+            let sent = exchange.through(view, &mut source).await;
             let whole = source.is_over();
             ends.buffer.extend_from_slice(&ahead);
             let next = sent?;
@@ -113,208 +132,279 @@ enum Used {
     Stale,
 }
 
-async fn exchange(
-    conn: &Conn<'_>,
-    view: &LaneView,
-    outgoing: &mut Outgoing<'_, '_>,
-    source: &mut Source<'_, '_>,
-    back: &mut Back<'_, '_>,
-    record: &mut Record,
-) -> Result<Next, Failure> {
-    let upstream = &view.upstreams[outgoing.upstream];
-    let sent = async {
-        record.waits();
-        let entered = back
-            .unless_gone(&outgoing.request, upstream.enter())
-            .await?;
-        let slot = entered.map_err(|_| Rejection::Overloaded)?;
-        record.works();
-        let is_lost = Cell::new(false);
-        let settings = &outgoing.plan.config.upstreams[outgoing.upstream];
-        let (retries, within) = (settings.retries.as_ref(), outgoing.request.within);
-        let picked = upstream.pick(outgoing.aim, &[]);
-        let picked = picked.map_err(|_| Rejection::NoEndpoint)?;
-        record.aims_at(&picked.pool);
-        let to = (slot, picked);
-        let mut trying = Trying::new(upstream, to, (retries, within), &is_lost);
-        let keep = retries.map_or(0, |retries| retries.buffer);
-        let mut body = Body::new(source, (outgoing.request.body, keep), &is_lost);
-        loop {
-            let failure = match attempt(conn, outgoing, &mut body, &mut trying, back, record).await
-            {
-                Ok(Ended::Whole(next)) => {
-                    trying.tell(Ok(record.status), &outgoing.request, record);
-                    return Ok(next);
-                }
-                Ok(Ended::Again) => continue,
-                Err(failure) => failure,
-            };
-            trying.tell(Err(&failure), &outgoing.request, record);
-            // An answer has told it already.
-            if record.answered.is_none() {
-                learn(&trying.slot, Err(&failure), record);
-            }
-            // Once the head of a response is on its way there is no other.
-            if record.status != 0 {
-                return Err(failure);
-            }
-            let Some(wait) = trying.another(&outgoing.request, Err(&failure)) else {
-                return Err(failure);
-            };
-            let gone_on = trying.go_on(wait, Err(&failure), outgoing, back, record);
-            if !gone_on.await? {
-                return Err(failure);
-            }
-        }
-    };
-    let sent = sent.await;
-    if let Err(failure) = &sent {
-        outgoing.failed(failure, record);
-    }
-    sent
-}
-
-/// Sends the request to one endpoint, over a connection that is open already or a new one.
-async fn attempt(
-    conn: &Conn<'_>,
-    outgoing: &mut Outgoing<'_, '_>,
-    body: &mut Body<'_, '_, '_>,
-    trying: &mut Trying<'_>,
-    back: &mut Back<'_, '_>,
-    record: &mut Record,
-) -> Result<Ended, Failure> {
-    let pool = &trying.picked.pool.clone();
-    for is_first in [true, false] {
-        body.begin_again();
-        trying.point = Point::Unseen;
-        let mut until = trying.until();
-        if let Some(until) = until {
-            outgoing.request.within = until.left();
-        }
-        let can_repeat = outgoing.request.can_repeat;
-        let upstream = &outgoing.plan.config.upstreams[outgoing.upstream];
-        // What may be HTTP/2 may not take WebSockets by it.
-        let http1_alone = outgoing.websocket_key.is_some() && upstream.protocol == Protocol::Auto;
-        let at_hand = match (is_first, http1_alone) {
-            (true, true) => pool.idle(can_repeat).map(Reached::Http1),
-            (true, false) => pool.at_hand(can_repeat),
-            // Where one was closed, other idle ones may be.
-            (false, _) => None,
-        };
-        let reached = match at_hand {
-            Some(reached) => reached,
-            None => {
-                let reaching = async {
-                    match http1_alone {
-                        true => pool.connect(&mut until).await.map(Reached::Http1),
-                        false => pool.reach(&mut until).await,
-                    }
-                };
-                let reached = back.unless_gone(&outgoing.request, reaching).await?;
-                let reached = reached.map_err(unreached)?;
-                if let Some(until) = until {
-                    outgoing.request.within = until.left();
-                }
-                reached
-            }
-        };
-        record.reached = Some(pool.clone());
-        let used = match reached {
-            Reached::Http1(connected) => {
-                by_http1(
-                    conn,
-                    (pool, connected),
+impl Exchange<'_, '_, '_> {
+    async fn through(
+        &mut self,
+        view: &LaneView,
+        source: &mut Source<'_, '_>,
+    ) -> Result<Next, Failure> {
+        let upstream = &view.upstreams[self.outgoing.upstream];
+        let sent = async {
+            let Exchange {
+                outgoing,
+                back,
+                record,
+                ..
+            } = &mut *self;
+            record.waits();
+            let entered = back
+                .unless_gone(&outgoing.request, upstream.enter())
+                .await?;
+            let slot = entered.map_err(|_| Rejection::Overloaded)?;
+            record.works();
+            let is_lost = Cell::new(false);
+            let retries = outgoing.settings().retries.as_ref();
+            let within = outgoing.request.within;
+            let picked = upstream.pick(outgoing.aim, &[]);
+            let picked = picked.map_err(|_| Rejection::NoEndpoint)?;
+            record.aims_at(&picked.pool);
+            let to = (slot, picked);
+            let mut trying = Trying::new(upstream, to, (retries, within), &is_lost);
+            let length = outgoing.request.body;
+            let mut body = Body::new(source, (length, outgoing.keep()), &is_lost);
+            loop {
+                let attempt = self.attempt(&mut body, &mut trying).await;
+                let Exchange {
                     outgoing,
-                    body,
-                    trying,
                     back,
                     record,
-                )
-                .await
-            }
-            Reached::Http2(place) => {
-                by_http2(conn, (pool, place), outgoing, body, trying, back, record).await
+                    ..
+                } = &mut *self;
+                let failure = match attempt {
+                    Ok(Ended::Whole(next)) => {
+                        trying.tell(Ok(record.status), &outgoing.request, record);
+                        return Ok(next);
+                    }
+                    Ok(Ended::Again) => continue,
+                    Err(failure) => failure,
+                };
+                trying.tell(Err(&failure), &outgoing.request, record);
+                // An answer has told it already.
+                if record.answered.is_none() {
+                    learn(&trying.slot, Err(&failure), record);
+                }
+                // Once the head of a response is on its way there is no other.
+                if record.status != 0 {
+                    return Err(failure);
+                }
+                let Some(wait) = trying.another(&outgoing.request, Err(&failure)) else {
+                    return Err(failure);
+                };
+                let gone_on = trying.go_on(wait, Err(&failure), outgoing, back, record);
+                if !gone_on.await? {
+                    return Err(failure);
+                }
             }
         };
-        match used? {
-            Used::Ended(ended) => return Ok(ended),
-            Used::Stale => {}
+        let sent = sent.await;
+        if let Err(failure) = &sent {
+            self.outgoing.failed(failure, self.record);
+        }
+        sent
+    }
+
+    /// Sends the request to one endpoint, over a connection that is open already or a new one.
+    async fn attempt(
+        &mut self,
+        body: &mut Body<'_, '_, '_>,
+        trying: &mut Trying<'_>,
+    ) -> Result<Ended, Failure> {
+        let pool = &trying.picked.pool.clone();
+        for is_first in [true, false] {
+            let Exchange {
+                outgoing,
+                back,
+                record,
+                ..
+            } = &mut *self;
+            body.begin_again();
+            trying.point = Point::Unseen;
+            let mut until = trying.until();
+            if let Some(until) = until {
+                outgoing.request.within = until.left();
+            }
+            let can_repeat = outgoing.request.can_repeat;
+            // What may be HTTP/2 may not take WebSockets by it.
+            let may_be_http2 = outgoing.settings().protocol == Protocol::Auto;
+            let http1_alone = outgoing.websocket_key.is_some() && may_be_http2;
+            let at_hand = match (is_first, http1_alone) {
+                (true, true) => pool.idle(can_repeat).map(Reached::Http1),
+                (true, false) => pool.at_hand(can_repeat),
+                // Where one was closed, other idle ones may be.
+                (false, _) => None,
+            };
+            let reached = match at_hand {
+                Some(reached) => reached,
+                None => {
+                    let reaching = async {
+                        match http1_alone {
+                            true => pool.connect(&mut until).await.map(Reached::Http1),
+                            false => pool.reach(&mut until).await,
+                        }
+                    };
+                    let reached = back.unless_gone(&outgoing.request, reaching).await?;
+                    let reached = reached.map_err(unreached)?;
+                    if let Some(until) = until {
+                        outgoing.request.within = until.left();
+                    }
+                    reached
+                }
+            };
+            record.reached = Some(pool.clone());
+            let used = match reached {
+                Reached::Http1(connected) => self.by_http1(pool, connected, body, trying).await,
+                Reached::Http2(place) => self.by_http2(pool, place, body, trying).await,
+            };
+            match used? {
+                Used::Ended(ended) => return Ok(ended),
+                Used::Stale => {}
+            }
+        }
+        Err(Rejection::UpstreamBroken.into())
+    }
+
+    async fn by_http1(
+        &mut self,
+        pool: &Pool,
+        mut connected: Connected,
+        body: &mut Body<'_, '_, '_>,
+        trying: &mut Trying<'_>,
+    ) -> Result<Used, Failure> {
+        let mut answer = self.conn.lane.buffers.take();
+        let mut both = BothWays::of(&mut connected.stream);
+        let (reading, writing) = both.split();
+        let upstream = Upstream {
+            sink: Some(Sink::Http1 {
+                stream: writing,
+                out: self.outgoing.out.to_vec(),
+                chunked: self.outgoing.request.body == BodyLength::Chunked,
+            }),
+            answers: Answers::Http1(reading),
+            trying,
+        };
+        let fresh = !connected.reused;
+        let ran = match self.run(body, upstream, &mut answer).await {
+            Err(Failure::Reply(Rejection::UpstreamBroken, _))
+                if !fresh
+                    && self.record.status == 0
+                    && match trying.point {
+                        Point::Unseen => !body.is_lost(),
+                        Point::Seen => self.outgoing.request.can_repeat,
+                        Point::Answered => false,
+                    } =>
+            {
+                return Ok(Used::Stale);
+            }
+            ran => ran?,
+        };
+        match ran {
+            Ran::Ended { ended, reusable } => {
+                if reusable && answer.is_empty() {
+                    pool.give_back(connected);
+                }
+                Ok(Used::Ended(ended))
+            }
+            Ran::Switched(_) => {
+                let mut upstream = BothWays::of(&mut connected.stream);
+                let upstream = Side::of(upstream.split(), Vec::new());
+                let answer = std::mem::take(&mut *answer);
+                self.tunnel(body.source, upstream, answer).await
+            }
         }
     }
-    Err(Rejection::UpstreamBroken.into())
-}
 
-async fn by_http1(
-    conn: &Conn<'_>,
-    (pool, mut connected): (&Pool, Connected),
-    outgoing: &mut Outgoing<'_, '_>,
-    body: &mut Body<'_, '_, '_>,
-    trying: &mut Trying<'_>,
-    back: &mut Back<'_, '_>,
-    record: &mut Record,
-) -> Result<Used, Failure> {
-    let mut answer = conn.lane.buffers.take();
-    let mut both = BothWays::of(&mut connected.stream);
-    let (reading, writing) = both.split();
-    let upstream = Upstream {
-        sink: Some(Sink::Http1 {
-            stream: writing,
-            out: outgoing.out.to_vec(),
-            chunked: outgoing.request.body == BodyLength::Chunked,
-        }),
-        answers: Answers::Http1(reading),
-        trying,
-    };
-    let fresh = !connected.reused;
-    let run = run(conn, outgoing, body, upstream, back, &mut answer, record);
-    let ran = match run.await {
-        Err(Failure::Reply(Rejection::UpstreamBroken, _))
-            if !fresh
-                && record.status == 0
-                && match trying.point {
-                    Point::Unseen => !body.is_lost(),
-                    Point::Seen => outgoing.request.can_repeat,
-                    Point::Answered => false,
-                } =>
+    /// Relays what follows the heads of a WebSocket that a client has asked for by HTTP/2.
+    async fn tunnel(
+        &mut self,
+        source: &mut Source<'_, '_>,
+        upstream: Side<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>,
+        answer: Vec<u8>,
+    ) -> Result<Used, Failure> {
+        let Exchange {
+            conn,
+            outgoing,
+            back,
+            record,
+        } = self;
+        let (Source::Http2 { stream: body, .. }, Back::Http2(respond)) = (source, back) else {
+            return Err(Rejection::UpstreamBroken.into());
+        };
+        let client = (&mut **body, &mut **respond);
+        let switched = upgrade::switched_http2(conn, outgoing, client, upstream, answer, record);
+        // Apart, so that others have no room for it.
+        Box::pin(switched).await?;
+        Ok(Used::Ended(Ended::Whole(Next::Close)))
+    }
+
+    async fn by_http2(
+        &mut self,
+        pool: &Pool,
+        mut place: Place,
+        body: &mut Body<'_, '_, '_>,
+        trying: &mut Trying<'_>,
+    ) -> Result<Used, Failure> {
+        let bodiless = self.outgoing.request.body == BodyLength::None;
+        let request = upgrade_request(
+            &self.outgoing.out,
+            &pool.endpoint.authority,
+            pool.is_secure,
+            self.outgoing.request.takes_trailers,
+        );
+        let mut request = request.map_err(|_| Rejection::BadTarget)?;
+        let for_websocket = self.outgoing.websocket_key.is_some();
+        if for_websocket {
+            if !place.requests.is_extended_connect_protocol_enabled() {
+                return Err(Rejection::OtherProtocol.into());
+            }
+            websocket_connect(&mut request);
+        }
+        let ended = bodiless && !for_websocket;
+        let Ok((response, stream)) = place.requests.send_request(request, ended) else {
+            return Ok(Used::Stale);
+        };
+        let fate = Cell::new(Fate::Seen);
+        let (sink, up) = match for_websocket {
+            true => (None, Some(stream)),
+            false => (Some(Sink::Http2(stream)), None),
+        };
+        let upstream = Upstream {
+            sink,
+            answers: Answers::Http2(response, &fate),
+            trying,
+        };
+        let mut answer = self.conn.lane.buffers.take();
+        let ran = self.run(body, upstream, &mut answer).await;
+        match &ran {
+            Ok(_) => place.answered(),
+            Err(failure) if waited_in_vain(failure, self.record) => place.doubt(),
+            Err(_) => {}
+        }
+        trying.point = match fate.get() {
+            Fate::Unseen => Point::Unseen,
+            Fate::Answered => Point::Answered,
+            // Whatever of it is no good.
+            Fate::Seen | Fate::Lost => Point::of(true, &answer),
+        };
+        if let Err(Failure::Reply(Rejection::UpstreamBroken, _)) = ran
+            && self.record.status == 0
+            && match fate.get() {
+                Fate::Seen | Fate::Answered => false,
+                Fate::Unseen => !body.is_lost(),
+                Fate::Lost => place.reused && self.outgoing.request.can_repeat,
+            }
         {
             return Ok(Used::Stale);
         }
-        ran => ran?,
-    };
-    match ran {
-        Ran::Ended { ended, reusable } => {
-            if reusable && answer.is_empty() {
-                pool.give_back(connected);
+        match (ran?, up) {
+            (Ran::Ended { ended, .. }, _) => Ok(Used::Ended(ended)),
+            (Ran::Switched(Some(mut down)), Some(up)) => {
+                let both = (TunnelReading::of(&mut down), TunnelWriting(up));
+                let upstream = Side::of(both, Vec::new());
+                self.tunnel(body.source, upstream, Vec::new()).await
             }
-            Ok(Used::Ended(ended))
-        }
-        Ran::Switched(_) => {
-            let mut upstream = BothWays::of(&mut connected.stream);
-            let upstream = Side::of(upstream.split(), Vec::new());
-            let answer = std::mem::take(&mut *answer);
-            tunnel(conn, outgoing, body.source, back, upstream, answer, record).await
+            (Ran::Switched(_), _) => Err(Rejection::UpstreamBroken.into()),
         }
     }
-}
-
-/// Relays what follows the heads of a WebSocket that a client has asked for by HTTP/2.
-async fn tunnel(
-    conn: &Conn<'_>,
-    outgoing: &Outgoing<'_, '_>,
-    source: &mut Source<'_, '_>,
-    back: &mut Back<'_, '_>,
-    upstream: Side<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>,
-    answer: Vec<u8>,
-    record: &mut Record,
-) -> Result<Used, Failure> {
-    let (Source::Http2 { stream: body, .. }, Back::Http2(respond)) = (source, back) else {
-        return Err(Rejection::UpstreamBroken.into());
-    };
-    let client = (&mut **body, &mut **respond);
-    let switched = upgrade::switched_http2(conn, outgoing, client, upstream, answer, record);
-    // Apart, so that others have no room for it.
-    Box::pin(switched).await?;
-    Ok(Used::Ended(Ended::Whole(Next::Close)))
 }
 
 /// Whether a request that failed so may have waited for a connection that is gone without a word.
@@ -328,87 +418,5 @@ fn waited_in_vain(failure: &Failure, record: &Record) -> bool {
         // That may have been its reason, unless it was answered.
         Failure::ClientGone => record.status == 0,
         Failure::NotSafe => false,
-    }
-}
-
-async fn by_http2(
-    conn: &Conn<'_>,
-    (pool, mut place): (&Pool, Place),
-    outgoing: &mut Outgoing<'_, '_>,
-    body: &mut Body<'_, '_, '_>,
-    trying: &mut Trying<'_>,
-    back: &mut Back<'_, '_>,
-    record: &mut Record,
-) -> Result<Used, Failure> {
-    let bodiless = outgoing.request.body == BodyLength::None;
-    let request = upgrade_request(
-        &outgoing.out,
-        &pool.endpoint.authority,
-        pool.is_secure,
-        outgoing.request.takes_trailers,
-    );
-    let mut request = request.map_err(|_| Rejection::BadTarget)?;
-    let for_websocket = outgoing.websocket_key.is_some();
-    if for_websocket {
-        if !place.requests.is_extended_connect_protocol_enabled() {
-            return Err(Rejection::OtherProtocol.into());
-        }
-        websocket_connect(&mut request);
-    }
-    let ended = bodiless && !for_websocket;
-    let Ok((response, stream)) = place.requests.send_request(request, ended) else {
-        return Ok(Used::Stale);
-    };
-    let fate = Cell::new(Fate::Seen);
-    let (sink, up) = match for_websocket {
-        true => (None, Some(stream)),
-        false => (Some(Sink::Http2(stream)), None),
-    };
-    let upstream = Upstream {
-        sink,
-        answers: Answers::Http2(response, &fate),
-        trying,
-    };
-    let mut answer = conn.lane.buffers.take();
-    let run = run(conn, outgoing, body, upstream, back, &mut answer, record);
-    let ran = run.await;
-    match &ran {
-        Ok(_) => place.answered(),
-        Err(failure) if waited_in_vain(failure, record) => place.doubt(),
-        Err(_) => {}
-    }
-    trying.point = match fate.get() {
-        Fate::Unseen => Point::Unseen,
-        Fate::Answered => Point::Answered,
-        // Whatever of it is no good.
-        Fate::Seen | Fate::Lost => Point::of(true, &answer),
-    };
-    if let Err(Failure::Reply(Rejection::UpstreamBroken, _)) = ran
-        && record.status == 0
-        && match fate.get() {
-            Fate::Seen | Fate::Answered => false,
-            Fate::Unseen => !body.is_lost(),
-            Fate::Lost => place.reused && outgoing.request.can_repeat,
-        }
-    {
-        return Ok(Used::Stale);
-    }
-    match (ran?, up) {
-        (Ran::Ended { ended, .. }, _) => Ok(Used::Ended(ended)),
-        (Ran::Switched(Some(mut down)), Some(up)) => {
-            let both = (TunnelReading::of(&mut down), TunnelWriting(up));
-            let upstream = Side::of(both, Vec::new());
-            tunnel(
-                conn,
-                outgoing,
-                body.source,
-                back,
-                upstream,
-                Vec::new(),
-                record,
-            )
-            .await
-        }
-        (Ran::Switched(_), _) => Err(Rejection::UpstreamBroken.into()),
     }
 }

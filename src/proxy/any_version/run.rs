@@ -8,21 +8,21 @@ use std::task::Poll;
 
 use h2::RecvStream;
 
-use super::Ended;
 use super::answers::Answers;
 use super::down::{Back, Down, grpc_status};
 use super::kept::Body;
 use super::parts::{Sink, Source};
 use super::trying::Trying;
 use super::up::{Progress, Uploading, upload};
+use super::{Ended, Exchange};
 use crate::config::rewrite::HeaderChanges;
 use crate::http1::head::BodyLength;
 use crate::http1::response::{ResponseBody, ResponseHead};
 use crate::http1::websocket;
 use crate::http2::grpc::GrpcStatus;
-use crate::proxy::exchange::{Answered, Conn, Failure, is_over, learn};
+use crate::proxy::exchange::{Answered, Failure, is_over, learn};
 use crate::proxy::interim::{Interims, is_interim};
-use crate::proxy::outgoing::{Outgoing, Request};
+use crate::proxy::outgoing::Request;
 use crate::proxy::record::Record;
 use crate::proxy::reply::Rejection;
 use crate::proxy::retries::Point;
@@ -48,119 +48,124 @@ pub(super) enum Ran {
     Switched(Option<RecvStream>),
 }
 
-/// Sends the request by one connection and streams the response back.
-pub(super) async fn run(
-    conn: &Conn<'_>,
-    outgoing: &mut Outgoing<'_, '_>,
-    body: &mut Body<'_, '_, '_>,
-    upstream: Upstream<'_, '_>,
-    back: &mut Back<'_, '_>,
-    answer: &mut Vec<u8>,
-    record: &mut Record,
-) -> Result<Ran, Failure> {
-    let Upstream {
-        sink,
-        mut answers,
-        trying,
-    } = upstream;
-    record.sent = None;
-    let progress = Progress::begin(trying.waited, record.probe.clone());
-    let request = outgoing.request;
-    let plan = outgoing.plan;
-    let mut uploading = Uploading {
-        rest: Some(pin!(upload(
-            &request,
-            (plan, outgoing.route),
-            body,
-            sink,
-            &progress
-        ))),
-        progress: &progress,
-        whole: false,
-        refused: None,
-    };
-    let how = (&request, &outgoing.route.response_headers);
-    let answered = await_head(how, &mut uploading, &mut answers, back, answer, record);
-    let answered = answered.await;
-    trying.waited = progress.waited();
-    trying.point = Point::of(progress.begun.get(), answer);
-    let (head, mut body) = answered?;
-    record.answers(head.status);
-    progress.answered.set(true);
-    progress.made();
-    let status = head.status;
-    let answered = Answered {
-        head,
-        uploaded: uploading.whole,
-    };
-    let by_http2 = matches!(answers, Answers::Http2(..));
-    if let Some(wait) = trying.another(&request, Ok(status)) {
-        // Apart, so that others have no room for it.
-        let gone_on = Box::pin(trying.go_on(wait, Ok(status), outgoing, back, record));
-        if gone_on.await? {
-            let reusable = !by_http2 && is_over(&answered, answer);
-            answer.clear();
-            return Ok(Ran::Ended {
-                ended: Ended::Again,
-                reusable,
-            });
-        }
-    }
-    learn(&trying.slot, Ok(status), record);
-    trying.slot.answered();
-    // RFC 8441 section 5: any of 200 to 299 opens it there.
-    let key = outgoing.websocket_key.as_ref();
-    let opens = status == 101 || (key.is_some() && by_http2 && matches!(status, 200..=299));
-    if let (Some(key), false) = (key, by_http2) {
-        is_for_websocket(answer, &answered.head, key).inspect_err(|rejection| {
-            if *rejection == Rejection::NotSwitched {
-                outgoing.finish(End::Status(status), record);
-            }
-        })?;
-    }
-    // What is left of a body cut off by an early response cannot be told from a next request; streams are apart from each other.
-    let may_live = answered.uploaded || !back.is_http1();
-    let turned = outgoing.turn_back(conn, answer, &answered, may_live, record);
-    let next = turned.await?;
-    let mut grpc = grpc_status(&request, answer, &answered.head);
-    answer.drain(..answered.head.len);
-    if opens {
-        outgoing.finish(End::Status(status), record);
-        return Ok(Ran::Switched(body));
-    }
-    let keep_alive = answered.head.keep_alive;
-    let mut body = source(body.as_mut(), answers, answer, &answered)?;
-    let mut down = Down {
-        head: std::mem::take(&mut *outgoing.out),
-        chunked: answered.chunked() && !request.old_client,
-        sink: None,
-        audited: (plan, &conn.lane.outbox),
-        request: &request,
-        changes: &outgoing.route.response_headers,
-        progress: &progress,
-    };
-    let has_body = answered.head.body != ResponseBody::Length(BodyLength::None);
-    let streamed = down
-        .stream(
-            has_body.then_some(&mut body),
-            &mut uploading,
+impl Exchange<'_, '_, '_> {
+    /// Sends the request by one connection and streams the response back.
+    pub(super) async fn run(
+        &mut self,
+        body: &mut Body<'_, '_, '_>,
+        upstream: Upstream<'_, '_>,
+        answer: &mut Vec<u8>,
+    ) -> Result<Ran, Failure> {
+        let Exchange {
+            conn,
+            outgoing,
             back,
-            &mut grpc,
             record,
-        )
-        .await;
-    record.grpc = record.grpc.or(grpc);
-    let end = match (&streamed, grpc) {
-        (Err(Failure::CutShort(_)), Some(GrpcStatus::DEADLINE_EXCEEDED)) => End::Deadline,
-        (_, Some(status)) => End::Grpc(status),
-        (_, None) => End::Status(status),
-    };
-    outgoing.streamed(end, &streamed, record);
-    streamed?;
-    Ok(Ran::Ended {
-        ended: Ended::Whole(next),
-        reusable: keep_alive && uploading.whole && body.is_spent(),
-    })
+        } = self;
+        let Upstream {
+            sink,
+            mut answers,
+            trying,
+        } = upstream;
+        record.sent = None;
+        let progress = Progress::begin(trying.waited, record.probe.clone());
+        let request = outgoing.request;
+        let plan = outgoing.plan;
+        let mut uploading = Uploading {
+            rest: Some(pin!(upload(
+                &request,
+                (plan, outgoing.route),
+                body,
+                sink,
+                &progress
+            ))),
+            progress: &progress,
+            whole: false,
+            refused: None,
+        };
+        let how = (&request, &outgoing.route.response_headers);
+        let answered = await_head(how, &mut uploading, &mut answers, back, answer, record);
+        let answered = answered.await;
+        trying.waited = progress.waited();
+        trying.point = Point::of(progress.begun.get(), answer);
+        let (head, mut body) = answered?;
+        record.answers(head.status);
+        progress.answered.set(true);
+        progress.made();
+        let status = head.status;
+        let answered = Answered {
+            head,
+            uploaded: uploading.whole,
+        };
+        let by_http2 = matches!(answers, Answers::Http2(..));
+        if let Some(wait) = trying.another(&request, Ok(status)) {
+            // Apart, so that others have no room for it.
+            let gone_on = Box::pin(trying.go_on(wait, Ok(status), outgoing, back, record));
+            if gone_on.await? {
+                let reusable = !by_http2 && is_over(&answered, answer);
+                answer.clear();
+                return Ok(Ran::Ended {
+                    ended: Ended::Again,
+                    reusable,
+                });
+            }
+        }
+        learn(&trying.slot, Ok(status), record);
+        trying.slot.answered();
+        // RFC 8441 section 5: any of 200 to 299 opens it there.
+        let key = outgoing.websocket_key.as_ref();
+        let opens = status == 101 || (key.is_some() && by_http2 && matches!(status, 200..=299));
+        if let (Some(key), false) = (key, by_http2) {
+            is_for_websocket(answer, &answered.head, key).inspect_err(|rejection| {
+                if *rejection == Rejection::NotSwitched {
+                    outgoing.finish(End::Status(status), record);
+                }
+            })?;
+        }
+        // What is left of a body cut off by an early response cannot be told from a next request; streams are apart from each other.
+        let may_live = answered.uploaded || !back.is_http1();
+        let turned = outgoing.turn_back(conn, answer, &answered, may_live, record);
+        let next = turned.await?;
+        let mut grpc = grpc_status(&request, answer, &answered.head);
+        answer.drain(..answered.head.len);
+        if opens {
+            outgoing.finish(End::Status(status), record);
+            return Ok(Ran::Switched(body));
+        }
+        let keep_alive = answered.head.keep_alive;
+        let mut body = source(body.as_mut(), answers, answer, &answered)?;
+        let mut down = Down {
+            head: std::mem::take(&mut *outgoing.out),
+            chunked: answered.chunked() && !request.old_client,
+            sink: None,
+            audited: (plan, &conn.lane.outbox),
+            request: &request,
+            changes: &outgoing.route.response_headers,
+            progress: &progress,
+        };
+        let has_body = answered.head.body != ResponseBody::Length(BodyLength::None);
+        let streamed = down
+            .stream(
+                has_body.then_some(&mut body),
+                &mut uploading,
+                back,
+                &mut grpc,
+                record,
+            )
+            .await;
+        record.grpc = record.grpc.or(grpc);
+        let end = match (&streamed, grpc) {
+            (Err(Failure::CutShort(_)), Some(GrpcStatus::DEADLINE_EXCEEDED)) => End::Deadline,
+            (_, Some(status)) => End::Grpc(status),
+            (_, None) => End::Status(status),
+        };
+        outgoing.streamed(end, &streamed, record);
+        streamed?;
+        Ok(Ran::Ended {
+            ended: Ended::Whole(next),
+            reusable: keep_alive && uploading.whole && body.is_spent(),
+        })
+    }
 }
 
 /// Uploads while it waits for the response's head, which comes to stand at the front of `answer`, and tells the client of interim ones.

@@ -85,7 +85,7 @@ impl<'r> Trying<'r> {
         &mut self,
         wait: Duration,
         came: Result<u16, &Failure>,
-        outgoing: &mut Outgoing<'_, '_>,
+        outgoing: &mut Outgoing<'_>,
         back: &mut Back<'_, '_>,
         record: &mut Record,
     ) -> Result<bool, Failure> {

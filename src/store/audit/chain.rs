@@ -57,7 +57,7 @@ impl Hasher {
     }
 
     /// What the instance's chain begins with in a file.
-    pub fn seal(&self, file: &FileId, part: &Part<'_>) -> Hash {
+    pub fn seal(&self, file: &FileId, part: &InstancePart<'_>) -> Hash {
         let length = u64::try_from(part.boot.len()).unwrap_or(u64::MAX);
         // Days begin at 1 here, so that 0 is none.
         let from = part.from.map_or(0, |day| u64::from(day.0) + 1);
@@ -176,7 +176,7 @@ pub struct Found<'a> {
 }
 
 /// What an instance's seal covers: who it is, and where its chain goes on from.
-pub struct Part<'a> {
+pub struct InstancePart<'a> {
     /// Its number in the file.
     pub id: u64,
     pub name: &'a str,
@@ -324,7 +324,7 @@ mod tests {
     }
 
     fn seal(hasher: &Hasher) -> Hash {
-        let part = Part {
+        let part = InstancePart {
             id: 1,
             name: "a",
             boot: b"boot",

@@ -44,7 +44,7 @@ const FIXED: usize = 2 + 4 * COPIED as usize + 4 + 4 + 8 + 8 + 20 + 2 + 8;
 
 /// What a row has of its batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
+pub struct BatchColumns {
     pub day: Day,
     pub boot_id: i32,
     pub arrival: i64,
@@ -89,7 +89,7 @@ pub struct Fields<'a> {
 }
 
 /// Appends the row of an event.
-pub fn put(buffer: &mut BytesMut, place: &Place, encoding: &[u8]) -> Result<(), Damaged> {
+pub fn put(buffer: &mut BytesMut, place: &BatchColumns, encoding: &[u8]) -> Result<(), Damaged> {
     let parts = Parts::of(encoding).ok_or(Damaged)?;
     let Parts {
         columns, traits, ..
@@ -394,7 +394,7 @@ mod tests {
     use super::*;
     use crate::event::AuditEvent;
 
-    const PLACE: Place = Place {
+    const PLACE: BatchColumns = BatchColumns {
         day: Day(20_782),
         boot_id: 7,
         arrival: 99,

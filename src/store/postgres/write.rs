@@ -17,7 +17,7 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::partitions::{self, Admission};
-use super::row::{self, Date, Place, Time};
+use super::row::{self, BatchColumns, Date, Time};
 use super::{Client, CloseUnlessKept, Postgres, PostgresError, Transaction};
 use crate::store::audit::batch::Batch;
 use crate::store::audit::days::Day;
@@ -308,7 +308,7 @@ impl Writer {
         if ours.iter().any(|(n, _)| open[*n].1.header.count > 0) {
             let rows = ours.iter().map(|(n, arrival)| {
                 let Key { day, boot_id, .. } = keys[*n];
-                let place = Place {
+                let place = BatchColumns {
                     day,
                     boot_id,
                     arrival: *arrival,
@@ -335,7 +335,7 @@ impl Writer {
         &mut self,
         transaction: &Transaction<'_>,
         statements: &Statements,
-        rows: impl Iterator<Item = (Place, &'a Batch)>,
+        rows: impl Iterator<Item = (BatchColumns, &'a Batch)>,
     ) -> Result<(), PostgresError> {
         let sink = transaction.copy_in::<_, Bytes>(&statements.copy).await?;
         let mut sink = pin!(sink);

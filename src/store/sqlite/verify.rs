@@ -6,7 +6,7 @@ use rusqlite::{Connection, OptionalExtension, Row, Rows};
 
 use super::{Ledger, blob, check_version, day, integer, signed, text, unsigned};
 use crate::event::AuditEvent;
-use crate::store::audit::chain::{Check, End, Found, Hasher, Keys, Part};
+use crate::store::audit::chain::{Check, End, Found, Hasher, InstancePart, Keys};
 use crate::store::audit::days::Day;
 use crate::store::audit::links::{Removed, Seen, SeenPart, shown};
 use crate::store::audit::{Fault, FaultKind, Report, StoreError};
@@ -182,7 +182,7 @@ impl Look<'_, '_> {
             }
             return Ok(false);
         }
-        let part = Part {
+        let part = InstancePart {
             id,
             name,
             boot,

@@ -18,7 +18,7 @@ use super::{
 use crate::clock;
 use crate::event::{Columns, Encoded, Micros};
 use crate::store::audit::StoreError;
-use crate::store::audit::chain::{End, FileId, Hash, Hasher, Part};
+use crate::store::audit::chain::{End, FileId, Hash, Hasher, InstancePart};
 use crate::store::audit::days::{self, Day};
 use crate::store::audit::links::{Ended, Previous};
 
@@ -364,7 +364,7 @@ fn join(
     check_key(&transaction, hasher)?;
     let ledger = Ledger::read(&transaction)?;
     let id = ledger.instances + 1;
-    let part = Part {
+    let part = InstancePart {
         id,
         name: &instance.name,
         boot: instance.boot.as_bytes(),

@@ -5,9 +5,9 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 
-/// What became of what was to be told.
+/// A way by which requests are told of, and what became of what was given to it.
 #[derive(Debug, Clone)]
-pub struct Told {
+pub struct Outlet {
     /// It is out.
     pub out: Counter,
     /// It did not fit, or no one took it.
@@ -20,8 +20,8 @@ struct ResultLabels {
 }
 
 /// Lines of the access log.
-pub(super) fn access_log(registry: &mut Registry) -> Told {
-    told(
+pub(super) fn access_log(registry: &mut Registry) -> Outlet {
+    outlet(
         registry,
         ["written", "dropped"],
         "access_log_lines",
@@ -30,8 +30,8 @@ pub(super) fn access_log(registry: &mut Registry) -> Told {
 }
 
 /// Spans of traces.
-pub(super) fn traces(registry: &mut Registry) -> Told {
-    told(
+pub(super) fn traces(registry: &mut Registry) -> Outlet {
+    outlet(
         registry,
         ["exported", "dropped"],
         "trace_spans",
@@ -39,10 +39,10 @@ pub(super) fn traces(registry: &mut Registry) -> Told {
     )
 }
 
-fn told(registry: &mut Registry, results: [&'static str; 2], name: &str, help: &str) -> Told {
+fn outlet(registry: &mut Registry, results: [&'static str; 2], name: &str, help: &str) -> Outlet {
     let family = Family::<ResultLabels, Counter>::default();
     let counted = |result| family.get_or_create_owned(&ResultLabels { result });
     let [out, dropped] = results.map(counted);
     registry.register(name, help, family);
-    Told { out, dropped }
+    Outlet { out, dropped }
 }

@@ -21,17 +21,17 @@ use crate::upstream::names::first_look;
 
 /// How often the file is looked at. Asked by its path, so that it is seen when a symbolic link on the way is swapped,
 /// as Kubernetes does with a ConfigMap; notifications of file systems miss that, and network mounts send none.
-pub const LOOK_EVERY: Duration = Duration::from_secs(1);
+pub(super) const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// For how many looks a certificate may be gone: one that is replaced is for a moment, as is one whose symbolic link is swapped.
 const GONE_FOR: u32 = 3;
 
 /// For the names of endpoints to be looked up before the first request goes to them.
-pub const NAMES_WITHIN: Duration = Duration::from_secs(2);
+pub(super) const NAMES_WITHIN: Duration = Duration::from_secs(2);
 
 /// Reads the file again on each change, for ever; `hangup` is SIGHUP. `seen` is its [`fingerprint`] from before it was read, and so is what
 /// `tls_files` has of those that it names, so that no change since then is missed.
-pub async fn on_change(
+pub(super) async fn on_change(
     path: PathBuf,
     mut seen: Option<Fingerprint>,
     mut tls_files: TlsFiles,
@@ -118,7 +118,7 @@ fn tell(wrong: &[String]) {
 
 /// Reads the files of the stores of `plan` alone again on each change, for ever: for a process that serves no requests, and has no other
 /// TLS. `tls_files` is of them, from before they were read.
-pub async fn stores_on_change(plan: Arc<Plan>, mut tls_files: TlsFiles) -> Infallible {
+pub(super) async fn stores_on_change(plan: Arc<Plan>, mut tls_files: TlsFiles) -> Infallible {
     let mut secured = plan.secured.clone();
     let mut look = interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -162,7 +162,7 @@ fn forget_removed(old: &Plan, new: &Plan) {
 
 /// The files that configurations name for TLS, as they were before they were read.
 #[derive(Debug, Default)]
-pub struct TlsFiles {
+pub(super) struct TlsFiles {
     seen: BTreeMap<PathBuf, Option<Fingerprint>>,
     /// For how many looks one has been gone that was there.
     gone_for: u32,
@@ -170,17 +170,17 @@ pub struct TlsFiles {
 
 impl TlsFiles {
     /// Those of `config`, as they are now.
-    pub fn of(config: &Config) -> TlsFiles {
+    pub(super) fn of(config: &Config) -> TlsFiles {
         TlsFiles::at(Secured::files(config))
     }
 
     /// Those of the stores of `config` alone, likewise.
-    pub fn of_stores(config: &Config) -> TlsFiles {
+    pub(super) fn of_stores(config: &Config) -> TlsFiles {
         TlsFiles::at(Secured::files_of_stores(config))
     }
 
     /// Those at these paths, likewise.
-    pub fn at(paths: impl IntoIterator<Item = PathBuf>) -> TlsFiles {
+    pub(super) fn at(paths: impl IntoIterator<Item = PathBuf>) -> TlsFiles {
         TlsFiles::default().go_on_with(paths)
     }
 
@@ -199,7 +199,7 @@ impl TlsFiles {
     }
 
     /// Looks at them: whether one is another than before, or gone for good. While one is gone for a moment the others wait for it.
-    pub fn look(&mut self) -> bool {
+    pub(super) fn look(&mut self) -> bool {
         let now = self.seen.keys();
         let now: BTreeMap<_, _> = now.map(|path| (path.clone(), fingerprint(path))).collect();
         let mut both = self.seen.values().zip(now.values());
@@ -218,7 +218,7 @@ impl TlsFiles {
 
 /// What differs when a file was written or replaced.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fingerprint {
+pub(super) struct Fingerprint {
     device: u64,
     inode: u64,
     size: u64,
@@ -227,7 +227,7 @@ pub struct Fingerprint {
 }
 
 /// The file's that the path leads to now; `None` for one that cannot be seen.
-pub fn fingerprint(path: &Path) -> Option<Fingerprint> {
+pub(super) fn fingerprint(path: &Path) -> Option<Fingerprint> {
     let of = |file: Metadata| Fingerprint {
         device: file.dev(),
         inode: file.ino(),
