@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::companion::{Companion, Runs};
+use super::files;
 use crate::admin::health::check::Check;
 use crate::admin::health::{Board, Health, Heartbeat};
 use crate::admin::{self, Admin};
@@ -26,6 +27,7 @@ use crate::telemetry::metrics::Metrics;
 
 /// Runs `main` on a control thread, which is this one.
 pub(super) fn run(main: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    files::raise();
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let ended = runtime.block_on(main);
     // Not for a look-up of a name that takes its time.

@@ -9,6 +9,7 @@ mod control;
 mod dependencies;
 pub mod drain;
 pub mod echo;
+mod files;
 pub mod healthcheck;
 pub mod inject;
 pub mod migrate;

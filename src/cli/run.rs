@@ -23,6 +23,7 @@ use tracing::{info, warn};
 
 use super::companion::Runs;
 use super::control::{self, Tasks};
+use super::files;
 use super::read;
 use super::reload::{self, Fingerprint};
 use super::signals::Signals;
@@ -169,6 +170,7 @@ struct Begun {
 
 /// Begins each part before those that need it.
 async fn begin(config: Config, role: Role, takes_over: TakesOver) -> anyhow::Result<Begun> {
+    files::warn_of_few(&config);
     let mut secured = Secured::read(&config, &Secured::default()).map_err(anyhow::Error::msg)?;
     let app_probes = AppProbes::of_environment().map_err(anyhow::Error::msg)?;
     let mut ports = Ports::open(&config, takes_over).await?;

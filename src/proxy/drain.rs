@@ -1,5 +1,5 @@
-//! Whether a phase of a lane's end has begun, and the last call of those that are idle then. A lane's own: what all lanes share would be
-//! asked about by each request of each of them.
+//! Whether a phase of a lane's end has begun, and who is to close: those that are idle then, after a last call, and before that whoever
+//! has been idle for longest where there is room for no more. A lane's own: what all lanes share would be asked about by each request of each of them.
 
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
@@ -15,13 +15,35 @@ use crate::plan::Phase;
 /// How long an idle connection lives on, or a quarter of the drain's time where that is less.
 const LAST_CALL: Duration = Duration::from_secs(1);
 
+/// How many [ticks](Drain::tick) a connection has been idle before it makes room: clients that ask without pause keep theirs.
+const IDLE_TICKS: u32 = 2;
+
 #[derive(Debug, Default)]
 pub(super) struct Drain {
     begun: Cell<bool>,
     /// How long the last call lasts, once it is over.
     called: Cell<Option<Duration>>,
     /// Who waits for the last call.
-    idle: RefCell<Slab<Waker>>,
+    idle: RefCell<Slab<Idle>>,
+    ticks: Cell<u32>,
+    long_idle: RefCell<LongIdle>,
+}
+
+/// A connection that waits for its client.
+#[derive(Debug)]
+struct Idle {
+    waker: Waker,
+    listener: usize,
+    since: u32,
+    makes_room: bool,
+}
+
+/// Those that could make room at a tick: looked for once in each, however many come.
+#[derive(Debug, Default)]
+struct LongIdle {
+    tick: u32,
+    /// For how many ticks, and where; who has been idle for longest is last.
+    found: Vec<(u32, usize)>,
 }
 
 /// Until a connection that is idle is to close. A client that sends its next request just as the drain begins would lose it, and one that
@@ -29,7 +51,8 @@ pub(super) struct Drain {
 #[derive(Debug)]
 pub(super) struct LastCall<'d> {
     drain: &'d Drain,
-    /// Where its waker is, once it has waited.
+    listener: usize,
+    /// Where it is among the idle, once it has waited.
     at: Option<usize>,
     /// Of one that is idle only since the lane's last call, such as behind a long reply: its own.
     own: Option<Pin<Box<Sleep>>>,
@@ -40,12 +63,50 @@ impl Drain {
         self.begun.get()
     }
 
-    pub(super) fn last_call(&self) -> LastCall<'_> {
+    /// For a connection of the listener with this number.
+    pub(super) fn last_call(&self, listener: usize) -> LastCall<'_> {
         LastCall {
             drain: self,
+            listener,
             at: None,
             own: None,
         }
+    }
+
+    /// To be called each second or so.
+    pub(super) fn tick(&self) {
+        self.ticks.set(self.ticks.get().wrapping_add(1));
+    }
+
+    /// Calls the connection of `listener` that has been idle for longest; whether there is one that has been for long.
+    pub(super) fn make_room(&self, listener: usize) -> bool {
+        let now = self.ticks.get();
+        let mut idle = self.idle.borrow_mut();
+        let mut long = self.long_idle.borrow_mut();
+        if long.tick != now {
+            let for_long = |(at, idle): (usize, &Idle)| {
+                let ticks = now.wrapping_sub(idle.since);
+                (ticks >= IDLE_TICKS && !idle.makes_room).then_some((ticks, at))
+            };
+            long.tick = now;
+            long.found = idle.iter().filter_map(for_long).collect();
+            long.found.sort_unstable();
+        }
+        // Who is there now may be another, that came since.
+        let is_one = |(ticks, at): &(u32, usize)| {
+            idle.get(*at).is_some_and(|idle| {
+                idle.listener == listener
+                    && !idle.makes_room
+                    && now.wrapping_sub(idle.since) == *ticks
+            })
+        };
+        let Some(longest) = long.found.iter().rposition(is_one) else {
+            return false;
+        };
+        let (_, at) = long.found.remove(longest);
+        idle[at].makes_room = true;
+        idle[at].waker.wake_by_ref();
+        true
     }
 
     /// Begins with `phase`, or with the drain, which has `time` together.
@@ -63,8 +124,8 @@ impl Drain {
         self.begun.set(true);
         sleep(lasts).await;
         self.called.set(Some(lasts));
-        for waker in self.idle.borrow_mut().drain() {
-            waker.wake();
+        for idle in self.idle.borrow_mut().drain() {
+            idle.waker.wake();
         }
     }
 }
@@ -85,9 +146,15 @@ impl Future for LastCall<'_> {
         }
         let mut idle = self.drain.idle.borrow_mut();
         match self.at {
-            Some(at) => idle[at].clone_from(cx.waker()),
+            Some(at) if idle[at].makes_room => return Poll::Ready(()),
+            Some(at) => idle[at].waker.clone_from(cx.waker()),
             None => {
-                let at = idle.insert(cx.waker().clone());
+                let at = idle.insert(Idle {
+                    waker: cx.waker().clone(),
+                    listener: self.listener,
+                    since: self.drain.ticks.get(),
+                    makes_room: false,
+                });
                 drop(idle);
                 self.at = Some(at);
             }
@@ -106,6 +173,7 @@ impl Drop for LastCall<'_> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
     use tokio::runtime::Builder;
     use tokio::time::Instant;
 
@@ -123,7 +191,7 @@ mod tests {
             let (tell, phases) = watch::channel(Phase::Serving);
             let began = Instant::now();
             let waiting = async {
-                drain.last_call().await;
+                drain.last_call(0).await;
                 (began.elapsed(), drain.has_begun())
             };
             let draining = async {
@@ -137,8 +205,53 @@ mod tests {
             assert_eq!(called, (Duration::from_millis(60_500), true));
             assert!(drain.idle.borrow().is_empty());
             let idle_since = Instant::now();
-            drain.last_call().await;
+            drain.last_call(0).await;
             assert_eq!(idle_since.elapsed(), Duration::from_millis(500));
         });
+    }
+
+    #[test]
+    fn who_has_been_idle_for_longest_makes_room() {
+        let drain = Drain::default();
+        let polled = |call: &mut LastCall<'_>| call.now_or_never().is_some();
+        let [mut first, mut other, mut second] =
+            [0, 1, 0].map(|listener| drain.last_call(listener));
+        assert!(!polled(&mut first));
+        assert!(!polled(&mut other));
+        drain.tick();
+        assert!(!polled(&mut second));
+        assert!(!drain.make_room(0));
+        drain.tick();
+        assert!(drain.make_room(0));
+        assert!(
+            !drain.make_room(0),
+            "the other one has not been idle for long"
+        );
+        assert!(polled(&mut first));
+        drain.tick();
+        assert!(drain.make_room(0));
+        assert!(polled(&mut second));
+        assert!(!polled(&mut other));
+        drop((first, second));
+        assert!(!drain.make_room(0));
+        assert!(drain.make_room(1));
+    }
+
+    #[test]
+    fn who_comes_into_the_place_of_one_that_went_makes_no_room() {
+        let drain = Drain::default();
+        let mut gone = drain.last_call(0);
+        let mut stays = drain.last_call(0);
+        assert!((&mut gone).now_or_never().is_none());
+        assert!((&mut stays).now_or_never().is_none());
+        drain.tick();
+        drain.tick();
+        assert!(drain.make_room(0));
+        assert!((&mut stays).now_or_never().is_none() || (&mut gone).now_or_never().is_none());
+        drop(gone);
+        drop(stays);
+        let mut new = drain.last_call(0);
+        assert!((&mut new).now_or_never().is_none());
+        assert!(!drain.make_room(0));
     }
 }

@@ -3,8 +3,9 @@
 use std::future::poll_fn;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::pin;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use rustls::ProtocolVersion;
@@ -30,6 +31,10 @@ use crate::plan::Greeting;
 
 /// What each record of a handshake begins with (RFC 8446 section 5.1).
 const HANDSHAKE: u8 = 22;
+
+/// How long a handshake has its turn, at most. What is costly is done by then; what is waited for is the client, and one that says nothing
+/// must not keep others out.
+const TURN: Duration = Duration::from_secs(1);
 
 /// A connection that is ready for HTTP.
 pub(super) struct Guest {
@@ -89,7 +94,7 @@ async fn meet(
         ProxyProtocol::Require => return failed("untrusted"),
     };
     if let Some(is_required) = is_required {
-        let read = read_proxy_header(lane, &socket, is_required);
+        let read = read_proxy_header(lane, listener_index, &socket, is_required);
         match timeout(listener.header_read, read).await {
             Ok(Ok(Announced { client, rest })) => {
                 ip = client.map_or(ip, |client| client.ip());
@@ -118,7 +123,7 @@ async fn meet(
         (None, _) => {}
         (Some(_), Some(greeting)) => {
             // Apart, so that plain connections have no room for it.
-            guest = Box::pin(secure(lane, listener, greeting, guest)).await?;
+            guest = Box::pin(secure(lane, listener_index, greeting, guest)).await?;
         }
         // Never in plain what is to be under TLS.
         (Some(_), None) => return None,
@@ -159,6 +164,7 @@ impl NoHeader {
 /// Reads a PROXY header and not a byte more, so that what comes next finds its own.
 async fn read_proxy_header(
     lane: &Lane,
+    listener_index: usize,
     socket: &Socket,
     is_required: bool,
 ) -> Result<Announced, NoHeader> {
@@ -166,7 +172,7 @@ async fn read_proxy_header(
     loop {
         let mut room = [0; 512];
         let peeked = match read.is_empty() {
-            true => first_bytes(lane, socket, &mut room).await,
+            true => first_bytes(lane, listener_index, socket, &mut room).await,
             false => poll_fn(|cx| socket.poll_peek(cx, &mut room)).await,
         };
         let some = match peeked {
@@ -202,11 +208,16 @@ async fn read_proxy_header(
 }
 
 /// A look at what a connection begins with; nothing where it closes, or where a drain's last call is over before it has begun.
-async fn first_bytes(lane: &Lane, socket: &Socket, room: &mut [u8]) -> io::Result<usize> {
+async fn first_bytes(
+    lane: &Lane,
+    listener_index: usize,
+    socket: &Socket,
+    room: &mut [u8],
+) -> io::Result<usize> {
     tokio::select! {
         biased;
         peeked = poll_fn(|cx| socket.poll_peek(cx, room)) => peeked,
-        () = lane.drain.last_call() => Ok(0),
+        () = lane.drain.last_call(listener_index) => Ok(0),
     }
 }
 
@@ -222,13 +233,15 @@ fn redirected(socket: &Socket, peer: Option<SocketAddr>) -> Redirected {
 /// The guest under TLS; `None` where that did not come about.
 async fn secure(
     lane: &Lane,
-    listener: &Listener,
+    listener_index: usize,
     greeting: &Greeting,
     guest: Guest,
 ) -> Option<Guest> {
     let Stream::Plain(socket) = guest.stream else {
         return None;
     };
+    let view = lane.following.current();
+    let listener = &view.plan.config.listeners[listener_index];
     if !guest.ahead.is_empty() {
         // It began as a PROXY header does, and so not as TLS.
         not_secured(listener, greeting, &guest.peer, Trouble::NotTls);
@@ -236,7 +249,11 @@ async fn secure(
         return None;
     }
     let began = clock::now();
-    let done = timeout(listener.tls_handshake, shake_hands(lane, greeting, socket)).await;
+    let done = timeout(
+        listener.tls_handshake,
+        shake_hands(lane, listener_index, greeting, socket),
+    )
+    .await;
     let done = done.unwrap_or(Err(Some(Trouble::TimedOut)));
     let stream = match done {
         Ok(stream) => stream,
@@ -264,11 +281,12 @@ async fn secure(
 /// The handshake; `None` for the trouble with one who went before a byte came, as health checks by TCP do.
 async fn shake_hands(
     lane: &Lane,
+    listener_index: usize,
     greeting: &Greeting,
     socket: Socket,
 ) -> Result<TlsStream<Socket>, Option<Trouble>> {
     let mut first = [0];
-    match first_bytes(lane, &socket, &mut first).await {
+    match first_bytes(lane, listener_index, &socket, &mut first).await {
         Ok(1..) if first[0] == HANDSHAKE => {}
         Ok(1..) => {
             tell_of_tls(lane, socket).await;
@@ -280,10 +298,17 @@ async fn shake_hands(
     // Only who has said hello has a turn: others may wait for nothing.
     let hello = LazyConfigAcceptor::new(Acceptor::default(), socket);
     let hello = hello.await.map_err(failed)?;
-    let _turn = greeting.turns.acquire().await;
+    let turn = greeting.turns.acquire().await;
     let config = greeting.tls.config.clone();
     // The hello is looked at before the future is polled.
-    let shaken = with_ends(async { hello.into_stream(config).await }).await;
+    let mut shaking = pin!(with_ends(async { hello.into_stream(config).await }));
+    let shaken = match timeout(TURN, shaking.as_mut()).await {
+        Ok(shaken) => shaken,
+        Err(_) => {
+            drop(turn);
+            shaking.await
+        }
+    };
     shaken.map_err(failed)
 }
 

@@ -68,6 +68,7 @@ pub(super) fn connection(
                 &mut deadlines,
                 std::mem::take(&mut may_switch),
                 std::mem::replace(&mut last_call, &lane.leave),
+                listener_index,
             );
             let head = match opening.await {
                 Ok(Opening::Head(head)) => Ok(head),
@@ -97,7 +98,7 @@ pub(super) fn connection(
                         deadlines: &mut deadlines,
                     };
                     let within = within.min(SKIPPED_WITHIN);
-                    Box::pin(skip(lane, ends, unread, within)).await
+                    Box::pin(skip(lane, listener_index, ends, unread, within)).await
                 }
                 Next::Close => return,
                 Next::Linger => false,
@@ -306,7 +307,13 @@ async fn by_itself(
 }
 
 /// Reads away so many bytes of a body, and none behind them; whether they came in time, and before a drain's last call was over.
-async fn skip(lane: &Lane, ends: Ends<'_>, unread: u32, within: Duration) -> bool {
+async fn skip(
+    lane: &Lane,
+    listener_index: usize,
+    ends: Ends<'_>,
+    unread: u32,
+    within: Duration,
+) -> bool {
     let Ends {
         client,
         buffer,
@@ -330,7 +337,7 @@ async fn skip(lane: &Lane, ends: Ends<'_>, unread: u32, within: Duration) -> boo
     tokio::select! {
         biased;
         skipped = deadlines.within(within, skipped) => skipped.unwrap_or(false),
-        () = lane.drain.last_call() => false,
+        () = lane.drain.last_call(listener_index) => false,
     }
 }
 
@@ -354,6 +361,7 @@ async fn read_head(
     deadlines: &mut Deadlines,
     may_switch: bool,
     end: &Drain,
+    listener_index: usize,
 ) -> Result<Opening, Rejection> {
     if buffer.is_empty() {
         buffer.rest();
@@ -364,7 +372,7 @@ async fn read_head(
                 Ok(Ok(1..)) => {}
                 Ok(Ok(0) | Err(_)) | Err(Elapsed) => return Ok(Opening::Closed),
             },
-            () = end.last_call() => return Ok(Opening::Closed),
+            () = end.last_call(listener_index) => return Ok(Opening::Closed),
         }
     }
     let whole = async {

@@ -101,9 +101,9 @@ pub(super) async fn connection(
         };
         let idle = sleep_until(idle_since.max(patience.took()) + span);
         // One that was told before its first request might never get to it: clients try to connect anew until they may ask.
-        let told_from = match resets.opened {
-            0 => Phase::Draining,
-            _ => Phase::Leaving,
+        let (told_from, end) = match resets.opened {
+            0 => (Phase::Draining, &lane.drain),
+            _ => (Phase::Leaving, &lane.leave),
         };
         let many = requests.len() > 1;
         let heard = poll_fn(
@@ -161,6 +161,11 @@ pub(super) async fn connection(
                 (ending, idle_since) = (true, Instant::now());
             }
             _ = phases.wait_for(|now| *now >= told_from), if !ending => {
+                connection.graceful_shutdown();
+                (ending, idle_since) = (true, Instant::now());
+            }
+            // There is room for no more.
+            () = end.last_call(listener_index), if !ending && requests.is_empty() => {
                 connection.graceful_shutdown();
                 (ending, idle_since) = (true, Instant::now());
             }

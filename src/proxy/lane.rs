@@ -126,9 +126,12 @@ async fn serve(
         .metrics
         .process
         .lane_cpu(number);
+    let turning = lane.clone();
     beside.spawn_local(async move {
         loop {
             heartbeat.beat();
+            turning.leave.tick();
+            turning.drain.tick();
             cpu.inc_by((clock::thread_cpu().as_secs_f64() - cpu.get()).max(0.0));
             tokio::time::sleep(BEAT_EVERY).await;
         }
@@ -228,7 +231,7 @@ struct Open {
 }
 
 impl Open {
-    /// `None` where the listener has as many as it may.
+    /// `None` where the listener has as many as it may, and none of this lane has been idle for long.
     fn new(lane: &Lane, listener_index: usize) -> Option<Open> {
         let view = lane.following.current();
         let of_listener = view.plan.open[listener_index].clone();
@@ -240,7 +243,10 @@ impl Open {
             of_listener,
             metrics,
         };
-        (before < max).then_some(open)
+        let has_room = before < max
+            || lane.drain.make_room(listener_index)
+            || lane.leave.make_room(listener_index);
+        has_room.then_some(open)
     }
 }
 

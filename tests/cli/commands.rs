@@ -180,6 +180,37 @@ fn check_reads_the_files_of_tls_as_run_does() {
             "upstreams.app.tls.ca: its certificates cannot be used: ",
         ],
     );
+    authority.run(
+        "openssl x509 -in a.crt -outform DER -out der
+         openssl pkcs8 -topk8 -in a.key -passout pass:x -out pkcs8
+         openssl ec -in a.key -aes128 -passout pass:x -out traditional
+         openssl req -new -key a.key -subj /CN=one | openssl x509 -req -signkey a.key -days 2 -out one",
+    );
+    for key in ["pkcs8", "traditional"] {
+        let encrypted = "the key is encrypted, and weir asks for no passphrase: write it in clear";
+        says(
+            check("a.crt", key, "ca.crt"),
+            &["1 mistake in ", "certificates[0].key: ", encrypted],
+        );
+    }
+    says(
+        check("der", "der", "ca.crt"),
+        &[
+            "der: it holds no certificate: it looks like DER, where PEM is needed",
+            "der: it holds no private key: it looks like DER, where PEM is needed",
+        ],
+    );
+    says(
+        check("a.crt", "a.crt", "ca.crt"),
+        &["a.crt: it holds no private key"],
+    );
+    says(
+        check("one", "a.key", "ca.crt"),
+        &[
+            "1 mistake in ",
+            "one: a certificate of X.509 version 1 cannot be used: ",
+        ],
+    );
 }
 
 /// What is said by a command that fails for the file.

@@ -33,6 +33,48 @@ fn connections_over_the_maximum_are_closed_and_a_place_is_given_back() {
 }
 
 #[test]
+fn who_says_nothing_makes_room_once_there_is_none() {
+    for ahead in [
+        "",
+        "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
+    ] {
+        let lane = lane(&Upstream::answering("ok"), "limits: {max_connections: 3}");
+        let mut silent: Vec<_> = (0..3)
+            .map(|_| {
+                let mut client = lane.connect();
+                client.write(ahead.as_bytes());
+                client
+            })
+            .collect();
+        let served = |lane: &Lane| {
+            let mut client = lane.connect();
+            let reply = client.try_get("/")?;
+            (reply.status == 200).then_some(client)
+        };
+        // None has been silent for long.
+        assert!(served(&lane).is_none(), "{ahead:?}");
+        // Each of these is idle from then on, but not for as long.
+        let mut clients = Vec::new();
+        eventually(|| {
+            clients.extend(served(&lane));
+            clients.len() == 3
+        });
+        for client in &mut clients {
+            assert_eq!(client.get("/").status, 200, "{ahead:?}");
+        }
+        for client in &mut silent {
+            match ahead.split_once(' ') {
+                None => assert!(client.closes()),
+                Some(("GET", _)) => assert!(client.finish().status == 200 && client.closes()),
+                // HTTP/2 says so before.
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+#[test]
 fn a_body_that_is_not_whole_in_time_is_a_408() {
     // One that answers at the head would end the upload.
     let upstream = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -13,7 +13,7 @@ use rustls::version::{TLS12, TLS13};
 
 use super::harness::front::Weir;
 use super::harness::process::{Running, file};
-use super::harness::tls::{Authority, der};
+use super::harness::tls::{Authority, der, self_signed};
 use super::harness::{DEADLINE, eventually};
 
 fn failures(weir: &Weir, reason: &str) -> u64 {
@@ -391,14 +391,23 @@ fn a_slow_handshake_is_ended() {
 fn handshakes_beyond_the_bound_wait_their_turn() {
     let authority = Authority::new();
     authority.issue("a", "DNS:a.test");
-    let weir = Weir::start(
-        &format!(
-            "limits: {{max_handshakes: 1}}, timeouts: {{tls_handshake: 1s}}, tls: {{certificates: [{}]}}",
-            authority.pair("a")
-        ),
-        "",
-    );
-    // It says hello, and nothing more.
+    let weir = |handshake: &str| {
+        Weir::start(
+            &format!(
+                "limits: {{max_handshakes: 1}}, timeouts: {{tls_handshake: {handshake}}}, tls: {{certificates: [{}]}}",
+                authority.pair("a")
+            ),
+            "",
+        )
+    };
+    // Once that one's time is over, or its turn.
+    let ended = weir("1s");
+    served_beside_one_that_says_hello_alone(&authority, &ended);
+    assert!(failures(&ended, "timed_out") >= 1);
+    served_beside_one_that_says_hello_alone(&authority, &weir("60s"));
+}
+
+fn served_beside_one_that_says_hello_alone(authority: &Authority, weir: &Weir) {
     let mut slow = weir.running.connect();
     let config = Arc::new(authority.client().config);
     let name = "a.test".try_into().unwrap();
@@ -406,13 +415,34 @@ fn handshakes_beyond_the_bound_wait_their_turn() {
     hello.write_tls(&mut slow).unwrap();
     slow.set_read_timeout(Some(DEADLINE)).unwrap();
     slow.read_exact(&mut [0]).unwrap();
-    // Served once that one's time is over.
     eventually(|| {
         let client = authority.client().try_connect(weir.address(), "a.test");
         let reply = client.and_then(|mut client| client.try_get("/", &[]));
         reply.is_ok_and(|reply| reply.status == 200)
     });
-    assert!(failures(&weir, "timed_out") >= 1);
+}
+
+#[test]
+fn a_client_is_let_in_by_its_own_certificate() {
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    ours.issue("a", "DNS:a.test");
+    theirs.run(&self_signed("known"));
+    theirs.run(&self_signed("other"));
+    let weir = Weir::start(
+        &format!(
+            "tls: {{certificates: [{}], client_ca: '{}'}}",
+            ours.pair("a"),
+            theirs.path("known.crt").display()
+        ),
+        "",
+    );
+    let ask = |name: &str| {
+        let client = ours.client_showing(&theirs, name);
+        let mut client = client.try_connect(weir.address(), "a.test").ok()?;
+        client.try_get("/", &[]).ok()
+    };
+    assert_eq!(ask("known").unwrap().status, 200);
+    assert!(ask("other").is_none());
 }
 
 #[test]

@@ -10,7 +10,7 @@ use rustls::ServerConnection;
 
 use super::harness::process::{Running, file};
 use super::harness::raw::scripted;
-use super::harness::tls::Authority;
+use super::harness::tls::{Authority, self_signed};
 use super::harness::{DEADLINE, Reply, Upstream, eventually};
 
 /// Certificates of upstreams and of those who ask them.
@@ -131,6 +131,36 @@ fn an_upstream_is_believed_by_its_authority_and_name() {
     });
     let (running, _config) = front(&place, &ours);
     assert_eq!(reason(&running.client().get("/")), "upstream_not_tls");
+}
+
+/// As old services have it: there is no authority to name but the certificate itself.
+#[test]
+fn an_upstream_is_believed_by_its_own_certificate() {
+    let files = Authority::new();
+    files.run(&self_signed("itself"));
+    files.run(&self_signed("other"));
+    files.issue_with("old", "DNS:localhost", "-days -1");
+    files.issue("leaf", "DNS:localhost");
+    let ask = |shown: &str, believed: &str, more: &str| {
+        let behind = Behind::start(&files, shown, "");
+        let ca = files.path(&format!("{believed}.crt"));
+        let tls = format!("tls: {{ca: '{}'{more}}}", ca.display());
+        let (running, _config) = front(&format!("https://localhost:{}", behind.port()), &tls);
+        let reply = running.client().get("/");
+        match reply.status {
+            200 => "believed".to_owned(),
+            _ => reason(&reply).to_owned(),
+        }
+    };
+    assert_eq!(ask("itself", "itself", ""), "believed");
+    assert_eq!(ask("leaf", "leaf", ""), "believed");
+    let of_another = ask("itself", "other", "");
+    assert!(of_another.starts_with("upstream_"), "{of_another}");
+    assert_eq!(ask("old", "old", ""), "upstream_expired_certificate");
+    assert_eq!(
+        ask("itself", "itself", ", sni: other.test"),
+        "upstream_wrong_name"
+    );
 }
 
 #[test]

@@ -51,7 +51,7 @@ pub struct Limits {
     pub max_header_bytes: Option<At<ByteSize>>,
     /// [default: 100]
     pub max_headers: Option<At<u16>>,
-    /// Connections open at a time; those beyond are closed at once [default: 10000].
+    /// Connections open at a time; one beyond takes the place of the one that has been idle for longest, or is closed [default: 10000].
     pub max_connections: Option<At<u32>>,
     /// [default: 10MiB]
     pub max_body: Option<At<ByteSize>>,

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use tokio_rustls::TlsConnector;
 
 use super::facts::holds;
-use super::{TlsError, authorities, certificates, private_key, provider, read, unusable};
+use super::{TlsError, authorities, believed, certificates, private_key, provider, read, unusable};
 use crate::config::Protocol;
 use crate::config::tls::{Tls, UpstreamTls};
 use crate::net::stream::{Socket, Stream};
@@ -30,17 +30,40 @@ pub(super) struct Client {
 impl Client {
     /// Reads the files of `tls`; the public authorities of the system only where it names none.
     pub(super) fn read(tls: &Tls) -> Result<Client, TlsError> {
-        let roots = roots(tls)?;
-        if roots.is_empty() {
-            return Err(TlsError::NoAuthority);
+        match &tls.ca {
+            None if public_roots().is_empty() => Err(TlsError::NoAuthority),
+            _ => Client::read_if_needed(tls),
         }
-        with_roots(tls, roots)
     }
 
     /// As [`Client::read`], for a server that may do without TLS: without an authority to believe there is no error until one shows
     /// a certificate.
     pub(super) fn read_if_needed(tls: &Tls) -> Result<Client, TlsError> {
-        with_roots(tls, roots(tls)?)
+        let builder = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .map_err(unusable)?;
+        let builder = match &tls.ca {
+            Some(ca) => {
+                let verifier = believed::servers(authorities(ca)?)?;
+                builder
+                    .dangerous()
+                    .with_custom_certificate_verifier(verifier)
+            }
+            None => builder.with_root_certificates(public_roots()),
+        };
+        let Some(ours) = &tls.certificate else {
+            return Ok(Client {
+                config: builder.with_no_client_auth(),
+                holds: None,
+            });
+        };
+        let (key, chain) = (private_key(&ours.key)?, certificates(&ours.cert)?);
+        let holds = holds(&chain[0]);
+        let config = builder.with_client_auth_cert(chain, key);
+        Ok(Client {
+            config: config.map_err(unusable)?,
+            holds: holds.map(|holds| (ours.cert.display().to_string(), holds)),
+        })
     }
 }
 
@@ -55,36 +78,11 @@ pub(super) fn digest<'a>(files: impl Iterator<Item = &'a PathBuf>) -> Result<[u8
     Ok(digest.finalize().into())
 }
 
-fn roots(tls: &Tls) -> Result<RootCertStore, TlsError> {
-    match &tls.ca {
-        Some(path) => authorities(path),
-        // Those that cannot be read are left out: the system has more than anyone needs.
-        None => {
-            let mut roots = RootCertStore::empty();
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            Ok(roots)
-        }
-    }
-}
-
-fn with_roots(tls: &Tls, roots: RootCertStore) -> Result<Client, TlsError> {
-    let builder = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .map_err(unusable)?
-        .with_root_certificates(roots);
-    let Some(ours) = &tls.certificate else {
-        return Ok(Client {
-            config: builder.with_no_client_auth(),
-            holds: None,
-        });
-    };
-    let (key, chain) = (private_key(&ours.key)?, certificates(&ours.cert)?);
-    let holds = holds(&chain[0]);
-    let config = builder.with_client_auth_cert(chain, key);
-    Ok(Client {
-        config: config.map_err(unusable)?,
-        holds: holds.map(|holds| (ours.cert.display().to_string(), holds)),
-    })
+/// The system's authorities; those that cannot be read are left out: it has more than anyone needs.
+fn public_roots() -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    roots
 }
 
 /// TLS towards an upstream, as its files were when they were read.

@@ -1,6 +1,7 @@
 //! TLS: who is believed, what is shown, and what is known of a connection once both ends agree. Files are read when a
 //! configuration or one of them changes, never for a connection.
 
+mod believed;
 pub mod client;
 mod facts;
 mod pem;
@@ -14,11 +15,12 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
-use rustls::RootCertStore;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::pem::{Error as PemError, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use thiserror::Error;
+use rustls::sign::CertifiedKey;
+use rustls::{Error, RootCertStore};
+use thiserror::Error as ThisError;
 
 pub use facts::{ClientCertificate, ClientFacts};
 pub use pem::look;
@@ -35,7 +37,7 @@ pub enum Protocol {
 }
 
 /// Why TLS cannot be set up.
-#[derive(Debug, Error)]
+#[derive(Debug, ThisError)]
 pub enum TlsError {
     #[error("cannot read {path}: {error}")]
     File { path: String, error: io::Error },
@@ -63,30 +65,81 @@ fn provider() -> Arc<CryptoProvider> {
     PROVIDER.clone()
 }
 
-/// Those of a file.
-fn authorities(path: &Path) -> Result<RootCertStore, TlsError> {
+/// What a file of authorities holds.
+struct Authorities {
+    roots: RootCertStore,
+    /// The same, as it was read.
+    held: Vec<CertificateDer<'static>>,
+}
+
+fn authorities(path: &Path) -> Result<Authorities, TlsError> {
+    let held = certificates(path)?;
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(path)? {
-        roots
-            .add(certificate)
-            .map_err(|error| in_file(path, error))?;
+    for certificate in &held {
+        let added = roots.add(certificate.clone());
+        added.map_err(|error| in_file(path, error))?;
     }
-    Ok(roots)
+    Ok(Authorities { roots, held })
 }
 
 /// At least one.
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let certificates = CertificateDer::pem_slice_iter(&read(path)?)
+    let bytes = read(path)?;
+    let certificates = CertificateDer::pem_slice_iter(&bytes)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| in_file(path, error))?;
     match certificates.is_empty() {
-        true => Err(in_file(path, "it holds no certificate")),
+        true => Err(in_file(path, none_of("certificate", &bytes))),
         false => Ok(certificates),
     }
 }
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_slice(&read(path)?).map_err(|error| in_file(path, error))
+    let bytes = read(path)?;
+    // PKCS#8, and what OpenSSL wrote before (RFC 1421).
+    let is_encrypted = [
+        &b"BEGIN ENCRYPTED PRIVATE KEY"[..],
+        b"Proc-Type: 4,ENCRYPTED",
+    ]
+    .iter()
+    .any(|mark| bytes.windows(mark.len()).any(|part| part == *mark));
+    if is_encrypted {
+        return Err(in_file(
+            path,
+            "the key is encrypted, and weir asks for no passphrase: write it in clear, `openssl pkey -in FILE -out NEW`, readable by weir alone",
+        ));
+    }
+    PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| match error {
+        PemError::NoItemsFound => in_file(path, none_of("private key", &bytes)),
+        error => in_file(path, error),
+    })
+}
+
+/// Says that there is no `kind` in a PEM file of these bytes.
+fn none_of(kind: &str, bytes: &[u8]) -> String {
+    // A SEQUENCE, with which all of them begin in DER.
+    let mend = match bytes.first() {
+        Some(0x30) => {
+            ": it looks like DER, where PEM is needed (`openssl x509 -inform DER`, or `openssl pkey -inform DER`)"
+        }
+        _ => "",
+    };
+    format!("it holds no {kind}{mend}")
+}
+
+/// A chain and its key.
+fn pair(cert: &Path, key: &Path) -> Result<CertifiedKey, TlsError> {
+    let chain = certificates(cert)?;
+    let pair = CertifiedKey::from_der(chain, private_key(key)?, &provider());
+    pair.map_err(|error| match error {
+        // Which one is in words alone.
+        Error::InvalidCertificate(error) if format!("{error:?}").contains("UnsupportedCertVersion") => {
+            in_file(cert, "a certificate of X.509 version 1 cannot be used: issue it with extensions, as `openssl x509 -req` does with -copy_extensions or -extfile")
+        }
+        Error::InvalidCertificate(error) => in_file(cert, Error::InvalidCertificate(error)),
+        // The key is not the certificate's, or of an unknown kind.
+        error => in_file(key, error),
+    })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {

@@ -18,11 +18,12 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ServerConfig, ServerConnection, SignatureScheme};
 use sha2::{Digest, Sha256};
 
+use super::believed::Believed;
 use super::facts::OwnFacts;
 use super::resumption::{NotesEnds, Remembered, Tickets};
 use super::{
-    ClientCertificate, ClientFacts, Protocol, TlsError, authorities, certificates, in_file,
-    private_key, provider, read, unusable,
+    Authorities, ClientCertificate, ClientFacts, Protocol, TlsError, authorities, in_file, pair,
+    provider, read, unusable,
 };
 use crate::config::listeners::ListenerProtocol;
 use crate::config::tls::{Certificate, ClientAuth, ListenerTls, Version};
@@ -171,7 +172,8 @@ impl Admission {
         let verifier = match asks {
             ClientAuth::None => None,
             ClientAuth::Optional(ca) | ClientAuth::Required(ca) => {
-                let roots = Arc::new(authorities(ca)?);
+                let Authorities { roots, held } = authorities(ca)?;
+                let roots = Arc::new(roots);
                 let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
                 let verifier = match asks {
                     ClientAuth::Required(_) => verifier,
@@ -182,6 +184,7 @@ impl Admission {
                 };
                 rules.update(read(ca)?);
                 let verifier = verifier.build().map_err(|error| in_file(ca, error))?;
+                let verifier = Arc::new(Believed::new(held, verifier));
                 Some(Arc::new(NotesEnds(verifier)) as Arc<dyn ClientCertVerifier>)
             }
         };
@@ -238,11 +241,8 @@ struct Own {
 
 impl Own {
     fn read(files: &Certificate) -> Result<Own, TlsError> {
-        let chain = certificates(&files.cert)?;
-        let facts = OwnFacts::of(&chain[0]).map_err(|error| in_file(&files.cert, error))?;
-        let key = CertifiedKey::from_der(chain, private_key(&files.key)?, &provider());
-        // Of the two together: the key is not the certificate's, or of an unknown kind.
-        let key = key.map_err(|error| in_file(&files.key, error))?;
+        let key = pair(&files.cert, &files.key)?;
+        let facts = OwnFacts::of(&key.cert[0]).map_err(|error| in_file(&files.cert, error))?;
         Ok(Own {
             file: files.cert.clone(),
             key: Arc::new(key),
