@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Checker;
 use crate::config::raw::{self, Lanes};
 use crate::config::runtime::{MemoryBound, Shed};
-use crate::config::units::{ByteSize, Percent, Span};
+use crate::config::units::{ByteSize, Percent};
 use crate::config::yaml::{At, told};
 
 /// The shares of memory that may be named: more leaves no room for what is on its way.
@@ -29,16 +29,13 @@ impl Checker {
         };
         if raw.loop_delay.is_none() && raw.memory.is_none() {
             let message = "this names nothing to shed by: use loop_delay, memory or both, for example {loop_delay: 100ms, memory: 90%}";
-            self.say("runtime.shed", at.line, at.column, message);
+            self.say(&at.place, message);
         }
-        let (usual, most) = (Span(Duration::from_millis(100)), Duration::from_secs(60));
+        let (usual, most) = (Duration::from_millis(100), Duration::from_secs(60));
+        let loop_delay = raw.loop_delay;
         Shed {
-            loop_delay: raw
-                .loop_delay
-                .map(|at| self.span_within("runtime.shed.loop_delay", Some(at), usual, most)),
-            memory: raw
-                .memory
-                .and_then(|at| self.read("runtime.shed.memory", at, memory_bound)),
+            loop_delay: loop_delay.map(|at| self.span_within(Some(at), usual, most)),
+            memory: raw.memory.and_then(|at| self.read(at, memory_bound)),
         }
     }
 }

@@ -47,19 +47,19 @@ impl Checker {
                 );
             }
             let verb = if paths.len() == 1 { "goes" } else { "go" };
-            let place = &self.routes_at[*taker];
+            let taker = &self.routes_at[*taker].place;
             let message = format!(
-                "{}, which many apps take for the same, {verb} to routes[{}], at line {}, without {}: write {}",
+                "{}, which many apps take for the same, {verb} to {}, at line {}, without {}: write {}",
                 paths.join(" and "),
-                place.index,
-                place.place.0,
+                taker.path,
+                taker.line,
                 lacks.join(", "),
                 mends.join(" and ")
             );
-            said.push((at.index, at.place, message));
+            said.push((at.place.clone(), message));
         }
-        for (index, place, message) in said {
-            self.warn(&format!("routes[{index}]"), place, message);
+        for (place, message) in said {
+            self.warn(&place, message);
         }
     }
 }
