@@ -137,17 +137,11 @@ fn overlap(one: SocketAddr, two: SocketAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use crate::config::check::{checked, parse};
-    use crate::config::yaml::Mistake;
+    use super::super::fixture;
 
     fn said(text: &str) -> String {
-        match parse(&format!("upstream: http://x:1\n{text}"), &|_| None) {
-            Ok(_) => String::new(),
-            Err(mistakes) => {
-                let said: Vec<_> = mistakes.iter().map(Mistake::to_string).collect();
-                said.join("\n")
-            }
-        }
+        let said = fixture::read(&format!("upstream: http://x:1\n{text}"));
+        said.err().unwrap_or_default().join("\n")
     }
 
     #[test]
@@ -202,9 +196,7 @@ mod tests {
     fn an_endpoint_that_is_a_listener_is_warned_of() {
         let warned = |listener: &str, endpoint: &str| {
             let text = format!("listen: '{listener}'\nupstream: '{endpoint}'\n");
-            let checked = checked(&text, &|_| None).unwrap_or_else(|said| panic!("{said:#?}"));
-            let said = checked.warnings.iter().map(ToString::to_string);
-            said.collect::<Vec<_>>().join("\n")
+            fixture::warned(&text).join("\n")
         };
         assert_eq!(
             warned("0.0.0.0:8080", "http://localhost:8080"),

@@ -2,9 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::redis::{key_prefix, not_empty};
-use super::sessions::field_name;
-use super::{Checker, SECOND, secret, share};
+use super::values::{field_name, key_prefix, not_empty, secret, share};
+use super::{Checker, SECOND};
 use crate::config::audit::{self, Audit, Level, Spool, Stream};
 use crate::config::raw;
 use crate::config::units::ByteSize;
@@ -153,16 +152,15 @@ fn texts(at: Option<At<Vec<At<String>>>>) -> Vec<String> {
 mod tests {
     use std::time::Duration;
 
-    use super::super::{DAY, checked, parse};
+    use super::super::DAY;
+    use super::super::fixture;
     use super::*;
     use crate::config::Config;
     use crate::config::audit::Delivery;
-    use crate::config::yaml::Mistake;
 
     fn read(audit: &str) -> Result<Config, Vec<String>> {
         let text = format!("listen: 127.0.0.1:1\nupstream: http://x:1\n{audit}");
-        parse(&text, &|_| None)
-            .map_err(|mistakes| mistakes.iter().map(Mistake::to_string).collect())
+        fixture::read(&text)
     }
 
     #[test]
@@ -251,9 +249,7 @@ mod tests {
             let text = format!(
                 "listen: 127.0.0.1:1\nupstream: http://x:1\naudit: {{{audit}}}\nroutes: [{{upstream: upstream{route}}}]\n"
             );
-            let checked = checked(&text, &|_| None).unwrap_or_else(|said| panic!("{said:#?}"));
-            let said = checked.warnings.iter().map(ToString::to_string);
-            said.collect::<Vec<_>>().join("\n")
+            fixture::warned(&text).join("\n")
         };
         for captured in ["request_headers: [a]", "response_headers: [a]"] {
             let capture = format!("capture: {{{captured}}}");

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use super::Checker;
 use super::unused::Kind;
-use super::{Checker, share, span};
+use super::values::{share, span};
 use crate::config::breakers::{
     CircuitBreaker, FailureOn, Fallback, HalfOpen, OnLoss, Scope, Settings, SlowCall, Window,
 };
@@ -194,24 +195,17 @@ impl Checker {
 
 #[cfg(test)]
 mod tests {
-    use super::super::parse;
+    use super::super::fixture;
     use super::*;
     use crate::config::limits::Mode;
-    use crate::config::yaml::Mistake;
 
     fn read(breaker: &str) -> Result<CircuitBreaker, String> {
         let text = format!(
             "listen: 127.0.0.1:1\nupstreams: {{a: {{endpoints: ['http://x:1'], circuit_breaker: b}}}}\ncircuit_breakers: {{b: {breaker}}}\n"
         );
-        parse(&text, &|_| None)
+        fixture::read(&text)
             .map(|config| config.upstreams[0].circuit_breaker.clone().unwrap())
-            .map_err(|mistakes| {
-                mistakes
-                    .iter()
-                    .map(Mistake::to_string)
-                    .collect::<Vec<_>>()
-                    .join("\n")
-            })
+            .map_err(|said| said.join("\n"))
     }
 
     #[test]

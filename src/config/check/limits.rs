@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::sessions::field_name;
 use super::unused::Kind;
-use super::{Checker, SECOND, share};
+use super::values::{field_name, share};
+use super::{Checker, SECOND};
 use crate::config::LimitDefaults;
 use crate::config::limit_keys::override_keys;
 use crate::config::limits::{

@@ -6,32 +6,17 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 
 use super::addresses::Listening;
-use super::redis::not_empty;
+use super::values::not_empty;
 use super::{Checker, SECOND};
 use crate::config::Listener;
 use crate::config::listeners::{Address, ProxyProtocol};
 use crate::config::raw;
 use crate::config::tls::{Certificate, ClientAuth, Holds, ListenerTls, PemFile};
-use crate::config::units::{ByteSize, FileMode};
+use crate::config::units::FileMode;
 use crate::config::yaml::{At, Place, told};
 use crate::http1::head::HeadLimits;
 
 impl Checker {
-    /// Bytes that a request may have of something; in nginx 0 is no limit.
-    fn room(&mut self, at: Option<At<ByteSize>>, default: u64) -> u64 {
-        let Some((ByteSize(bytes), place)) = at.and_then(At::told) else {
-            return default;
-        };
-        if bytes == 0 {
-            let message = format!(
-                "0B has room for nothing, and stands for no \"unlimited\": use, for example, {}, or 1024GiB where it is not to matter",
-                ByteSize(default)
-            );
-            self.refuse(&place, message);
-        }
-        bytes
-    }
-
     pub(super) fn listeners(
         &mut self,
         short: Option<At<String>>,
@@ -248,17 +233,12 @@ impl Checker {
 
 #[cfg(test)]
 mod tests {
-    use super::super::parse;
+    use super::super::fixture;
     use super::*;
-    use crate::config::yaml::Mistake;
 
     fn read(listener: &str) -> Result<Listener, String> {
         let text = format!("upstream: http://x:1\nlisteners:\n  - {{{listener}}}\n");
-        let said = |mistakes: Vec<Mistake>| {
-            let said: Vec<_> = mistakes.iter().map(Mistake::to_string).collect();
-            said.join("\n")
-        };
-        let config = parse(&text, &|_| None).map_err(said)?;
+        let config = fixture::read(&text).map_err(|said| said.join("\n"))?;
         Ok(config.listeners[0].clone())
     }
 

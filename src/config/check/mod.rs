@@ -15,31 +15,27 @@ mod sessions;
 mod telemetry;
 mod unused;
 mod upstreams;
+mod values;
 mod ways_round;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
-use std::ops::RangeInclusive;
+use std::net::SocketAddr;
 use std::time::Duration;
-
-use ipnet::IpNet;
 
 use addresses::Listening;
 use unused::{Kind, Named, RouteAt};
+use values::{secret, span};
 
 use crate::config::audit::Level;
 use crate::config::breakers::CircuitBreaker;
 use crate::config::raw;
 use crate::config::tls::PemFile;
-use crate::config::units::{Percent, Span};
 use crate::config::yaml::{self, At, Lookup, Mistake, Place, Places, told};
-use crate::config::{Admin, Config, Secret};
-use crate::event::REDACTED;
+use crate::config::{Admin, Config};
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(86_400);
-const MASKED: &str = "a masked secret, as weir check --print shows it: put the real one here";
 
 /// A file without mistakes.
 pub struct Checked {
@@ -48,37 +44,6 @@ pub struct Checked {
     pub warnings: Vec<Mistake>,
     /// Every one that the file names; none is read here.
     pub pem_files: Vec<PemFile>,
-}
-
-/// What stands in place of a secret where the configuration is shown: taken for one, whoever has read it could guess it.
-fn is_mask(text: &str) -> bool {
-    text == REDACTED
-}
-
-/// `spelt`: whether the file itself has the text, which no variable or file brought in.
-fn secret(text: &str, spelt: bool) -> Result<Secret, String> {
-    if is_mask(text) {
-        return Err(MASKED.to_owned());
-    }
-    // As shells and Kubernetes spell a variable. Taken for the secret itself, anyone could guess it.
-    let name = text.strip_prefix('$').map(|rest| {
-        let inner = rest
-            .strip_prefix('(')
-            .and_then(|rest| rest.strip_suffix(')'));
-        inner.unwrap_or(rest)
-    });
-    let is_name = |name: &str| {
-        !name.is_empty()
-            && name
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-    };
-    match name.filter(|name| spelt && is_name(name)) {
-        Some(name) => Err(format!(
-            "stands for itself here, not for a variable: write ${{{name}}}"
-        )),
-        None => Ok(Secret(text.to_owned())),
-    }
 }
 
 /// Reads the text of a file; `lookup` gives environment variables.
@@ -239,11 +204,6 @@ impl Checker {
         config
     }
 
-    /// Whether the file itself has the value, which no variable or file brought in.
-    fn is_spelt<T>(&self, at: &At<T>) -> bool {
-        !self.brought_in.contains(&(at.place.line, at.place.column))
-    }
-
     fn admin(&mut self, raw: raw::Admin) -> Admin {
         let has_token = raw.token.is_some();
         let token = raw.token.and_then(|at| {
@@ -274,124 +234,12 @@ impl Checker {
         Admin { address, token }
     }
 
-    fn networks(&mut self, list: Vec<At<String>>) -> Vec<IpNet> {
-        self.each(list, |text| {
-            let alone = || text.parse::<IpAddr>().map(IpNet::from);
-            text.parse::<IpNet>()
-                .or_else(|_| alone())
-                .map_err(|_| format!("\"{text}\" is not a network: use an address or a prefix, for example 10.0.0.0/8"))
-        })
-    }
-
     /// Of what the control thread serves.
     fn control_address(&mut self, at: At<String>) -> SocketAddr {
         let place = at.place.clone();
         let address = self.address(at);
         self.listening.push(Listening::port(place, address));
         address
-    }
-
-    /// Port 0 where it is none.
-    fn address(&mut self, at: At<String>) -> SocketAddr {
-        let address = self.read(at, |text| {
-            text.parse().map_err(|_| {
-                format!("\"{text}\" is not an address: use IP:PORT, for example 0.0.0.0:8080")
-            })
-        });
-        address.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)))
-    }
-
-    /// A length of time from 1 ms to `most`.
-    fn span_within(&mut self, at: Option<At<Span>>, default: Duration, most: Duration) -> Duration {
-        let Some((span, place)) = at.and_then(At::told) else {
-            return default;
-        };
-        if span.0.is_zero() || span.0 > most {
-            let message = format!(
-                "{span} is out of bounds: use 1ms to {}, for example {}",
-                Span(most),
-                Span(default)
-            );
-            self.refuse(&place, message);
-        }
-        span.0
-    }
-
-    /// A timeout, of which 0 would end all that it is for at once; in Envoy it is none.
-    fn timeout(&mut self, at: Option<At<Span>>, default: Duration) -> Duration {
-        let Some((Span(told), place)) = at.and_then(At::told) else {
-            return default;
-        };
-        if told.is_zero() {
-            let message = format!(
-                "0s is over at once, and stands for no \"never\": use 1ms or more, for example {}, or 1d where it is not to matter",
-                Span(default)
-            );
-            self.refuse(&place, message);
-        }
-        told
-    }
-
-    /// Whole days, one at least.
-    fn days(&mut self, at: Option<At<Span>>, default: Duration) -> Duration {
-        let Some((span, place)) = at.and_then(At::told) else {
-            return default;
-        };
-        if span.0 < DAY || !span.0.as_secs().is_multiple_of(DAY.as_secs()) {
-            let message = format!(
-                "\"{span}\" is not a number of days: use 1d or more, for example 400d, or leave out \"audit\" to keep nothing"
-            );
-            self.refuse(&place, message);
-        }
-        span.0
-    }
-
-    /// A number within `bounds`, of which the upper may be none.
-    fn count_within<T: Into<u64>, N: TryFrom<u64> + Default>(
-        &mut self,
-        at: Option<At<T>>,
-        default: u64,
-        bounds: RangeInclusive<u64>,
-    ) -> N {
-        let told = at.and_then(At::told);
-        let (count, place) = told.map_or((default, Place::default()), |(count, at)| {
-            (count.into(), at)
-        });
-        if !bounds.contains(&count) {
-            let (least, most) = bounds.into_inner();
-            let message = match most {
-                u64::MAX => {
-                    format!("{count} is too little: use {least} or more, for example {default}")
-                }
-                most => format!(
-                    "{count} is out of bounds: use {least} to {most}, for example {default}"
-                ),
-            };
-            self.refuse(&place, message);
-        }
-        // One that does not fit is out of bounds.
-        N::try_from(count).unwrap_or_default()
-    }
-
-    fn read<T>(
-        &mut self,
-        at: At<String>,
-        read: impl FnOnce(&str) -> Result<T, String>,
-    ) -> Option<T> {
-        let text = at.value?;
-        read(&text)
-            .map_err(|message| self.refuse(&at.place, message))
-            .ok()
-    }
-
-    /// What is right of a list.
-    fn each<T>(
-        &mut self,
-        list: Vec<At<String>>,
-        mut read: impl FnMut(&str) -> Result<T, String>,
-    ) -> Vec<T> {
-        let list = list.into_iter();
-        list.filter_map(|at| self.read(at, &mut read)).collect()
     }
 
     fn warn(&mut self, place: &Place, message: impl Into<String>) {
@@ -463,16 +311,10 @@ fn entry(path: &str) -> &str {
     end.map_or(path, |length| &path[..name + length])
 }
 
-fn span(at: Option<At<Span>>, default: Duration) -> Duration {
-    told(at).map_or(default, |Span(span)| span)
-}
-
-fn share(at: Option<At<Percent>>, default: f64) -> f64 {
-    told(at).map_or(default, |Percent(share)| share)
-}
-
 #[cfg(test)]
 mod contradictions;
+#[cfg(test)]
+mod fixture;
 #[cfg(test)]
 mod in_one_run;
 
@@ -480,16 +322,13 @@ mod in_one_run;
 mod tests {
     use std::time::Instant;
 
+    use super::fixture::read;
     use super::*;
     use crate::config::Route;
     use crate::config::listeners::Address;
     use crate::config::matches::Match;
     use crate::config::rewrite::{HeaderChanges, Rewrite, To};
     use crate::config::upstreams::Source;
-
-    fn read(text: &str) -> Result<Config, Vec<String>> {
-        parse(text, &|_| None).map_err(|mistakes| mistakes.iter().map(Mistake::to_string).collect())
-    }
 
     #[test]
     fn the_short_form_makes_one_of_each() {

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use super::{Checker, MASKED, SECOND, is_mask};
+use super::values::{MASKED, is_mask};
+use super::{Checker, SECOND};
 use crate::config::Secret;
 use crate::config::postgres::Postgres;
 use crate::config::raw;
@@ -113,22 +114,17 @@ fn has_words(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::parse;
+    use super::super::fixture;
     use super::*;
     use crate::config::redis::Tls;
-    use crate::config::yaml::Mistake;
 
     const BESIDE: &str = "listen: 127.0.0.1:1\nupstream: http://x:1\n";
     const NEEDED: &str = "redis: {urls: redis://a}\naudit: {}\n";
 
     fn read(text: &str) -> Result<Option<Postgres>, String> {
-        let said = |mistakes: Vec<Mistake>| {
-            let said: Vec<_> = mistakes.iter().map(Mistake::to_string).collect();
-            said.join("\n")
-        };
-        parse(&format!("{BESIDE}{text}\n"), &|_| None)
+        fixture::read(&format!("{BESIDE}{text}\n"))
             .map(|config| config.postgres)
-            .map_err(said)
+            .map_err(|said| said.join("\n"))
     }
 
     fn postgres(postgres: &str) -> Result<Option<Postgres>, String> {

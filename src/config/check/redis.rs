@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
 
-use super::{Checker, MASKED, SECOND, is_mask, secret};
+use super::values::{MASKED, is_mask, key_prefix, not_empty, secret};
+use super::{Checker, SECOND};
 use crate::config::Secret;
 use crate::config::raw::{self, RedisMode};
 use crate::config::redis::{Client, Endpoint, Mode, Redis, Tls};
@@ -207,28 +208,6 @@ impl Checker {
     }
 }
 
-/// A prefix stands before a hash tag, and a key is one word of a command line.
-pub(super) fn key_prefix(text: &str) -> Result<String, String> {
-    let is_bad = |c: char| matches!(c, '{' | '}') || c.is_whitespace() || c.is_control();
-    if text.is_empty() {
-        return Err("an empty prefix marks nothing: use, for example, weir".to_owned());
-    }
-    match text.contains(is_bad) {
-        true => Err(
-            "a prefix has no braces, which name a slot, white space or control characters: use, for example, weir"
-                .to_owned(),
-        ),
-        false => Ok(text.to_owned()),
-    }
-}
-
-pub(super) fn not_empty(text: &str) -> Result<String, String> {
-    match text {
-        "" => Err("an empty one says nothing: set one, or leave the key out".to_owned()),
-        text => Ok(text.to_owned()),
-    }
-}
-
 /// `redis://USER:PASSWORD@HOST:PORT/DATABASE`, of which the host alone is needed.
 fn url(text: &str) -> Result<Url, String> {
     let bad = || {
@@ -314,19 +293,14 @@ fn login(text: &str) -> Result<Login, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::parse;
+    use super::super::fixture;
     use super::*;
-    use crate::config::yaml::Mistake;
 
     fn read(redis: &str) -> Result<Option<Redis>, String> {
         let text = format!("listen: 127.0.0.1:1\nupstream: http://x:1\n{redis}\n");
-        let said = |mistakes: Vec<Mistake>| {
-            let said: Vec<_> = mistakes.iter().map(Mistake::to_string).collect();
-            said.join("\n")
-        };
-        parse(&text, &|_| None)
+        fixture::read(&text)
             .map(|config| config.redis)
-            .map_err(said)
+            .map_err(|said| said.join("\n"))
     }
 
     fn main(redis: &str) -> Client {

@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::sessions::field_name;
-use super::{Checker, MASKED, is_mask};
+use super::Checker;
+use super::values::field_name;
 use crate::config::raw;
 use crate::config::rewrite::{HeaderChanges, NewPath, Redirect, Reply, Rewrite, To};
 use crate::config::sessions::Sessions;
@@ -213,22 +213,6 @@ impl Checker {
         fields
     }
 
-    /// The value of a field that is shown as a mask where it may be secret; a mask is none.
-    pub(super) fn shown_value(
-        &mut self,
-        name: &str,
-        at: At<String>,
-        read: impl FnOnce(&str) -> Result<String, String>,
-    ) -> Option<String> {
-        if !self.is_spelt(&at) {
-            self.hidden.insert(name.to_ascii_lowercase());
-        }
-        self.read(at, |text| match is_mask(text) {
-            true => Err(MASKED.to_owned()),
-            false => read(text),
-        })
-    }
-
     /// A route that goes to no upstream has no use for these keys.
     pub(super) fn only_with_upstream<T>(&mut self, at: Option<&At<T>>) {
         if let Some(at) = at {
@@ -337,22 +321,18 @@ fn host_alone(text: &str) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::parse;
+    use super::super::fixture;
     use super::*;
     use crate::config::Route;
     use crate::config::rewrite::Scheme;
-    use crate::config::yaml::Mistake;
 
     fn read(route: &str) -> Result<Route, String> {
         let text = format!(
             "listen: 127.0.0.1:1\nupstreams: {{app: {{endpoints: ['http://x:1']}}}}\nsessions: {{web: {{}}}}\nroutes:\n  - {{{route}}}\n"
         );
-        parse(&text, &|_| None)
+        fixture::read(&text)
             .map(|mut config| config.routes.remove(0))
-            .map_err(|mistakes| {
-                let said: Vec<_> = mistakes.iter().map(Mistake::to_string).collect();
-                said.join("\n")
-            })
+            .map_err(|said| said.join("\n"))
     }
 
     #[test]
@@ -378,7 +358,7 @@ mod tests {
     fn redirects_and_replies_need_no_upstream() {
         let text =
             "listen: 127.0.0.1:1\nroutes: [{reply: {body: hello}}, {redirect: {scheme: https}}]\n";
-        let config = parse(text, &|_| None).unwrap();
+        let config = fixture::read(text).unwrap();
         let To::Reply(reply) = &config.routes[0].to else {
             panic!("{:?}", config.routes);
         };

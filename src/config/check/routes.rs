@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::rewrite::{Message, RawTo};
-use super::sessions::field_name;
 use super::unused::RouteAt;
+use super::values::field_name;
 use super::{Checker, SECOND};
 use crate::config::Route;
 use crate::config::audit::Level;

@@ -64,12 +64,12 @@ fn memory_bound(text: &str) -> Result<MemoryBound, String> {
 mod tests {
     use super::*;
     use crate::config::Config;
-    use crate::config::check::parse;
+    use crate::config::check::fixture;
 
     fn read(runtime: &str) -> Result<Config, String> {
         let text =
             format!("listen: 127.0.0.1:1\nupstream: http://app\nruntime: {{shed: {runtime}}}\n");
-        parse(&text, &|_| None).map_err(|mistakes| mistakes[0].to_string())
+        fixture::read(&text).map_err(|said| said[0].clone())
     }
 
     #[test]
@@ -100,7 +100,7 @@ mod tests {
         ] {
             assert_eq!(read(text).unwrap().shed, expected, "{text}");
         }
-        let none = parse("listen: 127.0.0.1:1\nupstream: http://app\n", &|_| None);
+        let none = fixture::read("listen: 127.0.0.1:1\nupstream: http://app\n");
         assert_eq!(none.unwrap().shed, Shed::default());
     }
 

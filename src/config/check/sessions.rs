@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::rewrite::{Message, is_weirs};
 use super::unused::Kind;
-use super::{Checker, SECOND, span};
+use super::values::{field_name, span};
+use super::{Checker, SECOND};
 use crate::config::raw;
 use crate::config::sessions::{
     Cache, CookieAttributes, Forward, RouteSession, Sessions, Settings, Shared, TokenSource,
@@ -300,33 +301,20 @@ fn meet(one: &str, other: &str) -> bool {
     covers(one, other) || covers(other, one)
 }
 
-/// A field name (RFC 9110 section 5.6.2).
-pub(super) fn field_name(text: &str) -> Result<String, String> {
-    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    match !text.is_empty() && text.bytes().all(is_token) {
-        true => Ok(text.to_owned()),
-        false => Err(format!(
-            "\"{text}\" is not a header's name: use letters, digits and -"
-        )),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
-    use super::super::parse;
+    use super::super::fixture;
     use super::*;
     use crate::config::Config;
     use crate::config::sessions::OnMax;
-    use crate::config::yaml::Mistake;
 
     fn read(text: &str) -> Result<Config, Vec<String>> {
         let text = format!(
             "listen: 127.0.0.1:1\nupstreams: {{app: {{endpoints: ['http://x:1'], trust_session_headers: true}}}}\n{text}"
         );
-        parse(&text, &|_| None)
-            .map_err(|mistakes| mistakes.iter().map(Mistake::to_string).collect())
+        fixture::read(&text)
     }
 
     #[test]

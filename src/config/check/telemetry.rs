@@ -1,6 +1,7 @@
 //! What weir tells of itself, from the file as written to [`Log`], [`AccessLog`] and [`Traces`].
 
-use super::{Checker, share};
+use super::Checker;
+use super::values::share;
 use crate::config::raw::{self, Always};
 use crate::config::telemetry::{AccessLog, Log, Traces};
 use crate::config::yaml::told;

@@ -235,14 +235,10 @@ impl<'c> Used<'c> {
 
 #[cfg(test)]
 mod tests {
-    use crate::config::check::checked;
-    use crate::config::yaml::Mistake;
+    use super::super::fixture;
 
     fn warned(text: &str) -> Vec<String> {
-        let text = format!("listen: 127.0.0.1:1\n{text}");
-        let checked = checked(&text, &|_| None);
-        let checked = checked.unwrap_or_else(|mistakes| panic!("{mistakes:#?}\n{text}"));
-        checked.warnings.iter().map(ToString::to_string).collect()
+        fixture::warned(&format!("listen: 127.0.0.1:1\n{text}"))
     }
 
     #[test]
@@ -275,10 +271,8 @@ mod tests {
             let text = format!(
                 "listeners: [{{address: '127.0.0.1:2'{address}}}]\nupstream: http://x:1\nroutes: [{{redirect: {redirect}}}, {{upstream: upstream}}]\n"
             );
-            let checked = checked(&text, &|_| None);
-            let checked = checked.unwrap_or_else(|mistakes| panic!("{mistakes:#?}\n{text}"));
-            let said = |warning: &Mistake| warning.to_string().contains("again and again");
-            checked.warnings.iter().any(said)
+            let warned = fixture::warned(&text);
+            warned.iter().any(|said| said.contains("again and again"))
         };
         let tls = ", tls: {certificates: [{cert: a, key: b}]}";
         assert!(file(tls, "{scheme: https}"));

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use super::unused::Kind;
-use super::{Checker, DAY, SECOND, share, span};
+use super::values::{share, span};
+use super::{Checker, DAY, SECOND};
 use crate::config::Protocol;
 use crate::config::raw;
 use crate::config::tls::UpstreamTls;

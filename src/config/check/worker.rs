@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::redis::key_prefix;
-use super::{Checker, DAY, SECOND, span};
+use super::values::{key_prefix, span};
+use super::{Checker, DAY, SECOND};
 use crate::config::raw;
 use crate::config::units::Span;
 use crate::config::worker::{Health, Worker};
@@ -62,19 +62,14 @@ impl Checker {
 
 #[cfg(test)]
 mod tests {
-    use super::super::parse;
+    use super::super::fixture;
     use super::*;
-    use crate::config::yaml::Mistake;
 
     fn read(worker: &str) -> Result<Worker, String> {
         let text = format!("listen: 127.0.0.1:1\nupstream: http://x:1\n{worker}\n");
-        let said = |mistakes: Vec<Mistake>| {
-            let said: Vec<_> = mistakes.iter().map(Mistake::to_string).collect();
-            said.join("\n")
-        };
-        parse(&text, &|_| None)
+        fixture::read(&text)
             .map(|config| config.worker)
-            .map_err(said)
+            .map_err(|said| said.join("\n"))
     }
 
     #[test]
