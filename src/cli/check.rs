@@ -29,14 +29,12 @@ fn look_at_pem_files(file: &Path, pem_files: &[PemFile]) -> anyhow::Result<()> {
     let mistakes = pem_files.iter().filter_map(|pem| {
         let error = tls::look(pem).err()?;
         Some(Mistake {
-            path: pem.path.clone(),
-            line: pem.line,
-            column: pem.column,
+            place: pem.place.clone(),
             message: error.to_string(),
         })
     });
     let mut mistakes: Vec<_> = mistakes.collect();
-    mistakes.sort_by_key(|mistake| (mistake.line, mistake.column));
+    Mistake::sort(&mut mistakes);
     match mistakes.is_empty() {
         true => Ok(()),
         false => Err(super::told(file, &mistakes)),

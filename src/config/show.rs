@@ -2,462 +2,207 @@
 //! values look when they are shown; must not decide any of them. The one text that does not survive being read again is a
 //! `${` in a key, such as one of `overrides`, where it stands for itself.
 //!
-//! Each struct mirrors one of [`super::raw`], with its keys in the order in which people read them.
+//! Keys stand in the order in which people read them. Tests hold that each key of [`super::raw`] is among them, and is read again.
 
 mod audit;
+mod breakers;
 mod limits;
 mod listeners;
-mod postgres;
 mod redis;
-mod rewrite;
-mod runtime;
-mod telemetry;
+mod routes;
+mod sessions;
+mod shown;
 mod upstreams;
-mod worker;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::num::NonZeroU32;
 
-use serde::Serialize;
-use serde_json::{Value, json};
-
-use super::limits::Mode;
-use super::rewrite::To;
-use super::sessions::{OnMax, SameSite, TokenSource};
-use super::units::{Percent, Span};
-use super::{Config, breakers, sessions};
-use crate::event::Redaction;
-use audit::{Audit, RouteAudit};
-use limits::{RateLimit, RateLimitDefaults};
-use listeners::Listener;
-use postgres::Postgres;
-use redis::Redis;
-use rewrite::{Changes, Redirect, Reply, Rewrite, fields};
-use runtime::Runtime;
-use telemetry::Telemetry;
-use upstreams::Upstream;
-use worker::Worker;
+use super::postgres::Postgres;
+use super::raw::{Always, Partition};
+use super::runtime::MemoryBound;
+use super::telemetry::{AccessLog, Traces};
+use super::units::{ByteSize, Percent};
+use super::worker::Worker;
+use super::{Admin, Config};
+use shown::{Keys, Shown};
 
 /// The configuration as YAML.
 pub fn yaml(config: &Config) -> String {
-    let text = serde_saphyr::to_string(&File::new(config))
+    let text = serde_saphyr::to_string(&file(config))
         .expect("texts, numbers, lists and maps of them are YAML");
     text.replace("${", "$${")
 }
 
 /// The configuration as JSON, with the keys of the YAML.
 pub fn json(config: &Config) -> serde_json::Value {
-    serde_json::to_value(File::new(config)).expect("the keys of all maps are texts")
+    serde_json::to_value(file(config)).expect("the keys of all maps are texts")
 }
 
-#[derive(Serialize)]
-struct File<'c> {
-    version: u32,
-    listeners: Vec<Listener<'c>>,
-    upstreams: BTreeMap<&'c str, Upstream<'c>>,
-    routes: Vec<Route<'c>>,
-    rate_limits: BTreeMap<&'c str, RateLimit<'c>>,
-    rate_limit_defaults: RateLimitDefaults,
-    /// Those that an upstream names.
-    circuit_breakers: BTreeMap<&'c str, CircuitBreaker<'c>>,
-    sessions: BTreeMap<&'c str, Sessions<'c>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    redis: Option<Redis<'c>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    audit: Option<Audit<'c>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    postgres: Option<Postgres<'c>>,
-    worker: Worker<'c>,
-    admin: Admin,
-    metrics: Metrics,
-    telemetry: Telemetry<'c>,
-    runtime: Runtime,
-    shutdown: Shutdown,
+fn file(config: &Config) -> Shown {
+    let breakers = config.upstreams.iter();
+    let breakers = breakers.filter_map(|upstream| upstream.circuit_breaker.as_ref());
+    let audit = config.audit.as_ref();
+    Keys::new()
+        .key("version", 1_u32)
+        .key("listeners", each(&config.listeners, listeners::listener))
+        .key(
+            "upstreams",
+            named(&config.upstreams, |it| &it.name, upstreams::upstream),
+        )
+        .key(
+            "routes",
+            each(&config.routes, |route| routes::route(route, config)),
+        )
+        .key(
+            "rate_limits",
+            named(&config.limits, |it| &it.name, limits::limit),
+        )
+        .key(
+            "rate_limit_defaults",
+            limits::defaults(&config.limit_defaults),
+        )
+        // Those that an upstream names.
+        .key(
+            "circuit_breakers",
+            named(breakers, |it| &it.name, breakers::breaker),
+        )
+        .key(
+            "sessions",
+            named(&config.sessions, |it| &it.name, sessions::sessions),
+        )
+        .key("redis", config.redis.as_ref().map(redis::redis))
+        .key(
+            "audit",
+            audit.map(|audit| audit::audit(audit, config.postgres.is_some())),
+        )
+        .key("postgres", config.postgres.as_ref().map(postgres))
+        .key("worker", worker(&config.worker))
+        .key("admin", admin(&config.admin))
+        .key(
+            "metrics",
+            Keys::new()
+                .key("address", config.metrics_address)
+                .key("max_series", config.max_series),
+        )
+        .key("telemetry", telemetry(config))
+        .key("runtime", runtime(config))
+        .key(
+            "shutdown",
+            Keys::new()
+                .key("propagation_delay", config.propagation_delay)
+                .key("drain", config.drain),
+        )
+        .into()
 }
 
-impl<'c> File<'c> {
-    fn new(config: &'c Config) -> File<'c> {
-        let breakers = config
-            .upstreams
-            .iter()
-            .filter_map(|upstream| upstream.circuit_breaker.as_ref());
-        File {
-            version: 1,
-            listeners: config.listeners.iter().map(Listener::new).collect(),
-            upstreams: config
-                .upstreams
-                .iter()
-                .map(|upstream| (upstream.name.as_str(), Upstream::new(upstream)))
-                .collect(),
-            routes: config
-                .routes
-                .iter()
-                .map(|route| Route::new(route, config))
-                .collect(),
-            rate_limits: config
-                .limits
-                .iter()
-                .map(|limit| (limit.name.as_str(), RateLimit::new(limit)))
-                .collect(),
-            rate_limit_defaults: RateLimitDefaults::new(&config.limit_defaults),
-            circuit_breakers: breakers
-                .map(|breaker| (breaker.name.as_str(), CircuitBreaker::new(breaker)))
-                .collect(),
-            sessions: config
-                .sessions
-                .iter()
-                .map(|sessions| (sessions.name.as_str(), Sessions::new(sessions)))
-                .collect(),
-            redis: config.redis.as_ref().map(Redis::new),
-            audit: config
-                .audit
-                .as_ref()
-                .map(|audit| Audit::new(audit, config.postgres.is_some())),
-            postgres: config.postgres.as_ref().map(Postgres::new),
-            worker: Worker::new(&config.worker),
-            admin: Admin {
-                address: config.admin.address,
-                token: config
-                    .admin
-                    .token
-                    .as_ref()
-                    .map(|token| format!("{token:?}")),
-            },
-            metrics: Metrics {
-                address: config.metrics_address,
-                max_series: config.max_series,
-            },
-            telemetry: Telemetry::new(config),
-            runtime: Runtime::new(config),
-            shutdown: Shutdown {
-                propagation_delay: Span(config.propagation_delay),
-                drain: Span(config.drain),
-            },
-        }
-    }
+fn each<'c, T>(items: &'c [T], shown: impl Fn(&'c T) -> Keys) -> Vec<Keys> {
+    items.iter().map(shown).collect()
 }
 
-#[derive(Serialize)]
-struct Route<'c> {
-    #[serde(rename = "match", skip_serializing_if = "Match::is_all")]
-    matches: Match<'c>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    upstream: Option<&'c str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    redirect: Option<Redirect<'c>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reply: Option<Reply<'c>>,
-    rate_limits: Vec<&'c str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    session: Option<RouteSession<'c>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    revalidate_every: Option<Span>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    audit: Option<RouteAudit>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    timeout: Option<Span>,
-    shed: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    rewrite: Option<Rewrite<'c>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    request_headers: Option<Changes<'c>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    response_headers: Option<Changes<'c>>,
+/// By name, each once.
+fn named<'c, T: 'c>(
+    items: impl IntoIterator<Item = &'c T>,
+    name: impl Fn(&'c T) -> &'c str,
+    shown: impl Fn(&'c T) -> Keys,
+) -> BTreeMap<&'c str, Keys> {
+    let items = items.into_iter();
+    items.map(|item| (name(item), shown(item))).collect()
 }
 
-#[derive(Serialize)]
-struct Match<'c> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    host: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    path: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ignore_case: Option<bool>,
-    #[serde(skip_serializing_if = "<[String]>::is_empty")]
-    methods: &'c [String],
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    headers: BTreeMap<&'c str, &'c str>,
+fn admin(admin: &Admin) -> Keys {
+    Keys::new()
+        .key("address", admin.address)
+        .key("token", admin.token.as_ref())
 }
 
-impl Match<'_> {
-    fn is_all(&self) -> bool {
-        self.host.is_none()
-            && self.path.is_none()
-            && self.methods.is_empty()
-            && self.headers.is_empty()
-    }
+/// An address is masked as a whole: where in it a password stands is for the client to say.
+fn postgres(postgres: &Postgres) -> Keys {
+    /// Still an address, so that what is printed can be read.
+    const ADDRESS: &str = "postgres://***";
+    Keys::new()
+        .key("write", ADDRESS)
+        .key("read", vec![ADDRESS; postgres.read.len()])
+        .key(
+            "pool",
+            Keys::new()
+                .key("write", postgres.write_pool)
+                .key("read", postgres.read_pool)
+                .key("timeout", postgres.timeout),
+        )
+        .key("migrate", postgres.migrate)
+        .key("tls", redis::tls(&postgres.tls))
 }
 
-impl<'c> Route<'c> {
-    fn new(route: &'c super::Route, config: &'c Config) -> Route<'c> {
-        let matches = &route.matches;
-        let usual = Redaction::default();
-        let audit = config.audit.as_ref();
-        let redaction = audit.map_or(&usual, |audit| &audit.redaction);
-        // What the audit would redact may hold a secret, too.
-        let hides =
-            |name: &str| redaction.hides(name) || route.hidden.contains(&name.to_ascii_lowercase());
-        let (upstream, redirect, reply) = match &route.to {
-            To::Upstream(index) => (Some(&*config.upstreams[*index].name), None, None),
-            To::Redirect(redirect) => (None, Some(Redirect::new(redirect)), None),
-            To::Reply(reply) => (None, None, Some(Reply::new(reply, hides))),
-        };
-        Route {
-            matches: Match {
-                host: matches.host.as_ref().map(ToString::to_string),
-                path: matches.path.as_ref().map(ToString::to_string),
-                ignore_case: matches.path.as_ref().map(|_| matches.ignore_case),
-                methods: &matches.methods,
-                headers: fields(&matches.headers, hides),
-            },
-            upstream,
-            redirect,
-            reply,
-            rate_limits: route
-                .limits
-                .iter()
-                .chain(&route.session_limits)
-                .map(|index| config.limits[*index].name.as_str())
-                .collect(),
-            session: route.session.as_ref().map(|session| RouteSession {
-                uses: &config.sessions[session.sessions].name,
-                require: session.require,
-                claims: &session.claims,
-            }),
-            revalidate_every: route
-                .session
-                .as_ref()
-                .map(|session| Span(session.revalidate_every)),
-            // Where the file has no audit, a route cannot ask for one.
-            audit: audit.map(|_| RouteAudit::new(route)),
-            timeout: route.timeout.map(Span),
-            shed: route.shed,
-            rewrite: Rewrite::new(&route.rewrite),
-            request_headers: Changes::new(&route.request_headers, hides),
-            response_headers: Changes::new(&route.response_headers, hides),
-        }
-    }
+fn worker(worker: &Worker) -> Keys {
+    let health = &worker.health;
+    let lag = Keys::new()
+        .key("degraded", health.lag_degraded)
+        .key("critical", health.lag_critical);
+    Keys::new()
+        .key("group", &worker.group)
+        .key(
+            "batch",
+            Keys::new()
+                .key("max", worker.batch_max)
+                .key("wait", worker.batch_wait),
+        )
+        .key("claim_after", worker.claim_after)
+        .key("max_deliveries", worker.max_deliveries)
+        .key("partition", Partition::Day)
+        .key("retention", worker.retention)
+        .key("session_sweep", worker.session_sweep)
+        .key(
+            "health",
+            Keys::new()
+                .key("interval", health.interval)
+                .key("timeout", health.timeout)
+                .key("cache", health.cache)
+                .key("checks", Keys::new().key("audit_lag", lag)),
+        )
 }
 
-fn texts(items: &[impl ToString]) -> Vec<String> {
-    items.iter().map(ToString::to_string).collect()
+fn telemetry(config: &Config) -> Keys {
+    let access_log = |log: &AccessLog| {
+        let errors = log.errors.then_some(Always::Errors);
+        let rejected = log.rejected.then_some(Always::Rejected);
+        Keys::new()
+            .key("format", log.format)
+            .key("sample", Percent(log.sample))
+            .key(
+                "always",
+                errors.into_iter().chain(rejected).collect::<Vec<_>>(),
+            )
+    };
+    let traces = |traces: &Traces| {
+        Keys::new()
+            .key("otlp", traces.otlp.as_ref())
+            .key("sample", Percent(traces.sample))
+    };
+    Keys::new()
+        .key(
+            "log",
+            Keys::new()
+                .key("format", config.log.format)
+                .key("level", config.log.level),
+        )
+        .key("access_log", config.access_log.as_ref().map(access_log))
+        .key("traces", config.traces.as_ref().map(traces))
 }
 
-#[derive(Serialize)]
-struct CircuitBreaker<'c> {
-    scope: breakers::Scope,
-    quorum: NonZeroU32,
-    on_redis_loss: breakers::OnLoss,
-    window: Window,
-    minimum_calls: u32,
-    failure_rate: Percent,
-    consecutive_failures: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    slow_call: Option<SlowCall>,
-    failure_on: Vec<String>,
-    open_for: Span,
-    max_open_for: Span,
-    jitter: Percent,
-    half_open: HalfOpen,
-    recover_over: Span,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    fallback: Option<Fallback<'c>>,
-    mode: Mode,
-}
-
-#[derive(Serialize)]
-struct Window {
-    #[serde(rename = "type")]
-    kind: &'static str,
-    size: String,
-}
-
-#[derive(Serialize)]
-struct SlowCall {
-    duration: Span,
-    rate: Percent,
-}
-
-#[derive(Serialize)]
-struct HalfOpen {
-    probes: u32,
-    success_rate: Percent,
-    probe_timeout: Span,
-}
-
-#[derive(Serialize)]
-struct Fallback<'c> {
-    status: u16,
-    body: &'c str,
-    content_type: &'c str,
-}
-
-impl<'c> CircuitBreaker<'c> {
-    fn new(breaker: &'c breakers::CircuitBreaker) -> CircuitBreaker<'c> {
-        let (settings, on) = (&breaker.settings, &breaker.failure_on);
-        let (kind, size) = match settings.window {
-            breakers::Window::Time(size) => ("time", Span(size).to_string()),
-            breakers::Window::Count(size) => ("count", size.to_string()),
-        };
-        let kinds = [
-            ("connect_failure", on.connect_failure),
-            ("timeout", on.timeout),
-            ("reset", on.reset),
-            ("5xx", on.server_error),
-        ];
-        let named = kinds
-            .into_iter()
-            .filter(|(_, is_failure)| *is_failure)
-            .map(|(name, _)| name.to_owned());
-        let grpc = on.grpc.iter().filter_map(|status| status.name());
-        let grpc = grpc.map(|name| format!("grpc:{name}"));
-        CircuitBreaker {
-            scope: breaker.scope,
-            quorum: breaker.quorum,
-            on_redis_loss: breaker.on_redis_loss,
-            window: Window { kind, size },
-            minimum_calls: settings.minimum_calls,
-            failure_rate: Percent(settings.failure_rate),
-            consecutive_failures: settings.consecutive_failures,
-            slow_call: settings.slow_call.map(|slow| SlowCall {
-                duration: Span(slow.duration),
-                rate: Percent(slow.rate),
-            }),
-            failure_on: named.chain(texts(&on.statuses)).chain(grpc).collect(),
-            open_for: Span(settings.open_for),
-            max_open_for: Span(settings.max_open_for),
-            jitter: Percent(settings.jitter),
-            half_open: HalfOpen {
-                probes: settings.half_open.probes,
-                success_rate: Percent(settings.half_open.success_rate),
-                probe_timeout: Span(settings.half_open.probe_timeout),
-            },
-            recover_over: Span(settings.recover_over),
-            fallback: breaker.fallback.as_ref().map(|fallback| Fallback {
-                status: fallback.status,
-                body: &fallback.body,
-                content_type: &fallback.content_type,
-            }),
-            mode: breaker.mode,
-        }
-    }
-}
-
-#[derive(Serialize)]
-struct RouteSession<'c> {
-    #[serde(rename = "use")]
-    uses: &'c str,
-    require: bool,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    claims: &'c sessions::Claims,
-}
-
-#[derive(Serialize)]
-struct Sessions<'c> {
-    token: Vec<BTreeMap<&'static str, Value>>,
-    idle_timeout: Span,
-    absolute_timeout: Span,
-    touch_every: Span,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    max_per_user: Option<NonZeroU32>,
-    on_max: OnMax,
-    max_sessions: usize,
-    cache: SessionCache,
-    forward: Forward<'c>,
-    cookie: Cookie<'c>,
-    on_redis_loss: SessionLoss,
-}
-
-#[derive(Serialize)]
-struct SessionCache {
-    ttl: Span,
-    negative_ttl: Span,
-    max_entries: usize,
-}
-
-#[derive(Serialize)]
-struct SessionLoss {
-    action: &'static str,
-    grace: Span,
-}
-
-#[derive(Serialize)]
-struct Forward<'c> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    user: Option<&'c str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    session: Option<&'c str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    claims: Option<&'c str>,
-}
-
-#[derive(Serialize)]
-struct Cookie<'c> {
-    secure: bool,
-    http_only: bool,
-    same_site: SameSite,
-    path: &'c str,
-}
-
-impl<'c> Sessions<'c> {
-    fn new(sessions: &'c sessions::Sessions) -> Sessions<'c> {
-        let (settings, shared) = (&sessions.settings, &sessions.shared);
-        let source = |source: &TokenSource| match source {
-            TokenSource::Cookie(name) => BTreeMap::from([("cookie", json!(name))]),
-            TokenSource::Bearer => BTreeMap::from([("bearer", json!(true))]),
-            TokenSource::Header(name) => BTreeMap::from([("header", json!(name))]),
-        };
-        Sessions {
-            token: settings.sources.iter().map(source).collect(),
-            idle_timeout: Span(settings.idle_timeout),
-            absolute_timeout: Span(settings.absolute_timeout),
-            touch_every: Span(shared.touch_every),
-            max_per_user: settings.max_per_user,
-            on_max: settings.on_max,
-            max_sessions: sessions.max_sessions,
-            cache: SessionCache {
-                ttl: Span(shared.cache.ttl),
-                negative_ttl: Span(shared.cache.negative_ttl),
-                max_entries: shared.cache.max_entries,
-            },
-            forward: Forward {
-                user: settings.forward.user.as_deref(),
-                session: settings.forward.session.as_deref(),
-                claims: settings.forward.claims.as_deref(),
-            },
-            cookie: Cookie {
-                secure: settings.cookie.secure,
-                http_only: settings.cookie.http_only,
-                same_site: settings.cookie.same_site,
-                path: &settings.cookie.path,
-            },
-            on_redis_loss: SessionLoss {
-                action: "deny",
-                grace: Span(shared.grace),
-            },
-        }
-    }
-}
-
-#[derive(Serialize)]
-struct Admin {
-    address: SocketAddr,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    token: Option<String>,
-}
-
-#[derive(Serialize)]
-struct Metrics {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    address: Option<SocketAddr>,
-    max_series: usize,
-}
-
-#[derive(Serialize)]
-struct Shutdown {
-    propagation_delay: Span,
-    drain: Span,
+fn runtime(config: &Config) -> Keys {
+    let memory = config.shed.memory.map(|bound| match bound {
+        MemoryBound::Share(share) => Percent(share).to_string(),
+        MemoryBound::Bytes(bytes) => ByteSize(bytes).to_string(),
+    });
+    let shed = Keys::new()
+        .key("loop_delay", config.shed.loop_delay)
+        .key("memory", memory);
+    let lanes = config.lanes;
+    Keys::new()
+        .key(
+            "lanes",
+            lanes.map_or("auto".to_owned(), |lanes| lanes.to_string()),
+        )
+        .key("shed", shed.any())
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 pub use super::raw::TlsVersion as Version;
+use super::yaml::Place;
 
 /// Of a client: who is believed, and what is shown.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -51,10 +52,7 @@ pub enum ClientAuth {
 pub struct PemFile {
     pub file: PathBuf,
     pub holds: Holds,
-    /// As those of a [`Mistake`](super::yaml::Mistake).
-    pub path: String,
-    pub line: u64,
-    pub column: u64,
+    pub place: Place,
 }
 
 /// What a PEM file is to hold.

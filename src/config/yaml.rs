@@ -32,24 +32,68 @@ use words::{
     NOTHING, in_our_words, missing, nearest, no_name, told_apart, unexpected, unknown_key,
 };
 
-/// One mistake in a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mistake {
+/// Where a value stands in a file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Place {
     /// For example `routes[2].match.path`; empty for the file as a whole.
     pub path: String,
     /// From 1; 0 where it is not known.
     pub line: u64,
     /// From 1, in characters.
     pub column: u64,
+}
+
+impl Place {
+    /// Of a key of the file itself that is not there.
+    pub fn top(key: &str) -> Place {
+        Place {
+            path: key.to_owned(),
+            line: 1,
+            column: 1,
+        }
+    }
+
+    /// Of a key that is not there, or stands for the whole of what it is in.
+    pub fn child(&self, key: &str) -> Place {
+        self.named(format!("{}.{key}", self.path))
+    }
+
+    /// Of the key `key` beside this one, which stands for both.
+    pub fn sibling(&self, key: &str) -> Place {
+        let parent = self.path.rsplit_once('.').map_or("", |(parent, _)| parent);
+        self.named(format!("{parent}.{key}"))
+    }
+
+    /// The same line and column, told as `path`.
+    pub fn named(&self, path: impl Into<String>) -> Place {
+        Place {
+            path: path.into(),
+            ..*self
+        }
+    }
+}
+
+/// One mistake in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistake {
+    pub place: Place,
     /// What is wrong, and the mend.
     pub message: String,
 }
 
+impl Mistake {
+    /// As they stand in the file.
+    pub fn sort(mistakes: &mut [Mistake]) {
+        mistakes.sort_by_key(|mistake| (mistake.place.line, mistake.place.column));
+    }
+}
+
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "line {}, column {}: ", self.line, self.column)?;
-        if !self.path.is_empty() {
-            write!(f, "{}: ", self.path)?;
+        let Place { path, line, column } = &self.place;
+        write!(f, "line {line}, column {column}: ")?;
+        if !path.is_empty() {
+            write!(f, "{path}: ")?;
         }
         f.write_str(&self.message)
     }
@@ -59,8 +103,14 @@ impl fmt::Display for Mistake {
 #[derive(Debug, Clone)]
 pub struct At<T> {
     pub value: Option<T>,
-    pub line: u64,
-    pub column: u64,
+    pub place: Place,
+}
+
+impl<T> At<T> {
+    /// The value, where it is right, with its place.
+    pub fn told(self) -> Option<(T, Place)> {
+        Some((self.value?, self.place))
+    }
 }
 
 /// What a key says, where it is there and right.
@@ -109,10 +159,9 @@ pub fn parse<T: DeserializeOwned>(
             let (line, column) = error
                 .location()
                 .map_or((0, 0), |at| (at.line(), at.column()));
+            let path = String::new();
             let mistake = Mistake {
-                path: String::new(),
-                line,
-                column,
+                place: Place { path, line, column },
                 message: in_our_words(&error.to_string()),
             };
             return (None, vec![mistake], Places::new());
@@ -127,7 +176,7 @@ pub fn parse<T: DeserializeOwned>(
     };
     let value = T::deserialize(cursor).map_err(|error| cursor.note(error));
     let mut mistakes = mistakes.into_inner();
-    mistakes.sort_by_key(|mistake| (mistake.line, mistake.column));
+    Mistake::sort(&mut mistakes);
     (value.ok(), mistakes, brought_in(&node))
 }
 
@@ -152,7 +201,7 @@ impl fmt::Display for Path<'_> {
 #[derive(Debug)]
 struct Error {
     message: String,
-    place: Option<(String, u64, u64)>,
+    place: Option<Place>,
     /// Whether a mistake that is noted already says why.
     told: bool,
 }
@@ -200,15 +249,14 @@ impl<'a> Cursor<'a> {
         if error.told {
             return;
         }
-        let (path, line, column) = error
-            .place
-            .unwrap_or_else(|| (self.path.to_string(), self.node.line, self.node.column));
         self.mistakes.borrow_mut().push(Mistake {
-            path,
-            line,
-            column,
+            place: error.place.unwrap_or_else(|| self.place()),
             message: error.message,
         });
+    }
+
+    fn place(&self) -> Place {
+        self.node.place(self.path)
     }
 
     /// Notes that `needed` does not stand here.
@@ -222,9 +270,8 @@ impl<'a> Cursor<'a> {
     }
 
     fn placed(&self, error: Error) -> Error {
-        let here = || (self.path.to_string(), self.node.line, self.node.column);
         Error {
-            place: Some(error.place.unwrap_or_else(here)),
+            place: Some(error.place.unwrap_or_else(|| self.place())),
             ..error
         }
     }
@@ -235,7 +282,7 @@ impl<'a> Cursor<'a> {
         let value = visitor.visit_newtype_struct(self);
         let here = self.path.to_string();
         for mistake in &mut self.mistakes.borrow_mut()[before..] {
-            if mistake.path == here {
+            if mistake.place.path == here {
                 let needed = " or a list of them is needed";
                 mistake.message = mistake.message.replace(" is needed", needed);
             }
@@ -266,13 +313,13 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for At<T> {
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<At<T>, A::Error> {
-                let line = parts.next_element()?.unwrap_or(0);
-                let column = parts.next_element()?.unwrap_or(0);
-                Ok(At {
-                    line,
-                    column,
-                    value: parts.next_element()?,
-                })
+                let place = Place {
+                    path: parts.next_element()?.unwrap_or_default(),
+                    line: parts.next_element()?.unwrap_or(0),
+                    column: parts.next_element()?.unwrap_or(0),
+                };
+                let value = parts.next_element()?;
+                Ok(At { value, place })
             }
         }
 
@@ -280,7 +327,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for At<T> {
     }
 }
 
-/// The parts of an [`At`]: line, column, and the value or, when it is wrong, nothing.
+/// The parts of an [`At`]: path, line, column, and the value or, when it is wrong, nothing.
 struct AtParts<'a> {
     cursor: Cursor<'a>,
     next: u8,
@@ -294,12 +341,14 @@ impl<'de> SeqAccess<'de> for AtParts<'_> {
         seed: S,
     ) -> Result<Option<S::Value>, Error> {
         self.next += 1;
+        let node = self.cursor.node;
         match self.next {
             1 => seed
-                .deserialize(U64Deserializer::new(self.cursor.node.line))
+                .deserialize(self.cursor.path.to_string().into_deserializer())
                 .map(Some),
-            2 => seed
-                .deserialize(U64Deserializer::new(self.cursor.node.column))
+            2 => seed.deserialize(U64Deserializer::new(node.line)).map(Some),
+            3 => seed
+                .deserialize(U64Deserializer::new(node.column))
                 .map(Some),
             _ => Ok(seed
                 .deserialize(self.cursor)
@@ -465,15 +514,14 @@ impl<'de> Deserializer<'de> for Cursor<'_> {
             let known = fields.contains(&key.value.as_str());
             if !known {
                 meant.extend(nearest(&key.value, fields));
+                let place = Place {
+                    path: Path::Key(self.path, &key.value).to_string(),
+                    line: key.referenced.line(),
+                    column: key.referenced.column(),
+                };
                 let message = unknown_key(&key.value, fields);
-                let path = Path::Key(self.path, &key.value).to_string();
-                let (line, column) = (key.referenced.line(), key.referenced.column());
-                self.mistakes.borrow_mut().push(Mistake {
-                    path,
-                    line,
-                    column,
-                    message,
-                });
+                let mistake = Mistake { place, message };
+                self.mistakes.borrow_mut().push(mistake);
             }
             known
         };

@@ -4,12 +4,12 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::Checker;
 use crate::config::listeners::Address;
+use crate::config::yaml::Place;
 
 /// An address of the file, and where it stands.
 pub(super) struct Listening {
-    path: String,
-    /// `None`: the file does not say it, it is a default.
-    place: Option<(u64, u64)>,
+    /// Without a line where the file does not say it: it is a default.
+    place: Place,
     address: Address,
     /// Whether it is a listener's, which may stand beside a less specific one, as in nginx: the kernel gives a connection to the most
     /// specific one.
@@ -17,23 +17,25 @@ pub(super) struct Listening {
 }
 
 impl Listening {
-    pub(super) fn listener(path: &str, place: (u64, u64), address: Address) -> Listening {
+    pub(super) fn listener(place: Place, address: Address) -> Listening {
         Listening {
-            path: path.to_owned(),
-            place: Some(place),
+            place,
             address,
             is_listener: true,
         }
     }
 
     /// Of the control thread.
-    pub(super) fn port(path: &str, place: Option<(u64, u64)>, address: SocketAddr) -> Listening {
+    pub(super) fn port(place: Place, address: SocketAddr) -> Listening {
         Listening {
-            path: path.to_owned(),
             place,
             address: Address::Tcp(address),
             is_listener: false,
         }
+    }
+
+    fn is_default(&self) -> bool {
+        self.place.line == 0
     }
 
     fn is_in_the_way_of(&self, other: &Listening) -> bool {
@@ -57,17 +59,16 @@ impl Checker {
                 .iter()
                 .find(|earlier| earlier.is_in_the_way_of(later));
             let Some(earlier) = earlier else { continue };
-            // A default has no place: then the other one has.
-            let (here, there) = match later.place {
-                Some(_) => (later, earlier),
-                None => (earlier, later),
+            let (here, there) = match later.is_default() {
+                false => (later, earlier),
+                true => (earlier, later),
             };
-            let Some((line, column)) = here.place else {
-                continue;
-            };
-            let at = match there.place {
-                Some((line, column)) => format!("at line {line}, column {column}"),
-                None => "its default".to_owned(),
+            let at = match there.is_default() {
+                false => format!(
+                    "at line {}, column {}",
+                    there.place.line, there.place.column
+                ),
+                true => "its default".to_owned(),
             };
             let mend = match here.address {
                 Address::Tcp(_) => "use another port",
@@ -75,9 +76,9 @@ impl Checker {
             };
             let message = format!(
                 "{} is taken by {} ({}, {at}): {mend}",
-                here.address, there.path, there.address
+                here.address, there.place.path, there.address
             );
-            self.say(&here.path, line, column, message);
+            self.say(&here.place, message);
         }
     }
 }
@@ -85,14 +86,14 @@ impl Checker {
 impl Checker {
     /// Warns of endpoints that are listeners of this very file.
     pub(super) fn warn_of_circles(&mut self, all: &[Listening]) {
-        for (path, place, endpoint) in std::mem::take(&mut self.endpoints) {
+        for (place, endpoint) in std::mem::take(&mut self.endpoints) {
             let mut listeners = all.iter().filter(|listening| listening.is_listener);
             if let Some(listener) = listeners.find(|listener| is_at(&endpoint, &listener.address)) {
                 let message = format!(
                     "{endpoint} is weir's own listener, {}, so that requests would go in a circle: use the app's address",
-                    listener.path
+                    listener.place.path
                 );
-                self.warn(&path, place, message);
+                self.warn(&place, message);
             }
         }
     }
@@ -136,17 +137,11 @@ fn overlap(one: SocketAddr, two: SocketAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use crate::config::check::{checked, parse};
-    use crate::config::yaml::Mistake;
+    use super::super::fixture;
 
     fn said(text: &str) -> String {
-        match parse(&format!("upstream: http://x:1\n{text}"), &|_| None) {
-            Ok(_) => String::new(),
-            Err(mistakes) => {
-                let said: Vec<_> = mistakes.iter().map(Mistake::to_string).collect();
-                said.join("\n")
-            }
-        }
+        let said = fixture::read(&format!("upstream: http://x:1\n{text}"));
+        said.err().unwrap_or_default().join("\n")
     }
 
     #[test]
@@ -201,9 +196,7 @@ mod tests {
     fn an_endpoint_that_is_a_listener_is_warned_of() {
         let warned = |listener: &str, endpoint: &str| {
             let text = format!("listen: '{listener}'\nupstream: '{endpoint}'\n");
-            let checked = checked(&text, &|_| None).unwrap_or_else(|said| panic!("{said:#?}"));
-            let said = checked.warnings.iter().map(ToString::to_string);
-            said.collect::<Vec<_>>().join("\n")
+            fixture::warned(&text).join("\n")
         };
         assert_eq!(
             warned("0.0.0.0:8080", "http://localhost:8080"),

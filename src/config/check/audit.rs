@@ -2,12 +2,11 @@
 
 use std::path::PathBuf;
 
-use super::redis::{key_prefix, not_empty};
-use super::sessions::field_name;
-use super::{Checker, SECOND, secret, share};
+use super::values::{field_name, key_prefix, not_empty, secret, share};
+use super::{Checker, SECOND};
 use crate::config::audit::{self, Audit, Level, Spool, Stream};
 use crate::config::raw;
-use crate::config::units::{ByteSize, Span};
+use crate::config::units::ByteSize;
 use crate::config::yaml::{At, told};
 use crate::event::Redaction;
 use crate::http1::path;
@@ -19,35 +18,28 @@ const LEAST_SPOOL: ByteSize = ByteSize(16 << 20);
 
 impl Checker {
     pub(super) fn audit(&mut self, raw: raw::Audit) -> Audit {
-        let captures_at = raw.capture.as_ref().map(|at| (at.line, at.column));
+        let captures_at = raw.capture.as_ref().map(|at| at.place.clone());
         let capture = told(raw.capture).unwrap_or_default();
         let redact = told(raw.redact).unwrap_or_default();
         let mut redaction = Redaction::default();
-        redaction.add(
-            self.header_names("audit.redact.headers", redact.headers),
-            texts(redact.query),
-        );
+        redaction.add(self.header_names(redact.headers), texts(redact.query));
         let paths = told(redact.paths).unwrap_or_default();
-        redaction.add_paths(paths.into_iter().enumerate().filter_map(|(index, at)| {
-            self.read(&format!("audit.redact.paths[{index}]"), at, hidden_path)
-        }));
+        redaction.add_paths(self.each(paths, hidden_path));
         let key = told(raw.integrity).and_then(|raw| {
             let spelt = self.is_spelt(&raw.key);
-            self.read("audit.integrity.key", raw.key, |text| match text {
+            self.read(raw.key, |text| match text {
                 "" => Err("an empty key proves nothing: set one, or leave the key out".to_owned()),
                 key => secret(key, spelt),
             })
         });
-        let request_headers =
-            self.header_names("audit.capture.request_headers", capture.request_headers);
-        let response_headers =
-            self.header_names("audit.capture.response_headers", capture.response_headers);
+        let request_headers = self.header_names(capture.request_headers);
+        let response_headers = self.header_names(capture.response_headers);
         let names_headers = !request_headers.is_empty() || !response_headers.is_empty();
         self.captures_at = captures_at.filter(|_| names_headers);
         if let (Some(at), true) = (&raw.sqlite, self.has_postgres) {
             let message =
                 "the audit goes to postgres, so that this does nothing: leave one of them out";
-            self.warn("audit.sqlite", (at.line, at.column), message);
+            self.warn(&at.place, message);
         }
         let sqlite = told(raw.sqlite).unwrap_or_default();
         let path = told(sqlite.path);
@@ -62,7 +54,7 @@ impl Checker {
             stream: self.stream(told(raw.stream).unwrap_or_default()),
             spool: self.spool(told(raw.spool).unwrap_or_default()),
             sqlite: path.map_or_else(|| PathBuf::from(audit::DATABASE), PathBuf::from),
-            retention: self.days("audit.sqlite.retention", sqlite.retention, audit::RETENTION),
+            retention: self.days(sqlite.retention, audit::RETENTION),
             key,
         }
     }
@@ -70,47 +62,22 @@ impl Checker {
     fn stream(&mut self, raw: raw::AuditStream) -> Stream {
         let default = Stream::default();
         let batch = told(raw.batch).unwrap_or_default();
-        let name = raw
-            .name
-            .and_then(|at| self.read("audit.stream.name", at, key_prefix));
-        let batch_events = self.count_within(
-            "audit.stream.batch.events",
-            batch.events,
-            default.batch_events as u64,
-            1..=MOST_EVENTS,
-        );
-        let shards = self.count_within(
-            "audit.stream.shards",
-            raw.shards,
-            default.shards.into(),
-            1..=256,
-        );
+        let name = raw.name.and_then(|at| self.read(at, key_prefix));
+        let (events, max_length) = (default.batch_events as u64, default.max_length);
         Stream {
             name: name.unwrap_or(default.name),
-            shards,
-            max_length: self.count_within(
-                "audit.stream.max_length",
-                raw.max_length,
-                default.max_length,
-                1..=u64::MAX,
-            ),
-            batch_events,
-            batch_wait: self.span_within(
-                "audit.stream.batch.wait",
-                batch.wait,
-                Span(default.batch_wait),
-                10 * SECOND,
-            ),
+            shards: self.count_within(raw.shards, default.shards.into(), 1..=256),
+            max_length: self.count_within(raw.max_length, max_length, 1..=u64::MAX),
+            batch_events: self.count_within(batch.events, events, 1..=MOST_EVENTS),
+            batch_wait: self.span_within(batch.wait, default.batch_wait, 10 * SECOND),
         }
     }
 
     fn spool(&mut self, raw: raw::Spool) -> Spool {
         let default = Spool::default();
-        let path = raw.path.and_then(|at| {
-            self.read("audit.spool.path", at, |text| {
-                not_empty(text).map(PathBuf::from)
-            })
-        });
+        let path = raw
+            .path
+            .and_then(|at| self.read(at, |text| not_empty(text).map(PathBuf::from)));
         let max = raw.max.and_then(|at| {
             let max = at.value?;
             if max.0 < LEAST_SPOOL.0 {
@@ -118,7 +85,7 @@ impl Checker {
                     "{max} is too little: use {LEAST_SPOOL} or more, for example {}",
                     ByteSize(default.max)
                 );
-                self.say("audit.spool.max", at.line, at.column, message);
+                self.say(&at.place, message);
             }
             Some(max.0)
         });
@@ -129,12 +96,8 @@ impl Checker {
     }
 
     /// How much is kept of a route's requests, and of which share.
-    pub(super) fn route_audit(
-        &mut self,
-        path: &str,
-        at: Option<At<raw::RouteAudit>>,
-    ) -> (Level, Option<f64>) {
-        let place = at.as_ref().map(|at| (at.line, at.column));
+    pub(super) fn route_audit(&mut self, at: Option<At<raw::RouteAudit>>) -> (Level, Option<f64>) {
+        let place = at.as_ref().map(|at| at.place.clone());
         let (asked, sample) = match told(at) {
             None => (None, None),
             Some(raw::RouteAudit::Level(level)) => (Some(level), None),
@@ -144,21 +107,17 @@ impl Checker {
             }
         };
         let asks = sample.is_some() || matches!(asked, Some(Level::Metadata | Level::Headers));
-        if let (true, None, Some((line, column))) = (asks, self.audit_level, place) {
+        if let (true, None, Some(place)) = (asks, self.audit_level, place) {
             let message = "the file has no \"audit\": add \"audit: {}\", or leave this out";
-            self.say(&format!("{path}.audit"), line, column, message);
+            self.say(&place, message);
         }
         let level = asked.or(self.audit_level).unwrap_or(Level::None);
         (level, sample)
     }
 
-    fn header_names(&mut self, path: &str, at: Option<At<Vec<At<String>>>>) -> Vec<String> {
-        let list = told(at).unwrap_or_default();
-        list.into_iter()
-            .enumerate()
-            .filter_map(|(index, at)| self.read(&format!("{path}[{index}]"), at, field_name))
-            .map(|name| name.to_ascii_lowercase())
-            .collect()
+    fn header_names(&mut self, at: Option<At<Vec<At<String>>>>) -> Vec<String> {
+        let name = |text: &str| field_name(text).map(|name| name.to_ascii_lowercase());
+        self.each(told(at).unwrap_or_default(), name)
     }
 }
 
@@ -193,16 +152,15 @@ fn texts(at: Option<At<Vec<At<String>>>>) -> Vec<String> {
 mod tests {
     use std::time::Duration;
 
-    use super::super::{DAY, checked, parse};
+    use super::super::DAY;
+    use super::super::fixture;
     use super::*;
     use crate::config::Config;
     use crate::config::audit::Delivery;
-    use crate::config::yaml::Mistake;
 
     fn read(audit: &str) -> Result<Config, Vec<String>> {
         let text = format!("listen: 127.0.0.1:1\nupstream: http://x:1\n{audit}");
-        parse(&text, &|_| None)
-            .map_err(|mistakes| mistakes.iter().map(Mistake::to_string).collect())
+        fixture::read(&text)
     }
 
     #[test]
@@ -291,9 +249,7 @@ mod tests {
             let text = format!(
                 "listen: 127.0.0.1:1\nupstream: http://x:1\naudit: {{{audit}}}\nroutes: [{{upstream: upstream{route}}}]\n"
             );
-            let checked = checked(&text, &|_| None).unwrap_or_else(|said| panic!("{said:#?}"));
-            let said = checked.warnings.iter().map(ToString::to_string);
-            said.collect::<Vec<_>>().join("\n")
+            fixture::warned(&text).join("\n")
         };
         for captured in ["request_headers: [a]", "response_headers: [a]"] {
             let capture = format!("capture: {{{captured}}}");

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use super::Checker;
 use super::unused::Kind;
-use super::{Checker, share, span};
+use super::values::{share, span};
 use crate::config::breakers::{
     CircuitBreaker, FailureOn, Fallback, HalfOpen, OnLoss, Scope, Settings, SlowCall, Window,
 };
@@ -25,19 +26,18 @@ impl Checker {
         }
     }
 
-    pub(super) fn breaker_named(&mut self, path: &str, at: At<String>) -> Option<CircuitBreaker> {
+    pub(super) fn breaker_named(&mut self, at: At<String>) -> Option<CircuitBreaker> {
         let name = at.value?;
         let found = self.breakers.get(&name).cloned();
         if found.is_none() {
-            self.say_unknown(Kind::Breaker, path, (at.line, at.column), &name);
+            self.say_unknown(Kind::Breaker, &at.place, &name);
         }
         found
     }
 
     fn breaker(&mut self, name: String, raw: raw::CircuitBreaker) -> CircuitBreaker {
-        let path = format!("circuit_breakers.{name}");
         let seconds = Duration::from_secs;
-        let window = told(raw.window).and_then(|window| self.window(&path, window));
+        let window = told(raw.window).and_then(|window| self.window(window));
         let half_open = told(raw.half_open).unwrap_or_default();
         let slow_call = told(raw.slow_call).and_then(|raw| {
             Some(SlowCall {
@@ -46,7 +46,7 @@ impl Checker {
             })
         });
         let open_at = raw.open_for.as_ref().or(raw.max_open_for.as_ref());
-        let open_at = open_at.map(|at| (at.line, at.column));
+        let open_at = open_at.map(|at| at.place.sibling("open_for"));
         let settings = Settings {
             window: window.unwrap_or(Window::Time(seconds(10))),
             minimum_calls: told(raw.minimum_calls).unwrap_or(20),
@@ -59,11 +59,7 @@ impl Checker {
             half_open: HalfOpen {
                 probes: told(half_open.probes).unwrap_or(5),
                 success_rate: share(half_open.success_rate, 0.8),
-                probe_timeout: self.timeout(
-                    &format!("{path}.half_open.probe_timeout"),
-                    half_open.probe_timeout,
-                    seconds(5),
-                ),
+                probe_timeout: self.timeout(half_open.probe_timeout, seconds(5)),
             },
             recover_over: span(raw.recover_over, seconds(30)),
         };
@@ -73,10 +69,10 @@ impl Checker {
                 Span(settings.open_for),
                 Span(settings.max_open_for)
             );
-            self.warn(&format!("{path}.open_for"), place, message);
+            self.warn(&place, message);
         }
         let failure_on = match told(raw.failure_on) {
-            Some(list) => self.failure_on(&path, list),
+            Some(list) => self.failure_on(list),
             None => FailureOn {
                 connect_failure: true,
                 timeout: true,
@@ -86,7 +82,7 @@ impl Checker {
                 grpc: Vec::new(),
             },
         };
-        let fallback = told(raw.fallback).and_then(|raw| self.fallback(&path, raw));
+        let fallback = told(raw.fallback).and_then(|raw| self.fallback(raw));
         let scope = match self.has_redis {
             true => told(raw.scope).unwrap_or(Scope::Shared),
             // The same file serves a laptop.
@@ -95,7 +91,7 @@ impl Checker {
         CircuitBreaker {
             name,
             scope,
-            quorum: self.quorum(&path, raw.quorum),
+            quorum: self.quorum(raw.quorum),
             on_redis_loss: told(raw.on_redis_loss).unwrap_or(OnLoss::Local),
             settings,
             failure_on,
@@ -104,45 +100,40 @@ impl Checker {
         }
     }
 
-    fn quorum(&mut self, path: &str, at: Option<At<u32>>) -> NonZeroU32 {
+    fn quorum(&mut self, at: Option<At<u32>>) -> NonZeroU32 {
         const QUORUM: NonZeroU32 = NonZeroU32::new(2).expect("two is not zero");
-        let Some(at) = at else { return QUORUM };
-        let Some(told) = at.value else { return QUORUM };
+        let Some((told, place)) = at.and_then(At::told) else {
+            return QUORUM;
+        };
         NonZeroU32::new(told).unwrap_or_else(|| {
             let message = "a quorum of none would trip at once: use 1 or more, for example 2";
-            let path = format!("{path}.quorum");
-            self.say(&path, at.line, at.column, message);
+            self.say(&place, message);
             QUORUM
         })
     }
 
-    fn window(&mut self, path: &str, raw: raw::Window) -> Option<Window> {
+    fn window(&mut self, raw: raw::Window) -> Option<Window> {
         let kind = raw.kind.value?;
-        self.read(
-            &format!("{path}.window.size"),
-            raw.size,
-            |text| match kind {
-                WindowKind::Time => match text.parse()? {
-                    Span(Duration::ZERO) => {
-                        Err("a window of no time holds nothing: use, for example, 10s".to_owned())
-                    }
-                    Span(size) => Ok(Window::Time(size)),
-                },
-                WindowKind::Count => match text.parse() {
-                    Ok(size @ 1..) => Ok(Window::Count(size)),
-                    Ok(0) | Err(_) => Err(format!(
-                        "\"{text}\" is not a number of calls: use, for example, 100"
-                    )),
-                },
+        self.read(raw.size, |text| match kind {
+            WindowKind::Time => match text.parse()? {
+                Span(Duration::ZERO) => {
+                    Err("a window of no time holds nothing: use, for example, 10s".to_owned())
+                }
+                Span(size) => Ok(Window::Time(size)),
             },
-        )
+            WindowKind::Count => match text.parse() {
+                Ok(size @ 1..) => Ok(Window::Count(size)),
+                Ok(0) | Err(_) => Err(format!(
+                    "\"{text}\" is not a number of calls: use, for example, 100"
+                )),
+            },
+        })
     }
 
-    fn failure_on(&mut self, path: &str, list: Vec<At<String>>) -> FailureOn {
+    fn failure_on(&mut self, list: Vec<At<String>>) -> FailureOn {
         let mut on = FailureOn::default();
-        for (index, at) in list.into_iter().enumerate() {
-            let status = self.read(&format!("{path}.failure_on[{index}]"), at, |text| {
-                match text {
+        let statuses = self.each(list, |text| {
+            match text {
                     "connect_failure" => on.connect_failure = true,
                     "timeout" => on.timeout = true,
                     "reset" => on.reset = true,
@@ -168,39 +159,31 @@ impl Checker {
                         }
                     },
                 }
-                Ok(None)
-            });
-            on.statuses.extend(status.flatten());
-        }
+            Ok(None)
+        });
+        on.statuses = statuses.into_iter().flatten().collect();
         on
     }
 
-    fn fallback(&mut self, path: &str, raw: raw::Fallback) -> Option<Fallback> {
+    fn fallback(&mut self, raw: raw::Fallback) -> Option<Fallback> {
         let status = raw.status.map_or(Some(503), |at| match at.value? {
             status @ 200..=599 => Some(status),
             status => {
                 let message = format!("{status} is not a final status: use 200 to 599");
-                self.say(
-                    &format!("{path}.fallback.status"),
-                    at.line,
-                    at.column,
-                    message,
-                );
+                self.say(&at.place, message);
                 None
             }
         })?;
         let content_type =
             raw.content_type
                 .map_or(Some("application/json".to_owned()), |at| {
-                    self.read(
-                        &format!("{path}.fallback.content_type"),
-                        at,
-                        |text| match text.bytes().any(|b| b.is_ascii_control()) {
+                    self.read(at, |text| {
+                        match text.bytes().any(|b| b.is_ascii_control()) {
                             true => Err("a content type has no control characters: take them out"
                                 .to_owned()),
                             false => Ok(text.to_owned()),
-                        },
-                    )
+                        }
+                    })
                 })?;
         Some(Fallback {
             status,
@@ -212,24 +195,17 @@ impl Checker {
 
 #[cfg(test)]
 mod tests {
-    use super::super::parse;
+    use super::super::fixture;
     use super::*;
     use crate::config::limits::Mode;
-    use crate::config::yaml::Mistake;
 
     fn read(breaker: &str) -> Result<CircuitBreaker, String> {
         let text = format!(
             "listen: 127.0.0.1:1\nupstreams: {{a: {{endpoints: ['http://x:1'], circuit_breaker: b}}}}\ncircuit_breakers: {{b: {breaker}}}\n"
         );
-        parse(&text, &|_| None)
+        fixture::read(&text)
             .map(|config| config.upstreams[0].circuit_breaker.clone().unwrap())
-            .map_err(|mistakes| {
-                mistakes
-                    .iter()
-                    .map(Mistake::to_string)
-                    .collect::<Vec<_>>()
-                    .join("\n")
-            })
+            .map_err(|said| said.join("\n"))
     }
 
     #[test]

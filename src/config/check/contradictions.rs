@@ -1,13 +1,9 @@
 //! What two keys say that cannot both be meant, as tests: warned of where it does no harm, refused where it can only be a mistake.
 
-use super::checked;
+use super::fixture;
 
 fn warned(text: &str) -> String {
-    let text = format!("listen: 127.0.0.1:1\n{text}");
-    let checked = checked(&text, &|_| None);
-    let checked = checked.unwrap_or_else(|said| panic!("{said:#?}\n{text}"));
-    let said = checked.warnings.iter().map(ToString::to_string);
-    said.collect::<Vec<_>>().join("\n")
+    fixture::warned(&format!("listen: 127.0.0.1:1\n{text}")).join("\n")
 }
 
 fn with_upstream(keys: &str) -> String {
@@ -47,8 +43,7 @@ fn a_burst_of_another_algorithm_is_warned_of() {
 #[test]
 fn zero_is_no_way_to_say_unlimited() {
     let check = |file: &str, path: &str, mend: &str| {
-        let said = checked(file, &|_| None).err().unwrap_or_default();
-        let said: Vec<_> = said.iter().map(ToString::to_string).collect();
+        let said = fixture::read(file).err().unwrap_or_default();
         assert!(
             said.len() == 1 && said[0].contains(&format!("{path}: ")) && said[0].contains(mend),
             "{said:?}"
@@ -145,8 +140,7 @@ fn a_database_beside_postgres_is_warned_of() {
 fn a_name_that_no_header_has_is_refused() {
     let said = |text: &str| {
         let text = format!("listen: 127.0.0.1:1\nupstream: http://x:1\n{text}\n");
-        let mistakes = checked(&text, &|_| None).err().unwrap_or_default();
-        let said: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
+        let said = fixture::read(&text).err().unwrap_or_default();
         said.join("\n")
     };
     for (text, path) in [

@@ -52,7 +52,10 @@ fn what_may_be_under_a_misspelt_key_is_not_said_to_lack() {
         let said = mistakes(text);
         let of_form = |mistake: &&Mistake| mistake.message.contains("is missing");
         let beside: Vec<_> = said.iter().filter(|told| !of_form(told)).collect();
-        assert!(beside.len() == 1 && beside[0].path == alone, "{said:#?}");
+        assert!(
+            beside.len() == 1 && beside[0].place.path == alone,
+            "{said:#?}"
+        );
     }
 }
 
@@ -85,8 +88,10 @@ fn a_value_of_the_wrong_form_is_the_only_mistake() {
         let mut file = whole.clone();
         *file.pointer_mut(&place).unwrap() = json!([[[]]]);
         let said = mistakes(&file.to_string());
-        let is_apart =
-            |told: &&Mistake| !told.path.starts_with(&here) && !here.starts_with(&told.path);
+        let is_apart = |told: &&Mistake| {
+            let path = &told.place.path;
+            !path.starts_with(&here) && !here.starts_with(path)
+        };
         let apart: Vec<_> = said.iter().filter(is_apart).collect();
         assert!(apart.is_empty() && said.len() <= 1, "{here}: {said:#?}");
     }
@@ -133,7 +138,10 @@ fn a_variable_that_is_not_set_is_the_only_mistake() {
         if !value.is_object() && !value.is_array() {
             *value = json!("${UNSET}");
             let said = mistakes(&file.to_string());
-            assert!(said.len() == 1 && said[0].path == here, "{here}: {said:#?}");
+            assert!(
+                said.len() == 1 && said[0].place.path == here,
+                "{here}: {said:#?}"
+            );
         }
     }
 }

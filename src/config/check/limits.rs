@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::sessions::field_name;
 use super::unused::Kind;
-use super::{Checker, SECOND, share};
+use super::values::{field_name, share};
+use super::{Checker, SECOND};
 use crate::config::LimitDefaults;
 use crate::config::limit_keys::override_keys;
 use crate::config::limits::{
@@ -14,7 +14,7 @@ use crate::config::limits::{
 };
 use crate::config::raw::{self, Algorithm};
 use crate::config::units::{Percent, Span};
-use crate::config::yaml::{At, OneOrMany, told};
+use crate::config::yaml::{At, OneOrMany, Place, told};
 
 /// The name of the limit that the short form makes.
 const SHORT_LIMIT: &str = "rate_limit";
@@ -41,7 +41,7 @@ impl Checker {
         let accuracy = self.shared(Accuracy::Lease);
         let on_every_route = short
             .into_iter()
-            .filter_map(|at| self.read(SHORT_LIMIT, at, short_form))
+            .filter_map(|at| self.read(at, short_form))
             .map(|limit| Limit {
                 accuracy,
                 on_redis_loss: on_loss,
@@ -71,39 +71,37 @@ impl Checker {
     }
 
     fn limit(&mut self, name: String, raw: raw::RateLimit, on_loss: OnLoss) -> Limit {
-        let path = format!("rate_limits.{name}");
         let algorithm = told(raw.algorithm).unwrap_or(Algorithm::TokenBucket);
-        let accuracy = self.accuracy(&path, raw.accuracy, algorithm);
-        let hold_ttl = self.hold_ttl(&format!("{path}.hold_ttl"), raw.hold_ttl, algorithm);
-        let burst_at = raw.burst.as_ref().map(|at| (at.line, at.column));
-        let burst = told(raw.burst);
-        let rules = self.rules(&format!("{path}.limit"), raw.limit, algorithm, burst);
-        if let (Some(_), Some(place), true) = (burst, burst_at, algorithm != Algorithm::TokenBucket)
-        {
+        let accuracy = self.accuracy(raw.accuracy, algorithm);
+        let hold_ttl = self.hold_ttl(raw.hold_ttl, algorithm);
+        let (burst, burst_at) = raw.burst.and_then(At::told).unzip();
+        let texts = raw.limit.value.map(OneOrMany::list);
+        let rules = texts.and_then(|texts| self.rules(&raw.limit.place, texts, algorithm, burst));
+        if let (Some(place), true) = (&burst_at, algorithm != Algorithm::TokenBucket) {
             let message = "only token_bucket has a burst, so that this one does nothing: leave it out, or use that algorithm";
-            self.warn(&format!("{path}.burst"), place, message);
+            self.warn(place, message);
         }
-        if let (Some(_), Some((line, column))) = (burst, burst_at)
+        if let Some(place) = &burst_at
             && algorithm == Algorithm::TokenBucket
             && rules.as_ref().is_some_and(|rules| rules.len() > 1)
         {
             let message = "one burst for several windows would be the most that each admits at once: put them into two limits, or leave it out for the number of each";
-            self.say(&format!("{path}.burst"), line, column, message);
+            self.say(place, message);
         }
         let admits = |rule: &Rule| matches!(rule, Rule::TokenBucket { count: 1.., .. });
-        if let (Some(0), Some((line, column))) = (burst, burst_at)
+        if let (Some(0), Some(place)) = (burst, &burst_at)
             && rules.iter().flatten().any(admits)
         {
             let message = "a bucket of nothing admits nothing: use 1 or more, or leave it out for the limit's number; to refuse all, use \"limit: 0/s\"";
-            self.say(&format!("{path}.burst"), line, column, message);
+            self.say(place, message);
         }
         let before = self.mistakes.len();
-        let by = self.key_parts(&format!("{path}.by"), raw.by);
+        let by = self.key_parts(raw.by);
         // Whether a key fits `by` is known where that is right.
         let by_is_right = self.mistakes.len() == before;
         let overrides = raw.overrides;
         let overrides = match by_is_right {
-            true => self.overrides(&path, overrides, &by, algorithm, rules.as_deref()),
+            true => self.overrides(overrides, &by, algorithm, rules.as_deref()),
             false => BTreeMap::new(),
         };
         let cost = match told(raw.cost) {
@@ -111,17 +109,12 @@ impl Checker {
             Some(raw::Cost {
                 header: None,
                 default,
-            }) => Cost::Constant(self.count_within(
-                &format!("{path}.cost.default"),
-                default,
-                1,
-                1..=u64::MAX,
-            )),
+            }) => Cost::Constant(self.count_within(default, 1, 1..=u64::MAX)),
             Some(raw::Cost {
                 header: Some(header),
                 default,
             }) => {
-                let name = self.read(&format!("{path}.cost.header"), header, field_name);
+                let name = self.read(header, field_name);
                 Cost::Header {
                     name: name.unwrap_or_default().to_ascii_lowercase(),
                     default: told(default).unwrap_or(1),
@@ -149,7 +142,6 @@ impl Checker {
 
     fn overrides(
         &mut self,
-        path: &str,
         raw: BTreeMap<String, At<String>>,
         by: &[KeyPart],
         algorithm: Algorithm,
@@ -157,20 +149,14 @@ impl Checker {
     ) -> BTreeMap<String, Option<Vec<Rule>>> {
         let mut overrides = BTreeMap::new();
         for (written, at) in raw {
-            let (line, column) = (at.line, at.column);
-            let at = At {
-                value: Some(OneOrMany::One(at)),
-                line,
-                column,
-            };
-            let path = format!("{path}.overrides.{written}");
-            let rules = self.rules(&path, at, algorithm, None);
+            let place = at.place.clone();
+            let rules = self.rules(&place, vec![at], algorithm, None);
             let with_burst = |rule| with_burst(rule, of_limit);
             let rules = rules.map(|rules| rules.into_iter().map(with_burst).collect::<Vec<_>>());
             let keys = match override_keys(by, &written, &self.ipv6_prefixes) {
                 Ok(keys) => keys,
                 Err(message) => {
-                    self.say(&path, line, column, message);
+                    self.say(&place, message);
                     continue;
                 }
             };
@@ -179,23 +165,19 @@ impl Checker {
                 if other.is_some_and(|other| other != rules) {
                     let message =
                         format!("another override is for the same clients, {key}: keep one");
-                    self.say(&path, line, column, message);
+                    self.say(&place, message);
                 }
             }
         }
         overrides
     }
 
-    pub(super) fn key_parts(&mut self, path: &str, by: At<OneOrMany<String>>) -> Vec<KeyPart> {
-        let parts = by.value.map(|parts| parts.each(path));
-        let mut key = Vec::new();
-        for (path, at) in parts.into_iter().flatten() {
-            key.extend(self.read(&path, at, key_part).flatten());
-        }
-        key
+    pub(super) fn key_parts(&mut self, by: At<OneOrMany<String>>) -> Vec<KeyPart> {
+        let parts = by.value.map(OneOrMany::list).unwrap_or_default();
+        self.each(parts, key_part).into_iter().flatten().collect()
     }
 
-    fn accuracy(&mut self, path: &str, at: Option<At<Accuracy>>, algorithm: Algorithm) -> Accuracy {
+    fn accuracy(&mut self, at: Option<At<Accuracy>>, algorithm: Algorithm) -> Accuracy {
         let default = match algorithm {
             Algorithm::Concurrency => Accuracy::Strict,
             Algorithm::TokenBucket | Algorithm::SlidingWindow | Algorithm::FixedWindow => {
@@ -207,7 +189,7 @@ impl Checker {
         };
         if let (Some(Accuracy::Lease), Algorithm::Concurrency) = (at.value, algorithm) {
             let message = "concurrency has no lease: use strict or local";
-            self.say(&format!("{path}.accuracy"), at.line, at.column, message);
+            self.say(&at.place, message);
         }
         self.shared(at.value.unwrap_or(default))
     }
@@ -220,20 +202,19 @@ impl Checker {
         }
     }
 
-    fn hold_ttl(&mut self, path: &str, at: Option<At<Span>>, algorithm: Algorithm) -> Duration {
-        let Some(at) = at else { return HOLD_TTL };
-        let Some(Span(ttl)) = at.value else {
+    fn hold_ttl(&mut self, at: Option<At<Span>>, algorithm: Algorithm) -> Duration {
+        let Some((Span(ttl), place)) = at.and_then(At::told) else {
             return HOLD_TTL;
         };
         if algorithm != Algorithm::Concurrency {
             let message = "hold_ttl is for algorithm concurrency: leave it out";
-            self.say(path, at.line, at.column, message);
+            self.say(&place, message);
         } else if ttl < SECOND {
             let message = format!(
                 "{} is too short: use 1s or more, for example 60s",
                 Span(ttl)
             );
-            self.say(path, at.line, at.column, message);
+            self.say(&place, message);
         }
         ttl
     }
@@ -258,32 +239,27 @@ impl Checker {
     }
 
     fn lease(&mut self, raw: raw::Lease) -> Lease {
-        let path = "rate_limit_defaults.lease";
-        let default = Span(Duration::from_millis(50));
-        let ttl = self.span_within(&format!("{path}.ttl"), raw.ttl, default, 10 * SECOND);
-        let max_share = raw.max_share.map_or(0.1, |at| match at.value {
-            Some(Percent(share)) => {
-                if share <= 0.0 {
-                    let message =
-                        "a lease of nothing admits nothing: use more than 0%, for example 10%";
-                    self.say(&format!("{path}.max_share"), at.line, at.column, message);
-                }
-                share
-            }
-            None => 0.1,
-        });
-        Lease { ttl, max_share }
+        let max_share = raw.max_share.and_then(At::told);
+        if let Some((Percent(share), place)) = &max_share
+            && *share <= 0.0
+        {
+            let message = "a lease of nothing admits nothing: use more than 0%, for example 10%";
+            self.say(place, message);
+        }
+        Lease {
+            ttl: self.span_within(raw.ttl, Duration::from_millis(50), 10 * SECOND),
+            max_share: max_share.map_or(0.1, |(Percent(share), _)| share),
+        }
     }
 
     /// `None` for `unlimited`.
     fn rules(
         &mut self,
-        path: &str,
-        at: At<OneOrMany<String>>,
+        place: &Place,
+        texts: Vec<At<String>>,
         algorithm: Algorithm,
         burst: Option<u64>,
     ) -> Option<Vec<Rule>> {
-        let texts = at.value?.list();
         if let [
             At {
                 value: Some(only), ..
@@ -294,48 +270,38 @@ impl Checker {
             return None;
         }
         if texts.is_empty() {
-            self.say(
-                path,
-                at.line,
-                at.column,
-                "no window: add one, for example 100/s".to_owned(),
-            );
+            self.say(place, "no window: add one, for example 100/s");
         }
         let mut rules = Vec::new();
         for at in texts {
             let Some(text) = at.value else { continue };
             match rule(&text, algorithm, burst) {
                 Ok(rule) => rules.push(rule),
-                Err(message) => self.say(path, at.line, at.column, message),
+                Err(message) => self.say(&at.place.named(&place.path), message),
             }
         }
         Some(rules)
     }
 
     /// The limits that a route names, by index.
-    pub(super) fn limits_named(&mut self, path: &str, names: Vec<At<String>>) -> Vec<usize> {
+    pub(super) fn limits_named(&mut self, names: Vec<At<String>>) -> Vec<usize> {
         let mut found = Vec::new();
-        for (index, at) in names.into_iter().enumerate() {
-            let path = format!("{path}[{index}]");
+        for at in names {
             let Some(name) = at.value else { continue };
             match self.limits.get(&name) {
                 Some(limit) if found.contains(limit) => {
-                    self.say(
-                        &path,
-                        at.line,
-                        at.column,
-                        format!("limit \"{name}\" is named twice: keep one"),
-                    );
+                    let message = format!("limit \"{name}\" is named twice: keep one");
+                    self.say(&at.place, message);
                 }
                 Some(limit) => found.push(*limit),
-                None => self.say_unknown(Kind::Limit, &path, (at.line, at.column), &name),
+                None => self.say_unknown(Kind::Limit, &at.place, &name),
             }
             let rules: usize = found.iter().map(|index| self.most_rules[*index]).sum();
             if rules > MAX_RULES {
                 let message = format!(
                     "the route's limits have {rules} windows together: {MAX_RULES} at most"
                 );
-                self.say(&path, at.line, at.column, message);
+                self.say(&at.place, message);
             }
         }
         found

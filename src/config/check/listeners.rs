@@ -6,36 +6,17 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 
 use super::addresses::Listening;
-use super::redis::not_empty;
+use super::values::not_empty;
 use super::{Checker, SECOND};
 use crate::config::Listener;
 use crate::config::listeners::{Address, ProxyProtocol};
 use crate::config::raw;
 use crate::config::tls::{Certificate, ClientAuth, Holds, ListenerTls, PemFile};
-use crate::config::units::{ByteSize, FileMode, Span};
-use crate::config::yaml::{At, told};
+use crate::config::units::FileMode;
+use crate::config::yaml::{At, Place, told};
 use crate::http1::head::HeadLimits;
 
-/// The longest that a handshake may take.
-const MINUTE: std::time::Duration = std::time::Duration::from_secs(60);
-
 impl Checker {
-    /// Bytes that a request may have of something; in nginx 0 is no limit.
-    fn room(&mut self, path: &str, at: Option<At<ByteSize>>, default: u64) -> u64 {
-        let told = at.and_then(|at| Some((at.value?.0, at.line, at.column)));
-        let Some((bytes, line, column)) = told else {
-            return default;
-        };
-        if bytes == 0 {
-            let message = format!(
-                "0B has room for nothing, and stands for no \"unlimited\": use, for example, {}, or 1024GiB where it is not to matter",
-                ByteSize(default)
-            );
-            self.refuse(path, line, column, message);
-        }
-        bytes
-    }
-
     pub(super) fn listeners(
         &mut self,
         short: Option<At<String>>,
@@ -56,71 +37,54 @@ impl Checker {
                 limits: None,
                 timeouts: None,
             };
-            listeners.push(self.listener("listen", None, "inbound".to_owned(), plain));
+            listeners.push(self.listener("inbound".to_owned(), plain));
         }
         for (index, at) in told(long).unwrap_or_default().into_iter().enumerate() {
             let Some(mut raw) = at.value else { continue };
-            let path = format!("listeners[{index}]");
             let name = told(raw.name.take()).unwrap_or_else(|| format!("listener-{index}"));
             if listeners.iter().any(|other: &Listener| other.name == name) {
                 let message =
                     format!("name \"{name}\" is taken by an earlier listener: use another");
-                self.say(&format!("{path}.name"), at.line, at.column, message);
+                self.say(&at.place.child("name"), message);
             }
-            let address = format!("{path}.address");
-            listeners.push(self.listener(&address, Some(&path), name, raw));
+            listeners.push(self.listener(name, raw));
         }
         if listeners.is_empty() {
-            self.say(
-                "listen",
-                1,
-                1,
-                "no listener: add \"listen: 0.0.0.0:8080\"".to_owned(),
-            );
+            let message = "no listener: add \"listen: 0.0.0.0:8080\"";
+            self.say(&Place::top("listen"), message);
         }
         listeners
     }
 
-    /// Its address stands at `address_path`, and all else below `path`.
-    fn listener(
-        &mut self,
-        address_path: &str,
-        path: Option<&str>,
-        name: String,
-        raw: raw::Listener,
-    ) -> Listener {
-        let key = |key: &str| format!("{}.{key}", path.unwrap_or_default());
-        let place = (raw.address.line, raw.address.column);
-        let address = self.listen_address(address_path, raw.address);
-        let listening = Listening::listener(address_path, place, address.clone());
-        self.listening.push(listening);
+    fn listener(&mut self, name: String, raw: raw::Listener) -> Listener {
+        let place = raw.address.place.clone();
+        let address = self.listen_address(raw.address);
         let is_file = matches!(address, Address::Unix(_));
         let mode = raw.socket_mode.and_then(|at| {
-            let (line, column) = (at.line, at.column);
             if !is_file {
                 let message = "a mode is for the file of a Unix socket: leave it out";
-                self.say(&key("socket_mode"), line, column, message);
+                self.say(&at.place, message);
             }
             at.value
         });
         let transparent = told(raw.transparent).unwrap_or(false);
         if transparent && is_file {
             let message = "connections are redirected to a port, never to a socket: use IP:PORT";
-            self.say(&key("address"), place.0, place.1, message);
+            self.say(&place, message);
         }
-        let proxy_protocol = told(raw.proxy_protocol);
-        let proxy_protocol = proxy_protocol.unwrap_or_default();
+        self.listening
+            .push(Listening::listener(place, address.clone()));
+        let proxy_protocol = told(raw.proxy_protocol).unwrap_or_default();
         let from = raw.proxy_protocol_from;
-        let from =
-            from.and_then(|at| self.believed(&key("proxy_protocol_from"), proxy_protocol, at));
-        let tls = raw.tls.and_then(|at| self.listener_tls(&key("tls"), at));
+        let from = from.and_then(|at| self.believed(proxy_protocol, at));
+        let tls = raw.tls.and_then(|at| self.listener_tls(at));
         let client_ip = told(raw.client_ip).unwrap_or_default();
-        let trusted = self.networks(&key("client_ip.trusted_proxies"), client_ip.trusted_proxies);
+        let trusted = self.networks(client_ip.trusted_proxies);
         let prefix = client_ip.ipv6_prefix.and_then(|at| match at.value? {
             bits @ 1..=128 => Some(bits),
             bits => {
                 let message = format!("{bits} bits: an IPv6 address has 128, use 1 to 128");
-                self.say(&key("client_ip.ipv6_prefix"), at.line, at.column, message);
+                self.say(&at.place, message);
                 None
             }
         });
@@ -128,39 +92,16 @@ impl Checker {
             let asked = at.value == Some(true);
             if asked && trusted.is_empty() {
                 let message = "no proxy is trusted: name those that check clients' certificates in trusted_proxies, or leave this out";
-                let path = key("client_ip.trust_client_cert");
-                self.say(&path, at.line, at.column, message);
+                self.say(&at.place, message);
             }
             asked
         });
         let limits = told(raw.limits).unwrap_or_default();
         let timeouts = told(raw.timeouts).unwrap_or_default();
         let defaults = HeadLimits::default();
-        let limit = |name: &str| key(&format!("limits.{name}"));
-        let bytes = self.room(
-            &limit("max_header_bytes"),
-            limits.max_header_bytes,
-            defaults.max_bytes as u64,
-        );
-        let max_body = self.room(&limit("max_body"), limits.max_body, 10 << 20);
-        let most_fields = defaults.max_fields as u64;
-        let max_fields = self.count_within(
-            &limit("max_headers"),
-            limits.max_headers,
-            most_fields,
-            1..=u64::from(u16::MAX),
-        );
-        let max_connections = self.count_within(
-            &limit("max_connections"),
-            limits.max_connections,
-            10_000,
-            1..=u64::from(u32::MAX),
-        );
+        let bytes = self.room(limits.max_header_bytes, defaults.max_bytes as u64);
         let number =
             |at: Option<At<NonZeroU32>>, default: u32| told(at).map_or(default, NonZeroU32::get);
-        let mut timeout = |name: &str, at: Option<At<Span>>, default| {
-            self.timeout(&key(&format!("timeouts.{name}")), at, default * SECOND)
-        };
         Listener {
             name,
             address,
@@ -172,22 +113,25 @@ impl Checker {
             tls,
             head_limits: HeadLimits {
                 max_bytes: usize::try_from(bytes).unwrap_or(usize::MAX),
-                max_fields,
+                max_fields: self.count_within(
+                    limits.max_headers,
+                    defaults.max_fields as u64,
+                    1..=u64::from(u16::MAX),
+                ),
             },
-            max_connections,
-            max_body,
+            max_connections: self.count_within(
+                limits.max_connections,
+                10_000,
+                1..=u64::from(u32::MAX),
+            ),
+            max_body: self.room(limits.max_body, 10 << 20),
             max_concurrent_streams: number(limits.max_concurrent_streams, 128),
             max_handshakes: number(limits.max_handshakes, 1000) as usize,
-            header_read: timeout("header_read", timeouts.header_read, 10),
-            request_read: timeout("request_read", timeouts.request_read, 60),
-            keep_alive: timeout("keep_alive", timeouts.keep_alive, 60),
-            stream_idle: timeout("stream_idle", timeouts.stream_idle, 300),
-            tls_handshake: self.span_within(
-                &key("timeouts.tls_handshake"),
-                timeouts.tls_handshake,
-                Span(10 * SECOND),
-                MINUTE,
-            ),
+            header_read: self.timeout(timeouts.header_read, 10 * SECOND),
+            request_read: self.timeout(timeouts.request_read, 60 * SECOND),
+            keep_alive: self.timeout(timeouts.keep_alive, 60 * SECOND),
+            stream_idle: self.timeout(timeouts.stream_idle, 300 * SECOND),
+            tls_handshake: self.span_within(timeouts.tls_handshake, 10 * SECOND, 60 * SECOND),
             trusted_proxies: trusted,
             trust_client_cert,
             ipv6_prefix: prefix.unwrap_or(64),
@@ -195,12 +139,7 @@ impl Checker {
     }
 
     /// The networks whose PROXY headers are believed.
-    fn believed(
-        &mut self,
-        path: &str,
-        mode: ProxyProtocol,
-        at: At<Vec<At<String>>>,
-    ) -> Option<Vec<IpNet>> {
+    fn believed(&mut self, mode: ProxyProtocol, at: At<Vec<At<String>>>) -> Option<Vec<IpNet>> {
         let networks = at.value?;
         let mistake = match mode {
             ProxyProtocol::None => Some(
@@ -212,60 +151,54 @@ impl Checker {
             ProxyProtocol::Accept | ProxyProtocol::Require => None,
         };
         if let Some(mistake) = mistake {
-            self.say(path, at.line, at.column, mistake.to_owned());
+            self.say(&at.place, mistake);
         }
-        Some(self.networks(path, networks))
+        Some(self.networks(networks))
     }
 
-    fn listen_address(&mut self, path: &str, at: At<String>) -> Address {
+    fn listen_address(&mut self, at: At<String>) -> Address {
         let file = at
             .value
             .as_deref()
             .and_then(|text| text.strip_prefix("unix:"));
         let Some(file) = file.map(PathBuf::from) else {
-            return Address::Tcp(self.address(path, at));
+            return Address::Tcp(self.address(at));
         };
         if !file.is_absolute() {
             let message = "a socket has an absolute path: use, for example, unix:/run/weir/in.sock";
-            self.say(path, at.line, at.column, message);
+            self.say(&at.place, message);
         }
         Address::Unix(file)
     }
 
-    fn listener_tls(&mut self, path: &str, at: At<raw::ListenerTls>) -> Option<ListenerTls> {
+    fn listener_tls(&mut self, at: At<raw::ListenerTls>) -> Option<ListenerTls> {
         let raw = at.value?;
-        let list = format!("{path}.certificates");
-        let (line, column) = (raw.certificates.line, raw.certificates.column);
-        let pairs = raw.certificates.value?;
+        let (pairs, pairs_at) = raw.certificates.told()?;
         if pairs.is_empty() {
             let message =
                 "no certificate: add one, for example {cert: /tls/tls.crt, key: /tls/tls.key}";
-            self.say(&list, line, column, message);
+            self.say(&pairs_at, message);
         }
         let mut certificates = Vec::with_capacity(pairs.len());
-        for (index, at) in pairs.into_iter().enumerate() {
-            let path = format!("{list}[{index}]");
-            certificates.extend(at.value.and_then(|raw| self.certificate(&path, raw)));
+        for at in pairs {
+            certificates.extend(at.value.and_then(|raw| self.certificate(raw)));
         }
-        let asked = raw
-            .client_auth
-            .and_then(|at| Some((at.value?, at.line, at.column)));
-        let ca = raw
-            .client_ca
-            .and_then(|at| self.pem_file(&format!("{path}.client_ca"), at, Holds::Authorities));
+        let asked = raw.client_auth.and_then(At::told);
+        let ca = raw.client_ca;
+        let ca = ca.and_then(|at| self.pem_file(at, Holds::Authorities));
         let client_auth = match (asked, ca) {
             (None, None) => ClientAuth::None,
             (None | Some((raw::ClientAuth::Required, ..)), Some(ca)) => ClientAuth::Required(ca),
             (Some((raw::ClientAuth::Optional, ..)), Some(ca)) => ClientAuth::Optional(ca),
             (Some((raw::ClientAuth::None, ..)), None) => ClientAuth::None,
-            (Some((raw::ClientAuth::None, line, column)), Some(_)) => {
+            (Some((raw::ClientAuth::None, place)), Some(_)) => {
                 let message = "no certificate would be asked for, and client_ca says whose are believed: use required or optional, or leave client_ca out";
-                self.say(&format!("{path}.client_auth"), line, column, message);
+                self.say(&place, message);
                 ClientAuth::None
             }
-            (Some((raw::ClientAuth::Required | raw::ClientAuth::Optional, line, column)), None) => {
+            (Some((raw::ClientAuth::Required | raw::ClientAuth::Optional, place)), None) => {
                 let message = "no authority to believe clients' certificates from: add client_ca, or use none";
-                self.say(&format!("{path}.client_auth"), line, column, message);
+                self.say(&place, message);
                 ClientAuth::None
             }
         };
@@ -276,25 +209,23 @@ impl Checker {
         })
     }
 
-    pub(super) fn certificate(&mut self, path: &str, raw: raw::Certificate) -> Option<Certificate> {
-        let cert = self.pem_file(&format!("{path}.cert"), raw.cert, Holds::Chain);
+    pub(super) fn certificate(&mut self, raw: raw::Certificate) -> Option<Certificate> {
+        let cert = self.pem_file(raw.cert, Holds::Chain);
         let holds = Holds::KeyOf(cert.clone().unwrap_or_default());
-        let key = self.pem_file(&format!("{path}.key"), raw.key, holds);
+        let key = self.pem_file(raw.key, holds);
         Some(Certificate {
             cert: cert?,
             key: key?,
         })
     }
 
-    pub(super) fn pem_file(&mut self, path: &str, at: At<String>, holds: Holds) -> Option<PathBuf> {
-        let (line, column) = (at.line, at.column);
-        let file = self.read(path, at, |text| not_empty(text).map(PathBuf::from))?;
+    pub(super) fn pem_file(&mut self, at: At<String>, holds: Holds) -> Option<PathBuf> {
+        let place = at.place.clone();
+        let file = self.read(at, |text| not_empty(text).map(PathBuf::from))?;
         self.pem_files.push(PemFile {
             file: file.clone(),
             holds,
-            path: path.to_owned(),
-            line,
-            column,
+            place,
         });
         Some(file)
     }
@@ -302,17 +233,12 @@ impl Checker {
 
 #[cfg(test)]
 mod tests {
-    use super::super::parse;
+    use super::super::fixture;
     use super::*;
-    use crate::config::yaml::Mistake;
 
     fn read(listener: &str) -> Result<Listener, String> {
         let text = format!("upstream: http://x:1\nlisteners:\n  - {{{listener}}}\n");
-        let said = |mistakes: Vec<Mistake>| {
-            let said: Vec<_> = mistakes.iter().map(Mistake::to_string).collect();
-            said.join("\n")
-        };
-        let config = parse(&text, &|_| None).map_err(said)?;
+        let config = fixture::read(&text).map_err(|said| said.join("\n"))?;
         Ok(config.listeners[0].clone())
     }
 

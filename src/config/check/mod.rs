@@ -15,31 +15,27 @@ mod sessions;
 mod telemetry;
 mod unused;
 mod upstreams;
+mod values;
 mod ways_round;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
-use std::ops::RangeInclusive;
+use std::net::SocketAddr;
 use std::time::Duration;
-
-use ipnet::IpNet;
 
 use addresses::Listening;
 use unused::{Kind, Named, RouteAt};
+use values::{secret, span};
 
 use crate::config::audit::Level;
 use crate::config::breakers::CircuitBreaker;
 use crate::config::raw;
 use crate::config::tls::PemFile;
-use crate::config::units::{Percent, Span};
-use crate::config::yaml::{self, At, Lookup, Mistake, Places, told};
-use crate::config::{Admin, Config, Secret};
-use crate::event::REDACTED;
+use crate::config::yaml::{self, At, Lookup, Mistake, Place, Places, told};
+use crate::config::{Admin, Config};
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(86_400);
-const MASKED: &str = "a masked secret, as weir check --print shows it: put the real one here";
 
 /// A file without mistakes.
 pub struct Checked {
@@ -48,37 +44,6 @@ pub struct Checked {
     pub warnings: Vec<Mistake>,
     /// Every one that the file names; none is read here.
     pub pem_files: Vec<PemFile>,
-}
-
-/// What stands in place of a secret where the configuration is shown: taken for one, whoever has read it could guess it.
-fn is_mask(text: &str) -> bool {
-    text == REDACTED
-}
-
-/// `spelt`: whether the file itself has the text, which no variable or file brought in.
-fn secret(text: &str, spelt: bool) -> Result<Secret, String> {
-    if is_mask(text) {
-        return Err(MASKED.to_owned());
-    }
-    // As shells and Kubernetes spell a variable. Taken for the secret itself, anyone could guess it.
-    let name = text.strip_prefix('$').map(|rest| {
-        let inner = rest
-            .strip_prefix('(')
-            .and_then(|rest| rest.strip_suffix(')'));
-        inner.unwrap_or(rest)
-    });
-    let is_name = |name: &str| {
-        !name.is_empty()
-            && name
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-    };
-    match name.filter(|name| spelt && is_name(name)) {
-        Some(name) => Err(format!(
-            "stands for itself here, not for a variable: write ${{{name}}}"
-        )),
-        None => Ok(Secret(text.to_owned())),
-    }
 }
 
 /// Reads the text of a file; `lookup` gives environment variables.
@@ -99,7 +64,7 @@ pub fn checked(text: &str, lookup: Lookup<'_>) -> Result<Checked, Vec<Mistake>> 
     };
     let config = checker.file(file);
     let in_order = |mut said: Vec<Mistake>| {
-        said.sort_by_key(|mistake| (mistake.line, mistake.column));
+        Mistake::sort(&mut said);
         said
     };
     checker.mistakes.append(&mut checker.of_form);
@@ -130,7 +95,7 @@ struct Checker {
     /// Where each route stands that was read.
     routes_at: Vec<RouteAt>,
     /// The names of the upstreams that may start and end sessions, and where each says so.
-    trusted: Vec<(String, (u64, u64))>,
+    trusted: Vec<(String, Place)>,
     /// The index of each upstream in the configuration.
     upstreams: BTreeMap<String, usize>,
     /// The index of each limit.
@@ -147,7 +112,7 @@ struct Checker {
     /// Of routes that do not say; `None` where the file has no audit.
     audit_level: Option<Level>,
     /// Where the audit's `capture` stands, if it names headers.
-    captures_at: Option<(u64, u64)>,
+    captures_at: Option<Place>,
     /// Whether a route goes to an upstream, or does not say where.
     needs_upstream: bool,
     /// Request fields that tell upstreams who asks, as [`crate::http1::hygiene::folded`].
@@ -158,25 +123,19 @@ struct Checker {
     ipv6_prefixes: BTreeSet<u8>,
     /// What the process listens on.
     listening: Vec<Listening>,
-    /// The endpoints that are no names of DNS, each as it is written in the configuration, with its place.
-    endpoints: Vec<(String, (u64, u64), String)>,
+    /// The endpoints that are no names of DNS, each as it is written in the configuration.
+    endpoints: Vec<(Place, String)>,
 }
 
 impl Checker {
     fn file(&mut self, file: raw::File) -> Config {
         if let Some(At {
             value: Some(version),
-            line,
-            column,
+            place,
         }) = file.version
             && version != 1
         {
-            self.say(
-                "version",
-                line,
-                column,
-                format!("version {version} is not known: use 1"),
-            );
+            self.say(&place, format!("version {version} is not known: use 1"));
         }
         self.name(Kind::Limit, &file.rate_limits);
         self.name(Kind::Breaker, &file.circuit_breakers);
@@ -214,7 +173,7 @@ impl Checker {
         let admin = self.admin(told(file.admin).unwrap_or_default());
         let metrics = told(file.metrics).unwrap_or_default();
         let metrics_address = metrics.address;
-        let metrics_address = metrics_address.map(|at| self.control_address("metrics.address", at));
+        let metrics_address = metrics_address.map(|at| self.control_address(at));
         let telemetry = self.telemetry(told(file.telemetry).unwrap_or_default());
         let listening = std::mem::take(&mut self.listening);
         self.one_place_each(&listening);
@@ -245,16 +204,11 @@ impl Checker {
         config
     }
 
-    /// Whether the file itself has the value, which no variable or file brought in.
-    fn is_spelt<T>(&self, at: &At<T>) -> bool {
-        !self.brought_in.contains(&(at.line, at.column))
-    }
-
     fn admin(&mut self, raw: raw::Admin) -> Admin {
         let has_token = raw.token.is_some();
         let token = raw.token.and_then(|at| {
             let spelt = self.is_spelt(&at);
-            self.read("admin.token", at, |text| match text {
+            self.read(at, |text| match text {
                 "" => {
                     Err("an empty token guards nothing: set one, or leave the key out".to_owned())
                 }
@@ -263,174 +217,56 @@ impl Checker {
         });
         let Some(at) = raw.address else {
             let address = SocketAddr::from(([127, 0, 0, 1], 9901));
-            let default = Listening::port("admin.address", None, address);
-            self.listening.push(default);
+            let place = Place::default().named("admin.address");
+            self.listening.push(Listening::port(place, address));
             return Admin { address, token };
         };
-        let (line, column) = (at.line, at.column);
+        let place = at.place.clone();
         // What is no address is told as that alone.
         let text = at.value.as_deref().unwrap_or_default();
         let is_address = text.parse::<SocketAddr>().is_ok();
-        let address = self.control_address("admin.address", at);
+        let address = self.control_address(at);
         if is_address && !address.ip().is_loopback() && !has_token {
             let message =
                 "an address that others reach needs admin.token: set one, or use 127.0.0.1";
-            self.say("admin.address", line, column, message);
+            self.say(&place, message);
         }
         Admin { address, token }
     }
 
-    fn networks(&mut self, path: &str, list: Vec<At<String>>) -> Vec<IpNet> {
-        let network = |text: &str| {
-            let alone = || text.parse::<IpAddr>().map(IpNet::from);
-            text.parse::<IpNet>()
-                .or_else(|_| alone())
-                .map_err(|_| format!("\"{text}\" is not a network: use an address or a prefix, for example 10.0.0.0/8"))
-        };
-        list.into_iter()
-            .enumerate()
-            .filter_map(|(index, at)| self.read(&format!("{path}[{index}]"), at, network))
-            .collect()
-    }
-
     /// Of what the control thread serves.
-    fn control_address(&mut self, path: &str, at: At<String>) -> SocketAddr {
-        let place = Some((at.line, at.column));
-        let address = self.address(path, at);
-        self.listening.push(Listening::port(path, place, address));
+    fn control_address(&mut self, at: At<String>) -> SocketAddr {
+        let place = at.place.clone();
+        let address = self.address(at);
+        self.listening.push(Listening::port(place, address));
         address
     }
 
-    /// Port 0 where it is none.
-    fn address(&mut self, path: &str, at: At<String>) -> SocketAddr {
-        let unusable = SocketAddr::from(([0, 0, 0, 0], 0));
-        let Some(text) = at.value else {
-            return unusable;
-        };
-        text.parse().unwrap_or_else(|_| {
-            let message =
-                format!("\"{text}\" is not an address: use IP:PORT, for example 0.0.0.0:8080");
-            self.refuse(path, at.line, at.column, message);
-            unusable
-        })
-    }
-
-    /// A length of time from 1 ms to `most`.
-    fn span_within(
-        &mut self,
-        path: &str,
-        at: Option<At<Span>>,
-        default: Span,
-        most: Duration,
-    ) -> Duration {
-        let Some(at) = at else { return default.0 };
-        let Some(span) = at.value else {
-            return default.0;
-        };
-        if span.0.is_zero() || span.0 > most {
-            let message = format!(
-                "{span} is out of bounds: use 1ms to {}, for example {default}",
-                Span(most)
-            );
-            self.refuse(path, at.line, at.column, message);
-        }
-        span.0
-    }
-
-    /// A timeout, of which 0 would end all that it is for at once; in Envoy it is none.
-    fn timeout(&mut self, path: &str, at: Option<At<Span>>, default: Duration) -> Duration {
-        let told = at.and_then(|at| Some((at.value?, at.line, at.column)));
-        let Some((Span(told), line, column)) = told else {
-            return default;
-        };
-        if told.is_zero() {
-            let message = format!(
-                "0s is over at once, and stands for no \"never\": use 1ms or more, for example {}, or 1d where it is not to matter",
-                Span(default)
-            );
-            self.refuse(path, line, column, message);
-        }
-        told
-    }
-
-    /// Whole days, one at least.
-    fn days(&mut self, path: &str, at: Option<At<Span>>, default: Duration) -> Duration {
-        let told = at.and_then(|at| Some((at.value?, at.line, at.column)));
-        let Some((span, line, column)) = told else {
-            return default;
-        };
-        if span.0 < DAY || !span.0.as_secs().is_multiple_of(DAY.as_secs()) {
-            let message = format!(
-                "\"{span}\" is not a number of days: use 1d or more, for example 400d, or leave out \"audit\" to keep nothing"
-            );
-            self.refuse(path, line, column, message);
-        }
-        span.0
-    }
-
-    /// A number within `bounds`, of which the upper may be none.
-    fn count_within<T: Into<u64>, N: TryFrom<u64> + Default>(
-        &mut self,
-        path: &str,
-        at: Option<At<T>>,
-        default: u64,
-        bounds: RangeInclusive<u64>,
-    ) -> N {
-        let (count, line, column) = at
-            .and_then(|at| Some((at.value?.into(), at.line, at.column)))
-            .unwrap_or((default, 0, 0));
-        if !bounds.contains(&count) {
-            let (least, most) = bounds.into_inner();
-            let message = match most {
-                u64::MAX => {
-                    format!("{count} is too little: use {least} or more, for example {default}")
-                }
-                most => format!(
-                    "{count} is out of bounds: use {least} to {most}, for example {default}"
-                ),
-            };
-            self.refuse(path, line, column, message);
-        }
-        // One that does not fit is out of bounds.
-        N::try_from(count).unwrap_or_default()
-    }
-
-    fn read<T>(
-        &mut self,
-        path: &str,
-        at: At<String>,
-        read: impl FnOnce(&str) -> Result<T, String>,
-    ) -> Option<T> {
-        let text = at.value?;
-        read(&text)
-            .map_err(|message| self.refuse(path, at.line, at.column, message))
-            .ok()
-    }
-
-    fn warn(&mut self, path: &str, (line, column): (u64, u64), message: impl Into<String>) {
+    fn warn(&mut self, place: &Place, message: impl Into<String>) {
         self.warnings.push(Mistake {
-            path: path.to_owned(),
-            line,
-            column,
+            place: place.clone(),
             message: message.into(),
         });
     }
 
     /// Says what is wrong with a value beside others, or that one lacks: unless that may be because of what was not read, in the
     /// same entry or among the file's own keys; anywhere, if it is about the file as a whole.
-    fn say(&mut self, path: &str, line: u64, column: u64, message: impl Into<String>) {
+    fn say(&mut self, place: &Place, message: impl Into<String>) {
+        let path = &place.path;
         let may_follow = |told: &Mistake| {
-            is_own_key(path) || is_own_key(&told.path) || entry(&told.path) == entry(path)
+            let other = &told.place.path;
+            is_own_key(path) || is_own_key(other) || entry(other) == entry(path)
         };
         if !self.of_form.iter().any(may_follow) {
-            self.refuse(path, line, column, message);
+            self.refuse(place, message);
         }
     }
 
     /// Says that nothing has a name that is used: unless it may have, where it was not read.
-    fn say_unknown(&mut self, kind: Kind, path: &str, (line, column): (u64, u64), name: &str) {
+    fn say_unknown(&mut self, kind: Kind, place: &Place, name: &str) {
         let known = self.names(kind);
-        if known.contains(name) || self.of_form.iter().any(|told| is_own_key(&told.path)) {
+        let mut of_form = self.of_form.iter();
+        if known.contains(name) || of_form.any(|told| is_own_key(&told.place.path)) {
             return;
         }
         let mend = match kind {
@@ -439,20 +275,13 @@ impl Checker {
             }
             _ => yaml::did_you_mean(name, &Vec::from_iter(known)),
         };
-        self.refuse(
-            path,
-            line,
-            column,
-            format!("unknown {kind} \"{name}\"; {mend}"),
-        );
+        self.refuse(place, format!("unknown {kind} \"{name}\"; {mend}"));
     }
 
     /// Says what is wrong with a value by itself.
-    fn refuse(&mut self, path: &str, line: u64, column: u64, message: impl Into<String>) {
+    fn refuse(&mut self, place: &Place, message: impl Into<String>) {
         self.mistakes.push(Mistake {
-            path: path.to_owned(),
-            line,
-            column,
+            place: place.clone(),
             message: message.into(),
         });
     }
@@ -482,31 +311,22 @@ fn entry(path: &str) -> &str {
     end.map_or(path, |length| &path[..name + length])
 }
 
-fn span(at: Option<At<Span>>, default: Duration) -> Duration {
-    told(at).map_or(default, |Span(span)| span)
-}
-
-fn share(at: Option<At<Percent>>, default: f64) -> f64 {
-    told(at).map_or(default, |Percent(share)| share)
-}
-
 #[cfg(test)]
 mod contradictions;
+#[cfg(test)]
+mod fixture;
 #[cfg(test)]
 mod in_one_run;
 
 #[cfg(test)]
 mod tests {
+    use super::fixture::read;
     use super::*;
     use crate::config::Route;
     use crate::config::listeners::Address;
     use crate::config::matches::Match;
     use crate::config::rewrite::{HeaderChanges, Rewrite, To};
     use crate::config::upstreams::Source;
-
-    fn read(text: &str) -> Result<Config, Vec<String>> {
-        parse(text, &|_| None).map_err(|mistakes| mistakes.iter().map(Mistake::to_string).collect())
-    }
 
     #[test]
     fn the_short_form_makes_one_of_each() {

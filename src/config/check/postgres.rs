@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
-use super::{Checker, MASKED, SECOND, is_mask};
+use super::values::{MASKED, is_mask};
+use super::{Checker, SECOND};
 use crate::config::Secret;
 use crate::config::postgres::Postgres;
 use crate::config::raw;
-use crate::config::units::Span;
-use crate::config::yaml::{At, told};
+use crate::config::yaml::{At, OneOrMany, told};
 
 /// Of each pool: more than a server has.
 const MOST_CONNECTIONS: u64 = 10_000;
@@ -30,37 +30,22 @@ impl Checker {
                 let message = format!(
                     "the audit comes here through redis, and the file has no \"{key}\": add \"{mend}\", or leave \"postgres\" out"
                 );
-                self.say("postgres", at.line, at.column, message);
+                self.say(&at.place, message);
             }
         }
         let raw = at.value?;
-        let write = self.read("postgres.write", raw.write, address);
-        let read = raw.read.map_or(Vec::new(), |at| {
-            let list = at.value.map(|list| list.each("postgres.read"));
-            let list = list.into_iter().flatten();
-            list.filter_map(|(path, at)| self.read(&path, at, address))
-                .collect()
-        });
+        let write = self.read(raw.write, address);
+        let read = told(raw.read).map(OneOrMany::list).unwrap_or_default();
         let pool = told(raw.pool).unwrap_or_default();
-        let mut connections = |key: &str, at, default| {
-            let path = format!("postgres.pool.{key}");
-            self.count_within(&path, at, default, 1..=MOST_CONNECTIONS)
-        };
-        let write_pool = connections("write", pool.write, 40);
-        let read_pool = connections("read", pool.read, 60);
+        let read = self.each(read, address);
         Some(Postgres {
             write: write?,
             read,
-            write_pool,
-            read_pool,
-            timeout: self.span_within(
-                "postgres.pool.timeout",
-                pool.timeout,
-                Span(TIMEOUT),
-                60 * SECOND,
-            ),
+            write_pool: self.count_within(pool.write, 40, 1..=MOST_CONNECTIONS),
+            read_pool: self.count_within(pool.read, 60, 1..=MOST_CONNECTIONS),
+            timeout: self.span_within(pool.timeout, TIMEOUT, 60 * SECOND),
             migrate: told(raw.migrate).unwrap_or(true),
-            tls: self.tls("postgres.tls", told(raw.tls).unwrap_or_default()),
+            tls: self.tls(told(raw.tls).unwrap_or_default()),
         })
     }
 }
@@ -129,22 +114,17 @@ fn has_words(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::parse;
+    use super::super::fixture;
     use super::*;
     use crate::config::redis::Tls;
-    use crate::config::yaml::Mistake;
 
     const BESIDE: &str = "listen: 127.0.0.1:1\nupstream: http://x:1\n";
     const NEEDED: &str = "redis: {urls: redis://a}\naudit: {}\n";
 
     fn read(text: &str) -> Result<Option<Postgres>, String> {
-        let said = |mistakes: Vec<Mistake>| {
-            let said: Vec<_> = mistakes.iter().map(Mistake::to_string).collect();
-            said.join("\n")
-        };
-        parse(&format!("{BESIDE}{text}\n"), &|_| None)
+        fixture::read(&format!("{BESIDE}{text}\n"))
             .map(|config| config.postgres)
-            .map_err(said)
+            .map_err(|said| said.join("\n"))
     }
 
     fn postgres(postgres: &str) -> Result<Option<Postgres>, String> {

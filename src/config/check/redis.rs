@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
 
-use super::{Checker, MASKED, SECOND, is_mask, secret};
+use super::values::{MASKED, is_mask, key_prefix, not_empty, secret};
+use super::{Checker, SECOND};
 use crate::config::Secret;
 use crate::config::raw::{self, RedisMode};
 use crate::config::redis::{Client, Endpoint, Mode, Redis, Tls};
 use crate::config::tls::Holds;
-use crate::config::units::Span;
-use crate::config::yaml::{At, OneOrMany, told};
+use crate::config::yaml::{At, OneOrMany, Place, told};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 
@@ -32,9 +32,6 @@ struct Login {
     password: Option<Secret>,
 }
 
-/// Where a mistake is told.
-type Place = (u64, u64);
-
 impl Checker {
     pub(super) fn redis(&mut self, at: At<raw::Redis>) -> Option<Redis> {
         let raw = at.value?;
@@ -45,25 +42,14 @@ impl Checker {
             username: raw.username,
             password: raw.password,
         };
-        let main = self.redis_client("redis", main, (at.line, at.column));
-        let own = |checker: &mut Checker, path: &str, at: Option<At<raw::RedisClient>>| {
-            let at = at?;
-            checker.own_client(path, at.value?, (at.line, at.column))
-        };
-        let rate_limit = own(self, "redis.rate_limit", raw.rate_limit);
-        let sessions = own(self, "redis.sessions", raw.sessions);
-        let key_prefix = raw.key_prefix.map_or(Some("weir".to_owned()), |at| {
-            self.read("redis.key_prefix", at, key_prefix)
-        });
-        let timeout = Span(20 * MILLISECOND);
-        let timeout = self.span_within("redis.timeout", raw.timeout, timeout, 10 * SECOND);
-        let connect = Span(500 * MILLISECOND);
-        let connect_timeout = self.span_within(
-            "redis.connect_timeout",
-            raw.connect_timeout,
-            connect,
-            60 * SECOND,
-        );
+        let main = self.redis_client(main, &at.place);
+        let rate_limit = raw.rate_limit.and_then(|at| self.own_client(at));
+        let sessions = raw.sessions.and_then(|at| self.own_client(at));
+        let key_prefix = raw
+            .key_prefix
+            .map_or(Some("weir".to_owned()), |at| self.read(at, key_prefix));
+        let timeout = self.span_within(raw.timeout, 20 * MILLISECOND, 10 * SECOND);
+        let connect_timeout = self.span_within(raw.connect_timeout, 500 * MILLISECOND, 60 * SECOND);
         let uses_tls = [&main, &rate_limit, &sessions]
             .into_iter()
             .flatten()
@@ -72,10 +58,9 @@ impl Checker {
             if !uses_tls && main.is_some() {
                 let message =
                     "no URL uses TLS: write rediss:// in place of redis://, or leave this out";
-                self.say("redis.tls", at.line, at.column, message);
+                self.say(&at.place, message);
             }
-            at.value
-                .map_or(Tls::default(), |raw| self.tls("redis.tls", raw))
+            at.value.map_or(Tls::default(), |raw| self.tls(raw))
         });
         Some(Redis {
             main: main?,
@@ -89,37 +74,35 @@ impl Checker {
     }
 
     /// A client beside the main one; `None` for one without URLs of its own.
-    fn own_client(&mut self, path: &str, raw: raw::RedisClient, place: Place) -> Option<Client> {
+    fn own_client(&mut self, at: At<raw::RedisClient>) -> Option<Client> {
+        let (raw, place) = at.told()?;
         let has_urls = raw
             .urls
             .as_ref()
             .is_some_and(|at| at.value.as_ref().is_none_or(|urls| !urls.is_empty()));
         if has_urls {
-            return self.redis_client(path, raw, place);
+            return self.redis_client(raw, &place);
         }
         let told = [
-            ("mode", raw.mode.map(|at| (at.line, at.column))),
-            (
-                "master_name",
-                raw.master_name.map(|at| (at.line, at.column)),
-            ),
-            ("username", raw.username.map(|at| (at.line, at.column))),
-            ("password", raw.password.map(|at| (at.line, at.column))),
+            ("mode", raw.mode.map(|at| at.place)),
+            ("master_name", raw.master_name.map(|at| at.place)),
+            ("username", raw.username.map(|at| at.place)),
+            ("password", raw.password.map(|at| at.place)),
         ];
-        for (key, place) in told {
-            if let Some((line, column)) = place {
+        for (key, at) in told {
+            if let Some(at) = at {
+                let path = &place.path;
                 let message =
                     format!("{key} is for urls of its own: add {path}.urls, or leave it out");
-                self.say(&format!("{path}.{key}"), line, column, message);
+                self.say(&at, message);
             }
         }
         None
     }
 
-    fn redis_client(&mut self, path: &str, raw: raw::RedisClient, place: Place) -> Option<Client> {
-        let urls_path = format!("{path}.urls");
-        let urls = self.urls(&urls_path, raw.urls?)?;
-        let (first, first_place) = urls.first()?;
+    fn redis_client(&mut self, raw: raw::RedisClient, place: &Place) -> Option<Client> {
+        let urls = self.urls(raw.urls?)?;
+        let (first, first_at) = urls.first()?;
         let several = urls.len() > 1;
         let default = match several {
             true => RedisMode::Cluster,
@@ -128,59 +111,55 @@ impl Checker {
         let mode = told(raw.mode).unwrap_or(default);
         if mode == RedisMode::Single && several {
             let message = "mode single has one URL: keep one, or use mode cluster or sentinel";
-            self.say(&urls_path, first_place.0, first_place.1, message);
+            self.say(first_at, message);
         }
-        for (url, (line, column)) in &urls {
+        for (url, place) in &urls {
             if mode != RedisMode::Single && url.database != 0 {
                 let message = format!("a database is for mode single: leave out /{}", url.database);
-                self.say(&urls_path, *line, *column, message);
+                self.say(place, message);
             }
         }
-        let name_path = format!("{path}.master_name");
         let master_name = raw.master_name.and_then(|at| {
             if mode != RedisMode::Sentinel {
                 let message = "master_name is for mode sentinel: leave it out";
-                self.say(&name_path, at.line, at.column, message);
+                self.say(&at.place, message);
             }
-            self.read(&name_path, at, not_empty)
+            self.read(at, not_empty)
         });
-        let username_path = format!("{path}.username");
-        let username = raw
-            .username
-            .and_then(|at| self.read(&username_path, at, not_empty));
+        let username = raw.username.and_then(|at| self.read(at, not_empty));
         let has_password = raw.password.is_some();
         let password = raw.password.and_then(|at| {
             let spelt = self.is_spelt(&at);
-            self.read(&format!("{path}.password"), at, |text| {
+            self.read(at, |text| {
                 not_empty(text).and_then(|text| secret(&text, spelt))
             })
         });
         let mut logins = urls.iter().filter(|(url, _)| url.login != Login::default());
         let login = logins.next().map(|(url, _)| url.login.clone());
         let login = login.unwrap_or_default();
-        if let Some((_, (line, column))) = logins.find(|(url, _)| url.login != login) {
+        if let Some((_, place)) = logins.find(|(url, _)| url.login != login) {
             let message = "the URLs have several users or passwords: write one username and password beside them";
-            self.say(&urls_path, *line, *column, message);
+            self.say(place, message);
         }
         let username = username.or(login.username);
         let password = password.or(login.password);
         if username.is_some() && password.is_none() && !has_password {
             let message = "a username needs a password: add one, or leave the username out";
-            self.say(path, place.0, place.1, message);
+            self.say(place, message);
         }
         let port = match mode {
             RedisMode::Sentinel => 26_379,
             RedisMode::Single | RedisMode::Cluster => 6_379,
         };
         let mut endpoints: Vec<Endpoint> = Vec::new();
-        for (url, (line, column)) in &urls {
+        for (url, place) in &urls {
             let endpoint = Endpoint {
                 host: url.host.clone(),
                 port: url.port.unwrap_or(port),
             };
             if endpoints.contains(&endpoint) {
                 let message = format!("{endpoint} is named twice: keep one");
-                self.say(&urls_path, *line, *column, message);
+                self.say(place, message);
             }
             endpoints.push(endpoint);
         }
@@ -201,58 +180,31 @@ impl Checker {
         })
     }
 
-    /// Each with its place, all of one scheme; `None` once a mistake is told.
-    fn urls(&mut self, path: &str, at: At<OneOrMany<String>>) -> Option<Vec<(Url, Place)>> {
-        let texts = at.value?.each(path);
+    /// Each with its line, all of one scheme; `None` once a mistake is told.
+    fn urls(&mut self, at: At<OneOrMany<String>>) -> Option<Vec<(Url, Place)>> {
+        let texts = at.value?.list();
         if texts.is_empty() {
             let message = "no URL: add one, for example redis://127.0.0.1:6379";
-            self.say(path, at.line, at.column, message);
+            self.say(&at.place, message);
         }
         let count = texts.len();
         let mut urls = Vec::with_capacity(count);
-        for (path, at) in texts {
-            let place = (at.line, at.column);
-            let url = self.read(&path, at, url);
-            urls.extend(url.map(|url| (url, place)));
+        for text in texts {
+            let place = text.place.named(&at.place.path);
+            urls.extend(self.read(text, url).map(|url| (url, place)));
         }
         let (first, _) = urls.first()?;
-        if let Some((_, (line, column))) = urls.iter().find(|(url, _)| url.tls != first.tls) {
+        if let Some((_, place)) = urls.iter().find(|(url, _)| url.tls != first.tls) {
             let message = "some URLs use TLS and some do not: write redis:// or rediss:// in all";
-            self.say(path, *line, *column, message);
+            self.say(place, message);
         }
         (urls.len() == count).then_some(urls)
     }
 
-    pub(super) fn tls(&mut self, path: &str, raw: raw::Tls) -> Tls {
-        let ca = raw
-            .ca
-            .and_then(|at| self.pem_file(&format!("{path}.ca"), at, Holds::Authorities));
-        let certificate = told(raw.certificate);
-        let certificate =
-            certificate.and_then(|raw| self.certificate(&format!("{path}.certificate"), raw));
+    pub(super) fn tls(&mut self, raw: raw::Tls) -> Tls {
+        let ca = raw.ca.and_then(|at| self.pem_file(at, Holds::Authorities));
+        let certificate = told(raw.certificate).and_then(|raw| self.certificate(raw));
         Tls { ca, certificate }
-    }
-}
-
-/// A prefix stands before a hash tag, and a key is one word of a command line.
-pub(super) fn key_prefix(text: &str) -> Result<String, String> {
-    let is_bad = |c: char| matches!(c, '{' | '}') || c.is_whitespace() || c.is_control();
-    if text.is_empty() {
-        return Err("an empty prefix marks nothing: use, for example, weir".to_owned());
-    }
-    match text.contains(is_bad) {
-        true => Err(
-            "a prefix has no braces, which name a slot, white space or control characters: use, for example, weir"
-                .to_owned(),
-        ),
-        false => Ok(text.to_owned()),
-    }
-}
-
-pub(super) fn not_empty(text: &str) -> Result<String, String> {
-    match text {
-        "" => Err("an empty one says nothing: set one, or leave the key out".to_owned()),
-        text => Ok(text.to_owned()),
     }
 }
 
@@ -341,19 +293,14 @@ fn login(text: &str) -> Result<Login, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::parse;
+    use super::super::fixture;
     use super::*;
-    use crate::config::yaml::Mistake;
 
     fn read(redis: &str) -> Result<Option<Redis>, String> {
         let text = format!("listen: 127.0.0.1:1\nupstream: http://x:1\n{redis}\n");
-        let said = |mistakes: Vec<Mistake>| {
-            let said: Vec<_> = mistakes.iter().map(Mistake::to_string).collect();
-            said.join("\n")
-        };
-        parse(&text, &|_| None)
+        fixture::read(&text)
             .map(|config| config.redis)
-            .map_err(said)
+            .map_err(|said| said.join("\n"))
     }
 
     fn main(redis: &str) -> Client {

@@ -3,12 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::sessions::field_name;
-use super::{Checker, MASKED, is_mask};
+use super::Checker;
+use super::values::field_name;
 use crate::config::raw;
 use crate::config::rewrite::{HeaderChanges, NewPath, Redirect, Reply, Rewrite, To};
 use crate::config::sessions::Sessions;
-use crate::config::yaml::{At, told};
+use crate::config::yaml::{At, Place, told};
 use crate::http1::head::is_host;
 use crate::http1::hygiene::{folded, is_folded, is_hop_by_hop};
 use crate::http1::path;
@@ -31,7 +31,7 @@ pub(super) struct RawTo {
 }
 
 impl Checker {
-    pub(super) fn to(&mut self, path: &str, (line, column): (u64, u64), raw: RawTo) -> To {
+    pub(super) fn to(&mut self, place: &Place, raw: RawTo) -> To {
         let keys = [
             raw.upstream.is_some().then_some("upstream"),
             raw.redirect.is_some().then_some("redirect"),
@@ -40,32 +40,32 @@ impl Checker {
         let told: Vec<_> = keys.into_iter().flatten().collect();
         if told.len() > 1 {
             let message = format!("has {}: keep one of them", told.join(" and "));
-            self.say(path, line, column, message);
+            self.say(place, message);
         }
         match raw {
             RawTo {
                 upstream: Some(at), ..
-            } => To::Upstream(self.upstream_named(&format!("{path}.upstream"), at)),
+            } => To::Upstream(self.upstream_named(at)),
             RawTo {
                 redirect: Some(at), ..
-            } => To::Redirect(self.redirect(&format!("{path}.redirect"), at)),
+            } => To::Redirect(self.redirect(at)),
             RawTo {
                 reply: Some(at), ..
-            } => To::Reply(self.reply(&format!("{path}.reply"), at.value)),
+            } => To::Reply(self.reply(at.value)),
             RawTo {
                 upstream: None,
                 redirect: None,
                 reply: None,
             } => {
                 let message = "has none of upstream, redirect and reply: say who answers";
-                self.say(path, line, column, message);
+                self.say(place, message);
                 To::Upstream(0)
             }
         }
     }
 
-    fn redirect(&mut self, path: &str, at: At<raw::Redirect>) -> Redirect {
-        let (line, column) = (at.line, at.column);
+    fn redirect(&mut self, at: At<raw::Redirect>) -> Redirect {
+        let place = &at.place;
         let mut redirect = Redirect {
             status: 302,
             scheme: None,
@@ -85,11 +85,11 @@ impl Checker {
         if !goes_elsewhere {
             let message =
                 "would send clients to where they are: add host, scheme, port, path or path_prefix";
-            self.say(path, line, column, message);
+            self.say(place, message);
         }
         if raw.path.is_some() && raw.path_prefix.is_some() {
             let message = "has path and path_prefix: keep one of them";
-            self.say(path, line, column, message);
+            self.say(place, message);
         }
         if let Some(at) = raw.status
             && let Some(status) = at.value
@@ -97,30 +97,22 @@ impl Checker {
             redirect.status = status;
             if !matches!(status, 301 | 302 | 303 | 307 | 308) {
                 let message = format!("{status} is no redirect: use 301, 302, 303, 307 or 308");
-                self.say(&format!("{path}.status"), at.line, at.column, message);
+                self.say(&at.place, message);
             }
         }
         redirect.scheme = told(raw.scheme);
-        redirect.host = raw
-            .host
-            .and_then(|at| self.read(&format!("{path}.host"), at, host_alone));
-        redirect.port = raw
-            .port
-            .map(|at| self.count_within(&format!("{path}.port"), Some(at), 443, 1..=65_535));
-        let whole = raw
-            .path
-            .and_then(|at| self.read(&format!("{path}.path"), at, normal_path))
-            .map(NewPath::Whole);
-        let prefix = raw
-            .path_prefix
-            .and_then(|at| self.read(&format!("{path}.path_prefix"), at, normal_path))
-            .map(NewPath::Prefix);
-        redirect.path = whole.or(prefix);
+        redirect.host = raw.host.and_then(|at| self.read(at, host_alone));
+        let port = raw.port;
+        redirect.port = port.map(|at| self.count_within(Some(at), 443, 1..=65_535));
+        let whole = raw.path.and_then(|at| self.read(at, normal_path));
+        let prefix = raw.path_prefix;
+        let prefix = prefix.and_then(|at| self.read(at, normal_path));
+        redirect.path = whole.map(NewPath::Whole).or(prefix.map(NewPath::Prefix));
         redirect.strip_query = told(raw.strip_query).unwrap_or(false);
         redirect
     }
 
-    fn reply(&mut self, path: &str, raw: Option<raw::Reply>) -> Reply {
+    fn reply(&mut self, raw: Option<raw::Reply>) -> Reply {
         let mut reply = Reply {
             status: 200,
             body: String::new(),
@@ -144,119 +136,88 @@ impl Checker {
                 _ => Some(format!("{status} is not a final status: use 200 to 599")),
             };
             if let Some(message) = message {
-                self.say(&format!("{path}.status"), at.line, at.column, message);
+                self.say(&at.place, message);
             }
         }
         if let Some(at) = raw.content_type {
-            let told = self.read(&format!("{path}.content_type"), at, field_value);
+            let told = self.read(at, field_value);
             reply.content_type = told.unwrap_or_default();
         }
-        let path = format!("{path}.headers");
-        for name in raw.headers.keys() {
-            let at = &raw.headers[name];
+        for (name, at) in &raw.headers {
             if name.eq_ignore_ascii_case("content-type") {
                 let message = "use content_type";
-                self.say(&format!("{path}.{name}"), at.line, at.column, message);
+                self.say(&at.place, message);
             }
         }
-        reply.headers = self.fields(&path, raw.headers, Message::Response);
+        reply.headers = self.fields(raw.headers, Message::Response);
         reply
     }
 
-    pub(super) fn rewrite(&mut self, path: &str, raw: raw::Rewrite) -> Rewrite {
+    pub(super) fn rewrite(&mut self, raw: raw::Rewrite) -> Rewrite {
+        let path_prefix = raw.path_prefix;
         Rewrite {
-            path_prefix: raw
-                .path_prefix
-                .and_then(|at| self.read(&format!("{path}.path_prefix"), at, normal_path)),
+            path_prefix: path_prefix.and_then(|at| self.read(at, normal_path)),
             host: raw.host.and_then(|at| {
-                self.read(
-                    &format!("{path}.host"),
-                    at,
-                    |text| match is_host(text.as_bytes()) && !text.is_empty() {
-                        true => Ok(text.to_owned()),
-                        false => Err(format!(
-                            "\"{text}\" is not a host: use, for example, app.internal or app.internal:8080"
-                        )),
-                    },
-                )
+                self.read(at, |text| match is_host(text.as_bytes()) && !text.is_empty() {
+                    true => Ok(text.to_owned()),
+                    false => Err(format!(
+                        "\"{text}\" is not a host: use, for example, app.internal or app.internal:8080"
+                    )),
+                })
             }),
         }
     }
 
     pub(super) fn header_changes(
         &mut self,
-        path: &str,
-        raw: raw::HeaderChanges,
+        at: Option<At<raw::HeaderChanges>>,
         of: Message,
     ) -> HeaderChanges {
+        let Some((raw, place)) = at.and_then(At::told) else {
+            return HeaderChanges::default();
+        };
+        // In which order `set`, `add` and `remove` are done must not matter.
         let mut names = BTreeSet::new();
-        let (set, add) = (raw.set.iter(), raw.add.iter());
-        for (name, at) in set.chain(add) {
-            self.named_once(path, &mut names, name, at);
+        let mut named_once = |checker: &mut Checker, name: &str, at: &At<String>| {
+            if !names.insert(folded(name.as_bytes())) {
+                let message = format!("\"{name}\" is named twice: keep one of them");
+                checker.say(&at.place.named(&place.path), message);
+            }
+        };
+        for (name, at) in raw.set.iter().chain(&raw.add) {
+            named_once(self, name, at);
         }
-        let set = self.fields(&format!("{path}.set"), raw.set, of);
-        let add = self.fields(&format!("{path}.add"), raw.add, of);
+        let set = self.fields(raw.set, of);
+        let add = self.fields(raw.add, of);
         let mut remove = Vec::new();
-        for (index, at) in raw.remove.into_iter().enumerate() {
+        for at in raw.remove {
             if let Some(name) = &at.value {
-                self.named_once(path, &mut names, name, &at);
+                named_once(self, name, &at);
             }
             let identity = self.identity_fields.clone();
-            let path = format!("{path}.remove[{index}]");
-            remove.extend(self.read(&path, at, |text| changeable(text, of, &identity)));
+            remove.extend(self.read(at, |text| changeable(text, of, &identity)));
         }
         HeaderChanges::new(set, add, remove)
     }
 
-    /// In which order `set`, `add` and `remove` are done must not matter.
-    fn named_once<T>(&mut self, path: &str, names: &mut BTreeSet<Vec<u8>>, name: &str, at: &At<T>) {
-        if !names.insert(folded(name.as_bytes())) {
-            let message = format!("\"{name}\" is named twice: keep one of them");
-            self.say(path, at.line, at.column, message);
-        }
-    }
-
-    fn fields(
-        &mut self,
-        path: &str,
-        raw: BTreeMap<String, At<String>>,
-        of: Message,
-    ) -> Vec<(String, String)> {
+    fn fields(&mut self, raw: BTreeMap<String, At<String>>, of: Message) -> Vec<(String, String)> {
         let mut fields = Vec::with_capacity(raw.len());
         for (name, at) in raw {
-            let path = format!("{path}.{name}");
             if let Err(message) = changeable(&name, of, &self.identity_fields) {
-                self.say(&path, at.line, at.column, message);
+                self.say(&at.place, message);
                 continue;
             }
-            let value = self.shown_value(&path, &name, at, field_value);
+            let value = self.shown_value(&name, at, field_value);
             fields.extend(value.map(|value| (name, value)));
         }
         fields
     }
 
-    /// The value of a field that is shown as a mask where it may be secret; a mask is none.
-    pub(super) fn shown_value(
-        &mut self,
-        path: &str,
-        name: &str,
-        at: At<String>,
-        read: impl FnOnce(&str) -> Result<String, String>,
-    ) -> Option<String> {
-        if !self.is_spelt(&at) {
-            self.hidden.insert(name.to_ascii_lowercase());
-        }
-        self.read(path, at, |text| match is_mask(text) {
-            true => Err(MASKED.to_owned()),
-            false => read(text),
-        })
-    }
-
     /// A route that goes to no upstream has no use for these keys.
-    pub(super) fn only_with_upstream<T>(&mut self, path: &str, at: Option<&At<T>>) {
+    pub(super) fn only_with_upstream<T>(&mut self, at: Option<&At<T>>) {
         if let Some(at) = at {
             let message = "is for a route with an upstream: take it out";
-            self.say(path, at.line, at.column, message);
+            self.say(&at.place, message);
         }
     }
 }
@@ -360,22 +321,18 @@ fn host_alone(text: &str) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::parse;
+    use super::super::fixture;
     use super::*;
     use crate::config::Route;
     use crate::config::rewrite::Scheme;
-    use crate::config::yaml::Mistake;
 
     fn read(route: &str) -> Result<Route, String> {
         let text = format!(
             "listen: 127.0.0.1:1\nupstreams: {{app: {{endpoints: ['http://x:1']}}}}\nsessions: {{web: {{}}}}\nroutes:\n  - {{{route}}}\n"
         );
-        parse(&text, &|_| None)
+        fixture::read(&text)
             .map(|mut config| config.routes.remove(0))
-            .map_err(|mistakes| {
-                let said: Vec<_> = mistakes.iter().map(Mistake::to_string).collect();
-                said.join("\n")
-            })
+            .map_err(|said| said.join("\n"))
     }
 
     #[test]
@@ -401,7 +358,7 @@ mod tests {
     fn redirects_and_replies_need_no_upstream() {
         let text =
             "listen: 127.0.0.1:1\nroutes: [{reply: {body: hello}}, {redirect: {scheme: https}}]\n";
-        let config = parse(text, &|_| None).unwrap();
+        let config = fixture::read(text).unwrap();
         let To::Reply(reply) = &config.routes[0].to else {
             panic!("{:?}", config.routes);
         };

@@ -3,15 +3,15 @@
 use std::collections::BTreeSet;
 
 use super::rewrite::{Message, RawTo};
-use super::sessions::field_name;
 use super::unused::RouteAt;
+use super::values::field_name;
 use super::{Checker, SECOND};
 use crate::config::Route;
 use crate::config::audit::Level;
 use crate::config::matches::{HostMatch, Match, PathMatch};
 use crate::config::raw;
 use crate::config::rewrite::{HeaderChanges, Rewrite, To};
-use crate::config::yaml::{At, told};
+use crate::config::yaml::{At, Place, told};
 use crate::http1::path;
 
 impl Checker {
@@ -23,15 +23,12 @@ impl Checker {
     ) -> Vec<Route> {
         let Some(routes) = routes else {
             if upstreams > 1 {
-                self.say(
-                    "routes",
-                    1,
-                    1,
-                    "several upstreams need \"routes\" to say which serves what".to_owned(),
-                );
+                let message = "several upstreams need \"routes\" to say which serves what";
+                self.say(&Place::top("routes"), message);
             }
             let on_it = on_every_route.to_vec();
-            let (limits, session_limits) = self.part_limits("rate_limit", (1, 1), on_it, false);
+            let (limits, session_limits) =
+                self.part_limits(&Place::top("rate_limit"), on_it, false);
             return vec![Route {
                 matches: Match::default(),
                 to: To::Upstream(0),
@@ -48,58 +45,43 @@ impl Checker {
                 shed: true,
             }];
         };
-        let place = (routes.line, routes.column);
+        let place = routes.place;
         let routes = routes.value.unwrap_or_default();
         if routes.is_empty() {
             let message = "no route: every request is answered with 404; add one, or leave the key out for all requests to go to the one upstream";
-            self.warn("routes", place, message);
+            self.warn(&place, message);
         }
         let mut checked = Vec::with_capacity(routes.len());
-        for (index, at) in routes.into_iter().enumerate() {
+        for at in routes {
             let Some(raw) = at.value else { continue };
             let matches = raw.matches.as_ref().and_then(|at| at.value.as_ref());
             self.routes_at.push(RouteAt {
-                index,
-                place: (at.line, at.column),
+                place: at.place.clone(),
                 says_case: matches.is_some_and(|matches| matches.ignore_case.is_some()),
             });
-            let path = format!("routes[{index}]");
             let answered = RawTo {
                 upstream: raw.upstream,
                 redirect: raw.redirect,
                 reply: raw.reply,
             };
-            let to = self.to(&path, (at.line, at.column), answered);
+            let to = self.to(&at.place, answered);
             if let To::Redirect(_) | To::Reply(_) = to {
-                self.only_with_upstream(&format!("{path}.timeout"), raw.timeout.as_ref());
-                self.only_with_upstream(&format!("{path}.rewrite"), raw.rewrite.as_ref());
-                let headers = raw.request_headers.as_ref();
-                self.only_with_upstream(&format!("{path}.request_headers"), headers);
+                self.only_with_upstream(raw.timeout.as_ref());
+                self.only_with_upstream(raw.rewrite.as_ref());
+                self.only_with_upstream(raw.request_headers.as_ref());
             }
-            let rewrite = told(raw.rewrite).unwrap_or_default();
-            let rewrite = self.rewrite(&format!("{path}.rewrite"), rewrite);
-            let mut changes = |key: &str, raw: Option<At<raw::HeaderChanges>>, of| {
-                let raw = told(raw).unwrap_or_default();
-                self.header_changes(&format!("{path}.{key}"), raw, of)
-            };
-            let request_headers = changes("request_headers", raw.request_headers, Message::Request);
-            let response_headers =
-                changes("response_headers", raw.response_headers, Message::Response);
-            let matches = told(raw.matches).map(|raw| self.matches(&format!("{path}.match"), raw));
-            let timeout = raw
-                .timeout
-                .map(|at| self.timeout(&format!("{path}.timeout"), Some(at), 5 * SECOND));
-            let session = self.route_session(&path, raw.session, raw.revalidate_every);
+            let rewrite = self.rewrite(told(raw.rewrite).unwrap_or_default());
+            let request_headers = self.header_changes(raw.request_headers, Message::Request);
+            let response_headers = self.header_changes(raw.response_headers, Message::Response);
+            let matches = raw.matches.and_then(|at| self.matches(at));
+            let timeout = raw.timeout;
+            let timeout = timeout.map(|at| self.timeout(Some(at), 5 * SECOND));
+            let session = self.route_session(raw.session, raw.revalidate_every);
             let mut limits = on_every_route.to_vec();
-            let limits_path = format!("{path}.rate_limits");
-            limits.extend(self.limits_named(&limits_path, raw.rate_limits));
-            let (limits, session_limits) = self.part_limits(
-                &limits_path,
-                (at.line, at.column),
-                limits,
-                session.is_some(),
-            );
-            let (audit, audit_sample) = self.route_audit(&path, raw.audit);
+            limits.extend(self.limits_named(raw.rate_limits));
+            let limits_at = at.place.child("rate_limits");
+            let (limits, session_limits) = self.part_limits(&limits_at, limits, session.is_some());
+            let (audit, audit_sample) = self.route_audit(raw.audit);
             checked.push(Route {
                 audit,
                 audit_sample,
@@ -119,63 +101,49 @@ impl Checker {
         checked
     }
 
-    fn matches(&mut self, path: &str, raw: raw::Match) -> Match {
-        let host = raw
-            .host
-            .and_then(|at| self.read(&format!("{path}.host"), at, HostMatch::parse));
-        let raw_path_is_absent = raw.path.is_none();
-        let path_at = raw.path.as_ref().map_or((1, 1), |at| (at.line, at.column));
-        let pattern = raw
-            .path
-            .and_then(|at| self.read(&format!("{path}.path"), at, path_pattern));
-        if let Some(pattern) = &pattern
+    fn matches(&mut self, at: At<raw::Match>) -> Option<Match> {
+        let headers_path = at.place.child("headers").path;
+        let raw = at.value?;
+        let host = raw.host.and_then(|at| self.read(at, HostMatch::parse));
+        let path_at = raw.path.as_ref().map(|at| at.place.clone());
+        let pattern = raw.path.and_then(|at| self.read(at, path_pattern));
+        if let (Some(pattern), Some(place)) = (&pattern, &path_at)
             && pattern.to_string().contains("/:")
         {
             let message = format!(
                 "a path has no parameters, so that {pattern} is matched letter by letter: use all below one, as in /users/*"
             );
-            self.warn(&format!("{path}.path"), path_at, message);
+            self.warn(place, message);
         }
-        if let Some(at) = &raw.ignore_case
-            && raw_path_is_absent
-        {
+        if let (Some(at), None) = (&raw.ignore_case, path_at) {
             let message = "only a path's case can be ignored, and there is no \"path\"";
-            self.say(&format!("{path}.ignore_case"), at.line, at.column, message);
+            self.say(&at.place, message);
         }
-        let methods = raw
-            .methods
-            .into_iter()
-            .enumerate()
-            .filter_map(|(index, at)| {
-                self.read(&format!("{path}.methods[{index}]"), at, |text| {
-                    match text.bytes().all(|b| b.is_ascii_uppercase()) {
-                        true if !text.is_empty() => Ok(text.to_owned()),
-                        _ => Err(format!(
-                            "\"{text}\" is not a method: use capital letters, for example GET"
-                        )),
-                    }
-                })
-            });
-        let methods = methods.collect();
+        let methods = self.each(raw.methods, |text| {
+            match text.bytes().all(|b| b.is_ascii_uppercase()) {
+                true if !text.is_empty() => Ok(text.to_owned()),
+                _ => Err(format!(
+                    "\"{text}\" is not a method: use capital letters, for example GET"
+                )),
+            }
+        });
         for (name, at) in &raw.headers {
             if let Err(message) = field_name(name) {
-                self.say(&format!("{path}.headers"), at.line, at.column, message);
+                self.say(&at.place.named(&headers_path), message);
             }
         }
         let mut headers = Vec::with_capacity(raw.headers.len());
         for (name, at) in raw.headers {
-            let value = self.shown_value(&format!("{path}.headers.{name}"), &name, at, |text| {
-                Ok(text.to_owned())
-            });
+            let value = self.shown_value(&name, at, |text| Ok(text.to_owned()));
             headers.extend(value.map(|value| (name.to_ascii_lowercase(), value)));
         }
-        Match {
+        Some(Match {
             host,
             path: pattern,
             ignore_case: told(raw.ignore_case).unwrap_or(false),
             methods,
             headers,
-        }
+        })
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Checker;
 use crate::config::raw::{self, Lanes};
 use crate::config::runtime::{MemoryBound, Shed};
-use crate::config::units::{ByteSize, Percent, Span};
+use crate::config::units::{ByteSize, Percent};
 use crate::config::yaml::{At, told};
 
 /// The shares of memory that may be named: more leaves no room for what is on its way.
@@ -29,16 +29,13 @@ impl Checker {
         };
         if raw.loop_delay.is_none() && raw.memory.is_none() {
             let message = "this names nothing to shed by: use loop_delay, memory or both, for example {loop_delay: 100ms, memory: 90%}";
-            self.say("runtime.shed", at.line, at.column, message);
+            self.say(&at.place, message);
         }
-        let (usual, most) = (Span(Duration::from_millis(100)), Duration::from_secs(60));
+        let (usual, most) = (Duration::from_millis(100), Duration::from_secs(60));
+        let loop_delay = raw.loop_delay;
         Shed {
-            loop_delay: raw
-                .loop_delay
-                .map(|at| self.span_within("runtime.shed.loop_delay", Some(at), usual, most)),
-            memory: raw
-                .memory
-                .and_then(|at| self.read("runtime.shed.memory", at, memory_bound)),
+            loop_delay: loop_delay.map(|at| self.span_within(Some(at), usual, most)),
+            memory: raw.memory.and_then(|at| self.read(at, memory_bound)),
         }
     }
 }
@@ -67,12 +64,12 @@ fn memory_bound(text: &str) -> Result<MemoryBound, String> {
 mod tests {
     use super::*;
     use crate::config::Config;
-    use crate::config::check::parse;
+    use crate::config::check::fixture;
 
     fn read(runtime: &str) -> Result<Config, String> {
         let text =
             format!("listen: 127.0.0.1:1\nupstream: http://app\nruntime: {{shed: {runtime}}}\n");
-        parse(&text, &|_| None).map_err(|mistakes| mistakes[0].to_string())
+        fixture::read(&text).map_err(|said| said[0].clone())
     }
 
     #[test]
@@ -103,7 +100,7 @@ mod tests {
         ] {
             assert_eq!(read(text).unwrap().shed, expected, "{text}");
         }
-        let none = parse("listen: 127.0.0.1:1\nupstream: http://app\n", &|_| None);
+        let none = fixture::read("listen: 127.0.0.1:1\nupstream: http://app\n");
         assert_eq!(none.unwrap().shed, Shed::default());
     }
 

@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use super::rewrite::{Message, is_weirs};
 use super::unused::Kind;
-use super::{Checker, SECOND, span};
+use super::values::{field_name, span};
+use super::{Checker, SECOND};
 use crate::config::raw;
 use crate::config::sessions::{
     Cache, CookieAttributes, Forward, RouteSession, Sessions, Settings, Shared, TokenSource,
     check_cookie,
 };
 use crate::config::units::Span;
-use crate::config::yaml::{At, told};
+use crate::config::yaml::{At, Place, told};
 
 /// The cookie that holds the token, unless told.
 const COOKIE: &str = "sid";
@@ -27,12 +28,10 @@ impl Checker {
         let mut sessions = Vec::new();
         let mut places = Vec::new();
         for (name, at) in raw {
-            let (line, column) = (at.line, at.column);
-            if let Some(raw) = at.value {
+            if let Some((raw, place)) = at.told() {
                 self.sessions.insert(name.clone(), sessions.len());
-                let entry = self.session_entry(name, raw, line, column);
-                sessions.push(entry);
-                places.push((line, column));
+                sessions.push(self.session_entry(name, raw, &place));
+                places.push(place);
             }
         }
         self.warn_of_shared_cookies(&sessions, &places);
@@ -40,10 +39,10 @@ impl Checker {
     }
 
     /// Of two cookies of a name a browser keeps one, or sends both, which are no token.
-    fn warn_of_shared_cookies(&mut self, sessions: &[Sessions], places: &[(u64, u64)]) {
+    fn warn_of_shared_cookies(&mut self, sessions: &[Sessions], places: &[Place]) {
         for (index, one) in sessions.iter().enumerate() {
             let path = &one.settings.cookie.path;
-            for (other, (line, _)) in sessions.iter().zip(places).skip(index + 1) {
+            for (other, at) in sessions.iter().zip(places).skip(index + 1) {
                 let shared = one.settings.sources.iter().find_map(|source| match source {
                     TokenSource::Cookie(name) if other.settings.sources.contains(source) => {
                         Some(name)
@@ -54,33 +53,26 @@ impl Checker {
                     && meet(path, &other.settings.cookie.path)
                 {
                     let message = format!(
-                        "on one host its cookie \"{cookie}\" (path {path}) stands in the way of that of sessions.{}, at line {line} (path {}): a log-in to one ends or hides the other; give it a name of its own",
-                        other.name, other.settings.cookie.path
+                        "on one host its cookie \"{cookie}\" (path {path}) stands in the way of that of sessions.{}, at line {} (path {}): a log-in to one ends or hides the other; give it a name of its own",
+                        other.name, at.line, other.settings.cookie.path
                     );
-                    self.warn(&format!("sessions.{}", one.name), places[index], message);
+                    self.warn(&places[index], message);
                 }
             }
         }
     }
 
-    fn session_entry(
-        &mut self,
-        name: String,
-        raw: raw::Sessions,
-        line: u64,
-        column: u64,
-    ) -> Sessions {
-        let path = format!("sessions.{name}");
+    fn session_entry(&mut self, name: String, raw: raw::Sessions, place: &Place) -> Sessions {
         let sources = match raw.token {
             None => vec![TokenSource::Cookie(COOKIE.to_owned())],
-            Some(at) => self.token_sources(&path, at),
+            Some(at) => self.token_sources(at),
         };
         let cookie = cookie(told(raw.cookie).unwrap_or_default());
         for source in &sources {
             if let TokenSource::Cookie(name) = source
                 && let Err(error) = check_cookie(name, &cookie)
             {
-                self.say(&path, line, column, format!("cookie \"{name}\": {error}"));
+                self.say(place, format!("cookie \"{name}\": {error}"));
             }
         }
         let forward = match told(raw.forward) {
@@ -93,24 +85,22 @@ impl Checker {
                 }
             }
             Some(raw) => {
-                let mut name = |key: &str, at: Option<At<String>>| {
-                    at.and_then(|at| self.read(&format!("{path}.forward.{key}"), at, forwarded))
-                };
+                let mut name = |at: Option<At<String>>| at.and_then(|at| self.read(at, forwarded));
                 Forward {
-                    user: name("user", raw.user),
-                    session: name("session", raw.session),
-                    claims: name("claims", raw.claims),
+                    user: name(raw.user),
+                    session: name(raw.session),
+                    claims: name(raw.claims),
                 }
             }
         };
         let idle_at = raw.idle_timeout.as_ref().or(raw.absolute_timeout.as_ref());
-        let idle_at = idle_at.map(|at| (at.line, at.column));
+        let idle_at = idle_at.map(|at| at.place.sibling("idle_timeout"));
         let idle = span(raw.idle_timeout, 30 * 60 * SECOND);
         let absolute = span(raw.absolute_timeout, 12 * 3600 * SECOND);
         for (key, timeout) in [("idle_timeout", idle), ("absolute_timeout", absolute)] {
             if timeout == Duration::ZERO {
                 let message = format!("{key} 0s would end every session at once: use 30m");
-                self.say(&format!("{path}.{key}"), line, column, message);
+                self.say(&place.child(key), message);
             }
         }
         if let Some(place) = idle_at.filter(|_| idle > absolute) {
@@ -119,28 +109,23 @@ impl Checker {
                 Span(idle),
                 Span(absolute)
             );
-            self.warn(&format!("{path}.idle_timeout"), place, message);
+            self.warn(&place, message);
         }
         let shared = Shared {
-            touch_every: self.touch_every(&path, raw.touch_every, idle),
-            cache: self.session_cache(&path, told(raw.cache).unwrap_or_default()),
+            touch_every: self.touch_every(raw.touch_every, idle),
+            cache: self.session_cache(told(raw.cache).unwrap_or_default()),
             grace: grace(told(raw.on_redis_loss).unwrap_or_default()),
         };
         let max_per_user = raw.max_per_user.and_then(|at| {
             let max = NonZeroU32::new(at.value?);
             if max.is_none() {
                 let message = "a user with no session cannot log in: use 1 or more, or leave it out for any number";
-                let path = format!("{path}.max_per_user");
-                self.say(&path, at.line, at.column, message);
+                self.say(&at.place, message);
             }
             max
         });
-        let max_sessions = self.count_within(
-            &format!("{path}.max_sessions"),
-            raw.max_sessions,
-            MAX_SESSIONS,
-            1..=u64::from(u32::MAX),
-        );
+        let max_sessions =
+            self.count_within(raw.max_sessions, MAX_SESSIONS, 1..=u64::from(u32::MAX));
         Sessions {
             name,
             shared,
@@ -157,11 +142,10 @@ impl Checker {
         }
     }
 
-    fn touch_every(&mut self, path: &str, at: Option<At<Span>>, idle: Duration) -> Duration {
+    fn touch_every(&mut self, at: Option<At<Span>>, idle: Duration) -> Duration {
         let half = u64::try_from(idle.as_millis() / 2).unwrap_or(u64::MAX);
         let default = Duration::from_millis(half).min(60 * SECOND);
-        let Some(at) = at else { return default };
-        let Some(Span(every)) = at.value else {
+        let Some((Span(every), place)) = at.and_then(At::told) else {
             return default;
         };
         if every >= idle && !idle.is_zero() {
@@ -171,19 +155,17 @@ impl Checker {
                 Span(idle),
                 Span(default)
             );
-            let path = format!("{path}.touch_every");
-            self.say(&path, at.line, at.column, message);
+            self.say(&place, message);
         }
         every
     }
 
-    fn session_cache(&mut self, path: &str, raw: raw::SessionCache) -> Cache {
+    fn session_cache(&mut self, raw: raw::SessionCache) -> Cache {
         const ENTRIES: usize = 100_000;
         let max_entries = raw.max_entries.map_or(ENTRIES, |at| {
             if at.value == Some(0) {
                 let message = "a cache of no entries: use 1 or more, or ttl and negative_ttl 0s to remember nothing";
-                let path = format!("{path}.cache.max_entries");
-                self.say(&path, at.line, at.column, message);
+                self.say(&at.place, message);
             }
             at.value.map_or(ENTRIES, |max| max as usize)
         });
@@ -194,22 +176,20 @@ impl Checker {
         }
     }
 
-    fn token_sources(&mut self, path: &str, at: At<Vec<At<raw::TokenSource>>>) -> Vec<TokenSource> {
-        let (line, column) = (at.line, at.column);
+    fn token_sources(&mut self, at: At<Vec<At<raw::TokenSource>>>) -> Vec<TokenSource> {
         let mut sources = Vec::new();
-        for (index, at) in at.value.unwrap_or_default().into_iter().enumerate() {
-            let (line, column) = (at.line, at.column);
-            let path = format!("{path}.token[{index}]");
-            let Some(raw) = at.value else { continue };
+        for (raw, place) in at.value.into_iter().flatten().filter_map(At::told) {
             let source = match (raw.cookie, told(raw.bearer), raw.header) {
                 (Some(name), None, None) => name.value.map(TokenSource::Cookie),
                 (None, Some(true), None) => Some(TokenSource::Bearer),
-                (None, None, Some(name)) => {
-                    self.read(&path, name, field_name).map(TokenSource::Header)
+                (None, None, Some(At { value, place: at })) => {
+                    let place = at.named(place.path);
+                    let name = self.read(At { value, place }, field_name);
+                    name.map(TokenSource::Header)
                 }
                 _ => {
                     let message = "use one of {cookie: NAME}, {bearer: true} and {header: NAME}";
-                    self.say(&path, line, column, message);
+                    self.say(&place, message);
                     None
                 }
             };
@@ -217,32 +197,29 @@ impl Checker {
         }
         if sources.is_empty() {
             let message = "no place to find a token: add one, for example {cookie: sid}";
-            self.say(&format!("{path}.token"), line, column, message);
+            self.say(&at.place, message);
         }
         sources
     }
 
-    /// Reads `session` of the route at `path`, and what goes with it.
+    /// Reads `session` of a route, and what goes with it.
     pub(super) fn route_session(
         &mut self,
-        path: &str,
         at: Option<At<raw::RouteSession>>,
         revalidate_every: Option<At<Span>>,
     ) -> Option<RouteSession> {
         let has_session = at.is_some();
         let revalidate_every = revalidate_every.map_or(REVALIDATE_EVERY, |at| {
-            let path = format!("{path}.revalidate_every");
             let told = at.value.map_or(REVALIDATE_EVERY, |span| span.0);
             if !has_session {
                 let message = "this route has no session to look at again: add \"session: {use: NAME}\", or leave this out";
-                self.say(&path, at.line, at.column, message);
+                self.say(&at.place, message);
             } else if told.is_zero() {
                 let message = "0s would look without end: use, for example, 30s";
-                self.say(&path, at.line, at.column, message);
+                self.say(&at.place, message);
             }
             told
         });
-        let path = &format!("{path}.session");
         let at = at?;
         let raw = at.value?;
         let name = raw.uses.value?;
@@ -254,11 +231,10 @@ impl Checker {
         let require = told(raw.require);
         if require == Some(false) && !claims.is_empty() {
             let message = "claims need a session: leave out \"require: false\", or the claims";
-            self.say(path, at.line, at.column, message);
+            self.say(&at.place, message);
         }
         let Some(sessions) = self.sessions.get(&name).copied() else {
-            let place = (raw.uses.line, raw.uses.column);
-            self.say_unknown(Kind::Sessions, &format!("{path}.use"), place, &name);
+            self.say_unknown(Kind::Sessions, &raw.uses.place, &name);
             return None;
         };
         Some(RouteSession {
@@ -272,8 +248,7 @@ impl Checker {
     /// Parts the limits of a route into those that need no session and those that do; the latter need a route that has one.
     pub(super) fn part_limits(
         &mut self,
-        path: &str,
-        at: (u64, u64),
+        place: &Place,
         named: Vec<usize>,
         has_session: bool,
     ) -> (Vec<usize>, Vec<usize>) {
@@ -285,7 +260,7 @@ impl Checker {
                 "limit \"{}\" counts by the session, and this route has none: add \"session: {{use: NAME}}\"",
                 self.of_session[limit]
             );
-            self.say(path, at.0, at.1, message);
+            self.say(place, message);
         }
         (others, of_session)
     }
@@ -326,33 +301,20 @@ fn meet(one: &str, other: &str) -> bool {
     covers(one, other) || covers(other, one)
 }
 
-/// A field name (RFC 9110 section 5.6.2).
-pub(super) fn field_name(text: &str) -> Result<String, String> {
-    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    match !text.is_empty() && text.bytes().all(is_token) {
-        true => Ok(text.to_owned()),
-        false => Err(format!(
-            "\"{text}\" is not a header's name: use letters, digits and -"
-        )),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
-    use super::super::parse;
+    use super::super::fixture;
     use super::*;
     use crate::config::Config;
     use crate::config::sessions::OnMax;
-    use crate::config::yaml::Mistake;
 
     fn read(text: &str) -> Result<Config, Vec<String>> {
         let text = format!(
             "listen: 127.0.0.1:1\nupstreams: {{app: {{endpoints: ['http://x:1'], trust_session_headers: true}}}}\n{text}"
         );
-        parse(&text, &|_| None)
-            .map_err(|mistakes| mistakes.iter().map(Mistake::to_string).collect())
+        fixture::read(&text)
     }
 
     #[test]

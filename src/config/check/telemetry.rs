@@ -1,6 +1,7 @@
 //! What weir tells of itself, from the file as written to [`Log`], [`AccessLog`] and [`Traces`].
 
-use super::{Checker, share};
+use super::Checker;
+use super::values::share;
 use crate::config::raw::{self, Always};
 use crate::config::telemetry::{AccessLog, Log, Traces};
 use crate::config::yaml::told;
@@ -28,9 +29,7 @@ impl Checker {
 
     fn traces(&mut self, raw: raw::Traces) -> Traces {
         Traces {
-            otlp: raw
-                .otlp
-                .and_then(|at| self.read("telemetry.traces.otlp", at, collector)),
+            otlp: raw.otlp.and_then(|at| self.read(at, collector)),
             sample: share(raw.sample, 0.01),
         }
     }

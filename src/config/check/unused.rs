@@ -9,7 +9,7 @@ use super::places::Places;
 use crate::config::audit::Level;
 use crate::config::matches::Match;
 use crate::config::rewrite::{Scheme, To};
-use crate::config::yaml::At;
+use crate::config::yaml::{At, Place};
 use crate::config::{Config, Route};
 
 /// What has a name by which others use it.
@@ -36,13 +36,12 @@ impl fmt::Display for Kind {
 pub(super) struct Named {
     kind: Kind,
     name: String,
-    place: (u64, u64),
+    place: Place,
 }
 
-/// A route's number in the file, and where it stands.
+/// Where a route stands in the file.
 pub(super) struct RouteAt {
-    pub(super) index: usize,
-    pub(super) place: (u64, u64),
+    pub(super) place: Place,
     /// Whether its `match` says if case counts.
     pub(super) says_case: bool,
 }
@@ -53,7 +52,7 @@ impl Checker {
         self.named.extend(section.iter().map(|(name, at)| Named {
             kind,
             name: name.clone(),
-            place: (at.line, at.column),
+            place: at.place.clone(),
         }));
     }
 
@@ -80,50 +79,37 @@ impl Checker {
             if used.of(entry.kind).contains(name.as_str()) {
                 continue;
             }
-            let (section, message) = match entry.kind {
-                Kind::Limit => (
-                    "rate_limits",
-                    format!(
-                        "no route names it, so that it limits nothing: add it to a route, as in {{upstream: NAME, rate_limits: [{name}]}}, or take it out"
-                    ),
+            let message = match entry.kind {
+                Kind::Limit => format!(
+                    "no route names it, so that it limits nothing: add it to a route, as in {{upstream: NAME, rate_limits: [{name}]}}, or take it out"
                 ),
-                Kind::Breaker => (
-                    "circuit_breakers",
-                    format!(
-                        "no upstream names it, so that it breaks nothing: add \"circuit_breaker: {name}\" to one, or take it out"
-                    ),
+                Kind::Breaker => format!(
+                    "no upstream names it, so that it breaks nothing: add \"circuit_breaker: {name}\" to one, or take it out"
                 ),
-                Kind::Sessions => (
-                    "sessions",
-                    format!(
-                        "no route names it, so that no session is asked for: add \"session: {{use: {name}}}\" to one, or take it out"
-                    ),
+                Kind::Sessions => format!(
+                    "no route names it, so that no session is asked for: add \"session: {{use: {name}}}\" to one, or take it out"
                 ),
-                Kind::Upstream => (
-                    "upstreams",
-                    format!(
-                        "no route names it, so that no request goes there: add \"upstream: {name}\" to one, or take it out"
-                    ),
+                Kind::Upstream => format!(
+                    "no route names it, so that no request goes there: add \"upstream: {name}\" to one, or take it out"
                 ),
             };
-            self.warn(&format!("{section}.{name}"), entry.place, message);
+            self.warn(&entry.place, message);
         }
         for (name, place) in std::mem::take(&mut self.trusted) {
             if used.upstreams.contains(name.as_str()) && !used.asked.contains(name.as_str()) {
                 let message = "no route to it has a session, so that its responses start and end none: add \"session: {use: NAME, require: false}\" to the route of its log-in, or take this out";
-                let path = format!("upstreams.{name}.trust_session_headers");
-                self.warn(&path, place, message);
+                self.warn(&place, message);
             }
         }
         let reached = self.warn_of_unreached(&config.routes);
         self.warn_of_ways_round(config, &reached);
         self.warn_of_round_redirects(config);
         let keeps = |route: &Route| matches!(route.audit, Level::Headers);
-        if let Some(place) = self.captures_at
+        if let Some(place) = self.captures_at.take()
             && !config.routes.iter().any(keeps)
         {
             let message = "no request is kept with its headers, since no level is headers: add \"level: headers\" to the audit, or \"audit: headers\" to a route";
-            self.warn("audit.capture", place, message);
+            self.warn(&place, message);
         }
     }
 
@@ -151,10 +137,10 @@ impl Checker {
             .iter()
             .zip(&self.routes_at)
             .filter(|(route, _)| goes_round(route));
-        let places: Vec<_> = round.map(|(_, at)| (at.index, at.place)).collect();
-        for (index, place) in places {
+        let places: Vec<_> = round.map(|(_, at)| at.place.child("redirect")).collect();
+        for place in places {
             let message = "clients of the listener with tls are sent to where they are, again and again: routes are of all listeners, so redirect from HTTP by a weir of its own";
-            self.warn(&format!("routes[{index}].redirect"), place, message);
+            self.warn(&place, message);
         }
     }
 
@@ -169,15 +155,15 @@ impl Checker {
                 earlier.put(&route.matches, index);
                 continue;
             };
-            let taker = &self.routes_at[taker];
+            let taker = &self.routes_at[taker].place;
             let message = format!(
-                "no request reaches it: routes[{}], at line {}, takes all of them before; put this one first, or narrow that one",
-                taker.index, taker.place.0
+                "no request reaches it: {}, at line {}, takes all of them before; put this one first, or narrow that one",
+                taker.path, taker.line
             );
-            said.push((at.index, at.place, message));
+            said.push((at.place.clone(), message));
         }
-        for (index, place, message) in said {
-            self.warn(&format!("routes[{index}]"), place, message);
+        for (place, message) in said {
+            self.warn(&place, message);
         }
         earlier
     }
@@ -249,14 +235,10 @@ impl<'c> Used<'c> {
 
 #[cfg(test)]
 mod tests {
-    use crate::config::check::checked;
-    use crate::config::yaml::Mistake;
+    use super::super::fixture;
 
     fn warned(text: &str) -> Vec<String> {
-        let text = format!("listen: 127.0.0.1:1\n{text}");
-        let checked = checked(&text, &|_| None);
-        let checked = checked.unwrap_or_else(|mistakes| panic!("{mistakes:#?}\n{text}"));
-        checked.warnings.iter().map(ToString::to_string).collect()
+        fixture::warned(&format!("listen: 127.0.0.1:1\n{text}"))
     }
 
     #[test]
@@ -289,10 +271,8 @@ mod tests {
             let text = format!(
                 "listeners: [{{address: '127.0.0.1:2'{address}}}]\nupstream: http://x:1\nroutes: [{{redirect: {redirect}}}, {{upstream: upstream}}]\n"
             );
-            let checked = checked(&text, &|_| None);
-            let checked = checked.unwrap_or_else(|mistakes| panic!("{mistakes:#?}\n{text}"));
-            let said = |warning: &Mistake| warning.to_string().contains("again and again");
-            checked.warnings.iter().any(said)
+            let warned = fixture::warned(&text);
+            warned.iter().any(|said| said.contains("again and again"))
         };
         let tls = ", tls: {certificates: [{cert: a, key: b}]}";
         assert!(file(tls, "{scheme: https}"));

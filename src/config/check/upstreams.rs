@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use super::unused::Kind;
-use super::{Checker, DAY, SECOND, share, span};
+use super::values::{share, span};
+use super::{Checker, DAY, SECOND};
 use crate::config::Protocol;
 use crate::config::raw;
 use crate::config::tls::UpstreamTls;
@@ -15,7 +16,7 @@ use crate::config::units::{Percent, Span};
 use crate::config::upstreams::{
     Balancing, Concurrency, DnsName, HealthCheck, OutlierDetection, SlowStart, Source, Upstream,
 };
-use crate::config::yaml::{self, At, OneOrMany, told};
+use crate::config::yaml::{self, At, OneOrMany, Place, told};
 use tls::Security;
 
 /// The name of the upstream that the short form makes.
@@ -32,10 +33,10 @@ impl Checker {
     ) -> Vec<Upstream> {
         let mut upstreams = Vec::new();
         if let Some(at) = short {
-            let place = (at.line, at.column);
-            let endpoint = self.read("upstream", at, tls::url);
+            let place = at.place.clone();
+            let endpoint = self.read(at, tls::url);
             if let Some((source, _)) = &endpoint {
-                self.note_endpoint("upstream", place, source);
+                self.note_endpoint(place, source);
             }
             let is_tls = matches!(endpoint, Some((_, Security::Tls)));
             let endpoints = endpoint.into_iter().map(|(source, _)| source).collect();
@@ -51,12 +52,8 @@ impl Checker {
             }
         }
         if upstreams.is_empty() && self.needs_upstream {
-            self.say(
-                "upstream",
-                1,
-                1,
-                "no upstream: add \"upstream: http://127.0.0.1:3000\"".to_owned(),
-            );
+            let message = "no upstream: add \"upstream: http://127.0.0.1:3000\"";
+            self.say(&Place::top("upstream"), message);
         }
         self.upstreams = upstreams
             .iter()
@@ -67,53 +64,42 @@ impl Checker {
     }
 
     fn upstream(&mut self, name: String, raw: raw::Upstream) -> Upstream {
-        let path = format!("upstreams.{name}");
-        let key = |key: &str| format!("{path}.{key}");
-        let place = (raw.endpoints.line, raw.endpoints.column);
-        let (endpoints, found) = self.endpoints(&key("endpoints"), raw.endpoints);
+        let endpoints_at = raw.endpoints.place.clone();
+        let (endpoints, found) = self.endpoints(raw.endpoints);
         let plain = plain(name, endpoints);
-        let tls = self.upstream_tls(&path, raw.tls, &found, place);
+        let tls = self.upstream_tls(raw.tls, &found, &endpoints_at);
         let protocol = raw.protocol.and_then(|at| {
             if at.value == Some(Protocol::Auto) && tls.is_none() {
                 let message = "without TLS there is nothing to agree on it by: use http1 or http2, or write https:// in the endpoints";
-                self.say(&key("protocol"), at.line, at.column, message);
+                self.say(&at.place, message);
             }
             at.value
         });
         let per_try = raw.retries.as_ref().and_then(|at| at.value.as_ref());
         let per_try = per_try.and_then(|retries| retries.per_try_timeout.as_ref());
-        let per_try_at = per_try.map(|at| (at.line, at.column));
+        let per_try_at = per_try.map(|at| at.place.clone());
         if let Some(at) = &raw.trust_session_headers
             && at.value == Some(true)
         {
-            self.trusted
-                .push((plain.name.clone(), (at.line, at.column)));
+            self.trusted.push((plain.name.clone(), at.place.clone()));
         }
         let upstream = Upstream {
             tls,
             protocol: protocol.unwrap_or_default(),
             load_balancing: raw
                 .load_balancing
-                .and_then(|at| self.balancing(&key("load_balancing"), at))
+                .and_then(|at| self.balancing(at))
                 .unwrap_or(Balancing::LeastRequest),
-            connect_timeout: self.timeout(
-                &key("connect_timeout"),
-                raw.connect_timeout,
-                plain.connect_timeout,
-            ),
-            timeout: self.timeout(&key("timeout"), raw.timeout, plain.timeout),
+            connect_timeout: self.timeout(raw.connect_timeout, plain.connect_timeout),
+            timeout: self.timeout(raw.timeout, plain.timeout),
             idle_timeout: span(raw.idle_timeout, plain.idle_timeout),
-            concurrency: told(raw.concurrency)
-                .map(|raw| self.concurrency(&key("concurrency"), raw)),
-            retries: told(raw.retries).map(|raw| self.retries(&key("retries"), raw)),
-            health: told(raw.health).and_then(|raw| self.health_check(&key("health"), raw)),
-            outlier_detection: told(raw.outlier_detection)
-                .map(|raw| self.outlier_detection(&key("outlier_detection"), raw)),
-            slow_start: told(raw.slow_start).map(|raw| self.slow_start(&key("slow_start"), raw)),
+            concurrency: told(raw.concurrency).map(|raw| self.concurrency(raw)),
+            retries: told(raw.retries).map(|raw| self.retries(raw)),
+            health: told(raw.health).and_then(|raw| self.health_check(raw)),
+            outlier_detection: told(raw.outlier_detection).map(|raw| self.outlier_detection(raw)),
+            slow_start: told(raw.slow_start).map(|raw| self.slow_start(raw)),
             panic_threshold: share(raw.panic_threshold, PANIC_THRESHOLD),
-            circuit_breaker: raw
-                .circuit_breaker
-                .and_then(|at| self.breaker_named(&key("circuit_breaker"), at)),
+            circuit_breaker: raw.circuit_breaker.and_then(|at| self.breaker_named(at)),
             trust_session_headers: told(raw.trust_session_headers).unwrap_or(false),
             ..plain
         };
@@ -127,39 +113,29 @@ impl Checker {
                 Span(per_try),
                 Span(upstream.timeout)
             );
-            self.warn(&key("retries.per_try_timeout"), place, message);
+            self.warn(&place, message);
         }
         upstream
     }
 
     /// With what each says of TLS.
-    fn endpoints(
-        &mut self,
-        path: &str,
-        at: At<OneOrMany<raw::Endpoint>>,
-    ) -> (Vec<Source>, Vec<Security>) {
+    fn endpoints(&mut self, at: At<OneOrMany<raw::Endpoint>>) -> (Vec<Source>, Vec<Security>) {
         let Some(list) = at.value else {
             return (Vec::new(), Vec::new());
         };
         if list.is_empty() {
-            self.say(path, at.line, at.column, NO_ENDPOINT.to_owned());
+            self.say(&at.place, NO_ENDPOINT);
         }
         let (mut sources, mut found) = (Vec::new(), Vec::new());
-        for (path, at) in list.each(path) {
-            let (line, column) = (at.line, at.column);
-            let source = match at.value {
-                None => continue,
-                Some(raw::Endpoint::Url(text)) => {
+        for (raw, place) in list.list().into_iter().filter_map(At::told) {
+            let source = match raw {
+                raw::Endpoint::Url(text) => {
+                    let place = place.clone();
                     let value = Some(text);
-                    let at = At {
-                        value,
-                        line,
-                        column,
-                    };
-                    self.read(&path, at, tls::url)
+                    self.read(At { value, place }, tls::url)
                 }
-                Some(raw::Endpoint::Dns(raw)) => {
-                    let source = self.dns(&path, raw);
+                raw::Endpoint::Dns(raw) => {
+                    let source = self.dns(raw);
                     source.map(|source| (source, Security::Either))
                 }
             };
@@ -167,25 +143,25 @@ impl Checker {
                 continue;
             };
             found.push(security);
-            self.note_endpoint(&path, (line, column), &source);
             if sources.contains(&source) {
                 let message = "this endpoint is in the list already: keep one";
-                self.say(&path, line, column, message);
+                self.say(&place, message);
             }
+            self.note_endpoint(place, &source);
             sources.push(source);
         }
         (sources, found)
     }
 
-    fn note_endpoint(&mut self, path: &str, place: (u64, u64), source: &Source) {
+    fn note_endpoint(&mut self, place: Place, source: &Source) {
         match source {
-            Source::Fixed(at) => self.endpoints.push((path.to_owned(), place, at.clone())),
+            Source::Fixed(at) => self.endpoints.push((place, at.clone())),
             Source::Dns(_) => {}
         }
     }
 
-    fn dns(&mut self, path: &str, raw: raw::DnsEndpoint) -> Option<Source> {
-        let named = self.read(&format!("{path}.dns"), raw.dns, |text| {
+    fn dns(&mut self, raw: raw::DnsEndpoint) -> Option<Source> {
+        let named = self.read(raw.dns, |text| {
             let (name, port) = match split_port(text) {
                 Some((name, Some(port))) => (name, port),
                 Some((_, None)) | None => return Err(bad_name(text)),
@@ -196,20 +172,15 @@ impl Checker {
                 false => Err(bad_name(text)),
             }
         });
-        let path_of = |key: &str| format!("{path}.{key}");
-        let refresh = self.span_within(&path_of("refresh"), raw.refresh, Span(10 * SECOND), DAY);
-        let list = told(raw.servers).unwrap_or_default();
-        let servers = list.into_iter().enumerate().filter_map(|(index, at)| {
-            self.read(&format!("{path}.servers[{index}]"), at, |text| {
-                let alone = || text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53));
-                text.parse().or_else(|_| alone()).map_err(|_| {
-                    format!(
-                        "\"{text}\" is not a name server: use IP or IP:PORT, for example 10.96.0.10"
-                    )
-                })
+        let refresh = self.span_within(raw.refresh, 10 * SECOND, DAY);
+        let servers = self.each(told(raw.servers).unwrap_or_default(), |text| {
+            let alone = || text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53));
+            text.parse().or_else(|_| alone()).map_err(|_| {
+                format!(
+                    "\"{text}\" is not a name server: use IP or IP:PORT, for example 10.96.0.10"
+                )
             })
         });
-        let servers = servers.collect();
         let (name, port) = named?;
         Some(Source::Dns(DnsName {
             name,
@@ -219,7 +190,7 @@ impl Checker {
         }))
     }
 
-    fn balancing(&mut self, path: &str, at: At<raw::LoadBalancing>) -> Option<Balancing> {
+    fn balancing(&mut self, at: At<raw::LoadBalancing>) -> Option<Balancing> {
         let known = ["round_robin", "least_request", "ring_hash"];
         match at.value? {
             raw::LoadBalancing::Named(name) => {
@@ -231,39 +202,34 @@ impl Checker {
                         "ring_hash" => "ring_hash needs a key: use, for example, {ring_hash: {by: client.ip}}".to_owned(),
                         other => format!("\"{other}\" is not a way to balance; {}", yaml::did_you_mean(other, &known)),
                     };
-                        self.say(path, at.line, at.column, message);
+                        self.say(&at.place, message);
                         None
                     }
                 }
             }
             raw::LoadBalancing::Ring(ring) => {
                 let by = ring.ring_hash.value?.by;
-                let (line, column) = (by.line, by.column);
-                let path = format!("{path}.ring_hash.by");
+                let place = by.place.clone();
                 let before = self.mistakes.len();
-                let parts = self.key_parts(&path, by);
+                let parts = self.key_parts(by);
                 if parts.is_empty() && self.mistakes.len() == before {
                     let message = "a key of nothing sends every request to one endpoint: use, for example, client.ip";
-                    self.say(&path, line, column, message);
+                    self.say(&place, message);
                 }
                 Some(Balancing::RingHash(parts))
             }
         }
     }
 
-    fn concurrency(&mut self, path: &str, raw: raw::Concurrency) -> Concurrency {
-        let mut count = |key: &str, at: Option<At<u32>>, default: u64, least: u64| {
-            let path = format!("{path}.{key}");
-            let most = u64::from(u32::MAX);
-            self.count_within(&path, at, default, least..=most)
-        };
+    fn concurrency(&mut self, raw: raw::Concurrency) -> Concurrency {
+        const MOST: u64 = u32::MAX as u64;
         let adaptive = raw.adaptive.is_some();
-        let min = raw.min.as_ref().map(|at| (at.line, at.column));
-        let least = count("min", raw.min, 5, 1);
-        let max = count("max", raw.max, 1024, 1);
-        let pending = count("pending", raw.pending, 128, 0);
-        let max_connections = count("max_connections", raw.max_connections, 1024, 1);
-        if let Some((line, column)) = min {
+        let min_at = raw.min.as_ref().map(|at| at.place.clone());
+        let least: u32 = self.count_within(raw.min, 5, 1..=MOST);
+        let max = self.count_within(raw.max, 1024, 1..=MOST);
+        let pending = self.count_within(raw.pending, 128, 0..=MOST);
+        let max_connections = self.count_within(raw.max_connections, 1024, 1..=MOST);
+        if let Some(place) = min_at {
             let mistake = match adaptive {
                 false => Some(
                     "nothing is learnt without \"adaptive: gradient\": add that, or leave this out"
@@ -275,7 +241,7 @@ impl Checker {
                 true => None,
             };
             if let Some(mistake) = mistake {
-                self.say(&format!("{path}.min"), line, column, mistake);
+                self.say(&place, mistake);
             }
         }
         Concurrency {
@@ -286,8 +252,8 @@ impl Checker {
         }
     }
 
-    fn health_check(&mut self, path: &str, raw: raw::HealthCheck) -> Option<HealthCheck> {
-        let asked = self.read(&format!("{path}.path"), raw.path, |text| {
+    fn health_check(&mut self, raw: raw::HealthCheck) -> Option<HealthCheck> {
+        let asked = self.read(raw.path, |text| {
             let fits = text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic());
             match fits {
                 true => Ok(text.to_owned()),
@@ -297,88 +263,55 @@ impl Checker {
             }
         });
         let timeout_at = raw.timeout.as_ref().or(raw.interval.as_ref());
-        let timeout_at = timeout_at.map(|at| (at.line, at.column));
-        let mut time = |key: &str, at: Option<At<Span>>, default| {
-            self.span_within(&format!("{path}.{key}"), at, Span(default), DAY)
-        };
-        let interval = time("interval", raw.interval, 10 * SECOND);
-        let timeout = time("timeout", raw.timeout, SECOND);
+        let timeout_at = timeout_at.map(|at| at.place.sibling("timeout"));
+        let interval = self.span_within(raw.interval, 10 * SECOND, DAY);
+        let timeout = self.span_within(raw.timeout, SECOND, DAY);
         if let Some(place) = timeout_at.filter(|_| timeout > interval) {
             let message = format!(
                 "{} is longer than interval, {}: the next look waits for it; use a shorter one",
                 Span(timeout),
                 Span(interval)
             );
-            self.warn(&format!("{path}.timeout"), place, message);
+            self.warn(&place, message);
         }
-        let mut in_a_row = |key: &str, at: Option<At<u32>>, default| {
-            self.count_within(&format!("{path}.{key}"), at, default, 1..=1000)
-        };
         Some(HealthCheck {
-            unhealthy_after: in_a_row("unhealthy_after", raw.unhealthy_after, 3),
-            healthy_after: in_a_row("healthy_after", raw.healthy_after, 2),
+            unhealthy_after: self.count_within(raw.unhealthy_after, 3, 1..=1000),
+            healthy_after: self.count_within(raw.healthy_after, 2, 1..=1000),
             path: asked?,
             interval,
             timeout,
         })
     }
 
-    fn outlier_detection(&mut self, path: &str, raw: raw::OutlierDetection) -> OutlierDetection {
-        let key = |key: &str| format!("{path}.{key}");
-        let consecutive_5xx = self.count_within(
-            &key("consecutive_5xx"),
-            raw.consecutive_5xx,
-            5,
-            1..=1_000_000,
-        );
-        let max_ejection_percent = self.count_within(
-            &key("max_ejection_percent"),
-            raw.max_ejection_percent,
-            10,
-            0..=100,
-        );
-        let base = raw.base_ejection_time;
+    fn outlier_detection(&mut self, raw: raw::OutlierDetection) -> OutlierDetection {
         OutlierDetection {
-            consecutive_5xx,
-            max_ejection_percent,
-            interval: self.span_within(&key("interval"), raw.interval, Span(10 * SECOND), DAY),
-            base_ejection_time: self.span_within(
-                &key("base_ejection_time"),
-                base,
-                Span(30 * SECOND),
-                DAY,
-            ),
+            consecutive_5xx: self.count_within(raw.consecutive_5xx, 5, 1..=1_000_000),
+            max_ejection_percent: self.count_within(raw.max_ejection_percent, 10, 0..=100),
+            interval: self.span_within(raw.interval, 10 * SECOND, DAY),
+            base_ejection_time: self.span_within(raw.base_ejection_time, 30 * SECOND, DAY),
         }
     }
 
-    fn slow_start(&mut self, path: &str, raw: raw::SlowStart) -> SlowStart {
-        let window = raw.window;
-        let window = self.span_within(
-            &format!("{path}.window"),
-            Some(window),
-            Span(30 * SECOND),
-            DAY,
-        );
-        let min_weight = raw.min_weight.map_or(0.1, |at| {
-            let Some(Percent(share)) = at.value else {
-                return 0.1;
-            };
-            if share <= 0.0 {
-                let path = format!("{path}.min_weight");
-                let message = "an endpoint with no part at all would never begin: use more than 0%, for example 10%";
-                self.say(&path, at.line, at.column, message);
-            }
-            share
-        });
-        SlowStart { window, min_weight }
+    fn slow_start(&mut self, raw: raw::SlowStart) -> SlowStart {
+        let min_weight = raw.min_weight.and_then(At::told);
+        if let Some((Percent(share), place)) = &min_weight
+            && *share <= 0.0
+        {
+            let message = "an endpoint with no part at all would never begin: use more than 0%, for example 10%";
+            self.say(place, message);
+        }
+        SlowStart {
+            window: self.span_within(Some(raw.window), 30 * SECOND, DAY),
+            min_weight: min_weight.map_or(0.1, |(Percent(share), _)| share),
+        }
     }
 
-    pub(super) fn upstream_named(&mut self, path: &str, at: At<String>) -> usize {
+    pub(super) fn upstream_named(&mut self, at: At<String>) -> usize {
         let Some(name) = at.value else { return 0 };
         if let Some(index) = self.upstreams.get(&name) {
             return *index;
         }
-        self.say_unknown(Kind::Upstream, path, (at.line, at.column), &name);
+        self.say_unknown(Kind::Upstream, &at.place, &name);
         0
     }
 }

@@ -47,19 +47,19 @@ impl Checker {
                 );
             }
             let verb = if paths.len() == 1 { "goes" } else { "go" };
-            let place = &self.routes_at[*taker];
+            let taker = &self.routes_at[*taker].place;
             let message = format!(
-                "{}, which many apps take for the same, {verb} to routes[{}], at line {}, without {}: write {}",
+                "{}, which many apps take for the same, {verb} to {}, at line {}, without {}: write {}",
                 paths.join(" and "),
-                place.index,
-                place.place.0,
+                taker.path,
+                taker.line,
                 lacks.join(", "),
                 mends.join(" and ")
             );
-            said.push((at.index, at.place, message));
+            said.push((at.place.clone(), message));
         }
-        for (index, place, message) in said {
-            self.warn(&format!("routes[{index}]"), place, message);
+        for (place, message) in said {
+            self.warn(&place, message);
         }
     }
 }
@@ -184,7 +184,7 @@ fn tree(pattern: &PathMatch) -> PathMatch {
 
 #[cfg(test)]
 mod tests {
-    use crate::config::check::checked;
+    use super::super::fixture;
 
     /// Routes in lines of their own, behind upstreams `a` and `b`.
     fn warned(routes: &[&str]) -> Vec<String> {
@@ -193,9 +193,7 @@ mod tests {
             "listen: 127.0.0.1:1\nsessions: {{web: {{}}, other: {{}}}}\nrate_limits: {{l: {{limit: 1/s, by: client.ip}}, m: {{limit: 2/s, by: client.ip}}}}\nupstreams: {{a: {{endpoints: 'http://x:1'}}, b: {{endpoints: 'http://x:2'}}}}\nroutes:\n{}",
             routes.collect::<String>()
         );
-        let checked = checked(&text, &|_| None);
-        let checked = checked.unwrap_or_else(|mistakes| panic!("{mistakes:#?}\n{text}"));
-        let said = checked.warnings.iter().map(ToString::to_string);
+        let said = fixture::warned(&text).into_iter();
         said.filter(|said| said.contains("which many apps"))
             .collect()
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::redis::key_prefix;
+use super::values::{key_prefix, span};
 use super::{Checker, DAY, SECOND};
 use crate::config::raw;
 use crate::config::units::Span;
@@ -19,38 +19,17 @@ impl Checker {
         match told(raw.partition) {
             None | Some(raw::Partition::Day) => {}
         }
-        let group = raw
-            .group
-            .and_then(|at| self.read("worker.group", at, key_prefix));
+        let group = raw.group.and_then(|at| self.read(at, key_prefix));
         let batch = told(raw.batch).unwrap_or_default();
-        let batch_max = self.count_within(
-            "worker.batch.max",
-            batch.max,
-            default.batch_max as u64,
-            1..=MOST_EVENTS,
-        );
-        let max_deliveries = self.count_within(
-            "worker.max_deliveries",
-            raw.max_deliveries,
-            default.max_deliveries.into(),
-            1..=1_000,
-        );
-        let mut span = |key: &str, at, default, most| {
-            self.span_within(&format!("worker.{key}"), at, Span(default), most)
-        };
+        let (events, deliveries) = (default.batch_max as u64, default.max_deliveries.into());
         Worker {
             group: group.unwrap_or(default.group),
-            batch_max,
-            batch_wait: span("batch.wait", batch.wait, default.batch_wait, 60 * SECOND),
-            claim_after: span("claim_after", raw.claim_after, default.claim_after, DAY),
-            max_deliveries,
-            session_sweep: span(
-                "session_sweep",
-                raw.session_sweep,
-                default.session_sweep,
-                DAY,
-            ),
-            retention: self.days("worker.retention", raw.retention, default.retention),
+            batch_max: self.count_within(batch.max, events, 1..=MOST_EVENTS),
+            batch_wait: self.span_within(batch.wait, default.batch_wait, 60 * SECOND),
+            claim_after: self.span_within(raw.claim_after, default.claim_after, DAY),
+            max_deliveries: self.count_within(raw.max_deliveries, deliveries, 1..=1_000),
+            session_sweep: self.span_within(raw.session_sweep, default.session_sweep, DAY),
+            retention: self.days(raw.retention, default.retention),
             health: self.health(told(raw.health).unwrap_or_default()),
         }
     }
@@ -58,41 +37,24 @@ impl Checker {
     fn health(&mut self, raw: raw::WorkerHealth) -> Health {
         let default = Health::default();
         let checks = told(raw.checks).unwrap_or_default();
-        let told_lag = told(checks.audit_lag).unwrap_or_default();
-        let place = told_lag
-            .critical
-            .as_ref()
-            .or(told_lag.degraded.as_ref())
-            .map_or((0, 0), |at| (at.line, at.column));
-        let mut span = |key: &str, at, default, most| {
-            self.span_within(&format!("worker.health.{key}"), at, Span(default), most)
-        };
-        let lag = "checks.audit_lag";
+        let lag = told(checks.audit_lag).unwrap_or_default();
+        let bound = lag.critical.as_ref().or(lag.degraded.as_ref());
+        let place = bound.map(|at| at.place.named("worker.health.checks.audit_lag"));
         let health = Health {
-            interval: span("interval", raw.interval, default.interval, HOUR),
-            timeout: span("timeout", raw.timeout, default.timeout, 60 * SECOND),
+            interval: self.span_within(raw.interval, default.interval, HOUR),
+            timeout: self.span_within(raw.timeout, default.timeout, 60 * SECOND),
             // None is no mistake: each call of /health makes the checks then.
-            cache: super::span(raw.cache, default.cache),
-            lag_degraded: span(
-                &format!("{lag}.degraded"),
-                told_lag.degraded,
-                default.lag_degraded,
-                DAY,
-            ),
-            lag_critical: span(
-                &format!("{lag}.critical"),
-                told_lag.critical,
-                default.lag_critical,
-                DAY,
-            ),
+            cache: span(raw.cache, default.cache),
+            lag_degraded: self.span_within(lag.degraded, default.lag_degraded, DAY),
+            lag_critical: self.span_within(lag.critical, default.lag_critical, DAY),
         };
-        if health.lag_critical < health.lag_degraded {
+        if let Some(place) = place.filter(|_| health.lag_critical < health.lag_degraded) {
             let message = format!(
                 "critical at {} and degraded at {} only: use a critical that is not below degraded",
                 Span(health.lag_critical),
                 Span(health.lag_degraded)
             );
-            self.say("worker.health.checks.audit_lag", place.0, place.1, message);
+            self.say(&place, message);
         }
         health
     }
@@ -100,19 +62,14 @@ impl Checker {
 
 #[cfg(test)]
 mod tests {
-    use super::super::parse;
+    use super::super::fixture;
     use super::*;
-    use crate::config::yaml::Mistake;
 
     fn read(worker: &str) -> Result<Worker, String> {
         let text = format!("listen: 127.0.0.1:1\nupstream: http://x:1\n{worker}\n");
-        let said = |mistakes: Vec<Mistake>| {
-            let said: Vec<_> = mistakes.iter().map(Mistake::to_string).collect();
-            said.join("\n")
-        };
-        parse(&text, &|_| None)
+        fixture::read(&text)
             .map(|config| config.worker)
-            .map_err(said)
+            .map_err(|said| said.join("\n"))
     }
 
     #[test]

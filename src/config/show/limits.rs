@@ -2,87 +2,53 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
-
-use super::texts;
+use super::shown::{Keys, Shown, texts};
 use crate::config::LimitDefaults;
-use crate::config::limits::{Accuracy, Cost, KeyPart, Limit, Mode, OnLoss, Rule};
+use crate::config::limits::{Cost, KeyPart, Limit, Rule};
 use crate::config::raw::Algorithm;
-use crate::config::units::{Percent, Span};
+use crate::config::units::Percent;
 
-#[derive(Serialize)]
-pub(super) struct RateLimit<'c> {
-    limit: OneOrMany,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    burst: Option<u64>,
-    by: OneOrMany,
-    algorithm: Algorithm,
-    accuracy: Accuracy,
-    on_redis_loss: OnLoss,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    hold_ttl: Option<Span>,
-    mode: Mode,
-    if_missing: &'static str,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    overrides: BTreeMap<&'c str, OneOrMany>,
-    cost: CostOf<'c>,
-    near_limit: Percent,
-    enforced: Percent,
+pub(super) fn limit(limit: &Limit) -> Keys {
+    let (header, default) = match &limit.cost {
+        Cost::Constant(cost) => (None, *cost),
+        Cost::Header { name, default } => (Some(name), *default),
+    };
+    let overrides = limit.overrides.iter();
+    let overrides: BTreeMap<_, _> = overrides.map(|(key, its)| (&**key, rules(its))).collect();
+    let holds = limit.algorithm == Algorithm::Concurrency;
+    Keys::new()
+        .key("limit", rules(&limit.rules))
+        .key("burst", burst(limit.rules.as_deref().unwrap_or_default()))
+        .key("by", by(&limit.by))
+        .key("algorithm", limit.algorithm)
+        .key("accuracy", limit.accuracy)
+        .key("on_redis_loss", limit.on_redis_loss)
+        .key("hold_ttl", holds.then_some(limit.hold_ttl))
+        .key("mode", limit.mode)
+        .key(
+            "if_missing",
+            if limit.deny_missing { "deny" } else { "skip" },
+        )
+        .key("overrides", (!overrides.is_empty()).then_some(overrides))
+        .key(
+            "cost",
+            Keys::new().key("header", header).key("default", default),
+        )
+        .key("near_limit", Percent(limit.near_limit))
+        .key("enforced", Percent(limit.enforced))
 }
 
-#[derive(Serialize)]
-#[serde(untagged)]
-pub(super) enum OneOrMany {
-    One(String),
-    Many(Vec<String>),
-}
-
-#[derive(Serialize)]
-struct CostOf<'c> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    header: Option<&'c str>,
-    default: u64,
-}
-
-impl<'c> RateLimit<'c> {
-    pub(super) fn new(limit: &'c Limit) -> RateLimit<'c> {
-        let (header, default) = match &limit.cost {
-            Cost::Constant(cost) => (None, *cost),
-            Cost::Header { name, default } => (Some(name.as_str()), *default),
-        };
-        RateLimit {
-            limit: rules(&limit.rules),
-            burst: burst(limit.rules.as_deref().unwrap_or_default()),
-            by: by(&limit.by),
-            algorithm: limit.algorithm,
-            accuracy: limit.accuracy,
-            on_redis_loss: limit.on_redis_loss,
-            hold_ttl: (limit.algorithm == Algorithm::Concurrency).then_some(Span(limit.hold_ttl)),
-            mode: limit.mode,
-            if_missing: if limit.deny_missing { "deny" } else { "skip" },
-            overrides: limit
-                .overrides
-                .iter()
-                .map(|(key, its)| (key.as_str(), rules(its)))
-                .collect(),
-            cost: CostOf { header, default },
-            near_limit: Percent(limit.near_limit),
-            enforced: Percent(limit.enforced),
-        }
-    }
-}
-
-fn rules(rules: &Option<Vec<Rule>>) -> OneOrMany {
+fn rules(rules: &Option<Vec<Rule>>) -> Shown {
     match rules {
-        None => OneOrMany::One("unlimited".to_owned()),
+        None => "unlimited".into(),
         Some(rules) => one_or_many(texts(rules)),
     }
 }
 
 /// What a key is made of, as the file spells it.
-pub(super) fn by(parts: &[KeyPart]) -> OneOrMany {
+pub(super) fn by(parts: &[KeyPart]) -> Shown {
     match parts {
-        [] => OneOrMany::One("constant".to_owned()),
+        [] => "constant".into(),
         parts => one_or_many(texts(parts)),
     }
 }
@@ -95,66 +61,32 @@ fn burst(rules: &[Rule]) -> Option<u64> {
     }
 }
 
-fn one_or_many(mut texts: Vec<String>) -> OneOrMany {
-    match texts.pop() {
-        Some(only) if texts.is_empty() => OneOrMany::One(only),
-        last => {
-            texts.extend(last);
-            OneOrMany::Many(texts)
-        }
+fn one_or_many(texts: Vec<String>) -> Shown {
+    match texts.as_slice() {
+        [only] => only.into(),
+        _ => texts.into(),
     }
 }
 
-#[derive(Serialize)]
-struct Lease {
-    ttl: Span,
-    max_share: Percent,
-}
-
-#[derive(Serialize)]
-struct RetryAfter {
-    jitter: Percent,
-}
-
-#[derive(Serialize)]
-#[serde(untagged)]
-enum MaxKeys {
-    Auto(&'static str),
-    Count(usize),
-}
-
-#[derive(Serialize)]
-pub(super) struct RateLimitDefaults {
-    on_redis_loss: OnLoss,
-    lease: Lease,
-    max_keys: MaxKeys,
-    retry_after: RetryAfter,
-    headers: Vec<&'static str>,
-}
-
-impl RateLimitDefaults {
-    pub(super) fn new(defaults: &LimitDefaults) -> RateLimitDefaults {
-        let headers = [
-            ("standard", defaults.standard_headers),
-            ("legacy", defaults.legacy_headers),
-        ];
-        RateLimitDefaults {
-            on_redis_loss: defaults.on_redis_loss,
-            lease: Lease {
-                ttl: Span(defaults.lease.ttl),
-                max_share: Percent(defaults.lease.max_share),
-            },
-            max_keys: defaults
-                .max_keys
-                .map_or(MaxKeys::Auto("auto"), MaxKeys::Count),
-            retry_after: RetryAfter {
-                jitter: Percent(defaults.retry_jitter),
-            },
-            headers: headers
-                .into_iter()
-                .filter(|(_, told)| *told)
-                .map(|(name, _)| name)
-                .collect(),
-        }
-    }
+pub(super) fn defaults(defaults: &LimitDefaults) -> Keys {
+    let standard = defaults.standard_headers.then_some("standard");
+    let legacy = defaults.legacy_headers.then_some("legacy");
+    let max_keys = defaults.max_keys.map(Shown::from);
+    Keys::new()
+        .key("on_redis_loss", defaults.on_redis_loss)
+        .key(
+            "lease",
+            Keys::new()
+                .key("ttl", defaults.lease.ttl)
+                .key("max_share", Percent(defaults.lease.max_share)),
+        )
+        .key("max_keys", max_keys.unwrap_or("auto".into()))
+        .key(
+            "retry_after",
+            Keys::new().key("jitter", Percent(defaults.retry_jitter)),
+        )
+        .key(
+            "headers",
+            standard.into_iter().chain(legacy).collect::<Vec<_>>(),
+        )
 }

@@ -1,6 +1,10 @@
 //! The rules of `show`, as tests.
 
-use super::*;
+use serde_json::json;
+
+use super::{json, yaml};
+use crate::config::Config;
+use crate::config::rewrite::To;
 use crate::config::{check, schema};
 
 const EVERY_KEY: &str = include_str!("../every_key.yaml");
@@ -41,7 +45,7 @@ fn a_literal_dollar_and_brace_is_printed_so_that_it_is_read_again() {
     let text = "listen: 127.0.0.1:1\nroutes: [{reply: {body: 'a $${b} ${C} $$${d}'}}]\n";
     let lookup = |name: &str| (name == "C").then(|| "${c}".to_owned());
     let config = check::parse(text, &lookup).unwrap();
-    let super::To::Reply(reply) = &config.routes[0].to else {
+    let To::Reply(reply) = &config.routes[0].to else {
         panic!("{config:?}");
     };
     assert_eq!(&*reply.body, "a ${b} ${c} $${d}");

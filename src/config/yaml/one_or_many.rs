@@ -24,18 +24,6 @@ impl<T> OneOrMany<T> {
         }
     }
 
-    /// Each with its path, where that of the whole is `path`.
-    pub fn each(self, path: &str) -> Vec<(String, At<T>)> {
-        match self {
-            OneOrMany::One(alone) => vec![(path.to_owned(), alone)],
-            OneOrMany::Many(list) => {
-                let list = list.into_iter().enumerate();
-                list.map(|(index, at)| (format!("{path}[{index}]"), at))
-                    .collect()
-            }
-        }
-    }
-
     pub fn is_empty(&self) -> bool {
         match self {
             OneOrMany::One(_) => false,

@@ -43,13 +43,17 @@ fn a_file_without_mistakes_is_read_with_places() {
     )
     .unwrap();
     assert_eq!(
-        (file.count.value, file.count.line, file.count.column),
+        (
+            file.count.value,
+            file.count.place.line,
+            file.count.place.column
+        ),
         (Some(3), 1, 8)
     );
     assert_eq!(file.name.unwrap().value.unwrap(), "12");
     let route = file.routes[0].value.as_ref().unwrap();
     assert_eq!(route.path.value.as_deref(), Some("/a"));
-    assert_eq!(route.port.as_ref().unwrap().line, 5);
+    assert_eq!(route.port.as_ref().unwrap().place.line, 5);
     assert!(file.named.is_empty());
 }
 

@@ -6,7 +6,7 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
-use super::{Lookup, Mistake, Path, Places};
+use super::{Lookup, Mistake, Path, Place, Places};
 
 /// YAML 1.2, in which `no` and `on` are texts: a country or a state, and no boolean.
 pub(super) fn tree(text: &str) -> Result<Node, serde_saphyr::Error> {
@@ -38,6 +38,16 @@ pub(super) struct Node {
     pub line: u64,
     pub column: u64,
     pub value: Value,
+}
+
+impl Node {
+    pub(super) fn place(&self, path: &Path<'_>) -> Place {
+        Place {
+            path: path.to_string(),
+            line: self.line,
+            column: self.column,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -147,13 +157,8 @@ pub(super) fn expand(
             }
             Err(message) => {
                 node.value = Value::Unknown;
-                let (line, column) = (node.line, node.column);
-                mistakes.borrow_mut().push(Mistake {
-                    path: path.to_string(),
-                    line,
-                    column,
-                    message,
-                });
+                let place = node.place(path);
+                mistakes.borrow_mut().push(Mistake { place, message });
             }
         },
         Value::List(items) => {

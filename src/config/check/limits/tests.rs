@@ -1,13 +1,12 @@
 //! The rules of limits in a file, as tests.
 
-use super::super::parse;
+use super::super::fixture;
 use super::*;
 use crate::config::Config;
-use crate::config::yaml::Mistake;
 
 fn read(limits: &str) -> Result<Config, Vec<String>> {
     let text = format!("listen: 127.0.0.1:1\nupstream: http://x:1\n{limits}");
-    parse(&text, &|_| None).map_err(|mistakes| mistakes.iter().map(Mistake::to_string).collect())
+    fixture::read(&text)
 }
 
 fn rules(limit: &str) -> Option<Vec<Rule>> {

@@ -2,23 +2,16 @@
 
 use std::time::Duration;
 
-use super::super::parse;
+use super::super::fixture;
 use super::*;
 use crate::config::limits::KeyPart;
 use crate::config::upstreams::RetryOn;
-use crate::config::yaml::Mistake;
 
 fn read(upstream: &str) -> Result<Upstream, String> {
     let text = format!("listen: 127.0.0.1:1\nupstreams:\n  a: {upstream}\n");
-    parse(&text, &|_| None)
+    fixture::read(&text)
         .map(|config| config.upstreams[0].clone())
-        .map_err(|mistakes| {
-            mistakes
-                .iter()
-                .map(Mistake::to_string)
-                .collect::<Vec<_>>()
-                .join("\n")
-        })
+        .map_err(|said| said.join("\n"))
 }
 
 #[test]

@@ -7,7 +7,7 @@ use super::split_port;
 use crate::config::raw;
 use crate::config::tls::UpstreamTls;
 use crate::config::upstreams::Source;
-use crate::config::yaml::At;
+use crate::config::yaml::{At, Place};
 
 /// Whether an endpoint says of itself that TLS is spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,32 +50,30 @@ pub(super) fn url(text: &str) -> Result<(Source, Security), String> {
 }
 
 impl Checker {
-    /// `found`: what each endpoint says, with the place of the list.
+    /// `found`: what each endpoint says of the list at `endpoints_at`.
     pub(super) fn upstream_tls(
         &mut self,
-        path: &str,
         raw: Option<At<raw::UpstreamTls>>,
         found: &[Security],
-        (line, column): (u64, u64),
+        endpoints_at: &Place,
     ) -> Option<UpstreamTls> {
         let says = |what: Security| found.contains(&what);
         if says(Security::Tls) && says(Security::Plain) {
             let message =
                 "some endpoints use TLS and some do not: write http:// or https:// in all";
-            self.say(&format!("{path}.endpoints"), line, column, message);
+            self.say(endpoints_at, message);
         }
-        let path = format!("{path}.tls");
         let Some(at) = raw else {
             return says(Security::Tls).then(UpstreamTls::default);
         };
         if says(Security::Plain) {
             let message =
                 "no endpoint uses TLS: write https:// in place of http://, or leave this out";
-            self.say(&path, at.line, at.column, message);
+            self.say(&at.place, message);
         }
         let raw = at.value.unwrap_or_default();
         let sni = raw.sni.and_then(|at| {
-            self.read(&format!("{path}.sni"), at, |text| {
+            self.read(at, |text| {
                 match ServerName::try_from(text) {
                     Ok(_) => Ok(text.to_owned()),
                     Err(_) => Err(format!(
@@ -85,7 +83,7 @@ impl Checker {
             })
         });
         let (ca, certificate) = (raw.ca, raw.certificate);
-        let tls = self.tls(&path, raw::Tls { ca, certificate });
+        let tls = self.tls(raw::Tls { ca, certificate });
         Some(UpstreamTls { sni, tls })
     }
 }
