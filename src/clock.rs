@@ -8,8 +8,8 @@ use uuid::{Builder, Uuid};
 
 use crate::policy::limit::Now;
 
-/// What monotonic times of policy are counted from.
-static ORIGIN: LazyLock<Instant> = LazyLock::new(now);
+/// What monotonic times of policy are counted from, by the kernel.
+static ORIGIN: LazyLock<Duration> = LazyLock::new(|| read(ClockId::Monotonic));
 
 /// The monotonic clock, for differences and deadlines alone.
 #[expect(
@@ -33,15 +33,15 @@ pub fn wall() -> Duration {
 
 /// CPU time that this thread has used.
 pub fn thread_cpu() -> Duration {
-    cpu(ClockId::ThreadCPUTime)
+    read(ClockId::ThreadCPUTime)
 }
 
 /// CPU time that all threads of the process have used.
 pub fn process_cpu() -> Duration {
-    cpu(ClockId::ProcessCPUTime)
+    read(ClockId::ProcessCPUTime)
 }
 
-fn cpu(clock: ClockId) -> Duration {
+fn read(clock: ClockId) -> Duration {
     Duration::try_from(clock_gettime(clock)).unwrap_or_default()
 }
 
@@ -58,7 +58,7 @@ const BEFORE: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// The monotonic clock, as policy wants it.
 pub fn mono() -> Duration {
-    now().saturating_duration_since(*ORIGIN) + BEFORE
+    read(ClockId::Monotonic).saturating_sub(*ORIGIN) + BEFORE
 }
 
 /// Both clocks, as policy wants them.

@@ -185,11 +185,7 @@ pub fn parse_request(bytes: &[u8], limits: HeadLimits) -> Result<Option<RequestH
         Err(error) => return Err(from_httparse(error)),
     };
     // httparse takes a bare LF for a line's end; RFC 9112 section 2.2 allows that, but peers differ, so it is refused.
-    if bytes[..len]
-        .iter()
-        .enumerate()
-        .any(|(at, byte)| *byte == b'\n' && (at == 0 || bytes[at - 1] != b'\r'))
-    {
+    if has_bare_line_feed(&bytes[..len]) {
         return Err(HeadError::LineEnd);
     }
     let place = |part: &[u8]| {
@@ -206,7 +202,9 @@ pub fn parse_request(bytes: &[u8], limits: HeadLimits) -> Result<Option<RequestH
     }
     // A fragment is never sent (RFC 9112 section 3.2), and servers cut it off or do not. A path for CONNECT could become
     // a tunnel past every policy.
-    if !target.is_ascii() || target.contains('#') || (method == "CONNECT" && target.contains('/')) {
+    if target.bytes().any(|byte| !byte.is_ascii() || byte == b'#')
+        || (method == "CONNECT" && target.contains('/'))
+    {
         return Err(HeadError::Target);
     }
     let (body, keep_alive) = framing(request.headers, minor_version)?;
@@ -223,6 +221,17 @@ pub fn parse_request(bytes: &[u8], limits: HeadLimits) -> Result<Option<RequestH
         body,
         keep_alive,
     }))
+}
+
+/// Looks at all bytes whatever it has found, and so at many at a time.
+fn has_bare_line_feed(head: &[u8]) -> bool {
+    let Some((first, rest)) = head.split_first() else {
+        return false;
+    };
+    let pairs = head.iter().zip(rest);
+    pairs.fold(*first == b'\n', |bare, (before, byte)| {
+        bare | ((*byte == b'\n') & (*before != b'\r'))
+    })
 }
 
 /// Whether it is a standard method (RFC 9110 section 9.1) in all but case. Servers that do not heed case would serve it as
@@ -333,31 +342,33 @@ fn framing(
 /// `uri-host [ ":" port ]` of RFC 9110 section 7.2, without what no name in DNS has: escapes could spell a name in
 /// another way, and a comma could be two fields made one. Empty where the target has no authority.
 pub fn is_host(value: &[u8]) -> bool {
-    let Ok(value) = std::str::from_utf8(value) else {
-        return false;
-    };
-    let (is_name, port) = match value.strip_prefix('[') {
-        Some(rest) => match rest.split_once(']') {
-            Some((ip, port)) => (ip.parse::<Ipv6Addr>().is_ok(), port),
-            None => return false,
-        },
+    let (is_name, port) = match value.strip_prefix(b"[") {
+        Some(rest) => {
+            let Some(end) = rest.iter().position(|byte| *byte == b']') else {
+                return false;
+            };
+            let ip = str::from_utf8(&rest[..end]).ok();
+            let is_ip = ip.is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok());
+            (is_ip, &rest[end + 1..])
+        }
         None => {
-            let (name, port) = value.split_at(value.find(':').unwrap_or(value.len()));
-            let is_name = name
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte));
+            let end = value.iter().position(|byte| *byte == b':');
+            let (name, port) = value.split_at(end.unwrap_or(value.len()));
+            let is_usual = |byte: &u8| {
+                byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+            };
+            let is_name = name.iter().all(is_usual);
             (is_name && (port.is_empty() || !name.is_empty()), port)
         }
     };
-    let is_port = |port: &str| {
-        port.is_empty()
-            || port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()
+    let is_port = |port: &[u8]| {
+        port.is_empty() || decimal(port).is_some_and(|port| u16::try_from(port).is_ok())
     };
-    is_name && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port))
+    is_name && (port.is_empty() || port.strip_prefix(b":").is_some_and(is_port))
 }
 
 /// Digits alone: no sign, no space, no list, and within a `u64`.
-fn decimal(value: &[u8]) -> Option<u64> {
+pub(super) fn decimal(value: &[u8]) -> Option<u64> {
     if value.is_empty() {
         return None;
     }

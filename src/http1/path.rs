@@ -66,12 +66,17 @@ pub fn without_parameters(path: &str) -> Option<String> {
 
 /// Where the parameters of a segment begin, in normal form; such servers take an escaped `;` for a bare one.
 pub fn parameters(segment: &str) -> Option<usize> {
-    let escaped = segment.find(ESCAPED_SEMICOLON);
-    segment.find(';').into_iter().chain(escaped).min()
+    let bytes = segment.as_bytes();
+    let begins = |at: &usize| match bytes[*at] {
+        b';' => true,
+        b'%' => bytes[*at..].starts_with(ESCAPED_SEMICOLON),
+        _ => false,
+    };
+    (0..bytes.len()).find(begins)
 }
 
 /// In normal form.
-const ESCAPED_SEMICOLON: &str = "%3B";
+const ESCAPED_SEMICOLON: &[u8] = b"%3B";
 
 /// No escape, no dot segment, no empty segment, no byte to refuse: the common case, in one pass.
 fn is_plain(path: &[u8]) -> bool {
@@ -144,9 +149,7 @@ fn resolve(path: &[u8]) -> Result<Vec<u8>, PathError> {
 fn is_dot_with_parameters(segment: &[u8]) -> bool {
     let dot = segment.strip_prefix(b".");
     let rest = dot.map(|rest| rest.strip_prefix(b".").unwrap_or(rest));
-    rest.is_some_and(|rest| {
-        rest.starts_with(b";") || rest.starts_with(ESCAPED_SEMICOLON.as_bytes())
-    })
+    rest.is_some_and(|rest| rest.starts_with(b";") || rest.starts_with(ESCAPED_SEMICOLON))
 }
 
 fn hex(byte: u8) -> Option<u8> {

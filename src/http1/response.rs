@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use thiserror::Error;
 
-use super::head::{BodyLength, FieldRoom, HeadLimits};
+use super::head::{BodyLength, FieldRoom, HeadLimits, decimal};
 use super::hygiene::{MAX_CONNECTION_OPTIONS, connection_options};
 
 /// A well-formed response head, as places in the buffer it was read from.
@@ -70,14 +70,10 @@ pub fn parse_response(
     let (mut keep_alive, mut close, mut options) = (minor == 1, false, 0);
     for field in response.headers.iter() {
         if field.name.eq_ignore_ascii_case("content-length") {
-            let value = std::str::from_utf8(field.value).map_err(|_| BadResponse)?;
-            if length.is_some()
-                || value.is_empty()
-                || !value.bytes().all(|byte| byte.is_ascii_digit())
-            {
+            if length.is_some() {
                 return Err(BadResponse);
             }
-            length = Some(value.parse::<u64>().map_err(|_| BadResponse)?);
+            length = Some(decimal(field.value).ok_or(BadResponse)?);
         } else if field.name.eq_ignore_ascii_case("transfer-encoding") {
             if chunked || minor == 0 || !field.value.eq_ignore_ascii_case(b"chunked") {
                 return Err(BadResponse);

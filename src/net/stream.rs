@@ -95,12 +95,18 @@ impl Socket {
         }
     }
 
-    /// Whether nothing waits to be read.
-    fn is_silent(&self) -> bool {
+    /// Whether nothing waits to be read. As far as is known already, where `as_heard`; else the kernel is asked.
+    fn is_silent(&self, as_heard: bool) -> bool {
         let mut byte = [0];
         let read = match self {
-            Socket::Tcp(tcp) => tcp.try_read(&mut byte),
-            Socket::Unix(unix) => unix.try_read(&mut byte),
+            // tokio asks the kernel only where it has told of something.
+            Socket::Tcp(tcp) if as_heard => tcp.try_read(&mut byte),
+            Socket::Unix(unix) if as_heard => unix.try_read(&mut byte),
+            socket => {
+                let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+                let peeked = recv(socket, &mut byte, flags);
+                peeked.map(|(_, bytes)| bytes).map_err(io::Error::from)
+            }
         };
         matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
@@ -152,13 +158,13 @@ impl Stream {
     /// Ready with whether the other end still sends, once there is something of it: an end, or bytes. Of TLS bytes are read into
     /// `ahead`, since only TLS can tell an end from others; plain ones stay where they are.
     pub fn poll_heard(&mut self, cx: &mut Context<'_>, ahead: &mut Vec<u8>) -> Poll<bool> {
-        let mut bytes = [0; 1024];
         match self {
             Stream::Plain(socket) => {
-                let peeked = ready!(socket.poll_peek(cx, &mut bytes[..1]));
+                let peeked = ready!(socket.poll_peek(cx, &mut [0]));
                 Poll::Ready(matches!(peeked, Ok(1..)))
             }
             Stream::Tls(tls) => {
+                let mut bytes = [0; 1024];
                 let mut read = ReadBuf::new(&mut bytes);
                 let done = ready!(Pin::new(tls).poll_read(cx, &mut read));
                 ahead.extend_from_slice(read.filled());
@@ -170,13 +176,11 @@ impl Stream {
     /// Whether nothing has come, so that it is fit for a next request. As far as is known already, where `as_heard`; else the
     /// kernel is asked. Bytes that have come are lost.
     pub fn is_silent(&mut self, as_heard: bool) -> bool {
-        let mut cx = Context::from_waker(Waker::noop());
         match self {
-            Stream::Plain(socket) => {
-                (as_heard && socket.poll_read_ready(&mut cx).is_pending()) || socket.is_silent()
-            }
+            Stream::Plain(socket) => socket.is_silent(as_heard),
             // Session tickets come when they like, and are read away here.
             Stream::Tls(tls) => {
+                let mut cx = Context::from_waker(Waker::noop());
                 let mut byte = [0];
                 let mut read = ReadBuf::new(&mut byte);
                 Pin::new(tls).poll_read(&mut cx, &mut read).is_pending()
@@ -388,5 +392,24 @@ impl AsyncWrite for Writing<'_, '_> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut **self.0.0.borrow_mut()).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// The runtime has not turned since, so that nothing can have been heard.
+    #[tokio::test]
+    async fn the_kernel_knows_of_an_end_that_was_not_heard() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let (mut stream, far) = (Stream::from(near.unwrap()), far.unwrap().0);
+        assert!(stream.is_silent(true) && stream.is_silent(false));
+        drop(far);
+        assert!(!stream.is_silent(false));
     }
 }

@@ -9,6 +9,7 @@ use std::hash::{Hash, Hasher};
 use hashbrown::{Equivalent, HashMap};
 
 use crate::config::matches::{HostMatch, Match, PathMatch};
+use crate::http1::head::{Fields, values};
 
 /// What routing looks at in a request.
 #[derive(Debug, Clone, Copy)]
@@ -18,8 +19,9 @@ pub struct Request<'a> {
     /// Normalised, without the query.
     pub path: &'a str,
     pub method: &'a str,
-    /// Names in any case, in the order sent.
-    pub fields: &'a [(&'a str, &'a str)],
+    /// In the order sent, as places in `buffer`.
+    pub fields: &'a Fields,
+    pub buffer: &'a [u8],
 }
 
 /// Routes, by what they match. Made once for a plan; a search allocates nothing.
@@ -189,10 +191,7 @@ impl Candidate {
     fn serves(&self, request: &Request<'_>) -> bool {
         (self.methods.is_empty() || self.methods.iter().any(|method| method == request.method))
             && self.headers.iter().all(|(name, value)| {
-                request
-                    .fields
-                    .iter()
-                    .any(|(n, v)| n.eq_ignore_ascii_case(name) && v == value)
+                values(request.buffer, request.fields, name).any(|sent| sent == value.as_bytes())
             })
     }
 }
@@ -254,6 +253,8 @@ impl<'a> Request<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use proptest::collection::vec;
     use proptest::option;
     use proptest::prelude::*;
@@ -306,6 +307,7 @@ mod tests {
             path: request_path,
             method: "GET",
             fields: &[],
+            buffer: b"",
         };
         find(&[route], &request).is_some()
     }
@@ -367,32 +369,36 @@ mod tests {
             ..Match::default()
         };
         let routes = [post, beta, Match::default()];
-        let at = |method, fields| {
+        let at = |routes: &[Match], method, beta: &[(&str, &str)]| {
+            let (buffer, fields) = places(beta);
             find(
-                &routes,
+                routes,
                 &Request {
                     host: "x",
                     path: "/",
                     method,
-                    fields,
+                    fields: &fields,
+                    buffer: &buffer,
                 },
             )
         };
-        assert_eq!(at("POST", &[("X-Beta", "1")]), Some(0));
-        assert_eq!(at("GET", &[("X-Beta", "1")]), Some(1));
-        assert_eq!(at("GET", &[("X-Beta", "2")]), Some(2));
-        assert_eq!(
-            find(
-                &routes[..2],
-                &Request {
-                    host: "x",
-                    path: "/",
-                    method: "GET",
-                    fields: &[]
-                }
-            ),
-            None
-        );
+        assert_eq!(at(&routes, "POST", &[("X-Beta", "1")]), Some(0));
+        assert_eq!(at(&routes, "GET", &[("X-Beta", "1")]), Some(1));
+        assert_eq!(at(&routes, "GET", &[("X-Beta", "2")]), Some(2));
+        assert_eq!(at(&routes[..2], "GET", &[]), None);
+    }
+
+    /// Fields as they stand in a head.
+    fn places(fields: &[(&str, &str)]) -> (Vec<u8>, Vec<(Range<usize>, Range<usize>)>) {
+        let mut buffer = Vec::new();
+        let mut put = |text: &str| {
+            let start = buffer.len();
+            buffer.extend_from_slice(text.as_bytes());
+            start..buffer.len()
+        };
+        let fields = fields.iter().map(|(name, value)| (put(name), put(value)));
+        let fields = fields.collect();
+        (buffer, fields)
     }
 
     /// Few pieces, so that patterns and requests often meet; with the names that are hard to tell apart.
@@ -436,7 +442,8 @@ mod tests {
             method in select(vec!["GET", "PUT", "POST"]),
             fields in vec((select(vec!["X-A", "x-b"]), select(vec!["1", "2"])), 0..3),
         ) {
-            let request = Request { host: &host, path: &path, method, fields: &fields };
+            let (buffer, fields) = places(&fields);
+            let request = Request { host: &host, path: &path, method, fields: &fields, buffer: &buffer };
             find(&routes, &request);
         }
     }

@@ -3,11 +3,8 @@
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
-use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
-
-use smallvec::SmallVec;
 
 use super::answer::Answer;
 use super::audit;
@@ -78,13 +75,13 @@ pub(super) async fn admit<'p>(
     let (path, query) = normalised(buffer, head)?;
     heed_length(conn.listener, head)?;
     let expects = headers::expects_continue(buffer, head)?;
-    let fields = texts(buffer, head);
     let host = head.field(buffer, "host").unwrap_or_default();
     let request = routes::Request {
         host: str::from_utf8(host).unwrap_or_default(),
         path: str::from_utf8(&path).map_err(|_| Rejection::NoRoute)?,
         method: str::from_utf8(&buffer[head.method.clone()]).unwrap_or_default(),
-        fields: &fields,
+        fields: &head.fields,
+        buffer,
     };
     let index = find_route(plan, &request)?;
     let route = &plan.config.routes[index];
@@ -180,19 +177,6 @@ fn heed_length(listener: &Listener, head: &RequestHead) -> Result<(), Rejection>
         BodyLength::Fixed(bytes) if bytes > listener.max_body => Err(Rejection::BodyTooLarge),
         BodyLength::Fixed(_) | BodyLength::Chunked | BodyLength::None => Ok(()),
     }
-}
-
-/// The fields that are UTF-8. Others are not there: they match no pattern, which is text.
-fn texts<'b>(buffer: &'b [u8], head: &RequestHead) -> SmallVec<[(&'b str, &'b str); 16]> {
-    let whole = str::from_utf8(&buffer[..head.len]).ok();
-    let text = |place: &Range<usize>| match whole {
-        Some(whole) => whole.get(place.clone()),
-        None => str::from_utf8(&buffer[place.clone()]).ok(),
-    };
-    let fields = head.fields.iter();
-    fields
-        .filter_map(|(name, value)| Some((text(name)?, text(value)?)))
-        .collect()
 }
 
 /// The route that serves the request. With parameters in its path no other may be meant, unless the file names some in its pattern.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use percent_encoding::percent_decode;
 use serde_json::Value;
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use super::exchange::Conn;
 use super::headers::Client;
@@ -74,7 +74,7 @@ impl<'a> Facts<'a> {
             let refuses = limit.deny_missing || why == NoKey::Several;
             if refuses && limit.mode == Mode::Enforce && by_chance() {
                 return Err(Rejection::QuotaExceeded(Box::new(Exceeded {
-                    limits: vec![plan.names.limits[limit_index].json],
+                    limits: smallvec![plan.names.limits[limit_index].json],
                     retry_after: None,
                     fields: Vec::new(),
                 })));

@@ -85,8 +85,12 @@ pub(super) fn connection(
                 buffer: &mut buffer,
                 deadlines: &mut deadlines,
             };
-            // Apart, so that an idle connection has no room for it.
-            let next = Box::pin(serve(lane, listener_index, &guest.peer, ends, head)).await;
+            // Apart, so that an idle connection has no room for it; and made there, where `Box::pin` would move all of its room.
+            let served = Box::write(
+                Box::new_uninit(),
+                serve(lane, listener_index, &guest.peer, ends, head),
+            );
+            let next = Box::into_pin(served).await;
             // What is left to do is done here, where the request is over and holds nothing any more.
             let lives = match next {
                 Next::KeepAlive => true,

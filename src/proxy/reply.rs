@@ -10,6 +10,7 @@ use std::io;
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
+use smallvec::SmallVec;
 
 use crate::clock;
 use crate::config::breakers::Fallback;
@@ -119,7 +120,7 @@ pub struct CircuitOpen {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exceeded {
     /// Their names, each written as a JSON string.
-    pub limits: Vec<&'static str>,
+    pub limits: SmallVec<[&'static str; 2]>,
     /// When to come again, where there is such a time.
     pub retry_after: Option<Duration>,
     /// What the client is told of its quotas, ready for the wire.

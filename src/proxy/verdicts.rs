@@ -99,14 +99,13 @@ impl<'p> Verdicts<'p> {
             (told.verdict.remaining, told.charged) = (left, 0);
         }
         let violated = || self.enforced().filter(|told| !told.verdict.admitted);
-        let mut limits: Vec<_> = violated().map(|told| told.json).collect();
+        let mut limits: SmallVec<_> = violated().map(|told| told.json).collect();
         limits.dedup();
         // Every refusing window must have time to pass; one that never admits gives no time at all.
-        let waits = violated()
-            .map(|told| told.verdict.retry_after)
-            .collect::<Option<SmallVec<[Duration; 4]>>>();
+        let waits = violated().map(|told| told.verdict.retry_after);
+        let retry_after = waits.max_by_key(|wait| wait.unwrap_or(Duration::MAX));
+        let retry_after = retry_after.flatten();
         let jitter = 1.0 + fastrand::f64() * defaults.retry_jitter;
-        let retry_after = waits.and_then(|waits| waits.into_iter().max());
         // A wait too long to be made longer stays as it is.
         let longer = |wait: Duration| Duration::try_from_secs_f64(wait.as_secs_f64() * jitter);
         let retry_after = retry_after.map(|wait| longer(wait).unwrap_or(wait));

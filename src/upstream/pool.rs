@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fmt::Display;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::MutexGuard;
 use tokio::time::timeout;
@@ -41,8 +41,8 @@ pub struct Pool {
     connect_timeout: Duration,
     idle_timeout: Duration,
     caps: Option<Arc<Caps>>,
-    /// With when each was given back, the oldest first.
-    idle: RefCell<VecDeque<(Instant, Connected)>>,
+    /// With when each was given back, by [`clock::mono`], the oldest first.
+    idle: RefCell<VecDeque<(Duration, Connected)>>,
     multiplexed: Multiplexed,
 }
 
@@ -171,7 +171,8 @@ impl Pool {
         loop {
             let (since, mut connected) = self.idle.borrow_mut().pop_back()?;
             // Its own idle time must end before the upstream's, or a request could meet the upstream's close on its way.
-            if since.elapsed() < self.idle_timeout && connected.stream.is_silent(can_repeat) {
+            let is_old = clock::mono().saturating_sub(since) >= self.idle_timeout;
+            if !is_old && connected.stream.is_silent(can_repeat) {
                 return Some(connected);
             }
         }
@@ -265,7 +266,7 @@ impl Pool {
             return;
         }
         let mut idle = self.idle.borrow_mut();
-        let now = clock::now();
+        let now = clock::mono();
         self.drop_old(&mut idle, now);
         if idle.len() < MAX_IDLE {
             let connected = Connected {
@@ -279,13 +280,13 @@ impl Pool {
     /// Closes what has been idle for too long; whether anything is open still.
     pub(super) fn close_old(&self) -> bool {
         let mut idle = self.idle.borrow_mut();
-        self.drop_old(&mut idle, clock::now());
+        self.drop_old(&mut idle, clock::mono());
         !idle.is_empty() || self.multiplexed.is_open()
     }
 
-    fn drop_old(&self, idle: &mut VecDeque<(Instant, Connected)>, now: Instant) {
+    fn drop_old(&self, idle: &mut VecDeque<(Duration, Connected)>, now: Duration) {
         while let Some((since, _)) = idle.front()
-            && now.saturating_duration_since(*since) >= self.idle_timeout
+            && now.saturating_sub(*since) >= self.idle_timeout
         {
             idle.pop_front();
         }

@@ -87,6 +87,7 @@ fn the_route_of_a_request_is_found_without_asking_every_route() {
                 path: &path,
                 method: "GET",
                 fields: &[],
+                buffer: b"",
             };
             assert_eq!(plan.index.find(&request), Some(index));
         }

@@ -80,6 +80,18 @@ fn a_hop_with_its_port_is_the_hops_address() {
 }
 
 #[test]
+fn a_field_goes_out_in_one_form_however_it_was_spaced() {
+    for sent in ["A: 1", "A:1", "A:  1", "A:\t1", "A: 1 ", "A:1\t"] {
+        let up = sent_up(&format!("{sent}\r\nB: 2\r\n"), false);
+        assert!(up.contains("\r\nA: 1\r\nB: 2\r\n"), "{sent:?}: {up}");
+    }
+    for sent in ["A:", "A: ", "A:\t "] {
+        let up = sent_up(&format!("{sent}\r\nB: 2\r\n"), false);
+        assert!(up.contains("\r\nA: \r\nB: 2\r\n"), "{sent:?}: {up}");
+    }
+}
+
+#[test]
 fn no_other_spelling_smuggles_a_field_that_is_believed() {
     for name in [
         "X_Forwarded_For",
