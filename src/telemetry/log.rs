@@ -1,14 +1,24 @@
 //! Logs, to standard error.
 
 use std::env;
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write as _};
+use std::sync::OnceLock;
+use std::thread;
 use std::time::Duration;
 
-use tracing::error;
 use tracing::level_filters::LevelFilter;
+use tracing::{error, warn};
 use tracing_subscriber::EnvFilter;
 
+use super::lines::{Counts, Lines};
 use crate::config::telemetry::{Log, LogFormat, LogLevel};
+
+/// For the last lines to be out.
+const FLUSH_WITHIN: Duration = Duration::from_secs(1);
+
+static LINES: Lines = Lines::new();
+/// Whether the lines have a thread, once they need one.
+static HAS_THREAD: OnceLock<bool> = OnceLock::new();
 
 /// Begins to log. Colours only on a terminal, and none where `NO_COLOR` is set (no-color.org); the environment variable
 /// `WEIR_LOG` goes before `settings.level`.
@@ -17,7 +27,7 @@ pub fn init(settings: Log) {
     let (filter, misread) = filter(variable.as_deref(), settings.level);
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr);
+        .with_writer(|| Out);
     let plain = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     // A second call changes nothing: the first subscriber stays.
     let _ = match settings.format {
@@ -33,6 +43,54 @@ pub fn init(settings: Log) {
             "WEIR_LOG is not understood, and telemetry.log.level is taken; write off, error, warn, info, debug or trace"
         );
     }
+}
+
+/// Says a line that is no event of the log, behind those that wait.
+pub fn say(line: &str) {
+    // Nothing is there to be told of a failure.
+    let _ = Out.write_all(format!("{line}\n").as_bytes());
+}
+
+/// What became of the lines so far.
+pub fn counts() -> Counts {
+    LINES.counts()
+}
+
+/// Waits for a moment, when it is dropped, until the last lines are out.
+#[derive(Debug)]
+pub struct Flush;
+
+impl Drop for Flush {
+    fn drop(&mut self) {
+        LINES.flush(FLUSH_WITHIN);
+    }
+}
+
+/// Standard error, by the thread that alone waits for it.
+struct Out;
+
+impl io::Write for Out {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let begin = || thread::Builder::new().name("log".to_owned()).spawn(write);
+        if !HAS_THREAD.get_or_init(|| begin().is_ok()) {
+            return io::stderr().write(line);
+        }
+        LINES.push(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn write() {
+    LINES.write(io::stderr(), |lost| {
+        warn!(
+            lost,
+            "standard error did not take lines of the log in time: they are lost"
+        );
+    })
 }
 
 /// Holds back the lines of one kind that can come with each request or connection: so many in ten seconds, and a count of the others.
