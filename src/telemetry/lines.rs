@@ -1,7 +1,7 @@
 //! Lines of text on their way to a stream that may take none for a while: a bounded text, and the thread that writes it. Whoever has a
 //! line never waits, and what does not fit is counted.
 
-use std::io::Write;
+use std::io::{self, ErrorKind, Write};
 use std::mem::take;
 use std::time::Duration;
 
@@ -72,17 +72,20 @@ impl Lines {
     }
 
     /// Writes what comes, for ever. `tell` is told how many lines were lost, once others are out; it may push some itself.
-    pub(super) fn write(&self, mut out: impl Write, tell: impl Fn(u64)) -> ! {
+    pub(super) fn write(&self, out: impl Write, tell: impl Fn(u64)) -> ! {
+        let mut out = Whole::to(out);
         loop {
             let text = self.next();
-            let is_out = out.write_all(&text).is_ok();
+            let (lines, written) = out.write(&text);
             let mut state = self.state.lock();
-            if !is_out {
-                state.lose(count(&text));
+            state.counts.written += lines;
+            if written.is_err() {
+                state.lose(count(&text) - lines);
                 continue;
             }
-            state.counts.written += count(&text);
-            let untold = take(&mut state.untold);
+            // Else what is told would be lost, too.
+            let has_room = state.waiting.len() < BYTES / 2;
+            let untold = if has_room { take(&mut state.untold) } else { 0 };
             drop(state);
             if untold > 0 {
                 tell(untold);
@@ -109,13 +112,52 @@ impl State {
     }
 }
 
+/// Writes lines to a stream that may fail in the midst of one: what comes behind half a line begins a new one.
+#[derive(Debug)]
+pub(super) struct Whole<W> {
+    out: W,
+    is_torn: bool,
+}
+
+impl<W: Write> Whole<W> {
+    pub(super) fn to(out: W) -> Whole<W> {
+        Whole {
+            out,
+            is_torn: false,
+        }
+    }
+
+    /// How many of these lines are out, and what kept the others from it.
+    pub(super) fn write(&mut self, text: &[u8]) -> (u64, io::Result<()>) {
+        if self.is_torn {
+            if let Err(error) = self.out.write_all(b"\n") {
+                return (0, Err(error));
+            }
+            self.is_torn = false;
+        }
+        let mut done = 0;
+        let written = loop {
+            if done == text.len() {
+                break Ok(());
+            }
+            match self.out.write(&text[done..]) {
+                Ok(0) => break Err(ErrorKind::WriteZero.into()),
+                Ok(more) => done += more,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => break Err(error),
+            }
+        };
+        self.is_torn = text[..done].last().is_some_and(|last| *last != b'\n');
+        (count(&text[..done]), written)
+    }
+}
+
 fn count(text: &[u8]) -> u64 {
     text.iter().filter(|byte| **byte == b'\n').count() as u64
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io;
     use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
     use std::thread;
 
@@ -178,6 +220,30 @@ mod tests {
             lost: 3,
         };
         assert_eq!(LINES.counts(), counts);
+    }
+
+    #[test]
+    fn what_comes_behind_half_a_line_begins_a_new_one() {
+        // A pipe that takes a page, and no more before that is read.
+        let (mut read, write) = io::pipe().unwrap();
+        rustix::fs::fcntl_setfl(&write, rustix::fs::OFlags::NONBLOCK).unwrap();
+        let mut out = Whole::to(write);
+        let (line, mut room) = (vec![b'x'; 99], 0);
+        let line = [&line[..], b"\n"].concat();
+        // It takes half of the last one.
+        let text = line.repeat(10_000);
+        let (lines, written) = out.write(&text);
+        assert_eq!(written.unwrap_err().kind(), ErrorKind::WouldBlock);
+        while room < 65_536 {
+            room += io::Read::read(&mut read, &mut [0; 65_536]).unwrap();
+        }
+        assert_eq!((lines, room % 100), (655, 36));
+        let (lines, written) = out.write(b"a\nb\n");
+        written.unwrap();
+        assert_eq!(lines, 2);
+        let mut rest = [0; 9];
+        let length = io::Read::read(&mut read, &mut rest).unwrap();
+        assert_eq!(&rest[..length], b"\na\nb\n");
     }
 
     #[test]
