@@ -526,6 +526,32 @@ fn a_collector_that_is_away_costs_spans_which_are_counted_and_said_once() {
 }
 
 #[test]
+fn spans_that_a_collector_refuses_are_said_and_not_each_time() {
+    let (upstream, collector) = (Upstream::answering(""), Collector::start(None));
+    let traces = format!("otlp: '{}', sample: 100%", collector.url());
+    let weir = weir(&upstream, &traces);
+    let mut client = weir.client();
+    client.get("/unwanted");
+    let line = weir.log_until("PartialSuccess");
+    assert!(
+        line.contains("WARN") && line.contains("rejected_spans=1"),
+        "{line}"
+    );
+    assert!(line.contains("not these"), "{line}");
+    eventually(|| counted(&weir, "exported") == 2);
+    client.get("/unwanted");
+    eventually(|| counted(&weir, "exported") == 4);
+    weir.signal("USR1");
+    loop {
+        let line = weir.log_until("");
+        assert!(!line.contains("PartialSuccess"), "{line}");
+        if line.contains("SIGUSR1") {
+            break;
+        }
+    }
+}
+
+#[test]
 #[expect(clippy::disallowed_methods, reason = "a bound on time")]
 fn a_collector_that_hangs_holds_up_no_request() {
     let upstream = Upstream::answering("");

@@ -6,9 +6,13 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
 
+use parking_lot::Mutex;
+use tokio::time::Instant;
 use tracing::level_filters::LevelFilter;
-use tracing::{error, warn};
-use tracing_subscriber::EnvFilter;
+use tracing::{Event, Level, Subscriber, error, warn};
+use tracing_subscriber::layer::{Context, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer};
 
 use super::lines::{Counts, Lines};
 use crate::config::telemetry::{Log, LogFormat, LogLevel};
@@ -31,10 +35,14 @@ pub fn init(settings: Log) {
     let plain = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     // A second call changes nothing: the first subscriber stays.
     let _ = match settings.format {
-        LogFormat::Json => log.json().flatten_event(true).try_init(),
-        LogFormat::Pretty => log
-            .with_ansi(io::stderr().is_terminal() && !plain)
-            .try_init(),
+        LogFormat::Json => {
+            let log = log.json().flatten_event(true).finish();
+            log.with(OfTraces::default()).try_init()
+        }
+        LogFormat::Pretty => {
+            let log = log.with_ansi(io::stderr().is_terminal() && !plain);
+            log.finish().with(OfTraces::default()).try_init()
+        }
     };
     if misread {
         // An error, since the file may let nothing less be told.
@@ -91,6 +99,35 @@ fn write() {
             "standard error did not take lines of the log in time: they are lost"
         );
     })
+}
+
+/// Holds back the warnings of OpenTelemetry's crates: weir says itself whether a collector takes spans, but for those that it refuses of a
+/// call that went well. These are known to the crates alone, and said once a minute.
+#[derive(Debug, Default)]
+struct OfTraces {
+    told: Mutex<Option<Instant>>,
+}
+
+impl OfTraces {
+    const EVERY: Duration = Duration::from_secs(60);
+}
+
+impl<S: Subscriber> Layer<S> for OfTraces {
+    fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
+        let of = event.metadata();
+        if !of.target().starts_with("opentelemetry") || *of.level() > Level::WARN {
+            return true;
+        }
+        if !of.name().ends_with(".PartialSuccess") {
+            return false;
+        }
+        let (now, mut told) = (Instant::now(), self.told.lock());
+        let is_due = told.is_none_or(|told| now - told >= OfTraces::EVERY);
+        if is_due {
+            *told = Some(now);
+        }
+        is_due
+    }
 }
 
 /// Holds back the lines of one kind that can come with each request or connection: so many in ten seconds, and a count of the others.
