@@ -292,7 +292,7 @@ fn micros(micros: Micros) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
@@ -344,6 +344,11 @@ mod tests {
                 again: 0,
             }],
         }
+    }
+
+    /// Any.
+    pub(in crate::telemetry) fn span() -> SpanData {
+        server_span(&traced())
     }
 
     fn value(span: &SpanData, key: &str) -> Option<String> {
