@@ -15,6 +15,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer};
 
 use super::lines::{Counts, Lines};
+use super::traces::CRATES;
 use crate::config::telemetry::{Log, LogFormat, LogLevel};
 
 /// For the last lines to be out.
@@ -115,7 +116,7 @@ impl OfTraces {
 impl<S: Subscriber> Layer<S> for OfTraces {
     fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
         let of = event.metadata();
-        if !of.target().starts_with("opentelemetry") || *of.level() > Level::WARN {
+        if !of.target().starts_with(CRATES) || *of.level() > Level::WARN {
             return true;
         }
         if !of.name().ends_with(".PartialSuccess") {

@@ -22,6 +22,8 @@ use super::until_sent;
 
 /// Requests of a batch, at most.
 pub const BATCH: usize = 64;
+/// How the targets of OpenTelemetry's own lines begin.
+pub(super) const CRATES: &str = "opentelemetry";
 /// Batches that wait, at most.
 const QUEUE: usize = 64;
 /// Spans that are gathered for a call of the collector, at most, but for the last batch.
