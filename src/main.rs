@@ -182,6 +182,7 @@ impl Serve {
 
 fn main() -> ExitCode {
     let command = Arguments::parse().command;
+    let _last = telemetry::log::Flush;
     // Those that keep running log as their file says, once they have read it.
     if !matches!(
         command,
@@ -220,7 +221,7 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            telemetry::log::say(&format!("error: {error:#}"));
             ExitCode::FAILURE
         }
     }

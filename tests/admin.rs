@@ -680,7 +680,7 @@ fn metrics_say_nothing_of_what_a_reload_took_away_and_whether_one_was_refused() 
         "app: {{endpoints: [\"{0}\"], circuit_breaker: b}}, gone: {{endpoints: [\"{0}\"]}}",
         upstream.url()
     );
-    let routes = "routes: [{match: {path: /gone}, upstream: gone}, {upstream: app}]\ncircuit_breakers: {b: {}}\n";
+    let routes = "routes: [{match: {path: /gone}, upstream: gone}, {upstream: app}]\ncircuit_breakers: {b: {}}\nsessions: {web: {}}\n";
     let file = file(&config(&broken, routes));
     let running = Running::start(file.path());
     let forced = call(
@@ -697,6 +697,8 @@ fn metrics_say_nothing_of_what_a_reload_took_away_and_whether_one_was_refused() 
     );
     let before = metrics();
     assert!(before.contains(open) && before.contains(there), "{before}");
+    let held = "weir_sessions_held{sessions=\"web\"} 0\n";
+    assert!(before.contains(held), "{before}");
     let enforced = || running.told("weir_breaker_enforced{upstream=\"app\"}");
     assert_eq!(enforced(), Some(1.0));
     let in_shadow = routes.replace("{b: {}}", "{b: {mode: shadow}}");
@@ -711,6 +713,7 @@ fn metrics_say_nothing_of_what_a_reload_took_away_and_whether_one_was_refused() 
         "weir_breaker_state{",
         "weir_breaker_enforced{",
         "weir_upstream_endpoints{upstream=\"gone\"",
+        "weir_sessions_held{",
     ] {
         assert!(!after.contains(series), "{series}: {after}");
     }

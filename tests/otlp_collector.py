@@ -22,6 +22,7 @@ def attributes(pairs):
 
 class Collector(trace_grpc.TraceServiceServicer):
     def Export(self, request, context):
+        refused = 0
         metadata = {pair.key: pair.value for pair in context.invocation_metadata()}
         for resource_spans in request.resource_spans:
             resource = attributes(resource_spans.resource.attributes)
@@ -39,10 +40,16 @@ class Collector(trace_grpc.TraceServiceServicer):
                         "start": span.start_time_unix_nano,
                         "end": span.end_time_unix_nano,
                         "status": span.status.code,
+                        "state": span.trace_state,
                         "attributes": attributes(span.attributes),
                     }
                     print(json.dumps(line), flush=True)
-        return trace_service.ExportTraceServiceResponse()
+                    refused += line["attributes"].get("url.path") == "/unwanted"
+        response = trace_service.ExportTraceServiceResponse()
+        if refused:
+            response.partial_success.rejected_spans = refused
+            response.partial_success.error_message = "not these"
+        return response
 
 
 server = grpc.server(futures.ThreadPoolExecutor(max_workers=2))

@@ -9,6 +9,7 @@ use crate::clock;
 use crate::config::limits::Mode;
 use crate::plan::Plan;
 use crate::policy::breaker::State;
+use crate::telemetry::log;
 use crate::telemetry::metrics::audit::AuditMetrics;
 use crate::telemetry::metrics::format;
 
@@ -30,6 +31,10 @@ fn scrape(admin: &Admin, plan: &Plan) -> String {
     if let Some(reads) = &admin.postgres {
         process.note_pool("read", reads.replicas_use());
         process.note_pool("read_primary", reads.read_primary_use());
+    }
+    let (lines, log) = (log::counts(), &plan.metrics.log);
+    for (counter, count) in [(&log.out, lines.written), (&log.dropped, lines.lost)] {
+        counter.inc_by(count.saturating_sub(counter.get()));
     }
     let now = clock::moment().mono;
     let breakers = &plan.metrics.breakers;

@@ -151,12 +151,17 @@ async fn go_on_with(plan: &watch::Sender<Arc<Plan>>, new: Arc<Plan>) {
     forget_removed(&old, &plan.borrow());
 }
 
-/// No alert is to go by how an upstream last was that is there no more.
+/// No alert is to go by how an upstream, or an entry of sessions, last was that is there no more.
 fn forget_removed(old: &Plan, new: &Plan) {
-    let stays: BTreeSet<_> = new.config.upstreams.iter().map(|up| &up.name).collect();
-    let gone = old.config.upstreams.iter().map(|up| &up.name);
+    let stays: BTreeSet<_> = new.config.upstreams.iter().map(|it| &it.name).collect();
+    let gone = old.config.upstreams.iter().map(|it| &it.name);
     for upstream in gone.filter(|name| !stays.contains(name)) {
         new.metrics.upstreams.forget(upstream);
+    }
+    let stays: BTreeSet<_> = new.config.sessions.iter().map(|it| &it.name).collect();
+    let gone = old.config.sessions.iter().map(|it| &it.name);
+    for entry in gone.filter(|name| !stays.contains(name)) {
+        new.metrics.sessions.forget(entry);
     }
 }
 

@@ -43,10 +43,9 @@ pub fn run(file: PathBuf, migrate: bool, wait_for_deps: Option<Duration>) -> any
         Some(postgres) => postgres.migrate |= migrate,
         None => bail!(missing(&file, "postgres")),
     }
-    // Breakers are of those that serve requests: a worker has no view of them, and no vote.
-    for upstream in &mut config.upstreams {
-        upstream.circuit_breaker = None;
-    }
+    // Both are of those that serve requests: a worker has no view of endpoints to tell of, and no vote on breakers.
+    config.routes.clear();
+    config.upstreams.clear();
     control::run(supervise(config, redis, wait_for_deps))
 }
 

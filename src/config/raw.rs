@@ -384,7 +384,7 @@ pub struct Admin {
 pub struct MetricsAt {
     /// Where /metrics is served beside the admin port.
     pub address: Option<At<String>>,
-    /// How many series routes may make, some 26 each; routes beyond are counted together, as "other" [default: 2000].
+    /// How many series routes may make, some 26 for each and its upstream; those beyond are counted together, as route and upstream "other" [default: 2000].
     pub max_series: Option<At<u32>>,
 }
 

@@ -247,13 +247,19 @@ impl Redaction {
         let mut start = 0;
         for part in pair.split(';') {
             if let Some(equals) = part.find('=')
-                && self.query.has(&decode_name(&part[..equals]))
+                && self.is_secret(&decode_name(&part[..equals]))
             {
                 return Some(start + equals + 1);
             }
             start += part.len() + 1;
         }
         None
+    }
+
+    /// Whether a parameter's value is: by its name, or where that is nested (`user[password]`, `token[]`) by a part of it.
+    fn is_secret(&self, name: &str) -> bool {
+        let mut parts = name.split(['[', ']']).filter(|part| !part.is_empty());
+        self.query.has(name) || (name.contains('[') && parts.any(|part| self.query.has(part)))
     }
 }
 
@@ -274,12 +280,18 @@ impl Default for Redaction {
                 "access_token",
                 "api_key",
                 "apikey",
+                "assertion",
                 "awsaccesskeyid",
                 "client_secret",
                 "code",
                 "id_token",
+                "jwt",
+                "passwd",
                 "password",
+                "pwd",
                 "refresh_token",
+                "saml_response",
+                "samlresponse",
                 "secret",
                 "sig",
                 "signature",
@@ -434,6 +446,11 @@ mod tests {
         check("token=s=t;u", "token=***");
         check("a=1;token=s;t", "a=1;token=***");
         check("token", "token");
+        check("token[]=s&token%5B0%5D=s", "token[]=***&token%5B0%5D=***");
+        check("u[token]=s&u%5Ba%20b%5d=s", "u[token]=***&u%5Ba%20b%5d=***");
+        check("u[1][Token]=s;t", "u[1][Token]=***");
+        check("u[tokens]=1&[]=2&u[=3", "u[tokens]=1&[]=2&u[=3");
+        check("u[token=s", "u[token=***");
         check("%zz=1&%=2&%7=3", "%zz=1&%=2&%7=3");
         assert_eq!(redaction.redact_header("AUTHORIZATION", "Bearer s"), "***");
         assert_eq!(redaction.redact_header("accept", "*/*"), "*/*");
@@ -461,6 +478,9 @@ mod tests {
         check("//ann@a/b", "//a/b");
         check("ann@b", "ann@b");
         check("", "");
+        for secret in ["passwd", "pwd", "jwt", "assertion", "SAMLResponse"] {
+            check(&format!("/?{secret}=s&x=1"), &format!("/?{secret}=***&x=1"));
+        }
         assert_eq!(redaction.redact_header("x-url", "/?code=1"), "/?code=1");
     }
 

@@ -222,19 +222,19 @@ fn redaction(config: &Config) -> Redaction {
     redaction
 }
 
-/// Routes over the bound of series are counted together, as `other`.
+/// Routes, each with its upstream, over the bound of series are counted together, as `other`.
 fn route_metrics(config: &Config, metrics: &Metrics) -> Vec<RouteMetrics> {
     let labelled = (config.max_series / SERIES_OF_A_ROUTE).max(1);
     let mut labels = BTreeSet::new();
     let of_route = |route: &Route| {
-        let mut label = route.label();
-        if !labels.contains(&label) && labels.len() >= labelled {
-            label = "other".to_owned();
-        }
-        labels.insert(label.clone());
         // A route that weir answers has none.
         let upstream = route.upstream().map(|index| &*config.upstreams[index].name);
-        metrics.requests.route(&label, upstream.unwrap_or_default())
+        let mut label = (route.label(), upstream.unwrap_or_default());
+        if !labels.contains(&label) && labels.len() >= labelled {
+            label = ("other".to_owned(), "other");
+        }
+        labels.insert(label.clone());
+        metrics.requests.route(&label.0, label.1)
     };
     config.routes.iter().map(of_route).collect()
 }
@@ -296,6 +296,29 @@ mod tests {
             assert!(redaction.hides("X-Session") && redaction.hides("authorization"));
             assert_eq!(redaction.hides("x-pin"), !audit.is_empty());
         }
+    }
+
+    #[test]
+    fn the_bound_of_series_holds_however_many_upstreams_there_are() {
+        let mut text =
+            "listen: 127.0.0.1:1\nmetrics: {address: 127.0.0.1:2, max_series: 60}\nupstreams:\n"
+                .to_owned();
+        for n in 0..50 {
+            text += &format!("  u{n}: {{endpoints: ['http://x:1']}}\n");
+        }
+        text += "routes:\n";
+        for n in 0..50 {
+            text += &format!("  - {{match: {{path: /{n}}}, upstream: u{n}}}\n");
+        }
+        let config = check::parse(&text, &|_| None).unwrap();
+        let metrics = Metrics::default();
+        drop(route_metrics(&config, &metrics));
+        let text = metrics.text();
+        let of_routes = || text.lines().filter(|line| line.contains("route=\""));
+        // Two routes, and what all others are together.
+        assert_eq!(of_routes().count(), 3 * SERIES_OF_A_ROUTE);
+        let other = r#"weir_requests_total{route="other",upstream="other",class="2xx"} 0"#;
+        assert!(of_routes().any(|line| line == other), "{text}");
     }
 
     #[test]

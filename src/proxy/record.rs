@@ -190,7 +190,7 @@ impl Record {
             self.forwarded = Some(clock::mono());
         }
         self.aims_at(next);
-        let renamed = self.trace.as_mut().map(Trace::call_again)?;
+        let renamed = self.trace.as_mut().and_then(Trace::call_again)?;
         renamed.put(head);
         Some(renamed)
     }

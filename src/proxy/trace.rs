@@ -15,16 +15,21 @@ use crate::telemetry::spans::{Call, Traced};
 /// A request's place in its trace.
 #[derive(Debug)]
 pub(super) struct Trace {
-    /// What the upstream is told: the trace, weir's own call of it, and whether spans are kept.
+    /// What the upstream is told: the trace, weir's own call of it (where none goes to a collector, the caller's span), and whether spans
+    /// are kept.
     pub told: TraceParent,
     /// The span of the request.
     pub span_id: [u8; 8],
     /// The caller's span, where the trace is not weir's.
     pub parent_id: Option<[u8; 8]>,
-    /// Whether the client spoke TLS.
+    /// Whether the client spoke TLS, by the word of a trusted proxy where there is one.
     pub secure: bool,
     /// Whether the caller's `tracestate` goes on.
     pub keeps_state: bool,
+    /// That, for its spans.
+    state: Option<String>,
+    /// Whether weir has spans in it, if it is kept.
+    has_spans: bool,
 }
 
 impl Trace {
@@ -67,6 +72,7 @@ impl Trace {
             trace_id: self.told.trace_id,
             span_id: self.span_id,
             parent_id: self.parent_id,
+            state: self.state.clone(),
             secure: self.secure,
             grpc: record.grpc.map(|status| status.0),
             sent_path: text(&draft.sent_path),
@@ -96,13 +102,13 @@ impl Renamed {
 
 impl Trace {
     /// Another call of the upstream begins.
-    pub(super) fn call_again(&mut self) -> Renamed {
+    pub(super) fn call_again(&mut self) -> Option<Renamed> {
         let before = self.told;
-        self.told.parent_id = span_id();
-        Renamed {
+        self.told.parent_id = self.has_spans.then(span_id)?;
+        Some(Renamed {
             before,
             now: self.told,
-        }
+        })
     }
 }
 
@@ -120,32 +126,62 @@ pub(super) fn begin(
         let parent = TraceParent::parse(values.next()?)?;
         values.next().is_none().then_some((head, parent))
     });
-    let client_span = span_id();
-    let secure = peer.tls.is_some();
+    let has_spans = traces.otlp.is_some();
+    let secure = head
+        .filter(|_| behind_trusted && has_spans)
+        .and_then(|head| is_secure(head.field(buffer, "x-forwarded-proto")?))
+        .unwrap_or(peer.tls.is_some());
     match given {
-        Some((head, parent)) => Trace {
-            told: TraceParent {
-                parent_id: client_span,
-                ..parent
-            },
-            span_id: span_id(),
-            parent_id: Some(parent.parent_id),
-            secure,
-            keeps_state: is_tracestate(head.values(buffer, "tracestate")),
-        },
+        Some((head, parent)) => {
+            let states = || head.values(buffer, "tracestate");
+            let keeps_state = is_tracestate(states());
+            let is_told = keeps_state && has_spans && parent.sampled;
+            Trace {
+                told: TraceParent {
+                    // Else the upstream's spans were children of one that no one has.
+                    parent_id: if has_spans {
+                        span_id()
+                    } else {
+                        parent.parent_id
+                    },
+                    ..parent
+                },
+                span_id: span_id(),
+                parent_id: Some(parent.parent_id),
+                secure,
+                keeps_state,
+                state: is_told.then(|| joined(states())),
+                has_spans,
+            }
+        }
         None => Trace {
             told: TraceParent {
                 // Zero is the one that is not valid.
                 trace_id: fastrand::u128(1..).to_be_bytes(),
-                parent_id: client_span,
+                parent_id: span_id(),
                 sampled: fastrand::f64() < traces.sample,
             },
             span_id: span_id(),
             parent_id: None,
             secure,
             keeps_state: false,
+            state: None,
+            has_spans,
         },
     }
+}
+
+/// Whether the client spoke TLS to the first of all proxies.
+fn is_secure(forwarded_proto: &[u8]) -> Option<bool> {
+    let first = forwarded_proto.split(|byte| *byte == b',').next()?;
+    let is = |scheme: &[u8]| first.trim_ascii().eq_ignore_ascii_case(scheme);
+    (is(b"https") || is(b"http")).then(|| is(b"https"))
+}
+
+/// As one field.
+fn joined<'a>(values: impl Iterator<Item = &'a [u8]>) -> String {
+    let values: Vec<_> = values.map(String::from_utf8_lossy).collect();
+    values.join(",")
 }
 
 fn span_id() -> [u8; 8] {

@@ -2,7 +2,9 @@
 //! has lines never waits, and what does not fit is counted.
 
 use std::fmt::{self, Write as _};
+use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::AsFd as _;
 use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread;
@@ -12,6 +14,7 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 use tracing::{error, warn};
 
+use super::lines::Whole;
 use super::metrics::outlets::Outlet;
 use super::until_sent;
 use crate::config::telemetry::LogFormat;
@@ -76,9 +79,10 @@ impl AccessLog {
         self.sender.get_or_init(|| {
             let (sender, batches) = sync_channel(QUEUE);
             let told = self.told.clone();
-            let begun = thread::Builder::new()
-                .name("access-log".to_owned())
-                .spawn(move || write(&batches, io::stdout(), &told));
+            // Without the buffer of std, which would write later what is counted as dropped.
+            let out = io::stdout().as_fd().try_clone_to_owned().map(File::from);
+            let thread = thread::Builder::new().name("access-log".to_owned());
+            let begun = out.and_then(|out| thread.spawn(move || write(&batches, out, &told)));
             if let Err(error) = begun {
                 error!(%error, "the access log has no thread: all of its lines are dropped");
             }
@@ -121,7 +125,8 @@ impl AccessLog {
     }
 }
 
-fn write(batches: &Receiver<Message>, mut out: impl Write, told: &Outlet) {
+fn write(batches: &Receiver<Message>, out: impl Write, told: &Outlet) {
+    let mut out = Whole::to(out);
     let mut fails = false;
     while let Ok(message) = batches.recv() {
         let batch = match message {
@@ -131,13 +136,12 @@ fn write(batches: &Receiver<Message>, mut out: impl Write, told: &Outlet) {
                 return;
             }
         };
-        match out.write_all(&batch.bytes).and_then(|()| out.flush()) {
-            Ok(()) => {
-                told.out.inc_by(batch.lines);
-                fails = false;
-            }
+        let (lines, written) = out.write(&batch.bytes);
+        told.out.inc_by(lines);
+        match written {
+            Ok(()) => fails = false,
             Err(error) => {
-                told.dropped.inc_by(batch.lines);
+                told.dropped.inc_by(batch.lines - lines);
                 if !fails {
                     warn!(%error, "the access log cannot be written; its lines are dropped until it can");
                 }
@@ -292,7 +296,6 @@ impl Serialize for Hex {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
     use std::net::Ipv4Addr;
 
     use super::*;

@@ -1,14 +1,29 @@
 //! Logs, to standard error.
 
 use std::env;
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write as _};
+use std::sync::OnceLock;
+use std::thread;
 use std::time::Duration;
 
-use tracing::error;
+use parking_lot::Mutex;
+use tokio::time::Instant;
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::EnvFilter;
+use tracing::{Event, Level, Subscriber, error, warn};
+use tracing_subscriber::layer::{Context, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer};
 
+use super::lines::{Counts, Lines};
+use super::traces::CRATES;
 use crate::config::telemetry::{Log, LogFormat, LogLevel};
+
+/// For the last lines to be out.
+const FLUSH_WITHIN: Duration = Duration::from_secs(1);
+
+static LINES: Lines = Lines::new();
+/// Whether the lines have a thread, once they need one.
+static HAS_THREAD: OnceLock<bool> = OnceLock::new();
 
 /// Begins to log. Colours only on a terminal, and none where `NO_COLOR` is set (no-color.org); the environment variable
 /// `WEIR_LOG` goes before `settings.level`.
@@ -17,14 +32,18 @@ pub fn init(settings: Log) {
     let (filter, misread) = filter(variable.as_deref(), settings.level);
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr);
+        .with_writer(|| Out);
     let plain = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     // A second call changes nothing: the first subscriber stays.
     let _ = match settings.format {
-        LogFormat::Json => log.json().flatten_event(true).try_init(),
-        LogFormat::Pretty => log
-            .with_ansi(io::stderr().is_terminal() && !plain)
-            .try_init(),
+        LogFormat::Json => {
+            let log = log.json().flatten_event(true).finish();
+            log.with(OfTraces::default()).try_init()
+        }
+        LogFormat::Pretty => {
+            let log = log.with_ansi(io::stderr().is_terminal() && !plain);
+            log.finish().with(OfTraces::default()).try_init()
+        }
     };
     if misread {
         // An error, since the file may let nothing less be told.
@@ -32,6 +51,83 @@ pub fn init(settings: Log) {
             variable,
             "WEIR_LOG is not understood, and telemetry.log.level is taken; write off, error, warn, info, debug or trace"
         );
+    }
+}
+
+/// Says a line that is no event of the log, behind those that wait.
+pub fn say(line: &str) {
+    // Nothing is there to be told of a failure.
+    let _ = Out.write_all(format!("{line}\n").as_bytes());
+}
+
+/// What became of the lines so far.
+pub fn counts() -> Counts {
+    LINES.counts()
+}
+
+/// Waits for a moment, when it is dropped, until the last lines are out.
+#[derive(Debug)]
+pub struct Flush;
+
+impl Drop for Flush {
+    fn drop(&mut self) {
+        LINES.flush(FLUSH_WITHIN);
+    }
+}
+
+/// Standard error, by the thread that alone waits for it.
+struct Out;
+
+impl io::Write for Out {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let begin = || thread::Builder::new().name("log".to_owned()).spawn(write);
+        if !HAS_THREAD.get_or_init(|| begin().is_ok()) {
+            return io::stderr().write(line);
+        }
+        LINES.push(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn write() {
+    LINES.write(io::stderr(), |lost| {
+        warn!(
+            lost,
+            "standard error did not take lines of the log in time: they are lost"
+        );
+    })
+}
+
+/// Holds back the warnings of OpenTelemetry's crates: weir says itself whether a collector takes spans, but for those that it refuses of a
+/// call that went well. These are known to the crates alone, and said once a minute.
+#[derive(Debug, Default)]
+struct OfTraces {
+    told: Mutex<Option<Instant>>,
+}
+
+impl OfTraces {
+    const EVERY: Duration = Duration::from_secs(60);
+}
+
+impl<S: Subscriber> Layer<S> for OfTraces {
+    fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
+        let of = event.metadata();
+        if !of.target().starts_with(CRATES) || *of.level() > Level::WARN {
+            return true;
+        }
+        if !of.name().ends_with(".PartialSuccess") {
+            return false;
+        }
+        let (now, mut told) = (Instant::now(), self.told.lock());
+        let is_due = told.is_none_or(|told| now - told >= OfTraces::EVERY);
+        if is_due {
+            *told = Some(now);
+        }
+        is_due
     }
 }
 

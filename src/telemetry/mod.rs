@@ -1,6 +1,7 @@
 //! What weir tells of itself.
 
 pub mod access_log;
+mod lines;
 pub mod log;
 pub mod metrics;
 pub mod spans;

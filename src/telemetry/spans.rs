@@ -22,6 +22,8 @@ pub struct Traced {
     pub span_id: [u8; 8],
     /// Of the caller.
     pub parent_id: Option<[u8; 8]>,
+    /// The caller's `tracestate`.
+    pub state: Option<String>,
     /// Whether the client spoke TLS.
     pub secure: bool,
     /// The number of gRPC's status, where it is a call of that.
@@ -187,13 +189,15 @@ fn span(
     attributes: Vec<KeyValue>,
 ) -> SpanData {
     let (began, event) = (time(traced.event.time), &traced.event);
+    let state = traced.state.as_ref().map(|state| state.parse());
     SpanData {
         span_context: SpanContext::new(
             TraceId::from_bytes(traced.trace_id),
             SpanId::from_bytes(id),
             TraceFlags::SAMPLED,
             false,
-            TraceState::NONE,
+            // What the SDK cannot read the next hop may all the same.
+            state.and_then(Result::ok).unwrap_or(TraceState::NONE),
         ),
         parent_span_id: SpanId::INVALID,
         parent_span_is_remote: false,
@@ -288,7 +292,7 @@ fn micros(micros: Micros) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
@@ -324,6 +328,7 @@ mod tests {
             trace_id: [1; 16],
             span_id: [2; 8],
             parent_id: None,
+            state: None,
             secure: false,
             grpc: None,
             sent_path: Some("/v2/x".to_owned()),
@@ -339,6 +344,11 @@ mod tests {
                 again: 0,
             }],
         }
+    }
+
+    /// Any.
+    pub(in crate::telemetry) fn span() -> SpanData {
+        server_span(&traced())
     }
 
     fn value(span: &SpanData, key: &str) -> Option<String> {

@@ -7,13 +7,13 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use opentelemetry::{Key, KeyValue};
+use opentelemetry::{Array, Key, KeyValue, Value};
 use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
 use opentelemetry_otlp::{WithExportConfig as _, WithTonicConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SpanData, SpanExporter};
 use tokio::sync::mpsc::{self, Receiver, Sender};
-use tokio::time::{timeout, timeout_at};
+use tokio::time::timeout_at;
 use tracing::{error, info, warn};
 
 use super::metrics::outlets::Outlet;
@@ -22,13 +22,17 @@ use super::until_sent;
 
 /// Requests of a batch, at most.
 pub const BATCH: usize = 64;
+/// How the targets of OpenTelemetry's own lines begin.
+pub(super) const CRATES: &str = "opentelemetry";
 /// Batches that wait, at most.
 const QUEUE: usize = 64;
-/// Spans of one call of the collector, at most, but for the last batch.
+/// Spans that are gathered for a call of the collector, at most, but for the last batch.
 const EXPORT: usize = 512;
 /// How long the first of them waits for others.
 const GATHER: Duration = Duration::from_millis(500);
-/// For a call of the collector, tries again included.
+/// Bytes of one call of the collector, some at most: collectors take 4 MiB.
+const EXPORT_BYTES: usize = 2 << 20;
+/// For all calls of the collector with what was gathered, tries again included.
 const EXPORT_WITHIN: Duration = Duration::from_secs(10);
 
 /// The queue of one collector; its thread ends when this is dropped, once what waits is out.
@@ -151,9 +155,10 @@ async fn send(mut messages: Receiver<Message>, exporter: &impl SpanExporter, tol
                 Ok(None) | Err(_) => break,
             }
         }
-        let count = spans.len() as u64;
-        if count > 0 {
-            let sent = match timeout(EXPORT_WITHIN, exporter.export(spans)).await {
+        let until = tokio::time::Instant::now() + EXPORT_WITHIN;
+        for spans in parts(spans) {
+            let count = spans.len() as u64;
+            let sent = match timeout_at(until, exporter.export(spans)).await {
                 Ok(sent) => sent.map_err(|error| error.to_string()),
                 Err(_) => Err("it does not answer in time".to_owned()),
             };
@@ -191,5 +196,70 @@ fn take(message: Message, spans: &mut Vec<SpanData>) -> Option<SyncSender<()>> {
             None
         }
         Message::Stop(done) => Some(done),
+    }
+}
+
+/// In their order, so many at a time as may go by one call.
+fn parts(spans: Vec<SpanData>) -> Vec<Vec<SpanData>> {
+    let mut parts = Vec::<Vec<SpanData>>::new();
+    let mut left = 0;
+    for span in spans {
+        let size = size(&span);
+        match parts.last_mut().filter(|_| size <= left) {
+            Some(part) => part.push(span),
+            None => {
+                parts.push(vec![span]);
+                left = EXPORT_BYTES;
+            }
+        }
+        left = left.saturating_sub(size);
+    }
+    parts
+}
+
+/// Some more bytes than it takes on the wire.
+fn size(span: &SpanData) -> usize {
+    const REST: usize = 200;
+    const OF_ATTRIBUTE: usize = 16;
+    let of_value = |value: &Value| match value {
+        Value::String(text) => text.as_str().len(),
+        Value::Array(Array::String(texts)) => texts
+            .iter()
+            .map(|text| OF_ATTRIBUTE + text.as_str().len())
+            .sum(),
+        _ => size_of::<u64>(),
+    };
+    let attributes = span.attributes.iter();
+    let of_attributes = attributes
+        .map(|it| OF_ATTRIBUTE + it.key.as_str().len() + of_value(&it.value))
+        .sum::<usize>();
+    let state = span.span_context.trace_state().header().len();
+    REST + span.name.len() + state + of_attributes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_of_the_collector_has_so_many_bytes_at_most() {
+        let check = |lengths: &[usize], expected: &[usize]| {
+            let spans = lengths.iter().map(|length| {
+                let mut span = spans::tests::span();
+                let text = "x".repeat(*length);
+                span.attributes = vec![KeyValue::new("url.full", text)];
+                span
+            });
+            let parts = parts(spans.collect());
+            let found: Vec<_> = parts.iter().map(Vec::len).collect();
+            assert_eq!(found, expected, "{lengths:?}");
+            for part in parts.iter().filter(|part| part.len() > 1) {
+                assert!(part.iter().map(size).sum::<usize>() <= EXPORT_BYTES);
+            }
+        };
+        check(&[], &[]);
+        check(&[100; 512], &[512]);
+        check(&[900_000; 5], &[2, 2, 1]);
+        check(&[10, 3_000_000, 10, 10], &[1, 1, 2]);
     }
 }

@@ -341,6 +341,21 @@ fn a_worker_starts_without_its_stores_and_joins_them() {
 }
 
 #[test]
+fn a_worker_tells_nothing_of_upstreams_that_it_never_sees() {
+    let config = file(
+        "listen: 127.0.0.1:0\nadmin: {address: 127.0.0.1:0}\naudit: {}\n\
+         upstreams: {app: {endpoints: [{dns: 'app.test:1'}], circuit_breaker: one}}\n\
+         circuit_breakers: {one: {}}\nroutes: [{upstream: app}]\n\
+         redis: {urls: redis://127.0.0.1:1}\npostgres: {write: 'postgres://weir@127.0.0.1:1/weir'}\n",
+    );
+    let worker = Running::start_as("worker", config.path(), &[]);
+    let told = worker.admin().get("/metrics").body;
+    let of_requests = |line: &&str| line.contains("upstream=") || line.contains("route=");
+    assert_eq!(told.lines().find(of_requests), None);
+    assert!(told.contains("weir_drain_events_total"), "{told}");
+}
+
+#[test]
 fn a_worker_that_waits_begins_once_its_stores_are_there() {
     let (redis, postgres) = (Server::single(), postgres::Server::start());
     redis.kill();

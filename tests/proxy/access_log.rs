@@ -1,11 +1,12 @@
 //! The access log on standard output, over sockets and a real process.
 
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use super::harness::process::{Running, file};
-use super::harness::{DEADLINE, Upstream, eventually};
+use super::harness::process::{Running, file, signal};
+use super::harness::{Client, DEADLINE, Upstream, eventually};
 use serde_json::Value;
 
 /// weir with this `telemetry`, a limit on /limited and no upstream behind /broken.
@@ -168,6 +169,64 @@ fn standard_output_that_no_one_reads_costs_lines_and_no_request() {
         let _ = client.get("/last");
         lines.try_iter().any(|line| line.contains("\"/last\""))
     });
+}
+
+#[test]
+fn one_pipe_for_all_that_no_one_reads_stops_nothing() {
+    let upstream = Upstream::answering("x");
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\ntelemetry: {{access_log: {{}}}}\n\
+         upstreams: {{app: {{endpoints: ['{}']}}, gone: {{endpoints: ['http://127.0.0.1:1']}}}}\n\
+         routes: [{{match: {{path: /gone}}, upstream: gone}}, {{upstream: app}}]\n",
+        upstream.url()
+    ));
+    let (said, out) = std::io::pipe().unwrap();
+    let mut weir = Killed(
+        Command::new(env!("CARGO_BIN_EXE_weir"))
+            .args(["run", "-c"])
+            .arg(config.path())
+            .stdout(out.try_clone().unwrap())
+            .stderr(out)
+            .spawn()
+            .unwrap(),
+    );
+    let mut said = BufReader::new(said);
+    let mut line = String::new();
+    while !line.contains("listening") {
+        line.clear();
+        assert_ne!(said.read_line(&mut line).unwrap(), 0);
+    }
+    let field = |name: &str| line.split(name).nth(1)?.split_whitespace().next();
+    let mut client = Client::to(field("addresses=").unwrap());
+    let mut admin = Client::to(field("admin=").unwrap());
+    // The pipe holds 64 KiB.
+    let agent = format!("User-Agent: {}", "x".repeat(2_000));
+    for _ in 0..100 {
+        assert_eq!(client.send("GET", "/a", &[&agent], "").status, 200);
+    }
+    for _ in 0..20 {
+        signal(&weir.0, "USR1");
+        assert_eq!(client.get("/gone").status, 502);
+        assert_eq!(admin.get("/live").status, 200);
+        assert_eq!(client.get("/a").status, 200);
+    }
+    signal(&weir.0, "TERM");
+    let mut ended = None;
+    eventually(|| {
+        ended = weir.0.try_wait().unwrap();
+        ended.is_some()
+    });
+    assert!(ended.unwrap().success());
+}
+
+/// A child that ends with its test.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 #[test]

@@ -55,7 +55,8 @@ fn parts(mut values: Vec<String>) -> (String, String, String) {
 #[test]
 fn a_trusted_proxy_s_trace_goes_on_with_weir_s_call_as_the_parent() {
     let upstream = Upstream::answering("");
-    let lane = lane(&upstream, "127.0.0.1", "traces: {sample: 100%}");
+    let traces = "traces: {otlp: 'http://127.0.0.1:1', sample: 100%}";
+    let lane = lane(&upstream, "127.0.0.1", traces);
     for flags in ["00", "01"] {
         let given = format!("TraceParent: 00-{ID}-{PARENT}-{flags}");
         let fields = [given.as_str(), "tracestate: a=1", "Tracestate: b=2,c=3"];
@@ -74,6 +75,31 @@ fn a_trusted_proxy_s_trace_goes_on_with_weir_s_call_as_the_parent() {
     let given = format!("traceparent: 00-{ID}-{PARENT}-01");
     let fields = [given.as_str(), "tracestate: A=1"];
     assert_eq!(told(&lane, &upstream, "tracestate", &fields), [""; 0]);
+}
+
+/// Else the app's spans would be children of one that nobody has.
+#[test]
+fn without_a_collector_the_caller_s_span_stays_the_parent() {
+    run(async {
+        let mut origin = Origin::start(Version::One).await;
+        let config = file(&format!(
+            "listeners: [{{address: '127.0.0.1:0', client_ip: {{trusted_proxies: [127.0.0.1]}}}}]\nadmin: {{address: 127.0.0.1:0}}\n\
+             telemetry: {{traces: {{sample: 100%}}}}\n\
+             upstreams: {{app: {{endpoints: ['http://{}'], retries: {{attempts: 1, retry_on: ['503']}}}}}}\n",
+            origin.address,
+        ));
+        let weir = Running::start_as("proxy", config.path(), &[]);
+        let mut client = Caller::connect(Version::One, weir.address.parse().unwrap()).await;
+        let given = format!("00-{ID}-{PARENT}-01");
+        let fields = [("traceparent", given.as_str())];
+        let call = client.call("GET", "/", &fields, Length::None).await;
+        for status in [503, 200] {
+            let mut asked = origin.asked().await;
+            assert_eq!(named(&asked), PARENT, "{status}");
+            drop(asked.reply(status, &[], Length::None).await);
+        }
+        assert_eq!(call.whole().await.0, 200);
+    });
 }
 
 #[test]
@@ -182,8 +208,11 @@ fn a_collector_gets_a_request_and_its_call_with_what_was_decided() {
     let given = format!("traceparent: 00-{ID}-{PARENT}-01");
     let fields = [
         given.as_str(),
+        "tracestate: a=1 , b=2",
+        "Tracestate: c=3",
         "Host: shop.example.com:81",
         "User-Agent: t/1",
+        "X-Forwarded-Proto: https",
     ];
     weir.client().send("GET", "/pay/x?a=1&token=s", &fields, "");
     let (_, told, _) = parts(values(&upstream.wait_for_request(), "traceparent"));
@@ -206,7 +235,7 @@ fn a_collector_gets_a_request_and_its_call_with_what_was_decided() {
         ("http.response.status_code", json!(200)),
         ("http.route", json!("/pay/*")),
         ("http.response.body.size", json!(5)),
-        ("url.scheme", json!("http")),
+        ("url.scheme", json!("https")),
         ("url.path", json!("/pay/x")),
         ("url.query", json!("a=1&token=***")),
         ("server.address", json!("shop.example.com")),
@@ -218,6 +247,9 @@ fn a_collector_gets_a_request_and_its_call_with_what_was_decided() {
         ("weir.limits", json!(["many: admitted"])),
     ] {
         assert_eq!(server["attributes"][key], value, "{key} {server}");
+    }
+    for span in [&server, &client] {
+        assert_eq!(span["state"], "a=1,b=2,c=3", "{span}");
     }
     let url = format!("{}/v2/x?a=1&token=***", upstream.url());
     assert_eq!(client["attributes"]["url.full"], url);
@@ -246,7 +278,11 @@ fn a_collector_gets_a_request_and_its_call_with_what_was_decided() {
             (&json!(2), &json!(0)),
             "{span}"
         );
-        assert_eq!(span["parent_id"], "");
+        assert_eq!(
+            (&span["parent_id"], &span["state"]),
+            (&json!(""), &json!(""))
+        );
+        assert_eq!(attributes["url.scheme"], "http", "{span}");
     }
     // A call that failed is one, and an error on both sides.
     for asks in [Version::One, Version::Two] {
@@ -516,6 +552,32 @@ fn a_collector_that_is_away_costs_spans_which_are_counted_and_said_once() {
     });
     let line = weir.log_until("the collector takes");
     assert!(line.contains("spans again"), "{line}");
+}
+
+#[test]
+fn spans_that_a_collector_refuses_are_said_and_not_each_time() {
+    let (upstream, collector) = (Upstream::answering(""), Collector::start(None));
+    let traces = format!("otlp: '{}', sample: 100%", collector.url());
+    let weir = weir(&upstream, &traces);
+    let mut client = weir.client();
+    client.get("/unwanted");
+    let line = weir.log_until("PartialSuccess");
+    assert!(
+        line.contains("WARN") && line.contains("rejected_spans=1"),
+        "{line}"
+    );
+    assert!(line.contains("not these"), "{line}");
+    eventually(|| counted(&weir, "exported") == 2);
+    client.get("/unwanted");
+    eventually(|| counted(&weir, "exported") == 4);
+    weir.signal("USR1");
+    loop {
+        let line = weir.log_until("");
+        assert!(!line.contains("PartialSuccess"), "{line}");
+        if line.contains("SIGUSR1") {
+            break;
+        }
+    }
 }
 
 #[test]

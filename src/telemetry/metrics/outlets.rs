@@ -19,6 +19,16 @@ struct ResultLabels {
     result: &'static str,
 }
 
+/// Lines of the log.
+pub(super) fn log(registry: &mut Registry) -> Outlet {
+    outlet(
+        registry,
+        ["written", "dropped"],
+        "log_lines",
+        "Lines of the log written, and dropped since standard error did not take them in time",
+    )
+}
+
 /// Lines of the access log.
 pub(super) fn access_log(registry: &mut Registry) -> Outlet {
     outlet(

@@ -151,6 +151,11 @@ impl Sessions {
         }
     }
 
+    /// Takes out what says how an entry is now. What was counted stays.
+    pub fn forget(&self, entry: &str) {
+        self.held.remove(&labels(entry));
+    }
+
     /// The handles of the sweeps over an entry in Redis.
     pub fn sweep(&self, entry: &str) -> SweepMetrics {
         let labels = labels(entry);
