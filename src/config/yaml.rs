@@ -29,7 +29,8 @@ pub use one_or_many::OneOrMany;
 pub use tree::names_files;
 pub use words::did_you_mean;
 use words::{
-    NOTHING, in_our_words, missing, nearest, no_name, told_apart, unexpected, unknown_key,
+    NO_BREAK_SPACE, NOTHING, in_our_words, missing, nearest, no_name, told_apart, unexpected,
+    unknown_key, unknown_name,
 };
 
 /// Where a value stands in a file.
@@ -95,7 +96,11 @@ impl fmt::Display for Mistake {
         if !path.is_empty() {
             write!(f, "{path}: ")?;
         }
-        f.write_str(&self.message)
+        f.write_str(&self.message)?;
+        match self.message.contains(NO_BREAK_SPACE) {
+            true => write!(f, "; in it is a no-break space (U+00A0): write a plain one"),
+            false => Ok(()),
+        }
     }
 }
 
@@ -164,6 +169,7 @@ pub fn parse<T: DeserializeOwned>(
                 place: Place { path, line, column },
                 message: in_our_words(&error.to_string()),
             };
+            let mistake = no_break_space(text, line).unwrap_or(mistake);
             return (None, vec![mistake], Places::new());
         }
     };
@@ -178,6 +184,23 @@ pub fn parse<T: DeserializeOwned>(
     let mut mistakes = mistakes.into_inner();
     Mistake::sort(&mut mistakes);
     (value.ok(), mistakes, brought_in(&node))
+}
+
+/// That before which the parser stops in `line`.
+fn no_break_space(text: &str, line: u64) -> Option<Mistake> {
+    let lines = (1..).zip(text.lines()).take_while(|(at, _)| *at <= line);
+    let near = lines.skip_while(|(at, _)| at + 1 < line);
+    let (line, column) = near
+        .filter_map(|(at, text)| Some((at, text.chars().position(|c| c == NO_BREAK_SPACE)?)))
+        .next()?;
+    Some(Mistake {
+        place: Place {
+            path: String::new(),
+            line,
+            column: column as u64 + 1,
+        },
+        message: "a no-break space (U+00A0) stands here, which YAML takes for a letter: write a plain one".to_owned(),
+    })
 }
 
 enum Path<'a> {
@@ -229,6 +252,10 @@ impl de::Error for Error {
 
     fn invalid_value(found: Unexpected<'_>, needed: &dyn Expected) -> Error {
         de::Error::custom(unexpected(found, needed))
+    }
+
+    fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Error {
+        de::Error::custom(unknown_name(variant, expected))
     }
 
     fn missing_field(field: &'static str) -> Error {

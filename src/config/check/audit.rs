@@ -318,7 +318,7 @@ mod tests {
         }
         check(
             "audit: {}\nroutes: [{upstream: upstream, audit: all}]",
-            "unknown variant `all`",
+            "unknown name \"all\"",
         );
         for path in ["reset/*", "/reset", "/reset*", "/re*/x"] {
             let message = format!("audit.redact.paths[0]: \"{path}\" hides no segment of a path");

@@ -294,8 +294,8 @@ mod tests {
                 "{quorum: 0}",
                 "line 3, column 32: circuit_breakers.b.quorum: a quorum of none would trip at once: use 1 or more",
             ),
-            ("{scope: global}", "unknown variant `global`"),
-            ("{on_redis_loss: deny}", "unknown variant `deny`"),
+            ("{scope: global}", "unknown name \"global\""),
+            ("{on_redis_loss: deny}", "unknown name \"deny\""),
             ("{openfor: 1s}", "did you mean \"open_for\"?"),
         ] {
             let said = read(breaker).unwrap_err();

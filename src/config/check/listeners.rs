@@ -304,7 +304,7 @@ mod tests {
             ),
             (
                 "address: 0.0.0.0:1, tls: {certificates: [{cert: /c, key: /k}], min_version: '1.1'}",
-                "unknown variant `1.1`",
+                "unknown name \"1.1\"",
             ),
             (
                 "address: 0.0.0.0:1, timeouts: {tls_handshake: 0s}",
@@ -364,7 +364,7 @@ mod tests {
             ),
             (
                 "address: 0.0.0.0:1, proxy_protocol: always",
-                "unknown variant `always`",
+                "unknown name \"always\"",
             ),
             (
                 "address: 0.0.0.0:1, client_ip: {trust_client_cert: true}",

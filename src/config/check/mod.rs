@@ -53,7 +53,8 @@ pub fn parse(text: &str, lookup: Lookup<'_>) -> Result<Config, Vec<Mistake>> {
 
 /// Likewise, with the warnings.
 pub fn checked(text: &str, lookup: Lookup<'_>) -> Result<Checked, Vec<Mistake>> {
-    let (file, of_form, brought_in) = yaml::parse::<raw::File>(text, lookup);
+    let (file, mut of_form, brought_in) = yaml::parse::<raw::File>(text, lookup);
+    tell_other_proxies(text, &mut of_form);
     let Some(file) = file else {
         return Err(of_form);
     };
@@ -77,6 +78,25 @@ pub fn checked(text: &str, lookup: Lookup<'_>) -> Result<Checked, Vec<Mistake>> 
         });
     }
     Err(in_order(checker.mistakes))
+}
+
+/// Says where help is to those who give a file of another proxy.
+fn tell_other_proxies(text: &str, mistakes: &mut [Mistake]) {
+    let is_block = |line: &str| {
+        let name = line.trim().strip_suffix('{').unwrap_or_default();
+        let is_named = name.starts_with("location ") || name.starts_with("upstream ");
+        is_named || ["server", "http"].contains(&name.trim_end())
+    };
+    for mistake in mistakes {
+        let proxy = match mistake.place.path.as_str() {
+            "static_resources" | "dynamic_resources" => "Envoy",
+            "" if text.lines().any(is_block) => "nginx",
+            _ => continue,
+        };
+        mistake.message += &format!(
+            "; this looks like a file of {proxy}: docs/coming-from.md says what stands for what"
+        );
+    }
 }
 
 #[derive(Default)]
@@ -437,6 +457,26 @@ mod tests {
         // What a variable brings in may look like one.
         let text = "listen: 127.0.0.1:1\nupstream: http://x\nadmin: {address: 0.0.0.0:2, token: '${TOKEN}'}\n";
         assert!(parse(text, &|_| Some("$ecret".to_owned())).is_ok());
+    }
+
+    #[test]
+    fn a_file_of_another_proxy_is_told_as_that() {
+        let said = |text: &str| read(text).unwrap_err().join("\n");
+        let help = |proxy: &str| {
+            format!(
+                "; this looks like a file of {proxy}: docs/coming-from.md says what stands for what"
+            )
+        };
+        for text in [
+            "server {\n  listen 80;\n  location / {\n    proxy_pass http://x;\n  }\n}\n",
+            "upstream app {\n  server 10.0.0.1:80;\n}\nmap $a $b {\n  \"~x: y\" 1;\n}\n",
+        ] {
+            assert!(said(text).ends_with(&help("nginx")), "{}", said(text));
+        }
+        let text = "static_resources:\n  listeners:\n  - name: a\n";
+        assert!(said(text).contains(&help("Envoy")), "{}", said(text));
+        let text = "listen: x\nroutes: [{reply: {body: 'server {'}}]\n";
+        assert!(!said(text).contains("looks like"), "{}", said(text));
     }
 
     #[test]

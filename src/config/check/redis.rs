@@ -457,7 +457,7 @@ mod tests {
             "{urls: ['redis://a', 'redis://b/3']}",
             "a database is for mode single: leave out /3",
         );
-        check("{urls: redis://a, mode: many}", "unknown variant `many`");
+        check("{urls: redis://a, mode: many}", "unknown name \"many\"");
         check(
             "{urls: redis://a, master_name: m}",
             "redis.master_name: master_name is for mode sentinel",

@@ -493,7 +493,7 @@ mod tests {
         check("sessions: {web: {cache: {ttl: 2}}}", "is not a duration");
         check(
             "sessions: {web: {on_redis_loss: {action: allow}}}",
-            "unknown variant `allow`",
+            "unknown name \"allow\"",
         );
         check(
             "sessions: {web: {on_redis_loss: {grace: -1s}}}",

@@ -65,9 +65,20 @@ fn access_log_of(raw: raw::AccessLog, log: Log) -> AccessLog {
 
 #[cfg(test)]
 mod tests {
-    use super::super::parse;
+    use super::super::{fixture, parse};
     use super::*;
     use crate::config::telemetry::LogFormat;
+
+    #[test]
+    fn a_level_of_other_programs_is_told_with_ours() {
+        let text = "listen: 127.0.0.1:1\nupstream: http://x\ntelemetry: {log: {level: warning}}\n";
+        assert_eq!(
+            fixture::read(text).unwrap_err(),
+            [
+                "line 3, column 26: telemetry.log.level: unknown name \"warning\"; did you mean \"warn\"?"
+            ]
+        );
+    }
 
     #[test]
     fn a_collector_is_a_url_of_a_host() {

@@ -108,7 +108,15 @@ fn broken_yaml_and_a_repeated_key_are_told_with_their_place() {
         ["line 3, column 1: the file has several documents, parted by \"---\": keep one"]
     );
     let said = mistakes("count: \"1\n");
-    assert_eq!(said, ["line 1, column 8: unclosed quote"]);
+    assert_eq!(
+        said,
+        ["line 1, column 8: a quote is opened here and never closed: close it"]
+    );
+    let said = mistakes("name: \"x\nroutes: [{path: \"/a\"}]\n");
+    assert!(
+        said.len() == 1 && said[0].contains("a quote above it is perhaps never closed"),
+        "{said:#?}"
+    );
 }
 
 #[test]
@@ -291,6 +299,46 @@ fn ten_thousand_routes_are_read_in_seconds_even_unoptimised() {
     assert_eq!(
         whole::<File>(&text, &|_| None).unwrap().routes.len(),
         10_000
+    );
+}
+
+#[test]
+fn a_no_break_space_is_told() {
+    for (text, place) in [
+        ("count: 1\nname:\u{a0}x\nroutes: []\n", "line 2, column 6: "),
+        ("count: 1\n\u{a0}name: x\n", "line 2, column 1: "),
+        ("count: \u{a0}1\n", "line 1, column 8: "),
+        (
+            "count: 1\nroutes: [{\u{a0}path: /a}]\n",
+            "line 2, column 11: ",
+        ),
+    ] {
+        let said = mistakes(text);
+        assert!(
+            said.len() == 1
+                && said[0].starts_with(place)
+                && said[0].contains("a no-break space (U+00A0)"),
+            "{text}: {said:#?}"
+        );
+    }
+}
+
+#[test]
+fn a_name_that_is_none_is_told_with_what_may_have_been_meant() {
+    for (level, mend) in [
+        ("of", "did you mean \"off\"?"),
+        ("offline", "did you mean \"off\"?"),
+        ("never", "known here: off, 1.2"),
+    ] {
+        let text = format!("level: {level}\n");
+        let said = whole::<Named>(&text, &|_| None).unwrap_err();
+        let expected = format!("line 1, column 8: level: unknown name \"{level}\"; {mend}");
+        assert_eq!(said, [expected]);
+    }
+    let said = whole::<Named>("level: ${NAME}\n", &|_| Some("hidden".to_owned())).unwrap_err();
+    assert!(
+        said[0].contains("unknown name \"${NAME}\"; known here"),
+        "{said:?}"
     );
 }
 

@@ -25,6 +25,14 @@ pub(super) fn in_our_words(message: &str) -> String {
     }
     let mends = [
         (
+            "unclosed quote",
+            "a quote is opened here and never closed: close it",
+        ),
+        (
+            "invalid trailing content after",
+            "a text goes on behind its closing quote: a quote above it is perhaps never closed",
+        ),
+        (
             "multiple YAML documents",
             "the file has several documents, parted by \"---\": keep one",
         ),
@@ -181,6 +189,18 @@ pub(super) fn no_name(value: &Value, names: &[&str]) -> String {
 pub(super) fn unknown_key(key: &str, fields: &[&str]) -> String {
     format!("unknown key \"{key}\"; {}", did_you_mean(key, fields))
 }
+
+/// As [`unknown_key`], where a name is needed. Other programs' names are often longer: `warning`.
+pub(super) fn unknown_name(name: &str, names: &[&str]) -> String {
+    let beginning = names.iter().find(|known| name.starts_with(**known));
+    match (nearest(name, names), beginning) {
+        (None, Some(known)) => format!("unknown name \"{name}\"; did you mean \"{known}\"?"),
+        (_, _) => format!("unknown name \"{name}\"; {}", did_you_mean(name, names)),
+    }
+}
+
+/// YAML takes it for a letter, and editors show it as a space.
+pub(super) const NO_BREAK_SPACE: char = '\u{a0}';
 
 /// Bytes of words that are compared: the time that takes grows by the square.
 const COMPARED: usize = 64;

@@ -261,7 +261,7 @@ fn a_wrong_limit_says_the_mend() {
     );
     says(
         "rate_limits: {a: {limit: 5/s, by: path, accuracy: exact}}\n",
-        "unknown variant `exact`",
+        "unknown name \"exact\"",
     );
     says(
         "rate_limits: {a: {limit: 5/s, by: path, hold_ttl: 60s}}\n",
@@ -282,7 +282,7 @@ fn a_wrong_limit_says_the_mend() {
     );
     says(
         "rate_limit_defaults: {on_redis_loss: freeze}\n",
-        "unknown variant `freeze`",
+        "unknown name \"freeze\"",
     );
     for ttl in ["0s", "10001ms"] {
         says(
