@@ -325,7 +325,8 @@ fn may_pass(error: &PostgresError) -> bool {
         PostgresError::Busy { .. }
         | PostgresError::Lost(_)
         | PostgresError::Late(_)
-        | PostgresError::ReadOnly(_) => true,
+        | PostgresError::ReadOnly(_)
+        | PostgresError::Alone(_) => true,
         // Connections, resources, an operator's intervention such as a start; and a primary that is a replica for now.
         PostgresError::Refused { code, .. } => {
             ["08", "53", "57"]

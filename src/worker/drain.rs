@@ -74,7 +74,9 @@ pub async fn run(
             heartbeat: heart.clone(),
             shutdown: shutdown.clone(),
         };
-        let writer = Writer::new(postgres.clone(), settings.worker.retention);
+        let heart = heart.clone();
+        let writer =
+            Writer::new(postgres.clone(), settings.worker.retention).beating(move || heart.beat());
         tasks.spawn(drain.run(writer));
     }
     // They end with the set.
@@ -256,11 +258,7 @@ impl Drain {
         for work in work.chunks(1) {
             match self.store_once(writer, work).await {
                 Ok(()) => any = true,
-                Err(error) => {
-                    self.metrics.failed.inc();
-                    let Entry { shard, id, .. } = &work[0].entry;
-                    warn!(shard, id, %error, "a batch of audit events is left for later");
-                }
+                Err(error) => self.leave(&work[0].entry, &error).await,
             }
         }
         any || writer.takes_rows().await
@@ -270,11 +268,22 @@ impl Drain {
         match self.store_once(writer, std::slice::from_ref(&work)).await {
             Ok(()) => true,
             Err(error) => {
-                self.metrics.failed.inc();
-                let Entry { shard, id, .. } = &work.entry;
-                warn!(shard, id, %error, "a batch of audit events is left for later");
+                self.leave(&work.entry, &error).await;
                 !error.is_of_the_server()
             }
+        }
+    }
+
+    /// Leaves an entry to be taken over later. That counts, but for one that another's transaction holds.
+    async fn leave(&self, entry: &Entry, error: &PostgresError) {
+        self.metrics.failed.inc();
+        let Entry { shard, id, .. } = entry;
+        warn!(shard, id, %error, "a batch of audit events is left for later");
+        if error.is_held() {
+            let (streams, ids) = (&self.streams, [id.as_str()]);
+            let left = streams.leave(*shard, &self.consumer, &ids, Duration::ZERO);
+            // Unheard, it counts this once.
+            let _ = left.await;
         }
     }
 

@@ -26,6 +26,10 @@ pub enum PostgresError {
     Late(Duration),
     #[error("postgres ({0}) cannot be written to: it is a replica, or set to read only")]
     ReadOnly(String),
+    #[error(
+        "postgres ({0}) commits nothing: it waits for a standby that synchronous_standby_names names and that is away"
+    )]
+    Alone(String),
     /// What the server said.
     #[error("postgres refused: {message} (SQLSTATE {code})")]
     Refused { code: String, message: String },
@@ -55,9 +59,8 @@ impl PostgresError {
     /// Whether it is about the server, or the way to it, so that no batch is to blame.
     pub fn is_of_the_server(&self) -> bool {
         match self {
-            PostgresError::Refused { code, .. } => {
-                // Another's transaction holds just this batch.
-                code != LOCK_NOT_AVAILABLE
+            PostgresError::Refused { .. } => {
+                !self.is_held()
                     && self
                         .class()
                         .is_some_and(|class| OF_THE_SERVER.contains(&class))
@@ -67,10 +70,16 @@ impl PostgresError {
             | PostgresError::Lost(_)
             | PostgresError::Late(_)
             | PostgresError::ReadOnly(_)
+            | PostgresError::Alone(_)
             | PostgresError::SchemaOld { .. }
             | PostgresError::SchemaNew { .. }
             | PostgresError::Encoding(_) => true,
         }
+    }
+
+    /// Whether another's transaction holds just this batch.
+    pub fn is_held(&self) -> bool {
+        self.has_code(LOCK_NOT_AVAILABLE)
     }
 
     /// Whether less at a time may do.
@@ -109,6 +118,7 @@ impl PostgresError {
             | PostgresError::Lost(_)
             | PostgresError::Late(_)
             | PostgresError::ReadOnly(_)
+            | PostgresError::Alone(_)
             | PostgresError::Nonsense(_)
             | PostgresError::SchemaOld { .. }
             | PostgresError::SchemaNew { .. }

@@ -44,6 +44,9 @@ use crate::telemetry::metrics::process::PoolUse;
 
 const IS_READ_ONLY: &str =
     "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'";
+/// Whether a commit waits for a standby for longer than one that is there takes.
+const IS_ALONE: &str = "SELECT EXISTS (SELECT FROM pg_stat_activity
+    WHERE wait_event = 'SyncRep' AND query_start < clock_timestamp() - interval '5 s')";
 /// Between looks at replicas.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// What a connection that is quiet, or whose bytes are not acknowledged, lives: a peer that vanished is noticed by it, here and
@@ -382,11 +385,12 @@ impl Target {
             let connection = self.take(&self.probe).await?;
             // What is not answered in time is closed, not kept for the next one to wait behind.
             let mut connection = CloseUnlessKept(Some(connection));
-            let rows = connection.get().query_typed(IS_READ_ONLY, &[]).await?;
-            let is_read_only = rows.first().map(|row| row.try_get(0)).transpose()?;
+            let is_read_only = holds(connection.get(), IS_READ_ONLY).await?;
+            let is_alone = self.writes && holds(connection.get(), IS_ALONE).await?;
             connection.keep();
-            match self.writes && is_read_only.unwrap_or(false) {
+            match self.writes && is_read_only {
                 true => Err(PostgresError::ReadOnly(self.name.clone())),
+                false if is_alone => Err(PostgresError::Alone(self.name.clone())),
                 false => Ok(()),
             }
         };
@@ -417,6 +421,13 @@ impl Target {
             Ok(()) | Err(_) => {}
         }
     }
+}
+
+/// What a query of one value says.
+async fn holds(connection: &Client, query: &str) -> Result<bool, PostgresError> {
+    let rows = connection.query_typed(query, &[]).await?;
+    let holds = rows.first().map(|row| row.try_get(0)).transpose()?;
+    Ok(holds.unwrap_or(false))
 }
 
 /// Closes a connection that is in the middle of something, whatever ends that.
