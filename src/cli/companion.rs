@@ -334,7 +334,8 @@ fn may_pass(error: &PostgresError) -> bool {
                 .any(|class| code.starts_with(class))
                 || code == "25006"
         }
-        PostgresError::Nonsense(_)
+        PostgresError::Beside { .. }
+        | PostgresError::Nonsense(_)
         | PostgresError::SchemaOld { .. }
         | PostgresError::SchemaNew { .. }
         | PostgresError::Encoding(_) => false,

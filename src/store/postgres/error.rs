@@ -33,6 +33,11 @@ pub enum PostgresError {
     /// What the server said.
     #[error("postgres refused: {message} (SQLSTATE {code})")]
     Refused { code: String, message: String },
+    /// What it said of something that batches need beside their rows, so that none of them is to blame.
+    #[error(
+        "postgres refused a boot or a day's tables, which is no batch's fault: {message} (SQLSTATE {code}); bring the sequence of weir.audit_boots behind its ids (\"Moving\" in docs/audit.md), detach DEFAULT partitions"
+    )]
+    Beside { code: String, message: String },
     /// It answered in another shape than it was asked for.
     #[error("postgres answered in another shape than weir's schema promises: {0}")]
     Nonsense(String),
@@ -56,6 +61,18 @@ impl PostgresError {
             .is_some_and(|class| ["22", "23", "54"].contains(&class))
     }
 
+    /// The same, met at what a batch needs beside its rows. Of that it has only values, such as its instance's name.
+    pub(super) fn beside(self) -> PostgresError {
+        match self {
+            PostgresError::Refused { code, message }
+                if code.starts_with("23") || code.starts_with("54") =>
+            {
+                PostgresError::Beside { code, message }
+            }
+            other => other,
+        }
+    }
+
     /// Whether it is about the server, or the way to it, so that no batch is to blame.
     pub fn is_of_the_server(&self) -> bool {
         match self {
@@ -66,7 +83,8 @@ impl PostgresError {
                         .is_some_and(|class| OF_THE_SERVER.contains(&class))
             }
             PostgresError::Nonsense(_) => false,
-            PostgresError::Busy { .. }
+            PostgresError::Beside { .. }
+            | PostgresError::Busy { .. }
             | PostgresError::Lost(_)
             | PostgresError::Late(_)
             | PostgresError::ReadOnly(_)
@@ -114,7 +132,8 @@ impl PostgresError {
     fn code(&self) -> Option<&str> {
         match self {
             PostgresError::Refused { code, .. } => Some(code),
-            PostgresError::Busy { .. }
+            PostgresError::Beside { .. }
+            | PostgresError::Busy { .. }
             | PostgresError::Lost(_)
             | PostgresError::Late(_)
             | PostgresError::ReadOnly(_)

@@ -196,13 +196,15 @@ impl Writer {
     ) -> Result<Vec<Outcome>, PostgresError> {
         let mut outcomes = Vec::with_capacity(batches.len());
         for batch in batches {
-            outcomes.push(self.refusal(connection, batch).await?);
+            let refusal = self.refusal(connection, batch).await;
+            outcomes.push(refusal.map_err(PostgresError::beside)?);
         }
         // `verify` is to miss what is refused, unless it is no event: of a boot without any, nothing is ever missing.
         let known = batches.iter().zip(&outcomes);
         let known = known.filter(|(batch, outcome)| outcome.is_none() || batch.header.last() > 0);
         let known: Vec<_> = known.map(|(batch, _)| *batch).collect();
-        self.find_boots(connection, &known).await?;
+        let found = self.find_boots(connection, &known).await;
+        found.map_err(PostgresError::beside)?;
         let open = batches.iter().zip(&outcomes).enumerate();
         let open = open.filter(|(_, (_, outcome))| outcome.is_none());
         let open: Vec<_> = open.map(|(place, (batch, _))| (place, *batch)).collect();
