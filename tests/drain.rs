@@ -16,7 +16,7 @@ use harness::redis::Answer;
 use uuid::Uuid;
 use weir::admin::health::Heartbeat;
 use weir::clock;
-use weir::store::audit::batch::Batch;
+use weir::store::audit::batch::{self, Batch};
 use weir::store::audit::chain::Hasher;
 use weir::store::audit::days::Day;
 use weir::store::postgres::write::{Outcome, Writer};
@@ -583,6 +583,25 @@ fn what_another_weir_has_made_is_left_to_its_worker() {
         eventually(async || world.done(&ours)).await;
         eventually(async || worker.counted("weir_drain_claimed_total") > 0).await;
         eventually(async || world.cli(&["XLEN", &world.key(0)]).int() == 1).await;
+        // Likewise one that it could read but for an event.
+        let (header, bytes) = pack(&mut boot, 2, clock::wall());
+        let mut body = Vec::new();
+        for (n, event) in Batch::open(&bytes).unwrap().events().enumerate() {
+            let mut event = event.to_vec();
+            event[0] += n as u8;
+            batch::put(&mut body, &event);
+        }
+        let mut newer = vec![1, 0, 0, 0, 0];
+        newer.extend(postcard::to_allocvec(&header).unwrap());
+        newer.extend(lz4_flex::compress_prepend_size(&body));
+        let checksum = crc32fast::hash(&newer[5..]);
+        newer[1..5].copy_from_slice(&checksum.to_le_bytes());
+        world.add(0, &newer).await;
+        let (ours, bytes) = pack(&mut boot, 5, clock::wall());
+        world.add(0, &bytes).await;
+        eventually(async || world.done(&ours)).await;
+        assert_eq!(world.dead_letters().await, 0);
+        assert_eq!(world.cli(&["XLEN", &world.key(0)]).int(), 2);
         // A worker that reads it gets it though this one runs, and does not take it for what brings workers down.
         let after = world.settings.worker.claim_after;
         eventually(async || {

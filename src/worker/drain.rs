@@ -8,9 +8,11 @@
 mod gather;
 mod lag;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
@@ -20,7 +22,7 @@ use self::gather::{Load, Reading, Work};
 use crate::admin::health::Heartbeat;
 use crate::config::audit::Stream;
 use crate::config::worker::Worker;
-use crate::store::audit::batch::{self, Batch};
+use crate::store::audit::batch::{self, Batch, BatchError};
 use crate::store::fleet::Fleet;
 use crate::store::postgres::write::{Outcome, Writer};
 use crate::store::postgres::{Postgres, PostgresError};
@@ -70,6 +72,7 @@ pub async fn run(
             consumer: format!("{}.{n}", fleet.process),
             shards: shards.collect(),
             worker: settings.worker.clone(),
+            of_others: Mutex::default(),
             metrics: metrics.clone(),
             heartbeat: heart.clone(),
             shutdown: shutdown.clone(),
@@ -109,6 +112,8 @@ struct Drain {
     /// Its share of the streams.
     shards: Vec<u16>,
     worker: Worker,
+    /// Those that have, or had, batches of another weir's version: each is told of once.
+    of_others: Mutex<HashSet<u16>>,
     metrics: DrainMetrics,
     heartbeat: Heartbeat,
     shutdown: watch::Receiver<bool>,
@@ -159,10 +164,14 @@ impl Drain {
         let _ = timeout(length, shutdown.wait_for(|shutdown| *shutdown)).await;
     }
 
-    /// Unpacks an entry; one that cannot be is buried.
+    /// Unpacks an entry; one that cannot be is buried, unless another weir's worker can.
     async fn open(&self, entry: Entry) -> Option<Work> {
         match Batch::open(&entry.bytes) {
             Ok(batch) => Some(Work { entry, batch }),
+            Err(BatchError::Version(_)) => {
+                self.leave_to_others(entry.shard, &[&entry.id]).await;
+                None
+            }
             Err(error) => {
                 self.bury(&entry, &error.to_string()).await;
                 None
