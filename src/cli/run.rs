@@ -23,9 +23,9 @@ use tracing::{info, warn};
 
 use super::companion::Runs;
 use super::control::{self, Tasks};
-use super::read;
 use super::signals::Signals;
 use super::take_over::{self, Offer};
+use super::{begin_to_log, read};
 use crate::admin::app_health::AppProbes;
 use crate::admin::drain::Leave;
 use crate::admin::health::{Heartbeat, machine};
@@ -40,7 +40,6 @@ use crate::plan::{Phase, Plan, Process};
 use crate::proxy::reload::Fingerprint;
 use crate::proxy::{lane, reload};
 use crate::store::fleet::FleetConnections;
-use crate::telemetry::log;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::names::first_look;
 use crate::worker;
@@ -80,7 +79,7 @@ pub fn run(file: PathBuf, parts: Parts, takes_over: TakesOver) -> anyhow::Result
     let Checked {
         config, warnings, ..
     } = read(&file)?;
-    log::init(config.log);
+    begin_to_log(config.log);
     warn_of(&warnings, &file);
     // Signals, reloads and the admin port, apart from the lanes.
     control::run(supervise(config, file, seen, parts, takes_over))

@@ -13,7 +13,7 @@ use super::companion::Runs;
 use super::control::{self, AdminPorts, Tasks, tls_of};
 use super::run::bind;
 use super::signals::Signals;
-use super::{dependencies, load};
+use super::{begin_to_log, dependencies, load};
 use crate::admin::app_health::AppProbes;
 use crate::admin::health::check::Status;
 use crate::admin::health::{Board, machine, stores};
@@ -26,7 +26,6 @@ use crate::plan::{Plan, Process};
 use crate::proxy::reload;
 use crate::store::fleet::Fleet;
 use crate::store::postgres::Postgres;
-use crate::telemetry::log;
 use crate::telemetry::metrics::Metrics;
 use crate::worker;
 use crate::worker::supervise::Supervisor;
@@ -36,7 +35,7 @@ use crate::worker::supervise::Supervisor;
 /// cannot be kept up.
 pub fn run(file: PathBuf, migrate: bool, wait_for_deps: Option<Duration>) -> anyhow::Result<()> {
     let mut config = load(&file)?;
-    log::init(config.log);
+    begin_to_log(config.log);
     let Some(redis) = config.redis.clone() else {
         bail!(missing(&file, "redis"));
     };

@@ -246,7 +246,9 @@ impl Writer {
                     self.days.insert(day);
                     None
                 }
-                Admission::Gone => refused("is older than worker.retention keeps"),
+                Admission::Gone => refused(
+                    "is older than worker.retention keeps: the clock of its instance was wrong, or its spool kept it for longer",
+                ),
                 Admission::Ahead => refused("lies weeks ahead: the clock of its instance is wrong"),
                 Admission::Detached => refused(
                     "is detached from weir.audit_events or weir.audit_batches: attach it, or rename the table, and replay",
