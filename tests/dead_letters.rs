@@ -8,6 +8,8 @@
 mod harness;
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use harness::drain::{DAY, World, boot, eventually, on_a_runtime, pack};
@@ -16,10 +18,11 @@ use harness::process::{self, file};
 use harness::redis::{Answer, Server};
 use uuid::Uuid;
 use weir::clock;
-use weir::store::audit::batch::Boot;
+use weir::store::audit::batch::{Batch, Boot};
 use weir::store::audit::chain::{Hasher, Keys};
 use weir::store::audit::days::Day;
 use weir::store::postgres::Reader;
+use weir::store::postgres::write::{Outcome, Writer};
 
 fn weir(config: &Path, arguments: &[&str]) -> (Option<i32>, String) {
     process::weir(
@@ -433,5 +436,32 @@ fn what_is_refused_beside_the_rows_is_no_batch_s_fault() {
         assert_eq!(world.rows(), 15);
         assert_eq!(world.dead_letters().await, 0);
         worker.stop().await;
+    });
+}
+
+/// However many they are, the loop that tries them is not taken for stuck.
+#[test]
+fn batches_that_are_tried_alone_beat_each() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let beats = Arc::new(AtomicU32::new(0));
+        let counted = beats.clone();
+        let mut writer = Writer::new(world.postgres.clone(), 30 * DAY).beating(move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+        });
+        let now = clock::wall();
+        let mut good = boot(1, now);
+        let id = Uuid::from_bytes([4; 16]);
+        let mut nameless = Boot::new("a\0b".to_owned(), id, now.into(), Hasher::Plain);
+        let batches =
+            [&mut good, &mut nameless].map(|boot| Batch::open(&pack(boot, 1, now).1).unwrap());
+        let batches: Vec<_> = batches.iter().collect();
+        let outcomes = writer.store(&batches).await.unwrap();
+        assert!(
+            matches!(outcomes[..], [Outcome::Stored, Outcome::Refused(_)]),
+            "{outcomes:?}"
+        );
+        assert_eq!(beats.load(Ordering::Relaxed), 2);
     });
 }

@@ -8,9 +8,11 @@ use thiserror::Error;
 const LOCK_NOT_AVAILABLE: &str = "55P03";
 /// What a statement that takes too long ends with.
 const QUERY_CANCELED: &str = "57014";
-/// Classes of SQLSTATEs: connections, transactions, who may do what, conflicts of transactions, resources, states of the server and
-/// of its tables.
-const OF_THE_SERVER: [&str; 10] = ["08", "25", "28", "3D", "40", "42", "53", "55", "57", "58"];
+/// Classes of SQLSTATEs: connections, transactions, prepared statements that a pooler has left with another connection, who may do what,
+/// conflicts of transactions, resources, states of the server and of its tables.
+const OF_THE_SERVER: [&str; 11] = [
+    "08", "25", "26", "28", "3D", "40", "42", "53", "55", "57", "58",
+];
 
 /// Why Postgres did not do what it was asked. Never shows a password.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -115,6 +117,9 @@ impl PostgresError {
             "42501" => Some(
                 "let the user of postgres.write create schemas there, or run `weir migrate` as one that may",
             ),
+            "26000" => Some(
+                "have the pooler in front of postgres.write keep a connection for one client (PgBouncer: pool_mode = session)",
+            ),
             _ => None,
         }
     }
@@ -168,6 +173,17 @@ impl From<tokio_postgres::Error> for PostgresError {
 mod tests {
     use super::*;
     use crate::config::check::parse;
+
+    #[test]
+    fn a_pooler_s_lost_statement_is_no_batch_s_fault() {
+        let refused = |code: &str| PostgresError::Refused {
+            code: code.to_owned(),
+            message: String::new(),
+        };
+        assert!(refused("26000").is_of_the_server());
+        assert!(!refused("55P03").is_of_the_server());
+        assert!(!refused("22021").is_of_the_server());
+    }
 
     #[test]
     fn what_is_to_be_raised_are_keys_of_the_file() {

@@ -277,6 +277,22 @@ impl Postgres {
         answer.unwrap_or(Err(PostgresError::Late(self.timeout)))
     }
 
+    /// Whether a pooler was seen to give one connection's statements to several of the server's; it may do so unseen.
+    pub async fn shares_connections(&self) -> Result<bool, PostgresError> {
+        let look = async {
+            let one = self.write().await?;
+            let mut other = CloseUnlessKept(Some(self.write.take(&self.write.probe).await?));
+            let before = backend(&one).await?;
+            // Takes what the first one was lent, if that was given back.
+            other.get().batch_execute("BEGIN").await?;
+            let beside = backend(other.get()).await?;
+            let after = backend(&one).await?;
+            Ok(before == beside || before != after)
+        };
+        let seen = timeout(self.timeout, look).await;
+        seen.unwrap_or(Err(PostgresError::Late(self.timeout)))
+    }
+
     /// Looks at the replicas for ever, so that a sick one is left out and taken back when it answers again. Whatever the servers
     /// do, `beat` is called again within `timeout` and a second.
     pub async fn keep(self: Arc<Self>, beat: impl Fn()) -> std::convert::Infallible {
@@ -421,6 +437,14 @@ impl Target {
             Ok(()) | Err(_) => {}
         }
     }
+}
+
+/// The server's process of a connection.
+async fn backend(connection: &Client) -> Result<i32, PostgresError> {
+    let query = "SELECT pg_backend_pid()";
+    let row = connection.query_typed(query, &[]).await?.pop();
+    let row = row.ok_or_else(|| PostgresError::Nonsense("no row for its process".to_owned()))?;
+    Ok(row.try_get(0)?)
 }
 
 /// What a query of one value says.

@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::partitions::{self, Admission};
 use super::row::{self, Date, Place, Time};
-use super::{Client, CloseUnlessKept, Postgres, PostgresError, Transaction};
+use super::{Client, CloseUnlessKept, Postgres, PostgresError, Transaction, backend};
 use crate::store::audit::batch::Batch;
 use crate::store::audit::days::Day;
 
@@ -131,6 +131,7 @@ impl Writer {
             Err(error) if error.is_about_data() => {
                 let mut outcomes = Vec::with_capacity(batches.len());
                 for batch in batches {
+                    (self.beat)();
                     outcomes.extend(match self.attempt(&[batch]).await {
                         Err(error) if error.is_about_data() => {
                             vec![Outcome::Refused(error.to_string())]
@@ -409,12 +410,6 @@ async fn held<T>(
     };
     connection.keep();
     Ok(done)
-}
-
-/// The server's process of a connection.
-async fn backend(connection: &Client) -> Result<i32, PostgresError> {
-    let row = connection.query_one("SELECT pg_backend_pid()", &[]).await?;
-    Ok(row.try_get(0)?)
 }
 
 /// Until the server was not at it for so long, as far as it can be asked.
