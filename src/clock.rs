@@ -31,6 +31,14 @@ pub fn wall() -> Duration {
         .unwrap_or_default()
 }
 
+/// A day before any weir was built.
+const BUILT: Duration = Duration::from_secs(1_735_689_600);
+
+/// Whether the clock was never set, as that of a machine without a battery until it is told the time.
+pub fn is_unset() -> bool {
+    wall() < BUILT
+}
+
 /// CPU time that this thread has used.
 pub fn thread_cpu() -> Duration {
     read(ClockId::ThreadCPUTime)

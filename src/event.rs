@@ -16,7 +16,7 @@ pub use self::encoded::{Columns, Encoded, Parts, Traits};
 pub use self::redaction::{REDACTED, Redaction, without_userinfo};
 
 /// The first byte of every encoding. A new field is a new version.
-const VERSION: u8 = 2;
+pub const VERSION: u8 = 2;
 
 /// A whole number of microseconds: a length of time, or a time since the Unix epoch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -61,6 +61,30 @@ fn a_minute_without_postgres_loses_nothing() {
     assert!(stack.counted(FAILED) > 0);
 }
 
+/// Nor does it leave more at the server than there are loops: each waits for its own commit.
+#[test]
+fn a_minute_without_its_standby_loses_nothing() {
+    let server = Server::start();
+    let standby = server.replica();
+    server.commit_by_its_replica();
+    let mut stack = Stack::new(Redis::single(), server.url(), GUARANTEED);
+    let (proxy, worker, other) = (stack.proxy(), stack.worker(), stack.worker());
+    let load = Load::start(&proxy, "c", 2, CALM);
+    load.until_answered(100);
+    eventually(|| worker.metric(STORED_EVENTS) + other.metric(STORED_EVENTS) > 0);
+    standby.stop();
+    sit_out(&load);
+    let loops = 2 * thread::available_parallelism().unwrap().get() as u64;
+    let waiting = server.waiting_commits();
+    assert!((1..=loops).contains(&waiting), "{waiting} commits");
+    standby.restart();
+    load.until_answered(100);
+    stack.note(load);
+    stack.count(&other);
+    drop(other);
+    stack.finish(proxy, worker);
+}
+
 #[test]
 fn a_minute_without_redis_loses_nothing() {
     let mut stack = Stack::new(Redis::single(), Database::new().url(), GUARANTEED);

@@ -8,9 +8,11 @@
 mod gather;
 mod lag;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
@@ -20,7 +22,7 @@ use self::gather::{Load, Reading, Work};
 use crate::admin::health::Heartbeat;
 use crate::config::audit::Stream;
 use crate::config::worker::Worker;
-use crate::store::audit::batch::{self, Batch};
+use crate::store::audit::batch::{self, Batch, BatchError};
 use crate::store::fleet::Fleet;
 use crate::store::postgres::write::{Outcome, Writer};
 use crate::store::postgres::{Postgres, PostgresError};
@@ -70,11 +72,14 @@ pub async fn run(
             consumer: format!("{}.{n}", fleet.process),
             shards: shards.collect(),
             worker: settings.worker.clone(),
+            of_others: Mutex::default(),
             metrics: metrics.clone(),
             heartbeat: heart.clone(),
             shutdown: shutdown.clone(),
         };
-        let writer = Writer::new(postgres.clone(), settings.worker.retention);
+        let heart = heart.clone();
+        let writer =
+            Writer::new(postgres.clone(), settings.worker.retention).beating(move || heart.beat());
         tasks.spawn(drain.run(writer));
     }
     // They end with the set.
@@ -107,6 +112,8 @@ struct Drain {
     /// Its share of the streams.
     shards: Vec<u16>,
     worker: Worker,
+    /// Those that have, or had, batches of another weir's version: each is told of once.
+    of_others: Mutex<HashSet<u16>>,
     metrics: DrainMetrics,
     heartbeat: Heartbeat,
     shutdown: watch::Receiver<bool>,
@@ -157,10 +164,14 @@ impl Drain {
         let _ = timeout(length, shutdown.wait_for(|shutdown| *shutdown)).await;
     }
 
-    /// Unpacks an entry; one that cannot be is buried.
+    /// Unpacks an entry; one that cannot be is buried, unless another weir's worker can.
     async fn open(&self, entry: Entry) -> Option<Work> {
         match Batch::open(&entry.bytes) {
             Ok(batch) => Some(Work { entry, batch }),
+            Err(BatchError::Version(_)) => {
+                self.leave_to_others(entry.shard, &[&entry.id]).await;
+                None
+            }
             Err(error) => {
                 self.bury(&entry, &error.to_string()).await;
                 None
@@ -256,11 +267,7 @@ impl Drain {
         for work in work.chunks(1) {
             match self.store_once(writer, work).await {
                 Ok(()) => any = true,
-                Err(error) => {
-                    self.metrics.failed.inc();
-                    let Entry { shard, id, .. } = &work[0].entry;
-                    warn!(shard, id, %error, "a batch of audit events is left for later");
-                }
+                Err(error) => self.leave(&work[0].entry, &error).await,
             }
         }
         any || writer.takes_rows().await
@@ -270,11 +277,22 @@ impl Drain {
         match self.store_once(writer, std::slice::from_ref(&work)).await {
             Ok(()) => true,
             Err(error) => {
-                self.metrics.failed.inc();
-                let Entry { shard, id, .. } = &work.entry;
-                warn!(shard, id, %error, "a batch of audit events is left for later");
+                self.leave(&work.entry, &error).await;
                 !error.is_of_the_server()
             }
+        }
+    }
+
+    /// Leaves an entry to be taken over later. That counts, but for one that another's transaction holds.
+    async fn leave(&self, entry: &Entry, error: &PostgresError) {
+        self.metrics.failed.inc();
+        let Entry { shard, id, .. } = entry;
+        warn!(shard, id, %error, "a batch of audit events is left for later");
+        if error.is_held() {
+            let (streams, ids) = (&self.streams, [id.as_str()]);
+            let left = streams.leave(*shard, &self.consumer, &ids, Duration::ZERO);
+            // Unheard, it counts this once.
+            let _ = left.await;
         }
     }
 

@@ -271,8 +271,20 @@ impl Schema {
 
     async fn bring(&self) -> Result<(), PostgresError> {
         let brought = self.try_to_bring().await;
+        let is_new = !matches!(*self.state.lock(), State::There);
         self.note(&brought);
+        if is_new && brought.is_ok() {
+            self.look_for_a_pooler().await;
+        }
         brought
+    }
+
+    async fn look_for_a_pooler(&self) {
+        if matches!(self.postgres.shares_connections().await, Ok(true)) {
+            warn!(
+                "a pooler in front of postgres.write gives one connection's statements to several of the server's: what weir prepares, sets and locks is lost between them; have it keep a connection for one client (PgBouncer: pool_mode = session)"
+            );
+        }
     }
 
     /// Tells what is new of it. That the tasks of a worker fail is told by who keeps them.
@@ -325,7 +337,8 @@ fn may_pass(error: &PostgresError) -> bool {
         PostgresError::Busy { .. }
         | PostgresError::Lost(_)
         | PostgresError::Late(_)
-        | PostgresError::ReadOnly(_) => true,
+        | PostgresError::ReadOnly(_)
+        | PostgresError::Alone(_) => true,
         // Connections, resources, an operator's intervention such as a start; and a primary that is a replica for now.
         PostgresError::Refused { code, .. } => {
             ["08", "53", "57"]
@@ -333,7 +346,8 @@ fn may_pass(error: &PostgresError) -> bool {
                 .any(|class| code.starts_with(class))
                 || code == "25006"
         }
-        PostgresError::Nonsense(_)
+        PostgresError::Beside { .. }
+        | PostgresError::Nonsense(_)
         | PostgresError::SchemaOld { .. }
         | PostgresError::SchemaNew { .. }
         | PostgresError::Encoding(_) => false,

@@ -27,10 +27,14 @@ use std::io::{self, ErrorKind, Write as _};
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
+use tracing::error;
 
+use crate::clock;
 use crate::config::Config;
 use crate::config::check::{Checked, checked};
+use crate::config::telemetry::Log;
 use crate::config::yaml::Mistake;
+use crate::telemetry::log;
 
 /// Reads and checks a file; the error tells every mistake in it.
 pub fn load(path: &Path) -> anyhow::Result<Config> {
@@ -40,6 +44,16 @@ pub fn load(path: &Path) -> anyhow::Result<Config> {
 /// Likewise, with what is to be warned of.
 pub fn read(path: &Path) -> anyhow::Result<Checked> {
     parsed(path, &text(path)?)
+}
+
+/// Begins to log as the file says, first of all of a clock by which nothing that is kept would be of its day.
+fn begin_to_log(settings: Log) {
+    log::init(settings);
+    if clock::is_unset() {
+        error!(
+            "the clock is years behind: set it, and start weir again; Postgres refuses what is audited until then as older than worker.retention"
+        );
+    }
 }
 
 fn text(path: &Path) -> anyhow::Result<String> {

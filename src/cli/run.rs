@@ -24,10 +24,10 @@ use tracing::{info, warn};
 use super::companion::Runs;
 use super::control::{self, Tasks};
 use super::files;
-use super::read;
 use super::reload::{self, Fingerprint};
 use super::signals::Signals;
 use super::take_over::{self, Offer};
+use super::{begin_to_log, read};
 use crate::admin::app_health::AppProbes;
 use crate::admin::drain::Leave;
 use crate::admin::health::{Heartbeat, machine};
@@ -43,7 +43,6 @@ use crate::net::tls::Secured;
 use crate::plan::{Phase, Plan, Process};
 use crate::proxy::lane;
 use crate::store::fleet::FleetConnections;
-use crate::telemetry::log;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::names::first_look;
 pub(super) use ports::bind;
@@ -81,7 +80,7 @@ pub fn run(file: PathBuf, role: Role, takes_over: TakesOver) -> anyhow::Result<(
     let Checked {
         config, warnings, ..
     } = read(&file)?;
-    log::init(config.log);
+    begin_to_log(config.log);
     warn_of(&warnings, &file);
     // Signals, reloads and the admin port, apart from the lanes.
     control::run(supervise(config, file, seen, role, takes_over))

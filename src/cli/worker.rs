@@ -13,7 +13,7 @@ use super::companion::Runs;
 use super::control::{self, AdminPorts, Tasks, tls_of};
 use super::run::bind;
 use super::signals::Signals;
-use super::{dependencies, load, reload};
+use super::{begin_to_log, dependencies, load, reload};
 use crate::admin::app_health::AppProbes;
 use crate::admin::health::check::Status;
 use crate::admin::health::{Board, machine, stores};
@@ -27,7 +27,6 @@ use crate::net::tls::Secured;
 use crate::plan::{Plan, Process};
 use crate::store::fleet::Fleet;
 use crate::store::postgres::Postgres;
-use crate::telemetry::log;
 use crate::telemetry::metrics::Metrics;
 
 /// Runs until SIGTERM, SIGQUIT or SIGINT, and then ends what is under way. `migrate`: brings the schema up to date whatever the file says.
@@ -35,7 +34,7 @@ use crate::telemetry::metrics::Metrics;
 /// cannot be kept up.
 pub fn run(file: PathBuf, migrate: bool, wait_for_deps: Option<Duration>) -> anyhow::Result<()> {
     let mut config = load(&file)?;
-    log::init(config.log);
+    begin_to_log(config.log);
     let Some(redis) = config.redis.clone() else {
         bail!(missing(&file, "redis"));
     };

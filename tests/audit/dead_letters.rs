@@ -1,6 +1,8 @@
 //! What cannot be stored: which batches go to the dead letters and why, and `weir audit dead-letters` as an operator uses it.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::harness::drain::{DAY, World, boot, eventually, on_a_runtime, pack};
@@ -9,10 +11,11 @@ use super::harness::process::{self, file};
 use super::harness::redis::{Answer, Server};
 use uuid::Uuid;
 use weir::clock;
-use weir::store::audit::batch::Boot;
+use weir::store::audit::batch::{Batch, Boot};
 use weir::store::audit::chain::{Hasher, Keys};
 use weir::store::audit::days::Day;
 use weir::store::postgres::Reader;
+use weir::store::postgres::write::{Outcome, Writer};
 
 fn weir(config: &Path, arguments: &[&str]) -> (Option<i32>, String) {
     process::weir(
@@ -377,5 +380,81 @@ fn who_was_given_out_with_what_brings_workers_down_is_not_buried_with_it() {
         let ids: Vec<_> = letters.iter().map(|letter| &letter.id).collect();
         assert_eq!(ids.len(), 1, "{ids:?}");
         worker.stop().await;
+    });
+}
+
+/// What Postgres lacks for all of them alike: a sequence that logical replication has not moved, or a day's tables.
+#[test]
+fn what_is_refused_beside_the_rows_is_no_batch_s_fault() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let now = clock::wall();
+        let worker = world.work();
+        world.add(0, &pack(&mut boot(1, now), 5, now).1).await;
+        world.drained().await;
+        let failed = r#"weir_drain_transactions_total{result="failed"}"#;
+        let is_held = async || {
+            let before = worker.counted(failed);
+            eventually(async || {
+                worker.counted(failed) > before + 5 || world.dead_letters().await > 0
+            })
+            .await;
+            assert_eq!(world.dead_letters().await, 0);
+        };
+        database.query(
+            "INSERT INTO weir.audit_boots (id, boot, instance, started) OVERRIDING SYSTEM VALUE
+                 SELECT n, gen_random_uuid(), 'a', now() FROM generate_series(2, 5000) n;
+             ALTER TABLE weir.audit_boots ALTER id RESTART",
+        );
+        world.add(0, &pack(&mut boot(2, now), 5, now).1).await;
+        is_held().await;
+        database.query(
+            "SELECT setval(pg_get_serial_sequence('weir.audit_boots', 'id'), max(id)) FROM weir.audit_boots",
+        );
+        world.drained().await;
+        assert_eq!(world.rows(), 10);
+
+        database.query(
+            "CREATE TABLE weir.rest PARTITION OF weir.audit_batches DEFAULT;
+             INSERT INTO weir.audit_batches (day, boot_id, first, last, sealed, arrival, dropped, is_end, before, hash)
+                 VALUES ((now() AT TIME ZONE 'UTC')::date - 5, -1, 1, 1, now(), 1, 0, false, '', '')",
+        );
+        world
+            .add(0, &pack(&mut boot(3, now), 5, now - 5 * DAY).1)
+            .await;
+        is_held().await;
+        database.query("ALTER TABLE weir.audit_batches DETACH PARTITION weir.rest");
+        world.drained().await;
+        assert_eq!(world.rows(), 15);
+        assert_eq!(world.dead_letters().await, 0);
+        worker.stop().await;
+    });
+}
+
+/// However many they are, the loop that tries them is not taken for stuck.
+#[test]
+fn batches_that_are_tried_alone_beat_each() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let world = World::new(database.url()).await;
+        let beats = Arc::new(AtomicU32::new(0));
+        let counted = beats.clone();
+        let mut writer = Writer::new(world.postgres.clone(), 30 * DAY).beating(move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+        });
+        let now = clock::wall();
+        let mut good = boot(1, now);
+        let id = Uuid::from_bytes([4; 16]);
+        let mut nameless = Boot::new("a\0b".to_owned(), id, now.into(), Hasher::Plain);
+        let batches =
+            [&mut good, &mut nameless].map(|boot| Batch::open(&pack(boot, 1, now).1).unwrap());
+        let batches: Vec<_> = batches.iter().collect();
+        let outcomes = writer.store(&batches).await.unwrap();
+        assert!(
+            matches!(outcomes[..], [Outcome::Stored, Outcome::Refused(_)]),
+            "{outcomes:?}"
+        );
+        assert_eq!(beats.load(Ordering::Relaxed), 2);
     });
 }

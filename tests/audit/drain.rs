@@ -11,10 +11,11 @@ use uuid::Uuid;
 use weir::admin::health::Heartbeat;
 use weir::background::partitions::{Unindexed, keep_once};
 use weir::clock;
-use weir::store::audit::batch::Batch;
+use weir::store::audit::batch::{self, Batch};
 use weir::store::audit::chain::Hasher;
 use weir::store::audit::days::Day;
-use weir::store::postgres::{partitions, row};
+use weir::store::postgres::write::{Outcome, Writer};
+use weir::store::postgres::{PostgresError, partitions, row};
 use weir::telemetry::metrics::Metrics;
 
 #[test]
@@ -576,6 +577,25 @@ fn what_another_weir_has_made_is_left_to_its_worker() {
         eventually(async || world.done(&ours)).await;
         eventually(async || worker.counted("weir_drain_claimed_total") > 0).await;
         eventually(async || world.cli(&["XLEN", &world.key(0)]).int() == 1).await;
+        // Likewise one that it could read but for an event.
+        let (header, bytes) = pack(&mut boot, 2, clock::wall());
+        let mut body = Vec::new();
+        for (n, event) in Batch::open(&bytes).unwrap().events().enumerate() {
+            let mut event = event.to_vec();
+            event[0] += n as u8;
+            batch::put(&mut body, &event);
+        }
+        let mut newer = vec![1, 0, 0, 0, 0];
+        newer.extend(postcard::to_allocvec(&header).unwrap());
+        newer.extend(lz4_flex::compress_prepend_size(&body));
+        let checksum = crc32fast::hash(&newer[5..]);
+        newer[1..5].copy_from_slice(&checksum.to_le_bytes());
+        world.add(0, &newer).await;
+        let (ours, bytes) = pack(&mut boot, 5, clock::wall());
+        world.add(0, &bytes).await;
+        eventually(async || world.done(&ours)).await;
+        assert_eq!(world.dead_letters().await, 0);
+        assert_eq!(world.cli(&["XLEN", &world.key(0)]).int(), 2);
         // A worker that reads it gets it though this one runs, and does not take it for what brings workers down.
         let after = world.settings.worker.claim_after;
         eventually(async || {
@@ -585,5 +605,98 @@ fn what_another_weir_has_made_is_left_to_its_worker() {
         })
         .await;
         assert_eq!(world.dead_letters().await, 0);
+    });
+}
+
+/// The commit of a server that was killed while it waited is there after its start, and no standby has it yet.
+#[test]
+fn a_batch_that_is_found_is_known_only_once_the_standby_has_it() {
+    let server = Server::start();
+    let standby = server.replica();
+    on_a_runtime(async {
+        let world = World::new(server.url()).await;
+        let mut writer = Writer::new(world.postgres.clone(), 30 * DAY);
+        let mut boot = boot(1, clock::wall());
+        let mut batch = || Batch::open(&pack(&mut boot, 5, clock::wall()).1).unwrap();
+        // Boot and day are there.
+        let stored = writer.store(&[&batch()]).await;
+        assert_eq!(stored, Ok(vec![Outcome::Stored]));
+        standby.stop();
+        server.commit_by_its_replica();
+        let batch = batch();
+        let batches = [&batch];
+        let killed = async {
+            eventually(async || server.waiting_commits() == 1).await;
+            server.kill();
+            server.restart();
+        };
+        let (stored, ()) = tokio::join!(writer.store(&batches), killed);
+        assert!(stored.is_err(), "{stored:?}");
+        assert_eq!(world.rows(), 10);
+        let come_back = async {
+            eventually(async || server.waiting_commits() == 1).await;
+            let alone = async || {
+                let health = world.postgres.health(harness::DEADLINE).await;
+                matches!(health.write.answered, Err(PostgresError::Alone(_)))
+            };
+            eventually(alone).await;
+            standby.restart();
+        };
+        let (stored, ()) = tokio::join!(writer.store(&batches), come_back);
+        assert_eq!(stored, Ok(vec![Outcome::Known]));
+        let health = world.postgres.health(harness::DEADLINE).await;
+        assert!(health.write.answered.is_ok());
+        server.kill();
+        standby.query("SELECT pg_promote()");
+        let rows = standby.one("SELECT count(*) FROM weir.audit_events");
+        assert_eq!(rows, "10");
+    });
+}
+
+#[test]
+fn a_database_that_commits_nothing_takes_no_rows() {
+    let server = Server::start();
+    on_a_runtime(async {
+        let world = World::new(server.url()).await;
+        let writer = Writer::new(world.postgres.clone(), 30 * DAY);
+        assert!(writer.takes_rows().await);
+        server.commit_by_its_replica();
+        let waits = async {
+            eventually(async || server.waiting_commits() == 1).await;
+            server.stop();
+        };
+        let (takes, ()) = tokio::join!(writer.takes_rows(), waits);
+        assert!(!takes);
+        server.restart();
+        assert_eq!(world.rows(), 0);
+    });
+}
+
+/// That it is given out again is no fault of its own.
+#[test]
+fn a_batch_that_another_transaction_holds_is_not_buried_however_long_that_lasts() {
+    let database = Database::new();
+    on_a_runtime(async {
+        let mut world = World::new(database.url()).await;
+        world.settings.worker.claim_after = Duration::from_millis(100);
+        world.settings.worker.max_deliveries = 1;
+        let worker = world.work();
+        let now = clock::wall();
+        let mut boot = boot(1, now);
+        world.add(0, &pack(&mut boot, 5, now).1).await;
+        world.drained().await;
+        let mut other = world.postgres.write().await.unwrap();
+        let held = other.transaction().await.unwrap();
+        let claim = "INSERT INTO weir.audit_batches SELECT day, boot_id, 6, 10, sealed, stored, arrival, dropped, is_end, before, hash
+            FROM weir.audit_batches";
+        assert_eq!(held.execute(claim, &[]).await.unwrap(), 1);
+        world.add(0, &pack(&mut boot, 5, now).1).await;
+        // More often than it takes to be buried.
+        eventually(async || worker.counted("weir_drain_claimed_total") >= 4).await;
+        held.rollback().await.unwrap();
+        world.drained().await;
+        world.is_whole(10);
+        assert_eq!(world.dead_letters().await, 0);
+        worker.stop().await;
     });
 }

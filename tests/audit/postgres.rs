@@ -69,6 +69,24 @@ fn reads_through_a_pooler_are_bounded_and_change_nothing() {
     bounds_reads(&url);
 }
 
+#[test]
+fn a_pooler_that_shares_connections_is_seen() {
+    let database = Database::new();
+    let server = database.server;
+    let [session, transaction] = ["session", "transaction"].map(|mode| Pooler::by(mode, server));
+    let by = |pooler: &Pooler| pooler.url_of(&database.name);
+    on_a_runtime(async {
+        for (url, expected) in [
+            (database.url(), false),
+            (by(&session), false),
+            (by(&transaction), true),
+        ] {
+            let postgres = Postgres::new(&config(&url, &[])).unwrap();
+            assert_eq!(postgres.shares_connections().await, Ok(expected), "{url}");
+        }
+    });
+}
+
 #[track_caller]
 fn bounds_reads(url: &str) {
     on_a_runtime(async {

@@ -6,17 +6,21 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use super::harness::kept::{
-    DAY, KEY, Kept, Kind, Process, encoded, event, noon, pools, pools_with, seqs, servers,
+    DAY, KEY, Kept, Kind, Process, RETENTION, encoded, event, noon, pools, pools_with, seqs,
+    servers,
 };
 use super::harness::postgres::Server;
 use super::harness::process::{Running, file};
 use super::harness::{Upstream, eventually};
 use serde_json::Value;
+use uuid::Uuid;
 use weir::config::Secret;
 use weir::event::{AuditEvent, Micros};
-use weir::store::audit::batch::Batch;
+use weir::store::audit::batch::{Batch, Boot};
+use weir::store::audit::chain::Hasher;
 use weir::store::audit::events::Events;
-use weir::store::audit::{Cursor, Filter, Order};
+use weir::store::audit::{Cursor, Filter, Order, StoreError};
+use weir::store::postgres::write::Writer;
 use weir::store::postgres::{Reader, migrate};
 
 crate::in_each_store!(
@@ -633,4 +637,60 @@ fn a_tail_goes_on_once_its_server_is_back() {
     assert_eq!([next(), next(), next()], [1, 2, 3]);
     kept.append(&mut process, 4..=4, noon());
     assert_eq!(next(), 4);
+}
+
+/// As a follower's place is once the server was restored to an earlier time, or a standby promoted that was behind.
+#[test]
+fn a_place_ahead_of_all_transactions_is_told() {
+    let (kept, _process) = Kept::with(Kind::Postgres, 10);
+    kept.settle();
+    let end = kept.block(kept.events().end()).unwrap();
+    let follow = |further: i64| {
+        let filter = Filter {
+            after: Some(Cursor {
+                arrival: end.arrival + further,
+                ..end
+            }),
+            settled: true,
+            ..Filter::default()
+        };
+        kept.block(kept.events().query(&filter))
+    };
+    assert_eq!(seqs(&follow(0).unwrap()), [0; 0]);
+    let ahead = follow(1_000_000);
+    assert!(matches!(ahead, Err(StoreError::Moved)), "{ahead:?}");
+}
+
+/// That is behind is not put back.
+#[test]
+fn a_place_ahead_of_a_replica_is_one_of_the_primary() {
+    let primary = Server::start();
+    let replica = primary.replica();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let of_primary = pools(&primary.url());
+        let connection = of_primary.write().await.unwrap();
+        migrate::migrate(connection).await.unwrap();
+        let version = "SELECT count(*) FROM pg_namespace WHERE nspname = 'weir'";
+        eventually(|| replica.one(version) == "1");
+        replica.query("SELECT pg_wal_replay_pause()");
+        let boot = Uuid::from_bytes([1; 16]);
+        let mut boot = Boot::new("a".to_owned(), boot, noon().into(), Hasher::new(None));
+        let mut writer = Writer::new(of_primary.clone(), RETENTION);
+        let mut append = async |range| {
+            let (_, bytes) = boot.pack(&mut [encoded(range)], noon().into(), 0);
+            let batch = Batch::open(&bytes).unwrap();
+            writer.store(&[&batch]).await.unwrap();
+        };
+        append(1..=2).await;
+        let all = Reader::new(of_primary).query(&Filter::default()).await;
+        let after = Filter {
+            after: Some(all.unwrap()[1].cursor),
+            ..Filter::default()
+        };
+        append(3..=4).await;
+        let url = Secret(replica.url());
+        let reader = Reader::open(&servers(&primary.url(), vec![url])).unwrap();
+        assert_eq!(seqs(&reader.query(&after).await.unwrap()), [3, 4]);
+    });
 }

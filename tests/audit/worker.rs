@@ -37,6 +37,27 @@ fn a_worker_needs_redis_and_postgres() {
     }
 }
 
+/// By one, batches would be of days that retention has removed.
+#[test]
+fn a_clock_that_is_years_behind_is_told_at_the_start() {
+    let library = faketime();
+    let config = file(BESIDE);
+    for (clock, is_told) in [("@1970-01-02 00:00:00", true), ("+0", false)] {
+        let output = Command::new(env!("CARGO_BIN_EXE_weir"))
+            .args(["worker", "-c"])
+            .arg(config.path())
+            .envs([("LD_PRELOAD", library.as_str()), ("FAKETIME", clock)])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(
+            said.contains("the clock is years behind"),
+            is_told,
+            "{said}"
+        );
+    }
+}
+
 #[test]
 fn there_is_nothing_to_migrate_without_postgres() {
     let (output, said) = weir("migrate", "");

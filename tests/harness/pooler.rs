@@ -28,11 +28,16 @@ pub struct Pooler {
 
 impl Pooler {
     pub fn to(server: &Server) -> Pooler {
+        Pooler::by("session", server)
+    }
+
+    /// Whose `pool_mode` is this.
+    pub fn by(mode: &str, server: &Server) -> Pooler {
         let folder = tempfile::tempdir().unwrap();
         let (port, file) = (free_port(), folder.path().join("pgbouncer.ini"));
         let text = format!(
             "[databases]\n* = host=127.0.0.1 port={} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
-             unix_socket_dir =\nauth_type = any\npool_mode = session\n",
+             unix_socket_dir =\nauth_type = any\npool_mode = {mode}\n",
             server.port
         );
         std::fs::write(&file, text).unwrap();

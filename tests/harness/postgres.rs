@@ -277,6 +277,20 @@ impl Server {
         });
     }
 
+    /// Begins anew as one whose commits wait for its [`Server::replica`]. That catches up however long it was away.
+    pub fn commit_by_its_replica(&self) {
+        self.query("ALTER SYSTEM SET wal_keep_size = '1GB'");
+        self.query("ALTER SYSTEM SET synchronous_standby_names = 'walreceiver'");
+        self.stop();
+        self.restart();
+    }
+
+    /// Commits that wait for a standby.
+    pub fn waiting_commits(&self) -> u64 {
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+        self.one(waiting).parse().unwrap()
+    }
+
     pub fn url(&self) -> String {
         self.url_of("postgres")
     }

@@ -51,8 +51,6 @@ pub(super) struct Reading {
     forget_at: Instant,
     /// Streams that were asked in vain.
     trouble: HashSet<u16>,
-    /// Streams that have, or had, batches of another weir's version: each is told of once.
-    of_others: HashSet<u16>,
 }
 
 impl Drain {
@@ -112,7 +110,7 @@ impl Drain {
         let entries = self.streams.read(shard, &self.consumer, count).await?;
         let read = entries.len();
         reading.found(&entries);
-        let entries = self.leave_others(reading, shard, entries, |entry| entry);
+        let entries = self.leave_others(shard, entries, |entry| entry);
         for entry in entries.await {
             if let Some(work) = self.open(entry).await {
                 reading.opened(&work);
@@ -154,8 +152,7 @@ impl Drain {
                         let entries = claimed.entries;
                         self.metrics.claimed.inc_by(entries.len() as u64);
                         reading.found(entries.iter().map(|(entry, _)| entry));
-                        let entries =
-                            self.leave_others(reading, *shard, entries, |(entry, _)| entry);
+                        let entries = self.leave_others(*shard, entries, |(entry, _)| entry);
                         for (entry, deliveries) in entries.await {
                             self.take_over(entry, deliveries, load).await;
                         }
@@ -173,11 +170,9 @@ impl Drain {
         }
     }
 
-    /// Leaves batches that this weir cannot read to a worker that can: they are let go of by none, and that they were given to this
-    /// one does not count. What it can read comes back.
+    /// Those that this weir may read; the others are left to a worker that can.
     async fn leave_others<T>(
         &self,
-        reading: &mut Reading,
         shard: u16,
         entries: Vec<T>,
         entry: impl Fn(&T) -> &Entry,
@@ -188,10 +183,17 @@ impl Drain {
         };
         let (others, ours): (Vec<_>, Vec<_>) = entries.into_iter().partition(is_of_another);
         let ids: Vec<_> = others.iter().map(|it| entry(it).id.as_str()).collect();
+        self.leave_to_others(shard, &ids).await;
+        ours
+    }
+
+    /// Leaves batches that this weir cannot read to a worker that can: they are let go of by none, and that they were given to this
+    /// one does not count. What it can read comes back.
+    pub(super) async fn leave_to_others(&self, shard: u16, ids: &[&str]) {
         let Some(first) = ids.first() else {
-            return ours;
+            return;
         };
-        if reading.of_others.insert(shard) {
+        if self.of_others.lock().insert(shard) {
             warn!(
                 shard,
                 id = first,
@@ -200,8 +202,7 @@ impl Drain {
         }
         let after = self.worker.claim_after;
         // Unheard, they are taken over later, and left then.
-        let _ = self.streams.leave(shard, &self.consumer, &ids, after).await;
-        ours
+        let _ = self.streams.leave(shard, &self.consumer, ids, after).await;
     }
 
     async fn take_over(&self, entry: Entry, deliveries: u64, load: &mut Load) {
@@ -256,7 +257,6 @@ impl Reading {
             claim_at: Instant::now(),
             forget_at: Instant::now(),
             trouble: HashSet::new(),
-            of_others: HashSet::new(),
         }
     }
 

@@ -31,11 +31,11 @@ use uuid::Uuid;
 
 use super::chain::{BatchPart, Hash, Hasher};
 use super::days::Day;
-use crate::event::{Encoded, Micros, Parts};
+use crate::event::{self, Encoded, Micros, Parts};
 
 /// The first byte. A new field is a new version.
 const VERSION: u8 = 1;
-/// No weir will ever have a later one: what begins with another byte is no batch at all.
+/// No weir will ever have a later one, of a batch or of an event: what begins with another byte is neither.
 const NEWEST: u8 = 31;
 /// Of the version and the checksum.
 const PREFIX: usize = 5;
@@ -81,7 +81,8 @@ pub struct Batch {
 /// Why bytes are no batch.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum BatchError {
-    #[error("batch of audit events has version {0}; this weir reads {VERSION}")]
+    /// Of it or of one of its events.
+    #[error("batch of audit events, or an event of it, has version {0}; this weir reads batches of {VERSION} and events of {EVENT}", EVENT = event::VERSION)]
     Version(u8),
     #[error("batch of audit events is cut short or damaged")]
     Damaged,
@@ -223,9 +224,14 @@ impl Batch {
         size(packed)?;
         let body = lz4_flex::decompress_size_prepended(packed).map_err(|_| BatchError::Damaged)?;
         let batch = Batch { header, body };
-        match batch.is_whole() {
-            true => Ok(batch),
-            false => Err(BatchError::Damaged),
+        let other = batch
+            .events()
+            .filter_map(|event| event.first().copied())
+            .find(|version| *version != event::VERSION);
+        match other {
+            Some(other) if other <= NEWEST => Err(BatchError::Version(other)),
+            None if batch.is_whole() => Ok(batch),
+            Some(_) | None => Err(BatchError::Damaged),
         }
     }
 
@@ -399,6 +405,12 @@ mod tests {
         assert_eq!(cut_short(parts), Ok(()));
         let behind = [&body[..], &[0]].concat();
         assert_eq!(check(&behind), Err(BatchError::Damaged));
+        // A later weir reads it.
+        let mut newer = body.clone();
+        newer[4] += 1;
+        assert_eq!(check(&newer), Err(BatchError::Version(newer[4])));
+        newer[4] = u8::MAX;
+        assert_eq!(check(&newer), Err(BatchError::Damaged));
     }
 
     proptest! {

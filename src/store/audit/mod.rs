@@ -45,7 +45,7 @@ pub enum StoreError {
     Changed,
     /// The places of Postgres's events are numbers of its transactions.
     #[error(
-        "audit was copied here from another Postgres, whose transactions had come further: see \"Moving\" in docs/audit.md"
+        "audit was copied here from another Postgres, or this one was put back, as by a restore: the transactions had come further; see \"Moving\" in docs/audit.md"
     )]
     Moved,
     /// As of a search with a deadline, which [`Found::stopped_at`] would have no place for.

@@ -8,9 +8,11 @@ use thiserror::Error;
 const LOCK_NOT_AVAILABLE: &str = "55P03";
 /// What a statement that takes too long ends with.
 const QUERY_CANCELED: &str = "57014";
-/// Classes of SQLSTATEs: connections, transactions, who may do what, conflicts of transactions, resources, states of the server and
-/// of its tables.
-const OF_THE_SERVER: [&str; 10] = ["08", "25", "28", "3D", "40", "42", "53", "55", "57", "58"];
+/// Classes of SQLSTATEs: connections, transactions, prepared statements that a pooler has left with another connection, who may do what,
+/// conflicts of transactions, resources, states of the server and of its tables.
+const OF_THE_SERVER: [&str; 11] = [
+    "08", "25", "26", "28", "3D", "40", "42", "53", "55", "57", "58",
+];
 
 /// Why Postgres did not do what it was asked. Never shows a password.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -26,9 +28,18 @@ pub enum PostgresError {
     Late(Duration),
     #[error("postgres ({0}) cannot be written to: it is a replica, or set to read only")]
     ReadOnly(String),
+    #[error(
+        "postgres ({0}) commits nothing: it waits for a standby that synchronous_standby_names names and that is away"
+    )]
+    Alone(String),
     /// What the server said.
     #[error("postgres refused: {message} (SQLSTATE {code})")]
     Refused { code: String, message: String },
+    /// What it said of something that batches need beside their rows, so that none of them is to blame.
+    #[error(
+        "postgres refused a boot or a day's tables, which is no batch's fault: {message} (SQLSTATE {code}); bring the sequence of weir.audit_boots behind its ids (\"Moving\" in docs/audit.md), detach DEFAULT partitions"
+    )]
+    Beside { code: String, message: String },
     /// It answered in another shape than it was asked for.
     #[error("postgres answered in another shape than weir's schema promises: {0}")]
     Nonsense(String),
@@ -52,25 +63,43 @@ impl PostgresError {
             .is_some_and(|class| ["22", "23", "54"].contains(&class))
     }
 
+    /// The same, met at what a batch needs beside its rows. Of that it has only values, such as its instance's name.
+    pub(super) fn beside(self) -> PostgresError {
+        match self {
+            PostgresError::Refused { code, message }
+                if code.starts_with("23") || code.starts_with("54") =>
+            {
+                PostgresError::Beside { code, message }
+            }
+            other => other,
+        }
+    }
+
     /// Whether it is about the server, or the way to it, so that no batch is to blame.
     pub fn is_of_the_server(&self) -> bool {
         match self {
-            PostgresError::Refused { code, .. } => {
-                // Another's transaction holds just this batch.
-                code != LOCK_NOT_AVAILABLE
+            PostgresError::Refused { .. } => {
+                !self.is_held()
                     && self
                         .class()
                         .is_some_and(|class| OF_THE_SERVER.contains(&class))
             }
             PostgresError::Nonsense(_) => false,
-            PostgresError::Busy { .. }
+            PostgresError::Beside { .. }
+            | PostgresError::Busy { .. }
             | PostgresError::Lost(_)
             | PostgresError::Late(_)
             | PostgresError::ReadOnly(_)
+            | PostgresError::Alone(_)
             | PostgresError::SchemaOld { .. }
             | PostgresError::SchemaNew { .. }
             | PostgresError::Encoding(_) => true,
         }
+    }
+
+    /// Whether another's transaction holds just this batch.
+    pub fn is_held(&self) -> bool {
+        self.has_code(LOCK_NOT_AVAILABLE)
     }
 
     /// Whether less at a time may do.
@@ -87,6 +116,9 @@ impl PostgresError {
             "3D000" => Some("create the database, or mend its name in postgres.write"),
             "42501" => Some(
                 "let the user of postgres.write create schemas there, or run `weir migrate` as one that may",
+            ),
+            "26000" => Some(
+                "have the pooler in front of postgres.write keep a connection for one client (PgBouncer: pool_mode = session)",
             ),
             _ => None,
         }
@@ -105,10 +137,12 @@ impl PostgresError {
     fn code(&self) -> Option<&str> {
         match self {
             PostgresError::Refused { code, .. } => Some(code),
-            PostgresError::Busy { .. }
+            PostgresError::Beside { .. }
+            | PostgresError::Busy { .. }
             | PostgresError::Lost(_)
             | PostgresError::Late(_)
             | PostgresError::ReadOnly(_)
+            | PostgresError::Alone(_)
             | PostgresError::Nonsense(_)
             | PostgresError::SchemaOld { .. }
             | PostgresError::SchemaNew { .. }
@@ -139,6 +173,17 @@ impl From<tokio_postgres::Error> for PostgresError {
 mod tests {
     use super::*;
     use crate::config::check::parse;
+
+    #[test]
+    fn a_pooler_s_lost_statement_is_no_batch_s_fault() {
+        let refused = |code: &str| PostgresError::Refused {
+            code: code.to_owned(),
+            message: String::new(),
+        };
+        assert!(refused("26000").is_of_the_server());
+        assert!(!refused("55P03").is_of_the_server());
+        assert!(!refused("22021").is_of_the_server());
+    }
 
     #[test]
     fn what_is_to_be_raised_are_keys_of_the_file() {

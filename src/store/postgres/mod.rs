@@ -44,6 +44,9 @@ use crate::telemetry::metrics::process::PoolUse;
 
 const IS_READ_ONLY: &str =
     "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'";
+/// Whether a commit waits for a standby for longer than one that is there takes.
+const IS_ALONE: &str = "SELECT EXISTS (SELECT FROM pg_stat_activity
+    WHERE wait_event = 'SyncRep' AND query_start < clock_timestamp() - interval '5 s')";
 /// Between looks at replicas.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// What a connection that is quiet, or whose bytes are not acknowledged, lives: a peer that vanished is noticed by it, here and
@@ -274,6 +277,22 @@ impl Postgres {
         answer.unwrap_or(Err(PostgresError::Late(self.timeout)))
     }
 
+    /// Whether a pooler was seen to give one connection's statements to several of the server's; it may do so unseen.
+    pub async fn shares_connections(&self) -> Result<bool, PostgresError> {
+        let look = async {
+            let one = self.write().await?;
+            let mut other = CloseUnlessKept(Some(self.write.take(&self.write.probe).await?));
+            let before = backend(&one).await?;
+            // Takes what the first one was lent, if that was given back.
+            other.get().batch_execute("BEGIN").await?;
+            let beside = backend(other.get()).await?;
+            let after = backend(&one).await?;
+            Ok(before == beside || before != after)
+        };
+        let seen = timeout(self.timeout, look).await;
+        seen.unwrap_or(Err(PostgresError::Late(self.timeout)))
+    }
+
     /// Looks at the replicas for ever, so that a sick one is left out and taken back when it answers again. Whatever the servers
     /// do, `beat` is called again within `timeout` and a second.
     pub async fn keep(self: Arc<Self>, beat: impl Fn()) -> std::convert::Infallible {
@@ -382,11 +401,12 @@ impl Target {
             let connection = self.take(&self.probe).await?;
             // What is not answered in time is closed, not kept for the next one to wait behind.
             let mut connection = CloseUnlessKept(Some(connection));
-            let rows = connection.get().query_typed(IS_READ_ONLY, &[]).await?;
-            let is_read_only = rows.first().map(|row| row.try_get(0)).transpose()?;
+            let is_read_only = holds(connection.get(), IS_READ_ONLY).await?;
+            let is_alone = self.writes && holds(connection.get(), IS_ALONE).await?;
             connection.keep();
-            match self.writes && is_read_only.unwrap_or(false) {
+            match self.writes && is_read_only {
                 true => Err(PostgresError::ReadOnly(self.name.clone())),
+                false if is_alone => Err(PostgresError::Alone(self.name.clone())),
                 false => Ok(()),
             }
         };
@@ -417,6 +437,21 @@ impl Target {
             Ok(()) | Err(_) => {}
         }
     }
+}
+
+/// The server's process of a connection.
+async fn backend(connection: &Client) -> Result<i32, PostgresError> {
+    let query = "SELECT pg_backend_pid()";
+    let row = connection.query_typed(query, &[]).await?.pop();
+    let row = row.ok_or_else(|| PostgresError::Nonsense("no row for its process".to_owned()))?;
+    Ok(row.try_get(0)?)
+}
+
+/// What a query of one value says.
+async fn holds(connection: &Client, query: &str) -> Result<bool, PostgresError> {
+    let rows = connection.query_typed(query, &[]).await?;
+    let holds = rows.first().map(|row| row.try_get(0)).transpose()?;
+    Ok(holds.unwrap_or(false))
 }
 
 /// Closes a connection that is in the middle of something, whatever ends that.

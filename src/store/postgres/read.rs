@@ -124,18 +124,19 @@ impl Reader {
         deadline: Option<Instant>,
     ) -> Result<Found, StoreError> {
         let goes_on = filter.after.or(filter.before).is_some();
-        let mut connection = CloseUnlessKept(Some(self.connection(goes_on).await?));
-        let found = search(connection.get(), filter, deadline).await?;
-        if found.stopped_at.is_none() {
-            connection.keep();
+        match search_by(self.connection(goes_on).await?, filter, deadline).await {
+            // A place that the one replica has not come to yet may be one of the primary.
+            Err(StoreError::Moved) if self.kept.is_some() => {
+                search_by(self.postgres.read_primary().await?, filter, deadline).await
+            }
+            found => found,
         }
-        Ok(found)
     }
 
     /// The place behind all that has arrived and that nothing can come to stand ahead of any more.
     pub async fn end(&self) -> Result<Cursor, StoreError> {
         let connection = self.connection(false).await?;
-        let (settled, _) = settled(&connection).await?;
+        let (settled, ..) = settled(&connection).await?;
         Ok(before(settled))
     }
 
@@ -150,14 +151,28 @@ impl Reader {
         Ok(report)
     }
 }
-/// As [`Reader::search`]. Where it stopped for its deadline, a statement may still be under way.
+/// As [`Reader::search`].
+async fn search_by(
+    connection: Client,
+    filter: &Filter,
+    deadline: Option<Instant>,
+) -> Result<Found, StoreError> {
+    let mut connection = CloseUnlessKept(Some(connection));
+    let found = search(connection.get(), filter, deadline).await?;
+    // Where it stopped for its deadline, a statement may still be under way.
+    if found.stopped_at.is_none() {
+        connection.keep();
+    }
+    Ok(found)
+}
+
 async fn search(
     client: &Client,
     filter: &Filter,
     deadline: Option<Instant>,
 ) -> Result<Found, StoreError> {
-    let (settled, moved) = settled(client).await?;
-    if moved {
+    let (settled, next, moved) = settled(client).await?;
+    if moved || filter.after.is_some_and(|after| after.arrival > next) {
         return Err(StoreError::Moved);
     }
     let mut between = Between {
@@ -240,15 +255,15 @@ async fn by<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Opti
     }
 }
 
-/// Up to which transaction all have ended, and whether there are places beyond all transactions that there have been.
-async fn settled(client: &Client) -> Result<(i64, bool), PostgresError> {
+/// Up to which transaction all have ended, up to which there have been any, and whether there are places beyond those.
+async fn settled(client: &Client) -> Result<(i64, i64, bool), PostgresError> {
     let row = match client.query_one(SETTLED, &[]).await {
         Ok(row) => row,
         Err(error) => return Err(or_schema(client, error.into()).await),
     };
     let (settled, next): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
     let Some(span) = row.try_get::<_, Option<i64>>(2)? else {
-        return Ok((settled, false));
+        return Ok((settled, next, false));
     };
     let moved = match span.cmp(&(next >> SPAN)) {
         Ordering::Less => false,
@@ -261,7 +276,7 @@ async fn settled(client: &Client) -> Result<(i64, bool), PostgresError> {
             rows.first().is_some_and(|row| row.get(0))
         }
     };
-    Ok((settled, moved))
+    Ok((settled, next, moved))
 }
 
 /// Why a query failed: where the tables are missing, the schema is.

@@ -11,19 +11,24 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::SinkExt as _;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
+use tracing::warn;
 use uuid::Uuid;
 
 use super::partitions::{self, Admission};
 use super::row::{self, BatchColumns, Date, Time};
-use super::{Client, CloseUnlessKept, Postgres, PostgresError, Transaction};
+use super::{Client, CloseUnlessKept, Postgres, PostgresError, Transaction, backend};
 use crate::store::audit::batch::Batch;
 use crate::store::audit::days::Day;
 
-/// For a transaction, as this process sees it; the server has its own bounds, so this one is for a server that hangs.
+/// For a transaction that the server is not at, as this process sees it: it hangs, or is away.
 const GIVEN_UP: Duration = Duration::from_secs(45);
+/// Between asking whether the server is still at a transaction.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+/// A transaction that takes so long is told of.
+const LONG: Duration = Duration::from_secs(10);
 /// Rows go to the connection in pieces of about this many bytes.
 const PIECE: usize = 128 << 10;
 /// Boots that are remembered, at most.
@@ -60,11 +65,17 @@ const FIND: &str = "SELECT b.place, a.id IS NOT NULL, s.hash, s.before
          LEFT JOIN weir.audit_boots a ON a.id = b.boot_id AND a.boot = b.boot
          LEFT JOIN weir.audit_batches s ON s.boot_id = b.boot_id AND s.first = b.first AND s.is_end = b.is_end AND s.day = b.day";
 
-/// A batch and an event that no boot has.
-const TRY: &str = "INSERT INTO weir.audit_batches (day, boot_id, first, last, sealed, arrival, dropped, is_end, before, hash)
+/// A batch and an event that no boot has, of which nothing stays.
+const TRY: &str = "SAVEPOINT tried;
+     INSERT INTO weir.audit_batches (day, boot_id, first, last, sealed, arrival, dropped, is_end, before, hash)
          VALUES ((now() AT TIME ZONE 'UTC')::date, -1, -1, -1, now(), 0, 0, false, '', '');
      INSERT INTO weir.audit_events (day, boot_id, seq, time, client, method, path, status, arrival, detail)
-         VALUES ((now() AT TIME ZONE 'UTC')::date, -1, -1, now(), '::', '', '', 0, 0, '')";
+         VALUES ((now() AT TIME ZONE 'UTC')::date, -1, -1, now(), '::', '', '', 0, 0, '');
+     ROLLBACK TO tried";
+
+/// A record of its own in the server's log, for which a commit waits as for rows: without one it waits for no standby. Anyone may
+/// write it.
+const RECORD: &str = "SELECT pg_logical_emit_message(true, 'weir', ''::text)";
 
 /// The SQLSTATE of a row that no partition is for.
 const NO_PARTITION: &str = "23514";
@@ -80,9 +91,12 @@ pub enum Outcome {
     Refused(String),
 }
 
+type Beat = Arc<dyn Fn() + Send + Sync>;
+
 /// One that stores, with what it remembers of the database.
 pub struct Writer {
     postgres: Arc<Postgres>,
+    beat: Beat,
     retention: Duration,
     /// Their ids.
     boots: HashMap<Uuid, i32>,
@@ -96,11 +110,18 @@ impl Writer {
     pub fn new(postgres: Arc<Postgres>, retention: Duration) -> Writer {
         Writer {
             postgres,
+            beat: Arc::new(|| {}),
             retention,
             boots: HashMap::new(),
             days: HashSet::new(),
             buffer: BytesMut::new(),
         }
+    }
+
+    /// Has `beat` called while the server is at what takes long.
+    pub fn beating(self, beat: impl Fn() + Send + Sync + 'static) -> Writer {
+        let beat = Arc::new(beat);
+        Writer { beat, ..self }
     }
 
     /// Stores the batches: what became of each, in their order. On an error none of them is settled, though some may be
@@ -110,6 +131,7 @@ impl Writer {
             Err(error) if error.is_about_data() => {
                 let mut outcomes = Vec::with_capacity(batches.len());
                 for batch in batches {
+                    (self.beat)();
                     outcomes.extend(match self.attempt(&[batch]).await {
                         Err(error) if error.is_about_data() => {
                             vec![Outcome::Refused(error.to_string())]
@@ -123,21 +145,22 @@ impl Writer {
         }
     }
 
-    /// Whether the database takes rows at all: none is left of the one that is tried. Today has its partitions then.
+    /// Whether the database takes rows at all, and commits: none is left of the one that is tried. Today has its partitions then.
     pub async fn takes_rows(&self) -> bool {
-        let tried = async {
-            let connection = self.postgres.write().await?;
-            let mut connection = CloseUnlessKept(Some(connection));
-            let today = partitions::today(connection.get()).await?;
-            partitions::admit(connection.get(), today, self.retention).await?;
-            let transaction = connection.get().transaction().await?;
-            transaction.batch_execute(BOUNDS).await?;
-            transaction.batch_execute(TRY).await?;
-            transaction.rollback().await?;
-            connection.keep();
-            Ok::<_, PostgresError>(())
-        };
-        matches!(timeout(GIVEN_UP, tried).await, Ok(Ok(())))
+        let tried = held(
+            &self.postgres,
+            &self.beat,
+            async |connection: &mut Client| {
+                let today = partitions::today(connection).await?;
+                partitions::admit(connection, today, self.retention).await?;
+                let transaction = connection.transaction().await?;
+                transaction.batch_execute(BOUNDS).await?;
+                transaction.batch_execute(TRY).await?;
+                transaction.batch_execute(RECORD).await?;
+                Ok(transaction.commit().await?)
+            },
+        );
+        tried.await.is_ok()
     }
 
     /// In one transaction.
@@ -162,13 +185,9 @@ impl Writer {
     }
 
     async fn attempt_once(&mut self, batches: &[&Batch]) -> Result<Vec<Outcome>, PostgresError> {
-        let connection = self.postgres.write().await?;
-        let mut connection = CloseUnlessKept(Some(connection));
-        let storing = self.store_by(connection.get(), batches);
-        let outcomes = timeout(GIVEN_UP, storing).await;
-        let outcomes = outcomes.unwrap_or(Err(PostgresError::Late(GIVEN_UP)))?;
-        connection.keep();
-        Ok(outcomes)
+        let (postgres, beat) = (self.postgres.clone(), self.beat.clone());
+        let store = async |connection: &mut Client| self.store_by(connection, batches).await;
+        held(&postgres, &beat, store).await
     }
 
     async fn store_by(
@@ -178,13 +197,15 @@ impl Writer {
     ) -> Result<Vec<Outcome>, PostgresError> {
         let mut outcomes = Vec::with_capacity(batches.len());
         for batch in batches {
-            outcomes.push(self.refusal(connection, batch).await?);
+            let refusal = self.refusal(connection, batch).await;
+            outcomes.push(refusal.map_err(PostgresError::beside)?);
         }
         // `verify` is to miss what is refused, unless it is no event: of a boot without any, nothing is ever missing.
         let known = batches.iter().zip(&outcomes);
         let known = known.filter(|(batch, outcome)| outcome.is_none() || batch.header.last() > 0);
         let known: Vec<_> = known.map(|(batch, _)| *batch).collect();
-        self.find_boots(connection, &known).await?;
+        let found = self.find_boots(connection, &known).await;
+        found.map_err(PostgresError::beside)?;
         let open = batches.iter().zip(&outcomes).enumerate();
         let open = open.filter(|(_, (_, outcome))| outcome.is_none());
         let open: Vec<_> = open.map(|(place, (batch, _))| (place, *batch)).collect();
@@ -226,7 +247,9 @@ impl Writer {
                     self.days.insert(day);
                     None
                 }
-                Admission::Gone => refused("is older than worker.retention keeps"),
+                Admission::Gone => refused(
+                    "is older than worker.retention keeps: the clock of its instance was wrong, or its spool kept it for longer",
+                ),
                 Admission::Ahead => refused("lies weeks ahead: the clock of its instance is wrong"),
                 Admission::Detached => refused(
                     "is detached from weir.audit_events or weir.audit_batches: attach it, or rename the table, and replay",
@@ -300,6 +323,10 @@ impl Writer {
             }
         }
         if !others.is_empty() {
+            // They may be seen here and by no standby yet: the server was killed while their commit waited for one.
+            if ours.is_empty() {
+                transaction.batch_execute(RECORD).await?;
+            }
             for n in unlike(transaction, open, &keys, &others).await? {
                 let reason = "another batch with its number is stored";
                 outcomes[n] = Outcome::Refused(reason.to_owned());
@@ -363,6 +390,46 @@ impl Writer {
             false => Err(PostgresError::Nonsense(format!(
                 "of {count} rows it took {copied}"
             ))),
+        }
+    }
+}
+
+/// Does `work` by a connection that is not let go of while the server is at it: a commit that waits for a standby goes on whoever has
+/// left, and each that is tried in its place would leave another.
+async fn held<T>(
+    postgres: &Postgres,
+    beat: &Beat,
+    work: impl AsyncFnOnce(&mut Client) -> Result<T, PostgresError>,
+) -> Result<T, PostgresError> {
+    let mut connection = CloseUnlessKept(Some(postgres.write().await?));
+    let backend = timeout(GIVEN_UP, backend(connection.get())).await;
+    let backend = backend.unwrap_or(Err(PostgresError::Late(GIVEN_UP)))?;
+    let done = tokio::select! {
+        done = work(connection.get()) => done?,
+        () = left(postgres, backend, beat) => return Err(PostgresError::Late(GIVEN_UP)),
+    };
+    connection.keep();
+    Ok(done)
+}
+
+/// Until the server was not at it for so long, as far as it can be asked.
+async fn left(postgres: &Postgres, backend: i32, beat: &Beat) {
+    let began = Instant::now();
+    let mut at_work = began;
+    let mut told = false;
+    while at_work.elapsed() < GIVEN_UP {
+        sleep(ASK_EVERY).await;
+        if !matches!(postgres.is_at_work(backend).await, Ok(true)) {
+            continue;
+        }
+        beat();
+        at_work = Instant::now();
+        if !told && began.elapsed() >= LONG {
+            told = true;
+            warn!(
+                since = ?began.elapsed(),
+                "postgres is at a transaction of the audit for long; it is waited for, and so is a standby where one is away that synchronous_standby_names names"
+            );
         }
     }
 }
