@@ -25,7 +25,7 @@ use crate::worker;
 use crate::worker::supervise::{GaveUp, Supervisor};
 
 /// Runs `main` on a control thread, which is this one.
-pub(super) fn run(main: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+pub(super) fn run<T>(main: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let ended = runtime.block_on(main);
     // Not for a look-up of a name that takes its time.
