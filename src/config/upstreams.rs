@@ -38,7 +38,7 @@ pub struct Upstream {
 /// Where endpoints come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// One endpoint, `HOST:PORT` or `unix:PATH`; a name is resolved at each connect.
+    /// One endpoint, `HOST:PORT` or `unix:PATH`; a name may have several addresses.
     Fixed(String),
     /// One for each address of the name.
     Dns(DnsName),

@@ -14,7 +14,6 @@ pub mod ours;
 mod pool;
 pub mod probe;
 mod reach;
-mod resolve;
 
 pub use lane::{Aim, LaneUpstream, NoEndpoint, Picked, Slot};
 pub use live::{Counts, Endpoint, Fault, LiveUpstream, Outcome, Retrying};
