@@ -4,6 +4,7 @@
 //! This one reads `/etc/resolv.conf` and `/etc/hosts` as the system's does, search domains included.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::{join_all, select_ok};
@@ -20,6 +21,7 @@ use hickory_resolver::system_conf::read_system_conf;
 use hickory_resolver::{Hosts, TokioResolver};
 use thiserror::Error;
 use tokio::time::timeout;
+use tracing::dispatcher::{self, Dispatch};
 
 use crate::clock;
 
@@ -112,7 +114,8 @@ pub async fn resolve(
 /// What the hosts file says of a name goes before what name servers say, as the system has it, of both families together: what has an IPv4
 /// address there is not asked for elsewhere. `localhost` is known where nothing says so.
 fn at_hand(name: &Name, wanted: Wanted) -> Option<Vec<IpAddr>> {
-    let hosts = Hosts::from_system().unwrap_or_default();
+    static TOLD: AtomicBool = AtomicBool::new(false);
+    let hosts = telling_once(&TOLD, Hosts::from_system).unwrap_or_default();
     let of = |kind| hosts.lookup_static_host(&Query::query(name.clone(), kind));
     let found: Vec<_> = [of(RecordType::A), of(RecordType::AAAA)]
         .iter()
@@ -133,11 +136,7 @@ fn at_hand(name: &Name, wanted: Wanted) -> Option<Vec<IpAddr>> {
 }
 
 /// The first answer of several name servers, each asked by itself: where they are asked together, that of one which fails may end the look.
-async fn by_any(
-    config: &ResolverConfig,
-    options: &ResolverOpts,
-    name: &Name,
-) -> Option<LookupIp> {
+async fn by_any(config: &ResolverConfig, options: &ResolverOpts, name: &Name) -> Option<LookupIp> {
     if config.name_servers().len() < 2 {
         return None;
     }
@@ -185,8 +184,9 @@ fn configuration(
     servers: &[SocketAddr],
     wanted: Wanted,
 ) -> Result<(ResolverConfig, ResolverOpts), NetError> {
+    static TOLD: AtomicBool = AtomicBool::new(false);
     let (config, mut options) = match servers {
-        [] => read_system_conf()?,
+        [] => telling_once(&TOLD, read_system_conf)?,
         servers => {
             let servers = servers.iter().map(|server| {
                 let by = |mut way: ConnectionConfig| {
@@ -206,6 +206,14 @@ fn configuration(
         Wanted::OneFamily => LookupIpStrategy::Ipv4thenIpv6,
     };
     Ok((config, options))
+}
+
+/// What the crate has against a file it would tell with each look.
+fn telling_once<T>(told: &AtomicBool, read: impl FnOnce() -> T) -> T {
+    match told.swap(true, Ordering::Relaxed) {
+        false => read(),
+        true => dispatcher::with_default(&Dispatch::none(), read),
+    }
 }
 
 fn resolver(config: ResolverConfig, options: ResolverOpts) -> Result<TokioResolver, NetError> {

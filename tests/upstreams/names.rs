@@ -14,9 +14,8 @@ use super::harness::{Lane, eventually, ok};
 /// to the last.
 fn before(upstreams: &[(&str, &str)], script: &str) -> Running {
     let entry = |(name, url): &(&str, &str)| format!("  {name}: {{endpoints: ['{url}']}}\n");
-    let route = |(name, _): &(&str, &str)| {
-        format!("  - {{match: {{path: /{name}}}, upstream: {name}}}\n")
-    };
+    let route =
+        |(name, _): &(&str, &str)| format!("  - {{match: {{path: /{name}}}, upstream: {name}}}\n");
     let (last, _) = upstreams.last().unwrap();
     let config = file(&format!(
         "listen: 127.0.0.1:0\nadmin: {{address: 127.0.0.1:0}}\nruntime: {{lanes: 1}}\n\
@@ -192,6 +191,27 @@ fn names_of_the_machine_itself_need_no_name_server() {
     assert_eq!(client.get("/nowhere").status, 502);
     let line = weir.log_until("endpoint cannot be reached");
     assert!(line.contains("other"), "{line}");
+}
+
+#[test]
+fn what_is_wrong_with_the_systems_files_is_told_once() {
+    let names = NameServer::on_port_53();
+    let upstream = closing();
+    names.says("app.test", &[upstream.ip()], 0);
+    let line = format!("nameserver {}", names.address.ip());
+    let script = mounted("/etc/resolv.conf", &[&line, "options of-no-one"]);
+    let weir = before(&[("app", &url("app.test", upstream))], &script);
+    let mut client = weir.client();
+    // Three looks.
+    eventually(|| {
+        assert_eq!(client.get("/").status, 200);
+        names.asked.load(Ordering::Relaxed) >= 6
+    });
+    names.forgets("app.test");
+    eventually(|| client.get("/").status == 502);
+    let lines = weir.log_to("name has no address any more");
+    let of_it = lines.iter().filter(|line| line.contains("resolv.conf"));
+    assert_eq!(of_it.count(), 1, "{lines:?}");
 }
 
 /// As Docker's are.
