@@ -23,6 +23,8 @@ pub struct Upstream {
     pub timeout: Duration,
     /// For a connection that no request uses.
     pub idle_timeout: Duration,
+    /// Of a connection that takes new requests.
+    pub max_age: Duration,
     pub concurrency: Option<Concurrency>,
     pub retries: Option<Retries>,
     pub health: Option<HealthCheck>,

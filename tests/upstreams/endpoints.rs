@@ -634,6 +634,24 @@ fn connections_end_by_their_idle_time_without_a_request() {
 }
 
 #[test]
+fn old_connections_end_in_use_and_out_of_use() {
+    for is_used in [true, false] {
+        let (address, ends) = telling_of_ends();
+        let endpoints = format!("['http://{address}']");
+        let lane = Lane::start(&of_endpoints(&endpoints, "max_age: 1s"));
+        let mut client = lane.connect();
+        assert_eq!(client.get("/").status, 200);
+        eventually(|| {
+            if is_used {
+                assert_eq!(client.get("/").status, 200);
+            }
+            ends.try_recv().is_ok()
+        });
+        assert_eq!(client.get("/").status, 200, "by another connection");
+    }
+}
+
+#[test]
 fn connections_to_endpoints_that_are_gone_end_without_a_request() {
     let names = NameServer::start();
     let (address, ends) = telling_of_ends();

@@ -103,6 +103,7 @@ impl Checker {
             ),
             timeout: self.timeout(&key("timeout"), raw.timeout, plain.timeout),
             idle_timeout: span(raw.idle_timeout, plain.idle_timeout),
+            max_age: self.timeout(&key("max_age"), raw.max_age, plain.max_age),
             concurrency: told(raw.concurrency)
                 .map(|raw| self.concurrency(&key("concurrency"), raw)),
             retries: told(raw.retries).map(|raw| self.retries(&key("retries"), raw)),
@@ -394,6 +395,7 @@ fn plain(name: String, endpoints: Vec<Source>) -> Upstream {
         connect_timeout: SECOND,
         timeout: 15 * SECOND,
         idle_timeout: 60 * SECOND,
+        max_age: 3600 * SECOND,
         concurrency: None,
         retries: None,
         health: None,

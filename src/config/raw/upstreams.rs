@@ -28,6 +28,8 @@ pub struct Upstream {
     pub timeout: Option<At<Span>>,
     /// For a connection to it that no request uses [default: 60s].
     pub idle_timeout: Option<At<Span>>,
+    /// For a connection to it, less up to a tenth by chance: an older one gets no new requests [default: 1h].
+    pub max_age: Option<At<Span>>,
     /// What this process asks of it at a time [default: any number].
     pub concurrency: Option<At<Concurrency>>,
     /// Requests that are tried again [default: none].

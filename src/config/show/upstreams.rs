@@ -23,6 +23,7 @@ pub(super) struct Upstream<'c> {
     connect_timeout: Span,
     timeout: Span,
     idle_timeout: Span,
+    max_age: Span,
     #[serde(skip_serializing_if = "Option::is_none")]
     concurrency: Option<Concurrency>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -163,6 +164,7 @@ impl<'c> Upstream<'c> {
             connect_timeout: Span(upstream.connect_timeout),
             timeout: Span(upstream.timeout),
             idle_timeout: Span(upstream.idle_timeout),
+            max_age: Span(upstream.max_age),
             concurrency: upstream.concurrency.map(concurrency),
             retries: upstream.retries.as_ref().map(Retries::new),
             health: upstream.health.as_ref().map(|it| HealthCheck {
