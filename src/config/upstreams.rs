@@ -83,13 +83,24 @@ pub struct Concurrency {
 /// How endpoints are asked how they are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HealthCheck {
-    pub path: String,
+    pub asks: Asks,
+    /// In place of the endpoint's own name and port.
+    pub host: Option<String>,
     pub interval: Duration,
     pub timeout: Duration,
     /// Failures in a row; 1 at least.
     pub unhealthy_after: u32,
     /// Answers in a row; 1 at least.
     pub healthy_after: u32,
+}
+
+/// What endpoints are asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Asks {
+    /// A path, by GET.
+    Get(String),
+    /// A service, or the server where it is empty, by gRPC's health checks.
+    Grpc(String),
 }
 
 /// When endpoints that fail requests are left out.

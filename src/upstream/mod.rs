@@ -6,6 +6,7 @@
 mod adaptive;
 pub mod caps;
 pub mod connect;
+pub mod grpc_health;
 pub mod http2;
 mod lane;
 mod live;

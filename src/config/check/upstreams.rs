@@ -13,9 +13,11 @@ use crate::config::raw;
 use crate::config::tls::UpstreamTls;
 use crate::config::units::{Percent, Span};
 use crate::config::upstreams::{
-    Balancing, Concurrency, DnsName, HealthCheck, OutlierDetection, SlowStart, Source, Upstream,
+    Asks, Balancing, Concurrency, DnsName, HealthCheck, OutlierDetection, SlowStart, Source,
+    Upstream,
 };
 use crate::config::yaml::{self, At, OneOrMany, told};
+use crate::http1::head::is_host;
 use tls::Security;
 
 /// The name of the upstream that the short form makes.
@@ -107,7 +109,9 @@ impl Checker {
             concurrency: told(raw.concurrency)
                 .map(|raw| self.concurrency(&key("concurrency"), raw)),
             retries: told(raw.retries).map(|raw| self.retries(&key("retries"), raw)),
-            health: told(raw.health).and_then(|raw| self.health_check(&key("health"), raw)),
+            health: raw
+                .health
+                .and_then(|at| self.health_check(&key("health"), at, protocol.unwrap_or_default())),
             outlier_detection: told(raw.outlier_detection)
                 .map(|raw| self.outlier_detection(&key("outlier_detection"), raw)),
             slow_start: told(raw.slow_start).map(|raw| self.slow_start(&key("slow_start"), raw)),
@@ -287,15 +291,53 @@ impl Checker {
         }
     }
 
-    fn health_check(&mut self, path: &str, raw: raw::HealthCheck) -> Option<HealthCheck> {
-        let asked = self.read(&format!("{path}.path"), raw.path, |text| {
-            let fits = text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic());
-            match fits {
-                true => Ok(text.to_owned()),
-                false => Err(format!(
-                    "\"{text}\" is not a path: use one as in a request, for example /healthz"
-                )),
+    fn health_check(
+        &mut self,
+        path: &str,
+        at: At<raw::HealthCheck>,
+        protocol: Protocol,
+    ) -> Option<HealthCheck> {
+        let (line, column) = (at.line, at.column);
+        let raw = at.value?;
+        let asks = match (raw.path, raw.grpc) {
+            (Some(at), None) => self.read(&format!("{path}.path"), at, |text| {
+                let fits =
+                    text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic());
+                match fits {
+                    true => Ok(Asks::Get(text.to_owned())),
+                    false => Err(format!(
+                        "\"{text}\" is not a path: use one as in a request, for example /healthz"
+                    )),
+                }
+            }),
+            (None, Some(at)) => {
+                if protocol == Protocol::Http1 {
+                    let message = "gRPC is spoken by HTTP/2: add \"protocol: http2\" to the upstream, or use path";
+                    self.say(&format!("{path}.grpc"), at.line, at.column, message);
+                }
+                at.value.map(Asks::Grpc)
             }
+            (Some(_), Some(at)) => {
+                let message = "endpoints are asked for a path or by gRPC: keep one";
+                self.say(&format!("{path}.grpc"), at.line, at.column, message);
+                None
+            }
+            (None, None) => {
+                let message =
+                    "\"path\" is missing: add it, for example /healthz, or grpc with a service";
+                self.say(path, line, column, message);
+                None
+            }
+        };
+        let host = raw.host.and_then(|at| {
+            self.read(&format!("{path}.host"), at, |text| {
+                match is_host(text.as_bytes()) && !text.is_empty() {
+                    true => Ok(text.to_owned()),
+                    false => Err(format!(
+                        "\"{text}\" is not a host: use, for example, app.internal or app.internal:8080"
+                    )),
+                }
+            })
         });
         let timeout_at = raw.timeout.as_ref().or(raw.interval.as_ref());
         let timeout_at = timeout_at.map(|at| (at.line, at.column));
@@ -318,7 +360,8 @@ impl Checker {
         Some(HealthCheck {
             unhealthy_after: in_a_row("unhealthy_after", raw.unhealthy_after, 3),
             healthy_after: in_a_row("healthy_after", raw.healthy_after, 2),
-            path: asked?,
+            asks: asks?,
+            host,
             interval,
             timeout,
         })

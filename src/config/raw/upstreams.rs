@@ -191,7 +191,11 @@ pub enum Adaptive {
 #[schemars(deny_unknown_fields)]
 pub struct HealthCheck {
     /// Asked by GET; 200 to 399 is well.
-    pub path: At<String>,
+    pub path: Option<At<String>>,
+    /// In place of `path`: the service that is asked for by gRPC's health checks; "": the server.
+    pub grpc: Option<At<String>>,
+    /// What checks name as their host [default: the endpoint's own name and port].
+    pub host: Option<At<String>>,
     /// [default: 10s]
     pub interval: Option<At<Span>>,
     /// [default: 1s]

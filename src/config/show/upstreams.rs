@@ -11,7 +11,7 @@ use super::texts;
 use crate::config::raw::Adaptive;
 use crate::config::tls;
 use crate::config::units::{ByteSize, Percent, Span};
-use crate::config::upstreams::{self, Balancing, RetryOn, Source};
+use crate::config::upstreams::{self, Asks, Balancing, RetryOn, Source};
 
 #[derive(Serialize)]
 pub(super) struct Upstream<'c> {
@@ -109,7 +109,12 @@ struct Budget {
 
 #[derive(Serialize)]
 struct HealthCheck<'c> {
-    path: &'c str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<&'c str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    grpc: Option<&'c str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<&'c str>,
     interval: Span,
     timeout: Span,
     unhealthy_after: u32,
@@ -168,7 +173,15 @@ impl<'c> Upstream<'c> {
             concurrency: upstream.concurrency.map(concurrency),
             retries: upstream.retries.as_ref().map(Retries::new),
             health: upstream.health.as_ref().map(|it| HealthCheck {
-                path: &it.path,
+                path: match &it.asks {
+                    Asks::Get(path) => Some(path),
+                    Asks::Grpc(_) => None,
+                },
+                grpc: match &it.asks {
+                    Asks::Get(_) => None,
+                    Asks::Grpc(service) => Some(service),
+                },
+                host: it.host.as_deref(),
                 interval: Span(it.interval),
                 timeout: Span(it.timeout),
                 unhealthy_after: it.unhealthy_after,
