@@ -104,7 +104,7 @@ fn one_module_knows_the_database() {
 fn one_module_knows_dns() {
     for source in sources() {
         assert!(
-            source.path.starts_with("src/upstream/resolve.rs")
+            source.path.starts_with("src/net/resolve.rs")
                 || !source.code.contains("hickory_resolver"),
             "{} names hickory_resolver",
             source.path.display()

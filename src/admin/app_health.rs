@@ -4,25 +4,25 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
-use std::future::poll_fn;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::pin;
 use std::time::Duration;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use http_body_util::Empty;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::header::{
-    ACCEPT, CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION,
-    USER_AGENT,
+    ACCEPT, CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION, USER_AGENT,
 };
-use hyper::{Request, Response, StatusCode};
+use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use url::{Position, Url};
+
+use crate::upstream::grpc_health;
 
 const VARIABLE: &str = "WEIR_APP_PROBES";
 /// The pod's address; without it, the loopback's stands for that.
@@ -31,8 +31,8 @@ const POD: &str = "WEIR_POD_IP";
 /// Followed for one probe, at most, as by the kubelet.
 const REDIRECTS: usize = 10;
 
-/// The largest answer to a gRPC health check that is looked at: it is 7 bytes long.
-const MAX_ANSWER: usize = 1024;
+/// What a probe says that it is.
+const AGENT: &str = "kube-probe/weir";
 
 /// The app's probes.
 #[derive(Debug)]
@@ -182,7 +182,7 @@ async fn http_once(get: &HttpGet, at: IpAddr, place: &Url) -> Result<Response<In
     let headers = request.headers_mut();
     let host = HeaderValue::from_str(&address.to_string());
     headers.insert(HOST, host.map_err(said)?);
-    headers.insert(USER_AGENT, HeaderValue::from_static("kube-probe/weir"));
+    headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
     headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
     headers.insert(CONNECTION, HeaderValue::from_static("close"));
     let mut given = BTreeSet::new();
@@ -204,96 +204,12 @@ async fn http_once(get: &HttpGet, at: IpAddr, place: &Url) -> Result<Response<In
     answered.map_err(said)
 }
 
-/// gRPC's health checking protocol: `grpc.health.v1.Health/Check` must say SERVING.
+/// gRPC's health checking protocol: the app must say SERVING.
 async fn serving(grpc: &Grpc, at: IpAddr) -> Result<(), String> {
     let address = SocketAddr::from((at, grpc.port));
     let stream = connect(address).await?;
-    let (requests, connection) = h2::client::handshake(stream).await.map_err(said)?;
-    let uri = format!("http://{address}/grpc.health.v1.Health/Check");
-    let request = Request::post(uri)
-        .header(CONTENT_TYPE, "application/grpc")
-        .header("te", "trailers")
-        .header(USER_AGENT, "kube-probe/weir")
-        .body(())
-        .map_err(said)?;
-    let mut asking = pin!(async {
-        let mut requests = requests.ready().await.map_err(said)?;
-        let (response, mut body) = requests.send_request(request, false).map_err(said)?;
-        body.send_data(
-            check_request(grpc.service.as_deref().unwrap_or_default()),
-            true,
-        )
-        .map_err(said)?;
-        let response = response.await.map_err(said)?;
-        if response.status() != StatusCode::OK {
-            return Err(format!("status {}", response.status().as_u16()));
-        }
-        is_ok(response.headers())?;
-        let mut body = response.into_body();
-        let mut answer = BytesMut::new();
-        while let Some(piece) = poll_fn(|context| body.poll_data(context)).await {
-            let piece = piece.map_err(said)?;
-            let _ = body.flow_control().release_capacity(piece.len());
-            answer.extend_from_slice(&piece);
-            if answer.len() > MAX_ANSWER {
-                return Err("no answer of a health check".to_owned());
-            }
-        }
-        if let Some(trailers) = poll_fn(|context| body.poll_trailers(context))
-            .await
-            .map_err(said)?
-        {
-            is_ok(&trailers)?;
-        }
-        is_serving(&answer)
-    });
-    tokio::select! {
-        answered = &mut asking => answered,
-        _ = connection => asking.await,
-    }
-}
-
-/// gRPC's own status stands in the trailers, or in the head of an answer without a message.
-fn is_ok(fields: &HeaderMap) -> Result<(), String> {
-    match fields.get("grpc-status").map(HeaderValue::as_bytes) {
-        None | Some(b"0") => Ok(()),
-        Some(status) => Err(format!("grpc-status {}", String::from_utf8_lossy(status))),
-    }
-}
-
-/// A message of gRPC with `HealthCheckRequest { service = 1 }`.
-fn check_request(service: &str) -> Bytes {
-    let mut message = BytesMut::new();
-    if !service.is_empty() {
-        message.put_u8(0x0a);
-        let mut length = service.len();
-        while length >= 0x80 {
-            message.put_u8((length & 0x7f) as u8 | 0x80);
-            length >>= 7;
-        }
-        message.put_u8(length as u8);
-        message.put_slice(service.as_bytes());
-    }
-    let mut framed = BytesMut::new();
-    framed.put_u8(0);
-    framed.put_u32(message.len() as u32);
-    framed.put_slice(&message);
-    framed.freeze()
-}
-
-/// Of `HealthCheckResponse { status = 1 }`: SERVING is 1.
-fn is_serving(mut answer: &[u8]) -> Result<(), String> {
-    if answer.len() < 5 {
-        return Err("no answer of a health check".to_owned());
-    }
-    answer.advance(5);
-    match answer {
-        [0x08, 1] => Ok(()),
-        [] | [0x08, 0] => Err("UNKNOWN".to_owned()),
-        [0x08, 2] => Err("NOT_SERVING".to_owned()),
-        [0x08, 3] => Err("SERVICE_UNKNOWN".to_owned()),
-        _ => Err("no answer of a health check".to_owned()),
-    }
+    let service = grpc.service.as_deref().unwrap_or_default();
+    grpc_health::check(stream, "http", &address.to_string(), service, AGENT).await
 }
 
 fn said(error: impl std::fmt::Display) -> String {

@@ -93,7 +93,11 @@ pub(super) fn run(sending: Sending) {
         .enable_all()
         .build();
     match runtime {
-        Ok(runtime) => LocalSet::new().block_on(&runtime, serve(sending)),
+        Ok(runtime) => {
+            LocalSet::new().block_on(&runtime, serve(sending));
+            // As a lane's.
+            runtime.shutdown_background();
+        }
         Err(error) => error!(%error, "no runtime to send audit events by"),
     }
 }

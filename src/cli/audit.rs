@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 
-use super::load;
+use super::{control, load};
 use crate::config::Config;
 use crate::config::audit::DATABASE;
 use crate::store::audit::events::Events;
@@ -123,10 +123,7 @@ type Configured<'a> = Option<(&'a Path, &'a Config)>;
 
 /// Does the command. Fails where the database cannot be read; a reader of our output that leaves is not a failure.
 pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    match runtime.block_on(command(arguments)) {
+    match control::run(command(arguments)) {
         Err(error) if is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
         Err(error) if is_unreached(&error) => Err(error.context(
             "cannot read the audit in Postgres: is it running, and are postgres.write and postgres.read its addresses?",

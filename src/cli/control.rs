@@ -26,7 +26,7 @@ use crate::store::postgres::Postgres;
 use crate::telemetry::metrics::Metrics;
 
 /// Runs `main` on a control thread, which is this one.
-pub(super) fn run(main: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+pub(super) fn run<T>(main: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     files::raise();
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let ended = runtime.block_on(main);

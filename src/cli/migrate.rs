@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 
-use super::{load, print};
+use super::{control, load, print};
 use crate::store::postgres::Postgres;
 use crate::store::postgres::migrate::migrate;
 
@@ -17,10 +17,7 @@ pub fn run(file: &Path) -> anyhow::Result<()> {
             file.display()
         );
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let migrated = runtime.block_on(async {
+    let migrated = control::run(async {
         let postgres = Postgres::new(settings)?;
         let connection = postgres.write().await?;
         anyhow::Ok(migrate(connection).await?)

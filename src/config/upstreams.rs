@@ -23,6 +23,8 @@ pub struct Upstream {
     pub timeout: Duration,
     /// For a connection that no request uses.
     pub idle_timeout: Duration,
+    /// Of a connection that takes new requests.
+    pub max_age: Duration,
     pub concurrency: Option<Concurrency>,
     pub retries: Option<Retries>,
     pub health: Option<HealthCheck>,
@@ -38,7 +40,7 @@ pub struct Upstream {
 /// Where endpoints come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// One endpoint, `HOST:PORT` or `unix:PATH`; a name is resolved at each connect.
+    /// One endpoint, `HOST:PORT` or `unix:PATH`; a name may have several addresses.
     Fixed(String),
     /// One for each address of the name.
     Dns(DnsName),
@@ -81,13 +83,24 @@ pub struct Concurrency {
 /// How endpoints are asked how they are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HealthCheck {
-    pub path: String,
+    pub asks: Asks,
+    /// In place of the endpoint's own name and port.
+    pub host: Option<String>,
     pub interval: Duration,
     pub timeout: Duration,
     /// Failures in a row; 1 at least.
     pub unhealthy_after: u32,
     /// Answers in a row; 1 at least.
     pub healthy_after: u32,
+}
+
+/// What endpoints are asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Asks {
+    /// A path, by GET.
+    Get(String),
+    /// A service, or the server where it is empty, by gRPC's health checks.
+    Grpc(String),
 }
 
 /// When endpoints that fail requests are left out.

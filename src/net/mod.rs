@@ -3,7 +3,9 @@
 pub mod any;
 pub mod gather;
 pub mod listen;
+pub mod names;
 pub mod places;
+pub mod resolve;
 pub mod stream;
 pub mod tls;
 pub mod tunnel;

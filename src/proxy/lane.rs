@@ -69,10 +69,13 @@ pub fn spawn(
             let runtime = runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
-            LocalSet::new().block_on(
+            let ended = LocalSet::new().block_on(
                 &runtime,
                 serve(number, listeners, plans, phases, heartbeat, accepts),
-            )
+            );
+            // Not for what a thread of its own still does: the process waits for this one.
+            runtime.shutdown_background();
+            ended
         })
 }
 

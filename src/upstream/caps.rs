@@ -138,6 +138,11 @@ impl Caps {
         })
     }
 
+    /// Whether as many connections are open as may be.
+    pub(super) fn is_full(&self) -> bool {
+        self.connections.available_permits() == 0
+    }
+
     /// Whether a request waits for a connection.
     pub(super) fn is_short(&self) -> bool {
         self.waiting_to_connect.load(Ordering::Relaxed) > 0

@@ -5,19 +5,19 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use super::reach::{Stage, no_address, too_late};
-use crate::net::any::connect_to_any;
+use crate::net::names;
 use crate::net::stream::{Socket, Stream};
 use crate::net::tls::client::{ClientTls, Offer};
 
 /// Where an endpoint is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
-    /// `HOST:PORT`, resolved by the system at each connect, which tries all addresses.
-    Name(String),
+    /// All of whose addresses are tried.
+    Name(String, u16),
     Address(SocketAddr),
     Unix(PathBuf),
 }
@@ -28,7 +28,10 @@ impl Target {
         match (place.strip_prefix("unix:"), place.parse()) {
             (Some(path), _) => Target::Unix(path.into()),
             (None, Ok(address)) => Target::Address(address),
-            (None, Err(_)) => Target::Name(place.to_owned()),
+            (None, Err(_)) => {
+                let (host, port) = place.rsplit_once(':').unwrap_or((place, ""));
+                Target::Name(host.to_owned(), port.parse().unwrap_or_default())
+            }
         }
     }
 }
@@ -59,14 +62,12 @@ pub async fn connect(target: &Target, way: Way<'_>, within: Duration) -> io::Res
     let mut stage = Stage::Connection;
     let connecting = async {
         let socket = match target {
-            Target::Name(name) => {
+            Target::Name(host, port) => {
                 stage = Stage::Name;
-                let found = lookup_host(name).await;
+                let found = names::find(host).await;
                 let found = found.map_err(|error| no_address(&error))?;
                 stage = Stage::Connection;
-                let connected = connect_to_any(found).await;
-                let nothing = || no_address(&io::Error::other("the name has no address"));
-                Socket::from(connected.map_err(|failed| failed.unwrap_or_else(nothing))?)
+                Socket::from(found.connect(*port).await?)
             }
             Target::Address(address) => Socket::from(TcpStream::connect(address).await?),
             Target::Unix(path) => Socket::from(UnixStream::connect(path).await?),

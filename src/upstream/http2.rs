@@ -55,6 +55,8 @@ pub struct Multiplexed {
 #[derive(Debug)]
 struct Open {
     requests: SendRequest<Bytes>,
+    /// As [`Connected::old_at`].
+    old_at: Option<Duration>,
     usage: Rc<Usage>,
 }
 
@@ -158,6 +160,7 @@ impl Multiplexed {
     ) -> Result<Place, (Unreached, String)> {
         let Connected {
             stream,
+            old_at,
             place: counted,
             ours,
             ..
@@ -210,6 +213,7 @@ impl Multiplexed {
         let place = Place::new(requests.clone(), false, &usage);
         self.open.borrow_mut().push(Open {
             requests,
+            old_at,
             usage: usage.clone(),
         });
         tokio::task::spawn_local(async move {
@@ -253,16 +257,22 @@ impl Multiplexed {
         self.open.borrow().iter().any(Open::lives)
     }
 
-    /// A place on an open connection; those that take no more requests are forgotten.
-    pub(super) fn free(&self) -> Option<Place> {
+    /// A place on an open connection; those that take no more requests are forgotten, and end with their last one. `takes_old`: old ones
+    /// that have some take others, too.
+    pub(super) fn free(&self, takes_old: bool) -> Option<Place> {
         let mut found = None;
+        let now = clock::mono();
         self.open.borrow_mut().retain(|open| {
             if found.is_some() {
                 return true;
             }
+            let is_in_use = open.usage.requests.get() > 0;
+            if open.old_at.is_some_and(|at| now >= at) && !(takes_old && is_in_use) {
+                return false;
+            }
             if open.usage.silent.get() {
                 // It may only be slow, which is for those to see who still wait for it.
-                return open.usage.requests.get() > 0;
+                return is_in_use;
             }
             let mut requests = open.requests.clone();
             match requests.poll_ready(&mut Context::from_waker(Waker::noop())) {

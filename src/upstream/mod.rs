@@ -6,6 +6,7 @@
 mod adaptive;
 pub mod caps;
 pub mod connect;
+pub mod grpc_health;
 pub mod http2;
 mod lane;
 mod live;
@@ -14,7 +15,6 @@ pub mod ours;
 mod pool;
 pub mod probe;
 mod reach;
-mod resolve;
 
 pub use lane::{Aim, LaneUpstream, NoEndpoint, Picked, Slot};
 pub use live::{Counts, Endpoint, Fault, LiveUpstream, Outcome, Retrying};

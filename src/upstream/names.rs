@@ -1,5 +1,6 @@
 //! The names among an upstream's endpoints: when each is looked up next, and what is made of what is found.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,16 +10,9 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::live::LiveUpstream;
-use super::resolve::{ResolveError, resolve};
 use crate::clock;
 use crate::config::upstreams::{DnsName, Source};
-
-/// The shortest wait that the TTL of an answer makes, and the first one behind a failure.
-const SOONEST: Duration = Duration::from_secs(1);
-
-/// A name has no address any more once so many looks in a row have found none. One alone may have come in between a service's end and
-/// its next start.
-const GONE_AFTER: u32 = 3;
+use crate::net::resolve::{GONE_AFTER, ResolveError, SOONEST, Wanted, resolve};
 
 /// When a name is looked up next.
 #[derive(Debug, Default)]
@@ -71,15 +65,17 @@ pub fn due_in(live: &LiveUpstream, source: usize) -> Duration {
 /// Looks a name up. While that fails, its last addresses stay; they are gone once name servers say that it has none.
 pub async fn look_up(live: &LiveUpstream, source: usize, name: &DnsName) {
     let (upstream, look) = (&live.settings.name, &live.looks[source]);
-    let wait = match resolve(name).await {
+    // One address of a pod or server that has both is enough: two would count as two endpoints.
+    let wait = match resolve(&name.name, &name.servers, Wanted::OneFamily).await {
         Ok(found) => {
             live.metrics.resolved.inc();
             look.nowhere.store(0, Ordering::Relaxed);
             if look.failures.swap(0, Ordering::Relaxed) > 0 {
                 info!(%upstream, name = name.name, "name is found again");
             }
+            let at = |ip| SocketAddr::new(ip, name.port);
             let count = found.addresses.len();
-            if live.set_addresses(source, found.addresses) {
+            if live.set_addresses(source, found.addresses.into_iter().map(at).collect()) {
                 info!(%upstream, name = name.name, addresses = count, "endpoints have changed");
             }
             found.holds_for.max(SOONEST)

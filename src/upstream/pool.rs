@@ -24,6 +24,9 @@ use crate::net::tls::client::{ClientTls, Offer};
 /// Connections to one endpoint that a lane keeps between requests.
 const MAX_IDLE: usize = 1024;
 
+/// How much sooner than `max_age` a connection may be old, as a share: those that were opened together are not to end together.
+const JITTER: f64 = 0.1;
+
 /// One lane's connections to one endpoint.
 #[derive(Debug)]
 pub struct Pool {
@@ -40,6 +43,7 @@ pub struct Pool {
     tls: Option<Arc<ClientTls>>,
     connect_timeout: Duration,
     idle_timeout: Duration,
+    max_age: Duration,
     caps: Option<Arc<Caps>>,
     /// With when each was given back, by [`clock::mono`], the oldest first.
     idle: RefCell<VecDeque<(Duration, Connected)>>,
@@ -51,10 +55,18 @@ pub struct Pool {
 pub struct Connected {
     pub stream: Stream,
     pub reused: bool,
+    /// Since when it takes no new requests; `None`: never.
+    pub(super) old_at: Option<Duration>,
     /// Where connections are capped.
     pub(super) place: Option<Place>,
     /// Where it might come back.
     pub(super) ours: Option<Ours>,
+}
+
+impl Connected {
+    fn is_old(&self, now: Duration) -> bool {
+        self.old_at.is_some_and(|at| now >= at)
+    }
 }
 
 /// A way to ask an upstream.
@@ -106,6 +118,7 @@ impl Pool {
             tls,
             connect_timeout: settings.connect_timeout,
             idle_timeout: settings.idle_timeout,
+            max_age: settings.max_age,
             caps,
             idle: RefCell::default(),
             multiplexed: Multiplexed::default(),
@@ -114,7 +127,7 @@ impl Pool {
 
     /// A way to ask by what the upstream speaks, or has agreed on, where one is open. `can_repeat` as for [`Pool::idle`].
     pub fn at_hand(&self, can_repeat: bool) -> Option<Reached> {
-        match self.multiplexed.free() {
+        match self.shared() {
             Some(place) => Some(Reached::Http2(place)),
             None => self.idle(can_repeat).map(Reached::Http1),
         }
@@ -125,14 +138,14 @@ impl Pool {
         if self.protocol == Protocol::Http1 {
             return self.connect(until).await.map(Reached::Http1);
         }
-        if let Some(place) = self.multiplexed.free() {
+        if let Some(place) = self.shared() {
             return Ok(Reached::Http2(place));
         }
         // Who connects first is waited for, since others may share the connection.
         let mut alone = None;
         if !self.agreed_on_http1.get() {
             alone = Some(self.alone(until).await?);
-            if let Some(place) = self.multiplexed.free() {
+            if let Some(place) = self.shared() {
                 return Ok(Reached::Http2(place));
             }
             if self.agreed_on_http1.get() {
@@ -158,6 +171,13 @@ impl Pool {
         Ok(Reached::Http2(place))
     }
 
+    /// A place on an open connection of HTTP/2.
+    fn shared(&self) -> Option<http2::Place> {
+        // One that is old is better than none.
+        let is_full = self.caps.as_ref().is_some_and(|caps| caps.is_full());
+        self.multiplexed.free(is_full)
+    }
+
     /// A new connection for HTTP/1.1.
     pub async fn connect(&self, until: &mut Option<Until>) -> Result<Connected, Unreached> {
         let connected = self.open(Offer::Http1, until).await?;
@@ -171,8 +191,9 @@ impl Pool {
         loop {
             let (since, mut connected) = self.idle.borrow_mut().pop_back()?;
             // Its own idle time must end before the upstream's, or a request could meet the upstream's close on its way.
-            let is_old = clock::mono().saturating_sub(since) >= self.idle_timeout;
-            if !is_old && connected.stream.is_silent(can_repeat) {
+            let now = clock::mono();
+            let is_fresh = now.saturating_sub(since) < self.idle_timeout && !connected.is_old(now);
+            if is_fresh && connected.stream.is_silent(can_repeat) {
                 return Some(connected);
             }
         }
@@ -195,6 +216,7 @@ impl Pool {
         Ok(Connected {
             stream,
             reused: false,
+            old_at: clock::mono().checked_add(self.max_age.mul_f64(1.0 - JITTER * fastrand::f64())),
             place,
             ours: near.map(Ours::note),
         })
@@ -268,7 +290,7 @@ impl Pool {
         let mut idle = self.idle.borrow_mut();
         let now = clock::mono();
         self.drop_old(&mut idle, now);
-        if idle.len() < MAX_IDLE {
+        if idle.len() < MAX_IDLE && !connected.is_old(now) {
             let connected = Connected {
                 reused: true,
                 ..connected
@@ -277,10 +299,12 @@ impl Pool {
         }
     }
 
-    /// Closes what has been idle for too long; whether anything is open still.
+    /// Closes what has been idle for too long, or is old; whether anything is open still.
     pub(super) fn close_old(&self) -> bool {
         let mut idle = self.idle.borrow_mut();
-        self.drop_old(&mut idle, clock::mono());
+        let now = clock::mono();
+        self.drop_old(&mut idle, now);
+        idle.retain(|(_, connected)| !connected.is_old(now));
         !idle.is_empty() || self.multiplexed.is_open()
     }
 

@@ -9,9 +9,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::connect::{Way, connect};
+use super::grpc_health;
 use super::live::{Endpoint, LiveUpstream};
 use crate::config::Protocol;
-use crate::config::upstreams::HealthCheck;
+use crate::config::upstreams::{Asks, HealthCheck};
 use crate::http1::head::HeadLimits;
 use crate::http1::response::parse_response;
 use crate::net::stream::Stream;
@@ -20,35 +21,42 @@ use crate::net::tls::client::Offer;
 /// What a check says that it is.
 const NAME: &str = "weir-health";
 
-/// Whether the endpoint answers in time, with a status from 200 to 399, as Kubernetes' probes want it; or why that is not so.
+/// Whether the endpoint answers in time that it is well, or why that is not so.
 pub async fn passes(
     live: &LiveUpstream,
     endpoint: &Endpoint,
     check: &HealthCheck,
 ) -> Result<(), String> {
     match timeout(check.timeout, ask(live, endpoint, check)).await {
-        Ok(Ok(200..=399)) => Ok(()),
-        Ok(Ok(status)) => Err(format!("status {status}")),
-        Ok(Err(error)) => Err(error.to_string()),
+        Ok(answered) => answered,
         Err(_) => Err(format!("no answer within {:?}", check.timeout)),
     }
 }
 
-/// The status of the answer.
-async fn ask(live: &LiveUpstream, endpoint: &Endpoint, check: &HealthCheck) -> io::Result<u16> {
+async fn ask(live: &LiveUpstream, endpoint: &Endpoint, check: &HealthCheck) -> Result<(), String> {
     let (settings, tls) = (&live.settings, live.tls.as_deref());
     let is_secure = settings.tls.is_some();
     let way = Way::new(is_secure, tls, &endpoint.name, Offer::All);
-    let stream = connect(&endpoint.target, way, check.timeout).await?;
-    let (path, host) = (&check.path, &endpoint.authority);
-    if settings.protocol == Protocol::Http2 || stream.is_http2() {
-        let scheme = if is_secure { "https" } else { "http" };
-        return by_http2(stream, &format!("{scheme}://{host}{path}")).await;
+    let stream = connect(&endpoint.target, way, check.timeout).await;
+    let stream = stream.map_err(|error| error.to_string())?;
+    let host = check.host.as_ref().unwrap_or(&endpoint.authority);
+    let scheme = if is_secure { "https" } else { "http" };
+    let path = match &check.asks {
+        Asks::Get(path) => path,
+        Asks::Grpc(service) => {
+            return grpc_health::check(stream, scheme, host, service, NAME).await;
+        }
+    };
+    let status = match settings.protocol == Protocol::Http2 || stream.is_http2() {
+        true => by_http2(stream, &format!("{scheme}://{host}{path}")).await,
+        false => by_http1(stream, path, host).await,
+    };
+    // As Kubernetes' probes want it.
+    match status {
+        Ok(200..=399) => Ok(()),
+        Ok(status) => Err(format!("status {status}")),
+        Err(error) => Err(error.to_string()),
     }
-    let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {NAME}\r\nConnection: close\r\n\r\n"
-    );
-    by_http1(stream, &request).await
 }
 
 async fn by_http2(stream: Stream, uri: &str) -> io::Result<u16> {
@@ -70,7 +78,10 @@ async fn by_http2(stream: Stream, uri: &str) -> io::Result<u16> {
     answered.map_err(|error: h2::Error| io::Error::other(error))
 }
 
-async fn by_http1(mut stream: Stream, request: &str) -> io::Result<u16> {
+async fn by_http1(mut stream: Stream, path: &str, host: &str) -> io::Result<u16> {
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {NAME}\r\nConnection: close\r\n\r\n"
+    );
     stream.write_all(request.as_bytes()).await?;
     stream.flush().await?;
     let mut answer = Vec::with_capacity(1024);

@@ -154,6 +154,15 @@ impl Running {
         self.log.until(part)
     }
 
+    /// The next lines of the log, to one with `part` in it.
+    pub fn log_to(&self, part: &str) -> Vec<String> {
+        let mut lines = vec![self.log.until("")];
+        while !lines[lines.len() - 1].contains(part) {
+            lines.push(self.log.until(""));
+        }
+        lines
+    }
+
     /// What comes on standard output from now on, line by line.
     pub fn output(&mut self) -> Receiver<String> {
         lines(self.child.stdout.take().unwrap())

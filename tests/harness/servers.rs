@@ -1,11 +1,13 @@
 //! Endpoints that come and go, and a name server that says which there are.
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
+
+use uuid::Uuid;
 
 use super::raw::read_head;
 
@@ -158,7 +160,7 @@ impl Shared {
     }
 }
 
-/// A name server for A records, over UDP.
+/// A name server for A and AAAA records, over UDP.
 pub struct NameServer {
     pub address: SocketAddr,
     names: Arc<Mutex<BTreeMap<String, Answer>>>,
@@ -169,11 +171,30 @@ pub struct NameServer {
 enum Answer {
     Addresses(Vec<IpAddr>, u32),
     ServerFailure,
+    Silence,
 }
 
 impl NameServer {
     pub fn start() -> NameServer {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        NameServer::on(UdpSocket::bind("127.0.0.1:0").unwrap())
+    }
+
+    /// One that a resolv.conf can name: at the port of DNS, on an address of its own.
+    pub fn on_port_53() -> NameServer {
+        loop {
+            let [a, b, c, _] = Uuid::new_v4().into_bytes()[..4] else {
+                unreachable!("as many as were taken")
+            };
+            let address = Ipv4Addr::new(127, a, b, c.clamp(1, 254));
+            match UdpSocket::bind((address, 53)) {
+                Ok(socket) => return NameServer::on(socket),
+                Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+                Err(error) => panic!("{address}:53: {error}; these tests must run as root"),
+            }
+        }
+    }
+
+    fn on(socket: UdpSocket) -> NameServer {
         let server = NameServer {
             address: socket.local_addr().unwrap(),
             names: Arc::default(),
@@ -185,7 +206,9 @@ impl NameServer {
             while let Ok((length, from)) = socket.recv_from(&mut query) {
                 let reply = reply(&query[..length], &names.lock().unwrap());
                 asked.fetch_add(1, Ordering::Relaxed);
-                socket.send_to(&reply, from).unwrap();
+                if let Some(reply) = reply {
+                    socket.send_to(&reply, from).unwrap();
+                }
             }
         });
         server
@@ -206,10 +229,29 @@ impl NameServer {
         let mut names = self.names.lock().unwrap();
         names.insert(name.to_owned(), Answer::ServerFailure);
     }
+
+    /// Who asks for the name waits in vain.
+    pub fn hangs(&self, name: &str) {
+        let mut names = self.names.lock().unwrap();
+        names.insert(name.to_owned(), Answer::Silence);
+    }
+
+    /// Commands by which a process in mounts of its own asks this one alone.
+    pub fn mounted(&self) -> String {
+        let line = format!("nameserver {}", self.address.ip());
+        mounted("/etc/resolv.conf", &[&line])
+    }
 }
 
-/// RFC 1035, section 4.
-fn reply(query: &[u8], names: &BTreeMap<String, Answer>) -> Vec<u8> {
+/// Commands by which a process in mounts of its own finds these lines in this file.
+pub fn mounted(path: &str, lines: &[&str]) -> String {
+    let lines: Vec<_> = lines.iter().map(|line| format!("'{line}'")).collect();
+    let lines = lines.join(" ");
+    format!("f=$(mktemp); printf '%s\\n' {lines} > $f; touch {path}; mount --bind $f {path}; rm $f")
+}
+
+/// RFC 1035, section 4; `None` for silence.
+fn reply(query: &[u8], names: &BTreeMap<String, Answer>) -> Option<Vec<u8>> {
     let mut name = Vec::new();
     let mut at = 12;
     while query[at] > 0 {
@@ -218,13 +260,15 @@ fn reply(query: &[u8], names: &BTreeMap<String, Answer>) -> Vec<u8> {
         at += label.len() + 1;
     }
     let question = &query[12..at + 5];
-    let is_a = query[at + 1..at + 3] == [0, 1];
+    let kind = query[at + 2];
+    let of_kind = |address: &&IpAddr| kind == if address.is_ipv4() { 1 } else { 28 };
     let (code, addresses, ttl) = match names.get(&name.join(".")) {
         None => (3, &[][..], 0),
         Some(Answer::ServerFailure) => (2, &[][..], 0),
-        Some(Answer::Addresses(addresses, ttl)) if is_a => (0, addresses.as_slice(), *ttl),
-        Some(Answer::Addresses(..)) => (0, &[][..], 0),
+        Some(Answer::Silence) => return None,
+        Some(Answer::Addresses(addresses, ttl)) => (0, addresses.as_slice(), *ttl),
     };
+    let addresses: Vec<_> = addresses.iter().filter(of_kind).collect();
     let mut reply = query[..2].to_vec();
     // An answer, to a question that may be asked of others, by one that would.
     reply.extend([
@@ -241,14 +285,13 @@ fn reply(query: &[u8], names: &BTreeMap<String, Answer>) -> Vec<u8> {
     ]);
     reply.extend(question);
     for address in addresses {
-        let IpAddr::V4(address) = address else {
-            panic!("{address} is not for an A record");
-        };
-        // The name of the question, A, IN.
-        reply.extend([0xc0, 12, 0, 1, 0, 1]);
+        // The name of the question, its kind, IN.
+        reply.extend([0xc0, 12, 0, kind, 0, 1]);
         reply.extend(ttl.to_be_bytes());
-        reply.extend([0, 4]);
-        reply.extend(address.octets());
+        match address {
+            IpAddr::V4(address) => reply.extend([&[0, 4], &address.octets()[..]].concat()),
+            IpAddr::V6(address) => reply.extend([&[0, 16], &address.octets()[..]].concat()),
+        }
     }
-    reply
+    Some(reply)
 }

@@ -537,6 +537,74 @@ fn an_idle_connection_is_closed() {
     });
 }
 
+#[test]
+fn an_old_connection_takes_no_new_requests() {
+    run(async {
+        let origin = Origin::start(Version::Two).await;
+        let mut world = World::before(Version::Two, Version::Two, origin, "max_age: 1s").await;
+        let held = world.client.get("/held").await;
+        let mut asked = world.origin.asked().await;
+        assert_eq!(asked.connection, 1);
+        loop {
+            let call = world.client.get("/").await;
+            let mut other = world.origin.asked().await;
+            other.ok("").await;
+            assert_eq!(call.whole().await.0, 200);
+            if other.connection == 2 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        asked.ok("held").await;
+        assert_eq!(held.whole().await.1, "held");
+    });
+}
+
+#[test]
+fn an_old_connection_ends_with_its_last_request() {
+    let (ended, ends) = mpsc::channel();
+    let (upstream, opened) = numbered(&[], move |number, raw| {
+        answer_all(raw);
+        let _ = ended.send(number);
+    });
+    let lane = Lane::start(&format!(
+        "listen: '127.0.0.1:0'\nupstreams: {{app: {{endpoints: ['http://{upstream}'], protocol: http2, max_age: 1s}}}}\n"
+    ));
+    let mut client = lane.connect();
+    eventually(|| {
+        assert_eq!(client.get("/").status, 200);
+        ends.try_recv() == Ok(1)
+    });
+    assert!(opened.load(Ordering::Relaxed) >= 2);
+}
+
+/// Where there may be no other, it is better than none.
+#[test]
+fn an_old_connection_in_use_stays_where_no_other_may_be() {
+    run(async {
+        let origin = Origin::start(Version::Two).await;
+        let keys = "max_age: 1s, concurrency: {max_connections: 1}";
+        let mut world = World::before(Version::Two, Version::Two, origin, keys).await;
+        let held = world.client.get("/held").await;
+        let mut asked = world.origin.asked().await;
+        let began = weir::clock::now();
+        let ask = async |world: &mut World| {
+            let call = world.client.get("/").await;
+            let mut other = world.origin.asked().await;
+            other.ok("").await;
+            assert_eq!(call.whole().await.0, 200);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            other.connection
+        };
+        while began.elapsed() < Duration::from_millis(1500) {
+            assert_eq!(ask(&mut world).await, 1);
+        }
+        asked.ok("held").await;
+        assert_eq!(held.whole().await.1, "held");
+        assert_eq!(ask(&mut world).await, 2);
+    });
+}
+
 /// As those of HTTP/1.1: a lane has no use for the connections of another.
 #[test]
 fn connections_without_requests_make_room_for_other_lanes() {

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
+use super::harness::peers::Peer;
 use super::harness::process::{Running, file};
 use super::harness::raw::Recorder;
 use super::harness::servers::{NameServer, Server};
@@ -463,6 +464,40 @@ fn a_check_names_what_the_file_names() {
     assert!(asked.contains(&host), "{asked}");
 }
 
+/// Applications with virtual hosts, or a list of those that are allowed, answer no other.
+#[test]
+fn a_check_names_the_host_that_it_is_told() {
+    let upstream = Recorder::start();
+    let endpoints = format!("http://{}", upstream.address);
+    let settings = "health: {path: /healthz, host: 'shop.test:8080'}";
+    let _lane = Lane::start(&of_endpoints(&endpoints, settings));
+    eventually(|| !upstream.whole().is_empty());
+    let asked = upstream.whole().swap_remove(0);
+    assert!(asked.contains("\r\nHost: shop.test:8080\r\n"), "{asked}");
+}
+
+#[test]
+fn a_server_of_grpc_is_asked_by_its_own_checks() {
+    let mut app = Peer::start("grpc_health_server.py", &[]);
+    let endpoints = format!("http://127.0.0.1:{}", app.line());
+    for (service, up) in [
+        ("shop.v1.Cart", 1),
+        ("''", 1),
+        ("shop.v1.Orders", 0),
+        ("shop.v1.None", 0),
+    ] {
+        let settings = format!(
+            "protocol: http2, panic_threshold: 0%, health: {{grpc: {service}, interval: 20ms}}"
+        );
+        let lane = Lane::start(&of_endpoints(&endpoints, &settings));
+        let result = if up == 1 { "passed" } else { "failed" };
+        let series =
+            format!(r#"weir_upstream_health_checks_total{{upstream="app",result="{result}"}}"#);
+        eventually(|| lane.told(&series).unwrap_or_default() >= 2.0);
+        until_up(&lane, up);
+    }
+}
+
 /// What one name server does not know, another may, which does not answer now.
 #[test]
 fn a_name_is_gone_once_no_name_server_has_it() {
@@ -631,6 +666,24 @@ fn connections_end_by_their_idle_time_without_a_request() {
     assert_eq!(client.get("/").status, 200);
     ends.recv_timeout(DEADLINE).unwrap();
     assert_eq!(client.get("/").status, 200, "by another connection");
+}
+
+#[test]
+fn old_connections_end_in_use_and_out_of_use() {
+    for is_used in [true, false] {
+        let (address, ends) = telling_of_ends();
+        let endpoints = format!("['http://{address}']");
+        let lane = Lane::start(&of_endpoints(&endpoints, "max_age: 1s"));
+        let mut client = lane.connect();
+        assert_eq!(client.get("/").status, 200);
+        eventually(|| {
+            if is_used {
+                assert_eq!(client.get("/").status, 200);
+            }
+            ends.try_recv().is_ok()
+        });
+        assert_eq!(client.get("/").status, 200, "by another connection");
+    }
 }
 
 #[test]

@@ -11,5 +11,6 @@ mod harness;
 mod agreed;
 mod endpoints;
 mod exchanges;
+mod names;
 mod retries;
 mod unreached;

@@ -14,9 +14,11 @@ use crate::config::raw;
 use crate::config::tls::UpstreamTls;
 use crate::config::units::{Percent, Span};
 use crate::config::upstreams::{
-    Balancing, Concurrency, DnsName, HealthCheck, OutlierDetection, SlowStart, Source, Upstream,
+    Asks, Balancing, Concurrency, DnsName, HealthCheck, OutlierDetection, SlowStart, Source,
+    Upstream,
 };
 use crate::config::yaml::{self, At, OneOrMany, Place, told};
+use crate::http1::head::is_host;
 use tls::Security;
 
 /// The name of the upstream that the short form makes.
@@ -93,9 +95,12 @@ impl Checker {
             connect_timeout: self.timeout(raw.connect_timeout, plain.connect_timeout),
             timeout: self.timeout(raw.timeout, plain.timeout),
             idle_timeout: span(raw.idle_timeout, plain.idle_timeout),
+            max_age: self.timeout(raw.max_age, plain.max_age),
             concurrency: told(raw.concurrency).map(|raw| self.concurrency(raw)),
             retries: told(raw.retries).map(|raw| self.retries(raw)),
-            health: told(raw.health).and_then(|raw| self.health_check(raw)),
+            health: raw
+                .health
+                .and_then(|at| self.health_check(at, protocol.unwrap_or_default())),
             outlier_detection: told(raw.outlier_detection).map(|raw| self.outlier_detection(raw)),
             slow_start: told(raw.slow_start).map(|raw| self.slow_start(raw)),
             panic_threshold: share(raw.panic_threshold, PANIC_THRESHOLD),
@@ -252,15 +257,51 @@ impl Checker {
         }
     }
 
-    fn health_check(&mut self, raw: raw::HealthCheck) -> Option<HealthCheck> {
-        let asked = self.read(raw.path, |text| {
-            let fits = text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic());
-            match fits {
-                true => Ok(text.to_owned()),
-                false => Err(format!(
-                    "\"{text}\" is not a path: use one as in a request, for example /healthz"
-                )),
+    fn health_check(
+        &mut self,
+        At { value, place }: At<raw::HealthCheck>,
+        protocol: Protocol,
+    ) -> Option<HealthCheck> {
+        let raw = value?;
+        let asks = match (raw.path, raw.grpc) {
+            (Some(at), None) => self.read(at, |text| {
+                let fits =
+                    text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic());
+                match fits {
+                    true => Ok(Asks::Get(text.to_owned())),
+                    false => Err(format!(
+                        "\"{text}\" is not a path: use one as in a request, for example /healthz"
+                    )),
+                }
+            }),
+            (None, Some(at)) => {
+                if protocol == Protocol::Http1 {
+                    let message = "gRPC is spoken by HTTP/2: add \"protocol: http2\" to the upstream, or use path";
+                    self.say(&at.place, message);
+                }
+                at.value.map(Asks::Grpc)
             }
+            (Some(_), Some(at)) => {
+                let message = "endpoints are asked for a path or by gRPC: keep one";
+                self.say(&at.place, message);
+                None
+            }
+            (None, None) => {
+                let message =
+                    "\"path\" is missing: add it, for example /healthz, or grpc with a service";
+                self.say(&place, message);
+                None
+            }
+        };
+        let host = raw.host.and_then(|at| {
+            self.read(at, |text| {
+                match is_host(text.as_bytes()) && !text.is_empty() {
+                    true => Ok(text.to_owned()),
+                    false => Err(format!(
+                        "\"{text}\" is not a host: use, for example, app.internal or app.internal:8080"
+                    )),
+                }
+            })
         });
         let timeout_at = raw.timeout.as_ref().or(raw.interval.as_ref());
         let timeout_at = timeout_at.map(|at| at.place.sibling("timeout"));
@@ -277,7 +318,8 @@ impl Checker {
         Some(HealthCheck {
             unhealthy_after: self.count_within(raw.unhealthy_after, 3, 1..=1000),
             healthy_after: self.count_within(raw.healthy_after, 2, 1..=1000),
-            path: asked?,
+            asks: asks?,
+            host,
             interval,
             timeout,
         })
@@ -327,6 +369,7 @@ fn plain(name: String, endpoints: Vec<Source>) -> Upstream {
         connect_timeout: SECOND,
         timeout: 15 * SECOND,
         idle_timeout: 60 * SECOND,
+        max_age: 3600 * SECOND,
         concurrency: None,
         retries: None,
         health: None,

@@ -28,6 +28,8 @@ pub struct Upstream {
     pub timeout: Option<At<Span>>,
     /// For a connection to it that no request uses [default: 60s].
     pub idle_timeout: Option<At<Span>>,
+    /// For a connection to it, less up to a tenth by chance: an older one gets no new requests [default: 1h].
+    pub max_age: Option<At<Span>>,
     /// What this process asks of it at a time [default: any number].
     pub concurrency: Option<At<Concurrency>>,
     /// Requests that are tried again [default: none].
@@ -189,7 +191,11 @@ pub enum Adaptive {
 #[schemars(deny_unknown_fields)]
 pub struct HealthCheck {
     /// Asked by GET; 200 to 399 is well.
-    pub path: At<String>,
+    pub path: Option<At<String>>,
+    /// In place of `path`: the service that is asked for by gRPC's health checks; "": the server.
+    pub grpc: Option<At<String>>,
+    /// What checks name as their host [default: the endpoint's own name and port].
+    pub host: Option<At<String>>,
     /// [default: 10s]
     pub interval: Option<At<Span>>,
     /// [default: 1s]

@@ -7,8 +7,8 @@ use crate::config::raw::Adaptive;
 use crate::config::tls::UpstreamTls;
 use crate::config::units::{ByteSize, Percent};
 use crate::config::upstreams::{
-    Balancing, Concurrency, HealthCheck, OutlierDetection, Retries, RetryOn, SlowStart, Source,
-    Upstream,
+    Asks, Balancing, Concurrency, HealthCheck, OutlierDetection, Retries, RetryOn, SlowStart,
+    Source, Upstream,
 };
 
 pub(super) fn upstream(upstream: &Upstream) -> Keys {
@@ -32,6 +32,7 @@ pub(super) fn upstream(upstream: &Upstream) -> Keys {
         .key("connect_timeout", upstream.connect_timeout)
         .key("timeout", upstream.timeout)
         .key("idle_timeout", upstream.idle_timeout)
+        .key("max_age", upstream.max_age)
         .key("concurrency", upstream.concurrency.map(concurrency))
         .key("retries", upstream.retries.as_ref().map(retries))
         .key("health", upstream.health.as_ref().map(health))
@@ -110,8 +111,13 @@ fn retry_on(on: &RetryOn) -> Vec<String> {
 }
 
 fn health(it: &HealthCheck) -> Keys {
+    let (by, asks) = match &it.asks {
+        Asks::Get(path) => ("path", path),
+        Asks::Grpc(service) => ("grpc", service),
+    };
     Keys::new()
-        .key("path", &it.path)
+        .key(by, asks)
+        .key("host", it.host.as_ref())
         .key("interval", it.interval)
         .key("timeout", it.timeout)
         .key("unhealthy_after", it.unhealthy_after)

@@ -4,11 +4,10 @@ use std::io;
 
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::lookup_host;
 use tokio_rustls::TlsConnector;
 
 use super::Address;
-use crate::net::any::connect_to_any;
+use crate::net::names;
 use crate::net::tls::Latest;
 
 /// Bytes to a node and back.
@@ -18,10 +17,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 /// Connects; by `tls` where there is one.
 pub(super) async fn dial(address: &Address, tls: Option<&Latest>) -> io::Result<Box<dyn Stream>> {
-    let found = lookup_host((address.host.as_str(), address.port)).await?;
-    let connected = connect_to_any(found).await;
-    let nothing = || io::Error::other("the name has no address");
-    let stream = connected.map_err(|failed| failed.unwrap_or_else(nothing))?;
+    let stream = names::connect(&address.host, address.port).await?;
     // A small call is sent at once, whether or not the one before it was acknowledged.
     stream.set_nodelay(true)?;
     let Some(tls) = tls else {

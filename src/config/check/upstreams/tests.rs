@@ -197,6 +197,19 @@ fn a_wrong_upstream_says_the_mend() {
             "\"path\" is missing",
         ),
         (
+            "endpoints: http://a, protocol: http2, health: {path: /, grpc: a.B}",
+            "keep one",
+        ),
+        (
+            "endpoints: http://a, health: {grpc: a.B}",
+            "upstreams.a.health.grpc: gRPC is spoken by HTTP/2",
+        ),
+        (
+            "endpoints: http://a, health: {path: /, host: 'a/b'}",
+            "\"a/b\" is not a host",
+        ),
+        ("endpoints: http://a, max_age: 0s", "0s is over at once"),
+        (
             "endpoints: http://a, health: {path: /, unhealthy_after: 0}",
             "use 1 to 1000",
         ),

@@ -3,11 +3,11 @@
 //! By a resolver of its own, not the system's: that one says nothing of how long an answer holds, and keeps a thread for each call.
 //! This one reads `/etc/resolv.conf` and `/etc/hosts` as the system's does, search domains included.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::{join_all, select_ok};
-use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{
     ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig,
     ResolverOpts,
@@ -15,27 +15,47 @@ use hickory_resolver::config::{
 use hickory_resolver::lookup_ip::LookupIp;
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::proto::op::Query;
 use hickory_resolver::proto::rr::{Name, RecordType};
 use hickory_resolver::system_conf::read_system_conf;
+use hickory_resolver::{Hosts, TokioResolver};
 use thiserror::Error;
 use tokio::time::timeout;
+use tracing::dispatcher::{self, Dispatch};
 
 use crate::clock;
-use crate::config::upstreams::DnsName;
 
 /// For all tries of one look.
 const WITHIN: Duration = Duration::from_secs(10);
 
+/// The shortest time that an answer holds, and the first wait behind a failure.
+pub const SOONEST: Duration = Duration::from_secs(1);
+
+/// A name has no address any more once so many looks in a row have found none. One alone may have come in between a service's end and
+/// its next start.
+pub const GONE_AFTER: u32 = 3;
+
+/// How long what the machine itself says of a name holds: it may change, and is looked at for little.
+const AT_HAND: Duration = Duration::from_secs(1);
+
+/// Which addresses of a name are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    All,
+    /// IPv4 ones, or IPv6 ones where there are no others.
+    OneFamily,
+}
+
 /// What a name stands for.
 #[derive(Debug)]
-pub(super) struct Resolved {
-    /// IPv4 ones, or IPv6 ones where there are no others; at least one.
-    pub addresses: Vec<SocketAddr>,
+pub struct Resolved {
+    /// At least one.
+    pub addresses: Vec<IpAddr>,
     pub holds_for: Duration,
 }
 
 #[derive(Debug, Error)]
-pub(super) enum ResolveError {
+pub enum ResolveError {
     #[error("{0}")]
     Failed(#[from] NetError),
     /// All name servers say so: none has failed.
@@ -45,14 +65,28 @@ pub(super) enum ResolveError {
     Late,
 }
 
-/// Looks the name up.
-pub(super) async fn resolve(name: &DnsName) -> Result<Resolved, ResolveError> {
+/// Looks the name up, by these name servers, or as the system does where there are none.
+pub async fn resolve(
+    name: &str,
+    servers: &[SocketAddr],
+    wanted: Wanted,
+) -> Result<Resolved, ResolveError> {
+    // Not as UTF-8, which takes no underscore.
+    let name = &Name::from_ascii(name).map_err(NetError::from)?;
+    if servers.is_empty()
+        && let Some(addresses) = at_hand(name, wanted)
+    {
+        return Ok(Resolved {
+            addresses,
+            holds_for: AT_HAND,
+        });
+    }
     // Made for each look, which is rare: so a resolv.conf or hosts file that has changed is read, and nothing is remembered for longer than
     // the file of weir says.
-    let (config, options) = configuration(name)?;
+    let (config, options) = configuration(servers, wanted)?;
     let resolver = resolver(config.clone(), options.clone())?;
     let look = async {
-        let error = match resolver.lookup_ip(name.name.as_str()).await {
+        let error = match resolver.lookup_ip(name.clone()).await {
             Ok(found) => return Ok(found),
             Err(error) => error,
         };
@@ -67,10 +101,7 @@ pub(super) async fn resolve(name: &DnsName) -> Result<Resolved, ResolveError> {
     let found = timeout(WITHIN, look)
         .await
         .map_err(|_| ResolveError::Late)??;
-    let addresses: Vec<_> = found
-        .iter()
-        .map(|ip| SocketAddr::new(ip, name.port))
-        .collect();
+    let addresses: Vec<_> = found.iter().collect();
     match addresses.is_empty() {
         true => Err(ResolveError::Nothing),
         false => Ok(Resolved {
@@ -80,12 +111,32 @@ pub(super) async fn resolve(name: &DnsName) -> Result<Resolved, ResolveError> {
     }
 }
 
+/// What the hosts file says of a name goes before what name servers say, as the system has it, of both families together: what has an IPv4
+/// address there is not asked for elsewhere. `localhost` is known where nothing says so.
+fn at_hand(name: &Name, wanted: Wanted) -> Option<Vec<IpAddr>> {
+    static TOLD: AtomicBool = AtomicBool::new(false);
+    let hosts = telling_once(&TOLD, Hosts::from_system).unwrap_or_default();
+    let of = |kind| hosts.lookup_static_host(&Query::query(name.clone(), kind));
+    let found: Vec<_> = [of(RecordType::A), of(RecordType::AAAA)]
+        .iter()
+        .flatten()
+        .flat_map(|lookup| lookup.answers())
+        .filter_map(|record| record.data.ip_addr())
+        .collect();
+    let mut absolute = name.clone();
+    absolute.set_fqdn(true);
+    let mut addresses = match found.is_empty() && absolute.is_localhost() {
+        true => vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+        false => found,
+    };
+    if wanted == Wanted::OneFamily && addresses.iter().any(IpAddr::is_ipv4) {
+        addresses.retain(IpAddr::is_ipv4);
+    }
+    (!addresses.is_empty()).then_some(addresses)
+}
+
 /// The first answer of several name servers, each asked by itself: where they are asked together, that of one which fails may end the look.
-async fn by_any(
-    config: &ResolverConfig,
-    options: &ResolverOpts,
-    name: &DnsName,
-) -> Option<LookupIp> {
+async fn by_any(config: &ResolverConfig, options: &ResolverOpts, name: &Name) -> Option<LookupIp> {
     if config.name_servers().len() < 2 {
         return None;
     }
@@ -94,7 +145,7 @@ async fn by_any(
             let (domain, search) = (config.domain().cloned(), config.search().to_vec());
             let alone = ResolverConfig::from_parts(domain, search, vec![server.clone()]);
             let resolver = resolver(alone, options.clone())?;
-            resolver.lookup_ip(name.name.as_str()).await
+            resolver.lookup_ip(name.clone()).await
         })
     });
     select_ok(looks).await.ok().map(|(found, _)| found)
@@ -102,16 +153,13 @@ async fn by_any(
 
 /// Whether each name server says so, of the name itself and of the name in each search domain. A look's own error is not enough: it is that
 /// of the last name tried, and one server's "there is none" outweighs that another did not answer.
-async fn is_nowhere(config: &ResolverConfig, options: &ResolverOpts, name: &DnsName) -> bool {
-    let Ok(relative) = Name::from_ascii(&name.name) else {
-        return false;
-    };
+async fn is_nowhere(config: &ResolverConfig, options: &ResolverOpts, name: &Name) -> bool {
     let mut suffixes = vec![Name::root()];
-    if !relative.is_fqdn() {
+    if !name.is_fqdn() {
         suffixes.extend(config.search().iter().chain(config.domain()).cloned());
     }
     // One that would be too long is not there.
-    let full = |suffix| relative.clone().append_domain(suffix).ok();
+    let full = |suffix| name.clone().append_domain(suffix).ok();
     let names: Vec<_> = suffixes.iter().filter_map(full).collect();
     let servers = config.name_servers().iter().map(async |server| {
         let alone = ResolverConfig::from_name_servers(vec![server.clone()]);
@@ -132,9 +180,13 @@ async fn is_nowhere(config: &ResolverConfig, options: &ResolverOpts, name: &DnsN
 }
 
 /// Whom to ask, and how.
-fn configuration(name: &DnsName) -> Result<(ResolverConfig, ResolverOpts), NetError> {
-    let (config, mut options) = match name.servers.as_slice() {
-        [] => read_system_conf()?,
+fn configuration(
+    servers: &[SocketAddr],
+    wanted: Wanted,
+) -> Result<(ResolverConfig, ResolverOpts), NetError> {
+    static TOLD: AtomicBool = AtomicBool::new(false);
+    let (config, mut options) = match servers {
+        [] => telling_once(&TOLD, read_system_conf)?,
         servers => {
             let servers = servers.iter().map(|server| {
                 let by = |mut way: ConnectionConfig| {
@@ -144,15 +196,24 @@ fn configuration(name: &DnsName) -> Result<(ResolverConfig, ResolverOpts), NetEr
                 let ways = vec![by(ConnectionConfig::udp()), by(ConnectionConfig::tcp())];
                 NameServerConfig::new(server.ip(), true, ways)
             });
-            let mut options = ResolverOpts::default();
-            options.use_hosts_file = ResolveHosts::Never;
             let config = ResolverConfig::from_name_servers(servers.collect());
-            (config, options)
+            (config, ResolverOpts::default())
         }
     };
-    // One address of a pod or server that has both is enough: two would count as two endpoints.
-    options.ip_strategy = LookupIpStrategy::Ipv4thenIpv6;
+    options.use_hosts_file = ResolveHosts::Never;
+    options.ip_strategy = match wanted {
+        Wanted::All => LookupIpStrategy::Ipv4AndIpv6,
+        Wanted::OneFamily => LookupIpStrategy::Ipv4thenIpv6,
+    };
     Ok((config, options))
+}
+
+/// What the crate has against a file it would tell with each look.
+fn telling_once<T>(told: &AtomicBool, read: impl FnOnce() -> T) -> T {
+    match told.swap(true, Ordering::Relaxed) {
+        false => read(),
+        true => dispatcher::with_default(&Dispatch::none(), read),
+    }
 }
 
 fn resolver(config: ResolverConfig, options: ResolverOpts) -> Result<TokioResolver, NetError> {
