@@ -388,8 +388,10 @@ mod tests {
         assert_eq!(at(&routes[..2], "GET", &[]), None);
     }
 
+    type Places = Vec<(Range<usize>, Range<usize>)>;
+
     /// Fields as they stand in a head.
-    fn places(fields: &[(&str, &str)]) -> (Vec<u8>, Vec<(Range<usize>, Range<usize>)>) {
+    fn places(fields: &[(&str, &str)]) -> (Vec<u8>, Places) {
         let mut buffer = Vec::new();
         let mut put = |text: &str| {
             let start = buffer.len();
