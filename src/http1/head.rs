@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use thiserror::Error;
 
-use super::hygiene::{MAX_CONNECTION_OPTIONS, connection_options};
+use super::hygiene::{Connection, MAX_CONNECTION_OPTIONS};
 
 /// Bounds on a request's head. A head over a bound is answered with 431.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +38,8 @@ pub struct RequestHead {
     pub target: Range<usize>,
     /// The last digit of `HTTP/1.0` or `HTTP/1.1`.
     pub minor_version: u8,
-    /// Each field's name and value, without the white space around the value, in the order sent.
+    /// Each field's name and value, without the white space around the value, in the order sent; none that `Connection` names, but for
+    /// those that have a meaning on this hop.
     pub fields: Vec<(Range<usize>, Range<usize>)>,
     /// How the body ends.
     pub body: BodyLength,
@@ -209,19 +210,20 @@ pub fn parse_request(bytes: &[u8], limits: HeadLimits) -> Result<Option<RequestH
     if !target.is_ascii() || target.contains('#') || (method == "CONNECT" && target.contains('/')) {
         return Err(HeadError::Target);
     }
-    let (body, keep_alive) = framing(request.headers, minor_version)?;
+    let (body, connection) = framing(request.headers, minor_version)?;
+    let headers = request.headers.iter();
+    let mut fields = headers
+        .map(|f| (place(f.name.as_bytes()), place(f.value)))
+        .collect();
+    connection.take_named(bytes, &mut fields);
     Ok(Some(RequestHead {
         len,
         method: place(method.as_bytes()),
         target: place(target.as_bytes()),
         minor_version,
-        fields: request
-            .headers
-            .iter()
-            .map(|f| (place(f.name.as_bytes()), place(f.value)))
-            .collect(),
+        fields,
         body,
-        keep_alive,
+        keep_alive: (minor_version == 1 || connection.keep_alive) && !connection.close,
     }))
 }
 
@@ -278,12 +280,11 @@ fn from_httparse(error: httparse::Error) -> HeadError {
 fn framing(
     fields: &[httparse::Header<'_>],
     minor_version: u8,
-) -> Result<(BodyLength, bool), HeadError> {
+) -> Result<(BodyLength, Connection), HeadError> {
     let mut host = false;
     let mut length = None;
     let mut chunked = false;
-    let mut keep_alive = minor_version == 1;
-    let (mut close, mut options) = (false, 0);
+    let mut connection = Connection::default();
     for field in fields {
         let is = |name: &str| field.name.eq_ignore_ascii_case(name);
         if is("host") {
@@ -308,14 +309,8 @@ fn framing(
             }
             chunked = true;
         } else if is("connection") {
-            for option in connection_options(field.value) {
-                options += 1;
-                if options > MAX_CONNECTION_OPTIONS {
-                    return Err(HeadError::ConnectionOptions);
-                }
-                close |= option.eq_ignore_ascii_case(b"close");
-                keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
-            }
+            let heard = connection.hear(field.value);
+            heard.map_err(|_| HeadError::ConnectionOptions)?;
         }
     }
     if !host && minor_version == 1 {
@@ -327,7 +322,7 @@ fn framing(
         (false, Some(0)) | (false, None) => BodyLength::None,
         (false, Some(bytes)) => BodyLength::Fixed(bytes),
     };
-    Ok((body, keep_alive && !close))
+    Ok((body, connection))
 }
 
 /// `uri-host [ ":" port ]` of RFC 9110 section 7.2, without what no name in DNS has: escapes could spell a name in
@@ -472,6 +467,20 @@ mod tests {
         for many in [field(33), field(16).repeat(2) + &field(1), field(32_000)] {
             check(&head(&many), Err(HeadError::ConnectionOptions));
         }
+    }
+
+    /// RFC 9110 section 7.6.1.
+    #[test]
+    fn what_connection_names_is_not_there() {
+        let bytes = b"GET / HTTP/1.1\r\nHost: x\r\nX-A: 1\r\nConnection: close, x-a\r\nConnection: host, te\r\n\
+            TE: trailers\r\nx-a: 2\r\nX-AB: 3\r\n\r\n";
+        let head = parse_request(bytes, HeadLimits::default())
+            .unwrap()
+            .unwrap();
+        let names: Vec<_> = head.lines(bytes).map(|(name, _)| name).collect();
+        let kept: [&[u8]; 5] = [b"Host", b"Connection", b"Connection", b"TE", b"X-AB"];
+        assert_eq!(names, kept);
+        assert!(!head.keep_alive);
     }
 
     /// RFC 9110 section 7.2.

@@ -14,13 +14,14 @@ use crate::config::sessions::Settings;
 use crate::config::{Listener, Route};
 use crate::http1::body::BodyError;
 use crate::http1::head::{BodyLength, Fields, RequestHead, values};
-use crate::http1::hygiene::{begins_folded, connection_options, is_folded, is_hop_by_hop};
+use crate::http1::hygiene::{
+    FORWARDED, begins_folded, connection_options, is_folded, is_hop_by_hop,
+};
 use crate::http1::response::ResponseHead;
 use crate::http1::trailers::{self, may_follow_a_body};
 use crate::http1::websocket::WEBSOCKET;
 use crate::plan::Plan;
 use crate::policy::session::{self, END_HEADER, START_HEADER, Session};
-use smallvec::SmallVec;
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
@@ -176,8 +177,6 @@ const NEVER_PASSED: [&[u8]; 4] = [b"expect", b"proxy", b"x-original-url", b"x-re
 const CHAINS: [&[u8]; 3] = [b"x-forwarded-for", b"x-forwarded-client-cert", b"forwarded"];
 /// What a peer says of itself is not believed: all that begins as [`FORWARDED`], and these.
 const PEERS_CLAIMS: [&[u8]; 3] = [b"x-real-ip", b"forwarded", b"x-request-id"];
-/// What proxies say of a request is named so: `X-Forwarded-For`, `-Prefix`, `-Port`, and others that an application may believe.
-const FORWARDED: &[u8] = b"x-forwarded-";
 
 /// Appends the request's head for the upstream.
 pub(super) fn put_request_head(
@@ -476,12 +475,9 @@ fn is_cache_control(name: &[u8]) -> bool {
 
 /// Copies the end-to-end fields but for those `dropped`.
 fn put_fields(out: &mut Vec<u8>, bytes: &[u8], fields: &Fields, dropped: impl Fn(&[u8]) -> bool) {
-    let options: SmallVec<[&[u8]; 4]> = values(bytes, fields, "connection")
-        .flat_map(connection_options)
-        .collect();
     for (name, value) in fields {
         let name_bytes = &bytes[name.clone()];
-        if !is_hop_by_hop(name_bytes, &options) && !dropped(name_bytes) {
+        if !is_hop_by_hop(name_bytes) && !dropped(name_bytes) {
             put(out, &bytes[name.clone()], &bytes[value.clone()]);
         }
     }
