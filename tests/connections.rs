@@ -560,3 +560,22 @@ fn everything_that_the_drain_cuts_off_is_audited() {
     assert!(output.iter().all(|event| event["status"] == 503));
     drop((clients, streams));
 }
+
+/// nginx refuses an empty Host.
+#[test]
+fn a_request_without_a_host_is_for_its_endpoint() {
+    let upstream = Upstream::answering("ok");
+    let lane = lane(&upstream, "");
+    let host = upstream.url().replace("http://", "\r\nHost: ") + "\r\n";
+    for request in [
+        "GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost:\r\n\r\n",
+    ] {
+        let mut client = lane.connect();
+        client.write(request.as_bytes());
+        assert_eq!(client.finish().status, 200);
+        let sent = upstream.wait_for_request();
+        assert!(sent.contains(&host), "{sent}");
+        assert_eq!(sent.matches("\r\nHost:").count(), 1, "{sent}");
+        assert!(!sent.contains("X-Forwarded-Host"), "{sent}");
+    }

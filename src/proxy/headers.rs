@@ -1,6 +1,7 @@
 //! Who the client is, and which fields the next hop sees: hop-by-hop ones stay here, forwarding ones are believed only
 //! from trusted proxies. Does no I/O.
 
+use std::borrow::Cow;
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
@@ -160,6 +161,8 @@ pub(super) struct Passed<'a> {
     pub target: &'a [u8],
     /// What it changes on the way.
     pub route: &'a Route,
+    /// The host that is asked, where the client names none.
+    pub authority: &'a dyn Fn() -> String,
     pub client: &'a Client,
     pub request_id: &'a RequestId,
     /// Where weir takes part in traces; otherwise the client's word on them goes on.
@@ -190,6 +193,7 @@ pub(super) fn put_request_head(
     let Passed {
         target,
         route,
+        authority,
         client,
         request_id,
         trace,
@@ -205,7 +209,13 @@ pub(super) fn put_request_head(
         false => is_peers_claim(name),
     };
     let left = max_forwards(buffer, head).map(|may| may.saturating_sub(1));
-    let (new_host, changes) = (route.rewrite.host.as_ref(), &route.request_headers);
+    let host = head.field(buffer, "host").unwrap_or_default();
+    let new_host = match (&route.rewrite.host, host) {
+        (Some(host), _) => Some(Cow::Borrowed(&**host)),
+        (None, b"") => Some(Cow::Owned(authority())),
+        (None, _) => None,
+    };
+    let changes = &route.request_headers;
     let dropped = |name: &[u8]| {
         NEVER_PASSED.iter().any(|other| is_folded(name, other))
             || is_replaced(name)
@@ -225,10 +235,8 @@ pub(super) fn put_request_head(
         put(out, b"Max-Forwards", text.format(left).as_bytes());
     }
     let has = |wanted: &str| head.field(buffer, wanted).is_some();
-    if let Some(host) = new_host {
+    if let Some(host) = &new_host {
         put(out, b"Host", host.as_bytes());
-    } else if !has("host") {
-        out.extend_from_slice(b"Host: \r\n");
     }
     if head.body == BodyLength::Chunked {
         out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
@@ -260,9 +268,7 @@ pub(super) fn put_request_head(
         };
     }
     // The host that the client asked for, where the upstream is told another.
-    if new_host.is_some()
-        && !(client.behind_trusted && has("x-forwarded-host"))
-        && let Some(host) = head.field(buffer, "host")
+    if new_host.is_some() && !host.is_empty() && !(client.behind_trusted && has("x-forwarded-host"))
     {
         put(out, b"X-Forwarded-Host", host);
     }

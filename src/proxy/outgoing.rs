@@ -23,7 +23,7 @@ use crate::http2::grpc;
 use crate::plan::Plan;
 use crate::policy::session::{Session, SessionId};
 use crate::store::breakers::{End, Entry};
-use crate::upstream::{Aim, Cause};
+use crate::upstream::{Aim, Cause, authority_of};
 
 /// A checked request with its head as it goes out, and what its answer will need.
 pub(super) struct Outgoing<'p, 'l> {
@@ -66,9 +66,18 @@ pub(super) fn prepare<'p, 'l>(
     let switch_to = headers::upgrade(buffer, head);
     let asks = admitted.route.session.as_ref();
     let identity = admitted.session.as_deref().zip(asks);
+    let settings = &admitted.plan.config.upstreams[admitted.upstream];
+    let authority = || match admitted.aim.original {
+        Some(original) => original.to_string(),
+        None => settings
+            .endpoints
+            .first()
+            .map_or_else(String::new, authority_of),
+    };
     let passed = headers::Passed {
         target: &admitted.target,
         route: admitted.route,
+        authority: &authority,
         client: &admitted.client,
         request_id: &admitted.request_id,
         trace: record.trace.as_ref(),
@@ -98,7 +107,7 @@ pub(super) fn prepare<'p, 'l>(
     } = admitted;
     let method = &buffer[head.method.clone()];
     let is_safe = [&b"GET"[..], b"HEAD", b"OPTIONS"].contains(&method);
-    let settings = &plan.config.upstreams[upstream_index];
+    let is_idempotent = is_safe || [&b"PUT"[..], b"DELETE"].contains(&method);
     let retries = settings.retries.as_ref();
     let mut request = Request {
         body: head.body,

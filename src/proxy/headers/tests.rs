@@ -49,6 +49,7 @@ fn sent_up_by(route: &Route, fields: &str, trusted: bool) -> String {
     let passed = Passed {
         target: b"/",
         route,
+        authority: &|| "app:80".to_owned(),
         client: &client,
         request_id: &RequestId::Given("id".to_owned()),
         trace: None,
