@@ -579,3 +579,31 @@ fn a_request_without_a_host_is_for_its_endpoint() {
         assert_eq!(sent.matches("\r\nHost:").count(), 1, "{sent}");
         assert!(!sent.contains("X-Forwarded-Host"), "{sent}");
     }
+}
+
+/// RFC 9110 section 9.2.2. The upstream closes as the request comes, which nobody can know ahead.
+#[test]
+fn what_is_idempotent_and_has_no_body_is_asked_again_where_an_idle_connection_was_stale() {
+    for (method, body, status) in [
+        ("GET", "", 200),
+        ("DELETE", "", 200),
+        ("PUT", "", 200),
+        ("POST", "", 502),
+        ("PUT", "a", 502),
+        ("PATCH", "", 502),
+    ] {
+        let address = raw::scripted(|mut stream| {
+            if raw::read_head(&mut stream).is_some() {
+                let _ = stream.write_all(harness::ok("first").as_bytes());
+                raw::read_head(&mut stream);
+            }
+        });
+        let lane = Lane::start(&format!(
+            "listen: 127.0.0.1:0\nupstream: http://{address}\n"
+        ));
+        let mut client = lane.connect();
+        assert_eq!(client.get("/").status, 200);
+        let reply = client.send(method, "/", &[], body);
+        assert_eq!(reply.status, status, "{method} {body:?}");
+    }
+}

@@ -112,7 +112,8 @@ pub(super) fn prepare<'p, 'l>(
     let mut request = Request {
         body: head.body,
         to_head: method == b"HEAD",
-        can_repeat: is_safe && head.body == BodyLength::None,
+        is_safe: is_safe && head.body == BodyLength::None,
+        can_repeat: is_idempotent && head.body == BodyLength::None,
         may_be_retried: retries
             .is_some_and(|it| it.methods.iter().any(|it| it.as_bytes() == method)),
         upgrade: switch_to.is_some(),
@@ -301,7 +302,9 @@ pub(super) struct Request {
     pub body: BodyLength,
     /// Whether the method is HEAD.
     pub to_head: bool,
-    /// Whether it does no harm to send it twice.
+    /// Whether it costs nothing to send it twice: it is without a body, and changes nothing.
+    pub is_safe: bool,
+    /// Whether it does no harm to send it twice (RFC 9110 section 9.2.2).
     pub can_repeat: bool,
     /// Whether the file says that it may be sent again, though the upstream may have seen it.
     pub may_be_retried: bool,

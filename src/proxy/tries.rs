@@ -182,7 +182,7 @@ async fn ask_one(
 ) -> Tried {
     let pool = &picked.pool;
     let mut until = tries.map(|tries| tries.until(upload.waited()));
-    let mut connected = match pool.idle(request.can_repeat) {
+    let mut connected = match pool.idle(request.is_safe) {
         Some(connected) => connected,
         // Apart, as below, so that a request on an open connection has no room for it.
         None => Box::pin(unless_left(ends, upload, record, pool.connect(&mut until))).await?,

@@ -191,13 +191,13 @@ async fn attempt(
         if let Some(until) = until {
             outgoing.request.within = until.left();
         }
-        let can_repeat = outgoing.request.can_repeat;
+        let is_safe = outgoing.request.is_safe;
         let upstream = &outgoing.plan.config.upstreams[outgoing.upstream];
         // What may be HTTP/2 may not take WebSockets by it.
         let http1_alone = outgoing.websocket_key.is_some() && upstream.protocol == Protocol::Auto;
         let at_hand = match (is_first, http1_alone) {
-            (true, true) => pool.idle(can_repeat).map(Reached::Http1),
-            (true, false) => pool.at_hand(can_repeat),
+            (true, true) => pool.idle(is_safe).map(Reached::Http1),
+            (true, false) => pool.at_hand(is_safe),
             // Where one was closed, other idle ones may be.
             (false, _) => None,
         };
