@@ -131,7 +131,9 @@ pub enum HeadError {
     HostRepeated,
     #[error("Host is not a name or an IP address with at most a port")]
     HostMalformed,
-    #[error("request target has a \"#\" or a byte beyond ASCII, or is no authority for CONNECT")]
+    #[error(
+        "request target has a \"#\" or, in its path, a byte beyond ASCII, or is no authority for CONNECT"
+    )]
     Target,
     #[error("scheme is neither \"http\" nor \"https\"")]
     Scheme,
@@ -207,7 +209,11 @@ pub fn parse_request(bytes: &[u8], limits: HeadLimits) -> Result<Option<RequestH
     }
     // A fragment is never sent (RFC 9112 section 3.2), and servers cut it off or do not. A path for CONNECT could become
     // a tunnel past every policy.
-    if !target.is_ascii() || target.contains('#') || (method == "CONNECT" && target.contains('/')) {
+    let is_beyond = || !path_and_query(target.as_bytes()).0.is_ascii();
+    if (!target.is_ascii() && is_beyond())
+        || target.contains('#')
+        || (method == "CONNECT" && target.contains('/'))
+    {
         return Err(HeadError::Target);
     }
     let (body, connection) = framing(request.headers, minor_version)?;
@@ -539,6 +545,15 @@ mod tests {
         assert_eq!(HeadError::TooManyFields.status(), 431);
     }
 
+
+    #[test]
+    fn a_query_may_be_beyond_ascii_and_a_path_may_not() {
+        let line = |target: &str| format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n");
+        check(&line("/?q=\u{e4}"), Ok((BodyLength::None, true)));
+        for target in ["/\u{e4}", "/\u{e4}?q", "http://\u{e4}/?q", "/?\u{e4}#"] {
+            check(&line(target), Err(HeadError::Target));
+        }
+    }
     proptest! {
         #[test]
         fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {

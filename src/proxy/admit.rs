@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use percent_encoding::percent_encode_byte;
 use smallvec::SmallVec;
 
 use super::answer::Answer;
@@ -76,6 +77,7 @@ pub(super) async fn admit<'p>(
         return Err(Rejection::Trace);
     }
     let (path, query) = normalised(buffer, head)?;
+    let query = &*escaped(query);
     heed_length(conn.listener, head)?;
     let expects = headers::expects_continue(buffer, head)?;
     let fields = texts(buffer, head);
@@ -173,6 +175,21 @@ fn normalised<'b>(
     }
     let path = path::normalise(path).map_err(Rejection::BadPath)?;
     Ok((path, query))
+}
+
+/// A query in ASCII alone.
+fn escaped(query: &[u8]) -> Cow<'_, [u8]> {
+    if query.is_ascii() {
+        return Cow::Borrowed(query);
+    }
+    let mut escaped = Vec::with_capacity(query.len() * 3);
+    for byte in query {
+        match byte.is_ascii() {
+            true => escaped.push(*byte),
+            false => escaped.extend_from_slice(percent_encode_byte(*byte).as_bytes()),
+        }
+    }
+    Cow::Owned(escaped)
 }
 
 fn heed_length(listener: &Listener, head: &RequestHead) -> Result<(), Rejection> {
