@@ -561,6 +561,19 @@ fn everything_that_the_drain_cuts_off_is_audited() {
     drop((clients, streams));
 }
 
+
+/// Old clients put one behind a body, and servers are to ignore it (RFC 9112 section 2.2).
+#[test]
+fn an_empty_line_behind_a_body_begins_no_request() {
+    let upstream = Upstream::answering("ok");
+    let lane = lane(&upstream, "timeouts: {header_read: 200ms, keep_alive: 5s}");
+    let mut client = lane.connect();
+    let post = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\na\r\n";
+    for _ in 0..2 {
+        client.write(post.as_bytes());
+        assert_eq!(client.finish().status, 200);
+        assert_eq!(client.status_within(500), None);
+    }
 /// nginx refuses an empty Host.
 #[test]
 fn a_request_without_a_host_is_for_its_endpoint() {

@@ -355,17 +355,26 @@ async fn read_head(
     may_switch: bool,
     end: &Drain,
 ) -> Result<Opening, Rejection> {
-    if buffer.is_empty() {
-        buffer.rest();
-        // A request that is here already is served, even at the end of the last call.
-        tokio::select! {
-            biased;
-            read = deadlines.within(listener.keep_alive, read_first(client, buffer)) => match read {
-                Ok(Ok(1..)) => {}
-                Ok(Ok(0) | Err(_)) | Err(Elapsed) => return Ok(Opening::Closed),
-            },
-            () = end.last_call() => return Ok(Opening::Closed),
+    // An empty line ahead of a request is some clients' end of the body before it (RFC 9112 section 2.2).
+    let mut may_skip = true;
+    loop {
+        if buffer.is_empty() {
+            buffer.rest();
+            // A request that is here already is served, even at the end of the last call.
+            tokio::select! {
+                biased;
+                read = deadlines.within(listener.keep_alive, read_first(client, buffer)) => match read {
+                    Ok(Ok(1..)) => {}
+                    Ok(Ok(0) | Err(_)) | Err(Elapsed) => return Ok(Opening::Closed),
+                },
+                () = end.last_call() => return Ok(Opening::Closed),
+            }
         }
+        if !(may_skip && buffer.starts_with(b"\r\n")) {
+            break;
+        }
+        buffer.drain(..b"\r\n".len());
+        may_skip = false;
     }
     let whole = async {
         loop {
