@@ -328,12 +328,12 @@ fn a_malformed_request_line_is_refused() {
         (
             "oversize target",
             line(&format!("GET /{} HTTP/1.1", "a".repeat(5000))),
-            431,
+            414,
         ),
         (
             "oversize query",
             line(&format!("GET /?{} HTTP/1.1", "a".repeat(5000))),
-            431,
+            414,
         ),
         (
             "oversize method",

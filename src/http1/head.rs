@@ -123,6 +123,8 @@ pub enum HeadError {
     LineEnd,
     #[error("head is larger than the limit")]
     TooLarge,
+    #[error("request line is longer than the limit of heads")]
+    LineTooLong,
     #[error("head has more fields than the limit")]
     TooManyFields,
     #[error("Host is missing")]
@@ -155,6 +157,7 @@ impl HeadError {
     /// The status code of the refusal.
     pub fn status(self) -> u16 {
         match self {
+            HeadError::LineTooLong => 414,
             HeadError::TooLarge | HeadError::TooManyFields => 431,
             HeadError::TransferCoding => 501,
             HeadError::Version => 505,
@@ -184,7 +187,7 @@ pub fn parse_request(bytes: &[u8], limits: HeadLimits) -> Result<Option<RequestH
     let len = match request.parse_with_uninit_headers(bytes, room.fields()) {
         Ok(httparse::Status::Complete(len)) if len <= limits.max_bytes => len,
         Ok(httparse::Status::Partial) if bytes.len() < limits.max_bytes => return Ok(None),
-        Ok(_) => return Err(HeadError::TooLarge),
+        Ok(_) => return Err(too_large(bytes, limits)),
         Err(error) => return Err(from_httparse(error)),
     };
     // httparse takes a bare LF for a line's end; RFC 9112 section 2.2 allows that, but peers differ, so it is refused.
@@ -231,6 +234,15 @@ pub fn parse_request(bytes: &[u8], limits: HeadLimits) -> Result<Option<RequestH
         body,
         keep_alive: (minor_version == 1 || connection.keep_alive) && !connection.close,
     }))
+}
+
+/// Of a request whose head is over its limit: where the line is, its target is what is too long (RFC 9112 section 3).
+fn too_large(bytes: &[u8], limits: HeadLimits) -> HeadError {
+    let start = &bytes[..limits.max_bytes.min(bytes.len())];
+    match start.contains(&b' ') && !start.contains(&b'\n') {
+        true => HeadError::LineTooLong,
+        false => HeadError::TooLarge,
+    }
 }
 
 /// Whether it is a standard method (RFC 9110 section 9.1) in all but case. Servers that do not heed case would serve it as
@@ -535,7 +547,7 @@ mod tests {
             max_bytes: 64,
             max_fields: 2,
         };
-        let long = format!("GET /{} HTTP/1.1\r\n", "a".repeat(100));
+        let long = format!("GET / HTTP/1.1\r\nA: {}\r\n", "a".repeat(100));
         assert_eq!(
             parse_request(long.as_bytes(), limits),
             Err(HeadError::TooLarge)
@@ -545,6 +557,27 @@ mod tests {
         assert_eq!(HeadError::TooManyFields.status(), 431);
     }
 
+    /// RFC 9112 section 3.
+    #[test]
+    fn an_oversize_request_line_is_414() {
+        let limits = HeadLimits {
+            max_bytes: 64,
+            max_fields: 9,
+        };
+        let status = |head: &str| {
+            let parsed = parse_request(head.as_bytes(), limits);
+            parsed.map(|_| ()).map_err(HeadError::status)
+        };
+        let line = format!("GET /{}", "a".repeat(100));
+        assert_eq!(status(&line), Err(414));
+        assert_eq!(
+            status(&format!("{line} HTTP/1.1\r\nHost: x\r\n\r\n")),
+            Err(414)
+        );
+        let fields = format!("GET / HTTP/1.1\r\nHost: x\r\nA: {}", "a".repeat(100));
+        assert_eq!(status(&fields), Err(431));
+        assert_eq!(status(&format!("{fields}\r\n\r\n")), Err(431));
+    }
 
     #[test]
     fn a_query_may_be_beyond_ascii_and_a_path_may_not() {
@@ -554,6 +587,7 @@ mod tests {
             check(&line(target), Err(HeadError::Target));
         }
     }
+
     proptest! {
         #[test]
         fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
