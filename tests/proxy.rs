@@ -13,7 +13,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use harness::Lane;
+use harness::{Lane, raw};
 
 /// Answers the n-th connection with the n-th reply once it has read a head that ends in `until`; sends on what it read.
 fn upstream(
@@ -350,4 +350,21 @@ fn trace_goes_no_further_and_options_as_far_as_it_may() {
             .collect();
         assert_eq!(told, [passed], "{method} {sent}: {seen}");
     }
+}
+
+/// Some servers fill the size's line up; clients get weir's own framing.
+#[test]
+fn a_chunks_size_may_have_spaces_behind_it_in_a_response() {
+    let (up, _seen) = upstream(
+        vec![
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2  \r\nhi\r\n1\t ;x=1\r\n!\r\n0 \r\n\r\n",
+        ],
+        "\r\n\r\n",
+    );
+    let reply = ask(
+        &weir(up),
+        "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    );
+    let (_, body) = reply.split_once("\r\n\r\n").unwrap();
+    assert_eq!(raw::unchunk(body), ("hi!".to_owned(), ""), "{reply}");
 }
