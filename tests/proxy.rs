@@ -352,6 +352,25 @@ fn trace_goes_no_further_and_options_as_far_as_it_may() {
     }
 }
 
+
+/// RFC 9110 section 15.5.22.
+#[test]
+fn a_426_says_which_protocol_is_wanted() {
+    let (up, _seen) = upstream(
+        vec![
+            "HTTP/1.1 426 Upgrade Required\r\nConnection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 0\r\n\r\n",
+        ],
+        "\r\n\r\n",
+    );
+    let reply = ask(
+        &weir(up),
+        "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    );
+    assert!(
+        reply.contains("\r\nConnection: upgrade\r\nUpgrade: websocket\r\n"),
+        "{reply}"
+    );
+}
 /// Some servers fill the size's line up; clients get weir's own framing.
 #[test]
 fn a_chunks_size_may_have_spaces_behind_it_in_a_response() {

@@ -428,6 +428,13 @@ pub(super) fn put_response_head(
     if back.chunked && !back.old_client {
         out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
     }
+    if response.status == 426 {
+        // It is there to say so (RFC 9110 section 15.5.22).
+        for wanted in values(answer, &response.fields, "upgrade") {
+            put(out, b"Connection", b"upgrade");
+            put(out, b"Upgrade", wanted);
+        }
+    }
     if let Some(offered) = back.switched {
         put(out, b"Connection", b"upgrade");
         put(out, b"Upgrade", chosen(answer, response, offered));
