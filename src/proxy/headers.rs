@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
 use super::exchange::{Next, Peer};
-use super::reply::Rejection;
+use super::reply::{Date, Rejection};
 use super::trace::Trace;
 use super::upgrade::Spoken;
 use crate::config::rewrite::HeaderChanges;
@@ -373,6 +373,8 @@ pub(super) struct Back<'a> {
     pub switched: Option<&'a [u8]>,
     /// Whether it starts or ends a session: a cache that kept the token would give one client's session to another.
     pub of_session: bool,
+    /// For a response that says none (RFC 9110 section 6.6.1).
+    pub date: &'a Date,
 }
 
 /// What both sides speak behind a 101, of what the client offered.
@@ -420,6 +422,9 @@ pub(super) fn put_response_head(
         if !(back.of_session && is_cache_control(name.as_bytes())) {
             put(out, name.as_bytes(), value.as_bytes());
         }
+    }
+    if response.status != 101 && values(answer, &response.fields, "date").next().is_none() {
+        out.extend_from_slice(&back.date.field());
     }
     tell(out);
     if back.of_session {

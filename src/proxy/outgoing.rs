@@ -188,6 +188,7 @@ impl Outgoing<'_, '_> {
             changes: &self.route.response_headers,
             switched: self.switch_to.as_deref().filter(|_| head.status == 101),
             of_session: told.is_some(),
+            date: &conn.lane.date,
         };
         self.out.clear();
         let quota = &self.quota;
