@@ -16,7 +16,7 @@ use std::time::Duration;
 use harness::process::{Running, audited, file};
 use harness::raw;
 use harness::tls::Authority;
-use harness::{Client, Lane, Upstream, eventually};
+use harness::{Client, DEADLINE, Lane, Upstream, eventually, eventually_within};
 
 fn lane(upstream: &Upstream, listener: &str) -> Lane {
     Lane::start(&format!(
@@ -561,6 +561,33 @@ fn everything_that_the_drain_cuts_off_is_audited() {
     drop((clients, streams));
 }
 
+/// The answer is no use to a client whose upload is cut: it sees a reset (RFC 9112 section 9.6).
+#[test]
+fn who_still_sends_behind_an_answer_is_heard_out() {
+    let upstream = Upstream::held();
+    let (lane, _busy) = refusing(&upstream, "");
+    let begin = || {
+        let mut stream = TcpStream::connect(lane.address).unwrap();
+        let head = "POST /reply HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000\r\n\r\n";
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.set_write_timeout(Some(DEADLINE)).unwrap();
+        stream
+    };
+    let mut stream = begin();
+    for piece in 0..50 {
+        thread::sleep(Duration::from_millis(50));
+        let sent = stream.write_all(&[b'x'; 200_000]);
+        assert!(sent.is_ok(), "{piece}: {sent:?}");
+    }
+    let reply = raw::read_to_end(&mut stream);
+    assert_eq!(reply.status(), Some(418), "{reply:?}");
+    assert_eq!(reply.end, raw::End::Closed, "{reply:?}");
+    // A drain does not wait for that.
+    let mut stream = begin();
+    assert_eq!(raw::read_to_end(&mut stream).status(), Some(418));
+    lane.drain();
+    eventually_within(Duration::from_secs(4), || stream.write_all(b"x").is_err());
+}
 
 /// Old clients put one behind a body, and servers are to ignore it (RFC 9112 section 2.2).
 #[test]
@@ -574,6 +601,12 @@ fn an_empty_line_behind_a_body_begins_no_request() {
         assert_eq!(client.finish().status, 200);
         assert_eq!(client.status_within(500), None);
     }
+    assert_eq!(client.try_get("/").map(|reply| reply.status), Some(200));
+    // A second one is a request that does not come.
+    client.write(b"\r\n\r\n");
+    assert_eq!(client.status_within(5_000), Some(408));
+}
+
 /// nginx refuses an empty Host.
 #[test]
 fn a_request_without_a_host_is_for_its_endpoint() {

@@ -310,6 +310,6 @@ async fn tell_of_tls(lane: &Lane, socket: Socket) {
     Rejection::PlainOnTls.put(&mut out, &mut body, to, &lane.date);
     let mut stream = Stream::Plain(socket);
     if write(&mut stream, &out).await.is_ok() {
-        http1::close(&mut stream).await;
+        http1::close(lane, &mut stream).await;
     }
 }

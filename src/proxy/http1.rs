@@ -31,8 +31,10 @@ use crate::net::stream::{Ahead, Stream};
 use crate::net::tls::Protocol;
 use crate::policy::limit::Now;
 
-/// How long a client that may still be sending is read from before its connection closes.
-const LINGER: Duration = Duration::from_secs(1);
+/// How long a client that may still be sending is read from before its connection closes, and how long it may pause; as nginx's
+/// `lingering_time` and `lingering_timeout`.
+const LINGER: Duration = Duration::from_secs(30);
+const LINGER_PAUSE: Duration = Duration::from_secs(5);
 /// How long it may take to come, where bodies may take no less.
 const SKIPPED_WITHIN: Duration = Duration::from_secs(5);
 
@@ -103,7 +105,7 @@ pub(super) fn connection(
                 Next::Linger => false,
             };
             if !lives {
-                return Box::pin(close(&mut guest.stream)).await;
+                return Box::pin(close(lane, &mut guest.stream)).await;
             }
         }
     }
@@ -202,17 +204,21 @@ async fn give(conn: &Conn<'_>, ends: &mut Ends<'_>, out: &[u8], next: Next) -> N
 }
 
 /// Closes a connection on which the client may still be sending: closing on unread bytes would reset it and could take
-/// the reply with it (RFC 9112 section 9.6). So that is read away, for a second in all.
-pub(super) async fn close(client: &mut Stream) {
+/// the reply with it (RFC 9112 section 9.6). So that is read away, for a bounded time, which a drain does not wait for.
+pub(super) async fn close(lane: &Lane, client: &mut Stream) {
     let mut rest = Vec::new();
     let parting = async {
         client.shutdown().await?;
-        while read_some(client, &mut rest).await? > 0 {
+        while timeout(LINGER_PAUSE, read_some(client, &mut rest)).await?? > 0 {
             rest.clear();
         }
         io::Result::Ok(())
     };
-    let _ = timeout(LINGER, parting).await;
+    tokio::select! {
+        biased;
+        _ = timeout(LINGER, parting) => {}
+        () = lane.drain.last_call() => {}
+    }
 }
 
 async fn one(
