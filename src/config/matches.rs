@@ -13,7 +13,7 @@ pub struct Match {
     pub path: Option<PathMatch>,
     /// Whether the case of the path's ASCII letters does not count.
     pub ignore_case: bool,
-    /// Any of these.
+    /// Any of these, as the file has them: [`Match::all_methods`] are those that it takes.
     pub methods: Vec<String>,
     /// All of these: a field name in lower case and its exact value.
     pub headers: Vec<(String, String)>,
@@ -35,6 +35,16 @@ pub enum PathMatch {
     Below(String),
     /// `/pay/**`, kept as `/pay`; matches `/pay`, too.
     Tree(String),
+}
+
+impl Match {
+    /// The methods that it takes, where it asks for any: who takes GET takes HEAD, which is a GET without its body.
+    pub fn all_methods(&self) -> impl Iterator<Item = &str> {
+        let has = |wanted| self.methods.iter().any(|method| method == wanted);
+        let head = has("GET") && !has("HEAD");
+        let methods = self.methods.iter().map(String::as_str);
+        methods.chain(head.then_some("HEAD"))
+    }
 }
 
 impl HostMatch {

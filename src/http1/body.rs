@@ -43,6 +43,8 @@ pub struct BodyReader {
     state: State,
     /// Bytes of extensions and trailers so far.
     framing: u32,
+    /// Whether spaces may stand behind a chunk's size: some servers fill it up. Of a request it is refused, since peers differ.
+    may_fill: bool,
     /// Lines behind the last chunk, as they came.
     trailers: Vec<u8>,
 }
@@ -51,6 +53,7 @@ pub struct BodyReader {
 enum State {
     Fixed { left: u64 },
     Size { size: u64, digits: u8 },
+    Fill { size: u64 },
     Extension { size: u64 },
     SizeLf { size: u64 },
     Data { left: u64 },
@@ -76,7 +79,16 @@ impl BodyReader {
         BodyReader {
             state,
             framing: 0,
+            may_fill: false,
             trailers: Vec::new(),
+        }
+    }
+
+    /// As [`BodyReader::new`], of a response's body.
+    pub fn of_response(length: BodyLength) -> BodyReader {
+        BodyReader {
+            may_fill: true,
+            ..BodyReader::new(length)
         }
     }
 
@@ -129,7 +141,20 @@ impl BodyReader {
                     None if digits == 0 => return Err(BodyError::ChunkSize),
                     None if byte == b';' => State::Extension { size },
                     None if byte == b'\r' => State::SizeLf { size },
+                    None if self.may_fill && matches!(byte, b' ' | b'\t') => {
+                        self.grow()?;
+                        State::Fill { size }
+                    }
                     None => return Err(BodyError::ChunkSize),
+                },
+                State::Fill { size } => match byte {
+                    b';' => State::Extension { size },
+                    b'\r' => State::SizeLf { size },
+                    b' ' | b'\t' => {
+                        self.grow()?;
+                        State::Fill { size }
+                    }
+                    _ => return Err(BodyError::ChunkSize),
                 },
                 State::Extension { size } => match byte {
                     b'\r' => State::SizeLf { size },

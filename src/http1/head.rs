@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use thiserror::Error;
 
-use super::hygiene::{MAX_CONNECTION_OPTIONS, connection_options};
+use super::hygiene::{Connection, MAX_CONNECTION_OPTIONS};
 
 /// Bounds on a request's head. A head over a bound is answered with 431.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +38,8 @@ pub struct RequestHead {
     pub target: Range<usize>,
     /// The last digit of `HTTP/1.0` or `HTTP/1.1`.
     pub minor_version: u8,
-    /// Each field's name and value, without the white space around the value, in the order sent.
+    /// Each field's name and value, without the white space around the value, in the order sent; none that `Connection` names, but for
+    /// those that have a meaning on this hop.
     pub fields: Vec<(Range<usize>, Range<usize>)>,
     /// How the body ends.
     pub body: BodyLength,
@@ -122,6 +123,8 @@ pub enum HeadError {
     LineEnd,
     #[error("head is larger than the limit")]
     TooLarge,
+    #[error("request line is longer than the limit of heads")]
+    LineTooLong,
     #[error("head has more fields than the limit")]
     TooManyFields,
     #[error("Host is missing")]
@@ -130,7 +133,9 @@ pub enum HeadError {
     HostRepeated,
     #[error("Host is not a name or an IP address with at most a port")]
     HostMalformed,
-    #[error("request target has a \"#\" or a byte beyond ASCII, or is no authority for CONNECT")]
+    #[error(
+        "request target has a \"#\" or, in its path, a byte beyond ASCII, or is no authority for CONNECT"
+    )]
     Target,
     #[error("scheme is neither \"http\" nor \"https\"")]
     Scheme,
@@ -152,6 +157,7 @@ impl HeadError {
     /// The status code of the refusal.
     pub fn status(self) -> u16 {
         match self {
+            HeadError::LineTooLong => 414,
             HeadError::TooLarge | HeadError::TooManyFields => 431,
             HeadError::TransferCoding => 501,
             HeadError::Version => 505,
@@ -181,7 +187,7 @@ pub fn parse_request(bytes: &[u8], limits: HeadLimits) -> Result<Option<RequestH
     let len = match request.parse_with_uninit_headers(bytes, room.fields()) {
         Ok(httparse::Status::Complete(len)) if len <= limits.max_bytes => len,
         Ok(httparse::Status::Partial) if bytes.len() < limits.max_bytes => return Ok(None),
-        Ok(_) => return Err(HeadError::TooLarge),
+        Ok(_) => return Err(too_large(bytes, limits)),
         Err(error) => return Err(from_httparse(error)),
     };
     // httparse takes a bare LF for a line's end; RFC 9112 section 2.2 allows that, but peers differ, so it is refused.
@@ -202,24 +208,27 @@ pub fn parse_request(bytes: &[u8], limits: HeadLimits) -> Result<Option<RequestH
     }
     // A fragment is never sent (RFC 9112 section 3.2), and servers cut it off or do not. A path for CONNECT could become
     // a tunnel past every policy.
-    if target.bytes().any(|byte| !byte.is_ascii() || byte == b'#')
+    let is_beyond = || !path_and_query(target.as_bytes()).0.is_ascii();
+    if (!target.is_ascii() && is_beyond())
+        || target.bytes().any(|byte| byte == b'#')
         || (method == "CONNECT" && target.contains('/'))
     {
         return Err(HeadError::Target);
     }
-    let (body, keep_alive) = framing(request.headers, minor_version)?;
+    let (body, connection) = framing(request.headers, minor_version)?;
+    let headers = request.headers.iter();
+    let mut fields = headers
+        .map(|f| (place(f.name.as_bytes()), place(f.value)))
+        .collect();
+    connection.take_named(bytes, &mut fields);
     Ok(Some(RequestHead {
         len,
         method: place(method.as_bytes()),
         target: place(target.as_bytes()),
         minor_version,
-        fields: request
-            .headers
-            .iter()
-            .map(|f| (place(f.name.as_bytes()), place(f.value)))
-            .collect(),
+        fields,
         body,
-        keep_alive,
+        keep_alive: (minor_version == 1 || connection.keep_alive) && !connection.close,
     }))
 }
 
@@ -232,6 +241,15 @@ fn has_bare_line_feed(head: &[u8]) -> bool {
     pairs.fold(*first == b'\n', |bare, (before, byte)| {
         bare | ((*byte == b'\n') & (*before != b'\r'))
     })
+}
+
+/// Of a request whose head is over its limit: where the line is, its target is what is too long (RFC 9112 section 3).
+fn too_large(bytes: &[u8], limits: HeadLimits) -> HeadError {
+    let start = &bytes[..limits.max_bytes.min(bytes.len())];
+    match start.contains(&b' ') && !start.contains(&b'\n') {
+        true => HeadError::LineTooLong,
+        false => HeadError::TooLarge,
+    }
 }
 
 /// Whether it is a standard method (RFC 9110 section 9.1) in all but case. Servers that do not heed case would serve it as
@@ -287,12 +305,11 @@ fn from_httparse(error: httparse::Error) -> HeadError {
 fn framing(
     fields: &[httparse::Header<'_>],
     minor_version: u8,
-) -> Result<(BodyLength, bool), HeadError> {
+) -> Result<(BodyLength, Connection), HeadError> {
     let mut host = false;
     let mut length = None;
     let mut chunked = false;
-    let mut keep_alive = minor_version == 1;
-    let (mut close, mut options) = (false, 0);
+    let mut connection = Connection::default();
     for field in fields {
         let is = |name: &str| field.name.eq_ignore_ascii_case(name);
         if is("host") {
@@ -317,14 +334,8 @@ fn framing(
             }
             chunked = true;
         } else if is("connection") {
-            for option in connection_options(field.value) {
-                options += 1;
-                if options > MAX_CONNECTION_OPTIONS {
-                    return Err(HeadError::ConnectionOptions);
-                }
-                close |= option.eq_ignore_ascii_case(b"close");
-                keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
-            }
+            let heard = connection.hear(field.value);
+            heard.map_err(|_| HeadError::ConnectionOptions)?;
         }
     }
     if !host && minor_version == 1 {
@@ -336,7 +347,7 @@ fn framing(
         (false, Some(0)) | (false, None) => BodyLength::None,
         (false, Some(bytes)) => BodyLength::Fixed(bytes),
     };
-    Ok((body, keep_alive && !close))
+    Ok((body, connection))
 }
 
 /// `uri-host [ ":" port ]` of RFC 9110 section 7.2, without what no name in DNS has: escapes could spell a name in
@@ -485,6 +496,20 @@ mod tests {
         }
     }
 
+    /// RFC 9110 section 7.6.1.
+    #[test]
+    fn what_connection_names_is_not_there() {
+        let bytes = b"GET / HTTP/1.1\r\nHost: x\r\nX-A: 1\r\nConnection: close, x-a\r\nConnection: host, te\r\n\
+            TE: trailers\r\nx-a: 2\r\nX-AB: 3\r\n\r\n";
+        let head = parse_request(bytes, HeadLimits::default())
+            .unwrap()
+            .unwrap();
+        let names: Vec<_> = head.lines(bytes).map(|(name, _)| name).collect();
+        let kept: [&[u8]; 5] = [b"Host", b"Connection", b"Connection", b"TE", b"X-AB"];
+        assert_eq!(names, kept);
+        assert!(!head.keep_alive);
+    }
+
     /// RFC 9110 section 7.2.
     #[test]
     fn a_host_is_a_name_or_an_address_with_at_most_a_port() {
@@ -531,7 +556,7 @@ mod tests {
             max_bytes: 64,
             max_fields: 2,
         };
-        let long = format!("GET /{} HTTP/1.1\r\n", "a".repeat(100));
+        let long = format!("GET / HTTP/1.1\r\nA: {}\r\n", "a".repeat(100));
         assert_eq!(
             parse_request(long.as_bytes(), limits),
             Err(HeadError::TooLarge)
@@ -539,6 +564,37 @@ mod tests {
         let many = b"GET / HTTP/1.1\r\nHost: x\r\nA: 1\r\nB: 2\r\n\r\n";
         assert_eq!(parse_request(many, limits), Err(HeadError::TooManyFields));
         assert_eq!(HeadError::TooManyFields.status(), 431);
+    }
+
+    /// RFC 9112 section 3.
+    #[test]
+    fn an_oversize_request_line_is_414() {
+        let limits = HeadLimits {
+            max_bytes: 64,
+            max_fields: 9,
+        };
+        let status = |head: &str| {
+            let parsed = parse_request(head.as_bytes(), limits);
+            parsed.map(|_| ()).map_err(HeadError::status)
+        };
+        let line = format!("GET /{}", "a".repeat(100));
+        assert_eq!(status(&line), Err(414));
+        assert_eq!(
+            status(&format!("{line} HTTP/1.1\r\nHost: x\r\n\r\n")),
+            Err(414)
+        );
+        let fields = format!("GET / HTTP/1.1\r\nHost: x\r\nA: {}", "a".repeat(100));
+        assert_eq!(status(&fields), Err(431));
+        assert_eq!(status(&format!("{fields}\r\n\r\n")), Err(431));
+    }
+
+    #[test]
+    fn a_query_may_be_beyond_ascii_and_a_path_may_not() {
+        let line = |target: &str| format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n");
+        check(&line("/?q=\u{e4}"), Ok((BodyLength::None, true)));
+        for target in ["/\u{e4}", "/\u{e4}?q", "http://\u{e4}/?q", "/?\u{e4}#"] {
+            check(&line(target), Err(HeadError::Target));
+        }
     }
 
     proptest! {

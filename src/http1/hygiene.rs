@@ -1,6 +1,10 @@
 //! Which fields may go to the next hop (RFC 9110 section 7.6.1), and which names applications take for one. Owns the
 //! hop-by-hop list; framing fields are among them, since each hop frames its own bodies.
 
+use std::ops::Range;
+
+use super::head::values;
+
 const HOP_BY_HOP: [&str; 9] = [
     "connection",
     "keep-alive",
@@ -17,29 +21,86 @@ const HOP_BY_HOP: [&str; 9] = [
 /// nobody needs more than a few.
 pub const MAX_CONNECTION_OPTIONS: usize = 32;
 
+/// Fields that stay though `Connection` names them, as does all that begins as [`FORWARDED`]: without them the request has another
+/// meaning, or its client another name (RFC 9110 section 7.6.1, CVE-2021-33197).
+const NOT_TO_BE_NAMED: [&str; 6] = [
+    "host",
+    "content-length",
+    "forwarded",
+    "via",
+    "x-real-ip",
+    "x-request-id",
+];
+
+/// What proxies say of a request is named so: `X-Forwarded-For`, `-Prefix`, `-Port`, and others that an application may believe.
+pub const FORWARDED: &[u8] = b"x-forwarded-";
+
 /// What the value of a `Connection` field names.
 pub fn connection_options(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
 }
 
-/// Whether a field belongs to this hop alone: by its name, or because it is among the [`connection_options`] of the same head.
-/// `Host` and `Content-Length` are never dropped by being named there: that would change the request's meaning.
-pub fn is_hop_by_hop(name: &[u8], options: &[&[u8]]) -> bool {
-    if HOP_BY_HOP
+/// What the `Connection` fields of a head say.
+#[derive(Debug, Default)]
+pub(super) struct Connection {
+    pub close: bool,
+    pub keep_alive: bool,
+    /// Whether they name fields that would go on to the next hop.
+    names_fields: bool,
+    options: usize,
+}
+
+/// More than [`MAX_CONNECTION_OPTIONS`].
+pub(super) struct TooManyOptions;
+
+impl Connection {
+    /// Takes in one more field.
+    pub(super) fn hear(&mut self, value: &[u8]) -> Result<(), TooManyOptions> {
+        for option in connection_options(value) {
+            self.options += 1;
+            if self.options > MAX_CONNECTION_OPTIONS {
+                return Err(TooManyOptions);
+            }
+            let is = |name: &str| option.eq_ignore_ascii_case(name.as_bytes());
+            if is("close") {
+                self.close = true;
+            } else if is("keep-alive") {
+                self.keep_alive = true;
+            } else {
+                self.names_fields |= !is_hop_by_hop(option);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the fields away that are named: they are of this hop alone, and so they are nothing to any policy.
+    pub(super) fn take_named(&self, bytes: &[u8], fields: &mut Vec<(Range<usize>, Range<usize>)>) {
+        if !self.names_fields {
+            return;
+        }
+        let options: Vec<&[u8]> = values(bytes, fields, "connection")
+            .flat_map(connection_options)
+            .filter(|option| !is_hop_by_hop(option) && !is_not_to_be_named(option))
+            .collect();
+        fields.retain(|(name, _)| {
+            let is_it = |option: &&[u8]| option.eq_ignore_ascii_case(&bytes[name.clone()]);
+            !options.iter().any(is_it)
+        });
+    }
+}
+
+fn is_not_to_be_named(name: &[u8]) -> bool {
+    begins_folded(name, FORWARDED)
+        || NOT_TO_BE_NAMED
+            .iter()
+            .any(|other| name.eq_ignore_ascii_case(other.as_bytes()))
+}
+
+/// Whether a field belongs to this hop alone by its name. Those that `Connection` names are in no head that was read.
+pub fn is_hop_by_hop(name: &[u8]) -> bool {
+    HOP_BY_HOP
         .iter()
         .any(|hop| hop.len() == name.len() && name.eq_ignore_ascii_case(hop.as_bytes()))
-    {
-        return true;
-    }
-    if options.is_empty() {
-        return false;
-    }
-    if name.eq_ignore_ascii_case(b"host") || name.eq_ignore_ascii_case(b"content-length") {
-        return false;
-    }
-    options
-        .iter()
-        .any(|option| option.eq_ignore_ascii_case(name))
 }
 
 /// A field's name in lower case with `-` for all that is neither letter nor digit, because CGI, WSGI and their kin show
@@ -82,14 +143,20 @@ mod tests {
 
     #[test]
     fn hop_by_hop_fields_stay_on_their_hop() {
-        assert!(is_hop_by_hop(b"Transfer-Encoding", &[]));
-        let names = |value: &[u8]| {
-            let options: Vec<_> = connection_options(value).collect();
-            is_hop_by_hop(b"X-Secret", &options)
+        assert!(is_hop_by_hop(b"Transfer-Encoding"));
+        let stays = |connection: &str, name: &str| {
+            let bytes = format!("Connection{connection}{name}");
+            let (value, end) = (10..10 + connection.len(), 10 + connection.len());
+            let mut said = Connection::default();
+            assert!(said.hear(connection.as_bytes()).is_ok());
+            let mut fields = vec![(0..10, value), (end..bytes.len(), 0..0)];
+            said.take_named(bytes.as_bytes(), &mut fields);
+            fields.len() == 2
         };
-        assert!(names(b"close, x-secret"));
-        assert!(!names(b"close, x-secrets"));
-        assert!(!is_hop_by_hop(b"Content-Length", &[b"content-length"]));
-        assert!(!is_hop_by_hop(b"Host", &[b"host"]));
+        assert!(!stays("close, x-secret", "X-Secret"));
+        assert!(stays("close, x-secrets", "X-Secret"));
+        assert!(stays("x, host, content-length", "Content-Length"));
+        assert!(stays("x, host", "Host"));
+        assert!(stays("x, X-FORWARDED-FOR", "x-forwarded-for"));
     }
 }

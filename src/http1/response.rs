@@ -5,7 +5,7 @@ use std::ops::Range;
 use thiserror::Error;
 
 use super::head::{BodyLength, FieldRoom, HeadLimits, decimal};
-use super::hygiene::{MAX_CONNECTION_OPTIONS, connection_options};
+use super::hygiene::Connection;
 
 /// A well-formed response head, as places in the buffer it was read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub struct ResponseHead {
     pub status: u16,
     /// The reason phrase; may be empty.
     pub reason: Range<usize>,
-    /// Each field's name and value, in the order sent.
+    /// Each field's name and value, in the order sent; as of a request's head.
     pub fields: Vec<(Range<usize>, Range<usize>)>,
     /// How the body ends.
     pub body: ResponseBody,
@@ -67,7 +67,7 @@ pub fn parse_response(
         return Err(BadResponse);
     }
     let (mut length, mut chunked) = (None, false);
-    let (mut keep_alive, mut close, mut options) = (minor == 1, false, 0);
+    let mut connection = Connection::default();
     for field in response.headers.iter() {
         if field.name.eq_ignore_ascii_case("content-length") {
             if length.is_some() {
@@ -80,14 +80,7 @@ pub fn parse_response(
             }
             chunked = true;
         } else if field.name.eq_ignore_ascii_case("connection") {
-            for option in connection_options(field.value) {
-                options += 1;
-                if options > MAX_CONNECTION_OPTIONS {
-                    return Err(BadResponse);
-                }
-                close |= option.eq_ignore_ascii_case(b"close");
-                keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
-            }
+            connection.hear(field.value).map_err(|_| BadResponse)?;
         }
     }
     let bodiless = to_head || status < 200 || status == 204 || status == 304;
@@ -99,6 +92,12 @@ pub fn parse_response(
         (false, Some(bytes)) => ResponseBody::Length(BodyLength::Fixed(bytes)),
         (false, None) => ResponseBody::UntilClose,
     };
+    let keep_alive = (minor == 1 || connection.keep_alive) && !connection.close;
+    let headers = response.headers.iter();
+    let mut fields = headers
+        .map(|f| (place(f.name.as_bytes()), place(f.value)))
+        .collect();
+    connection.take_named(bytes, &mut fields);
     Ok(Some(ResponseHead {
         len,
         status,
@@ -107,13 +106,9 @@ pub fn parse_response(
             .reason
             .filter(|reason| !reason.is_empty())
             .map_or(0..0, |reason| place(reason.as_bytes())),
-        fields: response
-            .headers
-            .iter()
-            .map(|f| (place(f.name.as_bytes()), place(f.value)))
-            .collect(),
+        fields,
         body,
-        keep_alive: keep_alive && !close && body != ResponseBody::UntilClose,
+        keep_alive: keep_alive && body != ResponseBody::UntilClose,
     }))
 }
 

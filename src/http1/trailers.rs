@@ -60,7 +60,7 @@ pub fn parse(section: &[u8]) -> Result<Fields, BodyError> {
 
 /// Whether a field may come behind a body, and go on to the next hop there.
 pub fn may_follow_a_body(name: &[u8]) -> bool {
-    !is_hop_by_hop(name, &[])
+    !is_hop_by_hop(name)
         && !IN_HEADS_ALONE
             .iter()
             .any(|other| name.eq_ignore_ascii_case(other.as_bytes()))

@@ -157,7 +157,7 @@ pub fn upgrade_request(
             let first = value.split(|byte| *byte == b',').next().unwrap_or_default();
             https |= first.trim_ascii().eq_ignore_ascii_case(b"https");
         }
-        if !hygiene::is_hop_by_hop(name, &[]) {
+        if !hygiene::is_hop_by_hop(name) {
             append(&mut fields, name, value)?;
         }
     }
@@ -253,7 +253,7 @@ pub fn upgrade_response(bytes: &[u8]) -> Result<(Response<()>, usize), NotForHtt
     let mut fields = HeaderMap::with_capacity(head.fields.len());
     for (name, value) in &head.fields {
         let (name, value) = (&bytes[name.clone()], &bytes[value.clone()]);
-        if !hygiene::is_hop_by_hop(name, &[]) {
+        if !hygiene::is_hop_by_hop(name) {
             append(&mut fields, name, value)?;
         }
     }
@@ -361,7 +361,7 @@ mod tests {
             let path = normalise(format!("/{path}").as_bytes()).unwrap().into_owned();
             let path = String::from_utf8(path).unwrap();
             prop_assert_eq!(target, path + &escaped(&query));
-            if !hygiene::is_hop_by_hop(name.as_bytes(), &[]) {
+            if !hygiene::is_hop_by_hop(name.as_bytes()) {
                 let sent = request.headers().get(&name).map(HeaderValue::as_bytes);
                 prop_assert_eq!(sent, Some(value.trim_ascii()));
             }

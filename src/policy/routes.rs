@@ -77,7 +77,7 @@ impl Index {
             };
             let candidate = Candidate {
                 route,
-                methods: matches.methods.clone(),
+                methods: matches.all_methods().map(str::to_owned).collect(),
                 headers: matches.headers.clone(),
             };
             match &matches.path {
@@ -268,7 +268,7 @@ mod tests {
         routes.iter().position(|route| {
             let rest = Candidate {
                 route: 0,
-                methods: route.methods.clone(),
+                methods: route.all_methods().map(str::to_owned).collect(),
                 headers: route.headers.clone(),
             };
             route.path.iter().all(|path| match route.ignore_case {
@@ -321,6 +321,32 @@ mod tests {
         assert!(!serves("*.example.com", "/*", "example.com", "/"));
         assert!(!serves("*.example.com", "/*", ".example.com", "/"));
         assert!(!serves("*.example.com", "/*", "badexample.com", "/"));
+    }
+
+    /// As nginx's `limit_except` and most frameworks have it.
+    #[test]
+    fn who_takes_get_takes_head() {
+        let of = |methods: &[&str]| Match {
+            methods: methods.iter().map(|method| (*method).to_owned()).collect(),
+            ..Match::default()
+        };
+        let check = |routes: &[&[&str]], method: &str, expected: Option<usize>| {
+            let routes: Vec<_> = routes.iter().map(|methods| of(methods)).collect();
+            let request = Request {
+                host: "x",
+                path: "/",
+                method,
+                fields: &[],
+                buffer: b"",
+            };
+            assert_eq!(find(&routes, &request), expected, "{routes:?} {method}");
+        };
+        check(&[&["POST", "GET"]], "HEAD", Some(0));
+        check(&[&["GET"], &["HEAD"]], "HEAD", Some(0));
+        check(&[&["HEAD"], &["GET"]], "HEAD", Some(0));
+        check(&[&["HEAD"]], "GET", None);
+        check(&[&["GET"]], "OPTIONS", None);
+        check(&[&["POST"]], "HEAD", None);
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use percent_encoding::percent_encode_byte;
+
 use super::answer::Answer;
 use super::audit;
 use super::draft::{self, Seen};
@@ -73,6 +75,7 @@ pub(super) async fn admit<'p>(
         return Err(Rejection::Trace);
     }
     let (path, query) = normalised(buffer, head)?;
+    let query = &*escaped(query);
     heed_length(conn.listener, head)?;
     let expects = headers::expects_continue(buffer, head)?;
     let host = head.field(buffer, "host").unwrap_or_default();
@@ -170,6 +173,21 @@ fn normalised<'b>(
     }
     let path = path::normalise(path).map_err(Rejection::BadPath)?;
     Ok((path, query))
+}
+
+/// A query in ASCII alone.
+fn escaped(query: &[u8]) -> Cow<'_, [u8]> {
+    if query.is_ascii() {
+        return Cow::Borrowed(query);
+    }
+    let mut escaped = Vec::with_capacity(query.len() * 3);
+    for byte in query {
+        match byte.is_ascii() {
+            true => escaped.push(*byte),
+            false => escaped.extend_from_slice(percent_encode_byte(*byte).as_bytes()),
+        }
+    }
+    Cow::Owned(escaped)
 }
 
 fn heed_length(listener: &Listener, head: &RequestHead) -> Result<(), Rejection> {

@@ -183,7 +183,7 @@ impl Answered {
     /// What reads the body from HTTP/1.1, and whether the end of the connection ends it.
     pub(super) fn reader(&self) -> (BodyReader, bool) {
         match self.head.body {
-            ResponseBody::Length(length) => (BodyReader::new(length), false),
+            ResponseBody::Length(length) => (BodyReader::of_response(length), false),
             ResponseBody::UntilClose => (BodyReader::new(BodyLength::Fixed(u64::MAX)), true),
         }
     }

@@ -245,7 +245,7 @@ async fn secure(
     if !guest.ahead.is_empty() {
         // It began as a PROXY header does, and so not as TLS.
         not_secured(listener, greeting, &guest.peer, Trouble::NotTls);
-        tell_of_tls(lane, socket).await;
+        tell_of_tls(lane, listener_index, socket).await;
         return None;
     }
     let began = clock::now();
@@ -289,7 +289,7 @@ async fn shake_hands(
     match first_bytes(lane, listener_index, &socket, &mut first).await {
         Ok(1..) if first[0] == HANDSHAKE => {}
         Ok(1..) => {
-            tell_of_tls(lane, socket).await;
+            tell_of_tls(lane, listener_index, socket).await;
             return Err(Some(Trouble::NotTls));
         }
         Ok(0) | Err(_) => return Err(None),
@@ -325,7 +325,7 @@ fn count(greeting: &Greeting, connection: &ServerConnection, began: Instant) {
 }
 
 /// Tells who speaks plain HTTP that this is not the place, as most servers do; others read what they cannot read anyhow.
-async fn tell_of_tls(lane: &Lane, socket: Socket) {
+async fn tell_of_tls(lane: &Lane, listener_index: usize, socket: Socket) {
     let to = Asker {
         keep_alive: false,
         by_head: false,
@@ -335,6 +335,6 @@ async fn tell_of_tls(lane: &Lane, socket: Socket) {
     Rejection::PlainOnTls.put(&mut out, &mut body, to, &lane.date);
     let mut stream = Stream::Plain(socket);
     if write(&mut stream, &out).await.is_ok() {
-        http1::close(&mut stream).await;
+        http1::close(lane, listener_index, &mut stream).await;
     }
 }

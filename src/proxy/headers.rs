@@ -1,12 +1,13 @@
 //! Who the client is, and which fields the next hop sees: hop-by-hop ones stay here, forwarding ones are believed only
 //! from trusted proxies. Does no I/O.
 
+use std::borrow::Cow;
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
 use super::exchange::{Next, Peer};
-use super::reply::Rejection;
+use super::reply::{Date, Rejection};
 use super::trace::Trace;
 use super::upgrade::Spoken;
 use crate::config::rewrite::HeaderChanges;
@@ -14,13 +15,14 @@ use crate::config::sessions::Settings;
 use crate::config::{Listener, Route};
 use crate::http1::body::BodyError;
 use crate::http1::head::{BodyLength, Fields, RequestHead, values};
-use crate::http1::hygiene::{begins_folded, connection_options, is_folded, is_hop_by_hop};
+use crate::http1::hygiene::{
+    FORWARDED, begins_folded, connection_options, is_folded, is_hop_by_hop,
+};
 use crate::http1::response::ResponseHead;
 use crate::http1::trailers::{self, may_follow_a_body};
 use crate::http1::websocket::WEBSOCKET;
 use crate::plan::Plan;
 use crate::policy::session::{self, END_HEADER, START_HEADER, Session};
-use smallvec::SmallVec;
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
@@ -157,6 +159,8 @@ pub(super) struct Passed<'a> {
     pub target: &'a [u8],
     /// What it changes on the way.
     pub route: &'a Route,
+    /// The host that is asked, where the client names none.
+    pub authority: &'a dyn Fn() -> String,
     pub client: &'a Client,
     pub request_id: &'a RequestId,
     /// Where weir takes part in traces; otherwise the client's word on them goes on.
@@ -174,8 +178,6 @@ const NEVER_PASSED: [&[u8]; 4] = [b"expect", b"proxy", b"x-original-url", b"x-re
 const CHAINS: [&[u8]; 3] = [b"x-forwarded-for", b"x-forwarded-client-cert", b"forwarded"];
 /// What a peer says of itself is not believed: all that begins as [`FORWARDED`], and these.
 const PEERS_CLAIMS: [&[u8]; 3] = [b"x-real-ip", b"forwarded", b"x-request-id"];
-/// What proxies say of a request is named so: `X-Forwarded-For`, `-Prefix`, `-Port`, and others that an application may believe.
-const FORWARDED: &[u8] = b"x-forwarded-";
 
 /// Appends the request's head for the upstream.
 pub(super) fn put_request_head(
@@ -189,6 +191,7 @@ pub(super) fn put_request_head(
     let Passed {
         target,
         route,
+        authority,
         client,
         request_id,
         trace,
@@ -204,7 +207,13 @@ pub(super) fn put_request_head(
         false => is_peers_claim(name),
     };
     let left = max_forwards(buffer, head).map(|may| may.saturating_sub(1));
-    let (new_host, changes) = (route.rewrite.host.as_ref(), &route.request_headers);
+    let host = head.field(buffer, "host").unwrap_or_default();
+    let new_host = match (&route.rewrite.host, host) {
+        (Some(host), _) => Some(Cow::Borrowed(&**host)),
+        (None, b"") => Some(Cow::Owned(authority())),
+        (None, _) => None,
+    };
+    let changes = &route.request_headers;
     let dropped = |name: &[u8]| {
         NEVER_PASSED.iter().any(|other| is_folded(name, other))
             || is_replaced(name)
@@ -224,10 +233,8 @@ pub(super) fn put_request_head(
         put(out, b"Max-Forwards", text.format(left).as_bytes());
     }
     let has = |wanted: &str| head.field(buffer, wanted).is_some();
-    if let Some(host) = new_host {
+    if let Some(host) = &new_host {
         put(out, b"Host", host.as_bytes());
-    } else if !has("host") {
-        out.extend_from_slice(b"Host: \r\n");
     }
     if head.body == BodyLength::Chunked {
         out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
@@ -259,9 +266,7 @@ pub(super) fn put_request_head(
         };
     }
     // The host that the client asked for, where the upstream is told another.
-    if new_host.is_some()
-        && !(client.behind_trusted && has("x-forwarded-host"))
-        && let Some(host) = head.field(buffer, "host")
+    if new_host.is_some() && !host.is_empty() && !(client.behind_trusted && has("x-forwarded-host"))
     {
         put(out, b"X-Forwarded-Host", host);
     }
@@ -366,6 +371,8 @@ pub(super) struct Back<'a> {
     pub switched: Option<&'a [u8]>,
     /// Whether it starts or ends a session: a cache that kept the token would give one client's session to another.
     pub of_session: bool,
+    /// For a response that says none (RFC 9110 section 6.6.1).
+    pub date: &'a Date,
 }
 
 /// What both sides speak behind a 101, of what the client offered.
@@ -414,12 +421,22 @@ pub(super) fn put_response_head(
             put(out, name.as_bytes(), value.as_bytes());
         }
     }
+    if response.status != 101 && values(answer, &response.fields, "date").next().is_none() {
+        out.extend_from_slice(&back.date.field());
+    }
     tell(out);
     if back.of_session {
         out.extend_from_slice(b"Cache-Control: no-store\r\n");
     }
     if back.chunked && !back.old_client {
         out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
+    }
+    if response.status == 426 {
+        // It is there to say so (RFC 9110 section 15.5.22).
+        for wanted in values(answer, &response.fields, "upgrade") {
+            put(out, b"Connection", b"upgrade");
+            put(out, b"Upgrade", wanted);
+        }
     }
     if let Some(offered) = back.switched {
         put(out, b"Connection", b"upgrade");
@@ -474,13 +491,9 @@ fn is_cache_control(name: &[u8]) -> bool {
 
 /// Copies the end-to-end fields but for those `dropped`.
 fn put_fields(out: &mut Vec<u8>, bytes: &[u8], fields: &Fields, dropped: impl Fn(&[u8]) -> bool) {
-    let mut options = SmallVec::<[&[u8]; 4]>::new();
-    for value in values(bytes, fields, "connection") {
-        options.extend(connection_options(value));
-    }
     for (name, value) in fields {
         let name_bytes = &bytes[name.clone()];
-        if !is_hop_by_hop(name_bytes, &options) && !dropped(name_bytes) {
+        if !is_hop_by_hop(name_bytes) && !dropped(name_bytes) {
             put_line(out, bytes, name, value);
         }
     }

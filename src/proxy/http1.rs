@@ -31,8 +31,10 @@ use crate::net::stream::{Ahead, Stream};
 use crate::net::tls::Protocol;
 use crate::policy::limit::Now;
 
-/// How long a client that may still be sending is read from before its connection closes.
-const LINGER: Duration = Duration::from_secs(1);
+/// How long a client that may still be sending is read from before its connection closes, and how long it may pause; as nginx's
+/// `lingering_time` and `lingering_timeout`.
+const LINGER: Duration = Duration::from_secs(30);
+const LINGER_PAUSE: Duration = Duration::from_secs(5);
 /// How long it may take to come, where bodies may take no less.
 const SKIPPED_WITHIN: Duration = Duration::from_secs(5);
 
@@ -108,7 +110,7 @@ pub(super) fn connection(
                 Next::Linger => false,
             };
             if !lives {
-                return Box::pin(close(&mut guest.stream)).await;
+                return Box::pin(close(lane, listener_index, &mut guest.stream)).await;
             }
         }
     }
@@ -207,17 +209,21 @@ async fn give(conn: &Conn<'_>, ends: &mut Ends<'_>, out: &[u8], next: Next) -> N
 }
 
 /// Closes a connection on which the client may still be sending: closing on unread bytes would reset it and could take
-/// the reply with it (RFC 9112 section 9.6). So that is read away, for a second in all.
-pub(super) async fn close(client: &mut Stream) {
+/// the reply with it (RFC 9112 section 9.6). So that is read away, for a bounded time, which a drain does not wait for.
+pub(super) async fn close(lane: &Lane, listener_index: usize, client: &mut Stream) {
     let mut rest = Vec::new();
     let parting = async {
         client.shutdown().await?;
-        while read_some(client, &mut rest).await? > 0 {
+        while timeout(LINGER_PAUSE, read_some(client, &mut rest)).await?? > 0 {
             rest.clear();
         }
         io::Result::Ok(())
     };
-    let _ = timeout(LINGER, parting).await;
+    tokio::select! {
+        biased;
+        _ = timeout(LINGER, parting) => {}
+        () = lane.drain.last_call(listener_index) => {}
+    }
 }
 
 async fn one(
@@ -367,17 +373,26 @@ async fn read_head(
     end: &Drain,
     listener_index: usize,
 ) -> Result<Opening, Rejection> {
-    if buffer.is_empty() {
-        buffer.rest();
-        // A request that is here already is served, even at the end of the last call.
-        tokio::select! {
-            biased;
-            read = deadlines.within(listener.keep_alive, read_first(client, buffer)) => match read {
-                Ok(Ok(1..)) => {}
-                Ok(Ok(0) | Err(_)) | Err(Elapsed) => return Ok(Opening::Closed),
-            },
-            () = end.last_call(listener_index) => return Ok(Opening::Closed),
+    // An empty line ahead of a request is some clients' end of the body before it (RFC 9112 section 2.2).
+    let mut may_skip = true;
+    loop {
+        if buffer.is_empty() {
+            buffer.rest();
+            // A request that is here already is served, even at the end of the last call.
+            tokio::select! {
+                biased;
+                read = deadlines.within(listener.keep_alive, read_first(client, buffer)) => match read {
+                    Ok(Ok(1..)) => {}
+                    Ok(Ok(0) | Err(_)) | Err(Elapsed) => return Ok(Opening::Closed),
+                },
+                () = end.last_call(listener_index) => return Ok(Opening::Closed),
+            }
         }
+        if !(may_skip && buffer.starts_with(b"\r\n")) {
+            break;
+        }
+        buffer.drain(..b"\r\n".len());
+        may_skip = false;
     }
     let whole = async {
         loop {

@@ -260,6 +260,9 @@ async fn serve(
 async fn read_away(body: &mut RecvStream) {
     let rest = async {
         let mut left = REST;
+        // What came before the answer and was not taken has its room still: without it nothing more would come.
+        let mut flow = body.flow_control().clone();
+        let _ = flow.release_capacity(flow.used_capacity());
         while left > 0
             && let Some(Ok(bytes)) = body.data().await
         {

@@ -24,7 +24,7 @@ use crate::http2::grpc;
 use crate::plan::Plan;
 use crate::policy::session::{Session, SessionId};
 use crate::store::breakers::{End, Entry};
-use crate::upstream::{Aim, Cause};
+use crate::upstream::{Aim, Cause, authority_of};
 
 /// A checked request with its head as it goes out, and what its answer will need.
 pub(super) struct Outgoing<'p> {
@@ -67,9 +67,18 @@ pub(super) fn prepare<'p>(
     let switch_to = headers::upgrade(buffer, head);
     let asks = admitted.route.session.as_ref();
     let identity = admitted.session.as_deref().zip(asks);
+    let settings = &admitted.plan.config.upstreams[admitted.upstream];
+    let authority = || match admitted.aim.original {
+        Some(original) => original.to_string(),
+        None => settings
+            .endpoints
+            .first()
+            .map_or_else(String::new, authority_of),
+    };
     let passed = headers::Passed {
         target: &admitted.target,
         route: admitted.route,
+        authority: &authority,
         client: &admitted.client,
         request_id: &admitted.request_id,
         trace: record.trace.as_ref(),
@@ -99,12 +108,13 @@ pub(super) fn prepare<'p>(
     } = admitted;
     let method = &buffer[head.method.clone()];
     let is_safe = [&b"GET"[..], b"HEAD", b"OPTIONS"].contains(&method);
-    let settings = &plan.config.upstreams[upstream_index];
+    let is_idempotent = is_safe || [&b"PUT"[..], b"DELETE"].contains(&method);
     let retries = settings.retries.as_ref();
     let mut request = Request {
         body: head.body,
         to_head: method == b"HEAD",
-        can_repeat: is_safe && head.body == BodyLength::None,
+        is_safe: is_safe && head.body == BodyLength::None,
+        can_repeat: is_idempotent && head.body == BodyLength::None,
         may_be_retried: retries
             .is_some_and(|it| it.methods.iter().any(|it| it.as_bytes() == method)),
         upgrade: switch_to.is_some(),
@@ -189,6 +199,7 @@ impl<'p> Outgoing<'p> {
             changes: &self.route.response_headers,
             switched: self.switch_to.as_deref().filter(|_| head.status == 101),
             of_session: told.is_some(),
+            date: &conn.lane.date,
         };
         self.out.clear();
         let quota = &self.quota;
@@ -303,7 +314,9 @@ pub(super) struct Request {
     pub body: BodyLength,
     /// Whether the method is HEAD.
     pub to_head: bool,
-    /// Whether it does no harm to send it twice.
+    /// Whether it costs nothing to send it twice: it is without a body, and changes nothing.
+    pub is_safe: bool,
+    /// Whether it does no harm to send it twice (RFC 9110 section 9.2.2).
     pub can_repeat: bool,
     /// Whether the file says that it may be sent again, though the upstream may have seen it.
     pub may_be_retried: bool,

@@ -151,6 +151,7 @@ impl Rejection {
     fn kind(&self) -> (u16, &'static str, &'static str) {
         match self {
             Rejection::BadHead(error) => match error.status() {
+                414 => (414, "URI Too Long", "http_request_error"),
                 431 => (431, "Request Header Fields Too Large", "http_request_error"),
                 501 => (501, "Not Implemented", "http_request_error"),
                 505 => (505, "HTTP Version Not Supported", "http_request_error"),

@@ -119,9 +119,10 @@ impl<'p> Exchange<'_, 'p> {
     /// Sends the request to one endpoint, over an idle connection or a new one. The response's head is there in the time that `tries`
     /// leave, but for what the client takes to send.
     async fn ask_one(&mut self, tries: Option<&Tries<'_>>, picked: &Picked<'_>) -> Tried {
-        let (pool, can_repeat) = (&picked.pool, self.outgoing.request.can_repeat);
+        let (pool, request) = (&picked.pool, &self.outgoing.request);
+        let (is_safe, can_repeat) = (request.is_safe, request.can_repeat);
         let mut until = tries.map(|tries| tries.until(self.upload.waited()));
-        let mut connected = match pool.idle(can_repeat) {
+        let mut connected = match pool.idle(is_safe) {
             Some(connected) => connected,
             None => self.connect(pool, &mut until).await?,
         };

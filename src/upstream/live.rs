@@ -20,7 +20,7 @@ use super::pool::Pool;
 use super::reach::Reach;
 use crate::clock;
 use crate::config::Upstream;
-use crate::config::upstreams::{Balancing, Budget, Source};
+use crate::config::upstreams::{Balancing, Budget, DnsName, Source};
 use crate::http2::grpc::GrpcStatus;
 use crate::net::tls::client::ClientTls;
 use crate::policy::balance::{self, Ring};
@@ -559,6 +559,14 @@ fn host(place: &str) -> &str {
     }
     let host = place.rsplit_once(':').map_or(place, |(host, _)| host);
     host.trim_start_matches('[').trim_end_matches(']')
+}
+
+/// As requests name it that name no host.
+pub fn authority_of(source: &Source) -> String {
+    match source {
+        Source::Fixed(place) => authority(place, None),
+        Source::Dns(DnsName { name, port, .. }) => format!("{name}:{port}"),
+    }
 }
 
 fn authority(place: &str, name: Option<&str>) -> String {

@@ -125,11 +125,11 @@ impl Pool {
         }
     }
 
-    /// A way to ask by what the upstream speaks, or has agreed on, where one is open. `can_repeat` as for [`Pool::idle`].
-    pub fn at_hand(&self, can_repeat: bool) -> Option<Reached> {
+    /// A way to ask by what the upstream speaks, or has agreed on, where one is open. `is_safe` as for [`Pool::idle`].
+    pub fn at_hand(&self, is_safe: bool) -> Option<Reached> {
         match self.shared() {
             Some(place) => Some(Reached::Http2(place)),
-            None => self.idle(can_repeat).map(Reached::Http1),
+            None => self.idle(is_safe).map(Reached::Http1),
         }
     }
 
@@ -185,15 +185,15 @@ impl Pool {
         Ok(connected)
     }
 
-    /// An idle connection for HTTP/1.1: the one given back last that is still open. Unless the request `can_repeat`, the kernel is asked
+    /// An idle connection for HTTP/1.1: the one given back last that is still open. Unless the request `is_safe`, the kernel is asked
     /// whether it is open; otherwise it is enough that nothing was heard of its end.
-    pub fn idle(&self, can_repeat: bool) -> Option<Connected> {
+    pub fn idle(&self, is_safe: bool) -> Option<Connected> {
         loop {
             let (since, mut connected) = self.idle.borrow_mut().pop_back()?;
             // Its own idle time must end before the upstream's, or a request could meet the upstream's close on its way.
             let now = clock::mono();
             let is_fresh = now.saturating_sub(since) < self.idle_timeout && !connected.is_old(now);
-            if is_fresh && connected.stream.is_silent(can_repeat) {
+            if is_fresh && connected.stream.is_silent(is_safe) {
                 return Some(connected);
             }
         }

@@ -82,7 +82,7 @@ fn each_label_stands_there_with_its_status() {
                 .extend(found.clone());
         }
     }
-    let heads = ["400", "431", "501", "505"].map(|status| number(status).unwrap());
+    let heads = ["400", "414", "431", "501", "505"].map(|status| number(status).unwrap());
     statuses.insert("BadHead", heads.to_vec());
     let mut labels = BTreeMap::new();
     for (variants, gives) in arms("reason") {

@@ -1,6 +1,7 @@
 //! Bodies as they come: both ways at once, cut off by either side, and no faster than they are read.
 
 use std::fs;
+use std::pin::pin;
 use std::time::Duration;
 
 use h2::Reason;
@@ -285,6 +286,31 @@ fn early_responses_leave_room_for_others() {
         let down = async { out.finish(&vec![b'x'; 2_000_000]).await.unwrap() };
         let ((), (status, body)) = tokio::join!(down, call.whole());
         assert_eq!((status, body.len()), (200, 2_000_000));
+    });
+}
+
+/// Whatever of it was not taken before the answer gives its room back. The upstream reads none of it.
+#[test]
+fn an_upload_behind_its_answer_is_over_soon() {
+    on_each_pairing(async |mut world| {
+        if world.asks == Version::One {
+            return;
+        }
+        let mut call = world.client.call("POST", "/", &[], Length::Unknown).await;
+        let mut body = std::mem::replace(&mut call.body, Outgoing::Ended);
+        let mut up = pin!(async {
+            let _ = body.finish(&vec![b'x'; 32 << 20]).await;
+        });
+        // By then there is no more room on the way.
+        let filling = timeout(Duration::from_secs(1), &mut up);
+        let (mut asked, filled) = tokio::join!(world.origin.asked(), filling);
+        assert!(filled.is_err());
+        let mut out = asked.reply(413, &[], Length::Known(0)).await;
+        out.end(&[]).await.unwrap();
+        assert_eq!(call.answer().await.status, 413);
+        let since = weir::clock::now();
+        up.await;
+        assert!(since.elapsed() < Duration::from_secs(4));
     });
 }
 

@@ -25,6 +25,7 @@ crate::on_each_store!(
     a_limit_of_any_name_makes_a_problem_that_can_be_read,
     a_limit_of_a_reload_makes_nobody_wait_longer_than_it_ever_does,
     a_route_is_counted_by_what_it_matches_wherever_it_stands,
+    what_connection_takes_from_the_upstream_is_no_key_and_no_cost,
     what_another_policy_refuses_costs_no_quota,
     a_refusal_tells_what_is_left_of_limits_that_did_not_refuse,
 );
@@ -148,6 +149,30 @@ fn every_kind_of_key_tells_clients_apart(store: Store) {
         &["/a", "x: 2"],
         Some(&["/a"]),
     );
+}
+
+/// The upstream sees none of it (RFC 9110 section 7.6.1), so that each of its values would be a client's own.
+fn what_connection_takes_from_the_upstream_is_no_key_and_no_cost(store: Store) {
+    let missing = |limit: &str, field: &str, name: &str| {
+        let lane = limited(store, limit);
+        let ask = |fields: &[&str]| lane.connect().send("GET", "/", fields, "").status;
+        let connection = format!("Connection: close, {name}");
+        [ask(&[&connection, field]), ask(&[field])]
+    };
+    for (by, name, field) in [
+        ("'header:x-key'", "x-key", "X-Key: a"),
+        (
+            "'header:authorization'",
+            "AUTHORIZATION",
+            "Authorization: Bearer a",
+        ),
+        ("'cookie:k'", "cookie", "Cookie: k=a"),
+    ] {
+        let limit = format!("{{limit: 1/h, by: {by}, if_missing: deny}}");
+        assert_eq!(missing(&limit, field, name), [429, 200], "{by}");
+    }
+    let limit = "{limit: 9/h, by: constant, cost: {header: x-cost, default: 9}}";
+    assert_eq!(missing(limit, "X-Cost: 1", "x-cost"), [200, 429]);
 }
 
 fn addresses_of_one_ipv6_client_share_a_key(store: Store) {

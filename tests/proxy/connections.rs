@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::harness::process::{Running, audited, file};
 use super::harness::raw;
 use super::harness::tls::Authority;
-use super::harness::{Client, Lane, Upstream, eventually};
+use super::harness::{Client, DEADLINE, Lane, Upstream, eventually, eventually_within};
 
 fn lane(upstream: &Upstream, listener: &str) -> Lane {
     Lane::start(&format!(
@@ -594,4 +594,97 @@ fn everything_that_the_drain_cuts_off_is_audited() {
     assert_eq!(output.len(), many);
     assert!(output.iter().all(|event| event["status"] == 503));
     drop((clients, streams));
+}
+
+/// The answer is no use to a client whose upload is cut: it sees a reset (RFC 9112 section 9.6).
+#[test]
+fn who_still_sends_behind_an_answer_is_heard_out() {
+    let upstream = Upstream::held();
+    let (lane, _busy) = refusing(&upstream, "");
+    let begin = || {
+        let mut stream = TcpStream::connect(lane.address).unwrap();
+        let head = "POST /reply HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000\r\n\r\n";
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.set_write_timeout(Some(DEADLINE)).unwrap();
+        stream
+    };
+    let mut stream = begin();
+    for piece in 0..50 {
+        thread::sleep(Duration::from_millis(50));
+        let sent = stream.write_all(&[b'x'; 200_000]);
+        assert!(sent.is_ok(), "{piece}: {sent:?}");
+    }
+    let reply = raw::read_to_end(&mut stream);
+    assert_eq!(reply.status(), Some(418), "{reply:?}");
+    assert_eq!(reply.end, raw::End::Closed, "{reply:?}");
+    // A drain does not wait for that.
+    let mut stream = begin();
+    assert_eq!(raw::read_to_end(&mut stream).status(), Some(418));
+    lane.drain();
+    eventually_within(Duration::from_secs(4), || stream.write_all(b"x").is_err());
+}
+
+/// Old clients put one behind a body, and servers are to ignore it (RFC 9112 section 2.2).
+#[test]
+fn an_empty_line_behind_a_body_begins_no_request() {
+    let upstream = Upstream::answering("ok");
+    let lane = lane(&upstream, "timeouts: {header_read: 200ms, keep_alive: 5s}");
+    let mut client = lane.connect();
+    let post = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\na\r\n";
+    for _ in 0..2 {
+        client.write(post.as_bytes());
+        assert_eq!(client.finish().status, 200);
+        assert_eq!(client.status_within(500), None);
+    }
+    assert_eq!(client.try_get("/").map(|reply| reply.status), Some(200));
+    // A second one is a request that does not come.
+    client.write(b"\r\n\r\n");
+    assert_eq!(client.status_within(5_000), Some(408));
+}
+
+/// nginx refuses an empty Host.
+#[test]
+fn a_request_without_a_host_is_for_its_endpoint() {
+    let upstream = Upstream::answering("ok");
+    let lane = lane(&upstream, "");
+    let host = upstream.url().replace("http://", "\r\nHost: ") + "\r\n";
+    for request in [
+        "GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost:\r\n\r\n",
+    ] {
+        let mut client = lane.connect();
+        client.write(request.as_bytes());
+        assert_eq!(client.finish().status, 200);
+        let sent = upstream.wait_for_request();
+        assert!(sent.contains(&host), "{sent}");
+        assert_eq!(sent.matches("\r\nHost:").count(), 1, "{sent}");
+        assert!(!sent.contains("X-Forwarded-Host"), "{sent}");
+    }
+}
+
+/// RFC 9110 section 9.2.2. The upstream closes as the request comes, which nobody can know ahead.
+#[test]
+fn what_is_idempotent_and_has_no_body_is_asked_again_where_an_idle_connection_was_stale() {
+    for (method, body, status) in [
+        ("GET", "", 200),
+        ("DELETE", "", 200),
+        ("PUT", "", 200),
+        ("POST", "", 502),
+        ("PUT", "a", 502),
+        ("PATCH", "", 502),
+    ] {
+        let address = raw::scripted(|mut stream| {
+            if raw::read_head(&mut stream).is_some() {
+                let _ = stream.write_all(super::harness::ok("first").as_bytes());
+                raw::read_head(&mut stream);
+            }
+        });
+        let lane = Lane::start(&format!(
+            "listen: 127.0.0.1:0\nupstream: http://{address}\n"
+        ));
+        let mut client = lane.connect();
+        assert_eq!(client.get("/").status, 200);
+        let reply = client.send(method, "/", &[], body);
+        assert_eq!(reply.status, status, "{method} {body:?}");
+    }
 }

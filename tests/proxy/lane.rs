@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use super::harness::Lane;
+use super::harness::{Lane, raw};
 
 /// Answers the n-th connection with the n-th reply once it has read a head that ends in `until`; sends on what it read.
 fn upstream(
@@ -57,7 +57,7 @@ fn ask(weir: &Lane, request: &str) -> String {
 #[test]
 fn a_request_goes_up_clean_and_its_response_comes_back() {
     let (up, seen) = upstream(
-        vec!["HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-A: 1\r\n\r\nhi"],
+        vec!["HTTP/1.1 200 OK\r\nDate: now\r\nContent-Length: 2\r\nX-A: 1\r\n\r\nhi"],
         "\r\n\r\n",
     );
     let request = "GET /a/../b//c?q=/../ HTTP/1.1\r\nHost: x\r\nConnection: close, x-hop\r\nX-Hop: 1\r\n\
@@ -65,7 +65,7 @@ fn a_request_goes_up_clean_and_its_response_comes_back() {
     let reply = ask(&weir(up), request);
     assert_eq!(
         reply,
-        "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-A: 1\r\nConnection: close\r\n\r\nhi"
+        "HTTP/1.1 200 OK\r\nDate: now\r\nContent-Length: 2\r\nX-A: 1\r\nConnection: close\r\n\r\nhi"
     );
     let head = seen.recv().unwrap();
     let (known, id) = head.split_once("X-Request-Id: ").unwrap();
@@ -343,4 +343,59 @@ fn trace_goes_no_further_and_options_as_far_as_it_may() {
             .collect();
         assert_eq!(told, [passed], "{method} {sent}: {seen}");
     }
+}
+
+/// RFC 9110 section 6.6.1.
+#[test]
+fn a_response_without_a_date_gets_one() {
+    let dated = "HTTP/1.1 200 OK\r\nDate: then\r\nContent-Length: 0\r\n\r\n";
+    let bare = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    let request = "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let dates = |response| {
+        let (up, _seen) = upstream(vec![response], "\r\n\r\n");
+        let reply = ask(&weir(up), request);
+        let dates = reply
+            .split("\r\n")
+            .filter_map(|line| line.strip_prefix("Date: "));
+        dates.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let added = dates(bare);
+    assert!(added.len() == 1 && added[0].ends_with(" GMT"), "{added:?}");
+    assert_eq!(dates(dated), ["then"]);
+}
+
+/// RFC 9110 section 15.5.22.
+#[test]
+fn a_426_says_which_protocol_is_wanted() {
+    let (up, _seen) = upstream(
+        vec![
+            "HTTP/1.1 426 Upgrade Required\r\nConnection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 0\r\n\r\n",
+        ],
+        "\r\n\r\n",
+    );
+    let reply = ask(
+        &weir(up),
+        "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    );
+    assert!(
+        reply.contains("\r\nConnection: upgrade\r\nUpgrade: websocket\r\n"),
+        "{reply}"
+    );
+}
+
+/// Some servers fill the size's line up; clients get weir's own framing.
+#[test]
+fn a_chunks_size_may_have_spaces_behind_it_in_a_response() {
+    let (up, _seen) = upstream(
+        vec![
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2  \r\nhi\r\n1\t ;x=1\r\n!\r\n0 \r\n\r\n",
+        ],
+        "\r\n\r\n",
+    );
+    let reply = ask(
+        &weir(up),
+        "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    );
+    let (_, body) = reply.split_once("\r\n\r\n").unwrap();
+    assert_eq!(raw::unchunk(body), ("hi!".to_owned(), ""), "{reply}");
 }

@@ -256,9 +256,7 @@ pub(super) fn is_weirs(name: &[u8], of: Message) -> bool {
         Message::Response => &OF_RESPONSES,
     };
     let name = folded(name);
-    name.starts_with(b"x-weir-")
-        || answered_for.contains(&name.as_slice())
-        || is_hop_by_hop(&name, &[])
+    name.starts_with(b"x-weir-") || answered_for.contains(&name.as_slice()) || is_hop_by_hop(&name)
 }
 
 /// A name of a field that a file may put in or take out.

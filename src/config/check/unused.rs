@@ -174,9 +174,8 @@ fn takes_all(earlier: &Match, later: &Match) -> bool {
     let methods = earlier.methods.is_empty()
         || (!later.methods.is_empty()
             && later
-                .methods
-                .iter()
-                .all(|method| earlier.methods.contains(method)));
+                .all_methods()
+                .all(|method| earlier.all_methods().any(|other| other == method)));
     methods
         && earlier
             .headers
@@ -382,6 +381,7 @@ mod tests {
             ],
             &[1],
         );
+        unreached(&["methods: [GET]", "methods: [HEAD]", ""], &[1]);
         unreached(
             &[
                 "headers: {a: '1'}",

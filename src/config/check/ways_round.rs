@@ -77,7 +77,7 @@ fn taker(
         path: Some(PathMatch::Exact(path.to_owned())),
         ..Match::default()
     };
-    let wanted: BTreeSet<_> = route.matches.methods.iter().collect();
+    let wanted: BTreeSet<_> = route.matches.all_methods().collect();
     let mut taken = BTreeSet::new();
     for index in places.as_wide(&asked) {
         let taker = &config.routes[index];
@@ -86,9 +86,9 @@ fn taker(
         if !taker.matches.headers.iter().all(has_field) {
             continue;
         }
-        let methods: BTreeSet<_> = taker.matches.methods.iter().collect();
-        let is_new = |method: &&String| {
-            !taken.contains(*method) && (wanted.is_empty() || wanted.contains(*method))
+        let methods: BTreeSet<_> = taker.matches.all_methods().collect();
+        let is_new = |method: &&str| {
+            !taken.contains(method) && (wanted.is_empty() || wanted.contains(method))
         };
         if !methods.is_empty() && !methods.iter().any(is_new) {
             continue;
@@ -280,6 +280,10 @@ mod tests {
             ["GET", "PUT"].map(|method| format!("upstream: b, match: {{methods: [{method}]}}"));
         check(route, &[&each[0], &each[1], "upstream: a"], "");
         check(route, &[&each[0], "upstream: a"], "/1/");
+        // Who takes GET takes HEAD.
+        let head = "match: {path: /1, methods: [HEAD]}, upstream: a, rate_limits: [l]";
+        check(head, &["upstream: a, match: {methods: [GET]}"], "/1/");
+        check(head, &[&each[0], "upstream: a"], "");
         check(
             "match: {path: /1}, reply: {status: 200}, rate_limits: [l]",
             &["upstream: a"],

@@ -223,13 +223,13 @@ impl Exchange<'_, '_, '_> {
             if let Some(until) = until {
                 outgoing.request.within = until.left();
             }
-            let can_repeat = outgoing.request.can_repeat;
+            let is_safe = outgoing.request.is_safe;
             // What may be HTTP/2 may not take WebSockets by it.
             let may_be_http2 = outgoing.settings().protocol == Protocol::Auto;
             let http1_alone = outgoing.websocket_key.is_some() && may_be_http2;
             let at_hand = match (is_first, http1_alone) {
-                (true, true) => pool.idle(can_repeat).map(Reached::Http1),
-                (true, false) => pool.at_hand(can_repeat),
+                (true, true) => pool.idle(is_safe).map(Reached::Http1),
+                (true, false) => pool.at_hand(is_safe),
                 // Where one was closed, other idle ones may be.
                 (false, _) => None,
             };

@@ -49,6 +49,7 @@ fn sent_up_by(route: &Route, fields: &str, trusted: bool) -> String {
     let passed = Passed {
         target: b"/",
         route,
+        authority: &|| "app:80".to_owned(),
         client: &client,
         request_id: &RequestId::Given("id".to_owned()),
         trace: None,
@@ -290,5 +291,19 @@ proptest! {
         if !trusted {
             prop_assert_eq!((count("x-request-id"), count("forwarded")), (1, 0));
         }
+    }
+}
+
+/// Who names them a hop's would have weir tell the upstream less of the client, or another thing (CVE-2021-33197).
+#[test]
+fn connection_takes_away_nothing_that_weir_says_or_trusts() {
+    let said = "X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-Host: edge\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Prefix: /p\r\n\
+                X-Real-IP: 6.6.6.6\r\nX-Request-Id: given\r\nForwarded: for=6.6.6.6\r\nVia: 1.1 edge\r\n";
+    let named = "Connection: X-Forwarded-For, x-forwarded-host, x-forwarded-proto, x-forwarded-prefix, host, x-a\r\n\
+                 Connection: x-real-ip, x-request-id, forwarded, via\r\nX-A: gone\r\n";
+    for trusted in [true, false] {
+        let sent = sent_up(&format!("{named}{said}"), trusted);
+        assert_eq!(sent, sent_up(said, trusted), "{trusted}");
+        assert!(!sent.contains("gone") && sent.contains("\r\nVia: 1.1 edge\r\n"));
     }
 }
