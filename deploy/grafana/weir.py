@@ -80,8 +80,9 @@ ROWS = [
         ("Tasks begun again, and panics", "timeseries", "short", 8, "", [
             (f"sum by (task) (increase({now('weir_task_restarts_total')}[{RATE}])) > 0", "{{task}}"), (f"sum(increase({now('weir_panics_total')}[{RATE}]))", "panics")]),
         ("Reloads of the configuration", "timeseries", "short", 8, "", [(f"sum by (result) (increase({now('weir_config_reloads_total')}[{RATE}]))", "{{result}}")]),
-        ("Access log and spans", "timeseries", "cps", 8, "", [
-            (by("result", rate("weir_access_log_lines_total")), "lines {{result}}"), (by("result", rate("weir_trace_spans_total")), "spans {{result}}")]),
+        ("Access log, log and spans", "timeseries", "cps", 8, "", [
+            (by("result", rate("weir_access_log_lines_total")), "lines {{result}}"),
+            (by("result", rate("weir_log_lines_total")), "log {{result}}"), (by("result", rate("weir_trace_spans_total")), "spans {{result}}")]),
     ]),
     ("TLS", [
         ("Handshakes", "timeseries", "cps", 8, "", [(by("version, session", rate("weir_tls_handshakes_total")), "{{version}} {{session}}")]),
