@@ -1,5 +1,6 @@
-//! A certificate that a file of authorities holds itself is believed as if one of them had signed it, by its bytes: one that has signed
-//! itself may not sign others (RFC 5280 section 4.2.1.9), and is then no authority to webpki. Its dates and, of a server, its name still count.
+//! A certificate that a file of authorities holds itself is believed, by its bytes. webpki believes what an authority has signed alone, and no
+//! server or client by one that may sign others (RFC 5280 section 4.2.1.9), as openssl makes those that sign themselves. Its dates and, of a
+//! server, its name still count.
 
 use std::sync::Arc;
 
@@ -7,27 +8,23 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
+use rustls::{CertificateError, DigitallySignedStruct, Error, SignatureScheme};
 
 use super::facts::holds;
 use super::{Authorities, TlsError, provider};
 
-/// Whom `rest` believes, and those themselves whom the file holds.
+/// The certificates that the file holds.
 #[derive(Debug)]
-pub(super) struct Believed<V: ?Sized> {
-    held: Vec<CertificateDer<'static>>,
-    rest: Arc<V>,
-}
+pub(super) struct Held(pub Vec<CertificateDer<'static>>);
 
-impl<V: ?Sized> Believed<V> {
-    pub(super) fn new(held: Vec<CertificateDer<'static>>, rest: Arc<V>) -> Believed<V> {
-        Believed { held, rest }
-    }
-
+impl Held {
     /// Whether the file holds this one; an error where it does not hold now.
-    fn has(&self, certificate: &CertificateDer<'_>, now: UnixTime) -> Result<bool, Error> {
-        if !self.held.contains(certificate) {
+    pub(super) fn has(
+        &self,
+        certificate: &CertificateDer<'_>,
+        now: UnixTime,
+    ) -> Result<bool, Error> {
+        if !self.0.contains(certificate) {
             return Ok(false);
         }
         let holds = holds(certificate).ok_or(CertificateError::BadEncoding)?;
@@ -39,16 +36,22 @@ impl<V: ?Sized> Believed<V> {
     }
 }
 
-/// Of servers, by the file of authorities.
+/// Which servers are believed, by the file of authorities.
+#[derive(Debug)]
+struct Servers {
+    held: Held,
+    signed: Arc<WebPkiServerVerifier>,
+}
+
 pub(super) fn servers(
     Authorities { roots, held }: Authorities,
 ) -> Result<Arc<dyn ServerCertVerifier>, TlsError> {
-    let rest = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build();
-    let rest = rest.map_err(|error| TlsError::Certificates(error.to_string()))?;
-    Ok(Arc::new(Believed::new(held, rest)))
+    let signed = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build();
+    let signed = signed.map_err(|error| TlsError::Certificates(error.to_string()))?;
+    Ok(Arc::new(Servers { held, signed }))
 }
 
-impl ServerCertVerifier for Believed<WebPkiServerVerifier> {
+impl ServerCertVerifier for Servers {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -57,8 +60,8 @@ impl ServerCertVerifier for Believed<WebPkiServerVerifier> {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        if !self.has(end_entity, now)? {
-            let by = &self.rest;
+        if !self.held.has(end_entity, now)? {
+            let by = &self.signed;
             return by.verify_server_cert(
                 end_entity,
                 intermediates,
@@ -77,7 +80,7 @@ impl ServerCertVerifier for Believed<WebPkiServerVerifier> {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.rest.verify_tls12_signature(message, cert, dss)
+        self.signed.verify_tls12_signature(message, cert, dss)
     }
 
     fn verify_tls13_signature(
@@ -86,58 +89,10 @@ impl ServerCertVerifier for Believed<WebPkiServerVerifier> {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.rest.verify_tls13_signature(message, cert, dss)
+        self.signed.verify_tls13_signature(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.rest.supported_verify_schemes()
-    }
-}
-
-impl ClientCertVerifier for Believed<dyn ClientCertVerifier> {
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        match self.has(end_entity, now)? {
-            true => Ok(ClientCertVerified::assertion()),
-            false => self.rest.verify_client_cert(end_entity, intermediates, now),
-        }
-    }
-
-    fn offer_client_auth(&self) -> bool {
-        self.rest.offer_client_auth()
-    }
-
-    fn client_auth_mandatory(&self) -> bool {
-        self.rest.client_auth_mandatory()
-    }
-
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.rest.root_hint_subjects()
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.rest.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.rest.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.rest.supported_verify_schemes()
+        self.signed.supported_verify_schemes()
     }
 }

@@ -22,6 +22,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{Error, RootCertStore};
 use thiserror::Error as ThisError;
 
+use believed::Held;
 pub use facts::{ClientCertificate, ClientFacts};
 pub use pem::look;
 pub use resumption::with_ends;
@@ -68,8 +69,8 @@ fn provider() -> Arc<CryptoProvider> {
 /// What a file of authorities holds.
 struct Authorities {
     roots: RootCertStore,
-    /// The same, as it was read.
-    held: Vec<CertificateDer<'static>>,
+    /// The same, as they were read.
+    held: Held,
 }
 
 fn authorities(path: &Path) -> Result<Authorities, TlsError> {
@@ -79,7 +80,10 @@ fn authorities(path: &Path) -> Result<Authorities, TlsError> {
         let added = roots.add(certificate.clone());
         added.map_err(|error| in_file(path, error))?;
     }
-    Ok(Authorities { roots, held })
+    Ok(Authorities {
+        roots,
+        held: Held(held),
+    })
 }
 
 /// At least one.

@@ -10,6 +10,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ProducesTickets, StoresServerSessions};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
+use super::believed::Held;
 use super::facts::holds;
 use crate::clock;
 
@@ -26,9 +27,12 @@ pub async fn with_ends<T>(handshake: impl Future<Output = T>) -> T {
     END.scope(Cell::new(NEVER), handshake).await
 }
 
-/// Notes when the certificates end that `0` lets in.
+/// Lets in who is signed, or held; notes when their certificates end.
 #[derive(Debug)]
-pub(super) struct NotesEnds(pub Arc<dyn ClientCertVerifier>);
+pub(super) struct NotesEnds {
+    pub held: Held,
+    pub signed: Arc<dyn ClientCertVerifier>,
+}
 
 /// Tickets of `0` that say when their session ends.
 #[derive(Debug)]
@@ -98,7 +102,13 @@ impl ClientCertVerifier for NotesEnds {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self.0.verify_client_cert(end_entity, intermediates, now)?;
+        let verified = match self.held.has(end_entity, now)? {
+            true => ClientCertVerified::assertion(),
+            false => {
+                let by = &self.signed;
+                by.verify_client_cert(end_entity, intermediates, now)?
+            }
+        };
         // Of what cannot be read here the end is not known: such a session is not resumed.
         let end = holds(end_entity).map_or(0, |holds| holds.end.as_secs());
         let _ = END.try_with(|of_handshake| of_handshake.set(end));
@@ -106,15 +116,15 @@ impl ClientCertVerifier for NotesEnds {
     }
 
     fn offer_client_auth(&self) -> bool {
-        self.0.offer_client_auth()
+        self.signed.offer_client_auth()
     }
 
     fn client_auth_mandatory(&self) -> bool {
-        self.0.client_auth_mandatory()
+        self.signed.client_auth_mandatory()
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.0.root_hint_subjects()
+        self.signed.root_hint_subjects()
     }
 
     fn verify_tls12_signature(
@@ -123,7 +133,7 @@ impl ClientCertVerifier for NotesEnds {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls12_signature(message, cert, dss)
+        self.signed.verify_tls12_signature(message, cert, dss)
     }
 
     fn verify_tls13_signature(
@@ -132,14 +142,14 @@ impl ClientCertVerifier for NotesEnds {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls13_signature(message, cert, dss)
+        self.signed.verify_tls13_signature(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
+        self.signed.supported_verify_schemes()
     }
 
     fn requires_raw_public_keys(&self) -> bool {
-        self.0.requires_raw_public_keys()
+        self.signed.requires_raw_public_keys()
     }
 }

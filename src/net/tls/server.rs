@@ -18,7 +18,6 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ServerConfig, ServerConnection, SignatureScheme};
 use sha2::{Digest, Sha256};
 
-use super::believed::Believed;
 use super::facts::OwnFacts;
 use super::resumption::{NotesEnds, Remembered, Tickets};
 use super::{
@@ -183,9 +182,8 @@ impl Admission {
                     }
                 };
                 rules.update(read(ca)?);
-                let verifier = verifier.build().map_err(|error| in_file(ca, error))?;
-                let verifier = Arc::new(Believed::new(held, verifier));
-                Some(Arc::new(NotesEnds(verifier)) as Arc<dyn ClientCertVerifier>)
+                let signed = verifier.build().map_err(|error| in_file(ca, error))?;
+                Some(Arc::new(NotesEnds { held, signed }) as Arc<dyn ClientCertVerifier>)
             }
         };
         Ok(Admission {
