@@ -182,12 +182,13 @@ impl Serve {
 
 fn main() -> ExitCode {
     let command = Arguments::parse().command;
-    let _last = telemetry::log::Flush;
-    // Those that keep running log as their file says, once they have read it.
-    if !matches!(
+    let last = telemetry::log::Flush;
+    let serves = matches!(
         command,
         Command::Run(_) | Command::Proxy(_) | Command::Worker { .. }
-    ) {
+    );
+    // Those that serve log as their file says, once they have read it.
+    if !serves {
         telemetry::log::init(config::telemetry::Log::default());
     }
     let done = match command {
@@ -221,7 +222,15 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            telemetry::log::say(&format!("error: {error:#}"));
+            let said = format!("error: {error:#}");
+            match serves {
+                true => telemetry::log::say(&said),
+                // Whoever has called waits for all of it, and is waited for.
+                false => {
+                    drop(last);
+                    eprintln!("{said}");
+                }
+            }
             ExitCode::FAILURE
         }
     }

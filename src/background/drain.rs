@@ -241,7 +241,7 @@ impl Drain {
                     if error.is_slow() {
                         most = (most / 2).max(1);
                     }
-                    if tries > TRIES && !error.is_of_the_server() {
+                    if tries > TRIES && (!error.is_of_the_server() || error.is_beside()) {
                         well = self.store_each(writer, now).await;
                         if well {
                             rest = later;
@@ -278,17 +278,17 @@ impl Drain {
             Ok(()) => true,
             Err(error) => {
                 self.leave(&work.entry, &error).await;
-                !error.is_of_the_server()
+                !error.is_of_the_server() || error.is_beside()
             }
         }
     }
 
-    /// Leaves an entry to be taken over later. That counts, but for one that another's transaction holds.
+    /// Leaves an entry to be taken over later. That counts, but for one that another's transaction holds, or that lacks what is none of its own.
     async fn leave(&self, entry: &Entry, error: &PostgresError) {
         self.metrics.failed.inc();
         let Entry { shard, id, .. } = entry;
         warn!(shard, id, %error, "a batch of audit events is left for later");
-        if error.is_held() {
+        if error.is_held() || error.is_beside() {
             let (streams, ids) = (&self.streams, [id.as_str()]);
             let left = streams.leave(*shard, &self.consumer, &ids, Duration::ZERO);
             // Unheard, it counts this once.

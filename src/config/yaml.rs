@@ -165,11 +165,11 @@ pub fn parse<T: DeserializeOwned>(
                 .location()
                 .map_or((0, 0), |at| (at.line(), at.column()));
             let path = String::new();
+            let hint = no_break_space(text, line).unwrap_or_default();
             let mistake = Mistake {
                 place: Place { path, line, column },
-                message: in_our_words(&error.to_string()),
+                message: in_our_words(&error.to_string()) + &hint,
             };
-            let mistake = no_break_space(text, line).unwrap_or(mistake);
             return (None, vec![mistake], Places::new());
         }
     };
@@ -186,21 +186,17 @@ pub fn parse<T: DeserializeOwned>(
     (value.ok(), mistakes, brought_in(&node))
 }
 
-/// That before which the parser stops in `line`.
-fn no_break_space(text: &str, line: u64) -> Option<Mistake> {
+/// What may be behind it that the parser stops in `line`.
+fn no_break_space(text: &str, line: u64) -> Option<String> {
     let lines = (1..).zip(text.lines()).take_while(|(at, _)| *at <= line);
     let near = lines.skip_while(|(at, _)| at + 1 < line);
     let (line, column) = near
         .filter_map(|(at, text)| Some((at, text.chars().position(|c| c == NO_BREAK_SPACE)?)))
         .next()?;
-    Some(Mistake {
-        place: Place {
-            path: String::new(),
-            line,
-            column: column as u64 + 1,
-        },
-        message: "a no-break space (U+00A0) stands here, which YAML takes for a letter: write a plain one".to_owned(),
-    })
+    let column = column + 1;
+    Some(format!(
+        "; line {line}, column {column} has a no-break space (U+00A0), which YAML takes for a letter: write a plain one"
+    ))
 }
 
 enum Path<'a> {

@@ -129,12 +129,10 @@ fn put_cookies(out: &mut Vec<u8>, fields: &HeaderMap) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// The request whose head weir has written for an upstream, for one that speaks HTTP/2. Where it names no host, it is
-/// `authority`. Its scheme is the one that the client used, as X-Forwarded-Proto says (RFC 9113 section 8.3.1: "from the scheme of a
+/// The request whose head weir has written for an upstream, for one that speaks HTTP/2. It names a host. Its scheme is the one that the client used, as X-Forwarded-Proto says (RFC 9113 section 8.3.1: "from the scheme of a
 /// translated request"), and https in any case where its connection is `secure`. `trailers`: whether whoever asks takes them.
 pub fn upgrade_request(
     bytes: &[u8],
-    authority: &str,
     secure: bool,
     trailers: bool,
 ) -> Result<Request<()>, NotForHttp2> {
@@ -164,10 +162,6 @@ pub fn upgrade_request(
     if trailers {
         fields.insert(http::header::TE, HeaderValue::from_static("trailers"));
     }
-    let host = match host {
-        b"" => authority.as_bytes(),
-        host => host,
-    };
     let uri = Uri::builder()
         .scheme(if https { "https" } else { "http" })
         .authority(host)
@@ -308,7 +302,7 @@ mod tests {
     fn a_query_goes_on_as_it_is_but_for_three_bytes() {
         let query = "?a=<b>&\"c\"={d}|[e]\\^`'%3c%&?/;";
         let head = format!("GET /a{query} HTTP/1.1\r\nHost: x\r\n\r\n");
-        let request = upgrade_request(head.as_bytes(), "y", false, false).unwrap();
+        let request = upgrade_request(head.as_bytes(), false, false).unwrap();
         let target = request.uri().path_and_query().unwrap().as_str();
         assert_eq!(target, "/a?a=%3Cb%3E&%22c%22={d}|[e]\\^`'%3c%&?/;");
     }
@@ -328,7 +322,7 @@ mod tests {
             for (before, behind) in parts {
                 if let Some(head) = written(&[before, &[byte], behind].concat()) {
                     taken += 1;
-                    let request = upgrade_request(&head, "y", false, false);
+                    let request = upgrade_request(&head, false, false);
                     let head = String::from_utf8_lossy(&head);
                     assert!(request.is_ok(), "{byte:#x}: {head}");
                 }
@@ -354,7 +348,7 @@ mod tests {
             let Some(head) = written(&[line.as_bytes(), &value, b"\r\n\r\n"].concat()) else {
                 return Err(TestCaseError::reject("HTTP/1.1 refuses it"));
             };
-            let request = upgrade_request(&head, "endpoint:80", false, false).unwrap();
+            let request = upgrade_request(&head, false, false).unwrap();
             prop_assert_eq!(request.method().as_str(), &method);
             prop_assert_eq!(request.uri().authority().unwrap().as_str(), host);
             let target = request.uri().path_and_query().unwrap().as_str();

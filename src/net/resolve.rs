@@ -3,6 +3,7 @@
 //! By a resolver of its own, not the system's: that one says nothing of how long an answer holds, and keeps a thread for each call.
 //! This one reads `/etc/resolv.conf` and `/etc/hosts` as the system's does, search domains included.
 
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -71,6 +72,12 @@ pub async fn resolve(
     servers: &[SocketAddr],
     wanted: Wanted,
 ) -> Result<Resolved, ResolveError> {
+    if let Ok(address) = name.parse() {
+        return Ok(Resolved {
+            addresses: vec![address],
+            holds_for: AT_HAND,
+        });
+    }
     // Not as UTF-8, which takes no underscore.
     let name = &Name::from_ascii(name).map_err(NetError::from)?;
     if servers.is_empty()
@@ -115,7 +122,12 @@ pub async fn resolve(
 /// address there is not asked for elsewhere. `localhost` is known where nothing says so.
 fn at_hand(name: &Name, wanted: Wanted) -> Option<Vec<IpAddr>> {
     static TOLD: AtomicBool = AtomicBool::new(false);
-    let hosts = telling_once(&TOLD, Hosts::from_system).unwrap_or_default();
+    let mut hosts = Hosts::default();
+    // Not as UTF-8: one comment that is none would take all of the file with it.
+    if let Ok(bytes) = fs::read("/etc/hosts") {
+        let text = String::from_utf8_lossy(&bytes);
+        let _ = telling_once(&TOLD, || hosts.read_hosts_conf(text.as_bytes()));
+    }
     let of = |kind| hosts.lookup_static_host(&Query::query(name.clone(), kind));
     let found: Vec<_> = [of(RecordType::A), of(RecordType::AAAA)]
         .iter()
@@ -220,4 +232,17 @@ fn resolver(config: ResolverConfig, options: ResolverOpts) -> Result<TokioResolv
     let provider = TokioRuntimeProvider::default();
     let builder = TokioResolver::builder_with_config(config, provider);
     builder.with_options(options).build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_stands_for_itself() {
+        for text in ["10.0.0.5", "::1"] {
+            let resolved = resolve(text, &[], Wanted::OneFamily).await.unwrap();
+            assert_eq!(resolved.addresses, [text.parse::<IpAddr>().unwrap()]);
+        }
+    }
 }

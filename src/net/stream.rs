@@ -183,7 +183,10 @@ impl Stream {
                 let mut cx = Context::from_waker(Waker::noop());
                 let mut byte = [0];
                 let mut read = ReadBuf::new(&mut byte);
-                Pin::new(tls).poll_read(&mut cx, &mut read).is_pending()
+                let as_heard_of = Pin::new(&mut *tls)
+                    .poll_read(&mut cx, &mut read)
+                    .is_pending();
+                as_heard_of && (as_heard || tls.get_ref().0.is_silent(false))
             }
         }
     }

@@ -2,6 +2,7 @@
 //! has been idle for longest where there is room for no more. A lane's own: what all lanes share would be asked about by each request of each of them.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -42,8 +43,8 @@ struct Idle {
 #[derive(Debug, Default)]
 struct LongIdle {
     tick: u32,
-    /// For how many ticks, and where; who has been idle for longest is last.
-    found: Vec<(u32, usize)>,
+    /// By listener: for how many ticks, and where; who has been idle for longest is last.
+    found: BTreeMap<usize, Vec<(u32, usize)>>,
 }
 
 /// Until a connection that is idle is to close. A client that sends its next request just as the drain begins would lose it, and one that
@@ -84,29 +85,37 @@ impl Drain {
         let mut idle = self.idle.borrow_mut();
         let mut long = self.long_idle.borrow_mut();
         if long.tick != now {
-            let for_long = |(at, idle): (usize, &Idle)| {
-                let ticks = now.wrapping_sub(idle.since);
-                (ticks >= IDLE_TICKS && !idle.makes_room).then_some((ticks, at))
-            };
             long.tick = now;
-            long.found = idle.iter().filter_map(for_long).collect();
-            long.found.sort_unstable();
+            long.found.clear();
+            for (at, idle) in idle.iter() {
+                let ticks = now.wrapping_sub(idle.since);
+                if ticks >= IDLE_TICKS && !idle.makes_room {
+                    long.found
+                        .entry(idle.listener)
+                        .or_default()
+                        .push((ticks, at));
+                }
+            }
+            long.found
+                .values_mut()
+                .for_each(|found| found.sort_unstable());
         }
-        // Who is there now may be another, that came since.
-        let is_one = |(ticks, at): &(u32, usize)| {
-            idle.get(*at).is_some_and(|idle| {
-                idle.listener == listener
-                    && !idle.makes_room
-                    && now.wrapping_sub(idle.since) == *ticks
-            })
-        };
-        let Some(longest) = long.found.iter().rposition(is_one) else {
+        let Some(found) = long.found.get_mut(&listener) else {
             return false;
         };
-        let (_, at) = long.found.remove(longest);
-        idle[at].makes_room = true;
-        idle[at].waker.wake_by_ref();
-        true
+        while let Some((ticks, at)) = found.pop() {
+            // Who is there now may be another, that came since.
+            if let Some(idle) = idle.get_mut(at)
+                && idle.listener == listener
+                && !idle.makes_room
+                && now.wrapping_sub(idle.since) == ticks
+            {
+                idle.makes_room = true;
+                idle.waker.wake_by_ref();
+                return true;
+            }
+        }
+        false
     }
 
     /// Begins with `phase`, or with the drain, which has `time` together.

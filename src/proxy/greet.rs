@@ -254,13 +254,17 @@ async fn secure(
         shake_hands(lane, listener_index, greeting, socket),
     )
     .await;
-    let done = done.unwrap_or(Err(Some(Trouble::TimedOut)));
+    let done = done.unwrap_or(Err(Failed::Tls(Trouble::TimedOut)));
     let stream = match done {
         Ok(stream) => stream,
-        Err(trouble) => {
-            if let Some(trouble) = trouble {
-                not_secured(listener, greeting, &guest.peer, trouble);
-            }
+        Err(Failed::Unused) => return None,
+        Err(Failed::Plain(socket)) => {
+            not_secured(listener, greeting, &guest.peer, Trouble::NotTls);
+            tell_of_tls(lane, listener_index, socket).await;
+            return None;
+        }
+        Err(Failed::Tls(trouble)) => {
+            not_secured(listener, greeting, &guest.peer, trouble);
             return None;
         }
     };
@@ -278,23 +282,30 @@ async fn secure(
     })
 }
 
-/// The handshake; `None` for the trouble with one who went before a byte came, as health checks by TCP do.
+/// Why there is no TLS with a client.
+enum Failed {
+    /// It went before a byte came, as health checks by TCP do.
+    Unused,
+    /// What it speaks is not TLS, and may be HTTP.
+    Plain(Socket),
+    Tls(Trouble),
+}
+
 async fn shake_hands(
     lane: &Lane,
     listener_index: usize,
     greeting: &Greeting,
     socket: Socket,
-) -> Result<TlsStream<Socket>, Option<Trouble>> {
+) -> Result<TlsStream<Socket>, Failed> {
     let mut first = [0];
     match first_bytes(lane, listener_index, &socket, &mut first).await {
         Ok(1..) if first[0] == HANDSHAKE => {}
         Ok(1..) => {
-            tell_of_tls(lane, listener_index, socket).await;
-            return Err(Some(Trouble::NotTls));
+            return Err(Failed::Plain(socket));
         }
-        Ok(0) | Err(_) => return Err(None),
+        Ok(0) | Err(_) => return Err(Failed::Unused),
     }
-    let failed = |error| Some(Trouble::of_handshake(&error));
+    let failed = |error| Failed::Tls(Trouble::of_handshake(&error));
     // Only who has said hello has a turn: others may wait for nothing.
     let hello = LazyConfigAcceptor::new(Acceptor::default(), socket);
     let hello = hello.await.map_err(failed)?;

@@ -246,9 +246,11 @@ impl Open {
             of_listener,
             metrics,
         };
-        let has_room = before < max
-            || lane.drain.make_room(listener_index)
-            || lane.leave.make_room(listener_index);
+        // Who is to make room may take its time, or ask for something just then.
+        let is_near = before < max + max.div_ceil(8);
+        let makes_room = |drain: &Drain| drain.make_room(listener_index);
+        let has_room =
+            before < max || is_near && (makes_room(&lane.drain) || makes_room(&lane.leave));
         has_room.then_some(open)
     }
 }

@@ -54,10 +54,12 @@ pub fn init(settings: Log) {
     }
 }
 
-/// Says a line that is no event of the log, behind those that wait.
-pub fn say(line: &str) {
-    // Nothing is there to be told of a failure.
-    let _ = Out.write_all(format!("{line}\n").as_bytes());
+/// Says lines that are no events of the log, behind those that wait; as many as there is room for.
+pub fn say(lines: &str) {
+    for line in lines.lines() {
+        // Nothing is there to be told of a failure.
+        let _ = Out.write_all(format!("{line}\n").as_bytes());
+    }
 }
 
 /// What became of the lines so far.

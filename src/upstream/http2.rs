@@ -15,7 +15,7 @@ use h2::client::{self, Connection, SendRequest};
 use h2::{Ping, PingPong};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Mutex, MutexGuard, Notify};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::pool::Connected;
 use super::reach::{Stage, Unreached, too_late};
@@ -55,8 +55,6 @@ pub struct Multiplexed {
 #[derive(Debug)]
 struct Open {
     requests: SendRequest<Bytes>,
-    /// As [`Connected::old_at`].
-    old_at: Option<Duration>,
     usage: Rc<Usage>,
 }
 
@@ -74,6 +72,10 @@ struct Usage {
     requests: Cell<usize>,
     /// When the last one began or ended.
     at: Cell<Instant>,
+    /// As [`Connected::old_at`].
+    old_at: Option<Duration>,
+    /// Told when the last request of an old connection has ended.
+    unused: Notify,
     /// When something last came of the upstream.
     heard: Rc<Cell<Instant>>,
     /// Told when one of them waited in vain.
@@ -143,6 +145,15 @@ impl Drop for Place {
     fn drop(&mut self) {
         self.usage.requests.set(self.usage.requests.get() - 1);
         self.usage.at.set(clock::now());
+        if self.usage.requests.get() == 0 && self.usage.is_old() {
+            self.usage.unused.notify_one();
+        }
+    }
+}
+
+impl Usage {
+    fn is_old(&self) -> bool {
+        self.old_at.is_some_and(|at| clock::mono() >= at)
     }
 }
 
@@ -205,6 +216,8 @@ impl Multiplexed {
         let usage = Rc::new(Usage {
             requests: Cell::new(0),
             at: Cell::new(clock::now()),
+            old_at,
+            unused: Notify::new(),
             heard,
             doubted: Notify::new(),
             pings: Cell::new(0),
@@ -213,18 +226,18 @@ impl Multiplexed {
         let place = Place::new(requests.clone(), false, &usage);
         self.open.borrow_mut().push(Open {
             requests,
-            old_at,
             usage: usage.clone(),
         });
         tokio::task::spawn_local(async move {
             let pings = connection.ping_pong();
             let unused = async {
                 loop {
-                    let since = usage.at.get().elapsed();
-                    if since >= times.idle && usage.requests.get() == 0 {
+                    let left = times.idle.saturating_sub(usage.at.get().elapsed());
+                    if (left.is_zero() || usage.is_old()) && usage.requests.get() == 0 {
                         return;
                     }
-                    sleep(times.idle.saturating_sub(since).max(Duration::from_secs(1))).await;
+                    let left = left.max(Duration::from_secs(1));
+                    let _ = timeout(left, usage.unused.notified()).await;
                 }
             };
             let _counted = (counted, ours);
@@ -261,18 +274,16 @@ impl Multiplexed {
     /// that have some take others, too.
     pub(super) fn free(&self, takes_old: bool) -> Option<Place> {
         let mut found = None;
-        let now = clock::mono();
         self.open.borrow_mut().retain(|open| {
             if found.is_some() {
                 return true;
             }
-            let is_in_use = open.usage.requests.get() > 0;
-            if open.old_at.is_some_and(|at| now >= at) && !(takes_old && is_in_use) {
+            if open.usage.is_old() && !takes_old {
                 return false;
             }
             if open.usage.silent.get() {
                 // It may only be slow, which is for those to see who still wait for it.
-                return is_in_use;
+                return open.usage.requests.get() > 0;
             }
             let mut requests = open.requests.clone();
             match requests.poll_ready(&mut Context::from_waker(Waker::noop())) {

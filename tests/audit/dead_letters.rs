@@ -424,9 +424,12 @@ fn what_is_refused_beside_the_rows_is_no_batch_s_fault() {
             .add(0, &pack(&mut boot(3, now), 5, now - 5 * DAY).1)
             .await;
         is_held().await;
+        // Others are stored meanwhile.
+        world.add(0, &pack(&mut boot(4, now), 5, now).1).await;
+        eventually(async || world.rows() == 15).await;
         database.query("ALTER TABLE weir.audit_batches DETACH PARTITION weir.rest");
         world.drained().await;
-        assert_eq!(world.rows(), 15);
+        assert_eq!(world.rows(), 20);
         assert_eq!(world.dead_letters().await, 0);
         worker.stop().await;
     });

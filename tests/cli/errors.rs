@@ -246,3 +246,17 @@ fn a_weir_without_such_sessions_says_which_it_has() {
     check("session revoke 1 --user ann", 2, &["--user"]);
     check("session create ann --claim role", 2, &["NAME=VALUE"]);
 }
+
+/// More than the log keeps, and than a pipe takes at once.
+#[test]
+fn all_mistakes_of_a_file_are_said() {
+    let routes = "  - {match: {path: a}, upstream: none}\n".repeat(8_000);
+    let config = file(&format!(
+        "listen: 127.0.0.1:0\nupstreams: {{app: {{endpoints: 'http://x:1'}}}}\nroutes:\n{routes}"
+    ));
+    let mut check = Command::new(env!("CARGO_BIN_EXE_weir"));
+    let output = check.args(["check", "-c"]).arg(config.path()).output();
+    let said = String::from_utf8(output.unwrap().stderr).unwrap();
+    assert!(said.starts_with("error: 16000 mistakes in "), "{said:.200}");
+    assert!(said.contains("routes[7999].upstream: "), "{said:.200}");
+}

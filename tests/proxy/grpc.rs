@@ -113,6 +113,12 @@ fn calls_of_all_four_kinds_are_what_they_are_without_weir() {
         for answer in [&mut through, &mut without] {
             answer["took"].take();
         }
+        // Every response that goes on has one (RFC 9110 section 6.6.1).
+        let dates = ["initial", "trailing"].map(|part| {
+            let fields = through[part].as_array_mut().unwrap();
+            fields.extract_if(.., |field| field[0] == "date").count()
+        });
+        assert_eq!(dates.iter().sum::<usize>(), 1, "{call}");
         assert_eq!(through, without, "{call}");
     }
 }

@@ -346,7 +346,6 @@ impl Exchange<'_, '_, '_> {
         let bodiless = self.outgoing.request.body == BodyLength::None;
         let request = upgrade_request(
             &self.outgoing.out,
-            &pool.endpoint.authority,
             pool.is_secure,
             self.outgoing.request.takes_trailers,
         );

@@ -97,6 +97,11 @@ impl PostgresError {
         }
     }
 
+    /// Whether the server refuses what a batch needs beside its rows, so that others may be stored.
+    pub fn is_beside(&self) -> bool {
+        matches!(self, PostgresError::Beside { .. })
+    }
+
     /// Whether another's transaction holds just this batch.
     pub fn is_held(&self) -> bool {
         self.has_code(LOCK_NOT_AVAILABLE)
