@@ -9,7 +9,7 @@ use weir::event::{AuditEvent, Parts};
 use weir::store::audit::batch::{Batch, Boot, Header, peek};
 use weir::store::audit::chain::Hasher;
 use weir::store::audit::days::Day;
-use weir::store::postgres::row::{self, Place};
+use weir::store::postgres::row::{self, BatchColumns};
 
 const VERSION: u8 = 1;
 
@@ -36,7 +36,7 @@ fn open(bytes: &[u8]) {
     };
     let header = &batch.header;
     assert_eq!(peek(bytes).as_ref(), Ok(header));
-    let place = Place {
+    let place = BatchColumns {
         day: header.day(),
         boot_id: 1,
         arrival: 1,
