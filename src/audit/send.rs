@@ -59,6 +59,8 @@ struct Link {
     linger: Duration,
     /// Whether it was said that batches are not taken.
     told: Cell<bool>,
+    /// Whether it is under way to send what a process has left.
+    adopts: Cell<bool>,
     common: Arc<Common>,
 }
 
@@ -122,6 +124,7 @@ async fn serve(sending: Sending) {
         linger: stream.batch_wait,
         producer: Producer::new(redis, fleet.keys.clone(), stream),
         told: Cell::new(false),
+        adopts: Cell::new(false),
         common: common.clone(),
     });
     let adopting = tokio::task::spawn_local(adopt_all(link.clone(), abandoned, hasher));
@@ -134,6 +137,10 @@ async fn serve(sending: Sending) {
     tokio::select! {
         () = learn(&link, &own) => {}
         () = send(&link, &own, || is_over(&common)) => {}
+    }
+    // The disk may end with the process; a Redis that takes nothing now will not do so in time.
+    while link.adopts.get() && !link.told.get() && !common.shared.is_late() {
+        sleep(POLL / 4).await;
     }
     adopting.abort();
 }
@@ -303,6 +310,13 @@ impl Link {
         self.common.release(released);
     }
 
+    /// Once the process ends: what both the spool and a stream have is not waited for, and stays in the spool for the next start.
+    fn forget_at_the_end(&self, load: &Load<'_>) {
+        if self.common.shared.is_stopping() {
+            load.uncommitted.lock().shed_spooled();
+        }
+    }
+
     /// The next batch to send. One that the spool cannot give back is lost.
     fn next(&self, load: &Load<'_>) -> Option<(u64, Arc<[u8]>)> {
         loop {
@@ -424,9 +438,11 @@ impl Shard {
 /// Sends what processes have left that are gone, one after the other.
 async fn adopt_all(link: Rc<Link>, mut abandoned: Vec<Abandoned>, hasher: Hasher) {
     loop {
+        link.adopts.set(true);
         for left in abandoned {
             adopt(&link, left, &hasher).await;
         }
+        link.adopts.set(false);
         // Others may share the folder, and end.
         sleep(ADOPT_EVERY).await;
         let adopted = link.common.spool.lock().as_ref().map(Spool::adopt);
@@ -444,33 +460,44 @@ async fn adopt(link: &Link, mut left: Abandoned, hasher: &Hasher) {
         work: &work,
         released: Some(&released),
     };
-    let whole = tokio::select! {
-        whole = feed(&load, &mut left, &released, hasher) => whole,
-        () = learn(link, &load) => false,
-        () = send(link, &load, || false) => false,
+    let stored = tokio::select! {
+        whole = feed(link, &load, &mut left, &released, hasher) => whole,
+        () = learn(link, &load) => None,
+        () = send(link, &load, || false) => None,
     };
-    if !whole {
+    let Some(batches) = stored else {
         return;
-    }
+    };
     let damage = left.damage.stretches;
     let corrupt = &link.common.shared.spool_corrupt;
     corrupt.fetch_add(damage, Ordering::Relaxed);
-    info!(
-        boot,
-        "what a process has left in the audit's spool is stored"
-    );
+    if damage > 0 {
+        error!(
+            boot,
+            damage,
+            batches,
+            "what a process has left in the audit's spool is stored, but for what is damaged; look at its .corrupt files"
+        );
+    } else {
+        info!(
+            boot,
+            batches, "what a process has left in the audit's spool is stored"
+        );
+    }
     if let Err(error) = left.remove() {
         warn!(%error, boot, "what is stored cannot be removed from the audit's spool");
     }
 }
 
-/// Gives what a process has left to be sent, and its end mark where all that it made is there; whether all is stored.
+/// Gives what a process has left to be sent, and its end mark where all that it made is there; how many batches there were, once all
+/// are stored.
 async fn feed(
+    link: &Link,
     load: &Load<'_>,
     left: &mut Abandoned,
     released: &Mutex<Vec<Place>>,
     hasher: &Hasher,
-) -> bool {
+) -> Option<usize> {
     let boot = load.boot;
     let push = |header: &batch::Header, bytes: Vec<u8>, place| {
         let (numbers, now) = ((header.first, header.last()), clock::now());
@@ -479,21 +506,21 @@ async fn feed(
         load.work.notify_one();
     };
     let mut newest: Option<batch::Header> = None;
-    let mut has_left_out = false;
+    let (mut batches, mut has_left_out) = (0, false);
     loop {
         let (place, bytes) = match left.next_record() {
             Ok(Some(record)) => record,
             Ok(None) => break,
             Err(error) => {
                 error!(%error, boot, "what a process has left in the audit's spool cannot be read; it is tried again");
-                return false;
+                return None;
             }
         };
         let header = match batch::peek(&bytes) {
             Ok(header) => header,
             Err(error @ BatchError::Version(_)) => {
                 error!(%error, boot, "what another weir has left in the audit's spool waits for that");
-                return false;
+                return None;
             }
             Err(error @ BatchError::Damaged) => {
                 error!(%error, boot, "a record of the audit's spool is left out");
@@ -502,10 +529,12 @@ async fn feed(
             }
         };
         while is_enough(load.uncommitted) {
+            link.forget_at_the_end(load);
             sleep(POLL / 4).await;
             release(left, released);
         }
         push(&header, bytes, Some(place));
+        batches += 1;
         if newest
             .as_ref()
             .is_none_or(|newest| newest.first < header.first)
@@ -522,10 +551,13 @@ async fn feed(
         push(&end, bytes, None);
     }
     while !load.uncommitted.lock().is_empty() {
-        sleep(POLL).await;
+        if link.common.shared.is_stopping() && !load.uncommitted.lock().has_unadded() {
+            return None;
+        }
+        sleep(POLL / 4).await;
         release(left, released);
     }
-    true
+    Some(batches)
 }
 
 /// Whether as many batches are under way as may be of what another process has left.

@@ -88,6 +88,8 @@ pub enum SpoolError {
     Full(u64),
     #[error("record of {0} bytes is too long for the spool, which takes {LONGEST}")]
     TooLong(usize),
+    #[error("{0} has version {1}, which another weir wrote; it waits for that")]
+    Version(PathBuf, u8),
     #[error("record at byte {1} of {0} is damaged")]
     Damaged(PathBuf, u64),
     #[error("cannot {doing} {path}: {error}; look at the disk and at who owns audit.spool.path")]
@@ -361,7 +363,7 @@ impl SpoolError {
         match self {
             SpoolError::Damaged(..) => true,
             SpoolError::Io { error, .. } => abandoned::is_lost(error),
-            SpoolError::Full(_) | SpoolError::TooLong(_) => false,
+            SpoolError::Full(_) | SpoolError::TooLong(_) | SpoolError::Version(..) => false,
         }
     }
 

@@ -261,6 +261,25 @@ fn a_full_spool_refuses_until_events_are_committed() {
     assert_eq!(process.recorder.counts().dropped, 0);
 }
 
+#[test]
+fn what_a_killed_process_left_is_in_redis_at_the_end_though_no_worker_stores_it() {
+    let (server, prefix) = (Server::single(), key_prefix());
+    let folder = tempfile::tempdir().unwrap();
+    let max = 24 << 20;
+    let (dead, last) = left_behind(folder.path(), max);
+    let with = With {
+        delivery: Delivery::Guaranteed,
+        spool: Some((folder.path(), max)),
+        ..With::best_effort(&prefix)
+    };
+    let mut process = Process::start(&server, &with);
+    process.stop();
+    let sent = process.batches(&server);
+    assert!((1..=last).all(|first| sent.contains_key(&(dead, first))));
+    // For the next start, unless a worker is known to have stored it.
+    assert!(folder.path().join(dead.to_string()).exists());
+}
+
 /// An event of 256 KiB that does not compress.
 fn large() -> Encoded {
     let path: String = (0..256 << 10).map(|_| fastrand::alphanumeric()).collect();

@@ -61,7 +61,8 @@ impl Abandoned {
     /// The next record; `None` behind the last. The last record of the boot is always there, unless damaged. Holds one segment in
     /// memory.
     ///
-    /// After an error it tries the same segment again, unless the disk cannot read it: that one counts as damaged.
+    /// After an error it tries the same segment again, unless the disk cannot read it: that one counts as damaged. A segment of
+    /// another version stays an error.
     pub fn next_record(&mut self) -> Result<Option<(Place, Vec<u8>)>, SpoolError> {
         loop {
             if let Some(open) = &mut self.open {
@@ -96,6 +97,11 @@ impl Abandoned {
             return Ok(None);
         };
         let contents = segment::scan(&bytes, marker);
+        if contents.payloads.is_empty()
+            && let Some(version) = segment::other_version(&bytes)
+        {
+            return Err(SpoolError::Version(path, version));
+        }
         let torn = |gap: &&Range<usize>| is_newest && gap.end == bytes.len();
         let torn = contents.gaps.iter().filter(torn).count();
         let damaged = contents.gaps.len() - torn;

@@ -12,6 +12,8 @@ use uuid::Uuid;
 
 /// What a segment begins with; the last byte is the version.
 pub(super) const HEAD: &[u8; 8] = b"weirspl\x01";
+/// Of [`HEAD`], before the version.
+const NAME: usize = 7;
 /// Of what stands before a payload.
 pub(super) const RECORD_HEAD: usize = 12;
 /// Bytes of a payload, at most.
@@ -94,6 +96,13 @@ pub(super) fn scan(bytes: &[u8], marker: Marker) -> Contents {
         contents.gaps.push(known..bytes.len());
     }
     contents
+}
+
+/// The version of a segment that only another weir can read. Asked of one without a whole record: where there is one, the version
+/// itself is what is damaged.
+pub(super) fn other_version(bytes: &[u8]) -> Option<u8> {
+    let head = bytes.get(..HEAD.len())?;
+    (head != HEAD && head[..NAME] == HEAD[..NAME]).then_some(head[NAME])
 }
 
 /// Where the next marker is; the end without one.

@@ -295,6 +295,47 @@ fn a_torn_tail_is_cut_off_and_counted() {
 }
 
 #[test]
+fn segments_of_another_version_wait_for_the_weir_that_wrote_them() {
+    let root = TempDir::new().unwrap();
+    let (mut spool, _) = open(&root, 1);
+    let half = vec![7; 5 << 20];
+    for _ in 0..3 {
+        spool.append(&half).unwrap();
+    }
+    drop(spool);
+    let paths = segments(&root, 1);
+    for path in &paths {
+        let mut bytes = HEAD.to_vec();
+        bytes[7] += 1;
+        bytes.extend_from_slice(b"laid out in another way");
+        fs::write(path, &bytes).unwrap();
+    }
+    let (_, mut abandoned) = open(&root, 2);
+    for _ in 0..2 {
+        let error = abandoned[0].next_record().unwrap_err();
+        assert!(matches!(error, SpoolError::Version(_, 2)), "{error}");
+    }
+    assert_eq!(abandoned[0].damage, Damage::default());
+    drop(abandoned);
+    assert_eq!(segments(&root, 1), paths);
+    assert_eq!(kept(&root), 0);
+}
+
+#[test]
+fn a_damaged_version_costs_no_record() {
+    let root = TempDir::new().unwrap();
+    let (mut spool, _) = open(&root, 1);
+    spool.append(b"one").unwrap();
+    drop(spool);
+    let path = segments(&root, 1).remove(0);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[7] ^= 4;
+    fs::write(&path, &bytes).unwrap();
+    let (_, mut abandoned) = open(&root, 2);
+    assert_eq!(payloads(&mut abandoned[0]), [b"one"]);
+}
+
+#[test]
 fn a_newest_segment_without_a_record_does_not_cost_the_last_record() {
     let root = TempDir::new().unwrap();
     let (mut spool, _) = open(&root, 1);
