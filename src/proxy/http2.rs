@@ -21,9 +21,8 @@ use tracing::debug;
 use super::admit::{self, Way};
 use super::answer::Answer;
 use super::any_version::{self, Client};
-use super::audit;
 use super::draft;
-use super::exchange::{Conn, Failure, Peer, on_record};
+use super::exchange::{Conn, Failure, Peer, answer_on_record, on_record};
 use super::following::LaneView;
 use super::lane::Lane;
 use super::outgoing::prepare;
@@ -31,6 +30,7 @@ use super::record::{Ongoing, Record};
 use super::reply::{Asker, Rejection};
 use crate::clock;
 use crate::config::Listener;
+use crate::http1::head::RequestHead;
 use crate::http1::websocket::{self, WEBSOCKET};
 use crate::http2::errors;
 use crate::http2::grpc;
@@ -323,53 +323,26 @@ async fn answer(
 async fn one(
     conn: &Conn<'_>,
     view: &LaneView,
-    mut parts: Parts,
+    parts: Parts,
     (body, respond): (&mut RecvStream, &mut SendResponse<Bytes>),
     now: Now,
     record: &mut Record,
 ) -> Result<(), Failure> {
     let mut buffer = conn.lane.buffers.take();
-    let limits = conn.listener.head_limits;
-    let protocol = parts.extensions.remove::<Protocol>();
-    let websocket_key = match &protocol {
-        None => None,
-        Some(protocol) if protocol.as_str().as_bytes().eq_ignore_ascii_case(WEBSOCKET) => {
-            Some(websocket::key(fastrand::u128(..)))
-        }
-        Some(_) => {
-            draft::begin_unrouted(&view.plan, conn, &buffer, None, record);
-            return Err(Rejection::OtherProtocol.into());
-        }
-    };
-    if let Some(key) = &websocket_key {
-        websocket_request(&mut parts, key);
-    }
-    // What follows the head of a CONNECT is no body.
-    let has_body = websocket_key.is_none() && !body.is_end_stream();
-    let head = match downgrade_request(&mut buffer, &parts, has_body, limits) {
-        Ok(head) => head,
-        Err(error) => {
-            draft::begin_unrouted(&view.plan, conn, &buffer, None, record);
-            return Err(Rejection::BadHead(error).into());
-        }
-    };
-    drop(parts);
-    let admitted = admit::admit(&view.plan, conn, &buffer, &head, now, record).await;
-    let admitted = match admitted {
-        Ok(Way::Upstream(admitted)) => admitted,
+    let read = read_head(conn, &mut buffer, parts, body.is_end_stream());
+    let (head, websocket_key) = read.inspect_err(|_| {
+        draft::begin_unrouted(&view.plan, conn, &buffer, None, record);
+    })?;
+    let way = admit::admit(&view.plan, conn, &buffer, &head, now, record).await?;
+    let admitted = match way {
+        Way::Upstream(admitted) => admitted,
         // The client would take it for the WebSocket.
-        Ok(Way::Answer(answer)) if websocket_key.is_some() && answer.status < 300 => {
+        Way::Answer(answer) if websocket_key.is_some() && answer.status < 300 => {
             return Err(Rejection::NotSwitched.into());
         }
-        Ok(Way::Answer(answer)) => {
+        Way::Answer(answer) => {
             let by_head = buffer[head.method.clone()] == *b"HEAD";
             return by_itself(conn, view, &answer, respond, by_head, record).await;
-        }
-        Err(rejection) => {
-            if record.route.is_none() {
-                draft::begin_unrouted(&view.plan, conn, &buffer, Some(&head), record);
-            }
-            return Err(rejection.into());
         }
     };
     let mut outgoing = prepare(conn, admitted, &mut buffer, &head, true, record);
@@ -378,6 +351,29 @@ async fn one(
     let client = Client::Http2 { body, respond };
     any_version::send(conn, view, &mut outgoing, client, record).await?;
     Ok(())
+}
+
+/// Writes the request's head into `buffer` as one of HTTP/1.1; with the key of the WebSocket that it asks for, if it does.
+fn read_head(
+    conn: &Conn<'_>,
+    buffer: &mut Vec<u8>,
+    mut parts: Parts,
+    ended: bool,
+) -> Result<(RequestHead, Option<String>), Rejection> {
+    let websocket_key = match parts.extensions.remove::<Protocol>() {
+        None => None,
+        Some(protocol) if protocol.as_str().as_bytes().eq_ignore_ascii_case(WEBSOCKET) => {
+            Some(websocket::key(fastrand::u128(..)))
+        }
+        Some(_) => return Err(Rejection::OtherProtocol),
+    };
+    if let Some(key) = &websocket_key {
+        websocket_request(&mut parts, key);
+    }
+    // What follows the head of a CONNECT is no body.
+    let has_body = websocket_key.is_none() && !ended;
+    let head = downgrade_request(buffer, &parts, has_body, conn.listener.head_limits);
+    Ok((head.map_err(Rejection::BadHead)?, websocket_key))
 }
 
 /// Gives the answer that the route has by itself.
@@ -389,12 +385,7 @@ async fn by_itself(
     by_head: bool,
     record: &mut Record,
 ) -> Result<(), Failure> {
-    record.status = answer.status;
-    if !by_head {
-        record.bytes_out = answer.body.len() as u64;
-    }
-    let safe = audit::secure(&view.plan, &conn.lane.outbox, record).await;
-    safe.map_err(|audit::NotSafe| Rejection::AuditUnavailable)?;
+    answer_on_record(conn, view, answer, !by_head, record).await?;
     let mut out = conn.lane.buffers.take();
     answer.put(&mut out, asker(by_head), &conn.lane.date);
     reply(respond, &out, |_| {});
