@@ -33,7 +33,7 @@ use crate::config::Listener;
 use crate::http1::head::RequestHead;
 use crate::http1::websocket::{self, WEBSOCKET};
 use crate::http2::errors;
-use crate::http2::grpc;
+use crate::http2::grpc::{self, GrpcStatus};
 use crate::http2::head::{downgrade_request, upgrade_response, websocket_request};
 use crate::net::gather::{Gathered, Sender, gather};
 use crate::net::stream::{Ahead, Stream};
@@ -289,10 +289,8 @@ async fn answer(
         peer,
     };
     let content_type = head.headers.get(http::header::CONTENT_TYPE);
-    let to = To {
-        grpc: content_type.is_some_and(|value| grpc::is_grpc(value.as_bytes())),
-        by_head: head.method == http::Method::HEAD,
-    };
+    let is_grpc = content_type.is_some_and(|value| grpc::is_grpc(value.as_bytes()));
+    let to = asker(is_grpc || head.method == http::Method::HEAD);
     let is_tunnel = head.method == http::Method::CONNECT;
     let record = &mut ongoing.record;
     // Apart, since what a task is made of is moved several times until it runs.
@@ -302,10 +300,9 @@ async fn answer(
         Ok(()) if is_tunnel => Served::BrokenOff,
         Ok(()) => Served::Answered,
         Err(Failure::Reply(rejection, _)) => {
-            let body = !to.by_head && !to.grpc;
-            let rejection = on_record(&conn, &view, rejection, body, record).await;
-            record.grpc = to.grpc.then(|| rejection.grpc());
-            refuse(&conn, respond, &rejection, to);
+            let rejection = on_record(&conn, &view, rejection, !to.by_head, record).await;
+            record.grpc = is_grpc.then(|| rejection.grpc());
+            refuse(&conn, respond, &rejection, to, record.grpc);
             Served::Answered
         }
         Err(failure) => {
@@ -392,28 +389,26 @@ async fn by_itself(
     Ok(())
 }
 
-/// To whom a refusal goes.
-#[derive(Debug, Clone, Copy)]
-struct To {
-    grpc: bool,
-    by_head: bool,
-}
-
-/// Replies with a refusal.
-fn refuse(conn: &Conn<'_>, respond: &mut SendResponse<Bytes>, rejection: &Rejection, to: To) {
+/// Replies with a refusal, which ends a call of gRPC with this status.
+fn refuse(
+    conn: &Conn<'_>,
+    respond: &mut SendResponse<Bytes>,
+    rejection: &Rejection,
+    to: Asker,
+    grpc: Option<GrpcStatus>,
+) {
     let (mut out, mut body) = (conn.lane.buffers.take(), conn.lane.buffers.take());
-    let asker = asker(to.by_head || to.grpc);
-    rejection.put(&mut out, &mut body, asker, &conn.lane.date);
+    rejection.put(&mut out, &mut body, to, &conn.lane.date);
     reply(respond, &out, |response| {
-        if !to.grpc {
+        let Some(status) = grpc else {
             return;
-        }
+        };
         // A response of trailers alone; what HTTP says of the refusal stays beside gRPC's word.
         let fields = response.headers_mut();
         fields.remove(http::header::CONTENT_LENGTH);
         let content_type = http::HeaderValue::from_static("application/grpc");
         fields.insert(http::header::CONTENT_TYPE, content_type);
-        fields.extend(rejection.grpc().trailers(&rejection.detail()));
+        fields.extend(status.trailers(&rejection.detail()));
         *response.status_mut() = http::StatusCode::OK;
     });
 }
