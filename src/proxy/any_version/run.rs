@@ -19,7 +19,6 @@ use crate::config::rewrite::HeaderChanges;
 use crate::http1::head::BodyLength;
 use crate::http1::response::{ResponseBody, ResponseHead};
 use crate::http1::websocket;
-use crate::http2::grpc::GrpcStatus;
 use crate::proxy::exchange::{Answered, Failure, is_over, learn};
 use crate::proxy::interim::{Interims, is_interim};
 use crate::proxy::outgoing::Request;
@@ -112,21 +111,17 @@ impl Exchange<'_, '_, '_> {
         }
         learn(&trying.slot, Ok(status), record);
         trying.slot.answered();
-        // RFC 8441 section 5: any of 200 to 299 opens it there.
-        let key = outgoing.websocket_key.as_ref();
-        let opens = status == 101 || (key.is_some() && by_http2 && matches!(status, 200..=299));
-        if let (Some(key), false) = (key, by_http2) {
-            is_for_websocket(answer, &answered.head, key).inspect_err(|rejection| {
-                if *rejection == Rejection::NotSwitched {
-                    outgoing.finish(End::Status(status), record);
-                }
-            })?;
-        }
+        let key = outgoing.websocket_key.as_deref();
+        let opens = opens(answer, &answered.head, key, by_http2).inspect_err(|rejection| {
+            if *rejection == Rejection::NotSwitched {
+                outgoing.finish(End::Status(status), record);
+            }
+        })?;
         // What is left of a body cut off by an early response cannot be told from a next request; streams are apart from each other.
         let may_live = answered.uploaded || !back.is_http1();
         let turned = outgoing.turn_back(conn, answer, &answered, may_live, record);
         let next = turned.await?;
-        let mut grpc = grpc_status(&request, answer, &answered.head);
+        let grpc = grpc_status(&request, answer, &answered.head);
         answer.drain(..answered.head.len);
         if opens {
             outgoing.finish(End::Status(status), record);
@@ -142,24 +137,13 @@ impl Exchange<'_, '_, '_> {
             request: &request,
             changes: &outgoing.route.response_headers,
             progress: &progress,
+            grpc,
         };
         let has_body = answered.head.body != ResponseBody::Length(BodyLength::None);
-        let streamed = down
-            .stream(
-                has_body.then_some(&mut body),
-                &mut uploading,
-                back,
-                &mut grpc,
-                record,
-            )
-            .await;
-        record.grpc = record.grpc.or(grpc);
-        let end = match (&streamed, grpc) {
-            (Err(Failure::CutShort(_)), Some(GrpcStatus::DEADLINE_EXCEEDED)) => End::Deadline,
-            (_, Some(status)) => End::Grpc(status),
-            (_, None) => End::Status(status),
-        };
-        outgoing.streamed(end, &streamed, record);
+        let streamed = down.stream(has_body.then_some(&mut body), &mut uploading, back, record);
+        let streamed = streamed.await;
+        record.grpc = record.grpc.or(down.grpc);
+        outgoing.streamed(down.end(status, &streamed), &streamed, record);
         streamed?;
         Ok(Ran::Ended {
             ended: Ended::Whole(next),
@@ -276,13 +260,22 @@ fn source<'a, 's: 'a>(
     }
 }
 
-/// Whether a response can go to a client that has asked for a WebSocket by HTTP/2: it opens one, or refuses to.
-fn is_for_websocket(answer: &[u8], head: &ResponseHead, key: &str) -> Result<(), Rejection> {
-    match head.status {
-        101 if websocket::is_opened(answer, head, key) => Ok(()),
-        101 => Err(Rejection::UpstreamBroken),
+/// Whether another protocol begins behind this head, which came `by_http2` or not. With a `key` the client has asked for a WebSocket by
+/// HTTP/2, and is to be told nothing but that it is open, or is refused.
+fn opens(
+    answer: &[u8],
+    head: &ResponseHead,
+    key: Option<&str>,
+    by_http2: bool,
+) -> Result<bool, Rejection> {
+    match (head.status, key) {
+        // RFC 8441 section 5: any of 200 to 299 opens it there.
+        (101 | 200..=299, Some(_)) if by_http2 => Ok(true),
+        (101, Some(key)) if !websocket::is_opened(answer, head, key) => {
+            Err(Rejection::UpstreamBroken)
+        }
         // The client would take it for the WebSocket.
-        200..=299 => Err(Rejection::NotSwitched),
-        _ => Ok(()),
+        (200..=299, Some(_)) => Err(Rejection::NotSwitched),
+        (status, _) => Ok(status == 101),
     }
 }
