@@ -20,7 +20,7 @@ use crate::http1::head::BodyLength;
 use crate::http1::response::{ResponseBody, ResponseHead};
 use crate::http1::websocket;
 use crate::proxy::exchange::{Answered, Failure, is_over, learn};
-use crate::proxy::interim::{Interims, is_interim};
+use crate::proxy::interim::Interims;
 use crate::proxy::outgoing::Request;
 use crate::proxy::record::Record;
 use crate::proxy::reply::Rejection;
@@ -170,10 +170,9 @@ async fn await_head<F: Future<Output = Result<(), Failure>>>(
         let mut head = pin!(async {
             loop {
                 let (head, body) = answers.head(request, to_http1, answer).await?;
-                if !is_interim(&head) {
+                if !interims.take(answer, &head)? {
                     return Ok::<_, Failure>((head, body));
                 }
-                interims.take(answer, &head)?;
                 let told = poll_fn(|cx| back.borrow_mut().poll_tell(cx, &mut interims));
                 let told = deadlines.within(request.idle, told).await;
                 told.map_err(|Elapsed| Failure::ClientGone)??;
@@ -229,10 +228,9 @@ async fn await_head<F: Future<Output = Result<(), Failure>>>(
                 false => Rejection::UpstreamTimeout,
             })??
         };
-        if !is_interim(&head) {
+        if !interims.take(answer, &head)? {
             return Ok((head, body));
         }
-        interims.take(answer, &head)?;
         back.tell(&mut interims, &mut deadlines, request.idle)
             .await?;
     }
