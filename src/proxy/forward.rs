@@ -252,7 +252,12 @@ impl<'p> Exchange<'_, 'p> {
         let Exchange {
             conn,
             outgoing,
-            ends,
+            ends:
+                Ends {
+                    client,
+                    buffer,
+                    deadlines,
+                },
             upload,
             answer,
             record,
@@ -263,11 +268,6 @@ impl<'p> Exchange<'_, 'p> {
         let (mut reader, until_close) = answered.reader();
         let chunked = answered.chunked() && !request.old_client;
         let changes = &outgoing.route.response_headers;
-        let Ends {
-            client,
-            buffer,
-            deadlines,
-        } = ends;
         let (mut client, mut upstream) = (BothWays::of(client), BothWays::of(upstream));
         let (from_client, mut to_client) = client.split();
         let (mut from_upstream, to_upstream) = upstream.split();
