@@ -152,8 +152,10 @@ impl Exchange<'_, '_, '_> {
     }
 }
 
+/// A response's head; with its body, where that comes by HTTP/2.
+type Head = (ResponseHead, Option<RecvStream>);
+
 /// Uploads while it waits for the response's head, which comes to stand at the front of `answer`, and tells the client of interim ones.
-/// With its body, where that comes by HTTP/2.
 async fn await_head<F: Future<Output = Result<(), Failure>>>(
     (request, changes): (&Request, &HeaderChanges),
     uploading: &mut Uploading<'_, F>,
@@ -161,47 +163,19 @@ async fn await_head<F: Future<Output = Result<(), Failure>>>(
     back: &mut Back<'_, '_>,
     answer: &mut Vec<u8>,
     record: &mut Record,
-) -> Result<(ResponseHead, Option<RecvStream>), Failure> {
-    let to_http1 = back.is_http1();
+) -> Result<Head, Failure> {
     let mut interims = Interims::new(request, changes);
     let mut deadlines = Deadlines::new();
-    let early = {
-        let back = RefCell::new(&mut *back);
-        let mut head = pin!(async {
-            loop {
-                let (head, body) = answers.head(request, to_http1, answer).await?;
-                if !interims.take(answer, &head)? {
-                    return Ok::<_, Failure>((head, body));
-                }
-                let told = poll_fn(|cx| back.borrow_mut().poll_tell(cx, &mut interims));
-                let told = deadlines.within(request.idle, told).await;
-                told.map_err(|Elapsed| Failure::ClientGone)??;
-            }
-        });
-        let mut until_deadline = pin!(request.until_deadline());
-        poll_fn(|cx| {
-            if let Poll::Ready(head) = head.as_mut().poll(cx) {
-                return Poll::Ready(head.map(Some));
-            }
-            if until_deadline.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Err(Rejection::DeadlineExceeded.into()));
-            }
-            match uploading.poll(cx, &mut record.bytes_in) {
-                // An upload that waits for the upstream does not look whether the client is there.
-                Poll::Pending => {
-                    let left = back.borrow_mut().poll_reset(cx);
-                    left.map(|()| Err(Failure::ClientGone))
-                }
-                Poll::Ready(Ok(())) => Poll::Ready(Ok(None)),
-                // The upstream may have answered before it stopped reading: its answer is worth more than a 502.
-                Poll::Ready(Err(Failure::Reply(Rejection::UpstreamBroken, _))) => {
-                    Poll::Ready(Ok(None))
-                }
-                Poll::Ready(Err(failure)) => Poll::Ready(Err(failure)),
-            }
-        })
-        .await
-    };
+    let early = early_head(
+        request,
+        uploading,
+        answers,
+        back,
+        answer,
+        (&mut interims, &mut deadlines),
+        &mut record.bytes_in,
+    );
+    let early = early.await;
     // What is begun of one is to have its end, whatever is said next.
     back.tell(&mut interims, &mut deadlines, request.idle)
         .await?;
@@ -210,6 +184,7 @@ async fn await_head<F: Future<Output = Result<(), Failure>>>(
     }
     // Its time begins here: how long the client takes to send says nothing of the upstream.
     record.sends(uploading.whole);
+    let to_http1 = back.is_http1();
     loop {
         let (head, body) = {
             let mut head = pin!(answers.head(request, to_http1, answer));
@@ -234,6 +209,52 @@ async fn await_head<F: Future<Output = Result<(), Failure>>>(
         back.tell(&mut interims, &mut deadlines, request.idle)
             .await?;
     }
+}
+
+/// The final head, as far as it comes before the upload is over; interim ones before it are told.
+async fn early_head<F: Future<Output = Result<(), Failure>>>(
+    request: &Request,
+    uploading: &mut Uploading<'_, F>,
+    answers: &mut Answers<'_>,
+    back: &mut Back<'_, '_>,
+    answer: &mut Vec<u8>,
+    (interims, deadlines): (&mut Interims<'_>, &mut Deadlines),
+    bytes_in: &mut u64,
+) -> Result<Option<Head>, Failure> {
+    let to_http1 = back.is_http1();
+    let back = RefCell::new(back);
+    let mut head = pin!(async {
+        loop {
+            let (head, body) = answers.head(request, to_http1, answer).await?;
+            if !interims.take(answer, &head)? {
+                return Ok((head, body));
+            }
+            let told = poll_fn(|cx| back.borrow_mut().poll_tell(cx, interims));
+            let told = deadlines.within(request.idle, told).await;
+            told.map_err(|Elapsed| Failure::ClientGone)??;
+        }
+    });
+    let mut until_deadline = pin!(request.until_deadline());
+    poll_fn(|cx| {
+        if let Poll::Ready(head) = head.as_mut().poll(cx) {
+            return Poll::Ready(head.map(Some));
+        }
+        if until_deadline.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(Rejection::DeadlineExceeded.into()));
+        }
+        match uploading.poll(cx, bytes_in) {
+            // An upload that waits for the upstream does not look whether the client is there.
+            Poll::Pending => {
+                let left = back.borrow_mut().poll_reset(cx);
+                left.map(|()| Err(Failure::ClientGone))
+            }
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(None)),
+            // The upstream may have answered before it stopped reading: its answer is worth more than a 502.
+            Poll::Ready(Err(Failure::Reply(Rejection::UpstreamBroken, _))) => Poll::Ready(Ok(None)),
+            Poll::Ready(Err(failure)) => Poll::Ready(Err(failure)),
+        }
+    })
+    .await
 }
 
 /// Where the response's body comes from, which begins at the front of `answer` or is a stream's `body`.
