@@ -112,12 +112,13 @@ pub(super) async fn connection(
                 Poll::Pending => patience.poll_over(cx).map(|()| None),
             },
         );
-        tokio::select! {
+        let leaves = tokio::select! {
             heard = heard => match heard {
                 Some(Some(Ok((request, respond)))) => {
                     resets.opened += 1;
                     let (lane, peer) = (lane.clone(), peer.clone());
                     requests.spawn_local(serve(lane, listener_index, peer, request, respond));
+                    false
                 }
                 Some(Some(Err(error))) => {
                     if let Some(code) = found(&error) {
@@ -147,28 +148,24 @@ pub(super) async fn connection(
                     Err(error) if error.is_panic() => { metrics.tasks.panics.inc(); }
                     Err(_) => {}
                 }
+                false
             }
             () = idle, if requests.is_empty() => {
-                if patience.took() + span > Instant::now() {
-                    // The client still takes in what it was answered.
-                    continue;
-                }
-                if ending {
+                // The client may still take in what it was answered.
+                let is_idle = patience.took() + span <= Instant::now();
+                if is_idle && ending {
                     // It has been told, and does not go.
                     break;
                 }
-                connection.graceful_shutdown();
-                (ending, idle_since) = (true, Instant::now());
+                is_idle
             }
-            _ = phases.wait_for(|now| *now >= told_from), if !ending => {
-                connection.graceful_shutdown();
-                (ending, idle_since) = (true, Instant::now());
-            }
+            _ = phases.wait_for(|now| *now >= told_from), if !ending => true,
             // There is room for no more.
-            () = end.last_call(listener_index), if !ending && requests.is_empty() => {
-                connection.graceful_shutdown();
-                (ending, idle_since) = (true, Instant::now());
-            }
+            () = end.last_call(listener_index), if !ending && requests.is_empty() => true,
+        };
+        if leaves {
+            connection.graceful_shutdown();
+            (ending, idle_since) = (true, Instant::now());
         }
     }
     // Those that go on are cut off from their client, and end by that.
