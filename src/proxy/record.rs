@@ -245,7 +245,7 @@ impl Record {
                 if let Some(log) = log {
                     let line = Line {
                         event: &event,
-                        user_agent: draft.user_agent.as_ref().map(|span| draft.text(span)),
+                        user_agent: draft.user_agent.as_ref().map(|it| draft.text(it)),
                     };
                     outbox.push_line(log.format, &line, plan);
                 }
