@@ -347,7 +347,7 @@ fn enter(
             draft.set_breaker(verdict);
         }
     };
-    match breaker.try_enter(now.mono, fastrand::f64()) {
+    match breaker.try_enter(now.mono) {
         Ok((entry, None)) => {
             record.probe = entry.probe().map(Rc::new);
             decisions.admitted.inc();

@@ -201,7 +201,7 @@ impl<'p> Outgoing<'p> {
     pub(super) fn finish(&mut self, end: End, record: &Record) {
         if let Some(entry) = self.entry.take() {
             let waited = record.waited().unwrap_or_default();
-            entry.end(end, waited, clock::mono(), fastrand::f64());
+            entry.end(end, waited, clock::mono());
         }
     }
 
@@ -212,7 +212,7 @@ impl<'p> Outgoing<'p> {
             None => {
                 if let Some(entry) = self.entry.take() {
                     let waited = record.waited().unwrap_or_default();
-                    entry.abandon(waited, clock::mono(), fastrand::f64());
+                    entry.abandon(waited, clock::mono());
                 }
             }
         }

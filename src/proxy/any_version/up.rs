@@ -81,7 +81,7 @@ impl Progress {
     /// The upstream's time begins anew.
     fn works(&self) {
         if let (Some(probe), false) = (&self.probe, self.answered.get()) {
-            probe.works(clock::mono(), fastrand::f64());
+            probe.works(clock::mono());
         }
     }
 
@@ -96,7 +96,7 @@ impl Progress {
         let now = clock::mono();
         self.waiting.set(Some(now));
         if let (Some(probe), false) = (&self.probe, self.answered.get()) {
-            probe.waits(now, fastrand::f64());
+            probe.waits(now);
         }
     }
 
