@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use weir::cli::run::{Role, TakesOver};
-use weir::config::units::Span;
+use weir::config::units::TimeLength;
 use weir::{cli, config, telemetry};
 
 const EXIT_CODES: &str = "\
@@ -101,7 +101,7 @@ enum Command {
         migrate: bool,
         /// Begin once redis and postgres can be used; 2m unless told.
         #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, default_missing_value = "2m")]
-        wait_for_deps: Option<Span>,
+        wait_for_deps: Option<TimeLength>,
     },
     /// Bring the schema of postgres up to date.
     #[command(after_help = "Example: weir migrate -c weir.yaml")]
@@ -205,7 +205,7 @@ fn main() -> ExitCode {
         } => cli::worker::run(
             file.config,
             migrate,
-            wait_for_deps.map(|Span(within)| within),
+            wait_for_deps.map(|TimeLength(within)| within),
         ),
         Command::Migrate(file) => cli::migrate::run(&file.config),
         Command::Check { file, print } => cli::check::run(&file.config, print),

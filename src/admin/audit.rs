@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::{Answer, Problem, Reply, pairs};
 use crate::clock;
-use crate::config::units::Span;
+use crate::config::units::TimeLength;
 use crate::plan::Plan;
 use crate::store::audit::events::Events;
 use crate::store::audit::record::Record;
@@ -161,9 +161,10 @@ fn asked(query: &str) -> Result<Asked, Problem> {
             }
             "after" => after = Some(read::<Cursor>(&name, &value)?),
             "timeout" => {
-                let Span(length) = read(&name, &value)?;
+                let TimeLength(length) = read(&name, &value)?;
                 if length.is_zero() || length > SEARCH {
-                    let detail = format!("timeout: {value} is not from 1ms to {}", Span(SEARCH));
+                    let detail =
+                        format!("timeout: {value} is not from 1ms to {}", TimeLength(SEARCH));
                     return Err(Problem::bad(detail));
                 }
                 within = length;

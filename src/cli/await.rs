@@ -7,7 +7,7 @@ use hyper::Method;
 
 use super::client::{AdminPort, Call, WITHIN, call};
 use crate::clock;
-use crate::config::units::Span;
+use crate::config::units::TimeLength;
 
 /// Between questions.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -18,13 +18,13 @@ pub struct Arguments {
     admin: AdminPort,
     /// How long to wait.
     #[arg(long, value_name = "DURATION", default_value = "2m")]
-    timeout: Span,
+    timeout: TimeLength,
 }
 
 /// Returns once /ready says 200; an error with the last answer if that takes too long.
 pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     let address = arguments.admin.address()?;
-    let Span(within) = arguments.timeout;
+    let TimeLength(within) = arguments.timeout;
     let deadline = clock::now() + within;
     loop {
         let left = deadline.saturating_duration_since(clock::now());
@@ -43,7 +43,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         if clock::now() + PAUSE >= deadline {
             bail!(
                 "{address}/ready was not 200 within {}: {last}",
-                Span(within)
+                TimeLength(within)
             );
         }
         std::thread::sleep(PAUSE);

@@ -10,7 +10,7 @@ use tracing::info;
 
 use crate::config::Config;
 use crate::config::redis::Client;
-use crate::config::units::Span;
+use crate::config::units::TimeLength;
 use crate::store::fleet::{Fleet, FleetConnections};
 use crate::store::postgres::migrate::check_version;
 use crate::store::postgres::{Postgres, PostgresError};
@@ -159,7 +159,7 @@ fn name(config: &Config, client: &str) -> String {
 }
 
 fn said(dependencies: &[Dependency], within: Duration) -> String {
-    let mut said = format!("after {} this is still missing:", Span(within));
+    let mut said = format!("after {} this is still missing:", TimeLength(within));
     for dependency in dependencies {
         if let Some(why) = dependency.missing() {
             let _ = write!(said, "\n  {}: {why}", dependency.name);

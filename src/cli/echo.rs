@@ -21,7 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tracing::info;
 
 use super::signals::Signals;
-use crate::config::units::Span;
+use crate::config::units::TimeLength;
 use crate::net::{self, listen};
 use crate::policy::session::{END_HEADER, START_HEADER};
 
@@ -88,7 +88,7 @@ impl Asked {
             }
             .ok_or("use a status from 200 to 599, for example /status/503")?;
         } else if let Some(delay) = path.strip_prefix("/delay/") {
-            asked.delay = delay.parse::<Span>()?.0;
+            asked.delay = delay.parse::<TimeLength>()?.0;
         } else if path == "/login" {
             asked.field = Some((START_HEADER, session_start(parts)?));
         } else if path == "/logout" {

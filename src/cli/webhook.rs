@@ -31,7 +31,7 @@ use super::signals::Signals;
 use crate::clock;
 use crate::config::listeners::ListenerProtocol;
 use crate::config::tls::{Certificate, ClientAuth, ListenerTls, Version};
-use crate::config::units::Span;
+use crate::config::units::TimeLength;
 use crate::inject::review::{NoReview, OnUnfit, Reviewer, Verdict};
 use crate::net;
 use crate::net::places::Places;
@@ -72,7 +72,7 @@ pub struct Arguments {
     own_namespace: Option<String>,
     /// After SIGTERM, for how long connections are still taken: until all know that it goes.
     #[arg(long, value_name = "DURATION", default_value = "5s")]
-    propagation_delay: Span,
+    propagation_delay: TimeLength,
     #[command(flatten)]
     sidecar: Sidecar,
 }
@@ -141,7 +141,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
     tokio::spawn(net::serve(admin, net::unbounded(), move |stream, _| {
         admin_connection(stream, of_admin.clone())
     }));
-    let Span(delay) = arguments.propagation_delay;
+    let TimeLength(delay) = arguments.propagation_delay;
     tokio::select! {
         never = net::serve(listener, webhook.places.clone(), |stream, _| greet(stream, webhook.clone())) => match never {},
         stopped = async {

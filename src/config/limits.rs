@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::raw::Algorithm;
 pub use super::raw::{Accuracy, Mode, OnLoss};
-use super::units::Span;
+use super::units::TimeLength;
 
 /// The most rules that a route's limits can have together.
 pub const MAX_RULES: usize = 16;
@@ -196,7 +196,7 @@ impl fmt::Display for Period {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Period::Fixed(length) => {
-                let span = Span(*length).to_string();
+                let span = TimeLength(*length).to_string();
                 let one = span
                     .strip_prefix('1')
                     .filter(|unit| !unit.starts_with(|c: char| c.is_ascii_digit()));

@@ -18,7 +18,7 @@ use schemars::JsonSchema;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::units::{Percent, Span};
+use super::units::{Percent, TimeLength};
 use super::yaml::At;
 pub use audit::{
     Audit, AuditLevel, AuditStream, Capture, Delivery, Integrity, Redact, RouteAudit, Spool,
@@ -104,11 +104,11 @@ pub struct Route {
     pub rate_limits: Vec<At<String>>,
     pub session: Option<At<RouteSession>>,
     /// How often the session of a switched connection (WebSocket) is looked at again [default: 30s].
-    pub revalidate_every: Option<At<Span>>,
+    pub revalidate_every: Option<At<TimeLength>>,
     /// How much is kept of its requests: a level, or {level, sample} [default: that of `audit`].
     pub audit: Option<At<RouteAudit>>,
     /// In place of the upstream's.
-    pub timeout: Option<At<Span>>,
+    pub timeout: Option<At<TimeLength>>,
     /// Whether its requests may be refused as `runtime.shed` says [default: true].
     pub shed: Option<At<bool>>,
     pub rewrite: Option<At<Rewrite>>,
@@ -137,12 +137,12 @@ pub struct Sessions {
     /// Where a token is looked for, in this order [default: the cookie `sid`].
     pub token: Option<At<Vec<At<TokenSource>>>>,
     /// Unused for this long, a session is over [default: 30m].
-    pub idle_timeout: Option<At<Span>>,
+    pub idle_timeout: Option<At<TimeLength>>,
     /// This old, a session is over, however busy [default: 12h].
-    pub absolute_timeout: Option<At<Span>>,
+    pub absolute_timeout: Option<At<TimeLength>>,
     /// With `redis`: a use is written down this long after the last one that was; below `idle_timeout` [default: 60s, or
     /// half of `idle_timeout` where that is less].
-    pub touch_every: Option<At<Span>>,
+    pub touch_every: Option<At<TimeLength>>,
     /// 1 or more [default: any number].
     pub max_per_user: Option<At<u32>>,
     /// [default: evict_oldest]
@@ -161,9 +161,9 @@ pub struct Sessions {
 #[schemars(deny_unknown_fields)]
 pub struct SessionCache {
     /// For a session [default: 2s].
-    pub ttl: Option<At<Span>>,
+    pub ttl: Option<At<TimeLength>>,
     /// For a token without a session [default: 1s].
-    pub negative_ttl: Option<At<Span>>,
+    pub negative_ttl: Option<At<TimeLength>>,
     /// [default: 100000]
     pub max_entries: Option<At<u32>>,
 }
@@ -175,7 +175,7 @@ pub struct SessionLoss {
     /// [default: deny, the only one]
     pub action: Option<At<SessionLossAction>>,
     /// Sessions that are remembered hold for this long first [default: 30s].
-    pub grace: Option<At<Span>>,
+    pub grace: Option<At<TimeLength>>,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
@@ -291,14 +291,14 @@ pub struct CircuitBreaker {
     /// [default: the first four].
     pub failure_on: Option<At<Vec<At<String>>>>,
     /// How long it stays open; doubles at each re-opening [default: 10s].
-    pub open_for: Option<At<Span>>,
+    pub open_for: Option<At<TimeLength>>,
     /// [default: 5m]
-    pub max_open_for: Option<At<Span>>,
+    pub max_open_for: Option<At<TimeLength>>,
     /// The most that is added to an opening [default: 10%].
     pub jitter: Option<At<Percent>>,
     pub half_open: Option<At<HalfOpen>>,
     /// The time of the ramp back to full traffic [default: 30s].
-    pub recover_over: Option<At<Span>>,
+    pub recover_over: Option<At<TimeLength>>,
     /// What clients get while it is open, in place of weir's own 503.
     pub fallback: Option<At<Fallback>>,
     /// [default: enforce]
@@ -344,7 +344,7 @@ pub enum WindowKind {
 #[schemars(deny_unknown_fields)]
 pub struct SlowCall {
     /// A call that takes longer is slow.
-    pub duration: At<Span>,
+    pub duration: At<TimeLength>,
     /// The share of slow calls that trips.
     pub rate: At<Percent>,
 }
@@ -357,7 +357,7 @@ pub struct HalfOpen {
     /// [default: 80%]
     pub success_rate: Option<At<Percent>>,
     /// [default: 5s]
-    pub probe_timeout: Option<At<Span>>,
+    pub probe_timeout: Option<At<TimeLength>>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -402,7 +402,7 @@ pub struct Runtime {
 #[schemars(deny_unknown_fields)]
 pub struct Shed {
     /// How long what is ready may wait for its lane, for example `100ms`.
-    pub loop_delay: Option<At<Span>>,
+    pub loop_delay: Option<At<TimeLength>>,
     /// What the process may use: `90%` of what its control group allows, or a size such as `512MiB`.
     pub memory: Option<At<String>>,
 }
@@ -438,7 +438,7 @@ impl<'de> Deserialize<'de> for Lanes {
 #[schemars(deny_unknown_fields)]
 pub struct Shutdown {
     /// Between saying unready and taking no more requests; for load balancers to notice [default: 0s].
-    pub propagation_delay: Option<At<Span>>,
+    pub propagation_delay: Option<At<TimeLength>>,
     /// For requests in flight to end [default: 25s].
-    pub drain: Option<At<Span>>,
+    pub drain: Option<At<TimeLength>>,
 }

@@ -11,7 +11,7 @@ use serde::ser::{Serialize, Serializer};
 
 /// A length of time: `250ms`, `10s`, `5m`, `2h`, `400d`, and sums of them such as `1h30m`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Span(pub Duration);
+pub struct TimeLength(pub Duration);
 
 /// A number of bytes: `512B`, `64KiB`, `10MiB`, `1GiB`, or by thousands `10kB`, `10MB`, `1GB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,7 +25,7 @@ pub struct Percent(pub f64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileMode(pub u32);
 
-const SPANS: [(&str, u64); 5] = [
+const TIMES: [(&str, u64); 5] = [
     ("ms", 1),
     ("s", 1_000),
     ("m", 60_000),
@@ -43,10 +43,10 @@ const SIZES: [(&str, u64); 7] = [
     ("GB", 1_000_000_000),
 ];
 
-impl FromStr for Span {
+impl FromStr for TimeLength {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Span, String> {
+    fn from_str(text: &str) -> Result<TimeLength, String> {
         let bad = || {
             format!(
                 "\"{text}\" is not a duration: use a number and ms, s, m, h or d, for example 250ms"
@@ -59,18 +59,18 @@ impl FromStr for Span {
             let unit_end = behind
                 .find(|c: char| c.is_ascii_digit())
                 .unwrap_or(behind.len());
-            let millis = scale(number, &behind[..unit_end], &SPANS).ok_or_else(bad)?;
+            let millis = scale(number, &behind[..unit_end], &TIMES).ok_or_else(bad)?;
             total = total.checked_add(millis).ok_or_else(bad)?;
             rest = &behind[unit_end..];
         }
-        Ok(Span(Duration::from_millis(total)))
+        Ok(TimeLength(Duration::from_millis(total)))
     }
 }
 
-impl fmt::Display for Span {
+impl fmt::Display for TimeLength {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let millis = u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX);
-        let (unit, size) = SPANS
+        let (unit, size) = TIMES
             .into_iter()
             .rev()
             .find(|(_, size)| millis >= *size && millis.is_multiple_of(*size))
@@ -249,7 +249,7 @@ macro_rules! to_text {
     };
 }
 
-as_text!(Span, r"^([0-9]+(ms|s|m|h|d))+$");
+as_text!(TimeLength, r"^([0-9]+(ms|s|m|h|d))+$");
 as_text!(ByteSize, r"^[0-9]+ *(B|KiB|MiB|GiB|kB|MB|GB)$");
 
 to_text!(Percent, r"^[0-9.]+%$");
@@ -266,7 +266,7 @@ mod tests {
         let check = |text: &str, millis: Option<u64>| {
             assert_eq!(
                 text.parse().ok(),
-                millis.map(|millis| Span(Duration::from_millis(millis))),
+                millis.map(|millis| TimeLength(Duration::from_millis(millis))),
                 "{text}"
             );
         };
@@ -341,7 +341,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_read_back(millis in 0u64..1 << 50, bytes in any::<u64>(), thousandths in 0u32..=100_000) {
-            let span = Span(Duration::from_millis(millis));
+            let span = TimeLength(Duration::from_millis(millis));
             prop_assert_eq!(span.to_string().parse(), Ok(span));
             prop_assert_eq!(ByteSize(bytes).to_string().parse(), Ok(ByteSize(bytes)));
             let percent = Percent(f64::from(thousandths) / 1_000.0 / 100.0);

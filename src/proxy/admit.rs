@@ -62,7 +62,7 @@ pub(super) enum Way<'p> {
     Answer(Answer<'p>),
 }
 
-/// Asks every policy about the request whose head stands in `buffer`, in the order that is read here.
+/// Asks every policy about the request whose head stands in `buffer`, in the order that is read here. What is told of it is begun here, too.
 pub(super) async fn admit<'p>(
     plan: &'p Plan,
     conn: &Conn<'_>,
@@ -71,22 +71,25 @@ pub(super) async fn admit<'p>(
     now: Now,
     record: &mut Record,
 ) -> Result<Way<'p>, Rejection> {
-    if buffer[head.method.clone()] == *b"TRACE" {
-        return Err(Rejection::Trace);
-    }
-    let (path, query) = normalised(buffer, head)?;
-    let query = &*escaped(query);
-    heed_length(conn.listener, head)?;
-    let expects = headers::expects_continue(buffer, head)?;
+    let mut unrouted = |rejection| {
+        draft::begin_unrouted(plan, conn, buffer, Some(head), record);
+        rejection
+    };
+    let Checked {
+        path,
+        query,
+        expects,
+    } = checked(conn, buffer, head).map_err(&mut unrouted)?;
+    let query = &*query;
     let host = head.field(buffer, "host").unwrap_or_default();
     let request = routes::Request {
         host: str::from_utf8(host).unwrap_or_default(),
-        path: str::from_utf8(&path).map_err(|_| Rejection::NoRoute)?,
+        path: str::from_utf8(&path).map_err(|_| unrouted(Rejection::NoRoute))?,
         method: str::from_utf8(&buffer[head.method.clone()]).unwrap_or_default(),
         fields: &head.fields,
         buffer,
     };
-    let index = find_route(plan, &request)?;
+    let index = find_route(plan, &request).map_err(unrouted)?;
     let route = &plan.config.routes[index];
     record.route = Some(index);
     let client = headers::client(buffer, head, conn.peer.ip, conn.listener);
@@ -159,6 +162,34 @@ pub(super) async fn admit<'p>(
             quota,
             entry,
         }),
+    })
+}
+
+/// What a request's head says that any route may serve.
+struct Checked<'b> {
+    /// Normalised.
+    path: Cow<'b, [u8]>,
+    /// With its `?`, or empty; in ASCII alone.
+    query: Cow<'b, [u8]>,
+    /// Whether the client waits for `100 Continue`.
+    expects: bool,
+}
+
+/// Refuses what no route may serve.
+fn checked<'b>(
+    conn: &Conn<'_>,
+    buffer: &'b [u8],
+    head: &RequestHead,
+) -> Result<Checked<'b>, Rejection> {
+    if buffer[head.method.clone()] == *b"TRACE" {
+        return Err(Rejection::Trace);
+    }
+    let (path, query) = normalised(buffer, head)?;
+    heed_length(conn.listener, head)?;
+    Ok(Checked {
+        expects: headers::expects_continue(buffer, head)?,
+        path,
+        query: escaped(query),
     })
 }
 
@@ -316,7 +347,7 @@ fn enter(
             draft.set_breaker(verdict);
         }
     };
-    match breaker.try_enter(now.mono, fastrand::f64()) {
+    match breaker.try_enter(now.mono) {
         Ok((entry, None)) => {
             record.probe = entry.probe().map(Rc::new);
             decisions.admitted.inc();

@@ -120,7 +120,7 @@ pub(super) fn facts<'a>(
     let upstream = record
         .route
         .and_then(|route| plan.config.routes[route].upstream());
-    let text = |span| draft.text(span);
+    let text = |it| draft.text(it);
     AuditEvent {
         seq: 0,
         time: draft.time,

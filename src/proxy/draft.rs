@@ -57,17 +57,17 @@ pub(super) struct Draft {
     pub trace_id: Option<[u8; 16]>,
     /// The texts that the request brought, one behind the other.
     texts: String,
-    pub method: Span,
-    pub host: Span,
-    pub path: Span,
-    pub query: Option<Span>,
-    pub request_id: Option<Span>,
+    pub method: Text,
+    pub host: Text,
+    pub path: Text,
+    pub query: Option<Text>,
+    pub request_id: Option<Text>,
     /// For those that tell of requests beside the audit.
-    pub user_agent: Option<Span>,
+    pub user_agent: Option<Text>,
     /// The path that the upstream is asked for, where it is another and spans tell of it.
-    pub sent_path: Option<Span>,
-    pub user: Option<Span>,
-    pub headers: Vec<(Span, Span)>,
+    pub sent_path: Option<Text>,
+    pub user: Option<Text>,
+    pub headers: Vec<(Text, Text)>,
     pub limits: SmallVec<[&'static str; 4]>,
     pub breaker: Option<&'static str>,
 }
@@ -85,12 +85,12 @@ pub(super) enum Event {
     GivenUp,
 }
 
-/// A place in a draft's texts.
-pub(super) type Span = Range<usize>;
+/// Where one of the texts of a draft stands.
+pub(super) type Text = Range<usize>;
 
 impl Draft {
-    pub(super) fn text(&self, span: &Span) -> &str {
-        &self.texts[span.clone()]
+    pub(super) fn text(&self, text: &Text) -> &str {
+        &self.texts[text.clone()]
     }
 
     /// The request belongs to the session of this user, or was to begin one.
@@ -291,7 +291,7 @@ fn told_target(target: &[u8]) -> Cow<'_, str> {
 }
 
 /// Appends a text; where it stands.
-fn put(texts: &mut String, text: &str) -> Span {
+fn put(texts: &mut String, text: &str) -> Text {
     let start = texts.len();
     texts.push_str(text);
     start..texts.len()

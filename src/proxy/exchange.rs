@@ -4,6 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use super::answer::Answer;
 use super::audit;
 use super::following::LaneView;
 use super::lane::Lane;
@@ -163,6 +164,22 @@ pub(super) async fn on_record(
             Rejection::AuditUnavailable
         }
     }
+}
+
+/// Puts a route's own answer on record, unless it cannot be; the client gets its words where there is a `body`.
+pub(super) async fn answer_on_record(
+    conn: &Conn<'_>,
+    view: &LaneView,
+    answer: &Answer<'_>,
+    body: bool,
+    record: &mut Record,
+) -> Result<(), Rejection> {
+    record.status = answer.status;
+    if body {
+        record.bytes_out = answer.body.len() as u64;
+    }
+    let safe = audit::secure(&view.plan, &conn.lane.outbox, record).await;
+    safe.map_err(|audit::NotSafe| Rejection::AuditUnavailable)
 }
 
 /// A response's head, and whether the whole request was sent before it came.

@@ -12,7 +12,7 @@ use super::any_version;
 use super::exchange::{Answered, Conn, Ends, Failure, Next, secure};
 use super::following::LaneView;
 use super::headers::{self, put_last_chunk};
-use super::interim::{Interims, is_interim};
+use super::interim::Interims;
 use super::outgoing::{Outgoing, Request, prepare};
 use super::record::Record;
 use super::reply::Rejection;
@@ -232,11 +232,10 @@ impl<'p> Exchange<'_, 'p> {
             let head = ends.deadlines.within(request.within, response).await;
             let head = head.map_err(|Elapsed| Rejection::UpstreamTimeout)?;
             let head = head.ok_or(Failure::ClientGone)??;
-            if !is_interim(&head) {
+            if !interims.take(answer, &head)? {
                 record.answers(head.status);
                 return Ok(Answered { head, uploaded });
             }
-            interims.take(answer, &head)?;
             interims
                 .tell_within(request.idle, ends.deadlines, ends.client)
                 .await?;
@@ -253,7 +252,12 @@ impl<'p> Exchange<'_, 'p> {
         let Exchange {
             conn,
             outgoing,
-            ends,
+            ends:
+                Ends {
+                    client,
+                    buffer,
+                    deadlines,
+                },
             upload,
             answer,
             record,
@@ -264,11 +268,6 @@ impl<'p> Exchange<'_, 'p> {
         let (mut reader, until_close) = answered.reader();
         let chunked = answered.chunked() && !request.old_client;
         let changes = &outgoing.route.response_headers;
-        let Ends {
-            client,
-            buffer,
-            deadlines,
-        } = ends;
         let (mut client, mut upstream) = (BothWays::of(client), BothWays::of(upstream));
         let (from_client, mut to_client) = client.split();
         let (mut from_upstream, to_upstream) = upstream.split();
@@ -390,10 +389,9 @@ async fn early_head(
 ) -> Result<ResponseHead, Failure> {
     loop {
         let head = read_head(request, upstream, answer).await?;
-        if !is_interim(&head) {
+        if !interims.take(answer, &head)? {
             return Ok(head);
         }
-        interims.take(answer, &head)?;
         interims
             .tell_within(request.idle, &mut Deadlines::new(), client)
             .await?;

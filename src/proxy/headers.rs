@@ -232,7 +232,6 @@ pub(super) fn put_request_head(
         let mut text = itoa::Buffer::new();
         put(out, b"Max-Forwards", text.format(left).as_bytes());
     }
-    let has = |wanted: &str| head.field(buffer, wanted).is_some();
     if let Some(host) = &new_host {
         put(out, b"Host", host.as_bytes());
     }
@@ -243,6 +242,33 @@ pub(super) fn put_request_head(
         put(out, b"Connection", b"upgrade");
         put(out, b"Upgrade", protocol);
     }
+    let asked = Some(host).filter(|host| new_host.is_some() && !host.is_empty());
+    put_forwarded(out, buffer, head, client, peer, asked);
+    if !client.behind_trusted || head.field(buffer, "x-request-id").is_none() {
+        put(out, b"X-Request-Id", request_id.as_bytes());
+    }
+    if let Some(trace) = trace {
+        put(out, b"Traceparent", &trace.told.value());
+    }
+    if let Some((settings, session)) = identity {
+        for (name, value) in session::identity_headers(settings, session) {
+            put(out, name.as_bytes(), value.as_bytes());
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Appends what the upstream is told of the client's hop: behind what trusted proxies say of those before it, where there are some.
+/// `asked`: the host that the client asked for, where the upstream is told another.
+fn put_forwarded(
+    out: &mut Vec<u8>,
+    buffer: &[u8],
+    head: &RequestHead,
+    client: &Client,
+    peer: &Peer,
+    asked: Option<&[u8]>,
+) {
+    let has = |wanted: &str| head.field(buffer, wanted).is_some();
     let put_chain = |out: &mut Vec<u8>, wanted: &str| {
         if client.behind_trusted {
             for value in head.values(buffer, wanted) {
@@ -265,8 +291,8 @@ pub(super) fn put_request_head(
             IpAddr::V6(peer) => write!(out, "for=\"[{peer}]\"\r\n"),
         };
     }
-    // The host that the client asked for, where the upstream is told another.
-    if new_host.is_some() && !host.is_empty() && !(client.behind_trusted && has("x-forwarded-host"))
+    if let Some(host) = asked
+        && !(client.behind_trusted && has("x-forwarded-host"))
     {
         put(out, b"X-Forwarded-Host", host);
     }
@@ -289,18 +315,6 @@ pub(super) fn put_request_head(
         let scheme = peer.tls.as_ref().map_or(&b"http"[..], |_| b"https");
         put(out, b"X-Forwarded-Proto", scheme);
     }
-    if !client.behind_trusted || !has("x-request-id") {
-        put(out, b"X-Request-Id", request_id.as_bytes());
-    }
-    if let Some(trace) = trace {
-        put(out, b"Traceparent", &trace.told.value());
-    }
-    if let Some((settings, session)) = identity {
-        for (name, value) in session::identity_headers(settings, session) {
-            put(out, name.as_bytes(), value.as_bytes());
-        }
-    }
-    out.extend_from_slice(b"\r\n");
 }
 
 /// Whether a field may come behind a request's body: one that an upstream merges into the head must not say what weir alone does.

@@ -10,10 +10,9 @@ use tokio::time::timeout;
 
 use super::admit::{self, Way};
 use super::answer::Answer;
-use super::audit;
 use super::draft;
 use super::drain::Drain;
-use super::exchange::{Conn, Ends, Failure, Next, Peer, on_record};
+use super::exchange::{Conn, Ends, Failure, Next, Peer, answer_on_record, on_record};
 use super::following::LaneView;
 use super::forward;
 use super::greet::Guest;
@@ -240,9 +239,6 @@ async fn one(
         }
         Ok(Way::Answer(answer)) => by_itself(conn, view, answer, ends, head, record).await,
         Err(rejection) => {
-            if record.route.is_none() {
-                draft::begin_unrouted(&view.plan, conn, ends.buffer, Some(head), record);
-            }
             let next = match rejection.is_policy() {
                 true => next_of(conn, ends, head),
                 false => Next::Close,
@@ -300,12 +296,8 @@ async fn by_itself(
 ) -> Result<Next, Failure> {
     let by_head = ends.buffer[head.method.clone()] == *b"HEAD";
     let next = next_of(conn, ends, head);
-    record.status = answer.status;
-    if !by_head {
-        record.bytes_out = answer.body.len() as u64;
-    }
-    let safe = audit::secure(&view.plan, &conn.lane.outbox, record).await;
-    safe.map_err(|audit::NotSafe| Failure::Reply(Rejection::AuditUnavailable, next))?;
+    let safe = answer_on_record(conn, view, &answer, !by_head, record).await;
+    safe.map_err(|rejection| Failure::Reply(rejection, next))?;
     let to = Asker {
         keep_alive: next.lives(),
         by_head,

@@ -21,9 +21,8 @@ use tracing::debug;
 use super::admit::{self, Way};
 use super::answer::Answer;
 use super::any_version::{self, Client};
-use super::audit;
 use super::draft;
-use super::exchange::{Conn, Failure, Peer, on_record};
+use super::exchange::{Conn, Failure, Peer, answer_on_record, on_record};
 use super::following::LaneView;
 use super::lane::Lane;
 use super::outgoing::prepare;
@@ -31,9 +30,10 @@ use super::record::{Ongoing, Record};
 use super::reply::{Asker, Rejection};
 use crate::clock;
 use crate::config::Listener;
+use crate::http1::head::RequestHead;
 use crate::http1::websocket::{self, WEBSOCKET};
 use crate::http2::errors;
-use crate::http2::grpc;
+use crate::http2::grpc::{self, GrpcStatus};
 use crate::http2::head::{downgrade_request, upgrade_response, websocket_request};
 use crate::net::gather::{Gathered, Sender, gather};
 use crate::net::stream::{Ahead, Stream};
@@ -112,12 +112,13 @@ pub(super) async fn connection(
                 Poll::Pending => patience.poll_over(cx).map(|()| None),
             },
         );
-        tokio::select! {
+        let leaves = tokio::select! {
             heard = heard => match heard {
                 Some(Some(Ok((request, respond)))) => {
                     resets.opened += 1;
                     let (lane, peer) = (lane.clone(), peer.clone());
                     requests.spawn_local(serve(lane, listener_index, peer, request, respond));
+                    false
                 }
                 Some(Some(Err(error))) => {
                     if let Some(code) = found(&error) {
@@ -147,28 +148,24 @@ pub(super) async fn connection(
                     Err(error) if error.is_panic() => { metrics.tasks.panics.inc(); }
                     Err(_) => {}
                 }
+                false
             }
             () = idle, if requests.is_empty() => {
-                if patience.took() + span > Instant::now() {
-                    // The client still takes in what it was answered.
-                    continue;
-                }
-                if ending {
+                // The client may still take in what it was answered.
+                let is_idle = patience.took() + span <= Instant::now();
+                if is_idle && ending {
                     // It has been told, and does not go.
                     break;
                 }
-                connection.graceful_shutdown();
-                (ending, idle_since) = (true, Instant::now());
+                is_idle
             }
-            _ = phases.wait_for(|now| *now >= told_from), if !ending => {
-                connection.graceful_shutdown();
-                (ending, idle_since) = (true, Instant::now());
-            }
+            _ = phases.wait_for(|now| *now >= told_from), if !ending => true,
             // There is room for no more.
-            () = end.last_call(listener_index), if !ending && requests.is_empty() => {
-                connection.graceful_shutdown();
-                (ending, idle_since) = (true, Instant::now());
-            }
+            () = end.last_call(listener_index), if !ending && requests.is_empty() => true,
+        };
+        if leaves {
+            connection.graceful_shutdown();
+            (ending, idle_since) = (true, Instant::now());
         }
     }
     // Those that go on are cut off from their client, and end by that.
@@ -289,10 +286,8 @@ async fn answer(
         peer,
     };
     let content_type = head.headers.get(http::header::CONTENT_TYPE);
-    let to = To {
-        grpc: content_type.is_some_and(|value| grpc::is_grpc(value.as_bytes())),
-        by_head: head.method == http::Method::HEAD,
-    };
+    let is_grpc = content_type.is_some_and(|value| grpc::is_grpc(value.as_bytes()));
+    let to = asker(is_grpc || head.method == http::Method::HEAD);
     let is_tunnel = head.method == http::Method::CONNECT;
     let record = &mut ongoing.record;
     // Apart, since what a task is made of is moved several times until it runs.
@@ -302,10 +297,9 @@ async fn answer(
         Ok(()) if is_tunnel => Served::BrokenOff,
         Ok(()) => Served::Answered,
         Err(Failure::Reply(rejection, _)) => {
-            let body = !to.by_head && !to.grpc;
-            let rejection = on_record(&conn, &view, rejection, body, record).await;
-            record.grpc = to.grpc.then(|| rejection.grpc());
-            refuse(&conn, respond, &rejection, to);
+            let rejection = on_record(&conn, &view, rejection, !to.by_head, record).await;
+            record.grpc = is_grpc.then(|| rejection.grpc());
+            refuse(&conn, respond, &rejection, to, record.grpc);
             Served::Answered
         }
         Err(failure) => {
@@ -323,53 +317,26 @@ async fn answer(
 async fn one(
     conn: &Conn<'_>,
     view: &LaneView,
-    mut parts: Parts,
+    parts: Parts,
     (body, respond): (&mut RecvStream, &mut SendResponse<Bytes>),
     now: Now,
     record: &mut Record,
 ) -> Result<(), Failure> {
     let mut buffer = conn.lane.buffers.take();
-    let limits = conn.listener.head_limits;
-    let protocol = parts.extensions.remove::<Protocol>();
-    let websocket_key = match &protocol {
-        None => None,
-        Some(protocol) if protocol.as_str().as_bytes().eq_ignore_ascii_case(WEBSOCKET) => {
-            Some(websocket::key(fastrand::u128(..)))
-        }
-        Some(_) => {
-            draft::begin_unrouted(&view.plan, conn, &buffer, None, record);
-            return Err(Rejection::OtherProtocol.into());
-        }
-    };
-    if let Some(key) = &websocket_key {
-        websocket_request(&mut parts, key);
-    }
-    // What follows the head of a CONNECT is no body.
-    let has_body = websocket_key.is_none() && !body.is_end_stream();
-    let head = match downgrade_request(&mut buffer, &parts, has_body, limits) {
-        Ok(head) => head,
-        Err(error) => {
-            draft::begin_unrouted(&view.plan, conn, &buffer, None, record);
-            return Err(Rejection::BadHead(error).into());
-        }
-    };
-    drop(parts);
-    let admitted = admit::admit(&view.plan, conn, &buffer, &head, now, record).await;
-    let admitted = match admitted {
-        Ok(Way::Upstream(admitted)) => admitted,
+    let read = read_head(conn, &mut buffer, parts, body.is_end_stream());
+    let (head, websocket_key) = read.inspect_err(|_| {
+        draft::begin_unrouted(&view.plan, conn, &buffer, None, record);
+    })?;
+    let way = admit::admit(&view.plan, conn, &buffer, &head, now, record).await?;
+    let admitted = match way {
+        Way::Upstream(admitted) => admitted,
         // The client would take it for the WebSocket.
-        Ok(Way::Answer(answer)) if websocket_key.is_some() && answer.status < 300 => {
+        Way::Answer(answer) if websocket_key.is_some() && answer.status < 300 => {
             return Err(Rejection::NotSwitched.into());
         }
-        Ok(Way::Answer(answer)) => {
+        Way::Answer(answer) => {
             let by_head = buffer[head.method.clone()] == *b"HEAD";
             return by_itself(conn, view, &answer, respond, by_head, record).await;
-        }
-        Err(rejection) => {
-            if record.route.is_none() {
-                draft::begin_unrouted(&view.plan, conn, &buffer, Some(&head), record);
-            }
-            return Err(rejection.into());
         }
     };
     let mut outgoing = prepare(conn, admitted, &mut buffer, &head, true, record);
@@ -378,6 +345,29 @@ async fn one(
     let client = Client::Http2 { body, respond };
     any_version::send(conn, view, &mut outgoing, client, record).await?;
     Ok(())
+}
+
+/// Writes the request's head into `buffer` as one of HTTP/1.1; with the key of the WebSocket that it asks for, if it does.
+fn read_head(
+    conn: &Conn<'_>,
+    buffer: &mut Vec<u8>,
+    mut parts: Parts,
+    ended: bool,
+) -> Result<(RequestHead, Option<String>), Rejection> {
+    let websocket_key = match parts.extensions.remove::<Protocol>() {
+        None => None,
+        Some(protocol) if protocol.as_str().as_bytes().eq_ignore_ascii_case(WEBSOCKET) => {
+            Some(websocket::key(fastrand::u128(..)))
+        }
+        Some(_) => return Err(Rejection::OtherProtocol),
+    };
+    if let Some(key) = &websocket_key {
+        websocket_request(&mut parts, key);
+    }
+    // What follows the head of a CONNECT is no body.
+    let has_body = websocket_key.is_none() && !ended;
+    let head = downgrade_request(buffer, &parts, has_body, conn.listener.head_limits);
+    Ok((head.map_err(Rejection::BadHead)?, websocket_key))
 }
 
 /// Gives the answer that the route has by itself.
@@ -389,40 +379,33 @@ async fn by_itself(
     by_head: bool,
     record: &mut Record,
 ) -> Result<(), Failure> {
-    record.status = answer.status;
-    if !by_head {
-        record.bytes_out = answer.body.len() as u64;
-    }
-    let safe = audit::secure(&view.plan, &conn.lane.outbox, record).await;
-    safe.map_err(|audit::NotSafe| Rejection::AuditUnavailable)?;
+    answer_on_record(conn, view, answer, !by_head, record).await?;
     let mut out = conn.lane.buffers.take();
     answer.put(&mut out, asker(by_head), &conn.lane.date);
     reply(respond, &out, |_| {});
     Ok(())
 }
 
-/// To whom a refusal goes.
-#[derive(Debug, Clone, Copy)]
-struct To {
-    grpc: bool,
-    by_head: bool,
-}
-
-/// Replies with a refusal.
-fn refuse(conn: &Conn<'_>, respond: &mut SendResponse<Bytes>, rejection: &Rejection, to: To) {
+/// Replies with a refusal, which ends a call of gRPC with this status.
+fn refuse(
+    conn: &Conn<'_>,
+    respond: &mut SendResponse<Bytes>,
+    rejection: &Rejection,
+    to: Asker,
+    grpc: Option<GrpcStatus>,
+) {
     let (mut out, mut body) = (conn.lane.buffers.take(), conn.lane.buffers.take());
-    let asker = asker(to.by_head || to.grpc);
-    rejection.put(&mut out, &mut body, asker, &conn.lane.date);
+    rejection.put(&mut out, &mut body, to, &conn.lane.date);
     reply(respond, &out, |response| {
-        if !to.grpc {
+        let Some(status) = grpc else {
             return;
-        }
+        };
         // A response of trailers alone; what HTTP says of the refusal stays beside gRPC's word.
         let fields = response.headers_mut();
         fields.remove(http::header::CONTENT_LENGTH);
         let content_type = http::HeaderValue::from_static("application/grpc");
         fields.insert(http::header::CONTENT_TYPE, content_type);
-        fields.extend(rejection.grpc().trailers(&rejection.detail()));
+        fields.extend(status.trailers(&rejection.detail()));
         *response.status_mut() = http::StatusCode::OK;
     });
 }

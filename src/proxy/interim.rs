@@ -17,10 +17,6 @@ use crate::http1::response::ResponseHead;
 /// Interim responses taken before the final one; more is a flood.
 const MAX_INTERIM: usize = 16;
 
-pub(super) fn is_interim(head: &ResponseHead) -> bool {
-    head.status < 200 && head.status != 101
-}
-
 /// The interim responses to one request, sent over one connection.
 pub(super) struct Interims<'r> {
     /// Of the route, to what is told.
@@ -44,12 +40,15 @@ impl<'r> Interims<'r> {
         }
     }
 
-    /// Takes the one whose head stands at the front of `answer`, to be told to the client.
+    /// Takes the head at the front of `answer`, to be told to the client, if it is that of an interim response; whether it is.
     pub(super) fn take(
         &mut self,
         answer: &mut Vec<u8>,
         head: &ResponseHead,
-    ) -> Result<(), Rejection> {
+    ) -> Result<bool, Rejection> {
+        if head.status >= 200 || head.status == 101 {
+            return Ok(false);
+        }
         if self.came == MAX_INTERIM {
             return Err(Rejection::UpstreamBroken);
         }
@@ -59,7 +58,7 @@ impl<'r> Interims<'r> {
             headers::put_interim_head(&mut self.out, answer, head, self.changes);
         }
         answer.drain(..head.len);
-        Ok(())
+        Ok(true)
     }
 
     /// What the client is still to be told.

@@ -106,26 +106,8 @@ pub(super) fn prepare<'p>(
         entry,
         ..
     } = admitted;
-    let method = &buffer[head.method.clone()];
-    let is_safe = [&b"GET"[..], b"HEAD", b"OPTIONS"].contains(&method);
-    let is_idempotent = is_safe || [&b"PUT"[..], b"DELETE"].contains(&method);
-    let retries = settings.retries.as_ref();
-    let mut request = Request {
-        body: head.body,
-        to_head: method == b"HEAD",
-        is_safe: is_safe && head.body == BodyLength::None,
-        can_repeat: is_idempotent && head.body == BodyLength::None,
-        may_be_retried: retries
-            .is_some_and(|it| it.methods.iter().any(|it| it.as_bytes() == method)),
-        upgrade: switch_to.is_some(),
-        old_client: head.minor_version == 0,
-        max_body: conn.listener.max_body,
-        within: route.timeout.unwrap_or(settings.timeout),
-        read_within: conn.listener.request_read,
-        idle: conn.listener.stream_idle,
-        grpc: None,
-        takes_trailers: false,
-    };
+    let mut request = Request::of(conn, route, settings, buffer, head);
+    request.upgrade = switch_to.is_some();
     if over_http2 {
         request.heed(buffer, head, record);
     }
@@ -219,7 +201,7 @@ impl<'p> Outgoing<'p> {
     pub(super) fn finish(&mut self, end: End, record: &Record) {
         if let Some(entry) = self.entry.take() {
             let waited = record.waited().unwrap_or_default();
-            entry.end(end, waited, clock::mono(), fastrand::f64());
+            entry.end(end, waited, clock::mono());
         }
     }
 
@@ -230,7 +212,7 @@ impl<'p> Outgoing<'p> {
             None => {
                 if let Some(entry) = self.entry.take() {
                     let waited = record.waited().unwrap_or_default();
-                    entry.abandon(waited, clock::mono(), fastrand::f64());
+                    entry.abandon(waited, clock::mono());
                 }
             }
         }
@@ -345,6 +327,36 @@ pub(super) struct Call {
 }
 
 impl Request {
+    /// Of a head that asks for no switch, and for nothing that only HTTP/2 has.
+    fn of(
+        conn: &Conn<'_>,
+        route: &Route,
+        settings: &Upstream,
+        buffer: &[u8],
+        head: &RequestHead,
+    ) -> Request {
+        let method = &buffer[head.method.clone()];
+        let is_safe = [&b"GET"[..], b"HEAD", b"OPTIONS"].contains(&method);
+        let is_idempotent = is_safe || [&b"PUT"[..], b"DELETE"].contains(&method);
+        let retries = settings.retries.as_ref();
+        Request {
+            body: head.body,
+            to_head: method == b"HEAD",
+            is_safe: is_safe && head.body == BodyLength::None,
+            can_repeat: is_idempotent && head.body == BodyLength::None,
+            may_be_retried: retries
+                .is_some_and(|it| it.methods.iter().any(|it| it.as_bytes() == method)),
+            upgrade: false,
+            old_client: head.minor_version == 0,
+            max_body: conn.listener.max_body,
+            within: route.timeout.unwrap_or(settings.timeout),
+            read_within: conn.listener.request_read,
+            idle: conn.listener.stream_idle,
+            grpc: None,
+            takes_trailers: false,
+        }
+    }
+
     /// Takes from the head what has a meaning over HTTP/2.
     fn heed(&mut self, buffer: &[u8], head: &RequestHead, record: &Record) {
         let (mut is_grpc, mut deadline) = (false, None);

@@ -112,14 +112,14 @@ impl Record {
     /// It waits for its turn.
     pub(super) fn waits(&self) {
         if let Some(probe) = &self.probe {
-            probe.waits(clock::mono(), fastrand::f64());
+            probe.waits(clock::mono());
         }
     }
 
     /// It is the upstream's turn.
     pub(super) fn works(&self) {
         if let Some(probe) = &self.probe {
-            probe.works(clock::mono(), fastrand::f64());
+            probe.works(clock::mono());
         }
     }
 
@@ -134,12 +134,7 @@ impl Record {
         let now = clock::mono();
         self.answered = Some(now);
         if let Some(probe) = &self.probe {
-            probe.answered(
-                status,
-                self.waited().unwrap_or_default(),
-                now,
-                fastrand::f64(),
-            );
+            probe.answered(status, self.waited().unwrap_or_default(), now);
         }
     }
 
@@ -245,7 +240,7 @@ impl Record {
                 if let Some(log) = log {
                     let line = Line {
                         event: &event,
-                        user_agent: draft.user_agent.as_ref().map(|span| draft.text(span)),
+                        user_agent: draft.user_agent.as_ref().map(|it| draft.text(it)),
                     };
                     outbox.push_line(log.format, &line, plan);
                 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::draft::{Draft, Span};
+use super::draft::{Draft, Text};
 use super::exchange::Peer;
 use super::record::{Record, Try};
 use crate::config::telemetry::Traces;
@@ -40,7 +40,7 @@ impl Trace {
 
     /// What its spans tell.
     pub(super) fn traced(&self, record: &Record, draft: &Draft, event: AuditEvent<&str>) -> Traced {
-        let text = |span: &Option<Span>| span.as_ref().map(|span| draft.text(span).to_owned());
+        let text = |it: &Option<Text>| it.as_ref().map(|it| draft.text(it).to_owned());
         let since = |then: Duration| then.saturating_sub(record.began).into();
         let answered = record.answered.is_some() && !record.rejected;
         let call = |number, it: &Try, until| Call {

@@ -138,7 +138,7 @@ impl<'p> Upload<'p> {
                         self.begun = true;
                         self.made();
                         if let (Some(probe), None) = (&self.probe, self.moved) {
-                            probe.works(clock::mono(), fastrand::f64());
+                            probe.works(clock::mono());
                         }
                     }
                     Ok(Ok(0) | Err(_)) => return Err(Rejection::UpstreamBroken.into()),
@@ -250,7 +250,7 @@ impl<'w> Waiting<'w> {
     fn begin(waited: &'w mut Duration, probe: Option<&'w Probe>) -> Waiting<'w> {
         let began = clock::mono();
         if let Some(probe) = probe {
-            probe.waits(began, fastrand::f64());
+            probe.waits(began);
         }
         Waiting {
             waited,
@@ -265,7 +265,7 @@ impl Drop for Waiting<'_> {
         let now = clock::mono();
         *self.waited += now.saturating_sub(self.began);
         if let Some(probe) = self.probe {
-            probe.works(now, fastrand::f64());
+            probe.works(now);
         }
     }
 }

@@ -184,29 +184,12 @@ impl Multiplexed {
             heard: heard.clone(),
         };
         let (stream, mut sender) = gather(stream);
-        let handshake = async {
-            let mut builder = client::Builder::new();
-            let handshake = builder
-                .initial_window_size(STREAM_WINDOW)
-                .initial_connection_window_size(CONNECTION_WINDOW)
-                .data_frame_budget(SMALL_FRAMES)
-                .max_send_buffer_size(SEND_BUFFER)
-                .max_header_list_size(64 * 1024)
-                .max_concurrent_reset_streams(REMEMBERED)
-                .max_local_error_reset_streams(Some(FORGOTTEN))
-                .enable_push(false)
-                .initial_max_send_streams(UNSETTLED)
-                .handshake(stream);
-            let (requests, mut connection) = handshake.await?;
-            settled(&mut connection).await?;
-            Ok((requests, connection))
-        };
-        let begun = timeout(times.handshake, handshake).await;
+        let begun = timeout(times.handshake, shake_hands(stream)).await;
         let late = |_| {
             let error = too_late(Stage::Connection, times.handshake);
             (Unreached::from(&error), error.to_string())
         };
-        let (requests, mut connection) = begun.map_err(late)?.map_err(|error: h2::Error| {
+        let (requests, mut connection) = begun.map_err(late)?.map_err(|error| {
             let unreached = match trouble.get() {
                 Some(trouble) => Unreached::Insecure(trouble),
                 None => Unreached::from(&error),
@@ -230,16 +213,6 @@ impl Multiplexed {
         });
         tokio::task::spawn_local(async move {
             let pings = connection.ping_pong();
-            let unused = async {
-                loop {
-                    let left = times.idle.saturating_sub(usage.at.get().elapsed());
-                    if (left.is_zero() || usage.is_old()) && usage.requests.get() == 0 {
-                        return;
-                    }
-                    let left = left.max(Duration::from_secs(1));
-                    let _ = timeout(left, usage.unused.notified()).await;
-                }
-            };
             let _counted = (counted, ours);
             sender.hold(true);
             let sends = poll_fn(|cx| {
@@ -249,7 +222,7 @@ impl Multiplexed {
             // Its end, be it good or bad, is seen by the next request that asks for a place.
             tokio::select! {
                 _ = sends => {}
-                () = unused => {}
+                () = unused(&usage, times.idle) => {}
                 never = watch(&usage, pings, times.answer) => match never {},
             }
         });
@@ -388,6 +361,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Noting<S> {
     }
 }
 
+/// The connection as requests see it, and as what drives it does, once the upstream has said what it takes.
+async fn shake_hands(
+    stream: Gathered<Noting<Stream>>,
+) -> Result<(SendRequest<Bytes>, Connection<Gathered<Noting<Stream>>>), h2::Error> {
+    let mut builder = client::Builder::new();
+    let handshake = builder
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .data_frame_budget(SMALL_FRAMES)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_header_list_size(64 * 1024)
+        .max_concurrent_reset_streams(REMEMBERED)
+        .max_local_error_reset_streams(Some(FORGOTTEN))
+        .enable_push(false)
+        .initial_max_send_streams(UNSETTLED)
+        .handshake(stream);
+    let (requests, mut connection) = handshake.await?;
+    settled(&mut connection).await?;
+    Ok((requests, connection))
+}
+
 /// Waits for the upstream's settings: only they say how many requests it takes at once, and that it speaks HTTP/2 at all.
 async fn settled(connection: &mut Connection<Gathered<Noting<Stream>>>) -> Result<(), h2::Error> {
     poll_fn(|cx| {
@@ -400,6 +394,18 @@ async fn settled(connection: &mut Connection<Gathered<Noting<Stream>>>) -> Resul
         }
     })
     .await
+}
+
+/// Comes back once the connection has had no request for as long as it may be `idle`, or has none and is old.
+async fn unused(usage: &Usage, idle: Duration) {
+    loop {
+        let left = idle.saturating_sub(usage.at.get().elapsed());
+        if (left.is_zero() || usage.is_old()) && usage.requests.get() == 0 {
+            return;
+        }
+        let left = left.max(Duration::from_secs(1));
+        let _ = timeout(left, usage.unused.notified()).await;
+    }
 }
 
 /// Asks for a sign of life where there is a doubt, and notes while there is none `within` this time. Requests under way are left to their

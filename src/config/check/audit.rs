@@ -69,7 +69,7 @@ impl Checker {
             shards: self.count_within(raw.shards, default.shards.into(), 1..=256),
             max_length: self.count_within(raw.max_length, max_length, 1..=u64::MAX),
             batch_events: self.count_within(batch.events, events, 1..=MOST_EVENTS),
-            batch_wait: self.span_within(batch.wait, default.batch_wait, 10 * SECOND),
+            batch_wait: self.time_within(batch.wait, default.batch_wait, 10 * SECOND),
         }
     }
 

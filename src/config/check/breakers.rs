@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use super::Checker;
 use super::unused::Kind;
-use super::values::{share, span};
+use super::values::{share, time};
 use crate::config::breakers::{
     CircuitBreaker, FailureOn, Fallback, HalfOpen, OnLoss, Scope, Settings, SlowCall, Window,
 };
 use crate::config::raw::{self, WindowKind};
-use crate::config::units::Span;
+use crate::config::units::TimeLength;
 use crate::config::yaml::{self, At, told};
 use crate::http2::grpc::GrpcStatus;
 
@@ -53,21 +53,21 @@ impl Checker {
             failure_rate: share(raw.failure_rate, 0.5),
             consecutive_failures: told(raw.consecutive_failures).unwrap_or(0),
             slow_call,
-            open_for: span(raw.open_for, seconds(10)),
-            max_open_for: span(raw.max_open_for, seconds(300)),
+            open_for: time(raw.open_for, seconds(10)),
+            max_open_for: time(raw.max_open_for, seconds(300)),
             jitter: share(raw.jitter, 0.1),
             half_open: HalfOpen {
                 probes: told(half_open.probes).unwrap_or(5),
                 success_rate: share(half_open.success_rate, 0.8),
                 probe_timeout: self.timeout(half_open.probe_timeout, seconds(5)),
             },
-            recover_over: span(raw.recover_over, seconds(30)),
+            recover_over: time(raw.recover_over, seconds(30)),
         };
         if let Some(place) = open_at.filter(|_| settings.open_for > settings.max_open_for) {
             let message = format!(
                 "{} is longer than max_open_for, {}, so that the first opening lasts longest: use a shorter one, or a longer max_open_for",
-                Span(settings.open_for),
-                Span(settings.max_open_for)
+                TimeLength(settings.open_for),
+                TimeLength(settings.max_open_for)
             );
             self.warn(&place, message);
         }
@@ -116,10 +116,10 @@ impl Checker {
         let kind = raw.kind.value?;
         self.read(raw.size, |text| match kind {
             WindowKind::Time => match text.parse()? {
-                Span(Duration::ZERO) => {
+                TimeLength(Duration::ZERO) => {
                     Err("a window of no time holds nothing: use, for example, 10s".to_owned())
                 }
-                Span(size) => Ok(Window::Time(size)),
+                TimeLength(size) => Ok(Window::Time(size)),
             },
             WindowKind::Count => match text.parse() {
                 Ok(size @ 1..) => Ok(Window::Count(size)),

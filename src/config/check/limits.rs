@@ -13,7 +13,7 @@ use crate::config::limits::{
     Accuracy, Cost, KeyPart, Lease, Limit, MAX_RULES, Mode, OnLoss, Period, Rule,
 };
 use crate::config::raw::{self, Algorithm};
-use crate::config::units::{Percent, Span};
+use crate::config::units::{Percent, TimeLength};
 use crate::config::yaml::{At, OneOrMany, Place, told};
 
 /// The name of the limit that the short form makes.
@@ -202,8 +202,8 @@ impl Checker {
         }
     }
 
-    fn hold_ttl(&mut self, at: Option<At<Span>>, algorithm: Algorithm) -> Duration {
-        let Some((Span(ttl), place)) = at.and_then(At::told) else {
+    fn hold_ttl(&mut self, at: Option<At<TimeLength>>, algorithm: Algorithm) -> Duration {
+        let Some((TimeLength(ttl), place)) = at.and_then(At::told) else {
             return HOLD_TTL;
         };
         if algorithm != Algorithm::Concurrency {
@@ -212,7 +212,7 @@ impl Checker {
         } else if ttl < SECOND {
             let message = format!(
                 "{} is too short: use 1s or more, for example 60s",
-                Span(ttl)
+                TimeLength(ttl)
             );
             self.say(&place, message);
         }
@@ -247,7 +247,7 @@ impl Checker {
             self.say(place, message);
         }
         Lease {
-            ttl: self.span_within(raw.ttl, Duration::from_millis(50), 10 * SECOND),
+            ttl: self.time_within(raw.ttl, Duration::from_millis(50), 10 * SECOND),
             max_share: max_share.map_or(0.1, |(Percent(share), _)| share),
         }
     }
@@ -432,7 +432,7 @@ impl FromStr for Rate {
                 } else {
                     "1"
                 };
-                let Span(length) = format!("{one}{span}").parse().map_err(|_| bad())?;
+                let TimeLength(length) = format!("{one}{span}").parse().map_err(|_| bad())?;
                 if length == Duration::ZERO {
                     return Err(bad());
                 }

@@ -131,7 +131,7 @@ impl Checker {
             request_read: self.timeout(timeouts.request_read, 60 * SECOND),
             keep_alive: self.timeout(timeouts.keep_alive, 60 * SECOND),
             stream_idle: self.timeout(timeouts.stream_idle, 300 * SECOND),
-            tls_handshake: self.span_within(timeouts.tls_handshake, 10 * SECOND, 60 * SECOND),
+            tls_handshake: self.time_within(timeouts.tls_handshake, 10 * SECOND, 60 * SECOND),
             trusted_proxies: trusted,
             trust_client_cert,
             ipv6_prefix: prefix.unwrap_or(64),

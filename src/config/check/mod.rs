@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use addresses::Listening;
 use unused::{Kind, Named, RouteAt};
-use values::{secret, span};
+use values::{secret, time};
 
 use crate::config::audit::Level;
 use crate::config::breakers::CircuitBreaker;
@@ -217,8 +217,8 @@ impl Checker {
             worker,
             lanes,
             shed,
-            propagation_delay: span(shutdown.propagation_delay, Duration::ZERO),
-            drain: span(shutdown.drain, 25 * SECOND),
+            propagation_delay: time(shutdown.propagation_delay, Duration::ZERO),
+            drain: time(shutdown.drain, 25 * SECOND),
         };
         self.warn_of_unused(&config);
         config

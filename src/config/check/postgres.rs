@@ -43,7 +43,7 @@ impl Checker {
             read,
             write_pool: self.count_within(pool.write, 40, 1..=MOST_CONNECTIONS),
             read_pool: self.count_within(pool.read, 60, 1..=MOST_CONNECTIONS),
-            timeout: self.span_within(pool.timeout, TIMEOUT, 60 * SECOND),
+            timeout: self.time_within(pool.timeout, TIMEOUT, 60 * SECOND),
             migrate: told(raw.migrate).unwrap_or(true),
             tls: self.tls(told(raw.tls).unwrap_or_default()),
         })

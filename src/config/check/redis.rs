@@ -48,8 +48,8 @@ impl Checker {
         let key_prefix = raw
             .key_prefix
             .map_or(Some("weir".to_owned()), |at| self.read(at, key_prefix));
-        let timeout = self.span_within(raw.timeout, 20 * MILLISECOND, 10 * SECOND);
-        let connect_timeout = self.span_within(raw.connect_timeout, 500 * MILLISECOND, 60 * SECOND);
+        let timeout = self.time_within(raw.timeout, 20 * MILLISECOND, 10 * SECOND);
+        let connect_timeout = self.time_within(raw.connect_timeout, 500 * MILLISECOND, 60 * SECOND);
         let uses_tls = [&main, &rate_limit, &sessions]
             .into_iter()
             .flatten()

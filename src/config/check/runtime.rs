@@ -34,7 +34,7 @@ impl Checker {
         let (usual, most) = (Duration::from_millis(100), Duration::from_secs(60));
         let loop_delay = raw.loop_delay;
         Shed {
-            loop_delay: loop_delay.map(|at| self.span_within(Some(at), usual, most)),
+            loop_delay: loop_delay.map(|at| self.time_within(Some(at), usual, most)),
             memory: raw.memory.and_then(|at| self.read(at, memory_bound)),
         }
     }

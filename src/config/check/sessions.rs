@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use super::rewrite::{Message, is_weirs};
 use super::unused::Kind;
-use super::values::{field_name, span};
+use super::values::{field_name, time};
 use super::{Checker, SECOND};
 use crate::config::raw;
 use crate::config::sessions::{
     Cache, CookieAttributes, Forward, RouteSession, Sessions, Settings, Shared, TokenSource,
     check_cookie,
 };
-use crate::config::units::Span;
+use crate::config::units::TimeLength;
 use crate::config::yaml::{At, Place, told};
 
 /// The cookie that holds the token, unless told.
@@ -95,8 +95,8 @@ impl Checker {
         };
         let idle_at = raw.idle_timeout.as_ref().or(raw.absolute_timeout.as_ref());
         let idle_at = idle_at.map(|at| at.place.sibling("idle_timeout"));
-        let idle = span(raw.idle_timeout, 30 * 60 * SECOND);
-        let absolute = span(raw.absolute_timeout, 12 * 3600 * SECOND);
+        let idle = time(raw.idle_timeout, 30 * 60 * SECOND);
+        let absolute = time(raw.absolute_timeout, 12 * 3600 * SECOND);
         for (key, timeout) in [("idle_timeout", idle), ("absolute_timeout", absolute)] {
             if timeout == Duration::ZERO {
                 let message = format!("{key} 0s would end every session at once: use 30m");
@@ -106,8 +106,8 @@ impl Checker {
         if let Some(place) = idle_at.filter(|_| idle > absolute) {
             let message = format!(
                 "{} is longer than absolute_timeout, {}, so that it never ends a session: use a shorter one",
-                Span(idle),
-                Span(absolute)
+                TimeLength(idle),
+                TimeLength(absolute)
             );
             self.warn(&place, message);
         }
@@ -142,18 +142,18 @@ impl Checker {
         }
     }
 
-    fn touch_every(&mut self, at: Option<At<Span>>, idle: Duration) -> Duration {
+    fn touch_every(&mut self, at: Option<At<TimeLength>>, idle: Duration) -> Duration {
         let half = u64::try_from(idle.as_millis() / 2).unwrap_or(u64::MAX);
         let default = Duration::from_millis(half).min(60 * SECOND);
-        let Some((Span(every), place)) = at.and_then(At::told) else {
+        let Some((TimeLength(every), place)) = at.and_then(At::told) else {
             return default;
         };
         if every >= idle && !idle.is_zero() {
             let message = format!(
                 "{} is not below idle_timeout, {}, so that sessions in use would end: use, for example, {}",
-                Span(every),
-                Span(idle),
-                Span(default)
+                TimeLength(every),
+                TimeLength(idle),
+                TimeLength(default)
             );
             self.say(&place, message);
         }
@@ -170,8 +170,8 @@ impl Checker {
             at.value.map_or(ENTRIES, |max| max as usize)
         });
         Cache {
-            ttl: span(raw.ttl, 2 * SECOND),
-            negative_ttl: span(raw.negative_ttl, SECOND),
+            ttl: time(raw.ttl, 2 * SECOND),
+            negative_ttl: time(raw.negative_ttl, SECOND),
             max_entries,
         }
     }
@@ -206,7 +206,7 @@ impl Checker {
     pub(super) fn route_session(
         &mut self,
         at: Option<At<raw::RouteSession>>,
-        revalidate_every: Option<At<Span>>,
+        revalidate_every: Option<At<TimeLength>>,
     ) -> Option<RouteSession> {
         let has_session = at.is_some();
         let revalidate_every = revalidate_every.map_or(REVALIDATE_EVERY, |at| {
@@ -268,7 +268,7 @@ impl Checker {
 
 fn grace(raw: raw::SessionLoss) -> Duration {
     match told(raw.action) {
-        Some(raw::SessionLossAction::Deny) | None => span(raw.grace, 30 * SECOND),
+        Some(raw::SessionLossAction::Deny) | None => time(raw.grace, 30 * SECOND),
     }
 }
 

@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use super::unused::Kind;
-use super::values::{share, span};
+use super::values::{share, time};
 use super::{Checker, DAY, SECOND};
 use crate::config::Protocol;
 use crate::config::raw;
 use crate::config::tls::UpstreamTls;
-use crate::config::units::{Percent, Span};
+use crate::config::units::{Percent, TimeLength};
 use crate::config::upstreams::{
     Asks, Balancing, Concurrency, DnsName, HealthCheck, OutlierDetection, SlowStart, Source,
     Upstream,
@@ -94,7 +94,7 @@ impl Checker {
                 .unwrap_or(Balancing::LeastRequest),
             connect_timeout: self.timeout(raw.connect_timeout, plain.connect_timeout),
             timeout: self.timeout(raw.timeout, plain.timeout),
-            idle_timeout: span(raw.idle_timeout, plain.idle_timeout),
+            idle_timeout: time(raw.idle_timeout, plain.idle_timeout),
             max_age: self.timeout(raw.max_age, plain.max_age),
             concurrency: told(raw.concurrency).map(|raw| self.concurrency(raw)),
             retries: told(raw.retries).map(|raw| self.retries(raw)),
@@ -115,8 +115,8 @@ impl Checker {
         {
             let message = format!(
                 "{} is longer than the upstream's timeout, {}, which ends all tries: use a shorter one",
-                Span(per_try),
-                Span(upstream.timeout)
+                TimeLength(per_try),
+                TimeLength(upstream.timeout)
             );
             self.warn(&place, message);
         }
@@ -177,7 +177,7 @@ impl Checker {
                 false => Err(bad_name(text)),
             }
         });
-        let refresh = self.span_within(raw.refresh, 10 * SECOND, DAY);
+        let refresh = self.time_within(raw.refresh, 10 * SECOND, DAY);
         let servers = self.each(told(raw.servers).unwrap_or_default(), |text| {
             let alone = || text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53));
             text.parse().or_else(|_| alone()).map_err(|_| {
@@ -305,13 +305,13 @@ impl Checker {
         });
         let timeout_at = raw.timeout.as_ref().or(raw.interval.as_ref());
         let timeout_at = timeout_at.map(|at| at.place.sibling("timeout"));
-        let interval = self.span_within(raw.interval, 10 * SECOND, DAY);
-        let timeout = self.span_within(raw.timeout, SECOND, DAY);
+        let interval = self.time_within(raw.interval, 10 * SECOND, DAY);
+        let timeout = self.time_within(raw.timeout, SECOND, DAY);
         if let Some(place) = timeout_at.filter(|_| timeout > interval) {
             let message = format!(
                 "{} is longer than interval, {}: the next look waits for it; use a shorter one",
-                Span(timeout),
-                Span(interval)
+                TimeLength(timeout),
+                TimeLength(interval)
             );
             self.warn(&place, message);
         }
@@ -329,8 +329,8 @@ impl Checker {
         OutlierDetection {
             consecutive_5xx: self.count_within(raw.consecutive_5xx, 5, 1..=1_000_000),
             max_ejection_percent: self.count_within(raw.max_ejection_percent, 10, 0..=100),
-            interval: self.span_within(raw.interval, 10 * SECOND, DAY),
-            base_ejection_time: self.span_within(raw.base_ejection_time, 30 * SECOND, DAY),
+            interval: self.time_within(raw.interval, 10 * SECOND, DAY),
+            base_ejection_time: self.time_within(raw.base_ejection_time, 30 * SECOND, DAY),
         }
     }
 
@@ -343,7 +343,7 @@ impl Checker {
             self.say(place, message);
         }
         SlowStart {
-            window: self.span_within(Some(raw.window), 30 * SECOND, DAY),
+            window: self.time_within(Some(raw.window), 30 * SECOND, DAY),
             min_weight: min_weight.map_or(0.1, |(Percent(share), _)| share),
         }
     }

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use super::{Checker, DAY};
 use crate::config::Secret;
-use crate::config::units::{ByteSize, Percent, Span};
+use crate::config::units::{ByteSize, Percent, TimeLength};
 use crate::config::yaml::{At, Place, told};
 use crate::event::REDACTED;
 
@@ -41,9 +41,9 @@ impl Checker {
     }
 
     /// A length of time from 1 ms to `most`.
-    pub(super) fn span_within(
+    pub(super) fn time_within(
         &mut self,
-        at: Option<At<Span>>,
+        at: Option<At<TimeLength>>,
         default: Duration,
         most: Duration,
     ) -> Duration {
@@ -53,8 +53,8 @@ impl Checker {
         if span.0.is_zero() || span.0 > most {
             let message = format!(
                 "{span} is out of bounds: use 1ms to {}, for example {}",
-                Span(most),
-                Span(default)
+                TimeLength(most),
+                TimeLength(default)
             );
             self.refuse(&place, message);
         }
@@ -62,14 +62,14 @@ impl Checker {
     }
 
     /// A timeout, of which 0 would end all that it is for at once; in Envoy it is none.
-    pub(super) fn timeout(&mut self, at: Option<At<Span>>, default: Duration) -> Duration {
-        let Some((Span(told), place)) = at.and_then(At::told) else {
+    pub(super) fn timeout(&mut self, at: Option<At<TimeLength>>, default: Duration) -> Duration {
+        let Some((TimeLength(told), place)) = at.and_then(At::told) else {
             return default;
         };
         if told.is_zero() {
             let message = format!(
                 "0s is over at once, and stands for no \"never\": use 1ms or more, for example {}, or 1d where it is not to matter",
-                Span(default)
+                TimeLength(default)
             );
             self.refuse(&place, message);
         }
@@ -77,7 +77,7 @@ impl Checker {
     }
 
     /// Whole days, one at least.
-    pub(super) fn days(&mut self, at: Option<At<Span>>, default: Duration) -> Duration {
+    pub(super) fn days(&mut self, at: Option<At<TimeLength>>, default: Duration) -> Duration {
         let Some((span, place)) = at.and_then(At::told) else {
             return default;
         };
@@ -170,8 +170,8 @@ impl Checker {
     }
 }
 
-pub(super) fn span(at: Option<At<Span>>, default: Duration) -> Duration {
-    told(at).map_or(default, |Span(span)| span)
+pub(super) fn time(at: Option<At<TimeLength>>, default: Duration) -> Duration {
+    told(at).map_or(default, |TimeLength(span)| span)
 }
 
 pub(super) fn share(at: Option<At<Percent>>, default: f64) -> f64 {

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::values::{key_prefix, span};
+use super::values::{key_prefix, time};
 use super::{Checker, DAY, SECOND};
 use crate::config::raw;
-use crate::config::units::Span;
+use crate::config::units::TimeLength;
 use crate::config::worker::{Health, Worker};
 use crate::config::yaml::told;
 
@@ -25,10 +25,10 @@ impl Checker {
         Worker {
             group: group.unwrap_or(default.group),
             batch_max: self.count_within(batch.max, events, 1..=MOST_EVENTS),
-            batch_wait: self.span_within(batch.wait, default.batch_wait, 60 * SECOND),
-            claim_after: self.span_within(raw.claim_after, default.claim_after, DAY),
+            batch_wait: self.time_within(batch.wait, default.batch_wait, 60 * SECOND),
+            claim_after: self.time_within(raw.claim_after, default.claim_after, DAY),
             max_deliveries: self.count_within(raw.max_deliveries, deliveries, 1..=1_000),
-            session_sweep: self.span_within(raw.session_sweep, default.session_sweep, DAY),
+            session_sweep: self.time_within(raw.session_sweep, default.session_sweep, DAY),
             retention: self.days(raw.retention, default.retention),
             health: self.health(told(raw.health).unwrap_or_default()),
         }
@@ -41,18 +41,18 @@ impl Checker {
         let bound = lag.critical.as_ref().or(lag.degraded.as_ref());
         let place = bound.map(|at| at.place.named("worker.health.checks.audit_lag"));
         let health = Health {
-            interval: self.span_within(raw.interval, default.interval, HOUR),
-            timeout: self.span_within(raw.timeout, default.timeout, 60 * SECOND),
+            interval: self.time_within(raw.interval, default.interval, HOUR),
+            timeout: self.time_within(raw.timeout, default.timeout, 60 * SECOND),
             // None is no mistake: each call of /health makes the checks then.
-            cache: span(raw.cache, default.cache),
-            lag_degraded: self.span_within(lag.degraded, default.lag_degraded, DAY),
-            lag_critical: self.span_within(lag.critical, default.lag_critical, DAY),
+            cache: time(raw.cache, default.cache),
+            lag_degraded: self.time_within(lag.degraded, default.lag_degraded, DAY),
+            lag_critical: self.time_within(lag.critical, default.lag_critical, DAY),
         };
         if let Some(place) = place.filter(|_| health.lag_critical < health.lag_degraded) {
             let message = format!(
                 "critical at {} and degraded at {} only: use a critical that is not below degraded",
-                Span(health.lag_critical),
-                Span(health.lag_degraded)
+                TimeLength(health.lag_critical),
+                TimeLength(health.lag_degraded)
             );
             self.say(&place, message);
         }

@@ -7,7 +7,7 @@ use serde::de::value::{MapAccessDeserializer, StrDeserializer};
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::config::units::{ByteSize, Percent, Span};
+use crate::config::units::{ByteSize, Percent, TimeLength};
 use crate::config::yaml::At;
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -134,7 +134,7 @@ pub struct StreamBatch {
     /// At most, 1 to 10000 [default: 200].
     pub events: Option<At<u32>>,
     /// How long the first waits for others; not under `delivery: guaranteed` [default: 20ms].
-    pub wait: Option<At<Span>>,
+    pub wait: Option<At<TimeLength>>,
 }
 
 /// With `postgres`: where events wait on disk while Redis does not take them, and under `delivery: guaranteed` all of them until
@@ -154,7 +154,7 @@ pub struct Sqlite {
     /// The database; a day's file has the day before the extension, such as weir-audit-2026-11-25.db [default: weir-audit.db].
     pub path: Option<At<String>>,
     /// How long a day's file is kept, in whole days [default: 400d].
-    pub retention: Option<At<Span>>,
+    pub retention: Option<At<TimeLength>>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

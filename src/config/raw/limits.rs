@@ -7,7 +7,7 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Auto, Mode};
-use crate::config::units::{Percent, Span};
+use crate::config::units::{Percent, TimeLength};
 use crate::config::yaml::{At, OneOrMany};
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -28,7 +28,7 @@ pub struct RateLimit {
     /// While `redis` does not answer [default: that of `rate_limit_defaults`].
     pub on_redis_loss: Option<At<OnLoss>>,
     /// For concurrency: how long a slot that a dead process holds stays taken [default: 60s].
-    pub hold_ttl: Option<At<Span>>,
+    pub hold_ttl: Option<At<TimeLength>>,
     /// [default: enforce]
     pub mode: Option<At<Mode>>,
     /// What to do with a request that lacks a part of the key [default: skip].
@@ -132,7 +132,7 @@ impl<'de> Deserialize<'de> for MaxKeys {
 #[schemars(deny_unknown_fields)]
 pub struct Lease {
     /// How long it lives; so much of the limit's rate can be admitted beyond it [default: 50ms].
-    pub ttl: Option<At<Span>>,
+    pub ttl: Option<At<TimeLength>>,
     /// The most that one takes of what is left [default: 10%].
     pub max_share: Option<At<Percent>>,
 }

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Certificate;
-use crate::config::units::{ByteSize, FileMode, Span};
+use crate::config::units::{ByteSize, FileMode, TimeLength};
 use crate::config::yaml::At;
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -65,15 +65,15 @@ pub struct Limits {
 #[schemars(deny_unknown_fields)]
 pub struct Timeouts {
     /// For a request's head to be whole once its first byte is here [default: 10s].
-    pub header_read: Option<At<Span>>,
+    pub header_read: Option<At<TimeLength>>,
     /// For a request's body to be whole once its head is here [default: 60s].
-    pub request_read: Option<At<Span>>,
+    pub request_read: Option<At<TimeLength>>,
     /// For a connection without a request [default: 60s].
-    pub keep_alive: Option<At<Span>>,
+    pub keep_alive: Option<At<TimeLength>>,
     /// For a body, or a switched connection (WebSocket), on which nothing moves [default: 5m].
-    pub stream_idle: Option<At<Span>>,
+    pub stream_idle: Option<At<TimeLength>>,
     /// For a TLS handshake, from the connection on [default: 10s].
-    pub tls_handshake: Option<At<Span>>,
+    pub tls_handshake: Option<At<TimeLength>>,
 }
 
 /// What clients speak.

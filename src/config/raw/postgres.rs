@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::Tls;
-use crate::config::units::Span;
+use crate::config::units::TimeLength;
 use crate::config::yaml::{At, OneOrMany};
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -30,5 +30,5 @@ pub struct Pool {
     /// Connections to read by, at most [default: 60].
     pub read: Option<At<u32>>,
     /// For a connection, and for each statement of a query [default: 2s].
-    pub timeout: Option<At<Span>>,
+    pub timeout: Option<At<TimeLength>>,
 }

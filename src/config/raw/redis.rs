@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::config::units::Span;
+use crate::config::units::TimeLength;
 use crate::config::yaml::{At, OneOrMany};
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -22,9 +22,9 @@ pub struct Redis {
     /// What all keys begin with [default: weir].
     pub key_prefix: Option<At<String>>,
     /// The most that a request waits for a command [default: 20ms].
-    pub timeout: Option<At<Span>>,
+    pub timeout: Option<At<TimeLength>>,
     /// [default: 500ms]
-    pub connect_timeout: Option<At<Span>>,
+    pub connect_timeout: Option<At<TimeLength>>,
     /// For `rediss://` [default: the public authorities, no certificate of ours].
     pub tls: Option<At<Tls>>,
     /// Where rate limits are kept, if elsewhere.

@@ -8,7 +8,7 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::Certificate;
-use crate::config::units::{ByteSize, Percent, Span};
+use crate::config::units::{ByteSize, Percent, TimeLength};
 use crate::config::yaml::{At, OneOrMany};
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -23,13 +23,13 @@ pub struct Upstream {
     /// round_robin, least_request or {ring_hash: {by: client.ip}} [default: least_request].
     pub load_balancing: Option<At<LoadBalancing>>,
     /// [default: 1s]
-    pub connect_timeout: Option<At<Span>>,
+    pub connect_timeout: Option<At<TimeLength>>,
     /// From the end of the request to the end of the response's head [default: 15s].
-    pub timeout: Option<At<Span>>,
+    pub timeout: Option<At<TimeLength>>,
     /// For a connection to it that no request uses [default: 60s].
-    pub idle_timeout: Option<At<Span>>,
+    pub idle_timeout: Option<At<TimeLength>>,
     /// For a connection to it, less up to a tenth by chance: an older one gets no new requests [default: 1h].
-    pub max_age: Option<At<Span>>,
+    pub max_age: Option<At<TimeLength>>,
     /// What this process asks of it at a time [default: any number].
     pub concurrency: Option<At<Concurrency>>,
     /// Requests that are tried again [default: none].
@@ -87,7 +87,7 @@ pub struct DnsEndpoint {
     /// `NAME:PORT`.
     pub dns: At<String>,
     /// The longest between two looks; sooner where the addresses hold for less [default: 10s].
-    pub refresh: Option<At<Span>>,
+    pub refresh: Option<At<TimeLength>>,
     /// The name servers to ask, as IP or IP:PORT [default: the system's, and its hosts file].
     pub servers: Option<At<Vec<At<String>>>>,
 }
@@ -197,9 +197,9 @@ pub struct HealthCheck {
     /// What checks name as their host [default: the endpoint's own name and port].
     pub host: Option<At<String>>,
     /// [default: 10s]
-    pub interval: Option<At<Span>>,
+    pub interval: Option<At<TimeLength>>,
     /// [default: 1s]
-    pub timeout: Option<At<Span>>,
+    pub timeout: Option<At<TimeLength>>,
     /// So many failures in a row [default: 3].
     pub unhealthy_after: Option<At<u32>>,
     /// So many answers in a row [default: 2].
@@ -212,9 +212,9 @@ pub struct OutlierDetection {
     /// So many 5xx, failures to connect, resets and timeouts in a row eject an endpoint [default: 5].
     pub consecutive_5xx: Option<At<u32>>,
     /// Between looks at who may come back [default: 10s].
-    pub interval: Option<At<Span>>,
+    pub interval: Option<At<TimeLength>>,
     /// How long the first ejection lasts; each one soon after another as much longer, up to 5m [default: 30s].
-    pub base_ejection_time: Option<At<Span>>,
+    pub base_ejection_time: Option<At<TimeLength>>,
     /// Of all endpoints; one may always be ejected [default: 10].
     pub max_ejection_percent: Option<At<u32>>,
 }
@@ -223,7 +223,7 @@ pub struct OutlierDetection {
 #[schemars(deny_unknown_fields)]
 pub struct SlowStart {
     /// How long it takes to get a full part.
-    pub window: At<Span>,
+    pub window: At<TimeLength>,
     /// The part that it begins with [default: 10%].
     pub min_weight: Option<At<Percent>>,
 }
@@ -239,7 +239,7 @@ pub struct Retries {
     /// What the upstream may have seen is tried again for these alone [default: GET, HEAD, OPTIONS].
     pub methods: Option<At<Vec<At<String>>>>,
     /// For one try, to the end of the response's head [default: all that is left of `timeout`].
-    pub per_try_timeout: Option<At<Span>>,
+    pub per_try_timeout: Option<At<TimeLength>>,
     pub backoff: Option<At<Backoff>>,
     pub budget: Option<At<Budget>>,
     /// The largest body that is kept, so that it can be sent again [default: 0B, none].
@@ -251,9 +251,9 @@ pub struct Retries {
 #[schemars(deny_unknown_fields)]
 pub struct Backoff {
     /// [default: 25ms]
-    pub base: Option<At<Span>>,
+    pub base: Option<At<TimeLength>>,
     /// [default: 250ms]
-    pub max: Option<At<Span>>,
+    pub max: Option<At<TimeLength>>,
 }
 
 /// How many retries this process has under way, so that they do not finish off an upstream in trouble.

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::config::units::Span;
+use crate::config::units::TimeLength;
 use crate::config::yaml::At;
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -13,15 +13,15 @@ pub struct Worker {
     pub group: Option<At<String>>,
     pub batch: Option<At<WorkerBatch>>,
     /// What another worker was given so long ago, and has not stored, is taken over [default: 60s].
-    pub claim_after: Option<At<Span>>,
+    pub claim_after: Option<At<TimeLength>>,
     /// An entry given so often is tried alone, and after as many more tries goes to the dead letters [default: 5].
     pub max_deliveries: Option<At<u32>>,
     /// [default: day, the only one]
     pub partition: Option<At<Partition>>,
     /// How long a day's partition is kept, in whole days [default: 400d].
-    pub retention: Option<At<Span>>,
+    pub retention: Option<At<TimeLength>>,
     /// Between sweeps of sessions that are over [default: 60s].
-    pub session_sweep: Option<At<Span>>,
+    pub session_sweep: Option<At<TimeLength>>,
     pub health: Option<At<WorkerHealth>>,
 }
 
@@ -32,7 +32,7 @@ pub struct WorkerBatch {
     /// Events, at most [default: 10000].
     pub max: Option<At<u32>>,
     /// How long it waits to fill up [default: 200ms].
-    pub wait: Option<At<Span>>,
+    pub wait: Option<At<TimeLength>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -46,11 +46,11 @@ pub enum Partition {
 #[schemars(deny_unknown_fields)]
 pub struct WorkerHealth {
     /// Between checks made unasked, which /ready goes by [default: 10s].
-    pub interval: Option<At<Span>>,
+    pub interval: Option<At<TimeLength>>,
     /// For each check [default: 1s].
-    pub timeout: Option<At<Span>>,
+    pub timeout: Option<At<TimeLength>>,
     /// How long an answer of /health serves [default: 30s].
-    pub cache: Option<At<Span>>,
+    pub cache: Option<At<TimeLength>>,
     pub checks: Option<At<HealthChecks>>,
 }
 
@@ -65,7 +65,7 @@ pub struct HealthChecks {
 #[schemars(deny_unknown_fields)]
 pub struct AuditLag {
     /// [default: 30s]
-    pub degraded: Option<At<Span>>,
+    pub degraded: Option<At<TimeLength>>,
     /// [default: 5m]
-    pub critical: Option<At<Span>>,
+    pub critical: Option<At<TimeLength>>,
 }

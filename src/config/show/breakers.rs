@@ -2,13 +2,13 @@
 
 use super::shown::{Keys, texts};
 use crate::config::breakers::{CircuitBreaker, FailureOn, Fallback, SlowCall, Window};
-use crate::config::units::{Percent, Span};
+use crate::config::units::{Percent, TimeLength};
 
 pub(super) fn breaker(breaker: &CircuitBreaker) -> Keys {
     let settings = &breaker.settings;
     let half_open = &settings.half_open;
     let (kind, size) = match settings.window {
-        Window::Time(size) => ("time", Span(size).to_string()),
+        Window::Time(size) => ("time", TimeLength(size).to_string()),
         Window::Count(size) => ("count", size.to_string()),
     };
     let slow_call = |slow: SlowCall| {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
-use crate::config::units::{ByteSize, FileMode, Percent, Span};
+use crate::config::units::{ByteSize, FileMode, Percent, TimeLength};
 use crate::config::{Secret, raw};
 use crate::event::REDACTED;
 
@@ -71,7 +71,7 @@ macro_rules! plain {
 
 plain! {
     bool u8 u16 u32 u64 usize NonZeroU32 &str String &String &Path SocketAddr Value
-    ByteSize FileMode Percent Span
+    ByteSize FileMode Percent TimeLength
     raw::Accuracy raw::Adaptive raw::Algorithm raw::Always raw::AuditLevel raw::BreakerOnLoss raw::ClientAuth raw::Delivery
     raw::ListenerProtocol raw::LogFormat raw::LogLevel raw::Mode raw::OnLoss raw::OnMax raw::Partition raw::ProxyProtocol
     raw::RedisMode raw::SameSite raw::Scheme raw::Scope raw::TlsVersion raw::UpstreamProtocol
@@ -79,7 +79,7 @@ plain! {
 
 impl From<Duration> for Shown {
     fn from(value: Duration) -> Shown {
-        Span(value).into()
+        TimeLength(value).into()
     }
 }
 

@@ -1,7 +1,7 @@
 //! A response on its way to the client, with the rest of the upload beside it.
 
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -27,6 +27,7 @@ use crate::proxy::outgoing::Request;
 use crate::proxy::record::Record;
 use crate::proxy::reply::Rejection;
 use crate::proxy::wire::{Deadlines, Elapsed};
+use crate::store::breakers::End;
 
 /// The field that says how a call of gRPC went.
 const GRPC_STATUS: &str = "grpc-status";
@@ -152,6 +153,8 @@ pub(super) struct Down<'r, 'c> {
     /// Of the route, to what is told.
     pub changes: &'r HeaderChanges,
     pub progress: &'r Progress,
+    /// How a call of gRPC ended, once that is known.
+    pub grpc: Option<GrpcStatus>,
 }
 
 impl<'c> Down<'_, 'c> {
@@ -175,17 +178,15 @@ impl<'c> Down<'_, 'c> {
         self.sink.as_mut().ok_or(Failure::ClientGone)
     }
 
-    /// Streams `body`, which is missing where there is none; `grpc` becomes the status in its trailers. Ends it where the upload comes to
-    /// a bad end.
+    /// Streams `body`, which is missing where there is none. Ends it where the upload comes to a bad end.
     pub(super) async fn stream<F: Future<Output = Result<(), Failure>>>(
         &mut self,
         body: Option<&mut Source<'_, '_>>,
         uploading: &mut Uploading<'_, F>,
         back: &mut Back<'_, 'c>,
-        grpc: &mut Option<GrpcStatus>,
         record: &mut Record,
     ) -> Result<(), Failure> {
-        let streamed = self.pass(body, uploading, back, grpc, record).await;
+        let streamed = self.pass(body, uploading, back, record).await;
         match uploading.refused.take() {
             Some(rejection) => Err(self.cut_short(Some(rejection), record).await),
             None => streamed,
@@ -197,7 +198,6 @@ impl<'c> Down<'_, 'c> {
         body: Option<&mut Source<'_, '_>>,
         uploading: &mut Uploading<'_, F>,
         back: &mut Back<'_, 'c>,
-        grpc: &mut Option<GrpcStatus>,
         record: &mut Record,
     ) -> Result<(), Failure> {
         let (request, progress) = (self.request, self.progress);
@@ -209,38 +209,14 @@ impl<'c> Down<'_, 'c> {
             return to_client(while_moving(&mut deadlines, progress, stall, flushed).await);
         };
         loop {
-            let mut ended_by_us = None;
             let part = {
                 let mut next = pin!(body.next());
                 match next.as_mut().now_or_never() {
-                    Some(part) => part,
+                    Some(part) => part.map_err(|_| None),
                     None => {
-                        let sink = self.begin(back, false)?;
-                        let flushed = sink.flush(moved);
-                        let flushed = while_moving(&mut deadlines, progress, stall, flushed);
-                        to_client(uploading.beside(&mut record.bytes_in, flushed).await?)?;
-                        loop {
-                            let is_sending = uploading.rest.is_some();
-                            let unless_gone = poll_fn(|cx| {
-                                if let Poll::Ready(part) = next.as_mut().poll(cx) {
-                                    return Poll::Ready(Ok(part));
-                                }
-                                let gone = poll_gone(sink, back, is_sending, cx);
-                                gone.map(|()| Err(Failure::ClientGone))
-                            });
-                            // As long as one side speaks the other may only listen.
-                            let idle = progress.left_of(request.idle);
-                            let waited = deadlines.within(request.left_of(idle), unless_gone);
-                            match uploading.beside(&mut record.bytes_in, waited).await? {
-                                Ok(part) => break part?,
-                                Err(Elapsed) if request.is_over() => {
-                                    ended_by_us = Some(Rejection::DeadlineExceeded);
-                                    break Err(Broken::Gone);
-                                }
-                                Err(Elapsed) if !progress.left_of(request.idle).is_zero() => {}
-                                Err(Elapsed) => break Err(Broken::Gone),
-                            }
-                        }
+                        let bytes_in = &mut record.bytes_in;
+                        let waited = self.wait(next, uploading, back, &mut deadlines, bytes_in);
+                        waited.await?
                     }
                 }
             };
@@ -265,7 +241,7 @@ impl<'c> Down<'_, 'c> {
                 }
                 Ok(Part::End(mut trailers)) => {
                     if let (Some(_), Some(status)) = (request.grpc, trailers.get(GRPC_STATUS)) {
-                        *grpc = Some(GrpcStatus::parse(status.as_bytes()));
+                        self.grpc = Some(GrpcStatus::parse(status.as_bytes()));
                     }
                     keep(&mut trailers, |name| {
                         headers::may_trail_down(name, self.changes)
@@ -281,13 +257,59 @@ impl<'c> Down<'_, 'c> {
                     return to_client(uploading.beside(&mut record.bytes_in, end).await?);
                 }
                 Err(_) if !told => return Err(Rejection::UpstreamBroken.into()),
-                Err(_) => {
-                    if ended_by_us == Some(Rejection::DeadlineExceeded) {
-                        *grpc = Some(GrpcStatus::DEADLINE_EXCEEDED);
+                Err(ours) => {
+                    if ours == Some(Rejection::DeadlineExceeded) {
+                        self.grpc = Some(GrpcStatus::DEADLINE_EXCEEDED);
                     }
-                    return Err(self.cut_short(ended_by_us, record).await);
+                    return Err(self.cut_short(ours, record).await);
                 }
             }
+        }
+    }
+
+    /// Lets what there is go ahead of the `next` part, and waits for that. Where none comes: why, if it is not the upstream that broke off.
+    async fn wait<F: Future<Output = Result<(), Failure>>>(
+        &mut self,
+        mut next: Pin<&mut impl Future<Output = Result<Part, Broken>>>,
+        uploading: &mut Uploading<'_, F>,
+        back: &mut Back<'_, 'c>,
+        deadlines: &mut Deadlines,
+        bytes_in: &mut u64,
+    ) -> Result<Result<Part, Option<Rejection>>, Failure> {
+        let (request, progress) = (self.request, self.progress);
+        let sink = self.begin(back, false)?;
+        let flushed = sink.flush(|| progress.made());
+        let flushed = while_moving(deadlines, progress, || request.idle, flushed);
+        to_client(uploading.beside(bytes_in, flushed).await?)?;
+        loop {
+            let is_sending = uploading.rest.is_some();
+            let unless_gone = poll_fn(|cx| {
+                if let Poll::Ready(part) = next.as_mut().poll(cx) {
+                    return Poll::Ready(Ok(part));
+                }
+                let gone = poll_gone(sink, back, is_sending, cx);
+                gone.map(|()| Err(Failure::ClientGone))
+            });
+            // As long as one side speaks the other may only listen.
+            let idle = progress.left_of(request.idle);
+            let waited = deadlines.within(request.left_of(idle), unless_gone);
+            match uploading.beside(bytes_in, waited).await? {
+                Ok(part) => return Ok(part?.map_err(|_| None)),
+                Err(Elapsed) if request.is_over() => {
+                    return Ok(Err(Some(Rejection::DeadlineExceeded)));
+                }
+                Err(Elapsed) if !progress.left_of(request.idle).is_zero() => {}
+                Err(Elapsed) => return Ok(Err(None)),
+            }
+        }
+    }
+
+    /// What the end of a response of this `status` says of the upstream.
+    pub(super) fn end(&self, status: u16, streamed: &Result<(), Failure>) -> End {
+        match (streamed, self.grpc) {
+            (Err(Failure::CutShort(_)), Some(GrpcStatus::DEADLINE_EXCEEDED)) => End::Deadline,
+            (_, Some(status)) => End::Grpc(status),
+            (_, None) => End::Status(status),
         }
     }
 

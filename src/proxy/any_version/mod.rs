@@ -282,10 +282,10 @@ impl Exchange<'_, '_, '_> {
             answers: Answers::Http1(reading),
             trying,
         };
-        let fresh = !connected.reused;
+        let reused = connected.reused;
         let ran = match self.run(body, upstream, &mut answer).await {
             Err(Failure::Reply(Rejection::UpstreamBroken, _))
-                if !fresh
+                if reused
                     && self.record.status == 0
                     && match trying.point {
                         Point::Unseen => !body.is_lost(),

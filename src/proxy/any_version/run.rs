@@ -19,9 +19,8 @@ use crate::config::rewrite::HeaderChanges;
 use crate::http1::head::BodyLength;
 use crate::http1::response::{ResponseBody, ResponseHead};
 use crate::http1::websocket;
-use crate::http2::grpc::GrpcStatus;
 use crate::proxy::exchange::{Answered, Failure, is_over, learn};
-use crate::proxy::interim::{Interims, is_interim};
+use crate::proxy::interim::Interims;
 use crate::proxy::outgoing::Request;
 use crate::proxy::record::Record;
 use crate::proxy::reply::Rejection;
@@ -112,21 +111,17 @@ impl Exchange<'_, '_, '_> {
         }
         learn(&trying.slot, Ok(status), record);
         trying.slot.answered();
-        // RFC 8441 section 5: any of 200 to 299 opens it there.
-        let key = outgoing.websocket_key.as_ref();
-        let opens = status == 101 || (key.is_some() && by_http2 && matches!(status, 200..=299));
-        if let (Some(key), false) = (key, by_http2) {
-            is_for_websocket(answer, &answered.head, key).inspect_err(|rejection| {
-                if *rejection == Rejection::NotSwitched {
-                    outgoing.finish(End::Status(status), record);
-                }
-            })?;
-        }
+        let key = outgoing.websocket_key.as_deref();
+        let opens = opens(answer, &answered.head, key, by_http2).inspect_err(|rejection| {
+            if *rejection == Rejection::NotSwitched {
+                outgoing.finish(End::Status(status), record);
+            }
+        })?;
         // What is left of a body cut off by an early response cannot be told from a next request; streams are apart from each other.
         let may_live = answered.uploaded || !back.is_http1();
         let turned = outgoing.turn_back(conn, answer, &answered, may_live, record);
         let next = turned.await?;
-        let mut grpc = grpc_status(&request, answer, &answered.head);
+        let grpc = grpc_status(&request, answer, &answered.head);
         answer.drain(..answered.head.len);
         if opens {
             outgoing.finish(End::Status(status), record);
@@ -142,24 +137,13 @@ impl Exchange<'_, '_, '_> {
             request: &request,
             changes: &outgoing.route.response_headers,
             progress: &progress,
+            grpc,
         };
         let has_body = answered.head.body != ResponseBody::Length(BodyLength::None);
-        let streamed = down
-            .stream(
-                has_body.then_some(&mut body),
-                &mut uploading,
-                back,
-                &mut grpc,
-                record,
-            )
-            .await;
-        record.grpc = record.grpc.or(grpc);
-        let end = match (&streamed, grpc) {
-            (Err(Failure::CutShort(_)), Some(GrpcStatus::DEADLINE_EXCEEDED)) => End::Deadline,
-            (_, Some(status)) => End::Grpc(status),
-            (_, None) => End::Status(status),
-        };
-        outgoing.streamed(end, &streamed, record);
+        let streamed = down.stream(has_body.then_some(&mut body), &mut uploading, back, record);
+        let streamed = streamed.await;
+        record.grpc = record.grpc.or(down.grpc);
+        outgoing.streamed(down.end(status, &streamed), &streamed, record);
         streamed?;
         Ok(Ran::Ended {
             ended: Ended::Whole(next),
@@ -168,8 +152,10 @@ impl Exchange<'_, '_, '_> {
     }
 }
 
+/// A response's head; with its body, where that comes by HTTP/2.
+type Head = (ResponseHead, Option<RecvStream>);
+
 /// Uploads while it waits for the response's head, which comes to stand at the front of `answer`, and tells the client of interim ones.
-/// With its body, where that comes by HTTP/2.
 async fn await_head<F: Future<Output = Result<(), Failure>>>(
     (request, changes): (&Request, &HeaderChanges),
     uploading: &mut Uploading<'_, F>,
@@ -177,48 +163,19 @@ async fn await_head<F: Future<Output = Result<(), Failure>>>(
     back: &mut Back<'_, '_>,
     answer: &mut Vec<u8>,
     record: &mut Record,
-) -> Result<(ResponseHead, Option<RecvStream>), Failure> {
-    let to_http1 = back.is_http1();
+) -> Result<Head, Failure> {
     let mut interims = Interims::new(request, changes);
     let mut deadlines = Deadlines::new();
-    let early = {
-        let back = RefCell::new(&mut *back);
-        let mut head = pin!(async {
-            loop {
-                let (head, body) = answers.head(request, to_http1, answer).await?;
-                if !is_interim(&head) {
-                    return Ok::<_, Failure>((head, body));
-                }
-                interims.take(answer, &head)?;
-                let told = poll_fn(|cx| back.borrow_mut().poll_tell(cx, &mut interims));
-                let told = deadlines.within(request.idle, told).await;
-                told.map_err(|Elapsed| Failure::ClientGone)??;
-            }
-        });
-        let mut until_deadline = pin!(request.until_deadline());
-        poll_fn(|cx| {
-            if let Poll::Ready(head) = head.as_mut().poll(cx) {
-                return Poll::Ready(head.map(Some));
-            }
-            if until_deadline.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Err(Rejection::DeadlineExceeded.into()));
-            }
-            match uploading.poll(cx, &mut record.bytes_in) {
-                // An upload that waits for the upstream does not look whether the client is there.
-                Poll::Pending => {
-                    let left = back.borrow_mut().poll_reset(cx);
-                    left.map(|()| Err(Failure::ClientGone))
-                }
-                Poll::Ready(Ok(())) => Poll::Ready(Ok(None)),
-                // The upstream may have answered before it stopped reading: its answer is worth more than a 502.
-                Poll::Ready(Err(Failure::Reply(Rejection::UpstreamBroken, _))) => {
-                    Poll::Ready(Ok(None))
-                }
-                Poll::Ready(Err(failure)) => Poll::Ready(Err(failure)),
-            }
-        })
-        .await
-    };
+    let early = early_head(
+        request,
+        uploading,
+        answers,
+        back,
+        answer,
+        (&mut interims, &mut deadlines),
+        &mut record.bytes_in,
+    );
+    let early = early.await;
     // What is begun of one is to have its end, whatever is said next.
     back.tell(&mut interims, &mut deadlines, request.idle)
         .await?;
@@ -227,6 +184,7 @@ async fn await_head<F: Future<Output = Result<(), Failure>>>(
     }
     // Its time begins here: how long the client takes to send says nothing of the upstream.
     record.sends(uploading.whole);
+    let to_http1 = back.is_http1();
     loop {
         let (head, body) = {
             let mut head = pin!(answers.head(request, to_http1, answer));
@@ -245,13 +203,58 @@ async fn await_head<F: Future<Output = Result<(), Failure>>>(
                 false => Rejection::UpstreamTimeout,
             })??
         };
-        if !is_interim(&head) {
+        if !interims.take(answer, &head)? {
             return Ok((head, body));
         }
-        interims.take(answer, &head)?;
         back.tell(&mut interims, &mut deadlines, request.idle)
             .await?;
     }
+}
+
+/// The final head, as far as it comes before the upload is over; interim ones before it are told.
+async fn early_head<F: Future<Output = Result<(), Failure>>>(
+    request: &Request,
+    uploading: &mut Uploading<'_, F>,
+    answers: &mut Answers<'_>,
+    back: &mut Back<'_, '_>,
+    answer: &mut Vec<u8>,
+    (interims, deadlines): (&mut Interims<'_>, &mut Deadlines),
+    bytes_in: &mut u64,
+) -> Result<Option<Head>, Failure> {
+    let to_http1 = back.is_http1();
+    let back = RefCell::new(back);
+    let mut head = pin!(async {
+        loop {
+            let (head, body) = answers.head(request, to_http1, answer).await?;
+            if !interims.take(answer, &head)? {
+                return Ok((head, body));
+            }
+            let told = poll_fn(|cx| back.borrow_mut().poll_tell(cx, interims));
+            let told = deadlines.within(request.idle, told).await;
+            told.map_err(|Elapsed| Failure::ClientGone)??;
+        }
+    });
+    let mut until_deadline = pin!(request.until_deadline());
+    poll_fn(|cx| {
+        if let Poll::Ready(head) = head.as_mut().poll(cx) {
+            return Poll::Ready(head.map(Some));
+        }
+        if until_deadline.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(Rejection::DeadlineExceeded.into()));
+        }
+        match uploading.poll(cx, bytes_in) {
+            // An upload that waits for the upstream does not look whether the client is there.
+            Poll::Pending => {
+                let left = back.borrow_mut().poll_reset(cx);
+                left.map(|()| Err(Failure::ClientGone))
+            }
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(None)),
+            // The upstream may have answered before it stopped reading: its answer is worth more than a 502.
+            Poll::Ready(Err(Failure::Reply(Rejection::UpstreamBroken, _))) => Poll::Ready(Ok(None)),
+            Poll::Ready(Err(failure)) => Poll::Ready(Err(failure)),
+        }
+    })
+    .await
 }
 
 /// Where the response's body comes from, which begins at the front of `answer` or is a stream's `body`.
@@ -276,13 +279,22 @@ fn source<'a, 's: 'a>(
     }
 }
 
-/// Whether a response can go to a client that has asked for a WebSocket by HTTP/2: it opens one, or refuses to.
-fn is_for_websocket(answer: &[u8], head: &ResponseHead, key: &str) -> Result<(), Rejection> {
-    match head.status {
-        101 if websocket::is_opened(answer, head, key) => Ok(()),
-        101 => Err(Rejection::UpstreamBroken),
+/// Whether another protocol begins behind this head, which came `by_http2` or not. With a `key` the client has asked for a WebSocket by
+/// HTTP/2, and is to be told nothing but that it is open, or is refused.
+fn opens(
+    answer: &[u8],
+    head: &ResponseHead,
+    key: Option<&str>,
+    by_http2: bool,
+) -> Result<bool, Rejection> {
+    match (head.status, key) {
+        // RFC 8441 section 5: any of 200 to 299 opens it there.
+        (101 | 200..=299, Some(_)) if by_http2 => Ok(true),
+        (101, Some(key)) if !websocket::is_opened(answer, head, key) => {
+            Err(Rejection::UpstreamBroken)
+        }
         // The client would take it for the WebSocket.
-        200..=299 => Err(Rejection::NotSwitched),
-        _ => Ok(()),
+        (200..=299, Some(_)) => Err(Rejection::NotSwitched),
+        (status, _) => Ok(status == 101),
     }
 }

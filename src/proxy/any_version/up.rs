@@ -81,7 +81,7 @@ impl Progress {
     /// The upstream's time begins anew.
     fn works(&self) {
         if let (Some(probe), false) = (&self.probe, self.answered.get()) {
-            probe.works(clock::mono(), fastrand::f64());
+            probe.works(clock::mono());
         }
     }
 
@@ -96,7 +96,7 @@ impl Progress {
         let now = clock::mono();
         self.waiting.set(Some(now));
         if let (Some(probe), false) = (&self.probe, self.answered.get()) {
-            probe.waits(now, fastrand::f64());
+            probe.waits(now);
         }
     }
 
@@ -165,7 +165,7 @@ impl<F: Future<Output = Result<(), Failure>>> Uploading<'_, F> {
 /// Sends the whole body, if there is where to.
 pub(super) async fn upload(
     request: &Request,
-    (plan, route): (&Plan, &Route),
+    may: (&Plan, &Route),
     body: &mut Body<'_, '_, '_>,
     sink: Option<Sink<'_>>,
     progress: &Progress,
@@ -173,6 +173,22 @@ pub(super) async fn upload(
     let Some(mut sink) = sink else {
         return Ok(());
     };
+    let sent = send(request, may, body, &mut sink, progress).await;
+    match sent {
+        Ok(()) | Err(Failure::Reply(Rejection::UpstreamBroken, _)) => {}
+        // A stream whose response goes on would else never end.
+        Err(_) => sink.reset(Reason::CANCEL),
+    }
+    sent
+}
+
+async fn send(
+    request: &Request,
+    (plan, route): (&Plan, &Route),
+    body: &mut Body<'_, '_, '_>,
+    sink: &mut Sink<'_>,
+    progress: &Progress,
+) -> Result<(), Failure> {
     let mut deadlines = Deadlines::new();
     if request.body == BodyLength::None {
         let flushed = sink.flush(|| progress.sent());
@@ -194,29 +210,27 @@ pub(super) async fn upload(
                     progress.begin_waiting();
                     let read = unless_late(&mut deadlines, request, progress, next).await;
                     progress.end_waiting();
-                    let Ok(read) = read else {
-                        // A stream whose response goes on would else never end.
-                        sink.reset(Reason::CANCEL);
-                        return Err(Rejection::BodyTimeout.into());
-                    };
-                    read
+                    read.map_err(|Elapsed| Rejection::BodyTimeout)?
                 }
             }
         };
         first = false;
         progress.made();
+        let part = part.map_err(|broken| match broken {
+            // It may still read.
+            Broken::CutShort | Broken::Malformed => Rejection::BadBody.into(),
+            Broken::Gone => Failure::ClientGone,
+        })?;
         match part {
-            Ok(Part::Data { bytes, last }) => {
+            Part::Data { bytes, last } => {
                 let sent = progress.bytes_in.get() + bytes.len() as u64;
                 progress.bytes_in.set(sent);
                 if sent > request.max_body {
-                    sink.reset(Reason::CANCEL);
                     return Err(Rejection::BodyTooLarge.into());
                 }
                 let put = sink.put(bytes, last, || progress.sent());
                 let put = taken(&mut deadlines, request, progress, put);
-                let put = body.source.gathering(put).await;
-                reset_if_late(&mut sink, put)?;
+                body.source.gathering(put).await?;
                 // How long the upstream took to read it is not the client's time.
                 progress.made();
                 progress.works();
@@ -224,20 +238,12 @@ pub(super) async fn upload(
                     return Ok(());
                 }
             }
-            Ok(Part::End(mut trailers)) => {
+            Part::End(mut trailers) => {
                 keep(&mut trailers, |name| {
                     headers::may_trail_up(name, plan, route)
                 });
                 let end = sink.end(trailers, || progress.sent());
                 return taken(&mut deadlines, request, progress, end).await;
-            }
-            Err(broken) => {
-                sink.reset(Reason::CANCEL);
-                return Err(match broken {
-                    // It may still read.
-                    Broken::CutShort | Broken::Malformed => Rejection::BadBody.into(),
-                    Broken::Gone => Failure::ClientGone,
-                });
             }
         }
     }
@@ -302,12 +308,4 @@ pub(super) async fn while_moving<T>(
             return done;
         }
     }
-}
-
-/// A stream whose response goes on would else never end.
-fn reset_if_late(sink: &mut Sink<'_>, put: Result<(), Failure>) -> Result<(), Failure> {
-    if let Err(Failure::Reply(Rejection::UpstreamTimeout, _)) = put {
-        sink.reset(Reason::CANCEL);
-    }
-    put
 }

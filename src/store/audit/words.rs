@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::Cursor;
 use crate::clock;
-use crate::config::units::Span;
+use crate::config::units::TimeLength;
 use crate::event::Micros;
 use crate::store::audit::days::Day;
 
@@ -23,7 +23,7 @@ pub struct Statuses(pub RangeInclusive<u16>);
 
 impl When {
     fn parse(text: &str, now: Duration) -> Result<When, String> {
-        if let Ok(ago) = text.parse::<Span>() {
+        if let Ok(ago) = text.parse::<TimeLength>() {
             return Ok(When(now.saturating_sub(ago.0).into()));
         }
         let time = text.parse::<Timestamp>().ok();

@@ -30,7 +30,7 @@ impl Checker {
             None => ["GET", "HEAD", "OPTIONS"].map(str::to_owned).to_vec(),
         };
         let per_try = raw.per_try_timeout.and_then(|at| {
-            let span = self.span_within(Some(at), Duration::from_secs(5), DAY);
+            let span = self.time_within(Some(at), Duration::from_secs(5), DAY);
             (!span.is_zero()).then_some(span)
         });
         Retries {
@@ -78,8 +78,8 @@ impl Checker {
     fn backoff(&mut self, raw: raw::Backoff) -> Backoff {
         let millis = Duration::from_millis;
         Backoff {
-            base: self.span_within(raw.base, millis(25), DAY),
-            max: self.span_within(raw.max, millis(250), DAY),
+            base: self.time_within(raw.base, millis(25), DAY),
+            max: self.time_within(raw.max, millis(250), DAY),
         }
     }
 
