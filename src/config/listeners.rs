@@ -59,6 +59,8 @@ pub struct Listener {
     pub request_read: Duration,
     /// For a connection without a request.
     pub keep_alive: Duration,
+    /// Of a connection: an older one ends behind its next answer.
+    pub max_age: Duration,
     /// For a body, or a switched connection, on which nothing moves.
     pub stream_idle: Duration,
     /// For a TLS handshake, from the connection on.

@@ -111,7 +111,7 @@ async fn meet(
         ListenerProtocol::Http1 => Some(Protocol::Http1),
         ListenerProtocol::Http2 => Some(Protocol::Http2),
     };
-    let mut peer = Peer::new(ip);
+    let mut peer = Peer::new(ip, clock::old_at(listener.max_age));
     peer.redirected = redirected.map(Box::new);
     let mut guest = Guest {
         stream: Stream::Plain(socket),
@@ -271,10 +271,18 @@ async fn secure(
     let (_, connection) = stream.get_ref();
     count(greeting, connection, began);
     let (facts, agreed) = greeting.tls.facts(connection);
+    let mut old_at = guest.peer.old_at;
+    if let Some(end) = facts.certificate.as_ref().and_then(|it| it.end) {
+        // Behind the last second of it the client is to show another one, or none.
+        let now = clock::moment();
+        let left = (end + Duration::from_secs(1)).saturating_sub(now.wall);
+        old_at = old_at.min(now.mono.saturating_add(left));
+    }
     Some(Guest {
         ahead: guest.ahead,
         peer: Peer {
             tls: Some(Box::new(facts)),
+            old_at,
             ..guest.peer
         },
         agreed: guest.agreed.or(agreed),

@@ -130,6 +130,7 @@ impl Checker {
             header_read: self.timeout(timeouts.header_read, 10 * SECOND),
             request_read: self.timeout(timeouts.request_read, 60 * SECOND),
             keep_alive: self.timeout(timeouts.keep_alive, 60 * SECOND),
+            max_age: self.timeout(timeouts.max_age, 3600 * SECOND),
             stream_idle: self.timeout(timeouts.stream_idle, 300 * SECOND),
             tls_handshake: self.span_within(timeouts.tls_handshake, 10 * SECOND, 60 * SECOND),
             trusted_proxies: trusted,
@@ -321,6 +322,10 @@ mod tests {
             (
                 "address: 0.0.0.0:1, timeouts: {keep_alive: 0ms}",
                 "listeners[0].timeouts.keep_alive: 0s is over",
+            ),
+            (
+                "address: 0.0.0.0:1, timeouts: {max_age: 0s}",
+                "listeners[0].timeouts.max_age: 0s is over at once, and stands for no \"never\": use 1ms or more, for example 1h, or 1d where",
             ),
             (
                 "address: 0.0.0.0:1, timeouts: {stream_idle: 0s}",

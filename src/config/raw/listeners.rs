@@ -70,6 +70,8 @@ pub struct Timeouts {
     pub request_read: Option<At<Span>>,
     /// For a connection without a request [default: 60s].
     pub keep_alive: Option<At<Span>>,
+    /// Of a connection, less up to a tenth by chance: an older one ends behind its next answer [default: 1h].
+    pub max_age: Option<At<Span>>,
     /// For a body, or a switched connection (WebSocket), on which nothing moves [default: 5m].
     pub stream_idle: Option<At<Span>>,
     /// For a TLS handshake, from the connection on [default: 10s].

@@ -46,6 +46,7 @@ pub(super) fn listener(listener: &Listener) -> Keys {
                 .key("header_read", listener.header_read)
                 .key("request_read", listener.request_read)
                 .key("keep_alive", listener.keep_alive)
+                .key("max_age", listener.max_age)
                 .key("stream_idle", listener.stream_idle)
                 .key("tls_handshake", listener.tls_handshake),
         )
