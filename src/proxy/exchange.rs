@@ -16,6 +16,7 @@ use crate::config::Listener;
 use crate::http1::body::BodyReader;
 use crate::http1::head::BodyLength;
 use crate::http1::response::{ResponseBody, ResponseHead};
+use crate::net::clients::Counted;
 use crate::net::stream::Stream;
 use crate::net::tls::ClientFacts;
 use crate::plan::Plan;
@@ -112,6 +113,8 @@ pub(super) struct Peer {
     pub text: String,
     /// When its connection is too old for another request, by [`crate::clock::mono`].
     pub old_at: Duration,
+    /// Where connections are counted by client.
+    pub counted: Option<Box<Counted>>,
     /// Where the connection is under TLS.
     pub tls: Option<Box<ClientFacts>>,
     /// Where the listener is transparent.
@@ -135,6 +138,7 @@ impl Peer {
             ip,
             text: ip.to_string(),
             old_at,
+            counted: None,
             tls: None,
             redirected: None,
         }

@@ -34,6 +34,10 @@ pub(super) fn listener(listener: &Listener) -> Keys {
             "limits",
             Keys::new()
                 .key("max_connections", listener.max_connections)
+                .key(
+                    "max_connections_per_client",
+                    listener.max_connections_per_client,
+                )
                 .key("max_header_bytes", ByteSize(head.max_bytes as u64))
                 .key("max_headers", head.max_fields)
                 .key("max_body", ByteSize(listener.max_body))
