@@ -69,10 +69,39 @@ pub fn mono() -> Duration {
     read(ClockId::Monotonic).saturating_sub(*ORIGIN) + BEFORE
 }
 
+/// How much sooner than its greatest age a connection may be old, as a share.
+const JITTER: f64 = 0.1;
+
+/// When a connection that begins now is `max_age` old, by [`mono`], or up to a tenth sooner by chance: those that were opened together are not
+/// to end together.
+pub fn old_at(max_age: Duration) -> Duration {
+    mono().saturating_add(max_age.mul_f64(1.0 - JITTER * fastrand::f64()))
+}
+
 /// Both clocks, as policy wants them.
 pub fn moment() -> Now {
     Now {
         mono: mono(),
         wall: wall(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_of_one_moment_are_old_at_different_ones() {
+        let ages = |max_age: Duration| {
+            (0..100).map(move |_| {
+                let before = mono();
+                let age = old_at(max_age).saturating_sub(before);
+                age.as_secs_f64() / max_age.as_secs_f64()
+            })
+        };
+        let hour = Duration::from_secs(3600);
+        assert!(ages(hour).all(|share| (0.9..1.001).contains(&share)));
+        assert!(ages(hour).any(|share| share < 0.95) && ages(hour).any(|share| share > 0.95));
+        assert!(old_at(Duration::MAX) > mono() + hour);
     }
 }

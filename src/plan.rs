@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::config::limits::{Accuracy, Limit, Rule};
 use crate::event::Redaction;
 use crate::intern::intern;
+use crate::net::clients::Clients;
 use crate::net::tls::Secured;
 use crate::net::tls::server::ServerTls;
 use crate::policy::lease::Terms;
@@ -90,6 +91,8 @@ pub struct Plan {
     pub names: Names,
     /// Connections open on each listener, in the configuration's order. Carried over by a reload.
     pub open: Vec<Arc<AtomicUsize>>,
+    /// Likewise, by client. Those that came while there was no such bound are not among them.
+    pub clients: Vec<Arc<Clients>>,
     /// One for each listener of the configuration, in its order; `None` without TLS.
     pub greetings: Vec<Option<Greeting>>,
     /// The TLS of the configuration, from its files.

@@ -66,8 +66,8 @@ ROWS = [
     ("Processes and lanes", [
         ("Requests by instance", "timeseries", "reqps", 8, "An uneven spread is the balancer's in front.", [(by("instance", REQUESTS), "{{instance}}")]),
         ("Connections open by instance", "timeseries", "short", 8, "", [(by("instance", now("weir_connections_open")), "{{instance}}")]),
-        ("Connections accepted and refused", "timeseries", "cps", 8, "Refused: over limits.max_connections of a listener.", [
-            (f"sum({rate('weir_connections_total')})", "accepted"), (f"sum({rate('weir_connections_refused_total')})", "refused")]),
+        ("Connections accepted and refused", "timeseries", "cps", 8, "Refused: over limits.max_connections of a listener, or max_connections_per_client.", [
+            (f"sum({rate('weir_connections_total')})", "accepted"), (by("reason", rate("weir_connections_refused_total")), "refused, {{reason}}")]),
         ("CPU of lanes", "timeseries", "percentunit", 8, "Of the one core that each can use.", [(rate("weir_lane_cpu_seconds_total"), "{{instance}} {{lane}}")]),
         ("Time that lanes are late", "timeseries", "s", 8, "Kept where runtime.shed.loop_delay is set.", [(quantile(0.99, "instance", "weir_lane_delay_seconds"), "{{instance}} p99")]),
         ("Versions", "timeseries", "short", 8, "Instances by version.", [(by("version", now("weir_build_info")), "{{version}}")]),

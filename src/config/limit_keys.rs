@@ -9,11 +9,16 @@ use crate::http1::path;
 
 /// A client as limits know it: its IPv4 address, or the network of so many bits of its IPv6 one.
 pub fn client_key(ip: IpAddr, ipv6_prefix: u8) -> String {
+    one_client(ip, ipv6_prefix).to_string()
+}
+
+/// Likewise, as an address.
+pub fn one_client(ip: IpAddr, ipv6_prefix: u8) -> IpAddr {
     match ip {
-        IpAddr::V4(ip) => ip.to_string(),
+        IpAddr::V4(_) => ip,
         IpAddr::V6(ip) => {
             let others = u128::MAX.checked_shr(ipv6_prefix.into()).unwrap_or(0);
-            Ipv6Addr::from(u128::from(ip) & !others).to_string()
+            Ipv6Addr::from(u128::from(ip) & !others).into()
         }
     }
 }

@@ -47,6 +47,8 @@ pub struct Listener {
     pub head_limits: HeadLimits,
     /// Connections open at a time; those beyond are closed at once.
     pub max_connections: usize,
+    /// Likewise, of one client's address; `None`: no other bound.
+    pub max_connections_per_client: Option<usize>,
     /// A request body's size in bytes.
     pub max_body: u64,
     /// Requests under way on one connection of HTTP/2.
@@ -59,6 +61,8 @@ pub struct Listener {
     pub request_read: Duration,
     /// For a connection without a request.
     pub keep_alive: Duration,
+    /// Of a connection: an older one ends behind its next answer.
+    pub max_age: Duration,
     /// For a body, or a switched connection, on which nothing moves.
     pub stream_idle: Duration,
     /// For a TLS handshake, from the connection on.
@@ -67,6 +71,6 @@ pub struct Listener {
     pub trusted_proxies: Vec<IpNet>,
     /// Whether their X-Forwarded-Client-Cert goes on.
     pub trust_client_cert: bool,
-    /// Bits by which limits tell clients with IPv6 addresses apart.
+    /// Bits by which limits and `max_connections_per_client` tell clients with IPv6 addresses apart.
     pub ipv6_prefix: u8,
 }

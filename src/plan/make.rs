@@ -123,6 +123,10 @@ pub(super) fn plan(
             Some(old) => old.open.clone(),
             None => config.listeners.iter().map(|_| Arc::default()).collect(),
         },
+        clients: match old {
+            Some(old) => old.clients.clone(),
+            None => config.listeners.iter().map(|_| Arc::default()).collect(),
+        },
         greetings: greetings(&config, &secured, &metrics, old),
         limits,
         shared_limits,

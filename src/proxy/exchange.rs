@@ -17,6 +17,7 @@ use crate::config::Listener;
 use crate::http1::body::BodyReader;
 use crate::http1::head::BodyLength;
 use crate::http1::response::{ResponseBody, ResponseHead};
+use crate::net::clients::Counted;
 use crate::net::stream::Stream;
 use crate::net::tls::ClientFacts;
 use crate::plan::Plan;
@@ -94,6 +95,15 @@ pub(super) struct Conn<'a> {
     pub lane: &'a Lane,
     pub listener: &'a Listener,
     pub peer: &'a Peer,
+    /// Whether the client's connection was too old for another request when this one came.
+    pub is_old: bool,
+}
+
+impl Conn<'_> {
+    /// Whether the client is to hear with an answer that its connection ends.
+    pub(super) fn is_to_end(&self) -> bool {
+        self.is_old || self.lane.leave.has_begun()
+    }
 }
 
 /// Who is at the other end of a connection.
@@ -102,6 +112,10 @@ pub(super) struct Peer {
     pub ip: IpAddr,
     /// As it is written, since each request says it.
     pub text: String,
+    /// When its connection is too old for another request, by [`crate::clock::mono`].
+    pub old_at: Duration,
+    /// Where connections are counted by client.
+    pub counted: Option<Box<Counted>>,
     /// Where the connection is under TLS.
     pub tls: Option<Box<ClientFacts>>,
     /// Where the listener is transparent.
@@ -119,11 +133,13 @@ pub(super) struct Redirected {
 }
 
 impl Peer {
-    pub(super) fn new(ip: IpAddr) -> Peer {
+    pub(super) fn new(ip: IpAddr, old_at: Duration) -> Peer {
         let ip = ip.to_canonical();
         Peer {
             ip,
             text: ip.to_string(),
+            old_at,
+            counted: None,
             tls: None,
             redirected: None,
         }

@@ -17,12 +17,14 @@ use tokio_rustls::server::TlsStream;
 use tracing::debug;
 
 use super::exchange::{Peer, Redirected};
+use super::headers;
 use super::http1;
 use super::lane::Lane;
 use super::reply::{Asker, Rejection};
 use super::wire::write;
 use crate::clock;
 use crate::config::Listener;
+use crate::config::limit_keys::one_client;
 use crate::config::listeners::{ListenerProtocol, ProxyProtocol};
 use crate::http1::proxy_protocol::{self, ProxyError};
 use crate::net::stream::{Socket, Stream, canonical};
@@ -71,6 +73,7 @@ async fn meet(
     let view = lane.following.current();
     let listener = &view.plan.config.listeners[listener_index];
     let redirected = listener.transparent.then(|| redirected(&socket, peer));
+    let mut has_address = peer.is_some();
     // Whoever reaches a Unix socket is of this machine.
     let mut ip = peer.map_or(Ipv4Addr::LOCALHOST.into(), |peer| peer.ip());
     let mut ahead = Vec::new();
@@ -97,6 +100,7 @@ async fn meet(
         let read = read_proxy_header(lane, listener_index, &socket, is_required);
         match timeout(listener.header_read, read).await {
             Ok(Ok(Announced { client, rest })) => {
+                has_address |= client.is_some();
                 ip = client.map_or(ip, |client| client.ip());
                 ahead = rest;
             }
@@ -111,8 +115,22 @@ async fn meet(
         ListenerProtocol::Http1 => Some(Protocol::Http1),
         ListenerProtocol::Http2 => Some(Protocol::Http2),
     };
-    let mut peer = Peer::new(ip);
+    let mut peer = Peer::new(ip, clock::old_at(listener.max_age));
     peer.redirected = redirected.map(Box::new);
+    // Load balancers that say of whom their requests are have connections for many.
+    if let Some(max) = listener.max_connections_per_client
+        && has_address
+        && !headers::is_trusted(listener, peer.ip)
+    {
+        let client = one_client(peer.ip, listener.ipv6_prefix);
+        let counted = view.plan.clients[listener_index].count(client, max);
+        peer.counted = counted.map(Box::new);
+        if peer.counted.is_none() {
+            debug!(listener = listener.name, peer = %peer.ip, max, "a client has too many connections");
+            view.plan.metrics.connections.refused_per_client.inc();
+            return None;
+        }
+    }
     let mut guest = Guest {
         stream: Stream::Plain(socket),
         ahead,
@@ -271,10 +289,18 @@ async fn secure(
     let (_, connection) = stream.get_ref();
     count(greeting, connection, began);
     let (facts, agreed) = greeting.tls.facts(connection);
+    let mut old_at = guest.peer.old_at;
+    if let Some(end) = facts.certificate.as_ref().and_then(|it| it.end) {
+        // Behind the last second of it the client is to show another one, or none.
+        let now = clock::moment();
+        let left = (end + Duration::from_secs(1)).saturating_sub(now.wall);
+        old_at = old_at.min(now.mono.saturating_add(left));
+    }
     Some(Guest {
         ahead: guest.ahead,
         peer: Peer {
             tls: Some(Box::new(facts)),
+            old_at,
             ..guest.peer
         },
         agreed: guest.agreed.or(agreed),

@@ -44,10 +44,8 @@ pub(super) fn client(
     peer: IpAddr,
     listener: &Listener,
 ) -> Client {
-    let trusted = &listener.trusted_proxies;
-    let is_trusted = |ip: &IpAddr| trusted.iter().any(|net| net.contains(ip));
     let mut ip = peer;
-    if trusted.is_empty() || !is_trusted(&ip) {
+    if !is_trusted(listener, ip) {
         return Client {
             ip,
             behind_trusted: false,
@@ -61,7 +59,7 @@ pub(super) fn client(
             break;
         };
         ip = hop.to_canonical();
-        if !is_trusted(&ip) {
+        if !is_trusted(listener, ip) {
             break;
         }
     }
@@ -70,6 +68,11 @@ pub(super) fn client(
         behind_trusted: true,
         certificate_trusted: listener.trust_client_cert,
     }
+}
+
+/// Whether it is believed about whom its requests are of.
+pub(super) fn is_trusted(listener: &Listener, ip: IpAddr) -> bool {
+    listener.trusted_proxies.iter().any(|net| net.contains(&ip))
 }
 
 /// Of one hop. Some proxies add its port, as nginx takes it, too: `203.0.113.7:4711`, `[2001:db8::7]:4711`.

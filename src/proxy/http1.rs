@@ -140,6 +140,7 @@ async fn serve(
         lane,
         listener: &view.plan.config.listeners[listener_index],
         peer,
+        is_old: now.mono >= peer.old_at,
     };
     let (by_head, old) = head.as_ref().map_or((false, false), |head| {
         let by_head = ends.buffer[head.method.clone()] == *b"HEAD";
@@ -251,7 +252,7 @@ async fn one(
 /// Of a connection on which the request that weir answers was in order: another may follow behind its body, unless that is too
 /// long, or may never come. Then the head is taken off, and the body where it is whole.
 fn next_of(conn: &Conn<'_>, ends: &mut Ends<'_>, head: &RequestHead) -> Next {
-    if !head.keep_alive || conn.lane.leave.has_begun() {
+    if !head.keep_alive || conn.is_to_end() {
         return Next::Close;
     }
     let here = &ends.buffer[head.len..];

@@ -4,6 +4,7 @@
 mod heard;
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use h2::{Reason, RecvStream};
 use http::request::Parts;
 use http::{Request, Response};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::debug;
 
 use super::admit::{self, Way};
@@ -72,6 +73,7 @@ pub(super) async fn connection(
     let listener = view.plan.config.listeners[listener_index].clone();
     let metrics = view.plan.metrics.clone();
     drop(view);
+    let mut old = pin!(sleep(peer.old_at.saturating_sub(clock::mono())));
     let peer = Rc::new(peer);
     let ended_by = |code: Reason| {
         let code = errors::name(code.into());
@@ -160,6 +162,7 @@ pub(super) async fn connection(
                 is_idle
             }
             _ = phases.wait_for(|now| *now >= told_from), if !ending => true,
+            () = &mut old, if !ending => true,
             // There is room for no more.
             () = end.last_call(listener_index), if !ending && requests.is_empty() => true,
         };
@@ -284,6 +287,8 @@ async fn answer(
         lane,
         listener: &view.plan.config.listeners[listener_index],
         peer,
+        // It hears by a farewell, which no answer has to carry.
+        is_old: false,
     };
     let content_type = head.headers.get(http::header::CONTENT_TYPE);
     let is_grpc = content_type.is_some_and(|value| grpc::is_grpc(value.as_bytes()));

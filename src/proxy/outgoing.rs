@@ -172,8 +172,7 @@ impl<'p> Outgoing<'p> {
         };
         record.status = head.status;
         audit::responded(self.plan, self.route.audit, record, answer, head);
-        let leaving = conn.lane.leave.has_begun();
-        let lives = self.keep_alive && may_live && head.status != 101 && !leaving;
+        let lives = self.keep_alive && may_live && head.status != 101 && !conn.is_to_end();
         let back = headers::Back {
             chunked: answered.chunked(),
             old_client: self.request.old_client,
@@ -221,7 +220,7 @@ impl<'p> Outgoing<'p> {
     /// The failure, after which another request may follow where this one was in order and the client was told nothing yet: it is known
     /// where its body ends, of which so many bytes were `read`, and nothing of it is on its way.
     pub(super) fn in_order(&self, conn: &Conn<'_>, failure: Failure, read: Option<u64>) -> Failure {
-        let may_live = self.keep_alive && !conn.lane.leave.has_begun();
+        let may_live = self.keep_alive && !conn.is_to_end();
         let Failure::Reply(refused, next) = failure else {
             return failure;
         };

@@ -73,7 +73,7 @@ struct Usage {
     /// When the last one began or ended.
     at: Cell<Instant>,
     /// As [`Connected::old_at`].
-    old_at: Option<Duration>,
+    old_at: Duration,
     /// Told when the last request of an old connection has ended.
     unused: Notify,
     /// When something last came of the upstream.
@@ -153,7 +153,7 @@ impl Drop for Place {
 
 impl Usage {
     fn is_old(&self) -> bool {
-        self.old_at.is_some_and(|at| clock::mono() >= at)
+        clock::mono() >= self.old_at
     }
 }
 

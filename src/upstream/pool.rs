@@ -24,9 +24,6 @@ use crate::net::tls::client::{ClientTls, Offer};
 /// Connections to one endpoint that a lane keeps between requests.
 const MAX_IDLE: usize = 1024;
 
-/// How much sooner than `max_age` a connection may be old, as a share: those that were opened together are not to end together.
-const JITTER: f64 = 0.1;
-
 /// One lane's connections to one endpoint.
 #[derive(Debug)]
 pub struct Pool {
@@ -55,8 +52,8 @@ pub struct Pool {
 pub struct Connected {
     pub stream: Stream,
     pub reused: bool,
-    /// Since when it takes no new requests; `None`: never.
-    pub(super) old_at: Option<Duration>,
+    /// Since when it takes no new requests.
+    pub(super) old_at: Duration,
     /// Where connections are capped.
     pub(super) place: Option<Place>,
     /// Where it might come back.
@@ -65,7 +62,7 @@ pub struct Connected {
 
 impl Connected {
     fn is_old(&self, now: Duration) -> bool {
-        self.old_at.is_some_and(|at| now >= at)
+        now >= self.old_at
     }
 }
 
@@ -216,7 +213,7 @@ impl Pool {
         Ok(Connected {
             stream,
             reused: false,
-            old_at: clock::mono().checked_add(self.max_age.mul_f64(1.0 - JITTER * fastrand::f64())),
+            old_at: clock::old_at(self.max_age),
             place,
             ours: near.map(Ours::note),
         })

@@ -246,6 +246,13 @@ impl TlsClient {
         read.map(|_| text).map_err(|error| error.to_string())
     }
 
+    /// All that comes until the end, whichever that is.
+    pub fn rest(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let _ = self.reader.read_to_end(&mut bytes);
+        bytes
+    }
+
     pub fn resumed(&self) -> bool {
         self.reader.get_ref().conn.handshake_kind() == Some(HandshakeKind::Resumed)
     }

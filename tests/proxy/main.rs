@@ -9,6 +9,7 @@
 mod harness;
 
 mod access_log;
+mod clients;
 mod connections;
 mod grpc;
 mod lane;

@@ -13,7 +13,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::harness::eventually;
 use super::harness::process::{Running, file};
-use super::harness::tls::{Authority, Tls, der};
+use super::harness::tls::{Authority, Tls, TlsClient, der};
 
 const REFUSED: &str = "weir_config_reloads_total{result=\"refused\"}";
 const TAKEN: &str = "weir_config_last_reload_successful";
@@ -304,4 +304,59 @@ fn a_session_ends_with_the_certificate_of_its_client() {
     for client in &clients {
         assert_eq!([ask(client), ask(client)], [Some(false), Some(true)]);
     }
+}
+
+/// In the same way as an old one: behind its next answer.
+#[test]
+fn a_connection_ends_with_the_certificate_of_its_client() {
+    let authority = Authority::new();
+    authority.issue("a", "DNS:a.test");
+    let config = file(&text(
+        &format!(
+            "certificates: [{}], client_ca: '{}', client_auth: optional",
+            authority.pair("a"),
+            authority.path("ca.crt").display()
+        ),
+        "",
+    ));
+    let weir = Running::start(config.path());
+    let ends = weir::clock::wall().as_secs() + 6;
+    authority.issue_for("web", "DNS:web.test", 6);
+    authority.issue("long", "DNS:web.test");
+    let connect = |client: &Tls| client.connect(&weir.address, "a.test");
+    let said = |client: &mut TlsClient| {
+        let reply = client.get("/");
+        assert_eq!(reply.status, 200);
+        reply.field("connection").map(str::to_owned)
+    };
+    let shows = authority.client_showing(&authority, "web");
+    let mut client = connect(&shows);
+    let mut others = [
+        connect(&authority.client_showing(&authority, "long")),
+        connect(&authority.client()),
+    ];
+    let mut by_http2 = connect(&shows.clone().offering(&["h2"]));
+    assert_eq!(by_http2.agreed().as_deref(), Some("h2"));
+    by_http2
+        .write("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+        .unwrap();
+    assert_eq!(said(&mut client), None);
+    eventually(|| said(&mut client).as_deref() == Some("close"));
+    assert!(weir::clock::wall().as_secs() > ends);
+    assert!(client.try_get("/", &[]).is_err());
+    for other in &mut others {
+        assert_eq!(said(other), None);
+    }
+    // It is asked for a certificate anew, and has none that holds.
+    let anew = shows.try_connect(&weir.address, "a.test");
+    assert!(
+        anew.and_then(|mut client| client.try_get("/", &[]))
+            .is_err()
+    );
+    // One of HTTP/2 is told farewell: until then it lives, for a minute without a request.
+    let last = by_http2.rest();
+    assert!(
+        last.windows(7).any(|at| at == b"\x08\x07\0\0\0\0\0"),
+        "{last:?}"
+    );
 }

@@ -99,6 +99,12 @@ impl Checker {
         let limits = told(raw.limits).unwrap_or_default();
         let timeouts = told(raw.timeouts).unwrap_or_default();
         let defaults = HeadLimits::default();
+        let max_connections =
+            self.count_within(limits.max_connections, 10_000, 1..=u64::from(u32::MAX));
+        let has_addresses = !is_file || proxy_protocol != ProxyProtocol::None;
+        let per_client = limits.max_connections_per_client;
+        let per_client =
+            per_client.and_then(|at| self.per_client(at, max_connections, has_addresses));
         let bytes = self.room(limits.max_header_bytes, defaults.max_bytes as u64);
         let number =
             |at: Option<At<NonZeroU32>>, default: u32| told(at).map_or(default, NonZeroU32::get);
@@ -119,23 +125,40 @@ impl Checker {
                     1..=u64::from(u16::MAX),
                 ),
             },
-            max_connections: self.count_within(
-                limits.max_connections,
-                10_000,
-                1..=u64::from(u32::MAX),
-            ),
+            max_connections,
+            max_connections_per_client: per_client,
             max_body: self.room(limits.max_body, 10 << 20),
             max_concurrent_streams: number(limits.max_concurrent_streams, 128),
             max_handshakes: number(limits.max_handshakes, 1000) as usize,
             header_read: self.timeout(timeouts.header_read, 10 * SECOND),
             request_read: self.timeout(timeouts.request_read, 60 * SECOND),
             keep_alive: self.timeout(timeouts.keep_alive, 60 * SECOND),
+            max_age: self.timeout(timeouts.max_age, 3600 * SECOND),
             stream_idle: self.timeout(timeouts.stream_idle, 300 * SECOND),
             tls_handshake: self.time_within(timeouts.tls_handshake, 10 * SECOND, 60 * SECOND),
             trusted_proxies: trusted,
             trust_client_cert,
             ipv6_prefix: prefix.unwrap_or(64),
         }
+    }
+
+    /// How many connections one client may have open, of as many as there may be.
+    fn per_client(&mut self, at: At<u32>, of: usize, has_addresses: bool) -> Option<usize> {
+        let (count, place) = at.told()?;
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        if count == 0 {
+            let message = "0 would let nobody in: use 1 or more, for example 100, or leave this out for no such bound";
+            self.say(&place, message);
+        } else if !has_addresses {
+            let message = "clients of a Unix socket have no addresses: leave this out, or have a load balancer tell theirs (proxy_protocol)";
+            self.say(&place, message);
+        } else if count > of {
+            let message = format!(
+                "{count} is over max_connections, {of}, so that it bounds nothing: use a smaller one"
+            );
+            self.warn(&place, message);
+        }
+        Some(count)
     }
 
     /// The networks whose PROXY headers are believed.
@@ -323,6 +346,10 @@ mod tests {
                 "listeners[0].timeouts.keep_alive: 0s is over",
             ),
             (
+                "address: 0.0.0.0:1, timeouts: {max_age: 0s}",
+                "listeners[0].timeouts.max_age: 0s is over at once, and stands for no \"never\": use 1ms or more, for example 1h, or 1d where",
+            ),
+            (
                 "address: 0.0.0.0:1, timeouts: {stream_idle: 0s}",
                 "listeners[0].timeouts.stream_idle: 0s is over",
             ),
@@ -345,6 +372,14 @@ mod tests {
             (
                 "address: 0.0.0.0:1, socket_mode: '600'",
                 "listeners[0].socket_mode: a mode is for the file of a Unix socket",
+            ),
+            (
+                "address: 'unix:/a', limits: {max_connections_per_client: 5}",
+                "listeners[0].limits.max_connections_per_client: clients of a Unix socket have no addresses",
+            ),
+            (
+                "address: 0.0.0.0:1, limits: {max_connections_per_client: 0}",
+                "listeners[0].limits.max_connections_per_client: 0 would let nobody in: use 1 or more, for example 100, or leave",
             ),
             (
                 "address: 'unix:/a', transparent: true",
@@ -378,6 +413,22 @@ mod tests {
             let said = read(listener).unwrap_err();
             assert!(said.contains(part), "{listener}: {said}");
         }
+    }
+
+    #[test]
+    fn clients_have_a_bound_of_their_own_where_the_file_says_so() {
+        let read = |keys: &str| read(keys).map(|listener| listener.max_connections_per_client);
+        assert_eq!(read("address: 0.0.0.0:1"), Ok(None));
+        let bound = "limits: {max_connections_per_client: 5}";
+        assert_eq!(read(&format!("address: 0.0.0.0:1, {bound}")), Ok(Some(5)));
+        let told = format!("address: 'unix:/a', proxy_protocol: require, {bound}");
+        assert_eq!(read(&told), Ok(Some(5)));
+        let over = "upstream: http://x:1\nlisteners: [{address: '0.0.0.0:1', limits: {max_connections: 4, max_connections_per_client: 5}}]\n";
+        let warned = fixture::warned(over).join("\n");
+        assert!(
+            warned.contains("listeners[0].limits.max_connections_per_client: 5 is over max_connections, 4, so that"),
+            "{warned}"
+        );
     }
 
     #[test]

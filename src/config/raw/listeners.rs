@@ -38,7 +38,7 @@ pub struct ClientIp {
     /// Networks whose X-Forwarded-For is believed, walked from the right [default: none].
     #[serde(default)]
     pub trusted_proxies: Vec<At<String>>,
-    /// Bits by which limits tell clients with IPv6 addresses apart, 1 to 128: one client has as many addresses of its network as it likes [default: 64].
+    /// Bits by which limits and max_connections_per_client tell clients with IPv6 addresses apart, 1 to 128: one client has as many addresses of its network as it likes [default: 64].
     pub ipv6_prefix: Option<At<u8>>,
     /// Whether the X-Forwarded-Client-Cert of `trusted_proxies` goes on; it is dropped otherwise, as everyone's is [default: false].
     pub trust_client_cert: Option<At<bool>>,
@@ -53,6 +53,8 @@ pub struct Limits {
     pub max_headers: Option<At<u16>>,
     /// Connections open at a time; one beyond takes the place of the one that has been idle for longest, or is closed [default: 10000].
     pub max_connections: Option<At<u32>>,
+    /// Connections open at a time from one address, or `ipv6_prefix` of it, unless that is one of `trusted_proxies`; one beyond is closed [default: no such bound].
+    pub max_connections_per_client: Option<At<u32>>,
     /// [default: 10MiB]
     pub max_body: Option<At<ByteSize>>,
     /// Requests under way on one connection of HTTP/2 [default: 128].
@@ -70,6 +72,8 @@ pub struct Timeouts {
     pub request_read: Option<At<TimeLength>>,
     /// For a connection without a request [default: 60s].
     pub keep_alive: Option<At<TimeLength>>,
+    /// Of a connection, less up to a tenth by chance: an older one ends behind its next answer [default: 1h].
+    pub max_age: Option<At<TimeLength>>,
     /// For a body, or a switched connection (WebSocket), on which nothing moves [default: 5m].
     pub stream_idle: Option<At<TimeLength>>,
     /// For a TLS handshake, from the connection on [default: 10s].

@@ -34,6 +34,10 @@ pub(super) fn listener(listener: &Listener) -> Keys {
             "limits",
             Keys::new()
                 .key("max_connections", listener.max_connections)
+                .key(
+                    "max_connections_per_client",
+                    listener.max_connections_per_client,
+                )
                 .key("max_header_bytes", ByteSize(head.max_bytes as u64))
                 .key("max_headers", head.max_fields)
                 .key("max_body", ByteSize(listener.max_body))
@@ -46,6 +50,7 @@ pub(super) fn listener(listener: &Listener) -> Keys {
                 .key("header_read", listener.header_read)
                 .key("request_read", listener.request_read)
                 .key("keep_alive", listener.keep_alive)
+                .key("max_age", listener.max_age)
                 .key("stream_idle", listener.stream_idle)
                 .key("tls_handshake", listener.tls_handshake),
         )

@@ -30,6 +30,8 @@ pub struct ClientCertificate {
     pub san: Option<String>,
     /// An element of X-Forwarded-Client-Cert, as Envoy writes it.
     pub element: String,
+    /// Until when it holds, since the epoch; `None` where it cannot be read.
+    pub end: Option<Duration>,
 }
 
 /// What a certificate of ours says.
@@ -59,6 +61,7 @@ impl ClientCertificate {
                 subject: None,
                 san: None,
                 element,
+                end: None,
             };
         };
         let subject = certificate.tbs_certificate.subject.to_string();
@@ -76,6 +79,7 @@ impl ClientCertificate {
             subject: Some(subject).filter(|subject| !subject.is_empty()),
             san: sans.next(),
             element,
+            end: Some(range(&certificate.tbs_certificate.validity).end),
         }
     }
 }
@@ -169,6 +173,7 @@ mod tests {
         let told = ClientCertificate::new(&CertificateDer::from(der), Some("a;b"));
         assert_eq!(told.subject.as_deref(), Some(r#"CN=c,O=a \"b\""#));
         assert_eq!(told.san.as_deref(), Some("spiffe://a/b"));
+        assert_eq!(told.end, Some(Duration::from_secs(4_949_367_972)));
         let rest = r#";Subject="CN=c,O=a \"b\"";URI=spiffe://a/b;DNS=a.test"#;
         assert!(
             told.element.starts_with("By=a%3Bb;Hash=") && told.element.ends_with(rest),

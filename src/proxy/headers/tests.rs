@@ -1,6 +1,7 @@
 //! The rules of `headers`, as tests.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -44,7 +45,7 @@ fn sent_up_by(route: &Route, fields: &str, trusted: bool) -> String {
         behind_trusted: trusted,
         certificate_trusted: false,
     };
-    let peer = Peer::new(IpAddr::from([1, 2, 3, 4]));
+    let peer = Peer::new(IpAddr::from([1, 2, 3, 4]), Duration::MAX);
     let protocol = upgrade(&bytes, &head);
     let passed = Passed {
         target: b"/",
