@@ -103,8 +103,7 @@ impl<T> AuditEvent<T> {
         T: Serialize,
     {
         buffer.push(VERSION);
-        postcard::to_extend(self, buffer)
-            .expect("a Vec takes every byte, and every part of an event knows its length")
+        encoded::append(buffer, self)
     }
 
     /// The event of an encoding. Never panics; bytes behind the event are an error.

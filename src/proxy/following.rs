@@ -20,7 +20,7 @@ pub(super) struct LaneView {
 /// The plan that a lane follows.
 #[derive(Debug)]
 pub(super) struct Following {
-    source: watch::Receiver<Arc<Plan>>,
+    source: RefCell<watch::Receiver<Arc<Plan>>>,
     current: RefCell<Rc<LaneView>>,
     /// Those of plans before, which requests and idle clients still have.
     left: RefCell<Vec<Weak<LaneUpstream>>>,
@@ -32,7 +32,7 @@ impl Following {
         let new = |live: &Arc<LiveUpstream>| LaneUpstream::new(live.clone(), None);
         let upstreams = plan.upstreams.iter().map(new).collect();
         Following {
-            source,
+            source: RefCell::new(source),
             current: RefCell::new(Rc::new(LaneView { plan, upstreams })),
             left: RefCell::default(),
         }
@@ -40,7 +40,7 @@ impl Following {
 
     /// The newest plan. The connections of an upstream whose settings allow it are carried over.
     pub(super) fn current(&self) -> Rc<LaneView> {
-        if self.source.has_changed().unwrap_or(false) {
+        if self.source.borrow().has_changed().unwrap_or(false) {
             self.catch_up();
         }
         self.current.borrow().clone()
@@ -58,8 +58,7 @@ impl Following {
     }
 
     fn catch_up(&self) {
-        let mut source = self.source.clone();
-        let plan = source.borrow_and_update().clone();
+        let plan = self.source.borrow_mut().borrow_and_update().clone();
         let before = self.current.borrow().clone();
         if Arc::ptr_eq(&plan, &before.plan) {
             return;

@@ -42,7 +42,7 @@ pub struct Pool {
     idle_timeout: Duration,
     max_age: Duration,
     caps: Option<Arc<Caps>>,
-    /// With when each was given back, by [`clock::mono`], the oldest first.
+    /// With when each was given back, by [`clock::coarse`], the oldest first.
     idle: RefCell<VecDeque<(Duration, Connected)>>,
     multiplexed: Multiplexed,
 }
@@ -188,7 +188,7 @@ impl Pool {
         loop {
             let (since, mut connected) = self.idle.borrow_mut().pop_back()?;
             // Its own idle time must end before the upstream's, or a request could meet the upstream's close on its way.
-            let now = clock::mono();
+            let now = clock::coarse();
             let is_fresh = now.saturating_sub(since) < self.idle_timeout && !connected.is_old(now);
             if is_fresh && connected.stream.is_silent(is_safe) {
                 return Some(connected);
@@ -285,7 +285,7 @@ impl Pool {
             return;
         }
         let mut idle = self.idle.borrow_mut();
-        let now = clock::mono();
+        let now = clock::coarse();
         self.drop_old(&mut idle, now);
         if idle.len() < MAX_IDLE && !connected.is_old(now) {
             let connected = Connected {
@@ -299,7 +299,7 @@ impl Pool {
     /// Closes what has been idle for too long, or is old; whether anything is open still.
     pub(super) fn close_old(&self) -> bool {
         let mut idle = self.idle.borrow_mut();
-        let now = clock::mono();
+        let now = clock::coarse();
         self.drop_old(&mut idle, now);
         idle.retain(|(_, connected)| !connected.is_old(now));
         !idle.is_empty() || self.multiplexed.is_open()
