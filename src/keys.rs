@@ -316,7 +316,7 @@ mod tests {
     fn all_rules_of_a_limit_lie_in_one_slot() {
         let keys = Keys::new("weir");
         let tag = LimitTag::new("login", [&b"10.0.0.1"[..]]);
-        let slots = [0, 1, 7].map(|index| slot(keys.counter(tag, index, "t").as_bytes()));
+        let slots = [0, 1, 7].map(|index| slot(keys.counter(tag, index, "b").as_bytes()));
         assert_eq!(slots, [slots[0]; 3]);
     }
 

@@ -49,7 +49,7 @@ struct Limit {
 /// Where the counter of a key is.
 fn slot(prefix: &str, limit: &str, key: &str) -> u16 {
     let tag = LimitTag::new(limit, [key.as_bytes()]);
-    keys::slot(Keys::new(prefix).counter(tag, 0, "t").as_bytes())
+    keys::slot(Keys::new(prefix).counter(tag, 0, "b").as_bytes())
 }
 
 /// A strict limit and a leased one for each shard.
