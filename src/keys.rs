@@ -3,13 +3,16 @@
 //!
 //! | key | is | lives |
 //! |---|---|---|
-//! | `weir:l:{KEY}:NKIND` | a counter of a limit's rule: its kind is `b`, `s` with the µs of its window, or `f` with its period, and it is the `N`th of that kind, from 0; `KEY` hashes the limit's name and the key's parts | until it is as new |
+//! | `weir:l:{KEY}:Nb` | a limit's `N`th token bucket, from 0; `KEY` hashes the limit's name and the key's parts | until it is full |
+//! | `weir:l:{KEY}:NsWINDOW` | its `N`th sliding window of so many µs | two windows |
+//! | `weir:l:{KEY}:NfPERIOD` | its `N`th fixed window of that period | until it ends |
 //! | `weir:c:{KEY}` | a concurrency limit's slots: how many each process has, and until when | `hold_ttl` past the last call, or 2 s once none is taken |
 //! | `weir:p:{live}` | the processes that are alive: a sorted set of ids by when they are given up | a minute past the last beat |
 //! | `weir:o:{overrides}` | overrides of limits set at run time, by limit and key | 30 days after the last look |
 //! | `weir:b:{UPSTREAM}:s` | the state of an upstream's shared breaker; `UPSTREAM` hashes its name | a day past the last report, a month where forced |
 //! | `weir:b:{UPSTREAM}:w:SHAPE` | its window of one kind and size | the window, or a day where it is one of calls |
-//! | `weir:b:{UPSTREAM}:m`, `:d` | processes that share it, and those that doubt the upstream, by when they were heard | 5 s, 3 s |
+//! | `weir:b:{UPSTREAM}:m` | processes that share it, by when they were heard | 5 s past the last report |
+//! | `weir:b:{UPSTREAM}:d` | those that doubt the upstream, likewise | 3 s past the last that does |
 //! | `weir:b:{UPSTREAM}:p` | slots for probes, by when they come back | a day past the last |
 //! | `weir:s:NAME:{USER}` | a user's sessions of the entry `NAME`: a hash of its name and of each session's record | as long as the last of them |
 //! | `weir:s:{sweep}` | the process that sweeps the sessions | two sweeps past its last |
