@@ -1,4 +1,4 @@
-//! Where audit events are kept: what can be asked of a store, and what it answers. Must not name a database.
+//! Where audit events are kept: what can be asked of a store, and what it answers. `events` alone asks SQLite or Postgres.
 
 pub mod batch;
 pub mod chain;
@@ -27,8 +27,8 @@ pub enum StoreError {
     Locked,
     #[error("audit database cannot grow: the disk is full")]
     Full,
-    #[error("not an audit database of this weir (its version is {0}, not {expected})", expected = super::sqlite::VERSION)]
-    Version(i64),
+    #[error("not an audit database of this weir (its version is {found}, not {expected})")]
+    Version { found: i64, expected: i64 },
     /// A file stands at the path itself, where version 1 kept all days.
     #[error(
         "a file without a day in its name is from an earlier weir: move it away, and read it with that weir"
@@ -69,7 +69,7 @@ impl StoreError {
     /// Where it is of a day's file, not of a lock, the disk or the time.
     pub fn of_day(self, day: Day) -> StoreError {
         match self {
-            StoreError::Version(_)
+            StoreError::Version { .. }
             | StoreError::Undated
             | StoreError::Folder(_)
             | StoreError::Damaged(_)

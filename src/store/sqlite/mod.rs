@@ -27,7 +27,7 @@ use super::audit::days::Day;
 use super::audit::links::Previous;
 
 /// Of the tables; kept as `user_version`.
-pub const VERSION: i64 = 3;
+const VERSION: i64 = 3;
 
 /// How long a lock of another process is waited for; who appends has a queue, and tries again.
 const BUSY: Duration = Duration::from_millis(50);
@@ -143,7 +143,7 @@ fn open_if_made(path: &Path) -> Result<Option<Connection>, StoreError> {
         Err(_) if matches!(path.metadata(), Err(error) if error.kind() == io::ErrorKind::NotFound) => {
             Ok(None)
         }
-        Err(StoreError::Version(0)) => {
+        Err(StoreError::Version { found: 0, .. }) => {
             let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
             match is_empty(&connection)? {
                 true => Ok(None),
@@ -219,7 +219,10 @@ fn check_version(connection: &Connection) -> Result<(), StoreError> {
     match connection.query_row("PRAGMA user_version", [], |row| row.get(0))? {
         VERSION => Ok(()),
         1 => Err(StoreError::Undated),
-        other => Err(StoreError::Version(other)),
+        found => Err(StoreError::Version {
+            found,
+            expected: VERSION,
+        }),
     }
 }
 
