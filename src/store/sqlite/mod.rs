@@ -35,7 +35,7 @@ const BUSY: Duration = Duration::from_millis(50);
 /// See the figures below.
 const PAGE_SIZE: u32 = 8_192;
 
-// While a day is written: one b-tree by order of arrival and no other index. Measured by `cargo run --release --example audit_cost` on 2 cores
+// While a day is written: one b-tree by order of arrival and no other index. Measured by `cargo bench --bench sqlite` on 2 cores
 // of a virtual machine, 500,000 rows of 361 B in batches of 500, microseconds a row to append, plain and with a key:
 //
 // | layout | 4 KiB pages | 8 KiB pages | 16 KiB pages |
