@@ -64,7 +64,7 @@ pub(super) enum Failure {
     /// The upstream broke off, stalled or sent nonsense within its response.
     UpstreamGone,
     /// The response's event could not be made safe, so that its end was held back.
-    NotSafe,
+    NotPersisted,
     /// weir ended the response within its body, for this reason.
     CutShort(&'static str),
 }
@@ -76,7 +76,7 @@ impl Failure {
             Failure::Reply(rejection, _) => rejection.reason(),
             Failure::ClientGone => "client_left",
             Failure::UpstreamGone => UPSTREAM_LEFT,
-            Failure::NotSafe => Rejection::AuditUnavailable.reason(),
+            Failure::NotPersisted => Rejection::AuditUnavailable.reason(),
             Failure::CutShort(reason) => reason,
         }
     }
@@ -156,9 +156,9 @@ pub(super) async fn on_record(
     record: &mut Record,
 ) -> Rejection {
     record.refused(&rejection, body);
-    match audit::secure(&view.plan, &conn.lane.outbox, record).await {
+    match audit::persist(&view.plan, &conn.lane.outbox, record).await {
         Ok(()) => rejection,
-        Err(audit::NotSafe) => {
+        Err(audit::NotPersisted) => {
             record.refused(&Rejection::AuditUnavailable, body);
             Rejection::AuditUnavailable
         }
@@ -190,14 +190,14 @@ impl Answered {
 }
 
 /// Before the end of the response goes out; `told` once its head has.
-pub(super) async fn secure(
+pub(super) async fn persist(
     (plan, outbox): (&Plan, &Outbox),
     record: &mut Record,
     told: bool,
 ) -> Result<(), Failure> {
-    let safe = audit::secure(plan, outbox, record).await;
-    safe.map_err(|audit::NotSafe| match told {
-        true => Failure::NotSafe,
+    let safe = audit::persist(plan, outbox, record).await;
+    safe.map_err(|audit::NotPersisted| match told {
+        true => Failure::NotPersisted,
         false => Rejection::AuditUnavailable.into(),
     })
 }

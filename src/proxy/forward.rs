@@ -9,7 +9,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::admit::Admitted;
 use super::any_version;
-use super::exchange::{Answered, Conn, Ends, Failure, Next, secure};
+use super::exchange::{Answered, Conn, Ends, Failure, Next, persist};
 use super::following::LaneView;
 use super::headers::{self, put_last_chunk};
 use super::interim::{Interims, is_interim};
@@ -96,7 +96,7 @@ pub(super) async fn send(
 fn reset_if_cut<T>(request: &Request, client: &mut Stream, sent: &Result<T, Failure>) {
     let is_cut = matches!(
         sent,
-        Err(Failure::UpstreamGone | Failure::NotSafe | Failure::CutShort(_))
+        Err(Failure::UpstreamGone | Failure::NotPersisted | Failure::CutShort(_))
     );
     if request.old_client && is_cut {
         client.reset_on_close();
@@ -301,7 +301,7 @@ impl<'p> Exchange<'_, 'p> {
                     let end = put_last_chunk(out, reader.trailers(), may);
                     end.map_err(|_| broken_off(told))?;
                 }
-                secure(audited, record, told).await?;
+                persist(audited, record, told).await?;
             }
             let bytes_in = &mut record.bytes_in;
             responding.write(bytes_in, &mut to_client, out).await?;
@@ -314,7 +314,7 @@ impl<'p> Exchange<'_, 'p> {
             match responding.step(bytes_in, read).await? {
                 Ok(Ok(1..)) => {}
                 Ok(Ok(0)) if until_close => {
-                    secure(audited, record, told).await?;
+                    persist(audited, record, told).await?;
                     if chunked {
                         let bytes_in = &mut record.bytes_in;
                         let end = responding.write(bytes_in, &mut to_client, b"0\r\n\r\n");

@@ -160,7 +160,7 @@ async fn serve(
         Err(
             failure @ (Failure::ClientGone
             | Failure::UpstreamGone
-            | Failure::NotSafe
+            | Failure::NotPersisted
             | Failure::CutShort(_)),
         ) => {
             is_cut = true;
@@ -304,8 +304,8 @@ async fn by_itself(
     if !by_head {
         record.bytes_out = answer.body.len() as u64;
     }
-    let safe = audit::secure(&view.plan, &conn.lane.outbox, record).await;
-    safe.map_err(|audit::NotSafe| Failure::Reply(Rejection::AuditUnavailable, next))?;
+    let safe = audit::persist(&view.plan, &conn.lane.outbox, record).await;
+    safe.map_err(|audit::NotPersisted| Failure::Reply(Rejection::AuditUnavailable, next))?;
     let to = Asker {
         keep_alive: next.lives(),
         by_head,

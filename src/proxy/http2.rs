@@ -393,8 +393,8 @@ async fn by_itself(
     if !by_head {
         record.bytes_out = answer.body.len() as u64;
     }
-    let safe = audit::secure(&view.plan, &conn.lane.outbox, record).await;
-    safe.map_err(|audit::NotSafe| Rejection::AuditUnavailable)?;
+    let safe = audit::persist(&view.plan, &conn.lane.outbox, record).await;
+    safe.map_err(|audit::NotPersisted| Rejection::AuditUnavailable)?;
     let mut out = conn.lane.buffers.take();
     answer.put(&mut out, asker(by_head), &conn.lane.date);
     reply(respond, &out, |_| {});

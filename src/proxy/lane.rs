@@ -141,7 +141,7 @@ async fn serve(
     });
     beside.spawn_local(flush(lane.clone()));
     let awaiting = lane.clone();
-    beside.spawn_local(async move { awaiting.outbox.secure().await });
+    beside.spawn_local(async move { awaiting.outbox.open_gates().await });
     beside.spawn_local(shed::watch(lane.clone()));
     beside.spawn_local(close_idle(lane.clone()));
     let ending = lane.clone();

@@ -134,7 +134,7 @@ impl Outbox {
     }
 
     /// Tells for ever the requests that wait for their events once these are safe.
-    pub(super) async fn secure(&self) {
+    pub(super) async fn open_gates(&self) {
         loop {
             let group = self
                 .awaited

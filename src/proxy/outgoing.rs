@@ -272,7 +272,7 @@ impl<'p> Outgoing<'p> {
             Ok(_)
             | Err(
                 Failure::ClientGone
-                | Failure::NotSafe
+                | Failure::NotPersisted
                 | Failure::CutShort(_)
                 | Failure::Reply(Rejection::AuditUnavailable, _),
             ) => self.finish(end, record),

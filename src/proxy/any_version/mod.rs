@@ -416,6 +416,6 @@ fn waited_in_vain(failure: &Failure, record: &Record) -> bool {
         Failure::UpstreamGone | Failure::CutShort(_) => true,
         // That may have been its reason, unless it was answered.
         Failure::ClientGone => record.status == 0,
-        Failure::NotSafe => false,
+        Failure::NotPersisted => false,
     }
 }
