@@ -69,7 +69,7 @@ pub(super) async fn persist(
     let Some(gate) = finish(plan, outbox, record, duration) else {
         return Ok(());
     };
-    match gate.is_opened().await {
+    match gate.settled().await {
         true => Ok(()),
         false => Err(NotPersisted),
     }

@@ -155,11 +155,11 @@ pub(super) async fn on_record(
     body: bool,
     record: &mut Record,
 ) -> Rejection {
-    record.refused(&rejection, body);
+    record.note_refused(&rejection, body);
     match audit::persist(&view.plan, &conn.lane.outbox, record).await {
         Ok(()) => rejection,
         Err(audit::NotPersisted) => {
-            record.refused(&Rejection::AuditUnavailable, body);
+            record.note_refused(&Rejection::AuditUnavailable, body);
             Rejection::AuditUnavailable
         }
     }

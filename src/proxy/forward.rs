@@ -196,7 +196,7 @@ impl<'p> Exchange<'_, 'p> {
                 biased;
                 head = early_head(request, &mut reading, answer, &mut interims, &mut to_client) => {
                     let head = head?;
-                    record.answers(head.status);
+                    record.note_answered(head.status);
                     return Ok(Answered { head, uploaded: false });
                 }
                 sent = upload.go_on(
@@ -222,7 +222,7 @@ impl<'p> Exchange<'_, 'p> {
         };
         // Its time begins here: how long the client takes to send says nothing of the upstream.
         let pace_is_ours = request.body == BodyLength::None;
-        record.sends(uploaded || pace_is_ours);
+        record.note_sent(uploaded || pace_is_ours);
         loop {
             let response = unless_gone(
                 ends.client,
@@ -233,7 +233,7 @@ impl<'p> Exchange<'_, 'p> {
             let head = head.map_err(|Elapsed| Rejection::UpstreamTimeout)?;
             let head = head.ok_or(Failure::ClientGone)??;
             if !is_interim(&head) {
-                record.answers(head.status);
+                record.note_answered(head.status);
                 return Ok(Answered { head, uploaded });
             }
             interims.take(answer, &head)?;

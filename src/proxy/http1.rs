@@ -164,7 +164,7 @@ async fn serve(
             | Failure::CutShort(_)),
         ) => {
             is_cut = true;
-            record.aborted(failure.reason());
+            record.note_aborted(failure.reason());
             Next::Close
         }
         Err(Failure::Reply(rejection, next)) => {

@@ -145,7 +145,7 @@ impl Outbox {
                 self.laid.notified().await;
                 continue;
             };
-            let is_safe = timeout_at(until, receipt.is_safe()).await;
+            let is_safe = timeout_at(until, receipt.settled()).await;
             // Later groups have come behind it meanwhile.
             let group = self.awaited.borrow_mut().pop_front();
             if let (Ok(true), Some(group)) = (is_safe, group) {

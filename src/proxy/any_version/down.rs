@@ -314,7 +314,7 @@ impl<'c> Down<'_, 'c> {
         let why = ours.unwrap_or(Rejection::UpstreamBroken);
         let status = why.grpc();
         // This, too, is an answer: its event comes first, and says so.
-        record.aborted(failure.reason());
+        record.note_aborted(failure.reason());
         record.grpc = Some(status);
         if let Err(not_safe) = self.safe(record).await {
             return not_safe;

@@ -146,18 +146,18 @@ impl Exchange<'_, '_, '_> {
                 record,
                 ..
             } = &mut *self;
-            record.waits();
+            record.note_waiting();
             let entered = back
                 .unless_gone(&outgoing.request, upstream.enter())
                 .await?;
             let slot = entered.map_err(|_| Rejection::Overloaded)?;
-            record.works();
+            record.note_working();
             let is_lost = Cell::new(false);
             let retries = outgoing.settings().retries.as_ref();
             let within = outgoing.request.within;
             let picked = upstream.pick(outgoing.aim, &[]);
             let picked = picked.map_err(|_| Rejection::NoEndpoint)?;
-            record.aims_at(&picked.pool);
+            record.note_target(&picked.pool);
             let to = (slot, picked);
             let mut trying = Trying::new(upstream, to, (retries, within), &is_lost);
             let length = outgoing.request.body;

@@ -89,7 +89,7 @@ impl Exchange<'_, '_, '_> {
         trying.waited = progress.waited();
         trying.point = Point::of(progress.begun.get(), answer);
         let (head, mut body) = answered?;
-        record.answers(head.status);
+        record.note_answered(head.status);
         progress.answered.set(true);
         progress.made();
         let status = head.status;
@@ -226,7 +226,7 @@ async fn await_head<F: Future<Output = Result<(), Failure>>>(
         return Ok(head);
     }
     // Its time begins here: how long the client takes to send says nothing of the upstream.
-    record.sends(uploading.whole);
+    record.note_sent(uploading.whole);
     loop {
         let (head, body) = {
             let mut head = pin!(answers.head(request, to_http1, answer));
