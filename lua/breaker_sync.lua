@@ -96,7 +96,7 @@ else
 end
 redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', now - DOUBT_FOR)
 redis.call('ZREMRANGEBYSCORE', KEYS[4], now + DOUBT_FOR, '+inf')
-local doubt = redis.call('ZCARD', KEYS[4])
+local doubters = redis.call('ZCARD', KEYS[4])
 
 -- The window, in steps: tenths of its time, or about twentieths of its calls.
 local parts, all, all_failures, all_slow = {}, 0, 0, 0
@@ -151,7 +151,7 @@ if counts and (state == 'closed' or state == 'recovering') and (calls > 0 or ARG
   local trips = consecutive > 0 and row >= consecutive
     or all >= tonumber(ARGV[17])
       and (reaches(all_failures, all, tonumber(ARGV[18])) or slow_rate >= 0 and reaches(all_slow, all, slow_rate))
-  if trips and doubt >= math.min(quorum, processes) then open() end
+  if trips and doubters >= math.min(quorum, processes) then open() end
 end
 
 local given, recall, starved = {}, 0, 0
@@ -234,6 +234,6 @@ if changed then
   redis.call('PUBLISH', ARGV[30], string.format('%s %.0f %s %.0f', ARGV[31], generation, state, left))
   if window ~= tonumber(field[10] or 0) then all, all_failures, all_slow = 0, 0, 0 end
 end
-local reply = { generation, state, left, all, all_failures, all_slow, processes, doubt, recall, starved, last }
+local reply = { generation, state, left, all, all_failures, all_slow, processes, doubters, recall, starved, last }
 for i = 1, #given do reply[#reply + 1] = given[i] end
 return reply

@@ -83,7 +83,7 @@ pub struct BreakerKeys {
 /// The hash tag of a limit's counters for one key: 22 characters of base64url, the first half of a SHA-256. Keys meet by chance
 /// once some 2^64 are in use, and by design only if someone does that work.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct LimitTag([u8; 22]);
+pub struct KeyTag([u8; 22]);
 
 /// The hash tag of a user's sessions: 16 characters of base64url, 96 bits of a SHA-256. Each of the user's tokens carries it, so
 /// that a token tells where its session is.
@@ -112,12 +112,12 @@ impl Keys {
     }
 
     /// The counter of a limit's rule, which has this number among those of its kind.
-    pub fn counter(&self, tag: LimitTag, number: usize, kind: &str) -> String {
+    pub fn counter(&self, tag: KeyTag, number: usize, kind: &str) -> String {
         format!("{}:l:{{{}}}:{number}{kind}", self.prefix, tag.as_str())
     }
 
     /// The slots of a concurrency limit, by process.
-    pub fn slots(&self, tag: LimitTag) -> String {
+    pub fn slots(&self, tag: KeyTag) -> String {
         format!("{}:c:{{{}}}", self.prefix, tag.as_str())
     }
 
@@ -134,7 +134,7 @@ impl Keys {
     /// Those of an upstream's shared breaker. Its state is the upstream's, whatever settings it gets by a reload; windows of
     /// different shapes do not mix.
     pub fn breaker(&self, upstream: &str, window: Window) -> BreakerKeys {
-        let tag = LimitTag::new("circuit breaker", [upstream.as_bytes()]);
+        let tag = KeyTag::new("circuit breaker", [upstream.as_bytes()]);
         let shape = match window {
             Window::Time(length) => format!("t{}", length.as_millis()),
             Window::Count(size) => format!("c{size}"),
@@ -247,9 +247,9 @@ impl fmt::Debug for UserTag {
     }
 }
 
-impl LimitTag {
+impl KeyTag {
     /// Of a limit's name and the parts of a key.
-    pub fn new<'a>(limit: &'a str, parts: impl IntoIterator<Item = &'a [u8]>) -> LimitTag {
+    pub fn new<'a>(limit: &'a str, parts: impl IntoIterator<Item = &'a [u8]>) -> KeyTag {
         let mut digest = Sha256::new();
         for part in [limit.as_bytes()].into_iter().chain(parts) {
             // Each with its length, so that `a`, `bc` and `ab`, `c` differ.
@@ -260,7 +260,7 @@ impl LimitTag {
         URL_SAFE_NO_PAD
             .encode_slice(&digest.finalize()[..16], &mut tag)
             .expect("16 bytes are 22 characters");
-        LimitTag(tag)
+        KeyTag(tag)
     }
 
     pub fn as_str(&self) -> &str {
@@ -268,9 +268,9 @@ impl LimitTag {
     }
 }
 
-impl fmt::Debug for LimitTag {
+impl fmt::Debug for KeyTag {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "LimitTag({})", self.as_str())
+        write!(f, "KeyTag({})", self.as_str())
     }
 }
 
@@ -318,7 +318,7 @@ mod tests {
     #[test]
     fn all_rules_of_a_limit_lie_in_one_slot() {
         let keys = Keys::new("weir");
-        let tag = LimitTag::new("login", [&b"10.0.0.1"[..]]);
+        let tag = KeyTag::new("login", [&b"10.0.0.1"[..]]);
         let slots = [0, 1, 7].map(|index| slot(keys.counter(tag, index, "b").as_bytes()));
         assert_eq!(slots, [slots[0]; 3]);
     }
@@ -352,7 +352,7 @@ mod tests {
 
     #[test]
     fn keys_whose_parts_differ_are_different() {
-        let tag = |limit: &str, parts: &[&[u8]]| LimitTag::new(limit, parts.iter().copied());
+        let tag = |limit: &str, parts: &[&[u8]]| KeyTag::new(limit, parts.iter().copied());
         assert_ne!(tag("l", &[b"a", b"bc"]), tag("l", &[b"ab", b"c"]));
         assert_ne!(tag("la", &[b"b"]), tag("l", &[b"ab"]));
         assert_eq!(tag("l", &[b"a"]), tag("l", &[b"a"]));

@@ -117,19 +117,19 @@ impl LiveBreaker {
         new
     }
 
-    /// Asks for one call; `jitter` is a draw from 0 to 1. In shadow mode a refusal is in the second part, and the call
+    /// Asks for one call; `draw` is a random number from 0 to 1. In shadow mode a refusal is in the second part, and the call
     /// may go on all the same.
     pub fn try_enter(
         self: &Arc<Self>,
         now: Duration,
-        jitter: f64,
+        draw: f64,
     ) -> Result<(Entry, Option<Refused>), Refused> {
         let asked = match &self.state {
             State::Local(breaker) => self
-                .act(breaker, now, |it| it.try_enter(now, jitter))
+                .act(breaker, now, |it| it.try_enter(now, draw))
                 .map(Permit::Local),
             State::Shared(member, sharing) => {
-                let (asked, wake) = member.lock().try_enter(now, jitter);
+                let (asked, wake) = member.lock().try_enter(now, draw);
                 sharing.wake_if(wake);
                 asked
             }
@@ -216,14 +216,14 @@ impl LiveBreaker {
         outcome: Outcome,
         elapsed: Duration,
         now: Duration,
-        jitter: f64,
+        draw: f64,
     ) {
         match (&self.state, permit) {
             (State::Local(breaker), Permit::Local(permit)) => self.act(breaker, now, |it| {
-                it.record(permit, outcome, elapsed, now, jitter);
+                it.record(permit, outcome, elapsed, now, draw);
             }),
             (State::Shared(member, sharing), permit) => {
-                let wake = member.lock().record(permit, outcome, elapsed, now, jitter);
+                let wake = member.lock().record(permit, outcome, elapsed, now, draw);
                 sharing.wake_if(wake);
             }
             // A breaker gives no permits of the other kind.
@@ -231,12 +231,12 @@ impl LiveBreaker {
         }
     }
 
-    fn come(&self, permit: Permit, stage: Stage, now: Duration, jitter: f64) {
+    fn come(&self, permit: Permit, stage: Stage, now: Duration, draw: f64) {
         match (&self.state, permit) {
             (State::Local(breaker), Permit::Local(permit)) => {
-                self.act(breaker, now, |it| it.come(permit, stage, now, jitter))
+                self.act(breaker, now, |it| it.come(permit, stage, now, draw))
             }
-            (State::Shared(member, _), permit) => member.lock().come(permit, stage, now, jitter),
+            (State::Shared(member, _), permit) => member.lock().come(permit, stage, now, draw),
             (State::Local(_), Permit::Shared { .. }) => {}
         }
     }
@@ -297,20 +297,20 @@ pub struct Probe {
 
 impl Probe {
     /// It waits for its turn, or for its client.
-    pub fn waits(&self, now: Duration, jitter: f64) {
-        self.breaker.come(self.permit, Stage::Waiting, now, jitter);
+    pub fn waits(&self, now: Duration, draw: f64) {
+        self.breaker.come(self.permit, Stage::Waiting, now, draw);
     }
 
     /// It is the upstream's from here on.
-    pub fn works(&self, now: Duration, jitter: f64) {
-        self.breaker.come(self.permit, Stage::Working, now, jitter);
+    pub fn works(&self, now: Duration, draw: f64) {
+        self.breaker.come(self.permit, Stage::Working, now, draw);
     }
 
     /// The head of a response of this status has come, `elapsed` after the request was sent.
-    pub fn answered(&self, status: u16, elapsed: Duration, now: Duration, jitter: f64) {
+    pub fn answered(&self, status: u16, elapsed: Duration, now: Duration, draw: f64) {
         if let Some(outcome) = outcome(&self.breaker.settings.failure_on, End::Status(status)) {
             let stage = Stage::Answered(outcome, elapsed);
-            self.breaker.come(self.permit, stage, now, jitter);
+            self.breaker.come(self.permit, stage, now, draw);
         }
     }
 }
@@ -324,21 +324,21 @@ impl Entry {
     }
 
     /// Tells how the call that took `elapsed` ended.
-    pub fn end(mut self, end: End, elapsed: Duration, now: Duration, jitter: f64) {
+    pub fn end(mut self, end: End, elapsed: Duration, now: Duration, draw: f64) {
         let Some(outcome) = outcome(&self.breaker.settings.failure_on, end) else {
-            return self.abandon(elapsed, now, jitter);
+            return self.abandon(elapsed, now, draw);
         };
         if let Some(permit) = self.permit.take() {
-            self.breaker.record(permit, outcome, elapsed, now, jitter);
+            self.breaker.record(permit, outcome, elapsed, now, draw);
         }
     }
 
     /// The client left, or gave up, after the upstream had the request for `waited`. That says nothing of the upstream, unless it was slow
     /// by then: impatient clients must not hide a dead upstream.
-    pub fn abandon(self, waited: Duration, now: Duration, jitter: f64) {
+    pub fn abandon(self, waited: Duration, now: Duration, draw: f64) {
         let slow = self.breaker.settings.settings.slow_call;
         if slow.is_some_and(|slow| waited > slow.duration) {
-            self.end(End::TimedOut, waited, now, jitter);
+            self.end(End::TimedOut, waited, now, draw);
         }
     }
 }
