@@ -137,7 +137,7 @@ fn overlap(one: SocketAddr, two: SocketAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture;
+    use super::super::tests::fixture;
 
     fn said(text: &str) -> String {
         let said = fixture::read(&format!("upstream: http://x:1\n{text}"));

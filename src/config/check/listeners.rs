@@ -233,7 +233,7 @@ impl Checker {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture;
+    use super::super::tests::fixture;
     use super::*;
 
     fn read(listener: &str) -> Result<Listener, String> {

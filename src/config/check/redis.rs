@@ -293,7 +293,7 @@ fn login(text: &str) -> Result<Login, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture;
+    use super::super::tests::fixture;
     use super::*;
 
     fn read(redis: &str) -> Result<Option<Redis>, String> {

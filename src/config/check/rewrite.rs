@@ -319,7 +319,7 @@ fn host_alone(text: &str) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture;
+    use super::super::tests::fixture;
     use super::*;
     use crate::config::Route;
     use crate::config::rewrite::Scheme;

@@ -305,7 +305,7 @@ fn meet(one: &str, other: &str) -> bool {
 mod tests {
     use serde_json::json;
 
-    use super::super::fixture;
+    use super::super::tests::fixture;
     use super::*;
     use crate::config::Config;
     use crate::config::sessions::OnMax;

@@ -234,7 +234,7 @@ impl<'c> Used<'c> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture;
+    use super::super::tests::fixture;
 
     fn warned(text: &str) -> Vec<String> {
         fixture::warned(&format!("listen: 127.0.0.1:1\n{text}"))
