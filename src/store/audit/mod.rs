@@ -140,7 +140,7 @@ pub struct Filter {
 
 impl Filter {
     /// Whether an event passes by its route, method, path and status: what SQLite keeps no column of.
-    pub fn passes(&self, event: &Traits<'_>) -> bool {
+    pub fn admits_traits(&self, event: &Traits<'_>) -> bool {
         let is = |wanted: &Option<String>, value| wanted.is_none() || wanted.as_deref() == value;
         let prefix = self.path_prefix.as_ref();
         let status = self.status.as_ref();
@@ -167,7 +167,7 @@ impl Filter {
             && client.is_none_or(|client| client == Ok(event.client))
             && is(&self.user, event.user.as_deref())
             && is(&self.label, event.label.as_deref())
-            && self.passes(&traits)
+            && self.admits_traits(&traits)
     }
 }
 
