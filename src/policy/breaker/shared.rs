@@ -15,13 +15,13 @@ use super::{
 pub use crate::config::breakers::OnLoss;
 
 /// Between two reports of a breaker in use, and how late a change is seen that no message told.
-pub const REPORT_EVERY: Duration = Duration::from_millis(100);
+const REPORT_EVERY: Duration = Duration::from_millis(100);
 /// Between two of one that is not.
 const IDLE_REPORT_EVERY: Duration = Duration::from_secs(1);
 /// After its last call, a breaker is not in use.
 const IDLE_AFTER: Duration = Duration::from_secs(2);
 /// Without an answer for this long, the process goes on by itself.
-pub const LOST_AFTER: Duration = Duration::from_secs(1);
+const LOST_AFTER: Duration = Duration::from_secs(1);
 /// For how long after a report that named it a probe's slot may be used.
 pub const HOLD: Duration = Duration::from_secs(3);
 /// A probe's slot that its process names no more comes back after [`HOLD`], the probe's time and this: what its process
@@ -546,7 +546,7 @@ impl Member {
     }
 
     /// The next report is due at once.
-    pub fn urge(&mut self) -> bool {
+    fn urge(&mut self) -> bool {
         !std::mem::replace(&mut self.urgent, true)
     }
 
