@@ -98,7 +98,7 @@ fn reset_if_cut<T>(request: &Request, client: &mut Stream, sent: &Result<T, Fail
         sent,
         Err(Failure::UpstreamGone | Failure::NotPersisted | Failure::CutShort(_))
     );
-    if request.old_client && is_cut {
+    if request.is_http10 && is_cut {
         client.reset_on_close();
     }
 }
@@ -122,7 +122,7 @@ impl<'p> Exchange<'_, 'p> {
         } = self;
         let status = answered.head.status;
         // What is left of a body cut off by an early response cannot be told from a next request.
-        let turned = outgoing.turn_back(conn, answer, &answered, answered.uploaded, record);
+        let turned = outgoing.begin_response(conn, answer, &answered, answered.uploaded, record);
         let next = turned.await?;
         let spoken = headers::switched_to(answer, &answered.head, outgoing.switch_to.as_deref());
         answer.drain(..answered.head.len);
@@ -262,7 +262,7 @@ impl<'p> Exchange<'_, 'p> {
         let audited = (outgoing.plan, &conn.lane.outbox);
         let (request, out) = (&outgoing.request, &mut *outgoing.out);
         let (mut reader, until_close) = answered.reader();
-        let chunked = answered.chunked() && !request.old_client;
+        let chunked = answered.chunked() && !request.is_http10;
         let changes = &outgoing.route.response_headers;
         let Ends {
             client,
@@ -409,7 +409,7 @@ pub(super) async fn read_head(
     loop {
         let parsed = match answer.is_empty() {
             true => None,
-            false => parse_response(answer, request.to_head, HeadLimits::default())
+            false => parse_response(answer, request.is_head, HeadLimits::default())
                 .map_err(|_| Rejection::UpstreamBroken)?,
         };
         match parsed {

@@ -31,7 +31,7 @@ use crate::config::audit::Level;
 use crate::config::breakers::CircuitBreaker;
 use crate::config::raw;
 use crate::config::tls::PemFile;
-use crate::config::yaml::{self, At, Lookup, Mistake, Place, Places, told};
+use crate::config::yaml::{self, At, Lookup, Mistake, Places, Position, told};
 use crate::config::{Admin, Config};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -115,7 +115,7 @@ struct Checker {
     /// Where each route stands that was read.
     routes_at: Vec<RouteAt>,
     /// The names of the upstreams that may start and end sessions, and where each says so.
-    trusted: Vec<(String, Place)>,
+    trusted: Vec<(String, Position)>,
     /// The index of each upstream in the configuration.
     upstreams: BTreeMap<String, usize>,
     /// The index of each limit.
@@ -132,7 +132,7 @@ struct Checker {
     /// Of routes that do not say; `None` where the file has no audit.
     audit_level: Option<Level>,
     /// Where the audit's `capture` stands, if it names headers.
-    captures_at: Option<Place>,
+    captures_at: Option<Position>,
     /// Whether a route goes to an upstream, or does not say where.
     needs_upstream: bool,
     /// Request fields that tell upstreams who asks, as [`crate::http1::hygiene::folded`].
@@ -144,7 +144,7 @@ struct Checker {
     /// What the process listens on.
     listening: Vec<Listening>,
     /// The endpoints that are no names of DNS, each as it is written in the configuration.
-    endpoints: Vec<(Place, String)>,
+    endpoints: Vec<(Position, String)>,
 }
 
 impl Checker {
@@ -237,7 +237,7 @@ impl Checker {
         });
         let Some(at) = raw.address else {
             let address = SocketAddr::from(([127, 0, 0, 1], 9901));
-            let place = Place::default().named("admin.address");
+            let place = Position::default().named("admin.address");
             self.listening.push(Listening::port(place, address));
             return Admin { address, token };
         };
@@ -262,7 +262,7 @@ impl Checker {
         address
     }
 
-    fn warn(&mut self, place: &Place, message: impl Into<String>) {
+    fn warn(&mut self, place: &Position, message: impl Into<String>) {
         self.warnings.push(Mistake {
             place: place.clone(),
             message: message.into(),
@@ -271,7 +271,7 @@ impl Checker {
 
     /// Says what is wrong with a value beside others, or that one lacks: unless that may be because of what was not read, in the
     /// same entry or among the file's own keys; anywhere, if it is about the file as a whole.
-    fn say(&mut self, place: &Place, message: impl Into<String>) {
+    fn say(&mut self, place: &Position, message: impl Into<String>) {
         let path = &place.path;
         let may_follow = |told: &Mistake| {
             let other = &told.place.path;
@@ -283,7 +283,7 @@ impl Checker {
     }
 
     /// Says that nothing has a name that is used: unless it may have, where it was not read.
-    fn say_unknown(&mut self, kind: Kind, place: &Place, name: &str) {
+    fn say_unknown(&mut self, kind: Kind, place: &Position, name: &str) {
         let known = self.names(kind);
         let mut of_form = self.of_form.iter();
         if known.contains(name) || of_form.any(|told| is_own_key(&told.place.path)) {
@@ -299,7 +299,7 @@ impl Checker {
     }
 
     /// Says what is wrong with a value by itself.
-    fn refuse(&mut self, place: &Place, message: impl Into<String>) {
+    fn refuse(&mut self, place: &Position, message: impl Into<String>) {
         self.mistakes.push(Mistake {
             place: place.clone(),
             message: message.into(),

@@ -31,7 +31,7 @@ use crate::http1::head::BodyLength;
 use crate::http2::head::{upgrade_request, websocket_connect};
 use crate::net::stream::BothWays;
 use crate::net::tunnel::{TunnelReading, TunnelWriting};
-use crate::upstream::http2::Place;
+use crate::upstream::http2::StreamPermit;
 use crate::upstream::{Connected, Pool, Reached};
 use answers::{Answers, Fate};
 use down::Back;
@@ -339,7 +339,7 @@ impl Exchange<'_, '_, '_> {
     async fn by_http2(
         &mut self,
         pool: &Pool,
-        mut place: Place,
+        mut place: StreamPermit,
         body: &mut Body<'_, '_, '_>,
         trying: &mut Trying<'_>,
     ) -> Result<Used, Failure> {

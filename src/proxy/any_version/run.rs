@@ -124,7 +124,7 @@ impl Exchange<'_, '_, '_> {
         }
         // What is left of a body cut off by an early response cannot be told from a next request; streams are apart from each other.
         let may_live = answered.uploaded || !back.is_http1();
-        let turned = outgoing.turn_back(conn, answer, &answered, may_live, record);
+        let turned = outgoing.begin_response(conn, answer, &answered, may_live, record);
         let next = turned.await?;
         let mut grpc = grpc_status(&request, answer, &answered.head);
         answer.drain(..answered.head.len);
@@ -136,7 +136,7 @@ impl Exchange<'_, '_, '_> {
         let mut body = source(body.as_mut(), answers, answer, &answered)?;
         let mut down = Down {
             head: std::mem::take(&mut *outgoing.out),
-            chunked: answered.chunked() && !request.old_client,
+            chunked: answered.chunked() && !request.is_http10,
             sink: None,
             audited: (plan, &conn.lane.outbox),
             request: &request,

@@ -123,7 +123,7 @@ impl LiveBreaker {
         self: &Arc<Self>,
         now: Duration,
         draw: f64,
-    ) -> Result<(Entry, Option<Refused>), Refused> {
+    ) -> Result<(CallPermit, Option<Refused>), Refused> {
         let asked = match &self.state {
             State::Local(breaker) => self
                 .act(breaker, now, |it| it.try_enter(now, draw))
@@ -134,14 +134,14 @@ impl LiveBreaker {
                 asked
             }
         };
-        let entry = |permit| Entry {
+        let call = |permit| CallPermit {
             breaker: self.clone(),
             permit,
         };
         match asked {
-            Ok(permit) => Ok((entry(Some(permit)), None)),
+            Ok(permit) => Ok((call(Some(permit)), None)),
             Err(refused) if self.settings.mode == Mode::Enforce => Err(refused),
-            Err(refused) => Ok((entry(None), Some(refused))),
+            Err(refused) => Ok((call(None), Some(refused))),
         }
     }
 
@@ -280,9 +280,9 @@ impl fmt::Debug for LiveBreaker {
     }
 }
 
-/// The right to one call; dropped without [`Entry::end`], it frees its probe's slot and counts for nothing.
+/// The right to one call; dropped without [`CallPermit::end`], it frees its probe's slot and counts for nothing.
 #[derive(Debug)]
-pub struct Entry {
+pub struct CallPermit {
     breaker: Arc<LiveBreaker>,
     /// `None` in shadow mode, where the breaker would have refused.
     permit: Option<Permit>,
@@ -315,7 +315,7 @@ impl Probe {
     }
 }
 
-impl Entry {
+impl CallPermit {
     /// The call, where it is a probe.
     pub fn probe(&self) -> Option<Probe> {
         let permit = self.permit.filter(Permit::is_probe)?;
@@ -343,7 +343,7 @@ impl Entry {
     }
 }
 
-impl Drop for Entry {
+impl Drop for CallPermit {
     fn drop(&mut self) {
         if let Some(permit) = self.permit.take() {
             self.breaker.release(permit);
