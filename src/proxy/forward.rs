@@ -64,7 +64,7 @@ pub(super) async fn send(
             .await?;
     }
     if over_http2 {
-        // Apart, so that others have no room for it.
+        // Boxed, to keep the common future small.
         let sent = any_version::send(
             conn,
             view,
@@ -130,7 +130,7 @@ impl<'p> Exchange<'_, 'p> {
         if status == 101 {
             outgoing.finish(End::Status(101), record);
             let upstream = (upstream, std::mem::take(&mut **answer));
-            // Apart, so that others have no room for it.
+            // Boxed, to keep the common future small.
             let switched =
                 upgrade::switched(conn, outgoing, &mut self.ends, upstream, spoken, record);
             Box::pin(switched).await?;

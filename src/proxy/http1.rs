@@ -54,7 +54,7 @@ pub(super) fn connection(
         // Who has asked for nothing yet was told nothing, and may be about to ask.
         let mut last_call = &lane.drain;
         if guest.agreed == Some(Protocol::Http2) {
-            // Apart, as below, so that others have no room for it.
+            // Boxed, to keep the common future small.
             return Box::pin(http2_from(lane, listener_index, guest)).await;
         }
         let mut buffer = lane.buffers.take();
@@ -87,7 +87,7 @@ pub(super) fn connection(
                 buffer: &mut buffer,
                 deadlines: &mut deadlines,
             };
-            // Apart, so that an idle connection has no room for it; and made there, where `Box::pin` would move all of its room.
+            // Boxed, to keep an idle connection's future small; and made there, where `Box::pin` would move all of it.
             let served = Box::write(
                 Box::new_uninit(),
                 serve(lane, listener_index, &guest.peer, ends, head),

@@ -51,7 +51,7 @@ impl<'p> Exchange<'_, 'p> {
                 self.tell(&picked, &tried);
                 (tried, None)
             }
-            // Apart, so that requests that are not tried again have no room for it.
+            // Boxed, to keep the common future small.
             Some(retries) => Box::pin(self.try_and_again(retries, &mut picked)).await,
         };
         let status = tried.as_ref().map(|(_, answered)| answered.head.status);
@@ -156,7 +156,7 @@ impl<'p> Exchange<'_, 'p> {
         pool: &Pool,
         until: &mut Option<Until>,
     ) -> Result<Connected, Failure> {
-        // Apart, so that a request on an open connection has no room for it.
+        // Boxed, to keep the common future small.
         let connected = Box::pin(self.unless_left(pool.connect(until))).await?;
         Ok(connected.map_err(unreached)?)
     }

@@ -331,7 +331,7 @@ impl Exchange<'_, '_, '_> {
         };
         let client = (&mut **body, &mut **respond);
         let switched = upgrade::switched_http2(conn, outgoing, client, upstream, answer, record);
-        // Apart, so that others have no room for it.
+        // Boxed, to keep the common future small.
         Box::pin(switched).await?;
         Ok(Used::Ended(Ended::Whole(Next::Close)))
     }

@@ -99,7 +99,7 @@ impl Exchange<'_, '_, '_> {
         };
         let by_http2 = matches!(answers, Answers::Http2(..));
         if let Some(wait) = trying.another(&request, Ok(status)) {
-            // Apart, so that others have no room for it.
+            // Boxed, to keep the common future small.
             let gone_on = Box::pin(trying.go_on(wait, Ok(status), outgoing, back, record));
             if gone_on.await? {
                 let reusable = !by_http2 && is_over(&answered, answer);
